@@ -1,0 +1,5 @@
+//! can-sync: a peer-to-peer sync agent over QUIC.
+
+pub mod core;
+pub mod store;
+pub mod wire;

@@ -1,0 +1,3 @@
+//! Parse, start, wait, stop, exit status.
+
+fn main() {}
