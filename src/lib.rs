@@ -1,5 +1,7 @@
 //! can-sync: a peer-to-peer sync agent over QUIC.
 
+pub mod agent;
 pub mod core;
+pub mod net;
 pub mod store;
 pub mod wire;

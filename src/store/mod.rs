@@ -208,10 +208,7 @@ pub enum StoreError {
 impl StoreError {
     /// True when the same call may succeed later with nothing changed by us.
     pub fn is_temporary(&self) -> bool {
-        matches!(
-            self,
-            Self::Unreachable(_) | Self::Unauthorized(_) | Self::Full(_)
-        )
+        matches!(self, Self::Unreachable(_) | Self::Unauthorized(_) | Self::Full(_))
     }
 }
 

@@ -1,5 +1,9 @@
 //! Bytes <-> protobuf <-> core types. Bad bytes are refused here, once.
 
+use thiserror::Error;
+
+pub mod frame;
+
 /// The generated messages of `proto/`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod proto {
@@ -11,4 +15,27 @@ pub mod proto {
     pub mod peer {
         include!(concat!(env!("OUT_DIR"), "/cansync.peer.v1.rs"));
     }
+}
+
+/// Why a payload is not a message of the protocol. Always the sender's fault.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum WireError {
+    /// Not the protobuf message it should be.
+    #[error("malformed {what}: {detail}")]
+    Malformed {
+        /// The message or field.
+        what: &'static str,
+        /// What was seen.
+        detail: String,
+    },
+    /// A count, size or number beyond its bound.
+    #[error("{what} is {got}, the limit is {limit}")]
+    OutOfBounds {
+        /// The field.
+        what: &'static str,
+        /// What was seen.
+        got: u64,
+        /// The bound.
+        limit: u64,
+    },
 }

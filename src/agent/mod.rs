@@ -1,0 +1,3 @@
+//! The shell around the engine: one loop that carries facts in and effects out.
+
+pub mod status;

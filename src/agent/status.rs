@@ -1,0 +1,106 @@
+//! What the agent says of itself: one picture of a moment, as the API, the command line and tests
+//! see it. Plain data; the loop fills it in.
+
+use serde::{Deserialize, Serialize};
+
+/// The agent at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// This device.
+    pub device: DeviceStatus,
+    /// Its store.
+    pub store: StoreStatus,
+    /// Every other device of the group, connected or not, by name.
+    pub peers: Vec<PeerStatus>,
+    /// Every connected peer holds the same set as this device, and the store has been taken in.
+    pub in_sync: bool,
+    /// Rises with every change of this picture but rates and times.
+    pub revision: u64,
+}
+
+/// This device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Its node ID, in hex.
+    pub node_id: String,
+    /// Its name.
+    pub name: String,
+    /// The group's id, in hex.
+    pub group_id: String,
+    /// Program version.
+    pub version: String,
+    /// Where other devices can reach it, as text.
+    pub addresses: Vec<String>,
+    /// This device was removed from the group: it syncs with nobody until paired anew.
+    pub removed: bool,
+    /// What a user should know and can do something about; empty when all is well.
+    pub warnings: Vec<String>,
+}
+
+/// The state of the store beside the agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// `embedded` or the URL of a foreign store.
+    pub location: String,
+    /// It answers.
+    pub up: bool,
+    /// Its id in hex; empty before the first contact.
+    pub store_id: String,
+    /// `blake3` or `sha256`.
+    pub hash_algorithm: String,
+    /// Hashes known, trashed assets included.
+    pub assets: u64,
+    /// Assets found damaged or refused; kept out of sync until the agent restarts or they heal.
+    pub quarantined: u64,
+    /// The last failure, for people; `None` when it answers.
+    pub last_error: Option<String>,
+}
+
+/// Another device of the group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its node ID, in hex.
+    pub node_id: String,
+    /// Its name.
+    pub name: String,
+    /// Where the connection stands.
+    pub state: PeerState,
+    /// `lan`, `direct` or `relay`; `None` when not connected.
+    pub path: Option<String>,
+    /// Round-trip time, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Both sides hold the same set, as far as both have said.
+    pub in_sync: bool,
+    /// Assets it has that this device lacks, as far as known.
+    pub missing_here: u64,
+    /// Assets this device has that it lacks, as far as known.
+    pub missing_there: u64,
+    /// Asset bytes received in this connection.
+    pub received_bytes: u64,
+    /// Asset bytes sent in this connection.
+    pub sent_bytes: u64,
+    /// Asset bytes received a second, of late.
+    pub receive_rate_bytes: f64,
+    /// Asset bytes sent a second, of late.
+    pub send_rate_bytes: f64,
+    /// Seconds until what is under way is through, when it can be told.
+    pub eta_s: Option<f64>,
+    /// Why the last connection or attempt ended, for people.
+    pub last_error: Option<String>,
+    /// When the next attempt is made, in milliseconds from now; `None` when connected.
+    pub next_retry_ms: Option<u64>,
+}
+
+/// Where the connection to a peer stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerState {
+    /// Not reachable; tried again at `next_retry_ms`.
+    Offline,
+    /// Being dialled, or the session is being set up.
+    Connecting,
+    /// Finding or moving the difference.
+    Syncing,
+    /// Connected, nothing to do.
+    Idle,
+}

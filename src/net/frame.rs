@@ -1,0 +1,241 @@
+//! Frames over any byte stream, each read and write under a deadline.
+//!
+//! I1  A payload's memory grows with the bytes that arrived, not with the length announced.
+//! I2  Small frames are gathered and written together: a receiver's reassembly buffer counts pieces.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use prost::Message;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::wire::frame::{HEADER_BYTES, Header, HeaderError, Kind};
+
+/// How much of an announced payload is allocated ahead of its arrival.
+const READ_AHEAD_BYTES: usize = 64 * 1024;
+
+/// Gathered frames are written out when they reach this size.
+const GATHER_BYTES: usize = 64 * 1024;
+
+/// Why a frame could not be read or written.
+#[derive(Debug, Error)]
+pub enum FrameError {
+    /// The peer broke the framing.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// The stream ended inside a frame.
+    #[error("the stream ended inside a frame")]
+    Truncated,
+    /// Nothing moved for the deadline.
+    #[error("no progress for {0:?}")]
+    Stalled(Duration),
+    /// The stream or its connection is gone.
+    #[error("stream lost: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// A frame that arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// What it carries; never [`Kind::Extension`].
+    pub kind: Kind,
+    /// The protobuf message.
+    pub payload: Bytes,
+}
+
+/// Reads frames from a byte stream.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    stream: R,
+    buffer: BytesMut,
+    stall: Option<Duration>,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// Frames of `stream`; every read must make progress within `stall` (`None`: wait for ever
+    /// between frames and inside them, for streams whose connection has a keep-alive).
+    pub fn new(stream: R, stall: Option<Duration>) -> Self {
+        Self { stream, buffer: BytesMut::new(), stall }
+    }
+
+    /// The next frame; `None` when the stream ended between two frames.
+    ///
+    /// # Cancel safety
+    /// Safe: what has arrived stays buffered.
+    ///
+    /// # Errors
+    /// [`FrameError`]; the stream is of no use afterwards.
+    pub async fn read(&mut self) -> Result<Option<Frame>, FrameError> {
+        loop {
+            let Some(header) = self.fill_header().await? else { return Ok(None) };
+            let end = HEADER_BYTES + header.length;
+            while self.buffer.len() < end {
+                let missing = end - self.buffer.len();
+                self.buffer.reserve(missing.min(READ_AHEAD_BYTES));
+                if self.fill().await? == 0 {
+                    return Err(FrameError::Truncated);
+                }
+            }
+            let mut frame = self.buffer.split_to(end);
+            let payload = frame.split_off(HEADER_BYTES).freeze();
+            if let Kind::Extension(_) = header.kind {
+                continue;
+            }
+            return Ok(Some(Frame { kind: header.kind, payload }));
+        }
+    }
+
+    async fn fill_header(&mut self) -> Result<Option<Header>, FrameError> {
+        loop {
+            if let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() {
+                return Ok(Some(Header::decode(*header)?));
+            }
+            self.buffer.reserve(READ_AHEAD_BYTES);
+            if self.fill().await? == 0 {
+                if self.buffer.is_empty() {
+                    return Ok(None);
+                }
+                return Err(FrameError::Truncated);
+            }
+        }
+    }
+
+    async fn fill(&mut self) -> Result<usize, FrameError> {
+        let read = self.stream.read_buf(&mut self.buffer);
+        match self.stall {
+            Some(stall) => {
+                Ok(timeout(stall, read).await.map_err(|_| FrameError::Stalled(stall))??)
+            }
+            None => Ok(read.await?),
+        }
+    }
+}
+
+/// Writes frames to a byte stream.
+#[derive(Debug)]
+pub struct FrameWriter<W> {
+    stream: W,
+    buffer: BytesMut,
+    stall: Duration,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    /// Frames onto `stream`; every write must make progress within `stall`.
+    pub fn new(stream: W, stall: Duration) -> Self {
+        Self { stream, buffer: BytesMut::new(), stall }
+    }
+
+    /// Adds a frame; it may stay gathered until [`Self::flush`].
+    ///
+    /// # Errors
+    /// [`FrameError`]; the stream is of no use afterwards.
+    ///
+    /// # Panics
+    /// When the message is longer than its type may be: the caller cuts its messages to size.
+    pub async fn write(&mut self, kind: Kind, message: &impl Message) -> Result<(), FrameError> {
+        let length = message.encoded_len();
+        let length = u32::try_from(length).expect("messages are cut far below 4 GiB");
+        let header = Header::encode(kind, length);
+        Header::decode(header).expect("messages are cut to their frame's limit");
+        self.buffer.extend_from_slice(&header);
+        message.encode(&mut self.buffer).expect("BytesMut grows");
+        if self.buffer.len() >= GATHER_BYTES {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Hands everything gathered to the stream.
+    ///
+    /// # Errors
+    /// [`FrameError`]; the stream is of no use afterwards.
+    pub async fn flush(&mut self) -> Result<(), FrameError> {
+        let mut written = 0;
+        while written < self.buffer.len() {
+            let write = self.stream.write(&self.buffer[written..]);
+            let n =
+                timeout(self.stall, write).await.map_err(|_| FrameError::Stalled(self.stall))??;
+            if n == 0 {
+                return Err(std::io::Error::from(std::io::ErrorKind::WriteZero).into());
+            }
+            written += n;
+        }
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Flushes and ends the stream.
+    ///
+    /// # Errors
+    /// [`FrameError`].
+    pub async fn finish(mut self) -> Result<(), FrameError> {
+        self.flush().await?;
+        Ok(self.stream.shutdown().await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::wire::proto::peer;
+
+    const STALL: Duration = Duration::from_secs(5);
+
+    #[tokio::test]
+    async fn frames_arrive_in_order_and_extensions_are_skipped() {
+        let (a, b) = tokio::io::duplex(64);
+        let mut writer = FrameWriter::new(a, STALL);
+        let mut reader = FrameReader::new(b, Some(STALL));
+        let want = peer::Want { entries: vec![peer::WantEntry { index: 7, offset_bytes: 9 }; 40] };
+        let sent = want.clone();
+        let write = async move {
+            writer.write(Kind::Extension(200), &sent).await.unwrap();
+            writer.write(Kind::Want, &sent).await.unwrap();
+            writer.write(Kind::Done, &peer::Done {}).await.unwrap();
+            writer.finish().await.unwrap();
+        };
+        let read = async move {
+            let frame = reader.read().await.unwrap().unwrap();
+            assert_eq!(frame.kind, Kind::Want);
+            assert_eq!(peer::Want::decode(frame.payload).unwrap(), want);
+            assert_eq!(reader.read().await.unwrap().unwrap().kind, Kind::Done);
+            assert_eq!(reader.read().await.unwrap(), None);
+        };
+        tokio::join!(write, read);
+    }
+
+    #[tokio::test]
+    async fn a_stream_cut_inside_a_frame_is_an_error_at_every_byte() {
+        let mut bytes = Header::encode(Kind::Want, 3).to_vec();
+        bytes.extend_from_slice(&[0x0a, 0x01, 0x00]);
+        for cut in 1..bytes.len() {
+            let mut reader = FrameReader::new(&bytes[..cut], Some(STALL));
+            assert!(matches!(reader.read().await, Err(FrameError::Truncated)), "cut at {cut}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_sender_is_given_up_at_the_deadline() {
+        for sent in 0..HEADER_BYTES + 1 {
+            let (mut a, b) = tokio::io::duplex(64);
+            let mut bytes = Header::encode(Kind::Contents, 1000).to_vec();
+            bytes.push(0);
+            a.write_all(&bytes[..sent]).await.unwrap();
+            let mut reader = FrameReader::new(b, Some(STALL));
+            assert!(matches!(reader.read().await, Err(FrameError::Stalled(_))), "after {sent}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_announced_length_is_not_allocated_before_its_bytes_arrive() {
+        let (mut a, b) = tokio::io::duplex(64);
+        a.write_all(&Header::encode(Kind::Contents, 1024 * 1024)).await.unwrap();
+        a.write_all(&[0; 10]).await.unwrap();
+        let mut reader = FrameReader::new(b, Some(Duration::from_millis(20)));
+        assert!(matches!(reader.read().await, Err(FrameError::Stalled(_))));
+        assert!(reader.buffer.capacity() <= 3 * READ_AHEAD_BYTES, "{}", reader.buffer.capacity());
+    }
+}

@@ -1,0 +1,182 @@
+//! The frame that every stream is made of: `type u8 | length u32 big-endian | payload`.
+//!
+//! I1  A header is judged before anything is allocated for its payload.
+//! I2  Unknown types up to [`KIND_MANDATORY_MAX`] are an error, higher ones are skipped by the caller.
+
+use thiserror::Error;
+
+use crate::core::limits::{CONTENT_FRAME_BYTES_MAX, CONTROL_FRAME_BYTES_MAX};
+
+/// Bytes before the payload.
+pub const HEADER_BYTES: usize = 5;
+
+/// Frame types up to this one must be known; higher ones are extensions and skipped when unknown.
+pub const KIND_MANDATORY_MAX: u8 = 127;
+
+/// What a frame carries. The numbers are `proto/peer.proto`'s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Hello,
+    Members,
+    SetSummary,
+    Compare,
+    Plan,
+    Cells,
+    More,
+    Decoded,
+    Rekey,
+    Pull,
+    Page,
+    ReconcileDone,
+    Solicit,
+    Lacking,
+    Offer,
+    Want,
+    Contents,
+    Piece,
+    Drop,
+    Done,
+    Ack,
+    PairRequest,
+    PairAccept,
+    /// An extension this version does not know: read and skip.
+    Extension(u8),
+}
+
+const KINDS: [(u8, Kind); 23] = [
+    (1, Kind::Hello),
+    (2, Kind::Members),
+    (3, Kind::SetSummary),
+    (4, Kind::Compare),
+    (5, Kind::Plan),
+    (6, Kind::Cells),
+    (7, Kind::More),
+    (8, Kind::Decoded),
+    (9, Kind::Rekey),
+    (10, Kind::Pull),
+    (11, Kind::Page),
+    (12, Kind::ReconcileDone),
+    (13, Kind::Solicit),
+    (14, Kind::Lacking),
+    (32, Kind::Offer),
+    (33, Kind::Want),
+    (34, Kind::Contents),
+    (35, Kind::Piece),
+    (36, Kind::Drop),
+    (37, Kind::Done),
+    (38, Kind::Ack),
+    (64, Kind::PairRequest),
+    (65, Kind::PairAccept),
+];
+
+/// A frame's header, judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// What the payload is.
+    pub kind: Kind,
+    /// The payload's length.
+    pub length: usize,
+}
+
+/// Why a header is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum HeaderError {
+    /// A type this version must know and does not.
+    #[error("frame type {0} is unknown and not skippable")]
+    UnknownKind(u8),
+    /// Longer than its type may be.
+    #[error("a {kind:?} frame of {length} bytes, the limit is {limit}")]
+    TooLong {
+        /// The frame's type.
+        kind: Kind,
+        /// The length it announced.
+        length: u32,
+        /// The longest allowed.
+        limit: u32,
+    },
+}
+
+impl Kind {
+    /// The type's number on the wire.
+    pub fn number(self) -> u8 {
+        if let Self::Extension(number) = self {
+            return number;
+        }
+        KINDS
+            .iter()
+            .find(|(_, kind)| *kind == self)
+            .map(|(number, _)| *number)
+            .expect("every kind but Extension stands in KINDS")
+    }
+
+    fn from_number(number: u8) -> Result<Self, HeaderError> {
+        match KINDS.iter().find(|(n, _)| *n == number) {
+            Some((_, kind)) => Ok(*kind),
+            None if number > KIND_MANDATORY_MAX => Ok(Self::Extension(number)),
+            None => Err(HeaderError::UnknownKind(number)),
+        }
+    }
+
+    fn length_max(self) -> u32 {
+        match self {
+            Self::Contents | Self::Piece => CONTENT_FRAME_BYTES_MAX,
+            _ => CONTROL_FRAME_BYTES_MAX,
+        }
+    }
+}
+
+impl Header {
+    /// Writes the header for a payload of `length` bytes.
+    pub fn encode(kind: Kind, length: u32) -> [u8; HEADER_BYTES] {
+        let [a, b, c, d] = length.to_be_bytes();
+        [kind.number(), a, b, c, d]
+    }
+
+    /// Judges a header that arrived.
+    ///
+    /// # Errors
+    /// [`HeaderError`], each a reason to close the connection.
+    pub fn decode(bytes: [u8; HEADER_BYTES]) -> Result<Self, HeaderError> {
+        let [number, a, b, c, d] = bytes;
+        let kind = Kind::from_number(number)?;
+        let (length, limit) = (u32::from_be_bytes([a, b, c, d]), kind.length_max());
+        if length > limit {
+            return Err(HeaderError::TooLong { kind, length, limit });
+        }
+        Ok(Self { kind, length: length as usize })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_comes_back_as_itself() {
+        for (number, kind) in KINDS {
+            assert_eq!(kind.number(), number);
+            let header = Header::decode(Header::encode(kind, 17));
+            assert_eq!(header, Ok(Header { kind, length: 17 }));
+        }
+    }
+
+    #[test]
+    fn a_frame_longer_than_its_limit_is_refused_and_one_at_the_limit_is_not() {
+        for (_, kind) in KINDS {
+            let limit = kind.length_max();
+            assert!(Header::decode(Header::encode(kind, limit)).is_ok());
+            for length in [limit + 1, 0x7fff_ffff, 0xffff_ffff] {
+                let refused = Header::decode(Header::encode(kind, length));
+                assert_eq!(refused, Err(HeaderError::TooLong { kind, length, limit }));
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_mandatory_types_are_refused_and_extensions_are_passed_on() {
+        assert_eq!(Header::decode([100, 0, 0, 0, 1]), Err(HeaderError::UnknownKind(100)));
+        let header = Header::decode([200, 0, 0, 0, 1]);
+        assert_eq!(header, Ok(Header { kind: Kind::Extension(200), length: 1 }));
+    }
+}
