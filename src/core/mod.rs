@@ -1,5 +1,6 @@
 //! The pure core: it decides, and does nothing. No async, clock, lock, random source or I/O here;
 //! time and randomness are arguments. `tests/tidy.rs` holds this.
 
+pub mod export_name;
 pub mod ids;
 pub mod limits;
