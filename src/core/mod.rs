@@ -3,3 +3,5 @@
 
 pub mod ids;
 pub mod limits;
+pub mod peers;
+pub mod wants;
