@@ -6,3 +6,47 @@ pub const CONTROL_FRAME_BYTES_MAX: u32 = 1024 * 1024;
 
 /// The longest content frame: one piece, or as many small contents as make one, and their headers.
 pub const CONTENT_FRAME_BYTES_MAX: u32 = 1024 * 1024;
+
+/// Devices of a group, removed ones included: the member list fits one frame.
+pub const MEMBERS_MAX: usize = 1024;
+
+/// Addresses kept of one device; hints beyond these are noise.
+pub const ADDRESSES_PER_MEMBER_MAX: usize = 16;
+
+/// A device's name, in characters.
+pub const DEVICE_NAME_CHARS_MAX: usize = 64;
+
+/// Hashes in one control frame.
+pub const HASHES_PER_FRAME_MAX: usize = 2048;
+
+/// Hashes a peer may have solicited from us and not yet got: what we queue for it, 40 bytes each.
+pub const SOLICITED_PER_PEER_MAX: usize = 8192;
+
+/// Hashes we solicit from one peer at a time; half of what a peer must bear, so that the next
+/// frame is under way before the last one is served.
+pub const SOLICIT_WINDOW: usize = SOLICITED_PER_PEER_MAX / 2;
+
+/// Hashes we know to lack and to be held by one peer: all that coded cells can give at once, and a
+/// page more. What does not fit is found by the next reconcile.
+pub const WANTS_PER_PEER_MAX: usize = 16_384 + HASHES_PER_FRAME_MAX;
+
+/// New assets waiting to be offered to one peer. More than these are found by reconcile instead.
+pub const PENDING_PER_PEER_MAX: usize = 16_384;
+
+/// Assets in one batch.
+pub const BATCH_ASSETS_MAX: usize = 512;
+
+/// Bytes of small assets in one batch: what a receiver holds in memory before one commit.
+pub const BATCH_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Batches under way to one peer at a time: of new assets, of small ones it solicited, of large
+/// ones. Apart, so that neither holds up the others; together below the streams QUIC allows.
+pub const LIVE_LANES: usize = 2;
+/// See [`LIVE_LANES`].
+pub const SMALL_LANES: usize = 4;
+/// See [`LIVE_LANES`].
+pub const LARGE_LANES: usize = 2;
+
+/// Assets that failed and are not asked for again until their time has come; beyond, the oldest is
+/// forgotten and may be tried once too early.
+pub const QUARANTINE_MAX: usize = 10_000;

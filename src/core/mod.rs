@@ -4,3 +4,5 @@
 pub mod export_name;
 pub mod ids;
 pub mod limits;
+pub mod peers;
+pub mod wants;
