@@ -6,3 +6,6 @@ pub const CONTROL_FRAME_BYTES_MAX: u32 = 1024 * 1024;
 
 /// The longest content frame: one piece, or as many small contents as make one, and their headers.
 pub const CONTENT_FRAME_BYTES_MAX: u32 = 1024 * 1024;
+
+/// The longest request to join: the proof, a name and 16 addresses. It comes from a stranger.
+pub const PAIR_REQUEST_FRAME_BYTES_MAX: u32 = 8 * 1024;
