@@ -1,8 +1,11 @@
 //! The pure core: it decides, and does nothing. No async, clock, lock, random source or I/O here;
 //! time and randomness are arguments. `tests/tidy.rs` holds this.
 
+pub mod close;
 pub mod export_name;
 pub mod ids;
+pub mod joining;
 pub mod limits;
+pub mod pairing;
 pub mod peers;
 pub mod wants;
