@@ -4,6 +4,7 @@
 //! C1  The token goes to a literal loopback address that the home's own file names, through no proxy
 //!     and no redirect, and never into a log or a message.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,7 +16,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::exit::{Exit, Failure};
-use super::output::Output;
 use crate::agent::handle::REQUEST_TIMEOUT;
 use crate::agent::status::Status;
 use crate::state::home::Home;
@@ -46,18 +46,13 @@ struct ProblemBody {
 
 impl Client {
     /// The agent of `home`. That it has answered is not known yet.
-    pub(crate) fn connect(home: Option<PathBuf>, output: Output) -> Result<Self, Failure> {
+    pub(crate) fn connect(home: Option<PathBuf>) -> Result<Self, Failure> {
         let home = Home::find(home)?;
-        let address = home.api_address()?.ok_or_else(|| not_running(&home))?;
-        let token = home.token()?.ok_or_else(|| not_running(&home))?;
+        let address = home.api_address()?.ok_or_else(|| not_running())?;
+        let token = home.token()?.ok_or_else(|| not_running())?;
         let base: Url = address.api.parse().context("reading the agent's API address")?;
-        let is_loopback = match base.host() {
-            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-            _ => false,
-        };
-        let _ = output;
-        if !is_loopback {
+        let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        if !host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback()) {
             return Err(anyhow!("the API address {base} is not a loopback one").into());
         }
         let mut authorization: HeaderValue =
@@ -135,7 +130,7 @@ impl Client {
     pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
         let response = match request.send().await {
             Ok(response) => response,
-            Err(error) if error.is_connect() => return Err(not_running(&self.home)),
+            Err(error) if error.is_connect() => return Err(not_running()),
             Err(error) => return Err(broken(error)),
         };
         let status = response.status();
@@ -190,12 +185,9 @@ fn exit_for(status: StatusCode) -> Exit {
     }
 }
 
-fn not_running(home: &Home) -> Failure {
-    Failure::new(Exit::NotRunning, no_agent(home))
-}
-
-fn no_agent(_home: &Home) -> &'static str {
-    "no agent is running for this home: start it with `can-sync up`"
+fn not_running() -> Failure {
+    let message = "no agent is running for this home: start it with `can-sync up`";
+    Failure::new(Exit::NotRunning, message)
 }
 
 /// The connection was lost on the way. The URL is left out: it is no news, and may hold names.

@@ -155,28 +155,27 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime.enable_all().build().map_err(anyhow::Error::new)?;
-    let client = |home| Client::connect(home, output);
     runtime.block_on(async {
         match cli.command {
             Command::Up(args) => up::up(home, args, output).await,
             Command::Store(args) => up::store(home, args, output).await,
             Command::Ticket { expires, qr } => {
-                pairing::ticket(&client(home)?, expires, qr, output).await
+                pairing::ticket(&Client::connect(home)?, expires, qr, output).await
             }
-            Command::Pair { ticket } => pairing::pair(&client(home)?, ticket, output).await,
-            Command::Peers => pairing::peers(&client(home)?, output).await,
-            Command::Remove { device } => pairing::remove(&client(home)?, &device, output).await,
-            Command::Rename { name } => pairing::rename(&client(home)?, &name, output).await,
-            Command::Add(args) => add::add(&client(home)?, args, output).await,
-            Command::Ls(args) => assets::ls(&client(home)?, args, output).await,
+            Command::Pair { ticket } => pairing::pair(&Client::connect(home)?, ticket, output).await,
+            Command::Peers => pairing::peers(&Client::connect(home)?, output).await,
+            Command::Remove { device } => pairing::remove(&Client::connect(home)?, &device, output).await,
+            Command::Rename { name } => pairing::rename(&Client::connect(home)?, &name, output).await,
+            Command::Add(args) => add::add(&Client::connect(home)?, args, output).await,
+            Command::Ls(args) => assets::ls(&Client::connect(home)?, args, output).await,
             Command::Get { hash, output: target } => {
-                fetch::get(&client(home)?, &hash, target, output).await
+                fetch::get(&Client::connect(home)?, &hash, target, output).await
             }
-            Command::Cat { hash } => fetch::cat(&client(home)?, &hash, output).await,
-            Command::Info { hash } => assets::info(&client(home)?, &hash, output).await,
-            Command::Status { watch } => status::status(&client(home)?, watch, output).await,
+            Command::Cat { hash } => fetch::cat(&Client::connect(home)?, &hash, output).await,
+            Command::Info { hash } => assets::info(&Client::connect(home)?, &hash, output).await,
+            Command::Status { watch } => status::status(&Client::connect(home)?, watch, output).await,
             Command::Wait { timeout, peer } => {
-                status::wait(&client(home)?, timeout, peer, output).await
+                status::wait(&Client::connect(home)?, timeout, peer, output).await
             }
             Command::Completions { shell } => {
                 let mut script = Vec::new();

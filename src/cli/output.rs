@@ -79,7 +79,7 @@ impl Output {
 
     /// What went wrong; also when quiet.
     pub(crate) fn error(self, text: impl Display) {
-        let _ = writeln!(io::stderr(), "can-sync: {}", shown(&text.to_string()));
+        let _ = writeln!(io::stderr(), "can-sync: {}", escaped(&text.to_string(), ERROR_CHARS_MAX));
     }
 
     /// A bar over `total_bytes`, with rate and remaining time; invisible when nobody watches.
