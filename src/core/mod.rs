@@ -2,3 +2,4 @@
 //! time and randomness are arguments. `tests/tidy.rs` holds this.
 
 pub mod ids;
+pub mod pairing;
