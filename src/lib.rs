@@ -5,5 +5,6 @@ pub mod api;
 pub mod cli;
 pub mod core;
 pub mod net;
+pub mod state;
 pub mod store;
 pub mod wire;
