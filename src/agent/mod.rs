@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use crate::net::Relay;
 use crate::state::home::{Home, Lock};
 use crate::store::Store;
-use crate::store::embedded::EmbeddedStore;
+use crate::store::embedded::{EmbeddedStore, Options};
 
 pub mod handle;
 pub mod status;
@@ -59,7 +59,7 @@ impl Agent {
         let StoreChoice::Embedded = config.store else {
             bail!("only the embedded store can be used so far");
         };
-        let store = EmbeddedStore::open(&config.home.store_dir()).await?;
+        let store = EmbeddedStore::open(&config.home.store_dir(), Options::default())?;
         let info = store.info().await?;
         let status = Status {
             device: DeviceStatus {

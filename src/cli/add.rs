@@ -436,9 +436,10 @@ impl Uploader<'_> {
         // for long, and whoever types or computes may.
         let mut start = Vec::new();
         let mut stdin = tokio::io::stdin();
-        let reading = (&mut stdin).take(SMALL_BYTES_MAX).read_to_end(&mut start);
-        reading.await.context("reading standard input")?;
-        self.stream(io::Cursor::new(start).chain(stdin), None, "").await
+        let mut first = (&mut stdin).take(SMALL_BYTES_MAX);
+        first.read_to_end(&mut start).await.context("reading standard input")?;
+        let content = tokio::io::AsyncReadExt::chain(io::Cursor::new(start), stdin);
+        self.stream(content, None, "").await
     }
 
     /// Uploads what `content` gives, up to its end.

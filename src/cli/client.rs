@@ -47,9 +47,9 @@ struct ProblemBody {
 impl Client {
     /// The agent of `home`. That it has answered is not known yet.
     pub(crate) fn connect(home: Option<PathBuf>) -> Result<Self, Failure> {
-        let home = Home::find(home)?;
-        let address = home.api_address()?.ok_or_else(|| not_running())?;
-        let token = home.token()?.ok_or_else(|| not_running())?;
+        let home = Home::find(home)?.ok_or_else(not_running)?;
+        let address = home.api_address()?.ok_or_else(not_running)?;
+        let token = home.token()?.ok_or_else(not_running)?;
         let base: Url = address.api.parse().context("reading the agent's API address")?;
         let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
         if !host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback()) {

@@ -23,7 +23,7 @@ use crate::agent::{self, Agent, StoreChoice};
 use crate::api;
 use crate::net::Relay;
 use crate::state::home::{ApiAddress, Home};
-use crate::store::embedded::EmbeddedStore;
+use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::embedded::server::{self, Features};
 use crate::store::guard::Guard;
 use crate::store::key::StoreKey;
@@ -145,7 +145,7 @@ pub(crate) async fn store(
     let mut signals = Signals::listen()?;
     let home = Home::open(home)?;
     // The store's own lock comes first: whoever holds it may make the key.
-    let store = EmbeddedStore::open(&home.store_dir()).await?;
+    let store = EmbeddedStore::open(&home.store_dir(), Options::default())?;
     let key_file = home.store_key_path();
     let key = load_or_create_key(&key_file)?;
     let listener = args.listen.bind().await?;

@@ -85,11 +85,15 @@ fn fit(name: &str, suffix: &str) -> String {
         _ => (name, ""),
     };
     let room = NAME_BYTES_MAX - suffix.len() - extension.len();
+    if stem.len() <= room {
+        return format!("{stem}{suffix}{extension}");
+    }
     let cut = trim(&stem[..stem.floor_char_boundary(room)]);
     format!("{cut}{suffix}{extension}")
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
 

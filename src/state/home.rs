@@ -56,16 +56,15 @@ impl Home {
         Ok(home)
     }
 
-    /// The same home for commands that talk to a running agent: creates nothing.
-    pub fn find(explicit: Option<PathBuf>) -> Result<Self> {
+    /// The same home for commands that talk to a running agent, or `None` when no agent was ever
+    /// started in it. Creates nothing.
+    pub fn find(explicit: Option<PathBuf>) -> Result<Option<Self>> {
         let home = Self::locate(explicit, |name| std::env::var_os(name))?;
-        ensure!(
-            home.state.symlink_metadata().is_ok(),
-            "there is no can-sync home at {}: start the agent first, or name its home with --home",
-            home.state.display()
-        );
+        if home.state.symlink_metadata().is_err() {
+            return Ok(None);
+        }
         home.check()?;
-        Ok(home)
+        Ok(Some(home))
     }
 
     fn locate(
@@ -116,6 +115,7 @@ impl Home {
             self.index_db_path(),
             self.api_token_path(),
             self.api_address_path(),
+            self.store_key_path(),
             self.lock_path(),
         ] {
             if file.symlink_metadata().is_ok() {
@@ -148,6 +148,11 @@ impl Home {
     /// Where the local API listens; see [`ApiAddress`].
     pub fn api_address_path(&self) -> PathBuf {
         self.state.join("api-address")
+    }
+
+    /// The key of the embedded store when it is served alone.
+    pub fn store_key_path(&self) -> PathBuf {
+        self.state.join("store-key")
     }
 
     /// The embedded store's folder.
@@ -479,8 +484,7 @@ mod tests {
     #[test]
     fn client_commands_create_nothing() {
         let (_dir, path) = fresh();
-        let said = Home::find(Some(path.clone())).unwrap_err().to_string();
-        assert!(said.contains("start the agent first"), "{said}");
+        assert!(Home::find(Some(path.clone())).unwrap().is_none());
         assert!(!path.exists());
     }
 

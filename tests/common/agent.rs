@@ -1,5 +1,7 @@
 //! A real `can-sync up` in a home of its own, for tests of the program.
 
+#![allow(unreachable_pub)]
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt as _;
