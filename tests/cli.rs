@@ -326,8 +326,7 @@ fn a_reader_that_goes_away_ends_a_command_quietly() {
     for args in [&["ls"][..], &["status"], &["completions", "bash"], &["cat", &blake3(b"7")]] {
         let mut command = program();
         let command = command.arg("--home").arg(agent.home()).args(args);
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{args:?}");
@@ -406,9 +405,8 @@ fn request(method: &str, path: &str, headers: &[String], body: &str) -> String {
 fn requests_that_do_not_name_loopback_are_refused() {
     let agent = Agent::start();
     let key = format!("Authorization: Bearer {}", agent.token());
-    let hosts = [
-        "evil.com", "127.0.0.1.evil.com", "localhost.evil", "", "127.1", "127.0.0.1:1", "0.0.0.0",
-    ];
+    let hosts =
+        ["evil.com", "127.0.0.1.evil.com", "localhost.evil", "", "127.1", "127.0.0.1:1", "0.0.0.0"];
     for host in hosts {
         let headers = [format!("Host: {host}"), key.clone()];
         assert_eq!(agent.http(&request("GET", "/v1/status", &headers, "")).0, 403, "{host}");
@@ -561,8 +559,7 @@ fn a_store_alone_serves_its_api_under_its_own_key() {
     let key_file = store.ready()["key_file"].as_str().unwrap().to_owned();
     assert_eq!(fs::metadata(&key_file).unwrap().mode() & 0o777, 0o600);
     let key = fs::read_to_string(&key_file).unwrap();
-    let headers =
-        ["Host: 127.0.0.1".to_owned(), format!("Authorization: Bearer {}", key.trim())];
+    let headers = ["Host: 127.0.0.1".to_owned(), format!("Authorization: Bearer {}", key.trim())];
     assert_eq!(store.http(&request("GET", "/sync/info", &headers, "")).0, 200);
     assert_eq!(store.http(&request("POST", "/assets", &headers, "content")).0, 201);
     assert_eq!(store.http(&request("GET", "/sync/info", &headers[..1], "")).0, 401);

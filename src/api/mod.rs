@@ -31,9 +31,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::handle::{
-    Handle, PairReply, RemoveReply, RequestError, TicketReply,
-};
+use crate::agent::handle::{Handle, PairReply, RemoveReply, RequestError, TicketReply};
 use crate::agent::status::Status;
 use crate::store::problem::{Problem, problem};
 use crate::store::upload::{check_announced, check_type, collect};

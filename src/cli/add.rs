@@ -67,12 +67,7 @@ pub(crate) struct AddArgs {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     description: String,
     /// Give the new assets this media type
-    #[arg(
-        long = "type",
-        value_name = "TYPE",
-        default_value = "",
-        hide_default_value = true
-    )]
+    #[arg(long = "type", value_name = "TYPE", default_value = "", hide_default_value = true)]
     media_type: String,
 }
 
@@ -491,9 +486,7 @@ fn file_name(path: &Path) -> String {
 
 fn outcome(path: PathBuf, added: Result<Uploaded, Failure>) -> Outcome {
     match added {
-        Ok(Uploaded { hash, size, existed }) => {
-            Outcome::Added(Added { hash, path, size, existed })
-        }
+        Ok(Uploaded { hash, size, existed }) => Outcome::Added(Added { hash, path, size, existed }),
         Err(failure) => Outcome::Failed(path, failure),
     }
 }

@@ -142,14 +142,10 @@ impl Client {
         Err(Failure::new(exit_for(status), detail))
     }
 
-    pub(crate) async fn json<T: DeserializeOwned>(
-        &self,
-        response: Response,
-    ) -> Result<T, Failure> {
+    pub(crate) async fn json<T: DeserializeOwned>(&self, response: Response) -> Result<T, Failure> {
         let body = response.bytes().await.map_err(broken)?;
-        Ok(serde_json::from_slice(&body).context(
-            "reading the agent's answer: is it of another version than this command?",
-        )?)
+        Ok(serde_json::from_slice(&body)
+            .context("reading the agent's answer: is it of another version than this command?")?)
     }
 }
 

@@ -89,7 +89,9 @@ async fn algorithm(client: &Client) -> Result<HashAlgorithm, Failure> {
     [HashAlgorithm::Blake3, HashAlgorithm::Sha256]
         .into_iter()
         .find(|algorithm| algorithm.name() == name)
-        .ok_or_else(|| Failure::new(Exit::Temporary, "the store has not told its hash algorithm yet"))
+        .ok_or_else(|| {
+            Failure::new(Exit::Temporary, "the store has not told its hash algorithm yet")
+        })
 }
 
 /// Where a content goes.

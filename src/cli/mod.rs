@@ -162,10 +162,16 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Ticket { expires, qr } => {
                 pairing::ticket(&Client::connect(home)?, expires, qr, output).await
             }
-            Command::Pair { ticket } => pairing::pair(&Client::connect(home)?, ticket, output).await,
+            Command::Pair { ticket } => {
+                pairing::pair(&Client::connect(home)?, ticket, output).await
+            }
             Command::Peers => pairing::peers(&Client::connect(home)?, output).await,
-            Command::Remove { device } => pairing::remove(&Client::connect(home)?, &device, output).await,
-            Command::Rename { name } => pairing::rename(&Client::connect(home)?, &name, output).await,
+            Command::Remove { device } => {
+                pairing::remove(&Client::connect(home)?, &device, output).await
+            }
+            Command::Rename { name } => {
+                pairing::rename(&Client::connect(home)?, &name, output).await
+            }
             Command::Add(args) => add::add(&Client::connect(home)?, args, output).await,
             Command::Ls(args) => assets::ls(&Client::connect(home)?, args, output).await,
             Command::Get { hash, output: target } => {
@@ -173,7 +179,9 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             }
             Command::Cat { hash } => fetch::cat(&Client::connect(home)?, &hash, output).await,
             Command::Info { hash } => assets::info(&Client::connect(home)?, &hash, output).await,
-            Command::Status { watch } => status::status(&Client::connect(home)?, watch, output).await,
+            Command::Status { watch } => {
+                status::status(&Client::connect(home)?, watch, output).await
+            }
             Command::Wait { timeout, peer } => {
                 status::wait(&Client::connect(home)?, timeout, peer, output).await
             }

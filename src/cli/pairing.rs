@@ -113,11 +113,7 @@ pub(crate) fn state_name(state: PeerState) -> &'static str {
 }
 
 /// `can-sync remove`
-pub(crate) async fn remove(
-    client: &Client,
-    device: &str,
-    output: Output,
-) -> Result<Exit, Failure> {
+pub(crate) async fn remove(client: &Client, device: &str, output: Output) -> Result<Exit, Failure> {
     if device.is_empty() {
         return Err(Failure::new(Exit::Usage, "the device's name is empty"));
     }

@@ -25,11 +25,7 @@ const CHECK_AGAIN: Duration = Duration::from_millis(500);
 const FIRST_LOOK_MIN: Duration = Duration::from_secs(2);
 
 /// `can-sync status`
-pub(crate) async fn status(
-    client: &Client,
-    watch: bool,
-    output: Output,
-) -> Result<Exit, Failure> {
+pub(crate) async fn status(client: &Client, watch: bool, output: Output) -> Result<Exit, Failure> {
     let mut status = client.status().await?;
     if !watch {
         output.value(&status, picture)?;
@@ -48,9 +44,7 @@ pub(crate) async fn status(
 /// The status once it is newer than `revision`, at the latest after `pause`.
 async fn newer(client: &Client, revision: u64, pause: Duration) -> Result<Status, Failure> {
     let (revision, pause_ms) = (revision.to_string(), pause.as_millis().to_string());
-    client
-        .get(&["v1", "status"], &[("revision", &revision), ("timeout_ms", &pause_ms)])
-        .await
+    client.get(&["v1", "status"], &[("revision", &revision), ("timeout_ms", &pause_ms)]).await
 }
 
 /// `can-sync wait`
@@ -169,7 +163,8 @@ fn what_is_missing(last: Option<&Status>) -> String {
         return ": the store does not answer".into();
     }
     let behind = status.peers.iter().filter(|peer| !is_connected(peer) || !peer.in_sync);
-    let behind: Vec<_> = behind.map(|peer| format!("{} ({})", peer.name, sync_text(peer))).collect();
+    let behind: Vec<_> =
+        behind.map(|peer| format!("{} ({})", peer.name, sync_text(peer))).collect();
     if behind.is_empty() { String::new() } else { format!(": {}", behind.join(", ")) }
 }
 

@@ -136,7 +136,8 @@ mod tests {
         {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
-        for text in ["", "s", "-1s", "1.5h", "10 m", "1w", "99999999999999999999s", "9999999999999999d"]
+        for text in
+            ["", "s", "-1s", "1.5h", "10 m", "1w", "99999999999999999999s", "9999999999999999d"]
         {
             assert!(parse_duration(text).is_err(), "{text}");
         }

@@ -23,8 +23,8 @@ use crate::agent::{self, Agent, StoreChoice};
 use crate::api;
 use crate::net::Relay;
 use crate::state::home::{ApiAddress, Home};
-use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::embedded::server::{self, Features};
+use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::guard::Guard;
 use crate::store::key::StoreKey;
 use crate::store::{people, serve::serve};
@@ -183,11 +183,7 @@ fn load_or_create_key(path: &Path) -> Result<StoreKey, Failure> {
 
 /// One line for programs on standard output, a few for people on standard error. The only output of
 /// a long run, so a reader who has gone away does not end it.
-fn say_ready(
-    ready: &Value,
-    output: Output,
-    prose: impl FnOnce() -> String,
-) -> Result<(), Failure> {
+fn say_ready(ready: &Value, output: Output, prose: impl FnOnce() -> String) -> Result<(), Failure> {
     output.note(prose());
     if !output.json {
         return Ok(());
