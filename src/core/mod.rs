@@ -3,5 +3,6 @@
 
 pub mod ids;
 pub mod limits;
+pub mod pairing;
 pub mod peers;
 pub mod wants;
