@@ -50,3 +50,6 @@ pub const LARGE_LANES: usize = 2;
 /// Assets that failed and are not asked for again until their time has come; beyond, the oldest is
 /// forgotten and may be tried once too early.
 pub const QUARANTINE_MAX: usize = 10_000;
+
+/// The longest request to join: the proof, a name and 16 addresses. It comes from a stranger.
+pub const PAIR_REQUEST_FRAME_BYTES_MAX: u32 = 8 * 1024;

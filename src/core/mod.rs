@@ -1,7 +1,9 @@
 //! The pure core: it decides, and does nothing. No async, clock, lock, random source or I/O here;
 //! time and randomness are arguments. `tests/tidy.rs` holds this.
 
+pub mod close;
 pub mod ids;
+pub mod joining;
 pub mod limits;
 pub mod pairing;
 pub mod peers;
