@@ -4,4 +4,6 @@
 pub mod ids;
 pub mod limits;
 pub mod peers;
+pub mod reconcile;
+pub mod sketch;
 pub mod wants;
