@@ -53,3 +53,27 @@ pub const QUARANTINE_MAX: usize = 10_000;
 
 /// The longest request to join: the proof, a name and 16 addresses. It comes from a stranger.
 pub const PAIR_REQUEST_FRAME_BYTES_MAX: u32 = 8 * 1024;
+
+/// Coded cells of a sketch, and so the most that one answer to a peer can hold: they decode about
+/// 11,800 differences. Twice as many would double what every device keeps for a rare case.
+pub const SKETCH_CELLS: usize = 16_384;
+
+/// Coded cells in one frame: 52 KB at most.
+pub const CELLS_PER_FRAME_MAX: usize = 1024;
+
+/// Requests for more cells of one set: each asks for a quarter more at least, so that these lead
+/// from any first batch worth sending to a whole sketch.
+pub const MORES_MAX: u32 = 8;
+
+/// Rekeys of one reconcile: to shards, then to the plain list, which cannot fail.
+pub const REKEYS_MAX: u32 = 2;
+
+/// Shards of one reconcile, as a power of two: 4,096 shards hold 40 million differences. Beyond
+/// that the plain list is sent.
+pub const SHARD_BITS_MAX: u32 = 12;
+
+/// Hashes a set may claim to have: what the arithmetic is tested with, far above any store.
+pub const SET_COUNT_MAX: u64 = 1 << 40;
+
+/// How long a peer waits that asked for a full scan too soon after the last one.
+pub const SCAN_RETRY_MS: u64 = 10 * 60 * 1000;

@@ -4,6 +4,7 @@ use thiserror::Error;
 
 pub mod frame;
 pub mod pairing;
+pub mod reconcile;
 
 /// The generated messages of `proto/`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
