@@ -3,5 +3,6 @@
 pub mod agent;
 pub mod core;
 pub mod net;
+pub mod state;
 pub mod store;
 pub mod wire;

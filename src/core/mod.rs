@@ -3,3 +3,4 @@
 
 pub mod ids;
 pub mod limits;
+pub mod pairing;
