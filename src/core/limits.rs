@@ -7,14 +7,58 @@ pub const CONTROL_FRAME_BYTES_MAX: u32 = 1024 * 1024;
 /// The longest content frame: one piece, or as many small contents as make one, and their headers.
 pub const CONTENT_FRAME_BYTES_MAX: u32 = 1024 * 1024;
 
-/// Assets in one batch: their offer is 50 KB, and one lost stream repeats little.
-pub const BATCH_ENTRIES_MAX: usize = 1024;
+/// Devices of a group, removed ones included: the member list fits one frame.
+pub const MEMBERS_MAX: usize = 1024;
 
-/// Large assets in one batch. Each holds two open files at its receiver from Want to commit.
-pub const BATCH_LARGE_ENTRIES_MAX: usize = 16;
+/// Addresses kept of one device; hints beyond these are noise.
+pub const ADDRESSES_PER_MEMBER_MAX: usize = 16;
 
-/// Bytes of a batch that are sent without waiting to be wanted: the most a crossing offer wastes.
-pub const INLINE_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// A device's name, in characters.
+pub const DEVICE_NAME_CHARS_MAX: usize = 64;
+
+/// Hashes in one control frame.
+pub const HASHES_PER_FRAME_MAX: usize = 2048;
+
+/// Hashes a peer may have solicited from us and not yet got: what we queue for it, 40 bytes each.
+pub const SOLICITED_PER_PEER_MAX: usize = 8192;
+
+/// Hashes we solicit from one peer at a time; half of what a peer must bear, so that the next
+/// frame is under way before the last one is served.
+pub const SOLICIT_WINDOW: usize = SOLICITED_PER_PEER_MAX / 2;
+
+/// Hashes we know to lack and to be held by one peer: all that coded cells can give at once, and a
+/// page more. What does not fit is found by the next reconcile.
+pub const WANTS_PER_PEER_MAX: usize = 16_384 + HASHES_PER_FRAME_MAX;
+
+/// New assets waiting to be offered to one peer. More than these are found by reconcile instead.
+pub const PENDING_PER_PEER_MAX: usize = 16_384;
+
+/// Assets in one batch.
+pub const BATCH_ASSETS_MAX: usize = 512;
+
+/// Bytes of small assets in one batch: what a receiver holds in memory before one commit.
+pub const BATCH_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Batches under way to one peer at a time: of new assets, of small ones it solicited, of large
+/// ones. Apart, so that neither holds up the others; together below the streams QUIC allows.
+pub const LIVE_LANES: usize = 2;
+/// See [`LIVE_LANES`].
+pub const SMALL_LANES: usize = 4;
+/// See [`LIVE_LANES`].
+pub const LARGE_LANES: usize = 2;
+
+/// Assets that failed and are not asked for again until their time has come; beyond, the oldest is
+/// forgotten and may be tried once too early.
+pub const QUARANTINE_MAX: usize = 10_000;
+
+/// Assets in one offer, and verdicts in one Ack; we send [`BATCH_ASSETS_MAX`].
+pub const OFFER_ENTRIES_MAX: usize = 1024;
+
+/// Large assets in one offer. Each holds two open files at its receiver from Want to commit.
+pub const OFFER_LARGE_MAX: usize = 16;
+
+/// Bytes of an offer that are sent without waiting to be wanted: the most a crossing offer wastes.
+pub const INLINE_BYTES_MAX: u64 = 2 * BATCH_BYTES_MAX;
 
 /// The largest asset of the protocol, so that no sum of offsets and lengths ever overflows.
 pub const ASSET_BYTES_MAX: u64 = 1 << 48;
@@ -27,9 +71,6 @@ pub const PIECE_ALIGN_BYTES: u64 = 16 * 1024;
 
 /// Hash pairs a piece may carry beside its content: those inside it, and twice the tree's height.
 pub const PIECE_PROOF_BYTES_MAX: usize = 64 * (512 / 16 + 2 * 40);
-
-/// Hashes in one page of a set.
-pub const PAGE_HASHES_MAX: usize = 2048;
 
 /// Characters of a reason given to people; a peer's text is cut to this.
 pub const REASON_CHARS_MAX: usize = 200;

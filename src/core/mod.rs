@@ -4,3 +4,5 @@
 pub mod ids;
 pub mod limits;
 pub mod pairing;
+pub mod peers;
+pub mod wants;

@@ -12,7 +12,7 @@ use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{
-    ASSET_BYTES_MAX, BATCH_ENTRIES_MAX, BATCH_LARGE_ENTRIES_MAX, INLINE_BYTES_MAX, PAGE_HASHES_MAX,
+    ASSET_BYTES_MAX, HASHES_PER_FRAME_MAX, INLINE_BYTES_MAX, OFFER_ENTRIES_MAX, OFFER_LARGE_MAX,
     PIECE_ALIGN_BYTES, PIECE_BYTES_MAX, PIECE_PROOF_BYTES_MAX, REASON_CHARS_MAX,
 };
 use crate::wire::WireError;
@@ -33,7 +33,7 @@ pub struct OfferEntry {
 /// The assets of a batch; no hash twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
-    /// At most [`BATCH_ENTRIES_MAX`], of them [`BATCH_LARGE_ENTRIES_MAX`] large ones.
+    /// At most [`OFFER_ENTRIES_MAX`], of them [`OFFER_LARGE_MAX`] large ones.
     pub entries: Vec<OfferEntry>,
     /// The receiver asked for all of them.
     pub solicited: bool,
@@ -157,8 +157,8 @@ impl Offer {
     /// # Errors
     /// [`WireError`] when it is malformed, too long, too large or names an asset twice.
     pub fn decode(payload: Bytes, small_bytes_max: u64) -> Result<Self, WireError> {
-        let offer: peer::Offer = parse("Offer", payload, BATCH_ENTRIES_MAX)?;
-        bounded("Offer.entries", offer.entries.len() as u64, BATCH_ENTRIES_MAX as u64)?;
+        let offer: peer::Offer = parse("Offer", payload, OFFER_ENTRIES_MAX)?;
+        bounded("Offer.entries", offer.entries.len() as u64, OFFER_ENTRIES_MAX as u64)?;
         let mut seen = BTreeSet::new();
         let mut entries = Vec::with_capacity(offer.entries.len());
         for entry in offer.entries {
@@ -172,7 +172,7 @@ impl Offer {
             entries.push(OfferEntry { digest, inline: entry.inline });
         }
         let large = entries.iter().filter(|e| e.is_large(small_bytes_max)).count();
-        bounded("large assets of an Offer", large as u64, BATCH_LARGE_ENTRIES_MAX as u64)?;
+        bounded("large assets of an Offer", large as u64, OFFER_LARGE_MAX as u64)?;
         if entries.iter().any(|e| e.inline && e.is_large(small_bytes_max)) {
             return Err(malformed("Offer.entries.inline", "a large asset marked inline"));
         }
@@ -199,7 +199,7 @@ impl Offer {
 /// [`WireError`] when it is malformed or wants what was not offered, is inline or ends before its
 /// offset.
 pub fn decode_want(payload: Bytes, offer: &Offer) -> Result<Vec<WantEntry>, WireError> {
-    let want: peer::Want = parse("Want", payload, BATCH_ENTRIES_MAX)?;
+    let want: peer::Want = parse("Want", payload, OFFER_ENTRIES_MAX)?;
     bounded("Want.entries", want.entries.len() as u64, offer.entries.len() as u64)?;
     let mut seen = BTreeSet::new();
     let mut entries = Vec::with_capacity(want.entries.len());
@@ -232,8 +232,8 @@ pub fn encode_want(entries: &[WantEntry]) -> peer::Want {
 /// # Errors
 /// [`WireError`] when it is malformed or names what was not offered.
 pub fn decode_contents(payload: Bytes, naming: Naming) -> Result<Vec<Content>, WireError> {
-    let message: peer::Contents = parse("Contents", payload, BATCH_ENTRIES_MAX)?;
-    bounded("Contents.contents", message.contents.len() as u64, BATCH_ENTRIES_MAX as u64)?;
+    let message: peer::Contents = parse("Contents", payload, OFFER_ENTRIES_MAX)?;
+    bounded("Contents.contents", message.contents.len() as u64, OFFER_ENTRIES_MAX as u64)?;
     let contents = message.contents.into_iter().map(|content| {
         let label = match naming {
             Naming::Offered(n) => Label::Entry(index("Content.index", content.index, n)?),
@@ -333,7 +333,7 @@ pub fn encode_drop(index: usize) -> peer::Drop {
 /// # Errors
 /// [`WireError`] when it is malformed or has another number of verdicts.
 pub fn decode_ack(payload: Bytes, entries: usize) -> Result<Vec<Verdict>, WireError> {
-    let ack: peer::Ack = parse("Ack", payload, BATCH_ENTRIES_MAX)?;
+    let ack: peer::Ack = parse("Ack", payload, OFFER_ENTRIES_MAX)?;
     if ack.entries.len() != entries {
         let detail = format!("{} verdicts for {entries} assets", ack.entries.len());
         return Err(malformed("Ack", detail));
@@ -342,13 +342,13 @@ pub fn decode_ack(payload: Bytes, entries: usize) -> Result<Vec<Verdict>, WireEr
 }
 
 /// Reads an Ack of the plain protocol: a verdict by hash for each asset, at most
-/// [`BATCH_ENTRIES_MAX`] of them.
+/// [`OFFER_ENTRIES_MAX`] of them.
 ///
 /// # Errors
 /// [`WireError`] when it is malformed or too long.
 pub fn decode_plain_ack(payload: Bytes) -> Result<Vec<(Hash, Verdict)>, WireError> {
-    let ack: peer::Ack = parse("Ack", payload, BATCH_ENTRIES_MAX)?;
-    bounded("Ack.entries", ack.entries.len() as u64, BATCH_ENTRIES_MAX as u64)?;
+    let ack: peer::Ack = parse("Ack", payload, OFFER_ENTRIES_MAX)?;
+    bounded("Ack.entries", ack.entries.len() as u64, OFFER_ENTRIES_MAX as u64)?;
     let verdicts = ack.entries.into_iter().map(|entry| {
         let hash = hash("Ack.entries.hash", &entry.hash)?;
         Ok((hash, decode_verdict(entry)?))
@@ -395,7 +395,7 @@ fn for_people(reason: &str) -> String {
 /// A page of a whole set in the plain protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetPage {
-    /// Strictly ascending, at most [`PAGE_HASHES_MAX`].
+    /// Strictly ascending, at most [`HASHES_PER_FRAME_MAX`].
     pub hashes: Vec<Hash>,
     /// Another page follows.
     pub more: bool,
@@ -407,8 +407,8 @@ impl SetPage {
     /// # Errors
     /// [`WireError`] when it is malformed, too long, out of order, or empty with more to follow.
     pub fn decode(payload: Bytes, after: Option<Hash>) -> Result<Self, WireError> {
-        let page: peer::Page = parse("Page", payload, PAGE_HASHES_MAX)?;
-        bounded("Page.hashes", page.hashes.len() as u64, PAGE_HASHES_MAX as u64)?;
+        let page: peer::Page = parse("Page", payload, HASHES_PER_FRAME_MAX)?;
+        bounded("Page.hashes", page.hashes.len() as u64, HASHES_PER_FRAME_MAX as u64)?;
         let mut above = after;
         let mut hashes = Vec::with_capacity(page.hashes.len());
         for bytes in &page.hashes {
@@ -467,10 +467,10 @@ mod tests {
     #[test]
     fn an_offer_at_each_bound_is_read_and_one_beyond_it_is_refused() {
         let read = |offer: &Offer| Offer::decode(bytes(&offer.encode()), SMALL).is_ok();
-        assert!(read(&offer(&[100; BATCH_ENTRIES_MAX])));
-        assert!(!read(&offer(&[100; BATCH_ENTRIES_MAX + 1])));
-        assert!(read(&offer(&[SMALL + 1; BATCH_LARGE_ENTRIES_MAX])));
-        assert!(!read(&offer(&[SMALL + 1; BATCH_LARGE_ENTRIES_MAX + 1])));
+        assert!(read(&offer(&[100; OFFER_ENTRIES_MAX])));
+        assert!(!read(&offer(&[100; OFFER_ENTRIES_MAX + 1])));
+        assert!(read(&offer(&[SMALL + 1; OFFER_LARGE_MAX])));
+        assert!(!read(&offer(&[SMALL + 1; OFFER_LARGE_MAX + 1])));
         assert!(!read(&offer(&[ASSET_BYTES_MAX + 1])));
         let mut inline = offer(&[SMALL; (INLINE_BYTES_MAX / SMALL) as usize]);
         inline.entries.iter_mut().for_each(|e| e.inline = true);
@@ -550,12 +550,12 @@ mod tests {
     #[test]
     fn the_longest_messages_fit_their_frames() {
         let long = "\u{10ffff}".repeat(REASON_CHARS_MAX + 10);
-        let verdicts = vec![Verdict::Later(long); BATCH_ENTRIES_MAX];
+        let verdicts = vec![Verdict::Later(long); OFFER_ENTRIES_MAX];
         let batch = encode_ack(verdicts.iter().map(|v| (Some(digest(1, 0).hash), v)));
         assert!(batch.encoded_len() <= CONTROL_FRAME_BYTES_MAX as usize);
-        let longest = offer(&[ASSET_BYTES_MAX; BATCH_ENTRIES_MAX]).encode();
+        let longest = offer(&[ASSET_BYTES_MAX; OFFER_ENTRIES_MAX]).encode();
         assert!(longest.encoded_len() <= CONTROL_FRAME_BYTES_MAX as usize);
-        let hashes = vec![digest(u64::MAX, 0).hash; PAGE_HASHES_MAX];
+        let hashes = vec![digest(u64::MAX, 0).hash; HASHES_PER_FRAME_MAX];
         let page = SetPage { hashes, more: true }.encode();
         assert!(page.encoded_len() <= CONTROL_FRAME_BYTES_MAX as usize);
         let piece = PIECE_BYTES_MAX as usize + PIECE_PROOF_BYTES_MAX + 100;

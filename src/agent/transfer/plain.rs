@@ -23,7 +23,7 @@ use super::{
     blocking, index_failed, keeping_alive, out_of_place,
 };
 use crate::core::ids::{Digest, Hash};
-use crate::core::limits::{BATCH_ENTRIES_MAX, PAGE_HASHES_MAX};
+use crate::core::limits::{HASHES_PER_FRAME_MAX, OFFER_ENTRIES_MAX};
 use crate::net::frame::{FrameReader, FrameWriter};
 use crate::wire::batch::{Label, Naming, SetPage, Verdict, decode_plain_ack, encode_ack};
 use crate::wire::frame::Kind;
@@ -166,7 +166,7 @@ async fn outgoing<W: AsyncWrite + Unpin>(
         keeping_alive(&mut writer, lack).await?.map_err(their_side)?;
     let (mut sent, mut lost) = (Vec::new(), Vec::new());
     let mut meter = counters.sending();
-    for hashes in hashes.chunks(BATCH_ENTRIES_MAX) {
+    for hashes in hashes.chunks(OFFER_ENTRIES_MAX) {
         let digests = digests(ctx, hashes.to_vec()).await?;
         let assets = digests.iter().copied().map(Asset::named).collect();
         lost.extend(send_contents(ctx, &mut writer, assets, &mut meter).await?);
@@ -199,7 +199,7 @@ async fn write_acks<W: AsyncWrite + Unpin>(
     writer: &mut FrameWriter<W>,
     verdicts: &[(Digest, Verdict)],
 ) -> Result<(), TransferError> {
-    for verdicts in verdicts.chunks(BATCH_ENTRIES_MAX) {
+    for verdicts in verdicts.chunks(OFFER_ENTRIES_MAX) {
         let named = verdicts.iter().map(|(digest, verdict)| (Some(digest.hash), verdict));
         writer.write(Kind::Ack, &encode_ack(named)).await?;
     }
@@ -355,7 +355,7 @@ async fn hashes_above(
     after: Option<Hash>,
 ) -> Result<(Vec<Hash>, bool), TransferError> {
     let index = ctx.index.clone();
-    blocking(move || index.above(after, PAGE_HASHES_MAX)).await?.map_err(index_failed)
+    blocking(move || index.above(after, HASHES_PER_FRAME_MAX)).await?.map_err(index_failed)
 }
 
 async fn digests(ctx: &Context, hashes: Vec<Hash>) -> Result<Vec<Digest>, TransferError> {

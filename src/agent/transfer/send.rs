@@ -17,7 +17,7 @@ use super::{
     keep_alive,
 };
 use crate::core::ids::{Digest, HashAlgorithm};
-use crate::core::limits::{BATCH_ENTRIES_MAX, INLINE_BYTES_MAX};
+use crate::core::limits::{INLINE_BYTES_MAX, OFFER_ENTRIES_MAX};
 use crate::net::frame::{FrameReader, FrameWriter};
 use crate::state::partials;
 use crate::store::{READ_BYTES_MAX, StoreError};
@@ -246,7 +246,7 @@ fn groups(assets: Vec<Asset>) -> Vec<Vec<Asset>> {
     for asset in assets {
         bytes += asset.digest.size_bytes;
         match groups.last_mut() {
-            Some(group) if bytes <= CONTENTS_BYTES && group.len() < BATCH_ENTRIES_MAX => {
+            Some(group) if bytes <= CONTENTS_BYTES && group.len() < OFFER_ENTRIES_MAX => {
                 group.push(asset);
             }
             _ => {
@@ -518,7 +518,7 @@ mod tests {
     fn groups_of_small_contents_fill_frames_and_never_overflow_one() {
         let asset = |size_bytes| Asset::entry(0, Digest { hash: Hash([0; 32]), size_bytes }, 0);
         for (size, count, per_group) in
-            [(0, 1500, BATCH_ENTRIES_MAX), (CONTENTS_BYTES, 3, 1), (CONTENTS_BYTES / 4, 9, 4)]
+            [(0, 1500, OFFER_ENTRIES_MAX), (CONTENTS_BYTES, 3, 1), (CONTENTS_BYTES / 4, 9, 4)]
         {
             let groups = groups(vec![asset(size); count]);
             assert_eq!(groups.iter().map(Vec::len).sum::<usize>(), count);

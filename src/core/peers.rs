@@ -1,0 +1,262 @@
+//! Decides when a peer is dialled and which of several connections to it is used.
+//!
+//! I1  At most one connection is current; the session runs on that one.
+//! I2  Of two connections that crossed, both sides choose the one dialled by the lower node ID, and
+//!     only its counterpart's dialer closes the other.
+//! I3  A retry is never further away than [`RETRY_MS_MAX`].
+
+/// The first retry; doubled from failure to failure.
+pub const RETRY_MS_MIN: u64 = 1_000;
+
+/// The longest pause between two attempts, jitter included.
+pub const RETRY_MS_MAX: u64 = 35_000;
+
+/// The doubling ends here; jitter of a fifth is added or taken.
+const RETRY_MS_PLATEAU: u64 = 30_000;
+
+/// A connection that lived this long was healthy: the next retry starts at the minimum again.
+const HEALTHY_MS: u64 = 60_000;
+
+/// Two dials cross only within this time, which is longer than a dial's deadline. Later a second
+/// connection means that the peer has lost the first.
+const CROSSING_MS: u64 = 12_000;
+
+/// Failures a protocol violation counts for: the peer will not have mended within a second.
+const VIOLATION_FAILURES: u32 = 4;
+
+/// The agent's number for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConnId(pub u64);
+
+/// Exponential backoff with jitter.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// The pause after one more failure; `random` gives the jitter.
+    pub fn next_ms(&mut self, random: u64) -> u64 {
+        let base = (RETRY_MS_MIN << self.failures.min(5)).min(RETRY_MS_PLATEAU);
+        self.failures = self.failures.saturating_add(1);
+        let jitter = random % (base * 2 / 5 + 1);
+        (base * 4 / 5 + jitter).min(RETRY_MS_MAX)
+    }
+
+    /// All is well again.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+/// One live connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conn {
+    /// Its number.
+    pub id: ConnId,
+    /// We dialled it.
+    pub dialed: bool,
+    /// When it came up, monotonic ms.
+    pub since_ms: u64,
+}
+
+/// What to do with a connection that came up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placed {
+    /// Run the session on it; close `close` if given.
+    Current {
+        /// The connection it replaces, when it is ours to close.
+        close: Option<ConnId>,
+    },
+    /// Leave it alone: the peer closes it, or it takes over when the current one ends.
+    Standby,
+    /// Close it: the other one stays.
+    Duplicate,
+}
+
+/// The way to one peer: its connections and the next attempt.
+#[derive(Debug, Clone, Default)]
+pub struct Link {
+    current: Option<Conn>,
+    standby: Option<Conn>,
+    dialing: bool,
+    retry_at_ms: u64,
+    backoff: Backoff,
+}
+
+impl Link {
+    /// The connection in use.
+    pub fn current(&self) -> Option<Conn> {
+        self.current
+    }
+
+    /// When to dial next, monotonic ms; `None` while connected or dialling.
+    pub fn retry_at_ms(&self) -> Option<u64> {
+        (self.current.is_none() && !self.dialing).then_some(self.retry_at_ms)
+    }
+
+    /// True while an attempt is under way.
+    pub fn is_dialing(&self) -> bool {
+        self.dialing
+    }
+
+    /// True once, when it is time to dial: the caller dials.
+    pub fn take_dial(&mut self, now_ms: u64) -> bool {
+        let due = self.retry_at_ms().is_some_and(|at| at <= now_ms);
+        self.dialing |= due;
+        due
+    }
+
+    /// The peer seems reachable: the next attempt is now.
+    pub fn hurry(&mut self, now_ms: u64) {
+        self.retry_at_ms = now_ms;
+        self.backoff.reset();
+    }
+
+    /// An attempt failed.
+    pub fn dial_failed(&mut self, now_ms: u64, random: u64) {
+        self.dialing = false;
+        self.retry_at_ms = now_ms + self.backoff.next_ms(random);
+    }
+
+    /// A connection came up; `we_are_lower` compares the node IDs.
+    pub fn connected(&mut self, new: Conn, we_are_lower: bool) -> Placed {
+        self.dialing &= !new.dialed;
+        let Some(old) = self.current else {
+            self.current = Some(new);
+            return Placed::Current { close: None };
+        };
+        let crossed =
+            old.dialed != new.dialed && new.since_ms.saturating_sub(old.since_ms) < CROSSING_MS;
+        if !crossed {
+            self.current = Some(new);
+            return Placed::Current { close: Some(old.id) };
+        }
+        if new.dialed == we_are_lower {
+            self.current = Some(new);
+            if old.dialed {
+                return Placed::Current { close: Some(old.id) };
+            }
+            self.standby = Some(old);
+            return Placed::Current { close: None };
+        }
+        if new.dialed {
+            return Placed::Duplicate;
+        }
+        self.standby = Some(new);
+        Placed::Standby
+    }
+
+    /// A connection ended. Returns the connection that takes over, if the current one was lost and
+    /// another stands by.
+    pub fn ended(&mut self, id: ConnId, now_ms: u64, violation: bool, random: u64) -> Option<Conn> {
+        self.standby.take_if(|conn| conn.id == id);
+        let lost = self.current.take_if(|conn| conn.id == id)?;
+        if let Some(next) = self.standby.take() {
+            self.current = Some(next);
+            return Some(next);
+        }
+        if now_ms.saturating_sub(lost.since_ms) >= HEALTHY_MS {
+            self.backoff.reset();
+        }
+        if violation {
+            self.backoff.failures = self.backoff.failures.max(VIOLATION_FAILURES);
+        }
+        self.retry_at_ms = now_ms + self.backoff.next_ms(random);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conn(id: u64, dialed: bool, since_ms: u64) -> Conn {
+        Conn { id: ConnId(id), dialed, since_ms }
+    }
+
+    #[test]
+    fn retries_double_from_one_second_and_never_exceed_the_limit() {
+        for random in [0, 7, u64::MAX / 3, u64::MAX] {
+            let mut backoff = Backoff::default();
+            let first = backoff.next_ms(random);
+            assert!((800..=1200).contains(&first), "{first}");
+            for _ in 0..100 {
+                assert!(backoff.next_ms(random) <= RETRY_MS_MAX);
+            }
+            assert!(backoff.next_ms(random) >= 24_000);
+        }
+    }
+
+    #[test]
+    fn of_two_crossing_connections_both_sides_keep_the_one_dialled_by_the_lower_id() {
+        // Connection 1 is dialled by the lower device, 2 by the higher; any order of arrival.
+        for lower_order in [[1, 2], [2, 1]] {
+            for higher_order in [[1, 2], [2, 1]] {
+                let (mut lower, mut higher) = (Link::default(), Link::default());
+                let mut closed = Vec::new();
+                let mut place =
+                    |link: &mut Link, id: u64, dialed: bool, we_are_lower: bool| match link
+                        .connected(conn(id, dialed, 0), we_are_lower)
+                    {
+                        Placed::Current { close } => closed.extend(close),
+                        Placed::Standby => {}
+                        Placed::Duplicate => closed.push(ConnId(id)),
+                    };
+                for id in lower_order {
+                    place(&mut lower, id, id == 1, true);
+                }
+                for id in higher_order {
+                    place(&mut higher, id, id == 2, false);
+                }
+                assert_eq!(lower.current().map(|c| c.id), Some(ConnId(1)));
+                assert_eq!(higher.current().map(|c| c.id), Some(ConnId(1)));
+                assert_eq!(closed, [ConnId(2)], "only the higher device closes, and only its own");
+            }
+        }
+    }
+
+    #[test]
+    fn a_restarted_peer_replaces_its_old_connection_at_once() {
+        for dialed in [true, false] {
+            let mut link = Link::default();
+            link.connected(conn(1, dialed, 0), true);
+            let placed = link.connected(conn(2, false, CROSSING_MS), true);
+            assert_eq!(placed, Placed::Current { close: Some(ConnId(1)) });
+        }
+    }
+
+    #[test]
+    fn a_connection_that_stood_by_takes_over() {
+        let mut link = Link::default();
+        link.connected(conn(1, true, 0), true);
+        assert_eq!(link.connected(conn(2, false, 5), true), Placed::Standby);
+        let next = link.ended(ConnId(1), 30_000, false, 0);
+        assert_eq!(next, Some(conn(2, false, 5)));
+        assert_eq!(link.ended(ConnId(2), 30_001, false, 0), None);
+        assert!(link.retry_at_ms().is_some());
+    }
+
+    #[test]
+    fn a_violation_is_retried_later_than_a_loss() {
+        let (mut lost, mut bad) = (Link::default(), Link::default());
+        for (link, violation) in [(&mut lost, false), (&mut bad, true)] {
+            link.connected(conn(1, true, 0), true);
+            link.ended(ConnId(1), 10, violation, 0);
+        }
+        assert!(bad.retry_at_ms() > lost.retry_at_ms().map(|at| at + 5_000));
+    }
+
+    #[test]
+    fn it_dials_once_until_the_attempt_ends() {
+        let mut link = Link::default();
+        assert!(link.take_dial(0));
+        assert!(!link.take_dial(100_000));
+        link.dial_failed(100_000, 0);
+        assert!(!link.take_dial(100_001));
+        assert!(link.take_dial(100_000 + RETRY_MS_MAX));
+        link.dial_failed(200_000, 0);
+        link.hurry(200_000);
+        assert!(link.take_dial(200_000));
+    }
+}
