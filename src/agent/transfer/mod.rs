@@ -21,6 +21,7 @@
 //!     the store are committed or not, whole; partial large assets are resumed by the next transfer.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -96,6 +97,8 @@ pub struct Context {
     pub index: Index,
     /// Where large assets are collected until they are whole.
     pub partials: Partials,
+    /// A folder of our own for outboards that live as long as one transfer.
+    pub scratch_folder: PathBuf,
     /// How the group names its assets.
     pub algorithm: HashAlgorithm,
 }

@@ -17,7 +17,7 @@ use super::{
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::core::limits::PIECE_ALIGN_BYTES;
 use crate::net::frame::{FrameReader, FrameWriter};
-use crate::state::partials::{Partial, PartialError};
+use crate::state::partials::{FinishError, Partial, PieceError};
 use crate::store::{Metadata, NewAsset, SMALL_BYTES_MAX, Store, StoreError, Stored, VerifiedFile};
 use crate::wire::batch::{
     Content, Label, Naming, Offer, Piece, Verdict, WantEntry, decode_contents, decode_drop,
@@ -209,7 +209,7 @@ pub(super) struct Intake<'a> {
     group: Vec<(usize, Bytes)>,
     group_bytes: u64,
     /// The piece being checked and written, while the next is being read.
-    writing: Option<(usize, JoinHandle<(Partial, Result<(), PartialError>)>)>,
+    writing: Option<(usize, JoinHandle<(Partial, Result<(), PieceError>)>)>,
     commits: JoinSet<Committed>,
     puts_in_flight: usize,
     /// What the large assets of this transfer will take when they are whole.
@@ -310,7 +310,8 @@ impl<'a> Intake<'a> {
         Ok(want)
     }
 
-    /// Makes slots for assets that the plain protocol announces by sending them.
+    /// Makes slots for assets that the plain protocol announces by sending them, one after another:
+    /// when the next begins, the last has come to its end or never will.
     async fn admit_named(
         &mut self,
         labels: impl Iterator<Item = Label>,
@@ -328,6 +329,14 @@ impl<'a> Intake<'a> {
         }
         if self.slots.len() + new.len() > PLAIN_ASSETS_MAX {
             return Err(TransferError::Protocol(format!("more than {PLAIN_ASSETS_MAX} assets")));
+        }
+        self.finish_writing().await;
+        if let Some(last) = self.slots.last_mut()
+            && !last.is_done()
+        {
+            self.meter.forget(last.left_bytes());
+            last.expects = Expects::Nothing;
+            last.conclude(Outcome::Unavailable);
         }
         let known = self.ctx.known(new.keys().copied().collect()).await?;
         for (digest, known) in new.into_values().zip(known) {
@@ -352,11 +361,16 @@ impl<'a> Intake<'a> {
         if known {
             return Ok(Slot::settled(digest, dropped, Outcome::AlreadyHeld));
         }
-        let mut slot = self.open_large(digest).await?;
-        if slot.outcome.is_some() {
-            slot.expects = dropped;
+        let slot = self.open_large(digest).await?;
+        match slot.expects {
+            Expects::Pieces { next_bytes: 0, .. } => Ok(slot),
+            Expects::Pieces { partial: Some(partial), .. } => {
+                let discarded = blocking(move || partial.discard()).await?;
+                discarded.map_err(|e| TransferError::Local(e.to_string()))?;
+                self.open_large(digest).await
+            }
+            _ => Ok(Slot { expects: dropped, ..slot }),
         }
-        Ok(slot)
     }
 
     fn slot_of(&self, label: Label) -> usize {
@@ -390,7 +404,7 @@ impl<'a> Intake<'a> {
             return refuse(Outcome::Later(e.to_string()));
         }
         let (partials, algorithm) = (self.ctx.partials.clone(), self.ctx.algorithm);
-        match blocking(move || partials.open(digest, algorithm)).await? {
+        match blocking(move || partials.start(digest, algorithm)).await? {
             Ok(partial) => {
                 self.reserved_bytes = reserved_bytes;
                 let next_bytes = partial.verified_prefix_bytes();
@@ -461,7 +475,7 @@ impl<'a> Intake<'a> {
         };
         let job = tokio::task::spawn_blocking(move || {
             let written =
-                partial.write_piece(piece.offset_bytes, piece.length_bytes, &piece.encoded);
+                partial.write_piece(piece.offset_bytes, piece.length_bytes.into(), &piece.encoded);
             (partial, written)
         });
         self.writing = Some((index, job));
@@ -511,8 +525,10 @@ impl<'a> Intake<'a> {
                 }
                 self.commit_if_whole(index);
             }
-            Ok((_, Err(e))) if e.is_mismatch() => self.refuse_corrupt(index),
-            Ok((_, Err(e))) => slot.conclude(Outcome::Later(e.to_string())),
+            Ok((_, Err(PieceError::Io(e)))) => slot.conclude(disk_failed(&e)),
+            Ok((_, Err(PieceError::Corrupt { .. } | PieceError::Misplaced { .. }))) => {
+                self.refuse_corrupt(index);
+            }
             Err(e) => slot.conclude(Outcome::Later(format!("a worker thread failed: {e}"))),
         }
     }
@@ -607,20 +623,24 @@ async fn put(
 }
 
 async fn adopt(store: Arc<dyn Store>, partial: Partial) -> Result<Stored, CommitError> {
-    let local = |e: &dyn std::fmt::Display| CommitError::Local(e.to_string());
-    let finished = blocking(move || partial.finish()).await.map_err(|e| local(&e))?;
-    let file = match finished {
-        Ok(file) => file,
-        Err(e) if e.is_mismatch() => return Err(CommitError::Corrupt),
-        Err(e) => return Err(local(&e)),
-    };
+    let finished =
+        blocking(move || partial.finish()).await.map_err(|e| CommitError::Local(e.to_string()))?;
+    // Held until the store is done: nobody else may open the files meanwhile.
+    let complete = finished.map_err(|e| match e {
+        FinishError::Mismatch { .. } => CommitError::Corrupt,
+        e => CommitError::Local(e.to_string()),
+    })?;
     let file = VerifiedFile {
-        digest: file.digest,
-        path: file.path,
-        outboard: file.outboard,
+        digest: complete.digest,
+        path: complete.path.clone(),
+        outboard: complete.outboard.clone(),
         metadata: Metadata::default(),
     };
     store.adopt(file).await.map_err(CommitError::Store)
+}
+
+fn disk_failed(error: &std::io::Error) -> Outcome {
+    Outcome::Later(format!("this device's disk failed: {error}"))
 }
 
 /// What a store's error means for the asset.

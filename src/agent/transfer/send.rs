@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,7 +21,7 @@ use super::{
 use crate::core::ids::{Digest, HashAlgorithm};
 use crate::core::limits::{INLINE_BYTES_MAX, OFFER_ENTRIES_MAX};
 use crate::net::frame::{FrameReader, FrameWriter};
-use crate::state::partials;
+use crate::state::bao::{self, encode_piece};
 use crate::store::{READ_BYTES_MAX, StoreError};
 use crate::wire::batch::{
     Content, Label, Offer, OfferEntry, Piece, decode_ack, decode_want, encode_contents, encode_drop,
@@ -227,7 +229,7 @@ async fn prepare(ctx: &Context, assets: Vec<Asset>, queue: Queue) -> Result<(), 
     }
     for asset in large {
         let sent = match ctx.algorithm {
-            HashAlgorithm::Blake3 => prepare_verified_pieces(ctx, &asset, &queue).await?,
+            HashAlgorithm::Blake3 => prepare_verified_pieces(ctx, asset, &queue).await?,
             HashAlgorithm::Sha256 => prepare_raw_pieces(ctx, &asset, &queue).await?,
         };
         if let Err(outcome) = sent {
@@ -344,20 +346,45 @@ async fn read_range(
 /// Pieces that each carry the proof of their own bytes.
 async fn prepare_verified_pieces(
     ctx: &Context,
-    asset: &Asset,
+    mut asset: Asset,
     queue: &Queue,
 ) -> Result<Result<(), Outcome>, TransferError> {
-    let outboard = match open_outboard(ctx, &asset.digest).await? {
-        Ok(outboard) => Arc::new(outboard),
-        Err(outcome) => return Ok(Err(outcome)),
-    };
+    match ctx.store.outboard(asset.digest.hash).await {
+        Ok(Some(stored)) => match send_verified_pieces(ctx, &mut asset, stored, queue).await? {
+            // Content or outboard is wrong: an outboard of our own tells which.
+            Err(Outcome::Damaged) => {}
+            done => return Ok(done),
+        },
+        Ok(None) => {}
+        Err(StoreError::NotFound(_)) => return Ok(Err(Outcome::Unavailable)),
+        Err(e) if e.is_temporary() => return Err(e.into()),
+        Err(e) => return Ok(Err(Outcome::Later(e.to_string()))),
+    }
+    match build_outboard(ctx, &asset.digest).await? {
+        Ok(built) => send_verified_pieces(ctx, &mut asset, built, queue).await,
+        Err(outcome) => Ok(Err(outcome)),
+    }
+}
+
+/// Moves the asset's offset on with every piece that is on its way.
+async fn send_verified_pieces(
+    ctx: &Context,
+    asset: &mut Asset,
+    outboard: File,
+    queue: &Queue,
+) -> Result<Result<(), Outcome>, TransferError> {
+    let outboard = Arc::new(outboard);
     let ranges = stream::iter(piece_ranges(asset.offset_bytes, asset.digest.size_bytes));
+    let read = *asset;
     let mut pieces = ranges
-        .map(|range| read_verified_piece(ctx, asset, outboard.clone(), range))
+        .map(|range| read_verified_piece(ctx, &read, outboard.clone(), range))
         .buffered(PIECES_AHEAD);
     while let Some(piece) = pieces.next().await {
         match piece? {
-            Ok(piece) => enqueue(queue, Prepared::Piece(piece)).await,
+            Ok(piece) => {
+                asset.offset_bytes = piece.end_bytes();
+                enqueue(queue, Prepared::Piece(piece)).await;
+            }
             Err(outcome) => return Ok(Err(outcome)),
         }
     }
@@ -377,36 +404,40 @@ async fn read_verified_piece(
         Err(outcome) => return Ok(Err(outcome)),
     };
     let encoded =
-        blocking(move || partials::encode_piece(&bytes, &outboard, &digest, offset_bytes)).await?;
+        blocking(move || encode_piece(&digest, offset_bytes, &bytes, Some(&outboard))).await?;
     Ok(encoded
-        .map(|encoded| Piece { label, offset_bytes, length_bytes, encoded })
+        .map(|encoded| Piece { label, offset_bytes, length_bytes, encoded: encoded.into() })
         .map_err(|_| Outcome::Damaged))
 }
 
-/// The store's outboard, or one built from the store's bytes for this transfer.
-async fn open_outboard(
+/// An outboard for this transfer alone, from the store's bytes, in a file without a name.
+async fn build_outboard(
     ctx: &Context,
     digest: &Digest,
 ) -> Result<Result<File, Outcome>, TransferError> {
-    match ctx.store.outboard(digest.hash).await {
-        Ok(Some(outboard)) => return Ok(Ok(outboard)),
-        Ok(None) => {}
-        Err(e) if e.is_temporary() => return Err(e.into()),
-        Err(StoreError::NotFound(_)) => return Ok(Err(Outcome::Unavailable)),
-        Err(e) => return Ok(Err(Outcome::Later(e.to_string()))),
-    }
     let (feed, source) = mpsc::channel(1);
-    let (partials, named) = (ctx.partials.clone(), *digest);
-    let build = blocking(move || partials.build_outboard(&named, QueueReader::new(source)));
+    let (folder, size_bytes) = (ctx.scratch_folder.clone(), digest.size_bytes);
+    let build = blocking(move || {
+        let mut outboard = nameless_file(&folder)?;
+        let hash = bao::build_outboard(QueueReader::new(source), size_bytes, &mut outboard)?;
+        Ok((hash, outboard))
+    });
     let (fed, built) = tokio::try_join!(feed_content(ctx, digest, feed), build)?;
     if let Err(outcome) = fed {
         return Ok(Err(outcome));
     }
-    match built {
-        Ok(outboard) => Ok(Ok(outboard)),
-        Err(e) if e.is_mismatch() => Ok(Err(Outcome::Damaged)),
-        Err(e) => Err(TransferError::Local(e.to_string())),
-    }
+    let built: std::io::Result<_> = built;
+    let (hash, outboard) = built
+        .map_err(|e| TransferError::Local(format!("building an outboard on disk failed: {e}")))?;
+    Ok(if hash == digest.hash { Ok(outboard) } else { Err(Outcome::Damaged) })
+}
+
+/// A file that is gone as soon as it is closed.
+fn nameless_file(folder: &Path) -> std::io::Result<File> {
+    let path = folder.join(format!("outboard-{:016x}", rand::random::<u64>()));
+    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
 }
 
 async fn feed_content(

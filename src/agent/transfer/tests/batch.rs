@@ -18,7 +18,7 @@ async fn small_assets_arrive_inline_and_when_wanted() {
     for algorithm in BOTH {
         for inline in [true, false] {
             let (from, digests) = Side::holding(algorithm, &SMALL_SIZES).await;
-            let to = Side::new(algorithm).await;
+            let to = Side::new(algorithm);
             let (sent, receipt) = exchange(&from, &to, &digests, inline).await;
             assert_eq!(sent.unwrap(), vec![Outcome::Stored; digests.len()]);
             receipt.end.unwrap();
