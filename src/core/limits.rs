@@ -77,3 +77,27 @@ pub const SET_COUNT_MAX: u64 = 1 << 40;
 
 /// How long a peer waits that asked for a full scan too soon after the last one.
 pub const SCAN_RETRY_MS: u64 = 10 * 60 * 1000;
+
+/// Assets in one offer, and verdicts in one Ack; we send [`BATCH_ASSETS_MAX`].
+pub const OFFER_ENTRIES_MAX: usize = 1024;
+
+/// Large assets in one offer. Each holds two open files at its receiver from Want to commit.
+pub const OFFER_LARGE_MAX: usize = 16;
+
+/// Bytes of an offer that are sent without waiting to be wanted: the most a crossing offer wastes.
+pub const INLINE_BYTES_MAX: u64 = 2 * BATCH_BYTES_MAX;
+
+/// The largest asset of the protocol, so that no sum of offsets and lengths ever overflows.
+pub const ASSET_BYTES_MAX: u64 = 1 << 48;
+
+/// Content bytes in one piece of a large asset.
+pub const PIECE_BYTES_MAX: u32 = 512 * 1024;
+
+/// What a piece is a multiple of: a chunk group, the unit BLAKE3 content is verified in.
+pub const PIECE_ALIGN_BYTES: u64 = 16 * 1024;
+
+/// Hash pairs a piece may carry beside its content: those inside it, and twice the tree's height.
+pub const PIECE_PROOF_BYTES_MAX: usize = 64 * (512 / 16 + 2 * 40);
+
+/// Characters of a reason given to people; a peer's text is cut to this.
+pub const REASON_CHARS_MAX: usize = 200;

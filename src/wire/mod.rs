@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+pub mod batch;
 pub mod frame;
 pub mod pairing;
 pub mod reconcile;
