@@ -12,10 +12,7 @@ use common::{Fixture, conforms};
 
 fn embedded(hash_algorithm: HashAlgorithm) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    let options = Options {
-        hash_algorithm,
-        free_floor_bytes: Some(0),
-    };
+    let options = Options { hash_algorithm, free_floor_bytes: Some(0) };
     let store = EmbeddedStore::open(&dir.path().join("store"), options).unwrap();
     Fixture {
         scratch: store.staging_dir().to_owned(),

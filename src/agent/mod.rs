@@ -14,6 +14,7 @@ use crate::store::embedded::{EmbeddedStore, Options};
 
 pub mod handle;
 pub mod status;
+pub mod transfer;
 
 use handle::{Handle, Request, RequestError};
 use status::{DeviceStatus, Status, StoreStatus};

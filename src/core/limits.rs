@@ -50,5 +50,54 @@ pub const LARGE_LANES: usize = 2;
 /// Assets that failed and are not asked for again until their time has come; beyond, the oldest is
 /// forgotten and may be tried once too early.
 pub const QUARANTINE_MAX: usize = 10_000;
+
 /// The longest request to join: the proof, a name and 16 addresses. It comes from a stranger.
 pub const PAIR_REQUEST_FRAME_BYTES_MAX: u32 = 8 * 1024;
+
+/// Coded cells of a sketch, and so the most that one answer to a peer can hold: they decode about
+/// 11,800 differences. Twice as many would double what every device keeps for a rare case.
+pub const SKETCH_CELLS: usize = 16_384;
+
+/// Coded cells in one frame: 52 KB at most.
+pub const CELLS_PER_FRAME_MAX: usize = 1024;
+
+/// Requests for more cells of one set: each asks for a quarter more at least, so that these lead
+/// from any first batch worth sending to a whole sketch.
+pub const MORES_MAX: u32 = 8;
+
+/// Rekeys of one reconcile: to shards, then to the plain list, which cannot fail.
+pub const REKEYS_MAX: u32 = 2;
+
+/// Shards of one reconcile, as a power of two: 4,096 shards hold 40 million differences. Beyond
+/// that the plain list is sent.
+pub const SHARD_BITS_MAX: u32 = 12;
+
+/// Hashes a set may claim to have: what the arithmetic is tested with, far above any store.
+pub const SET_COUNT_MAX: u64 = 1 << 40;
+
+/// How long a peer waits that asked for a full scan too soon after the last one.
+pub const SCAN_RETRY_MS: u64 = 10 * 60 * 1000;
+
+/// Assets in one offer, and verdicts in one Ack; we send [`BATCH_ASSETS_MAX`].
+pub const OFFER_ENTRIES_MAX: usize = 1024;
+
+/// Large assets in one offer. Each holds two open files at its receiver from Want to commit.
+pub const OFFER_LARGE_MAX: usize = 16;
+
+/// Bytes of an offer that are sent without waiting to be wanted: the most a crossing offer wastes.
+pub const INLINE_BYTES_MAX: u64 = 2 * BATCH_BYTES_MAX;
+
+/// The largest asset of the protocol, so that no sum of offsets and lengths ever overflows.
+pub const ASSET_BYTES_MAX: u64 = 1 << 48;
+
+/// Content bytes in one piece of a large asset.
+pub const PIECE_BYTES_MAX: u32 = 512 * 1024;
+
+/// What a piece is a multiple of: a chunk group, the unit BLAKE3 content is verified in.
+pub const PIECE_ALIGN_BYTES: u64 = 16 * 1024;
+
+/// Hash pairs a piece may carry beside its content: those inside it, and twice the tree's height.
+pub const PIECE_PROOF_BYTES_MAX: usize = 64 * (512 / 16 + 2 * 40);
+
+/// Characters of a reason given to people; a peer's text is cut to this.
+pub const REASON_CHARS_MAX: usize = 200;

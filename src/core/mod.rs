@@ -8,4 +8,6 @@ pub mod joining;
 pub mod limits;
 pub mod pairing;
 pub mod peers;
+pub mod reconcile;
+pub mod sketch;
 pub mod wants;

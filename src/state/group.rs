@@ -165,13 +165,7 @@ impl Group {
             NodeId::from_slice(&stored).map_or_else(|| "?".into(), |id| id.short()),
             node_id.short()
         );
-        Ok(Self {
-            node_id,
-            db: Mutex::new(Db {
-                connection,
-                deadlines: BTreeMap::new(),
-            }),
-        })
+        Ok(Self { node_id, db: Mutex::new(Db { connection, deadlines: BTreeMap::new() }) })
     }
 
     /// The group's id.
@@ -242,10 +236,7 @@ impl Group {
         ttl_ms: i64,
     ) -> Result<(), TicketError> {
         let mut db = self.db();
-        let Db {
-            connection,
-            deadlines,
-        } = &mut *db;
+        let Db { connection, deadlines } = &mut *db;
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if is_removed(&tx, &self.node_id)? {
             return Err(TicketError::WeAreRemoved);
@@ -271,12 +262,7 @@ impl Group {
         };
         tx.execute(
             "INSERT INTO tickets (key, created_ms, expires_ms, tries_left) VALUES (?1, ?2, ?3, ?4)",
-            params![
-                ticket.key,
-                ticket.created_ms,
-                ticket.expires_ms,
-                TICKET_TRIES
-            ],
+            params![ticket.key, ticket.created_ms, ticket.expires_ms, TICKET_TRIES],
         )?;
         tx.commit()?;
         deadlines.retain(|_, deadline| *deadline > now);
@@ -289,9 +275,7 @@ impl Group {
         let now = Instant::now();
         let mut db = self.db();
         let found = tickets(&db.connection)?;
-        Ok(found
-            .iter()
-            .any(|ticket| ticket.is_live(&mut db.deadlines, now_ms, now)))
+        Ok(found.iter().any(|ticket| ticket.is_live(&mut db.deadlines, now_ms, now)))
     }
 
     /// Lets `joiner` in if `proof` shows that it knows the secret of an outstanding ticket of this
@@ -320,10 +304,7 @@ impl Group {
             return Err(RedeemError::Ourselves);
         }
         let mut db = self.db();
-        let Db {
-            connection,
-            deadlines,
-        } = &mut *db;
+        let Db { connection, deadlines } = &mut *db;
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if is_removed(&tx, &self.node_id)? {
             return Err(RedeemError::WeAreRemoved);
@@ -374,11 +355,8 @@ impl Group {
                 put_member(&tx, &joined, now_ms)?;
             }
         }
-        let redeemed = Redeemed {
-            group_id: group_id(&tx)?,
-            members: members(&tx)?,
-            removed: removed(&tx)?,
-        };
+        let redeemed =
+            Redeemed { group_id: group_id(&tx)?, members: members(&tx)?, removed: removed(&tx)? };
         tx.commit()?;
         deadlines.remove(&key);
         Ok(redeemed)
@@ -534,9 +512,7 @@ impl Group {
         change: impl FnOnce(&Transaction) -> Result<T, E>,
     ) -> Result<T, E> {
         let mut db = self.db();
-        let tx = db
-            .connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let tx = db.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let done = change(&tx)?;
         tx.commit()?;
         Ok(done)
@@ -609,9 +585,7 @@ impl Ticket {
             return false;
         }
         let left_ms = u64::try_from(self.expires_ms - now_ms).unwrap_or(0);
-        let deadline = deadlines
-            .entry(self.key)
-            .or_insert(now + Duration::from_millis(left_ms));
+        let deadline = deadlines.entry(self.key).or_insert(now + Duration::from_millis(left_ms));
         now < *deadline
     }
 }
@@ -774,11 +748,7 @@ fn tickets(connection: &Connection) -> rusqlite::Result<Vec<Ticket>> {
     connection
         .prepare_cached("SELECT key, created_ms, expires_ms FROM tickets")?
         .query_map([], |row| {
-            Ok(Ticket {
-                key: row.get(0)?,
-                created_ms: row.get(1)?,
-                expires_ms: row.get(2)?,
-            })
+            Ok(Ticket { key: row.get(0)?, created_ms: row.get(1)?, expires_ms: row.get(2)? })
         })?
         .collect()
 }
@@ -803,9 +773,7 @@ fn lookup(connection: &Connection, who: &str) -> Result<Member, LookupError> {
                 .collect(),
         });
     }
-    found
-        .pop()
-        .ok_or_else(|| LookupError::Unknown(who.to_owned()))
+    found.pop().ok_or_else(|| LookupError::Unknown(who.to_owned()))
 }
 
 fn shown_name(name: &str, node_id: &NodeId) -> String {

@@ -72,24 +72,14 @@ impl Home {
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self> {
         if let Some(folder) = explicit {
-            ensure!(
-                !folder.as_os_str().is_empty(),
-                "the home folder given is empty"
-            );
+            ensure!(!folder.as_os_str().is_empty(), "the home folder given is empty");
             let folder = std::path::absolute(&folder)
                 .with_context(|| format!("making {} absolute", folder.display()))?;
-            return Ok(Self {
-                state: folder.clone(),
-                data: folder,
-            });
+            return Ok(Self { state: folder.clone(), data: folder });
         }
         // The XDG Base Directory Specification: a relative value counts as unset.
         let xdg = |name: &str, below_home: &str| -> Result<PathBuf> {
-            let absolute = |name| {
-                variable(name)
-                    .map(PathBuf::from)
-                    .filter(|p| p.is_absolute())
-            };
+            let absolute = |name| variable(name).map(PathBuf::from).filter(|p| p.is_absolute());
             let base = absolute(name).or_else(|| absolute("HOME").map(|p| p.join(below_home)));
             let base = base.with_context(|| {
                 format!("neither {name} nor HOME is set: name the home folder with --home")
@@ -206,11 +196,7 @@ impl Home {
             .with_context(|| format!("listing {}", self.state.display()))?;
         for entry in entries {
             let entry = entry?;
-            if entry
-                .file_name()
-                .to_string_lossy()
-                .starts_with(UNFINISHED_PREFIX)
-            {
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED_PREFIX) {
                 fs::remove_file(entry.path())
                     .with_context(|| format!("removing {}", entry.path().display()))?;
             }
@@ -330,11 +316,7 @@ enum Kind {
 
 fn private_file_options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(true)
-        .mode(FILE_MODE)
-        .custom_flags(OFlags::NOFOLLOW.bits() as i32);
+    options.read(true).write(true).mode(FILE_MODE).custom_flags(OFlags::NOFOLLOW.bits() as i32);
     options
 }
 
@@ -360,9 +342,7 @@ fn check_private(path: &Path, kind: Kind) -> Result<()> {
         Kind::File => ("regular file", FILE_MODE),
     };
     let shown = path.display();
-    let found = path
-        .symlink_metadata()
-        .with_context(|| format!("looking at {shown}"))?;
+    let found = path.symlink_metadata().with_context(|| format!("looking at {shown}"))?;
     ensure!(
         !found.is_symlink(),
         "{shown} is a symbolic link, expected a {expected}: put the real one in its place"
@@ -371,10 +351,7 @@ fn check_private(path: &Path, kind: Kind) -> Result<()> {
         Kind::Folder => found.is_dir(),
         Kind::File => found.is_file(),
     };
-    ensure!(
-        right_kind,
-        "{shown} is not a {expected}: move it out of the way"
-    );
+    ensure!(right_kind, "{shown} is not a {expected}: move it out of the way");
     let us = rustix::process::geteuid().as_raw();
     ensure!(
         found.uid() == us,
@@ -559,10 +536,7 @@ mod tests {
         let lock = home.lock().unwrap();
         assert_eq!(home.api_address().unwrap(), None);
         for pid in [1, 2] {
-            let address = ApiAddress {
-                api: "http://127.0.0.1:5757".into(),
-                pid,
-            };
+            let address = ApiAddress { api: "http://127.0.0.1:5757".into(), pid };
             home.write_api_address(&lock, &address).unwrap();
             assert_eq!(home.api_address().unwrap(), Some(address));
         }

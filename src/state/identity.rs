@@ -50,10 +50,7 @@ impl Identity {
     fn from_bytes(bytes: &[u8; KEY_BYTES]) -> Self {
         let secret_key = SecretKey::from_bytes(bytes);
         let node_id = NodeId(*secret_key.public().as_bytes());
-        Self {
-            secret_key,
-            node_id,
-        }
+        Self { secret_key, node_id }
     }
 
     fn from_text(text: &[u8]) -> Result<Self> {
@@ -132,11 +129,7 @@ mod tests {
             let said = format!("{:#}", load(&home).unwrap_err());
             assert!(said.contains("key is damaged"), "{what}: {said}");
             assert!(!said.contains("5a5a"), "{what}: shows the key: {said}");
-            assert_eq!(
-                fs::read_to_string(home.key_path()).unwrap(),
-                content,
-                "{what}"
-            );
+            assert_eq!(fs::read_to_string(home.key_path()).unwrap(), content, "{what}");
         }
     }
 
@@ -158,38 +151,18 @@ mod tests {
         let elsewhere = dir.path().join("elsewhere");
         fs::rename(&key, &elsewhere).unwrap();
         symlink(&elsewhere, &key).unwrap();
-        assert!(
-            load(&home)
-                .unwrap_err()
-                .to_string()
-                .contains("symbolic link")
-        );
+        assert!(load(&home).unwrap_err().to_string().contains("symbolic link"));
         fs::remove_file(&key).unwrap();
         symlink(dir.path().join("nothing"), &key).unwrap();
-        assert!(
-            load(&home)
-                .unwrap_err()
-                .to_string()
-                .contains("symbolic link")
-        );
+        assert!(load(&home).unwrap_err().to_string().contains("symbolic link"));
         fs::remove_file(&key).unwrap();
         fs::create_dir(&key).unwrap();
-        assert!(
-            load(&home)
-                .unwrap_err()
-                .to_string()
-                .contains("not a regular file")
-        );
+        assert!(load(&home).unwrap_err().to_string().contains("not a regular file"));
         fs::remove_dir(&key).unwrap();
         if rustix::process::geteuid().is_root() {
             fs::rename(&elsewhere, &key).unwrap();
             std::os::unix::fs::chown(&key, Some(12_345), None).unwrap();
-            assert!(
-                load(&home)
-                    .unwrap_err()
-                    .to_string()
-                    .contains("belongs to user 12345")
-            );
+            assert!(load(&home).unwrap_err().to_string().contains("belongs to user 12345"));
         }
     }
 
@@ -223,11 +196,7 @@ mod tests {
 
     fn child(home: &Path) -> Child {
         Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "state::identity::tests::child_starts",
-                "--ignored",
-            ])
+            .args(["--exact", "state::identity::tests::child_starts", "--ignored"])
             .env("CAN_SYNC_TEST_HOME", home)
             .stdout(Stdio::piped())
             .spawn()
@@ -235,10 +204,7 @@ mod tests {
     }
 
     fn files_below(folder: &Path) -> Vec<std::path::PathBuf> {
-        walkdir::WalkDir::new(folder)
-            .into_iter()
-            .map(|entry| entry.unwrap().into_path())
-            .collect()
+        walkdir::WalkDir::new(folder).into_iter().map(|entry| entry.unwrap().into_path()).collect()
     }
 
     #[test]
@@ -265,22 +231,14 @@ mod tests {
             std::thread::sleep(Duration::from_micros(400 * round));
             let _ = first.kill();
             let mut said = String::new();
-            first
-                .stdout
-                .take()
-                .unwrap()
-                .read_to_string(&mut said)
-                .unwrap();
+            first.stdout.take().unwrap().read_to_string(&mut said).unwrap();
             first.wait().unwrap();
 
             let home = Home::open(Some(path.clone())).unwrap();
             let before = read_secret(&home.key_path()).unwrap();
             let identity = load(&home).unwrap();
             if let Some(text) = before {
-                assert_eq!(
-                    Identity::from_text(&text).unwrap().node_id,
-                    identity.node_id
-                );
+                assert_eq!(Identity::from_text(&text).unwrap().node_id, identity.node_id);
             }
             let leftovers = files_below(&path)
                 .into_iter()

@@ -101,12 +101,7 @@ impl Index {
             params![store_id.0, epoch],
         )?;
         tx.commit()?;
-        *lock(&self.shared.head) = Head {
-            epoch,
-            seq: 0,
-            count: 0,
-            store_cursor: 0,
-        };
+        *lock(&self.shared.head) = Head { epoch, seq: 0, count: 0, store_cursor: 0 };
         Ok(Bound { same: false })
     }
 
@@ -222,10 +217,7 @@ impl Index {
                     "SELECT seq, hash, size FROM known WHERE seq > ?1 ORDER BY seq LIMIT ?2",
                 )?
                 .query_map(params![int(after_seq), count(limit)], |row| {
-                    let digest = Digest {
-                        hash: Hash(row.get(1)?),
-                        size_bytes: row_u64(row, 2)?,
-                    };
+                    let digest = Digest { hash: Hash(row.get(1)?), size_bytes: row_u64(row, 2)? };
                     Ok((row_u64(row, 0)?, digest))
                 })?
                 .collect()
@@ -382,9 +374,8 @@ fn open_writer(path: &Path) -> Result<(Connection, Head)> {
             store_cursor: row_u64(row, 2)?,
         })
     })?;
-    head.seq = tx.query_row("SELECT coalesce(max(seq), 0) FROM known", [], |row| {
-        row_u64(row, 0)
-    })?;
+    head.seq =
+        tx.query_row("SELECT coalesce(max(seq), 0) FROM known", [], |row| row_u64(row, 0))?;
     tx.commit()?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     Ok((connection, head))

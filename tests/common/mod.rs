@@ -81,26 +81,17 @@ pub async fn conforms(make: impl AsyncFn() -> Fixture) {
 /// Bytes that differ from one seed to the next.
 pub fn content(seed: u64, length: usize) -> Bytes {
     let mut bytes = vec![0; length];
-    let mut reader = blake3::Hasher::new()
-        .update(&seed.to_le_bytes())
-        .finalize_xof();
+    let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
     reader.fill(&mut bytes);
     bytes.into()
 }
 
 pub fn digest(algorithm: HashAlgorithm, content: &[u8]) -> Digest {
-    Digest {
-        hash: algorithm.hash(content),
-        size_bytes: content.len() as u64,
-    }
+    Digest { hash: algorithm.hash(content), size_bytes: content.len() as u64 }
 }
 
 pub fn asset(algorithm: HashAlgorithm, content: Bytes) -> NewAsset {
-    NewAsset {
-        digest: digest(algorithm, &content),
-        content,
-        metadata: Metadata::default(),
-    }
+    NewAsset { digest: digest(algorithm, &content), content, metadata: Metadata::default() }
 }
 
 /// A file with the content, as `adopt` takes it.
@@ -108,12 +99,7 @@ pub fn file(algorithm: HashAlgorithm, folder: &Path, content: &[u8]) -> Verified
     let digest = digest(algorithm, content);
     let path = folder.join(format!("{}.part", digest.hash.short()));
     std::fs::write(&path, content).unwrap();
-    VerifiedFile {
-        digest,
-        path,
-        outboard: None,
-        metadata: Metadata::default(),
-    }
+    VerifiedFile { digest, path, outboard: None, metadata: Metadata::default() }
 }
 
 impl Fixture {
@@ -144,10 +130,7 @@ impl Fixture {
 async fn a_new_store_is_empty(f: &Fixture) {
     let info = f.store.info().await.unwrap();
     assert_eq!(info.hash_algorithm, f.algorithm);
-    assert_eq!(
-        (info.newest_cursor, info.asset_count, info.asset_bytes),
-        (0, 0, 0)
-    );
+    assert_eq!((info.newest_cursor, info.asset_count, info.asset_bytes), (0, 0, 0));
     let changes = f.store.changes(0, 10).await.unwrap();
     assert_eq!((changes.entries.len(), changes.next), (0, 0));
     assert!(!changes.has_more);
@@ -157,17 +140,7 @@ async fn a_new_store_is_empty(f: &Fixture) {
 
 async fn what_is_put_can_be_read(f: &Fixture) {
     let kib = 1024;
-    let sizes = [
-        0,
-        1,
-        100,
-        4 * kib,
-        16 * kib,
-        64 * kib,
-        64 * kib + 1,
-        200 * kib,
-        256 * kib,
-    ];
+    let sizes = [0, 1, 100, 4 * kib, 16 * kib, 64 * kib, 64 * kib + 1, 200 * kib, 256 * kib];
     let assets: Vec<NewAsset> = (0..).zip(sizes).map(|(i, n)| f.asset(i, n)).collect();
     let results = f.store.put(assets.clone()).await.unwrap();
     assert!(results.iter().all(|r| matches!(r, Ok(Stored::New))));
@@ -279,10 +252,7 @@ async fn metadata_is_kept_normalised_and_versioned(f: &Fixture) {
     let row = f.store.lookup(hash).await.unwrap().unwrap().metadata;
     assert_eq!(row.description, new.metadata.description);
     assert_eq!(row.tags, ["cat", "zoo"]);
-    assert_eq!(
-        (row.file_name.as_str(), row.media_type.as_str()),
-        ("cat.txt", "text/plain")
-    );
+    assert_eq!((row.file_name.as_str(), row.media_type.as_str()), ("cat.txt", "text/plain"));
 
     let edit = Metadata {
         description: "a dog".into(),
@@ -310,10 +280,7 @@ async fn metadata_is_kept_normalised_and_versioned(f: &Fixture) {
 async fn a_metadata_edit_of_an_old_version_is_a_conflict(f: &Fixture) {
     let hash = f.put(f.asset(1, 30)).await.hash;
     let first = f.store.lookup(hash).await.unwrap().unwrap().metadata;
-    let edit = |text: &str| Metadata {
-        description: text.into(),
-        ..Metadata::default()
-    };
+    let edit = |text: &str| Metadata { description: text.into(), ..Metadata::default() };
     let expected = Some(first.version);
     let second = f.store.set_metadata(hash, &edit("one"), expected).await;
     let second = second.unwrap();
@@ -333,10 +300,7 @@ async fn a_metadata_edit_of_an_old_version_is_a_conflict(f: &Fixture) {
 async fn an_edit_moves_the_feed_on_without_an_entry(f: &Fixture) {
     let hash = f.put(f.asset(1, 30)).await.hash;
     let before = f.store.changes(0, 10).await.unwrap();
-    let edit = Metadata {
-        description: "x".into(),
-        ..Metadata::default()
-    };
+    let edit = Metadata { description: "x".into(), ..Metadata::default() };
     f.store.set_metadata(hash, &edit, None).await.unwrap();
     let after = f.store.changes(before.next, 10).await.unwrap();
     assert!(after.entries.is_empty());
@@ -360,10 +324,7 @@ async fn a_follower_is_told_of_assets_and_edits(f: &Fixture) {
     let hint = tokio::time::timeout(wait, follow.next()).await.unwrap();
     assert_eq!(hint.unwrap().unwrap(), FeedEvent::Changed);
     let after = f.newest().await;
-    let edit = Metadata {
-        trashed: true,
-        ..Metadata::default()
-    };
+    let edit = Metadata { trashed: true, ..Metadata::default() };
     f.store.set_metadata(hash, &edit, None).await.unwrap();
     let hint = tokio::time::timeout(wait, follow.next()).await.unwrap();
     assert_eq!(hint.unwrap().unwrap(), FeedEvent::Changed);
@@ -390,14 +351,7 @@ async fn reads_are_exact_and_bounded(f: &Fixture) {
     for length in [1_000_u64, 100_000] {
         let asset = f.asset(length, length as usize);
         let hash = f.put(asset.clone()).await.hash;
-        for range in [
-            0..1,
-            5..5,
-            1..length,
-            length - 1..length,
-            0..length,
-            length..length,
-        ] {
+        for range in [0..1, 5..5, 1..length, length - 1..length, 0..length, length..length] {
             let read = f.store.read(hash, range.clone()).await.unwrap().unwrap();
             let expected = &asset.content[range.start as usize..range.end as usize];
             assert_eq!(read, expected, "{range:?} of {length}");
@@ -459,10 +413,7 @@ async fn a_file_of_the_wrong_length_is_refused_and_consumed(f: &Fixture) {
         wrong.digest = digest(f.algorithm, &content(1, size + 1));
         let path = wrong.path.clone();
         let result = f.store.adopt(wrong).await;
-        assert!(
-            matches!(result, Err(StoreError::Mismatch { .. })),
-            "{result:?}"
-        );
+        assert!(matches!(result, Err(StoreError::Mismatch { .. })), "{result:?}");
         assert!(!path.exists());
     }
     assert_eq!(f.hashes().await, vec![]);
@@ -497,11 +448,7 @@ async fn lists_filter_and_page(f: &Fixture) {
     for seed in 0..12_u64 {
         let mut new = f.asset(seed, 10);
         new.metadata = Metadata {
-            description: if seed == 3 {
-                "The Sea".into()
-            } else {
-                String::new()
-            },
+            description: if seed == 3 { "The Sea".into() } else { String::new() },
             tags: (0..seed % 3).fold(Vec::new(), |mut tags, n| {
                 tags.push(format!("tag{n}"));
                 tags
@@ -509,12 +456,7 @@ async fn lists_filter_and_page(f: &Fixture) {
             trashed: seed % 4 == 0,
             version: 0,
             file_name: format!("file{seed}.PNG"),
-            media_type: if seed % 2 == 0 {
-                "image/png"
-            } else {
-                "text/plain"
-            }
-            .into(),
+            media_type: if seed % 2 == 0 { "image/png" } else { "text/plain" }.into(),
         };
         let hash = f.put(new).await.hash;
         all.push(f.store.lookup(hash).await.unwrap().unwrap());
@@ -527,89 +469,34 @@ async fn lists_filter_and_page(f: &Fixture) {
     let list = |filter: Filter| async move { f.store.list(&filter, 0, 100).await.unwrap() };
 
     assert_eq!(list(any()).await, all);
-    let tag = Filter {
-        tag: text("tag0"),
-        ..any()
-    };
+    let tag = Filter { tag: text("tag0"), ..any() };
     let expected = matching(&|a| a.metadata.tags.contains(&"tag0".to_owned()));
     assert_eq!(list(tag).await, expected);
-    let exact = Filter {
-        media_type: text("image/png"),
-        ..any()
-    };
+    let exact = Filter { media_type: text("image/png"), ..any() };
     let expected = matching(&|a| a.metadata.media_type == "image/png");
     assert_eq!(list(exact).await, expected);
-    let kind = Filter {
-        media_type: text("image/"),
-        ..any()
-    };
+    let kind = Filter { media_type: text("image/"), ..any() };
     assert_eq!(list(kind).await, expected);
-    assert!(
-        list(Filter {
-            media_type: text("image"),
-            ..any()
-        })
-        .await
-        .is_empty()
-    );
-    let query = Filter {
-        query: text("tHE s"),
-        ..any()
-    };
-    assert_eq!(
-        list(query).await,
-        matching(&|a| a.metadata.description == "The Sea")
-    );
-    let query = Filter {
-        query: text("e7.png"),
-        ..any()
-    };
-    assert_eq!(
-        list(query).await,
-        matching(&|a| a.metadata.file_name == "file7.PNG")
-    );
-    assert!(
-        list(Filter {
-            query: text("%"),
-            ..any()
-        })
-        .await
-        .is_empty()
-    );
+    assert!(list(Filter { media_type: text("image"), ..any() }).await.is_empty());
+    let query = Filter { query: text("tHE s"), ..any() };
+    assert_eq!(list(query).await, matching(&|a| a.metadata.description == "The Sea"));
+    let query = Filter { query: text("e7.png"), ..any() };
+    assert_eq!(list(query).await, matching(&|a| a.metadata.file_name == "file7.PNG"));
+    assert!(list(Filter { query: text("%"), ..any() }).await.is_empty());
     for trashed in [true, false] {
-        let filter = Filter {
-            trashed: Some(trashed),
-            ..any()
-        };
-        assert_eq!(
-            list(filter).await,
-            matching(&|a| a.metadata.trashed == trashed)
-        );
+        let filter = Filter { trashed: Some(trashed), ..any() };
+        assert_eq!(list(filter).await, matching(&|a| a.metadata.trashed == trashed));
     }
     let hex = all[5].entry.digest.hash.to_string();
     for length in [1, 7, 64] {
-        let filter = Filter {
-            hash_prefix: text(&hex[..length]),
-            ..any()
-        };
+        let filter = Filter { hash_prefix: text(&hex[..length]), ..any() };
         let starts = |a: &Asset| a.entry.digest.hash.to_string().starts_with(&hex[..length]);
         assert_eq!(list(filter).await, matching(&starts));
     }
     for prefix in ["xyz", &format!("{hex}0"), "é"] {
-        assert!(
-            list(Filter {
-                hash_prefix: text(prefix),
-                ..any()
-            })
-            .await
-            .is_empty()
-        );
+        assert!(list(Filter { hash_prefix: text(prefix), ..any() }).await.is_empty());
     }
-    let both = Filter {
-        tag: text("tag1"),
-        trashed: Some(false),
-        ..any()
-    };
+    let both = Filter { tag: text("tag1"), trashed: Some(false), ..any() };
     let expected =
         matching(&|a| a.metadata.tags.contains(&"tag1".to_owned()) && !a.metadata.trashed);
     assert_eq!(list(both).await, expected);
@@ -634,9 +521,7 @@ async fn puts_at_once_all_count(f: &Fixture) {
     let puts = (0..20).map(|seed| f.store.put(batch(seed)));
     let results = futures_util::future::join_all(puts).await;
     let new = results.into_iter().flat_map(Result::unwrap);
-    let new = new
-        .filter(|result| matches!(result, Ok(Stored::New)))
-        .count();
+    let new = new.filter(|result| matches!(result, Ok(Stored::New))).count();
     assert_eq!(new, 20 * 8 + 2);
     let info = f.store.info().await.unwrap();
     assert_eq!(info.asset_count, 20 * 8 + 2);

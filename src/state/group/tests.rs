@@ -26,11 +26,7 @@ fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
     let group = Group::open(&path, US, "desk", NOW).unwrap();
-    Fixture {
-        _dir: dir,
-        path,
-        group,
-    }
+    Fixture { _dir: dir, path, group }
 }
 
 fn with_ticket() -> Fixture {
@@ -50,12 +46,7 @@ fn node(n: u16) -> NodeId {
 }
 
 fn told(n: u16, name: &str, named_ms: i64) -> Member {
-    Member {
-        node_id: node(n),
-        name: name.into(),
-        named_ms,
-        addresses: vec![],
-    }
+    Member { node_id: node(n), name: name.into(), named_ms, addresses: vec![] }
 }
 
 /// In alphabetical order.
@@ -86,10 +77,7 @@ fn everything_is_there_after_a_restart() {
     let before = (group.group_id().unwrap(), group.members().unwrap());
     drop(group);
     let group = Group::open(&path, US, "another name", NOW).unwrap();
-    assert_eq!(
-        (group.group_id().unwrap(), group.members().unwrap()),
-        before
-    );
+    assert_eq!((group.group_id().unwrap(), group.members().unwrap()), before);
     assert_eq!(group.name().unwrap(), "Desk 2");
     assert_eq!(group.removed().unwrap(), [OTHER]);
     assert!(group.outstanding_tickets(NOW).unwrap());
@@ -107,17 +95,11 @@ fn the_state_of_another_device_is_refused() {
 fn a_damaged_state_is_refused_and_left_as_it_is() {
     let fixture = fixture();
     drop(fixture.group);
-    std::fs::write(
-        &fixture.path,
-        "no database, but long enough to be taken for one ".repeat(99),
-    )
-    .unwrap();
+    std::fs::write(&fixture.path, "no database, but long enough to be taken for one ".repeat(99))
+        .unwrap();
     let before = std::fs::read(&fixture.path).unwrap();
     let said = Group::open(&fixture.path, US, "x", NOW).unwrap_err();
-    assert!(
-        said.to_string().contains("state.db cannot be used"),
-        "{said}"
-    );
+    assert!(said.to_string().contains("state.db cannot be used"), "{said}");
     assert_eq!(std::fs::read(&fixture.path).unwrap(), before);
 }
 
@@ -131,10 +113,7 @@ fn a_ticket_lets_one_device_in_once() {
     assert!(group.is_member(&JOINER).unwrap());
     assert!(!group.outstanding_tickets(NOW).unwrap());
     for joiner in [JOINER, OTHER] {
-        assert!(matches!(
-            redeem(&group, &joiner),
-            Err(RedeemError::NoTicket)
-        ));
+        assert!(matches!(redeem(&group, &joiner), Err(RedeemError::NoTicket)));
     }
     assert!(!group.is_member(&OTHER).unwrap());
 }
@@ -142,12 +121,9 @@ fn a_ticket_lets_one_device_in_once() {
 #[test]
 fn a_ticket_ends_at_its_expiry_and_when_the_clock_was_set_back_behind_its_start() {
     let proof = pair_proof(&SECRET, &US, &JOINER);
-    for (now_ms, ok) in [
-        (NOW + TTL - 1, true),
-        (NOW + TTL, false),
-        (NOW + TTL + 1000, false),
-        (NOW - 1, false),
-    ] {
+    for (now_ms, ok) in
+        [(NOW + TTL - 1, true), (NOW + TTL, false), (NOW + TTL + 1000, false), (NOW - 1, false)]
+    {
         let Fixture { group, .. } = with_ticket();
         assert_eq!(group.outstanding_tickets(now_ms).unwrap(), ok, "{now_ms}");
         let outcome = group.redeem(now_ms, &JOINER, &proof, "phone", &[]);
@@ -181,19 +157,14 @@ fn five_wrong_proofs_are_the_end_of_every_outstanding_ticket() {
         assert!(matches!(refused, Err(RedeemError::WrongProof)), "{attempt}");
     }
     assert!(!group.outstanding_tickets(NOW).unwrap());
-    assert!(matches!(
-        redeem(&group, &JOINER),
-        Err(RedeemError::NoTicket)
-    ));
+    assert!(matches!(redeem(&group, &JOINER), Err(RedeemError::NoTicket)));
 }
 
 #[test]
 fn the_fifth_try_may_still_be_the_right_one() {
     let Fixture { group, .. } = with_ticket();
     for attempt in 1..=4 {
-        group
-            .redeem(NOW, &JOINER, &[attempt; 32], "phone", &[])
-            .unwrap_err();
+        group.redeem(NOW, &JOINER, &[attempt; 32], "phone", &[]).unwrap_err();
     }
     redeem(&group, &JOINER).unwrap();
 }
@@ -240,10 +211,7 @@ fn a_removed_device_cannot_come_back_with_a_ticket_nor_spend_it() {
     let Fixture { group, .. } = with_ticket();
     group.merge(&[], &[JOINER], NOW).unwrap();
     for _ in 0..6 {
-        assert!(matches!(
-            redeem(&group, &JOINER),
-            Err(RedeemError::JoinerRemoved)
-        ));
+        assert!(matches!(redeem(&group, &JOINER), Err(RedeemError::JoinerRemoved)));
     }
     redeem(&group, &OTHER).unwrap();
 }
@@ -254,14 +222,8 @@ fn a_removed_device_lets_nobody_in_and_keeps_its_state() {
     let changes = group.merge(&[told(7, "a", 1)], &[US], NOW).unwrap();
     assert_eq!(changes.removed, [US]);
     assert!(group.we_are_removed().unwrap());
-    assert_eq!(
-        (group.name().unwrap(), names(&group)),
-        ("desk".into(), vec!["a".into()])
-    );
-    assert!(matches!(
-        redeem(&group, &JOINER),
-        Err(RedeemError::WeAreRemoved)
-    ));
+    assert_eq!((group.name().unwrap(), names(&group)), ("desk".into(), vec!["a".into()]));
+    assert!(matches!(redeem(&group, &JOINER), Err(RedeemError::WeAreRemoved)));
     let refused = group.create_ticket(&[1; 16], NOW, TTL);
     assert!(matches!(refused, Err(TicketError::WeAreRemoved)));
 }
@@ -292,20 +254,13 @@ fn a_device_alone_enters_the_group_of_its_inviter() {
     let told = redeem(&inviter, &JOINER).unwrap();
     let group = Group::open(&joiner.path, US, "x", NOW).unwrap();
     group.create_ticket(&[1; 16], NOW, TTL).unwrap();
-    let changes = group
-        .join(&told.group_id, &told.members, &[OTHER], NOW)
-        .unwrap();
+    let changes = group.join(&told.group_id, &told.members, &[OTHER], NOW).unwrap();
     assert_eq!(changes.added.len(), 1);
     assert_eq!(group.group_id().unwrap(), told.group_id);
     assert_eq!(group.removed().unwrap(), [OTHER]);
     assert!(!group.outstanding_tickets(NOW).unwrap());
     // The answer may come twice.
-    assert!(
-        group
-            .join(&told.group_id, &told.members, &[OTHER], NOW)
-            .unwrap()
-            .is_empty()
-    );
+    assert!(group.join(&told.group_id, &told.members, &[OTHER], NOW).unwrap().is_empty());
 }
 
 #[test]
@@ -316,10 +271,7 @@ fn a_device_with_a_group_of_its_own_leaves_it_before_it_joins_another() {
     let next = GroupId([5; 32]);
     let refused = group.join(&next, &[told(7, "a", 1)], &[], NOW);
     assert!(matches!(refused, Err(JoinError::AlreadyInGroup { n: 1 })));
-    assert_eq!(
-        (group.group_id().unwrap(), group.members().unwrap()),
-        before
-    );
+    assert_eq!((group.group_id().unwrap(), group.members().unwrap()), before);
     group.leave().unwrap();
     assert_eq!(names(&group), ["desk"]);
     assert_ne!(group.group_id().unwrap(), before.0);
@@ -340,9 +292,7 @@ fn a_group_that_removed_this_device_is_not_joined() {
 fn a_removed_device_may_join_another_group() {
     let Fixture { group, .. } = fixture();
     group.merge(&[told(7, "a", 1)], &[US], NOW).unwrap();
-    group
-        .join(&GroupId([5; 32]), &[told(8, "b", 1)], &[], NOW)
-        .unwrap();
+    group.join(&GroupId([5; 32]), &[told(8, "b", 1)], &[], NOW).unwrap();
     assert!(!group.we_are_removed().unwrap());
     assert_eq!(names(&group), ["b", "desk"]);
 }
@@ -353,10 +303,7 @@ fn removal_outweighs_every_later_addition() {
     redeem(&group, &JOINER).unwrap();
     let removed = group.remove("phone", NOW).unwrap();
     assert_eq!(removed.node_id, JOINER);
-    let again = Member {
-        node_id: JOINER,
-        ..told(0, "phone", NOW)
-    };
+    let again = Member { node_id: JOINER, ..told(0, "phone", NOW) };
     assert!(group.merge(&[again], &[], NOW).unwrap().is_empty());
     assert!(!group.is_member(&JOINER).unwrap());
     assert_eq!(group.removed().unwrap(), [JOINER]);
@@ -365,36 +312,23 @@ fn removal_outweighs_every_later_addition() {
 #[test]
 fn a_device_does_not_remove_itself() {
     let Fixture { group, .. } = fixture();
-    assert!(matches!(
-        group.remove("desk", NOW),
-        Err(LookupError::Ourselves)
-    ));
+    assert!(matches!(group.remove("desk", NOW), Err(LookupError::Ourselves)));
     assert!(group.is_member(&US).unwrap());
 }
 
 #[test]
 fn members_are_found_by_name_or_start_of_node_id() {
     let Fixture { group, .. } = fixture();
-    let members = [
-        told(0x1234, "phone", 1),
-        told(0x1235, "tv", 1),
-        told(9, "tv", 1),
-    ];
+    let members = [told(0x1234, "phone", 1), told(0x1235, "tv", 1), told(9, "tv", 1)];
     group.merge(&members, &[], NOW).unwrap();
     for who in ["phone", "1234", "1234AAAA", &node(0x1234).to_string()] {
         assert_eq!(group.lookup(who).unwrap().node_id, node(0x1234), "{who}");
     }
     for who in ["", "phon", "123", "ffff"] {
-        assert!(
-            matches!(group.lookup(who), Err(LookupError::Unknown(_))),
-            "{who}"
-        );
+        assert!(matches!(group.lookup(who), Err(LookupError::Unknown(_))), "{who}");
     }
     let said = group.lookup("tv").unwrap_err().to_string();
-    assert!(
-        said.contains(&node(9).short()) && said.contains(&node(0x1235).short()),
-        "{said}"
-    );
+    assert!(said.contains(&node(9).short()) && said.contains(&node(0x1235).short()), "{said}");
 }
 
 #[test]
@@ -402,13 +336,7 @@ fn the_later_name_stands_in_whatever_order_it_is_heard() {
     let Fixture { group, .. } = fixture();
     let (old, new) = (told(7, "zeta", 1), told(7, "alpha", 2));
     group.merge(std::slice::from_ref(&old), &[], NOW).unwrap();
-    assert_eq!(
-        group
-            .merge(std::slice::from_ref(&new), &[], NOW)
-            .unwrap()
-            .renamed,
-        [new]
-    );
+    assert_eq!(group.merge(std::slice::from_ref(&new), &[], NOW).unwrap().renamed, [new]);
     assert!(group.merge(&[old], &[], NOW).unwrap().is_empty());
     assert_eq!(group.lookup("alpha").unwrap().node_id, node(7));
 }
@@ -417,15 +345,8 @@ fn the_later_name_stands_in_whatever_order_it_is_heard() {
 fn a_name_from_the_far_future_does_not_hold_for_ever() {
     let Fixture { group, .. } = fixture();
     group.merge(&[told(7, "true", 5)], &[], NOW).unwrap();
-    assert!(
-        group
-            .merge(&[told(7, "false", i64::MAX)], &[], NOW)
-            .unwrap()
-            .is_empty()
-    );
-    group
-        .merge(&[told(8, "false", i64::MAX)], &[], NOW)
-        .unwrap();
+    assert!(group.merge(&[told(7, "false", i64::MAX)], &[], NOW).unwrap().is_empty());
+    group.merge(&[told(8, "false", i64::MAX)], &[], NOW).unwrap();
     group.merge(&[told(8, "true", 5)], &[], NOW).unwrap();
     assert_eq!(names(&group), ["desk", "true", "true"]);
 }
@@ -433,18 +354,12 @@ fn a_name_from_the_far_future_does_not_hold_for_ever() {
 #[test]
 fn what_others_say_about_this_device_does_not_rename_it() {
     let Fixture { group, .. } = fixture();
-    let evil = Member {
-        node_id: US,
-        ..told(0, "evil", NOW + 5)
-    };
+    let evil = Member { node_id: US, ..told(0, "evil", NOW + 5) };
     group.merge(&[evil], &[], NOW).unwrap();
     assert_eq!(group.name().unwrap(), "desk");
     let own = &group.members().unwrap()[0];
     group.rename("new", 0).unwrap();
-    assert!(
-        group.members().unwrap()[0].named_ms > own.named_ms,
-        "a rename always wins"
-    );
+    assert!(group.members().unwrap()[0].named_ms > own.named_ms, "a rename always wins");
 }
 
 #[test]
@@ -454,15 +369,9 @@ fn a_full_group_takes_no_more_but_still_removes_its_members() {
     let changes = group.merge(&many, &[], NOW).unwrap();
     assert_eq!(changes.added.len(), GROUP_ENTRIES_MAX - 1);
     assert_eq!(changes.ignored, 1100 - (GROUP_ENTRIES_MAX - 1));
-    assert!(matches!(
-        redeem(&group, &JOINER),
-        Err(RedeemError::GroupFull)
-    ));
+    assert!(matches!(redeem(&group, &JOINER), Err(RedeemError::GroupFull)));
     assert_eq!(group.merge(&[], &[OTHER], NOW).unwrap().ignored, 1);
-    assert_eq!(
-        group.merge(&[], &[node(5)], NOW).unwrap().removed,
-        [node(5)]
-    );
+    assert_eq!(group.merge(&[], &[node(5)], NOW).unwrap().removed, [node(5)]);
     let entries = group.members().unwrap().len() + group.removed().unwrap().len();
     assert_eq!(entries, GROUP_ENTRIES_MAX);
 }
@@ -477,9 +386,7 @@ fn the_newest_addresses_come_first_and_bad_ones_are_dropped() {
     group.record_addresses(&node(7), &addresses(0..12)).unwrap();
     let bad = ["", "a\nb", "ü", &"x".repeat(ADDRESS_BYTES_MAX + 1)].map(String::from);
     group.record_addresses(&node(7), &bad).unwrap();
-    group
-        .record_addresses(&node(7), &addresses(11..20))
-        .unwrap();
+    group.record_addresses(&node(7), &addresses(11..20)).unwrap();
     group.record_addresses(&OTHER, &addresses(0..1)).unwrap();
     let kept = group.lookup("a").unwrap().addresses;
     assert_eq!(kept, [addresses(11..20), addresses(0..7)].concat());
@@ -491,12 +398,7 @@ fn gossip_that_repeats_itself_is_no_change() {
     let Fixture { group, .. } = fixture();
     let mut a = told(7, "a", 1);
     a.addresses = vec!["192.0.2.1:1".into()];
-    assert!(
-        !group
-            .merge(&[a.clone()], &[node(8)], NOW)
-            .unwrap()
-            .is_empty()
-    );
+    assert!(!group.merge(&[a.clone()], &[node(8)], NOW).unwrap().is_empty());
     assert!(group.merge(&[a], &[node(8)], NOW).unwrap().is_empty());
 }
 
@@ -505,10 +407,7 @@ type Told = (Vec<Member>, Vec<NodeId>);
 fn any_told() -> impl Strategy<Value = Told> {
     let member = (0u16..6, "[abc]", 0i64..4).prop_map(|(n, name, ms)| told(n, &name, ms));
     let removed = (0u16..8).prop_map(node);
-    (
-        prop::collection::vec(member, 0..6),
-        prop::collection::vec(removed, 0..3),
-    )
+    (prop::collection::vec(member, 0..6), prop::collection::vec(removed, 0..3))
 }
 
 fn after(messages: &[&Told]) -> (Vec<Member>, Vec<NodeId>) {
@@ -522,10 +421,7 @@ fn after(messages: &[&Told]) -> (Vec<Member>, Vec<NodeId>) {
 /// What a device in the middle passes on after hearing these.
 fn passed_on(messages: &[&Told]) -> Told {
     let (members, removed) = after(messages);
-    (
-        members.into_iter().filter(|m| m.node_id != US).collect(),
-        removed,
-    )
+    (members.into_iter().filter(|m| m.node_id != US).collect(), removed)
 }
 
 proptest! {
@@ -605,10 +501,7 @@ fn an_agent_killed_while_pairing_has_the_ticket_or_the_member() {
         for n in 0..=made {
             let is_in = group.is_member(&node(n)).unwrap();
             assert!(is_in ^ has_ticket(n), "round {round}: {n} of {made}");
-            assert!(
-                is_in || Some(n) > admitted,
-                "round {round}: {n} was told it is in"
-            );
+            assert!(is_in || Some(n) > admitted, "round {round}: {n} was told it is in");
         }
     }
 }

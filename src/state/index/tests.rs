@@ -34,10 +34,7 @@ impl Fixture {
 }
 
 fn digest(n: u64) -> Digest {
-    Digest {
-        hash: HashAlgorithm::Blake3.hash(&n.to_le_bytes()),
-        size_bytes: n,
-    }
+    Digest { hash: HashAlgorithm::Blake3.hash(&n.to_le_bytes()), size_bytes: n }
 }
 
 fn digests(range: std::ops::Range<u64>) -> Vec<Digest> {
@@ -86,13 +83,7 @@ fn an_index_that_was_not_closed_keeps_its_rows_and_changes_its_epoch() {
     assert!(index.bind(&STORE).unwrap().same);
     let now = index.head();
     assert_ne!(now.epoch, head.epoch);
-    assert_eq!(
-        Head {
-            epoch: head.epoch,
-            ..now
-        },
-        head
-    );
+    assert_eq!(Head { epoch: head.epoch, ..now }, head);
     index.close().unwrap();
     drop(index);
     assert_eq!(fixture.open().head(), now);
@@ -176,15 +167,7 @@ fn the_zero_hash_is_listed_too() {
     let index = fixture.open_bound();
     let zero = Hash([0; 32]);
     let size_bytes = 1;
-    index
-        .insert(
-            &[Digest {
-                hash: zero,
-                size_bytes,
-            }],
-            1,
-        )
-        .unwrap();
+    index.insert(&[Digest { hash: zero, size_bytes }], 1).unwrap();
     assert_eq!(index.above(None, 5).unwrap(), (vec![zero], false));
     assert_eq!(index.above(Some(zero), 5).unwrap(), (vec![], false));
 }
@@ -224,12 +207,7 @@ fn a_damaged_index_is_kept_aside_and_begun_anew() {
         index.set_peer_cursor(&PEER, &epoch, 1).unwrap();
         drop(index);
         drop(fixture.open());
-        damage(
-            &mut std::fs::OpenOptions::new()
-                .write(true)
-                .open(&fixture.path)
-                .unwrap(),
-        );
+        damage(&mut std::fs::OpenOptions::new().write(true).open(&fixture.path).unwrap());
 
         let index = fixture.open();
         assert!(!index.bind(&STORE).unwrap().same, "damage {n}");
@@ -238,10 +216,7 @@ fn a_damaged_index_is_kept_aside_and_begun_anew() {
         index.insert(&digests(0..5), 1).unwrap();
         let mut kept = vec![];
         let aside = fixture.path.with_file_name("index.db.damaged");
-        std::fs::File::open(aside)
-            .unwrap()
-            .read_to_end(&mut kept)
-            .unwrap();
+        std::fs::File::open(aside).unwrap().read_to_end(&mut kept).unwrap();
         assert!(kept.len() > 8000);
     }
 }
@@ -250,9 +225,7 @@ fn a_damaged_index_is_kept_aside_and_begun_anew() {
 fn a_file_of_another_program_is_damage_and_one_of_the_future_is_not() {
     let other = fixture();
     let connection = Connection::open(&other.path).unwrap();
-    connection
-        .execute_batch("PRAGMA user_version = 1; CREATE TABLE x (y)")
-        .unwrap();
+    connection.execute_batch("PRAGMA user_version = 1; CREATE TABLE x (y)").unwrap();
     drop(connection);
     use std::os::unix::fs::PermissionsExt;
     let private = std::fs::Permissions::from_mode(0o600);
@@ -305,20 +278,13 @@ fn an_index_killed_at_work_holds_what_its_cursor_says() {
         let said = String::from_utf8(said).unwrap();
         // The last line may be cut.
         let whole = said.rfind('\n').unwrap();
-        let told: u64 = said[..whole]
-            .lines()
-            .filter_map(|l| l.parse().ok())
-            .max()
-            .unwrap();
+        let told: u64 = said[..whole].lines().filter_map(|l| l.parse().ok()).max().unwrap();
 
         let index = fixture.open();
         assert!(index.bind(&STORE).unwrap().same);
         let head = index.head();
         assert!(head.store_cursor >= told, "round {round}");
-        assert_eq!(
-            (head.count, head.seq),
-            (head.store_cursor * 10, head.store_cursor * 10)
-        );
+        assert_eq!((head.count, head.seq), (head.store_cursor * 10, head.store_cursor * 10));
         let mut rows = 0;
         index
             .for_each(|seq, hash| {
@@ -359,16 +325,11 @@ fn index_bench() {
     timed("known, 10,000 held", &mut || {
         assert!(index.known(&asked).unwrap().iter().all(|k| *k));
     });
-    let unknown: Vec<Hash> = digests(2 * ROWS..2 * ROWS + 10_000)
-        .iter()
-        .map(|d| d.hash)
-        .collect();
+    let unknown: Vec<Hash> = digests(2 * ROWS..2 * ROWS + 10_000).iter().map(|d| d.hash).collect();
     timed("known, 10,000 not held", &mut || {
         assert!(!index.known(&unknown).unwrap().iter().any(|k| *k));
     });
-    timed("known, 1 held", &mut || {
-        assert!(index.known(&asked[..1]).unwrap()[0])
-    });
+    timed("known, 1 held", &mut || assert!(index.known(&asked[..1]).unwrap()[0]));
     timed("since, the newest 2,048", &mut || {
         assert_eq!(index.since(ROWS + 1000 - 2048, 2048).unwrap().0.len(), 2048);
     });
@@ -380,9 +341,7 @@ fn index_bench() {
         index.for_each(|_, _| rows += 1).unwrap();
         assert_eq!(rows, ROWS + 1000);
     });
-    timed("save_sketch, 800 KB", &mut || {
-        index.save_sketch(&[1; 800_000], ROWS).unwrap()
-    });
+    timed("save_sketch, 800 KB", &mut || index.save_sketch(&[1; 800_000], ROWS).unwrap());
     timed("close", &mut || index.close().unwrap());
     drop(index);
     timed("open, after a clean stop", &mut || drop(fixture.open()));

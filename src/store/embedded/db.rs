@@ -195,10 +195,7 @@ impl Database {
         loop {
             if let Some(conn) = idle.as_mut().ok_or_else(closed)?.pop() {
                 let pool = self.readers.clone();
-                return Ok(Reader {
-                    conn: Some(conn),
-                    pool,
-                });
+                return Ok(Reader { conn: Some(conn), pool });
             }
             let waited = self.readers.returned.wait(idle);
             idle = waited.unwrap_or_else(PoisonError::into_inner);
@@ -325,10 +322,7 @@ fn prepare(conn: &Connection, path: &Path, algorithm: HashAlgorithm) -> anyhow::
         conn.pragma_update(None, "application_id", APPLICATION_ID)?;
         conn.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         conn.execute_batch(SCHEMA)?;
-        conn.execute(
-            "INSERT INTO store VALUES (1, ?1, ?2, 0, 0, 0)",
-            (id, algorithm.name()),
-        )?;
+        conn.execute("INSERT INTO store VALUES (1, ?1, ?2, 0, 0, 0)", (id, algorithm.name()))?;
         conn.execute_batch("COMMIT")?;
     }
     let row: Option<([u8; StoreId::LEN], String)> = conn
@@ -394,11 +388,7 @@ fn commit(
         broken: conn.execute_batch("BEGIN IMMEDIATE").err().map(sql_error),
     };
     let answers: Vec<Answer> = group.into_iter().map(|job| job(&mut txn)).collect();
-    let Txn {
-        totals: earned,
-        broken,
-        ..
-    } = txn;
+    let Txn { totals: earned, broken, .. } = txn;
     let committed = broken.map_or(Ok(()), Err).and_then(|()| {
         if earned != *totals {
             rows::save_totals(conn, &earned)?;

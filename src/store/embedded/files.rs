@@ -132,9 +132,7 @@ impl Files {
             .map_err(|e| failed("measure the disk of", &self.dir, &e.into()))?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         let total = disk.f_blocks.saturating_mul(disk.f_frsize);
-        let floor = self
-            .floor_bytes
-            .unwrap_or_else(|| FLOOR_BYTES.min(total / FLOOR_FRACTION));
+        let floor = self.floor_bytes.unwrap_or_else(|| FLOOR_BYTES.min(total / FLOOR_FRACTION));
         if free >= floor.saturating_add(more_bytes) {
             return Ok(());
         }
@@ -162,8 +160,7 @@ impl Files {
     /// `content` in a temporary file; not synced.
     pub(super) fn write_temp(&self, content: &[u8]) -> Result<(Temp, File)> {
         let (temp, mut file) = self.temp()?;
-        file.write_all(content)
-            .map_err(|e| failed("write", &temp.0, &e))?;
+        file.write_all(content).map_err(|e| failed("write", &temp.0, &e))?;
         Ok((temp, file))
     }
 
@@ -249,9 +246,7 @@ impl Files {
 
     fn sync_dir(&self, dir: &Path) -> Result<()> {
         self.health.check()?;
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|e| self.sync_failed(dir, &e))
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| self.sync_failed(dir, &e))
     }
 
     fn sync_failed(&self, path: &Path, error: &io::Error) -> StoreError {
@@ -309,10 +304,7 @@ fn fan(hash: Hash) -> [u8; 2] {
 }
 
 fn create_dir(dir: &Path, parents: bool) -> io::Result<()> {
-    let made = DirBuilder::new()
-        .recursive(parents)
-        .mode(DIR_MODE)
-        .create(dir);
+    let made = DirBuilder::new().recursive(parents).mode(DIR_MODE).create(dir);
     match made {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),

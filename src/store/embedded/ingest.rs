@@ -114,20 +114,14 @@ impl Ingest<'_> {
         }
         check_metadata(&file.metadata)?;
         let path = &file.path;
-        let length = fs::metadata(path)
-            .map_err(|e| failed("read", path, &e))?
-            .len();
+        let length = fs::metadata(path).map_err(|e| failed("read", path, &e))?.len();
         if length != digest.size_bytes {
             let got = hash_file(self.algorithm, path)?;
             return Err(mismatch(digest, got));
         }
         if length <= SMALL_BYTES_MAX {
             let content = fs::read(path).map_err(|e| failed("read", path, &e))?;
-            let asset = NewAsset {
-                digest,
-                content: content.into(),
-                metadata: file.metadata,
-            };
+            let asset = NewAsset { digest, content: content.into(), metadata: file.metadata };
             return self.put(vec![asset])?.remove(0);
         }
 
@@ -154,17 +148,8 @@ impl Ingest<'_> {
                 to: self.files.outboard(digest.hash),
             });
         }
-        moves.push(Move {
-            hash: digest.hash,
-            from: content,
-            to: self.files.content(digest.hash),
-        });
-        let row = NewRow {
-            digest,
-            metadata: file.metadata,
-            timestamp_ms: now_ms(),
-            inline: None,
-        };
+        moves.push(Move { hash: digest.hash, from: content, to: self.files.content(digest.hash) });
+        let row = NewRow { digest, metadata: file.metadata, timestamp_ms: now_ms(), inline: None };
         Ok(self.place_and_record(moves, vec![row])?.remove(0))
     }
 
@@ -173,11 +158,7 @@ impl Ingest<'_> {
         let content = self.files.content(digest.hash);
         let temp = self.compute_outboard(digest, &content)?;
         let path = self.files.outboard(digest.hash);
-        self.files.place(&[Move {
-            hash: digest.hash,
-            from: &temp.0,
-            to: path.clone(),
-        }])?;
+        self.files.place(&[Move { hash: digest.hash, from: &temp.0, to: path.clone() }])?;
         File::open(&path).map_err(|e| failed("read", &path, &e))
     }
 
@@ -196,10 +177,7 @@ impl Ingest<'_> {
             .zip(held)
             .filter_map(|(step, held)| (!held).then_some(step))
             .collect();
-        let recorded = self
-            .files
-            .place(&moves)
-            .and_then(|()| self.database.write(record));
+        let recorded = self.files.place(&moves).and_then(|()| self.database.write(record));
         // After a failure of the disk it is not known whether the record was kept: the files then
         // stay, and the next start decides.
         if recorded.as_ref().is_err_and(StoreError::is_temporary) {
@@ -336,10 +314,7 @@ pub(super) fn check_metadata(metadata: &Metadata) -> Result<()> {
 }
 
 fn mismatch(digest: Digest, got: Hash) -> StoreError {
-    StoreError::Mismatch {
-        expected: digest.hash,
-        got,
-    }
+    StoreError::Mismatch { expected: digest.hash, got }
 }
 
 fn hash_file(algorithm: HashAlgorithm, path: &Path) -> Result<Hash> {
@@ -368,7 +343,5 @@ fn hash_file(algorithm: HashAlgorithm, path: &Path) -> Result<Hash> {
 
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |time| {
-        i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
-    })
+    since.map_or(0, |time| i64::try_from(time.as_millis()).unwrap_or(i64::MAX))
 }

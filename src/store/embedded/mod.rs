@@ -111,11 +111,8 @@ impl EmbeddedStore {
     pub fn open(dir: &Path, options: Options) -> anyhow::Result<Self> {
         let health = Arc::new(Health::default());
         let files = Files::open(dir, options.free_floor_bytes, health.clone())?;
-        let database = Database::open(
-            &files.dir().join("store.db"),
-            options.hash_algorithm,
-            health.clone(),
-        )?;
+        let database =
+            Database::open(&files.dir().join("store.db"), options.hash_algorithm, health.clone())?;
         sweep(&database, &files)
             .with_context(|| format!("cannot clean up the store {}", dir.display()))?;
         Ok(Self(Arc::new(Shared {
@@ -135,11 +132,9 @@ impl EmbeddedStore {
     /// refused. Dropping the last handle does the same.
     pub async fn close(&self) {
         let shared = &self.0;
-        for (gate, size) in [
-            (&shared.adoptions, ADOPTIONS),
-            (&shared.writes, WRITES),
-            (&shared.reads, READERS),
-        ] {
+        for (gate, size) in
+            [(&shared.adoptions, ADOPTIONS), (&shared.writes, WRITES), (&shared.reads, READERS)]
+        {
             // An error: it was closed before.
             let _all = gate.acquire_many(size as u32).await;
             gate.close();
@@ -259,8 +254,7 @@ impl Store for EmbeddedStore {
 
     async fn changes(&self, after: Cursor, limit: usize) -> Result<Changes, StoreError> {
         let limit = limit.min(PAGE_ENTRIES_MAX);
-        self.query(move |conn| rows::changes(conn, after, limit))
-            .await
+        self.query(move |conn| rows::changes(conn, after, limit)).await
     }
 
     fn follow(&self, after: Cursor) -> BoxStream<'static, Result<FeedEvent, StoreError>> {
@@ -281,8 +275,7 @@ impl Store for EmbeddedStore {
     ) -> Result<Vec<Asset>, StoreError> {
         let filter = filter.clone();
         let limit = limit.min(PAGE_ENTRIES_MAX);
-        self.query(move |conn| rows::list(conn, &filter, after, limit))
-            .await
+        self.query(move |conn| rows::list(conn, &filter, after, limit)).await
     }
 
     async fn read(&self, hash: Hash, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {
@@ -352,16 +345,12 @@ impl Store for EmbeddedStore {
         &self,
         assets: Vec<NewAsset>,
     ) -> Result<Vec<Result<Stored, StoreError>>, StoreError> {
-        self.run(&self.0.writes, 0, move |shared| shared.ingest().put(assets))
-            .await
+        self.run(&self.0.writes, 0, move |shared| shared.ingest().put(assets)).await
     }
 
     async fn adopt(&self, file: VerifiedFile) -> Result<Stored, StoreError> {
         let bytes = file.digest.size_bytes;
-        self.run(&self.0.adoptions, bytes, move |shared| {
-            shared.ingest().adopt(file)
-        })
-        .await
+        self.run(&self.0.adoptions, bytes, move |shared| shared.ingest().adopt(file)).await
     }
 
     async fn set_metadata(
@@ -373,18 +362,13 @@ impl Store for EmbeddedStore {
         ingest::check_metadata(metadata)?;
         let metadata = metadata.clone();
         self.run(&self.0.writes, 0, move |shared| {
-            shared
-                .database
-                .write(move |txn| rows::edit(txn, hash, &metadata, expected_version))
+            shared.database.write(move |txn| rows::edit(txn, hash, &metadata, expected_version))
         })
         .await
     }
 
     async fn check_space(&self, size_bytes: u64) -> Result<(), StoreError> {
-        self.run(&self.0.reads, 0, move |shared| {
-            shared.files.check_space(size_bytes)
-        })
-        .await
+        self.run(&self.0.reads, 0, move |shared| shared.files.check_space(size_bytes)).await
     }
 }
 
@@ -439,10 +423,7 @@ impl Health {
     /// Notes the failure, the first one for good, and returns it as an error.
     fn fail(&self, reason: &str) -> StoreError {
         let first = self.0.get_or_init(|| {
-            tracing::error!(
-                reason,
-                "the store's disk failed: no more writes until a restart"
-            );
+            tracing::error!(reason, "the store's disk failed: no more writes until a restart");
             format!("{reason}; nothing more is written: check the disk and restart")
         });
         StoreError::Disk(first.clone())
@@ -463,9 +444,7 @@ fn read_content(
                 .zip(usize::try_from(range.end).ok())
                 .filter(|(_, end)| *end <= content.len());
             let damaged = || StoreError::Disk(format!("the content of {hash} is cut short"));
-            slice
-                .map(|(start, end)| content.slice(start..end))
-                .ok_or_else(damaged)
+            slice.map(|(start, end)| content.slice(start..end)).ok_or_else(damaged)
         }
     }
 }

@@ -46,14 +46,16 @@ const ASSET: &str = "
 type Result<T> = std::result::Result<T, StoreError>;
 
 pub(super) fn totals(conn: &Connection) -> rusqlite::Result<Totals> {
-    conn.prepare_cached("SELECT newest_cursor, asset_count, asset_bytes FROM store")?
-        .query_row([], |row| {
+    conn.prepare_cached("SELECT newest_cursor, asset_count, asset_bytes FROM store")?.query_row(
+        [],
+        |row| {
             Ok(Totals {
                 newest_cursor: uint(row.get(0)?),
                 asset_count: uint(row.get(1)?),
                 asset_bytes: uint(row.get(2)?),
             })
-        })
+        },
+    )
 }
 
 pub(super) fn save_totals(conn: &Connection, totals: &Totals) -> Result<()> {
@@ -73,9 +75,7 @@ pub(super) fn save_totals(conn: &Connection, totals: &Totals) -> Result<()> {
 /// already.
 pub(super) fn reserve(txn: &mut Txn<'_>, hashes: &[Hash]) -> Result<Vec<bool>> {
     let reserve = || {
-        let mut pending = txn
-            .conn
-            .prepare_cached("INSERT OR IGNORE INTO pending VALUES (?1)")?;
+        let mut pending = txn.conn.prepare_cached("INSERT OR IGNORE INTO pending VALUES (?1)")?;
         hashes
             .iter()
             .map(|hash| {
@@ -92,21 +92,15 @@ pub(super) fn reserve(txn: &mut Txn<'_>, hashes: &[Hash]) -> Result<Vec<bool>> {
 
 /// The hashes reserved by a run that ended before it could record them.
 pub(super) fn pending(conn: &Connection) -> rusqlite::Result<Vec<Hash>> {
-    conn.prepare("SELECT hash FROM pending")?
-        .query_map([], |row| Ok(Hash(row.get(0)?)))?
-        .collect()
+    conn.prepare("SELECT hash FROM pending")?.query_map([], |row| Ok(Hash(row.get(0)?)))?.collect()
 }
 
 pub(super) fn forget_pending(txn: &mut Txn<'_>) -> Result<()> {
-    txn.conn
-        .execute_batch("DELETE FROM pending")
-        .map_err(sql_error)
+    txn.conn.execute_batch("DELETE FROM pending").map_err(sql_error)
 }
 
 pub(super) fn record(txn: &mut Txn<'_>, rows: &[NewRow]) -> Result<Vec<Stored>> {
-    rows.iter()
-        .map(|row| record_one(txn, row).map_err(sql_error))
-        .collect()
+    rows.iter().map(|row| record_one(txn, row).map_err(sql_error)).collect()
 }
 
 fn record_one(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
@@ -182,9 +176,7 @@ pub(super) fn edit(
                  WHERE cursor = ?1",
             )?
             .execute((asset, int(version), edited.trashed, &edited.description))?;
-        txn.conn
-            .prepare_cached("DELETE FROM tags WHERE asset = ?1")?
-            .execute([asset])?;
+        txn.conn.prepare_cached("DELETE FROM tags WHERE asset = ?1")?.execute([asset])?;
         insert_tags(txn.conn, asset, &edited.tags)
     };
     write().map_err(sql_error)?;
@@ -212,11 +204,7 @@ pub(super) fn changes(conn: &Connection, after: Cursor, limit: usize) -> Result<
             None if has_more => after,
             _ => newest,
         };
-        Ok(Changes {
-            entries,
-            next,
-            has_more,
-        })
+        Ok(Changes { entries, next, has_more })
     };
     read().map_err(sql_error)
 }
@@ -238,16 +226,10 @@ pub(super) fn feed(conn: &Connection, after: Cursor, limit: usize) -> Result<Vec
             let size: Option<i64> = row.get(2)?;
             let kind = match size {
                 Some(size) => FeedKind::Asset {
-                    digest: Digest {
-                        hash,
-                        size_bytes: uint(size),
-                    },
+                    digest: Digest { hash, size_bytes: uint(size) },
                     timestamp_ms: row.get(3)?,
                 },
-                None => FeedKind::Meta {
-                    hash,
-                    version: cursor,
-                },
+                None => FeedKind::Meta { hash, version: cursor },
             };
             Ok(FeedLine { cursor, kind })
         })?
@@ -263,8 +245,7 @@ pub(super) fn lookup(conn: &Connection, hash: Hash) -> Result<Option<Asset>> {
 }
 
 pub(super) fn is_held(conn: &Connection, hash: Hash) -> rusqlite::Result<bool> {
-    conn.prepare_cached("SELECT 1 FROM assets WHERE hash = ?1")?
-        .exists([hash.as_bytes()])
+    conn.prepare_cached("SELECT 1 FROM assets WHERE hash = ?1")?.exists([hash.as_bytes()])
 }
 
 /// The asset's size, and its content when that is in the database.
@@ -296,13 +277,7 @@ pub(super) fn list(
 ) -> Result<Vec<Asset>> {
     let mut sql = format!("SELECT {ASSET} FROM assets WHERE cursor > ?");
     let mut values: Vec<Value> = vec![int(after).into()];
-    let Filter {
-        tag,
-        media_type,
-        query,
-        trashed,
-        hash_prefix,
-    } = filter;
+    let Filter { tag, media_type, query, trashed, hash_prefix } = filter;
     if let Some(tag) = tag {
         sql += " AND cursor IN (SELECT asset FROM tags WHERE tag = ?)";
         values.push(tag.clone().into());
@@ -371,10 +346,7 @@ fn sorted(tags: &[String]) -> impl Iterator<Item = &str> {
 fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
     Ok(Entry {
         cursor: uint(row.get(0)?),
-        digest: Digest {
-            hash: Hash(row.get(1)?),
-            size_bytes: uint(row.get(2)?),
-        },
+        digest: Digest { hash: Hash(row.get(1)?), size_bytes: uint(row.get(2)?) },
         timestamp_ms: row.get(3)?,
     })
 }
