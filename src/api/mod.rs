@@ -51,6 +51,7 @@ const TICKET_TTL_DEFAULT: Duration = Duration::from_secs(600);
 pub fn router(handle: Handle, stop: CancellationToken) -> Router {
     let ingest = ingest::router(handle.store());
     Router::new()
+        .route("/healthz", get(async || StatusCode::NO_CONTENT))
         .route("/v1/status", get(status))
         .route("/v1/check", post(check))
         .route("/v1/ticket", post(ticket))

@@ -1,10 +1,10 @@
 //! The command line's side of the agent's API: finds the agent of a home, speaks HTTP with it, and
 //! turns its refusals into exit statuses.
 //!
-//! C1  The token goes to a literal loopback address that the home's own file names, through no proxy
-//!     and no redirect, and never into a log or a message.
+//! C1  The token goes to a literal loopback address that the home's own file names and on which only
+//!     we or root listen, through no proxy and no redirect, and never into a log or a message.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ use super::exit::{Exit, Failure};
 use crate::agent::handle::REQUEST_TIMEOUT;
 use crate::agent::status::Status;
 use crate::state::home::Home;
+use crate::store::StoreError;
+use crate::store::http::owner;
 
 /// The agent's own deadline ends first, with a better message.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(REQUEST_TIMEOUT.as_secs() + 10);
@@ -46,15 +48,12 @@ struct ProblemBody {
 
 impl Client {
     /// The agent of `home`. That it has answered is not known yet.
-    pub(crate) fn connect(home: Option<PathBuf>) -> Result<Self, Failure> {
+    pub(crate) async fn connect(home: Option<PathBuf>) -> Result<Self, Failure> {
         let home = Home::find(home)?.ok_or_else(not_running)?;
         let address = home.api_address()?.ok_or_else(not_running)?;
         let token = home.token()?.ok_or_else(not_running)?;
         let base: Url = address.api.parse().context("reading the agent's API address")?;
-        let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
-        if !host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback()) {
-            return Err(anyhow!("the API address {base} is not a loopback one").into());
-        }
+        check_listener(&base).await?;
         let mut authorization: HeaderValue =
             format!("Bearer {token}").parse().context("reading the API token")?;
         authorization.set_sensitive(true);
@@ -158,6 +157,21 @@ pub(crate) async fn next_piece(response: &mut Response) -> Result<Option<Bytes>,
             Err(Failure::new(Exit::Temporary, format!("the agent sent nothing for {seconds} s")))
         }
     }
+}
+
+/// Refuses to send the token where somebody else may listen: after the agent has gone, any user of
+/// the machine can take its port.
+async fn check_listener(base: &Url) -> Result<(), Failure> {
+    let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let address = match (host.parse::<IpAddr>(), base.port_or_known_default()) {
+        (Ok(ip), Some(port)) if ip.is_loopback() => SocketAddr::new(ip, port),
+        _ => return Err(anyhow!("the API address {base} is not a loopback one").into()),
+    };
+    owner::check(address).await.map_err(|error| match error {
+        StoreError::Unreachable(_) => not_running(),
+        StoreError::Unauthorized(why) => Failure::new(Exit::Refused, why),
+        error => Failure::new(Exit::Refused, error),
+    })
 }
 
 async fn problem_detail(mut response: Response) -> Option<String> {

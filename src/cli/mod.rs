@@ -160,30 +160,30 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Up(args) => up::up(home, args, output).await,
             Command::Store(args) => up::store(home, args, output).await,
             Command::Ticket { expires, qr } => {
-                pairing::ticket(&Client::connect(home)?, expires, qr, output).await
+                pairing::ticket(&Client::connect(home).await?, expires, qr, output).await
             }
             Command::Pair { ticket } => {
-                pairing::pair(&Client::connect(home)?, ticket, output).await
+                pairing::pair(&Client::connect(home).await?, ticket, output).await
             }
-            Command::Peers => pairing::peers(&Client::connect(home)?, output).await,
+            Command::Peers => pairing::peers(&Client::connect(home).await?, output).await,
             Command::Remove { device } => {
-                pairing::remove(&Client::connect(home)?, &device, output).await
+                pairing::remove(&Client::connect(home).await?, &device, output).await
             }
             Command::Rename { name } => {
-                pairing::rename(&Client::connect(home)?, &name, output).await
+                pairing::rename(&Client::connect(home).await?, &name, output).await
             }
-            Command::Add(args) => add::add(&Client::connect(home)?, args, output).await,
-            Command::Ls(args) => assets::ls(&Client::connect(home)?, args, output).await,
+            Command::Add(args) => add::add(&Client::connect(home).await?, args, output).await,
+            Command::Ls(args) => assets::ls(&Client::connect(home).await?, args, output).await,
             Command::Get { hash, output: target } => {
-                fetch::get(&Client::connect(home)?, &hash, target, output).await
+                fetch::get(&Client::connect(home).await?, &hash, target, output).await
             }
-            Command::Cat { hash } => fetch::cat(&Client::connect(home)?, &hash, output).await,
-            Command::Info { hash } => assets::info(&Client::connect(home)?, &hash, output).await,
+            Command::Cat { hash } => fetch::cat(&Client::connect(home).await?, &hash, output).await,
+            Command::Info { hash } => assets::info(&Client::connect(home).await?, &hash, output).await,
             Command::Status { watch } => {
-                status::status(&Client::connect(home)?, watch, output).await
+                status::status(&Client::connect(home).await?, watch, output).await
             }
             Command::Wait { timeout, peer } => {
-                status::wait(&Client::connect(home)?, timeout, peer, output).await
+                status::wait(&Client::connect(home).await?, timeout, peer, output).await
             }
             Command::Completions { shell } => {
                 let mut script = Vec::new();

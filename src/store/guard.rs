@@ -22,6 +22,9 @@ const HOST_NAMES: [&str; 3] = ["127.0.0.1", "[::1]", "localhost"];
 /// The one path that takes the key as `?key=`: browsers' EventSource cannot set headers.
 const KEY_IN_QUERY_PATH: &str = "/sync/events";
 
+/// The one path that asks for no key: it says that the server lives, and carries no data.
+const KEYLESS_PATH: &str = "/healthz";
+
 /// What a request must show to be let in.
 #[derive(Debug, Clone)]
 pub struct Guard {
@@ -70,7 +73,7 @@ impl Guard {
         if headers.contains_key(header::ORIGIN) || headers.contains_key(header::REFERER) {
             return Some(forbidden("requests from web pages are refused"));
         }
-        if !self.holds_key(method, uri, headers) {
+        if uri.path() != KEYLESS_PATH && !self.holds_key(method, uri, headers) {
             // One text for a missing, a malformed and a wrong key.
             return Some(problem(StatusCode::UNAUTHORIZED, "a valid key is needed"));
         }
@@ -240,6 +243,15 @@ mod tests {
         for headers in cases {
             assert_eq!(judge(Method::GET, "/x", headers), 401, "{headers:?}");
         }
+    }
+
+    #[test]
+    fn the_path_without_a_key_is_guarded_against_web_pages_all_the_same() {
+        assert_eq!(judge(Method::GET, "/healthz", &[HOST]), 200);
+        assert_eq!(judge(Method::GET, "/healthz", &[("host", "evil.com")]), 403);
+        assert_eq!(judge(Method::GET, "/healthz", &[HOST, ("origin", "null")]), 403);
+        assert_eq!(judge(Method::GET, "/healthz/", &[HOST]), 401);
+        assert_eq!(judge(Method::GET, "/sync/../healthz", &[HOST]), 401);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 mod connection;
 mod events;
 mod follow;
-mod owner;
+pub(crate) mod owner;
 mod send;
 
 use std::collections::{BTreeMap, BTreeSet};

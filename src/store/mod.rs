@@ -27,11 +27,11 @@ pub mod embedded;
 pub mod guard;
 pub mod http;
 pub mod key;
-mod messages;
+pub(crate) mod messages;
 pub mod people;
 pub mod problem;
 pub mod serve;
-mod upload;
+pub(crate) mod upload;
 
 /// A place in a store's change feed; 0 is before the first change. Meaningful only to the store
 /// (and store id) that gave it.

@@ -10,7 +10,7 @@ use crate::store::StoreError;
 
 /// Refuses an address on which somebody else listens. Nothing is sent to it.
 #[cfg(target_os = "linux")]
-pub(super) async fn check(address: SocketAddr) -> Result<(), StoreError> {
+pub(crate) async fn check(address: SocketAddr) -> Result<(), StoreError> {
     let mut listeners = Vec::new();
     // Under `self`, since a sandboxed service may not see the rest of /proc.
     for path in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
@@ -32,7 +32,7 @@ pub(super) async fn check(address: SocketAddr) -> Result<(), StoreError> {
 /// Elsewhere the owner cannot be asked for.
 #[cfg(not(target_os = "linux"))]
 #[allow(clippy::unused_async)]
-pub(super) async fn check(_address: SocketAddr) -> Result<(), StoreError> {
+pub(crate) async fn check(_address: SocketAddr) -> Result<(), StoreError> {
     Ok(())
 }
 
