@@ -1,23 +1,41 @@
 //! The shell around the engine: one loop that carries facts in and effects out.
+//!
+//! [`Agent::start`] opens what is on disk, binds the network and starts the loop; [`Agent::handle`]
+//! is how the rest of the process talks to it; [`Agent::stop`] ends it in order.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use anyhow::{Result, bail};
-use tokio::sync::{mpsc, watch};
+use anyhow::{Context as _, Result};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
-use crate::net::Relay;
+use crate::clock::wall_ms;
+use crate::net::{Net, NetConfig, Relay};
+use crate::state::group::Group;
 use crate::state::home::{Home, Lock};
+use crate::state::identity::Identity;
+use crate::state::index::Index;
+use crate::state::partials::Partials;
 use crate::store::Store;
 use crate::store::embedded::{EmbeddedStore, Options};
+use crate::store::http::HttpStore;
 
+use self::handle::Handle;
+use self::status::Status;
+
+mod fact;
+mod follow;
 pub mod handle;
+mod link;
+mod orders;
+mod picture;
+mod query;
+mod run;
 pub mod status;
 pub mod transfer;
-
-use handle::{Handle, Request, RequestError};
-use status::{DeviceStatus, Status, StoreStatus};
 
 /// What an agent is started with.
 #[derive(Debug)]
@@ -30,6 +48,17 @@ pub struct Config {
     pub offline: bool,
     /// Which relay helps.
     pub relay: Relay,
+    /// What is not for people to set.
+    pub net: NetOverrides,
+}
+
+/// Settings of the network that tests and benchmarks need.
+#[derive(Debug, Clone, Default)]
+pub struct NetOverrides {
+    /// Bind one UDP address only.
+    pub bind: Option<std::net::SocketAddr>,
+    /// Speak the plain protocol only.
+    pub plain_only: bool,
 }
 
 /// Which store an agent keeps in step.
@@ -50,46 +79,80 @@ pub enum StoreChoice {
 pub struct Agent {
     handle: Handle,
     embedded: Option<EmbeddedStore>,
-    stopping: watch::Sender<Status>,
-    requests: JoinHandle<()>,
+    stop: CancellationToken,
+    running: JoinHandle<Result<()>>,
+}
+
+/// What stands on disk, opened.
+struct Opened {
+    identity: Identity,
+    group: Group,
+    index: Index,
+    partials: Partials,
 }
 
 impl Agent {
-    /// Starts the agent of the home that `lock` is for.
-    pub async fn start(config: Config, _lock: &Lock) -> Result<Self> {
-        let StoreChoice::Embedded = config.store else {
-            bail!("only the embedded store can be used so far");
+    /// Starts the agent of the home that `lock` is for. Waits for no network and no foreign store.
+    ///
+    /// # Errors
+    /// Something on disk cannot be used, or the network not bound; said in a sentence.
+    pub async fn start(config: Config, lock: Lock) -> Result<Self> {
+        let Config { home, store, offline, relay, net } = config;
+        let partials_dir = home.partials_dir();
+        let scratch_folder = partials_dir.clone();
+        let store_dir = home.store_dir();
+        let (opened, lock) =
+            tokio::task::spawn_blocking(move || anyhow::Ok((open(&home, &lock)?, lock))).await??;
+        let Opened { identity, group, index, partials } = opened;
+        let (store, embedded, store_location, staging_dir) = match store {
+            StoreChoice::Embedded => {
+                let embedded = tokio::task::spawn_blocking(move || {
+                    EmbeddedStore::open(&store_dir, Options::default())
+                })
+                .await??;
+                let staging_dir = embedded.staging_dir().to_owned();
+                let store: Arc<dyn Store> = Arc::new(embedded.clone());
+                (store, Some(embedded), "embedded".to_owned(), staging_dir)
+            }
+            StoreChoice::Foreign { url, key_file } => {
+                let store: Arc<dyn Store> = Arc::new(HttpStore::new(&url, &key_file)?);
+                (store, None, url, partials_dir)
+            }
         };
-        let store = EmbeddedStore::open(&config.home.store_dir(), Options::default())?;
-        let info = store.info().await?;
-        let status = Status {
-            device: DeviceStatus {
-                node_id: "00".repeat(32),
-                name: "this device".into(),
-                group_id: "00".repeat(32),
-                version: env!("CARGO_PKG_VERSION").into(),
-                addresses: Vec::new(),
-                removed: false,
-                warnings: Vec::new(),
-            },
-            store: StoreStatus {
-                location: "embedded".into(),
-                up: true,
-                store_id: info.store_id.to_string(),
-                hash_algorithm: info.hash_algorithm.name().into(),
-                assets: info.asset_count,
-                quarantined: 0,
-                last_error: None,
-            },
-            peers: Vec::new(),
-            in_sync: true,
-            revision: 1,
+        let mut net_config = NetConfig::new(identity.secret_key);
+        (net_config.offline, net_config.relay, net_config.bind) = (offline, relay, net.bind);
+        if net.plain_only {
+            net_config.protocols = vec![crate::net::Protocol::Plain];
+        }
+        let net = Net::bind(net_config).await.context("binding the network")?;
+        let algorithm = index.bound()?.map_or_else(Default::default, |(_, algorithm)| algorithm);
+        let (status, watched) = watch::channel(Status::default());
+        let (handle, requests) = handle::channel(store.clone(), staging_dir, watched);
+        let stop = CancellationToken::new();
+        let parts = run::Parts {
+            node_id: identity.node_id,
+            net,
+            store: store.clone(),
+            store_location,
+            group: Arc::new(group),
+            ctx: transfer::Context { store, index, partials, algorithm, scratch_folder },
+            requests,
+            status,
+            stop: stop.clone(),
         };
-        let (stopping, status) = watch::channel(status);
-        let staging_dir = store.staging_dir().to_owned();
-        let (handle, queue) = handle::channel(Arc::new(store.clone()), staging_dir, status);
-        let requests = tokio::spawn(answer(queue));
-        Ok(Self { handle, embedded: Some(store), stopping, requests })
+        let running = tokio::spawn(async move {
+            let ended = run::run(parts).await;
+            drop(lock);
+            ended
+        });
+        let mut agent = Self { handle, embedded, stop, running };
+        // The first picture is drawn before anybody is answered.
+        let handle = agent.handle();
+        tokio::select! {
+            () = handle.changed(0) => {}
+            ended = agent.ended() => ended?,
+        }
+        Ok(agent)
     }
 
     /// How to talk to it.
@@ -106,33 +169,34 @@ impl Agent {
     ///
     /// # Cancel safety
     /// Safe.
+    ///
+    /// # Errors
+    /// Why it ended.
     pub async fn ended(&mut self) -> Result<()> {
-        Ok((&mut self.requests).await?)
+        (&mut self.running).await.context("the agent's loop panicked")?
     }
 
     /// Stops in order; returns when nothing of it is left.
-    pub async fn stop(self) -> Result<()> {
-        drop(self.stopping);
-        self.requests.abort();
+    ///
+    /// # Errors
+    /// What went wrong on the way; it has ended all the same.
+    pub async fn stop(mut self) -> Result<()> {
+        self.stop.cancel();
+        let ended = self.ended().await;
         if let Some(store) = self.embedded {
             store.close().await;
         }
-        Ok(())
+        ended
     }
 }
 
-async fn answer(mut queue: mpsc::Receiver<Request>) {
-    while let Some(request) = queue.recv().await {
-        let cannot = || RequestError::Refused("this version cannot do that yet".into());
-        match request {
-            Request::Ticket(_, reply) => drop(reply.send(Err(cannot()))),
-            Request::Pair(_, reply) => drop(reply.send(Err(cannot()))),
-            Request::Remove(device, reply) => {
-                let message = format!("no device is called {device}");
-                drop(reply.send(Err(RequestError::Unknown(message))));
-            }
-            Request::Rename(_, reply) => drop(reply.send(Err(cannot()))),
-            Request::Check(reply) => drop(reply.send(Ok(()))),
-        }
-    }
+fn open(home: &Home, lock: &Lock) -> Result<Opened> {
+    let identity = Identity::load_or_create(home, lock)?;
+    let now_ms = i64::try_from(wall_ms()).unwrap_or(i64::MAX);
+    let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let group = Group::open(&home.state_db_path(), identity.node_id, &host_name, now_ms)?;
+    let index = Index::open(&home.index_db_path())?;
+    let partials = Partials::open(&home.partials_dir(), SystemTime::now())
+        .with_context(|| format!("opening {}", home.partials_dir().display()))?;
+    Ok(Opened { identity, group, index, partials })
 }

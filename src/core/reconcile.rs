@@ -78,7 +78,7 @@ impl SetSummary {
 }
 
 /// A device's set at one moment: what a round is about.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Snapshot {
     /// The sketch of all hashes up to the summary's `head_seq`.
     pub sketch: Sketch,
@@ -191,7 +191,7 @@ pub enum Cursor {
 
 /// A question to the device's own index. Those with `up_to_seq` are about the hashes numbered up to
 /// it, and blind to later ones.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Query {
     /// The first `limit` above `after_seq`, in sequence order: [`Answer::Since`].
     Since {
@@ -230,7 +230,7 @@ pub enum Query {
 }
 
 /// The index's answer to a [`Query`].
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// To [`Query::Since`].
     Since {

@@ -16,6 +16,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use thiserror::Error;
 
 use crate::core::ids::{GroupId, NodeId};
+use crate::core::message::Members;
 use crate::core::pairing::{
     ADDRESS_BYTES_MAX, ADDRESSES_MAX, GROUP_ENTRIES_MAX, Member, TicketSecret, device_name,
     proof_matches, ticket_key,
@@ -190,6 +191,12 @@ impl Group {
             )
         })?;
         Ok(name)
+    }
+
+    /// The members and those locked out.
+    pub fn all(&self) -> rusqlite::Result<Members> {
+        let db = self.db();
+        Ok(Members { members: members(&db.connection)?, removed: removed(&db.connection)? })
     }
 
     /// The members, this device included unless it was removed.

@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 pub mod batch;
+pub mod control;
 pub mod frame;
 pub mod pairing;
 pub mod reconcile;
