@@ -32,7 +32,7 @@ use super::assets::Hex;
 use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
-use super::text::shown;
+use super::text::{lossy_path, shown};
 use crate::api::ingest::INGEST_ASSETS_MAX;
 use crate::core::ids::Hash;
 use crate::state::home::Home;
@@ -94,6 +94,7 @@ enum Outcome {
 #[derive(Serialize)]
 struct Added {
     hash: Hex,
+    #[serde(serialize_with = "lossy_path")]
     path: PathBuf,
     size: u64,
     existed: bool,
@@ -427,8 +428,7 @@ impl Uploader<'_> {
     }
 
     async fn stdin(&self) -> Result<Uploaded, Failure> {
-        // What fits in memory is read to its end first: the agent gives up on a body that pauses
-        // for long, and whoever types or computes may.
+        // What fits in memory is read to its end first: a pipe that fails early then sends nothing.
         let mut start = Vec::new();
         let mut stdin = tokio::io::stdin();
         let mut first = (&mut stdin).take(SMALL_BYTES_MAX);

@@ -94,9 +94,7 @@ pub(crate) async fn ls(client: &Client, args: LsArgs, output: Output) -> Result<
         let after_text = after.to_string();
         let query = [&filters[..], &[("after", after_text.as_str())]].concat();
         let page: Page = client.get(&["assets"], &query).await?;
-        for row in &page.assets {
-            output.value(row, line)?;
-        }
+        output.values(&page.assets, line)?;
         match page.next {
             // A cursor that does not rise would list for ever.
             Some(next) if next > after => after = next,

@@ -18,7 +18,7 @@ use super::assets::{Hex, Row, find};
 use super::client::{Client, next_piece};
 use super::exit::{Exit, Failure};
 use super::output::Output;
-use super::text::shown;
+use super::text::{lossy_path, shown};
 use crate::core::export_name::{export_name, suffixed_name};
 use crate::core::ids::{Hash, HashAlgorithm};
 use crate::store::upload::Hasher;
@@ -35,6 +35,7 @@ pub(crate) async fn cat(client: &Client, hash: &str, output: Output) -> Result<E
 struct Written {
     hash: Hex,
     size: u64,
+    #[serde(serialize_with = "lossy_path")]
     path: PathBuf,
 }
 
@@ -49,12 +50,16 @@ pub(crate) async fn get(
     let target = Target::choose(target, &row)?;
     let mut temp = TempFile::create(target.folder())?;
     let progress = output.progress(row.size);
-    copy_verified(client, &row, |piece| {
+    let copying = copy_verified(client, &row, |piece| {
         progress.inc(piece.len() as u64);
         temp.file.write_all(piece).with_context(|| temp.path.display().to_string())?;
         Ok(())
-    })
-    .await?;
+    });
+    tokio::select! {
+        copied = copying => copied?,
+        // Ends here, and not at once, so that the temporary file goes.
+        _ = tokio::signal::ctrl_c() => return Err(anyhow!("interrupted").into()),
+    }
     progress.finish_and_clear();
     let path = temp.place(&target)?;
     let written = Written { hash: row.hash, size: row.size, path };

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -149,13 +150,13 @@ pub fn run() -> ExitCode {
 
 fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
     let home = cli.global.home;
-    let mut runtime = match cli.command {
-        Command::Up(_) | Command::Store(_) => tokio::runtime::Builder::new_multi_thread(),
-        // A client does one thing at a time; one thread starts faster.
-        _ => tokio::runtime::Builder::new_current_thread(),
-    };
-    let runtime = runtime.enable_all().build().map_err(anyhow::Error::new)?;
-    runtime.block_on(async {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if !matches!(cli.command, Command::Up(_) | Command::Store(_)) {
+        // A client's uploads go on while it waits for whoever reads its output; one thread does.
+        runtime.worker_threads(1);
+    }
+    let runtime = runtime.enable_all().build().context("starting")?;
+    let ended = runtime.block_on(async {
         match cli.command {
             Command::Up(args) => up::up(home, args, output).await,
             Command::Store(args) => up::store(home, args, output).await,
@@ -178,7 +179,9 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
                 fetch::get(&Client::connect(home).await?, &hash, target, output).await
             }
             Command::Cat { hash } => fetch::cat(&Client::connect(home).await?, &hash, output).await,
-            Command::Info { hash } => assets::info(&Client::connect(home).await?, &hash, output).await,
+            Command::Info { hash } => {
+                assets::info(&Client::connect(home).await?, &hash, output).await
+            }
             Command::Status { watch } => {
                 status::status(&Client::connect(home).await?, watch, output).await
             }
@@ -198,7 +201,10 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
                 Ok(Exit::Ok)
             }
         }
-    })
+    });
+    // A read of a terminal that nobody types on cannot be ended, and is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Logs go to standard error. `CAN_SYNC_LOG` takes a filter as of tracing-subscriber and goes first.

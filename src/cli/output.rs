@@ -42,8 +42,7 @@ impl Output {
 
     /// A value of data, as a line of JSON.
     pub(crate) fn json(self, value: &impl Serialize) -> Result<(), Failure> {
-        let json = serde_json::to_string(value).context("writing an answer as JSON")?;
-        self.line(shown_json(&json))
+        self.line(json_line(value)?)
     }
 
     /// A value of data: as JSON when asked for, else as `text` puts it.
@@ -53,6 +52,20 @@ impl Output {
         text: impl FnOnce(&T) -> String,
     ) -> Result<(), Failure> {
         if self.json { self.json(value) } else { self.line(text(value)) }
+    }
+
+    /// Values of data, each like [`Self::value`], written at once.
+    pub(crate) fn values<T: Serialize>(
+        self,
+        values: &[T],
+        text: impl Fn(&T) -> String,
+    ) -> Result<(), Failure> {
+        let mut lines = String::new();
+        for value in values {
+            lines += &if self.json { json_line(value)? } else { text(value) };
+            lines.push('\n');
+        }
+        self.bytes(lines.as_bytes())
     }
 
     /// Data as it is.
@@ -94,4 +107,9 @@ impl Output {
         let target = ProgressDrawTarget::stderr_with_hz(PROGRESS_HZ);
         ProgressBar::with_draw_target(Some(total_bytes), target).with_style(style)
     }
+}
+
+fn json_line(value: &impl Serialize) -> Result<String, Failure> {
+    let json = serde_json::to_string(value).context("writing an answer as JSON")?;
+    Ok(shown_json(&json))
 }

@@ -92,9 +92,7 @@ pub(crate) async fn peers(client: &Client, output: Output) -> Result<Exit, Failu
     if status.peers.is_empty() {
         output.note("No other device yet: `can-sync ticket` makes an invitation for one.");
     }
-    for peer in &status.peers {
-        output.value(peer, peer_line)?;
-    }
+    output.values(&status.peers, peer_line)?;
     Ok(Exit::Ok)
 }
 

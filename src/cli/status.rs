@@ -55,8 +55,7 @@ pub(crate) async fn wait(
     output: Output,
 ) -> Result<Exit, Failure> {
     let start = Instant::now();
-    let patience = timeout.max(FIRST_LOOK_MIN);
-    let deadline = start.checked_add(patience).unwrap_or_else(|| start + Duration::MAX / 4);
+    let deadline = start + timeout.max(FIRST_LOOK_MIN);
     let mut last = None;
     match timeout_at(deadline, settle(client, timeout, start, peer.as_deref(), &mut last)).await {
         Ok(Ok(Some(status))) => {

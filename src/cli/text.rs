@@ -4,7 +4,10 @@
 //!     no control character, no direction override and no more than [`SHOWN_CHARS_MAX`] characters.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
+
+use serde::Serializer;
 
 use crate::core::export_name::is_invisible;
 
@@ -51,6 +54,11 @@ fn acts_on_terminals(character: char) -> bool {
     character.is_control() || is_invisible(character)
 }
 
+/// A path in JSON: not every path is text, and then the closest text stands for it.
+pub(crate) fn lossy_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
 /// `1.5 MiB`.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -80,6 +88,9 @@ pub(crate) fn duration(time: Duration) -> String {
     }
 }
 
+/// Longer than anyone waits, short enough to be added to any clock.
+const DURATION_MAX: Duration = Duration::from_secs(3_650 * 86_400);
+
 /// `10m`, `90s`, `500ms`, `2h`, `1d`; a bare number is seconds.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -94,7 +105,8 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         "d" => 86_400_000,
         _ => return Err(expected()),
     };
-    number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(expected)
+    let time = number.checked_mul(unit_ms).map(Duration::from_millis);
+    time.filter(|time| *time <= DURATION_MAX).ok_or_else(expected)
 }
 
 #[cfg(test)]
@@ -136,9 +148,17 @@ mod tests {
         {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
-        for text in
-            ["", "s", "-1s", "1.5h", "10 m", "1w", "99999999999999999999s", "9999999999999999d"]
-        {
+        for text in [
+            "",
+            "s",
+            "-1s",
+            "1.5h",
+            "10 m",
+            "1w",
+            "99999999999999999999s",
+            "3651d",
+            "9999999999999999d",
+        ] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
     }

@@ -125,10 +125,10 @@ pub(crate) async fn up(
         ended = agent.ended() => ended,
     };
     let stopped = async {
-        home.remove_api_address(&lock)?;
+        let removed = home.remove_api_address(&lock);
         stop.cancel();
-        serving.await.context("serving the API")?;
-        agent.stop().await
+        let served = serving.await.context("serving the API");
+        agent.stop().await.and(served).and(removed)
     };
     let stopped = signals.or_leave(stopped).await;
     ended.and(stopped)?;
@@ -167,9 +167,9 @@ pub(crate) async fn store(
     };
     let stopped = async {
         stop.cancel();
-        serving.await.context("serving the API")?;
+        let served = serving.await.context("serving the API");
         store.close().await;
-        Ok(())
+        served
     };
     let stopped = signals.or_leave(stopped).await;
     ended.and(stopped)?;

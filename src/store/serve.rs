@@ -35,8 +35,9 @@ pub const CONNECTIONS_MAX: usize = 64;
 /// A request's header has arrived by then, counted from the connect or the last answer.
 pub const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The longest pause between two pieces of a request's body.
-pub const BODY_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// The longest pause between two pieces of a request's body. Bodies are read only from who holds the
+/// key, and may come from a person who types or a program that computes.
+pub const BODY_PAUSE_MAX: Duration = Duration::from_secs(600);
 
 /// Answers under way when the server is stopped have this long to end.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(2);
