@@ -14,8 +14,8 @@ use crate::core::close::CloseCode;
 use crate::core::engine::Input;
 use crate::core::message::Message;
 use crate::core::peers::ConnId;
-use crate::net::connection::{Connection, Protocol, RecvStream, SendStream};
 use crate::net::frame::{FrameError, FrameReader, FrameWriter};
+use crate::net::{Connection, Protocol, RecvStream, SendStream};
 use crate::wire::WireError;
 use crate::wire::control::{decode_message, encode_message};
 use crate::wire::frame::HeaderError;
@@ -179,9 +179,7 @@ async fn run_plain(
             facts.send(Fact::PlainDone { conn, report }).await;
             Ok(())
         }
-        Err(error) if error.is_violation() => {
-            Err(fault(CloseCode::Protocol, &error.to_string()))
-        }
+        Err(error) if error.is_violation() => Err(fault(CloseCode::Protocol, &error.to_string())),
         Err(error) => Err(fault(CloseCode::Internal, &error.to_string())),
     }
 }

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::wall_ms;
-use crate::net::endpoint::{Net, NetConfig, Relay};
+use crate::net::{Net, NetConfig, Relay};
 use crate::state::group::Group;
 use crate::state::home::{Home, Lock};
 use crate::state::identity::Identity;
@@ -99,9 +99,10 @@ impl Agent {
     pub async fn start(config: Config, lock: Lock) -> Result<Self> {
         let Config { home, store, offline, relay, net } = config;
         let partials_dir = home.partials_dir();
+        let scratch_folder = partials_dir.clone();
         let store_dir = home.store_dir();
-        let (opened, lock) = tokio::task::spawn_blocking(move || anyhow::Ok((open(&home, &lock)?, lock)))
-            .await??;
+        let (opened, lock) =
+            tokio::task::spawn_blocking(move || anyhow::Ok((open(&home, &lock)?, lock))).await??;
         let Opened { identity, group, index, partials } = opened;
         let (store, embedded, store_location, staging_dir) = match store {
             StoreChoice::Embedded => {
@@ -121,7 +122,7 @@ impl Agent {
         let mut net_config = NetConfig::new(identity.secret_key);
         (net_config.offline, net_config.relay, net_config.bind) = (offline, relay, net.bind);
         if net.plain_only {
-            net_config.protocols = vec![crate::net::connection::Protocol::Plain];
+            net_config.protocols = vec![crate::net::Protocol::Plain];
         }
         let net = Net::bind(net_config).await.context("binding the network")?;
         let algorithm = index.bound()?.map_or_else(Default::default, |(_, algorithm)| algorithm);
@@ -134,7 +135,7 @@ impl Agent {
             store: store.clone(),
             store_location,
             group: Arc::new(group),
-            ctx: transfer::Context { store, index, partials, algorithm },
+            ctx: transfer::Context { store, index, partials, algorithm, scratch_folder },
             requests,
             status,
             stop: stop.clone(),
@@ -146,10 +147,12 @@ impl Agent {
         });
         let mut agent = Self { handle, embedded, stop, running };
         // The first picture is drawn before anybody is answered.
+        let handle = agent.handle();
         tokio::select! {
-            () = agent.handle.changed(0) => Ok(agent),
-            ended = agent.ended() => ended.and(Err(anyhow::anyhow!("the agent ended at once"))),
+            () = handle.changed(0) => {}
+            ended = agent.ended() => ended?,
         }
+        Ok(agent)
     }
 
     /// How to talk to it.

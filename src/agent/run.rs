@@ -25,11 +25,10 @@ use crate::core::peers::ConnId;
 use crate::core::reconcile::Since;
 use crate::core::session::Lane;
 use crate::core::wants::{Arrival, BatchId};
-use crate::net::accept::Accepted;
-use crate::net::connection::{Connection, Ended, Protocol, RecvStream, SendStream};
-use crate::net::endpoint::Net;
+use crate::net::Accepted;
+use crate::net::Net;
+use crate::net::{Connection, Ended, Protocol, RecvStream, SendStream};
 use crate::state::group::Group;
-use crate::state::index::Index;
 use crate::store::{Cursor, Store, StoreInfo};
 
 use super::fact::{Fact, Facts};
@@ -194,8 +193,8 @@ impl Loop {
             let mut events = net.events().await;
             loop {
                 let input = match events.next().await {
-                    crate::net::discovery::NetEvent::Seen(node_id) => Input::Seen(node_id),
-                    crate::net::discovery::NetEvent::AddressesChanged => Input::NetworkChanged,
+                    crate::net::NetEvent::Seen(node_id) => Input::Seen(node_id),
+                    crate::net::NetEvent::AddressesChanged => Input::NetworkChanged,
                 };
                 facts.send(Fact::Input(input)).await;
             }
@@ -682,11 +681,14 @@ impl Loop {
             if let Err(error) = &receipt.end {
                 tracing::debug!(peer = %peer.short(), %error, "a received batch broke off");
             }
-            let store_failed =
-                receipt.received.iter().any(|received| matches!(received.outcome, Outcome::Later(_)));
-            let arrivals = receipt.received.into_iter().filter_map(|received| {
-                Some((received.digest.hash, arrival(&received.outcome)?))
-            });
+            let store_failed = receipt
+                .received
+                .iter()
+                .any(|received| matches!(received.outcome, Outcome::Later(_)));
+            let arrivals = receipt
+                .received
+                .into_iter()
+                .filter_map(|received| Some((received.digest.hash, arrival(&received.outcome)?)));
             let arrivals = arrivals.collect();
             let input = Input::Received { conn, batch, arrivals, store_failed, violation };
             facts.send(Fact::Input(input)).await;
@@ -724,8 +726,7 @@ impl Loop {
             let live = self.live.get(&conn)?;
             Some((live.figures.clone(), live.connection.path()))
         };
-        let status =
-            self.picture.draw(now_ms, &self.parts, &self.engine, &self.store, figures);
+        let status = self.picture.draw(now_ms, &self.parts, &self.engine, &self.store, figures);
         let active = status.peers.iter().any(|peer| {
             peer.state == super::status::PeerState::Syncing
                 || peer.send_rate_bytes + peer.receive_rate_bytes > 0.0
