@@ -2,8 +2,8 @@
 //!
 //! A cache, for reconciling without asking the store: it can always be rebuilt from the store's
 //! change feed. Hence `synchronous = NORMAL`: a power cut may take the newest transactions, and the
-//! database is then that of a moment before, the store cursor in it included, so the feed brings the
-//! rest again. What must not happen is that a sequence number means two hashes to a peer, therefore:
+//! database is then that of a moment before, the store cursor in it included, so the feed brings
+//! the rest again. But no sequence number may come to mean two hashes to a peer, therefore:
 //!
 //! X1  Numbers are given in commit order and rise; within an epoch none is given twice.
 //! X2  The epoch changes whenever numbers may have gone back: after every stop that was not
@@ -60,7 +60,7 @@ impl Index {
             Err(error) if is_damage(&error) => {
                 let aside = move_aside(path)?;
                 tracing::warn!(
-                    "the index {} is damaged ({error:#}); it is kept as {} and rebuilt from the store",
+                    "the index {} is damaged ({error:#}): kept as {}, rebuilt from the store",
                     path.display(),
                     aside.display()
                 );
@@ -83,7 +83,7 @@ impl Index {
         })
     }
 
-    /// Ties the index to a store. One that belongs to another store is emptied and gets a new epoch.
+    /// Ties the index to a store. One of another store is emptied and gets a new epoch.
     pub fn bind(&self, store_id: &StoreId) -> rusqlite::Result<Bound> {
         let mut writer = lock(&self.shared.writer);
         let bound: Option<[u8; 16]> =
@@ -271,8 +271,8 @@ impl Index {
         Ok(())
     }
 
-    /// Writes everything down, so that the next [`open`](Self::open) keeps the epoch. Nothing may be
-    /// inserted afterwards.
+    /// Writes everything down, so that the next [`open`](Self::open) keeps the epoch. Nothing may
+    /// be inserted afterwards.
     pub fn close(&self) -> rusqlite::Result<()> {
         let writer = lock(&self.shared.writer);
         writer.pragma_update(None, "synchronous", "FULL")?;
@@ -357,7 +357,8 @@ fn open_writer(path: &Path) -> Result<(Connection, Head)> {
             tx.execute_batch(SCHEMA)?;
             tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             tx.execute(
-                "INSERT INTO state (one, epoch, count, store_cursor, clean) VALUES (1, ?1, 0, 0, 1)",
+                "INSERT INTO state (one, epoch, count, store_cursor, clean)
+                 VALUES (1, ?1, 0, 0, 1)",
                 [rand::random::<Epoch>()],
             )?;
         }
@@ -460,8 +461,8 @@ fn count(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-/// SQLite's integers are signed. No size, count or cursor of ours reaches the 64th bit, and a peer's
-/// invented one is as good when cut.
+/// SQLite's integers are signed. No size, count or cursor of ours reaches the 64th bit, and an
+/// invented one of a peer is as good when cut.
 fn int(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
