@@ -5,11 +5,13 @@
 //! | `key` ([`identity`]) | the device's secret key | the device is a stranger to its group |
 //! | `state.db` ([`group`]) | group, members, removals, tickets | the device must pair again |
 //! | `index.db` ([`index`]) | which hashes the store knows, in which order | rebuilt from the store |
-//! | `partials/` | large transfers under way | transferred again |
+//! | `partials/` ([`partials`], [`bao`]) | large transfers under way | transferred again |
 //!
 //! [`home`] says where they are and who may read them.
 
+pub mod bao;
 pub mod group;
 pub mod home;
 pub mod identity;
 pub mod index;
+pub mod partials;
