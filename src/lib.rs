@@ -1,6 +1,7 @@
 //! can-sync: a peer-to-peer sync agent over QUIC.
 
 pub mod agent;
+pub mod clock;
 pub mod core;
 pub mod net;
 pub mod state;

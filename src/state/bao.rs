@@ -73,10 +73,7 @@ pub fn encode_piece(
     }
     let tree = tree(digest.size_bytes);
     let mut encoded = Vec::with_capacity(content.len() + content.len() / 128 + PATH_BYTES);
-    let window = Window {
-        offset_bytes,
-        content,
-    };
+    let window = Window { offset_bytes, content };
     let root = blake3::Hash::from_bytes(digest.hash.0);
     let ranges = chunks(&range);
     let encode = match outboard {
@@ -94,12 +91,12 @@ pub fn encode_piece(
     };
     match encode {
         Ok(()) => Ok(encoded),
-        Err(BaoError::LeafHashMismatch(chunk)) => Err(EncodeError::Damaged {
-            offset_bytes: chunk.to_bytes(),
-        }),
-        Err(BaoError::ParentHashMismatch(node)) => Err(EncodeError::Damaged {
-            offset_bytes: start(node).max(offset_bytes),
-        }),
+        Err(BaoError::LeafHashMismatch(chunk)) => {
+            Err(EncodeError::Damaged { offset_bytes: chunk.to_bytes() })
+        }
+        Err(BaoError::ParentHashMismatch(node)) => {
+            Err(EncodeError::Damaged { offset_bytes: start(node).max(offset_bytes) })
+        }
         Err(other) => Err(EncodeError::Io(other.into())),
     }
 }
@@ -170,11 +167,7 @@ pub(super) fn verified_prefix_bytes(
 /// Writes the outboard of a content to the empty file `to` and returns the content's hash; for
 /// stores that keep no outboards. Reads the content once, in constant memory.
 pub fn build_outboard(mut content: impl Read, size_bytes: u64, to: &mut File) -> io::Result<Hash> {
-    let mut stored = PreOrderOutboard {
-        root: blake3::hash(&[]),
-        tree: tree(size_bytes),
-        data: to,
-    };
+    let mut stored = PreOrderOutboard { root: blake3::hash(&[]), tree: tree(size_bytes), data: to };
     let root = outboard(&mut content, stored.tree(), &mut stored)?;
     if content.read(&mut [0])? != 0 {
         return Err(io::Error::new(
@@ -204,9 +197,7 @@ struct Window<'a> {
 
 impl ReadAt for Window<'_> {
     fn read_at(&self, position: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let within = position
-            .checked_sub(self.offset_bytes)
-            .ok_or(io::ErrorKind::InvalidInput)?;
+        let within = position.checked_sub(self.offset_bytes).ok_or(io::ErrorKind::InvalidInput)?;
         self.content.read_at(within, buffer)
     }
 }

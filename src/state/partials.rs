@@ -126,19 +126,14 @@ pub enum FinishError {
 impl Partials {
     /// Opens the folder, which exists, and removes what nobody went on with for long.
     pub fn open(folder: &Path, now: SystemTime) -> io::Result<Self> {
-        let shared = Shared {
-            folder: folder.to_owned(),
-            claimed: Mutex::new(BTreeSet::new()),
-        };
+        let shared = Shared { folder: folder.to_owned(), claimed: Mutex::new(BTreeSet::new()) };
         for (hash, touched) in shared.list()? {
             let age = now.duration_since(touched).unwrap_or_default();
             if age > KEPT {
                 shared.files(&hash).remove()?;
             }
         }
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Begins or resumes the transfer of an asset. Resuming reads and hashes what is held.
@@ -157,10 +152,7 @@ impl Partials {
                 .mode(0o600)
                 .custom_flags(OFlags::NOFOLLOW.bits() as i32)
                 .open(path)
-                .map_err(|source| OpenError::Io {
-                    path: path.to_owned(),
-                    source,
-                })
+                .map_err(|source| OpenError::Io { path: path.to_owned(), source })
         };
         let content = open(&files.content)?;
         let outboard = match algorithm {
@@ -172,18 +164,9 @@ impl Partials {
             content.set_len(prefix_bytes)?;
             Ok(prefix_bytes)
         })();
-        let prefix_bytes = resumed.map_err(|source| OpenError::Io {
-            path: files.content.clone(),
-            source,
-        })?;
-        Ok(Partial {
-            digest,
-            files,
-            content,
-            outboard,
-            prefix_bytes,
-            claim,
-        })
+        let prefix_bytes =
+            resumed.map_err(|source| OpenError::Io { path: files.content.clone(), source })?;
+        Ok(Partial { digest, files, content, outboard, prefix_bytes, claim })
     }
 
     fn claim(&self, hash: Hash) -> Result<Claim, OpenError> {
@@ -191,10 +174,7 @@ impl Partials {
         if claimed.contains(&hash) {
             return Err(OpenError::InUse(hash));
         }
-        let io_error = |source| OpenError::Io {
-            path: self.shared.folder.clone(),
-            source,
-        };
+        let io_error = |source| OpenError::Io { path: self.shared.folder.clone(), source };
         let mut held = self.shared.list().map_err(io_error)?;
         if held.len() >= PARTIALS_MAX && held.iter().all(|(known, _)| *known != hash) {
             held.sort_by_key(|(_, touched)| *touched);
@@ -203,10 +183,7 @@ impl Partials {
             self.shared.files(idle).remove().map_err(io_error)?;
         }
         claimed.insert(hash);
-        Ok(Claim {
-            shared: Arc::clone(&self.shared),
-            hash,
-        })
+        Ok(Claim { shared: Arc::clone(&self.shared), hash })
     }
 }
 
@@ -235,11 +212,8 @@ impl Partial {
         length_bytes: u64,
         encoded: &[u8],
     ) -> Result<(), PieceError> {
-        let misplaced = PieceError::Misplaced {
-            expected: self.prefix_bytes,
-            got: offset_bytes,
-            length_bytes,
-        };
+        let misplaced =
+            PieceError::Misplaced { expected: self.prefix_bytes, got: offset_bytes, length_bytes };
         let range = offset_bytes..offset_bytes.saturating_add(length_bytes);
         if range.start != self.prefix_bytes || range.end > self.digest.size_bytes {
             return Err(misplaced);
@@ -257,9 +231,7 @@ impl Partial {
         outboard.write_all_at(&decoded.outboard, decoded.outboard_offset_bytes)?;
         self.prefix_bytes += decoded.content.len() as u64;
         if !decoded.whole {
-            return Err(PieceError::Corrupt {
-                offset_bytes: self.prefix_bytes,
-            });
+            return Err(PieceError::Corrupt { offset_bytes: self.prefix_bytes });
         }
         Ok(())
     }
@@ -280,10 +252,7 @@ impl Partial {
         };
         if got != self.digest.hash {
             self.files.remove()?;
-            return Err(FinishError::Mismatch {
-                expected: self.digest.hash,
-                got,
-            });
+            return Err(FinishError::Mismatch { expected: self.digest.hash, got });
         }
         self.content.sync_all()?;
         let length_bytes = outboard_bytes(self.digest.size_bytes);
@@ -401,15 +370,10 @@ fn resumable_bytes(digest: &Digest, content: &File, outboard: Option<&File>) -> 
         return Ok(usable_bytes - usable_bytes % GROUP_BYTES);
     };
     // What cannot be read is no use; the file shrinks to what can.
-    Ok(
-        verified_prefix_bytes(digest, content, outboard).unwrap_or_else(|error| {
-            tracing::warn!(
-                "the partial asset {} cannot be read: {error}",
-                digest.hash.short()
-            );
-            0
-        }),
-    )
+    Ok(verified_prefix_bytes(digest, content, outboard).unwrap_or_else(|error| {
+        tracing::warn!("the partial asset {} cannot be read: {error}", digest.hash.short());
+        0
+    }))
 }
 
 fn sha256(mut content: &File) -> io::Result<Hash> {

@@ -21,6 +21,7 @@ use futures_util::stream::BoxStream;
 use thiserror::Error;
 
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
+pub use crate::core::limits::SMALL_BYTES_MAX;
 
 pub mod embedded;
 pub mod http;
@@ -29,10 +30,6 @@ pub mod people;
 /// A place in a store's change feed; 0 is before the first change. Meaningful only to the store
 /// (and store id) that gave it.
 pub type Cursor = u64;
-
-/// Contents up to this size travel whole in memory ([`Store::put`], [`Store::read`] of all);
-/// larger ones as files ([`Store::adopt`]) and ranges.
-pub const SMALL_BYTES_MAX: u64 = 256 * 1024;
 
 /// The longest range one [`Store::read`] returns.
 pub const READ_BYTES_MAX: u64 = 1024 * 1024;

@@ -3,7 +3,10 @@
 use thiserror::Error;
 
 pub mod batch;
+pub mod control;
 pub mod frame;
+pub mod pairing;
+pub mod reconcile;
 
 /// The generated messages of `proto/`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

@@ -55,15 +55,8 @@ impl Sender {
         let size_bytes = content.len() as u64;
         let hash = build_outboard(&content[..], size_bytes, &mut outboard).unwrap();
         assert_eq!(hash, HashAlgorithm::Blake3.hash(&content));
-        assert_eq!(
-            outboard.metadata().unwrap().len(),
-            outboard_bytes(size_bytes)
-        );
-        Self {
-            content,
-            digest: Digest { hash, size_bytes },
-            outboard,
-        }
+        assert_eq!(outboard.metadata().unwrap().len(), outboard_bytes(size_bytes));
+        Self { content, digest: Digest { hash, size_bytes }, outboard }
     }
 
     fn end(&self, offset: usize, length: usize) -> usize {
@@ -106,11 +99,7 @@ fn start(partials: &Partials, digest: Digest) -> Partial {
 }
 
 fn flip(path: &Path, offset: u64) {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset).unwrap();
     file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
@@ -162,10 +151,7 @@ fn an_empty_content_is_complete_only_under_its_own_hash() {
     let folder = Folder::new();
     let empty = Sender::new(0);
     empty.assert_finishes(start(&folder.open(), empty.digest));
-    let lie = Digest {
-        hash: Hash([1; 32]),
-        size_bytes: 0,
-    };
+    let lie = Digest { hash: Hash([1; 32]), size_bytes: 0 };
     let refused = start(&folder.open(), lie).finish();
     assert!(matches!(refused, Err(FinishError::Mismatch { .. })));
 }
@@ -194,11 +180,7 @@ fn a_flipped_bit_is_caught_at_its_group_and_the_groups_before_are_kept() {
         }
         assert_eq!(partial.verified_prefix_bytes(), wrong as u64);
         let held = fs::read(folder.file(&sender.digest, CONTENT_SUFFIX)).unwrap();
-        assert_eq!(
-            held,
-            sender.content[..wrong],
-            "nothing unverified is written"
-        );
+        assert_eq!(held, sender.content[..wrong], "nothing unverified is written");
         sender.send_all(&mut partial, PIECE);
         sender.assert_finishes(partial);
     }
@@ -247,10 +229,7 @@ fn a_lie_about_the_size_never_completes() {
     let sender = Sender::new(6 * GROUP);
     for size_bytes in [1, 4, 5, 7, 8, 100].map(|groups| groups * GROUP_BYTES) {
         let folder = Folder::new();
-        let lie = Digest {
-            size_bytes,
-            ..sender.digest
-        };
+        let lie = Digest { size_bytes, ..sender.digest };
         let mut partial = start(&folder.open(), lie);
         while sender.send(&mut partial, GROUP).is_ok() && !partial.is_complete() {}
         assert!(!partial.is_complete(), "{size_bytes}");
@@ -258,10 +237,7 @@ fn a_lie_about_the_size_never_completes() {
     let true_size = sender.digest.size_bytes;
     for size_bytes in [true_size - 1, true_size + 1] {
         let folder = Folder::new();
-        let lie = Digest {
-            size_bytes,
-            ..sender.digest
-        };
+        let lie = Digest { size_bytes, ..sender.digest };
         let mut partial = start(&folder.open(), lie);
         sender.send(&mut partial, GROUP).unwrap();
         let rest = sender.encode(GROUP, 5 * GROUP);
@@ -287,18 +263,12 @@ fn pieces_out_of_place_are_refused() {
         (GROUP_BYTES, 4 * GROUP_BYTES),
     ] {
         let refused = partial.write_piece(offset, length, &piece);
-        assert!(
-            matches!(refused, Err(PieceError::Misplaced { .. })),
-            "{offset} {length}"
-        );
+        assert!(matches!(refused, Err(PieceError::Misplaced { .. })), "{offset} {length}");
     }
     assert_eq!(partial.verified_prefix_bytes(), GROUP_BYTES);
     let refused = partial.finish();
     assert!(matches!(refused, Err(FinishError::Incomplete { .. })));
-    assert_eq!(
-        start(&folder.open(), sender.digest).verified_prefix_bytes(),
-        GROUP_BYTES
-    );
+    assert_eq!(start(&folder.open(), sender.digest).verified_prefix_bytes(), GROUP_BYTES);
 }
 
 #[test]
@@ -324,20 +294,10 @@ fn what_was_damaged_between_sessions_is_found_and_fetched_again() {
     let sender = Sender::new(2 * PIECE + 3);
     let groups = (2 * PIECE / GROUP) as u64;
     let mut damages: Vec<(&str, u64, Option<u64>)> = (0..groups)
-        .map(|group| {
-            (
-                CONTENT_SUFFIX,
-                group * GROUP_BYTES + 5,
-                Some(group * GROUP_BYTES),
-            )
-        })
+        .map(|group| (CONTENT_SUFFIX, group * GROUP_BYTES + 5, Some(group * GROUP_BYTES)))
         .collect();
     let outboard = outboard_bytes(sender.digest.size_bytes);
-    damages.extend(
-        (0..outboard)
-            .step_by(32)
-            .map(|at| (OUTBOARD_SUFFIX, at, None)),
-    );
+    damages.extend((0..outboard).step_by(32).map(|at| (OUTBOARD_SUFFIX, at, None)));
     for (suffix, at, expected) in damages {
         let folder = Folder::new();
         let mut partial = start(&folder.open(), sender.digest);
@@ -348,10 +308,7 @@ fn what_was_damaged_between_sessions_is_found_and_fetched_again() {
         let held = partial.verified_prefix_bytes();
         assert!(!partial.is_complete(), "{suffix} {at}");
         assert!(held.is_multiple_of(GROUP_BYTES));
-        assert!(
-            expected.is_none_or(|expected| held == expected),
-            "{suffix} {at}: {held}"
-        );
+        assert!(expected.is_none_or(|expected| held == expected), "{suffix} {at}: {held}");
         sender.send_all(&mut partial, PIECE);
         sender.assert_finishes(partial);
     }
@@ -361,26 +318,14 @@ fn what_was_damaged_between_sessions_is_found_and_fetched_again() {
 fn files_cut_or_lengthened_between_sessions_are_used_as_far_as_they_are_good() {
     let sender = Sender::new(2 * PIECE + 3);
     for suffix in [CONTENT_SUFFIX, OUTBOARD_SUFFIX] {
-        for length in [
-            0,
-            1,
-            63,
-            65,
-            1000,
-            GROUP + 1,
-            PIECE,
-            PIECE + GROUP - 1,
-            9 * PIECE,
-        ] {
+        for length in [0, 1, 63, 65, 1000, GROUP + 1, PIECE, PIECE + GROUP - 1, 9 * PIECE] {
             let folder = Folder::new();
             let mut partial = start(&folder.open(), sender.digest);
             sender.send(&mut partial, PIECE).unwrap();
             sender.send(&mut partial, 2 * GROUP).unwrap();
             drop(partial);
-            let file = OpenOptions::new()
-                .write(true)
-                .open(folder.file(&sender.digest, suffix))
-                .unwrap();
+            let file =
+                OpenOptions::new().write(true).open(folder.file(&sender.digest, suffix)).unwrap();
             file.set_len(length as u64).unwrap();
             let mut partial = start(&folder.open(), sender.digest);
             let held = partial.verified_prefix_bytes() as usize;
@@ -426,23 +371,10 @@ fn ranges_that_are_no_whole_groups_are_not_encoded() {
     let sender = Sender::new(4 * GROUP + 10);
     for (offset, length) in [(1, GROUP), (0, GROUP - 1), (0, 0), (4 * GROUP, 9)] {
         let content = &sender.content[offset..offset + length];
-        let refused = encode_piece(
-            &sender.digest,
-            offset as u64,
-            content,
-            Some(&sender.outboard),
-        );
-        assert!(
-            matches!(refused, Err(EncodeError::Misaligned(_))),
-            "{offset} {length}"
-        );
+        let refused = encode_piece(&sender.digest, offset as u64, content, Some(&sender.outboard));
+        assert!(matches!(refused, Err(EncodeError::Misaligned(_))), "{offset} {length}");
     }
-    let beyond = encode_piece(
-        &sender.digest,
-        u64::MAX - 16383,
-        &[1; 3],
-        Some(&sender.outboard),
-    );
+    let beyond = encode_piece(&sender.digest, u64::MAX - 16383, &[1; 3], Some(&sender.outboard));
     assert!(matches!(beyond, Err(EncodeError::Misaligned(_))));
 }
 
@@ -459,32 +391,20 @@ fn an_outboard_of_a_content_that_is_too_short_or_too_long_is_not_built() {
 fn with_sha256_the_content_is_checked_when_it_is_whole() {
     let folder = Folder::new();
     let content = Sender::new(PIECE + 100).content;
-    let digest = Digest {
-        hash: HashAlgorithm::Sha256.hash(&content),
-        size_bytes: content.len() as u64,
-    };
+    let digest =
+        Digest { hash: HashAlgorithm::Sha256.hash(&content), size_bytes: content.len() as u64 };
     let partials = folder.open();
     let begin = || partials.start(digest, HashAlgorithm::Sha256).unwrap();
     let mut partial = begin();
-    partial
-        .write_piece(0, GROUP_BYTES, &content[..GROUP])
-        .unwrap();
-    partial
-        .write_piece(GROUP_BYTES, 100, &content[GROUP..GROUP + 100])
-        .unwrap();
+    partial.write_piece(0, GROUP_BYTES, &content[..GROUP]).unwrap();
+    partial.write_piece(GROUP_BYTES, 100, &content[GROUP..GROUP + 100]).unwrap();
     let refused = partial.write_piece(GROUP_BYTES + 100, 101, &content[..100]);
     assert!(matches!(refused, Err(PieceError::Misplaced { .. })));
     drop(partial);
     let mut partial = begin();
-    assert_eq!(
-        partial.verified_prefix_bytes(),
-        GROUP_BYTES,
-        "whole groups are resumed"
-    );
+    assert_eq!(partial.verified_prefix_bytes(), GROUP_BYTES, "whole groups are resumed");
     let rest = &content[GROUP..];
-    partial
-        .write_piece(GROUP_BYTES, rest.len() as u64, rest)
-        .unwrap();
+    partial.write_piece(GROUP_BYTES, rest.len() as u64, rest).unwrap();
     let complete = partial.finish().unwrap();
     assert_eq!(fs::read(&complete.path).unwrap(), content);
     assert_eq!(complete.outboard, None);
@@ -495,10 +415,7 @@ fn with_sha256_the_content_is_checked_when_it_is_whole() {
     let mut partial = begin();
     let wrong = vec![0; content.len()];
     partial.write_piece(0, wrong.len() as u64, &wrong).unwrap();
-    assert!(matches!(
-        partial.finish(),
-        Err(FinishError::Mismatch { .. })
-    ));
+    assert!(matches!(partial.finish(), Err(FinishError::Mismatch { .. })));
     assert!(!path.exists());
 }
 
@@ -512,10 +429,7 @@ fn an_asset_is_transferred_once_at_a_time() {
     assert!(matches!(again(), Err(OpenError::InUse(_))));
     sender.send_all(&mut partial, GROUP);
     let complete = partial.finish().unwrap();
-    assert!(
-        matches!(again(), Err(OpenError::InUse(_))),
-        "until the store has it"
-    );
+    assert!(matches!(again(), Err(OpenError::InUse(_))), "until the store has it");
     drop(complete);
     again().unwrap().discard().unwrap();
     assert_eq!(folder.names(), [""; 0]);
@@ -528,9 +442,7 @@ fn transfers_nobody_went_on_with_for_a_month_are_swept() {
     let (old, new) = (Sender::new(PIECE), Sender::new(PIECE + 1));
     let partials = folder.open();
     for sender in [&old, &new] {
-        sender
-            .send(&mut start(&partials, sender.digest), GROUP)
-            .unwrap();
+        sender.send(&mut start(&partials, sender.digest), GROUP).unwrap();
     }
     let day = Duration::from_secs(24 * 60 * 60);
     let now = SystemTime::now();
@@ -542,19 +454,12 @@ fn transfers_nobody_went_on_with_for_a_month_are_swept() {
         .unwrap()
         .set_modified(now - 29 * day)
         .unwrap();
-    let orphan = folder
-        .0
-        .path()
-        .join(format!("{}{OUTBOARD_SUFFIX}", Hash([9; 32])));
+    let orphan = folder.0.path().join(format!("{}{OUTBOARD_SUFFIX}", Hash([9; 32])));
     fs::write(&orphan, "x").unwrap();
     fs::write(folder.0.path().join("note"), "not ours").unwrap();
     folder.open();
     let hash = new.digest.hash;
-    let kept = [
-        format!("{hash}.obao"),
-        format!("{hash}.part"),
-        "note".into(),
-    ];
+    let kept = [format!("{hash}.obao"), format!("{hash}.part"), "note".into()];
     assert_eq!(folder.names(), kept);
 }
 
@@ -578,10 +483,7 @@ fn the_transfer_idle_for_longest_makes_room_for_a_new_one() {
     }
     start(&partials, digest(PARTIALS_MAX));
     assert!(!folder.file(&digest(1), CONTENT_SUFFIX).exists());
-    assert!(
-        folder.file(&digest(0), CONTENT_SUFFIX).exists(),
-        "it is in use"
-    );
+    assert!(folder.file(&digest(0), CONTENT_SUFFIX).exists(), "it is in use");
     busy.push(start(&partials, digest(PARTIALS_MAX)));
     let refused = partials.start(digest(PARTIALS_MAX + 1), HashAlgorithm::Blake3);
     assert!(matches!(refused, Err(OpenError::TooMany)));
@@ -605,21 +507,13 @@ fn an_absurd_size_is_refused_before_anything_is_made() {
     let folder = Folder::new();
     for size_bytes in [ASSET_BYTES_MAX + 1, u64::MAX] {
         let hash = Hash([1; 32]);
-        let refused = folder
-            .open()
-            .start(Digest { hash, size_bytes }, HashAlgorithm::Blake3);
+        let refused = folder.open().start(Digest { hash, size_bytes }, HashAlgorithm::Blake3);
         assert!(matches!(refused, Err(OpenError::TooLarge(_))));
     }
-    let digest = Digest {
-        hash: Hash([1; 32]),
-        size_bytes: ASSET_BYTES_MAX,
-    };
+    let digest = Digest { hash: Hash([1; 32]), size_bytes: ASSET_BYTES_MAX };
     let mut partial = start(&folder.open(), digest);
     let refused = partial.write_piece(0, ASSET_BYTES_MAX, &[0; 1000]);
-    assert!(matches!(
-        refused,
-        Err(PieceError::Corrupt { offset_bytes: 0 })
-    ));
+    assert!(matches!(refused, Err(PieceError::Corrupt { offset_bytes: 0 })));
 }
 
 proptest! {
@@ -669,10 +563,7 @@ fn offsets_beyond_four_gib_are_right() {
     let folder = Folder::new();
     let mut outboard = tempfile::tempfile().unwrap();
     let hash = build_outboard(io::repeat(0).take(SIZE), SIZE, &mut outboard).unwrap();
-    let digest = Digest {
-        hash,
-        size_bytes: SIZE,
-    };
+    let digest = Digest { hash, size_bytes: SIZE };
     // All but the end is here already, as a hole.
     let content = File::create(folder.file(&digest, CONTENT_SUFFIX)).unwrap();
     content.set_len(HELD).unwrap();
@@ -696,10 +587,7 @@ fn partials_bench() {
     let sender = Sender::new(256 << 20);
     let rate = |what: &str, since: Instant| {
         let mib = sender.content.len() as f64 / f64::from(1 << 20);
-        println!(
-            "{what:<40}{:>8.0} MiB/s",
-            mib / since.elapsed().as_secs_f64()
-        );
+        println!("{what:<40}{:>8.0} MiB/s", mib / since.elapsed().as_secs_f64());
     };
     let from = Instant::now();
     blake3::hash(&sender.content);
@@ -723,9 +611,7 @@ fn partials_bench() {
         let mut partial = start(&folder.open(), sender.digest);
         let from = Instant::now();
         for (n, encoded) in pieces.iter().enumerate() {
-            partial
-                .write_piece((n * length) as u64, length as u64, encoded)
-                .unwrap();
+            partial.write_piece((n * length) as u64, length as u64, encoded).unwrap();
         }
         rate(&format!("verify and write, {} KiB", length >> 10), from);
         drop(partial);

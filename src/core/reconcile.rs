@@ -1,0 +1,1020 @@
+//! Finds the difference of two devices' sets of known hashes: what each lacks and the other has.
+//!
+//! A [`Reconciler`] is one round between two devices, seen from one of them. It is told messages of
+//! the peer and answers of the device's own index, and says what to send, what to ask and which
+//! hashes are lacking. The message order is in `proto/peer.proto`; the ways to a difference and
+//! their choice in [`plan`](self::Way), the coded cells in [`crate::core::sketch`].
+//!
+//! I1  A round is about the two sets as they were at their summaries: cells come from a snapshot of
+//!     the sketch, and every [`Query`] asks for hashes up to the summary's `head_seq`. What is
+//!     added meanwhile goes by live push.
+//! I2  Nothing here grows with the sets: a page, or the cells of one sketch, at a time.
+//! I3  Every message is bounded by what was announced or asked for; whatever goes beyond is a
+//!     [`ReconcileError`], and whoever sent it broke the protocol.
+//! I4  One [`Output::Ask`] is open at a time, and one [`Output::Finished`] ends the round.
+//! I5  `complete` is said only of a difference that was checked against what was announced.
+
+mod cells;
+mod decode;
+mod pages;
+mod plan;
+
+use std::collections::VecDeque;
+
+use thiserror::Error;
+
+use crate::core::ids::Hash;
+use crate::core::limits::{
+    HASHES_PER_FRAME_MAX, REKEYS_MAX, SCAN_RETRY_MS, SHARD_BITS_MAX, SKETCH_CELLS,
+};
+use crate::core::sketch::{COUNTERS, Cell, CodedCells, Sketch, SketchKey};
+
+use self::cells::{CellServer, Recovery, Sharding, Span, Step};
+use self::pages::{PageServer, Puller};
+
+pub use self::cells::shard_range;
+pub use self::decode::{Decoder, Difference};
+pub use self::plan::Way;
+
+/// A place in a device's numbering of its hashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Since {
+    /// The numbering. A new one voids all places in the old.
+    pub epoch: [u8; 16],
+    /// The sequence number.
+    pub seq: u64,
+}
+
+/// What a device says of its set at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetSummary {
+    /// The numbering of `head_seq`.
+    pub epoch: [u8; 16],
+    /// The newest sequence number.
+    pub head_seq: u64,
+    /// How many hashes.
+    pub count: u64,
+    /// [`Sketch::fingerprint`].
+    pub fingerprint: [u8; 32],
+    /// [`Sketch::counters`]. Only in Compare.
+    pub counters: Option<Box<[i32; COUNTERS]>>,
+    /// How far this device has taken in the other's set.
+    pub since: Option<Since>,
+    /// More will follow soon: this device is still taking in its own store.
+    pub busy: bool,
+}
+
+impl SetSummary {
+    /// As it is announced when nothing is to be compared: without the counters.
+    pub fn announced(&self) -> Self {
+        Self { counters: None, ..self.clone() }
+    }
+
+    /// How many sequence numbers follow `since`, if that is a place in this numbering.
+    fn added_since(&self, since: Option<Since>) -> Option<u64> {
+        let since = since.filter(|since| since.epoch == self.epoch)?;
+        self.head_seq.checked_sub(since.seq)
+    }
+}
+
+/// A device's set at one moment: what a round is about.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The sketch of all hashes up to the summary's `head_seq`.
+    pub sketch: Sketch,
+    /// Its summary, with counters.
+    pub summary: SetSummary,
+}
+
+impl Snapshot {
+    /// Summarises `sketch`, which holds all hashes of `epoch` up to `head_seq` and no others.
+    pub fn new(
+        sketch: Sketch,
+        epoch: [u8; 16],
+        head_seq: u64,
+        since: Option<Since>,
+        busy: bool,
+    ) -> Self {
+        let summary = SetSummary {
+            epoch,
+            head_seq,
+            count: sketch.count(),
+            fingerprint: sketch.fingerprint(),
+            counters: Some(sketch.counters()),
+            since,
+            busy,
+        };
+        Self { sketch, summary }
+    }
+}
+
+/// A message of a round, types 4 to 12 of the control stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum ReconcileMessage {
+    Compare {
+        round: u64,
+        summary: SetSummary,
+    },
+    Plan {
+        round: u64,
+        way: Way,
+        summary: SetSummary,
+        retry_ms: u64,
+        /// With [`Way::Shards`] after a Rekey.
+        nonce: Option<[u8; 16]>,
+        estimate: u64,
+    },
+    Cells {
+        round: u64,
+        shard: u32,
+        first: u32,
+        /// Their counts are less the usual ones; see `proto/peer.proto`.
+        cells: Vec<Cell>,
+    },
+    More {
+        round: u64,
+        shard: u32,
+        first: u32,
+        n: u32,
+    },
+    Decoded {
+        round: u64,
+        lacking: Vec<Hash>,
+    },
+    Rekey {
+        round: u64,
+        nonce: [u8; 16],
+        shard_bits: u32,
+    },
+    Pull {
+        round: u64,
+        from: Cursor,
+    },
+    Page {
+        round: u64,
+        hashes: Vec<Hash>,
+        more: bool,
+        next_seq: u64,
+    },
+    Done {
+        round: u64,
+        incomplete: bool,
+    },
+}
+
+impl ReconcileMessage {
+    /// The round it belongs to.
+    pub fn round(&self) -> u64 {
+        match self {
+            Self::Compare { round, .. }
+            | Self::Plan { round, .. }
+            | Self::Cells { round, .. }
+            | Self::More { round, .. }
+            | Self::Decoded { round, .. }
+            | Self::Rekey { round, .. }
+            | Self::Pull { round, .. }
+            | Self::Page { round, .. }
+            | Self::Done { round, .. } => *round,
+        }
+    }
+}
+
+/// Where a page of hashes starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cursor {
+    /// Above this sequence number, in sequence order.
+    Seq(u64),
+    /// Above this hash (None: from the first), in ascending order.
+    Hash(Option<Hash>),
+}
+
+/// A question to the device's own index. Those with `up_to_seq` are about the hashes numbered up to
+/// it, and blind to later ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Query {
+    /// The first `limit` above `after_seq`, in sequence order: [`Answer::Since`].
+    Since {
+        /// Exclusive.
+        after_seq: u64,
+        /// Inclusive.
+        up_to_seq: u64,
+        /// How many at most.
+        limit: usize,
+    },
+    /// The first `limit` above `after`, ascending: [`Answer::Above`].
+    Above {
+        /// Exclusive; None is from the first.
+        after: Option<Hash>,
+        /// Inclusive.
+        up_to_seq: u64,
+        /// How many at most.
+        limit: usize,
+    },
+    /// The sequence number of each: [`Answer::Known`].
+    Known {
+        /// At most [`HASHES_PER_FRAME_MAX`].
+        hashes: Vec<Hash>,
+    },
+    /// The cells of one shard, [`shard_range`], under `key`: [`Answer::Shard`].
+    Shard {
+        /// For [`CodedCells::new`].
+        key: SketchKey,
+        /// There are `2^shard_bits` shards.
+        shard_bits: u32,
+        /// Which of them.
+        shard: u32,
+        /// Inclusive.
+        up_to_seq: u64,
+    },
+}
+
+/// The index's answer to a [`Query`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// To [`Query::Since`].
+    Since {
+        /// Sequence numbers and hashes.
+        items: Vec<(u64, Hash)>,
+        /// True when the query would have given more without its limit.
+        more: bool,
+    },
+    /// To [`Query::Above`].
+    Above {
+        /// The hashes.
+        hashes: Vec<Hash>,
+        /// True when the query would have given more without its limit.
+        more: bool,
+    },
+    /// To [`Query::Known`]: in its order, the sequence number, None for what is not known.
+    Known(Vec<Option<u64>>),
+    /// To [`Query::Shard`].
+    Shard(CodedCells),
+    /// The index could not answer.
+    Failed,
+}
+
+/// What a [`Reconciler`] wants done.
+pub enum Output {
+    /// Send this on the control stream.
+    Send(ReconcileMessage),
+    /// Ask the device's index, off the loop, and bring back its answer.
+    Ask(Query),
+    /// The peer has these and we do not.
+    WeLack(Vec<Hash>),
+    /// The round is over; nothing follows.
+    Finished(Outcome),
+}
+
+/// How a round ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The way taken last.
+    pub way: Way,
+    /// Both sides have learnt the whole difference of the two summaries. When all that was lacking
+    /// has arrived, our set holds the peer's up to `peer`.
+    pub complete: bool,
+    /// Our index is not the set our sketch was made of, or the peer lies: rebuild the sketch; when
+    /// it comes out the same, it was the peer.
+    pub stale_sketch: bool,
+    /// Our whole index was read for this round.
+    pub scanned: bool,
+    /// With [`Way::Busy`]: when to ask again.
+    pub retry_ms: Option<u64>,
+    /// The peer's newest place at its summary.
+    pub peer: Since,
+}
+
+/// What a peer did that the protocol does not allow. The connection is to be closed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ReconcileError {
+    /// A message that has no place here.
+    #[error("reconcile: {message} out of place ({stage})")]
+    Unexpected {
+        /// The message.
+        message: &'static str,
+        /// Where the round stands.
+        stage: &'static str,
+    },
+    /// More than was announced, asked for or allowed.
+    #[error("reconcile: {what}: {got}, the limit is {limit}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// What was seen.
+        got: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// A number that could only be another one.
+    #[error("reconcile: {what} is {got}, expected {expected}")]
+    Mismatch {
+        /// The field.
+        what: &'static str,
+        /// What was seen.
+        got: u64,
+        /// What it had to be.
+        expected: u64,
+    },
+    /// A list out of order or with repeats.
+    #[error("reconcile: a list of hashes is not strictly ascending, or repeats one")]
+    NotAscending,
+    /// A message that brings the round no further, and could go on for ever.
+    #[error("reconcile: an empty step that promises more")]
+    NoProgress,
+    /// Compare without what the difference is estimated by.
+    #[error("reconcile: Compare without counters")]
+    NoCounters,
+    /// Sets called equal whose fingerprints differ.
+    #[error("reconcile: sets with unequal fingerprints are called equal")]
+    NotEqual,
+    /// A delta after a cursor that one side does not have.
+    #[error("reconcile: a delta without a cursor on both sides")]
+    NoCursor,
+    /// Two Plans of one round for two different sets.
+    #[error("reconcile: the set of a round was exchanged for another")]
+    SetChanged,
+}
+
+/// One round with one peer.
+pub struct Reconciler {
+    round: u64,
+    role: Role,
+    ours: Snapshot,
+    /// The dialer learns it from the Plan.
+    theirs: Option<SetSummary>,
+    nonce: [u8; 16],
+    scan_allowed: bool,
+    way: Way,
+    estimate: u64,
+    rekeys: u32,
+    stage: Stage,
+    asks: VecDeque<Ask>,
+    asked: Option<Ask>,
+    /// Hashes that may yet turn out lacking, in `asks` and `asked`.
+    in_check: usize,
+    room: usize,
+    done_sent: bool,
+    peer_done: bool,
+    incomplete: bool,
+    stale_sketch: bool,
+    scanned: bool,
+    retry_ms: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Dialer,
+    Acceptor,
+}
+
+enum Stage {
+    /// Between a Compare or Rekey and its Plan; the acceptor: between a Plan for shards and Rekey.
+    Planning,
+    Pages {
+        puller: Puller,
+        server: PageServer,
+    },
+    Recover(Recovery),
+    Serve(CellServer),
+    /// Broken off; what still comes is not looked at.
+    Leaving,
+    Ended,
+}
+
+enum Ask {
+    Page(Query),
+    Shard(Query),
+    Known(Check, Vec<Hash>),
+}
+
+/// Why hashes are looked up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Check {
+    /// They stood in a page: some we have, some we lack.
+    Listed,
+    /// They were recovered from cells: we lack them, as of the summary.
+    Recovered,
+    /// They were recovered from cells: we have them, and the peer lacks them.
+    Ours,
+}
+
+impl Ask {
+    fn query(&self) -> Query {
+        match self {
+            Self::Page(query) | Self::Shard(query) => query.clone(),
+            Self::Known(_, hashes) => Query::Known { hashes: hashes.clone() },
+        }
+    }
+}
+
+impl Reconciler {
+    /// Starts a round as the dialer: sends Compare. `nonce` is random; `scan_allowed` says whether
+    /// our whole index may be read if need be.
+    pub fn initiate(
+        round: u64,
+        ours: Snapshot,
+        nonce: [u8; 16],
+        scan_allowed: bool,
+        out: &mut Vec<Output>,
+    ) -> Self {
+        let summary = ours.summary.clone();
+        out.push(Output::Send(ReconcileMessage::Compare { round, summary }));
+        Self::new(round, Role::Dialer, ours, nonce, scan_allowed)
+    }
+
+    /// Answers a Compare by the cheapest way.
+    ///
+    /// # Errors
+    /// [`ReconcileError::NoCounters`].
+    pub fn respond(
+        round: u64,
+        ours: Snapshot,
+        theirs: SetSummary,
+        nonce: [u8; 16],
+        scan_allowed: bool,
+        out: &mut Vec<Output>,
+    ) -> Result<Self, ReconcileError> {
+        let estimate = estimate(&ours.summary, &theirs)?;
+        let way = plan::cheapest(&ours.summary, &theirs, estimate);
+        Self::respond_by(way, round, ours, theirs, nonce, scan_allowed, out)
+    }
+
+    /// Answers a Compare by the given way, whatever it costs.
+    ///
+    /// # Errors
+    /// [`ReconcileError::NoCounters`]; [`ReconcileError::NoCursor`] for a delta.
+    pub fn respond_by(
+        way: Way,
+        round: u64,
+        ours: Snapshot,
+        theirs: SetSummary,
+        nonce: [u8; 16],
+        scan_allowed: bool,
+        out: &mut Vec<Output>,
+    ) -> Result<Self, ReconcileError> {
+        let mut this = Self::new(round, Role::Acceptor, ours, nonce, scan_allowed);
+        this.estimate = estimate(&this.ours.summary, &theirs)?;
+        this.theirs = Some(theirs.announced());
+        this.take_way(way, out)?;
+        this.advance(out);
+        Ok(this)
+    }
+
+    fn new(round: u64, role: Role, ours: Snapshot, nonce: [u8; 16], scan_allowed: bool) -> Self {
+        Self {
+            round,
+            role,
+            ours,
+            theirs: None,
+            nonce,
+            scan_allowed,
+            way: Way::Equal,
+            estimate: 0,
+            rekeys: 0,
+            stage: Stage::Planning,
+            asks: VecDeque::new(),
+            asked: None,
+            in_check: 0,
+            room: 0,
+            done_sent: false,
+            peer_done: false,
+            incomplete: false,
+            stale_sketch: false,
+            scanned: false,
+            retry_ms: None,
+        }
+    }
+
+    /// Which round this is.
+    pub fn round(&self) -> u64 {
+        self.round
+    }
+
+    /// Says how many more lacking hashes the caller can take now. Pages are pulled, and shards
+    /// begun, only when all they may bring has room; it starts with none. What one sketch of the
+    /// whole set gives, at most [`SKETCH_CELLS`], comes without.
+    pub fn resume(&mut self, room: usize, out: &mut Vec<Output>) {
+        self.room = room;
+        self.advance(out);
+    }
+
+    /// Takes a message of the peer. Those of another round are ignored.
+    ///
+    /// # Errors
+    /// [`ReconcileError`]: the peer broke the protocol, and this round is of no more use.
+    pub fn on_message(
+        &mut self,
+        message: ReconcileMessage,
+        out: &mut Vec<Output>,
+    ) -> Result<(), ReconcileError> {
+        if message.round() != self.round || matches!(self.stage, Stage::Ended) {
+            return Ok(());
+        }
+        match message {
+            ReconcileMessage::Compare { .. } => return Err(unexpected("Compare")),
+            ReconcileMessage::Plan { way, summary, retry_ms, nonce, estimate, .. } => {
+                if self.rekeys == 0 {
+                    self.estimate = estimate;
+                }
+                self.on_plan(way, summary, retry_ms, nonce, out)?;
+            }
+            ReconcileMessage::Cells { shard, first, cells, .. } => {
+                self.on_cells(shard, first as usize, cells, out)?;
+            }
+            ReconcileMessage::More { shard, first, n, .. } => {
+                let Stage::Serve(server) = &mut self.stage else {
+                    return Err(unexpected("More"));
+                };
+                server.on_more(Span { shard, first: first as usize, n: n as usize })?;
+                self.send_cells(out);
+            }
+            ReconcileMessage::Decoded { lacking, .. } => {
+                let Stage::Serve(server) = &mut self.stage else {
+                    return Err(unexpected("Decoded"));
+                };
+                server.on_decoded(&lacking)?;
+                self.check(Check::Recovered, &lacking);
+            }
+            ReconcileMessage::Rekey { nonce, shard_bits, .. } => {
+                self.on_rekey(nonce, shard_bits, out)?;
+            }
+            ReconcileMessage::Pull { from, .. } => {
+                let Stage::Pages { server, .. } = &mut self.stage else {
+                    return Err(unexpected("Pull"));
+                };
+                let query = server.on_pull(from)?;
+                self.asks.push_back(Ask::Page(query));
+            }
+            ReconcileMessage::Page { hashes, more, next_seq, .. } => {
+                let Stage::Pages { puller, .. } = &mut self.stage else {
+                    return Err(unexpected("Page"));
+                };
+                let page = pages::Page { hashes, more, next_seq };
+                puller.on_page(&page)?;
+                let theirs = self.theirs.as_ref().map(|theirs| theirs.fingerprint);
+                self.incomplete |=
+                    puller.has_ended() && !puller.is_whole(&theirs.unwrap_or_default());
+                self.check(Check::Listed, &page.hashes);
+            }
+            ReconcileMessage::Done { incomplete, .. } => self.on_done(incomplete)?,
+        }
+        self.advance(out);
+        Ok(())
+    }
+
+    /// Takes the answer to the open [`Output::Ask`]. One of another kind than asked for counts as
+    /// [`Answer::Failed`].
+    ///
+    /// # Errors
+    /// As [`Reconciler::on_message`]: an answer may show that the peer sent too much.
+    pub fn on_answer(
+        &mut self,
+        answer: Answer,
+        out: &mut Vec<Output>,
+    ) -> Result<(), ReconcileError> {
+        let Some(ask) = self.asked.take().filter(|_| !matches!(self.stage, Stage::Ended)) else {
+            return Ok(());
+        };
+        match ask {
+            Ask::Page(_) => self.on_page_answer(answer, out),
+            Ask::Shard(_) => self.on_shard_answer(answer, out),
+            Ask::Known(check, hashes) => self.on_known(check, &hashes, answer, out),
+        }
+        self.advance(out);
+        Ok(())
+    }
+
+    // ---- choosing a way ----------------------------------------------------------------------
+
+    /// The acceptor sets out on `way` and says so.
+    fn take_way(&mut self, way: Way, out: &mut Vec<Output>) -> Result<(), ReconcileError> {
+        let way = if way == Way::Shards && !self.scan_allowed { Way::Busy } else { way };
+        self.way = way;
+        let is_rekeyed = way == Way::Shards && self.rekeys > 0;
+        let busy = way == Way::Busy;
+        send(
+            ReconcileMessage::Plan {
+                round: self.round,
+                way,
+                summary: self.ours.summary.announced(),
+                retry_ms: if busy { SCAN_RETRY_MS } else { 0 },
+                nonce: is_rekeyed.then_some(self.nonce),
+                estimate: self.estimate,
+            },
+            out,
+        );
+        match way {
+            Way::Equal => self.finish(out),
+            Way::Busy => {
+                self.incomplete = true;
+                self.retry_ms = Some(SCAN_RETRY_MS);
+                self.finish(out);
+            }
+            Way::Delta | Way::List => self.stage = self.pages()?,
+            Way::Cells => {
+                let mut server = CellServer::of_set(&self.ours.sketch);
+                let frames = server.serve_first(plan::first_cells(self.estimate));
+                self.stage = Stage::Serve(server);
+                self.send_frames(frames.unwrap_or_default(), out);
+            }
+            Way::Shards => {} // The Rekey follows, or brought us here.
+        }
+        Ok(())
+    }
+
+    fn on_plan(
+        &mut self,
+        way: Way,
+        summary: SetSummary,
+        retry_ms: u64,
+        nonce: Option<[u8; 16]>,
+        out: &mut Vec<Output>,
+    ) -> Result<(), ReconcileError> {
+        match (&self.stage, self.role) {
+            (Stage::Leaving, Role::Dialer) => return Ok(()),
+            (Stage::Planning, Role::Dialer) => {}
+            (Stage::Recover(_), Role::Dialer) if way == Way::Busy => {}
+            _ => return Err(unexpected("Plan")),
+        }
+        if self.theirs.as_ref().is_some_and(|theirs| *theirs != summary) {
+            return Err(ReconcileError::SetChanged);
+        }
+        let is_equal = summary.fingerprint == self.ours.summary.fingerprint;
+        let their_count = summary.count;
+        self.theirs = Some(summary);
+        self.way = way;
+        match way {
+            Way::Equal if is_equal => self.finish(out),
+            Way::Equal => return Err(ReconcileError::NotEqual),
+            Way::Busy => {
+                self.incomplete = true;
+                self.retry_ms = Some(retry_ms);
+                self.finish(out);
+            }
+            Way::Delta | Way::List => self.stage = self.pages()?,
+            Way::Cells if self.rekeys > 0 => return Err(unexpected("Plan for cells")),
+            Way::Cells => {
+                let requested = plan::first_cells(self.estimate);
+                let recovery = Recovery::of_set(&self.ours.sketch, their_count, requested);
+                self.stage = Stage::Recover(recovery);
+            }
+            Way::Shards if self.rekeys == 0 => self.rekey(self.estimate, out),
+            Way::Shards if self.rekeys > 1 => return Err(unexpected("Plan for shards")),
+            Way::Shards if !self.scan_allowed => {
+                self.retry_ms = Some(SCAN_RETRY_MS);
+                self.break_off();
+            }
+            Way::Shards => {
+                let Some(nonce) = nonce else {
+                    return Err(unexpected("Plan for shards without a nonce"));
+                };
+                let key = SketchKey::of_nonces(&self.nonce, &nonce);
+                let sharding = Sharding { key, bits: self.shard_bits() };
+                let recovery = Recovery::of_shards(&self.ours.sketch, their_count, sharding);
+                self.stage = Stage::Recover(recovery);
+            }
+        }
+        Ok(())
+    }
+
+    fn pages(&self) -> Result<Stage, ReconcileError> {
+        let (ours, theirs) = (&self.ours.summary, self.theirs());
+        if self.way == Way::List {
+            let first = Cursor::Hash(None);
+            return Ok(Stage::Pages {
+                puller: Puller::new(first, theirs.head_seq, theirs.count),
+                server: PageServer::new(first, ours.head_seq, ours.count),
+            });
+        }
+        let cursors = (ours.since, theirs.since);
+        let added = (theirs.added_since(ours.since), ours.added_since(theirs.since));
+        let ((Some(ours_at), Some(theirs_at)), (Some(to_pull), Some(_))) = (cursors, added) else {
+            return Err(ReconcileError::NoCursor);
+        };
+        Ok(Stage::Pages {
+            puller: Puller::new(Cursor::Seq(ours_at.seq), theirs.head_seq, to_pull),
+            server: PageServer::new(Cursor::Seq(theirs_at.seq), ours.head_seq, ours.count),
+        })
+    }
+
+    /// The dialer asks for a way that does not depend on the cells it got.
+    fn rekey(&mut self, estimate: u64, out: &mut Vec<Output>) {
+        if self.rekeys == REKEYS_MAX {
+            self.break_off();
+            return;
+        }
+        self.rekeys += 1;
+        self.estimate = estimate;
+        self.stage = Stage::Planning;
+        send(
+            ReconcileMessage::Rekey {
+                round: self.round,
+                nonce: self.nonce,
+                shard_bits: self.shard_bits(),
+            },
+            out,
+        );
+    }
+
+    fn shard_bits(&self) -> u32 {
+        plan::shard_bits(self.estimate).unwrap_or(SHARD_BITS_MAX)
+    }
+
+    fn on_rekey(
+        &mut self,
+        nonce: [u8; 16],
+        bits: u32,
+        out: &mut Vec<Output>,
+    ) -> Result<(), ReconcileError> {
+        let is_announced = matches!(self.stage, Stage::Planning);
+        if self.role != Role::Acceptor || !is_announced && !matches!(self.stage, Stage::Serve(_)) {
+            return Err(unexpected("Rekey"));
+        }
+        self.rekeys += 1;
+        pages::at_most("Rekeys", self.rekeys.into(), REKEYS_MAX.into())?;
+        pages::at_most("shard_bits", bits.into(), SHARD_BITS_MAX.into())?;
+        let count = self.ours.summary.count.saturating_add(self.theirs().count);
+        let is_worth_it = is_announced || plan::shards_beat_list(self.estimate, bits, count);
+        let way = if self.rekeys == 1 && is_worth_it { Way::Shards } else { Way::List };
+        self.take_way(way, out)?;
+        if self.way == Way::Shards {
+            let sharding = Sharding { key: SketchKey::of_nonces(&nonce, &self.nonce), bits };
+            self.stage = Stage::Serve(CellServer::of_shards(&self.ours.sketch, sharding));
+        }
+        Ok(())
+    }
+
+    // ---- cells -------------------------------------------------------------------------------
+
+    fn on_cells(
+        &mut self,
+        shard: u32,
+        first: usize,
+        cells: Vec<Cell>,
+        out: &mut Vec<Output>,
+    ) -> Result<(), ReconcileError> {
+        let fingerprint = self.theirs.as_ref().map(|theirs| theirs.fingerprint).unwrap_or_default();
+        let step = match &mut self.stage {
+            Stage::Leaving => return Ok(()),
+            Stage::Recover(recovery) => recovery.on_cells(shard, first, cells, &fingerprint)?,
+            _ => return Err(unexpected("Cells")),
+        };
+        self.on_step(step, out);
+        Ok(())
+    }
+
+    fn on_step(&mut self, step: Step, out: &mut Vec<Output>) {
+        let Stage::Recover(recovery) = &self.stage else {
+            return;
+        };
+        match step {
+            Step::Wait => {}
+            Step::More(span) => self.send_more(span, out),
+            Step::Recovered(difference) => {
+                if recovery.has_recovered() {
+                    // Of shards this is the first look at the whole. Whose sketch is wrong shows
+                    // in who finds its own index to differ from it.
+                    self.stale_sketch |= !recovery.agrees_with(&self.ours.sketch);
+                    self.incomplete |= !recovery.explains(&self.theirs().fingerprint);
+                }
+                self.check(Check::Recovered, &difference.theirs);
+                self.check(Check::Ours, &difference.ours);
+            }
+            Step::Undecodable => {
+                let at_least = self.estimate.max(recovery.received() as u64);
+                self.rekey(at_least.saturating_mul(2), out);
+            }
+        }
+    }
+
+    fn send_more(&self, span: Span, out: &mut Vec<Output>) {
+        let Span { shard, first, n } = span;
+        let (first, n) = (first as u32, n as u32);
+        send(ReconcileMessage::More { round: self.round, shard, first, n }, out);
+    }
+
+    fn send_cells(&mut self, out: &mut Vec<Output>) {
+        let Stage::Serve(server) = &mut self.stage else {
+            return;
+        };
+        let frames = server.serve().unwrap_or_default();
+        self.send_frames(frames, out);
+    }
+
+    fn send_frames(&self, frames: Vec<(Span, Vec<Cell>)>, out: &mut Vec<Output>) {
+        for (Span { shard, first, .. }, cells) in frames {
+            let first = first as u32;
+            send(ReconcileMessage::Cells { round: self.round, shard, first, cells }, out);
+        }
+    }
+
+    // ---- the index's answers -----------------------------------------------------------------
+
+    fn on_page_answer(&mut self, answer: Answer, out: &mut Vec<Output>) {
+        let Stage::Pages { server, .. } = &mut self.stage else {
+            return;
+        };
+        let is_answer = matches!(answer, Answer::Since { .. } | Answer::Above { .. });
+        let (pages::Page { hashes, more, next_seq }, agrees) = server.on_answer(answer);
+        self.incomplete |= !is_answer;
+        self.stale_sketch |= is_answer && !agrees;
+        let round = self.round;
+        send(ReconcileMessage::Page { round, hashes, more, next_seq }, out);
+    }
+
+    fn on_shard_answer(&mut self, answer: Answer, out: &mut Vec<Output>) {
+        let fingerprint = self.theirs().fingerprint;
+        match (&mut self.stage, answer) {
+            (Stage::Recover(recovery), Answer::Shard(own)) => {
+                let step = recovery.on_own(own, &fingerprint);
+                self.on_step(step, out);
+            }
+            (Stage::Serve(server), Answer::Shard(own)) => {
+                server.on_own(own);
+                self.stale_sketch |= !server.agrees_with(&self.ours.sketch);
+                self.send_cells(out);
+            }
+            (Stage::Recover(_), _) => self.break_off(),
+            (Stage::Serve(_), _) => {
+                // Nothing is lost by it: Busy ends the round on both sides.
+                let _ = self.take_way(Way::Busy, out);
+            }
+            (Stage::Planning | Stage::Pages { .. } | Stage::Leaving | Stage::Ended, _) => {}
+        }
+    }
+
+    fn on_known(&mut self, check: Check, hashes: &[Hash], answer: Answer, out: &mut Vec<Output>) {
+        if check != Check::Ours {
+            self.in_check -= hashes.len();
+        }
+        let Answer::Known(seqs) = answer else {
+            self.incomplete = true;
+            return;
+        };
+        if seqs.len() != hashes.len() {
+            self.incomplete = true;
+            return;
+        }
+        let head_seq = self.ours.summary.head_seq;
+        let select = |is_known: bool| {
+            let both = hashes.iter().zip(&seqs);
+            both.filter(|(_, seq)| seq.is_some() == is_known).map(|(hash, _)| *hash).collect()
+        };
+        if check == Check::Ours {
+            let held: Vec<Hash> = select(true);
+            self.stale_sketch |= held.len() < hashes.len();
+            if !held.is_empty() {
+                send(ReconcileMessage::Decoded { round: self.round, lacking: held }, out);
+            }
+            return;
+        }
+        if check == Check::Recovered {
+            self.stale_sketch |= seqs.iter().flatten().any(|seq| *seq <= head_seq);
+        }
+        let lacking: Vec<Hash> = select(false);
+        if !lacking.is_empty() {
+            self.room = self.room.saturating_sub(lacking.len());
+            out.push(Output::WeLack(lacking));
+        }
+    }
+
+    /// Queues hashes for the index to look up.
+    fn check(&mut self, check: Check, hashes: &[Hash]) {
+        if check != Check::Ours {
+            self.in_check += hashes.len();
+        }
+        let mut rest = hashes;
+        if let Some(Ask::Known(last, queued)) = self.asks.back_mut()
+            && *last == check
+        {
+            let fits = HASHES_PER_FRAME_MAX.saturating_sub(queued.len()).min(rest.len());
+            queued.extend_from_slice(&rest[..fits]);
+            rest = &rest[fits..];
+        }
+        for chunk in rest.chunks(HASHES_PER_FRAME_MAX) {
+            self.asks.push_back(Ask::Known(check, chunk.to_vec()));
+        }
+    }
+
+    // ---- going on and ending -----------------------------------------------------------------
+
+    fn on_done(&mut self, incomplete: bool) -> Result<(), ReconcileError> {
+        let may_end = match self.stage {
+            Stage::Pages { .. } | Stage::Serve(_) | Stage::Leaving => true,
+            Stage::Recover(_) => self.done_sent,
+            Stage::Planning => self.role == Role::Acceptor,
+            Stage::Ended => false,
+        };
+        if !may_end || self.peer_done {
+            return Err(unexpected("ReconcileDone"));
+        }
+        self.peer_done = true;
+        self.incomplete |= incomplete;
+        if matches!(self.stage, Stage::Planning) {
+            self.stage = Stage::Leaving;
+        }
+        Ok(())
+    }
+
+    /// Begins what has room, asks what is next, and ends what is over.
+    fn advance(&mut self, out: &mut Vec<Output>) {
+        let (head_seq, round) = (self.ours.summary.head_seq, self.round);
+        let is_idle = self.asks.is_empty() && self.asked.is_none();
+        let room = self.room.saturating_sub(self.in_check);
+        match &mut self.stage {
+            Stage::Pages { puller, .. } if room >= HASHES_PER_FRAME_MAX => {
+                if let Some(from) = puller.pull() {
+                    send(ReconcileMessage::Pull { round, from }, out);
+                }
+            }
+            Stage::Recover(recovery) if is_idle && room >= SKETCH_CELLS => {
+                if let Some((query, span)) = recovery.begin_shard(self.estimate, head_seq) {
+                    self.scanned = true;
+                    self.asks.push_back(Ask::Shard(query));
+                    self.send_more(span, out);
+                }
+            }
+            Stage::Serve(server) if is_idle && room >= SKETCH_CELLS => {
+                if let Some(query) = server.query(head_seq) {
+                    self.scanned = true;
+                    self.asks.push_back(Ask::Shard(query));
+                }
+            }
+            Stage::Planning
+            | Stage::Pages { .. }
+            | Stage::Recover(_)
+            | Stage::Serve(_)
+            | Stage::Leaving
+            | Stage::Ended => {}
+        }
+        if self.asked.is_none() {
+            self.asked = self.asks.pop_front();
+            if let Some(ask) = &self.asked {
+                out.push(Output::Ask(ask.query()));
+            }
+        }
+        if !self.done_sent && self.has_learnt_all() {
+            self.done_sent = true;
+            let incomplete = self.incomplete || self.stale_sketch;
+            send(ReconcileMessage::Done { round, incomplete }, out);
+        }
+        if self.done_sent && self.peer_done {
+            self.finish(out);
+        }
+    }
+
+    fn has_learnt_all(&self) -> bool {
+        let is_stage_over = match &self.stage {
+            Stage::Pages { puller, .. } => puller.has_ended(),
+            Stage::Recover(recovery) => recovery.has_recovered(),
+            Stage::Serve(_) => self.peer_done,
+            Stage::Leaving => return true,
+            Stage::Planning | Stage::Ended => false,
+        };
+        let is_checking = |ask: &Ask| matches!(ask, Ask::Known(..));
+        is_stage_over && !self.asks.iter().chain(&self.asked).any(is_checking)
+    }
+
+    fn break_off(&mut self) {
+        self.incomplete = true;
+        self.stage = Stage::Leaving;
+        self.asks.clear();
+    }
+
+    fn finish(&mut self, out: &mut Vec<Output>) {
+        if matches!(self.stage, Stage::Ended) {
+            return;
+        }
+        self.stage = Stage::Ended;
+        self.asks.clear();
+        let SetSummary { epoch, head_seq, .. } = *self.theirs();
+        out.push(Output::Finished(Outcome {
+            way: self.way,
+            complete: !self.incomplete && !self.stale_sketch,
+            stale_sketch: self.stale_sketch,
+            scanned: self.scanned,
+            retry_ms: self.retry_ms,
+            peer: Since { epoch, seq: head_seq },
+        }));
+    }
+
+    fn theirs(&self) -> &SetSummary {
+        self.theirs.as_ref().expect("only a dialer before its Plan does not know the other set")
+    }
+}
+
+fn send(message: ReconcileMessage, out: &mut Vec<Output>) {
+    out.push(Output::Send(message));
+}
+
+fn estimate(ours: &SetSummary, theirs: &SetSummary) -> Result<u64, ReconcileError> {
+    let (Some(a), Some(b)) = (&ours.counters, &theirs.counters) else {
+        return Err(ReconcileError::NoCounters);
+    };
+    Ok(plan::estimate(a, b, (ours.count, theirs.count)))
+}
+
+fn unexpected(message: &'static str) -> ReconcileError {
+    ReconcileError::Unexpected { message, stage: "not at this point of the round" }
+}

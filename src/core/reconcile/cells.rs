@@ -1,0 +1,376 @@
+//! Coded cells over the wire: the acceptor serves its own, the dialer recovers the difference. Of
+//! the whole set at once, or, after a Rekey, of one shard after another.
+//!
+//! I1  Cells of a shard go strictly forward, at most [`SKETCH_CELLS`] of them, in at most
+//!     [`MORES_MAX`] further requests.
+//! I2  A recovered difference is passed on only when it accounts for every cell received, and,
+//!     of a whole set, for the fingerprint the acceptor announced.
+
+use std::ops::RangeInclusive;
+
+use crate::core::ids::Hash;
+use crate::core::limits::{CELLS_PER_FRAME_MAX, MORES_MAX, SKETCH_CELLS};
+use crate::core::reconcile::decode::{Decoder, Difference};
+use crate::core::reconcile::pages::{ascending, at_most};
+use crate::core::reconcile::plan::{first_cells, next_cells, usual_count};
+use crate::core::reconcile::{Query, ReconcileError};
+use crate::core::sketch::{Cell, CodedCells, LtHash, Sketch, SketchKey};
+
+/// How sets are parted after a Rekey.
+#[derive(Clone, Copy)]
+pub(super) struct Sharding {
+    pub(super) key: SketchKey,
+    pub(super) bits: u32,
+}
+
+impl Sharding {
+    fn shards(self) -> u32 {
+        1 << self.bits
+    }
+
+    fn query(self, shard: u32, up_to_seq: u64) -> Query {
+        Query::Shard { key: self.key, shard_bits: self.bits, shard, up_to_seq }
+    }
+}
+
+/// The hashes of one of `2^shard_bits` shards: those whose first bits are `shard`.
+pub fn shard_range(shard_bits: u32, shard: u32) -> RangeInclusive<Hash> {
+    let mut first = [0; Hash::LEN];
+    let mut last = [0xff; Hash::LEN];
+    if shard_bits > 0 {
+        let prefix = shard << (32 - shard_bits);
+        first[..4].copy_from_slice(&prefix.to_be_bytes());
+        last[..4].copy_from_slice(&(prefix | u32::MAX >> shard_bits).to_be_bytes());
+    }
+    Hash(first)..=Hash(last)
+}
+
+/// A request for, or a run of, cells `first .. first + n` of `shard`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span {
+    pub(super) shard: u32,
+    pub(super) first: usize,
+    pub(super) n: usize,
+}
+
+/// What the dialer is to do next.
+pub(super) enum Step {
+    /// Wait for cells or for the index.
+    Wait,
+    /// Ask for more cells.
+    More(Span),
+    /// The difference of the set, or of this shard.
+    Recovered(Difference),
+    /// These cells lead nowhere.
+    Undecodable,
+}
+
+enum Phase {
+    Decoding,
+    BetweenShards,
+    Recovered,
+}
+
+/// The dialer's side.
+pub(super) struct Recovery {
+    sharding: Option<Sharding>,
+    shard: u32,
+    phase: Phase,
+    /// Our own cells; None while the index builds those of a shard.
+    own: Option<CodedCells>,
+    decoder: Decoder,
+    /// Cells that came before our own were built.
+    early: Vec<Cell>,
+    requested: usize,
+    mores: u32,
+    /// The acceptor's hashes per shard on average.
+    count: u64,
+    /// Our set with what was recovered so far: in the end, the acceptor's.
+    lt_hash: LtHash,
+    scanned: Cell,
+}
+
+impl Recovery {
+    /// Of the whole set, with `requested` cells under way.
+    pub(super) fn of_set(ours: &Sketch, their_count: u64, requested: usize) -> Self {
+        let own = ours.cells().clone();
+        Self {
+            sharding: None,
+            shard: 0,
+            phase: Phase::Decoding,
+            decoder: Decoder::new(*own.key()),
+            own: Some(own),
+            early: Vec::new(),
+            requested,
+            mores: 0,
+            count: their_count,
+            lt_hash: ours.lt_hash().clone(),
+            scanned: Cell::default(),
+        }
+    }
+
+    /// Of shards; none is begun.
+    pub(super) fn of_shards(ours: &Sketch, their_count: u64, sharding: Sharding) -> Self {
+        Self {
+            sharding: Some(sharding),
+            phase: Phase::BetweenShards,
+            own: None,
+            decoder: Decoder::new(sharding.key),
+            count: their_count >> sharding.bits,
+            ..Self::of_set(ours, their_count, 0)
+        }
+    }
+
+    pub(super) fn is_between_shards(&self) -> bool {
+        matches!(self.phase, Phase::BetweenShards)
+    }
+
+    pub(super) fn has_recovered(&self) -> bool {
+        matches!(self.phase, Phase::Recovered)
+    }
+
+    pub(super) fn received(&self) -> usize {
+        self.decoder.received()
+    }
+
+    /// True when our set and what was recovered make the acceptor's.
+    pub(super) fn explains(&self, fingerprint: &[u8; 32]) -> bool {
+        self.lt_hash.fingerprint() == *fingerprint
+    }
+
+    /// Begins the next shard of `estimate` differences in all: what to ask the index and the
+    /// acceptor.
+    pub(super) fn begin_shard(&mut self, estimate: u64, up_to_seq: u64) -> Option<(Query, Span)> {
+        let sharding = self.sharding.filter(|_| self.is_between_shards())?;
+        self.requested = first_cells((estimate >> sharding.bits).max(1));
+        self.mores = 0;
+        self.decoder = Decoder::new(sharding.key);
+        self.phase = Phase::Decoding;
+        let span = Span { shard: self.shard, first: 0, n: self.requested };
+        Some((sharding.query(self.shard, up_to_seq), span))
+    }
+
+    /// Takes our own cells of the shard.
+    pub(super) fn on_own(&mut self, own: CodedCells, fingerprint: &[u8; 32]) -> Step {
+        self.scanned = self.scanned.plus(own.cell(0));
+        self.own = Some(own);
+        let early = std::mem::take(&mut self.early);
+        self.decode(&early, fingerprint)
+    }
+
+    /// Takes cells that arrived, as they were sent: less their usual counts.
+    pub(super) fn on_cells(
+        &mut self,
+        shard: u32,
+        first: usize,
+        mut cells: Vec<Cell>,
+        fingerprint: &[u8; 32],
+    ) -> Result<Step, ReconcileError> {
+        let received = self.received() + self.early.len();
+        if !matches!(self.phase, Phase::Decoding) || received == self.requested {
+            return Err(ReconcileError::Unexpected { message: "Cells", stage: "none asked for" });
+        }
+        expect("shard of Cells", u64::from(shard), u64::from(self.shard))?;
+        expect("first of Cells", first as u64, received as u64)?;
+        at_most("cells", (received + cells.len()) as u64, self.requested as u64)?;
+        if cells.is_empty() {
+            return Err(ReconcileError::NoProgress);
+        }
+        for (index, cell) in (first..).zip(&mut cells) {
+            cell.count = cell.count.wrapping_add(usual_count(self.count, index));
+        }
+        Ok(self.decode(&cells, fingerprint))
+    }
+
+    fn decode(&mut self, cells: &[Cell], fingerprint: &[u8; 32]) -> Step {
+        let Some(own) = &self.own else {
+            self.early.extend_from_slice(cells);
+            return Step::Wait;
+        };
+        self.decoder.push(cells, own);
+        let received = self.received();
+        if received < self.requested {
+            return Step::Wait;
+        }
+        if self.decoder.is_solved() {
+            return self.conclude(fingerprint);
+        }
+        if received == SKETCH_CELLS || self.mores == MORES_MAX {
+            return Step::Undecodable;
+        }
+        self.mores += 1;
+        self.requested = next_cells(received, self.decoder.estimate());
+        Step::More(Span { shard: self.shard, first: received, n: self.requested - received })
+    }
+
+    fn conclude(&mut self, fingerprint: &[u8; 32]) -> Step {
+        let Some(difference) = self.decoder.difference() else {
+            return Step::Undecodable;
+        };
+        difference.theirs.iter().for_each(|hash| self.lt_hash.add(hash));
+        difference.ours.iter().for_each(|hash| self.lt_hash.subtract(hash));
+        match self.sharding {
+            None if !self.explains(fingerprint) => return Step::Undecodable,
+            Some(sharding) if self.shard + 1 < sharding.shards() => {
+                self.shard += 1;
+                self.own = None;
+                self.phase = Phase::BetweenShards;
+            }
+            None | Some(_) => self.phase = Phase::Recovered,
+        }
+        Step::Recovered(difference)
+    }
+
+    /// False when the index, read in shards, is not the set the sketch was made of.
+    pub(super) fn agrees_with(&self, ours: &Sketch) -> bool {
+        self.sharding.is_none() || same_set(&self.scanned, ours)
+    }
+}
+
+/// The acceptor's side.
+pub(super) struct CellServer {
+    sharding: Option<Sharding>,
+    /// The shard being served; None before the first.
+    shard: Option<u32>,
+    own: Option<CodedCells>,
+    /// Cells of the shard that wait for the index to build it.
+    wanted: Option<usize>,
+    sent: usize,
+    mores: u32,
+    count: u64,
+    sent_in_all: u64,
+    told: u64,
+    last_told: Option<Hash>,
+    scanned: Cell,
+}
+
+impl CellServer {
+    /// Of the whole set.
+    pub(super) fn of_set(ours: &Sketch) -> Self {
+        Self {
+            sharding: None,
+            shard: Some(0),
+            own: Some(ours.cells().clone()),
+            wanted: None,
+            sent: 0,
+            mores: 0,
+            count: ours.count(),
+            sent_in_all: 0,
+            told: 0,
+            last_told: None,
+            scanned: Cell::default(),
+        }
+    }
+
+    /// Of shards.
+    pub(super) fn of_shards(ours: &Sketch, sharding: Sharding) -> Self {
+        Self {
+            sharding: Some(sharding),
+            shard: None,
+            own: None,
+            count: ours.count() >> sharding.bits,
+            ..Self::of_set(ours)
+        }
+    }
+
+    /// Takes a request for more. The cells follow from [`CellServer::serve`], at once or when the
+    /// index has built them.
+    pub(super) fn on_more(&mut self, span: Span) -> Result<(), ReconcileError> {
+        if self.wanted.is_some() {
+            return Err(ReconcileError::Unexpected { message: "More", stage: "one is open" });
+        }
+        if self.shard == Some(span.shard) {
+            self.mores += 1;
+            at_most("requests for more cells", self.mores.into(), MORES_MAX.into())?;
+        } else {
+            let shards = self.sharding.map_or(0, Sharding::shards);
+            let next = self.shard.map_or(0, |shard| shard + 1);
+            expect("shard of More", span.shard.into(), next.into())?;
+            at_most("shard of More", u64::from(span.shard) + 1, shards.into())?;
+            self.shard = Some(span.shard);
+            self.own = None;
+            self.sent = 0;
+            self.mores = 0;
+        }
+        expect("first of More", span.first as u64, self.sent as u64)?;
+        at_most("cells asked for", span.n as u64, (SKETCH_CELLS - self.sent) as u64)?;
+        if span.n == 0 {
+            return Err(ReconcileError::NoProgress);
+        }
+        self.wanted = Some(span.n);
+        Ok(())
+    }
+
+    /// The query for a shard that is wanted and not built.
+    pub(super) fn query(&self, up_to_seq: u64) -> Option<Query> {
+        if self.wanted.is_none() || self.own.is_some() {
+            return None;
+        }
+        Some(self.sharding?.query(self.shard?, up_to_seq))
+    }
+
+    /// Takes our own cells of the shard.
+    pub(super) fn on_own(&mut self, own: CodedCells) {
+        self.scanned = self.scanned.plus(own.cell(0));
+        self.own = Some(own);
+    }
+
+    /// The cells that are wanted, as they go over the wire, by frames. None while there is nothing
+    /// to serve.
+    pub(super) fn serve(&mut self) -> Option<Vec<(Span, Vec<Cell>)>> {
+        let (own, shard) = (self.own.as_ref()?, self.shard?);
+        let end = self.sent + self.wanted.take()?;
+        let mut frames = Vec::new();
+        while self.sent < end {
+            let n = (end - self.sent).min(CELLS_PER_FRAME_MAX);
+            let span = Span { shard, first: self.sent, n };
+            let cell = |index| {
+                let mut cell = *own.cell(index);
+                cell.count = cell.count.wrapping_sub(usual_count(self.count, index));
+                cell
+            };
+            frames.push((span, (self.sent..self.sent + n).map(cell).collect()));
+            self.sent += n;
+            self.sent_in_all += n as u64;
+        }
+        Some(frames)
+    }
+
+    /// Serves the first `n` cells without being asked.
+    pub(super) fn serve_first(&mut self, n: usize) -> Option<Vec<(Span, Vec<Cell>)>> {
+        self.wanted = Some(n);
+        self.serve()
+    }
+
+    /// Checks hashes that the dialer says we lack: no more of them than cells it got.
+    pub(super) fn on_decoded(&mut self, lacking: &[Hash]) -> Result<(), ReconcileError> {
+        self.told += lacking.len() as u64;
+        at_most("decoded hashes", self.told, self.sent_in_all)?;
+        ascending(self.last_told, lacking)?;
+        self.last_told = lacking.last().copied().or(self.last_told);
+        Ok(())
+    }
+
+    /// False when the index, read in shards, is not the set the sketch was made of. Says nothing
+    /// before the last shard.
+    pub(super) fn agrees_with(&self, ours: &Sketch) -> bool {
+        let Some(sharding) = self.sharding else {
+            return true;
+        };
+        let all_read = self.shard == Some(sharding.shards() - 1) && self.own.is_some();
+        !all_read || same_set(&self.scanned, ours)
+    }
+}
+
+/// Cell 0 holds every hash, and its sum does not depend on the key.
+fn same_set(scanned: &Cell, ours: &Sketch) -> bool {
+    let all = ours.cells().cell(0);
+    (scanned.sum, scanned.count) == (all.sum, all.count)
+}
+
+fn expect(what: &'static str, got: u64, expected: u64) -> Result<(), ReconcileError> {
+    if got != expected {
+        return Err(ReconcileError::Mismatch { what, got, expected });
+    }
+    Ok(())
+}

@@ -1,0 +1,304 @@
+//! The reconcile messages (control stream types 3 to 12) as bytes.
+//!
+//! Checked here is what a message alone shows: lengths, counts, numbers in range. What depends on
+//! the round (order, repeats, whether it was asked for) is checked by [`crate::core::reconcile`].
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::core::ids::Hash;
+use crate::core::limits::{
+    CELLS_PER_FRAME_MAX, HASHES_PER_FRAME_MAX, SET_COUNT_MAX, SHARD_BITS_MAX, SKETCH_CELLS,
+};
+use crate::core::reconcile::{Cursor, ReconcileMessage, SetSummary, Since, Way};
+use crate::core::sketch::{COUNTERS, Cell};
+use crate::wire::WireError;
+use crate::wire::frame::Kind;
+use crate::wire::proto::peer;
+
+/// Bytes of a cell's hash sum and check sum on the wire.
+const CELL_SUM_BYTES: usize = 40;
+
+/// A set summary as the payload of [`Kind::SetSummary`].
+pub fn encode_set_summary(summary: &SetSummary) -> Bytes {
+    summary_to_proto(summary).encode_to_vec().into()
+}
+
+/// The payload of [`Kind::SetSummary`].
+///
+/// # Errors
+/// [`WireError`].
+pub fn decode_set_summary(payload: Bytes) -> Result<SetSummary, WireError> {
+    summary_from_proto(decode("SetSummary", payload)?)
+}
+
+/// A reconcile message as a frame's kind and payload.
+pub fn encode_reconcile(message: &ReconcileMessage) -> (Kind, Bytes) {
+    match message {
+        ReconcileMessage::Compare { round, summary } => {
+            let summary = Some(summary_to_proto(summary));
+            (Kind::Compare, bytes(&peer::Compare { round: *round, summary }))
+        }
+        ReconcileMessage::Plan { round, way, summary, retry_ms, nonce, estimate } => {
+            let message = peer::Plan {
+                round: *round,
+                way: way_to_proto(*way).into(),
+                summary: Some(summary_to_proto(summary)),
+                retry_ms: *retry_ms,
+                nonce: nonce.map(|nonce| Bytes::copy_from_slice(&nonce)).unwrap_or_default(),
+                estimate: *estimate,
+            };
+            (Kind::Plan, bytes(&message))
+        }
+        ReconcileMessage::Cells { round, shard, first, cells } => {
+            let mut sums = Vec::with_capacity(cells.len() * CELL_SUM_BYTES);
+            for cell in cells {
+                sums.extend(cell.sum.iter().flat_map(|lane| lane.to_le_bytes()));
+                sums.extend_from_slice(&cell.check.to_le_bytes());
+            }
+            let message = peer::Cells {
+                round: *round,
+                shard: *shard,
+                first: *first,
+                sums: sums.into(),
+                counts: cells.iter().map(|cell| cell.count).collect(),
+            };
+            (Kind::Cells, bytes(&message))
+        }
+        ReconcileMessage::More { round, shard, first, n } => {
+            let message = peer::More { round: *round, shard: *shard, first: *first, n: *n };
+            (Kind::More, bytes(&message))
+        }
+        ReconcileMessage::Decoded { round, lacking } => {
+            let message = peer::Decoded { round: *round, lacking: hashes_to_proto(lacking) };
+            (Kind::Decoded, bytes(&message))
+        }
+        ReconcileMessage::Rekey { round, nonce, shard_bits } => {
+            let nonce = Bytes::copy_from_slice(nonce);
+            (Kind::Rekey, bytes(&peer::Rekey { round: *round, nonce, shard_bits: *shard_bits }))
+        }
+        ReconcileMessage::Pull { round, from } => {
+            let from = Some(match from {
+                Cursor::Seq(seq) => peer::pull::From::AfterSeq(*seq),
+                Cursor::Hash(None) => peer::pull::From::AfterHash(Bytes::new()),
+                Cursor::Hash(Some(hash)) => peer::pull::From::AfterHash(hash_to_proto(hash)),
+            });
+            (Kind::Pull, bytes(&peer::Pull { round: *round, from }))
+        }
+        ReconcileMessage::Page { round, hashes, more, next_seq } => {
+            let hashes = hashes_to_proto(hashes);
+            let message = peer::Page { round: *round, hashes, more: *more, next_seq: *next_seq };
+            (Kind::Page, bytes(&message))
+        }
+        ReconcileMessage::Done { round, incomplete } => {
+            let message = peer::ReconcileDone { round: *round, incomplete: *incomplete };
+            (Kind::ReconcileDone, bytes(&message))
+        }
+    }
+}
+
+/// The reconcile message in a frame's payload. None for kinds that are not reconcile's.
+///
+/// # Errors
+/// [`WireError`].
+pub fn decode_reconcile(kind: Kind, payload: Bytes) -> Result<Option<ReconcileMessage>, WireError> {
+    let message = match kind {
+        Kind::Compare => {
+            let peer::Compare { round, summary } = decode("Compare", payload)?;
+            let summary = summary_from_proto(present("Compare.summary", summary)?)?;
+            ReconcileMessage::Compare { round, summary }
+        }
+        Kind::Plan => plan_from_proto(decode("Plan", payload)?)?,
+        Kind::Cells => cells_from_proto(decode("Cells", payload)?)?,
+        Kind::More => {
+            let peer::More { round, shard, first, n } = decode("More", payload)?;
+            within("More.first", first.into(), SKETCH_CELLS as u64)?;
+            within("More.n", n.into(), SKETCH_CELLS as u64)?;
+            ReconcileMessage::More { round, shard, first, n }
+        }
+        Kind::Decoded => {
+            let peer::Decoded { round, lacking } = decode("Decoded", payload)?;
+            let lacking = hashes_from_proto("Decoded.lacking", &lacking)?;
+            ReconcileMessage::Decoded { round, lacking }
+        }
+        Kind::Rekey => {
+            let peer::Rekey { round, nonce, shard_bits } = decode("Rekey", payload)?;
+            within("Rekey.shard_bits", shard_bits.into(), SHARD_BITS_MAX.into())?;
+            let nonce = exactly("Rekey.nonce", &nonce)?;
+            ReconcileMessage::Rekey { round, nonce, shard_bits }
+        }
+        Kind::Pull => {
+            let peer::Pull { round, from } = decode("Pull", payload)?;
+            let from = match present("Pull.from", from)? {
+                peer::pull::From::AfterSeq(seq) => Cursor::Seq(seq),
+                peer::pull::From::AfterHash(hash) if hash.is_empty() => Cursor::Hash(None),
+                peer::pull::From::AfterHash(hash) => {
+                    Cursor::Hash(Some(Hash(exactly("Pull.after_hash", &hash)?)))
+                }
+            };
+            ReconcileMessage::Pull { round, from }
+        }
+        Kind::Page => {
+            let peer::Page { round, hashes, more, next_seq } = decode("Page", payload)?;
+            let hashes = hashes_from_proto("Page.hashes", &hashes)?;
+            ReconcileMessage::Page { round, hashes, more, next_seq }
+        }
+        Kind::ReconcileDone => {
+            let peer::ReconcileDone { round, incomplete } = decode("ReconcileDone", payload)?;
+            ReconcileMessage::Done { round, incomplete }
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(message))
+}
+
+fn plan_from_proto(message: peer::Plan) -> Result<ReconcileMessage, WireError> {
+    let way = match message.way() {
+        peer::plan::Way::Unspecified => {
+            let detail = format!("unknown way {}", message.way);
+            return Err(WireError::Malformed { what: "Plan.way", detail });
+        }
+        peer::plan::Way::Equal => Way::Equal,
+        peer::plan::Way::Delta => Way::Delta,
+        peer::plan::Way::Cells => Way::Cells,
+        peer::plan::Way::List => Way::List,
+        peer::plan::Way::Shards => Way::Shards,
+        peer::plan::Way::Busy => Way::Busy,
+    };
+    let nonce = match message.nonce.is_empty() {
+        true => None,
+        false => Some(exactly("Plan.nonce", &message.nonce)?),
+    };
+    Ok(ReconcileMessage::Plan {
+        round: message.round,
+        way,
+        summary: summary_from_proto(present("Plan.summary", message.summary)?)?,
+        retry_ms: message.retry_ms,
+        nonce,
+        estimate: message.estimate,
+    })
+}
+
+fn cells_from_proto(message: peer::Cells) -> Result<ReconcileMessage, WireError> {
+    let peer::Cells { round, shard, first, sums, counts } = message;
+    within("Cells.first", first.into(), SKETCH_CELLS as u64)?;
+    within("Cells.counts", counts.len() as u64, CELLS_PER_FRAME_MAX as u64)?;
+    if sums.len() != counts.len() * CELL_SUM_BYTES {
+        let detail = format!("{} bytes of sums for {} counts", sums.len(), counts.len());
+        return Err(WireError::Malformed { what: "Cells", detail });
+    }
+    let lane = |bytes: &[u8]| {
+        u64::from_le_bytes(bytes.try_into().expect("every slice below has eight bytes"))
+    };
+    let cell = |(sum, count): (&[u8], i64)| Cell {
+        sum: std::array::from_fn(|i| lane(&sum[8 * i..8 * i + 8])),
+        check: lane(&sum[32..40]),
+        count,
+    };
+    let cells = sums.chunks_exact(CELL_SUM_BYTES).zip(counts).map(cell).collect();
+    Ok(ReconcileMessage::Cells { round, shard, first, cells })
+}
+
+fn summary_to_proto(summary: &SetSummary) -> peer::SetSummary {
+    let counters = summary.counters.iter().flat_map(|counters| counters.iter());
+    peer::SetSummary {
+        epoch: Bytes::copy_from_slice(&summary.epoch),
+        head_seq: summary.head_seq,
+        count: summary.count,
+        fingerprint: Bytes::copy_from_slice(&summary.fingerprint),
+        counters: counters.map(|counter| i64::from(*counter)).collect(),
+        since: summary.since.map(|since| peer::Since {
+            epoch: Bytes::copy_from_slice(&since.epoch),
+            seq: since.seq,
+        }),
+        busy: summary.busy,
+    }
+}
+
+fn summary_from_proto(message: peer::SetSummary) -> Result<SetSummary, WireError> {
+    within("SetSummary.count", message.count, SET_COUNT_MAX)?;
+    let counters = match message.counters.len() {
+        0 => None,
+        COUNTERS => {
+            let mut counters = Box::new([0; COUNTERS]);
+            for (counter, wide) in counters.iter_mut().zip(&message.counters) {
+                *counter = i32::try_from(*wide).map_err(|_| WireError::OutOfBounds {
+                    what: "SetSummary.counters",
+                    got: wide.unsigned_abs(),
+                    limit: i32::MAX.unsigned_abs().into(),
+                })?;
+            }
+            Some(counters)
+        }
+        n => {
+            let detail = format!("{n} counters, expected {COUNTERS} or none");
+            return Err(WireError::Malformed { what: "SetSummary.counters", detail });
+        }
+    };
+    let since = match message.since {
+        None => None,
+        Some(since) => Some(Since { epoch: exactly("Since.epoch", &since.epoch)?, seq: since.seq }),
+    };
+    Ok(SetSummary {
+        epoch: exactly("SetSummary.epoch", &message.epoch)?,
+        head_seq: message.head_seq,
+        count: message.count,
+        fingerprint: exactly("SetSummary.fingerprint", &message.fingerprint)?,
+        counters,
+        since,
+        busy: message.busy,
+    })
+}
+
+fn way_to_proto(way: Way) -> peer::plan::Way {
+    match way {
+        Way::Equal => peer::plan::Way::Equal,
+        Way::Delta => peer::plan::Way::Delta,
+        Way::Cells => peer::plan::Way::Cells,
+        Way::List => peer::plan::Way::List,
+        Way::Shards => peer::plan::Way::Shards,
+        Way::Busy => peer::plan::Way::Busy,
+    }
+}
+
+fn hash_to_proto(hash: &Hash) -> Bytes {
+    Bytes::copy_from_slice(hash.as_bytes())
+}
+
+/// All hashes share one allocation.
+fn hashes_to_proto(hashes: &[Hash]) -> Vec<Bytes> {
+    let all: Vec<u8> = hashes.iter().flat_map(|hash| hash.0).collect();
+    let all = Bytes::from(all);
+    (0..hashes.len()).map(|i| all.slice(i * Hash::LEN..(i + 1) * Hash::LEN)).collect()
+}
+
+fn hashes_from_proto(what: &'static str, hashes: &[Bytes]) -> Result<Vec<Hash>, WireError> {
+    within(what, hashes.len() as u64, HASHES_PER_FRAME_MAX as u64)?;
+    hashes.iter().map(|hash| exactly(what, hash).map(Hash)).collect()
+}
+
+fn bytes(message: &impl Message) -> Bytes {
+    message.encode_to_vec().into()
+}
+
+fn decode<M: Message + Default>(what: &'static str, payload: Bytes) -> Result<M, WireError> {
+    M::decode(payload).map_err(|error| WireError::Malformed { what, detail: error.to_string() })
+}
+
+fn present<T>(what: &'static str, field: Option<T>) -> Result<T, WireError> {
+    field.ok_or(WireError::Malformed { what, detail: "missing".into() })
+}
+
+fn exactly<const N: usize>(what: &'static str, bytes: &[u8]) -> Result<[u8; N], WireError> {
+    bytes.try_into().map_err(|_| WireError::Malformed {
+        what,
+        detail: format!("{} bytes, expected {N}", bytes.len()),
+    })
+}
+
+fn within(what: &'static str, got: u64, limit: u64) -> Result<(), WireError> {
+    if got > limit {
+        return Err(WireError::OutOfBounds { what, got, limit });
+    }
+    Ok(())
+}
