@@ -66,11 +66,6 @@ async fn a_store_over_http_keeps_the_contract_with_sha256() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_over_http_without_features_keeps_the_contract() {
-    let core = Features {
-        blobs: false,
-        batch: false,
-        assets: false,
-        ..Features::default()
-    };
+    let core = Features { blobs: false, batch: false, assets: false, ..Features::default() };
     conforms(async || over_http(HashAlgorithm::Blake3, core).await).await;
 }

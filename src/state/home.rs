@@ -29,7 +29,14 @@ pub struct Home {
 /// Proof that this process is the one agent of its home; given back when dropped.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    /// Closing alone would not do: a child process just being started still holds the file open.
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
+    }
 }
 
 /// What client commands need to find the running agent.
@@ -188,7 +195,7 @@ impl Home {
         file.set_len(0)?;
         writeln!(file, "{}", std::process::id())?;
         self.remove_unfinished()?;
-        Ok(Lock { _file: file })
+        Ok(Lock { file })
     }
 
     fn remove_unfinished(&self) -> Result<()> {
@@ -285,8 +292,8 @@ pub fn read_secret(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Prepares `path` for a database: SQLite gives a new file the umask's mode, and its WAL the mode of
-/// the database, so an empty file of ours goes first.
+/// Prepares `path` for a database: SQLite gives a new file the umask's mode, and its WAL the mode
+/// of the database, so an empty file of ours goes first.
 pub(super) fn private_database_file(path: &Path) -> Result<()> {
     match private_file_options().create_new(true).open(path) {
         Ok(file) => file

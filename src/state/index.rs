@@ -349,8 +349,7 @@ struct Shared {
 /// A panic elsewhere rolled its transaction back, so what is behind a poisoned lock is whole.
 fn bound(connection: &Connection) -> rusqlite::Result<Option<(StoreId, HashAlgorithm)>> {
     connection.query_row("SELECT store_id, algorithm FROM state", [], |row| {
-        let (store_id, algorithm): (Option<[u8; 16]>, Option<String>) =
-            (row.get(0)?, row.get(1)?);
+        let (store_id, algorithm): (Option<[u8; 16]>, Option<String>) = (row.get(0)?, row.get(1)?);
         let algorithm = algorithm.as_deref().and_then(HashAlgorithm::from_name);
         Ok(store_id.map(StoreId).zip(algorithm))
     })

@@ -49,11 +49,7 @@ pub(crate) async fn answer(
                 format!("the range lies outside of the {size_bytes} bytes"),
             )
             .into_response();
-            insert(
-                response.headers_mut(),
-                header::CONTENT_RANGE,
-                &format!("bytes */{size_bytes}"),
-            );
+            insert(response.headers_mut(), header::CONTENT_RANGE, &format!("bytes */{size_bytes}"));
             return Ok(response);
         }
     };
@@ -68,11 +64,7 @@ pub(crate) async fn answer(
     let headers = response.headers_mut();
     insert(headers, header::ETAG, &etag);
     insert(headers, header::ACCEPT_RANGES, "bytes");
-    insert(
-        headers,
-        header::CONTENT_LENGTH,
-        &(range.end - range.start).to_string(),
-    );
+    insert(headers, header::CONTENT_LENGTH, &(range.end - range.start).to_string());
     if status == StatusCode::PARTIAL_CONTENT {
         insert(
             headers,
@@ -94,10 +86,7 @@ pub(crate) fn insert(headers: &mut HeaderMap, name: header::HeaderName, value: &
 pub(crate) fn lists_etag(headers: &HeaderMap, name: header::HeaderName, etag: &str) -> bool {
     headers.get_all(name).iter().any(|value| {
         let value = value.to_str().unwrap_or_default();
-        value
-            .split(',')
-            .map(str::trim)
-            .any(|one| one == etag || one == "*")
+        value.split(',').map(str::trim).any(|one| one == etag || one == "*")
     })
 }
 
@@ -146,12 +135,7 @@ async fn body(
     range: Range<u64>,
     verify: Option<Hasher>,
 ) -> Result<Body, Problem> {
-    let mut pieces = Pieces {
-        store,
-        hash,
-        range,
-        verify,
-    };
+    let mut pieces = Pieces { store, hash, range, verify };
     let Some(first) = pieces.next().await? else {
         return Ok(Body::empty());
     };
@@ -159,9 +143,7 @@ async fn body(
         Ok::<_, StoreError>(pieces.next().await?.map(|piece| (piece, pieces)))
     });
     let first = stream::once(async { Ok(first) });
-    Ok(Body::from_stream(futures_util::StreamExt::chain(
-        first, rest,
-    )))
+    Ok(Body::from_stream(futures_util::StreamExt::chain(first, rest)))
 }
 
 struct Pieces {

@@ -35,18 +35,14 @@ pub struct Guard {
 impl Guard {
     /// Lets in who holds `key` and means the server on `port`.
     pub fn new(key: StoreKey, port: u16) -> Self {
-        Self {
-            key: Arc::new(key),
-            port,
-        }
+        Self { key: Arc::new(key), port }
     }
 
     /// The router behind this guard. Also gives the router's bare errors their problem document.
     pub fn layer(self, router: Router) -> Router {
         // As a fallback the inner router, its routing included, runs only behind the check.
-        Router::new()
-            .fallback_service(router)
-            .layer(middleware::from_fn(move |request: Request, next: Next| {
+        Router::new().fallback_service(router).layer(middleware::from_fn(
+            move |request: Request, next: Next| {
                 let refused = self.refuse(request.method(), request.uri(), request.headers());
                 async move {
                     let mut response = match refused {
@@ -56,7 +52,8 @@ impl Guard {
                     harden(response.headers_mut());
                     response
                 }
-            }))
+            },
+        ))
     }
 
     /// Why the request is not let in, or `None`.
@@ -116,14 +113,8 @@ fn forbidden(detail: &str) -> Problem {
 
 /// What every answer tells a browser that got at it all the same.
 fn harden(headers: &mut HeaderMap) {
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
-    headers.insert(
-        "cross-origin-resource-policy",
-        HeaderValue::from_static("same-origin"),
-    );
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
 }
 
 #[cfg(test)]
@@ -156,19 +147,10 @@ mod tests {
 
     #[test]
     fn only_literal_loopback_hosts_with_our_port_are_served() {
-        for host in [
-            "127.0.0.1",
-            "127.0.0.1:4242",
-            "[::1]",
-            "[::1]:4242",
-            "localhost",
-            "localhost:4242",
-        ] {
-            assert_eq!(
-                judge(Method::GET, "/x", &[("host", host), KEY]),
-                200,
-                "{host}"
-            );
+        for host in
+            ["127.0.0.1", "127.0.0.1:4242", "[::1]", "[::1]:4242", "localhost", "localhost:4242"]
+        {
+            assert_eq!(judge(Method::GET, "/x", &[("host", host), KEY]), 200, "{host}");
         }
         for host in [
             "",
@@ -193,23 +175,12 @@ mod tests {
             "127.0.0.1:4242, evil.com",
             "127.0.0.1 ",
         ] {
-            assert_eq!(
-                judge(Method::GET, "/x", &[("host", host), KEY]),
-                403,
-                "{host}"
-            );
+            assert_eq!(judge(Method::GET, "/x", &[("host", host), KEY]), 403, "{host}");
         }
         assert_eq!(judge(Method::GET, "/x", &[KEY]), 403);
         assert_eq!(judge(Method::GET, "/x", &[HOST, HOST, KEY]), 403);
-        assert_eq!(
-            judge(Method::GET, "/x", &[HOST, ("host", "evil.com"), KEY]),
-            403
-        );
-        for uri in [
-            "http://127.0.0.1:4242/x",
-            "http://evil.com/x",
-            "https://localhost/x",
-        ] {
+        assert_eq!(judge(Method::GET, "/x", &[HOST, ("host", "evil.com"), KEY]), 403);
+        for uri in ["http://127.0.0.1:4242/x", "http://evil.com/x", "https://localhost/x"] {
             assert_eq!(judge(Method::GET, uri, &[HOST, KEY]), 403, "{uri}");
         }
         assert_eq!(judge(Method::CONNECT, "evil.com:443", &[HOST, KEY]), 403);
@@ -256,33 +227,15 @@ mod tests {
 
     #[test]
     fn the_key_in_the_query_opens_the_event_stream_alone() {
-        assert_eq!(
-            judge(Method::GET, "/sync/events?key=right-key", &[HOST]),
-            200
-        );
-        assert_eq!(
-            judge(Method::GET, "/sync/events?a=b&key=right-key", &[HOST]),
-            200
-        );
+        assert_eq!(judge(Method::GET, "/sync/events?key=right-key", &[HOST]), 200);
+        assert_eq!(judge(Method::GET, "/sync/events?a=b&key=right-key", &[HOST]), 200);
         assert_eq!(judge(Method::GET, "/sync/events?key=wrong", &[HOST]), 401);
-        assert_eq!(
-            judge(Method::GET, "/sync/events?xkey=right-key", &[HOST]),
-            401
-        );
-        assert_eq!(
-            judge(Method::POST, "/sync/events?key=right-key", &[HOST]),
-            401
-        );
+        assert_eq!(judge(Method::GET, "/sync/events?xkey=right-key", &[HOST]), 401);
+        assert_eq!(judge(Method::POST, "/sync/events?key=right-key", &[HOST]), 401);
         assert_eq!(judge(Method::GET, "/sync/info?key=right-key", &[HOST]), 401);
-        assert_eq!(
-            judge(Method::GET, "/sync/events/?key=right-key", &[HOST]),
-            401
-        );
+        assert_eq!(judge(Method::GET, "/sync/events/?key=right-key", &[HOST]), 401);
         // A wrong header is not mended by the query.
         let wrong = ("authorization", "Bearer wrong");
-        assert_eq!(
-            judge(Method::GET, "/sync/events?key=right-key", &[HOST, wrong]),
-            401
-        );
+        assert_eq!(judge(Method::GET, "/sync/events?key=right-key", &[HOST, wrong]), 401);
     }
 }

@@ -127,10 +127,7 @@ impl HttpStore {
 impl Inner {
     /// Asks the store what it is, and remembers.
     async fn ask_info(&self) -> Result<StoreInfo, StoreError> {
-        let answer = self
-            .connection
-            .send(&Request::new(Method::GET, "/sync/info"))
-            .await?;
+        let answer = self.connection.send(&Request::new(Method::GET, "/sync/info")).await?;
         let (info, profile) = match answer.status() {
             StatusCode::OK => {
                 let message = self.message(answer, SHORT_BYTES_MAX).await?;
@@ -172,12 +169,8 @@ impl Inner {
             asset_bytes: 0,
             largest_asset_bytes: Some(WHOLE_BYTES_MAX),
         };
-        let profile = Profile {
-            store_id,
-            algorithm,
-            is_core_only: true,
-            features: BTreeSet::new(),
-        };
+        let profile =
+            Profile { store_id, algorithm, is_core_only: true, features: BTreeSet::new() };
         (info, profile)
     }
 
@@ -275,15 +268,9 @@ impl Inner {
             )));
         }
         if message.has_more && next <= after {
-            return Err(contract(
-                "its listing says there is more and does not move on",
-            ));
+            return Err(contract("its listing says there is more and does not move on"));
         }
-        Ok(Changes {
-            entries,
-            next,
-            has_more: message.has_more,
-        })
+        Ok(Changes { entries, next, has_more: message.has_more })
     }
 
     /// A page of a core-only store: by cursor if it gives any, else by timestamp.
@@ -312,11 +299,7 @@ impl Inner {
         }
         // The answer's end is where the store set it; cutting it at `limit` could stand still
         // within equal timestamps.
-        Ok(Changes {
-            entries,
-            next,
-            has_more: message.has_more,
-        })
+        Ok(Changes { entries, next, has_more: message.has_more })
     }
 
     /// Asks for bundles. The answer holds only what was asked for, each with a digest.
@@ -327,10 +310,7 @@ impl Inner {
         content_bytes: u64,
     ) -> Result<Pulled, StoreError> {
         let request = proto::PullRequest {
-            hashes: hashes
-                .iter()
-                .map(|hash| hash.as_bytes().to_vec().into())
-                .collect(),
+            hashes: hashes.iter().map(|hash| hash.as_bytes().to_vec().into()).collect(),
             metadata_only,
         };
         let answer = self.post("/sync/pull", &request).await?;
@@ -375,9 +355,7 @@ impl Inner {
         if let Some((_, content)) = kept {
             return Ok(Some(content));
         }
-        let mut pulled = self
-            .pull(&BTreeSet::from([hash]), false, WHOLE_BYTES_MAX)
-            .await?;
+        let mut pulled = self.pull(&BTreeSet::from([hash]), false, WHOLE_BYTES_MAX).await?;
         let Some((_, content)) = pulled.bundles.remove(&hash) else {
             return match pulled.missing.contains(&hash) {
                 true => Ok(None),
@@ -420,10 +398,8 @@ impl Inner {
         let request = match length {
             // A range cannot be empty.
             0 => Request::new(Method::HEAD, path),
-            _ => Request::new(Method::GET, path).header(
-                header::RANGE,
-                &format!("bytes={}-{}", range.start, range.end - 1),
-            )?,
+            _ => Request::new(Method::GET, path)
+                .header(header::RANGE, &format!("bytes={}-{}", range.start, range.end - 1))?,
         };
         let answer = self.connection.send(&request).await?;
         match answer.status() {
@@ -512,10 +488,7 @@ struct Rows {
 }
 
 fn row_asset(row: Row) -> Result<Asset, StoreError> {
-    let hash = row
-        .hash
-        .parse()
-        .map_err(|error| contract(format!("a row has no hash: {error}")))?;
+    let hash = row.hash.parse().map_err(|error| contract(format!("a row has no hash: {error}")))?;
     let metadata = messages::canonical(Metadata {
         description: row.description,
         tags: row.tags,
@@ -527,10 +500,7 @@ fn row_asset(row: Row) -> Result<Asset, StoreError> {
     .map_err(contract)?;
     Ok(Asset {
         entry: Entry {
-            digest: Digest {
-                hash,
-                size_bytes: row.size,
-            },
+            digest: Digest { hash, size_bytes: row.size },
             timestamp_ms: row.timestamp,
             cursor: row.cursor,
         },
@@ -724,10 +694,7 @@ impl Store for HttpStore {
                 return Err(contract("it was asked for small assets and sent nothing"));
             }
         }
-        Ok(digests
-            .iter()
-            .map(|digest| contents.get(&digest.hash).cloned().flatten())
-            .collect())
+        Ok(digests.iter().map(|digest| contents.get(&digest.hash).cloned().flatten()).collect())
     }
 
     async fn outboard(&self, _hash: Hash) -> Result<Option<File>, StoreError> {
@@ -744,10 +711,7 @@ impl Store for HttpStore {
     async fn adopt(&self, file: VerifiedFile) -> Result<Stored, StoreError> {
         let result = self.0.send_file(&file).await;
         if !result.as_ref().is_err_and(StoreError::is_temporary) {
-            for path in [Some(&file.path), file.outboard.as_ref()]
-                .into_iter()
-                .flatten()
-            {
+            for path in [Some(&file.path), file.outboard.as_ref()].into_iter().flatten() {
                 if let Err(error) = tokio::fs::remove_file(path).await {
                     tracing::warn!(path = %path.display(), %error, "cannot remove a sent file");
                 }

@@ -65,30 +65,19 @@ const NEW_KEY_BYTES: usize = 32;
 impl StoreKey {
     /// Reads the key from a file that only its owner (we, or root) can read.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
-        let io = |source| KeyError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| KeyError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         let status = file.metadata().map_err(io)?;
         let mode = status.mode() & 0o7777;
         if mode & 0o077 != 0 {
-            return Err(KeyError::Exposed {
-                path: path.to_owned(),
-                mode,
-            });
+            return Err(KeyError::Exposed { path: path.to_owned(), mode });
         }
         let uid = status.uid();
         if uid != 0 && uid != rustix::process::geteuid().as_raw() {
-            return Err(KeyError::Foreign {
-                path: path.to_owned(),
-                uid,
-            });
+            return Err(KeyError::Foreign { path: path.to_owned(), uid });
         }
         let mut text = String::new();
-        let malformed = || KeyError::Malformed {
-            path: path.to_owned(),
-        };
+        let malformed = || KeyError::Malformed { path: path.to_owned() };
         // Two more than the longest key: room for a line end, and a longer file is seen to be one.
         let mut start = file.take(KEY_BYTES_MAX as u64 + 2);
         match start.read_to_string(&mut text) {
@@ -103,11 +92,8 @@ impl StoreKey {
     pub fn create(path: &Path) -> Result<Self, KeyError> {
         let key = Self(data_encoding::HEXLOWER.encode(&rand::random::<[u8; NEW_KEY_BYTES]>()));
         let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(path)?;
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
             writeln!(file, "{}", key.0)?;
             file.sync_all()?;
             match path.parent() {
@@ -115,10 +101,7 @@ impl StoreKey {
                 _ => Ok(()),
             }
         };
-        write().map_err(|source| KeyError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
+        write().map_err(|source| KeyError::Io { path: path.to_owned(), source })?;
         Ok(key)
     }
 
@@ -190,10 +173,7 @@ mod tests {
         let path = dir.path().join("key");
         fs::write(&path, [0xff, 0xfe]).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
-        assert!(matches!(
-            StoreKey::load(&path),
-            Err(KeyError::Malformed { .. })
-        ));
+        assert!(matches!(StoreKey::load(&path), Err(KeyError::Malformed { .. })));
     }
 
     #[test]

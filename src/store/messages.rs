@@ -94,21 +94,14 @@ pub(crate) fn metadata_header(metadata: &Metadata) -> String {
 /// Metadata from the value of [`METADATA_HEADER`].
 pub(crate) fn metadata_from_header(value: &[u8]) -> Result<Metadata, String> {
     let wrong = || format!("{METADATA_HEADER} must be a Metadata message in base64url");
-    let bytes = data_encoding::BASE64URL_NOPAD
-        .decode(value)
-        .map_err(|_| wrong())?;
-    metadata(Some(
-        proto::Metadata::decode(bytes.as_slice()).map_err(|_| wrong())?,
-    ))
+    let bytes = data_encoding::BASE64URL_NOPAD.decode(value).map_err(|_| wrong())?;
+    metadata(Some(proto::Metadata::decode(bytes.as_slice()).map_err(|_| wrong())?))
 }
 
 /// A feed entry from its message.
 pub(crate) fn entry(message: &proto::Digest) -> Result<Entry, String> {
     Ok(Entry {
-        digest: Digest {
-            hash: hash(&message.hash)?,
-            size_bytes: message.size_bytes,
-        },
+        digest: Digest { hash: hash(&message.hash)?, size_bytes: message.size_bytes },
         timestamp_ms: message.timestamp_ms,
         cursor: message.cursor,
     })
@@ -127,10 +120,7 @@ pub(crate) fn entry_message(entry: &Entry) -> proto::Digest {
 /// An asset's row from a bundle, its content left aside.
 pub(crate) fn asset(bundle: &proto::Bundle) -> Result<Asset, String> {
     let digest = bundle.digest.as_ref().ok_or("a bundle has no digest")?;
-    Ok(Asset {
-        entry: entry(digest)?,
-        metadata: metadata(bundle.metadata.clone())?,
-    })
+    Ok(Asset { entry: entry(digest)?, metadata: metadata(bundle.metadata.clone())? })
 }
 
 /// What a store says of itself, from its message, with its features.
@@ -145,18 +135,11 @@ pub(crate) fn info(message: proto::StoreInfo) -> Result<(StoreInfo, Vec<String>)
         proto::HashAlgorithm::Blake3 => HashAlgorithm::Blake3,
         proto::HashAlgorithm::Sha256 => HashAlgorithm::Sha256,
         proto::HashAlgorithm::Unspecified => {
-            return Err(format!(
-                "hash algorithm {} is not known",
-                message.hash_algorithm
-            ));
+            return Err(format!("hash algorithm {} is not known", message.hash_algorithm));
         }
     };
     let store_id = StoreId::from_slice(&message.store_id).ok_or_else(|| {
-        format!(
-            "a store id has {} bytes, got {}",
-            StoreId::LEN,
-            message.store_id.len()
-        )
+        format!("a store id has {} bytes, got {}", StoreId::LEN, message.store_id.len())
     })?;
     let info = StoreInfo {
         store_id,
@@ -195,10 +178,7 @@ mod tests {
     #[test]
     fn tags_become_sorted_and_unique() {
         let tags = ["b", "a", "b"].map(str::to_owned).to_vec();
-        let metadata = Metadata {
-            tags,
-            ..Metadata::default()
-        };
+        let metadata = Metadata { tags, ..Metadata::default() };
         assert_eq!(canonical(metadata).unwrap().tags, ["a", "b"]);
     }
 

@@ -83,23 +83,19 @@ fn bad_request(detail: impl Into<String>) -> Problem {
 }
 
 fn parse_hash(text: &str) -> Result<Hash, Problem> {
-    text.parse()
-        .map_err(|error| bad_request(format!("this is no hash: {error}")))
+    text.parse().map_err(|error| bad_request(format!("this is no hash: {error}")))
 }
 
 fn parse_bool(name: &str, text: &str) -> Result<bool, Problem> {
     match text {
         "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
-        _ => Err(bad_request(format!(
-            "{name} must be true or false, got {text:?}"
-        ))),
+        _ => Err(bad_request(format!("{name} must be true or false, got {text:?}"))),
     }
 }
 
 fn parse_number<T: std::str::FromStr>(name: &str, text: &str) -> Result<T, Problem> {
-    text.parse()
-        .map_err(|_| bad_request(format!("{name} must be a number, got {text:?}")))
+    text.parse().map_err(|_| bad_request(format!("{name} must be a number, got {text:?}")))
 }
 
 /// `POST /assets`: takes a content in.
@@ -116,14 +112,9 @@ async fn add(
         check_largest(size_bytes, info.largest_asset_bytes)?;
         store.check_space(size_bytes).await?;
     }
-    let received = receive(
-        body,
-        &staging_dir,
-        info.hash_algorithm,
-        store.as_ref(),
-        info.largest_asset_bytes,
-    )
-    .await?;
+    let received =
+        receive(body, &staging_dir, info.hash_algorithm, store.as_ref(), info.largest_asset_bytes)
+            .await?;
     let (digest, stored) = keep(store.as_ref(), received, metadata).await?;
     let status = match stored {
         Stored::New => StatusCode::CREATED,
@@ -135,11 +126,7 @@ async fn add(
         "existed": stored == Stored::Existed,
     }));
     let mut response = (status, body).into_response();
-    insert(
-        response.headers_mut(),
-        header::LOCATION,
-        &format!("/assets/{}", digest.hash),
-    );
+    insert(response.headers_mut(), header::LOCATION, &format!("/assets/{}", digest.hash));
     Ok(response)
 }
 
@@ -151,22 +138,14 @@ pub(super) async fn keep(
 ) -> Result<(Digest, Stored), StoreError> {
     match received {
         Received::Small(digest, content) => {
-            let asset = NewAsset {
-                digest,
-                content,
-                metadata,
-            };
+            let asset = NewAsset { digest, content, metadata };
             let result = store.put(vec![asset]).await?.pop();
             let none = || StoreError::Contract("it gave no result for an asset".into());
             Ok((digest, result.ok_or_else(none)??))
         }
         Received::Large(digest, temp) => {
-            let file = VerifiedFile {
-                digest,
-                path: temp.path().to_owned(),
-                outboard: None,
-                metadata,
-            };
+            let file =
+                VerifiedFile { digest, path: temp.path().to_owned(), outboard: None, metadata };
             // `temp` is dropped afterwards and takes away what a temporary failure leaves.
             Ok((digest, store.adopt(file).await?))
         }
@@ -189,10 +168,8 @@ fn metadata_given(uri: &Uri, headers: &HeaderMap) -> Result<Metadata, Problem> {
             }
         }
     }
-    let sent_as = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let sent_as =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = sent_as.split(';').next().unwrap_or_default().trim();
     // A form is not the content but wraps it; storing the wrapping is never what is meant.
     if ["multipart/form-data", "application/x-www-form-urlencoded"]
@@ -223,30 +200,12 @@ fn written_by_people(mut metadata: Metadata) -> Result<Metadata, Problem> {
         at_most("a tag's length in bytes", tag.len(), TAG_BYTES_MAX).map_err(bad_request)?;
     }
     let metadata = canonical(metadata).map_err(bad_request)?;
-    let Metadata {
-        description,
-        tags,
-        file_name,
-        media_type,
-        ..
-    } = &metadata;
+    let Metadata { description, tags, file_name, media_type, .. } = &metadata;
     for (what, got, limit) in [
         ("the number of tags", tags.len(), TAGS_MAX),
-        (
-            "the description's length in bytes",
-            description.len(),
-            DESCRIPTION_BYTES_MAX,
-        ),
-        (
-            "the file name's length in bytes",
-            file_name.len(),
-            FILE_NAME_BYTES_MAX,
-        ),
-        (
-            "the media type's length in bytes",
-            media_type.len(),
-            MEDIA_TYPE_BYTES_MAX,
-        ),
+        ("the description's length in bytes", description.len(), DESCRIPTION_BYTES_MAX),
+        ("the file name's length in bytes", file_name.len(), FILE_NAME_BYTES_MAX),
+        ("the media type's length in bytes", media_type.len(), MEDIA_TYPE_BYTES_MAX),
     ] {
         at_most(what, got, limit).map_err(bad_request)?;
     }
@@ -260,9 +219,7 @@ async fn list(State(people): State<People>, uri: Uri) -> Result<Response, Proble
     let mut limit = LIST_ROWS_DEFAULT;
     for (name, value) in parameters(&uri)? {
         if value.len() > FILTER_BYTES_MAX {
-            return Err(bad_request(format!(
-                "{name} is longer than {FILTER_BYTES_MAX} bytes"
-            )));
+            return Err(bad_request(format!("{name} is longer than {FILTER_BYTES_MAX} bytes")));
         }
         match name.as_str() {
             "after" => after = parse_number("after", &value)?,
@@ -281,23 +238,18 @@ async fn list(State(people): State<People>, uri: Uri) -> Result<Response, Proble
         }
     }
     if !(1..=LIST_ROWS_MAX).contains(&limit) {
-        return Err(bad_request(format!(
-            "limit must be 1 to {LIST_ROWS_MAX}, got {limit}"
-        )));
+        return Err(bad_request(format!("limit must be 1 to {LIST_ROWS_MAX}, got {limit}")));
     }
     let assets = people.store.list(&filter, after, limit).await?;
-    let next = (assets.len() >= limit)
-        .then(|| assets.last().map(|asset| asset.entry.cursor))
-        .flatten();
+    let next =
+        (assets.len() >= limit).then(|| assets.last().map(|asset| asset.entry.cursor)).flatten();
     let rows: Vec<_> = assets.iter().map(row).collect();
     Ok(Json(json!({ "assets": rows, "next": next })).into_response())
 }
 
 fn parse_prefix(text: String) -> Result<String, Problem> {
     let is_prefix = (1..=2 * Hash::LEN).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if !is_prefix {
         return Err(bad_request(format!(
             "hash must be the first lower-case hex characters of a hash, got {text:?}"
@@ -326,11 +278,7 @@ fn row(asset: &Asset) -> serde_json::Value {
 /// The row with its version as ETag.
 fn row_answer(asset: &Asset) -> Response {
     let mut response = Json(row(asset)).into_response();
-    insert(
-        response.headers_mut(),
-        header::ETAG,
-        &version_etag(&asset.metadata),
-    );
+    insert(response.headers_mut(), header::ETAG, &version_etag(&asset.metadata));
     response
 }
 
@@ -339,10 +287,7 @@ fn version_etag(metadata: &Metadata) -> String {
 }
 
 async fn find(store: &dyn Store, hash: Hash) -> Result<Asset, Problem> {
-    Ok(store
-        .lookup(hash)
-        .await?
-        .ok_or(StoreError::NotFound(hash))?)
+    Ok(store.lookup(hash).await?.ok_or(StoreError::NotFound(hash))?)
 }
 
 /// `GET /assets/{hash}`: the bytes.
@@ -358,9 +303,7 @@ async fn fetch(
         match name.as_str() {
             "inline" => inline = parse_bool("inline", &value)?,
             _ => {
-                return Err(bad_request(format!(
-                    "unknown parameter {name:?}; there is inline"
-                )));
+                return Err(bad_request(format!("unknown parameter {name:?}; there is inline")));
             }
         }
     }
@@ -373,23 +316,10 @@ async fn fetch(
     }
     let served = served_type(&asset.metadata.media_type);
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static(served.content_type),
-    );
-    headers.insert(
-        header::CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static("sandbox"),
-    );
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
-    let disposition = if inline && served.is_inert {
-        "inline"
-    } else {
-        "attachment"
-    };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(served.content_type));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let disposition = if inline && served.is_inert { "inline" } else { "attachment" };
     insert(
         headers,
         header::CONTENT_DISPOSITION,
@@ -447,22 +377,13 @@ const DOWNLOAD_TYPES: [&str; 6] = [
 fn served_type(media_type: &str) -> Served {
     let essence = media_type.split(';').next().unwrap_or_default().trim();
     let known = |types: &[&'static str]| {
-        types
-            .iter()
-            .copied()
-            .find(|known| known.eq_ignore_ascii_case(essence))
+        types.iter().copied().find(|known| known.eq_ignore_ascii_case(essence))
     };
     if essence.eq_ignore_ascii_case("text/plain") {
-        return Served {
-            content_type: "text/plain; charset=utf-8",
-            is_inert: true,
-        };
+        return Served { content_type: "text/plain; charset=utf-8", is_inert: true };
     }
     if let Some(content_type) = known(&INERT_TYPES) {
-        return Served {
-            content_type,
-            is_inert: true,
-        };
+        return Served { content_type, is_inert: true };
     }
     Served {
         content_type: known(&DOWNLOAD_TYPES).unwrap_or("application/octet-stream"),
@@ -478,10 +399,7 @@ fn content_disposition(disposition: &str, file_name: &str) -> String {
         return disposition.to_owned();
     }
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, ' ' | '.' | '-' | '_');
-    let ascii: String = name
-        .chars()
-        .map(|c| if is_plain(c) { c } else { '_' })
-        .collect();
+    let ascii: String = name.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
     let mut encoded = String::new();
     for byte in name.bytes() {
         match byte {
@@ -541,10 +459,7 @@ async fn trash(
     Path(hash): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let edit = Edit {
-        trashed: Some(true),
-        ..Edit::default()
-    };
+    let edit = Edit { trashed: Some(true), ..Edit::default() };
     apply(store.as_ref(), parse_hash(&hash)?, &headers, &edit).await
 }
 
@@ -598,26 +513,15 @@ mod tests {
         for (stored, served, is_inert) in [
             ("image/png", "image/png", true),
             ("IMAGE/PNG; x=y", "image/png", true),
-            (
-                "text/plain; charset=latin1",
-                "text/plain; charset=utf-8",
-                true,
-            ),
+            ("text/plain; charset=latin1", "text/plain; charset=utf-8", true),
             ("application/pdf", "application/pdf", false),
             ("image/svg+xml", "application/octet-stream", false),
             ("text/html", "application/octet-stream", false),
             ("text/html;image/png", "application/octet-stream", false),
-            (
-                "image/png\r\nSet-Cookie: a=b",
-                "application/octet-stream",
-                false,
-            ),
+            ("image/png\r\nSet-Cookie: a=b", "application/octet-stream", false),
             ("", "application/octet-stream", false),
         ] {
-            let expected = Served {
-                content_type: served,
-                is_inert,
-            };
+            let expected = Served { content_type: served, is_inert };
             assert_eq!(served_type(stored), expected, "{stored}");
         }
     }
@@ -634,20 +538,11 @@ mod tests {
             let expected = over == 0;
             let description = text(DESCRIPTION_BYTES_MAX + over);
             assert_eq!(fits(&|m| m.description = description.clone()), expected);
-            assert_eq!(
-                fits(&|m| m.tags = vec![text(TAG_BYTES_MAX + over)]),
-                expected
-            );
+            assert_eq!(fits(&|m| m.tags = vec![text(TAG_BYTES_MAX + over)]), expected);
             let tags = (0..TAGS_MAX + over).map(|tag| tag.to_string());
             assert_eq!(fits(&|m| m.tags = tags.clone().collect()), expected);
-            assert_eq!(
-                fits(&|m| m.file_name = text(FILE_NAME_BYTES_MAX + over)),
-                expected
-            );
-            assert_eq!(
-                fits(&|m| m.media_type = text(MEDIA_TYPE_BYTES_MAX + over)),
-                expected
-            );
+            assert_eq!(fits(&|m| m.file_name = text(FILE_NAME_BYTES_MAX + over)), expected);
+            assert_eq!(fits(&|m| m.media_type = text(MEDIA_TYPE_BYTES_MAX + over)), expected);
         }
         assert!(!fits(&|m| m.tags = vec!["  ".into()]));
     }
@@ -658,14 +553,8 @@ mod tests {
             ("", "attachment"),
             ("..", "attachment; filename=\"..\"; filename*=UTF-8''.."),
             ("../../etc/", "attachment"),
-            (
-                "a/b c.txt",
-                "attachment; filename=\"b c.txt\"; filename*=UTF-8''b%20c.txt",
-            ),
-            (
-                "x\"\r\nü",
-                "attachment; filename=\"x____\"; filename*=UTF-8''x%22%0D%0A%C3%BC",
-            ),
+            ("a/b c.txt", "attachment; filename=\"b c.txt\"; filename*=UTF-8''b%20c.txt"),
+            ("x\"\r\nü", "attachment; filename=\"x____\"; filename*=UTF-8''x%22%0D%0A%C3%BC"),
         ] {
             assert_eq!(content_disposition("attachment", name), expected);
         }

@@ -23,10 +23,7 @@ pub struct Problem {
 
 /// The one place where problems are made.
 pub fn problem(status: StatusCode, detail: impl Into<String>) -> Problem {
-    Problem {
-        status,
-        detail: detail.into(),
-    }
+    Problem { status, detail: detail.into() }
 }
 
 impl From<StoreError> for Problem {

@@ -100,11 +100,7 @@ async fn connection(stream: TcpStream, place: Arc<Place>, router: Router, stop: 
     // Small answers should not wait for the peer's acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
     let close = place.close.clone();
-    let service = Requests {
-        router: TowerToHyperService::new(router),
-        place,
-        stop: stop.clone(),
-    };
+    let service = Requests { router: TowerToHyperService::new(router), place, stop: stop.clone() };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_DEADLINE)
@@ -150,18 +146,8 @@ impl Places {
         }
         let number = holders.last_key_value().map_or(0, |(last, _)| last + 1);
         let close = CancellationToken::new();
-        holders.insert(
-            number,
-            Holder {
-                idle_since: Some(Instant::now()),
-                close: close.clone(),
-            },
-        );
-        Some(Arc::new(Place {
-            places: self.clone(),
-            number,
-            close,
-        }))
+        holders.insert(number, Holder { idle_since: Some(Instant::now()), close: close.clone() });
+        Some(Arc::new(Place { places: self.clone(), number, close }))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Holder>> {
@@ -208,13 +194,7 @@ impl Service<hyper::Request<Incoming>> for Requests {
                 .get(header::CONTENT_TYPE)
                 .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
             let stop = ends_on_stop.then(|| Box::pin(stop.cancelled_owned()) as BoxFuture<_>);
-            Ok(response.map(|body| {
-                Body::new(Answer {
-                    body,
-                    stop,
-                    _busy: busy,
-                })
-            }))
+            Ok(response.map(|body| Body::new(Answer { body, stop, _busy: busy })))
         })
     }
 }
@@ -254,9 +234,7 @@ impl HttpBody for Impatient {
             self.pause = None;
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        let pause = self
-            .pause
-            .get_or_insert_with(|| Box::pin(sleep(BODY_PAUSE_MAX)));
+        let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(BODY_PAUSE_MAX)));
         pause.as_mut().poll(cx).map(|()| {
             let late = "the request body stopped coming";
             Some(Err(io::Error::new(io::ErrorKind::TimedOut, late).into()))

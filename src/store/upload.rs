@@ -142,10 +142,7 @@ pub(crate) async fn receive(
     }
     let size_bytes = start.len() as u64;
     check_largest(size_bytes, largest_bytes)?;
-    let digest = Digest {
-        hash: hasher.finish(),
-        size_bytes,
-    };
+    let digest = Digest { hash: hasher.finish(), size_bytes };
     Ok(Received::Small(digest, start.freeze()))
 }
 
@@ -175,10 +172,7 @@ async fn receive_large(
     }
     // The file's last write may still be under way in the background.
     file.flush().await.map_err(failed)?;
-    let digest = Digest {
-        hash: hasher.finish(),
-        size_bytes,
-    };
+    let digest = Digest { hash: hasher.finish(), size_bytes };
     Ok(Received::Large(digest, temp))
 }
 
@@ -196,10 +190,7 @@ pub(crate) fn check_largest(size_bytes: u64, largest_bytes: Option<u64>) -> Resu
 /// The next piece of a body.
 pub(crate) async fn next_chunk(stream: &mut BodyDataStream) -> Result<Option<Bytes>, Problem> {
     stream.next().await.transpose().map_err(|error| {
-        problem(
-            StatusCode::BAD_REQUEST,
-            format!("the body ended before it was whole: {error}"),
-        )
+        problem(StatusCode::BAD_REQUEST, format!("the body ended before it was whole: {error}"))
     })
 }
 
@@ -225,20 +216,12 @@ pub(crate) fn check_announced(headers: &HeaderMap, limit_bytes: u64) -> Result<(
 }
 
 fn too_long(limit_bytes: u64) -> Problem {
-    problem(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        format!("the body is longer than {limit_bytes} bytes"),
-    )
+    problem(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {limit_bytes} bytes"))
 }
 
 /// The body's length, when the request announces it.
 pub(crate) fn announced_bytes(headers: &HeaderMap) -> Option<u64> {
-    headers
-        .get(header::CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Refuses another content type than `expected`, which is compared whole, ignoring case.

@@ -38,9 +38,7 @@ impl Served {
 
     /// An address in the store, with the key in the header.
     pub fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
-        client()
-            .request(method, format!("{}{path}", self.url()))
-            .bearer_auth(self.key.expose())
+        client().request(method, format!("{}{path}", self.url())).bearer_auth(self.key.expose())
     }
 }
 
@@ -73,10 +71,7 @@ pub async fn guarded(dir: TempDir, router: Router) -> Served {
 /// A new embedded store in a folder of its own.
 pub fn embedded(hash_algorithm: HashAlgorithm) -> (TempDir, EmbeddedStore) {
     let dir = tempfile::tempdir().unwrap();
-    let options = Options {
-        hash_algorithm,
-        free_floor_bytes: Some(0),
-    };
+    let options = Options { hash_algorithm, free_floor_bytes: Some(0) };
     let store = EmbeddedStore::open(&dir.path().join("store"), options).unwrap();
     (dir, store)
 }

@@ -61,28 +61,18 @@ pub struct Features {
 
 impl Default for Features {
     fn default() -> Self {
-        Self {
-            info: true,
-            after: true,
-            blobs: true,
-            batch: true,
-            assets: true,
-        }
+        Self { info: true, after: true, blobs: true, batch: true, assets: true }
     }
 }
 
 impl Features {
     /// The names of `StoreInfo.features`.
     fn names(self) -> Vec<String> {
-        [
-            (self.blobs, "blobs"),
-            (self.batch, "batch"),
-            (self.assets, "assets"),
-        ]
-        .into_iter()
-        .filter(|(offered, _)| *offered)
-        .map(|(_, name)| name.to_owned())
-        .collect()
+        [(self.blobs, "blobs"), (self.batch, "batch"), (self.assets, "assets")]
+            .into_iter()
+            .filter(|(offered, _)| *offered)
+            .map(|(_, name)| name.to_owned())
+            .collect()
     }
 }
 
@@ -183,25 +173,17 @@ fn bad_request(detail: impl Into<String>) -> Problem {
 
 /// A message as an answer.
 fn protobuf(message: &impl Message) -> Response {
-    (
-        [(header::CONTENT_TYPE, PROTOBUF_TYPE)],
-        message.encode_to_vec(),
-    )
-        .into_response()
+    ([(header::CONTENT_TYPE, PROTOBUF_TYPE)], message.encode_to_vec()).into_response()
 }
 
 fn parse_hash(text: &str) -> Result<Hash, Problem> {
-    text.parse()
-        .map_err(|error| bad_request(format!("this is no hash: {error}")))
+    text.parse().map_err(|error| bad_request(format!("this is no hash: {error}")))
 }
 
 /// `GET /sync/info`.
 async fn info(State(server): State<Server>) -> Result<Response, Problem> {
     let info = server.store.info().await?;
-    Ok(protobuf(&messages::info_message(
-        &info,
-        server.features.names(),
-    )))
+    Ok(protobuf(&messages::info_message(&info, server.features.names())))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -227,10 +209,7 @@ async fn hashes(
     let (mut next, limit) = match knows_after {
         true => (
             query.after.unwrap_or(0),
-            query
-                .limit
-                .unwrap_or(PAGE_ENTRIES_MAX)
-                .min(PAGE_ENTRIES_MAX),
+            query.limit.unwrap_or(PAGE_ENTRIES_MAX).min(PAGE_ENTRIES_MAX),
         ),
         // A store without cursors knows no pages either: it lists everything at once.
         false => (0, usize::MAX),
@@ -239,11 +218,8 @@ async fn hashes(
     let mut has_more = true;
     while has_more && digests.len() < limit {
         let room = (limit - digests.len()).min(PAGE_ENTRIES_MAX);
-        let Changes {
-            entries,
-            next: page_next,
-            has_more: page_has_more,
-        } = server.store.changes(next, room).await?;
+        let Changes { entries, next: page_next, has_more: page_has_more } =
+            server.store.changes(next, room).await?;
         let listed = entries.iter().filter(|entry| is_listed(entry.timestamp_ms));
         digests.extend(listed.map(messages::entry_message));
         (next, has_more) = (page_next, page_has_more);
@@ -254,11 +230,7 @@ async fn hashes(
         }
         next = 0;
     }
-    Ok(protobuf(&proto::HashesResponse {
-        digests,
-        has_more,
-        next_cursor: next,
-    }))
+    Ok(protobuf(&proto::HashesResponse { digests, has_more, next_cursor: next }))
 }
 
 /// `POST /sync/pull`.
@@ -365,11 +337,7 @@ fn bundle_parts(bundle: proto::Bundle) -> Result<NewAsset, Problem> {
             format!("the digest says {said} bytes, the content has {got}"),
         ));
     }
-    Ok(NewAsset {
-        digest: entry.digest,
-        content: bundle.content,
-        metadata,
-    })
+    Ok(NewAsset { digest: entry.digest, content: bundle.content, metadata })
 }
 
 /// `POST /sync/push`.
@@ -406,18 +374,12 @@ async fn push_batch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (request, _turn) = server
-        .message::<proto::PushBatchRequest>(&headers, body)
-        .await?;
+    let (request, _turn) = server.message::<proto::PushBatchRequest>(&headers, body).await?;
     at_most_entries(request.bundles.len())?;
     let mut results = Vec::with_capacity(request.bundles.len());
     let mut assets = Vec::new();
     for bundle in request.bundles {
-        let raw_hash = bundle
-            .digest
-            .as_ref()
-            .map(|digest| digest.hash.clone())
-            .unwrap_or_default();
+        let raw_hash = bundle.digest.as_ref().map(|digest| digest.hash.clone()).unwrap_or_default();
         let refusal = match bundle_parts(bundle) {
             Err(refusal) => Some(refusal),
             Ok(asset) if asset.digest.size_bytes > SMALL_BYTES_MAX => Some(problem(
@@ -447,11 +409,7 @@ async fn push_batch(
                 Ok(Stored::Existed) => (StatusCode::ALREADY_REPORTED, String::new()),
                 Err(problem) => (problem.status, problem.detail),
             };
-            proto::PushResult {
-                hash,
-                status: status.as_u16().into(),
-                detail,
-            }
+            proto::PushResult { hash, status: status.as_u16().into(), detail }
         })
         .collect();
     Ok(protobuf(&proto::PushBatchResponse { results }))
@@ -472,10 +430,7 @@ async fn meta(
         ..Metadata::default()
     })
     .map_err(bad_request)?;
-    let written = server
-        .store
-        .set_metadata(hash, &metadata, request.expected_version)
-        .await;
+    let written = server.store.set_metadata(hash, &metadata, request.expected_version).await;
     let (status, standing) = match written {
         Ok(metadata) => (StatusCode::OK, metadata),
         Err(StoreError::Conflict(metadata)) => (StatusCode::CONFLICT, *metadata),
@@ -491,24 +446,16 @@ async fn meta(
 
 /// `GET /sync/events`.
 async fn events(State(server): State<Server>, headers: HeaderMap) -> Result<Response, Problem> {
-    let permit = server
-        .event_streams
-        .clone()
-        .try_acquire_owned()
-        .map_err(|_| {
-            problem(
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("all {EVENT_STREAMS_MAX} event streams are taken"),
-            )
-        })?;
+    let permit = server.event_streams.clone().try_acquire_owned().map_err(|_| {
+        problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("all {EVENT_STREAMS_MAX} event streams are taken"),
+        )
+    })?;
     let newest = server.store.info().await?.newest_cursor;
     let (after, first) = match headers.get("last-event-id") {
         None => (newest, None),
-        Some(id) => match id
-            .to_str()
-            .ok()
-            .and_then(|text| text.parse::<Cursor>().ok())
-        {
+        Some(id) => match id.to_str().ok().and_then(|text| text.parse::<Cursor>().ok()) {
             Some(cursor) if cursor <= newest => (cursor, None),
             // Never given out by this store: it was replaced, or restored from an older copy.
             _ => {
@@ -530,33 +477,25 @@ async fn events(State(server): State<Server>, headers: HeaderMap) -> Result<Resp
 fn feed(store: EmbeddedStore, after: Cursor) -> impl Stream<Item = Result<Event, StoreError>> {
     // Not before the first look at the feed: what is added in between wakes us again.
     let newest = store.subscribe();
-    let pages = stream::try_unfold(
-        (store, newest, after),
-        async |(store, mut newest, after)| {
-            loop {
-                newest.mark_unchanged();
-                let lines = store.feed(after, EVENT_PAGE_ROWS).await?;
-                if let Some(last) = lines.last() {
-                    let after = last.cursor;
-                    return Ok(Some((lines, (store, newest, after))));
-                }
-                let gone = |_| StoreError::Unreachable("the store is closed".into());
-                newest.changed().await.map_err(gone)?;
+    let pages = stream::try_unfold((store, newest, after), async |(store, mut newest, after)| {
+        loop {
+            newest.mark_unchanged();
+            let lines = store.feed(after, EVENT_PAGE_ROWS).await?;
+            if let Some(last) = lines.last() {
+                let after = last.cursor;
+                return Ok(Some((lines, (store, newest, after))));
             }
-        },
-    );
-    pages
-        .map_ok(|lines| stream::iter(lines.into_iter().map(|line| Ok(event(&line)))))
-        .try_flatten()
+            let gone = |_| StoreError::Unreachable("the store is closed".into());
+            newest.changed().await.map_err(gone)?;
+        }
+    });
+    pages.map_ok(|lines| stream::iter(lines.into_iter().map(|line| Ok(event(&line))))).try_flatten()
 }
 
 /// A line of the feed as an event.
 fn event(line: &FeedLine) -> Event {
     let (name, data) = match line.kind {
-        FeedKind::Asset {
-            digest,
-            timestamp_ms,
-        } => (
+        FeedKind::Asset { digest, timestamp_ms } => (
             "asset",
             serde_json::json!({
                 "hash": digest.hash.to_string(),
@@ -564,15 +503,11 @@ fn event(line: &FeedLine) -> Event {
                 "timestamp": timestamp_ms,
             }),
         ),
-        FeedKind::Meta { hash, version } => (
-            "meta",
-            serde_json::json!({ "hash": hash.to_string(), "version": version }),
-        ),
+        FeedKind::Meta { hash, version } => {
+            ("meta", serde_json::json!({ "hash": hash.to_string(), "version": version }))
+        }
     };
-    Event::default()
-        .event(name)
-        .id(line.cursor.to_string())
-        .data(data.to_string())
+    Event::default().event(name).id(line.cursor.to_string()).data(data.to_string())
 }
 
 /// `GET` and `HEAD /sync/blobs/{hash}`.
@@ -595,18 +530,15 @@ async fn get_blob(
     let digest = asset.entry.digest;
     let mut response = content::answer(store, digest, algorithm, &method, &headers).await?;
     if response.status().is_success() {
-        response.headers_mut().insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/octet-stream"),
-        );
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     }
     Ok(response)
 }
 
 fn set_offset(response: &mut Response, offset: u64) {
-    response
-        .headers_mut()
-        .insert(UPLOAD_OFFSET_HEADER, HeaderValue::from(offset));
+    response.headers_mut().insert(UPLOAD_OFFSET_HEADER, HeaderValue::from(offset));
 }
 
 /// Which part of a content a PUT brings.
@@ -623,11 +555,7 @@ impl Part {
     fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
         let announced = announced_bytes(headers);
         let Some(value) = headers.get(header::CONTENT_RANGE) else {
-            return Ok(Self {
-                first: 0,
-                length: announced,
-                whole: announced,
-            });
+            return Ok(Self { first: 0, length: announced, whole: announced });
         };
         let part = parse_content_range(value.as_bytes()).ok_or_else(|| {
             bad_request("Content-Range must be `bytes FIRST-LAST/SIZE` within the size")
@@ -651,11 +579,7 @@ fn parse_content_range(value: &[u8]) -> Option<Part> {
     if first > last || last >= whole {
         return None;
     }
-    Some(Part {
-        first,
-        length: Some(last - first + 1),
-        whole: Some(whole),
-    })
+    Some(Part { first, length: Some(last - first + 1), whole: Some(whole) })
 }
 
 /// `PUT /sync/blobs/{hash}`.
@@ -682,9 +606,7 @@ async fn put_blob(
     }
     let _uploading = server.begin_upload(hash)?;
     let path = server.upload_path(hash);
-    let held = fs::symlink_metadata(&path)
-        .await
-        .map_or(0, |status| status.len());
+    let held = fs::symlink_metadata(&path).await.map_or(0, |status| status.len());
     let is_restart = !headers.contains_key(header::CONTENT_RANGE);
     if !is_restart && part.first != held {
         let detail = format!("{held} bytes are kept: go on there");
@@ -697,10 +619,7 @@ async fn put_blob(
     let largest = info.largest_asset_bytes;
     let written = append(&mut upload, &mut hasher, body, part, largest, &server.store).await;
     // What came is kept also when the connection broke: that is what resuming lives on.
-    let flushed = upload
-        .flush()
-        .await
-        .map_err(|error| write_failed(&path, &error));
+    let flushed = upload.flush().await.map_err(|error| write_failed(&path, &error));
     drop(upload);
     let size_bytes = part.first + written.and_then(|bytes| flushed.map(|()| bytes))?;
     if part.whole.is_some_and(|whole| size_bytes < whole) {
@@ -714,12 +633,7 @@ async fn put_blob(
         let expected = hash;
         return Err(StoreError::Mismatch { expected, got }.into());
     }
-    let file = VerifiedFile {
-        digest: Digest { hash, size_bytes },
-        path,
-        outboard: None,
-        metadata,
-    };
+    let file = VerifiedFile { digest: Digest { hash, size_bytes }, path, outboard: None, metadata };
     Ok(match server.store.adopt(file).await? {
         Stored::New => StatusCode::CREATED.into_response(),
         Stored::Existed => StatusCode::OK.into_response(),
@@ -777,9 +691,7 @@ async fn hash_start(
             format!("cannot read what was uploaded before: {error}"),
         )
     };
-    task.await
-        .map_err(|error| failed(std::io::Error::other(error)))?
-        .map_err(failed)
+    task.await.map_err(|error| failed(std::io::Error::other(error)))?.map_err(failed)
 }
 
 async fn remove_file(path: &FilePath) {
@@ -807,20 +719,14 @@ impl Server {
     }
 
     fn begin_upload(&self, hash: Hash) -> Result<Uploading, Problem> {
-        let mut all = self
-            .uploading
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.uploading.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.insert(hash) {
             return Err(problem(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "another upload of this content is under way",
             ));
         }
-        Ok(Uploading {
-            hash,
-            all: self.uploading.clone(),
-        })
+        Ok(Uploading { hash, all: self.uploading.clone() })
     }
 
     /// The upload's file, cut to `length` and open for appending.
@@ -844,21 +750,14 @@ impl Server {
     /// Makes the folder, and room in it: drops what nobody went on with, and the oldest beyond the
     /// bound.
     async fn sweep(&self) -> std::io::Result<()> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.uploads_dir)
-            .await?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.uploads_dir).await?;
         let mut kept = Vec::new();
         let mut folder = fs::read_dir(&self.uploads_dir).await?;
         while let Some(entry) = folder.next_entry().await? {
             let touched = entry.metadata().await.and_then(|status| status.modified());
             let name = entry.file_name().to_string_lossy().parse::<Hash>().ok();
             let is_under_way = name.is_some_and(|hash| {
-                let all = self
-                    .uploading
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let all = self.uploading.lock().unwrap_or_else(PoisonError::into_inner);
                 all.contains(&hash)
             });
             if !is_under_way {
@@ -883,13 +782,8 @@ mod tests {
 
     #[test]
     fn content_ranges_must_name_a_part_within_the_size() {
-        let part = |first, length, whole| {
-            Some(Part {
-                first,
-                length: Some(length),
-                whole: Some(whole),
-            })
-        };
+        let part =
+            |first, length, whole| Some(Part { first, length: Some(length), whole: Some(whole) });
         for (text, expected) in [
             ("bytes 0-9/10", part(0, 10, 10)),
             ("bytes 3-5/10", part(3, 3, 10)),

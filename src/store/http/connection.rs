@@ -90,12 +90,7 @@ pub(super) enum RequestBody {
 
 impl Request {
     pub(super) fn new(method: Method, path: impl Into<String>) -> Self {
-        Self {
-            method,
-            path: path.into(),
-            headers: Vec::new(),
-            body: RequestBody::Empty,
-        }
+        Self { method, path: path.into(), headers: Vec::new(), body: RequestBody::Empty }
     }
 
     pub(super) fn header(mut self, name: HeaderName, value: &str) -> Result<Self, StoreError> {
@@ -190,10 +185,7 @@ impl Connection {
         owner::check(self.address).await?;
         let mut builder = self
             .client
-            .request(
-                request.method.clone(),
-                format!("{}{}", self.url, request.path),
-            )
+            .request(request.method.clone(), format!("{}{}", self.url, request.path))
             .bearer_auth(key.expose());
         for (name, value) in &request.headers {
             builder = builder.header(name, value);
@@ -442,10 +434,7 @@ mod tests {
 
     #[test]
     fn the_stores_words_are_made_safe_to_print() {
-        assert_eq!(
-            detail(b"{\"detail\":\"no\\u001b[31m space\\n\"}"),
-            ": no[31m space"
-        );
+        assert_eq!(detail(b"{\"detail\":\"no\\u001b[31m space\\n\"}"), ": no[31m space");
         assert_eq!(detail(b"<html>"), "");
         let long = format!("{{\"detail\":{:?}}}", "x".repeat(5000));
         assert_eq!(detail(long.as_bytes()).len(), 2 + DETAIL_CHARS_MAX);

@@ -70,11 +70,7 @@ impl Parser {
         if line.is_empty() {
             let name = std::mem::take(&mut self.name);
             return Ok(self.data.take().map(|data| Event {
-                name: if name.is_empty() {
-                    "message".into()
-                } else {
-                    name
-                },
+                name: if name.is_empty() { "message".into() } else { name },
                 data,
             }));
         }
@@ -109,10 +105,7 @@ mod tests {
 
     fn events(text: &str) -> Vec<(String, String)> {
         let events = Parser::default().push(text.as_bytes()).unwrap();
-        events
-            .into_iter()
-            .map(|event| (event.name, event.data))
-            .collect()
+        events.into_iter().map(|event| (event.name, event.data)).collect()
     }
 
     fn event(name: &str, data: &str) -> (String, String) {
@@ -134,10 +127,7 @@ mod tests {
         ] {
             assert_eq!(events(text), asset, "{text:?}");
         }
-        assert_eq!(
-            events("data: a\ndata: b\ndata\n\n"),
-            [event("message", "a\nb\n")]
-        );
+        assert_eq!(events("data: a\ndata: b\ndata\n\n"), [event("message", "a\nb\n")]);
         assert_eq!(events("data:  two\n\n"), [event("message", " two")]);
         assert_eq!(events("data:\n\n"), [event("message", "")]);
         assert_eq!(events("event: asset\n\n"), []);

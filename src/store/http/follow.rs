@@ -26,13 +26,8 @@ pub(super) fn follow(
     store: Arc<Inner>,
     after: Cursor,
 ) -> BoxStream<'static, Result<FeedEvent, StoreError>> {
-    let follower = Follower {
-        store,
-        after,
-        state: State::Start,
-        ready: VecDeque::new(),
-        next_poll: None,
-    };
+    let follower =
+        Follower { store, after, state: State::Start, ready: VecDeque::new(), next_poll: None };
     stream::unfold(Some(follower), async |follower| {
         let mut follower = follower?;
         match follower.next().await {
@@ -132,10 +127,7 @@ impl Follower {
         let is_core_only = self.store.profile().await?.is_core_only;
         let request = Request::new(Method::GET, "/sync/events")
             .header(header::ACCEPT, "text/event-stream")?
-            .header(
-                HeaderName::from_static("last-event-id"),
-                &self.after.to_string(),
-            )?;
+            .header(HeaderName::from_static("last-event-id"), &self.after.to_string())?;
         let answer = self.store.connection.send(&request).await?;
         if is_core_only {
             // It may not resume: what happened before this moment is found by listing.

@@ -44,10 +44,8 @@ struct Listener {
 }
 
 fn judge(address: SocketAddr, listeners: &[Listener], our_uid: u32) -> Result<(), StoreError> {
-    let mut takers = listeners
-        .iter()
-        .filter(|listener| takes(listener.address, address))
-        .peekable();
+    let mut takers =
+        listeners.iter().filter(|listener| takes(listener.address, address)).peekable();
     if takers.peek().is_none() {
         return Err(StoreError::Unreachable(format!(
             "nothing listens on {address}: is the store running?"
@@ -117,23 +115,11 @@ mod tests {
                   0 8241 1 0000000000000000 100 0 0 10 0\n   \
                   1: 0100007F:1F90 0100007F:C001 01 00000000:00000000 00:00000000 00000000  1000  \
                   0 8242 1 0000000000000000 20 4 30 10 -1\n   torn line\n";
-        assert_eq!(
-            parse(v4),
-            [Listener {
-                address: "127.0.0.1:8080".parse().unwrap(),
-                uid: 1000
-            }]
-        );
+        assert_eq!(parse(v4), [Listener { address: "127.0.0.1:8080".parse().unwrap(), uid: 1000 }]);
         let v6 = "header\n   0: 00000000000000000000000001000000:0050 \
                   00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000 \
                   65534 0 9 1 0 100 0 0 10 0\n";
-        assert_eq!(
-            parse(v6),
-            [Listener {
-                address: "[::1]:80".parse().unwrap(),
-                uid: 65534
-            }]
-        );
+        assert_eq!(parse(v6), [Listener { address: "[::1]:80".parse().unwrap(), uid: 65534 }]);
     }
 
     #[test]
@@ -141,10 +127,7 @@ mod tests {
         let judge = |target: &str, listeners: &[(&str, u32)]| {
             let listeners: Vec<_> = listeners
                 .iter()
-                .map(|(address, uid)| Listener {
-                    address: address.parse().unwrap(),
-                    uid: *uid,
-                })
+                .map(|(address, uid)| Listener { address: address.parse().unwrap(), uid: *uid })
                 .collect();
             match judge(target.parse().unwrap(), &listeners, 1000) {
                 Ok(()) => "trusted",
@@ -178,9 +161,6 @@ mod tests {
         let address = listener.local_addr().unwrap();
         assert!(check(address).await.is_ok());
         drop(listener);
-        assert!(matches!(
-            check(address).await,
-            Err(StoreError::Unreachable(_))
-        ));
+        assert!(matches!(check(address).await, Err(StoreError::Unreachable(_))));
     }
 }

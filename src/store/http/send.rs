@@ -18,10 +18,8 @@ impl Inner {
         assets: Vec<NewAsset>,
     ) -> Result<Vec<Result<Stored, StoreError>>, StoreError> {
         let profile = self.profile().await?;
-        let refusals: Vec<Option<StoreError>> = assets
-            .iter()
-            .map(|asset| refusal(asset, profile.algorithm))
-            .collect();
+        let refusals: Vec<Option<StoreError>> =
+            assets.iter().map(|asset| refusal(asset, profile.algorithm)).collect();
         let good: Vec<&NewAsset> = assets
             .iter()
             .zip(&refusals)
@@ -76,9 +74,7 @@ impl Inner {
             StatusCode::OK | StatusCode::CREATED => {
                 let said: proto::PushResponse = self.message(answer, SHORT_BYTES_MAX).await?;
                 if messages::hash(&said.hash).map_err(contract)? != hash {
-                    return Err(contract(format!(
-                        "it stored asset {hash} under another hash"
-                    )));
+                    return Err(contract(format!("it stored asset {hash} under another hash")));
                 }
                 Ok(match said.already_existed {
                     true => Stored::Existed,
@@ -96,9 +92,8 @@ impl Inner {
         algorithm: HashAlgorithm,
     ) -> Result<Vec<Result<Stored, StoreError>>, StoreError> {
         let call = "POST /sync/push-batch";
-        let request = proto::PushBatchRequest {
-            bundles: assets.iter().map(|asset| bundle(asset)).collect(),
-        };
+        let request =
+            proto::PushBatchRequest { bundles: assets.iter().map(|asset| bundle(asset)).collect() };
         let answer = self.post("/sync/push-batch", &request).await?;
         if answer.status() != StatusCode::OK {
             return Err(self.failure(call, answer).await);
@@ -140,20 +135,14 @@ impl Inner {
         let length = tokio::fs::metadata(&file.path).await.map(|file| file.len());
         if length.is_ok_and(|length| length != size_bytes) {
             let got = file_hash(file, profile.algorithm).await?;
-            return Err(StoreError::Mismatch {
-                expected: hash,
-                got,
-            });
+            return Err(StoreError::Mismatch { expected: hash, got });
         }
         if !profile.offers("blobs") {
             return self.upload_whole(file, profile.algorithm).await;
         }
         let path = format!("/sync/blobs/{hash}");
         let call = "HEAD /sync/blobs";
-        let answer = self
-            .connection
-            .send(&Request::new(Method::HEAD, path.clone()))
-            .await?;
+        let answer = self.connection.send(&Request::new(Method::HEAD, path.clone())).await?;
         let offset = match answer.status() {
             StatusCode::OK => match announced_bytes(&answer) {
                 Some(held) if held != size_bytes => {
@@ -313,10 +302,6 @@ fn batch_length(assets: &[&NewAsset], has_batches: bool) -> usize {
         bytes += bundle(asset).encoded_len() as u64;
         bytes <= BATCH_BYTES_MAX
     };
-    let count = assets
-        .iter()
-        .take(MESSAGE_ENTRIES_MAX)
-        .take_while(fits)
-        .count();
+    let count = assets.iter().take(MESSAGE_ENTRIES_MAX).take_while(fits).count();
     count.max(1)
 }

@@ -129,6 +129,10 @@ async fn none(digests: Vec<Digest>, _solicited: bool) -> Vec<bool> {
     vec![false; digests.len()]
 }
 
+fn outcomes(receipt: &Receipt) -> Vec<Outcome> {
+    receipt.received.iter().map(|r| r.outcome.clone()).collect()
+}
+
 /// One batch from `from` to `to`, which wants all it lacks.
 async fn exchange(
     from: &Side,
@@ -152,13 +156,18 @@ struct FaultyStore {
     space_bytes: AtomicU64,
     /// Keeps no outboards, like a foreign store.
     is_foreign: AtomicBool,
+    /// Gives outboards of zeros.
+    has_rotten_outboards: AtomicBool,
+    /// `put` and `adopt` fail for want of space, though [`Store::check_space`] had promised it.
+    commits_fail: AtomicBool,
+    /// How long `put` and `adopt` take.
+    commit_takes_ms: AtomicU64,
     /// The largest asset it takes; 0 = any.
     largest_bytes: AtomicU64,
     /// Assets one byte of which reads wrong: at this offset.
     rotten: Mutex<BTreeMap<Hash, u64>>,
     /// Assets whose bytes cannot be read.
     unreadable: Mutex<BTreeSet<Hash>>,
-    read_bytes: AtomicU64,
 }
 
 impl FaultyStore {
@@ -168,10 +177,12 @@ impl FaultyStore {
             down: AtomicBool::new(false),
             space_bytes: AtomicU64::new(u64::MAX),
             is_foreign: AtomicBool::new(false),
+            has_rotten_outboards: AtomicBool::new(false),
+            commits_fail: AtomicBool::new(false),
+            commit_takes_ms: AtomicU64::new(0),
             largest_bytes: AtomicU64::new(0),
             rotten: Mutex::default(),
             unreadable: Mutex::default(),
-            read_bytes: AtomicU64::new(0),
         }
     }
 
@@ -182,8 +193,15 @@ impl FaultyStore {
         }
     }
 
+    async fn commit_slowly(&self) -> Result<(), StoreError> {
+        let ms = self.commit_takes_ms.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        self.check_up()
+    }
+
     fn take_space(&self, bytes: u64) -> Result<(), StoreError> {
-        let full = |left: u64| left.checked_sub(bytes);
+        let fails = self.commits_fail.load(Ordering::SeqCst);
+        let full = |left: u64| left.checked_sub(bytes).filter(|_| !fails);
         self.space_bytes
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, full)
             .map(|_| ())
@@ -194,7 +212,6 @@ impl FaultyStore {
         if self.unreadable.lock().unwrap().contains(&hash) {
             return Err(StoreError::Disk("unreadable for a test".into()));
         }
-        self.read_bytes.fetch_add(bytes.len() as u64, Ordering::SeqCst);
         let rotten = self.rotten.lock().unwrap().get(&hash).copied();
         let mut bytes = Vec::from(bytes);
         if let Some(at) = rotten.and_then(|offset| offset.checked_sub(start))
@@ -253,23 +270,28 @@ impl Store for FaultyStore {
 
     async fn outboard(&self, hash: Hash) -> Result<Option<File>, StoreError> {
         self.check_up()?;
-        match self.is_foreign.load(Ordering::SeqCst) {
-            true => Ok(None),
-            false => self.inner.outboard(hash).await,
+        if self.is_foreign.load(Ordering::SeqCst) {
+            return Ok(None);
         }
+        if self.has_rotten_outboards.load(Ordering::SeqCst) {
+            let zeros = tempfile::tempfile().unwrap();
+            zeros.set_len(1024 * 1024).unwrap();
+            return Ok(Some(zeros));
+        }
+        self.inner.outboard(hash).await
     }
 
     async fn put(
         &self,
         assets: Vec<NewAsset>,
     ) -> Result<Vec<Result<Stored, StoreError>>, StoreError> {
-        self.check_up()?;
+        self.commit_slowly().await?;
         self.take_space(assets.iter().map(|a| a.digest.size_bytes).sum())?;
         self.inner.put(assets).await
     }
 
     async fn adopt(&self, file: VerifiedFile) -> Result<Stored, StoreError> {
-        self.check_up()?;
+        self.commit_slowly().await?;
         self.take_space(file.digest.size_bytes)?;
         self.inner.adopt(file).await
     }
