@@ -86,6 +86,7 @@ pub(crate) async fn up(
         _ => StoreChoice::Embedded,
     };
     let config = agent::Config {
+        net: agent::NetOverrides::default(),
         home: home.clone(),
         store,
         offline: args.offline,
