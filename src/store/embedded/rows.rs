@@ -69,23 +69,16 @@ pub(super) fn save_totals(conn: &Connection, totals: &Totals) -> Result<()> {
         .map_err(sql_error)
 }
 
-/// Says durably that files of these hashes may come into place; tells which of them are held
-/// already.
-pub(super) fn reserve(txn: &mut Txn<'_>, hashes: &[Hash]) -> Result<Vec<bool>> {
+/// Notes that a file of this hash may come into place, or tells that the asset is held already.
+pub(super) fn reserve(txn: &mut Txn<'_>, hash: Hash) -> Result<bool> {
     let reserve = || {
-        let mut pending = txn
-            .conn
-            .prepare_cached("INSERT OR IGNORE INTO pending VALUES (?1)")?;
-        hashes
-            .iter()
-            .map(|hash| {
-                let held = is_held(txn.conn, *hash)?;
-                if !held {
-                    pending.execute([hash.as_bytes()])?;
-                }
-                Ok(held)
-            })
-            .collect::<rusqlite::Result<_>>()
+        let held = is_held(txn.conn, hash)?;
+        if !held {
+            txn.conn
+                .prepare_cached("INSERT OR IGNORE INTO pending VALUES (?1)")?
+                .execute([hash.as_bytes()])?;
+        }
+        Ok(held)
     };
     reserve().map_err(sql_error)
 }
