@@ -8,14 +8,15 @@
 //! 3. give the files their names, and sync the folder;
 //! 4. record it (the commit that is answered), which also drops the reservation.
 //!
-//! Steps 2 to 4 are done by one caller at a time. So a hash that was not held in step 2 has no
-//! file but ours, and a failed step 4 may take it away again.
+//! One caller at a time does this for a hash ([`Claims`]). So a hash that is not held has no file
+//! but ours, and a failed step 4 may take it away again.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bao_tree::io::sync::OutboardMut;
@@ -46,8 +47,7 @@ pub(super) struct Ingest<'a> {
     pub(super) files: &'a Files,
     pub(super) health: &'a Health,
     pub(super) algorithm: HashAlgorithm,
-    /// Held through steps 2 to 4.
-    pub(super) placing: &'a Mutex<()>,
+    pub(super) claims: &'a Claims,
 }
 
 impl Ingest<'_> {
@@ -98,6 +98,7 @@ impl Ingest<'_> {
     fn adopt_or_leave(&self, file: VerifiedFile) -> Result<Stored> {
         self.health.check()?;
         let digest = file.digest;
+        let _claim = self.claims.claim(digest.hash);
         if self.is_held(digest.hash)? {
             return Ok(Stored::Existed);
         }
@@ -161,13 +162,10 @@ impl Ingest<'_> {
         File::open(&path).map_err(|e| failed("read", &path, &e))
     }
 
-    /// Steps 2 to 4 of the module's head.
+    /// Steps 2 to 4 of the module's head, for a claimed hash that is not held.
     fn place_and_record(&self, moves: &[Move<'_>], row: NewRow) -> Result<Stored> {
         let hash = row.digest.hash;
-        let _placing = lock(self.placing);
-        if self.database.write(move |txn| rows::reserve(txn, hash))? {
-            return Ok(Stored::Existed);
-        }
+        self.database.write(move |txn| rows::reserve(txn, hash))?;
         let recorded = self
             .files
             .place(moves)
@@ -235,6 +233,37 @@ impl Ingest<'_> {
         }
         self.files.sync(&file, &temp.0)?;
         Ok(temp)
+    }
+}
+
+/// The hashes whose files are being taken in: as many as there are calls at once.
+#[derive(Default)]
+pub(super) struct Claims {
+    taken: Mutex<BTreeSet<Hash>>,
+    freed: Condvar,
+}
+
+impl Claims {
+    /// Waits until nobody else works on the hash, and keeps others from it.
+    fn claim(&self, hash: Hash) -> Claim<'_> {
+        let mut taken = lock(&self.taken);
+        while !taken.insert(hash) {
+            let waited = self.freed.wait(taken);
+            taken = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        Claim { claims: self, hash }
+    }
+}
+
+struct Claim<'a> {
+    claims: &'a Claims,
+    hash: Hash,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        lock(&self.claims.taken).remove(&self.hash);
+        self.claims.freed.notify_all();
     }
 }
 

@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -24,7 +24,7 @@ use tokio::sync::{Semaphore, watch};
 
 use self::db::{Database, READERS, closed};
 use self::files::Files;
-use self::ingest::Ingest;
+use self::ingest::{Claims, Ingest};
 use self::rows::Content;
 use super::{
     Asset, Changes, Cursor, FeedEvent, Filter, Metadata, NewAsset, PAGE_ENTRIES_MAX,
@@ -95,7 +95,7 @@ struct Shared {
     reads: Arc<Semaphore>,
     writes: Arc<Semaphore>,
     adoptions: Arc<Semaphore>,
-    placing: Mutex<()>,
+    claims: Claims,
     health: Arc<Health>,
     // Closed in this order when dropped: the lock goes last.
     database: Database,
@@ -118,7 +118,7 @@ impl EmbeddedStore {
             reads: Arc::new(Semaphore::new(READERS)),
             writes: Arc::new(Semaphore::new(WRITES)),
             adoptions: Arc::new(Semaphore::new(ADOPTIONS)),
-            placing: Mutex::new(()),
+            claims: Claims::default(),
             health,
             database,
             files,
@@ -227,7 +227,7 @@ impl Shared {
             files: &self.files,
             health: &self.health,
             algorithm: self.options.hash_algorithm,
-            placing: &self.placing,
+            claims: &self.claims,
         }
     }
 }

@@ -69,18 +69,13 @@ pub(super) fn save_totals(conn: &Connection, totals: &Totals) -> Result<()> {
         .map_err(sql_error)
 }
 
-/// Notes that a file of this hash may come into place, or tells that the asset is held already.
-pub(super) fn reserve(txn: &mut Txn<'_>, hash: Hash) -> Result<bool> {
-    let reserve = || {
-        let held = is_held(txn.conn, hash)?;
-        if !held {
-            txn.conn
-                .prepare_cached("INSERT OR IGNORE INTO pending VALUES (?1)")?
-                .execute([hash.as_bytes()])?;
-        }
-        Ok(held)
-    };
-    reserve().map_err(sql_error)
+/// Notes that files of this hash may come into place before its asset is recorded.
+pub(super) fn reserve(txn: &mut Txn<'_>, hash: Hash) -> Result<()> {
+    txn.conn
+        .prepare_cached("INSERT OR IGNORE INTO pending VALUES (?1)")
+        .and_then(|mut pending| pending.execute([hash.as_bytes()]))
+        .map(|_| ())
+        .map_err(sql_error)
 }
 
 /// The hashes reserved by a run that ended before it could record them.
