@@ -183,10 +183,10 @@ impl Database {
         });
         let jobs = lock(&self.jobs).clone().ok_or_else(closed)?;
         // Every job is answered, unless the writer failed: then it is not known what was kept.
-        let lost = |_| self.health.fail("the writer thread ended");
-        jobs.send(job).map_err(|_| lost(()))?;
+        let lost = || self.health.fail("the writer thread ended");
+        jobs.send(job).map_err(|_| lost())?;
         drop(jobs);
-        answer.recv().map_err(|_| lost(()))?
+        answer.recv().map_err(|_| lost())?
     }
 
     /// Takes a reading connection out of the pool, waiting until one is there. Blocks.
