@@ -118,7 +118,8 @@ fn live_through(world: &mut World, seed: u64) -> BTreeSet<Hash> {
 #[test]
 fn whatever_happens_all_end_with_the_same_set_and_then_nothing_moves() {
     for seed in seeds(300) {
-        let faults = Faults { delay_ms_max: 1 + seed % 400, broken_batches: seed % 30, plain: false };
+        let faults =
+            Faults { delay_ms_max: 1 + seed % 400, broken_batches: seed % 30, plain: false };
         let nodes = 2 + (seed % 4) as usize;
         let mut world = World::new(seed, nodes, faults);
         world.connect_all();

@@ -564,7 +564,12 @@ impl World {
         if self.rng.chance(self.faults.broken_batches) {
             // The stream breaks before anything is wanted: both sides see it.
             let wait = delay + self.delay();
-            self.fact_at_end(link, side, wait, Input::BatchFailed { batch: sent_id, violation: false });
+            self.fact_at_end(
+                link,
+                side,
+                wait,
+                Input::BatchFailed { batch: sent_id, violation: false },
+            );
         }
     }
 
@@ -593,7 +598,8 @@ impl World {
             .map(|(digest, _)| *digest)
             .collect();
         let all: Vec<Hash> = batch.digests.iter().map(|digest| digest.hash).collect();
-        let whole = if breaks { self.rng.below(wanted.len() as u64 + 1) as usize } else { wanted.len() };
+        let whole =
+            if breaks { self.rng.below(wanted.len() as u64 + 1) as usize } else { wanted.len() };
         let mut arrivals = Vec::new();
         for digest in &wanted[..whole] {
             self.crossed += 1;
@@ -616,7 +622,8 @@ impl World {
             Input::BatchFailed { batch: sent_id, violation: false }
         } else {
             let held = &self.nodes[to].held;
-            let outcome = |hash: &Hash| if held.contains(hash) { Sent::Held } else { Sent::Elsewhere };
+            let outcome =
+                |hash: &Hash| if held.contains(hash) { Sent::Held } else { Sent::Elsewhere };
             let outcomes = all.iter().map(|hash| (*hash, outcome(hash))).collect();
             Input::BatchSent { batch: sent_id, outcomes }
         };
