@@ -135,6 +135,14 @@ impl Acceptor {
             return;
         }
         self.begun.retain(|(handshake, _)| !handshake.is_finished());
+        if self.begun.len() >= HANDSHAKES_UNVALIDATED_MAX && !incoming.remote_addr_validated() {
+            // It comes back with a token at once; an address that was made up does not, and must not
+            // push anyone out.
+            if let Err(error) = incoming.retry() {
+                error.into_incoming().refuse();
+            }
+            return;
+        }
         if self.begun.len() >= HANDSHAKES_MAX {
             let (oldest, since) = &self.begun[0];
             if since.elapsed() < HANDSHAKE_UNDISTURBED {
@@ -143,13 +151,6 @@ impl Acceptor {
             }
             oldest.abort();
             self.begun.remove(0);
-        }
-        if self.begun.len() >= HANDSHAKES_UNVALIDATED_MAX && !incoming.remote_addr_validated() {
-            // It comes back with a token at once; an address that was made up does not.
-            if let Err(error) = incoming.retry() {
-                error.into_incoming().refuse();
-            }
-            return;
         }
         let pairing_config = asks_to_pair(&incoming).then(|| self.pairing_config.clone());
         let handshake = receive(self.net.clone(), self.admission.clone(), incoming, pairing_config);
