@@ -248,8 +248,8 @@ impl Symbol {
         let words = [mix(self.seed ^ SIGN_SALT), mix(self.check ^ SIGN_SALT)];
         for (word, counters) in words.into_iter().zip(counters.chunks_exact_mut(64)) {
             for (i, counter) in counters.iter_mut().enumerate() {
-                // All ones for a set bit: x ^ !0 + 1 is -x, without a branch.
-                let negative = -(word >> i & 1).cast_signed();
+                // All ones for a clear bit: (x ^ !0) + 1 is -x, without a branch.
+                let negative = (word >> i & 1).cast_signed() - 1;
                 *counter = counter.wrapping_add((unit ^ negative).wrapping_sub(negative));
             }
         }
@@ -540,7 +540,7 @@ mod tests {
         let checksum = bytes.split_off(FILE_BYTES - CHECKSUM_BYTES);
         assert_eq!(
             hex(&checksum),
-            "f2b2d94883a733228c699b6b6c6afb6db1708e44221db0db1d26bd82296046a6"
+            "88c4b84c51c9be9cfbc2eb9eb3ee08328152cb6804d87e78b33405efe7b0d5eb"
         );
         assert_eq!(sketch.cells().cell(0).count, 1000);
         assert_eq!(
