@@ -7,15 +7,6 @@ pub const CONTROL_FRAME_BYTES_MAX: u32 = 1024 * 1024;
 /// The longest content frame: one piece, or as many small contents as make one, and their headers.
 pub const CONTENT_FRAME_BYTES_MAX: u32 = 1024 * 1024;
 
-/// Devices of a group, removed ones included: the member list fits one frame.
-pub const MEMBERS_MAX: usize = 1024;
-
-/// Addresses kept of one device; hints beyond these are noise.
-pub const ADDRESSES_PER_MEMBER_MAX: usize = 16;
-
-/// A device's name, in characters.
-pub const DEVICE_NAME_CHARS_MAX: usize = 64;
-
 /// Hashes in one control frame.
 pub const HASHES_PER_FRAME_MAX: usize = 2048;
 
@@ -42,14 +33,20 @@ pub const BATCH_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Batches under way to one peer at a time: of new assets, of small ones it solicited, of large
 /// ones. Apart, so that neither holds up the others; together below the streams QUIC allows.
 pub const LIVE_LANES: usize = 2;
+
 /// See [`LIVE_LANES`].
 pub const SMALL_LANES: usize = 4;
 /// See [`LIVE_LANES`].
 pub const LARGE_LANES: usize = 2;
-
 /// Assets that failed and are not asked for again until their time has come; beyond, the oldest is
 /// forgotten and may be tried once too early.
 pub const QUARANTINE_MAX: usize = 10_000;
+
+/// The longest request to join: the proof, a name and 16 addresses. It comes from a stranger.
+pub const PAIR_REQUEST_FRAME_BYTES_MAX: u32 = 8 * 1024;
+
+/// Contents up to this size travel whole, many to a batch; larger ones in pieces, one to a batch.
+pub const SMALL_BYTES_MAX: u64 = 256 * 1024;
 
 /// Coded cells of a sketch, and so the most that one answer to a peer can hold: they decode about
 /// 11,800 differences. Twice as many would double what every device keeps for a rare case.
@@ -74,3 +71,27 @@ pub const SET_COUNT_MAX: u64 = 1 << 40;
 
 /// How long a peer waits that asked for a full scan too soon after the last one.
 pub const SCAN_RETRY_MS: u64 = 10 * 60 * 1000;
+
+/// Assets in one offer, and verdicts in one Ack; we send [`BATCH_ASSETS_MAX`].
+pub const OFFER_ENTRIES_MAX: usize = 1024;
+
+/// Large assets in one offer. Each holds two open files at its receiver from Want to commit.
+pub const OFFER_LARGE_MAX: usize = 16;
+
+/// Bytes of an offer that are sent without waiting to be wanted: the most a crossing offer wastes.
+pub const INLINE_BYTES_MAX: u64 = 2 * BATCH_BYTES_MAX;
+
+/// The largest asset of the protocol, so that no sum of offsets and lengths ever overflows.
+pub const ASSET_BYTES_MAX: u64 = 1 << 48;
+
+/// Content bytes in one piece of a large asset.
+pub const PIECE_BYTES_MAX: u32 = 512 * 1024;
+
+/// What a piece is a multiple of: a chunk group, the unit BLAKE3 content is verified in.
+pub const PIECE_ALIGN_BYTES: u64 = 16 * 1024;
+
+/// Hash pairs a piece may carry beside its content: those inside it, and twice the tree's height.
+pub const PIECE_PROOF_BYTES_MAX: usize = 64 * (512 / 16 + 2 * 40);
+
+/// Characters of a reason given to people; a peer's text is cut to this.
+pub const REASON_CHARS_MAX: usize = 200;

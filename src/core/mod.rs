@@ -1,9 +1,16 @@
 //! The pure core: it decides, and does nothing. No async, clock, lock, random source or I/O here;
 //! time and randomness are arguments. `tests/tidy.rs` holds this.
 
+pub mod close;
+pub mod engine;
+pub mod export_name;
 pub mod ids;
+pub mod joining;
 pub mod limits;
+pub mod message;
+pub mod pairing;
 pub mod peers;
 pub mod reconcile;
+pub mod session;
 pub mod sketch;
 pub mod wants;

@@ -15,6 +15,7 @@
 //! I2  Whoever holds a clone holds a snapshot: chunks of cells are copied when written to.
 //! I3  An insert of what is in already, or a remove of what is not, spoils it: callers know.
 
+use std::fmt;
 use std::sync::Arc;
 
 use siphasher::sip128::SipHasher24;
@@ -40,6 +41,12 @@ pub struct Sketch {
     cells: CodedCells,
     lt_hash: LtHash,
     counters: Box<[i64; COUNTERS]>,
+}
+
+impl fmt::Debug for Sketch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sketch").field("count", &self.count()).finish_non_exhaustive()
+    }
 }
 
 impl Sketch {
@@ -206,6 +213,13 @@ impl Reader<'_> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct SketchKey([u8; 16]);
 
+impl fmt::Debug for SketchKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Whoever knows it can aim at cells.
+        f.write_str("SketchKey(..)")
+    }
+}
+
 impl SketchKey {
     /// The key every device of a group keeps its sketch under.
     pub fn derive(group: &GroupId) -> Self {
@@ -369,6 +383,12 @@ impl Cell {
 pub struct CodedCells {
     key: SketchKey,
     chunks: Vec<Arc<[Cell; CHUNK_CELLS]>>,
+}
+
+impl fmt::Debug for CodedCells {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CodedCells").finish_non_exhaustive()
+    }
 }
 
 impl CodedCells {

@@ -135,12 +135,32 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// # Panics
     /// When the message is longer than its type may be: the caller cuts its messages to size.
     pub async fn write(&mut self, kind: Kind, message: &impl Message) -> Result<(), FrameError> {
-        let length = message.encoded_len();
+        self.begin(kind, message.encoded_len());
+        message.encode(&mut self.buffer).expect("BytesMut grows");
+        self.flush_if_full().await
+    }
+
+    /// The same for a message that is encoded already.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    ///
+    /// # Panics
+    /// As [`Self::write`].
+    pub async fn write_payload(&mut self, kind: Kind, payload: &[u8]) -> Result<(), FrameError> {
+        self.begin(kind, payload.len());
+        self.buffer.extend_from_slice(payload);
+        self.flush_if_full().await
+    }
+
+    fn begin(&mut self, kind: Kind, length: usize) {
         let length = u32::try_from(length).expect("messages are cut far below 4 GiB");
         let header = Header::encode(kind, length);
         Header::decode(header).expect("messages are cut to their frame's limit");
         self.buffer.extend_from_slice(&header);
-        message.encode(&mut self.buffer).expect("BytesMut grows");
+    }
+
+    async fn flush_if_full(&mut self) -> Result<(), FrameError> {
         if self.buffer.len() >= GATHER_BYTES {
             self.flush().await?;
         }

@@ -1,4 +1,20 @@
 //! QUIC: the endpoint, tickets, framed streams, pairing. Nothing above this folder names the QUIC
 //! library; streams leave it as `AsyncRead` and `AsyncWrite`.
+//!
+//! Reading order: `endpoint` (bind, dial, limits), `accept` (who comes in), `connection` (streams
+//! and closes), `frame`, then `ticket` and `pairing`; `discovery` and `address` serve them.
 
+mod accept;
+mod address;
+mod connection;
+mod discovery;
+mod endpoint;
 pub mod frame;
+pub mod pairing;
+pub mod ticket;
+
+pub use accept::{Accepted, Acceptor, Admission, Verdict};
+pub use connection::{Connection, Ended, Path, PathKind, Protocol, RecvStream, SendStream};
+pub use discovery::{NetEvent, NetEvents};
+pub use endpoint::{DialError, Net, NetConfig, Relay};
+pub use iroh::SecretKey;

@@ -21,18 +21,22 @@ use futures_util::stream::BoxStream;
 use thiserror::Error;
 
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
+pub use crate::core::limits::SMALL_BYTES_MAX;
 
+mod content;
 pub mod embedded;
+pub mod guard;
 pub mod http;
+pub mod key;
+pub(crate) mod messages;
 pub mod people;
+pub mod problem;
+pub mod serve;
+pub(crate) mod upload;
 
 /// A place in a store's change feed; 0 is before the first change. Meaningful only to the store
 /// (and store id) that gave it.
 pub type Cursor = u64;
-
-/// Contents up to this size travel whole in memory ([`Store::put`], [`Store::read`] of all);
-/// larger ones as files ([`Store::adopt`]) and ranges.
-pub const SMALL_BYTES_MAX: u64 = 256 * 1024;
 
 /// The longest range one [`Store::read`] returns.
 pub const READ_BYTES_MAX: u64 = 1024 * 1024;

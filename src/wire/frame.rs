@@ -5,7 +5,9 @@
 
 use thiserror::Error;
 
-use crate::core::limits::{CONTENT_FRAME_BYTES_MAX, CONTROL_FRAME_BYTES_MAX};
+use crate::core::limits::{
+    CONTENT_FRAME_BYTES_MAX, CONTROL_FRAME_BYTES_MAX, PAIR_REQUEST_FRAME_BYTES_MAX,
+};
 
 /// Bytes before the payload.
 pub const HEADER_BYTES: usize = 5;
@@ -121,6 +123,7 @@ impl Kind {
     fn length_max(self) -> u32 {
         match self {
             Self::Contents | Self::Piece => CONTENT_FRAME_BYTES_MAX,
+            Self::PairRequest => PAIR_REQUEST_FRAME_BYTES_MAX,
             _ => CONTROL_FRAME_BYTES_MAX,
         }
     }

@@ -2,7 +2,10 @@
 
 use thiserror::Error;
 
+pub mod batch;
+pub mod control;
 pub mod frame;
+pub mod pairing;
 pub mod reconcile;
 
 /// The generated messages of `proto/`.

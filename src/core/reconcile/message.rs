@@ -46,7 +46,7 @@ impl SetSummary {
 }
 
 /// A device's set at one moment: what a round is about.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Snapshot {
     /// The sketch of all hashes up to the summary's `head_seq`.
     pub sketch: Sketch,

@@ -7,7 +7,7 @@ use crate::core::sketch::{CodedCells, SketchKey};
 
 /// A question to the device's own index. Those with `up_to_seq` are about the hashes numbered up to
 /// it, and blind to later ones.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Query {
     /// The first `limit` above `after_seq`, in sequence order: [`Answer::Since`].
     Since {
@@ -46,7 +46,7 @@ pub enum Query {
 }
 
 /// The index's answer to a [`Query`].
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// To [`Query::Since`].
     Since {

@@ -1,1 +1,467 @@
-//! The embedded store.
+//! The embedded store: a content store inside this process, SQLite and files in one folder.
+//!
+//! Small contents live in the database, larger ones in files beside it. [`ingest`] says in which
+//! order a content reaches the disk, [`db`] who writes the database and when a write is answered,
+//! [`files`] how the folder looks, [`rows`] what is asked of the tables.
+//!
+//! All work that touches the disk runs on blocking threads, never more than the gates below let
+//! in. A call once started there is done whole, also when its future is dropped.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use rusqlite::{Connection, InterruptHandle};
+use tokio::sync::{Semaphore, watch};
+
+use self::db::{Database, READERS, closed};
+use self::files::Files;
+use self::ingest::Ingest;
+use self::rows::Content;
+use super::{
+    Asset, Changes, Cursor, FeedEvent, Filter, Metadata, NewAsset, PAGE_ENTRIES_MAX,
+    READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError, StoreInfo, Stored, VerifiedFile,
+};
+use crate::core::ids::{Digest, Hash, HashAlgorithm};
+
+mod db;
+mod files;
+mod ingest;
+mod rows;
+pub mod server;
+
+/// Contents up to this size are kept in the database, larger ones as files.
+const INLINE_BYTES_MAX: usize = 64 * 1024;
+
+/// Writes at once. They wait for one disk; more of them make a commit larger, up to a point.
+const WRITES: usize = 8;
+
+/// Large files taken in (and outboards computed) at once: one can hash while one waits.
+const ADOPTIONS: usize = 2;
+
+/// The longest a call takes, and the slowest disk a large file may come from.
+const DEADLINE: Duration = Duration::from_secs(60);
+const SLOWEST_BYTES_PER_S: u64 = 4 << 20;
+
+/// How a store is opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// How assets are named. Fixed when the store is made; asking for another later is an error.
+    pub hash_algorithm: HashAlgorithm,
+    /// Bytes to leave free on the disk; new assets are refused below. By default 1 GiB, or 1 % of
+    /// a disk smaller than 100 GiB.
+    pub free_floor_bytes: Option<u64>,
+}
+
+/// One line of the feed in full, for a server of it: what [`Store::follow`] only hints at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FeedLine {
+    /// Its place in the feed.
+    pub cursor: Cursor,
+    /// What happened.
+    pub kind: FeedKind,
+}
+
+/// What a line of the feed says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeedKind {
+    /// An asset was stored.
+    Asset {
+        /// Which.
+        digest: Digest,
+        /// When, ms since the Unix epoch.
+        timestamp_ms: i64,
+    },
+    /// An asset's metadata was changed. Only the last change of an asset is in the feed.
+    Meta {
+        /// Whose.
+        hash: Hash,
+        /// The version it has since.
+        version: u64,
+    },
+}
+
+/// The store. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct EmbeddedStore(Arc<Shared>);
+
+struct Shared {
+    options: Options,
+    staging: PathBuf,
+    reads: Arc<Semaphore>,
+    writes: Arc<Semaphore>,
+    adoptions: Arc<Semaphore>,
+    placing: Mutex<()>,
+    health: Arc<Health>,
+    // Closed in this order when dropped: the lock goes last.
+    database: Database,
+    files: Files,
+}
+
+impl EmbeddedStore {
+    /// Opens the store in `dir`, or makes one there, and takes away what a crash left unfinished.
+    /// Fails, with what to do about it, when another process has it open, when it was made for
+    /// another algorithm or by a newer program, and when the folder cannot be used. Blocks.
+    pub fn open(dir: &Path, options: Options) -> anyhow::Result<Self> {
+        let health = Arc::new(Health::default());
+        let files = Files::open(dir, options.free_floor_bytes, health.clone())?;
+        let database =
+            Database::open(&files.dir().join("store.db"), options.hash_algorithm, health.clone())?;
+        sweep(&database, &files)
+            .with_context(|| format!("cannot clean up the store {}", dir.display()))?;
+        Ok(Self(Arc::new(Shared {
+            options,
+            staging: files.staging(),
+            reads: Arc::new(Semaphore::new(READERS)),
+            writes: Arc::new(Semaphore::new(WRITES)),
+            adoptions: Arc::new(Semaphore::new(ADOPTIONS)),
+            placing: Mutex::new(()),
+            health,
+            database,
+            files,
+        })))
+    }
+
+    /// Lets the calls under way end, then closes the store and gives up its lock. Later calls are
+    /// refused. Dropping the last handle does the same.
+    pub async fn close(&self) {
+        let shared = &self.0;
+        for (gate, size) in
+            [(&shared.adoptions, ADOPTIONS), (&shared.writes, WRITES), (&shared.reads, READERS)]
+        {
+            // An error: it was closed before.
+            let _all = gate.acquire_many(size as u32).await;
+            gate.close();
+        }
+        let handle = self.clone();
+        let closing = tokio::task::spawn_blocking(move || {
+            handle.0.database.close();
+            handle.0.files.unlock();
+        });
+        if let Err(error) = closing.await {
+            tracing::error!(%error, "closing the store failed");
+        }
+    }
+
+    /// A folder on the store's volume for files on their way to [`Store::adopt`]. Emptied when the
+    /// store is opened.
+    pub fn staging_dir(&self) -> &Path {
+        &self.0.staging
+    }
+
+    /// The newest cursor, as it moves on. The sender goes when the store is closed or fails.
+    pub fn subscribe(&self) -> watch::Receiver<Cursor> {
+        self.0.database.newest()
+    }
+
+    /// The feed after `after` in cursor order, at most `limit` lines (and [`PAGE_ENTRIES_MAX`]).
+    pub async fn feed(&self, after: Cursor, limit: usize) -> Result<Vec<FeedLine>, StoreError> {
+        let limit = limit.min(PAGE_ENTRIES_MAX);
+        self.query(move |conn| rows::feed(conn, after, limit)).await
+    }
+
+    /// Runs `work` on a blocking thread once the gate lets it in.
+    async fn run<T: Send + 'static>(
+        &self,
+        gate: &Arc<Semaphore>,
+        bytes: u64,
+        work: impl FnOnce(&Shared) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let deadline = DEADLINE + Duration::from_secs(bytes / SLOWEST_BYTES_PER_S);
+        let done = async {
+            let permit = gate.clone().acquire_owned().await.map_err(|_| closed())?;
+            let shared = self.0.clone();
+            let work = tokio::task::spawn_blocking(move || {
+                let result = work(&shared);
+                // In this order: `close` waits for the permits and then takes the store apart.
+                drop(permit);
+                result
+            });
+            let ended = |error| StoreError::Disk(format!("a task of the store ended: {error}"));
+            work.await.map_err(ended)?
+        };
+        let late = |_| {
+            let seconds = deadline.as_secs();
+            StoreError::Unreachable(format!("its disk did not answer within {seconds} s"))
+        };
+        tokio::time::timeout(deadline, done).await.map_err(late)?
+    }
+
+    /// Runs a query, and stops it when it takes too long.
+    async fn query<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.read_with(move |_, conn| work(conn)).await
+    }
+
+    async fn read_with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Files, &Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let running = Arc::new(OnceLock::<InterruptHandle>::new());
+        let stop = running.clone();
+        let result = self
+            .run(&self.0.reads, 0, move |shared| {
+                let reader = shared.database.reader()?;
+                let _ = running.set(reader.interrupt_handle());
+                work(&shared.files, reader.conn())
+            })
+            .await;
+        if let (Err(StoreError::Unreachable(_)), Some(query)) = (&result, stop.get()) {
+            query.interrupt();
+        }
+        result
+    }
+}
+
+impl Shared {
+    fn ingest(&self) -> Ingest<'_> {
+        Ingest {
+            database: &self.database,
+            files: &self.files,
+            health: &self.health,
+            algorithm: self.options.hash_algorithm,
+            placing: &self.placing,
+        }
+    }
+}
+
+#[async_trait]
+impl Store for EmbeddedStore {
+    async fn info(&self) -> Result<StoreInfo, StoreError> {
+        let store_id = self.0.database.store_id;
+        let hash_algorithm = self.0.options.hash_algorithm;
+        self.query(move |conn| {
+            let totals = rows::totals(conn).map_err(db::sql_error)?;
+            Ok(StoreInfo {
+                store_id,
+                hash_algorithm,
+                newest_cursor: totals.newest_cursor,
+                asset_count: totals.asset_count,
+                asset_bytes: totals.asset_bytes,
+                largest_asset_bytes: None,
+            })
+        })
+        .await
+    }
+
+    async fn changes(&self, after: Cursor, limit: usize) -> Result<Changes, StoreError> {
+        let limit = limit.min(PAGE_ENTRIES_MAX);
+        self.query(move |conn| rows::changes(conn, after, limit)).await
+    }
+
+    fn follow(&self, after: Cursor) -> BoxStream<'static, Result<FeedEvent, StoreError>> {
+        // Holds no handle of the store: who follows does not keep it open.
+        let following = Following::Asked(self.subscribe(), after, self.0.health.clone());
+        stream::unfold(following, Following::next).boxed()
+    }
+
+    async fn lookup(&self, hash: Hash) -> Result<Option<Asset>, StoreError> {
+        self.query(move |conn| rows::lookup(conn, hash)).await
+    }
+
+    async fn list(
+        &self,
+        filter: &Filter,
+        after: Cursor,
+        limit: usize,
+    ) -> Result<Vec<Asset>, StoreError> {
+        let filter = filter.clone();
+        let limit = limit.min(PAGE_ENTRIES_MAX);
+        self.query(move |conn| rows::list(conn, &filter, after, limit)).await
+    }
+
+    async fn read(&self, hash: Hash, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+        if range.end.saturating_sub(range.start) > READ_BYTES_MAX {
+            return Err(StoreError::Unsupported(format!(
+                "a read of {range:?}: at most {READ_BYTES_MAX} bytes at once"
+            )));
+        }
+        self.read_with(move |files, conn| {
+            let Some((size, content)) = rows::content(conn, hash)? else {
+                return Ok(None);
+            };
+            if range.start > range.end || range.end > size {
+                return Err(StoreError::Unsupported(format!(
+                    "a read of {range:?} from {hash}, which has {size} bytes"
+                )));
+            }
+            read_content(files, hash, content, range).map(Some)
+        })
+        .await
+    }
+
+    async fn read_small(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        let hashes: Vec<Hash> = digests.iter().map(|digest| digest.hash).collect();
+        self.read_with(move |files, conn| {
+            let read_one = |hash| {
+                let Some((size, content)) = rows::content(conn, hash)? else {
+                    return Ok(None);
+                };
+                if size > SMALL_BYTES_MAX {
+                    return Err(StoreError::TooLarge(format!(
+                        "{hash} has {size} bytes and is read in ranges"
+                    )));
+                }
+                read_content(files, hash, content, 0..size).map(Some)
+            };
+            hashes.into_iter().map(read_one).collect()
+        })
+        .await
+    }
+
+    async fn outboard(&self, hash: Hash) -> Result<Option<File>, StoreError> {
+        if self.0.options.hash_algorithm != HashAlgorithm::Blake3 {
+            return Ok(None);
+        }
+        let Some(asset) = self.lookup(hash).await? else {
+            return Ok(None);
+        };
+        let digest = asset.entry.digest;
+        if digest.size_bytes <= SMALL_BYTES_MAX {
+            return Ok(None);
+        }
+        self.run(&self.0.adoptions, digest.size_bytes, move |shared| {
+            let path = shared.files.outboard(hash);
+            if ingest::fits(digest, &path) {
+                return File::open(&path)
+                    .map(Some)
+                    .map_err(|error| files::failed("read", &path, &error));
+            }
+            tracing::info!(hash = %hash.short(), "computing a missing outboard");
+            shared.ingest().rebuild_outboard(digest).map(Some)
+        })
+        .await
+    }
+
+    async fn put(
+        &self,
+        assets: Vec<NewAsset>,
+    ) -> Result<Vec<Result<Stored, StoreError>>, StoreError> {
+        self.run(&self.0.writes, 0, move |shared| shared.ingest().put(assets)).await
+    }
+
+    async fn adopt(&self, file: VerifiedFile) -> Result<Stored, StoreError> {
+        let bytes = file.digest.size_bytes;
+        self.run(&self.0.adoptions, bytes, move |shared| shared.ingest().adopt(file)).await
+    }
+
+    async fn set_metadata(
+        &self,
+        hash: Hash,
+        metadata: &Metadata,
+        expected_version: Option<u64>,
+    ) -> Result<Metadata, StoreError> {
+        ingest::check_metadata(metadata)?;
+        let metadata = metadata.clone();
+        self.run(&self.0.writes, 0, move |shared| {
+            shared.database.write(move |txn| rows::edit(txn, hash, &metadata, expected_version))
+        })
+        .await
+    }
+
+    async fn check_space(&self, size_bytes: u64) -> Result<(), StoreError> {
+        self.run(&self.0.reads, 0, move |shared| shared.files.check_space(size_bytes)).await
+    }
+}
+
+/// A follower between two hints.
+enum Following {
+    /// Nothing said yet; knows the feed up to the cursor.
+    Asked(watch::Receiver<Cursor>, Cursor, Arc<Health>),
+    /// Knows what the receiver has marked as seen.
+    Live(watch::Receiver<Cursor>, Arc<Health>),
+    Ended,
+}
+
+impl Following {
+    async fn next(self) -> Option<(Result<FeedEvent, StoreError>, Self)> {
+        let (mut newest, health) = match self {
+            Self::Asked(mut newest, after, health) => {
+                let seen = *newest.borrow_and_update();
+                if seen != after {
+                    let hint = match seen > after {
+                        true => FeedEvent::Changed,
+                        false => FeedEvent::Reset,
+                    };
+                    return Some((Ok(hint), Self::Live(newest, health)));
+                }
+                (newest, health)
+            }
+            Self::Live(newest, health) => (newest, health),
+            Self::Ended => return None,
+        };
+        match newest.changed().await {
+            Ok(()) => Some((Ok(FeedEvent::Changed), Self::Live(newest, health))),
+            Err(_) => {
+                let error = health.check().err().unwrap_or_else(closed);
+                Some((Err(error), Self::Ended))
+            }
+        }
+    }
+}
+
+/// Whether the disk can still be trusted with writes. Once it failed, only a restart helps.
+#[derive(Debug, Default)]
+struct Health(OnceLock<String>);
+
+impl Health {
+    fn check(&self) -> Result<(), StoreError> {
+        match self.0.get() {
+            Some(reason) => Err(StoreError::Disk(reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes the failure, the first one for good, and returns it as an error.
+    fn fail(&self, reason: &str) -> StoreError {
+        let first = self.0.get_or_init(|| {
+            tracing::error!(reason, "the store's disk failed: no more writes until a restart");
+            format!("{reason}; nothing more is written: check the disk and restart")
+        });
+        StoreError::Disk(first.clone())
+    }
+}
+
+fn read_content(
+    files: &Files,
+    hash: Hash,
+    content: Content,
+    range: Range<u64>,
+) -> Result<Bytes, StoreError> {
+    match content {
+        Content::File => files.read(hash, range).map(Bytes::from),
+        Content::Inline(content) => {
+            let slice = usize::try_from(range.start)
+                .ok()
+                .zip(usize::try_from(range.end).ok())
+                .filter(|(_, end)| *end <= content.len());
+            let damaged = || StoreError::Disk(format!("the content of {hash} is cut short"));
+            slice.map(|(start, end)| content.slice(start..end)).ok_or_else(damaged)
+        }
+    }
+}
+
+/// Removes what an earlier run left unfinished.
+fn sweep(database: &Database, files: &Files) -> Result<(), StoreError> {
+    let reader = database.reader()?;
+    let unrecorded = || {
+        let mut hashes = Vec::new();
+        for hash in rows::pending(reader.conn())? {
+            if !rows::is_held(reader.conn(), hash)? {
+                hashes.push(hash);
+            }
+        }
+        Ok(hashes)
+    };
+    files.sweep(&unrecorded().map_err(db::sql_error)?)?;
+    database.write(rows::forget_pending)
+}

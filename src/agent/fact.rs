@@ -1,0 +1,80 @@
+//! What tasks tell the loop. One bounded queue, which senders wait for: a peer that tells too much
+//! is slowed by QUIC, not buffered.
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::core::engine::Input;
+use crate::core::ids::Digest;
+use crate::core::message::Members;
+use crate::core::peers::ConnId;
+use crate::core::wants::BatchId;
+use crate::net::Accepted;
+use crate::net::{Connection, Ended, RecvStream, SendStream};
+use crate::store::{Cursor, StoreInfo};
+
+use super::handle::{PairReply, Reply, RequestError};
+use super::transfer::plain::PlainReport;
+
+/// Facts waiting for the loop, each handled in microseconds; deep enough for a burst of every task.
+const FACTS_MAX: usize = 1024;
+
+/// Something that happened.
+#[derive(Debug)]
+pub(super) enum Fact {
+    /// For the engine as it is.
+    Input(Input),
+    /// A peer came in.
+    Accepted(Accepted),
+    /// A dial succeeded.
+    Dialed(Connection),
+    /// A connection ended.
+    Ended { conn: ConnId, ended: Ended },
+    /// A peer opened a stream.
+    Stream { conn: ConnId, send: SendStream, recv: RecvStream },
+    /// A peer offers a batch.
+    Offered {
+        conn: ConnId,
+        batch: BatchId,
+        digests: Vec<Digest>,
+        reply: oneshot::Sender<Vec<bool>>,
+    },
+    /// The plain exchange is through.
+    PlainDone { conn: ConnId, report: PlainReport },
+    /// The store answered; the reply says from which cursor on its feed is to be read.
+    StoreUp { info: StoreInfo, reply: oneshot::Sender<Cursor> },
+    /// The store does not answer.
+    StoreDown { error: String },
+    /// The store's feed was taken in up to here.
+    TakenIn { cursor: Cursor },
+    /// The group changed on disk: read it again.
+    GroupChanged,
+    /// The group as it stands on disk.
+    Group { members: Members, name: String },
+    /// Pairing ended; the answer goes to who asked.
+    Joined { result: Result<PairReply, RequestError>, reply: Reply<PairReply> },
+}
+
+/// The sending end.
+#[derive(Debug, Clone)]
+pub(super) struct Facts(mpsc::Sender<Fact>);
+
+impl Facts {
+    /// A queue and its ends.
+    pub(super) fn channel() -> (Self, mpsc::Receiver<Fact>) {
+        let (sender, receiver) = mpsc::channel(FACTS_MAX);
+        (Self(sender), receiver)
+    }
+
+    /// Waits for room. When the loop has ended the fact is of no use to anybody.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the fact was not told.
+    pub(super) async fn send(&self, fact: Fact) {
+        let _ = self.0.send(fact).await;
+    }
+
+    /// The same from a blocking thread.
+    pub(super) fn blocking_send(&self, fact: Fact) {
+        let _ = self.0.blocking_send(fact);
+    }
+}

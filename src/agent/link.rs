@@ -1,0 +1,214 @@
+//! One connection's task: the control stream both ways, and the streams the peer opens.
+//!
+//! I1  A peer that does not read or write stalls this task alone: the loop hands messages over
+//!     without waiting, and closes a connection whose queue is full.
+//! I2  Bad bytes close the connection with a code and the words for it.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::agent::fact::{Fact, Facts};
+use crate::core::close::CloseCode;
+use crate::core::engine::Input;
+use crate::core::message::Message;
+use crate::core::peers::ConnId;
+use crate::net::frame::{FrameError, FrameReader, FrameWriter};
+use crate::net::{Connection, Protocol, RecvStream, SendStream};
+use crate::wire::WireError;
+use crate::wire::control::{decode_message, encode_message};
+use crate::wire::frame::HeaderError;
+
+use super::transfer::{Context, Counters, plain};
+
+/// Messages waiting to be written to one peer. The engine says little at a time: 128 pages of
+/// hashes, or the coded cells of a whole sketch, fit many times.
+pub(super) const CONTROL_QUEUE: usize = 256;
+
+/// Control messages go before anything else on a connection.
+pub(super) const CONTROL_PRIORITY: i32 = 100;
+
+/// A peer that accepted a connection opens its control stream within this time.
+const CONTROL_WAIT: Duration = Duration::from_secs(10);
+
+/// A peer that takes none of a message for this long is given up.
+const WRITE_STALL: Duration = Duration::from_secs(60);
+
+/// What the loop tells the task.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Send this.
+    Send(Message),
+    /// Exchange whole sets by the plain protocol.
+    RunPlain,
+}
+
+/// Why a connection is closed from this side.
+#[derive(Debug)]
+struct Fault {
+    code: CloseCode,
+    detail: String,
+}
+
+/// Runs the connection until it ends, and says how it ended.
+pub(super) async fn run(
+    conn: ConnId,
+    connection: Connection,
+    mut orders: mpsc::Receiver<Order>,
+    facts: Facts,
+    ctx: Context,
+    counters: std::sync::Arc<Counters>,
+) {
+    let work = async {
+        let streams = if connection.dialed() {
+            connection.open_stream(CONTROL_PRIORITY).await
+        } else {
+            match timeout(CONTROL_WAIT, connection.accept_stream()).await {
+                Ok(streams) => streams,
+                Err(_) => return Err(fault(CloseCode::Slow, "no control stream")),
+            }
+        };
+        let Ok((send, recv)) = streams else { return Ok(()) };
+        let mut reader = FrameReader::new(recv, None);
+        let mut writer = FrameWriter::new(send, WRITE_STALL);
+        if connection.protocol() == Protocol::Plain {
+            run_plain(conn, reader, writer, &mut orders, &facts, &ctx, &counters).await?;
+            return accept_streams(conn, &connection, &facts).await;
+        }
+        tokio::select! {
+            fault = read(conn, &mut reader, &facts) => fault,
+            fault = write(&mut writer, &mut orders) => fault,
+            fault = accept_streams(conn, &connection, &facts) => fault,
+        }
+    };
+    let fault = tokio::select! {
+        biased;
+        _ = connection.closed() => None,
+        ended = work => ended.err(),
+    };
+    if let Some(fault) = fault {
+        tracing::warn!(peer = %connection.peer().short(), code = %fault.code, detail = fault.detail, "closing");
+        connection.close(fault.code, &fault.detail);
+    }
+    let ended = connection.closed().await;
+    facts.send(Fact::Ended { conn, ended }).await;
+}
+
+async fn read(
+    conn: ConnId,
+    reader: &mut FrameReader<RecvStream>,
+    facts: &Facts,
+) -> Result<(), Fault> {
+    loop {
+        let frame = match reader.read().await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return Err(fault(CloseCode::Protocol, "the control stream ended")),
+            Err(error) => return frame_fault(error),
+        };
+        tracing::trace!(kind = ?frame.kind, bytes = frame.payload.len(), "control frame");
+        let message = decode_message(frame.kind, frame.payload).map_err(wire_fault)?;
+        facts.send(Fact::Input(Input::Message { conn, message })).await;
+    }
+}
+
+async fn write(
+    writer: &mut FrameWriter<SendStream>,
+    orders: &mut mpsc::Receiver<Order>,
+) -> Result<(), Fault> {
+    while let Some(order) = orders.recv().await {
+        let mut next = Some(order);
+        while let Some(order) = next {
+            if let Order::Send(message) = order
+                && let Err(error) = write_message(writer, &message).await
+            {
+                return frame_fault(error);
+            }
+            next = orders.try_recv().ok();
+        }
+        if let Err(error) = writer.flush().await {
+            return frame_fault(error);
+        }
+    }
+    std::future::pending().await
+}
+
+/// Hands the streams the peer opens to the loop. QUIC bounds how many are open.
+async fn accept_streams(conn: ConnId, connection: &Connection, facts: &Facts) -> Result<(), Fault> {
+    while let Ok((send, recv)) = connection.accept_stream().await {
+        facts.send(Fact::Stream { conn, send, recv }).await;
+    }
+    Ok(())
+}
+
+/// The plain protocol's one stream: Hello both ways, then whole sets and what is missing.
+async fn run_plain(
+    conn: ConnId,
+    mut reader: FrameReader<RecvStream>,
+    mut writer: FrameWriter<SendStream>,
+    orders: &mut mpsc::Receiver<Order>,
+    facts: &Facts,
+    ctx: &Context,
+    counters: &std::sync::Arc<Counters>,
+) -> Result<(), Fault> {
+    let hello = async {
+        while let Some(Order::Send(message)) = orders.recv().await {
+            write_message(&mut writer, &message).await?;
+            writer.flush().await?;
+        }
+        Ok(())
+    };
+    let greeting = async {
+        match reader.read().await {
+            Ok(Some(frame)) => {
+                let message = decode_message(frame.kind, frame.payload).map_err(wire_fault)?;
+                facts.send(Fact::Input(Input::Message { conn, message })).await;
+                Ok(())
+            }
+            Ok(None) => Err(fault(CloseCode::Protocol, "the stream ended before Hello")),
+            Err(error) => frame_fault(error),
+        }
+    };
+    let (said, heard) = tokio::join!(hello, greeting);
+    heard?;
+    if let Err(error) = said {
+        return frame_fault(error);
+    }
+    match plain::run_plain(ctx, reader, writer, counters).await {
+        Ok(report) => {
+            facts.send(Fact::PlainDone { conn, report }).await;
+            Ok(())
+        }
+        Err(error) if error.is_violation() => Err(fault(CloseCode::Protocol, &error.to_string())),
+        Err(error) => Err(fault(CloseCode::Internal, &error.to_string())),
+    }
+}
+
+async fn write_message(
+    writer: &mut FrameWriter<SendStream>,
+    message: &Message,
+) -> Result<(), FrameError> {
+    let (kind, payload) = encode_message(message);
+    writer.write_payload(kind, &payload).await
+}
+
+fn fault(code: CloseCode, detail: &str) -> Fault {
+    Fault { code, detail: detail.to_owned() }
+}
+
+fn wire_fault(error: WireError) -> Fault {
+    fault(CloseCode::Protocol, &error.to_string())
+}
+
+/// A stream that was lost is no fault: the connection is ending, and says why itself.
+fn frame_fault(error: FrameError) -> Result<(), Fault> {
+    let code = match &error {
+        FrameError::Header(HeaderError::TooLong { .. }) => CloseCode::TooLarge,
+        FrameError::Header(HeaderError::UnknownKind(_)) | FrameError::Truncated => {
+            CloseCode::Protocol
+        }
+        FrameError::Stalled(_) => CloseCode::Slow,
+        FrameError::Io(_) => return Ok(()),
+    };
+    Err(fault(code, &error.to_string()))
+}

@@ -1,0 +1,170 @@
+//! Draws the [`Status`] from the engine, the connections and the store.
+
+use std::sync::Arc;
+
+use crate::core::engine::{Engine, PeerView};
+use crate::core::peers::ConnId;
+use crate::net::Path;
+
+use super::run::{Parts, StoreView};
+use super::status::{DeviceStatus, PeerState, PeerStatus, Status, StoreStatus};
+use super::transfer::Counters;
+
+/// Rates are averaged over about this long.
+const RATE_WINDOW_MS: f64 = 2_000.0;
+
+/// Slower than this is shown as standing still, bytes a second.
+const RATE_BYTES_MIN: f64 = 1.0;
+
+/// Bytes moved on one connection, and how fast.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LinkFigures {
+    at_ms: u64,
+    sent_bytes: u64,
+    received_bytes: u64,
+    left_bytes: u64,
+    send_rate: f64,
+    receive_rate: f64,
+}
+
+impl LinkFigures {
+    /// Takes the counters' reading at `now_ms`.
+    pub(super) fn measure(&mut self, now_ms: u64, counters: &Arc<Counters>) {
+        let (sent_bytes, received_bytes) = (counters.sent_bytes(), counters.received_bytes());
+        let elapsed_ms = now_ms.saturating_sub(self.at_ms) as f64;
+        if elapsed_ms > 0.0 {
+            // Exponential decay, so that readings may come at any interval.
+            let keep = (-elapsed_ms / RATE_WINDOW_MS).exp();
+            let average = |rate: f64, moved: u64| {
+                let rate = rate * keep + moved as f64 * 1000.0 / elapsed_ms * (1.0 - keep);
+                if rate < RATE_BYTES_MIN { 0.0 } else { rate }
+            };
+            self.send_rate = average(self.send_rate, sent_bytes - self.sent_bytes);
+            self.receive_rate = average(self.receive_rate, received_bytes - self.received_bytes);
+            self.at_ms = now_ms;
+            (self.sent_bytes, self.received_bytes) = (sent_bytes, received_bytes);
+        }
+        self.left_bytes = counters.left_to_send_bytes() + counters.left_to_receive_bytes();
+    }
+
+    fn eta_s(&self) -> Option<f64> {
+        let rate = self.send_rate + self.receive_rate;
+        (self.left_bytes > 0 && rate > 0.0).then(|| self.left_bytes as f64 / rate)
+    }
+}
+
+/// Remembers the last picture, to number the changes.
+#[derive(Debug, Default)]
+pub(super) struct Picture {
+    revision: u64,
+    last: Option<Status>,
+    published_ms: u64,
+}
+
+impl Picture {
+    /// When the last picture was drawn.
+    pub(super) fn published_ms(&self) -> u64 {
+        self.published_ms
+    }
+
+    /// The picture of this moment. `figures` gives a connection's figures and path.
+    pub(super) fn draw(
+        &mut self,
+        now_ms: u64,
+        parts: &Parts,
+        engine: &Engine,
+        store: &StoreView,
+        figures: impl Fn(ConnId) -> Option<(LinkFigures, Option<Path>)>,
+    ) -> Status {
+        self.published_ms = now_ms;
+        let views = engine.peer_views();
+        let connected_in_sync =
+            views.iter().filter(|view| view.conn.is_some()).all(|view| view.in_sync);
+        let mut peers: Vec<PeerStatus> = views
+            .into_iter()
+            .map(|view| {
+                let figures = view.conn.and_then(&figures);
+                peer_status(now_ms, view, figures)
+            })
+            .collect();
+        peers.sort_by(|a, b| (&a.name, &a.node_id).cmp(&(&b.name, &b.node_id)));
+        let identity = engine.identity();
+        let mut status = Status {
+            device: DeviceStatus {
+                node_id: identity.node_id.to_string(),
+                name: identity.device_name.clone(),
+                group_id: identity.group_id.to_string(),
+                version: identity.build.clone(),
+                addresses: parts.net.addresses(),
+                removed: engine.is_removed(),
+                warnings: parts.net.warnings(),
+            },
+            store: StoreStatus {
+                location: parts.store_location.clone(),
+                up: store.up,
+                store_id: identity.store_id.to_string(),
+                hash_algorithm: identity.algorithm.name().to_owned(),
+                assets: engine.known().sketch.count(),
+                quarantined: engine.quarantined(now_ms) as u64,
+                last_error: store.error.clone(),
+            },
+            in_sync: !engine.is_behind() && store.up && connected_in_sync,
+            peers,
+            revision: self.revision,
+        };
+        let essence = essence(&status);
+        if self.last.as_ref() != Some(&essence) {
+            self.revision += 1;
+            self.last = Some(essence);
+        }
+        status.revision = self.revision;
+        status
+    }
+}
+
+/// The part of a picture whose change counts.
+fn essence(status: &Status) -> Status {
+    let mut essence = status.clone();
+    essence.revision = 0;
+    for peer in &mut essence.peers {
+        peer.rtt_ms = None;
+        peer.eta_s = None;
+        peer.next_retry_ms = None;
+        (peer.received_bytes, peer.sent_bytes) = (0, 0);
+        (peer.receive_rate_bytes, peer.send_rate_bytes) = (0.0, 0.0);
+    }
+    essence
+}
+
+fn peer_status(
+    now_ms: u64,
+    view: PeerView,
+    figures: Option<(LinkFigures, Option<Path>)>,
+) -> PeerStatus {
+    let state = match (view.conn, view.ready) {
+        (Some(_), true) if view.active || !view.in_sync => PeerState::Syncing,
+        (Some(_), true) => PeerState::Idle,
+        (Some(_), false) => PeerState::Connecting,
+        (None, _) if view.dialing => PeerState::Connecting,
+        (None, _) => PeerState::Offline,
+    };
+    let (figures, path) = figures.unwrap_or_default();
+    let name = if view.name.is_empty() { view.node_id.short() } else { view.name };
+    PeerStatus {
+        node_id: view.node_id.to_string(),
+        name,
+        state,
+        path: path.map(|path| path.kind.name().to_owned()),
+        rtt_ms: path.map(|path| path.rtt_ms),
+        in_sync: view.in_sync,
+        missing_here: view.missing_here,
+        missing_there: view.missing_there,
+        received_bytes: figures.received_bytes,
+        sent_bytes: figures.sent_bytes,
+        receive_rate_bytes: figures.receive_rate,
+        send_rate_bytes: figures.send_rate,
+        eta_s: figures.eta_s(),
+        last_error: view.last_error,
+        next_retry_ms: view.retry_at_ms.map(|at| at.saturating_sub(now_ms)),
+    }
+}

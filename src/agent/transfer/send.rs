@@ -1,0 +1,559 @@
+//! The sending half: what is read from the store, checked, and written to the stream.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use sha2::Digest as _;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::{
+    ANSWER_WAIT, CONTENTS_BYTES, Context, Counters, KEEP_ALIVE, Meter, Outcome, PIECE_BYTES,
+    PIECES_AHEAD, READ_STALL, TransferError, WRITE_STALL, blocking, expect_frame, is_large,
+    keep_alive,
+};
+use crate::core::ids::{Digest, HashAlgorithm};
+use crate::core::limits::{INLINE_BYTES_MAX, OFFER_ENTRIES_MAX};
+use crate::net::frame::{FrameReader, FrameWriter};
+use crate::state::bao::{self, encode_piece};
+use crate::store::{READ_BYTES_MAX, StoreError};
+use crate::wire::batch::{
+    Content, Label, Offer, OfferEntry, Piece, decode_ack, decode_want, encode_contents, encode_drop,
+};
+use crate::wire::frame::Kind;
+use crate::wire::proto::peer;
+
+/// Offers `digests` to the peer and sends what it wants; an outcome for each, in order.
+///
+/// No hash twice, and not more than an offer may hold (`core::limits`). With `inline`, small
+/// contents follow the offer at once as far as [`INLINE_BYTES_MAX`] goes: worth it when the peer
+/// likely lacks them. `solicited` says that the peer asked for all of them.
+///
+/// # Cancel safety
+/// Dropping it ends the stream; what the peer has committed by then it holds.
+///
+/// # Errors
+/// [`TransferError`]: nothing is known to have arrived.
+pub async fn send_batch<R, W>(
+    ctx: &Context,
+    reader: R,
+    writer: W,
+    digests: &[Digest],
+    solicited: bool,
+    inline: bool,
+    counters: &Arc<Counters>,
+) -> Result<Vec<Outcome>, TransferError>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    let mut reader = FrameReader::new(reader, Some(READ_STALL));
+    let mut writer = FrameWriter::new(writer, WRITE_STALL);
+    let offer = offer(digests, solicited, inline);
+    writer.write(Kind::Offer, &offer.encode()).await?;
+
+    let mut meter = counters.sending();
+    let at_once = offer.entries.iter().enumerate().filter(|(_, e)| e.inline);
+    let at_once = at_once.map(|(index, e)| Asset::entry(index, e.digest, 0)).collect();
+    // The Want is read while inline contents are written, so that neither side waits for the other.
+    let (mut lost, wanted) = tokio::try_join!(
+        send_contents(ctx, &mut writer, at_once, &mut meter),
+        read_want(&mut reader, &offer),
+    )?;
+    lost.extend(send_contents(ctx, &mut writer, wanted, &mut meter).await?);
+    writer.write(Kind::Done, &peer::Done {}).await?;
+    writer.finish().await?;
+
+    let ack = expect_frame(&mut reader, Kind::Ack, "Ack", ANSWER_WAIT).await?;
+    let verdicts = decode_ack(ack.payload, offer.entries.len())?;
+    let mut outcomes: Vec<_> = verdicts.into_iter().map(Outcome::from).collect();
+    for Lost { label, outcome } in lost {
+        if let Label::Entry(index) = label {
+            outcomes[index] = outcome;
+        }
+    }
+    Ok(outcomes)
+}
+
+fn offer(digests: &[Digest], solicited: bool, inline: bool) -> Offer {
+    let mut budget = if inline { INLINE_BYTES_MAX } else { 0 };
+    let entries = digests.iter().map(|&digest| {
+        let inline = inline && !is_large(&digest) && digest.size_bytes <= budget;
+        if inline {
+            budget -= digest.size_bytes;
+        }
+        OfferEntry { digest, inline }
+    });
+    Offer { entries: entries.collect(), solicited }
+}
+
+/// A Want comes only when something is left to be wanted.
+async fn read_want<R: AsyncRead + Unpin>(
+    reader: &mut FrameReader<R>,
+    offer: &Offer,
+) -> Result<Vec<Asset>, TransferError> {
+    if offer.entries.iter().all(|e| e.inline) {
+        return Ok(Vec::new());
+    }
+    let frame = expect_frame(reader, Kind::Want, "Want", ANSWER_WAIT).await?;
+    let wanted = decode_want(frame.payload, offer)?
+        .into_iter()
+        .map(|want| Asset::entry(want.index, offer.entries[want.index].digest, want.offset_bytes));
+    Ok(wanted.collect())
+}
+
+/// An asset to send, from `offset_bytes` on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asset {
+    label: Label,
+    digest: Digest,
+    offset_bytes: u64,
+}
+
+impl Asset {
+    fn entry(index: usize, digest: Digest, offset_bytes: u64) -> Self {
+        Self { label: Label::Entry(index), digest, offset_bytes }
+    }
+
+    /// An asset of the plain protocol.
+    pub(super) fn named(digest: Digest) -> Self {
+        Self { label: Label::Named(digest), digest, offset_bytes: 0 }
+    }
+
+    fn left_bytes(&self) -> u64 {
+        self.digest.size_bytes - self.offset_bytes
+    }
+
+    fn lost(&self, outcome: Outcome) -> Lost {
+        Lost { label: self.label, outcome }
+    }
+}
+
+/// An asset that cannot be sent, or not to its end.
+#[derive(Debug)]
+pub(super) struct Lost {
+    /// Which.
+    pub(super) label: Label,
+    /// Why: Unavailable, Damaged or Later.
+    pub(super) outcome: Outcome,
+}
+
+/// What goes to the stream next.
+enum Prepared {
+    Contents(Vec<Content>),
+    Piece(Piece),
+    Lost(Lost),
+}
+
+/// Sends the contents of `assets`, small ones first; returns those that could not be sent.
+/// Everything is written out when it returns.
+pub(super) async fn send_contents<W: AsyncWrite + Unpin>(
+    ctx: &Context,
+    writer: &mut FrameWriter<W>,
+    assets: Vec<Asset>,
+    meter: &mut Meter,
+) -> Result<Vec<Lost>, TransferError> {
+    meter.expect(assets.iter().map(Asset::left_bytes).sum());
+    // Reading, checking and encoding run ahead of the writing by what the queue holds.
+    let (queue, prepared) = mpsc::channel(1);
+    let (_, lost) =
+        tokio::try_join!(prepare(ctx, assets, queue), write_out(writer, prepared, meter))?;
+    Ok(lost)
+}
+
+async fn write_out<W: AsyncWrite + Unpin>(
+    writer: &mut FrameWriter<W>,
+    mut prepared: mpsc::Receiver<Prepared>,
+    meter: &mut Meter,
+) -> Result<Vec<Lost>, TransferError> {
+    let mut lost = Vec::new();
+    loop {
+        if prepared.is_empty() {
+            writer.flush().await?;
+        }
+        let next = match timeout(KEEP_ALIVE, prepared.recv()).await {
+            Ok(Some(next)) => next,
+            Ok(None) => return Ok(lost),
+            Err(_) => {
+                keep_alive(writer).await?;
+                continue;
+            }
+        };
+        match next {
+            Prepared::Contents(contents) => {
+                let bytes = contents.iter().map(|c| c.bytes.len() as u64).sum();
+                writer.write(Kind::Contents, &encode_contents(contents)).await?;
+                meter.moved(bytes);
+            }
+            Prepared::Piece(piece) => {
+                let bytes = piece.length_bytes.into();
+                writer.write(Kind::Piece, &piece.encode()).await?;
+                meter.moved(bytes);
+            }
+            Prepared::Lost(asset) => {
+                // The plain protocol has no word for it: the asset does not come, or ends early.
+                if let Label::Entry(index) = asset.label {
+                    writer.write(Kind::Drop, &encode_drop(index)).await?;
+                }
+                lost.push(asset);
+            }
+        }
+    }
+}
+
+type Queue = mpsc::Sender<Prepared>;
+
+/// The other end of the queue lives as long as this one's future.
+async fn enqueue(queue: &Queue, prepared: Prepared) {
+    let _ = queue.send(prepared).await;
+}
+
+async fn prepare(ctx: &Context, assets: Vec<Asset>, queue: Queue) -> Result<(), TransferError> {
+    let (large, small): (Vec<_>, Vec<_>) = assets.into_iter().partition(|a| is_large(&a.digest));
+    let mut groups =
+        stream::iter(groups(small)).map(|group| read_group(ctx, group)).buffered(PIECES_AHEAD);
+    while let Some(group) = groups.next().await {
+        let (contents, lost) = group?;
+        if !contents.is_empty() {
+            enqueue(&queue, Prepared::Contents(contents)).await;
+        }
+        for asset in lost {
+            enqueue(&queue, Prepared::Lost(asset)).await;
+        }
+    }
+    for asset in large {
+        let sent = match ctx.algorithm {
+            HashAlgorithm::Blake3 => prepare_verified_pieces(ctx, asset, &queue).await?,
+            HashAlgorithm::Sha256 => prepare_raw_pieces(ctx, &asset, &queue).await?,
+        };
+        if let Err(outcome) = sent {
+            enqueue(&queue, Prepared::Lost(asset.lost(outcome))).await;
+        }
+    }
+    Ok(())
+}
+
+// --- small contents -----------------------------------------------------------------------------
+
+/// Cuts small assets into groups that fill a frame each.
+fn groups(assets: Vec<Asset>) -> Vec<Vec<Asset>> {
+    let mut groups: Vec<Vec<Asset>> = Vec::new();
+    let mut bytes = 0;
+    for asset in assets {
+        bytes += asset.digest.size_bytes;
+        match groups.last_mut() {
+            Some(group) if bytes <= CONTENTS_BYTES && group.len() < OFFER_ENTRIES_MAX => {
+                group.push(asset);
+            }
+            _ => {
+                bytes = asset.digest.size_bytes;
+                groups.push(vec![asset]);
+            }
+        }
+    }
+    groups
+}
+
+async fn read_group(
+    ctx: &Context,
+    group: Vec<Asset>,
+) -> Result<(Vec<Content>, Vec<Lost>), TransferError> {
+    let digests: Vec<_> = group.iter().map(|a| a.digest).collect();
+    let read = match ctx.store.read_small(&digests).await {
+        Ok(read) => read.into_iter().map(Ok).collect(),
+        // One unreadable asset must not hold up the others.
+        Err(e) if !e.is_temporary() => read_one_by_one(ctx, &digests).await,
+        Err(e) => return Err(e.into()),
+    };
+    let algorithm = ctx.algorithm;
+    blocking(move || {
+        let mut contents = Vec::with_capacity(group.len());
+        let mut lost = Vec::new();
+        for (asset, read) in group.into_iter().zip(read) {
+            match judge(algorithm, &asset.digest, read) {
+                Ok(bytes) => contents.push(Content { label: asset.label, bytes }),
+                Err(outcome) => lost.push(asset.lost(outcome)),
+            }
+        }
+        (contents, lost)
+    })
+    .await
+}
+
+async fn read_one_by_one(
+    ctx: &Context,
+    digests: &[Digest],
+) -> Vec<Result<Option<Bytes>, StoreError>> {
+    let mut read = Vec::with_capacity(digests.len());
+    for digest in digests {
+        let one = ctx.store.read_small(std::slice::from_ref(digest)).await;
+        read.push(one.map(|mut one| one.pop().flatten()));
+    }
+    read
+}
+
+fn judge(
+    algorithm: HashAlgorithm,
+    digest: &Digest,
+    read: Result<Option<Bytes>, StoreError>,
+) -> Result<Bytes, Outcome> {
+    match read {
+        Ok(Some(bytes)) => {
+            let sound =
+                bytes.len() as u64 == digest.size_bytes && algorithm.hash(&bytes) == digest.hash;
+            if sound { Ok(bytes) } else { Err(Outcome::Damaged) }
+        }
+        Ok(None) | Err(StoreError::NotFound(_)) => Err(Outcome::Unavailable),
+        Err(e) => Err(Outcome::Later(e.to_string())),
+    }
+}
+
+// --- large contents -----------------------------------------------------------------------------
+
+/// The ranges that make up `from..size`, cut where a piece's length divides the asset.
+fn piece_ranges(from: u64, size: u64) -> impl Iterator<Item = Range<u64>> + Send {
+    let mut start = from;
+    std::iter::from_fn(move || {
+        let end = size.min((start / PIECE_BYTES + 1) * PIECE_BYTES);
+        let range = start..end;
+        start = end;
+        (!range.is_empty()).then_some(range)
+    })
+}
+
+/// A range of our store's bytes; an outcome when the asset cannot be had.
+async fn read_range(
+    ctx: &Context,
+    digest: &Digest,
+    range: Range<u64>,
+) -> Result<Result<Bytes, Outcome>, TransferError> {
+    let wanted = range.end - range.start;
+    match ctx.store.read(digest.hash, range).await {
+        Ok(Some(bytes)) if bytes.len() as u64 == wanted => Ok(Ok(bytes)),
+        Ok(Some(_)) => Ok(Err(Outcome::Damaged)),
+        Ok(None) | Err(StoreError::NotFound(_)) => Ok(Err(Outcome::Unavailable)),
+        Err(e) if e.is_temporary() => Err(e.into()),
+        Err(e) => Ok(Err(Outcome::Later(e.to_string()))),
+    }
+}
+
+/// Pieces that each carry the proof of their own bytes.
+async fn prepare_verified_pieces(
+    ctx: &Context,
+    mut asset: Asset,
+    queue: &Queue,
+) -> Result<Result<(), Outcome>, TransferError> {
+    match ctx.store.outboard(asset.digest.hash).await {
+        Ok(Some(stored)) => match send_verified_pieces(ctx, &mut asset, stored, queue).await? {
+            // Content or outboard is wrong: an outboard of our own tells which.
+            Err(Outcome::Damaged) => {}
+            done => return Ok(done),
+        },
+        Ok(None) => {}
+        Err(StoreError::NotFound(_)) => return Ok(Err(Outcome::Unavailable)),
+        Err(e) if e.is_temporary() => return Err(e.into()),
+        Err(e) => return Ok(Err(Outcome::Later(e.to_string()))),
+    }
+    match build_outboard(ctx, &asset.digest).await? {
+        Ok(built) => send_verified_pieces(ctx, &mut asset, built, queue).await,
+        Err(outcome) => Ok(Err(outcome)),
+    }
+}
+
+/// Moves the asset's offset on with every piece that is on its way.
+async fn send_verified_pieces(
+    ctx: &Context,
+    asset: &mut Asset,
+    outboard: File,
+    queue: &Queue,
+) -> Result<Result<(), Outcome>, TransferError> {
+    let outboard = Arc::new(outboard);
+    let ranges = stream::iter(piece_ranges(asset.offset_bytes, asset.digest.size_bytes));
+    let read = *asset;
+    let mut pieces = ranges
+        .map(|range| read_verified_piece(ctx, &read, outboard.clone(), range))
+        .buffered(PIECES_AHEAD);
+    while let Some(piece) = pieces.next().await {
+        match piece? {
+            Ok(piece) => {
+                asset.offset_bytes = piece.end_bytes();
+                enqueue(queue, Prepared::Piece(piece)).await;
+            }
+            Err(outcome) => return Ok(Err(outcome)),
+        }
+    }
+    Ok(Ok(()))
+}
+
+async fn read_verified_piece(
+    ctx: &Context,
+    asset: &Asset,
+    outboard: Arc<File>,
+    range: Range<u64>,
+) -> Result<Result<Piece, Outcome>, TransferError> {
+    let Asset { label, digest, .. } = *asset;
+    let (offset_bytes, length_bytes) = (range.start, piece_length(&range));
+    let bytes = match read_range(ctx, &digest, range).await? {
+        Ok(bytes) => bytes,
+        Err(outcome) => return Ok(Err(outcome)),
+    };
+    let encoded =
+        blocking(move || encode_piece(&digest, offset_bytes, &bytes, Some(&outboard))).await?;
+    Ok(encoded
+        .map(|encoded| Piece { label, offset_bytes, length_bytes, encoded: encoded.into() })
+        .map_err(|_| Outcome::Damaged))
+}
+
+/// An outboard for this transfer alone, from the store's bytes, in a file without a name.
+async fn build_outboard(
+    ctx: &Context,
+    digest: &Digest,
+) -> Result<Result<File, Outcome>, TransferError> {
+    let (feed, source) = mpsc::channel(1);
+    let (folder, size_bytes) = (ctx.scratch_folder.clone(), digest.size_bytes);
+    let build = blocking(move || {
+        let mut outboard = nameless_file(&folder)?;
+        let hash = bao::build_outboard(QueueReader::new(source), size_bytes, &mut outboard)?;
+        Ok((hash, outboard))
+    });
+    let (fed, built) = tokio::try_join!(feed_content(ctx, digest, feed), build)?;
+    if let Err(outcome) = fed {
+        return Ok(Err(outcome));
+    }
+    let built: std::io::Result<_> = built;
+    let (hash, outboard) = built
+        .map_err(|e| TransferError::Local(format!("building an outboard on disk failed: {e}")))?;
+    Ok(if hash == digest.hash { Ok(outboard) } else { Err(Outcome::Damaged) })
+}
+
+/// A file that is gone as soon as it is closed.
+fn nameless_file(folder: &Path) -> std::io::Result<File> {
+    let path = folder.join(format!("outboard-{:016x}", rand::random::<u64>()));
+    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
+async fn feed_content(
+    ctx: &Context,
+    digest: &Digest,
+    feed: mpsc::Sender<Bytes>,
+) -> Result<Result<(), Outcome>, TransferError> {
+    let mut start = 0;
+    while start < digest.size_bytes {
+        let end = digest.size_bytes.min(start + READ_BYTES_MAX);
+        match read_range(ctx, digest, start..end).await? {
+            Ok(bytes) => {
+                if feed.send(bytes).await.is_err() {
+                    break;
+                }
+            }
+            Err(outcome) => return Ok(Err(outcome)),
+        }
+        start = end;
+    }
+    Ok(Ok(()))
+}
+
+/// What an async feeder sends, as a blocking reader.
+struct QueueReader {
+    source: mpsc::Receiver<Bytes>,
+    current: Bytes,
+}
+
+impl QueueReader {
+    fn new(source: mpsc::Receiver<Bytes>) -> Self {
+        Self { source, current: Bytes::new() }
+    }
+}
+
+impl std::io::Read for QueueReader {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.current.is_empty() {
+            match self.source.blocking_recv() {
+                Some(bytes) => self.current = bytes,
+                None => return Ok(0),
+            }
+        }
+        let n = buffer.len().min(self.current.len());
+        buffer[..n].copy_from_slice(&self.current.split_to(n));
+        Ok(n)
+    }
+}
+
+/// Pieces without proofs: the whole is hashed on the way, and its last piece held back until then.
+async fn prepare_raw_pieces(
+    ctx: &Context,
+    asset: &Asset,
+    queue: &Queue,
+) -> Result<Result<(), Outcome>, TransferError> {
+    let Asset { label, digest, offset_bytes } = *asset;
+    let ranges = piece_ranges(0, offset_bytes).chain(piece_ranges(offset_bytes, digest.size_bytes));
+    let mut reads = stream::iter(ranges)
+        .map(|range| async move { (read_range(ctx, &digest, range.clone()).await, range) })
+        .buffered(PIECES_AHEAD);
+    let mut hasher = sha2::Sha256::new();
+    while let Some((read, range)) = reads.next().await {
+        let encoded = match read? {
+            Ok(bytes) => bytes,
+            Err(outcome) => return Ok(Err(outcome)),
+        };
+        let bytes = encoded.clone();
+        hasher = blocking(move || hasher.chain_update(&bytes)).await?;
+        let is_last = range.end == digest.size_bytes;
+        if is_last && hasher.clone().finalize()[..] != digest.hash.0 {
+            return Ok(Err(Outcome::Damaged));
+        }
+        if range.start >= offset_bytes {
+            let length_bytes = piece_length(&range);
+            let piece = Piece { label, offset_bytes: range.start, length_bytes, encoded };
+            enqueue(queue, Prepared::Piece(piece)).await;
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn piece_length(range: &Range<u64>) -> u32 {
+    u32::try_from(range.end - range.start).expect("a piece is at most PIECE_BYTES long")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::core::ids::Hash;
+
+    #[test]
+    fn pieces_cover_the_rest_of_an_asset_without_gap_or_overlap() {
+        for size in [1, 2 * PIECE_BYTES - 1, 2 * PIECE_BYTES, 2 * PIECE_BYTES + 1] {
+            for from in [0, 16 * 1024, PIECE_BYTES, PIECE_BYTES + 16 * 1024] {
+                let mut next = from;
+                for range in piece_ranges(from, size) {
+                    assert_eq!(range.start, next);
+                    assert!(range.end - range.start <= PIECE_BYTES);
+                    assert!(range.end == size || range.end.is_multiple_of(PIECE_BYTES));
+                    next = range.end;
+                }
+                assert!(next == size || from >= size);
+            }
+        }
+    }
+
+    #[test]
+    fn groups_of_small_contents_fill_frames_and_never_overflow_one() {
+        let asset = |size_bytes| Asset::entry(0, Digest { hash: Hash([0; 32]), size_bytes }, 0);
+        for (size, count, per_group) in
+            [(0, 1500, OFFER_ENTRIES_MAX), (CONTENTS_BYTES, 3, 1), (CONTENTS_BYTES / 4, 9, 4)]
+        {
+            let groups = groups(vec![asset(size); count]);
+            assert_eq!(groups.iter().map(Vec::len).sum::<usize>(), count);
+            assert_eq!(groups[0].len(), per_group);
+        }
+    }
+}

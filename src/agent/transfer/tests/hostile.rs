@@ -1,0 +1,1 @@
+//! One side against a peer that does what it should not.

@@ -1,0 +1,76 @@
+//! The only reader of time.
+//!
+//! Durations are measured on the monotonic clock, which never goes back; the wall clock is for
+//! people, for tickets' expiry, and for noticing that the device slept.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The wall clock running ahead of the monotonic one by this much means that the device slept.
+const SLEPT_MS: u64 = 10_000;
+
+/// A clock that starts at zero.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    started: Instant,
+}
+
+impl Clock {
+    /// Starts at zero.
+    pub fn start() -> Self {
+        Self { started: Instant::now() }
+    }
+
+    /// Milliseconds since the start.
+    pub fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The instant of a time of this clock.
+    pub fn instant(&self, at_ms: u64) -> Instant {
+        // A century ahead is as good as never, and does not overflow.
+        const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+        self.started + Duration::from_millis(at_ms).min(NEVER)
+    }
+}
+
+/// Milliseconds since the Unix epoch; 0 when the clock stands before it.
+pub fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Notices that the device slept: the wall clock went on while the monotonic one stood.
+#[derive(Debug)]
+pub struct SleepWatch {
+    mono_ms: u64,
+    wall_ms: u64,
+}
+
+impl SleepWatch {
+    /// Begins to watch.
+    pub fn new(mono_ms: u64, wall_ms: u64) -> Self {
+        Self { mono_ms, wall_ms }
+    }
+
+    /// True when the device slept, or its clock was set far ahead, since the last call.
+    pub fn slept(&mut self, mono_ms: u64, wall_ms: u64) -> bool {
+        let mono = mono_ms.saturating_sub(self.mono_ms);
+        let wall = wall_ms.saturating_sub(self.wall_ms);
+        *self = Self { mono_ms, wall_ms };
+        wall > mono + SLEPT_MS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sleep_is_noticed_and_time_passing_or_a_clock_set_back_is_not() {
+        let mut watch = SleepWatch::new(0, 1_000_000);
+        assert!(!watch.slept(5_000, 1_005_000));
+        assert!(watch.slept(10_000, 30_000_000));
+        assert!(!watch.slept(15_000, 10_000_000));
+        assert!(!watch.slept(20_000, 10_005_000));
+    }
+}

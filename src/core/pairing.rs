@@ -1,0 +1,116 @@
+//! What devices say of each other while they pair and afterwards: the proof of a ticket, and the
+//! facts about a member.
+
+use crate::core::ids::NodeId;
+
+/// The one-time secret of a ticket.
+pub type TicketSecret = [u8; 16];
+
+/// Most devices a group knows of, removed ones included. All of them travel in one frame.
+pub const GROUP_ENTRIES_MAX: usize = 1024;
+
+/// Most addresses kept for a member; more would only slow the dial down.
+pub const ADDRESSES_MAX: usize = 16;
+
+/// The longest address kept, in bytes; relay URLs are the longest there are.
+pub const ADDRESS_BYTES_MAX: usize = 256;
+
+/// The longest device name, in characters.
+pub const NAME_CHARS_MAX: usize = 64;
+
+/// One device of a group as another knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Which device.
+    pub node_id: NodeId,
+    /// Its name for itself; see [`device_name`].
+    pub name: String,
+    /// When it took that name, ms since the Unix epoch by its own clock; 0 when not known.
+    pub named_ms: i64,
+    /// Where it was reached, newest first: socket addresses and relay URLs as text. Hints.
+    pub addresses: Vec<String>,
+}
+
+/// A ticket's key: what the inviter keeps to check proofs with, instead of the secret itself.
+pub fn ticket_key(secret: &TicketSecret) -> [u8; 32] {
+    blake3::derive_key("can-sync pair v1", secret)
+}
+
+/// The joiner's proof that it knows a ticket's secret, good for these two devices in these roles
+/// only. QUIC has authenticated both node IDs.
+pub fn pair_proof(secret: &TicketSecret, inviter: &NodeId, joiner: &NodeId) -> [u8; 32] {
+    *keyed_proof(&ticket_key(secret), inviter, joiner).as_bytes()
+}
+
+/// Whether `proof` was made with the secret behind `key`. Takes the same time either way.
+pub fn proof_matches(key: &[u8; 32], inviter: &NodeId, joiner: &NodeId, proof: &[u8; 32]) -> bool {
+    // blake3::Hash compares in constant time.
+    keyed_proof(key, inviter, joiner) == blake3::Hash::from_bytes(*proof)
+}
+
+fn keyed_proof(key: &[u8; 32], inviter: &NodeId, joiner: &NodeId) -> blake3::Hash {
+    let mut roles = [0; 2 * NodeId::LEN];
+    roles[..NodeId::LEN].copy_from_slice(inviter.as_bytes());
+    roles[NodeId::LEN..].copy_from_slice(joiner.as_bytes());
+    blake3::keyed_hash(key, &roles)
+}
+
+/// A device's name as it may be shown: one line of at most [`NAME_CHARS_MAX`] characters, with no
+/// control characters and none that turn the writing direction. May be empty.
+pub fn device_name(text: &str) -> String {
+    let shown: String = text
+        .chars()
+        .map(|c| if c.is_whitespace() { ' ' } else { c })
+        .filter(|c| !c.is_control() && !is_invisible(*c))
+        .collect();
+    let cut: String = shown.trim().chars().take(NAME_CHARS_MAX).collect();
+    cut.trim_end().to_owned()
+}
+
+/// Zero-width and direction-changing characters (Unicode UAX #9 and #36).
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: NodeId = NodeId([1; 32]);
+    const B: NodeId = NodeId([2; 32]);
+    const SECRET: TicketSecret = [7; 16];
+
+    #[test]
+    fn a_proof_is_good_for_its_secret_and_roles_only() {
+        let key = ticket_key(&SECRET);
+        let proof = pair_proof(&SECRET, &A, &B);
+        assert!(proof_matches(&key, &A, &B, &proof));
+        assert!(!proof_matches(&key, &B, &A, &proof));
+        assert!(!proof_matches(&key, &A, &NodeId([3; 32]), &proof));
+        assert!(!proof_matches(&ticket_key(&[8; 16]), &A, &B, &proof));
+    }
+
+    #[test]
+    fn the_proof_is_the_one_of_the_protocol_page() {
+        let key = blake3::derive_key("can-sync pair v1", &SECRET);
+        let roles = [A.0, B.0].concat();
+        let expected = *blake3::keyed_hash(&key, &roles).as_bytes();
+        assert_eq!(pair_proof(&SECRET, &A, &B), expected);
+    }
+
+    #[test]
+    fn names_become_one_short_harmless_line() {
+        for (given, shown) in [
+            ("laptop", "laptop"),
+            ("  Ann's\tPC\r\n ", "Ann's PC"),
+            ("a\u{1b}[31mb\0", "a[31mb"),
+            ("ab\u{202e}cd\u{200b}", "abcd"),
+            ("Büro 🖥", "Büro 🖥"),
+            ("\n", ""),
+        ] {
+            assert_eq!(device_name(given), shown, "{given:?}");
+        }
+        assert_eq!(device_name(&"ü".repeat(65)).chars().count(), 64);
+    }
+}

@@ -1,0 +1,282 @@
+//! What is under way with one connected peer: queues, lanes and the comparison of sets. Decides
+//! which assets share a batch and when the two are quiet.
+//!
+//! I1  Lanes are apart: a large transfer never holds up a small one, nor either of them news.
+//! I2  News waits here, not in channels: what gathers while the lane is taken shares the next batch.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use crate::core::ids::{Digest, Hash};
+use crate::core::limits::{
+    BATCH_ASSETS_MAX, BATCH_BYTES_MAX, LARGE_LANES, LIVE_LANES, PENDING_PER_PEER_MAX,
+    SMALL_BYTES_MAX, SMALL_LANES,
+};
+use crate::core::message::Hello;
+use crate::core::peers::{Backoff, ConnId};
+use crate::core::reconcile::{Reconciler, SetSummary};
+
+/// What a batch stream carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// Small assets that are new here.
+    Live,
+    /// Small assets the peer solicited.
+    Small,
+    /// One large asset.
+    Large,
+}
+
+/// The next batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) lane: Lane,
+    pub(crate) digests: Vec<Digest>,
+    pub(crate) solicited: bool,
+    pub(crate) inline: bool,
+}
+
+#[derive(Debug)]
+struct News {
+    digest: Digest,
+    /// Added here: nobody else can be giving it to the peer.
+    local: bool,
+}
+
+/// One connection's session.
+pub(crate) struct Session {
+    pub(crate) conn: ConnId,
+    pub(crate) dialed: bool,
+    pub(crate) plain: bool,
+    pub(crate) since_ms: u64,
+    pub(crate) closing: bool,
+    pub(crate) hello: Option<Hello>,
+    /// The peer's set, as it last said.
+    pub(crate) theirs: Option<SetSummary>,
+    /// Our fingerprint and whether we were behind, as we last told.
+    pub(crate) told: Option<([u8; 32], bool)>,
+    pub(crate) reconciler: Option<Reconciler>,
+    pub(crate) round: u64,
+    pub(crate) compare_not_before_ms: u64,
+    pub(crate) compare_backoff: Backoff,
+    /// Solicited hashes whose sizes the index is asked for.
+    pub(crate) sizes_asked: usize,
+    /// Batches of the peer under way to us.
+    pub(crate) receiving: usize,
+    pub(crate) heard_ms: u64,
+    pub(crate) plain_done: bool,
+    news: VecDeque<News>,
+    small: VecDeque<Digest>,
+    /// With whether the peer solicited it.
+    large: VecDeque<(Digest, bool)>,
+    taken: [usize; 3],
+}
+
+impl Session {
+    pub(crate) fn new(now_ms: u64, conn: ConnId, dialed: bool, plain: bool) -> Self {
+        Self {
+            conn,
+            dialed,
+            plain,
+            since_ms: now_ms,
+            closing: false,
+            hello: None,
+            theirs: None,
+            told: None,
+            reconciler: None,
+            round: 0,
+            compare_not_before_ms: 0,
+            compare_backoff: Backoff::default(),
+            sizes_asked: 0,
+            receiving: 0,
+            heard_ms: now_ms,
+            plain_done: false,
+            news: VecDeque::new(),
+            small: VecDeque::new(),
+            large: VecDeque::new(),
+            taken: [0; 3],
+        }
+    }
+
+    /// The peer said something.
+    pub(crate) fn heard(&mut self, now_ms: u64) {
+        self.heard_ms = now_ms;
+    }
+
+    /// Something moved: comparing before `until_ms` would only find what is under way.
+    pub(crate) fn touch(&mut self, until_ms: u64) {
+        self.compare_not_before_ms = self.compare_not_before_ms.max(until_ms);
+    }
+
+    /// A new asset to offer. Beyond the bound it is left to the next comparison.
+    pub(crate) fn push_live(&mut self, digest: Digest, local: bool) {
+        if self.news.len() >= PENDING_PER_PEER_MAX {
+            return;
+        }
+        self.news.push_back(News { digest, local });
+    }
+
+    /// The peer turned out to hold these.
+    pub(crate) fn forget_live(&mut self, hashes: &[Hash]) {
+        let hashes: BTreeSet<&Hash> = hashes.iter().collect();
+        self.news.retain(|news| !hashes.contains(&news.digest.hash));
+    }
+
+    pub(crate) fn push_solicited(&mut self, digests: Vec<Digest>) {
+        for digest in digests {
+            if digest.size_bytes <= SMALL_BYTES_MAX {
+                self.small.push_back(digest);
+            } else {
+                self.large.push_back((digest, true));
+            }
+        }
+    }
+
+    /// Hashes the peer solicited that are not on their way yet.
+    pub(crate) fn solicited(&self) -> usize {
+        self.sizes_asked + self.small.len() + self.large.len()
+    }
+
+    /// Assets the peer is still to be given, as far as known.
+    pub(crate) fn missing_there(&self) -> usize {
+        self.solicited() + self.news.len() + self.taken.iter().sum::<usize>()
+    }
+
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.reconciler.is_none() && self.receiving == 0 && self.missing_there() == 0
+    }
+
+    pub(crate) fn lane_freed(&mut self, lane: Lane) {
+        let taken = &mut self.taken[lane as usize];
+        *taken = taken.saturating_sub(1);
+    }
+
+    /// The next batch, when there is one and its lane has room: news first, large ones last.
+    pub(crate) fn next_batch(&mut self) -> Option<Load> {
+        let load = self.next_live().or_else(|| self.next_small()).or_else(|| self.next_large())?;
+        self.taken[load.lane as usize] += 1;
+        Some(load)
+    }
+
+    fn next_live(&mut self) -> Option<Load> {
+        if self.taken[Lane::Live as usize] >= LIVE_LANES {
+            return None;
+        }
+        let mut digests = Vec::new();
+        let mut bytes = 0;
+        let mut batch_is_local = None;
+        while let Some(News { digest, local }) = self.news.front() {
+            if digest.size_bytes > SMALL_BYTES_MAX {
+                self.large.push_back((*digest, false));
+                self.news.pop_front();
+                continue;
+            }
+            let fits =
+                digests.len() < BATCH_ASSETS_MAX && bytes + digest.size_bytes <= BATCH_BYTES_MAX;
+            if !fits || *batch_is_local.get_or_insert(*local) != *local {
+                break;
+            }
+            bytes += digest.size_bytes;
+            digests.push(*digest);
+            self.news.pop_front();
+        }
+        let inline = batch_is_local?;
+        Some(Load { lane: Lane::Live, digests, solicited: false, inline })
+    }
+
+    fn next_small(&mut self) -> Option<Load> {
+        if self.taken[Lane::Small as usize] >= SMALL_LANES || self.small.is_empty() {
+            return None;
+        }
+        let mut digests = Vec::new();
+        let mut bytes = 0;
+        while let Some(digest) = self.small.front() {
+            if digests.len() >= BATCH_ASSETS_MAX || bytes + digest.size_bytes > BATCH_BYTES_MAX {
+                break;
+            }
+            bytes += digest.size_bytes;
+            digests.push(*digest);
+            self.small.pop_front();
+        }
+        Some(Load { lane: Lane::Small, digests, solicited: true, inline: true })
+    }
+
+    fn next_large(&mut self) -> Option<Load> {
+        if self.taken[Lane::Large as usize] >= LARGE_LANES {
+            return None;
+        }
+        let (digest, solicited) = self.large.pop_front()?;
+        Some(Load { lane: Lane::Large, digests: vec![digest], solicited, inline: false })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn session() -> Session {
+        Session::new(0, ConnId(1), true, false)
+    }
+
+    fn digest(n: u32, size_bytes: u64) -> Digest {
+        let mut bytes = [0; 32];
+        bytes[..4].copy_from_slice(&n.to_le_bytes());
+        Digest { hash: Hash(bytes), size_bytes }
+    }
+
+    #[test]
+    fn news_that_gathers_while_the_lane_is_taken_shares_one_batch() {
+        let mut session = session();
+        for n in 0..LIVE_LANES as u32 {
+            session.push_live(digest(n, 10), true);
+            assert_eq!(session.next_batch().unwrap().digests.len(), 1);
+        }
+        for n in 10..60 {
+            session.push_live(digest(n, 10), true);
+        }
+        assert_eq!(session.next_batch(), None);
+        session.lane_freed(Lane::Live);
+        assert_eq!(session.next_batch().unwrap().digests.len(), 50);
+    }
+
+    #[test]
+    fn a_large_asset_holds_up_neither_small_ones_nor_news() {
+        let mut session = session();
+        session.push_solicited((0..10).map(|n| digest(n, SMALL_BYTES_MAX + 1)).collect());
+        while session.next_batch().is_some() {}
+        session.push_solicited(vec![digest(20, 1)]);
+        session.push_live(digest(21, 1), true);
+        assert_eq!(session.next_batch().unwrap().lane, Lane::Live);
+        assert_eq!(session.next_batch().unwrap().lane, Lane::Small);
+        assert_eq!(session.next_batch(), None);
+    }
+
+    #[test]
+    fn only_what_was_added_here_is_sent_unasked() {
+        let mut session = session();
+        session.push_live(digest(1, 1), true);
+        session.push_live(digest(2, 1), false);
+        assert!(session.next_batch().unwrap().inline);
+        assert!(!session.next_batch().unwrap().inline);
+    }
+
+    #[test]
+    fn a_batch_is_bounded_in_assets_and_bytes() {
+        let mut session = session();
+        session.push_solicited((0..2000).map(|n| digest(n, 1)).collect());
+        assert_eq!(session.next_batch().unwrap().digests.len(), BATCH_ASSETS_MAX);
+        let mut session = self::session();
+        session.push_solicited((0..100).map(|n| digest(n, SMALL_BYTES_MAX)).collect());
+        let bytes: u64 = session.next_batch().unwrap().digests.iter().map(|d| d.size_bytes).sum();
+        assert_eq!(bytes, BATCH_BYTES_MAX);
+    }
+
+    #[test]
+    fn news_beyond_the_bound_is_left_to_the_next_comparison() {
+        let mut session = session();
+        for n in 0..PENDING_PER_PEER_MAX as u32 + 5 {
+            session.push_live(digest(n, 1), true);
+        }
+        assert_eq!(session.missing_there(), PENDING_PER_PEER_MAX);
+    }
+}

@@ -1,0 +1,184 @@
+//! Finding devices in the local network by mDNS, and noticing that the network changed.
+//!
+//! The mDNS service joins the multicast group of the interfaces it finds when it starts, and never
+//! again. So it is started anew whenever this device's own addresses change: a laptop that wakes
+//! up in another network finds its peers there.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt};
+use iroh::address_lookup::{AddressLookup, EndpointData, Error as LookupError, Item};
+use iroh::{Endpoint, EndpointAddr, EndpointId, Watcher};
+use iroh_mdns_address_lookup::{DiscoveryEvent, MdnsAddressLookup};
+
+use crate::core::ids::NodeId;
+
+use super::endpoint::Net;
+
+/// The name of the service; devices of other programs are not found.
+const SERVICE_NAME: &str = "cansync";
+
+/// Where mDNS packets go (RFC 6762, 3).
+const MDNS_GROUP: &str = "224.0.0.251:5353";
+
+/// What the network has to tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetEvent {
+    /// A device, member or not, was seen in the local network: worth a dial at once.
+    Seen(NodeId),
+    /// The addresses this device can be reached at have changed: worth redialling everyone.
+    AddressesChanged,
+}
+
+/// The network's events, from [`Net::events`].
+pub struct NetEvents {
+    net: Net,
+    addresses: BoxStream<'static, EndpointAddr>,
+    known: Vec<String>,
+    seen: Option<Pin<Box<dyn Stream<Item = DiscoveryEvent> + Send>>>,
+}
+
+impl std::fmt::Debug for NetEvents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NetEvents").field("known", &self.known).finish_non_exhaustive()
+    }
+}
+
+impl Net {
+    /// What happens in the network from now on. To be asked by one owner, as long as the endpoint
+    /// is in use: mDNS is kept going here.
+    pub async fn events(&self) -> NetEvents {
+        let seen = match self.lan() {
+            Some(lan) => lan.subscribe().await,
+            None => None,
+        };
+        NetEvents {
+            net: self.clone(),
+            addresses: self.endpoint().watch_addr().stream_updates_only().boxed(),
+            known: self.addresses(),
+            seen,
+        }
+    }
+}
+
+impl NetEvents {
+    /// The next event. Events nobody asks for are dropped when a small buffer is full.
+    ///
+    /// # Cancel safety
+    /// Safe but for a cancelled restart of mDNS, which the next change of addresses makes up for.
+    pub async fn next(&mut self) -> NetEvent {
+        loop {
+            tokio::select! {
+                Some(_) = self.addresses.next() => {
+                    let addresses = self.net.addresses();
+                    if addresses == self.known {
+                        continue;
+                    }
+                    self.known = addresses;
+                    if let Some(lan) = self.net.lan() {
+                        lan.restart();
+                        self.seen = lan.subscribe().await;
+                    }
+                    return NetEvent::AddressesChanged;
+                }
+                Some(event) = next_of(&mut self.seen) => {
+                    if let DiscoveryEvent::Discovered { endpoint_info, .. } = event {
+                        return NetEvent::Seen(NodeId(*endpoint_info.endpoint_id.as_bytes()));
+                    }
+                }
+                else => std::future::pending().await,
+            }
+        }
+    }
+}
+
+async fn next_of<S: Stream + Unpin>(stream: &mut Option<S>) -> Option<S::Item> {
+    match stream {
+        Some(stream) => stream.next().await,
+        None => None,
+    }
+}
+
+/// The mDNS service of this device, replaceable while the endpoint lives.
+#[derive(Debug, Clone)]
+pub(super) struct Lan {
+    id: EndpointId,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    service: Option<MdnsAddressLookup>,
+    failure: Option<String>,
+    /// What the endpoint last asked to announce.
+    published: Option<EndpointData>,
+}
+
+impl Lan {
+    /// Starts the service and makes the endpoint use it. A service that cannot start is a warning,
+    /// not an error.
+    pub(super) fn start(endpoint: &Endpoint) -> anyhow::Result<Self> {
+        let lan = Self { id: endpoint.id(), state: Arc::default() };
+        lan.restart();
+        endpoint.address_lookup()?.add(lan.clone());
+        Ok(lan)
+    }
+
+    /// What is wrong with it now, for people.
+    pub(super) fn warning(&self) -> Option<String> {
+        let failure = match &self.state().failure {
+            Some(failure) => failure.clone(),
+            None => no_multicast_route()?.to_string(),
+        };
+        Some(format!(
+            "devices in the local network are not found by themselves (mDNS): {failure}; check \
+             that a network is connected and multicast is allowed"
+        ))
+    }
+
+    fn restart(&self) {
+        let mut state = self.state();
+        // The old service gives its socket back before the new one takes it.
+        state.service = None;
+        match MdnsAddressLookup::builder().service_name(SERVICE_NAME).build(self.id) {
+            Ok(service) => {
+                if let Some(data) = &state.published {
+                    service.publish(data);
+                }
+                *state =
+                    State { service: Some(service), failure: None, ..std::mem::take(&mut state) };
+            }
+            Err(error) => state.failure = Some(error.to_string()),
+        }
+    }
+
+    async fn subscribe(&self) -> Option<Pin<Box<dyn Stream<Item = DiscoveryEvent> + Send>>> {
+        let service = self.state().service.clone()?;
+        Some(Box::pin(service.subscribe().await))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AddressLookup for Lan {
+    fn publish(&self, data: &EndpointData) {
+        let mut state = self.state();
+        state.published = Some(data.clone());
+        if let Some(service) = &state.service {
+            service.publish(data);
+        }
+    }
+
+    fn resolve(&self, id: EndpointId) -> Option<BoxStream<'static, Result<Item, LookupError>>> {
+        self.state().service.as_ref()?.resolve(id)
+    }
+}
+
+/// Asks the kernel for a route to the mDNS group; sends nothing.
+fn no_multicast_route() -> Option<std::io::Error> {
+    std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.connect(MDNS_GROUP)).err()
+}

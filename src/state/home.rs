@@ -1,0 +1,554 @@
+//! Where the agent's files are, and that nobody else gets at them.
+//!
+//! H1  Every folder is 0700 and every file 0600, ours, and no symlink. What is otherwise is refused
+//!     with the command that mends it; nothing is repaired silently, because whoever could read a
+//!     secret may have done so.
+//! H2  A secret file appears whole and durable under its name, or not at all.
+//! H3  One agent per home: the holder of [`Lock`].
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{CWD, OFlags, RenameFlags};
+use serde::{Deserialize, Serialize};
+
+/// The folders of one agent.
+///
+/// Small state lives in the state folder. Assets and partial transfers share the data folder, so
+/// that a finished transfer enters the store by a rename.
+#[derive(Debug, Clone)]
+pub struct Home {
+    state: PathBuf,
+    data: PathBuf,
+}
+
+/// Proof that this process is the one agent of its home; given back when dropped.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+}
+
+impl Drop for Lock {
+    /// Closing alone would not do: a child process just being started still holds the file open.
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
+    }
+}
+
+/// What client commands need to find the running agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiAddress {
+    /// Base URL of the local API.
+    pub api: String,
+    /// The agent's process id.
+    pub pid: u32,
+}
+
+impl Home {
+    /// The home in `explicit` (the value of `--home` or `CAN_SYNC_HOME`), or in the XDG folders.
+    /// Creates what is missing.
+    pub fn open(explicit: Option<PathBuf>) -> Result<Self> {
+        let home = Self::locate(explicit, |name| std::env::var_os(name))?;
+        for folder in [&home.state, &home.data] {
+            create_private_folder(folder)?;
+        }
+        for folder in [home.store_dir(), home.partials_dir()] {
+            create_private_folder(&folder)?;
+        }
+        home.check()?;
+        Ok(home)
+    }
+
+    /// The same home for commands that talk to a running agent, or `None` when no agent was ever
+    /// started in it. Creates nothing.
+    pub fn find(explicit: Option<PathBuf>) -> Result<Option<Self>> {
+        let home = Self::locate(explicit, |name| std::env::var_os(name))?;
+        if home.state.symlink_metadata().is_err() {
+            return Ok(None);
+        }
+        home.check()?;
+        Ok(Some(home))
+    }
+
+    fn locate(
+        explicit: Option<PathBuf>,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self> {
+        if let Some(folder) = explicit {
+            ensure!(!folder.as_os_str().is_empty(), "the home folder given is empty");
+            let folder = std::path::absolute(&folder)
+                .with_context(|| format!("making {} absolute", folder.display()))?;
+            return Ok(Self { state: folder.clone(), data: folder });
+        }
+        // The XDG Base Directory Specification: a relative value counts as unset.
+        let xdg = |name: &str, below_home: &str| -> Result<PathBuf> {
+            let absolute = |name| variable(name).map(PathBuf::from).filter(|p| p.is_absolute());
+            let base = absolute(name).or_else(|| absolute("HOME").map(|p| p.join(below_home)));
+            let base = base.with_context(|| {
+                format!("neither {name} nor HOME is set: name the home folder with --home")
+            })?;
+            Ok(base.join("can-sync"))
+        };
+        Ok(Self {
+            state: xdg("XDG_STATE_HOME", ".local/state")?,
+            data: xdg("XDG_DATA_HOME", ".local/share")?,
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        for folder in [&self.state, &self.data] {
+            check_private(folder, Kind::Folder)?;
+        }
+        for folder in [self.store_dir(), self.partials_dir()] {
+            check_private(&folder, Kind::Folder)?;
+        }
+        for file in [
+            self.key_path(),
+            self.state_db_path(),
+            self.index_db_path(),
+            self.api_token_path(),
+            self.api_address_path(),
+            self.store_key_path(),
+            self.lock_path(),
+        ] {
+            if file.symlink_metadata().is_ok() {
+                check_private(&file, Kind::File)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The device's secret key.
+    pub fn key_path(&self) -> PathBuf {
+        self.state.join("key")
+    }
+
+    /// Group, members, tickets.
+    pub fn state_db_path(&self) -> PathBuf {
+        self.state.join("state.db")
+    }
+
+    /// The index of known hashes.
+    pub fn index_db_path(&self) -> PathBuf {
+        self.state.join("index.db")
+    }
+
+    /// The token of the local API.
+    pub fn api_token_path(&self) -> PathBuf {
+        self.state.join("api-token")
+    }
+
+    /// Where the local API listens; see [`ApiAddress`].
+    pub fn api_address_path(&self) -> PathBuf {
+        self.state.join("api-address")
+    }
+
+    /// The key of the embedded store when it is served alone.
+    pub fn store_key_path(&self) -> PathBuf {
+        self.state.join("store-key")
+    }
+
+    /// The embedded store's folder.
+    pub fn store_dir(&self) -> PathBuf {
+        self.data.join("store")
+    }
+
+    /// Large transfers under way.
+    pub fn partials_dir(&self) -> PathBuf {
+        self.data.join("partials")
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.state.join("lock")
+    }
+
+    /// Becomes the one agent of this home, and clears away what an agent that was killed while
+    /// writing a secret left behind.
+    pub fn lock(&self) -> Result<Lock> {
+        let path = self.lock_path();
+        let mut file = private_file_options()
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                let _ = (&mut file).take(PID_BYTES_MAX).read_to_string(&mut pid);
+                bail!(
+                    "another can-sync (process {}) already uses {}: stop it first, or start this \
+                     one with another --home",
+                    pid.trim(),
+                    self.state.display()
+                );
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("locking {}", path.display()));
+            }
+        }
+        file.set_permissions(fs::Permissions::from_mode(FILE_MODE))?;
+        file.set_len(0)?;
+        writeln!(file, "{}", std::process::id())?;
+        self.remove_unfinished()?;
+        Ok(Lock { file })
+    }
+
+    fn remove_unfinished(&self) -> Result<()> {
+        let entries = fs::read_dir(&self.state)
+            .with_context(|| format!("listing {}", self.state.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED_PREFIX) {
+                fs::remove_file(entry.path())
+                    .with_context(|| format!("removing {}", entry.path().display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The token a client shows to the local API, made at the first start.
+    pub fn load_or_create_token(&self, _lock: &Lock) -> Result<String> {
+        if let Some(token) = self.token()? {
+            return Ok(token);
+        }
+        let token = random_token();
+        write_secret(&self.api_token_path(), format!("{token}\n").as_bytes())?;
+        Ok(token)
+    }
+
+    /// The token, when the agent has made one.
+    pub fn token(&self) -> Result<Option<String>> {
+        let path = self.api_token_path();
+        let Some(bytes) = read_secret(&path)? else {
+            return Ok(None);
+        };
+        let token = String::from_utf8(bytes).unwrap_or_default();
+        let token = token.trim_end();
+        ensure!(
+            token.len() == TOKEN_CHARS && token.bytes().all(|b| b.is_ascii_hexdigit()),
+            "{} holds no API token: remove the file and restart the agent, which makes a new one",
+            path.display()
+        );
+        Ok(Some(token.to_owned()))
+    }
+
+    /// Tells clients where the API listens.
+    pub fn write_api_address(&self, _lock: &Lock, address: &ApiAddress) -> Result<()> {
+        let mut json = serde_json::to_vec(address)?;
+        json.push(b'\n');
+        write_private(&self.api_address_path(), &json, RenameFlags::empty())
+    }
+
+    /// Where the API listens; `None` when no agent wrote it. After a crash it may be out of date.
+    pub fn api_address(&self) -> Result<Option<ApiAddress>> {
+        let path = self.api_address_path();
+        let Some(bytes) = read_secret(&path)? else {
+            return Ok(None);
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .with_context(|| format!("{} is damaged: restart the agent", path.display()))
+    }
+
+    /// At the agent's stop.
+    pub fn remove_api_address(&self, _lock: &Lock) -> Result<()> {
+        match fs::remove_file(self.api_address_path()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Thirty-two random bytes in hex.
+pub fn random_token() -> String {
+    data_encoding::HEXLOWER.encode(&rand::random::<[u8; TOKEN_CHARS / 2]>())
+}
+
+/// Creates `path` with `bytes`, 0600 whatever the umask, durable on return. Refuses to replace a
+/// file. A crash leaves the whole file or none.
+pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_private(path, bytes, RenameFlags::NOREPLACE)
+}
+
+/// The bytes of a file only this user can read; `None` when there is none.
+pub fn read_secret(path: &Path) -> Result<Option<Vec<u8>>> {
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
+        Ok(_) => check_private(path, Kind::File)?,
+    }
+    let mut bytes = Vec::new();
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+        .open(path)
+        .and_then(|file| file.take(SECRET_BYTES_MAX).read_to_end(&mut bytes))
+        .with_context(|| format!("reading {}", path.display()))?;
+    Ok(Some(bytes))
+}
+
+/// Prepares `path` for a database: SQLite gives a new file the umask's mode, and its WAL the mode
+/// of the database, so an empty file of ours goes first.
+pub(super) fn private_database_file(path: &Path) -> Result<()> {
+    match private_file_options().create_new(true).open(path) {
+        Ok(file) => file
+            .set_permissions(fs::Permissions::from_mode(FILE_MODE))
+            .with_context(|| format!("setting the mode of {}", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            check_private(path, Kind::File)
+        }
+        Err(error) => Err(error).with_context(|| format!("creating {}", path.display())),
+    }
+}
+
+const FOLDER_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+const OTHERS: u32 = 0o077;
+const TOKEN_CHARS: usize = 64;
+/// Far above any secret file of ours; a larger one is none.
+const SECRET_BYTES_MAX: u64 = 64 * 1024;
+const PID_BYTES_MAX: u64 = 32;
+const UNFINISHED_PREFIX: &str = ".unfinished-";
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Folder,
+    File,
+}
+
+fn private_file_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(FILE_MODE).custom_flags(OFlags::NOFOLLOW.bits() as i32);
+    options
+}
+
+fn create_private_folder(path: &Path) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(FOLDER_MODE)
+            .create(parent)
+            .with_context(|| format!("creating {}", parent.display()))?;
+    }
+    match DirBuilder::new().mode(FOLDER_MODE).create(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(FOLDER_MODE))
+            .with_context(|| format!("setting the mode of {}", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("creating {}", path.display())),
+    }
+}
+
+fn check_private(path: &Path, kind: Kind) -> Result<()> {
+    let (expected, right_mode) = match kind {
+        Kind::Folder => ("folder", FOLDER_MODE),
+        Kind::File => ("regular file", FILE_MODE),
+    };
+    let shown = path.display();
+    let found = path.symlink_metadata().with_context(|| format!("looking at {shown}"))?;
+    ensure!(
+        !found.is_symlink(),
+        "{shown} is a symbolic link, expected a {expected}: put the real one in its place"
+    );
+    let right_kind = match kind {
+        Kind::Folder => found.is_dir(),
+        Kind::File => found.is_file(),
+    };
+    ensure!(right_kind, "{shown} is not a {expected}: move it out of the way");
+    let us = rustix::process::geteuid().as_raw();
+    ensure!(
+        found.uid() == us,
+        "{shown} belongs to user {}, expected user {us}: start can-sync as its owner, or hand it \
+         over with `chown {us} '{shown}'`",
+        found.uid()
+    );
+    let mode = found.mode() & 0o7777;
+    ensure!(
+        mode & OTHERS == 0,
+        "{shown} has mode {mode:04o}, so others on this machine may have read it or changed it; \
+         expected {right_mode:04o}: make sure nobody did, then run `chmod {right_mode:o} '{shown}'`"
+    );
+    Ok(())
+}
+
+/// Write, fsync, rename, fsync of the folder: without any one of them a crash can leave an empty
+/// file or none.
+fn write_private(path: &Path, bytes: &[u8], flags: RenameFlags) -> Result<()> {
+    let folder = path.parent().context("a secret file needs a folder")?;
+    let unfinished = folder.join(format!("{UNFINISHED_PREFIX}{}", random_token()));
+    let written = (|| -> io::Result<()> {
+        let mut file = private_file_options().create_new(true).open(&unfinished)?;
+        file.set_permissions(fs::Permissions::from_mode(FILE_MODE))?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        rustix::fs::renameat_with(CWD, &unfinished, CWD, path, flags)?;
+        File::open(folder)?.sync_all()
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&unfinished);
+    }
+    written.with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn fresh() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("home");
+        (dir, path)
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    fn refusal(path: &Path) -> String {
+        Home::open(Some(path.to_owned())).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_fresh_home_is_readable_by_its_owner_only() {
+        let (_dir, path) = fresh();
+        let home = Home::open(Some(path.clone())).unwrap();
+        for folder in [path, home.store_dir(), home.partials_dir()] {
+            assert_eq!(mode(&folder), FOLDER_MODE, "{}", folder.display());
+        }
+    }
+
+    #[test]
+    fn a_folder_open_to_others_is_refused_with_the_command_that_mends_it() {
+        let (_dir, path) = fresh();
+        let home = Home::open(Some(path.clone())).unwrap();
+        for folder in [path.clone(), home.store_dir()] {
+            for bad in [0o777, 0o750, 0o701] {
+                fs::set_permissions(&folder, fs::Permissions::from_mode(bad)).unwrap();
+                let said = refusal(&path);
+                assert!(said.contains(&format!("{bad:04o}")), "{said}");
+                assert!(said.contains("chmod 700"), "{said}");
+                assert_eq!(mode(&folder), bad, "nothing is repaired silently");
+                assert!(Home::find(Some(path.clone())).is_err());
+            }
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_link_or_a_file_in_place_of_the_folder_is_refused() {
+        let (dir, path) = fresh();
+        let real = dir.path().join("real");
+        Home::open(Some(real.clone())).unwrap();
+        symlink(&real, &path).unwrap();
+        assert!(refusal(&path).contains("symbolic link"));
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        assert!(Home::open(Some(path)).is_err());
+    }
+
+    #[test]
+    fn a_folder_of_another_user_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let (_dir, path) = fresh();
+        Home::open(Some(path.clone())).unwrap();
+        std::os::unix::fs::chown(&path, Some(12_345), None).unwrap();
+        assert!(refusal(&path).contains("belongs to user 12345"));
+    }
+
+    #[test]
+    fn client_commands_create_nothing() {
+        let (_dir, path) = fresh();
+        assert!(Home::find(Some(path.clone())).unwrap().is_none());
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn without_a_given_folder_the_xdg_folders_are_used() {
+        let locate = |set: &'static [(&'static str, &'static str)]| {
+            Home::locate(None, move |name| {
+                let value = set.iter().find(|(known, _)| *known == name)?.1;
+                Some(OsString::from(value))
+            })
+        };
+        let home = locate(&[("HOME", "/h"), ("XDG_DATA_HOME", "relative")]).unwrap();
+        assert_eq!(home.state, Path::new("/h/.local/state/can-sync"));
+        assert_eq!(home.data, Path::new("/h/.local/share/can-sync"));
+        let home = locate(&[("XDG_STATE_HOME", "/s"), ("XDG_DATA_HOME", "/d")]).unwrap();
+        assert_eq!(home.key_path(), Path::new("/s/can-sync/key"));
+        assert_eq!(home.partials_dir(), Path::new("/d/can-sync/partials"));
+        assert!(locate(&[]).unwrap_err().to_string().contains("--home"));
+    }
+
+    #[test]
+    fn a_second_agent_on_the_same_home_is_refused_and_told_which_process_has_it() {
+        let (_dir, path) = fresh();
+        let home = Home::open(Some(path)).unwrap();
+        let lock = home.lock().unwrap();
+        let said = home.lock().unwrap_err().to_string();
+        assert!(said.contains(&std::process::id().to_string()), "{said}");
+        drop(lock);
+        home.lock().unwrap();
+    }
+
+    #[test]
+    fn a_secret_file_is_never_replaced() {
+        let (_dir, path) = fresh();
+        let home = Home::open(Some(path)).unwrap();
+        let secret = home.key_path();
+        write_secret(&secret, b"first").unwrap();
+        assert!(write_secret(&secret, b"second").is_err());
+        assert_eq!(read_secret(&secret).unwrap().unwrap(), b"first");
+        assert_eq!(mode(&secret), FILE_MODE);
+    }
+
+    #[test]
+    fn the_leftovers_of_a_killed_writer_are_cleared_by_the_next_agent() {
+        let (_dir, path) = fresh();
+        let home = Home::open(Some(path.clone())).unwrap();
+        let leftover = path.join(format!("{UNFINISHED_PREFIX}x"));
+        fs::write(&leftover, "half a sec").unwrap();
+        let _lock = home.lock().unwrap();
+        assert!(!leftover.exists());
+    }
+
+    #[test]
+    fn the_token_outlives_restarts_and_a_damaged_one_is_named() {
+        let (_dir, path) = fresh();
+        let home = Home::open(Some(path)).unwrap();
+        let lock = home.lock().unwrap();
+        let token = home.load_or_create_token(&lock).unwrap();
+        assert_eq!(token.len(), TOKEN_CHARS);
+        assert_eq!(home.load_or_create_token(&lock).unwrap(), token);
+        fs::write(home.api_token_path(), "").unwrap();
+        let said = home.load_or_create_token(&lock).unwrap_err().to_string();
+        assert!(said.contains("api-token"), "{said}");
+        fs::set_permissions(home.api_token_path(), fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(home.token().unwrap_err().to_string().contains("chmod 600"));
+    }
+
+    #[test]
+    fn the_api_address_is_there_while_the_agent_runs() {
+        let (_dir, path) = fresh();
+        let home = Home::open(Some(path)).unwrap();
+        let lock = home.lock().unwrap();
+        assert_eq!(home.api_address().unwrap(), None);
+        for pid in [1, 2] {
+            let address = ApiAddress { api: "http://127.0.0.1:5757".into(), pid };
+            home.write_api_address(&lock, &address).unwrap();
+            assert_eq!(home.api_address().unwrap(), Some(address));
+        }
+        home.remove_api_address(&lock).unwrap();
+        home.remove_api_address(&lock).unwrap();
+        assert_eq!(home.api_address().unwrap(), None);
+    }
+}

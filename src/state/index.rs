@@ -1,0 +1,491 @@
+//! The index: which hashes the store knows, in the order this device learnt of them.
+//!
+//! A cache, for reconciling without asking the store: it can always be rebuilt from the store's
+//! change feed. Hence `synchronous = NORMAL`: a power cut may take the newest transactions, and the
+//! database is then that of a moment before, the store cursor in it included, so the feed brings the
+//! rest again. What must not happen is that a sequence number means two hashes to a peer, therefore:
+//!
+//! X1  Numbers are given in commit order and rise; within an epoch none is given twice.
+//! X2  The epoch changes whenever numbers may have gone back: after every stop that was not
+//!     [`Index::close`]d. The mark that an index is open is on the disk before a number is given.
+//! X3  Hashes, their count and the store cursor they stand for change in one transaction.
+//! X4  A damaged index is moved aside and begun anew; that is never fatal.
+
+use std::fs;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result, bail, ensure};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+
+use crate::core::ids::{Digest, Hash, HashAlgorithm, NodeId, StoreId};
+use crate::state::home::private_database_file;
+
+/// The index. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Index {
+    shared: Arc<Shared>,
+}
+
+/// Where the index stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Sequence numbers of another epoch mean nothing here.
+    pub epoch: Epoch,
+    /// The newest sequence number; 0 when there is none.
+    pub seq: u64,
+    /// How many hashes are known.
+    pub count: u64,
+    /// The store's change feed is taken in up to here.
+    pub store_cursor: u64,
+}
+
+/// Random; see X2.
+pub type Epoch = [u8; 16];
+
+/// What [`Index::bind`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// False when the index was of another store, or new, and is empty now.
+    pub same: bool,
+}
+
+impl Index {
+    /// Opens the index at `path`, or begins a new one there.
+    pub fn open(path: &Path) -> Result<Self> {
+        private_database_file(path)?;
+        let (writer, head) = match open_writer(path) {
+            Ok(opened) => opened,
+            Err(error) if is_damage(&error) => {
+                let aside = move_aside(path)?;
+                tracing::warn!(
+                    "the index {} is damaged ({error:#}); it is kept as {} and rebuilt from the store",
+                    path.display(),
+                    aside.display()
+                );
+                private_database_file(path)?;
+                open_writer(path).with_context(|| format!("creating {}", path.display()))?
+            }
+            Err(error) => return Err(error.context(format!("opening {}", path.display()))),
+        };
+        let readers = (0..READERS)
+            .map(|_| open_reader(path).map(Mutex::new))
+            .collect::<rusqlite::Result<_>>()
+            .with_context(|| format!("opening {} for reading", path.display()))?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                writer: Mutex::new(writer),
+                readers,
+                next_reader: AtomicUsize::new(0),
+                head: Mutex::new(head),
+            }),
+        })
+    }
+
+    /// The store that the index is tied to and how that one names assets, if any yet.
+    pub fn bound(&self) -> rusqlite::Result<Option<(StoreId, HashAlgorithm)>> {
+        bound(&lock(&self.shared.writer))
+    }
+
+    /// Ties the index to a store. One that belongs to another store is emptied and gets a new epoch.
+    pub fn bind(&self, store_id: &StoreId, algorithm: HashAlgorithm) -> rusqlite::Result<Bound> {
+        let mut writer = lock(&self.shared.writer);
+        if bound(&writer)? == Some((*store_id, algorithm)) {
+            return Ok(Bound { same: true });
+        }
+        let epoch: Epoch = rand::random();
+        let tx = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for table in ["known", "sketch", "peers"] {
+            tx.execute(&format!("DELETE FROM {table}"), [])?;
+        }
+        tx.execute(
+            "UPDATE state SET store_id = ?1, algorithm = ?2, epoch = ?3, count = 0, store_cursor = 0",
+            params![store_id.0, algorithm.name(), epoch],
+        )?;
+        tx.commit()?;
+        *lock(&self.shared.head) = Head { epoch, seq: 0, count: 0, store_cursor: 0 };
+        Ok(Bound { same: false })
+    }
+
+    /// Where the index stands. Does not touch the disk.
+    pub fn head(&self) -> Head {
+        *lock(&self.shared.head)
+    }
+
+    /// Adds the digests whose hashes are not known yet, and moves the store cursor. Returns the new
+    /// ones with their sequence numbers.
+    pub fn insert(
+        &self,
+        digests: &[Digest],
+        store_cursor: u64,
+    ) -> rusqlite::Result<Vec<(u64, Digest)>> {
+        let mut writer = lock(&self.shared.writer);
+        let mut head = self.head();
+        let mut added = Vec::new();
+        let tx = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        {
+            let mut insert = tx.prepare_cached(
+                "INSERT INTO known (seq, hash, size) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            )?;
+            for digest in digests {
+                let seq = head.seq + 1;
+                let row = params![int(seq), digest.hash.0, int(digest.size_bytes)];
+                if insert.execute(row)? == 1 {
+                    head.seq = seq;
+                    added.push((seq, *digest));
+                }
+            }
+            head.count += added.len() as u64;
+            head.store_cursor = store_cursor;
+            tx.prepare_cached("UPDATE state SET count = ?1, store_cursor = ?2")?
+                .execute(params![int(head.count), int(store_cursor)])?;
+        }
+        tx.commit()?;
+        *lock(&self.shared.head) = head;
+        Ok(added)
+    }
+
+    /// Which of the hashes are known, in their order.
+    pub fn known(&self, hashes: &[Hash]) -> rusqlite::Result<Vec<bool>> {
+        self.read(|connection| {
+            let mut query = connection.prepare_cached("SELECT 1 FROM known WHERE hash = ?1")?;
+            hashes.iter().map(|hash| query.exists([hash.0])).collect()
+        })
+    }
+
+    /// The sizes in bytes of the hashes, in their order; `None` for unknown ones.
+    pub fn sizes(&self, hashes: &[Hash]) -> rusqlite::Result<Vec<Option<u64>>> {
+        self.read(|connection| {
+            let mut query = connection.prepare_cached("SELECT size FROM known WHERE hash = ?1")?;
+            hashes
+                .iter()
+                .map(|hash| query.query_row([hash.0], |row| row_u64(row, 0)).optional())
+                .collect()
+        })
+    }
+
+    /// The sequence numbers of the hashes, in their order; `None` for unknown ones.
+    pub fn seqs(&self, hashes: &[Hash]) -> rusqlite::Result<Vec<Option<u64>>> {
+        self.read(|connection| {
+            let mut query = connection.prepare_cached("SELECT seq FROM known WHERE hash = ?1")?;
+            hashes
+                .iter()
+                .map(|hash| query.query_row([hash.0], |row| row_u64(row, 0)).optional())
+                .collect()
+        })
+    }
+
+    /// The hashes after a sequence number and up to another, at most `limit`, in sequence order, and
+    /// whether there are more.
+    pub fn since(
+        &self,
+        after_seq: u64,
+        up_to_seq: u64,
+        limit: usize,
+    ) -> rusqlite::Result<(Vec<(u64, Hash)>, bool)> {
+        self.read(|connection| {
+            let rows = connection
+                .prepare_cached(
+                    "SELECT seq, hash FROM known WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3",
+                )?
+                .query_map(params![int(after_seq), int(up_to_seq), one_more(limit)], |row| {
+                    Ok((row_u64(row, 0)?, Hash(row.get(1)?)))
+                })?
+                .collect::<rusqlite::Result<_>>()?;
+            Ok(page(rows, limit))
+        })
+    }
+
+    /// The hashes above `after` in ascending order, at most `limit` of those numbered up to
+    /// `up_to_seq`, and whether there are more.
+    pub fn above(
+        &self,
+        after: Option<Hash>,
+        up_to_seq: u64,
+        limit: usize,
+    ) -> rusqlite::Result<(Vec<Hash>, bool)> {
+        // No 32 bytes are below the empty blob.
+        let after = after.as_ref().map_or(&[][..], |hash| hash.as_bytes());
+        self.read(|connection| {
+            let rows = connection
+                .prepare_cached(
+                    "SELECT hash FROM known WHERE hash > ?1 AND seq <= ?2 ORDER BY hash LIMIT ?3",
+                )?
+                .query_map(params![after, int(up_to_seq), one_more(limit)], |row| {
+                    row.get(0).map(Hash)
+                })?
+                .collect::<rusqlite::Result<_>>()?;
+            Ok(page(rows, limit))
+        })
+    }
+
+    /// Every hash within `range` that is numbered up to `up_to_seq`, ascending, as of one moment.
+    pub fn for_each_in(
+        &self,
+        range: RangeInclusive<Hash>,
+        up_to_seq: u64,
+        mut visit: impl FnMut(Hash),
+    ) -> rusqlite::Result<()> {
+        self.read(|connection| {
+            let mut query = connection.prepare_cached(
+                "SELECT hash FROM known WHERE hash BETWEEN ?1 AND ?2 AND seq <= ?3 ORDER BY hash",
+            )?;
+            let mut rows = query.query(params![range.start().0, range.end().0, int(up_to_seq)])?;
+            while let Some(row) = rows.next()? {
+                visit(Hash(row.get(0)?));
+            }
+            Ok(())
+        })
+    }
+
+    /// How far this device has taken in a peer's set: the peer's epoch and sequence number.
+    pub fn peer_cursor(&self, peer: &NodeId) -> rusqlite::Result<Option<(Epoch, u64)>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached("SELECT epoch, seq FROM peers WHERE node_id = ?1")?
+                .query_row([peer.0], |row| Ok((row.get(0)?, row_u64(row, 1)?)))
+                .optional()
+        })
+    }
+
+    /// Notes it. Only after everything up to `seq` is in this device's store.
+    pub fn set_peer_cursor(&self, peer: &NodeId, epoch: &Epoch, seq: u64) -> rusqlite::Result<()> {
+        lock(&self.shared.writer)
+            .prepare_cached(
+                "INSERT INTO peers (node_id, epoch, seq) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (node_id) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq",
+            )?
+            .execute(params![peer.0, epoch, int(seq)])?;
+        Ok(())
+    }
+
+    /// The sketch saved last and the sequence number it covers; replay what came after.
+    pub fn load_sketch(&self) -> rusqlite::Result<Option<(Vec<u8>, u64)>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached("SELECT bytes, seq FROM sketch")?
+                .query_row([], |row| Ok((row.get(0)?, row_u64(row, 1)?)))
+                .optional()
+        })
+    }
+
+    /// Saves the sketch of all hashes up to `seq`.
+    pub fn save_sketch(&self, bytes: &[u8], seq: u64) -> rusqlite::Result<()> {
+        lock(&self.shared.writer)
+            .prepare_cached("INSERT OR REPLACE INTO sketch (one, bytes, seq) VALUES (1, ?1, ?2)")?
+            .execute(params![bytes, int(seq)])?;
+        Ok(())
+    }
+
+    /// Writes everything down, so that the next [`open`](Self::open) keeps the epoch. Nothing may be
+    /// inserted afterwards.
+    pub fn close(&self) -> rusqlite::Result<()> {
+        let writer = lock(&self.shared.writer);
+        writer.pragma_update(None, "synchronous", "FULL")?;
+        writer.execute("UPDATE state SET clean = 1", [])?;
+        writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    }
+
+    /// One read transaction: what is read is of one moment.
+    fn read<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        let next = self.shared.next_reader.fetch_add(1, Ordering::Relaxed);
+        let connection = lock(&self.shared.readers[next % READERS]);
+        let tx = connection.unchecked_transaction()?;
+        let found = read(&tx)?;
+        tx.commit()?;
+        Ok(found)
+    }
+}
+
+/// Enough for as many cores as a small device has; each holds a page cache of its own.
+const READERS: usize = 3;
+/// Per connection; the upper levels of the hash tree of a million rows fit.
+const CACHE_KIB: i64 = 8 * 1024;
+/// What the WAL is cut back to after a burst, bytes.
+const WAL_BYTES_KEPT: i64 = 16 * 1024 * 1024;
+
+const SCHEMA_VERSION: i64 = 1;
+const SCHEMA: &str = "
+CREATE TABLE state (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    store_id BLOB,
+    algorithm TEXT,
+    epoch BLOB NOT NULL,
+    count INTEGER NOT NULL,
+    store_cursor INTEGER NOT NULL,
+    clean INTEGER NOT NULL
+) STRICT;
+CREATE TABLE known (
+    seq INTEGER PRIMARY KEY,
+    hash BLOB NOT NULL UNIQUE,
+    size INTEGER NOT NULL
+) STRICT;
+CREATE TABLE sketch (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    bytes BLOB NOT NULL,
+    seq INTEGER NOT NULL
+) STRICT;
+CREATE TABLE peers (
+    node_id BLOB PRIMARY KEY,
+    epoch BLOB NOT NULL,
+    seq INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
+#[derive(Debug)]
+struct Shared {
+    writer: Mutex<Connection>,
+    readers: Vec<Mutex<Connection>>,
+    next_reader: AtomicUsize,
+    /// As of the last commit. Locked after `writer`, never the other way round.
+    head: Mutex<Head>,
+}
+
+/// A panic elsewhere rolled its transaction back, so what is behind a poisoned lock is whole.
+fn bound(connection: &Connection) -> rusqlite::Result<Option<(StoreId, HashAlgorithm)>> {
+    connection.query_row("SELECT store_id, algorithm FROM state", [], |row| {
+        let (store_id, algorithm): (Option<[u8; 16]>, Option<String>) = (row.get(0)?, row.get(1)?);
+        let algorithm = algorithm.as_deref().and_then(HashAlgorithm::from_name);
+        Ok(store_id.map(StoreId).zip(algorithm))
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn open_writer(path: &Path) -> Result<(Connection, Head)> {
+    let mut connection = Connection::open(path)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
+    // For the mark of X2; what follows may be lost.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    match version {
+        0 => {
+            tx.execute_batch(SCHEMA)?;
+            tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            tx.execute(
+                "INSERT INTO state (one, epoch, count, store_cursor, clean) VALUES (1, ?1, 0, 0, 1)",
+                [rand::random::<Epoch>()],
+            )?;
+        }
+        SCHEMA_VERSION => {}
+        newer => bail!(
+            "a newer can-sync wrote it (version {newer}, this one knows {SCHEMA_VERSION}): \
+             remove the file, it is rebuilt"
+        ),
+    }
+    let clean: bool = tx.query_row("SELECT clean FROM state", [], |row| row.get(0))?;
+    if !clean {
+        let check: String = tx.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        ensure!(check == "ok", Damage(check));
+        tx.execute("UPDATE state SET epoch = ?1", [rand::random::<Epoch>()])?;
+    }
+    tx.execute("UPDATE state SET clean = 0", [])?;
+    let mut head = tx.query_row("SELECT epoch, count, store_cursor FROM state", [], |row| {
+        Ok(Head {
+            epoch: row.get(0)?,
+            seq: 0,
+            count: row_u64(row, 1)?,
+            store_cursor: row_u64(row, 2)?,
+        })
+    })?;
+    head.seq =
+        tx.query_row("SELECT coalesce(max(seq), 0) FROM known", [], |row| row_u64(row, 0))?;
+    tx.commit()?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    Ok((connection, head))
+}
+
+fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.pragma_update(None, "query_only", "ON")?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    Ok(connection)
+}
+
+/// The check after an unclean stop found this.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Damage(String);
+
+/// Whether the file's content is at fault, not the disk, its space or its rights.
+fn is_damage(error: &anyhow::Error) -> bool {
+    if error.is::<Damage>() {
+        return true;
+    }
+    match error.downcast_ref::<rusqlite::Error>() {
+        Some(rusqlite::Error::SqliteFailure(failure, _)) => matches!(
+            failure.code,
+            rusqlite::ErrorCode::DatabaseCorrupt
+                | rusqlite::ErrorCode::NotADatabase
+                // No such table or column: not a schema of ours.
+                | rusqlite::ErrorCode::Unknown
+        ),
+        Some(
+            rusqlite::Error::SqlInputError { .. }
+            | rusqlite::Error::QueryReturnedNoRows
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..),
+        ) => true,
+        _ => false,
+    }
+}
+
+fn move_aside(path: &Path) -> Result<PathBuf> {
+    let beside = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let aside = beside(".damaged");
+    fs::rename(path, &aside).with_context(|| format!("renaming {}", path.display()))?;
+    for suffix in ["-wal", "-shm"] {
+        match fs::remove_file(beside(suffix)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error)
+                    .with_context(|| format!("removing {}", beside(suffix).display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(aside)
+}
+
+fn page<T>(mut rows: Vec<T>, limit: usize) -> (Vec<T>, bool) {
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    (rows, more)
+}
+
+fn one_more(limit: usize) -> i64 {
+    count(limit).saturating_add(1)
+}
+
+fn count(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+/// SQLite's integers are signed. No size, count or cursor of ours reaches the 64th bit, and a peer's
+/// invented one is as good when cut.
+fn int(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn row_u64(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let value: i64 = row.get(column)?;
+    u64::try_from(value).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, value))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,17 @@
+//! What the agent itself keeps on disk. All of it blocks: call it from a blocking thread.
+//!
+//! | file | what | if lost |
+//! |---|---|---|
+//! | `key` ([`identity`]) | the device's secret key | the device is a stranger to its group |
+//! | `state.db` ([`group`]) | group, members, removals, tickets | the device must pair again |
+//! | `index.db` ([`index`]) | the hashes the store knows, numbered | rebuilt from the store |
+//! | `partials/` ([`partials`], [`bao`]) | large transfers under way | transferred again |
+//!
+//! [`home`] says where they are and who may read them.
+
+pub mod bao;
+pub mod group;
+pub mod home;
+pub mod identity;
+pub mod index;
+pub mod partials;

@@ -1,0 +1,392 @@
+//! Large assets on their way in: files that grow from the start and survive restarts.
+//!
+//! P1  With BLAKE3 nothing unverified is written, and what a file holds is verified anew before it
+//!     is built upon after a restart. So nothing here needs an fsync before the asset is whole.
+//! P2  With SHA-256 the content can be verified only when whole; a wrong one is deleted then.
+//! P3  One transfer at a time per asset.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::OFlags;
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+
+use crate::core::ids::{Digest, Hash, HashAlgorithm};
+use crate::state::bao::{
+    ASSET_BYTES_MAX, GROUP_BYTES, decode_piece, outboard_bytes, verified_prefix_bytes,
+};
+
+/// The folder of partial transfers. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Partials {
+    shared: Arc<Shared>,
+}
+
+/// One asset under way; nobody else can open it meanwhile. Dropped, it stays for a later resume.
+#[derive(Debug)]
+pub struct Partial {
+    digest: Digest,
+    files: Files,
+    content: File,
+    /// With BLAKE3 only.
+    outboard: Option<File>,
+    prefix_bytes: u64,
+    claim: Claim,
+}
+
+/// A whole and verified content, durable in its file. Hold on to it until the store has adopted the
+/// files: while it lives, nobody opens them as a partial.
+#[derive(Debug)]
+pub struct CompleteFile {
+    /// The hash and size it has.
+    pub digest: Digest,
+    /// The content.
+    pub path: PathBuf,
+    /// Its outboard; none with SHA-256 and for an asset of one group.
+    pub outboard: Option<PathBuf>,
+    _claim: Claim,
+}
+
+/// Why a partial cannot be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// See P3.
+    #[error("asset {0} is being transferred already")]
+    InUse(Hash),
+    /// As many transfers are under way as there can be.
+    #[error("{PARTIALS_MAX} large assets are under way, the most there can be")]
+    TooMany,
+    /// See [`ASSET_BYTES_MAX`].
+    #[error("an asset of {0} bytes is larger than any there can be")]
+    TooLarge(u64),
+    /// The disk failed.
+    #[error("opening {path}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Why a piece was not, or not wholly, taken.
+#[derive(Debug, Error)]
+pub enum PieceError {
+    /// The groups before `offset_bytes` were good and are kept; ask another device for the rest.
+    #[error("the content received is wrong at byte {offset_bytes}")]
+    Corrupt {
+        /// Where the first wrong group starts.
+        offset_bytes: u64,
+    },
+    /// Pieces come one after another, in whole groups.
+    #[error("expected a piece at byte {expected}, got {length_bytes} bytes at {got}")]
+    Misplaced {
+        /// The end of what is held.
+        expected: u64,
+        /// Where the piece claims to start.
+        got: u64,
+        /// Its claimed length.
+        length_bytes: u64,
+    },
+    /// The disk failed or is full; the piece may be sent again.
+    #[error("writing a partial asset")]
+    Io(#[from] io::Error),
+}
+
+/// Why a transfer is not complete.
+#[derive(Debug, Error)]
+pub enum FinishError {
+    /// Pieces are missing; the partial stays.
+    #[error("{held_bytes} of {size_bytes} bytes are here")]
+    Incomplete {
+        /// What is held.
+        held_bytes: u64,
+        /// What it takes.
+        size_bytes: u64,
+    },
+    /// All for nothing; the partial is gone. With BLAKE3 only an empty content comes to this.
+    #[error("the content received for {expected} has the hash {got}")]
+    Mismatch {
+        /// The asset's hash.
+        expected: Hash,
+        /// The content's.
+        got: Hash,
+    },
+    /// The disk failed.
+    #[error("completing a partial asset")]
+    Io(#[from] io::Error),
+}
+
+impl Partials {
+    /// Opens the folder, which exists, and removes what nobody went on with for long.
+    pub fn open(folder: &Path, now: SystemTime) -> io::Result<Self> {
+        let shared = Shared { folder: folder.to_owned(), claimed: Mutex::new(BTreeSet::new()) };
+        for (hash, touched) in shared.list()? {
+            let age = now.duration_since(touched).unwrap_or_default();
+            if age > KEPT {
+                shared.files(&hash).remove()?;
+            }
+        }
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Begins or resumes the transfer of an asset. Resuming reads and hashes what is held.
+    pub fn start(&self, digest: Digest, algorithm: HashAlgorithm) -> Result<Partial, OpenError> {
+        if digest.size_bytes > ASSET_BYTES_MAX {
+            return Err(OpenError::TooLarge(digest.size_bytes));
+        }
+        let claim = self.claim(digest.hash)?;
+        let files = self.shared.files(&digest.hash);
+        let open = |path: &Path| {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+                .open(path)
+                .map_err(|source| OpenError::Io { path: path.to_owned(), source })
+        };
+        let content = open(&files.content)?;
+        let outboard = match algorithm {
+            HashAlgorithm::Blake3 => Some(open(&files.outboard)?),
+            HashAlgorithm::Sha256 => None,
+        };
+        let resumed = (|| {
+            let prefix_bytes = resumable_bytes(&digest, &content, outboard.as_ref())?;
+            content.set_len(prefix_bytes)?;
+            Ok(prefix_bytes)
+        })();
+        let prefix_bytes =
+            resumed.map_err(|source| OpenError::Io { path: files.content.clone(), source })?;
+        Ok(Partial { digest, files, content, outboard, prefix_bytes, claim })
+    }
+
+    fn claim(&self, hash: Hash) -> Result<Claim, OpenError> {
+        let mut claimed = self.shared.claimed();
+        if claimed.contains(&hash) {
+            return Err(OpenError::InUse(hash));
+        }
+        let io_error = |source| OpenError::Io { path: self.shared.folder.clone(), source };
+        let mut held = self.shared.list().map_err(io_error)?;
+        if held.len() >= PARTIALS_MAX && held.iter().all(|(known, _)| *known != hash) {
+            held.sort_by_key(|(_, touched)| *touched);
+            let idle = held.iter().find(|(known, _)| !claimed.contains(known));
+            let (idle, _) = idle.ok_or(OpenError::TooMany)?;
+            self.shared.files(idle).remove().map_err(io_error)?;
+        }
+        claimed.insert(hash);
+        Ok(Claim { shared: Arc::clone(&self.shared), hash })
+    }
+}
+
+impl Partial {
+    /// Which asset.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// How much is held, from the start: whole groups, or all. With BLAKE3 it is verified.
+    pub fn verified_prefix_bytes(&self) -> u64 {
+        self.prefix_bytes
+    }
+
+    /// Everything is here.
+    pub fn is_complete(&self) -> bool {
+        self.prefix_bytes == self.digest.size_bytes
+    }
+
+    /// Takes the next piece, which starts where
+    /// [`verified_prefix_bytes`](Self::verified_prefix_bytes) end: with BLAKE3 its bao encoding, of
+    /// which only verified groups are written; with SHA-256 its bytes.
+    pub fn write_piece(
+        &mut self,
+        offset_bytes: u64,
+        length_bytes: u64,
+        encoded: &[u8],
+    ) -> Result<(), PieceError> {
+        let misplaced =
+            PieceError::Misplaced { expected: self.prefix_bytes, got: offset_bytes, length_bytes };
+        let range = offset_bytes..offset_bytes.saturating_add(length_bytes);
+        if range.start != self.prefix_bytes || range.end > self.digest.size_bytes {
+            return Err(misplaced);
+        }
+        let Some(outboard) = &self.outboard else {
+            if length_bytes != encoded.len() as u64 {
+                return Err(misplaced);
+            }
+            self.content.write_all_at(encoded, offset_bytes)?;
+            self.prefix_bytes = range.end;
+            return Ok(());
+        };
+        let decoded = decode_piece(&self.digest, range, encoded).ok_or(misplaced)?;
+        self.content.write_all_at(&decoded.content, offset_bytes)?;
+        outboard.write_all_at(&decoded.outboard, decoded.outboard_offset_bytes)?;
+        self.prefix_bytes += decoded.content.len() as u64;
+        if !decoded.whole {
+            return Err(PieceError::Corrupt { offset_bytes: self.prefix_bytes });
+        }
+        Ok(())
+    }
+
+    /// Makes the whole content durable for the store to adopt.
+    pub fn finish(self) -> Result<CompleteFile, FinishError> {
+        if !self.is_complete() {
+            return Err(FinishError::Incomplete {
+                held_bytes: self.prefix_bytes,
+                size_bytes: self.digest.size_bytes,
+            });
+        }
+        // With BLAKE3 every group was verified, which leaves the content without any.
+        let got = match &self.outboard {
+            None => sha256(&self.content)?,
+            Some(_) if self.digest.size_bytes == 0 => HashAlgorithm::Blake3.hash(&[]),
+            Some(_) => self.digest.hash,
+        };
+        if got != self.digest.hash {
+            self.files.remove()?;
+            return Err(FinishError::Mismatch { expected: self.digest.hash, got });
+        }
+        self.content.sync_all()?;
+        let length_bytes = outboard_bytes(self.digest.size_bytes);
+        let outboard = match &self.outboard {
+            None => None,
+            Some(_) if length_bytes == 0 => {
+                fs::remove_file(&self.files.outboard)?;
+                None
+            }
+            Some(outboard) => {
+                outboard.set_len(length_bytes)?;
+                outboard.sync_all()?;
+                Some(self.files.outboard)
+            }
+        };
+        Ok(CompleteFile {
+            digest: self.digest,
+            path: self.files.content,
+            outboard,
+            _claim: self.claim,
+        })
+    }
+
+    /// Throws away what is held.
+    pub fn discard(self) -> io::Result<()> {
+        self.files.remove()
+    }
+}
+
+/// Most partial assets on disk: ten times what can be in flight at once, so that the interrupted
+/// ones of several peers fit. The one idle for longest makes room.
+pub const PARTIALS_MAX: usize = 256;
+/// A device away for a month is likely gone with its asset.
+const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+const CONTENT_SUFFIX: &str = ".part";
+const OUTBOARD_SUFFIX: &str = ".obao";
+const HASHING_BYTES: usize = 256 * 1024;
+
+#[derive(Debug)]
+struct Shared {
+    folder: PathBuf,
+    claimed: Mutex<BTreeSet<Hash>>,
+}
+
+impl Shared {
+    fn claimed(&self) -> MutexGuard<'_, BTreeSet<Hash>> {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn files(&self, hash: &Hash) -> Files {
+        Files {
+            content: self.folder.join(format!("{hash}{CONTENT_SUFFIX}")),
+            outboard: self.folder.join(format!("{hash}{OUTBOARD_SUFFIX}")),
+        }
+    }
+
+    /// The partials there are and when each was last written to. An outboard alone, which a crash
+    /// between two removals leaves, counts too, as untouched for ever.
+    fn list(&self) -> io::Result<Vec<(Hash, SystemTime)>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let hash_before = |suffix| name.strip_suffix(suffix)?.parse::<Hash>().ok();
+            if let Some(hash) = hash_before(CONTENT_SUFFIX) {
+                found.push((hash, entry.metadata()?.modified()?));
+            } else if let Some(hash) = hash_before(OUTBOARD_SUFFIX)
+                && !self.files(&hash).content.exists()
+            {
+                found.push((hash, SystemTime::UNIX_EPOCH));
+            }
+        }
+        Ok(found)
+    }
+}
+
+#[derive(Debug)]
+struct Files {
+    content: PathBuf,
+    outboard: PathBuf,
+}
+
+impl Files {
+    fn remove(&self) -> io::Result<()> {
+        for path in [&self.content, &self.outboard] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct Claim {
+    shared: Arc<Shared>,
+    hash: Hash,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.shared.claimed().remove(&self.hash);
+    }
+}
+
+fn resumable_bytes(digest: &Digest, content: &File, outboard: Option<&File>) -> io::Result<u64> {
+    let length_bytes = content.metadata()?.len();
+    if length_bytes == 0 {
+        return Ok(0);
+    }
+    let Some(outboard) = outboard else {
+        let usable_bytes = length_bytes.min(digest.size_bytes);
+        return Ok(usable_bytes - usable_bytes % GROUP_BYTES);
+    };
+    // What cannot be read is no use; the file shrinks to what can.
+    Ok(verified_prefix_bytes(digest, content, outboard).unwrap_or_else(|error| {
+        tracing::warn!("the partial asset {} cannot be read: {error}", digest.hash.short());
+        0
+    }))
+}
+
+fn sha256(mut content: &File) -> io::Result<Hash> {
+    content.rewind()?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; HASHING_BYTES];
+    loop {
+        match content.read(&mut buffer)? {
+            0 => return Ok(Hash(hasher.finalize().into())),
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,627 @@
+#![allow(clippy::unwrap_used)]
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::state::bao::{EncodeError, build_outboard, encode_piece};
+
+const GROUP: usize = GROUP_BYTES as usize;
+const PIECE: usize = 256 * 1024;
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn open(&self) -> Partials {
+        Partials::open(self.0.path(), SystemTime::now()).unwrap()
+    }
+
+    fn file(&self, digest: &Digest, suffix: &str) -> PathBuf {
+        self.0.path().join(format!("{}{suffix}", digest.hash))
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.0.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+/// An asset at its sender.
+struct Sender {
+    content: Bytes,
+    digest: Digest,
+    outboard: File,
+}
+
+impl Sender {
+    fn new(size_bytes: usize) -> Self {
+        let mut content = vec![0; size_bytes];
+        blake3::Hasher::new().finalize_xof().fill(&mut content);
+        Self::of(content.into())
+    }
+
+    fn of(content: Bytes) -> Self {
+        let mut outboard = tempfile::tempfile().unwrap();
+        let size_bytes = content.len() as u64;
+        let hash = build_outboard(&content[..], size_bytes, &mut outboard).unwrap();
+        assert_eq!(hash, HashAlgorithm::Blake3.hash(&content));
+        assert_eq!(outboard.metadata().unwrap().len(), outboard_bytes(size_bytes));
+        Self { content, digest: Digest { hash, size_bytes }, outboard }
+    }
+
+    fn end(&self, offset: usize, length: usize) -> usize {
+        (offset + length).min(self.content.len())
+    }
+
+    fn encode(&self, offset: usize, length: usize) -> Vec<u8> {
+        let content = &self.content[offset..self.end(offset, length)];
+        encode_piece(&self.digest, offset as u64, content, Some(&self.outboard)).unwrap()
+    }
+
+    fn send(&self, partial: &mut Partial, length: usize) -> Result<(), PieceError> {
+        let offset = partial.verified_prefix_bytes() as usize;
+        let got = self.end(offset, length) - offset;
+        partial.write_piece(offset as u64, got as u64, &self.encode(offset, length))
+    }
+
+    fn send_all(&self, partial: &mut Partial, length: usize) {
+        while !partial.is_complete() {
+            self.send(partial, length).unwrap();
+        }
+    }
+
+    fn assert_finishes(&self, partial: Partial) {
+        let complete = partial.finish().unwrap();
+        assert_eq!(complete.digest, self.digest);
+        assert_eq!(fs::read(&complete.path).unwrap(), self.content);
+        let mut outboard = vec![];
+        (&self.outboard).rewind().unwrap();
+        (&self.outboard).read_to_end(&mut outboard).unwrap();
+        match &complete.outboard {
+            Some(path) => assert_eq!(fs::read(path).unwrap(), outboard),
+            None => assert!(outboard.is_empty()),
+        }
+    }
+}
+
+fn start(partials: &Partials, digest: Digest) -> Partial {
+    partials.start(digest, HashAlgorithm::Blake3).unwrap()
+}
+
+fn flip(path: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+}
+
+#[test]
+fn assets_of_all_sizes_arrive_whole_with_their_outboard() {
+    let sizes = [
+        1,
+        1023,
+        1025,
+        GROUP - 1,
+        GROUP,
+        GROUP + 1,
+        2 * GROUP,
+        3 * GROUP - 1,
+        PIECE - 1,
+        PIECE,
+        PIECE + 1,
+        5 * PIECE + 3 * GROUP + 7,
+        (4 << 20) + 1,
+    ];
+    for size in sizes {
+        let sender = Sender::new(size);
+        for length in [GROUP, 3 * GROUP, PIECE, 1 << 20] {
+            let folder = Folder::new();
+            let mut partial = start(&folder.open(), sender.digest);
+            sender.send_all(&mut partial, length);
+            sender.assert_finishes(partial);
+        }
+    }
+}
+
+#[test]
+fn a_small_asset_needs_no_outboard_and_a_larger_one_does() {
+    for (size, ok) in [(1, true), (GROUP, true), (GROUP + 1, false)] {
+        let sender = Sender::new(size);
+        let encoded = encode_piece(&sender.digest, 0, &sender.content, None);
+        match encoded {
+            Ok(encoded) => assert!(ok && encoded == sender.content),
+            Err(EncodeError::NoOutboard(_)) => assert!(!ok),
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn an_empty_content_is_complete_only_under_its_own_hash() {
+    let folder = Folder::new();
+    let empty = Sender::new(0);
+    empty.assert_finishes(start(&folder.open(), empty.digest));
+    let lie = Digest { hash: Hash([1; 32]), size_bytes: 0 };
+    let refused = start(&folder.open(), lie).finish();
+    assert!(matches!(refused, Err(FinishError::Mismatch { .. })));
+}
+
+#[test]
+fn a_flipped_bit_is_caught_at_its_group_and_the_groups_before_are_kept() {
+    let sender = Sender::new(PIECE + 5 * GROUP + 100);
+    let groups = sender.content.len().div_ceil(GROUP);
+    for group in 0..groups {
+        let folder = Folder::new();
+        let mut partial = start(&folder.open(), sender.digest);
+        let wrong = group * GROUP;
+        let piece = wrong / PIECE * PIECE;
+        while (partial.verified_prefix_bytes() as usize) < piece {
+            sender.send(&mut partial, PIECE).unwrap();
+        }
+        let mut encoded = sender.encode(piece, PIECE);
+        let length = sender.end(piece, PIECE) - piece;
+        let good = &sender.content[wrong..sender.end(wrong, 64)];
+        let at = encoded.windows(good.len()).position(|w| w == good).unwrap();
+        encoded[at] ^= 0x10;
+        let refused = partial.write_piece(piece as u64, length as u64, &encoded);
+        match refused {
+            Err(PieceError::Corrupt { offset_bytes }) => assert_eq!(offset_bytes, wrong as u64),
+            other => panic!("group {group}: {other:?}"),
+        }
+        assert_eq!(partial.verified_prefix_bytes(), wrong as u64);
+        let held = fs::read(folder.file(&sender.digest, CONTENT_SUFFIX)).unwrap();
+        assert_eq!(held, sender.content[..wrong], "nothing unverified is written");
+        sender.send_all(&mut partial, PIECE);
+        sender.assert_finishes(partial);
+    }
+}
+
+#[test]
+fn a_flipped_bit_anywhere_in_a_piece_is_caught() {
+    let sender = Sender::new(4 * GROUP + 10);
+    let encoded = sender.encode(2 * GROUP, 2 * GROUP);
+    for byte in (0..encoded.len()).step_by(61).chain(0..256) {
+        let folder = Folder::new();
+        let mut partial = start(&folder.open(), sender.digest);
+        sender.send(&mut partial, 2 * GROUP).unwrap();
+        let mut wrong = encoded.clone();
+        wrong[byte] ^= 1;
+        let refused = partial.write_piece(2 * GROUP_BYTES, 2 * GROUP_BYTES, &wrong);
+        assert!(matches!(refused, Err(PieceError::Corrupt { .. })), "{byte}");
+        let held = partial.verified_prefix_bytes() as usize;
+        let content = fs::read(folder.file(&sender.digest, CONTENT_SUFFIX)).unwrap();
+        assert_eq!(content, sender.content[..held], "{byte}");
+    }
+}
+
+#[test]
+fn pieces_cut_short_padded_or_of_another_asset_are_corrupt() {
+    let sender = Sender::new(PIECE);
+    let other = Sender::of(vec![7; PIECE].into());
+    let good = sender.encode(0, PIECE);
+    let padded = [&good[..], &[0]].concat();
+    for (wrong, held) in [
+        (&good[..0], 0),
+        (&good[..good.len() - 1], PIECE - GROUP),
+        (&padded[..], PIECE),
+        (&other.encode(0, PIECE)[..], 0),
+    ] {
+        let folder = Folder::new();
+        let mut partial = start(&folder.open(), sender.digest);
+        let refused = partial.write_piece(0, PIECE as u64, wrong);
+        assert!(matches!(refused, Err(PieceError::Corrupt { .. })));
+        assert_eq!(partial.verified_prefix_bytes(), held as u64);
+    }
+}
+
+#[test]
+fn a_lie_about_the_size_never_completes() {
+    let sender = Sender::new(6 * GROUP);
+    for size_bytes in [1, 4, 5, 7, 8, 100].map(|groups| groups * GROUP_BYTES) {
+        let folder = Folder::new();
+        let lie = Digest { size_bytes, ..sender.digest };
+        let mut partial = start(&folder.open(), lie);
+        while sender.send(&mut partial, GROUP).is_ok() && !partial.is_complete() {}
+        assert!(!partial.is_complete(), "{size_bytes}");
+    }
+    let true_size = sender.digest.size_bytes;
+    for size_bytes in [true_size - 1, true_size + 1] {
+        let folder = Folder::new();
+        let lie = Digest { size_bytes, ..sender.digest };
+        let mut partial = start(&folder.open(), lie);
+        sender.send(&mut partial, GROUP).unwrap();
+        let rest = sender.encode(GROUP, 5 * GROUP);
+        let refused = partial.write_piece(GROUP_BYTES, size_bytes - GROUP_BYTES, &rest);
+        assert!(matches!(refused, Err(PieceError::Corrupt { .. })));
+        assert!(!partial.is_complete());
+    }
+}
+
+#[test]
+fn pieces_out_of_place_are_refused() {
+    let sender = Sender::new(4 * GROUP + 10);
+    let folder = Folder::new();
+    let mut partial = start(&folder.open(), sender.digest);
+    sender.send(&mut partial, GROUP).unwrap();
+    let piece = sender.encode(2 * GROUP, GROUP);
+    for (offset, length) in [
+        (0, GROUP_BYTES),
+        (2 * GROUP_BYTES, GROUP_BYTES),
+        (GROUP_BYTES, 100),
+        (GROUP_BYTES, 0),
+        (GROUP_BYTES, u64::MAX),
+        (GROUP_BYTES, 4 * GROUP_BYTES),
+    ] {
+        let refused = partial.write_piece(offset, length, &piece);
+        assert!(matches!(refused, Err(PieceError::Misplaced { .. })), "{offset} {length}");
+    }
+    assert_eq!(partial.verified_prefix_bytes(), GROUP_BYTES);
+    let refused = partial.finish();
+    assert!(matches!(refused, Err(FinishError::Incomplete { .. })));
+    assert_eq!(start(&folder.open(), sender.digest).verified_prefix_bytes(), GROUP_BYTES);
+}
+
+#[test]
+fn a_transfer_goes_on_after_a_restart() {
+    let sender = Sender::new(5 * PIECE + 3);
+    let folder = Folder::new();
+    for pieces in 0..5 {
+        let mut partial = start(&folder.open(), sender.digest);
+        let held = (pieces * PIECE) as u64;
+        assert_eq!(partial.verified_prefix_bytes(), held);
+        sender.send(&mut partial, PIECE).unwrap();
+    }
+    let mut partial = start(&folder.open(), sender.digest);
+    sender.send_all(&mut partial, PIECE);
+    drop(partial);
+    let partial = start(&folder.open(), sender.digest);
+    assert!(partial.is_complete());
+    sender.assert_finishes(partial);
+}
+
+#[test]
+fn what_was_damaged_between_sessions_is_found_and_fetched_again() {
+    let sender = Sender::new(2 * PIECE + 3);
+    let groups = (2 * PIECE / GROUP) as u64;
+    let mut damages: Vec<(&str, u64, Option<u64>)> = (0..groups)
+        .map(|group| (CONTENT_SUFFIX, group * GROUP_BYTES + 5, Some(group * GROUP_BYTES)))
+        .collect();
+    let outboard = outboard_bytes(sender.digest.size_bytes);
+    damages.extend((0..outboard).step_by(32).map(|at| (OUTBOARD_SUFFIX, at, None)));
+    for (suffix, at, expected) in damages {
+        let folder = Folder::new();
+        let mut partial = start(&folder.open(), sender.digest);
+        sender.send_all(&mut partial, PIECE);
+        drop(partial);
+        flip(&folder.file(&sender.digest, suffix), at);
+        let mut partial = start(&folder.open(), sender.digest);
+        let held = partial.verified_prefix_bytes();
+        assert!(!partial.is_complete(), "{suffix} {at}");
+        assert!(held.is_multiple_of(GROUP_BYTES));
+        assert!(expected.is_none_or(|expected| held == expected), "{suffix} {at}: {held}");
+        sender.send_all(&mut partial, PIECE);
+        sender.assert_finishes(partial);
+    }
+}
+
+#[test]
+fn files_cut_or_lengthened_between_sessions_are_used_as_far_as_they_are_good() {
+    let sender = Sender::new(2 * PIECE + 3);
+    for suffix in [CONTENT_SUFFIX, OUTBOARD_SUFFIX] {
+        for length in [0, 1, 63, 65, 1000, GROUP + 1, PIECE, PIECE + GROUP - 1, 9 * PIECE] {
+            let folder = Folder::new();
+            let mut partial = start(&folder.open(), sender.digest);
+            sender.send(&mut partial, PIECE).unwrap();
+            sender.send(&mut partial, 2 * GROUP).unwrap();
+            drop(partial);
+            let file =
+                OpenOptions::new().write(true).open(folder.file(&sender.digest, suffix)).unwrap();
+            file.set_len(length as u64).unwrap();
+            let mut partial = start(&folder.open(), sender.digest);
+            let held = partial.verified_prefix_bytes() as usize;
+            assert!(held <= PIECE + 2 * GROUP);
+            if suffix == CONTENT_SUFFIX {
+                assert_eq!(held, (length / GROUP * GROUP).min(PIECE + 2 * GROUP));
+            }
+            sender.send_all(&mut partial, PIECE);
+            sender.assert_finishes(partial);
+        }
+    }
+}
+
+#[test]
+fn what_rotted_at_the_sender_is_not_sent() {
+    let sender = Sender::new(4 * PIECE);
+    let mut content = sender.content[PIECE..2 * PIECE].to_vec();
+    content[3 * GROUP + 5] ^= 1;
+    let offset = PIECE as u64;
+    let refused = encode_piece(&sender.digest, offset, &content, Some(&sender.outboard));
+    let rotten = offset + 3 * GROUP_BYTES;
+    match refused {
+        Err(EncodeError::Damaged { offset_bytes }) => assert_eq!(offset_bytes, rotten),
+        other => panic!("{other:?}"),
+    }
+    for at in (0..outboard_bytes(sender.digest.size_bytes)).step_by(32) {
+        let mut byte = [0];
+        sender.outboard.read_exact_at(&mut byte, at).unwrap();
+        sender.outboard.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        let any_refused = (0..4).any(|piece| {
+            let content = &sender.content[piece * PIECE..(piece + 1) * PIECE];
+            let offset = (piece * PIECE) as u64;
+            let encoded = encode_piece(&sender.digest, offset, content, Some(&sender.outboard));
+            matches!(encoded, Err(EncodeError::Damaged { .. }))
+        });
+        assert!(any_refused, "{at}");
+        sender.outboard.write_all_at(&byte, at).unwrap();
+    }
+}
+
+#[test]
+fn ranges_that_are_no_whole_groups_are_not_encoded() {
+    let sender = Sender::new(4 * GROUP + 10);
+    for (offset, length) in [(1, GROUP), (0, GROUP - 1), (0, 0), (4 * GROUP, 9)] {
+        let content = &sender.content[offset..offset + length];
+        let refused = encode_piece(&sender.digest, offset as u64, content, Some(&sender.outboard));
+        assert!(matches!(refused, Err(EncodeError::Misaligned(_))), "{offset} {length}");
+    }
+    let beyond = encode_piece(&sender.digest, u64::MAX - 16383, &[1; 3], Some(&sender.outboard));
+    assert!(matches!(beyond, Err(EncodeError::Misaligned(_))));
+}
+
+#[test]
+fn an_outboard_of_a_content_that_is_too_short_or_too_long_is_not_built() {
+    let content = [1; 2 * GROUP];
+    for claimed in [2 * GROUP_BYTES - 1, 2 * GROUP_BYTES + 1] {
+        let mut file = tempfile::tempfile().unwrap();
+        build_outboard(&content[..], claimed, &mut file).unwrap_err();
+    }
+}
+
+#[test]
+fn with_sha256_the_content_is_checked_when_it_is_whole() {
+    let folder = Folder::new();
+    let content = Sender::new(PIECE + 100).content;
+    let digest =
+        Digest { hash: HashAlgorithm::Sha256.hash(&content), size_bytes: content.len() as u64 };
+    let partials = folder.open();
+    let begin = || partials.start(digest, HashAlgorithm::Sha256).unwrap();
+    let mut partial = begin();
+    partial.write_piece(0, GROUP_BYTES, &content[..GROUP]).unwrap();
+    partial.write_piece(GROUP_BYTES, 100, &content[GROUP..GROUP + 100]).unwrap();
+    let refused = partial.write_piece(GROUP_BYTES + 100, 101, &content[..100]);
+    assert!(matches!(refused, Err(PieceError::Misplaced { .. })));
+    drop(partial);
+    let mut partial = begin();
+    assert_eq!(partial.verified_prefix_bytes(), GROUP_BYTES, "whole groups are resumed");
+    let rest = &content[GROUP..];
+    partial.write_piece(GROUP_BYTES, rest.len() as u64, rest).unwrap();
+    let complete = partial.finish().unwrap();
+    assert_eq!(fs::read(&complete.path).unwrap(), content);
+    assert_eq!(complete.outboard, None);
+    drop(complete);
+
+    let path = folder.file(&digest, CONTENT_SUFFIX);
+    fs::remove_file(&path).unwrap();
+    let mut partial = begin();
+    let wrong = vec![0; content.len()];
+    partial.write_piece(0, wrong.len() as u64, &wrong).unwrap();
+    assert!(matches!(partial.finish(), Err(FinishError::Mismatch { .. })));
+    assert!(!path.exists());
+}
+
+#[test]
+fn an_asset_is_transferred_once_at_a_time() {
+    let folder = Folder::new();
+    let sender = Sender::new(GROUP);
+    let partials = folder.open();
+    let again = || partials.clone().start(sender.digest, HashAlgorithm::Blake3);
+    let mut partial = start(&partials, sender.digest);
+    assert!(matches!(again(), Err(OpenError::InUse(_))));
+    sender.send_all(&mut partial, GROUP);
+    let complete = partial.finish().unwrap();
+    assert!(matches!(again(), Err(OpenError::InUse(_))), "until the store has it");
+    drop(complete);
+    again().unwrap().discard().unwrap();
+    assert_eq!(folder.names(), [""; 0]);
+    again().unwrap();
+}
+
+#[test]
+fn transfers_nobody_went_on_with_for_a_month_are_swept() {
+    let folder = Folder::new();
+    let (old, new) = (Sender::new(PIECE), Sender::new(PIECE + 1));
+    let partials = folder.open();
+    for sender in [&old, &new] {
+        sender.send(&mut start(&partials, sender.digest), GROUP).unwrap();
+    }
+    let day = Duration::from_secs(24 * 60 * 60);
+    let now = SystemTime::now();
+    File::open(folder.file(&old.digest, CONTENT_SUFFIX))
+        .unwrap()
+        .set_modified(now - 31 * day)
+        .unwrap();
+    File::open(folder.file(&new.digest, CONTENT_SUFFIX))
+        .unwrap()
+        .set_modified(now - 29 * day)
+        .unwrap();
+    let orphan = folder.0.path().join(format!("{}{OUTBOARD_SUFFIX}", Hash([9; 32])));
+    fs::write(&orphan, "x").unwrap();
+    fs::write(folder.0.path().join("note"), "not ours").unwrap();
+    folder.open();
+    let hash = new.digest.hash;
+    let kept = [format!("{hash}.obao"), format!("{hash}.part"), "note".into()];
+    assert_eq!(folder.names(), kept);
+}
+
+#[test]
+fn the_transfer_idle_for_longest_makes_room_for_a_new_one() {
+    let folder = Folder::new();
+    let partials = folder.open();
+    let digest = |n: usize| Digest {
+        hash: HashAlgorithm::Blake3.hash(&n.to_le_bytes()),
+        size_bytes: GROUP_BYTES,
+    };
+    let now = SystemTime::now();
+    let mut busy = vec![];
+    for n in 0..PARTIALS_MAX {
+        let partial = start(&partials, digest(n));
+        let age = Duration::from_secs((PARTIALS_MAX - n) as u64);
+        partial.content.set_modified(now - age).unwrap();
+        if n != 1 {
+            busy.push(partial);
+        }
+    }
+    start(&partials, digest(PARTIALS_MAX));
+    assert!(!folder.file(&digest(1), CONTENT_SUFFIX).exists());
+    assert!(folder.file(&digest(0), CONTENT_SUFFIX).exists(), "it is in use");
+    busy.push(start(&partials, digest(PARTIALS_MAX)));
+    let refused = partials.start(digest(PARTIALS_MAX + 1), HashAlgorithm::Blake3);
+    assert!(matches!(refused, Err(OpenError::TooMany)));
+}
+
+#[test]
+fn a_link_in_place_of_a_partial_is_not_followed() {
+    let folder = Folder::new();
+    let victim = tempfile::NamedTempFile::new().unwrap();
+    fs::write(victim.path(), "precious").unwrap();
+    let sender = Sender::new(GROUP);
+    let link = folder.file(&sender.digest, CONTENT_SUFFIX);
+    std::os::unix::fs::symlink(victim.path(), link).unwrap();
+    let refused = folder.open().start(sender.digest, HashAlgorithm::Blake3);
+    assert!(matches!(refused, Err(OpenError::Io { .. })));
+    assert_eq!(fs::read(victim.path()).unwrap(), b"precious");
+}
+
+#[test]
+fn an_absurd_size_is_refused_before_anything_is_made() {
+    let folder = Folder::new();
+    for size_bytes in [ASSET_BYTES_MAX + 1, u64::MAX] {
+        let hash = Hash([1; 32]);
+        let refused = folder.open().start(Digest { hash, size_bytes }, HashAlgorithm::Blake3);
+        assert!(matches!(refused, Err(OpenError::TooLarge(_))));
+    }
+    let digest = Digest { hash: Hash([1; 32]), size_bytes: ASSET_BYTES_MAX };
+    let mut partial = start(&folder.open(), digest);
+    let refused = partial.write_piece(0, ASSET_BYTES_MAX, &[0; 1000]);
+    assert!(matches!(refused, Err(PieceError::Corrupt { offset_bytes: 0 })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn pieces_of_any_lengths_give_the_content(
+        size in 1usize..600_000,
+        groups in prop::collection::vec(1usize..20, 1..8),
+        restart in any::<bool>(),
+    ) {
+        let sender = Sender::new(size);
+        let folder = Folder::new();
+        let mut partial = start(&folder.open(), sender.digest);
+        for groups in groups.iter().cycle() {
+            if partial.is_complete() {
+                break;
+            }
+            sender.send(&mut partial, groups * GROUP).unwrap();
+            if restart {
+                let held = partial.verified_prefix_bytes();
+                drop(partial);
+                partial = start(&folder.open(), sender.digest);
+                prop_assert_eq!(partial.verified_prefix_bytes(), held);
+            }
+        }
+        sender.assert_finishes(partial);
+    }
+
+    #[test]
+    fn random_bytes_are_never_taken(
+        offset in 0u64..3,
+        length in any::<u64>(),
+        junk in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let folder = Folder::new();
+        let digest = Digest { hash: Hash([3; 32]), size_bytes: 5 * GROUP_BYTES + 1 };
+        let mut partial = start(&folder.open(), digest);
+        prop_assert!(partial.write_piece(offset * GROUP_BYTES, length, &junk).is_err());
+        prop_assert_eq!(partial.verified_prefix_bytes(), 0);
+    }
+}
+
+/// `cargo test --release beyond_four -- --ignored`
+#[test]
+#[ignore = "hashes 5 GiB twice"]
+fn offsets_beyond_four_gib_are_right() {
+    const SIZE: u64 = (5 << 30) + 5;
+    const HELD: u64 = (5 << 30) - GROUP_BYTES;
+    let folder = Folder::new();
+    let mut outboard = tempfile::tempfile().unwrap();
+    let hash = build_outboard(io::repeat(0).take(SIZE), SIZE, &mut outboard).unwrap();
+    let digest = Digest { hash, size_bytes: SIZE };
+    // All but the end is here already, as a hole.
+    let content = File::create(folder.file(&digest, CONTENT_SUFFIX)).unwrap();
+    content.set_len(HELD).unwrap();
+    let mut copy = File::create(folder.file(&digest, OUTBOARD_SUFFIX)).unwrap();
+    outboard.rewind().unwrap();
+    io::copy(&mut outboard, &mut copy).unwrap();
+    let mut partial = start(&folder.open(), digest);
+    assert_eq!(partial.verified_prefix_bytes(), HELD);
+    let rest = vec![0; (SIZE - HELD) as usize];
+    let encoded = encode_piece(&digest, HELD, &rest, Some(&outboard)).unwrap();
+    partial.write_piece(HELD, SIZE - HELD, &encoded).unwrap();
+    let complete = partial.finish().unwrap();
+    assert_eq!(fs::metadata(complete.path).unwrap().len(), SIZE);
+}
+
+/// `cargo test --release partials_bench -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+#[allow(clippy::print_stdout)]
+fn partials_bench() {
+    let sender = Sender::new(256 << 20);
+    let rate = |what: &str, since: Instant| {
+        let mib = sender.content.len() as f64 / f64::from(1 << 20);
+        println!("{what:<40}{:>8.0} MiB/s", mib / since.elapsed().as_secs_f64());
+    };
+    let from = Instant::now();
+    blake3::hash(&sender.content);
+    rate("hash, one thread", from);
+    let from = Instant::now();
+    build_outboard(
+        &sender.content[..],
+        sender.digest.size_bytes,
+        &mut tempfile::tempfile().unwrap(),
+    )
+    .unwrap();
+    rate("build_outboard", from);
+    for length in [PIECE, 1 << 20] {
+        let folder = Folder::new();
+        let from = Instant::now();
+        let pieces: Vec<Vec<u8>> = (0..sender.content.len())
+            .step_by(length)
+            .map(|offset| sender.encode(offset, length))
+            .collect();
+        rate(&format!("encode, {} KiB", length >> 10), from);
+        let mut partial = start(&folder.open(), sender.digest);
+        let from = Instant::now();
+        for (n, encoded) in pieces.iter().enumerate() {
+            partial.write_piece((n * length) as u64, length as u64, encoded).unwrap();
+        }
+        rate(&format!("verify and write, {} KiB", length >> 10), from);
+        drop(partial);
+        let from = Instant::now();
+        let partial = start(&folder.open(), sender.digest);
+        rate("resume", from);
+        let from = Instant::now();
+        partial.finish().unwrap();
+        rate("finish (fsync)", from);
+    }
+}

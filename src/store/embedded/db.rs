@@ -1,0 +1,449 @@
+//! The database: who may touch it, and when a write is answered.
+//!
+//! One thread owns the only writing connection. Jobs that wait together are done in one
+//! transaction, each in its own savepoint, so that a bad one leaves the others alone; each is
+//! answered after the commit has reached the disk (group commit). Readers are a fixed pool.
+//!
+//! D1  Nothing is answered or announced before its commit is durable (WAL, `synchronous=FULL`).
+//! D2  A commit that fails on the disk is not retried: what the kernel still holds of it is not
+//!     known (fsyncgate). The store then takes no more writes; a restart recovers.
+//! D3  The totals of a store (newest cursor, count, bytes) change in the transaction that earns it.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _};
+use tokio::sync::watch;
+
+use super::Health;
+use super::rows::{self, Totals};
+use crate::core::ids::{HashAlgorithm, StoreId};
+use crate::store::{Cursor, StoreError};
+
+/// Reading connections: enough to keep two cores and one disk busy.
+pub(super) const READERS: usize = 4;
+
+/// Jobs that may wait for the writer. Callers wait in [`super`] before they come here; this is
+/// only the bound behind that bound.
+const JOBS_MAX: usize = 64;
+
+/// Jobs in one commit: what they add to the wait of the first stays in the milliseconds.
+const GROUP_JOBS_MAX: usize = 64;
+
+/// The log is copied into the database when it has grown by this much: seldom enough to be cheap,
+/// often enough that opening after a crash has little to read.
+const CHECKPOINT_PAGES: i64 = 4096;
+
+/// How long to wait for another program (a backup, a person with a SQL shell) to let go.
+const BUSY_WAIT: Duration = Duration::from_secs(10);
+
+/// Marks the file as ours: "CAN1".
+const APPLICATION_ID: i64 = 0x4341_4e31;
+const SCHEMA_VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+    CREATE TABLE store (
+        id             INTEGER PRIMARY KEY CHECK (id = 1),
+        store_id       BLOB    NOT NULL CHECK (length(store_id) = 16),
+        hash_algorithm TEXT    NOT NULL,
+        newest_cursor  INTEGER NOT NULL,
+        asset_count    INTEGER NOT NULL,
+        asset_bytes    INTEGER NOT NULL
+    ) STRICT;
+
+    -- The key is the asset's place in the feed, so that listing the feed is reading the table.
+    -- `version` is the cursor of the last metadata change, or `cursor` when there was none: the
+    -- second half of the feed is the index over it.
+    CREATE TABLE assets (
+        cursor       INTEGER PRIMARY KEY,
+        hash         BLOB    NOT NULL UNIQUE CHECK (length(hash) = 32),
+        size_bytes   INTEGER NOT NULL,
+        timestamp_ms INTEGER NOT NULL,
+        version      INTEGER NOT NULL,
+        is_file      INTEGER NOT NULL,
+        is_trashed   INTEGER NOT NULL,
+        file_name    TEXT    NOT NULL,
+        media_type   TEXT    NOT NULL,
+        description  TEXT    NOT NULL
+    ) STRICT;
+    CREATE INDEX edits ON assets (version) WHERE version > cursor;
+
+    CREATE TABLE tags (
+        asset INTEGER NOT NULL REFERENCES assets (cursor),
+        tag   TEXT    NOT NULL,
+        PRIMARY KEY (asset, tag)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX tagged ON tags (tag, asset);
+
+    -- Apart from `assets`, so that listings do not wade through contents.
+    CREATE TABLE contents (
+        asset   INTEGER PRIMARY KEY REFERENCES assets (cursor),
+        content BLOB    NOT NULL
+    ) STRICT;
+
+    -- Hashes whose files may be in place although their assets are not recorded yet.
+    CREATE TABLE pending (
+        hash BLOB PRIMARY KEY
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// One transaction of the writer, as a job sees it.
+pub(super) struct Txn<'a> {
+    pub(super) conn: &'a Connection,
+    pub(super) totals: Totals,
+    /// Set when the transaction as a whole cannot be committed any more.
+    broken: Option<StoreError>,
+}
+
+type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+type Job = Box<dyn FnOnce(&mut Txn<'_>) -> Answer + Send>;
+
+/// The open database. Closing it (or dropping it) ends the writer after the jobs it has.
+pub(super) struct Database {
+    pub(super) store_id: StoreId,
+    jobs: Mutex<Option<SyncSender<Job>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    readers: Arc<Readers>,
+    newest: watch::Receiver<Cursor>,
+    health: Arc<Health>,
+}
+
+impl Database {
+    /// Opens or creates the database file. Its folder is private to this process (the lock).
+    pub(super) fn open(
+        path: &Path,
+        algorithm: HashAlgorithm,
+        health: Arc<Health>,
+    ) -> anyhow::Result<Self> {
+        // SQLite gives its other files the permissions of this one.
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        let conn = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let store_id = prepare(&conn, path, algorithm)
+            .with_context(|| format!("cannot use the database {}", path.display()))?;
+        let totals = rows::totals(&conn)?;
+
+        let mut readers = Vec::with_capacity(READERS);
+        for _ in 0..READERS {
+            let reader = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            reader.execute_batch("PRAGMA cache_size = -2000;")?;
+            readers.push(reader);
+        }
+
+        let (jobs, queue) = sync_channel(JOBS_MAX);
+        let (newest_tx, newest) = watch::channel(totals.newest_cursor);
+        let writer_health = health.clone();
+        let writer = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || write_jobs(&conn, &queue, totals, &newest_tx, &writer_health))
+            .context("cannot start the store's writer thread")?;
+        Ok(Self {
+            store_id,
+            jobs: Mutex::new(Some(jobs)),
+            writer: Mutex::new(Some(writer)),
+            readers: Arc::new(Readers {
+                idle: Mutex::new(Some(readers)),
+                returned: Condvar::new(),
+            }),
+            newest,
+            health,
+        })
+    }
+
+    /// The newest cursor, as it moves on. Ends when the database is closed or has failed.
+    pub(super) fn newest(&self) -> watch::Receiver<Cursor> {
+        self.newest.clone()
+    }
+
+    /// Does `work` in a transaction of the writer thread and returns when it is durable. An error
+    /// of `work` undoes what it did. Blocks.
+    pub(super) fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Txn<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.health.check()?;
+        let (reply, answer) = sync_channel(1);
+        let job: Job = Box::new(move |txn| {
+            let result = savepoint(txn, work);
+            Box::new(move |committed| {
+                // The receiver below outlives the job; there is nothing to do if it did not.
+                let _ = reply.send(committed.and(result));
+            })
+        });
+        let jobs = lock(&self.jobs).clone().ok_or_else(closed)?;
+        // Every job is answered, unless the writer failed: then it is not known what was kept.
+        let lost = |_| self.health.fail("the writer thread ended");
+        jobs.send(job).map_err(|_| lost(()))?;
+        drop(jobs);
+        answer.recv().map_err(|_| lost(()))?
+    }
+
+    /// Takes a reading connection out of the pool, waiting until one is there. Blocks.
+    pub(super) fn reader(&self) -> Result<Reader, StoreError> {
+        let mut idle = lock(&self.readers.idle);
+        loop {
+            if let Some(conn) = idle.as_mut().ok_or_else(closed)?.pop() {
+                let pool = self.readers.clone();
+                return Ok(Reader { conn: Some(conn), pool });
+            }
+            let waited = self.readers.returned.wait(idle);
+            idle = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Ends the writer after the jobs it has, and closes the connections. Blocks.
+    pub(super) fn close(&self) {
+        lock(&self.jobs).take();
+        lock(&self.readers.idle).take();
+        self.readers.returned.notify_all();
+        let writer = lock(&self.writer).take();
+        if writer.is_some_and(|writer| writer.join().is_err()) {
+            tracing::error!("the store's writer thread panicked");
+        }
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// The reading connections nobody uses just now; `None` once closed.
+struct Readers {
+    idle: Mutex<Option<Vec<Connection>>>,
+    returned: Condvar,
+}
+
+/// A connection on loan from the pool.
+pub(super) struct Reader {
+    conn: Option<Connection>,
+    pool: Arc<Readers>,
+}
+
+impl Reader {
+    /// The connection.
+    pub(super) fn conn(&self) -> &Connection {
+        self.conn.as_ref().expect("taken only by drop")
+    }
+
+    /// Stops what the connection is doing, from another thread.
+    pub(super) fn interrupt_handle(&self) -> InterruptHandle {
+        self.conn().get_interrupt_handle()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let (Some(conn), Some(idle)) = (self.conn.take(), lock(&self.pool.idle).as_mut()) {
+            idle.push(conn);
+            self.pool.returned.notify_one();
+        }
+    }
+}
+
+/// What an error of SQLite means to a caller.
+pub(super) fn sql_error(error: rusqlite::Error) -> StoreError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => {
+            StoreError::Full("the database cannot grow: free some space on its disk".into())
+        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Unreachable(
+            "another program holds the store's database: end it, or wait for it".into(),
+        ),
+        Some(ErrorCode::OperationInterrupted) => {
+            StoreError::Unreachable("the query took too long and was stopped".into())
+        }
+        _ => StoreError::Disk(format!("the store's database: {error}")),
+    }
+}
+
+pub(super) fn closed() -> StoreError {
+    StoreError::Unreachable("the store is closed".into())
+}
+
+/// A lock on state that a panic elsewhere cannot leave half changed.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn connect(path: &Path, access: OpenFlags) -> anyhow::Result<Connection> {
+    let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let open = || {
+        let conn = Connection::open_with_flags(path, flags)?;
+        conn.busy_timeout(BUSY_WAIT)?;
+        conn.set_prepared_statement_cache_capacity(64);
+        Ok(conn)
+    };
+    open().map_err(|error: rusqlite::Error| {
+        anyhow::Error::new(error).context(format!("cannot open {}", path.display()))
+    })
+}
+
+/// Sets the connection up, creates the tables in a new file, and checks that it is ours.
+fn prepare(conn: &Connection, path: &Path, algorithm: HashAlgorithm) -> anyhow::Result<StoreId> {
+    let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
+    let application_id: i64 = conn.pragma_query_value(None, "application_id", |r| r.get(0))?;
+    let version: i64 = conn.pragma_query_value(None, "user_version", |r| r.get(0))?;
+    if tables > 0 && application_id != APPLICATION_ID {
+        bail!("it is a database of another program: choose another folder for the store");
+    }
+    if tables > 0 && version != SCHEMA_VERSION {
+        bail!(
+            "its format is version {version} and this program reads version {SCHEMA_VERSION}: \
+             use the program that wrote it, or a newer one"
+        );
+    }
+    let mode: String =
+        conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        bail!("its disk cannot keep a write-ahead log (got {mode:?}): use a local disk");
+    }
+    // The writer checkpoints itself, between groups, so that it sees a failure.
+    conn.execute_batch(
+        "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON;
+         PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = 67108864;
+         PRAGMA cache_size = -16000;",
+    )?;
+    if tables == 0 {
+        let id: [u8; StoreId::LEN] = rand::random();
+        conn.execute_batch("BEGIN IMMEDIATE")?;
+        conn.pragma_update(None, "application_id", APPLICATION_ID)?;
+        conn.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        conn.execute_batch(SCHEMA)?;
+        conn.execute("INSERT INTO store VALUES (1, ?1, ?2, 0, 0, 0)", (id, algorithm.name()))?;
+        conn.execute_batch("COMMIT")?;
+    }
+    let row: Option<([u8; StoreId::LEN], String)> = conn
+        .query_row("SELECT store_id, hash_algorithm FROM store", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .optional()?;
+    let Some((id, name)) = row else {
+        bail!("it has lost its identity: restore it from a backup");
+    };
+    if name != algorithm.name() {
+        bail!(
+            "the store in {} names its assets by {name} and was opened for {}: \
+             a store keeps its algorithm for life, so open it with {name} or use another folder",
+            path.parent().unwrap_or(path).display(),
+            algorithm.name()
+        );
+    }
+    Ok(StoreId(id))
+}
+
+/// The writer thread: groups, commits, answers.
+fn write_jobs(
+    conn: &Connection,
+    queue: &Receiver<Job>,
+    mut totals: Totals,
+    newest: &watch::Sender<Cursor>,
+    health: &Health,
+) {
+    while let Ok(first) = queue.recv() {
+        let rest = queue.try_iter().take(GROUP_JOBS_MAX - 1);
+        let group: Vec<Job> = std::iter::once(first).chain(rest).collect();
+        let (answers, committed) = commit(conn, group, &mut totals);
+        if let Err(StoreError::Disk(reason)) = &committed {
+            health.fail(reason);
+        }
+        newest.send_if_modified(|seen| std::mem::replace(seen, totals.newest_cursor) != *seen);
+        for answer in answers {
+            answer(committed.clone());
+        }
+        if health.check().is_err() {
+            return;
+        }
+        if let Err(error) = checkpoint(conn, "PASSIVE", CHECKPOINT_PAGES) {
+            health.fail(&format!("a checkpoint failed: {error}"));
+            return;
+        }
+    }
+    if let Err(error) = checkpoint(conn, "TRUNCATE", 0) {
+        tracing::warn!(%error, "the store's log could not be folded in; the next start does it");
+    }
+}
+
+/// Does the jobs in one transaction. On an error nothing of any of them is kept.
+fn commit(
+    conn: &Connection,
+    group: Vec<Job>,
+    totals: &mut Totals,
+) -> (Vec<Answer>, Result<(), StoreError>) {
+    let mut txn = Txn {
+        conn,
+        totals: *totals,
+        broken: conn.execute_batch("BEGIN IMMEDIATE").err().map(sql_error),
+    };
+    let answers: Vec<Answer> = group.into_iter().map(|job| job(&mut txn)).collect();
+    let Txn { totals: earned, broken, .. } = txn;
+    let committed = broken.map_or(Ok(()), Err).and_then(|()| {
+        if earned != *totals {
+            rows::save_totals(conn, &earned)?;
+        }
+        conn.execute_batch("COMMIT").map_err(sql_error)
+    });
+    match &committed {
+        Ok(()) => *totals = earned,
+        Err(_) if conn.is_autocommit() => {}
+        Err(_) => {
+            // Nothing more can be done about a rollback that fails: the next BEGIN tells.
+            let _ = conn.execute_batch("ROLLBACK");
+        }
+    }
+    (answers, committed)
+}
+
+/// Does one job so that its error undoes it alone.
+fn savepoint<T>(
+    txn: &mut Txn<'_>,
+    work: impl FnOnce(&mut Txn<'_>) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    if let Some(broken) = &txn.broken {
+        return Err(broken.clone());
+    }
+    let before = txn.totals;
+    let batch = |txn: &Txn<'_>, sql| txn.conn.execute_batch(sql).map_err(sql_error);
+    let result = batch(txn, "SAVEPOINT job")
+        .and_then(|()| work(txn))
+        .and_then(|value| batch(txn, "RELEASE job").map(|()| value));
+    let Err(error) = &result else {
+        return result;
+    };
+    txn.totals = before;
+    // SQLite undoes the whole transaction by itself on some errors (disk full, I/O).
+    if matches!(error, StoreError::Disk(_))
+        || txn.conn.is_autocommit()
+        || batch(txn, "ROLLBACK TO job; RELEASE job").is_err()
+    {
+        txn.broken = Some(error.clone());
+    }
+    result
+}
+
+/// Copies the log into the database once it has `pages` pages.
+fn checkpoint(conn: &Connection, mode: &str, pages: i64) -> rusqlite::Result<()> {
+    let log: i64 = wal_pages(conn)?;
+    if log < pages {
+        return Ok(());
+    }
+    conn.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))
+}
+
+/// Pages in the log.
+fn wal_pages(conn: &Connection) -> rusqlite::Result<i64> {
+    // A NOOP checkpoint copies nothing and answers (busy, pages in the log, pages copied).
+    conn.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get(1))
+}

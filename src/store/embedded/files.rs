@@ -1,0 +1,369 @@
+//! The store's folder: its lock, and contents too large for the database.
+//!
+//! ```text
+//! DIR/lock  DIR/store.db  DIR/content/AB/CD/HASH[.outboard]  DIR/temp/  DIR/staging/
+//! ```
+//!
+//! F1  A name under `content/` is given only to a file that is complete and on the disk; what was
+//!     given is on the disk (file, then folder, then its parents) before [`Files::place`] returns.
+//! F2  A failed fsync is never retried and stops the store ([`Health`]).
+//! F3  The folder is for its owner alone: folders 0700, files 0600.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context as _, bail};
+use rustix::io::Errno;
+
+use super::Health;
+use super::db::lock;
+use crate::core::ids::Hash;
+use crate::store::StoreError;
+
+const DIR_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+/// The default floor: this much stays free, or [`FLOOR_FRACTION`] of a disk too small for it.
+const FLOOR_BYTES: u64 = 1 << 30;
+const FLOOR_FRACTION: u64 = 100;
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// The open folder. The lock is held until this is dropped.
+pub(super) struct Files {
+    dir: PathBuf,
+    floor_bytes: Option<u64>,
+    temp_count: AtomicU64,
+    /// Leaf folders of `content/` whose parents are known to be on the disk. At most 65,536.
+    rooted: Mutex<BTreeSet<[u8; 2]>>,
+    health: Arc<Health>,
+    lock: Mutex<Option<File>>,
+}
+
+impl Files {
+    /// Opens or creates the folder and takes its lock.
+    pub(super) fn open(
+        dir: &Path,
+        floor_bytes: Option<u64>,
+        health: Arc<Health>,
+    ) -> anyhow::Result<Self> {
+        let cannot = || format!("cannot open the store folder {}", dir.display());
+        if !dir.exists() {
+            create_dir(dir, true).with_context(cannot)?;
+        }
+        let dir = dir.canonicalize().with_context(cannot)?;
+        check_folder(&dir).with_context(cannot)?;
+        let lock = take_lock(&dir)?;
+        for name in ["content", "temp", "staging"] {
+            create_dir(&dir.join(name), false).with_context(cannot)?;
+        }
+        Ok(Self {
+            dir,
+            floor_bytes,
+            temp_count: AtomicU64::new(0),
+            rooted: Mutex::default(),
+            health,
+            lock: Mutex::new(Some(lock)),
+        })
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn staging(&self) -> PathBuf {
+        self.dir.join("staging")
+    }
+
+    pub(super) fn content(&self, hash: Hash) -> PathBuf {
+        let hex = hash.to_string();
+        let mut path = self.dir.join("content");
+        path.extend([&hex[..2], &hex[2..4], &hex]);
+        path
+    }
+
+    pub(super) fn outboard(&self, hash: Hash) -> PathBuf {
+        self.content(hash).with_extension("outboard")
+    }
+
+    /// Lets another process (or another open) have the folder.
+    pub(super) fn unlock(&self) {
+        lock(&self.lock).take();
+    }
+
+    /// Removes what an earlier run left unfinished: temporary and staged files, and files of
+    /// hashes it was about to record (`unrecorded`) and did not.
+    pub(super) fn sweep(&self, unrecorded: &[Hash]) -> Result<()> {
+        for name in ["temp", "staging"] {
+            let folder = self.dir.join(name);
+            let entries = fs::read_dir(&folder).map_err(|e| failed("list", &folder, &e))?;
+            for entry in entries {
+                let entry = entry.map_err(|e| failed("list", &folder, &e))?;
+                let path = entry.path();
+                let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                if is_dir {
+                    fs::remove_dir_all(&path).map_err(|e| failed("remove", &path, &e))?;
+                } else {
+                    remove(&path)?;
+                }
+            }
+        }
+        for hash in unrecorded {
+            let content = self.content(*hash);
+            remove(&content)?;
+            remove(&self.outboard(*hash))?;
+            if let Some(folder) = content.parent().filter(|folder| folder.exists()) {
+                self.sync_dir(folder)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses when `more_bytes` would not fit above the floor.
+    pub(super) fn check_space(&self, more_bytes: u64) -> Result<()> {
+        let disk = rustix::fs::statvfs(&self.dir)
+            .map_err(|e| failed("measure the disk of", &self.dir, &e.into()))?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let total = disk.f_blocks.saturating_mul(disk.f_frsize);
+        let floor = self.floor_bytes.unwrap_or_else(|| FLOOR_BYTES.min(total / FLOOR_FRACTION));
+        if free >= floor.saturating_add(more_bytes) {
+            return Ok(());
+        }
+        Err(StoreError::Full(format!(
+            "the disk of {} has {free} bytes free, {more_bytes} more are needed and {floor} are \
+             kept free: free some space, or move the store to a larger disk",
+            self.dir.display()
+        )))
+    }
+
+    /// A new empty file in `temp/`, gone when dropped unless it was placed.
+    pub(super) fn temp(&self) -> Result<(Temp, File)> {
+        let number = self.temp_count.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.join("temp").join(number.to_string());
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(FILE_MODE)
+            .open(&path)
+            .map_err(|e| failed("create", &path, &e))?;
+        Ok((Temp(path), file))
+    }
+
+    /// `content` in a temporary file; not synced.
+    pub(super) fn write_temp(&self, content: &[u8]) -> Result<(Temp, File)> {
+        let (temp, mut file) = self.temp()?;
+        file.write_all(content).map_err(|e| failed("write", &temp.0, &e))?;
+        Ok((temp, file))
+    }
+
+    /// A synced copy in a temporary file.
+    pub(super) fn copy_temp(&self, path: &Path) -> Result<Temp> {
+        let mut source = File::open(path).map_err(|e| failed("read", path, &e))?;
+        let (temp, mut file) = self.temp()?;
+        io::copy(&mut source, &mut file).map_err(|e| failed("copy here", path, &e))?;
+        self.sync(&file, &temp.0)?;
+        Ok(temp)
+    }
+
+    /// Whether `path` can be moved into the store without copying it. Trying tells more than
+    /// comparing devices: two mounts of one device do not let files move between them.
+    pub(super) fn can_move(&self, path: &Path) -> bool {
+        let number = self.temp_count.fetch_add(1, Ordering::Relaxed);
+        let probe = Temp(self.dir.join("temp").join(number.to_string()));
+        let linked = fs::hard_link(path, &probe.0);
+        !linked.is_err_and(|error| error.kind() == io::ErrorKind::CrossesDevices)
+    }
+
+    /// Makes a file that somebody else wrote ours: private and on the disk.
+    pub(super) fn own(&self, path: &Path) -> Result<()> {
+        fs::set_permissions(path, Permissions::from_mode(FILE_MODE))
+            .map_err(|e| failed("make private", path, &e))?;
+        let file = File::open(path).map_err(|e| failed("read", path, &e))?;
+        self.sync(&file, path)
+    }
+
+    /// Gives synced files their names, all of them on the disk on return. On an error some may
+    /// have moved: the caller has reserved their hashes.
+    pub(super) fn place(&self, moves: &[Move<'_>]) -> Result<()> {
+        let mut changed: BTreeSet<PathBuf> = BTreeSet::new();
+        for Move { hash, from, to } in moves {
+            let content = self.content(*hash);
+            // The leaf, its parent, and `content/`.
+            let mut folders = content.ancestors().skip(1).take(3).map(Path::to_owned);
+            let leaf = folders.next().unwrap_or_default();
+            if !lock(&self.rooted).contains(&fan(*hash)) {
+                create_dir(&leaf, true).map_err(|e| failed("create", &leaf, &e))?;
+                // Also when they were there: an earlier run may have died before it synced them.
+                changed.extend(folders);
+            }
+            fs::rename(from, to).map_err(|e| failed("move into the store", from, &e))?;
+            changed.insert(leaf);
+        }
+        for folder in &changed {
+            self.sync_dir(folder)?;
+        }
+        lock(&self.rooted).extend(moves.iter().map(|step| fan(step.hash)));
+        Ok(())
+    }
+
+    /// Undoes [`Files::place`] as far as it got, for hashes that are certainly not recorded.
+    pub(super) fn unplace(&self, moves: &[Move<'_>]) {
+        for Move { from, to, .. } in moves {
+            if !from.exists()
+                && let Err(error) = fs::rename(to, from)
+            {
+                let path = to.display();
+                tracing::warn!(%error, %path, "an unrecorded file stays until the next start");
+            }
+        }
+    }
+
+    /// Exactly the bytes of `range` of a content file.
+    pub(super) fn read(&self, hash: Hash, range: std::ops::Range<u64>) -> Result<Vec<u8>> {
+        let path = self.content(hash);
+        let length = usize::try_from(range.end - range.start)
+            .map_err(|_| StoreError::TooLarge(format!("a range of {range:?}")))?;
+        let mut bytes = vec![0; length];
+        File::open(&path)
+            .and_then(|file| file.read_exact_at(&mut bytes, range.start))
+            .map_err(|e| failed("read", &path, &e))?;
+        Ok(bytes)
+    }
+
+    /// Waits until the file is on the disk.
+    pub(super) fn sync(&self, file: &File, path: &Path) -> Result<()> {
+        self.health.check()?;
+        file.sync_all().map_err(|e| self.sync_failed(path, &e))
+    }
+
+    fn sync_dir(&self, dir: &Path) -> Result<()> {
+        self.health.check()?;
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| self.sync_failed(dir, &e))
+    }
+
+    fn sync_failed(&self, path: &Path, error: &io::Error) -> StoreError {
+        match failed("sync", path, error) {
+            StoreError::Disk(reason) => self.health.fail(&reason),
+            other => other,
+        }
+    }
+}
+
+/// A synced file and the name it gets: the content of a hash, or its outboard.
+pub(super) struct Move<'a> {
+    pub(super) hash: Hash,
+    pub(super) from: &'a Path,
+    pub(super) to: PathBuf,
+}
+
+/// A file in `temp/`, removed when dropped.
+pub(super) struct Temp(pub(super) PathBuf);
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        // Placed, or swept at the next start.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The error of an operation on a path.
+pub(super) fn failed(doing: &str, path: &Path, error: &io::Error) -> StoreError {
+    let text = format!("cannot {doing} {}: {error}", path.display());
+    match Errno::from_io_error(error) {
+        Some(Errno::NOSPC | Errno::DQUOT) => {
+            StoreError::Full(format!("{text}: free some space on its disk"))
+        }
+        Some(Errno::MFILE | Errno::NFILE | Errno::INTR | Errno::AGAIN) => {
+            StoreError::Unreachable(format!("{text}: try again"))
+        }
+        _ => StoreError::Disk(text),
+    }
+}
+
+/// Removes a file that may not be there.
+pub(super) fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed("remove", path, &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Which leaf folder of `content/` a hash lives in.
+fn fan(hash: Hash) -> [u8; 2] {
+    [hash.0[0], hash.0[1]]
+}
+
+fn create_dir(dir: &Path, parents: bool) -> io::Result<()> {
+    let made = DirBuilder::new().recursive(parents).mode(DIR_MODE).create(dir);
+    match made {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a folder that is not ours, and makes ours private.
+fn check_folder(dir: &Path) -> anyhow::Result<()> {
+    let metadata = fs::metadata(dir)?;
+    if !metadata.is_dir() {
+        bail!("it is not a folder: choose another path");
+    }
+    let (owner, me) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if owner != me {
+        bail!("it belongs to user {owner} and this process runs as user {me}: run as its owner");
+    }
+    let mut entries = fs::read_dir(dir)?;
+    if !dir.join("lock").exists() && entries.next().is_some() {
+        bail!("it holds other things and no store: choose an empty or a new folder");
+    }
+    if metadata.permissions().mode() & 0o777 != DIR_MODE {
+        fs::set_permissions(dir, Permissions::from_mode(DIR_MODE))?;
+    }
+    Ok(())
+}
+
+/// Takes the lock that keeps a second process out; it says who holds it.
+fn take_lock(dir: &Path) -> anyhow::Result<File> {
+    let path = dir.join("lock");
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(FILE_MODE)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // Only for the message: a lock file that cannot be read is still a lock.
+            let _ = file.read_to_string(&mut holder);
+            bail!(
+                "the store {} is in use by process {}: stop that one first, or choose another \
+                 folder",
+                dir.display(),
+                holder.trim()
+            );
+        }
+        Err(TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+        }
+    }
+    let mut write = || -> io::Result<()> {
+        file.rewind()?;
+        file.set_len(0)?;
+        writeln!(file, "{}", std::process::id())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(file)
+}

@@ -1,0 +1,379 @@
+//! The statements: what is read from and written to the tables of [`super::db`].
+//!
+//! A cursor is taken from the totals only by a row that is really new or changed, inside the
+//! writer's transaction. Rows are never deleted, so a cursor is never given twice.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use data_encoding::HEXLOWER_PERMISSIVE;
+use rusqlite::types::{Type, Value};
+use rusqlite::{Connection, OptionalExtension as _, Row};
+
+use super::db::{Txn, sql_error};
+use super::{FeedKind, FeedLine};
+use crate::core::ids::{Digest, Hash};
+use crate::store::{Asset, Changes, Cursor, Entry, Filter, Metadata, StoreError, Stored};
+
+/// What [`crate::store::StoreInfo`] counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) newest_cursor: Cursor,
+    pub(super) asset_count: u64,
+    pub(super) asset_bytes: u64,
+}
+
+/// An asset to record.
+pub(super) struct NewRow {
+    pub(super) digest: Digest,
+    pub(super) metadata: Metadata,
+    pub(super) timestamp_ms: i64,
+    /// `None`: the content is a file, already in place and durable.
+    pub(super) inline: Option<Bytes>,
+}
+
+/// Where a content is.
+pub(super) enum Content {
+    Inline(Bytes),
+    File,
+}
+
+/// An asset's columns, in the order [`asset`] reads them.
+const ASSET: &str = "
+    cursor, hash, size_bytes, timestamp_ms, version, is_trashed, file_name, media_type, description,
+    (SELECT json_group_array(tag ORDER BY tag) FROM tags WHERE tags.asset = assets.cursor)";
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+pub(super) fn totals(conn: &Connection) -> rusqlite::Result<Totals> {
+    conn.prepare_cached("SELECT newest_cursor, asset_count, asset_bytes FROM store")?.query_row(
+        [],
+        |row| {
+            Ok(Totals {
+                newest_cursor: uint(row.get(0)?),
+                asset_count: uint(row.get(1)?),
+                asset_bytes: uint(row.get(2)?),
+            })
+        },
+    )
+}
+
+pub(super) fn save_totals(conn: &Connection, totals: &Totals) -> Result<()> {
+    conn.prepare_cached("UPDATE store SET newest_cursor = ?1, asset_count = ?2, asset_bytes = ?3")
+        .and_then(|mut statement| {
+            statement.execute((
+                int(totals.newest_cursor),
+                int(totals.asset_count),
+                int(totals.asset_bytes),
+            ))
+        })
+        .map(|_| ())
+        .map_err(sql_error)
+}
+
+/// Says durably that files of these hashes may come into place; tells which of them are held
+/// already.
+pub(super) fn reserve(txn: &mut Txn<'_>, hashes: &[Hash]) -> Result<Vec<bool>> {
+    let reserve = || {
+        let mut pending = txn.conn.prepare_cached("INSERT OR IGNORE INTO pending VALUES (?1)")?;
+        hashes
+            .iter()
+            .map(|hash| {
+                let held = is_held(txn.conn, *hash)?;
+                if !held {
+                    pending.execute([hash.as_bytes()])?;
+                }
+                Ok(held)
+            })
+            .collect::<rusqlite::Result<_>>()
+    };
+    reserve().map_err(sql_error)
+}
+
+/// The hashes reserved by a run that ended before it could record them.
+pub(super) fn pending(conn: &Connection) -> rusqlite::Result<Vec<Hash>> {
+    conn.prepare("SELECT hash FROM pending")?.query_map([], |row| Ok(Hash(row.get(0)?)))?.collect()
+}
+
+pub(super) fn forget_pending(txn: &mut Txn<'_>) -> Result<()> {
+    txn.conn.execute_batch("DELETE FROM pending").map_err(sql_error)
+}
+
+pub(super) fn record(txn: &mut Txn<'_>, rows: &[NewRow]) -> Result<Vec<Stored>> {
+    rows.iter().map(|row| record_one(txn, row).map_err(sql_error)).collect()
+}
+
+fn record_one(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
+    let cursor = int(txn.totals.newest_cursor + 1);
+    let metadata = &new.metadata;
+    let inserted = txn
+        .conn
+        .prepare_cached(
+            "INSERT INTO assets (cursor, hash, size_bytes, timestamp_ms, version, is_file,
+                                 is_trashed, file_name, media_type, description)
+             VALUES (?1, ?2, ?3, ?4, ?1, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (hash) DO NOTHING",
+        )?
+        .execute((
+            cursor,
+            new.digest.hash.as_bytes(),
+            int(new.digest.size_bytes),
+            new.timestamp_ms,
+            new.inline.is_none(),
+            metadata.trashed,
+            &metadata.file_name,
+            &metadata.media_type,
+            &metadata.description,
+        ))?;
+    if new.inline.is_none() {
+        txn.conn
+            .prepare_cached("DELETE FROM pending WHERE hash = ?1")?
+            .execute([new.digest.hash.as_bytes()])?;
+    }
+    if inserted == 0 {
+        return Ok(Stored::Existed);
+    }
+    if let Some(content) = &new.inline {
+        txn.conn
+            .prepare_cached("INSERT INTO contents VALUES (?1, ?2)")?
+            .execute((cursor, content.as_ref()))?;
+    }
+    insert_tags(txn.conn, cursor, &metadata.tags)?;
+    txn.totals.newest_cursor += 1;
+    txn.totals.asset_count += 1;
+    txn.totals.asset_bytes += new.digest.size_bytes;
+    Ok(Stored::New)
+}
+
+/// Replaces what people wrote. What changes nothing is not a change: it takes no cursor.
+pub(super) fn edit(
+    txn: &mut Txn<'_>,
+    hash: Hash,
+    metadata: &Metadata,
+    expected_version: Option<u64>,
+) -> Result<Metadata> {
+    let Some(asset) = lookup(txn.conn, hash)? else {
+        return Err(StoreError::NotFound(hash));
+    };
+    let current = asset.metadata;
+    if expected_version.is_some_and(|version| version != current.version) {
+        return Err(StoreError::Conflict(Box::new(current)));
+    }
+    let edited = Metadata {
+        description: metadata.description.clone(),
+        tags: sorted(&metadata.tags).map(str::to_owned).collect(),
+        trashed: metadata.trashed,
+        ..current.clone()
+    };
+    if edited == current {
+        return Ok(current);
+    }
+    let version = txn.totals.newest_cursor + 1;
+    let asset = int(asset.entry.cursor);
+    let write = || {
+        txn.conn
+            .prepare_cached(
+                "UPDATE assets SET version = ?2, is_trashed = ?3, description = ?4
+                 WHERE cursor = ?1",
+            )?
+            .execute((asset, int(version), edited.trashed, &edited.description))?;
+        txn.conn.prepare_cached("DELETE FROM tags WHERE asset = ?1")?.execute([asset])?;
+        insert_tags(txn.conn, asset, &edited.tags)
+    };
+    write().map_err(sql_error)?;
+    txn.totals.newest_cursor = version;
+    Ok(Metadata { version, ..edited })
+}
+
+/// One consistent look at the feed.
+pub(super) fn changes(conn: &Connection, after: Cursor, limit: usize) -> Result<Changes> {
+    let read = || {
+        // One statement is one snapshot; so are two in a transaction.
+        let txn = conn.unchecked_transaction()?;
+        let newest = totals(&txn)?.newest_cursor;
+        let mut entries: Vec<Entry> = txn
+            .prepare_cached(
+                "SELECT cursor, hash, size_bytes, timestamp_ms FROM assets
+                 WHERE cursor > ?1 ORDER BY cursor LIMIT ?2",
+            )?
+            .query_map((int(after), int(limit as u64 + 1)), entry)?
+            .collect::<rusqlite::Result<_>>()?;
+        let has_more = entries.len() > limit;
+        entries.truncate(limit);
+        let next = match entries.last() {
+            Some(last) if has_more => last.cursor,
+            None if has_more => after,
+            _ => newest,
+        };
+        Ok(Changes { entries, next, has_more })
+    };
+    read().map_err(sql_error)
+}
+
+/// Assets and metadata changes after a cursor, merged in cursor order.
+pub(super) fn feed(conn: &Connection, after: Cursor, limit: usize) -> Result<Vec<FeedLine>> {
+    let read = || {
+        conn.prepare_cached(
+            "SELECT cursor AS place, hash, size_bytes, timestamp_ms FROM assets
+             WHERE cursor > ?1
+             UNION ALL
+             SELECT version, hash, NULL, NULL FROM assets
+             WHERE version > cursor AND version > ?1
+             ORDER BY place LIMIT ?2",
+        )?
+        .query_map((int(after), int(limit as u64)), |row| {
+            let cursor = uint(row.get(0)?);
+            let hash = Hash(row.get(1)?);
+            let size: Option<i64> = row.get(2)?;
+            let kind = match size {
+                Some(size) => FeedKind::Asset {
+                    digest: Digest { hash, size_bytes: uint(size) },
+                    timestamp_ms: row.get(3)?,
+                },
+                None => FeedKind::Meta { hash, version: cursor },
+            };
+            Ok(FeedLine { cursor, kind })
+        })?
+        .collect::<rusqlite::Result<_>>()
+    };
+    read().map_err(sql_error)
+}
+
+pub(super) fn lookup(conn: &Connection, hash: Hash) -> Result<Option<Asset>> {
+    conn.prepare_cached(&format!("SELECT {ASSET} FROM assets WHERE hash = ?1"))
+        .and_then(|mut statement| statement.query_row([hash.as_bytes()], asset).optional())
+        .map_err(sql_error)
+}
+
+pub(super) fn is_held(conn: &Connection, hash: Hash) -> rusqlite::Result<bool> {
+    conn.prepare_cached("SELECT 1 FROM assets WHERE hash = ?1")?.exists([hash.as_bytes()])
+}
+
+/// The asset's size, and its content when that is in the database.
+pub(super) fn content(conn: &Connection, hash: Hash) -> Result<Option<(u64, Content)>> {
+    conn.prepare_cached(
+        "SELECT size_bytes, is_file, content FROM assets
+         LEFT JOIN contents ON contents.asset = assets.cursor WHERE hash = ?1",
+    )
+    .and_then(|mut statement| {
+        statement
+            .query_row([hash.as_bytes()], |row| {
+                let size = uint(row.get(0)?);
+                if row.get(1)? {
+                    return Ok((size, Content::File));
+                }
+                let content: Vec<u8> = row.get(2)?;
+                Ok((size, Content::Inline(content.into())))
+            })
+            .optional()
+    })
+    .map_err(sql_error)
+}
+
+pub(super) fn list(
+    conn: &Connection,
+    filter: &Filter,
+    after: Cursor,
+    limit: usize,
+) -> Result<Vec<Asset>> {
+    let mut sql = format!("SELECT {ASSET} FROM assets WHERE cursor > ?");
+    let mut values: Vec<Value> = vec![int(after).into()];
+    let Filter { tag, media_type, query, trashed, hash_prefix } = filter;
+    if let Some(tag) = tag {
+        sql += " AND cursor IN (SELECT asset FROM tags WHERE tag = ?)";
+        values.push(tag.clone().into());
+    }
+    if let Some(media_type) = media_type {
+        if media_type.ends_with('/') {
+            sql += " AND substr(media_type, 1, length(?)) = ?";
+            values.push(media_type.clone().into());
+        } else {
+            sql += " AND media_type = ?";
+        }
+        values.push(media_type.clone().into());
+    }
+    if let Some(query) = query {
+        // SQLite's lower() changes ASCII only, which is what the filter promises.
+        sql += " AND (instr(lower(file_name), ?) > 0 OR instr(lower(description), ?) > 0)";
+        let query = query.to_ascii_lowercase();
+        values.push(query.clone().into());
+        values.push(query.into());
+    }
+    if let Some(trashed) = trashed {
+        sql += " AND is_trashed = ?";
+        values.push((*trashed).into());
+    }
+    if let Some(prefix) = hash_prefix {
+        let Some((first, last)) = hash_range(prefix) else {
+            return Ok(Vec::new());
+        };
+        sql += " AND hash BETWEEN ? AND ?";
+        values.push(first.as_bytes().to_vec().into());
+        values.push(last.as_bytes().to_vec().into());
+    }
+    sql += " ORDER BY cursor LIMIT ?";
+    values.push(int(limit as u64).into());
+    let read = || {
+        conn.prepare_cached(&sql)?
+            .query_map(rusqlite::params_from_iter(values), asset)?
+            .collect::<rusqlite::Result<_>>()
+    };
+    read().map_err(sql_error)
+}
+
+/// The first and last hash whose hex starts with `prefix`; `None` when no hash can.
+fn hash_range(prefix: &str) -> Option<(Hash, Hash)> {
+    let fill = |digit: char| {
+        let rest = (2 * Hash::LEN).checked_sub(prefix.len())?;
+        let hex: String = prefix.chars().chain((0..rest).map(|_| digit)).collect();
+        Hash::from_slice(&HEXLOWER_PERMISSIVE.decode(hex.as_bytes()).ok()?)
+    };
+    Some((fill('0')?, fill('f')?))
+}
+
+fn insert_tags(conn: &Connection, asset: i64, tags: &[String]) -> rusqlite::Result<()> {
+    let mut insert = conn.prepare_cached("INSERT INTO tags VALUES (?1, ?2)")?;
+    for tag in sorted(tags) {
+        insert.execute((asset, tag))?;
+    }
+    Ok(())
+}
+
+fn sorted(tags: &[String]) -> impl Iterator<Item = &str> {
+    let tags: BTreeSet<&str> = tags.iter().map(String::as_str).collect();
+    tags.into_iter()
+}
+
+fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    Ok(Entry {
+        cursor: uint(row.get(0)?),
+        digest: Digest { hash: Hash(row.get(1)?), size_bytes: uint(row.get(2)?) },
+        timestamp_ms: row.get(3)?,
+    })
+}
+
+fn asset(row: &Row<'_>) -> rusqlite::Result<Asset> {
+    let tags: String = row.get(9)?;
+    Ok(Asset {
+        entry: entry(row)?,
+        metadata: Metadata {
+            version: uint(row.get(4)?),
+            trashed: row.get(5)?,
+            file_name: row.get(6)?,
+            media_type: row.get(7)?,
+            description: row.get(8)?,
+            tags: serde_json::from_str(&tags).map_err(|error| {
+                rusqlite::Error::FromSqlConversionFailure(9, Type::Text, error.into())
+            })?,
+        },
+    })
+}
+
+// SQLite's integers are signed. No cursor or size comes near the bound; one asked for may, and
+// then means "beyond everything".
+fn int(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn uint(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}

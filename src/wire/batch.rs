@@ -1,0 +1,637 @@
+//! The messages of a batch stream and of the plain protocol, between protobuf and core types.
+//!
+//! I1  What decodes here is within every bound that can be told without knowing the batch: counts,
+//!     sizes, indexes into the offer, alignment. What depends on earlier frames is the receiver's.
+//! I2  What the encoders here write, the decoders accept.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
+
+use crate::core::ids::{Digest, Hash};
+use crate::core::limits::{
+    ASSET_BYTES_MAX, HASHES_PER_FRAME_MAX, INLINE_BYTES_MAX, OFFER_ENTRIES_MAX, OFFER_LARGE_MAX,
+    PIECE_ALIGN_BYTES, PIECE_BYTES_MAX, PIECE_PROOF_BYTES_MAX, REASON_CHARS_MAX,
+};
+use crate::wire::WireError;
+use crate::wire::proto::peer;
+
+/// Fields a message may have beside its repeated one, those of later versions included.
+const SCALAR_FIELDS_MAX: usize = 16;
+
+/// An asset of an offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OfferEntry {
+    /// Which asset.
+    pub digest: Digest,
+    /// Its content follows without waiting for the Want.
+    pub inline: bool,
+}
+
+/// The assets of a batch; no hash twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// At most [`OFFER_ENTRIES_MAX`], of them [`OFFER_LARGE_MAX`] large ones.
+    pub entries: Vec<OfferEntry>,
+    /// The receiver asked for all of them.
+    pub solicited: bool,
+}
+
+/// An entry the receiver wants, that is not inline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WantEntry {
+    /// Index into the offer.
+    pub index: usize,
+    /// Where to start; a multiple of [`PIECE_ALIGN_BYTES`] below the asset's size, 0 for small ones.
+    pub offset_bytes: u64,
+}
+
+/// How frames of a stream say which asset they carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Naming {
+    /// By index into an offer of so many entries.
+    Offered(usize),
+    /// By hash: the plain protocol.
+    Plain,
+}
+
+/// Which asset a frame carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Label {
+    /// An index into the offer, checked.
+    Entry(usize),
+    /// An asset by name.
+    Named(Digest),
+}
+
+/// A whole small content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// Of which asset.
+    pub label: Label,
+    /// Not checked against its hash.
+    pub bytes: Bytes,
+}
+
+/// A range of a large content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Of which asset.
+    pub label: Label,
+    /// A multiple of [`PIECE_ALIGN_BYTES`].
+    pub offset_bytes: u64,
+    /// Content bytes, 1 to [`PIECE_BYTES_MAX`].
+    pub length_bytes: u32,
+    /// BLAKE3: the bao encoding of the range. SHA-256: the range.
+    pub encoded: Bytes,
+}
+
+/// What became of an asset at its receiver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is new and durable there.
+    Stored,
+    /// It was held there already.
+    AlreadyHeld,
+    /// Another device is sending it.
+    Elsewhere,
+    /// Not taken now, and why.
+    Later(String),
+    /// Never taken, and why.
+    Refused(String),
+}
+
+/// Reads a message with one repeated field of at most `repeated_max` elements. They are counted
+/// before they are decoded: an empty element is 2 bytes on the wire and 70 in memory.
+fn parse<M: Message + Default>(
+    what: &'static str,
+    payload: Bytes,
+    repeated_max: usize,
+) -> Result<M, WireError> {
+    let undecodable = |e: prost::DecodeError| malformed(what, e.to_string());
+    let mut rest = payload.clone();
+    let mut fields = 0;
+    while !rest.is_empty() {
+        let (tag, wire_type) = decode_key(&mut rest).map_err(undecodable)?;
+        skip_field(wire_type, tag, &mut rest, DecodeContext::default()).map_err(undecodable)?;
+        fields += 1;
+    }
+    bounded(what, fields, (repeated_max + SCALAR_FIELDS_MAX) as u64)?;
+    M::decode(payload).map_err(undecodable)
+}
+
+fn malformed(what: &'static str, detail: impl Into<String>) -> WireError {
+    WireError::Malformed { what, detail: detail.into() }
+}
+
+fn bounded(what: &'static str, got: u64, limit: u64) -> Result<(), WireError> {
+    if got > limit { Err(WireError::OutOfBounds { what, got, limit }) } else { Ok(()) }
+}
+
+fn hash(what: &'static str, bytes: &[u8]) -> Result<Hash, WireError> {
+    Hash::from_slice(bytes)
+        .ok_or_else(|| malformed(what, format!("a hash of {} bytes, expected 32", bytes.len())))
+}
+
+fn index(what: &'static str, index: u32, entries: usize) -> Result<usize, WireError> {
+    let last = entries.checked_sub(1).ok_or_else(|| malformed(what, "nothing was offered"))?;
+    bounded(what, index.into(), last as u64)?;
+    Ok(index as usize)
+}
+
+fn wire_index(index: usize) -> u32 {
+    u32::try_from(index).expect("an offer is far shorter than 2^32 entries")
+}
+
+impl OfferEntry {
+    fn is_large(&self, small_bytes_max: u64) -> bool {
+        self.digest.size_bytes > small_bytes_max
+    }
+}
+
+impl Offer {
+    /// Reads an Offer; contents above `small_bytes_max` travel in pieces and are never inline.
+    ///
+    /// # Errors
+    /// [`WireError`] when it is malformed, too long, too large or names an asset twice.
+    pub fn decode(payload: Bytes, small_bytes_max: u64) -> Result<Self, WireError> {
+        let offer: peer::Offer = parse("Offer", payload, OFFER_ENTRIES_MAX)?;
+        bounded("Offer.entries", offer.entries.len() as u64, OFFER_ENTRIES_MAX as u64)?;
+        let mut seen = BTreeSet::new();
+        let mut entries = Vec::with_capacity(offer.entries.len());
+        for entry in offer.entries {
+            bounded("Offer.entries.size_bytes", entry.size_bytes, ASSET_BYTES_MAX)?;
+            let hash = hash("Offer.entries.hash", &entry.hash)?;
+            if !seen.insert(hash) {
+                return Err(malformed("Offer.entries", format!("{hash} twice")));
+            }
+            bounded("Offer.entries.offset_bytes", entry.offset_bytes, 0)?;
+            let digest = Digest { hash, size_bytes: entry.size_bytes };
+            entries.push(OfferEntry { digest, inline: entry.inline });
+        }
+        let large = entries.iter().filter(|e| e.is_large(small_bytes_max)).count();
+        bounded("large assets of an Offer", large as u64, OFFER_LARGE_MAX as u64)?;
+        if entries.iter().any(|e| e.inline && e.is_large(small_bytes_max)) {
+            return Err(malformed("Offer.entries.inline", "a large asset marked inline"));
+        }
+        let inline_bytes = entries.iter().filter(|e| e.inline).map(|e| e.digest.size_bytes).sum();
+        bounded("inline bytes of an Offer", inline_bytes, INLINE_BYTES_MAX)?;
+        Ok(Self { entries, solicited: offer.solicited })
+    }
+
+    /// The message of this offer.
+    pub fn encode(&self) -> peer::Offer {
+        let entries = self.entries.iter().map(|e| peer::OfferEntry {
+            hash: Bytes::copy_from_slice(e.digest.hash.as_bytes()),
+            size_bytes: e.digest.size_bytes,
+            inline: e.inline,
+            offset_bytes: 0,
+        });
+        peer::Offer { entries: entries.collect(), solicited: self.solicited }
+    }
+}
+
+/// Reads a Want: which entries of `offer` to send, each once, from where.
+///
+/// # Errors
+/// [`WireError`] when it is malformed or wants what was not offered, is inline or ends before its
+/// offset.
+pub fn decode_want(payload: Bytes, offer: &Offer) -> Result<Vec<WantEntry>, WireError> {
+    let want: peer::Want = parse("Want", payload, OFFER_ENTRIES_MAX)?;
+    bounded("Want.entries", want.entries.len() as u64, offer.entries.len() as u64)?;
+    let mut seen = BTreeSet::new();
+    let mut entries = Vec::with_capacity(want.entries.len());
+    for entry in want.entries {
+        let index = index("Want.entries.index", entry.index, offer.entries.len())?;
+        let offered = &offer.entries[index];
+        if offered.inline || !seen.insert(index) {
+            return Err(malformed("Want.entries.index", format!("{index} is inline or twice")));
+        }
+        let offset_bytes = entry.offset_bytes;
+        let past_the_end = offset_bytes > 0 && offset_bytes >= offered.digest.size_bytes;
+        if past_the_end || !offset_bytes.is_multiple_of(PIECE_ALIGN_BYTES) {
+            return Err(malformed("Want.entries.offset_bytes", offset_bytes.to_string()));
+        }
+        entries.push(WantEntry { index, offset_bytes });
+    }
+    Ok(entries)
+}
+
+/// The message that wants `entries`.
+pub fn encode_want(entries: &[WantEntry]) -> peer::Want {
+    let entries = entries
+        .iter()
+        .map(|e| peer::WantEntry { index: wire_index(e.index), offset_bytes: e.offset_bytes });
+    peer::Want { entries: entries.collect() }
+}
+
+/// Reads a Contents frame.
+///
+/// # Errors
+/// [`WireError`] when it is malformed or names what was not offered.
+pub fn decode_contents(payload: Bytes, naming: Naming) -> Result<Vec<Content>, WireError> {
+    let message: peer::Contents = parse("Contents", payload, OFFER_ENTRIES_MAX)?;
+    bounded("Contents.contents", message.contents.len() as u64, OFFER_ENTRIES_MAX as u64)?;
+    let contents = message.contents.into_iter().map(|content| {
+        let label = match naming {
+            Naming::Offered(n) => Label::Entry(index("Content.index", content.index, n)?),
+            Naming::Plain => Label::Named(Digest {
+                hash: hash("Content.hash", &content.hash)?,
+                size_bytes: content.bytes.len() as u64,
+            }),
+        };
+        Ok(Content { label, bytes: content.bytes })
+    });
+    contents.collect()
+}
+
+/// The message that carries `contents`.
+pub fn encode_contents(contents: Vec<Content>) -> peer::Contents {
+    let contents = contents.into_iter().map(|content| {
+        let (index, hash) = match content.label {
+            Label::Entry(index) => (wire_index(index), Bytes::new()),
+            Label::Named(digest) => (0, Bytes::copy_from_slice(digest.hash.as_bytes())),
+        };
+        peer::Content { index, bytes: content.bytes, hash }
+    });
+    peer::Contents { contents: contents.collect() }
+}
+
+impl Piece {
+    /// Reads a Piece frame.
+    ///
+    /// # Errors
+    /// [`WireError`] when it is malformed, out of bounds or names what was not offered.
+    pub fn decode(payload: Bytes, naming: Naming) -> Result<Self, WireError> {
+        let piece: peer::Piece = parse("Piece", payload, 0)?;
+        bounded("Piece.offset_bytes", piece.offset_bytes, ASSET_BYTES_MAX)?;
+        bounded("Piece.length_bytes", piece.length_bytes.into(), PIECE_BYTES_MAX.into())?;
+        if piece.length_bytes == 0 || !piece.offset_bytes.is_multiple_of(PIECE_ALIGN_BYTES) {
+            let detail = format!("{} bytes at {}", piece.length_bytes, piece.offset_bytes);
+            return Err(malformed("Piece", detail));
+        }
+        let encoded_max = piece.length_bytes as usize + PIECE_PROOF_BYTES_MAX;
+        bounded("Piece.encoded", piece.encoded.len() as u64, encoded_max as u64)?;
+        let label = match naming {
+            Naming::Offered(n) => Label::Entry(index("Piece.index", piece.index, n)?),
+            Naming::Plain => {
+                bounded("Piece.size_bytes", piece.size_bytes, ASSET_BYTES_MAX)?;
+                let hash = hash("Piece.hash", &piece.hash)?;
+                Label::Named(Digest { hash, size_bytes: piece.size_bytes })
+            }
+        };
+        Ok(Self {
+            label,
+            offset_bytes: piece.offset_bytes,
+            length_bytes: piece.length_bytes,
+            encoded: piece.encoded,
+        })
+    }
+
+    /// The message of this piece.
+    pub fn encode(self) -> peer::Piece {
+        let (index, hash, size_bytes) = match self.label {
+            Label::Entry(index) => (wire_index(index), Bytes::new(), 0),
+            Label::Named(digest) => {
+                (0, Bytes::copy_from_slice(digest.hash.as_bytes()), digest.size_bytes)
+            }
+        };
+        peer::Piece {
+            index,
+            offset_bytes: self.offset_bytes,
+            length_bytes: self.length_bytes,
+            encoded: self.encoded,
+            hash,
+            size_bytes,
+        }
+    }
+
+    /// The first byte after it.
+    pub fn end_bytes(&self) -> u64 {
+        self.offset_bytes + u64::from(self.length_bytes)
+    }
+}
+
+/// Reads a Drop: an entry of an offer of `entries` that will not come.
+///
+/// # Errors
+/// [`WireError`] when it is malformed or names what was not offered.
+pub fn decode_drop(payload: Bytes, entries: usize) -> Result<usize, WireError> {
+    let drop: peer::Drop = parse("Drop", payload, 0)?;
+    index("Drop.index", drop.index, entries)
+}
+
+/// The message that says entry `index` will not come.
+pub fn encode_drop(index: usize) -> peer::Drop {
+    peer::Drop { index: wire_index(index) }
+}
+
+/// Reads the Ack of a batch: one verdict for each of `entries`, in order.
+///
+/// # Errors
+/// [`WireError`] when it is malformed or has another number of verdicts.
+pub fn decode_ack(payload: Bytes, entries: usize) -> Result<Vec<Verdict>, WireError> {
+    let ack: peer::Ack = parse("Ack", payload, OFFER_ENTRIES_MAX)?;
+    if ack.entries.len() != entries {
+        let detail = format!("{} verdicts for {entries} assets", ack.entries.len());
+        return Err(malformed("Ack", detail));
+    }
+    ack.entries.into_iter().map(decode_verdict).collect()
+}
+
+/// Reads an Ack of the plain protocol: a verdict by hash for each asset, at most
+/// [`OFFER_ENTRIES_MAX`] of them.
+///
+/// # Errors
+/// [`WireError`] when it is malformed or too long.
+pub fn decode_plain_ack(payload: Bytes) -> Result<Vec<(Hash, Verdict)>, WireError> {
+    let ack: peer::Ack = parse("Ack", payload, OFFER_ENTRIES_MAX)?;
+    bounded("Ack.entries", ack.entries.len() as u64, OFFER_ENTRIES_MAX as u64)?;
+    let verdicts = ack.entries.into_iter().map(|entry| {
+        let hash = hash("Ack.entries.hash", &entry.hash)?;
+        Ok((hash, decode_verdict(entry)?))
+    });
+    verdicts.collect()
+}
+
+/// The message of `verdicts`, each with its hash in the plain protocol.
+pub fn encode_ack<'a>(
+    verdicts: impl IntoIterator<Item = (Option<Hash>, &'a Verdict)>,
+) -> peer::Ack {
+    let entries = verdicts.into_iter().map(|(hash, verdict)| {
+        let (outcome, reason) = match verdict {
+            Verdict::Stored => (peer::ack::Outcome::Stored, ""),
+            Verdict::AlreadyHeld => (peer::ack::Outcome::AlreadyHeld, ""),
+            Verdict::Elsewhere => (peer::ack::Outcome::Elsewhere, ""),
+            Verdict::Later(reason) => (peer::ack::Outcome::Later, reason.as_str()),
+            Verdict::Refused(reason) => (peer::ack::Outcome::Refused, reason.as_str()),
+        };
+        let hash = hash.map(|h| Bytes::copy_from_slice(h.as_bytes())).unwrap_or_default();
+        peer::AckEntry { outcome: outcome.into(), reason: for_people(reason), hash }
+    });
+    peer::Ack { entries: entries.collect() }
+}
+
+fn decode_verdict(entry: peer::AckEntry) -> Result<Verdict, WireError> {
+    match entry.outcome() {
+        peer::ack::Outcome::Stored => Ok(Verdict::Stored),
+        peer::ack::Outcome::AlreadyHeld => Ok(Verdict::AlreadyHeld),
+        peer::ack::Outcome::Elsewhere => Ok(Verdict::Elsewhere),
+        peer::ack::Outcome::Later => Ok(Verdict::Later(for_people(&entry.reason))),
+        peer::ack::Outcome::Refused => Ok(Verdict::Refused(for_people(&entry.reason))),
+        peer::ack::Outcome::Unspecified => {
+            Err(malformed("Ack.entries.outcome", entry.outcome.to_string()))
+        }
+    }
+}
+
+/// A text that a terminal and a log can show: bounded, without control characters.
+fn for_people(reason: &str) -> String {
+    reason.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect()
+}
+
+/// A page of a whole set in the plain protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetPage {
+    /// Strictly ascending, at most [`HASHES_PER_FRAME_MAX`].
+    pub hashes: Vec<Hash>,
+    /// Another page follows.
+    pub more: bool,
+}
+
+impl SetPage {
+    /// Reads a page whose hashes must all be above `after`.
+    ///
+    /// # Errors
+    /// [`WireError`] when it is malformed, too long, out of order, or empty with more to follow.
+    pub fn decode(payload: Bytes, after: Option<Hash>) -> Result<Self, WireError> {
+        let page: peer::Page = parse("Page", payload, HASHES_PER_FRAME_MAX)?;
+        bounded("Page.hashes", page.hashes.len() as u64, HASHES_PER_FRAME_MAX as u64)?;
+        let mut above = after;
+        let mut hashes = Vec::with_capacity(page.hashes.len());
+        for bytes in &page.hashes {
+            let hash = hash("Page.hashes", bytes)?;
+            if above.is_some_and(|above| hash <= above) {
+                return Err(malformed("Page.hashes", format!("{hash} is out of order")));
+            }
+            above = Some(hash);
+            hashes.push(hash);
+        }
+        if page.more && hashes.is_empty() {
+            return Err(malformed("Page.more", "an empty page that promises more"));
+        }
+        Ok(Self { hashes, more: page.more })
+    }
+
+    /// The message of this page.
+    pub fn encode(&self) -> peer::Page {
+        let hashes = self.hashes.iter().map(|h| Bytes::copy_from_slice(h.as_bytes()));
+        peer::Page { round: 0, hashes: hashes.collect(), more: self.more, next_seq: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::core::limits::{CONTENT_FRAME_BYTES_MAX, CONTROL_FRAME_BYTES_MAX};
+    use proptest::prelude::*;
+
+    const SMALL: u64 = 256 * 1024;
+
+    fn bytes(message: &impl Message) -> Bytes {
+        message.encode_to_vec().into()
+    }
+
+    fn digest(n: u64, size_bytes: u64) -> Digest {
+        let mut hash = [0; 32];
+        hash[24..].copy_from_slice(&n.to_be_bytes());
+        Digest { hash: Hash(hash), size_bytes }
+    }
+
+    fn offer(sizes: &[u64]) -> Offer {
+        let entries = sizes.iter().enumerate();
+        let entries = entries
+            .map(|(n, size)| OfferEntry { digest: digest(n as u64, *size), inline: *size < 9 });
+        Offer { entries: entries.collect(), solicited: true }
+    }
+
+    #[test]
+    fn an_offer_comes_back_as_it_was() {
+        let offer = offer(&[0, 1, SMALL, SMALL + 1, ASSET_BYTES_MAX]);
+        assert_eq!(Offer::decode(bytes(&offer.encode()), SMALL), Ok(offer));
+    }
+
+    #[test]
+    fn an_offer_at_each_bound_is_read_and_one_beyond_it_is_refused() {
+        let read = |offer: &Offer| Offer::decode(bytes(&offer.encode()), SMALL).is_ok();
+        assert!(read(&offer(&[100; OFFER_ENTRIES_MAX])));
+        assert!(!read(&offer(&[100; OFFER_ENTRIES_MAX + 1])));
+        assert!(read(&offer(&[SMALL + 1; OFFER_LARGE_MAX])));
+        assert!(!read(&offer(&[SMALL + 1; OFFER_LARGE_MAX + 1])));
+        assert!(!read(&offer(&[ASSET_BYTES_MAX + 1])));
+        let mut inline = offer(&[SMALL; (INLINE_BYTES_MAX / SMALL) as usize]);
+        inline.entries.iter_mut().for_each(|e| e.inline = true);
+        assert!(read(&inline));
+        inline.entries.push(OfferEntry { digest: digest(9999, 1), inline: true });
+        assert!(!read(&inline));
+        let mut large = offer(&[SMALL + 1]);
+        large.entries[0].inline = true;
+        assert!(!read(&large));
+    }
+
+    #[test]
+    fn an_offer_that_names_an_asset_twice_or_not_at_all_is_refused() {
+        let mut twice = offer(&[5, 5]);
+        twice.entries[1].digest.hash = twice.entries[0].digest.hash;
+        assert!(Offer::decode(bytes(&twice.encode()), SMALL).is_err());
+        let mut nameless = offer(&[5]).encode();
+        nameless.entries[0].hash = Bytes::from_static(&[1; 31]);
+        assert!(Offer::decode(bytes(&nameless), SMALL).is_err());
+    }
+
+    #[test]
+    fn only_what_was_offered_can_be_wanted_and_only_once() {
+        let offer = offer(&[5, 100, SMALL * 2]);
+        let want = |entries: &[(usize, u64)]| {
+            let entries: Vec<_> = entries
+                .iter()
+                .map(|&(index, offset_bytes)| WantEntry { index, offset_bytes })
+                .collect();
+            decode_want(bytes(&encode_want(&entries)), &offer).is_ok()
+        };
+        assert!(want(&[(1, 0), (2, PIECE_ALIGN_BYTES)]));
+        assert!(want(&[]));
+        assert!(!want(&[(0, 0)]), "inline");
+        assert!(!want(&[(1, 0), (1, 0)]), "twice");
+        assert!(!want(&[(3, 0)]), "not offered");
+        assert!(!want(&[(2, 1)]), "not aligned");
+        assert!(!want(&[(2, SMALL * 2)]), "past the end");
+    }
+
+    #[test]
+    fn contents_and_pieces_come_back_under_both_namings() {
+        let named = Label::Named(digest(7, 3));
+        for (label, naming) in [(Label::Entry(4), Naming::Offered(5)), (named, Naming::Plain)] {
+            let content = Content { label, bytes: Bytes::from_static(b"abc") };
+            let message = encode_contents(vec![content.clone()]);
+            assert_eq!(decode_contents(bytes(&message), naming), Ok(vec![content]));
+            let piece = Piece {
+                label,
+                offset_bytes: 3 * PIECE_ALIGN_BYTES,
+                length_bytes: 3,
+                encoded: Bytes::from_static(b"abc"),
+            };
+            assert_eq!(Piece::decode(bytes(&piece.clone().encode()), naming), Ok(piece.clone()));
+            assert_eq!(piece.end_bytes(), 3 * PIECE_ALIGN_BYTES + 3);
+        }
+    }
+
+    #[test]
+    fn a_piece_out_of_bounds_is_refused() {
+        let good = Piece {
+            label: Label::Entry(0),
+            offset_bytes: 0,
+            length_bytes: PIECE_BYTES_MAX,
+            encoded: Bytes::from(vec![0; PIECE_BYTES_MAX as usize + PIECE_PROOF_BYTES_MAX]),
+        };
+        let read = |piece: Piece| Piece::decode(bytes(&piece.encode()), Naming::Offered(1)).is_ok();
+        assert!(read(good.clone()));
+        assert!(!read(Piece { length_bytes: PIECE_BYTES_MAX + 1, ..good.clone() }));
+        assert!(!read(Piece { length_bytes: 0, encoded: Bytes::new(), ..good.clone() }));
+        assert!(!read(Piece { length_bytes: PIECE_BYTES_MAX - 1, ..good.clone() }));
+        assert!(!read(Piece { offset_bytes: 1, ..good.clone() }));
+        assert!(!read(Piece { offset_bytes: !(PIECE_ALIGN_BYTES - 1), ..good.clone() }));
+        assert!(!read(Piece { label: Label::Entry(1), ..good }));
+    }
+
+    #[test]
+    fn the_longest_messages_fit_their_frames() {
+        let long = "\u{10ffff}".repeat(REASON_CHARS_MAX + 10);
+        let verdicts = vec![Verdict::Later(long); OFFER_ENTRIES_MAX];
+        let batch = encode_ack(verdicts.iter().map(|v| (Some(digest(1, 0).hash), v)));
+        assert!(batch.encoded_len() <= CONTROL_FRAME_BYTES_MAX as usize);
+        let longest = offer(&[ASSET_BYTES_MAX; OFFER_ENTRIES_MAX]).encode();
+        assert!(longest.encoded_len() <= CONTROL_FRAME_BYTES_MAX as usize);
+        let hashes = vec![digest(u64::MAX, 0).hash; HASHES_PER_FRAME_MAX];
+        let page = SetPage { hashes, more: true }.encode();
+        assert!(page.encoded_len() <= CONTROL_FRAME_BYTES_MAX as usize);
+        let piece = PIECE_BYTES_MAX as usize + PIECE_PROOF_BYTES_MAX + 100;
+        assert!(piece <= CONTENT_FRAME_BYTES_MAX as usize);
+    }
+
+    #[test]
+    fn verdicts_come_back_in_order_and_a_peers_reason_is_safe_to_print() {
+        let verdicts = vec![
+            Verdict::Stored,
+            Verdict::AlreadyHeld,
+            Verdict::Elsewhere,
+            Verdict::Later("disk full".into()),
+            Verdict::Refused("\u{1b}[31mred\n".into()),
+        ];
+        let ack = bytes(&encode_ack(verdicts.iter().map(|v| (None, v))));
+        let read = decode_ack(ack.clone(), 5).unwrap();
+        assert_eq!(read[..4], verdicts[..4]);
+        assert_eq!(read[4], Verdict::Refused("[31mred".into()));
+        assert!(decode_ack(ack.clone(), 4).is_err());
+        assert!(decode_ack(ack, 6).is_err());
+        let unknown = peer::AckEntry { outcome: 77, ..Default::default() };
+        assert!(decode_ack(bytes(&peer::Ack { entries: vec![unknown] }), 1).is_err());
+    }
+
+    #[test]
+    fn a_plain_ack_names_its_assets() {
+        let verdicts = [Verdict::Stored, Verdict::Later("full".into())];
+        let named = verdicts.iter().enumerate();
+        let named = named.map(|(n, v)| (Some(digest(n as u64, 0).hash), v));
+        let read = decode_plain_ack(bytes(&encode_ack(named))).unwrap();
+        assert_eq!(read[1], (digest(1, 0).hash, Verdict::Later("full".into())));
+        assert!(decode_plain_ack(bytes(&encode_ack([(None, &Verdict::Stored)]))).is_err());
+    }
+
+    #[test]
+    fn the_pages_of_a_set_must_ascend() {
+        let [a, b] = [digest(1, 0).hash, digest(2, 0).hash];
+        let read = |hashes: &[Hash], more, after| {
+            SetPage::decode(bytes(&SetPage { hashes: hashes.to_vec(), more }.encode()), after)
+        };
+        assert_eq!(read(&[a, b], true, None).unwrap().hashes, [a, b]);
+        assert!(read(&[b], false, Some(a)).is_ok());
+        assert!(read(&[], false, Some(a)).is_ok());
+        assert!(read(&[b, a], false, None).is_err());
+        assert!(read(&[a, a], false, None).is_err());
+        assert!(read(&[a], false, Some(a)).is_err());
+        assert!(read(&[], true, None).is_err());
+    }
+
+    #[test]
+    fn a_frame_of_a_million_empty_elements_is_refused_before_they_are_decoded() {
+        let flood = Bytes::from([0x0a, 0].repeat(512 * 1024));
+        assert!(Offer::decode(flood.clone(), SMALL).is_err());
+        assert!(decode_contents(flood.clone(), Naming::Plain).is_err());
+        assert!(decode_plain_ack(flood.clone()).is_err());
+        assert!(SetPage::decode(flood.clone(), None).is_err());
+        assert!(Piece::decode(flood, Naming::Plain).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_are_read_or_refused_and_never_panic(
+            payload in proptest::collection::vec(any::<u8>(), 0..300)
+        ) {
+            let payload = Bytes::from(payload);
+            let _ = Offer::decode(payload.clone(), SMALL);
+            let _ = decode_want(payload.clone(), &offer(&[0, 100, SMALL * 2]));
+            for naming in [Naming::Offered(3), Naming::Plain] {
+                let _ = decode_contents(payload.clone(), naming);
+                let _ = Piece::decode(payload.clone(), naming);
+            }
+            let _ = decode_drop(payload.clone(), 3);
+            let _ = decode_ack(payload.clone(), 3);
+            let _ = decode_plain_ack(payload.clone());
+            let _ = SetPage::decode(payload, None);
+        }
+    }
+}

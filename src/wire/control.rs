@@ -1,0 +1,203 @@
+//! The control stream: a message of the core is one frame, and every frame is judged here.
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use crate::core::ids::{GroupId, Hash, HashAlgorithm, StoreId};
+use crate::core::limits::HASHES_PER_FRAME_MAX;
+use crate::core::message::{Hello, Members, Message};
+use crate::core::pairing::{NAME_CHARS_MAX, device_name};
+use crate::wire::frame::Kind;
+use crate::wire::pairing::{members_from_wire, members_to_wire};
+use crate::wire::reconcile::{
+    decode_reconcile, decode_set_summary, encode_reconcile, encode_set_summary,
+};
+use crate::wire::{WireError, proto::peer};
+
+/// A name on the wire: four bytes for each character at most.
+const NAME_BYTES_MAX: usize = 4 * NAME_CHARS_MAX;
+
+/// Turns a message into its frame: type and payload.
+pub fn encode_message(message: &Message) -> (Kind, Bytes) {
+    let (kind, payload) = match message {
+        Message::Hello(hello) => (Kind::Hello, hello_to_wire(hello).encode_to_vec()),
+        Message::Members(Members { members, removed }) => {
+            (Kind::Members, members_to_wire(members, removed).encode_to_vec())
+        }
+        Message::Summary(summary) => return (Kind::SetSummary, encode_set_summary(summary)),
+        Message::Reconcile(message) => return encode_reconcile(message),
+        Message::Solicit(hashes) => {
+            (Kind::Solicit, peer::Solicit { hashes: raw(hashes) }.encode_to_vec())
+        }
+        Message::Lacking(hashes) => {
+            (Kind::Lacking, peer::Lacking { hashes: raw(hashes) }.encode_to_vec())
+        }
+    };
+    (kind, payload.into())
+}
+
+/// Reads a frame of the control stream.
+///
+/// # Errors
+/// [`WireError`] for anything out of bounds, and for frames that belong on other streams.
+pub fn decode_message(kind: Kind, payload: Bytes) -> Result<Message, WireError> {
+    match kind {
+        Kind::Hello => Ok(Message::Hello(hello_from_wire(parse("Hello", payload)?)?)),
+        Kind::Members => {
+            let (members, removed) = members_from_wire(&parse("Members", payload)?)?;
+            Ok(Message::Members(Members { members, removed }))
+        }
+        Kind::SetSummary => Ok(Message::Summary(Box::new(decode_set_summary(payload)?))),
+        Kind::Solicit => {
+            let message: peer::Solicit = parse("Solicit", payload)?;
+            Ok(Message::Solicit(hashes("Solicit.hashes", &message.hashes)?))
+        }
+        Kind::Lacking => {
+            let message: peer::Lacking = parse("Lacking", payload)?;
+            Ok(Message::Lacking(hashes("Lacking.hashes", &message.hashes)?))
+        }
+        other => match decode_reconcile(other, payload)? {
+            Some(message) => Ok(Message::Reconcile(message)),
+            None => {
+                let detail = format!("a {other:?} frame does not belong on the control stream");
+                Err(malformed("frame", &detail))
+            }
+        },
+    }
+}
+
+fn hello_to_wire(hello: &Hello) -> peer::Hello {
+    peer::Hello {
+        group_id: Bytes::copy_from_slice(hello.group_id.as_bytes()),
+        device_name: device_name(&hello.device_name),
+        store_id: Bytes::copy_from_slice(hello.store_id.as_bytes()),
+        hash_algorithm: hello.algorithm.name().to_owned(),
+        build: hello.build.clone(),
+        features: Vec::new(),
+    }
+}
+
+fn hello_from_wire(hello: peer::Hello) -> Result<Hello, WireError> {
+    bounded("Hello.device_name", hello.device_name.len(), NAME_BYTES_MAX)?;
+    bounded("Hello.build", hello.build.len(), NAME_BYTES_MAX)?;
+    let algorithm = HashAlgorithm::from_name(&hello.hash_algorithm)
+        .ok_or_else(|| malformed("Hello.hash_algorithm", "a name this version does not know"))?;
+    Ok(Hello {
+        group_id: GroupId::from_slice(&hello.group_id)
+            .ok_or_else(|| malformed("Hello.group_id", "not 32 bytes"))?,
+        device_name: device_name(&hello.device_name),
+        store_id: StoreId::from_slice(&hello.store_id)
+            .ok_or_else(|| malformed("Hello.store_id", "not 16 bytes"))?,
+        algorithm,
+        build: hello.build,
+    })
+}
+
+fn raw(hashes: &[Hash]) -> Vec<Bytes> {
+    hashes.iter().map(|hash| Bytes::copy_from_slice(hash.as_bytes())).collect()
+}
+
+fn hashes(what: &'static str, raw: &[Bytes]) -> Result<Vec<Hash>, WireError> {
+    bounded(what, raw.len(), HASHES_PER_FRAME_MAX)?;
+    raw.iter()
+        .map(|bytes| Hash::from_slice(bytes).ok_or_else(|| malformed(what, "not 32 bytes")))
+        .collect()
+}
+
+fn parse<M: prost::Message + Default>(what: &'static str, payload: Bytes) -> Result<M, WireError> {
+    M::decode(payload).map_err(|error| malformed(what, &error.to_string()))
+}
+
+fn malformed(what: &'static str, detail: &str) -> WireError {
+    WireError::Malformed { what, detail: detail.to_owned() }
+}
+
+fn bounded(what: &'static str, got: usize, limit: usize) -> Result<(), WireError> {
+    if got > limit {
+        return Err(WireError::OutOfBounds { what, got: got as u64, limit: limit as u64 });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::core::ids::NodeId;
+    use crate::core::pairing::Member;
+    use proptest::prelude::*;
+
+    fn hello() -> Hello {
+        Hello {
+            group_id: GroupId([1; 32]),
+            device_name: "laptop".to_owned(),
+            store_id: StoreId([2; 16]),
+            algorithm: HashAlgorithm::Sha256,
+            build: "0.1.0".to_owned(),
+        }
+    }
+
+    fn there_and_back(message: &Message) -> Result<Message, WireError> {
+        let (kind, payload) = encode_message(message);
+        decode_message(kind, payload)
+    }
+
+    #[test]
+    fn messages_come_back_as_they_were() {
+        let member = Member {
+            node_id: NodeId([3; 32]),
+            name: "phone".to_owned(),
+            named_ms: 7,
+            addresses: vec!["192.168.1.2:4000".to_owned()],
+        };
+        let members = Members { members: vec![member], removed: vec![NodeId([4; 32])] };
+        for message in [
+            Message::Hello(hello()),
+            Message::Members(members),
+            Message::Solicit(vec![Hash([5; 32]); HASHES_PER_FRAME_MAX]),
+            Message::Lacking(vec![Hash([6; 32])]),
+        ] {
+            assert_eq!(there_and_back(&message).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn what_is_out_of_bounds_is_refused() {
+        let many = vec![Hash([7; 32]); HASHES_PER_FRAME_MAX + 1];
+        assert!(there_and_back(&Message::Solicit(many)).is_err());
+        let short = peer::Lacking { hashes: vec![Bytes::from_static(b"short")] };
+        assert!(decode_message(Kind::Lacking, short.encode_to_vec().into()).is_err());
+        let mut long = hello_to_wire(&hello());
+        long.device_name = "x".repeat(NAME_BYTES_MAX + 1);
+        assert!(decode_message(Kind::Hello, long.encode_to_vec().into()).is_err());
+    }
+
+    #[test]
+    fn a_name_is_shown_without_what_would_confuse_a_terminal() {
+        let mut wire = hello_to_wire(&hello());
+        wire.device_name = "a\u{1b}[31m\nb\u{202e}c\0".to_owned();
+        let Message::Hello(hello) =
+            decode_message(Kind::Hello, wire.encode_to_vec().into()).unwrap()
+        else {
+            panic!("a Hello")
+        };
+        assert!(!hello.device_name.contains(|c: char| c.is_control() || c == '\u{202e}'));
+    }
+
+    #[test]
+    fn frames_of_other_streams_are_refused() {
+        for kind in [Kind::Offer, Kind::Ack, Kind::PairRequest] {
+            assert!(decode_message(kind, Bytes::new()).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            for kind in [Kind::Hello, Kind::Members, Kind::SetSummary, Kind::Compare, Kind::Plan,
+                         Kind::Cells, Kind::Page, Kind::Solicit, Kind::Lacking] {
+                let _ = decode_message(kind, Bytes::from(payload.clone()));
+            }
+        }
+    }
+}
