@@ -25,14 +25,14 @@ const GROUP: GroupId = GroupId([9; 32]);
 const IDLE_MS: u64 = 30_000;
 
 /// Random numbers of one seed (SplitMix64, Steele et al. 2014).
-pub struct Rng(u64);
+pub(crate) struct Rng(u64);
 
 impl Rng {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -40,27 +40,27 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound.max(1)
     }
 
-    pub fn chance(&mut self, percent: u64) -> bool {
+    pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 }
 
 /// How bad the world is.
 #[derive(Debug, Clone, Copy)]
-pub struct Faults {
-    pub delay_ms_max: u64,
+pub(crate) struct Faults {
+    pub(crate) delay_ms_max: u64,
     /// Batches of a hundred that break off.
-    pub broken_batches: u64,
+    pub(crate) broken_batches: u64,
     /// Everybody speaks the plain protocol.
-    pub plain: bool,
+    pub(crate) plain: bool,
 }
 
 impl Faults {
-    pub const NONE: Self = Self { delay_ms_max: 5, broken_batches: 0, plain: false };
+    pub(crate) const NONE: Self = Self { delay_ms_max: 5, broken_batches: 0, plain: false };
 }
 
 enum Event {
@@ -117,12 +117,12 @@ struct Batch {
     wanted: Option<Vec<bool>>,
 }
 
-pub struct Node {
-    pub id: NodeId,
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
     engine: Option<Engine>,
     life: u32,
     /// The store: durable, in the order of its feed.
-    pub store: Vec<Digest>,
+    pub(crate) store: Vec<Digest>,
     held: BTreeSet<Hash>,
     /// How much of the feed the index has taken in; durable too.
     indexed: usize,
@@ -131,26 +131,26 @@ pub struct Node {
     wake_ms: Option<u64>,
 }
 
-pub struct World {
-    pub now_ms: u64,
-    pub rng: Rng,
-    pub faults: Faults,
-    pub nodes: Vec<Node>,
+pub(crate) struct World {
+    pub(crate) now_ms: u64,
+    pub(crate) rng: Rng,
+    pub(crate) faults: Faults,
+    pub(crate) nodes: Vec<Node>,
     /// Who can reach whom.
-    pub reachable: BTreeSet<(usize, usize)>,
+    pub(crate) reachable: BTreeSet<(usize, usize)>,
     queue: BinaryHeap<Reverse<Timed>>,
     order: u64,
     links: Vec<Link>,
     batches: Vec<Batch>,
     /// Contents that crossed, by receiver: an asset counts each time.
-    pub crossed: usize,
+    pub(crate) crossed: usize,
     /// Messages and batches sent, ever.
-    pub moves: usize,
-    pub frame_bytes: usize,
+    pub(crate) moves: usize,
+    pub(crate) frame_bytes: usize,
 }
 
 impl World {
-    pub fn new(seed: u64, nodes: usize, faults: Faults) -> Self {
+    pub(crate) fn new(seed: u64, nodes: usize, faults: Faults) -> Self {
         let mut world = Self {
             now_ms: 0,
             rng: Rng::new(seed),
@@ -186,7 +186,7 @@ impl World {
         world
     }
 
-    pub fn connect_all(&mut self) {
+    pub(crate) fn connect_all(&mut self) {
         for a in 0..self.nodes.len() {
             for b in 0..a {
                 self.join(a, b);
@@ -195,12 +195,12 @@ impl World {
     }
 
     /// Lets two nodes reach each other.
-    pub fn join(&mut self, a: usize, b: usize) {
+    pub(crate) fn join(&mut self, a: usize, b: usize) {
         self.reachable.insert((a.min(b), a.max(b)));
     }
 
     /// Cuts them apart; their connection dies of silence.
-    pub fn cut(&mut self, a: usize, b: usize) {
+    pub(crate) fn cut(&mut self, a: usize, b: usize) {
         self.reachable.remove(&(a.min(b), a.max(b)));
         for link in 0..self.links.len() {
             let ends = self.links[link].ends;
@@ -215,7 +215,7 @@ impl World {
     }
 
     /// Starts a node, or starts it again.
-    pub fn start(&mut self, n: usize) {
+    pub(crate) fn start(&mut self, n: usize) {
         let members = self.nodes.iter().map(|node| Member {
             node_id: node.id,
             name: format!("node {}", node.id.short()),
@@ -248,7 +248,7 @@ impl World {
 
     /// Takes everything that was not durable. The index may fall back behind the store, and starts
     /// a new epoch, as the real one does after an unclean stop.
-    pub fn crash(&mut self, n: usize) {
+    pub(crate) fn crash(&mut self, n: usize) {
         let lost = self.rng.below(5) as usize;
         let epoch = self.rng.next();
         let node = &mut self.nodes[n];
@@ -264,12 +264,12 @@ impl World {
         }
     }
 
-    pub fn is_up(&self, n: usize) -> bool {
+    pub(crate) fn is_up(&self, n: usize) -> bool {
         self.nodes[n].engine.is_some()
     }
 
     /// A user adds an asset to a node's store.
-    pub fn add(&mut self, n: usize, digest: Digest) {
+    pub(crate) fn add(&mut self, n: usize, digest: Digest) {
         if self.nodes[n].held.insert(digest.hash) {
             self.nodes[n].store.push(digest);
             let life = self.nodes[n].life;
@@ -277,12 +277,12 @@ impl World {
         }
     }
 
-    pub fn set(&self, n: usize) -> BTreeSet<Hash> {
+    pub(crate) fn set(&self, n: usize) -> BTreeSet<Hash> {
         self.nodes[n].held.clone()
     }
 
     /// True when every connected pair says that it holds the same set.
-    pub fn all_in_sync(&self) -> bool {
+    pub(crate) fn all_in_sync(&self) -> bool {
         self.nodes.iter().all(|node| {
             node.engine.as_ref().is_some_and(|engine| {
                 let views = engine.peer_views();
@@ -292,7 +292,7 @@ impl World {
     }
 
     /// Runs until virtual time `until_ms`.
-    pub fn run(&mut self, until_ms: u64) {
+    pub(crate) fn run(&mut self, until_ms: u64) {
         while let Some(Reverse(next)) = self.queue.peek() {
             if next.at_ms > until_ms {
                 break;
