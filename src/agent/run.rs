@@ -765,7 +765,8 @@ fn sent_as(outcome: &Outcome) -> Sent {
 /// What an asset of a received batch means to the engine; `None`: it was not to come from here.
 fn arrival(outcome: &Outcome) -> Option<Arrival> {
     match outcome {
-        Outcome::Stored | Outcome::AlreadyHeld => Some(Arrival::Stored),
+        Outcome::Stored => Some(Arrival::Stored),
+        Outcome::AlreadyHeld => Some(Arrival::Held),
         Outcome::Elsewhere => None,
         Outcome::Later(_) => Some(Arrival::Interrupted),
         Outcome::Unavailable => Some(Arrival::Unavailable),

@@ -24,6 +24,10 @@ const QUARANTINE_MS_MAX: u64 = 3_600_000;
 /// these the oldest is forgotten, which costs one needless offer to where it came from.
 const ARRIVED_MAX: usize = 65_536;
 
+/// Assets the feed has just shown. A question to the index that was asked before, and answered
+/// after, would have them asked for once more.
+const RECENT_MAX: usize = 8_192;
+
 /// The agent's number for a batch, sent or received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BatchId(pub u64);
@@ -31,8 +35,10 @@ pub struct BatchId(pub u64);
 /// What became of an asset that a peer sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
-    /// Durable in our store, by this transfer or before.
+    /// Durable in our store by this transfer; the feed shows it soon, or has just done so.
     Stored,
+    /// Held before.
+    Held,
     /// The stream ended before it was whole, or our store was not to be reached: try again.
     Interrupted,
     /// The peer cannot provide it: gone or damaged there.
@@ -77,6 +83,8 @@ pub struct Wants {
     sources: BTreeMap<NodeId, Source>,
     arrived: BTreeMap<Hash, Vec<NodeId>>,
     arrived_order: VecDeque<Hash>,
+    recent: BTreeSet<Hash>,
+    recent_order: VecDeque<Hash>,
     quarantine: BTreeMap<Hash, Failed>,
 }
 
@@ -87,7 +95,7 @@ impl Wants {
             add_holder(holders, peer);
             return;
         }
-        if self.is_quarantined(now_ms, &hash) {
+        if self.recent.contains(&hash) || self.is_quarantined(now_ms, &hash) {
             return;
         }
         let source = self.sources.entry(peer).or_default();
@@ -132,7 +140,7 @@ impl Wants {
             add_holder(holders, peer);
             return false;
         }
-        if self.is_quarantined(now_ms, &hash) {
+        if self.recent.contains(&hash) || self.is_quarantined(now_ms, &hash) {
             return false;
         }
         let full = self.source_load(peer) >= WANTS_PER_PEER_MAX;
@@ -169,12 +177,16 @@ impl Wants {
         arrival: Arrival,
     ) {
         let Some(want) = self.wants.get_mut(&hash) else { return };
-        if want.state != State::Arriving(peer, batch) && arrival != Arrival::Stored {
+        let is_here = matches!(arrival, Arrival::Stored | Arrival::Held);
+        if want.state != State::Arriving(peer, batch) && !is_here {
             return;
         }
         self.release(peer, &hash);
         match arrival {
             Arrival::Stored => self.stored(hash),
+            Arrival::Held => {
+                self.take(&hash);
+            }
             Arrival::Interrupted => {
                 self.failed(peer, hash, false);
             }
@@ -252,6 +264,14 @@ impl Wants {
     /// The store's feed shows `hash`. Returns the peers known to hold it; none: it is new here.
     pub fn indexed(&mut self, hash: Hash) -> Vec<NodeId> {
         self.quarantine.remove(&hash);
+        if self.recent.insert(hash) {
+            self.recent_order.push_back(hash);
+        }
+        if self.recent_order.len() > RECENT_MAX
+            && let Some(oldest) = self.recent_order.pop_front()
+        {
+            self.recent.remove(&oldest);
+        }
         if let Some(holders) = self.arrived.remove(&hash) {
             return holders;
         }
@@ -260,12 +280,7 @@ impl Wants {
             want.indexed = true;
             return want.holders.clone();
         }
-        let (state, holders) = (want.state, std::mem::take(&mut want.holders));
-        self.wants.remove(&hash);
-        if let State::Asked(peer) = state {
-            self.release(peer, &hash);
-        }
-        holders
+        self.take(&hash).map(|want| want.holders).unwrap_or_default()
     }
 
     /// Assets asked of `peer` or arriving from it.
@@ -313,13 +328,20 @@ impl Wants {
     }
 
     fn stored(&mut self, hash: Hash) {
-        let Some(want) = self.wants.remove(&hash) else { return };
-        if let State::Asked(other) | State::Arriving(other, _) = want.state {
-            self.release(other, &hash);
-        }
-        if !want.indexed {
+        if let Some(want) = self.take(&hash)
+            && !want.indexed
+        {
             self.expect_indexed(hash, want.holders);
         }
+    }
+
+    /// Removes the want, and the request for it.
+    fn take(&mut self, hash: &Hash) -> Option<Want> {
+        let want = self.wants.remove(hash)?;
+        if let State::Asked(peer) | State::Arriving(peer, _) = want.state {
+            self.release(peer, hash);
+        }
+        Some(want)
     }
 
     fn expect_indexed(&mut self, hash: Hash, holders: Vec<NodeId>) {
@@ -473,7 +495,7 @@ mod tests {
             (peer(), hash()).prop_map(|(p, h)| Step::Lacking(p, h)),
             peer().prop_map(Step::Ask),
             (peer(), batch(), hash()).prop_map(|(p, b, h)| Step::Offered(p, b, h)),
-            (peer(), batch(), hash(), 0..4u8).prop_map(|(p, b, h, a)| Step::Arrived(p, b, h, a)),
+            (peer(), batch(), hash(), 0..5u8).prop_map(|(p, b, h, a)| Step::Arrived(p, b, h, a)),
             (peer(), batch()).prop_map(|(p, b)| Step::Ended(p, b)),
             (peer(), hash()).prop_map(|(p, h)| Step::Unavailable(p, h)),
             peer().prop_map(Step::Unanswered),
@@ -499,6 +521,7 @@ mod tests {
                     Step::Arrived(p, b, h, a) => {
                         let arrival = [
                             Arrival::Stored,
+                            Arrival::Held,
                             Arrival::Interrupted,
                             Arrival::Unavailable,
                             Arrival::Refused,

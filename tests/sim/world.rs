@@ -8,7 +8,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use can_sync::core::engine::{Effect, Engine, Identity, Input, KnownSet, Sent};
+use can_sync::core::engine::{Effect, Engine, Identity, Input, KnownSet, PeerView, Sent};
 use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, NodeId, StoreId};
 use can_sync::core::message::Members;
 use can_sync::core::pairing::Member;
@@ -70,6 +70,7 @@ enum Event {
     DialEnds { node: usize, life: u32, to: usize },
     LinkDies { link: usize },
     Feed { node: usize, life: u32 },
+    Offer { batch: usize },
     Deliver { batch: usize },
     PlainMeets { link: usize },
 }
@@ -281,14 +282,15 @@ impl World {
         self.nodes[n].held.clone()
     }
 
-    /// True when every connected pair says that it holds the same set.
-    pub(crate) fn all_in_sync(&self) -> bool {
-        self.nodes.iter().all(|node| {
-            node.engine.as_ref().is_some_and(|engine| {
-                let views = engine.peer_views();
-                views.iter().filter(|view| view.conn.is_some()).all(|view| view.in_sync)
-            })
-        })
+    /// Connected peers that some node does not see as equal, by node.
+    pub(crate) fn not_in_sync(&self) -> Vec<(usize, PeerView)> {
+        let mut found = Vec::new();
+        for (n, node) in self.nodes.iter().enumerate() {
+            let views = node.engine.as_ref().map(Engine::peer_views).unwrap_or_default();
+            let views = views.into_iter().filter(|view| view.conn.is_some() && !view.in_sync);
+            found.extend(views.map(|view| (n, view)));
+        }
+        found
     }
 
     /// Runs until virtual time `until_ms`.
@@ -337,6 +339,7 @@ impl World {
             Event::DialEnds { node, life, to } => self.dial_ends(node, life, to),
             Event::LinkDies { link } => self.link_dies(link, "lost"),
             Event::Feed { node, life } => self.feed(node, life),
+            Event::Offer { batch } => self.offer(batch),
             Event::Deliver { batch } => self.deliver(batch),
             Event::PlainMeets { link } => self.plain_meets(link),
         }
@@ -534,12 +537,7 @@ impl World {
     fn send_batch(&mut self, n: usize, conn: ConnId, sent_id: BatchId, digests: Vec<Digest>) {
         self.moves += 1;
         let (link, side) = self.side(n, conn);
-        let to = self.links[link].ends[1 - side];
         let index = self.batches.len();
-        let held = &self.nodes[to].held;
-        // Like the real receiver, which asks its index, and that follows the store.
-        let unknown: Vec<Digest> =
-            digests.iter().filter(|digest| !held.contains(&digest.hash)).copied().collect();
         let received_id = BatchId(index as u64);
         self.batches.push(Batch {
             link,
@@ -547,20 +545,14 @@ impl World {
             sent_id,
             received_id,
             digests,
-            unknown: unknown.clone(),
+            unknown: Vec::new(),
             wanted: None,
         });
         let delay = self.delay();
+        self.at(delay, Event::Offer { batch: index });
         if self.faults.plain {
-            let far = ConnId((2 * link + 1 - side) as u64);
-            self.batches[index].wanted = Some(vec![true; unknown.len()]);
-            self.fact_at_end(link, 1 - side, delay, Input::PlainStream { conn: far });
-            self.at(2 * delay, Event::Deliver { batch: index });
             return;
         }
-        let conn = ConnId((2 * link + 1 - side) as u64);
-        let offered = Input::Offered { conn, batch: received_id, digests: unknown };
-        self.fact_at_end(link, 1 - side, delay, offered);
         if self.rng.chance(self.faults.broken_batches) {
             // The stream breaks before anything is wanted: both sides see it.
             let wait = delay + self.delay();
@@ -570,6 +562,30 @@ impl World {
                 wait,
                 Input::BatchFailed { batch: sent_id, violation: false },
             );
+        }
+    }
+
+    /// A batch stream reaches its receiver, which asks its index what it lacks.
+    fn offer(&mut self, index: usize) {
+        let Batch { link, from, received_id, .. } = self.batches[index];
+        let to = &self.nodes[self.links[link].ends[1 - from]];
+        if !self.links[link].open || to.life != self.links[link].lives[1 - from] {
+            return;
+        }
+        let known: BTreeSet<Hash> = to.store[..to.indexed].iter().map(|d| d.hash).collect();
+        let batch = &mut self.batches[index];
+        let digests = batch.digests.iter().filter(|digest| !known.contains(&digest.hash));
+        let digests: Vec<Digest> = digests.copied().collect();
+        batch.unknown.clone_from(&digests);
+        let conn = ConnId((2 * link + 1 - from) as u64);
+        if self.faults.plain {
+            batch.wanted = Some(vec![true; digests.len()]);
+            self.fact_at_end(link, 1 - from, 0, Input::PlainStream { conn });
+            let delay = self.delay();
+            self.at(delay, Event::Deliver { batch: index });
+        } else {
+            let offered = Input::Offered { conn, batch: received_id, digests };
+            self.fact_at_end(link, 1 - from, 1, offered);
         }
     }
 
@@ -600,7 +616,9 @@ impl World {
         let all: Vec<Hash> = batch.digests.iter().map(|digest| digest.hash).collect();
         let whole =
             if breaks { self.rng.below(wanted.len() as u64 + 1) as usize } else { wanted.len() };
-        let mut arrivals = Vec::new();
+        let unknown = &batch.unknown;
+        let known = batch.digests.iter().filter(|digest| !unknown.contains(digest));
+        let mut arrivals: Vec<_> = known.map(|digest| (digest.hash, Arrival::Held)).collect();
         for digest in &wanted[..whole] {
             self.crossed += 1;
             self.add(to, *digest);
