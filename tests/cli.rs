@@ -178,7 +178,7 @@ fn find_file(folder: &Path, hash: &str) -> PathBuf {
             let joined = path.to_str().unwrap().replace('/', "");
             if path.is_dir() {
                 folders.push(path);
-            } else if joined.contains(&hash[4..]) {
+            } else if joined.ends_with(hash) {
                 return path;
             }
         }

@@ -80,7 +80,8 @@ pub struct Agent {
     handle: Handle,
     embedded: Option<EmbeddedStore>,
     stop: CancellationToken,
-    running: JoinHandle<Result<()>>,
+    /// `None` once it has ended.
+    running: Option<JoinHandle<Result<()>>>,
 }
 
 /// What stands on disk, opened.
@@ -96,7 +97,7 @@ impl Agent {
     ///
     /// # Errors
     /// Something on disk cannot be used, or the network not bound; said in a sentence.
-    pub async fn start(config: Config, lock: Lock) -> Result<Self> {
+    pub async fn start(config: Config, lock: Arc<Lock>) -> Result<Self> {
         let Config { home, store, offline, relay, net } = config;
         let partials_dir = home.partials_dir();
         let scratch_folder = partials_dir.clone();
@@ -145,7 +146,7 @@ impl Agent {
             drop(lock);
             ended
         });
-        let mut agent = Self { handle, embedded, stop, running };
+        let mut agent = Self { handle, embedded, stop, running: Some(running) };
         // The first picture is drawn before anybody is answered.
         let handle = agent.handle();
         tokio::select! {
@@ -173,7 +174,10 @@ impl Agent {
     /// # Errors
     /// Why it ended.
     pub async fn ended(&mut self) -> Result<()> {
-        (&mut self.running).await.context("the agent's loop panicked")?
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let ended = running.await;
+        self.running = None;
+        ended.context("the agent's loop panicked")?
     }
 
     /// Stops in order; returns when nothing of it is left.
