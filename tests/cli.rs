@@ -611,3 +611,36 @@ fn a_store_alone_serves_its_api_under_its_own_key() {
     assert_eq!(store.http(&request("GET", "/sync/info", &headers[..1], "")).0, 401);
     assert_eq!(store.stop_with("-TERM").code(), Some(0));
 }
+
+#[test]
+fn two_devices_pair_by_a_ticket_on_standard_input_and_hold_the_same_set() {
+    let (desk, phone) = (Agent::start(), Agent::start());
+    let ticket = desk.output(&["ticket"]);
+    assert_eq!(ticket.lines().count(), 1);
+    phone.command(&["pair"]).write_stdin(ticket.clone()).assert().success();
+    let again = Agent::start();
+    again.command(&["pair"]).write_stdin(ticket.clone()).assert().code(9);
+
+    desk.command(&["add", "-"]).write_stdin("from the desk").assert().success();
+    phone.command(&["add", "-"]).write_stdin("from the phone").assert().success();
+    for agent in [&desk, &phone] {
+        agent.command(&["wait", "--timeout", "20s"]).assert().success();
+    }
+    for agent in [&desk, &phone] {
+        agent.command(&["cat", &blake3(b"from the desk")]).assert().success();
+        agent.command(&["cat", &blake3(b"from the phone")]).assert().success();
+    }
+
+    let phone_id = phone.ready()["node_id"].as_str().unwrap();
+    phone.command(&["rename", "pocket"]).assert().success();
+    desk.command(&["wait", "--peer", &phone_id[..12]]).assert().success();
+    let removed = &desk.json(&["remove", phone_id])[0];
+    assert_eq!(removed["node_id"], phone_id);
+    assert_eq!(desk.json(&["peers"]).len(), 0);
+
+    let secret = ticket.trim().strip_prefix("cansync").unwrap();
+    for agent in [&desk, &phone, &again] {
+        let log = agent.log().to_lowercase();
+        assert!(!log.contains(&secret.to_lowercase()[8..40]), "a ticket is in the log");
+    }
+}
