@@ -506,8 +506,8 @@ async fn a_reader_that_stalls_on_many_small_frames_does_not_lose_the_connection(
         let (send, _recv) = connection.open_stream(0).await.unwrap();
         let mut writer = FrameWriter::new(send, SOON);
         for round in 0..FRAMES {
-            let item = peer::SolicitItem { hash: vec![7; 32].into(), offset_bytes: round };
-            writer.write(Kind::Solicit, &peer::Solicit { items: vec![item] }).await.unwrap();
+            let pull = peer::Pull { round, ..Default::default() };
+            writer.write(Kind::Pull, &pull).await.unwrap();
         }
         writer.finish().await.unwrap();
         connection.closed().await
@@ -518,8 +518,8 @@ async fn a_reader_that_stalls_on_many_small_frames_does_not_lose_the_connection(
     let mut reader = FrameReader::new(recv, Some(SOON));
     for round in 0..FRAMES {
         let frame = reader.read().await.unwrap().unwrap();
-        let solicit = peer::Solicit::decode(frame.payload).unwrap();
-        assert_eq!(solicit.items[0].offset_bytes, round);
+        let pull = peer::Pull::decode(frame.payload).unwrap();
+        assert_eq!(pull.round, round);
     }
     assert_eq!(reader.read().await.unwrap(), None);
     pair.accepted.close(CloseCode::Ok, "");

@@ -97,13 +97,12 @@ impl Agent {
     ///
     /// # Errors
     /// Something on disk cannot be used, or the network not bound; said in a sentence.
-    pub async fn start(config: Config, lock: Arc<Lock>) -> Result<Self> {
+    pub async fn start(config: Config, lock: &Lock) -> Result<Self> {
         let Config { home, store, offline, relay, net } = config;
         let partials_dir = home.partials_dir();
         let scratch_folder = partials_dir.clone();
         let store_dir = home.store_dir();
-        let (opened, lock) =
-            tokio::task::spawn_blocking(move || anyhow::Ok((open(&home, &lock)?, lock))).await??;
+        let opened = open(&home, lock)?;
         let Opened { identity, group, index, partials } = opened;
         let (store, embedded, store_location, staging_dir) = match store {
             StoreChoice::Embedded => {
@@ -141,12 +140,9 @@ impl Agent {
             status,
             stop: stop.clone(),
         };
-        let running = tokio::spawn(async move {
-            let ended = run::run(parts).await;
-            drop(lock);
-            ended
-        });
-        let mut agent = Self { handle, embedded, stop, running: Some(running) };
+        let running = tokio::spawn(run::run(parts));
+        let running = Some(running);
+        let mut agent = Self { handle, embedded, stop, running };
         // The first picture is drawn before anybody is answered.
         let handle = agent.handle();
         tokio::select! {

@@ -8,7 +8,6 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
@@ -20,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::shown;
-use crate::agent::{self, Agent, NetOverrides, StoreChoice};
+use crate::agent::{self, Agent, StoreChoice};
 use crate::api;
 use crate::net::Relay;
 use crate::state::home::{ApiAddress, Home};
@@ -78,7 +77,7 @@ pub(crate) async fn up(
     restrict_umask();
     let mut signals = Signals::listen()?;
     let home = Home::open(home)?;
-    let lock = Arc::new(home.lock()?);
+    let lock = home.lock()?;
     let token = home.load_or_create_token(&lock)?;
     let listener = args.listen.bind().await?;
     let address = listener.local_addr().context("looking up the API's address")?;
@@ -87,13 +86,13 @@ pub(crate) async fn up(
         _ => StoreChoice::Embedded,
     };
     let config = agent::Config {
+        net: agent::NetOverrides::default(),
         home: home.clone(),
         store,
         offline: args.offline,
         relay: args.relay.unwrap_or_default(),
-        net: NetOverrides::default(),
     };
-    let mut agent = Agent::start(config, Arc::clone(&lock)).await?;
+    let mut agent = Agent::start(config, &lock).await?;
 
     let stop = CancellationToken::new();
     let handle = agent.handle();
