@@ -644,3 +644,26 @@ fn two_devices_pair_by_a_ticket_on_standard_input_and_hold_the_same_set() {
         assert!(!log.contains(&secret.to_lowercase()[8..40]), "a ticket is in the log");
     }
 }
+
+#[test]
+fn an_agent_beside_a_foreign_store_adds_to_it_and_reads_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Agent::serve(&folder.path().join("store"), &["store"]);
+    let api = store.ready()["api"].as_str().unwrap();
+    let key_file = store.ready()["key_file"].as_str().unwrap();
+    let args = ["up", "--offline", "--store", api, "--store-key-file", key_file];
+    let agent = Agent::serve(&folder.path().join("agent"), &args);
+    agent.command(&["wait"]).assert().success();
+    let large = noise(3_000_000, 5);
+    let paths = [write(folder.path(), "small", b"small"), write(folder.path(), "large", &large)];
+    agent.output(&["add", &paths[0], &paths[1]]);
+    agent.command(&["wait"]).assert().success();
+    assert_eq!(agent.json(&["status"])[0]["store"]["assets"], 2);
+    assert_eq!(agent.command(&["cat", &blake3(&large)]).output().unwrap().stdout, large);
+    assert_eq!(agent.json(&["ls", "--query", "small"])[0]["hash"], blake3(b"small").as_str());
+
+    drop(store);
+    agent.command(&["cat", &blake3(b"small")]).assert().code(5);
+    agent.command(&["wait", "--timeout", "2s"]).assert().code(8);
+    agent.command(&["add", &paths[0]]).assert().code(5);
+}

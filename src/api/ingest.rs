@@ -105,3 +105,34 @@ fn result(digest: &Digest, stored: Result<Stored, StoreError>) -> PushResult {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::wire::proto::store::{self as proto, Metadata};
+
+    fn bundle(content: &'static [u8]) -> Bundle {
+        Bundle { digest: None, content: Bytes::from_static(content), metadata: None }
+    }
+
+    fn status(bundle: Bundle) -> u32 {
+        judge(bundle, HashAlgorithm::Blake3, 4).map_or_else(|refused| refused.status, |_| 200)
+    }
+
+    #[test]
+    fn a_content_is_named_by_the_hash_it_has() {
+        let asset = judge(bundle(b"abc"), HashAlgorithm::Sha256, 4).unwrap();
+        let digest = Digest { hash: HashAlgorithm::Sha256.hash(b"abc"), size_bytes: 3 };
+        assert_eq!(asset.digest, digest);
+    }
+
+    #[test]
+    fn what_is_too_large_claims_a_digest_or_says_too_much_is_refused() {
+        assert_eq!(status(bundle(b"abcd")), 200);
+        assert_eq!(status(bundle(b"abcde")), 413);
+        assert_eq!(status(Bundle { digest: Some(proto::Digest::default()), ..bundle(b"a") }), 400);
+        let metadata = Metadata { description: "x".repeat(1 << 20), ..Metadata::default() };
+        assert_eq!(status(Bundle { metadata: Some(metadata), ..bundle(b"a") }), 400);
+    }
+}
