@@ -667,3 +667,18 @@ fn an_agent_beside_a_foreign_store_adds_to_it_and_reads_from_it() {
     agent.command(&["wait", "--timeout", "2s"]).assert().code(8);
     agent.command(&["add", &paths[0]]).assert().code(5);
 }
+
+#[test]
+fn files_that_much_is_said_about_are_added_by_the_hundred_all_the_same() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    for number in 0..600 {
+        write(folder.path(), &number.to_string(), number.to_string().as_bytes());
+    }
+    let description = "x".repeat(16 * 1024);
+    let folder = folder.path().to_str().unwrap();
+    assert_eq!(agent.json(&["add", "--description", &description, folder]).len(), 600);
+    assert_eq!(agent.json(&["ls", "--query", "xxx"]).len(), 600);
+    let too_long = "x".repeat(16 * 1024 + 1);
+    agent.command(&["add", "--description", &too_long, folder]).assert().code(1);
+}
