@@ -178,7 +178,7 @@ fn find_file(folder: &Path, hash: &str) -> PathBuf {
             let joined = path.to_str().unwrap().replace('/', "");
             if path.is_dir() {
                 folders.push(path);
-            } else if joined.contains(&hash[4..]) {
+            } else if joined.ends_with(hash) {
                 return path;
             }
         }
@@ -610,4 +610,75 @@ fn a_store_alone_serves_its_api_under_its_own_key() {
     assert_eq!(store.http(&request("POST", "/assets", &headers, "content")).0, 201);
     assert_eq!(store.http(&request("GET", "/sync/info", &headers[..1], "")).0, 401);
     assert_eq!(store.stop_with("-TERM").code(), Some(0));
+}
+
+#[test]
+fn two_devices_pair_by_a_ticket_on_standard_input_and_hold_the_same_set() {
+    let (desk, phone) = (Agent::start(), Agent::start());
+    let ticket = desk.output(&["ticket"]);
+    assert_eq!(ticket.lines().count(), 1);
+    phone.command(&["pair"]).write_stdin(ticket.clone()).assert().success();
+    let again = Agent::start();
+    again.command(&["pair"]).write_stdin(ticket.clone()).assert().code(9);
+
+    desk.command(&["add", "-"]).write_stdin("from the desk").assert().success();
+    phone.command(&["add", "-"]).write_stdin("from the phone").assert().success();
+    for agent in [&desk, &phone] {
+        agent.command(&["wait", "--timeout", "20s"]).assert().success();
+    }
+    for agent in [&desk, &phone] {
+        agent.command(&["cat", &blake3(b"from the desk")]).assert().success();
+        agent.command(&["cat", &blake3(b"from the phone")]).assert().success();
+    }
+
+    let phone_id = phone.ready()["node_id"].as_str().unwrap();
+    phone.command(&["rename", "pocket"]).assert().success();
+    desk.command(&["wait", "--peer", &phone_id[..12]]).assert().success();
+    let removed = &desk.json(&["remove", phone_id])[0];
+    assert_eq!(removed["node_id"], phone_id);
+    assert_eq!(desk.json(&["peers"]).len(), 0);
+
+    let secret = ticket.trim().strip_prefix("cansync").unwrap();
+    for agent in [&desk, &phone, &again] {
+        let log = agent.log().to_lowercase();
+        assert!(!log.contains(&secret.to_lowercase()[8..40]), "a ticket is in the log");
+    }
+}
+
+#[test]
+fn an_agent_beside_a_foreign_store_adds_to_it_and_reads_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Agent::serve(&folder.path().join("store"), &["store"]);
+    let api = store.ready()["api"].as_str().unwrap();
+    let key_file = store.ready()["key_file"].as_str().unwrap();
+    let args = ["up", "--offline", "--store", api, "--store-key-file", key_file];
+    let agent = Agent::serve(&folder.path().join("agent"), &args);
+    agent.command(&["wait"]).assert().success();
+    let large = noise(3_000_000, 5);
+    let paths = [write(folder.path(), "small", b"small"), write(folder.path(), "large", &large)];
+    agent.output(&["add", &paths[0], &paths[1]]);
+    agent.command(&["wait"]).assert().success();
+    assert_eq!(agent.json(&["status"])[0]["store"]["assets"], 2);
+    assert_eq!(agent.command(&["cat", &blake3(&large)]).output().unwrap().stdout, large);
+    assert_eq!(agent.json(&["ls", "--query", "small"])[0]["hash"], blake3(b"small").as_str());
+
+    drop(store);
+    agent.command(&["cat", &blake3(b"small")]).assert().code(5);
+    agent.command(&["wait", "--timeout", "2s"]).assert().code(8);
+    agent.command(&["add", &paths[0]]).assert().code(5);
+}
+
+#[test]
+fn files_that_much_is_said_about_are_added_by_the_hundred_all_the_same() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    for number in 0..600 {
+        write(folder.path(), &number.to_string(), number.to_string().as_bytes());
+    }
+    let description = "x".repeat(16 * 1024);
+    let folder = folder.path().to_str().unwrap();
+    assert_eq!(agent.json(&["add", "--description", &description, folder]).len(), 600);
+    assert_eq!(agent.json(&["ls", "--query", "xxx"]).len(), 600);
+    let too_long = "x".repeat(16 * 1024 + 1);
+    agent.command(&["add", "--description", &too_long, folder]).assert().code(1);
 }

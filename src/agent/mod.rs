@@ -80,7 +80,8 @@ pub struct Agent {
     handle: Handle,
     embedded: Option<EmbeddedStore>,
     stop: CancellationToken,
-    running: JoinHandle<Result<()>>,
+    /// `None` once it has ended.
+    running: Option<JoinHandle<Result<()>>>,
 }
 
 /// What stands on disk, opened.
@@ -140,6 +141,7 @@ impl Agent {
             stop: stop.clone(),
         };
         let running = tokio::spawn(run::run(parts));
+        let running = Some(running);
         let mut agent = Self { handle, embedded, stop, running };
         // The first picture is drawn before anybody is answered.
         let handle = agent.handle();
@@ -168,7 +170,10 @@ impl Agent {
     /// # Errors
     /// Why it ended.
     pub async fn ended(&mut self) -> Result<()> {
-        (&mut self.running).await.context("the agent's loop panicked")?
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let ended = running.await;
+        self.running = None;
+        ended.context("the agent's loop panicked")?
     }
 
     /// Stops in order; returns when nothing of it is left.

@@ -4,6 +4,7 @@
 //! bundle in its order; a bad one does not hold up the others. Larger contents go to `POST /assets`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -13,9 +14,12 @@ use axum::response::IntoResponse;
 use axum::routing::post;
 use bytes::Bytes;
 use prost::Message as _;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::core::ids::{Digest, HashAlgorithm};
 use crate::store::messages::{self, PROTOBUF_TYPE};
+use crate::store::people::written_by_people;
 use crate::store::problem::{Problem, problem};
 use crate::store::upload::{check_announced, check_type, collect};
 use crate::store::{NewAsset, SMALL_BYTES_MAX, Store, StoreError, Stored};
@@ -24,22 +28,37 @@ use crate::wire::proto::store::{Bundle, PushBatchRequest, PushBatchResponse, Pus
 /// Contents in one request: as many as one commit is worth.
 pub const INGEST_ASSETS_MAX: usize = 512;
 
-/// The body of one request; four of them are in memory at most for a client that keeps to one
-/// connection each.
+/// The body of one request.
 pub const INGEST_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Requests in memory at once, 32 MiB in all; more wait for their turn.
+const INGESTS_MAX: usize = 4;
+
+/// How long a request waits for its turn; then 503.
+const TURN_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The route, over `store`.
 pub(super) fn router(store: Arc<dyn Store>) -> Router {
-    Router::new().route("/v1/ingest", post(ingest)).with_state(store)
+    let turns = Arc::new(Semaphore::new(INGESTS_MAX));
+    Router::new().route("/v1/ingest", post(ingest)).with_state(Ingest { store, turns })
+}
+
+#[derive(Clone)]
+struct Ingest {
+    store: Arc<dyn Store>,
+    turns: Arc<Semaphore>,
 }
 
 async fn ingest(
-    State(store): State<Arc<dyn Store>>,
+    State(Ingest { store, turns }): State<Ingest>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<impl IntoResponse, Problem> {
     check_type(&headers, PROTOBUF_TYPE)?;
     check_announced(&headers, INGEST_BYTES_MAX)?;
+    let busy = || problem(StatusCode::SERVICE_UNAVAILABLE, "too many uploads at once: try again");
+    let turn = timeout(TURN_DEADLINE, turns.acquire()).await;
+    let _turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
     let body = collect(body, INGEST_BYTES_MAX).await?;
     let request = PushBatchRequest::decode(body).map_err(|error| {
         problem(StatusCode::BAD_REQUEST, format!("the body is no PushBatchRequest: {error}"))
@@ -86,6 +105,8 @@ fn judge(
     }
     let metadata = messages::metadata(bundle.metadata)
         .map_err(|detail| refusal(StatusCode::BAD_REQUEST, detail))?;
+    let metadata = written_by_people(metadata)
+        .map_err(|Problem { status, detail }| refusal(status, detail))?;
     let digest = Digest { hash: algorithm.hash(&bundle.content), size_bytes };
     Ok(NewAsset { digest, content: bundle.content, metadata })
 }
@@ -103,5 +124,36 @@ fn result(digest: &Digest, stored: Result<Stored, StoreError>) -> PushResult {
             let Problem { status, detail } = error.into();
             PushResult { hash, status: status.as_u16().into(), detail }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::wire::proto::store::{self as proto, Metadata};
+
+    fn bundle(content: &'static [u8]) -> Bundle {
+        Bundle { digest: None, content: Bytes::from_static(content), metadata: None }
+    }
+
+    fn status(bundle: Bundle) -> u32 {
+        judge(bundle, HashAlgorithm::Blake3, 4).map_or_else(|refused| refused.status, |_| 200)
+    }
+
+    #[test]
+    fn a_content_is_named_by_the_hash_it_has() {
+        let asset = judge(bundle(b"abc"), HashAlgorithm::Sha256, 4).unwrap();
+        let digest = Digest { hash: HashAlgorithm::Sha256.hash(b"abc"), size_bytes: 3 };
+        assert_eq!(asset.digest, digest);
+    }
+
+    #[test]
+    fn what_is_too_large_claims_a_digest_or_says_too_much_is_refused() {
+        assert_eq!(status(bundle(b"abcd")), 200);
+        assert_eq!(status(bundle(b"abcde")), 413);
+        assert_eq!(status(Bundle { digest: Some(proto::Digest::default()), ..bundle(b"a") }), 400);
+        let metadata = Metadata { description: "x".repeat(1 << 20), ..Metadata::default() };
+        assert_eq!(status(Bundle { metadata: Some(metadata), ..bundle(b"a") }), 400);
     }
 }

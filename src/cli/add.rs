@@ -1,16 +1,13 @@
 //! `add`: files, folders and standard input into the store.
 //!
-//! A walker thread cuts what it finds into [`Unit`]s; several units are uploaded at once; results
-//! come out in the order of the walk, each when its content is durable. Small files travel many to a
-//! request, large ones are streamed: memory is bounded by [`UPLOADS_MAX`] batches whatever is added.
+//! [`walk`] cuts what it finds into [`Unit`]s; several units are uploaded at once; results come out
+//! in the order of the walk, each when its content is durable. Small files travel many to a request,
+//! large ones are streamed: memory is bounded by [`UPLOADS_MAX`] batches whatever is added.
 //!
-//! A1  A file that cannot be read or taken is named, the others go on, and the exit status tells.
-//! A2  Symbolic links inside folders are not followed, and nothing but regular files is read there.
-//! A3  The agent's own folders (its key is there) are never added.
+//! A file that cannot be read or taken is named, the others go on, and the exit status tells.
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -26,16 +23,15 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
-use walkdir::{DirEntryExt as _, WalkDir};
 
 use super::assets::Hex;
 use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{lossy_path, shown};
-use crate::api::ingest::INGEST_ASSETS_MAX;
+use super::walk::{OwnFolders, Unit, count_bytes, walk};
+use crate::api::ingest::INGEST_BYTES_MAX;
 use crate::core::ids::Hash;
-use crate::state::home::Home;
 use crate::store::SMALL_BYTES_MAX;
 use crate::store::messages::PROTOBUF_TYPE;
 use crate::wire::proto::store::{
@@ -45,8 +41,8 @@ use crate::wire::proto::store::{
 /// Units uploaded at once: enough to hash and read the next while one commits.
 const UPLOADS_MAX: usize = 4;
 
-/// A batch is sent when it holds this many bytes; below the API's bound by one small file at least.
-const BATCH_BYTES: u64 = 4 * 1024 * 1024;
+/// Around each bundle in a request: a field number and a length.
+const BUNDLE_FRAMING_BYTES: usize = 16;
 
 /// Units that the walker is ahead.
 const WALK_AHEAD: usize = 2 * UPLOADS_MAX;
@@ -71,23 +67,12 @@ pub(crate) struct AddArgs {
     media_type: String,
 }
 
-/// What is uploaded with one request.
-enum Unit {
-    /// Files that were small when they were seen.
-    Small(Vec<PathBuf>),
-    /// A file to stream.
-    Large(PathBuf),
-    Stdin,
-    /// Something that was to be added and cannot be.
-    Unreadable(PathBuf, anyhow::Error),
-    /// Something in a folder that is left out on purpose.
-    Skipped(PathBuf, &'static str),
-}
-
 /// What became of one path.
 enum Outcome {
     Added(Added),
     Failed(PathBuf, Failure),
+    /// Neither this path nor those after it in its unit could be taken.
+    Stopped(Failure),
     Skipped(PathBuf, &'static str),
 }
 
@@ -160,6 +145,7 @@ async fn report(
                     shared = shared.or(Some(Failure::Report(exit, error)));
                 }
                 Outcome::Failed(_, Failure::OutputClosed) => return Err(Failure::OutputClosed),
+                Outcome::Stopped(failure) => shared = shared.or(Some(failure)),
             }
         }
         if let Some(failure) = shared {
@@ -171,155 +157,6 @@ async fn report(
 
 fn line(added: &Added) -> String {
     format!("{}  {}", added.hash.0, shown(&added.path.to_string_lossy()))
-}
-
-/// The folders that hold the agent's key and store.
-struct OwnFolders(Vec<(u64, u64, PathBuf)>);
-
-impl OwnFolders {
-    fn of(home: &Home) -> Self {
-        let folders = [home.key_path(), home.store_dir()];
-        let identify = |inside: PathBuf| {
-            let folder = inside.parent()?.canonicalize().ok()?;
-            let found = folder.metadata().ok()?;
-            Some((found.dev(), found.ino(), folder))
-        };
-        Self(folders.into_iter().filter_map(identify).collect())
-    }
-
-    /// Whether this entry of a folder is one of them.
-    fn are(&self, entry: &walkdir::DirEntry) -> bool {
-        entry.file_type().is_dir()
-            && self.0.iter().any(|(dev, ino, _)| {
-                // The inode comes with the listing; the device takes a call.
-                entry.ino() == *ino && entry.metadata().is_ok_and(|found| found.dev() == *dev)
-            })
-    }
-
-    /// Whether this path is in one of them.
-    fn contain(&self, path: &Path) -> bool {
-        let real = path.canonicalize();
-        real.is_ok_and(|real| self.0.iter().any(|(.., folder)| real.starts_with(folder)))
-    }
-}
-
-/// Adds up the bytes to come, for the bar; ends early when the bar does.
-fn count_bytes(paths: &[PathBuf], progress: &ProgressBar) {
-    for path in paths.iter().filter(|path| path.as_os_str() != "-") {
-        for entry in WalkDir::new(path).into_iter().filter_map(Result::ok) {
-            if progress.is_finished() {
-                return;
-            }
-            if entry.file_type().is_file() {
-                progress.inc_length(entry.metadata().map_or(0, |found| found.len()));
-            }
-        }
-    }
-}
-
-/// Cuts what is under `paths` into units. Returns early when nobody takes them any more.
-fn walk(paths: &[PathBuf], own_folders: &OwnFolders, units: &mpsc::Sender<Unit>) {
-    let mut walk = Walk { batch: Vec::new(), batch_bytes: 0, units };
-    for path in paths {
-        if walk.path(path, own_folders).is_err() {
-            return;
-        }
-    }
-    // The receiver being gone means that nothing more is wanted.
-    let _ = walk.flush();
-}
-
-struct Walk<'a> {
-    batch: Vec<PathBuf>,
-    batch_bytes: u64,
-    units: &'a mpsc::Sender<Unit>,
-}
-
-/// Nobody takes units any more.
-struct Unwanted;
-
-impl Walk<'_> {
-    fn path(&mut self, path: &Path, own_folders: &OwnFolders) -> Result<(), Unwanted> {
-        if path.as_os_str() == "-" {
-            return self.send(Unit::Stdin);
-        }
-        if own_folders.contain(path) {
-            let error = anyhow!("the agent's own folder is never added");
-            return self.send(Unit::Unreadable(path.to_owned(), error));
-        }
-        let found = match path.metadata() {
-            Ok(found) => found,
-            Err(error) => return self.send(Unit::Unreadable(path.to_owned(), error.into())),
-        };
-        if found.is_dir() {
-            return self.folder(path, own_folders);
-        }
-        if found.is_file() {
-            return self.file(path.to_owned(), found.len());
-        }
-        // A pipe or device that is named outright is meant.
-        self.send(Unit::Large(path.to_owned()))
-    }
-
-    fn folder(&mut self, folder: &Path, own_folders: &OwnFolders) -> Result<(), Unwanted> {
-        let mut entries = WalkDir::new(folder).sort_by_file_name().into_iter();
-        while let Some(entry) = entries.next() {
-            let entry = match entry {
-                Ok(entry) => entry,
-                Err(error) => {
-                    let path = error.path().unwrap_or(folder).to_owned();
-                    self.send(Unit::Unreadable(path, error.into()))?;
-                    continue;
-                }
-            };
-            let kind = entry.file_type();
-            if own_folders.are(&entry) {
-                entries.skip_current_dir();
-                self.skip(entry.into_path(), "the agent's own folder")?;
-            } else if kind.is_file() {
-                match entry.metadata() {
-                    Ok(found) => self.file(entry.into_path(), found.len())?,
-                    Err(error) => self.send(Unit::Unreadable(entry.into_path(), error.into()))?,
-                }
-            } else if kind.is_symlink() {
-                self.skip(entry.into_path(), "a symbolic link")?;
-            } else if !kind.is_dir() {
-                self.skip(entry.into_path(), "no regular file")?;
-            }
-        }
-        Ok(())
-    }
-
-    fn file(&mut self, path: PathBuf, size_bytes: u64) -> Result<(), Unwanted> {
-        if size_bytes > SMALL_BYTES_MAX {
-            return self.send(Unit::Large(path));
-        }
-        self.batch.push(path);
-        self.batch_bytes += size_bytes;
-        if self.batch.len() >= INGEST_ASSETS_MAX || self.batch_bytes >= BATCH_BYTES {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
-    fn skip(&mut self, path: PathBuf, why: &'static str) -> Result<(), Unwanted> {
-        self.send(Unit::Skipped(path, why))
-    }
-
-    /// Sends `unit` after what was found before it.
-    fn send(&mut self, unit: Unit) -> Result<(), Unwanted> {
-        self.flush()?;
-        self.units.blocking_send(unit).map_err(|_| Unwanted)
-    }
-
-    fn flush(&mut self) -> Result<(), Unwanted> {
-        self.batch_bytes = 0;
-        if self.batch.is_empty() {
-            return Ok(());
-        }
-        let batch = std::mem::take(&mut self.batch);
-        self.units.blocking_send(Unit::Small(batch)).map_err(|_| Unwanted)
-    }
 }
 
 struct Uploader<'a> {
@@ -353,7 +190,7 @@ impl Uploader<'_> {
             Ok(read) => read,
             Err(error) => {
                 let error = anyhow::Error::new(error).context("reading files");
-                return vec![Outcome::Failed(PathBuf::new(), error.into())];
+                return vec![Outcome::Stopped(error.into())];
             }
         };
         let contents = read.iter().filter_map(|(content, path)| match content {
@@ -373,9 +210,8 @@ impl Uploader<'_> {
                     outcome(path, added)
                 }
                 (Ok(Content::Whole(_)), Err(failure)) => {
-                    // The request failed for all of them alike.
                     let failure = std::mem::replace(failure, Failure::OutputClosed);
-                    outcomes.push(Outcome::Failed(path, failure));
+                    outcomes.push(Outcome::Stopped(failure));
                     return outcomes;
                 }
             });
@@ -395,7 +231,25 @@ impl Uploader<'_> {
         Bundle { digest: None, content, metadata: Some(metadata) }
     }
 
+    /// One request, or several when files grew or much is said about each.
     async fn ingest(&self, bundles: Vec<Bundle>) -> Result<Vec<PushResult>, Failure> {
+        let mut results = Vec::with_capacity(bundles.len());
+        let mut request = Vec::new();
+        let mut request_bytes = 0;
+        for bundle in bundles {
+            let bytes = (bundle.encoded_len() + BUNDLE_FRAMING_BYTES) as u64;
+            if request_bytes + bytes > INGEST_BYTES_MAX {
+                results.extend(self.send_batch(std::mem::take(&mut request)).await?);
+                request_bytes = 0;
+            }
+            request_bytes += bytes;
+            request.push(bundle);
+        }
+        results.extend(self.send_batch(request).await?);
+        Ok(results)
+    }
+
+    async fn send_batch(&self, bundles: Vec<Bundle>) -> Result<Vec<PushResult>, Failure> {
         if bundles.is_empty() {
             return Ok(Vec::new());
         }

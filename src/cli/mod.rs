@@ -20,6 +20,7 @@ mod pairing;
 mod status;
 mod text;
 mod up;
+mod walk;
 
 use client::Client;
 use exit::{Exit, Failure};

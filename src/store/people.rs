@@ -191,7 +191,7 @@ fn metadata_given(uri: &Uri, headers: &HeaderMap) -> Result<Metadata, Problem> {
 }
 
 /// Metadata as people may write it: tags trimmed, everything of a readable size.
-fn written_by_people(mut metadata: Metadata) -> Result<Metadata, Problem> {
+pub(crate) fn written_by_people(mut metadata: Metadata) -> Result<Metadata, Problem> {
     for tag in &mut metadata.tags {
         *tag = tag.trim().to_owned();
         if tag.is_empty() {
