@@ -146,7 +146,12 @@ async fn only_requests_to_a_loopback_name_with_the_key_are_answered() {
     assert_eq!(bodies.len(), 1, "the answers tell apart why: {bodies:?}");
 
     let in_query = format!("GET /sync/info?key={}", served.key.expose());
-    assert_eq!(status(&served, &in_query, &[ours.clone()]).await.0, 401);
+    assert_eq!(
+        status(&served, &in_query, std::slice::from_ref(&ours))
+            .await
+            .0,
+        401
+    );
 }
 
 #[tokio::test]
