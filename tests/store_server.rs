@@ -12,7 +12,7 @@ use can_sync::core::ids::{Hash, HashAlgorithm};
 use can_sync::store::embedded::server::{self, Features};
 use can_sync::store::embedded::{EmbeddedStore, Options};
 use can_sync::store::serve::{CONNECTIONS_MAX, HEADER_DEADLINE, STOP_DEADLINE};
-use can_sync::store::{Metadata, Store};
+use can_sync::store::{Metadata, Store, StoreError};
 use can_sync::wire::proto::store as proto;
 use common::http::{Served, guarded, served};
 use common::{asset, content, digest};
@@ -921,4 +921,22 @@ async fn only_loopback_is_served() {
     let stop = tokio_util::sync::CancellationToken::new();
     let result = can_sync::store::serve::serve(listener, axum::Router::new(), stop).await;
     assert_eq!(result.unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+}
+
+#[tokio::test]
+async fn an_early_refusal_of_a_large_body_reaches_the_client() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        free_floor_bytes: Some(u64::MAX / 2),
+        ..Options::default()
+    };
+    let store = EmbeddedStore::open(&dir.path().join("store"), options).unwrap();
+    let served = guarded(dir, server::router(store, Features::default())).await;
+    let client = served.client();
+    for round in 0..20 {
+        let bytes = content(round, 20_000_000);
+        let new = common::file(HashAlgorithm::Blake3, served.dir.path(), &bytes);
+        let error = client.adopt(new).await.unwrap_err();
+        assert!(matches!(error, StoreError::Full(_)), "{round}: {error:?}");
+    }
 }

@@ -41,6 +41,10 @@ pub const BODY_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Answers under way when the server is stopped have this long to end.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
+/// A refused request may go on sending for so long, unread, before its connection is closed: a
+/// close in the middle of it would reach the sender before the refusal does.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// A request line and header larger than this are refused. Metadata in a header is the largest
 /// (`Asset-Metadata` of `proto/store.proto`, about 100 KiB in base64).
 const HEADER_BYTES_MAX: usize = 256 * 1024;
@@ -164,7 +168,7 @@ impl Places {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Holder>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -196,26 +200,49 @@ impl Service<hyper::Request<Incoming>> for Requests {
 
     fn call(&self, request: hyper::Request<Incoming>) -> Self::Future {
         let busy = Busy::new(self.place.clone());
-        let request = request.map(|body| Body::new(Impatient { body, pause: None }));
+        // Who waits for `100 Continue` sends nothing that could be lost.
+        let may_linger = !request.headers().contains_key(header::EXPECT);
+        let mut rest = None;
+        let request = request.map(|body| {
+            let body = Arc::new(Mutex::new(body));
+            rest = may_linger.then(|| body.clone());
+            Body::new(Impatient { body, pause: None })
+        });
         let answer = self.router.call(request);
         let stop = self.stop.clone();
         Box::pin(async move {
-            let response = answer.await?;
+            let mut response = answer.await?;
             // An event stream never ends by itself; other answers may finish.
             let ends_on_stop = response
                 .headers()
                 .get(header::CONTENT_TYPE)
                 .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
             let stop = ends_on_stop.then(|| Box::pin(stop.cancelled_owned()) as BoxFuture<_>);
+            let is_refusal =
+                response.status().is_client_error() || response.status().is_server_error();
+            let rest = rest.filter(|rest| is_refusal && !lock(rest).is_end_stream());
+            let linger = rest.map(|rest| (rest, Box::pin(sleep(LINGER))));
+            if linger.is_some() {
+                // An answer of known length ends with its last byte: there is no lingering then.
+                response.headers_mut().remove(header::CONTENT_LENGTH);
+            }
             Ok(response.map(|body| {
                 Body::new(Answer {
                     body,
                     stop,
+                    linger,
                     _busy: busy,
                 })
             }))
         })
     }
+}
+
+/// A request's body, shared by its reader and by who lingers after a refusal.
+type SharedBody = Arc<Mutex<Incoming>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// While it lives, the connection is not idle.
@@ -236,7 +263,7 @@ impl Drop for Busy {
 
 /// A request body whose pauses are bounded.
 struct Impatient {
-    body: Incoming,
+    body: SharedBody,
     /// Runs while a reader waits.
     pause: Option<Pin<Box<Sleep>>>,
 }
@@ -249,7 +276,8 @@ impl HttpBody for Impatient {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+        let polled = Pin::new(&mut *lock(&self.body)).poll_frame(cx);
+        if let Poll::Ready(frame) = polled {
             self.pause = None;
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
@@ -263,11 +291,11 @@ impl HttpBody for Impatient {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        lock(&self.body).is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        lock(&self.body).size_hint()
     }
 }
 
@@ -275,6 +303,8 @@ impl HttpBody for Impatient {
 struct Answer {
     body: Body,
     stop: Option<BoxFuture<'static, ()>>,
+    /// What is still being sent to a refused request, and for how long it is read off.
+    linger: Option<(SharedBody, Pin<Box<Sleep>>)>,
     _busy: Busy,
 }
 
@@ -291,14 +321,26 @@ impl HttpBody for Answer {
         {
             return Poll::Ready(None);
         }
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let (None, Some((rest, end))) = (&frame, &mut self.linger) {
+            while end.as_mut().poll(cx).is_pending() {
+                let unread = Pin::new(&mut *lock(rest)).poll_frame(cx);
+                if !matches!(std::task::ready!(unread), Some(Ok(_))) {
+                    break;
+                }
+            }
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.linger.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match self.linger {
+            Some(_) => SizeHint::default(),
+            None => self.body.size_hint(),
+        }
     }
 }
