@@ -41,8 +41,8 @@ pub const BODY_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Answers under way when the server is stopped have this long to end.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
-/// A refused request may go on sending for so long, unread, before its connection is closed: a
-/// close in the middle of it would reach the sender before the refusal does.
+/// A request answered early may go on sending for so long, unread, before its connection is closed:
+/// a close in the middle of it would reach the sender before the answer does.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A request line and header larger than this are refused. Metadata in a header is the largest
@@ -238,7 +238,7 @@ impl Service<hyper::Request<Incoming>> for Requests {
     }
 }
 
-/// A request's body, shared by its reader and by who lingers after a refusal.
+/// A request's body, shared by its reader and by who lingers after an early answer.
 type SharedBody = Arc<Mutex<Incoming>>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -303,7 +303,7 @@ impl HttpBody for Impatient {
 struct Answer {
     body: Body,
     stop: Option<BoxFuture<'static, ()>>,
-    /// What is still being sent to a refused request, and for how long it is read off.
+    /// What is still being sent after an early answer, and for how long it is read off.
     linger: Option<(SharedBody, Pin<Box<Sleep>>)>,
     _busy: Busy,
 }

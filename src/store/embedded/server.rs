@@ -1,6 +1,6 @@
 //! The `/sync/*` calls of `proto/store.proto` over the embedded store, with the people's endpoints.
 //!
-//! Messages are bounded before they are read, and few are in memory at once; [`blobs`] has the
+//! Messages are bounded before they are read, and few are in memory at once; `blobs` has the
 //! streamed contents. Who may call is the guard's affair.
 
 mod blobs;

@@ -16,6 +16,8 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio::fs::{self, File, OpenOptions};
 use tokio::io::AsyncWriteExt as _;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Server, bad_request, parse_hash};
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
@@ -29,6 +31,9 @@ use crate::store::{Metadata, Store, StoreError, Stored, VerifiedFile, content};
 
 /// Unfinished uploads kept for resuming: more than any agent has under way.
 const UNFINISHED_UPLOADS_MAX: usize = 64;
+
+/// So long an upload waits for another one of the same content: less than clients wait for an answer.
+const UPLOAD_TURN_DEADLINE: Duration = Duration::from_secs(20);
 
 /// An unfinished upload that nobody went on with for so long is dropped.
 const UNFINISHED_UPLOAD_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -130,6 +135,7 @@ pub(super) async fn upload(
         Some(value) => messages::metadata_from_header(value.as_bytes()).map_err(bad_request)?,
         None => Metadata::default(),
     };
+    let _uploading = server.uploads.begin(hash).await?;
     if server.store.lookup(hash).await?.is_some() {
         return Ok(StatusCode::OK.into_response());
     }
@@ -138,7 +144,6 @@ pub(super) async fn upload(
         check_largest(whole, info.largest_asset_bytes)?;
         server.store.check_space(whole - part.first).await?;
     }
-    let _uploading = server.uploads.begin(hash)?;
     let path = server.uploads.path(hash);
     let held = fs::symlink_metadata(&path)
         .await
@@ -261,12 +266,13 @@ async fn remove_file(path: &FilePath) {
 /// While it lives, nobody else uploads this content.
 struct Uploading {
     hash: Hash,
-    all: Arc<Mutex<BTreeSet<Hash>>>,
+    uploads: Uploads,
 }
 
 impl Drop for Uploading {
     fn drop(&mut self) {
-        lock(&self.all).remove(&self.hash);
+        lock(&self.uploads.under_way).remove(&self.hash);
+        self.uploads.ended.notify_waiters();
     }
 }
 
@@ -279,6 +285,8 @@ fn lock(hashes: &Mutex<BTreeSet<Hash>>) -> MutexGuard<'_, BTreeSet<Hash>> {
 pub(super) struct Uploads {
     folder: PathBuf,
     under_way: Arc<Mutex<BTreeSet<Hash>>>,
+    /// Told whenever one of those under way ends.
+    ended: Arc<Notify>,
 }
 
 impl Uploads {
@@ -286,6 +294,7 @@ impl Uploads {
         Self {
             folder,
             under_way: Arc::default(),
+            ended: Arc::default(),
         }
     }
 
@@ -293,17 +302,25 @@ impl Uploads {
         self.folder.join(hash.to_string())
     }
 
-    fn begin(&self, hash: Hash) -> Result<Uploading, Problem> {
-        if !lock(&self.under_way).insert(hash) {
-            return Err(problem(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "another upload of this content is under way",
-            ));
+    /// Waits until nobody else uploads this content.
+    async fn begin(&self, hash: Hash) -> Result<Uploading, Problem> {
+        let deadline = Instant::now() + UPLOAD_TURN_DEADLINE;
+        loop {
+            // Made before the look, so that an end in between is not missed.
+            let ended = self.ended.notified();
+            if lock(&self.under_way).insert(hash) {
+                return Ok(Uploading {
+                    hash,
+                    uploads: self.clone(),
+                });
+            }
+            timeout_at(deadline, ended).await.map_err(|_| {
+                problem(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "another upload of this content is under way",
+                )
+            })?;
         }
-        Ok(Uploading {
-            hash,
-            all: self.under_way.clone(),
-        })
     }
 
     /// The upload's file, cut to `length` and open for appending.
