@@ -28,8 +28,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Open connections at once. An agent uses about ten, a browser six, a watcher one that it holds for
-/// days; the rest is room for scripts. Each costs a socket and about 10 KiB.
+/// Open connections at once. An agent uses about ten, a browser six, a watcher one that it holds
+/// for days; the rest is room for scripts. Each costs a socket and about 10 KiB.
 pub const CONNECTIONS_MAX: usize = 64;
 
 /// A request's header has arrived by then, counted from the connect or the last answer.
@@ -55,8 +55,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves `router` on `listener`, which must be a loopback one, until `stop` is cancelled: then
 /// event streams end at once and other answers have [`STOP_DEADLINE`].
 ///
-/// When all places are taken, the connection that has been idle longest is closed for a new one; are
-/// all of them busy, the new one is closed. Dropping the future cuts every connection.
+/// When all places are taken, the connection that has been idle longest is closed for a new one; if
+/// all of them are busy, the new one is closed. Dropping the future cuts every connection.
 pub async fn serve(
     listener: TcpListener,
     router: Router,

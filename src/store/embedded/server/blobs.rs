@@ -1,8 +1,8 @@
 //! Streamed contents: `GET`, `HEAD` and `PUT /sync/blobs/{hash}`.
 //!
 //! An upload goes to a file that outlives a broken connection and is resumed by offset. Its bytes
-//! are hashed while they come (those of earlier attempts are read again), and it becomes an asset in
-//! one step, when its hash is right.
+//! are hashed while they come (those of earlier attempts are read again), and it becomes an asset
+//! in one step, when its hash is right.
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
@@ -32,7 +32,7 @@ use crate::store::{Metadata, Store, StoreError, Stored, VerifiedFile, content};
 /// Unfinished uploads kept for resuming: more than any agent has under way.
 const UNFINISHED_UPLOADS_MAX: usize = 64;
 
-/// So long an upload waits for another one of the same content: less than clients wait for an answer.
+/// So long an upload waits for another one of the same content: less than clients wait.
 const UPLOAD_TURN_DEADLINE: Duration = Duration::from_secs(20);
 
 /// An unfinished upload that nobody went on with for so long is dropped.
