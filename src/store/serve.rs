@@ -43,7 +43,7 @@ pub const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A request answered early may go on sending for so long, unread, before its connection is closed:
 /// a close in the middle of it would reach the sender before the answer does.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(5);
 
 /// A request line and header larger than this are refused. Metadata in a header is the largest
 /// (`Asset-Metadata` of `proto/store.proto`, about 100 KiB in base64).
