@@ -2,8 +2,8 @@
 //!
 //! Loopback is no boundary: web pages reach it (by forms, `fetch`, rebound names) and so do other
 //! users of the machine. So, in this order and before routing: the request names us by a literal
-//! loopback name (DNS rebinding brings another one), carries no `Origin` or `Referer` (only browsers
-//! send them), and holds the key. No CORS header is ever sent. After Tailscale's LocalAPI.
+//! loopback name (DNS rebinding brings another one), carries no `Origin` or `Referer` (which only
+//! browsers send), and holds the key. No CORS header is ever sent. After Tailscale's LocalAPI.
 
 use std::sync::Arc;
 

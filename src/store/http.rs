@@ -10,10 +10,12 @@
 mod connection;
 mod events;
 mod follow;
+mod list;
 pub(crate) mod owner;
+mod receive;
 mod send;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
@@ -26,14 +28,13 @@ use futures_util::stream::BoxStream;
 use prost::Message;
 use reqwest::header;
 use reqwest::{Method, Response, StatusCode};
-use serde::Deserialize;
 
 pub use self::connection::Deadlines;
-use self::connection::{Connection, Request, RequestBody, announced_bytes};
-use super::messages::{self, MESSAGE_BYTES_MAX, MESSAGE_ENTRIES_MAX, PROTOBUF_TYPE};
+use self::connection::{Connection, Request, RequestBody};
+use super::messages::{self, PROTOBUF_TYPE};
 use super::{
     Asset, Changes, Cursor, Entry, FeedEvent, Filter, Metadata, NewAsset, PAGE_ENTRIES_MAX,
-    READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError, StoreInfo, Stored, VerifiedFile,
+    READ_BYTES_MAX, Store, StoreError, StoreInfo, Stored, VerifiedFile,
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
 use crate::wire::proto::store as proto;
@@ -58,12 +59,8 @@ const LISTING_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Room for an answer that holds little.
 const SHORT_BYTES_MAX: u64 = 256 * 1024;
 
-/// Rows of one `/assets` page, and the room for them.
-const ROWS_PAGE: usize = 500;
-const ROWS_BYTES_MAX: u64 = 64 * 1024 * 1024;
-
-/// A listing by `since` goes back so far behind the cursor: what a store took in while it listed may
-/// carry an earlier timestamp. Entries within it come twice.
+/// A listing by `since` goes back so far behind the cursor: what a store took in while it listed
+/// may carry an earlier timestamp. Entries within it come twice.
 const SINCE_MARGIN_MS: i64 = 10_000;
 
 /// A store that another program serves.
@@ -145,7 +142,8 @@ impl Inner {
         };
         let before = self.set_profile(Some(profile));
         if before.is_some_and(|before| before.store_id != info.store_id) {
-            tracing::warn!(store = %info.store_id, "another store answers at {}", self.connection.url());
+            let url = self.connection.url();
+            tracing::warn!(store = %info.store_id, url, "another store answers at this address");
             self.lists_by_since.store(false, Ordering::Relaxed);
             self.set_whole(None);
         }
@@ -301,238 +299,6 @@ impl Inner {
         // within equal timestamps.
         Ok(Changes { entries, next, has_more: message.has_more })
     }
-
-    /// Asks for bundles. The answer holds only what was asked for, each with a digest.
-    async fn pull(
-        &self,
-        hashes: &BTreeSet<Hash>,
-        metadata_only: bool,
-        content_bytes: u64,
-    ) -> Result<Pulled, StoreError> {
-        let request = proto::PullRequest {
-            hashes: hashes.iter().map(|hash| hash.as_bytes().to_vec().into()).collect(),
-            metadata_only,
-        };
-        let answer = self.post("/sync/pull", &request).await?;
-        if answer.status() != StatusCode::OK {
-            return Err(self.failure("POST /sync/pull", answer).await);
-        }
-        let limit_bytes = MESSAGE_BYTES_MAX.max(content_bytes) + BUNDLE_EXTRA_BYTES_MAX;
-        let message: proto::PullResponse = self.message(answer, limit_bytes).await?;
-        let mut pulled = Pulled::default();
-        let unasked = |hash| contract(format!("it sent asset {hash}, which was not asked for"));
-        for bundle in message.bundles {
-            let asset = messages::asset(&bundle).map_err(contract)?;
-            let Digest { hash, size_bytes } = asset.entry.digest;
-            if !hashes.contains(&hash) {
-                return Err(unasked(hash));
-            }
-            let got = bundle.content.len() as u64;
-            // A store that does not know `metadata_only` sends the content anyway.
-            if got != size_bytes && !(metadata_only && got == 0) {
-                return Err(contract(format!(
-                    "it says asset {hash} has {size_bytes} bytes and sent {got}"
-                )));
-            }
-            pulled.bundles.insert(hash, (asset, bundle.content));
-        }
-        for raw in &message.missing {
-            let hash = messages::hash(raw).map_err(contract)?;
-            if !hashes.contains(&hash) {
-                return Err(unasked(hash));
-            }
-            pulled.missing.insert(hash);
-        }
-        Ok(pulled)
-    }
-
-    /// A whole content from a store without "blobs".
-    async fn read_whole(&self, hash: Hash) -> Result<Option<Bytes>, StoreError> {
-        let kept = {
-            let whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
-            whole.clone().filter(|(kept, _)| *kept == hash)
-        };
-        if let Some((_, content)) = kept {
-            return Ok(Some(content));
-        }
-        let mut pulled = self.pull(&BTreeSet::from([hash]), false, WHOLE_BYTES_MAX).await?;
-        let Some((_, content)) = pulled.bundles.remove(&hash) else {
-            return match pulled.missing.contains(&hash) {
-                true => Ok(None),
-                false => Err(contract(format!("it said nothing about asset {hash}"))),
-            };
-        };
-        if content.len() as u64 > READ_BYTES_MAX {
-            self.set_whole(Some((hash, content.clone())));
-        }
-        Ok(Some(content))
-    }
-
-    async fn read_by_pull(
-        &self,
-        hash: Hash,
-        range: Range<u64>,
-    ) -> Result<Option<Bytes>, StoreError> {
-        let Some(content) = self.read_whole(hash).await? else {
-            return Ok(None);
-        };
-        let size_bytes = content.len() as u64;
-        if range.end > size_bytes {
-            return Err(out_of_range(hash, &range, size_bytes));
-        }
-        if range.end == size_bytes {
-            // Read to the end: it will not be asked for again soon.
-            self.set_whole(None);
-        }
-        Ok(Some(slice(&content, range)))
-    }
-
-    async fn read_by_range(
-        &self,
-        hash: Hash,
-        range: Range<u64>,
-    ) -> Result<Option<Bytes>, StoreError> {
-        let call = "GET /sync/blobs";
-        let path = format!("/sync/blobs/{hash}");
-        let length = range.end - range.start;
-        let request = match length {
-            // A range cannot be empty.
-            0 => Request::new(Method::HEAD, path),
-            _ => Request::new(Method::GET, path)
-                .header(header::RANGE, &format!("bytes={}-{}", range.start, range.end - 1))?,
-        };
-        let answer = self.connection.send(&request).await?;
-        match answer.status() {
-            StatusCode::OK if length == 0 => {
-                let size_bytes = announced_bytes(&answer)
-                    .ok_or_else(|| contract(format!("{call} announced no length")))?;
-                if range.end > size_bytes {
-                    return Err(out_of_range(hash, &range, size_bytes));
-                }
-                Ok(Some(Bytes::new()))
-            }
-            StatusCode::PARTIAL_CONTENT => {
-                let begin = format!("bytes {}-{}/", range.start, range.end - 1);
-                let given = answer.headers().get(header::CONTENT_RANGE);
-                let given = given.map(|value| value.as_bytes()).unwrap_or_default();
-                if !given.starts_with(begin.as_bytes()) {
-                    return Err(contract(format!(
-                        "{call} was asked for {begin} and answered {:?}",
-                        String::from_utf8_lossy(given)
-                    )));
-                }
-                let content = self.connection.body(answer, length).await?;
-                exactly(length, content).map(Some)
-            }
-            // The whole content: right only when it was asked for.
-            StatusCode::OK if range.start == 0 => {
-                let content = self.connection.body(answer, length).await?;
-                exactly(length, content).map(Some)
-            }
-            StatusCode::OK => Err(contract(format!("{call} does not honour ranges"))),
-            StatusCode::NOT_FOUND => Ok(None),
-            StatusCode::RANGE_NOT_SATISFIABLE => Err(StoreError::Unsupported(format!(
-                "a read of {range:?} from {hash}, which is shorter"
-            ))),
-            _ => Err(self.failure(call, answer).await),
-        }
-    }
-}
-
-/// What a pull brought.
-#[derive(Default)]
-struct Pulled {
-    bundles: BTreeMap<Hash, (Asset, Bytes)>,
-    missing: BTreeSet<Hash>,
-}
-
-fn slice(content: &Bytes, range: Range<u64>) -> Bytes {
-    // The caller has compared the range with the length, which fits a usize.
-    content.slice(range.start as usize..range.end as usize)
-}
-
-fn exactly(length: u64, content: Bytes) -> Result<Bytes, StoreError> {
-    let got = content.len() as u64;
-    if got != length {
-        return Err(contract(format!("it sent {got} bytes instead of {length}")));
-    }
-    Ok(content)
-}
-
-fn out_of_range(hash: Hash, range: &Range<u64>, size_bytes: u64) -> StoreError {
-    StoreError::Unsupported(format!(
-        "a read of {range:?} from {hash}, which has {size_bytes} bytes"
-    ))
-}
-
-/// A row of `GET /assets`.
-#[derive(Debug, Deserialize)]
-struct Row {
-    hash: String,
-    size: u64,
-    timestamp: i64,
-    cursor: Cursor,
-    name: String,
-    #[serde(rename = "type")]
-    media_type: String,
-    description: String,
-    tags: Vec<String>,
-    trashed: bool,
-    version: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Rows {
-    assets: Vec<Row>,
-    next: Option<Cursor>,
-}
-
-fn row_asset(row: Row) -> Result<Asset, StoreError> {
-    let hash = row.hash.parse().map_err(|error| contract(format!("a row has no hash: {error}")))?;
-    let metadata = messages::canonical(Metadata {
-        description: row.description,
-        tags: row.tags,
-        trashed: row.trashed,
-        version: row.version,
-        file_name: row.name,
-        media_type: row.media_type,
-    })
-    .map_err(contract)?;
-    Ok(Asset {
-        entry: Entry {
-            digest: Digest { hash, size_bytes: row.size },
-            timestamp_ms: row.timestamp,
-            cursor: row.cursor,
-        },
-        metadata,
-    })
-}
-
-/// The query of a filtered listing, without its paging.
-fn filter_query(filter: &Filter) -> String {
-    let mut query = String::new();
-    let trashed = filter.trashed.map(|trashed| trashed.to_string());
-    for (name, value) in [
-        ("tag", &filter.tag),
-        ("type", &filter.media_type),
-        ("q", &filter.query),
-        ("hash", &filter.hash_prefix),
-        ("trashed", &trashed),
-    ] {
-        let Some(value) = value.as_ref().filter(|value| !value.is_empty()) else {
-            continue;
-        };
-        query.push_str(&format!("&{name}="));
-        for byte in value.bytes() {
-            match byte {
-                b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' => {
-                    query.push(char::from(byte));
-                }
-                _ => query.push_str(&format!("%{byte:02X}")),
-            }
-        }
-    }
-    query
 }
 
 #[async_trait]
@@ -586,48 +352,7 @@ impl Store for HttpStore {
         after: Cursor,
         limit: usize,
     ) -> Result<Vec<Asset>, StoreError> {
-        if !self.0.profile().await?.offers("assets") {
-            return Err(StoreError::Unsupported(
-                "it does not offer \"assets\", so it cannot be searched".into(),
-            ));
-        }
-        let is_hex = |text: &String| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        let prefix = filter.hash_prefix.as_ref();
-        if prefix.is_some_and(|prefix| !is_hex(prefix) || prefix.len() > 2 * Hash::LEN) {
-            // No hash begins so, and the store would refuse to look.
-            return Ok(Vec::new());
-        }
-        let limit = limit.min(PAGE_ENTRIES_MAX);
-        let query = filter_query(filter);
-        let mut assets: Vec<Asset> = Vec::new();
-        let mut after = after;
-        while assets.len() < limit {
-            let room = (limit - assets.len()).min(ROWS_PAGE);
-            let path = format!("/assets?after={after}&limit={room}{query}");
-            let request = Request::new(Method::GET, path);
-            let answer = self.0.connection.send(&request).await?;
-            if answer.status() != StatusCode::OK {
-                return Err(self.0.failure("GET /assets", answer).await);
-            }
-            let body = self.0.connection.body(answer, ROWS_BYTES_MAX).await?;
-            let rows: Rows = serde_json::from_slice(&body)
-                .map_err(|error| contract(format!("its rows cannot be read: {error}")))?;
-            if rows.assets.len() > room {
-                return Err(contract("it listed more rows than were asked for"));
-            }
-            for row in rows.assets {
-                let asset = row_asset(row)?;
-                if asset.entry.cursor <= after {
-                    return Err(contract("its rows are not in cursor order"));
-                }
-                after = asset.entry.cursor;
-                assets.push(asset);
-            }
-            if rows.next.is_none_or(|next| next != after) {
-                break;
-            }
-        }
-        Ok(assets)
+        self.0.list(filter, after, limit).await
     }
 
     async fn read(&self, hash: Hash, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {
@@ -643,58 +368,7 @@ impl Store for HttpStore {
     }
 
     async fn read_small(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, StoreError> {
-        let mut contents: BTreeMap<Hash, Option<Bytes>> = BTreeMap::new();
-        let mut wanted: Vec<Digest> = digests.to_vec();
-        wanted.sort_unstable();
-        wanted.dedup();
-        if let Some(large) = wanted.iter().find(|one| one.size_bytes > SMALL_BYTES_MAX) {
-            return Err(StoreError::TooLarge(format!(
-                "asset {} has {} bytes, which is not small",
-                large.hash, large.size_bytes
-            )));
-        }
-        while !wanted.is_empty() {
-            let mut asked = BTreeSet::new();
-            let mut content_bytes = 0;
-            for digest in &wanted {
-                let is_full = content_bytes + digest.size_bytes > BATCH_BYTES_MAX
-                    || asked.len() == MESSAGE_ENTRIES_MAX;
-                if is_full {
-                    break;
-                }
-                content_bytes += digest.size_bytes;
-                asked.insert(digest.hash);
-            }
-            let mut pulled = self.0.pull(&asked, false, content_bytes).await?;
-            let before = wanted.len();
-            let mut refused = None;
-            wanted.retain(|digest| {
-                if let Some((asset, content)) = pulled.bundles.remove(&digest.hash) {
-                    let got = asset.entry.digest.size_bytes;
-                    if got != digest.size_bytes {
-                        refused = Some(contract(format!(
-                            "asset {} has {got} bytes instead of {}",
-                            digest.hash, digest.size_bytes
-                        )));
-                    }
-                    contents.insert(digest.hash, Some(content));
-                    return false;
-                }
-                if pulled.missing.contains(&digest.hash) {
-                    contents.insert(digest.hash, None);
-                    return false;
-                }
-                true
-            });
-            if let Some(refused) = refused {
-                return Err(refused);
-            }
-            // What is in neither list did not fit into the answer and is asked for again.
-            if wanted.len() == before {
-                return Err(contract("it was asked for small assets and sent nothing"));
-            }
-        }
-        Ok(digests.iter().map(|digest| contents.get(&digest.hash).cloned().flatten()).collect())
+        self.0.read_small(digests).await
     }
 
     async fn outboard(&self, _hash: Hash) -> Result<Option<File>, StoreError> {

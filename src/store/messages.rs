@@ -17,10 +17,10 @@ pub(crate) const API_VERSION: u32 = 1;
 /// Hashes of one pull and bundles of one batch (named in the proto file).
 pub(crate) const MESSAGE_ENTRIES_MAX: usize = 1024;
 
-/// An encoded push, pull answer or batch that this program sends or takes (named in the proto file).
+/// An encoded push, pull answer or batch that this program sends or takes (see the proto file).
 pub(crate) const MESSAGE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// The header that carries the metadata of a streamed upload: `Metadata`, base64url without padding.
+/// The header that carries the metadata of a streamed upload: `Metadata` in unpadded base64url.
 pub(crate) const METADATA_HEADER: &str = "asset-metadata";
 
 /// The header that says how many bytes of an unfinished upload are kept.

@@ -2,7 +2,8 @@
 //!
 //! [`Store`] has two implementations: [`embedded`] (SQLite + files, in this process) and [`http`]
 //! (any service that speaks `proto/store.proto`). One suite, `tests/store_conformance.rs`, holds
-//! both to the contract below.
+//! both to the contract below. Served over HTTP it is by [`embedded::server`] (agents) and
+//! [`people`], behind a [`guard`], on the connections of [`serve`].
 //!
 //! I1  An asset that [`Store::put`] or [`Store::adopt`] reports as stored survives a power cut.
 //! I2  Bytes are stored only under the hash they have; a mismatch keeps nothing.
@@ -53,7 +54,7 @@ pub struct StoreInfo {
     pub hash_algorithm: HashAlgorithm,
     /// The newest cursor given out.
     pub newest_cursor: Cursor,
-    /// Assets held, trashed ones included.
+    /// Assets held, trashed ones included. A core-only store does not tell: 0, and 0 bytes.
     pub asset_count: u64,
     /// Their bytes.
     pub asset_bytes: u64,
@@ -223,7 +224,8 @@ pub trait Store: Send + Sync + 'static {
     async fn info(&self) -> Result<StoreInfo, StoreError>;
 
     /// The assets stored after `after`, at most `limit` (and [`PAGE_ENTRIES_MAX`]). Metadata changes
-    /// move `next` on and show no entry.
+    /// move `next` on and show no entry. A foreign store that lists by time alone gives its answer
+    /// whole, whatever the limit, and some entries again.
     async fn changes(&self, after: Cursor, limit: usize) -> Result<Changes, StoreError>;
 
     /// Hints about changes after `after`, for ever; the stream ends with an error when the store is

@@ -2,8 +2,8 @@
 //! store: add, list, fetch, describe, trash.
 //!
 //! Contents are data of unknown origin. They are never shown by a browser as anything that can run:
-//! types come from a fixed list, `nosniff` and a sandbox go with every answer, and all but pictures,
-//! sound, film and plain text is a download. Adding takes constant memory; deleting is trashing.
+//! types come from a fixed list, `nosniff` and a sandbox go with every answer, and all but
+//! pictures, sound, film and plain text is a download. Adding takes constant memory; deleting is trashing.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,8 +54,8 @@ const MEDIA_TYPE_BYTES_MAX: usize = 255;
 /// An edit that lost this many races in a row gives up.
 const EDIT_TRIES_MAX: usize = 8;
 
-/// The router of the `/assets` endpoints. Large uploads pass through `staging_dir`, which must exist,
-/// be private to us, and for the embedded store lie on the store's volume; its owner sweeps what a
+/// The router of the `/assets` endpoints. Large uploads pass through `staging_dir`, which must
+/// exist, be private to us, and for the embedded store lie on the store's volume; its owner sweeps what a
 /// crash leaves there.
 pub fn router(store: Arc<dyn Store>, staging_dir: PathBuf) -> Router {
     Router::new()

@@ -28,8 +28,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Open connections at once. An agent uses about ten, a browser six, a watcher one that it holds for
-/// days; the rest is room for scripts. Each costs a socket and about 10 KiB.
+/// Open connections at once. An agent uses about ten, a browser six, a watcher one that it holds
+/// for days; the rest is room for scripts. Each costs a socket and about 10 KiB.
 pub const CONNECTIONS_MAX: usize = 64;
 
 /// A request's header has arrived by then, counted from the connect or the last answer.
@@ -42,6 +42,10 @@ pub const BODY_PAUSE_MAX: Duration = Duration::from_secs(600);
 /// Answers under way when the server is stopped have this long to end.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
+/// A request answered early may go on sending for so long, unread, before its connection is closed:
+/// a close in the middle of it would reach the sender before the answer does.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// A request line and header larger than this are refused. Metadata in a header is the largest
 /// (`Asset-Metadata` of `proto/store.proto`, about 100 KiB in base64).
 const HEADER_BYTES_MAX: usize = 256 * 1024;
@@ -52,8 +56,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves `router` on `listener`, which must be a loopback one, until `stop` is cancelled: then
 /// event streams end at once and other answers have [`STOP_DEADLINE`].
 ///
-/// When all places are taken, the connection that has been idle longest is closed for a new one; are
-/// all of them busy, the new one is closed. Dropping the future cuts every connection.
+/// When all places are taken, the connection that has been idle longest is closed for a new one; if
+/// all of them are busy, the new one is closed. Dropping the future cuts every connection.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -151,7 +155,7 @@ impl Places {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Holder>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -183,20 +187,42 @@ impl Service<hyper::Request<Incoming>> for Requests {
 
     fn call(&self, request: hyper::Request<Incoming>) -> Self::Future {
         let busy = Busy::new(self.place.clone());
-        let request = request.map(|body| Body::new(Impatient { body, pause: None }));
+        // Who waits for `100 Continue` sends nothing that could be lost.
+        let may_linger = !request.headers().contains_key(header::EXPECT);
+        let mut rest = None;
+        let request = request.map(|body| {
+            let body = Arc::new(Mutex::new(body));
+            rest = may_linger.then(|| body.clone());
+            Body::new(Impatient { body, pause: None })
+        });
         let answer = self.router.call(request);
         let stop = self.stop.clone();
         Box::pin(async move {
-            let response = answer.await?;
+            let mut response = answer.await?;
             // An event stream never ends by itself; other answers may finish.
             let ends_on_stop = response
                 .headers()
                 .get(header::CONTENT_TYPE)
                 .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
             let stop = ends_on_stop.then(|| Box::pin(stop.cancelled_owned()) as BoxFuture<_>);
-            Ok(response.map(|body| Body::new(Answer { body, stop, _busy: busy })))
+            let is_refusal =
+                response.status().is_client_error() || response.status().is_server_error();
+            let rest = rest.filter(|rest| is_refusal && !lock(rest).is_end_stream());
+            let linger = rest.map(|rest| (rest, Box::pin(sleep(LINGER))));
+            if linger.is_some() {
+                // An answer of known length ends with its last byte: there is no lingering then.
+                response.headers_mut().remove(header::CONTENT_LENGTH);
+            }
+            Ok(response.map(|body| Body::new(Answer { body, stop, linger, _busy: busy })))
         })
     }
+}
+
+/// A request's body, shared by its reader and by who lingers after an early answer.
+type SharedBody = Arc<Mutex<Incoming>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// While it lives, the connection is not idle.
@@ -217,7 +243,7 @@ impl Drop for Busy {
 
 /// A request body whose pauses are bounded.
 struct Impatient {
-    body: Incoming,
+    body: SharedBody,
     /// Runs while a reader waits.
     pause: Option<Pin<Box<Sleep>>>,
 }
@@ -230,7 +256,8 @@ impl HttpBody for Impatient {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+        let polled = Pin::new(&mut *lock(&self.body)).poll_frame(cx);
+        if let Poll::Ready(frame) = polled {
             self.pause = None;
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
@@ -242,11 +269,11 @@ impl HttpBody for Impatient {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        lock(&self.body).is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        lock(&self.body).size_hint()
     }
 }
 
@@ -254,6 +281,8 @@ impl HttpBody for Impatient {
 struct Answer {
     body: Body,
     stop: Option<BoxFuture<'static, ()>>,
+    /// What is still being sent after an early answer, and for how long it is read off.
+    linger: Option<(SharedBody, Pin<Box<Sleep>>)>,
     _busy: Busy,
 }
 
@@ -270,14 +299,26 @@ impl HttpBody for Answer {
         {
             return Poll::Ready(None);
         }
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let (None, Some((rest, end))) = (&frame, &mut self.linger) {
+            while end.as_mut().poll(cx).is_pending() {
+                let unread = Pin::new(&mut *lock(rest)).poll_frame(cx);
+                if !matches!(std::task::ready!(unread), Some(Ok(_))) {
+                    break;
+                }
+            }
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.linger.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match self.linger {
+            Some(_) => SizeHint::default(),
+            None => self.body.size_hint(),
+        }
     }
 }

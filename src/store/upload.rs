@@ -1,8 +1,8 @@
 //! Bodies on their way into a store: read within bounds, hashed while they are written to a file of
 //! our own.
 //!
-//! A [`TempFile`] is made with `O_EXCL` and mode 0600 under a random name, and is gone when dropped.
-//! After a crash the owner of the folder sweeps it.
+//! A [`TempFile`] is made with `O_EXCL` and mode 0600 under a random name, and is gone when
+//! dropped. After a crash the owner of the folder sweeps it.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! Requests to a foreign store: where they may go, how long they may take, how much may come back.
 //!
-//! The address is a literal loopback one and its listener is ours or root's; no redirect is
+//! The address is a literal loopback one, and its listener is ours or root's; no redirect is
 //! followed, no proxy used, no content encoding taken. Every phase has a deadline, counted from the
 //! last sign of progress, so that slow work goes on and a hang ends.
 
@@ -18,8 +18,9 @@ use reqwest::{Body, Client, Method, Response, StatusCode, Url};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::io::ReaderStream;
+use tower::filter::AsyncFilterLayer;
 
-use super::owner;
+use super::owner::OwnedBy;
 use crate::store::StoreError;
 use crate::store::key::StoreKey;
 
@@ -105,7 +106,6 @@ impl Request {
 pub(super) struct Connection {
     client: Client,
     url: String,
-    address: SocketAddr,
     key_file: PathBuf,
     key: Mutex<StoreKey>,
     pub(super) deadlines: Deadlines,
@@ -132,12 +132,12 @@ impl Connection {
             .retry(reqwest::retry::never())
             .connect_timeout(deadlines.connect)
             .pool_idle_timeout(IDLE_KEPT)
+            .connector_layer(AsyncFilterLayer::new(OwnedBy(address)))
             .build()
-            .map_err(|error| StoreError::Unreachable(describe(&error)))?;
+            .map_err(|error| failed(&error))?;
         Ok(Self {
             client,
             url: format!("http://{address}"),
-            address,
             key_file: key_file.to_owned(),
             key: Mutex::new(key),
             deadlines,
@@ -182,7 +182,6 @@ impl Connection {
     }
 
     async fn send_once(&self, request: &Request, key: &StoreKey) -> Result<Response, StoreError> {
-        owner::check(self.address).await?;
         let mut builder = self
             .client
             .request(request.method.clone(), format!("{}{}", self.url, request.path))
@@ -217,7 +216,7 @@ impl Connection {
                 }
             }
         };
-        let answer = answer.map_err(|error| StoreError::Unreachable(describe(&error)))?;
+        let answer = answer.map_err(|error| failed(&error))?;
         if answer.headers().contains_key(header::CONTENT_ENCODING) {
             return Err(StoreError::Contract(
                 "it sent a content encoding, which was not asked for".into(),
@@ -259,7 +258,7 @@ impl Connection {
                         whole.len()
                     ))
                 })?;
-                match chunk.map_err(|error| StoreError::Unreachable(describe(&error)))? {
+                match chunk.map_err(|error| failed(&error))? {
                     None => return Ok(whole.freeze()),
                     Some(chunk) if (whole.len() + chunk.len()) as u64 > limit_bytes => {
                         return Err(too_long());
@@ -382,16 +381,20 @@ fn detail(body: &[u8]) -> String {
     format!(": {}", shown.take(DETAIL_CHARS_MAX).collect::<String>())
 }
 
-/// A request's failure with its causes, on one line.
-pub(super) fn describe(error: &reqwest::Error) -> String {
+/// What a request's failure means: what a layer of ours said, or trouble on the way with its causes
+/// on one line.
+pub(super) fn failed(error: &reqwest::Error) -> StoreError {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
+        if let Some(ours) = cause.downcast_ref::<StoreError>() {
+            return ours.clone();
+        }
         text.push_str(": ");
         text.push_str(&cause.to_string());
         source = cause.source();
     }
-    text
+    StoreError::Unreachable(text)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use reqwest::header::{self, HeaderName};
 use reqwest::{Method, Response, StatusCode};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::connection::{Request, describe};
+use super::connection::{Request, failed};
 use super::events::Parser;
 use super::{Inner, contract};
 use crate::store::{Cursor, FeedEvent, StoreError};
@@ -73,7 +73,7 @@ impl Streaming {
                 let seconds = self.pause_max.as_secs_f32();
                 StoreError::Unreachable(format!("its event stream was silent for {seconds} s"))
             })?
-            .map_err(|error| StoreError::Unreachable(describe(&error)))?
+            .map_err(|error| failed(&error))?
             .ok_or_else(|| StoreError::Unreachable("its event stream ended".into()))?;
         let lines = self.parser.lines();
         let events = self

@@ -1,32 +1,68 @@
 //! Who listens on the store's port.
 //!
 //! While the store is down, any user of the machine can take its port and collect the key and
-//! whatever is sent. So before anything is sent, the kernel's table of sockets must name us or root
-//! as the owner of every socket that could take the connection.
+//! whatever is sent. So before each new connection the kernel's table of sockets must name us or
+//! root as the owner of the socket that will take it. Once made, a connection stays with whoever
+//! took it: requests on it need no further look (which costs milliseconds where the kernel's tables
+//! are large).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use axum::BoxError;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tower::filter::AsyncPredicate;
+
 use crate::store::StoreError;
+
+/// Lets only connections to our own or root's listener be made. Goes around a connector; what it
+/// refuses is the [`StoreError`] among the causes of the client's error.
+#[derive(Clone, Copy)]
+pub(super) struct OwnedBy(pub(super) SocketAddr);
+
+impl<Request: Send + 'static> AsyncPredicate<Request> for OwnedBy {
+    type Future = BoxFuture<'static, Result<Request, BoxError>>;
+    type Request = Request;
+
+    fn check(&mut self, request: Request) -> Self::Future {
+        let address = self.0;
+        async move {
+            check(address).await?;
+            Ok(request)
+        }
+        .boxed()
+    }
+}
 
 /// Refuses an address on which somebody else listens. Nothing is sent to it.
 #[cfg(target_os = "linux")]
 pub(crate) async fn check(address: SocketAddr) -> Result<(), StoreError> {
-    let mut listeners = Vec::new();
-    // Under `self`, since a sandboxed service may not see the rest of /proc.
-    for path in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
-        match tokio::fs::read_to_string(path).await {
-            Ok(table) => listeners.extend(parse(&table)),
+    // A listener of the same family comes first for the kernel too; IPv4 may also be taken by an
+    // IPv6 one. Under `self`, since a sandboxed service may not see the rest of /proc.
+    let tables: &[&str] = match address {
+        SocketAddr::V4(_) => &["/proc/self/net/tcp", "/proc/self/net/tcp6"],
+        SocketAddr::V6(_) => &["/proc/self/net/tcp6"],
+    };
+    let our_uid = rustix::process::geteuid().as_raw();
+    for path in tables {
+        let listeners = match tokio::fs::read_to_string(path).await {
+            Ok(table) => parse(&table),
             // Without IPv6 there is no table of it.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.ends_with('6') => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.ends_with('6') => {
+                continue;
+            }
             Err(error) => {
                 return Err(StoreError::Unauthorized(format!(
                     "the key was not sent, because {path} cannot be read to see who listens on \
                      {address}: {error}"
                 )));
             }
+        };
+        if let Some(verdict) = judge(address, &listeners, our_uid) {
+            return verdict;
         }
     }
-    judge(address, &listeners, rustix::process::geteuid().as_raw())
+    Err(StoreError::Unreachable(format!("nothing listens on {address}: is the store running?")))
 }
 
 /// Elsewhere the owner cannot be asked for.
@@ -43,15 +79,18 @@ struct Listener {
     uid: u32,
 }
 
-fn judge(address: SocketAddr, listeners: &[Listener], our_uid: u32) -> Result<(), StoreError> {
+/// Whether every listener that could be given the connection is to be trusted; `None` when there is
+/// none.
+fn judge(
+    address: SocketAddr,
+    listeners: &[Listener],
+    our_uid: u32,
+) -> Option<Result<(), StoreError>> {
     let mut takers =
         listeners.iter().filter(|listener| takes(listener.address, address)).peekable();
-    if takers.peek().is_none() {
-        return Err(StoreError::Unreachable(format!(
-            "nothing listens on {address}: is the store running?"
-        )));
-    }
-    match takers.find(|listener| listener.uid != our_uid && listener.uid != 0) {
+    takers.peek()?;
+    let is_stranger = |listener: &&Listener| listener.uid != our_uid && listener.uid != 0;
+    Some(match takers.find(is_stranger) {
         None => Ok(()),
         Some(stranger) => Err(StoreError::Unauthorized(format!(
             "the key was not sent, because port {} belongs to a program of user {} and not to us \
@@ -59,7 +98,7 @@ fn judge(address: SocketAddr, listeners: &[Listener], our_uid: u32) -> Result<()
             address.port(),
             stranger.uid
         ))),
-    }
+    })
 }
 
 /// Whether a socket listening on `listener` could be given a connection to `target`.
@@ -130,10 +169,10 @@ mod tests {
                 .map(|(address, uid)| Listener { address: address.parse().unwrap(), uid: *uid })
                 .collect();
             match judge(target.parse().unwrap(), &listeners, 1000) {
-                Ok(()) => "trusted",
-                Err(StoreError::Unauthorized(_)) => "stranger",
-                Err(StoreError::Unreachable(_)) => "nobody",
-                Err(other) => panic!("{other}"),
+                None => "nobody",
+                Some(Ok(())) => "trusted",
+                Some(Err(StoreError::Unauthorized(_))) => "stranger",
+                Some(Err(other)) => panic!("{other}"),
             }
         };
         let v4 = "127.0.0.1:80";

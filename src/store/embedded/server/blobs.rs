@@ -1,0 +1,367 @@
+//! Streamed contents: `GET`, `HEAD` and `PUT /sync/blobs/{hash}`.
+//!
+//! An upload goes to a file that outlives a broken connection and is resumed by offset. Its bytes
+//! are hashed while they come (those of earlier attempts are read again), and it becomes an asset
+//! in one step, when its hash is right.
+
+use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use tokio::fs::{self, File, OpenOptions};
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Server, bad_request, parse_hash};
+use crate::core::ids::{Digest, Hash, HashAlgorithm};
+use crate::store::embedded::EmbeddedStore;
+use crate::store::messages::{self, METADATA_HEADER, UPLOAD_OFFSET_HEADER};
+use crate::store::problem::{Problem, problem};
+use crate::store::upload::{
+    Hasher, SPACE_CHECK_BYTES, announced_bytes, check_largest, check_type, next_chunk, write_failed,
+};
+use crate::store::{Metadata, Store, StoreError, Stored, VerifiedFile, content};
+
+/// Unfinished uploads kept for resuming: more than any agent has under way.
+const UNFINISHED_UPLOADS_MAX: usize = 64;
+
+/// So long an upload waits for another one of the same content: less than clients wait.
+const UPLOAD_TURN_DEADLINE: Duration = Duration::from_secs(20);
+
+/// An unfinished upload that nobody went on with for so long is dropped.
+const UNFINISHED_UPLOAD_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// `GET` and `HEAD /sync/blobs/{hash}`.
+pub(super) async fn fetch(
+    State(server): State<Server>,
+    Path(hash): Path<String>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let hash = parse_hash(&hash)?;
+    let Some(asset) = server.store.lookup(hash).await? else {
+        let mut response = Problem::from(StoreError::NotFound(hash)).into_response();
+        if let Ok(status) = fs::symlink_metadata(server.uploads.path(hash)).await {
+            set_offset(&mut response, status.len());
+        }
+        return Ok(response);
+    };
+    let algorithm = server.store.info().await?.hash_algorithm;
+    let store: Arc<dyn Store> = Arc::new(server.store);
+    let digest = asset.entry.digest;
+    let mut response = content::answer(store, digest, algorithm, &method, &headers).await?;
+    if response.status().is_success() {
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    }
+    Ok(response)
+}
+
+fn set_offset(response: &mut Response, offset: u64) {
+    response.headers_mut().insert(UPLOAD_OFFSET_HEADER, HeaderValue::from(offset));
+}
+
+/// Which part of a content a PUT brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    first: u64,
+    /// The part's length; `None` = until the body ends.
+    length: Option<u64>,
+    /// The whole content's length; `None` = what is there when the body ends.
+    whole: Option<u64>,
+}
+
+impl Part {
+    fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
+        let announced = announced_bytes(headers);
+        let Some(value) = headers.get(header::CONTENT_RANGE) else {
+            return Ok(Self { first: 0, length: announced, whole: announced });
+        };
+        let part = parse_content_range(value.as_bytes()).ok_or_else(|| {
+            bad_request("Content-Range must be `bytes FIRST-LAST/SIZE` within the size")
+        })?;
+        if announced.is_some() && announced != part.length {
+            return Err(bad_request("Content-Range and Content-Length disagree"));
+        }
+        Ok(part)
+    }
+}
+
+fn parse_content_range(value: &[u8]) -> Option<Part> {
+    let text = std::str::from_utf8(value).ok()?.strip_prefix("bytes ")?;
+    let (range, whole) = text.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let [first, last, whole] = [first, last, whole].map(|number| {
+        let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+        is_number.then(|| number.parse::<u64>().ok()).flatten()
+    });
+    let (first, last, whole) = (first?, last?, whole?);
+    if first > last || last >= whole {
+        return None;
+    }
+    Some(Part { first, length: Some(last - first + 1), whole: Some(whole) })
+}
+
+/// `PUT /sync/blobs/{hash}`.
+pub(super) async fn upload(
+    State(server): State<Server>,
+    Path(hash): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let hash = parse_hash(&hash)?;
+    check_type(&headers, "application/octet-stream")?;
+    let part = Part::from_headers(&headers)?;
+    let metadata = match headers.get(METADATA_HEADER) {
+        Some(value) => messages::metadata_from_header(value.as_bytes()).map_err(bad_request)?,
+        None => Metadata::default(),
+    };
+    let _uploading = server.uploads.begin(hash).await?;
+    if server.store.lookup(hash).await?.is_some() {
+        return Ok(StatusCode::OK.into_response());
+    }
+    let info = server.store.info().await?;
+    if let Some(whole) = part.whole {
+        check_largest(whole, info.largest_asset_bytes)?;
+        server.store.check_space(whole - part.first).await?;
+    }
+    let path = server.uploads.path(hash);
+    let held = fs::symlink_metadata(&path).await.map_or(0, |status| status.len());
+    let is_restart = !headers.contains_key(header::CONTENT_RANGE);
+    if !is_restart && part.first != held {
+        let detail = format!("{held} bytes are kept: go on there");
+        let mut response = problem(StatusCode::CONFLICT, detail).into_response();
+        set_offset(&mut response, held);
+        return Ok(response);
+    }
+    let mut file = server.uploads.open(&path, part.first).await?;
+    let mut hasher = hash_start(&path, part.first, info.hash_algorithm).await?;
+    let largest = info.largest_asset_bytes;
+    let came = append(&mut file, &mut hasher, body, part, largest, &server.store).await;
+    // What came is kept also when the connection broke: that is what resuming lives on.
+    let flushed = file.flush().await.map_err(Refusal::Write);
+    drop(file);
+    let size_bytes = match came.and_then(|bytes| flushed.map(|()| bytes)) {
+        Ok(bytes) => part.first + bytes,
+        Err(Refusal::Write(error)) => return Err(write_failed(&path, &error)),
+        Err(Refusal::Said(problem)) => return Err(problem),
+    };
+    if part.whole.is_some_and(|whole| size_bytes < whole) {
+        let mut response = StatusCode::ACCEPTED.into_response();
+        set_offset(&mut response, size_bytes);
+        return Ok(response);
+    }
+    let got = hasher.finish();
+    if got != hash {
+        remove_file(&path).await;
+        let expected = hash;
+        return Err(StoreError::Mismatch { expected, got }.into());
+    }
+    let file = VerifiedFile { digest: Digest { hash, size_bytes }, path, outboard: None, metadata };
+    Ok(match server.store.adopt(file).await? {
+        Stored::New => StatusCode::CREATED.into_response(),
+        Stored::Existed => StatusCode::OK.into_response(),
+    })
+}
+
+/// Why an upload did not go on.
+enum Refusal {
+    Said(Problem),
+    Write(std::io::Error),
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self::Said(problem)
+    }
+}
+
+/// Writes the body's bytes behind those in the file; returns how many came.
+async fn append(
+    file: &mut File,
+    hasher: &mut Hasher,
+    body: Body,
+    part: Part,
+    largest: Option<u64>,
+    store: &EmbeddedStore,
+) -> Result<u64, Refusal> {
+    let mut stream = body.into_data_stream();
+    let mut written = 0;
+    let mut checked = 0;
+    while let Some(chunk) = next_chunk(&mut stream).await? {
+        written += chunk.len() as u64;
+        if part.length.is_some_and(|length| written > length) {
+            return Err(bad_request("the body is longer than announced").into());
+        }
+        check_largest(part.first + written, largest)?;
+        if part.whole.is_none() && written >= checked + SPACE_CHECK_BYTES {
+            let space = store.check_space(SPACE_CHECK_BYTES).await;
+            space.map_err(Problem::from)?;
+            checked = written;
+        }
+        hasher.update(&chunk);
+        file.write_all(&chunk).await.map_err(Refusal::Write)?;
+    }
+    Ok(written)
+}
+
+/// The hash of the bytes that earlier uploads left.
+async fn hash_start(
+    path: &FilePath,
+    length: u64,
+    algorithm: HashAlgorithm,
+) -> Result<Hasher, Problem> {
+    let mut hasher = Hasher::new(algorithm);
+    if length == 0 {
+        return Ok(hasher);
+    }
+    let path = path.to_owned();
+    let task = tokio::task::spawn_blocking(move || {
+        hasher.update_from(std::fs::File::open(&path)?.take(length))?;
+        Ok(hasher)
+    });
+    let failed = |error: std::io::Error| {
+        problem(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("cannot read what was uploaded before: {error}"),
+        )
+    };
+    task.await.map_err(|error| failed(std::io::Error::other(error)))?.map_err(failed)
+}
+
+async fn remove_file(path: &FilePath) {
+    if let Err(error) = fs::remove_file(path).await {
+        tracing::warn!(path = %path.display(), %error, "cannot remove an upload");
+    }
+}
+
+/// While it lives, nobody else uploads this content.
+struct Uploading {
+    hash: Hash,
+    uploads: Uploads,
+}
+
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        lock(&self.uploads.under_way).remove(&self.hash);
+        self.uploads.ended.notify_waiters();
+    }
+}
+
+fn lock(hashes: &Mutex<BTreeSet<Hash>>) -> MutexGuard<'_, BTreeSet<Hash>> {
+    hashes.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Unfinished uploads, each in a file named by its hash.
+#[derive(Clone)]
+pub(super) struct Uploads {
+    folder: PathBuf,
+    under_way: Arc<Mutex<BTreeSet<Hash>>>,
+    /// Told whenever one of those under way ends.
+    ended: Arc<Notify>,
+}
+
+impl Uploads {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self { folder, under_way: Arc::default(), ended: Arc::default() }
+    }
+
+    fn path(&self, hash: Hash) -> PathBuf {
+        self.folder.join(hash.to_string())
+    }
+
+    /// Waits until nobody else uploads this content.
+    async fn begin(&self, hash: Hash) -> Result<Uploading, Problem> {
+        let deadline = Instant::now() + UPLOAD_TURN_DEADLINE;
+        loop {
+            // Made before the look, so that an end in between is not missed.
+            let ended = self.ended.notified();
+            if lock(&self.under_way).insert(hash) {
+                return Ok(Uploading { hash, uploads: self.clone() });
+            }
+            timeout_at(deadline, ended).await.map_err(|_| {
+                problem(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "another upload of this content is under way",
+                )
+            })?;
+        }
+    }
+
+    /// The upload's file, cut to `length` and open for appending.
+    async fn open(&self, path: &FilePath, length: u64) -> Result<File, Problem> {
+        let failed = |error| write_failed(path, &error);
+        if length == 0 {
+            self.sweep().await.map_err(failed)?;
+        }
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+            .open(path)
+            .await
+            .map_err(failed)?;
+        file.set_len(length).await.map_err(failed)?;
+        Ok(file)
+    }
+
+    /// Makes the folder, and room in it: drops what nobody went on with, and the oldest beyond the
+    /// bound.
+    async fn sweep(&self) -> std::io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).await?;
+        let mut kept = Vec::new();
+        let mut folder = fs::read_dir(&self.folder).await?;
+        while let Some(entry) = folder.next_entry().await? {
+            let touched = entry.metadata().await.and_then(|status| status.modified());
+            let name = entry.file_name().to_string_lossy().parse::<Hash>().ok();
+            if !name.is_some_and(|hash| lock(&self.under_way).contains(&hash)) {
+                kept.push((touched.unwrap_or(SystemTime::UNIX_EPOCH), entry.path()));
+            }
+        }
+        kept.sort();
+        let surplus = (kept.len() + 1).saturating_sub(UNFINISHED_UPLOADS_MAX);
+        for (index, (touched, path)) in kept.iter().enumerate() {
+            let age = touched.elapsed().unwrap_or_default();
+            if index < surplus || age > UNFINISHED_UPLOAD_KEPT {
+                remove_file(path).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges_must_name_a_part_within_the_size() {
+        let part =
+            |first, length, whole| Some(Part { first, length: Some(length), whole: Some(whole) });
+        for (text, expected) in [
+            ("bytes 0-9/10", part(0, 10, 10)),
+            ("bytes 3-5/10", part(3, 3, 10)),
+            ("bytes 9-9/10", part(9, 1, 10)),
+            ("bytes 0-10/10", None),
+            ("bytes 5-3/10", None),
+            ("bytes 0-9/*", None),
+            ("bytes */10", None),
+            ("bytes +0-9/10", None),
+            ("bytes 0-9", None),
+            ("items 0-9/10", None),
+            ("bytes 0-18446744073709551615/18446744073709551615", None),
+            ("bytes 0-99999999999999999999/10", None),
+        ] {
+            assert_eq!(parse_content_range(text.as_bytes()), expected, "{text}");
+        }
+    }
+}
