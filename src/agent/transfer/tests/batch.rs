@@ -414,3 +414,36 @@ async fn both_halves_can_be_spawned_and_dropped_at_any_time() {
     let (sent, _) = exchange(&from, &to, &digests, true).await;
     assert!(sent.unwrap().iter().all(|o| matches!(o, Outcome::Stored | Outcome::AlreadyHeld)));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "moves a gigabyte"]
+async fn memory_stays_flat_whatever_the_size_of_an_asset() {
+    let peak_kib = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let from = Side::new(BLAKE3);
+    let path = from.dir.path().join("sparse");
+    let size_bytes = 1024 * MIB + 1;
+    let mut sparse = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    sparse.set_len(size_bytes).unwrap();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(&mut sparse).unwrap();
+    let digest = Digest { hash: Hash(*hasher.finalize().as_bytes()), size_bytes };
+    let metadata = Metadata::default();
+    let file = VerifiedFile { digest, path, outboard: None, metadata };
+    from.ctx.store.adopt(file).await.unwrap();
+    let to = Side::new(BLAKE3);
+    let before_kib = peak_kib();
+    let began = std::time::Instant::now();
+    let (sent, receipt) = exchange(&from, &to, &[digest], false).await;
+    assert_eq!(sent.unwrap(), [Outcome::Stored]);
+    receipt.end.unwrap();
+    #[allow(clippy::print_stderr)]
+    {
+        let mb_per_s = size_bytes as f64 / 1e6 / began.elapsed().as_secs_f64();
+        eprintln!("{mb_per_s:.0} MB/s, peak {} KiB more", peak_kib() - before_kib);
+    }
+    assert!(peak_kib() - before_kib < 16 * 1024);
+}
