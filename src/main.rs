@@ -1,3 +1,9 @@
-//! Parse, start, wait, stop, exit status.
+//! Parse, run, exit status.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Fails only when a provider is already there, and then that one serves.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    can_sync::cli::run()
+}

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 #[path = "reconcile/two_devices.rs"]
+#[allow(dead_code)] // The benchmark uses the rest.
 mod two_devices;
 
 use can_sync::core::ids::Hash;

@@ -7,6 +7,7 @@ mod common;
 use std::sync::Arc;
 
 use can_sync::core::ids::HashAlgorithm;
+use can_sync::store::embedded::server::Features;
 use can_sync::store::embedded::{EmbeddedStore, Options};
 use common::{Fixture, conforms};
 
@@ -20,6 +21,7 @@ fn embedded(hash_algorithm: HashAlgorithm) -> Fixture {
         algorithm: hash_algorithm,
         outboards: hash_algorithm == HashAlgorithm::Blake3,
         large: true,
+        lists: true,
         embedded: true,
         keep: Box::new(dir),
     }
@@ -33,4 +35,37 @@ async fn the_embedded_store_keeps_the_contract() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_embedded_store_keeps_the_contract_with_sha256() {
     conforms(async || embedded(HashAlgorithm::Sha256)).await;
+}
+
+/// The HTTP client on a served embedded store.
+async fn over_http(hash_algorithm: HashAlgorithm, features: Features) -> Fixture {
+    let (served, store) = common::http::served(hash_algorithm, features).await;
+    let scratch = served.dir.path().join("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    Fixture {
+        store: Arc::new(served.client()),
+        algorithm: hash_algorithm,
+        outboards: false,
+        large: true,
+        lists: features.assets,
+        embedded: false,
+        scratch,
+        keep: Box::new((served, store)),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_over_http_keeps_the_contract() {
+    conforms(async || over_http(HashAlgorithm::Blake3, Features::default()).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_over_http_keeps_the_contract_with_sha256() {
+    conforms(async || over_http(HashAlgorithm::Sha256, Features::default()).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_over_http_without_features_keeps_the_contract() {
+    let core = Features { blobs: false, batch: false, assets: false, ..Features::default() };
+    conforms(async || over_http(HashAlgorithm::Blake3, core).await).await;
 }

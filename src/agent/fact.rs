@@ -8,8 +8,8 @@ use crate::core::ids::Digest;
 use crate::core::message::Members;
 use crate::core::peers::ConnId;
 use crate::core::wants::BatchId;
-use crate::net::accept::Accepted;
-use crate::net::connection::{Connection, Ended, RecvStream, SendStream};
+use crate::net::Accepted;
+use crate::net::{Connection, Ended, RecvStream, SendStream};
 use crate::store::{Cursor, StoreInfo};
 
 use super::handle::{PairReply, Reply, RequestError};

@@ -14,8 +14,8 @@ use crate::core::close::CloseCode;
 use crate::core::engine::Input;
 use crate::core::message::Message;
 use crate::core::peers::ConnId;
-use crate::net::connection::{Connection, Protocol, RecvStream, SendStream};
 use crate::net::frame::{FrameError, FrameReader, FrameWriter};
+use crate::net::{Connection, Protocol, RecvStream, SendStream};
 use crate::wire::WireError;
 use crate::wire::control::{decode_message, encode_message};
 use crate::wire::frame::HeaderError;
@@ -73,7 +73,7 @@ pub(super) async fn run(
         let mut reader = FrameReader::new(recv, None);
         let mut writer = FrameWriter::new(send, WRITE_STALL);
         if connection.protocol() == Protocol::Plain {
-            run_plain(conn, &mut reader, &mut writer, &mut orders, &facts, &ctx, &counters).await?;
+            run_plain(conn, reader, writer, &mut orders, &facts, &ctx, &counters).await?;
             return accept_streams(conn, &connection, &facts).await;
         }
         tokio::select! {
@@ -144,8 +144,8 @@ async fn accept_streams(conn: ConnId, connection: &Connection, facts: &Facts) ->
 /// The plain protocol's one stream: Hello both ways, then whole sets and what is missing.
 async fn run_plain(
     conn: ConnId,
-    reader: &mut FrameReader<RecvStream>,
-    writer: &mut FrameWriter<SendStream>,
+    mut reader: FrameReader<RecvStream>,
+    mut writer: FrameWriter<SendStream>,
     orders: &mut mpsc::Receiver<Order>,
     facts: &Facts,
     ctx: &Context,
@@ -153,7 +153,7 @@ async fn run_plain(
 ) -> Result<(), Fault> {
     let hello = async {
         while let Some(Order::Send(message)) = orders.recv().await {
-            write_message(writer, &message).await?;
+            write_message(&mut writer, &message).await?;
             writer.flush().await?;
         }
         Ok(())
@@ -179,9 +179,7 @@ async fn run_plain(
             facts.send(Fact::PlainDone { conn, report }).await;
             Ok(())
         }
-        Err(error) if error.is_violation() => {
-            Err(fault(CloseCode::Protocol, &error.to_string()))
-        }
+        Err(error) if error.is_violation() => Err(fault(CloseCode::Protocol, &error.to_string())),
         Err(error) => Err(fault(CloseCode::Internal, &error.to_string())),
     }
 }

@@ -1,4 +1,197 @@
 //! The shell around the engine: one loop that carries facts in and effects out.
+//!
+//! [`Agent::start`] opens what is on disk, binds the network and starts the loop; [`Agent::handle`]
+//! is how the rest of the process talks to it; [`Agent::stop`] ends it in order.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::wall_ms;
+use crate::net::{Net, NetConfig, Relay};
+use crate::state::group::Group;
+use crate::state::home::{Home, Lock};
+use crate::state::identity::Identity;
+use crate::state::index::Index;
+use crate::state::partials::Partials;
+use crate::store::Store;
+use crate::store::embedded::{EmbeddedStore, Options};
+use crate::store::http::HttpStore;
+
+use self::handle::Handle;
+use self::status::Status;
+
+mod fact;
+mod follow;
+pub mod handle;
+mod link;
+mod orders;
+mod picture;
+mod query;
+mod run;
 pub mod status;
 pub mod transfer;
+
+/// What an agent is started with.
+#[derive(Debug)]
+pub struct Config {
+    /// Where its files are.
+    pub home: Home,
+    /// Which store it keeps in step.
+    pub store: StoreChoice,
+    /// The local network alone.
+    pub offline: bool,
+    /// Which relay helps.
+    pub relay: Relay,
+    /// What is not for people to set.
+    pub net: NetOverrides,
+}
+
+/// Settings of the network that tests and benchmarks need.
+#[derive(Debug, Clone, Default)]
+pub struct NetOverrides {
+    /// Bind one UDP address only.
+    pub bind: Option<std::net::SocketAddr>,
+    /// Speak the plain protocol only.
+    pub plain_only: bool,
+}
+
+/// Which store an agent keeps in step.
+#[derive(Debug)]
+pub enum StoreChoice {
+    /// The one it brings along.
+    Embedded,
+    /// Another program's.
+    Foreign {
+        /// Its base URL, on a loopback address.
+        url: String,
+        /// The file that holds its key.
+        key_file: PathBuf,
+    },
+}
+
+/// A running agent.
+pub struct Agent {
+    handle: Handle,
+    embedded: Option<EmbeddedStore>,
+    stop: CancellationToken,
+    running: JoinHandle<Result<()>>,
+}
+
+/// What stands on disk, opened.
+struct Opened {
+    identity: Identity,
+    group: Group,
+    index: Index,
+    partials: Partials,
+}
+
+impl Agent {
+    /// Starts the agent of the home that `lock` is for. Waits for no network and no foreign store.
+    ///
+    /// # Errors
+    /// Something on disk cannot be used, or the network not bound; said in a sentence.
+    pub async fn start(config: Config, lock: &Lock) -> Result<Self> {
+        let Config { home, store, offline, relay, net } = config;
+        let partials_dir = home.partials_dir();
+        let scratch_folder = partials_dir.clone();
+        let store_dir = home.store_dir();
+        let opened = open(&home, lock)?;
+        let Opened { identity, group, index, partials } = opened;
+        let (store, embedded, store_location, staging_dir) = match store {
+            StoreChoice::Embedded => {
+                let embedded = tokio::task::spawn_blocking(move || {
+                    EmbeddedStore::open(&store_dir, Options::default())
+                })
+                .await??;
+                let staging_dir = embedded.staging_dir().to_owned();
+                let store: Arc<dyn Store> = Arc::new(embedded.clone());
+                (store, Some(embedded), "embedded".to_owned(), staging_dir)
+            }
+            StoreChoice::Foreign { url, key_file } => {
+                let store: Arc<dyn Store> = Arc::new(HttpStore::new(&url, &key_file)?);
+                (store, None, url, partials_dir)
+            }
+        };
+        let mut net_config = NetConfig::new(identity.secret_key);
+        (net_config.offline, net_config.relay, net_config.bind) = (offline, relay, net.bind);
+        if net.plain_only {
+            net_config.protocols = vec![crate::net::Protocol::Plain];
+        }
+        let net = Net::bind(net_config).await.context("binding the network")?;
+        let algorithm = index.bound()?.map_or_else(Default::default, |(_, algorithm)| algorithm);
+        let (status, watched) = watch::channel(Status::default());
+        let (handle, requests) = handle::channel(store.clone(), staging_dir, watched);
+        let stop = CancellationToken::new();
+        let parts = run::Parts {
+            node_id: identity.node_id,
+            net,
+            store: store.clone(),
+            store_location,
+            group: Arc::new(group),
+            ctx: transfer::Context { store, index, partials, algorithm, scratch_folder },
+            requests,
+            status,
+            stop: stop.clone(),
+        };
+        let running = tokio::spawn(run::run(parts));
+        let mut agent = Self { handle, embedded, stop, running };
+        // The first picture is drawn before anybody is answered.
+        let handle = agent.handle();
+        tokio::select! {
+            () = handle.changed(0) => {}
+            ended = agent.ended() => ended?,
+        }
+        Ok(agent)
+    }
+
+    /// How to talk to it.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// The embedded store, when that is the one in use.
+    pub fn embedded_store(&self) -> Option<EmbeddedStore> {
+        self.embedded.clone()
+    }
+
+    /// Returns when the agent has ended by itself, with the reason.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    ///
+    /// # Errors
+    /// Why it ended.
+    pub async fn ended(&mut self) -> Result<()> {
+        (&mut self.running).await.context("the agent's loop panicked")?
+    }
+
+    /// Stops in order; returns when nothing of it is left.
+    ///
+    /// # Errors
+    /// What went wrong on the way; it has ended all the same.
+    pub async fn stop(mut self) -> Result<()> {
+        self.stop.cancel();
+        let ended = self.ended().await;
+        if let Some(store) = self.embedded {
+            store.close().await;
+        }
+        ended
+    }
+}
+
+fn open(home: &Home, lock: &Lock) -> Result<Opened> {
+    let identity = Identity::load_or_create(home, lock)?;
+    let now_ms = i64::try_from(wall_ms()).unwrap_or(i64::MAX);
+    let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let group = Group::open(&home.state_db_path(), identity.node_id, &host_name, now_ms)?;
+    let index = Index::open(&home.index_db_path())?;
+    let partials = Partials::open(&home.partials_dir(), SystemTime::now())
+        .with_context(|| format!("opening {}", home.partials_dir().display()))?;
+    Ok(Opened { identity, group, index, partials })
+}

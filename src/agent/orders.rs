@@ -16,10 +16,10 @@ use crate::core::close::CloseCode;
 use crate::core::ids::{HashAlgorithm, NodeId};
 use crate::core::joining::{PairAccept, PairRequest, short_code};
 use crate::core::message::Members;
-use crate::net::accept::{Acceptor, Admission, Verdict};
-use crate::net::connection::Connection;
+use crate::net::Connection;
 use crate::net::pairing::{self, Joiner};
 use crate::net::ticket::Ticket;
+use crate::net::{Acceptor, Admission, Verdict};
 use crate::state::group::{Group, JoinError, LookupError, RedeemError, TicketError};
 
 use super::fact::Fact;
@@ -52,10 +52,9 @@ pub(super) fn admission(parts: &Parts) -> Acceptor {
             false
         })
     };
-    parts.net.acceptor(Admission {
-        verdict: Box::new(verdict),
-        pairing_open: Box::new(pairing_open),
-    })
+    parts
+        .net
+        .acceptor(Admission { verdict: Box::new(verdict), pairing_open: Box::new(pairing_open) })
 }
 
 /// Sets about an order.
@@ -115,14 +114,12 @@ fn pair(this: &mut Loop, text: String, reply: Reply<PairReply>) {
 
 async fn redeem_ticket(
     group: Arc<Group>,
-    net: &crate::net::endpoint::Net,
+    net: &crate::net::Net,
     algorithm: HashAlgorithm,
     text: &str,
 ) -> Result<PairReply, RequestError> {
-    let ticket: Ticket = text
-        .trim()
-        .parse()
-        .map_err(|error| RequestError::Invalid(format!("{error}")))?;
+    let ticket: Ticket =
+        text.trim().parse().map_err(|error| RequestError::Invalid(format!("{error}")))?;
     let (before, inviter) = (group.clone(), ticket.inviter);
     let (name, others) = on_disk(move || {
         let members = before.members()?;
@@ -138,20 +135,20 @@ async fn redeem_ticket(
              group at a time: make the ticket on a device of this group, or remove the others first"
         )));
     }
-    let own =
-        Joiner { device_name: name, addresses: net.addresses(), hash_algorithm: algorithm };
-    let accept = pairing::join(net, &ticket, own, wall_ms()).await.map_err(|error| match error {
-        pairing::JoinError::OwnTicket | pairing::JoinError::Expired { .. } => {
-            RequestError::Invalid(error.to_string())
-        }
-        pairing::JoinError::Refused | pairing::JoinError::HashAlgorithm { .. } => {
-            RequestError::Refused(error.to_string())
-        }
-        pairing::JoinError::Unreachable { .. } | pairing::JoinError::Lost(_) => {
-            RequestError::Temporary(error.to_string())
-        }
-        pairing::JoinError::Malformed(_) => RequestError::Internal(error.to_string()),
-    })?;
+    let own = Joiner { device_name: name, addresses: net.addresses(), hash_algorithm: algorithm };
+    let accept =
+        pairing::join(net, &ticket, own, wall_ms()).await.map_err(|error| match error {
+            pairing::JoinError::OwnTicket | pairing::JoinError::Expired { .. } => {
+                RequestError::Invalid(error.to_string())
+            }
+            pairing::JoinError::Refused | pairing::JoinError::HashAlgorithm { .. } => {
+                RequestError::Refused(error.to_string())
+            }
+            pairing::JoinError::Unreachable { .. } | pairing::JoinError::Lost(_) => {
+                RequestError::Temporary(error.to_string())
+            }
+            pairing::JoinError::Malformed(_) => RequestError::Internal(error.to_string()),
+        })?;
     let joined = on_disk(move || {
         let PairAccept { group_id, members, removed, device_name } = accept;
         match group.join(&group_id, &members, &removed, wall_ms_signed()) {
@@ -172,8 +169,7 @@ pub(super) fn host(this: &mut Loop, connection: Connection) {
     let (node_id, joiner) = (this.parts.node_id, connection.peer());
     this.spawn("pairing", async move {
         let redeem = |request: PairRequest| async move {
-            let redeemed =
-                spawn_blocking(move || redeem(&group, algorithm, &request)).await;
+            let redeemed = spawn_blocking(move || redeem(&group, algorithm, &request)).await;
             redeemed.unwrap_or(Err(CloseCode::Internal))
         };
         let hosted = pairing::host(connection, redeem).await;
@@ -197,9 +193,8 @@ fn redeem(
         return Err(CloseCode::HashAlgorithm);
     }
     let PairRequest { joiner, proof, device_name, addresses, .. } = request;
-    let redeemed = group
-        .redeem(wall_ms_signed(), joiner, proof, device_name, addresses)
-        .map_err(|error| {
+    let redeemed =
+        group.redeem(wall_ms_signed(), joiner, proof, device_name, addresses).map_err(|error| {
             tracing::info!(peer = %joiner.short(), %error, "a joiner was refused");
             match error {
                 RedeemError::Database(_) => CloseCode::Internal,
@@ -285,7 +280,9 @@ fn check(this: &mut Loop, reply: Reply<()>) {
             Ok(Err(error)) => Err(RequestError::Temporary(format!("{error:#}"))),
             Err(_) => {
                 let seconds = CHECK_WAIT.as_secs();
-                Err(RequestError::Temporary(format!("the store was not taken in within {seconds} s")))
+                Err(RequestError::Temporary(format!(
+                    "the store was not taken in within {seconds} s"
+                )))
             }
         };
         // Who asked may have gone.

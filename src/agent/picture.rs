@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::core::engine::{Engine, PeerView};
 use crate::core::peers::ConnId;
-use crate::net::connection::Path;
+use crate::net::Path;
 
 use super::run::{Parts, StoreView};
 use super::status::{DeviceStatus, PeerState, PeerStatus, Status, StoreStatus};

@@ -78,9 +78,7 @@ pub(super) fn scan(index: &Index, group_id: &GroupId) -> Result<KnownSet> {
 
 fn replay(index: &Index, mut sketch: Sketch, mut seq: u64) -> Result<KnownSet> {
     loop {
-        let (rows, more) = index
-            .since(seq, u64::MAX, REPLAY_ROWS)
-            .context("reading the index")?;
+        let (rows, more) = index.since(seq, u64::MAX, REPLAY_ROWS).context("reading the index")?;
         for (row_seq, hash) in rows {
             sketch.insert(&hash);
             seq = row_seq;

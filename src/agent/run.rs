@@ -25,11 +25,10 @@ use crate::core::peers::ConnId;
 use crate::core::reconcile::Since;
 use crate::core::session::Lane;
 use crate::core::wants::{Arrival, BatchId};
-use crate::net::accept::Accepted;
-use crate::net::connection::{Connection, Ended, Protocol, RecvStream, SendStream};
-use crate::net::endpoint::Net;
+use crate::net::Accepted;
+use crate::net::Net;
+use crate::net::{Connection, Ended, Protocol, RecvStream, SendStream};
 use crate::state::group::Group;
-use crate::state::index::Index;
 use crate::store::{Cursor, Store, StoreInfo};
 
 use super::fact::{Fact, Facts};
@@ -194,8 +193,8 @@ impl Loop {
             let mut events = net.events().await;
             loop {
                 let input = match events.next().await {
-                    crate::net::discovery::NetEvent::Seen(node_id) => Input::Seen(node_id),
-                    crate::net::discovery::NetEvent::AddressesChanged => Input::NetworkChanged,
+                    crate::net::NetEvent::Seen(node_id) => Input::Seen(node_id),
+                    crate::net::NetEvent::AddressesChanged => Input::NetworkChanged,
                 };
                 facts.send(Fact::Input(input)).await;
             }
@@ -212,7 +211,7 @@ impl Loop {
         let mut look_at_ms = SLEEP_LOOK_MS;
         let stop = self.parts.stop.clone();
         let mut stopping = false;
-        self.handle(Input::Tick).await;
+        self.handle(Input::Tick);
         while !self.stopped {
             let wake_ms = [self.engine.deadline_ms(), self.save_at_ms, self.publish_at_ms]
                 .into_iter()
@@ -225,7 +224,7 @@ impl Loop {
                 biased;
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
-                    self.handle(Input::Stop).await;
+                    self.handle(Input::Stop);
                 }
                 Some(ended) = self.tasks.join_next_with_id() => self.on_task_end(ended)?,
                 Some(request) = self.parts.requests.recv() => orders::on_request(self, request),
@@ -236,14 +235,14 @@ impl Loop {
                         self.on_fact(fact).await;
                     }
                 }
-                () = wake => self.handle(Input::Tick).await,
+                () = wake => self.handle(Input::Tick),
             }
             let now_ms = self.clock.now_ms();
             if now_ms >= look_at_ms {
                 look_at_ms = now_ms + SLEEP_LOOK_MS;
                 if sleep_watch.slept(now_ms, wall_ms()) {
                     tracing::info!("the device slept: dialling everyone anew");
-                    self.handle(Input::NetworkChanged).await;
+                    self.handle(Input::NetworkChanged);
                 }
             }
             if self.save_at_ms.is_some_and(|at| now_ms >= at) {
@@ -324,21 +323,29 @@ impl Loop {
                 {
                     self.note_unsaved();
                 }
-                self.handle(input).await;
+                self.handle(input);
             }
             Fact::Accepted(Accepted::Session(connection)) | Fact::Dialed(connection) => {
-                self.on_connection(connection).await;
+                self.on_connection(connection);
             }
             Fact::Accepted(Accepted::Pairing(connection)) => orders::host(self, connection),
-            Fact::Ended { conn, ended } => self.on_ended(conn, ended).await,
+            Fact::Ended { conn, ended } => self.on_ended(conn, ended),
             Fact::Stream { conn, send, recv } => self.receive(conn, send, recv),
             Fact::Offered { conn, batch, digests, reply } => {
                 self.decisions.insert(batch, reply);
-                self.handle(Input::Offered { conn, batch, digests }).await;
+                self.handle(Input::Offered { conn, batch, digests });
             }
             Fact::PlainDone { conn, report } => {
-                tracing::debug!(?report, "plain exchange done");
-                self.handle(Input::PlainDone { conn }).await;
+                let sent = report.sent.iter().map(|(digest, _)| digest.hash);
+                let received = report.received.iter().map(|received| received.digest.hash);
+                let crossed = sent.chain(received).collect();
+                self.handle(Input::PlainDone { conn, crossed });
+                if !report.is_complete
+                    && let Some(live) = self.live.get(&conn)
+                {
+                    // The next connection carries the rest.
+                    live.connection.close(CloseCode::Ok, "more to send");
+                }
             }
             Fact::StoreUp { info, reply } => self.on_store_up(info, reply).await,
             Fact::StoreDown { error } => {
@@ -346,7 +353,7 @@ impl Loop {
                     tracing::warn!(error, "the store does not answer");
                 }
                 self.store = StoreView { up: false, error: Some(error) };
-                self.handle(Input::Store { up: false }).await;
+                self.handle(Input::Store { up: false });
             }
             Fact::TakenIn { cursor } => {
                 self.publish();
@@ -355,7 +362,7 @@ impl Loop {
                 });
             }
             Fact::GroupChanged => self.read_group(),
-            Fact::Group { members, name } => self.on_group(members, name).await,
+            Fact::Group { members, name } => self.on_group(members, name),
             Fact::Joined { result, reply } => {
                 if result.is_ok() {
                     self.restart_engine("joined a group").await;
@@ -366,7 +373,7 @@ impl Loop {
         }
     }
 
-    async fn handle(&mut self, input: Input) {
+    fn handle(&mut self, input: Input) {
         let now_ms = self.clock.now_ms();
         self.engine.handle(now_ms, input, &mut self.effects);
         let mut effects = std::mem::take(&mut self.effects);
@@ -379,7 +386,7 @@ impl Loop {
         }
     }
 
-    async fn on_connection(&mut self, connection: Connection) {
+    fn on_connection(&mut self, connection: Connection) {
         let conn = ConnId(self.next_id());
         let (orders, queue) = mpsc::channel(CONTROL_QUEUE);
         let counters = Arc::new(Counters::default());
@@ -400,10 +407,10 @@ impl Loop {
         orders::record_addresses(self, peer, connection.remote_addresses());
         let figures = LinkFigures::default();
         self.live.insert(conn, Live { connection, orders, counters, figures });
-        self.handle(Input::Connected { conn, peer, dialed, plain }).await;
+        self.handle(Input::Connected { conn, peer, dialed, plain });
     }
 
-    async fn on_ended(&mut self, conn: ConnId, ended: Ended) {
+    fn on_ended(&mut self, conn: ConnId, ended: Ended) {
         let Some(live) = self.live.remove(&conn) else { return };
         tracing::info!(peer = %live.connection.peer().short(), reason = ended.text, "disconnected");
         let violation = ended.code.is_some_and(|code| match code {
@@ -421,7 +428,7 @@ impl Loop {
             | CloseCode::Internal
             | CloseCode::Unknown(_) => false,
         });
-        self.handle(Input::Disconnected { conn, reason: ended.text, violation }).await;
+        self.handle(Input::Disconnected { conn, reason: ended.text, violation });
     }
 
     async fn on_store_up(&mut self, info: StoreInfo, reply: oneshot::Sender<Cursor>) {
@@ -458,7 +465,7 @@ impl Loop {
             tracing::info!(assets = info.asset_count, "the store answers");
         }
         self.store = StoreView { up: true, error: None };
-        self.handle(Input::Store { up: true }).await;
+        self.handle(Input::Store { up: true });
         // The follower may have been told to stop.
         let _ = reply.send(cursor);
     }
@@ -479,8 +486,8 @@ impl Loop {
         }
         self.decisions.clear();
         self.note_unsaved();
-        self.handle(Input::Store { up: self.store.up }).await;
-        self.handle(Input::Indexed { entries: Vec::new(), behind: !self.store.up }).await;
+        self.handle(Input::Store { up: self.store.up });
+        self.handle(Input::Indexed { entries: Vec::new(), behind: !self.store.up });
         self.read_group();
     }
 
@@ -498,14 +505,14 @@ impl Loop {
         });
     }
 
-    async fn on_group(&mut self, members: Members, name: String) {
+    fn on_group(&mut self, members: Members, name: String) {
         self.addresses = members
             .members
             .iter()
             .map(|member| (member.node_id, member.addresses.clone()))
             .collect();
-        self.handle(Input::Renamed(name)).await;
-        self.handle(Input::Members(members)).await;
+        self.handle(Input::Renamed(name));
+        self.handle(Input::Members(members));
     }
 
     // ---- effects out -------------------------------------------------------------------------
@@ -651,6 +658,9 @@ impl Loop {
         let (counters, plain) =
             (live.counters.clone(), live.connection.protocol() == Protocol::Plain);
         let peer = live.connection.peer();
+        if plain {
+            self.handle(Input::PlainStream { conn });
+        }
         let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
         self.spawn("receive batch", async move {
             let receipt = if plain {
@@ -671,11 +681,14 @@ impl Loop {
             if let Err(error) = &receipt.end {
                 tracing::debug!(peer = %peer.short(), %error, "a received batch broke off");
             }
-            let store_failed =
-                receipt.received.iter().any(|received| matches!(received.outcome, Outcome::Later(_)));
-            let arrivals = receipt.received.into_iter().filter_map(|received| {
-                Some((received.digest.hash, arrival(&received.outcome)?))
-            });
+            let store_failed = receipt
+                .received
+                .iter()
+                .any(|received| matches!(received.outcome, Outcome::Later(_)));
+            let arrivals = receipt
+                .received
+                .into_iter()
+                .filter_map(|received| Some((received.digest.hash, arrival(&received.outcome)?)));
             let arrivals = arrivals.collect();
             let input = Input::Received { conn, batch, arrivals, store_failed, violation };
             facts.send(Fact::Input(input)).await;
@@ -713,8 +726,7 @@ impl Loop {
             let live = self.live.get(&conn)?;
             Some((live.figures.clone(), live.connection.path()))
         };
-        let status =
-            self.picture.draw(now_ms, &self.parts, &self.engine, &self.store, figures);
+        let status = self.picture.draw(now_ms, &self.parts, &self.engine, &self.store, figures);
         let active = status.peers.iter().any(|peer| {
             peer.state == super::status::PeerState::Syncing
                 || peer.send_rate_bytes + peer.receive_rate_bytes > 0.0

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The agent at one moment.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// This device.
     pub device: DeviceStatus,
@@ -19,7 +19,7 @@ pub struct Status {
 }
 
 /// This device.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DeviceStatus {
     /// Its node ID, in hex.
     pub node_id: String,
@@ -38,7 +38,7 @@ pub struct DeviceStatus {
 }
 
 /// The state of the store beside the agent.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StoreStatus {
     /// `embedded` or the URL of a foreign store.
     pub location: String,

@@ -190,6 +190,13 @@ pub enum Input {
     PlainDone {
         /// On which connection.
         conn: ConnId,
+        /// What crossed in it: both sides hold these.
+        crossed: Vec<Hash>,
+    },
+    /// A peer of the plain protocol opened a live stream; it ends with `Received`.
+    PlainStream {
+        /// On which connection.
+        conn: ConnId,
     },
     /// Time has passed.
     Tick,
@@ -446,10 +453,16 @@ impl Engine {
                     self.close(conn, CloseCode::Protocol, "a batch broke the protocol", out);
                 }
             }
-            Input::PlainDone { conn } => {
-                if let Some(session) = self.session(conn) {
+            Input::PlainDone { conn, crossed } => {
+                if let Some((node_id, session)) = self.session_of(conn) {
                     session.plain_done = true;
-                    session.touch(now_ms + SETTLE_MS);
+                    session.forget_live(&crossed);
+                    crossed.into_iter().for_each(|hash| self.wants.held_by(node_id, hash));
+                }
+            }
+            Input::PlainStream { conn } => {
+                if let Some(session) = self.session(conn) {
+                    session.receiving += 1;
                 }
             }
             Input::Tick => {}
@@ -1007,6 +1020,13 @@ impl Engine {
         if arrivals.iter().any(|(_, arrival)| *arrival == Arrival::Stored) {
             session.compare_backoff.reset();
         }
+        if session.plain {
+            let stored = arrivals.into_iter().filter(|(_, arrival)| *arrival == Arrival::Stored);
+            let stored: Vec<Hash> = stored.map(|(hash, _)| hash).collect();
+            session.forget_live(&stored);
+            stored.into_iter().for_each(|hash| self.wants.held_by(node_id, hash));
+            return;
+        }
         for (hash, arrival) in arrivals {
             self.wants.arrived(now_ms, node_id, batch, hash, arrival);
         }
@@ -1071,7 +1091,8 @@ impl Engine {
             return;
         };
         let conn = session.conn;
-        if session.plain && !session.plain_done {
+        // A plain peer cannot be asked what it wants: what it is sending must be known first.
+        if session.plain && (!session.plain_done || session.receiving > 0) {
             return;
         }
         if now_ms >= self.store_paused_until_ms && !session.plain {

@@ -107,6 +107,11 @@ impl HashAlgorithm {
         }
     }
 
+    /// The algorithm of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Blake3, Self::Sha256].into_iter().find(|algorithm| algorithm.name() == name)
+    }
+
     /// The hash of a whole content.
     pub fn hash(self, content: &[u8]) -> Hash {
         match self {

@@ -3,6 +3,7 @@
 
 pub mod close;
 pub mod engine;
+pub mod export_name;
 pub mod ids;
 pub mod joining;
 pub mod limits;

@@ -4,9 +4,9 @@
 //! I1  Lanes are apart: a large transfer never holds up a small one, nor either of them news.
 //! I2  News waits here, not in channels: what gathers while the lane is taken shares the next batch.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
-use crate::core::ids::Digest;
+use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{
     BATCH_ASSETS_MAX, BATCH_BYTES_MAX, LARGE_LANES, LIVE_LANES, PENDING_PER_PEER_MAX,
     SMALL_BYTES_MAX, SMALL_LANES,
@@ -115,6 +115,12 @@ impl Session {
         self.news.push_back(News { digest, local });
     }
 
+    /// The peer turned out to hold these.
+    pub(crate) fn forget_live(&mut self, hashes: &[Hash]) {
+        let hashes: BTreeSet<&Hash> = hashes.iter().collect();
+        self.news.retain(|news| !hashes.contains(&news.digest.hash));
+    }
+
     pub(crate) fn push_solicited(&mut self, digests: Vec<Digest>) {
         for digest in digests {
             if digest.size_bytes <= SMALL_BYTES_MAX {
@@ -207,7 +213,6 @@ impl Session {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::core::ids::Hash;
 
     fn session() -> Session {
         Session::new(0, ConnId(1), true, false)

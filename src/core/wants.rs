@@ -244,6 +244,11 @@ impl Wants {
         }
     }
 
+    /// `peer` sent `hash` unasked, and it is stored: the feed may not have shown it yet.
+    pub fn held_by(&mut self, peer: NodeId, hash: Hash) {
+        self.expect_indexed(hash, vec![peer]);
+    }
+
     /// The store's feed shows `hash`. Returns the peers known to hold it; none: it is new here.
     pub fn indexed(&mut self, hash: Hash) -> Vec<NodeId> {
         self.quarantine.remove(&hash);
@@ -312,10 +317,13 @@ impl Wants {
         if let State::Asked(other) | State::Arriving(other, _) = want.state {
             self.release(other, &hash);
         }
-        if want.indexed {
-            return;
+        if !want.indexed {
+            self.expect_indexed(hash, want.holders);
         }
-        self.arrived.insert(hash, want.holders);
+    }
+
+    fn expect_indexed(&mut self, hash: Hash, holders: Vec<NodeId>) {
+        self.arrived.insert(hash, holders);
         self.arrived_order.push_back(hash);
         while self.arrived_order.len() > ARRIVED_MAX {
             if let Some(oldest) = self.arrived_order.pop_front() {

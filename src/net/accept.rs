@@ -1,15 +1,15 @@
 //! Who comes in: every incoming connection is judged here, before any of its streams is read.
 //!
 //! I1  A device that is not a member gets one and the same close, whatever it says or asks for.
-//! I2  Unauthenticated work is bounded in number, per source and in time; the rest is refused.
+//! I2  Unauthenticated work is bounded in number and time, and stalled handshakes give way to new
+//!     ones, so that nobody keeps a member out by hanging on.
 //! I3  Strangers cost no disk and at most one log line a minute.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iroh::endpoint::{Incoming, IncomingAddr, ServerConfig};
-use tokio::task::{Id, JoinSet};
+use iroh::endpoint::{Incoming, ServerConfig};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 
 use crate::core::close::CloseCode;
@@ -21,14 +21,14 @@ use super::endpoint::Net;
 /// Handshakes at once. One takes milliseconds unless the other side stalls.
 const HANDSHAKES_MAX: usize = 8;
 
-/// Of those, from one source; so that one stalling source leaves room for others.
-const HANDSHAKES_PER_SOURCE_MAX: usize = 4;
-
-/// From this many handshakes on, a source must show that its address is its own (QUIC Retry).
+/// From this many handshakes on, a caller must show that its address is its own (QUIC Retry).
 const HANDSHAKES_UNVALIDATED_MAX: usize = 4;
 
 /// How long a handshake may take.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a handshake is safe from giving way to a new one: three round trips of a slow path.
+const HANDSHAKE_UNDISTURBED: Duration = Duration::from_secs(1);
 
 /// How often refusals are logged.
 const REFUSALS_LOGGED_EVERY: Duration = Duration::from_secs(60);
@@ -74,7 +74,8 @@ pub struct Acceptor {
     admission: Arc<Admission>,
     pairing_config: Arc<ServerConfig>,
     handshakes: JoinSet<Outcome>,
-    sources: Vec<(Id, Source)>,
+    /// The handshakes, oldest first, with their beginnings.
+    begun: Vec<(AbortHandle, Instant)>,
     refused: u64,
     refusals_logged: Option<Instant>,
 }
@@ -86,13 +87,6 @@ enum Outcome {
     Failed,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Source {
-    Ip(IpAddr),
-    ThroughRelay(NodeId),
-    Other,
-}
-
 impl Net {
     /// Begins to accept. One acceptor at a time, and it must be asked for the next connection all
     /// the time: that is what answers or refuses everyone who knocks.
@@ -102,7 +96,7 @@ impl Net {
             admission: Arc::new(admission),
             pairing_config: Arc::new(self.pairing_config()),
             handshakes: JoinSet::new(),
-            sources: Vec::new(),
+            begun: Vec::new(),
             refused: 0,
             refusals_logged: None,
         }
@@ -117,18 +111,11 @@ impl Acceptor {
     pub async fn next(&mut self) -> Option<Accepted> {
         loop {
             tokio::select! {
-                Some(ended) = self.handshakes.join_next_with_id() => {
-                    let (id, outcome) = match ended {
-                        Ok((id, outcome)) => (id, outcome),
-                        Err(error) => (error.id(), Outcome::Failed),
-                    };
-                    self.sources.retain(|(of, _)| *of != id);
-                    match outcome {
-                        Outcome::Accepted(accepted) => return Some(accepted),
-                        Outcome::Refused => self.count_refusal(),
-                        Outcome::Failed => {}
-                    }
-                }
+                Some(ended) = self.handshakes.join_next() => match ended {
+                    Ok(Outcome::Accepted(accepted)) => return Some(accepted),
+                    Ok(Outcome::Refused) => self.count_refusal(),
+                    Ok(Outcome::Failed) | Err(_) => {}
+                },
                 incoming = self.net.endpoint().accept() => self.greet(incoming?),
             }
         }
@@ -136,14 +123,17 @@ impl Acceptor {
 
     /// Begins a handshake, or turns the caller away before any work is done for it.
     fn greet(&mut self, incoming: Incoming) {
-        let source = source_of(&incoming.remote_addr());
-        let of_source = self.sources.iter().filter(|(_, of)| *of == source).count();
-        if self.handshakes.len() >= HANDSHAKES_MAX || of_source >= HANDSHAKES_PER_SOURCE_MAX {
-            incoming.refuse();
-            return;
+        self.begun.retain(|(handshake, _)| !handshake.is_finished());
+        if self.begun.len() >= HANDSHAKES_MAX {
+            let (oldest, since) = &self.begun[0];
+            if since.elapsed() < HANDSHAKE_UNDISTURBED {
+                incoming.refuse();
+                return;
+            }
+            oldest.abort();
+            self.begun.remove(0);
         }
-        if self.handshakes.len() >= HANDSHAKES_UNVALIDATED_MAX && !incoming.remote_addr_validated()
-        {
+        if self.begun.len() >= HANDSHAKES_UNVALIDATED_MAX && !incoming.remote_addr_validated() {
             // It comes back with a token at once; an address that was made up does not.
             if let Err(error) = incoming.retry() {
                 error.into_incoming().refuse();
@@ -152,8 +142,7 @@ impl Acceptor {
         }
         let pairing_config = asks_to_pair(&incoming).then(|| self.pairing_config.clone());
         let handshake = receive(self.net.clone(), self.admission.clone(), incoming, pairing_config);
-        let id = self.handshakes.spawn(handshake).id();
-        self.sources.push((id, source));
+        self.begun.push((self.handshakes.spawn(handshake), Instant::now()));
     }
 
     fn count_refusal(&mut self) {
@@ -233,15 +222,5 @@ fn refusal(admission: &Admission, connection: &Connection) -> Option<CloseCode> 
             Verdict::Removed => Some(CloseCode::Removed),
             Verdict::Stranger => Some(CloseCode::NotMember),
         },
-    }
-}
-
-fn source_of(address: &IncomingAddr) -> Source {
-    match address {
-        IncomingAddr::Ip(socket) => Source::Ip(socket.ip().to_canonical()),
-        IncomingAddr::Relay { endpoint_id, .. } => {
-            Source::ThroughRelay(NodeId(*endpoint_id.as_bytes()))
-        }
-        _ => Source::Other,
     }
 }

@@ -10,10 +10,10 @@ use iroh::TransportAddr;
 use crate::core::pairing::{ADDRESS_BYTES_MAX, ADDRESSES_MAX};
 
 /// Which addresses a device may use, by its own configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Reach {
-    /// The device itself listens on loopback only, so its peers are on the same machine.
-    pub(super) loopback: bool,
+    /// The device's own addresses. When all are loopback, its peers are on the same machine.
+    pub(super) own: Vec<IpAddr>,
     /// Nothing may leave the local network.
     pub(super) lan_only: bool,
     /// Relays may be used.
@@ -21,7 +21,7 @@ pub(super) struct Reach {
 }
 
 impl Reach {
-    fn admits(self, address: &TransportAddr) -> bool {
+    fn admits(&self, address: &TransportAddr) -> bool {
         match address {
             TransportAddr::Relay(_) => self.relay,
             TransportAddr::Ip(socket) => {
@@ -32,8 +32,8 @@ impl Reach {
                 };
                 socket.port() != 0
                     && !nowhere
-                    && (self.loopback || !ip.is_loopback())
-                    && (!self.lan_only || is_lan(ip))
+                    && (!ip.is_loopback() || self.own.iter().all(IpAddr::is_loopback))
+                    && (!self.lan_only || is_near(ip, &self.own))
             }
             _ => false,
         }
@@ -41,7 +41,7 @@ impl Reach {
 }
 
 /// The usable addresses among `texts`, each once, at most [`ADDRESSES_MAX`].
-pub(super) fn parse_addresses(texts: &[String], reach: Reach) -> Vec<TransportAddr> {
+pub(super) fn parse_addresses(texts: &[String], reach: &Reach) -> Vec<TransportAddr> {
     let mut addresses = Vec::new();
     for address in texts.iter().filter_map(|text| parse_address(text)) {
         if addresses.len() == ADDRESSES_MAX {
@@ -78,12 +78,20 @@ pub(super) fn address_text(address: &TransportAddr) -> Option<String> {
     }
 }
 
-/// Whether packets to `ip` stay in the local network: loopback, private and link-local addresses.
-pub(super) fn is_lan(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
+/// Whether packets to `ip` stay in the local network of a device with the addresses `own`: by its
+/// kind, or because it shares the first 24 bits (IPv4) or the subnet prefix of 64 (IPv6) with one
+/// of them, as public addresses in one network do.
+pub(super) fn is_near(ip: IpAddr, own: &[IpAddr]) -> bool {
+    let near_one = |own: &IpAddr| match (ip.to_canonical(), own.to_canonical()) {
+        (IpAddr::V4(ip), IpAddr::V4(own)) => ip.octets()[..3] == own.octets()[..3],
+        (IpAddr::V6(ip), IpAddr::V6(own)) => ip.octets()[..8] == own.octets()[..8],
+        _ => false,
+    };
+    let near_by_kind = match ip.to_canonical() {
         IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unique_local(),
-    }
+    };
+    near_by_kind || own.iter().any(near_one)
 }
 
 #[cfg(test)]
@@ -91,9 +99,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const ANYWHERE: Reach = Reach { loopback: true, lan_only: false, relay: true };
+    const ANYWHERE: Reach = Reach { own: Vec::new(), lan_only: false, relay: true };
 
-    fn usable(texts: &[&str], reach: Reach) -> Vec<String> {
+    fn usable(texts: &[&str], reach: &Reach) -> Vec<String> {
         let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
         parse_addresses(&texts, reach).iter().map(|a| address_text(a).unwrap()).collect()
     }
@@ -101,7 +109,7 @@ mod tests {
     #[test]
     fn addresses_come_back_as_they_were_written() {
         let texts = ["192.0.2.7:4433", "[fd00::7]:1", "https://relay.example/", "10.0.0.1:9"];
-        assert_eq!(usable(&texts, ANYWHERE), texts);
+        assert_eq!(usable(&texts, &ANYWHERE), texts);
     }
 
     #[test]
@@ -121,26 +129,38 @@ mod tests {
             "[::ffff:224.0.0.1]:9",
             "10.0.0.1:99999",
         ];
-        assert_eq!(usable(&bogus, ANYWHERE), [""; 0]);
+        assert_eq!(usable(&bogus, &ANYWHERE), [""; 0]);
         let long = format!("https://{}.example", "a".repeat(ADDRESS_BYTES_MAX));
-        assert_eq!(usable(&[&long], ANYWHERE), [""; 0]);
+        assert_eq!(usable(&[&long], &ANYWHERE), [""; 0]);
     }
 
     #[test]
     fn loopback_relay_and_the_internet_are_used_only_where_they_may_be() {
-        let texts = ["127.0.0.1:1", "[::1]:1", "10.0.0.1:1", "192.0.2.7:1", "https://r.example/"];
-        let lan = Reach { loopback: false, lan_only: true, relay: false };
-        assert_eq!(usable(&texts, lan), ["10.0.0.1:1"]);
-        assert_eq!(usable(&texts, Reach { loopback: true, ..lan }).len(), 3);
-        assert_eq!(usable(&texts, Reach { relay: true, ..lan }).len(), 2);
-        assert_eq!(usable(&texts, Reach { lan_only: false, ..lan }).len(), 2);
+        let texts = [
+            "127.0.0.1:1",
+            "[::1]:1",
+            "10.0.0.1:1",
+            "192.0.2.7:1",
+            "[2001:db8::7]:1",
+            "198.51.100.7:1",
+            "[2001:db8:1::7]:1",
+            "https://r.example/",
+        ];
+        let own = ["192.0.2.2", "2001:db8::2"].map(|ip| ip.parse().unwrap()).to_vec();
+        let lan = Reach { own, lan_only: true, relay: false };
+        assert_eq!(usable(&texts, &lan), ["10.0.0.1:1", "192.0.2.7:1", "[2001:db8::7]:1"]);
+        let online = Reach { lan_only: false, ..lan.clone() };
+        assert_eq!(usable(&texts, &online), texts[2..7]);
+        assert_eq!(usable(&texts, &Reach { relay: true, ..online }), texts[2..]);
+        let alone = Reach { own: vec!["127.0.0.1".parse().unwrap()], ..lan };
+        assert_eq!(usable(&texts, &alone), texts[..3]);
     }
 
     #[test]
     fn a_poisoned_list_is_cut_and_repeats_count_once() {
         let mut texts: Vec<String> = (1..1000).map(|port| format!("10.0.0.1:{port}")).collect();
         texts.insert(0, "[::ffff:10.0.0.1]:1".to_owned());
-        let parsed = parse_addresses(&texts, ANYWHERE);
+        let parsed = parse_addresses(&texts, &ANYWHERE);
         assert_eq!(parsed.len(), ADDRESSES_MAX);
         assert_eq!(parsed.iter().filter(|a| address_text(a).unwrap() == "10.0.0.1:1").count(), 1);
     }

@@ -9,14 +9,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use iroh::TransportAddr;
-use iroh::endpoint::{ConnectionError, Side, VarInt};
+use iroh::endpoint::{ConnectionError, LocalTransportAddr, Side, VarInt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::core::close::CloseCode;
 use crate::core::ids::NodeId;
 use crate::core::pairing::ADDRESSES_MAX;
 
-use super::address::{address_text, is_lan};
+use super::address::{address_text, is_near};
 use super::endpoint::IDLE_TIMEOUT;
 
 /// The longest text sent or shown with a close, bytes. More does not fit one packet with certainty.
@@ -117,7 +117,8 @@ impl Connection {
     }
 
     /// Opens a stream; of two streams with bytes to send the one of higher `priority` goes first.
-    /// Waits while the peer allows no more streams. The peer sees it with its first byte only, so
+    /// Waits while the peer allows no more streams: 16 at once, ended ones granted anew by threes, so
+    /// that 14 can always be had. The peer sees it with its first byte only, so
     /// the opener writes first.
     ///
     /// # Cancel safety
@@ -166,8 +167,12 @@ impl Connection {
     pub fn path(&self) -> Option<Path> {
         let paths = self.quic.paths();
         let path = paths.iter().find(|path| path.is_selected()).or_else(|| paths.iter().next())?;
+        let own = match path.local_addr() {
+            LocalTransportAddr::Ip(Some(ip)) => vec![*ip],
+            _ => Vec::new(),
+        };
         let kind = match path.remote_addr() {
-            TransportAddr::Ip(socket) if is_lan(socket.ip()) => PathKind::Lan,
+            TransportAddr::Ip(socket) if is_near(socket.ip(), &own) => PathKind::Lan,
             TransportAddr::Relay(_) => PathKind::Relay,
             _ => PathKind::Direct,
         };

@@ -31,7 +31,8 @@ use super::address::{Reach, address_text, parse_addresses};
 use super::connection::{Connection, Ended, Protocol, quic_code};
 use super::discovery::Lan;
 
-/// Streams a peer may have open at once: the control stream, the journal's, and batches both ways.
+/// Streams a peer may have open at once: the control stream, the journal's, and batches. The QUIC
+/// library grants ended ones anew by eighths, so plan with two fewer.
 const STREAMS_MAX: u32 = 16;
 
 /// Unread bytes of one stream. Below the size where a stalled reader of small pieces makes the
@@ -279,7 +280,7 @@ impl Net {
             EndpointId::from_bytes(node.as_bytes()).map_err(|_| DialError::NotANodeId(node))?;
         let [first, others @ ..] = protocols else { return Err(DialError::NoCommonProtocol) };
         let others = others.iter().map(|protocol| protocol.alpn().to_vec()).collect();
-        let address = EndpointAddr::from_parts(id, parse_addresses(addresses, self.reach()));
+        let address = EndpointAddr::from_parts(id, parse_addresses(addresses, &self.reach()));
         let deadline = if self.inner.relay { DIAL_DEADLINE_RELAY } else { DIAL_DEADLINE };
         let dial = async {
             let options = ConnectOptions::new().with_additional_alpns(others);
@@ -360,10 +361,8 @@ impl Net {
     }
 
     fn reach(&self) -> Reach {
-        let on_loopback = |socket: &SocketAddr| socket.ip().is_loopback();
-        let own = self.inner.endpoint.addr();
         Reach {
-            loopback: own.ip_addrs().all(on_loopback),
+            own: self.inner.endpoint.addr().ip_addrs().map(SocketAddr::ip).collect(),
             lan_only: self.inner.lan_only,
             relay: self.inner.relay,
         }

@@ -2,9 +2,9 @@
 //! O'Connor's bao specification) over groups of 16 KiB, by the `bao-tree` crate.
 //!
 //! A piece is a range of the content with the hash pairs on the way to it from the root, in
-//! pre-order. Whoever knows the asset's hash and size can check it alone. All hash pairs of an asset
-//! together are its outboard: 64 bytes for each group but one, in pre-order and without a size
-//! prefix; an asset of one group has none.
+//! pre-order. Whoever knows the asset's hash and size can check it alone. All hash pairs of an
+//! asset together are its outboard: 64 bytes for each group but one, in pre-order and without a
+//! size prefix; an asset of one group has none.
 
 use std::fs::File;
 use std::io::{self, Read};

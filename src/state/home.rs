@@ -29,7 +29,14 @@ pub struct Home {
 /// Proof that this process is the one agent of its home; given back when dropped.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    /// Closing alone would not do: a child process just being started still holds the file open.
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
+    }
 }
 
 /// What client commands need to find the running agent.
@@ -56,16 +63,15 @@ impl Home {
         Ok(home)
     }
 
-    /// The same home for commands that talk to a running agent: creates nothing.
-    pub fn find(explicit: Option<PathBuf>) -> Result<Self> {
+    /// The same home for commands that talk to a running agent, or `None` when no agent was ever
+    /// started in it. Creates nothing.
+    pub fn find(explicit: Option<PathBuf>) -> Result<Option<Self>> {
         let home = Self::locate(explicit, |name| std::env::var_os(name))?;
-        ensure!(
-            home.state.symlink_metadata().is_ok(),
-            "there is no can-sync home at {}: start the agent first, or name its home with --home",
-            home.state.display()
-        );
+        if home.state.symlink_metadata().is_err() {
+            return Ok(None);
+        }
         home.check()?;
-        Ok(home)
+        Ok(Some(home))
     }
 
     fn locate(
@@ -106,6 +112,7 @@ impl Home {
             self.index_db_path(),
             self.api_token_path(),
             self.api_address_path(),
+            self.store_key_path(),
             self.lock_path(),
         ] {
             if file.symlink_metadata().is_ok() {
@@ -138,6 +145,11 @@ impl Home {
     /// Where the local API listens; see [`ApiAddress`].
     pub fn api_address_path(&self) -> PathBuf {
         self.state.join("api-address")
+    }
+
+    /// The key of the embedded store when it is served alone.
+    pub fn store_key_path(&self) -> PathBuf {
+        self.state.join("store-key")
     }
 
     /// The embedded store's folder.
@@ -183,7 +195,7 @@ impl Home {
         file.set_len(0)?;
         writeln!(file, "{}", std::process::id())?;
         self.remove_unfinished()?;
-        Ok(Lock { _file: file })
+        Ok(Lock { file })
     }
 
     fn remove_unfinished(&self) -> Result<()> {
@@ -280,8 +292,8 @@ pub fn read_secret(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Prepares `path` for a database: SQLite gives a new file the umask's mode, and its WAL the mode of
-/// the database, so an empty file of ours goes first.
+/// Prepares `path` for a database: SQLite gives a new file the umask's mode, and its WAL the mode
+/// of the database, so an empty file of ours goes first.
 pub(super) fn private_database_file(path: &Path) -> Result<()> {
     match private_file_options().create_new(true).open(path) {
         Ok(file) => file
@@ -456,8 +468,7 @@ mod tests {
     #[test]
     fn client_commands_create_nothing() {
         let (_dir, path) = fresh();
-        let said = Home::find(Some(path.clone())).unwrap_err().to_string();
-        assert!(said.contains("start the agent first"), "{said}");
+        assert!(Home::find(Some(path.clone())).unwrap().is_none());
         assert!(!path.exists());
     }
 

@@ -12,6 +12,7 @@
 //! X4  A damaged index is moved aside and begun anew; that is never fatal.
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result, bail, ensure};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
-use crate::core::ids::{Digest, Hash, NodeId, StoreId};
+use crate::core::ids::{Digest, Hash, HashAlgorithm, NodeId, StoreId};
 use crate::state::home::private_database_file;
 
 /// The index. Clones share it.
@@ -83,12 +84,15 @@ impl Index {
         })
     }
 
+    /// The store that the index is tied to and how that one names assets, if any yet.
+    pub fn bound(&self) -> rusqlite::Result<Option<(StoreId, HashAlgorithm)>> {
+        bound(&lock(&self.shared.writer))
+    }
+
     /// Ties the index to a store. One that belongs to another store is emptied and gets a new epoch.
-    pub fn bind(&self, store_id: &StoreId) -> rusqlite::Result<Bound> {
+    pub fn bind(&self, store_id: &StoreId, algorithm: HashAlgorithm) -> rusqlite::Result<Bound> {
         let mut writer = lock(&self.shared.writer);
-        let bound: Option<[u8; 16]> =
-            writer.query_row("SELECT store_id FROM state", [], |row| row.get(0))?;
-        if bound == Some(store_id.0) {
+        if bound(&writer)? == Some((*store_id, algorithm)) {
             return Ok(Bound { same: true });
         }
         let epoch: Epoch = rand::random();
@@ -97,8 +101,8 @@ impl Index {
             tx.execute(&format!("DELETE FROM {table}"), [])?;
         }
         tx.execute(
-            "UPDATE state SET store_id = ?1, epoch = ?2, count = 0, store_cursor = 0",
-            params![store_id.0, epoch],
+            "UPDATE state SET store_id = ?1, algorithm = ?2, epoch = ?3, count = 0, store_cursor = 0",
+            params![store_id.0, algorithm.name(), epoch],
         )?;
         tx.commit()?;
         *lock(&self.shared.head) = Head { epoch, seq: 0, count: 0, store_cursor: 0 };
@@ -162,16 +166,31 @@ impl Index {
         })
     }
 
-    /// The hashes after a sequence number, at most `limit`, and whether there are more.
+    /// The sequence numbers of the hashes, in their order; `None` for unknown ones.
+    pub fn seqs(&self, hashes: &[Hash]) -> rusqlite::Result<Vec<Option<u64>>> {
+        self.read(|connection| {
+            let mut query = connection.prepare_cached("SELECT seq FROM known WHERE hash = ?1")?;
+            hashes
+                .iter()
+                .map(|hash| query.query_row([hash.0], |row| row_u64(row, 0)).optional())
+                .collect()
+        })
+    }
+
+    /// The hashes after a sequence number and up to another, at most `limit`, in sequence order, and
+    /// whether there are more.
     pub fn since(
         &self,
         after_seq: u64,
+        up_to_seq: u64,
         limit: usize,
     ) -> rusqlite::Result<(Vec<(u64, Hash)>, bool)> {
         self.read(|connection| {
             let rows = connection
-                .prepare_cached("SELECT seq, hash FROM known WHERE seq > ?1 ORDER BY seq LIMIT ?2")?
-                .query_map(params![int(after_seq), one_more(limit)], |row| {
+                .prepare_cached(
+                    "SELECT seq, hash FROM known WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3",
+                )?
+                .query_map(params![int(after_seq), int(up_to_seq), one_more(limit)], |row| {
                     Ok((row_u64(row, 0)?, Hash(row.get(1)?)))
                 })?
                 .collect::<rusqlite::Result<_>>()?;
@@ -179,48 +198,45 @@ impl Index {
         })
     }
 
-    /// The hashes above `after` in ascending order, at most `limit`, and whether there are more.
-    pub fn above(&self, after: Option<Hash>, limit: usize) -> rusqlite::Result<(Vec<Hash>, bool)> {
+    /// The hashes above `after` in ascending order, at most `limit` of those numbered up to
+    /// `up_to_seq`, and whether there are more.
+    pub fn above(
+        &self,
+        after: Option<Hash>,
+        up_to_seq: u64,
+        limit: usize,
+    ) -> rusqlite::Result<(Vec<Hash>, bool)> {
         // No 32 bytes are below the empty blob.
         let after = after.as_ref().map_or(&[][..], |hash| hash.as_bytes());
         self.read(|connection| {
             let rows = connection
-                .prepare_cached("SELECT hash FROM known WHERE hash > ?1 ORDER BY hash LIMIT ?2")?
-                .query_map(params![after, one_more(limit)], |row| row.get(0).map(Hash))?
+                .prepare_cached(
+                    "SELECT hash FROM known WHERE hash > ?1 AND seq <= ?2 ORDER BY hash LIMIT ?3",
+                )?
+                .query_map(params![after, int(up_to_seq), one_more(limit)], |row| {
+                    row.get(0).map(Hash)
+                })?
                 .collect::<rusqlite::Result<_>>()?;
             Ok(page(rows, limit))
         })
     }
 
-    /// Every sequence number and hash of one moment, in sequence order.
-    pub fn for_each(&self, mut visit: impl FnMut(u64, Hash)) -> rusqlite::Result<()> {
+    /// Every hash within `range` that is numbered up to `up_to_seq`, ascending, as of one moment.
+    pub fn for_each_in(
+        &self,
+        range: RangeInclusive<Hash>,
+        up_to_seq: u64,
+        mut visit: impl FnMut(Hash),
+    ) -> rusqlite::Result<()> {
         self.read(|connection| {
-            let mut query =
-                connection.prepare_cached("SELECT seq, hash FROM known ORDER BY seq")?;
-            let mut rows = query.query([])?;
+            let mut query = connection.prepare_cached(
+                "SELECT hash FROM known WHERE hash BETWEEN ?1 AND ?2 AND seq <= ?3 ORDER BY hash",
+            )?;
+            let mut rows = query.query(params![range.start().0, range.end().0, int(up_to_seq)])?;
             while let Some(row) = rows.next()? {
-                visit(row_u64(row, 0)?, Hash(row.get(1)?));
+                visit(Hash(row.get(0)?));
             }
             Ok(())
-        })
-    }
-
-    /// The digests after a sequence number, at most `limit`, in sequence order.
-    pub fn after_seq_digests(
-        &self,
-        after_seq: u64,
-        limit: usize,
-    ) -> rusqlite::Result<Vec<(u64, Digest)>> {
-        self.read(|connection| {
-            connection
-                .prepare_cached(
-                    "SELECT seq, hash, size FROM known WHERE seq > ?1 ORDER BY seq LIMIT ?2",
-                )?
-                .query_map(params![int(after_seq), count(limit)], |row| {
-                    let digest = Digest { hash: Hash(row.get(1)?), size_bytes: row_u64(row, 2)? };
-                    Ok((row_u64(row, 0)?, digest))
-                })?
-                .collect()
         })
     }
 
@@ -298,6 +314,7 @@ const SCHEMA: &str = "
 CREATE TABLE state (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     store_id BLOB,
+    algorithm TEXT,
     epoch BLOB NOT NULL,
     count INTEGER NOT NULL,
     store_cursor INTEGER NOT NULL,
@@ -330,6 +347,14 @@ struct Shared {
 }
 
 /// A panic elsewhere rolled its transaction back, so what is behind a poisoned lock is whole.
+fn bound(connection: &Connection) -> rusqlite::Result<Option<(StoreId, HashAlgorithm)>> {
+    connection.query_row("SELECT store_id, algorithm FROM state", [], |row| {
+        let (store_id, algorithm): (Option<[u8; 16]>, Option<String>) = (row.get(0)?, row.get(1)?);
+        let algorithm = algorithm.as_deref().and_then(HashAlgorithm::from_name);
+        Ok(store_id.map(StoreId).zip(algorithm))
+    })
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `key` ([`identity`]) | the device's secret key | the device is a stranger to its group |
 //! | `state.db` ([`group`]) | group, members, removals, tickets | the device must pair again |
-//! | `index.db` ([`index`]) | which hashes the store knows, in which order | rebuilt from the store |
+//! | `index.db` ([`index`]) | the hashes the store knows, numbered | rebuilt from the store |
 //! | `partials/` ([`partials`], [`bao`]) | large transfers under way | transferred again |
 //!
 //! [`home`] says where they are and who may read them.

@@ -203,9 +203,9 @@ impl Partial {
         self.prefix_bytes == self.digest.size_bytes
     }
 
-    /// Takes the next piece, which starts at [`verified_prefix_bytes`](Self::verified_prefix_bytes):
-    /// with BLAKE3 its bao encoding, of which only verified groups are written; with SHA-256 its
-    /// bytes.
+    /// Takes the next piece, which starts where
+    /// [`verified_prefix_bytes`](Self::verified_prefix_bytes) end: with BLAKE3 its bao encoding, of
+    /// which only verified groups are written; with SHA-256 its bytes.
     pub fn write_piece(
         &mut self,
         offset_bytes: u64,

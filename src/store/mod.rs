@@ -23,9 +23,16 @@ use thiserror::Error;
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
 pub use crate::core::limits::SMALL_BYTES_MAX;
 
+mod content;
 pub mod embedded;
+pub mod guard;
 pub mod http;
+pub mod key;
+pub(crate) mod messages;
 pub mod people;
+pub mod problem;
+pub mod serve;
+pub(crate) mod upload;
 
 /// A place in a store's change feed; 0 is before the first change. Meaningful only to the store
 /// (and store id) that gave it.

@@ -80,9 +80,7 @@ fn hello_to_wire(hello: &Hello) -> peer::Hello {
 fn hello_from_wire(hello: peer::Hello) -> Result<Hello, WireError> {
     bounded("Hello.device_name", hello.device_name.len(), NAME_BYTES_MAX)?;
     bounded("Hello.build", hello.build.len(), NAME_BYTES_MAX)?;
-    let algorithm = [HashAlgorithm::Blake3, HashAlgorithm::Sha256]
-        .into_iter()
-        .find(|algorithm| algorithm.name() == hello.hash_algorithm)
+    let algorithm = HashAlgorithm::from_name(&hello.hash_algorithm)
         .ok_or_else(|| malformed("Hello.hash_algorithm", "a name this version does not know"))?;
     Ok(Hello {
         group_id: GroupId::from_slice(&hello.group_id)

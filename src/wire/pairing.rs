@@ -33,9 +33,7 @@ pub fn pair_request_from_wire(
     request: &peer::PairRequest,
 ) -> Result<PairRequest, WireError> {
     let proof = request.proof.as_ref().try_into().map_err(|_| malformed("proof", "32 bytes"))?;
-    let hash_algorithm = [HashAlgorithm::Blake3, HashAlgorithm::Sha256]
-        .into_iter()
-        .find(|algorithm| algorithm.name() == request.hash_algorithm)
+    let hash_algorithm = HashAlgorithm::from_name(&request.hash_algorithm)
         .ok_or_else(|| malformed("hash_algorithm", "\"blake3\" or \"sha256\""))?;
     Ok(PairRequest {
         joiner,

@@ -4,6 +4,8 @@
 #![allow(dead_code, missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+pub mod http;
+
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -31,7 +33,9 @@ pub struct Fixture {
     pub outboards: bool,
     /// Takes assets larger than `SMALL_BYTES_MAX`.
     pub large: bool,
-    /// Answers `list` with the filters and `check_space` for what no disk can hold.
+    /// Answers `list`.
+    pub lists: bool,
+    /// Answers `check_space` for what no disk can hold.
     pub embedded: bool,
     /// A folder on the store's volume, for files to adopt.
     pub scratch: PathBuf,
@@ -441,7 +445,7 @@ async fn the_outboard_verifies_the_content(f: &Fixture) {
 }
 
 async fn lists_filter_and_page(f: &Fixture) {
-    if !f.embedded {
+    if !f.lists {
         return;
     }
     let mut all = Vec::new();

@@ -65,6 +65,11 @@ impl Device {
         self.by_hash.contains_key(hash)
     }
 
+    /// Ascending.
+    pub(crate) fn hashes(&self) -> Vec<Hash> {
+        self.by_hash.keys().copied().collect()
+    }
+
     pub(crate) fn lacking_of(&self, other: &Device) -> Vec<Hash> {
         other.by_hash.keys().filter(|hash| !self.holds(hash)).copied().collect()
     }

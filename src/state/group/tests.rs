@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::pairing::pair_proof;
+use crate::core::pairing::{ADDRESS_BYTES_MAX, pair_proof};
 
 const US: NodeId = NodeId([1; 32]);
 const JOINER: NodeId = NodeId([2; 32]);

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::*;
 use crate::core::ids::HashAlgorithm;
 
+const BLAKE3: HashAlgorithm = HashAlgorithm::Blake3;
 const STORE: StoreId = StoreId([1; 16]);
 const PEER: NodeId = NodeId([2; 32]);
 
@@ -28,7 +29,7 @@ impl Fixture {
 
     fn open_bound(&self) -> Index {
         let index = self.open();
-        index.bind(&STORE).unwrap();
+        index.bind(&STORE, BLAKE3).unwrap();
         index
     }
 }
@@ -65,7 +66,7 @@ fn a_closed_index_comes_back_in_the_same_epoch() {
     index.close().unwrap();
     drop(index);
     let index = fixture.open();
-    assert!(index.bind(&STORE).unwrap().same);
+    assert!(index.bind(&STORE, BLAKE3).unwrap().same);
     assert_eq!(index.head(), head);
     assert_eq!(index.peer_cursor(&PEER).unwrap(), Some(([7; 16], 99)));
     assert_eq!(index.load_sketch().unwrap(), Some((b"cells".to_vec(), 4)));
@@ -80,7 +81,7 @@ fn an_index_that_was_not_closed_keeps_its_rows_and_changes_its_epoch() {
     let head = index.head();
     drop(index);
     let index = fixture.open();
-    assert!(index.bind(&STORE).unwrap().same);
+    assert!(index.bind(&STORE, BLAKE3).unwrap().same);
     let now = index.head();
     assert_ne!(now.epoch, head.epoch);
     assert_eq!(Head { epoch: head.epoch, ..now }, head);
@@ -93,14 +94,14 @@ fn an_index_that_was_not_closed_keeps_its_rows_and_changes_its_epoch() {
 fn another_store_empties_the_index_and_changes_its_epoch() {
     let fixture = fixture();
     let index = fixture.open();
-    assert!(!index.bind(&STORE).unwrap().same);
+    assert!(!index.bind(&STORE, BLAKE3).unwrap().same);
     index.insert(&digests(0..5), 5).unwrap();
     index.set_peer_cursor(&PEER, &[7; 16], 99).unwrap();
     index.save_sketch(b"cells", 4).unwrap();
     let before = index.head();
-    assert!(index.bind(&STORE).unwrap().same);
+    assert!(index.bind(&STORE, BLAKE3).unwrap().same);
     assert_eq!(index.head(), before);
-    assert!(!index.bind(&StoreId([2; 16])).unwrap().same);
+    assert!(!index.bind(&StoreId([2; 16]), BLAKE3).unwrap().same);
     let head = index.head();
     assert_eq!((head.seq, head.count, head.store_cursor), (0, 0, 0));
     assert_ne!(head.epoch, before.epoch);
@@ -134,7 +135,7 @@ fn pages_by_number_and_by_hash_cover_everything_once() {
         let (mut seen, mut after, mut more) = (vec![], 0, true);
         while more {
             let page;
-            (page, more) = index.since(after, limit).unwrap();
+            (page, more) = index.since(after, u64::MAX, limit).unwrap();
             assert!(page.len() <= limit);
             after = page.last().unwrap().0;
             seen.extend(page);
@@ -144,7 +145,7 @@ fn pages_by_number_and_by_hash_cover_everything_once() {
         let (mut seen, mut after, mut more) = (vec![], None, true);
         while more {
             let page;
-            (page, more) = index.above(after, limit).unwrap();
+            (page, more) = index.above(after, u64::MAX, limit).unwrap();
             after = page.last().copied();
             seen.extend(page);
         }
@@ -152,13 +153,16 @@ fn pages_by_number_and_by_hash_cover_everything_once() {
         sorted.sort();
         assert_eq!(seen, sorted, "limit {limit}");
     }
-    assert_eq!(index.since(10, 5).unwrap(), (vec![], false));
-    assert_eq!(index.since(u64::MAX, usize::MAX).unwrap(), (vec![], false));
+    assert_eq!(index.since(10, u64::MAX, 5).unwrap(), (vec![], false));
+    assert_eq!(index.since(u64::MAX, u64::MAX, usize::MAX).unwrap(), (vec![], false));
+    assert_eq!(index.since(0, 8, usize::MAX).unwrap().0, by_seq[..8]);
+    assert_eq!(index.above(None, 8, usize::MAX).unwrap().0.len(), 8);
     let mut seen = vec![];
-    index.for_each(|seq, hash| seen.push((seq, hash))).unwrap();
-    assert_eq!(seen, by_seq);
-    let tail = index.after_seq_digests(8, 9).unwrap();
-    assert_eq!(tail, [(9, digest(8)), (10, digest(9))]);
+    let all = Hash([0; 32])..=Hash([0xff; 32]);
+    index.for_each_in(all, 8, |hash| seen.push(hash)).unwrap();
+    assert_eq!(seen, index.above(None, 8, usize::MAX).unwrap().0);
+    let asked = [by_seq[3].1, Hash([9; 32])];
+    assert_eq!(index.seqs(&asked).unwrap(), [Some(4), None]);
 }
 
 #[test]
@@ -168,8 +172,8 @@ fn the_zero_hash_is_listed_too() {
     let zero = Hash([0; 32]);
     let size_bytes = 1;
     index.insert(&[Digest { hash: zero, size_bytes }], 1).unwrap();
-    assert_eq!(index.above(None, 5).unwrap(), (vec![zero], false));
-    assert_eq!(index.above(Some(zero), 5).unwrap(), (vec![], false));
+    assert_eq!(index.above(None, u64::MAX, 5).unwrap(), (vec![zero], false));
+    assert_eq!(index.above(Some(zero), u64::MAX, 5).unwrap(), (vec![], false));
 }
 
 #[test]
@@ -178,9 +182,10 @@ fn a_reader_at_work_does_not_hold_up_the_writer() {
     let index = fixture.open_bound();
     index.insert(&digests(0..3), 3).unwrap();
     let mut seen = 0;
+    let all = Hash([0; 32])..=Hash([0xff; 32]);
     index
-        .for_each(|seq, _| {
-            index.insert(&[digest(100 + seq)], 4).unwrap();
+        .for_each_in(all, u64::MAX, |_| {
+            index.insert(&[digest(100 + seen)], 4).unwrap();
             seen += 1;
         })
         .unwrap();
@@ -210,7 +215,7 @@ fn a_damaged_index_is_kept_aside_and_begun_anew() {
         damage(&mut std::fs::OpenOptions::new().write(true).open(&fixture.path).unwrap());
 
         let index = fixture.open();
-        assert!(!index.bind(&STORE).unwrap().same, "damage {n}");
+        assert!(!index.bind(&STORE, BLAKE3).unwrap().same, "damage {n}");
         assert_eq!(index.head().count, 0);
         assert_ne!(index.head().epoch, epoch);
         index.insert(&digests(0..5), 1).unwrap();
@@ -250,7 +255,7 @@ fn child_inserts_for_ever() {
         return;
     };
     let index = Index::open(path.as_ref()).unwrap();
-    index.bind(&STORE).unwrap();
+    index.bind(&STORE, BLAKE3).unwrap();
     let mut out = std::io::stdout();
     for n in 0..100_000 {
         index.insert(&digests(n * 10..n * 10 + 10), n + 1).unwrap();
@@ -281,18 +286,13 @@ fn an_index_killed_at_work_holds_what_its_cursor_says() {
         let told: u64 = said[..whole].lines().filter_map(|l| l.parse().ok()).max().unwrap();
 
         let index = fixture.open();
-        assert!(index.bind(&STORE).unwrap().same);
+        assert!(index.bind(&STORE, BLAKE3).unwrap().same);
         let head = index.head();
         assert!(head.store_cursor >= told, "round {round}");
         assert_eq!((head.count, head.seq), (head.store_cursor * 10, head.store_cursor * 10));
-        let mut rows = 0;
-        index
-            .for_each(|seq, hash| {
-                rows += 1;
-                assert_eq!((seq, hash), (rows, digest(rows - 1).hash));
-            })
-            .unwrap();
-        assert_eq!(rows, head.count);
+        let rows = index.since(0, u64::MAX, usize::MAX).unwrap().0;
+        let expected = (1..=head.count).map(|seq| (seq, digest(seq - 1).hash));
+        assert!(rows.into_iter().eq(expected));
     }
 }
 
@@ -331,14 +331,15 @@ fn index_bench() {
     });
     timed("known, 1 held", &mut || assert!(index.known(&asked[..1]).unwrap()[0]));
     timed("since, the newest 2,048", &mut || {
-        assert_eq!(index.since(ROWS + 1000 - 2048, 2048).unwrap().0.len(), 2048);
+        assert_eq!(index.since(ROWS + 1000 - 2048, u64::MAX, 2048).unwrap().0.len(), 2048);
     });
     timed("above, a page of 2,048", &mut || {
-        assert_eq!(index.above(Some(asked[7]), 2048).unwrap().0.len(), 2048);
+        assert_eq!(index.above(Some(asked[7]), u64::MAX, 2048).unwrap().0.len(), 2048);
     });
-    timed("for_each, 1 M", &mut || {
+    timed("for_each_in, 1 M", &mut || {
         let mut rows = 0;
-        index.for_each(|_, _| rows += 1).unwrap();
+        let all = Hash([0; 32])..=Hash([0xff; 32]);
+        index.for_each_in(all, u64::MAX, |_| rows += 1).unwrap();
         assert_eq!(rows, ROWS + 1000);
     });
     timed("save_sketch, 800 KB", &mut || index.save_sketch(&[1; 800_000], ROWS).unwrap());

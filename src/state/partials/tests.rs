@@ -544,7 +544,9 @@ proptest! {
 
     #[test]
     fn random_bytes_are_never_taken(
-        offset in 0u64..3, length in any::<u64>(), junk in prop::collection::vec(any::<u8>(), 0..200)
+        offset in 0u64..3,
+        length in any::<u64>(),
+        junk in prop::collection::vec(any::<u8>(), 0..200),
     ) {
         let folder = Folder::new();
         let digest = Digest { hash: Hash([3; 32]), size_bytes: 5 * GROUP_BYTES + 1 };

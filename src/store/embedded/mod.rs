@@ -35,6 +35,7 @@ mod db;
 mod files;
 mod ingest;
 mod rows;
+pub mod server;
 
 /// Contents up to this size are kept in the database, larger ones as files.
 const INLINE_BYTES_MAX: usize = 64 * 1024;

@@ -1,0 +1,182 @@
+//! How the rest of the process talks to the agent's loop: questions are answered from the latest
+//! [`Status`], orders travel as [`Request`]s over a bounded queue and are answered once each.
+//!
+//! I1  Every call ends: with the loop's answer, or with [`RequestError::Temporary`] when the agent
+//!     stops or does not answer within [`REQUEST_TIMEOUT`].
+//! I2  Dropping a call's future is safe. An order that the loop has taken is carried out all the
+//!     same; only its answer is lost.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::agent::status::Status;
+use crate::store::Store;
+
+/// Orders waiting for the loop. People and scripts give them one by one; a full queue makes the
+/// next caller wait.
+const REQUESTS_MAX: usize = 16;
+
+/// Pairing is the slowest order: it dials, with the network's own deadlines inside this one.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// A handle to a running agent. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    status: watch::Receiver<Status>,
+    store: Arc<dyn Store>,
+    staging_dir: Arc<Path>,
+}
+
+/// Where the loop answers a [`Request`].
+pub type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
+
+/// An order to the loop. Not `Debug`: it carries tickets.
+pub enum Request {
+    /// Make an invitation that lives this long.
+    Ticket(Duration, Reply<TicketReply>),
+    /// Redeem an invitation.
+    Pair(String, Reply<PairReply>),
+    /// Put a device out of the group: its name, its node ID or a unique prefix of it.
+    Remove(String, Reply<RemoveReply>),
+    /// Give this device another name.
+    Rename(String, Reply<()>),
+    /// Answer once everything that the store held when this was asked shows in the status.
+    Check(Reply<()>),
+}
+
+/// A fresh invitation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketReply {
+    /// The ticket. A secret until it is used.
+    pub ticket: String,
+    /// When it ends, milliseconds since the Unix epoch.
+    pub expires_ms: u64,
+}
+
+/// The device that let this one in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairReply {
+    /// Its node ID, in hex.
+    pub node_id: String,
+    /// Its name.
+    pub name: String,
+    /// Shown on both devices, to compare by eye.
+    pub short_code: String,
+    /// Devices in the group now, this one included.
+    pub members: usize,
+}
+
+/// The device that was put out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveReply {
+    /// Its node ID, in hex.
+    pub node_id: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// Why an order was not carried out; the text is for people.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum RequestError {
+    /// No such device.
+    #[error("{0}")]
+    Unknown(String),
+    /// Another device or a rule said no; asking again does not help.
+    #[error("{0}")]
+    Refused(String),
+    /// May work later.
+    #[error("{0}")]
+    Temporary(String),
+    /// The order itself makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The agent failed.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// Makes a handle, and the queue that the loop serves.
+pub fn channel(
+    store: Arc<dyn Store>,
+    staging_dir: PathBuf,
+    status: watch::Receiver<Status>,
+) -> (Handle, mpsc::Receiver<Request>) {
+    let (requests, queue) = mpsc::channel(REQUESTS_MAX);
+    (Handle { requests, status, store, staging_dir: staging_dir.into() }, queue)
+}
+
+impl Handle {
+    /// The picture of this moment.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Returns once the status is newer than `revision`, or the agent is gone.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn changed(&self, revision: u64) {
+        let mut status = self.status.clone();
+        // An error means that the loop has ended: nothing newer will come.
+        let _ = status.wait_for(|status| status.revision > revision).await;
+    }
+
+    /// The store beside the agent.
+    pub fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store)
+    }
+
+    /// Where uploads are written before the store adopts them; on the store's volume.
+    pub fn staging_dir(&self) -> &Path {
+        &self.staging_dir
+    }
+
+    /// Makes an invitation that lives for `ttl`.
+    pub async fn ticket(&self, ttl: Duration) -> Result<TicketReply, RequestError> {
+        self.ask(|reply| Request::Ticket(ttl, reply)).await
+    }
+
+    /// Redeems an invitation.
+    pub async fn pair(&self, ticket: String) -> Result<PairReply, RequestError> {
+        self.ask(|reply| Request::Pair(ticket, reply)).await
+    }
+
+    /// Puts a device out of the group.
+    pub async fn remove(&self, device: String) -> Result<RemoveReply, RequestError> {
+        self.ask(|reply| Request::Remove(device, reply)).await
+    }
+
+    /// Gives this device another name.
+    pub async fn rename(&self, name: String) -> Result<(), RequestError> {
+        self.ask(|reply| Request::Rename(name, reply)).await
+    }
+
+    /// Returns once everything that the store held at the call shows in [`Handle::status`], so that
+    /// `in_sync` said afterwards covers an asset added before.
+    pub async fn check(&self) -> Result<(), RequestError> {
+        self.ask(Request::Check).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.requests.send(request(reply)).await.map_err(|_| stopping())?;
+            answer.await.map_err(|_| stopping())?
+        };
+        let in_time = tokio::time::timeout(REQUEST_TIMEOUT, asked).await;
+        in_time.unwrap_or_else(|_| {
+            let seconds = REQUEST_TIMEOUT.as_secs();
+            Err(RequestError::Temporary(format!("the agent did not answer within {seconds} s")))
+        })
+    }
+}
+
+fn stopping() -> RequestError {
+    RequestError::Temporary("the agent is stopping".into())
+}

@@ -1,0 +1,107 @@
+//! `POST /v1/ingest`: many small contents in one request and one durable commit, for whoever adds
+//! files by the thousand. The body is a `PushBatchRequest` of `proto/store.proto` whose bundles
+//! leave the digest out: the agent hashes. The answer is a `PushBatchResponse`, a result for each
+//! bundle in its order; a bad one does not hold up the others. Larger contents go to `POST /assets`.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::post;
+use bytes::Bytes;
+use prost::Message as _;
+
+use crate::core::ids::{Digest, HashAlgorithm};
+use crate::store::messages::{self, PROTOBUF_TYPE};
+use crate::store::problem::{Problem, problem};
+use crate::store::upload::{check_announced, check_type, collect};
+use crate::store::{NewAsset, SMALL_BYTES_MAX, Store, StoreError, Stored};
+use crate::wire::proto::store::{Bundle, PushBatchRequest, PushBatchResponse, PushResult};
+
+/// Contents in one request: as many as one commit is worth.
+pub const INGEST_ASSETS_MAX: usize = 512;
+
+/// The body of one request; four of them are in memory at most for a client that keeps to one
+/// connection each.
+pub const INGEST_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// The route, over `store`.
+pub(super) fn router(store: Arc<dyn Store>) -> Router {
+    Router::new().route("/v1/ingest", post(ingest)).with_state(store)
+}
+
+async fn ingest(
+    State(store): State<Arc<dyn Store>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<impl IntoResponse, Problem> {
+    check_type(&headers, PROTOBUF_TYPE)?;
+    check_announced(&headers, INGEST_BYTES_MAX)?;
+    let body = collect(body, INGEST_BYTES_MAX).await?;
+    let request = PushBatchRequest::decode(body).map_err(|error| {
+        problem(StatusCode::BAD_REQUEST, format!("the body is no PushBatchRequest: {error}"))
+    })?;
+    let bundles = request.bundles;
+    if bundles.len() > INGEST_ASSETS_MAX {
+        let got = bundles.len();
+        let detail = format!("{got} assets in one request, at most {INGEST_ASSETS_MAX} are taken");
+        return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, detail));
+    }
+    let info = store.info().await?;
+    let largest_bytes = info.largest_asset_bytes.unwrap_or(u64::MAX).min(SMALL_BYTES_MAX);
+    let algorithm = info.hash_algorithm;
+    let judge = move || bundles.into_iter().map(|b| judge(b, algorithm, largest_bytes)).collect();
+    let judged: Vec<_> = tokio::task::spawn_blocking(judge)
+        .await
+        .map_err(|_| problem(StatusCode::INTERNAL_SERVER_ERROR, "hashing failed"))?;
+
+    let good = judged.iter().filter_map(|judged| judged.as_ref().ok().cloned()).collect();
+    let mut stored = store.put(good).await?.into_iter();
+    let results = judged.into_iter().map(|judged| match judged {
+        Err(refused) => Ok(refused),
+        Ok(asset) => stored.next().map(|stored| result(&asset.digest, stored)).ok_or_else(|| {
+            StoreError::Contract("it gave fewer results than assets were put".into())
+        }),
+    });
+    let response = PushBatchResponse { results: results.collect::<Result<_, _>>()? };
+    Ok(([(header::CONTENT_TYPE, PROTOBUF_TYPE)], response.encode_to_vec()))
+}
+
+/// The asset that a bundle is, or the result that says why it is none.
+fn judge(
+    bundle: Bundle,
+    algorithm: HashAlgorithm,
+    largest_bytes: u64,
+) -> Result<NewAsset, PushResult> {
+    let size_bytes = bundle.content.len() as u64;
+    if size_bytes > largest_bytes {
+        let detail = format!("{size_bytes} bytes, at most {largest_bytes} are taken here");
+        return Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, detail));
+    }
+    if bundle.digest.is_some() {
+        return Err(refusal(StatusCode::BAD_REQUEST, "the digest is left out here".into()));
+    }
+    let metadata = messages::metadata(bundle.metadata)
+        .map_err(|detail| refusal(StatusCode::BAD_REQUEST, detail))?;
+    let digest = Digest { hash: algorithm.hash(&bundle.content), size_bytes };
+    Ok(NewAsset { digest, content: bundle.content, metadata })
+}
+
+fn refusal(status: StatusCode, detail: String) -> PushResult {
+    PushResult { hash: Bytes::new(), status: status.as_u16().into(), detail }
+}
+
+fn result(digest: &Digest, stored: Result<Stored, StoreError>) -> PushResult {
+    let hash = Bytes::copy_from_slice(digest.hash.as_bytes());
+    match stored {
+        Ok(Stored::New) => PushResult { hash, status: 200, detail: String::new() },
+        Ok(Stored::Existed) => PushResult { hash, status: 208, detail: String::new() },
+        Err(error) => {
+            let Problem { status, detail } = error.into();
+            PushResult { hash, status: status.as_u16().into(), detail }
+        }
+    }
+}

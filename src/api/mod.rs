@@ -1,0 +1,181 @@
+//! The agent's API on loopback: JSON for the command line and other programs of this user.
+//!
+//! | call | does |
+//! |---|---|
+//! | `GET /healthz` | 204 while the agent runs; no data, no token |
+//! | `GET /v1/status[?revision=N&timeout_ms=T]` | the [`Status`]; with `revision`, as soon as it is newer than that, or after `timeout_ms` |
+//! | `POST /v1/check` `{}` | answers once all that the store held at the call shows in the status |
+//! | `POST /v1/ticket` `{"ttl_ms"}` | a [`TicketReply`] |
+//! | `POST /v1/pair` `{"ticket"}` | a [`PairReply`] |
+//! | `DELETE /v1/peers/{device}` | a [`RemoveReply`]; name, node ID or unique start of it |
+//! | `POST /v1/rename` `{"name"}` | gives this device another name |
+//! | `POST /v1/ingest` | many small assets at once, see [`ingest`] |
+//!
+//! Beside them, `up` serves the people's endpoints ([`crate::store::people`]), and with the embedded
+//! store the whole store API ([`crate::store::embedded::server`]).
+//!
+//! Errors are problem documents (RFC 9457). `Host`, `Origin`, `Referer` and the token are judged
+//! before any of this is reached, by [`crate::store::guard`]. A body is read only when its content
+//! type is exactly the one expected, which keeps web forms out; nothing but `POST`, `PATCH` and
+//! `DELETE` has an effect.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::handle::{Handle, PairReply, RemoveReply, RequestError, TicketReply};
+use crate::agent::status::Status;
+use crate::store::problem::{Problem, problem};
+use crate::store::upload::{check_announced, check_type, collect};
+
+pub mod ingest;
+
+/// Orders are a name or a ticket.
+const ORDER_BYTES_MAX: u64 = 64 * 1024;
+
+/// A watcher asks anew at least this often, so that a lost one does not hold its place for ever.
+const STATUS_WAIT_MAX: Duration = Duration::from_secs(60);
+
+const TICKET_TTL_DEFAULT: Duration = Duration::from_secs(600);
+
+/// The routes of the API over a running agent, but the people's. When `stop` is cancelled, watchers
+/// get their answer. Goes behind a [`crate::store::guard::Guard`].
+pub fn router(handle: Handle, stop: CancellationToken) -> Router {
+    let ingest = ingest::router(handle.store());
+    Router::new()
+        .route("/healthz", get(async || StatusCode::NO_CONTENT))
+        .route("/v1/status", get(status))
+        .route("/v1/check", post(check))
+        .route("/v1/ticket", post(ticket))
+        .route("/v1/pair", post(pair))
+        .route("/v1/peers/{device}", delete(remove))
+        .route("/v1/rename", post(rename))
+        .with_state(Api { handle, stop })
+        .merge(ingest)
+}
+
+#[derive(Clone)]
+struct Api {
+    handle: Handle,
+    stop: CancellationToken,
+}
+
+impl From<RequestError> for Problem {
+    fn from(error: RequestError) -> Self {
+        let status = match &error {
+            RequestError::Unknown(_) => StatusCode::NOT_FOUND,
+            RequestError::Refused(_) => StatusCode::FORBIDDEN,
+            RequestError::Temporary(_) => StatusCode::SERVICE_UNAVAILABLE,
+            RequestError::Invalid(_) => StatusCode::BAD_REQUEST,
+            RequestError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        problem(status, error.to_string())
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StatusQuery {
+    revision: Option<u64>,
+    timeout_ms: Option<u64>,
+}
+
+async fn status(State(api): State<Api>, Query(query): Query<StatusQuery>) -> Json<Status> {
+    if let Some(revision) = query.revision {
+        let asked = query.timeout_ms.map_or(STATUS_WAIT_MAX, Duration::from_millis);
+        tokio::select! {
+            () = api.handle.changed(revision) => {}
+            () = api.stop.cancelled() => {}
+            () = tokio::time::sleep(asked.min(STATUS_WAIT_MAX)) => {}
+        }
+    }
+    Json(api.handle.status())
+}
+
+/// An order's body, when it is what it must be.
+async fn order<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
+    check_type(headers, "application/json")?;
+    check_announced(headers, ORDER_BYTES_MAX)?;
+    let body = collect(body, ORDER_BYTES_MAX).await?;
+    // serde's message may quote the body, and the body may hold a ticket.
+    serde_json::from_slice(&body).map_err(|error| {
+        let place = format!("line {}, column {}", error.line(), error.column());
+        problem(StatusCode::BAD_REQUEST, format!("the body is not the JSON expected: {place}"))
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CheckOrder {}
+
+async fn check(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let CheckOrder {} = order(&headers, body).await?;
+    api.handle.check().await?;
+    Ok(Json(json!({})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TicketOrder {
+    ttl_ms: Option<u64>,
+}
+
+async fn ticket(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<TicketReply>, Problem> {
+    let order: TicketOrder = order(&headers, body).await?;
+    let ttl = order.ttl_ms.map_or(TICKET_TTL_DEFAULT, Duration::from_millis);
+    Ok(Json(api.handle.ticket(ttl).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PairOrder {
+    ticket: String,
+}
+
+async fn pair(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<PairReply>, Problem> {
+    let order: PairOrder = order(&headers, body).await?;
+    Ok(Json(api.handle.pair(order.ticket).await?))
+}
+
+async fn remove(
+    State(api): State<Api>,
+    Path(device): Path<String>,
+) -> Result<Json<RemoveReply>, Problem> {
+    Ok(Json(api.handle.remove(device).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RenameOrder {
+    name: String,
+}
+
+async fn rename(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let order: RenameOrder = order(&headers, body).await?;
+    api.handle.rename(order.name).await?;
+    Ok(Json(json!({})))
+}

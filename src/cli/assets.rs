@@ -1,0 +1,172 @@
+//! `ls` and `info`: what is in the store. Also how a command finds the asset that is meant.
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::client::Client;
+use super::exit::{Exit, Failure};
+use super::output::Output;
+use super::text::{bytes, shown};
+use crate::core::ids::Hash;
+
+/// Rows asked for at once.
+const PAGE_ROWS: &str = "1000";
+
+/// Candidates named when the start of a hash fits several assets.
+const CANDIDATES_MAX: usize = 5;
+
+/// Hash prefixes shorter than this are refused: they are more likely a slip than a hash.
+const PREFIX_CHARS_MIN: usize = 4;
+
+/// What `can-sync ls` takes.
+#[derive(Debug, Args)]
+pub(crate) struct LsArgs {
+    /// Only assets with this tag
+    #[arg(long)]
+    tag: Option<String>,
+    /// Only this media type; `image/` for all images
+    #[arg(long = "type", value_name = "TYPE")]
+    media_type: Option<String>,
+    /// Only assets whose name or description contains this
+    #[arg(long, value_name = "TEXT")]
+    query: Option<String>,
+    /// Only trashed assets
+    #[arg(long)]
+    trashed: bool,
+    /// Trashed assets too
+    #[arg(long, conflicts_with = "trashed")]
+    all: bool,
+}
+
+/// An asset as the API shows it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Row {
+    pub(crate) hash: Hex,
+    pub(crate) size: u64,
+    /// The name it was added under; empty when unknown.
+    pub(crate) name: String,
+    #[serde(rename = "type")]
+    media_type: String,
+    description: String,
+    tags: Vec<String>,
+    trashed: bool,
+    /// When this store took it in, ms since the Unix epoch.
+    timestamp: i64,
+    version: u64,
+}
+
+/// A hash in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Hex(pub(crate) Hash);
+
+impl TryFrom<String> for Hex {
+    type Error = crate::core::ids::ParseIdError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse().map(Self)
+    }
+}
+
+impl From<Hex> for String {
+    fn from(hash: Hex) -> Self {
+        hash.0.to_string()
+    }
+}
+
+/// A page of rows.
+#[derive(Deserialize)]
+struct Page {
+    assets: Vec<Row>,
+    next: Option<u64>,
+}
+
+/// `can-sync ls`
+pub(crate) async fn ls(client: &Client, args: LsArgs, output: Output) -> Result<Exit, Failure> {
+    let mut filters = vec![("limit", PAGE_ROWS)];
+    let given = [("tag", &args.tag), ("type", &args.media_type), ("q", &args.query)];
+    filters.extend(given.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?))));
+    if !args.all {
+        filters.push(("trashed", if args.trashed { "true" } else { "false" }));
+    }
+    let mut after = 0_u64;
+    loop {
+        let after_text = after.to_string();
+        let query = [&filters[..], &[("after", after_text.as_str())]].concat();
+        let page: Page = client.get(&["assets"], &query).await?;
+        output.values(&page.assets, line)?;
+        match page.next {
+            // A cursor that does not rise would list for ever.
+            Some(next) if next > after => after = next,
+            _ => return Ok(Exit::Ok),
+        }
+    }
+}
+
+fn line(row: &Row) -> String {
+    let mut line = format!("{}  {:>10}  {}", row.hash.0, bytes(row.size), shown(&row.name));
+    if !row.tags.is_empty() {
+        line.push_str(&format!("  [{}]", shown(&row.tags.join(", "))));
+    }
+    if row.trashed {
+        line.push_str("  (trashed)");
+    }
+    line.trim_end().to_owned()
+}
+
+/// `can-sync info`
+pub(crate) async fn info(client: &Client, hash: &str, output: Output) -> Result<Exit, Failure> {
+    let row = find(client, hash).await?;
+    output.value(&row, details)?;
+    Ok(Exit::Ok)
+}
+
+fn details(row: &Row) -> String {
+    let size = format!("{} ({} bytes)", bytes(row.size), row.size);
+    let trashed = if row.trashed { "yes" } else { "" };
+    let fields = [
+        ("hash", row.hash.0.to_string()),
+        ("size", size),
+        ("name", shown(&row.name)),
+        ("type", shown(&row.media_type)),
+        ("description", shown(&row.description)),
+        ("tags", shown(&row.tags.join(", "))),
+        ("trashed", trashed.to_owned()),
+    ];
+    let lines = fields.iter().filter(|(_, value)| !value.is_empty());
+    lines.map(|(name, value)| format!("{name:<12} {value}")).collect::<Vec<_>>().join("\n")
+}
+
+/// The asset whose hash is, or alone starts with, `text`.
+///
+/// # Errors
+/// [`Exit::Usage`] when this is no hash, [`Exit::Unknown`] when none or several assets fit.
+pub(crate) async fn find(client: &Client, text: &str) -> Result<Row, Failure> {
+    let prefix = text.trim().to_ascii_lowercase();
+    let is_hex = prefix.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !is_hex || !(PREFIX_CHARS_MIN..=2 * Hash::LEN).contains(&prefix.len()) {
+        let expected = 2 * Hash::LEN;
+        return Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "expected a hash of {expected} hex characters or at least its first \
+                 {PREFIX_CHARS_MIN}, got {text:?}"
+            ),
+        ));
+    }
+    let limit = (CANDIDATES_MAX + 1).to_string();
+    let query = [("hash", prefix.as_str()), ("limit", limit.as_str())];
+    let mut rows = client.get::<Page>(&["assets"], &query).await?.assets;
+    match rows.len() {
+        0 => Err(Failure::new(Exit::Unknown, format!("no asset's hash starts with {prefix}"))),
+        1 => Ok(rows.remove(0)),
+        _ => Err(Failure::new(Exit::Unknown, ambiguous(&prefix, &rows))),
+    }
+}
+
+fn ambiguous(prefix: &str, rows: &[Row]) -> String {
+    let named = rows.iter().take(CANDIDATES_MAX).map(|row| row.hash.0.to_string());
+    let more = if rows.len() > CANDIDATES_MAX { ", …" } else { "" };
+    let named = named.collect::<Vec<_>>().join(", ");
+    format!("several assets start with {prefix}, give more of the hash: {named}{more}")
+}

@@ -1,0 +1,236 @@
+//! The command line: what can be asked for, and who answers. Every command but `up`, `store`,
+//! `completions` and `version` is a client of the running agent's API.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+mod add;
+mod assets;
+mod client;
+mod exit;
+mod fetch;
+mod output;
+mod pairing;
+mod status;
+mod text;
+mod up;
+
+use client::Client;
+use exit::{Exit, Failure};
+use output::Output;
+use text::parse_duration;
+
+/// Keeps the content stores of your devices in step, without a server.
+#[derive(Debug, Parser)]
+#[command(name = "can-sync", version, max_term_width = 100, propagate_version = false)]
+#[command(after_help = "Exit status: 0 done, 1 error, 2 usage, 3 agent not running, 4 unknown \
+    device or asset, 5 temporary failure, 6 not in sync, 8 timeout, 9 refused.")]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// The folder of the agent's state and store [default: below the XDG state and data folders]
+    #[arg(long, global = true, env = "CAN_SYNC_HOME", value_name = "DIR")]
+    home: Option<PathBuf>,
+    /// Print data as JSON, one value a line
+    #[arg(long, global = true)]
+    json: bool,
+    /// No prose, no progress
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// Log more; twice for everything
+    #[arg(short, long = "verbose", global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent in the foreground, until SIGTERM or Ctrl-C
+    Up(up::UpArgs),
+    /// Run the embedded store alone, without syncing
+    Store(up::StoreArgs),
+    /// Make a one-time ticket that lets another device join
+    Ticket {
+        /// How long the ticket is good for
+        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
+        expires: Duration,
+        /// Also show the ticket as a QR code
+        #[arg(long)]
+        qr: bool,
+    },
+    /// Join the group of the device that made a ticket
+    Pair {
+        /// The ticket; read from standard input when left out, which keeps it out of the process
+        /// list and the shell's history
+        ticket: Option<String>,
+    },
+    /// List the other devices of the group
+    Peers,
+    /// Put a device out of the group
+    Remove {
+        /// Its name, its node ID or the unique start of it
+        device: String,
+    },
+    /// Give this device another name
+    Rename {
+        /// The new name
+        name: String,
+    },
+    /// Add files, and folders with all that is in them
+    Add(add::AddArgs),
+    /// List assets
+    Ls(assets::LsArgs),
+    /// Write an asset to a file
+    Get {
+        /// Its hash, or the unique start of it
+        hash: String,
+        /// The file or folder to write to [default: the asset's own name, in this folder]
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Print an asset's content
+    Cat {
+        /// Its hash, or the unique start of it
+        hash: String,
+    },
+    /// Show what is known about an asset
+    Info {
+        /// Its hash, or the unique start of it
+        hash: String,
+    },
+    /// Show this device, its store, its peers and what is under way
+    Status {
+        /// Go on showing until stopped
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Wait until every connected peer holds the same set as this device
+    Wait {
+        /// Give up after this long, with exit status 8
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+        timeout: Duration,
+        /// Wait for this peer alone, connected or not: its name, node ID or the start of it
+        #[arg(long, value_name = "DEVICE")]
+        peer: Option<String>,
+    },
+    /// Print the completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the version
+    Version,
+}
+
+/// Parses the process's arguments, carries the command out and says how it ended.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output { json: cli.global.json, quiet: cli.global.quiet };
+    start_logging(&cli);
+    match carry_out(cli, output) {
+        Ok(exit) => exit.into(),
+        Err(Failure::OutputClosed) => Exit::Ok.into(),
+        Err(Failure::Report(exit, error)) => {
+            output.error(format_args!("{error:#}"));
+            exit.into()
+        }
+    }
+}
+
+fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
+    let home = cli.global.home;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if !matches!(cli.command, Command::Up(_) | Command::Store(_)) {
+        // A client's uploads go on while it waits for whoever reads its output; one thread does.
+        runtime.worker_threads(1);
+    }
+    let runtime = runtime.enable_all().build().context("starting")?;
+    let ended = runtime.block_on(async {
+        match cli.command {
+            Command::Up(args) => up::up(home, args, output).await,
+            Command::Store(args) => up::store(home, args, output).await,
+            Command::Ticket { expires, qr } => {
+                pairing::ticket(&Client::connect(home).await?, expires, qr, output).await
+            }
+            Command::Pair { ticket } => {
+                pairing::pair(&Client::connect(home).await?, ticket, output).await
+            }
+            Command::Peers => pairing::peers(&Client::connect(home).await?, output).await,
+            Command::Remove { device } => {
+                pairing::remove(&Client::connect(home).await?, &device, output).await
+            }
+            Command::Rename { name } => {
+                pairing::rename(&Client::connect(home).await?, &name, output).await
+            }
+            Command::Add(args) => add::add(&Client::connect(home).await?, args, output).await,
+            Command::Ls(args) => assets::ls(&Client::connect(home).await?, args, output).await,
+            Command::Get { hash, output: target } => {
+                fetch::get(&Client::connect(home).await?, &hash, target, output).await
+            }
+            Command::Cat { hash } => fetch::cat(&Client::connect(home).await?, &hash, output).await,
+            Command::Info { hash } => {
+                assets::info(&Client::connect(home).await?, &hash, output).await
+            }
+            Command::Status { watch } => {
+                status::status(&Client::connect(home).await?, watch, output).await
+            }
+            Command::Wait { timeout, peer } => {
+                status::wait(&Client::connect(home).await?, timeout, peer, output).await
+            }
+            Command::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "can-sync", &mut script);
+                output.bytes(&script)?;
+                Ok(Exit::Ok)
+            }
+            Command::Version => {
+                let version = serde_json::json!({ "version": env!("CARGO_PKG_VERSION") });
+                let text = concat!("can-sync ", env!("CARGO_PKG_VERSION")).to_owned();
+                output.value(&version, |_| text)?;
+                Ok(Exit::Ok)
+            }
+        }
+    });
+    // A read of a terminal that nobody types on cannot be ended, and is not waited for.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Logs go to standard error. `CAN_SYNC_LOG` takes a filter as of tracing-subscriber and goes first.
+fn start_logging(cli: &Cli) {
+    let serves = matches!(cli.command, Command::Up(_) | Command::Store(_));
+    let default = match cli.global.verbose {
+        _ if cli.global.quiet => "error",
+        0 if serves => "warn,can_sync=info",
+        0 => "error",
+        1 => "info,can_sync=debug",
+        _ => "debug,can_sync=trace",
+    };
+    let filter = std::env::var("CAN_SYNC_LOG").ok().and_then(|filter| filter.parse().ok());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new(default)))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,128 @@
+//! `ticket`, `pair`, `peers`, `remove`, `rename`: who is in the group.
+
+use std::io::{self, IsTerminal as _, Read as _};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use super::client::Client;
+use super::exit::{Exit, Failure};
+use super::output::Output;
+use super::text::{duration, shown};
+use crate::agent::handle::{PairReply, RemoveReply, TicketReply};
+use crate::agent::status::{PeerState, PeerStatus};
+use crate::net::ticket::Ticket;
+
+/// Many times a ticket with all its addresses.
+const TICKET_BYTES_MAX: u64 = 16 * 1024;
+
+/// `can-sync ticket`
+pub(crate) async fn ticket(
+    client: &Client,
+    expires: Duration,
+    qr: bool,
+    output: Output,
+) -> Result<Exit, Failure> {
+    let order = json!({ "ttl_ms": u64::try_from(expires.as_millis()).unwrap_or(u64::MAX) });
+    let reply: TicketReply = client.post(&["v1", "ticket"], &order).await?;
+    if qr {
+        let code = parse_ticket(&reply.ticket)?.qr();
+        output.note(code.unwrap_or_else(|| "The ticket is too long for a QR code.".into()));
+    }
+    output.value(&reply, |reply| reply.ticket.clone())?;
+    let left = Duration::from_millis(reply.expires_ms).saturating_sub(since_epoch());
+    output.note(format_args!(
+        "Good once, for {}. Whoever has it can join: run `can-sync pair` on the other device and \
+         give it this ticket.",
+        duration(left + Duration::from_millis(500))
+    ));
+    Ok(Exit::Ok)
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// `can-sync pair`
+pub(crate) async fn pair(
+    client: &Client,
+    ticket: Option<String>,
+    output: Output,
+) -> Result<Exit, Failure> {
+    let text = match ticket {
+        Some(text) => text,
+        None => read_ticket(output)?,
+    };
+    // Judged here first: a slip of the mouse needs no agent to be found out.
+    let ticket = parse_ticket(&text)?.to_string();
+    output.note("Pairing…");
+    let reply: PairReply = client.post(&["v1", "pair"], &json!({ "ticket": ticket })).await?;
+    output.value(&reply, |reply| {
+        format!(
+            "paired with {} ({}), devices in the group: {}",
+            shown(&reply.name),
+            shown(&reply.short_code),
+            reply.members
+        )
+    })?;
+    Ok(Exit::Ok)
+}
+
+fn read_ticket(output: Output) -> Result<String, Failure> {
+    let stdin = io::stdin();
+    let mut text = String::new();
+    if stdin.is_terminal() {
+        output.note("Paste the ticket:");
+        stdin.read_line(&mut text).context("reading the ticket")?;
+    } else {
+        let mut start = stdin.lock().take(TICKET_BYTES_MAX);
+        start.read_to_string(&mut text).context("reading the ticket from standard input")?;
+    }
+    Ok(text)
+}
+
+fn parse_ticket(text: &str) -> Result<Ticket, Failure> {
+    text.trim().parse().map_err(|error| Failure::new(Exit::Usage, error))
+}
+
+/// `can-sync peers`
+pub(crate) async fn peers(client: &Client, output: Output) -> Result<Exit, Failure> {
+    let status = client.status().await?;
+    if status.peers.is_empty() {
+        output.note("No other device yet: `can-sync ticket` makes an invitation for one.");
+    }
+    output.values(&status.peers, peer_line)?;
+    Ok(Exit::Ok)
+}
+
+fn peer_line(peer: &PeerStatus) -> String {
+    format!("{}  {}  {}", peer.node_id, state_name(peer.state), shown(&peer.name))
+}
+
+/// One word for where a connection stands.
+pub(crate) fn state_name(state: PeerState) -> &'static str {
+    match state {
+        PeerState::Offline => "offline",
+        PeerState::Connecting => "connecting",
+        PeerState::Syncing => "syncing",
+        PeerState::Idle => "connected",
+    }
+}
+
+/// `can-sync remove`
+pub(crate) async fn remove(client: &Client, device: &str, output: Output) -> Result<Exit, Failure> {
+    if device.is_empty() {
+        return Err(Failure::new(Exit::Usage, "the device's name is empty"));
+    }
+    let reply: RemoveReply = client.delete(&["v1", "peers", device]).await?;
+    output.value(&reply, |reply| format!("removed {} ({})", shown(&reply.name), reply.node_id))?;
+    Ok(Exit::Ok)
+}
+
+/// `can-sync rename`
+pub(crate) async fn rename(client: &Client, name: &str, output: Output) -> Result<Exit, Failure> {
+    let _: serde_json::Value = client.post(&["v1", "rename"], &json!({ "name": name })).await?;
+    output.note(format_args!("This device is now called {}.", shown(name)));
+    Ok(Exit::Ok)
+}

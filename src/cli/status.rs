@@ -1,0 +1,339 @@
+//! `status` and `wait`: what goes on, and until when.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
+
+use super::client::Client;
+use super::exit::{Exit, Failure};
+use super::output::Output;
+use super::pairing::state_name;
+use super::text::{bytes, duration, shown};
+use crate::agent::status::{PeerState, PeerStatus, Status};
+
+/// Rates and times move without a new revision: repaint this often.
+const REPAINT: Duration = Duration::from_secs(1);
+
+/// While waiting: ask anew at least this often.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Before the next try when the store could not be looked at.
+const CHECK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Even `wait --timeout 0` takes one look at everything, and that takes a moment.
+const FIRST_LOOK_MIN: Duration = Duration::from_secs(2);
+
+/// `can-sync status`
+pub(crate) async fn status(client: &Client, watch: bool, output: Output) -> Result<Exit, Failure> {
+    let mut status = client.status().await?;
+    if !watch {
+        output.value(&status, picture)?;
+        return Ok(Exit::Ok);
+    }
+    loop {
+        if output.json {
+            output.json(&status)?;
+        } else {
+            output.picture(&picture(&status))?;
+        }
+        status = newer(client, status.revision, REPAINT).await?;
+    }
+}
+
+/// The status once it is newer than `revision`, at the latest after `pause`.
+async fn newer(client: &Client, revision: u64, pause: Duration) -> Result<Status, Failure> {
+    let (revision, pause_ms) = (revision.to_string(), pause.as_millis().to_string());
+    client.get(&["v1", "status"], &[("revision", &revision), ("timeout_ms", &pause_ms)]).await
+}
+
+/// `can-sync wait`
+pub(crate) async fn wait(
+    client: &Client,
+    timeout: Duration,
+    peer: Option<String>,
+    output: Output,
+) -> Result<Exit, Failure> {
+    let start = Instant::now();
+    let deadline = start + timeout.max(FIRST_LOOK_MIN);
+    let mut last = None;
+    match timeout_at(deadline, settle(client, timeout, start, peer.as_deref(), &mut last)).await {
+        Ok(Ok(Some(status))) => {
+            if status.peers.is_empty() {
+                output.note("There is no other device to wait for.");
+            }
+            if output.json {
+                output.json(&status)?;
+            }
+            Ok(Exit::Ok)
+        }
+        Ok(Err(failure)) => Err(failure),
+        Ok(Ok(None)) | Err(_) => {
+            let waited = duration(timeout);
+            let message = format!("not in sync after {waited}{}", what_is_missing(last.as_ref()));
+            Err(Failure::new(Exit::Timeout, message))
+        }
+    }
+}
+
+/// Returns the status that shows everything in sync, or `None` when that took longer than
+/// `timeout`. What the store held at the start is covered: the agent has looked at it since.
+async fn settle(
+    client: &Client,
+    timeout: Duration,
+    start: Instant,
+    peer: Option<&str>,
+    last: &mut Option<Status>,
+) -> Result<Option<Status>, Failure> {
+    let mut checked = false;
+    loop {
+        if !checked {
+            let answer: Result<Value, Failure> = client.post(&["v1", "check"], &json!({})).await;
+            checked = match answer {
+                Ok(_) => true,
+                Err(Failure::Report(Exit::Temporary, _)) => false,
+                Err(failure) => return Err(failure),
+            };
+        }
+        let pause = if checked { LOOK_AGAIN } else { CHECK_AGAIN };
+        let status = match &*last {
+            None => client.status().await?,
+            Some(status) => {
+                let left = timeout.saturating_sub(start.elapsed());
+                newer(client, status.revision, pause.min(left)).await?
+            }
+        };
+        if checked && is_settled(&status, peer)? {
+            return Ok(Some(status));
+        }
+        *last = Some(status);
+        if start.elapsed() >= timeout {
+            return Ok(None);
+        }
+    }
+}
+
+/// Whether there is nothing to wait for.
+///
+/// # Errors
+/// [`Exit::NotInSync`] when waiting cannot help, [`Exit::Unknown`] when `peer` is not one device.
+fn is_settled(status: &Status, peer: Option<&str>) -> Result<bool, Failure> {
+    if status.device.removed {
+        let message = "this device was removed from its group: pair it anew to sync again";
+        return Err(Failure::new(Exit::NotInSync, message));
+    }
+    if let Some(name) = peer {
+        let peer = find_peer(&status.peers, name)?;
+        return Ok(is_connected(peer) && peer.in_sync);
+    }
+    let reachable = status.peers.is_empty() || status.peers.iter().any(is_connected);
+    Ok(reachable && status.in_sync)
+}
+
+fn is_connected(peer: &PeerStatus) -> bool {
+    match peer.state {
+        PeerState::Offline | PeerState::Connecting => false,
+        PeerState::Syncing | PeerState::Idle => true,
+    }
+}
+
+/// The peer of this name, or whose node ID alone starts so.
+fn find_peer<'a>(peers: &'a [PeerStatus], name: &str) -> Result<&'a PeerStatus, Failure> {
+    let named: Vec<_> = peers.iter().filter(|peer| peer.name == name).collect();
+    let fitting = if named.is_empty() {
+        let id = name.to_ascii_lowercase();
+        peers.iter().filter(|peer| !id.is_empty() && peer.node_id.starts_with(&id)).collect()
+    } else {
+        named
+    };
+    match fitting[..] {
+        [peer] => Ok(peer),
+        [] => Err(Failure::new(Exit::Unknown, format!("no peer is called {name}"))),
+        _ => {
+            let message = format!("several peers fit {name}: give the node ID that is meant");
+            Err(Failure::new(Exit::Unknown, message))
+        }
+    }
+}
+
+fn what_is_missing(last: Option<&Status>) -> String {
+    let Some(status) = last else { return String::new() };
+    if !status.store.up {
+        return ": the store does not answer".into();
+    }
+    let behind = status.peers.iter().filter(|peer| !is_connected(peer) || !peer.in_sync);
+    let behind: Vec<_> =
+        behind.map(|peer| format!("{} ({})", peer.name, sync_text(peer))).collect();
+    if behind.is_empty() { String::new() } else { format!(": {}", behind.join(", ")) }
+}
+
+/// The whole status for people.
+fn picture(status: &Status) -> String {
+    let device = &status.device;
+    let mut lines = vec![
+        format!("device  {}  {}", shown(&device.name), device.node_id),
+        format!("store   {}", store_text(status)),
+    ];
+    if device.removed {
+        lines.push("        removed from its group: pair it anew to sync again".into());
+    }
+    lines.extend(device.warnings.iter().map(|warning| format!("warning {}", shown(warning))));
+    if status.peers.is_empty() {
+        lines.push("peers   none yet: `can-sync ticket` makes an invitation".into());
+    }
+    for peer in &status.peers {
+        lines.push(format!("peer    {}", peer_text(peer)));
+        if let Some(error) = &peer.last_error {
+            lines.push(format!("          last error: {}", shown(error)));
+        }
+    }
+    lines.join("\n")
+}
+
+fn store_text(status: &Status) -> String {
+    let store = &status.store;
+    let mut text = format!("{}  {} assets", shown(&store.location), store.assets);
+    if store.quarantined > 0 {
+        text.push_str(&format!(", {} damaged or refused", store.quarantined));
+    }
+    if !store.up {
+        text.push_str("  NOT ANSWERING");
+    }
+    if let Some(error) = &store.last_error {
+        text.push_str(&format!(": {}", shown(error)));
+    }
+    text
+}
+
+fn peer_text(peer: &PeerStatus) -> String {
+    let mut parts = vec![shown(&peer.name), state_name(peer.state).to_owned()];
+    parts.extend(peer.path.as_deref().map(shown));
+    parts.extend(peer.rtt_ms.map(|rtt| format!("{rtt:.1} ms")));
+    parts.push(sync_text(peer));
+    let rates = [("in", peer.receive_rate_bytes), ("out", peer.send_rate_bytes)];
+    let moving = rates.iter().filter(|(_, rate)| *rate >= 1.0);
+    parts.extend(moving.map(|(way, rate)| format!("{way} {}/s", bytes(*rate as u64))));
+    let eta = peer.eta_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    parts.extend(eta.map(|eta| format!("{} left", duration(eta))));
+    let retry = peer.next_retry_ms.map(Duration::from_millis);
+    parts.extend(retry.map(|time| format!("next try in {}", duration(time))));
+    parts.join("  ")
+}
+
+fn sync_text(peer: &PeerStatus) -> String {
+    match (peer.missing_here, peer.missing_there) {
+        _ if peer.in_sync => "in sync".into(),
+        (0, 0) if !is_connected(peer) => "not connected".into(),
+        (0, 0) => "comparing".into(),
+        (here, 0) => format!("{here} missing here"),
+        (0, there) => format!("{there} missing there"),
+        (here, there) => format!("{here} missing here, {there} missing there"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::agent::status::{DeviceStatus, StoreStatus};
+
+    fn peer(name: &str, node_id: &str, state: PeerState, in_sync: bool) -> PeerStatus {
+        PeerStatus {
+            node_id: node_id.into(),
+            name: name.into(),
+            state,
+            path: None,
+            rtt_ms: None,
+            in_sync,
+            missing_here: 0,
+            missing_there: 0,
+            received_bytes: 0,
+            sent_bytes: 0,
+            receive_rate_bytes: 0.0,
+            send_rate_bytes: 0.0,
+            eta_s: None,
+            last_error: None,
+            next_retry_ms: None,
+        }
+    }
+
+    fn status(peers: Vec<PeerStatus>, in_sync: bool) -> Status {
+        Status {
+            device: DeviceStatus {
+                node_id: "ab".repeat(32),
+                name: "desk".into(),
+                group_id: "cd".repeat(32),
+                version: "0.1.0".into(),
+                addresses: Vec::new(),
+                removed: false,
+                warnings: Vec::new(),
+            },
+            store: StoreStatus {
+                location: "embedded".into(),
+                up: true,
+                store_id: String::new(),
+                hash_algorithm: "blake3".into(),
+                assets: 3,
+                quarantined: 0,
+                last_error: None,
+            },
+            peers,
+            in_sync,
+            revision: 1,
+        }
+    }
+
+    fn exit_of(failure: Failure) -> Exit {
+        match failure {
+            Failure::Report(exit, _) => exit,
+            Failure::OutputClosed => Exit::Ok,
+        }
+    }
+
+    #[test]
+    fn a_device_without_peers_waits_for_nobody() {
+        assert!(is_settled(&status(Vec::new(), true), None).unwrap());
+    }
+
+    #[test]
+    fn peers_that_are_all_away_are_waited_for() {
+        let away = vec![peer("phone", "aa", PeerState::Offline, true)];
+        assert!(!is_settled(&status(away, true), None).unwrap());
+    }
+
+    #[test]
+    fn one_peer_away_does_not_hold_up_the_others_unless_it_is_the_one_asked_for() {
+        let peers = vec![
+            peer("phone", "aa", PeerState::Offline, false),
+            peer("nas", "bb", PeerState::Idle, true),
+        ];
+        let status = status(peers, true);
+        assert!(is_settled(&status, None).unwrap());
+        assert!(is_settled(&status, Some("nas")).unwrap());
+        assert!(is_settled(&status, Some("b")).unwrap());
+        assert!(!is_settled(&status, Some("phone")).unwrap());
+        assert_eq!(exit_of(is_settled(&status, Some("tv")).unwrap_err()), Exit::Unknown);
+        assert_eq!(exit_of(is_settled(&status, Some("")).unwrap_err()), Exit::Unknown);
+    }
+
+    #[test]
+    fn a_removed_device_does_not_wait() {
+        let mut status = status(Vec::new(), true);
+        status.device.removed = true;
+        assert_eq!(exit_of(is_settled(&status, None).unwrap_err()), Exit::NotInSync);
+    }
+
+    #[test]
+    fn the_picture_shows_what_a_peer_lacks_and_no_escape_codes_of_its_name() {
+        let mut phone = peer("ph\u{1b}[31mone", "aa", PeerState::Syncing, false);
+        phone.missing_there = 7;
+        phone.path = Some("relay".into());
+        phone.rtt_ms = Some(12.34);
+        phone.send_rate_bytes = 2048.0;
+        phone.eta_s = Some(65.0);
+        let text = picture(&status(vec![phone], false));
+        let expected = "syncing  relay  12.3 ms  7 missing there  out 2.0 KiB/s  1m 05s left";
+        assert!(text.contains(expected), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
+}

@@ -1,0 +1,165 @@
+//! Text for people and from people: pure, no printing.
+//!
+//! T1  Text that came from another device never acts on the terminal: what [`shown`] returns holds
+//!     no control character, no direction override and no more than [`SHOWN_CHARS_MAX`] characters.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serializer;
+
+use crate::core::export_name::is_invisible;
+
+/// A name or description is cut here on a terminal; combining marks count.
+const SHOWN_CHARS_MAX: usize = 500;
+
+/// Remote or otherwise untrusted text as it may be shown on a terminal.
+pub(crate) fn shown(text: &str) -> String {
+    escaped(text, SHOWN_CHARS_MAX)
+}
+
+/// Like [`shown`], cut after another number of characters.
+pub(crate) fn escaped(text: &str, chars_max: usize) -> String {
+    let mut out = String::new();
+    for (count, character) in text.chars().enumerate() {
+        if count == chars_max {
+            out.push('…');
+            break;
+        }
+        if acts_on_terminals(character) {
+            out.extend(character.escape_unicode());
+        } else {
+            out.push(character);
+        }
+    }
+    out
+}
+
+/// JSON text in which no character acts on a terminal either. JSON escapes C0 only; the others can
+/// stand in its strings alone, where `\u` is their other spelling.
+pub(crate) fn shown_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for character in json.chars() {
+        if acts_on_terminals(character) {
+            let _ = write!(out, "\\u{:04x}", u32::from(character));
+        } else {
+            out.push(character);
+        }
+    }
+    out
+}
+
+fn acts_on_terminals(character: char) -> bool {
+    character.is_control() || is_invisible(character)
+}
+
+/// A path in JSON: not every path is text, and then the closest text stands for it.
+pub(crate) fn lossy_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+/// `1.5 MiB`.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = UNITS[0];
+    for larger in &UNITS[1..] {
+        if value < 1023.95 {
+            break;
+        }
+        value /= 1024.0;
+        unit = larger;
+    }
+    format!("{value:.1} {unit}")
+}
+
+/// `2m 05s`: two units, the larger ones first.
+pub(crate) fn duration(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m {:02}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h {:02}m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{}d {:02}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+/// Longer than anyone waits, short enough to be added to any clock.
+const DURATION_MAX: Duration = Duration::from_secs(3_650 * 86_400);
+
+/// `10m`, `90s`, `500ms`, `2h`, `1d`; a bare number is seconds.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let expected = || format!("expected a time such as 90s, 10m or 2h, got {text:?}");
+    let number: u64 = number.parse().map_err(|_| expected())?;
+    let unit_ms: u64 = match unit {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(expected()),
+    };
+    let time = number.checked_mul(unit_ms).map(Duration::from_millis);
+    time.filter(|time| *time <= DURATION_MAX).ok_or_else(expected)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_others_cannot_act_on_the_terminal() {
+        assert_eq!(shown("Grüße, 日本"), "Grüße, 日本");
+        assert_eq!(shown("a\u{1b}[2Jb\nc\u{7}"), "a\\u{1b}[2Jb\\u{a}c\\u{7}");
+        assert_eq!(shown("\u{9b}31m"), "\\u{9b}31m");
+        assert_eq!(shown("exe\u{202e}gpj"), "exe\\u{202e}gpj");
+        let marks = "a".to_owned() + &"\u{301}".repeat(1_000_000);
+        assert_eq!(shown(&marks).chars().count(), SHOWN_CHARS_MAX + 1);
+    }
+
+    #[test]
+    fn json_of_others_cannot_either_and_says_the_same() {
+        let text = "\u{1b}[2J\u{9b}31m\u{7f}\u{202e}é";
+        let json = shown_json(&serde_json::to_string(text).unwrap());
+        assert!(!json.chars().any(acts_on_terminals), "{json}");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+    }
+
+    #[test]
+    fn sizes_and_times_are_short() {
+        let sizes = [0, 1023, 1024, 1536, 1024 * 1024 - 1, 5 << 30, u64::MAX];
+        let expected = ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "5.0 GiB", "16.0 EiB"];
+        assert_eq!(sizes.map(bytes), expected);
+        let times = [0, 59, 60, 3_599, 3_600, 90_000].map(|s| duration(Duration::from_secs(s)));
+        assert_eq!(times, ["0s", "59s", "1m 00s", "59m 59s", "1h 00m", "1d 01h"]);
+    }
+
+    #[test]
+    fn times_are_read_with_their_unit() {
+        for (text, ms) in
+            [("500ms", 500), ("90", 90_000), ("60s", 60_000), ("10m", 600_000), ("0s", 0)]
+        {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in [
+            "",
+            "s",
+            "-1s",
+            "1.5h",
+            "10 m",
+            "1w",
+            "99999999999999999999s",
+            "3651d",
+            "9999999999999999d",
+        ] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}

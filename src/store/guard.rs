@@ -1,0 +1,241 @@
+//! Who may speak with a loopback server: checked before anything else is looked at.
+//!
+//! Loopback is no boundary: web pages reach it (by forms, `fetch`, rebound names) and so do other
+//! users of the machine. So, in this order and before routing: the request names us by a literal
+//! loopback name (DNS rebinding brings another one), carries no `Origin` or `Referer` (only browsers
+//! send them), and holds the key. No CORS header is ever sent. After Tailscale's LocalAPI.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::IntoResponse;
+
+use super::key::StoreKey;
+use super::problem::{Problem, problem, uniform};
+
+/// The names a request may call us by, with our port or none.
+const HOST_NAMES: [&str; 3] = ["127.0.0.1", "[::1]", "localhost"];
+
+/// The one path that takes the key as `?key=`: browsers' EventSource cannot set headers.
+const KEY_IN_QUERY_PATH: &str = "/sync/events";
+
+/// The one path that asks for no key: it says that the server lives, and carries no data.
+const KEYLESS_PATH: &str = "/healthz";
+
+/// What a request must show to be let in.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    key: Arc<StoreKey>,
+    port: u16,
+}
+
+impl Guard {
+    /// Lets in who holds `key` and means the server on `port`.
+    pub fn new(key: StoreKey, port: u16) -> Self {
+        Self { key: Arc::new(key), port }
+    }
+
+    /// The router behind this guard. Also gives the router's bare errors their problem document.
+    pub fn layer(self, router: Router) -> Router {
+        // As a fallback the inner router, its routing included, runs only behind the check.
+        Router::new().fallback_service(router).layer(middleware::from_fn(
+            move |request: Request, next: Next| {
+                let refused = self.refuse(request.method(), request.uri(), request.headers());
+                async move {
+                    let mut response = match refused {
+                        Some(problem) => problem.into_response(),
+                        None => uniform(next.run(request).await),
+                    };
+                    harden(response.headers_mut());
+                    response
+                }
+            },
+        ))
+    }
+
+    /// Why the request is not let in, or `None`.
+    fn refuse(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Problem> {
+        if uri.scheme().is_some() || uri.authority().is_some() {
+            return Some(forbidden("the request line must hold a path, not a URL"));
+        }
+        if !self.is_our_host(headers) {
+            return Some(forbidden(
+                "exactly one Host header is expected, and it must be 127.0.0.1, [::1] or \
+                 localhost, with this server's port or none",
+            ));
+        }
+        if headers.contains_key(header::ORIGIN) || headers.contains_key(header::REFERER) {
+            return Some(forbidden("requests from web pages are refused"));
+        }
+        if uri.path() != KEYLESS_PATH && !self.holds_key(method, uri, headers) {
+            // One text for a missing, a malformed and a wrong key.
+            return Some(problem(StatusCode::UNAUTHORIZED, "a valid key is needed"));
+        }
+        None
+    }
+
+    fn is_our_host(&self, headers: &HeaderMap) -> bool {
+        let mut hosts = headers.get_all(header::HOST).iter();
+        let (Some(host), None) = (hosts.next(), hosts.next()) else {
+            return false;
+        };
+        let port = format!(":{}", self.port);
+        HOST_NAMES.iter().any(|name| {
+            let rest = host.as_bytes().strip_prefix(name.as_bytes());
+            rest.is_some_and(|rest| rest.is_empty() || rest == port.as_bytes())
+        })
+    }
+
+    fn holds_key(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
+        let mut values = headers.get_all(header::AUTHORIZATION).iter();
+        match (values.next(), values.next()) {
+            (Some(value), None) => value
+                .as_bytes()
+                .strip_prefix(b"Bearer ")
+                .is_some_and(|given| self.key.matches(given)),
+            (None, None) if method == Method::GET && uri.path() == KEY_IN_QUERY_PATH => uri
+                .query()
+                .unwrap_or_default()
+                .split('&')
+                .filter_map(|pair| pair.strip_prefix("key="))
+                .any(|given| self.key.matches(given.as_bytes())),
+            _ => false,
+        }
+    }
+}
+
+fn forbidden(detail: &str) -> Problem {
+    problem(StatusCode::FORBIDDEN, detail)
+}
+
+/// What every answer tells a browser that got at it all the same.
+fn harden(headers: &mut HeaderMap) {
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const PORT: u16 = 4242;
+
+    fn guard() -> Guard {
+        Guard::new(StoreKey::parse("right-key").unwrap(), PORT)
+    }
+
+    /// The status of the refusal, or 200.
+    fn judge(method: Method, uri: &str, headers: &[(&str, &str)]) -> u16 {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(
+                name.parse::<header::HeaderName>().unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            );
+        }
+        guard()
+            .refuse(&method, &uri.parse().unwrap(), &map)
+            .map_or(200, |problem| problem.status.as_u16())
+    }
+
+    const HOST: (&str, &str) = ("host", "127.0.0.1:4242");
+    const KEY: (&str, &str) = ("authorization", "Bearer right-key");
+
+    #[test]
+    fn only_literal_loopback_hosts_with_our_port_are_served() {
+        for host in
+            ["127.0.0.1", "127.0.0.1:4242", "[::1]", "[::1]:4242", "localhost", "localhost:4242"]
+        {
+            assert_eq!(judge(Method::GET, "/x", &[("host", host), KEY]), 200, "{host}");
+        }
+        for host in [
+            "",
+            "evil.com",
+            "evil.com:4242",
+            "127.0.0.1.evil.com",
+            "127.0.0.1.evil.com:4242",
+            "localhost.evil",
+            "localhost.",
+            "LOCALHOST",
+            "127.1",
+            "127.0.0.2",
+            "0.0.0.0",
+            "::1",
+            "[::1",
+            "[::]",
+            "127.0.0.1:4243",
+            "127.0.0.1:",
+            "127.0.0.1:04242",
+            "127.0.0.1:4242:4242",
+            "user@127.0.0.1:4242",
+            "127.0.0.1:4242, evil.com",
+            "127.0.0.1 ",
+        ] {
+            assert_eq!(judge(Method::GET, "/x", &[("host", host), KEY]), 403, "{host}");
+        }
+        assert_eq!(judge(Method::GET, "/x", &[KEY]), 403);
+        assert_eq!(judge(Method::GET, "/x", &[HOST, HOST, KEY]), 403);
+        assert_eq!(judge(Method::GET, "/x", &[HOST, ("host", "evil.com"), KEY]), 403);
+        for uri in ["http://127.0.0.1:4242/x", "http://evil.com/x", "https://localhost/x"] {
+            assert_eq!(judge(Method::GET, uri, &[HOST, KEY]), 403, "{uri}");
+        }
+        assert_eq!(judge(Method::CONNECT, "evil.com:443", &[HOST, KEY]), 403);
+    }
+
+    #[test]
+    fn requests_of_web_pages_are_refused_before_the_key_is_looked_at() {
+        for value in ["null", "", "http://127.0.0.1:4242", "https://evil.com"] {
+            for name in ["origin", "referer"] {
+                assert_eq!(judge(Method::GET, "/x", &[HOST, (name, value)]), 403);
+                assert_eq!(judge(Method::GET, "/x", &[HOST, (name, value), KEY]), 403);
+                assert_eq!(judge(Method::OPTIONS, "/x", &[HOST, (name, value)]), 403);
+            }
+        }
+    }
+
+    #[test]
+    fn every_way_not_to_hold_the_key_looks_the_same() {
+        let cases: [&[(&str, &str)]; 10] = [
+            &[HOST],
+            &[HOST, ("authorization", "")],
+            &[HOST, ("authorization", "Bearer")],
+            &[HOST, ("authorization", "Bearer ")],
+            &[HOST, ("authorization", "Bearer right-ke")],
+            &[HOST, ("authorization", "Bearer right-key2")],
+            &[HOST, ("authorization", "right-key")],
+            &[HOST, ("authorization", "Basic right-key")],
+            &[HOST, ("cookie", "key=right-key")],
+            &[HOST, KEY, KEY],
+        ];
+        for headers in cases {
+            assert_eq!(judge(Method::GET, "/x", headers), 401, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn the_path_without_a_key_is_guarded_against_web_pages_all_the_same() {
+        assert_eq!(judge(Method::GET, "/healthz", &[HOST]), 200);
+        assert_eq!(judge(Method::GET, "/healthz", &[("host", "evil.com")]), 403);
+        assert_eq!(judge(Method::GET, "/healthz", &[HOST, ("origin", "null")]), 403);
+        assert_eq!(judge(Method::GET, "/healthz/", &[HOST]), 401);
+        assert_eq!(judge(Method::GET, "/sync/../healthz", &[HOST]), 401);
+    }
+
+    #[test]
+    fn the_key_in_the_query_opens_the_event_stream_alone() {
+        assert_eq!(judge(Method::GET, "/sync/events?key=right-key", &[HOST]), 200);
+        assert_eq!(judge(Method::GET, "/sync/events?a=b&key=right-key", &[HOST]), 200);
+        assert_eq!(judge(Method::GET, "/sync/events?key=wrong", &[HOST]), 401);
+        assert_eq!(judge(Method::GET, "/sync/events?xkey=right-key", &[HOST]), 401);
+        assert_eq!(judge(Method::POST, "/sync/events?key=right-key", &[HOST]), 401);
+        assert_eq!(judge(Method::GET, "/sync/info?key=right-key", &[HOST]), 401);
+        assert_eq!(judge(Method::GET, "/sync/events/?key=right-key", &[HOST]), 401);
+        // A wrong header is not mended by the query.
+        let wrong = ("authorization", "Bearer wrong");
+        assert_eq!(judge(Method::GET, "/sync/events?key=right-key", &[HOST, wrong]), 401);
+    }
+}

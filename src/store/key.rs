@@ -1,0 +1,187 @@
+//! The key that lets a program speak with a store: where it lies and who may read it.
+//!
+//! A key file that others can read is refused, not repaired: by then the key may be known. The text
+//! of a key reaches a header and nothing else; `Debug` shows none of it.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// A bearer key: visible ASCII without spaces.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoreKey(String);
+
+/// Why a key file gives no key.
+#[derive(Debug, Error)]
+pub enum KeyError {
+    /// The file cannot be opened, read or made.
+    #[error("cannot use the key file {}: {source}", .path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Somebody else may know the key.
+    #[error(
+        "the key file {} can be read by others (mode {mode:04o}): make a new key and protect it \
+         with `chmod 600`", .path.display()
+    )]
+    Exposed {
+        /// Which file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The file belongs to another user, who can read and change it.
+    #[error("the key file {} belongs to user {uid}, not to us or root", .path.display())]
+    Foreign {
+        /// Which file.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+    },
+    /// The content is not a key.
+    #[error(
+        "the key file {} holds no key: expected one line of 1 to {KEY_BYTES_MAX} visible ASCII \
+         characters", .path.display()
+    )]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+    },
+}
+
+/// Longer than any key in use, short enough for every server's header limit.
+const KEY_BYTES_MAX: usize = 1024;
+
+/// 256 bit: not to be guessed.
+const NEW_KEY_BYTES: usize = 32;
+
+impl StoreKey {
+    /// Reads the key from a file that only its owner (we, or root) can read.
+    pub fn load(path: &Path) -> Result<Self, KeyError> {
+        let io = |source| KeyError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io)?;
+        let status = file.metadata().map_err(io)?;
+        let mode = status.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(KeyError::Exposed { path: path.to_owned(), mode });
+        }
+        let uid = status.uid();
+        if uid != 0 && uid != rustix::process::geteuid().as_raw() {
+            return Err(KeyError::Foreign { path: path.to_owned(), uid });
+        }
+        let mut text = String::new();
+        let malformed = || KeyError::Malformed { path: path.to_owned() };
+        // Two more than the longest key: room for a line end, and a longer file is seen to be one.
+        let mut start = file.take(KEY_BYTES_MAX as u64 + 2);
+        match start.read_to_string(&mut text) {
+            Ok(_) => Self::parse(&text).ok_or_else(malformed),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(malformed()),
+            Err(error) => Err(io(error)),
+        }
+    }
+
+    /// Makes a new random key in a new file with mode 0600. An existing file is left alone and is
+    /// an error.
+    pub fn create(path: &Path) -> Result<Self, KeyError> {
+        let key = Self(data_encoding::HEXLOWER.encode(&rand::random::<[u8; NEW_KEY_BYTES]>()));
+        let write = || -> io::Result<()> {
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            writeln!(file, "{}", key.0)?;
+            file.sync_all()?;
+            match path.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+                _ => Ok(()),
+            }
+        };
+        write().map_err(|source| KeyError::Io { path: path.to_owned(), source })?;
+        Ok(key)
+    }
+
+    /// A key from its text, surrounding white space aside.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let fits = (1..=KEY_BYTES_MAX).contains(&text.len());
+        (fits && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| Self(text.to_owned()))
+    }
+
+    /// Whether `given` is this key, in time that does not depend on where they differ.
+    pub fn matches(&self, given: &[u8]) -> bool {
+        // Comparing BLAKE3 hashes is constant-time, and hides the length too.
+        blake3::hash(given) == blake3::hash(self.0.as_bytes())
+    }
+
+    /// The key's text, for a header.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for StoreKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StoreKey(..)")
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_created_key_is_private_and_loads_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let key = StoreKey::create(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(StoreKey::load(&path).unwrap(), key);
+        assert!(matches!(StoreKey::create(&path), Err(KeyError::Io { .. })));
+        assert!(!format!("{key:?}").contains(key.expose()));
+    }
+
+    #[test]
+    fn a_key_file_that_others_can_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        StoreKey::create(&path).unwrap();
+        for mode in [0o640, 0o604, 0o644, 0o620, 0o601] {
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            let error = StoreKey::load(&path).unwrap_err();
+            assert!(matches!(error, KeyError::Exposed { .. }), "{mode:o}");
+        }
+        fs::set_permissions(&path, Permissions::from_mode(0o400)).unwrap();
+        assert!(StoreKey::load(&path).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused() {
+        let long = "k".repeat(KEY_BYTES_MAX + 1);
+        for text in ["", " \n", "two words", "line\nline", "käse", long.as_str()] {
+            assert!(StoreKey::parse(text).is_none(), "{text:?}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        fs::write(&path, [0xff, 0xfe]).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        assert!(matches!(StoreKey::load(&path), Err(KeyError::Malformed { .. })));
+    }
+
+    #[test]
+    fn only_the_whole_key_matches() {
+        let key = StoreKey::parse("secret\n").unwrap();
+        assert!(key.matches(b"secret"));
+        for wrong in [&b""[..], b"secre", b"secretx", b"Secret", b"secret\n"] {
+            assert!(!key.matches(wrong));
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The messages of `proto/store.proto` to and from the trait's types, for the server and the client
+//! alike. What comes from outside is bounded and brought into canonical form here, once; refusals
+//! are sentences that the server sends with 400 and the client reports as a broken contract.
+
+use prost::Message as _;
+
+use super::{Asset, Entry, Metadata, StoreInfo};
+use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
+use crate::wire::proto::store as proto;
+
+/// The media type of the messages.
+pub(crate) const PROTOBUF_TYPE: &str = "application/x-protobuf";
+
+/// The api version this code speaks.
+pub(crate) const API_VERSION: u32 = 1;
+
+/// Hashes of one pull and bundles of one batch (named in the proto file).
+pub(crate) const MESSAGE_ENTRIES_MAX: usize = 1024;
+
+/// An encoded push, pull answer or batch that this program sends or takes (named in the proto file).
+pub(crate) const MESSAGE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// The header that carries the metadata of a streamed upload: `Metadata`, base64url without padding.
+pub(crate) const METADATA_HEADER: &str = "asset-metadata";
+
+/// The header that says how many bytes of an unfinished upload are kept.
+pub(crate) const UPLOAD_OFFSET_HEADER: &str = "upload-offset";
+
+/// Description, names and tags of one asset together.
+pub(crate) const METADATA_BYTES_MAX: usize = 64 * 1024;
+
+/// Tags of one asset; each costs a row and some bytes of its own.
+pub(crate) const TAGS_MAX: usize = 4096;
+
+/// Metadata within bounds and in canonical form: tags sorted, each once.
+pub(crate) fn canonical(mut metadata: Metadata) -> Result<Metadata, String> {
+    metadata.tags.sort_unstable();
+    metadata.tags.dedup();
+    at_most("the number of tags", metadata.tags.len(), TAGS_MAX)?;
+    let tags: usize = metadata.tags.iter().map(String::len).sum();
+    let names = metadata.file_name.len() + metadata.media_type.len();
+    at_most(
+        "the length of description, names and tags in bytes",
+        metadata.description.len() + names + tags,
+        METADATA_BYTES_MAX,
+    )?;
+    Ok(metadata)
+}
+
+/// Refuses what is over a limit.
+pub(crate) fn at_most(what: &str, got: usize, limit: usize) -> Result<(), String> {
+    if got > limit {
+        return Err(format!("{what} is {got}, at most {limit} is allowed"));
+    }
+    Ok(())
+}
+
+/// A hash from its raw bytes.
+pub(crate) fn hash(bytes: &[u8]) -> Result<Hash, String> {
+    Hash::from_slice(bytes)
+        .ok_or_else(|| format!("a hash has {} bytes, got {}", Hash::LEN, bytes.len()))
+}
+
+/// Metadata from its message; a missing one is empty.
+pub(crate) fn metadata(message: Option<proto::Metadata>) -> Result<Metadata, String> {
+    let message = message.unwrap_or_default();
+    canonical(Metadata {
+        description: message.description,
+        tags: message.tags,
+        trashed: message.is_trashed,
+        version: message.version,
+        file_name: message.file_name,
+        media_type: message.media_type,
+    })
+}
+
+/// The message of a metadata row.
+pub(crate) fn metadata_message(metadata: &Metadata) -> proto::Metadata {
+    proto::Metadata {
+        description: metadata.description.clone(),
+        tags: metadata.tags.clone(),
+        is_trashed: metadata.trashed,
+        version: metadata.version,
+        file_name: metadata.file_name.clone(),
+        media_type: metadata.media_type.clone(),
+    }
+}
+
+/// Metadata as text for [`METADATA_HEADER`].
+pub(crate) fn metadata_header(metadata: &Metadata) -> String {
+    data_encoding::BASE64URL_NOPAD.encode(&metadata_message(metadata).encode_to_vec())
+}
+
+/// Metadata from the value of [`METADATA_HEADER`].
+pub(crate) fn metadata_from_header(value: &[u8]) -> Result<Metadata, String> {
+    let wrong = || format!("{METADATA_HEADER} must be a Metadata message in base64url");
+    let bytes = data_encoding::BASE64URL_NOPAD.decode(value).map_err(|_| wrong())?;
+    metadata(Some(proto::Metadata::decode(bytes.as_slice()).map_err(|_| wrong())?))
+}
+
+/// A feed entry from its message.
+pub(crate) fn entry(message: &proto::Digest) -> Result<Entry, String> {
+    Ok(Entry {
+        digest: Digest { hash: hash(&message.hash)?, size_bytes: message.size_bytes },
+        timestamp_ms: message.timestamp_ms,
+        cursor: message.cursor,
+    })
+}
+
+/// The message of a feed entry.
+pub(crate) fn entry_message(entry: &Entry) -> proto::Digest {
+    proto::Digest {
+        hash: entry.digest.hash.as_bytes().to_vec().into(),
+        size_bytes: entry.digest.size_bytes,
+        timestamp_ms: entry.timestamp_ms,
+        cursor: entry.cursor,
+    }
+}
+
+/// An asset's row from a bundle, its content left aside.
+pub(crate) fn asset(bundle: &proto::Bundle) -> Result<Asset, String> {
+    let digest = bundle.digest.as_ref().ok_or("a bundle has no digest")?;
+    Ok(Asset { entry: entry(digest)?, metadata: metadata(bundle.metadata.clone())? })
+}
+
+/// What a store says of itself, from its message, with its features.
+pub(crate) fn info(message: proto::StoreInfo) -> Result<(StoreInfo, Vec<String>), String> {
+    if message.api_version != API_VERSION {
+        return Err(format!(
+            "the store speaks api version {}, this program speaks {API_VERSION}",
+            message.api_version
+        ));
+    }
+    let hash_algorithm = match message.hash_algorithm() {
+        proto::HashAlgorithm::Blake3 => HashAlgorithm::Blake3,
+        proto::HashAlgorithm::Sha256 => HashAlgorithm::Sha256,
+        proto::HashAlgorithm::Unspecified => {
+            return Err(format!("hash algorithm {} is not known", message.hash_algorithm));
+        }
+    };
+    let store_id = StoreId::from_slice(&message.store_id).ok_or_else(|| {
+        format!("a store id has {} bytes, got {}", StoreId::LEN, message.store_id.len())
+    })?;
+    let info = StoreInfo {
+        store_id,
+        hash_algorithm,
+        newest_cursor: message.newest_cursor,
+        asset_count: message.asset_count,
+        asset_bytes: message.asset_bytes,
+        largest_asset_bytes: Some(message.largest_asset_bytes).filter(|bytes| *bytes > 0),
+    };
+    Ok((info, message.features))
+}
+
+/// The message of what a store says of itself.
+pub(crate) fn info_message(info: &StoreInfo, features: Vec<String>) -> proto::StoreInfo {
+    let hash_algorithm = match info.hash_algorithm {
+        HashAlgorithm::Blake3 => proto::HashAlgorithm::Blake3,
+        HashAlgorithm::Sha256 => proto::HashAlgorithm::Sha256,
+    };
+    proto::StoreInfo {
+        store_id: info.store_id.as_bytes().to_vec().into(),
+        api_version: API_VERSION,
+        hash_algorithm: hash_algorithm.into(),
+        newest_cursor: info.newest_cursor,
+        asset_count: info.asset_count,
+        asset_bytes: info.asset_bytes,
+        largest_asset_bytes: info.largest_asset_bytes.unwrap_or(0),
+        features,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_become_sorted_and_unique() {
+        let tags = ["b", "a", "b"].map(str::to_owned).to_vec();
+        let metadata = Metadata { tags, ..Metadata::default() };
+        assert_eq!(canonical(metadata).unwrap().tags, ["a", "b"]);
+    }
+
+    #[test]
+    fn metadata_is_bounded_on_both_sides_of_each_limit() {
+        for (over, fits) in [(0, true), (1, false)] {
+            let long = Metadata {
+                description: "x".repeat(METADATA_BYTES_MAX - 2 + over),
+                file_name: "n".into(),
+                tags: vec!["t".into(), "t".into()],
+                ..Metadata::default()
+            };
+            assert_eq!(canonical(long).is_ok(), fits);
+            let many = Metadata {
+                tags: (0..TAGS_MAX + over).map(|tag| tag.to_string()).collect(),
+                ..Metadata::default()
+            };
+            assert_eq!(canonical(many).is_ok(), fits);
+        }
+    }
+
+    #[test]
+    fn metadata_travels_in_a_header() {
+        let metadata = Metadata {
+            description: "grüße\r\n".into(),
+            tags: vec!["a".into()],
+            trashed: true,
+            version: 7,
+            file_name: "ü.txt".into(),
+            media_type: "text/plain".into(),
+        };
+        let header = metadata_header(&metadata);
+        assert_eq!(metadata_from_header(header.as_bytes()), Ok(metadata));
+        assert!(metadata_from_header(b"=?=").is_err());
+    }
+}

@@ -1,0 +1,93 @@
+//! Errors over HTTP: RFC 9457 problem documents, and which status a store error is.
+//!
+//! Every error answer of this process has one shape, also the ones the router makes by itself
+//! (no such path, no such method): [`uniform`] sees to that.
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::StoreError;
+
+/// The media type of an error answer.
+pub const PROBLEM_TYPE: &str = "application/problem+json";
+
+/// An error answer: what went wrong and what to do, in a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// For people; holds no secret.
+    pub detail: String,
+}
+
+/// The one place where problems are made.
+pub fn problem(status: StatusCode, detail: impl Into<String>) -> Problem {
+    Problem { status, detail: detail.into() }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        let status = match &error {
+            StoreError::Unreachable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            StoreError::Full(_) => StatusCode::INSUFFICIENT_STORAGE,
+            StoreError::Mismatch { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            StoreError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            StoreError::NotFound(_) => StatusCode::NOT_FOUND,
+            StoreError::Conflict(_) => StatusCode::CONFLICT,
+            StoreError::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
+            StoreError::Disk(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            // A foreign store behind us failed its side, not the caller.
+            StoreError::Unauthorized(_) | StoreError::Contract(_) => StatusCode::BAD_GATEWAY,
+        };
+        problem(status, error.to_string())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = serde_json::json!({
+            "type": "about:blank",
+            "title": self.status.canonical_reason().unwrap_or("Error"),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+        });
+        let mut response = Response::new(Body::from(body.to_string()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_TYPE));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// Gives the router's own bare errors (404, 405, a refused query) the common shape; other answers
+/// pass unchanged.
+pub fn uniform(response: Response) -> Response {
+    let status = response.status();
+    let is_bare = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_none_or(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    if !(status.is_client_error() || status.is_server_error()) || !is_bare {
+        return response;
+    }
+    let detail = match status {
+        StatusCode::NOT_FOUND => "there is nothing under this path",
+        StatusCode::METHOD_NOT_ALLOWED => "this path does not take this method",
+        _ => "the request was refused",
+    };
+    let (parts, _) = response.into_parts();
+    let mut answer = problem(status, detail).into_response();
+    for (name, value) in &parts.headers {
+        if !matches!(*name, header::CONTENT_TYPE | header::CONTENT_LENGTH) {
+            answer.headers_mut().insert(name, value.clone());
+        }
+    }
+    answer
+}

@@ -1,0 +1,283 @@
+//! Connections of a loopback HTTP server: how many, for how long, and how they end.
+//!
+//! Whoever connects holds at most one of [`CONNECTIONS_MAX`] places, sends its header within
+//! [`HEADER_DEADLINE`] (which closes idle connections too) and its body without longer pauses than
+//! [`BODY_PAUSE_MAX`]. [`serve`] owns every task it starts; when it returns, none is left.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, HttpBody};
+use axum::http::header;
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Open connections at once. An agent uses about ten, a browser six, a watcher one that it holds for
+/// days; the rest is room for scripts. Each costs a socket and about 10 KiB.
+pub const CONNECTIONS_MAX: usize = 64;
+
+/// A request's header has arrived by then, counted from the connect or the last answer.
+pub const HEADER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The longest pause between two pieces of a request's body. Bodies are read only from who holds the
+/// key, and may come from a person who types or a program that computes.
+pub const BODY_PAUSE_MAX: Duration = Duration::from_secs(600);
+
+/// Answers under way when the server is stopped have this long to end.
+pub const STOP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A request line and header larger than this are refused. Metadata in a header is the largest
+/// (`Asset-Metadata` of `proto/store.proto`, about 100 KiB in base64).
+const HEADER_BYTES_MAX: usize = 256 * 1024;
+
+/// After a failed `accept` (no file descriptors left), before the next.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves `router` on `listener`, which must be a loopback one, until `stop` is cancelled: then
+/// event streams end at once and other answers have [`STOP_DEADLINE`].
+///
+/// When all places are taken, the connection that has been idle longest is closed for a new one; are
+/// all of them busy, the new one is closed. Dropping the future cuts every connection.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let address = listener.local_addr()?;
+    if !address.ip().is_loopback() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("refusing to serve on {address}: only loopback addresses are allowed"),
+        ));
+    }
+    let places = Places::default();
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, peer)) if peer.ip().is_loopback() => stream,
+            Ok(_) => continue,
+            Err(error) => {
+                tracing::warn!(%address, %error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if let Some(place) = places.take() {
+            connections.spawn(connection(stream, place, router.clone(), stop.clone()));
+        }
+    }
+    drop(listener);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    if timeout(STOP_DEADLINE, ended).await.is_err() {
+        connections.shutdown().await;
+    }
+    Ok(())
+}
+
+/// One connection from its first byte to its last.
+async fn connection(stream: TcpStream, place: Arc<Place>, router: Router, stop: CancellationToken) {
+    // Small answers should not wait for the peer's acknowledgement of the one before.
+    let _ = stream.set_nodelay(true);
+    let close = place.close.clone();
+    let service = Requests { router: TowerToHyperService::new(router), place, stop: stop.clone() };
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_DEADLINE)
+        .max_buf_size(HEADER_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = close.cancelled() => return,
+        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    // `serve` cuts what does not end in time.
+    let _ = connection.await;
+}
+
+/// The places for connections, and who holds them.
+#[derive(Clone, Default)]
+struct Places(Arc<Mutex<BTreeMap<u64, Holder>>>);
+
+struct Holder {
+    /// `None` while a request is under way.
+    idle_since: Option<Instant>,
+    close: CancellationToken,
+}
+
+/// Held by a connection; given back when dropped.
+struct Place {
+    places: Places,
+    number: u64,
+    close: CancellationToken,
+}
+
+impl Places {
+    /// A place, if need be that of the connection idle longest.
+    fn take(&self) -> Option<Arc<Place>> {
+        let mut holders = self.lock();
+        if holders.len() >= CONNECTIONS_MAX {
+            let (_, number) = holders
+                .iter()
+                .filter_map(|(number, holder)| Some((holder.idle_since?, *number)))
+                .min()?;
+            holders.remove(&number)?.close.cancel();
+        }
+        let number = holders.last_key_value().map_or(0, |(last, _)| last + 1);
+        let close = CancellationToken::new();
+        holders.insert(number, Holder { idle_since: Some(Instant::now()), close: close.clone() });
+        Some(Arc::new(Place { places: self.clone(), number, close }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Holder>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    fn set_idle_since(&self, since: Option<Instant>) {
+        if let Some(holder) = self.places.lock().get_mut(&self.number) {
+            holder.idle_since = since;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.lock().remove(&self.number);
+    }
+}
+
+/// A connection's requests, handed to the router.
+struct Requests {
+    router: TowerToHyperService<Router>,
+    place: Arc<Place>,
+    stop: CancellationToken,
+}
+
+impl Service<hyper::Request<Incoming>> for Requests {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response, Infallible>>;
+
+    fn call(&self, request: hyper::Request<Incoming>) -> Self::Future {
+        let busy = Busy::new(self.place.clone());
+        let request = request.map(|body| Body::new(Impatient { body, pause: None }));
+        let answer = self.router.call(request);
+        let stop = self.stop.clone();
+        Box::pin(async move {
+            let response = answer.await?;
+            // An event stream never ends by itself; other answers may finish.
+            let ends_on_stop = response
+                .headers()
+                .get(header::CONTENT_TYPE)
+                .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+            let stop = ends_on_stop.then(|| Box::pin(stop.cancelled_owned()) as BoxFuture<_>);
+            Ok(response.map(|body| Body::new(Answer { body, stop, _busy: busy })))
+        })
+    }
+}
+
+/// While it lives, the connection is not idle.
+struct Busy(Arc<Place>);
+
+impl Busy {
+    fn new(place: Arc<Place>) -> Self {
+        place.set_idle_since(None);
+        Self(place)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.set_idle_since(Some(Instant::now()));
+    }
+}
+
+/// A request body whose pauses are bounded.
+struct Impatient {
+    body: Incoming,
+    /// Runs while a reader waits.
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl HttpBody for Impatient {
+    type Data = Bytes;
+    type Error = axum::BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            self.pause = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(BODY_PAUSE_MAX)));
+        pause.as_mut().poll(cx).map(|()| {
+            let late = "the request body stopped coming";
+            Some(Err(io::Error::new(io::ErrorKind::TimedOut, late).into()))
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer's body: keeps the connection busy, and ends when told to.
+struct Answer {
+    body: Body,
+    stop: Option<BoxFuture<'static, ()>>,
+    _busy: Busy,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if let Some(stop) = &mut self.stop
+            && stop.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(None);
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,248 @@
+//! Bodies on their way into a store: read within bounds, hashed while they are written to a file of
+//! our own.
+//!
+//! A [`TempFile`] is made with `O_EXCL` and mode 0600 under a random name, and is gone when dropped.
+//! After a crash the owner of the folder sweeps it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use axum::body::{Body, BodyDataStream};
+use axum::http::{HeaderMap, StatusCode, header};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use tokio::fs::{File, OpenOptions};
+use tokio::io::AsyncWriteExt as _;
+
+use super::problem::{Problem, problem};
+use super::{SMALL_BYTES_MAX, Store, StoreError};
+use crate::core::ids::{Digest, Hash, HashAlgorithm};
+
+/// How much is written between two looks at the free space, when the length was not announced.
+pub(crate) const SPACE_CHECK_BYTES: u64 = 64 * 1024 * 1024;
+
+/// A hash under way.
+pub(crate) enum Hasher {
+    Blake3(Box<blake3::Hasher>),
+    Sha256(sha2::Sha256),
+}
+
+impl Hasher {
+    pub(crate) fn new(algorithm: HashAlgorithm) -> Self {
+        match algorithm {
+            HashAlgorithm::Blake3 => Self::Blake3(Box::default()),
+            HashAlgorithm::Sha256 => Self::Sha256(sha2::Sha256::default()),
+        }
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Blake3(hasher) => {
+                hasher.update(bytes);
+            }
+            Self::Sha256(hasher) => sha2::Digest::update(hasher, bytes),
+        }
+    }
+
+    /// Reads to the end. Blocks.
+    pub(crate) fn update_from(&mut self, mut from: impl io::Read) -> io::Result<()> {
+        let mut buffer = vec![0; 256 * 1024];
+        loop {
+            match from.read(&mut buffer)? {
+                0 => return Ok(()),
+                count => self.update(&buffer[..count]),
+            }
+        }
+    }
+
+    pub(crate) fn finish(self) -> Hash {
+        match self {
+            Self::Blake3(hasher) => Hash(*hasher.finalize().as_bytes()),
+            Self::Sha256(hasher) => Hash(sha2::Digest::finalize(hasher).into()),
+        }
+    }
+}
+
+/// The hash of a file. Blocks.
+pub(crate) fn hash_file(path: &Path, algorithm: HashAlgorithm) -> io::Result<Hash> {
+    let mut hasher = Hasher::new(algorithm);
+    hasher.update_from(std::fs::File::open(path)?)?;
+    Ok(hasher.finish())
+}
+
+/// A file that is removed when this is dropped.
+pub(crate) struct TempFile(PathBuf);
+
+impl TempFile {
+    /// A new empty file in `folder`.
+    pub(crate) async fn create(folder: &Path) -> Result<(Self, File), Problem> {
+        let name = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 16]>());
+        let path = folder.join(format!("{name}.part"));
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .await
+            .map_err(|error| write_failed(&path, &error))?;
+        Ok((Self(path), file))
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        // Often gone already: the store takes the file over.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A received content.
+pub(crate) enum Received {
+    /// At most [`SMALL_BYTES_MAX`] bytes.
+    Small(Digest, Bytes),
+    /// More, in a file.
+    Large(Digest, TempFile),
+}
+
+impl Received {
+    /// Refuses a content that does not have the hash it was announced under.
+    pub(crate) fn check(&self, expected: Hash) -> Result<(), StoreError> {
+        let (Self::Small(digest, _) | Self::Large(digest, _)) = self;
+        let got = digest.hash;
+        if got != expected {
+            return Err(StoreError::Mismatch { expected, got });
+        }
+        Ok(())
+    }
+}
+
+/// Receives a content of any size, in constant memory. Nothing is left behind on an error.
+pub(crate) async fn receive(
+    body: Body,
+    folder: &Path,
+    algorithm: HashAlgorithm,
+    store: &dyn Store,
+    largest_bytes: Option<u64>,
+) -> Result<Received, Problem> {
+    let mut stream = body.into_data_stream();
+    let mut hasher = Hasher::new(algorithm);
+    let mut start = BytesMut::new();
+    while let Some(chunk) = next_chunk(&mut stream).await? {
+        hasher.update(&chunk);
+        start.extend_from_slice(&chunk);
+        if start.len() as u64 > SMALL_BYTES_MAX {
+            return receive_large(stream, start.freeze(), hasher, folder, store, largest_bytes)
+                .await;
+        }
+    }
+    let size_bytes = start.len() as u64;
+    check_largest(size_bytes, largest_bytes)?;
+    let digest = Digest { hash: hasher.finish(), size_bytes };
+    Ok(Received::Small(digest, start.freeze()))
+}
+
+async fn receive_large(
+    mut stream: BodyDataStream,
+    start: Bytes,
+    mut hasher: Hasher,
+    folder: &Path,
+    store: &dyn Store,
+    largest_bytes: Option<u64>,
+) -> Result<Received, Problem> {
+    let (temp, mut file) = TempFile::create(folder).await?;
+    let failed = |error| write_failed(folder, &error);
+    let mut size_bytes = start.len() as u64;
+    file.write_all(&start).await.map_err(failed)?;
+    drop(start);
+    let mut checked_bytes = 0;
+    while let Some(chunk) = next_chunk(&mut stream).await? {
+        size_bytes += chunk.len() as u64;
+        check_largest(size_bytes, largest_bytes)?;
+        if size_bytes >= checked_bytes + SPACE_CHECK_BYTES {
+            store.check_space(SPACE_CHECK_BYTES).await?;
+            checked_bytes = size_bytes;
+        }
+        hasher.update(&chunk);
+        file.write_all(&chunk).await.map_err(failed)?;
+    }
+    // The file's last write may still be under way in the background.
+    file.flush().await.map_err(failed)?;
+    let digest = Digest { hash: hasher.finish(), size_bytes };
+    Ok(Received::Large(digest, temp))
+}
+
+/// Refuses a content larger than the store takes.
+pub(crate) fn check_largest(size_bytes: u64, largest_bytes: Option<u64>) -> Result<(), Problem> {
+    match largest_bytes {
+        Some(largest) if size_bytes > largest => Err(problem(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the content has {size_bytes} bytes or more, the store takes {largest}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The next piece of a body.
+pub(crate) async fn next_chunk(stream: &mut BodyDataStream) -> Result<Option<Bytes>, Problem> {
+    stream.next().await.transpose().map_err(|error| {
+        problem(StatusCode::BAD_REQUEST, format!("the body ended before it was whole: {error}"))
+    })
+}
+
+/// A whole body of at most `limit_bytes`.
+pub(crate) async fn collect(body: Body, limit_bytes: u64) -> Result<Bytes, Problem> {
+    let mut stream = body.into_data_stream();
+    let mut whole = BytesMut::new();
+    while let Some(chunk) = next_chunk(&mut stream).await? {
+        if (whole.len() + chunk.len()) as u64 > limit_bytes {
+            return Err(too_long(limit_bytes));
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole.freeze())
+}
+
+/// Refuses by the announced length, before the first byte is asked for.
+pub(crate) fn check_announced(headers: &HeaderMap, limit_bytes: u64) -> Result<(), Problem> {
+    match announced_bytes(headers) {
+        Some(bytes) if bytes > limit_bytes => Err(too_long(limit_bytes)),
+        _ => Ok(()),
+    }
+}
+
+fn too_long(limit_bytes: u64) -> Problem {
+    problem(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {limit_bytes} bytes"))
+}
+
+/// The body's length, when the request announces it.
+pub(crate) fn announced_bytes(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Refuses another content type than `expected`, which is compared whole, ignoring case.
+pub(crate) fn check_type(headers: &HeaderMap, expected: &str) -> Result<(), Problem> {
+    let mut given = headers.get_all(header::CONTENT_TYPE).iter();
+    match (given.next(), given.next()) {
+        (Some(value), None) if value.as_bytes().eq_ignore_ascii_case(expected.as_bytes()) => Ok(()),
+        _ => Err(problem(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!("the content type must be {expected}"),
+        )),
+    }
+}
+
+/// A failed write to a file of ours: 507 when the disk is full.
+pub(crate) fn write_failed(path: &Path, error: &io::Error) -> Problem {
+    let status = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            StatusCode::INSUFFICIENT_STORAGE
+        }
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    problem(status, format!("cannot write {}: {error}", path.display()))
+}

@@ -1,0 +1,613 @@
+//! The program as people and scripts meet it: the real binary, a real agent, a home of its own.
+
+#![allow(clippy::unwrap_used)]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use can_sync::agent::status::Status;
+use can_sync::core::ids::HashAlgorithm;
+
+#[path = "common/agent.rs"]
+mod agent;
+
+use agent::{Agent, program};
+
+fn blake3(content: &[u8]) -> String {
+    HashAlgorithm::Blake3.hash(content).to_string()
+}
+
+fn write(folder: &Path, name: &str, content: &[u8]) -> String {
+    let path = folder.join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, content).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// Content that does not compress, repeat or fit a batch.
+fn noise(bytes: usize, seed: u64) -> Vec<u8> {
+    let mut content = vec![0; bytes];
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    blake3::Hasher::new_keyed(&key).finalize_xof().fill(&mut content);
+    content
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_ready_line_names_the_device_and_the_api_and_the_status_is_one() {
+    let agent = Agent::start();
+    assert_eq!(agent.ready()["ready"], true);
+    let status: Status = serde_json::from_str(&agent.output(&["--json", "status"])).unwrap();
+    assert_eq!(agent.ready()["node_id"], status.device.node_id.as_str());
+    assert_eq!(status.store.location, "embedded");
+    assert!(agent.output(&["status"]).contains(&status.device.node_id));
+}
+
+#[test]
+fn what_is_added_is_listed_shown_and_comes_back_the_same() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    let large = noise(3_000_000, 1);
+    let paths = [
+        write(folder.path(), "empty.txt", b""),
+        write(folder.path(), "a.txt", b"hello"),
+        write(folder.path(), "large.bin", &large),
+    ];
+    let printed = agent.output(&["add", &paths[0], &paths[1], &paths[2]]);
+    let expected = [&b""[..], b"hello", &large]
+        .iter()
+        .zip(&paths)
+        .map(|(content, path)| format!("{}  {path}\n", blake3(content)))
+        .collect::<String>();
+    assert_eq!(printed, expected);
+
+    let rows = agent.json(&["ls"]);
+    let sizes: Vec<_> = rows.iter().map(|row| row["size"].as_u64().unwrap()).collect();
+    assert_eq!(rows.len(), 3);
+    assert!([0, 5, 3_000_000].iter().all(|size| sizes.contains(size)));
+
+    for content in [&b""[..], b"hello", &large] {
+        let hash = blake3(content);
+        let cat = agent.command(&["cat", &hash]).assert().success();
+        assert_eq!(cat.get_output().stdout, content);
+        let target = folder.path().join("out");
+        agent.output(&["get", &hash[..12], "-o", target.to_str().unwrap()]);
+        assert_eq!(fs::read(&target).unwrap(), content);
+    }
+    let info = &agent.json(&["info", &blake3(b"hello")])[0];
+    assert_eq!(info["name"], "a.txt");
+    assert_eq!(info["tags"], serde_json::json!([]));
+    assert_eq!(info["description"], "");
+    assert_eq!(info["trashed"], false);
+}
+
+#[test]
+fn a_folder_is_added_with_all_that_is_in_it_in_order_and_links_are_not_followed() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    write(outside.path(), "secret", b"outside");
+    for number in 0..700 {
+        let content = format!("file {number}");
+        write(folder.path(), &format!("{}/{number:04}.txt", number % 7), content.as_bytes());
+    }
+    symlink(outside.path(), folder.path().join("link")).unwrap();
+    symlink(outside.path().join("secret"), folder.path().join("link.txt")).unwrap();
+    let added = agent.json(&["add", folder.path().to_str().unwrap()]);
+    let paths: Vec<_> = added.iter().map(|row| row["path"].as_str().unwrap()).collect();
+    assert_eq!(paths.len(), 700);
+    assert!(paths.is_sorted());
+    assert_eq!(agent.json(&["ls"]).len(), 700);
+    agent.command(&["info", &blake3(b"outside")]).assert().code(4);
+
+    let again = agent.json(&["add", folder.path().to_str().unwrap()]);
+    assert!(again.iter().all(|row| row["existed"] == true));
+}
+
+#[test]
+fn standard_input_is_added_whatever_its_size() {
+    let agent = Agent::start();
+    for content in [vec![], b"typed".to_vec(), noise(2_000_000, 2)] {
+        let add = agent.command(&["add", "-"]).write_stdin(content.clone()).assert().success();
+        let printed = String::from_utf8_lossy(&add.get_output().stdout).into_owned();
+        assert_eq!(printed, format!("{}  -\n", blake3(&content)));
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_named_and_the_others_go_on() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    let good = write(folder.path(), "good", b"good");
+    let missing = folder.path().join("missing");
+    let missing = missing.to_str().unwrap();
+    let add = agent.command(&["add", missing, &good]).assert().code(1);
+    assert!(String::from_utf8_lossy(&add.get_output().stderr).contains(missing));
+    assert!(String::from_utf8_lossy(&add.get_output().stdout).contains(&blake3(b"good")));
+}
+
+#[test]
+fn a_name_that_is_no_text_is_added_all_the_same() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    let name = OsStr::from_bytes(b"caf\xe9.txt");
+    fs::write(folder.path().join(name), b"latin").unwrap();
+    let added = agent.json(&["add", folder.path().to_str().unwrap()]);
+    assert_eq!(added[0]["hash"], blake3(b"latin").as_str());
+    assert_eq!(agent.json(&["ls"])[0]["name"], "caf\u{fffd}.txt");
+}
+
+#[test]
+fn a_damaged_asset_is_never_handed_out() {
+    let agent = Agent::start();
+    let content = noise(400_000, 4);
+    agent.command(&["add", "-"]).write_stdin(content.clone()).assert().success();
+    let hash = blake3(&content);
+    let stored = find_file(&agent.home().join("store"), &hash);
+    let mut damaged = content;
+    damaged[200_000] ^= 1;
+    fs::set_permissions(&stored, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&stored, damaged).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("out");
+    let get = agent.command(&["get", &hash, "-o", target.to_str().unwrap()]).output().unwrap();
+    assert!(!get.status.success());
+    assert!(names_in(folder.path()).is_empty());
+    assert!(!agent.command(&["cat", &hash]).output().unwrap().status.success());
+}
+
+/// The file below `folder` that is named by `hash`.
+fn find_file(folder: &Path, hash: &str) -> PathBuf {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let joined = path.to_str().unwrap().replace('/', "");
+            if path.is_dir() {
+                folders.push(path);
+            } else if joined.contains(&hash[4..]) {
+                return path;
+            }
+        }
+    }
+    panic!("no file holds {hash}");
+}
+
+#[test]
+fn the_agents_own_folder_is_never_added() {
+    let agent = Agent::start();
+    let around = agent.home().parent().unwrap();
+    write(around, "beside", b"beside");
+    let added = agent.json(&["add", around.to_str().unwrap()]);
+    let paths: Vec<_> = added.iter().map(|row| row["path"].as_str().unwrap()).collect();
+    assert!(paths.iter().any(|path| path.ends_with("/beside")));
+    assert!(!paths.iter().any(|path| Path::new(path).starts_with(agent.home())), "{paths:?}");
+    let token = agent.home().join("api-token");
+    agent.command(&["add", token.to_str().unwrap()]).assert().code(1);
+}
+
+#[test]
+fn metadata_given_with_add_is_found_by_the_filters_of_ls() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "cat.png", b"meow");
+    write(folder.path(), "dog.txt", b"woof");
+    let about = ["--tag", "pets", "--tag", "cats", "--description", "Mia", "--type", "image/png"];
+    agent.output(&[&["add", &path][..], &about].concat());
+    agent.output(&["add", folder.path().join("dog.txt").to_str().unwrap()]);
+    for filter in [["--tag", "cats"], ["--type", "image/"], ["--query", "mia"]] {
+        let rows = agent.json(&[&["ls"][..], &filter].concat());
+        assert_eq!(rows.len(), 1, "{filter:?}");
+        assert_eq!(rows[0]["name"], "cat.png");
+    }
+    assert_eq!(agent.json(&["ls", "--tag", "none"]).len(), 0);
+    assert_eq!(agent.json(&["ls", "--trashed"]).len(), 0);
+    assert_eq!(agent.json(&["ls", "--all"]).len(), 2);
+}
+
+#[test]
+fn a_prefix_that_fits_several_assets_is_refused_and_names_them() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    for number in 0..600 {
+        write(folder.path(), &number.to_string(), number.to_string().as_bytes());
+    }
+    let added = agent.json(&["add", folder.path().to_str().unwrap()]);
+    let mut hashes: Vec<_> = added.iter().map(|row| row["hash"].as_str().unwrap()).collect();
+    hashes.sort_unstable();
+    // Of six hundred hashes, two begin with the same four characters more often than not.
+    let Some(twins) = hashes.windows(2).find(|pair| pair[0][..4] == pair[1][..4]) else {
+        panic!("choose other contents: no two of them share a prefix");
+    };
+    let refused = agent.command(&["info", &twins[0][..4]]).assert().code(4);
+    let message = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+    assert!(message.contains(twins[0]) && message.contains(twins[1]), "{message}");
+    agent.command(&["info", &twins[0].to_uppercase()]).assert().success();
+}
+
+#[test]
+fn get_takes_a_free_name_and_replaces_only_the_file_that_is_named() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "in/photo.jpg", b"new");
+    agent.output(&["add", &path]);
+    let hash = blake3(b"new");
+    let out = folder.path().join("out");
+    write(&out, "photo.jpg", b"old");
+    symlink("photo.jpg", out.join("link.jpg")).unwrap();
+    let get = |args: &[&str]| {
+        let mut command = agent.command(&[&["get", hash.as_str()][..], args].concat());
+        command.current_dir(&out).assert()
+    };
+    let other = format!("photo-{}.jpg", &hash[..10]);
+    let said = get(&[]).success().get_output().stdout.clone();
+    assert_eq!(String::from_utf8(said).unwrap(), format!("{other}\n"));
+    get(&[]).code(1);
+    assert_eq!(fs::read(out.join("photo.jpg")).unwrap(), b"old");
+    assert_eq!(fs::read(out.join(&other)).unwrap(), b"new");
+
+    // The link is replaced, not what it points to.
+    get(&["-o", "link.jpg"]).success();
+    assert!(fs::symlink_metadata(out.join("link.jpg")).unwrap().is_file());
+    assert_eq!(fs::read(out.join("photo.jpg")).unwrap(), b"old");
+    get(&["-o", "photo.jpg"]).success();
+    assert_eq!(fs::read(out.join("photo.jpg")).unwrap(), b"new");
+    get(&["-o", "nowhere/photo.jpg"]).code(1);
+    get(&["-o", "/dev/null"]).code(1);
+    assert_eq!(names_in(&out), ["link.jpg", &other, "photo.jpg"]);
+}
+
+#[test]
+fn a_hostile_name_stays_in_the_folder_and_off_the_terminal() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "in/.\u{1b}[31m\u{202e}rc", b"hostile");
+    agent.output(&["add", &path]);
+    for args in [&["ls"][..], &["info", &blake3(b"hostile")], &["--json", "ls"]] {
+        let text = agent.output(args);
+        assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text:?}");
+    }
+    let out = folder.path().join("out");
+    fs::create_dir(&out).unwrap();
+    agent.output(&["get", &blake3(b"hostile"), "-o", out.to_str().unwrap()]);
+    assert_eq!(names_in(&out), ["__[31m_rc"]);
+}
+
+#[test]
+fn every_failure_has_its_exit_status() {
+    let agent = Agent::start();
+    let none = "0".repeat(64);
+    let table: [(&[&str], i32); 14] = [
+        (&["status"], 0),
+        (&["wait"], 0),
+        (&["ls"], 0),
+        (&["version"], 0),
+        (&["get", &none, "-o", "/nonexistent-folder/x"], 4),
+        (&["cat", &none], 4),
+        (&["info", "abcd"], 4),
+        (&["remove", "nobody"], 4),
+        (&["wait", "--peer", "nobody"], 4),
+        (&["info", "xyz"], 2),
+        (&["pair", "no-ticket"], 2),
+        (&["wait", "--timeout", "soon"], 2),
+        (&["nonsense"], 2),
+        (&["up", "--listen", "0.0.0.0:0"], 1),
+    ];
+    for (args, code) in table {
+        agent.command(args).assert().code(code);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut up = program();
+    up.arg("--home").arg(folder.path().join("home")).args(["up", "--listen", "0.0.0.0:0"]);
+    assert_cmd::Command::from_std(up).assert().code(2);
+}
+
+#[test]
+fn without_an_agent_commands_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let run = |args: &[&str]| {
+        let mut command = program();
+        command.arg("--home").arg(&home).args(args);
+        assert_cmd::Command::from_std(command).assert()
+    };
+    for args in [&["status"][..], &["ls"], &["ticket"], &["wait"]] {
+        run(args).code(3);
+    }
+    let mut agent = Agent::start_in(&home);
+    run(&["status"]).success();
+    assert_eq!(agent.stop_with("-TERM").code(), Some(0));
+    run(&["status"]).code(3);
+
+    // A killed agent leaves its address behind.
+    let mut agent = Agent::start_in(&home);
+    agent.stop_with("-KILL");
+    run(&["status"]).code(3);
+}
+
+#[test]
+fn a_second_agent_for_the_same_home_is_refused_and_the_first_goes_on() {
+    let agent = Agent::start();
+    let second = agent.command(&["up", "--listen", "127.0.0.1:0"]).assert().code(1);
+    let message = String::from_utf8_lossy(&second.get_output().stderr).into_owned();
+    assert!(message.contains(&agent.pid().to_string()), "{message}");
+    agent.output(&["status"]);
+}
+
+#[test]
+fn signals_stop_the_agent_in_order_and_it_starts_again_with_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let path = write(folder.path(), "kept", b"kept");
+    for signal in ["-TERM", "-INT"] {
+        let mut agent = Agent::start_in(&home);
+        agent.output(&["add", &path]);
+        assert_eq!(agent.stop_with(signal).code(), Some(0));
+    }
+    let mut agent = Agent::start_in(&home);
+    agent.output(&["cat", &blake3(b"kept")]);
+    agent.stop_with("-KILL");
+    let agent = Agent::start_in(&home);
+    assert_eq!(agent.json(&["ls"]).len(), 1);
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_a_command_quietly() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    for number in 0..300 {
+        write(folder.path(), &number.to_string(), number.to_string().as_bytes());
+    }
+    agent.output(&["add", folder.path().to_str().unwrap()]);
+    for args in [&["ls"][..], &["status"], &["completions", "bash"], &["cat", &blake3(b"7")]] {
+        let mut command = program();
+        let command = command.arg("--home").arg(agent.home()).args(args);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{args:?}");
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+    }
+}
+
+#[test]
+fn completions_and_version_need_no_home() {
+    for shell in ["bash", "zsh", "fish"] {
+        let mut command = program();
+        command.args(["completions", shell]);
+        let output = assert_cmd::Command::from_std(command).assert().success();
+        assert!(output.get_output().stdout.len() > 1000);
+    }
+    let mut command = program();
+    command.arg("version");
+    let output = assert_cmd::Command::from_std(command).assert().success();
+    let expected = concat!("can-sync ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(String::from_utf8_lossy(&output.get_output().stdout), expected);
+}
+
+#[test]
+fn everything_is_for_this_user_alone_whatever_the_umask_was() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let home = folder.path().join("home");
+    let wrapper = folder.path().join("wrapper.sh");
+    fs::write(&wrapper, "umask 000; exec \"$@\"").unwrap();
+    let mut child = std::process::Command::new("sh")
+        .arg(&wrapper)
+        .arg(program().get_program())
+        .args(["up", "--offline", "--listen", "127.0.0.1:0", "--home"])
+        .arg(&home)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let added = (0..1000).any(|_| {
+        std::thread::yield_now();
+        let mut add = program();
+        add.arg("--home").arg(&home).args(["add", "-"]);
+        let mut add = assert_cmd::Command::from_std(add);
+        add.write_stdin(noise(1_000_000, 3)).ok().is_ok()
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(added);
+    let mut folders = vec![home];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            let mode = entry.metadata().unwrap().mode();
+            assert_eq!(mode & 0o077, 0, "{} {mode:o}", entry.path().display());
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+            } else {
+                files += 1;
+            }
+        }
+    }
+    assert!(files > 3);
+}
+
+/// A request as the command line sends it, with `headers` in place of its own.
+fn request(method: &str, path: &str, headers: &[String], body: &str) -> String {
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let length = body.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n\
+         {body}"
+    )
+}
+
+#[test]
+fn requests_that_do_not_name_loopback_are_refused() {
+    let agent = Agent::start();
+    let key = format!("Authorization: Bearer {}", agent.token());
+    let hosts =
+        ["evil.com", "127.0.0.1.evil.com", "localhost.evil", "", "127.1", "127.0.0.1:1", "0.0.0.0"];
+    for host in hosts {
+        let headers = [format!("Host: {host}"), key.clone()];
+        assert_eq!(agent.http(&request("GET", "/v1/status", &headers, "")).0, 403, "{host}");
+    }
+    let two = ["Host: 127.0.0.1".to_owned(), "Host: localhost".to_owned(), key.clone()];
+    assert!([400, 403].contains(&agent.http(&request("GET", "/v1/status", &two, "")).0));
+    let headers = ["Host: 127.0.0.1".to_owned(), key.clone()];
+    let absolute = request("GET", "http://evil.com/v1/status", &headers, "");
+    assert_eq!(agent.http(&absolute).0, 403);
+    for host in ["127.0.0.1", "localhost", "[::1]"] {
+        let headers = [format!("Host: {host}"), key.clone()];
+        assert_eq!(agent.http(&request("GET", "/v1/status", &headers, "")).0, 200, "{host}");
+    }
+}
+
+#[test]
+fn requests_of_web_pages_are_refused_and_told_nothing() {
+    let agent = Agent::start();
+    let key = format!("Authorization: Bearer {}", agent.token());
+    let api = agent.ready()["api"].as_str().unwrap().to_owned();
+    for value in ["null", "https://evil.com", &api] {
+        for name in ["Origin", "Referer"] {
+            for (method, path) in [
+                ("GET", "/v1/status"),
+                ("POST", "/assets"),
+                ("OPTIONS", "/v1/pair"),
+                ("GET", "/healthz"),
+                ("GET", "/nothing"),
+            ] {
+                let headers =
+                    ["Host: 127.0.0.1".to_owned(), key.clone(), format!("{name}: {value}")];
+                let (status, answer) = agent.http(&request(method, path, &headers, "x"));
+                assert_eq!(status, 403, "{method} {path} {name}: {value}");
+                assert!(!answer.to_lowercase().contains("access-control"), "{answer}");
+            }
+        }
+    }
+    assert_eq!(agent.json(&["ls"]).len(), 0);
+}
+
+#[test]
+fn bodies_of_another_type_and_methods_of_another_kind_have_no_effect() {
+    let agent = Agent::start();
+    let send = |method: &str, path: &str, kind: Option<&str>, body: &str| {
+        let mut headers = vec!["Host: 127.0.0.1".to_owned()];
+        headers.push(format!("Authorization: Bearer {}", agent.token()));
+        headers.extend(kind.map(|kind| format!("Content-Type: {kind}")));
+        let (status, answer) = agent.http(&request(method, path, &headers, body));
+        assert!(!answer.to_lowercase().contains("access-control"), "{answer}");
+        assert!(status < 400 || answer.contains("application/problem+json"), "{answer}");
+        status
+    };
+    let name = "{\"name\":\"other\"}";
+    for kind in [
+        None,
+        Some("text/plain"),
+        Some("application/x-www-form-urlencoded"),
+        Some("multipart/form-data; boundary=x"),
+        Some("application/json;x"),
+        Some("application/json; charset=utf-8"),
+        Some("application/problem+json"),
+    ] {
+        for path in ["/v1/rename", "/v1/pair", "/v1/ticket", "/v1/check", "/v1/ingest"] {
+            assert_eq!(send("POST", path, kind, name), 415, "{path} {kind:?}");
+        }
+    }
+    let json = Some("application/json");
+    assert_eq!(send("POST", "/v1/rename", json, "{\"name\":1}"), 400);
+    assert_eq!(send("POST", "/v1/rename", json, "{\"name\":\"x\",\"other\":1}"), 400);
+    assert_eq!(send("POST", "/v1/pair", json, &"x".repeat(100_000)), 413);
+    assert_eq!(send("POST", "/v1/check", json, "{}"), 200);
+    for path in ["/v1/rename", "/v1/pair", "/v1/ticket", "/v1/check", "/v1/ingest"] {
+        for method in ["GET", "OPTIONS", "PUT", "PATCH", "TRACE"] {
+            assert_eq!(send(method, path, None, ""), 405, "{method} {path}");
+        }
+    }
+    assert_eq!(send("GET", "/v1/peers/x", None, ""), 405);
+    assert_eq!(send("GET", "/v1/status?unknown=1", None, ""), 400);
+    assert_eq!(send("GET", "/v1/nothing", None, ""), 404);
+}
+
+#[test]
+fn every_way_not_to_have_the_token_is_answered_alike() {
+    let agent = Agent::start();
+    let token = agent.token();
+    let host = "Host: 127.0.0.1".to_owned();
+    let attempts = [
+        vec![host.clone()],
+        vec![host.clone(), "Authorization: Bearer wrong".into()],
+        vec![host.clone(), format!("Authorization: Bearer {}", &token[..63])],
+        vec![host.clone(), format!("Authorization: Basic {token}")],
+        vec![host.clone(), format!("Cookie: token={token}; key={token}")],
+    ];
+    let bodies: Vec<_> = attempts
+        .iter()
+        .map(|headers| {
+            let (status, answer) = agent.http(&request("GET", "/v1/status", headers, ""));
+            assert_eq!(status, 401, "{headers:?}");
+            answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+        })
+        .collect();
+    assert!(bodies.iter().all(|body| *body == bodies[0]), "{bodies:?}");
+    for name in ["key", "token", "access_token"] {
+        let path = format!("/v1/status?{name}={token}");
+        assert_eq!(agent.http(&request("GET", &path, std::slice::from_ref(&host), "")).0, 401);
+    }
+    // Whether a path exists is told to nobody either.
+    let nothing = agent.http(&request("GET", "/v1/nothing", std::slice::from_ref(&host), ""));
+    assert_eq!(nothing.0, 401);
+    let (status, answer) = agent.http(&request("GET", "/healthz", &[host], ""));
+    assert_eq!(status, 204);
+    assert!(answer.split_once("\r\n\r\n").unwrap().1.is_empty());
+    assert!(!agent.log().contains(&token));
+}
+
+#[test]
+fn no_secret_is_in_a_command_line_an_answer_or_a_log() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "file", b"content");
+    let token = agent.token();
+    let mut said = String::new();
+    for args in [
+        &["-vv", "add", path.as_str()][..],
+        &["-vv", "status"],
+        &["-vv", "--json", "status"],
+        &["-vv", "ls"],
+        &["-vv", "cat", "0000"],
+        &["-vv", "remove", "nobody"],
+    ] {
+        let output = agent.command(args).output().unwrap();
+        said.push_str(&String::from_utf8_lossy(&output.stdout));
+        said.push_str(&String::from_utf8_lossy(&output.stderr));
+    }
+    said.push_str(&agent.log());
+    said.push_str(&fs::read_to_string(format!("/proc/{}/cmdline", agent.pid())).unwrap());
+    said.push_str(&fs::read_to_string(format!("/proc/{}/environ", agent.pid())).unwrap());
+    assert!(!said.contains(&token));
+}
+
+#[test]
+fn a_store_alone_serves_its_api_under_its_own_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let mut store = Agent::serve(&home, &["store"]);
+    assert_eq!(store.ready()["ready"], true);
+    let key_file = store.ready()["key_file"].as_str().unwrap().to_owned();
+    assert_eq!(fs::metadata(&key_file).unwrap().mode() & 0o777, 0o600);
+    let key = fs::read_to_string(&key_file).unwrap();
+    let headers = ["Host: 127.0.0.1".to_owned(), format!("Authorization: Bearer {}", key.trim())];
+    assert_eq!(store.http(&request("GET", "/sync/info", &headers, "")).0, 200);
+    assert_eq!(store.http(&request("POST", "/assets", &headers, "content")).0, 201);
+    assert_eq!(store.http(&request("GET", "/sync/info", &headers[..1], "")).0, 401);
+    assert_eq!(store.stop_with("-TERM").code(), Some(0));
+}
