@@ -138,6 +138,8 @@ pub enum Outcome {
     Refused(String),
     /// The sender's store does not hold it.
     Unavailable,
+    /// The stream ended before it was through. Only a receiver sees this.
+    Interrupted,
     /// The bytes in the sender's store are not those of the hash. A receiver sees
     /// [`Outcome::Unavailable`].
     Damaged,

@@ -119,9 +119,6 @@ pub(super) async fn take_contents<R: AsyncRead + Unpin>(
     }
 }
 
-/// Said of an asset that nothing else can be said of.
-const NOT_STORED: &str = "it did not arrive or was not stored";
-
 /// What may still come for an asset.
 enum Expects {
     Nothing,
@@ -178,7 +175,7 @@ impl Slot {
             Some(Outcome::Unavailable | Outcome::Damaged) => {
                 Verdict::Later("the sender could not go on with it".into())
             }
-            None => Verdict::Later(NOT_STORED.into()),
+            Some(Outcome::Interrupted) | None => Verdict::Later("it did not arrive".into()),
         }
     }
 }
@@ -253,7 +250,7 @@ impl<'a> Intake<'a> {
         };
         let received = std::mem::take(&mut self.slots).into_iter().map(|slot| Received {
             digest: slot.digest,
-            outcome: slot.outcome.unwrap_or_else(|| Outcome::Later(NOT_STORED.into())),
+            outcome: slot.outcome.unwrap_or(Outcome::Interrupted),
         });
         Receipt { received: received.collect(), end }
     }
@@ -520,9 +517,12 @@ impl<'a> Intake<'a> {
     }
 
     async fn finish_writing(&mut self) {
-        let Some((index, job)) = self.writing.take() else { return };
+        // Taken out only when through: this may be dropped while it waits, and asked again.
+        let Some((index, job)) = &mut self.writing else { return };
+        let (index, written) = (*index, job.await);
+        self.writing = None;
         let slot = &mut self.slots[index];
-        match job.await {
+        match written {
             Ok((written, Ok(()))) => {
                 // The sender may have dropped the asset meanwhile; what is verified stays on disk.
                 if let Expects::Pieces { partial, .. } = &mut slot.expects {

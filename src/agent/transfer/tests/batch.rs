@@ -359,6 +359,26 @@ async fn a_slow_commit_is_waited_for() {
     receipt.end.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_slow_sender_is_waited_for() {
+    let (from, digests) = Side::holding(BLAKE3, &[100, PIECE_BYTES * 2]).await;
+    from.store.read_takes_ms.store(50_000, Ordering::SeqCst);
+    let to = Side::new(BLAKE3);
+    let (sent, receipt) = exchange(&from, &to, &digests, true).await;
+    assert_eq!(sent.unwrap(), [Outcome::Stored, Outcome::Stored]);
+    receipt.end.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_that_misjudges_sound_bytes_does_not_put_the_blame_on_the_peer() {
+    let (from, digests) = Side::holding(BLAKE3, &[100]).await;
+    let to = Side::new(BLAKE3);
+    to.store.accuses.store(true, Ordering::SeqCst);
+    let (sent, receipt) = exchange(&from, &to, &digests, true).await;
+    assert!(matches!(&sent.unwrap()[..], [Outcome::Later(_)]));
+    receipt.end.unwrap();
+}
+
 // --- endings ------------------------------------------------------------------------------------
 
 #[tokio::test]
@@ -374,7 +394,7 @@ async fn what_arrived_before_the_sender_vanished_is_stored() {
     sent.unwrap_err();
     assert!(matches!(
         outcomes(&receipt)[..],
-        [Outcome::Stored, Outcome::Stored, Outcome::Later(_)]
+        [Outcome::Stored, Outcome::Stored, Outcome::Interrupted]
     ));
     assert!(!receipt.end.unwrap_err().is_violation());
     assert!(to.holds(&digests[0]).await && to.holds(&digests[1]).await);
