@@ -84,8 +84,12 @@ fn any_two_stores_end_equal() {
                     }
                 }
                 let (of_a, of_b) = meet(&a, &b).await;
-                assert_eq!(of_a.unwrap().sent.len(), in_a.difference(&in_b).count());
-                assert_eq!(of_b.unwrap().sent.len(), in_b.difference(&in_a).count());
+                let (of_a, of_b) = (of_a.unwrap(), of_b.unwrap());
+                assert_eq!(of_a.sent.len(), in_a.difference(&in_b).count());
+                assert_eq!(of_b.sent.len(), in_b.difference(&in_a).count());
+                for (_, outcome) in of_a.sent.iter().chain(&of_b.sent) {
+                    assert_eq!(*outcome, Outcome::Stored);
+                }
                 assert_eq!(set(&a).await, set(&b).await);
                 assert_eq!(set(&a).await.len(), in_a.union(&in_b).count());
             });
