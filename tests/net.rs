@@ -315,6 +315,42 @@ async fn a_third_connection_of_the_same_peer_replaces_the_oldest() {
 }
 
 #[tokio::test]
+async fn the_sixty_fifth_connection_is_refused_until_one_has_ended() {
+    let at = bind().await;
+    let admission =
+        Admission { verdict: Box::new(|_| Verdict::Member), pairing_open: Box::new(|| false) };
+    let (_task, kept) = keep_accepting(at.acceptor(admission));
+    let addresses = at.addresses();
+    let mut members = Vec::new();
+    let mut join_in = async || {
+        let net = bind().await;
+        let connection = net.dial(at.node_id(), &addresses).await.unwrap();
+        members.push((net, connection.clone()));
+        connection
+    };
+    for _ in 0..64 {
+        join_in().await;
+    }
+    let end = ended(&join_in().await).await;
+    assert_eq!(end.code, Some(CloseCode::Internal));
+    assert!(end.text.ends_with("too many connections"), "{end}");
+    assert_eq!(kept.lock().unwrap().len(), 64);
+
+    kept.lock().unwrap()[0].close(CloseCode::Ok, "");
+    let connection = join_in().await;
+    let deadline = Instant::now() + SOON;
+    while kept.lock().unwrap().len() < 65 {
+        assert_eq!(connection.ended(), None);
+        assert!(Instant::now() < deadline, "it does not come in");
+        sleep(Duration::from_millis(1)).await;
+    }
+    for (net, _) in members {
+        net.close().await;
+    }
+    at.close().await;
+}
+
+#[tokio::test]
 async fn an_own_relay_must_be_given_by_its_url() {
     let relay = Relay::Url("relay.example.org".to_owned());
     let error = Net::bind(NetConfig { relay, offline: false, ..config() }).await.unwrap_err();

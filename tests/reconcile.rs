@@ -333,7 +333,7 @@ mod adversaries {
             match output {
                 Output::Ask(query) => {
                     let mut more = Vec::new();
-                    this.on_answer(device.answer(query), &mut more).unwrap();
+                    this.on_answer(device.answer(query), &mut more);
                     out.extend(more);
                 }
                 Output::WeLack(hashes) => lacks.extend(hashes),
@@ -616,12 +616,70 @@ mod adversaries {
         assert_eq!(delta, ReconcileError::NoCursor);
     }
 
+    /// All that is said in a round by `way`, by both sides.
+    fn conversation(way: Way) -> Vec<ReconcileMessage> {
+        let (mut a, mut b) = devices(40, 15, 15);
+        remember(&mut a, &mut b, 40);
+        let mut said = Vec::new();
+        let tamper = |_, message: ReconcileMessage| {
+            said.push(message.clone());
+            message
+        };
+        let course = Course { way: Some(way), tamper: Box::new(tamper), ..Course::default() };
+        reconcile_by(course, &mut a, &mut b).unwrap();
+        said
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn messages_in_any_order_neither_panic_nor_end_a_round_twice(
+            order in proptest::collection::vec(any::<prop::sample::Index>(), 1..30),
+            is_dialer in any::<bool>(),
+            way in 0usize..4,
+            failing in any::<bool>(),
+        ) {
+            const WAYS: [Way; 4] = [Way::Delta, Way::Cells, Way::List, Way::Shards];
+            static SAID: std::sync::OnceLock<Vec<ReconcileMessage>> = std::sync::OnceLock::new();
+            let said = SAID.get_or_init(|| WAYS.into_iter().flat_map(conversation).collect());
+            let (mut a, mut b) = devices(40, 15, 15);
+            remember(&mut a, &mut b, 40);
+            a.index_fails = failing;
+            b.index_fails = failing;
+            let mut finished = 0;
+            let (device, mut this, mut out) = if is_dialer {
+                let mut out = Vec::new();
+                let this = Reconciler::initiate(ROUND, a.snapshot(), [3; 16], true, &mut out);
+                (a, this, out)
+            } else {
+                let (this, out) = acceptor(&b, &a, WAYS[way]);
+                (b, this, out)
+            };
+            this.resume(100_000, &mut out);
+            for pick in order {
+                let result = this.on_message(pick.get(said).clone(), &mut out);
+                while let Some(output) = out.pop() {
+                    match output {
+                        Output::Ask(query) => this.on_answer(device.answer(query), &mut out),
+                        Output::Finished(_) => finished += 1,
+                        Output::Send(_) | Output::WeLack(_) => {}
+                    }
+                }
+                if result.is_err() {
+                    break;
+                }
+            }
+            prop_assert!(finished <= 1);
+        }
+    }
+
     #[test]
     fn an_answer_nobody_asked_for_is_ignored() {
         let (device, peer) = devices(10, 5, 5);
         let mut this = dialer(&device, &peer, Way::Cells, 10);
         let mut out = Vec::new();
-        this.on_answer(Answer::Known(vec![]), &mut out).unwrap();
+        this.on_answer(Answer::Known(vec![]), &mut out);
         assert!(out.is_empty());
         assert!(!matches!(device.answer(Query::Known { hashes: vec![] }), Answer::Failed));
     }

@@ -431,7 +431,10 @@ impl Engine {
             }
             Input::Message { conn, message } => self.on_message(now_ms, conn, message, out),
             Input::Answer { conn, answer } => {
-                self.drive(now_ms, conn, out, |reconciler, out| reconciler.on_answer(answer, out));
+                self.drive(now_ms, conn, out, |reconciler, out| {
+                    reconciler.on_answer(answer, out);
+                    Ok(())
+                });
             }
             Input::Sizes { conn, held, missing } => self.on_sizes(conn, held, missing, out),
             Input::Store { up } => self.store_up = up,

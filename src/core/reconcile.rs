@@ -3,7 +3,7 @@
 //! A [`Reconciler`] is one round between two devices, seen from one of them. It is told messages of
 //! the peer and answers of the device's own index, and says what to send, what to ask and which
 //! hashes are lacking. The message order is in `proto/peer.proto`; the ways to a difference and
-//! their choice in [`plan`](self::Way), the coded cells in [`crate::core::sketch`].
+//! their choice are [`Way`], the coded cells are in [`crate::core::sketch`].
 //!
 //! I1  A round is about the two sets as they were at their summaries: cells come from a snapshot of
 //!     the sketch, and every [`Query`] asks for hashes up to the summary's `head_seq`. What is
@@ -15,244 +15,27 @@
 //! I5  `complete` is said only of a difference that was checked against what was announced.
 
 mod cells;
+mod cost;
 mod decode;
+mod message;
 mod pages;
 mod plan;
+mod query;
 
 use std::collections::VecDeque;
 
 use thiserror::Error;
 
 use crate::core::ids::Hash;
-use crate::core::limits::{
-    HASHES_PER_FRAME_MAX, REKEYS_MAX, SCAN_RETRY_MS, SHARD_BITS_MAX, SKETCH_CELLS,
-};
-use crate::core::sketch::{COUNTERS, Cell, CodedCells, Sketch, SketchKey};
+use crate::core::limits::{HASHES_PER_FRAME_MAX, SKETCH_CELLS};
+use crate::core::sketch::Cell;
 
-use self::cells::{CellServer, Recovery, Sharding, Span, Step};
+use self::cells::{CellServer, Recovery, Span, Step};
 use self::pages::{PageServer, Puller};
 
-pub use self::cells::shard_range;
-pub use self::decode::{Decoder, Difference};
-pub use self::plan::Way;
-
-/// A place in a device's numbering of its hashes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Since {
-    /// The numbering. A new one voids all places in the old.
-    pub epoch: [u8; 16],
-    /// The sequence number.
-    pub seq: u64,
-}
-
-/// What a device says of its set at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SetSummary {
-    /// The numbering of `head_seq`.
-    pub epoch: [u8; 16],
-    /// The newest sequence number.
-    pub head_seq: u64,
-    /// How many hashes.
-    pub count: u64,
-    /// [`Sketch::fingerprint`].
-    pub fingerprint: [u8; 32],
-    /// [`Sketch::counters`]. Only in Compare.
-    pub counters: Option<Box<[i32; COUNTERS]>>,
-    /// How far this device has taken in the other's set.
-    pub since: Option<Since>,
-    /// More will follow soon: this device is still taking in its own store.
-    pub busy: bool,
-}
-
-impl SetSummary {
-    /// As it is announced when nothing is to be compared: without the counters.
-    pub fn announced(&self) -> Self {
-        Self { counters: None, ..self.clone() }
-    }
-
-    /// How many sequence numbers follow `since`, if that is a place in this numbering.
-    fn added_since(&self, since: Option<Since>) -> Option<u64> {
-        let since = since.filter(|since| since.epoch == self.epoch)?;
-        self.head_seq.checked_sub(since.seq)
-    }
-}
-
-/// A device's set at one moment: what a round is about.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    /// The sketch of all hashes up to the summary's `head_seq`.
-    pub sketch: Sketch,
-    /// Its summary, with counters.
-    pub summary: SetSummary,
-}
-
-impl Snapshot {
-    /// Summarises `sketch`, which holds all hashes of `epoch` up to `head_seq` and no others.
-    pub fn new(
-        sketch: Sketch,
-        epoch: [u8; 16],
-        head_seq: u64,
-        since: Option<Since>,
-        busy: bool,
-    ) -> Self {
-        let summary = SetSummary {
-            epoch,
-            head_seq,
-            count: sketch.count(),
-            fingerprint: sketch.fingerprint(),
-            counters: Some(sketch.counters()),
-            since,
-            busy,
-        };
-        Self { sketch, summary }
-    }
-}
-
-/// A message of a round, types 4 to 12 of the control stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum ReconcileMessage {
-    Compare {
-        round: u64,
-        summary: SetSummary,
-    },
-    Plan {
-        round: u64,
-        way: Way,
-        summary: SetSummary,
-        retry_ms: u64,
-        /// With [`Way::Shards`] after a Rekey.
-        nonce: Option<[u8; 16]>,
-        estimate: u64,
-    },
-    Cells {
-        round: u64,
-        shard: u32,
-        first: u32,
-        /// Their counts are less the usual ones; see `proto/peer.proto`.
-        cells: Vec<Cell>,
-    },
-    More {
-        round: u64,
-        shard: u32,
-        first: u32,
-        n: u32,
-    },
-    Decoded {
-        round: u64,
-        lacking: Vec<Hash>,
-    },
-    Rekey {
-        round: u64,
-        nonce: [u8; 16],
-        shard_bits: u32,
-    },
-    Pull {
-        round: u64,
-        from: Cursor,
-    },
-    Page {
-        round: u64,
-        hashes: Vec<Hash>,
-        more: bool,
-        next_seq: u64,
-    },
-    Done {
-        round: u64,
-        incomplete: bool,
-    },
-}
-
-impl ReconcileMessage {
-    /// The round it belongs to.
-    pub fn round(&self) -> u64 {
-        match self {
-            Self::Compare { round, .. }
-            | Self::Plan { round, .. }
-            | Self::Cells { round, .. }
-            | Self::More { round, .. }
-            | Self::Decoded { round, .. }
-            | Self::Rekey { round, .. }
-            | Self::Pull { round, .. }
-            | Self::Page { round, .. }
-            | Self::Done { round, .. } => *round,
-        }
-    }
-}
-
-/// Where a page of hashes starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cursor {
-    /// Above this sequence number, in sequence order.
-    Seq(u64),
-    /// Above this hash (None: from the first), in ascending order.
-    Hash(Option<Hash>),
-}
-
-/// A question to the device's own index. Those with `up_to_seq` are about the hashes numbered up to
-/// it, and blind to later ones.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Query {
-    /// The first `limit` above `after_seq`, in sequence order: [`Answer::Since`].
-    Since {
-        /// Exclusive.
-        after_seq: u64,
-        /// Inclusive.
-        up_to_seq: u64,
-        /// How many at most.
-        limit: usize,
-    },
-    /// The first `limit` above `after`, ascending: [`Answer::Above`].
-    Above {
-        /// Exclusive; None is from the first.
-        after: Option<Hash>,
-        /// Inclusive.
-        up_to_seq: u64,
-        /// How many at most.
-        limit: usize,
-    },
-    /// The sequence number of each: [`Answer::Known`].
-    Known {
-        /// At most [`HASHES_PER_FRAME_MAX`].
-        hashes: Vec<Hash>,
-    },
-    /// The cells of one shard, [`shard_range`], under `key`: [`Answer::Shard`].
-    Shard {
-        /// For [`CodedCells::new`].
-        key: SketchKey,
-        /// There are `2^shard_bits` shards.
-        shard_bits: u32,
-        /// Which of them.
-        shard: u32,
-        /// Inclusive.
-        up_to_seq: u64,
-    },
-}
-
-/// The index's answer to a [`Query`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// To [`Query::Since`].
-    Since {
-        /// Sequence numbers and hashes.
-        items: Vec<(u64, Hash)>,
-        /// True when the query would have given more without its limit.
-        more: bool,
-    },
-    /// To [`Query::Above`].
-    Above {
-        /// The hashes.
-        hashes: Vec<Hash>,
-        /// True when the query would have given more without its limit.
-        more: bool,
-    },
-    /// To [`Query::Known`]: in its order, the sequence number, None for what is not known.
-    Known(Vec<Option<u64>>),
-    /// To [`Query::Shard`].
-    Shard(CodedCells),
-    /// The index could not answer.
-    Failed,
-}
+pub use self::cost::Way;
+pub use self::message::{Cursor, ReconcileMessage, SetSummary, Since, Snapshot};
+pub use self::query::{Answer, Query, shard_range};
 
 /// What a [`Reconciler`] wants done.
 pub enum Output {
@@ -436,7 +219,7 @@ impl Reconciler {
         out: &mut Vec<Output>,
     ) -> Result<Self, ReconcileError> {
         let estimate = estimate(&ours.summary, &theirs)?;
-        let way = plan::cheapest(&ours.summary, &theirs, estimate);
+        let way = cost::cheapest(&ours.summary, &theirs, estimate);
         Self::respond_by(way, round, ours, theirs, nonce, scan_allowed, out)
     }
 
@@ -552,9 +335,7 @@ impl Reconciler {
                 };
                 let page = pages::Page { hashes, more, next_seq };
                 puller.on_page(&page)?;
-                let theirs = self.theirs.as_ref().map(|theirs| theirs.fingerprint);
-                self.incomplete |=
-                    puller.has_ended() && !puller.is_whole(&theirs.unwrap_or_default());
+                self.incomplete |= puller.has_ended() && !puller.is_whole();
                 self.check(Check::Listed, &page.hashes);
             }
             ReconcileMessage::Done { incomplete, .. } => self.on_done(incomplete)?,
@@ -564,17 +345,10 @@ impl Reconciler {
     }
 
     /// Takes the answer to the open [`Output::Ask`]. One of another kind than asked for counts as
-    /// [`Answer::Failed`].
-    ///
-    /// # Errors
-    /// As [`Reconciler::on_message`]: an answer may show that the peer sent too much.
-    pub fn on_answer(
-        &mut self,
-        answer: Answer,
-        out: &mut Vec<Output>,
-    ) -> Result<(), ReconcileError> {
+    /// [`Answer::Failed`]; one that comes after the end is ignored.
+    pub fn on_answer(&mut self, answer: Answer, out: &mut Vec<Output>) {
         let Some(ask) = self.asked.take().filter(|_| !matches!(self.stage, Stage::Ended)) else {
-            return Ok(());
+            return;
         };
         match ask {
             Ask::Page(_) => self.on_page_answer(answer, out),
@@ -582,167 +356,6 @@ impl Reconciler {
             Ask::Known(check, hashes) => self.on_known(check, &hashes, answer, out),
         }
         self.advance(out);
-        Ok(())
-    }
-
-    // ---- choosing a way ----------------------------------------------------------------------
-
-    /// The acceptor sets out on `way` and says so.
-    fn take_way(&mut self, way: Way, out: &mut Vec<Output>) -> Result<(), ReconcileError> {
-        let way = if way == Way::Shards && !self.scan_allowed { Way::Busy } else { way };
-        self.way = way;
-        let is_rekeyed = way == Way::Shards && self.rekeys > 0;
-        let busy = way == Way::Busy;
-        send(
-            ReconcileMessage::Plan {
-                round: self.round,
-                way,
-                summary: self.ours.summary.announced(),
-                retry_ms: if busy { SCAN_RETRY_MS } else { 0 },
-                nonce: is_rekeyed.then_some(self.nonce),
-                estimate: self.estimate,
-            },
-            out,
-        );
-        match way {
-            Way::Equal => self.finish(out),
-            Way::Busy => {
-                self.incomplete = true;
-                self.retry_ms = Some(SCAN_RETRY_MS);
-                self.finish(out);
-            }
-            Way::Delta | Way::List => self.stage = self.pages()?,
-            Way::Cells => {
-                let mut server = CellServer::of_set(&self.ours.sketch);
-                let frames = server.serve_first(plan::first_cells(self.estimate));
-                self.stage = Stage::Serve(server);
-                self.send_frames(frames.unwrap_or_default(), out);
-            }
-            Way::Shards => {} // The Rekey follows, or brought us here.
-        }
-        Ok(())
-    }
-
-    fn on_plan(
-        &mut self,
-        way: Way,
-        summary: SetSummary,
-        retry_ms: u64,
-        nonce: Option<[u8; 16]>,
-        out: &mut Vec<Output>,
-    ) -> Result<(), ReconcileError> {
-        match (&self.stage, self.role) {
-            (Stage::Leaving, Role::Dialer) => return Ok(()),
-            (Stage::Planning, Role::Dialer) => {}
-            (Stage::Recover(_), Role::Dialer) if way == Way::Busy => {}
-            _ => return Err(unexpected("Plan")),
-        }
-        if self.theirs.as_ref().is_some_and(|theirs| *theirs != summary) {
-            return Err(ReconcileError::SetChanged);
-        }
-        let is_equal = summary.fingerprint == self.ours.summary.fingerprint;
-        let their_count = summary.count;
-        self.theirs = Some(summary);
-        self.way = way;
-        match way {
-            Way::Equal if is_equal => self.finish(out),
-            Way::Equal => return Err(ReconcileError::NotEqual),
-            Way::Busy => {
-                self.incomplete = true;
-                self.retry_ms = Some(retry_ms);
-                self.finish(out);
-            }
-            Way::Delta | Way::List => self.stage = self.pages()?,
-            Way::Cells if self.rekeys > 0 => return Err(unexpected("Plan for cells")),
-            Way::Cells => {
-                let requested = plan::first_cells(self.estimate);
-                let recovery = Recovery::of_set(&self.ours.sketch, their_count, requested);
-                self.stage = Stage::Recover(recovery);
-            }
-            Way::Shards if self.rekeys == 0 => self.rekey(self.estimate, out),
-            Way::Shards if self.rekeys > 1 => return Err(unexpected("Plan for shards")),
-            Way::Shards if !self.scan_allowed => {
-                self.retry_ms = Some(SCAN_RETRY_MS);
-                self.break_off();
-            }
-            Way::Shards => {
-                let Some(nonce) = nonce else {
-                    return Err(unexpected("Plan for shards without a nonce"));
-                };
-                let key = SketchKey::of_nonces(&self.nonce, &nonce);
-                let sharding = Sharding { key, bits: self.shard_bits() };
-                let recovery = Recovery::of_shards(&self.ours.sketch, their_count, sharding);
-                self.stage = Stage::Recover(recovery);
-            }
-        }
-        Ok(())
-    }
-
-    fn pages(&self) -> Result<Stage, ReconcileError> {
-        let (ours, theirs) = (&self.ours.summary, self.theirs());
-        if self.way == Way::List {
-            let first = Cursor::Hash(None);
-            return Ok(Stage::Pages {
-                puller: Puller::new(first, theirs.head_seq, theirs.count),
-                server: PageServer::new(first, ours.head_seq, ours.count),
-            });
-        }
-        let cursors = (ours.since, theirs.since);
-        let added = (theirs.added_since(ours.since), ours.added_since(theirs.since));
-        let ((Some(ours_at), Some(theirs_at)), (Some(to_pull), Some(_))) = (cursors, added) else {
-            return Err(ReconcileError::NoCursor);
-        };
-        Ok(Stage::Pages {
-            puller: Puller::new(Cursor::Seq(ours_at.seq), theirs.head_seq, to_pull),
-            server: PageServer::new(Cursor::Seq(theirs_at.seq), ours.head_seq, ours.count),
-        })
-    }
-
-    /// The dialer asks for a way that does not depend on the cells it got.
-    fn rekey(&mut self, estimate: u64, out: &mut Vec<Output>) {
-        if self.rekeys == REKEYS_MAX {
-            self.break_off();
-            return;
-        }
-        self.rekeys += 1;
-        self.estimate = estimate;
-        self.stage = Stage::Planning;
-        send(
-            ReconcileMessage::Rekey {
-                round: self.round,
-                nonce: self.nonce,
-                shard_bits: self.shard_bits(),
-            },
-            out,
-        );
-    }
-
-    fn shard_bits(&self) -> u32 {
-        plan::shard_bits(self.estimate).unwrap_or(SHARD_BITS_MAX)
-    }
-
-    fn on_rekey(
-        &mut self,
-        nonce: [u8; 16],
-        bits: u32,
-        out: &mut Vec<Output>,
-    ) -> Result<(), ReconcileError> {
-        let is_announced = matches!(self.stage, Stage::Planning);
-        if self.role != Role::Acceptor || !is_announced && !matches!(self.stage, Stage::Serve(_)) {
-            return Err(unexpected("Rekey"));
-        }
-        self.rekeys += 1;
-        pages::at_most("Rekeys", self.rekeys.into(), REKEYS_MAX.into())?;
-        pages::at_most("shard_bits", bits.into(), SHARD_BITS_MAX.into())?;
-        let count = self.ours.summary.count.saturating_add(self.theirs().count);
-        let is_worth_it = is_announced || plan::shards_beat_list(self.estimate, bits, count);
-        let way = if self.rekeys == 1 && is_worth_it { Way::Shards } else { Way::List };
-        self.take_way(way, out)?;
-        if self.way == Way::Shards {
-            let sharding = Sharding { key: SketchKey::of_nonces(&nonce, &self.nonce), bits };
-            self.stage = Stage::Serve(CellServer::of_shards(&self.ours.sketch, sharding));
-        }
-        Ok(())
     }
 
     // ---- cells -------------------------------------------------------------------------------
@@ -754,10 +367,9 @@ impl Reconciler {
         cells: Vec<Cell>,
         out: &mut Vec<Output>,
     ) -> Result<(), ReconcileError> {
-        let fingerprint = self.theirs.as_ref().map(|theirs| theirs.fingerprint).unwrap_or_default();
         let step = match &mut self.stage {
             Stage::Leaving => return Ok(()),
-            Stage::Recover(recovery) => recovery.on_cells(shard, first, cells, &fingerprint)?,
+            Stage::Recover(recovery) => recovery.on_cells(shard, first, cells)?,
             _ => return Err(unexpected("Cells")),
         };
         self.on_step(step, out);
@@ -776,7 +388,7 @@ impl Reconciler {
                     // Of shards this is the first look at the whole. Whose sketch is wrong shows
                     // in who finds its own index to differ from it.
                     self.stale_sketch |= !recovery.agrees_with(&self.ours.sketch);
-                    self.incomplete |= !recovery.explains(&self.theirs().fingerprint);
+                    self.incomplete |= !recovery.explains_theirs();
                 }
                 self.check(Check::Recovered, &difference.theirs);
                 self.check(Check::Ours, &difference.ours);
@@ -824,10 +436,9 @@ impl Reconciler {
     }
 
     fn on_shard_answer(&mut self, answer: Answer, out: &mut Vec<Output>) {
-        let fingerprint = self.theirs().fingerprint;
         match (&mut self.stage, answer) {
             (Stage::Recover(recovery), Answer::Shard(own)) => {
-                let step = recovery.on_own(own, &fingerprint);
+                let step = recovery.on_own(own);
                 self.on_step(step, out);
             }
             (Stage::Serve(server), Answer::Shard(own)) => {
@@ -836,10 +447,7 @@ impl Reconciler {
                 self.send_cells(out);
             }
             (Stage::Recover(_), _) => self.break_off(),
-            (Stage::Serve(_), _) => {
-                // Nothing is lost by it: Busy ends the round on both sides.
-                let _ = self.take_way(Way::Busy, out);
-            }
+            (Stage::Serve(_), _) => self.put_off(out),
             (Stage::Planning | Stage::Pages { .. } | Stage::Leaving | Stage::Ended, _) => {}
         }
     }
@@ -1012,7 +620,7 @@ fn estimate(ours: &SetSummary, theirs: &SetSummary) -> Result<u64, ReconcileErro
     let (Some(a), Some(b)) = (&ours.counters, &theirs.counters) else {
         return Err(ReconcileError::NoCounters);
     };
-    Ok(plan::estimate(a, b, (ours.count, theirs.count)))
+    Ok(cost::estimate(a, b, (ours.count, theirs.count)))
 }
 
 fn unexpected(message: &'static str) -> ReconcileError {

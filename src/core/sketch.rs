@@ -63,18 +63,14 @@ impl Sketch {
     pub fn insert(&mut self, hash: &Hash) {
         let symbol = self.cells.insert(hash);
         self.lt_hash.add(hash);
-        for (counter, sign) in self.counters.iter_mut().zip(symbol.signs()) {
-            *counter = counter.wrapping_add(sign);
-        }
+        symbol.count(&mut self.counters, 1);
     }
 
     /// Takes a hash out that is in the set.
     pub fn remove(&mut self, hash: &Hash) {
         let symbol = self.cells.remove(hash);
         self.lt_hash.subtract(hash);
-        for (counter, sign) in self.counters.iter_mut().zip(symbol.signs()) {
-            *counter = counter.wrapping_sub(sign);
-        }
+        symbol.count(&mut self.counters, -1);
     }
 
     /// How many hashes the set has.
@@ -260,10 +256,17 @@ impl Symbol {
         Indices { state: self.seed, index: 0 }
     }
 
-    /// Plus or minus one per counter, by bits that are independent of the cells.
-    fn signs(&self) -> impl Iterator<Item = i64> {
-        let bits = [mix(self.seed ^ SIGN_SALT), mix(self.check ^ SIGN_SALT)];
-        (0..COUNTERS).map(move |i| 2 * (bits[i / 64] >> (i % 64) & 1).cast_signed() - 1)
+    /// Adds `unit` to some counters and takes it from the others, by bits that are independent of
+    /// the cells.
+    fn count(&self, counters: &mut [i64; COUNTERS], unit: i64) {
+        let words = [mix(self.seed ^ SIGN_SALT), mix(self.check ^ SIGN_SALT)];
+        for (word, counters) in words.into_iter().zip(counters.chunks_exact_mut(64)) {
+            for (i, counter) in counters.iter_mut().enumerate() {
+                // All ones for a clear bit: (x ^ !0) + 1 is -x, without a branch.
+                let negative = (word >> i & 1).cast_signed() - 1;
+                *counter = counter.wrapping_add((unit ^ negative).wrapping_sub(negative));
+            }
+        }
     }
 }
 

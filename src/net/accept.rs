@@ -3,12 +3,14 @@
 //! I1  A device that is not a member gets one and the same close, whatever it says or asks for.
 //! I2  Unauthenticated work is bounded in number and time, and stalled handshakes give way to new
 //!     ones, so that nobody keeps a member out by hanging on.
-//! I3  Strangers cost no disk and at most one log line a minute.
+//! I3  Strangers cost no disk, a bounded share of memory and at most one log line a minute.
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use iroh::endpoint::{Incoming, ServerConfig};
+use iroh::endpoint::{Incoming, IncomingAddr, ServerConfig};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 
@@ -30,8 +32,15 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a handshake is safe from giving way to a new one: three round trips of a slow path.
 const HANDSHAKE_UNDISTURBED: Duration = Duration::from_secs(1);
 
-/// How often refusals are logged.
-const REFUSALS_LOGGED_EVERY: Duration = Duration::from_secs(60);
+/// The span that refusals are counted over. The QUIC library remembers a device it has shaken hands
+/// with for as long, at 18 KiB each (measured), member or not.
+const REFUSALS_COUNTED_FOR: Duration = Duration::from_secs(60);
+
+/// Refused devices from one source in that span; more are turned away without a handshake.
+const REFUSED_PER_SOURCE_MAX: u32 = 512;
+
+/// Refused devices in all in that span: what they cost stays below 150 MiB.
+const REFUSED_MAX: u32 = 8192;
 
 /// What a device is to this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,14 +85,13 @@ pub struct Acceptor {
     handshakes: JoinSet<Outcome>,
     /// The handshakes, oldest first, with their beginnings.
     begun: Vec<(AbortHandle, Instant)>,
-    refused: u64,
-    refusals_logged: Option<Instant>,
+    refusals: Refusals,
 }
 
 #[derive(Debug)]
 enum Outcome {
     Accepted(Accepted),
-    Refused,
+    Refused { source: Option<IpAddr> },
     Failed,
 }
 
@@ -97,8 +105,7 @@ impl Net {
             pairing_config: Arc::new(self.pairing_config()),
             handshakes: JoinSet::new(),
             begun: Vec::new(),
-            refused: 0,
-            refusals_logged: None,
+            refusals: Refusals::new(),
         }
     }
 }
@@ -113,7 +120,7 @@ impl Acceptor {
             tokio::select! {
                 Some(ended) = self.handshakes.join_next() => match ended {
                     Ok(Outcome::Accepted(accepted)) => return Some(accepted),
-                    Ok(Outcome::Refused) => self.count_refusal(),
+                    Ok(Outcome::Refused { source }) => self.refusals.count(source),
                     Ok(Outcome::Failed) | Err(_) => {}
                 },
                 incoming = self.net.endpoint().accept() => self.greet(incoming?),
@@ -123,7 +130,19 @@ impl Acceptor {
 
     /// Begins a handshake, or turns the caller away before any work is done for it.
     fn greet(&mut self, incoming: Incoming) {
+        if self.refusals.too_many(source_of(&incoming.remote_addr())) {
+            incoming.refuse();
+            return;
+        }
         self.begun.retain(|(handshake, _)| !handshake.is_finished());
+        if self.begun.len() >= HANDSHAKES_UNVALIDATED_MAX && !incoming.remote_addr_validated() {
+            // It comes back with a token at once; an address that was made up does not, and must not
+            // push anyone out.
+            if let Err(error) = incoming.retry() {
+                error.into_incoming().refuse();
+            }
+            return;
+        }
         if self.begun.len() >= HANDSHAKES_MAX {
             let (oldest, since) = &self.begun[0];
             if since.elapsed() < HANDSHAKE_UNDISTURBED {
@@ -133,27 +152,58 @@ impl Acceptor {
             oldest.abort();
             self.begun.remove(0);
         }
-        if self.begun.len() >= HANDSHAKES_UNVALIDATED_MAX && !incoming.remote_addr_validated() {
-            // It comes back with a token at once; an address that was made up does not.
-            if let Err(error) = incoming.retry() {
-                error.into_incoming().refuse();
-            }
-            return;
-        }
         let pairing_config = asks_to_pair(&incoming).then(|| self.pairing_config.clone());
         let handshake = receive(self.net.clone(), self.admission.clone(), incoming, pairing_config);
         self.begun.push((self.handshakes.spawn(handshake), Instant::now()));
     }
+}
 
-    fn count_refusal(&mut self) {
-        self.refused += 1;
-        if self.refusals_logged.is_some_and(|at| at.elapsed() < REFUSALS_LOGGED_EVERY) {
-            return;
-        }
-        tracing::info!(refused = self.refused, "refused devices that are not members");
-        self.refused = 0;
-        self.refusals_logged = Some(Instant::now());
+/// How many devices were refused of late, in all and by source. Only a finished handshake is
+/// counted, so a source cannot be blamed by others.
+#[derive(Debug)]
+struct Refusals {
+    since: Instant,
+    total: u32,
+    by_source: BTreeMap<IpAddr, u32>,
+}
+
+impl Refusals {
+    fn new() -> Self {
+        Self { since: Instant::now(), total: 0, by_source: BTreeMap::new() }
     }
+
+    fn count(&mut self, source: Option<IpAddr>) {
+        self.begin_anew_when_due();
+        self.total += 1;
+        if let Some(source) = source {
+            *self.by_source.entry(source).or_default() += 1;
+        }
+        if self.total == 1 {
+            tracing::info!(?source, "refused a device; more of them are not logged for a minute");
+        }
+    }
+
+    fn too_many(&mut self, source: Option<IpAddr>) -> bool {
+        self.begin_anew_when_due();
+        let of_source = source.and_then(|source| self.by_source.get(&source)).copied();
+        self.total >= REFUSED_MAX || of_source.unwrap_or(0) >= REFUSED_PER_SOURCE_MAX
+    }
+
+    fn begin_anew_when_due(&mut self) {
+        if self.since.elapsed() >= REFUSALS_COUNTED_FOR {
+            *self = Self::new();
+        }
+    }
+}
+
+/// Who to count a caller's refusals against: its IPv4 address or IPv6 subnet; nobody when it comes
+/// through a relay, where addresses cost nothing.
+fn source_of(address: &IncomingAddr) -> Option<IpAddr> {
+    let IncomingAddr::Ip(socket) = address else { return None };
+    Some(match socket.ip().to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+        v4 => v4,
+    })
 }
 
 /// Whether the first packet offers the pairing protocol. One that hides it is answered without that
@@ -171,6 +221,7 @@ async fn receive(
     incoming: Incoming,
     pairing_config: Option<Arc<ServerConfig>>,
 ) -> Outcome {
+    let source = source_of(&incoming.remote_addr());
     let handshake = async {
         let connecting = match pairing_config {
             Some(config) => incoming.accept_with(config),
@@ -194,16 +245,17 @@ async fn receive(
     let connection = Connection::new(quic, protocol);
     if let Some(code) = refusal(&admission, &connection) {
         connection.close(code, "");
-        return Outcome::Refused;
+        return Outcome::Refused { source };
     }
     if !net.admit(&connection) {
-        let code = match protocol {
+        match protocol {
             // A joiner is a stranger still, and learns as little.
-            Protocol::Pairing => CloseCode::NotMember,
-            Protocol::Two | Protocol::Plain => CloseCode::Internal,
-        };
-        connection.close(code, "");
-        return Outcome::Refused;
+            Protocol::Pairing => connection.close(CloseCode::NotMember, ""),
+            Protocol::Two | Protocol::Plain => {
+                connection.close(CloseCode::Internal, "too many connections");
+            }
+        }
+        return Outcome::Refused { source };
     }
     Outcome::Accepted(match protocol {
         Protocol::Pairing => Accepted::Pairing(connection),
@@ -222,5 +274,42 @@ fn refusal(admission: &Admission, connection: &Connection) -> Option<CloseCode> 
             Verdict::Removed => Some(CloseCode::Removed),
             Verdict::Stranger => Some(CloseCode::NotMember),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn from(address: &str) -> Option<IpAddr> {
+        source_of(&IncomingAddr::Ip(address.parse().unwrap()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_of_many_strangers_is_turned_away_for_a_minute_and_others_are_not() {
+        let mut refusals = Refusals::new();
+        for port in 1..=REFUSED_PER_SOURCE_MAX {
+            assert!(!refusals.too_many(from("192.0.2.7:1")));
+            refusals.count(from(&format!("192.0.2.7:{port}")));
+        }
+        assert!(refusals.too_many(from("[::ffff:192.0.2.7]:9")));
+        assert!(!refusals.too_many(from("192.0.2.8:1")) && !refusals.too_many(None));
+        tokio::time::advance(REFUSALS_COUNTED_FOR).await;
+        assert!(!refusals.too_many(from("192.0.2.7:1")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_ipv6_subnet_is_one_source_and_all_together_have_a_limit() {
+        let mut refusals = Refusals::new();
+        for host in 0..REFUSED_PER_SOURCE_MAX {
+            refusals.count(from(&format!("[2001:db8::{host:x}]:1")));
+        }
+        assert!(refusals.too_many(from("[2001:db8::ffff:1]:1")));
+        assert!(!refusals.too_many(from("[2001:db8:0:1::1]:1")));
+        for _ in REFUSED_PER_SOURCE_MAX..REFUSED_MAX {
+            refusals.count(None);
+        }
+        assert!(refusals.too_many(from("[2001:db8:0:1::1]:1")) && refusals.too_many(None));
     }
 }

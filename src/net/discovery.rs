@@ -51,7 +51,11 @@ impl Net {
     /// is in use: mDNS is kept going here.
     pub async fn events(&self) -> NetEvents {
         let seen = match self.lan() {
-            Some(lan) => lan.subscribe().await,
+            Some(lan) => {
+                // The network may have changed since the endpoint was bound.
+                lan.restart();
+                lan.subscribe().await
+            }
             None => None,
         };
         NetEvents {

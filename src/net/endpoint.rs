@@ -1,7 +1,7 @@
 //! The device's one QUIC endpoint: what it binds, what it lets a peer hold, how it dials.
 //!
 //! I1  Every limit that QUIC has is set here; the library's defaults trust the peer.
-//! I2  Starting never waits for the internet, and offline nothing is sent beyond the local network.
+//! I2  Starting never waits for the internet, and offline nobody beyond the local network is dialled.
 //! I3  Every dial has a deadline.
 //!
 //! Servers of third parties (relays and address lookup) are used with [`Relay::Default`] only. With
@@ -93,7 +93,8 @@ pub struct NetConfig {
     pub secret_key: SecretKey,
     /// Which relay to use.
     pub relay: Relay,
-    /// Nothing may leave the local network; overrides `relay`.
+    /// Nothing is sent beyond the local network, but for the probes by which QUIC tries the other
+    /// addresses that a connected member names; overrides `relay`.
     pub offline: bool,
     /// One UDP address to bind instead of all interfaces. With a loopback address only devices of
     /// the same machine are reached, and nothing is announced.
@@ -280,7 +281,8 @@ impl Net {
             EndpointId::from_bytes(node.as_bytes()).map_err(|_| DialError::NotANodeId(node))?;
         let [first, others @ ..] = protocols else { return Err(DialError::NoCommonProtocol) };
         let others = others.iter().map(|protocol| protocol.alpn().to_vec()).collect();
-        let address = EndpointAddr::from_parts(id, parse_addresses(addresses, &self.reach()));
+        let hints = parse_addresses(addresses, &self.reach());
+        let address = EndpointAddr::from_parts(id, hints.iter().cloned());
         let deadline = if self.inner.relay { DIAL_DEADLINE_RELAY } else { DIAL_DEADLINE };
         let dial = async {
             let options = ConnectOptions::new().with_additional_alpns(others);
@@ -288,7 +290,10 @@ impl Net {
                 self.inner.endpoint.connect_with_opts(address, first.alpn(), options).await?;
             Ok::<_, DialError>(connecting.await?)
         };
-        let quic = timeout(deadline, dial).await.map_err(|_| DialError::NoAnswer(deadline))??;
+        // Without a hint all the time went into looking for the device.
+        let too_late =
+            if hints.is_empty() { DialError::NoAddress } else { DialError::NoAnswer(deadline) };
+        let quic = timeout(deadline, dial).await.map_err(|_| too_late)??;
         let protocol = Protocol::from_alpn(quic.alpn()).ok_or(DialError::NoCommonProtocol)?;
         let connection = Connection::new(quic, protocol);
         if !self.admit(&connection) {

@@ -18,3 +18,16 @@ pub use connection::{Connection, Ended, Path, PathKind, Protocol, RecvStream, Se
 pub use discovery::{NetEvent, NetEvents};
 pub use endpoint::{DialError, Net, NetConfig, Relay};
 pub use iroh::SecretKey;
+
+/// Directives for the log filter. The libraries below repeat themselves for ever where there is no
+/// network or no multicast; [`Net::warnings`] says it once.
+pub const LOG_DIRECTIVES: [&str; 8] = [
+    "swarm_discovery=off",
+    "iroh_mdns_address_lookup=error",
+    "iroh=error",
+    "iroh_relay=error",
+    "netwatch=error",
+    "noq=error",
+    "noq_udp=error",
+    "portmapper=error",
+];

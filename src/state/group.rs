@@ -287,8 +287,12 @@ impl Group {
     pub fn outstanding_tickets(&self, now_ms: i64) -> rusqlite::Result<bool> {
         let now = Instant::now();
         let mut db = self.db();
-        let found = tickets(&db.connection)?;
-        Ok(found.iter().any(|ticket| ticket.is_live(&mut db.deadlines, now_ms, now)))
+        let mut any = false;
+        // Each is looked at: the monotonic time of a ticket runs from its first sight.
+        for ticket in tickets(&db.connection)? {
+            any |= ticket.is_live(&mut db.deadlines, now_ms, now);
+        }
+        Ok(any)
     }
 
     /// Lets `joiner` in if `proof` shows that it knows the secret of an outstanding ticket of this

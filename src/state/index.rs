@@ -279,13 +279,14 @@ impl Index {
         Ok(())
     }
 
-    /// Writes everything down, so that the next [`open`](Self::open) keeps the epoch. Nothing may be
-    /// inserted afterwards.
+    /// Writes everything down, so that the next [`open`](Self::open) keeps the epoch. Every write
+    /// after that fails.
     pub fn close(&self) -> rusqlite::Result<()> {
         let writer = lock(&self.shared.writer);
         writer.pragma_update(None, "synchronous", "FULL")?;
         writer.execute("UPDATE state SET clean = 1", [])?;
-        writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        writer.pragma_update(None, "query_only", "ON")
     }
 
     /// One read transaction: what is read is of one moment.
@@ -307,7 +308,10 @@ const READERS: usize = 3;
 /// Per connection; the upper levels of the hash tree of a million rows fit.
 const CACHE_KIB: i64 = 8 * 1024;
 /// What the WAL is cut back to after a burst, bytes.
-const WAL_BYTES_KEPT: i64 = 16 * 1024 * 1024;
+const WAL_BYTES_KEPT: i64 = 32 * 1024 * 1024;
+/// Pages in the WAL that bring on a checkpoint. Each new hash touches a page of its own, so with
+/// SQLite's default there would be one, with its two fsyncs, for every thousand of them.
+const CHECKPOINT_PAGES: i64 = 8192;
 
 const SCHEMA_VERSION: i64 = 1;
 const SCHEMA: &str = "
@@ -364,6 +368,7 @@ fn open_writer(path: &Path) -> Result<(Connection, Head)> {
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     // For the mark of X2; what follows may be lost.
     connection.pragma_update(None, "synchronous", "FULL")?;
 

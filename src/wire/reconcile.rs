@@ -302,3 +302,178 @@ fn within(what: &'static str, got: u64, limit: u64) -> Result<(), WireError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::limits::CONTROL_FRAME_BYTES_MAX;
+
+    fn summary(counters: bool, since: Option<u64>) -> SetSummary {
+        SetSummary {
+            epoch: [1; 16],
+            head_seq: 77,
+            count: 70,
+            fingerprint: [2; 32],
+            counters: counters.then(|| Box::new(std::array::from_fn(|i| i as i32 - 64))),
+            since: since.map(|seq| Since { epoch: [3; 16], seq }),
+            busy: counters,
+        }
+    }
+
+    fn hashes(n: usize) -> Vec<Hash> {
+        (0..n).map(|i| Hash(*blake3::hash(&i.to_le_bytes()).as_bytes())).collect()
+    }
+
+    fn cell(n: u64) -> Cell {
+        Cell { sum: [n, !n, n << 7, 0], check: !n >> 3, count: n.cast_signed() - 5 }
+    }
+
+    fn messages() -> Vec<ReconcileMessage> {
+        let round = 9;
+        let plan = |way, nonce| ReconcileMessage::Plan {
+            round,
+            way,
+            summary: summary(false, None),
+            retry_ms: 3,
+            nonce,
+            estimate: 1 << 40,
+        };
+        vec![
+            ReconcileMessage::Compare { round, summary: summary(true, Some(5)) },
+            plan(Way::Equal, None),
+            plan(Way::Delta, None),
+            plan(Way::Cells, None),
+            plan(Way::List, None),
+            plan(Way::Shards, Some([8; 16])),
+            plan(Way::Busy, None),
+            ReconcileMessage::Cells {
+                round,
+                shard: 3,
+                first: 1024,
+                cells: (0..CELLS_PER_FRAME_MAX as u64).map(cell).collect(),
+            },
+            ReconcileMessage::More { round, shard: 1, first: 5, n: SKETCH_CELLS as u32 },
+            ReconcileMessage::Decoded { round, lacking: hashes(HASHES_PER_FRAME_MAX) },
+            ReconcileMessage::Rekey { round, nonce: [7; 16], shard_bits: SHARD_BITS_MAX },
+            ReconcileMessage::Pull { round, from: Cursor::Seq(0) },
+            ReconcileMessage::Pull { round, from: Cursor::Hash(None) },
+            ReconcileMessage::Pull { round, from: Cursor::Hash(Some(Hash([0; 32]))) },
+            ReconcileMessage::Page { round, hashes: hashes(3), more: true, next_seq: u64::MAX },
+            ReconcileMessage::Done { round, incomplete: true },
+        ]
+    }
+
+    #[test]
+    fn every_message_comes_back_as_itself_and_fits_its_frame() {
+        for message in messages() {
+            let (kind, payload) = encode_reconcile(&message);
+            assert!(payload.len() <= CONTROL_FRAME_BYTES_MAX as usize / 8, "{kind:?}");
+            assert_eq!(decode_reconcile(kind, payload), Ok(Some(message)));
+        }
+        for summary in [summary(true, None), summary(false, Some(1))] {
+            assert_eq!(decode_set_summary(encode_set_summary(&summary)), Ok(summary));
+        }
+    }
+
+    #[test]
+    fn frames_of_other_kinds_are_left_to_others() {
+        assert_eq!(decode_reconcile(Kind::Hello, Bytes::new()), Ok(None));
+    }
+
+    #[test]
+    fn each_bound_is_refused_one_beyond_it() {
+        let too_long_lists = [
+            ReconcileMessage::Decoded { round: 1, lacking: hashes(HASHES_PER_FRAME_MAX + 1) },
+            ReconcileMessage::Page {
+                round: 1,
+                hashes: hashes(HASHES_PER_FRAME_MAX + 1),
+                more: false,
+                next_seq: 0,
+            },
+            ReconcileMessage::Cells {
+                round: 1,
+                shard: 0,
+                first: 0,
+                cells: vec![cell(1); CELLS_PER_FRAME_MAX + 1],
+            },
+            ReconcileMessage::More { round: 1, shard: 0, first: 0, n: SKETCH_CELLS as u32 + 1 },
+            ReconcileMessage::More { round: 1, shard: 0, first: SKETCH_CELLS as u32 + 1, n: 1 },
+            ReconcileMessage::Rekey { round: 1, nonce: [0; 16], shard_bits: SHARD_BITS_MAX + 1 },
+            ReconcileMessage::Compare {
+                round: 1,
+                summary: SetSummary { count: SET_COUNT_MAX + 1, ..summary(true, None) },
+            },
+        ];
+        for message in too_long_lists {
+            let (kind, payload) = encode_reconcile(&message);
+            let refused = decode_reconcile(kind, payload);
+            assert!(matches!(refused, Err(WireError::OutOfBounds { .. })), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn fields_of_a_wrong_length_or_missing_are_refused() {
+        let good = summary_to_proto(&summary(true, Some(1)));
+        let bad_summaries = [
+            peer::SetSummary { epoch: vec![0; 15].into(), ..good.clone() },
+            peer::SetSummary { epoch: vec![0; 17].into(), ..good.clone() },
+            peer::SetSummary { fingerprint: vec![0; 31].into(), ..good.clone() },
+            peer::SetSummary { counters: vec![0; COUNTERS - 1], ..good.clone() },
+            peer::SetSummary { counters: vec![0; COUNTERS + 1], ..good.clone() },
+            peer::SetSummary {
+                since: Some(peer::Since { epoch: Bytes::new(), seq: 0 }),
+                ..good.clone()
+            },
+        ];
+        for bad in bad_summaries {
+            let refused = decode_set_summary(bytes(&bad));
+            assert!(matches!(refused, Err(WireError::Malformed { .. })), "{bad:?}");
+        }
+        let huge = peer::SetSummary { counters: vec![1 << 31; COUNTERS], ..good.clone() };
+        let refused = decode_set_summary(bytes(&huge));
+        assert!(matches!(refused, Err(WireError::OutOfBounds { .. })));
+
+        let no_summary = peer::Compare { round: 1, summary: None };
+        let unknown_way = peer::Plan { way: 7, summary: Some(good.clone()), ..Default::default() };
+        let short_nonce = peer::Plan {
+            way: peer::plan::Way::Shards.into(),
+            summary: Some(good),
+            nonce: vec![0; 15].into(),
+            ..Default::default()
+        };
+        let short_hash = peer::Page { hashes: vec![vec![0; 31].into()], ..Default::default() };
+        let uneven =
+            peer::Cells { sums: vec![0; 79].into(), counts: vec![0; 2], ..Default::default() };
+        for (kind, payload) in [
+            (Kind::Compare, bytes(&no_summary)),
+            (Kind::Plan, bytes(&unknown_way)),
+            (Kind::Plan, bytes(&short_nonce)),
+            (Kind::Page, bytes(&short_hash)),
+            (Kind::Cells, bytes(&uneven)),
+            (Kind::Pull, bytes(&peer::Pull { round: 1, from: None })),
+        ] {
+            let refused = decode_reconcile(kind, payload);
+            assert!(matches!(refused, Err(WireError::Malformed { .. })), "{kind:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn cut_and_flipped_payloads_never_panic(
+            which in 0usize..16,
+            cut in any::<prop::sample::Index>(),
+            flip in any::<prop::sample::Index>(),
+            bits in 1u8..,
+        ) {
+            let (kind, payload) = encode_reconcile(&messages()[which]);
+            let _ = decode_reconcile(kind, payload.slice(..cut.index(payload.len() + 1)));
+            let mut flipped = payload.to_vec();
+            let at = flip.index(flipped.len());
+            flipped[at] ^= bits;
+            let _ = decode_reconcile(kind, flipped.into());
+        }
+    }
+}

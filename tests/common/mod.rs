@@ -73,6 +73,7 @@ pub async fn conforms(make: impl AsyncFn() -> Fixture) {
         reads_are_exact_and_bounded,
         a_file_of_any_size_is_adopted_and_consumed,
         a_file_already_held_is_consumed,
+        a_file_adopted_by_many_at_once_is_new_once,
         a_file_of_the_wrong_length_is_refused_and_consumed,
         the_outboard_verifies_the_content,
         lists_filter_and_page,
@@ -408,6 +409,30 @@ async fn a_file_already_held_is_consumed(f: &Fixture) {
         let read = f.store.read(hash, 0..*size as u64).await.unwrap();
         assert_eq!(read.unwrap(), content);
     }
+}
+
+async fn a_file_adopted_by_many_at_once_is_new_once(f: &Fixture) {
+    let length = if f.large { 500_000 } else { 50_000 };
+    let content = content(1, length);
+    let mut files = Vec::new();
+    for n in 0..8 {
+        let mut new = file(f.algorithm, &f.scratch, &content);
+        let path = f.scratch.join(format!("twin{n}"));
+        std::fs::rename(&new.path, &path).unwrap();
+        new.path = path;
+        files.push(new);
+    }
+    let paths: Vec<PathBuf> = files.iter().map(|file| file.path.clone()).collect();
+    let hash = files[0].digest.hash;
+    let adoptions = files.into_iter().map(|file| f.store.adopt(file));
+    let results = futures_util::future::join_all(adoptions).await;
+    let new = results.iter().filter(|r| matches!(r, Ok(Stored::New)));
+    assert_eq!(new.count(), 1);
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    assert!(paths.iter().all(|path| !path.exists()));
+    assert_eq!(f.hashes().await, vec![hash]);
+    let read = f.store.read(hash, 0..length as u64).await.unwrap();
+    assert!(read.unwrap() == content);
 }
 
 async fn a_file_of_the_wrong_length_is_refused_and_consumed(f: &Fixture) {

@@ -123,6 +123,8 @@ pub(crate) struct Side {
     pub(crate) lacks: Vec<Hash>,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) sent_bytes: usize,
+    /// Of these, what only tells the other side what it lacks.
+    pub(crate) told_bytes: usize,
     pub(crate) sent_frames: usize,
     /// In the reconciler and the wire.
     pub(crate) work: Duration,
@@ -214,14 +216,14 @@ pub(crate) fn reconcile_by(
         })?;
         if !dialer_knows {
             run.round_trips += 1;
-            run.bytes_to_know = run.dialer.sent_bytes + run.acceptor.sent_bytes;
+            let told_bytes = run.dialer.told_bytes;
+            run.bytes_to_know = run.dialer.sent_bytes + run.acceptor.sent_bytes - told_bytes;
         }
         for message in std::mem::take(&mut run.dialer.inbox) {
             let mut out = Vec::new();
             on_message(&mut run.dialer, message, &mut out)?;
             perform(out, dialer, &mut run.dialer, &mut run.acceptor.inbox, &mut |m| {
-                dialer_knows |=
-                    matches!(m, ReconcileMessage::Decoded { .. } | ReconcileMessage::Done { .. });
+                dialer_knows |= matches!(m, ReconcileMessage::Done { .. });
                 (course.tamper)(true, m)
             })?;
         }
@@ -299,6 +301,9 @@ fn perform(
                 let start = Instant::now();
                 let (kind, payload) = encode_reconcile(&message);
                 side.sent_bytes += payload.len() + HEADER_BYTES;
+                if matches!(message, ReconcileMessage::Decoded { .. }) {
+                    side.told_bytes += payload.len() + HEADER_BYTES;
+                }
                 side.sent_frames += 1;
                 let decoded = decode_reconcile(kind, payload);
                 side.work += start.elapsed();
@@ -316,7 +321,7 @@ fn perform(
                 let start = Instant::now();
                 let reconciler = side.reconciler.as_mut().expect("it asked");
                 open_asks -= 1;
-                reconciler.on_answer(answer, &mut more)?;
+                reconciler.on_answer(answer, &mut more);
                 side.work += start.elapsed();
                 out.extend(more);
             }

@@ -6,14 +6,12 @@
 //! I2  A recovered difference is passed on only when it accounts for every cell received, and,
 //!     of a whole set, for the fingerprint the acceptor announced.
 
-use std::ops::RangeInclusive;
-
 use crate::core::ids::Hash;
 use crate::core::limits::{CELLS_PER_FRAME_MAX, MORES_MAX, SKETCH_CELLS};
+use crate::core::reconcile::cost::{first_cells, next_cells, usual_count};
 use crate::core::reconcile::decode::{Decoder, Difference};
 use crate::core::reconcile::pages::{ascending, at_most};
-use crate::core::reconcile::plan::{first_cells, next_cells, usual_count};
-use crate::core::reconcile::{Query, ReconcileError};
+use crate::core::reconcile::{Query, ReconcileError, SetSummary};
 use crate::core::sketch::{Cell, CodedCells, LtHash, Sketch, SketchKey};
 
 /// How sets are parted after a Rekey.
@@ -31,18 +29,6 @@ impl Sharding {
     fn query(self, shard: u32, up_to_seq: u64) -> Query {
         Query::Shard { key: self.key, shard_bits: self.bits, shard, up_to_seq }
     }
-}
-
-/// The hashes of one of `2^shard_bits` shards: those whose first bits are `shard`.
-pub fn shard_range(shard_bits: u32, shard: u32) -> RangeInclusive<Hash> {
-    let mut first = [0; Hash::LEN];
-    let mut last = [0xff; Hash::LEN];
-    if shard_bits > 0 {
-        let prefix = shard << (32 - shard_bits);
-        first[..4].copy_from_slice(&prefix.to_be_bytes());
-        last[..4].copy_from_slice(&(prefix | u32::MAX >> shard_bits).to_be_bytes());
-    }
-    Hash(first)..=Hash(last)
 }
 
 /// A request for, or a run of, cells `first .. first + n` of `shard`.
@@ -85,6 +71,8 @@ pub(super) struct Recovery {
     mores: u32,
     /// The acceptor's hashes per shard on average.
     count: u64,
+    /// The acceptor's, of its whole set.
+    fingerprint: [u8; 32],
     /// Our set with what was recovered so far: in the end, the acceptor's.
     lt_hash: LtHash,
     scanned: Cell,
@@ -92,7 +80,7 @@ pub(super) struct Recovery {
 
 impl Recovery {
     /// Of the whole set, with `requested` cells under way.
-    pub(super) fn of_set(ours: &Sketch, their_count: u64, requested: usize) -> Self {
+    pub(super) fn of_set(ours: &Sketch, theirs: &SetSummary, requested: usize) -> Self {
         let own = ours.cells().clone();
         Self {
             sharding: None,
@@ -103,21 +91,22 @@ impl Recovery {
             early: Vec::new(),
             requested,
             mores: 0,
-            count: their_count,
+            count: theirs.count,
+            fingerprint: theirs.fingerprint,
             lt_hash: ours.lt_hash().clone(),
             scanned: Cell::default(),
         }
     }
 
     /// Of shards; none is begun.
-    pub(super) fn of_shards(ours: &Sketch, their_count: u64, sharding: Sharding) -> Self {
+    pub(super) fn of_shards(ours: &Sketch, theirs: &SetSummary, sharding: Sharding) -> Self {
         Self {
             sharding: Some(sharding),
             phase: Phase::BetweenShards,
             own: None,
             decoder: Decoder::new(sharding.key),
-            count: their_count >> sharding.bits,
-            ..Self::of_set(ours, their_count, 0)
+            count: theirs.count >> sharding.bits,
+            ..Self::of_set(ours, theirs, 0)
         }
     }
 
@@ -134,8 +123,8 @@ impl Recovery {
     }
 
     /// True when our set and what was recovered make the acceptor's.
-    pub(super) fn explains(&self, fingerprint: &[u8; 32]) -> bool {
-        self.lt_hash.fingerprint() == *fingerprint
+    pub(super) fn explains_theirs(&self) -> bool {
+        self.lt_hash.fingerprint() == self.fingerprint
     }
 
     /// Begins the next shard of `estimate` differences in all: what to ask the index and the
@@ -151,11 +140,11 @@ impl Recovery {
     }
 
     /// Takes our own cells of the shard.
-    pub(super) fn on_own(&mut self, own: CodedCells, fingerprint: &[u8; 32]) -> Step {
+    pub(super) fn on_own(&mut self, own: CodedCells) -> Step {
         self.scanned = self.scanned.plus(own.cell(0));
         self.own = Some(own);
         let early = std::mem::take(&mut self.early);
-        self.decode(&early, fingerprint)
+        self.decode(&early)
     }
 
     /// Takes cells that arrived, as they were sent: less their usual counts.
@@ -164,7 +153,6 @@ impl Recovery {
         shard: u32,
         first: usize,
         mut cells: Vec<Cell>,
-        fingerprint: &[u8; 32],
     ) -> Result<Step, ReconcileError> {
         let received = self.received() + self.early.len();
         if !matches!(self.phase, Phase::Decoding) || received == self.requested {
@@ -179,10 +167,10 @@ impl Recovery {
         for (index, cell) in (first..).zip(&mut cells) {
             cell.count = cell.count.wrapping_add(usual_count(self.count, index));
         }
-        Ok(self.decode(&cells, fingerprint))
+        Ok(self.decode(&cells))
     }
 
-    fn decode(&mut self, cells: &[Cell], fingerprint: &[u8; 32]) -> Step {
+    fn decode(&mut self, cells: &[Cell]) -> Step {
         let Some(own) = &self.own else {
             self.early.extend_from_slice(cells);
             return Step::Wait;
@@ -193,7 +181,7 @@ impl Recovery {
             return Step::Wait;
         }
         if self.decoder.is_solved() {
-            return self.conclude(fingerprint);
+            return self.conclude();
         }
         if received == SKETCH_CELLS || self.mores == MORES_MAX {
             return Step::Undecodable;
@@ -203,14 +191,14 @@ impl Recovery {
         Step::More(Span { shard: self.shard, first: received, n: self.requested - received })
     }
 
-    fn conclude(&mut self, fingerprint: &[u8; 32]) -> Step {
+    fn conclude(&mut self) -> Step {
         let Some(difference) = self.decoder.difference() else {
             return Step::Undecodable;
         };
         difference.theirs.iter().for_each(|hash| self.lt_hash.add(hash));
         difference.ours.iter().for_each(|hash| self.lt_hash.subtract(hash));
         match self.sharding {
-            None if !self.explains(fingerprint) => return Step::Undecodable,
+            None if !self.explains_theirs() => return Step::Undecodable,
             Some(sharding) if self.shard + 1 < sharding.shards() => {
                 self.shard += 1;
                 self.own = None;

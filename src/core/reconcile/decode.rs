@@ -12,15 +12,15 @@ use crate::core::sketch::{Cell, CodedCells, Indices, SketchKey, Symbol};
 
 /// Two lists of hashes, ascending without repeats: the difference of two sets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Difference {
+pub(super) struct Difference {
     /// In the other set only.
-    pub theirs: Vec<Hash>,
+    pub(super) theirs: Vec<Hash>,
     /// In this set only.
-    pub ours: Vec<Hash>,
+    pub(super) ours: Vec<Hash>,
 }
 
 /// Cells minus cells, being solved.
-pub struct Decoder {
+pub(super) struct Decoder {
     key: SketchKey,
     cells: Vec<Cell>,
     recovered: Vec<Recovered>,
@@ -39,7 +39,7 @@ struct Recovered {
 
 impl Decoder {
     /// With no cells yet.
-    pub fn new(key: SketchKey) -> Self {
+    pub(super) fn new(key: SketchKey) -> Self {
         Self {
             key,
             cells: Vec::new(),
@@ -51,12 +51,12 @@ impl Decoder {
     }
 
     /// Cells received so far; the next one expected has this index.
-    pub fn received(&self) -> usize {
+    pub(super) fn received(&self) -> usize {
         self.cells.len()
     }
 
     /// Takes the next cells of the other set and recovers what they show.
-    pub fn push(&mut self, theirs: &[Cell], ours: &CodedCells) {
+    pub(super) fn push(&mut self, theirs: &[Cell], ours: &CodedCells) {
         let first = self.cells.len();
         for (index, cell) in (first..).zip(theirs) {
             let difference = cell.minus(ours.cell(index));
@@ -71,14 +71,14 @@ impl Decoder {
     }
 
     /// True when all cells received are accounted for.
-    pub fn is_solved(&self) -> bool {
+    pub(super) fn is_solved(&self) -> bool {
         !self.cells.is_empty() && self.cells.iter().all(Cell::is_zero)
     }
 
     /// How many hashes differ, judged by the counts of the cells: with n the surplus of one side
     /// and p the share of hashes that map to a cell, its count is n p on average and spreads by
     /// d p (1 - p).
-    pub fn estimate(&self) -> f64 {
+    pub(super) fn estimate(&self) -> f64 {
         if self.spread_per_difference == 0.0 {
             return self.net.abs();
         }
@@ -86,7 +86,7 @@ impl Decoder {
     }
 
     /// What was recovered. None when a hash was recovered twice, which honest cells never show.
-    pub fn difference(&self) -> Option<Difference> {
+    pub(super) fn difference(&self) -> Option<Difference> {
         let side = |is_theirs: bool| {
             let side = self.recovered.iter().filter(|known| known.is_theirs == is_theirs);
             let mut hashes: Vec<Hash> = side.map(|known| known.hash).collect();

@@ -7,7 +7,7 @@
 
 use crate::core::ids::Hash;
 use crate::core::limits::HASHES_PER_FRAME_MAX;
-use crate::core::reconcile::{Answer, Cursor, Query, ReconcileError};
+use crate::core::reconcile::{Answer, Cursor, Query, ReconcileError, SetSummary};
 use crate::core::sketch::LtHash;
 
 /// A page of the other side's hashes, as it goes over the wire.
@@ -32,26 +32,37 @@ pub(super) struct Puller {
     limit: u64,
     pulled: u64,
     lt_hash: LtHash,
+    fingerprint: [u8; 32],
     state: State,
 }
 
 impl Puller {
-    /// Of `limit` hashes in all, up to `head_seq`.
-    pub(super) fn new(cursor: Cursor, head_seq: u64, limit: u64) -> Self {
+    /// Of the whole set.
+    pub(super) fn of_list(theirs: &SetSummary) -> Self {
+        Self::new(Cursor::Hash(None), theirs, theirs.count)
+    }
+
+    /// Of the `added` hashes after `seq`.
+    pub(super) fn of_delta(seq: u64, added: u64, theirs: &SetSummary) -> Self {
+        Self::new(Cursor::Seq(seq), theirs, added)
+    }
+
+    fn new(cursor: Cursor, theirs: &SetSummary, limit: u64) -> Self {
+        let SetSummary { head_seq, fingerprint, .. } = *theirs;
         let state = if limit == 0 { State::Ended } else { State::Ready };
-        Self { cursor, head_seq, limit, pulled: 0, lt_hash: LtHash::default(), state }
+        Self { cursor, head_seq, fingerprint, limit, pulled: 0, lt_hash: LtHash::default(), state }
     }
 
     pub(super) fn has_ended(&self) -> bool {
         self.state == State::Ended
     }
 
-    /// True when all that was announced was there: the sequence up to its head, or the set of this
+    /// True when all that was announced was there: the sequence up to its head, or the set of the
     /// fingerprint.
-    pub(super) fn is_whole(&self, fingerprint: &[u8; 32]) -> bool {
+    pub(super) fn is_whole(&self) -> bool {
         match self.cursor {
-            Cursor::Seq(seq) => self.limit == 0 || seq == self.head_seq,
-            Cursor::Hash(_) => self.lt_hash.fingerprint() == *fingerprint,
+            Cursor::Seq(seq) => seq == self.head_seq,
+            Cursor::Hash(_) => self.lt_hash.fingerprint() == self.fingerprint,
         }
     }
 

@@ -1,199 +1,187 @@
-//! Decides by which way a difference is found, and how many coded cells to send at a time.
-//!
-//! The costs are bytes on the wire: a hash in a page or in a delta is 32, a difference found by
-//! coded cells about 62 (1.4 to 1.5 cells of 42 bytes each).
+//! Sets a round on its way: the acceptor answers Compare and Rekey with a Plan, the dialer follows
+//! it, and asks for another when the cells it got lead nowhere.
 
-use crate::core::limits::{SHARD_BITS_MAX, SKETCH_CELLS};
-use crate::core::reconcile::SetSummary;
-use crate::core::sketch::COUNTERS;
+use super::cells::{CellServer, Recovery, Sharding};
+use super::cost::{self, Way};
+use super::pages::{PageServer, Puller, at_most};
+use super::{
+    Cursor, Output, ReconcileError, ReconcileMessage, Reconciler, Role, SetSummary, Stage, send,
+    unexpected,
+};
+use crate::core::limits::{REKEYS_MAX, SCAN_RETRY_MS, SHARD_BITS_MAX};
+use crate::core::sketch::SketchKey;
 
-/// How a difference is found. The numbers on the wire are `Plan.Way`'s.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// The sets are equal.
-    Equal,
-    /// Each side pulls what the other added since the cursor it has.
-    Delta,
-    /// The dialer decodes the acceptor's coded cells.
-    Cells,
-    /// Each side pulls the other's whole list.
-    List,
-    /// Cells over shards under a fresh key: a full scan on both sides.
-    Shards,
-    /// A full scan is not to be had now.
-    Busy,
-}
-
-const HASH_BYTES: u64 = 32;
-const BYTES_PER_DIFFERENCE: u64 = 62;
-const CELLS_OVERHEAD_BYTES: u64 = 100;
-const SHARD_OVERHEAD_BYTES: u64 = 400;
-
-/// Differences that a whole sketch decodes with room to spare: 0.7 of its cells.
-const DECODABLE_MAX: u64 = (SKETCH_CELLS * 7 / 10) as u64;
-
-/// Differences beyond what the cursors allow that the estimate may show by chance alone.
-const ESTIMATE_SLACK: u64 = 64;
-
-/// How many hashes differ, from the counters: exact on average, 12.5 % off as a rule. Kept within
-/// what the counts allow.
-pub(super) fn estimate(
-    ours: &[i32; COUNTERS],
-    theirs: &[i32; COUNTERS],
-    counts: (u64, u64),
-) -> u64 {
-    let squares = ours.iter().zip(theirs).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
-    let mean = squares.sum::<f64>() / COUNTERS as f64;
-    (mean.round() as u64).clamp(counts.0.abs_diff(counts.1), counts.0.saturating_add(counts.1))
-}
-
-/// The cheapest way for the acceptor (`ours`) to answer the dialer (`theirs`).
-pub(super) fn cheapest(ours: &SetSummary, theirs: &SetSummary, estimate: u64) -> Way {
-    if ours.fingerprint == theirs.fingerprint {
-        return Way::Equal;
-    }
-    let list = HASH_BYTES.saturating_mul(ours.count.saturating_add(theirs.count));
-    let mut best = (list, Way::List);
-    let mut offer = |cost: u64, way: Way| {
-        if cost < best.0 {
-            best = (cost, way);
+impl Reconciler {
+    /// The acceptor sets out on `way` and says so.
+    ///
+    /// # Errors
+    /// [`ReconcileError::NoCursor`], for a delta.
+    pub(super) fn take_way(
+        &mut self,
+        way: Way,
+        out: &mut Vec<Output>,
+    ) -> Result<(), ReconcileError> {
+        if way == Way::Busy || way == Way::Shards && !self.scan_allowed {
+            self.put_off(out);
+            return Ok(());
         }
-    };
-    if estimate <= DECODABLE_MAX {
-        offer(BYTES_PER_DIFFERENCE * estimate + CELLS_OVERHEAD_BYTES, Way::Cells);
-    } else if let Some(bits) = shard_bits(estimate) {
-        offer(shards_cost(estimate, bits), Way::Shards);
-    }
-    if let (Some(to_them), Some(to_us)) =
-        (ours.added_since(theirs.since), theirs.added_since(ours.since))
-    {
-        let added = to_them.saturating_add(to_us);
-        // Nothing added and yet not equal, or more differences than additions: a cursor is wrong.
-        let explains = estimate <= added.saturating_mul(2).saturating_add(ESTIMATE_SLACK);
-        if added > 0 && explains {
-            offer(HASH_BYTES.saturating_mul(added), Way::Delta);
+        self.say_plan(way, out);
+        match way {
+            Way::Equal => self.finish(out),
+            Way::Busy => {} // Above.
+            Way::Delta | Way::List => self.stage = self.pages()?,
+            Way::Cells => {
+                let mut server = CellServer::of_set(&self.ours.sketch);
+                let frames = server.serve_first(cost::first_cells(self.estimate));
+                self.stage = Stage::Serve(server);
+                self.send_frames(frames.unwrap_or_default(), out);
+            }
+            Way::Shards => {} // The Rekey follows, or brought us here.
         }
+        Ok(())
     }
-    best.1
-}
 
-/// True when shards of an estimated difference are cheaper than lists of `count` hashes in all.
-pub(super) fn shards_beat_list(estimate: u64, bits: u32, count: u64) -> bool {
-    shards_cost(estimate, bits) < HASH_BYTES.saturating_mul(count)
-}
+    /// The acceptor ends the round: no full scan now.
+    pub(super) fn put_off(&mut self, out: &mut Vec<Output>) {
+        self.incomplete = true;
+        self.retry_ms = Some(SCAN_RETRY_MS);
+        self.say_plan(Way::Busy, out);
+        self.finish(out);
+    }
 
-fn shards_cost(estimate: u64, bits: u32) -> u64 {
-    BYTES_PER_DIFFERENCE.saturating_mul(estimate).saturating_add(SHARD_OVERHEAD_BYTES << bits)
-}
+    fn say_plan(&mut self, way: Way, out: &mut Vec<Output>) {
+        self.way = way;
+        let is_rekeyed = way == Way::Shards && self.rekeys > 0;
+        send(
+            ReconcileMessage::Plan {
+                round: self.round,
+                way,
+                summary: self.ours.summary.announced(),
+                retry_ms: self.retry_ms.unwrap_or_default(),
+                nonce: is_rekeyed.then_some(self.nonce),
+                estimate: self.estimate,
+            },
+            out,
+        );
+    }
 
-/// Into how many shards (as a power of two) to part the sets so that each decodes from a sketch.
-pub(super) fn shard_bits(estimate: u64) -> Option<u32> {
-    (0..=SHARD_BITS_MAX).find(|bits| estimate >> bits <= DECODABLE_MAX)
-}
-
-/// The first cells to send for `estimate` differences: enough in six of seven runs.
-pub(super) fn first_cells(estimate: u64) -> usize {
-    let estimate = estimate as f64;
-    cells(1.5 * estimate + 4.0 * estimate.sqrt() + 4.0)
-}
-
-/// How many cells to have in all when `received` did not decode and, by their counts, `estimate`
-/// hashes differ.
-pub(super) fn next_cells(received: usize, estimate: f64) -> usize {
-    let enough = cells(1.4 * estimate + 4.0 * estimate.sqrt() + 8.0);
-    enough.max(received + received / 4 + 8).min(SKETCH_CELLS)
-}
-
-fn cells(wanted: f64) -> usize {
-    (wanted.ceil() as usize).min(SKETCH_CELLS)
-}
-
-/// What the count of the cell at `index` is on average in a set of `count`: sent less this, the
-/// counts are small numbers.
-pub(super) fn usual_count(count: u64, index: usize) -> i64 {
-    (2 * count / (index as u64 + 2)).cast_signed()
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::core::reconcile::Since;
-
-    const HERE: [u8; 16] = [1; 16];
-    const THERE: [u8; 16] = [2; 16];
-
-    fn summary(epoch: [u8; 16], count: u64, fingerprint: u8) -> SetSummary {
-        SetSummary {
-            epoch,
-            head_seq: count,
-            count,
-            fingerprint: [fingerprint; 32],
-            counters: None,
-            since: None,
-            busy: false,
+    pub(super) fn on_plan(
+        &mut self,
+        way: Way,
+        summary: SetSummary,
+        retry_ms: u64,
+        nonce: Option<[u8; 16]>,
+        out: &mut Vec<Output>,
+    ) -> Result<(), ReconcileError> {
+        match (&self.stage, self.role) {
+            (Stage::Leaving, Role::Dialer) => return Ok(()),
+            (Stage::Planning, Role::Dialer) => {}
+            (Stage::Recover(_), Role::Dialer) if way == Way::Busy => {}
+            _ => return Err(unexpected("Plan")),
         }
-    }
-
-    #[test]
-    fn equal_fingerprints_need_no_way() {
-        let way = cheapest(&summary(HERE, 5, 1), &summary(THERE, 5, 1), 0);
-        assert_eq!(way, Way::Equal);
-    }
-
-    #[test]
-    fn the_cheapest_way_follows_size_and_difference() {
-        let ways = [
-            (10, 10, 20, Way::List),
-            (0, 1_000_000, 1_000_000, Way::List),
-            (1_000_000, 1_000_000, 1, Way::Cells),
-            (1_000_000, 1_000_000, DECODABLE_MAX, Way::Cells),
-            (1_000_000, 1_000_000, DECODABLE_MAX + 1, Way::Shards),
-            (1_000_000, 1_000_000, 1_900_000, Way::List),
-            (1 << 39, 1 << 39, 1 << 38, Way::List),
-        ];
-        for (a, b, estimate, way) in ways {
-            let chosen = cheapest(&summary(HERE, a, 1), &summary(THERE, b, 2), estimate);
-            assert_eq!(chosen, way, "{a} {b} {estimate}");
+        if self.theirs.as_ref().is_some_and(|theirs| *theirs != summary) {
+            return Err(ReconcileError::SetChanged);
         }
-    }
-
-    #[test]
-    fn a_delta_is_taken_when_both_cursors_hold_and_explain_the_difference() {
-        let mut ours = summary(HERE, 1000, 1);
-        let mut theirs = summary(THERE, 1000, 2);
-        theirs.since = Some(Since { epoch: HERE, seq: 990 });
-        ours.since = Some(Since { epoch: THERE, seq: 1000 });
-        assert_eq!(cheapest(&ours, &theirs, 10), Way::Delta);
-        assert_eq!(cheapest(&ours, &theirs, 500), Way::Cells, "ten additions cannot explain 500");
-
-        ours.since = Some(Since { epoch: THERE, seq: 1001 });
-        assert_eq!(cheapest(&ours, &theirs, 10), Way::Cells, "their numbering went back");
-        ours.since = Some(Since { epoch: HERE, seq: 1000 });
-        assert_eq!(cheapest(&ours, &theirs, 10), Way::Cells, "another epoch's cursor");
-        ours.since = None;
-        assert_eq!(cheapest(&ours, &theirs, 10), Way::Cells, "no cursor");
-    }
-
-    #[test]
-    fn a_delta_of_nothing_is_not_taken_for_sets_that_differ() {
-        let mut ours = summary(HERE, 1000, 1);
-        let mut theirs = summary(THERE, 1000, 2);
-        theirs.since = Some(Since { epoch: HERE, seq: 1000 });
-        ours.since = Some(Since { epoch: THERE, seq: 1000 });
-        assert_eq!(cheapest(&ours, &theirs, 1), Way::Cells);
-    }
-
-    #[test]
-    fn no_number_a_peer_can_send_overflows() {
-        let extreme = summary(HERE, u64::MAX, 1);
-        for estimate in [0, 1, u64::MAX] {
-            cheapest(&extreme, &summary(THERE, u64::MAX, 2), estimate);
-            assert!(first_cells(estimate) <= SKETCH_CELLS);
+        let is_equal = summary.fingerprint == self.ours.summary.fingerprint;
+        self.theirs = Some(summary);
+        self.way = way;
+        match way {
+            Way::Equal if is_equal => self.finish(out),
+            Way::Equal => return Err(ReconcileError::NotEqual),
+            Way::Busy => {
+                self.incomplete = true;
+                self.retry_ms = Some(retry_ms.min(SCAN_RETRY_MS));
+                self.finish(out);
+            }
+            Way::Delta | Way::List => self.stage = self.pages()?,
+            Way::Cells if self.rekeys > 0 => return Err(unexpected("Plan for cells")),
+            Way::Cells => {
+                let requested = cost::first_cells(self.estimate);
+                let recovery = Recovery::of_set(&self.ours.sketch, self.theirs(), requested);
+                self.stage = Stage::Recover(recovery);
+            }
+            Way::Shards if self.rekeys == 0 => self.rekey(self.estimate, out),
+            Way::Shards if self.rekeys > 1 => return Err(unexpected("Plan for shards")),
+            Way::Shards if !self.scan_allowed => {
+                self.retry_ms = Some(SCAN_RETRY_MS);
+                self.break_off();
+            }
+            Way::Shards => {
+                let Some(nonce) = nonce else {
+                    return Err(unexpected("Plan for shards without a nonce"));
+                };
+                let key = SketchKey::of_nonces(&self.nonce, &nonce);
+                let sharding = Sharding { key, bits: self.shard_bits() };
+                let recovery = Recovery::of_shards(&self.ours.sketch, self.theirs(), sharding);
+                self.stage = Stage::Recover(recovery);
+            }
         }
-        assert_eq!(estimate(&[i32::MIN; 128], &[i32::MAX; 128], (3, 4)), 7);
-        for estimate in [0.0, f64::MAX, f64::INFINITY] {
-            assert!(next_cells(SKETCH_CELLS, estimate) == SKETCH_CELLS);
+        Ok(())
+    }
+
+    fn pages(&self) -> Result<Stage, ReconcileError> {
+        let (ours, theirs) = (&self.ours.summary, self.theirs());
+        if self.way == Way::List {
+            return Ok(Stage::Pages {
+                puller: Puller::of_list(theirs),
+                server: PageServer::new(Cursor::Hash(None), ours.head_seq, ours.count),
+            });
         }
+        let cursors = (ours.since, theirs.since);
+        let added = (theirs.added_since(ours.since), ours.added_since(theirs.since));
+        let ((Some(ours_at), Some(theirs_at)), (Some(to_pull), Some(_))) = (cursors, added) else {
+            return Err(ReconcileError::NoCursor);
+        };
+        Ok(Stage::Pages {
+            puller: Puller::of_delta(ours_at.seq, to_pull, theirs),
+            server: PageServer::new(Cursor::Seq(theirs_at.seq), ours.head_seq, ours.count),
+        })
+    }
+
+    /// The dialer asks for a way that does not depend on the cells it got.
+    pub(super) fn rekey(&mut self, estimate: u64, out: &mut Vec<Output>) {
+        if self.rekeys == REKEYS_MAX {
+            self.break_off();
+            return;
+        }
+        self.rekeys += 1;
+        self.estimate = estimate;
+        self.stage = Stage::Planning;
+        send(
+            ReconcileMessage::Rekey {
+                round: self.round,
+                nonce: self.nonce,
+                shard_bits: self.shard_bits(),
+            },
+            out,
+        );
+    }
+
+    fn shard_bits(&self) -> u32 {
+        cost::shard_bits(self.estimate).unwrap_or(SHARD_BITS_MAX)
+    }
+
+    pub(super) fn on_rekey(
+        &mut self,
+        nonce: [u8; 16],
+        bits: u32,
+        out: &mut Vec<Output>,
+    ) -> Result<(), ReconcileError> {
+        let is_announced = matches!(self.stage, Stage::Planning);
+        if self.role != Role::Acceptor || !is_announced && !matches!(self.stage, Stage::Serve(_)) {
+            return Err(unexpected("Rekey"));
+        }
+        self.rekeys += 1;
+        at_most("Rekeys", self.rekeys.into(), REKEYS_MAX.into())?;
+        at_most("shard_bits", bits.into(), SHARD_BITS_MAX.into())?;
+        let count = self.ours.summary.count.saturating_add(self.theirs().count);
+        let is_worth_it = is_announced || cost::shards_beat_list(self.estimate, bits, count);
+        let way = if self.rekeys == 1 && is_worth_it { Way::Shards } else { Way::List };
+        self.take_way(way, out)?;
+        if self.way == Way::Shards {
+            let sharding = Sharding { key: SketchKey::of_nonces(&nonce, &self.nonce), bits };
+            self.stage = Stage::Serve(CellServer::of_shards(&self.ours.sketch, sharding));
+        }
+        Ok(())
     }
 }

@@ -183,10 +183,10 @@ impl Database {
         });
         let jobs = lock(&self.jobs).clone().ok_or_else(closed)?;
         // Every job is answered, unless the writer failed: then it is not known what was kept.
-        let lost = |_| self.health.fail("the writer thread ended");
-        jobs.send(job).map_err(|_| lost(()))?;
+        let lost = || self.health.fail("the writer thread ended");
+        jobs.send(job).map_err(|_| lost())?;
         drop(jobs);
-        answer.recv().map_err(|_| lost(()))?
+        answer.recv().map_err(|_| lost())?
     }
 
     /// Takes a reading connection out of the pool, waiting until one is there. Blocks.
@@ -366,9 +366,14 @@ fn write_jobs(
         if health.check().is_err() {
             return;
         }
-        if let Err(error) = checkpoint(conn, "PASSIVE", CHECKPOINT_PAGES) {
-            health.fail(&format!("a checkpoint failed: {error}"));
-            return;
+        match checkpoint(conn, "PASSIVE", CHECKPOINT_PAGES).map_err(sql_error) {
+            Ok(()) => {}
+            Err(StoreError::Disk(reason)) => {
+                health.fail(&format!("a checkpoint failed: {reason}"));
+                return;
+            }
+            // The log keeps what could not be copied; the next group tries again.
+            Err(error) => tracing::warn!(%error, "the store's log grows"),
         }
     }
     if let Err(error) = checkpoint(conn, "TRUNCATE", 0) {
@@ -446,4 +451,114 @@ fn checkpoint(conn: &Connection, mode: &str, pages: i64) -> rusqlite::Result<()>
 fn wal_pages(conn: &Connection) -> rusqlite::Result<i64> {
     // A NOOP checkpoint copies nothing and answers (busy, pages in the log, pages copied).
     conn.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get(1))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    fn database() -> (tempfile::TempDir, Database) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let database = Database::open(&path, HashAlgorithm::Blake3, Arc::default()).unwrap();
+        database
+            .write(|txn| sql(txn, "CREATE TABLE numbers (number INTEGER, filling BLOB)"))
+            .unwrap();
+        (dir, database)
+    }
+
+    fn sql(txn: &mut Txn<'_>, statement: &str) -> Result<(), StoreError> {
+        txn.conn.execute_batch(statement).map_err(sql_error)
+    }
+
+    fn insert(txn: &mut Txn<'_>, number: u64) -> Result<(), StoreError> {
+        txn.totals.newest_cursor += 1;
+        sql(txn, &format!("INSERT INTO numbers VALUES ({number}, NULL)"))
+    }
+
+    fn numbers(database: &Database) -> Vec<u64> {
+        let reader = database.reader().unwrap();
+        let mut select = reader.conn().prepare("SELECT number FROM numbers ORDER BY 1").unwrap();
+        let rows = select.query_map([], |row| row.get::<_, i64>(0)).unwrap();
+        rows.map(|row| row.unwrap().unsigned_abs()).collect()
+    }
+
+    #[test]
+    fn a_job_that_fails_leaves_the_others_of_its_group_alone() {
+        let (_dir, database) = database();
+        let full = Barrier::new(2);
+        let full: &'static Barrier = Box::leak(Box::new(full));
+        std::thread::scope(|scope| {
+            // Holds the writer until the others wait behind it.
+            scope.spawn(|| {
+                database.write(move |_| {
+                    full.wait();
+                    Ok(())
+                })
+            });
+            let jobs: Vec<_> = (0..6)
+                .map(|number| {
+                    let database = &database;
+                    scope.spawn(move || {
+                        database.write(move |txn| {
+                            insert(txn, number)?;
+                            match number % 2 {
+                                0 => Ok(()),
+                                _ => Err(StoreError::NotFound(crate::core::ids::Hash([0; 32]))),
+                            }
+                        })
+                    })
+                })
+                .collect();
+            full.wait();
+            for (number, job) in jobs.into_iter().enumerate() {
+                assert_eq!(job.join().unwrap().is_ok(), number % 2 == 0);
+            }
+        });
+        assert_eq!(numbers(&database), [0, 2, 4]);
+        // Only those that were kept took a cursor.
+        assert_eq!(*database.newest().borrow(), 3);
+    }
+
+    #[test]
+    fn a_write_that_does_not_fit_is_refused_whole_and_a_later_one_goes_on() {
+        let (_dir, database) = database();
+        database.write(|txn| sql(txn, "PRAGMA max_page_count = 40")).unwrap();
+        let too_much = database.write(|txn| {
+            insert(txn, 1)?;
+            sql(txn, "INSERT INTO numbers VALUES (2, zeroblob(1000000))")
+        });
+        assert!(matches!(too_much, Err(StoreError::Full(_))), "{too_much:?}");
+        database.write(|txn| insert(txn, 3)).unwrap();
+        assert_eq!(numbers(&database), [3]);
+        assert_eq!(*database.newest().borrow(), 1);
+    }
+
+    #[test]
+    fn after_a_failed_commit_nothing_is_written_and_reads_go_on() {
+        let (_dir, database) = database();
+        database.write(|txn| insert(txn, 1)).unwrap();
+        // A transaction that is gone before its commit is what a failed disk looks like.
+        let lost = database.write(|txn| {
+            insert(txn, 2)?;
+            sql(txn, "ROLLBACK")
+        });
+        assert!(matches!(lost, Err(StoreError::Disk(_))), "{lost:?}");
+        let later = database.write(|txn| insert(txn, 3));
+        assert!(matches!(later, Err(StoreError::Disk(_))), "{later:?}");
+        assert_eq!(numbers(&database), [1]);
+        assert_eq!(*database.newest().borrow(), 1);
+    }
+
+    #[test]
+    fn a_closed_database_refuses_and_does_not_hang() {
+        let (_dir, database) = database();
+        database.close();
+        let write = database.write(|txn| insert(txn, 1));
+        assert!(matches!(write, Err(StoreError::Unreachable(_))));
+        assert!(database.reader().is_err());
+    }
 }

@@ -1,11 +1,14 @@
 //! The store's folder: its lock, and contents too large for the database.
 //!
 //! ```text
-//! DIR/lock  DIR/store.db  DIR/content/AB/CD/HASH[.outboard]  DIR/temp/  DIR/staging/
+//! DIR/lock  DIR/store.db  DIR/content/AB/HASH[.outboard]  DIR/temp/  DIR/staging/
 //! ```
 //!
+//! One level of folders, all made at the start: each further level would be one more folder to
+//! sync for every file, and a million files are four thousand in a folder.
+//!
 //! F1  A name under `content/` is given only to a file that is complete and on the disk; what was
-//!     given is on the disk (file, then folder, then its parents) before [`Files::place`] returns.
+//!     given is on the disk (file, then folder) before [`Files::place`] returns.
 //! F2  A failed fsync is never retried and stops the store ([`Health`]).
 //! F3  The folder is for its owner alone: folders 0700, files 0600.
 
@@ -41,8 +44,6 @@ pub(super) struct Files {
     dir: PathBuf,
     floor_bytes: Option<u64>,
     temp_count: AtomicU64,
-    /// Leaf folders of `content/` whose parents are known to be on the disk. At most 65,536.
-    rooted: Mutex<BTreeSet<[u8; 2]>>,
     health: Arc<Health>,
     lock: Mutex<Option<File>>,
 }
@@ -61,21 +62,41 @@ impl Files {
         let dir = dir.canonicalize().with_context(cannot)?;
         check_folder(&dir).with_context(cannot)?;
         let lock = take_lock(&dir)?;
-        for name in ["content", "temp", "staging"] {
-            create_dir(&dir.join(name), false).with_context(cannot)?;
-        }
-        Ok(Self {
+        let files = Self {
             dir,
             floor_bytes,
             temp_count: AtomicU64::new(0),
-            rooted: Mutex::default(),
             health,
             lock: Mutex::new(Some(lock)),
-        })
+        };
+        files.make_folders().with_context(cannot)?;
+        Ok(files)
     }
 
-    pub(super) fn dir(&self) -> &Path {
-        &self.dir
+    /// Makes the folders inside, on the disk before there is a database that relies on them.
+    fn make_folders(&self) -> anyhow::Result<()> {
+        let is_new = !self.database().exists();
+        for name in ["content", "temp", "staging"] {
+            create_dir(&self.dir.join(name), false)?;
+        }
+        let content = self.dir.join("content");
+        for fan in 0..=u8::MAX {
+            create_dir(&content.join(format!("{fan:02x}")), false)?;
+        }
+        if is_new {
+            self.sync_dir(&content)?;
+            self.sync_dir(&self.dir)?;
+            // The folders above may be new too. They are not all ours to read, so this is as good
+            // as it gets.
+            for above in self.dir.ancestors().skip(1) {
+                let _ = File::open(above).and_then(|folder| folder.sync_all());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn database(&self) -> PathBuf {
+        self.dir.join("store.db")
     }
 
     pub(super) fn staging(&self) -> PathBuf {
@@ -85,7 +106,7 @@ impl Files {
     pub(super) fn content(&self, hash: Hash) -> PathBuf {
         let hex = hash.to_string();
         let mut path = self.dir.join("content");
-        path.extend([&hex[..2], &hex[2..4], &hex]);
+        path.extend([&hex[..2], &hex]);
         path
     }
 
@@ -157,13 +178,6 @@ impl Files {
         Ok((Temp(path), file))
     }
 
-    /// `content` in a temporary file; not synced.
-    pub(super) fn write_temp(&self, content: &[u8]) -> Result<(Temp, File)> {
-        let (temp, mut file) = self.temp()?;
-        file.write_all(content).map_err(|e| failed("write", &temp.0, &e))?;
-        Ok((temp, file))
-    }
-
     /// A synced copy in a temporary file.
     pub(super) fn copy_temp(&self, path: &Path) -> Result<Temp> {
         let mut source = File::open(path).map_err(|e| failed("read", path, &e))?;
@@ -191,32 +205,19 @@ impl Files {
     }
 
     /// Gives synced files their names, all of them on the disk on return. On an error some may
-    /// have moved: the caller has reserved their hashes.
+    /// have moved: the caller has reserved their hash.
     pub(super) fn place(&self, moves: &[Move<'_>]) -> Result<()> {
-        let mut changed: BTreeSet<PathBuf> = BTreeSet::new();
-        for Move { hash, from, to } in moves {
-            let content = self.content(*hash);
-            // The leaf, its parent, and `content/`.
-            let mut folders = content.ancestors().skip(1).take(3).map(Path::to_owned);
-            let leaf = folders.next().unwrap_or_default();
-            if !lock(&self.rooted).contains(&fan(*hash)) {
-                create_dir(&leaf, true).map_err(|e| failed("create", &leaf, &e))?;
-                // Also when they were there: an earlier run may have died before it synced them.
-                changed.extend(folders);
-            }
+        let mut changed = BTreeSet::new();
+        for Move { from, to } in moves {
             fs::rename(from, to).map_err(|e| failed("move into the store", from, &e))?;
-            changed.insert(leaf);
+            changed.extend(to.parent());
         }
-        for folder in &changed {
-            self.sync_dir(folder)?;
-        }
-        lock(&self.rooted).extend(moves.iter().map(|step| fan(step.hash)));
-        Ok(())
+        changed.into_iter().try_for_each(|folder| self.sync_dir(folder))
     }
 
     /// Undoes [`Files::place`] as far as it got, for hashes that are certainly not recorded.
     pub(super) fn unplace(&self, moves: &[Move<'_>]) {
-        for Move { from, to, .. } in moves {
+        for Move { from, to } in moves {
             if !from.exists()
                 && let Err(error) = fs::rename(to, from)
             {
@@ -257,11 +258,16 @@ impl Files {
     }
 }
 
-/// A synced file and the name it gets: the content of a hash, or its outboard.
+/// A synced file, and the name it gets under `content/`.
 pub(super) struct Move<'a> {
-    pub(super) hash: Hash,
-    pub(super) from: &'a Path,
-    pub(super) to: PathBuf,
+    from: &'a Path,
+    to: PathBuf,
+}
+
+impl<'a> Move<'a> {
+    pub(super) fn new(from: &'a Path, to: PathBuf) -> Self {
+        Self { from, to }
+    }
 }
 
 /// A file in `temp/`, removed when dropped.
@@ -298,11 +304,6 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Which leaf folder of `content/` a hash lives in.
-fn fan(hash: Hash) -> [u8; 2] {
-    [hash.0[0], hash.0[1]]
-}
-
 fn create_dir(dir: &Path, parents: bool) -> io::Result<()> {
     let made = DirBuilder::new().recursive(parents).mode(DIR_MODE).create(dir);
     match made {
@@ -322,7 +323,8 @@ fn check_folder(dir: &Path) -> anyhow::Result<()> {
         bail!("it belongs to user {owner} and this process runs as user {me}: run as its owner");
     }
     let mut entries = fs::read_dir(dir)?;
-    if !dir.join("lock").exists() && entries.next().is_some() {
+    let ours = ["lock", "store.db"].map(|name| dir.join(name).exists());
+    if ours == [false, false] && entries.next().is_some() {
         bail!("it holds other things and no store: choose an empty or a new folder");
     }
     if metadata.permissions().mode() & 0o777 != DIR_MODE {

@@ -1,30 +1,32 @@
 //! How a content comes in: what is checked, and the order in which it reaches the disk.
 //!
-//! A small content goes into the database, in the commit that records it. A larger one is a file:
+//! A content of up to [`SMALL_BYTES_MAX`] goes into the database, in the commit that records it.
+//! A larger one is a file:
 //!
-//! 1. write it under a temporary name and sync it;
+//! 1. sync the file that was handed over, and its outboard;
 //! 2. reserve its hash (a commit of its own), so that a crash from here on leaves a note to sweep;
-//! 3. give it its name, and sync the folders;
+//! 3. give the files their names, and sync the folder;
 //! 4. record it (the commit that is answered), which also drops the reservation.
 //!
-//! Steps 2 to 4 are done by one caller at a time. So a hash that was not held in step 2 has no
-//! file but ours, and a failed step 4 may take it away again.
+//! One caller at a time does this for a hash ([`Claims`]). So a hash that is not held has no file
+//! but ours, and a failed step 4 may take it away again.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bao_tree::io::sync::OutboardMut;
 use bao_tree::{BaoTree, BlockSize, TreeNode};
 use blake3::hazmat;
 
-use super::db::{Database, Txn, lock, sql_error};
+use super::Health;
+use super::db::{Database, lock, sql_error};
 use super::files::{Files, Move, Temp, failed, remove};
 use super::rows::{self, NewRow};
-use super::{Health, INLINE_BYTES_MAX};
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::store::{Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile};
 
@@ -45,8 +47,7 @@ pub(super) struct Ingest<'a> {
     pub(super) files: &'a Files,
     pub(super) health: &'a Health,
     pub(super) algorithm: HashAlgorithm,
-    /// Held through steps 2 to 4.
-    pub(super) placing: &'a Mutex<()>,
+    pub(super) claims: &'a Claims,
 }
 
 impl Ingest<'_> {
@@ -55,37 +56,22 @@ impl Ingest<'_> {
         self.health.check()?;
         let total: u64 = assets.iter().map(|asset| asset.content.len() as u64).sum();
         self.files.check_space(total)?;
-        let checked: Vec<Result<()>> = assets.iter().map(|asset| self.check(asset)).collect();
-        let mut files = Vec::new();
-        let mut rows = Vec::new();
         let timestamp_ms = now_ms();
-        for (asset, _) in assets.into_iter().zip(&checked).filter(|(_, c)| c.is_ok()) {
-            let digest = asset.digest;
-            let is_file = asset.content.len() > INLINE_BYTES_MAX;
-            if is_file && !self.is_held(digest.hash)? {
-                let (temp, file) = self.files.write_temp(&asset.content)?;
-                files.push((digest.hash, temp, file));
+        let mut rows = Vec::with_capacity(assets.len());
+        let mut checked = Vec::with_capacity(assets.len());
+        for asset in assets {
+            let result = self.check(&asset);
+            if result.is_ok() {
+                rows.push(NewRow {
+                    digest: asset.digest,
+                    metadata: asset.metadata,
+                    timestamp_ms,
+                    inline: Some(asset.content),
+                });
             }
-            rows.push(NewRow {
-                digest,
-                metadata: asset.metadata,
-                timestamp_ms,
-                inline: (!is_file).then_some(asset.content),
-            });
+            checked.push(result);
         }
-        // All are written before the first is waited for: the disk can take them together.
-        for (_, temp, file) in &files {
-            self.files.sync(file, &temp.0)?;
-        }
-        let moves = files
-            .iter()
-            .map(|(hash, temp, _)| Move {
-                hash: *hash,
-                from: &temp.0,
-                to: self.files.content(*hash),
-            })
-            .collect();
-        let mut stored = self.place_and_record(moves, rows)?.into_iter();
+        let mut stored = self.database.write(move |txn| rows::record(txn, &rows))?.into_iter();
         let results = checked
             .into_iter()
             .map(|checked| checked.map(|()| stored.next().expect("a result for each row")));
@@ -109,12 +95,18 @@ impl Ingest<'_> {
     fn adopt_or_leave(&self, file: VerifiedFile) -> Result<Stored> {
         self.health.check()?;
         let digest = file.digest;
+        let _claim = self.claims.claim(digest.hash);
         if self.is_held(digest.hash)? {
             return Ok(Stored::Existed);
         }
         check_metadata(&file.metadata)?;
         let path = &file.path;
-        let length = fs::metadata(path).map_err(|e| failed("read", path, &e))?.len();
+        let found = fs::symlink_metadata(path).map_err(|e| failed("read", path, &e))?;
+        if !found.is_file() {
+            let text = format!("cannot take in {}: it is not a file", path.display());
+            return Err(StoreError::Disk(text));
+        }
+        let length = found.len();
         if length != digest.size_bytes {
             let got = hash_file(self.algorithm, path)?;
             return Err(mismatch(digest, got));
@@ -140,17 +132,13 @@ impl Ingest<'_> {
             HashAlgorithm::Blake3 => Some(self.outboard_for(digest, content, file.outboard)?),
         };
 
-        let mut moves = Vec::new();
+        let hash = digest.hash;
+        let mut moves = vec![Move::new(content, self.files.content(hash))];
         if let Some(outboard) = &outboard {
-            moves.push(Move {
-                hash: digest.hash,
-                from: outboard.path(),
-                to: self.files.outboard(digest.hash),
-            });
+            moves.push(Move::new(outboard.path(), self.files.outboard(hash)));
         }
-        moves.push(Move { hash: digest.hash, from: content, to: self.files.content(digest.hash) });
         let row = NewRow { digest, metadata: file.metadata, timestamp_ms: now_ms(), inline: None };
-        Ok(self.place_and_record(moves, vec![row])?.remove(0))
+        self.place_and_record(&moves, row)
     }
 
     /// Computes the outboard of a held asset that lacks it, and keeps it.
@@ -158,32 +146,24 @@ impl Ingest<'_> {
         let content = self.files.content(digest.hash);
         let temp = self.compute_outboard(digest, &content)?;
         let path = self.files.outboard(digest.hash);
-        self.files.place(&[Move { hash: digest.hash, from: &temp.0, to: path.clone() }])?;
+        self.files.place(&[Move::new(&temp.0, path.clone())])?;
         File::open(&path).map_err(|e| failed("read", &path, &e))
     }
 
-    /// Steps 2 to 4 of the module's head. A result for each row.
-    fn place_and_record(&self, moves: Vec<Move<'_>>, rows: Vec<NewRow>) -> Result<Vec<Stored>> {
-        let record = move |txn: &mut Txn<'_>| rows::record(txn, &rows);
-        if moves.is_empty() {
-            return self.database.write(record);
-        }
-        let _placing = lock(self.placing);
-        let hashes: Vec<Hash> = moves.iter().map(|step| step.hash).collect();
-        let reserve = move |txn: &mut Txn<'_>| rows::reserve(txn, &hashes);
-        let held = self.database.write(reserve)?;
-        let moves: Vec<Move<'_>> = moves
-            .into_iter()
-            .zip(held)
-            .filter_map(|(step, held)| (!held).then_some(step))
-            .collect();
-        let recorded = self.files.place(&moves).and_then(|()| self.database.write(record));
+    /// Steps 2 to 4 of the module's head, for a claimed hash that is not held.
+    fn place_and_record(&self, moves: &[Move<'_>], row: NewRow) -> Result<Stored> {
+        let hash = row.digest.hash;
+        self.database.write(move |txn| rows::reserve(txn, hash))?;
+        let recorded = self
+            .files
+            .place(moves)
+            .and_then(|()| self.database.write(move |txn| rows::record(txn, &[row])));
         // After a failure of the disk it is not known whether the record was kept: the files then
         // stay, and the next start decides.
         if recorded.as_ref().is_err_and(StoreError::is_temporary) {
-            self.files.unplace(&moves);
+            self.files.unplace(moves);
         }
-        recorded
+        Ok(recorded?.remove(0))
     }
 
     fn is_held(&self, hash: Hash) -> Result<bool> {
@@ -241,6 +221,37 @@ impl Ingest<'_> {
         }
         self.files.sync(&file, &temp.0)?;
         Ok(temp)
+    }
+}
+
+/// The hashes whose files are being taken in: as many as there are calls at once.
+#[derive(Default)]
+pub(super) struct Claims {
+    taken: Mutex<BTreeSet<Hash>>,
+    freed: Condvar,
+}
+
+impl Claims {
+    /// Waits until nobody else works on the hash, and keeps others from it.
+    fn claim(&self, hash: Hash) -> Claim<'_> {
+        let mut taken = lock(&self.taken);
+        while !taken.insert(hash) {
+            let waited = self.freed.wait(taken);
+            taken = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        Claim { claims: self, hash }
+    }
+}
+
+struct Claim<'a> {
+    claims: &'a Claims,
+    hash: Hash,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        lock(&self.claims.taken).remove(&self.hash);
+        self.claims.freed.notify_all();
     }
 }
 

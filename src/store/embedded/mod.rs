@@ -1,6 +1,7 @@
 //! The embedded store: a content store inside this process, SQLite and files in one folder.
 //!
-//! Small contents live in the database, larger ones in files beside it. [`ingest`] says in which
+//! Contents up to [`SMALL_BYTES_MAX`] live in the database (there they cost one sync for a whole
+//! batch, as files several for each), larger ones in files beside it. [`ingest`] says in which
 //! order a content reaches the disk, [`db`] who writes the database and when a write is answered,
 //! [`files`] how the folder looks, [`rows`] what is asked of the tables.
 //!
@@ -10,7 +11,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -23,7 +24,7 @@ use tokio::sync::{Semaphore, watch};
 
 use self::db::{Database, READERS, closed};
 use self::files::Files;
-use self::ingest::Ingest;
+use self::ingest::{Claims, Ingest};
 use self::rows::Content;
 use super::{
     Asset, Changes, Cursor, FeedEvent, Filter, Metadata, NewAsset, PAGE_ENTRIES_MAX,
@@ -37,14 +38,11 @@ mod ingest;
 mod rows;
 pub mod server;
 
-/// Contents up to this size are kept in the database, larger ones as files.
-const INLINE_BYTES_MAX: usize = 64 * 1024;
-
 /// Writes at once. They wait for one disk; more of them make a commit larger, up to a point.
 const WRITES: usize = 8;
 
-/// Large files taken in (and outboards computed) at once: one can hash while one waits.
-const ADOPTIONS: usize = 2;
+/// Large files taken in (and outboards computed) at once: some can hash while others wait.
+const ADOPTIONS: usize = 4;
 
 /// The longest a call takes, and the slowest disk a large file may come from.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -98,7 +96,7 @@ struct Shared {
     reads: Arc<Semaphore>,
     writes: Arc<Semaphore>,
     adoptions: Arc<Semaphore>,
-    placing: Mutex<()>,
+    claims: Claims,
     health: Arc<Health>,
     // Closed in this order when dropped: the lock goes last.
     database: Database,
@@ -112,8 +110,7 @@ impl EmbeddedStore {
     pub fn open(dir: &Path, options: Options) -> anyhow::Result<Self> {
         let health = Arc::new(Health::default());
         let files = Files::open(dir, options.free_floor_bytes, health.clone())?;
-        let database =
-            Database::open(&files.dir().join("store.db"), options.hash_algorithm, health.clone())?;
+        let database = Database::open(&files.database(), options.hash_algorithm, health.clone())?;
         sweep(&database, &files)
             .with_context(|| format!("cannot clean up the store {}", dir.display()))?;
         Ok(Self(Arc::new(Shared {
@@ -122,7 +119,7 @@ impl EmbeddedStore {
             reads: Arc::new(Semaphore::new(READERS)),
             writes: Arc::new(Semaphore::new(WRITES)),
             adoptions: Arc::new(Semaphore::new(ADOPTIONS)),
-            placing: Mutex::new(()),
+            claims: Claims::default(),
             health,
             database,
             files,
@@ -229,7 +226,7 @@ impl Shared {
             files: &self.files,
             health: &self.health,
             algorithm: self.options.hash_algorithm,
-            placing: &self.placing,
+            claims: &self.claims,
         }
     }
 }
@@ -322,22 +319,31 @@ impl Store for EmbeddedStore {
         if self.0.options.hash_algorithm != HashAlgorithm::Blake3 {
             return Ok(None);
         }
-        let Some(asset) = self.lookup(hash).await? else {
-            return Ok(None);
+        let kept = self
+            .read_with(move |files, conn| {
+                let Some(asset) = rows::lookup(conn, hash)? else {
+                    return Ok(Outboard::None);
+                };
+                let digest = asset.entry.digest;
+                if digest.size_bytes <= SMALL_BYTES_MAX {
+                    return Ok(Outboard::None);
+                }
+                let path = files.outboard(hash);
+                if !ingest::fits(digest, &path) {
+                    return Ok(Outboard::Lost(digest));
+                }
+                let open = File::open(&path).map_err(|e| files::failed("read", &path, &e));
+                open.map(Outboard::Kept)
+            })
+            .await?;
+        let lost = match kept {
+            Outboard::None => return Ok(None),
+            Outboard::Kept(file) => return Ok(Some(file)),
+            Outboard::Lost(digest) => digest,
         };
-        let digest = asset.entry.digest;
-        if digest.size_bytes <= SMALL_BYTES_MAX {
-            return Ok(None);
-        }
-        self.run(&self.0.adoptions, digest.size_bytes, move |shared| {
-            let path = shared.files.outboard(hash);
-            if ingest::fits(digest, &path) {
-                return File::open(&path)
-                    .map(Some)
-                    .map_err(|error| files::failed("read", &path, &error));
-            }
-            tracing::info!(hash = %hash.short(), "computing a missing outboard");
-            shared.ingest().rebuild_outboard(digest).map(Some)
+        tracing::info!(hash = %hash.short(), "computing a lost outboard anew");
+        self.run(&self.0.adoptions, lost.size_bytes, move |shared| {
+            shared.ingest().rebuild_outboard(lost).map(Some)
         })
         .await
     }
@@ -371,6 +377,13 @@ impl Store for EmbeddedStore {
     async fn check_space(&self, size_bytes: u64) -> Result<(), StoreError> {
         self.run(&self.0.reads, 0, move |shared| shared.files.check_space(size_bytes)).await
     }
+}
+
+/// What became of an asset's outboard.
+enum Outboard {
+    None,
+    Kept(File),
+    Lost(Digest),
 }
 
 /// A follower between two hints.

@@ -71,23 +71,13 @@ pub(super) fn save_totals(conn: &Connection, totals: &Totals) -> Result<()> {
         .map_err(sql_error)
 }
 
-/// Says durably that files of these hashes may come into place; tells which of them are held
-/// already.
-pub(super) fn reserve(txn: &mut Txn<'_>, hashes: &[Hash]) -> Result<Vec<bool>> {
-    let reserve = || {
-        let mut pending = txn.conn.prepare_cached("INSERT OR IGNORE INTO pending VALUES (?1)")?;
-        hashes
-            .iter()
-            .map(|hash| {
-                let held = is_held(txn.conn, *hash)?;
-                if !held {
-                    pending.execute([hash.as_bytes()])?;
-                }
-                Ok(held)
-            })
-            .collect::<rusqlite::Result<_>>()
-    };
-    reserve().map_err(sql_error)
+/// Notes that files of this hash may come into place before its asset is recorded.
+pub(super) fn reserve(txn: &mut Txn<'_>, hash: Hash) -> Result<()> {
+    txn.conn
+        .prepare_cached("INSERT OR IGNORE INTO pending VALUES (?1)")
+        .and_then(|mut pending| pending.execute([hash.as_bytes()]))
+        .map(|_| ())
+        .map_err(sql_error)
 }
 
 /// The hashes reserved by a run that ended before it could record them.

@@ -1,0 +1,83 @@
+//! What a round asks of the device's own index of hashes.
+
+use std::ops::RangeInclusive;
+
+use crate::core::ids::Hash;
+use crate::core::sketch::{CodedCells, SketchKey};
+
+/// A question to the device's own index. Those with `up_to_seq` are about the hashes numbered up to
+/// it, and blind to later ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Query {
+    /// The first `limit` above `after_seq`, in sequence order: [`Answer::Since`].
+    Since {
+        /// Exclusive.
+        after_seq: u64,
+        /// Inclusive.
+        up_to_seq: u64,
+        /// How many at most.
+        limit: usize,
+    },
+    /// The first `limit` above `after`, ascending: [`Answer::Above`].
+    Above {
+        /// Exclusive; None is from the first.
+        after: Option<Hash>,
+        /// Inclusive.
+        up_to_seq: u64,
+        /// How many at most.
+        limit: usize,
+    },
+    /// The sequence number of each: [`Answer::Known`].
+    Known {
+        /// At most [`HASHES_PER_FRAME_MAX`](crate::core::limits::HASHES_PER_FRAME_MAX).
+        hashes: Vec<Hash>,
+    },
+    /// The cells of one shard, [`shard_range`], under `key`: [`Answer::Shard`].
+    Shard {
+        /// For [`CodedCells::new`].
+        key: SketchKey,
+        /// There are `2^shard_bits` shards.
+        shard_bits: u32,
+        /// Which of them.
+        shard: u32,
+        /// Inclusive.
+        up_to_seq: u64,
+    },
+}
+
+/// The index's answer to a [`Query`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// To [`Query::Since`].
+    Since {
+        /// Sequence numbers and hashes.
+        items: Vec<(u64, Hash)>,
+        /// True when the query would have given more without its limit.
+        more: bool,
+    },
+    /// To [`Query::Above`].
+    Above {
+        /// The hashes.
+        hashes: Vec<Hash>,
+        /// True when the query would have given more without its limit.
+        more: bool,
+    },
+    /// To [`Query::Known`]: in its order, the sequence number, None for what is not known.
+    Known(Vec<Option<u64>>),
+    /// To [`Query::Shard`].
+    Shard(CodedCells),
+    /// The index could not answer.
+    Failed,
+}
+
+/// The hashes of one of `2^shard_bits` shards: those whose first bits are `shard`.
+pub fn shard_range(shard_bits: u32, shard: u32) -> RangeInclusive<Hash> {
+    let mut first = [0; Hash::LEN];
+    let mut last = [0xff; Hash::LEN];
+    if shard_bits > 0 {
+        let prefix = shard << (32 - shard_bits);
+        first[..4].copy_from_slice(&prefix.to_be_bytes());
+        last[..4].copy_from_slice(&(prefix | u32::MAX >> shard_bits).to_be_bytes());
+    }
+    Hash(first)..=Hash(last)
+}

@@ -1,0 +1,244 @@
+//! Engines in a seeded world: whatever a network, crashes and late joiners do, at quiet all sets
+//! are equal and nothing moves.
+//!
+//! A failure prints its seed. `SEED=n cargo test --test sim` replays it; `SEEDS=n` runs more.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+
+use can_sync::core::ids::{Digest, Hash};
+
+#[path = "sim/world.rs"]
+mod world;
+
+use world::{Faults, Rng, World};
+
+/// After the last fault, everybody is back in touch within the longest redial pause, and settles.
+const HEAL_MS: u64 = 240_000;
+
+/// How long nothing may move once all is equal.
+const QUIET_MS: u64 = 1_200_000;
+
+fn seeds(default: u64) -> Vec<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse().ok());
+    match number("SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("SEEDS").unwrap_or(default)).collect(),
+    }
+}
+
+fn asset(n: u64) -> Digest {
+    let hash = Hash(*blake3::hash(&n.to_le_bytes()).as_bytes());
+    // Some are large, and travel alone.
+    Digest { hash, size_bytes: if n % 17 == 0 { 5_000_000 } else { 1 + n % 9_000 } }
+}
+
+/// Adds assets `range` to random nodes; some to several.
+fn scatter(world: &mut World, range: std::ops::Range<u64>, added: &mut BTreeSet<Hash>) {
+    for n in range {
+        let copies = 1 + world.rng.below(2);
+        for _ in 0..copies {
+            let node = world.rng.below(world.nodes.len() as u64) as usize;
+            world.add(node, asset(n));
+        }
+        added.insert(asset(n).hash);
+    }
+}
+
+fn assert_all_hold(world: &World, added: &BTreeSet<Hash>, seed: u64) {
+    for n in 0..world.nodes.len() {
+        let set = world.set(n);
+        assert!(
+            set == *added,
+            "SEED={seed}: node {n} holds {} of {} assets",
+            set.len(),
+            added.len()
+        );
+    }
+    assert!(world.all_in_sync(), "SEED={seed}: somebody does not see that all is equal");
+}
+
+fn assert_nothing_moves(world: &mut World, seed: u64) {
+    let before = world.moves;
+    world.run(world.now_ms + QUIET_MS);
+    assert_eq!(world.moves, before, "SEED={seed}: something moves although all is equal");
+}
+
+/// A life full of faults, then peace. Returns what everybody must hold.
+fn live_through(world: &mut World, seed: u64) -> BTreeSet<Hash> {
+    let mut added = BTreeSet::new();
+    let mut next = 0;
+    let count = world.nodes.len();
+    scatter(world, 0..40, &mut added);
+    // One joins late.
+    for n in 0..count - 1 {
+        world.start(n);
+    }
+    let steps = 6 + Rng::new(seed ^ 0xabcd).below(10);
+    for step in 0..steps {
+        let now = world.now_ms;
+        match world.rng.below(6) {
+            0 | 1 => {
+                let batch = 1 + world.rng.below(120);
+                next += 1000;
+                scatter(world, next..next + batch, &mut added);
+            }
+            2 => {
+                let (a, b) = (world.rng.below(count as u64), world.rng.below(count as u64));
+                world.cut(a as usize, b as usize);
+            }
+            3 => world.connect_all(),
+            4 => {
+                let n = world.rng.below(count as u64) as usize;
+                if world.is_up(n) {
+                    world.crash(n);
+                } else {
+                    world.start(n);
+                }
+            }
+            _ => {}
+        }
+        if step == steps / 2 && !world.is_up(count - 1) {
+            world.start(count - 1);
+        }
+        let pause = 1 + world.rng.below(20_000);
+        world.run(now + pause);
+    }
+    world.connect_all();
+    for n in 0..count {
+        if !world.is_up(n) {
+            world.start(n);
+        }
+    }
+    world.run(world.now_ms + HEAL_MS);
+    added
+}
+
+#[test]
+fn whatever_happens_all_end_with_the_same_set_and_then_nothing_moves() {
+    for seed in seeds(300) {
+        let faults =
+            Faults { delay_ms_max: 1 + seed % 400, broken_batches: seed % 30, plain: false };
+        let nodes = 2 + (seed % 4) as usize;
+        let mut world = World::new(seed, nodes, faults);
+        world.connect_all();
+        let added = live_through(&mut world, seed);
+        assert_all_hold(&world, &added, seed);
+        assert_nothing_moves(&mut world, seed);
+    }
+}
+
+#[test]
+fn the_plain_protocol_ends_with_the_same_sets() {
+    for seed in seeds(100) {
+        let nodes = 2 + (seed % 3) as usize;
+        let mut ends = Vec::new();
+        for plain in [false, true] {
+            let faults = Faults { delay_ms_max: 1 + seed % 100, broken_batches: 0, plain };
+            let mut world = World::new(seed, nodes, faults);
+            world.connect_all();
+            let mut added = BTreeSet::new();
+            scatter(&mut world, 0..200, &mut added);
+            (0..nodes).for_each(|n| world.start(n));
+            world.run(20_000);
+            scatter(&mut world, 1000..1100, &mut added);
+            world.run(HEAL_MS);
+            assert_all_hold(&world, &added, seed);
+            assert_nothing_moves(&mut world, seed);
+            ends.push((0..nodes).map(|n| world.set(n)).collect::<Vec<_>>());
+        }
+        assert_eq!(ends[0], ends[1], "SEED={seed}");
+    }
+}
+
+#[test]
+fn in_a_chain_assets_travel_through_the_middle() {
+    for seed in seeds(50) {
+        let mut world = World::new(seed, 3, Faults::NONE);
+        world.join(0, 1);
+        world.join(1, 2);
+        (0..3).for_each(|n| world.start(n));
+        world.run(5_000);
+        let mut added = BTreeSet::new();
+        for n in 0..50 {
+            world.add(if n % 2 == 0 { 0 } else { 2 }, asset(n));
+            added.insert(asset(n).hash);
+        }
+        world.run(10_000);
+        assert_all_hold(&world, &added, seed);
+        assert_eq!(world.crossed, 100, "SEED={seed}: each asset crosses each link once");
+    }
+}
+
+#[test]
+fn in_a_mesh_each_asset_reaches_each_node_once() {
+    for seed in seeds(50) {
+        let mut world = World::new(seed, 5, Faults { delay_ms_max: 30, ..Faults::NONE });
+        world.connect_all();
+        (0..5).for_each(|n| world.start(n));
+        world.run(5_000);
+        let mut added = BTreeSet::new();
+        for n in 0..300 {
+            world.add((n % 5) as usize, asset(n));
+            added.insert(asset(n).hash);
+            world.run(world.now_ms + n % 7);
+        }
+        world.run(world.now_ms + 60_000);
+        assert_all_hold(&world, &added, seed);
+        assert_eq!(world.crossed, 300 * 4, "SEED={seed}");
+    }
+}
+
+#[test]
+fn a_device_that_comes_back_unchanged_agrees_in_one_round_trip() {
+    let mut world = World::new(7, 2, Faults::NONE);
+    world.connect_all();
+    for n in 0..5_000 {
+        world.add(0, asset(n));
+        world.add(1, asset(n));
+    }
+    (0..2).for_each(|n| world.start(n));
+    world.run(3_000);
+    world.crash(1);
+    world.run(60_000);
+    let (bytes, moves) = (world.frame_bytes, world.moves);
+    world.start(1);
+    world.run(120_000);
+    assert!(world.all_in_sync());
+    // Hello, Members and SetSummary of each side.
+    assert_eq!(world.moves - moves, 6);
+    assert!(world.frame_bytes - bytes < 1024, "{} bytes", world.frame_bytes - bytes);
+}
+
+#[test]
+fn a_burst_of_small_assets_needs_few_batches() {
+    let mut world = World::new(3, 2, Faults::NONE);
+    world.connect_all();
+    (0..2).for_each(|n| world.start(n));
+    world.run(5_000);
+    let moves = world.moves;
+    for n in 0..10_000 {
+        world.add(0, asset(17 * n + 1));
+        if n % 10 == 0 {
+            world.run(world.now_ms + 1);
+        }
+    }
+    world.run(world.now_ms + 60_000);
+    assert_eq!(world.set(1).len(), 10_000);
+    assert!(world.moves - moves < 500, "{} messages and batches", world.moves - moves);
+}
+
+#[test]
+fn a_new_device_gets_a_large_set_in_pages() {
+    let mut world = World::new(5, 2, Faults::NONE);
+    world.connect_all();
+    for n in 0..40_000 {
+        world.add(0, asset(17 * n + 1));
+    }
+    (0..2).for_each(|n| world.start(n));
+    world.run(600_000);
+    assert_eq!(world.set(1).len(), 40_000);
+    assert!(world.all_in_sync());
+    assert_eq!(world.crossed, 40_000);
+}
