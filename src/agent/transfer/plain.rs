@@ -69,10 +69,11 @@ where
     let (outgoing, incoming) = tokio::join!(
         stop.run_until_cancelled(outgoing(ctx, writer, lack, verdicts, counters)),
         async {
-            let _guard = stop.clone().drop_guard();
+            // When reading fails, or is dropped, there is nobody left to write to.
+            let stop_writing = stop.clone().drop_guard();
             let incoming = incoming(ctx, reader, their_lack, their_verdicts, counters).await;
             if incoming.is_ok() {
-                let _ = _guard.disarm();
+                stop_writing.disarm();
             }
             incoming
         },
