@@ -749,14 +749,18 @@ fn log_sent(digest: &Digest, outcome: &Outcome) {
         }
         Outcome::Refused(reason) => tracing::warn!(hash, reason, "a peer refuses an asset"),
         Outcome::Later(reason) => tracing::info!(hash, reason, "a peer takes an asset later"),
-        Outcome::Stored | Outcome::AlreadyHeld | Outcome::Elsewhere | Outcome::Unavailable => {}
+        Outcome::Stored
+        | Outcome::AlreadyHeld
+        | Outcome::Elsewhere
+        | Outcome::Interrupted
+        | Outcome::Unavailable => {}
     }
 }
 
 fn sent_as(outcome: &Outcome) -> Sent {
     match outcome {
         Outcome::Stored | Outcome::AlreadyHeld => Sent::Held,
-        Outcome::Elsewhere | Outcome::Later(_) => Sent::Elsewhere,
+        Outcome::Elsewhere | Outcome::Later(_) | Outcome::Interrupted => Sent::Elsewhere,
         Outcome::Refused(_) => Sent::Refused,
         Outcome::Unavailable | Outcome::Damaged => Sent::Unavailable,
     }
@@ -768,7 +772,7 @@ fn arrival(outcome: &Outcome) -> Option<Arrival> {
         Outcome::Stored => Some(Arrival::Stored),
         Outcome::AlreadyHeld => Some(Arrival::Held),
         Outcome::Elsewhere => None,
-        Outcome::Later(_) => Some(Arrival::Interrupted),
+        Outcome::Later(_) | Outcome::Interrupted => Some(Arrival::Interrupted),
         Outcome::Unavailable => Some(Arrival::Unavailable),
         Outcome::Refused(_) | Outcome::Damaged => Some(Arrival::Refused),
     }

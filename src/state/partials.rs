@@ -319,7 +319,12 @@ impl Shared {
             let name = name.to_string_lossy();
             let hash_before = |suffix| name.strip_suffix(suffix)?.parse::<Hash>().ok();
             if let Some(hash) = hash_before(CONTENT_SUFFIX) {
-                found.push((hash, entry.metadata()?.modified()?));
+                match entry.metadata().and_then(|metadata| metadata.modified()) {
+                    Ok(touched) => found.push((hash, touched)),
+                    // Its store has just adopted it, on another thread.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
             } else if let Some(hash) = hash_before(OUTBOARD_SUFFIX)
                 && !self.files(&hash).content.exists()
             {

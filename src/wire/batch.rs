@@ -44,7 +44,7 @@ pub struct Offer {
 pub struct WantEntry {
     /// Index into the offer.
     pub index: usize,
-    /// Where to start; a multiple of [`PIECE_ALIGN_BYTES`] below the asset's size, 0 for small ones.
+    /// Where to start: a multiple of [`PIECE_ALIGN_BYTES`] below the asset's size.
     pub offset_bytes: u64,
 }
 
@@ -167,7 +167,6 @@ impl Offer {
             if !seen.insert(hash) {
                 return Err(malformed("Offer.entries", format!("{hash} twice")));
             }
-            bounded("Offer.entries.offset_bytes", entry.offset_bytes, 0)?;
             let digest = Digest { hash, size_bytes: entry.size_bytes };
             entries.push(OfferEntry { digest, inline: entry.inline });
         }
@@ -187,7 +186,6 @@ impl Offer {
             hash: Bytes::copy_from_slice(e.digest.hash.as_bytes()),
             size_bytes: e.digest.size_bytes,
             inline: e.inline,
-            offset_bytes: 0,
         });
         peer::Offer { entries: entries.collect(), solicited: self.solicited }
     }
@@ -564,7 +562,7 @@ mod tests {
 
     #[test]
     fn verdicts_come_back_in_order_and_a_peers_reason_is_safe_to_print() {
-        let verdicts = vec![
+        let verdicts = [
             Verdict::Stored,
             Verdict::AlreadyHeld,
             Verdict::Elsewhere,

@@ -31,7 +31,7 @@ use crate::wire::proto::peer;
 
 /// The most assets one side sends on one plain stream: it bounds what both remember of them. What
 /// is left over goes with the next connection.
-pub(super) const PLAIN_ASSETS_MAX: usize = 256 * 1024;
+pub(super) const PLAIN_ASSETS_MAX: usize = 64 * 1024;
 
 /// What a plain stream came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,10 +69,11 @@ where
     let (outgoing, incoming) = tokio::join!(
         stop.run_until_cancelled(outgoing(ctx, writer, lack, verdicts, counters)),
         async {
-            let _guard = stop.clone().drop_guard();
+            // When reading fails, or is dropped, there is nobody left to write to.
+            let stop_writing = stop.clone().drop_guard();
             let incoming = incoming(ctx, reader, their_lack, their_verdicts, counters).await;
             if incoming.is_ok() {
-                let _ = _guard.disarm();
+                stop_writing.disarm();
             }
             incoming
         },
@@ -303,7 +304,8 @@ impl OwnSet<'_> {
             self.more = more;
             self.ahead = hashes.into();
         }
-        Ok(self.ahead.pop_front_if(|next| last.is_none_or(|last| *next <= last)))
+        let is_due = |next: &Hash| last.is_none_or(|last| *next <= last);
+        if self.ahead.front().is_some_and(is_due) { Ok(self.ahead.pop_front()) } else { Ok(None) }
     }
 }
 

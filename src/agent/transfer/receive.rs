@@ -12,7 +12,7 @@ use super::plain::PLAIN_ASSETS_MAX;
 use super::{
     Context, Counters, DISCARD_BYTES_MAX, Meter, OFFER_WAIT, Outcome, PUT_ASSETS_MAX,
     PUT_BYTES_MAX, PUTS_IN_FLIGHT, READ_STALL, TransferError, WRITE_STALL, blocking, expect_frame,
-    is_large, keeping_alive, out_of_place,
+    is_large, keeping_alive, out_of_place, with_causes,
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::core::limits::PIECE_ALIGN_BYTES;
@@ -34,7 +34,7 @@ pub struct Received {
     pub outcome: Outcome,
 }
 
-/// What a received batch came to. Assets that arrived before a stream broke are stored all the same.
+/// What a received batch came to. What arrived before a stream broke is stored all the same.
 #[derive(Debug)]
 pub struct Receipt {
     /// What was offered, in order; empty when no offer arrived.
@@ -119,9 +119,6 @@ pub(super) async fn take_contents<R: AsyncRead + Unpin>(
     }
 }
 
-/// Said of an asset that nothing else can be said of.
-const NOT_STORED: &str = "it did not arrive or was not stored";
-
 /// What may still come for an asset.
 enum Expects {
     Nothing,
@@ -130,7 +127,7 @@ enum Expects {
     /// gone when the pieces are only read to be dropped.
     Pieces {
         next_bytes: u64,
-        partial: Option<Partial>,
+        partial: Option<Box<Partial>>,
     },
 }
 
@@ -178,7 +175,7 @@ impl Slot {
             Some(Outcome::Unavailable | Outcome::Damaged) => {
                 Verdict::Later("the sender could not go on with it".into())
             }
-            None => Verdict::Later(NOT_STORED.into()),
+            Some(Outcome::Interrupted) | None => Verdict::Later("it did not arrive".into()),
         }
     }
 }
@@ -198,6 +195,9 @@ enum CommitError {
     Local(String),
 }
 
+/// A partial asset back from the thread that wrote a piece to it.
+type Written = (Box<Partial>, Result<(), PieceError>);
+
 /// The assets of one stream on their way into the store.
 pub(super) struct Intake<'a> {
     ctx: &'a Context,
@@ -209,7 +209,7 @@ pub(super) struct Intake<'a> {
     group: Vec<(usize, Bytes)>,
     group_bytes: u64,
     /// The piece being checked and written, while the next is being read.
-    writing: Option<(usize, JoinHandle<(Partial, Result<(), PieceError>)>)>,
+    writing: Option<(usize, JoinHandle<Written>)>,
     commits: JoinSet<Committed>,
     puts_in_flight: usize,
     /// What the large assets of this transfer will take when they are whole.
@@ -250,7 +250,7 @@ impl<'a> Intake<'a> {
         };
         let received = std::mem::take(&mut self.slots).into_iter().map(|slot| Received {
             digest: slot.digest,
-            outcome: slot.outcome.unwrap_or_else(|| Outcome::Later(NOT_STORED.into())),
+            outcome: slot.outcome.unwrap_or(Outcome::Interrupted),
         });
         Receipt { received: received.collect(), end }
     }
@@ -366,7 +366,7 @@ impl<'a> Intake<'a> {
             Expects::Pieces { next_bytes: 0, .. } => Ok(slot),
             Expects::Pieces { partial: Some(partial), .. } => {
                 let discarded = blocking(move || partial.discard()).await?;
-                discarded.map_err(|e| TransferError::Local(e.to_string()))?;
+                discarded.map_err(|e| TransferError::Local(with_causes(e)))?;
                 self.open_large(digest).await
             }
             _ => Ok(Slot { expects: dropped, ..slot }),
@@ -408,9 +408,10 @@ impl<'a> Intake<'a> {
             Ok(partial) => {
                 self.reserved_bytes = reserved_bytes;
                 let next_bytes = partial.verified_prefix_bytes();
-                Ok(Slot::expecting(digest, Expects::Pieces { next_bytes, partial: Some(partial) }))
+                let partial = Some(Box::new(partial));
+                Ok(Slot::expecting(digest, Expects::Pieces { next_bytes, partial }))
             }
-            Err(e) => refuse(Outcome::Later(e.to_string())),
+            Err(e) => refuse(Outcome::Later(with_causes(e))),
         }
     }
 
@@ -435,7 +436,8 @@ impl<'a> Intake<'a> {
                 continue;
             }
             self.group_bytes += bytes.len() as u64;
-            self.group.push((index, bytes));
+            // A copy: a slice would keep its whole frame, and what was read with it, in memory.
+            self.group.push((index, Bytes::copy_from_slice(&bytes)));
             if self.group_bytes >= PUT_BYTES_MAX || self.group.len() >= PUT_ASSETS_MAX {
                 self.put_group().await;
             }
@@ -515,9 +517,12 @@ impl<'a> Intake<'a> {
     }
 
     async fn finish_writing(&mut self) {
-        let Some((index, job)) = self.writing.take() else { return };
+        // Taken out only when through: this may be dropped while it waits, and asked again.
+        let Some((index, job)) = &mut self.writing else { return };
+        let (index, written) = (*index, job.await);
+        self.writing = None;
         let slot = &mut self.slots[index];
-        match job.await {
+        match written {
             Ok((written, Ok(()))) => {
                 // The sender may have dropped the asset meanwhile; what is verified stays on disk.
                 if let Expects::Pieces { partial, .. } = &mut slot.expects {
@@ -525,7 +530,7 @@ impl<'a> Intake<'a> {
                 }
                 self.commit_if_whole(index);
             }
-            Ok((_, Err(PieceError::Io(e)))) => slot.conclude(disk_failed(&e)),
+            Ok((_, Err(e @ PieceError::Io(_)))) => slot.conclude(Outcome::Later(with_causes(e))),
             Ok((_, Err(PieceError::Corrupt { .. } | PieceError::Misplaced { .. }))) => {
                 self.refuse_corrupt(index);
             }
@@ -622,13 +627,13 @@ async fn put(
     results.collect()
 }
 
-async fn adopt(store: Arc<dyn Store>, partial: Partial) -> Result<Stored, CommitError> {
+async fn adopt(store: Arc<dyn Store>, partial: Box<Partial>) -> Result<Stored, CommitError> {
     let finished =
         blocking(move || partial.finish()).await.map_err(|e| CommitError::Local(e.to_string()))?;
     // Held until the store is done: nobody else may open the files meanwhile.
     let complete = finished.map_err(|e| match e {
         FinishError::Mismatch { .. } => CommitError::Corrupt,
-        e => CommitError::Local(e.to_string()),
+        e => CommitError::Local(with_causes(e)),
     })?;
     let file = VerifiedFile {
         digest: complete.digest,
@@ -637,10 +642,6 @@ async fn adopt(store: Arc<dyn Store>, partial: Partial) -> Result<Stored, Commit
         metadata: Metadata::default(),
     };
     store.adopt(file).await.map_err(CommitError::Store)
-}
-
-fn disk_failed(error: &std::io::Error) -> Outcome {
-    Outcome::Later(format!("this device's disk failed: {error}"))
 }
 
 /// What a store's error means for the asset.

@@ -160,8 +160,12 @@ struct FaultyStore {
     has_rotten_outboards: AtomicBool,
     /// `put` and `adopt` fail for want of space, though [`Store::check_space`] had promised it.
     commits_fail: AtomicBool,
+    /// `put` says of every content that it does not match its hash.
+    accuses: AtomicBool,
     /// How long `put` and `adopt` take.
     commit_takes_ms: AtomicU64,
+    /// How long `read` and `read_small` take.
+    read_takes_ms: AtomicU64,
     /// The largest asset it takes; 0 = any.
     largest_bytes: AtomicU64,
     /// Assets one byte of which reads wrong: at this offset.
@@ -179,7 +183,9 @@ impl FaultyStore {
             is_foreign: AtomicBool::new(false),
             has_rotten_outboards: AtomicBool::new(false),
             commits_fail: AtomicBool::new(false),
+            accuses: AtomicBool::new(false),
             commit_takes_ms: AtomicU64::new(0),
+            read_takes_ms: AtomicU64::new(0),
             largest_bytes: AtomicU64::new(0),
             rotten: Mutex::default(),
             unreadable: Mutex::default(),
@@ -193,9 +199,8 @@ impl FaultyStore {
         }
     }
 
-    async fn commit_slowly(&self) -> Result<(), StoreError> {
-        let ms = self.commit_takes_ms.load(Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(ms)).await;
+    async fn after(&self, ms: &AtomicU64) -> Result<(), StoreError> {
+        tokio::time::sleep(Duration::from_millis(ms.load(Ordering::SeqCst))).await;
         self.check_up()
     }
 
@@ -255,14 +260,14 @@ impl Store for FaultyStore {
     }
 
     async fn read(&self, hash: Hash, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {
-        self.check_up()?;
+        self.after(&self.read_takes_ms).await?;
         let start = range.start;
         let read = self.inner.read(hash, range).await?;
         read.map(|bytes| self.rot(hash, start, bytes)).transpose()
     }
 
     async fn read_small(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, StoreError> {
-        self.check_up()?;
+        self.after(&self.read_takes_ms).await?;
         let read = self.inner.read_small(digests).await?;
         let read = digests.iter().zip(read);
         read.map(|(d, bytes)| bytes.map(|bytes| self.rot(d.hash, 0, bytes)).transpose()).collect()
@@ -285,13 +290,19 @@ impl Store for FaultyStore {
         &self,
         assets: Vec<NewAsset>,
     ) -> Result<Vec<Result<Stored, StoreError>>, StoreError> {
-        self.commit_slowly().await?;
+        self.after(&self.commit_takes_ms).await?;
         self.take_space(assets.iter().map(|a| a.digest.size_bytes).sum())?;
+        if self.accuses.load(Ordering::SeqCst) {
+            let accuse = |a: &NewAsset| {
+                Err(StoreError::Mismatch { expected: a.digest.hash, got: Hash([0; 32]) })
+            };
+            return Ok(assets.iter().map(accuse).collect());
+        }
         self.inner.put(assets).await
     }
 
     async fn adopt(&self, file: VerifiedFile) -> Result<Stored, StoreError> {
-        self.commit_slowly().await?;
+        self.after(&self.commit_takes_ms).await?;
         self.take_space(file.digest.size_bytes)?;
         self.inner.adopt(file).await
     }
