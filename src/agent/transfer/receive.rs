@@ -17,7 +17,7 @@ use super::{
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::core::limits::PIECE_ALIGN_BYTES;
 use crate::net::frame::{FrameReader, FrameWriter};
-use crate::state::partials::{FinishError, Partial, PieceError};
+use crate::state::partials::{FinishError, OpenError, Partial, PieceError};
 use crate::store::{Metadata, NewAsset, SMALL_BYTES_MAX, Store, StoreError, Stored, VerifiedFile};
 use crate::wire::batch::{
     Content, Label, Naming, Offer, Piece, Verdict, WantEntry, decode_contents, decode_drop,
@@ -411,6 +411,8 @@ impl<'a> Intake<'a> {
                 let partial = Some(Box::new(partial));
                 Ok(Slot::expecting(digest, Expects::Pieces { next_bytes, partial }))
             }
+            // An earlier transfer of it is still ending; our store is well.
+            Err(OpenError::InUse(_) | OpenError::TooMany) => refuse(Outcome::Interrupted),
             Err(e) => refuse(Outcome::Later(with_causes(e))),
         }
     }
