@@ -5,14 +5,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::wall_ms;
+use crate::clock::{wall_ms_signed, wall_now};
 use crate::net::{Net, NetConfig, Relay};
 use crate::state::group::Group;
 use crate::state::home::{Home, Lock};
@@ -187,11 +186,10 @@ impl Agent {
 
 fn open(home: &Home, lock: &Lock) -> Result<Opened> {
     let identity = Identity::load_or_create(home, lock)?;
-    let now_ms = i64::try_from(wall_ms()).unwrap_or(i64::MAX);
     let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let group = Group::open(&home.state_db_path(), identity.node_id, &host_name, now_ms)?;
+    let group = Group::open(&home.state_db_path(), identity.node_id, &host_name, wall_ms_signed())?;
     let index = Index::open(&home.index_db_path())?;
-    let partials = Partials::open(&home.partials_dir(), SystemTime::now())
+    let partials = Partials::open(&home.partials_dir(), wall_now())
         .with_context(|| format!("opening {}", home.partials_dir().display()))?;
     Ok(Opened { identity, group, index, partials })
 }

@@ -27,6 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::{EmbeddedStore, FeedKind, FeedLine};
+use crate::clock::wall_now;
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::store::messages::{
     self, MESSAGE_BYTES_MAX, MESSAGE_ENTRIES_MAX, METADATA_HEADER, PROTOBUF_TYPE,
@@ -765,9 +766,10 @@ impl Server {
             }
         }
         kept.sort();
+        let now = wall_now();
         let surplus = (kept.len() + 1).saturating_sub(UNFINISHED_UPLOADS_MAX);
         for (index, (touched, path)) in kept.iter().enumerate() {
-            let age = touched.elapsed().unwrap_or_default();
+            let age = now.duration_since(*touched).unwrap_or_default();
             if index < surplus || age > UNFINISHED_UPLOAD_KEPT {
                 remove_file(path).await;
             }
