@@ -564,7 +564,7 @@ mod tests {
 
     #[test]
     fn verdicts_come_back_in_order_and_a_peers_reason_is_safe_to_print() {
-        let verdicts = vec![
+        let verdicts = [
             Verdict::Stored,
             Verdict::AlreadyHeld,
             Verdict::Elsewhere,

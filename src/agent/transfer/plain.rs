@@ -303,7 +303,8 @@ impl OwnSet<'_> {
             self.more = more;
             self.ahead = hashes.into();
         }
-        Ok(self.ahead.pop_front_if(|next| last.is_none_or(|last| *next <= last)))
+        let is_due = self.ahead.front().is_some_and(|next| last.is_none_or(|last| *next <= last));
+        Ok(if is_due { self.ahead.pop_front() } else { None })
     }
 }
 

@@ -198,6 +198,9 @@ enum CommitError {
     Local(String),
 }
 
+/// A partial lent to a blocking thread for one piece, and what became of the piece.
+type Written = (Partial, Result<(), PieceError>);
+
 /// The assets of one stream on their way into the store.
 pub(super) struct Intake<'a> {
     ctx: &'a Context,
@@ -209,7 +212,7 @@ pub(super) struct Intake<'a> {
     group: Vec<(usize, Bytes)>,
     group_bytes: u64,
     /// The piece being checked and written, while the next is being read.
-    writing: Option<(usize, JoinHandle<(Partial, Result<(), PieceError>)>)>,
+    writing: Option<(usize, JoinHandle<Written>)>,
     commits: JoinSet<Committed>,
     puts_in_flight: usize,
     /// What the large assets of this transfer will take when they are whole.
