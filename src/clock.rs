@@ -1,4 +1,4 @@
-//! The only reader of time.
+//! The only reader of time; deadlines of tokio alone are on its own clock, which tests can pause.
 //!
 //! Durations are measured on the monotonic clock, which never goes back; the wall clock is for
 //! people, for tickets' expiry, and for noticing that the device slept.

@@ -2,6 +2,9 @@
 //!
 //! [`Agent::start`] opens what is on disk, binds the network and starts the loop; [`Agent::handle`]
 //! is how the rest of the process talks to it; [`Agent::stop`] ends it in order.
+//!
+//! Reading order: `run` (the loop), `fact` and `link` (what comes in, what goes out to a peer),
+//! `follow` (the store), [`transfer`] (bytes), then `orders`, `query` and `picture`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
