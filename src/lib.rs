@@ -37,16 +37,16 @@
 //! # Reading order
 //!
 //! 1. `proto/peer.proto` and `proto/store.proto`: the two contracts; their comments are the spec.
-//! 2. [`core::ids`], [`core::message`], then [`core::engine`]: every decision, with no I/O. Below it
-//!    [`core::peers`] (connections), [`core::wants`] (who is asked for what), [`core::session`]
+//! 2. [`core::ids`], [`core::message`], then [`core::engine`]: every decision, with no I/O. Below
+//!    it [`core::peers`] (connections), [`core::wants`] (who is asked for what), [`core::session`]
 //!    (batches), [`core::reconcile`] and [`core::sketch`] (the difference of two sets).
 //! 3. [`agent`]: `agent/run.rs` is the loop, [`agent::transfer`] moves the bytes.
 //! 4. [`store`]: the one trait of the house, and its two implementations.
 //! 5. [`net`], [`wire`] and [`state`], as questions lead there; [`api`] and [`cli`] last.
 //!
-//! Imports point down: `core` <- `wire` <- `store`, `net`, `state` <- `agent` <- `api` <- `cli`. The
-//! three in the middle do not know each other; [`clock`] is the only reader of time, and below all
-//! that need it.
+//! Imports point down: `core` <- `wire` <- `store`, `net`, `state` <- `agent` <- `api` <- `cli`.
+//! The three in the middle do not know each other; [`clock`] is the only reader of time, and below
+//! all that need it.
 //!
 //! # Where the promises live
 //!
@@ -55,7 +55,7 @@
 //! | promise | held by |
 //! |---|---|
 //! | What is acknowledged survives a power cut | [`store`] I1, [`agent::transfer`] I1 |
-//! | Bytes are kept and passed on only under the hash they have | [`store`] I2, [`agent::transfer`] I2 |
+//! | Bytes are kept and sent under their own hash only | [`store`] I2, [`agent::transfer`] I2 |
 //! | Nothing is missed, whatever is lost on the way | [`core::engine`] I1, [`store`] I3 |
 //! | Each asset crosses once | [`core::wants`] I1 |
 //! | Only members come in; a removal is final | [`state::group`], [`net`] |
