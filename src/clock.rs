@@ -1,4 +1,4 @@
-//! The only reader of time.
+//! The only reader of time; deadlines of tokio alone are on its own clock, which tests can pause.
 //!
 //! Durations are measured on the monotonic clock, which never goes back; the wall clock is for
 //! people, for tickets' expiry, and for noticing that the device slept.
@@ -33,10 +33,25 @@ impl Clock {
     }
 }
 
+/// The monotonic clock's time: for deadlines of a process's life.
+pub fn instant_now() -> Instant {
+    Instant::now()
+}
+
+/// The wall clock's time: for the age of files.
+pub fn wall_now() -> SystemTime {
+    SystemTime::now()
+}
+
 /// Milliseconds since the Unix epoch; 0 when the clock stands before it.
 pub fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = wall_now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// [`wall_ms`] as databases keep it.
+pub fn wall_ms_signed() -> i64 {
+    i64::try_from(wall_ms()).unwrap_or(i64::MAX)
 }
 
 /// Notices that the device slept: the wall clock went on while the monotonic one stood.

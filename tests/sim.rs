@@ -31,7 +31,7 @@ fn seeds(default: u64) -> Vec<u64> {
 fn asset(n: u64) -> Digest {
     let hash = Hash(*blake3::hash(&n.to_le_bytes()).as_bytes());
     // Some are large, and travel alone.
-    Digest { hash, size_bytes: if n % 17 == 0 { 5_000_000 } else { 1 + n % 9_000 } }
+    Digest { hash, size_bytes: if n.is_multiple_of(17) { 5_000_000 } else { 1 + n % 9_000 } }
 }
 
 /// Adds assets `range` to random nodes; some to several.

@@ -2,17 +2,19 @@
 //!
 //! [`Agent::start`] opens what is on disk, binds the network and starts the loop; [`Agent::handle`]
 //! is how the rest of the process talks to it; [`Agent::stop`] ends it in order.
+//!
+//! Reading order: `run` (the loop), `fact` and `link` (what comes in, what goes out to a peer),
+//! `follow` (the store), [`transfer`] (bytes), then `orders`, `query` and `picture`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::wall_ms;
+use crate::clock::{wall_ms_signed, wall_now};
 use crate::net::{Net, NetConfig, Relay};
 use crate::state::group::Group;
 use crate::state::home::{Home, Lock};
@@ -192,11 +194,10 @@ impl Agent {
 
 fn open(home: &Home, lock: &Lock) -> Result<Opened> {
     let identity = Identity::load_or_create(home, lock)?;
-    let now_ms = i64::try_from(wall_ms()).unwrap_or(i64::MAX);
     let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let group = Group::open(&home.state_db_path(), identity.node_id, &host_name, now_ms)?;
+    let group = Group::open(&home.state_db_path(), identity.node_id, &host_name, wall_ms_signed())?;
     let index = Index::open(&home.index_db_path())?;
-    let partials = Partials::open(&home.partials_dir(), SystemTime::now())
+    let partials = Partials::open(&home.partials_dir(), wall_now())
         .with_context(|| format!("opening {}", home.partials_dir().display()))?;
     Ok(Opened { identity, group, index, partials })
 }

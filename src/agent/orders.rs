@@ -11,7 +11,7 @@ use anyhow::Result;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::clock::wall_ms;
+use crate::clock::{wall_ms, wall_ms_signed};
 use crate::core::close::CloseCode;
 use crate::core::ids::{HashAlgorithm, NodeId};
 use crate::core::joining::{PairAccept, PairRequest, short_code};
@@ -333,8 +333,4 @@ async fn on_disk<T: Send + 'static>(
 
 fn internal(tried: &str, error: &dyn std::fmt::Display) -> RequestError {
     RequestError::Internal(format!("{tried}: {error:#}"))
-}
-
-fn wall_ms_signed() -> i64 {
-    i64::try_from(wall_ms()).unwrap_or(i64::MAX)
 }

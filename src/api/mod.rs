@@ -16,8 +16,7 @@
 //!
 //! Errors are problem documents (RFC 9457). `Host`, `Origin`, `Referer` and the token are judged
 //! before any of this is reached, by [`crate::store::guard`]. A body is read only when its content
-//! type is exactly the one expected, which keeps web forms out; nothing but `POST`, `PATCH` and
-//! `DELETE` has an effect.
+//! type is exactly the one expected, which keeps web forms out; `GET` and `HEAD` change nothing.
 
 use std::time::Duration;
 

@@ -27,6 +27,8 @@ use exit::{Exit, Failure};
 use output::Output;
 use text::parse_duration;
 
+use crate::net::LOG_DIRECTIVES;
+
 /// Keeps the content stores of your devices in step, without a server.
 #[derive(Debug, Parser)]
 #[command(name = "can-sync", version, max_term_width = 100, propagate_version = false)]
@@ -208,7 +210,8 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
     ended
 }
 
-/// Logs go to standard error. `CAN_SYNC_LOG` takes a filter as of tracing-subscriber and goes first.
+/// Logs go to standard error. `CAN_SYNC_LOG` takes a filter as of tracing-subscriber and goes first;
+/// without it the network libraries speak from `-vv` on.
 fn start_logging(cli: &Cli) {
     let serves = matches!(cli.command, Command::Up(_) | Command::Store(_));
     let default = match cli.global.verbose {
@@ -219,6 +222,10 @@ fn start_logging(cli: &Cli) {
         _ => "debug,can_sync=trace",
     };
     let filter = std::env::var("CAN_SYNC_LOG").ok().and_then(|filter| filter.parse().ok());
+    let default = match cli.global.verbose {
+        0 | 1 => format!("{default},{}", LOG_DIRECTIVES.join(",")),
+        _ => default.to_owned(),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new(default)))
         .with_writer(std::io::stderr)

@@ -1,7 +1,7 @@
 //! `ticket`, `pair`, `peers`, `remove`, `rename`: who is in the group.
 
 use std::io::{self, IsTerminal as _, Read as _};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::json;
@@ -12,6 +12,7 @@ use super::output::Output;
 use super::text::{duration, shown};
 use crate::agent::handle::{PairReply, RemoveReply, TicketReply};
 use crate::agent::status::{PeerState, PeerStatus};
+use crate::clock::wall_ms;
 use crate::net::ticket::Ticket;
 
 /// Many times a ticket with all its addresses.
@@ -31,17 +32,14 @@ pub(crate) async fn ticket(
         output.note(code.unwrap_or_else(|| "The ticket is too long for a QR code.".into()));
     }
     output.value(&reply, |reply| reply.ticket.clone())?;
-    let left = Duration::from_millis(reply.expires_ms).saturating_sub(since_epoch());
+    let left =
+        Duration::from_millis(reply.expires_ms).saturating_sub(Duration::from_millis(wall_ms()));
     output.note(format_args!(
         "Good once, for {}. Whoever has it can join: run `can-sync pair` on the other device and \
          give it this ticket.",
         duration(left + Duration::from_millis(500))
     ));
     Ok(Exit::Ok)
-}
-
-fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// `can-sync pair`

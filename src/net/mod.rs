@@ -1,5 +1,6 @@
-//! QUIC: the endpoint, tickets, framed streams, pairing. Nothing above this folder names the QUIC
-//! library; streams leave it as `AsyncRead` and `AsyncWrite`.
+//! QUIC: the endpoint, tickets, framed streams, pairing. Nothing outside this folder names the QUIC
+//! library, but for the kind of key in `state::identity`; streams leave it as `AsyncRead` and
+//! `AsyncWrite`.
 //!
 //! Reading order: `endpoint` (bind, dial, limits), `accept` (who comes in), `connection` (streams
 //! and closes), `frame`, then `ticket` and `pairing`; `discovery` and `address` serve them.

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use thiserror::Error;
 
+use crate::clock::instant_now;
 use crate::core::ids::{GroupId, NodeId};
 use crate::core::message::Members;
 use crate::core::pairing::{
@@ -238,7 +239,7 @@ impl Group {
         now_ms: i64,
         ttl_ms: i64,
     ) -> Result<(), TicketError> {
-        self.create_ticket_at(secret, now_ms, Instant::now(), ttl_ms)
+        self.create_ticket_at(secret, now_ms, instant_now(), ttl_ms)
     }
 
     fn create_ticket_at(
@@ -285,7 +286,7 @@ impl Group {
 
     /// Whether the door to pairing has to be open.
     pub fn outstanding_tickets(&self, now_ms: i64) -> rusqlite::Result<bool> {
-        let now = Instant::now();
+        let now = instant_now();
         let mut db = self.db();
         let mut any = false;
         // Each is looked at: the monotonic time of a ticket runs from its first sight.
@@ -305,7 +306,7 @@ impl Group {
         name: &str,
         addresses: &[String],
     ) -> Result<Redeemed, RedeemError> {
-        self.redeem_at(now_ms, Instant::now(), joiner, proof, name, addresses)
+        self.redeem_at(now_ms, instant_now(), joiner, proof, name, addresses)
     }
 
     fn redeem_at(

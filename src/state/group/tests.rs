@@ -1,3 +1,5 @@
+//! What the group promises: tickets, members, removals, crashes.
+
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Write};

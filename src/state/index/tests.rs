@@ -1,3 +1,5 @@
+//! What the index promises, and what it costs (ignored by default).
+
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Seek, SeekFrom, Write};

@@ -1,3 +1,5 @@
+//! What partial transfers promise, and what they cost (ignored by default).
+
 #![allow(clippy::unwrap_used)]
 
 use std::time::Instant;

@@ -17,7 +17,6 @@ use std::io::{self, BufReader, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bao_tree::io::sync::OutboardMut;
 use bao_tree::{BaoTree, BlockSize, TreeNode};
@@ -27,6 +26,7 @@ use super::Health;
 use super::db::{Database, lock, sql_error};
 use super::files::{Files, Move, Temp, failed, remove};
 use super::rows::{self, NewRow};
+use crate::clock::wall_ms_signed;
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::store::{Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile};
 
@@ -56,7 +56,7 @@ impl Ingest<'_> {
         self.health.check()?;
         let total: u64 = assets.iter().map(|asset| asset.content.len() as u64).sum();
         self.files.check_space(total)?;
-        let timestamp_ms = now_ms();
+        let timestamp_ms = wall_ms_signed();
         let mut rows = Vec::with_capacity(assets.len());
         let mut checked = Vec::with_capacity(assets.len());
         for asset in assets {
@@ -137,7 +137,12 @@ impl Ingest<'_> {
         if let Some(outboard) = &outboard {
             moves.push(Move::new(outboard.path(), self.files.outboard(hash)));
         }
-        let row = NewRow { digest, metadata: file.metadata, timestamp_ms: now_ms(), inline: None };
+        let row = NewRow {
+            digest,
+            metadata: file.metadata,
+            timestamp_ms: wall_ms_signed(),
+            inline: None,
+        };
         self.place_and_record(&moves, row)
     }
 
@@ -350,9 +355,4 @@ fn hash_file(algorithm: HashAlgorithm, path: &Path) -> Result<Hash> {
         })
     };
     hash().map_err(|e| failed("read", path, &e))
-}
-
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |time| i64::try_from(time.as_millis()).unwrap_or(i64::MAX))
 }
