@@ -14,7 +14,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::wall_ms;
 use crate::clock::{wall_ms_signed, wall_now};
+use crate::core::ids::NodeId;
 use crate::net::{Net, NetConfig, Relay};
 use crate::state::group::Group;
 use crate::state::home::{Home, Lock};
@@ -31,13 +33,13 @@ use self::status::Status;
 mod fact;
 mod follow;
 pub mod handle;
+pub mod status;
+pub mod transfer;
 mod link;
 mod orders;
 mod picture;
 mod query;
 mod run;
-pub mod status;
-pub mod transfer;
 
 /// What an agent is started with.
 #[derive(Debug)]
@@ -61,6 +63,8 @@ pub struct NetOverrides {
     pub bind: Option<std::net::SocketAddr>,
     /// Speak the plain protocol only.
     pub plain_only: bool,
+    /// Devices that are out of reach: their addresses are not used.
+    pub unreachable: Vec<NodeId>,
 }
 
 /// Which store an agent keeps in step.
@@ -100,7 +104,7 @@ impl Agent {
     /// # Errors
     /// Something on disk cannot be used, or the network not bound; said in a sentence.
     pub async fn start(config: Config, lock: &Lock) -> Result<Self> {
-        let Config { home, store, offline, relay, net } = config;
+        let Config { home, store, offline, relay, net: net_overrides } = config;
         let partials_dir = home.partials_dir();
         let scratch_folder = partials_dir.clone();
         let store_dir = home.store_dir();
@@ -122,8 +126,9 @@ impl Agent {
             }
         };
         let mut net_config = NetConfig::new(identity.secret_key);
-        (net_config.offline, net_config.relay, net_config.bind) = (offline, relay, net.bind);
-        if net.plain_only {
+        (net_config.offline, net_config.relay, net_config.bind) =
+            (offline, relay, net_overrides.bind);
+        if net_overrides.plain_only {
             net_config.protocols = vec![crate::net::Protocol::Plain];
         }
         let net = Net::bind(net_config).await.context("binding the network")?;
@@ -141,6 +146,7 @@ impl Agent {
             requests,
             status,
             stop: stop.clone(),
+            unreachable: net_overrides.unreachable,
         };
         let running = tokio::spawn(run::run(parts));
         let running = Some(running);

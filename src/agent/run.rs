@@ -66,6 +66,7 @@ pub(super) struct Parts {
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) status: watch::Sender<Status>,
     pub(super) stop: CancellationToken,
+    pub(super) unreachable: Vec<NodeId>,
 }
 
 /// A live connection and what belongs to it.
@@ -506,9 +507,11 @@ impl Loop {
     }
 
     fn on_group(&mut self, members: Members, name: String) {
+        let reachable = |node_id: &NodeId| !self.parts.unreachable.contains(node_id);
         self.addresses = members
             .members
             .iter()
+            .filter(|member| reachable(&member.node_id))
             .map(|member| (member.node_id, member.addresses.clone()))
             .collect();
         self.handle(Input::Renamed(name));

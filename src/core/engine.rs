@@ -437,7 +437,7 @@ impl Engine {
                 });
             }
             Input::Sizes { conn, held, missing } => self.on_sizes(conn, held, missing, out),
-            Input::Store { up } => self.store_up = up,
+            Input::Store { up } => (self.store_up, self.store_paused_until_ms) = (up, 0),
             Input::Indexed { entries, behind } => self.on_indexed(now_ms, &entries, behind),
             Input::Rebuilt(known) => self.on_rebuilt(known, out),
             Input::BatchSent { batch, outcomes } => self.on_sent(now_ms, batch, outcomes, out),

@@ -4,6 +4,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+pub mod group;
 pub mod http;
 
 use std::any::Any;

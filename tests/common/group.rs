@@ -1,0 +1,591 @@
+//! A group of real agents in one process, on loopback: real QUIC, real SQLite, and where a test
+//! wants it a store of its own behind real HTTP. What they log is kept and judged at the end.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use can_sync::agent::handle::Handle;
+use can_sync::agent::status::{PeerState, PeerStatus, Status};
+use can_sync::agent::{Agent, Config, NetOverrides, StoreChoice};
+use can_sync::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
+use can_sync::net::Relay;
+use can_sync::net::ticket::Ticket;
+use can_sync::state::home::{Home, Lock};
+use can_sync::state::identity::Identity;
+use can_sync::store::embedded::server::{self, Features};
+use can_sync::store::embedded::{EmbeddedStore, Options};
+use can_sync::store::guard::Guard;
+use can_sync::store::key::StoreKey;
+use can_sync::store::serve::serve;
+use can_sync::store::{Metadata, NewAsset, SMALL_BYTES_MAX, Store, VerifiedFile};
+use can_sync::wire::proto::store as proto;
+use futures_util::future::select_all;
+use prost::Message as _;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::{content, digest};
+
+/// Far more than anything here takes, far less than a hang.
+pub const SOON: Duration = Duration::from_secs(45);
+
+/// Longer than two quiet devices wait before they compare anew.
+pub const A_WHILE: Duration = Duration::from_millis(1_600);
+
+// ---- devices ---------------------------------------------------------------------------------
+
+/// A device with a home of its own. Started and stopped as the test likes.
+pub struct Device {
+    pub home: Home,
+    pub node_id: NodeId,
+    pub net: NetOverrides,
+    foreign: Option<(String, PathBuf)>,
+    running: Option<(Agent, Lock)>,
+    folder: TempDir,
+}
+
+impl Device {
+    /// A running device with an embedded store.
+    pub async fn start() -> Self {
+        let mut device = Self::new();
+        device.up().await;
+        device
+    }
+
+    /// A running device that speaks the plain protocol alone.
+    pub async fn start_plain() -> Self {
+        let mut device = Self::new();
+        device.net.plain_only = true;
+        device.up().await;
+        device
+    }
+
+    /// A running device beside a foreign store.
+    pub async fn beside(store: &Foreign) -> Self {
+        let mut device = Self::new();
+        device.foreign = Some((store.url(), store.key_file.clone()));
+        device.up().await;
+        device
+    }
+
+    /// A device that is not running yet.
+    pub fn new() -> Self {
+        keep_logs();
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::open(Some(folder.path().join("home"))).unwrap();
+        let lock = home.lock().unwrap();
+        let node_id = Identity::load_or_create(&home, &lock).unwrap().node_id;
+        let key = std::fs::read(home.key_path()).unwrap();
+        keep_secret(&key);
+        let bind = Some("127.0.0.1:0".parse().unwrap());
+        let net = NetOverrides { bind, ..NetOverrides::default() };
+        Self { home, node_id, net, foreign: None, running: None, folder }
+    }
+
+    /// Starts it.
+    pub async fn up(&mut self) {
+        let lock = self.home.lock().unwrap();
+        let agent = Agent::start(self.config(), &lock).await.unwrap();
+        // The others know it by this address when it comes back.
+        let address = agent.handle().status().device.addresses.remove(0);
+        self.net.bind = Some(address.parse().unwrap());
+        self.running = Some((agent, lock));
+    }
+
+    pub fn config(&self) -> Config {
+        let store = match &self.foreign {
+            None => StoreChoice::Embedded,
+            Some((url, key_file)) => {
+                StoreChoice::Foreign { url: url.clone(), key_file: key_file.clone() }
+            }
+        };
+        Config {
+            home: self.home.clone(),
+            store,
+            offline: true,
+            relay: Relay::Off,
+            net: self.net.clone(),
+        }
+    }
+
+    /// Stops it in order.
+    pub async fn down(&mut self) {
+        let (agent, lock) = self.running.take().unwrap();
+        timeout(SOON, agent.stop()).await.expect("stopping hangs").unwrap();
+        drop(lock);
+    }
+
+    pub fn handle(&self) -> Handle {
+        self.running.as_ref().unwrap().0.handle()
+    }
+
+    pub fn status(&self) -> Status {
+        self.handle().status()
+    }
+
+    /// How it sees the other device.
+    pub fn sees(&self, other: &Device) -> PeerStatus {
+        self.sees_node(other.node_id)
+    }
+
+    pub fn sees_node(&self, node_id: NodeId) -> PeerStatus {
+        let id = node_id.to_string();
+        let peers = self.status().peers;
+        peers.into_iter().find(|peer| peer.node_id == id).expect("a member of the group")
+    }
+
+    pub fn store(&self) -> Arc<dyn Store> {
+        self.handle().store()
+    }
+
+    /// Adds contents of these sizes, each different; returns what they are.
+    pub async fn add(&self, sizes: impl IntoIterator<Item = usize>) -> Vec<Digest> {
+        add(&*self.store(), HashAlgorithm::Blake3, self.folder.path(), sizes).await
+    }
+
+    /// What its store holds.
+    pub async fn hashes(&self) -> BTreeSet<Hash> {
+        hashes(&*self.store()).await
+    }
+
+    /// Every content of its store has its hash.
+    pub async fn verify(&self) {
+        verify(&*self.store(), HashAlgorithm::Blake3).await;
+    }
+
+    /// Asset bytes received on the connections that are up.
+    pub fn received_bytes(&self) -> u64 {
+        self.status().peers.iter().map(|peer| peer.received_bytes).sum()
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let failed = std::thread::panicking();
+        if let Some((agent, _lock)) = self.running.take() {
+            let runtime = tokio::runtime::Handle::current();
+            let stop = timeout(SOON, agent.stop());
+            let stopped = tokio::task::block_in_place(|| runtime.block_on(stop));
+            assert!(failed || matches!(stopped, Ok(Ok(()))), "stopping: {stopped:?}");
+        }
+        if !failed {
+            judge_logs();
+        }
+    }
+}
+
+/// Contents differ in the whole process, so that no test gets an asset by accident.
+static SEED: AtomicU64 = AtomicU64::new(1);
+
+/// Adds contents of these sizes to a store.
+pub async fn add(
+    store: &dyn Store,
+    algorithm: HashAlgorithm,
+    scratch: &std::path::Path,
+    sizes: impl IntoIterator<Item = usize>,
+) -> Vec<Digest> {
+    let mut digests = Vec::new();
+    let mut small = Vec::new();
+    for size in sizes {
+        let content = content(SEED.fetch_add(1, Ordering::Relaxed), size);
+        let digest = digest(algorithm, &content);
+        digests.push(digest);
+        if size as u64 <= SMALL_BYTES_MAX {
+            small.push(NewAsset { digest, content, metadata: Metadata::default() });
+            if small.len() == 100 {
+                put(store, &mut small).await;
+            }
+            continue;
+        }
+        // A test's store takes files from its own volume; both are temporary folders.
+        let path = scratch.join(format!("{}.add", digest.hash));
+        std::fs::write(&path, &content).unwrap();
+        let metadata = Metadata::default();
+        store.adopt(VerifiedFile { digest, path, outboard: None, metadata }).await.unwrap();
+    }
+    put(store, &mut small).await;
+    digests
+}
+
+async fn put(store: &dyn Store, assets: &mut Vec<NewAsset>) {
+    if !assets.is_empty() {
+        for result in store.put(std::mem::take(assets)).await.unwrap() {
+            result.unwrap();
+        }
+    }
+}
+
+pub async fn hashes(store: &dyn Store) -> BTreeSet<Hash> {
+    let (mut hashes, mut after) = (BTreeSet::new(), 0);
+    loop {
+        let page = store.changes(after, 10_000).await.unwrap();
+        hashes.extend(page.entries.iter().map(|entry| entry.digest.hash));
+        after = page.next;
+        if !page.has_more {
+            return hashes;
+        }
+    }
+}
+
+async fn verify(store: &dyn Store, algorithm: HashAlgorithm) {
+    let page = store.changes(0, 10_000).await.unwrap();
+    for Digest { hash, size_bytes } in page.entries.iter().map(|entry| entry.digest) {
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < size_bytes {
+            let start = bytes.len() as u64;
+            let end = (start + (1 << 20)).min(size_bytes);
+            let part = store.read(hash, start..end).await.unwrap().expect("it is held");
+            bytes.extend_from_slice(&part);
+        }
+        assert_eq!(algorithm.hash(&bytes), hash, "{size_bytes} bytes came back changed");
+    }
+}
+
+pub fn bytes_of(digests: &[Digest]) -> u64 {
+    digests.iter().map(|digest| digest.size_bytes).sum()
+}
+
+pub fn hashes_of<'a>(digests: impl IntoIterator<Item = &'a Digest>) -> BTreeSet<Hash> {
+    digests.into_iter().map(|digest| digest.hash).collect()
+}
+
+/// `joiner` redeems a ticket of `inviter`.
+pub async fn pair(inviter: &Device, joiner: &Device) {
+    let ticket = inviter.handle().ticket(Duration::from_secs(60)).await.unwrap().ticket;
+    keep_ticket_secret(&ticket);
+    let reply = joiner.handle().pair(ticket).await.unwrap();
+    assert_eq!(reply.node_id, inviter.node_id.to_string());
+}
+
+fn keep_ticket_secret(text: &str) {
+    keep_secret(text.as_bytes());
+    let ticket: Ticket = text.parse().unwrap();
+    keep_secret(data_encoding::HEXLOWER.encode(&ticket.secret).as_bytes());
+}
+
+// ---- waiting ---------------------------------------------------------------------------------
+
+/// Returns once the condition holds; looks whenever one of the devices' status changes.
+pub async fn until(what: &str, devices: &[&Device], mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let handles: Vec<Handle> = devices.iter().map(|device| device.handle()).collect();
+        let revisions: Vec<u64> = handles.iter().map(|h| h.status().revision).collect();
+        if holds().await {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not in time: {what}\n{}", tell(devices));
+        let changes = handles.iter().zip(revisions).map(|(h, rev)| Box::pin(h.changed(rev)));
+        // Counters alone are no new revision.
+        let _ = timeout(Duration::from_millis(100), select_all(changes)).await;
+    }
+}
+
+/// Returns once every device says that it is in sync with `peers` others, having taken in its own
+/// store; then all hold the same.
+pub async fn all_in_sync(devices: &[&Device], peers: usize) {
+    for device in devices {
+        device.handle().check().await.unwrap();
+    }
+    until("all in sync", devices, async || {
+        let count = devices[0].status().store.assets;
+        devices.iter().all(|device| {
+            let status = device.status();
+            let idle =
+                status.peers.iter().filter(|peer| peer.state == PeerState::Idle && peer.in_sync);
+            status.in_sync && status.store.assets == count && idle.count() == peers
+        })
+    })
+    .await;
+    let expected = devices[0].hashes().await;
+    for device in &devices[1..] {
+        assert!(device.hashes().await == expected, "in sync, and not equal:\n{}", tell(devices));
+    }
+}
+
+/// Nothing happens any more: no status changes, no byte moves.
+pub async fn quiet(devices: &[&Device]) {
+    let figures = || -> Vec<(u64, u64, u64)> {
+        let figure = |device: &&Device| {
+            let status = device.status();
+            let sent = status.peers.iter().map(|peer| peer.sent_bytes).sum();
+            (status.revision, device.received_bytes(), sent)
+        };
+        devices.iter().map(figure).collect()
+    };
+    let deadline = Instant::now() + SOON;
+    loop {
+        let before = figures();
+        let revisions: Vec<u64> = before.iter().map(|(revision, ..)| *revision).collect();
+        let handles: Vec<Handle> = devices.iter().map(|device| device.handle()).collect();
+        let changes = handles.iter().zip(revisions).map(|(h, rev)| Box::pin(h.changed(rev)));
+        if timeout(A_WHILE, select_all(changes)).await.is_err() && figures() == before {
+            return;
+        }
+        assert!(Instant::now() < deadline, "never quiet:\n{}", tell(devices));
+    }
+}
+
+/// What the devices say of themselves, for a failure's text.
+pub fn tell(devices: &[&Device]) -> String {
+    devices.iter().fold(String::new(), |mut text, device| {
+        let _ = writeln!(text, "{:#?}", device.status());
+        text
+    })
+}
+
+// ---- a foreign store -------------------------------------------------------------------------
+
+/// A store of another process, as far as its agent can tell: an HTTP server at one address for
+/// life, that comes, goes, and misbehaves on order.
+pub struct Foreign {
+    pub key_file: PathBuf,
+    pub faults: Arc<Faults>,
+    pub algorithm: HashAlgorithm,
+    key: StoreKey,
+    address: SocketAddr,
+    stores: u64,
+    store: Option<EmbeddedStore>,
+    serving: Option<(CancellationToken, JoinHandle<std::io::Result<()>>)>,
+    dir: TempDir,
+}
+
+/// What a foreign store does wrong, and what it was asked.
+#[derive(Default)]
+pub struct Faults {
+    /// Answers every write with 507.
+    pub full: std::sync::atomic::AtomicBool,
+    /// Writes that were refused for it.
+    pub refused: AtomicU64,
+    /// Answers wrong bytes for these.
+    pub wrong: Mutex<BTreeSet<Hash>>,
+    /// Wrong bytes that went out.
+    pub lied: AtomicU64,
+    /// Writes that began.
+    pub writes: AtomicU64,
+    /// Listings from the start.
+    pub listed_anew: AtomicU64,
+}
+
+impl Foreign {
+    /// A store that is not running yet.
+    pub fn new(algorithm: HashAlgorithm) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let key_file = dir.path().join("key");
+        let key = StoreKey::create(&key_file).unwrap();
+        keep_secret(key.expose().as_bytes());
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        Self {
+            key_file,
+            faults: Arc::default(),
+            algorithm,
+            key,
+            address,
+            stores: 0,
+            store: None,
+            serving: None,
+            dir,
+        }
+    }
+
+    pub async fn start(algorithm: HashAlgorithm) -> Self {
+        let mut foreign = Self::new(algorithm);
+        foreign.up().await;
+        foreign
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Opens and serves the store.
+    pub async fn up(&mut self) {
+        let options = Options { hash_algorithm: self.algorithm, free_floor_bytes: Some(0) };
+        let dir = self.dir.path().join(format!("store{}", self.stores));
+        let store = EmbeddedStore::open(&dir, options).unwrap();
+        let faults = self.faults.clone();
+        let router = server::router(store.clone(), Features::default());
+        let router: Router = router.layer(middleware::from_fn(move |request, next| {
+            let faults = faults.clone();
+            async move { faults.pass(request, next).await }
+        }));
+        let router = Guard::new(self.key.clone(), self.address.port()).layer(router);
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, router, stop.clone()));
+        self.serving = Some((stop, serving));
+        self.store = Some(store);
+    }
+
+    /// Ends in order.
+    pub async fn down(&mut self) {
+        let (stop, serving) = self.serving.take().unwrap();
+        stop.cancel();
+        serving.await.unwrap().unwrap();
+        self.store.take().unwrap().close().await;
+    }
+
+    /// Cuts every connection in the midst of what it is doing.
+    pub async fn kill(&mut self) {
+        let (_, serving) = self.serving.take().unwrap();
+        serving.abort();
+        let _ = serving.await;
+        self.store.take().unwrap().close().await;
+    }
+
+    /// From the next start on it is another, empty store.
+    pub fn replace(&mut self) {
+        self.stores += 1;
+    }
+
+    pub fn store(&self) -> &EmbeddedStore {
+        self.store.as_ref().unwrap()
+    }
+
+    /// Adds contents behind the agent's back.
+    pub async fn add(&self, sizes: impl IntoIterator<Item = usize>) -> Vec<Digest> {
+        // Files to adopt must stand on the store's volume.
+        add(self.store(), self.algorithm, self.dir.path(), sizes).await
+    }
+
+    pub async fn hashes(&self) -> BTreeSet<Hash> {
+        hashes(self.store()).await
+    }
+}
+
+impl Faults {
+    async fn pass(&self, request: Request, next: Next) -> Response {
+        let (path, method) = (request.uri().path().to_owned(), request.method().clone());
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let writes = path.starts_with("/sync/push") || method == axum::http::Method::PUT;
+        if path == "/sync/hashes" && query.contains("after=0") {
+            self.listed_anew.fetch_add(1, Ordering::Relaxed);
+        }
+        if writes {
+            self.writes.fetch_add(1, Ordering::Relaxed);
+            if self.full.load(Ordering::Relaxed) {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                return StatusCode::INSUFFICIENT_STORAGE.into_response();
+            }
+        }
+        let answer = next.run(request).await;
+        let wrong = self.wrong.lock().unwrap().clone();
+        if wrong.is_empty() || !answer.status().is_success() {
+            return answer;
+        }
+        let is_wrong_blob = wrong.iter().any(|hash| path == format!("/sync/blobs/{hash}"));
+        if path != "/sync/pull" && !(is_wrong_blob && method == axum::http::Method::GET) {
+            return answer;
+        }
+        let (mut parts, body) = answer.into_parts();
+        let body = to_bytes(body, usize::MAX).await.unwrap();
+        let body = match is_wrong_blob {
+            true => self.spoil(&body),
+            false => {
+                let mut pull = proto::PullResponse::decode(body).unwrap();
+                for bundle in &mut pull.bundles {
+                    let hash = bundle.digest.as_ref().map(|digest| &digest.hash[..]);
+                    if wrong.iter().any(|wrong| hash == Some(wrong.as_bytes())) {
+                        bundle.content = self.spoil(&bundle.content);
+                    }
+                }
+                pull.encode_to_vec().into()
+            }
+        };
+        parts.headers.remove(axum::http::header::CONTENT_LENGTH);
+        Response::from_parts(parts, Body::from(body))
+    }
+
+    fn spoil(&self, bytes: &Bytes) -> Bytes {
+        self.lied.fetch_add(1, Ordering::Relaxed);
+        let mut bytes = bytes.to_vec();
+        if let Some(last) = bytes.last_mut() {
+            *last ^= 1;
+        }
+        bytes.into()
+    }
+}
+
+// ---- logs ------------------------------------------------------------------------------------
+
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+/// Byte strings that must not stand in any log.
+static SECRETS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+struct Keep;
+
+impl std::io::Write for Keep {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        lock(&LOG).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Keep {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        Self
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps everything that is logged from now on, as `-vv` would show it.
+pub fn keep_logs() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let filter = EnvFilter::new("debug,can_sync=trace");
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(Keep).with_ansi(false).init();
+    });
+}
+
+/// From now on this must not be logged.
+pub fn keep_secret(secret: &[u8]) {
+    lock(&SECRETS).push(secret.trim_ascii().to_vec());
+}
+
+/// True when a line that was logged holds all of these.
+pub fn was_logged(parts: &[&str]) -> bool {
+    let log = lock(&LOG);
+    let log = String::from_utf8_lossy(&log);
+    log.lines().any(|line| parts.iter().all(|part| line.contains(part)))
+}
+
+/// Nothing was logged as an error, and no secret at all.
+pub fn judge_logs() {
+    let log = lock(&LOG);
+    let text = String::from_utf8_lossy(&log);
+    let errors: Vec<&str> = text.lines().filter(|line| line.contains(" ERROR ")).collect();
+    assert!(errors.is_empty(), "logged as ERROR: {errors:#?}");
+    for secret in lock(&SECRETS).iter() {
+        let needle = String::from_utf8_lossy(secret);
+        let line = text.lines().find(|line| line.contains(&*needle));
+        assert!(line.is_none(), "a secret was logged: {line:?}");
+    }
+}
