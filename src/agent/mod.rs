@@ -14,7 +14,6 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::wall_ms;
 use crate::clock::{wall_ms_signed, wall_now};
 use crate::core::ids::NodeId;
 use crate::net::{Net, NetConfig, Relay};
@@ -33,13 +32,13 @@ use self::status::Status;
 mod fact;
 mod follow;
 pub mod handle;
-pub mod status;
-pub mod transfer;
 mod link;
 mod orders;
 mod picture;
 mod query;
 mod run;
+pub mod status;
+pub mod transfer;
 
 /// What an agent is started with.
 #[derive(Debug)]
