@@ -87,6 +87,14 @@ id!(
     /// A store's random identity, chosen once for its life.
     StoreId, 16
 );
+id!(
+    /// A log of the journal; binds its group and author. See `proto/journal.proto`.
+    LogId, 16
+);
+id!(
+    /// The hash of an op of the journal.
+    OpHash, 32
+);
 
 /// How a store names its assets. Two devices of one group use the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

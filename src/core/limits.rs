@@ -95,3 +95,52 @@ pub const PIECE_PROOF_BYTES_MAX: usize = 64 * (512 / 16 + 2 * 40);
 
 /// Characters of a reason given to people; a peer's text is cut to this.
 pub const REASON_CHARS_MAX: usize = 200;
+
+/// The body of an op of the journal. Whatever is larger is an asset, and a record holds its hash.
+pub const OP_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Changes of one op. An op is kept while one of its cells lives, so this bounds the space that a
+/// single cell can hold.
+pub const OP_CHANGES_MAX: usize = 64;
+
+/// Cells one op may write, a backstop: no body of [`OP_BODY_BYTES_MAX`] needs more.
+pub const OP_CELLS_MAX: usize = 4096;
+
+/// A field's value.
+pub const VALUE_BYTES_MAX: usize = 16 * 1024;
+
+/// An event's data.
+pub const EVENT_DATA_BYTES_MAX: usize = 32 * 1024;
+
+/// A record's id.
+pub const RECORD_ID_BYTES_MAX: usize = 128;
+
+/// The name of a model, a field, a stream or an event's type.
+pub const JOURNAL_NAME_BYTES_MAX: usize = 64;
+
+/// An element of a set.
+pub const SET_ELEM_BYTES_MAX: usize = 256;
+
+/// Ops in one frame, and in one transaction that takes them in.
+pub const OPS_PER_FRAME_MAX: usize = 512;
+
+/// Bytes of ops after which a sender closes a frame; with the longest body it is still a frame.
+pub const OPS_FRAME_BYTES: usize = 512 * 1024;
+
+/// Ops of an introduction: a chain of members, each added by the one before.
+pub const INTRO_OPS_MAX: usize = 64;
+
+/// Logs of one author: one per restored backup. More is a mistake or an attack.
+pub const LOGS_PER_AUTHOR_MAX: usize = 256;
+
+/// Logs of a group; all their clock entries fit one frame.
+pub const LOGS_MAX: usize = 8192;
+
+/// How far ahead of our wall clock an op may be stamped.
+pub const FUTURE_MS_MAX: u64 = 10 * 60 * 1000;
+
+/// After this an op that nothing needs is dropped even if some member has not acknowledged it.
+pub const DEAD_OP_KEPT_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+
+/// Bytes of ops kept per author unless the user allows more.
+pub const AUTHOR_QUOTA_BYTES: u64 = 1024 * 1024 * 1024;

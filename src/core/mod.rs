@@ -6,6 +6,7 @@ pub mod engine;
 pub mod export_name;
 pub mod ids;
 pub mod joining;
+pub mod journal;
 pub mod limits;
 pub mod message;
 pub mod pairing;

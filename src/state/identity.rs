@@ -4,7 +4,7 @@
 //! would quietly turn the device into a stranger. Nor is one made when only the key is missing.
 
 use anyhow::{Context, Result, bail, ensure};
-use iroh::SecretKey;
+use iroh::{PublicKey, SecretKey, Signature};
 
 use crate::core::ids::NodeId;
 use crate::state::home::{Home, Lock, read_secret, write_secret};
@@ -47,7 +47,14 @@ impl Identity {
         Ok(identity)
     }
 
-    fn from_bytes(bytes: &[u8; KEY_BYTES]) -> Self {
+    /// Signs with the key. What is signed says first what it is, so that no signature is good for
+    /// something else.
+    pub fn sign(&self, message: &[u8]) -> [u8; SIGNATURE_BYTES] {
+        self.secret_key.sign(message).to_bytes()
+    }
+
+    /// The identity of a key. Only [`Identity::load_or_create`] keeps it.
+    pub fn from_bytes(bytes: &[u8; KEY_BYTES]) -> Self {
         let secret_key = SecretKey::from_bytes(bytes);
         let node_id = NodeId(*secret_key.public().as_bytes());
         Self { secret_key, node_id }
@@ -67,6 +74,20 @@ impl Identity {
         Ok(Self::from_bytes(&bytes))
     }
 }
+
+/// Whether `device` signed `message`. By strict verification, one signature at a time: batches accept
+/// some that this refuses, and devices must not disagree.
+pub fn verify_signature(
+    device: &NodeId,
+    message: &[u8],
+    signature: &[u8; SIGNATURE_BYTES],
+) -> bool {
+    PublicKey::from_bytes(&device.0)
+        .is_ok_and(|key| key.verify(message, &Signature::from_bytes(signature)).is_ok())
+}
+
+/// Bytes of a signature.
+pub const SIGNATURE_BYTES: usize = 64;
 
 fn how_to_start_over(home: &Home) -> String {
     format!(

@@ -5,6 +5,7 @@
 //! | `key` ([`identity`]) | the device's secret key | the device is a stranger to its group |
 //! | `state.db` ([`group`]) | group, members, removals, tickets | the device must pair again |
 //! | `index.db` ([`index`]) | the hashes the store knows, numbered | rebuilt from the store |
+//! | `journal.db` ([`journal`]) | records, events, logs of the group | what no other device has |
 //! | `partials/` ([`partials`], [`bao`]) | large transfers under way | transferred again |
 //!
 //! [`home`] says where they are and who may read them.
@@ -14,4 +15,5 @@ pub mod group;
 pub mod home;
 pub mod identity;
 pub mod index;
+pub mod journal;
 pub mod partials;

@@ -15,7 +15,8 @@ pub const HEADER_BYTES: usize = 5;
 /// Frame types up to this one must be known; higher ones are extensions and skipped when unknown.
 pub const KIND_MANDATORY_MAX: u8 = 127;
 
-/// What a frame carries. The numbers are `proto/peer.proto`'s.
+/// What a frame carries. The numbers are those of `proto/peer.proto` and
+/// `proto/journal.proto`, which do not overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Kind {
@@ -40,13 +41,17 @@ pub enum Kind {
     Drop,
     Done,
     Ack,
+    JournalHello,
+    JournalClock,
+    JournalOps,
+    JournalRefuse,
     PairRequest,
     PairAccept,
     /// An extension this version does not know: read and skip.
     Extension(u8),
 }
 
-const KINDS: [(u8, Kind); 23] = [
+const KINDS: [(u8, Kind); 27] = [
     (1, Kind::Hello),
     (2, Kind::Members),
     (3, Kind::SetSummary),
@@ -68,6 +73,10 @@ const KINDS: [(u8, Kind); 23] = [
     (36, Kind::Drop),
     (37, Kind::Done),
     (38, Kind::Ack),
+    (48, Kind::JournalHello),
+    (49, Kind::JournalClock),
+    (50, Kind::JournalOps),
+    (51, Kind::JournalRefuse),
     (64, Kind::PairRequest),
     (65, Kind::PairAccept),
 ];

@@ -5,6 +5,7 @@ use thiserror::Error;
 pub mod batch;
 pub mod control;
 pub mod frame;
+pub mod journal;
 pub mod pairing;
 pub mod reconcile;
 
@@ -18,6 +19,10 @@ pub mod proto {
     /// The peer protocol.
     pub mod peer {
         include!(concat!(env!("OUT_DIR"), "/cansync.peer.v1.rs"));
+    }
+    /// The journal.
+    pub mod journal {
+        include!(concat!(env!("OUT_DIR"), "/cansync.journal.v1.rs"));
     }
 }
 

@@ -1,0 +1,1 @@
+//! Cells: what the changes of an op come to, and the one rule of merging.

@@ -1,0 +1,122 @@
+//! What two devices say on the journal's stream. `proto/journal.proto` has the rules.
+
+use crate::core::ids::{GroupId, LogId};
+use crate::core::journal::op::SignedOp;
+
+/// The version of the journal's protocol.
+pub const VERSION: u32 = 1;
+
+/// An XOR of 16-byte hashes: of a state, or of the ops above a clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Xor16(pub [u8; 16]);
+
+/// A message of the journal's stream.
+#[derive(Debug, Clone, PartialEq)]
+pub enum JournalMessage {
+    /// Who speaks.
+    Hello(Hello),
+    /// Where the sender stands.
+    Clock(Clock),
+    /// Ops.
+    Ops(Ops),
+    /// Why something was not taken.
+    Refuse(Refuse),
+}
+
+/// First, once, both ways.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hello {
+    /// See [`VERSION`].
+    pub version: u32,
+    /// The sender's group.
+    pub group: GroupId,
+    /// The sender's wall clock, ms since the Unix epoch.
+    pub now_ms: i64,
+    /// How it came to be a member: the founder's op first.
+    pub intro: Vec<SignedOp>,
+}
+
+/// Where a device stands in every log; of later ones in a session, in those that changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Clock {
+    /// Per log, each once.
+    pub entries: Vec<ClockEntry>,
+    /// Nothing is left to send.
+    pub drained: bool,
+    /// What was refused may be admitted now.
+    pub restart: bool,
+    /// The digest of the whole state; `None` when the sender holds ops it cannot read.
+    pub digest: Option<Xor16>,
+}
+
+/// Where a device stands in a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClockEntry {
+    /// Which log.
+    pub log: LogId,
+    /// Its state is at least what all ops up to this one make.
+    pub seq: u64,
+    /// The start of the hash of the op at `seq`; zero for 0.
+    pub head: Xor16,
+    /// Over the live ops above `seq`, or all of the log when forked.
+    pub above: Xor16,
+    /// Two ops of one number are known.
+    pub forked: bool,
+}
+
+/// Ops, in the order in which they arrived at the sender.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ops {
+    /// At most [`crate::core::limits::OPS_PER_FRAME_MAX`].
+    pub ops: Vec<SignedOp>,
+    /// More will follow at once.
+    pub has_more: bool,
+}
+
+/// Why something was not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refuse {
+    /// Why.
+    pub code: RefuseCode,
+    /// For people.
+    pub text: String,
+    /// The op it is about.
+    pub op: Option<(LogId, u64)>,
+}
+
+/// See `proto/journal.proto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum RefuseCode {
+    NotMember,
+    Removed,
+    Group,
+    ClockSkew,
+    Future,
+    Quota,
+    Version,
+    Author,
+    /// Of a later version.
+    Other(i32),
+}
+
+impl Xor16 {
+    /// The first half of a 32-byte hash.
+    pub fn of(hash: &[u8; 32]) -> Self {
+        let mut half = [0; 16];
+        half.copy_from_slice(&hash[..16]);
+        Self(half)
+    }
+
+    /// Adds or takes away: the same.
+    pub fn toggle(&mut self, other: Self) {
+        for (a, b) in self.0.iter_mut().zip(other.0) {
+            *a ^= b;
+        }
+    }
+
+    /// Nothing in it.
+    pub fn is_zero(&self) -> bool {
+        self.0 == [0; 16]
+    }
+}

@@ -1,0 +1,20 @@
+//! The journal's rules: what an op is, how cells merge, how time is told, who belongs to the group.
+//! `proto/journal.proto` tells the whole story.
+//!
+//! | file | decides |
+//! |---|---|
+//! | [`stamp`] | the order of all writes, and which op is too far in the future |
+//! | [`op`] | what an op says, and what is out of bounds |
+//! | [`draft`] | what a local writer may ask for |
+//! | [`cell`] | which cells an op writes, and which of two values stays |
+//! | [`members`] | who may author, who may connect |
+//! | [`message`] | what two devices say to each other |
+//! | [`asset`] | how an asset's metadata in the store and in the journal become one |
+
+pub mod asset;
+pub mod cell;
+pub mod draft;
+pub mod members;
+pub mod message;
+pub mod op;
+pub mod stamp;

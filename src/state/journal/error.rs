@@ -1,0 +1,64 @@
+//! What can go wrong with the journal as a whole. An error leaves the state before the call.
+
+use rusqlite::ErrorCode;
+use thiserror::Error;
+
+/// Why a call failed. Nothing of it was done.
+#[derive(Debug, Error)]
+pub enum JournalError {
+    /// No space for the write; it may be tried again when there is.
+    #[error("the disk is full")]
+    DiskFull,
+    /// The call needs a group.
+    #[error("this device is in no group: found one or join one")]
+    NoGroup,
+    /// The call needs there to be none.
+    #[error("this device is in a group already: leave it first")]
+    InGroup,
+    /// The group removed this device.
+    #[error("this device was removed from its group")]
+    Removed,
+    /// The facts given do not make this device a member.
+    #[error("what was given does not make this device a member of that group")]
+    BadIntro,
+    /// The wall clock was never set.
+    #[error("the clock of this device is not set")]
+    ClockNotSet,
+    /// What is stored contradicts itself.
+    #[error(
+        "the journal is damaged: {0}; restore it from a backup, or leave the group and pair again"
+    )]
+    Damaged(String),
+    /// Another version's file.
+    #[error("a newer can-sync wrote the journal (version {found}, this one knows {known})")]
+    Newer {
+        /// The file's schema.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// Another device's file.
+    #[error(
+        "the journal belongs to another device, {0}: put key and state of the same device together"
+    )]
+    OtherDevice(String),
+    /// The file cannot be used.
+    #[error("opening the journal: {0}")]
+    Open(String),
+    /// The database failed. After an I/O error the agent must stop: a failed fsync must not be
+    /// tried again.
+    #[error("the journal's database: {0}")]
+    Database(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for JournalError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::DiskFull,
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                Self::Damaged(error.to_string())
+            }
+            _ => Self::Database(error),
+        }
+    }
+}
