@@ -6,15 +6,33 @@
 //! A2  `pending` is durable before a row goes to the store, so that a crash in between does not make
 //!     another device's value look like an edit of this user.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::ids::Hash;
 use crate::core::journal::draft::DraftPut;
+use crate::core::journal::op::{Elem, Key, Value};
+use crate::core::limits::{SET_ELEM_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// The model under which assets' metadata is kept.
 pub const ASSET_MODEL: &str = "asset";
 
-/// The metadata of an asset, in canonical form: see [`Row::canonical`].
+/// The field of [`Row::description`].
+pub const DESCRIPTION: &str = "description";
+
+/// The field of [`Row::trashed`].
+pub const TRASHED: &str = "trashed";
+
+/// The field of [`Row::tags`].
+pub const TAGS: &str = "tags";
+
+/// What tags may take of one op, encoded: with the longest description it is still within bounds.
+/// What does not fit is issued by the next look.
+const TAGS_PER_EDIT_BYTES: usize = 40 * 1024;
+
+/// What an element takes beside its text: the names of fields, a stamp.
+const ELEM_BYTES: usize = 64;
+
+/// The metadata of an asset. Rows are compared in canonical form only.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Row {
     /// Free text.
@@ -28,24 +46,26 @@ pub struct Row {
 /// What the journal has of an asset: `None` where no cell was ever written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct JournalRow {
+    /// Whether the record is there.
+    pub alive: bool,
     /// Free text.
     pub description: Option<String>,
     /// In the trash.
     pub trashed: Option<bool>,
     /// Tags.
     pub tags: BTreeSet<String>,
-    /// Tags that were taken out, and stay out of a first sight.
+    /// Tags that were taken out, and stay out at a first sight.
     pub removed_tags: BTreeSet<String>,
 }
 
 /// What the agent remembers of an asset between two looks at the store.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Shadow {
-    /// The row last read.
+    /// The row last read, but for edits that are still to be issued.
     pub base: Row,
-    /// The row about to be written to the store, or just written.
+    /// The row about to be written to the store.
     pub pending: Option<Row>,
-    /// What the journal had when it was last written, or when the store was last left as it was.
+    /// What the journal had when it was last brought to the store.
     pub written: Option<Row>,
     /// The store's version of the row.
     pub version: u64,
@@ -60,10 +80,27 @@ pub struct Decision {
     pub shadow: Shadow,
     /// What to write to the store then, expecting the version of the row that was read.
     pub write: Option<Row>,
+    /// There were more edits than one op takes: look again at once.
+    pub again: bool,
 }
 
-/// Decides about an asset: `store` is the row just read and its version, `shadow` what is remembered,
-/// `journal` what the journal has.
+impl Row {
+    /// The form in which rows are compared: texts trimmed, empty tags left out.
+    pub fn canonical(&self) -> Self {
+        let tags = self.tags.iter().map(|tag| tag.trim().to_owned());
+        Self {
+            description: self.description.trim().to_owned(),
+            trashed: self.trashed,
+            tags: tags.filter(|tag| !tag.is_empty()).collect(),
+        }
+    }
+}
+
+/// Decides about an asset: `store` is the row just read and its version, `shadow` what is
+/// remembered, `journal` what the journal has.
+///
+/// At first sight only what the journal never heard of is issued: a device that comes to a group
+/// with assets of its own overwrites nothing. Texts too long for the journal stay as they are here.
 pub fn reconcile(
     hash: &Hash,
     store: &Row,
@@ -71,13 +108,325 @@ pub fn reconcile(
     shadow: Option<&Shadow>,
     journal: &JournalRow,
 ) -> Decision {
-    let _ = (hash, shadow, journal);
-    let shadow = Shadow { base: store.clone(), pending: None, written: None, version };
-    Decision { edit: None, shadow, write: None }
+    let store = store.canonical();
+    let edits = match shadow {
+        None => first_sight(&store, journal),
+        Some(shadow) => edits(&store, shadow, journal),
+    };
+
+    // What the journal has once the edits are in it, and what only this store can have.
+    let mut merged = Row {
+        description: journal.description.clone().unwrap_or_default(),
+        trashed: journal.trashed.unwrap_or_default(),
+        tags: journal.tags.clone(),
+    };
+    if edits.description || !fits_value(&store.description) {
+        merged.description.clone_from(&store.description);
+    }
+    if edits.trashed {
+        merged.trashed = store.trashed;
+    }
+    merged.tags.retain(|tag| !edits.remove.contains(tag) && !edits.later.contains(tag));
+    merged.tags.extend(edits.add.iter().cloned());
+    let stays = |tag: &&String| edits.later.contains(*tag) || !fits_elem(tag);
+    merged.tags.extend(store.tags.iter().filter(stays).cloned());
+
+    let again = !edits.later.is_empty();
+    let written = shadow.and_then(|shadow| shadow.written.clone());
+    let mut base = store.clone();
+    for tag in &edits.later {
+        // An edit that is still to be issued must look like one the next time.
+        if !base.tags.remove(tag) {
+            base.tags.insert(tag.clone());
+        }
+    }
+    let edit = (!edits.is_empty()).then(|| edits.into_put(hash, &store, !journal.alive));
+    let mut next = Shadow { base, pending: None, written, version };
+    if merged == store {
+        next.written = Some(merged);
+        return Decision { edit, shadow: next, write: None, again };
+    }
+    if next.written.as_ref() == Some(&merged) {
+        // The store was given this and chose otherwise: it is not asked again.
+        return Decision { edit, shadow: next, write: None, again };
+    }
+    next.pending = Some(merged.clone());
+    Decision { edit, shadow: next, write: Some(merged), again }
 }
 
 /// The shadow after the store took `row` and gave it `version`.
-pub fn written(shadow: &Shadow, row: Row, version: u64) -> Shadow {
-    let _ = shadow;
+pub fn written(row: &Row, version: u64) -> Shadow {
+    let row = row.canonical();
     Shadow { base: row.clone(), pending: None, written: Some(row), version }
+}
+
+/// What the user did to a row.
+#[derive(Debug, Default)]
+struct Edits {
+    description: bool,
+    trashed: bool,
+    add: BTreeSet<String>,
+    remove: BTreeSet<String>,
+    /// Tags put in or taken out for which there was no room.
+    later: BTreeSet<String>,
+}
+
+impl Edits {
+    fn is_empty(&self) -> bool {
+        !self.description && !self.trashed && self.add.is_empty() && self.remove.is_empty()
+    }
+
+    fn with_tags(mut self, add: Vec<&String>, remove: Vec<&String>) -> Self {
+        let mut room = TAGS_PER_EDIT_BYTES;
+        let changes = add.into_iter().map(|tag| (tag, true));
+        for (tag, is_add) in changes.chain(remove.into_iter().map(|tag| (tag, false))) {
+            let bytes = tag.len() + ELEM_BYTES;
+            let into = match (room >= bytes, is_add) {
+                (false, _) => &mut self.later,
+                (true, true) => &mut self.add,
+                (true, false) => &mut self.remove,
+            };
+            into.insert(tag.clone());
+            room = room.saturating_sub(bytes);
+        }
+        self
+    }
+
+    fn into_put(self, hash: &Hash, store: &Row, create: bool) -> DraftPut {
+        let mut set = BTreeMap::new();
+        if self.description {
+            set.insert(DESCRIPTION.to_owned(), Some(Value::Text(store.description.clone())));
+        }
+        if self.trashed {
+            set.insert(TRASHED.to_owned(), Some(Value::Bool(store.trashed)));
+        }
+        let elem = |elem: String| Elem { field: TAGS.to_owned(), elem };
+        DraftPut {
+            key: asset_key(hash),
+            create,
+            set,
+            add: self.add.into_iter().map(elem).collect(),
+            remove: self.remove.into_iter().map(elem).collect(),
+        }
+    }
+}
+
+/// The record of an asset's metadata.
+pub fn asset_key(hash: &Hash) -> Key {
+    Key { model: ASSET_MODEL.to_owned(), id: hash.0.to_vec(), owned: false }
+}
+
+fn first_sight(store: &Row, journal: &JournalRow) -> Edits {
+    let unheard = |tag: &&String| {
+        !journal.tags.contains(*tag) && !journal.removed_tags.contains(*tag) && fits_elem(tag)
+    };
+    let known = journal.description.is_some();
+    Edits {
+        description: !known && !store.description.is_empty() && fits_value(&store.description),
+        trashed: journal.trashed.is_none() && store.trashed,
+        ..Edits::default()
+    }
+    .with_tags(store.tags.iter().filter(unheard).collect(), Vec::new())
+}
+
+fn edits(store: &Row, shadow: &Shadow, journal: &JournalRow) -> Edits {
+    let base = &shadow.base;
+    let pending = shadow.pending.as_ref().unwrap_or(base);
+    let in_either = |tag: &String| base.tags.contains(tag) || pending.tags.contains(tag);
+    let added = store
+        .tags
+        .iter()
+        .filter(|tag| !in_either(tag) && !journal.tags.contains(*tag) && fits_elem(tag));
+    let removed = base
+        .tags
+        .intersection(&pending.tags)
+        .filter(|tag| !store.tags.contains(*tag) && journal.tags.contains(*tag));
+    let text = &store.description;
+    let in_journal = journal.description.as_deref().unwrap_or_default();
+    Edits {
+        description: *text != base.description
+            && *text != pending.description
+            && text != in_journal
+            && fits_value(text),
+        trashed: store.trashed != base.trashed
+            && store.trashed != pending.trashed
+            && store.trashed != journal.trashed.unwrap_or_default(),
+        ..Edits::default()
+    }
+    .with_tags(added.collect(), removed.collect())
+}
+
+fn fits_value(text: &str) -> bool {
+    text.len() <= VALUE_BYTES_MAX
+}
+
+fn fits_elem(text: &str) -> bool {
+    text.len() <= SET_ELEM_BYTES_MAX
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const HASH: Hash = Hash([3; 32]);
+
+    fn tags(tags: &[&str]) -> BTreeSet<String> {
+        tags.iter().map(|tag| (*tag).to_owned()).collect()
+    }
+
+    fn row(description: &str, trashed: bool, of: &[&str]) -> Row {
+        Row { description: description.into(), trashed, tags: tags(of) }
+    }
+
+    fn has(description: &str, trashed: bool, of: &[&str]) -> JournalRow {
+        JournalRow {
+            alive: true,
+            description: Some(description.into()),
+            trashed: Some(trashed),
+            tags: tags(of),
+            removed_tags: BTreeSet::new(),
+        }
+    }
+
+    fn settled(row: &Row) -> Shadow {
+        written(row, 1)
+    }
+
+    /// What an edit makes of the journal's row.
+    fn apply(journal: &mut JournalRow, edit: Option<&DraftPut>) {
+        let Some(edit) = edit else { return };
+        journal.alive |= edit.create;
+        for (field, value) in &edit.set {
+            match (field.as_str(), value) {
+                (DESCRIPTION, Some(Value::Text(text))) => journal.description = Some(text.clone()),
+                (TRASHED, Some(Value::Bool(trashed))) => journal.trashed = Some(*trashed),
+                other => panic!("{other:?}"),
+            }
+        }
+        for elem in &edit.add {
+            journal.tags.insert(elem.elem.clone());
+            journal.removed_tags.remove(&elem.elem);
+        }
+        for elem in &edit.remove {
+            assert!(journal.tags.remove(&elem.elem), "{elem:?} was not in");
+            journal.removed_tags.insert(elem.elem.clone());
+        }
+    }
+
+    #[test]
+    fn the_first_sight_fills_and_never_overwrites() {
+        let store = row("mine", true, &["red", "old"]);
+        let empty = reconcile(&HASH, &store, 1, None, &JournalRow::default());
+        let edit = empty.edit.unwrap();
+        assert!(edit.create && edit.set.len() == 2 && edit.add.len() == 2);
+        assert_eq!(empty.write, None);
+
+        let mut journal = has("theirs", false, &["blue"]);
+        journal.removed_tags = tags(&["old"]);
+        let decision = reconcile(&HASH, &store, 1, None, &journal);
+        let edit = decision.edit.unwrap();
+        assert!(!edit.create && edit.set.is_empty());
+        assert_eq!(edit.add.iter().map(|e| e.elem.as_str()).collect::<Vec<_>>(), ["red"]);
+        assert_eq!(decision.write, Some(row("theirs", false, &["blue", "red"])));
+    }
+
+    #[test]
+    fn a_user_edit_is_issued_once_with_just_its_fields() {
+        let before = row("a", false, &["x", "y"]);
+        let mut journal = has("a", false, &["x", "y"]);
+        let after = row("a", true, &["x", "z"]);
+        let first = reconcile(&HASH, &after, 2, Some(&settled(&before)), &journal);
+        let edit = first.edit.as_ref().unwrap();
+        assert_eq!(edit.set.keys().collect::<Vec<_>>(), [TRASHED]);
+        assert_eq!((edit.add.len(), edit.remove.len()), (1, 1));
+        assert_eq!(first.write, None);
+        apply(&mut journal, first.edit.as_ref());
+        let second = reconcile(&HASH, &after, 2, Some(&first.shadow), &journal);
+        assert_eq!((second.edit, second.write), (None, None));
+    }
+
+    #[test]
+    fn our_own_write_that_comes_back_is_no_edit_also_after_a_crash_in_between() {
+        let before = row("a", false, &["x"]);
+        let journal = has("b", true, &["y"]);
+        let first = reconcile(&HASH, &before, 1, Some(&settled(&before)), &journal);
+        let pending = first.write.clone().unwrap();
+        assert_eq!(pending, row("b", true, &["y"]));
+        // The crash lost the answer; the journal has moved on meanwhile.
+        let newer = has("c", true, &["y", "z"]);
+        let second = reconcile(&HASH, &pending, 2, Some(&first.shadow), &newer);
+        assert_eq!(second.edit, None);
+        assert_eq!(second.write, Some(row("c", true, &["y", "z"])));
+        // Or the store never saw it.
+        let third = reconcile(&HASH, &before, 1, Some(&first.shadow), &newer);
+        assert_eq!(third.edit, None);
+    }
+
+    #[test]
+    fn a_store_that_chooses_otherwise_is_asked_once() {
+        let base = row("a", false, &[]);
+        let journal = has("b", false, &[]);
+        let first = reconcile(&HASH, &base, 1, Some(&settled(&base)), &journal);
+        let shadow = written(first.write.as_ref().unwrap(), 2);
+        // It kept something else, which is the user's for all we know, and is issued.
+        let odd = row("B", false, &[]);
+        let second = reconcile(&HASH, &odd, 2, Some(&shadow), &journal);
+        assert!(second.edit.is_some());
+        // It kept what it had: the same again and again, and that is left alone.
+        let same = Shadow { base: base.clone(), ..shadow };
+        let third = reconcile(&HASH, &base, 2, Some(&same), &journal);
+        assert_eq!((third.edit, third.write), (None, None));
+    }
+
+    #[test]
+    fn more_tags_than_an_op_takes_are_issued_over_several_looks() {
+        let names: Vec<String> = (0..900).map(|n| format!("{n:0>100}")).collect();
+        let store = Row { tags: names.iter().cloned().collect(), ..Row::default() };
+        let mut journal = JournalRow::default();
+        let mut decision = reconcile(&HASH, &store, 1, None, &journal);
+        let mut looks = 1;
+        while decision.again {
+            assert_eq!(decision.write, None, "nothing is taken from the store meanwhile");
+            apply(&mut journal, decision.edit.as_ref());
+            decision = reconcile(&HASH, &store, 1, Some(&decision.shadow), &journal);
+            looks += 1;
+        }
+        apply(&mut journal, decision.edit.as_ref());
+        assert_eq!(journal.tags, store.tags);
+
+        let bare = Row::default();
+        let mut decision = reconcile(&HASH, &bare, 2, Some(&settled(&store)), &journal);
+        while decision.again {
+            assert_eq!(decision.write, None);
+            apply(&mut journal, decision.edit.as_ref());
+            decision = reconcile(&HASH, &bare, 2, Some(&decision.shadow), &journal);
+            looks += 1;
+        }
+        apply(&mut journal, decision.edit.as_ref());
+        assert!(journal.tags.is_empty() && looks > 4, "{looks} looks");
+    }
+
+    #[test]
+    fn texts_too_long_for_the_journal_stay_here_and_disturb_nothing() {
+        let long = "x".repeat(VALUE_BYTES_MAX + 1);
+        let tag = "t".repeat(SET_ELEM_BYTES_MAX + 1);
+        let store = row(&long, false, &[&tag, "short"]);
+        let decision = reconcile(&HASH, &store, 1, None, &JournalRow::default());
+        let edit = decision.edit.unwrap();
+        assert!(edit.set.is_empty());
+        assert_eq!(edit.add.len(), 1);
+        assert_eq!(decision.write, None);
+    }
+
+    #[test]
+    fn rows_are_compared_in_canonical_form() {
+        let plain = row("a b", false, &["x"]);
+        let padded = row(" a b \n", false, &["x ", " "]);
+        assert_eq!(padded.canonical(), plain);
+        let decision =
+            reconcile(&HASH, &padded, 1, Some(&settled(&plain)), &has("a b", false, &["x"]));
+        assert_eq!((decision.edit, decision.write), (None, None));
+    }
 }

@@ -6,6 +6,10 @@ use thiserror::Error;
 
 use crate::core::journal::op::{Elem, Key, Value};
 use crate::core::journal::stamp::Stamp;
+use crate::core::limits::{
+    EVENT_DATA_BYTES_MAX, JOURNAL_NAME_BYTES_MAX, OP_CELLS_MAX, OP_CHANGES_MAX,
+    RECORD_ID_BYTES_MAX, SET_ELEM_BYTES_MAX, VALUE_BYTES_MAX,
+};
 
 /// Becomes one op: all of it or nothing. Each cell is written once.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -113,6 +117,163 @@ impl Draft {
     /// # Errors
     /// [`DraftError`]: bounds, empty names, cells written twice.
     pub fn check(&self) -> Result<(), DraftError> {
-        Ok(())
+        at_most("the number of changes", self.changes.len(), OP_CHANGES_MAX)?;
+        let mut records = BTreeSet::new();
+        let mut cells = 0;
+        for change in &self.changes {
+            match change {
+                DraftChange::Put(put) => {
+                    check_key(&put.key)?;
+                    check_put(put)?;
+                    cells += 1 + put.set.len() + put.add.len() + put.remove.len();
+                    if !records.insert(&put.key) {
+                        return Err(DraftError::Twice(shown(&put.key)));
+                    }
+                }
+                DraftChange::Delete(key) => {
+                    check_key(key)?;
+                    cells += 1;
+                    if !records.insert(key) {
+                        return Err(DraftError::Twice(shown(key)));
+                    }
+                }
+                DraftChange::Event { stream, kind, data } => {
+                    name("a stream's name", stream)?;
+                    name("an event's type", kind)?;
+                    at_most("an event's data in bytes", data.len(), EVENT_DATA_BYTES_MAX)?;
+                }
+            }
+        }
+        at_most("the number of cells", cells, OP_CELLS_MAX)
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+}
+
+fn check_key(key: &Key) -> Result<(), DraftError> {
+    name("a model's name", &key.model)?;
+    at_most("an id in bytes", key.id.len(), RECORD_ID_BYTES_MAX)?;
+    if key.id.is_empty() { Err(DraftError::Empty("an id")) } else { Ok(()) }
+}
+
+fn check_put(put: &DraftPut) -> Result<(), DraftError> {
+    for (field, value) in &put.set {
+        name("a field's name", field)?;
+        at_most("a value in bytes", value.as_ref().map_or(0, Value::size_bytes), VALUE_BYTES_MAX)?;
+    }
+    for elem in put.add.iter().chain(&put.remove) {
+        name("a field's name", &elem.field)?;
+        at_most("an element in bytes", elem.elem.len(), SET_ELEM_BYTES_MAX)?;
+        if elem.elem.is_empty() {
+            return Err(DraftError::Empty("an element"));
+        }
+    }
+    match put.add.intersection(&put.remove).next() {
+        Some(elem) => Err(DraftError::Twice(format!("{}: {}", elem.field, elem.elem))),
+        None => Ok(()),
+    }
+}
+
+fn name(what: &'static str, text: &str) -> Result<(), DraftError> {
+    at_most(what, text.len(), JOURNAL_NAME_BYTES_MAX)?;
+    if text.is_empty() { Err(DraftError::Empty(what)) } else { Ok(()) }
+}
+
+fn at_most(what: &'static str, got: usize, limit: usize) -> Result<(), DraftError> {
+    if got > limit { Err(DraftError::OutOfBounds { what, got, limit }) } else { Ok(()) }
+}
+
+fn shown(key: &Key) -> String {
+    format!("{}/{}", key.model, String::from_utf8_lossy(&key.id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(id: &[u8]) -> DraftPut {
+        DraftPut {
+            key: Key { model: "m".into(), id: id.to_vec(), owned: false },
+            create: true,
+            set: BTreeMap::new(),
+            add: BTreeSet::new(),
+            remove: BTreeSet::new(),
+        }
+    }
+
+    fn check(changes: Vec<DraftChange>) -> Result<(), DraftError> {
+        Draft { changes, expect: vec![] }.check()
+    }
+
+    fn tag(elem: &str) -> Elem {
+        Elem { field: "tags".into(), elem: elem.into() }
+    }
+
+    #[test]
+    fn every_bound_of_a_draft_is_at_its_limit_and_not_beyond() {
+        type Make = fn(usize) -> DraftChange;
+        let cases: [(usize, Make); 7] = [
+            (RECORD_ID_BYTES_MAX, |n| DraftChange::Delete(put(&vec![1; n]).key)),
+            (JOURNAL_NAME_BYTES_MAX, |n| {
+                let mut put = put(b"1");
+                put.key.model = "m".repeat(n);
+                DraftChange::Put(put)
+            }),
+            (JOURNAL_NAME_BYTES_MAX, |n| {
+                let mut put = put(b"1");
+                put.set.insert("f".repeat(n), None);
+                DraftChange::Put(put)
+            }),
+            (VALUE_BYTES_MAX, |n| {
+                let mut put = put(b"1");
+                put.set.insert("f".into(), Some(Value::Bytes(vec![0; n])));
+                DraftChange::Put(put)
+            }),
+            (SET_ELEM_BYTES_MAX, |n| {
+                let mut put = put(b"1");
+                put.add.insert(tag(&"t".repeat(n)));
+                DraftChange::Put(put)
+            }),
+            (EVENT_DATA_BYTES_MAX, |n| DraftChange::Event {
+                stream: "s".into(),
+                kind: "k".into(),
+                data: vec![0; n],
+            }),
+            (JOURNAL_NAME_BYTES_MAX, |n| DraftChange::Event {
+                stream: "s".repeat(n),
+                kind: "k".into(),
+                data: vec![],
+            }),
+        ];
+        for (case, (limit, make)) in cases.into_iter().enumerate() {
+            assert_eq!(check(vec![make(limit)]), Ok(()), "case {case}");
+            let refused = check(vec![make(limit + 1)]);
+            assert!(matches!(refused, Err(DraftError::OutOfBounds { .. })), "case {case}");
+        }
+        let many = |n: usize| {
+            check((0..n).map(|i| DraftChange::Put(put(&[1, i as u8]))).collect::<Vec<_>>())
+        };
+        assert_eq!(many(OP_CHANGES_MAX), Ok(()));
+        assert!(many(OP_CHANGES_MAX + 1).is_err());
+    }
+
+    #[test]
+    fn a_cell_is_written_once_and_names_are_not_empty() {
+        let mut both = put(b"1");
+        both.add.insert(tag("red"));
+        both.remove.insert(tag("red"));
+        assert!(matches!(check(vec![DraftChange::Put(both)]), Err(DraftError::Twice(_))));
+        let twice = vec![DraftChange::Put(put(b"1")), DraftChange::Delete(put(b"1").key)];
+        assert!(matches!(check(twice), Err(DraftError::Twice(_))));
+        assert!(matches!(
+            check(vec![DraftChange::Delete(put(b"").key)]),
+            Err(DraftError::Empty(_))
+        ));
+        let mut unnamed = put(b"1");
+        unnamed.add.insert(tag(""));
+        assert!(matches!(check(vec![DraftChange::Put(unnamed)]), Err(DraftError::Empty(_))));
     }
 }

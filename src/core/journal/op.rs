@@ -171,3 +171,79 @@ pub fn op_hash(log: &LogId, body: &[u8]) -> OpHash {
 pub fn signed_bytes(log: &LogId, body: &[u8]) -> Vec<u8> {
     [SIGNED_PREFIX, &log.0, body].concat()
 }
+
+/// A value as cells keep it, in the order of merging: nothing for null, else the number of its kind
+/// and its bytes.
+pub fn value_to_bytes(value: Option<&Value>) -> Vec<u8> {
+    let (kind, bytes): (u8, &[u8]) = match value {
+        None => return Vec::new(),
+        Some(Value::Bool(b)) => (1, &[u8::from(*b)]),
+        Some(Value::Int(i)) => (2, &i.to_be_bytes()),
+        Some(Value::Double(d)) => (3, &d.to_bits().to_be_bytes()),
+        Some(Value::Text(text)) => (4, text.as_bytes()),
+        Some(Value::Bytes(bytes)) => (5, bytes),
+    };
+    [&[kind], bytes].concat()
+}
+
+/// Reads what [`value_to_bytes`] wrote: the value or null. `None` for anything else.
+pub fn value_from_bytes(bytes: &[u8]) -> Option<Option<Value>> {
+    let Some((kind, rest)) = bytes.split_first() else {
+        return Some(None);
+    };
+    let value = match kind {
+        1 => Value::Bool(*rest.first().filter(|_| rest.len() == 1)? != 0),
+        2 => Value::Int(i64::from_be_bytes(rest.try_into().ok()?)),
+        3 => Value::Double(f64::from_bits(u64::from_be_bytes(rest.try_into().ok()?))),
+        4 => Value::Text(String::from_utf8(rest.to_vec()).ok()?),
+        5 => Value::Bytes(rest.to_vec()),
+        _ => return None,
+    };
+    Some(Some(value))
+}
+
+impl Value {
+    /// How large it is, for [`crate::core::limits::VALUE_BYTES_MAX`].
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            Self::Bool(_) => 1,
+            Self::Int(_) | Self::Double(_) => 8,
+            Self::Text(text) => text.len(),
+            Self::Bytes(bytes) => bytes.len(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn values_come_back_from_their_cells() {
+        for value in [
+            None,
+            Some(Value::Bool(true)),
+            Some(Value::Int(-3)),
+            Some(Value::Double(-0.5)),
+            Some(Value::Text("ü".into())),
+            Some(Value::Bytes(vec![0, 255])),
+        ] {
+            assert_eq!(value_from_bytes(&value_to_bytes(value.as_ref())).unwrap(), value);
+        }
+        for bad in [&[9][..], &[1], &[2, 0], &[4, 255]] {
+            assert_eq!(value_from_bytes(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_log_belongs_to_its_group_and_author() {
+        let log = LogInfo { author: NodeId([1; 32]), nonce: [2; 16] };
+        let other = LogInfo { author: NodeId([3; 32]), ..log };
+        let group = GroupId([4; 32]);
+        assert_ne!(log.id(&group), log.id(&GroupId([5; 32])));
+        assert_ne!(log.id(&group), other.id(&group));
+        assert_eq!(log.id(&group), log.id(&group));
+    }
+}

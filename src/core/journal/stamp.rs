@@ -47,7 +47,7 @@ impl Hlc {
     /// The next time to give out when `self` is the greatest given or admitted. A full counter
     /// carries into the milliseconds. `None` at the end of time.
     pub fn next(self, now_ms: u64) -> Option<Self> {
-        let next = Self((self.0 + 1).max(Self::from_ms(now_ms).0));
+        let next = Self(self.0.saturating_add(1).max(Self::from_ms(now_ms).0));
         (next <= Self::MAX).then_some(next)
     }
 
@@ -67,5 +67,53 @@ impl fmt::Display for Stamp {
 impl fmt::Debug for Stamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Stamp({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const NOW_MS: u64 = 1_900_000_000_000;
+
+    #[test]
+    fn time_never_goes_back_when_the_wall_clock_does() {
+        let mut last = Hlc::default();
+        for now_ms in [NOW_MS, NOW_MS, NOW_MS + 1, NOW_MS - 3_600_000, 0, NOW_MS - 1, NOW_MS + 2] {
+            let next = last.next(now_ms).unwrap();
+            assert!(next > last, "{next:?} after {last:?}");
+            last = next;
+        }
+        assert_eq!(last.ms(), NOW_MS + 2);
+    }
+
+    #[test]
+    fn a_full_counter_carries_into_the_milliseconds() {
+        let mut last = Hlc(Hlc::from_ms(NOW_MS).0 | 0xffff);
+        last = last.next(NOW_MS).unwrap();
+        assert_eq!(last, Hlc::from_ms(NOW_MS + 1));
+        assert_eq!(Hlc::MAX.next(0), None);
+    }
+
+    #[test]
+    fn ten_minutes_are_six_hundred_thousand_milliseconds() {
+        for (ahead_ms, held) in [(0, false), (600, false), (600_000, false), (600_001, true)] {
+            let hlc = Hlc::from_ms(NOW_MS + ahead_ms);
+            assert_eq!(hlc.held_back_until_ms(NOW_MS).is_some(), held, "{ahead_ms} ms ahead");
+        }
+        let year = Hlc::from_ms(NOW_MS + 365 * 24 * 3_600_000);
+        let until_ms = year.held_back_until_ms(NOW_MS).unwrap();
+        assert_eq!(year.held_back_until_ms(until_ms), None);
+        assert!(year.held_back_until_ms(until_ms - 1).is_some());
+        assert!(Hlc(u64::MAX).held_back_until_ms(NOW_MS).is_some());
+    }
+
+    #[test]
+    fn stamps_compare_by_time_then_log_then_number() {
+        let stamp = |hlc, log, seq| Stamp { hlc: Hlc(hlc), log: LogId([log; 16]), seq };
+        let ascending = [stamp(1, 9, 9), stamp(2, 1, 9), stamp(2, 2, 1), stamp(2, 2, 2)];
+        assert!(ascending.is_sorted());
     }
 }
