@@ -32,6 +32,7 @@ use self::status::Status;
 mod fact;
 mod follow;
 pub mod handle;
+pub mod journal;
 mod link;
 mod orders;
 mod picture;

@@ -1,0 +1,286 @@
+//! The way to the journal: one thread writes, in groups, and a few connections read.
+//!
+//! W1  A write is answered, and [`JournalHandle::commits`] moved, after its commit.
+//! W2  Drafts that wait together are committed together, in the order they came.
+//! W3  A database that failed is not written to again: the thread ends with the error, and the agent
+//!     is to stop.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thiserror::Error;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use crate::clock::wall_ms;
+use crate::core::journal::draft::{Draft, DraftError};
+use crate::state::journal::{self, Journal, JournalError, JournalReader, Written};
+
+/// Jobs waiting for the writer; a full queue makes the next caller wait. One group of drafts fits
+/// several times.
+const JOBS_MAX: usize = 1024;
+
+/// Drafts in one transaction: enough to share its fsync, few enough to end soon.
+const GROUP_DRAFTS_MAX: usize = 256;
+
+/// Reading connections. A read takes milliseconds; each has a cache of its own.
+const READERS: usize = 4;
+
+/// What became of a draft; `None` when there was nothing to write.
+pub type DraftResult = Result<Option<Written>, DraftError>;
+
+/// Why the journal did not do something.
+#[derive(Debug, Clone, Error)]
+pub enum AskError {
+    /// The journal itself.
+    #[error(transparent)]
+    Journal(Arc<JournalError>),
+    /// The agent is stopping, or the journal's database failed.
+    #[error("the journal is closed: the agent is stopping")]
+    Closed,
+}
+
+impl From<JournalError> for AskError {
+    fn from(error: JournalError) -> Self {
+        Self::Journal(Arc::new(error))
+    }
+}
+
+/// A handle to the journal. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct JournalHandle {
+    jobs: mpsc::Sender<Job>,
+    commits: watch::Receiver<u64>,
+    readers: Arc<Readers>,
+}
+
+/// The writer before its thread runs.
+#[derive(Debug)]
+pub struct JournalWriter {
+    journal: Journal,
+    jobs: mpsc::Receiver<Job>,
+    commits: watch::Sender<u64>,
+}
+
+type Task = Box<dyn FnOnce(&mut Journal, u64) -> Fate + Send>;
+
+enum Job {
+    Write(Draft, oneshot::Sender<Result<DraftResult, AskError>>),
+    Run(Task),
+    Stop,
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Write(..) => "Write",
+            Self::Run(_) => "Run",
+            Self::Stop => "Stop",
+        })
+    }
+}
+
+/// Whether the database can be written to after a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Committed,
+    Refused,
+    Failed,
+}
+
+#[derive(Debug)]
+struct Readers {
+    idle: Mutex<Vec<JournalReader>>,
+    permits: Arc<Semaphore>,
+}
+
+/// Splits a journal into its handle and the writer that serves it.
+///
+/// # Errors
+/// A reading connection cannot be opened.
+pub fn share(journal: Journal) -> journal::Result<(JournalHandle, JournalWriter)> {
+    let idle = (0..READERS).map(|_| journal.reader()).collect::<journal::Result<Vec<_>>>()?;
+    let readers =
+        Arc::new(Readers { idle: Mutex::new(idle), permits: Arc::new(Semaphore::new(READERS)) });
+    let (sender, jobs) = mpsc::channel(JOBS_MAX);
+    let (commits, watched) = watch::channel(0);
+    let handle = JournalHandle { jobs: sender, commits: watched, readers };
+    Ok((handle, JournalWriter { journal, jobs, commits }))
+}
+
+impl JournalHandle {
+    /// Writes one op, or says why not; durable on return. `None`: there was nothing to write.
+    ///
+    /// # Cancel safety
+    /// Dropped, the draft may be written all the same.
+    ///
+    /// # Errors
+    /// The journal cannot take anything now; a draft that is wrong is in the `Ok`.
+    pub async fn write(&self, draft: Draft) -> Result<DraftResult, AskError> {
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(Job::Write(draft, reply)).await.map_err(|_| AskError::Closed)?;
+        answer.await.map_err(|_| AskError::Closed)?
+    }
+
+    /// Runs `work` on the writer's thread with the wall clock's milliseconds.
+    ///
+    /// # Cancel safety
+    /// Dropped, the work may be done all the same.
+    ///
+    /// # Errors
+    /// What the work returns, or that the journal is closed.
+    pub async fn run<T, F>(&self, work: F) -> Result<T, AskError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Journal, u64) -> journal::Result<T> + Send + 'static,
+    {
+        let (job, answer) = task(work);
+        self.jobs.send(job).await.map_err(|_| AskError::Closed)?;
+        answer.await.map_err(|_| AskError::Closed)?
+    }
+
+    /// [`Self::run`] from a thread that may block.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    ///
+    /// # Panics
+    /// Within an async task.
+    pub fn run_blocking<T, F>(&self, work: F) -> Result<T, AskError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Journal, u64) -> journal::Result<T> + Send + 'static,
+    {
+        let (job, answer) = task(work);
+        self.jobs.blocking_send(job).map_err(|_| AskError::Closed)?;
+        answer.blocking_recv().map_err(|_| AskError::Closed)?
+    }
+
+    /// Reads what is committed.
+    ///
+    /// # Cancel safety
+    /// Safe; the read itself goes on to its end.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn read<T, F>(&self, read: F) -> Result<T, AskError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&JournalReader) -> journal::Result<T> + Send + 'static,
+    {
+        let pool = Arc::clone(&self.readers);
+        // The semaphore is never closed.
+        let permit = pool.permits.clone().acquire_owned().await.map_err(|_| AskError::Closed)?;
+        let result = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let idle = || pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let reader = idle().pop().ok_or(AskError::Closed)?;
+            let result = read(&reader);
+            idle().push(reader);
+            Ok(result?)
+        })
+        .await;
+        result.map_err(|_| AskError::Closed)?
+    }
+
+    /// Moves with every commit, local or received. Its value means nothing.
+    pub fn commits(&self) -> watch::Receiver<u64> {
+        self.commits.clone()
+    }
+
+    /// Lets the writer end after what was asked before.
+    pub async fn close(&self) {
+        // A writer that has ended needs no telling.
+        let _ = self.jobs.send(Job::Stop).await;
+    }
+}
+
+/// A job of `work`, and where its result will be.
+fn task<T, F>(work: F) -> (Job, oneshot::Receiver<Result<T, AskError>>)
+where
+    T: Send + 'static,
+    F: FnOnce(&mut Journal, u64) -> journal::Result<T> + Send + 'static,
+{
+    let (reply, answer) = oneshot::channel();
+    let job = Job::Run(Box::new(move |journal, now_ms| {
+        let result = work(journal, now_ms);
+        let fate = Fate::of(&result);
+        // Nobody waits any more: it is done all the same.
+        let _ = reply.send(result.map_err(AskError::from));
+        fate
+    }));
+    (job, answer)
+}
+
+impl Fate {
+    fn of<T>(result: &journal::Result<T>) -> Self {
+        match result {
+            Ok(_) => Self::Committed,
+            Err(JournalError::Database(_)) => Self::Failed,
+            Err(_) => Self::Refused,
+        }
+    }
+}
+
+impl JournalWriter {
+    /// Serves the handles until [`JournalHandle::close`], or until all of them are gone. Blocks.
+    ///
+    /// # Errors
+    /// The database failed; the agent must stop.
+    pub fn serve(mut self) -> Result<(), AskError> {
+        let mut next = None;
+        loop {
+            let Some(job) = next.take().or_else(|| self.jobs.blocking_recv()) else {
+                return Ok(());
+            };
+            let fate = match job {
+                Job::Write(draft, reply) => {
+                    let mut group = vec![(draft, reply)];
+                    while group.len() < GROUP_DRAFTS_MAX {
+                        match self.jobs.try_recv() {
+                            Ok(Job::Write(draft, reply)) => group.push((draft, reply)),
+                            Ok(other) => {
+                                next = Some(other);
+                                break;
+                            }
+                            Err(_) => break,
+                        }
+                    }
+                    self.write(group)
+                }
+                Job::Run(work) => work(&mut self.journal, wall_ms()),
+                Job::Stop => return Ok(()),
+            };
+            match fate {
+                Fate::Committed => self.commits.send_modify(|count| *count += 1),
+                Fate::Refused => {}
+                Fate::Failed => {
+                    let failed = "an earlier write failed: what is on disk is not known";
+                    return Err(JournalError::Open(failed.into()).into());
+                }
+            }
+        }
+    }
+
+    fn write(
+        &mut self,
+        group: Vec<(Draft, oneshot::Sender<Result<DraftResult, AskError>>)>,
+    ) -> Fate {
+        let (drafts, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        let result = self.journal.write(&drafts, wall_ms());
+        let fate = Fate::of(&result);
+        match result {
+            Ok(results) => {
+                for (reply, result) in replies.into_iter().zip(results) {
+                    // Nobody waits any more: it is written all the same.
+                    let _ = reply.send(Ok(result));
+                }
+            }
+            Err(error) => {
+                let error = AskError::from(error);
+                for reply in replies {
+                    let _ = reply.send(Err(error.clone()));
+                }
+            }
+        }
+        fate
+    }
+}
