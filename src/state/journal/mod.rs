@@ -24,6 +24,7 @@ use crate::state::identity::Identity;
 mod error;
 mod read;
 mod scan;
+mod session;
 mod verify;
 
 pub use error::JournalError;
