@@ -7,7 +7,8 @@ use crate::core::journal::message::{ClockEntry, Xor16};
 use crate::core::journal::session::{Compared, Here, Need, NotTaken, Scanned, Standing, Why, need};
 use crate::core::limits::{OPS_FRAME_BYTES, OPS_PER_FRAME_MAX};
 
-use super::{JournalError, JournalReader, Refused, RefusedWhy, Result, Scan, ScanLimits};
+use super::schema::row_u64;
+use super::{JournalReader, LogState, Refused, RefusedWhy, Result, Scan, ScanLimits};
 
 /// Rows one scan looks at: a few milliseconds of work.
 const SCAN_ROWS: usize = 16 * OPS_PER_FRAME_MAX;
@@ -26,7 +27,8 @@ impl JournalReader {
     /// What a peer lacks by these entries of its clock.
     pub fn compare(&self, entries: &[ClockEntry]) -> Result<Compared> {
         // Read first: what arrives after it is above it, and no matter to `start`.
-        let mark = self.cursor_now()?.ok_or(JournalError::NoGroup)?.arr;
+        let newest = "SELECT ifnull(max(arr), 0) FROM ops";
+        let mark = self.connection.query_row(newest, [], |row| row_u64(row, 0))?;
         let logs: BTreeMap<LogId, _> =
             self.logs()?.into_iter().map(|state| (state.log, state)).collect();
         let mut compared = Compared::default();
@@ -36,12 +38,11 @@ impl JournalReader {
                 compared.has.push((entry.log, entry.seq));
                 continue;
             };
-            let above_seq = if entry.forked { 0 } else { entry.seq };
             let at = self.hashes_at(&entry.log, entry.seq)?;
             let here = Here {
                 seq: state.seq,
                 head: state.head,
-                above: self.above(&entry.log, above_seq)?,
+                above: self.above_entry(entry, state)?,
                 at: at.iter().map(|hash| Xor16::of(&hash.0)).collect(),
                 forked: state.forked,
             };
@@ -58,6 +59,21 @@ impl JournalReader {
         }
         compared.start = self.scan_start(&covered)?.min(mark);
         Ok(compared)
+    }
+
+    /// See [`Here::above`]. Finding it out means reading all ops above the entry, which pays only
+    /// where the peer holds some.
+    fn above_entry(&self, entry: &ClockEntry, state: &LogState) -> Result<Option<Xor16>> {
+        if entry.forked || state.forked {
+            return Ok((entry.forked && state.forked).then_some(state.above));
+        }
+        if entry.seq == state.seq {
+            return Ok(Some(state.above));
+        }
+        if entry.above.is_zero() {
+            return Ok(None);
+        }
+        self.above(&entry.log, entry.seq).map(Some)
     }
 
     /// A stretch of what the peer lacks, as much as one frame takes.

@@ -9,8 +9,9 @@ pub struct Here {
     pub seq: u64,
     /// The hash of our op at `seq`.
     pub head: Xor16,
-    /// Over our live ops above the *entry's* number; over all of them when the entry is forked.
-    pub above: Xor16,
+    /// Over our live ops above the *entry's* number, over all of them when the entry is forked.
+    /// `None`: not worth finding out.
+    pub above: Option<Xor16>,
     /// The hashes of the ops held at the entry's number; none when it was dropped.
     pub at: Vec<Xor16>,
     /// We know two ops of one number.
@@ -37,7 +38,7 @@ pub fn need(entry: &ClockEntry, here: &Here) -> Need {
     if !forked && (same_place || here.at.iter().any(other_op)) {
         return Need::All;
     }
-    if here.above != entry.above || forked != (entry.forked && here.forked) {
+    if here.above != Some(entry.above) || forked != (entry.forked && here.forked) {
         return Need::Above(entry.seq);
     }
     if entry.seq < here.seq {
@@ -60,7 +61,7 @@ mod tests {
     }
 
     fn here(seq: u64, head: Xor16, above: Xor16, at: &[Xor16]) -> Here {
-        Here { seq, head, above, at: at.to_vec(), forked: false }
+        Here { seq, head, above: Some(above), at: at.to_vec(), forked: false }
     }
 
     #[test]
