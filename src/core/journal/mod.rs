@@ -9,6 +9,7 @@
 //! | [`cell`] | which cells an op writes, and which of two values stays |
 //! | [`members`] | who may author, who may connect |
 //! | [`message`] | what two devices say to each other |
+//! | [`session`] | what is sent to a peer, what of its words is believed, and when |
 //! | [`asset`] | how an asset's metadata in the store and in the journal become one |
 
 pub mod asset;
@@ -17,4 +18,5 @@ pub mod draft;
 pub mod members;
 pub mod message;
 pub mod op;
+pub mod session;
 pub mod stamp;

@@ -32,6 +32,8 @@ mod rebase;
 mod receive;
 mod scan;
 mod schema;
+mod session;
+mod simulate;
 mod stats;
 mod tx;
 mod verify;

@@ -1,0 +1,510 @@
+//! One journal stream with one peer, both ways: facts in, orders out. It sends what the peer lacks
+//! and takes in what we lack; what is in the journal it asks for, and never keeps.
+//!
+//! N1  Nothing of the journal is sent before the peer is judged a member, and nothing more after it
+//!     is not. Of ours it is told who we are ([`Hello`]) only then, too.
+//! N2  Everything held is sent, in the order of its arrival, but what the peer's clocks of this very
+//!     session cover. Having sent an op covers nothing: the one before it may still arrive here.
+//! N3  A clock that says `drained` is of the snapshot in which nothing was left to send.
+//! N4  A gap is jumped only on a drained clock, with everything before it on the stream taken in,
+//!     and never once an op was refused in this session.
+//! N5  One batch of ops at most is under way in each direction, and one order of each kind.
+//! N6  Equal clocks with unequal digests, and forked logs that do not match, end in sending
+//!     everything again: at most once per state of the two, or in [`REPAIR_PAUSE_MS`].
+//!
+//! The caller performs every [`Effect`] and hands its outcome back as the [`Input`] named with it.
+//! Reading and writing the stream must not wait for each other. An error of our own journal ends the
+//! session from outside: drop it.
+
+use std::collections::BTreeMap;
+
+use crate::core::ids::{GroupId, LogId};
+use crate::core::journal::message::{
+    Clock, ClockEntry, Hello, JournalMessage, Ops, Refuse, RefuseCode, VERSION,
+};
+use crate::core::journal::op::SignedOp;
+use crate::core::limits::FUTURE_MS_MAX;
+
+mod incoming;
+mod outgoing;
+mod standing;
+
+use incoming::{HOLD_MS_MIN, Hold, Incoming};
+use outgoing::Outgoing;
+
+pub use standing::{Here, Need, need};
+
+/// A peer that says nothing for so long after the stream began is not one.
+pub const HELLO_WAIT_MS: u64 = 10_000;
+
+/// Acknowledgements, and news of others, wait so long for company.
+pub const COALESCE_MS: u64 = 200;
+
+/// A clock is sent this often even when there is no news.
+pub const CLOCK_EVERY_MS: u64 = 60_000;
+
+/// Everything is sent again for unequal digests at most this often per peer.
+pub const REPAIR_PAUSE_MS: u64 = 10 * 60 * 1000;
+
+/// What time it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic: for pauses.
+    pub mono_ms: u64,
+    /// Since the Unix epoch: for stamps.
+    pub wall_ms: u64,
+}
+
+/// What a session starts from.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// What we say of ourselves.
+    pub hello: Hello,
+    /// Whether the peer is a member by what we know now. One that is not must speak first.
+    pub known: bool,
+    /// When everything was last sent to this peer for unequal digests, monotonic ms.
+    pub repaired_ms: Option<u64>,
+    /// Random: spreads what is passed on.
+    pub jitter: u64,
+}
+
+/// The journal stream with one peer.
+#[derive(Debug)]
+pub struct Session {
+    group: GroupId,
+    hello: Option<Hello>,
+    peer_hello: bool,
+    judging: Judging,
+    began_ms: u64,
+    wall_ms: u64,
+    outgoing: Outgoing,
+    incoming: Incoming,
+    ended: bool,
+}
+
+/// Whether the peer may hear and say anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Judging {
+    /// It has not been asked for.
+    Not,
+    /// It was asked for.
+    Asked,
+    /// It was asked for, and facts have changed since.
+    Stale,
+    /// A member.
+    Member,
+}
+
+/// A fact.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// A frame, read while [`Session::reads`].
+    Received(JournalMessage),
+    /// Of [`Effect::Judge`].
+    Judged(Standing),
+    /// Of [`Effect::Send`]: the stream took all of it.
+    Sent,
+    /// Of [`Effect::ReadClock`].
+    ClockRead(Clock),
+    /// Of [`Effect::TakeClock`].
+    Compared(Compared),
+    /// Of [`Effect::Scan`].
+    Scanned(Scanned),
+    /// Of [`Effect::Apply`]: what was not taken.
+    Applied(Vec<NotTaken>),
+    /// Of [`Effect::Apply`] too: an op is not what its author signed, or out of bounds.
+    Forged,
+    /// The journal was written to, by whomever: this session's own batches and jumps too.
+    Committed {
+        /// By a writer of this device.
+        own: bool,
+        /// Facts about members changed.
+        members: bool,
+    },
+    /// [`Session::deadline_ms`] has come.
+    Tick,
+}
+
+/// An order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Take in the introduction if the peer is not a member without it, then judge: [`Input::Judged`].
+    Judge {
+        /// From the peer's Hello; empty when it is judged again.
+        intro: Vec<SignedOp>,
+    },
+    /// Write to the stream: [`Input::Sent`].
+    Send(JournalMessage),
+    /// Read the whole clock: [`Input::ClockRead`].
+    ReadClock,
+    /// Jump, acknowledge, and then compare, each when it is not empty: [`Input::Compared`].
+    TakeClock {
+        /// Gaps that may be jumped.
+        jump: Vec<ClockEntry>,
+        /// How far the peer is, for pruning.
+        ack: Vec<ClockEntry>,
+        /// Where it may lack something.
+        compare: Vec<ClockEntry>,
+    },
+    /// Read what the peer lacks: [`Input::Scanned`].
+    Scan {
+        /// From there; `None`: from the first op that `has` does not cover.
+        cursor: Option<u64>,
+        /// What the peer has of each log; nothing of those not named.
+        has: BTreeMap<LogId, u64>,
+    },
+    /// Verify the ops and take them in: [`Input::Applied`] or [`Input::Forged`].
+    Apply(Vec<SignedOp>),
+    /// For the log and the status.
+    Report(Report),
+    /// Send this if the stream takes it soon, and close it. Nothing follows.
+    End {
+        /// What to tell the peer.
+        last: Option<Refuse>,
+        /// Why.
+        why: End,
+    },
+}
+
+/// How a device stands by the facts known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Standing {
+    Member,
+    Stranger,
+    Removed,
+}
+
+/// What a peer lacks by its clock.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Compared {
+    /// What it has of each log asked about.
+    pub has: Vec<(LogId, u64)>,
+    /// Logs of which it needs everything: its ops are not ours.
+    pub all: Vec<LogId>,
+    /// Where to scan from when all of its logs were asked about.
+    pub start: u64,
+}
+
+/// A stretch of the journal.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Scanned {
+    /// In order of arrival.
+    pub ops: Vec<(LogId, SignedOp)>,
+    /// Scan on from here.
+    pub cursor: u64,
+    /// Nothing is left: the whole clock of the same snapshot.
+    pub drained: Option<Clock>,
+}
+
+/// An op that was not taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotTaken {
+    /// Its log.
+    pub log: LogId,
+    /// Its number.
+    pub seq: u64,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why an op was not taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Too far in the future, until this wall-clock time.
+    Future {
+        /// ms since the Unix epoch.
+        until_ms: u64,
+    },
+    /// Nobody known has added its author.
+    Author,
+    /// Its author's space or number of logs is used up.
+    Quota,
+    /// The peer is no member any more.
+    NotFromMember,
+    /// We are in another group now.
+    OtherGroup,
+}
+
+/// Something worth telling.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// The clocks are far apart: the peer's minus ours, ms.
+    Skewed(i64),
+    /// Unequal digests at equal clocks: all is sent again. A bug, or a backup restored unnoticed.
+    Repairing,
+    /// The peer did not take something.
+    Refused(Refuse),
+    /// Ops of a log are not taken in for now.
+    Holding(NotTaken),
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The peer is none of ours, or speaks another version.
+    Refused(RefuseCode),
+    /// We are none of the peer's.
+    RefusedByPeer(RefuseCode),
+    /// The peer broke the protocol: so.
+    Protocol(&'static str),
+    /// The peer never said who it is.
+    Silent,
+    /// We are in another group now.
+    LeftGroup,
+}
+
+impl Session {
+    /// A session whose stream is open.
+    pub fn start(start: Start, now: Now, out: &mut Vec<Effect>) -> Self {
+        let mut session = Self {
+            group: start.hello.group,
+            hello: Some(start.hello),
+            peer_hello: false,
+            judging: Judging::Not,
+            began_ms: now.mono_ms,
+            wall_ms: now.wall_ms,
+            outgoing: Outgoing::new(start.jitter, start.repaired_ms, now.mono_ms),
+            incoming: Incoming::default(),
+            ended: false,
+        };
+        if start.known {
+            session.say_hello(out);
+        }
+        session
+    }
+
+    /// Whether the next frame may be read from the stream. While not, the peer waits.
+    pub fn reads(&self) -> bool {
+        !self.ended && self.judging_allows_reading() && !self.incoming.busy()
+    }
+
+    /// When to call with [`Input::Tick`] if nothing happens before, monotonic ms.
+    pub fn deadline_ms(&self) -> Option<u64> {
+        if self.ended {
+            return None;
+        }
+        if !self.peer_hello {
+            return Some(self.began_ms + HELLO_WAIT_MS);
+        }
+        if self.judging != Judging::Member {
+            return None;
+        }
+        let hold_ms = self.incoming.hold_ends_ms();
+        let hold_ms = hold_ms.map(|at| self.outgoing.now_ms() + at.saturating_sub(self.wall_ms));
+        [self.outgoing.due_ms(), hold_ms].into_iter().flatten().min()
+    }
+
+    /// Whether the two had the same clock and digest, and nothing to send, when they last told.
+    pub fn in_sync(&self) -> bool {
+        let peer = self.incoming.peer();
+        !self.ended && peer.drained && self.outgoing.equals(peer)
+    }
+
+    /// When everything was last sent for unequal digests, monotonic ms: for the peer's next session.
+    pub fn repaired_ms(&self) -> Option<u64> {
+        self.outgoing.repaired_ms()
+    }
+
+    /// Takes a fact in. Orders are appended to `out`.
+    pub fn handle(&mut self, now: Now, input: Input, out: &mut Vec<Effect>) {
+        if self.ended {
+            return;
+        }
+        self.wall_ms = now.wall_ms;
+        self.outgoing.set_now(now.mono_ms);
+        match input {
+            Input::Received(message) => self.on_message(now, message, out),
+            Input::Judged(standing) => self.on_judged(standing, out),
+            Input::Sent => self.outgoing.on_sent(),
+            Input::ClockRead(clock) => self.outgoing.on_clock(clock),
+            Input::Compared(compared) => {
+                let whole = self.incoming.on_compared();
+                self.outgoing.on_compared(compared, whole);
+            }
+            Input::Scanned(scanned) => {
+                let repairing = self.outgoing.on_scanned(scanned, self.incoming.peer());
+                out.extend(repairing.then_some(Effect::Report(Report::Repairing)));
+            }
+            Input::Applied(not_taken) => self.on_applied(now, &not_taken, out),
+            Input::Forged => self.end(End::Protocol("an op its author did not sign so"), out),
+            Input::Committed { own, members } => {
+                self.outgoing.on_committed(own);
+                if members {
+                    self.on_members(out);
+                }
+            }
+            Input::Tick => {
+                if !self.peer_hello && now.mono_ms >= self.began_ms + HELLO_WAIT_MS {
+                    self.end(End::Silent, out);
+                }
+            }
+        }
+        if !self.ended && self.judging == Judging::Member {
+            if self.incoming.release_due(now.wall_ms) {
+                self.outgoing.ask_again();
+            }
+            self.outgoing.pump(out);
+        }
+    }
+
+    fn on_message(&mut self, now: Now, message: JournalMessage, out: &mut Vec<Effect>) {
+        if !self.reads() {
+            return self.end(End::Protocol("a frame that was not to be read"), out);
+        }
+        match message {
+            JournalMessage::Hello(_) if self.peer_hello => {
+                self.end(End::Protocol("a second Hello"), out);
+            }
+            JournalMessage::Hello(hello) => self.on_hello(now, hello, out),
+            JournalMessage::Refuse(refuse) => self.on_refuse(refuse, out),
+            JournalMessage::Clock(_) | JournalMessage::Ops(_) if !self.peer_hello => {
+                self.end(End::Protocol("something before Hello"), out);
+            }
+            JournalMessage::Clock(clock) => {
+                self.outgoing.on_peer_clock();
+                match self.incoming.on_clock(clock, now.mono_ms) {
+                    Ok(effect) => out.extend(effect),
+                    Err(what) => self.end(End::Protocol(what), out),
+                }
+            }
+            JournalMessage::Ops(ops) => self.on_ops(ops, out),
+        }
+    }
+
+    fn on_hello(&mut self, now: Now, hello: Hello, out: &mut Vec<Effect>) {
+        self.peer_hello = true;
+        if hello.version != VERSION {
+            return self.end(End::Refused(RefuseCode::Version), out);
+        }
+        if hello.group != self.group {
+            return self.end(End::Refused(RefuseCode::Group), out);
+        }
+        let ours_ms = i64::try_from(now.wall_ms).unwrap_or(i64::MAX);
+        let skew_ms = hello.now_ms.saturating_sub(ours_ms);
+        if skew_ms.unsigned_abs() > FUTURE_MS_MAX {
+            out.push(Effect::Report(Report::Skewed(skew_ms)));
+            self.outgoing.refuse(refusal(RefuseCode::ClockSkew, None));
+        }
+        self.judging = Judging::Asked;
+        out.push(Effect::Judge { intro: hello.intro });
+    }
+
+    fn on_judged(&mut self, standing: Standing, out: &mut Vec<Effect>) {
+        if self.judging == Judging::Stale {
+            self.judging = Judging::Asked;
+            return out.push(Effect::Judge { intro: Vec::new() });
+        }
+        match standing {
+            Standing::Member => {
+                self.judging = Judging::Member;
+                self.say_hello(out);
+            }
+            Standing::Stranger => self.end(End::Refused(RefuseCode::NotMember), out),
+            Standing::Removed => self.end(End::Refused(RefuseCode::Removed), out),
+        }
+    }
+
+    fn on_members(&mut self, out: &mut Vec<Effect>) {
+        match self.judging {
+            Judging::Not => {}
+            Judging::Asked | Judging::Stale => self.judging = Judging::Stale,
+            Judging::Member => {
+                self.judging = Judging::Asked;
+                out.push(Effect::Judge { intro: Vec::new() });
+            }
+        }
+        if self.incoming.release_authors() {
+            self.outgoing.ask_again();
+        }
+    }
+
+    fn on_refuse(&mut self, refuse: Refuse, out: &mut Vec<Effect>) {
+        use RefuseCode::{
+            Author, ClockSkew, Future, Group, NotMember, Other, Quota, Removed, Version,
+        };
+        match refuse.code {
+            NotMember | Removed | Group | Version => {
+                self.end(End::RefusedByPeer(refuse.code), out);
+            }
+            ClockSkew | Future | Quota | Author | Other(_) => {
+                out.push(Effect::Report(Report::Refused(refuse)));
+            }
+        }
+    }
+
+    fn on_ops(&mut self, ops: Ops, out: &mut Vec<Effect>) {
+        let ops = self.incoming.on_ops(ops, &self.group);
+        match ops {
+            Ok(ops) if ops.is_empty() => {}
+            Ok(ops) => out.push(Effect::Apply(ops)),
+            Err(what) => self.end(End::Protocol(what), out),
+        }
+    }
+
+    fn on_applied(&mut self, now: Now, not_taken: &[NotTaken], out: &mut Vec<Effect>) {
+        self.outgoing.remember_received(self.incoming.on_applied());
+        for op in not_taken {
+            let (code, hold) = match op.why {
+                Why::Future { until_ms } => {
+                    let until_ms = until_ms.max(now.wall_ms.saturating_add(HOLD_MS_MIN));
+                    (RefuseCode::Future, Hold::UntilMs(until_ms))
+                }
+                Why::Author => (RefuseCode::Author, Hold::Author),
+                Why::Quota => (RefuseCode::Quota, Hold::Quota),
+                Why::NotFromMember => return self.end(End::Refused(RefuseCode::Removed), out),
+                Why::OtherGroup => return self.end(End::LeftGroup, out),
+            };
+            match self.incoming.hold(op.log, hold) {
+                Ok(true) => {
+                    self.outgoing.refuse(refusal(code, Some((op.log, op.seq))));
+                    out.push(Effect::Report(Report::Holding(*op)));
+                }
+                Ok(false) => {}
+                Err(what) => return self.end(End::Protocol(what), out),
+            }
+        }
+    }
+
+    fn judging_allows_reading(&self) -> bool {
+        match self.judging {
+            Judging::Not => true,
+            Judging::Asked | Judging::Stale => false,
+            Judging::Member => true,
+        }
+    }
+
+    fn say_hello(&mut self, out: &mut Vec<Effect>) {
+        if let Some(hello) = self.hello.take() {
+            self.outgoing.sending();
+            out.push(Effect::Send(JournalMessage::Hello(hello)));
+        }
+    }
+
+    fn end(&mut self, why: End, out: &mut Vec<Effect>) {
+        self.ended = true;
+        let last = match why {
+            End::Refused(code) => Some(refusal(code, None)),
+            End::RefusedByPeer(_) | End::Protocol(_) | End::Silent | End::LeftGroup => None,
+        };
+        out.push(Effect::End { last, why });
+    }
+}
+
+fn refusal(code: RefuseCode, op: Option<(LogId, u64)>) -> Refuse {
+    let text = match code {
+        RefuseCode::NotMember => "you are not a member of this group",
+        RefuseCode::Removed => "you were removed from this group",
+        RefuseCode::Group => "this is another group",
+        RefuseCode::ClockSkew => "our clocks are too far apart: set yours, or I mine",
+        RefuseCode::Future => "an op is too far in the future",
+        RefuseCode::Quota => "the space or the number of logs of an author is used up",
+        RefuseCode::Version => "this is another version of the journal's protocol",
+        RefuseCode::Author => "nobody I know has added the author of an op",
+        RefuseCode::Other(_) => "refused",
+    };
+    Refuse { code, text: text.into(), op }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,384 @@
+//! The half of a session that sends: what the peer lacks, in order of arrival, and our clock.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::incoming::PeerClock;
+use super::{CLOCK_EVERY_MS, COALESCE_MS, Compared, Effect, REPAIR_PAUSE_MS, Scanned};
+use crate::core::ids::{LogId, OpHash};
+use crate::core::journal::message::{Clock, ClockEntry, JournalMessage, Ops, Refuse, Xor16};
+use crate::core::journal::op::{SignedOp, op_hash};
+use crate::core::limits::OPS_PER_FRAME_MAX;
+
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    now_ms: u64,
+    jitter: u64,
+    sending: bool,
+    reading: bool,
+    refusals: VecDeque<Refuse>,
+    ops: Option<Ops>,
+    clock: Option<Clock>,
+
+    /// What the peer has by its clocks of this session. See N2.
+    has: BTreeMap<LogId, u64>,
+    /// What is sent as if the peer had nothing of it.
+    again: Again,
+    /// Where the scan is; `None`: to begin where `has` ends.
+    cursor: Option<u64>,
+    /// The peer's first clock is here, so there is a place to scan from.
+    positioned: bool,
+    scanning: bool,
+    /// When to look for more.
+    look_ms: Option<u64>,
+
+    told: Option<Told>,
+    /// When to tell where we are, even in the midst of a scan.
+    tell_ms: u64,
+    ask_again: bool,
+
+    received: Recent,
+    /// Logs sent whole because the peer's ops are not ours.
+    sent_whole: BTreeSet<LogId>,
+    /// Forked logs sent whole, and how the two stood then.
+    sent_forked: BTreeMap<LogId, (Xor16, Option<Xor16>)>,
+    /// The peer's clock is younger than all ops sent.
+    peer_answered: bool,
+    repaired_ms: Option<u64>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Again {
+    Nothing,
+    Logs(BTreeSet<LogId>),
+    Everything,
+}
+
+/// What the peer knows of our clock.
+#[derive(Debug)]
+struct Told {
+    at_ms: u64,
+    entries: BTreeMap<LogId, ClockEntry>,
+    digest: Option<Xor16>,
+    drained: bool,
+    /// It was told `drained` before in this session.
+    ever_drained: bool,
+}
+
+/// Hashes of ops the peer sent, so that they do not go back before its clock covers them.
+#[derive(Debug, Default)]
+struct Recent {
+    order: VecDeque<OpHash>,
+    set: BTreeSet<OpHash>,
+}
+
+/// Ops of others wait this long, and up to as long again, before they are passed on: the peer may
+/// get them from their author.
+const RELAY_MS: u64 = 100;
+
+/// Hashes remembered of what the peer sent: sixteen batches. What is forgotten may go back once.
+const RECENT_MAX: usize = 16 * OPS_PER_FRAME_MAX;
+
+/// Refusals waiting to be told. They are for people; more would say no more.
+const REFUSALS_MAX: usize = 16;
+
+impl Outgoing {
+    pub(super) fn new(jitter: u64, repaired_ms: Option<u64>, now_ms: u64) -> Self {
+        Self {
+            now_ms,
+            jitter,
+            sending: false,
+            reading: false,
+            refusals: VecDeque::new(),
+            ops: None,
+            clock: None,
+            has: BTreeMap::new(),
+            again: Again::Nothing,
+            cursor: None,
+            positioned: false,
+            scanning: false,
+            look_ms: None,
+            told: None,
+            tell_ms: now_ms,
+            ask_again: false,
+            received: Recent::default(),
+            sent_whole: BTreeSet::new(),
+            sent_forked: BTreeMap::new(),
+            peer_answered: false,
+            repaired_ms,
+        }
+    }
+
+    pub(super) fn set_now(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+    }
+
+    pub(super) fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    pub(super) fn repaired_ms(&self) -> Option<u64> {
+        self.repaired_ms
+    }
+
+    /// When there is something to do, if nothing is under way.
+    pub(super) fn due_ms(&self) -> Option<u64> {
+        let waits = self.sending || self.reading || !self.positioned;
+        (!waits).then(|| self.look_ms.map_or(self.tell_ms, |at| at.min(self.tell_ms)))
+    }
+
+    /// Something was given to the stream.
+    pub(super) fn sending(&mut self) {
+        self.sending = true;
+    }
+
+    pub(super) fn on_sent(&mut self) {
+        self.sending = false;
+    }
+
+    pub(super) fn refuse(&mut self, refuse: Refuse) {
+        if self.refusals.len() < REFUSALS_MAX {
+            self.refusals.push_back(refuse);
+        }
+    }
+
+    /// What was refused may be admitted now.
+    pub(super) fn ask_again(&mut self) {
+        self.ask_again = true;
+    }
+
+    pub(super) fn remember_received(&mut self, hashes: Vec<OpHash>) {
+        for hash in hashes {
+            self.received.insert(hash);
+        }
+    }
+
+    pub(super) fn on_committed(&mut self, own: bool) {
+        self.jitter = self.jitter.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let pause_ms = if own { 0 } else { RELAY_MS + (self.jitter >> 33) % RELAY_MS };
+        self.look_within(pause_ms);
+        self.tell_ms = self.tell_ms.min(self.now_ms + COALESCE_MS);
+    }
+
+    /// The peer has told where it is: look whether the two differ.
+    pub(super) fn on_peer_clock(&mut self) {
+        self.peer_answered = true;
+        self.look_within(0);
+    }
+
+    pub(super) fn on_compared(&mut self, compared: Compared, whole: bool) {
+        let mut fell = false;
+        for (log, seq) in compared.has {
+            fell |= self.has.insert(log, seq).is_some_and(|before| before > seq);
+        }
+        let all: BTreeSet<LogId> =
+            compared.all.into_iter().filter(|log| self.sent_whole.insert(*log)).collect();
+        if whole {
+            self.positioned = true;
+            self.cursor = Some(compared.start);
+            self.scanning = true;
+        } else if fell || !all.is_empty() {
+            self.cursor = None;
+            self.scanning = true;
+        }
+        self.send_again(all);
+    }
+
+    pub(super) fn on_clock(&mut self, clock: Clock) {
+        self.reading = false;
+        let restart = std::mem::take(&mut self.ask_again);
+        self.tell(Clock { drained: false, restart, ..clock });
+        self.look_within(0);
+    }
+
+    /// Takes in what was found. Whether everything is sent again, for unequal digests.
+    pub(super) fn on_scanned(&mut self, scanned: Scanned, peer: &PeerClock) -> bool {
+        self.reading = false;
+        self.cursor = Some(scanned.cursor);
+        self.scanning = scanned.drained.is_none();
+        let everything = self.again == Again::Everything;
+        let new = |(log, op): &(LogId, SignedOp)| {
+            everything || !self.received.contains(&op_hash(log, &op.body))
+        };
+        let ops: Vec<_> = scanned.ops.into_iter().filter(new).map(|(_, op)| op).collect();
+        if !ops.is_empty() {
+            self.ops = Some(Ops { ops, has_more: scanned.drained.is_none() });
+            self.peer_answered = false;
+            if let Some(told) = &mut self.told {
+                told.drained = false;
+            }
+        }
+        scanned.drained.is_some_and(|clock| self.on_drained(clock, peer))
+    }
+
+    /// Nothing is left to send: is it really so, and what does the peer need to hear?
+    fn on_drained(&mut self, clock: Clock, peer: &PeerClock) -> bool {
+        self.again = Again::Nothing;
+        let forked = self.unmatched_forks(&clock, peer);
+        if !forked.is_empty() {
+            self.send_again(forked);
+            self.cursor = None;
+            self.scanning = true;
+            return false;
+        }
+        if self.digests_differ(&clock, peer) {
+            let again_ms = self.repaired_ms.map_or(self.now_ms, |at| at + REPAIR_PAUSE_MS);
+            if again_ms <= self.now_ms {
+                self.repaired_ms = Some(self.now_ms);
+                self.again = Again::Everything;
+                self.cursor = Some(0);
+                self.scanning = true;
+                return true;
+            }
+            self.look_within(again_ms - self.now_ms);
+        }
+        let Some(told) = &self.told else { return false };
+        let news = !told.drained || told.digest != clock.digest || !told.delta(&clock).is_empty();
+        let next_ms = told.at_ms + if news { COALESCE_MS } else { CLOCK_EVERY_MS };
+        if self.now_ms >= next_ms || !told.ever_drained {
+            self.tell(clock);
+        } else {
+            self.tell_ms = next_ms;
+        }
+        false
+    }
+
+    /// Logs known as forked of which the two do not hold the same, if that is news.
+    fn unmatched_forks(&mut self, clock: &Clock, peer: &PeerClock) -> BTreeSet<LogId> {
+        let mut unmatched = BTreeSet::new();
+        for ours in &clock.entries {
+            let theirs = peer.entries.get(&ours.log);
+            let known = ours.forked || theirs.is_some_and(|entry| entry.forked);
+            let same = theirs
+                .is_some_and(|entry| entry.forked && ours.forked && entry.above == ours.above);
+            if !known || same {
+                continue;
+            }
+            let standing = (ours.above, theirs.map(|entry| entry.above));
+            if self.sent_forked.insert(ours.log, standing) != Some(standing) {
+                unmatched.insert(ours.log);
+            }
+        }
+        unmatched
+    }
+
+    /// See N6. Told from a clock of the peer's that is its last word on ops of ours.
+    fn digests_differ(&self, clock: &Clock, peer: &PeerClock) -> bool {
+        let (Some(ours), Some(theirs)) = (clock.digest, peer.digest) else { return false };
+        let entries = clock.entries.iter().map(|entry| (entry.log, *entry)).collect();
+        let settled = self.peer_answered && peer.drained;
+        settled && ours != theirs && same_clock(&entries, &peer.entries)
+    }
+
+    /// See [`super::Session::in_sync`].
+    pub(super) fn equals(&self, peer: &PeerClock) -> bool {
+        let Some(told) = &self.told else { return false };
+        told.drained && told.digest == peer.digest && same_clock(&told.entries, &peer.entries)
+    }
+
+    fn tell(&mut self, clock: Clock) {
+        let before = self.told.take();
+        let entries = match &before {
+            Some(told) => told.delta(&clock),
+            None => clock.entries.clone(),
+        };
+        self.told = Some(Told {
+            at_ms: self.now_ms,
+            entries: clock.entries.into_iter().map(|entry| (entry.log, entry)).collect(),
+            digest: clock.digest,
+            drained: clock.drained,
+            ever_drained: clock.drained || before.is_some_and(|told| told.ever_drained),
+        });
+        self.tell_ms = self.now_ms + CLOCK_EVERY_MS;
+        self.clock = Some(Clock { entries, ..clock });
+    }
+
+    fn send_again(&mut self, logs: BTreeSet<LogId>) {
+        if logs.is_empty() {
+            return;
+        }
+        match &mut self.again {
+            Again::Nothing => self.again = Again::Logs(logs),
+            Again::Logs(before) => before.extend(logs),
+            Again::Everything => {}
+        }
+    }
+
+    fn look_within(&mut self, pause_ms: u64) {
+        let at_ms = self.now_ms + pause_ms;
+        self.look_ms = Some(self.look_ms.map_or(at_ms, |before| before.min(at_ms)));
+    }
+
+    /// Orders what is next, if nothing is under way.
+    pub(super) fn pump(&mut self, out: &mut Vec<Effect>) {
+        if self.sending || self.reading {
+            return;
+        }
+        let refusal = self.refusals.pop_front().map(JournalMessage::Refuse);
+        let message = refusal
+            .or_else(|| self.ops.take().map(JournalMessage::Ops))
+            .or_else(|| self.clock.take().map(JournalMessage::Clock));
+        if let Some(message) = message {
+            self.sending = true;
+            return out.push(Effect::Send(message));
+        }
+        let tell_due = self.tell_ms <= self.now_ms;
+        if self.told.is_none() || self.ask_again || (self.scanning && tell_due) {
+            self.reading = true;
+            return out.push(Effect::ReadClock);
+        }
+        let look_due = self.look_ms.is_some_and(|at| at <= self.now_ms);
+        if self.positioned && (self.scanning || look_due || tell_due) {
+            self.reading = true;
+            self.scanning = true;
+            self.look_ms = None;
+            out.push(Effect::Scan { cursor: self.cursor, has: self.has_now() });
+        }
+    }
+
+    fn has_now(&self) -> BTreeMap<LogId, u64> {
+        match &self.again {
+            Again::Nothing => self.has.clone(),
+            Again::Logs(logs) => {
+                self.has.iter().filter(|(l, _)| !logs.contains(l)).map(|(l, s)| (*l, *s)).collect()
+            }
+            Again::Everything => BTreeMap::new(),
+        }
+    }
+}
+
+impl Told {
+    fn delta(&self, clock: &Clock) -> Vec<ClockEntry> {
+        let news = |entry: &&ClockEntry| self.entries.get(&entry.log) != Some(*entry);
+        clock.entries.iter().filter(news).copied().collect()
+    }
+}
+
+impl Recent {
+    fn insert(&mut self, hash: OpHash) {
+        if !self.set.insert(hash) {
+            return;
+        }
+        self.order.push_back(hash);
+        if self.order.len() > RECENT_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.set.remove(&oldest);
+        }
+    }
+
+    fn contains(&self, hash: &OpHash) -> bool {
+        self.set.contains(hash)
+    }
+}
+
+/// Whether two clocks cover the same. The chain of a forked log means nothing.
+fn same_clock(a: &BTreeMap<LogId, ClockEntry>, b: &BTreeMap<LogId, ClockEntry>) -> bool {
+    let covers = |entries: &BTreeMap<LogId, ClockEntry>| -> usize {
+        entries.values().filter(|entry| entry.seq > 0).count()
+    };
+    let same = |x: &ClockEntry, y: &ClockEntry| {
+        x.seq == y.seq && (x.head == y.head || (x.forked && y.forked))
+    };
+    covers(a) == covers(b)
+        && a.values().filter(|x| x.seq > 0).all(|x| b.get(&x.log).is_some_and(|y| same(x, y)))
+}

@@ -1,0 +1,326 @@
+#![allow(clippy::unwrap_used)]
+
+use bytes::Bytes;
+
+use super::*;
+use crate::core::ids::NodeId;
+use crate::core::journal::message::Xor16;
+use crate::core::journal::op::LogInfo;
+
+const GROUP: GroupId = GroupId([9; 32]);
+const WALL_MS: u64 = 1_800_000_000_000;
+
+/// A session, and the peer and the journal played by the test.
+struct Stage {
+    session: Session,
+    now: Now,
+    out: Vec<Effect>,
+}
+
+fn hello() -> Hello {
+    Hello { version: VERSION, group: GROUP, now_ms: WALL_MS as i64, intro: Vec::new() }
+}
+
+fn log_info(n: u8) -> LogInfo {
+    LogInfo { author: NodeId([n; 32]), nonce: [n; 16] }
+}
+
+fn log(n: u8) -> LogId {
+    log_info(n).id(&GROUP)
+}
+
+fn op(n: u8, body: u8) -> SignedOp {
+    SignedOp { log: log_info(n), body: Bytes::from(vec![body]), sig: [0; 64] }
+}
+
+fn entry(n: u8, seq: u64) -> ClockEntry {
+    let head = Xor16([u8::try_from(seq).unwrap(); 16]);
+    ClockEntry { log: log(n), seq, head, above: Xor16::default(), forked: false }
+}
+
+fn clock(entries: &[ClockEntry], drained: bool, digest: u8) -> Clock {
+    let digest = Some(Xor16([digest; 16]));
+    Clock { entries: entries.to_vec(), drained, restart: false, digest }
+}
+
+fn ops(ops: Vec<SignedOp>) -> Input {
+    Input::Received(JournalMessage::Ops(Ops { ops, has_more: false }))
+}
+
+fn told(clock: Clock) -> Input {
+    Input::Received(JournalMessage::Clock(clock))
+}
+
+impl Stage {
+    fn new(known: bool) -> Self {
+        let now = Now { mono_ms: 1_000, wall_ms: WALL_MS };
+        let mut out = Vec::new();
+        let start = Start { hello: hello(), known, repaired_ms: None, jitter: 1 };
+        let session = Session::start(start, now, &mut out);
+        Self { session, now, out }
+    }
+
+    fn handle(&mut self, input: Input) -> Vec<Effect> {
+        self.session.handle(self.now, input, &mut self.out);
+        std::mem::take(&mut self.out)
+    }
+
+    fn pass(&mut self, ms: u64) -> Vec<Effect> {
+        self.now.mono_ms += ms;
+        self.now.wall_ms += ms;
+        self.handle(Input::Tick)
+    }
+
+    /// Up to where the peer is a member and our first clock, with these entries, is sent.
+    fn open(entries: &[ClockEntry]) -> Self {
+        let mut stage = Self::new(true);
+        assert!(matches!(stage.out[..], [Effect::Send(JournalMessage::Hello(_))]));
+        stage.out.clear();
+        assert_eq!(stage.handle(Input::Sent), []);
+        let judge = stage.handle(Input::Received(JournalMessage::Hello(hello())));
+        assert_eq!(judge, [Effect::Judge { intro: Vec::new() }]);
+        assert_eq!(stage.handle(Input::Judged(Standing::Member)), [Effect::ReadClock]);
+        let sent = stage.handle(Input::ClockRead(clock(entries, false, 0)));
+        assert!(matches!(&sent[..], [Effect::Send(JournalMessage::Clock(c))] if !c.drained));
+        assert_eq!(stage.handle(Input::Sent), []);
+        stage
+    }
+
+    /// The peer tells its whole first clock, and we have nothing for it.
+    fn settle(&mut self, theirs: Clock, ours: Clock) -> Vec<Effect> {
+        let effects = self.handle(told(theirs));
+        assert!(matches!(effects[..], [Effect::TakeClock { .. }]), "{effects:?}");
+        let effects = self.handle(Input::Compared(Compared::default()));
+        assert!(matches!(effects[..], [Effect::Scan { cursor: Some(0), .. }]), "{effects:?}");
+        self.handle(Input::Scanned(drained(ours)))
+    }
+}
+
+fn drained(clock: Clock) -> Scanned {
+    Scanned { ops: Vec::new(), cursor: 7, drained: Some(clock) }
+}
+
+fn ended(effects: &[Effect]) -> Option<End> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::End { why, .. } => Some(*why),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_stranger_hears_nothing_of_us_but_a_refusal() {
+    let mut stage = Stage::new(false);
+    assert_eq!(stage.out, []);
+    let effects = stage.handle(Input::Received(JournalMessage::Hello(hello())));
+    assert_eq!(effects, [Effect::Judge { intro: Vec::new() }]);
+    assert!(!stage.session.reads());
+    let effects = stage.handle(Input::Judged(Standing::Stranger));
+    assert_eq!(ended(&effects), Some(End::Refused(RefuseCode::NotMember)));
+    assert_eq!(effects.len(), 1);
+}
+
+#[test]
+fn a_peer_of_another_group_or_version_or_without_a_word_is_refused() {
+    for (theirs, why) in [
+        (Hello { group: GroupId([8; 32]), ..hello() }, RefuseCode::Group),
+        (Hello { version: 2, ..hello() }, RefuseCode::Version),
+    ] {
+        let effects = Stage::new(false).handle(Input::Received(JournalMessage::Hello(theirs)));
+        assert_eq!(ended(&effects), Some(End::Refused(why)));
+    }
+    let mut silent = Stage::new(false);
+    assert_eq!(silent.session.deadline_ms(), Some(1_000 + HELLO_WAIT_MS));
+    assert_eq!(ended(&silent.pass(HELLO_WAIT_MS)), Some(End::Silent));
+}
+
+#[test]
+fn frames_out_of_order_end_the_session() {
+    let early = Stage::new(true).handle(told(clock(&[], false, 0)));
+    assert!(matches!(ended(&early), Some(End::Protocol(_))));
+    let mut stage = Stage::open(&[]);
+    let ops_first = stage.handle(ops(vec![op(1, 1)]));
+    assert!(matches!(ended(&ops_first), Some(End::Protocol(_))));
+    let mut stage = Stage::open(&[]);
+    let twice = stage.handle(Input::Received(JournalMessage::Hello(hello())));
+    assert!(matches!(ended(&twice), Some(End::Protocol(_))));
+}
+
+#[test]
+fn one_batch_is_under_way_and_the_drained_clock_follows_the_last() {
+    let mut stage = Stage::open(&[]);
+    stage.handle(told(clock(&[], true, 0)));
+    stage.handle(Input::Compared(Compared::default()));
+    let some = |n| Scanned { ops: vec![(log(1), op(1, n))], cursor: u64::from(n), drained: None };
+    let effects = stage.handle(Input::Scanned(some(1)));
+    assert!(matches!(&effects[..], [Effect::Send(JournalMessage::Ops(o))] if o.has_more));
+    assert_eq!(stage.handle(Input::Committed { own: true, members: false }), []);
+    let effects = stage.handle(Input::Sent);
+    assert!(matches!(effects[..], [Effect::Scan { cursor: Some(1), .. }]), "{effects:?}");
+    let last = Scanned { drained: Some(clock(&[entry(1, 2)], true, 3)), ..some(2) };
+    let effects = stage.handle(Input::Scanned(last));
+    assert!(matches!(&effects[..], [Effect::Send(JournalMessage::Ops(o))] if !o.has_more));
+    let effects = stage.handle(Input::Sent);
+    let [Effect::Send(JournalMessage::Clock(sent))] = &effects[..] else { panic!("{effects:?}") };
+    assert!(sent.drained && sent.entries == [entry(1, 2)]);
+}
+
+#[test]
+fn a_gap_is_jumped_on_a_drained_clock_and_never_after_a_refusal() {
+    let jump_of = |effects: Vec<Effect>| match &effects[..] {
+        [Effect::TakeClock { jump, .. }, ..] => jump.clone(),
+        other => panic!("{other:?}"),
+    };
+    let mut stage = Stage::open(&[]);
+    assert_eq!(jump_of(stage.handle(told(clock(&[entry(1, 5)], false, 0)))), []);
+    stage.handle(Input::Compared(Compared::default()));
+    let both = jump_of(stage.handle(told(clock(&[entry(2, 4)], true, 0))));
+    assert_eq!(both.len(), 2, "what was told before is jumped, too");
+    stage.handle(Input::Compared(Compared::default()));
+
+    stage.handle(ops(vec![op(3, 1)]));
+    let why = Why::Future { until_ms: WALL_MS + 60_000 };
+    stage.handle(Input::Applied(vec![NotTaken { log: log(3), seq: 1, why }]));
+    assert_eq!(jump_of(stage.handle(told(clock(&[entry(1, 9)], true, 0)))), []);
+}
+
+#[test]
+fn a_log_held_back_pauses_alone_and_is_asked_for_when_its_time_has_come() {
+    let mut stage = Stage::open(&[]);
+    stage.settle(clock(&[], true, 0), clock(&[], true, 0));
+    stage.handle(Input::Sent);
+    stage.handle(ops(vec![op(3, 1), op(4, 1)]));
+    let why = Why::Future { until_ms: WALL_MS + 60_000 };
+    let effects = stage.handle(Input::Applied(vec![NotTaken { log: log(3), seq: 1, why }]));
+    let refused = effects.iter().any(|effect| {
+        matches!(effect, Effect::Send(JournalMessage::Refuse(r)) if r.code == RefuseCode::Future)
+    });
+    assert!(refused, "{effects:?}");
+    stage.handle(Input::Sent);
+    let effects = stage.handle(ops(vec![op(3, 2), op(4, 2)]));
+    assert_eq!(effects, [Effect::Apply(vec![op(4, 2)])]);
+    stage.handle(Input::Applied(Vec::new()));
+    assert!(stage.session.deadline_ms().unwrap() <= stage.now.mono_ms + 60_000);
+    assert_eq!(stage.pass(60_000), [Effect::ReadClock]);
+    let effects = stage.handle(Input::ClockRead(clock(&[], false, 0)));
+    assert!(matches!(&effects[..], [Effect::Send(JournalMessage::Clock(c))] if c.restart));
+    assert_eq!(stage.handle(ops(vec![op(3, 1)])), [Effect::Apply(vec![op(3, 1)])]);
+}
+
+#[test]
+fn what_the_peer_sent_does_not_go_back_to_it() {
+    let mut stage = Stage::open(&[]);
+    stage.settle(clock(&[], true, 0), clock(&[], true, 0));
+    stage.handle(Input::Sent);
+    stage.handle(ops(vec![op(1, 1)]));
+    stage.handle(Input::Applied(Vec::new()));
+    stage.handle(Input::Committed { own: false, members: false });
+    let effects = stage.pass(COALESCE_MS);
+    assert!(matches!(effects[..], [Effect::Scan { .. }]), "{effects:?}");
+    let found = Scanned {
+        ops: vec![(log(1), op(1, 1)), (log(2), op(2, 1))],
+        cursor: 9,
+        drained: Some(clock(&[], true, 0)),
+    };
+    let effects = stage.handle(Input::Scanned(found));
+    let [Effect::Send(JournalMessage::Ops(sent))] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!(sent.ops, [op(2, 1)]);
+}
+
+#[test]
+fn equal_clocks_with_unequal_digests_send_everything_once_in_a_while() {
+    let mut stage = Stage::open(&[entry(1, 2)]);
+    let (ours, theirs) = (clock(&[entry(1, 2)], true, 1), clock(&[entry(1, 2)], true, 2));
+    let effects = stage.settle(theirs.clone(), ours.clone());
+    let [Effect::Report(Report::Repairing), Effect::Scan { cursor: Some(0), has }] = &effects[..]
+    else {
+        panic!("{effects:?}")
+    };
+    assert!(has.is_empty());
+    assert_eq!(stage.session.repaired_ms(), Some(stage.now.mono_ms));
+    let effects = stage.handle(Input::Scanned(drained(ours.clone())));
+    assert!(matches!(effects[..], [Effect::Send(JournalMessage::Clock(_))]), "{effects:?}");
+    stage.handle(Input::Sent);
+    assert!(!stage.session.in_sync());
+    stage.now.mono_ms += REPAIR_PAUSE_MS;
+    let effects = stage.handle(Input::Tick);
+    assert!(matches!(effects[..], [Effect::Scan { .. }]), "{effects:?}");
+    let effects = stage.handle(Input::Scanned(drained(ours)));
+    assert!(effects.contains(&Effect::Report(Report::Repairing)), "{effects:?}");
+}
+
+#[test]
+fn unequal_clocks_or_unreadable_ops_are_no_reason_to_send_everything() {
+    for (ours, theirs) in [
+        (clock(&[entry(1, 3)], true, 1), clock(&[entry(1, 2)], true, 2)),
+        (Clock { digest: None, ..clock(&[], true, 1) }, clock(&[], true, 2)),
+    ] {
+        let effects = Stage::open(&[]).settle(theirs, ours);
+        assert!(!effects.contains(&Effect::Report(Report::Repairing)), "{effects:?}");
+    }
+}
+
+#[test]
+fn a_forked_log_that_does_not_match_is_sent_whole_once_per_state() {
+    let forked = |above| ClockEntry { forked: true, above: Xor16([above; 16]), ..entry(1, 2) };
+    let mut stage = Stage::open(&[]);
+    let ours = clock(&[forked(1)], true, 1);
+    let effects = stage.settle(clock(&[forked(2)], true, 1), ours.clone());
+    let [Effect::Scan { cursor: None, has }] = &effects[..] else { panic!("{effects:?}") };
+    assert!(!has.contains_key(&log(1)));
+    let effects = stage.handle(Input::Scanned(drained(ours)));
+    assert!(matches!(effects[..], [Effect::Send(JournalMessage::Clock(_))]), "{effects:?}");
+}
+
+#[test]
+fn when_facts_change_the_peer_is_judged_again_before_anything_else_is_sent() {
+    let mut stage = Stage::open(&[]);
+    stage.settle(clock(&[], true, 0), clock(&[], true, 0));
+    stage.handle(Input::Sent);
+    let effects = stage.handle(Input::Committed { own: true, members: true });
+    assert_eq!(effects, [Effect::Judge { intro: Vec::new() }]);
+    assert!(!stage.session.reads());
+    let effects = stage.handle(Input::Judged(Standing::Removed));
+    assert_eq!(ended(&effects), Some(End::Refused(RefuseCode::Removed)));
+    assert_eq!(stage.handle(Input::Tick), []);
+    assert_eq!(stage.session.deadline_ms(), None);
+}
+
+#[test]
+fn at_rest_a_clock_a_minute_is_all_that_is_said() {
+    let mut stage = Stage::open(&[]);
+    let same = clock(&[], true, 0);
+    stage.settle(same.clone(), same.clone());
+    stage.handle(Input::Sent);
+    assert!(stage.session.in_sync());
+    let mut said = 0;
+    let end_ms = stage.now.mono_ms + 10 * CLOCK_EVERY_MS;
+    loop {
+        let due_ms = stage.session.deadline_ms().unwrap();
+        if due_ms > end_ms {
+            break;
+        }
+        stage.now.mono_ms = due_ms;
+        let effects = stage.handle(Input::Tick);
+        assert!(matches!(effects[..], [Effect::Scan { .. }]), "{effects:?}");
+        let effects = stage.handle(Input::Scanned(drained(same.clone())));
+        said += effects.len();
+        if !effects.is_empty() {
+            stage.handle(Input::Sent);
+        }
+    }
+    assert!((9..=11).contains(&said), "{said} frames");
+}
+
+#[test]
+fn a_session_never_orders_two_of_a_kind_at_once() {
+    // What may be outstanding, whatever comes: a frame, a read, a batch or clock to take in.
+    let mut stage = Stage::open(&[]);
+    stage.handle(told(clock(&[], true, 0)));
+    for _ in 0..50 {
+        assert_eq!(stage.handle(Input::Committed { own: true, members: false }), []);
+        stage.now.mono_ms += 500;
+        assert_eq!(stage.handle(Input::Tick), []);
+    }
+    let effects = stage.handle(Input::Compared(Compared::default()));
+    assert_eq!(effects.len(), 1, "{effects:?}");
+}

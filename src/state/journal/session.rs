@@ -1,0 +1,108 @@
+//! What a [`crate::core::journal::session::Session`] asks of the journal, in its own words.
+
+use std::collections::BTreeMap;
+
+use crate::core::ids::{LogId, NodeId};
+use crate::core::journal::message::{ClockEntry, Xor16};
+use crate::core::journal::session::{Compared, Here, Need, NotTaken, Scanned, Standing, Why, need};
+use crate::core::limits::{OPS_FRAME_BYTES, OPS_PER_FRAME_MAX};
+
+use super::schema::row_u64;
+use super::{JournalReader, LogState, Refused, RefusedWhy, Result, Scan, ScanLimits};
+
+/// Rows one scan looks at: a few milliseconds of work.
+const SCAN_ROWS: usize = 16 * OPS_PER_FRAME_MAX;
+
+impl JournalReader {
+    /// How a device stands by the facts known.
+    pub fn standing(&self, device: &NodeId) -> Result<Standing> {
+        let verdicts = self.verdicts()?;
+        Ok(match (verdicts.removed(device), verdicts.member(device)) {
+            (true, _) => Standing::Removed,
+            (false, true) => Standing::Member,
+            (false, false) => Standing::Stranger,
+        })
+    }
+
+    /// What a peer lacks by these entries of its clock.
+    pub fn compare(&self, entries: &[ClockEntry]) -> Result<Compared> {
+        // Read first: what arrives after it is above it, and no matter to `start`.
+        let newest = "SELECT ifnull(max(arr), 0) FROM ops";
+        let mark = self.connection.query_row(newest, [], |row| row_u64(row, 0))?;
+        let logs: BTreeMap<LogId, _> =
+            self.logs()?.into_iter().map(|state| (state.log, state)).collect();
+        let mut compared = Compared::default();
+        let mut covered = BTreeMap::new();
+        for entry in entries {
+            let Some(state) = logs.get(&entry.log) else {
+                compared.has.push((entry.log, entry.seq));
+                continue;
+            };
+            let at = self.hashes_at(&entry.log, entry.seq)?;
+            let here = Here {
+                seq: state.seq,
+                head: state.head,
+                above: self.above_entry(entry, state)?,
+                at: at.iter().map(|hash| Xor16::of(&hash.0)).collect(),
+                forked: state.forked,
+            };
+            let (has, covers) = match need(entry, &here) {
+                Need::Settled(seq) => (seq, state.top_seq.max(seq)),
+                Need::Above(seq) => (seq, seq),
+                Need::All => {
+                    compared.all.push(entry.log);
+                    (0, 0)
+                }
+            };
+            compared.has.push((entry.log, has));
+            covered.insert(entry.log, covers);
+        }
+        compared.start = self.scan_start(&covered)?.min(mark);
+        Ok(compared)
+    }
+
+    /// See [`Here::above`]. Finding it out means reading all ops above the entry, which pays only
+    /// where the peer holds some.
+    fn above_entry(&self, entry: &ClockEntry, state: &LogState) -> Result<Option<Xor16>> {
+        if entry.forked || state.forked {
+            return Ok((entry.forked && state.forked).then_some(state.above));
+        }
+        if entry.seq == state.seq {
+            return Ok(Some(state.above));
+        }
+        if entry.above.is_zero() {
+            return Ok(None);
+        }
+        self.above(&entry.log, entry.seq).map(Some)
+    }
+
+    /// A stretch of what the peer lacks, as much as one frame takes.
+    pub fn scan_for(&self, cursor: Option<u64>, has: &BTreeMap<LogId, u64>) -> Result<Scanned> {
+        let cursor = match cursor {
+            Some(cursor) => cursor,
+            None => self.scan_start(has)?,
+        };
+        let limits = ScanLimits { ops: OPS_PER_FRAME_MAX, bytes: OPS_FRAME_BYTES, rows: SCAN_ROWS };
+        Ok(self.scan(cursor, has, limits)?.into())
+    }
+}
+
+impl From<Scan> for Scanned {
+    fn from(scan: Scan) -> Self {
+        let ops = scan.ops.into_iter().map(|(log, _, op)| (log, op)).collect();
+        Self { ops, cursor: scan.cursor, drained: scan.drained }
+    }
+}
+
+impl From<&Refused> for NotTaken {
+    fn from(refused: &Refused) -> Self {
+        let why = match refused.why {
+            RefusedWhy::UnknownAuthor => Why::Author,
+            RefusedWhy::Future { until_ms } => Why::Future { until_ms },
+            RefusedWhy::Quota => Why::Quota,
+            RefusedWhy::NotFromMember => Why::NotFromMember,
+            RefusedWhy::OtherGroup => Why::OtherGroup,
+        };
+        Self { log: refused.log, seq: refused.seq, why }
+    }
+}
