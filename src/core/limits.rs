@@ -144,3 +144,6 @@ pub const DEAD_OP_KEPT_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 
 /// Bytes of ops kept per author unless the user allows more.
 pub const AUTHOR_QUOTA_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// Facts about members that a group may have. Every verdict reads them all.
+pub const MEMBER_FACTS_MAX: usize = 4096;

@@ -6,6 +6,12 @@ use crate::core::journal::stamp::{Hlc, Stamp};
 /// What the signatures of ops are over, before the log's id and the body.
 pub const SIGNED_PREFIX: &[u8] = b"can-sync/journal/op/1\0";
 
+/// The model whose records, named like event streams, say how long those are kept.
+pub const STREAM_MODEL: &str = "sys.stream";
+
+/// The field of a [`STREAM_MODEL`] record: days, an integer; events older than that may go.
+pub const KEEP_DAYS: &str = "keep_days";
+
 /// What a log's id is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LogInfo {

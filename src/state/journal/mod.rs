@@ -10,28 +10,40 @@
 //! J5  Only dead ops are dropped, and never the one at the clock: that is the target of jumps.
 //! J6  Which ops are live depends on what is merged alone, not on the order of arrival.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rusqlite::Connection;
 
-use crate::core::ids::{GroupId, Hash, LogId, NodeId};
-use crate::core::journal::asset::Shadow;
-use crate::core::journal::draft::{Draft, DraftError};
-use crate::core::journal::message::ClockEntry;
+use crate::core::ids::{GroupId, LogId, NodeId};
+use crate::core::journal::op::SignedOp;
 use crate::core::journal::stamp::Stamp;
 use crate::state::identity::Identity;
 
+mod apply;
+mod assets;
+mod author;
 mod error;
+mod fsck;
+mod group;
+mod open;
+mod prune;
 mod read;
+mod rebase;
+mod receive;
 mod scan;
+mod schema;
+mod stats;
+mod tx;
 mod verify;
 
+pub use author::DraftResult;
 pub use error::JournalError;
 pub use read::{
-    Change, ChangesPage, Cursor, EventRow, EventsPage, JournalReader, LogStats, MemberRow, Owner,
-    Record, RecordsPage, Stats,
+    Change, ChangesPage, Cursor, EventRow, EventsPage, JournalReader, MemberRow, Owner, Record,
+    RecordsPage,
 };
 pub use scan::{LogState, Scan, ScanLimits};
+pub use stats::{LogStats, Stats};
 pub use verify::{OpError, VerifiedOp, verify};
 
 /// A call's outcome.
@@ -44,6 +56,7 @@ pub struct Journal {
     path: PathBuf,
     identity: Identity,
     connection: Connection,
+    nonces: tx::Nonces,
     group: Option<GroupId>,
 }
 
@@ -134,7 +147,7 @@ pub struct Admitted {
     /// The group it is in.
     pub group: GroupId,
     /// The ops that make it a member, the founder's first.
-    pub intro: Vec<crate::core::journal::op::SignedOp>,
+    pub intro: Vec<SignedOp>,
 }
 
 /// Why a joiner was not let in. For the local log only: the joiner hears one and the same refusal.
@@ -174,181 +187,4 @@ pub enum Rebased {
     },
     /// Others' ops are in the future as well, or acknowledged ours: our clock is what is wrong.
     OurClockIsSlow,
-}
-
-impl DbIdent {
-    /// That of a file.
-    pub fn of(path: &Path) -> std::io::Result<Self> {
-        use std::os::unix::fs::MetadataExt;
-        let meta = std::fs::metadata(path)?;
-        let born = meta.created().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-        let born_ns = born.map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
-        Ok(Self { device: meta.dev(), inode: meta.ino(), born_ns })
-    }
-}
-
-impl Journal {
-    /// Opens the journal at `path`, or makes one. A file that is not the one last written to (a
-    /// restored backup, a copy) gets a new log. `seed` must be random and new at every call: the
-    /// nonces of logs and groups come from it.
-    pub fn open(path: &Path, identity: &Identity, seed: [u8; 32]) -> Result<Self> {
-        Self::open_as(path, identity, seed, DbIdent { device: 0, inode: 0, born_ns: 0 })
-    }
-
-    /// [`Journal::open`] for a file said to be `ident`; for simulations of restores.
-    pub fn open_as(
-        path: &Path,
-        identity: &Identity,
-        seed: [u8; 32],
-        ident: DbIdent,
-    ) -> Result<Self> {
-        let _ = (seed, ident);
-        let connection = Connection::open(path)?;
-        Ok(Self { path: path.to_owned(), identity: identity.clone(), connection, group: None })
-    }
-
-    /// A reader of the same journal.
-    pub fn reader(&self) -> Result<JournalReader> {
-        JournalReader::open(&self.path)
-    }
-
-    /// The group, if this device is in one.
-    pub fn group(&self) -> Option<GroupId> {
-        self.group
-    }
-
-    /// This device.
-    pub fn device(&self) -> NodeId {
-        self.identity.node_id
-    }
-
-    /// Founds a group of this device alone.
-    pub fn found(&mut self, name: &str, now_ms: u64) -> Result<GroupId> {
-        let _ = (name, now_ms, &mut self.connection);
-        Err(JournalError::InGroup)
-    }
-
-    /// Enters the group in which `intro` makes this device a member.
-    pub fn join(&mut self, group: GroupId, intro: &[VerifiedOp], now_ms: u64) -> Result<()> {
-        let _ = (group, intro, now_ms);
-        Err(JournalError::BadIntro)
-    }
-
-    /// Forgets the group and everything in the journal.
-    pub fn leave(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    /// Begins a new log, because the user says that this is a restored backup.
-    pub fn restored(&mut self) -> Result<LogId> {
-        Err(JournalError::NoGroup)
-    }
-
-    /// T1: writes drafts, all in one transaction, each by itself an op or an error. `None` for a
-    /// draft with nothing to do.
-    pub fn write(
-        &mut self,
-        drafts: &[Draft],
-        now_ms: u64,
-    ) -> Result<Vec<std::result::Result<Option<Written>, DraftError>>> {
-        let _ = (drafts, now_ms);
-        Err(JournalError::NoGroup)
-    }
-
-    /// T2: takes in a batch that came over a connection with `from`.
-    pub fn receive(&mut self, from: &NodeId, ops: &[VerifiedOp], now_ms: u64) -> Result<Received> {
-        let _ = (from, ops, now_ms);
-        Err(JournalError::NoGroup)
-    }
-
-    /// Takes in a stranger's introduction: of its ops, facts said by devices that are members by
-    /// what we know. Whether the stranger is one now, [`JournalReader::verdicts`] tells.
-    pub fn introduce(&mut self, intro: &[VerifiedOp], now_ms: u64) -> Result<Received> {
-        let _ = (intro, now_ms);
-        Err(JournalError::NoGroup)
-    }
-
-    /// T3: takes over what a drained peer claims, up to ops we hold. Returns the logs whose clock
-    /// moved. Never after an op was refused in the session.
-    pub fn jump(&mut self, entries: &[ClockEntry]) -> Result<Vec<LogId>> {
-        let _ = entries;
-        Err(JournalError::NoGroup)
-    }
-
-    /// Notes how far a peer says it is. For pruning only.
-    pub fn ack(&mut self, peer: &NodeId, entries: &[ClockEntry]) -> Result<()> {
-        let _ = (peer, entries);
-        Ok(())
-    }
-
-    /// T4: drops at most `limit` rows that nothing needs.
-    pub fn prune(&mut self, now_ms: u64, limit: usize) -> Result<Pruned> {
-        let _ = (now_ms, limit);
-        Ok(Pruned::default())
-    }
-
-    /// T5: makes the token with this key (see [`crate::core::pairing::ticket_key`]) good until then.
-    pub fn create_token(&mut self, key: &[u8; 32], now_ms: u64, expires_ms: u64) -> Result<()> {
-        let _ = (key, now_ms, expires_ms);
-        Ok(())
-    }
-
-    /// T5: consumes the token that the proof fits and adds the joiner, in one transaction.
-    pub fn redeem(
-        &mut self,
-        joiner: &NodeId,
-        proof: &[u8; 32],
-        name: &str,
-        now_ms: u64,
-    ) -> Result<std::result::Result<Admitted, TokenError>> {
-        let _ = (joiner, proof, name, now_ms);
-        Err(JournalError::NoGroup)
-    }
-
-    /// T5: adds a device without a token. `None` when it was added before.
-    pub fn add(&mut self, device: &NodeId, name: &str, now_ms: u64) -> Result<Option<Written>> {
-        let _ = (device, name, now_ms);
-        Err(JournalError::NoGroup)
-    }
-
-    /// T5: removes a device for good, and those it added that we do not know of.
-    pub fn remove(&mut self, device: &NodeId, now_ms: u64) -> Result<Option<Written>> {
-        let _ = (device, now_ms);
-        Err(JournalError::NoGroup)
-    }
-
-    /// Allows an author that many bytes; `None` for the usual.
-    pub fn set_quota(&mut self, author: &NodeId, bytes: Option<u64>) -> Result<()> {
-        let _ = (author, bytes);
-        Ok(())
-    }
-
-    /// Writes own ops that are too far in the future anew, with stamps of now, into a new log.
-    pub fn rebase(&mut self, now_ms: u64) -> Result<Rebased> {
-        let _ = now_ms;
-        Ok(Rebased::Nothing)
-    }
-
-    /// T6: [`Journal::write`] of one draft and the new shadow of an asset, in one transaction.
-    pub fn write_with_shadows(
-        &mut self,
-        draft: &Draft,
-        shadows: &[(Hash, Shadow)],
-        now_ms: u64,
-    ) -> Result<std::result::Result<Option<Written>, DraftError>> {
-        let _ = (draft, shadows, now_ms);
-        Err(JournalError::NoGroup)
-    }
-
-    /// Notes how far a local consumer has come in [`JournalReader::changes`].
-    pub fn set_cursor(&mut self, name: &str, cursor: &Cursor) -> Result<()> {
-        let _ = (name, cursor);
-        Ok(())
-    }
-
-    /// Recomputes from the tables everything that is kept twice. Empty when all is well; at most a
-    /// hundred findings. Reads everything: takes a while on a large journal.
-    pub fn fsck(&mut self) -> Result<Vec<String>> {
-        Ok(Vec::new())
-    }
 }

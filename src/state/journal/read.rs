@@ -3,20 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
-use crate::core::ids::{GroupId, Hash, LogId, NodeId};
-use crate::core::journal::asset::Shadow;
+use crate::core::ids::{GroupId, LogId, NodeId};
 use crate::core::journal::members::Verdicts;
-use crate::core::journal::op::Value;
+use crate::core::journal::op::{Value, value_from_bytes};
 use crate::core::journal::stamp::{Hlc, Stamp};
 
-use super::Result;
+use super::apply::row_cell;
+use super::schema::{configure, int, key, meta_array, row_u64};
+use super::tx::facts;
+use super::{JournalError, Result};
 
 /// Reads the journal on a connection of its own; sees what is committed.
 #[derive(Debug)]
 pub struct JournalReader {
-    connection: Connection,
+    pub(super) connection: Connection,
 }
 
 /// Whose records.
@@ -115,7 +117,7 @@ pub struct EventRow {
 pub struct EventsPage {
     /// The events.
     pub events: Vec<EventRow>,
-    /// Read on from here: the number of arrival and, within one op, how many of its events.
+    /// Read on from here: a number of arrival and a place within that op.
     pub next: (u64, u64),
     /// Whether there are more now.
     pub more: bool,
@@ -132,61 +134,27 @@ pub struct MemberRow {
     pub member: bool,
 }
 
-/// One log in numbers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogStats {
-    /// Which.
-    pub log: LogId,
-    /// Its author.
-    pub author: NodeId,
-    /// The clock.
-    pub seq: u64,
-    /// Ops held.
-    pub ops: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Two ops of one number are known.
-    pub forked: bool,
-    /// The log this device writes.
-    pub open: bool,
-}
-
-/// The journal in numbers.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Stats {
-    /// Every log.
-    pub logs: Vec<LogStats>,
-    /// Ops that hold something.
-    pub live_ops: u64,
-    /// Their bytes.
-    pub live_bytes: u64,
-    /// Ops of kinds this version cannot read.
-    pub opaque_ops: u64,
-    /// Cells kept.
-    pub cells: u64,
-    /// Bytes of their values; much less than `live_bytes` means large ops with little alive.
-    pub cell_bytes: u64,
-    /// Events kept.
-    pub events: u64,
-    /// The greatest time given or admitted.
-    pub hlc_max: Hlc,
-}
-
 impl JournalReader {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        Ok(Self { connection: Connection::open(path)? })
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        configure(&connection)?;
+        Ok(Self { connection })
     }
 
     /// The group, if this device is in one.
     pub fn group(&self) -> Result<Option<GroupId>> {
-        let _ = &self.connection;
-        Ok(None)
+        Ok(meta_array(&self.connection, key::GROUP)?.map(GroupId))
     }
 
     /// A record, if it is there.
     pub fn record(&self, model: &str, owner: Owner, id: &[u8]) -> Result<Option<Record>> {
-        let _ = (model, owner, id);
-        Ok(None)
+        let tx = self.connection.unchecked_transaction()?;
+        let (Some(model_num), Some(scope)) = (model_num(&tx, model)?, scope_num(&tx, owner)?)
+        else {
+            return Ok(None);
+        };
+        record(&tx, &Row { model_num, model: model.to_owned(), scope, owner, id: id.to_vec() })
     }
 
     /// Records of a model whose id starts with `prefix`, of one owner or of all, after a place, at
@@ -199,57 +167,261 @@ impl JournalReader {
         after: Option<&(Owner, Vec<u8>)>,
         limit: usize,
     ) -> Result<RecordsPage> {
-        let _ = (model, owner, prefix, after, limit);
-        Ok(RecordsPage::default())
+        let tx = self.connection.unchecked_transaction()?;
+        let mut page = RecordsPage::default();
+        let Some(model_num) = model_num(&tx, model)? else {
+            return Ok(page);
+        };
+        let after_scope = match after {
+            Some((owner, _)) => scope_num(&tx, *owner)?.unwrap_or(0),
+            None => 0,
+        };
+        for (scope, owner) in scopes(&tx, model_num, owner)? {
+            if scope < after_scope {
+                continue;
+            }
+            let above = after.filter(|_| scope == after_scope).map(|(_, id)| id.as_slice());
+            let left = limit + 1 - page.records.len();
+            for id in alive_ids(&tx, model_num, scope, prefix, above, left)? {
+                if page.records.len() == limit {
+                    page.next = page.records.last().map(|last| (last.owner, last.id.clone()));
+                    return Ok(page);
+                }
+                let row = Row { model_num, model: model.to_owned(), scope, owner, id };
+                page.records.extend(record(&tx, &row)?);
+            }
+        }
+        Ok(page)
     }
 
     /// The place after which there is nothing yet; `None` without a group.
     pub fn cursor_now(&self) -> Result<Option<Cursor>> {
-        Ok(None)
+        let tx = self.connection.unchecked_transaction()?;
+        let Some(epoch) = meta_array(&tx, key::OPEN_LOG)?.map(LogId) else {
+            return Ok(None);
+        };
+        let newest = "SELECT ifnull(max(arr), 0) FROM records";
+        let arr = tx.query_row(newest, [], |row| row_u64(row, 0))?;
+        Ok(Some(Cursor { epoch, arr }))
     }
 
     /// Records changed since a cursor, of one model or of all; from the beginning without one.
-    /// `None` when the cursor is of another epoch, or there is no group.
+    /// `None` when the cursor is of another epoch, or there is no group. The page may be longer
+    /// than `limit` by the records that one op changed.
     pub fn changes(
         &self,
         model: Option<&str>,
         since: Option<&Cursor>,
         limit: usize,
     ) -> Result<Option<ChangesPage>> {
-        let _ = (model, since, limit);
-        Ok(None)
+        let tx = self.connection.unchecked_transaction()?;
+        let Some(epoch) = meta_array(&tx, key::OPEN_LOG)?.map(LogId) else {
+            return Ok(None);
+        };
+        if since.is_some_and(|cursor| cursor.epoch != epoch) {
+            return Ok(None);
+        }
+        let after = since.map_or(0, |cursor| cursor.arr);
+        // Up to the last number that is whole within the limit: a page never ends inside an op.
+        let last: Option<u64> = tx
+            .prepare_cached(
+                "SELECT arr FROM records WHERE arr > ?1 ORDER BY arr LIMIT 1 OFFSET ?2",
+            )?
+            .query_row(params![int(after), int(limit.max(1) as u64 - 1)], |row| row_u64(row, 0))
+            .optional()?;
+        let up_to = last.unwrap_or(u64::MAX);
+        let mut query = tx.prepare_cached(
+            "SELECT r.model, m.name, r.scope, d.id, r.id, r.arr, r.alive FROM records r
+             JOIN models m USING (model) LEFT JOIN devices d ON d.dev = r.scope
+             WHERE r.arr > ?1 AND r.arr <= ?2 ORDER BY r.arr, r.model, r.scope, r.id",
+        )?;
+        let rows = query.query_map(params![int(after), int(up_to)], |row| {
+            let owner: Option<[u8; 32]> = row.get(3)?;
+            let owner = owner.map_or(Owner::Shared, |id| Owner::Device(NodeId(id)));
+            let place = Row {
+                model_num: row.get(0)?,
+                model: row.get(1)?,
+                scope: row.get(2)?,
+                owner,
+                id: row.get(4)?,
+            };
+            Ok((place, row_u64(row, 5)?))
+        })?;
+        let mut arr = after;
+        let mut changes = Vec::new();
+        for row in rows {
+            let (place, changed) = row?;
+            arr = changed;
+            if model.is_some_and(|model| model != place.model) {
+                continue;
+            }
+            let record = record(&tx, &place)?;
+            let Row { model, owner, id, .. } = place;
+            changes.push(Change { model, owner, id, arr: changed, record });
+        }
+        let cursor = Cursor { epoch, arr };
+        Ok(Some(ChangesPage { changes, cursor, more: last.is_some() }))
     }
 
     /// Events of a stream after a place ([`EventsPage::next`], or `(0, 0)`), at most `limit`.
     pub fn events(&self, stream: &str, after: (u64, u64), limit: usize) -> Result<EventsPage> {
-        let _ = (stream, limit);
-        Ok(EventsPage { events: Vec::new(), next: after, more: false })
+        let mut query = self.connection.prepare_cached(
+            "SELECT e.arr, e.idx, d.id, l.log_id, e.event_seq, e.hlc, e.type, e.data
+             FROM events e JOIN logs l USING (log) JOIN devices d USING (dev)
+             WHERE e.stream = ?1 AND (e.arr, e.idx) > (?2, ?3) ORDER BY e.arr, e.idx LIMIT ?4",
+        )?;
+        let rows = query.query_map(
+            params![stream, int(after.0), int(after.1), int(limit as u64).saturating_add(1)],
+            |row| {
+                let event = EventRow {
+                    author: NodeId(row.get(2)?),
+                    log: LogId(row.get(3)?),
+                    event_seq: row_u64(row, 4)?,
+                    hlc: Hlc(row_u64(row, 5)?),
+                    kind: row.get(6)?,
+                    data: row.get(7)?,
+                    arr: row_u64(row, 0)?,
+                };
+                Ok((event, row_u64(row, 1)?))
+            },
+        )?;
+        let mut found: Vec<(EventRow, u64)> = rows.collect::<rusqlite::Result<_>>()?;
+        let more = found.len() > limit;
+        found.truncate(limit);
+        let next = found.last().map_or(after, |(event, index)| (event.arr, *index));
+        Ok(EventsPage { events: found.into_iter().map(|(event, _)| event).collect(), next, more })
     }
 
     /// Every device that was ever a member by what we know, ascending.
     pub fn members(&self) -> Result<Vec<MemberRow>> {
-        Ok(Vec::new())
+        let tx = self.connection.unchecked_transaction()?;
+        let verdicts = Verdicts::of(&facts(&tx)?);
+        let mut query = tx.prepare_cached(
+            "SELECT d.id, m.name FROM members m JOIN devices d USING (dev)
+             WHERE m.kind != 2 ORDER BY d.id, m.op DESC, m.idx DESC",
+        )?;
+        let mut names: BTreeMap<NodeId, String> = BTreeMap::new();
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            let (device, name) = (NodeId(row.get(0)?), row.get(1)?);
+            names.entry(device).or_insert(name);
+        }
+        let known = names.into_iter().filter(|(device, _)| verdicts.author_ok(device));
+        let row = |(device, name)| MemberRow { device, name, member: verdicts.member(&device) };
+        Ok(known.map(row).collect())
     }
 
     /// Who may author and who may connect.
     pub fn verdicts(&self) -> Result<Verdicts> {
-        Ok(Verdicts::default())
+        Ok(Verdicts::of(&facts(&self.connection)?))
     }
+}
 
-    /// The shadow of an asset.
-    pub fn shadow(&self, hash: &Hash) -> Result<Option<Shadow>> {
-        let _ = hash;
-        Ok(None)
-    }
+/// Where a record is kept.
+struct Row {
+    model_num: i64,
+    model: String,
+    scope: i64,
+    owner: Owner,
+    id: Vec<u8>,
+}
 
-    /// How far a local consumer has come.
-    pub fn cursor(&self, name: &str) -> Result<Option<Cursor>> {
-        let _ = name;
-        Ok(None)
+/// A record as its cells are now; `None` when it is not there.
+fn record(connection: &Connection, row: &Row) -> Result<Option<Record>> {
+    let mut query = connection.prepare_cached(
+        "SELECT hlc, log_id, seq, removed, value, field, elem FROM cells
+         WHERE model = ?1 AND scope = ?2 AND id = ?3",
+    )?;
+    let mut rows = query.query(params![row.model_num, row.scope, row.id])?;
+    let mut newest: Option<Stamp> = None;
+    let mut alive = false;
+    let mut fields = BTreeMap::new();
+    let mut sets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    while let Some(cell) = rows.next()? {
+        let value = row_cell(cell, 0)?;
+        let (field, elem): (String, String) = (cell.get(5)?, cell.get(6)?);
+        newest = newest.max(Some(value.stamp));
+        if field.is_empty() {
+            alive |= elem == crate::core::journal::cell::ALIVE;
+        } else if elem.is_empty() {
+            let damaged = || JournalError::Damaged(format!("the value of a field {field:?}"));
+            let read = value_from_bytes(&value.bytes).ok_or_else(damaged)?;
+            fields.insert(field, read);
+        } else if !value.removed {
+            sets.entry(field).or_default().insert(elem);
+        }
     }
+    let Some(etag) = newest.filter(|_| alive) else {
+        return Ok(None);
+    };
+    let arr = connection
+        .prepare_cached("SELECT arr FROM records WHERE model = ?1 AND scope = ?2 AND id = ?3")?
+        .query_row(params![row.model_num, row.scope, row.id], |found| row_u64(found, 0))?;
+    let Row { model, owner, id, .. } = row;
+    Ok(Some(Record {
+        model: model.clone(),
+        owner: *owner,
+        id: id.clone(),
+        fields,
+        sets,
+        etag,
+        arr,
+    }))
+}
 
-    /// The journal in numbers. Reads the whole of the tables.
-    pub fn stats(&self) -> Result<Stats> {
-        Ok(Stats::default())
+fn model_num(connection: &Connection, name: &str) -> Result<Option<i64>> {
+    let mut query = connection.prepare_cached("SELECT model FROM models WHERE name = ?1")?;
+    Ok(query.query_row([name], |row| row.get(0)).optional()?)
+}
+
+fn scope_num(connection: &Connection, owner: Owner) -> Result<Option<i64>> {
+    let Owner::Device(device) = owner else {
+        return Ok(Some(0));
+    };
+    let mut query = connection.prepare_cached("SELECT dev FROM devices WHERE id = ?1")?;
+    Ok(query.query_row([device.0], |row| row.get(0)).optional()?)
+}
+
+/// The scopes to look at, ascending.
+fn scopes(connection: &Connection, model: i64, owner: Option<Owner>) -> Result<Vec<(i64, Owner)>> {
+    if let Some(owner) = owner {
+        return Ok(scope_num(connection, owner)?.map(|scope| (scope, owner)).into_iter().collect());
     }
+    let mut query = connection.prepare_cached(
+        "SELECT r.scope, d.id FROM (SELECT DISTINCT scope FROM records WHERE model = ?1) r
+         LEFT JOIN devices d ON d.dev = r.scope ORDER BY r.scope",
+    )?;
+    let rows = query.query_map([model], |row| {
+        let id: Option<[u8; 32]> = row.get(1)?;
+        Ok((row.get(0)?, id.map_or(Owner::Shared, |id| Owner::Device(NodeId(id)))))
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+fn alive_ids(
+    connection: &Connection,
+    model: i64,
+    scope: i64,
+    prefix: &[u8],
+    above: Option<&[u8]>,
+    limit: usize,
+) -> Result<Vec<Vec<u8>>> {
+    let mut query = connection.prepare_cached(
+        "SELECT id FROM records WHERE model = ?1 AND scope = ?2 AND alive = 1
+             AND id >= ?3 AND (?4 IS NULL OR id < ?4) AND (?5 IS NULL OR id > ?5)
+         ORDER BY id LIMIT ?6",
+    )?;
+    let rows = query.query_map(
+        params![model, scope, prefix, prefix_end(prefix), above, int(limit as u64)],
+        |row| row.get(0),
+    )?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// The first id after all that start with `prefix`; `None` when there is none.
+fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|byte| *byte != 0xff)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(end)
 }

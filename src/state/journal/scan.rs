@@ -2,10 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use crate::core::ids::{LogId, NodeId, OpHash};
-use crate::core::journal::message::{Clock, Xor16};
-use crate::core::journal::op::SignedOp;
+use rusqlite::{Connection, params};
 
+use crate::core::ids::{LogId, NodeId, OpHash};
+use crate::core::journal::members::Verdicts;
+use crate::core::journal::message::{Clock, ClockEntry, Xor16};
+use crate::core::journal::op::{LogInfo, SignedOp};
+
+use super::schema::{int, key, meta_array, row_u64};
+use super::tx::{ADD, GENESIS};
 use super::{JournalReader, Result};
 
 /// How much one [`JournalReader::scan`] returns and looks at.
@@ -26,7 +31,8 @@ pub struct Scan {
     pub ops: Vec<(LogId, u64, SignedOp)>,
     /// Scan on from here.
     pub cursor: u64,
-    /// Set when nothing is left: the whole clock, with `drained` set, of the same snapshot.
+    /// Set when nothing is left and no op is returned: the whole clock, with `drained` set, of the
+    /// same snapshot.
     pub drained: Option<Clock>,
 }
 
@@ -39,7 +45,7 @@ pub struct LogState {
     pub author: NodeId,
     /// The clock.
     pub seq: u64,
-    /// The hash of the op at `seq`, zero for 0.
+    /// The start of the hash of the op at `seq`; zero for 0, and in a forked log.
     pub head: Xor16,
     /// The highest number held.
     pub top_seq: u64,
@@ -50,33 +56,77 @@ pub struct LogState {
 }
 
 impl JournalReader {
-    /// The whole clock, `drained` and `restart` unset.
+    /// The whole clock, `drained` and `restart` unset. In a forked log the head is zero: devices
+    /// met its branches in different orders, and `above` speaks for all of them.
     pub fn clock(&self) -> Result<Clock> {
-        Ok(Clock::default())
+        let tx = self.connection.unchecked_transaction()?;
+        clock(&tx)
     }
 
     /// Where we stand in every log.
     pub fn logs(&self) -> Result<Vec<LogState>> {
-        Ok(Vec::new())
+        let mut query = self.connection.prepare_cached(
+            "SELECT l.log_id, d.id, l.seq, l.head, l.above, l.forked,
+                 (SELECT ifnull(max(seq), 0) FROM ops o WHERE o.log = l.log)
+             FROM logs l JOIN devices d USING (dev) ORDER BY l.log_id",
+        )?;
+        let rows = query.query_map([], |row| {
+            let entry = row_entry(row, [0, 2, 3, 4, 5])?;
+            Ok(LogState {
+                log: entry.log,
+                author: NodeId(row.get(1)?),
+                seq: entry.seq,
+                head: entry.head,
+                top_seq: row_u64(row, 6)?,
+                above: entry.above,
+                forked: entry.forked,
+            })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
     /// The XOR over our live ops of a log above `seq`: equal to a peer's `above` when it holds them.
+    /// Reads all of them.
     pub fn above(&self, log: &LogId, seq: u64) -> Result<Xor16> {
-        let _ = (log, seq);
-        Ok(Xor16::default())
+        let mut query = self.connection.prepare_cached(
+            "SELECT o.hash FROM ops o JOIN logs l USING (log)
+             WHERE l.log_id = ?1 AND o.seq > ?2 AND (o.refs > 0 OR o.opaque = 1)",
+        )?;
+        let mut rows = query.query(params![log.0, int(seq)])?;
+        let mut sum = Xor16::default();
+        while let Some(row) = rows.next()? {
+            sum.toggle(Xor16::of(&row.get(0)?));
+        }
+        Ok(sum)
     }
 
     /// The hashes of the ops held at that place; more than one in a forked log.
     pub fn hashes_at(&self, log: &LogId, seq: u64) -> Result<Vec<OpHash>> {
-        let _ = (log, seq);
-        Ok(Vec::new())
+        let mut query = self.connection.prepare_cached(
+            "SELECT o.hash FROM ops o JOIN logs l USING (log)
+             WHERE l.log_id = ?1 AND o.seq = ?2 ORDER BY o.dup",
+        )?;
+        let rows = query.query_map(params![log.0, int(seq)], |row| row.get(0).map(OpHash))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// Where to start scanning for a peer that has that much of each log: everything before is
-    /// covered by it.
+    /// Where to start scanning for a peer that has that much of each log: everything up to there is
+    /// covered by it. Looks at all that is above: along a log the numbers of arrival rise only nearly.
     pub fn scan_start(&self, has: &BTreeMap<LogId, u64>) -> Result<u64> {
-        let _ = has;
-        Ok(0)
+        let tx = self.connection.unchecked_transaction()?;
+        let newest =
+            tx.query_row("SELECT ifnull(max(arr), 0) FROM ops", [], |row| row_u64(row, 0))?;
+        let mut start = newest;
+        for (log, info) in log_infos(&tx)? {
+            let after = info.covered(has);
+            let first: Option<i64> = tx
+                .prepare_cached("SELECT min(arr) FROM ops WHERE log = ?1 AND seq > ?2")?
+                .query_row(params![log, int(after)], |row| row.get(0))?;
+            if let Some(first) = first {
+                start = start.min(u64::try_from(first - 1).unwrap_or(0));
+            }
+        }
+        Ok(start)
     }
 
     /// The ops after `cursor` whose number is above what the peer has of their log, in one
@@ -87,13 +137,123 @@ impl JournalReader {
         has: &BTreeMap<LogId, u64>,
         limits: ScanLimits,
     ) -> Result<Scan> {
-        let _ = (cursor, has, limits);
-        Ok(Scan { ops: Vec::new(), cursor: 0, drained: None })
+        let tx = self.connection.unchecked_transaction()?;
+        let logs = log_infos(&tx)?;
+        let mut scan = Scan { ops: Vec::new(), cursor, drained: None };
+        let mut query = tx.prepare_cached(
+            "SELECT arr, log, seq, body, sig FROM ops WHERE arr > ?1 ORDER BY arr LIMIT ?2",
+        )?;
+        let mut rows = query.query(params![int(cursor), int(limits.rows as u64)])?;
+        let (mut seen, mut bytes) = (0, 0);
+        while let Some(row) = rows.next()? {
+            let log = logs.get(&row.get(1)?).ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+            let (arr, seq) = (row_u64(row, 0)?, row_u64(row, 2)?);
+            if seq > log.covered(has) {
+                let body: Vec<u8> = row.get(3)?;
+                if scan.ops.len() >= limits.ops
+                    || (!scan.ops.is_empty() && bytes + body.len() > limits.bytes)
+                {
+                    return Ok(scan);
+                }
+                bytes += body.len();
+                let op = SignedOp { log: log.info, body: body.into(), sig: row.get(4)? };
+                scan.ops.push((log.id, seq, op));
+            }
+            scan.cursor = arr;
+            seen += 1;
+        }
+        if seen < limits.rows && scan.ops.is_empty() {
+            scan.drained = Some(Clock { drained: true, ..clock(&tx)? });
+        }
+        Ok(scan)
     }
 
     /// The ops that make a device a member, the founder's first; empty when it is none.
     pub fn intro(&self, device: &NodeId) -> Result<Vec<SignedOp>> {
-        let _ = device;
-        Ok(Vec::new())
+        let tx = self.connection.unchecked_transaction()?;
+        let verdicts = Verdicts::of(&super::tx::facts(&tx)?);
+        intro(&tx, &verdicts, device)
     }
+}
+
+/// A log as ops of it are sent.
+struct Known {
+    id: LogId,
+    info: LogInfo,
+}
+
+impl Known {
+    /// What a peer has of it.
+    fn covered(&self, has: &BTreeMap<LogId, u64>) -> u64 {
+        has.get(&self.id).copied().unwrap_or(0)
+    }
+}
+
+fn log_infos(connection: &Connection) -> Result<BTreeMap<i64, Known>> {
+    let mut query = connection.prepare_cached(
+        "SELECT l.log, l.log_id, d.id, l.nonce FROM logs l JOIN devices d USING (dev)",
+    )?;
+    let rows = query.query_map([], |row| {
+        let info = LogInfo { author: NodeId(row.get(2)?), nonce: row.get(3)? };
+        Ok((row.get(0)?, Known { id: LogId(row.get(1)?), info }))
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+fn clock(connection: &Connection) -> Result<Clock> {
+    let mut query = connection
+        .prepare_cached("SELECT log_id, seq, head, above, forked FROM logs ORDER BY log_id")?;
+    let entries = query.query_map([], |row| row_entry(row, [0, 1, 2, 3, 4]))?;
+    let entries = entries.collect::<rusqlite::Result<_>>()?;
+    let opaque: bool = connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM ops WHERE opaque = 1)")?
+        .query_row([], |row| row.get(0))?;
+    let digest = match opaque {
+        true => None,
+        false => meta_array(connection, key::DIGEST)?.map(Xor16),
+    };
+    Ok(Clock { entries, drained: false, restart: false, digest })
+}
+
+/// A clock entry from the columns log_id, seq, head, above, forked.
+fn row_entry(row: &rusqlite::Row<'_>, at: [usize; 5]) -> rusqlite::Result<ClockEntry> {
+    let [log, seq, head, above, forked] = at;
+    let forked: bool = row.get(forked)?;
+    let hash: Option<[u8; 32]> = row.get(head)?;
+    let head = hash.filter(|_| !forked).map(|hash| Xor16::of(&hash)).unwrap_or_default();
+    let above = Xor16(row.get(above)?);
+    Ok(ClockEntry { log: LogId(row.get(log)?), seq: row_u64(row, seq)?, head, above, forked })
+}
+
+/// The ops with the facts that make a device legit, the founder's first.
+pub(super) fn intro(
+    connection: &Connection,
+    verdicts: &Verdicts,
+    device: &NodeId,
+) -> Result<Vec<SignedOp>> {
+    let chain = verdicts.chain(device);
+    let mut query = connection.prepare_cached(
+        "SELECT a.id, l.nonce, o.body, o.sig FROM members m
+         JOIN devices b ON b.dev = m.by_dev JOIN devices d ON d.dev = m.dev
+         JOIN ops o ON o.arr = m.op JOIN logs l ON l.log = o.log JOIN devices a ON a.dev = l.dev
+         WHERE b.id = ?1 AND d.id = ?2 AND m.kind = ?3 ORDER BY o.arr LIMIT 1",
+    )?;
+    let mut ops: Vec<SignedOp> = Vec::new();
+    for (at, device) in chain.iter().enumerate() {
+        let (by, kind) = match at.checked_sub(1) {
+            None => (device, GENESIS),
+            Some(before) => (&chain[before], ADD),
+        };
+        let op = query.query_row(params![by.0, device.0, kind], |row| {
+            Ok(SignedOp {
+                log: LogInfo { author: NodeId(row.get(0)?), nonce: row.get(1)? },
+                body: row.get::<_, Vec<u8>>(2)?.into(),
+                sig: row.get(3)?,
+            })
+        })?;
+        if !ops.contains(&op) {
+            ops.push(op);
+        }
+    }
+    Ok(ops)
 }

@@ -4,10 +4,10 @@
 use thiserror::Error;
 
 use crate::core::ids::{GroupId, LogId, OpHash};
-use crate::core::journal::op::{Body, SignedOp, op_hash, signed_bytes};
-use crate::state::identity::verify_signature;
+use crate::core::journal::op::{Body, LogInfo, SignedOp, op_hash, signed_bytes};
+use crate::state::identity::{Identity, verify_signature};
 use crate::wire::WireError;
-use crate::wire::journal::decode_body;
+use crate::wire::journal::{decode_body, encode_body};
 
 /// An op whose author signed exactly these bytes for a log of this group.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +45,21 @@ pub fn verify(group: &GroupId, op: SignedOp) -> Result<VerifiedOp, OpError> {
 }
 
 impl VerifiedOp {
+    /// An op that this device makes now.
+    pub(super) fn author(
+        identity: &Identity,
+        group: &GroupId,
+        info: LogInfo,
+        body: Body,
+    ) -> std::result::Result<Self, WireError> {
+        let log = info.id(group);
+        let bytes = encode_body(&body)?;
+        let sig = identity.sign(&signed_bytes(&log, &bytes));
+        let hash = op_hash(&log, &bytes);
+        let op = SignedOp { log: info, body: bytes, sig };
+        Ok(Self { op, group: *group, log, hash, body })
+    }
+
     /// As it travels.
     pub fn signed(&self) -> &SignedOp {
         &self.op

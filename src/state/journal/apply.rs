@@ -1,0 +1,583 @@
+//! Taking an op into the state: the chain of its log, its cells, events and facts.
+//!
+//! Applying is idempotent, also to ops that were dropped: a dead op that comes again finds every
+//! cell taken and goes again.
+
+use std::collections::BTreeSet;
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::core::ids::{LogId, NodeId, OpHash};
+use crate::core::journal::cell::{
+    ALIVE, CLEAR, CellKey, CellValue, cell_digest, event_digest, fact_digest, writes,
+};
+use crate::core::journal::message::Xor16;
+use crate::core::journal::op::{
+    Body, Change, Event, KEEP_DAYS, Key, MemberChange, STREAM_MODEL, Value, group_id,
+    value_from_bytes,
+};
+use crate::core::journal::stamp::{Hlc, Stamp};
+use crate::wire::journal::decode_body;
+
+use super::schema::{int, row_u64};
+use super::tx::{ADD, GENESIS, REMOVE, Tx};
+use super::verify::VerifiedOp;
+use super::{JournalError, Result};
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// What applying an op came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Applied {
+    /// It is held now, under this number of arrival.
+    New(i64),
+    /// It was held.
+    Known,
+    /// Nothing of it counts any more, and it was not kept.
+    Dead,
+}
+
+/// A cell as it is kept.
+pub(super) struct Held {
+    pub(super) value: CellValue,
+    /// The number of arrival of the op that holds it.
+    pub(super) op: i64,
+}
+
+/// Where a cell is kept.
+struct Place<'a> {
+    model: i64,
+    scope: i64,
+    owner: Option<NodeId>,
+    key: &'a CellKey,
+}
+
+impl Tx<'_> {
+    /// Takes in an op that may be taken in.
+    pub(super) fn apply(&mut self, op: &VerifiedOp) -> Result<Applied> {
+        let log = self.intern_log(&op.log(), &op.signed().log)?;
+        let (seq, hash) = (op.body().seq, op.hash());
+        let held = self.hashes_at(log, seq)?;
+        if held.contains(&hash) {
+            return Ok(Applied::Known);
+        }
+        if !self.log(log)?.forked && (!held.is_empty() || self.breaks_chain(log, op)?) {
+            self.set_forked(log)?;
+        }
+        let opaque = op.body().changes.contains(&Change::Unknown);
+        let bytes = op.signed().body.len() + op.signed().sig.len();
+        self.db
+            .prepare_cached(
+                "INSERT INTO ops (log, seq, dup, hash, hlc, refs, opaque, recv_ms, body, sig)
+                 VALUES (?1, ?2, (SELECT ifnull(max(dup) + 1, 0) FROM ops WHERE log = ?1 AND seq = ?2),
+                         ?3, ?4, 0, ?5, ?6, ?7, ?8)",
+            )?
+            .execute(params![
+                log,
+                int(seq),
+                hash.0,
+                int(op.body().hlc.0),
+                opaque,
+                int(self.now_ms),
+                &op.signed().body[..],
+                op.signed().sig
+            ])?;
+        let arr = self.db.last_insert_rowid();
+        self.add_bytes(log, int(bytes as u64))?;
+        if opaque {
+            self.toggle_above(log, seq, &hash.0)?;
+        }
+        self.hlc_max = self.hlc_max.max(op.body().hlc);
+        self.merge(arr, log, &op.signed().log.author, &op.log(), &hash, op.body())?;
+        let row = self.log(log)?;
+        if seq == row.seq + 1 {
+            self.advance(log, seq, hash)?;
+            self.absorb(log)?;
+        }
+        let row = self.log(log)?;
+        let droppable = seq < row.seq && !row.forked && !opaque;
+        if droppable && self.refs(arr)? == 0 {
+            self.delete_op(arr)?;
+            return Ok(Applied::Dead);
+        }
+        Ok(Applied::New(arr))
+    }
+
+    /// Merges what an op says into the state. May be done again to the same op.
+    pub(super) fn merge(
+        &mut self,
+        arr: i64,
+        log: i64,
+        author: &NodeId,
+        log_id: &LogId,
+        hash: &OpHash,
+        body: &Body,
+    ) -> Result<()> {
+        let mut touched = BTreeSet::new();
+        for (key, value) in writes(body, *log_id) {
+            if self.merge_cell(arr, author, hash, &key, value)? {
+                touched.insert(key.record);
+            }
+        }
+        for record in touched {
+            self.touch_record(&record, author, arr)?;
+        }
+        for (index, change) in body.changes.iter().enumerate() {
+            match change {
+                Change::Event(event) => {
+                    self.append_event(arr, log, hash, index, body.hlc, event)?
+                }
+                Change::Member(fact) => self.add_fact(arr, author, hash, index, fact)?,
+                Change::Put(_) | Change::Delete(_) | Change::Unknown => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn refs(&self, arr: i64) -> Result<i64> {
+        let mut query = self.db.prepare_cached("SELECT refs FROM ops WHERE arr = ?1")?;
+        Ok(query.query_row([arr], |row| row.get(0))?)
+    }
+
+    // ---- the chain ---------------------------------------------------------------------------
+
+    pub(super) fn hashes_at(&self, log: i64, seq: u64) -> Result<Vec<OpHash>> {
+        let mut query = self
+            .db
+            .prepare_cached("SELECT hash FROM ops WHERE log = ?1 AND seq = ?2 ORDER BY dup")?;
+        let rows = query.query_map(params![log, int(seq)], |row| row.get(0).map(OpHash))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Whether the ops next to a new one tell of another op in its place, or before it.
+    fn breaks_chain(&mut self, log: i64, op: &VerifiedOp) -> Result<bool> {
+        let (seq, hash) = (op.body().seq, op.hash());
+        let row = self.log(log)?;
+        let at_head = (seq == row.seq + 1).then_some(row.head).flatten();
+        if at_head.is_some_and(|head| op.body().prev != Some(head)) {
+            return Ok(true);
+        }
+        let before = if seq > 1 { self.hashes_at(log, seq - 1)? } else { Vec::new() };
+        if !before.is_empty() && !before.iter().any(|hash| op.body().prev == Some(*hash)) {
+            return Ok(true);
+        }
+        let after = self.prevs_at(log, seq + 1)?;
+        Ok(!after.is_empty() && !after.contains(&Some(hash)))
+    }
+
+    /// The hashes that the ops at a place name as that of the op before.
+    fn prevs_at(&self, log: i64, seq: u64) -> Result<Vec<Option<OpHash>>> {
+        let mut query =
+            self.db.prepare_cached("SELECT body FROM ops WHERE log = ?1 AND seq = ?2")?;
+        let rows = query.query_map(params![log, int(seq)], |row| row.get::<_, Vec<u8>>(0))?;
+        rows.map(|body| Ok(read_body(&body?)?.prev)).collect()
+    }
+
+    pub(super) fn set_forked(&mut self, log: i64) -> Result<()> {
+        let mut above = Xor16::default();
+        {
+            let mut query = self.db.prepare_cached(
+                "SELECT hash FROM ops WHERE log = ?1 AND (refs > 0 OR opaque = 1)",
+            )?;
+            let mut rows = query.query([log])?;
+            while let Some(row) = rows.next()? {
+                above.toggle(Xor16::of(&row.get(0)?));
+            }
+        }
+        let row = self.log(log)?;
+        tracing::warn!(log = %row.id, "two ops of one number are in a log: a copied device or backup");
+        row.forked = true;
+        row.above = above;
+        Ok(())
+    }
+
+    /// Moves a log's clock to an op that is held. What it covers now leaves `above`.
+    pub(super) fn advance(&mut self, log: i64, to: u64, head: OpHash) -> Result<()> {
+        let row = self.log(log)?;
+        let (from, forked) = (row.seq, row.forked);
+        let mut covered = Xor16::default();
+        if !forked {
+            let mut query = self.db.prepare_cached(
+                "SELECT hash FROM ops
+                 WHERE log = ?1 AND seq > ?2 AND seq <= ?3 AND (refs > 0 OR opaque = 1)",
+            )?;
+            let mut rows = query.query(params![log, int(from), int(to)])?;
+            while let Some(row) = rows.next()? {
+                covered.toggle(Xor16::of(&row.get(0)?));
+            }
+        }
+        let row = self.log(log)?;
+        row.above.toggle(covered);
+        row.seq = to;
+        row.head = Some(head);
+        Ok(())
+    }
+
+    /// Moves a log's clock over the ops held right above it.
+    pub(super) fn absorb(&mut self, log: i64) -> Result<()> {
+        loop {
+            let row = self.log(log)?;
+            let (next, head, forked) = (row.seq + 1, row.head, row.forked);
+            let Some(hash) = self.hashes_at(log, next)?.first().copied() else {
+                return Ok(());
+            };
+            if !forked && !self.prevs_at(log, next)?.contains(&head) {
+                self.set_forked(log)?;
+            }
+            self.advance(log, next, hash)?;
+        }
+    }
+
+    // ---- cells -------------------------------------------------------------------------------
+
+    /// The scope of a record: whose it is as a number, and who that is.
+    pub(super) fn scope(&mut self, key: &Key, author: &NodeId) -> Result<(i64, Option<NodeId>)> {
+        if key.owned { Ok((self.device(author)?, Some(*author))) } else { Ok((0, None)) }
+    }
+
+    /// The cell of a record of `author`'s, if it was ever written.
+    pub(super) fn cell(&mut self, key: &CellKey, author: &NodeId) -> Result<Option<Held>> {
+        let (scope, owner) = self.scope(&key.record, author)?;
+        let model = self.model(&key.record.model)?;
+        self.held(&Place { model, scope, owner, key })
+    }
+
+    fn held(&self, place: &Place<'_>) -> Result<Option<Held>> {
+        let mut query = self.db.prepare_cached(
+            "SELECT hlc, log_id, seq, removed, value, op FROM cells
+             WHERE model = ?1 AND scope = ?2 AND id = ?3 AND field = ?4 AND elem = ?5",
+        )?;
+        let CellKey { record, field, elem } = place.key;
+        let row = query
+            .query_row(params![place.model, place.scope, record.id, field, elem], |row| {
+                Ok(Held { value: row_cell(row, 0)?, op: row.get(5)? })
+            });
+        Ok(row.optional()?)
+    }
+
+    /// Returns whether the record changed.
+    fn merge_cell(
+        &mut self,
+        arr: i64,
+        author: &NodeId,
+        hash: &OpHash,
+        key: &CellKey,
+        value: CellValue,
+    ) -> Result<bool> {
+        let (scope, owner) = self.scope(&key.record, author)?;
+        let model = self.model(&key.record.model)?;
+        let place = Place { model, scope, owner, key };
+        if !key.is_clear() {
+            let clear = CellKey::clear(&key.record);
+            let clear = self.held(&Place { model, scope, owner, key: &clear })?;
+            if clear.is_some_and(|clear| value.stamp <= clear.value.stamp) {
+                return Ok(false);
+            }
+        }
+        match self.held(&place)? {
+            Some(old) if old.op == arr || old.value > value => return Ok(false),
+            Some(old) if old.value == value => {
+                self.hold_instead(arr, hash, &place, &old)?;
+                return Ok(false);
+            }
+            Some(old) => {
+                self.add_refs(old.op, -1)?;
+                self.toggle_cell(&place, &old.value);
+            }
+            None => {}
+        }
+        self.toggle_cell(&place, &value);
+        let CellKey { record, field, elem } = key;
+        self.db
+            .prepare_cached(
+                "INSERT INTO cells
+                     (model, scope, id, field, elem, hlc, log_id, seq, removed, value, op)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+                 ON CONFLICT DO UPDATE SET hlc = excluded.hlc, log_id = excluded.log_id,
+                     seq = excluded.seq, removed = excluded.removed, value = excluded.value,
+                     op = excluded.op",
+            )?
+            .execute(params![
+                model,
+                scope,
+                record.id,
+                field,
+                elem,
+                int(value.stamp.hlc.0),
+                value.stamp.log.0,
+                int(value.stamp.seq),
+                value.removed,
+                value.bytes,
+                arr
+            ])?;
+        self.add_refs(arr, 1)?;
+        if key.is_clear() {
+            self.clear_record(&place, value.stamp)?;
+        }
+        Ok(true)
+    }
+
+    /// Of several ops that write the same value the one with the greatest hash holds the cell, so
+    /// that which ops are live does not depend on the order of arrival.
+    fn hold_instead(
+        &mut self,
+        arr: i64,
+        hash: &OpHash,
+        place: &Place<'_>,
+        old: &Held,
+    ) -> Result<()> {
+        let old_hash: [u8; 32] = self
+            .db
+            .prepare_cached("SELECT hash FROM ops WHERE arr = ?1")?
+            .query_row([old.op], |row| row.get(0))?;
+        if hash.0 <= old_hash {
+            return Ok(());
+        }
+        let CellKey { record, field, elem } = place.key;
+        self.db
+            .prepare_cached(
+                "UPDATE cells SET op = ?6
+                 WHERE model = ?1 AND scope = ?2 AND id = ?3 AND field = ?4 AND elem = ?5",
+            )?
+            .execute(params![place.model, place.scope, record.id, field, elem, arr])?;
+        self.add_refs(old.op, -1)?;
+        self.add_refs(arr, 1)
+    }
+
+    /// Takes away the other cells of a record up to a stamp.
+    fn clear_record(&mut self, place: &Place<'_>, clear: Stamp) -> Result<()> {
+        let record = &place.key.record;
+        let cells: Vec<(String, String, Held)> = {
+            let mut query = self.db.prepare_cached(
+                "SELECT hlc, log_id, seq, removed, value, op, field, elem FROM cells
+                 WHERE model = ?1 AND scope = ?2 AND id = ?3",
+            )?;
+            let rows = query.query_map(params![place.model, place.scope, record.id], |row| {
+                let held = Held { value: row_cell(row, 0)?, op: row.get(5)? };
+                Ok((row.get(6)?, row.get(7)?, held))
+            })?;
+            rows.collect::<rusqlite::Result<_>>()?
+        };
+        for (field, elem, held) in cells {
+            let key = CellKey { record: record.clone(), field, elem };
+            if key.is_clear() || held.value.stamp > clear {
+                continue;
+            }
+            self.db
+                .prepare_cached(
+                    "DELETE FROM cells
+                     WHERE model = ?1 AND scope = ?2 AND id = ?3 AND field = ?4 AND elem = ?5",
+                )?
+                .execute(params![place.model, place.scope, record.id, key.field, key.elem])?;
+            self.add_refs(held.op, -1)?;
+            self.toggle_cell(&Place { key: &key, ..*place }, &held.value);
+        }
+        Ok(())
+    }
+
+    fn toggle_cell(&mut self, place: &Place<'_>, value: &CellValue) {
+        let CellKey { record: Key { model, id, .. }, field, elem } = place.key;
+        self.digest.toggle(cell_digest(model, place.owner.as_ref(), id, field, elem, value));
+    }
+
+    fn touch_record(&mut self, record: &Key, author: &NodeId, arr: i64) -> Result<()> {
+        let (scope, _) = self.scope(record, author)?;
+        let model = self.model(&record.model)?;
+        self.db
+            .prepare_cached(
+                "INSERT INTO records (model, scope, id, arr, alive)
+                 VALUES (?1, ?2, ?3, ?4, EXISTS (SELECT 1 FROM cells
+                     WHERE model = ?1 AND scope = ?2 AND id = ?3 AND field = '' AND elem = ?5))
+                 ON CONFLICT DO UPDATE SET arr = excluded.arr, alive = excluded.alive",
+            )?
+            .execute(params![model, scope, record.id, arr, ALIVE])?;
+        if record.model == STREAM_MODEL && !record.owned {
+            self.reread_retention(model, &record.id)?;
+        }
+        Ok(())
+    }
+
+    // ---- events ------------------------------------------------------------------------------
+
+    fn append_event(
+        &mut self,
+        arr: i64,
+        log: i64,
+        hash: &OpHash,
+        index: usize,
+        hlc: Hlc,
+        event: &Event,
+    ) -> Result<()> {
+        let keep_days = self.retention(&event.stream)?;
+        if let Some(Some(days)) = keep_days
+            && hlc.ms() < self.now_ms.saturating_sub(days.saturating_mul(DAY_MS))
+        {
+            // It has had its time. Taking it in again would bring back what was dropped here.
+            return self.note_event(log, event, Xor16::default());
+        }
+        let digest = event_digest(hash, index);
+        let added = self
+            .db
+            .prepare_cached(
+                "INSERT INTO events (stream, log, event_seq, arr, idx, hlc, type, data)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![
+                event.stream,
+                log,
+                int(event.event_seq),
+                arr,
+                int(index as u64),
+                int(hlc.0),
+                event.kind,
+                event.data
+            ])?;
+        if added == 0 {
+            return Ok(());
+        }
+        self.add_refs(arr, 1)?;
+        if keep_days.is_none() {
+            self.digest.toggle(digest);
+        }
+        self.note_event(log, event, digest)
+    }
+
+    /// Moves a stream's next number on, and its digest.
+    fn note_event(&mut self, log: i64, event: &Event, digest: Xor16) -> Result<()> {
+        let next = event.event_seq.saturating_add(1);
+        let old: Option<[u8; 16]> = self
+            .db
+            .prepare_cached("SELECT digest FROM streams WHERE stream = ?1 AND log = ?2")?
+            .query_row(params![event.stream, log], |row| row.get(0))
+            .optional()?;
+        let mut sum = Xor16(old.unwrap_or_default());
+        sum.toggle(digest);
+        self.db
+            .prepare_cached(
+                "INSERT INTO streams (stream, log, next, digest) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO UPDATE SET next = max(next, excluded.next),
+                     digest = excluded.digest",
+            )?
+            .execute(params![event.stream, log, int(next), sum.0])?;
+        Ok(())
+    }
+
+    /// How long a stream is kept: `None` when nothing was ever said, and then it is part of the
+    /// digest; `Some(None)` when it is for ever again.
+    fn retention(&self, stream: &str) -> Result<Option<Option<u64>>> {
+        let mut query =
+            self.db.prepare_cached("SELECT keep_days FROM retention WHERE stream = ?1")?;
+        let row = query.query_row([stream], |row| row.get::<_, Option<i64>>(0)).optional()?;
+        Ok(row.map(|days| days.map(|days| u64::try_from(days).unwrap_or(0))))
+    }
+
+    /// Follows a change of a stream's record. A stream whose length was ever spoken of leaves the
+    /// digest for good: devices drop its events at different moments.
+    fn reread_retention(&mut self, model: i64, id: &[u8]) -> Result<()> {
+        let Ok(stream) = std::str::from_utf8(id) else {
+            return Ok(());
+        };
+        let spoken: bool = self
+            .db
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM cells WHERE model = ?1 AND scope = 0 AND id = ?2
+                     AND ((field = ?3 AND elem = '') OR (field = '' AND elem = ?4)))",
+            )?
+            .query_row(params![model, id, KEEP_DAYS, CLEAR], |row| row.get(0))?;
+        if !spoken {
+            return Ok(());
+        }
+        let value: Option<Vec<u8>> = self
+            .db
+            .prepare_cached(
+                "SELECT c.value FROM cells c JOIN records r USING (model, scope, id)
+                 WHERE c.model = ?1 AND c.scope = 0 AND c.id = ?2 AND c.field = ?3
+                     AND c.elem = '' AND r.alive = 1",
+            )?
+            .query_row(params![model, id, KEEP_DAYS], |row| row.get(0))
+            .optional()?;
+        let days = match value.as_deref().and_then(value_from_bytes).flatten() {
+            Some(Value::Int(days)) if days > 0 => Some(days),
+            _ => None,
+        };
+        if self.retention(stream)?.is_none() {
+            let digest = stream_digest(&self.db, stream)?;
+            self.digest.toggle(digest);
+        }
+        self.db
+            .prepare_cached(
+                "INSERT INTO retention (stream, keep_days) VALUES (?1, ?2)
+                 ON CONFLICT DO UPDATE SET keep_days = excluded.keep_days",
+            )?
+            .execute(params![stream, days])?;
+        Ok(())
+    }
+
+    // ---- facts -------------------------------------------------------------------------------
+
+    fn add_fact(
+        &mut self,
+        arr: i64,
+        author: &NodeId,
+        hash: &OpHash,
+        index: usize,
+        fact: &MemberChange,
+    ) -> Result<()> {
+        let group = self.group()?;
+        let (kind, device, name, keep) = match fact {
+            MemberChange::Genesis { nonce, name } => {
+                if group_id(author, nonce) != group {
+                    return Ok(());
+                }
+                (GENESIS, author, name.as_str(), Vec::new())
+            }
+            MemberChange::Add { device, name } => (ADD, device, name.as_str(), Vec::new()),
+            MemberChange::Remove { device, keep } => {
+                (REMOVE, device, "", keep.iter().flat_map(|device| device.0).collect())
+            }
+        };
+        let (by_dev, dev) = (self.device(author)?, self.device(device)?);
+        let added = self
+            .db
+            .prepare_cached(
+                "INSERT INTO members (op, idx, by_dev, kind, dev, name, keep)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![arr, int(index as u64), by_dev, kind, dev, name, keep])?;
+        if added == 1 {
+            self.add_refs(arr, 1)?;
+            self.digest.toggle(fact_digest(hash, index));
+            self.facts_changed();
+        }
+        Ok(())
+    }
+}
+
+/// The sum over a stream's events.
+pub(super) fn stream_digest(connection: &rusqlite::Connection, stream: &str) -> Result<Xor16> {
+    let mut query = connection.prepare_cached("SELECT digest FROM streams WHERE stream = ?1")?;
+    let mut rows = query.query([stream])?;
+    let mut sum = Xor16::default();
+    while let Some(row) = rows.next()? {
+        sum.toggle(Xor16(row.get(0)?));
+    }
+    Ok(sum)
+}
+
+/// A cell's value from five columns: hlc, log_id, seq, removed, value.
+pub(super) fn row_cell(row: &rusqlite::Row<'_>, from: usize) -> rusqlite::Result<CellValue> {
+    Ok(CellValue {
+        stamp: Stamp {
+            hlc: Hlc(row_u64(row, from)?),
+            log: LogId(row.get(from + 1)?),
+            seq: row_u64(row, from + 2)?,
+        },
+        removed: row.get(from + 3)?,
+        bytes: row.get(from + 4)?,
+    })
+}
+
+/// Reads a body that was once found good.
+pub(super) fn read_body(bytes: &[u8]) -> Result<Body> {
+    decode_body(bytes).map_err(|error| JournalError::Damaged(format!("a stored op: {error}")))
+}

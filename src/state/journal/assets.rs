@@ -1,0 +1,174 @@
+//! What the agent remembers for the store's sake: the shadows of assets and how far it has read.
+
+use std::collections::BTreeSet;
+
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use crate::core::ids::{Hash, LogId};
+use crate::core::journal::asset::{
+    ASSET_MODEL, DESCRIPTION, JournalRow, Row, Shadow, TAGS, TRASHED,
+};
+use crate::core::journal::cell::{ALIVE, CLEAR};
+use crate::core::journal::draft::Draft;
+use crate::core::journal::op::{Value, value_from_bytes};
+
+use super::author::DraftResult;
+use super::schema::{int, row_u64};
+use super::{Cursor, Journal, JournalError, JournalReader, Result};
+
+impl Journal {
+    /// T6: writes drafts and new shadows of assets in one transaction. When a draft fails, nothing
+    /// at all is written, and the results say why.
+    pub fn write_with_shadows(
+        &mut self,
+        drafts: &[Draft],
+        shadows: &[(Hash, Shadow)],
+        now_ms: u64,
+    ) -> Result<Vec<DraftResult>> {
+        let mut tx = self.begin(now_ms)?;
+        let mut results = Vec::with_capacity(drafts.len());
+        for draft in drafts {
+            results.push(tx.write(draft)?);
+        }
+        if results.iter().any(std::result::Result::is_err) {
+            return Ok(results);
+        }
+        for (hash, shadow) in shadows {
+            put_shadow(&tx.db, hash, shadow)?;
+        }
+        tx.commit()?;
+        Ok(results)
+    }
+
+    /// What the journal has of an asset, as the writer sees it: nothing comes in between this and
+    /// the next call on the writer.
+    pub fn asset(&self, hash: &Hash) -> Result<JournalRow> {
+        asset(&self.connection, hash)
+    }
+
+    /// Notes how far a local consumer has come in [`JournalReader::changes`].
+    pub fn set_cursor(&mut self, name: &str, cursor: &Cursor) -> Result<()> {
+        let tx = self.begin(0)?;
+        tx.db
+            .prepare_cached(
+                "INSERT INTO cursors (name, epoch, arr) VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO UPDATE SET epoch = excluded.epoch, arr = excluded.arr",
+            )?
+            .execute(params![name, cursor.epoch.0, int(cursor.arr)])?;
+        tx.commit()
+    }
+}
+
+impl JournalReader {
+    /// What the journal has of an asset.
+    pub fn asset(&self, hash: &Hash) -> Result<JournalRow> {
+        asset(&self.connection, hash)
+    }
+
+    /// The shadow of an asset.
+    pub fn shadow(&self, hash: &Hash) -> Result<Option<Shadow>> {
+        let mut query = self.connection.prepare_cached(
+            "SELECT base, pending, written, version FROM shadows WHERE hash = ?1",
+        )?;
+        let row = query
+            .query_row([hash.0], |row| {
+                let bytes: [Option<Vec<u8>>; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
+                // The store's version is any 64 bits, which the database keeps as signed ones.
+                Ok((bytes, row.get::<_, i64>(3)?.cast_unsigned()))
+            })
+            .optional()?;
+        let Some(([base, pending, written], version)) = row else {
+            return Ok(None);
+        };
+        let damaged = || JournalError::Damaged(format!("the shadow of {}", hash.short()));
+        let read = |bytes: Option<Vec<u8>>| {
+            bytes.map(|bytes| row_from_bytes(&bytes).ok_or_else(damaged)).transpose()
+        };
+        let base = read(base)?.ok_or_else(damaged)?;
+        let (pending, written) = (read(pending)?, read(written)?);
+        Ok(Some(Shadow { base, pending, written, version }))
+    }
+
+    /// How far a local consumer has come.
+    pub fn cursor(&self, name: &str) -> Result<Option<Cursor>> {
+        let mut query =
+            self.connection.prepare_cached("SELECT epoch, arr FROM cursors WHERE name = ?1")?;
+        let cursor = query.query_row([name], |row| {
+            Ok(Cursor { epoch: LogId(row.get(0)?), arr: row_u64(row, 1)? })
+        });
+        Ok(cursor.optional()?)
+    }
+}
+
+fn put_shadow(tx: &Transaction<'_>, hash: &Hash, shadow: &Shadow) -> Result<()> {
+    tx.prepare_cached(
+        "INSERT INTO shadows (hash, base, pending, written, version) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT DO UPDATE SET base = excluded.base, pending = excluded.pending,
+             written = excluded.written, version = excluded.version",
+    )?
+    .execute(params![
+        hash.0,
+        row_to_bytes(&shadow.base),
+        shadow.pending.as_ref().map(row_to_bytes),
+        shadow.written.as_ref().map(row_to_bytes),
+        shadow.version.cast_signed()
+    ])?;
+    Ok(())
+}
+
+fn asset(connection: &Connection, hash: &Hash) -> Result<JournalRow> {
+    let mut query = connection.prepare_cached(
+        "SELECT field, elem, removed, value FROM cells
+         WHERE model = (SELECT model FROM models WHERE name = ?1) AND scope = 0 AND id = ?2",
+    )?;
+    let mut rows = query.query(params![ASSET_MODEL, hash.0])?;
+    let mut found = JournalRow::default();
+    while let Some(row) = rows.next()? {
+        let (field, elem): (String, String) = (row.get(0)?, row.get(1)?);
+        let (removed, bytes): (bool, Vec<u8>) = (row.get(2)?, row.get(3)?);
+        let value = value_from_bytes(&bytes).flatten();
+        match (field.as_str(), elem.as_str()) {
+            ("", ALIVE) => found.alive = true,
+            ("", CLEAR) => {}
+            // A value of another kind is nothing the store could show.
+            (DESCRIPTION, "") => {
+                found.description = Some(match value {
+                    Some(Value::Text(text)) => text,
+                    _ => String::new(),
+                });
+            }
+            (TRASHED, "") => found.trashed = Some(value == Some(Value::Bool(true))),
+            (TAGS, elem) if !elem.is_empty() => {
+                let tags: &mut BTreeSet<String> =
+                    if removed { &mut found.removed_tags } else { &mut found.tags };
+                tags.insert(elem.to_owned());
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+/// A row as shadows keep it: the flag, then every text with its length before it.
+fn row_to_bytes(row: &Row) -> Vec<u8> {
+    let mut bytes = vec![u8::from(row.trashed)];
+    for text in std::iter::once(&row.description).chain(&row.tags) {
+        bytes.extend((text.len() as u64).to_be_bytes());
+        bytes.extend(text.as_bytes());
+    }
+    bytes
+}
+
+fn row_from_bytes(bytes: &[u8]) -> Option<Row> {
+    let (flag, mut rest) = bytes.split_first()?;
+    let mut texts = Vec::new();
+    while !rest.is_empty() {
+        let (length, after) = rest.split_first_chunk::<8>()?;
+        let length = usize::try_from(u64::from_be_bytes(*length)).ok()?;
+        let (text, after) = after.split_at_checked(length)?;
+        texts.push(String::from_utf8(text.to_vec()).ok()?);
+        rest = after;
+    }
+    let mut texts = texts.into_iter();
+    Some(Row { description: texts.next()?, trashed: *flag == 1, tags: texts.collect() })
+}

@@ -1,0 +1,162 @@
+//! Opening the journal, and proving that this device remembers the end of its log.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use crate::core::ids::{GroupId, LogId, NodeId, OpHash};
+use crate::state::home::private_database_file;
+use crate::state::identity::Identity;
+
+use super::apply::read_body;
+use super::schema::{key, meta, meta_array, prepare, set_meta};
+use super::tx::{Nonces, Tx};
+use super::{DbIdent, Journal, JournalError, JournalReader, Result};
+
+/// The kinds of changes this version can read. With a new kind this becomes a new number, and what
+/// was kept unread is read.
+const KINDS: &[u8] = b"1";
+
+impl DbIdent {
+    /// That of a file.
+    pub fn of(path: &Path) -> std::io::Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let meta = std::fs::metadata(path)?;
+        let born = meta.created().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+        let born_ns = born.map_or(0, |age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
+        Ok(Self { device: meta.dev(), inode: meta.ino(), born_ns })
+    }
+
+    fn to_bytes(self) -> [u8; 24] {
+        let mut bytes = [0; 24];
+        for (part, number) in bytes.chunks_exact_mut(8).zip([self.device, self.inode, self.born_ns])
+        {
+            part.copy_from_slice(&number.to_be_bytes());
+        }
+        bytes
+    }
+}
+
+impl Journal {
+    /// Opens the journal at `path`, or makes one. A file that is not the one last written to (a
+    /// restored backup, a copy) gets a new log. `seed` must be random and new at every call: the
+    /// nonces of logs and groups come from it.
+    pub fn open(path: &Path, identity: &Identity, seed: [u8; 32]) -> Result<Self> {
+        private_database_file(path).map_err(|error| JournalError::Open(format!("{error:#}")))?;
+        let ident = DbIdent::of(path).map_err(|error| JournalError::Open(error.to_string()))?;
+        Self::open_as(path, identity, seed, ident)
+    }
+
+    /// [`Journal::open`] for a file said to be `ident`; for simulations of restores.
+    pub fn open_as(
+        path: &Path,
+        identity: &Identity,
+        seed: [u8; 32],
+        ident: DbIdent,
+    ) -> Result<Self> {
+        let mut connection = Connection::open(path)?;
+        prepare(&mut connection, &identity.node_id)?;
+        let mut journal = Self {
+            path: path.to_owned(),
+            identity: identity.clone(),
+            connection,
+            nonces: Nonces::new(seed),
+            group: None,
+        };
+        journal.prove_tail(ident)?;
+        journal.read_opaque()?;
+        journal.group = meta_array(&journal.connection, key::GROUP)?.map(GroupId);
+        Ok(journal)
+    }
+
+    /// A reader of the same journal.
+    pub fn reader(&self) -> Result<JournalReader> {
+        JournalReader::open(&self.path)
+    }
+
+    /// The group, if this device is in one.
+    pub fn group(&self) -> Option<GroupId> {
+        self.group
+    }
+
+    /// This device.
+    pub fn device(&self) -> NodeId {
+        self.identity.node_id
+    }
+
+    /// Begins a new log, because the user says that this is a restored backup.
+    pub fn restored(&mut self) -> Result<LogId> {
+        let mut tx = self.begin(0)?;
+        let log = tx.begin_log()?;
+        tx.commit()?;
+        Ok(log)
+    }
+
+    pub(super) fn begin(&mut self, now_ms: u64) -> Result<Tx<'_>> {
+        Tx::begin(&mut self.connection, &self.identity, &mut self.nonces, now_ms)
+    }
+
+    /// Begins a new log when the database is not the file that was written to the last time.
+    fn prove_tail(&mut self, ident: DbIdent) -> Result<()> {
+        let ident = ident.to_bytes();
+        let known = meta(&self.connection, key::IDENT)?;
+        if known.as_deref() == Some(&ident) {
+            return Ok(());
+        }
+        let mut tx = self.begin(0)?;
+        if tx.group.is_some() {
+            let log = tx.begin_log()?;
+            tracing::warn!(%log, "the journal is another file than before: a new log is begun");
+        }
+        set_meta(&tx.db, key::IDENT, &ident)?;
+        tx.commit()
+    }
+
+    /// Reads the ops that an earlier version had to keep unread.
+    fn read_opaque(&mut self) -> Result<()> {
+        if meta(&self.connection, key::KINDS)?.as_deref() == Some(KINDS) {
+            return Ok(());
+        }
+        let mut tx = self.begin(0)?;
+        let unread: Vec<i64> = {
+            let mut query = tx.db.prepare("SELECT arr FROM ops WHERE opaque = 1 ORDER BY arr")?;
+            let rows = query.query_map([], |row| row.get(0))?;
+            rows.collect::<rusqlite::Result<_>>()?
+        };
+        for arr in unread {
+            tx.reread(arr)?;
+        }
+        set_meta(&tx.db, key::KINDS, KINDS)?;
+        tx.commit()
+    }
+}
+
+impl Tx<'_> {
+    /// Merges an op anew that was opaque; it stays so while anything in it is unknown.
+    fn reread(&mut self, arr: i64) -> Result<()> {
+        let (log, hash, bytes) =
+            self.db.query_row("SELECT log, hash, body FROM ops WHERE arr = ?1", [arr], |row| {
+                Ok((row.get(0)?, OpHash(row.get(1)?), row.get::<_, Vec<u8>>(2)?))
+            })?;
+        let body = read_body(&bytes)?;
+        let row = self.log(log)?;
+        let (log_id, dev) = (row.id, row.dev);
+        let author = self
+            .db
+            .query_row("SELECT id FROM devices WHERE dev = ?1", [dev], |row| row.get(0))
+            .map(NodeId)?;
+        self.merge(arr, log, &author, &log_id, &hash, &body)?;
+        if body.changes.contains(&crate::core::journal::op::Change::Unknown) {
+            return Ok(());
+        }
+        let refs: i64 = self.db.query_row(
+            "UPDATE ops SET opaque = 0 WHERE arr = ?1 RETURNING refs",
+            [arr],
+            |row| row.get(0),
+        )?;
+        if refs == 0 {
+            self.toggle_above(log, body.seq, &hash.0)?;
+        }
+        Ok(())
+    }
+}

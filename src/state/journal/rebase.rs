@@ -1,0 +1,257 @@
+//! Mending what a wrong clock did: own ops stamped so far ahead that nobody admits them.
+//!
+//! They are taken out of the journal and written anew, with stamps of now, into a new log. This is
+//! the one place where a clock and the greatest time go back, and it is safe because nobody else has
+//! these ops: nothing is acknowledged, and whoever admitted one would have to be as wrong as we were.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::core::ids::{LogId, NodeId, OpHash};
+use crate::core::journal::cell::{CellKey, CellValue, cell_digest, fact_digest};
+use crate::core::journal::message::Xor16;
+use crate::core::journal::op::{Body, Change, Event, Key};
+use crate::core::journal::stamp::{Hlc, Stamp};
+use crate::core::limits::FUTURE_MS_MAX;
+
+use super::apply::{read_body, row_cell};
+use super::schema::int;
+use super::tx::Tx;
+use super::{Journal, JournalError, Rebased, Result};
+
+impl Journal {
+    /// Writes own ops that are too far in the future anew, with stamps of now, into a new log.
+    pub fn rebase(&mut self, now_ms: u64) -> Result<Rebased> {
+        let mut tx = self.begin(now_ms)?;
+        tx.group()?;
+        let outcome = tx.rebase()?;
+        if matches!(outcome, Rebased::Done { .. }) {
+            tx.commit()?;
+        }
+        Ok(outcome)
+    }
+}
+
+/// An op that is taken out and written anew.
+struct Doomed {
+    arr: i64,
+    log: i64,
+    log_id: LogId,
+    hash: OpHash,
+    body: Body,
+}
+
+impl Tx<'_> {
+    fn rebase(&mut self) -> Result<Rebased> {
+        let me = self.me();
+        let dev = self.device(&me)?;
+        let bound = int(Hlc::from_ms(self.now_ms.saturating_add(FUTURE_MS_MAX + 1)).0);
+        let others: bool = self.db.query_row(
+            "SELECT EXISTS (SELECT 1 FROM ops JOIN logs USING (log) WHERE hlc >= ?1 AND dev != ?2)",
+            params![bound, dev],
+            |row| row.get(0),
+        )?;
+        let acked: bool = self.db.query_row(
+            "SELECT EXISTS (SELECT 1 FROM ops o JOIN logs l USING (log)
+                 JOIN acks a ON a.log = o.log AND a.seq >= o.seq AND a.dev != ?2
+                 WHERE o.hlc >= ?1 AND l.dev = ?2)",
+            params![bound, dev],
+            |row| row.get(0),
+        )?;
+        let doomed = self.doomed(bound, dev)?;
+        if doomed.is_empty() {
+            return Ok(Rebased::Nothing);
+        }
+        if others || acked {
+            return Ok(Rebased::OurClockIsSlow);
+        }
+        self.take_out(&doomed, &me)?;
+        let log = self.begin_log()?;
+        let mut moved: BTreeMap<(LogId, u64), Stamp> = BTreeMap::new();
+        let ops = doomed.len();
+        for Doomed { log_id, body, .. } in doomed {
+            let seq = body.seq;
+            let changes = self.anew(body.changes, &moved)?;
+            let written = self.author(changes)?.map_err(|error| {
+                JournalError::Damaged(format!("an op cannot be written anew: {error}"))
+            })?;
+            moved.insert((log_id, seq), written.stamp);
+        }
+        Ok(Rebased::Done { ops, log })
+    }
+
+    fn doomed(&self, bound: i64, dev: i64) -> Result<Vec<Doomed>> {
+        let mut query = self.db.prepare(
+            "SELECT o.arr, o.log, l.log_id, o.hash, o.body FROM ops o JOIN logs l USING (log)
+             WHERE o.hlc >= ?1 AND l.dev = ?2 ORDER BY o.hlc, o.arr",
+        )?;
+        let rows = query.query_map(params![bound, dev], |row| {
+            let body: Vec<u8> = row.get(4)?;
+            Ok((row.get(0)?, row.get(1)?, LogId(row.get(2)?), OpHash(row.get(3)?), body))
+        })?;
+        rows.map(|row| {
+            let (arr, log, log_id, hash, body) = row?;
+            Ok(Doomed { arr, log, log_id, hash, body: read_body(&body)? })
+        })
+        .collect()
+    }
+
+    /// Takes ops out with all that they hold, and their logs' clocks back to before them.
+    fn take_out(&mut self, doomed: &[Doomed], me: &NodeId) -> Result<()> {
+        // From the top of each log down, so that its clock goes back over one op after the other.
+        for op in doomed.iter().rev() {
+            self.take_out_cells(op)?;
+            self.take_out_events(op)?;
+            for (index, change) in op.body.changes.iter().enumerate() {
+                if !matches!(change, Change::Member(_)) {
+                    continue;
+                }
+                let gone = self.db.execute(
+                    "DELETE FROM members WHERE op = ?1 AND idx = ?2",
+                    params![op.arr, int(index as u64)],
+                )?;
+                if gone == 1 {
+                    self.digest.toggle(fact_digest(&op.hash, index));
+                    self.facts_changed();
+                    self.add_refs(op.arr, -1)?;
+                }
+            }
+            self.take_out_row(op)?;
+        }
+        // Not below anything that was ever admitted of others: it may be dropped by now, taken to be
+        // dominated by what is taken out here, and must be dominated by what is written anew.
+        self.hlc_max = self.hlc_max.min(Hlc::from_ms(self.now_ms.saturating_add(FUTURE_MS_MAX)));
+        tracing::warn!(device = %me.short(), ops = doomed.len(), "ops of a wrong clock are written anew");
+        Ok(())
+    }
+
+    fn take_out_row(&mut self, op: &Doomed) -> Result<()> {
+        let opaque = op.body.changes.contains(&Change::Unknown);
+        if opaque {
+            self.toggle_above(op.log, op.body.seq, &op.hash.0)?;
+        }
+        self.delete_op(op.arr)?;
+        let row = self.log(op.log)?;
+        if op.body.seq <= row.seq && !row.forked {
+            row.seq = op.body.seq - 1;
+            row.head = op.body.prev;
+        }
+        Ok(())
+    }
+
+    fn take_out_cells(&mut self, op: &Doomed) -> Result<()> {
+        let cells: Vec<(i64, i64, CellKey, Option<NodeId>, CellValue)> = {
+            let mut query = self.db.prepare_cached(
+                "SELECT c.hlc, c.log_id, c.seq, c.removed, c.value, c.model, c.scope, m.name, c.id,
+                     c.field, c.elem, d.id
+                 FROM cells c JOIN models m USING (model) LEFT JOIN devices d ON d.dev = c.scope
+                 WHERE c.op = ?1",
+            )?;
+            let rows = query.query_map([op.arr], |row| {
+                let owner = row.get::<_, Option<[u8; 32]>>(11)?.map(NodeId);
+                let record = Key { model: row.get(7)?, id: row.get(8)?, owned: owner.is_some() };
+                let key = CellKey { record, field: row.get(9)?, elem: row.get(10)? };
+                Ok((row.get(5)?, row.get(6)?, key, owner, row_cell(row, 0)?))
+            })?;
+            rows.collect::<rusqlite::Result<_>>()?
+        };
+        for (model, scope, key, owner, value) in cells {
+            let CellKey { record, field, elem } = &key;
+            self.db.execute(
+                "DELETE FROM cells
+                 WHERE model = ?1 AND scope = ?2 AND id = ?3 AND field = ?4 AND elem = ?5",
+                params![model, scope, record.id, field, elem],
+            )?;
+            let gone = cell_digest(&record.model, owner.as_ref(), &record.id, field, elem, &value);
+            self.digest.toggle(gone);
+            self.add_refs(op.arr, -1)?;
+            self.db.execute(
+                "UPDATE records SET alive = EXISTS (SELECT 1 FROM cells
+                     WHERE model = ?1 AND scope = ?2 AND id = ?3 AND field = '' AND elem = 'a')
+                 WHERE model = ?1 AND scope = ?2 AND id = ?3",
+                params![model, scope, record.id],
+            )?;
+        }
+        Ok(())
+    }
+
+    fn take_out_events(&mut self, op: &Doomed) -> Result<()> {
+        for (index, change) in op.body.changes.iter().enumerate() {
+            let Change::Event(event) = change else {
+                continue;
+            };
+            let gone = self.db.execute(
+                "DELETE FROM events WHERE stream = ?1 AND log = ?2 AND event_seq = ?3 AND arr = ?4
+                     AND idx = ?5",
+                params![event.stream, op.log, int(event.event_seq), op.arr, int(index as u64)],
+            )?;
+            if gone == 0 {
+                continue;
+            }
+            self.add_refs(op.arr, -1)?;
+            let share = crate::core::journal::cell::event_digest(&op.hash, index);
+            let counted: bool = self.db.query_row(
+                "SELECT NOT EXISTS (SELECT 1 FROM retention WHERE stream = ?1)",
+                [&event.stream],
+                |row| row.get(0),
+            )?;
+            if counted {
+                self.digest.toggle(share);
+            }
+            self.forget_event(op.log, event, share)?;
+        }
+        Ok(())
+    }
+
+    fn forget_event(&mut self, log: i64, event: &Event, share: Xor16) -> Result<()> {
+        let key = params![event.stream, log];
+        let digest: Option<[u8; 16]> = self
+            .db
+            .query_row("SELECT digest FROM streams WHERE stream = ?1 AND log = ?2", key, |row| {
+                row.get(0)
+            })
+            .optional()?;
+        let mut sum = Xor16(digest.unwrap_or_default());
+        sum.toggle(share);
+        self.db.execute(
+            "UPDATE streams SET digest = ?3 WHERE stream = ?1 AND log = ?2",
+            params![event.stream, log, sum.0],
+        )?;
+        Ok(())
+    }
+
+    /// The changes of an op as they are written now: removals that name an op written anew follow
+    /// it, and events go on from where the new log's streams are.
+    fn anew(
+        &mut self,
+        changes: Vec<Change>,
+        moved: &BTreeMap<(LogId, u64), Stamp>,
+    ) -> Result<Vec<Change>> {
+        let mut next: BTreeMap<String, u64> = BTreeMap::new();
+        let mut anew = Vec::with_capacity(changes.len());
+        for change in changes {
+            anew.push(match change {
+                Change::Put(mut put) => {
+                    for removal in &mut put.remove {
+                        let seen = (removal.observed.log, removal.observed.seq);
+                        if let Some(stamp) = moved.get(&seen) {
+                            removal.observed = *stamp;
+                        }
+                    }
+                    Change::Put(put)
+                }
+                Change::Event(mut event) => {
+                    event.event_seq = match next.get(&event.stream) {
+                        Some(seq) => *seq,
+                        None => self.next_event(&event.stream)?,
+                    };
+                    next.insert(event.stream.clone(), event.event_seq + 1);
+                    Change::Event(event)
+                }
+                other => other,
+            });
+        }
+        Ok(anew)
+    }
+}

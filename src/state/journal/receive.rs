@@ -1,0 +1,228 @@
+//! Taking in what peers send: ops, and claims about how far they are.
+//!
+//! R1  An op is admitted when it comes from a member, its author is somebody the group ever trusted,
+//!     it is not too far in the future and there is room. Only its signature was checked before.
+//! R2  What is refused leaves no trace, and is asked for again in a later session. Therefore no gap
+//!     is jumped in a session in which something was refused.
+//! R3  An op signed by this device for the log it writes, and not known here, proves that the end of
+//!     that log was forgotten (J3): another log is begun in the same transaction.
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::core::ids::{LogId, NodeId, OpHash};
+use crate::core::journal::message::ClockEntry;
+use crate::core::journal::op::{Change, MemberChange, group_id};
+use crate::core::limits::{AUTHOR_QUOTA_BYTES, LOGS_MAX, LOGS_PER_AUTHOR_MAX, MEMBER_FACTS_MAX};
+
+use super::apply::Applied;
+use super::schema::{int, row_u64};
+use super::tx::Tx;
+use super::verify::VerifiedOp;
+use super::{Journal, Received, Refused, RefusedWhy, Result};
+
+impl Journal {
+    /// T2: takes in a batch that came over a connection with `from`, at most
+    /// [`crate::core::limits::OPS_PER_FRAME_MAX`] ops. What is returned is durable.
+    pub fn receive(&mut self, from: &NodeId, ops: &[VerifiedOp], now_ms: u64) -> Result<Received> {
+        let mut tx = self.begin(now_ms)?;
+        let received = tx.receive(ops, |tx, _| Ok(tx.verdicts()?.member(from)))?;
+        tx.commit()?;
+        Ok(received)
+    }
+
+    /// Takes in a stranger's introduction: of its ops those that add devices and were written by
+    /// members, as far as we know. Whether the stranger is one now,
+    /// [`super::JournalReader::verdicts`] tells.
+    pub fn introduce(&mut self, intro: &[VerifiedOp], now_ms: u64) -> Result<Received> {
+        let mut tx = self.begin(now_ms)?;
+        let received = tx.receive(intro, |tx, op| {
+            let adds = |change: &Change| matches!(change, Change::Member(MemberChange::Add { .. }));
+            let trusted = tx.verdicts()?.member(&op.signed().log.author);
+            Ok(trusted && op.body().changes.iter().all(adds))
+        })?;
+        tx.commit()?;
+        Ok(received)
+    }
+
+    /// T3: takes over what a drained peer claims, up to ops we hold. Returns the logs whose clock
+    /// moved. Never after an op was refused in the session.
+    pub fn jump(&mut self, entries: &[ClockEntry]) -> Result<Vec<LogId>> {
+        let mut tx = self.begin(0)?;
+        let mut moved = Vec::new();
+        for entry in entries {
+            let Some(log) = tx.log_num(&entry.log)? else {
+                continue;
+            };
+            let from = tx.log(log)?.seq;
+            // A claim is worth what its author signed and we hold; a liar cannot push us beyond.
+            let Some((seq, head)) = tx.top_held(log, from, entry.seq)? else {
+                continue;
+            };
+            tx.advance(log, seq, head)?;
+            tx.absorb(log)?;
+            moved.push(entry.log);
+        }
+        tx.commit()?;
+        Ok(moved)
+    }
+
+    /// Notes how far a peer says it is. For pruning only.
+    pub fn ack(&mut self, peer: &NodeId, entries: &[ClockEntry]) -> Result<()> {
+        let mut tx = self.begin(0)?;
+        let dev = tx.device(peer)?;
+        for entry in entries {
+            let Some(log) = tx.log_num(&entry.log)? else {
+                continue;
+            };
+            tx.db
+                .prepare_cached(
+                    "INSERT INTO acks (dev, log, seq) VALUES (?1, ?2, ?3)
+                     ON CONFLICT DO UPDATE SET seq = excluded.seq",
+                )?
+                .execute(params![dev, log, int(entry.seq)])?;
+        }
+        tx.commit()
+    }
+
+    /// Allows an author that many bytes; `None` for the usual.
+    pub fn set_quota(&mut self, author: &NodeId, bytes: Option<u64>) -> Result<()> {
+        let mut tx = self.begin(0)?;
+        let dev = tx.device(author)?;
+        tx.db.execute(
+            "UPDATE devices SET quota_bytes = ?2 WHERE dev = ?1",
+            params![dev, bytes.map(int)],
+        )?;
+        tx.commit()
+    }
+}
+
+impl Tx<'_> {
+    /// Takes in ops, each if `welcome` says so at its turn or it is held already.
+    pub(super) fn receive(
+        &mut self,
+        ops: &[VerifiedOp],
+        welcome: impl Fn(&mut Self, &VerifiedOp) -> Result<bool>,
+    ) -> Result<Received> {
+        let mut received = Received::default();
+        let mut forgotten = false;
+        for op in ops {
+            let (log, author, seq) = (op.log(), op.signed().log.author, op.body().seq);
+            let known = self.log_num(&log)?;
+            let (held, was_forked, clock) = match known {
+                Some(num) => {
+                    let row = self.log(num)?;
+                    let (forked, clock) = (row.forked, row.seq);
+                    (self.hashes_at(num, seq)?, forked, clock)
+                }
+                None => (Vec::new(), false, 0),
+            };
+            if held.contains(&op.hash()) {
+                received.known += 1;
+                continue;
+            }
+            let ours = self.open_log == Some(log);
+            let why = match welcome(self, op)? {
+                true => self.why_refused(op, known)?,
+                false => Some(RefusedWhy::NotFromMember),
+            };
+            if let Some(why) = why {
+                forgotten |= ours && why != RefusedWhy::NotFromMember && seq > clock;
+                received.refused.push(Refused { log, author, seq, why });
+                continue;
+            }
+            match self.apply(op)? {
+                Applied::New(_) => {
+                    received.applied += 1;
+                    forgotten |= ours;
+                }
+                Applied::Known | Applied::Dead => received.known += 1,
+            }
+            let num = self.log_num(&log)?;
+            let is_forked = num.map(|num| self.log(num).map(|row| row.forked)).transpose()?;
+            if is_forked == Some(true) && !was_forked {
+                forgotten |= ours;
+                received.forked.push(log);
+            }
+        }
+        if forgotten {
+            let log = self.begin_log()?;
+            tracing::warn!(%log, "a peer knew ops of ours that we had forgotten: a new log is begun");
+            received.rotated = Some(log);
+        }
+        received.members_changed = self.members_changed;
+        Ok(received)
+    }
+
+    /// Why an op of a good signature, from a welcome source, is not taken.
+    fn why_refused(&mut self, op: &VerifiedOp, known: Option<i64>) -> Result<Option<RefusedWhy>> {
+        let group = self.group()?;
+        let author = op.signed().log.author;
+        if *op.group() != group {
+            return Ok(Some(RefusedWhy::OtherGroup));
+        }
+        let founds = op.body().changes.iter().any(|change| {
+            matches!(change, Change::Member(MemberChange::Genesis { nonce, .. })
+                if group_id(&author, nonce) == group)
+        });
+        if !founds && !self.verdicts()?.author_ok(&author) {
+            return Ok(Some(RefusedWhy::UnknownAuthor));
+        }
+        if let Some(until_ms) = op.body().hlc.held_back_until_ms(self.now_ms) {
+            return Ok(Some(RefusedWhy::Future { until_ms }));
+        }
+        let bytes = (op.signed().body.len() + op.signed().sig.len()) as u64;
+        let room = (known.is_some() || self.has_log_room(&author)?)
+            && self.has_facts_room(op)?
+            && self.has_room(&author, bytes)?;
+        Ok((!room).then_some(RefusedWhy::Quota))
+    }
+
+    fn has_log_room(&mut self, author: &NodeId) -> Result<bool> {
+        let dev = self.device(author)?;
+        let (all, own): (i64, i64) = self.db.query_row(
+            "SELECT (SELECT count(*) FROM logs), (SELECT count(*) FROM logs WHERE dev = ?1)",
+            [dev],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        Ok(all < int(LOGS_MAX as u64) && own < int(LOGS_PER_AUTHOR_MAX as u64))
+    }
+
+    fn has_facts_room(&self, op: &VerifiedOp) -> Result<bool> {
+        let is_fact = |change: &&Change| matches!(change, Change::Member(_));
+        let more = op.body().changes.iter().filter(is_fact).count();
+        if more == 0 {
+            return Ok(true);
+        }
+        let facts: i64 = self.db.query_row("SELECT count(*) FROM members", [], |row| row.get(0))?;
+        Ok(usize::try_from(facts).unwrap_or(usize::MAX) + more <= MEMBER_FACTS_MAX)
+    }
+
+    /// Whether an author has room for so many bytes, once its dead ops are dropped if need be.
+    pub(super) fn has_room(&mut self, author: &NodeId, bytes: u64) -> Result<bool> {
+        let dev = self.device(author)?;
+        let limit = self.quota(dev)?;
+        if self.device_bytes(dev)? + bytes <= limit {
+            return Ok(true);
+        }
+        self.drop_dead_of(dev)?;
+        Ok(self.device_bytes(dev)? + bytes <= limit)
+    }
+
+    pub(super) fn quota(&self, dev: i64) -> Result<u64> {
+        let mut query = self.db.prepare_cached("SELECT quota_bytes FROM devices WHERE dev = ?1")?;
+        let set: Option<i64> = query.query_row([dev], |row| row.get(0))?;
+        Ok(set.map_or(AUTHOR_QUOTA_BYTES, |bytes| u64::try_from(bytes).unwrap_or(0)))
+    }
+
+    /// The highest op held above `from` and up to `to`.
+    fn top_held(&self, log: i64, from: u64, to: u64) -> Result<Option<(u64, OpHash)>> {
+        let mut query = self.db.prepare_cached(
+            "SELECT seq, hash FROM ops WHERE log = ?1 AND seq > ?2 AND seq <= ?3
+             ORDER BY seq DESC, dup LIMIT 1",
+        )?;
+        let top = query.query_row(params![log, int(from), int(to)], |row| {
+            Ok((row_u64(row, 0)?, OpHash(row.get(1)?)))
+        });
+        Ok(top.optional()?)
+    }
+}

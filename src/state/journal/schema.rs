@@ -1,0 +1,251 @@
+//! The tables of `journal.db`.
+//!
+//! Devices and models are numbered to keep cells small; device 0 stands for the shared scope. An op
+//! is dead when `refs`, the number of cells, events and facts it holds, is 0 and it is not opaque.
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+
+use crate::core::ids::NodeId;
+
+use super::{JournalError, Result};
+
+const SCHEMA_VERSION: i64 = 1;
+const SCHEMA: &str = "
+CREATE TABLE meta (
+    k TEXT PRIMARY KEY,
+    v BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE devices (
+    dev INTEGER PRIMARY KEY,
+    id BLOB UNIQUE NOT NULL,
+    quota_bytes INTEGER
+) STRICT;
+CREATE TABLE models (
+    model INTEGER PRIMARY KEY,
+    name TEXT UNIQUE NOT NULL
+) STRICT;
+CREATE TABLE logs (
+    log INTEGER PRIMARY KEY,
+    log_id BLOB UNIQUE NOT NULL,
+    dev INTEGER NOT NULL REFERENCES devices,
+    nonce BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    head BLOB,
+    forked INTEGER NOT NULL,
+    above BLOB NOT NULL,
+    bytes INTEGER NOT NULL
+) STRICT;
+CREATE INDEX logs_of_device ON logs (dev);
+CREATE TABLE ops (
+    arr INTEGER PRIMARY KEY AUTOINCREMENT,
+    log INTEGER NOT NULL REFERENCES logs,
+    seq INTEGER NOT NULL,
+    dup INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    hlc INTEGER NOT NULL,
+    refs INTEGER NOT NULL,
+    opaque INTEGER NOT NULL,
+    recv_ms INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    sig BLOB NOT NULL,
+    UNIQUE (log, seq, dup)
+) STRICT;
+CREATE INDEX ops_dead ON ops (log, seq) WHERE refs = 0 AND opaque = 0;
+CREATE INDEX ops_opaque ON ops (arr) WHERE opaque = 1;
+CREATE TABLE cells (
+    model INTEGER NOT NULL REFERENCES models,
+    scope INTEGER NOT NULL,
+    id BLOB NOT NULL,
+    field TEXT NOT NULL,
+    elem TEXT NOT NULL,
+    hlc INTEGER NOT NULL,
+    log_id BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    removed INTEGER NOT NULL,
+    value BLOB NOT NULL,
+    op INTEGER NOT NULL,
+    PRIMARY KEY (model, scope, id, field, elem)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE records (
+    model INTEGER NOT NULL,
+    scope INTEGER NOT NULL,
+    id BLOB NOT NULL,
+    arr INTEGER NOT NULL,
+    alive INTEGER NOT NULL,
+    PRIMARY KEY (model, scope, id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX records_arr ON records (arr);
+CREATE TABLE events (
+    stream TEXT NOT NULL,
+    log INTEGER NOT NULL,
+    event_seq INTEGER NOT NULL,
+    arr INTEGER NOT NULL,
+    idx INTEGER NOT NULL,
+    hlc INTEGER NOT NULL,
+    type TEXT NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (stream, log, event_seq, arr, idx)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX events_arr ON events (stream, arr, idx);
+CREATE TABLE streams (
+    stream TEXT NOT NULL,
+    log INTEGER NOT NULL,
+    next INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    PRIMARY KEY (stream, log)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE retention (
+    stream TEXT PRIMARY KEY,
+    keep_days INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE TABLE members (
+    op INTEGER NOT NULL,
+    idx INTEGER NOT NULL,
+    by_dev INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    dev INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    keep BLOB NOT NULL,
+    PRIMARY KEY (op, idx)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE acks (
+    dev INTEGER NOT NULL,
+    log INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (dev, log)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE tokens (
+    key BLOB PRIMARY KEY,
+    created_ms INTEGER NOT NULL,
+    expires_ms INTEGER NOT NULL,
+    tries INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE shadows (
+    hash BLOB PRIMARY KEY,
+    base BLOB NOT NULL,
+    pending BLOB,
+    written BLOB,
+    version INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE cursors (
+    name TEXT PRIMARY KEY,
+    epoch BLOB NOT NULL,
+    arr INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
+/// Everything that belongs to a group, children before parents.
+pub(super) const GROUP_TABLES: [&str; 14] = [
+    "shadows",
+    "cursors",
+    "tokens",
+    "acks",
+    "members",
+    "retention",
+    "streams",
+    "events",
+    "records",
+    "cells",
+    "ops",
+    "logs",
+    "models",
+    "devices",
+];
+
+/// The keys of `meta`.
+pub(super) mod key {
+    /// The node ID of this device.
+    pub(in super::super) const DEVICE: &str = "device";
+    /// See [`super::super::DbIdent`].
+    pub(in super::super) const IDENT: &str = "db_ident";
+    /// Which kinds of changes were known when opaque ops were last looked at.
+    pub(in super::super) const KINDS: &str = "kinds";
+    /// The group's id; absent without a group.
+    pub(in super::super) const GROUP: &str = "group_id";
+    /// The id of the log this device writes.
+    pub(in super::super) const OPEN_LOG: &str = "open_log";
+    /// The digest of the state.
+    pub(in super::super) const DIGEST: &str = "digest";
+    /// The greatest time given or admitted, eight bytes big-endian.
+    pub(in super::super) const HLC_MAX: &str = "hlc_max";
+}
+
+/// Statements kept prepared: more than there are.
+const STATEMENTS: usize = 128;
+
+/// Milliseconds to wait for another connection's lock; only checkpoints and recovery take long.
+const BUSY_MS: u64 = 10_000;
+
+/// What both kinds of connection need.
+pub(super) fn configure(connection: &Connection) -> Result<()> {
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.busy_timeout(std::time::Duration::from_millis(BUSY_MS))?;
+    connection.pragma_update(None, "cache_size", -16_384)?;
+    Ok(())
+}
+
+/// Makes the tables in a new file and checks that an old one is this device's.
+///
+/// `synchronous = FULL`: a committed op may be at a peer at once, so it must not be forgotten.
+pub(super) fn prepare(connection: &mut Connection, device: &NodeId) -> Result<()> {
+    configure(connection)?;
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "fullfsync", "ON")?;
+    connection.pragma_update(None, "checkpoint_fullfsync", "ON")?;
+    connection.pragma_update(None, "foreign_keys", "ON")?;
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found: i64 = tx.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if found > SCHEMA_VERSION {
+        return Err(JournalError::Newer { found, known: SCHEMA_VERSION });
+    }
+    if found == 0 {
+        tx.execute_batch(SCHEMA)?;
+        tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        set_meta(&tx, key::DEVICE, &device.0)?;
+    }
+    let owner = meta(&tx, key::DEVICE)?.unwrap_or_default();
+    if owner != device.0 {
+        let owner = NodeId::from_slice(&owner).map_or_else(|| "?".into(), |id| id.short());
+        return Err(JournalError::OtherDevice(owner));
+    }
+    Ok(tx.commit()?)
+}
+
+pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>> {
+    Ok(connection
+        .prepare_cached("SELECT v FROM meta WHERE k = ?1")?
+        .query_row([key], |row| row.get(0))
+        .optional()?)
+}
+
+/// A value of `meta` that has exactly so many bytes.
+pub(super) fn meta_array<const N: usize>(
+    connection: &Connection,
+    key: &str,
+) -> Result<Option<[u8; N]>> {
+    let Some(bytes) = meta(connection, key)? else {
+        return Ok(None);
+    };
+    let damaged = || JournalError::Damaged(format!("{key} is not {N} bytes"));
+    bytes.try_into().map(Some).map_err(|_| damaged())
+}
+
+pub(super) fn set_meta(tx: &Transaction<'_>, key: &str, value: &[u8]) -> Result<()> {
+    tx.prepare_cached(
+        "INSERT INTO meta (k, v) VALUES (?1, ?2) ON CONFLICT (k) DO UPDATE SET v = excluded.v",
+    )?
+    .execute(params![key, value])?;
+    Ok(())
+}
+
+/// A number as databases keep it. All of ours are below 2^63.
+pub(super) fn int(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// A number of a row.
+pub(super) fn row_u64(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    row.get::<_, i64>(column).map(|value| u64::try_from(value).unwrap_or(0))
+}

@@ -1,0 +1,384 @@
+//! A transaction of the writer: the rows it has changed and not yet written, and the counts that
+//! are kept beside the ops.
+//!
+//! T1  Dropping it without [`Tx::commit`] leaves the database as it was, and nothing else remembers.
+//! T2  `refs` counts what an op holds, `above` sums the live ops that the clock does not cover, and
+//!     `bytes` what a log takes: all three move with the rows they are about.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+
+use crate::core::ids::{GroupId, LogId, NodeId, OpHash};
+use crate::core::journal::members::{Fact, FactKind, Verdicts};
+use crate::core::journal::message::Xor16;
+use crate::core::journal::op::LogInfo;
+use crate::core::journal::stamp::Hlc;
+use crate::state::identity::Identity;
+
+use super::schema::{int, key, meta_array, row_u64, set_meta};
+use super::{JournalError, Result};
+
+/// The random source of log and group nonces.
+#[derive(Debug)]
+pub(super) struct Nonces {
+    seed: [u8; 32],
+    drawn: u64,
+}
+
+/// See the head of this file.
+pub(super) struct Tx<'a> {
+    pub(super) db: Transaction<'a>,
+    pub(super) identity: &'a Identity,
+    nonces: &'a mut Nonces,
+    pub(super) now_ms: u64,
+    pub(super) group: Option<GroupId>,
+    /// The log this device writes.
+    pub(super) open_log: Option<LogId>,
+    pub(super) hlc_max: Hlc,
+    pub(super) digest: Xor16,
+    logs: BTreeMap<i64, LogRow>,
+    log_nums: BTreeMap<LogId, i64>,
+    devices: BTreeMap<NodeId, i64>,
+    models: BTreeMap<String, i64>,
+    device_bytes: BTreeMap<i64, u64>,
+    verdicts: Option<Verdicts>,
+    pub(super) members_changed: bool,
+}
+
+/// A row of `logs`.
+#[derive(Debug, Clone)]
+pub(super) struct LogRow {
+    pub(super) num: i64,
+    pub(super) id: LogId,
+    pub(super) dev: i64,
+    pub(super) seq: u64,
+    pub(super) head: Option<OpHash>,
+    pub(super) forked: bool,
+    pub(super) above: Xor16,
+    pub(super) bytes: u64,
+    dirty: bool,
+}
+
+impl Nonces {
+    pub(super) fn new(seed: [u8; 32]) -> Self {
+        Self { seed, drawn: 0 }
+    }
+
+    pub(super) fn draw(&mut self) -> [u8; 16] {
+        self.drawn += 1;
+        let long = blake3::keyed_hash(&self.seed, &self.drawn.to_be_bytes());
+        Xor16::of(long.as_bytes()).0
+    }
+}
+
+impl LogRow {
+    /// Whether a live op at that place is part of `above`.
+    pub(super) fn is_above(&self, seq: u64) -> bool {
+        self.forked || seq > self.seq
+    }
+}
+
+impl<'a> Tx<'a> {
+    pub(super) fn begin(
+        connection: &'a mut Connection,
+        identity: &'a Identity,
+        nonces: &'a mut Nonces,
+        now_ms: u64,
+    ) -> Result<Self> {
+        let db = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let hlc_max = meta_array(&db, key::HLC_MAX)?.map_or(0, u64::from_be_bytes);
+        Ok(Self {
+            group: meta_array(&db, key::GROUP)?.map(GroupId),
+            open_log: meta_array(&db, key::OPEN_LOG)?.map(LogId),
+            hlc_max: Hlc(hlc_max),
+            digest: meta_array(&db, key::DIGEST)?.map(Xor16).unwrap_or_default(),
+            db,
+            identity,
+            nonces,
+            now_ms,
+            logs: BTreeMap::new(),
+            log_nums: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            models: BTreeMap::new(),
+            device_bytes: BTreeMap::new(),
+            verdicts: None,
+            members_changed: false,
+        })
+    }
+
+    /// Writes what was held back and makes all of it durable.
+    pub(super) fn commit(self) -> Result<()> {
+        for log in self.logs.values().filter(|log| log.dirty) {
+            self.db
+                .prepare_cached(
+                    "UPDATE logs SET seq = ?2, head = ?3, forked = ?4, above = ?5, bytes = ?6
+                     WHERE log = ?1",
+                )?
+                .execute(params![
+                    log.num,
+                    int(log.seq),
+                    log.head.map(|head| head.0),
+                    log.forked,
+                    log.above.0,
+                    int(log.bytes)
+                ])?;
+        }
+        if let (Some(group), Some(open_log)) = (self.group, self.open_log) {
+            set_meta(&self.db, key::GROUP, &group.0)?;
+            set_meta(&self.db, key::OPEN_LOG, &open_log.0)?;
+            set_meta(&self.db, key::DIGEST, &self.digest.0)?;
+            set_meta(&self.db, key::HLC_MAX, &self.hlc_max.0.to_be_bytes())?;
+        }
+        Ok(self.db.commit()?)
+    }
+
+    pub(super) fn me(&self) -> NodeId {
+        self.identity.node_id
+    }
+
+    pub(super) fn group(&self) -> Result<GroupId> {
+        self.group.ok_or(JournalError::NoGroup)
+    }
+
+    // ---- logs --------------------------------------------------------------------------------
+
+    /// Begins a log of this device and writes to it from now on.
+    pub(super) fn begin_log(&mut self) -> Result<LogId> {
+        let group = self.group()?;
+        loop {
+            let info = LogInfo { author: self.me(), nonce: self.nonces.draw() };
+            let id = info.id(&group);
+            if self.log_num(&id)?.is_none() {
+                self.intern_log(&id, &info)?;
+                self.open_log = Some(id);
+                return Ok(id);
+            }
+        }
+    }
+
+    /// A nonce for a new group.
+    pub(super) fn draw_nonce(&mut self) -> [u8; 16] {
+        self.nonces.draw()
+    }
+
+    /// The number of a log that is known.
+    pub(super) fn log_num(&mut self, id: &LogId) -> Result<Option<i64>> {
+        if let Some(num) = self.log_nums.get(id) {
+            return Ok(Some(*num));
+        }
+        let num: Option<i64> = self
+            .db
+            .prepare_cached("SELECT log FROM logs WHERE log_id = ?1")?
+            .query_row([id.0], |row| row.get(0))
+            .optional()?;
+        if let Some(num) = num {
+            self.log_nums.insert(*id, num);
+        }
+        Ok(num)
+    }
+
+    /// The number of a log, which becomes known if it was not.
+    pub(super) fn intern_log(&mut self, id: &LogId, info: &LogInfo) -> Result<i64> {
+        if let Some(num) = self.log_num(id)? {
+            return Ok(num);
+        }
+        let dev = self.device(&info.author)?;
+        self.db
+            .prepare_cached(
+                "INSERT INTO logs (log_id, dev, nonce, seq, head, forked, above, bytes)
+                 VALUES (?1, ?2, ?3, 0, NULL, 0, ?4, 0)",
+            )?
+            .execute(params![id.0, dev, info.nonce, Xor16::default().0])?;
+        let num = self.db.last_insert_rowid();
+        self.log_nums.insert(*id, num);
+        Ok(num)
+    }
+
+    /// A log's row as this transaction has it.
+    pub(super) fn log(&mut self, num: i64) -> Result<&mut LogRow> {
+        if !self.logs.contains_key(&num) {
+            let row = self
+                .db
+                .prepare_cached(
+                    "SELECT log_id, dev, seq, head, forked, above, bytes FROM logs WHERE log = ?1",
+                )?
+                .query_row([num], |row| {
+                    Ok(LogRow {
+                        num,
+                        id: LogId(row.get(0)?),
+                        dev: row.get(1)?,
+                        seq: row_u64(row, 2)?,
+                        head: row.get::<_, Option<[u8; 32]>>(3)?.map(OpHash),
+                        forked: row.get(4)?,
+                        above: Xor16(row.get(5)?),
+                        bytes: row_u64(row, 6)?,
+                        dirty: false,
+                    })
+                })?;
+            self.logs.insert(num, row);
+        }
+        let row = self.logs.get_mut(&num).expect("it was just put there");
+        // Whoever asks for the row mutably may change it; an unneeded write is harmless.
+        row.dirty = true;
+        Ok(row)
+    }
+
+    /// Every known log's number.
+    pub(super) fn all_logs(&self) -> Result<Vec<i64>> {
+        let mut query = self.db.prepare_cached("SELECT log FROM logs ORDER BY log")?;
+        let rows = query.query_map([], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    // ---- counts ------------------------------------------------------------------------------
+
+    /// Adds to what an op holds, and follows it from dead to live and back.
+    pub(super) fn add_refs(&mut self, arr: i64, by: i64) -> Result<()> {
+        let (refs, opaque, log, seq, hash) = self
+            .db
+            .prepare_cached(
+                "UPDATE ops SET refs = refs + ?2 WHERE arr = ?1
+                 RETURNING refs, opaque, log, seq, hash",
+            )?
+            .query_row(params![arr, by], |row| {
+                Ok((
+                    row.get::<_, i64>(0)?,
+                    row.get::<_, bool>(1)?,
+                    row.get(2)?,
+                    row_u64(row, 3)?,
+                    row.get(4)?,
+                ))
+            })?;
+        let was_live = opaque || refs - by > 0;
+        if was_live != (opaque || refs > 0) {
+            self.toggle_above(log, seq, &hash)?;
+        }
+        Ok(())
+    }
+
+    /// Notes that an op at that place came to live or died.
+    pub(super) fn toggle_above(&mut self, log: i64, seq: u64, hash: &[u8; 32]) -> Result<()> {
+        let log = self.log(log)?;
+        if log.is_above(seq) {
+            log.above.toggle(Xor16::of(hash));
+        }
+        Ok(())
+    }
+
+    /// Takes an op that holds nothing out of the database.
+    pub(super) fn delete_op(&mut self, arr: i64) -> Result<()> {
+        let (log, bytes) = self
+            .db
+            .prepare_cached(
+                "DELETE FROM ops WHERE arr = ?1 RETURNING log, length(body) + length(sig)",
+            )?
+            .query_row([arr], |row| Ok((row.get(0)?, row_u64(row, 1)?)))?;
+        self.add_bytes(log, -int(bytes))
+    }
+
+    /// Adds to what a log takes.
+    pub(super) fn add_bytes(&mut self, log: i64, by: i64) -> Result<()> {
+        let row = self.log(log)?;
+        row.bytes = row.bytes.saturating_add_signed(by);
+        let dev = row.dev;
+        if let Some(bytes) = self.device_bytes.get_mut(&dev) {
+            *bytes = bytes.saturating_add_signed(by);
+        }
+        Ok(())
+    }
+
+    /// What all logs of a device take.
+    pub(super) fn device_bytes(&mut self, dev: i64) -> Result<u64> {
+        if let Some(bytes) = self.device_bytes.get(&dev) {
+            return Ok(*bytes);
+        }
+        let logs: Vec<i64> = {
+            let mut query = self.db.prepare_cached("SELECT log FROM logs WHERE dev = ?1")?;
+            let rows = query.query_map([dev], |row| row.get(0))?;
+            rows.collect::<rusqlite::Result<_>>()?
+        };
+        let mut bytes = 0;
+        for log in logs {
+            bytes += self.log(log)?.bytes;
+        }
+        self.device_bytes.insert(dev, bytes);
+        Ok(bytes)
+    }
+
+    // ---- names -------------------------------------------------------------------------------
+
+    /// A device's number, above 0.
+    pub(super) fn device(&mut self, id: &NodeId) -> Result<i64> {
+        if let Some(dev) = self.devices.get(id) {
+            return Ok(*dev);
+        }
+        self.db
+            .prepare_cached("INSERT INTO devices (id) VALUES (?1) ON CONFLICT DO NOTHING")?
+            .execute([id.0])?;
+        let dev = self
+            .db
+            .prepare_cached("SELECT dev FROM devices WHERE id = ?1")?
+            .query_row([id.0], |row| row.get(0))?;
+        self.devices.insert(*id, dev);
+        Ok(dev)
+    }
+
+    /// A model's number.
+    pub(super) fn model(&mut self, name: &str) -> Result<i64> {
+        if let Some(model) = self.models.get(name) {
+            return Ok(*model);
+        }
+        self.db
+            .prepare_cached("INSERT INTO models (name) VALUES (?1) ON CONFLICT DO NOTHING")?
+            .execute([name])?;
+        let model = self
+            .db
+            .prepare_cached("SELECT model FROM models WHERE name = ?1")?
+            .query_row([name], |row| row.get(0))?;
+        self.models.insert(name.to_owned(), model);
+        Ok(model)
+    }
+
+    // ---- verdicts ----------------------------------------------------------------------------
+
+    /// Who may author and who may connect, by the facts as this transaction has them.
+    pub(super) fn verdicts(&mut self) -> Result<&Verdicts> {
+        if self.verdicts.is_none() {
+            self.verdicts = Some(Verdicts::of(&facts(&self.db)?));
+        }
+        Ok(self.verdicts.as_ref().expect("it was just put there"))
+    }
+
+    pub(super) fn facts_changed(&mut self) {
+        self.verdicts = None;
+        self.members_changed = true;
+    }
+}
+
+/// The kinds of facts in `members`.
+pub(super) const GENESIS: i64 = 0;
+pub(super) const ADD: i64 = 1;
+pub(super) const REMOVE: i64 = 2;
+
+/// All facts about members.
+pub(super) fn facts(connection: &Connection) -> Result<Vec<Fact>> {
+    let mut query = connection.prepare_cached(
+        "SELECT b.id, m.kind, d.id, m.keep FROM members m
+         JOIN devices b ON b.dev = m.by_dev JOIN devices d ON d.dev = m.dev",
+    )?;
+    let rows = query.query_map([], |row| {
+        let device = NodeId(row.get(2)?);
+        let keep: Vec<u8> = row.get(3)?;
+        let what = match row.get::<_, i64>(1)? {
+            GENESIS => FactKind::Genesis,
+            ADD => FactKind::Add(device),
+            _ => FactKind::Remove(
+                device,
+                keep.chunks_exact(NodeId::LEN).filter_map(NodeId::from_slice).collect(),
+            ),
+        };
+        Ok(Fact { by: NodeId(row.get(0)?), what })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
