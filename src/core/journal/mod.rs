@@ -11,10 +11,12 @@
 //! | [`message`] | what two devices say to each other |
 //! | [`session`] | what is sent to a peer, what of its words is believed, and when |
 //! | [`asset`] | how an asset's metadata in the store and in the journal become one |
+//! | [`log`] | what devices tell of themselves: events, and the record of their state |
 
 pub mod asset;
 pub mod cell;
 pub mod draft;
+pub mod log;
 pub mod members;
 pub mod message;
 pub mod op;

@@ -1,0 +1,333 @@
+//! What devices tell of themselves in the journal: what happened on them, as events of one stream,
+//! and how they stand, as one record of their own.
+//!
+//! Data of events is JSON, for people and for readers of later versions: members are only added,
+//! and what a version does not know it shows as it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::ids::{Hash, NodeId};
+use crate::core::journal::draft::{DraftChange, DraftPut};
+use crate::core::journal::op::{Key, Value};
+
+/// The stream of [`LogEvent`]s.
+pub const DEVICE_STREAM: &str = "device";
+
+/// The model of [`DeviceState`]; its records are owned.
+pub const DEVICE_MODEL: &str = "device";
+
+/// The id of a device's [`DeviceState`]: the owner says whose it is.
+pub const DEVICE_ID: &[u8] = b"self";
+
+/// Something that happened on the device that writes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "data", rename_all = "kebab-case")]
+pub enum LogEvent {
+    /// An asset is in the store, and came from here.
+    AssetAdded {
+        /// Which.
+        hash: Hash,
+        /// Its size.
+        size_bytes: u64,
+    },
+    /// An asset is in the store, and came from another device.
+    AssetReceived {
+        /// Which.
+        hash: Hash,
+        /// Its size.
+        size_bytes: u64,
+        /// From whom, unless a crash took that knowledge.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<NodeId>,
+    },
+    /// The user put an asset into the trash.
+    AssetTrashed {
+        /// Which.
+        hash: Hash,
+    },
+    /// The user took an asset out of the trash.
+    AssetRestored {
+        /// Which.
+        hash: Hash,
+    },
+    /// The user changed an asset's description or tags.
+    AssetChanged {
+        /// Which.
+        hash: Hash,
+        /// The names of the fields changed.
+        fields: BTreeSet<String>,
+    },
+    /// A device was let into the group.
+    DevicePaired {
+        /// Which.
+        device: NodeId,
+        /// Its name.
+        name: String,
+    },
+    /// A device was put out of the group.
+    DeviceRemoved {
+        /// Which.
+        device: NodeId,
+        /// Its name.
+        name: String,
+    },
+    /// A connection with a device that was away.
+    DeviceConnected {
+        /// Which.
+        device: NodeId,
+        /// Its name.
+        name: String,
+    },
+    /// A device is gone, and did not come back soon.
+    DeviceLost {
+        /// Which.
+        device: NodeId,
+        /// Its name.
+        name: String,
+        /// Why, for people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// Something is not what it must be.
+    IntegrityAlarm {
+        /// What, for people.
+        what: String,
+        /// The asset concerned.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hash: Option<Hash>,
+        /// The device concerned.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<NodeId>,
+    },
+}
+
+/// The names of the types of [`LogEvent`]s, in the order of its variants.
+pub const EVENT_TYPES: [&str; 10] = [
+    "asset-added",
+    "asset-received",
+    "asset-trashed",
+    "asset-restored",
+    "asset-changed",
+    "device-paired",
+    "device-removed",
+    "device-connected",
+    "device-lost",
+    "integrity-alarm",
+];
+
+impl LogEvent {
+    /// Its type.
+    pub fn kind(&self) -> &'static str {
+        EVENT_TYPES[match self {
+            Self::AssetAdded { .. } => 0,
+            Self::AssetReceived { .. } => 1,
+            Self::AssetTrashed { .. } => 2,
+            Self::AssetRestored { .. } => 3,
+            Self::AssetChanged { .. } => 4,
+            Self::DevicePaired { .. } => 5,
+            Self::DeviceRemoved { .. } => 6,
+            Self::DeviceConnected { .. } => 7,
+            Self::DeviceLost { .. } => 8,
+            Self::IntegrityAlarm { .. } => 9,
+        }]
+    }
+
+    /// The asset it is about.
+    pub fn hash(&self) -> Option<&Hash> {
+        match self {
+            Self::AssetAdded { hash, .. }
+            | Self::AssetReceived { hash, .. }
+            | Self::AssetTrashed { hash }
+            | Self::AssetRestored { hash }
+            | Self::AssetChanged { hash, .. } => Some(hash),
+            Self::IntegrityAlarm { hash, .. } => hash.as_ref(),
+            Self::DevicePaired { .. }
+            | Self::DeviceRemoved { .. }
+            | Self::DeviceConnected { .. }
+            | Self::DeviceLost { .. } => None,
+        }
+    }
+
+    /// Its data: a JSON object.
+    pub fn data(&self) -> Vec<u8> {
+        let tagged = serde_json::to_value(self).unwrap_or_default();
+        tagged["data"].to_string().into_bytes()
+    }
+
+    /// The change that appends it.
+    pub fn to_change(&self) -> DraftChange {
+        let (stream, kind) = (DEVICE_STREAM.to_owned(), self.kind().to_owned());
+        DraftChange::Event { stream, kind, data: self.data() }
+    }
+
+    /// Reads an event of [`DEVICE_STREAM`]. `None`: of a later version, or not one of an agent.
+    pub fn parse(kind: &str, data: &[u8]) -> Option<Self> {
+        let data: serde_json::Value = serde_json::from_slice(data).ok()?;
+        serde_json::from_value(serde_json::json!({ "type": kind, "data": data })).ok()
+    }
+}
+
+/// How a device stands, as it says itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// Its name.
+    pub name: String,
+    /// Operating system and processor, such as `linux-x86_64`.
+    pub platform: String,
+    /// The agent's version.
+    pub version: String,
+    /// Assets in its store, trashed ones included.
+    pub store_assets: u64,
+    /// Their bytes.
+    pub store_bytes: u64,
+    /// Free bytes on the disk of its home; roughly, as small changes are not told.
+    pub free_bytes: Option<u64>,
+    /// When a connection with another device last began or ended, ms since the Unix epoch.
+    pub contact_ms: Option<u64>,
+    /// Where other devices can reach it.
+    pub addresses: BTreeSet<String>,
+}
+
+impl DeviceState {
+    /// The record it is kept in, of the device that writes it.
+    pub fn key() -> Key {
+        Key { model: DEVICE_MODEL.to_owned(), id: DEVICE_ID.to_vec(), owned: true }
+    }
+
+    /// The fields of its record.
+    pub fn fields(&self) -> BTreeMap<String, Option<Value>> {
+        let text = |text: &str| Some(Value::Text(text.to_owned()));
+        // Records keep signed numbers; none of these comes near the bound.
+        let int = |n: u64| Some(Value::Int(i64::try_from(n).unwrap_or(i64::MAX)));
+        let addresses: Vec<&str> = self.addresses.iter().map(String::as_str).collect();
+        let fields = [
+            ("name", text(&self.name)),
+            ("platform", text(&self.platform)),
+            ("version", text(&self.version)),
+            ("store_assets", int(self.store_assets)),
+            ("store_bytes", int(self.store_bytes)),
+            ("free_bytes", self.free_bytes.and_then(int)),
+            ("contact_ms", self.contact_ms.and_then(int)),
+            // One field rather than a set: a set remembers all that was ever taken out of it.
+            ("addresses", text(&addresses.join("\n"))),
+        ];
+        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Reads a record's fields; what is missing or of another kind is left empty.
+    pub fn from_fields(fields: &BTreeMap<String, Option<Value>>) -> Self {
+        let text = |name: &str| match fields.get(name) {
+            Some(Some(Value::Text(text))) => text.clone(),
+            _ => String::new(),
+        };
+        let int = |name: &str| match fields.get(name) {
+            Some(Some(Value::Int(n))) => u64::try_from(*n).ok(),
+            _ => None,
+        };
+        Self {
+            name: text("name"),
+            platform: text("platform"),
+            version: text("version"),
+            store_assets: int("store_assets").unwrap_or_default(),
+            store_bytes: int("store_bytes").unwrap_or_default(),
+            free_bytes: int("free_bytes"),
+            contact_ms: int("contact_ms"),
+            addresses: text("addresses").lines().map(str::to_owned).collect(),
+        }
+    }
+
+    /// The write that turns a record with the fields `before` into this; `None` when it is this.
+    pub fn put_over(&self, before: Option<&BTreeMap<String, Option<Value>>>) -> Option<DraftPut> {
+        let mut set = self.fields();
+        if let Some(before) = before {
+            set.retain(|name, value| before.get(name) != Some(value));
+        }
+        if before.is_some() && set.is_empty() {
+            return None;
+        }
+        Some(DraftPut {
+            key: Self::key(),
+            create: before.is_none(),
+            set,
+            add: BTreeSet::new(),
+            remove: BTreeSet::new(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const HASH: Hash = Hash([0xab; 32]);
+    const DEVICE: NodeId = NodeId([0xcd; 32]);
+
+    fn events() -> [LogEvent; 10] {
+        let (hash, device, name) = (HASH, DEVICE, "desk".to_owned());
+        [
+            LogEvent::AssetAdded { hash, size_bytes: 1 << 40 },
+            LogEvent::AssetReceived { hash, size_bytes: 0, from: Some(device) },
+            LogEvent::AssetTrashed { hash },
+            LogEvent::AssetRestored { hash },
+            LogEvent::AssetChanged { hash, fields: BTreeSet::from(["tags".to_owned()]) },
+            LogEvent::DevicePaired { device, name: name.clone() },
+            LogEvent::DeviceRemoved { device, name: name.clone() },
+            LogEvent::DeviceConnected { device, name: name.clone() },
+            LogEvent::DeviceLost { device, name, reason: Some("timed out".into()) },
+            LogEvent::IntegrityAlarm { what: "bad".into(), hash: Some(hash), device: None },
+        ]
+    }
+
+    #[test]
+    fn events_come_back_from_their_type_and_data() {
+        for (event, kind) in events().iter().zip(EVENT_TYPES) {
+            assert_eq!(event.kind(), kind);
+            assert_eq!(LogEvent::parse(kind, &event.data()).as_ref(), Some(event));
+        }
+        let received = LogEvent::AssetReceived { hash: HASH, size_bytes: 5, from: None };
+        let expected = format!(r#"{{"hash":"{HASH}","size_bytes":5}}"#);
+        assert_eq!(String::from_utf8(received.data()).unwrap(), expected);
+    }
+
+    #[test]
+    fn events_of_later_versions_and_of_others_are_none_or_read_as_far_as_known() {
+        let later = format!(r#"{{"hash":"{HASH}","why":"space"}}"#);
+        let read = LogEvent::parse("asset-trashed", later.as_bytes());
+        assert_eq!(read, Some(LogEvent::AssetTrashed { hash: HASH }));
+        for (kind, data) in [
+            ("asset-eaten", later.as_bytes()),
+            ("asset-trashed", b"{}"),
+            ("asset-trashed", br#"{"hash":"12"}"#),
+            ("asset-trashed", b"\xff"),
+            ("", b""),
+        ] {
+            assert_eq!(LogEvent::parse(kind, data), None, "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_state_comes_back_from_its_record_and_only_changes_are_written() {
+        let state = DeviceState {
+            name: "desk".into(),
+            platform: "linux-x86_64".into(),
+            version: "1".into(),
+            store_assets: 3,
+            store_bytes: 4,
+            free_bytes: Some(5),
+            contact_ms: None,
+            addresses: BTreeSet::from(["a:1".to_owned(), "b:2".to_owned()]),
+        };
+        let fields = state.fields();
+        assert_eq!(DeviceState::from_fields(&fields), state);
+        assert_eq!(DeviceState::from_fields(&BTreeMap::new()), DeviceState::default());
+        assert!(state.put_over(None).unwrap().create);
+        assert_eq!(state.put_over(Some(&fields)), None);
+        let renamed = DeviceState { name: "lap".into(), ..state };
+        let put = renamed.put_over(Some(&fields)).unwrap();
+        assert!(!put.create && put.set.keys().eq(["name"]));
+    }
+}
