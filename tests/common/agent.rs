@@ -1,6 +1,7 @@
 //! A real `can-sync up` in a home of its own, for tests of the program.
 
-#![allow(unreachable_pub)]
+// Each test program uses a part of it.
+#![allow(unreachable_pub, dead_code)]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
