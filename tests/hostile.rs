@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use can_sync::core::close::CloseCode;
-use can_sync::core::ids::{HashAlgorithm, NodeId};
+use can_sync::core::ids::{Hash, HashAlgorithm, NodeId};
 use can_sync::core::joining::PairAccept;
 use can_sync::net::frame::FrameReader;
 use can_sync::net::pairing::{Joiner, join};
@@ -251,10 +251,8 @@ async fn whatever_a_member_says_on_the_control_stream_it_gets_the_right_code() {
 async fn whatever_a_member_sends_in_a_batch_nothing_wrong_is_stored() {
     let (victim, honest) = victim_and_honest().await;
     let member = Member::join(&victim).await;
-    let good = content(1 << 40, 1000);
-    let named = digest(HashAlgorithm::Blake3, &good);
-    let entry = |size_bytes: u64| peer::OfferEntry {
-        hash: Bytes::copy_from_slice(named.hash.as_bytes()),
+    let entry = |hash: Hash, size_bytes: u64| peer::OfferEntry {
+        hash: Bytes::copy_from_slice(hash.as_bytes()),
         size_bytes,
         inline: true,
     };
@@ -267,21 +265,38 @@ async fn whatever_a_member_sends_in_a_batch_nothing_wrong_is_stored() {
     };
     let done = frame(Kind::Done, b"");
     let wrong = content(1 << 41, 1000);
-    let cases: [(&str, Vec<u8>); 9] = [
-        ("wrong bytes", [offer(vec![entry(1000)]), contents(0, &wrong), done.clone()].concat()),
-        ("one byte less", [offer(vec![entry(999)]), contents(0, &good), done.clone()].concat()),
-        ("one byte more", [offer(vec![entry(1001)]), contents(0, &good), done.clone()].concat()),
-        ("what was not offered", [offer(vec![entry(1000)]), contents(1, &good)].concat()),
-        ("no offer", contents(0, &good)),
-        ("the same hash twice", offer(vec![entry(1000), entry(1000)])),
-        ("nothing of what is inline", [offer(vec![entry(1000)]), done.clone()].concat()),
-        (
-            "more after the end",
-            [offer(vec![entry(1000)]), contents(0, &wrong), done.clone(), done.clone()].concat(),
-        ),
-        ("an impossible size", offer(vec![peer::OfferEntry { inline: false, ..entry(u64::MAX) }])),
+    // Each of an asset of its own: nobody is asked twice for what came from them damaged.
+    type Case<'a> = (&'a str, &'a dyn Fn(&Bytes, &dyn Fn(u64) -> peer::OfferEntry) -> Vec<u8>);
+    let cases: [Case<'_>; 9] = [
+        ("wrong bytes", &|_, entry| {
+            [offer(vec![entry(1000)]), contents(0, &wrong), done.clone()].concat()
+        }),
+        ("one byte less", &|good, entry| {
+            [offer(vec![entry(999)]), contents(0, good), done.clone()].concat()
+        }),
+        ("one byte more", &|good, entry| {
+            [offer(vec![entry(1001)]), contents(0, good), done.clone()].concat()
+        }),
+        ("what was not offered", &|good, entry| {
+            [offer(vec![entry(1000)]), contents(1, good)].concat()
+        }),
+        ("no offer", &|good, _| contents(0, good)),
+        ("the same hash twice", &|_, entry| offer(vec![entry(1000), entry(1000)])),
+        ("nothing of what is inline", &|_, entry| {
+            [offer(vec![entry(1000)]), done.clone()].concat()
+        }),
+        ("more after the end", &|_, entry| {
+            let twice = [done.clone(), done.clone()].concat();
+            [offer(vec![entry(1000)]), contents(0, &wrong), twice].concat()
+        }),
+        ("an impossible size", &|_, entry| {
+            offer(vec![peer::OfferEntry { inline: false, ..entry(u64::MAX) }])
+        }),
     ];
-    for (why, bytes) in cases {
+    for (number, (why, stream)) in cases.into_iter().enumerate() {
+        let good = content((1 << 40) + number as u64, 1000);
+        let named = digest(HashAlgorithm::Blake3, &good);
+        let bytes = stream(&good, &|size_bytes| entry(named.hash, size_bytes));
         let control = member.greet().await;
         let (mut send, mut recv) = control.connection.open_stream(0).await.unwrap();
         let _ = send.write_all(&bytes).await;
@@ -291,13 +306,14 @@ async fn whatever_a_member_sends_in_a_batch_nothing_wrong_is_stored() {
         assert!(!victim.hashes().await.contains(&named.hash), "{why}");
     }
 
-    // An honest batch after all of that is taken, once the asset is asked for again.
+    // An honest batch after all of that is taken.
     let other = content(1 << 42, 1000);
     let hash = HashAlgorithm::Blake3.hash(&other);
-    let entry = peer::OfferEntry { hash: Bytes::copy_from_slice(hash.as_bytes()), ..entry(1000) };
     let control = member.greet().await;
     let (mut send, recv) = control.connection.open_stream(0).await.unwrap();
-    send.write_all(&[offer(vec![entry]), contents(0, &other), done].concat()).await.unwrap();
+    send.write_all(&[offer(vec![entry(hash, 1000)]), contents(0, &other), done].concat())
+        .await
+        .unwrap();
     send.shutdown().await.unwrap();
     let mut reader = FrameReader::new(recv, Some(SOON));
     let ack = reader.read().await.unwrap().unwrap();
