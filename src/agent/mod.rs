@@ -139,6 +139,7 @@ impl Agent {
             node_id: identity.node_id,
             net,
             store: store.clone(),
+            embedded: embedded.clone(),
             store_location,
             group: Arc::new(group),
             ctx: transfer::Context { store, index, partials, algorithm, scratch_folder },
