@@ -212,8 +212,6 @@ pub(super) struct Intake<'a> {
     writing: Option<(usize, JoinHandle<Written>)>,
     commits: JoinSet<Committed>,
     puts_in_flight: usize,
-    /// What the large assets of this transfer will take when they are whole.
-    reserved_bytes: u64,
     discarded_bytes: u64,
     /// The first thing the peer did wrong that did not end the stream.
     fault: Option<TransferError>,
@@ -231,7 +229,6 @@ impl<'a> Intake<'a> {
             writing: None,
             commits: JoinSet::new(),
             puts_in_flight: 0,
-            reserved_bytes: 0,
             discarded_bytes: 0,
             fault: None,
         }
@@ -399,14 +396,16 @@ impl<'a> Intake<'a> {
             Ok(_) => {}
             Err(e) => return refuse(Outcome::Later(e.to_string())),
         }
-        let reserved_bytes = self.reserved_bytes + size_bytes;
-        if let Err(e) = self.ctx.store.check_space(reserved_bytes).await {
-            return refuse(Outcome::Later(e.to_string()));
-        }
         let (partials, algorithm) = (self.ctx.partials.clone(), self.ctx.algorithm);
         match blocking(move || partials.start(digest, algorithm)).await? {
             Ok(partial) => {
-                self.reserved_bytes = reserved_bytes;
+                if let Err(reason) = self.check_space(&partial).await? {
+                    if partial.verified_prefix_bytes() == 0 {
+                        let discarded = blocking(move || partial.discard()).await?;
+                        discarded.map_err(|e| TransferError::Local(with_causes(e)))?;
+                    }
+                    return refuse(Outcome::Later(reason));
+                }
                 let next_bytes = partial.verified_prefix_bytes();
                 let partial = Some(Box::new(partial));
                 Ok(Slot::expecting(digest, Expects::Pieces { next_bytes, partial }))
@@ -415,6 +414,18 @@ impl<'a> Intake<'a> {
             Err(OpenError::InUse(_) | OpenError::TooMany) => refuse(Outcome::Interrupted),
             Err(e) => refuse(Outcome::Later(with_causes(e))),
         }
+    }
+
+    /// Whether there is room for the rest of it beside all that is under way: where partial assets
+    /// are collected, and in the store.
+    async fn check_space(&self, partial: &Partial) -> Result<Result<(), String>, TransferError> {
+        let needed_bytes = partial.space_needed_bytes();
+        let partials = self.ctx.partials.clone();
+        if let Err(e) = blocking(move || partials.check_space(needed_bytes)).await? {
+            return Ok(Err(with_causes(e)));
+        }
+        let checked = self.ctx.store.check_space(needed_bytes).await;
+        Ok(checked.map_err(|e| e.to_string()))
     }
 
     // --- what arrives ---------------------------------------------------------------------------
