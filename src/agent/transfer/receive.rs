@@ -170,8 +170,9 @@ impl Slot {
             Some(Outcome::Stored) => Verdict::Stored,
             Some(Outcome::AlreadyHeld) => Verdict::AlreadyHeld,
             Some(Outcome::Elsewhere) => Verdict::Elsewhere,
-            Some(Outcome::Later(reason)) => Verdict::Later(reason.clone()),
-            Some(Outcome::Refused(reason)) => Verdict::Refused(reason.clone()),
+            // Why is for this device alone: the reason may name its folders.
+            Some(Outcome::Later(_)) => Verdict::Later("the device cannot store it now".into()),
+            Some(Outcome::Refused(_)) => Verdict::Refused("the device does not take it".into()),
             Some(Outcome::Unavailable | Outcome::Damaged) => {
                 Verdict::Later("the sender could not go on with it".into())
             }
@@ -245,11 +246,24 @@ impl<'a> Intake<'a> {
                 Err(if e.is_violation() { e } else { fault.unwrap_or(e) })
             }
         };
+        self.log_failures();
         let received = std::mem::take(&mut self.slots).into_iter().map(|slot| Received {
             digest: slot.digest,
             outcome: slot.outcome.unwrap_or(Outcome::Interrupted),
         });
         Receipt { received: received.collect(), end }
+    }
+
+    /// Names the first asset that was not taken: the others have the same reason, as a rule.
+    fn log_failures(&self) {
+        let mut failed = self.slots.iter().filter_map(|slot| match &slot.outcome {
+            Some(Outcome::Later(reason) | Outcome::Refused(reason)) => Some((slot.digest, reason)),
+            _ => None,
+        });
+        if let Some((digest, reason)) = failed.next() {
+            let others = failed.count();
+            tracing::info!(hash = digest.hash.short(), reason, others, "assets were not taken");
+        }
     }
 
     /// The verdict on every asset of the transfer, in order.
