@@ -91,7 +91,6 @@ pub struct Agent {
 
 /// What stands on disk, opened.
 struct Opened {
-    identity: Identity,
     group: Group,
     index: Index,
     partials: Partials,
@@ -107,8 +106,10 @@ impl Agent {
         let partials_dir = home.partials_dir();
         let scratch_folder = partials_dir.clone();
         let store_dir = home.store_dir();
-        let opened = open(&home, lock)?;
-        let Opened { identity, group, index, partials } = opened;
+        let identity = Identity::load_or_create(&home, lock)?;
+        let node_id = identity.node_id;
+        let opening = tokio::task::spawn_blocking(move || open(&home, node_id));
+        let Opened { group, index, partials } = opening.await??;
         let (store, embedded, store_location, staging_dir) = match store {
             StoreChoice::Embedded => {
                 let embedded = tokio::task::spawn_blocking(move || {
@@ -205,12 +206,11 @@ impl Agent {
     }
 }
 
-fn open(home: &Home, lock: &Lock) -> Result<Opened> {
-    let identity = Identity::load_or_create(home, lock)?;
+fn open(home: &Home, node_id: NodeId) -> Result<Opened> {
     let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let group = Group::open(&home.state_db_path(), identity.node_id, &host_name, wall_ms_signed())?;
+    let group = Group::open(&home.state_db_path(), node_id, &host_name, wall_ms_signed())?;
     let index = Index::open(&home.index_db_path())?;
     let partials = Partials::open(&home.partials_dir(), wall_now())
         .with_context(|| format!("opening {}", home.partials_dir().display()))?;
-    Ok(Opened { identity, group, index, partials })
+    Ok(Opened { group, index, partials })
 }
