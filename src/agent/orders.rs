@@ -226,10 +226,10 @@ fn remove(this: &mut Loop, who: String, reply: Reply<RemoveReply>) {
                 Ok(RemoveReply { node_id: member.node_id.to_string(), name: member.name })
             }
             Ok(Err(error)) => Err(match error {
-                LookupError::Unknown(_) => RequestError::Unknown(error.to_string()),
-                LookupError::Ambiguous { .. } | LookupError::Ourselves => {
-                    RequestError::Invalid(error.to_string())
+                LookupError::Unknown(_) | LookupError::Ambiguous { .. } => {
+                    RequestError::Unknown(error.to_string())
                 }
+                LookupError::Ourselves => RequestError::Invalid(error.to_string()),
                 LookupError::Database(error) => internal("removing the device", &error),
             }),
             Err(error) => Err(internal("removing the device", &error)),
