@@ -273,10 +273,13 @@ async fn a_removed_device_is_cut_off_by_all() {
     })
     .await;
 
+    until("c knows", &[&c], async || c.status().device.removed).await;
+
     // It dials anew after a restart, and all refuse it.
     let secret = c.add([33]).await;
     c.down().await;
     c.up().await;
+    assert!(c.status().device.removed, "it has not forgotten");
     until("c is refused by all", &[&c], async || {
         let peers = c.status().peers;
         peers.len() == 2

@@ -132,7 +132,8 @@ async fn redeem_ticket(
     if others > 0 {
         return Err(RequestError::Refused(format!(
             "this device is already in a group with {others} other device(s); a device is in one \
-             group at a time: make the ticket on a device of this group, or remove the others first"
+             group at a time: make the ticket on a device of this group and pair the new one, or \
+             start over here as a new device (see the README)"
         )));
     }
     let own = Joiner { device_name: name, addresses: net.addresses(), hash_algorithm: algorithm };
@@ -305,7 +306,27 @@ pub(super) fn merge(this: &mut Loop, peer: NodeId, members: Members) {
                 }
                 facts.blocking_send(Fact::GroupChanged);
             }
-            Err(error) => tracing::error!("writing the group: {error:#}"),
+            Err(error) => {
+                on_write_error(&facts, &error);
+                tracing::warn!("writing the group: {error:#}");
+            }
+        }
+    });
+}
+
+/// A member closed a connection because the group, `of`, has removed this device.
+pub(super) fn note_own_removal(this: &mut Loop, of: GroupId, by: NodeId) {
+    let (group, facts) = (this.parts.group.clone(), this.facts.clone());
+    this.spawn_blocking("note own removal", move || {
+        match group.we_were_removed(&of, wall_ms_signed()) {
+            Ok(()) => {
+                tracing::warn!(by = %by.short(), "this device was removed from its group");
+                facts.blocking_send(Fact::GroupChanged);
+            }
+            Err(error) => {
+                on_write_error(&facts, &error);
+                tracing::warn!("writing the group: {error:#}");
+            }
         }
     });
 }

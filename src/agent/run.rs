@@ -492,6 +492,10 @@ impl Loop {
     fn on_ended(&mut self, conn: ConnId, ended: Ended) {
         let Some(live) = self.live.remove(&conn) else { return };
         tracing::info!(peer = %live.connection.peer().short(), reason = ended.text, "disconnected");
+        if ended.by_peer && ended.code == Some(CloseCode::Removed) && !self.engine.is_removed() {
+            let group_id = self.engine.identity().group_id;
+            orders::note_own_removal(self, group_id, live.connection.peer());
+        }
         let violation = ended.code.is_some_and(|code| match code {
             CloseCode::NotMember
             | CloseCode::Removed

@@ -120,7 +120,8 @@ async fn settle(
 /// [`Exit::NotInSync`] when waiting cannot help, [`Exit::Unknown`] when `peer` is not one device.
 fn is_settled(status: &Status, peer: Option<&str>) -> Result<bool, Failure> {
     if status.device.removed {
-        let message = "this device was removed from its group: pair it anew to sync again";
+        let message = "this device was removed from its group and syncs with nobody: start over as a \
+                       new device (see the README)";
         return Err(Failure::new(Exit::NotInSync, message));
     }
     if let Some(name) = peer {
@@ -168,7 +169,9 @@ fn picture(status: &Status) -> String {
         format!("store   {}", store_text(status)),
     ];
     if device.removed {
-        lines.push("        removed from its group: pair it anew to sync again".into());
+        lines.push(
+            "        removed from its group: start over as a new device (see the README)".into(),
+        );
     }
     lines.extend(device.warnings.iter().map(|warning| format!("warning {}", shown(warning))));
     if status.peers.is_empty() {

@@ -111,7 +111,10 @@ pub enum RedeemError {
 #[derive(Debug, Error)]
 pub enum JoinError {
     /// Its own group would be torn apart.
-    #[error("this device is already in a group with {n} other device(s): leave it first")]
+    #[error(
+        "this device is already in a group with {n} other device(s): make the ticket there, or \
+         start over as a new device (see the README)"
+    )]
     AlreadyInGroup {
         /// How many others.
         n: usize,
@@ -142,7 +145,10 @@ pub enum LookupError {
         candidates: Vec<String>,
     },
     /// The device itself was named where another is needed.
-    #[error("that is this device itself: to part from the group, let it leave")]
+    #[error(
+        "that is this device itself: remove it on another one, or start over here as a new device \
+         (see the README)"
+    )]
     Ourselves,
     /// The disk failed.
     #[error("reading the group's state")]
