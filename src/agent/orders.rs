@@ -169,19 +169,22 @@ pub(super) fn host(this: &mut Loop, connection: Connection) {
     let algorithm = this.parts.ctx.algorithm;
     let (node_id, joiner) = (this.parts.node_id, connection.peer());
     this.spawn("pairing", async move {
+        let told = facts.clone();
         let redeem = |request: PairRequest| async move {
-            let redeemed = spawn_blocking(move || redeem(&group, algorithm, &request)).await;
-            redeemed.unwrap_or(Err(CloseCode::Internal))
-        };
-        let hosted = pairing::host(connection, redeem).await;
-        match hosted {
-            Ok(()) => {
+            let redeemed = spawn_blocking(move || {
+                let accept = redeem(&group, algorithm, &request, &told)?;
+                // Before the joiner can do anything more: whether it confirms is up to it.
                 let code = short_code(node_id, joiner);
-                tracing::info!(peer = %joiner.short(), code, "a device joined the group");
-            }
-            Err(error) => tracing::info!(peer = %joiner.short(), %error, "pairing failed"),
+                let device = request.device_name;
+                tracing::warn!(peer = %joiner.short(), device, code, "a device joined the group");
+                told.blocking_send(Fact::GroupChanged);
+                Ok(accept)
+            });
+            redeemed.await.unwrap_or(Err(CloseCode::Internal))
+        };
+        if let Err(error) = pairing::host(connection, redeem).await {
+            tracing::info!(peer = %joiner.short(), %error, "pairing did not end well");
         }
-        facts.send(Fact::GroupChanged).await;
     });
 }
 
