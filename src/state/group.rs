@@ -3,8 +3,8 @@
 //! G1  A ticket admits one device, once: it is deleted in the transaction that adds the member.
 //! G2  Members and removals only grow, and a removal outweighs any addition; so devices that have
 //!     heard the same facts, in whatever order and how often, agree.
-//! G3  What is returned is durable. An error from the disk leaves the state before the call; the
-//!     caller stops the agent, for a failed fsync must not be tried again.
+//! G3  What is returned is durable. An error of a write leaves the state before the call; unless it
+//!     [passes](is_passing), the caller stops the agent: a failed fsync must not be tried again.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -153,6 +153,13 @@ pub enum LookupError {
     /// The disk failed.
     #[error("reading the group's state")]
     Database(#[from] rusqlite::Error),
+}
+
+/// Whether the same write may succeed later: the disk is full, or another program has the database.
+/// After any other error only a restart tells what is on the disk.
+pub fn is_passing(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
+    matches!(error.sqlite_error_code(), Some(DiskFull | DatabaseBusy | DatabaseLocked))
 }
 
 impl Changes {
