@@ -87,7 +87,10 @@ pub(super) async fn run(
         _ = connection.closed() => None,
         ended = work => ended.err(),
     };
-    if let Some(fault) = fault {
+    // A stream that was lost because the connection ended is no fault of its own.
+    if let Some(fault) = fault
+        && connection.ended().is_none()
+    {
         tracing::warn!(peer = %connection.peer().short(), code = %fault.code, detail = fault.detail, "closing");
         connection.close(fault.code, &fault.detail);
     }
@@ -104,7 +107,7 @@ async fn read(
         let frame = match reader.read().await {
             Ok(Some(frame)) => frame,
             Ok(None) => return Err(fault(CloseCode::Protocol, "the control stream ended")),
-            Err(error) => return frame_fault(error),
+            Err(error) => return Err(frame_fault(error)),
         };
         tracing::trace!(kind = ?frame.kind, bytes = frame.payload.len(), "control frame");
         let message = decode_message(frame.kind, frame.payload).map_err(wire_fault)?;
@@ -122,12 +125,12 @@ async fn write(
             if let Order::Send(message) = order
                 && let Err(error) = write_message(writer, &message).await
             {
-                return frame_fault(error);
+                return Err(frame_fault(error));
             }
             next = orders.try_recv().ok();
         }
         if let Err(error) = writer.flush().await {
-            return frame_fault(error);
+            return Err(frame_fault(error));
         }
     }
     std::future::pending().await
@@ -166,13 +169,13 @@ async fn run_plain(
                 Ok(())
             }
             Ok(None) => Err(fault(CloseCode::Protocol, "the stream ended before Hello")),
-            Err(error) => frame_fault(error),
+            Err(error) => Err(frame_fault(error)),
         }
     };
     let (said, heard) = tokio::join!(hello, greeting);
     heard?;
     if let Err(error) = said {
-        return frame_fault(error);
+        return Err(frame_fault(error));
     }
     match plain::run_plain(ctx, reader, writer, counters).await {
         Ok(report) => {
@@ -180,7 +183,11 @@ async fn run_plain(
             Ok(())
         }
         Err(error) if error.is_violation() => Err(fault(CloseCode::Protocol, &error.to_string())),
-        Err(error) => Err(fault(CloseCode::Internal, &error.to_string())),
+        Err(error) => {
+            // The reason may name folders of this device.
+            tracing::warn!(%error, "the exchange with a peer broke off");
+            Err(fault(CloseCode::Internal, "the exchange broke off"))
+        }
     }
 }
 
@@ -200,15 +207,13 @@ fn wire_fault(error: WireError) -> Fault {
     fault(CloseCode::Protocol, &error.to_string())
 }
 
-/// A stream that was lost is no fault: the connection is ending, and says why itself.
-fn frame_fault(error: FrameError) -> Result<(), Fault> {
+fn frame_fault(error: FrameError) -> Fault {
     let code = match &error {
         FrameError::Header(HeaderError::TooLong { .. }) => CloseCode::TooLarge,
-        FrameError::Header(HeaderError::UnknownKind(_)) | FrameError::Truncated => {
-            CloseCode::Protocol
-        }
+        FrameError::Header(HeaderError::UnknownKind(_))
+        | FrameError::Truncated
+        | FrameError::Io(_) => CloseCode::Protocol,
         FrameError::Stalled(_) => CloseCode::Slow,
-        FrameError::Io(_) => return Ok(()),
     };
-    Err(fault(code, &error.to_string()))
+    fault(code, &error.to_string())
 }

@@ -93,7 +93,6 @@ pub struct Agent {
 
 /// What stands on disk, opened.
 struct Opened {
-    identity: Identity,
     group: Group,
     journal: Journal,
     index: Index,
@@ -110,8 +109,10 @@ impl Agent {
         let partials_dir = home.partials_dir();
         let scratch_folder = partials_dir.clone();
         let store_dir = home.store_dir();
-        let opened = open(&home, lock)?;
-        let Opened { identity, group, journal, index, partials } = opened;
+        let identity = Identity::load_or_create(&home, lock)?;
+        let own = identity.clone();
+        let opening = tokio::task::spawn_blocking(move || open(&home, &own));
+        let Opened { group, journal, index, partials } = opening.await??;
         let (store, embedded, store_location, staging_dir) = match store {
             StoreChoice::Embedded => {
                 let embedded = tokio::task::spawn_blocking(move || {
@@ -144,10 +145,18 @@ impl Agent {
             node_id: identity.node_id,
             net,
             store: store.clone(),
+            embedded: embedded.clone(),
             store_location,
             group: Arc::new(group),
             journal,
-            ctx: transfer::Context { store, index, partials, algorithm, scratch_folder },
+            ctx: transfer::Context {
+                store,
+                index,
+                partials,
+                damaged: transfer::Damaged::default(),
+                algorithm,
+                scratch_folder,
+            },
             requests,
             status,
             stop: stop.clone(),
@@ -203,11 +212,10 @@ impl Agent {
     }
 }
 
-fn open(home: &Home, lock: &Lock) -> Result<Opened> {
-    let identity = Identity::load_or_create(home, lock)?;
+fn open(home: &Home, identity: &Identity) -> Result<Opened> {
     let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let group = Group::open(&home.state_db_path(), identity.node_id, &host_name, wall_ms_signed())?;
-    let mut journal = Journal::open(&home.journal_db_path(), &identity, rand::random())
+    let mut journal = Journal::open(&home.journal_db_path(), identity, rand::random())
         .context("opening the journal")?;
     if journal.group().is_none() {
         journal.found(&group.name()?, wall_ms()).context("beginning the journal")?;
@@ -215,5 +223,5 @@ fn open(home: &Home, lock: &Lock) -> Result<Opened> {
     let index = Index::open(&home.index_db_path())?;
     let partials = Partials::open(&home.partials_dir(), wall_now())
         .with_context(|| format!("opening {}", home.partials_dir().display()))?;
-    Ok(Opened { identity, group, journal, index, partials })
+    Ok(Opened { group, journal, index, partials })
 }

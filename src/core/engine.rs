@@ -478,12 +478,14 @@ impl Engine {
 
     /// When to call with [`Input::Tick`] if nothing happens before, monotonic ms.
     pub fn deadline_ms(&self) -> Option<u64> {
+        if self.stop_at_ms.is_some() {
+            return self.stop_at_ms;
+        }
         let peers = self.peers.values().filter_map(|peer| {
-            let retry = peer.link.retry_at_ms().filter(|_| self.stop_at_ms.is_none());
             let session = peer.session.as_ref().and_then(|session| self.session_deadline(session));
-            [retry, session].into_iter().flatten().min()
+            [peer.link.retry_at_ms(), session].into_iter().flatten().min()
         });
-        peers.chain(self.stop_at_ms).min()
+        peers.min()
     }
 
     /// How every other device of the group stands.
@@ -551,8 +553,13 @@ impl Engine {
         for node_id in gone {
             let conns: Vec<ConnId> =
                 self.conns.iter().filter(|(_, n)| **n == node_id).map(|(conn, _)| *conn).collect();
+            // Who is no member of a group joined just now has not been removed from it.
+            let code = match members.removed.contains(&node_id) {
+                true => CloseCode::Removed,
+                false => CloseCode::NotMember,
+            };
             for conn in conns {
-                self.close(conn, CloseCode::Removed, "", out);
+                self.close(conn, code, "", out);
                 self.conns.remove(&conn);
             }
             self.end_session(node_id);

@@ -84,6 +84,11 @@ pub const INLINE_BYTES_MAX: u64 = 2 * BATCH_BYTES_MAX;
 /// The largest asset of the protocol, so that no sum of offsets and lengths ever overflows.
 pub const ASSET_BYTES_MAX: u64 = 1 << 48;
 
+/// This much of a disk stays free, or one part in [`FREE_FLOOR_FRACTION`] of one too small for it.
+pub const FREE_FLOOR_BYTES: u64 = 1 << 30;
+/// See [`FREE_FLOOR_BYTES`].
+pub const FREE_FLOOR_FRACTION: u64 = 100;
+
 /// Content bytes in one piece of a large asset.
 pub const PIECE_BYTES_MAX: u32 = 512 * 1024;
 

@@ -205,9 +205,7 @@ impl Service<hyper::Request<Incoming>> for Requests {
                 .get(header::CONTENT_TYPE)
                 .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
             let stop = ends_on_stop.then(|| Box::pin(stop.cancelled_owned()) as BoxFuture<_>);
-            let is_refusal =
-                response.status().is_client_error() || response.status().is_server_error();
-            let rest = rest.filter(|rest| is_refusal && !lock(rest).is_end_stream());
+            let rest = rest.filter(|rest| !lock(rest).is_end_stream());
             let linger = rest.map(|rest| (rest, Box::pin(sleep(LINGER))));
             if linger.is_some() {
                 // An answer of known length ends with its last byte: there is no lingering then.

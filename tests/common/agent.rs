@@ -1,6 +1,7 @@
 //! A real `can-sync up` in a home of its own, for tests of the program.
 
-#![allow(unreachable_pub)]
+// Each test program uses a part of it.
+#![allow(unreachable_pub, dead_code)]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -140,6 +141,11 @@ impl Agent {
     pub fn stop_with(&mut self, signal: &str) -> ExitStatus {
         let pid = self.pid().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        self.ended()
+    }
+
+    /// Waits for the end of the process and returns how it ended.
+    pub fn ended(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {

@@ -1,0 +1,414 @@
+//! What moving assets costs: two agents of the real program, in processes and homes of their own,
+//! beside the yardsticks of the same minute: one raw QUIC stream with the same settings, and plain
+//! files with fsync.
+//!
+//! `cargo bench --bench transfer [-- SUBSET ... --rounds N --large-mib MIB --json PATH]`; subsets are
+//! `mixed`, `large`, `small`, `live` and `idle`. Every round measures a subset and its yardsticks one
+//! after another, and takes their ratio: that survives a busy machine, where the figures themselves
+//! do not. Linux only: CPU time, memory and writes are read from `/proc`.
+//!
+//! "Connected" counts from the moment an agent shows the session as up, "paired" from the start of
+//! `can-sync pair` and so has a program start and the pairing in it.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+mod device;
+mod yardstick;
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use can_sync::core::ids::HashAlgorithm;
+use serde_json::json;
+use tempfile::TempDir;
+
+use device::{Course, Device, pair, wait_for_both};
+use yardstick::{RawPeer, copy_with_fsync, fsync_4k, serve_raw};
+
+/// What the original system reports for its 102 mixed assets, both ways together.
+const ORIGINAL_MB_S: f64 = 63.0;
+
+const MIXED_ASSETS: usize = 102;
+const MIXED_BYTES: f64 = 63e6;
+const MIXED_SMALLEST: f64 = 1e3;
+const MIXED_LARGEST: f64 = 5e6;
+
+const SMALL_ASSETS: usize = 10_000;
+const SMALL_BYTES: usize = 4096;
+
+const LIVE_ASSETS: usize = 200;
+
+/// Between two live assets: longer than what one leaves to be done, and not in step with any timer.
+const LIVE_PAUSES_MS: [u64; 3] = [23, 37, 53];
+
+/// Before measuring idleness, for what is done once after the last transfer.
+const SETTLE: Duration = Duration::from_secs(3);
+const IDLE: Duration = Duration::from_secs(20);
+
+const MB: f64 = 1e6;
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// Runs one subset once.
+type Measure = fn(&Args, &mut Report);
+
+fn main() {
+    let mut args = Args::parse();
+    if args.is_raw_peer {
+        return serve_raw();
+    }
+    let mut report = Report::default();
+    let subsets: [(&str, Measure); 5] =
+        [("mixed", mixed), ("large", large), ("small", small), ("live", live), ("idle", idle)];
+    if args.subsets.is_empty() {
+        args.subsets = subsets.iter().map(|(name, _)| (*name).to_owned()).collect();
+    }
+    for (name, measure) in subsets {
+        if !args.subsets.iter().any(|subset| subset == name) {
+            continue;
+        }
+        report.subset = name;
+        let rounds = if name == "idle" { 1 } else { args.rounds };
+        for round in 1..=rounds {
+            eprintln_round(name, round, rounds);
+            measure(&args, &mut report);
+        }
+    }
+    report.print();
+    if let Some(path) = &args.json {
+        report.save(path);
+    }
+}
+
+#[allow(clippy::print_stderr)]
+fn eprintln_round(name: &str, round: usize, rounds: usize) {
+    eprintln!("{name}: round {round} of {rounds}");
+}
+
+struct Args {
+    subsets: Vec<String>,
+    rounds: usize,
+    large_mib: usize,
+    json: Option<String>,
+    is_raw_peer: bool,
+}
+
+impl Args {
+    fn parse() -> Self {
+        let mut parsed = Self {
+            subsets: Vec::new(),
+            rounds: 3,
+            large_mib: 1024,
+            json: None,
+            is_raw_peer: false,
+        };
+        let mut args = std::env::args().skip(1);
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().unwrap_or_else(|| panic!("{arg} takes a value"));
+            match arg.as_str() {
+                // What cargo passes to every benchmark.
+                "--bench" => {}
+                "--rounds" => parsed.rounds = value().parse().unwrap(),
+                "--large-mib" => parsed.large_mib = value().parse().unwrap(),
+                "--json" => parsed.json = Some(value()),
+                "--raw-peer" => parsed.is_raw_peer = true,
+                "mixed" | "large" | "small" | "live" | "idle" => parsed.subsets.push(arg),
+                _ => panic!("unknown argument {arg:?}; see the head of this file"),
+            }
+        }
+        parsed
+    }
+}
+
+// --- subsets -------------------------------------------------------------------------------------
+
+/// Half of the assets on each side, put in while apart; then both ways at once.
+fn mixed(_: &Args, report: &mut Report) {
+    let growth = (MIXED_LARGEST / MIXED_SMALLEST).powf(1.0 / (MIXED_ASSETS - 1) as f64);
+    let sizes = (0..MIXED_ASSETS).map(|n| MIXED_SMALLEST * growth.powi(n as i32));
+    let scale = MIXED_BYTES / sizes.clone().sum::<f64>();
+    let sizes: Vec<_> = sizes.map(|bytes| (bytes * scale) as usize).collect();
+    let total_bytes: usize = sizes.iter().sum();
+    let folders = [folder(), folder()];
+    for (n, bytes) in sizes.iter().enumerate() {
+        write_noise(folders[n % 2].path(), n, *bytes);
+    }
+
+    let raw = RawPeer::start();
+    let half = total_bytes / 2;
+    let raw_s = raw.exchange(half, half).as_secs_f64();
+    let copy_s = copy_with_fsync(&[folders[0].path(), folders[1].path()]).as_secs_f64();
+    let devices = [Device::start(), Device::start()];
+    let add_s = added(&devices[0], folders[0].path()) + added(&devices[1], folders[1].path());
+    let Course { paired, connected, in_sync } = joined(&devices, MIXED_ASSETS);
+    let rate = total_bytes as f64 / MB / connected;
+
+    report.add("add, both sides", "s", add_s);
+    report.add("paired to connected", "s", paired - connected);
+    report.add("connected to all held", "s", connected);
+    report.add("paired to in sync", "s", in_sync);
+    report.add("rate, both ways together", "MB/s", rate);
+    report.add("rate / original's 63 MB/s", "x", rate / ORIGINAL_MB_S);
+    report.add("raw stream", "s", raw_s);
+    report.add("rate / raw stream", "x", raw_s / connected);
+    report.add("copy with fsync", "s", copy_s);
+    report.add("rate / copy with fsync", "x", copy_s / connected);
+}
+
+/// One asset, one way.
+fn large(args: &Args, report: &mut Report) {
+    let bytes = args.large_mib << 20;
+    let source = folder();
+    write_noise(source.path(), 0, bytes);
+
+    let raw = RawPeer::start();
+    let before = raw.usage();
+    let raw_s = raw.exchange(bytes, 0).as_secs_f64();
+    let raw_cpu_s = (raw.usage() - before).cpu_s;
+    let copy_s = copy_with_fsync(&[source.path()]).as_secs_f64();
+    let devices = [Device::start(), Device::start()];
+    let add_s = added(&devices[0], source.path());
+    let before = devices.each_ref().map(|device| device.usage());
+    let Course { connected, .. } = joined(&devices, 1);
+    let [sender, receiver] = devices.each_ref().map(|device| device.usage());
+    let sender_cpu_s = (sender - before[0]).cpu_s;
+    let receiver_cpu_s = (receiver - before[1]).cpu_s;
+    let mib = args.large_mib as f64;
+
+    report.add("add", "MiB/s", mib / add_s);
+    report.add("connected to durable", "s", connected);
+    report.add("rate", "MiB/s", mib / connected);
+    report.add("raw stream", "MiB/s", mib / raw_s);
+    report.add("rate / raw stream", "x", raw_s / connected);
+    report.add("rate / copy with fsync", "x", copy_s / connected);
+    report.add("CPU of sender", "s", sender_cpu_s);
+    report.add("CPU of receiver", "s", receiver_cpu_s);
+    report.add("CPU / raw stream's", "x", (sender_cpu_s + receiver_cpu_s) / raw_cpu_s);
+    report.add("peak memory of sender", "MiB", sender.peak_bytes / MIB);
+    report.add("peak memory of receiver", "MiB", receiver.peak_bytes / MIB);
+    report.add("written by receiver / size", "x", receiver.written_bytes / bytes as f64);
+}
+
+/// Many small ones, one way.
+fn small(_: &Args, report: &mut Report) {
+    let source = folder();
+    for n in 0..SMALL_ASSETS {
+        write_noise(source.path(), n, SMALL_BYTES);
+    }
+    let total_bytes = SMALL_ASSETS * SMALL_BYTES;
+
+    let raw = RawPeer::start();
+    let raw_s = raw.exchange(total_bytes, 0).as_secs_f64();
+    let copy_s = copy_with_fsync(&[source.path()]).as_secs_f64();
+    let devices = [Device::start(), Device::start()];
+    let add_s = added(&devices[0], source.path());
+    let before = devices.each_ref().map(|device| device.usage());
+    let Course { connected, .. } = joined(&devices, SMALL_ASSETS);
+    let [sender, receiver] = devices.each_ref().map(|device| device.usage());
+    let assets = SMALL_ASSETS as f64;
+
+    report.add("add", "s", add_s);
+    report.add("add", "assets/s", assets / add_s);
+    report.add("copy with fsync / add", "x", copy_s / add_s);
+    report.add("connected to all held", "s", connected);
+    report.add("rate", "assets/s", assets / connected);
+    report.add("rate / raw stream", "x", raw_s / connected);
+    report.add("rate / copy with fsync", "x", copy_s / connected);
+    report.add("CPU of sender", "s", (sender - before[0]).cpu_s);
+    report.add("CPU of receiver", "s", (receiver - before[1]).cpu_s);
+    report.add(
+        "written by receiver / size",
+        "x",
+        (receiver - before[1]).written_bytes / total_bytes as f64,
+    );
+}
+
+/// From the answer to an upload on one device until the bytes can be read on the other.
+fn live(_: &Args, report: &mut Report) {
+    let devices = [Device::start(), Device::start()];
+    joined(&devices, 0);
+    let raw = RawPeer::start();
+    let scratch = folder();
+    let mut here = devices[0].http();
+    let mut there = devices[1].http();
+    let mut events = devices[1].events();
+    let [mut adds, mut lives, mut raws, mut fsyncs] = [const { Vec::new() }; 4];
+    for n in 0..LIVE_ASSETS {
+        let content = noise(1_000_000 + n, SMALL_BYTES);
+        let hash = HashAlgorithm::Blake3.hash(&content).to_string();
+        let start = Instant::now();
+        let (status, _) = here.request("POST", "/assets", &content);
+        assert_eq!(status, 201);
+        let added = Instant::now();
+        events.wait_for(&hash);
+        let (status, read) = there.request("GET", &format!("/assets/{hash}"), b"");
+        lives.push(ms(added.elapsed()));
+        adds.push(ms(added - start));
+        assert!(status == 200 && read == content);
+        std::thread::sleep(Duration::from_millis(LIVE_PAUSES_MS[n % LIVE_PAUSES_MS.len()]));
+        raws.push(ms(raw.exchange(SMALL_BYTES, 0)));
+        fsyncs.push(ms(fsync_4k(scratch.path())));
+    }
+    for times in [&mut adds, &mut lives, &mut raws, &mut fsyncs] {
+        times.sort_by(f64::total_cmp);
+    }
+    let p50 = |times: &[f64]| times[times.len() / 2];
+    let p99 = |times: &[f64]| times[times.len() * 99 / 100];
+    report.add("add, p50", "ms", p50(&adds));
+    report.add("added to readable there, p50", "ms", p50(&lives));
+    report.add("added to readable there, p99", "ms", p99(&lives));
+    report.add("raw stream of 4 KiB and back, p50", "ms", p50(&raws));
+    report.add("fsync of 4 KiB, p50", "ms", p50(&fsyncs));
+    report.add("fsync of 4 KiB, p99", "ms", p99(&fsyncs));
+    report.add("p50 / (raw + fsync)", "x", p50(&lives) / (p50(&raws) + p50(&fsyncs)));
+}
+
+/// Two connected devices with nothing to do.
+fn idle(_: &Args, report: &mut Report) {
+    let devices = [Device::start(), Device::start()];
+    joined(&devices, 0);
+    std::thread::sleep(SETTLE);
+    let before = devices.each_ref().map(|device| device.usage());
+    std::thread::sleep(IDLE);
+    for (device, before) in devices.iter().zip(before) {
+        let used = device.usage() - before;
+        let seconds = IDLE.as_secs_f64();
+        report.add("CPU, each agent", "ms/s", used.cpu_s * 1000.0 / seconds);
+        report.add("wake-ups, each agent", "1/s", used.wakeups / seconds);
+        report.add("writes, each agent", "B/s", used.written_bytes / seconds);
+        report.add("memory, each agent", "MiB", used.peak_bytes / MIB);
+    }
+}
+
+/// Seconds that adding a folder takes.
+fn added(device: &Device, folder: &Path) -> f64 {
+    let start = Instant::now();
+    device.run(&["--quiet", "add", folder.to_str().unwrap()], "");
+    start.elapsed().as_secs_f64()
+}
+
+/// Pairs two devices, of which both then hold `assets`.
+fn joined(devices: &[Device; 2], assets: usize) -> Course {
+    let ticket = device_ticket(&devices[0]);
+    wait_for_both(devices, assets as u64, || pair(&devices[1], &ticket))
+}
+
+fn device_ticket(device: &Device) -> String {
+    device.run(&["ticket"], "")
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+// --- contents ------------------------------------------------------------------------------------
+
+/// A folder on the disk that the build is on; `/tmp` is often none.
+fn folder() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Bytes that do not compress, the same for the same number.
+fn noise(number: usize, bytes: usize) -> Vec<u8> {
+    let mut content = vec![0; bytes];
+    noise_reader(number).fill(&mut content);
+    content
+}
+
+fn noise_reader(number: usize) -> blake3::OutputReader {
+    blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof()
+}
+
+fn write_noise(folder: &Path, number: usize, bytes: usize) {
+    let mut file = fs::File::create(folder.join(format!("{number:05}"))).unwrap();
+    let mut noise = noise_reader(number);
+    let mut buffer = vec![0; bytes.min(1 << 20)];
+    let mut left = bytes;
+    while left > 0 {
+        let piece = &mut buffer[..left.min(1 << 20)];
+        noise.fill(piece);
+        file.write_all(piece).unwrap();
+        left -= piece.len();
+    }
+}
+
+// --- report --------------------------------------------------------------------------------------
+
+#[derive(Default)]
+struct Report {
+    subset: &'static str,
+    figures: Vec<Figure>,
+}
+
+struct Figure {
+    subset: &'static str,
+    name: &'static str,
+    unit: &'static str,
+    /// One for each round.
+    samples: Vec<f64>,
+}
+
+impl Report {
+    fn add(&mut self, name: &'static str, unit: &'static str, value: f64) {
+        let subset = self.subset;
+        let known =
+            self.figures.iter_mut().find(|f| (f.subset, f.name, f.unit) == (subset, name, unit));
+        match known {
+            Some(figure) => figure.samples.push(value),
+            None => self.figures.push(Figure { subset, name, unit, samples: vec![value] }),
+        }
+    }
+
+    fn print(&self) {
+        println!(
+            "\n{:<6} {:<34} {:<8} {:>11} {:>11} {:>11}",
+            "subset", "figure", "unit", "median", "least", "most"
+        );
+        for figure in &self.figures {
+            let Figure { subset, name, unit, .. } = figure;
+            let [least, median, most] = figure.spread().map(shown);
+            println!("{subset:<6} {name:<34} {unit:<8} {median:>11} {least:>11} {most:>11}");
+        }
+    }
+
+    fn save(&self, path: &str) {
+        let figures: Vec<_> = self
+            .figures
+            .iter()
+            .map(|figure| {
+                let [least, median, most] = figure.spread();
+                let Figure { subset, name, unit, samples } = figure;
+                json!({
+                    "subset": subset,
+                    "figure": name,
+                    "unit": unit,
+                    "median": median,
+                    "least": least,
+                    "most": most,
+                    "samples": samples,
+                })
+            })
+            .collect();
+        fs::write(path, serde_json::to_string_pretty(&figures).unwrap()).unwrap();
+        println!("\nwritten to {path}");
+    }
+}
+
+impl Figure {
+    /// Least, median, most.
+    fn spread(&self) -> [f64; 3] {
+        let mut sorted = self.samples.clone();
+        sorted.sort_by(f64::total_cmp);
+        [sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]]
+    }
+}
+
+fn shown(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".into(),
+        small if small < 10.0 => format!("{value:.3}"),
+        middle if middle < 1000.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
