@@ -662,7 +662,7 @@ impl Loop {
             (live.counters.clone(), live.connection.protocol() == Protocol::Plain);
         let peer = live.connection.peer();
         if plain {
-            self.handle(Input::PlainStream { conn });
+            self.handle(Input::PlainStream { conn, batch });
         }
         let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
         self.spawn("receive batch", async move {

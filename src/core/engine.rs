@@ -197,6 +197,8 @@ pub enum Input {
     PlainStream {
         /// On which connection.
         conn: ConnId,
+        /// The number the shell gave it.
+        batch: BatchId,
     },
     /// Time has passed.
     Tick,
@@ -463,9 +465,9 @@ impl Engine {
                     crossed.into_iter().for_each(|hash| self.wants.held_by(node_id, hash));
                 }
             }
-            Input::PlainStream { conn } => {
+            Input::PlainStream { conn, batch } => {
                 if let Some(session) = self.session(conn) {
-                    session.receiving += 1;
+                    session.receiving.insert(batch);
                 }
             }
             Input::Tick => {}
@@ -1001,7 +1003,7 @@ impl Engine {
         let mut wanted = vec![false; digests.len()];
         if let Some((node_id, session)) = self.session_of(conn) {
             session.heard(now_ms);
-            session.receiving += 1;
+            session.receiving.insert(batch);
             for (want, digest) in wanted.iter_mut().zip(digests) {
                 *want = store_ready && self.wants.offered(now_ms, node_id, batch, digest.hash);
             }
@@ -1018,7 +1020,7 @@ impl Engine {
     ) {
         let Some((node_id, session)) = self.session_of(conn) else { return };
         session.heard(now_ms);
-        session.receiving = session.receiving.saturating_sub(1);
+        session.receiving.remove(&batch);
         session.touch(now_ms + SETTLE_MS);
         if arrivals.iter().any(|(_, arrival)| *arrival == Arrival::Stored) {
             session.compare_backoff.reset();
@@ -1095,7 +1097,7 @@ impl Engine {
         };
         let conn = session.conn;
         // A plain peer cannot be asked what it wants: what it is sending must be known first.
-        if session.plain && (!session.plain_done || session.receiving > 0) {
+        if session.plain && (!session.plain_done || !session.receiving.is_empty()) {
             return;
         }
         if now_ms >= self.store_paused_until_ms && !session.plain {
@@ -1200,7 +1202,7 @@ impl Engine {
     }
 
     fn owes_answer(&self, node_id: NodeId, session: &Session) -> bool {
-        let idle = session.receiving == 0 && session.missing_there() == 0;
+        let idle = session.receiving.is_empty() && session.missing_there() == 0;
         idle && (self.wants.asked(node_id) > 0 || session.reconciler.is_some())
     }
 
@@ -1268,3 +1270,6 @@ impl Dice {
         u64::from_le_bytes([a, b, c, d, e, f, g, h])
     }
 }
+
+#[cfg(test)]
+mod tests;

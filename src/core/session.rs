@@ -14,6 +14,7 @@ use crate::core::limits::{
 use crate::core::message::Hello;
 use crate::core::peers::{Backoff, ConnId};
 use crate::core::reconcile::{Reconciler, SetSummary};
+use crate::core::wants::BatchId;
 
 /// What a batch stream carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,8 +61,9 @@ pub(crate) struct Session {
     pub(crate) compare_backoff: Backoff,
     /// Solicited hashes whose sizes the index is asked for.
     pub(crate) sizes_asked: usize,
-    /// Batches of the peer under way to us.
-    pub(crate) receiving: usize,
+    /// Batches of the peer under way to us. One that ends without having been offered was never
+    /// in here: all of it was known, or its stream broke first.
+    pub(crate) receiving: BTreeSet<BatchId>,
     pub(crate) heard_ms: u64,
     pub(crate) plain_done: bool,
     news: VecDeque<News>,
@@ -87,7 +89,7 @@ impl Session {
             compare_not_before_ms: 0,
             compare_backoff: Backoff::default(),
             sizes_asked: 0,
-            receiving: 0,
+            receiving: BTreeSet::new(),
             heard_ms: now_ms,
             plain_done: false,
             news: VecDeque::new(),
@@ -142,7 +144,7 @@ impl Session {
     }
 
     pub(crate) fn is_quiet(&self) -> bool {
-        self.reconciler.is_none() && self.receiving == 0 && self.missing_there() == 0
+        self.reconciler.is_none() && self.receiving.is_empty() && self.missing_there() == 0
     }
 
     pub(crate) fn lane_freed(&mut self, lane: Lane) {

@@ -580,7 +580,8 @@ impl World {
         let conn = ConnId((2 * link + 1 - from) as u64);
         if self.faults.plain {
             batch.wanted = Some(vec![true; digests.len()]);
-            self.fact_at_end(link, 1 - from, 0, Input::PlainStream { conn });
+            let stream = Input::PlainStream { conn, batch: received_id };
+            self.fact_at_end(link, 1 - from, 0, stream);
             let delay = self.delay();
             self.at(delay, Event::Deliver { batch: index });
         } else {

@@ -1,0 +1,125 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::core::limits::SMALL_BYTES_MAX;
+use crate::core::sketch::SketchKey;
+
+const US: NodeId = NodeId([5; 32]);
+const A: NodeId = NodeId([1; 32]);
+const A_CONN: ConnId = ConnId(1);
+const GROUP: GroupId = GroupId([9; 32]);
+
+#[test]
+fn a_batch_of_known_assets_leaves_a_long_transfer_beside_it_alone() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    let (video, next) = (asset(1, SMALL_BYTES_MAX + 1), asset(2, SMALL_BYTES_MAX + 1));
+    bench.lacks(A, &[video, next]);
+    bench.offer(A_CONN, BatchId(1), &[video]);
+    // Everything in batch 2 was known to the index: it ends without having been offered here.
+    bench.received(A_CONN, BatchId(2), &[(asset(3, 1), Arrival::Held)]);
+    bench.wait(SILENT_MS_MAX + 1);
+    assert_eq!(bench.closed(), None);
+    bench.received(A_CONN, BatchId(1), &[(video, Arrival::Stored)]);
+    bench.wait(SILENT_MS_MAX + 1);
+    assert_eq!(bench.closed(), Some((A_CONN, CloseCode::Slow)), "the other one never came");
+}
+
+/// An engine whose store is up and empty, its clock and what it has ordered since last asked.
+struct Bench {
+    engine: Engine,
+    now_ms: u64,
+    effects: Vec<Effect>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let identity = Identity {
+            node_id: US,
+            group_id: GROUP,
+            device_name: "us".into(),
+            store_id: StoreId([5; 16]),
+            algorithm: HashAlgorithm::Blake3,
+            build: "test".into(),
+        };
+        let sketch = Sketch::new(SketchKey::derive(&GROUP));
+        let known = KnownSet { sketch, epoch: [5; 16], head_seq: 0 };
+        let member = |node_id: NodeId| Member {
+            node_id,
+            name: node_id.short(),
+            named_ms: 0,
+            addresses: Vec::new(),
+        };
+        let members = Members { members: [US, A].map(member).to_vec(), removed: Vec::new() };
+        let engine = Engine::new(identity, known, members, BTreeMap::new(), [7; 32]);
+        let mut bench = Self { engine, now_ms: 0, effects: Vec::new() };
+        bench.tell(Input::Store { up: true });
+        bench.tell(Input::Indexed { entries: Vec::new(), behind: false });
+        bench
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.engine.handle(self.now_ms, input, &mut self.effects);
+    }
+
+    /// Lets time pass, with ticks when the engine wants them.
+    fn wait(&mut self, ms: u64) {
+        let until_ms = self.now_ms + ms;
+        while let Some(at_ms) = self.engine.deadline_ms().filter(|at_ms| *at_ms <= until_ms) {
+            assert!(at_ms > self.now_ms, "a deadline of the past");
+            self.now_ms = at_ms;
+            self.tell(Input::Tick);
+        }
+        self.now_ms = until_ms;
+        self.tell(Input::Tick);
+    }
+
+    /// `peer` comes in and says Hello.
+    fn connect(&mut self, peer: NodeId, conn: ConnId) {
+        self.tell(Input::Connected { conn, peer, dialed: false, plain: false });
+        let hello = Hello {
+            group_id: GROUP,
+            device_name: peer.short(),
+            store_id: StoreId([1; 16]),
+            algorithm: HashAlgorithm::Blake3,
+            build: "test".into(),
+        };
+        self.tell(Input::Message { conn, message: Message::Hello(hello) });
+    }
+
+    /// A reconcile found that `peer` holds these and we do not.
+    fn lacks(&mut self, peer: NodeId, digests: &[Digest]) {
+        for digest in digests {
+            self.engine.wants.lacking(self.now_ms, peer, digest.hash);
+        }
+        self.tell(Input::Tick);
+    }
+
+    fn offer(&mut self, conn: ConnId, batch: BatchId, digests: &[Digest]) -> Vec<bool> {
+        self.tell(Input::Offered { conn, batch, digests: digests.to_vec() });
+        let decided = self.effects.iter().rev().find_map(|effect| match effect {
+            Effect::Decide { batch: of, wanted } if *of == batch => Some(wanted.clone()),
+            _ => None,
+        });
+        decided.unwrap()
+    }
+
+    fn received(&mut self, conn: ConnId, batch: BatchId, arrivals: &[(Digest, Arrival)]) {
+        let arrivals = arrivals.iter().map(|(digest, arrival)| (digest.hash, *arrival)).collect();
+        let (store_failed, violation) = (false, false);
+        self.tell(Input::Received { conn, batch, arrivals, store_failed, violation });
+    }
+
+    /// The first connection closed so far, and why.
+    fn closed(&self) -> Option<(ConnId, CloseCode)> {
+        self.effects.iter().find_map(|effect| match effect {
+            Effect::Close { conn, code, .. } => Some((*conn, *code)),
+            _ => None,
+        })
+    }
+}
+
+fn asset(n: u32, size_bytes: u64) -> Digest {
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&n.to_le_bytes());
+    Digest { hash: Hash(bytes), size_bytes }
+}
