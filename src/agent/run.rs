@@ -36,7 +36,8 @@ use super::handle::Request;
 use super::link::{CONTROL_QUEUE, Order};
 use super::picture::{LinkFigures, Picture};
 use super::status::Status;
-use super::transfer::{self, Context, Counters, Outcome, TransferError, plain};
+use super::transfer::{self, Context, Counters, Outcome, Received, TransferError};
+use super::transfer::{is_large, plain};
 use super::{follow, link, orders, query};
 
 /// Facts handled before the loop looks at its other sources again.
@@ -684,15 +685,11 @@ impl Loop {
             if let Err(error) = &receipt.end {
                 tracing::debug!(peer = %peer.short(), %error, "a received batch broke off");
             }
-            let store_failed = receipt
-                .received
-                .iter()
-                .any(|received| matches!(received.outcome, Outcome::Later(_)));
-            let arrivals = receipt
-                .received
-                .into_iter()
-                .filter_map(|received| Some((received.digest.hash, arrival(&received.outcome)?)));
-            let arrivals = arrivals.collect();
+            let store_failed = store_failed(&receipt.received);
+            let arrivals = receipt.received.iter();
+            let arrivals = arrivals
+                .filter_map(|received| Some((received.digest.hash, arrival(received)?)))
+                .collect();
             let input = Input::Received { conn, batch, arrivals, store_failed, violation };
             facts.send(Fact::Input(input)).await;
         });
@@ -769,14 +766,44 @@ fn sent_as(outcome: &Outcome) -> Sent {
     }
 }
 
+/// The store takes nothing: not even a small asset, and not one of the batch.
+fn store_failed(received: &[Received]) -> bool {
+    let put_off = |one: &Received| matches!(one.outcome, Outcome::Later(_));
+    received.iter().any(|one| put_off(one) && !is_large(&one.digest))
+        && !received.iter().any(|one| one.outcome == Outcome::Stored)
+}
+
 /// What an asset of a received batch means to the engine; `None`: it was not to come from here.
-fn arrival(outcome: &Outcome) -> Option<Arrival> {
-    match outcome {
+fn arrival(received: &Received) -> Option<Arrival> {
+    match &received.outcome {
         Outcome::Stored => Some(Arrival::Stored),
         Outcome::AlreadyHeld => Some(Arrival::Held),
         Outcome::Elsewhere => None,
+        Outcome::Later(_) if is_large(&received.digest) => Some(Arrival::NoRoom),
         Outcome::Later(_) | Outcome::Interrupted => Some(Arrival::Interrupted),
         Outcome::Unavailable => Some(Arrival::Unavailable),
         Outcome::Refused(_) | Outcome::Damaged => Some(Arrival::Refused),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::Hash;
+    use crate::core::limits::SMALL_BYTES_MAX;
+
+    fn received(size_bytes: u64, outcome: Outcome) -> Received {
+        Received { digest: Digest { hash: Hash([1; 32]), size_bytes }, outcome }
+    }
+
+    #[test]
+    fn only_a_store_that_takes_not_even_small_assets_has_failed() {
+        let full = || Outcome::Later("full".into());
+        let (small, large) = (1, SMALL_BYTES_MAX + 1);
+        assert!(!store_failed(&[received(large, full())]));
+        assert_eq!(arrival(&received(large, full())), Some(Arrival::NoRoom));
+        assert!(store_failed(&[received(small, full())]));
+        assert!(!store_failed(&[received(small, full()), received(small, Outcome::Stored)]));
+        assert_eq!(arrival(&received(small, full())), Some(Arrival::Interrupted));
     }
 }

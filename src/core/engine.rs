@@ -181,7 +181,7 @@ pub enum Input {
         batch: BatchId,
         /// What became of each asset.
         arrivals: Vec<(Hash, Arrival)>,
-        /// The own store could not take something: full, or not to be reached.
+        /// The own store takes nothing at the moment: full, or not to be reached.
         store_failed: bool,
         /// The peer broke the protocol.
         violation: bool,
@@ -358,7 +358,8 @@ pub struct Engine {
     rebuilding: Option<Vec<(u64, Hash)>>,
     store_up: bool,
     behind: bool,
-    store_paused_until_ms: u64,
+    /// Nothing is asked for or taken until then.
+    store_paused_until_ms: Option<u64>,
     members: Members,
     peers: BTreeMap<NodeId, Peer>,
     conns: BTreeMap<ConnId, NodeId>,
@@ -386,7 +387,7 @@ impl Engine {
             rebuilding: None,
             store_up: false,
             behind: true,
-            store_paused_until_ms: 0,
+            store_paused_until_ms: None,
             members: Members::default(),
             peers: BTreeMap::new(),
             conns: BTreeMap::new(),
@@ -411,6 +412,7 @@ impl Engine {
         if self.stopped {
             return;
         }
+        self.store_paused_until_ms.take_if(|until_ms| now_ms >= *until_ms);
         match input {
             Input::Members(members) => self.take_members(now_ms, members, out),
             Input::Renamed(name) => self.identity.device_name = name,
@@ -439,7 +441,7 @@ impl Engine {
                 });
             }
             Input::Sizes { conn, held, missing } => self.on_sizes(conn, held, missing, out),
-            Input::Store { up } => (self.store_up, self.store_paused_until_ms) = (up, 0),
+            Input::Store { up } => (self.store_up, self.store_paused_until_ms) = (up, None),
             Input::Indexed { entries, behind } => self.on_indexed(now_ms, &entries, behind),
             Input::Rebuilt(known) => self.on_rebuilt(known, out),
             Input::BatchSent { batch, outcomes } => self.on_sent(now_ms, batch, outcomes, out),
@@ -451,7 +453,7 @@ impl Engine {
             }
             Input::Received { conn, batch, arrivals, store_failed, violation } => {
                 if store_failed {
-                    self.store_paused_until_ms = now_ms + STORE_PAUSE_MS;
+                    self.store_paused_until_ms = Some(now_ms + STORE_PAUSE_MS);
                 }
                 self.on_received(now_ms, conn, batch, arrivals);
                 if violation {
@@ -485,7 +487,7 @@ impl Engine {
             let session = peer.session.as_ref().and_then(|session| self.session_deadline(session));
             [retry, session].into_iter().flatten().min()
         });
-        peers.chain(self.stop_at_ms).min()
+        peers.chain(self.stop_at_ms).chain(self.store_paused_until_ms).min()
     }
 
     /// How every other device of the group stands.
@@ -999,13 +1001,17 @@ impl Engine {
         digests: &[Digest],
         out: &mut Vec<Effect>,
     ) {
-        let store_ready = self.store_up && now_ms >= self.store_paused_until_ms;
+        let is_ready = self.store_up && self.store_paused_until_ms.is_none();
         let mut wanted = vec![false; digests.len()];
         if let Some((node_id, session)) = self.session_of(conn) {
             session.heard(now_ms);
             session.receiving.insert(batch);
             for (want, digest) in wanted.iter_mut().zip(digests) {
-                *want = store_ready && self.wants.offered(now_ms, node_id, batch, digest.hash);
+                if is_ready {
+                    *want = self.wants.offered(now_ms, node_id, batch, digest.hash);
+                } else {
+                    self.wants.turned_away(now_ms, node_id, digest.hash);
+                }
             }
         }
         out.push(Effect::Decide { batch, wanted });
@@ -1100,7 +1106,7 @@ impl Engine {
         if session.plain && (!session.plain_done || !session.receiving.is_empty()) {
             return;
         }
-        if now_ms >= self.store_paused_until_ms && !session.plain {
+        if self.store_paused_until_ms.is_none() && !session.plain {
             let asking = self.wants.ask(node_id);
             if !asking.is_empty() {
                 session.heard(now_ms);
@@ -1215,10 +1221,6 @@ impl Engine {
         }
         let node_id = *self.conns.get(&session.conn)?;
         let silent = self.owes_answer(node_id, session).then_some(session.heard_ms + SILENT_MS_MAX);
-        let paused = (self.wants.source_load(node_id) > self.wants.asked(node_id)
-            && self.store_up
-            && self.wants.asked(node_id) == 0)
-            .then_some(self.store_paused_until_ms);
         let differ = session.theirs.as_ref().is_some_and(|theirs| {
             theirs.fingerprint != self.known.sketch.fingerprint() && !theirs.busy
         });
@@ -1230,7 +1232,7 @@ impl Engine {
             && self.rebuilding.is_none()
             && self.is_quiet(node_id, session))
         .then_some(session.compare_not_before_ms);
-        [silent, paused, compare].into_iter().flatten().min()
+        [silent, compare].into_iter().flatten().min()
     }
 
     fn session(&mut self, conn: ConnId) -> Option<&mut Session> {

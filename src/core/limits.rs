@@ -38,9 +38,9 @@ pub const LIVE_LANES: usize = 2;
 pub const SMALL_LANES: usize = 4;
 /// See [`LIVE_LANES`].
 pub const LARGE_LANES: usize = 2;
-/// Assets that failed and are not asked for again until their time has come; beyond, the oldest is
+/// Assets that failed or found no room and are not asked for again until their time has come; beyond, the oldest is
 /// forgotten and may be tried once too early.
-pub const QUARANTINE_MAX: usize = 10_000;
+pub const RESTING_MAX: usize = 10_000;
 
 /// The longest request to join: the proof, a name and 16 addresses. It comes from a stranger.
 pub const PAIR_REQUEST_FRAME_BYTES_MAX: u32 = 8 * 1024;

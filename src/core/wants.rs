@@ -3,22 +3,26 @@
 //! I1  A hash is asked of, or arriving from, at most one peer at a time.
 //! I2  When that peer fails, another that holds it is asked; when none is left it is forgotten, and
 //!     the next reconcile finds it again.
-//! I3  What failed for its content is left alone for a while that doubles with each failure.
+//! I3  What failed for its content, or found no room, rests for a while that doubles from time to
+//!     time, alone: it holds up nothing else.
 //! I4  Memory is bounded per peer by [`WANTS_PER_PEER_MAX`], whatever peers announce.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::core::ids::{Hash, NodeId};
-use crate::core::limits::{QUARANTINE_MAX, SOLICIT_WINDOW, WANTS_PER_PEER_MAX};
+use crate::core::limits::{RESTING_MAX, SOLICIT_WINDOW, WANTS_PER_PEER_MAX};
 
 /// Attempts at one asset from one peer before it counts as failed.
 const ATTEMPTS_PER_SOURCE: u8 = 3;
 
-/// The first pause for an asset that failed for its content; doubled by each failure.
-const QUARANTINE_MS_MIN: u64 = 30_000;
+/// How long an asset rests that failed for its content or found no room; doubled each time.
+const REST_MS_MIN: u64 = 30_000;
 
-/// The longest such pause.
+/// The longest rest of what failed for its content.
 const QUARANTINE_MS_MAX: u64 = 3_600_000;
+
+/// The longest rest of what found no room: people make room, and to ask again costs an offer.
+const NO_ROOM_MS_MAX: u64 = 600_000;
 
 /// Assets stored and not yet seen in the store's feed. The feed follows within moments; beyond
 /// these the oldest is forgotten, which costs one needless offer to where it came from.
@@ -45,6 +49,8 @@ pub enum Arrival {
     Unavailable,
     /// The bytes are wrong, or our store refuses the asset.
     Refused,
+    /// Our store cannot take an asset of its size now, whoever it is from.
+    NoRoom,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,9 +77,11 @@ struct Source {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Failed {
+struct Rest {
     until_ms: u64,
     pause_ms: u64,
+    /// For its content, not for want of room.
+    is_bad: bool,
 }
 
 /// All assets this device lacks and knows a holder of.
@@ -85,7 +93,7 @@ pub struct Wants {
     arrived_order: VecDeque<Hash>,
     recent: BTreeSet<Hash>,
     recent_order: VecDeque<Hash>,
-    quarantine: BTreeMap<Hash, Failed>,
+    resting: BTreeMap<Hash, Rest>,
 }
 
 impl Wants {
@@ -95,7 +103,7 @@ impl Wants {
             add_holder(holders, peer);
             return;
         }
-        if self.recent.contains(&hash) || self.is_quarantined(now_ms, &hash) {
+        if self.recent.contains(&hash) || self.is_resting(now_ms, &hash) {
             return;
         }
         let source = self.sources.entry(peer).or_default();
@@ -140,7 +148,7 @@ impl Wants {
             add_holder(holders, peer);
             return false;
         }
-        if self.recent.contains(&hash) || self.is_quarantined(now_ms, &hash) {
+        if self.recent.contains(&hash) || self.is_resting(now_ms, &hash) {
             return false;
         }
         let full = self.source_load(peer) >= WANTS_PER_PEER_MAX;
@@ -195,9 +203,25 @@ impl Wants {
             }
             Arrival::Refused => {
                 if self.failed(peer, hash, true) {
-                    self.quarantine(now_ms, hash);
+                    self.rest(now_ms, hash, true);
                 }
             }
+            Arrival::NoRoom => {
+                self.take(&hash);
+                self.rest(now_ms, hash, false);
+            }
+        }
+    }
+
+    /// `peer` offers `hash` while we can take nothing: it is asked for when we can.
+    pub fn turned_away(&mut self, now_ms: u64, peer: NodeId, hash: Hash) {
+        match self.wants.get(&hash).map(|want| want.state) {
+            Some(State::Asked(asked)) if asked == peer => {
+                self.release(peer, &hash);
+                self.queue(hash);
+            }
+            Some(State::Arriving(..)) => {}
+            Some(State::Asked(_) | State::Queued) | None => self.lacking(now_ms, peer, hash),
         }
     }
 
@@ -263,7 +287,7 @@ impl Wants {
 
     /// The store's feed shows `hash`. Returns the peers known to hold it; none: it is new here.
     pub fn indexed(&mut self, hash: Hash) -> Vec<NodeId> {
-        self.quarantine.remove(&hash);
+        self.resting.remove(&hash);
         if self.recent.insert(hash) {
             self.recent_order.push_back(hash);
         }
@@ -300,23 +324,22 @@ impl Wants {
 
     /// Assets left alone at the moment because their content failed.
     pub fn quarantined(&self, now_ms: u64) -> usize {
-        self.quarantine.values().filter(|failed| failed.until_ms > now_ms).count()
+        self.resting.values().filter(|rest| rest.is_bad && rest.until_ms > now_ms).count()
     }
 
-    fn is_quarantined(&self, now_ms: u64, hash: &Hash) -> bool {
-        self.quarantine.get(hash).is_some_and(|failed| failed.until_ms > now_ms)
+    fn is_resting(&self, now_ms: u64, hash: &Hash) -> bool {
+        self.resting.get(hash).is_some_and(|rest| rest.until_ms > now_ms)
     }
 
-    fn quarantine(&mut self, now_ms: u64, hash: Hash) {
-        let pause_ms = self
-            .quarantine
-            .get(&hash)
-            .map_or(QUARANTINE_MS_MIN, |failed| (failed.pause_ms * 2).min(QUARANTINE_MS_MAX));
-        self.quarantine.insert(hash, Failed { until_ms: now_ms + pause_ms, pause_ms });
-        if self.quarantine.len() > QUARANTINE_MAX {
-            let oldest = self.quarantine.iter().min_by_key(|(_, failed)| failed.until_ms);
+    fn rest(&mut self, now_ms: u64, hash: Hash, is_bad: bool) {
+        let pause_ms_max = if is_bad { QUARANTINE_MS_MAX } else { NO_ROOM_MS_MAX };
+        let last = self.resting.get(&hash).map(|rest| rest.pause_ms * 2);
+        let pause_ms = last.unwrap_or(REST_MS_MIN).min(pause_ms_max);
+        self.resting.insert(hash, Rest { until_ms: now_ms + pause_ms, pause_ms, is_bad });
+        if self.resting.len() > RESTING_MAX {
+            let oldest = self.resting.iter().min_by_key(|(_, rest)| rest.until_ms);
             if let Some(oldest) = oldest.map(|(hash, _)| *hash) {
-                self.quarantine.remove(&oldest);
+                self.resting.remove(&oldest);
             }
         }
     }
@@ -357,7 +380,6 @@ impl Wants {
     /// Takes `hash` back from `peer`. True when nobody is left to ask.
     fn failed(&mut self, peer: NodeId, hash: Hash, for_good: bool) -> bool {
         let Some(want) = self.wants.get_mut(&hash) else { return false };
-        want.state = State::Queued;
         want.attempts += 1;
         if for_good || want.attempts >= ATTEMPTS_PER_SOURCE {
             want.holders.retain(|holder| *holder != peer);
@@ -367,10 +389,17 @@ impl Wants {
             self.wants.remove(&hash);
             return true;
         }
+        self.queue(hash);
+        false
+    }
+
+    /// Puts `hash` up to be asked of any of its holders.
+    fn queue(&mut self, hash: Hash) {
+        let Some(want) = self.wants.get_mut(&hash) else { return };
+        want.state = State::Queued;
         for holder in &want.holders {
             self.sources.entry(*holder).or_default().queue.push_back(hash);
         }
-        false
     }
 }
 
@@ -439,7 +468,7 @@ mod tests {
     fn bad_content_rests_longer_from_failure_to_failure() {
         let mut wants = Wants::default();
         let mut now_ms = 0;
-        for pause_ms in [QUARANTINE_MS_MIN, QUARANTINE_MS_MIN * 2] {
+        for pause_ms in [REST_MS_MIN, REST_MS_MIN * 2] {
             assert!(wants.offered(now_ms, A, BATCH, hash(1)));
             wants.arrived(now_ms, A, BATCH, hash(1), Arrival::Refused);
             assert_eq!(wants.quarantined(now_ms), 1);
@@ -448,6 +477,31 @@ mod tests {
             now_ms += 1;
         }
         assert!(wants.offered(now_ms, A, BATCH, hash(1)));
+    }
+
+    #[test]
+    fn what_finds_no_room_rests_alone_and_is_not_called_bad() {
+        let mut wants = Wants::default();
+        wants.lacking(0, A, hash(1));
+        wants.lacking(0, B, hash(1));
+        assert_eq!(wants.ask(A), [hash(1)]);
+        assert!(wants.offered(0, A, BATCH, hash(1)));
+        wants.arrived(0, A, BATCH, hash(1), Arrival::NoRoom);
+        assert!(!wants.offered(REST_MS_MIN - 1, B, BATCH, hash(1)), "room is no matter of peers");
+        assert!(wants.offered(REST_MS_MIN - 1, B, BATCH, hash(2)));
+        assert_eq!(wants.quarantined(0), 0);
+        assert!(wants.offered(REST_MS_MIN, A, BATCH, hash(1)));
+    }
+
+    #[test]
+    fn what_was_turned_away_is_asked_for_again() {
+        let mut wants = Wants::default();
+        wants.lacking(0, A, hash(1));
+        assert_eq!(wants.ask(A), [hash(1)]);
+        wants.turned_away(0, A, hash(1));
+        wants.turned_away(0, A, hash(2));
+        assert_eq!(wants.asked(A), 0);
+        assert_eq!(wants.ask(A), [hash(1), hash(2)]);
     }
 
     #[test]
@@ -484,6 +538,7 @@ mod tests {
         Arrived(u8, u8, u8, u8),
         Ended(u8, u8),
         Unavailable(u8, u8),
+        TurnedAway(u8, u8),
         Unanswered(u8),
         Gone(u8),
         Indexed(u8),
@@ -495,9 +550,10 @@ mod tests {
             (peer(), hash()).prop_map(|(p, h)| Step::Lacking(p, h)),
             peer().prop_map(Step::Ask),
             (peer(), batch(), hash()).prop_map(|(p, b, h)| Step::Offered(p, b, h)),
-            (peer(), batch(), hash(), 0..5u8).prop_map(|(p, b, h, a)| Step::Arrived(p, b, h, a)),
+            (peer(), batch(), hash(), 0..6u8).prop_map(|(p, b, h, a)| Step::Arrived(p, b, h, a)),
             (peer(), batch()).prop_map(|(p, b)| Step::Ended(p, b)),
             (peer(), hash()).prop_map(|(p, h)| Step::Unavailable(p, h)),
+            (peer(), hash()).prop_map(|(p, h)| Step::TurnedAway(p, h)),
             peer().prop_map(Step::Unanswered),
             peer().prop_map(Step::Gone),
             hash().prop_map(Step::Indexed),
@@ -525,11 +581,13 @@ mod tests {
                             Arrival::Interrupted,
                             Arrival::Unavailable,
                             Arrival::Refused,
+                            Arrival::NoRoom,
                         ][usize::from(a)];
                         wants.arrived(0, node(p), BatchId(u64::from(b)), hash(h), arrival);
                     }
                     Step::Ended(p, b) => wants.batch_ended(node(p), BatchId(u64::from(b))),
                     Step::Unavailable(p, h) => wants.unavailable(node(p), hash(h)),
+                    Step::TurnedAway(p, h) => wants.turned_away(0, node(p), hash(h)),
                     Step::Unanswered(p) => wants.unanswered(node(p)),
                     Step::Gone(p) => wants.peer_gone(node(p)),
                     Step::Indexed(h) => drop(wants.indexed(hash(h))),

@@ -347,7 +347,7 @@ fn out_of_place(frame: &Frame, expected: &str) -> TransferError {
     TransferError::Protocol(format!("a {:?} frame where {expected} was expected", frame.kind))
 }
 
-fn is_large(digest: &Digest) -> bool {
+pub(super) fn is_large(digest: &Digest) -> bool {
     digest.size_bytes > crate::store::SMALL_BYTES_MAX
 }
 

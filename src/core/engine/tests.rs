@@ -24,6 +24,40 @@ fn a_batch_of_known_assets_leaves_a_long_transfer_beside_it_alone() {
     assert_eq!(bench.closed(), Some((A_CONN, CloseCode::Slow)), "the other one never came");
 }
 
+#[test]
+fn what_is_offered_while_the_store_takes_nothing_is_asked_for_when_it_does_again() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    let (asked, news) = (asset(1, 10), asset(2, 10));
+    bench.lacks(A, &[asked]);
+    assert_eq!(bench.solicited(A_CONN), [asked.hash]);
+    let (conn, arrivals) = (A_CONN, Vec::new());
+    let (store_failed, violation) = (true, false);
+    bench.tell(Input::Received { conn, batch: BatchId(1), arrivals, store_failed, violation });
+    assert_eq!(bench.offer(A_CONN, BatchId(2), &[asked, news]), [false, false]);
+    bench.received(A_CONN, BatchId(2), &[]);
+    bench.wait(STORE_PAUSE_MS - 1);
+    assert_eq!(bench.solicited(A_CONN), []);
+    bench.wait(1);
+    assert_eq!(bench.solicited(A_CONN), [asked.hash, news.hash]);
+    assert_eq!(bench.closed(), None);
+}
+
+#[test]
+fn an_asset_too_large_for_the_room_left_holds_up_no_other() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    let (video, note) = (asset(1, 1 << 40), asset(2, 10));
+    bench.lacks(A, &[video]);
+    assert_eq!(bench.offer(A_CONN, BatchId(1), &[video]), [true]);
+    bench.received(A_CONN, BatchId(1), &[(video, Arrival::NoRoom)]);
+    assert_eq!(bench.offer(A_CONN, BatchId(2), &[video, note]), [false, true]);
+    bench.received(A_CONN, BatchId(2), &[(note, Arrival::Stored)]);
+    bench.wait(SILENT_MS_MAX * 2);
+    assert_eq!(bench.closed(), None);
+    assert_eq!(bench.offer(A_CONN, BatchId(3), &[video]), [true], "it has rested");
+}
+
 /// An engine whose store is up and empty, its clock and what it has ordered since last asked.
 struct Bench {
     engine: Engine,
@@ -107,6 +141,20 @@ impl Bench {
         let arrivals = arrivals.iter().map(|(digest, arrival)| (digest.hash, *arrival)).collect();
         let (store_failed, violation) = (false, false);
         self.tell(Input::Received { conn, batch, arrivals, store_failed, violation });
+    }
+
+    /// What was solicited since this was last asked.
+    fn solicited(&mut self, conn: ConnId) -> Vec<Hash> {
+        let mut found = Vec::new();
+        for effect in std::mem::take(&mut self.effects) {
+            match effect {
+                Effect::Send { conn: to, message: Message::Solicit(hashes) } if to == conn => {
+                    found.extend(hashes);
+                }
+                _ => {}
+            }
+        }
+        found
     }
 
     /// The first connection closed so far, and why.
