@@ -546,8 +546,8 @@ impl Loop {
                     facts.blocking_send(Fact::Input(Input::Sizes { conn, held, missing }));
                 });
             }
-            Effect::SendBatch { conn, batch, digests, lane, solicited, inline } => {
-                self.send_batch(conn, batch, digests, lane, solicited, inline);
+            Effect::SendBatch { conn, batch, digests, lane, inline } => {
+                self.send_batch(conn, batch, digests, lane, inline);
             }
             Effect::Decide { batch, wanted } => {
                 if let Some(reply) = self.decisions.remove(&batch) {
@@ -609,7 +609,6 @@ impl Loop {
         batch: BatchId,
         digests: Vec<Digest>,
         lane: Lane,
-        solicited: bool,
         inline: bool,
     ) {
         let Some(live) = self.live.get(&conn) else { return };
@@ -617,9 +616,11 @@ impl Loop {
         let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
         let priority = match lane {
             Lane::Live => 20,
+            Lane::LiveLarge => 15,
             Lane::Small => 10,
             Lane::Large => 0,
         };
+        let solicited = lane.is_solicited();
         self.spawn("send batch", async move {
             let sent = async {
                 let (send, recv) = connection

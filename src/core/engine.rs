@@ -264,8 +264,6 @@ pub enum Effect {
         digests: Vec<Digest>,
         /// Which lane, for the stream's priority.
         lane: Lane,
-        /// The peer asked for them.
-        solicited: bool,
         /// Send contents without waiting for the peer's word.
         inline: bool,
     },
@@ -968,7 +966,7 @@ impl Engine {
             .filter(|(hash, sent)| *sent == Sent::Unavailable && sending.hashes.contains(hash))
             .map(|(hash, _)| *hash)
             .collect();
-        if !missing.is_empty() && sending.lane != Lane::Live && !session.plain {
+        if !missing.is_empty() && sending.lane.is_solicited() && !session.plain {
             out.push(Effect::Send { conn, message: Message::Lacking(missing) });
         }
     }
@@ -1125,7 +1123,6 @@ impl Engine {
                 batch,
                 digests: load.digests,
                 lane: load.lane,
-                solicited: load.solicited,
                 inline: load.inline,
             });
         }

@@ -1,15 +1,15 @@
 //! What is under way with one connected peer: queues, lanes and the comparison of sets. Decides
 //! which assets share a batch and when the two are quiet.
 //!
-//! I1  Lanes are apart: a large transfer never holds up a small one, nor either of them news.
+//! I1  Lanes are apart: a large transfer never holds up a small one, nor what was solicited news.
 //! I2  News waits here, not in channels: what gathers while the lane is taken shares the next batch.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{
-    BATCH_ASSETS_MAX, BATCH_BYTES_MAX, LARGE_LANES, LIVE_LANES, PENDING_PER_PEER_MAX,
-    SMALL_BYTES_MAX, SMALL_LANES,
+    BATCH_ASSETS_MAX, BATCH_BYTES_MAX, LARGE_LANES, LIVE_LANES, LIVE_LARGE_LANES,
+    PENDING_PER_PEER_MAX, SMALL_BYTES_MAX, SMALL_LANES,
 };
 use crate::core::message::Hello;
 use crate::core::peers::{Backoff, ConnId};
@@ -21,10 +21,22 @@ use crate::core::wants::BatchId;
 pub enum Lane {
     /// Small assets that are new here.
     Live,
+    /// One large asset that is new here.
+    LiveLarge,
     /// Small assets the peer solicited.
     Small,
-    /// One large asset.
+    /// One large asset the peer solicited.
     Large,
+}
+
+impl Lane {
+    /// The peer asked for what goes this way.
+    pub fn is_solicited(self) -> bool {
+        match self {
+            Self::Live | Self::LiveLarge => false,
+            Self::Small | Self::Large => true,
+        }
+    }
 }
 
 /// The next batch.
@@ -32,7 +44,6 @@ pub enum Lane {
 pub(crate) struct Load {
     pub(crate) lane: Lane,
     pub(crate) digests: Vec<Digest>,
-    pub(crate) solicited: bool,
     pub(crate) inline: bool,
 }
 
@@ -67,10 +78,10 @@ pub(crate) struct Session {
     pub(crate) heard_ms: u64,
     pub(crate) plain_done: bool,
     news: VecDeque<News>,
+    large_news: VecDeque<Digest>,
     small: VecDeque<Digest>,
-    /// With whether the peer solicited it.
-    large: VecDeque<(Digest, bool)>,
-    taken: [usize; 3],
+    large: VecDeque<Digest>,
+    taken: [usize; 4],
 }
 
 impl Session {
@@ -93,9 +104,10 @@ impl Session {
             heard_ms: now_ms,
             plain_done: false,
             news: VecDeque::new(),
+            large_news: VecDeque::new(),
             small: VecDeque::new(),
             large: VecDeque::new(),
-            taken: [0; 3],
+            taken: [0; 4],
         }
     }
 
@@ -111,16 +123,21 @@ impl Session {
 
     /// A new asset to offer. Beyond the bound it is left to the next comparison.
     pub(crate) fn push_live(&mut self, digest: Digest, local: bool) {
-        if self.news.len() >= PENDING_PER_PEER_MAX {
+        if self.news.len() + self.large_news.len() >= PENDING_PER_PEER_MAX {
             return;
         }
-        self.news.push_back(News { digest, local });
+        if digest.size_bytes <= SMALL_BYTES_MAX {
+            self.news.push_back(News { digest, local });
+        } else {
+            self.large_news.push_back(digest);
+        }
     }
 
     /// The peer turned out to hold these.
     pub(crate) fn forget_live(&mut self, hashes: &[Hash]) {
         let hashes: BTreeSet<&Hash> = hashes.iter().collect();
         self.news.retain(|news| !hashes.contains(&news.digest.hash));
+        self.large_news.retain(|digest| !hashes.contains(&digest.hash));
     }
 
     pub(crate) fn push_solicited(&mut self, digests: Vec<Digest>) {
@@ -128,7 +145,7 @@ impl Session {
             if digest.size_bytes <= SMALL_BYTES_MAX {
                 self.small.push_back(digest);
             } else {
-                self.large.push_back((digest, true));
+                self.large.push_back(digest);
             }
         }
     }
@@ -140,7 +157,8 @@ impl Session {
 
     /// Assets the peer is still to be given, as far as known.
     pub(crate) fn missing_there(&self) -> usize {
-        self.solicited() + self.news.len() + self.taken.iter().sum::<usize>()
+        let news = self.news.len() + self.large_news.len();
+        self.solicited() + news + self.taken.iter().sum::<usize>()
     }
 
     pub(crate) fn is_quiet(&self) -> bool {
@@ -152,9 +170,13 @@ impl Session {
         *taken = taken.saturating_sub(1);
     }
 
-    /// The next batch, when there is one and its lane has room: news first, large ones last.
+    /// The next batch, when there is one and its lane has room.
     pub(crate) fn next_batch(&mut self) -> Option<Load> {
-        let load = self.next_live().or_else(|| self.next_small()).or_else(|| self.next_large())?;
+        let load = self
+            .next_live()
+            .or_else(|| self.next_live_large())
+            .or_else(|| self.next_small())
+            .or_else(|| self.next_large())?;
         self.taken[load.lane as usize] += 1;
         Some(load)
     }
@@ -167,11 +189,6 @@ impl Session {
         let mut bytes = 0;
         let mut batch_is_local = None;
         while let Some(News { digest, local }) = self.news.front() {
-            if digest.size_bytes > SMALL_BYTES_MAX {
-                self.large.push_back((*digest, false));
-                self.news.pop_front();
-                continue;
-            }
             let fits =
                 digests.len() < BATCH_ASSETS_MAX && bytes + digest.size_bytes <= BATCH_BYTES_MAX;
             if !fits || *batch_is_local.get_or_insert(*local) != *local {
@@ -182,7 +199,15 @@ impl Session {
             self.news.pop_front();
         }
         let inline = batch_is_local?;
-        Some(Load { lane: Lane::Live, digests, solicited: false, inline })
+        Some(Load { lane: Lane::Live, digests, inline })
+    }
+
+    fn next_live_large(&mut self) -> Option<Load> {
+        if self.taken[Lane::LiveLarge as usize] >= LIVE_LARGE_LANES {
+            return None;
+        }
+        let digests = vec![self.large_news.pop_front()?];
+        Some(Load { lane: Lane::LiveLarge, digests, inline: false })
     }
 
     fn next_small(&mut self) -> Option<Load> {
@@ -199,15 +224,15 @@ impl Session {
             digests.push(*digest);
             self.small.pop_front();
         }
-        Some(Load { lane: Lane::Small, digests, solicited: true, inline: true })
+        Some(Load { lane: Lane::Small, digests, inline: true })
     }
 
     fn next_large(&mut self) -> Option<Load> {
         if self.taken[Lane::Large as usize] >= LARGE_LANES {
             return None;
         }
-        let (digest, solicited) = self.large.pop_front()?;
-        Some(Load { lane: Lane::Large, digests: vec![digest], solicited, inline: false })
+        let digests = vec![self.large.pop_front()?];
+        Some(Load { lane: Lane::Large, digests, inline: false })
     }
 }
 
@@ -277,8 +302,20 @@ mod tests {
     fn news_beyond_the_bound_is_left_to_the_next_comparison() {
         let mut session = session();
         for n in 0..PENDING_PER_PEER_MAX as u32 + 5 {
-            session.push_live(digest(n, 1), true);
+            session.push_live(digest(n, u64::from(n % 2) * 2 * SMALL_BYTES_MAX), true);
         }
         assert_eq!(session.missing_there(), PENDING_PER_PEER_MAX);
+        while session.next_batch().is_some() {}
+        assert_eq!(session.solicited(), 0, "what the peer asked for is counted apart");
+    }
+
+    #[test]
+    fn a_photo_added_during_a_backlog_goes_ahead_of_it() {
+        let mut session = session();
+        session.push_solicited((0..500).map(|n| digest(n, SMALL_BYTES_MAX + 1)).collect());
+        while session.next_batch().is_some() {}
+        let photo = digest(1000, SMALL_BYTES_MAX + 1);
+        session.push_live(photo, true);
+        assert_eq!(session.next_batch().map(|load| load.digests), Some(vec![photo]));
     }
 }

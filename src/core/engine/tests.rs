@@ -58,6 +58,17 @@ fn an_asset_too_large_for_the_room_left_holds_up_no_other() {
     assert_eq!(bench.offer(A_CONN, BatchId(3), &[video]), [true], "it has rested");
 }
 
+#[test]
+fn own_news_takes_no_room_from_what_a_peer_may_solicit() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    let photos = (0..9_000).map(|n| (u64::from(n) + 1, asset(n, SMALL_BYTES_MAX + 1))).collect();
+    bench.tell(Input::Indexed { entries: photos, behind: false });
+    let hashes = (10_000..12_000).map(|n| asset(n, 1).hash).collect();
+    bench.tell(Input::Message { conn: A_CONN, message: Message::Solicit(hashes) });
+    assert_eq!(bench.closed(), None);
+}
+
 /// An engine whose store is up and empty, its clock and what it has ordered since last asked.
 struct Bench {
     engine: Engine,
