@@ -37,7 +37,7 @@ use super::link::{CONTROL_QUEUE, Order};
 use super::picture::{LinkFigures, Picture};
 use super::status::Status;
 use super::transfer::{self, Context, Counters, Outcome, Received, TransferError};
-use super::transfer::{is_large, plain};
+use super::transfer::{is_large, plain, plain::PlainReport};
 use super::{follow, link, orders, query};
 
 /// Facts handled before the loop looks at its other sources again.
@@ -338,16 +338,7 @@ impl Loop {
                 self.handle(Input::Offered { conn, batch, digests });
             }
             Fact::PlainDone { conn, report } => {
-                let sent = report.sent.iter().map(|(digest, _)| digest.hash);
-                let received = report.received.iter().map(|received| received.digest.hash);
-                let crossed = sent.chain(received).collect();
-                self.handle(Input::PlainDone { conn, crossed });
-                if !report.is_complete
-                    && let Some(live) = self.live.get(&conn)
-                {
-                    // The next connection carries the rest.
-                    live.connection.close(CloseCode::Ok, "more to send");
-                }
+                self.handle(plain_done(conn, report));
             }
             Fact::StoreUp { info, reply } => self.on_store_up(info, reply).await,
             Fact::StoreDown { error } => {
@@ -774,6 +765,32 @@ fn store_failed(received: &[Received]) -> bool {
         && !received.iter().any(|one| one.outcome == Outcome::Stored)
 }
 
+/// What a plain exchange means to the engine.
+fn plain_done(conn: ConnId, report: PlainReport) -> Input {
+    let PlainReport { sent, received, is_complete } = report;
+    let received = received.into_iter().map(|received| (received.digest, received.outcome));
+    let (mut held_there, mut stored_here, mut failed) = (Vec::new(), Vec::new(), false);
+    for (digest, outcome) in sent {
+        match sent_as(&outcome) {
+            Sent::Held => held_there.push(digest.hash),
+            Sent::Elsewhere | Sent::Refused | Sent::Unavailable => failed = true,
+        }
+    }
+    for (digest, outcome) in received {
+        match outcome {
+            Outcome::Stored => stored_here.push(digest.hash),
+            Outcome::AlreadyHeld => held_there.push(digest.hash),
+            Outcome::Elsewhere
+            | Outcome::Later(_)
+            | Outcome::Refused(_)
+            | Outcome::Unavailable
+            | Outcome::Interrupted
+            | Outcome::Damaged => failed = true,
+        }
+    }
+    Input::PlainDone { conn, held_there, stored_here, failed, more: !is_complete }
+}
+
 /// What an asset of a received batch means to the engine; `None`: it was not to come from here.
 fn arrival(received: &Received) -> Option<Arrival> {
     match &received.outcome {
@@ -795,6 +812,25 @@ mod tests {
 
     fn received(size_bytes: u64, outcome: Outcome) -> Received {
         Received { digest: Digest { hash: Hash([1; 32]), size_bytes }, outcome }
+    }
+
+    #[test]
+    fn what_did_not_arrive_in_a_plain_exchange_counts_as_held_by_nobody() {
+        let of = |n: u8, outcome| {
+            (Digest { hash: Hash([n; 32]), size_bytes: 1 }, outcome) as (Digest, Outcome)
+        };
+        let later = || Outcome::Later("full".into());
+        let sent = vec![of(1, Outcome::Stored), of(2, later())];
+        let received = [of(3, Outcome::Stored), of(4, later()), of(5, Outcome::Unavailable)];
+        let received = received.map(|(digest, outcome)| Received { digest, outcome }).to_vec();
+        let report = PlainReport { sent, received, is_complete: true };
+        let Input::PlainDone { held_there, stored_here, failed, more, .. } =
+            plain_done(ConnId(1), report)
+        else {
+            panic!("another input");
+        };
+        assert_eq!((held_there, stored_here), (vec![Hash([1; 32])], vec![Hash([3; 32])]));
+        assert!(failed && !more);
     }
 
     #[test]

@@ -190,8 +190,14 @@ pub enum Input {
     PlainDone {
         /// On which connection.
         conn: ConnId,
-        /// What crossed in it: both sides hold these.
-        crossed: Vec<Hash>,
+        /// What the peer turned out to hold: it got it from us, or sent what was held here.
+        held_there: Vec<Hash>,
+        /// What our store took of the peer's.
+        stored_here: Vec<Hash>,
+        /// Something did not arrive on one side or the other.
+        failed: bool,
+        /// One side lacks more than one exchange carries.
+        more: bool,
     },
     /// A peer of the plain protocol opened a live stream; it ends with `Received`.
     PlainStream {
@@ -458,11 +464,17 @@ impl Engine {
                     self.close(conn, CloseCode::Protocol, "a batch broke the protocol", out);
                 }
             }
-            Input::PlainDone { conn, crossed } => {
-                if let Some((node_id, session)) = self.session_of(conn) {
-                    session.plain_done = true;
-                    session.forget_live(&crossed);
-                    crossed.into_iter().for_each(|hash| self.wants.held_by(node_id, hash));
+            Input::PlainDone { conn, held_there, stored_here, failed, more } => {
+                let Some((node_id, session)) = self.session_of(conn) else { return };
+                session.forget_live(&held_there);
+                session.forget_live(&stored_here);
+                session.plain_done = !more;
+                if failed {
+                    session.repeat_plain(now_ms);
+                }
+                stored_here.into_iter().for_each(|hash| self.wants.held_by(node_id, hash));
+                if more {
+                    self.close(conn, CloseCode::Ok, "the next connection carries the rest", out);
                 }
             }
             Input::PlainStream { conn, batch } => {
@@ -961,6 +973,9 @@ impl Engine {
         if outcomes.iter().any(|(_, sent)| *sent == Sent::Held) {
             session.compare_backoff.reset();
         }
+        if session.plain && outcomes.iter().any(|(_, sent)| *sent != Sent::Held) {
+            session.repeat_plain(now_ms);
+        }
         let missing: Vec<Hash> = outcomes
             .iter()
             .filter(|(hash, sent)| *sent == Sent::Unavailable && sending.hashes.contains(hash))
@@ -1030,6 +1045,10 @@ impl Engine {
             session.compare_backoff.reset();
         }
         if session.plain {
+            let is_here = |arrival: Arrival| matches!(arrival, Arrival::Stored | Arrival::Held);
+            if arrivals.iter().any(|(_, arrival)| !is_here(*arrival)) {
+                session.repeat_plain(now_ms);
+            }
             let stored = arrivals.into_iter().filter(|(_, arrival)| *arrival == Arrival::Stored);
             let stored: Vec<Hash> = stored.map(|(hash, _)| hash).collect();
             session.forget_live(&stored);
@@ -1072,6 +1091,10 @@ impl Engine {
             }
             if self.is_silent(now_ms, node_id, session) {
                 self.close(conn, CloseCode::Slow, "no answer", out);
+                continue;
+            }
+            if session.plain_again_ms.is_some_and(|at_ms| now_ms >= at_ms) {
+                self.close(conn, CloseCode::Ok, "to try again what did not arrive", out);
                 continue;
             }
             self.settle_assets(now_ms, node_id, out);
@@ -1192,7 +1215,7 @@ impl Engine {
             return false;
         }
         if session.plain {
-            return session.plain_done;
+            return session.plain_done && session.plain_again_ms.is_none();
         }
         let told = session.told == Some((*fingerprint, false));
         let equal = |theirs: &SetSummary| theirs.fingerprint == *fingerprint && !theirs.busy;
@@ -1229,7 +1252,7 @@ impl Engine {
             && self.rebuilding.is_none()
             && self.is_quiet(node_id, session))
         .then_some(session.compare_not_before_ms);
-        [silent, compare].into_iter().flatten().min()
+        [silent, compare, session.plain_again_ms].into_iter().flatten().min()
     }
 
     fn session(&mut self, conn: ConnId) -> Option<&mut Session> {

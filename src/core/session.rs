@@ -16,6 +16,10 @@ use crate::core::peers::{Backoff, ConnId};
 use crate::core::reconcile::{Reconciler, SetSummary};
 use crate::core::wants::BatchId;
 
+/// How soon what did not arrive by the plain protocol is tried again: each time, both sets cross
+/// whole.
+const PLAIN_AGAIN_MS: u64 = 300_000;
+
 /// What a batch stream carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
@@ -77,6 +81,8 @@ pub(crate) struct Session {
     pub(crate) receiving: BTreeSet<BatchId>,
     pub(crate) heard_ms: u64,
     pub(crate) plain_done: bool,
+    /// Something did not arrive: a new connection compares again.
+    pub(crate) plain_again_ms: Option<u64>,
     news: VecDeque<News>,
     large_news: VecDeque<Digest>,
     small: VecDeque<Digest>,
@@ -103,6 +109,7 @@ impl Session {
             receiving: BTreeSet::new(),
             heard_ms: now_ms,
             plain_done: false,
+            plain_again_ms: None,
             news: VecDeque::new(),
             large_news: VecDeque::new(),
             small: VecDeque::new(),
@@ -119,6 +126,11 @@ impl Session {
     /// Something moved: comparing before `until_ms` would only find what is under way.
     pub(crate) fn touch(&mut self, until_ms: u64) {
         self.compare_not_before_ms = self.compare_not_before_ms.max(until_ms);
+    }
+
+    /// Something of the plain protocol did not arrive; it cannot compare again on a connection.
+    pub(crate) fn repeat_plain(&mut self, now_ms: u64) {
+        self.plain_again_ms.get_or_insert(now_ms + PLAIN_AGAIN_MS);
     }
 
     /// A new asset to offer. Beyond the bound it is left to the next comparison.

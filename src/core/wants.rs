@@ -282,7 +282,11 @@ impl Wants {
 
     /// `peer` sent `hash` unasked, and it is stored: the feed may not have shown it yet.
     pub fn held_by(&mut self, peer: NodeId, hash: Hash) {
-        self.expect_indexed(hash, vec![peer]);
+        let mut holders = self.take(&hash).map(|want| want.holders).unwrap_or_default();
+        if !self.recent.contains(&hash) {
+            add_holder(&mut holders, peer);
+            self.expect_indexed(hash, holders);
+        }
     }
 
     /// The store's feed shows `hash`. Returns the peers known to hold it; none: it is new here.
@@ -502,6 +506,18 @@ mod tests {
         wants.turned_away(0, A, hash(2));
         assert_eq!(wants.asked(A), 0);
         assert_eq!(wants.ask(A), [hash(1), hash(2)]);
+    }
+
+    #[test]
+    fn what_came_unasked_from_one_peer_is_not_waited_for_from_another() {
+        let mut wants = Wants::default();
+        wants.lacking(0, A, hash(1));
+        assert_eq!(wants.ask(A), [hash(1)]);
+        wants.held_by(B, hash(1));
+        assert_eq!(wants.source_load(A), 0);
+        assert_eq!(wants.indexed(hash(1)), [A, B]);
+        wants.held_by(B, hash(1));
+        assert_eq!(wants.indexed(hash(1)), [], "the feed had shown it before");
     }
 
     #[test]

@@ -659,20 +659,22 @@ impl World {
         if !alive {
             return;
         }
-        let mut crossed = Vec::new();
-        for (from, to) in [(a, b), (b, a)] {
+        let mut crossed = [Vec::new(), Vec::new()];
+        for (side, (from, to)) in [(a, b), (b, a)].into_iter().enumerate() {
             for digest in self.nodes[from].store.clone() {
                 if !self.nodes[to].held.contains(&digest.hash) {
                     self.crossed += 1;
-                    crossed.push(digest.hash);
+                    crossed[side].push(digest.hash);
                     self.add(to, digest);
                 }
             }
         }
         for side in 0..2 {
             let conn = ConnId((2 * link + side) as u64);
-            let crossed = crossed.clone();
-            self.fact_at_end(link, side, 1, Input::PlainDone { conn, crossed });
+            let (held_there, stored_here) = (crossed[side].clone(), crossed[1 - side].clone());
+            let (failed, more) = (false, false);
+            let done = Input::PlainDone { conn, held_there, stored_here, failed, more };
+            self.fact_at_end(link, side, 1, done);
         }
     }
 }

@@ -69,6 +69,31 @@ fn own_news_takes_no_room_from_what_a_peer_may_solicit() {
     assert_eq!(bench.closed(), None);
 }
 
+#[test]
+fn a_plain_exchange_that_left_something_behind_is_not_in_sync_and_is_made_again() {
+    let mut bench = Bench::new();
+    bench.connect_plain(A, A_CONN);
+    let (held_there, stored_here, more) = (Vec::new(), Vec::new(), false);
+    let input = Input::PlainDone { conn: A_CONN, held_there, stored_here, failed: true, more };
+    bench.tell(input);
+    assert!(!bench.engine.peer_views()[0].in_sync);
+    bench.wait(60_000);
+    assert_eq!(bench.closed(), None, "new assets still go live");
+    bench.wait(600_000);
+    assert_eq!(bench.closed(), Some((A_CONN, CloseCode::Ok)));
+}
+
+#[test]
+fn a_plain_exchange_that_could_not_carry_all_goes_on_by_another_connection() {
+    let mut bench = Bench::new();
+    bench.connect_plain(A, A_CONN);
+    let (held_there, stored_here, more) = (Vec::new(), Vec::new(), true);
+    let input = Input::PlainDone { conn: A_CONN, held_there, stored_here, failed: false, more };
+    bench.tell(input);
+    assert!(!bench.engine.peer_views()[0].in_sync);
+    assert_eq!(bench.closed(), Some((A_CONN, CloseCode::Ok)));
+}
+
 /// An engine whose store is up and empty, its clock and what it has ordered since last asked.
 struct Bench {
     engine: Engine,
@@ -121,6 +146,15 @@ impl Bench {
     /// `peer` comes in and says Hello.
     fn connect(&mut self, peer: NodeId, conn: ConnId) {
         self.tell(Input::Connected { conn, peer, dialed: false, plain: false });
+        self.say_hello(peer, conn);
+    }
+
+    fn connect_plain(&mut self, peer: NodeId, conn: ConnId) {
+        self.tell(Input::Connected { conn, peer, dialed: false, plain: true });
+        self.say_hello(peer, conn);
+    }
+
+    fn say_hello(&mut self, peer: NodeId, conn: ConnId) {
         let hello = Hello {
             group_id: GROUP,
             device_name: peer.short(),
