@@ -497,7 +497,8 @@ impl Engine {
             let session = peer.session.as_ref().and_then(|session| self.session_deadline(session));
             [retry, session].into_iter().flatten().min()
         });
-        peers.chain(self.stop_at_ms).chain(self.store_paused_until_ms).min()
+        let ours = [self.stop_at_ms, self.store_paused_until_ms, self.wants.deadline_ms()];
+        peers.chain(ours.into_iter().flatten()).min()
     }
 
     /// How every other device of the group stands.
@@ -1003,6 +1004,10 @@ impl Engine {
         } else if session.plain {
             // The plain protocol cannot compare again on a connection: a new one starts over.
             self.close(conn, CloseCode::Internal, "a batch broke off", out);
+        } else if sending.lane.is_solicited() {
+            // The peer may never have seen the offer, and waits for what it asked for.
+            let hashes = sending.hashes.into_iter().collect();
+            out.push(Effect::Send { conn, message: Message::Lacking(hashes) });
         }
     }
 
@@ -1068,6 +1073,7 @@ impl Engine {
             self.settle_stop(now_ms, stop_at_ms, out);
             return;
         }
+        self.wants.pass_over_slow_peers(now_ms);
         let fingerprint = self.known.sketch.fingerprint();
         let node_ids: Vec<NodeId> = self.peers.keys().copied().collect();
         for node_id in node_ids {
@@ -1128,7 +1134,7 @@ impl Engine {
             return;
         }
         if self.store_paused_until_ms.is_none() && !session.plain {
-            let asking = self.wants.ask(node_id);
+            let asking = self.wants.ask(now_ms, node_id);
             if !asking.is_empty() {
                 session.heard(now_ms);
             }
@@ -1229,7 +1235,7 @@ impl Engine {
 
     fn owes_answer(&self, node_id: NodeId, session: &Session) -> bool {
         let idle = session.receiving.is_empty() && session.missing_there() == 0;
-        idle && (self.wants.asked(node_id) > 0 || session.reconciler.is_some())
+        idle && (self.wants.owed(node_id) > 0 || session.reconciler.is_some())
     }
 
     fn session_deadline(&self, session: &Session) -> Option<u64> {

@@ -1,7 +1,9 @@
 //! Decides which asset is asked of which peer, so that each crosses once.
 //!
-//! I1  A hash is asked of, or arriving from, at most one peer at a time.
-//! I2  When that peer fails, another that holds it is asked; when none is left it is forgotten, and
+//! I1  A hash arrives from at most one peer at a time, and is asked of one: of another only when
+//!     the first has failed, or owes it for longer than [`ASK_MS_MAX`]. Whoever offers it first
+//!     may send it.
+//! I2  When a peer fails, another that holds it is asked; when none is left it is forgotten, and
 //!     the next reconcile finds it again.
 //! I3  What failed for its content, or found no room, rests for a while that doubles from time to
 //!     time, alone: it holds up nothing else.
@@ -12,8 +14,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::core::ids::{Hash, NodeId};
 use crate::core::limits::{RESTING_MAX, SOLICIT_WINDOW, WANTS_PER_PEER_MAX};
 
-/// Attempts at one asset from one peer before it counts as failed.
-const ATTEMPTS_PER_SOURCE: u8 = 3;
+/// Attempts at one asset from the only peer that holds it before it is forgotten.
+const ATTEMPTS_MAX: u8 = 3;
+
+/// What a peer owes for this long may be asked of another that holds it too. A peer that is merely
+/// slow still sends what nobody else has sent by then.
+const ASK_MS_MAX: u64 = 30_000;
 
 /// How long an asset rests that failed for its content or found no room; doubled each time.
 const REST_MS_MIN: u64 = 30_000;
@@ -55,8 +61,10 @@ pub enum Arrival {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
+    /// It stands in the queue of each of its holders that does not owe it.
     Queued,
-    Asked(NodeId),
+    /// Of whom, and when.
+    Asked(NodeId, u64),
     Arriving(NodeId, BatchId),
 }
 
@@ -73,7 +81,9 @@ struct Want {
 #[derive(Debug, Clone, Default)]
 struct Source {
     queue: VecDeque<Hash>,
-    asked: BTreeSet<Hash>,
+    /// Solicited and not answered, even if it came from elsewhere meanwhile: what the peer keeps in
+    /// a queue for us. And what arrives from it, solicited or not.
+    owed: BTreeSet<Hash>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +99,8 @@ struct Rest {
 pub struct Wants {
     wants: BTreeMap<Hash, Want>,
     sources: BTreeMap<NodeId, Source>,
+    /// When to look for what is owed for too long; while something is.
+    look_at_ms: Option<u64>,
     arrived: BTreeMap<Hash, Vec<NodeId>>,
     arrived_order: VecDeque<Hash>,
     recent: BTreeSet<Hash>,
@@ -107,7 +119,7 @@ impl Wants {
             return;
         }
         let source = self.sources.entry(peer).or_default();
-        if source.queue.len() + source.asked.len() >= WANTS_PER_PEER_MAX {
+        if source.queue.len() + source.owed.len() >= WANTS_PER_PEER_MAX {
             return;
         }
         let want = self.wants.entry(hash).or_insert_with(|| Want {
@@ -116,34 +128,68 @@ impl Wants {
             attempts: 0,
             indexed: false,
         });
-        add_holder(&mut want.holders, peer);
-        if want.state == State::Queued {
+        if add_holder(&mut want.holders, peer) && want.state == State::Queued {
             source.queue.push_back(hash);
         }
     }
 
     /// The next hashes to solicit from `peer`: none while most of the window is still under way, so
     /// that requests are few and large.
-    pub fn ask(&mut self, peer: NodeId) -> Vec<Hash> {
+    pub fn ask(&mut self, now_ms: u64, peer: NodeId) -> Vec<Hash> {
         let Some(source) = self.sources.get_mut(&peer) else { return Vec::new() };
-        if source.queue.is_empty() || source.asked.len() > SOLICIT_WINDOW / 2 {
+        if source.queue.is_empty() || source.owed.len() > SOLICIT_WINDOW / 2 {
             return Vec::new();
         }
         let mut asking = Vec::new();
-        while source.asked.len() < SOLICIT_WINDOW {
+        while source.owed.len() < SOLICIT_WINDOW {
             let Some(hash) = source.queue.pop_front() else { break };
             let Some(want) = self.wants.get_mut(&hash) else { continue };
-            if want.state == State::Queued && want.holders.contains(&peer) {
-                want.state = State::Asked(peer);
-                source.asked.insert(hash);
+            if want.state == State::Queued
+                && want.holders.contains(&peer)
+                && source.owed.insert(hash)
+            {
+                want.state = State::Asked(peer, now_ms);
                 asking.push(hash);
             }
+        }
+        if !asking.is_empty() {
+            self.look_at_ms.get_or_insert(now_ms + ASK_MS_MAX);
         }
         asking
     }
 
+    /// Puts up to be asked of others what a peer owes for too long, once [`Self::deadline_ms`] has
+    /// come.
+    pub fn pass_over_slow_peers(&mut self, now_ms: u64) {
+        if self.look_at_ms.take_if(|at_ms| now_ms >= *at_ms).is_none() {
+            return;
+        }
+        let mut is_asked = false;
+        for (hash, want) in &mut self.wants {
+            let State::Asked(peer, asked_ms) = want.state else { continue };
+            if now_ms < asked_ms + ASK_MS_MAX || want.holders.iter().all(|holder| *holder == peer) {
+                is_asked = true;
+                continue;
+            }
+            want.state = State::Queued;
+            for holder in want.holders.iter().filter(|holder| **holder != peer) {
+                self.sources.entry(*holder).or_default().queue.push_back(*hash);
+            }
+        }
+        self.look_at_ms = is_asked.then_some(now_ms + ASK_MS_MAX);
+    }
+
+    /// When to call [`Self::pass_over_slow_peers`].
+    pub fn deadline_ms(&self) -> Option<u64> {
+        self.look_at_ms
+    }
+
     /// `peer` offers `hash`, which the index does not know. True: take it.
     pub fn offered(&mut self, now_ms: u64, peer: NodeId, batch: BatchId, hash: Hash) -> bool {
+        if self.is_arriving(peer, &hash) {
+            return false;
+        }
+        self.release(peer, &hash);
         if let Some(holders) = self.arrived.get_mut(&hash) {
             add_holder(holders, peer);
             return false;
@@ -152,27 +198,21 @@ impl Wants {
             return false;
         }
         let full = self.source_load(peer) >= WANTS_PER_PEER_MAX;
-        let Some(want) = self.wants.get_mut(&hash) else {
-            if full {
+        if let Some(want) = self.wants.get_mut(&hash) {
+            add_holder(&mut want.holders, peer);
+            if let State::Arriving(..) = want.state {
                 return false;
             }
+            want.state = State::Arriving(peer, batch);
+        } else if full {
+            return false;
+        } else {
             let state = State::Arriving(peer, batch);
             let want = Want { state, holders: vec![peer], attempts: 0, indexed: false };
             self.wants.insert(hash, want);
-            self.sources.entry(peer).or_default().asked.insert(hash);
-            return true;
-        };
-        add_holder(&mut want.holders, peer);
-        let take = match want.state {
-            State::Queued => true,
-            State::Asked(asked) => asked == peer,
-            State::Arriving(..) => false,
-        };
-        if take {
-            want.state = State::Arriving(peer, batch);
-            self.sources.entry(peer).or_default().asked.insert(hash);
         }
-        take
+        self.sources.entry(peer).or_default().owed.insert(hash);
+        true
     }
 
     /// What became of `hash`, which came in `batch` from `peer`.
@@ -184,9 +224,8 @@ impl Wants {
         hash: Hash,
         arrival: Arrival,
     ) {
-        let Some(want) = self.wants.get_mut(&hash) else { return };
         let is_here = matches!(arrival, Arrival::Stored | Arrival::Held);
-        if want.state != State::Arriving(peer, batch) && !is_here {
+        if self.state(&hash) != Some(State::Arriving(peer, batch)) && !is_here {
             return;
         }
         self.release(peer, &hash);
@@ -215,27 +254,25 @@ impl Wants {
 
     /// `peer` offers `hash` while we can take nothing: it is asked for when we can.
     pub fn turned_away(&mut self, now_ms: u64, peer: NodeId, hash: Hash) {
-        match self.wants.get(&hash).map(|want| want.state) {
-            Some(State::Asked(asked)) if asked == peer => {
-                self.release(peer, &hash);
-                self.queue(hash);
+        if self.is_arriving(peer, &hash) {
+            return;
+        }
+        let was_owed = self.release(peer, &hash);
+        match self.state(&hash) {
+            Some(State::Asked(asked, _)) if asked == peer => self.queue(hash),
+            Some(State::Queued) if was_owed => {
+                self.sources.entry(peer).or_default().queue.push_back(hash);
             }
-            Some(State::Arriving(..)) => {}
-            Some(State::Asked(_) | State::Queued) | None => self.lacking(now_ms, peer, hash),
+            Some(_) | None => self.lacking(now_ms, peer, hash),
         }
     }
 
     /// `batch` from `peer` ended; whatever of it was not reported did not arrive.
     pub fn batch_ended(&mut self, peer: NodeId, batch: BatchId) {
         let Some(source) = self.sources.get(&peer) else { return };
-        let open: Vec<Hash> = source
-            .asked
-            .iter()
-            .filter(|hash| {
-                self.wants.get(hash).map(|w| w.state) == Some(State::Arriving(peer, batch))
-            })
-            .copied()
-            .collect();
+        let open = source.owed.iter();
+        let open = open.filter(|hash| self.state(hash) == Some(State::Arriving(peer, batch)));
+        let open: Vec<Hash> = open.copied().collect();
         for hash in open {
             self.release(peer, &hash);
             self.failed(peer, hash, false);
@@ -244,39 +281,16 @@ impl Wants {
 
     /// `peer` answered a solicitation: it does not have `hash`, or not whole.
     pub fn unavailable(&mut self, peer: NodeId, hash: Hash) {
-        if self.wants.get(&hash).map(|want| want.state) == Some(State::Asked(peer)) {
-            self.release(peer, &hash);
-            self.failed(peer, hash, true);
-        }
-    }
-
-    /// `peer` has not answered what was asked of it: ask again, or another.
-    pub fn unanswered(&mut self, peer: NodeId) {
-        let asked: Vec<Hash> = self.sources.get(&peer).map_or_else(Vec::new, |source| {
-            let is_asked =
-                |hash: &&Hash| self.wants.get(hash).map(|w| w.state) == Some(State::Asked(peer));
-            source.asked.iter().filter(is_asked).copied().collect()
-        });
-        for hash in asked {
-            self.release(peer, &hash);
-            self.failed(peer, hash, false);
+        if !self.is_arriving(peer, &hash) && self.release(peer, &hash) {
+            self.lost_holder(peer, hash);
         }
     }
 
     /// The connection to `peer` is gone: what it alone holds is forgotten, the rest asked of others.
     pub fn peer_gone(&mut self, peer: NodeId) {
         let Some(source) = self.sources.remove(&peer) else { return };
-        for hash in source.queue.into_iter().chain(source.asked) {
-            let Some(want) = self.wants.get(&hash) else { continue };
-            let ours = match want.state {
-                State::Queued => true,
-                State::Asked(from) | State::Arriving(from, _) => from == peer,
-            };
-            if ours {
-                self.failed(peer, hash, true);
-            } else if let Some(want) = self.wants.get_mut(&hash) {
-                want.holders.retain(|holder| *holder != peer);
-            }
+        for hash in source.queue.into_iter().chain(source.owed) {
+            self.lost_holder(peer, hash);
         }
     }
 
@@ -311,14 +325,14 @@ impl Wants {
         self.take(&hash).map(|want| want.holders).unwrap_or_default()
     }
 
-    /// Assets asked of `peer` or arriving from it.
-    pub fn asked(&self, peer: NodeId) -> usize {
-        self.sources.get(&peer).map_or(0, |source| source.asked.len())
+    /// Assets `peer` was asked for and has not answered, and those arriving from it.
+    pub fn owed(&self, peer: NodeId) -> usize {
+        self.sources.get(&peer).map_or(0, |source| source.owed.len())
     }
 
     /// Assets `peer` holds that are to be asked of it, or are.
     pub fn source_load(&self, peer: NodeId) -> usize {
-        self.sources.get(&peer).map_or(0, |source| source.asked.len() + source.queue.len())
+        self.sources.get(&peer).map_or(0, |source| source.owed.len() + source.queue.len())
     }
 
     /// How many more hashes [`Self::lacking`] takes for `peer`.
@@ -348,10 +362,17 @@ impl Wants {
         }
     }
 
-    fn release(&mut self, peer: NodeId, hash: &Hash) {
-        if let Some(source) = self.sources.get_mut(&peer) {
-            source.asked.remove(hash);
-        }
+    fn state(&self, hash: &Hash) -> Option<State> {
+        self.wants.get(hash).map(|want| want.state)
+    }
+
+    fn is_arriving(&self, peer: NodeId, hash: &Hash) -> bool {
+        matches!(self.state(hash), Some(State::Arriving(from, _)) if from == peer)
+    }
+
+    /// True when `peer` owed it.
+    fn release(&mut self, peer: NodeId, hash: &Hash) -> bool {
+        self.sources.get_mut(&peer).is_some_and(|source| source.owed.remove(hash))
     }
 
     fn stored(&mut self, hash: Hash) {
@@ -362,10 +383,10 @@ impl Wants {
         }
     }
 
-    /// Removes the want, and the request for it.
+    /// Removes the want. Who was asked for it still owes an answer.
     fn take(&mut self, hash: &Hash) -> Option<Want> {
         let want = self.wants.remove(hash)?;
-        if let State::Asked(peer) | State::Arriving(peer, _) = want.state {
+        if let State::Arriving(peer, _) = want.state {
             self.release(peer, hash);
         }
         Some(want)
@@ -381,11 +402,28 @@ impl Wants {
         }
     }
 
-    /// Takes `hash` back from `peer`. True when nobody is left to ask.
+    /// `peer` turned out not to hold `hash`.
+    fn lost_holder(&mut self, peer: NodeId, hash: Hash) {
+        let Some(want) = self.wants.get_mut(&hash) else { return };
+        match want.state {
+            State::Asked(from, _) | State::Arriving(from, _) if from == peer => {
+                self.failed(peer, hash, true);
+            }
+            State::Asked(..) | State::Arriving(..) | State::Queued => {
+                want.holders.retain(|holder| *holder != peer);
+                if want.holders.is_empty() {
+                    self.wants.remove(&hash);
+                }
+            }
+        }
+    }
+
+    /// Takes `hash` back from `peer`; another holder is asked before the same one again. True when
+    /// nobody is left to ask.
     fn failed(&mut self, peer: NodeId, hash: Hash, for_good: bool) -> bool {
         let Some(want) = self.wants.get_mut(&hash) else { return false };
         want.attempts += 1;
-        if for_good || want.attempts >= ATTEMPTS_PER_SOURCE {
+        if for_good || want.attempts >= ATTEMPTS_MAX || want.holders.len() > 1 {
             want.holders.retain(|holder| *holder != peer);
             want.attempts = 0;
         }
@@ -402,15 +440,21 @@ impl Wants {
         let Some(want) = self.wants.get_mut(&hash) else { return };
         want.state = State::Queued;
         for holder in &want.holders {
-            self.sources.entry(*holder).or_default().queue.push_back(hash);
+            let source = self.sources.entry(*holder).or_default();
+            if !source.owed.contains(&hash) {
+                source.queue.push_back(hash);
+            }
         }
     }
 }
 
-fn add_holder(holders: &mut Vec<NodeId>, peer: NodeId) {
-    if !holders.contains(&peer) {
+/// True when it was none yet.
+fn add_holder(holders: &mut Vec<NodeId>, peer: NodeId) -> bool {
+    let is_new = !holders.contains(&peer);
+    if is_new {
         holders.push(peer);
     }
+    is_new
 }
 
 #[cfg(test)]
@@ -431,11 +475,11 @@ mod tests {
         let mut wants = Wants::default();
         wants.lacking(0, A, hash(1));
         wants.lacking(0, B, hash(1));
-        assert_eq!(wants.ask(A), [hash(1)]);
-        assert!(wants.ask(B).is_empty());
+        assert_eq!(wants.ask(0, A), [hash(1)]);
+        assert!(wants.ask(0, B).is_empty());
         wants.unavailable(A, hash(1));
-        assert!(wants.ask(A).is_empty());
-        assert_eq!(wants.ask(B), [hash(1)]);
+        assert!(wants.ask(0, A).is_empty());
+        assert_eq!(wants.ask(0, B), [hash(1)]);
     }
 
     #[test]
@@ -444,7 +488,7 @@ mod tests {
         assert!(wants.offered(0, A, BATCH, hash(1)));
         assert!(!wants.offered(0, B, BatchId(2), hash(1)));
         wants.batch_ended(A, BATCH);
-        assert_eq!(wants.ask(B), [hash(1)], "the one that was turned away is asked");
+        assert_eq!(wants.ask(0, B), [hash(1)], "the one that was turned away is asked");
     }
 
     #[test]
@@ -454,7 +498,7 @@ mod tests {
         wants.arrived(0, A, BATCH, hash(1), Arrival::Stored);
         wants.lacking(0, B, hash(1));
         assert!(!wants.offered(0, B, BatchId(2), hash(1)));
-        assert!(wants.ask(B).is_empty());
+        assert!(wants.ask(0, B).is_empty());
         assert_eq!(wants.indexed(hash(1)), [A, B]);
     }
 
@@ -484,11 +528,30 @@ mod tests {
     }
 
     #[test]
+    fn what_a_peer_owes_for_long_is_asked_of_another_that_holds_it() {
+        let mut wants = Wants::default();
+        for n in [1, 2] {
+            wants.lacking(0, A, hash(n));
+        }
+        assert_eq!(wants.ask(0, A), [hash(1), hash(2)]);
+        wants.lacking(5_000, B, hash(1));
+        wants.pass_over_slow_peers(ASK_MS_MAX - 1);
+        assert!(wants.ask(ASK_MS_MAX - 1, B).is_empty());
+        wants.pass_over_slow_peers(ASK_MS_MAX);
+        assert!(wants.ask(ASK_MS_MAX, A).is_empty(), "it has it in its queue already");
+        assert_eq!(wants.ask(ASK_MS_MAX, B), [hash(1)]);
+        assert_eq!(wants.owed(A), 2, "the other one nobody else holds");
+        assert!(wants.offered(ASK_MS_MAX, A, BATCH, hash(1)), "who comes first may send it");
+        assert!(!wants.offered(ASK_MS_MAX, B, BatchId(2), hash(1)));
+        assert_eq!((wants.owed(A), wants.owed(B)), (2, 0));
+    }
+
+    #[test]
     fn what_finds_no_room_rests_alone_and_is_not_called_bad() {
         let mut wants = Wants::default();
         wants.lacking(0, A, hash(1));
         wants.lacking(0, B, hash(1));
-        assert_eq!(wants.ask(A), [hash(1)]);
+        assert_eq!(wants.ask(0, A), [hash(1)]);
         assert!(wants.offered(0, A, BATCH, hash(1)));
         wants.arrived(0, A, BATCH, hash(1), Arrival::NoRoom);
         assert!(!wants.offered(REST_MS_MIN - 1, B, BATCH, hash(1)), "room is no matter of peers");
@@ -501,19 +564,20 @@ mod tests {
     fn what_was_turned_away_is_asked_for_again() {
         let mut wants = Wants::default();
         wants.lacking(0, A, hash(1));
-        assert_eq!(wants.ask(A), [hash(1)]);
+        assert_eq!(wants.ask(0, A), [hash(1)]);
         wants.turned_away(0, A, hash(1));
         wants.turned_away(0, A, hash(2));
-        assert_eq!(wants.asked(A), 0);
-        assert_eq!(wants.ask(A), [hash(1), hash(2)]);
+        assert_eq!(wants.owed(A), 0);
+        assert_eq!(wants.ask(0, A), [hash(1), hash(2)]);
     }
 
     #[test]
     fn what_came_unasked_from_one_peer_is_not_waited_for_from_another() {
         let mut wants = Wants::default();
         wants.lacking(0, A, hash(1));
-        assert_eq!(wants.ask(A), [hash(1)]);
+        assert_eq!(wants.ask(0, A), [hash(1)]);
         wants.held_by(B, hash(1));
+        assert!(!wants.offered(0, A, BATCH, hash(1)));
         assert_eq!(wants.source_load(A), 0);
         assert_eq!(wants.indexed(hash(1)), [A, B]);
         wants.held_by(B, hash(1));
@@ -524,12 +588,12 @@ mod tests {
     fn an_interrupted_asset_is_asked_for_again_a_few_times() {
         let mut wants = Wants::default();
         wants.lacking(0, A, hash(1));
-        for _ in 0..ATTEMPTS_PER_SOURCE {
-            assert_eq!(wants.ask(A), [hash(1)]);
+        for _ in 0..ATTEMPTS_MAX {
+            assert_eq!(wants.ask(0, A), [hash(1)]);
             assert!(wants.offered(0, A, BATCH, hash(1)));
             wants.batch_ended(A, BATCH);
         }
-        assert!(wants.ask(A).is_empty());
+        assert!(wants.ask(0, A).is_empty());
         assert_eq!(wants.source_load(A), 0);
     }
 
@@ -555,8 +619,8 @@ mod tests {
         Ended(u8, u8),
         Unavailable(u8, u8),
         TurnedAway(u8, u8),
-        Unanswered(u8),
         Gone(u8),
+        Wait(u64),
         Indexed(u8),
     }
 
@@ -570,7 +634,7 @@ mod tests {
             (peer(), batch()).prop_map(|(p, b)| Step::Ended(p, b)),
             (peer(), hash()).prop_map(|(p, h)| Step::Unavailable(p, h)),
             (peer(), hash()).prop_map(|(p, h)| Step::TurnedAway(p, h)),
-            peer().prop_map(Step::Unanswered),
+            (0..40_000u64).prop_map(Step::Wait),
             peer().prop_map(Step::Gone),
             hash().prop_map(Step::Indexed),
         ]
@@ -583,12 +647,13 @@ mod tests {
         ) {
             let mut wants = Wants::default();
             let node = |p: u8| NodeId([p; 32]);
+            let mut now_ms = 0;
             for step in steps {
                 match step {
-                    Step::Lacking(p, h) => wants.lacking(0, node(p), hash(h)),
-                    Step::Ask(p) => drop(wants.ask(node(p))),
+                    Step::Lacking(p, h) => wants.lacking(now_ms, node(p), hash(h)),
+                    Step::Ask(p) => drop(wants.ask(now_ms, node(p))),
                     Step::Offered(p, b, h) => {
-                        wants.offered(0, node(p), BatchId(u64::from(b)), hash(h));
+                        wants.offered(now_ms, node(p), BatchId(u64::from(b)), hash(h));
                     }
                     Step::Arrived(p, b, h, a) => {
                         let arrival = [
@@ -599,34 +664,32 @@ mod tests {
                             Arrival::Refused,
                             Arrival::NoRoom,
                         ][usize::from(a)];
-                        wants.arrived(0, node(p), BatchId(u64::from(b)), hash(h), arrival);
+                        wants.arrived(now_ms, node(p), BatchId(u64::from(b)), hash(h), arrival);
                     }
                     Step::Ended(p, b) => wants.batch_ended(node(p), BatchId(u64::from(b))),
                     Step::Unavailable(p, h) => wants.unavailable(node(p), hash(h)),
-                    Step::TurnedAway(p, h) => wants.turned_away(0, node(p), hash(h)),
-                    Step::Unanswered(p) => wants.unanswered(node(p)),
+                    Step::TurnedAway(p, h) => wants.turned_away(now_ms, node(p), hash(h)),
+                    Step::Wait(ms) => {
+                        now_ms += ms;
+                        wants.pass_over_slow_peers(now_ms);
+                    }
                     Step::Gone(p) => wants.peer_gone(node(p)),
                     Step::Indexed(h) => drop(wants.indexed(hash(h))),
                 }
                 for (hash, want) in &wants.wants {
                     let reachable = match want.state {
-                        State::Queued => want.holders.iter().any(|holder| {
-                            wants.sources.get(holder).is_some_and(|s| s.queue.contains(hash))
+                        State::Queued => !want.holders.is_empty() && want.holders.iter().all(|holder| {
+                            let source = wants.sources.get(holder);
+                            source.is_some_and(|s| s.queue.contains(hash) || s.owed.contains(hash))
                         }),
-                        State::Asked(peer) | State::Arriving(peer, _) => {
-                            wants.sources.get(&peer).is_some_and(|s| s.asked.contains(hash))
+                        State::Asked(peer, _) | State::Arriving(peer, _) => {
+                            want.holders.contains(&peer)
+                                && wants.sources.get(&peer).is_some_and(|s| s.owed.contains(hash))
                         }
                     };
                     prop_assert!(reachable, "{hash:?} {want:?}");
-                }
-                for (peer, source) in &wants.sources {
-                    for hash in &source.asked {
-                        let state = wants.wants.get(hash).map(|want| want.state);
-                        let ours = match state {
-                            Some(State::Asked(p) | State::Arriving(p, _)) => p == *peer,
-                            Some(State::Queued) | None => false,
-                        };
-                        prop_assert!(ours, "{peer:?} is asked for {hash:?}, which is {state:?}");
+                    if let State::Asked(..) = want.state {
+                        prop_assert!(wants.deadline_ms().is_some());
                     }
                 }
             }

@@ -130,6 +130,8 @@ pub(crate) struct Node {
     epoch: [u8; 16],
     cursors: BTreeMap<NodeId, Since>,
     wake_ms: Option<u64>,
+    /// Says what it holds, is asked for it, and sends none of it.
+    pub(crate) withholds: bool,
 }
 
 pub(crate) struct World {
@@ -182,6 +184,7 @@ impl World {
                 epoch,
                 cursors: BTreeMap::new(),
                 wake_ms: None,
+                withholds: false,
             });
         }
         world
@@ -536,6 +539,9 @@ impl World {
 
     fn send_batch(&mut self, n: usize, conn: ConnId, sent_id: BatchId, digests: Vec<Digest>) {
         self.moves += 1;
+        if self.nodes[n].withholds {
+            return;
+        }
         let (link, side) = self.side(n, conn);
         let index = self.batches.len();
         let received_id = BatchId(index as u64);
