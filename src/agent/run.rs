@@ -637,11 +637,11 @@ impl Loop {
                         log_sent(digest, outcome);
                         (digest.hash, sent_as(outcome))
                     });
-                    Input::BatchSent { batch, outcomes: outcomes.collect() }
+                    Input::BatchSent { conn, batch, outcomes: outcomes.collect() }
                 }
                 Err(error) => {
                     tracing::debug!(peer = %connection.peer().short(), %error, "a batch broke off");
-                    Input::BatchFailed { batch, violation: error.is_violation() }
+                    Input::BatchFailed { conn, batch, violation: error.is_violation() }
                 }
             };
             facts.send(Fact::Input(input)).await;

@@ -151,6 +151,8 @@ pub enum Input {
     Rebuilt(KnownSet),
     /// A batch was acknowledged.
     BatchSent {
+        /// On which connection.
+        conn: ConnId,
         /// Which.
         batch: BatchId,
         /// What became of each asset.
@@ -158,6 +160,8 @@ pub enum Input {
     },
     /// A batch broke off unacknowledged.
     BatchFailed {
+        /// On which connection.
+        conn: ConnId,
         /// Which.
         batch: BatchId,
         /// The peer broke the protocol.
@@ -350,7 +354,6 @@ impl Peer {
 
 #[derive(Debug)]
 struct Sending {
-    conn: ConnId,
     lane: Lane,
     hashes: BTreeSet<Hash>,
 }
@@ -368,7 +371,9 @@ pub struct Engine {
     peers: BTreeMap<NodeId, Peer>,
     conns: BTreeMap<ConnId, NodeId>,
     wants: Wants,
-    sending: BTreeMap<BatchId, Sending>,
+    /// A batch's number is good with its connection's only: an engine that took over from another
+    /// numbers anew, and what that one had sent may still be reported.
+    sending: BTreeMap<(ConnId, BatchId), Sending>,
     next_batch: u64,
     dice: Dice,
     stop_at_ms: Option<u64>,
@@ -448,9 +453,11 @@ impl Engine {
             Input::Store { up } => (self.store_up, self.store_paused_until_ms) = (up, None),
             Input::Indexed { entries, behind } => self.on_indexed(now_ms, &entries, behind),
             Input::Rebuilt(known) => self.on_rebuilt(known, out),
-            Input::BatchSent { batch, outcomes } => self.on_sent(now_ms, batch, outcomes, out),
-            Input::BatchFailed { batch, violation } => {
-                self.on_send_failed(now_ms, batch, violation, out)
+            Input::BatchSent { conn, batch, outcomes } => {
+                self.on_sent(now_ms, conn, batch, outcomes, out);
+            }
+            Input::BatchFailed { conn, batch, violation } => {
+                self.on_send_failed(now_ms, conn, batch, violation, out);
             }
             Input::Offered { conn, batch, digests } => {
                 self.on_offered(now_ms, conn, batch, &digests, out);
@@ -655,7 +662,7 @@ impl Engine {
     fn end_session(&mut self, node_id: NodeId) {
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
         let Some(session) = peer.session.take() else { return };
-        self.sending.retain(|_, sending| sending.conn != session.conn);
+        self.sending.retain(|(conn, _), _| *conn != session.conn);
         self.wants.peer_gone(node_id);
     }
 
@@ -961,12 +968,12 @@ impl Engine {
     fn on_sent(
         &mut self,
         now_ms: u64,
+        conn: ConnId,
         batch: BatchId,
         outcomes: Vec<(Hash, Sent)>,
         out: &mut Vec<Effect>,
     ) {
-        let Some(sending) = self.sending.remove(&batch) else { return };
-        let conn = sending.conn;
+        let Some(sending) = self.sending.remove(&(conn, batch)) else { return };
         let Some(session) = self.session(conn) else { return };
         session.heard(now_ms);
         session.lane_freed(sending.lane);
@@ -990,12 +997,12 @@ impl Engine {
     fn on_send_failed(
         &mut self,
         now_ms: u64,
+        conn: ConnId,
         batch: BatchId,
         violation: bool,
         out: &mut Vec<Effect>,
     ) {
-        let Some(sending) = self.sending.remove(&batch) else { return };
-        let conn = sending.conn;
+        let Some(sending) = self.sending.remove(&(conn, batch)) else { return };
         let Some(session) = self.session(conn) else { return };
         session.lane_freed(sending.lane);
         session.touch(now_ms + SETTLE_MS);
@@ -1146,7 +1153,7 @@ impl Engine {
             let batch = BatchId(self.next_batch);
             self.next_batch += 1;
             let hashes = load.digests.iter().map(|digest| digest.hash).collect();
-            self.sending.insert(batch, Sending { conn, lane: load.lane, hashes });
+            self.sending.insert((conn, batch), Sending { lane: load.lane, hashes });
             out.push(Effect::SendBatch {
                 conn,
                 batch,

@@ -566,7 +566,7 @@ impl World {
                 link,
                 side,
                 wait,
-                Input::BatchFailed { batch: sent_id, violation: false },
+                Input::BatchFailed { conn, batch: sent_id, violation: false },
             );
         }
     }
@@ -643,14 +643,15 @@ impl World {
         let wait = self.rng.below(3);
         self.fact_at_end(link, 1 - from, wait, received);
         let delay = self.delay();
+        let conn = ConnId((2 * link + from) as u64);
         let answer = if breaks {
-            Input::BatchFailed { batch: sent_id, violation: false }
+            Input::BatchFailed { conn, batch: sent_id, violation: false }
         } else {
             let held = &self.nodes[to].held;
             let outcome =
                 |hash: &Hash| if held.contains(hash) { Sent::Held } else { Sent::Elsewhere };
             let outcomes = all.iter().map(|hash| (*hash, outcome(hash))).collect();
-            Input::BatchSent { batch: sent_id, outcomes }
+            Input::BatchSent { conn, batch: sent_id, outcomes }
         };
         self.fact_at_end(link, from, delay, answer);
     }

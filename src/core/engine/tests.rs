@@ -94,6 +94,23 @@ fn a_plain_exchange_that_could_not_carry_all_goes_on_by_another_connection() {
     assert_eq!(bench.closed(), Some((A_CONN, CloseCode::Ok)));
 }
 
+#[test]
+fn a_batch_of_an_engine_that_was_replaced_is_not_taken_for_one_of_ours() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    bench.tell(Input::Indexed { entries: vec![(1, asset(1, 10))], behind: false });
+    let sent = bench.effects.iter().find_map(|effect| match effect {
+        Effect::SendBatch { batch, .. } => Some(*batch),
+        _ => None,
+    });
+    let batch = sent.unwrap();
+    bench.tell(Input::BatchFailed { conn: ConnId(77), batch, violation: true });
+    assert_eq!(bench.closed(), None);
+    assert_eq!(bench.engine.peer_views()[0].missing_there, 1);
+    bench.tell(Input::BatchSent { conn: A_CONN, batch, outcomes: Vec::new() });
+    assert_eq!(bench.engine.peer_views()[0].missing_there, 0);
+}
+
 /// An engine whose store is up and empty, its clock and what it has ordered since last asked.
 struct Bench {
     engine: Engine,
