@@ -523,11 +523,11 @@ impl Loop {
             }
             Effect::Send { conn, message } => self.order(conn, Order::Send(message)),
             Effect::RunPlain { conn } => self.order(conn, Order::RunPlain),
-            Effect::Ask { conn, query } => {
+            Effect::Ask { conn, round, query } => {
                 let (index, facts) = (self.parts.ctx.index.clone(), self.facts.clone());
                 self.spawn_blocking("index query", move || {
                     let answer = query::answer(&index, query);
-                    facts.blocking_send(Fact::Input(Input::Answer { conn, answer }));
+                    facts.blocking_send(Fact::Input(Input::Answer { conn, round, answer }));
                 });
             }
             Effect::AskSizes { conn, hashes } => {
@@ -561,10 +561,11 @@ impl Loop {
                 let facts = self.facts.clone();
                 self.spawn_blocking("rebuild sketch", move || {
                     let scan = || query::scan(&index, &group.group_id()?);
-                    match scan() {
-                        Ok(known) => facts.blocking_send(Fact::Input(Input::Rebuilt(known))),
-                        Err(error) => tracing::error!("rebuilding the sketch: {error:#}"),
-                    }
+                    let input = scan().map(Input::Rebuilt).unwrap_or_else(|error| {
+                        tracing::error!("rebuilding the sketch: {error:#}");
+                        Input::RebuildFailed
+                    });
+                    facts.blocking_send(Fact::Input(input));
                 });
             }
             Effect::Stopped => self.stopped = true,

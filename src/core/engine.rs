@@ -123,6 +123,8 @@ pub enum Input {
     Answer {
         /// The connection it was asked for.
         conn: ConnId,
+        /// The round it was asked for.
+        round: u64,
         /// The answer.
         answer: Answer,
     },
@@ -149,6 +151,8 @@ pub enum Input {
     },
     /// The answer to [`Effect::RebuildSketch`].
     Rebuilt(KnownSet),
+    /// The other answer to [`Effect::RebuildSketch`]: the index could not be read.
+    RebuildFailed,
     /// A batch was acknowledged.
     BatchSent {
         /// On which connection.
@@ -254,6 +258,8 @@ pub enum Effect {
     Ask {
         /// For which connection.
         conn: ConnId,
+        /// For which round; to be named in the answer.
+        round: u64,
         /// What.
         query: Query,
     },
@@ -303,7 +309,8 @@ pub enum Effect {
         /// What it knows.
         members: Members,
     },
-    /// The sketch does not match the index: scan it anew; answered by `Rebuilt`.
+    /// The sketch seems not to match the index: scan it anew; answered by `Rebuilt` or
+    /// `RebuildFailed`.
     RebuildSketch,
     /// Everything is closed; the engine wants no more input.
     Stopped,
@@ -353,6 +360,14 @@ impl Peer {
 }
 
 #[derive(Debug)]
+struct Rebuild {
+    /// What was indexed since it began.
+    log: Vec<(u64, Hash)>,
+    /// Whose messages made the sketch look wrong.
+    accuser: ConnId,
+}
+
+#[derive(Debug)]
 struct Sending {
     lane: Lane,
     hashes: BTreeSet<Hash>,
@@ -362,7 +377,9 @@ struct Sending {
 pub struct Engine {
     identity: Identity,
     known: KnownSet,
-    rebuilding: Option<Vec<(u64, Hash)>>,
+    rebuilding: Option<Rebuild>,
+    /// When the last rebuild ended.
+    rebuilt_ms: Option<u64>,
     store_up: bool,
     behind: bool,
     /// Nothing is asked for or taken until then.
@@ -394,6 +411,7 @@ impl Engine {
             identity,
             known,
             rebuilding: None,
+            rebuilt_ms: None,
             store_up: false,
             behind: true,
             store_paused_until_ms: None,
@@ -443,16 +461,22 @@ impl Engine {
                 self.on_disconnected(now_ms, conn, reason, violation, out);
             }
             Input::Message { conn, message } => self.on_message(now_ms, conn, message, out),
-            Input::Answer { conn, answer } => {
+            Input::Answer { conn, round, answer } => {
                 self.drive(now_ms, conn, out, |reconciler, out| {
-                    reconciler.on_answer(answer, out);
+                    if reconciler.round() == round {
+                        reconciler.on_answer(answer, out);
+                    }
                     Ok(())
                 });
             }
             Input::Sizes { conn, held, missing } => self.on_sizes(conn, held, missing, out),
             Input::Store { up } => (self.store_up, self.store_paused_until_ms) = (up, None),
             Input::Indexed { entries, behind } => self.on_indexed(now_ms, &entries, behind),
-            Input::Rebuilt(known) => self.on_rebuilt(known, out),
+            Input::Rebuilt(known) => self.on_rebuilt(now_ms, known, out),
+            Input::RebuildFailed => {
+                self.rebuilding = None;
+                self.rebuilt_ms = Some(now_ms);
+            }
             Input::BatchSent { conn, batch, outcomes } => {
                 self.on_sent(now_ms, conn, batch, outcomes, out);
             }
@@ -880,7 +904,9 @@ impl Engine {
                 Output::Send(message) => {
                     out.push(Effect::Send { conn, message: Message::Reconcile(message) });
                 }
-                Output::Ask(query) => out.push(Effect::Ask { conn, query }),
+                Output::Ask(query) => {
+                    out.push(Effect::Ask { conn, round: session.round, query });
+                }
                 Output::WeLack(hashes) => {
                     for hash in hashes {
                         self.wants.lacking(now_ms, node_id, hash);
@@ -894,27 +920,42 @@ impl Engine {
                     {
                         peer.scanned_ms = Some(now_ms);
                     }
-                    if outcome.stale_sketch && self.rebuilding.is_none() {
-                        self.rebuilding = Some(Vec::new());
-                        out.push(Effect::RebuildSketch);
+                    if outcome.stale_sketch {
+                        self.rebuild(now_ms, conn, out);
                     }
                 }
             }
         }
     }
 
-    fn on_rebuilt(&mut self, known: KnownSet, out: &mut Vec<Effect>) {
-        let Some(log) = self.rebuilding.take() else { return };
+    /// Has the index scanned anew, unless that was done a short while ago: what `accuser` says may
+    /// be a lie, and nobody is compared with meanwhile.
+    fn rebuild(&mut self, now_ms: u64, accuser: ConnId, out: &mut Vec<Effect>) {
+        let is_soon = self.rebuilt_ms.is_some_and(|at_ms| now_ms < at_ms + SCAN_RETRY_MS);
+        if self.rebuilding.is_some() || is_soon {
+            return;
+        }
+        self.rebuilding = Some(Rebuild { log: Vec::new(), accuser });
+        out.push(Effect::RebuildSketch);
+    }
+
+    fn on_rebuilt(&mut self, now_ms: u64, known: KnownSet, out: &mut Vec<Effect>) {
+        let Some(Rebuild { log, accuser }) = self.rebuilding.take() else { return };
         if log.len() > REBUILD_LOG_MAX {
-            self.rebuilding = Some(Vec::new());
+            self.rebuilding = Some(Rebuild { log: Vec::new(), accuser });
             out.push(Effect::RebuildSketch);
             return;
         }
+        self.rebuilt_ms = Some(now_ms);
+        let before = self.known.sketch.fingerprint();
         let head_seq = self.known.head_seq.max(known.head_seq);
         let scanned = known.head_seq;
         self.known = KnownSet { head_seq, ..known };
         for (_, hash) in log.into_iter().filter(|(seq, _)| *seq > scanned) {
             self.known.sketch.insert(&hash);
+        }
+        if self.known.sketch.fingerprint() == before {
+            self.close(accuser, CloseCode::Protocol, "what it says of our set is not so", out);
         }
     }
 
@@ -924,9 +965,12 @@ impl Engine {
         self.store_up = true;
         self.behind = behind;
         for (seq, digest) in entries {
-            self.known.sketch.insert(&digest.hash);
-            self.known.head_seq = self.known.head_seq.max(*seq);
-            if let Some(log) = &mut self.rebuilding
+            // A scan may have seen an entry before we are told of it.
+            if *seq > self.known.head_seq {
+                self.known.sketch.insert(&digest.hash);
+                self.known.head_seq = *seq;
+            }
+            if let Some(Rebuild { log, .. }) = &mut self.rebuilding
                 && log.len() <= REBUILD_LOG_MAX
             {
                 log.push((*seq, digest.hash));

@@ -408,9 +408,9 @@ impl World {
                     self.at(wait, Event::Frame { node, life, conn, kind, payload });
                 }
             }
-            Effect::Ask { conn, query } => {
+            Effect::Ask { conn, round, query } => {
                 let answer = self.answer(n, query);
-                self.fact(n, 1, Input::Answer { conn, answer });
+                self.fact(n, 1, Input::Answer { conn, round, answer });
             }
             Effect::AskSizes { conn, hashes } => {
                 let node = &self.nodes[n];

@@ -111,6 +111,51 @@ fn a_batch_of_an_engine_that_was_replaced_is_not_taken_for_one_of_ours() {
     assert_eq!(bench.engine.peer_views()[0].missing_there, 0);
 }
 
+#[test]
+fn a_peer_that_is_wrong_about_our_sketch_is_closed_and_does_not_keep_the_index_scanning() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    bench.tell(Input::Indexed { entries: vec![(1, asset(1, 10))], behind: false });
+    let scanned = bench.engine.known().clone();
+    bench.accuse(A_CONN);
+    assert_eq!(bench.rebuilds(), 1);
+    bench.tell(Input::Rebuilt(scanned));
+    assert_eq!(bench.closed(), Some((A_CONN, CloseCode::Protocol)));
+    bench.accuse(A_CONN);
+    assert_eq!(bench.rebuilds(), 1);
+    bench.wait(SCAN_RETRY_MS);
+    bench.accuse(A_CONN);
+    assert_eq!(bench.rebuilds(), 2);
+}
+
+#[test]
+fn a_sketch_that_was_wrong_is_replaced_and_nobody_blamed() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    let mut scanned = bench.engine.known().clone();
+    for (seq, n) in [(1, 1), (2, 2)] {
+        scanned.sketch.insert(&asset(n, 10).hash);
+        scanned.head_seq = seq;
+    }
+    bench.accuse(A_CONN);
+    bench.tell(Input::Rebuilt(scanned.clone()));
+    assert_eq!(bench.closed(), None);
+    // The scan had seen it before the engine is told.
+    bench.tell(Input::Indexed { entries: vec![(2, asset(2, 10))], behind: false });
+    assert_eq!(bench.engine.known().sketch.fingerprint(), scanned.sketch.fingerprint());
+}
+
+#[test]
+fn a_rebuild_that_fails_is_tried_again() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    bench.accuse(A_CONN);
+    bench.tell(Input::RebuildFailed);
+    bench.wait(SCAN_RETRY_MS);
+    bench.accuse(A_CONN);
+    assert_eq!(bench.rebuilds(), 2);
+}
+
 /// An engine whose store is up and empty, its clock and what it has ordered since last asked.
 struct Bench {
     engine: Engine,
@@ -203,6 +248,15 @@ impl Bench {
         let arrivals = arrivals.iter().map(|(digest, arrival)| (digest.hash, *arrival)).collect();
         let (store_failed, violation) = (false, false);
         self.tell(Input::Received { conn, batch, arrivals, store_failed, violation });
+    }
+
+    /// A round over `conn` ended with the sketch looking wrong.
+    fn accuse(&mut self, conn: ConnId) {
+        self.engine.rebuild(self.now_ms, conn, &mut self.effects);
+    }
+
+    fn rebuilds(&self) -> usize {
+        self.effects.iter().filter(|effect| **effect == Effect::RebuildSketch).count()
     }
 
     /// What was solicited since this was last asked.
