@@ -554,7 +554,9 @@ impl Loop {
                     }
                 });
             }
-            Effect::MergeMembers { peer, members } => orders::merge(self, peer, members),
+            Effect::MergeMembers { conn, peer, members } => {
+                orders::merge(self, conn, peer, members);
+            }
             Effect::RebuildSketch => {
                 tracing::warn!("the sketch does not match the index: rebuilding it");
                 let (index, group) = (self.parts.ctx.index.clone(), self.parts.group.clone());

@@ -43,6 +43,13 @@ const STORE_PAUSE_MS: u64 = 30_000;
 /// At shutdown, batches under way are given this long.
 const STOP_MS_MAX: u64 = 5_000;
 
+/// A peer's cursor is saved at most this often; an older one costs a longer delta.
+const SAVE_CURSOR_MS: u64 = 1_000;
+
+/// Questions to the index that the rounds of one connection may have open: one of the round under
+/// way, and those of rounds that just ended.
+const ASKS_MAX: usize = 4;
+
 /// Entries indexed while the sketch is being rebuilt; beyond, the rebuild starts over.
 const REBUILD_LOG_MAX: usize = 100_000;
 
@@ -118,6 +125,11 @@ pub enum Input {
         conn: ConnId,
         /// What.
         message: Message,
+    },
+    /// [`Effect::MergeMembers`] was carried out.
+    Merged {
+        /// The connection named in it.
+        conn: ConnId,
     },
     /// The index's answer to [`Effect::Ask`].
     Answer {
@@ -302,8 +314,11 @@ pub enum Effect {
         /// How far.
         since: Since,
     },
-    /// Take in what a peer knows of the group; answered by `Members` when something changed.
+    /// Take in what a peer knows of the group; answered by `Merged`, and by `Members` when something
+    /// changed.
     MergeMembers {
+        /// On which connection; to be named in `Merged`.
+        conn: ConnId,
         /// Who says so.
         peer: NodeId,
         /// What it knows.
@@ -461,7 +476,11 @@ impl Engine {
                 self.on_disconnected(now_ms, conn, reason, violation, out);
             }
             Input::Message { conn, message } => self.on_message(now_ms, conn, message, out),
+            Input::Merged { conn } => self.on_merged(conn, out),
             Input::Answer { conn, round, answer } => {
+                if let Some(session) = self.session(conn) {
+                    session.asks = session.asks.saturating_sub(1);
+                }
                 self.drive(now_ms, conn, out, |reconciler, out| {
                     if reconciler.round() == round {
                         reconciler.on_answer(answer, out);
@@ -748,7 +767,8 @@ impl Engine {
         match message {
             Message::Hello(_) => {}
             Message::Members(members) => {
-                out.push(Effect::MergeMembers { peer: node_id, members });
+                session.members.replace(members);
+                self.merge_members(conn, out);
             }
             Message::Summary(summary) => session.theirs = Some(*summary),
             Message::Reconcile(ReconcileMessage::Compare { round, summary }) => {
@@ -764,8 +784,8 @@ impl Engine {
                     self.close(conn, CloseCode::TooLarge, "too much solicited at once", out);
                     return;
                 }
-                session.sizes_asked += hashes.len();
-                out.push(Effect::AskSizes { conn, hashes });
+                session.push_to_size(hashes);
+                self.ask_sizes(conn, out);
             }
             Message::Lacking(hashes) => {
                 session.touch(now_ms + SETTLE_MS);
@@ -774,6 +794,23 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Has the newest word of a peer about the group taken in, one at a time.
+    fn merge_members(&mut self, conn: ConnId, out: &mut Vec<Effect>) {
+        let Some((peer, session)) = self.session_of(conn) else { return };
+        if session.merging {
+            return;
+        }
+        let Some(members) = session.members.take() else { return };
+        session.merging = true;
+        out.push(Effect::MergeMembers { conn, peer, members });
+    }
+
+    fn on_merged(&mut self, conn: ConnId, out: &mut Vec<Effect>) {
+        let Some(session) = self.session(conn) else { return };
+        session.merging = false;
+        self.merge_members(conn, out);
     }
 
     fn on_hello(
@@ -905,6 +942,11 @@ impl Engine {
                     out.push(Effect::Send { conn, message: Message::Reconcile(message) });
                 }
                 Output::Ask(query) => {
+                    session.asks += 1;
+                    if session.asks > ASKS_MAX {
+                        self.close(conn, CloseCode::TooLarge, "too many rounds at once", out);
+                        return;
+                    }
                     out.push(Effect::Ask { conn, round: session.round, query });
                 }
                 Output::WeLack(hashes) => {
@@ -1002,11 +1044,16 @@ impl Engine {
         out: &mut Vec<Effect>,
     ) {
         let Some(session) = self.session(conn) else { return };
-        session.sizes_asked = session.sizes_asked.saturating_sub(held.len() + missing.len());
         session.push_solicited(held);
+        self.ask_sizes(conn, out);
         for chunk in missing.chunks(HASHES_PER_FRAME_MAX) {
             out.push(Effect::Send { conn, message: Message::Lacking(chunk.to_vec()) });
         }
+    }
+
+    fn ask_sizes(&mut self, conn: ConnId, out: &mut Vec<Effect>) {
+        let Some(hashes) = self.session(conn).and_then(Session::next_to_size) else { return };
+        out.push(Effect::AskSizes { conn, hashes });
     }
 
     fn on_sent(
@@ -1253,7 +1300,8 @@ impl Engine {
         }
         if let Some(since) = equal {
             session.compare_backoff = Backoff::default();
-            if peer.since != Some(since) {
+            if peer.since != Some(since) && now_ms >= session.save_cursor_at_ms {
+                session.save_cursor_at_ms = now_ms + SAVE_CURSOR_MS;
                 peer.since = Some(since);
                 out.push(Effect::SaveCursor { peer: node_id, since });
             }

@@ -8,10 +8,10 @@ use std::collections::{BTreeSet, VecDeque};
 
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{
-    BATCH_ASSETS_MAX, BATCH_BYTES_MAX, LARGE_LANES, LIVE_LANES, LIVE_LARGE_LANES,
-    PENDING_PER_PEER_MAX, SMALL_BYTES_MAX, SMALL_LANES,
+    BATCH_ASSETS_MAX, BATCH_BYTES_MAX, HASHES_PER_FRAME_MAX, LARGE_LANES, LIVE_LANES,
+    LIVE_LARGE_LANES, PENDING_PER_PEER_MAX, SMALL_BYTES_MAX, SMALL_LANES,
 };
-use crate::core::message::Hello;
+use crate::core::message::{Hello, Members};
 use crate::core::peers::{Backoff, ConnId};
 use crate::core::reconcile::{Reconciler, SetSummary};
 use crate::core::wants::BatchId;
@@ -74,8 +74,13 @@ pub(crate) struct Session {
     pub(crate) round: u64,
     pub(crate) compare_not_before_ms: u64,
     pub(crate) compare_backoff: Backoff,
-    /// Solicited hashes whose sizes the index is asked for.
-    pub(crate) sizes_asked: usize,
+    /// Questions of its rounds that the index has not answered.
+    pub(crate) asks: usize,
+    /// The newest the peer said of the group, until it is taken in.
+    pub(crate) members: Option<Members>,
+    /// Something it said is being taken in.
+    pub(crate) merging: bool,
+    pub(crate) save_cursor_at_ms: u64,
     /// Batches of the peer under way to us. One that ends without having been offered was never
     /// in here: all of it was known, or its stream broke first.
     pub(crate) receiving: BTreeSet<BatchId>,
@@ -85,6 +90,10 @@ pub(crate) struct Session {
     pub(crate) plain_again_ms: Option<u64>,
     news: VecDeque<News>,
     large_news: VecDeque<Digest>,
+    /// Solicited hashes whose sizes the index is to be asked for.
+    to_size: VecDeque<Hash>,
+    /// How many it is being asked for.
+    sizing: usize,
     small: VecDeque<Digest>,
     large: VecDeque<Digest>,
     taken: [usize; 4],
@@ -105,13 +114,18 @@ impl Session {
             round: 0,
             compare_not_before_ms: 0,
             compare_backoff: Backoff::default(),
-            sizes_asked: 0,
+            asks: 0,
+            members: None,
+            merging: false,
+            save_cursor_at_ms: 0,
             receiving: BTreeSet::new(),
             heard_ms: now_ms,
             plain_done: false,
             plain_again_ms: None,
             news: VecDeque::new(),
             large_news: VecDeque::new(),
+            to_size: VecDeque::new(),
+            sizing: 0,
             small: VecDeque::new(),
             large: VecDeque::new(),
             taken: [0; 4],
@@ -152,7 +166,23 @@ impl Session {
         self.large_news.retain(|digest| !hashes.contains(&digest.hash));
     }
 
+    pub(crate) fn push_to_size(&mut self, hashes: Vec<Hash>) {
+        self.to_size.extend(hashes);
+    }
+
+    /// The solicited hashes whose sizes to ask for now; one question at a time, whatever the peer
+    /// sends. Answered by [`Self::push_solicited`].
+    pub(crate) fn next_to_size(&mut self) -> Option<Vec<Hash>> {
+        if self.sizing > 0 || self.to_size.is_empty() {
+            return None;
+        }
+        self.sizing = self.to_size.len().min(HASHES_PER_FRAME_MAX);
+        Some(self.to_size.drain(..self.sizing).collect())
+    }
+
+    /// The sizes asked for; those the index does not know are left out.
     pub(crate) fn push_solicited(&mut self, digests: Vec<Digest>) {
+        self.sizing = 0;
         for digest in digests {
             if digest.size_bytes <= SMALL_BYTES_MAX {
                 self.small.push_back(digest);
@@ -164,7 +194,7 @@ impl Session {
 
     /// Hashes the peer solicited that are not on their way yet.
     pub(crate) fn solicited(&self) -> usize {
-        self.sizes_asked + self.small.len() + self.large.len()
+        self.to_size.len() + self.sizing + self.small.len() + self.large.len()
     }
 
     /// Assets the peer is still to be given, as far as known.

@@ -442,7 +442,8 @@ impl World {
             Effect::SaveCursor { peer, since } => {
                 self.nodes[n].cursors.insert(peer, since);
             }
-            Effect::MergeMembers { .. } | Effect::Stopped => {}
+            Effect::MergeMembers { conn, .. } => self.fact(n, 1, Input::Merged { conn }),
+            Effect::Stopped => {}
             Effect::RebuildSketch => panic!("no index here differs from its sketch"),
         }
     }
