@@ -1,7 +1,12 @@
 #![allow(clippy::unwrap_used)]
+
 use super::*;
+use crate::core::ids::{Digest, GroupId, Hash, HashAlgorithm, StoreId};
 use crate::core::limits::SMALL_BYTES_MAX;
-use crate::core::sketch::SketchKey;
+use crate::core::message::{Hello, Message};
+use crate::core::pairing::Member;
+use crate::core::sketch::{Sketch, SketchKey};
+use crate::core::wants::Arrival;
 
 const US: NodeId = NodeId([5; 32]);
 const A: NodeId = NodeId([1; 32]);
