@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::clock::wall_ms;
 use crate::core::journal::draft::{Draft, DraftError};
-use crate::state::journal::{self, Journal, JournalError, JournalReader, Written};
+use crate::state::journal::{self, Journal, JournalError, JournalReader, Roster, Written};
 
 /// Jobs waiting for the writer; a full queue makes the next caller wait. One group of drafts fits
 /// several times.
@@ -49,6 +49,7 @@ impl From<JournalError> for AskError {
 pub struct JournalHandle {
     jobs: mpsc::Sender<Job>,
     commits: watch::Receiver<u64>,
+    roster: Roster,
     readers: Arc<Readers>,
 }
 
@@ -102,7 +103,8 @@ pub fn share(journal: Journal) -> journal::Result<(JournalHandle, JournalWriter)
         Arc::new(Readers { idle: Mutex::new(idle), permits: Arc::new(Semaphore::new(READERS)) });
     let (sender, jobs) = mpsc::channel(JOBS_MAX);
     let (commits, watched) = watch::channel(0);
-    let handle = JournalHandle { jobs: sender, commits: watched, readers };
+    let roster = journal.roster();
+    let handle = JournalHandle { jobs: sender, commits: watched, roster, readers };
     Ok((handle, JournalWriter { journal, jobs, commits }))
 }
 
@@ -184,6 +186,11 @@ impl JournalHandle {
     /// Moves with every commit, local or received. Its value means nothing.
     pub fn commits(&self) -> watch::Receiver<u64> {
         self.commits.clone()
+    }
+
+    /// What is asked of the group at every connection.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
     }
 
     /// Lets the writer end after what was asked before.

@@ -6,9 +6,11 @@
 //!     `bytes` what a log takes: all three move with the rows they are about.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
+use crate::clock::instant_now;
 use crate::core::ids::{GroupId, LogId, NodeId, OpHash};
 use crate::core::journal::members::{Fact, FactKind, Verdicts};
 use crate::core::journal::message::Xor16;
@@ -16,7 +18,8 @@ use crate::core::journal::op::LogInfo;
 use crate::core::journal::stamp::Hlc;
 use crate::state::identity::Identity;
 
-use super::schema::{int, key, meta_array, row_u64, set_meta};
+use super::roster::Roster;
+use super::schema::{GROUP_TABLES, int, key, meta_array, row_u64, set_meta};
 use super::{JournalError, Result};
 
 /// The random source of log and group nonces.
@@ -31,7 +34,10 @@ pub(super) struct Tx<'a> {
     pub(super) db: Transaction<'a>,
     pub(super) identity: &'a Identity,
     nonces: &'a mut Nonces,
+    pub(super) roster: Roster,
     pub(super) now_ms: u64,
+    /// For the deadlines of tokens.
+    pub(super) now: Instant,
     pub(super) group: Option<GroupId>,
     /// The log this device writes.
     pub(super) open_log: Option<LogId>,
@@ -44,6 +50,8 @@ pub(super) struct Tx<'a> {
     device_bytes: BTreeMap<i64, u64>,
     verdicts: Option<Verdicts>,
     pub(super) members_changed: bool,
+    /// Facts or tokens changed: the roster is to be made anew.
+    pub(super) roster_changed: bool,
 }
 
 /// A row of `logs`.
@@ -84,6 +92,7 @@ impl<'a> Tx<'a> {
         connection: &'a mut Connection,
         identity: &'a Identity,
         nonces: &'a mut Nonces,
+        roster: Roster,
         now_ms: u64,
     ) -> Result<Self> {
         let db = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -96,7 +105,9 @@ impl<'a> Tx<'a> {
             db,
             identity,
             nonces,
+            roster,
             now_ms,
+            now: instant_now(),
             logs: BTreeMap::new(),
             log_nums: BTreeMap::new(),
             devices: BTreeMap::new(),
@@ -104,11 +115,13 @@ impl<'a> Tx<'a> {
             device_bytes: BTreeMap::new(),
             verdicts: None,
             members_changed: false,
+            roster_changed: false,
         })
     }
 
     /// Writes what was held back and makes all of it durable.
-    pub(super) fn commit(self) -> Result<()> {
+    pub(super) fn commit(mut self) -> Result<()> {
+        let roster = self.roster_changed.then(|| self.next_roster()).transpose()?;
         for log in self.logs.values().filter(|log| log.dirty) {
             self.db
                 .prepare_cached(
@@ -130,7 +143,11 @@ impl<'a> Tx<'a> {
             set_meta(&self.db, key::DIGEST, &self.digest.0)?;
             set_meta(&self.db, key::HLC_MAX, &self.hlc_max.0.to_be_bytes())?;
         }
-        Ok(self.db.commit()?)
+        self.db.commit()?;
+        if let Some(roster) = roster {
+            self.roster.set(roster);
+        }
+        Ok(())
     }
 
     pub(super) fn me(&self) -> NodeId {
@@ -155,6 +172,25 @@ impl<'a> Tx<'a> {
                 return Ok(id);
             }
         }
+    }
+
+    /// Forgets the group and everything in the journal. Numbers of arrival are not used again.
+    pub(super) fn forget_group(&mut self) -> Result<()> {
+        for table in GROUP_TABLES {
+            self.db.execute(&format!("DELETE FROM {table}"), [])?;
+        }
+        for key in [key::GROUP, key::TOLD_REMOVED, key::OPEN_LOG, key::DIGEST, key::HLC_MAX] {
+            self.db.execute("DELETE FROM meta WHERE k = ?1", [key])?;
+        }
+        (self.group, self.open_log) = (None, None);
+        (self.hlc_max, self.digest) = (Hlc(0), Xor16::default());
+        self.logs.clear();
+        self.log_nums.clear();
+        self.devices.clear();
+        self.models.clear();
+        self.device_bytes.clear();
+        self.facts_changed();
+        Ok(())
     }
 
     /// A nonce for a new group.
@@ -353,6 +389,7 @@ impl<'a> Tx<'a> {
     pub(super) fn facts_changed(&mut self) {
         self.verdicts = None;
         self.members_changed = true;
+        self.roster_changed = true;
     }
 }
 
