@@ -111,6 +111,37 @@ async fn a_restart_of_equal_devices_moves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_restored_backup_of_the_store_lacks_is_fetched_again() {
+    let (mut a, b) = (Device::start().await, Device::start().await);
+    pair(&a, &b).await;
+    a.add([10; 20]).await;
+    all_in_sync(&[&a, &b], 1).await;
+    let (store, backup) = (a.home.store_dir(), a.home.store_dir().with_extension("backup"));
+    a.down().await;
+    copy_folder(&store, &backup);
+    a.up().await;
+    a.add(MIXED_OWN).await;
+    b.add(MIXED_OWN).await;
+    all_in_sync(&[&a, &b], 1).await;
+    let all = b.hashes().await;
+
+    a.down().await;
+    std::fs::remove_dir_all(&store).unwrap();
+    std::fs::rename(&backup, &store).unwrap();
+    a.up().await;
+    assert_eq!(a.hashes().await.len(), 20);
+    all_in_sync(&[&a, &b], 1).await;
+    assert_eq!(a.hashes().await, all);
+    assert_eq!(a.status().store.assets, all.len() as u64);
+    a.verify().await;
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    let copied = std::process::Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(copied.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_home_that_is_in_use_is_not_started_twice() {
     let mut a = Device::start().await;
     let refused = a.home.lock().unwrap_err().to_string();
@@ -242,10 +273,13 @@ async fn a_removed_device_is_cut_off_by_all() {
     })
     .await;
 
+    until("c knows", &[&c], async || c.status().device.removed).await;
+
     // It dials anew after a restart, and all refuse it.
     let secret = c.add([33]).await;
     c.down().await;
     c.up().await;
+    assert!(c.status().device.removed, "it has not forgotten");
     until("c is refused by all", &[&c], async || {
         let peers = c.status().peers;
         peers.len() == 2

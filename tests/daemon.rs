@@ -196,3 +196,64 @@ fn a_second_signal_ends_it_at_once() {
     assert!(asked.elapsed() < Duration::from_secs(5));
     judge_log(&a, &[]);
 }
+
+/// Breaks a database behind the agent's back, as a failing disk would.
+fn sabotage(database: &Path, statement: &str) {
+    let connection = rusqlite::Connection::open(database).unwrap();
+    connection.busy_timeout(DEADLINE).unwrap();
+    connection.execute_batch(statement).unwrap();
+}
+
+#[test]
+fn a_store_whose_disk_fails_ends_the_agent_with_an_error() {
+    let mut a = Agent::start();
+    let failing =
+        "CREATE TRIGGER broken BEFORE UPDATE ON store BEGIN SELECT RAISE(ABORT, 'I/O'); END";
+    sabotage(&a.home().join("store/store.db"), failing);
+    let file = a.home().with_extension("txt");
+    fs::write(&file, "cannot be kept").unwrap();
+    a.command(&["add", file.to_str().unwrap()]).assert().failure();
+    assert_eq!(a.ended().code(), Some(1), "{}", a.log());
+    assert!(a.log().contains("disk failed"), "{}", a.log());
+}
+
+#[test]
+fn a_group_that_cannot_be_written_ends_the_agent_with_an_error() {
+    let mut a = Agent::start();
+    sabotage(&a.home().join("state.db"), "DROP TABLE tickets");
+    a.command(&["ticket"]).assert().failure();
+    assert_eq!(a.ended().code(), Some(1), "{}", a.log());
+}
+
+#[test]
+fn a_signal_during_a_slow_start_ends_it_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    Agent::start_in(&home).stop_with("-TERM");
+    // The start waits for whoever holds the index.
+    let holder = rusqlite::Connection::open(home.join("index.db")).unwrap();
+    holder.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
+    let up = ["up", "--offline", "--listen", "127.0.0.1:0", "--home"];
+    let mut child = agent::program().args(up).arg(&home).spawn().unwrap();
+    let pid = child.id().to_string();
+    until("it has begun", || {
+        fs::read_to_string(home.join("lock")).is_ok_and(|holder| holder.trim() == pid)
+    });
+    let asked = Instant::now();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+}
+
+#[test]
+fn a_removed_device_is_told_to_start_over() {
+    let (a, b) = (Agent::start(), Agent::start());
+    pair(&a, &b);
+    let removed = status(&b).device.node_id;
+    a.output(&["wait", "--timeout", "30s", "--peer", &removed]);
+    a.output(&["remove", &removed]);
+    let waited = b.command(&["wait", "--timeout", "30s"]).assert().code(6);
+    let said = String::from_utf8_lossy(&waited.get_output().stderr).into_owned();
+    assert!(said.contains("start over as a new device"), "{said}");
+    assert!(status(&b).device.removed);
+}

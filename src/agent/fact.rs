@@ -3,7 +3,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::core::engine::Input;
+use crate::core::engine::{Engine, Input};
 use crate::core::ids::Digest;
 use crate::core::message::Members;
 use crate::core::peers::ConnId;
@@ -19,7 +19,6 @@ use super::transfer::plain::PlainReport;
 const FACTS_MAX: usize = 1024;
 
 /// Something that happened.
-#[derive(Debug)]
 pub(super) enum Fact {
     /// For the engine as it is.
     Input(Input),
@@ -40,18 +39,46 @@ pub(super) enum Fact {
     },
     /// The plain exchange is through.
     PlainDone { conn: ConnId, report: PlainReport },
-    /// The store answered; the reply says from which cursor on its feed is to be read.
-    StoreUp { info: StoreInfo, reply: oneshot::Sender<Cursor> },
+    /// The store answered, and the index is bound to it; the reply says that the engine is, too.
+    StoreUp { info: StoreInfo, reply: oneshot::Sender<()> },
     /// The store does not answer.
     StoreDown { error: String },
     /// The store's feed was taken in up to here.
     TakenIn { cursor: Cursor },
+    /// The engine is to be made anew.
+    Reload(Reload),
+    /// It has been.
+    Loaded { engine: Box<Engine>, reload: Reload },
+    /// The agent cannot go on.
+    Fatal(anyhow::Error),
     /// The group changed on disk: read it again.
     GroupChanged,
     /// The group as it stands on disk.
     Group { members: Members, name: String },
     /// Pairing ended; the answer goes to who asked.
     Joined { result: Result<PairReply, RequestError>, reply: Reply<PairReply> },
+}
+
+/// Why the engine is made anew from what is on disk, and who waits for it.
+#[derive(Debug)]
+pub(super) enum Reload {
+    /// Another store answers.
+    OtherStore { info: StoreInfo, reply: oneshot::Sender<()> },
+    /// The store holds less than the index knew of.
+    StoreLost { reply: oneshot::Sender<()> },
+    /// This device is in another group now.
+    Joined { joined: PairReply, reply: Reply<PairReply> },
+}
+
+impl Reload {
+    /// For the log, and the peers whose connections end.
+    pub(super) fn why(&self) -> &'static str {
+        match self {
+            Self::OtherStore { .. } => "another store",
+            Self::StoreLost { .. } => "the store changed",
+            Self::Joined { .. } => "joined a group",
+        }
+    }
 }
 
 /// The sending end.

@@ -4,22 +4,26 @@
 //!     feed drops, repeats or reorders.
 //! I2  A store that is down, slow or restarting is tried again with backoff, for ever; peers stay
 //!     connected meanwhile.
-//! I3  The whole store is listed anew on a timer, on `reset`, and when its cursor went back.
+//! I3  The whole store is listed anew on a timer, on `reset`, and when it shows that it is not the
+//!     one that was listed: its cursor went back, or it holds less. What a whole listing does not
+//!     show is forgotten, and fetched again from the peers that hold it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures_util::StreamExt;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Mutex, Notify, oneshot};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::core::engine::Input;
 use crate::core::ids::Digest;
 use crate::core::peers::Backoff;
-use crate::state::index::Index;
-use crate::store::{Changes, Cursor, FeedEvent, PAGE_ENTRIES_MAX, Store};
+use crate::state::index::{Head, Index, Listing};
+use crate::store::{Changes, Cursor, FeedEvent, PAGE_ENTRIES_MAX, Store, StoreInfo};
 
-use super::fact::{Fact, Facts};
+use super::fact::{Fact, Facts, Reload};
 
 /// How often everything is listed anew, in case the store changed without saying so.
 const RELIST_EVERY: Duration = Duration::from_secs(3600);
@@ -31,91 +35,138 @@ const FEED_QUIET_MAX: Duration = Duration::from_secs(300);
 /// No single store call of the follower takes longer.
 const CALL_WAIT: Duration = Duration::from_secs(120);
 
-/// Runs until dropped. `nudge` makes it list at once.
-pub(super) async fn follow(
-    store: std::sync::Arc<dyn Store>,
-    index: Index,
-    facts: Facts,
-    nudge: std::sync::Arc<Notify>,
-) {
-    let mut backoff = Backoff::default();
-    loop {
-        let started = Instant::now();
-        let Err(error) = follow_once(&*store, &index, &facts, &nudge).await;
-        if started.elapsed() > RELIST_EVERY.min(Duration::from_secs(60)) {
-            backoff.reset();
-        }
-        let error = format!("{error:#}");
-        tracing::debug!(error, "store lost");
-        facts.send(Fact::StoreDown { error }).await;
-        let pause = Duration::from_millis(backoff.next_ms(rand::random()));
-        tokio::select! {
-            () = sleep(pause) => {}
-            () = nudge.notified() => sleep(pause.min(Duration::from_millis(500))).await,
-        }
-    }
+/// A store that was followed for this long is tried again at once when it is lost.
+const FOLLOWED_WELL: Duration = Duration::from_secs(60);
+
+pub(super) struct Follower {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) index: Index,
+    pub(super) facts: Facts,
+    /// Makes it list at once.
+    pub(super) nudge: Arc<Notify>,
+    /// Held from a write of the index to the fact that tells of it, so that whoever holds it reads
+    /// what the loop has been told, no more and no less.
+    pub(super) gate: Arc<Mutex<()>>,
 }
 
-async fn follow_once(
-    store: &dyn Store,
-    index: &Index,
-    facts: &Facts,
-    nudge: &Notify,
-) -> Result<std::convert::Infallible> {
-    let info = timeout(CALL_WAIT, store.info()).await.context("asking the store what it is")??;
-    let newest = info.newest_cursor;
-    let (reply, from) = oneshot::channel();
-    facts.send(Fact::StoreUp { info, reply }).await;
-    let mut cursor = from.await.context("the agent is stopping")?;
-    if newest < cursor {
-        tracing::warn!(cursor, newest, "the store's feed went back: listing it anew");
-        cursor = 0;
+impl Follower {
+    /// Runs until dropped.
+    pub(super) async fn run(self) {
+        let mut backoff = Backoff::default();
+        let mut relist_at = Instant::now() + RELIST_EVERY;
+        loop {
+            let started = Instant::now();
+            let Err(error) = self.follow(&mut relist_at).await;
+            if started.elapsed() > FOLLOWED_WELL {
+                backoff.reset();
+            }
+            let error = format!("{error:#}");
+            tracing::debug!(error, "store lost");
+            self.facts.send(Fact::StoreDown { error }).await;
+            let pause = Duration::from_millis(backoff.next_ms(rand::random()));
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.nudge.notified() => sleep(pause.min(Duration::from_millis(500))).await,
+            }
+        }
     }
-    let mut relist_at = Instant::now() + RELIST_EVERY;
-    let mut feed = store.follow(cursor);
-    loop {
-        cursor = take_in(store, index, facts, cursor).await?;
-        facts.send(Fact::TakenIn { cursor }).await;
-        tokio::select! {
-            event = timeout(FEED_QUIET_MAX, feed.next()) => match event {
-                Ok(Some(event)) => if event? == FeedEvent::Reset {
-                    tracing::info!("the store's feed was reset: listing it anew");
-                    cursor = 0;
+
+    async fn follow(&self, relist_at: &mut Instant) -> Result<std::convert::Infallible> {
+        let asked = timeout(CALL_WAIT, self.store.info()).await;
+        let info = asked.context("asking the store what it is")??;
+        self.bind(&info).await?;
+        let (reply, known) = oneshot::channel();
+        self.facts.send(Fact::StoreUp { info: info.clone(), reply }).await;
+        known.await.context("the agent is stopping")?;
+        let head = self.index.head();
+        let mut cursor = head.store_cursor;
+        if is_not_what_was_listed(&info, &head) {
+            tracing::info!(
+                cursor,
+                newest = info.newest_cursor,
+                known = head.count,
+                held = info.asset_count,
+                "the store may have lost something: listing it anew"
+            );
+            cursor = 0;
+        }
+        let mut feed = self.store.follow(cursor);
+        loop {
+            cursor = self.take_in(cursor).await?;
+            self.facts.send(Fact::TakenIn { cursor }).await;
+            tokio::select! {
+                event = timeout(FEED_QUIET_MAX, feed.next()) => match event {
+                    Ok(Some(event)) => if event? == FeedEvent::Reset {
+                        tracing::info!("the store's feed was reset: listing it anew");
+                        cursor = 0;
+                    },
+                    Ok(None) => anyhow::bail!("the store ended its feed"),
+                    Err(_) => feed = self.store.follow(cursor),
                 },
-                Ok(None) => anyhow::bail!("the store ended its feed"),
-                Err(_) => feed = store.follow(cursor),
-            },
-            () = nudge.notified() => {}
-            () = tokio::time::sleep_until(relist_at) => {
-                relist_at = Instant::now() + RELIST_EVERY;
-                cursor = 0;
+                () = self.nudge.notified() => {}
+                () = tokio::time::sleep_until(*relist_at) => {
+                    *relist_at = Instant::now() + RELIST_EVERY;
+                    cursor = 0;
+                }
+            }
+        }
+    }
+
+    async fn bind(&self, info: &StoreInfo) -> Result<()> {
+        let _gate = self.gate.lock().await;
+        let (index, store_id, algorithm) = (self.index.clone(), info.store_id, info.hash_algorithm);
+        spawn_blocking(move || index.bind(&store_id, algorithm))
+            .await?
+            .context("tying the index to the store")?;
+        Ok(())
+    }
+
+    /// Lists what came after `cursor`, page by page, into the index.
+    async fn take_in(&self, mut cursor: Cursor) -> Result<Cursor> {
+        let is_whole = cursor == 0 && self.index.head().count > 0;
+        let mut listing = is_whole.then(Listing::default);
+        loop {
+            let page = timeout(CALL_WAIT, self.store.changes(cursor, PAGE_ENTRIES_MAX))
+                .await
+                .context("listing the store")??;
+            let Changes { entries, next, has_more } = page;
+            anyhow::ensure!(!has_more || next > cursor, "the store's listing does not move on");
+            let digests: Vec<Digest> = entries.into_iter().map(|entry| entry.digest).collect();
+            let gate = self.gate.lock().await;
+            let index = self.index.clone();
+            let write = move || {
+                let Some(shown) = &mut listing else {
+                    return anyhow::Ok((index.insert(&digests, next)?, 0, listing));
+                };
+                let entries = index.insert_listed(shown, &digests)?;
+                let lost = if has_more { 0 } else { index.finish_listing(shown, next)? };
+                Ok((entries, lost, listing))
+            };
+            let written = spawn_blocking(write).await?.context("writing the index")?;
+            let (mut entries, lost);
+            (entries, lost, listing) = written;
+            if lost > 0 {
+                drop(gate);
+                tracing::warn!(assets = lost, "the store no longer holds what it held");
+                let (reply, known) = oneshot::channel();
+                self.facts.send(Fact::Reload(Reload::StoreLost { reply })).await;
+                known.await.context("the agent is stopping")?;
+                // Read from the index with the rest.
+                entries.clear();
+            }
+            self.facts.send(Fact::Input(Input::Indexed { entries, behind: has_more })).await;
+            cursor = next;
+            if !has_more {
+                return Ok(cursor);
             }
         }
     }
 }
 
-/// Lists what came after `cursor`, page by page, into the index.
-async fn take_in(
-    store: &dyn Store,
-    index: &Index,
-    facts: &Facts,
-    mut cursor: Cursor,
-) -> Result<Cursor> {
-    loop {
-        let page = timeout(CALL_WAIT, store.changes(cursor, PAGE_ENTRIES_MAX))
-            .await
-            .context("listing the store")??;
-        let Changes { entries, next, has_more } = page;
-        let digests: Vec<Digest> = entries.into_iter().map(|entry| entry.digest).collect();
-        let index = index.clone();
-        let entries = tokio::task::spawn_blocking(move || index.insert(&digests, next))
-            .await?
-            .context("writing the index")?;
-        facts.send(Fact::Input(Input::Indexed { entries, behind: has_more })).await;
-        anyhow::ensure!(!has_more || next > cursor, "the store's listing does not move on");
-        cursor = next;
-        if !has_more {
-            return Ok(cursor);
-        }
-    }
+/// Whether the store lost something since it was listed up to the index's cursor, as after the
+/// restoring of a backup. A store that does not tell its count is taken to have.
+fn is_not_what_was_listed(info: &StoreInfo, head: &Head) -> bool {
+    info.newest_cursor < head.store_cursor
+        || info.asset_count < head.count
+        || info.newest_cursor == head.store_cursor && info.asset_count != head.count
 }

@@ -183,7 +183,11 @@ async fn run_plain(
             Ok(())
         }
         Err(error) if error.is_violation() => Err(fault(CloseCode::Protocol, &error.to_string())),
-        Err(error) => Err(fault(CloseCode::Internal, &error.to_string())),
+        Err(error) => {
+            // The reason may name folders of this device.
+            tracing::warn!(%error, "the exchange with a peer broke off");
+            Err(fault(CloseCode::Internal, "the exchange broke off"))
+        }
     }
 }
 

@@ -8,10 +8,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{wall_ms_signed, wall_now};
@@ -39,6 +41,9 @@ mod query;
 mod run;
 pub mod status;
 pub mod transfer;
+
+/// At the end, calls of the store that are under way are given this long.
+const STORE_CLOSE_WAIT: Duration = Duration::from_secs(10);
 
 /// What an agent is started with.
 #[derive(Debug)]
@@ -91,7 +96,6 @@ pub struct Agent {
 
 /// What stands on disk, opened.
 struct Opened {
-    identity: Identity,
     group: Group,
     index: Index,
     partials: Partials,
@@ -107,8 +111,10 @@ impl Agent {
         let partials_dir = home.partials_dir();
         let scratch_folder = partials_dir.clone();
         let store_dir = home.store_dir();
-        let opened = open(&home, lock)?;
-        let Opened { identity, group, index, partials } = opened;
+        let identity = Identity::load_or_create(&home, lock)?;
+        let node_id = identity.node_id;
+        let opening = tokio::task::spawn_blocking(move || open(&home, node_id));
+        let Opened { group, index, partials } = opening.await??;
         let (store, embedded, store_location, staging_dir) = match store {
             StoreChoice::Embedded => {
                 let embedded = tokio::task::spawn_blocking(move || {
@@ -139,9 +145,17 @@ impl Agent {
             node_id: identity.node_id,
             net,
             store: store.clone(),
+            embedded: embedded.clone(),
             store_location,
             group: Arc::new(group),
-            ctx: transfer::Context { store, index, partials, algorithm, scratch_folder },
+            ctx: transfer::Context {
+                store,
+                index,
+                partials,
+                damaged: transfer::Damaged::default(),
+                algorithm,
+                scratch_folder,
+            },
             requests,
             status,
             stop: stop.clone(),
@@ -190,19 +204,20 @@ impl Agent {
     pub async fn stop(mut self) -> Result<()> {
         self.stop.cancel();
         let ended = self.ended().await;
-        if let Some(store) = self.embedded {
-            store.close().await;
+        if let Some(store) = self.embedded
+            && timeout(STORE_CLOSE_WAIT, store.close()).await.is_err()
+        {
+            tracing::warn!("the store was not closed in time: the next start sees to it");
         }
         ended
     }
 }
 
-fn open(home: &Home, lock: &Lock) -> Result<Opened> {
-    let identity = Identity::load_or_create(home, lock)?;
+fn open(home: &Home, node_id: NodeId) -> Result<Opened> {
     let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let group = Group::open(&home.state_db_path(), identity.node_id, &host_name, wall_ms_signed())?;
+    let group = Group::open(&home.state_db_path(), node_id, &host_name, wall_ms_signed())?;
     let index = Index::open(&home.index_db_path())?;
     let partials = Partials::open(&home.partials_dir(), wall_now())
         .with_context(|| format!("opening {}", home.partials_dir().display()))?;
-    Ok(Opened { identity, group, index, partials })
+    Ok(Opened { group, index, partials })
 }

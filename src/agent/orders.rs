@@ -3,6 +3,7 @@
 //!
 //! I1  The group on disk is changed first; the loop then reads it again. So what the engine knows
 //!     of the group has always been durable.
+//! I2  A write that fails for good, not for want of space, stops the agent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio::time::timeout;
 use crate::clock::{wall_ms, wall_ms_signed};
 use crate::core::close::CloseCode;
 use crate::core::engine::Input;
+use crate::core::ids::GroupId;
 use crate::core::ids::{HashAlgorithm, NodeId};
 use crate::core::joining::{PairAccept, PairRequest, short_code};
 use crate::core::message::Members;
@@ -22,9 +24,9 @@ use crate::net::Connection;
 use crate::net::pairing::{self, Joiner};
 use crate::net::ticket::Ticket;
 use crate::net::{Acceptor, Admission, Verdict};
-use crate::state::group::{Group, JoinError, LookupError, RedeemError, TicketError};
+use crate::state::group::{Group, JoinError, LookupError, RedeemError, TicketError, is_passing};
 
-use super::fact::Fact;
+use super::fact::{Fact, Facts};
 use super::handle::{PairReply, RemoveReply, Reply, Request, RequestError, TicketReply};
 use super::run::{Loop, Parts};
 
@@ -72,8 +74,9 @@ pub(super) fn on_request(this: &mut Loop, request: Request) {
 
 fn ticket(this: &mut Loop, ttl: Duration, reply: Reply<TicketReply>) {
     let (group, net) = (this.parts.group.clone(), this.parts.net.clone());
+    let facts = this.facts.clone();
     this.spawn_blocking("make a ticket", move || {
-        let result = make_ticket(&group, net.node_id(), net.addresses(), ttl);
+        let result = make_ticket(&group, net.node_id(), net.addresses(), ttl, &facts);
         // Who asked may have gone.
         let _ = reply.send(result);
     });
@@ -84,6 +87,7 @@ fn make_ticket(
     inviter: NodeId,
     addresses: Vec<String>,
     ttl: Duration,
+    facts: &Facts,
 ) -> Result<TicketReply, RequestError> {
     if ttl.is_zero() || ttl > TICKET_TTL_MAX {
         let hours = TICKET_TTL_MAX.as_secs() / 3600;
@@ -97,7 +101,10 @@ fn make_ticket(
         TicketError::TooMany | TicketError::WeAreRemoved | TicketError::GroupFull => {
             RequestError::Refused(error.to_string())
         }
-        TicketError::Database(error) => internal("making the ticket", &error),
+        TicketError::Database(error) => {
+            on_write_error(facts, &error);
+            internal("making the ticket", &error)
+        }
     })?;
     let expires_ms = now_ms + ttl_ms;
     let ticket = Ticket { inviter, addresses, secret, expires_ms };
@@ -109,7 +116,7 @@ fn pair(this: &mut Loop, text: String, reply: Reply<PairReply>) {
     let algorithm = this.parts.ctx.algorithm;
     let facts = this.facts.clone();
     this.spawn("pair", async move {
-        let result = redeem_ticket(group, &net, algorithm, &text).await;
+        let result = redeem_ticket(group, &net, algorithm, &text, facts.clone()).await;
         facts.send(Fact::Joined { result, reply }).await;
     });
 }
@@ -119,6 +126,7 @@ async fn redeem_ticket(
     net: &crate::net::Net,
     algorithm: HashAlgorithm,
     text: &str,
+    facts: Facts,
 ) -> Result<PairReply, RequestError> {
     let ticket: Ticket =
         text.trim().parse().map_err(|error| RequestError::Invalid(format!("{error}")))?;
@@ -134,7 +142,8 @@ async fn redeem_ticket(
     if others > 0 {
         return Err(RequestError::Refused(format!(
             "this device is already in a group with {others} other device(s); a device is in one \
-             group at a time: make the ticket on a device of this group, or remove the others first"
+             group at a time: make the ticket on a device of this group and pair the new one, or \
+             start over here as a new device (see the README)"
         )));
     }
     let own = Joiner { device_name: name, addresses: net.addresses(), hash_algorithm: algorithm };
@@ -155,7 +164,10 @@ async fn redeem_ticket(
         let PairAccept { group_id, members, removed, device_name } = accept;
         match group.join(&group_id, &members, &removed, wall_ms_signed()) {
             Ok(_) => Ok(Ok((device_name, group.members()?.len()))),
-            Err(JoinError::Database(error)) => Err(error.into()),
+            Err(JoinError::Database(error)) => {
+                on_write_error(&facts, &error);
+                Err(error.into())
+            }
             Err(refused) => Ok(Err(RequestError::Refused(refused.to_string()))),
         }
     });
@@ -170,19 +182,22 @@ pub(super) fn host(this: &mut Loop, connection: Connection) {
     let algorithm = this.parts.ctx.algorithm;
     let (node_id, joiner) = (this.parts.node_id, connection.peer());
     this.spawn("pairing", async move {
+        let told = facts.clone();
         let redeem = |request: PairRequest| async move {
-            let redeemed = spawn_blocking(move || redeem(&group, algorithm, &request)).await;
-            redeemed.unwrap_or(Err(CloseCode::Internal))
-        };
-        let hosted = pairing::host(connection, redeem).await;
-        match hosted {
-            Ok(()) => {
+            let redeemed = spawn_blocking(move || {
+                let accept = redeem(&group, algorithm, &request, &told)?;
+                // Before the joiner can do anything more: whether it confirms is up to it.
                 let code = short_code(node_id, joiner);
-                tracing::info!(peer = %joiner.short(), code, "a device joined the group");
-            }
-            Err(error) => tracing::info!(peer = %joiner.short(), %error, "pairing failed"),
+                let device = request.device_name;
+                tracing::warn!(peer = %joiner.short(), device, code, "a device joined the group");
+                told.blocking_send(Fact::GroupChanged);
+                Ok(accept)
+            });
+            redeemed.await.unwrap_or(Err(CloseCode::Internal))
+        };
+        if let Err(error) = pairing::host(connection, redeem).await {
+            tracing::info!(peer = %joiner.short(), %error, "pairing did not end well");
         }
-        facts.send(Fact::GroupChanged).await;
     });
 }
 
@@ -190,6 +205,7 @@ fn redeem(
     group: &Group,
     algorithm: HashAlgorithm,
     request: &PairRequest,
+    facts: &Facts,
 ) -> Result<PairAccept, CloseCode> {
     if request.hash_algorithm != algorithm {
         return Err(CloseCode::HashAlgorithm);
@@ -199,7 +215,10 @@ fn redeem(
         group.redeem(wall_ms_signed(), joiner, proof, device_name, addresses).map_err(|error| {
             tracing::info!(peer = %joiner.short(), %error, "a joiner was refused");
             match error {
-                RedeemError::Database(_) => CloseCode::Internal,
+                RedeemError::Database(error) => {
+                    on_write_error(facts, &error);
+                    CloseCode::Internal
+                }
                 RedeemError::NoTicket
                 | RedeemError::WrongProof
                 | RedeemError::Expired
@@ -221,17 +240,24 @@ fn redeem(
 fn remove(this: &mut Loop, who: String, reply: Reply<RemoveReply>) {
     let (group, facts) = (this.parts.group.clone(), this.facts.clone());
     this.spawn("remove a device", async move {
-        let removed = spawn_blocking(move || group.remove(&who, wall_ms_signed())).await;
-        let result = match removed {
+        let told = facts.clone();
+        let remove = move || {
+            let removed = group.remove(&who, wall_ms_signed());
+            if let Err(LookupError::Database(error)) = &removed {
+                on_write_error(&told, error);
+            }
+            removed
+        };
+        let result = match spawn_blocking(remove).await {
             Ok(Ok(member)) => {
                 facts.send(Fact::GroupChanged).await;
                 Ok(RemoveReply { node_id: member.node_id.to_string(), name: member.name })
             }
             Ok(Err(error)) => Err(match error {
-                LookupError::Unknown(_) => RequestError::Unknown(error.to_string()),
-                LookupError::Ambiguous { .. } | LookupError::Ourselves => {
-                    RequestError::Invalid(error.to_string())
+                LookupError::Unknown(_) | LookupError::Ambiguous { .. } => {
+                    RequestError::Unknown(error.to_string())
                 }
+                LookupError::Ourselves => RequestError::Invalid(error.to_string()),
                 LookupError::Database(error) => internal("removing the device", &error),
             }),
             Err(error) => Err(internal("removing the device", &error)),
@@ -249,7 +275,12 @@ fn rename(this: &mut Loop, name: String, reply: Reply<()>) {
             let _ = reply.send(Err(RequestError::Invalid(text)));
             return;
         }
-        let result = on_disk(move || Ok(group.rename(&name, wall_ms_signed())?)).await;
+        let told = facts.clone();
+        let rename = move || {
+            let renamed = group.rename(&name, wall_ms_signed());
+            Ok(renamed.inspect_err(|error| on_write_error(&told, error))?)
+        };
+        let result = on_disk(rename).await;
         facts.send(Fact::GroupChanged).await;
         // Who asked may have gone.
         let _ = reply.send(result.map(|_| ()));
@@ -307,20 +338,50 @@ pub(super) fn merge(this: &mut Loop, conn: ConnId, peer: NodeId, members: Member
                 }
                 facts.blocking_send(Fact::GroupChanged);
             }
-            Err(error) => tracing::error!("writing the group: {error:#}"),
+            Err(error) => {
+                on_write_error(&facts, &error);
+                tracing::warn!("writing the group: {error:#}");
+            }
         }
         facts.blocking_send(Fact::Input(Input::Merged { conn }));
     });
 }
 
+/// A member closed a connection because the group, `of`, has removed this device.
+pub(super) fn note_own_removal(this: &mut Loop, of: GroupId, by: NodeId) {
+    let (group, facts) = (this.parts.group.clone(), this.facts.clone());
+    this.spawn_blocking("note own removal", move || {
+        match group.we_were_removed(&of, wall_ms_signed()) {
+            Ok(()) => {
+                tracing::warn!(by = %by.short(), "this device was removed from its group");
+                facts.blocking_send(Fact::GroupChanged);
+            }
+            Err(error) => {
+                on_write_error(&facts, &error);
+                tracing::warn!("writing the group: {error:#}");
+            }
+        }
+    });
+}
+
 /// Notes where a member was reached.
 pub(super) fn record_addresses(this: &mut Loop, peer: NodeId, addresses: Vec<String>) {
-    let group = this.parts.group.clone();
+    let (group, facts) = (this.parts.group.clone(), this.facts.clone());
     this.spawn_blocking("record addresses", move || {
         if let Err(error) = group.record_addresses(&peer, &addresses) {
+            on_write_error(&facts, &error);
             tracing::warn!("writing a member's addresses: {error:#}");
         }
     });
+}
+
+/// See I2. Blocking.
+fn on_write_error(facts: &Facts, error: &rusqlite::Error) {
+    if !is_passing(error) {
+        let reason =
+            anyhow::anyhow!("the group cannot be written, restart to see it as it is: {error}");
+        facts.blocking_send(Fact::Fatal(reason));
+    }
 }
 
 /// Runs disk work on a blocking thread.

@@ -105,7 +105,7 @@ impl Picture {
                 store_id: identity.store_id.to_string(),
                 hash_algorithm: identity.algorithm.name().to_owned(),
                 assets: engine.known().sketch.count(),
-                quarantined: engine.quarantined(now_ms) as u64,
+                quarantined: (engine.quarantined(now_ms) + parts.ctx.damaged.count()) as u64,
                 last_error: store.error.clone(),
             },
             in_sync: !engine.is_behind() && store.up && connected_in_sync,

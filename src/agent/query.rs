@@ -93,5 +93,5 @@ fn replay(index: &Index, mut sketch: Sketch, mut seq: u64) -> Result<KnownSet> {
 pub(super) fn save(index: &Index, group_id: &GroupId, known: &KnownSet) -> Result<()> {
     let mut bytes = group_id.as_bytes().to_vec();
     bytes.extend_from_slice(&known.sketch.to_bytes());
-    index.save_sketch(&bytes, known.head_seq).context("saving the sketch")
+    index.save_sketch(&known.epoch, &bytes, known.head_seq).context("saving the sketch")
 }

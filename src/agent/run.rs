@@ -3,17 +3,19 @@
 //!
 //! I1  Facts reach the engine in the order they were told; effects are carried out in the order the
 //!     engine gave them.
-//! I2  Every task stands in one [`JoinSet`], with a name; one that panics stops the agent in order.
-//! I3  Stopping: no new work, the batches under way, the connections, the tasks, the index, the
-//!     endpoint; each step with a deadline.
+//! I2  Every task stands in one [`JoinSet`], with a name. One that panics, and a disk that fails
+//!     (only a restart tells what it holds), stop the agent in order.
+//! I3  Stopping: no new work, the batches under way, the connections, the tasks, the endpoint, the
+//!     index; each step with a deadline.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::sleep_until;
+use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
+use tokio::task::{Id, JoinError, JoinSet, spawn_blocking};
+use tokio::time::{sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, SleepWatch, wall_ms};
@@ -29,16 +31,19 @@ use crate::net::Accepted;
 use crate::net::Net;
 use crate::net::{Connection, Ended, Protocol, RecvStream, SendStream};
 use crate::state::group::Group;
+use crate::state::index::Index;
+use crate::store::embedded::EmbeddedStore;
 use crate::store::{Cursor, Store, StoreInfo};
 
-use super::fact::{Fact, Facts};
+use super::fact::{Fact, Facts, Reload};
+use super::follow::Follower;
 use super::handle::Request;
 use super::link::{CONTROL_QUEUE, Order};
 use super::picture::{LinkFigures, Picture};
 use super::status::Status;
 use super::transfer::{self, Context, Counters, Outcome, Received, TransferError};
 use super::transfer::{is_large, plain, plain::PlainReport};
-use super::{follow, link, orders, query};
+use super::{link, orders, query};
 
 /// Facts handled before the loop looks at its other sources again.
 const FACTS_PER_TURN: usize = 64;
@@ -56,11 +61,22 @@ const STATUS_MS_ACTIVE: u64 = 500;
 /// How often the loop looks whether the device slept.
 const SLEEP_LOOK_MS: u64 = 5_000;
 
+/// The id of the store before any has answered.
+const NO_STORE: StoreId = StoreId([0; StoreId::LEN]);
+
+/// Before the group is read again after its database could not be read.
+const GROUP_READ_AGAIN: Duration = Duration::from_secs(1);
+
+/// At the end, tasks and then the index are given this long; what they leave undone a restart does.
+const WIND_UP_WAIT: Duration = Duration::from_secs(10);
+
 /// What the loop works with.
 pub(super) struct Parts {
     pub(super) node_id: NodeId,
     pub(super) net: Net,
     pub(super) store: Arc<dyn Store>,
+    /// The same, when it is the embedded one.
+    pub(super) embedded: Option<EmbeddedStore>,
     pub(super) store_location: String,
     pub(super) group: Arc<Group>,
     pub(super) ctx: Context,
@@ -76,6 +92,15 @@ struct Live {
     orders: mpsc::Sender<Order>,
     counters: Arc<Counters>,
     figures: LinkFigures,
+}
+
+/// The group on disk has one reader at a time, so that no older state comes after a newer one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GroupRead {
+    Idle,
+    Reading,
+    /// It changed meanwhile: what is being read does not count.
+    Again,
 }
 
 /// The store as last seen.
@@ -107,21 +132,26 @@ pub(super) struct Loop {
     store: StoreView,
     pub(super) nudge: Arc<Notify>,
     pub(super) taken_in: watch::Sender<TakenIn>,
+    /// See [`Follower::gate`].
+    gate: Arc<Mutex<()>>,
+    group_read: GroupRead,
     saved_seq: u64,
     save_at_ms: Option<u64>,
     picture: Picture,
     publish_at_ms: Option<u64>,
+    stopping: bool,
     stopped: bool,
+    fatal: Option<anyhow::Error>,
 }
 
-/// Runs the agent until `stop` is cancelled and everything has ended.
+/// Runs the agent until `stop` is cancelled, or it cannot go on, and everything has ended.
 ///
 /// # Errors
-/// The index cannot be read at start, or a task panicked.
+/// The index cannot be read at start, a disk failed, or a task panicked.
 pub(super) async fn run(parts: Parts) -> Result<()> {
     let (facts, mut inbox) = Facts::channel();
     let clock = Clock::start();
-    let engine = load_engine(&parts).await?;
+    let engine = Loading::of(&parts).load().await?;
     let saved_seq = engine.known().head_seq;
     let (taken_in, _) = watch::channel(TakenIn::default());
     let mut this = Loop {
@@ -138,28 +168,46 @@ pub(super) async fn run(parts: Parts) -> Result<()> {
         store: StoreView::default(),
         nudge: Arc::new(Notify::new()),
         taken_in,
+        gate: Arc::default(),
+        group_read: GroupRead::Idle,
         saved_seq,
         save_at_ms: None,
         picture: Picture::default(),
         publish_at_ms: Some(0),
+        stopping: false,
         stopped: false,
+        fatal: None,
         parts,
     };
     this.start_sources();
-    let ended = this.turn_until_stopped(&mut inbox).await;
+    this.turn_until_stopped(&mut inbox).await;
     drop(inbox);
     this.wind_up().await;
-    ended
+    this.fatal.map_or(Ok(()), Err)
 }
 
-async fn load_engine(parts: &Parts) -> Result<Engine> {
-    let (index, group) = (parts.ctx.index.clone(), parts.group.clone());
-    let node_id = parts.node_id;
-    tokio::task::spawn_blocking(move || {
+/// What an engine is made from.
+struct Loading {
+    node_id: NodeId,
+    index: Index,
+    group: Arc<Group>,
+}
+
+impl Loading {
+    fn of(parts: &Parts) -> Self {
+        let (index, group) = (parts.ctx.index.clone(), parts.group.clone());
+        Self { node_id: parts.node_id, index, group }
+    }
+
+    async fn load(self) -> Result<Engine> {
+        spawn_blocking(move || self.read()).await?
+    }
+
+    fn read(self) -> Result<Engine> {
+        let Self { node_id, index, group } = self;
         let group_id = group.group_id()?;
         let known = query::load(&index, &group_id)?;
-        let (store_id, algorithm) =
-            index.bound()?.unwrap_or((StoreId([0; 16]), HashAlgorithm::default()));
+        let (store_id, algorithm) = index.bound()?.unwrap_or((NO_STORE, HashAlgorithm::default()));
         let members = group.all()?;
         let mut cursors = BTreeMap::new();
         for member in &members.members {
@@ -176,8 +224,7 @@ async fn load_engine(parts: &Parts) -> Result<Engine> {
             build: env!("CARGO_PKG_VERSION").to_owned(),
         };
         Ok(Engine::new(identity, known, members, cursors, rand::random()))
-    })
-    .await?
+    }
 }
 
 impl Loop {
@@ -201,18 +248,28 @@ impl Loop {
                 facts.send(Fact::Input(input)).await;
             }
         });
-        let store = self.parts.store.clone();
-        let (index, facts) = (self.parts.ctx.index.clone(), self.facts.clone());
-        let nudge = self.nudge.clone();
-        self.spawn("store follower", follow::follow(store, index, facts, nudge));
+        let follower = Follower {
+            store: self.parts.store.clone(),
+            index: self.parts.ctx.index.clone(),
+            facts: self.facts.clone(),
+            nudge: self.nudge.clone(),
+            gate: self.gate.clone(),
+        };
+        self.spawn("store follower", follower.run());
+        if let Some(store) = self.parts.embedded.clone() {
+            let facts = self.facts.clone();
+            self.spawn("store health", async move {
+                let reason = store.failed().await;
+                facts.send(Fact::Fatal(reason.into())).await;
+            });
+        }
         self.read_group();
     }
 
-    async fn turn_until_stopped(&mut self, inbox: &mut mpsc::Receiver<Fact>) -> Result<()> {
+    async fn turn_until_stopped(&mut self, inbox: &mut mpsc::Receiver<Fact>) {
         let mut sleep_watch = SleepWatch::new(self.clock.now_ms(), wall_ms());
         let mut look_at_ms = SLEEP_LOOK_MS;
         let stop = self.parts.stop.clone();
-        let mut stopping = false;
         self.handle(Input::Tick);
         while !self.stopped {
             let wake_ms = [self.engine.deadline_ms(), self.save_at_ms, self.publish_at_ms]
@@ -224,17 +281,17 @@ impl Loop {
             let wake = sleep_until(self.clock.instant(wake_ms).into());
             tokio::select! {
                 biased;
-                () = stop.cancelled(), if !stopping => {
-                    stopping = true;
+                () = stop.cancelled(), if !self.stopping => {
+                    self.stopping = true;
                     self.handle(Input::Stop);
                 }
-                Some(ended) = self.tasks.join_next_with_id() => self.on_task_end(ended)?,
+                Some(ended) = self.tasks.join_next_with_id() => self.on_task_end(ended),
                 Some(request) = self.parts.requests.recv() => orders::on_request(self, request),
                 Some(fact) = inbox.recv() => {
-                    self.on_fact(fact).await;
+                    self.on_fact(fact);
                     for _ in 1..FACTS_PER_TURN {
                         let Ok(fact) = inbox.try_recv() else { break };
-                        self.on_fact(fact).await;
+                        self.on_fact(fact);
                     }
                 }
                 () = wake => self.handle(Input::Tick),
@@ -254,31 +311,43 @@ impl Loop {
                 self.publish();
             }
         }
-        Ok(())
+    }
+
+    /// Stops in order, because the agent cannot go on.
+    fn fail(&mut self, reason: anyhow::Error) {
+        tracing::error!("{reason:#}: stopping");
+        self.fatal.get_or_insert(reason);
+        self.parts.stop.cancel();
     }
 
     /// Ends what is left, in order. What was acknowledged is durable already.
     async fn wind_up(&mut self) {
         self.tasks.abort_all();
-        while let Some(ended) = self.tasks.join_next().await {
-            if let Err(error) = ended
-                && error.is_panic()
-            {
-                tracing::error!(%error, "a task panicked");
+        let tasks = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Err(error) = ended
+                    && error.is_panic()
+                {
+                    tracing::error!(%error, "a task panicked");
+                }
             }
+        };
+        if timeout(WIND_UP_WAIT, tasks).await.is_err() {
+            let names: Vec<_> = self.task_names.values().collect();
+            tracing::warn!(?names, "tasks that wait for the disk are left behind");
         }
         self.parts.net.close().await;
         let (index, group, known) =
             (self.parts.ctx.index.clone(), self.parts.group.clone(), self.engine.known().clone());
-        let closed = tokio::task::spawn_blocking(move || {
+        let closing = spawn_blocking(move || {
             query::save(&index, &group.group_id()?, &known)?;
             index.close().context("closing the index")
-        })
-        .await;
-        match closed {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("{error:#}"),
-            Err(error) => tracing::error!(%error, "closing the index panicked"),
+        });
+        match timeout(WIND_UP_WAIT, closing).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => tracing::warn!("{error:#}"),
+            Ok(Err(error)) => tracing::error!(%error, "closing the index panicked"),
+            Err(_) => tracing::warn!("the index was not closed in time: the next start checks it"),
         }
     }
 
@@ -302,22 +371,22 @@ impl Loop {
         self.task_names.insert(id.to_string(), name);
     }
 
-    fn on_task_end(&mut self, ended: Result<(Id, ()), JoinError>) -> Result<()> {
+    fn on_task_end(&mut self, ended: Result<(Id, ()), JoinError>) {
         let id = match &ended {
             Ok((id, ())) => *id,
             Err(error) => error.id(),
         };
         let name = self.task_names.remove(&id.to_string()).unwrap_or("unnamed");
-        match ended {
-            Ok(_) => Ok(()),
-            Err(error) if error.is_cancelled() => Ok(()),
-            Err(error) => Err(anyhow::anyhow!("the task {name:?} failed: {error}")),
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            self.fail(anyhow::anyhow!("the task {name:?} failed: {error}"));
         }
     }
 
     // ---- facts in ----------------------------------------------------------------------------
 
-    async fn on_fact(&mut self, fact: Fact) {
+    fn on_fact(&mut self, fact: Fact) {
         match fact {
             Fact::Input(input) => {
                 if let Input::Indexed { entries, .. } = &input
@@ -340,7 +409,7 @@ impl Loop {
             Fact::PlainDone { conn, report } => {
                 self.handle(plain_done(conn, report));
             }
-            Fact::StoreUp { info, reply } => self.on_store_up(info, reply).await,
+            Fact::StoreUp { info, reply } => self.on_store_up(info, reply),
             Fact::StoreDown { error } => {
                 if self.store.up {
                     tracing::warn!(error, "the store does not answer");
@@ -356,13 +425,16 @@ impl Loop {
             }
             Fact::GroupChanged => self.read_group(),
             Fact::Group { members, name } => self.on_group(members, name),
+            Fact::Joined { result: Ok(joined), reply } => {
+                self.reload(Reload::Joined { joined, reply });
+            }
             Fact::Joined { result, reply } => {
-                if result.is_ok() {
-                    self.restart_engine("joined a group").await;
-                }
                 // Who asked may have gone.
                 let _ = reply.send(result);
             }
+            Fact::Reload(reload) => self.reload(reload),
+            Fact::Loaded { engine, reload } => self.on_loaded(*engine, reload),
+            Fact::Fatal(reason) => self.fail(reason),
         }
     }
 
@@ -406,6 +478,10 @@ impl Loop {
     fn on_ended(&mut self, conn: ConnId, ended: Ended) {
         let Some(live) = self.live.remove(&conn) else { return };
         tracing::info!(peer = %live.connection.peer().short(), reason = ended.text, "disconnected");
+        if ended.by_peer && ended.code == Some(CloseCode::Removed) && !self.engine.is_removed() {
+            let group_id = self.engine.identity().group_id;
+            orders::note_own_removal(self, group_id, live.connection.peer());
+        }
         let violation = ended.code.is_some_and(|code| match code {
             CloseCode::NotMember
             | CloseCode::Removed
@@ -424,81 +500,107 @@ impl Loop {
         self.handle(Input::Disconnected { conn, reason: ended.text, violation });
     }
 
-    async fn on_store_up(&mut self, info: StoreInfo, reply: oneshot::Sender<Cursor>) {
-        let index = self.parts.ctx.index.clone();
-        let (store_id, algorithm) = (info.store_id, info.hash_algorithm);
-        let bound = tokio::task::spawn_blocking(move || {
-            let before = index.bound()?;
-            let now = Some((store_id, algorithm));
-            if before != now {
-                index.bind(&store_id, algorithm)?;
+    fn on_store_up(&mut self, info: StoreInfo, reply: oneshot::Sender<()>) {
+        let bound = self.engine.identity();
+        if (bound.store_id, bound.algorithm) != (info.store_id, info.hash_algorithm) {
+            if bound.store_id != NO_STORE {
+                let (old, new) = (bound.store_id, info.store_id);
+                tracing::warn!(%old, %new, "another store answers: its assets are taken in anew");
             }
-            anyhow::Ok((before, before != now, index.head().store_cursor))
-        })
-        .await;
-        let (before, is_other, cursor) = match bound {
-            Ok(Ok(bound)) => bound,
-            Ok(Err(error)) => {
-                tracing::error!("binding the index to the store: {error:#}");
-                return;
-            }
-            Err(error) => {
-                tracing::error!(%error, "binding the index panicked");
-                return;
-            }
-        };
-        if is_other {
-            if let Some((old, _)) = before {
-                tracing::warn!(%old, new = %store_id, "another store answers: its assets are taken in anew");
-            }
-            self.parts.ctx.algorithm = algorithm;
-            self.restart_engine("another store").await;
+            self.reload(Reload::OtherStore { info, reply });
+            return;
         }
+        self.greet_store(&info);
+        // The follower may have been told to stop.
+        let _ = reply.send(());
+    }
+
+    fn greet_store(&mut self, info: &StoreInfo) {
         if !self.store.up {
             tracing::info!(assets = info.asset_count, "the store answers");
         }
         self.store = StoreView { up: true, error: None };
         self.handle(Input::Store { up: true });
-        // The follower may have been told to stop.
-        let _ = reply.send(cursor);
     }
 
-    /// Begins anew with what the disk says: another group, or another store.
-    async fn restart_engine(&mut self, why: &str) {
-        tracing::info!(why, "starting over");
-        for live in self.live.values() {
-            live.connection.close(CloseCode::Ok, why);
-        }
-        match load_engine(&self.parts).await {
-            Ok(engine) => self.engine = engine,
-            Err(error) => {
-                tracing::error!("{error:#}");
-                self.parts.stop.cancel();
-                return;
+    // ---- beginning anew ----------------------------------------------------------------------
+
+    /// Makes the engine anew from the disk; it comes back as [`Fact::Loaded`]. Until then the old
+    /// one goes on: nothing it saves is taken for the new one's (X5 of the index).
+    fn reload(&mut self, reload: Reload) {
+        tracing::info!(why = reload.why(), "starting over");
+        let (loading, gate) = (Loading::of(&self.parts), self.gate.clone());
+        let facts = self.facts.clone();
+        self.spawn("load", async move {
+            let _gate = gate.lock().await;
+            let fact = match loading.load().await {
+                Ok(engine) => Fact::Loaded { engine: Box::new(engine), reload },
+                Err(error) => Fact::Fatal(error.context("reading the index and the group")),
+            };
+            facts.send(fact).await;
+        });
+    }
+
+    fn on_loaded(&mut self, engine: Engine, reload: Reload) {
+        // An engine that has been told to stop is not replaced by one that has not.
+        if !self.stopping {
+            for (_, live) in std::mem::take(&mut self.live) {
+                live.connection.close(CloseCode::Ok, reload.why());
+            }
+            self.decisions.clear();
+            let behind = std::mem::replace(&mut self.engine, engine).is_behind();
+            self.parts.ctx.algorithm = self.engine.identity().algorithm;
+            self.note_unsaved();
+            self.read_group();
+            self.handle(Input::Store { up: self.store.up });
+            if matches!(reload, Reload::Joined { .. }) && self.store.up {
+                self.handle(Input::Indexed { entries: Vec::new(), behind });
             }
         }
-        self.decisions.clear();
-        self.note_unsaved();
-        self.handle(Input::Store { up: self.store.up });
-        self.handle(Input::Indexed { entries: Vec::new(), behind: !self.store.up });
-        self.read_group();
+        // Who asked may have gone.
+        match reload {
+            Reload::OtherStore { info, reply } => {
+                self.greet_store(&info);
+                let _ = reply.send(());
+            }
+            Reload::StoreLost { reply } => {
+                let _ = reply.send(());
+            }
+            Reload::Joined { joined, reply } => {
+                let _ = reply.send(Ok(joined));
+            }
+        }
     }
 
     // ---- the group ---------------------------------------------------------------------------
 
     /// Reads the group from disk; it comes back as [`Fact::Group`].
     fn read_group(&mut self) {
+        if self.group_read != GroupRead::Idle {
+            self.group_read = GroupRead::Again;
+            return;
+        }
+        self.group_read = GroupRead::Reading;
         let (group, facts) = (self.parts.group.clone(), self.facts.clone());
-        self.spawn_blocking("read group", move || {
-            let read = || anyhow::Ok((group.all()?, group.name()?));
-            match read() {
-                Ok((members, name)) => facts.blocking_send(Fact::Group { members, name }),
-                Err(error) => tracing::error!("reading the group: {error:#}"),
+        self.spawn("read group", async move {
+            loop {
+                let group = group.clone();
+                let read = spawn_blocking(move || anyhow::Ok((group.all()?, group.name()?)));
+                match read.await.map_err(Into::into).flatten() {
+                    Ok((members, name)) => return facts.send(Fact::Group { members, name }).await,
+                    Err(error) => tracing::error!("reading the group: {error:#}"),
+                }
+                sleep(GROUP_READ_AGAIN).await;
             }
         });
     }
 
     fn on_group(&mut self, members: Members, name: String) {
+        let read = std::mem::replace(&mut self.group_read, GroupRead::Idle);
+        if read == GroupRead::Again {
+            self.read_group();
+            return;
+        }
         let reachable = |node_id: &NodeId| !self.parts.unreachable.contains(node_id);
         self.addresses = members
             .members
@@ -548,8 +650,10 @@ impl Loop {
             }
             Effect::SaveCursor { peer, since } => {
                 let index = self.parts.ctx.index.clone();
+                let own_epoch = self.engine.known().epoch;
                 self.spawn_blocking("save cursor", move || {
-                    if let Err(error) = index.set_peer_cursor(&peer, &since.epoch, since.seq) {
+                    let Since { epoch, seq } = since;
+                    if let Err(error) = index.set_peer_cursor(&own_epoch, &peer, &epoch, seq) {
                         tracing::warn!("saving a peer's cursor: {error:#}");
                     }
                 });

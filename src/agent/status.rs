@@ -31,7 +31,7 @@ pub struct DeviceStatus {
     pub version: String,
     /// Where other devices can reach it, as text.
     pub addresses: Vec<String>,
-    /// This device was removed from the group: it syncs with nobody until paired anew.
+    /// This device was removed from the group: it syncs with nobody, and starts over as a new one.
     pub removed: bool,
     /// What a user should know and can do something about; empty when all is well.
     pub warnings: Vec<String>,
@@ -50,7 +50,8 @@ pub struct StoreStatus {
     pub hash_algorithm: String,
     /// Hashes known, trashed assets included.
     pub assets: u64,
-    /// Assets found damaged or refused; kept out of sync until the agent restarts or they heal.
+    /// Assets that do not move for now: those whose bytes in this store are not those of their hash,
+    /// and those that peers sent wrong or this store refused. Each is tried again after a while.
     pub quarantined: u64,
     /// The last failure, for people; `None` when it answers.
     pub last_error: Option<String>,

@@ -11,6 +11,7 @@ use super::output::Output;
 use super::pairing::state_name;
 use super::text::{bytes, duration, shown};
 use crate::agent::status::{PeerState, PeerStatus, Status};
+use crate::core::pairing::meant;
 
 /// Rates and times move without a new revision: repaint this often.
 const REPAINT: Duration = Duration::from_secs(1);
@@ -119,7 +120,8 @@ async fn settle(
 /// [`Exit::NotInSync`] when waiting cannot help, [`Exit::Unknown`] when `peer` is not one device.
 fn is_settled(status: &Status, peer: Option<&str>) -> Result<bool, Failure> {
     if status.device.removed {
-        let message = "this device was removed from its group: pair it anew to sync again";
+        let message = "this device was removed from its group and syncs with nobody: start over as a \
+                       new device (see the README)";
         return Err(Failure::new(Exit::NotInSync, message));
     }
     if let Some(name) = peer {
@@ -137,16 +139,8 @@ fn is_connected(peer: &PeerStatus) -> bool {
     }
 }
 
-/// The peer of this name, or whose node ID alone starts so.
 fn find_peer<'a>(peers: &'a [PeerStatus], name: &str) -> Result<&'a PeerStatus, Failure> {
-    let named: Vec<_> = peers.iter().filter(|peer| peer.name == name).collect();
-    let fitting = if named.is_empty() {
-        let id = name.to_ascii_lowercase();
-        peers.iter().filter(|peer| !id.is_empty() && peer.node_id.starts_with(&id)).collect()
-    } else {
-        named
-    };
-    match fitting[..] {
+    match meant(name, peers, |peer| (peer.node_id.clone(), &peer.name))[..] {
         [peer] => Ok(peer),
         [] => Err(Failure::new(Exit::Unknown, format!("no peer is called {name}"))),
         _ => {
@@ -175,7 +169,9 @@ fn picture(status: &Status) -> String {
         format!("store   {}", store_text(status)),
     ];
     if device.removed {
-        lines.push("        removed from its group: pair it anew to sync again".into());
+        lines.push(
+            "        removed from its group: start over as a new device (see the README)".into(),
+        );
     }
     lines.extend(device.warnings.iter().map(|warning| format!("warning {}", shown(warning))));
     if status.peers.is_empty() {
@@ -304,16 +300,19 @@ mod tests {
     #[test]
     fn one_peer_away_does_not_hold_up_the_others_unless_it_is_the_one_asked_for() {
         let peers = vec![
-            peer("phone", "aa", PeerState::Offline, false),
-            peer("nas", "bb", PeerState::Idle, true),
+            peer("phone", "aaaaaaaa", PeerState::Offline, false),
+            peer("nas", "bbbbbbbb", PeerState::Idle, true),
         ];
         let status = status(peers, true);
         assert!(is_settled(&status, None).unwrap());
         assert!(is_settled(&status, Some("nas")).unwrap());
-        assert!(is_settled(&status, Some("b")).unwrap());
+        assert!(is_settled(&status, Some("BBBB")).unwrap());
         assert!(!is_settled(&status, Some("phone")).unwrap());
         assert_eq!(exit_of(is_settled(&status, Some("tv")).unwrap_err()), Exit::Unknown);
-        assert_eq!(exit_of(is_settled(&status, Some("")).unwrap_err()), Exit::Unknown);
+        for too_little in ["", "bbb"] {
+            let failure = is_settled(&status, Some(too_little)).unwrap_err();
+            assert_eq!(exit_of(failure), Exit::Unknown);
+        }
     }
 
     #[test]

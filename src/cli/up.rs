@@ -1,8 +1,8 @@
 //! `up` and `store`: the two commands that serve, until a signal ends them.
 //!
 //! U1  `ready` is said once requests are served and the state folder tells where.
-//! U2  The first SIGTERM or SIGINT stops in order; the second leaves at once, which loses nothing
-//!     that was acknowledged.
+//! U2  The first SIGTERM or SIGINT stops in order; the second, or one during the start, leaves at
+//!     once, which loses nothing that was acknowledged.
 //! U3  All that is created is for this user alone, whatever the umask was.
 
 use std::io;
@@ -92,7 +92,11 @@ pub(crate) async fn up(
         offline: args.offline,
         relay: args.relay.unwrap_or_default(),
     };
-    let mut agent = Agent::start(config, &lock).await?;
+    let mut agent = tokio::select! {
+        started = Agent::start(config, &lock) => started?,
+        // Whatever was begun is like after a crash: the next start sees to it.
+        () = signals.next() => return Ok(Exit::Ok),
+    };
 
     let stop = CancellationToken::new();
     let handle = agent.handle();

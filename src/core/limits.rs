@@ -44,8 +44,8 @@ pub const SMALL_LANES: usize = 4;
 /// See [`LIVE_LANES`].
 pub const LARGE_LANES: usize = 2;
 
-/// Assets that failed or found no room and are not asked for again until their time has come; beyond, the oldest is
-/// forgotten and may be tried once too early.
+/// Assets that failed or found no room and are left alone until their time has come; beyond, the
+/// oldest is forgotten and may be tried once too early.
 pub const RESTING_MAX: usize = 10_000;
 
 /// The longest request to join: the proof, a name and 16 addresses. It comes from a stranger.
@@ -89,6 +89,11 @@ pub const INLINE_BYTES_MAX: u64 = 2 * BATCH_BYTES_MAX;
 
 /// The largest asset of the protocol, so that no sum of offsets and lengths ever overflows.
 pub const ASSET_BYTES_MAX: u64 = 1 << 48;
+
+/// This much of a disk stays free, or one part in [`FREE_FLOOR_FRACTION`] of one too small for it.
+pub const FREE_FLOOR_BYTES: u64 = 1 << 30;
+/// See [`FREE_FLOOR_BYTES`].
+pub const FREE_FLOOR_FRACTION: u64 = 100;
 
 /// Content bytes in one piece of a large asset.
 pub const PIECE_BYTES_MAX: u32 = 512 * 1024;

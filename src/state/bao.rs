@@ -19,12 +19,10 @@ use bao_tree::{BaoTree, BlockSize, ChunkNum, ChunkRanges, TreeNode};
 use thiserror::Error;
 
 use crate::core::ids::{Digest, Hash};
+use crate::core::limits::ASSET_BYTES_MAX;
 
 /// The unit of verification. Pieces start at multiples of it and end at one or at the asset's end.
 pub const GROUP_BYTES: u64 = 16 * 1024;
-
-/// The largest asset there can be; keeps all arithmetic on offsets far from overflow.
-pub const ASSET_BYTES_MAX: u64 = 1 << 50;
 
 /// Why a piece could not be encoded.
 #[derive(Debug, Error)]

@@ -3,8 +3,8 @@
 //! G1  A ticket admits one device, once: it is deleted in the transaction that adds the member.
 //! G2  Members and removals only grow, and a removal outweighs any addition; so devices that have
 //!     heard the same facts, in whatever order and how often, agree.
-//! G3  What is returned is durable. An error from the disk leaves the state before the call; the
-//!     caller stops the agent, for a failed fsync must not be tried again.
+//! G3  What is returned is durable. An error of a write leaves the state before the call; unless it
+//!     [passes](is_passing), the caller stops the agent: a failed fsync must not be tried again.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::clock::instant_now;
 use crate::core::ids::{GroupId, NodeId};
 use crate::core::message::Members;
 use crate::core::pairing::{
-    GROUP_ENTRIES_MAX, Member, TicketSecret, device_name, proof_matches, ticket_key,
+    GROUP_ENTRIES_MAX, Member, TicketSecret, device_name, meant, proof_matches, ticket_key,
 };
 use crate::state::home::private_database_file;
 
@@ -111,7 +111,10 @@ pub enum RedeemError {
 #[derive(Debug, Error)]
 pub enum JoinError {
     /// Its own group would be torn apart.
-    #[error("this device is already in a group with {n} other device(s): leave it first")]
+    #[error(
+        "this device is already in a group with {n} other device(s): make the ticket there, or \
+         start over as a new device (see the README)"
+    )]
     AlreadyInGroup {
         /// How many others.
         n: usize,
@@ -142,11 +145,21 @@ pub enum LookupError {
         candidates: Vec<String>,
     },
     /// The device itself was named where another is needed.
-    #[error("that is this device itself: to part from the group, let it leave")]
+    #[error(
+        "that is this device itself: remove it on another one, or start over here as a new device \
+         (see the README)"
+    )]
     Ourselves,
     /// The disk failed.
     #[error("reading the group's state")]
     Database(#[from] rusqlite::Error),
+}
+
+/// Whether the same write may succeed later: the disk is full, or another program has the database.
+/// After any other error only a restart tells what is on the disk.
+pub fn is_passing(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
+    matches!(error.sqlite_error_code(), Some(DiskFull | DatabaseBusy | DatabaseLocked))
 }
 
 impl Changes {
@@ -409,12 +422,6 @@ impl Group {
         })
     }
 
-    /// Parts from the group: from now on this device is alone in a new one. The others go on
-    /// listing it until they remove it.
-    pub fn leave(&self) -> rusqlite::Result<()> {
-        self.write(|tx| self.forget_group(tx, &GroupId(rand::random())))
-    }
-
     /// Takes in what another device knows of the group. Of what is said about this device only its
     /// removal counts, and it keeps its state then; see [`we_are_removed`](Self::we_are_removed).
     pub fn merge(
@@ -438,9 +445,15 @@ impl Group {
         })
     }
 
-    /// The member with this name, or whose node ID starts so.
-    pub fn lookup(&self, who: &str) -> Result<Member, LookupError> {
-        lookup(&self.db().connection, who)
+    /// Takes a member's word that the group `of` has removed this device, unless it is in another by
+    /// now.
+    pub fn we_were_removed(&self, of: &GroupId, now_ms: i64) -> rusqlite::Result<()> {
+        self.write(|tx| {
+            if group_id(tx)? == *of {
+                put_removed(tx, &self.node_id, now_ms)?;
+            }
+            Ok(())
+        })
     }
 
     /// Notes where a member was reached; ignored for others.
@@ -548,8 +561,6 @@ pub const TICKETS_MAX: usize = 16;
 const TICKET_TRIES: i64 = 5;
 /// A day: further ahead no honest clock is by accident of a time zone.
 const CLOCK_AHEAD_MS_MAX: i64 = 24 * 60 * 60 * 1000;
-/// Shorter starts of a node ID are more likely a mistyped name.
-const ID_PREFIX_CHARS_MIN: usize = 4;
 
 #[derive(Debug)]
 struct Db {
@@ -577,22 +588,17 @@ impl Ticket {
 }
 
 fn lookup(connection: &Connection, who: &str) -> Result<Member, LookupError> {
-    let prefix = who.to_ascii_lowercase();
-    let is_prefix = prefix.len() >= ID_PREFIX_CHARS_MIN;
-    let mut found: Vec<Member> = members(connection)?
-        .into_iter()
-        .filter(|m| m.name == who || (is_prefix && m.node_id.to_string().starts_with(&prefix)))
-        .collect();
-    if found.len() > 1 {
-        return Err(LookupError::Ambiguous {
-            text: who.to_owned(),
-            candidates: found
-                .iter()
-                .map(|m| format!("{} ({})", m.name, m.node_id.short()))
-                .collect(),
-        });
+    let members = members(connection)?;
+    let found = meant(who, &members, |member| (member.node_id.to_string(), &member.name));
+    match found[..] {
+        [member] => Ok(member.clone()),
+        [] => Err(LookupError::Unknown(who.to_owned())),
+        _ => {
+            let shown = |member: &&Member| format!("{} ({})", member.name, member.node_id.short());
+            let candidates = found.iter().map(shown).collect();
+            Err(LookupError::Ambiguous { text: who.to_owned(), candidates })
+        }
     }
-    found.pop().ok_or_else(|| LookupError::Unknown(who.to_owned()))
 }
 
 fn shown_name(name: &str, node_id: &NodeId) -> String {

@@ -7,9 +7,11 @@
 //!
 //! X1  Numbers are given in commit order and rise; within an epoch none is given twice.
 //! X2  The epoch changes whenever numbers may have gone back: after every stop that was not
-//!     [`Index::close`]d. The mark that an index is open is on the disk before a number is given.
+//!     [`Index::close`]d, and when hashes are forgotten. The mark that an index is open is on the
+//!     disk before a number is given.
 //! X3  Hashes, their count and the store cursor they stand for change in one transaction.
 //! X4  A damaged index is moved aside and begun anew; that is never fatal.
+//! X5  What was learnt of one epoch (a peer's cursor, a sketch) is not saved in another.
 
 use std::fs;
 use std::ops::RangeInclusive;
@@ -44,6 +46,13 @@ pub struct Head {
 
 /// Random; see X2.
 pub type Epoch = [u8; 16];
+
+/// What a listing of the whole store has shown so far: a bit for each sequence number.
+#[derive(Debug, Default)]
+pub struct Listing {
+    seen: Vec<u64>,
+    count: u64,
+}
 
 /// What [`Index::bind`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +154,47 @@ impl Index {
         tx.commit()?;
         *lock(&self.shared.head) = head;
         Ok(added)
+    }
+
+    /// Takes in a page of a listing of the whole store. As [`insert`](Self::insert), but the store
+    /// cursor stays where it was: a listing that breaks off must not pass for a whole one.
+    pub fn insert_listed(
+        &self,
+        listing: &mut Listing,
+        digests: &[Digest],
+    ) -> rusqlite::Result<Vec<(u64, Digest)>> {
+        let added = self.insert(digests, self.head().store_cursor)?;
+        let hashes: Vec<Hash> = digests.iter().map(|digest| digest.hash).collect();
+        self.seqs(&hashes)?.into_iter().flatten().for_each(|seq| listing.mark(seq));
+        Ok(added)
+    }
+
+    /// Forgets what a listing, now through, did not show, and moves the store cursor to its end.
+    /// Returns how many hashes that were; if any, the epoch is a new one, and what this device had
+    /// of its peers' sets is unknown again.
+    pub fn finish_listing(&self, listing: &Listing, store_cursor: u64) -> rusqlite::Result<u64> {
+        let mut writer = lock(&self.shared.writer);
+        let mut head = self.head();
+        let tx = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let lost = if listing.count == head.count { Vec::new() } else { listing.not_seen(&tx)? };
+        if !lost.is_empty() {
+            let mut delete = tx.prepare("DELETE FROM known WHERE seq = ?1")?;
+            for seq in &lost {
+                delete.execute([int(*seq)])?;
+            }
+            tx.execute("DELETE FROM sketch", [])?;
+            tx.execute("DELETE FROM peers", [])?;
+            head.epoch = rand::random();
+            head.count -= lost.len() as u64;
+        }
+        head.store_cursor = store_cursor;
+        tx.execute(
+            "UPDATE state SET epoch = ?1, count = ?2, store_cursor = ?3",
+            params![head.epoch, int(head.count), int(store_cursor)],
+        )?;
+        tx.commit()?;
+        *lock(&self.shared.head) = head;
+        Ok(lost.len() as u64)
     }
 
     /// Which of the hashes are known, in their order.
@@ -250,14 +300,22 @@ impl Index {
         })
     }
 
-    /// Notes it. Only after everything up to `seq` is in this device's store.
-    pub fn set_peer_cursor(&self, peer: &NodeId, epoch: &Epoch, seq: u64) -> rusqlite::Result<()> {
+    /// Notes it, unless this index's epoch is no longer `own_epoch`. Only after everything up to
+    /// `seq` is in this device's store.
+    pub fn set_peer_cursor(
+        &self,
+        own_epoch: &Epoch,
+        peer: &NodeId,
+        epoch: &Epoch,
+        seq: u64,
+    ) -> rusqlite::Result<()> {
         lock(&self.shared.writer)
             .prepare_cached(
-                "INSERT INTO peers (node_id, epoch, seq) VALUES (?1, ?2, ?3)
+                "INSERT INTO peers (node_id, epoch, seq) SELECT ?1, ?2, ?3 FROM state
+                 WHERE state.epoch = ?4
                  ON CONFLICT (node_id) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq",
             )?
-            .execute(params![peer.0, epoch, int(seq)])?;
+            .execute(params![peer.0, epoch, int(seq), own_epoch])?;
         Ok(())
     }
 
@@ -271,11 +329,14 @@ impl Index {
         })
     }
 
-    /// Saves the sketch of all hashes up to `seq`.
-    pub fn save_sketch(&self, bytes: &[u8], seq: u64) -> rusqlite::Result<()> {
+    /// Saves the sketch of all hashes up to `seq`, unless the epoch is no longer `own_epoch`.
+    pub fn save_sketch(&self, own_epoch: &Epoch, bytes: &[u8], seq: u64) -> rusqlite::Result<()> {
         lock(&self.shared.writer)
-            .prepare_cached("INSERT OR REPLACE INTO sketch (one, bytes, seq) VALUES (1, ?1, ?2)")?
-            .execute(params![bytes, int(seq)])?;
+            .prepare_cached(
+                "INSERT OR REPLACE INTO sketch (one, bytes, seq)
+                 SELECT 1, ?1, ?2 FROM state WHERE epoch = ?3",
+            )?
+            .execute(params![bytes, int(seq), own_epoch])?;
         Ok(())
     }
 
@@ -300,6 +361,34 @@ impl Index {
         let found = read(&tx)?;
         tx.commit()?;
         Ok(found)
+    }
+}
+
+impl Listing {
+    fn mark(&mut self, seq: u64) {
+        let (word, bit) = ((seq / 64) as usize, 1 << (seq % 64));
+        if self.seen.len() <= word {
+            self.seen.resize(word + 1, 0);
+        }
+        self.count += u64::from(self.seen[word] & bit == 0);
+        self.seen[word] |= bit;
+    }
+
+    fn shows(&self, seq: u64) -> bool {
+        self.seen.get((seq / 64) as usize).is_some_and(|word| word & (1 << (seq % 64)) != 0)
+    }
+
+    fn not_seen(&self, connection: &Connection) -> rusqlite::Result<Vec<u64>> {
+        let mut query = connection.prepare("SELECT seq FROM known")?;
+        let mut rows = query.query([])?;
+        let mut not_seen = Vec::new();
+        while let Some(row) = rows.next()? {
+            let seq = row_u64(row, 0)?;
+            if !self.shows(seq) {
+                not_seen.push(seq);
+            }
+        }
+        Ok(not_seen)
     }
 }
 

@@ -4,8 +4,9 @@
 //!     is built upon after a restart. So nothing here needs an fsync before the asset is whole.
 //! P2  With SHA-256 the content can be verified only when whole; a wrong one is deleted then.
 //! P3  One transfer at a time per asset.
+//! P4  What each transfer has yet to write is known, so that no two count on the same free space.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -18,9 +19,8 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
-use crate::state::bao::{
-    ASSET_BYTES_MAX, GROUP_BYTES, decode_piece, outboard_bytes, verified_prefix_bytes,
-};
+use crate::core::limits::{ASSET_BYTES_MAX, FREE_FLOOR_BYTES, FREE_FLOOR_FRACTION};
+use crate::state::bao::{GROUP_BYTES, decode_piece, outboard_bytes, verified_prefix_bytes};
 
 /// The folder of partial transfers. Clones share it.
 #[derive(Debug, Clone)]
@@ -37,6 +37,7 @@ pub struct Partial {
     /// With BLAKE3 only.
     outboard: Option<File>,
     prefix_bytes: u64,
+    space_needed_bytes: u64,
     claim: Claim,
 }
 
@@ -73,6 +74,29 @@ pub enum OpenError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Why there is no room for more.
+#[derive(Debug, Error)]
+pub enum SpaceError {
+    /// The disk would be filled beyond what is left free.
+    #[error(
+        "the disk of {folder} has {free_bytes} bytes free, {needed_bytes} more are needed and \
+         {floor_bytes} are kept free: free some space"
+    )]
+    Full {
+        /// Where partial assets are.
+        folder: PathBuf,
+        /// What is free.
+        free_bytes: u64,
+        /// What is needed.
+        needed_bytes: u64,
+        /// What stays free.
+        floor_bytes: u64,
+    },
+    /// It cannot be measured.
+    #[error("measuring the disk")]
+    Io(#[from] io::Error),
 }
 
 /// Why a piece was not, or not wholly, taken.
@@ -126,7 +150,7 @@ pub enum FinishError {
 impl Partials {
     /// Opens the folder, which exists, and removes what nobody went on with for long.
     pub fn open(folder: &Path, now: SystemTime) -> io::Result<Self> {
-        let shared = Shared { folder: folder.to_owned(), claimed: Mutex::new(BTreeSet::new()) };
+        let shared = Shared { folder: folder.to_owned(), claimed: Mutex::default() };
         for (hash, touched) in shared.list()? {
             let age = now.duration_since(touched).unwrap_or_default();
             if age > KEPT {
@@ -166,23 +190,38 @@ impl Partials {
         })();
         let prefix_bytes =
             resumed.map_err(|source| OpenError::Io { path: files.content.clone(), source })?;
-        Ok(Partial { digest, files, content, outboard, prefix_bytes, claim })
+        let space_needed_bytes = claim.expect(digest.size_bytes - prefix_bytes);
+        Ok(Partial { digest, files, content, outboard, prefix_bytes, space_needed_bytes, claim })
+    }
+
+    /// Refuses when `needed_bytes` more would leave too little of the disk free.
+    pub fn check_space(&self, needed_bytes: u64) -> Result<(), SpaceError> {
+        let folder = &self.shared.folder;
+        let disk = rustix::fs::statvfs(folder).map_err(io::Error::from)?;
+        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let total_bytes = disk.f_blocks.saturating_mul(disk.f_frsize);
+        let floor_bytes = FREE_FLOOR_BYTES.min(total_bytes / FREE_FLOOR_FRACTION);
+        if needed_bytes == 0 || free_bytes >= floor_bytes.saturating_add(needed_bytes) {
+            return Ok(());
+        }
+        let folder = folder.clone();
+        Err(SpaceError::Full { folder, free_bytes, needed_bytes, floor_bytes })
     }
 
     fn claim(&self, hash: Hash) -> Result<Claim, OpenError> {
         let mut claimed = self.shared.claimed();
-        if claimed.contains(&hash) {
+        if claimed.contains_key(&hash) {
             return Err(OpenError::InUse(hash));
         }
         let io_error = |source| OpenError::Io { path: self.shared.folder.clone(), source };
         let mut held = self.shared.list().map_err(io_error)?;
         if held.len() >= PARTIALS_MAX && held.iter().all(|(known, _)| *known != hash) {
             held.sort_by_key(|(_, touched)| *touched);
-            let idle = held.iter().find(|(known, _)| !claimed.contains(known));
+            let idle = held.iter().find(|(known, _)| !claimed.contains_key(known));
             let (idle, _) = idle.ok_or(OpenError::TooMany)?;
             self.shared.files(idle).remove().map_err(io_error)?;
         }
-        claimed.insert(hash);
+        claimed.insert(hash, 0);
         Ok(Claim { shared: Arc::clone(&self.shared), hash })
     }
 }
@@ -196,6 +235,11 @@ impl Partial {
     /// How much is held, from the start: whole groups, or all. With BLAKE3 it is verified.
     pub fn verified_prefix_bytes(&self) -> u64 {
         self.prefix_bytes
+    }
+
+    /// What was yet to be written, when this transfer began, of it and all others under way.
+    pub fn space_needed_bytes(&self) -> u64 {
+        self.space_needed_bytes
     }
 
     /// Everything is here.
@@ -223,17 +267,22 @@ impl Partial {
                 return Err(misplaced);
             }
             self.content.write_all_at(encoded, offset_bytes)?;
-            self.prefix_bytes = range.end;
+            self.holds(range.end);
             return Ok(());
         };
         let decoded = decode_piece(&self.digest, range, encoded).ok_or(misplaced)?;
         self.content.write_all_at(&decoded.content, offset_bytes)?;
         outboard.write_all_at(&decoded.outboard, decoded.outboard_offset_bytes)?;
-        self.prefix_bytes += decoded.content.len() as u64;
+        self.holds(self.prefix_bytes + decoded.content.len() as u64);
         if !decoded.whole {
             return Err(PieceError::Corrupt { offset_bytes: self.prefix_bytes });
         }
         Ok(())
+    }
+
+    fn holds(&mut self, prefix_bytes: u64) {
+        self.prefix_bytes = prefix_bytes;
+        self.claim.expect(self.digest.size_bytes - prefix_bytes);
     }
 
     /// Makes the whole content durable for the store to adopt.
@@ -294,11 +343,12 @@ const HASHING_BYTES: usize = 256 * 1024;
 #[derive(Debug)]
 struct Shared {
     folder: PathBuf,
-    claimed: Mutex<BTreeSet<Hash>>,
+    /// What each transfer under way has yet to write, in bytes.
+    claimed: Mutex<BTreeMap<Hash, u64>>,
 }
 
 impl Shared {
-    fn claimed(&self) -> MutexGuard<'_, BTreeSet<Hash>> {
+    fn claimed(&self) -> MutexGuard<'_, BTreeMap<Hash, u64>> {
         self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -357,6 +407,15 @@ impl Files {
 struct Claim {
     shared: Arc<Shared>,
     hash: Hash,
+}
+
+impl Claim {
+    /// Notes what is yet to be written; returns that of all transfers under way.
+    fn expect(&self, bytes: u64) -> u64 {
+        let mut claimed = self.shared.claimed();
+        claimed.insert(self.hash, bytes);
+        claimed.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+    }
 }
 
 impl Drop for Claim {

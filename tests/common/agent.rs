@@ -141,6 +141,11 @@ impl Agent {
     pub fn stop_with(&mut self, signal: &str) -> ExitStatus {
         let pid = self.pid().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        self.ended()
+    }
+
+    /// Waits for the end of the process and returns how it ended.
+    pub fn ended(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {

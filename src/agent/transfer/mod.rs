@@ -39,10 +39,12 @@ use crate::wire::WireError;
 use crate::wire::batch::Verdict;
 use crate::wire::frame::Kind;
 
+mod damaged;
 pub mod plain;
 mod receive;
 mod send;
 
+pub use damaged::Damaged;
 pub use receive::{Receipt, Received, receive_batch};
 pub use send::send_batch;
 
@@ -104,6 +106,8 @@ pub struct Context {
     pub index: Index,
     /// Where large assets are collected until they are whole.
     pub partials: Partials,
+    /// Which of the store's assets are not read at the moment, because their bytes were wrong.
+    pub damaged: Damaged,
     /// A folder of our own for outboards that live as long as one transfer.
     pub scratch_folder: PathBuf,
     /// How the group names its assets.
@@ -141,7 +145,7 @@ pub enum Outcome {
     Later(String),
     /// The receiver will not take it, and why.
     Refused(String),
-    /// The sender's store does not hold it.
+    /// The sender's store does not hold it, or only bytes that were wrong before.
     Unavailable,
     /// The stream ended before it was through. Only a receiver sees this.
     Interrupted,

@@ -202,8 +202,9 @@ impl Slot {
             Some(Outcome::Stored) => Verdict::Stored,
             Some(Outcome::AlreadyHeld) => Verdict::AlreadyHeld,
             Some(Outcome::Elsewhere) => Verdict::Elsewhere,
-            Some(Outcome::Later(reason)) => Verdict::Later(reason.clone()),
-            Some(Outcome::Refused(reason)) => Verdict::Refused(reason.clone()),
+            // Why is for this device alone: the reason may name its folders.
+            Some(Outcome::Later(_)) => Verdict::Later("the device cannot store it now".into()),
+            Some(Outcome::Refused(_)) => Verdict::Refused("the device does not take it".into()),
             Some(Outcome::Unavailable | Outcome::Damaged) => {
                 Verdict::Later("the sender could not go on with it".into())
             }
@@ -244,8 +245,6 @@ pub(super) struct Intake<'a> {
     writing: Option<(usize, JoinHandle<Written>)>,
     commits: JoinSet<Committed>,
     puts_in_flight: usize,
-    /// What the large assets of this transfer will take when they are whole.
-    reserved_bytes: u64,
     discarded_bytes: u64,
     /// The first thing the peer did wrong that did not end the stream.
     fault: Option<TransferError>,
@@ -263,7 +262,6 @@ impl<'a> Intake<'a> {
             writing: None,
             commits: JoinSet::new(),
             puts_in_flight: 0,
-            reserved_bytes: 0,
             discarded_bytes: 0,
             fault: None,
         }
@@ -280,11 +278,24 @@ impl<'a> Intake<'a> {
                 Err(if e.is_violation() { e } else { fault.unwrap_or(e) })
             }
         };
+        self.log_failures();
         let received = std::mem::take(&mut self.slots).into_iter().map(|slot| Received {
             digest: slot.digest,
             outcome: slot.outcome.unwrap_or(Outcome::Interrupted),
         });
         Receipt { received: received.collect(), end }
+    }
+
+    /// Names the first asset that was not taken: the others have the same reason, as a rule.
+    fn log_failures(&self) {
+        let mut failed = self.slots.iter().filter_map(|slot| match &slot.outcome {
+            Some(Outcome::Later(reason) | Outcome::Refused(reason)) => Some((slot.digest, reason)),
+            _ => None,
+        });
+        if let Some((digest, reason)) = failed.next() {
+            let others = failed.count();
+            tracing::info!(hash = digest.hash.short(), reason, others, "assets were not taken");
+        }
     }
 
     /// The verdict on every asset of the transfer, in order.
@@ -431,14 +442,16 @@ impl<'a> Intake<'a> {
             Ok(_) => {}
             Err(e) => return refuse(Outcome::Later(e.to_string())),
         }
-        let reserved_bytes = self.reserved_bytes + size_bytes;
-        if let Err(e) = self.ctx.store.check_space(reserved_bytes).await {
-            return refuse(Outcome::Later(e.to_string()));
-        }
         let (partials, algorithm) = (self.ctx.partials.clone(), self.ctx.algorithm);
         match blocking(move || partials.start(digest, algorithm)).await? {
             Ok(partial) => {
-                self.reserved_bytes = reserved_bytes;
+                if let Err(reason) = self.check_space(&partial).await? {
+                    if partial.verified_prefix_bytes() == 0 {
+                        let discarded = blocking(move || partial.discard()).await?;
+                        discarded.map_err(|e| TransferError::Local(with_causes(e)))?;
+                    }
+                    return refuse(Outcome::Later(reason));
+                }
                 let next_bytes = partial.verified_prefix_bytes();
                 let partial = Some(Box::new(partial));
                 Ok(Slot::expecting(digest, Expects::Pieces { next_bytes, partial }))
@@ -447,6 +460,18 @@ impl<'a> Intake<'a> {
             Err(OpenError::InUse(_) | OpenError::TooMany) => refuse(Outcome::Interrupted),
             Err(e) => refuse(Outcome::Later(with_causes(e))),
         }
+    }
+
+    /// Whether there is room for the rest of it beside all that is under way: where partial assets
+    /// are collected, and in the store.
+    async fn check_space(&self, partial: &Partial) -> Result<Result<(), String>, TransferError> {
+        let needed_bytes = partial.space_needed_bytes();
+        let partials = self.ctx.partials.clone();
+        if let Err(e) = blocking(move || partials.check_space(needed_bytes)).await? {
+            return Ok(Err(with_causes(e)));
+        }
+        let checked = self.ctx.store.check_space(needed_bytes).await;
+        Ok(checked.map_err(|e| e.to_string()))
     }
 
     // --- what arrives ---------------------------------------------------------------------------

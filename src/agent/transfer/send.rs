@@ -215,6 +215,11 @@ async fn enqueue(queue: &Queue, prepared: Prepared) {
 }
 
 async fn prepare(ctx: &Context, assets: Vec<Asset>, queue: Queue) -> Result<(), TransferError> {
+    let is_resting = |asset: &Asset| ctx.damaged.is_resting(&asset.digest.hash);
+    let (resting, assets): (Vec<_>, Vec<_>) = assets.into_iter().partition(is_resting);
+    for asset in resting {
+        enqueue(&queue, Prepared::Lost(asset.lost(Outcome::Unavailable))).await;
+    }
     let (large, small): (Vec<_>, Vec<_>) = assets.into_iter().partition(|a| is_large(&a.digest));
     let mut groups =
         stream::iter(groups(small)).map(|group| read_group(ctx, group)).buffered(PIECES_AHEAD);
@@ -232,8 +237,14 @@ async fn prepare(ctx: &Context, assets: Vec<Asset>, queue: Queue) -> Result<(), 
             HashAlgorithm::Blake3 => prepare_verified_pieces(ctx, asset, &queue).await?,
             HashAlgorithm::Sha256 => prepare_raw_pieces(ctx, &asset, &queue).await?,
         };
-        if let Err(outcome) = sent {
-            enqueue(&queue, Prepared::Lost(asset.lost(outcome))).await;
+        match sent {
+            Ok(()) => ctx.damaged.healed(&asset.digest.hash),
+            Err(outcome) => {
+                if outcome == Outcome::Damaged {
+                    ctx.damaged.found(asset.digest.hash);
+                }
+                enqueue(&queue, Prepared::Lost(asset.lost(outcome))).await;
+            }
         }
     }
     Ok(())
@@ -271,14 +282,22 @@ async fn read_group(
         Err(e) if !e.is_temporary() => read_one_by_one(ctx, &digests).await,
         Err(e) => return Err(e.into()),
     };
-    let algorithm = ctx.algorithm;
+    let (algorithm, damaged) = (ctx.algorithm, ctx.damaged.clone());
     blocking(move || {
         let mut contents = Vec::with_capacity(group.len());
         let mut lost = Vec::new();
         for (asset, read) in group.into_iter().zip(read) {
             match judge(algorithm, &asset.digest, read) {
-                Ok(bytes) => contents.push(Content { label: asset.label, bytes }),
-                Err(outcome) => lost.push(asset.lost(outcome)),
+                Ok(bytes) => {
+                    damaged.healed(&asset.digest.hash);
+                    contents.push(Content { label: asset.label, bytes });
+                }
+                Err(outcome) => {
+                    if outcome == Outcome::Damaged {
+                        damaged.found(asset.digest.hash);
+                    }
+                    lost.push(asset.lost(outcome));
+                }
             }
         }
         (contents, lost)

@@ -30,8 +30,13 @@ impl Engine {
         for node_id in gone {
             let conns: Vec<ConnId> =
                 self.conns.iter().filter(|(_, n)| **n == node_id).map(|(conn, _)| *conn).collect();
+            // Who is no member of a group joined just now has not been removed from it.
+            let code = match members.removed.contains(&node_id) {
+                true => CloseCode::Removed,
+                false => CloseCode::NotMember,
+            };
             for conn in conns {
-                self.close(conn, CloseCode::Removed, "", out);
+                self.close(conn, code, "", out);
                 self.conns.remove(&conn);
             }
             self.end_session(node_id);

@@ -266,7 +266,7 @@ fn a_device_alone_enters_the_group_of_its_inviter() {
 }
 
 #[test]
-fn a_device_with_a_group_of_its_own_leaves_it_before_it_joins_another() {
+fn a_device_with_a_group_of_its_own_joins_no_other() {
     let Fixture { group, .. } = with_ticket();
     redeem(&group, &JOINER).unwrap();
     let before = (group.group_id().unwrap(), group.members().unwrap());
@@ -274,11 +274,17 @@ fn a_device_with_a_group_of_its_own_leaves_it_before_it_joins_another() {
     let refused = group.join(&next, &[told(7, "a", 1)], &[], NOW);
     assert!(matches!(refused, Err(JoinError::AlreadyInGroup { n: 1 })));
     assert_eq!((group.group_id().unwrap(), group.members().unwrap()), before);
-    group.leave().unwrap();
-    assert_eq!(names(&group), ["desk"]);
-    assert_ne!(group.group_id().unwrap(), before.0);
-    group.join(&next, &[told(7, "a", 1)], &[], NOW).unwrap();
-    assert_eq!(group.group_id().unwrap(), next);
+}
+
+#[test]
+fn a_members_word_that_this_device_was_removed_counts_for_that_group_alone() {
+    let Fixture { group, .. } = fixture();
+    group.we_were_removed(&GroupId([5; 32]), NOW).unwrap();
+    assert!(!group.we_are_removed().unwrap());
+    group.we_were_removed(&group.group_id().unwrap(), NOW).unwrap();
+    assert!(group.we_are_removed().unwrap());
+    group.join(&GroupId([5; 32]), &[told(8, "b", 1)], &[], NOW).unwrap();
+    assert!(!group.we_are_removed().unwrap());
 }
 
 #[test]
@@ -318,18 +324,32 @@ fn a_device_does_not_remove_itself() {
     assert!(group.is_member(&US).unwrap());
 }
 
+fn found(group: &Group, who: &str) -> Result<Member, LookupError> {
+    lookup(&group.db().connection, who)
+}
+
+#[test]
+fn a_name_that_is_the_node_id_of_another_does_not_stand_for_it() {
+    let Fixture { group, .. } = fixture();
+    let phone = node(0x1234).to_string();
+    group.merge(&[told(0x1234, "phone", 1), told(9, &phone, 1)], &[], NOW).unwrap();
+    assert_eq!(found(&group, &phone).unwrap().node_id, node(0x1234));
+    group.merge(&[told(10, "1234", 1)], &[], NOW).unwrap();
+    assert!(matches!(found(&group, "1234"), Err(LookupError::Ambiguous { .. })));
+}
+
 #[test]
 fn members_are_found_by_name_or_start_of_node_id() {
     let Fixture { group, .. } = fixture();
     let members = [told(0x1234, "phone", 1), told(0x1235, "tv", 1), told(9, "tv", 1)];
     group.merge(&members, &[], NOW).unwrap();
     for who in ["phone", "1234", "1234AAAA", &node(0x1234).to_string()] {
-        assert_eq!(group.lookup(who).unwrap().node_id, node(0x1234), "{who}");
+        assert_eq!(found(&group, who).unwrap().node_id, node(0x1234), "{who}");
     }
     for who in ["", "phon", "123", "ffff"] {
-        assert!(matches!(group.lookup(who), Err(LookupError::Unknown(_))), "{who}");
+        assert!(matches!(found(&group, who), Err(LookupError::Unknown(_))), "{who}");
     }
-    let said = group.lookup("tv").unwrap_err().to_string();
+    let said = found(&group, "tv").unwrap_err().to_string();
     assert!(said.contains(&node(9).short()) && said.contains(&node(0x1235).short()), "{said}");
 }
 
@@ -340,7 +360,7 @@ fn the_later_name_stands_in_whatever_order_it_is_heard() {
     group.merge(std::slice::from_ref(&old), &[], NOW).unwrap();
     assert_eq!(group.merge(std::slice::from_ref(&new), &[], NOW).unwrap().renamed, [new]);
     assert!(group.merge(&[old], &[], NOW).unwrap().is_empty());
-    assert_eq!(group.lookup("alpha").unwrap().node_id, node(7));
+    assert_eq!(found(&group, "alpha").unwrap().node_id, node(7));
 }
 
 #[test]
@@ -390,7 +410,7 @@ fn the_newest_addresses_come_first_and_bad_ones_are_dropped() {
     group.record_addresses(&node(7), &bad).unwrap();
     group.record_addresses(&node(7), &addresses(11..20)).unwrap();
     group.record_addresses(&OTHER, &addresses(0..1)).unwrap();
-    let kept = group.lookup("a").unwrap().addresses;
+    let kept = found(&group, "a").unwrap().addresses;
     assert_eq!(kept, [addresses(11..20), addresses(0..7)].concat());
     assert!(!group.is_member(&OTHER).unwrap());
 }

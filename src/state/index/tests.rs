@@ -62,8 +62,8 @@ fn a_closed_index_comes_back_in_the_same_epoch() {
     let fixture = fixture();
     let index = fixture.open_bound();
     index.insert(&digests(0..5), 5).unwrap();
-    index.set_peer_cursor(&PEER, &[7; 16], 99).unwrap();
-    index.save_sketch(b"cells", 4).unwrap();
+    index.set_peer_cursor(&index.head().epoch, &PEER, &[7; 16], 99).unwrap();
+    index.save_sketch(&index.head().epoch, b"cells", 4).unwrap();
     let head = index.head();
     index.close().unwrap();
     assert!(index.insert(&digests(9..10), 9).is_err(), "it is closed");
@@ -100,8 +100,8 @@ fn another_store_empties_the_index_and_changes_its_epoch() {
     let index = fixture.open();
     assert!(!index.bind(&STORE, BLAKE3).unwrap().same);
     index.insert(&digests(0..5), 5).unwrap();
-    index.set_peer_cursor(&PEER, &[7; 16], 99).unwrap();
-    index.save_sketch(b"cells", 4).unwrap();
+    index.set_peer_cursor(&index.head().epoch, &PEER, &[7; 16], 99).unwrap();
+    index.save_sketch(&index.head().epoch, b"cells", 4).unwrap();
     let before = index.head();
     assert!(index.bind(&STORE, BLAKE3).unwrap().same);
     assert_eq!(index.head(), before);
@@ -116,6 +116,55 @@ fn another_store_empties_the_index_and_changes_its_epoch() {
 }
 
 #[test]
+fn a_whole_listing_that_does_not_show_a_hash_makes_the_index_forget_it() {
+    let fixture = fixture();
+    let index = fixture.open_bound();
+    index.insert(&digests(0..100), 100).unwrap();
+    let epoch = index.head().epoch;
+    index.set_peer_cursor(&epoch, &PEER, &[7; 16], 99).unwrap();
+    index.save_sketch(&epoch, b"cells", 100).unwrap();
+
+    let mut listing = Listing::default();
+    assert_eq!(index.insert_listed(&mut listing, &digests(10..60)).unwrap(), []);
+    let new = index.insert_listed(&mut listing, &digests(50..70)).unwrap();
+    assert_eq!(new, []);
+    let new = index.insert_listed(&mut listing, &[digest(200)]).unwrap();
+    assert_eq!(new, [(101, digest(200))]);
+    assert_eq!(index.head().store_cursor, 100, "the listing is not through");
+    assert_eq!(index.finish_listing(&listing, 61).unwrap(), 40);
+    let head = index.head();
+    assert_eq!((head.seq, head.count, head.store_cursor), (101, 61, 61));
+    assert_ne!(head.epoch, epoch, "a peer must not go on from the old numbers");
+    let known = [digest(9), digest(10), digest(69), digest(70), digest(200)].map(|d| d.hash);
+    assert_eq!(index.known(&known).unwrap(), [false, true, true, false, true]);
+    assert_eq!(index.peer_cursor(&PEER).unwrap(), None);
+    assert_eq!(index.load_sketch().unwrap(), None);
+
+    // What was learnt of the old epoch comes too late.
+    index.set_peer_cursor(&epoch, &PEER, &[7; 16], 99).unwrap();
+    index.save_sketch(&epoch, b"cells", 100).unwrap();
+    assert_eq!(index.peer_cursor(&PEER).unwrap(), None);
+    assert_eq!(index.load_sketch().unwrap(), None);
+    index.close().unwrap();
+    drop(index);
+    assert_eq!(fixture.open().head(), head);
+}
+
+#[test]
+fn a_whole_listing_that_shows_everything_changes_nothing_but_the_cursor() {
+    let fixture = fixture();
+    let index = fixture.open_bound();
+    index.insert(&digests(0..100), 100).unwrap();
+    let before = index.head();
+    index.set_peer_cursor(&before.epoch, &PEER, &[7; 16], 99).unwrap();
+    let mut listing = Listing::default();
+    index.insert_listed(&mut listing, &digests(0..100)).unwrap();
+    assert_eq!(index.finish_listing(&listing, 120).unwrap(), 0);
+    assert_eq!(index.head(), Head { store_cursor: 120, ..before });
+    assert_eq!(index.peer_cursor(&PEER).unwrap(), Some(([7; 16], 99)));
+}
+
+#[test]
 fn questions_are_answered_in_their_order() {
     let fixture = fixture();
     let index = fixture.open_bound();
@@ -124,8 +173,8 @@ fn questions_are_answered_in_their_order() {
     assert_eq!(index.known(&asked).unwrap(), [true, false, true]);
     assert_eq!(index.sizes(&asked).unwrap(), [Some(2), None, Some(0)]);
     assert_eq!(index.peer_cursor(&PEER).unwrap(), None);
-    index.set_peer_cursor(&PEER, &[1; 16], 1).unwrap();
-    index.set_peer_cursor(&PEER, &[2; 16], 2).unwrap();
+    index.set_peer_cursor(&index.head().epoch, &PEER, &[1; 16], 1).unwrap();
+    index.set_peer_cursor(&index.head().epoch, &PEER, &[2; 16], 2).unwrap();
     assert_eq!(index.peer_cursor(&PEER).unwrap(), Some(([2; 16], 2)));
 }
 
@@ -345,7 +394,9 @@ fn index_bench() {
         index.for_each_in(all, u64::MAX, |_| rows += 1).unwrap();
         assert_eq!(rows, ROWS + 1000);
     });
-    timed("save_sketch, 800 KB", &mut || index.save_sketch(&[1; 800_000], ROWS).unwrap());
+    timed("save_sketch, 800 KB", &mut || {
+        index.save_sketch(&index.head().epoch, &[1; 800_000], ROWS).unwrap()
+    });
     timed("close", &mut || index.close().unwrap());
     drop(index);
     timed("open, after a clean stop", &mut || drop(fixture.open()));

@@ -627,3 +627,22 @@ fn partials_bench() {
         rate("finish (fsync)", from);
     }
 }
+
+#[test]
+fn a_transfer_needs_room_for_what_it_and_those_under_way_have_yet_to_write() {
+    let folder = Folder::new();
+    let partials = folder.open();
+    let (one, other) = (Sender::new(4 * PIECE), Sender::new(3 * PIECE));
+    let (one_bytes, other_bytes) = (one.digest.size_bytes, other.digest.size_bytes);
+    let mut first = partials.start(one.digest, HashAlgorithm::Blake3).unwrap();
+    assert_eq!(first.space_needed_bytes(), one_bytes);
+    one.send(&mut first, PIECE).unwrap();
+    let second = partials.start(other.digest, HashAlgorithm::Blake3).unwrap();
+    assert_eq!(second.space_needed_bytes(), other_bytes + one_bytes - PIECE as u64);
+    drop((first, second));
+    // What is on the disk already is not needed again.
+    let first = partials.start(one.digest, HashAlgorithm::Blake3).unwrap();
+    assert_eq!(first.space_needed_bytes(), one_bytes - PIECE as u64);
+    partials.check_space(0).unwrap();
+    assert!(matches!(partials.check_space(u64::MAX), Err(SpaceError::Full { .. })));
+}

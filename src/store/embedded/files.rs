@@ -28,14 +28,11 @@ use rustix::io::Errno;
 use super::Health;
 use super::db::lock;
 use crate::core::ids::Hash;
+use crate::core::limits::{FREE_FLOOR_BYTES, FREE_FLOOR_FRACTION};
 use crate::store::StoreError;
 
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
-
-/// The default floor: this much stays free, or [`FLOOR_FRACTION`] of a disk too small for it.
-const FLOOR_BYTES: u64 = 1 << 30;
-const FLOOR_FRACTION: u64 = 100;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
@@ -153,7 +150,8 @@ impl Files {
             .map_err(|e| failed("measure the disk of", &self.dir, &e.into()))?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         let total = disk.f_blocks.saturating_mul(disk.f_frsize);
-        let floor = self.floor_bytes.unwrap_or_else(|| FLOOR_BYTES.min(total / FLOOR_FRACTION));
+        let default = FREE_FLOOR_BYTES.min(total / FREE_FLOOR_FRACTION);
+        let floor = self.floor_bytes.unwrap_or(default);
         if free >= floor.saturating_add(more_bytes) {
             return Ok(());
         }

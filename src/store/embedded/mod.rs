@@ -147,6 +147,15 @@ impl EmbeddedStore {
         }
     }
 
+    /// Returns once the disk has failed: nothing more is written then, and only a restart tells what
+    /// was kept.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn failed(&self) -> StoreError {
+        self.0.health.failed().await
+    }
+
     /// A folder on the store's volume for files on their way to [`Store::adopt`]. Emptied when the
     /// store is opened.
     pub fn staging_dir(&self) -> &Path {
@@ -424,11 +433,11 @@ impl Following {
 
 /// Whether the disk can still be trusted with writes. Once it failed, only a restart helps.
 #[derive(Debug, Default)]
-struct Health(OnceLock<String>);
+struct Health(watch::Sender<Option<String>>);
 
 impl Health {
     fn check(&self) -> Result<(), StoreError> {
-        match self.0.get() {
+        match &*self.0.borrow() {
             Some(reason) => Err(StoreError::Disk(reason.clone())),
             None => Ok(()),
         }
@@ -436,11 +445,23 @@ impl Health {
 
     /// Notes the failure, the first one for good, and returns it as an error.
     fn fail(&self, reason: &str) -> StoreError {
-        let first = self.0.get_or_init(|| {
+        self.0.send_if_modified(|first| {
+            if first.is_some() {
+                return false;
+            }
             tracing::error!(reason, "the store's disk failed: no more writes until a restart");
-            format!("{reason}; nothing more is written: check the disk and restart")
+            *first = Some(format!("{reason}; nothing more is written: check the disk and restart"));
+            true
         });
-        StoreError::Disk(first.clone())
+        StoreError::Disk(self.0.borrow().clone().unwrap_or_default())
+    }
+
+    /// Returns once it has failed.
+    async fn failed(&self) -> StoreError {
+        let mut failure = self.0.subscribe();
+        let failed = failure.wait_for(Option::is_some).await;
+        // Never an error: the sender is here.
+        StoreError::Disk(failed.ok().and_then(|reason| reason.clone()).unwrap_or_default())
     }
 }
 

@@ -243,12 +243,12 @@ async fn an_asset_on_its_way_on_one_stream_is_not_begun_on_another() {
 async fn what_has_rotted_is_not_sent_and_the_rest_arrives() {
     for algorithm in BOTH {
         for is_foreign in [false, true] {
-            let sizes = [100, 200, PIECE_BYTES * 4, PIECE_BYTES * 4 + 1, 300];
-            let (from, digests) = Side::holding(algorithm, &sizes).await;
-            from.store.is_foreign.store(is_foreign, Ordering::SeqCst);
-            from.store.rotten.lock().unwrap().insert(digests[1].hash, 199);
-            from.store.rotten.lock().unwrap().insert(digests[2].hash, PIECE_BYTES * 3 + 5);
             for inline in [true, false] {
+                let sizes = [100, 200, PIECE_BYTES * 4, PIECE_BYTES * 4 + 1, 300];
+                let (from, digests) = Side::holding(algorithm, &sizes).await;
+                from.store.is_foreign.store(is_foreign, Ordering::SeqCst);
+                from.store.rotten.lock().unwrap().insert(digests[1].hash, 199);
+                from.store.rotten.lock().unwrap().insert(digests[2].hash, PIECE_BYTES * 3 + 5);
                 let to = Side::new(algorithm);
                 let (sent, receipt) = exchange(&from, &to, &digests, inline).await;
                 use Outcome::{Damaged, Stored, Unavailable};
@@ -467,4 +467,53 @@ async fn memory_stays_flat_whatever_the_size_of_an_asset() {
     }
     // What an allocator keeps for each of a dozen threads included.
     assert!(peak_kib() - before_kib < 40 * 1024);
+}
+
+#[tokio::test]
+async fn an_asset_that_was_found_damaged_is_not_read_again_at_once() {
+    let (from, digests) = Side::holding(BLAKE3, &[100, PIECE_BYTES * 3]).await;
+    let to = Side::new(BLAKE3);
+    for digest in &digests {
+        from.store.rotten.lock().unwrap().insert(digest.hash, 7);
+    }
+    let (sent, _) = exchange(&from, &to, &digests, false).await;
+    assert_eq!(sent.unwrap(), [Outcome::Damaged, Outcome::Damaged]);
+    assert_eq!(from.ctx.damaged.count(), 2);
+    // A read would find no store.
+    from.store.down.store(true, Ordering::SeqCst);
+    let (sent, receipt) = exchange(&from, &to, &digests, false).await;
+    assert_eq!(sent.unwrap(), [Outcome::Unavailable, Outcome::Unavailable]);
+    receipt.end.unwrap();
+}
+
+// --- space --------------------------------------------------------------------------------------
+
+#[tokio::test]
+async fn large_assets_on_different_streams_do_not_count_on_the_same_space() {
+    let size = PIECE_BYTES * 4;
+    let (from, digests) = Side::holding(BLAKE3, &[size, size]).await;
+    let to = Side::new(BLAKE3);
+    to.store.space_bytes.store(size * 3 / 2, Ordering::SeqCst);
+    let first = to.ctx.partials.start(digests[0], BLAKE3).unwrap();
+    let (sent, receipt) = exchange(&from, &to, &digests[1..], false).await;
+    assert!(matches!(&sent.unwrap()[..], [Outcome::Later(_)]));
+    receipt.end.unwrap();
+    assert_eq!(to.counters.received_bytes(), 0, "it is refused before its first byte");
+    drop(first);
+    let (sent, _) = exchange(&from, &to, &digests[1..], false).await;
+    assert_eq!(sent.unwrap(), [Outcome::Stored]);
+}
+
+#[tokio::test]
+async fn why_a_store_did_not_take_an_asset_is_for_this_device_alone() {
+    let (from, digests) = Side::holding(BLAKE3, &[100, PIECE_BYTES * 3]).await;
+    let to = Side::new(BLAKE3);
+    to.store.space_bytes.store(0, Ordering::SeqCst);
+    let (sent, receipt) = exchange(&from, &to, &digests, false).await;
+    for (told, known) in sent.unwrap().iter().zip(outcomes(&receipt)) {
+        let (Outcome::Later(told), Outcome::Later(known)) = (told, &known) else {
+            panic!("{told:?} {known:?}")
+        };
+        assert!(known.contains("full for a test") && !told.contains("full for a test"), "{told}");
+    }
 }

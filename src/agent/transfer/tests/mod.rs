@@ -56,6 +56,7 @@ impl Side {
             store: store.clone(),
             index: Index::open(&dir.path().join("index.db")).unwrap(),
             partials: Partials::open(&partials, SystemTime::now()).unwrap(),
+            damaged: Damaged::default(),
             scratch_folder: partials,
             algorithm,
         };

@@ -1,0 +1,84 @@
+//! Assets of the own store whose bytes are not those of their hash. To find that out, one has to be
+//! read whole; so it is not read again for a while that doubles each time. Nothing repairs it here:
+//! the store holds it, by its own word.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::core::ids::Hash;
+use crate::core::limits::RESTING_MAX;
+
+/// The first pause, doubled up to the longest. A user who has put the file right waits a minute.
+const PAUSE_MIN: Duration = Duration::from_secs(60);
+const PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// The damaged assets. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Damaged(Arc<Mutex<BTreeMap<Hash, Rest>>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Damaged {
+    /// How many there are: found, and not found whole since.
+    pub fn count(&self) -> usize {
+        self.assets().len()
+    }
+
+    /// True while the asset is not to be read.
+    pub(super) fn is_resting(&self, hash: &Hash) -> bool {
+        self.assets().get(hash).is_some_and(|rest| Instant::now() < rest.until)
+    }
+
+    /// Its bytes were wrong.
+    pub(super) fn found(&self, hash: Hash) {
+        let mut assets = self.assets();
+        let before = assets.get(&hash);
+        let pause = before.map_or(PAUSE_MIN, |rest| (rest.pause * 2).min(PAUSE_MAX));
+        assets.insert(hash, Rest { until: Instant::now() + pause, pause });
+        if assets.len() > RESTING_MAX
+            && let Some(first) = assets.iter().min_by_key(|(_, rest)| rest.until)
+        {
+            let first = *first.0;
+            assets.remove(&first);
+        }
+    }
+
+    /// It was read whole.
+    pub(super) fn healed(&self, hash: &Hash) {
+        self.assets().remove(hash);
+    }
+
+    fn assets(&self) -> MutexGuard<'_, BTreeMap<Hash, Rest>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_damaged_asset_rests_longer_from_time_to_time_until_it_is_whole() {
+        let (damaged, hash) = (Damaged::default(), Hash([1; 32]));
+        for pause in [PAUSE_MIN, PAUSE_MIN * 2, PAUSE_MIN * 4] {
+            damaged.found(hash);
+            tokio::time::advance(pause - Duration::from_millis(1)).await;
+            assert!(damaged.is_resting(&hash));
+            tokio::time::advance(Duration::from_millis(1)).await;
+            assert!(!damaged.is_resting(&hash));
+            assert_eq!(damaged.count(), 1);
+        }
+        damaged.healed(&hash);
+        assert_eq!(damaged.count(), 0);
+        damaged.found(hash);
+        tokio::time::advance(PAUSE_MIN).await;
+        assert!(!damaged.is_resting(&hash), "it begins with the shortest pause again");
+    }
+}
