@@ -159,12 +159,12 @@ pub(super) async fn run(parts: Parts) -> Result<()> {
         task_names: BTreeMap::new(),
         facts,
         clock,
+        addresses: addresses(engine.members(), &parts.unreachable),
         engine,
         effects: Vec::new(),
         live: BTreeMap::new(),
         decisions: BTreeMap::new(),
         last_id: 0,
-        addresses: BTreeMap::new(),
         store: StoreView::default(),
         nudge: Arc::new(Notify::new()),
         taken_in,
@@ -225,6 +225,15 @@ impl Loading {
         };
         Ok(Engine::new(identity, known, members, cursors, rand::random()))
     }
+}
+
+/// Where members are dialled.
+fn addresses(members: &Members, unreachable: &[NodeId]) -> BTreeMap<NodeId, Vec<String>> {
+    let members = members.members.iter();
+    members
+        .filter(|member| !unreachable.contains(&member.node_id))
+        .map(|member| (member.node_id, member.addresses.clone()))
+        .collect()
 }
 
 impl Loop {
@@ -601,13 +610,7 @@ impl Loop {
             self.read_group();
             return;
         }
-        let reachable = |node_id: &NodeId| !self.parts.unreachable.contains(node_id);
-        self.addresses = members
-            .members
-            .iter()
-            .filter(|member| reachable(&member.node_id))
-            .map(|member| (member.node_id, member.addresses.clone()))
-            .collect();
+        self.addresses = addresses(&members, &self.parts.unreachable);
         self.handle(Input::Renamed(name));
         self.handle(Input::Members(members));
     }
