@@ -8,10 +8,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{wall_ms, wall_now};
@@ -42,6 +44,9 @@ mod query;
 mod run;
 pub mod status;
 pub mod transfer;
+
+/// At the end, calls of the store that are under way are given this long.
+const STORE_CLOSE_WAIT: Duration = Duration::from_secs(10);
 
 /// What an agent is started with.
 #[derive(Debug)]
@@ -204,8 +209,10 @@ impl Agent {
     pub async fn stop(mut self) -> Result<()> {
         self.stop.cancel();
         let ended = self.ended().await;
-        if let Some(store) = self.embedded {
-            store.close().await;
+        if let Some(store) = self.embedded
+            && timeout(STORE_CLOSE_WAIT, store.close()).await.is_err()
+        {
+            tracing::warn!("the store was not closed in time: the next start sees to it");
         }
         ended
     }

@@ -22,6 +22,7 @@ use crate::clock::{Clock, SleepWatch, wall_ms};
 use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Engine, Identity, Input, KnownSet, Sent};
 use crate::core::ids::{Digest, HashAlgorithm, NodeId, StoreId};
+use crate::core::pairing::Members;
 use crate::core::peers::ConnId;
 use crate::core::reconcile::Since;
 use crate::core::session::Lane;
@@ -148,12 +149,12 @@ pub(super) async fn run(parts: Parts, journal_writer: JournalWriter) -> Result<(
         task_names: BTreeMap::new(),
         facts,
         clock,
+        addresses: addresses(engine.members(), &parts.unreachable),
         engine,
         effects: Vec::new(),
         live: BTreeMap::new(),
         decisions: BTreeMap::new(),
         last_id: 0,
-        addresses: BTreeMap::new(),
         store: StoreView::default(),
         nudge: Arc::new(Notify::new()),
         taken_in,
@@ -216,6 +217,15 @@ impl Loading {
         };
         Ok(Engine::new(identity, known, members, cursors, rand::random()))
     }
+}
+
+/// Where members are dialled.
+fn addresses(members: &Members, unreachable: &[NodeId]) -> BTreeMap<NodeId, Vec<String>> {
+    let members = members.members.iter();
+    members
+        .filter(|member| !unreachable.contains(&member.node_id))
+        .map(|member| (member.node_id, member.addresses.clone()))
+        .collect()
 }
 
 impl Loop {
@@ -585,13 +595,7 @@ impl Loop {
             // An engine for that group is being made, and will ask again.
             return;
         }
-        let reachable = |node_id: &NodeId| !self.parts.unreachable.contains(node_id);
-        self.addresses = members
-            .members
-            .iter()
-            .filter(|member| reachable(&member.node_id))
-            .map(|member| (member.node_id, member.addresses.clone()))
-            .collect();
+        self.addresses = addresses(&members, &self.parts.unreachable);
         self.handle(Input::Renamed(name));
         self.handle(Input::Members(members));
     }
@@ -828,7 +832,9 @@ fn log_sent(digest: &Digest, outcome: &Outcome) {
             tracing::warn!(hash, "the store's bytes do not match the hash: not sent to anyone");
         }
         Outcome::Refused(reason) => tracing::warn!(hash, reason, "a peer refuses an asset"),
-        Outcome::Later(reason) => tracing::info!(hash, reason, "a peer takes an asset later"),
+        Outcome::Later(reason) | Outcome::StoreDown(reason) => {
+            tracing::info!(hash, reason, "a peer takes an asset later")
+        }
         Outcome::Stored
         | Outcome::AlreadyHeld
         | Outcome::Elsewhere
@@ -840,17 +846,23 @@ fn log_sent(digest: &Digest, outcome: &Outcome) {
 fn sent_as(outcome: &Outcome) -> Sent {
     match outcome {
         Outcome::Stored | Outcome::AlreadyHeld => Sent::Held,
-        Outcome::Elsewhere | Outcome::Later(_) | Outcome::Interrupted => Sent::Elsewhere,
+        Outcome::Elsewhere | Outcome::Later(_) | Outcome::StoreDown(_) | Outcome::Interrupted => {
+            Sent::Elsewhere
+        }
         Outcome::Refused(_) => Sent::Refused,
         Outcome::Unavailable | Outcome::Damaged => Sent::Unavailable,
     }
 }
 
-/// The store takes nothing: not even a small asset, and not one of the batch.
+/// The store takes nothing: it does not answer, or put off even a small asset, and took not one of
+/// the batch.
 fn store_failed(received: &[Received]) -> bool {
-    let put_off = |one: &Received| matches!(one.outcome, Outcome::Later(_));
-    received.iter().any(|one| put_off(one) && !is_large(&one.digest))
-        && !received.iter().any(|one| one.outcome == Outcome::Stored)
+    let put_off = |one: &Received| match one.outcome {
+        Outcome::StoreDown(_) => true,
+        Outcome::Later(_) => !is_large(&one.digest),
+        _ => false,
+    };
+    received.iter().any(put_off) && !received.iter().any(|one| one.outcome == Outcome::Stored)
 }
 
 /// What a plain exchange means to the engine.
@@ -870,6 +882,7 @@ fn plain_done(conn: ConnId, report: PlainReport) -> Input {
             Outcome::AlreadyHeld => held_there.push(digest.hash),
             Outcome::Elsewhere
             | Outcome::Later(_)
+            | Outcome::StoreDown(_)
             | Outcome::Refused(_)
             | Outcome::Unavailable
             | Outcome::Interrupted
@@ -886,7 +899,9 @@ fn arrival(received: &Received) -> Option<Arrival> {
         Outcome::AlreadyHeld => Some(Arrival::Held),
         Outcome::Elsewhere => None,
         Outcome::Later(_) if is_large(&received.digest) => Some(Arrival::NoRoom),
-        Outcome::Later(_) | Outcome::Interrupted => Some(Arrival::Interrupted),
+        Outcome::Later(_) | Outcome::StoreDown(_) | Outcome::Interrupted => {
+            Some(Arrival::Interrupted)
+        }
         Outcome::Unavailable => Some(Arrival::Unavailable),
         Outcome::Refused(_) | Outcome::Damaged => Some(Arrival::Refused),
     }
@@ -930,5 +945,9 @@ mod tests {
         assert!(store_failed(&[received(small, full())]));
         assert!(!store_failed(&[received(small, full()), received(small, Outcome::Stored)]));
         assert_eq!(arrival(&received(small, full())), Some(Arrival::Interrupted));
+        // A store that does not answer takes large ones again as soon as it does.
+        let down = || Outcome::StoreDown("nothing listens".into());
+        assert!(store_failed(&[received(large, down())]));
+        assert_eq!(arrival(&received(large, down())), Some(Arrival::Interrupted));
     }
 }

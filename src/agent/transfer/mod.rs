@@ -143,6 +143,8 @@ pub enum Outcome {
     Elsewhere,
     /// Not now, and why: try again.
     Later(String),
+    /// The receiver's store does not answer, and how. A sender sees [`Outcome::Later`].
+    StoreDown(String),
     /// The receiver will not take it, and why.
     Refused(String),
     /// The sender's store does not hold it, or only bytes that were wrong before.

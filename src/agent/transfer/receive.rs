@@ -203,7 +203,9 @@ impl Slot {
             Some(Outcome::AlreadyHeld) => Verdict::AlreadyHeld,
             Some(Outcome::Elsewhere) => Verdict::Elsewhere,
             // Why is for this device alone: the reason may name its folders.
-            Some(Outcome::Later(_)) => Verdict::Later("the device cannot store it now".into()),
+            Some(Outcome::Later(_) | Outcome::StoreDown(_)) => {
+                Verdict::Later("the device cannot store it now".into())
+            }
             Some(Outcome::Refused(_)) => Verdict::Refused("the device does not take it".into()),
             Some(Outcome::Unavailable | Outcome::Damaged) => {
                 Verdict::Later("the sender could not go on with it".into())
@@ -289,7 +291,9 @@ impl<'a> Intake<'a> {
     /// Names the first asset that was not taken: the others have the same reason, as a rule.
     fn log_failures(&self) {
         let mut failed = self.slots.iter().filter_map(|slot| match &slot.outcome {
-            Some(Outcome::Later(reason) | Outcome::Refused(reason)) => Some((slot.digest, reason)),
+            Some(
+                Outcome::Later(reason) | Outcome::StoreDown(reason) | Outcome::Refused(reason),
+            ) => Some((slot.digest, reason)),
             _ => None,
         });
         if let Some((digest, reason)) = failed.next() {
@@ -440,7 +444,7 @@ impl<'a> Intake<'a> {
                 return refuse(Outcome::Refused("it is too large for this device's store".into()));
             }
             Ok(_) => {}
-            Err(e) => return refuse(Outcome::Later(e.to_string())),
+            Err(e) => return refuse(refusal(&e)),
         }
         let (partials, algorithm) = (self.ctx.partials.clone(), self.ctx.algorithm);
         match blocking(move || partials.start(digest, algorithm)).await? {
@@ -707,6 +711,7 @@ async fn adopt(store: Arc<dyn Store>, partial: Box<Partial>) -> Result<Stored, C
 fn refusal(error: &StoreError) -> Outcome {
     match error {
         StoreError::TooLarge(_) | StoreError::Unsupported(_) => Outcome::Refused(error.to_string()),
+        StoreError::Unreachable(_) => Outcome::StoreDown(error.to_string()),
         _ => Outcome::Later(error.to_string()),
     }
 }
