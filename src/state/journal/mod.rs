@@ -36,6 +36,9 @@ mod stats;
 mod tx;
 mod verify;
 
+#[cfg(test)]
+mod tests;
+
 pub use author::DraftResult;
 pub use error::JournalError;
 pub use read::{
