@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::agent::journal::JournalHandle;
 use crate::agent::status::Status;
 use crate::store::Store;
 
@@ -31,6 +32,7 @@ pub struct Handle {
     status: watch::Receiver<Status>,
     store: Arc<dyn Store>,
     staging_dir: Arc<Path>,
+    journal: JournalHandle,
 }
 
 /// Where the loop answers a [`Request`].
@@ -105,10 +107,11 @@ pub enum RequestError {
 pub fn channel(
     store: Arc<dyn Store>,
     staging_dir: PathBuf,
+    journal: JournalHandle,
     status: watch::Receiver<Status>,
 ) -> (Handle, mpsc::Receiver<Request>) {
     let (requests, queue) = mpsc::channel(REQUESTS_MAX);
-    (Handle { requests, status, store, staging_dir: staging_dir.into() }, queue)
+    (Handle { requests, status, store, staging_dir: staging_dir.into(), journal }, queue)
 }
 
 impl Handle {
@@ -135,6 +138,11 @@ impl Handle {
     /// Where uploads are written before the store adopts them; on the store's volume.
     pub fn staging_dir(&self) -> &Path {
         &self.staging_dir
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> JournalHandle {
+        self.journal.clone()
     }
 
     /// Makes an invitation that lives for `ttl`.

@@ -14,13 +14,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{wall_ms_signed, wall_now};
+use crate::clock::{wall_ms, wall_ms_signed, wall_now};
 use crate::core::ids::NodeId;
 use crate::net::{Net, NetConfig, Relay};
 use crate::state::group::Group;
 use crate::state::home::{Home, Lock};
 use crate::state::identity::Identity;
 use crate::state::index::Index;
+use crate::state::journal::Journal;
 use crate::state::partials::Partials;
 use crate::store::Store;
 use crate::store::embedded::{EmbeddedStore, Options};
@@ -94,6 +95,7 @@ pub struct Agent {
 struct Opened {
     identity: Identity,
     group: Group,
+    journal: Journal,
     index: Index,
     partials: Partials,
 }
@@ -109,7 +111,7 @@ impl Agent {
         let scratch_folder = partials_dir.clone();
         let store_dir = home.store_dir();
         let opened = open(&home, lock)?;
-        let Opened { identity, group, index, partials } = opened;
+        let Opened { identity, group, journal, index, partials } = opened;
         let (store, embedded, store_location, staging_dir) = match store {
             StoreChoice::Embedded => {
                 let embedded = tokio::task::spawn_blocking(move || {
@@ -134,7 +136,9 @@ impl Agent {
         let net = Net::bind(net_config).await.context("binding the network")?;
         let algorithm = index.bound()?.map_or_else(Default::default, |(_, algorithm)| algorithm);
         let (status, watched) = watch::channel(Status::default());
-        let (handle, requests) = handle::channel(store.clone(), staging_dir, watched);
+        let (journal, journal_writer) = journal::share(journal)?;
+        let (handle, requests) =
+            handle::channel(store.clone(), staging_dir, journal.clone(), watched);
         let stop = CancellationToken::new();
         let parts = run::Parts {
             node_id: identity.node_id,
@@ -142,13 +146,14 @@ impl Agent {
             store: store.clone(),
             store_location,
             group: Arc::new(group),
+            journal,
             ctx: transfer::Context { store, index, partials, algorithm, scratch_folder },
             requests,
             status,
             stop: stop.clone(),
             unreachable: net_overrides.unreachable,
         };
-        let running = tokio::spawn(run::run(parts));
+        let running = tokio::spawn(run::run(parts, journal_writer));
         let running = Some(running);
         let mut agent = Self { handle, embedded, stop, running };
         // The first picture is drawn before anybody is answered.
@@ -202,8 +207,13 @@ fn open(home: &Home, lock: &Lock) -> Result<Opened> {
     let identity = Identity::load_or_create(home, lock)?;
     let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let group = Group::open(&home.state_db_path(), identity.node_id, &host_name, wall_ms_signed())?;
+    let mut journal = Journal::open(&home.journal_db_path(), &identity, rand::random())
+        .context("opening the journal")?;
+    if journal.group().is_none() {
+        journal.found(&group.name()?, wall_ms()).context("beginning the journal")?;
+    }
     let index = Index::open(&home.index_db_path())?;
     let partials = Partials::open(&home.partials_dir(), wall_now())
         .with_context(|| format!("opening {}", home.partials_dir().display()))?;
-    Ok(Opened { identity, group, index, partials })
+    Ok(Opened { identity, group, journal, index, partials })
 }

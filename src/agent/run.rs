@@ -33,6 +33,7 @@ use crate::store::{Cursor, Store, StoreInfo};
 
 use super::fact::{Fact, Facts};
 use super::handle::Request;
+use super::journal::{JournalHandle, JournalWriter};
 use super::link::{CONTROL_QUEUE, Order};
 use super::picture::{LinkFigures, Picture};
 use super::status::Status;
@@ -62,6 +63,7 @@ pub(super) struct Parts {
     pub(super) store: Arc<dyn Store>,
     pub(super) store_location: String,
     pub(super) group: Arc<Group>,
+    pub(super) journal: JournalHandle,
     pub(super) ctx: Context,
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) status: watch::Sender<Status>,
@@ -117,7 +119,7 @@ pub(super) struct Loop {
 ///
 /// # Errors
 /// The index cannot be read at start, or a task panicked.
-pub(super) async fn run(parts: Parts) -> Result<()> {
+pub(super) async fn run(parts: Parts, journal_writer: JournalWriter) -> Result<()> {
     let (facts, mut inbox) = Facts::channel();
     let clock = Clock::start();
     let engine = load_engine(&parts).await?;
@@ -144,6 +146,7 @@ pub(super) async fn run(parts: Parts) -> Result<()> {
         stopped: false,
         parts,
     };
+    this.start_journal(journal_writer);
     this.start_sources();
     let ended = this.turn_until_stopped(&mut inbox).await;
     drop(inbox);
@@ -180,6 +183,16 @@ async fn load_engine(parts: &Parts) -> Result<Engine> {
 }
 
 impl Loop {
+    fn start_journal(&mut self, writer: JournalWriter) {
+        let stop = self.parts.stop.clone();
+        self.spawn_blocking("journal writer", move || {
+            if let Err(error) = writer.serve() {
+                tracing::error!(%error, "the journal's database failed: stopping");
+                stop.cancel();
+            }
+        });
+    }
+
     fn start_sources(&mut self) {
         let acceptor = orders::admission(&self.parts);
         let facts = self.facts.clone();
@@ -259,6 +272,7 @@ impl Loop {
     /// Ends what is left, in order. What was acknowledged is durable already.
     async fn wind_up(&mut self) {
         self.tasks.abort_all();
+        self.parts.journal.close().await;
         while let Some(ended) = self.tasks.join_next().await {
             if let Err(error) = ended
                 && error.is_panic()

@@ -110,6 +110,7 @@ impl Home {
             self.key_path(),
             self.state_db_path(),
             self.index_db_path(),
+            self.journal_db_path(),
             self.api_token_path(),
             self.api_address_path(),
             self.store_key_path(),
@@ -135,6 +136,11 @@ impl Home {
     /// The index of known hashes.
     pub fn index_db_path(&self) -> PathBuf {
         self.state.join("index.db")
+    }
+
+    /// The journal.
+    pub fn journal_db_path(&self) -> PathBuf {
+        self.state.join("journal.db")
     }
 
     /// The token of the local API.
