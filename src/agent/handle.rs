@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::agent::journal::JournalHandle;
 use crate::agent::status::Status;
+use crate::core::ids::Hash;
 use crate::store::Store;
 
 /// Orders waiting for the loop. People and scripts give them one by one; a full queue makes the
@@ -143,6 +144,13 @@ impl Handle {
     /// The journal.
     pub fn journal(&self) -> JournalHandle {
         self.journal.clone()
+    }
+
+    /// Returns once what the journal and the store said of an asset at the call has become one, or
+    /// when that takes long: it goes on all the same.
+    pub async fn settle(&self, hash: &Hash) {
+        // Nothing reconciles the two yet.
+        std::future::ready(hash).await;
     }
 
     /// Makes an invitation that lives for `ttl`.
