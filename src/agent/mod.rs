@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -28,13 +28,17 @@ use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::http::HttpStore;
 
 use self::handle::Handle;
+use self::metadata::{Arrivals, Settler};
 use self::status::Status;
 
+mod device;
+mod events;
 mod fact;
 mod follow;
 pub mod handle;
 pub mod journal;
 mod link;
+pub mod metadata;
 mod orders;
 mod picture;
 mod query;
@@ -137,8 +141,28 @@ impl Agent {
         let algorithm = index.bound()?.map_or_else(Default::default, |(_, algorithm)| algorithm);
         let (status, watched) = watch::channel(Status::default());
         let (journal, journal_writer) = journal::share(journal)?;
+        let (settles, to_settle) = mpsc::channel(metadata::SETTLES_MAX);
+        let folder = staging_dir.clone();
         let (handle, requests) =
-            handle::channel(store.clone(), staging_dir, journal.clone(), watched);
+            handle::channel(store.clone(), staging_dir, journal.clone(), settles, watched);
+        let (events, told) = events::channel();
+        let (frozen, watched_frozen) = watch::channel(0);
+        let arrivals = Arrivals::new(journal.clone());
+        let settler = Settler::new(
+            store.clone(),
+            journal.clone(),
+            arrivals.clone(),
+            events.clone(),
+            to_settle,
+            frozen,
+        );
+        let publisher = device::Publisher {
+            node_id: identity.node_id,
+            journal: journal.clone(),
+            store: store.clone(),
+            status: handle.watch(),
+            folder,
+        };
         let stop = CancellationToken::new();
         let parts = run::Parts {
             node_id: identity.node_id,
@@ -147,13 +171,23 @@ impl Agent {
             store_location,
             group: Arc::new(group),
             journal,
-            ctx: transfer::Context { store, index, partials, algorithm, scratch_folder },
+            ctx: transfer::Context {
+                store,
+                index,
+                partials,
+                algorithm,
+                scratch_folder,
+                arrivals: Some(arrivals),
+            },
+            events,
+            frozen: watched_frozen,
             requests,
             status,
             stop: stop.clone(),
             unreachable: net_overrides.unreachable,
         };
-        let running = tokio::spawn(run::run(parts, journal_writer));
+        let tellers = run::Tellers { writer: journal_writer, settler, publisher, told };
+        let running = tokio::spawn(run::run(parts, tellers));
         let running = Some(running);
         let mut agent = Self { handle, embedded, stop, running };
         // The first picture is drawn before anybody is answered.

@@ -15,6 +15,7 @@ use crate::clock::{wall_ms, wall_ms_signed};
 use crate::core::close::CloseCode;
 use crate::core::ids::{HashAlgorithm, NodeId};
 use crate::core::joining::{PairAccept, PairRequest, short_code};
+use crate::core::journal::log::LogEvent;
 use crate::core::message::Members;
 use crate::net::Connection;
 use crate::net::pairing::{self, Joiner};
@@ -22,6 +23,7 @@ use crate::net::ticket::Ticket;
 use crate::net::{Acceptor, Admission, Verdict};
 use crate::state::group::{Group, JoinError, LookupError, RedeemError, TicketError};
 
+use super::events::EventLog;
 use super::fact::Fact;
 use super::handle::{PairReply, RemoveReply, Reply, Request, RequestError, TicketReply};
 use super::run::{Loop, Parts};
@@ -165,11 +167,12 @@ async fn redeem_ticket(
 /// A joiner came in.
 pub(super) fn host(this: &mut Loop, connection: Connection) {
     let (group, facts) = (this.parts.group.clone(), this.facts.clone());
-    let algorithm = this.parts.ctx.algorithm;
+    let (algorithm, events) = (this.parts.ctx.algorithm, this.parts.events.clone());
     let (node_id, joiner) = (this.parts.node_id, connection.peer());
     this.spawn("pairing", async move {
         let redeem = |request: PairRequest| async move {
-            let redeemed = spawn_blocking(move || redeem(&group, algorithm, &request)).await;
+            let redeemed =
+                spawn_blocking(move || redeem(&group, algorithm, &request, &events)).await;
             redeemed.unwrap_or(Err(CloseCode::Internal))
         };
         let hosted = pairing::host(connection, redeem).await;
@@ -188,6 +191,7 @@ fn redeem(
     group: &Group,
     algorithm: HashAlgorithm,
     request: &PairRequest,
+    events: &EventLog,
 ) -> Result<PairAccept, CloseCode> {
     if request.hash_algorithm != algorithm {
         return Err(CloseCode::HashAlgorithm);
@@ -207,6 +211,7 @@ fn redeem(
                 | RedeemError::GroupFull => CloseCode::NotMember,
             }
         })?;
+    events.tell(LogEvent::DevicePaired { device: *joiner, name: device_name.clone() });
     let device_name = group.name().map_err(|_| CloseCode::Internal)?;
     Ok(PairAccept {
         group_id: redeemed.group_id,
@@ -218,10 +223,13 @@ fn redeem(
 
 fn remove(this: &mut Loop, who: String, reply: Reply<RemoveReply>) {
     let (group, facts) = (this.parts.group.clone(), this.facts.clone());
+    let events = this.parts.events.clone();
     this.spawn("remove a device", async move {
         let removed = spawn_blocking(move || group.remove(&who, wall_ms_signed())).await;
         let result = match removed {
             Ok(Ok(member)) => {
+                let (device, name) = (member.node_id, member.name.clone());
+                events.tell(LogEvent::DeviceRemoved { device, name });
                 facts.send(Fact::GroupChanged).await;
                 Ok(RemoveReply { node_id: member.node_id.to_string(), name: member.name })
             }

@@ -20,6 +20,7 @@ use crate::clock::{Clock, SleepWatch, wall_ms};
 use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Engine, Identity, Input, KnownSet, Sent};
 use crate::core::ids::{Digest, HashAlgorithm, NodeId, StoreId};
+use crate::core::journal::log::LogEvent;
 use crate::core::message::Members;
 use crate::core::peers::ConnId;
 use crate::core::reconcile::Since;
@@ -31,10 +32,13 @@ use crate::net::{Connection, Ended, Protocol, RecvStream, SendStream};
 use crate::state::group::Group;
 use crate::store::{Cursor, Store, StoreInfo};
 
+use super::device::Publisher;
+use super::events::{self, EventLog};
 use super::fact::{Fact, Facts};
 use super::handle::Request;
 use super::journal::{JournalHandle, JournalWriter};
 use super::link::{CONTROL_QUEUE, Order};
+use super::metadata::Settler;
 use super::picture::{LinkFigures, Picture};
 use super::status::Status;
 use super::transfer::{self, Context, Counters, Outcome, TransferError, plain};
@@ -69,6 +73,17 @@ pub(super) struct Parts {
     pub(super) status: watch::Sender<Status>,
     pub(super) stop: CancellationToken,
     pub(super) unreachable: Vec<NodeId>,
+    pub(super) events: EventLog,
+    /// How many assets' metadata is held back.
+    pub(super) frozen: watch::Receiver<usize>,
+}
+
+/// Tasks around the journal, to be started with the loop.
+pub(super) struct Tellers {
+    pub(super) writer: JournalWriter,
+    pub(super) settler: Settler,
+    pub(super) publisher: Publisher,
+    pub(super) told: mpsc::Receiver<LogEvent>,
 }
 
 /// A live connection and what belongs to it.
@@ -119,7 +134,7 @@ pub(super) struct Loop {
 ///
 /// # Errors
 /// The index cannot be read at start, or a task panicked.
-pub(super) async fn run(parts: Parts, journal_writer: JournalWriter) -> Result<()> {
+pub(super) async fn run(parts: Parts, tellers: Tellers) -> Result<()> {
     let (facts, mut inbox) = Facts::channel();
     let clock = Clock::start();
     let engine = load_engine(&parts).await?;
@@ -146,7 +161,7 @@ pub(super) async fn run(parts: Parts, journal_writer: JournalWriter) -> Result<(
         stopped: false,
         parts,
     };
-    this.start_journal(journal_writer);
+    this.start_journal(tellers);
     this.start_sources();
     let ended = this.turn_until_stopped(&mut inbox).await;
     drop(inbox);
@@ -183,7 +198,8 @@ async fn load_engine(parts: &Parts) -> Result<Engine> {
 }
 
 impl Loop {
-    fn start_journal(&mut self, writer: JournalWriter) {
+    fn start_journal(&mut self, tellers: Tellers) {
+        let Tellers { writer, settler, publisher, told } = tellers;
         let stop = self.parts.stop.clone();
         self.spawn_blocking("journal writer", move || {
             if let Err(error) = writer.serve() {
@@ -191,6 +207,10 @@ impl Loop {
                 stop.cancel();
             }
         });
+        let (journal, status) = (self.parts.journal.clone(), self.parts.status.subscribe());
+        self.spawn("metadata", settler.run());
+        self.spawn("event log", events::record(journal, told, status));
+        self.spawn("device state", publisher.run());
     }
 
     fn start_sources(&mut self) {
@@ -415,7 +435,7 @@ impl Loop {
                 connection.clone(),
                 queue,
                 self.facts.clone(),
-                self.parts.ctx.clone(),
+                self.parts.ctx.with_peer(peer),
                 counters.clone(),
             ),
         );
@@ -628,6 +648,7 @@ impl Loop {
         let Some(live) = self.live.get(&conn) else { return };
         let (connection, counters) = (live.connection.clone(), live.counters.clone());
         let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
+        let events = self.parts.events.clone();
         let priority = match lane {
             Lane::Live => 20,
             Lane::Small => 10,
@@ -655,7 +676,7 @@ impl Loop {
                 Ok(outcomes) => {
                     let outcomes = digests.iter().zip(&outcomes);
                     let outcomes = outcomes.map(|(digest, outcome)| {
-                        log_sent(digest, outcome);
+                        log_sent(digest, outcome, &events);
                         (digest.hash, sent_as(outcome))
                     });
                     Input::BatchSent { batch, outcomes: outcomes.collect() }
@@ -678,7 +699,8 @@ impl Loop {
         if plain {
             self.handle(Input::PlainStream { conn });
         }
-        let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
+        let (ctx, facts) = (self.parts.ctx.with_peer(peer), self.facts.clone());
+        let events = self.parts.events.clone();
         self.spawn("receive batch", async move {
             let receipt = if plain {
                 plain::receive_plain_live(&ctx, recv, send, &counters).await
@@ -695,6 +717,11 @@ impl Loop {
                 transfer::receive_batch(&ctx, recv, send, decide, &counters).await
             };
             let violation = receipt.end.as_ref().err().is_some_and(TransferError::is_violation);
+            if let Err(TransferError::Corrupt(hash)) = &receipt.end {
+                let what = "a device sent bytes that are not those of the hash".into();
+                let (hash, device) = (Some(*hash), Some(peer));
+                events.tell(LogEvent::IntegrityAlarm { what, hash, device });
+            }
             if let Err(error) = &receipt.end {
                 tracing::debug!(peer = %peer.short(), %error, "a received batch broke off");
             }
@@ -758,11 +785,14 @@ impl Loop {
     }
 }
 
-fn log_sent(digest: &Digest, outcome: &Outcome) {
+fn log_sent(digest: &Digest, outcome: &Outcome, events: &EventLog) {
     let hash = digest.hash.short();
     match outcome {
         Outcome::Damaged => {
-            tracing::warn!(hash, "the store's bytes do not match the hash: not sent to anyone");
+            let what = "the store's bytes do not match the hash: not sent to anyone";
+            tracing::warn!(hash, "{what}");
+            let (what, hash) = (what.into(), Some(digest.hash));
+            events.tell(LogEvent::IntegrityAlarm { what, hash, device: None });
         }
         Outcome::Refused(reason) => tracing::warn!(hash, reason, "a peer refuses an asset"),
         Outcome::Later(reason) => tracing::info!(hash, reason, "a peer takes an asset later"),

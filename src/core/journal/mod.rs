@@ -10,9 +10,11 @@
 //! | [`members`] | who may author, who may connect |
 //! | [`message`] | what two devices say to each other |
 //! | [`asset`] | how an asset's metadata in the store and in the journal become one |
+//! | [`brake`] | whose metadata is written too often |
 //! | [`log`] | what devices tell of themselves: events, and the record of their state |
 
 pub mod asset;
+pub mod brake;
 pub mod cell;
 pub mod draft;
 pub mod log;
