@@ -168,13 +168,6 @@ impl Handle {
         self.journal.clone()
     }
 
-    /// Returns once what the journal and the store said of an asset at the call has become one, or
-    /// when that takes long: it goes on all the same.
-    pub async fn settle(&self, hash: &Hash) {
-        // Nothing reconciles the two yet.
-        std::future::ready(hash).await;
-    }
-
     /// Makes an invitation that lives for `ttl`.
     pub async fn ticket(&self, ttl: Duration) -> Result<TicketReply, RequestError> {
         self.ask(|reply| Request::Ticket(ttl, reply)).await

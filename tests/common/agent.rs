@@ -1,6 +1,6 @@
 //! A real `can-sync up` in a home of its own, for tests of the program.
 
-#![allow(unreachable_pub)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
