@@ -131,7 +131,7 @@ async fn order<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T
     json_body(headers, body, ORDER_BYTES_MAX).await
 }
 
-/// A body of JSON.
+/// A body that is a JSON object.
 async fn json_body<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Body,
@@ -140,6 +140,10 @@ async fn json_body<T: DeserializeOwned>(
     check_type(headers, "application/json")?;
     check_announced(headers, limit_bytes)?;
     let body = collect(body, limit_bytes).await?;
+    // serde would take an array for an object's members in their order.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(problem(StatusCode::BAD_REQUEST, "the body is not a JSON object"));
+    }
     // serde's message may quote the body, and the body may hold a ticket.
     serde_json::from_slice(&body).map_err(|error| {
         let place = format!("line {}, column {}", error.line(), error.column());

@@ -28,6 +28,7 @@ pub(crate) struct Device {
     in_sync: Option<bool>,
     /// How long ago it told the following, by its own clock.
     age_ms: Option<u64>,
+    addresses: Vec<String>,
     #[serde(flatten)]
     told: Told,
 }
@@ -45,6 +46,7 @@ struct Told {
     free_bytes: Option<u64>,
     contact_ms: Option<u64>,
     /// One to a line.
+    #[serde(skip_serializing)]
     addresses: String,
 }
 
@@ -105,6 +107,7 @@ pub(crate) async fn all(client: &Client) -> Result<Vec<Device>, Failure> {
                 device.name.clone_from(&fields.name);
             }
             device.age_ms = Some(now_ms.saturating_sub(changed_ms));
+            device.addresses = fields.addresses.lines().map(str::to_owned).collect();
             device.told = fields;
         }
     }
