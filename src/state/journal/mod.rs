@@ -23,6 +23,7 @@ mod apply;
 mod assets;
 mod author;
 mod error;
+mod events;
 mod fsck;
 mod group;
 mod open;

@@ -95,7 +95,7 @@ fn ops_of_authors_nobody_added_are_refused_until_somebody_does() {
     let [a, b] = &mut devices[..] else { unreachable!() };
     let stranger = Identity::from_bytes(&[77; 32]);
     let op = craft(&stranger, &a.group_id(), 1, body(1, None, now(), 5));
-    let received = b.journal.receive(&a.id(), &[op.clone()], NOW_MS).unwrap();
+    let received = b.journal.receive(&a.id(), std::slice::from_ref(&op), NOW_MS).unwrap();
     assert_eq!(received.refused[0].why, RefusedWhy::UnknownAuthor);
     assert_eq!(b.reader.logs().unwrap().len(), 2, "a refused op leaves no log behind");
     a.journal.add(&stranger.node_id, "friend", NOW_MS).unwrap();
@@ -138,7 +138,7 @@ fn a_forked_log_is_found_named_and_merged_in_any_order() {
         push(&devices[0], &mut device);
         let mut forked = Vec::new();
         for op in order {
-            let received = device.journal.receive(&from, &[op.clone()], NOW_MS).unwrap();
+            let received = device.journal.receive(&from, std::slice::from_ref(op), NOW_MS).unwrap();
             assert_eq!(received.refused, vec![]);
             forked.extend(received.forked);
         }
@@ -166,7 +166,9 @@ fn a_fork_that_is_seen_by_its_chain_alone_is_a_fork() {
         for op in ops {
             let from = evil.node_id;
             push(&devices[0], &mut device);
-            forked.extend(device.journal.receive(&from, &[op.clone()], NOW_MS).unwrap().forked);
+            forked.extend(
+                device.journal.receive(&from, std::slice::from_ref(op), NOW_MS).unwrap().forked,
+            );
         }
         assert_eq!(forked, [first.log()]);
         device.fsck();
@@ -241,7 +243,7 @@ fn a_kind_of_change_nobody_knows_yet_is_kept_and_passed_on() {
     let message = crate::core::journal::op::signed_bytes(&id, &body);
     let op = SignedOp { log, sig: a.identity.sign(&message), body: body.into() };
     let op = verify(&a.group_id(), op).unwrap();
-    let received = b.journal.receive(&a.id(), &[op.clone()], NOW_MS).unwrap();
+    let received = b.journal.receive(&a.id(), std::slice::from_ref(&op), NOW_MS).unwrap();
     assert_eq!(received.applied, 1);
     assert_eq!(b.clock().digest, None, "a state that cannot be read is not compared");
     b.journal.prune(NOW_MS + (1 << 40), 1000).unwrap();
