@@ -12,7 +12,7 @@ use can_sync::core::journal::brake::WRITES_MAX;
 use can_sync::core::journal::draft::{Draft, DraftChange, DraftPut};
 use can_sync::core::journal::log::{DEVICE_ID, DEVICE_MODEL, DEVICE_STREAM, DeviceState, LogEvent};
 use can_sync::core::journal::op::{Elem, Value};
-use can_sync::state::journal::{EventRow, Owner};
+use can_sync::state::journal::Owner;
 use can_sync::store::embedded::{EmbeddedStore, Options};
 use can_sync::store::{Metadata, NewAsset, Store, StoreError};
 
@@ -48,16 +48,17 @@ async fn ops(device: &Device) -> u64 {
     stats.logs.iter().map(|log| log.seq).sum()
 }
 
-/// The device's log, checked for its numbers, and without what is not about assets.
+/// The device's log, checked for its numbers.
+async fn events(device: &Device) -> Vec<LogEvent> {
+    let journal = device.handle().journal();
+    let page = journal.read(|reader| reader.events(DEVICE_STREAM, (0, 0), 100_000)).await.unwrap();
+    let numbers: Vec<u64> = page.events.iter().map(|row| row.event_seq).collect();
+    assert_eq!(numbers, (0..numbers.len() as u64).collect::<Vec<_>>(), "numbers are contiguous");
+    page.events.iter().map(|row| LogEvent::parse(&row.kind, &row.data).unwrap()).collect()
+}
+
 async fn asset_events(device: &Device) -> Vec<LogEvent> {
-    let read = |reader: &can_sync::state::journal::JournalReader| {
-        reader.events(DEVICE_STREAM, (0, 0), 100_000)
-    };
-    let rows: Vec<EventRow> = device.handle().journal().read(read).await.unwrap().events;
-    let numbers: Vec<u64> = rows.iter().map(|row| row.event_seq).collect();
-    assert_eq!(numbers, (0..rows.len() as u64).collect::<Vec<_>>(), "numbers are contiguous");
-    let events = rows.iter().map(|row| LogEvent::parse(&row.kind, &row.data).unwrap());
-    events.filter(|event| event.kind().starts_with("asset-")).collect()
+    events(device).await.into_iter().filter(|event| event.kind().starts_with("asset-")).collect()
 }
 
 fn put(hash: Hash) -> DraftPut {
@@ -263,11 +264,7 @@ async fn metadata_written_again_and_again_is_held_back_and_reported_but_no_edit_
     a.handle().settle(hash).await.unwrap();
     assert_eq!(shown(&*a.store(), hash).await.0, (WRITES_MAX - 1).to_string());
     until("it is logged", &[&a], async || {
-        let read = |reader: &can_sync::state::journal::JournalReader| {
-            reader.events(DEVICE_STREAM, (0, 0), 1000)
-        };
-        let events = a.handle().journal().read(read).await.unwrap().events;
-        events.iter().any(|event| event.kind == "integrity-alarm")
+        events(&a).await.iter().any(|event| event.kind() == "integrity-alarm")
     })
     .await;
     a.handle().check().await.unwrap();
@@ -416,10 +413,9 @@ async fn an_empty_store_in_the_place_of_another_takes_nothing_from_the_journal()
 
 async fn state(device: &Device) -> Option<DeviceState> {
     let owner = Owner::Device(device.node_id);
-    let read = move |reader: &can_sync::state::journal::JournalReader| {
-        reader.record(DEVICE_MODEL, owner, DEVICE_ID)
-    };
-    let record = device.handle().journal().read(read).await.unwrap()?;
+    let journal = device.handle().journal();
+    let record = journal.read(move |reader| reader.record(DEVICE_MODEL, owner, DEVICE_ID)).await;
+    let record = record.unwrap()?;
     Some(DeviceState::from_fields(&record.fields))
 }
 
@@ -443,13 +439,9 @@ async fn who_was_let_in_met_and_put_out_is_logged() {
     pair(&a, &b).await;
     all_in_sync(&[&a, &b], 1).await;
     let logged = async |kind: &str| {
-        let read = |reader: &can_sync::state::journal::JournalReader| {
-            reader.events(DEVICE_STREAM, (0, 0), 1000)
-        };
-        let events = a.handle().journal().read(read).await.unwrap().events;
         let of_b = b.node_id.to_string();
-        let about_b = |event: &&EventRow| String::from_utf8_lossy(&event.data).contains(&of_b);
-        events.iter().filter(about_b).filter(|event| event.kind == kind).count()
+        let about_b = |event: &&LogEvent| String::from_utf8_lossy(&event.data()).contains(&of_b);
+        events(&a).await.iter().filter(about_b).filter(|event| event.kind() == kind).count()
     };
     until("both are logged", &[&a], async || {
         logged("device-paired").await == 1 && logged("device-connected").await == 1
