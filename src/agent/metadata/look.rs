@@ -184,6 +184,8 @@ pub(super) fn version(metadata: &Metadata) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::core::journal::asset::asset_key;
     use crate::core::journal::draft::DraftPut;
@@ -214,7 +216,7 @@ mod tests {
         let assets: Vec<_> = (0..10).map(|n| described(n, VALUE_BYTES_MAX)).collect();
         let drafts = pack(assets.iter().map(Vec::as_slice));
         assert_eq!(drafts.len(), 5, "two of the longest texts fit one op");
-        assert!(pack([].iter().map(Vec::as_slice)).is_empty());
-        assert!(pack([Vec::new()].iter().map(Vec::as_slice)).is_empty());
+        assert!(pack([].into_iter()).is_empty());
+        assert!(pack([&[][..]].into_iter()).is_empty());
     }
 }

@@ -60,7 +60,8 @@ const SCAN_AGAIN_MS: u64 = 10 * 60 * 1000;
 /// crash costs a look.
 const SAVE_MS: u64 = 10 * 1000;
 
-/// Where the store's feed was read up to: the store's id and its cursor.
+/// Where the store's feed was read up to: the store's id and its cursor, 0 until everything was
+/// looked at.
 const STORE_CURSOR: &str = "metadata-store";
 
 /// Where the journal's changes were read up to.
@@ -174,8 +175,9 @@ impl Settler {
                 biased;
                 Some(Settle { hash, reply }) = self.settles.recv() => {
                     let settled = self.look(vec![hash]).await;
+                    let told = settled.as_ref().copied().map_err(|error| format!("{error:#}"));
                     // Who asked may have gone.
-                    let _ = reply.send(settled.as_ref().map(|()| ()).map_err(|e| format!("{e:#}")));
+                    let _ = reply.send(told);
                     settled?;
                 }
                 changed = commits.changed(), if !self.at.journal_behind => {
@@ -206,21 +208,33 @@ impl Settler {
         self.at = Place { saved: (store, journal), ..Place::default() };
         self.at.scan_at_ms = self.clock.now_ms() + SCAN_EVERY_MS;
         let epoch = LogId(info.store_id.0);
-        let newest = Cursor { epoch, arr: info.newest_cursor };
         let is_same = store.is_some_and(|at| at.epoch == epoch);
-        let went_back = store.is_some_and(|at| at.arr > newest.arr) && newest.arr > 0;
-        if store.is_some() && (!is_same || went_back) {
-            tracing::info!("another store, or an older state of it: its metadata fills in, only");
-            self.journal.run(|journal, _| journal.forget_shadows()).await?;
+        // A store that does not tell what it holds does not tell its newest cursor either.
+        let went_back = info.asset_count > 0 && store.is_some_and(|at| at.arr > info.newest_cursor);
+        if !is_same || went_back {
+            // Before anything is remembered of it: a shadow belongs to the store it was made of.
+            let is_other = store.is_some();
+            let begun = Cursor { epoch, arr: 0 };
+            self.journal
+                .run(move |journal, _| {
+                    if is_other {
+                        tracing::info!("another store, or an older state of it: it is filled in");
+                        journal.forget_shadows()?;
+                    }
+                    journal.set_cursor(STORE_CURSOR, &begun)
+                })
+                .await?;
+            self.at.saved.0 = Some(begun);
         }
-        match (store, journal) {
-            (Some(store), Some(journal)) if is_same && !went_back && journal.epoch == now.epoch => {
+        match (self.at.saved.0, journal) {
+            (Some(store), Some(journal)) if store.arr > 0 && journal.epoch == now.epoch => {
                 (self.at.store, self.at.journal) = (Some(store), Some(journal));
                 self.at.is_whole = true;
             }
             _ => {
                 // What changes from here on the feeds tell; what is there the scan looks at.
-                (self.at.store, self.at.journal) = (Some(newest), Some(now));
+                self.at.store = Some(Cursor { epoch, arr: info.newest_cursor });
+                self.at.journal = Some(now);
                 self.at.scanned = Some(0);
             }
         }
