@@ -682,3 +682,105 @@ fn files_that_much_is_said_about_are_added_by_the_hundred_all_the_same() {
     let too_long = "x".repeat(16 * 1024 + 1);
     agent.command(&["add", "--description", &too_long, folder]).assert().code(1);
 }
+
+#[test]
+fn what_is_said_about_an_asset_shows_at_once_and_in_the_log() {
+    let agent = Agent::start();
+    agent.command(&["add", "-"]).write_stdin("hello").assert().success();
+    let hash = blake3(b"hello");
+    let info = || agent.json(&["info", &hash])[0].clone();
+    agent.output(&["tag", &hash[..12], "+red", "+blue two", "-none"]);
+    assert_eq!(info()["tags"], serde_json::json!(["blue two", "red"]));
+    let shown = &agent.json(&["tag", &hash, "-red", "--", "-q", "+q"])[0];
+    assert_eq!(shown["tags"], serde_json::json!(["blue two", "q"]));
+    agent.output(&["describe", &hash, "a greeting"]);
+    agent.output(&["trash", &hash]);
+    assert_eq!(info()["description"], "a greeting");
+    assert_eq!(info()["trashed"], true);
+    agent.output(&["restore", &hash]);
+    assert_eq!(agent.json(&["records", "get", "asset", &hash])[0]["fields"]["trashed"], false);
+
+    let log = agent.json(&["log", "--asset", &hash[..12], "--since", "1h"]);
+    let kinds: Vec<_> = log.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    let expected = ["asset-added", "asset-changed", "asset-changed", "asset-changed"];
+    assert_eq!(kinds, [&expected[..], &["asset-trashed", "asset-restored"]].concat());
+    let numbers: Vec<_> = log.iter().map(|event| event["event_seq"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [0, 1, 2, 3, 4, 5]);
+    let me = agent.ready()["node_id"].as_str().unwrap();
+    assert_eq!(agent.json(&["log", "--device", &me[..10]]).len(), 6);
+    assert_eq!(agent.json(&["log", "--since", "2100-01-01T00:00:00Z"]).len(), 0);
+    let devices = agent.json(&["devices"]);
+    assert_eq!((&devices[0]["node_id"], &devices[0]["this_device"]), (&me.into(), &true.into()));
+    for (args, code) in [
+        (&["tag", &hash, "red"][..], 2),
+        (&["tag", &hash, "+x", "--json"], 2),
+        (&["tag", &hash], 2),
+        (&["tag", "0000", "+x"], 4),
+        (&["trash", "xyz"], 2),
+        (&["log", "--since", "yesterday"], 2),
+        (&["log", "--device", "nobody"], 4),
+    ] {
+        agent.command(args).assert().code(code);
+    }
+}
+
+#[test]
+fn records_are_written_read_watched_and_deleted_by_hand() {
+    let agent = Agent::start();
+    let put = ["records", "put", "note", "1", "n=7", "text=milk", "tags+=a", "tags+=b"];
+    agent.output(&put);
+    agent.output(&["records", "put", "--own", "note", "me", "n=1"]);
+    assert_eq!(
+        agent.output(&["records", "get", "note", "1"]),
+        "note/1  n=7  text=\"milk\"  tags={a, b}\n"
+    );
+    agent.output(&["records", "put", "note", "1", "tags-=a", "n=null"]);
+    let record = &agent.json(&["records", "ls", "note"])[0];
+    assert_eq!(record["sets"], serde_json::json!({ "tags": ["b"] }));
+    assert_eq!(agent.json(&["records", "ls", "note", "--owner", "any"]).len(), 1);
+
+    let mut watch = program();
+    watch.arg("--home").arg(agent.home()).args(["--json", "records", "watch", "note"]);
+    let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufReader::new(watch.stdout.take().unwrap());
+    let mut next = || {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut lines, &mut line).unwrap();
+        serde_json::from_str::<serde_json::Value>(&line).unwrap()
+    };
+    assert_eq!([&next()["id"], &next()["id"]], ["me", "1"]);
+    agent.output(&["records", "delete", "note", "1"]);
+    assert_eq!(next()["deleted"], true);
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+
+    for (args, code) in [
+        (&["records", "get", "note", "1"][..], 4),
+        (&["records", "delete", "note", "1"], 4),
+        (&["records", "put", "note", "1", "n"], 2),
+        (&["records", "put", "note", "1", "--owner", "any"], 2),
+        (&["records", "get", "note", "1", "--owner", "nobody"], 4),
+        (&["journal", "fsck"], 0),
+        (&["journal", "stats"], 0),
+        (&["journal", "rebase"], 0),
+    ] {
+        agent.command(args).assert().code(code);
+    }
+}
+
+#[test]
+fn a_log_that_is_followed_shows_what_happens() {
+    let agent = Agent::start();
+    let mut follow = program();
+    follow.arg("--home").arg(agent.home()).args(["--json", "log", "--follow"]);
+    let mut follow = follow.stdout(Stdio::piped()).spawn().unwrap();
+    agent.command(&["add", "-"]).write_stdin("late").assert().success();
+    let mut line = String::new();
+    let mut lines = std::io::BufReader::new(follow.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut lines, &mut line).unwrap();
+    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(event["type"], "asset-added");
+    assert_eq!(event["data"]["hash"], blake3(b"late").as_str());
+    drop(agent);
+    assert_eq!(follow.wait().unwrap().code(), Some(5));
+}

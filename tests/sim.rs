@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use can_sync::core::engine::{Effect, Engine, Identity, Input, KnownSet};
 use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, NodeId, StoreId};
-use can_sync::core::message::{Hello, Members, Message};
-use can_sync::core::pairing::Member;
+use can_sync::core::message::{Hello, Message};
+use can_sync::core::pairing::{Member, Members};
 use can_sync::core::peers::ConnId;
 use can_sync::core::sketch::{Sketch, SketchKey};
 
@@ -275,8 +275,7 @@ fn a_peer_that_promises_and_does_not_deliver_is_passed_over_and_another_asked() 
 fn a_stopping_engine_is_woken_for_its_end_alone() {
     let (group_id, algorithm) = (GroupId([1; 32]), HashAlgorithm::Blake3);
     let node = |n| NodeId([n; 32]);
-    let member =
-        |n| Member { node_id: node(n), name: String::new(), named_ms: 0, addresses: Vec::new() };
+    let member = |n| Member { node_id: node(n), name: String::new(), addresses: Vec::new() };
     let members = Members { members: (1..=3).map(member).collect(), removed: Vec::new() };
     let (device_name, build) = (String::new(), String::new());
     let hello = Hello { group_id, device_name, store_id: StoreId([2; 16]), algorithm, build };

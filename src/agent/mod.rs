@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -30,14 +30,18 @@ use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::http::HttpStore;
 
 use self::handle::Handle;
+use self::metadata::{Arrivals, Settler};
 use self::status::Status;
 
+mod device;
+mod events;
 mod fact;
 mod follow;
 mod group;
 pub mod handle;
 pub mod journal;
 mod link;
+pub mod metadata;
 mod orders;
 mod picture;
 mod query;
@@ -143,8 +147,28 @@ impl Agent {
         let algorithm = index.bound()?.map_or_else(Default::default, |(_, algorithm)| algorithm);
         let (status, watched) = watch::channel(Status::default());
         let (journal, journal_writer) = journal::share(journal)?;
+        let (settles, to_settle) = mpsc::channel(metadata::SETTLES_MAX);
+        let folder = staging_dir.clone();
         let (handle, requests) =
-            handle::channel(store.clone(), staging_dir, journal.clone(), watched);
+            handle::channel(store.clone(), staging_dir, journal.clone(), settles, watched);
+        let (events, told) = events::channel();
+        let (frozen, watched_frozen) = watch::channel(0);
+        let arrivals = Arrivals::new(journal.clone());
+        let settler = Settler::new(
+            store.clone(),
+            journal.clone(),
+            arrivals.clone(),
+            events.clone(),
+            to_settle,
+            frozen,
+        );
+        let publisher = device::Publisher {
+            node_id: identity.node_id,
+            journal: journal.clone(),
+            store: store.clone(),
+            status: handle.watch(),
+            folder,
+        };
         let stop = CancellationToken::new();
         let parts = run::Parts {
             node_id: identity.node_id,
@@ -160,13 +184,17 @@ impl Agent {
                 damaged: transfer::Damaged::default(),
                 algorithm,
                 scratch_folder,
+                arrivals: Some(arrivals),
             },
+            events,
+            frozen: watched_frozen,
             requests,
             status,
             stop: stop.clone(),
             unreachable: net_overrides.unreachable,
         };
-        let running = tokio::spawn(run::run(parts, journal_writer));
+        let tellers = run::Tellers { writer: journal_writer, settler, publisher, told };
+        let running = tokio::spawn(run::run(parts, tellers));
         let running = Some(running);
         let mut agent = Self { handle, embedded, stop, running };
         // The first picture is drawn before anybody is answered.

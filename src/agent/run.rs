@@ -22,6 +22,7 @@ use crate::clock::{Clock, SleepWatch, wall_ms};
 use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Engine, Identity, Input, KnownSet, Sent};
 use crate::core::ids::{Digest, HashAlgorithm, NodeId, StoreId};
+use crate::core::journal::log::LogEvent;
 use crate::core::pairing::Members;
 use crate::core::peers::ConnId;
 use crate::core::reconcile::Since;
@@ -35,11 +36,14 @@ use crate::state::journal::GroupState;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Cursor, Store, StoreInfo};
 
+use super::device::Publisher;
+use super::events::{self, EventLog};
 use super::fact::{Fact, Facts, Reload};
 use super::follow::Follower;
 use super::handle::Request;
 use super::journal::{JournalHandle, JournalWriter};
 use super::link::{CONTROL_QUEUE, Order};
+use super::metadata::Settler;
 use super::picture::{LinkFigures, Picture};
 use super::status::Status;
 use super::transfer::{self, Context, Counters, Outcome, Received, TransferError};
@@ -82,6 +86,17 @@ pub(super) struct Parts {
     pub(super) status: watch::Sender<Status>,
     pub(super) stop: CancellationToken,
     pub(super) unreachable: Vec<NodeId>,
+    pub(super) events: EventLog,
+    /// How many assets' metadata is held back.
+    pub(super) frozen: watch::Receiver<usize>,
+}
+
+/// Tasks around the journal, to be started with the loop.
+pub(super) struct Tellers {
+    pub(super) writer: JournalWriter,
+    pub(super) settler: Settler,
+    pub(super) publisher: Publisher,
+    pub(super) told: mpsc::Receiver<LogEvent>,
 }
 
 /// A live connection and what belongs to it.
@@ -138,7 +153,7 @@ pub(super) struct Loop {
 ///
 /// # Errors
 /// The index cannot be read at start, a disk failed, or a task panicked.
-pub(super) async fn run(parts: Parts, journal_writer: JournalWriter) -> Result<()> {
+pub(super) async fn run(parts: Parts, tellers: Tellers) -> Result<()> {
     let (facts, mut inbox) = Facts::channel();
     let clock = Clock::start();
     let engine = Loading::of(&parts).load().await?;
@@ -169,7 +184,7 @@ pub(super) async fn run(parts: Parts, journal_writer: JournalWriter) -> Result<(
         fatal: None,
         parts,
     };
-    this.start_journal(journal_writer);
+    this.start_journal(tellers);
     this.start_sources();
     this.turn_until_stopped(&mut inbox).await;
     drop(inbox);
@@ -229,7 +244,8 @@ fn addresses(members: &Members, unreachable: &[NodeId]) -> BTreeMap<NodeId, Vec<
 }
 
 impl Loop {
-    fn start_journal(&mut self, writer: JournalWriter) {
+    fn start_journal(&mut self, tellers: Tellers) {
+        let Tellers { writer, settler, publisher, told } = tellers;
         let facts = self.facts.clone();
         self.spawn_blocking("journal writer", move || {
             if let Err(error) = writer.serve() {
@@ -238,6 +254,10 @@ impl Loop {
                 ));
             }
         });
+        let (journal, status) = (self.parts.journal.clone(), self.parts.status.subscribe());
+        self.spawn("metadata", settler.run());
+        self.spawn("event log", events::record(journal, told, status));
+        self.spawn("device state", publisher.run());
     }
 
     fn start_sources(&mut self) {
@@ -479,7 +499,7 @@ impl Loop {
                 connection.clone(),
                 queue,
                 self.facts.clone(),
-                self.parts.ctx.clone(),
+                self.parts.ctx.with_peer(peer),
                 counters.clone(),
             ),
         );
@@ -697,6 +717,7 @@ impl Loop {
         let Some(live) = self.live.get(&conn) else { return };
         let (connection, counters) = (live.connection.clone(), live.counters.clone());
         let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
+        let events = self.parts.events.clone();
         let priority = match lane {
             Lane::Live => 20,
             Lane::LiveLarge => 15,
@@ -726,7 +747,7 @@ impl Loop {
                 Ok(outcomes) => {
                     let outcomes = digests.iter().zip(&outcomes);
                     let outcomes = outcomes.map(|(digest, outcome)| {
-                        log_sent(digest, outcome);
+                        log_sent(digest, outcome, &events);
                         (digest.hash, sent_as(outcome))
                     });
                     Input::BatchSent { conn, batch, outcomes: outcomes.collect() }
@@ -749,7 +770,8 @@ impl Loop {
         if plain {
             self.handle(Input::PlainStream { conn, batch });
         }
-        let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
+        let (ctx, facts) = (self.parts.ctx.with_peer(peer), self.facts.clone());
+        let events = self.parts.events.clone();
         self.spawn("receive batch", async move {
             let receipt = if plain {
                 plain::receive_plain_live(&ctx, recv, send, &counters).await
@@ -766,6 +788,11 @@ impl Loop {
                 transfer::receive_batch(&ctx, recv, send, decide, &counters).await
             };
             let violation = receipt.end.as_ref().err().is_some_and(TransferError::is_violation);
+            if let Err(TransferError::Corrupt(hash)) = &receipt.end {
+                let what = "a device sent bytes that are not those of the hash".into();
+                let (hash, device) = (Some(*hash), Some(peer));
+                events.tell(LogEvent::IntegrityAlarm { what, hash, device });
+            }
             if let Err(error) = &receipt.end {
                 tracing::debug!(peer = %peer.short(), %error, "a received batch broke off");
             }
@@ -825,11 +852,14 @@ impl Loop {
     }
 }
 
-fn log_sent(digest: &Digest, outcome: &Outcome) {
+fn log_sent(digest: &Digest, outcome: &Outcome, events: &EventLog) {
     let hash = digest.hash.short();
     match outcome {
         Outcome::Damaged => {
-            tracing::warn!(hash, "the store's bytes do not match the hash: not sent to anyone");
+            let what = "the store's bytes do not match the hash: not sent to anyone";
+            tracing::warn!(hash, "{what}");
+            let (what, hash) = (what.into(), Some(digest.hash));
+            events.tell(LogEvent::IntegrityAlarm { what, hash, device: None });
         }
         Outcome::Refused(reason) => tracing::warn!(hash, reason, "a peer refuses an asset"),
         Outcome::Later(reason) | Outcome::StoreDown(reason) => {

@@ -14,11 +14,11 @@ use super::{
     PROGRESS_BYTES_MIN, PUT_ASSETS_MAX, PUT_BYTES_MAX, PUTS_IN_FLIGHT, READ_STALL, TransferError,
     WRITE_STALL, blocking, expect_frame, is_large, keeping_alive, out_of_place, with_causes,
 };
-use crate::core::ids::{Digest, Hash, HashAlgorithm};
+use crate::core::ids::{Digest, Hash};
 use crate::core::limits::PIECE_ALIGN_BYTES;
 use crate::net::frame::{FrameReader, FrameWriter};
 use crate::state::partials::{FinishError, OpenError, Partial, PieceError};
-use crate::store::{Metadata, NewAsset, SMALL_BYTES_MAX, Store, StoreError, Stored, VerifiedFile};
+use crate::store::{Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile};
 use crate::wire::batch::{
     Content, Label, Naming, Offer, Piece, Verdict, WantEntry, decode_contents, decode_drop,
     encode_ack, encode_want,
@@ -609,9 +609,9 @@ impl<'a> Intake<'a> {
         }
         let Some(partial) = partial.take() else { return };
         slot.expects = Expects::Nothing;
-        let store = self.ctx.store.clone();
+        let ctx = self.ctx.clone();
         self.commits.spawn(async move {
-            Committed { is_group: false, results: vec![(index, adopt(store, partial).await)] }
+            Committed { is_group: false, results: vec![(index, adopt(ctx, partial).await)] }
         });
     }
 
@@ -630,11 +630,10 @@ impl<'a> Intake<'a> {
                 (index, NewAsset { digest, content, metadata: Metadata::default() })
             })
             .collect();
-        let (store, algorithm) = (self.ctx.store.clone(), self.ctx.algorithm);
+        let ctx = self.ctx.clone();
         self.puts_in_flight += 1;
-        self.commits.spawn(async move {
-            Committed { is_group: true, results: put(store, algorithm, assets).await }
-        });
+        self.commits
+            .spawn(async move { Committed { is_group: true, results: put(ctx, assets).await } });
     }
 
     /// Waits for one commit; false when there is none.
@@ -668,10 +667,14 @@ impl<'a> Intake<'a> {
 }
 
 async fn put(
-    store: Arc<dyn Store>,
-    algorithm: HashAlgorithm,
-    assets: Vec<(usize, NewAsset)>,
+    ctx: Context,
+    mut assets: Vec<(usize, NewAsset)>,
 ) -> Vec<(usize, Result<Stored, CommitError>)> {
+    let Context { store, algorithm, .. } = &ctx;
+    let expected = ctx.expect(assets.iter().map(|(_, asset)| asset.digest.hash).collect()).await;
+    for ((_, asset), metadata) in assets.iter_mut().zip(expected) {
+        asset.metadata = metadata;
+    }
     let stored = store.put(assets.iter().map(|(_, asset)| asset.clone()).collect()).await;
     let results: Vec<_> = match stored {
         Ok(results) => results,
@@ -690,7 +693,7 @@ async fn put(
     results.collect()
 }
 
-async fn adopt(store: Arc<dyn Store>, partial: Box<Partial>) -> Result<Stored, CommitError> {
+async fn adopt(ctx: Context, partial: Box<Partial>) -> Result<Stored, CommitError> {
     let finished =
         blocking(move || partial.finish()).await.map_err(|e| CommitError::Local(e.to_string()))?;
     // Held until the store is done: nobody else may open the files meanwhile.
@@ -702,9 +705,9 @@ async fn adopt(store: Arc<dyn Store>, partial: Box<Partial>) -> Result<Stored, C
         digest: complete.digest,
         path: complete.path.clone(),
         outboard: complete.outboard.clone(),
-        metadata: Metadata::default(),
+        metadata: ctx.expect(vec![complete.digest.hash]).await.pop().unwrap_or_default(),
     };
-    store.adopt(file).await.map_err(CommitError::Store)
+    ctx.store.adopt(file).await.map_err(CommitError::Store)
 }
 
 /// What a store's error means for the asset.

@@ -180,7 +180,7 @@ fn whatever_a_peer_sends_one_question_of_it_is_under_way() {
 fn a_peer_that_restarted_while_dials_could_cross_is_talked_to_in_seconds() {
     let mut bench = Bench::new();
     let (b, dialed, incoming) = (NodeId([9; 32]), ConnId(1), ConnId(2));
-    let member = Member { node_id: b, name: "b".into(), named_ms: 0, addresses: Vec::new() };
+    let member = Member { node_id: b, name: "b".into(), addresses: Vec::new() };
     let members = Members { members: vec![member], removed: Vec::new() };
     bench.tell(Input::Members(members));
     bench.tell(Input::Connected { conn: dialed, peer: b, dialed: true, plain: false });
