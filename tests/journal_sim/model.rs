@@ -222,13 +222,6 @@ impl Tables {
         self.0.query_row(last, [], |row| row.get(0)).unwrap()
     }
 
-    /// The greatest time in any op held.
-    pub(crate) fn newest_hlc(&self) -> u64 {
-        let newest: i64 =
-            self.0.query_row("SELECT ifnull(max(hlc), 0) FROM ops", [], |row| row.get(0)).unwrap();
-        newest as u64
-    }
-
     /// Meddles: for mutants only.
     pub(crate) fn meddle(&self, sql: &str) {
         self.0.execute_batch(sql).unwrap();

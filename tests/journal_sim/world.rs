@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use can_sync::core::ids::{GroupId, LogId, NodeId, OpHash};
+use can_sync::core::journal::draft::Draft;
 use can_sync::core::journal::message::{Clock, Hello, JournalMessage, VERSION};
 use can_sync::core::journal::op::{Body, Change, LogInfo, SignedOp, op_hash};
 use can_sync::core::journal::session::{
@@ -23,7 +24,7 @@ use can_sync::wire::journal::{decode_body, decode_message, encode_message};
 use tempfile::TempDir;
 
 use crate::model::{State, Tables};
-use crate::writes::draft;
+use crate::writes::{draft, overwrite};
 
 /// The wall clock when a world begins.
 const WALL_MS: u64 = 1_800_000_000_000;
@@ -68,9 +69,11 @@ impl Rng {
     }
 }
 
-/// What happens in a world beside writes, cuts, crashes and prunes, which always do.
+/// What happens in a world beside writes, cuts and prunes, which always do.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Faults {
+    /// Devices lose everything but what is on their disks, right after commits too.
+    pub(crate) crashes: bool,
     /// Backups put back without anybody noticing.
     pub(crate) silent_restores: bool,
     /// Backups put back and noticed.
@@ -83,6 +86,18 @@ pub(crate) struct Faults {
     pub(crate) loss: bool,
     /// Disks that are full for a while.
     pub(crate) full_disks: bool,
+}
+
+impl Faults {
+    pub(crate) const NONE: Self = Self {
+        crashes: false,
+        silent_restores: false,
+        restores: false,
+        skew: false,
+        removal: false,
+        loss: false,
+        full_disks: false,
+    };
 }
 
 /// A rule turned off, where the parts of the real code meet. See each where it meddles.
@@ -112,6 +127,7 @@ pub(crate) struct Tally {
     pub(crate) repairs: usize,
     pub(crate) crashes: usize,
     pub(crate) restores: usize,
+    pub(crate) silent: usize,
     pub(crate) refused: usize,
     pub(crate) pruned: usize,
     pub(crate) rotated: usize,
@@ -128,6 +144,7 @@ impl Tally {
         self.repairs += other.repairs;
         self.crashes += other.crashes;
         self.restores += other.restores;
+        self.silent += other.silent;
         self.refused += other.refused;
         self.pruned += other.pruned;
         self.rotated += other.rotated;
@@ -139,9 +156,9 @@ impl Tally {
 
     pub(crate) fn all_happened(&self) -> bool {
         let Self { ops, jumps, repairs, crashes, restores, refused, .. } = self;
-        let Self { pruned, rotated, forked, locked_out, disk_full, cut, .. } = self;
+        let Self { silent, pruned, rotated, forked, locked_out, disk_full, cut, .. } = self;
         let counts = [ops, jumps, repairs, crashes, restores, refused];
-        let more = [pruned, rotated, forked, locked_out, disk_full, cut];
+        let more = [silent, pruned, rotated, forked, locked_out, disk_full, cut];
         counts.into_iter().chain(more).all(|count| *count > 0)
     }
 }
@@ -210,6 +227,10 @@ pub(crate) struct World {
     forked: bool,
     verified: BTreeMap<OpHash, VerifiedOp>,
     removed: bool,
+    /// Steps of a hundred in which a stream moves.
+    busy: u64,
+    /// A device that does nothing of what its sessions order, and reads nothing.
+    pub(crate) stalled: Option<usize>,
     wrong: Option<String>,
 }
 
@@ -262,6 +283,8 @@ impl World {
             forked: false,
             verified: BTreeMap::new(),
             removed: false,
+            busy: 20 + 15 * (seed % 5),
+            stalled: None,
             wrong: None,
         };
         for n in 0..count {
@@ -294,30 +317,34 @@ impl World {
     /// One thing happens.
     pub(crate) fn step(&mut self) {
         let n = self.rng.index(self.nodes.len());
-        match self.rng.below(1000) {
-            0..640 => {
-                if !self.turn() {
-                    self.pass(1_000);
-                }
+        if self.rng.chance(self.busy) {
+            if !self.turn() {
+                self.pass(1_000);
             }
-            640..760 => self.write(n),
-            760..840 => {
+            return;
+        }
+        match self.rng.below(100) {
+            0..34 => self.write(n),
+            34..52 => {
                 let ms = if self.rng.chance(10) { 120_000 } else { 400 };
                 self.pass(ms);
             }
-            840..900 => {
+            52..68 => {
                 let other = self.rng.index(self.nodes.len());
                 self.connect(n, other);
             }
-            900..920 => self.cut_any(),
-            920..945 => self.prune(n),
-            945..955 => self.crash(n),
-            955..965 => self.back_up(n),
-            965..972 => self.restore(n),
-            972..980 => self.step_clock(n),
-            980..990 => self.join(n),
-            990..992 => self.remove(n),
-            992..994 => self.lose(n),
+            68..74 => self.cut_any(),
+            74..82 => self.prune(n),
+            82..84 => self.crash(n),
+            84..88 => self.back_up(n),
+            88..92 => self.restore(n),
+            92..94 => self.step_clock(n),
+            94..97 => {
+                let inviter = self.rng.index(self.nodes.len());
+                self.join(n, inviter);
+            }
+            97 => self.remove(n),
+            98 => self.lose(n),
             _ => self.fill_disk(n),
         }
     }
@@ -352,7 +379,7 @@ impl World {
     }
 
     /// Until nothing moves, or it is clear that it never stops.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         let from_ms = self.mono_ms;
         for _ in 0..SETTLE_TURNS {
             if self.wrong.is_some() || self.mono_ms > from_ms + SETTLE_MS {
@@ -423,7 +450,7 @@ impl World {
                 self.blame(|| format!("I6: other ops are alive at device {n}"));
             }
             let found = self.nodes[n].journal().fsck().unwrap();
-            if !found.is_empty() {
+            if !found.is_empty() && self.mutant.is_none() {
                 self.blame(|| format!("I5: fsck finds at device {n}: {found:?}"));
             }
         }
@@ -462,7 +489,7 @@ impl World {
 
     // ---- streams -----------------------------------------------------------------------------
 
-    fn connect(&mut self, a: usize, b: usize) {
+    pub(crate) fn connect(&mut self, a: usize, b: usize) {
         let between = |link: &&[Side; 2]| {
             let ends = [link[0].node, link[1].node];
             ends == [a, b] || ends == [b, a]
@@ -532,6 +559,9 @@ impl World {
         let mut choices = Vec::new();
         for (link, sides) in self.links.iter().enumerate() {
             for side in 0..2 {
+                if self.stalled == Some(sides[side].node) {
+                    continue;
+                }
                 if sides[side].session.reads() && !sides[side].inbox.is_empty() {
                     choices.push((link, side, None));
                 }
@@ -747,13 +777,17 @@ impl World {
 
     // ---- devices -----------------------------------------------------------------------------
 
-    fn write(&mut self, n: usize) {
+    pub(crate) fn write(&mut self, n: usize) {
+        let drafts: Vec<_> = (0..1 + self.rng.below(3)).map(|_| draft(&mut self.rng)).collect();
+        self.write_drafts(n, &drafts);
+    }
+
+    fn write_drafts(&mut self, n: usize, drafts: &[Draft]) {
         if self.nodes[n].gone || !self.nodes[n].memory.joined {
             return;
         }
-        let drafts: Vec<_> = (0..1 + self.rng.below(3)).map(|_| draft(&mut self.rng)).collect();
         let wall_ms = self.wall_ms(n);
-        let written = self.nodes[n].journal().write(&drafts, wall_ms);
+        let written = self.nodes[n].journal().write(drafts, wall_ms);
         if self.unless_full(n, written).is_none() {
             return;
         }
@@ -763,8 +797,7 @@ impl World {
         }
     }
 
-    fn join(&mut self, n: usize) {
-        let inviter = self.rng.index(self.nodes.len());
+    pub(crate) fn join(&mut self, n: usize, inviter: usize) {
         let node = &self.nodes[inviter];
         if self.nodes[n].memory.joined || self.nodes[n].gone || node.gone || !node.memory.joined {
             return;
@@ -855,13 +888,9 @@ impl World {
             return;
         };
         self.tally.pruned += pruned.ops;
-        let tables = self.nodes[n].tables();
-        match self.mutant {
-            Some(Mutant::HeadPruned) => tables.meddle("DELETE FROM ops WHERE refs = 0"),
-            Some(Mutant::ClearsForgotten) => {
-                tables.meddle("DELETE FROM cells WHERE field = '' AND elem = 'x'");
-            }
-            _ => {}
+        if self.is(Mutant::ClearsForgotten) {
+            let tables = self.nodes[n].tables();
+            tables.meddle("DELETE FROM cells WHERE field = '' AND elem = 'x'");
         }
         let after = self.nodes[n].reader().clock().unwrap();
         if before != after {
@@ -913,7 +942,7 @@ impl World {
 
     /// Sometimes, right after a commit, before anybody hears of it.
     fn crashes_now(&mut self, n: usize) -> bool {
-        let crashes = self.rng.chance(1);
+        let crashes = self.faults.crashes && self.rng.chance(1);
         if crashes {
             self.crash(n);
         }
@@ -921,7 +950,7 @@ impl World {
     }
 
     fn crash(&mut self, n: usize) {
-        if self.nodes[n].gone {
+        if self.nodes[n].gone || !self.faults.crashes {
             return;
         }
         self.tally.crashes += 1;
@@ -959,12 +988,24 @@ impl World {
         copy(&path, &next, &[]);
         if silent {
             self.nodes[n].silently_restored = true;
+            self.tally.silent += 1;
         } else if !self.is(Mutant::NoNewLogAfterARestore) {
             self.nodes[n].ident += 1;
         }
         self.nodes[n].memory = memory;
         self.start_from(n, next);
         self.check(n);
+        // Before it meets anybody: so that logs fork, and prunes hide the forks.
+        for _ in 0..self.rng.below(6) {
+            self.write(n);
+        }
+        for _ in 0..self.rng.below(12) {
+            let same = vec![overwrite(&mut self.rng)];
+            self.write_drafts(n, &same);
+        }
+        if self.rng.chance(70) {
+            self.prune(n);
+        }
     }
 
     fn start_from(&mut self, n: usize, path: PathBuf) {
@@ -983,12 +1024,18 @@ impl World {
         self.dir.path().join(format!("{n}-{}.db", self.nodes[n].generation))
     }
 
+    /// Whether two devices hold the same.
+    pub(crate) fn alike(&self, a: usize, b: usize) -> bool {
+        self.nodes[a].memory.state == self.nodes[b].memory.state
+    }
+
     // ---- what must hold ----------------------------------------------------------------------
 
     /// A device wrote ops of its own, or joined: they are read from its tables.
     fn committed(&mut self, n: usize) {
         let author_here = self.nodes[n].identity.node_id;
-        for (arr, author, nonce, bytes) in self.nodes[n].tables().ops_after(self.nodes[n].memory.arr)
+        for (arr, author, nonce, bytes) in
+            self.nodes[n].tables().ops_after(self.nodes[n].memory.arr)
         {
             let author = NodeId(author);
             let log = LogInfo { author, nonce }.id(&self.group);
@@ -1046,6 +1093,9 @@ impl World {
         }
         let arr = self.nodes[n].tables().last_arr();
         self.nodes[n].memory.arr = arr;
+        if self.is(Mutant::HeadPruned) {
+            self.nodes[n].tables().meddle("DELETE FROM ops WHERE refs = 0");
+        }
         self.check(n);
     }
 
@@ -1058,8 +1108,14 @@ impl World {
         if let Some(what) = found.difference(&self.nodes[n].memory.state) {
             return self.blame(|| format!("I5: device {n} has not what it took in: {what}"));
         }
-        let clock: BTreeMap<_, _> =
-            self.nodes[n].reader().clock().unwrap().entries.iter().map(|e| (e.log, e.seq)).collect();
+        let clock: BTreeMap<_, _> = self.nodes[n]
+            .reader()
+            .clock()
+            .unwrap()
+            .entries
+            .iter()
+            .map(|e| (e.log, e.seq))
+            .collect();
         let fell = self.nodes[n].memory.clock.iter().find(|(log, seq)| clock.get(log) < Some(seq));
         if let Some((log, seq)) = fell {
             let what = format!("I3: device {n}: the clock of {log} fell from {seq}");

@@ -25,6 +25,14 @@ pub(crate) fn draft(rng: &mut Rng) -> Draft {
     Draft { changes, expect: Vec::new() }
 }
 
+/// Writes the same field every time: the op before is dead.
+pub(crate) fn overwrite(rng: &mut Rng) -> Draft {
+    let key = Key { model: "asset".into(), id: vec![0], owned: false };
+    let set = BTreeMap::from([("f0".to_owned(), Some(Value::Int(rng.below(99) as i64)))]);
+    let put = DraftPut { key, create: false, set, add: BTreeSet::new(), remove: BTreeSet::new() };
+    Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() }
+}
+
 fn key(rng: &mut Rng) -> Key {
     let model = if rng.chance(50) { "asset" } else { "note" };
     Key { model: model.into(), id: vec![rng.below(4) as u8], owned: rng.chance(20) }
@@ -32,7 +40,11 @@ fn key(rng: &mut Rng) -> Key {
 
 fn event(rng: &mut Rng) -> DraftChange {
     let stream = if rng.chance(50) { "log" } else { "audit" };
-    DraftChange::Event { stream: stream.into(), kind: "seen".into(), data: vec![rng.below(9) as u8] }
+    DraftChange::Event {
+        stream: stream.into(),
+        kind: "seen".into(),
+        data: vec![rng.below(9) as u8],
+    }
 }
 
 fn put(rng: &mut Rng, key: Key) -> DraftPut {
