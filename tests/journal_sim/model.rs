@@ -23,6 +23,9 @@ pub(crate) type Event = (String, [u8; 16], u64, u64, String, Vec<u8>);
 /// (by, kind, device).
 pub(crate) type Fact = ([u8; 32], u8, [u8; 32]);
 
+/// An op as it is kept: (arr, author, nonce, body).
+pub(crate) type Row = (i64, [u8; 32], [u8; 16], Vec<u8>);
+
 /// Everything that ops make.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct State {
@@ -193,8 +196,8 @@ impl Tables {
         state
     }
 
-    /// Ops that arrived after `arr`: (arr, author, nonce, body).
-    pub(crate) fn ops_after(&self, arr: i64) -> Vec<(i64, [u8; 32], [u8; 16], Vec<u8>)> {
+    /// Ops that arrived after `arr`.
+    pub(crate) fn ops_after(&self, arr: i64) -> Vec<Row> {
         let mut query = self
             .0
             .prepare_cached(
