@@ -29,6 +29,7 @@ use crate::core::wants::{Arrival, BatchId};
 use crate::net::Accepted;
 use crate::net::Net;
 use crate::net::{Connection, Ended, Protocol, RecvStream, SendStream};
+use crate::state::home::Home;
 use crate::state::index::Index;
 use crate::state::journal::GroupState;
 use crate::store::embedded::EmbeddedStore;
@@ -36,7 +37,7 @@ use crate::store::{Cursor, Store, StoreInfo};
 
 use super::fact::{Fact, Facts, Reload};
 use super::follow::Follower;
-use super::handle::Request;
+use super::handle::{LeaveReply, Request};
 use super::journal::{JournalHandle, JournalWriter};
 use super::link::{CONTROL_QUEUE, Order};
 use super::picture::{LinkFigures, Picture};
@@ -70,6 +71,7 @@ const WIND_UP_WAIT: Duration = Duration::from_secs(10);
 /// What the loop works with.
 pub(super) struct Parts {
     pub(super) node_id: NodeId,
+    pub(super) home: Home,
     pub(super) net: Net,
     pub(super) store: Arc<dyn Store>,
     /// The same, when it is the embedded one.
@@ -436,6 +438,7 @@ impl Loop {
                 // Who asked may have gone.
                 let _ = reply.send(result);
             }
+            Fact::Left { reply } => self.reload(Reload::Left { reply }),
             Fact::Reload(reload) => self.reload(reload),
             Fact::Loaded { engine, reload } => self.on_loaded(*engine, reload),
             Fact::Fatal(reason) => self.fail(reason),
@@ -557,7 +560,7 @@ impl Loop {
             self.note_unsaved();
             self.regroup.notify_one();
             self.handle(Input::Store { up: self.store.up });
-            if matches!(reload, Reload::Joined { .. }) && self.store.up {
+            if matches!(reload, Reload::Joined { .. } | Reload::Left { .. }) && self.store.up {
                 self.handle(Input::Indexed { entries: Vec::new(), behind });
             }
         }
@@ -572,6 +575,9 @@ impl Loop {
             }
             Reload::Joined { joined, reply } => {
                 let _ = reply.send(Ok(joined));
+            }
+            Reload::Left { reply } => {
+                let _ = reply.send(Ok(LeaveReply { new_device: false }));
             }
         }
     }
