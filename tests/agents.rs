@@ -301,6 +301,52 @@ async fn a_removed_device_is_cut_off_by_all() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_leaves_is_alone_keeps_its_assets_and_may_join_another_group() {
+    let [a, mut b, c] = [Device::start().await, Device::start().await, Device::start().await];
+    pair(&a, &b).await;
+    a.add([7; 3]).await;
+    all_in_sync(&[&a, &b], 1).await;
+    let ticket = c.handle().ticket(Duration::from_secs(60)).await.unwrap().ticket;
+    common::group::keep_secret(ticket.as_bytes());
+    let refused = b.handle().pair(ticket.clone()).await.unwrap_err();
+    assert!(refused.to_string().contains("can-sync leave"), "{refused}");
+
+    let before = b.status().device;
+    assert!(!b.handle().leave().await.unwrap().new_device);
+    until("b is alone", &[&b], async || b.status().peers.is_empty()).await;
+    let alone = b.status().device;
+    assert_eq!((&alone.node_id, &alone.name), (&before.node_id, &before.name));
+    assert_ne!(alone.group_id, before.group_id);
+    b.down().await;
+    b.up().await;
+    assert_eq!(b.status().device.group_id, alone.group_id);
+    b.handle().pair(ticket).await.unwrap();
+    all_in_sync(&[&b, &c], 1).await;
+    assert_eq!(c.hashes().await.len(), 3);
+    until("a is refused", &[&a], async || {
+        a.sees(&b)
+            .last_error
+            .is_some_and(|error| error.contains("WRONG_GROUP") || error.contains("NOT_MEMBER"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_removed_in_the_middle_of_a_transfer_is_cut_off_within_a_second() {
+    let [a, b] = [Device::start().await, Device::start().await];
+    pair(&a, &b).await;
+    all_in_sync(&[&a, &b], 1).await;
+    a.add([64 * KIB * KIB]).await;
+    until("b receives", &[&b], async || b.received_bytes() > 0).await;
+    let asked = Instant::now();
+    a.handle().remove(b.node_id.to_string()).await.unwrap();
+    until("b is told", &[&b], async || b.status().device.removed).await;
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert!(a.status().peers.is_empty());
+    assert!(b.sees(&a).state != PeerState::Idle);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stores_that_name_assets_differently_are_told_so() {
     let store = Foreign::start(HashAlgorithm::Sha256).await;
     let (a, b) = (Device::start().await, Device::beside(&store).await);

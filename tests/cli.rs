@@ -518,7 +518,8 @@ fn bodies_of_another_type_and_methods_of_another_kind_have_no_effect() {
         Some("application/json; charset=utf-8"),
         Some("application/problem+json"),
     ] {
-        for path in ["/v1/rename", "/v1/pair", "/v1/ticket", "/v1/check", "/v1/ingest"] {
+        for path in ["/v1/rename", "/v1/leave", "/v1/pair", "/v1/ticket", "/v1/check", "/v1/ingest"]
+        {
             assert_eq!(send("POST", path, kind, name), 415, "{path} {kind:?}");
         }
     }
@@ -527,7 +528,7 @@ fn bodies_of_another_type_and_methods_of_another_kind_have_no_effect() {
     assert_eq!(send("POST", "/v1/rename", json, "{\"name\":\"x\",\"other\":1}"), 400);
     assert_eq!(send("POST", "/v1/pair", json, &"x".repeat(100_000)), 413);
     assert_eq!(send("POST", "/v1/check", json, "{}"), 200);
-    for path in ["/v1/rename", "/v1/pair", "/v1/ticket", "/v1/check", "/v1/ingest"] {
+    for path in ["/v1/rename", "/v1/leave", "/v1/pair", "/v1/ticket", "/v1/check", "/v1/ingest"] {
         for method in ["GET", "OPTIONS", "PUT", "PATCH", "TRACE"] {
             assert_eq!(send(method, path, None, ""), 405, "{method} {path}");
         }

@@ -246,8 +246,10 @@ fn a_signal_during_a_slow_start_ends_it_at_once() {
 }
 
 #[test]
-fn a_removed_device_is_told_to_start_over() {
-    let (a, b) = (Agent::start(), Agent::start());
+fn a_removed_device_is_told_to_start_over_and_comes_back_as_a_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let (a, mut b) = (Agent::start(), Agent::start_in(&home));
     pair(&a, &b);
     let removed = status(&b).device.node_id;
     a.output(&["wait", "--timeout", "30s", "--peer", &removed]);
@@ -256,4 +258,13 @@ fn a_removed_device_is_told_to_start_over() {
     let said = String::from_utf8_lossy(&waited.get_output().stderr).into_owned();
     assert!(said.contains("start over as a new device"), "{said}");
     assert!(status(&b).device.removed);
+
+    b.command(&["leave"]).assert().code(2);
+    b.output(&["leave", "--yes"]);
+    assert_eq!(b.ended().code(), Some(1), "{}", b.log());
+    let b = Agent::start_in(&home);
+    let device = status(&b).device;
+    assert!(device.node_id != removed && !device.removed);
+    pair(&a, &b);
+    a.output(&["wait", "--timeout", "30s", "--peer", &device.node_id]);
 }

@@ -51,6 +51,8 @@ pub enum Request {
     Remove(String, Reply<RemoveReply>),
     /// Give this device another name.
     Rename(String, Reply<()>),
+    /// Leave the group.
+    Leave(Reply<LeaveReply>),
     /// Answer once everything that the store held when this was asked shows in the status.
     Check(Reply<()>),
 }
@@ -84,6 +86,14 @@ pub struct RemoveReply {
     pub node_id: String,
     /// Its name.
     pub name: String,
+}
+
+/// What leaving the group made of this device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaveReply {
+    /// The group had removed this device, and a removal is final for its key: the agent stops, and
+    /// is a new device when it is started again.
+    pub new_device: bool,
 }
 
 /// Why an order was not carried out; the text is for people.
@@ -186,6 +196,11 @@ impl Handle {
     /// Gives this device another name.
     pub async fn rename(&self, name: String) -> Result<(), RequestError> {
         self.ask(|reply| Request::Rename(name, reply)).await
+    }
+
+    /// Leaves the group: this device is then alone in one of its own.
+    pub async fn leave(&self) -> Result<LeaveReply, RequestError> {
+        self.ask(Request::Leave).await
     }
 
     /// Returns once everything that the store held at the call shows in [`Handle::status`], so that

@@ -119,8 +119,8 @@ impl Agent {
         let scratch_folder = partials_dir.clone();
         let store_dir = home.store_dir();
         let identity = Identity::load_or_create(&home, lock)?;
-        let own = identity.clone();
-        let opening = tokio::task::spawn_blocking(move || open(&home, &own));
+        let (opened, own) = (home.clone(), identity.clone());
+        let opening = tokio::task::spawn_blocking(move || open(&opened, &own));
         let Opened { journal, index, partials } = opening.await??;
         let (store, embedded, store_location, staging_dir) = match store {
             StoreChoice::Embedded => {
@@ -172,6 +172,7 @@ impl Agent {
         let stop = CancellationToken::new();
         let parts = run::Parts {
             node_id: identity.node_id,
+            home,
             net,
             store: store.clone(),
             embedded: embedded.clone(),

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -24,16 +25,24 @@ use crate::net::Connection;
 use crate::net::pairing::{self, Joiner};
 use crate::net::ticket::Ticket;
 use crate::net::{Acceptor, Admission, Net, Verdict};
+use crate::state::home::Home;
+use crate::state::identity::Identity;
 use crate::state::journal::{Admitted, GroupState, JournalError, VerifiedOp, verify};
 
 use super::events::EventLog;
 use super::fact::Fact;
-use super::handle::{PairReply, RemoveReply, Reply, Request, RequestError, TicketReply};
+use super::handle::{
+    LeaveReply, PairReply, RemoveReply, Reply, Request, RequestError, TicketReply,
+};
 use super::journal::{AskError, JournalHandle};
 use super::run::{Loop, Parts};
+use super::status::{PeerStatus, Status};
 
 /// How long a ticket may be good for.
 const TICKET_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// How long an order that was carried out waits until the status shows it.
+const SHOWN_WAIT: Duration = Duration::from_secs(2);
 
 /// How long [`Request::Check`] waits for the store's feed to be taken in.
 const CHECK_WAIT: Duration = Duration::from_secs(60);
@@ -59,6 +68,7 @@ pub(super) fn on_request(this: &mut Loop, request: Request) {
         Request::Pair(text, reply) => pair(this, text, reply),
         Request::Remove(who, reply) => remove(this, who, reply),
         Request::Rename(name, reply) => rename(this, name, reply),
+        Request::Leave(reply) => leave(this, reply),
         Request::Check(reply) => check(this, reply),
     }
 }
@@ -214,10 +224,15 @@ async fn redeem(
 
 fn remove(this: &mut Loop, who: String, reply: Reply<RemoveReply>) {
     let (journal, me) = (this.parts.journal.clone(), this.parts.node_id);
-    let events = this.parts.events.clone();
+    let (events, status) = (this.parts.events.clone(), this.parts.status.subscribe());
     this.spawn("remove a device", async move {
+        let result = remove_device(&journal, &events, me, &who).await;
+        if let Ok(removed) = &result {
+            let is_gone = |peer: &PeerStatus| peer.node_id != removed.node_id;
+            until_shown(status, |status| status.peers.iter().all(is_gone)).await;
+        }
         // Who asked may have gone.
-        let _ = reply.send(remove_device(&journal, &events, me, &who).await);
+        let _ = reply.send(result);
     });
 }
 
@@ -260,16 +275,66 @@ fn the_one(who: &str, group: &GroupState) -> Result<Member, RequestError> {
     }
 }
 
-fn rename(this: &mut Loop, name: String, reply: Reply<()>) {
-    let journal = this.parts.journal.clone();
-    this.spawn("rename", async move {
-        // Who asked may have gone.
-        let _ = reply.send(rename_device(&journal, &name).await);
+fn leave(this: &mut Loop, reply: Reply<LeaveReply>) {
+    let (journal, home) = (this.parts.journal.clone(), this.parts.home.clone());
+    let (me, facts) = (this.parts.node_id, this.facts.clone());
+    this.spawn("leave the group", async move {
+        let left = leave_group(&journal, home, me).await;
+        let fact = match left {
+            Ok(LeaveReply { new_device: false }) => Fact::Left { reply },
+            ended => {
+                let stop = ended.is_ok();
+                // Who asked may have gone.
+                let _ = reply.send(ended);
+                if !stop {
+                    return;
+                }
+                Fact::Fatal(anyhow::anyhow!("this device was asked to start over as a new one"))
+            }
+        };
+        facts.send(fact).await;
     });
 }
 
-/// The name is a field of this device's own record, so it goes wherever the journal goes.
-async fn rename_device(journal: &JournalHandle, name: &str) -> Result<(), RequestError> {
+async fn leave_group(
+    journal: &JournalHandle,
+    home: Home,
+    me: NodeId,
+) -> Result<LeaveReply, RequestError> {
+    let own = group_state(journal, me).await?;
+    if own.members.removed.contains(&me) {
+        let asked = spawn_blocking(move || Identity::ask_to_start_over(&home)).await;
+        let asked = asked.map_err(|error| internal("leaving the group", &error))?;
+        asked.map_err(|error| internal("leaving the group", &error))?;
+        return Ok(LeaveReply { new_device: true });
+    }
+    let left = journal.run(move |journal, now_ms| journal.start_over(&own.name, now_ms));
+    left.await.map_err(|error| asked("leaving the group", &error))?;
+    Ok(LeaveReply { new_device: false })
+}
+
+fn rename(this: &mut Loop, name: String, reply: Reply<()>) {
+    let journal = this.parts.journal.clone();
+    let status = this.parts.status.subscribe();
+    this.spawn("rename", async move {
+        let result = rename_device(&journal, &name).await;
+        if let Ok(name) = &result {
+            until_shown(status, |status| status.device.name == *name).await;
+        }
+        // Who asked may have gone.
+        let _ = reply.send(result.map(|_| ()));
+    });
+}
+
+/// Who asks for the status after an order was answered sees what the order did. It is done in any
+/// case, and only a loop that is very busy or stopping is not waited for.
+async fn until_shown(mut status: watch::Receiver<Status>, shows: impl FnMut(&Status) -> bool) {
+    let _ = timeout(SHOWN_WAIT, status.wait_for(shows)).await;
+}
+
+/// The name is a field of this device's own record, so it goes wherever the journal goes. Returns it
+/// as it is shown.
+async fn rename_device(journal: &JournalHandle, name: &str) -> Result<String, RequestError> {
     let cleaned = device_name(name);
     if cleaned.is_empty() {
         let text = format!("{name:?} has no character that can be shown");
@@ -278,13 +343,13 @@ async fn rename_device(journal: &JournalHandle, name: &str) -> Result<(), Reques
     let put = DraftPut {
         key: DeviceState::key(),
         create: true,
-        set: BTreeMap::from([("name".to_owned(), Some(Value::Text(cleaned)))]),
+        set: BTreeMap::from([("name".to_owned(), Some(Value::Text(cleaned.clone())))]),
         add: BTreeSet::new(),
         remove: BTreeSet::new(),
     };
     let draft = Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() };
     match journal.write(draft).await.map_err(|error| asked("renaming this device", &error))? {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(cleaned),
         Err(DraftError::NotMember) => {
             Err(RequestError::Refused("this device was removed from its group".into()))
         }

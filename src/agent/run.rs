@@ -31,6 +31,7 @@ use crate::core::wants::{Arrival, BatchId};
 use crate::net::Accepted;
 use crate::net::Net;
 use crate::net::{Connection, Ended, Protocol, RecvStream, SendStream};
+use crate::state::home::Home;
 use crate::state::index::Index;
 use crate::state::journal::GroupState;
 use crate::store::embedded::EmbeddedStore;
@@ -40,7 +41,7 @@ use super::device::Publisher;
 use super::events::{self, EventLog};
 use super::fact::{Fact, Facts, Reload};
 use super::follow::Follower;
-use super::handle::Request;
+use super::handle::{LeaveReply, Request};
 use super::journal::{JournalHandle, JournalWriter};
 use super::link::{CONTROL_QUEUE, Order};
 use super::metadata::Settler;
@@ -75,6 +76,7 @@ const WIND_UP_WAIT: Duration = Duration::from_secs(10);
 /// What the loop works with.
 pub(super) struct Parts {
     pub(super) node_id: NodeId,
+    pub(super) home: Home,
     pub(super) net: Net,
     pub(super) store: Arc<dyn Store>,
     /// The same, when it is the embedded one.
@@ -466,6 +468,7 @@ impl Loop {
                 // Who asked may have gone.
                 let _ = reply.send(result);
             }
+            Fact::Left { reply } => self.reload(Reload::Left { reply }),
             Fact::Reload(reload) => self.reload(reload),
             Fact::Loaded { engine, reload } => self.on_loaded(*engine, reload),
             Fact::Fatal(reason) => self.fail(reason),
@@ -587,7 +590,7 @@ impl Loop {
             self.note_unsaved();
             self.regroup.notify_one();
             self.handle(Input::Store { up: self.store.up });
-            if matches!(reload, Reload::Joined { .. }) && self.store.up {
+            if matches!(reload, Reload::Joined { .. } | Reload::Left { .. }) && self.store.up {
                 self.handle(Input::Indexed { entries: Vec::new(), behind });
             }
         }
@@ -602,6 +605,9 @@ impl Loop {
             }
             Reload::Joined { joined, reply } => {
                 let _ = reply.send(Ok(joined));
+            }
+            Reload::Left { reply } => {
+                let _ = reply.send(Ok(LeaveReply { new_device: false }));
             }
         }
     }

@@ -39,7 +39,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::handle::{Handle, PairReply, RemoveReply, RequestError, TicketReply};
+use crate::agent::handle::{Handle, LeaveReply, PairReply, RemoveReply, RequestError, TicketReply};
 use crate::agent::status::Status;
 use crate::store::problem::{Problem, problem};
 use crate::store::upload::{check_announced, check_type, collect};
@@ -78,6 +78,7 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
         .route("/v1/pair", post(pair))
         .route("/v1/peers/{device}", delete(remove))
         .route("/v1/rename", post(rename))
+        .route("/v1/leave", post(leave))
         .merge(assets::router())
         .merge(records::router())
         .merge(events::router())
@@ -207,6 +208,19 @@ async fn remove(
     Path(device): Path<String>,
 ) -> Result<Json<RemoveReply>, Problem> {
     Ok(Json(api.handle.remove(device).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LeaveOrder {}
+
+async fn leave(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<LeaveReply>, Problem> {
+    let LeaveOrder {} = order(&headers, body).await?;
+    Ok(Json(api.handle.leave().await?))
 }
 
 #[derive(Deserialize)]

@@ -91,6 +91,12 @@ enum Command {
         /// Its name, its node ID or the unique start of it
         device: String,
     },
+    /// Leave the group and be alone in one of one's own; if the group removed this device, as a new one
+    Leave {
+        /// Do it: without this, only say what would happen
+        #[arg(long)]
+        yes: bool,
+    },
     /// Give this device another name
     Rename {
         /// The new name
@@ -208,6 +214,9 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Peers => pairing::peers(&Client::connect(home).await?, output).await,
             Command::Remove { device } => {
                 pairing::remove(&Client::connect(home).await?, &device, output).await
+            }
+            Command::Leave { yes } => {
+                pairing::leave(&Client::connect(home).await?, yes, output).await
             }
             Command::Rename { name } => {
                 pairing::rename(&Client::connect(home).await?, &name, output).await
