@@ -692,23 +692,35 @@ fn what_is_said_about_an_asset_shows_at_once_and_in_the_log() {
     let info = || agent.json(&["info", &hash])[0].clone();
     agent.output(&["tag", &hash[..12], "+red", "+blue two", "-none"]);
     assert_eq!(info()["tags"], serde_json::json!(["blue two", "red"]));
-    let shown = &agent.json(&["tag", &hash, "-red", "--", "-q", "+q"])[0];
-    assert_eq!(shown["tags"], serde_json::json!(["blue two", "q"]));
+    let shown = &agent.json(&["tag", &hash, "-red", "--", "-q", "+w"])[0];
+    assert_eq!(shown["tags"], serde_json::json!(["blue two", "w"]));
     agent.output(&["describe", &hash, "a greeting"]);
-    agent.output(&["trash", &hash]);
     assert_eq!(info()["description"], "a greeting");
-    assert_eq!(info()["trashed"], true);
-    agent.output(&["restore", &hash]);
-    assert_eq!(agent.json(&["records", "get", "asset", &hash])[0]["fields"]["trashed"], false);
+    agent.command(&["add", "-"]).write_stdin("waste").assert().success();
+    let waste = blake3(b"waste");
+    for (command, trashed) in [("trash", true), ("restore", false)] {
+        agent.output(&[command, &waste]);
+        assert_eq!(agent.json(&["info", &waste])[0]["trashed"], trashed);
+        let record = &agent.json(&["records", "get", "asset", &waste])[0];
+        assert_eq!(record["fields"]["trashed"], trashed);
+    }
 
-    let log = agent.json(&["log", "--asset", &hash[..12], "--since", "1h"]);
-    let kinds: Vec<_> = log.iter().map(|event| event["type"].as_str().unwrap()).collect();
-    let expected = ["asset-added", "asset-changed", "asset-changed", "asset-changed"];
-    assert_eq!(kinds, [&expected[..], &["asset-trashed", "asset-restored"]].concat());
-    let numbers: Vec<_> = log.iter().map(|event| event["event_seq"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, [0, 1, 2, 3, 4, 5]);
+    let log = |asset: &str| -> Vec<(String, u64)> {
+        let events = agent.json(&["log", "--asset", &asset[..12], "--since", "1h"]);
+        let row = |event: &serde_json::Value| {
+            (event["type"].as_str().unwrap().to_owned(), event["event_seq"].as_u64().unwrap())
+        };
+        events.iter().map(row).collect()
+    };
+    let rows = |rows: &[(&str, u64)]| -> Vec<(String, u64)> {
+        rows.iter().map(|(kind, number)| ((*kind).to_owned(), *number)).collect()
+    };
+    let changed = [("asset-changed", 1), ("asset-changed", 2), ("asset-changed", 3)];
+    assert_eq!(log(&hash), rows(&[&[("asset-added", 0)][..], &changed].concat()));
+    let trashed = [("asset-added", 4), ("asset-trashed", 5), ("asset-restored", 6)];
+    assert_eq!(log(&waste), rows(&trashed));
     let me = agent.ready()["node_id"].as_str().unwrap();
-    assert_eq!(agent.json(&["log", "--device", &me[..10]]).len(), 6);
+    assert_eq!(agent.json(&["log", "--device", &me[..10]]).len(), 7);
     assert_eq!(agent.json(&["log", "--since", "2100-01-01T00:00:00Z"]).len(), 0);
     let devices = agent.json(&["devices"]);
     assert_eq!((&devices[0]["node_id"], &devices[0]["this_device"]), (&me.into(), &true.into()));
