@@ -68,6 +68,8 @@ impl Journal {
             tx.db.execute("DELETE FROM meta WHERE k = ?1", [key])?;
         }
         tx.group = None;
+        tx.news.ops = true;
+        tx.facts_changed();
         tx.commit()?;
         self.group = None;
         Ok(())

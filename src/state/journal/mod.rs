@@ -60,6 +60,18 @@ pub struct Journal {
     connection: Connection,
     nonces: tx::Nonces,
     group: Option<GroupId>,
+    news: News,
+}
+
+/// What commits have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct News {
+    /// Ops came, or a clock moved: there is something to read, and to tell peers.
+    pub ops: bool,
+    /// This device wrote an op.
+    pub own: bool,
+    /// Facts about members changed.
+    pub members: bool,
 }
 
 /// Which file a database is: a copy put back from a backup is another one.
@@ -189,4 +201,19 @@ pub enum Rebased {
     },
     /// Others' ops are in the future as well, or acknowledged ours: our clock is what is wrong.
     OurClockIsSlow,
+}
+
+impl Journal {
+    /// What was committed since the last call.
+    pub fn take_news(&mut self) -> News {
+        std::mem::take(&mut self.news)
+    }
+}
+
+impl News {
+    fn add(&mut self, other: Self) {
+        self.ops |= other.ops;
+        self.own |= other.own;
+        self.members |= other.members;
+    }
 }

@@ -62,6 +62,7 @@ impl Journal {
             connection,
             nonces: Nonces::new(seed),
             group: None,
+            news: super::News::default(),
         };
         journal.prove_tail(ident)?;
         journal.read_opaque()?;
@@ -93,7 +94,8 @@ impl Journal {
     }
 
     pub(super) fn begin(&mut self, now_ms: u64) -> Result<Tx<'_>> {
-        Tx::begin(&mut self.connection, &self.identity, &mut self.nonces, now_ms)
+        let Self { connection, identity, nonces, news, .. } = self;
+        Tx::begin(connection, identity, nonces, news, now_ms)
     }
 
     /// Begins a new log when the database is not the file that was written to the last time.
