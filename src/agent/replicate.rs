@@ -281,7 +281,11 @@ fn sendable(intro: Vec<SignedOp>) -> Vec<SignedOp> {
     if intro.len() <= INTRO_OPS_MAX && bytes <= OPS_FRAME_BYTES {
         return intro;
     }
-    tracing::warn!(ops = intro.len(), bytes, "our introduction to the group is too long to be sent");
+    tracing::warn!(
+        ops = intro.len(),
+        bytes,
+        "our introduction to the group is too long to be sent"
+    );
     Vec::new()
 }
 
@@ -461,7 +465,10 @@ where
                 self.notes.skew_ms = Some(skew_ms);
             }
             Report::Repairing => {
-                tracing::warn!(peer, "equal clocks with unequal contents: sending everything again");
+                tracing::warn!(
+                    peer,
+                    "equal clocks with unequal contents: sending everything again"
+                );
                 self.notes.repairs += 1;
                 if let Some(at_ms) = self.session.repaired_ms() {
                     self.shared.repaired().insert(self.peer, at_ms);

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::pin::Pin;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -31,23 +31,24 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 /// Far more than anything here takes, far less than a hang.
-pub const SOON: Duration = Duration::from_secs(45);
+pub(crate) const SOON: Duration = Duration::from_secs(45);
 
 /// What a pipe holds.
-pub const PIPE_BYTES: usize = 64 * 1024;
+pub(crate) const PIPE_BYTES: usize = 64 * 1024;
 
 const MODEL: &str = "note";
 
 /// A change of one record, of about so many bytes.
-pub fn draft(n: u64, bytes: usize) -> Draft {
+pub(crate) fn draft(n: u64, bytes: usize) -> Draft {
     let key = Key { model: MODEL.into(), id: n.to_be_bytes().to_vec(), owned: false };
     let set = BTreeMap::from([("text".into(), Some(Value::Text("x".repeat(bytes))))]);
-    let put = DraftPut { key, create: true, set, add: Default::default(), remove: Default::default() };
+    let put =
+        DraftPut { key, create: true, set, add: Default::default(), remove: Default::default() };
     Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() }
 }
 
 /// Waits for it.
-pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !is_so().await {
             sleep(Duration::from_millis(2)).await;
@@ -57,7 +58,7 @@ pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 }
 
 /// Waits until all of them have the same.
-pub async fn equal(nodes: &[&Node]) {
+pub(crate) async fn equal(nodes: &[&Node]) {
     until("equal journals", async || {
         let mut states = Vec::new();
         for node in nodes {
@@ -74,15 +75,15 @@ pub async fn equal(nodes: &[&Node]) {
 // ---- devices ---------------------------------------------------------------------------------
 
 /// A device whose journal is open.
-pub struct Node {
-    pub journal: JournalHandle,
+pub(crate) struct Node {
+    pub(crate) journal: JournalHandle,
     replication: Replication,
     writer: std::thread::JoinHandle<Result<(), AskError>>,
     asleep: Asleep,
 }
 
 /// A device whose journal is closed.
-pub struct Asleep {
+pub(crate) struct Asleep {
     home: Home,
     identity: Identity,
     folder: Arc<TempDir>,
@@ -107,13 +108,13 @@ impl Asleep {
         Node { journal: handle, replication, writer, asleep: self }
     }
 
-    pub fn wake(self) -> Node {
+    pub(crate) fn wake(self) -> Node {
         let journal = self.open();
         self.run(journal)
     }
 
     /// Puts an older database into the place of its own, in the very same file.
-    pub fn put_back(self, backup: &[u8]) -> Node {
+    pub(crate) fn put_back(self, backup: &[u8]) -> Node {
         let path = self.home.journal_db_path();
         for suffix in ["-wal", "-shm"] {
             let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
@@ -123,7 +124,7 @@ impl Asleep {
     }
 
     /// Another process, which replicates with `peer` until it is killed; and the stream to it.
-    pub async fn lend(&self, peer: NodeId) -> (Child, UnixStream) {
+    pub(crate) async fn lend(&self, peer: NodeId) -> (Child, UnixStream) {
         let socket = self.folder.path().join("socket");
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).unwrap();
@@ -145,7 +146,7 @@ const CHILD_SOCKET: &str = "CAN_SYNC_TEST_CHILD_SOCKET";
 const CHILD_PEER: &str = "CAN_SYNC_TEST_CHILD_PEER";
 
 /// What the other process does; nothing when this is not one.
-pub async fn child_main() {
+pub(crate) async fn child_main() {
     let Ok(home) = std::env::var(CHILD_HOME) else { return };
     let home = Home::open(Some(PathBuf::from(home))).unwrap();
     let identity = Identity::load_or_create(&home, &home.lock().unwrap()).unwrap();
@@ -160,7 +161,7 @@ pub async fn child_main() {
 
 impl Node {
     /// The first device of a group.
-    pub async fn founder() -> Self {
+    pub(crate) async fn founder() -> Self {
         let asleep = Asleep::new();
         let mut journal = asleep.open();
         journal.found("founder", wall_ms()).unwrap();
@@ -168,7 +169,7 @@ impl Node {
     }
 
     /// Another device of this one's group.
-    pub async fn welcome(&self) -> Self {
+    pub(crate) async fn welcome(&self) -> Self {
         let asleep = Asleep::new();
         let id = asleep.identity.node_id;
         let add = self.journal.run(move |journal, now_ms| journal.add(&id, "device", now_ms));
@@ -181,24 +182,24 @@ impl Node {
         asleep.run(journal)
     }
 
-    pub fn id(&self) -> NodeId {
+    pub(crate) fn id(&self) -> NodeId {
         self.asleep.identity.node_id
     }
 
-    pub fn replication(&self) -> &Replication {
+    pub(crate) fn replication(&self) -> &Replication {
         &self.replication
     }
 
-    pub async fn group(&self) -> GroupId {
+    pub(crate) async fn group(&self) -> GroupId {
         self.journal.read(|reader| reader.group()).await.unwrap().unwrap()
     }
 
-    pub async fn write(&self, draft: Draft) {
+    pub(crate) async fn write(&self, draft: Draft) {
         self.journal.write(draft).await.unwrap().unwrap();
     }
 
     /// An op for each record.
-    pub async fn write_many(&self, records: std::ops::Range<u64>, bytes: usize) {
+    pub(crate) async fn write_many(&self, records: std::ops::Range<u64>, bytes: usize) {
         let drafts: Vec<_> = records.map(|n| draft(n, bytes)).collect();
         for drafts in drafts.chunks(256) {
             let drafts = drafts.to_vec();
@@ -207,24 +208,24 @@ impl Node {
         }
     }
 
-    pub async fn has(&self, n: u64) -> bool {
+    pub(crate) async fn has(&self, n: u64) -> bool {
         let id = n.to_be_bytes();
         let read = self.journal.read(move |reader| reader.record(MODEL, Owner::Shared, &id));
         read.await.unwrap().is_some()
     }
 
-    pub async fn clock(&self) -> message::Clock {
+    pub(crate) async fn clock(&self) -> message::Clock {
         self.journal.read(|reader| reader.clock()).await.unwrap()
     }
 
     /// All it holds.
-    pub async fn ops(&self) -> Vec<SignedOp> {
+    pub(crate) async fn ops(&self) -> Vec<SignedOp> {
         let scan = self.journal.read(|reader| reader.scan_for(None, &BTreeMap::new()));
         scan.await.unwrap().ops.into_iter().map(|(_, op)| op).collect()
     }
 
     /// How far another device has acknowledged, by log.
-    pub fn acks_of(&self, other: NodeId) -> BTreeMap<LogId, u64> {
+    pub(crate) fn acks_of(&self, other: NodeId) -> BTreeMap<LogId, u64> {
         let db = rusqlite::Connection::open(self.asleep.home.journal_db_path()).unwrap();
         let mut query = db
             .prepare(
@@ -239,7 +240,7 @@ impl Node {
     }
 
     /// Waits until the other has acknowledged all there is.
-    pub async fn acked_by(&self, other: &Node) {
+    pub(crate) async fn acked_by(&self, other: &Node) {
         until("acknowledgements", async || {
             let clock = self.clock().await;
             let places = clock.entries.iter().filter(|entry| entry.seq > 0);
@@ -250,13 +251,13 @@ impl Node {
     }
 
     /// The journal agrees with itself.
-    pub async fn check(&self) {
+    pub(crate) async fn check(&self) {
         let findings = self.journal.run(|journal, _| journal.fsck()).await.unwrap();
         assert_eq!(findings, Vec::<String>::new());
     }
 
     /// A copy of the database as it is.
-    pub fn copy(&self) -> Vec<u8> {
+    pub(crate) fn copy(&self) -> Vec<u8> {
         let path = self.asleep.folder.path().join("copy.db");
         let db = rusqlite::Connection::open(self.asleep.home.journal_db_path()).unwrap();
         db.execute("VACUUM INTO ?1", [path.to_str().unwrap()]).unwrap();
@@ -264,7 +265,7 @@ impl Node {
     }
 
     /// What of it is on the disk.
-    pub fn on_disk(&self) -> Vec<blake3::Hash> {
+    pub(crate) fn on_disk(&self) -> Vec<blake3::Hash> {
         let path = self.asleep.home.journal_db_path();
         let files = ["", "-wal"].map(|suffix| format!("{}{suffix}", path.display()));
         let bytes = files.map(|file| std::fs::read(file).unwrap_or_default());
@@ -272,7 +273,7 @@ impl Node {
     }
 
     /// Closes the journal. The streams must have ended.
-    pub async fn sleep(self) -> Asleep {
+    pub(crate) async fn sleep(self) -> Asleep {
         let Self { journal, replication, writer, asleep } = self;
         journal.close().await;
         drop((journal, replication));
@@ -367,19 +368,19 @@ impl Side {
 }
 
 /// A stream between two devices.
-pub struct Link {
+pub(crate) struct Link {
     a: Side,
     b: Side,
     written: Arc<AtomicUsize>,
 }
 
 impl Link {
-    pub fn between(a: &Node, b: &Node) -> Self {
+    pub(crate) fn between(a: &Node, b: &Node) -> Self {
         Self::cut_after(a, b, usize::MAX)
     }
 
     /// One that breaks after so many bytes of both directions.
-    pub fn cut_after(a: &Node, b: &Node, bytes: usize) -> Self {
+    pub(crate) fn cut_after(a: &Node, b: &Node, bytes: usize) -> Self {
         let (here, there, written) = Pipe::pair(bytes);
         let ((recv_a, send_a), (recv_b, send_b)) = (split(here), split(there));
         let (a_id, b_id) = (a.id(), b.id());
@@ -388,12 +389,12 @@ impl Link {
         Self { a, b, written }
     }
 
-    pub fn views(&self) -> (JournalPeerStatus, JournalPeerStatus) {
+    pub(crate) fn views(&self) -> (JournalPeerStatus, JournalPeerStatus) {
         (self.a.view.borrow().clone(), self.b.view.borrow().clone())
     }
 
     /// Waits until both sides say so.
-    pub async fn in_sync(&self) {
+    pub(crate) async fn in_sync(&self) {
         until("in sync", async || {
             let (a, b) = self.views();
             a.state == JournalPeerState::InSync && b.state == JournalPeerState::InSync
@@ -402,23 +403,23 @@ impl Link {
     }
 
     /// Bytes of both directions.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.written.load(Ordering::Relaxed)
     }
 
     /// Waits until either side has ended.
-    pub async fn ended(&self) {
+    pub(crate) async fn ended(&self) {
         until("the end", async || self.a.task.is_finished() || self.b.task.is_finished()).await;
     }
 
     /// How both sides ended.
-    pub async fn ends(self) -> (Ended, Ended) {
+    pub(crate) async fn ends(self) -> (Ended, Ended) {
         let Self { a, b, .. } = self;
         tokio::join!(a.end(), b.end())
     }
 
     /// Breaks it off.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         for side in [self.a, self.b] {
             side.task.abort();
             let _ = side.task.await;
@@ -427,21 +428,21 @@ impl Link {
 }
 
 /// The stream to a device in another process.
-pub struct Tie(Side);
+pub(crate) struct Tie(Side);
 
 impl Tie {
-    pub fn to(node: &Node, peer: NodeId, stream: UnixStream) -> Self {
+    pub(crate) fn to(node: &Node, peer: NodeId, stream: UnixStream) -> Self {
         let (recv, send) = stream.into_split();
         Self(Side::start(node, peer, recv, send))
     }
 
-    pub async fn end(self) -> Ended {
+    pub(crate) async fn end(self) -> Ended {
         self.0.end().await
     }
 }
 
 /// A peer played by hand, with the key of a device.
-pub struct Puppet {
+pub(crate) struct Puppet {
     side: Side,
     reader: FrameReader<ReadHalf<Pipe>>,
     writer: FrameWriter<WriteHalf<Pipe>>,
@@ -452,7 +453,7 @@ pub struct Puppet {
 
 impl Puppet {
     /// At the other end of a stream that `node` takes for one with `played`.
-    pub async fn beside(node: &Node, played: &Node) -> Self {
+    pub(crate) async fn beside(node: &Node, played: &Node) -> Self {
         let (here, there, written) = Pipe::pair(usize::MAX);
         let ((recv, send), (reader, writer)) = (split(here), split(there));
         let side = Side::start(node, played.id(), recv, send);
@@ -464,33 +465,33 @@ impl Puppet {
     }
 
     /// Exchanges Hello.
-    pub async fn greet(&mut self) {
+    pub(crate) async fn greet(&mut self) {
         let JournalMessage::Hello(_) = self.hear().await else { panic!("no Hello") };
         self.say(JournalMessage::Hello(self.hello.clone())).await;
     }
 
-    pub async fn say(&mut self, message: JournalMessage) {
+    pub(crate) async fn say(&mut self, message: JournalMessage) {
         let (kind, payload) = encode_message(&message);
         self.said += payload.len() + can_sync::wire::frame::HEADER_BYTES;
         self.writer.write_payload(kind, &payload).await.unwrap();
         self.writer.flush().await.unwrap();
     }
 
-    pub async fn hear(&mut self) -> JournalMessage {
+    pub(crate) async fn hear(&mut self) -> JournalMessage {
         let frame = timeout(SOON, self.reader.read()).await.unwrap().unwrap().unwrap();
         decode_message(frame.kind, frame.payload).unwrap()
     }
 
     /// Bytes that the device has got rid of.
-    pub fn taken_bytes(&self) -> usize {
+    pub(crate) fn taken_bytes(&self) -> usize {
         self.written.load(Ordering::Relaxed) - self.said
     }
 
-    pub fn view(&self) -> JournalPeerStatus {
+    pub(crate) fn view(&self) -> JournalPeerStatus {
         self.side.view.borrow().clone()
     }
 
-    pub async fn ended(self) -> Ended {
+    pub(crate) async fn ended(self) -> Ended {
         self.side.end().await
     }
 }
