@@ -243,3 +243,25 @@ fn a_new_device_gets_a_large_set_in_pages() {
     assert!(world.not_in_sync().is_empty());
     assert_eq!(world.crossed, 40_000);
 }
+
+#[test]
+fn a_peer_that_promises_and_does_not_deliver_is_passed_over_and_another_asked() {
+    for seed in seeds(20) {
+        let mut world = World::new(seed, 3, Faults::NONE);
+        let mut added = BTreeSet::new();
+        for n in 0..500 {
+            world.add(0, asset(n));
+            world.add(2, asset(n));
+            added.insert(asset(n).hash);
+        }
+        world.nodes[0].withholds = true;
+        (0..3).for_each(|n| world.start(n));
+        world.join(0, 1);
+        world.run(50_000);
+        assert!(world.set(1).is_empty(), "SEED={seed}");
+        world.join(1, 2);
+        world.run(world.now_ms + 60_000);
+        assert!(world.set(1) == added, "SEED={seed}: {} have come", world.set(1).len());
+        assert_eq!(world.crossed, 500, "SEED={seed}");
+    }
+}

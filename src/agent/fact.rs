@@ -37,8 +37,6 @@ pub(super) enum Fact {
         digests: Vec<Digest>,
         reply: oneshot::Sender<Vec<bool>>,
     },
-    /// A batch that was sent on the connection ended, well or not: `BatchSent` or `BatchFailed`.
-    BatchEnded { conn: ConnId, input: Input },
     /// The plain exchange is through.
     PlainDone { conn: ConnId, report: PlainReport },
     /// The store answered, and the index is bound to it; the reply says that the engine is, too.

@@ -14,10 +14,11 @@ use tokio::time::timeout;
 
 use crate::clock::{wall_ms, wall_ms_signed};
 use crate::core::close::CloseCode;
-use crate::core::ids::GroupId;
-use crate::core::ids::{HashAlgorithm, NodeId};
+use crate::core::engine::Input;
+use crate::core::ids::{GroupId, HashAlgorithm, NodeId};
 use crate::core::joining::{PairAccept, PairRequest, short_code};
 use crate::core::message::Members;
+use crate::core::peers::ConnId;
 use crate::net::Connection;
 use crate::net::pairing::{self, Joiner};
 use crate::net::ticket::Ticket;
@@ -322,7 +323,7 @@ fn check(this: &mut Loop, reply: Reply<()>) {
 }
 
 /// Takes in what a peer knows of the group.
-pub(super) fn merge(this: &mut Loop, peer: NodeId, members: Members) {
+pub(super) fn merge(this: &mut Loop, conn: ConnId, peer: NodeId, members: Members) {
     let (group, facts) = (this.parts.group.clone(), this.facts.clone());
     this.spawn_blocking("merge the group", move || {
         match group.merge(&members.members, &members.removed, wall_ms_signed()) {
@@ -341,6 +342,7 @@ pub(super) fn merge(this: &mut Loop, peer: NodeId, members: Members) {
                 tracing::warn!("writing the group: {error:#}");
             }
         }
+        facts.blocking_send(Fact::Input(Input::Merged { conn }));
     });
 }
 

@@ -42,7 +42,8 @@ use super::journal::{JournalHandle, JournalWriter};
 use super::link::{CONTROL_QUEUE, Order};
 use super::picture::{LinkFigures, Picture};
 use super::status::Status;
-use super::transfer::{self, Context, Counters, Outcome, TransferError, plain};
+use super::transfer::{self, Context, Counters, Outcome, Received, TransferError};
+use super::transfer::{is_large, plain, plain::PlainReport};
 use super::{link, orders, query};
 
 /// Facts handled before the loop looks at its other sources again.
@@ -420,23 +421,8 @@ impl Loop {
                 self.decisions.insert(batch, reply);
                 self.handle(Input::Offered { conn, batch, digests });
             }
-            // An engine made since then may have given the batch's number to another.
-            Fact::BatchEnded { conn, input } => {
-                if self.live.contains_key(&conn) {
-                    self.handle(input);
-                }
-            }
             Fact::PlainDone { conn, report } => {
-                let sent = report.sent.iter().map(|(digest, _)| digest.hash);
-                let received = report.received.iter().map(|received| received.digest.hash);
-                let crossed = sent.chain(received).collect();
-                self.handle(Input::PlainDone { conn, crossed });
-                if !report.is_complete
-                    && let Some(live) = self.live.get(&conn)
-                {
-                    // The next connection carries the rest.
-                    live.connection.close(CloseCode::Ok, "more to send");
-                }
+                self.handle(plain_done(conn, report));
             }
             Fact::StoreUp { info, reply } => self.on_store_up(info, reply),
             Fact::StoreDown { error } => {
@@ -654,11 +640,11 @@ impl Loop {
             }
             Effect::Send { conn, message } => self.order(conn, Order::Send(message)),
             Effect::RunPlain { conn } => self.order(conn, Order::RunPlain),
-            Effect::Ask { conn, query } => {
+            Effect::Ask { conn, round, query } => {
                 let (index, facts) = (self.parts.ctx.index.clone(), self.facts.clone());
                 self.spawn_blocking("index query", move || {
                     let answer = query::answer(&index, query);
-                    facts.blocking_send(Fact::Input(Input::Answer { conn, answer }));
+                    facts.blocking_send(Fact::Input(Input::Answer { conn, round, answer }));
                 });
             }
             Effect::AskSizes { conn, hashes } => {
@@ -668,8 +654,8 @@ impl Loop {
                     facts.blocking_send(Fact::Input(Input::Sizes { conn, held, missing }));
                 });
             }
-            Effect::SendBatch { conn, batch, digests, lane, solicited, inline } => {
-                self.send_batch(conn, batch, digests, lane, solicited, inline);
+            Effect::SendBatch { conn, batch, digests, lane, inline } => {
+                self.send_batch(conn, batch, digests, lane, inline);
             }
             Effect::Decide { batch, wanted } => {
                 if let Some(reply) = self.decisions.remove(&batch) {
@@ -687,17 +673,20 @@ impl Loop {
                     }
                 });
             }
-            Effect::MergeMembers { peer, members } => orders::merge(self, peer, members),
+            Effect::MergeMembers { conn, peer, members } => {
+                orders::merge(self, conn, peer, members);
+            }
             Effect::RebuildSketch => {
                 tracing::warn!("the sketch does not match the index: rebuilding it");
                 let (index, group) = (self.parts.ctx.index.clone(), self.parts.group.clone());
                 let facts = self.facts.clone();
                 self.spawn_blocking("rebuild sketch", move || {
                     let scan = || query::scan(&index, &group.group_id()?);
-                    match scan() {
-                        Ok(known) => facts.blocking_send(Fact::Input(Input::Rebuilt(known))),
-                        Err(error) => tracing::error!("rebuilding the sketch: {error:#}"),
-                    }
+                    let input = scan().map(Input::Rebuilt).unwrap_or_else(|error| {
+                        tracing::error!("rebuilding the sketch: {error:#}");
+                        Input::RebuildFailed
+                    });
+                    facts.blocking_send(Fact::Input(input));
                 });
             }
             Effect::Stopped => self.stopped = true,
@@ -733,7 +722,6 @@ impl Loop {
         batch: BatchId,
         digests: Vec<Digest>,
         lane: Lane,
-        solicited: bool,
         inline: bool,
     ) {
         let Some(live) = self.live.get(&conn) else { return };
@@ -741,9 +729,11 @@ impl Loop {
         let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
         let priority = match lane {
             Lane::Live => 20,
+            Lane::LiveLarge => 15,
             Lane::Small => 10,
             Lane::Large => 0,
         };
+        let solicited = lane.is_solicited();
         self.spawn("send batch", async move {
             let sent = async {
                 let (send, recv) = connection
@@ -769,14 +759,14 @@ impl Loop {
                         log_sent(digest, outcome);
                         (digest.hash, sent_as(outcome))
                     });
-                    Input::BatchSent { batch, outcomes: outcomes.collect() }
+                    Input::BatchSent { conn, batch, outcomes: outcomes.collect() }
                 }
                 Err(error) => {
                     tracing::debug!(peer = %connection.peer().short(), %error, "a batch broke off");
-                    Input::BatchFailed { batch, violation: error.is_violation() }
+                    Input::BatchFailed { conn, batch, violation: error.is_violation() }
                 }
             };
-            facts.send(Fact::BatchEnded { conn, input }).await;
+            facts.send(Fact::Input(input)).await;
         });
     }
 
@@ -787,7 +777,7 @@ impl Loop {
             (live.counters.clone(), live.connection.protocol() == Protocol::Plain);
         let peer = live.connection.peer();
         if plain {
-            self.handle(Input::PlainStream { conn });
+            self.handle(Input::PlainStream { conn, batch });
         }
         let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
         self.spawn("receive batch", async move {
@@ -809,15 +799,11 @@ impl Loop {
             if let Err(error) = &receipt.end {
                 tracing::debug!(peer = %peer.short(), %error, "a received batch broke off");
             }
-            let store_failed = receipt
-                .received
-                .iter()
-                .any(|received| matches!(received.outcome, Outcome::Later(_)));
-            let arrivals = receipt
-                .received
-                .into_iter()
-                .filter_map(|received| Some((received.digest.hash, arrival(&received.outcome)?)));
-            let arrivals = arrivals.collect();
+            let store_failed = store_failed(&receipt.received);
+            let arrivals = receipt.received.iter();
+            let arrivals = arrivals
+                .filter_map(|received| Some((received.digest.hash, arrival(received)?)))
+                .collect();
             let input = Input::Received { conn, batch, arrivals, store_failed, violation };
             facts.send(Fact::Input(input)).await;
         });
@@ -894,14 +880,89 @@ fn sent_as(outcome: &Outcome) -> Sent {
     }
 }
 
+/// The store takes nothing: not even a small asset, and not one of the batch.
+fn store_failed(received: &[Received]) -> bool {
+    let put_off = |one: &Received| matches!(one.outcome, Outcome::Later(_));
+    received.iter().any(|one| put_off(one) && !is_large(&one.digest))
+        && !received.iter().any(|one| one.outcome == Outcome::Stored)
+}
+
+/// What a plain exchange means to the engine.
+fn plain_done(conn: ConnId, report: PlainReport) -> Input {
+    let PlainReport { sent, received, is_complete } = report;
+    let received = received.into_iter().map(|received| (received.digest, received.outcome));
+    let (mut held_there, mut stored_here, mut failed) = (Vec::new(), Vec::new(), false);
+    for (digest, outcome) in sent {
+        match sent_as(&outcome) {
+            Sent::Held => held_there.push(digest.hash),
+            Sent::Elsewhere | Sent::Refused | Sent::Unavailable => failed = true,
+        }
+    }
+    for (digest, outcome) in received {
+        match outcome {
+            Outcome::Stored => stored_here.push(digest.hash),
+            Outcome::AlreadyHeld => held_there.push(digest.hash),
+            Outcome::Elsewhere
+            | Outcome::Later(_)
+            | Outcome::Refused(_)
+            | Outcome::Unavailable
+            | Outcome::Interrupted
+            | Outcome::Damaged => failed = true,
+        }
+    }
+    Input::PlainDone { conn, held_there, stored_here, failed, more: !is_complete }
+}
+
 /// What an asset of a received batch means to the engine; `None`: it was not to come from here.
-fn arrival(outcome: &Outcome) -> Option<Arrival> {
-    match outcome {
+fn arrival(received: &Received) -> Option<Arrival> {
+    match &received.outcome {
         Outcome::Stored => Some(Arrival::Stored),
         Outcome::AlreadyHeld => Some(Arrival::Held),
         Outcome::Elsewhere => None,
+        Outcome::Later(_) if is_large(&received.digest) => Some(Arrival::NoRoom),
         Outcome::Later(_) | Outcome::Interrupted => Some(Arrival::Interrupted),
         Outcome::Unavailable => Some(Arrival::Unavailable),
         Outcome::Refused(_) | Outcome::Damaged => Some(Arrival::Refused),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::Hash;
+    use crate::core::limits::SMALL_BYTES_MAX;
+
+    fn received(size_bytes: u64, outcome: Outcome) -> Received {
+        Received { digest: Digest { hash: Hash([1; 32]), size_bytes }, outcome }
+    }
+
+    #[test]
+    fn what_did_not_arrive_in_a_plain_exchange_counts_as_held_by_nobody() {
+        let of = |n: u8, outcome| {
+            (Digest { hash: Hash([n; 32]), size_bytes: 1 }, outcome) as (Digest, Outcome)
+        };
+        let later = || Outcome::Later("full".into());
+        let sent = vec![of(1, Outcome::Stored), of(2, later())];
+        let received = [of(3, Outcome::Stored), of(4, later()), of(5, Outcome::Unavailable)];
+        let received = received.map(|(digest, outcome)| Received { digest, outcome }).to_vec();
+        let report = PlainReport { sent, received, is_complete: true };
+        let Input::PlainDone { held_there, stored_here, failed, more, .. } =
+            plain_done(ConnId(1), report)
+        else {
+            panic!("another input");
+        };
+        assert_eq!((held_there, stored_here), (vec![Hash([1; 32])], vec![Hash([3; 32])]));
+        assert!(failed && !more);
+    }
+
+    #[test]
+    fn only_a_store_that_takes_not_even_small_assets_has_failed() {
+        let full = || Outcome::Later("full".into());
+        let (small, large) = (1, SMALL_BYTES_MAX + 1);
+        assert!(!store_failed(&[received(large, full())]));
+        assert_eq!(arrival(&received(large, full())), Some(Arrival::NoRoom));
+        assert!(store_failed(&[received(small, full())]));
+        assert!(!store_failed(&[received(small, full()), received(small, Outcome::Stored)]));
+        assert_eq!(arrival(&received(small, full())), Some(Arrival::Interrupted));
     }
 }

@@ -30,17 +30,23 @@ pub const BATCH_ASSETS_MAX: usize = 512;
 /// Bytes of small assets in one batch: what a receiver holds in memory before one commit.
 pub const BATCH_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Batches under way to one peer at a time: of new assets, of small ones it solicited, of large
-/// ones. Apart, so that neither holds up the others; together below the streams QUIC allows.
+/// Batches under way to one peer at a time: of new small assets, of large ones, and the same of
+/// what it solicited. Apart, so that none holds up the others; together below the streams QUIC
+/// allows.
 pub const LIVE_LANES: usize = 2;
 
 /// See [`LIVE_LANES`].
+pub const LIVE_LARGE_LANES: usize = 2;
+
+/// See [`LIVE_LANES`].
 pub const SMALL_LANES: usize = 4;
+
 /// See [`LIVE_LANES`].
 pub const LARGE_LANES: usize = 2;
-/// Assets that failed and are not asked for again until their time has come; beyond, the oldest is
+
+/// Assets that failed or found no room and are not asked for again until their time has come; beyond, the oldest is
 /// forgotten and may be tried once too early.
-pub const QUARANTINE_MAX: usize = 10_000;
+pub const RESTING_MAX: usize = 10_000;
 
 /// The longest request to join: the proof, a name and 16 addresses. It comes from a stranger.
 pub const PAIR_REQUEST_FRAME_BYTES_MAX: u32 = 8 * 1024;

@@ -1,29 +1,46 @@
 //! What is under way with one connected peer: queues, lanes and the comparison of sets. Decides
 //! which assets share a batch and when the two are quiet.
 //!
-//! I1  Lanes are apart: a large transfer never holds up a small one, nor either of them news.
+//! I1  Lanes are apart: a large transfer never holds up a small one, nor what was solicited news.
 //! I2  News waits here, not in channels: what gathers while the lane is taken shares the next batch.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{
-    BATCH_ASSETS_MAX, BATCH_BYTES_MAX, LARGE_LANES, LIVE_LANES, PENDING_PER_PEER_MAX,
-    SMALL_BYTES_MAX, SMALL_LANES,
+    BATCH_ASSETS_MAX, BATCH_BYTES_MAX, HASHES_PER_FRAME_MAX, LARGE_LANES, LIVE_LANES,
+    LIVE_LARGE_LANES, PENDING_PER_PEER_MAX, SMALL_BYTES_MAX, SMALL_LANES,
 };
-use crate::core::message::Hello;
+use crate::core::message::{Hello, Members};
 use crate::core::peers::{Backoff, ConnId};
 use crate::core::reconcile::{Reconciler, SetSummary};
+use crate::core::wants::BatchId;
+
+/// How soon what did not arrive by the plain protocol is tried again: each time, both sets cross
+/// whole.
+const PLAIN_AGAIN_MS: u64 = 300_000;
 
 /// What a batch stream carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
     /// Small assets that are new here.
     Live,
+    /// One large asset that is new here.
+    LiveLarge,
     /// Small assets the peer solicited.
     Small,
-    /// One large asset.
+    /// One large asset the peer solicited.
     Large,
+}
+
+impl Lane {
+    /// The peer asked for what goes this way.
+    pub fn is_solicited(self) -> bool {
+        match self {
+            Self::Live | Self::LiveLarge => false,
+            Self::Small | Self::Large => true,
+        }
+    }
 }
 
 /// The next batch.
@@ -31,7 +48,6 @@ pub enum Lane {
 pub(crate) struct Load {
     pub(crate) lane: Lane,
     pub(crate) digests: Vec<Digest>,
-    pub(crate) solicited: bool,
     pub(crate) inline: bool,
 }
 
@@ -58,17 +74,29 @@ pub(crate) struct Session {
     pub(crate) round: u64,
     pub(crate) compare_not_before_ms: u64,
     pub(crate) compare_backoff: Backoff,
-    /// Solicited hashes whose sizes the index is asked for.
-    pub(crate) sizes_asked: usize,
-    /// Batches of the peer under way to us.
-    pub(crate) receiving: usize,
+    /// Questions of its rounds that the index has not answered.
+    pub(crate) asks: usize,
+    /// The newest the peer said of the group, until it is taken in.
+    pub(crate) members: Option<Members>,
+    /// Something it said is being taken in.
+    pub(crate) merging: bool,
+    pub(crate) save_cursor_at_ms: u64,
+    /// Batches of the peer under way to us. One that ends without having been offered was never
+    /// in here: all of it was known, or its stream broke first.
+    pub(crate) receiving: BTreeSet<BatchId>,
     pub(crate) heard_ms: u64,
     pub(crate) plain_done: bool,
+    /// Something did not arrive: a new connection compares again.
+    pub(crate) plain_again_ms: Option<u64>,
     news: VecDeque<News>,
+    large_news: VecDeque<Digest>,
+    /// Solicited hashes whose sizes the index is to be asked for.
+    to_size: VecDeque<Hash>,
+    /// How many it is being asked for.
+    sizing: usize,
     small: VecDeque<Digest>,
-    /// With whether the peer solicited it.
-    large: VecDeque<(Digest, bool)>,
-    taken: [usize; 3],
+    large: VecDeque<Digest>,
+    taken: [usize; 4],
 }
 
 impl Session {
@@ -86,14 +114,21 @@ impl Session {
             round: 0,
             compare_not_before_ms: 0,
             compare_backoff: Backoff::default(),
-            sizes_asked: 0,
-            receiving: 0,
+            asks: 0,
+            members: None,
+            merging: false,
+            save_cursor_at_ms: 0,
+            receiving: BTreeSet::new(),
             heard_ms: now_ms,
             plain_done: false,
+            plain_again_ms: None,
             news: VecDeque::new(),
+            large_news: VecDeque::new(),
+            to_size: VecDeque::new(),
+            sizing: 0,
             small: VecDeque::new(),
             large: VecDeque::new(),
-            taken: [0; 3],
+            taken: [0; 4],
         }
     }
 
@@ -107,42 +142,69 @@ impl Session {
         self.compare_not_before_ms = self.compare_not_before_ms.max(until_ms);
     }
 
+    /// Something of the plain protocol did not arrive; it cannot compare again on a connection.
+    pub(crate) fn repeat_plain(&mut self, now_ms: u64) {
+        self.plain_again_ms.get_or_insert(now_ms + PLAIN_AGAIN_MS);
+    }
+
     /// A new asset to offer. Beyond the bound it is left to the next comparison.
     pub(crate) fn push_live(&mut self, digest: Digest, local: bool) {
-        if self.news.len() >= PENDING_PER_PEER_MAX {
+        if self.news.len() + self.large_news.len() >= PENDING_PER_PEER_MAX {
             return;
         }
-        self.news.push_back(News { digest, local });
+        if digest.size_bytes <= SMALL_BYTES_MAX {
+            self.news.push_back(News { digest, local });
+        } else {
+            self.large_news.push_back(digest);
+        }
     }
 
     /// The peer turned out to hold these.
     pub(crate) fn forget_live(&mut self, hashes: &[Hash]) {
         let hashes: BTreeSet<&Hash> = hashes.iter().collect();
         self.news.retain(|news| !hashes.contains(&news.digest.hash));
+        self.large_news.retain(|digest| !hashes.contains(&digest.hash));
     }
 
+    pub(crate) fn push_to_size(&mut self, hashes: Vec<Hash>) {
+        self.to_size.extend(hashes);
+    }
+
+    /// The solicited hashes whose sizes to ask for now; one question at a time, whatever the peer
+    /// sends. Answered by [`Self::push_solicited`].
+    pub(crate) fn next_to_size(&mut self) -> Option<Vec<Hash>> {
+        if self.sizing > 0 || self.to_size.is_empty() {
+            return None;
+        }
+        self.sizing = self.to_size.len().min(HASHES_PER_FRAME_MAX);
+        Some(self.to_size.drain(..self.sizing).collect())
+    }
+
+    /// The sizes asked for; those the index does not know are left out.
     pub(crate) fn push_solicited(&mut self, digests: Vec<Digest>) {
+        self.sizing = 0;
         for digest in digests {
             if digest.size_bytes <= SMALL_BYTES_MAX {
                 self.small.push_back(digest);
             } else {
-                self.large.push_back((digest, true));
+                self.large.push_back(digest);
             }
         }
     }
 
     /// Hashes the peer solicited that are not on their way yet.
     pub(crate) fn solicited(&self) -> usize {
-        self.sizes_asked + self.small.len() + self.large.len()
+        self.to_size.len() + self.sizing + self.small.len() + self.large.len()
     }
 
     /// Assets the peer is still to be given, as far as known.
     pub(crate) fn missing_there(&self) -> usize {
-        self.solicited() + self.news.len() + self.taken.iter().sum::<usize>()
+        let news = self.news.len() + self.large_news.len();
+        self.solicited() + news + self.taken.iter().sum::<usize>()
     }
 
     pub(crate) fn is_quiet(&self) -> bool {
-        self.reconciler.is_none() && self.receiving == 0 && self.missing_there() == 0
+        self.reconciler.is_none() && self.receiving.is_empty() && self.missing_there() == 0
     }
 
     pub(crate) fn lane_freed(&mut self, lane: Lane) {
@@ -150,9 +212,13 @@ impl Session {
         *taken = taken.saturating_sub(1);
     }
 
-    /// The next batch, when there is one and its lane has room: news first, large ones last.
+    /// The next batch, when there is one and its lane has room.
     pub(crate) fn next_batch(&mut self) -> Option<Load> {
-        let load = self.next_live().or_else(|| self.next_small()).or_else(|| self.next_large())?;
+        let load = self
+            .next_live()
+            .or_else(|| self.next_live_large())
+            .or_else(|| self.next_small())
+            .or_else(|| self.next_large())?;
         self.taken[load.lane as usize] += 1;
         Some(load)
     }
@@ -165,11 +231,6 @@ impl Session {
         let mut bytes = 0;
         let mut batch_is_local = None;
         while let Some(News { digest, local }) = self.news.front() {
-            if digest.size_bytes > SMALL_BYTES_MAX {
-                self.large.push_back((*digest, false));
-                self.news.pop_front();
-                continue;
-            }
             let fits =
                 digests.len() < BATCH_ASSETS_MAX && bytes + digest.size_bytes <= BATCH_BYTES_MAX;
             if !fits || *batch_is_local.get_or_insert(*local) != *local {
@@ -180,7 +241,15 @@ impl Session {
             self.news.pop_front();
         }
         let inline = batch_is_local?;
-        Some(Load { lane: Lane::Live, digests, solicited: false, inline })
+        Some(Load { lane: Lane::Live, digests, inline })
+    }
+
+    fn next_live_large(&mut self) -> Option<Load> {
+        if self.taken[Lane::LiveLarge as usize] >= LIVE_LARGE_LANES {
+            return None;
+        }
+        let digests = vec![self.large_news.pop_front()?];
+        Some(Load { lane: Lane::LiveLarge, digests, inline: false })
     }
 
     fn next_small(&mut self) -> Option<Load> {
@@ -197,15 +266,15 @@ impl Session {
             digests.push(*digest);
             self.small.pop_front();
         }
-        Some(Load { lane: Lane::Small, digests, solicited: true, inline: true })
+        Some(Load { lane: Lane::Small, digests, inline: true })
     }
 
     fn next_large(&mut self) -> Option<Load> {
         if self.taken[Lane::Large as usize] >= LARGE_LANES {
             return None;
         }
-        let (digest, solicited) = self.large.pop_front()?;
-        Some(Load { lane: Lane::Large, digests: vec![digest], solicited, inline: false })
+        let digests = vec![self.large.pop_front()?];
+        Some(Load { lane: Lane::Large, digests, inline: false })
     }
 }
 
@@ -275,8 +344,20 @@ mod tests {
     fn news_beyond_the_bound_is_left_to_the_next_comparison() {
         let mut session = session();
         for n in 0..PENDING_PER_PEER_MAX as u32 + 5 {
-            session.push_live(digest(n, 1), true);
+            session.push_live(digest(n, u64::from(n % 2) * 2 * SMALL_BYTES_MAX), true);
         }
         assert_eq!(session.missing_there(), PENDING_PER_PEER_MAX);
+        while session.next_batch().is_some() {}
+        assert_eq!(session.solicited(), 0, "what the peer asked for is counted apart");
+    }
+
+    #[test]
+    fn a_photo_added_during_a_backlog_goes_ahead_of_it() {
+        let mut session = session();
+        session.push_solicited((0..500).map(|n| digest(n, SMALL_BYTES_MAX + 1)).collect());
+        while session.next_batch().is_some() {}
+        let photo = digest(1000, SMALL_BYTES_MAX + 1);
+        session.push_live(photo, true);
+        assert_eq!(session.next_batch().map(|load| load.digests), Some(vec![photo]));
     }
 }

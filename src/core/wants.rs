@@ -1,24 +1,34 @@
 //! Decides which asset is asked of which peer, so that each crosses once.
 //!
-//! I1  A hash is asked of, or arriving from, at most one peer at a time.
-//! I2  When that peer fails, another that holds it is asked; when none is left it is forgotten, and
+//! I1  A hash arrives from at most one peer at a time, and is asked of one: of another only when
+//!     the first has failed, or owes it for longer than [`ASK_MS_MAX`]. Whoever offers it first
+//!     may send it.
+//! I2  When a peer fails, another that holds it is asked; when none is left it is forgotten, and
 //!     the next reconcile finds it again.
-//! I3  What failed for its content is left alone for a while that doubles with each failure.
+//! I3  What failed for its content, or found no room, rests for a while that doubles from time to
+//!     time, alone: it holds up nothing else.
 //! I4  Memory is bounded per peer by [`WANTS_PER_PEER_MAX`], whatever peers announce.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::core::ids::{Hash, NodeId};
-use crate::core::limits::{QUARANTINE_MAX, SOLICIT_WINDOW, WANTS_PER_PEER_MAX};
+use crate::core::limits::{RESTING_MAX, SOLICIT_WINDOW, WANTS_PER_PEER_MAX};
 
-/// Attempts at one asset from one peer before it counts as failed.
-const ATTEMPTS_PER_SOURCE: u8 = 3;
+/// Attempts at one asset from the only peer that holds it before it is forgotten.
+const ATTEMPTS_MAX: u8 = 3;
 
-/// The first pause for an asset that failed for its content; doubled by each failure.
-const QUARANTINE_MS_MIN: u64 = 30_000;
+/// What a peer owes for this long may be asked of another that holds it too. A peer that is merely
+/// slow still sends what nobody else has sent by then.
+const ASK_MS_MAX: u64 = 30_000;
 
-/// The longest such pause.
+/// How long an asset rests that failed for its content or found no room; doubled each time.
+const REST_MS_MIN: u64 = 30_000;
+
+/// The longest rest of what failed for its content.
 const QUARANTINE_MS_MAX: u64 = 3_600_000;
+
+/// The longest rest of what found no room: people make room, and to ask again costs an offer.
+const NO_ROOM_MS_MAX: u64 = 600_000;
 
 /// Assets stored and not yet seen in the store's feed. The feed follows within moments; beyond
 /// these the oldest is forgotten, which costs one needless offer to where it came from.
@@ -45,12 +55,16 @@ pub enum Arrival {
     Unavailable,
     /// The bytes are wrong, or our store refuses the asset.
     Refused,
+    /// Our store cannot take an asset of its size now, whoever it is from.
+    NoRoom,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
+    /// It stands in the queue of each of its holders that does not owe it.
     Queued,
-    Asked(NodeId),
+    /// Of whom, and when.
+    Asked(NodeId, u64),
     Arriving(NodeId, BatchId),
 }
 
@@ -67,13 +81,17 @@ struct Want {
 #[derive(Debug, Clone, Default)]
 struct Source {
     queue: VecDeque<Hash>,
-    asked: BTreeSet<Hash>,
+    /// Solicited and not answered, even if it came from elsewhere meanwhile: what the peer keeps in
+    /// a queue for us. And what arrives from it, solicited or not.
+    owed: BTreeSet<Hash>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Failed {
+struct Rest {
     until_ms: u64,
     pause_ms: u64,
+    /// For its content, not for want of room.
+    is_bad: bool,
 }
 
 /// All assets this device lacks and knows a holder of.
@@ -81,11 +99,13 @@ struct Failed {
 pub struct Wants {
     wants: BTreeMap<Hash, Want>,
     sources: BTreeMap<NodeId, Source>,
+    /// When to look for what is owed for too long; while something is.
+    look_at_ms: Option<u64>,
     arrived: BTreeMap<Hash, Vec<NodeId>>,
     arrived_order: VecDeque<Hash>,
     recent: BTreeSet<Hash>,
     recent_order: VecDeque<Hash>,
-    quarantine: BTreeMap<Hash, Failed>,
+    resting: BTreeMap<Hash, Rest>,
 }
 
 impl Wants {
@@ -95,11 +115,11 @@ impl Wants {
             add_holder(holders, peer);
             return;
         }
-        if self.recent.contains(&hash) || self.is_quarantined(now_ms, &hash) {
+        if self.recent.contains(&hash) || self.is_resting(now_ms, &hash) {
             return;
         }
         let source = self.sources.entry(peer).or_default();
-        if source.queue.len() + source.asked.len() >= WANTS_PER_PEER_MAX {
+        if source.queue.len() + source.owed.len() >= WANTS_PER_PEER_MAX {
             return;
         }
         let want = self.wants.entry(hash).or_insert_with(|| Want {
@@ -108,63 +128,91 @@ impl Wants {
             attempts: 0,
             indexed: false,
         });
-        add_holder(&mut want.holders, peer);
-        if want.state == State::Queued {
+        if add_holder(&mut want.holders, peer) && want.state == State::Queued {
             source.queue.push_back(hash);
         }
     }
 
     /// The next hashes to solicit from `peer`: none while most of the window is still under way, so
     /// that requests are few and large.
-    pub fn ask(&mut self, peer: NodeId) -> Vec<Hash> {
+    pub fn ask(&mut self, now_ms: u64, peer: NodeId) -> Vec<Hash> {
         let Some(source) = self.sources.get_mut(&peer) else { return Vec::new() };
-        if source.queue.is_empty() || source.asked.len() > SOLICIT_WINDOW / 2 {
+        if source.queue.is_empty() || source.owed.len() > SOLICIT_WINDOW / 2 {
             return Vec::new();
         }
         let mut asking = Vec::new();
-        while source.asked.len() < SOLICIT_WINDOW {
+        while source.owed.len() < SOLICIT_WINDOW {
             let Some(hash) = source.queue.pop_front() else { break };
             let Some(want) = self.wants.get_mut(&hash) else { continue };
-            if want.state == State::Queued && want.holders.contains(&peer) {
-                want.state = State::Asked(peer);
-                source.asked.insert(hash);
+            if want.state == State::Queued
+                && want.holders.contains(&peer)
+                && source.owed.insert(hash)
+            {
+                want.state = State::Asked(peer, now_ms);
                 asking.push(hash);
             }
+        }
+        if !asking.is_empty() {
+            self.look_at_ms.get_or_insert(now_ms + ASK_MS_MAX);
         }
         asking
     }
 
+    /// Puts up to be asked of others what a peer owes for too long, once [`Self::deadline_ms`] has
+    /// come.
+    pub fn pass_over_slow_peers(&mut self, now_ms: u64) {
+        if self.look_at_ms.take_if(|at_ms| now_ms >= *at_ms).is_none() {
+            return;
+        }
+        let mut is_asked = false;
+        for (hash, want) in &mut self.wants {
+            let State::Asked(peer, asked_ms) = want.state else { continue };
+            if now_ms < asked_ms + ASK_MS_MAX || want.holders.iter().all(|holder| *holder == peer) {
+                is_asked = true;
+                continue;
+            }
+            want.state = State::Queued;
+            for holder in want.holders.iter().filter(|holder| **holder != peer) {
+                self.sources.entry(*holder).or_default().queue.push_back(*hash);
+            }
+        }
+        self.look_at_ms = is_asked.then_some(now_ms + ASK_MS_MAX);
+    }
+
+    /// When to call [`Self::pass_over_slow_peers`].
+    pub fn deadline_ms(&self) -> Option<u64> {
+        self.look_at_ms
+    }
+
     /// `peer` offers `hash`, which the index does not know. True: take it.
     pub fn offered(&mut self, now_ms: u64, peer: NodeId, batch: BatchId, hash: Hash) -> bool {
+        if self.is_arriving(peer, &hash) {
+            return false;
+        }
+        self.release(peer, &hash);
         if let Some(holders) = self.arrived.get_mut(&hash) {
             add_holder(holders, peer);
             return false;
         }
-        if self.recent.contains(&hash) || self.is_quarantined(now_ms, &hash) {
+        if self.recent.contains(&hash) || self.is_resting(now_ms, &hash) {
             return false;
         }
         let full = self.source_load(peer) >= WANTS_PER_PEER_MAX;
-        let Some(want) = self.wants.get_mut(&hash) else {
-            if full {
+        if let Some(want) = self.wants.get_mut(&hash) {
+            add_holder(&mut want.holders, peer);
+            if let State::Arriving(..) = want.state {
                 return false;
             }
+            want.state = State::Arriving(peer, batch);
+        } else if full {
+            return false;
+        } else {
             let state = State::Arriving(peer, batch);
             let want = Want { state, holders: vec![peer], attempts: 0, indexed: false };
             self.wants.insert(hash, want);
-            self.sources.entry(peer).or_default().asked.insert(hash);
-            return true;
-        };
-        add_holder(&mut want.holders, peer);
-        let take = match want.state {
-            State::Queued => true,
-            State::Asked(asked) => asked == peer,
-            State::Arriving(..) => false,
-        };
-        if take {
-            want.state = State::Arriving(peer, batch);
-            self.sources.entry(peer).or_default().asked.insert(hash);
         }
-        take
+        self.sources.entry(peer).or_default().owed.insert(hash);
+        true
     }
 
     /// What became of `hash`, which came in `batch` from `peer`.
@@ -176,9 +224,8 @@ impl Wants {
         hash: Hash,
         arrival: Arrival,
     ) {
-        let Some(want) = self.wants.get_mut(&hash) else { return };
         let is_here = matches!(arrival, Arrival::Stored | Arrival::Held);
-        if want.state != State::Arriving(peer, batch) && !is_here {
+        if self.state(&hash) != Some(State::Arriving(peer, batch)) && !is_here {
             return;
         }
         self.release(peer, &hash);
@@ -195,23 +242,37 @@ impl Wants {
             }
             Arrival::Refused => {
                 if self.failed(peer, hash, true) {
-                    self.quarantine(now_ms, hash);
+                    self.rest(now_ms, hash, true);
                 }
             }
+            Arrival::NoRoom => {
+                self.take(&hash);
+                self.rest(now_ms, hash, false);
+            }
+        }
+    }
+
+    /// `peer` offers `hash` while we can take nothing: it is asked for when we can.
+    pub fn turned_away(&mut self, now_ms: u64, peer: NodeId, hash: Hash) {
+        if self.is_arriving(peer, &hash) {
+            return;
+        }
+        let was_owed = self.release(peer, &hash);
+        match self.state(&hash) {
+            Some(State::Asked(asked, _)) if asked == peer => self.queue(hash),
+            Some(State::Queued) if was_owed => {
+                self.sources.entry(peer).or_default().queue.push_back(hash);
+            }
+            Some(_) | None => self.lacking(now_ms, peer, hash),
         }
     }
 
     /// `batch` from `peer` ended; whatever of it was not reported did not arrive.
     pub fn batch_ended(&mut self, peer: NodeId, batch: BatchId) {
         let Some(source) = self.sources.get(&peer) else { return };
-        let open: Vec<Hash> = source
-            .asked
-            .iter()
-            .filter(|hash| {
-                self.wants.get(hash).map(|w| w.state) == Some(State::Arriving(peer, batch))
-            })
-            .copied()
-            .collect();
+        let open = source.owed.iter();
+        let open = open.filter(|hash| self.state(hash) == Some(State::Arriving(peer, batch)));
+        let open: Vec<Hash> = open.copied().collect();
         for hash in open {
             self.release(peer, &hash);
             self.failed(peer, hash, false);
@@ -220,50 +281,31 @@ impl Wants {
 
     /// `peer` answered a solicitation: it does not have `hash`, or not whole.
     pub fn unavailable(&mut self, peer: NodeId, hash: Hash) {
-        if self.wants.get(&hash).map(|want| want.state) == Some(State::Asked(peer)) {
-            self.release(peer, &hash);
-            self.failed(peer, hash, true);
-        }
-    }
-
-    /// `peer` has not answered what was asked of it: ask again, or another.
-    pub fn unanswered(&mut self, peer: NodeId) {
-        let asked: Vec<Hash> = self.sources.get(&peer).map_or_else(Vec::new, |source| {
-            let is_asked =
-                |hash: &&Hash| self.wants.get(hash).map(|w| w.state) == Some(State::Asked(peer));
-            source.asked.iter().filter(is_asked).copied().collect()
-        });
-        for hash in asked {
-            self.release(peer, &hash);
-            self.failed(peer, hash, false);
+        if !self.is_arriving(peer, &hash) && self.release(peer, &hash) {
+            self.lost_holder(peer, hash);
         }
     }
 
     /// The connection to `peer` is gone: what it alone holds is forgotten, the rest asked of others.
     pub fn peer_gone(&mut self, peer: NodeId) {
         let Some(source) = self.sources.remove(&peer) else { return };
-        for hash in source.queue.into_iter().chain(source.asked) {
-            let Some(want) = self.wants.get(&hash) else { continue };
-            let ours = match want.state {
-                State::Queued => true,
-                State::Asked(from) | State::Arriving(from, _) => from == peer,
-            };
-            if ours {
-                self.failed(peer, hash, true);
-            } else if let Some(want) = self.wants.get_mut(&hash) {
-                want.holders.retain(|holder| *holder != peer);
-            }
+        for hash in source.queue.into_iter().chain(source.owed) {
+            self.lost_holder(peer, hash);
         }
     }
 
     /// `peer` sent `hash` unasked, and it is stored: the feed may not have shown it yet.
     pub fn held_by(&mut self, peer: NodeId, hash: Hash) {
-        self.expect_indexed(hash, vec![peer]);
+        let mut holders = self.take(&hash).map(|want| want.holders).unwrap_or_default();
+        if !self.recent.contains(&hash) {
+            add_holder(&mut holders, peer);
+            self.expect_indexed(hash, holders);
+        }
     }
 
     /// The store's feed shows `hash`. Returns the peers known to hold it; none: it is new here.
     pub fn indexed(&mut self, hash: Hash) -> Vec<NodeId> {
-        self.quarantine.remove(&hash);
+        self.resting.remove(&hash);
         if self.recent.insert(hash) {
             self.recent_order.push_back(hash);
         }
@@ -283,14 +325,14 @@ impl Wants {
         self.take(&hash).map(|want| want.holders).unwrap_or_default()
     }
 
-    /// Assets asked of `peer` or arriving from it.
-    pub fn asked(&self, peer: NodeId) -> usize {
-        self.sources.get(&peer).map_or(0, |source| source.asked.len())
+    /// Assets `peer` was asked for and has not answered, and those arriving from it.
+    pub fn owed(&self, peer: NodeId) -> usize {
+        self.sources.get(&peer).map_or(0, |source| source.owed.len())
     }
 
     /// Assets `peer` holds that are to be asked of it, or are.
     pub fn source_load(&self, peer: NodeId) -> usize {
-        self.sources.get(&peer).map_or(0, |source| source.asked.len() + source.queue.len())
+        self.sources.get(&peer).map_or(0, |source| source.owed.len() + source.queue.len())
     }
 
     /// How many more hashes [`Self::lacking`] takes for `peer`.
@@ -300,31 +342,37 @@ impl Wants {
 
     /// Assets left alone at the moment because their content failed.
     pub fn quarantined(&self, now_ms: u64) -> usize {
-        self.quarantine.values().filter(|failed| failed.until_ms > now_ms).count()
+        self.resting.values().filter(|rest| rest.is_bad && rest.until_ms > now_ms).count()
     }
 
-    fn is_quarantined(&self, now_ms: u64, hash: &Hash) -> bool {
-        self.quarantine.get(hash).is_some_and(|failed| failed.until_ms > now_ms)
+    fn is_resting(&self, now_ms: u64, hash: &Hash) -> bool {
+        self.resting.get(hash).is_some_and(|rest| rest.until_ms > now_ms)
     }
 
-    fn quarantine(&mut self, now_ms: u64, hash: Hash) {
-        let pause_ms = self
-            .quarantine
-            .get(&hash)
-            .map_or(QUARANTINE_MS_MIN, |failed| (failed.pause_ms * 2).min(QUARANTINE_MS_MAX));
-        self.quarantine.insert(hash, Failed { until_ms: now_ms + pause_ms, pause_ms });
-        if self.quarantine.len() > QUARANTINE_MAX {
-            let oldest = self.quarantine.iter().min_by_key(|(_, failed)| failed.until_ms);
+    fn rest(&mut self, now_ms: u64, hash: Hash, is_bad: bool) {
+        let pause_ms_max = if is_bad { QUARANTINE_MS_MAX } else { NO_ROOM_MS_MAX };
+        let last = self.resting.get(&hash).map(|rest| rest.pause_ms * 2);
+        let pause_ms = last.unwrap_or(REST_MS_MIN).min(pause_ms_max);
+        self.resting.insert(hash, Rest { until_ms: now_ms + pause_ms, pause_ms, is_bad });
+        if self.resting.len() > RESTING_MAX {
+            let oldest = self.resting.iter().min_by_key(|(_, rest)| rest.until_ms);
             if let Some(oldest) = oldest.map(|(hash, _)| *hash) {
-                self.quarantine.remove(&oldest);
+                self.resting.remove(&oldest);
             }
         }
     }
 
-    fn release(&mut self, peer: NodeId, hash: &Hash) {
-        if let Some(source) = self.sources.get_mut(&peer) {
-            source.asked.remove(hash);
-        }
+    fn state(&self, hash: &Hash) -> Option<State> {
+        self.wants.get(hash).map(|want| want.state)
+    }
+
+    fn is_arriving(&self, peer: NodeId, hash: &Hash) -> bool {
+        matches!(self.state(hash), Some(State::Arriving(from, _)) if from == peer)
+    }
+
+    /// True when `peer` owed it.
+    fn release(&mut self, peer: NodeId, hash: &Hash) -> bool {
+        self.sources.get_mut(&peer).is_some_and(|source| source.owed.remove(hash))
     }
 
     fn stored(&mut self, hash: Hash) {
@@ -335,10 +383,10 @@ impl Wants {
         }
     }
 
-    /// Removes the want, and the request for it.
+    /// Removes the want. Who was asked for it still owes an answer.
     fn take(&mut self, hash: &Hash) -> Option<Want> {
         let want = self.wants.remove(hash)?;
-        if let State::Asked(peer) | State::Arriving(peer, _) = want.state {
+        if let State::Arriving(peer, _) = want.state {
             self.release(peer, hash);
         }
         Some(want)
@@ -354,12 +402,28 @@ impl Wants {
         }
     }
 
-    /// Takes `hash` back from `peer`. True when nobody is left to ask.
+    /// `peer` turned out not to hold `hash`.
+    fn lost_holder(&mut self, peer: NodeId, hash: Hash) {
+        let Some(want) = self.wants.get_mut(&hash) else { return };
+        match want.state {
+            State::Asked(from, _) | State::Arriving(from, _) if from == peer => {
+                self.failed(peer, hash, true);
+            }
+            State::Asked(..) | State::Arriving(..) | State::Queued => {
+                want.holders.retain(|holder| *holder != peer);
+                if want.holders.is_empty() {
+                    self.wants.remove(&hash);
+                }
+            }
+        }
+    }
+
+    /// Takes `hash` back from `peer`; another holder is asked before the same one again. True when
+    /// nobody is left to ask.
     fn failed(&mut self, peer: NodeId, hash: Hash, for_good: bool) -> bool {
         let Some(want) = self.wants.get_mut(&hash) else { return false };
-        want.state = State::Queued;
         want.attempts += 1;
-        if for_good || want.attempts >= ATTEMPTS_PER_SOURCE {
+        if for_good || want.attempts >= ATTEMPTS_MAX || want.holders.len() > 1 {
             want.holders.retain(|holder| *holder != peer);
             want.attempts = 0;
         }
@@ -367,17 +431,30 @@ impl Wants {
             self.wants.remove(&hash);
             return true;
         }
-        for holder in &want.holders {
-            self.sources.entry(*holder).or_default().queue.push_back(hash);
-        }
+        self.queue(hash);
         false
+    }
+
+    /// Puts `hash` up to be asked of any of its holders.
+    fn queue(&mut self, hash: Hash) {
+        let Some(want) = self.wants.get_mut(&hash) else { return };
+        want.state = State::Queued;
+        for holder in &want.holders {
+            let source = self.sources.entry(*holder).or_default();
+            if !source.owed.contains(&hash) {
+                source.queue.push_back(hash);
+            }
+        }
     }
 }
 
-fn add_holder(holders: &mut Vec<NodeId>, peer: NodeId) {
-    if !holders.contains(&peer) {
+/// True when it was none yet.
+fn add_holder(holders: &mut Vec<NodeId>, peer: NodeId) -> bool {
+    let is_new = !holders.contains(&peer);
+    if is_new {
         holders.push(peer);
     }
+    is_new
 }
 
 #[cfg(test)]
@@ -398,11 +475,11 @@ mod tests {
         let mut wants = Wants::default();
         wants.lacking(0, A, hash(1));
         wants.lacking(0, B, hash(1));
-        assert_eq!(wants.ask(A), [hash(1)]);
-        assert!(wants.ask(B).is_empty());
+        assert_eq!(wants.ask(0, A), [hash(1)]);
+        assert!(wants.ask(0, B).is_empty());
         wants.unavailable(A, hash(1));
-        assert!(wants.ask(A).is_empty());
-        assert_eq!(wants.ask(B), [hash(1)]);
+        assert!(wants.ask(0, A).is_empty());
+        assert_eq!(wants.ask(0, B), [hash(1)]);
     }
 
     #[test]
@@ -411,7 +488,7 @@ mod tests {
         assert!(wants.offered(0, A, BATCH, hash(1)));
         assert!(!wants.offered(0, B, BatchId(2), hash(1)));
         wants.batch_ended(A, BATCH);
-        assert_eq!(wants.ask(B), [hash(1)], "the one that was turned away is asked");
+        assert_eq!(wants.ask(0, B), [hash(1)], "the one that was turned away is asked");
     }
 
     #[test]
@@ -421,7 +498,7 @@ mod tests {
         wants.arrived(0, A, BATCH, hash(1), Arrival::Stored);
         wants.lacking(0, B, hash(1));
         assert!(!wants.offered(0, B, BatchId(2), hash(1)));
-        assert!(wants.ask(B).is_empty());
+        assert!(wants.ask(0, B).is_empty());
         assert_eq!(wants.indexed(hash(1)), [A, B]);
     }
 
@@ -439,7 +516,7 @@ mod tests {
     fn bad_content_rests_longer_from_failure_to_failure() {
         let mut wants = Wants::default();
         let mut now_ms = 0;
-        for pause_ms in [QUARANTINE_MS_MIN, QUARANTINE_MS_MIN * 2] {
+        for pause_ms in [REST_MS_MIN, REST_MS_MIN * 2] {
             assert!(wants.offered(now_ms, A, BATCH, hash(1)));
             wants.arrived(now_ms, A, BATCH, hash(1), Arrival::Refused);
             assert_eq!(wants.quarantined(now_ms), 1);
@@ -451,15 +528,72 @@ mod tests {
     }
 
     #[test]
+    fn what_a_peer_owes_for_long_is_asked_of_another_that_holds_it() {
+        let mut wants = Wants::default();
+        for n in [1, 2] {
+            wants.lacking(0, A, hash(n));
+        }
+        assert_eq!(wants.ask(0, A), [hash(1), hash(2)]);
+        wants.lacking(5_000, B, hash(1));
+        wants.pass_over_slow_peers(ASK_MS_MAX - 1);
+        assert!(wants.ask(ASK_MS_MAX - 1, B).is_empty());
+        wants.pass_over_slow_peers(ASK_MS_MAX);
+        assert!(wants.ask(ASK_MS_MAX, A).is_empty(), "it has it in its queue already");
+        assert_eq!(wants.ask(ASK_MS_MAX, B), [hash(1)]);
+        assert_eq!(wants.owed(A), 2, "the other one nobody else holds");
+        assert!(wants.offered(ASK_MS_MAX, A, BATCH, hash(1)), "who comes first may send it");
+        assert!(!wants.offered(ASK_MS_MAX, B, BatchId(2), hash(1)));
+        assert_eq!((wants.owed(A), wants.owed(B)), (2, 0));
+    }
+
+    #[test]
+    fn what_finds_no_room_rests_alone_and_is_not_called_bad() {
+        let mut wants = Wants::default();
+        wants.lacking(0, A, hash(1));
+        wants.lacking(0, B, hash(1));
+        assert_eq!(wants.ask(0, A), [hash(1)]);
+        assert!(wants.offered(0, A, BATCH, hash(1)));
+        wants.arrived(0, A, BATCH, hash(1), Arrival::NoRoom);
+        assert!(!wants.offered(REST_MS_MIN - 1, B, BATCH, hash(1)), "room is no matter of peers");
+        assert!(wants.offered(REST_MS_MIN - 1, B, BATCH, hash(2)));
+        assert_eq!(wants.quarantined(0), 0);
+        assert!(wants.offered(REST_MS_MIN, A, BATCH, hash(1)));
+    }
+
+    #[test]
+    fn what_was_turned_away_is_asked_for_again() {
+        let mut wants = Wants::default();
+        wants.lacking(0, A, hash(1));
+        assert_eq!(wants.ask(0, A), [hash(1)]);
+        wants.turned_away(0, A, hash(1));
+        wants.turned_away(0, A, hash(2));
+        assert_eq!(wants.owed(A), 0);
+        assert_eq!(wants.ask(0, A), [hash(1), hash(2)]);
+    }
+
+    #[test]
+    fn what_came_unasked_from_one_peer_is_not_waited_for_from_another() {
+        let mut wants = Wants::default();
+        wants.lacking(0, A, hash(1));
+        assert_eq!(wants.ask(0, A), [hash(1)]);
+        wants.held_by(B, hash(1));
+        assert!(!wants.offered(0, A, BATCH, hash(1)));
+        assert_eq!(wants.source_load(A), 0);
+        assert_eq!(wants.indexed(hash(1)), [A, B]);
+        wants.held_by(B, hash(1));
+        assert_eq!(wants.indexed(hash(1)), [], "the feed had shown it before");
+    }
+
+    #[test]
     fn an_interrupted_asset_is_asked_for_again_a_few_times() {
         let mut wants = Wants::default();
         wants.lacking(0, A, hash(1));
-        for _ in 0..ATTEMPTS_PER_SOURCE {
-            assert_eq!(wants.ask(A), [hash(1)]);
+        for _ in 0..ATTEMPTS_MAX {
+            assert_eq!(wants.ask(0, A), [hash(1)]);
             assert!(wants.offered(0, A, BATCH, hash(1)));
             wants.batch_ended(A, BATCH);
         }
-        assert!(wants.ask(A).is_empty());
+        assert!(wants.ask(0, A).is_empty());
         assert_eq!(wants.source_load(A), 0);
     }
 
@@ -484,8 +618,9 @@ mod tests {
         Arrived(u8, u8, u8, u8),
         Ended(u8, u8),
         Unavailable(u8, u8),
-        Unanswered(u8),
+        TurnedAway(u8, u8),
         Gone(u8),
+        Wait(u64),
         Indexed(u8),
     }
 
@@ -495,10 +630,11 @@ mod tests {
             (peer(), hash()).prop_map(|(p, h)| Step::Lacking(p, h)),
             peer().prop_map(Step::Ask),
             (peer(), batch(), hash()).prop_map(|(p, b, h)| Step::Offered(p, b, h)),
-            (peer(), batch(), hash(), 0..5u8).prop_map(|(p, b, h, a)| Step::Arrived(p, b, h, a)),
+            (peer(), batch(), hash(), 0..6u8).prop_map(|(p, b, h, a)| Step::Arrived(p, b, h, a)),
             (peer(), batch()).prop_map(|(p, b)| Step::Ended(p, b)),
             (peer(), hash()).prop_map(|(p, h)| Step::Unavailable(p, h)),
-            peer().prop_map(Step::Unanswered),
+            (peer(), hash()).prop_map(|(p, h)| Step::TurnedAway(p, h)),
+            (0..40_000u64).prop_map(Step::Wait),
             peer().prop_map(Step::Gone),
             hash().prop_map(Step::Indexed),
         ]
@@ -511,12 +647,13 @@ mod tests {
         ) {
             let mut wants = Wants::default();
             let node = |p: u8| NodeId([p; 32]);
+            let mut now_ms = 0;
             for step in steps {
                 match step {
-                    Step::Lacking(p, h) => wants.lacking(0, node(p), hash(h)),
-                    Step::Ask(p) => drop(wants.ask(node(p))),
+                    Step::Lacking(p, h) => wants.lacking(now_ms, node(p), hash(h)),
+                    Step::Ask(p) => drop(wants.ask(now_ms, node(p))),
                     Step::Offered(p, b, h) => {
-                        wants.offered(0, node(p), BatchId(u64::from(b)), hash(h));
+                        wants.offered(now_ms, node(p), BatchId(u64::from(b)), hash(h));
                     }
                     Step::Arrived(p, b, h, a) => {
                         let arrival = [
@@ -525,34 +662,34 @@ mod tests {
                             Arrival::Interrupted,
                             Arrival::Unavailable,
                             Arrival::Refused,
+                            Arrival::NoRoom,
                         ][usize::from(a)];
-                        wants.arrived(0, node(p), BatchId(u64::from(b)), hash(h), arrival);
+                        wants.arrived(now_ms, node(p), BatchId(u64::from(b)), hash(h), arrival);
                     }
                     Step::Ended(p, b) => wants.batch_ended(node(p), BatchId(u64::from(b))),
                     Step::Unavailable(p, h) => wants.unavailable(node(p), hash(h)),
-                    Step::Unanswered(p) => wants.unanswered(node(p)),
+                    Step::TurnedAway(p, h) => wants.turned_away(now_ms, node(p), hash(h)),
+                    Step::Wait(ms) => {
+                        now_ms += ms;
+                        wants.pass_over_slow_peers(now_ms);
+                    }
                     Step::Gone(p) => wants.peer_gone(node(p)),
                     Step::Indexed(h) => drop(wants.indexed(hash(h))),
                 }
                 for (hash, want) in &wants.wants {
                     let reachable = match want.state {
-                        State::Queued => want.holders.iter().any(|holder| {
-                            wants.sources.get(holder).is_some_and(|s| s.queue.contains(hash))
+                        State::Queued => !want.holders.is_empty() && want.holders.iter().all(|holder| {
+                            let source = wants.sources.get(holder);
+                            source.is_some_and(|s| s.queue.contains(hash) || s.owed.contains(hash))
                         }),
-                        State::Asked(peer) | State::Arriving(peer, _) => {
-                            wants.sources.get(&peer).is_some_and(|s| s.asked.contains(hash))
+                        State::Asked(peer, _) | State::Arriving(peer, _) => {
+                            want.holders.contains(&peer)
+                                && wants.sources.get(&peer).is_some_and(|s| s.owed.contains(hash))
                         }
                     };
                     prop_assert!(reachable, "{hash:?} {want:?}");
-                }
-                for (peer, source) in &wants.sources {
-                    for hash in &source.asked {
-                        let state = wants.wants.get(hash).map(|want| want.state);
-                        let ours = match state {
-                            Some(State::Asked(p) | State::Arriving(p, _)) => p == *peer,
-                            Some(State::Queued) | None => false,
-                        };
-                        prop_assert!(ours, "{peer:?} is asked for {hash:?}, which is {state:?}");
+                    if let State::Asked(..) = want.state {
+                        prop_assert!(wants.deadline_ms().is_some());
                     }
                 }
             }

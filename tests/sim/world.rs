@@ -130,6 +130,8 @@ pub(crate) struct Node {
     epoch: [u8; 16],
     cursors: BTreeMap<NodeId, Since>,
     wake_ms: Option<u64>,
+    /// Says what it holds, is asked for it, and sends none of it.
+    pub(crate) withholds: bool,
 }
 
 pub(crate) struct World {
@@ -182,6 +184,7 @@ impl World {
                 epoch,
                 cursors: BTreeMap::new(),
                 wake_ms: None,
+                withholds: false,
             });
         }
         world
@@ -405,9 +408,9 @@ impl World {
                     self.at(wait, Event::Frame { node, life, conn, kind, payload });
                 }
             }
-            Effect::Ask { conn, query } => {
+            Effect::Ask { conn, round, query } => {
                 let answer = self.answer(n, query);
-                self.fact(n, 1, Input::Answer { conn, answer });
+                self.fact(n, 1, Input::Answer { conn, round, answer });
             }
             Effect::AskSizes { conn, hashes } => {
                 let node = &self.nodes[n];
@@ -439,7 +442,8 @@ impl World {
             Effect::SaveCursor { peer, since } => {
                 self.nodes[n].cursors.insert(peer, since);
             }
-            Effect::MergeMembers { .. } | Effect::Stopped => {}
+            Effect::MergeMembers { conn, .. } => self.fact(n, 1, Input::Merged { conn }),
+            Effect::Stopped => {}
             Effect::RebuildSketch => panic!("no index here differs from its sketch"),
         }
     }
@@ -536,6 +540,9 @@ impl World {
 
     fn send_batch(&mut self, n: usize, conn: ConnId, sent_id: BatchId, digests: Vec<Digest>) {
         self.moves += 1;
+        if self.nodes[n].withholds {
+            return;
+        }
         let (link, side) = self.side(n, conn);
         let index = self.batches.len();
         let received_id = BatchId(index as u64);
@@ -560,7 +567,7 @@ impl World {
                 link,
                 side,
                 wait,
-                Input::BatchFailed { batch: sent_id, violation: false },
+                Input::BatchFailed { conn, batch: sent_id, violation: false },
             );
         }
     }
@@ -580,7 +587,8 @@ impl World {
         let conn = ConnId((2 * link + 1 - from) as u64);
         if self.faults.plain {
             batch.wanted = Some(vec![true; digests.len()]);
-            self.fact_at_end(link, 1 - from, 0, Input::PlainStream { conn });
+            let stream = Input::PlainStream { conn, batch: received_id };
+            self.fact_at_end(link, 1 - from, 0, stream);
             let delay = self.delay();
             self.at(delay, Event::Deliver { batch: index });
         } else {
@@ -636,14 +644,15 @@ impl World {
         let wait = self.rng.below(3);
         self.fact_at_end(link, 1 - from, wait, received);
         let delay = self.delay();
+        let conn = ConnId((2 * link + from) as u64);
         let answer = if breaks {
-            Input::BatchFailed { batch: sent_id, violation: false }
+            Input::BatchFailed { conn, batch: sent_id, violation: false }
         } else {
             let held = &self.nodes[to].held;
             let outcome =
                 |hash: &Hash| if held.contains(hash) { Sent::Held } else { Sent::Elsewhere };
             let outcomes = all.iter().map(|hash| (*hash, outcome(hash))).collect();
-            Input::BatchSent { batch: sent_id, outcomes }
+            Input::BatchSent { conn, batch: sent_id, outcomes }
         };
         self.fact_at_end(link, from, delay, answer);
     }
@@ -658,20 +667,22 @@ impl World {
         if !alive {
             return;
         }
-        let mut crossed = Vec::new();
-        for (from, to) in [(a, b), (b, a)] {
+        let mut crossed = [Vec::new(), Vec::new()];
+        for (side, (from, to)) in [(a, b), (b, a)].into_iter().enumerate() {
             for digest in self.nodes[from].store.clone() {
                 if !self.nodes[to].held.contains(&digest.hash) {
                     self.crossed += 1;
-                    crossed.push(digest.hash);
+                    crossed[side].push(digest.hash);
                     self.add(to, digest);
                 }
             }
         }
         for side in 0..2 {
             let conn = ConnId((2 * link + side) as u64);
-            let crossed = crossed.clone();
-            self.fact_at_end(link, side, 1, Input::PlainDone { conn, crossed });
+            let (held_there, stored_here) = (crossed[side].clone(), crossed[1 - side].clone());
+            let (failed, more) = (false, false);
+            let done = Input::PlainDone { conn, held_there, stored_here, failed, more };
+            self.fact_at_end(link, side, 1, done);
         }
     }
 }

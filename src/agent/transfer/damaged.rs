@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::core::ids::Hash;
-use crate::core::limits::QUARANTINE_MAX;
+use crate::core::limits::RESTING_MAX;
 
 /// The first pause, doubled up to the longest. A user who has put the file right waits a minute.
 const PAUSE_MIN: Duration = Duration::from_secs(60);
@@ -42,7 +42,7 @@ impl Damaged {
         let before = assets.get(&hash);
         let pause = before.map_or(PAUSE_MIN, |rest| (rest.pause * 2).min(PAUSE_MAX));
         assets.insert(hash, Rest { until: Instant::now() + pause, pause });
-        if assets.len() > QUARANTINE_MAX
+        if assets.len() > RESTING_MAX
             && let Some(first) = assets.iter().min_by_key(|(_, rest)| rest.until)
         {
             let first = *first.0;

@@ -64,9 +64,14 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// "Still working": an extension frame, empty, skipped by every reader.
 const KEEP_ALIVE_KIND: Kind = Kind::Extension(128);
 
-/// The longest wait for a Want or an Ack, keep-alives or not: a receiver may have to re-verify a
-/// large partial asset before its Want, or hash and sync a large one before its Ack.
+/// The longest wait for a Want, an Ack or content, keep-alives or not: a receiver may have to
+/// re-verify a large partial asset before its Want, or hash and sync a large one before its Ack; a
+/// sender reads the whole of a large one before its first or its last piece.
 const ANSWER_WAIT: Duration = Duration::from_secs(15 * 60);
+
+/// The least a sender moves within [`ANSWER_WAIT`]: a kilobyte a second, slower than any link that
+/// is of use.
+const PROGRESS_BYTES_MIN: usize = 1024 * 1024;
 
 /// Content bytes in one piece. Measured over a pipe, both ends: half of it costs a third more
 /// processor time, twice of it saves a tenth and doubles memory and what a cut repeats.
@@ -351,7 +356,7 @@ fn out_of_place(frame: &Frame, expected: &str) -> TransferError {
     TransferError::Protocol(format!("a {:?} frame where {expected} was expected", frame.kind))
 }
 
-fn is_large(digest: &Digest) -> bool {
+pub(super) fn is_large(digest: &Digest) -> bool {
     digest.size_bytes > crate::store::SMALL_BYTES_MAX
 }
 

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::plain::PLAIN_ASSETS_MAX;
 use super::{
-    Context, Counters, DISCARD_BYTES_MAX, Meter, OFFER_WAIT, Outcome, PUT_ASSETS_MAX,
-    PUT_BYTES_MAX, PUTS_IN_FLIGHT, READ_STALL, TransferError, WRITE_STALL, blocking, expect_frame,
-    is_large, keeping_alive, out_of_place, with_causes,
+    ANSWER_WAIT, Context, Counters, DISCARD_BYTES_MAX, Meter, OFFER_WAIT, Outcome,
+    PROGRESS_BYTES_MIN, PUT_ASSETS_MAX, PUT_BYTES_MAX, PUTS_IN_FLIGHT, READ_STALL, TransferError,
+    WRITE_STALL, blocking, expect_frame, is_large, keeping_alive, out_of_place, with_causes,
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::core::limits::PIECE_ALIGN_BYTES;
@@ -104,8 +104,15 @@ pub(super) async fn take_contents<R: AsyncRead + Unpin>(
     reader: &mut FrameReader<R>,
     naming: Naming,
 ) -> Result<(), TransferError> {
+    let mut progress = Progress::new();
     loop {
-        let frame = reader.read().await?.ok_or(TransferError::Ended("Done"))?;
+        let frame = match naming {
+            Naming::Offered(_) => progress.within(reader.read()).await??,
+            // Nothing here was asked for, so nobody else is kept from sending it.
+            Naming::Plain => reader.read().await?,
+        };
+        let frame = frame.ok_or(TransferError::Ended("Done"))?;
+        progress.moved(frame.payload.len());
         match (frame.kind, naming) {
             (Kind::Contents, _) => intake.contents(decode_contents(frame.payload, naming)?).await?,
             (Kind::Piece, _) => intake.piece(Piece::decode(frame.payload, naming)?).await?,
@@ -115,6 +122,31 @@ pub(super) async fn take_contents<R: AsyncRead + Unpin>(
             (Kind::Done, Naming::Offered(_)) => return intake.check_complete(),
             (Kind::Done, Naming::Plain) => return Ok(()),
             _ => return Err(out_of_place(&frame, "Contents, Piece, Drop or Done")),
+        }
+    }
+}
+
+/// Holds a sender to a least speed, whatever else it says to seem alive: what it sends nobody else
+/// is asked for.
+struct Progress {
+    until: Instant,
+    bytes: usize,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { until: Instant::now() + ANSWER_WAIT, bytes: 0 }
+    }
+
+    async fn within<T>(&self, work: impl Future<Output = T>) -> Result<T, TransferError> {
+        let overdue = |_| TransferError::Overdue { what: "content", after: ANSWER_WAIT };
+        timeout_at(self.until, work).await.map_err(overdue)
+    }
+
+    fn moved(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.bytes >= PROGRESS_BYTES_MIN {
+            *self = Self::new();
         }
     }
 }

@@ -166,7 +166,8 @@ mod tests {
     #[test]
     fn the_verdicts_are_these() {
         // What it is about, the facts, the members, the authors.
-        let table: [(&str, Vec<Fact>, &[u8], &[u8]); 12] = [
+        type Case = (&'static str, Vec<Fact>, &'static [u8], &'static [u8]);
+        let table: [Case; 12] = [
             ("nobody", vec![], &[], &[]),
             ("a founder alone", vec![genesis(1)], &[1], &[1]),
             ("an add by nobody known", vec![genesis(1), add(7, 8)], &[1], &[1]),

@@ -23,6 +23,7 @@ mod apply;
 mod assets;
 mod author;
 mod error;
+mod events;
 mod fsck;
 mod group;
 mod open;
@@ -37,6 +38,9 @@ mod simulate;
 mod stats;
 mod tx;
 mod verify;
+
+#[cfg(test)]
+mod tests;
 
 pub use author::DraftResult;
 pub use error::JournalError;

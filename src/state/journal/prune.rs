@@ -8,11 +8,10 @@ use rusqlite::params;
 use crate::core::ids::NodeId;
 use crate::core::limits::DEAD_OP_KEPT_MS;
 
+use super::events::DAY_MS;
 use super::schema::{int, row_u64};
 use super::tx::Tx;
 use super::{Journal, Pruned, Result};
-
-const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 impl Journal {
     /// T4: drops at most `limit` rows that nothing needs.

@@ -56,8 +56,9 @@ pub struct LogState {
 }
 
 impl JournalReader {
-    /// The whole clock, `drained` and `restart` unset. In a forked log the head is zero: devices
-    /// met its branches in different orders, and `above` speaks for all of them.
+    /// The whole clock, `drained` and `restart` unset. A log of which nothing is known is left out, so
+    /// that equal states have equal clocks; in a forked log the head is zero: devices met its
+    /// branches in different orders, and `above` speaks for all of them.
     pub fn clock(&self) -> Result<Clock> {
         let tx = self.connection.unchecked_transaction()?;
         clock(&tx)
@@ -204,7 +205,8 @@ fn clock(connection: &Connection) -> Result<Clock> {
     let mut query = connection
         .prepare_cached("SELECT log_id, seq, head, above, forked FROM logs ORDER BY log_id")?;
     let entries = query.query_map([], |row| row_entry(row, [0, 1, 2, 3, 4]))?;
-    let entries = entries.collect::<rusqlite::Result<_>>()?;
+    let mut entries: Vec<ClockEntry> = entries.collect::<rusqlite::Result<_>>()?;
+    entries.retain(|entry| entry.seq > 0 || !entry.above.is_zero());
     let opaque: bool = connection
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM ops WHERE opaque = 1)")?
         .query_row([], |row| row.get(0))?;

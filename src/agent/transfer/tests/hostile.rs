@@ -336,6 +336,23 @@ async fn a_sender_that_falls_silent_in_a_batch_is_given_up_and_what_came_is_stor
     assert!(to.holds_whole(&offered).await);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_sender_that_only_says_it_is_alive_is_given_up_in_the_end() {
+    let to = Side::new(BLAKE3);
+    let bytes = content(1, 1000);
+    let digests = [(digest(BLAKE3, &bytes), true)];
+    let receipt = receive_from(&to, async |mut script| {
+        script.offer(&digests).await;
+        // The pipe breaks when the other side has had enough.
+        while keep_alive(&mut script.writer).await.is_ok() {
+            tokio::time::sleep(KEEP_ALIVE).await;
+        }
+    })
+    .await;
+    assert!(matches!(receipt.end, Err(TransferError::Overdue { .. })), "{:?}", receipt.end);
+    assert_eq!(outcomes(&receipt), [Outcome::Interrupted]);
+}
+
 #[tokio::test]
 async fn a_failed_asset_is_read_to_its_end_only_when_that_is_short() {
     let to = Side::new(BLAKE3);

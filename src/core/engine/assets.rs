@@ -1,0 +1,244 @@
+//! Which assets move: decides what is solicited of whom, what is sent and what is taken, and what the
+//! end of a batch means.
+
+use std::collections::BTreeSet;
+
+use super::{Effect, Engine, SETTLE_MS, Sent};
+use crate::core::close::CloseCode;
+use crate::core::ids::{Digest, Hash, NodeId};
+use crate::core::limits::HASHES_PER_FRAME_MAX;
+use crate::core::message::Message;
+use crate::core::peers::ConnId;
+use crate::core::session::{Lane, Session};
+use crate::core::wants::{Arrival, BatchId};
+
+/// A batch under way to a peer.
+#[derive(Debug)]
+pub(super) struct Sending {
+    lane: Lane,
+    hashes: BTreeSet<Hash>,
+}
+
+impl Engine {
+    /// Solicits and sends what there is room for.
+    pub(super) fn settle_assets(&mut self, now_ms: u64, node_id: NodeId, out: &mut Vec<Effect>) {
+        if !self.store_up {
+            return;
+        }
+        let Some(session) = self.peers.get_mut(&node_id).and_then(|peer| peer.session.as_mut())
+        else {
+            return;
+        };
+        let conn = session.conn;
+        // A plain peer cannot be asked what it wants: what it is sending must be known first.
+        if session.plain && (!session.plain_done || !session.receiving.is_empty()) {
+            return;
+        }
+        if self.store_paused_until_ms.is_none() && !session.plain {
+            let asking = self.wants.ask(now_ms, node_id);
+            if !asking.is_empty() {
+                session.heard(now_ms);
+            }
+            for chunk in asking.chunks(HASHES_PER_FRAME_MAX) {
+                out.push(Effect::Send { conn, message: Message::Solicit(chunk.to_vec()) });
+            }
+        }
+        while let Some(load) = session.next_batch() {
+            let batch = BatchId(self.next_batch);
+            self.next_batch += 1;
+            let hashes = load.digests.iter().map(|digest| digest.hash).collect();
+            self.sending.insert((conn, batch), Sending { lane: load.lane, hashes });
+            out.push(Effect::SendBatch {
+                conn,
+                batch,
+                digests: load.digests,
+                lane: load.lane,
+                inline: load.inline,
+            });
+        }
+        let room = self.wants.room(node_id);
+        let mut outputs = Vec::new();
+        if let Some(reconciler) = &mut session.reconciler {
+            reconciler.resume(room, &mut outputs);
+        }
+        self.carry_out(now_ms, conn, outputs, out);
+    }
+
+    pub(super) fn on_indexed(&mut self, now_ms: u64, entries: &[(u64, Digest)], behind: bool) {
+        self.store_up = true;
+        self.behind = behind;
+        for (seq, digest) in entries {
+            // A scan may have seen an entry before we are told of it.
+            if *seq > self.known.head_seq {
+                self.known.sketch.insert(&digest.hash);
+                self.known.head_seq = *seq;
+            }
+            if let Some(rebuild) = &mut self.rebuilding {
+                rebuild.note(*seq, digest.hash);
+            }
+            let holders = self.wants.indexed(digest.hash);
+            if behind {
+                continue;
+            }
+            for (node_id, peer) in &mut self.peers {
+                let Some(session) = &mut peer.session else { continue };
+                if session.hello.is_some() && !holders.contains(node_id) {
+                    session.push_live(*digest, holders.is_empty());
+                }
+            }
+        }
+        if entries.is_empty() {
+            return;
+        }
+        for session in self.peers.values_mut().filter_map(|peer| peer.session.as_mut()) {
+            session.touch(now_ms + SETTLE_MS);
+        }
+    }
+
+    pub(super) fn on_sizes(
+        &mut self,
+        conn: ConnId,
+        held: Vec<Digest>,
+        missing: Vec<Hash>,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(session) = self.session(conn) else { return };
+        session.push_solicited(held);
+        self.ask_sizes(conn, out);
+        for chunk in missing.chunks(HASHES_PER_FRAME_MAX) {
+            out.push(Effect::Send { conn, message: Message::Lacking(chunk.to_vec()) });
+        }
+    }
+
+    pub(super) fn ask_sizes(&mut self, conn: ConnId, out: &mut Vec<Effect>) {
+        let Some(hashes) = self.session(conn).and_then(Session::next_to_size) else { return };
+        out.push(Effect::AskSizes { conn, hashes });
+    }
+
+    pub(super) fn on_sent(
+        &mut self,
+        now_ms: u64,
+        conn: ConnId,
+        batch: BatchId,
+        outcomes: Vec<(Hash, Sent)>,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(sending) = self.sending.remove(&(conn, batch)) else { return };
+        let Some(session) = self.session(conn) else { return };
+        session.heard(now_ms);
+        session.lane_freed(sending.lane);
+        session.touch(now_ms + SETTLE_MS);
+        if outcomes.iter().any(|(_, sent)| *sent == Sent::Held) {
+            session.compare_backoff.reset();
+        }
+        if session.plain && outcomes.iter().any(|(_, sent)| *sent != Sent::Held) {
+            session.repeat_plain(now_ms);
+        }
+        let missing: Vec<Hash> = outcomes
+            .iter()
+            .filter(|(hash, sent)| *sent == Sent::Unavailable && sending.hashes.contains(hash))
+            .map(|(hash, _)| *hash)
+            .collect();
+        if !missing.is_empty() && sending.lane.is_solicited() && !session.plain {
+            out.push(Effect::Send { conn, message: Message::Lacking(missing) });
+        }
+    }
+
+    pub(super) fn on_send_failed(
+        &mut self,
+        now_ms: u64,
+        conn: ConnId,
+        batch: BatchId,
+        violation: bool,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(sending) = self.sending.remove(&(conn, batch)) else { return };
+        let Some(session) = self.session(conn) else { return };
+        session.lane_freed(sending.lane);
+        session.touch(now_ms + SETTLE_MS);
+        if violation {
+            self.close(conn, CloseCode::Protocol, "a batch broke the protocol", out);
+        } else if session.plain {
+            // The plain protocol cannot compare again on a connection: a new one starts over.
+            self.close(conn, CloseCode::Internal, "a batch broke off", out);
+        } else if sending.lane.is_solicited() {
+            // The peer may never have seen the offer, and waits for what it asked for.
+            let hashes = sending.hashes.into_iter().collect();
+            out.push(Effect::Send { conn, message: Message::Lacking(hashes) });
+        }
+    }
+
+    pub(super) fn on_offered(
+        &mut self,
+        now_ms: u64,
+        conn: ConnId,
+        batch: BatchId,
+        digests: &[Digest],
+        out: &mut Vec<Effect>,
+    ) {
+        let is_ready = self.store_up && self.store_paused_until_ms.is_none();
+        let mut wanted = vec![false; digests.len()];
+        if let Some((node_id, session)) = self.session_of(conn) {
+            session.heard(now_ms);
+            session.receiving.insert(batch);
+            for (want, digest) in wanted.iter_mut().zip(digests) {
+                if is_ready {
+                    *want = self.wants.offered(now_ms, node_id, batch, digest.hash);
+                } else {
+                    self.wants.turned_away(now_ms, node_id, digest.hash);
+                }
+            }
+        }
+        out.push(Effect::Decide { batch, wanted });
+    }
+
+    pub(super) fn on_received(
+        &mut self,
+        now_ms: u64,
+        conn: ConnId,
+        batch: BatchId,
+        arrivals: Vec<(Hash, Arrival)>,
+    ) {
+        let Some((node_id, session)) = self.session_of(conn) else { return };
+        session.heard(now_ms);
+        session.receiving.remove(&batch);
+        session.touch(now_ms + SETTLE_MS);
+        if arrivals.iter().any(|(_, arrival)| *arrival == Arrival::Stored) {
+            session.compare_backoff.reset();
+        }
+        if session.plain {
+            let is_here = |arrival: Arrival| matches!(arrival, Arrival::Stored | Arrival::Held);
+            if arrivals.iter().any(|(_, arrival)| !is_here(*arrival)) {
+                session.repeat_plain(now_ms);
+            }
+            let stored = arrivals.into_iter().filter(|(_, arrival)| *arrival == Arrival::Stored);
+            let stored: Vec<Hash> = stored.map(|(hash, _)| hash).collect();
+            session.forget_live(&stored);
+            stored.into_iter().for_each(|hash| self.wants.held_by(node_id, hash));
+            return;
+        }
+        for (hash, arrival) in arrivals {
+            self.wants.arrived(now_ms, node_id, batch, hash, arrival);
+        }
+        self.wants.batch_ended(node_id, batch);
+    }
+
+    /// The plain exchange of whole sets is through.
+    pub(super) fn on_exchanged(
+        &mut self,
+        now_ms: u64,
+        conn: ConnId,
+        held_there: &[Hash],
+        stored_here: &[Hash],
+        failed: bool,
+    ) {
+        let Some((node_id, session)) = self.session_of(conn) else { return };
+        session.forget_live(held_there);
+        session.forget_live(stored_here);
+        session.plain_done = true;
+        if failed {
+            session.repeat_plain(now_ms);
+        }
+        stored_here.iter().for_each(|hash| self.wants.held_by(node_id, *hash));
+    }
+}

@@ -1,0 +1,264 @@
+//! Who is talked to: decides which connection a session runs on, when it begins and ends, and what
+//! of a peer's words goes where.
+
+use std::collections::BTreeMap;
+
+use super::{Effect, Engine, Peer, SETTLE_MS, close};
+use crate::core::close::CloseCode;
+use crate::core::ids::NodeId;
+use crate::core::limits::SOLICITED_PER_PEER_MAX;
+use crate::core::message::{Hello, Members, Message};
+use crate::core::pairing::{Member, device_name};
+use crate::core::peers::{Conn, ConnId, Link, Placed};
+use crate::core::reconcile::ReconcileMessage;
+use crate::core::session::Session;
+
+impl Engine {
+    pub(super) fn take_members(&mut self, now_ms: u64, members: Members, out: &mut Vec<Effect>) {
+        if members == self.members {
+            return;
+        }
+        let me = self.identity.node_id;
+        let others: BTreeMap<NodeId, &Member> = members
+            .members
+            .iter()
+            .filter(|member| member.node_id != me)
+            .map(|member| (member.node_id, member))
+            .collect();
+        let gone: Vec<NodeId> =
+            self.peers.keys().filter(|node_id| !others.contains_key(node_id)).copied().collect();
+        for node_id in gone {
+            let conns: Vec<ConnId> =
+                self.conns.iter().filter(|(_, n)| **n == node_id).map(|(conn, _)| *conn).collect();
+            // Who is no member of a group joined just now has not been removed from it.
+            let code = match members.removed.contains(&node_id) {
+                true => CloseCode::Removed,
+                false => CloseCode::NotMember,
+            };
+            for conn in conns {
+                self.close(conn, code, "", out);
+                self.conns.remove(&conn);
+            }
+            self.end_session(node_id);
+            self.peers.remove(&node_id);
+        }
+        for (node_id, member) in others {
+            let peer = self.peers.entry(node_id).or_insert_with(|| {
+                let mut link = Link::default();
+                link.hurry(now_ms);
+                Peer {
+                    name: String::new(),
+                    link,
+                    session: None,
+                    since: None,
+                    scanned_ms: None,
+                    last_error: None,
+                }
+            });
+            peer.name.clone_from(&member.name);
+        }
+        self.members = members;
+        for peer in self.peers.values() {
+            let Some(session) = &peer.session else { continue };
+            if session.hello.is_some() && !session.plain {
+                let message = Message::Members(self.members.clone());
+                out.push(Effect::Send { conn: session.conn, message });
+            }
+        }
+    }
+
+    pub(super) fn on_seen(&mut self, now_ms: u64, node_id: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&node_id) {
+            peer.link.hurry(now_ms);
+        }
+    }
+
+    pub(super) fn on_connected(
+        &mut self,
+        now_ms: u64,
+        conn: Conn,
+        node_id: NodeId,
+        plain: bool,
+        out: &mut Vec<Effect>,
+    ) {
+        let we_are_lower = self.identity.node_id < node_id;
+        let Some(peer) = self.peers.get_mut(&node_id) else {
+            out.push(close(conn.id, CloseCode::NotMember, ""));
+            return;
+        };
+        self.conns.insert(conn.id, node_id);
+        match peer.link.connected(conn, we_are_lower) {
+            Placed::Current { close: replaced } => {
+                if let Some(old) = replaced {
+                    out.push(close(old, CloseCode::Duplicate, ""));
+                }
+                self.begin_session(now_ms, node_id, conn, plain, out);
+            }
+            Placed::Standby => {}
+            Placed::Duplicate => out.push(close(conn.id, CloseCode::Duplicate, "")),
+        }
+    }
+
+    fn begin_session(
+        &mut self,
+        now_ms: u64,
+        node_id: NodeId,
+        conn: Conn,
+        plain: bool,
+        out: &mut Vec<Effect>,
+    ) {
+        self.end_session(node_id);
+        let Some(peer) = self.peers.get_mut(&node_id) else { return };
+        peer.session = Some(Session::new(now_ms, conn.id, conn.dialed, plain));
+        let hello = Hello {
+            group_id: self.identity.group_id,
+            device_name: self.identity.device_name.clone(),
+            store_id: self.identity.store_id,
+            algorithm: self.identity.algorithm,
+            build: self.identity.build.clone(),
+        };
+        out.push(Effect::Send { conn: conn.id, message: Message::Hello(hello) });
+    }
+
+    /// Forgets the session and what was under way in it; the connection may live on.
+    fn end_session(&mut self, node_id: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node_id) else { return };
+        let Some(session) = peer.session.take() else { return };
+        self.sending.retain(|(conn, _), _| *conn != session.conn);
+        self.wants.peer_gone(node_id);
+    }
+
+    pub(super) fn on_dial_failed(&mut self, now_ms: u64, node_id: NodeId, reason: String) {
+        let random = self.dice.next_u64();
+        if let Some(peer) = self.peers.get_mut(&node_id) {
+            peer.link.dial_failed(now_ms, random);
+            peer.last_error = Some(reason);
+        }
+    }
+
+    pub(super) fn on_disconnected(
+        &mut self,
+        now_ms: u64,
+        conn: ConnId,
+        reason: String,
+        violation: bool,
+        out: &mut Vec<Effect>,
+    ) {
+        let random = self.dice.next_u64();
+        let Some(node_id) = self.conns.remove(&conn) else { return };
+        let Some(peer) = self.peers.get_mut(&node_id) else { return };
+        let was_current = peer.link.current().is_some_and(|current| current.id == conn);
+        let next = peer.link.ended(conn, now_ms, violation, random);
+        if !was_current {
+            return;
+        }
+        peer.last_error = Some(reason);
+        self.end_session(node_id);
+        if let Some(next) = next {
+            // A plain connection never stands by for long enough to matter; Hello tells otherwise.
+            self.begin_session(now_ms, node_id, next, false, out);
+        }
+    }
+
+    pub(super) fn on_message(
+        &mut self,
+        now_ms: u64,
+        conn: ConnId,
+        message: Message,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some((node_id, session)) = self.session_of(conn) else { return };
+        session.heard(now_ms);
+        if let Message::Hello(hello) = message {
+            if session.hello.is_some() {
+                self.close(conn, CloseCode::Protocol, "a second Hello", out);
+            } else {
+                self.on_hello(now_ms, node_id, conn, hello, out);
+            }
+            return;
+        }
+        if session.hello.is_none() || session.plain {
+            self.close(conn, CloseCode::Protocol, "a message before Hello", out);
+            return;
+        }
+        match message {
+            Message::Hello(_) => {}
+            Message::Members(members) => {
+                session.members.replace(members);
+                self.merge_members(conn, out);
+            }
+            Message::Summary(summary) => session.theirs = Some(*summary),
+            Message::Reconcile(ReconcileMessage::Compare { round, summary }) => {
+                self.on_compare(now_ms, conn, round, summary, out);
+            }
+            Message::Reconcile(message) => {
+                self.drive(now_ms, conn, out, |reconciler, out| {
+                    reconciler.on_message(message, out)
+                });
+            }
+            Message::Solicit(hashes) => {
+                if session.solicited() + hashes.len() > SOLICITED_PER_PEER_MAX {
+                    self.close(conn, CloseCode::TooLarge, "too much solicited at once", out);
+                    return;
+                }
+                session.push_to_size(hashes);
+                self.ask_sizes(conn, out);
+            }
+            Message::Lacking(hashes) => {
+                session.touch(now_ms + SETTLE_MS);
+                for hash in hashes {
+                    self.wants.unavailable(node_id, hash);
+                }
+            }
+        }
+    }
+
+    /// Has the newest word of a peer about the group taken in, one at a time.
+    fn merge_members(&mut self, conn: ConnId, out: &mut Vec<Effect>) {
+        let Some((peer, session)) = self.session_of(conn) else { return };
+        if session.merging {
+            return;
+        }
+        let Some(members) = session.members.take() else { return };
+        session.merging = true;
+        out.push(Effect::MergeMembers { conn, peer, members });
+    }
+
+    pub(super) fn on_merged(&mut self, conn: ConnId, out: &mut Vec<Effect>) {
+        let Some(session) = self.session(conn) else { return };
+        session.merging = false;
+        self.merge_members(conn, out);
+    }
+
+    fn on_hello(
+        &mut self,
+        now_ms: u64,
+        node_id: NodeId,
+        conn: ConnId,
+        hello: Hello,
+        out: &mut Vec<Effect>,
+    ) {
+        if hello.group_id != self.identity.group_id {
+            self.close(conn, CloseCode::WrongGroup, "", out);
+            return;
+        }
+        if hello.algorithm != self.identity.algorithm {
+            let ours = self.identity.algorithm.name();
+            let detail = format!("{ours} here, {} there", hello.algorithm.name());
+            self.close(conn, CloseCode::HashAlgorithm, &detail, out);
+            return;
+        }
+        let members = self.members.clone();
+        let Some(peer) = self.peers.get_mut(&node_id) else { return };
+        let Some(session) = &mut peer.session else { return };
+        peer.last_error = None;
+        peer.name = device_name(&hello.device_name);
+        session.hello = Some(hello);
+        session.heard(now_ms);
+        if session.plain {
+            out.push(Effect::RunPlain { conn });
+        } else {
+            out.push(Effect::Send { conn, message: Message::Members(members) });
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! The heart: facts in, orders out. Decides who is dialled, what two devices compare, what is asked
+//! of whom, what is sent and when a peer is closed. Moves no bytes and waits for nothing.
+//!
+//! The agent's loop calls [`Engine::handle`] for each [`Input`] and carries out the [`Effect`]s in
+//! order; when [`Engine::deadline_ms`] passes it calls with [`Input::Tick`]. Any input is legal at
+//! any time: facts about connections and batches that are gone are ignored.
+//!
+//! I1  What a peer lacks is found by comparing sets, never by remembering what was sent: whatever is
+//!     lost on the way, two quiet devices whose fingerprints differ compare again.
+//! I2  An asset counts as held by a peer only by its acknowledgement or its own word.
+//! I3  Everything kept per peer is bounded by `core::limits`; news beyond the bound is left to I1.
+//! I4  No answer is awaited from one peer before another is served.
+
+mod assets;
+mod facts;
+mod links;
+mod sets;
+
+use std::collections::BTreeMap;
+
+use crate::core::close::CloseCode;
+use crate::core::ids::NodeId;
+use crate::core::limits::SCAN_RETRY_MS;
+use crate::core::message::Members;
+use crate::core::peers::{Conn, ConnId, Link};
+use crate::core::reconcile::Since;
+use crate::core::session::Session;
+use crate::core::wants::{BatchId, Wants};
+
+use self::assets::Sending;
+use self::sets::Rebuild;
+
+pub use self::facts::{Effect, Identity, Input, KnownSet, PeerView, Sent};
+
+/// A device that accepted a connection says Hello within this time.
+const HELLO_MS_MAX: u64 = 10_000;
+
+/// Two quiet devices with different fingerprints are given this long to tell each other of what is
+/// under way before they compare again.
+const SETTLE_MS: u64 = 1_000;
+
+/// A peer that owes an answer to a reconcile step or a solicitation, and sends nothing at all.
+const SILENT_MS_MAX: u64 = 120_000;
+
+/// How long soliciting pauses when the own store could not take what arrived.
+const STORE_PAUSE_MS: u64 = 30_000;
+
+/// At shutdown, batches under way are given this long.
+const STOP_MS_MAX: u64 = 5_000;
+
+struct Peer {
+    name: String,
+    link: Link,
+    session: Option<Session>,
+    since: Option<Since>,
+    scanned_ms: Option<u64>,
+    last_error: Option<String>,
+}
+
+impl Peer {
+    /// True when a round with this peer may read the whole index.
+    fn may_scan(&self, now_ms: u64) -> bool {
+        self.scanned_ms.is_none_or(|at| now_ms >= at + SCAN_RETRY_MS)
+    }
+}
+
+/// See the module's head.
+pub struct Engine {
+    identity: Identity,
+    known: KnownSet,
+    rebuilding: Option<Rebuild>,
+    /// When the last rebuild ended.
+    rebuilt_ms: Option<u64>,
+    store_up: bool,
+    behind: bool,
+    /// Nothing is asked for or taken until then.
+    store_paused_until_ms: Option<u64>,
+    members: Members,
+    peers: BTreeMap<NodeId, Peer>,
+    conns: BTreeMap<ConnId, NodeId>,
+    wants: Wants,
+    /// A batch's number is good with its connection's only: an engine that took over from another
+    /// numbers anew, and what that one had sent may still be reported.
+    sending: BTreeMap<(ConnId, BatchId), Sending>,
+    next_batch: u64,
+    dice: Dice,
+    stop_at_ms: Option<u64>,
+    stopped: bool,
+}
+
+impl Engine {
+    /// An engine over a loaded index. `seed` is fresh randomness, `cursors` how far each peer's set
+    /// has been taken in.
+    pub fn new(
+        identity: Identity,
+        known: KnownSet,
+        members: Members,
+        cursors: BTreeMap<NodeId, Since>,
+        seed: [u8; 32],
+    ) -> Self {
+        let mut engine = Self {
+            identity,
+            known,
+            rebuilding: None,
+            rebuilt_ms: None,
+            store_up: false,
+            behind: true,
+            store_paused_until_ms: None,
+            members: Members::default(),
+            peers: BTreeMap::new(),
+            conns: BTreeMap::new(),
+            wants: Wants::default(),
+            sending: BTreeMap::new(),
+            next_batch: 1,
+            dice: Dice { seed, drawn: 0 },
+            stop_at_ms: None,
+            stopped: false,
+        };
+        engine.take_members(0, members, &mut Vec::new());
+        for (node_id, since) in cursors {
+            if let Some(peer) = engine.peers.get_mut(&node_id) {
+                peer.since = Some(since);
+            }
+        }
+        engine
+    }
+
+    /// Takes in one fact at monotonic time `now_ms` and appends what is to be done.
+    pub fn handle(&mut self, now_ms: u64, input: Input, out: &mut Vec<Effect>) {
+        if self.stopped {
+            return;
+        }
+        self.store_paused_until_ms.take_if(|until_ms| now_ms >= *until_ms);
+        match input {
+            Input::Members(members) => self.take_members(now_ms, members, out),
+            Input::Renamed(name) => self.identity.device_name = name,
+            Input::Seen(node_id) => self.on_seen(now_ms, node_id),
+            Input::NetworkChanged => {
+                self.peers.values_mut().for_each(|peer| peer.link.hurry(now_ms));
+            }
+            Input::Connected { conn, peer, dialed, plain } => {
+                self.on_connected(
+                    now_ms,
+                    Conn { id: conn, dialed, since_ms: now_ms },
+                    peer,
+                    plain,
+                    out,
+                );
+            }
+            Input::DialFailed { peer, reason } => self.on_dial_failed(now_ms, peer, reason),
+            Input::Disconnected { conn, reason, violation } => {
+                self.on_disconnected(now_ms, conn, reason, violation, out);
+            }
+            Input::Message { conn, message } => self.on_message(now_ms, conn, message, out),
+            Input::Merged { conn } => self.on_merged(conn, out),
+            Input::Answer { conn, round, answer } => {
+                self.on_answer(now_ms, conn, round, answer, out);
+            }
+            Input::Sizes { conn, held, missing } => self.on_sizes(conn, held, missing, out),
+            Input::Store { up } => (self.store_up, self.store_paused_until_ms) = (up, None),
+            Input::Indexed { entries, behind } => self.on_indexed(now_ms, &entries, behind),
+            Input::Rebuilt(known) => self.on_rebuilt(now_ms, known, out),
+            Input::RebuildFailed => self.on_rebuild_failed(now_ms),
+            Input::BatchSent { conn, batch, outcomes } => {
+                self.on_sent(now_ms, conn, batch, outcomes, out);
+            }
+            Input::BatchFailed { conn, batch, violation } => {
+                self.on_send_failed(now_ms, conn, batch, violation, out);
+            }
+            Input::Offered { conn, batch, digests } => {
+                self.on_offered(now_ms, conn, batch, &digests, out);
+            }
+            Input::Received { conn, batch, arrivals, store_failed, violation } => {
+                if store_failed {
+                    self.store_paused_until_ms = Some(now_ms + STORE_PAUSE_MS);
+                }
+                self.on_received(now_ms, conn, batch, arrivals);
+                if violation {
+                    self.close(conn, CloseCode::Protocol, "a batch broke the protocol", out);
+                }
+            }
+            Input::PlainDone { conn, held_there, stored_here, failed, more } => {
+                self.on_exchanged(now_ms, conn, &held_there, &stored_here, failed);
+                if more {
+                    self.close(conn, CloseCode::Ok, "the next connection carries the rest", out);
+                }
+            }
+            Input::PlainStream { conn, batch } => {
+                if let Some(session) = self.session(conn) {
+                    session.receiving.insert(batch);
+                }
+            }
+            Input::Tick => {}
+            Input::Stop => {
+                self.stop_at_ms.get_or_insert(now_ms + STOP_MS_MAX);
+            }
+        }
+        self.settle(now_ms, out);
+    }
+
+    /// When to call with [`Input::Tick`] if nothing happens before, monotonic ms.
+    pub fn deadline_ms(&self) -> Option<u64> {
+        if self.stop_at_ms.is_some() {
+            return self.stop_at_ms;
+        }
+        let peers = self.peers.values().filter_map(|peer| {
+            let retry = peer.link.retry_at_ms();
+            let session = peer.session.as_ref().and_then(|session| self.session_deadline(session));
+            [retry, session].into_iter().flatten().min()
+        });
+        let ours = [self.store_paused_until_ms, self.wants.deadline_ms()];
+        peers.chain(ours.into_iter().flatten()).min()
+    }
+
+    /// How every other device of the group stands.
+    pub fn peer_views(&self) -> Vec<PeerView> {
+        let fingerprint = self.known.sketch.fingerprint();
+        let view = |(node_id, peer): (&NodeId, &Peer)| {
+            let session = peer.session.as_ref();
+            PeerView {
+                node_id: *node_id,
+                name: peer.name.clone(),
+                conn: peer.link.current().map(|conn| conn.id),
+                ready: session.is_some_and(|s| s.hello.is_some()),
+                dialing: peer.link.is_dialing(),
+                in_sync: session.is_some_and(|s| self.is_in_sync(*node_id, s, &fingerprint)),
+                active: session.is_some_and(|s| !self.is_quiet(*node_id, s)),
+                missing_here: self.wants.source_load(*node_id) as u64,
+                missing_there: session.map_or(0, |s| s.missing_there() as u64),
+                last_error: peer.last_error.clone(),
+                retry_at_ms: peer.link.retry_at_ms(),
+            }
+        };
+        self.peers.iter().map(view).collect()
+    }
+
+    /// What this device says of itself.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// This device was removed from its group.
+    pub fn is_removed(&self) -> bool {
+        self.members.removed.contains(&self.identity.node_id)
+    }
+
+    /// The set of known hashes, for saving.
+    pub fn known(&self) -> &KnownSet {
+        &self.known
+    }
+
+    /// The store is being taken in.
+    pub fn is_behind(&self) -> bool {
+        self.behind
+    }
+
+    /// Assets left alone because their content failed.
+    pub fn quarantined(&self, now_ms: u64) -> usize {
+        self.wants.quarantined(now_ms)
+    }
+
+    fn close(&mut self, conn: ConnId, code: CloseCode, detail: &str, out: &mut Vec<Effect>) {
+        out.push(close(conn, code, detail));
+        let Some(session) = self.session(conn) else { return };
+        session.closing = true;
+    }
+
+    // ---- after every input: see what can be done now -----------------------------------------
+
+    fn settle(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
+        if let Some(stop_at_ms) = self.stop_at_ms {
+            self.settle_stop(now_ms, stop_at_ms, out);
+            return;
+        }
+        self.wants.pass_over_slow_peers(now_ms);
+        let fingerprint = self.known.sketch.fingerprint();
+        let node_ids: Vec<NodeId> = self.peers.keys().copied().collect();
+        for node_id in node_ids {
+            let Some(peer) = self.peers.get_mut(&node_id) else { continue };
+            if peer.link.take_dial(now_ms) {
+                out.push(Effect::Dial(node_id));
+            }
+            let Some(session) = self.peers.get(&node_id).and_then(|peer| peer.session.as_ref())
+            else {
+                continue;
+            };
+            let conn = session.conn;
+            if session.closing {
+                continue;
+            }
+            if session.hello.is_none() {
+                if now_ms >= session.since_ms + HELLO_MS_MAX {
+                    self.close(conn, CloseCode::Slow, "no Hello", out);
+                }
+                continue;
+            }
+            if self.is_silent(now_ms, node_id, session) {
+                self.close(conn, CloseCode::Slow, "no answer", out);
+                continue;
+            }
+            if session.plain_again_ms.is_some_and(|at_ms| now_ms >= at_ms) {
+                self.close(conn, CloseCode::Ok, "to try again what did not arrive", out);
+                continue;
+            }
+            self.settle_assets(now_ms, node_id, out);
+            self.settle_sets(now_ms, node_id, &fingerprint, out);
+        }
+    }
+
+    fn settle_stop(&mut self, now_ms: u64, stop_at_ms: u64, out: &mut Vec<Effect>) {
+        if !self.sending.is_empty() && now_ms < stop_at_ms {
+            return;
+        }
+        for conn in self.conns.keys() {
+            out.push(close(*conn, CloseCode::Shutdown, ""));
+        }
+        self.stopped = true;
+        out.push(Effect::Stopped);
+    }
+
+    fn is_quiet(&self, node_id: NodeId, session: &Session) -> bool {
+        session.is_quiet() && self.wants.source_load(node_id) == 0
+    }
+
+    /// The peer owes us an answer and has not said anything for too long.
+    fn is_silent(&self, now_ms: u64, node_id: NodeId, session: &Session) -> bool {
+        self.owes_answer(node_id, session) && now_ms >= session.heard_ms + SILENT_MS_MAX
+    }
+
+    fn owes_answer(&self, node_id: NodeId, session: &Session) -> bool {
+        let idle = session.receiving.is_empty() && session.missing_there() == 0;
+        idle && (self.wants.owed(node_id) > 0 || session.reconciler.is_some())
+    }
+
+    fn session_deadline(&self, session: &Session) -> Option<u64> {
+        if session.closing {
+            return None;
+        }
+        if session.hello.is_none() {
+            return Some(session.since_ms + HELLO_MS_MAX);
+        }
+        let node_id = *self.conns.get(&session.conn)?;
+        let silent = self.owes_answer(node_id, session).then_some(session.heard_ms + SILENT_MS_MAX);
+        let differ = session.theirs.as_ref().is_some_and(|theirs| {
+            theirs.fingerprint != self.known.sketch.fingerprint() && !theirs.busy
+        });
+        let compare = (session.dialed
+            && !session.plain
+            && differ
+            && !self.behind
+            && self.store_up
+            && self.rebuilding.is_none()
+            && self.is_quiet(node_id, session))
+        .then_some(session.compare_not_before_ms);
+        [silent, compare, session.plain_again_ms].into_iter().flatten().min()
+    }
+
+    fn session(&mut self, conn: ConnId) -> Option<&mut Session> {
+        self.session_of(conn).map(|(_, session)| session)
+    }
+
+    /// The session that runs on `conn`, unless it is being closed.
+    fn session_of(&mut self, conn: ConnId) -> Option<(NodeId, &mut Session)> {
+        let node_id = *self.conns.get(&conn)?;
+        let session = self.peers.get_mut(&node_id)?.session.as_mut()?;
+        (session.conn == conn && !session.closing).then_some((node_id, session))
+    }
+}
+
+fn close(conn: ConnId, code: CloseCode, detail: &str) -> Effect {
+    Effect::Close { conn, code, detail: detail.to_owned() }
+}
+
+/// Random numbers from a seed: BLAKE3 in counter mode, so that a peer cannot guess the next.
+#[derive(Debug)]
+struct Dice {
+    seed: [u8; 32],
+    drawn: u64,
+}
+
+impl Dice {
+    fn next_bytes(&mut self) -> [u8; 16] {
+        self.drawn += 1;
+        let hash = blake3::keyed_hash(&self.seed, &self.drawn.to_le_bytes());
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hash.as_bytes()[..16]);
+        bytes
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.next_bytes();
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,292 @@
+//! Which sets are compared, and when: decides when to tell a peer of our set, when to begin a round,
+//! what a round's outcome means, and when the sketch is to be made anew.
+
+use super::{Effect, Engine, KnownSet, SETTLE_MS};
+use crate::core::close::CloseCode;
+use crate::core::ids::{Hash, NodeId};
+use crate::core::limits::SCAN_RETRY_MS;
+use crate::core::message::Message;
+use crate::core::peers::{Backoff, ConnId};
+use crate::core::reconcile::{
+    Answer, Output, ReconcileError, Reconciler, SetSummary, Since, Snapshot,
+};
+use crate::core::session::Session;
+
+/// A peer's cursor is saved at most this often; an older one costs a longer delta.
+const SAVE_CURSOR_MS: u64 = 1_000;
+
+/// Questions to the index that the rounds of one connection may have open: one of the round under
+/// way, and those of rounds that just ended.
+const ASKS_MAX: usize = 4;
+
+/// Entries indexed while the sketch is being rebuilt; beyond, the rebuild starts over.
+const REBUILD_LOG_MAX: usize = 100_000;
+
+/// The index is being scanned for a new sketch.
+#[derive(Debug)]
+pub(super) struct Rebuild {
+    /// What was indexed since it began.
+    log: Vec<(u64, Hash)>,
+    /// Whose messages made the sketch look wrong.
+    accuser: ConnId,
+}
+
+impl Rebuild {
+    /// Notes what is indexed meanwhile; beyond the bound it stops, and all begins anew.
+    pub(super) fn note(&mut self, seq: u64, hash: Hash) {
+        if self.log.len() <= REBUILD_LOG_MAX {
+            self.log.push((seq, hash));
+        }
+    }
+}
+
+impl Engine {
+    /// Tells the peer about our set when all is quiet, and compares when the sets differ.
+    pub(super) fn settle_sets(
+        &mut self,
+        now_ms: u64,
+        node_id: NodeId,
+        fingerprint: &[u8; 32],
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(peer) = self.peers.get(&node_id) else { return };
+        let Some(session) = &peer.session else { return };
+        if session.plain || !self.is_quiet(node_id, session) {
+            return;
+        }
+        let conn = session.conn;
+        let told = (*fingerprint, self.behind);
+        let tell = (session.told != Some(told)).then(|| self.summary(peer.since));
+        let equal = session
+            .theirs
+            .as_ref()
+            .filter(|theirs| theirs.fingerprint == *fingerprint && !theirs.busy && !self.behind)
+            .map(|theirs| Since { epoch: theirs.epoch, seq: theirs.head_seq });
+        let differ = session
+            .theirs
+            .as_ref()
+            .is_some_and(|theirs| theirs.fingerprint != *fingerprint && !theirs.busy);
+        let compare = session.dialed
+            && differ
+            && !self.behind
+            && self.store_up
+            && self.rebuilding.is_none()
+            && now_ms >= session.compare_not_before_ms;
+        let Some(peer) = self.peers.get_mut(&node_id) else { return };
+        let Some(session) = &mut peer.session else { return };
+        if let Some(summary) = tell {
+            session.told = Some(told);
+            out.push(Effect::Send { conn, message: Message::Summary(Box::new(summary)) });
+        }
+        if let Some(since) = equal {
+            session.compare_backoff = Backoff::default();
+            if peer.since != Some(since) && now_ms >= session.save_cursor_at_ms {
+                session.save_cursor_at_ms = now_ms + SAVE_CURSOR_MS;
+                peer.since = Some(since);
+                out.push(Effect::SaveCursor { peer: node_id, since });
+            }
+        }
+        if compare {
+            self.start_compare(now_ms, node_id, out);
+        }
+    }
+
+    pub(super) fn is_in_sync(
+        &self,
+        node_id: NodeId,
+        session: &Session,
+        fingerprint: &[u8; 32],
+    ) -> bool {
+        if self.behind
+            || session.closing
+            || session.hello.is_none()
+            || !self.is_quiet(node_id, session)
+        {
+            return false;
+        }
+        if session.plain {
+            return session.plain_done && session.plain_again_ms.is_none();
+        }
+        let told = session.told == Some((*fingerprint, false));
+        let equal = |theirs: &SetSummary| theirs.fingerprint == *fingerprint && !theirs.busy;
+        told && session.theirs.as_ref().is_some_and(equal)
+    }
+
+    fn summary(&self, since: Option<Since>) -> SetSummary {
+        self.snapshot_since(since).summary.announced()
+    }
+
+    fn snapshot(&self, node_id: NodeId) -> Snapshot {
+        self.snapshot_since(self.peers.get(&node_id).and_then(|peer| peer.since))
+    }
+
+    fn snapshot_since(&self, since: Option<Since>) -> Snapshot {
+        let KnownSet { sketch, epoch, head_seq } = self.known.clone();
+        Snapshot::new(sketch, epoch, head_seq, since, self.behind)
+    }
+
+    fn start_compare(&mut self, now_ms: u64, node_id: NodeId, out: &mut Vec<Effect>) {
+        let snapshot = self.snapshot(node_id);
+        let (random, nonce) = (self.dice.next_u64(), self.dice.next_bytes());
+        let Some(peer) = self.peers.get_mut(&node_id) else { return };
+        let scan_allowed = peer.may_scan(now_ms);
+        let Some(session) = &mut peer.session else { return };
+        session.round += 1;
+        let pause_ms = session.compare_backoff.next_ms(random);
+        session.touch(now_ms + pause_ms);
+        let mut outputs = Vec::new();
+        let reconciler =
+            Reconciler::initiate(session.round, snapshot, nonce, scan_allowed, &mut outputs);
+        session.reconciler = Some(reconciler);
+        let conn = session.conn;
+        self.carry_out(now_ms, conn, outputs, out);
+    }
+
+    pub(super) fn on_compare(
+        &mut self,
+        now_ms: u64,
+        conn: ConnId,
+        round: u64,
+        theirs: SetSummary,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some((node_id, session)) = self.session_of(conn) else { return };
+        if session.dialed {
+            self.close(conn, CloseCode::Protocol, "Compare comes from the dialer", out);
+            return;
+        }
+        if round <= session.round {
+            self.close(conn, CloseCode::Protocol, "a round of the past", out);
+            return;
+        }
+        session.round = round;
+        session.reconciler = None;
+        let scan_allowed = self.peers.get(&node_id).is_some_and(|peer| peer.may_scan(now_ms));
+        let snapshot = self.snapshot(node_id);
+        let nonce = self.dice.next_bytes();
+        let mut outputs = Vec::new();
+        match Reconciler::respond(round, snapshot, theirs, nonce, scan_allowed, &mut outputs) {
+            Ok(reconciler) => {
+                if let Some(session) = self.session(conn) {
+                    session.reconciler = Some(reconciler);
+                }
+                self.carry_out(now_ms, conn, outputs, out);
+            }
+            Err(error) => self.close(conn, CloseCode::Protocol, &error.to_string(), out),
+        }
+    }
+
+    pub(super) fn on_answer(
+        &mut self,
+        now_ms: u64,
+        conn: ConnId,
+        round: u64,
+        answer: Answer,
+        out: &mut Vec<Effect>,
+    ) {
+        if let Some(session) = self.session(conn) {
+            session.asks = session.asks.saturating_sub(1);
+        }
+        self.drive(now_ms, conn, out, |reconciler, out| {
+            if reconciler.round() == round {
+                reconciler.on_answer(answer, out);
+            }
+            Ok(())
+        });
+    }
+
+    /// Lets the connection's reconcile take a step and carries out what it says.
+    pub(super) fn drive(
+        &mut self,
+        now_ms: u64,
+        conn: ConnId,
+        out: &mut Vec<Effect>,
+        step: impl FnOnce(&mut Reconciler, &mut Vec<Output>) -> Result<(), ReconcileError>,
+    ) {
+        let Some(session) = self.session(conn) else { return };
+        let Some(reconciler) = &mut session.reconciler else { return };
+        let mut outputs = Vec::new();
+        match step(reconciler, &mut outputs) {
+            Ok(()) => self.carry_out(now_ms, conn, outputs, out),
+            Err(error) => self.close(conn, CloseCode::Protocol, &error.to_string(), out),
+        }
+    }
+
+    pub(super) fn carry_out(
+        &mut self,
+        now_ms: u64,
+        conn: ConnId,
+        outputs: Vec<Output>,
+        out: &mut Vec<Effect>,
+    ) {
+        for output in outputs {
+            let Some((node_id, session)) = self.session_of(conn) else { return };
+            match output {
+                Output::Send(message) => {
+                    out.push(Effect::Send { conn, message: Message::Reconcile(message) });
+                }
+                Output::Ask(query) => {
+                    session.asks += 1;
+                    if session.asks > ASKS_MAX {
+                        self.close(conn, CloseCode::TooLarge, "too many rounds at once", out);
+                        return;
+                    }
+                    out.push(Effect::Ask { conn, round: session.round, query });
+                }
+                Output::WeLack(hashes) => {
+                    for hash in hashes {
+                        self.wants.lacking(now_ms, node_id, hash);
+                    }
+                }
+                Output::Finished(outcome) => {
+                    session.reconciler = None;
+                    session.touch(now_ms + SETTLE_MS.max(outcome.retry_ms.unwrap_or(0)));
+                    if outcome.scanned
+                        && let Some(peer) = self.peers.get_mut(&node_id)
+                    {
+                        peer.scanned_ms = Some(now_ms);
+                    }
+                    if outcome.stale_sketch {
+                        self.rebuild(now_ms, conn, out);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has the index scanned anew, unless that was done a short while ago: what `accuser` says may
+    /// be a lie, and nobody is compared with meanwhile.
+    pub(super) fn rebuild(&mut self, now_ms: u64, accuser: ConnId, out: &mut Vec<Effect>) {
+        let is_soon = self.rebuilt_ms.is_some_and(|at_ms| now_ms < at_ms + SCAN_RETRY_MS);
+        if self.rebuilding.is_some() || is_soon {
+            return;
+        }
+        self.rebuilding = Some(Rebuild { log: Vec::new(), accuser });
+        out.push(Effect::RebuildSketch);
+    }
+
+    pub(super) fn on_rebuilt(&mut self, now_ms: u64, known: KnownSet, out: &mut Vec<Effect>) {
+        let Some(Rebuild { log, accuser }) = self.rebuilding.take() else { return };
+        if log.len() > REBUILD_LOG_MAX {
+            self.rebuilding = Some(Rebuild { log: Vec::new(), accuser });
+            out.push(Effect::RebuildSketch);
+            return;
+        }
+        self.rebuilt_ms = Some(now_ms);
+        let before = self.known.sketch.fingerprint();
+        let head_seq = self.known.head_seq.max(known.head_seq);
+        let scanned = known.head_seq;
+        self.known = KnownSet { head_seq, ..known };
+        for (_, hash) in log.into_iter().filter(|(seq, _)| *seq > scanned) {
+            self.known.sketch.insert(&hash);
+        }
+        if self.known.sketch.fingerprint() == before {
+            self.close(accuser, CloseCode::Protocol, "what it says of our set is not so", out);
+        }
+    }
+
+    pub(super) fn on_rebuild_failed(&mut self, now_ms: u64) {
+        self.rebuilding = None;
+        self.rebuilt_ms = Some(now_ms);
+    }
+}

@@ -1,0 +1,334 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::core::ids::{Digest, GroupId, Hash, HashAlgorithm, StoreId};
+use crate::core::limits::SMALL_BYTES_MAX;
+use crate::core::message::{Hello, Message};
+use crate::core::pairing::Member;
+use crate::core::sketch::{Sketch, SketchKey};
+use crate::core::wants::Arrival;
+
+const US: NodeId = NodeId([5; 32]);
+const A: NodeId = NodeId([1; 32]);
+const A_CONN: ConnId = ConnId(1);
+const GROUP: GroupId = GroupId([9; 32]);
+
+#[test]
+fn a_batch_of_known_assets_leaves_a_long_transfer_beside_it_alone() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    let (video, next) = (asset(1, SMALL_BYTES_MAX + 1), asset(2, SMALL_BYTES_MAX + 1));
+    bench.lacks(A, &[video, next]);
+    bench.offer(A_CONN, BatchId(1), &[video]);
+    // Everything in batch 2 was known to the index: it ends without having been offered here.
+    bench.received(A_CONN, BatchId(2), &[(asset(3, 1), Arrival::Held)]);
+    bench.wait(SILENT_MS_MAX + 1);
+    assert_eq!(bench.closed(), None);
+    bench.received(A_CONN, BatchId(1), &[(video, Arrival::Stored)]);
+    bench.wait(SILENT_MS_MAX + 1);
+    assert_eq!(bench.closed(), Some((A_CONN, CloseCode::Slow)), "the other one never came");
+}
+
+#[test]
+fn what_is_offered_while_the_store_takes_nothing_is_asked_for_when_it_does_again() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    let (asked, news) = (asset(1, 10), asset(2, 10));
+    bench.lacks(A, &[asked]);
+    assert_eq!(bench.solicited(A_CONN), [asked.hash]);
+    let (conn, arrivals) = (A_CONN, Vec::new());
+    let (store_failed, violation) = (true, false);
+    bench.tell(Input::Received { conn, batch: BatchId(1), arrivals, store_failed, violation });
+    assert_eq!(bench.offer(A_CONN, BatchId(2), &[asked, news]), [false, false]);
+    bench.received(A_CONN, BatchId(2), &[]);
+    bench.wait(STORE_PAUSE_MS - 1);
+    assert_eq!(bench.solicited(A_CONN), []);
+    bench.wait(1);
+    assert_eq!(bench.solicited(A_CONN), [asked.hash, news.hash]);
+    assert_eq!(bench.closed(), None);
+}
+
+#[test]
+fn an_asset_too_large_for_the_room_left_holds_up_no_other() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    let (video, note) = (asset(1, 1 << 40), asset(2, 10));
+    bench.lacks(A, &[video]);
+    assert_eq!(bench.offer(A_CONN, BatchId(1), &[video]), [true]);
+    bench.received(A_CONN, BatchId(1), &[(video, Arrival::NoRoom)]);
+    assert_eq!(bench.offer(A_CONN, BatchId(2), &[video, note]), [false, true]);
+    bench.received(A_CONN, BatchId(2), &[(note, Arrival::Stored)]);
+    bench.wait(SILENT_MS_MAX * 2);
+    assert_eq!(bench.closed(), None);
+    assert_eq!(bench.offer(A_CONN, BatchId(3), &[video]), [true], "it has rested");
+}
+
+#[test]
+fn own_news_takes_no_room_from_what_a_peer_may_solicit() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    let photos = (0..9_000).map(|n| (u64::from(n) + 1, asset(n, SMALL_BYTES_MAX + 1))).collect();
+    bench.tell(Input::Indexed { entries: photos, behind: false });
+    let hashes = (10_000..12_000).map(|n| asset(n, 1).hash).collect();
+    bench.tell(Input::Message { conn: A_CONN, message: Message::Solicit(hashes) });
+    assert_eq!(bench.closed(), None);
+}
+
+#[test]
+fn a_plain_exchange_that_left_something_behind_is_not_in_sync_and_is_made_again() {
+    let mut bench = Bench::new();
+    bench.connect_plain(A, A_CONN);
+    let (held_there, stored_here, more) = (Vec::new(), Vec::new(), false);
+    let input = Input::PlainDone { conn: A_CONN, held_there, stored_here, failed: true, more };
+    bench.tell(input);
+    assert!(!bench.engine.peer_views()[0].in_sync);
+    bench.wait(60_000);
+    assert_eq!(bench.closed(), None, "new assets still go live");
+    bench.wait(600_000);
+    assert_eq!(bench.closed(), Some((A_CONN, CloseCode::Ok)));
+}
+
+#[test]
+fn a_plain_exchange_that_could_not_carry_all_goes_on_by_another_connection() {
+    let mut bench = Bench::new();
+    bench.connect_plain(A, A_CONN);
+    let (held_there, stored_here, more) = (Vec::new(), Vec::new(), true);
+    let input = Input::PlainDone { conn: A_CONN, held_there, stored_here, failed: false, more };
+    bench.tell(input);
+    assert!(!bench.engine.peer_views()[0].in_sync);
+    assert_eq!(bench.closed(), Some((A_CONN, CloseCode::Ok)));
+}
+
+#[test]
+fn a_batch_of_an_engine_that_was_replaced_is_not_taken_for_one_of_ours() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    bench.tell(Input::Indexed { entries: vec![(1, asset(1, 10))], behind: false });
+    let sent = bench.effects.iter().find_map(|effect| match effect {
+        Effect::SendBatch { batch, .. } => Some(*batch),
+        _ => None,
+    });
+    let batch = sent.unwrap();
+    bench.tell(Input::BatchFailed { conn: ConnId(77), batch, violation: true });
+    assert_eq!(bench.closed(), None);
+    assert_eq!(bench.engine.peer_views()[0].missing_there, 1);
+    bench.tell(Input::BatchSent { conn: A_CONN, batch, outcomes: Vec::new() });
+    assert_eq!(bench.engine.peer_views()[0].missing_there, 0);
+}
+
+#[test]
+fn a_peer_that_is_wrong_about_our_sketch_is_closed_and_does_not_keep_the_index_scanning() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    bench.tell(Input::Indexed { entries: vec![(1, asset(1, 10))], behind: false });
+    let scanned = bench.engine.known().clone();
+    bench.accuse(A_CONN);
+    assert_eq!(bench.rebuilds(), 1);
+    bench.tell(Input::Rebuilt(scanned));
+    assert_eq!(bench.closed(), Some((A_CONN, CloseCode::Protocol)));
+    bench.accuse(A_CONN);
+    assert_eq!(bench.rebuilds(), 1);
+    bench.wait(SCAN_RETRY_MS);
+    bench.accuse(A_CONN);
+    assert_eq!(bench.rebuilds(), 2);
+}
+
+#[test]
+fn a_sketch_that_was_wrong_is_replaced_and_nobody_blamed() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    let mut scanned = bench.engine.known().clone();
+    for (seq, n) in [(1, 1), (2, 2)] {
+        scanned.sketch.insert(&asset(n, 10).hash);
+        scanned.head_seq = seq;
+    }
+    bench.accuse(A_CONN);
+    bench.tell(Input::Rebuilt(scanned.clone()));
+    assert_eq!(bench.closed(), None);
+    // The scan had seen it before the engine is told.
+    bench.tell(Input::Indexed { entries: vec![(2, asset(2, 10))], behind: false });
+    assert_eq!(bench.engine.known().sketch.fingerprint(), scanned.sketch.fingerprint());
+}
+
+#[test]
+fn a_rebuild_that_fails_is_tried_again() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    bench.accuse(A_CONN);
+    bench.tell(Input::RebuildFailed);
+    bench.wait(SCAN_RETRY_MS);
+    bench.accuse(A_CONN);
+    assert_eq!(bench.rebuilds(), 2);
+}
+
+#[test]
+fn whatever_a_peer_sends_one_merge_and_one_question_of_it_are_under_way() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    let conn = A_CONN;
+    for n in 0..100 {
+        let removed = vec![NodeId([n; 32])];
+        let members = Members { members: Vec::new(), removed };
+        bench.tell(Input::Message { conn, message: Message::Members(members) });
+        let hashes = vec![asset(u32::from(n), 1).hash];
+        bench.tell(Input::Message { conn, message: Message::Solicit(hashes) });
+    }
+    assert_eq!(bench.merges(), [NodeId([0; 32])]);
+    assert_eq!(bench.sizes_asked(), [1]);
+    bench.tell(Input::Merged { conn });
+    bench.tell(Input::Merged { conn });
+    assert_eq!(bench.merges(), [NodeId([0; 32]), NodeId([99; 32])], "only the newest counts");
+    bench.tell(Input::Sizes { conn, held: Vec::new(), missing: vec![asset(0, 1).hash] });
+    assert_eq!(bench.sizes_asked(), [1, 99]);
+    assert_eq!(bench.closed(), None);
+}
+
+/// An engine whose store is up and empty, its clock and what it has ordered since last asked.
+struct Bench {
+    engine: Engine,
+    now_ms: u64,
+    effects: Vec<Effect>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let identity = Identity {
+            node_id: US,
+            group_id: GROUP,
+            device_name: "us".into(),
+            store_id: StoreId([5; 16]),
+            algorithm: HashAlgorithm::Blake3,
+            build: "test".into(),
+        };
+        let sketch = Sketch::new(SketchKey::derive(&GROUP));
+        let known = KnownSet { sketch, epoch: [5; 16], head_seq: 0 };
+        let member = |node_id: NodeId| Member {
+            node_id,
+            name: node_id.short(),
+            named_ms: 0,
+            addresses: Vec::new(),
+        };
+        let members = Members { members: [US, A].map(member).to_vec(), removed: Vec::new() };
+        let engine = Engine::new(identity, known, members, BTreeMap::new(), [7; 32]);
+        let mut bench = Self { engine, now_ms: 0, effects: Vec::new() };
+        bench.tell(Input::Store { up: true });
+        bench.tell(Input::Indexed { entries: Vec::new(), behind: false });
+        bench
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.engine.handle(self.now_ms, input, &mut self.effects);
+    }
+
+    /// Lets time pass, with ticks when the engine wants them.
+    fn wait(&mut self, ms: u64) {
+        let until_ms = self.now_ms + ms;
+        while let Some(at_ms) = self.engine.deadline_ms().filter(|at_ms| *at_ms <= until_ms) {
+            assert!(at_ms > self.now_ms, "a deadline of the past");
+            self.now_ms = at_ms;
+            self.tell(Input::Tick);
+        }
+        self.now_ms = until_ms;
+        self.tell(Input::Tick);
+    }
+
+    /// `peer` comes in and says Hello.
+    fn connect(&mut self, peer: NodeId, conn: ConnId) {
+        self.tell(Input::Connected { conn, peer, dialed: false, plain: false });
+        self.say_hello(peer, conn);
+    }
+
+    fn connect_plain(&mut self, peer: NodeId, conn: ConnId) {
+        self.tell(Input::Connected { conn, peer, dialed: false, plain: true });
+        self.say_hello(peer, conn);
+    }
+
+    fn say_hello(&mut self, peer: NodeId, conn: ConnId) {
+        let hello = Hello {
+            group_id: GROUP,
+            device_name: peer.short(),
+            store_id: StoreId([1; 16]),
+            algorithm: HashAlgorithm::Blake3,
+            build: "test".into(),
+        };
+        self.tell(Input::Message { conn, message: Message::Hello(hello) });
+    }
+
+    /// A reconcile found that `peer` holds these and we do not.
+    fn lacks(&mut self, peer: NodeId, digests: &[Digest]) {
+        for digest in digests {
+            self.engine.wants.lacking(self.now_ms, peer, digest.hash);
+        }
+        self.tell(Input::Tick);
+    }
+
+    fn offer(&mut self, conn: ConnId, batch: BatchId, digests: &[Digest]) -> Vec<bool> {
+        self.tell(Input::Offered { conn, batch, digests: digests.to_vec() });
+        let decided = self.effects.iter().rev().find_map(|effect| match effect {
+            Effect::Decide { batch: of, wanted } if *of == batch => Some(wanted.clone()),
+            _ => None,
+        });
+        decided.unwrap()
+    }
+
+    fn received(&mut self, conn: ConnId, batch: BatchId, arrivals: &[(Digest, Arrival)]) {
+        let arrivals = arrivals.iter().map(|(digest, arrival)| (digest.hash, *arrival)).collect();
+        let (store_failed, violation) = (false, false);
+        self.tell(Input::Received { conn, batch, arrivals, store_failed, violation });
+    }
+
+    /// A round over `conn` ended with the sketch looking wrong.
+    fn accuse(&mut self, conn: ConnId) {
+        self.engine.rebuild(self.now_ms, conn, &mut self.effects);
+    }
+
+    /// Whom the ordered merges remove.
+    fn merges(&self) -> Vec<NodeId> {
+        let removed = self.effects.iter().filter_map(|effect| match effect {
+            Effect::MergeMembers { members, .. } => Some(members.removed[0]),
+            _ => None,
+        });
+        removed.collect()
+    }
+
+    /// Of how many hashes each.
+    fn sizes_asked(&self) -> Vec<usize> {
+        let asked = self.effects.iter().filter_map(|effect| match effect {
+            Effect::AskSizes { hashes, .. } => Some(hashes.len()),
+            _ => None,
+        });
+        asked.collect()
+    }
+
+    fn rebuilds(&self) -> usize {
+        self.effects.iter().filter(|effect| **effect == Effect::RebuildSketch).count()
+    }
+
+    /// What was solicited since this was last asked.
+    fn solicited(&mut self, conn: ConnId) -> Vec<Hash> {
+        let mut found = Vec::new();
+        for effect in std::mem::take(&mut self.effects) {
+            match effect {
+                Effect::Send { conn: to, message: Message::Solicit(hashes) } if to == conn => {
+                    found.extend(hashes);
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+
+    /// The first connection closed so far, and why.
+    fn closed(&self) -> Option<(ConnId, CloseCode)> {
+        self.effects.iter().find_map(|effect| match effect {
+            Effect::Close { conn, code, .. } => Some((*conn, *code)),
+            _ => None,
+        })
+    }
+}
+
+fn asset(n: u32, size_bytes: u64) -> Digest {
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&n.to_le_bytes());
+    Digest { hash: Hash(bytes), size_bytes }
+}

@@ -1,0 +1,327 @@
+//! Ops that are forged, strange, forked, too early or too many.
+
+use super::*;
+use crate::core::ids::OpHash;
+use crate::core::journal::op::{MemberChange, Put, SignedOp};
+use crate::core::journal::stamp::Hlc;
+use crate::core::limits::FUTURE_MS_MAX;
+
+/// A body that sets a field of a record.
+fn body(seq: u64, prev: Option<OpHash>, hlc: Hlc, value: i64) -> Body {
+    let set = vec![("f".to_owned(), Some(Value::Int(value)))];
+    let key = put("1").key;
+    let put = Put { key, create: true, set, add: vec![], remove: vec![] };
+    Body { seq, prev, hlc, changes: vec![OpChange::Put(put)] }
+}
+
+fn now() -> Hlc {
+    Hlc::from_ms(NOW_MS)
+}
+
+#[test]
+fn an_op_is_good_for_its_author_log_and_group_only() {
+    let device = Device::founder();
+    let group = device.group_id();
+    let op = craft(&device.identity, &group, 7, body(1, None, now(), 1)).signed().clone();
+    assert!(verify(&group, op.clone()).is_ok());
+    let forged = |change: fn(&mut SignedOp)| {
+        let mut op = op.clone();
+        change(&mut op);
+        verify(&group, op)
+    };
+    assert!(matches!(forged(|op| op.sig[3] ^= 1), Err(OpError::Signature(_))));
+    assert!(matches!(forged(|op| op.log.nonce[0] ^= 1), Err(OpError::Signature(_))));
+    assert!(matches!(forged(|op| op.log.author.0 = [3; 32]), Err(OpError::Signature(_))));
+    let longer = |op: &mut SignedOp| op.body = [&op.body[..], &[0x78, 1]].concat().into();
+    assert!(matches!(forged(longer), Err(OpError::Signature(_))));
+    let other = GroupId([4; 32]);
+    assert!(matches!(verify(&other, op.clone()), Err(OpError::Signature(_))));
+    let elsewhere = craft(&device.identity, &other, 7, body(1, None, now(), 1));
+    let mut device = device;
+    let id = device.id();
+    let received = device.journal.receive(&id, &[elsewhere], NOW_MS).unwrap();
+    assert_eq!(received.refused[0].why, RefusedWhy::OtherGroup);
+}
+
+#[test]
+fn what_was_signed_is_passed_on_byte_for_byte() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    a.set("1", "f", 1);
+    sync(a, b);
+    let bytes = |device: &Device| -> BTreeSet<(Vec<u8>, [u8; 64])> {
+        device.ops().iter().map(|op| (op.signed().body.to_vec(), op.signed().sig)).collect()
+    };
+    assert_eq!(bytes(a), bytes(b));
+}
+
+#[test]
+fn an_op_of_the_future_is_held_back_until_its_time() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    a.now_ms += FUTURE_MS_MAX + 1;
+    a.set("1", "f", 1);
+    let before = (b.cells(), b.has());
+    let refused = push(a, b);
+    let until_ms = NOW_MS + 1;
+    assert_eq!(
+        refused.iter().map(|r| r.why).collect::<Vec<_>>(),
+        [RefusedWhy::Future { until_ms }]
+    );
+    assert_eq!((b.cells(), b.has()), before);
+    b.now_ms = until_ms;
+    assert_eq!(push(a, b), vec![]);
+    assert_eq!(b.field("1", "f"), Some(1));
+    // Whoever has seen it can overwrite it, though its own clock is behind.
+    b.set("1", "f", 2);
+    push(b, a);
+    assert_eq!(a.field("1", "f"), Some(2));
+}
+
+#[test]
+fn a_far_future_is_refused_and_breaks_no_clock() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    let op = craft(&a.identity, &a.group_id(), 7, body(1, None, Hlc::MAX, 1));
+    let received = b.journal.receive(&a.id(), &[op], NOW_MS).unwrap();
+    assert!(matches!(received.refused[0].why, RefusedWhy::Future { .. }));
+    let written = b.set("1", "f", 2).unwrap();
+    assert_eq!(written.stamp.hlc.ms(), NOW_MS);
+}
+
+#[test]
+fn ops_of_authors_nobody_added_are_refused_until_somebody_does() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    let stranger = Identity::from_bytes(&[77; 32]);
+    let op = craft(&stranger, &a.group_id(), 1, body(1, None, now(), 5));
+    let received = b.journal.receive(&a.id(), std::slice::from_ref(&op), NOW_MS).unwrap();
+    assert_eq!(received.refused[0].why, RefusedWhy::UnknownAuthor);
+    assert_eq!(b.reader.logs().unwrap().len(), 2, "a refused op leaves no log behind");
+    a.journal.add(&stranger.node_id, "friend", NOW_MS).unwrap();
+    push(a, b);
+    let received = b.journal.receive(&a.id(), &[op], NOW_MS).unwrap();
+    assert_eq!((received.applied, received.refused.len()), (1, 0));
+}
+
+#[test]
+fn a_stranger_cannot_found_the_group_again() {
+    let mut device = Device::founder();
+    let stranger = Identity::from_bytes(&[77; 32]);
+    let genesis = MemberChange::Genesis { nonce: [1; 16], name: "evil".into() };
+    let body = Body { seq: 1, prev: None, hlc: now(), changes: vec![OpChange::Member(genesis)] };
+    let op = craft(&stranger, &device.group_id(), 1, body);
+    let from = device.id();
+    let received = device.journal.receive(&from, &[op], NOW_MS).unwrap();
+    assert_eq!(received.refused[0].why, RefusedWhy::UnknownAuthor);
+}
+
+#[test]
+fn a_forked_log_is_found_named_and_merged_in_any_order() {
+    let mut devices = Device::group(3);
+    let evil = Identity::from_bytes(&[3; 32]);
+    let group = devices[0].group_id();
+    let first = craft(&evil, &group, 7, body(1, None, now(), 1));
+    let left = craft(&evil, &group, 7, body(2, Some(first.hash()), Hlc(now().0 + 1), 2));
+    let right = craft(&evil, &group, 7, body(2, Some(first.hash()), Hlc(now().0 + 1), 3));
+    let further = craft(&evil, &group, 7, body(3, Some(right.hash()), Hlc(now().0 + 2), 4));
+    let from = evil.node_id;
+    let orders: [Vec<&VerifiedOp>; 4] = [
+        vec![&first, &left, &right, &further],
+        vec![&further, &left, &first, &right],
+        vec![&first, &left, &further, &right],
+        vec![&right, &further, &left, &first],
+    ];
+    let mut ends = Vec::new();
+    for order in orders {
+        let mut device = devices[0].admit(20 + u8::try_from(ends.len()).unwrap());
+        push(&devices[0], &mut device);
+        let mut forked = Vec::new();
+        for op in order {
+            let received = device.journal.receive(&from, std::slice::from_ref(op), NOW_MS).unwrap();
+            assert_eq!(received.refused, vec![]);
+            forked.extend(received.forked);
+        }
+        assert_eq!(forked, [first.log()], "said once");
+        device.fsck();
+        let entry = device.clock().entries.into_iter().find(|e| e.log == first.log()).unwrap();
+        let live = device.live();
+        let live = [&first, &left, &right, &further].map(|op| live.contains(&op.hash().0));
+        ends.push((device.cells(), live, entry));
+    }
+    assert_eq!(ends[0].0, model([&first, &left, &right, &further]));
+    assert!(ends.iter().all(|end| *end == ends[0]), "{ends:#?}");
+}
+
+#[test]
+fn a_fork_that_is_seen_by_its_chain_alone_is_a_fork() {
+    let mut devices = Device::group(3);
+    let evil = Identity::from_bytes(&[3; 32]);
+    let group = devices[0].group_id();
+    let first = craft(&evil, &group, 7, body(1, None, now(), 1));
+    let odd = craft(&evil, &group, 7, body(2, Some(OpHash([8; 32])), Hlc(now().0 + 1), 2));
+    for ops in [[&first, &odd], [&odd, &first]] {
+        let mut device = devices[1].admit(40 + ops[0].body().seq as u8);
+        let mut forked = Vec::new();
+        for op in ops {
+            let from = evil.node_id;
+            push(&devices[0], &mut device);
+            forked.extend(
+                device.journal.receive(&from, std::slice::from_ref(op), NOW_MS).unwrap().forked,
+            );
+        }
+        assert_eq!(forked, [first.log()]);
+        device.fsck();
+        push(&device, &mut devices[0]);
+        devices[0].fsck();
+    }
+}
+
+#[test]
+fn a_device_shown_an_op_of_its_own_that_it_does_not_know_begins_another_log() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    a.set("1", "f", 1);
+    let backup = tempfile::tempdir().unwrap();
+    durable::copy(a.dir.path(), backup.path());
+    a.set("1", "f", 2);
+    sync(a, b);
+    a.restore(backup.path());
+    let old = a.open_log();
+    let above = b.ops().into_iter().filter(|op| op.log() == old).max_by_key(|op| op.body().seq);
+    let received = a.journal.receive(&b.id(), &[above.unwrap()], NOW_MS).unwrap();
+    let fresh = received.rotated.unwrap();
+    assert!(fresh != old && fresh == a.open_log());
+    assert_eq!(a.field("1", "f"), Some(2), "what was lost is back");
+    let written = a.set("1", "f", 3).unwrap();
+    assert_eq!((written.stamp.log, written.stamp.seq), (fresh, 1));
+    sync(a, b);
+    assert_eq!((b.field("1", "f"), b.digest()), (Some(3), a.digest()));
+    assert!(b.clock().entries.iter().all(|entry| !entry.forked));
+    a.fsck();
+    b.fsck();
+}
+
+#[test]
+fn a_restored_device_that_writes_first_forks_its_log_and_loses_nothing() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    let backup = tempfile::tempdir().unwrap();
+    durable::copy(a.dir.path(), backup.path());
+    a.set("1", "f", 1);
+    sync(a, b);
+    a.restore(backup.path());
+    let old = a.open_log();
+    a.set("2", "g", 2);
+    for _ in 0..2 {
+        let all = BTreeMap::new();
+        push_above(b, a, &all);
+        push_above(a, b, &all);
+    }
+    assert_ne!(a.open_log(), old);
+    for device in [&mut *a, &mut *b] {
+        assert_eq!((device.field("1", "f"), device.field("2", "g")), (Some(1), Some(2)));
+        assert!(device.clock().entries.iter().any(|entry| entry.log == old && entry.forked));
+        device.fsck();
+    }
+    assert_eq!(a.clock().entries, {
+        sync(a, b);
+        b.clock().entries
+    });
+    assert_eq!(a.digest(), b.digest());
+}
+
+#[test]
+fn a_kind_of_change_nobody_knows_yet_is_kept_and_passed_on() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    // seq 1, hlc, and one change with field 77 of a later version.
+    let hlc = now().0.to_le_bytes();
+    let body = [&[0x08, 1, 0x11][..], &hlc, &[0x22, 4, 0xea, 4, 1, 0]].concat();
+    let log = LogInfo { author: a.id(), nonce: [5; 16] };
+    let id = log.id(&a.group_id());
+    let message = crate::core::journal::op::signed_bytes(&id, &body);
+    let op = SignedOp { log, sig: a.identity.sign(&message), body: body.into() };
+    let op = verify(&a.group_id(), op).unwrap();
+    let received = b.journal.receive(&a.id(), std::slice::from_ref(&op), NOW_MS).unwrap();
+    assert_eq!(received.applied, 1);
+    assert_eq!(b.clock().digest, None, "a state that cannot be read is not compared");
+    b.journal.prune(NOW_MS + (1 << 40), 1000).unwrap();
+    assert!(push(b, a).is_empty());
+    assert!(a.ops().contains(&op));
+    assert_eq!(a.reader.stats().unwrap().opaque_ops, 1);
+    a.fsck();
+    b.restart();
+    b.fsck();
+}
+
+#[test]
+fn what_an_earlier_version_could_not_read_is_read_after_the_upgrade() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    a.set("1", "f", 1);
+    a.event("log");
+    sync(a, b);
+    let expected = (b.cells(), b.digest());
+    // As if nothing of these ops had been understood.
+    let forget = "UPDATE ops SET opaque = 1, refs = 0 WHERE seq = 3 OR seq = 4;
+        DELETE FROM cells; DELETE FROM events; DELETE FROM streams; DELETE FROM records;
+        UPDATE meta SET v = x'00' WHERE k = 'kinds'";
+    let shares = b.cells().into_iter().map(|((model, owner, id, field, elem), value)| {
+        crate::core::journal::cell::cell_digest(&model, owner.as_ref(), &id, &field, &elem, &value)
+    });
+    let mut digest = b.digest();
+    shares.for_each(|share| digest.toggle(share));
+    let event =
+        b.ops().into_iter().find(|op| matches!(op.body().changes[..], [OpChange::Event(_)]));
+    digest.toggle(crate::core::journal::cell::event_digest(&event.unwrap().hash(), 0));
+    b.journal.connection.execute_batch(forget).unwrap();
+    b.journal.connection.execute("UPDATE meta SET v = ?1 WHERE k = 'digest'", [digest.0]).unwrap();
+    b.restart();
+    assert_eq!((b.cells(), b.digest()), expected);
+    b.fsck();
+}
+
+#[test]
+fn an_author_over_its_quota_is_refused_and_its_dead_ops_make_room() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    for n in 0..10 {
+        a.set("same", "f", n);
+    }
+    sync(a, b);
+    let used = |device: &Device, by: NodeId| -> u64 {
+        let logs = device.reader.stats().unwrap().logs;
+        logs.iter().filter(|log| log.author == by).map(|log| log.bytes).sum()
+    };
+    let limit = used(b, a.id()) + 10;
+    b.journal.set_quota(&a.id(), Some(limit)).unwrap();
+    for n in 0..5 {
+        a.set(&format!("other {n}"), "f", n);
+    }
+    assert_eq!(push(a, b), vec![], "the dead ones made room");
+    assert!(used(b, a.id()) <= limit);
+    for n in 5..40 {
+        a.set(&format!("other {n}"), "f", n);
+    }
+    let refused = push(a, b);
+    assert!(!refused.is_empty() && refused.iter().all(|r| r.why == RefusedWhy::Quota));
+    assert!(used(b, a.id()) <= limit);
+    b.fsck();
+    b.journal.set_quota(&a.id(), None).unwrap();
+    assert_eq!(push(a, b), vec![]);
+    assert_eq!(a.digest(), b.digest());
+}
+
+#[test]
+fn an_author_has_a_bounded_number_of_logs() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    let group = a.group_id();
+    let ops: Vec<_> = (0..=255_u8)
+        .map(|n| craft(&a.identity, &group, n, body(1, None, Hlc(now().0 + u64::from(n)), 1)))
+        .collect();
+    let received = b.journal.receive(&a.id(), &ops, NOW_MS).unwrap();
+    assert_eq!(received.refused.len(), 1);
+    assert_eq!(received.refused[0].why, RefusedWhy::Quota);
+}
