@@ -169,7 +169,7 @@ impl Replication {
         let group = start.hello.group;
         let mut orders = Vec::new();
         let session = Session::start(start, self.now(), &mut orders);
-        let stream = Stream {
+        let mut stream = Stream {
             shared: self,
             peer,
             group,
@@ -179,11 +179,14 @@ impl Replication {
             writer: Some(FrameWriter::new(send, WRITE_STALL)),
             arrived: None,
             work: FuturesUnordered::new(),
+            is_applying: false,
             seen,
             notes: Notes::default(),
             view,
         };
-        stream.run(commits).await
+        let ended = stream.run(commits).await;
+        stream.take_in_rest().await;
+        ended
     }
 
     /// Drops from time to time what nothing needs any more, until the journal is closed. Where there
@@ -309,6 +312,7 @@ struct Stream<'a, R, W> {
     /// Read ahead, until the session takes it.
     arrived: Option<Frame>,
     work: FuturesUnordered<BoxFuture<'static, Done<R, W>>>,
+    is_applying: bool,
     seen: Commits,
     notes: Notes,
     view: &'a watch::Sender<JournalPeerStatus>,
@@ -330,7 +334,7 @@ where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin + Send + 'static,
 {
-    async fn run(mut self, mut commits: watch::Receiver<Commits>) -> Ended {
+    async fn run(&mut self, mut commits: watch::Receiver<Commits>) -> Ended {
         loop {
             for order in std::mem::take(&mut self.orders) {
                 if let Effect::End { last, why } = order {
@@ -389,7 +393,21 @@ where
         }
     }
 
+    /// Waits until the batch that is being taken in is. On a path that breaks all the time there
+    /// would be no progress without.
+    async fn take_in_rest(&mut self) {
+        while self.is_applying {
+            match self.work.next().await {
+                Some(Done::Worked(Ok(Input::Applied(_) | Input::Forged) | Err(_))) | None => return,
+                Some(_) => {}
+            }
+        }
+    }
+
     fn tell(&mut self, input: Input) {
+        if matches!(input, Input::Applied(_) | Input::Forged) {
+            self.is_applying = false;
+        }
         self.session.handle(self.shared.now(), input, &mut self.orders);
     }
 
@@ -419,7 +437,10 @@ where
                 Ok(Input::Compared(compared))
             }),
             Effect::Judge { intro } => self.work(judge(shared, peer, group, intro)),
-            Effect::Apply(ops) => self.work(apply(shared, peer, group, ops)),
+            Effect::Apply(ops) => {
+                self.is_applying = true;
+                self.work(apply(shared, peer, group, ops));
+            }
             Effect::Report(report) => self.note(report),
             // It ends the loop.
             Effect::End { .. } => {}
