@@ -58,7 +58,7 @@
 //! | Bytes are kept and sent under their own hash only | [`store`] I2, [`agent::transfer`] I2 |
 //! | Nothing is missed, whatever is lost on the way | [`core::engine`] I1, [`store`] I3 |
 //! | Each asset crosses once | [`core::wants`] I1 |
-//! | Only members come in; a removal is final | [`state::group`], [`net`] |
+//! | Only members come in; a removal is final | [`state::journal`], [`net`] |
 //! | No peer fills our memory or holds up another | [`core::limits`], [`core::session`] I1 |
 //! | Every task has an owner, and stopping ends all of them | `agent/run.rs` I2, I3 |
 //! | The sources keep these borders | `tests/tidy.rs` |

@@ -218,7 +218,7 @@ fn a_store_whose_disk_fails_ends_the_agent_with_an_error() {
 #[test]
 fn a_group_that_cannot_be_written_ends_the_agent_with_an_error() {
     let mut a = Agent::start();
-    sabotage(&a.home().join("state.db"), "DROP TABLE tickets");
+    sabotage(&a.home().join("journal.db"), "DROP TABLE tokens");
     a.command(&["ticket"]).assert().failure();
     assert_eq!(a.ended().code(), Some(1), "{}", a.log());
 }

@@ -228,7 +228,7 @@ async fn whatever_a_member_says_on_the_control_stream_it_gets_the_right_code() {
     control.send(Kind::Hello, &hello).await;
     let mut reader = FrameReader::new(&mut control.recv, Some(SOON));
     assert_eq!(reader.read().await.unwrap().unwrap().kind, Kind::Hello);
-    assert_eq!(reader.read().await.unwrap().unwrap().kind, Kind::Members);
+    assert_eq!(reader.read().await.unwrap().unwrap().kind, Kind::SetSummary);
     assert_eq!(control.connection.ended(), None);
     control.connection.close(CloseCode::Ok, "");
 
@@ -401,7 +401,7 @@ async fn noise_ends_and_memory_is_bounded() {
     for seed in 0..60_u64 {
         let noise = content((1 << 50) + seed, 1 + (seed as usize * 997) % 20_000);
         let mut control = member.connect().await;
-        let kinds = [Kind::Hello, Kind::Compare, Kind::Members, Kind::Cells, Kind::Solicit];
+        let kinds = [Kind::Hello, Kind::Compare, Kind::Page, Kind::Cells, Kind::Solicit];
         let head = frame(kinds[seed as usize % kinds.len()], &noise);
         control.raw(if seed % 2 == 0 { &noise } else { &head }).await;
         let _ = control.send.shutdown().await;
@@ -420,7 +420,7 @@ async fn noise_ends_and_memory_is_bounded() {
         }
     }
     // Frames of the longest length that never end.
-    for kind in [Kind::Members, Kind::Cells, Kind::Page] {
+    for kind in [Kind::Solicit, Kind::Cells, Kind::Page] {
         let mut control = member.greet().await;
         control.raw(&Header::encode(kind, 1024 * 1024)).await;
         control.raw(&[0; 512 * 1024]).await;

@@ -207,8 +207,8 @@ fn a_device_that_comes_back_unchanged_agrees_in_one_round_trip() {
     world.start(1);
     world.run(120_000);
     assert!(world.not_in_sync().is_empty());
-    // Hello, Members and SetSummary of each side.
-    assert_eq!(world.moves - moves, 6);
+    // Hello and SetSummary of each side.
+    assert_eq!(world.moves - moves, 4);
     assert!(world.frame_bytes - bytes < 1024, "{} bytes", world.frame_bytes - bytes);
 }
 

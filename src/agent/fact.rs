@@ -5,11 +5,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::core::engine::{Engine, Input};
 use crate::core::ids::Digest;
-use crate::core::message::Members;
 use crate::core::peers::ConnId;
 use crate::core::wants::BatchId;
 use crate::net::Accepted;
 use crate::net::{Connection, Ended, RecvStream, SendStream};
+use crate::state::journal::GroupState;
 use crate::store::{Cursor, StoreInfo};
 
 use super::handle::{PairReply, Reply, RequestError};
@@ -51,10 +51,8 @@ pub(super) enum Fact {
     Loaded { engine: Box<Engine>, reload: Reload },
     /// The agent cannot go on.
     Fatal(anyhow::Error),
-    /// The group changed on disk: read it again.
-    GroupChanged,
     /// The group as it stands on disk.
-    Group { members: Members, name: String },
+    Group(GroupState),
     /// Pairing ended; the answer goes to who asked.
     Joined { result: Result<PairReply, RequestError>, reply: Reply<PairReply> },
 }

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::clock::wall_ms;
 use crate::core::journal::draft::{Draft, DraftError};
-use crate::state::journal::{self, Journal, JournalError, JournalReader, News, Written};
+use crate::state::journal::{self, Journal, JournalError, JournalReader, News, Roster, Written};
 
 /// Jobs waiting for the writer; a full queue makes the next caller wait. One group of drafts fits
 /// several times.
@@ -49,13 +49,14 @@ impl From<JournalError> for AskError {
 pub struct JournalHandle {
     jobs: mpsc::Sender<Job>,
     commits: watch::Receiver<Commits>,
+    roster: Roster,
     readers: Arc<Readers>,
 }
 
 /// How often the journal changed, by what changed. To be compared with an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Commits {
-    /// There was something to read, or to tell peers.
+    /// There was something new to read.
     pub all: u64,
     /// This device wrote.
     pub own: u64,
@@ -113,7 +114,8 @@ pub fn share(journal: Journal) -> journal::Result<(JournalHandle, JournalWriter)
         Arc::new(Readers { idle: Mutex::new(idle), permits: Arc::new(Semaphore::new(READERS)) });
     let (sender, jobs) = mpsc::channel(JOBS_MAX);
     let (commits, watched) = watch::channel(Commits::default());
-    let handle = JournalHandle { jobs: sender, commits: watched, readers };
+    let roster = journal.roster();
+    let handle = JournalHandle { jobs: sender, commits: watched, roster, readers };
     Ok((handle, JournalWriter { journal, jobs, commits }))
 }
 
@@ -195,6 +197,11 @@ impl JournalHandle {
     /// Moves with every commit that changed something, local or received.
     pub fn commits(&self) -> watch::Receiver<Commits> {
         self.commits.clone()
+    }
+
+    /// What is asked of the group at every connection.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
     }
 
     /// Lets the writer end after what was asked before.

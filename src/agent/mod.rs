@@ -14,10 +14,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{wall_ms, wall_ms_signed, wall_now};
+use crate::clock::{wall_ms, wall_now};
 use crate::core::ids::NodeId;
+use crate::core::pairing::shown_name;
 use crate::net::{Net, NetConfig, Relay};
-use crate::state::group::Group;
 use crate::state::home::{Home, Lock};
 use crate::state::identity::Identity;
 use crate::state::index::Index;
@@ -32,6 +32,7 @@ use self::status::Status;
 
 mod fact;
 mod follow;
+mod group;
 pub mod handle;
 pub mod journal;
 mod link;
@@ -94,7 +95,6 @@ pub struct Agent {
 
 /// What stands on disk, opened.
 struct Opened {
-    group: Group,
     journal: Journal,
     index: Index,
     partials: Partials,
@@ -113,7 +113,7 @@ impl Agent {
         let identity = Identity::load_or_create(&home, lock)?;
         let own = identity.clone();
         let opening = tokio::task::spawn_blocking(move || open(&home, &own));
-        let Opened { group, journal, index, partials } = opening.await??;
+        let Opened { journal, index, partials } = opening.await??;
         let (store, embedded, store_location, staging_dir) = match store {
             StoreChoice::Embedded => {
                 let embedded = tokio::task::spawn_blocking(move || {
@@ -148,7 +148,6 @@ impl Agent {
             store: store.clone(),
             embedded: embedded.clone(),
             store_location,
-            group: Arc::new(group),
             journal,
             ctx: transfer::Context {
                 store,
@@ -214,15 +213,15 @@ impl Agent {
 }
 
 fn open(home: &Home, identity: &Identity) -> Result<Opened> {
-    let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let group = Group::open(&home.state_db_path(), identity.node_id, &host_name, wall_ms_signed())?;
     let mut journal = Journal::open(&home.journal_db_path(), identity, rand::random())
         .context("opening the journal")?;
     if journal.group().is_none() {
-        journal.found(&group.name()?, wall_ms()).context("beginning the journal")?;
+        let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let name = shown_name(&host_name, &identity.node_id);
+        journal.found(&name, wall_ms()).context("beginning the journal")?;
     }
     let index = Index::open(&home.index_db_path())?;
     let partials = Partials::open(&home.partials_dir(), wall_now())
         .with_context(|| format!("opening {}", home.partials_dir().display()))?;
-    Ok(Opened { group, journal, index, partials })
+    Ok(Opened { journal, index, partials })
 }

@@ -1,32 +1,34 @@
 //! What people order, and what devices say of the group: tickets, pairing, removal, names. Each
 //! runs as a task; its result comes back as a fact.
 //!
-//! I1  The group on disk is changed first; the loop then reads it again. So what the engine knows
-//!     of the group has always been durable.
-//! I2  A write that fails for good, not for want of space, stops the agent.
+//! I1  The group on disk is changed first; the loop is told of it afterwards. So what the engine
+//!     knows of the group has always been durable.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::clock::{wall_ms, wall_ms_signed};
+use crate::clock::wall_ms;
 use crate::core::close::CloseCode;
-use crate::core::engine::Input;
 use crate::core::ids::{GroupId, HashAlgorithm, NodeId};
 use crate::core::joining::{PairAccept, PairRequest, short_code};
-use crate::core::message::Members;
-use crate::core::peers::ConnId;
+use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut};
+use crate::core::journal::log::DeviceState;
+use crate::core::journal::op::{SignedOp, Value};
+use crate::core::journal::session::Standing;
+use crate::core::pairing::{Member, device_name, meant, ticket_key};
 use crate::net::Connection;
 use crate::net::pairing::{self, Joiner};
 use crate::net::ticket::Ticket;
-use crate::net::{Acceptor, Admission, Verdict};
-use crate::state::group::{Group, JoinError, LookupError, RedeemError, TicketError, is_passing};
+use crate::net::{Acceptor, Admission, Net, Verdict};
+use crate::state::journal::{Admitted, GroupState, JournalError, VerifiedOp, verify};
 
-use super::fact::{Fact, Facts};
+use super::fact::Fact;
 use super::handle::{PairReply, RemoveReply, Reply, Request, RequestError, TicketReply};
+use super::journal::{AskError, JournalHandle};
 use super::run::{Loop, Parts};
 
 /// How long a ticket may be good for.
@@ -37,24 +39,13 @@ const CHECK_WAIT: Duration = Duration::from_secs(60);
 
 /// The accept loop with this group's members let in.
 pub(super) fn admission(parts: &Parts) -> Acceptor {
-    let (members, tickets) = (parts.group.clone(), parts.group.clone());
-    let verdict = move |node_id: NodeId| match members.is_member(&node_id) {
-        Ok(true) => Verdict::Member,
-        Ok(false) => match members.removed() {
-            Ok(removed) if removed.contains(&node_id) => Verdict::Removed,
-            Ok(_) | Err(_) => Verdict::Stranger,
-        },
-        Err(error) => {
-            tracing::error!("reading the group: {error:#}");
-            Verdict::Stranger
-        }
+    let (members, tokens) = (parts.journal.roster().clone(), parts.journal.roster().clone());
+    let verdict = move |node_id: NodeId| match members.standing(&node_id) {
+        Standing::Member => Verdict::Member,
+        Standing::Removed => Verdict::Removed,
+        Standing::Stranger => Verdict::Stranger,
     };
-    let pairing_open = move || {
-        tickets.outstanding_tickets(wall_ms_signed()).unwrap_or_else(|error| {
-            tracing::error!("reading the tickets: {error:#}");
-            false
-        })
-    };
+    let pairing_open = move || tokens.is_pairing_open(wall_ms());
     parts
         .net
         .acceptor(Admission { verdict: Box::new(verdict), pairing_open: Box::new(pairing_open) })
@@ -72,82 +63,71 @@ pub(super) fn on_request(this: &mut Loop, request: Request) {
 }
 
 fn ticket(this: &mut Loop, ttl: Duration, reply: Reply<TicketReply>) {
-    let (group, net) = (this.parts.group.clone(), this.parts.net.clone());
-    let facts = this.facts.clone();
-    this.spawn_blocking("make a ticket", move || {
-        let result = make_ticket(&group, net.node_id(), net.addresses(), ttl, &facts);
+    let (journal, net) = (this.parts.journal.clone(), this.parts.net.clone());
+    this.spawn("make a ticket", async move {
         // Who asked may have gone.
-        let _ = reply.send(result);
+        let _ = reply.send(make_ticket(&journal, &net, ttl).await);
     });
 }
 
-fn make_ticket(
-    group: &Group,
-    inviter: NodeId,
-    addresses: Vec<String>,
+async fn make_ticket(
+    journal: &JournalHandle,
+    net: &Net,
     ttl: Duration,
-    facts: &Facts,
 ) -> Result<TicketReply, RequestError> {
     if ttl.is_zero() || ttl > TICKET_TTL_MAX {
         let hours = TICKET_TTL_MAX.as_secs() / 3600;
         let text = format!("a ticket is good for more than nothing and at most {hours} hours");
         return Err(RequestError::Invalid(text));
     }
-    let now_ms = wall_ms();
-    let ttl_ms = ttl.as_millis() as u64;
     let secret = rand::random();
-    group.create_ticket(&secret, now_ms as i64, ttl_ms as i64).map_err(|error| match error {
-        TicketError::TooMany | TicketError::WeAreRemoved | TicketError::GroupFull => {
-            RequestError::Refused(error.to_string())
-        }
-        TicketError::Database(error) => {
-            on_write_error(facts, &error);
-            internal("making the ticket", &error)
-        }
-    })?;
-    let expires_ms = now_ms + ttl_ms;
+    let key = ticket_key(&secret);
+    let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    let made = journal.run(move |journal, now_ms| {
+        let expires_ms = now_ms.saturating_add(ttl_ms);
+        journal.create_token(&key, now_ms, expires_ms)?;
+        Ok(expires_ms)
+    });
+    let expires_ms = made.await.map_err(|error| asked("making the ticket", &error))?;
+    let (inviter, addresses) = (net.node_id(), net.addresses());
     let ticket = Ticket { inviter, addresses, secret, expires_ms };
     Ok(TicketReply { ticket: ticket.to_string(), expires_ms })
 }
 
 fn pair(this: &mut Loop, text: String, reply: Reply<PairReply>) {
-    let (group, net) = (this.parts.group.clone(), this.parts.net.clone());
+    let (journal, net) = (this.parts.journal.clone(), this.parts.net.clone());
     let algorithm = this.parts.ctx.algorithm;
     let facts = this.facts.clone();
     this.spawn("pair", async move {
-        let result = redeem_ticket(group, &net, algorithm, &text, facts.clone()).await;
+        let result = redeem_ticket(&journal, &net, algorithm, &text).await;
         facts.send(Fact::Joined { result, reply }).await;
     });
 }
 
 async fn redeem_ticket(
-    group: Arc<Group>,
-    net: &crate::net::Net,
+    journal: &JournalHandle,
+    net: &Net,
     algorithm: HashAlgorithm,
     text: &str,
-    facts: Facts,
 ) -> Result<PairReply, RequestError> {
     let ticket: Ticket =
         text.trim().parse().map_err(|error| RequestError::Invalid(format!("{error}")))?;
-    let (before, inviter) = (group.clone(), ticket.inviter);
-    let (name, others) = on_disk(move || {
-        let members = before.members()?;
-        let same_group = members.iter().any(|member| member.node_id == inviter);
-        let alone = before.we_are_removed()? || same_group;
-        let others = if alone { 0 } else { members.len().saturating_sub(1) };
-        Ok((before.name()?, others))
-    })
-    .await?;
-    if others > 0 {
+    let (me, inviter) = (net.node_id(), ticket.inviter);
+    let own = group_state(journal, me).await?;
+    let members = &own.members.members;
+    let others = members.iter().filter(|member| member.node_id != me).count();
+    let is_removed = own.members.removed.contains(&me);
+    if others > 0 && !is_removed && !members.iter().any(|member| member.node_id == inviter) {
         return Err(RequestError::Refused(format!(
             "this device is already in a group with {others} other device(s); a device is in one \
              group at a time: make the ticket on a device of this group and pair the new one, or \
-             start over here as a new device (see the README)"
+             leave the group here first with `can-sync leave`"
         )));
     }
-    let own = Joiner { device_name: name, addresses: net.addresses(), hash_algorithm: algorithm };
+    let addresses = net.addresses();
+    let joiner = Joiner { device_name: own.name, addresses, hash_algorithm: algorithm };
     let accept =
-        pairing::join(net, &ticket, own, wall_ms()).await.map_err(|error| match error {
+        pairing::join(net, &ticket, joiner, wall_ms()).await.map_err(|error| match error {
             pairing::JoinError::OwnTicket | pairing::JoinError::Expired { .. } => {
                 RequestError::Invalid(error.to_string())
             }
@@ -159,40 +139,36 @@ async fn redeem_ticket(
             }
             pairing::JoinError::Malformed(_) => RequestError::Internal(error.to_string()),
         })?;
-    let joined = on_disk(move || {
-        let PairAccept { group_id, members, removed, device_name } = accept;
-        match group.join(&group_id, &members, &removed, wall_ms_signed()) {
-            Ok(_) => Ok(Ok((device_name, group.members()?.len()))),
-            Err(JoinError::Database(error)) => {
-                on_write_error(&facts, &error);
-                Err(error.into())
-            }
-            Err(refused) => Ok(Err(RequestError::Refused(refused.to_string()))),
-        }
-    });
-    let (name, members) = joined.await??;
-    let short_code = short_code(net.node_id(), inviter);
+    let PairAccept { group_id, intro, members, device_name: name } = accept;
+    let intro = verified(group_id, intro).await?;
+    let joined = journal.run(move |journal, now_ms| journal.join(group_id, &intro, now_ms));
+    joined.await.map_err(|error| asked("joining the group", &error))?;
+    note_addresses(journal, inviter, ticket.addresses).await;
+    let short_code = short_code(me, inviter);
+    let members = members as usize;
     Ok(PairReply { node_id: inviter.to_string(), name, short_code, members })
+}
+
+/// The ops of an introduction, if each is what its author signed.
+async fn verified(group: GroupId, ops: Vec<SignedOp>) -> Result<Vec<VerifiedOp>, RequestError> {
+    let verify = move || ops.into_iter().map(|op| verify(&group, op)).collect::<Result<_, _>>();
+    let verified = spawn_blocking(verify).await.map_err(|error| internal("verifying", &error))?;
+    verified.map_err(|error| internal("the other device's introduction is not genuine", &error))
 }
 
 /// A joiner came in.
 pub(super) fn host(this: &mut Loop, connection: Connection) {
-    let (group, facts) = (this.parts.group.clone(), this.facts.clone());
+    let journal = this.parts.journal.clone();
     let algorithm = this.parts.ctx.algorithm;
     let (node_id, joiner) = (this.parts.node_id, connection.peer());
     this.spawn("pairing", async move {
-        let told = facts.clone();
         let redeem = |request: PairRequest| async move {
-            let redeemed = spawn_blocking(move || {
-                let accept = redeem(&group, algorithm, &request, &told)?;
-                // Before the joiner can do anything more: whether it confirms is up to it.
-                let code = short_code(node_id, joiner);
-                let device = request.device_name;
-                tracing::warn!(peer = %joiner.short(), device, code, "a device joined the group");
-                told.blocking_send(Fact::GroupChanged);
-                Ok(accept)
-            });
-            redeemed.await.unwrap_or(Err(CloseCode::Internal))
+            let device = request.device_name.clone();
+            let accept = redeem(&journal, node_id, algorithm, request).await?;
+            // Before the joiner can do anything more: whether it confirms is up to it.
+            let code = short_code(node_id, joiner);
+            tracing::warn!(peer = %joiner.short(), device, code, "a device joined the group");
+            Ok(accept)
         };
         if let Err(error) = pairing::host(connection, redeem).await {
             tracing::info!(peer = %joiner.short(), %error, "pairing did not end well");
@@ -200,90 +176,115 @@ pub(super) fn host(this: &mut Loop, connection: Connection) {
     });
 }
 
-fn redeem(
-    group: &Group,
+async fn redeem(
+    journal: &JournalHandle,
+    me: NodeId,
     algorithm: HashAlgorithm,
-    request: &PairRequest,
-    facts: &Facts,
+    request: PairRequest,
 ) -> Result<PairAccept, CloseCode> {
-    if request.hash_algorithm != algorithm {
+    let PairRequest { joiner, proof, device_name, addresses, hash_algorithm } = request;
+    if hash_algorithm != algorithm && journal.roster().fits(&me, &joiner, &proof, wall_ms()) {
         return Err(CloseCode::HashAlgorithm);
     }
-    let PairRequest { joiner, proof, device_name, addresses, .. } = request;
     let redeemed =
-        group.redeem(wall_ms_signed(), joiner, proof, device_name, addresses).map_err(|error| {
+        journal.run(move |journal, now_ms| journal.redeem(&joiner, &proof, &device_name, now_ms));
+    let Admitted { group, intro } = match redeemed.await {
+        Ok(Ok(admitted)) => admitted,
+        Ok(Err(error)) => {
             tracing::info!(peer = %joiner.short(), %error, "a joiner was refused");
-            match error {
-                RedeemError::Database(error) => {
-                    on_write_error(facts, &error);
-                    CloseCode::Internal
+            return Err(CloseCode::NotMember);
+        }
+        Err(error) => {
+            tracing::warn!(peer = %joiner.short(), %error, "a joiner could not be let in");
+            return Err(match error {
+                AskError::Journal(error) if matches!(*error, JournalError::Removed) => {
+                    CloseCode::NotMember
                 }
-                RedeemError::NoTicket
-                | RedeemError::WrongProof
-                | RedeemError::Expired
-                | RedeemError::JoinerRemoved
-                | RedeemError::Ourselves
-                | RedeemError::WeAreRemoved
-                | RedeemError::GroupFull => CloseCode::NotMember,
-            }
-        })?;
-    let device_name = group.name().map_err(|_| CloseCode::Internal)?;
-    Ok(PairAccept {
-        group_id: redeemed.group_id,
-        members: redeemed.members,
-        removed: redeemed.removed,
-        device_name,
-    })
+                AskError::Journal(_) | AskError::Closed => CloseCode::Internal,
+            });
+        }
+    };
+    note_addresses(journal, joiner, addresses).await;
+    let own = group_state(journal, me).await.map_err(|_| CloseCode::Internal)?;
+    let members = u32::try_from(own.members.members.len()).unwrap_or(u32::MAX);
+    Ok(PairAccept { group_id: group, intro, members, device_name: own.name })
 }
 
 fn remove(this: &mut Loop, who: String, reply: Reply<RemoveReply>) {
-    let (group, facts) = (this.parts.group.clone(), this.facts.clone());
+    let (journal, me) = (this.parts.journal.clone(), this.parts.node_id);
     this.spawn("remove a device", async move {
-        let told = facts.clone();
-        let remove = move || {
-            let removed = group.remove(&who, wall_ms_signed());
-            if let Err(LookupError::Database(error)) = &removed {
-                on_write_error(&told, error);
-            }
-            removed
-        };
-        let result = match spawn_blocking(remove).await {
-            Ok(Ok(member)) => {
-                facts.send(Fact::GroupChanged).await;
-                Ok(RemoveReply { node_id: member.node_id.to_string(), name: member.name })
-            }
-            Ok(Err(error)) => Err(match error {
-                LookupError::Unknown(_) | LookupError::Ambiguous { .. } => {
-                    RequestError::Unknown(error.to_string())
-                }
-                LookupError::Ourselves => RequestError::Invalid(error.to_string()),
-                LookupError::Database(error) => internal("removing the device", &error),
-            }),
-            Err(error) => Err(internal("removing the device", &error)),
-        };
         // Who asked may have gone.
-        let _ = reply.send(result);
+        let _ = reply.send(remove_device(&journal, me, &who).await);
     });
 }
 
-fn rename(this: &mut Loop, name: String, reply: Reply<()>) {
-    let (group, facts) = (this.parts.group.clone(), this.facts.clone());
-    this.spawn("rename", async move {
-        if crate::core::pairing::device_name(&name).is_empty() {
-            let text = format!("{name:?} has no character that can be shown");
-            let _ = reply.send(Err(RequestError::Invalid(text)));
-            return;
+async fn remove_device(
+    journal: &JournalHandle,
+    me: NodeId,
+    who: &str,
+) -> Result<RemoveReply, RequestError> {
+    let Member { node_id, name, .. } = the_one(who, &group_state(journal, me).await?)?;
+    if node_id == me {
+        return Err(RequestError::Invalid(
+            "that is this device itself: remove it on another one, or leave the group here with \
+             `can-sync leave`"
+                .into(),
+        ));
+    }
+    let removed = journal.run(move |journal, now_ms| journal.remove(&node_id, now_ms));
+    removed.await.map_err(|error| asked("removing the device", &error))?;
+    Ok(RemoveReply { node_id: node_id.to_string(), name })
+}
+
+/// The one member that `who` means: by its name, or the start of its node ID.
+fn the_one(who: &str, group: &GroupState) -> Result<Member, RequestError> {
+    let members = &group.members.members;
+    let found = meant(who, members, |member| (member.node_id.to_string(), &member.name));
+    match found[..] {
+        [member] => Ok(member.clone()),
+        [] => {
+            let text = "no device of the group is called";
+            Err(RequestError::Unknown(format!("{text} {who:?} or has a node ID that starts so")))
         }
-        let told = facts.clone();
-        let rename = move || {
-            let renamed = group.rename(&name, wall_ms_signed());
-            Ok(renamed.inspect_err(|error| on_write_error(&told, error))?)
-        };
-        let result = on_disk(rename).await;
-        facts.send(Fact::GroupChanged).await;
+        _ => {
+            let shown = |member: &&Member| format!("{} ({})", member.name, member.node_id.short());
+            let candidates: Vec<_> = found.iter().map(shown).collect();
+            let text = format!("{who:?} could be any of: {}", candidates.join(", "));
+            Err(RequestError::Unknown(text))
+        }
+    }
+}
+
+fn rename(this: &mut Loop, name: String, reply: Reply<()>) {
+    let journal = this.parts.journal.clone();
+    this.spawn("rename", async move {
         // Who asked may have gone.
-        let _ = reply.send(result.map(|_| ()));
+        let _ = reply.send(rename_device(&journal, &name).await);
     });
+}
+
+/// The name is a field of this device's own record, so it goes wherever the journal goes.
+async fn rename_device(journal: &JournalHandle, name: &str) -> Result<(), RequestError> {
+    let cleaned = device_name(name);
+    if cleaned.is_empty() {
+        let text = format!("{name:?} has no character that can be shown");
+        return Err(RequestError::Invalid(text));
+    }
+    let put = DraftPut {
+        key: DeviceState::key(),
+        create: true,
+        set: BTreeMap::from([("name".to_owned(), Some(Value::Text(cleaned)))]),
+        add: BTreeSet::new(),
+        remove: BTreeSet::new(),
+    };
+    let draft = Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() };
+    match journal.write(draft).await.map_err(|error| asked("renaming this device", &error))? {
+        Ok(_) => Ok(()),
+        Err(DraftError::NotMember) => {
+            Err(RequestError::Refused("this device was removed from its group".into()))
+        }
+        Err(error) => Err(RequestError::Temporary(error.to_string())),
+    }
 }
 
 /// Answers once the store's feed has been taken in up to what it holds now.
@@ -322,75 +323,57 @@ fn check(this: &mut Loop, reply: Reply<()>) {
     });
 }
 
-/// Takes in what a peer knows of the group.
-pub(super) fn merge(this: &mut Loop, conn: ConnId, peer: NodeId, members: Members) {
-    let (group, facts) = (this.parts.group.clone(), this.facts.clone());
-    this.spawn_blocking("merge the group", move || {
-        match group.merge(&members.members, &members.removed, wall_ms_signed()) {
-            Ok(changes) if changes.is_empty() => {}
-            Ok(changes) => {
-                for member in &changes.added {
-                    tracing::info!(device = %member.node_id.short(), from = %peer.short(), "a device was added");
-                }
-                for node_id in &changes.removed {
-                    tracing::info!(device = %node_id.short(), from = %peer.short(), "a device was removed");
-                }
-                facts.blocking_send(Fact::GroupChanged);
-            }
-            Err(error) => {
-                on_write_error(&facts, &error);
-                tracing::warn!("writing the group: {error:#}");
-            }
-        }
-        facts.blocking_send(Fact::Input(Input::Merged { conn }));
-    });
-}
-
 /// A member closed a connection because the group, `of`, has removed this device.
 pub(super) fn note_own_removal(this: &mut Loop, of: GroupId, by: NodeId) {
-    let (group, facts) = (this.parts.group.clone(), this.facts.clone());
-    this.spawn_blocking("note own removal", move || {
-        match group.we_were_removed(&of, wall_ms_signed()) {
-            Ok(()) => {
-                tracing::warn!(by = %by.short(), "this device was removed from its group");
-                facts.blocking_send(Fact::GroupChanged);
-            }
-            Err(error) => {
-                on_write_error(&facts, &error);
-                tracing::warn!("writing the group: {error:#}");
-            }
+    let journal = this.parts.journal.clone();
+    this.spawn("note own removal", async move {
+        match journal.run(move |journal, _| journal.told_removed(&of)).await {
+            Ok(()) => tracing::warn!(by = %by.short(), "this device was removed from its group"),
+            Err(error) => tracing::warn!("noting that this device was removed: {error:#}"),
         }
     });
 }
 
 /// Notes where a member was reached.
 pub(super) fn record_addresses(this: &mut Loop, peer: NodeId, addresses: Vec<String>) {
-    let (group, facts) = (this.parts.group.clone(), this.facts.clone());
-    this.spawn_blocking("record addresses", move || {
-        if let Err(error) = group.record_addresses(&peer, &addresses) {
-            on_write_error(&facts, &error);
-            tracing::warn!("writing a member's addresses: {error:#}");
-        }
+    let journal = this.parts.journal.clone();
+    this.spawn("record addresses", async move {
+        note_addresses(&journal, peer, addresses).await;
     });
 }
 
-/// See I2. Blocking.
-fn on_write_error(facts: &Facts, error: &rusqlite::Error) {
-    if !is_passing(error) {
-        let reason =
-            anyhow::anyhow!("the group cannot be written, restart to see it as it is: {error}");
-        facts.blocking_send(Fact::Fatal(reason));
+/// They are hints: an error is no more than logged.
+async fn note_addresses(journal: &JournalHandle, device: NodeId, addresses: Vec<String>) {
+    let noted = journal.run(move |journal, _| journal.reached(&device, &addresses));
+    if let Err(error) = noted.await {
+        tracing::warn!("writing a member's addresses: {error:#}");
     }
 }
 
-/// Runs disk work on a blocking thread.
-async fn on_disk<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T, RequestError> {
-    match spawn_blocking(work).await {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(internal("reading or writing the group", &error)),
-        Err(error) => Err(internal("reading or writing the group", &error)),
+async fn group_state(journal: &JournalHandle, me: NodeId) -> Result<GroupState, RequestError> {
+    let state = journal.read(move |reader| reader.group_state(&me)).await;
+    let state = state.map_err(|error| asked("reading the group", &error))?;
+    state.context("this device is in no group").map_err(|error| internal("reading", &error))
+}
+
+/// What the journal's answer means to who gave the order.
+fn asked(tried: &str, error: &AskError) -> RequestError {
+    let AskError::Journal(journal) = error else {
+        return RequestError::Temporary(error.to_string());
+    };
+    match **journal {
+        JournalError::InGroup
+        | JournalError::Removed
+        | JournalError::BadIntro
+        | JournalError::ClockBehind
+        | JournalError::ClockNotSet => RequestError::Refused(journal.to_string()),
+        JournalError::DiskFull => RequestError::Temporary(format!("{tried}: {journal}")),
+        JournalError::NoGroup
+        | JournalError::Damaged(_)
+        | JournalError::Newer { .. }
+        | JournalError::OtherDevice(_)
+        | JournalError::Open(_)
+        | JournalError::Database(_) => internal(tried, journal),
     }
 }
 

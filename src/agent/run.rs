@@ -15,14 +15,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinSet, spawn_blocking};
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, SleepWatch, wall_ms};
 use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Engine, Identity, Input, KnownSet, Sent};
 use crate::core::ids::{Digest, HashAlgorithm, NodeId, StoreId};
-use crate::core::message::Members;
 use crate::core::peers::ConnId;
 use crate::core::reconcile::Since;
 use crate::core::session::Lane;
@@ -30,8 +29,8 @@ use crate::core::wants::{Arrival, BatchId};
 use crate::net::Accepted;
 use crate::net::Net;
 use crate::net::{Connection, Ended, Protocol, RecvStream, SendStream};
-use crate::state::group::Group;
 use crate::state::index::Index;
+use crate::state::journal::GroupState;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Cursor, Store, StoreInfo};
 
@@ -44,7 +43,7 @@ use super::picture::{LinkFigures, Picture};
 use super::status::Status;
 use super::transfer::{self, Context, Counters, Outcome, Received, TransferError};
 use super::transfer::{is_large, plain, plain::PlainReport};
-use super::{link, orders, query};
+use super::{group, link, orders, query};
 
 /// Facts handled before the loop looks at its other sources again.
 const FACTS_PER_TURN: usize = 64;
@@ -65,9 +64,6 @@ const SLEEP_LOOK_MS: u64 = 5_000;
 /// The id of the store before any has answered.
 const NO_STORE: StoreId = StoreId([0; StoreId::LEN]);
 
-/// Before the group is read again after its database could not be read.
-const GROUP_READ_AGAIN: Duration = Duration::from_secs(1);
-
 /// At the end, tasks and then the index are given this long; what they leave undone a restart does.
 const WIND_UP_WAIT: Duration = Duration::from_secs(10);
 
@@ -79,7 +75,6 @@ pub(super) struct Parts {
     /// The same, when it is the embedded one.
     pub(super) embedded: Option<EmbeddedStore>,
     pub(super) store_location: String,
-    pub(super) group: Arc<Group>,
     pub(super) journal: JournalHandle,
     pub(super) ctx: Context,
     pub(super) requests: mpsc::Receiver<Request>,
@@ -94,15 +89,6 @@ struct Live {
     orders: mpsc::Sender<Order>,
     counters: Arc<Counters>,
     figures: LinkFigures,
-}
-
-/// The group on disk has one reader at a time, so that no older state comes after a newer one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum GroupRead {
-    Idle,
-    Reading,
-    /// It changed meanwhile: what is being read does not count.
-    Again,
 }
 
 /// The store as last seen.
@@ -136,7 +122,8 @@ pub(super) struct Loop {
     pub(super) taken_in: watch::Sender<TakenIn>,
     /// See [`Follower::gate`].
     gate: Arc<Mutex<()>>,
-    group_read: GroupRead,
+    /// Asks for the group as it stands to be told again.
+    regroup: Arc<Notify>,
     saved_seq: u64,
     save_at_ms: Option<u64>,
     picture: Picture,
@@ -171,7 +158,7 @@ pub(super) async fn run(parts: Parts, journal_writer: JournalWriter) -> Result<(
         nudge: Arc::new(Notify::new()),
         taken_in,
         gate: Arc::default(),
-        group_read: GroupRead::Idle,
+        regroup: Arc::default(),
         saved_seq,
         save_at_ms: None,
         picture: Picture::default(),
@@ -193,25 +180,26 @@ pub(super) async fn run(parts: Parts, journal_writer: JournalWriter) -> Result<(
 struct Loading {
     node_id: NodeId,
     index: Index,
-    group: Arc<Group>,
+    journal: JournalHandle,
 }
 
 impl Loading {
     fn of(parts: &Parts) -> Self {
-        let (index, group) = (parts.ctx.index.clone(), parts.group.clone());
-        Self { node_id: parts.node_id, index, group }
+        let (index, journal) = (parts.ctx.index.clone(), parts.journal.clone());
+        Self { node_id: parts.node_id, index, journal }
     }
 
     async fn load(self) -> Result<Engine> {
-        spawn_blocking(move || self.read()).await?
+        let Self { node_id, index, journal } = self;
+        let group = journal.read(move |reader| reader.group_state(&node_id)).await?;
+        let group = group.context("this device is in no group")?;
+        spawn_blocking(move || Self::read(node_id, &index, group)).await?
     }
 
-    fn read(self) -> Result<Engine> {
-        let Self { node_id, index, group } = self;
-        let group_id = group.group_id()?;
-        let known = query::load(&index, &group_id)?;
+    fn read(node_id: NodeId, index: &Index, group: GroupState) -> Result<Engine> {
+        let GroupState { group: group_id, name: device_name, members } = group;
+        let known = query::load(index, &group_id)?;
         let (store_id, algorithm) = index.bound()?.unwrap_or((NO_STORE, HashAlgorithm::default()));
-        let members = group.all()?;
         let mut cursors = BTreeMap::new();
         for member in &members.members {
             if let Some((epoch, seq)) = index.peer_cursor(&member.node_id)? {
@@ -221,7 +209,7 @@ impl Loading {
         let identity = Identity {
             node_id,
             group_id,
-            device_name: group.name()?,
+            device_name,
             store_id,
             algorithm,
             build: env!("CARGO_PKG_VERSION").to_owned(),
@@ -277,7 +265,9 @@ impl Loop {
                 facts.send(Fact::Fatal(reason.into())).await;
             });
         }
-        self.read_group();
+        let again = self.regroup.clone();
+        let (journal, facts) = (self.parts.journal.clone(), self.facts.clone());
+        self.spawn("group", group::follow(journal, self.parts.node_id, facts, again));
     }
 
     async fn turn_until_stopped(&mut self, inbox: &mut mpsc::Receiver<Fact>) {
@@ -352,10 +342,10 @@ impl Loop {
             tracing::warn!(?names, "tasks that wait for the disk are left behind");
         }
         self.parts.net.close().await;
-        let (index, group, known) =
-            (self.parts.ctx.index.clone(), self.parts.group.clone(), self.engine.known().clone());
+        let (index, known) = (self.parts.ctx.index.clone(), self.engine.known().clone());
+        let group_id = self.engine.identity().group_id;
         let closing = spawn_blocking(move || {
-            query::save(&index, &group.group_id()?, &known)?;
+            query::save(&index, &group_id, &known)?;
             index.close().context("closing the index")
         });
         match timeout(WIND_UP_WAIT, closing).await {
@@ -438,8 +428,7 @@ impl Loop {
                     *taken_in = TakenIn { cursor, passes: taken_in.passes + 1 };
                 });
             }
-            Fact::GroupChanged => self.read_group(),
-            Fact::Group { members, name } => self.on_group(members, name),
+            Fact::Group(state) => self.on_group(state),
             Fact::Joined { result: Ok(joined), reply } => {
                 self.reload(Reload::Joined { joined, reply });
             }
@@ -566,7 +555,7 @@ impl Loop {
             let behind = std::mem::replace(&mut self.engine, engine).is_behind();
             self.parts.ctx.algorithm = self.engine.identity().algorithm;
             self.note_unsaved();
-            self.read_group();
+            self.regroup.notify_one();
             self.handle(Input::Store { up: self.store.up });
             if matches!(reload, Reload::Joined { .. }) && self.store.up {
                 self.handle(Input::Indexed { entries: Vec::new(), behind });
@@ -589,31 +578,11 @@ impl Loop {
 
     // ---- the group ---------------------------------------------------------------------------
 
-    /// Reads the group from disk; it comes back as [`Fact::Group`].
-    fn read_group(&mut self) {
-        if self.group_read != GroupRead::Idle {
-            self.group_read = GroupRead::Again;
-            return;
-        }
-        self.group_read = GroupRead::Reading;
-        let (group, facts) = (self.parts.group.clone(), self.facts.clone());
-        self.spawn("read group", async move {
-            loop {
-                let group = group.clone();
-                let read = spawn_blocking(move || anyhow::Ok((group.all()?, group.name()?)));
-                match read.await.map_err(Into::into).flatten() {
-                    Ok((members, name)) => return facts.send(Fact::Group { members, name }).await,
-                    Err(error) => tracing::error!("reading the group: {error:#}"),
-                }
-                sleep(GROUP_READ_AGAIN).await;
-            }
-        });
-    }
-
-    fn on_group(&mut self, members: Members, name: String) {
-        let read = std::mem::replace(&mut self.group_read, GroupRead::Idle);
-        if read == GroupRead::Again {
-            self.read_group();
+    /// The group changed on disk.
+    fn on_group(&mut self, state: GroupState) {
+        let GroupState { group, name, members } = state;
+        if group != self.engine.identity().group_id {
+            // An engine for that group is being made, and will ask again.
             return;
         }
         let reachable = |node_id: &NodeId| !self.parts.unreachable.contains(node_id);
@@ -673,16 +642,13 @@ impl Loop {
                     }
                 });
             }
-            Effect::MergeMembers { conn, peer, members } => {
-                orders::merge(self, conn, peer, members);
-            }
             Effect::RebuildSketch => {
                 tracing::warn!("the sketch does not match the index: rebuilding it");
-                let (index, group) = (self.parts.ctx.index.clone(), self.parts.group.clone());
-                let facts = self.facts.clone();
+                let (index, facts) = (self.parts.ctx.index.clone(), self.facts.clone());
+                let group_id = self.engine.identity().group_id;
                 self.spawn_blocking("rebuild sketch", move || {
-                    let scan = || query::scan(&index, &group.group_id()?);
-                    let input = scan().map(Input::Rebuilt).unwrap_or_else(|error| {
+                    let scanned = query::scan(&index, &group_id);
+                    let input = scanned.map(Input::Rebuilt).unwrap_or_else(|error| {
                         tracing::error!("rebuilding the sketch: {error:#}");
                         Input::RebuildFailed
                     });
@@ -822,10 +788,10 @@ impl Loop {
         self.save_at_ms = None;
         let known: KnownSet = self.engine.known().clone();
         self.saved_seq = known.head_seq;
-        let (index, group) = (self.parts.ctx.index.clone(), self.parts.group.clone());
+        let index = self.parts.ctx.index.clone();
+        let group_id = self.engine.identity().group_id;
         self.spawn_blocking("save sketch", move || {
-            let save = || query::save(&index, &group.group_id()?, &known);
-            if let Err(error) = save() {
+            if let Err(error) = query::save(&index, &group_id, &known) {
                 tracing::warn!("{error:#}");
             }
         });

@@ -1,7 +1,7 @@
 //! What a joiner and an inviter say to each other while they pair, and the code people compare.
 
 use crate::core::ids::{GroupId, HashAlgorithm, NodeId};
-use crate::core::pairing::Member;
+use crate::core::journal::op::SignedOp;
 
 /// Separates short codes from every other use of BLAKE3 here.
 const SHORT_CODE_CONTEXT: &str = "can-sync short code v1";
@@ -26,10 +26,10 @@ pub struct PairRequest {
 pub struct PairAccept {
     /// The group, which is the joiner's from now on.
     pub group_id: GroupId,
-    /// Every device of the group, inviter and joiner included.
-    pub members: Vec<Member>,
-    /// Every device that was removed from it.
-    pub removed: Vec<NodeId>,
+    /// The ops that make the joiner a member of it, the founder's first. Not verified yet.
+    pub intro: Vec<SignedOp>,
+    /// How many devices are in it, the joiner included.
+    pub members: u32,
     /// The inviter's name, fit for people.
     pub device_name: String,
 }

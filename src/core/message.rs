@@ -1,8 +1,7 @@
 //! What two engines say to each other on the control stream. The words are `proto/peer.proto`'s;
 //! `wire` turns them into bytes and refuses what is out of bounds.
 
-use crate::core::ids::{GroupId, Hash, HashAlgorithm, NodeId, StoreId};
-use crate::core::pairing::Member;
+use crate::core::ids::{GroupId, Hash, HashAlgorithm, StoreId};
 use crate::core::reconcile::{ReconcileMessage, SetSummary};
 
 /// A message of the control stream.
@@ -10,8 +9,6 @@ use crate::core::reconcile::{ReconcileMessage, SetSummary};
 pub enum Message {
     /// Who speaks; first, once.
     Hello(Hello),
-    /// The group as the sender knows it.
-    Members(Members),
     /// The sender's set; equal fingerprints mean in sync.
     Summary(Box<SetSummary>),
     /// A step of finding the difference.
@@ -35,13 +32,4 @@ pub struct Hello {
     pub algorithm: HashAlgorithm,
     /// Program version, for status and logs only.
     pub build: String,
-}
-
-/// The devices of a group and those removed from it. Both lists only grow; removal wins.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Members {
-    /// Devices, the sender included.
-    pub members: Vec<Member>,
-    /// Removed for ever.
-    pub removed: Vec<NodeId>,
 }

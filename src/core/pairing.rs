@@ -1,12 +1,14 @@
 //! What devices say of each other while they pair and afterwards: the proof of a ticket, and the
 //! facts about a member.
 
+use std::collections::BTreeSet;
+
 use crate::core::ids::NodeId;
 
 /// The one-time secret of a ticket.
 pub type TicketSecret = [u8; 16];
 
-/// Most devices a group knows of, removed ones included. All of them travel in one frame.
+/// Most devices a group knows of, removed ones included.
 pub const GROUP_ENTRIES_MAX: usize = 1024;
 
 /// Most addresses kept for a member; more would only slow the dial down.
@@ -23,12 +25,19 @@ pub const NAME_CHARS_MAX: usize = 64;
 pub struct Member {
     /// Which device.
     pub node_id: NodeId,
-    /// Its name for itself; see [`device_name`].
+    /// Its name, fit for people; see [`shown_name`].
     pub name: String,
-    /// When it took that name, ms since the Unix epoch by its own clock; 0 when not known.
-    pub named_ms: i64,
-    /// Where it was reached, newest first: socket addresses and relay URLs as text. Hints.
+    /// Where it may be reached, likeliest first: socket addresses and relay URLs as text. Hints.
     pub addresses: Vec<String>,
+}
+
+/// The devices of a group and those removed from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Members {
+    /// Devices, this one included unless it was removed.
+    pub members: Vec<Member>,
+    /// Removed for ever.
+    pub removed: Vec<NodeId>,
 }
 
 /// Shorter starts of a node ID are more likely a mistyped name.
@@ -87,6 +96,24 @@ pub fn device_name(text: &str) -> String {
         .collect();
     let cut: String = shown.trim().chars().take(NAME_CHARS_MAX).collect();
     cut.trim_end().to_owned()
+}
+
+/// A device's name for people: [`device_name`], or the start of its node ID when that is empty.
+pub fn shown_name(text: &str, node_id: &NodeId) -> String {
+    let name = device_name(text);
+    if name.is_empty() { node_id.short() } else { name }
+}
+
+/// The addresses worth keeping for a device, the newest before the older. Only their form is looked
+/// at; what they mean is for the one who dials.
+pub fn addresses(newest: &[String], older: Vec<String>) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    let is_address = |text: &String| {
+        (1..=ADDRESS_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+    };
+    let all = newest.iter().cloned().chain(older);
+    let fit = all.filter(|address| is_address(address) && seen.insert(address.clone()));
+    fit.take(ADDRESSES_MAX).collect()
 }
 
 /// Zero-width and direction-changing characters (Unicode UAX #9 and #36).

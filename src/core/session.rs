@@ -11,7 +11,7 @@ use crate::core::limits::{
     BATCH_ASSETS_MAX, BATCH_BYTES_MAX, HASHES_PER_FRAME_MAX, LARGE_LANES, LIVE_LANES,
     LIVE_LARGE_LANES, PENDING_PER_PEER_MAX, SMALL_BYTES_MAX, SMALL_LANES,
 };
-use crate::core::message::{Hello, Members};
+use crate::core::message::Hello;
 use crate::core::peers::{Backoff, ConnId};
 use crate::core::reconcile::{Reconciler, SetSummary};
 use crate::core::wants::BatchId;
@@ -76,10 +76,6 @@ pub(crate) struct Session {
     pub(crate) compare_backoff: Backoff,
     /// Questions of its rounds that the index has not answered.
     pub(crate) asks: usize,
-    /// The newest the peer said of the group, until it is taken in.
-    pub(crate) members: Option<Members>,
-    /// Something it said is being taken in.
-    pub(crate) merging: bool,
     pub(crate) save_cursor_at_ms: u64,
     /// Batches of the peer under way to us. One that ends without having been offered was never
     /// in here: all of it was known, or its stream broke first.
@@ -115,8 +111,6 @@ impl Session {
             compare_not_before_ms: 0,
             compare_backoff: Backoff::default(),
             asks: 0,
-            members: None,
-            merging: false,
             save_cursor_at_ms: 0,
             receiving: BTreeSet::new(),
             heard_ms: now_ms,

@@ -108,7 +108,6 @@ impl Home {
         }
         for file in [
             self.key_path(),
-            self.state_db_path(),
             self.index_db_path(),
             self.journal_db_path(),
             self.api_token_path(),
@@ -128,17 +127,12 @@ impl Home {
         self.state.join("key")
     }
 
-    /// Group, members, tickets.
-    pub fn state_db_path(&self) -> PathBuf {
-        self.state.join("state.db")
-    }
-
     /// The index of known hashes.
     pub fn index_db_path(&self) -> PathBuf {
         self.state.join("index.db")
     }
 
-    /// The journal.
+    /// The group and its journal.
     pub fn journal_db_path(&self) -> PathBuf {
         self.state.join("journal.db")
     }

@@ -32,7 +32,7 @@ impl Identity {
                 )
             });
         }
-        let state = home.state_db_path();
+        let state = home.journal_db_path();
         if state.symlink_metadata().is_ok() {
             bail!(
                 "the key {} is missing although {} is there: put the key back, or, {}",
@@ -94,7 +94,7 @@ fn how_to_start_over(home: &Home) -> String {
         "to start over as a new device that must be paired again, move {0} and {1}, {1}-wal and \
          {1}-shm (those that are there) away",
         home.key_path().display(),
-        home.state_db_path().display()
+        home.journal_db_path().display()
     )
 }
 
@@ -112,7 +112,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::state::group::Group;
+    use crate::state::journal::Journal;
 
     fn home(dir: &Path) -> Home {
         Home::open(Some(dir.join("home"))).unwrap()
@@ -190,11 +190,11 @@ mod tests {
     fn a_missing_key_beside_existing_state_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let home = home(dir.path());
-        let node_id = load(&home).unwrap().node_id;
-        Group::open(&home.state_db_path(), node_id, "laptop", 0).unwrap();
+        let identity = load(&home).unwrap();
+        Journal::open(&home.journal_db_path(), &identity, [0; 32]).unwrap();
         fs::remove_file(home.key_path()).unwrap();
         let said = load(&home).unwrap_err().to_string();
-        assert!(said.contains("state.db"), "{said}");
+        assert!(said.contains("journal.db"), "{said}");
         assert!(!home.key_path().exists());
     }
 
@@ -210,7 +210,7 @@ mod tests {
         let lock = home.lock().unwrap();
         let identity = Identity::load_or_create(&home, &lock).unwrap();
         home.load_or_create_token(&lock).unwrap();
-        Group::open(&home.state_db_path(), identity.node_id, "laptop", 0).unwrap();
+        Journal::open(&home.journal_db_path(), &identity, [0; 32]).unwrap();
         crate::state::index::Index::open(&home.index_db_path()).unwrap();
     }
 

@@ -3,15 +3,13 @@
 //! | file | what | if lost |
 //! |---|---|---|
 //! | `key` ([`identity`]) | the device's secret key | the device is a stranger to its group |
-//! | `state.db` ([`group`]) | group, members, removals, tickets | the device must pair again |
 //! | `index.db` ([`index`]) | the hashes the store knows, numbered | rebuilt from the store |
-//! | `journal.db` ([`journal`]) | records, events, logs of the group | what no other device has |
+//! | `journal.db` ([`journal`]) | the group, its records and events | the device must pair again |
 //! | `partials/` ([`partials`], [`bao`]) | large transfers under way | transferred again |
 //!
 //! [`home`] says where they are and who may read them.
 
 pub mod bao;
-pub mod group;
 pub mod home;
 pub mod identity;
 pub mod index;

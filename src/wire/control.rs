@@ -5,10 +5,9 @@ use prost::Message as _;
 
 use crate::core::ids::{GroupId, Hash, HashAlgorithm, StoreId};
 use crate::core::limits::HASHES_PER_FRAME_MAX;
-use crate::core::message::{Hello, Members, Message};
+use crate::core::message::{Hello, Message};
 use crate::core::pairing::{NAME_CHARS_MAX, device_name};
 use crate::wire::frame::Kind;
-use crate::wire::pairing::{members_from_wire, members_to_wire};
 use crate::wire::reconcile::{
     decode_reconcile, decode_set_summary, encode_reconcile, encode_set_summary,
 };
@@ -21,9 +20,6 @@ const NAME_BYTES_MAX: usize = 4 * NAME_CHARS_MAX;
 pub fn encode_message(message: &Message) -> (Kind, Bytes) {
     let (kind, payload) = match message {
         Message::Hello(hello) => (Kind::Hello, hello_to_wire(hello).encode_to_vec()),
-        Message::Members(Members { members, removed }) => {
-            (Kind::Members, members_to_wire(members, removed).encode_to_vec())
-        }
         Message::Summary(summary) => return (Kind::SetSummary, encode_set_summary(summary)),
         Message::Reconcile(message) => return encode_reconcile(message),
         Message::Solicit(hashes) => {
@@ -43,10 +39,6 @@ pub fn encode_message(message: &Message) -> (Kind, Bytes) {
 pub fn decode_message(kind: Kind, payload: Bytes) -> Result<Message, WireError> {
     match kind {
         Kind::Hello => Ok(Message::Hello(hello_from_wire(parse("Hello", payload)?)?)),
-        Kind::Members => {
-            let (members, removed) = members_from_wire(&parse("Members", payload)?)?;
-            Ok(Message::Members(Members { members, removed }))
-        }
         Kind::SetSummary => Ok(Message::Summary(Box::new(decode_set_summary(payload)?))),
         Kind::Solicit => {
             let message: peer::Solicit = parse("Solicit", payload)?;
@@ -123,8 +115,6 @@ fn bounded(what: &'static str, got: usize, limit: usize) -> Result<(), WireError
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::core::ids::NodeId;
-    use crate::core::pairing::Member;
     use proptest::prelude::*;
 
     fn hello() -> Hello {
@@ -144,16 +134,8 @@ mod tests {
 
     #[test]
     fn messages_come_back_as_they_were() {
-        let member = Member {
-            node_id: NodeId([3; 32]),
-            name: "phone".to_owned(),
-            named_ms: 7,
-            addresses: vec!["192.168.1.2:4000".to_owned()],
-        };
-        let members = Members { members: vec![member], removed: vec![NodeId([4; 32])] };
         for message in [
             Message::Hello(hello()),
-            Message::Members(members),
             Message::Solicit(vec![Hash([5; 32]); HASHES_PER_FRAME_MAX]),
             Message::Lacking(vec![Hash([6; 32])]),
         ] {
@@ -194,7 +176,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
-            for kind in [Kind::Hello, Kind::Members, Kind::SetSummary, Kind::Compare, Kind::Plan,
+            for kind in [Kind::Hello, Kind::SetSummary, Kind::Compare, Kind::Plan,
                          Kind::Cells, Kind::Page, Kind::Solicit, Kind::Lacking] {
                 let _ = decode_message(kind, Bytes::from(payload.clone()));
             }

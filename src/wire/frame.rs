@@ -21,7 +21,6 @@ pub const KIND_MANDATORY_MAX: u8 = 127;
 #[allow(missing_docs)]
 pub enum Kind {
     Hello,
-    Members,
     SetSummary,
     Compare,
     Plan,
@@ -51,9 +50,8 @@ pub enum Kind {
     Extension(u8),
 }
 
-const KINDS: [(u8, Kind); 27] = [
+const KINDS: [(u8, Kind); 26] = [
     (1, Kind::Hello),
-    (2, Kind::Members),
     (3, Kind::SetSummary),
     (4, Kind::Compare),
     (5, Kind::Plan),

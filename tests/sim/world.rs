@@ -10,8 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use can_sync::core::engine::{Effect, Engine, Identity, Input, KnownSet, PeerView, Sent};
 use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, NodeId, StoreId};
-use can_sync::core::message::Members;
-use can_sync::core::pairing::Member;
+use can_sync::core::pairing::{Member, Members};
 use can_sync::core::peers::ConnId;
 use can_sync::core::reconcile::{Answer, Query, Since, shard_range};
 use can_sync::core::sketch::{CodedCells, Sketch, SketchKey};
@@ -223,7 +222,6 @@ impl World {
         let members = self.nodes.iter().map(|node| Member {
             node_id: node.id,
             name: format!("node {}", node.id.short()),
-            named_ms: 0,
             addresses: Vec::new(),
         });
         let members = Members { members: members.collect(), removed: Vec::new() };
@@ -442,7 +440,6 @@ impl World {
             Effect::SaveCursor { peer, since } => {
                 self.nodes[n].cursors.insert(peer, since);
             }
-            Effect::MergeMembers { conn, .. } => self.fact(n, 1, Input::Merged { conn }),
             Effect::Stopped => {}
             Effect::RebuildSketch => panic!("no index here differs from its sketch"),
         }

@@ -3,7 +3,8 @@
 
 use crate::core::close::CloseCode;
 use crate::core::ids::{Digest, GroupId, Hash, HashAlgorithm, NodeId, StoreId};
-use crate::core::message::{Members, Message};
+use crate::core::message::Message;
+use crate::core::pairing::Members;
 use crate::core::peers::ConnId;
 use crate::core::reconcile::{Answer, Query, Since};
 use crate::core::session::Lane;
@@ -82,11 +83,6 @@ pub enum Input {
         conn: ConnId,
         /// What.
         message: Message,
-    },
-    /// [`Effect::MergeMembers`] was carried out.
-    Merged {
-        /// The connection named in it.
-        conn: ConnId,
     },
     /// The index's answer to [`Effect::Ask`].
     Answer {
@@ -270,16 +266,6 @@ pub enum Effect {
         peer: NodeId,
         /// How far.
         since: Since,
-    },
-    /// Take in what a peer knows of the group; answered by `Merged`, and by `Members` when something
-    /// changed.
-    MergeMembers {
-        /// On which connection; to be named in `Merged`.
-        conn: ConnId,
-        /// Who says so.
-        peer: NodeId,
-        /// What it knows.
-        members: Members,
     },
     /// The sketch seems not to match the index: scan it anew; answered by `Rebuilt` or
     /// `RebuildFailed`.

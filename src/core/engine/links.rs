@@ -7,8 +7,8 @@ use super::{Effect, Engine, Peer, SETTLE_MS, close};
 use crate::core::close::CloseCode;
 use crate::core::ids::NodeId;
 use crate::core::limits::SOLICITED_PER_PEER_MAX;
-use crate::core::message::{Hello, Members, Message};
-use crate::core::pairing::{Member, device_name};
+use crate::core::message::{Hello, Message};
+use crate::core::pairing::{Member, Members, device_name};
 use crate::core::peers::{Conn, ConnId, Link, Placed};
 use crate::core::reconcile::ReconcileMessage;
 use crate::core::session::Session;
@@ -58,13 +58,6 @@ impl Engine {
             peer.name.clone_from(&member.name);
         }
         self.members = members;
-        for peer in self.peers.values() {
-            let Some(session) = &peer.session else { continue };
-            if session.hello.is_some() && !session.plain {
-                let message = Message::Members(self.members.clone());
-                out.push(Effect::Send { conn: session.conn, message });
-            }
-        }
     }
 
     pub(super) fn on_seen(&mut self, now_ms: u64, node_id: NodeId) {
@@ -183,10 +176,6 @@ impl Engine {
         }
         match message {
             Message::Hello(_) => {}
-            Message::Members(members) => {
-                session.members.replace(members);
-                self.merge_members(conn, out);
-            }
             Message::Summary(summary) => session.theirs = Some(*summary),
             Message::Reconcile(ReconcileMessage::Compare { round, summary }) => {
                 self.on_compare(now_ms, conn, round, summary, out);
@@ -213,23 +202,6 @@ impl Engine {
         }
     }
 
-    /// Has the newest word of a peer about the group taken in, one at a time.
-    fn merge_members(&mut self, conn: ConnId, out: &mut Vec<Effect>) {
-        let Some((peer, session)) = self.session_of(conn) else { return };
-        if session.merging {
-            return;
-        }
-        let Some(members) = session.members.take() else { return };
-        session.merging = true;
-        out.push(Effect::MergeMembers { conn, peer, members });
-    }
-
-    pub(super) fn on_merged(&mut self, conn: ConnId, out: &mut Vec<Effect>) {
-        let Some(session) = self.session(conn) else { return };
-        session.merging = false;
-        self.merge_members(conn, out);
-    }
-
     fn on_hello(
         &mut self,
         now_ms: u64,
@@ -248,7 +220,6 @@ impl Engine {
             self.close(conn, CloseCode::HashAlgorithm, &detail, out);
             return;
         }
-        let members = self.members.clone();
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
         let Some(session) = &mut peer.session else { return };
         peer.last_error = None;
@@ -257,8 +228,6 @@ impl Engine {
         session.heard(now_ms);
         if session.plain {
             out.push(Effect::RunPlain { conn });
-        } else {
-            out.push(Effect::Send { conn, message: Message::Members(members) });
         }
     }
 }

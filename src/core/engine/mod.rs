@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use crate::core::close::CloseCode;
 use crate::core::ids::NodeId;
 use crate::core::limits::SCAN_RETRY_MS;
-use crate::core::message::Members;
+use crate::core::pairing::Members;
 use crate::core::peers::{Conn, ConnId, Link};
 use crate::core::reconcile::Since;
 use crate::core::session::Session;
@@ -152,7 +152,6 @@ impl Engine {
                 self.on_disconnected(now_ms, conn, reason, violation, out);
             }
             Input::Message { conn, message } => self.on_message(now_ms, conn, message, out),
-            Input::Merged { conn } => self.on_merged(conn, out),
             Input::Answer { conn, round, answer } => {
                 self.on_answer(now_ms, conn, round, answer, out);
             }

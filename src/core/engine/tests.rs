@@ -162,22 +162,15 @@ fn a_rebuild_that_fails_is_tried_again() {
 }
 
 #[test]
-fn whatever_a_peer_sends_one_merge_and_one_question_of_it_are_under_way() {
+fn whatever_a_peer_sends_one_question_of_it_is_under_way() {
     let mut bench = Bench::new();
     bench.connect(A, A_CONN);
     let conn = A_CONN;
     for n in 0..100 {
-        let removed = vec![NodeId([n; 32])];
-        let members = Members { members: Vec::new(), removed };
-        bench.tell(Input::Message { conn, message: Message::Members(members) });
-        let hashes = vec![asset(u32::from(n), 1).hash];
+        let hashes = vec![asset(n, 1).hash];
         bench.tell(Input::Message { conn, message: Message::Solicit(hashes) });
     }
-    assert_eq!(bench.merges(), [NodeId([0; 32])]);
     assert_eq!(bench.sizes_asked(), [1]);
-    bench.tell(Input::Merged { conn });
-    bench.tell(Input::Merged { conn });
-    assert_eq!(bench.merges(), [NodeId([0; 32]), NodeId([99; 32])], "only the newest counts");
     bench.tell(Input::Sizes { conn, held: Vec::new(), missing: vec![asset(0, 1).hash] });
     assert_eq!(bench.sizes_asked(), [1, 99]);
     assert_eq!(bench.closed(), None);
@@ -202,12 +195,8 @@ impl Bench {
         };
         let sketch = Sketch::new(SketchKey::derive(&GROUP));
         let known = KnownSet { sketch, epoch: [5; 16], head_seq: 0 };
-        let member = |node_id: NodeId| Member {
-            node_id,
-            name: node_id.short(),
-            named_ms: 0,
-            addresses: Vec::new(),
-        };
+        let member =
+            |node_id: NodeId| Member { node_id, name: node_id.short(), addresses: Vec::new() };
         let members = Members { members: [US, A].map(member).to_vec(), removed: Vec::new() };
         let engine = Engine::new(identity, known, members, BTreeMap::new(), [7; 32]);
         let mut bench = Self { engine, now_ms: 0, effects: Vec::new() };
@@ -280,15 +269,6 @@ impl Bench {
     /// A round over `conn` ended with the sketch looking wrong.
     fn accuse(&mut self, conn: ConnId) {
         self.engine.rebuild(self.now_ms, conn, &mut self.effects);
-    }
-
-    /// Whom the ordered merges remove.
-    fn merges(&self) -> Vec<NodeId> {
-        let removed = self.effects.iter().filter_map(|effect| match effect {
-            Effect::MergeMembers { members, .. } => Some(members.removed[0]),
-            _ => None,
-        });
-        removed.collect()
     }
 
     /// Of how many hashes each.

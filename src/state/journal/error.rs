@@ -21,6 +21,9 @@ pub enum JournalError {
     /// The facts given do not make this device a member.
     #[error("what was given does not make this device a member of that group")]
     BadIntro,
+    /// The group's ops are too far ahead of our clock.
+    #[error("the clocks of the two devices are far apart: set them right and pair again")]
+    ClockBehind,
     /// The wall clock was never set.
     #[error("the clock of this device is not set")]
     ClockNotSet,

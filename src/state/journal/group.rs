@@ -3,18 +3,21 @@
 //! M1  A token is consumed in the transaction that adds its device: it lets in one, once.
 //! M2  A removal names whom the remover stands by; what the removed device adds unseen falls with it.
 
+use std::time::Instant;
+
 use rusqlite::params;
 
+use crate::clock::instant_now;
 use crate::core::ids::{GroupId, NodeId};
 use crate::core::journal::members::FactKind;
 use crate::core::journal::op::{Change, MemberChange, group_id};
 use crate::core::pairing::{GROUP_ENTRIES_MAX, proof_matches};
 
 use super::scan::intro;
-use super::schema::{GROUP_TABLES, int, key, row_u64};
+use super::schema::{int, key, set_meta};
 use super::tx::{Tx, facts};
 use super::verify::VerifiedOp;
-use super::{Admitted, Journal, JournalError, Result, TokenError, Written};
+use super::{Admitted, Journal, JournalError, Refused, RefusedWhy, Result, TokenError, Written};
 
 /// Wrong proofs until a token is void: enough for mistyping, too few for guessing.
 const TOKEN_TRIES: i64 = 5;
@@ -29,29 +32,38 @@ impl Journal {
         if tx.group.is_some() {
             return Err(JournalError::InGroup);
         }
-        let nonce = tx.draw_nonce();
-        let group = group_id(&tx.me(), &nonce);
-        tx.group = Some(group);
-        tx.begin_log()?;
-        let genesis = MemberChange::Genesis { nonce, name: name.to_owned() };
-        tx.write_facts(vec![genesis])?;
+        let group = tx.found(name)?;
         tx.commit()?;
         self.group = Some(group);
         Ok(group)
     }
 
-    /// Enters the group in which `intro` makes this device a member.
+    /// Enters the group in which `intro` makes this device a member. A group of its own is left for
+    /// it, unless there are other members in that; one that has removed it is left in any case.
     pub fn join(&mut self, group: GroupId, intro: &[VerifiedOp], now_ms: u64) -> Result<()> {
         let mut tx = self.begin(now_ms)?;
-        if tx.group.is_some() {
-            return Err(JournalError::InGroup);
-        }
         let me = tx.me();
+        if tx.group == Some(group) {
+            tx.receive(intro, Tx::introduces)?;
+            if !tx.verdicts()?.member(&me) {
+                return Err(JournalError::Removed);
+            }
+            return tx.commit();
+        }
+        if tx.group.is_some() {
+            let alone = tx.verdicts()?.members().all(|member| *member == me);
+            if !alone && !tx.we_are_removed()? {
+                return Err(JournalError::InGroup);
+            }
+            tx.forget_group()?;
+        }
         tx.group = Some(group);
         tx.begin_log()?;
-        tx.receive(intro, |_, _| Ok(true))?;
+        let received = tx.receive(intro, |_, _| Ok(true))?;
         if !tx.verdicts()?.member(&me) {
-            return Err(JournalError::BadIntro);
+            let future = |refused: &Refused| matches!(refused.why, RefusedWhy::Future { .. });
+            let ahead = received.refused.iter().any(future);
+            return Err(if ahead { JournalError::ClockBehind } else { JournalError::BadIntro });
         }
         tx.commit()?;
         self.group = Some(group);
@@ -61,32 +73,47 @@ impl Journal {
     /// Forgets the group and everything in the journal. Numbers of arrival are not used again.
     pub fn leave(&mut self) -> Result<()> {
         let mut tx = self.begin(0)?;
-        for table in GROUP_TABLES {
-            tx.db.execute(&format!("DELETE FROM {table}"), [])?;
-        }
-        for key in [key::GROUP, key::OPEN_LOG, key::DIGEST, key::HLC_MAX] {
-            tx.db.execute("DELETE FROM meta WHERE k = ?1", [key])?;
-        }
-        tx.group = None;
-        tx.news.ops = true;
-        tx.facts_changed();
+        tx.forget_group()?;
         tx.commit()?;
         self.group = None;
         Ok(())
     }
 
+    /// [`Journal::leave`] and [`Journal::found`] in one.
+    pub fn start_over(&mut self, name: &str, now_ms: u64) -> Result<GroupId> {
+        let mut tx = self.begin(now_ms)?;
+        tx.forget_group()?;
+        let group = tx.found(name)?;
+        tx.commit()?;
+        self.group = Some(group);
+        Ok(group)
+    }
+
+    /// Takes a member's word that `group` has removed this device, unless it is in another by now.
+    pub fn told_removed(&mut self, group: &GroupId) -> Result<()> {
+        let tx = self.begin(0)?;
+        if tx.group == Some(*group) {
+            set_meta(&tx.db, key::TOLD_REMOVED, &[])?;
+        }
+        tx.commit()
+    }
+
     /// T5: makes the token with this key (see [`crate::core::pairing::ticket_key`]) good until then.
     /// The oldest make room when there are too many.
     pub fn create_token(&mut self, key: &[u8; 32], now_ms: u64, expires_ms: u64) -> Result<()> {
+        self.create_token_at(key, now_ms, instant_now(), expires_ms)
+    }
+
+    pub(super) fn create_token_at(
+        &mut self,
+        key: &[u8; 32],
+        now_ms: u64,
+        now: Instant,
+        expires_ms: u64,
+    ) -> Result<()> {
         let mut tx = self.begin(now_ms)?;
-        let me = tx.me();
-        if !tx.verdicts()?.member(&me) {
-            return Err(if tx.group.is_some() {
-                JournalError::Removed
-            } else {
-                JournalError::NoGroup
-            });
-        }
+        tx.now = now;
+        tx.must_be_member()?;
         tx.db.execute(
             "DELETE FROM tokens WHERE expires_ms <= ?1 OR key NOT IN
                  (SELECT key FROM tokens ORDER BY created_ms DESC LIMIT ?2)",
@@ -97,6 +124,7 @@ impl Journal {
              ON CONFLICT DO NOTHING",
             params![key, int(now_ms), int(expires_ms), TOKEN_TRIES],
         )?;
+        tx.roster_changed = true;
         tx.commit()
     }
 
@@ -108,23 +136,31 @@ impl Journal {
         name: &str,
         now_ms: u64,
     ) -> Result<std::result::Result<Admitted, TokenError>> {
+        self.redeem_at(joiner, proof, name, now_ms, instant_now())
+    }
+
+    pub(super) fn redeem_at(
+        &mut self,
+        joiner: &NodeId,
+        proof: &[u8; 32],
+        name: &str,
+        now_ms: u64,
+        now: Instant,
+    ) -> Result<std::result::Result<Admitted, TokenError>> {
         let mut tx = self.begin(now_ms)?;
+        tx.now = now;
         let (group, me) = (tx.group()?, tx.me());
         if *joiner == me {
             return Ok(Err(TokenError::Ourselves));
         }
-        let (token, good) = match tx.token(joiner, proof)? {
-            Ok(found) => found,
+        tx.must_be_member()?;
+        let token = match tx.token(joiner, proof)? {
+            Ok(token) => token,
             Err(error) => {
                 tx.commit()?;
                 return Ok(Err(error));
             }
         };
-        if !good {
-            tx.db.execute("DELETE FROM tokens WHERE key = ?1", [token])?;
-            tx.commit()?;
-            return Ok(Err(TokenError::Expired));
-        }
         let verdicts = tx.verdicts()?;
         if verdicts.removed(joiner) {
             return Ok(Err(TokenError::JoinerRemoved));
@@ -134,7 +170,7 @@ impl Journal {
         if !is_member && entries >= GROUP_ENTRIES_MAX {
             return Ok(Err(TokenError::GroupFull));
         }
-        tx.db.execute("DELETE FROM tokens WHERE key = ?1", [token])?;
+        tx.drop_token(&token)?;
         if !is_member {
             let add = MemberChange::Add { device: *joiner, name: name.to_owned() };
             tx.write_facts(vec![add])?;
@@ -198,30 +234,59 @@ impl Tx<'_> {
             .map_err(|error| JournalError::Damaged(format!("a fact about members: {error}")))
     }
 
-    /// The outstanding token that a proof fits and whether it is in time; a wrong proof costs each
-    /// of them a try.
+    fn found(&mut self, name: &str) -> Result<GroupId> {
+        let nonce = self.draw_nonce();
+        let group = group_id(&self.me(), &nonce);
+        self.group = Some(group);
+        self.begin_log()?;
+        let genesis = MemberChange::Genesis { nonce, name: name.to_owned() };
+        self.write_facts(vec![genesis])?;
+        Ok(group)
+    }
+
+    fn must_be_member(&mut self) -> Result<()> {
+        self.group()?;
+        let me = self.me();
+        if !self.verdicts()?.member(&me) || self.we_are_removed()? {
+            return Err(JournalError::Removed);
+        }
+        Ok(())
+    }
+
+    /// The outstanding token that a proof fits. One that is past its time is used up, and a wrong
+    /// proof costs each of them a try.
     fn token(
         &mut self,
         joiner: &NodeId,
         proof: &[u8; 32],
-    ) -> Result<std::result::Result<([u8; 32], bool), TokenError>> {
+    ) -> Result<std::result::Result<[u8; 32], TokenError>> {
         let me = self.me();
-        let tokens: Vec<([u8; 32], u64, u64)> = {
-            let mut query = self.db.prepare("SELECT key, created_ms, expires_ms FROM tokens")?;
-            let rows =
-                query.query_map([], |row| Ok((row.get(0)?, row_u64(row, 1)?, row_u64(row, 2)?)))?;
+        let keys: Vec<[u8; 32]> = {
+            let mut query = self.db.prepare_cached("SELECT key FROM tokens")?;
+            let rows = query.query_map([], |row| row.get(0))?;
             rows.collect::<rusqlite::Result<_>>()?
         };
-        if tokens.is_empty() {
+        if keys.is_empty() {
             return Ok(Err(TokenError::NoToken));
         }
-        let fits = tokens.iter().find(|(key, ..)| proof_matches(key, &me, joiner, proof));
-        let Some((key, created_ms, expires_ms)) = fits else {
+        // Every one is looked at, so that the time taken does not tell which fits.
+        let fits = keys.into_iter().filter(|key| proof_matches(key, &me, joiner, proof)).last();
+        let Some(key) = fits else {
             self.db.execute("UPDATE tokens SET tries = tries - 1", [])?;
             self.db.execute("DELETE FROM tokens WHERE tries <= 0", [])?;
+            self.roster_changed = true;
             return Ok(Err(TokenError::WrongProof));
         };
-        // A clock that was set back does not make a token good for longer.
-        Ok(Ok((*key, (*created_ms..*expires_ms).contains(&self.now_ms))))
+        if !self.roster.is_live(&key, self.now_ms, self.now) {
+            self.drop_token(&key)?;
+            return Ok(Err(TokenError::Expired));
+        }
+        Ok(Ok(key))
+    }
+
+    fn drop_token(&mut self, key: &[u8; 32]) -> Result<()> {
+        self.db.execute("DELETE FROM tokens WHERE key = ?1", [key])?;
+        self.roster_changed = true;
+        Ok(())
     }
 }

@@ -22,6 +22,7 @@ use crate::state::identity::Identity;
 mod apply;
 mod assets;
 mod author;
+mod devices;
 mod error;
 mod events;
 mod fsck;
@@ -31,6 +32,7 @@ mod prune;
 mod read;
 mod rebase;
 mod receive;
+mod roster;
 mod scan;
 mod schema;
 mod session;
@@ -43,11 +45,13 @@ mod verify;
 mod tests;
 
 pub use author::DraftResult;
+pub use devices::GroupState;
 pub use error::JournalError;
 pub use read::{
     Change, ChangesPage, Cursor, EventRow, EventsPage, JournalReader, MemberRow, Owner, Record,
     RecordsPage,
 };
+pub use roster::Roster;
 pub use scan::{LogState, Scan, ScanLimits};
 pub use stats::{LogStats, Stats};
 pub use verify::{OpError, VerifiedOp, verify};
@@ -63,6 +67,7 @@ pub struct Journal {
     identity: Identity,
     connection: Connection,
     nonces: tx::Nonces,
+    roster: Roster,
     group: Option<GroupId>,
     news: News,
 }
@@ -76,6 +81,8 @@ pub struct News {
     pub own: bool,
     /// Facts about members changed.
     pub members: bool,
+    /// What is known of devices changed: who may come in, where they are reached.
+    pub devices: bool,
 }
 
 /// Which file a database is: a copy put back from a backup is another one.
@@ -219,5 +226,6 @@ impl News {
         self.ops |= other.ops;
         self.own |= other.own;
         self.members |= other.members;
+        self.devices |= other.devices;
     }
 }

@@ -9,6 +9,7 @@ use crate::state::home::private_database_file;
 use crate::state::identity::Identity;
 
 use super::apply::read_body;
+use super::roster::Roster;
 use super::schema::{key, meta, meta_array, prepare, set_meta};
 use super::tx::{Nonces, Tx};
 use super::{DbIdent, Journal, JournalError, JournalReader, Result};
@@ -61,12 +62,15 @@ impl Journal {
             identity: identity.clone(),
             connection,
             nonces: Nonces::new(seed),
+            roster: Roster::default(),
             group: None,
             news: super::News::default(),
         };
         journal.prove_tail(ident)?;
         journal.read_opaque()?;
         journal.group = meta_array(&journal.connection, key::GROUP)?.map(GroupId);
+        let roster = journal.begin(0)?.next_roster()?;
+        journal.roster.set(roster);
         Ok(journal)
     }
 
@@ -78,6 +82,11 @@ impl Journal {
     /// The group, if this device is in one.
     pub fn group(&self) -> Option<GroupId> {
         self.group
+    }
+
+    /// What is asked of the group at every connection.
+    pub fn roster(&self) -> Roster {
+        self.roster.clone()
     }
 
     /// This device.
@@ -94,8 +103,8 @@ impl Journal {
     }
 
     pub(super) fn begin(&mut self, now_ms: u64) -> Result<Tx<'_>> {
-        let Self { connection, identity, nonces, news, .. } = self;
-        Tx::begin(connection, identity, nonces, news, now_ms)
+        let Self { connection, identity, nonces, news, roster, .. } = self;
+        Tx::begin(connection, identity, nonces, news, roster.clone(), now_ms)
     }
 
     /// Begins a new log when the database is not the file that was written to the last time.

@@ -150,11 +150,7 @@ impl JournalReader {
     /// A record, if it is there.
     pub fn record(&self, model: &str, owner: Owner, id: &[u8]) -> Result<Option<Record>> {
         let tx = self.connection.unchecked_transaction()?;
-        let (Some(model_num), Some(scope)) = (model_num(&tx, model)?, scope_num(&tx, owner)?)
-        else {
-            return Ok(None);
-        };
-        record(&tx, &Row { model_num, model: model.to_owned(), scope, owner, id: id.to_vec() })
+        record_at(&tx, model, owner, id)
     }
 
     /// Records of a model whose id starts with `prefix`, of one owner or of all, after a place, at
@@ -295,20 +291,7 @@ impl JournalReader {
     /// Every device that was ever a member by what we know, ascending.
     pub fn members(&self) -> Result<Vec<MemberRow>> {
         let tx = self.connection.unchecked_transaction()?;
-        let verdicts = Verdicts::of(&facts(&tx)?);
-        let mut query = tx.prepare_cached(
-            "SELECT d.id, m.name FROM members m JOIN devices d USING (dev)
-             WHERE m.kind != 2 ORDER BY d.id, m.op DESC, m.idx DESC",
-        )?;
-        let mut names: BTreeMap<NodeId, String> = BTreeMap::new();
-        let mut rows = query.query([])?;
-        while let Some(row) = rows.next()? {
-            let (device, name) = (NodeId(row.get(0)?), row.get(1)?);
-            names.entry(device).or_insert(name);
-        }
-        let known = names.into_iter().filter(|(device, _)| verdicts.author_ok(device));
-        let row = |(device, name)| MemberRow { device, name, member: verdicts.member(&device) };
-        Ok(known.map(row).collect())
+        member_rows(&tx, &Verdicts::of(&facts(&tx)?))
     }
 
     /// Who may author and who may connect.
@@ -324,6 +307,35 @@ struct Row {
     scope: i64,
     owner: Owner,
     id: Vec<u8>,
+}
+
+/// See [`JournalReader::members`].
+pub(super) fn member_rows(connection: &Connection, verdicts: &Verdicts) -> Result<Vec<MemberRow>> {
+    let mut query = connection.prepare_cached(
+        "SELECT d.id, m.name FROM members m JOIN devices d USING (dev)
+         WHERE m.kind != 2 ORDER BY d.id, m.op DESC, m.idx DESC",
+    )?;
+    let mut names: BTreeMap<NodeId, String> = BTreeMap::new();
+    let mut rows = query.query([])?;
+    while let Some(row) = rows.next()? {
+        let (device, name) = (NodeId(row.get(0)?), row.get(1)?);
+        names.entry(device).or_insert(name);
+    }
+    let known = names.into_iter().filter(|(device, _)| verdicts.author_ok(device));
+    let row = |(device, name)| MemberRow { device, name, member: verdicts.member(&device) };
+    Ok(known.map(row).collect())
+}
+
+/// See [`JournalReader::record`].
+pub(super) fn record_at(
+    connection: &Connection,
+    model: &str,
+    owner: Owner,
+    id: &[u8],
+) -> Result<Option<Record>> {
+    let (model_num, scope) = (model_num(connection, model)?, scope_num(connection, owner)?);
+    let (Some(model_num), Some(scope)) = (model_num, scope) else { return Ok(None) };
+    record(connection, &Row { model_num, model: model.to_owned(), scope, owner, id: id.to_vec() })
 }
 
 /// A record as its cells are now; `None` when it is not there.

@@ -35,11 +35,7 @@ impl Journal {
     /// [`super::JournalReader::verdicts`] tells.
     pub fn introduce(&mut self, intro: &[VerifiedOp], now_ms: u64) -> Result<Received> {
         let mut tx = self.begin(now_ms)?;
-        let received = tx.receive(intro, |tx, op| {
-            let adds = |change: &Change| matches!(change, Change::Member(MemberChange::Add { .. }));
-            let trusted = tx.verdicts()?.member(&op.signed().log.author);
-            Ok(trusted && op.body().changes.iter().all(adds))
-        })?;
+        let received = tx.receive(intro, Tx::introduces)?;
         tx.commit()?;
         Ok(received)
     }
@@ -86,6 +82,13 @@ impl Journal {
 }
 
 impl Tx<'_> {
+    /// Whether an op adds devices and is by a member, so that it counts whoever brings it.
+    pub(super) fn introduces(&mut self, op: &VerifiedOp) -> Result<bool> {
+        let adds = |change: &Change| matches!(change, Change::Member(MemberChange::Add { .. }));
+        let trusted = self.verdicts()?.member(&op.signed().log.author);
+        Ok(trusted && op.body().changes.iter().all(adds))
+    }
+
     /// Takes in ops, each if `welcome` says so at its turn or it is held already.
     pub(super) fn receive(
         &mut self,

@@ -114,6 +114,10 @@ CREATE TABLE acks (
     seq INTEGER NOT NULL,
     PRIMARY KEY (dev, log)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE reached (
+    device BLOB PRIMARY KEY,
+    addresses TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
 CREATE TABLE tokens (
     key BLOB PRIMARY KEY,
     created_ms INTEGER NOT NULL,
@@ -135,7 +139,8 @@ CREATE TABLE cursors (
 ";
 
 /// Everything that belongs to a group, children before parents.
-pub(super) const GROUP_TABLES: [&str; 14] = [
+pub(super) const GROUP_TABLES: [&str; 15] = [
+    "reached",
     "shadows",
     "cursors",
     "tokens",
@@ -162,6 +167,8 @@ pub(super) mod key {
     pub(in super::super) const KINDS: &str = "kinds";
     /// The group's id; absent without a group.
     pub(in super::super) const GROUP: &str = "group_id";
+    /// There when a member said that the group has removed this device.
+    pub(in super::super) const TOLD_REMOVED: &str = "told_removed";
     /// The id of the log this device writes.
     pub(in super::super) const OPEN_LOG: &str = "open_log";
     /// The digest of the state.

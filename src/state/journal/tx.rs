@@ -6,9 +6,11 @@
 //!     `bytes` what a log takes: all three move with the rows they are about.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
+use crate::clock::instant_now;
 use crate::core::ids::{GroupId, LogId, NodeId, OpHash};
 use crate::core::journal::members::{Fact, FactKind, Verdicts};
 use crate::core::journal::message::Xor16;
@@ -16,7 +18,8 @@ use crate::core::journal::op::LogInfo;
 use crate::core::journal::stamp::Hlc;
 use crate::state::identity::Identity;
 
-use super::schema::{int, key, meta_array, row_u64, set_meta};
+use super::roster::Roster;
+use super::schema::{GROUP_TABLES, int, key, meta_array, row_u64, set_meta};
 use super::{JournalError, News, Result};
 
 /// The random source of log and group nonces.
@@ -31,7 +34,10 @@ pub(super) struct Tx<'a> {
     pub(super) db: Transaction<'a>,
     pub(super) identity: &'a Identity,
     nonces: &'a mut Nonces,
+    pub(super) roster: Roster,
     pub(super) now_ms: u64,
+    /// For the deadlines of tokens.
+    pub(super) now: Instant,
     pub(super) group: Option<GroupId>,
     /// The log this device writes.
     pub(super) open_log: Option<LogId>,
@@ -44,6 +50,8 @@ pub(super) struct Tx<'a> {
     models: BTreeMap<String, i64>,
     device_bytes: BTreeMap<i64, u64>,
     verdicts: Option<Verdicts>,
+    /// Facts or tokens changed: the roster is to be made anew.
+    pub(super) roster_changed: bool,
     pub(super) news: News,
     /// Where `news` goes with the commit.
     told: &'a mut News,
@@ -51,7 +59,7 @@ pub(super) struct Tx<'a> {
 }
 
 /// What the table `meta` has of the group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Kept {
     group: Option<GroupId>,
     open_log: Option<LogId>,
@@ -97,6 +105,7 @@ impl<'a> Tx<'a> {
         identity: &'a Identity,
         nonces: &'a mut Nonces,
         told: &'a mut News,
+        roster: Roster,
         now_ms: u64,
     ) -> Result<Self> {
         let db = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -115,13 +124,16 @@ impl<'a> Tx<'a> {
             db,
             identity,
             nonces,
+            roster,
             now_ms,
+            now: instant_now(),
             logs: BTreeMap::new(),
             log_nums: BTreeMap::new(),
             devices: BTreeMap::new(),
             models: BTreeMap::new(),
             device_bytes: BTreeMap::new(),
             verdicts: None,
+            roster_changed: false,
             news: News::default(),
             told,
             before,
@@ -130,7 +142,9 @@ impl<'a> Tx<'a> {
 
     /// Writes what was held back and makes all of it durable. Where nothing has changed, nothing is
     /// written, and the disk not waited for.
-    pub(super) fn commit(self) -> Result<()> {
+    pub(super) fn commit(mut self) -> Result<()> {
+        let roster = self.roster_changed.then(|| self.next_roster()).transpose()?;
+        self.news.devices |= self.roster_changed;
         for (log, _) in self.logs.values().filter(|(log, before)| log != before) {
             self.db
                 .prepare_cached(
@@ -162,6 +176,9 @@ impl<'a> Tx<'a> {
         }
         self.db.commit()?;
         self.told.add(self.news);
+        if let Some(roster) = roster {
+            self.roster.set(roster);
+        }
         Ok(())
     }
 
@@ -187,6 +204,27 @@ impl<'a> Tx<'a> {
                 return Ok(id);
             }
         }
+    }
+
+    /// Forgets the group and everything in the journal. Numbers of arrival are not used again.
+    pub(super) fn forget_group(&mut self) -> Result<()> {
+        for table in GROUP_TABLES {
+            self.db.execute(&format!("DELETE FROM {table}"), [])?;
+        }
+        for key in [key::GROUP, key::TOLD_REMOVED, key::OPEN_LOG, key::DIGEST, key::HLC_MAX] {
+            self.db.execute("DELETE FROM meta WHERE k = ?1", [key])?;
+        }
+        (self.group, self.open_log) = (None, None);
+        (self.hlc_max, self.digest) = (Hlc(0), Xor16::default());
+        self.before = Kept::default();
+        self.logs.clear();
+        self.log_nums.clear();
+        self.devices.clear();
+        self.models.clear();
+        self.device_bytes.clear();
+        self.news.ops = true;
+        self.facts_changed();
+        Ok(())
     }
 
     /// A nonce for a new group.
@@ -382,6 +420,7 @@ impl<'a> Tx<'a> {
     pub(super) fn facts_changed(&mut self) {
         self.verdicts = None;
         self.news.members = true;
+        self.roster_changed = true;
     }
 }
 

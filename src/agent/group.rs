@@ -1,0 +1,58 @@
+//! Tells the loop how the group stands on disk, whenever that changed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use super::fact::{Fact, Facts};
+use super::journal::{AskError, JournalHandle};
+use crate::core::ids::NodeId;
+
+/// News of names and addresses waits so long for company; that of members does not.
+const COALESCE: Duration = Duration::from_millis(200);
+
+/// Before the group is read again after its database could not be read.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+
+/// Sends [`Fact::Group`] at the start, after every commit that changed the group, and when told to
+/// by `again`. Ends with the journal.
+pub(super) async fn follow(
+    journal: JournalHandle,
+    node_id: NodeId,
+    facts: Facts,
+    again: Arc<Notify>,
+) {
+    let mut commits = journal.commits();
+    let mut told = None;
+    loop {
+        // Marked before the read: what is committed meanwhile is read next time.
+        commits.borrow_and_update();
+        let version = journal.roster().version();
+        match journal.read(move |reader| reader.group_state(&node_id)).await {
+            Ok(Some(state)) if told.as_ref() != Some(&state) => {
+                facts.send(Fact::Group(state.clone())).await;
+                told = Some(state);
+            }
+            Ok(_) => {}
+            Err(AskError::Closed) => return,
+            Err(error) => {
+                tracing::error!("reading the group: {error:#}");
+                sleep(READ_AGAIN).await;
+                continue;
+            }
+        }
+        tokio::select! {
+            () = again.notified() => told = None,
+            changed = commits.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                if journal.roster().version() == version {
+                    sleep(COALESCE).await;
+                }
+            }
+        }
+    }
+}

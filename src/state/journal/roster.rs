@@ -1,0 +1,127 @@
+//! What is asked of the group at every connection, in memory.
+//!
+//! B1  It moves with the commit that changes it, before the call returns that made it: nobody comes
+//!     in by what is not durable, nor after a removal that is.
+//! B2  A token ends by the wall clock, which a restart cannot fool, and by the monotonic clock, which
+//!     nobody can set back. One first seen after a restart counts from then.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+
+use crate::clock::instant_now;
+use crate::core::ids::NodeId;
+use crate::core::journal::members::Verdicts;
+use crate::core::journal::session::Standing;
+use crate::core::pairing::proof_matches;
+
+use super::Result;
+use super::schema::{key, meta, row_u64};
+use super::tx::Tx;
+
+/// Who may connect, and whether anyone may pair. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Roster(Arc<RwLock<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    version: u64,
+    verdicts: Verdicts,
+    tokens: BTreeMap<[u8; 32], Token>,
+}
+
+/// An outstanding token.
+#[derive(Debug, Clone, Copy)]
+struct Token {
+    created_ms: u64,
+    expires_ms: u64,
+    deadline: Instant,
+}
+
+/// What a transaction leaves behind when it is committed.
+pub(super) struct Next {
+    verdicts: Verdicts,
+    /// Key, creation, expiry.
+    tokens: Vec<([u8; 32], u64, u64)>,
+    now_ms: u64,
+    now: Instant,
+}
+
+impl Roster {
+    /// How a device stands.
+    pub fn standing(&self, device: &NodeId) -> Standing {
+        let state = self.read();
+        match (state.verdicts.removed(device), state.verdicts.member(device)) {
+            (true, _) => Standing::Removed,
+            (false, true) => Standing::Member,
+            (false, false) => Standing::Stranger,
+        }
+    }
+
+    /// Whether a token is outstanding.
+    pub fn is_pairing_open(&self, now_ms: u64) -> bool {
+        let now = instant_now();
+        self.read().tokens.values().any(|token| token.is_live(now_ms, now))
+    }
+
+    /// Whether a proof to `inviter`, this device, fits an outstanding token. Uses nothing up.
+    pub fn fits(&self, inviter: &NodeId, joiner: &NodeId, proof: &[u8; 32], now_ms: u64) -> bool {
+        let now = instant_now();
+        let state = self.read();
+        let live = state.tokens.iter().filter(|(_, token)| token.is_live(now_ms, now));
+        // Every one is looked at, so that the time taken does not tell which fits.
+        live.filter(|(key, _)| proof_matches(key, inviter, joiner, proof)).count() > 0
+    }
+
+    /// Rises with every change.
+    pub fn version(&self) -> u64 {
+        self.read().version
+    }
+
+    pub(super) fn set(&self, next: Next) {
+        // A panic elsewhere left a whole state: it is only ever replaced below.
+        let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let Next { verdicts, tokens, now_ms, now } = next;
+        let tokens = tokens.into_iter().map(|(key, created_ms, expires_ms)| {
+            let left_ms = expires_ms.saturating_sub(now_ms.max(created_ms));
+            let fresh = now + Duration::from_millis(left_ms);
+            let deadline = state.tokens.get(&key).map_or(fresh, |known| known.deadline);
+            (key, Token { created_ms, expires_ms, deadline })
+        });
+        let tokens = tokens.collect();
+        *state = State { version: state.version + 1, verdicts, tokens };
+    }
+
+    /// Whether an outstanding token is in time.
+    pub(super) fn is_live(&self, key: &[u8; 32], now_ms: u64, now: Instant) -> bool {
+        self.read().tokens.get(key).is_some_and(|token| token.is_live(now_ms, now))
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Token {
+    fn is_live(&self, now_ms: u64, now: Instant) -> bool {
+        (self.created_ms..self.expires_ms).contains(&now_ms) && now < self.deadline
+    }
+}
+
+impl Tx<'_> {
+    /// What the roster is to be once this transaction is committed.
+    pub(super) fn next_roster(&mut self) -> Result<Next> {
+        let verdicts = self.verdicts()?.clone();
+        let mut query = self.db.prepare_cached("SELECT key, created_ms, expires_ms FROM tokens")?;
+        let tokens =
+            query.query_map([], |row| Ok((row.get(0)?, row_u64(row, 1)?, row_u64(row, 2)?)))?;
+        let tokens = tokens.collect::<rusqlite::Result<_>>()?;
+        Ok(Next { verdicts, tokens, now_ms: self.now_ms, now: self.now })
+    }
+
+    /// Whether this device is out of its group: by the facts, or by a member's word.
+    pub(super) fn we_are_removed(&mut self) -> Result<bool> {
+        let me = self.me();
+        Ok(self.verdicts()?.removed(&me) || meta(&self.db, key::TOLD_REMOVED)?.is_some())
+    }
+}
