@@ -45,6 +45,7 @@ pub mod metadata;
 mod orders;
 mod picture;
 mod query;
+pub mod replicate;
 mod run;
 pub mod status;
 pub mod transfer;
