@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use super::events::{EventFilter, epoch};
 use super::json::{EventPlace, bad_request, change_json, cursor_text, event_json, parse_cursor};
 use super::{Api, gone};
-use crate::agent::journal::{AskError, JournalHandle};
+use crate::agent::journal::{AskError, Commits, JournalHandle};
 use crate::core::ids::LogId;
 use crate::state::journal::{ChangesPage, Cursor, EventsPage, JournalError, JournalReader};
 use crate::store::problem::{Problem, problem};
@@ -47,7 +47,7 @@ pub(super) fn router() -> Router<Api> {
 /// What a watcher has come to.
 struct Watcher<P> {
     journal: JournalHandle,
-    commits: watch::Receiver<u64>,
+    commits: watch::Receiver<Commits>,
     place: P,
     /// It was told that it has seen everything there was.
     is_ready: bool,
