@@ -270,7 +270,8 @@ impl Tx<'_> {
             return Ok(Err(TokenError::NoToken));
         }
         // Every one is looked at, so that the time taken does not tell which fits.
-        let fits = keys.into_iter().filter(|key| proof_matches(key, &me, joiner, proof)).last();
+        let fits = keys.into_iter().filter(|key| proof_matches(key, &me, joiner, proof));
+        let fits = fits.fold(None, |_, key| Some(key));
         let Some(key) = fits else {
             self.db.execute("UPDATE tokens SET tries = tries - 1", [])?;
             self.db.execute("DELETE FROM tokens WHERE tries <= 0", [])?;
