@@ -192,6 +192,8 @@ impl Link {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     fn conn(id: u64, dialed: bool, since_ms: u64) -> Conn {
