@@ -7,7 +7,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
 use super::fact::{Fact, Facts};
-use super::journal::{AskError, JournalHandle};
+use super::journal::{AskError, Commits, JournalHandle};
 use crate::core::ids::NodeId;
 
 /// News of names and addresses waits so long for company; that of members does not.
@@ -56,6 +56,6 @@ pub(super) async fn follow(
     }
 }
 
-async fn members_change(journal: &JournalHandle, version: u64, commits: &mut watch::Receiver<u64>) {
+async fn members_change(journal: &JournalHandle, version: u64, commits: &mut watch::Receiver<Commits>) {
     while journal.roster().version() == version && commits.changed().await.is_ok() {}
 }

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::clock::wall_ms;
 use crate::core::journal::draft::{Draft, DraftError};
-use crate::state::journal::{self, Journal, JournalError, JournalReader, Roster, Written};
+use crate::state::journal::{self, Journal, JournalError, JournalReader, News, Roster, Written};
 
 /// Jobs waiting for the writer; a full queue makes the next caller wait. One group of drafts fits
 /// several times.
@@ -48,9 +48,20 @@ impl From<JournalError> for AskError {
 #[derive(Debug, Clone)]
 pub struct JournalHandle {
     jobs: mpsc::Sender<Job>,
-    commits: watch::Receiver<u64>,
+    commits: watch::Receiver<Commits>,
     roster: Roster,
     readers: Arc<Readers>,
+}
+
+/// How often the journal changed, by what changed. To be compared with an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Commits {
+    /// There was something new to read.
+    pub all: u64,
+    /// This device wrote.
+    pub own: u64,
+    /// Facts about members changed.
+    pub members: u64,
 }
 
 /// The writer before its thread runs.
@@ -58,7 +69,7 @@ pub struct JournalHandle {
 pub struct JournalWriter {
     journal: Journal,
     jobs: mpsc::Receiver<Job>,
-    commits: watch::Sender<u64>,
+    commits: watch::Sender<Commits>,
 }
 
 type Task = Box<dyn FnOnce(&mut Journal, u64) -> Fate + Send>;
@@ -102,7 +113,7 @@ pub fn share(journal: Journal) -> journal::Result<(JournalHandle, JournalWriter)
     let readers =
         Arc::new(Readers { idle: Mutex::new(idle), permits: Arc::new(Semaphore::new(READERS)) });
     let (sender, jobs) = mpsc::channel(JOBS_MAX);
-    let (commits, watched) = watch::channel(0);
+    let (commits, watched) = watch::channel(Commits::default());
     let roster = journal.roster();
     let handle = JournalHandle { jobs: sender, commits: watched, roster, readers };
     Ok((handle, JournalWriter { journal, jobs, commits }))
@@ -183,8 +194,8 @@ impl JournalHandle {
         result.map_err(|_| AskError::Closed)?
     }
 
-    /// Moves with every commit, local or received. Its value means nothing.
-    pub fn commits(&self) -> watch::Receiver<u64> {
+    /// Moves with every commit that changed something, local or received.
+    pub fn commits(&self) -> watch::Receiver<Commits> {
         self.commits.clone()
     }
 
@@ -257,13 +268,23 @@ impl JournalWriter {
                 Job::Stop => return Ok(()),
             };
             match fate {
-                Fate::Committed => self.commits.send_modify(|count| *count += 1),
-                Fate::Refused => {}
+                Fate::Committed | Fate::Refused => self.tell(),
                 Fate::Failed => {
                     let failed = "an earlier write failed: what is on disk is not known";
                     return Err(JournalError::Open(failed.into()).into());
                 }
             }
+        }
+    }
+
+    fn tell(&mut self) {
+        let news = self.journal.take_news();
+        if news != News::default() {
+            self.commits.send_modify(|commits| {
+                commits.all += 1;
+                commits.own += u64::from(news.own);
+                commits.members += u64::from(news.members);
+            });
         }
     }
 

@@ -18,7 +18,6 @@ use crate::net::frame::{FrameError, FrameReader, FrameWriter};
 use crate::net::{Connection, Protocol, RecvStream, SendStream};
 use crate::wire::WireError;
 use crate::wire::control::{decode_message, encode_message};
-use crate::wire::frame::HeaderError;
 
 use super::transfer::{Context, Counters, plain};
 
@@ -208,12 +207,5 @@ fn wire_fault(error: WireError) -> Fault {
 }
 
 fn frame_fault(error: FrameError) -> Fault {
-    let code = match &error {
-        FrameError::Header(HeaderError::TooLong { .. }) => CloseCode::TooLarge,
-        FrameError::Header(HeaderError::UnknownKind(_))
-        | FrameError::Truncated
-        | FrameError::Io(_) => CloseCode::Protocol,
-        FrameError::Stalled(_) => CloseCode::Slow,
-    };
-    fault(code, &error.to_string())
+    fault(error.close_code(), &error.to_string())
 }

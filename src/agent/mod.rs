@@ -39,6 +39,7 @@ mod link;
 mod orders;
 mod picture;
 mod query;
+pub mod replicate;
 mod run;
 pub mod status;
 pub mod transfer;

@@ -105,3 +105,60 @@ pub enum PeerState {
     /// Connected, nothing to do.
     Idle,
 }
+
+/// The journal.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct JournalStatus {
+    /// The journal of every connected peer is the same as this device's, as far as both have said.
+    pub ready: bool,
+    /// The peers with which journals are kept in step now.
+    pub peers: Vec<JournalPeerStatus>,
+    /// Logs that hold two ops of one number, in hex: a device was copied, or its backup restored.
+    /// Both branches count.
+    pub forked_logs: Vec<String>,
+    /// How often all was sent again because contents differed that should not, since the start.
+    pub repairs: u64,
+}
+
+/// How the journal stands with a peer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct JournalPeerStatus {
+    /// Its node ID, in hex.
+    pub node_id: String,
+    /// Where the stream stands.
+    pub state: JournalPeerState,
+    /// By how much its clock is ahead of this device's, when that is too much, milliseconds.
+    pub skew_ms: Option<i64>,
+    /// How often all was sent again in this connection.
+    pub repairs: u64,
+    /// Logs of which nothing is taken in for now.
+    pub held_logs: u64,
+    /// The first of them, and why.
+    pub held: Vec<JournalRefusal>,
+    /// What the peer refused last in this connection.
+    pub refused: Option<JournalRefusal>,
+}
+
+/// Where the journal's stream with a peer stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JournalPeerState {
+    /// Each finds out whether the other is a member.
+    #[default]
+    Greeting,
+    /// One of them lacks something, or they do not know yet.
+    CatchingUp,
+    /// Both have the same.
+    InSync,
+}
+
+/// Something of the journal that was not taken in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalRefusal {
+    /// Why, for people.
+    pub reason: String,
+    /// The op's log, in hex.
+    pub log: Option<String>,
+    /// The op's number.
+    pub seq: Option<u64>,
+}

@@ -11,6 +11,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
+use crate::core::close::CloseCode;
 use crate::wire::frame::{HEADER_BYTES, Header, HeaderError, Kind};
 
 /// How much of an announced payload is allocated ahead of its arrival.
@@ -34,6 +35,19 @@ pub enum FrameError {
     /// The stream or its connection is gone.
     #[error("stream lost: {0}")]
     Io(#[from] std::io::Error),
+}
+
+impl FrameError {
+    /// With what a connection is to be closed whose stream must not break.
+    pub fn close_code(&self) -> CloseCode {
+        match self {
+            Self::Header(HeaderError::TooLong { .. }) => CloseCode::TooLarge,
+            Self::Header(HeaderError::UnknownKind(_)) | Self::Truncated | Self::Io(_) => {
+                CloseCode::Protocol
+            }
+            Self::Stalled(_) => CloseCode::Slow,
+        }
+    }
 }
 
 /// A frame that arrived.

@@ -240,17 +240,22 @@ pub enum Report {
 }
 
 /// Why a session ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum End {
     /// The peer is none of ours, or speaks another version.
+    #[error("refused: {0:?}")]
     Refused(RefuseCode),
     /// We are none of the peer's.
+    #[error("the peer refuses us: {0:?}")]
     RefusedByPeer(RefuseCode),
     /// The peer broke the protocol: so.
+    #[error("{0}")]
     Protocol(&'static str),
     /// The peer never said who it is.
+    #[error("no word from the peer")]
     Silent,
     /// We are in another group now.
+    #[error("this device is in another group now")]
     LeftGroup,
 }
 
@@ -299,6 +304,16 @@ impl Session {
     pub fn in_sync(&self) -> bool {
         let peer = self.incoming.peer();
         !self.ended && peer.drained && self.outgoing.equals(peer)
+    }
+
+    /// Whether the peer is a member, and the two tell each other what they have.
+    pub fn is_open(&self) -> bool {
+        !self.ended && self.judging == Judging::Member
+    }
+
+    /// Whether ops of a log are not taken in for now.
+    pub fn holds(&self, log: &LogId) -> bool {
+        self.incoming.holds(log)
     }
 
     /// When everything was last sent for unequal digests, monotonic ms: for the peer's next session.

@@ -76,6 +76,7 @@ impl Tx<'_> {
                 op.signed().sig
             ])?;
         let arr = self.db.last_insert_rowid();
+        self.news.ops = true;
         self.add_bytes(log, int(bytes as u64))?;
         if opaque {
             self.toggle_above(log, seq, &hash.0)?;
@@ -203,6 +204,7 @@ impl Tx<'_> {
         row.above.toggle(covered);
         row.seq = to;
         row.head = Some(head);
+        self.news.ops = true;
         Ok(())
     }
 

@@ -98,6 +98,7 @@ impl Tx<'_> {
         let Applied::New(arr) = self.apply(&op)? else {
             return Err(JournalError::Damaged("a new op of our own is not new".into()));
         };
+        self.news.own = true;
         let stamp = Stamp { hlc, log: open, seq };
         Ok(Ok(Written { stamp, arr: u64::try_from(arr).unwrap_or(0), event_seqs }))
     }

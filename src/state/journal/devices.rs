@@ -76,6 +76,7 @@ impl Journal {
              ON CONFLICT DO UPDATE SET addresses = excluded.addresses",
             params![device.0, addresses(newest, known).join("\n")],
         )?;
+        tx.news.devices = true;
         tx.commit()
     }
 }

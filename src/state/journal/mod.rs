@@ -69,6 +69,20 @@ pub struct Journal {
     nonces: tx::Nonces,
     roster: Roster,
     group: Option<GroupId>,
+    news: News,
+}
+
+/// What commits have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct News {
+    /// Ops came, or a clock moved: there is something to read, and to tell peers.
+    pub ops: bool,
+    /// This device wrote an op.
+    pub own: bool,
+    /// Facts about members changed.
+    pub members: bool,
+    /// What is known of devices changed: who may come in, where they are reached.
+    pub devices: bool,
 }
 
 /// Which file a database is: a copy put back from a backup is another one.
@@ -198,4 +212,20 @@ pub enum Rebased {
     },
     /// Others' ops are in the future as well, or acknowledged ours: our clock is what is wrong.
     OurClockIsSlow,
+}
+
+impl Journal {
+    /// What was committed since the last call.
+    pub fn take_news(&mut self) -> News {
+        std::mem::take(&mut self.news)
+    }
+}
+
+impl News {
+    fn add(&mut self, other: Self) {
+        self.ops |= other.ops;
+        self.own |= other.own;
+        self.members |= other.members;
+        self.devices |= other.devices;
+    }
 }

@@ -64,6 +64,7 @@ impl Journal {
             nonces: Nonces::new(seed),
             roster: Roster::default(),
             group: None,
+            news: super::News::default(),
         };
         journal.prove_tail(ident)?;
         journal.read_opaque()?;
@@ -102,8 +103,8 @@ impl Journal {
     }
 
     pub(super) fn begin(&mut self, now_ms: u64) -> Result<Tx<'_>> {
-        let roster = self.roster.clone();
-        Tx::begin(&mut self.connection, &self.identity, &mut self.nonces, roster, now_ms)
+        let Self { connection, identity, nonces, news, roster, .. } = self;
+        Tx::begin(connection, identity, nonces, news, roster.clone(), now_ms)
     }
 
     /// Begins a new log when the database is not the file that was written to the last time.

@@ -44,20 +44,7 @@ impl Journal {
     /// moved. Never after an op was refused in the session.
     pub fn jump(&mut self, entries: &[ClockEntry]) -> Result<Vec<LogId>> {
         let mut tx = self.begin(0)?;
-        let mut moved = Vec::new();
-        for entry in entries {
-            let Some(log) = tx.log_num(&entry.log)? else {
-                continue;
-            };
-            let from = tx.log(log)?.seq;
-            // A claim is worth what its author signed and we hold; a liar cannot push us beyond.
-            let Some((seq, head)) = tx.top_held(log, from, entry.seq)? else {
-                continue;
-            };
-            tx.advance(log, seq, head)?;
-            tx.absorb(log)?;
-            moved.push(entry.log);
-        }
+        let moved = tx.jump(entries)?;
         tx.commit()?;
         Ok(moved)
     }
@@ -65,18 +52,20 @@ impl Journal {
     /// Notes how far a peer says it is. For pruning only.
     pub fn ack(&mut self, peer: &NodeId, entries: &[ClockEntry]) -> Result<()> {
         let mut tx = self.begin(0)?;
-        let dev = tx.device(peer)?;
-        for entry in entries {
-            let Some(log) = tx.log_num(&entry.log)? else {
-                continue;
-            };
-            tx.db
-                .prepare_cached(
-                    "INSERT INTO acks (dev, log, seq) VALUES (?1, ?2, ?3)
-                     ON CONFLICT DO UPDATE SET seq = excluded.seq",
-                )?
-                .execute(params![dev, log, int(entry.seq)])?;
-        }
+        tx.ack(peer, entries)?;
+        tx.commit()
+    }
+
+    /// [`Self::jump`] and [`Self::ack`] in one transaction.
+    pub fn take_clock(
+        &mut self,
+        peer: &NodeId,
+        jump: &[ClockEntry],
+        ack: &[ClockEntry],
+    ) -> Result<()> {
+        let mut tx = self.begin(0)?;
+        tx.jump(jump)?;
+        tx.ack(peer, ack)?;
         tx.commit()
     }
 
@@ -152,8 +141,42 @@ impl Tx<'_> {
             tracing::warn!(%log, "a peer knew ops of ours that we had forgotten: a new log is begun");
             received.rotated = Some(log);
         }
-        received.members_changed = self.members_changed;
+        received.members_changed = self.news.members;
         Ok(received)
+    }
+
+    fn jump(&mut self, entries: &[ClockEntry]) -> Result<Vec<LogId>> {
+        let mut moved = Vec::new();
+        for entry in entries {
+            let Some(log) = self.log_num(&entry.log)? else {
+                continue;
+            };
+            let from = self.log(log)?.seq;
+            // A claim is worth what its author signed and we hold; a liar cannot push us beyond.
+            let Some((seq, head)) = self.top_held(log, from, entry.seq)? else {
+                continue;
+            };
+            self.advance(log, seq, head)?;
+            self.absorb(log)?;
+            moved.push(entry.log);
+        }
+        Ok(moved)
+    }
+
+    fn ack(&mut self, peer: &NodeId, entries: &[ClockEntry]) -> Result<()> {
+        let dev = self.device(peer)?;
+        for entry in entries {
+            let Some(log) = self.log_num(&entry.log)? else {
+                continue;
+            };
+            self.db
+                .prepare_cached(
+                    "INSERT INTO acks (dev, log, seq) VALUES (?1, ?2, ?3)
+                     ON CONFLICT DO UPDATE SET seq = excluded.seq WHERE seq != excluded.seq",
+                )?
+                .execute(params![dev, log, int(entry.seq)])?;
+        }
+        Ok(())
     }
 
     /// Why an op of a good signature, from a welcome source, is not taken.

@@ -20,7 +20,7 @@ use crate::state::identity::Identity;
 
 use super::roster::Roster;
 use super::schema::{GROUP_TABLES, int, key, meta_array, row_u64, set_meta};
-use super::{JournalError, Result};
+use super::{JournalError, News, Result};
 
 /// The random source of log and group nonces.
 #[derive(Debug)]
@@ -43,19 +43,32 @@ pub(super) struct Tx<'a> {
     pub(super) open_log: Option<LogId>,
     pub(super) hlc_max: Hlc,
     pub(super) digest: Xor16,
-    logs: BTreeMap<i64, LogRow>,
+    /// Each as it is, and as the table has it.
+    logs: BTreeMap<i64, (LogRow, LogRow)>,
     log_nums: BTreeMap<LogId, i64>,
     devices: BTreeMap<NodeId, i64>,
     models: BTreeMap<String, i64>,
     device_bytes: BTreeMap<i64, u64>,
     verdicts: Option<Verdicts>,
-    pub(super) members_changed: bool,
     /// Facts or tokens changed: the roster is to be made anew.
     pub(super) roster_changed: bool,
+    pub(super) news: News,
+    /// Where `news` goes with the commit.
+    told: &'a mut News,
+    before: Kept,
+}
+
+/// What the table `meta` has of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Kept {
+    group: Option<GroupId>,
+    open_log: Option<LogId>,
+    hlc_max: Hlc,
+    digest: Option<Xor16>,
 }
 
 /// A row of `logs`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LogRow {
     pub(super) num: i64,
     pub(super) id: LogId,
@@ -65,7 +78,6 @@ pub(super) struct LogRow {
     pub(super) forked: bool,
     pub(super) above: Xor16,
     pub(super) bytes: u64,
-    dirty: bool,
 }
 
 impl Nonces {
@@ -92,16 +104,23 @@ impl<'a> Tx<'a> {
         connection: &'a mut Connection,
         identity: &'a Identity,
         nonces: &'a mut Nonces,
+        told: &'a mut News,
         roster: Roster,
         now_ms: u64,
     ) -> Result<Self> {
         let db = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let hlc_max = meta_array(&db, key::HLC_MAX)?.map_or(0, u64::from_be_bytes);
-        Ok(Self {
+        let before = Kept {
             group: meta_array(&db, key::GROUP)?.map(GroupId),
             open_log: meta_array(&db, key::OPEN_LOG)?.map(LogId),
             hlc_max: Hlc(hlc_max),
-            digest: meta_array(&db, key::DIGEST)?.map(Xor16).unwrap_or_default(),
+            digest: meta_array(&db, key::DIGEST)?.map(Xor16),
+        };
+        Ok(Self {
+            group: before.group,
+            open_log: before.open_log,
+            hlc_max: before.hlc_max,
+            digest: before.digest.unwrap_or_default(),
             db,
             identity,
             nonces,
@@ -114,15 +133,19 @@ impl<'a> Tx<'a> {
             models: BTreeMap::new(),
             device_bytes: BTreeMap::new(),
             verdicts: None,
-            members_changed: false,
             roster_changed: false,
+            news: News::default(),
+            told,
+            before,
         })
     }
 
-    /// Writes what was held back and makes all of it durable.
+    /// Writes what was held back and makes all of it durable. Where nothing has changed, nothing is
+    /// written, and the disk not waited for.
     pub(super) fn commit(mut self) -> Result<()> {
         let roster = self.roster_changed.then(|| self.next_roster()).transpose()?;
-        for log in self.logs.values().filter(|log| log.dirty) {
+        self.news.devices |= self.roster_changed;
+        for (log, _) in self.logs.values().filter(|(log, before)| log != before) {
             self.db
                 .prepare_cached(
                     "UPDATE logs SET seq = ?2, head = ?3, forked = ?4, above = ?5, bytes = ?6
@@ -138,12 +161,21 @@ impl<'a> Tx<'a> {
                 ])?;
         }
         if let (Some(group), Some(open_log)) = (self.group, self.open_log) {
-            set_meta(&self.db, key::GROUP, &group.0)?;
-            set_meta(&self.db, key::OPEN_LOG, &open_log.0)?;
-            set_meta(&self.db, key::DIGEST, &self.digest.0)?;
-            set_meta(&self.db, key::HLC_MAX, &self.hlc_max.0.to_be_bytes())?;
+            if self.before.group != self.group {
+                set_meta(&self.db, key::GROUP, &group.0)?;
+            }
+            if self.before.open_log != self.open_log {
+                set_meta(&self.db, key::OPEN_LOG, &open_log.0)?;
+            }
+            if self.before.digest != Some(self.digest) {
+                set_meta(&self.db, key::DIGEST, &self.digest.0)?;
+            }
+            if self.before.hlc_max != self.hlc_max {
+                set_meta(&self.db, key::HLC_MAX, &self.hlc_max.0.to_be_bytes())?;
+            }
         }
         self.db.commit()?;
+        self.told.add(self.news);
         if let Some(roster) = roster {
             self.roster.set(roster);
         }
@@ -184,11 +216,13 @@ impl<'a> Tx<'a> {
         }
         (self.group, self.open_log) = (None, None);
         (self.hlc_max, self.digest) = (Hlc(0), Xor16::default());
+        self.before = Kept::default();
         self.logs.clear();
         self.log_nums.clear();
         self.devices.clear();
         self.models.clear();
         self.device_bytes.clear();
+        self.news.ops = true;
         self.facts_changed();
         Ok(())
     }
@@ -228,6 +262,7 @@ impl<'a> Tx<'a> {
             .execute(params![id.0, dev, info.nonce, Xor16::default().0])?;
         let num = self.db.last_insert_rowid();
         self.log_nums.insert(*id, num);
+        self.news.ops = true;
         Ok(num)
     }
 
@@ -249,15 +284,11 @@ impl<'a> Tx<'a> {
                         forked: row.get(4)?,
                         above: Xor16(row.get(5)?),
                         bytes: row_u64(row, 6)?,
-                        dirty: false,
                     })
                 })?;
-            self.logs.insert(num, row);
+            self.logs.insert(num, (row.clone(), row));
         }
-        let row = self.logs.get_mut(&num).expect("it was just put there");
-        // Whoever asks for the row mutably may change it; an unneeded write is harmless.
-        row.dirty = true;
-        Ok(row)
+        Ok(&mut self.logs.get_mut(&num).expect("it was just put there").0)
     }
 
     /// Every known log's number.
@@ -388,7 +419,7 @@ impl<'a> Tx<'a> {
 
     pub(super) fn facts_changed(&mut self) {
         self.verdicts = None;
-        self.members_changed = true;
+        self.news.members = true;
         self.roster_changed = true;
     }
 }

@@ -154,6 +154,10 @@ impl Incoming {
         Ok(news)
     }
 
+    pub(super) fn holds(&self, log: &LogId) -> bool {
+        self.holds.contains_key(log)
+    }
+
     /// The first wall-clock time at which a log is released.
     pub(super) fn hold_ends_ms(&self) -> Option<u64> {
         let until = |hold: &Hold| match hold {

@@ -1,0 +1,607 @@
+//! The journal's stream with one peer: performs what the [`Session`] orders, and tells it what came
+//! of it. Works on any byte stream; what is sent, and what is believed, the session decides.
+//!
+//! P1  Reading, writing and the journal's work never wait for one another, and one peer's never for
+//!     another's: a peer that does not read keeps one batch of ours in memory, and that is all.
+//! P2  In memory at a time: a frame read ahead, a batch being taken in, one being sent.
+//! P3  An op is taken in only after its signature was checked over the bytes that came, and a peer
+//!     hears of it, as an acknowledgement or passed on, after its commit.
+//! P4  A peer that neither reads nor writes for long is given up; so is one that breaks the protocol.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::future::{BoxFuture, try_join_all};
+use futures_util::stream::FuturesUnordered;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, sleep_until, timeout};
+
+use crate::agent::journal::{AskError, Commits, JournalHandle};
+use crate::agent::status::{JournalPeerState, JournalPeerStatus, JournalRefusal};
+use crate::clock::{Clock, wall_ms};
+use crate::core::close::CloseCode;
+use crate::core::ids::{GroupId, LogId, NodeId};
+use crate::core::journal::message::{Hello, JournalMessage, Refuse, RefuseCode, VERSION};
+use crate::core::journal::op::SignedOp;
+use crate::core::journal::session::{
+    CLOCK_EVERY_MS, Compared, Effect, End, Input, NotTaken, Now, Report, Session, Standing, Start,
+    Why,
+};
+use crate::core::limits::{INTRO_OPS_MAX, OPS_FRAME_BYTES, OPS_PER_FRAME_MAX};
+use crate::net::frame::{Frame, FrameError, FrameReader, FrameWriter};
+use crate::state::journal::{VerifiedOp, verify};
+use crate::wire::WireError;
+use crate::wire::journal::{decode_message, encode_message};
+
+/// A peer of which nothing arrives for so long is given up: several clocks are overdue.
+const READ_STALL: Duration = Duration::from_millis(3 * CLOCK_EVERY_MS);
+
+/// A peer that takes nothing of a frame for so long is given up. Longer than it may need to take in
+/// the batches before it on a slow disk.
+const WRITE_STALL: Duration = Duration::from_secs(120);
+
+/// A last word is sent if the stream takes it within this time.
+const LAST_WORD_WAIT: Duration = Duration::from_millis(500);
+
+/// Ops are verified by threads of at least this many: fewer are not worth a thread.
+const VERIFY_OPS_MIN: usize = 64;
+
+/// How often the journal is pruned ...
+const PRUNE_EVERY: Duration = Duration::from_secs(10 * 60);
+
+/// ... and how many rows at once, with writers let in between.
+const PRUNE_ROWS: usize = 1_000;
+
+/// Forks are looked for this long after a commit at most.
+const FORKS_EVERY: Duration = Duration::from_secs(10);
+
+/// Logs held back that a status names.
+const HELD_SHOWN_MAX: usize = 16;
+
+/// What the streams with all peers share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Replication {
+    journal: JournalHandle,
+    device: NodeId,
+    clock: Clock,
+    threads: usize,
+    /// When everything was last sent to a peer for unequal digests. Only members get that far.
+    repaired: Arc<Mutex<BTreeMap<NodeId, u64>>>,
+}
+
+/// Why a stream ended.
+#[derive(Debug, Error)]
+pub enum Ended {
+    /// By its rules.
+    #[error("the journal's stream: {}", .0)]
+    Session(#[from] End),
+    /// The stream itself.
+    #[error("the journal's stream: {0}")]
+    Frame(#[from] FrameError),
+    /// The peer ended it, which it may not.
+    #[error("the journal's stream ended")]
+    Finished,
+    /// A frame that says nothing, or something out of bounds.
+    #[error("the journal's stream: {0}")]
+    Wire(#[from] WireError),
+    /// Our own journal.
+    #[error("{0}")]
+    Journal(#[from] AskError),
+    /// There is nothing to replicate.
+    #[error("this device is in no group")]
+    NoGroup,
+}
+
+impl Ended {
+    /// With what the connection is to be closed.
+    pub fn close_code(&self) -> CloseCode {
+        match self {
+            Self::Session(End::Refused(code) | End::RefusedByPeer(code)) => match code {
+                RefuseCode::NotMember => CloseCode::NotMember,
+                RefuseCode::Removed => CloseCode::Removed,
+                RefuseCode::Group => CloseCode::WrongGroup,
+                RefuseCode::Version => CloseCode::Version,
+                RefuseCode::ClockSkew
+                | RefuseCode::Future
+                | RefuseCode::Quota
+                | RefuseCode::Author
+                | RefuseCode::Other(_) => CloseCode::Protocol,
+            },
+            Self::Session(End::Protocol(_)) | Self::Wire(_) | Self::Finished => CloseCode::Protocol,
+            Self::Session(End::Silent) => CloseCode::Slow,
+            Self::Session(End::LeftGroup) | Self::NoGroup => CloseCode::Ok,
+            Self::Frame(error) => error.close_code(),
+            Self::Journal(AskError::Closed) => CloseCode::Shutdown,
+            Self::Journal(AskError::Journal(_)) => CloseCode::Internal,
+        }
+    }
+
+    /// What the peer may read of it: nothing of this device's disk.
+    pub fn close_detail(&self) -> String {
+        match self {
+            Self::Journal(_) => "the journal cannot be used now".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
+    /// The peer has refused us, and is about to close the connection itself with its reason.
+    pub fn is_peers_to_close(&self) -> bool {
+        matches!(self, Self::Session(End::RefusedByPeer(_)))
+    }
+}
+
+impl Replication {
+    /// For the journal of this device.
+    pub fn new(journal: JournalHandle, device: NodeId, clock: Clock) -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { journal, device, clock, threads, repaired: Arc::default() }
+    }
+
+    /// Keeps the journals of this device and `peer`, which the connection has proved, in step until
+    /// the stream ends, and says why it did. Shows how it stands in `view`.
+    ///
+    /// # Cancel safety
+    /// Dropped, the stream ends; what is being written to the journal is written all the same.
+    pub async fn run<R, W>(
+        &self,
+        peer: NodeId,
+        recv: R,
+        send: W,
+        view: &watch::Sender<JournalPeerStatus>,
+    ) -> Ended
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        // Watched from before the start is read, so that nothing falls in between.
+        let mut commits = self.journal.commits();
+        let seen = *commits.borrow_and_update();
+        let start = match self.start(peer).await {
+            Ok(Some(start)) => start,
+            Ok(None) => return Ended::NoGroup,
+            Err(error) => return error.into(),
+        };
+        let group = start.hello.group;
+        let mut orders = Vec::new();
+        let session = Session::start(start, self.now(), &mut orders);
+        let mut stream = Stream {
+            shared: self,
+            peer,
+            group,
+            session,
+            orders,
+            reader: Some(FrameReader::new(recv, Some(READ_STALL))),
+            writer: Some(FrameWriter::new(send, WRITE_STALL)),
+            arrived: None,
+            work: FuturesUnordered::new(),
+            is_applying: false,
+            seen,
+            notes: Notes::default(),
+            view,
+        };
+        let ended = stream.run(commits).await;
+        stream.take_in_rest().await;
+        ended
+    }
+
+    /// Drops from time to time what nothing needs any more, until the journal is closed. Where there
+    /// is nothing to drop, nothing is written.
+    pub async fn prune(&self) {
+        loop {
+            sleep(PRUNE_EVERY).await;
+            loop {
+                match self.journal.run(|journal, now_ms| journal.prune(now_ms, PRUNE_ROWS)).await {
+                    Ok(pruned) if pruned.more => {}
+                    Ok(_) => break,
+                    Err(AskError::Closed) => return,
+                    Err(error) => {
+                        tracing::warn!(%error, "the journal was not pruned");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells which logs are forked, and whenever they become more, until the journal is closed.
+    pub async fn watch_forks(&self, forked: &watch::Sender<Vec<LogId>>) {
+        let mut commits = self.journal.commits();
+        loop {
+            commits.borrow_and_update();
+            match self.journal.read(|reader| reader.clock()).await {
+                Ok(clock) => {
+                    let logs = clock.entries.iter().filter(|entry| entry.forked);
+                    let logs: Vec<_> = logs.map(|entry| entry.log).collect();
+                    forked.send_if_modified(|told| {
+                        let changed = *told != logs;
+                        *told = logs;
+                        changed
+                    });
+                }
+                Err(AskError::Closed) => return,
+                Err(error) => tracing::warn!(%error, "the journal's clock was not read"),
+            }
+            sleep(FORKS_EVERY).await;
+            if commits.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn start(&self, peer: NodeId) -> Result<Option<Start>, AskError> {
+        let device = self.device;
+        let read = self.journal.read(move |reader| {
+            let Some(group) = reader.group()? else { return Ok(None) };
+            let known = reader.standing(&peer)? == Standing::Member;
+            Ok(Some((group, known, reader.intro(&device)?)))
+        });
+        let Some((group, known, intro)) = read.await? else { return Ok(None) };
+        let now_ms = i64::try_from(wall_ms()).unwrap_or(i64::MAX);
+        let hello = Hello { version: VERSION, group, now_ms, intro: sendable(intro) };
+        let repaired_ms = self.repaired().get(&peer).copied();
+        Ok(Some(Start { hello, known, repaired_ms, jitter: rand::random() }))
+    }
+
+    fn now(&self) -> Now {
+        Now { mono_ms: self.clock.now_ms(), wall_ms: wall_ms() }
+    }
+
+    fn repaired(&self) -> MutexGuard<'_, BTreeMap<NodeId, u64>> {
+        self.repaired.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Verifies ops on as many threads as there are processors; what is wrong with the first that
+    /// is not as its author signed it is in the inner result.
+    async fn verify(
+        &self,
+        group: GroupId,
+        ops: Vec<SignedOp>,
+    ) -> Result<Result<Vec<VerifiedOp>, String>, AskError> {
+        let share = ops.len().div_ceil(self.threads).max(VERIFY_OPS_MIN);
+        let mut ops = ops.into_iter();
+        let mut shares = Vec::new();
+        while ops.len() > 0 {
+            let share: Vec<_> = ops.by_ref().take(share).collect();
+            shares.push(spawn_blocking(move || {
+                share.into_iter().map(|op| verify(&group, op)).collect::<Result<Vec<_>, _>>()
+            }));
+        }
+        // A task fails only by a panic, or because the process ends.
+        let shares = try_join_all(shares).await.map_err(|_| AskError::Closed)?;
+        let verified: Result<Vec<_>, _> = shares.into_iter().collect();
+        Ok(verified.map(|shares| shares.concat()).map_err(|error| error.to_string()))
+    }
+}
+
+/// An introduction that fits a frame. Without one we are known only to those that know us already.
+fn sendable(intro: Vec<SignedOp>) -> Vec<SignedOp> {
+    let bytes: usize = intro.iter().map(|op| op.body.len()).sum();
+    if intro.len() <= INTRO_OPS_MAX && bytes <= OPS_FRAME_BYTES {
+        return intro;
+    }
+    tracing::warn!(
+        ops = intro.len(),
+        bytes,
+        "our introduction to the group is too long to be sent"
+    );
+    Vec::new()
+}
+
+/// What is under way and has come to its end.
+enum Done<R, W> {
+    Read(FrameReader<R>, Result<Option<Frame>, FrameError>),
+    Wrote(FrameWriter<W>, Result<(), FrameError>),
+    Worked(Result<Input, AskError>),
+}
+
+struct Stream<'a, R, W> {
+    shared: &'a Replication,
+    peer: NodeId,
+    group: GroupId,
+    session: Session,
+    orders: Vec<Effect>,
+    /// `None` while it reads.
+    reader: Option<FrameReader<R>>,
+    /// `None` while it writes.
+    writer: Option<FrameWriter<W>>,
+    /// Read ahead, until the session takes it.
+    arrived: Option<Frame>,
+    work: FuturesUnordered<BoxFuture<'static, Done<R, W>>>,
+    is_applying: bool,
+    seen: Commits,
+    notes: Notes,
+    view: &'a watch::Sender<JournalPeerStatus>,
+}
+
+/// What a status tells that the session does not keep.
+#[derive(Default)]
+struct Notes {
+    skew_ms: Option<i64>,
+    repairs: u64,
+    held: BTreeMap<LogId, NotTaken>,
+    refused: Option<JournalRefusal>,
+    /// What was told in the log: it is told once.
+    logged: BTreeSet<String>,
+}
+
+impl<R, W> Stream<'_, R, W>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    async fn run(&mut self, mut commits: watch::Receiver<Commits>) -> Ended {
+        loop {
+            for order in std::mem::take(&mut self.orders) {
+                if let Effect::End { last, why } = order {
+                    self.say_last(last).await;
+                    return why.into();
+                }
+                self.perform(order);
+            }
+            if self.session.reads()
+                && let Some(frame) = self.arrived.take()
+            {
+                match decode_message(frame.kind, frame.payload) {
+                    Ok(message) => self.tell(Input::Received(message)),
+                    Err(error) => return error.into(),
+                }
+                continue;
+            }
+            if self.arrived.is_none()
+                && let Some(mut reader) = self.reader.take()
+            {
+                self.work.push(Box::pin(async move {
+                    let frame = reader.read().await;
+                    Done::Read(reader, frame)
+                }));
+            }
+            self.show();
+            let wake_ms = self.session.deadline_ms();
+            let wake = sleep_until(self.shared.clock.instant(wake_ms.unwrap_or(u64::MAX)).into());
+            tokio::select! {
+                Some(done) = self.work.next() => match done {
+                    Done::Read(reader, Ok(Some(frame))) => {
+                        (self.reader, self.arrived) = (Some(reader), Some(frame));
+                    }
+                    Done::Read(_, Ok(None)) => return Ended::Finished,
+                    Done::Wrote(writer, Ok(())) => {
+                        self.writer = Some(writer);
+                        self.tell(Input::Sent);
+                    }
+                    Done::Worked(Ok(input)) => self.tell(input),
+                    Done::Read(_, Err(error)) | Done::Wrote(_, Err(error)) => return error.into(),
+                    Done::Worked(Err(error)) => return error.into(),
+                },
+                changed = commits.changed() => {
+                    if changed.is_err() {
+                        return AskError::Closed.into();
+                    }
+                    let now = *commits.borrow_and_update();
+                    let before = std::mem::replace(&mut self.seen, now);
+                    self.tell(Input::Committed {
+                        own: now.own != before.own,
+                        members: now.members != before.members,
+                    });
+                }
+                () = wake => self.tell(Input::Tick),
+            }
+        }
+    }
+
+    /// Waits until the batch that is being taken in is. On a path that breaks all the time there
+    /// would be no progress without.
+    async fn take_in_rest(&mut self) {
+        while self.is_applying {
+            match self.work.next().await {
+                Some(Done::Worked(Ok(Input::Applied(_) | Input::Forged) | Err(_))) | None => return,
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn tell(&mut self, input: Input) {
+        if matches!(input, Input::Applied(_) | Input::Forged) {
+            self.is_applying = false;
+        }
+        self.session.handle(self.shared.now(), input, &mut self.orders);
+    }
+
+    fn perform(&mut self, order: Effect) {
+        let (shared, peer, group) = (self.shared.clone(), self.peer, self.group);
+        match order {
+            Effect::Send(message) => self.send(&message),
+            Effect::ReadClock => self.work(async move {
+                let clock = shared.journal.read(|reader| reader.clock()).await?;
+                Ok(Input::ClockRead(clock))
+            }),
+            Effect::Scan { cursor, has } => self.work(async move {
+                let scan = shared.journal.read(move |reader| reader.scan_for(cursor, &has));
+                Ok(Input::Scanned(scan.await?))
+            }),
+            Effect::TakeClock { jump, ack, compare } => self.work(async move {
+                if !jump.is_empty() || !ack.is_empty() {
+                    let take = move |journal: &mut crate::state::journal::Journal, _| {
+                        journal.take_clock(&peer, &jump, &ack)
+                    };
+                    shared.journal.run(take).await?;
+                }
+                if compare.is_empty() {
+                    return Ok(Input::Compared(Compared::default()));
+                }
+                let compared = shared.journal.read(move |reader| reader.compare(&compare)).await?;
+                Ok(Input::Compared(compared))
+            }),
+            Effect::Judge { intro } => self.work(judge(shared, peer, group, intro)),
+            Effect::Apply(ops) => {
+                self.is_applying = true;
+                self.work(apply(shared, peer, group, ops));
+            }
+            Effect::Report(report) => self.note(report),
+            // It ends the loop.
+            Effect::End { .. } => {}
+        }
+    }
+
+    fn work(&self, work: impl Future<Output = Result<Input, AskError>> + Send + 'static) {
+        self.work.push(Box::pin(async move { Done::Worked(work.await) }));
+    }
+
+    fn send(&mut self, message: &JournalMessage) {
+        let Some(mut writer) = self.writer.take() else { return };
+        let (kind, payload) = encode_message(message);
+        tracing::trace!(?kind, bytes = payload.len(), "journal frame out");
+        self.work.push(Box::pin(async move {
+            let written = async {
+                writer.write_payload(kind, &payload).await?;
+                writer.flush().await
+            };
+            let written = written.await;
+            Done::Wrote(writer, written)
+        }));
+    }
+
+    async fn say_last(&mut self, last: Option<Refuse>) {
+        let (Some(refuse), Some(mut writer)) = (last, self.writer.take()) else { return };
+        let (kind, payload) = encode_message(&JournalMessage::Refuse(refuse));
+        let said = async {
+            writer.write_payload(kind, &payload).await?;
+            writer.finish().await
+        };
+        // The connection is closed with the reason as well.
+        let _ = timeout(LAST_WORD_WAIT, said).await;
+    }
+
+    // ---- for people --------------------------------------------------------------------------
+
+    fn note(&mut self, report: Report) {
+        let peer = self.peer.short();
+        match report {
+            Report::Skewed(skew_ms) => {
+                tracing::warn!(peer, skew_ms, "the clocks of this device and a peer are far apart");
+                self.notes.skew_ms = Some(skew_ms);
+            }
+            Report::Repairing => {
+                tracing::warn!(
+                    peer,
+                    "equal clocks with unequal contents: sending everything again"
+                );
+                self.notes.repairs += 1;
+                if let Some(at_ms) = self.session.repaired_ms() {
+                    self.shared.repaired().insert(self.peer, at_ms);
+                }
+            }
+            Report::Refused(Refuse { code, text, op }) => {
+                let (log, seq) = op.unzip();
+                let log = log.map(|log| log.to_string());
+                if self.notes.is_news(format!("refused {code:?} {log:?}")) {
+                    tracing::warn!(peer, ?code, text, log, seq, "a peer does not take something");
+                }
+                self.notes.refused = Some(JournalRefusal { reason: text, log, seq });
+            }
+            Report::Holding(held) => {
+                let NotTaken { log, seq, why } = held;
+                if self.notes.is_news(format!("holding {log} {}", reason(&why))) {
+                    let why = reason(&why);
+                    tracing::warn!(peer, %log, seq, why, "ops are not taken in for now");
+                }
+                self.notes.held.insert(log, held);
+            }
+        }
+    }
+
+    fn show(&mut self) {
+        let session = &self.session;
+        self.notes.held.retain(|log, _| session.holds(log));
+        let state = match (session.in_sync(), session.is_open()) {
+            (true, _) => JournalPeerState::InSync,
+            (false, true) => JournalPeerState::CatchingUp,
+            (false, false) => JournalPeerState::Greeting,
+        };
+        let shown = self.notes.held.values().take(HELD_SHOWN_MAX);
+        let status = JournalPeerStatus {
+            node_id: self.peer.to_string(),
+            state,
+            skew_ms: self.notes.skew_ms,
+            repairs: self.notes.repairs,
+            held_logs: self.notes.held.len() as u64,
+            held: shown.map(refusal).collect(),
+            refused: self.notes.refused.clone(),
+        };
+        self.view.send_if_modified(|view| {
+            let changed = *view != status;
+            *view = status;
+            changed
+        });
+    }
+}
+
+impl Notes {
+    fn is_news(&mut self, what: String) -> bool {
+        if self.logged.len() >= OPS_PER_FRAME_MAX {
+            return false;
+        }
+        self.logged.insert(what)
+    }
+}
+
+/// See [`Effect::Judge`].
+async fn judge(
+    shared: Replication,
+    peer: NodeId,
+    group: GroupId,
+    intro: Vec<SignedOp>,
+) -> Result<Input, AskError> {
+    let standing = shared.journal.read(move |reader| reader.standing(&peer)).await?;
+    if standing == Standing::Member || intro.is_empty() {
+        return Ok(Input::Judged(standing));
+    }
+    let intro = match shared.verify(group, intro).await? {
+        Ok(intro) => intro,
+        Err(error) => return Ok(forged(&peer, &error)),
+    };
+    shared.journal.run(move |journal, now_ms| journal.introduce(&intro, now_ms)).await?;
+    let standing = shared.journal.read(move |reader| reader.standing(&peer)).await?;
+    Ok(Input::Judged(standing))
+}
+
+/// See [`Effect::Apply`].
+async fn apply(
+    shared: Replication,
+    peer: NodeId,
+    group: GroupId,
+    ops: Vec<SignedOp>,
+) -> Result<Input, AskError> {
+    let ops = match shared.verify(group, ops).await? {
+        Ok(ops) => ops,
+        Err(error) => return Ok(forged(&peer, &error)),
+    };
+    let receive = shared.journal.run(move |journal, now_ms| journal.receive(&peer, &ops, now_ms));
+    let received = receive.await?;
+    tracing::trace!(applied = received.applied, known = received.known, "ops taken in");
+    Ok(Input::Applied(received.refused.iter().map(NotTaken::from).collect()))
+}
+
+fn forged(peer: &NodeId, error: &str) -> Input {
+    tracing::warn!(peer = %peer.short(), error, "a peer sent an op that is not one");
+    Input::Forged
+}
+
+fn reason(why: &Why) -> &'static str {
+    match why {
+        Why::Future { .. } => "stamped too far in the future: a clock is wrong, or this one is",
+        Why::Author => "nobody known has added its author",
+        Why::Quota => "the space or the number of logs of its author is used up",
+        Why::NotFromMember => "the peer is no member",
+        Why::OtherGroup => "it is of another group",
+    }
+}
+
+fn refusal(held: &NotTaken) -> JournalRefusal {
+    let reason = reason(&held.why).to_owned();
+    JournalRefusal { reason, log: Some(held.log.to_string()), seq: Some(held.seq) }
+}
