@@ -56,6 +56,10 @@ pub(super) async fn follow(
     }
 }
 
-async fn members_change(journal: &JournalHandle, version: u64, commits: &mut watch::Receiver<Commits>) {
+async fn members_change(
+    journal: &JournalHandle,
+    version: u64,
+    commits: &mut watch::Receiver<Commits>,
+) {
     while journal.roster().version() == version && commits.changed().await.is_ok() {}
 }

@@ -407,6 +407,9 @@ impl Loop {
                 self.on_connection(connection);
             }
             Fact::Accepted(Accepted::Pairing(connection)) => orders::host(self, connection),
+            Fact::Accepted(Accepted::Introduction(connection)) => {
+                orders::be_introduced(self, connection);
+            }
             Fact::Ended { conn, ended } => self.on_ended(conn, ended),
             Fact::Stream { conn, send, recv } => self.receive(conn, send, recv),
             Fact::Offered { conn, batch, digests, reply } => {
@@ -488,6 +491,11 @@ impl Loop {
         if ended.by_peer && ended.code == Some(CloseCode::Removed) && !self.engine.is_removed() {
             let group_id = self.engine.identity().group_id;
             orders::note_own_removal(self, group_id, live.connection.peer());
+        }
+        if ended.by_peer && ended.code == Some(CloseCode::NotMember) && live.connection.dialed() {
+            let peer = live.connection.peer();
+            let addresses = self.addresses.get(&peer).cloned().unwrap_or_default();
+            orders::introduce(self, peer, addresses);
         }
         let violation = ended.code.is_some_and(|code| match code {
             CloseCode::NotMember
@@ -716,7 +724,7 @@ impl Loop {
                     Protocol::Plain => {
                         plain::send_plain_live(&ctx, recv, send, &digests, &counters).await
                     }
-                    Protocol::Two | Protocol::Pairing => {
+                    Protocol::Two | Protocol::Pairing | Protocol::Introduction => {
                         transfer::send_batch(
                             &ctx, recv, send, &digests, solicited, inline, &counters,
                         )
