@@ -35,6 +35,7 @@ mod follow;
 mod group;
 pub mod handle;
 pub mod journal;
+mod journal_stream;
 mod link;
 mod orders;
 mod picture;

@@ -93,6 +93,7 @@ impl Journal {
     pub fn told_removed(&mut self, group: &GroupId) -> Result<()> {
         let mut tx = self.begin(0)?;
         if tx.group == Some(*group) {
+            tx.news.devices = true;
             set_meta(&tx.db, key::TOLD_REMOVED, &[])?;
             tx.news.devices = true;
         }
