@@ -347,6 +347,44 @@ async fn a_device_removed_in_the_middle_of_a_transfer_is_cut_off_within_a_second
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_third_device_knows_all_from_any_one_and_all_know_it() {
+    let [a, b, c] = [Device::start().await, Device::start().await, Device::start().await];
+    pair(&a, &b).await;
+    all_in_sync(&[&a, &b], 1).await;
+    // Neither the first nor a device that the joiner ever met.
+    pair(&b, &c).await;
+    all_in_sync(&[&a, &b, &c], 2).await;
+    let groups = [&a, &b, &c].map(|device| device.status().device.group_id);
+    assert!(groups.iter().all(|group| *group == groups[0]), "{groups:?}");
+    c.handle().rename("kitchen".into()).await.unwrap();
+    until("the name is known", &[&a, &b], async || {
+        [&a, &b].iter().all(|device| device.sees(&c).name == "kitchen")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_was_added_elsewhere_is_let_in_by_its_introduction() {
+    let [mut a, mut b, c] = [Device::start().await, Device::start().await, Device::start().await];
+    pair(&a, &b).await;
+    all_in_sync(&[&a, &b], 1).await;
+    b.down().await;
+    pair(&a, &c).await;
+    until("c knows b", &[&c], async || c.status().peers.len() == 2).await;
+    all_in_sync(&[&a, &c], 1).await;
+    a.down().await;
+    b.up().await;
+    assert_eq!(b.status().peers.len(), 1, "b has not heard of c");
+    until("b and c meet", &[&b, &c], async || {
+        let met = |device: &Device| {
+            device.status().peers.iter().any(|peer| peer.state == PeerState::Idle)
+        };
+        met(&b) && met(&c)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stores_that_name_assets_differently_are_told_so() {
     let store = Foreign::start(HashAlgorithm::Sha256).await;
     let (a, b) = (Device::start().await, Device::beside(&store).await);

@@ -4,7 +4,7 @@
 use tokio::sync::{mpsc, oneshot};
 
 use crate::core::engine::{Engine, Input};
-use crate::core::ids::Digest;
+use crate::core::ids::{Digest, LogId};
 use crate::core::peers::ConnId;
 use crate::core::wants::BatchId;
 use crate::net::Accepted;
@@ -13,6 +13,8 @@ use crate::state::journal::GroupState;
 use crate::store::{Cursor, StoreInfo};
 
 use super::handle::{LeaveReply, PairReply, Reply, RequestError};
+use super::journal_stream::Peeked;
+use super::status::JournalPeerStatus;
 use super::transfer::plain::PlainReport;
 
 /// Facts waiting for the loop, each handled in microseconds; deep enough for a burst of every task.
@@ -30,6 +32,12 @@ pub(super) enum Fact {
     Ended { conn: ConnId, ended: Ended },
     /// A peer opened a stream.
     Stream { conn: ConnId, send: SendStream, recv: RecvStream },
+    /// It is the journal's.
+    JournalStream { conn: ConnId, recv: Peeked, send: SendStream },
+    /// How the journal stands with the peer of a connection.
+    Journal { conn: ConnId, status: JournalPeerStatus },
+    /// Logs that are forked; all of them.
+    Forked(Vec<LogId>),
     /// A peer offers a batch.
     Offered {
         conn: ConnId,

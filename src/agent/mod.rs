@@ -40,6 +40,7 @@ mod follow;
 mod group;
 pub mod handle;
 pub mod journal;
+mod journal_stream;
 mod link;
 pub mod metadata;
 mod orders;

@@ -14,14 +14,16 @@ use tokio::time::timeout;
 
 use crate::clock::wall_ms;
 use crate::core::close::CloseCode;
+use crate::core::engine::Input;
 use crate::core::ids::{GroupId, HashAlgorithm, NodeId};
-use crate::core::joining::{PairAccept, PairRequest, short_code};
+use crate::core::joining::{Introduction, PairAccept, PairRequest, short_code};
 use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut};
 use crate::core::journal::log::{DeviceState, LogEvent};
 use crate::core::journal::op::{SignedOp, Value};
 use crate::core::journal::session::Standing;
 use crate::core::pairing::{Member, device_name, meant, ticket_key};
 use crate::net::Connection;
+use crate::net::introduction;
 use crate::net::pairing::{self, Joiner};
 use crate::net::ticket::Ticket;
 use crate::net::{Acceptor, Admission, Net, Verdict};
@@ -49,16 +51,20 @@ const CHECK_WAIT: Duration = Duration::from_secs(60);
 
 /// The accept loop with this group's members let in.
 pub(super) fn admission(parts: &Parts) -> Acceptor {
-    let (members, tokens) = (parts.journal.roster().clone(), parts.journal.roster().clone());
+    let roster = parts.journal.roster();
+    let (members, tokens, others) = (roster.clone(), roster.clone(), roster.clone());
     let verdict = move |node_id: NodeId| match members.standing(&node_id) {
         Standing::Member => Verdict::Member,
         Standing::Removed => Verdict::Removed,
         Standing::Stranger => Verdict::Stranger,
     };
     let pairing_open = move || tokens.is_pairing_open(wall_ms());
-    parts
-        .net
-        .acceptor(Admission { verdict: Box::new(verdict), pairing_open: Box::new(pairing_open) })
+    let introductions_open = move || others.member_count() > 1;
+    parts.net.acceptor(Admission {
+        verdict: Box::new(verdict),
+        pairing_open: Box::new(pairing_open),
+        introductions_open: Box::new(introductions_open),
+    })
 }
 
 /// Sets about an order.
@@ -220,6 +226,58 @@ async fn redeem(
     let own = group_state(journal, me).await.map_err(|_| CloseCode::Internal)?;
     let members = u32::try_from(own.members.members.len()).unwrap_or(u32::MAX);
     Ok(PairAccept { group_id: group, intro, members, device_name: own.name })
+}
+
+/// A member has refused this device: it may not have heard yet that another has added it.
+pub(super) fn introduce(this: &mut Loop, member: NodeId, addresses: Vec<String>) {
+    let (journal, net) = (this.parts.journal.clone(), this.parts.net.clone());
+    let (me, facts) = (this.parts.node_id, this.facts.clone());
+    this.spawn("introduce this device", async move {
+        let read = journal.read(move |reader| Ok((reader.group()?, reader.intro(&me)?)));
+        let (group_id, intro) = match read.await {
+            Ok((Some(group_id), intro)) => (group_id, intro),
+            Ok((None, _)) => return,
+            Err(error) => return tracing::warn!("reading our introduction: {error:#}"),
+        };
+        let introduction = Introduction { group_id, intro };
+        if introduction::introduce(&net, member, &addresses, &introduction).await {
+            facts.send(Fact::Input(Input::Seen(member))).await;
+        }
+    });
+}
+
+/// A newcomer came in.
+pub(super) fn be_introduced(this: &mut Loop, connection: Connection) {
+    let (journal, newcomer) = (this.parts.journal.clone(), connection.peer());
+    this.spawn("introduction", async move {
+        introduction::host(connection, |introduction| async move {
+            let taken_in = take_in(&journal, newcomer, introduction).await;
+            taken_in.unwrap_or_else(|error| {
+                tracing::info!(peer = %newcomer.short(), "an introduction was not taken in: {error}");
+                false
+            })
+        })
+        .await;
+    });
+}
+
+/// Whether the newcomer is a member by its introduction.
+async fn take_in(
+    journal: &JournalHandle,
+    newcomer: NodeId,
+    introduction: Introduction,
+) -> Result<bool, RequestError> {
+    let Introduction { group_id, intro } = introduction;
+    let group = journal.read(|reader| reader.group()).await;
+    let ours = group.map_err(|error| asked("reading the group", &error))?;
+    // A stranger does not know it, and costs no signature's check.
+    if ours != Some(group_id) {
+        return Ok(false);
+    }
+    let intro = verified(group_id, intro).await?;
+    let introduced = journal.run(move |journal, now_ms| journal.introduce(&intro, now_ms));
+    introduced.await.map_err(|error| asked("taking in an introduction", &error))?;
+    Ok(journal.roster().standing(&newcomer) == Standing::Member)
 }
 
 fn remove(this: &mut Loop, who: String, reply: Reply<RemoveReply>) {

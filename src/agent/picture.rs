@@ -7,7 +7,7 @@ use crate::core::peers::ConnId;
 use crate::net::Path;
 
 use super::run::{Parts, StoreView};
-use super::status::{DeviceStatus, PeerState, PeerStatus, Status, StoreStatus};
+use super::status::{DeviceStatus, JournalStatus, PeerState, PeerStatus, Status, StoreStatus};
 use super::transfer::Counters;
 
 /// Rates are averaged over about this long.
@@ -74,6 +74,7 @@ impl Picture {
         parts: &Parts,
         engine: &Engine,
         store: &StoreView,
+        journal: JournalStatus,
         figures: impl Fn(ConnId) -> Option<(LinkFigures, Option<Path>)>,
     ) -> Status {
         self.published_ms = now_ms;
@@ -110,6 +111,7 @@ impl Picture {
             },
             in_sync: !engine.is_behind() && store.up && connected_in_sync,
             peers,
+            journal,
             revision: self.revision,
         };
         let essence = essence(&status);

@@ -9,6 +9,7 @@
 //! P4  A peer that neither reads nor writes for long is given up; so is one that breaks the protocol.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -72,6 +73,7 @@ pub struct Replication {
     threads: usize,
     /// When everything was last sent to a peer for unequal digests. Only members get that far.
     repaired: Arc<Mutex<BTreeMap<NodeId, u64>>>,
+    repairs: Arc<AtomicU64>,
 }
 
 /// Why a stream ended.
@@ -139,7 +141,13 @@ impl Replication {
     /// For the journal of this device.
     pub fn new(journal: JournalHandle, device: NodeId, clock: Clock) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { journal, device, clock, threads, repaired: Arc::default() }
+        let (repaired, repairs) = Default::default();
+        Self { journal, device, clock, threads, repaired, repairs }
+    }
+
+    /// How often everything was sent again because contents differed that should not.
+    pub fn repairs(&self) -> u64 {
+        self.repairs.load(Ordering::Relaxed)
     }
 
     /// Keeps the journals of this device and `peer`, which the connection has proved, in step until
@@ -491,6 +499,7 @@ where
                     "equal clocks with unequal contents: sending everything again"
                 );
                 self.notes.repairs += 1;
+                self.shared.repairs.fetch_add(1, Ordering::Relaxed);
                 if let Some(at_ms) = self.session.repaired_ms() {
                     self.shared.repaired().insert(self.peer, at_ms);
                 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock, SleepWatch, wall_ms};
 use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Engine, Identity, Input, KnownSet, Sent};
-use crate::core::ids::{Digest, HashAlgorithm, NodeId, StoreId};
+use crate::core::ids::{Digest, HashAlgorithm, LogId, NodeId, StoreId};
 use crate::core::journal::log::LogEvent;
 use crate::core::pairing::Members;
 use crate::core::peers::ConnId;
@@ -46,10 +46,11 @@ use super::journal::{JournalHandle, JournalWriter};
 use super::link::{CONTROL_QUEUE, Order};
 use super::metadata::Settler;
 use super::picture::{LinkFigures, Picture};
-use super::status::Status;
+use super::replicate::Replication;
+use super::status::{JournalPeerStatus, Status};
 use super::transfer::{self, Context, Counters, Outcome, Received, TransferError};
 use super::transfer::{is_large, plain, plain::PlainReport};
-use super::{group, link, orders, query};
+use super::{group, journal_stream, link, orders, query};
 
 /// Facts handled before the loop looks at its other sources again.
 const FACTS_PER_TURN: usize = 64;
@@ -63,6 +64,9 @@ const SAVE_MS: u64 = 30_000;
 /// Status is made anew at most this often while facts pour in, and this often while bytes flow.
 const STATUS_MS_MIN: u64 = 20;
 const STATUS_MS_ACTIVE: u64 = 500;
+
+/// A stream that a peer opened comes with its first byte.
+const FIRST_BYTE_WAIT: Duration = Duration::from_secs(5);
 
 /// How often the loop looks whether the device slept.
 const SLEEP_LOOK_MS: u64 = 5_000;
@@ -102,11 +106,13 @@ pub(super) struct Tellers {
 }
 
 /// A live connection and what belongs to it.
-struct Live {
-    connection: Connection,
+pub(super) struct Live {
+    pub(super) connection: Connection,
     orders: mpsc::Sender<Order>,
     counters: Arc<Counters>,
     figures: LinkFigures,
+    /// `Some` once the journal's stream is open.
+    pub(super) journal: Option<JournalPeerStatus>,
 }
 
 /// The store as last seen.
@@ -131,7 +137,9 @@ pub(super) struct Loop {
     clock: Clock,
     engine: Engine,
     effects: Vec<Effect>,
-    live: BTreeMap<ConnId, Live>,
+    pub(super) live: BTreeMap<ConnId, Live>,
+    pub(super) replication: Replication,
+    forked: Vec<LogId>,
     decisions: BTreeMap<BatchId, oneshot::Sender<Vec<bool>>>,
     last_id: u64,
     addresses: BTreeMap<NodeId, Vec<String>>,
@@ -170,6 +178,8 @@ pub(super) async fn run(parts: Parts, tellers: Tellers) -> Result<()> {
         engine,
         effects: Vec::new(),
         live: BTreeMap::new(),
+        replication: Replication::new(parts.journal.clone(), parts.node_id, clock),
+        forked: Vec::new(),
         decisions: BTreeMap::new(),
         last_id: 0,
         store: StoreView::default(),
@@ -297,6 +307,7 @@ impl Loop {
                 facts.send(Fact::Fatal(reason.into())).await;
             });
         }
+        journal_stream::look_after(self);
         let again = self.regroup.clone();
         let (journal, facts) = (self.parts.journal.clone(), self.facts.clone());
         self.spawn("group", group::follow(journal, self.parts.node_id, facts, again));
@@ -437,8 +448,24 @@ impl Loop {
                 self.on_connection(connection);
             }
             Fact::Accepted(Accepted::Pairing(connection)) => orders::host(self, connection),
+            Fact::Accepted(Accepted::Introduction(connection)) => {
+                orders::be_introduced(self, connection);
+            }
             Fact::Ended { conn, ended } => self.on_ended(conn, ended),
             Fact::Stream { conn, send, recv } => self.receive(conn, send, recv),
+            Fact::JournalStream { conn, recv, send } => {
+                journal_stream::accept(self, conn, recv, send);
+            }
+            Fact::Journal { conn, status } => {
+                if let Some(live) = self.live.get_mut(&conn) {
+                    live.journal = Some(status);
+                    self.publish_soon();
+                }
+            }
+            Fact::Forked(logs) => {
+                self.forked = logs;
+                self.publish_soon();
+            }
             Fact::Offered { conn, batch, digests, reply } => {
                 self.decisions.insert(batch, reply);
                 self.handle(Input::Offered { conn, batch, digests });
@@ -483,7 +510,11 @@ impl Loop {
             self.perform(effect);
         }
         self.effects = effects;
-        if self.publish_at_ms.is_none_or(|at| at > now_ms + STATUS_MS_MIN) {
+        self.publish_soon();
+    }
+
+    fn publish_soon(&mut self) {
+        if self.publish_at_ms.is_none_or(|at| at > self.clock.now_ms() + STATUS_MS_MIN) {
             self.publish_at_ms = Some(self.picture.published_ms() + STATUS_MS_MIN);
         }
     }
@@ -508,7 +539,7 @@ impl Loop {
         );
         orders::record_addresses(self, peer, connection.remote_addresses());
         let figures = LinkFigures::default();
-        self.live.insert(conn, Live { connection, orders, counters, figures });
+        self.live.insert(conn, Live { connection, orders, counters, figures, journal: None });
         self.handle(Input::Connected { conn, peer, dialed, plain });
     }
 
@@ -518,6 +549,11 @@ impl Loop {
         if ended.by_peer && ended.code == Some(CloseCode::Removed) && !self.engine.is_removed() {
             let group_id = self.engine.identity().group_id;
             orders::note_own_removal(self, group_id, live.connection.peer());
+        }
+        if ended.by_peer && ended.code == Some(CloseCode::NotMember) && live.connection.dialed() {
+            let peer = live.connection.peer();
+            let addresses = self.addresses.get(&peer).cloned().unwrap_or_default();
+            orders::introduce(self, peer, addresses);
         }
         let violation = ended.code.is_some_and(|code| match code {
             CloseCode::NotMember
@@ -639,6 +675,7 @@ impl Loop {
             }
             Effect::Send { conn, message } => self.order(conn, Order::Send(message)),
             Effect::RunPlain { conn } => self.order(conn, Order::RunPlain),
+            Effect::OpenJournal { conn } => journal_stream::open(self, conn),
             Effect::Ask { conn, round, query } => {
                 let (index, facts) = (self.parts.ctx.index.clone(), self.facts.clone());
                 self.spawn_blocking("index query", move || {
@@ -741,7 +778,7 @@ impl Loop {
                     Protocol::Plain => {
                         plain::send_plain_live(&ctx, recv, send, &digests, &counters).await
                     }
-                    Protocol::Two | Protocol::Pairing => {
+                    Protocol::Two | Protocol::Pairing | Protocol::Introduction => {
                         transfer::send_batch(
                             &ctx, recv, send, &digests, solicited, inline, &counters,
                         )
@@ -791,7 +828,15 @@ impl Loop {
                         wanted.await.unwrap_or(none)
                     }
                 };
-                transfer::receive_batch(&ctx, recv, send, decide, &counters).await
+                match journal_stream::peek(recv, FIRST_BYTE_WAIT).await {
+                    Some((true, recv)) => {
+                        return facts.send(Fact::JournalStream { conn, recv, send }).await;
+                    }
+                    Some((false, recv)) => {
+                        transfer::receive_batch(&ctx, recv, send, decide, &counters).await
+                    }
+                    None => return,
+                }
             };
             let violation = receipt.end.as_ref().err().is_some_and(TransferError::is_violation);
             if let Err(TransferError::Corrupt(hash)) = &receipt.end {
@@ -843,7 +888,10 @@ impl Loop {
             let live = self.live.get(&conn)?;
             Some((live.figures.clone(), live.connection.path()))
         };
-        let status = self.picture.draw(now_ms, &self.parts, &self.engine, &self.store, figures);
+        let journals = self.live.values().filter_map(|live| live.journal.as_ref());
+        let journal = journal_stream::status(journals, &self.forked, self.replication.repairs());
+        let (parts, engine) = (&self.parts, &self.engine);
+        let status = self.picture.draw(now_ms, parts, engine, &self.store, journal, figures);
         let active = status.peers.iter().any(|peer| {
             peer.state == super::status::PeerState::Syncing
                 || peer.send_rate_bytes + peer.receive_rate_bytes > 0.0

@@ -12,6 +12,8 @@ pub struct Status {
     pub store: StoreStatus,
     /// Every other device of the group, connected or not, by name.
     pub peers: Vec<PeerStatus>,
+    /// The journal.
+    pub journal: JournalStatus,
     /// Every connected peer holds the same set as this device, and the store has been taken in.
     pub in_sync: bool,
     /// Rises with every change of this picture but rates and times.

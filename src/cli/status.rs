@@ -275,6 +275,7 @@ mod tests {
                 last_error: None,
             },
             peers,
+            journal: Default::default(),
             in_sync,
             revision: 1,
         }

@@ -138,6 +138,9 @@ pub const OPS_PER_FRAME_MAX: usize = 512;
 /// Bytes of ops after which a sender closes a frame; with the longest body it is still a frame.
 pub const OPS_FRAME_BYTES: usize = 512 * 1024;
 
+/// An introduction, which a stranger may send: each of its ops adds a device and is short.
+pub const INTRODUCTION_FRAME_BYTES_MAX: u32 = 64 * 1024;
+
 /// Ops of an introduction: a chain of members, each added by the one before.
 pub const INTRO_OPS_MAX: usize = 64;
 

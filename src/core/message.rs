@@ -32,4 +32,6 @@ pub struct Hello {
     pub algorithm: HashAlgorithm,
     /// Program version, for status and logs only.
     pub build: String,
+    /// The sender keeps a journal, and its stream may be opened.
+    pub journal: bool,
 }

@@ -16,6 +16,9 @@ use crate::wire::{WireError, proto::peer};
 /// A name on the wire: four bytes for each character at most.
 const NAME_BYTES_MAX: usize = 4 * NAME_CHARS_MAX;
 
+/// The name of [`Hello::journal`] among the features.
+const JOURNAL_FEATURE: &str = "journal";
+
 /// Turns a message into its frame: type and payload.
 pub fn encode_message(message: &Message) -> (Kind, Bytes) {
     let (kind, payload) = match message {
@@ -65,7 +68,7 @@ fn hello_to_wire(hello: &Hello) -> peer::Hello {
         store_id: Bytes::copy_from_slice(hello.store_id.as_bytes()),
         hash_algorithm: hello.algorithm.name().to_owned(),
         build: hello.build.clone(),
-        features: Vec::new(),
+        features: hello.journal.then(|| JOURNAL_FEATURE.to_owned()).into_iter().collect(),
     }
 }
 
@@ -82,6 +85,7 @@ fn hello_from_wire(hello: peer::Hello) -> Result<Hello, WireError> {
             .ok_or_else(|| malformed("Hello.store_id", "not 16 bytes"))?,
         algorithm,
         build: hello.build,
+        journal: hello.features.iter().any(|feature| feature == JOURNAL_FEATURE),
     })
 }
 
@@ -124,6 +128,7 @@ mod tests {
             store_id: StoreId([2; 16]),
             algorithm: HashAlgorithm::Sha256,
             build: "0.1.0".to_owned(),
+            journal: true,
         }
     }
 

@@ -429,6 +429,7 @@ impl World {
                 let delay = self.delay();
                 self.at(delay, Event::Deliver { batch: index });
             }
+            Effect::OpenJournal { .. } => {}
             Effect::RunPlain { conn } => {
                 let (link, side) = self.side(n, conn);
                 self.links[link].plain_ready[side] = true;

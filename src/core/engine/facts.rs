@@ -260,6 +260,11 @@ pub enum Effect {
         /// Where.
         conn: ConnId,
     },
+    /// Open the journal's stream; the peer knows of journals and waits for it.
+    OpenJournal {
+        /// Where.
+        conn: ConnId,
+    },
     /// Remember how far a peer's set has been taken in.
     SaveCursor {
         /// Whose.

@@ -110,6 +110,7 @@ impl Engine {
             store_id: self.identity.store_id,
             algorithm: self.identity.algorithm,
             build: self.identity.build.clone(),
+            journal: true,
         };
         out.push(Effect::Send { conn: conn.id, message: Message::Hello(hello) });
         if let Some((_, hello)) = peer.standby_hello.take_if(|(said_on, _)| *said_on == conn.id) {
@@ -242,10 +243,13 @@ impl Engine {
         let Some(session) = &mut peer.session else { return };
         peer.last_error = None;
         peer.name = device_name(&hello.device_name);
+        let opens_journal = hello.journal && session.dialed;
         session.hello = Some(hello);
         session.heard(now_ms);
         if session.plain {
             out.push(Effect::RunPlain { conn });
+        } else if opens_journal {
+            out.push(Effect::OpenJournal { conn });
         }
     }
 }

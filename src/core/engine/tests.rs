@@ -258,6 +258,7 @@ impl Bench {
             store_id: StoreId([1; 16]),
             algorithm: HashAlgorithm::Blake3,
             build: "test".into(),
+            journal: false,
         };
         self.tell(Input::Message { conn, message: Message::Hello(hello) });
     }

@@ -91,9 +91,11 @@ impl Journal {
 
     /// Takes a member's word that `group` has removed this device, unless it is in another by now.
     pub fn told_removed(&mut self, group: &GroupId) -> Result<()> {
-        let tx = self.begin(0)?;
+        let mut tx = self.begin(0)?;
         if tx.group == Some(*group) {
+            tx.news.devices = true;
             set_meta(&tx.db, key::TOLD_REMOVED, &[])?;
+            tx.news.devices = true;
         }
         tx.commit()
     }

@@ -1,0 +1,146 @@
+//! The journal's stream of every connection: who opens it, how the loop knows it among the streams
+//! that a peer opens, and what its end means.
+//!
+//! The dialer opens one, right after Hello, when the peer knows of journals. Its end is the
+//! connection's: what the two lack of one another can then not be told.
+
+use std::io::Cursor;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, Chain};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::core::close::CloseCode;
+use crate::core::ids::LogId;
+use crate::core::peers::ConnId;
+use crate::net::{Connection, RecvStream, SendStream};
+use crate::wire::frame::Kind;
+
+use super::fact::{Fact, Facts};
+use super::replicate::Replication;
+use super::run::Loop;
+use super::status::{JournalPeerState, JournalPeerStatus, JournalStatus};
+
+/// After control messages, before assets: ops are small, and tell what assets mean.
+const JOURNAL_PRIORITY: i32 = 50;
+
+/// A peer that has refused us closes the connection within this time, or we do.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
+
+/// A stream whose first byte was read and put before the rest again.
+pub(super) type Peeked = Chain<Cursor<[u8; 1]>, RecvStream>;
+
+/// Looks at the kind of a stream's first frame: whether it is the journal's. `None` when the stream
+/// ended before it.
+pub(super) async fn peek(mut recv: RecvStream, wait: Duration) -> Option<(bool, Peeked)> {
+    let kind = timeout(wait, recv.read_u8()).await.ok()?.ok()?;
+    let is_journal = kind == Kind::JournalHello.number();
+    Some((is_journal, Cursor::new([kind]).chain(recv)))
+}
+
+/// Prunes the journal and looks for forks, as long as the agent runs.
+pub(super) fn look_after(this: &mut Loop) {
+    let replication = this.replication.clone();
+    this.spawn("journal pruning", async move { replication.prune().await });
+    let (replication, facts) = (this.replication.clone(), this.facts.clone());
+    this.spawn("journal forks", async move {
+        let (forked, watched) = watch::channel(Vec::new());
+        tokio::select! {
+            () = replication.watch_forks(&forked) => {}
+            () = pass_on(watched, &facts, Fact::Forked) => {}
+        }
+    });
+}
+
+/// Opens the stream of a connection that this device dialled.
+pub(super) fn open(this: &mut Loop, conn: ConnId) {
+    let Some((connection, task)) = begin(this, conn) else { return };
+    this.spawn("journal", async move {
+        // A connection that is gone needs no closing.
+        if let Ok((send, recv)) = connection.open_stream(JOURNAL_PRIORITY).await {
+            task.run(connection, recv, send).await;
+        }
+    });
+}
+
+/// Takes the stream that a peer opened.
+pub(super) fn accept(this: &mut Loop, conn: ConnId, recv: Peeked, send: SendStream) {
+    let Some(live) = this.live.get(&conn) else { return };
+    if live.connection.dialed() || live.journal.is_some() {
+        live.connection.close(CloseCode::Protocol, "a journal's stream too many");
+        return;
+    }
+    let Some((connection, task)) = begin(this, conn) else { return };
+    this.spawn("journal", task.run(connection, recv, send));
+}
+
+fn begin(this: &mut Loop, conn: ConnId) -> Option<(Connection, Task)> {
+    let live = this.live.get_mut(&conn)?;
+    let node_id = live.connection.peer().to_string();
+    live.journal = Some(JournalPeerStatus { node_id, ..JournalPeerStatus::default() });
+    let connection = live.connection.clone();
+    let (replication, facts) = (this.replication.clone(), this.facts.clone());
+    Some((connection, Task { conn, replication, facts }))
+}
+
+struct Task {
+    conn: ConnId,
+    replication: Replication,
+    facts: Facts,
+}
+
+impl Task {
+    async fn run<R, W>(self, connection: Connection, recv: R, send: W)
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        let Self { conn, replication, facts } = self;
+        let peer = connection.peer();
+        let (view, watched) = watch::channel(JournalPeerStatus::default());
+        let show = pass_on(watched, &facts, |status| Fact::Journal { conn, status });
+        let ended = tokio::select! {
+            ended = replication.run(peer, recv, send, &view) => ended,
+            () = show => return,
+        };
+        if ended.is_peers_to_close() {
+            // Its reason is worth more than ours; without one ours has to do.
+            let _ = timeout(CLOSE_WAIT, connection.closed()).await;
+        }
+        if connection.ended().is_some() {
+            return;
+        }
+        let code = ended.close_code();
+        tracing::warn!(peer = %peer.short(), %code, detail = %ended, "closing");
+        connection.close(code, &ended.close_detail());
+    }
+}
+
+/// Tells the loop of every change until the sender is gone.
+async fn pass_on<T: Clone>(
+    mut watched: watch::Receiver<T>,
+    facts: &Facts,
+    fact: impl Fn(T) -> Fact,
+) {
+    while watched.changed().await.is_ok() {
+        let value = watched.borrow_and_update().clone();
+        facts.send(fact(value)).await;
+    }
+}
+
+/// The journal's part of the status.
+pub(super) fn status<'a>(
+    peers: impl Iterator<Item = &'a JournalPeerStatus>,
+    forked: &[LogId],
+    repairs: u64,
+) -> JournalStatus {
+    let mut peers: Vec<_> = peers.cloned().collect();
+    peers.sort_by(|a, b| a.node_id.cmp(&b.node_id));
+    JournalStatus {
+        ready: peers.iter().all(|peer| peer.state == JournalPeerState::InSync),
+        peers,
+        forked_logs: forked.iter().map(ToString::to_string).collect(),
+        repairs,
+    }
+}
