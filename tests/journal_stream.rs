@@ -24,7 +24,7 @@ use node::{Link, Node, Puppet, SOON, Tie, draft, equal, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_op_reaches_a_connected_peer_at_once() {
-    let a = Node::founder().await;
+    let a = Node::founder();
     let b = a.welcome().await;
     let link = Link::between(&a, &b);
     link.in_sync().await;
@@ -44,7 +44,7 @@ async fn an_op_reaches_a_connected_peer_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_that_joins_late_gets_everything_and_gives_what_it_wrote() {
-    let a = Node::founder().await;
+    let a = Node::founder();
     a.write_many(0..1500, 200).await;
     // Dead ops, so that there are gaps to jump.
     a.write_many(0..300, 200).await;
@@ -60,7 +60,7 @@ async fn a_device_that_joins_late_gets_everything_and_gives_what_it_wrote() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_write_without_a_pause_and_end_equal() {
-    let a = Node::founder().await;
+    let a = Node::founder();
     let b = a.welcome().await;
     let link = Link::between(&a, &b);
     let writes = async |node: &Node, of: u64| {
@@ -77,7 +77,7 @@ async fn both_write_without_a_pause_and_end_equal() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_is_cut_again_and_again_goes_on_where_it_was() {
-    let a = Node::founder().await;
+    let a = Node::founder();
     a.write_many(0..2_000, 300).await;
     let b = a.welcome().await;
     let whole = Link::cut_after(&a, &a.welcome().await, usize::MAX);
@@ -106,7 +106,7 @@ async fn a_stream_that_is_cut_again_and_again_goes_on_where_it_was() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ops_are_passed_on_along_a_chain_both_ways() {
-    let a = Node::founder().await;
+    let a = Node::founder();
     let (b, c) = (a.welcome().await, a.welcome().await);
     a.write_many(0..700, 50).await;
     c.write_many(1_000..1_700, 50).await;
@@ -123,7 +123,7 @@ async fn ops_are_passed_on_along_a_chain_both_ways() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_is_known_by_its_introduction_where_its_adding_has_not_been_heard_of() {
-    let a = Node::founder().await;
+    let a = Node::founder();
     let b = a.welcome().await;
     let link = Link::between(&a, &b);
     link.in_sync().await;
@@ -142,7 +142,7 @@ async fn a_member_is_known_by_its_introduction_where_its_adding_has_not_been_hea
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_reads_nothing_stalls_nobody_and_is_sent_no_more_than_it_takes() {
-    let a = Node::founder().await;
+    let a = Node::founder();
     a.write_many(0..1_200, 4_000).await;
     let stuck_node = a.welcome().await;
     let mut stuck = Puppet::beside(&a, &stuck_node).await;
@@ -166,7 +166,7 @@ async fn a_peer_that_reads_nothing_stalls_nobody_and_is_sent_no_more_than_it_tak
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_op_that_its_author_did_not_sign_ends_the_stream_and_leaves_no_trace() {
-    let a = Node::founder().await;
+    let a = Node::founder();
     let b = a.welcome().await;
     b.write_many(0..3, 20).await;
     let good = b.ops().await;
@@ -199,9 +199,9 @@ async fn an_op_that_its_author_did_not_sign_ends_the_stream_and_leaves_no_trace(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stranger_hears_nothing_but_a_refusal() {
-    let a = Node::founder().await;
+    let a = Node::founder();
     a.write(draft(1, 10)).await;
-    let other = Node::founder().await;
+    let other = Node::founder();
     let mut stranger = Puppet::beside(&a, &other).await;
     let group = a.group().await;
     let hello = Hello { version: VERSION, group, now_ms: wall_ms() as i64, intro: Vec::new() };
@@ -213,7 +213,7 @@ async fn a_stranger_hears_nothing_but_a_refusal() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_that_is_removed_is_shut_out_in_the_midst_of_a_stream() {
-    let a = Node::founder().await;
+    let a = Node::founder();
     let b = a.welcome().await;
     let link = Link::between(&a, &b);
     link.in_sync().await;
@@ -229,7 +229,7 @@ async fn a_device_that_is_removed_is_shut_out_in_the_midst_of_a_stream() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_op_from_the_future_is_held_back_and_shown_and_the_rest_goes_on() {
-    let a = Node::founder().await;
+    let a = Node::founder();
     let b = a.welcome().await;
     let ahead =
         |journal: &mut Journal, now_ms: u64| journal.write(&[draft(1, 10)], now_ms + 3_600_000);
@@ -248,7 +248,7 @@ async fn an_op_from_the_future_is_held_back_and_shown_and_the_rest_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_put_back_unnoticed_is_named_and_nothing_is_lost() {
-    let a = Node::founder().await;
+    let a = Node::founder();
     let b = a.welcome().await;
     b.write(draft(1, 10)).await;
     let backup = b.copy();
@@ -276,7 +276,7 @@ async fn a_backup_put_back_unnoticed_is_named_and_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_while_it_takes_in_a_device_loses_nothing_it_has_acknowledged() {
-    let a = Node::founder().await;
+    let a = Node::founder();
     a.write_many(0..4_000, 100).await;
     let mut b = a.welcome().await;
     let b_id = b.id();
@@ -311,7 +311,7 @@ async fn child() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_changes_nothing_writes_nothing_to_the_disk() {
-    let a = Node::founder().await;
+    let a = Node::founder();
     let b = a.welcome().await;
     a.write_many(0..20, 20).await;
     let link = Link::between(&a, &b);

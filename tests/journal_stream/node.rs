@@ -161,7 +161,7 @@ pub(crate) async fn child_main() {
 
 impl Node {
     /// The first device of a group.
-    pub(crate) async fn founder() -> Self {
+    pub(crate) fn founder() -> Self {
         let asleep = Asleep::new();
         let mut journal = asleep.open();
         journal.found("founder", wall_ms()).unwrap();
