@@ -207,7 +207,9 @@ fn sabotage(database: &Path, statement: &str) {
 #[test]
 fn a_store_whose_disk_fails_ends_the_agent_with_an_error() {
     let mut a = Agent::start();
-    sabotage(&a.home().join("store/store.db"), "DROP TABLE store");
+    let failing =
+        "CREATE TRIGGER broken BEFORE UPDATE ON store BEGIN SELECT RAISE(ABORT, 'I/O'); END";
+    sabotage(&a.home().join("store/store.db"), failing);
     let file = a.home().with_extension("txt");
     fs::write(&file, "cannot be kept").unwrap();
     a.command(&["add", file.to_str().unwrap()]).assert().failure();

@@ -15,7 +15,9 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::agent::journal::JournalHandle;
+use crate::agent::metadata::Settle;
 use crate::agent::status::Status;
+use crate::core::ids::Hash;
 use crate::store::Store;
 
 /// Orders waiting for the loop. People and scripts give them one by one; a full queue makes the
@@ -33,6 +35,7 @@ pub struct Handle {
     store: Arc<dyn Store>,
     staging_dir: Arc<Path>,
     journal: JournalHandle,
+    settles: mpsc::Sender<Settle>,
 }
 
 /// Where the loop answers a [`Request`].
@@ -118,10 +121,11 @@ pub fn channel(
     store: Arc<dyn Store>,
     staging_dir: PathBuf,
     journal: JournalHandle,
+    settles: mpsc::Sender<Settle>,
     status: watch::Receiver<Status>,
 ) -> (Handle, mpsc::Receiver<Request>) {
     let (requests, queue) = mpsc::channel(REQUESTS_MAX);
-    (Handle { requests, status, store, staging_dir: staging_dir.into(), journal }, queue)
+    (Handle { requests, status, store, staging_dir: staging_dir.into(), journal, settles }, queue)
 }
 
 impl Handle {
@@ -138,6 +142,25 @@ impl Handle {
         let mut status = self.status.clone();
         // An error means that the loop has ended: nothing newer will come.
         let _ = status.wait_for(|status| status.revision > revision).await;
+    }
+
+    /// The picture as it changes.
+    pub(super) fn watch(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Brings an asset's metadata in the store and in the journal together; returns when what was
+    /// written to either before the call is in both. An asset that the store does not hold is left.
+    ///
+    /// # Cancel safety
+    /// Dropped, it may be done all the same.
+    pub async fn settle(&self, hash: Hash) -> Result<(), RequestError> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.settles.send(Settle { hash, reply }).await.map_err(|_| stopping())?;
+            answer.await.map_err(|_| stopping())?.map_err(RequestError::Temporary)
+        };
+        in_time(asked).await
     }
 
     /// The store beside the agent.
@@ -192,12 +215,18 @@ impl Handle {
             self.requests.send(request(reply)).await.map_err(|_| stopping())?;
             answer.await.map_err(|_| stopping())?
         };
-        let in_time = tokio::time::timeout(REQUEST_TIMEOUT, asked).await;
-        in_time.unwrap_or_else(|_| {
-            let seconds = REQUEST_TIMEOUT.as_secs();
-            Err(RequestError::Temporary(format!("the agent did not answer within {seconds} s")))
-        })
+        in_time(asked).await
     }
+}
+
+async fn in_time<T>(
+    asked: impl Future<Output = Result<T, RequestError>>,
+) -> Result<T, RequestError> {
+    let answered = tokio::time::timeout(REQUEST_TIMEOUT, asked).await;
+    answered.unwrap_or_else(|_| {
+        let seconds = REQUEST_TIMEOUT.as_secs();
+        Err(RequestError::Temporary(format!("the agent did not answer within {seconds} s")))
+    })
 }
 
 fn stopping() -> RequestError {

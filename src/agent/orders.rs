@@ -18,7 +18,7 @@ use crate::core::engine::Input;
 use crate::core::ids::{GroupId, HashAlgorithm, NodeId};
 use crate::core::joining::{Introduction, PairAccept, PairRequest, short_code};
 use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut};
-use crate::core::journal::log::DeviceState;
+use crate::core::journal::log::{DeviceState, LogEvent};
 use crate::core::journal::op::{SignedOp, Value};
 use crate::core::journal::session::Standing;
 use crate::core::pairing::{Member, device_name, meant, ticket_key};
@@ -31,6 +31,7 @@ use crate::state::home::Home;
 use crate::state::identity::Identity;
 use crate::state::journal::{Admitted, GroupState, JournalError, VerifiedOp, verify};
 
+use super::events::EventLog;
 use super::fact::Fact;
 use super::handle::{
     LeaveReply, PairReply, RemoveReply, Reply, Request, RequestError, TicketReply,
@@ -174,7 +175,7 @@ async fn verified(group: GroupId, ops: Vec<SignedOp>) -> Result<Vec<VerifiedOp>,
 
 /// A joiner came in.
 pub(super) fn host(this: &mut Loop, connection: Connection) {
-    let journal = this.parts.journal.clone();
+    let (journal, events) = (this.parts.journal.clone(), this.parts.events.clone());
     let algorithm = this.parts.ctx.algorithm;
     let (node_id, joiner) = (this.parts.node_id, connection.peer());
     this.spawn("pairing", async move {
@@ -184,6 +185,7 @@ pub(super) fn host(this: &mut Loop, connection: Connection) {
             // Before the joiner can do anything more: whether it confirms is up to it.
             let code = short_code(node_id, joiner);
             tracing::warn!(peer = %joiner.short(), device, code, "a device joined the group");
+            events.tell(LogEvent::DevicePaired { device: joiner, name: device });
             Ok(accept)
         };
         if let Err(error) = pairing::host(connection, redeem).await {
@@ -280,9 +282,9 @@ async fn take_in(
 
 fn remove(this: &mut Loop, who: String, reply: Reply<RemoveReply>) {
     let (journal, me) = (this.parts.journal.clone(), this.parts.node_id);
-    let status = this.parts.status.subscribe();
+    let (events, status) = (this.parts.events.clone(), this.parts.status.subscribe());
     this.spawn("remove a device", async move {
-        let result = remove_device(&journal, me, &who).await;
+        let result = remove_device(&journal, &events, me, &who).await;
         if let Ok(removed) = &result {
             let is_gone = |peer: &PeerStatus| peer.node_id != removed.node_id;
             until_shown(status, |status| status.peers.iter().all(is_gone)).await;
@@ -294,6 +296,7 @@ fn remove(this: &mut Loop, who: String, reply: Reply<RemoveReply>) {
 
 async fn remove_device(
     journal: &JournalHandle,
+    events: &EventLog,
     me: NodeId,
     who: &str,
 ) -> Result<RemoveReply, RequestError> {
@@ -307,6 +310,7 @@ async fn remove_device(
     }
     let removed = journal.run(move |journal, now_ms| journal.remove(&node_id, now_ms));
     removed.await.map_err(|error| asked("removing the device", &error))?;
+    events.tell(LogEvent::DeviceRemoved { device: node_id, name: name.clone() });
     Ok(RemoveReply { node_id: node_id.to_string(), name })
 }
 

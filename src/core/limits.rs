@@ -44,8 +44,8 @@ pub const SMALL_LANES: usize = 4;
 /// See [`LIVE_LANES`].
 pub const LARGE_LANES: usize = 2;
 
-/// Assets that failed or found no room and are not asked for again until their time has come; beyond, the oldest is
-/// forgotten and may be tried once too early.
+/// Assets that failed or found no room and are left alone until their time has come; beyond, the
+/// oldest is forgotten and may be tried once too early.
 pub const RESTING_MAX: usize = 10_000;
 
 /// The longest request to join: the proof, a name and 16 addresses. It comes from a stranger.
