@@ -278,7 +278,8 @@ fn a_stopping_engine_is_woken_for_its_end_alone() {
     let member = |n| Member { node_id: node(n), name: String::new(), addresses: Vec::new() };
     let members = Members { members: (1..=3).map(member).collect(), removed: Vec::new() };
     let (device_name, build) = (String::new(), String::new());
-    let hello = Hello { group_id, device_name, store_id: StoreId([2; 16]), algorithm, build };
+    let store_id = StoreId([2; 16]);
+    let hello = Hello { group_id, device_name, store_id, algorithm, build, journal: false };
     let identity = Identity {
         node_id: node(1),
         group_id,

@@ -235,7 +235,7 @@ fn asks_as_stranger(incoming: &Incoming) -> bool {
         return false;
     };
     alpns.any(|alpn| {
-        let protocol = alpn.ok().and_then(|alpn| Protocol::from_alpn(&alpn));
+        let protocol = alpn.ok().and_then(|alpn| Protocol::from_alpn(alpn.as_ref()));
         protocol.is_some_and(Protocol::is_for_strangers)
     })
 }
