@@ -174,6 +174,9 @@ impl Settler {
             tokio::select! {
                 biased;
                 Some(Settle { hash, reply }) = self.settles.recv() => {
+                    if self.brake.release(&hash) {
+                        self.frozen.send_replace(self.brake.frozen());
+                    }
                     let settled = self.look(vec![hash]).await;
                     let told = settled.as_ref().copied().map_err(|error| format!("{error:#}"));
                     // Who asked may have gone.

@@ -59,6 +59,13 @@ impl Brake {
         true
     }
 
+    /// A person asks for the asset now: what was counted before was not a loop. True when it had
+    /// been frozen.
+    pub fn release(&mut self, hash: &Hash) -> bool {
+        self.writes_ms.remove(hash);
+        self.frozen_until_ms.remove(hash).is_some()
+    }
+
     /// When the next asset thaws.
     pub fn next_thaw_ms(&self) -> Option<u64> {
         self.frozen_until_ms.values().copied().min()
@@ -104,6 +111,18 @@ mod tests {
         for n in 0..100 {
             assert!(!brake.count(HASH, n * WINDOW_MS / (WRITES_MAX as u64 - 1)), "write {n}");
         }
+    }
+
+    #[test]
+    fn what_a_person_asks_for_is_never_held_back() {
+        let mut brake = Brake::default();
+        for n in 0..100 {
+            brake.release(&HASH);
+            assert!(!brake.count(HASH, n), "write {n}");
+        }
+        (0..WRITES_MAX as u64).for_each(|n| _ = brake.count(HASH, n));
+        assert!(brake.is_frozen(&HASH) && brake.release(&HASH));
+        assert!(!brake.is_frozen(&HASH) && !brake.release(&HASH));
     }
 
     #[test]
