@@ -1,7 +1,9 @@
 //! Publishes how this device stands, as its own record in the journal, for the others to show.
 //!
 //! D1  Nothing is written while nothing worth telling changed: an idle device leaves its disk alone.
-//! D2  Who it is, is told at once; figures at most every [`PACE_MS`].
+//! D2  Who and where it is, is told at once, and anew in another group; figures at most every
+//!     [`PACE_MS`].
+//! D3  A name that was told stands: only a renaming changes it.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -52,10 +54,17 @@ pub(super) struct Publisher {
 /// What the loop shows of this device; a change of it is a reason to look.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Shown {
-    name: String,
+    who: Who,
     assets: u64,
-    addresses: BTreeSet<String>,
     contact_ms: Option<u64>,
+}
+
+/// What others need to know it and to find it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Who {
+    group_id: String,
+    name: String,
+    addresses: BTreeSet<String>,
 }
 
 impl Publisher {
@@ -71,14 +80,17 @@ impl Publisher {
                 let status = self.status.borrow_and_update();
                 contact.see(&status);
                 Shown {
-                    name: status.device.name.clone(),
+                    who: Who {
+                        group_id: status.device.group_id.clone(),
+                        name: status.device.name.clone(),
+                        addresses: status.device.addresses.iter().cloned().collect(),
+                    },
                     assets: status.store.assets,
-                    addresses: status.device.addresses.iter().cloned().collect(),
                     contact_ms: contact.last_ms,
                 }
             };
             let now_ms = clock.now_ms();
-            if shown.name != looked.name {
+            if shown.who != looked.who {
                 look_at_ms = now_ms;
             } else if shown != looked {
                 look_at_ms = look_at_ms.min(figures_at_ms.max(now_ms + GATHER_MS));
@@ -113,15 +125,16 @@ impl Publisher {
         let told = fields.as_ref().map(DeviceState::from_fields);
         let info = timeout(STORE_WAIT, self.store.info()).await.ok().and_then(Result::ok);
         let told_bytes = told.as_ref().map_or(0, |told| told.store_bytes);
+        let told_name = told.as_ref().map(|told| told.name.clone());
         let now = DeviceState {
-            name: shown.name.clone(),
+            name: told_name.filter(|name| !name.is_empty()).unwrap_or(shown.who.name.clone()),
             platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             store_assets: shown.assets,
             store_bytes: info.map_or(told_bytes, |info| info.asset_bytes),
             free_bytes: self.free_bytes().await,
             contact_ms: shown.contact_ms.or(told.as_ref().and_then(|told| told.contact_ms)),
-            addresses: shown.addresses.clone(),
+            addresses: shown.who.addresses.clone(),
         };
         if told.is_some_and(|told| !is_worth_telling(&told, &now)) {
             return Ok(false);
