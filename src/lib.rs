@@ -72,7 +72,8 @@
 //! | peer | another device of the group |
 //! | group | the devices that were paired with each other |
 //! | member | a device that is in the group, and was not removed |
-//! | ticket | an invitation into the group, good once |
+//! | ticket | an invitation into the group, good once; what is kept of it is its token |
+//! | introduction | the ops by which a device is a member: the founder's, then who added whom |
 //! | home | the folders of one agent |
 //! | store | the content store beside the agent |
 //! | asset | immutable bytes, named by their hash |

@@ -303,6 +303,90 @@ async fn a_removed_device_is_cut_off_by_all() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_leaves_is_alone_keeps_its_assets_and_may_join_another_group() {
+    let [a, mut b, c] = [Device::start().await, Device::start().await, Device::start().await];
+    pair(&a, &b).await;
+    a.add([7; 3]).await;
+    all_in_sync(&[&a, &b], 1).await;
+    let ticket = c.handle().ticket(Duration::from_secs(60)).await.unwrap().ticket;
+    common::group::keep_secret(ticket.as_bytes());
+    let refused = b.handle().pair(ticket.clone()).await.unwrap_err();
+    assert!(refused.to_string().contains("can-sync leave"), "{refused}");
+
+    let before = b.status().device;
+    assert!(!b.handle().leave().await.unwrap().new_device);
+    until("b is alone", &[&b], async || b.status().peers.is_empty()).await;
+    let alone = b.status().device;
+    assert_eq!((&alone.node_id, &alone.name), (&before.node_id, &before.name));
+    assert_ne!(alone.group_id, before.group_id);
+    b.down().await;
+    b.up().await;
+    assert_eq!(b.status().device.group_id, alone.group_id);
+    b.handle().pair(ticket).await.unwrap();
+    all_in_sync(&[&b, &c], 1).await;
+    assert_eq!(c.hashes().await.len(), 3);
+    until("a is refused", &[&a], async || {
+        a.sees(&b)
+            .last_error
+            .is_some_and(|error| error.contains("WRONG_GROUP") || error.contains("NOT_MEMBER"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_removed_in_the_middle_of_a_transfer_is_cut_off_within_a_second() {
+    let [a, b] = [Device::start().await, Device::start().await];
+    pair(&a, &b).await;
+    all_in_sync(&[&a, &b], 1).await;
+    a.add([64 * KIB * KIB]).await;
+    until("b receives", &[&b], async || b.received_bytes() > 0).await;
+    let asked = Instant::now();
+    a.handle().remove(b.node_id.to_string()).await.unwrap();
+    until("b is told", &[&b], async || b.status().device.removed).await;
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert!(a.status().peers.is_empty());
+    assert!(b.sees(&a).state != PeerState::Idle);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_third_device_knows_all_from_any_one_and_all_know_it() {
+    let [a, b, c] = [Device::start().await, Device::start().await, Device::start().await];
+    pair(&a, &b).await;
+    all_in_sync(&[&a, &b], 1).await;
+    // Neither the first nor a device that the joiner ever met.
+    pair(&b, &c).await;
+    all_in_sync(&[&a, &b, &c], 2).await;
+    let groups = [&a, &b, &c].map(|device| device.status().device.group_id);
+    assert!(groups.iter().all(|group| *group == groups[0]), "{groups:?}");
+    c.handle().rename("kitchen".into()).await.unwrap();
+    until("the name is known", &[&a, &b], async || {
+        [&a, &b].iter().all(|device| device.sees(&c).name == "kitchen")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_was_added_elsewhere_is_let_in_by_its_introduction() {
+    let [mut a, mut b, c] = [Device::start().await, Device::start().await, Device::start().await];
+    pair(&a, &b).await;
+    all_in_sync(&[&a, &b], 1).await;
+    b.down().await;
+    pair(&a, &c).await;
+    until("c knows b", &[&c], async || c.status().peers.len() == 2).await;
+    all_in_sync(&[&a, &c], 1).await;
+    a.down().await;
+    b.up().await;
+    assert_eq!(b.status().peers.len(), 1, "b has not heard of c");
+    until("b and c meet", &[&b, &c], async || {
+        let met = |device: &Device| {
+            device.status().peers.iter().any(|peer| peer.state == PeerState::Idle)
+        };
+        met(&b) && met(&c)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stores_that_name_assets_differently_are_told_so() {
     let store = Foreign::start(HashAlgorithm::Sha256).await;
     let (a, b) = (Device::start().await, Device::beside(&store).await);

@@ -518,7 +518,8 @@ fn bodies_of_another_type_and_methods_of_another_kind_have_no_effect() {
         Some("application/json; charset=utf-8"),
         Some("application/problem+json"),
     ] {
-        for path in ["/v1/rename", "/v1/pair", "/v1/ticket", "/v1/check", "/v1/ingest"] {
+        for path in ["/v1/rename", "/v1/leave", "/v1/pair", "/v1/ticket", "/v1/check", "/v1/ingest"]
+        {
             assert_eq!(send("POST", path, kind, name), 415, "{path} {kind:?}");
         }
     }
@@ -527,7 +528,7 @@ fn bodies_of_another_type_and_methods_of_another_kind_have_no_effect() {
     assert_eq!(send("POST", "/v1/rename", json, "{\"name\":\"x\",\"other\":1}"), 400);
     assert_eq!(send("POST", "/v1/pair", json, &"x".repeat(100_000)), 413);
     assert_eq!(send("POST", "/v1/check", json, "{}"), 200);
-    for path in ["/v1/rename", "/v1/pair", "/v1/ticket", "/v1/check", "/v1/ingest"] {
+    for path in ["/v1/rename", "/v1/leave", "/v1/pair", "/v1/ticket", "/v1/check", "/v1/ingest"] {
         for method in ["GET", "OPTIONS", "PUT", "PATCH", "TRACE"] {
             assert_eq!(send(method, path, None, ""), 405, "{method} {path}");
         }
@@ -681,4 +682,118 @@ fn files_that_much_is_said_about_are_added_by_the_hundred_all_the_same() {
     assert_eq!(agent.json(&["ls", "--query", "xxx"]).len(), 600);
     let too_long = "x".repeat(16 * 1024 + 1);
     agent.command(&["add", "--description", &too_long, folder]).assert().code(1);
+}
+
+#[test]
+fn what_is_said_about_an_asset_shows_at_once_and_in_the_log() {
+    let agent = Agent::start();
+    agent.command(&["add", "-"]).write_stdin("hello").assert().success();
+    let hash = blake3(b"hello");
+    let info = || agent.json(&["info", &hash])[0].clone();
+    agent.output(&["tag", &hash[..12], "+red", "+blue two", "-none"]);
+    assert_eq!(info()["tags"], serde_json::json!(["blue two", "red"]));
+    let shown = &agent.json(&["tag", &hash, "-red", "--", "-q", "+w"])[0];
+    assert_eq!(shown["tags"], serde_json::json!(["blue two", "w"]));
+    agent.output(&["describe", &hash, "a greeting"]);
+    assert_eq!(info()["description"], "a greeting");
+    agent.command(&["add", "-"]).write_stdin("waste").assert().success();
+    let waste = blake3(b"waste");
+    for (command, trashed) in [("trash", true), ("restore", false)] {
+        agent.output(&[command, &waste]);
+        assert_eq!(agent.json(&["info", &waste])[0]["trashed"], trashed);
+        let record = &agent.json(&["records", "get", "asset", &waste])[0];
+        assert_eq!(record["fields"]["trashed"], trashed);
+    }
+
+    let log = |asset: &str| -> Vec<(String, u64)> {
+        let events = agent.json(&["log", "--asset", &asset[..12], "--since", "1h"]);
+        let row = |event: &serde_json::Value| {
+            (event["type"].as_str().unwrap().to_owned(), event["event_seq"].as_u64().unwrap())
+        };
+        events.iter().map(row).collect()
+    };
+    let rows = |rows: &[(&str, u64)]| -> Vec<(String, u64)> {
+        rows.iter().map(|(kind, number)| ((*kind).to_owned(), *number)).collect()
+    };
+    let changed = [("asset-changed", 1), ("asset-changed", 2), ("asset-changed", 3)];
+    assert_eq!(log(&hash), rows(&[&[("asset-added", 0)][..], &changed].concat()));
+    let trashed = [("asset-added", 4), ("asset-trashed", 5), ("asset-restored", 6)];
+    assert_eq!(log(&waste), rows(&trashed));
+    let me = agent.ready()["node_id"].as_str().unwrap();
+    assert_eq!(agent.json(&["log", "--device", &me[..10]]).len(), 7);
+    assert_eq!(agent.json(&["log", "--since", "2100-01-01T00:00:00Z"]).len(), 0);
+    let devices = agent.json(&["devices"]);
+    assert_eq!((&devices[0]["node_id"], &devices[0]["this_device"]), (&me.into(), &true.into()));
+    for (args, code) in [
+        (&["tag", &hash, "red"][..], 2),
+        (&["tag", &hash, "+x", "--json"], 2),
+        (&["tag", &hash], 2),
+        (&["tag", "0000", "+x"], 4),
+        (&["trash", "xyz"], 2),
+        (&["log", "--since", "yesterday"], 2),
+        (&["log", "--device", "nobody"], 4),
+    ] {
+        agent.command(args).assert().code(code);
+    }
+}
+
+#[test]
+fn records_are_written_read_watched_and_deleted_by_hand() {
+    let agent = Agent::start();
+    let put = ["records", "put", "note", "1", "n=7", "text=milk", "tags+=a", "tags+=b"];
+    agent.output(&put);
+    agent.output(&["records", "put", "--own", "note", "me", "n=1"]);
+    assert_eq!(
+        agent.output(&["records", "get", "note", "1"]),
+        "note/1  n=7  text=\"milk\"  tags={a, b}\n"
+    );
+    agent.output(&["records", "put", "note", "1", "tags-=a", "n=null"]);
+    let record = &agent.json(&["records", "ls", "note"])[0];
+    assert_eq!(record["sets"], serde_json::json!({ "tags": ["b"] }));
+    assert_eq!(agent.json(&["records", "ls", "note", "--owner", "any"]).len(), 1);
+
+    let mut watch = program();
+    watch.arg("--home").arg(agent.home()).args(["--json", "records", "watch", "note"]);
+    let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufReader::new(watch.stdout.take().unwrap());
+    let mut next = || {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut lines, &mut line).unwrap();
+        serde_json::from_str::<serde_json::Value>(&line).unwrap()
+    };
+    assert_eq!([&next()["id"], &next()["id"]], ["me", "1"]);
+    agent.output(&["records", "delete", "note", "1"]);
+    assert_eq!(next()["deleted"], true);
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+
+    for (args, code) in [
+        (&["records", "get", "note", "1"][..], 4),
+        (&["records", "delete", "note", "1"], 4),
+        (&["records", "put", "note", "1", "n"], 2),
+        (&["records", "put", "note", "1", "--owner", "any"], 2),
+        (&["records", "get", "note", "1", "--owner", "nobody"], 4),
+        (&["journal", "fsck"], 0),
+        (&["journal", "stats"], 0),
+        (&["journal", "rebase"], 0),
+    ] {
+        agent.command(args).assert().code(code);
+    }
+}
+
+#[test]
+fn a_log_that_is_followed_shows_what_happens() {
+    let agent = Agent::start();
+    let mut follow = program();
+    follow.arg("--home").arg(agent.home()).args(["--json", "log", "--follow"]);
+    let mut follow = follow.stdout(Stdio::piped()).spawn().unwrap();
+    agent.command(&["add", "-"]).write_stdin("late").assert().success();
+    let mut line = String::new();
+    let mut lines = std::io::BufReader::new(follow.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut lines, &mut line).unwrap();
+    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(event["type"], "asset-added");
+    assert_eq!(event["data"]["hash"], blake3(b"late").as_str());
+    drop(agent);
+    assert_eq!(follow.wait().unwrap().code(), Some(5));
 }

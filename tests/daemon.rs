@@ -207,7 +207,9 @@ fn sabotage(database: &Path, statement: &str) {
 #[test]
 fn a_store_whose_disk_fails_ends_the_agent_with_an_error() {
     let mut a = Agent::start();
-    sabotage(&a.home().join("store/store.db"), "DROP TABLE store");
+    let failing =
+        "CREATE TRIGGER broken BEFORE UPDATE ON store BEGIN SELECT RAISE(ABORT, 'I/O'); END";
+    sabotage(&a.home().join("store/store.db"), failing);
     let file = a.home().with_extension("txt");
     fs::write(&file, "cannot be kept").unwrap();
     a.command(&["add", file.to_str().unwrap()]).assert().failure();
@@ -244,8 +246,10 @@ fn a_signal_during_a_slow_start_ends_it_at_once() {
 }
 
 #[test]
-fn a_removed_device_is_told_to_start_over() {
-    let (a, b) = (Agent::start(), Agent::start());
+fn a_removed_device_is_told_to_start_over_and_comes_back_as_a_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let (a, mut b) = (Agent::start(), Agent::start_in(&home));
     pair(&a, &b);
     let removed = status(&b).device.node_id;
     a.output(&["wait", "--timeout", "30s", "--peer", &removed]);
@@ -254,4 +258,13 @@ fn a_removed_device_is_told_to_start_over() {
     let said = String::from_utf8_lossy(&waited.get_output().stderr).into_owned();
     assert!(said.contains("start over as a new device"), "{said}");
     assert!(status(&b).device.removed);
+
+    b.command(&["leave"]).assert().code(2);
+    b.output(&["leave", "--yes"]);
+    assert_eq!(b.ended().code(), Some(1), "{}", b.log());
+    let b = Agent::start_in(&home);
+    let device = status(&b).device;
+    assert!(device.node_id != removed && !device.removed);
+    pair(&a, &b);
+    a.output(&["wait", "--timeout", "30s", "--peer", &device.node_id]);
 }

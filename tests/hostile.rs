@@ -8,12 +8,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use can_sync::core::close::CloseCode;
 use can_sync::core::ids::{Hash, HashAlgorithm, NodeId};
-use can_sync::core::joining::PairAccept;
+use can_sync::core::joining::{PairAccept, PairRequest, short_code};
+use can_sync::core::pairing::pair_proof;
 use can_sync::net::frame::FrameReader;
 use can_sync::net::pairing::{Joiner, join};
 use can_sync::net::ticket::Ticket;
 use can_sync::net::{Connection, Ended, Net, NetConfig, RecvStream, SecretKey, SendStream};
 use can_sync::wire::frame::{Header, Kind};
+use can_sync::wire::pairing::pair_request_to_wire;
 use can_sync::wire::proto::peer;
 use prost::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,7 +23,7 @@ use tokio::time::timeout;
 
 mod common;
 
-use common::group::{Device, SOON, all_in_sync, hashes_of, pair, until};
+use common::group::{Device, SOON, all_in_sync, hashes_of, pair, until, was_logged};
 use common::{content, digest};
 
 /// The most that anything below may make the agent hold.
@@ -429,4 +431,34 @@ async fn noise_ends_and_memory_is_bounded() {
     still_syncs(&victim, &honest).await;
     let grown = resident_bytes().saturating_sub(before);
     assert!(grown < GROWTH_BYTES_MAX, "{grown} bytes more");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joiner_that_breaks_off_is_logged_with_the_code_to_compare_all_the_same() {
+    let victim = Device::start().await;
+    let ticket = victim.handle().ticket(Duration::from_secs(60)).await.unwrap().ticket;
+    let ticket: Ticket = ticket.parse().unwrap();
+    let builder = iroh::Endpoint::builder(iroh::endpoint::presets::Minimal).clear_ip_transports();
+    let endpoint = builder.bind_addr("127.0.0.1:0").unwrap().bind().await.unwrap();
+    let me = NodeId(*endpoint.id().as_bytes());
+    let id = iroh::EndpointId::from_bytes(victim.node_id.as_bytes()).unwrap();
+    let address = victim.status().device.addresses[0].parse().unwrap();
+    let address = iroh::EndpointAddr::new(id).with_ip_addr(address);
+    let connection = endpoint.connect(address, b"can-sync/pair/1").await.unwrap();
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let request = PairRequest {
+        joiner: me,
+        proof: pair_proof(&ticket.secret, &ticket.inviter, &me),
+        device_name: "shy".into(),
+        addresses: Vec::new(),
+        hash_algorithm: HashAlgorithm::Blake3,
+    };
+    let request = pair_request_to_wire(&request).encode_to_vec();
+    send.write_all(&frame(Kind::PairRequest, &request)).await.unwrap();
+    recv.read_exact(&mut [0]).await.unwrap();
+    connection.close(7_u32.into(), b"");
+    until("it was let in", &[&victim], async || !victim.status().peers.is_empty()).await;
+    let code = short_code(victim.node_id, me);
+    assert!(was_logged(&[" WARN ", "a device joined the group", "shy", &code]));
+    endpoint.close().await;
 }

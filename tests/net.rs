@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use can_sync::core::close::CloseCode;
 use can_sync::core::ids::{GroupId, HashAlgorithm, NodeId};
-use can_sync::core::joining::{PairAccept, PairRequest};
+use can_sync::core::joining::{Introduction, PairAccept, PairRequest};
 use can_sync::core::pairing::{proof_matches, ticket_key};
 use can_sync::net::frame::{FrameReader, FrameWriter};
+use can_sync::net::introduction;
 use can_sync::net::pairing::{HostError, JoinError, Joiner, host, join};
 use can_sync::net::ticket::Ticket;
 use can_sync::net::{
@@ -56,6 +57,7 @@ fn admitting(members: &[NodeId]) -> Admission {
             false => Verdict::Stranger,
         }),
         pairing_open: Box::new(|| false),
+        introductions_open: Box::new(|| false),
     }
 }
 
@@ -95,7 +97,9 @@ fn keep_accepting(mut acceptor: Acceptor) -> (JoinHandle<()>, Arc<Mutex<Vec<Conn
     let keep = kept.clone();
     let task = tokio::spawn(async move {
         while let Some(accepted) = acceptor.next().await {
-            let (Accepted::Session(connection) | Accepted::Pairing(connection)) = accepted;
+            let (Accepted::Session(connection)
+            | Accepted::Pairing(connection)
+            | Accepted::Introduction(connection)) = accepted;
             keep.lock().unwrap().push(connection);
         }
     });
@@ -317,8 +321,7 @@ async fn a_third_connection_of_the_same_peer_replaces_the_oldest() {
 #[tokio::test]
 async fn the_sixty_fifth_connection_is_refused_until_one_has_ended() {
     let at = bind().await;
-    let admission =
-        Admission { verdict: Box::new(|_| Verdict::Member), pairing_open: Box::new(|| false) };
+    let admission = Admission { verdict: Box::new(|_| Verdict::Member), ..admitting(&[]) };
     let (_task, kept) = keep_accepting(at.acceptor(admission));
     let addresses = at.addresses();
     let mut members = Vec::new();
@@ -402,8 +405,7 @@ async fn a_stranger_gets_the_same_close_whatever_it_says() {
 #[tokio::test]
 async fn a_removed_device_is_told_that_it_was_removed() {
     let (removed, at) = (bind().await, bind().await);
-    let admission =
-        Admission { verdict: Box::new(|_| Verdict::Removed), pairing_open: Box::new(|| false) };
+    let admission = Admission { verdict: Box::new(|_| Verdict::Removed), ..admitting(&[]) };
     let (_task, kept) = keep_accepting(at.acceptor(admission));
     assert_eq!(knock(&removed, &at, b"").await.0.code, Some(CloseCode::Removed));
     assert!(kept.lock().unwrap().is_empty());
@@ -741,6 +743,7 @@ impl Inviter {
         let incoming = net.acceptor(Admission {
             verdict: Box::new(|_| Verdict::Stranger),
             pairing_open: Box::new(move || open.load(Ordering::Relaxed)),
+            introductions_open: Box::new(|| false),
         });
         Self { net, ticket, outstanding, incoming }
     }
@@ -770,6 +773,38 @@ impl Inviter {
         };
         host(connection, redeem).await
     }
+}
+
+#[tokio::test]
+async fn an_introduction_is_answered_by_its_close_alone_and_only_while_the_door_is_open() {
+    let (member, newcomer) = (bind().await, bind().await);
+    let open = Arc::new(AtomicBool::new(true));
+    let is_open = open.clone();
+    let mut incoming = member.acceptor(Admission {
+        introductions_open: Box::new(move || is_open.load(Ordering::Relaxed)),
+        ..admitting(&[])
+    });
+    let shown = Introduction { group_id: GroupId([6; 32]), intro: Vec::new() };
+    let (id, addresses) = (member.node_id(), member.addresses());
+    for taken_in in [true, false] {
+        let host = async {
+            let next = incoming.next().await;
+            let Some(Accepted::Introduction(connection)) = next else { panic!("{next:?}") };
+            introduction::host(connection, async |read| {
+                assert_eq!(read, shown);
+                taken_in
+            })
+            .await;
+        };
+        let introduced = introduction::introduce(&newcomer, id, &addresses, &shown);
+        assert_eq!(tokio::join!(introduced, host).0, taken_in);
+    }
+    open.store(false, Ordering::Relaxed);
+    tokio::select! {
+        let_in = introduction::introduce(&newcomer, id, &addresses, &shown) => assert!(!let_in),
+        next = incoming.next() => panic!("{next:?}"),
+    }
+    tokio::join!(member.close(), newcomer.close());
 }
 
 #[tokio::test]

@@ -5,9 +5,14 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use can_sync::core::ids::{Digest, Hash};
+use can_sync::core::engine::{Effect, Engine, Identity, Input, KnownSet};
+use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, NodeId, StoreId};
+use can_sync::core::message::{Hello, Message};
+use can_sync::core::pairing::{Member, Members};
+use can_sync::core::peers::ConnId;
+use can_sync::core::sketch::{Sketch, SketchKey};
 
 #[path = "sim/world.rs"]
 mod world;
@@ -264,4 +269,44 @@ fn a_peer_that_promises_and_does_not_deliver_is_passed_over_and_another_asked() 
         assert!(world.set(1) == added, "SEED={seed}: {} have come", world.set(1).len());
         assert_eq!(world.crossed, 500, "SEED={seed}");
     }
+}
+
+#[test]
+fn a_stopping_engine_is_woken_for_its_end_alone() {
+    let (group_id, algorithm) = (GroupId([1; 32]), HashAlgorithm::Blake3);
+    let node = |n| NodeId([n; 32]);
+    let member = |n| Member { node_id: node(n), name: String::new(), addresses: Vec::new() };
+    let members = Members { members: (1..=3).map(member).collect(), removed: Vec::new() };
+    let (device_name, build) = (String::new(), String::new());
+    let store_id = StoreId([2; 16]);
+    let hello = Hello { group_id, device_name, store_id, algorithm, build, journal: false };
+    let identity = Identity {
+        node_id: node(1),
+        group_id,
+        device_name: String::new(),
+        store_id: StoreId([1; 16]),
+        algorithm,
+        build: String::new(),
+    };
+    let sketch = Sketch::new(SketchKey::derive(&group_id));
+    let known = KnownSet { sketch, epoch: [0; 16], head_seq: 0 };
+    let mut engine = Engine::new(identity, known, members, BTreeMap::new(), [0; 32]);
+    let mut effects = Vec::new();
+    // One peer is being sent something; of the other a Hello is awaited, which does not come.
+    for n in [2, 3] {
+        let (conn, peer) = (ConnId(n.into()), node(n));
+        engine.handle(0, Input::Connected { conn, peer, dialed: true, plain: false }, &mut effects);
+    }
+    let message = Message::Hello(hello);
+    engine.handle(0, Input::Message { conn: ConnId(2), message }, &mut effects);
+    let entries = vec![(1, asset(1))];
+    engine.handle(0, Input::Indexed { entries, behind: false }, &mut effects);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::SendBatch { .. })));
+    engine.handle(8_000, Input::Stop, &mut effects);
+    for now_ms in [8_000, 10_000, 12_000] {
+        engine.handle(now_ms, Input::Tick, &mut effects);
+        assert!(engine.deadline_ms().is_some_and(|at| at > now_ms), "it would spin");
+    }
+    engine.handle(13_000, Input::Tick, &mut effects);
+    assert!(effects.contains(&Effect::Stopped));
 }

@@ -12,7 +12,7 @@ use crate::net::{Connection, Ended, RecvStream, SendStream};
 use crate::state::journal::GroupState;
 use crate::store::{Cursor, StoreInfo};
 
-use super::handle::{PairReply, Reply, RequestError};
+use super::handle::{LeaveReply, PairReply, Reply, RequestError};
 use super::journal_stream::Peeked;
 use super::status::JournalPeerStatus;
 use super::transfer::plain::PlainReport;
@@ -61,6 +61,8 @@ pub(super) enum Fact {
     Fatal(anyhow::Error),
     /// The group as it stands on disk.
     Group(GroupState),
+    /// This device is in a group of its own now.
+    Left { reply: Reply<LeaveReply> },
     /// Pairing ended; the answer goes to who asked.
     Joined { result: Result<PairReply, RequestError>, reply: Reply<PairReply> },
 }
@@ -74,6 +76,8 @@ pub(super) enum Reload {
     StoreLost { reply: oneshot::Sender<()> },
     /// This device is in another group now.
     Joined { joined: PairReply, reply: Reply<PairReply> },
+    /// This device is in a group of its own now.
+    Left { reply: Reply<LeaveReply> },
 }
 
 impl Reload {
@@ -83,6 +87,7 @@ impl Reload {
             Self::OtherStore { .. } => "another store",
             Self::StoreLost { .. } => "the store changed",
             Self::Joined { .. } => "joined a group",
+            Self::Left { .. } => "left the group",
         }
     }
 }

@@ -81,12 +81,12 @@ impl Follower {
         let head = self.index.head();
         let mut cursor = head.store_cursor;
         if is_not_what_was_listed(&info, &head) {
-            tracing::warn!(
+            tracing::info!(
                 cursor,
                 newest = info.newest_cursor,
                 known = head.count,
                 held = info.asset_count,
-                "the store is not as it was: listing it anew"
+                "the store may have lost something: listing it anew"
             );
             cursor = 0;
         }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
 
 use super::fact::{Fact, Facts};
-use super::journal::{AskError, JournalHandle};
+use super::journal::{AskError, Commits, JournalHandle};
 use crate::core::ids::NodeId;
 
 /// News of names and addresses waits so long for company; that of members does not.
@@ -49,10 +49,17 @@ pub(super) async fn follow(
                 if changed.is_err() {
                     return;
                 }
-                if journal.roster().version() == version {
-                    sleep(COALESCE).await;
-                }
+                // Late or early, the group is read next.
+                let _ = timeout(COALESCE, members_change(&journal, version, &mut commits)).await;
             }
         }
     }
+}
+
+async fn members_change(
+    journal: &JournalHandle,
+    version: u64,
+    commits: &mut watch::Receiver<Commits>,
+) {
+    while journal.roster().version() == version && commits.changed().await.is_ok() {}
 }

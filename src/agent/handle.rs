@@ -15,7 +15,9 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::agent::journal::JournalHandle;
+use crate::agent::metadata::Settle;
 use crate::agent::status::Status;
+use crate::core::ids::Hash;
 use crate::store::Store;
 
 /// Orders waiting for the loop. People and scripts give them one by one; a full queue makes the
@@ -33,6 +35,7 @@ pub struct Handle {
     store: Arc<dyn Store>,
     staging_dir: Arc<Path>,
     journal: JournalHandle,
+    settles: mpsc::Sender<Settle>,
 }
 
 /// Where the loop answers a [`Request`].
@@ -48,6 +51,8 @@ pub enum Request {
     Remove(String, Reply<RemoveReply>),
     /// Give this device another name.
     Rename(String, Reply<()>),
+    /// Leave the group.
+    Leave(Reply<LeaveReply>),
     /// Answer once everything that the store held when this was asked shows in the status.
     Check(Reply<()>),
 }
@@ -83,6 +88,14 @@ pub struct RemoveReply {
     pub name: String,
 }
 
+/// What leaving the group made of this device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaveReply {
+    /// The group had removed this device, and a removal is final for its key: the agent stops, and
+    /// is a new device when it is started again.
+    pub new_device: bool,
+}
+
 /// Why an order was not carried out; the text is for people.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RequestError {
@@ -108,10 +121,11 @@ pub fn channel(
     store: Arc<dyn Store>,
     staging_dir: PathBuf,
     journal: JournalHandle,
+    settles: mpsc::Sender<Settle>,
     status: watch::Receiver<Status>,
 ) -> (Handle, mpsc::Receiver<Request>) {
     let (requests, queue) = mpsc::channel(REQUESTS_MAX);
-    (Handle { requests, status, store, staging_dir: staging_dir.into(), journal }, queue)
+    (Handle { requests, status, store, staging_dir: staging_dir.into(), journal, settles }, queue)
 }
 
 impl Handle {
@@ -128,6 +142,25 @@ impl Handle {
         let mut status = self.status.clone();
         // An error means that the loop has ended: nothing newer will come.
         let _ = status.wait_for(|status| status.revision > revision).await;
+    }
+
+    /// The picture as it changes.
+    pub(super) fn watch(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Brings an asset's metadata in the store and in the journal together; returns when what was
+    /// written to either before the call is in both. An asset that the store does not hold is left.
+    ///
+    /// # Cancel safety
+    /// Dropped, it may be done all the same.
+    pub async fn settle(&self, hash: Hash) -> Result<(), RequestError> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.settles.send(Settle { hash, reply }).await.map_err(|_| stopping())?;
+            answer.await.map_err(|_| stopping())?.map_err(RequestError::Temporary)
+        };
+        in_time(asked).await
     }
 
     /// The store beside the agent.
@@ -165,6 +198,11 @@ impl Handle {
         self.ask(|reply| Request::Rename(name, reply)).await
     }
 
+    /// Leaves the group: this device is then alone in one of its own.
+    pub async fn leave(&self) -> Result<LeaveReply, RequestError> {
+        self.ask(Request::Leave).await
+    }
+
     /// Returns once everything that the store held at the call shows in [`Handle::status`], so that
     /// `in_sync` said afterwards covers an asset added before.
     pub async fn check(&self) -> Result<(), RequestError> {
@@ -177,12 +215,18 @@ impl Handle {
             self.requests.send(request(reply)).await.map_err(|_| stopping())?;
             answer.await.map_err(|_| stopping())?
         };
-        let in_time = tokio::time::timeout(REQUEST_TIMEOUT, asked).await;
-        in_time.unwrap_or_else(|_| {
-            let seconds = REQUEST_TIMEOUT.as_secs();
-            Err(RequestError::Temporary(format!("the agent did not answer within {seconds} s")))
-        })
+        in_time(asked).await
     }
+}
+
+async fn in_time<T>(
+    asked: impl Future<Output = Result<T, RequestError>>,
+) -> Result<T, RequestError> {
+    let answered = tokio::time::timeout(REQUEST_TIMEOUT, asked).await;
+    answered.unwrap_or_else(|_| {
+        let seconds = REQUEST_TIMEOUT.as_secs();
+        Err(RequestError::Temporary(format!("the agent did not answer within {seconds} s")))
+    })
 }
 
 fn stopping() -> RequestError {

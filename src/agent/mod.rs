@@ -8,10 +8,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{wall_ms, wall_now};
@@ -28,8 +30,11 @@ use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::http::HttpStore;
 
 use self::handle::Handle;
+use self::metadata::{Arrivals, Settler};
 use self::status::Status;
 
+mod device;
+mod events;
 mod fact;
 mod follow;
 mod group;
@@ -37,6 +42,7 @@ pub mod handle;
 pub mod journal;
 mod journal_stream;
 mod link;
+pub mod metadata;
 mod orders;
 mod picture;
 mod query;
@@ -44,6 +50,9 @@ pub mod replicate;
 mod run;
 pub mod status;
 pub mod transfer;
+
+/// At the end, calls of the store that are under way are given this long.
+const STORE_CLOSE_WAIT: Duration = Duration::from_secs(10);
 
 /// What an agent is started with.
 #[derive(Debug)]
@@ -112,8 +121,8 @@ impl Agent {
         let scratch_folder = partials_dir.clone();
         let store_dir = home.store_dir();
         let identity = Identity::load_or_create(&home, lock)?;
-        let own = identity.clone();
-        let opening = tokio::task::spawn_blocking(move || open(&home, &own));
+        let (opened, own) = (home.clone(), identity.clone());
+        let opening = tokio::task::spawn_blocking(move || open(&opened, &own));
         let Opened { journal, index, partials } = opening.await??;
         let (store, embedded, store_location, staging_dir) = match store {
             StoreChoice::Embedded => {
@@ -140,11 +149,32 @@ impl Agent {
         let algorithm = index.bound()?.map_or_else(Default::default, |(_, algorithm)| algorithm);
         let (status, watched) = watch::channel(Status::default());
         let (journal, journal_writer) = journal::share(journal)?;
+        let (settles, to_settle) = mpsc::channel(metadata::SETTLES_MAX);
+        let folder = staging_dir.clone();
         let (handle, requests) =
-            handle::channel(store.clone(), staging_dir, journal.clone(), watched);
+            handle::channel(store.clone(), staging_dir, journal.clone(), settles, watched);
+        let (events, told) = events::channel();
+        let (frozen, watched_frozen) = watch::channel(0);
+        let arrivals = Arrivals::new(journal.clone());
+        let settler = Settler::new(
+            store.clone(),
+            journal.clone(),
+            arrivals.clone(),
+            events.clone(),
+            to_settle,
+            frozen,
+        );
+        let publisher = device::Publisher {
+            node_id: identity.node_id,
+            journal: journal.clone(),
+            store: store.clone(),
+            status: handle.watch(),
+            folder,
+        };
         let stop = CancellationToken::new();
         let parts = run::Parts {
             node_id: identity.node_id,
+            home,
             net,
             store: store.clone(),
             embedded: embedded.clone(),
@@ -157,13 +187,17 @@ impl Agent {
                 damaged: transfer::Damaged::default(),
                 algorithm,
                 scratch_folder,
+                arrivals: Some(arrivals),
             },
+            events,
+            frozen: watched_frozen,
             requests,
             status,
             stop: stop.clone(),
             unreachable: net_overrides.unreachable,
         };
-        let running = tokio::spawn(run::run(parts, journal_writer));
+        let tellers = run::Tellers { writer: journal_writer, settler, publisher, told };
+        let running = tokio::spawn(run::run(parts, tellers));
         let running = Some(running);
         let mut agent = Self { handle, embedded, stop, running };
         // The first picture is drawn before anybody is answered.
@@ -206,8 +240,10 @@ impl Agent {
     pub async fn stop(mut self) -> Result<()> {
         self.stop.cancel();
         let ended = self.ended().await;
-        if let Some(store) = self.embedded {
-            store.close().await;
+        if let Some(store) = self.embedded
+            && timeout(STORE_CLOSE_WAIT, store.close()).await.is_err()
+        {
+            tracing::warn!("the store was not closed in time: the next start sees to it");
         }
         ended
     }

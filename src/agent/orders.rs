@@ -8,47 +8,63 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::clock::wall_ms;
 use crate::core::close::CloseCode;
+use crate::core::engine::Input;
 use crate::core::ids::{GroupId, HashAlgorithm, NodeId};
-use crate::core::joining::{PairAccept, PairRequest, short_code};
+use crate::core::joining::{Introduction, PairAccept, PairRequest, short_code};
 use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut};
-use crate::core::journal::log::DeviceState;
+use crate::core::journal::log::{DeviceState, LogEvent};
 use crate::core::journal::op::{SignedOp, Value};
 use crate::core::journal::session::Standing;
 use crate::core::pairing::{Member, device_name, meant, ticket_key};
 use crate::net::Connection;
+use crate::net::introduction;
 use crate::net::pairing::{self, Joiner};
 use crate::net::ticket::Ticket;
 use crate::net::{Acceptor, Admission, Net, Verdict};
+use crate::state::home::Home;
+use crate::state::identity::Identity;
 use crate::state::journal::{Admitted, GroupState, JournalError, VerifiedOp, verify};
 
+use super::events::EventLog;
 use super::fact::Fact;
-use super::handle::{PairReply, RemoveReply, Reply, Request, RequestError, TicketReply};
+use super::handle::{
+    LeaveReply, PairReply, RemoveReply, Reply, Request, RequestError, TicketReply,
+};
 use super::journal::{AskError, JournalHandle};
 use super::run::{Loop, Parts};
+use super::status::{PeerStatus, Status};
 
 /// How long a ticket may be good for.
 const TICKET_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// How long an order that was carried out waits until the status shows it.
+const SHOWN_WAIT: Duration = Duration::from_secs(2);
 
 /// How long [`Request::Check`] waits for the store's feed to be taken in.
 const CHECK_WAIT: Duration = Duration::from_secs(60);
 
 /// The accept loop with this group's members let in.
 pub(super) fn admission(parts: &Parts) -> Acceptor {
-    let (members, tokens) = (parts.journal.roster().clone(), parts.journal.roster().clone());
+    let roster = parts.journal.roster();
+    let (members, tokens, others) = (roster.clone(), roster.clone(), roster.clone());
     let verdict = move |node_id: NodeId| match members.standing(&node_id) {
         Standing::Member => Verdict::Member,
         Standing::Removed => Verdict::Removed,
         Standing::Stranger => Verdict::Stranger,
     };
     let pairing_open = move || tokens.is_pairing_open(wall_ms());
-    parts
-        .net
-        .acceptor(Admission { verdict: Box::new(verdict), pairing_open: Box::new(pairing_open) })
+    let introductions_open = move || others.member_count() > 1;
+    parts.net.acceptor(Admission {
+        verdict: Box::new(verdict),
+        pairing_open: Box::new(pairing_open),
+        introductions_open: Box::new(introductions_open),
+    })
 }
 
 /// Sets about an order.
@@ -58,6 +74,7 @@ pub(super) fn on_request(this: &mut Loop, request: Request) {
         Request::Pair(text, reply) => pair(this, text, reply),
         Request::Remove(who, reply) => remove(this, who, reply),
         Request::Rename(name, reply) => rename(this, name, reply),
+        Request::Leave(reply) => leave(this, reply),
         Request::Check(reply) => check(this, reply),
     }
 }
@@ -158,7 +175,7 @@ async fn verified(group: GroupId, ops: Vec<SignedOp>) -> Result<Vec<VerifiedOp>,
 
 /// A joiner came in.
 pub(super) fn host(this: &mut Loop, connection: Connection) {
-    let journal = this.parts.journal.clone();
+    let (journal, events) = (this.parts.journal.clone(), this.parts.events.clone());
     let algorithm = this.parts.ctx.algorithm;
     let (node_id, joiner) = (this.parts.node_id, connection.peer());
     this.spawn("pairing", async move {
@@ -168,6 +185,7 @@ pub(super) fn host(this: &mut Loop, connection: Connection) {
             // Before the joiner can do anything more: whether it confirms is up to it.
             let code = short_code(node_id, joiner);
             tracing::warn!(peer = %joiner.short(), device, code, "a device joined the group");
+            events.tell(LogEvent::DevicePaired { device: joiner, name: device });
             Ok(accept)
         };
         if let Err(error) = pairing::host(connection, redeem).await {
@@ -210,16 +228,75 @@ async fn redeem(
     Ok(PairAccept { group_id: group, intro, members, device_name: own.name })
 }
 
+/// A member has refused this device: it may not have heard yet that another has added it.
+pub(super) fn introduce(this: &mut Loop, member: NodeId, addresses: Vec<String>) {
+    let (journal, net) = (this.parts.journal.clone(), this.parts.net.clone());
+    let (me, facts) = (this.parts.node_id, this.facts.clone());
+    this.spawn("introduce this device", async move {
+        let read = journal.read(move |reader| Ok((reader.group()?, reader.intro(&me)?)));
+        let (group_id, intro) = match read.await {
+            Ok((Some(group_id), intro)) => (group_id, intro),
+            Ok((None, _)) => return,
+            Err(error) => return tracing::warn!("reading our introduction: {error:#}"),
+        };
+        let introduction = Introduction { group_id, intro };
+        if introduction::introduce(&net, member, &addresses, &introduction).await {
+            facts.send(Fact::Input(Input::Seen(member))).await;
+        }
+    });
+}
+
+/// A newcomer came in.
+pub(super) fn be_introduced(this: &mut Loop, connection: Connection) {
+    let (journal, newcomer) = (this.parts.journal.clone(), connection.peer());
+    this.spawn("introduction", async move {
+        introduction::host(connection, |introduction| async move {
+            let taken_in = take_in(&journal, newcomer, introduction).await;
+            taken_in.unwrap_or_else(|error| {
+                tracing::info!(peer = %newcomer.short(), "an introduction was not taken in: {error}");
+                false
+            })
+        })
+        .await;
+    });
+}
+
+/// Whether the newcomer is a member by its introduction.
+async fn take_in(
+    journal: &JournalHandle,
+    newcomer: NodeId,
+    introduction: Introduction,
+) -> Result<bool, RequestError> {
+    let Introduction { group_id, intro } = introduction;
+    let group = journal.read(|reader| reader.group()).await;
+    let ours = group.map_err(|error| asked("reading the group", &error))?;
+    // A stranger does not know it, and costs no signature's check.
+    if ours != Some(group_id) {
+        return Ok(false);
+    }
+    let intro = verified(group_id, intro).await?;
+    let introduced = journal.run(move |journal, now_ms| journal.introduce(&intro, now_ms));
+    introduced.await.map_err(|error| asked("taking in an introduction", &error))?;
+    Ok(journal.roster().standing(&newcomer) == Standing::Member)
+}
+
 fn remove(this: &mut Loop, who: String, reply: Reply<RemoveReply>) {
     let (journal, me) = (this.parts.journal.clone(), this.parts.node_id);
+    let (events, status) = (this.parts.events.clone(), this.parts.status.subscribe());
     this.spawn("remove a device", async move {
+        let result = remove_device(&journal, &events, me, &who).await;
+        if let Ok(removed) = &result {
+            let is_gone = |peer: &PeerStatus| peer.node_id != removed.node_id;
+            until_shown(status, |status| status.peers.iter().all(is_gone)).await;
+        }
         // Who asked may have gone.
-        let _ = reply.send(remove_device(&journal, me, &who).await);
+        let _ = reply.send(result);
     });
 }
 
 async fn remove_device(
     journal: &JournalHandle,
+    events: &EventLog,
     me: NodeId,
     who: &str,
 ) -> Result<RemoveReply, RequestError> {
@@ -233,6 +310,7 @@ async fn remove_device(
     }
     let removed = journal.run(move |journal, now_ms| journal.remove(&node_id, now_ms));
     removed.await.map_err(|error| asked("removing the device", &error))?;
+    events.tell(LogEvent::DeviceRemoved { device: node_id, name: name.clone() });
     Ok(RemoveReply { node_id: node_id.to_string(), name })
 }
 
@@ -255,16 +333,66 @@ fn the_one(who: &str, group: &GroupState) -> Result<Member, RequestError> {
     }
 }
 
-fn rename(this: &mut Loop, name: String, reply: Reply<()>) {
-    let journal = this.parts.journal.clone();
-    this.spawn("rename", async move {
-        // Who asked may have gone.
-        let _ = reply.send(rename_device(&journal, &name).await);
+fn leave(this: &mut Loop, reply: Reply<LeaveReply>) {
+    let (journal, home) = (this.parts.journal.clone(), this.parts.home.clone());
+    let (me, facts) = (this.parts.node_id, this.facts.clone());
+    this.spawn("leave the group", async move {
+        let left = leave_group(&journal, home, me).await;
+        let fact = match left {
+            Ok(LeaveReply { new_device: false }) => Fact::Left { reply },
+            ended => {
+                let stop = ended.is_ok();
+                // Who asked may have gone.
+                let _ = reply.send(ended);
+                if !stop {
+                    return;
+                }
+                Fact::Fatal(anyhow::anyhow!("this device was asked to start over as a new one"))
+            }
+        };
+        facts.send(fact).await;
     });
 }
 
-/// The name is a field of this device's own record, so it goes wherever the journal goes.
-async fn rename_device(journal: &JournalHandle, name: &str) -> Result<(), RequestError> {
+async fn leave_group(
+    journal: &JournalHandle,
+    home: Home,
+    me: NodeId,
+) -> Result<LeaveReply, RequestError> {
+    let own = group_state(journal, me).await?;
+    if own.members.removed.contains(&me) {
+        let asked = spawn_blocking(move || Identity::ask_to_start_over(&home)).await;
+        let asked = asked.map_err(|error| internal("leaving the group", &error))?;
+        asked.map_err(|error| internal("leaving the group", &error))?;
+        return Ok(LeaveReply { new_device: true });
+    }
+    let left = journal.run(move |journal, now_ms| journal.start_over(&own.name, now_ms));
+    left.await.map_err(|error| asked("leaving the group", &error))?;
+    Ok(LeaveReply { new_device: false })
+}
+
+fn rename(this: &mut Loop, name: String, reply: Reply<()>) {
+    let journal = this.parts.journal.clone();
+    let status = this.parts.status.subscribe();
+    this.spawn("rename", async move {
+        let result = rename_device(&journal, &name).await;
+        if let Ok(name) = &result {
+            until_shown(status, |status| status.device.name == *name).await;
+        }
+        // Who asked may have gone.
+        let _ = reply.send(result.map(|_| ()));
+    });
+}
+
+/// Who asks for the status after an order was answered sees what the order did. It is done in any
+/// case, and only a loop that is very busy or stopping is not waited for.
+async fn until_shown(mut status: watch::Receiver<Status>, shows: impl FnMut(&Status) -> bool) {
+    let _ = timeout(SHOWN_WAIT, status.wait_for(shows)).await;
+}
+
+/// The name is a field of this device's own record, so it goes wherever the journal goes. Returns it
+/// as it is shown.
+async fn rename_device(journal: &JournalHandle, name: &str) -> Result<String, RequestError> {
     let cleaned = device_name(name);
     if cleaned.is_empty() {
         let text = format!("{name:?} has no character that can be shown");
@@ -273,13 +401,13 @@ async fn rename_device(journal: &JournalHandle, name: &str) -> Result<(), Reques
     let put = DraftPut {
         key: DeviceState::key(),
         create: true,
-        set: BTreeMap::from([("name".to_owned(), Some(Value::Text(cleaned)))]),
+        set: BTreeMap::from([("name".to_owned(), Some(Value::Text(cleaned.clone())))]),
         add: BTreeSet::new(),
         remove: BTreeSet::new(),
     };
     let draft = Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() };
     match journal.write(draft).await.map_err(|error| asked("renaming this device", &error))? {
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(cleaned),
         Err(DraftError::NotMember) => {
             Err(RequestError::Refused("this device was removed from its group".into()))
         }

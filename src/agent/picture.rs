@@ -98,7 +98,7 @@ impl Picture {
                 version: identity.build.clone(),
                 addresses: parts.net.addresses(),
                 removed: engine.is_removed(),
-                warnings: parts.net.warnings(),
+                warnings: warnings(parts),
             },
             store: StoreStatus {
                 location: parts.store_location.clone(),
@@ -122,6 +122,18 @@ impl Picture {
         status.revision = self.revision;
         status
     }
+}
+
+fn warnings(parts: &Parts) -> Vec<String> {
+    let mut warnings = parts.net.warnings();
+    let frozen = *parts.frozen.borrow();
+    if frozen > 0 {
+        warnings.push(format!(
+            "the metadata of {frozen} asset(s) changes again and again, and is not written to the \
+             store for a while: does another program, or the store itself, undo what it is given?"
+        ));
+    }
+    warnings
 }
 
 /// The part of a picture whose change counts.

@@ -22,6 +22,8 @@ use crate::clock::{Clock, SleepWatch, wall_ms};
 use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Engine, Identity, Input, KnownSet, Sent};
 use crate::core::ids::{Digest, HashAlgorithm, LogId, NodeId, StoreId};
+use crate::core::journal::log::LogEvent;
+use crate::core::pairing::Members;
 use crate::core::peers::ConnId;
 use crate::core::reconcile::Since;
 use crate::core::session::Lane;
@@ -29,16 +31,20 @@ use crate::core::wants::{Arrival, BatchId};
 use crate::net::Accepted;
 use crate::net::Net;
 use crate::net::{Connection, Ended, Protocol, RecvStream, SendStream};
+use crate::state::home::Home;
 use crate::state::index::Index;
 use crate::state::journal::GroupState;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Cursor, Store, StoreInfo};
 
+use super::device::Publisher;
+use super::events::{self, EventLog};
 use super::fact::{Fact, Facts, Reload};
 use super::follow::Follower;
-use super::handle::Request;
+use super::handle::{LeaveReply, Request};
 use super::journal::{JournalHandle, JournalWriter};
 use super::link::{CONTROL_QUEUE, Order};
+use super::metadata::Settler;
 use super::picture::{LinkFigures, Picture};
 use super::replicate::Replication;
 use super::status::{JournalPeerStatus, Status};
@@ -74,6 +80,7 @@ const WIND_UP_WAIT: Duration = Duration::from_secs(10);
 /// What the loop works with.
 pub(super) struct Parts {
     pub(super) node_id: NodeId,
+    pub(super) home: Home,
     pub(super) net: Net,
     pub(super) store: Arc<dyn Store>,
     /// The same, when it is the embedded one.
@@ -85,6 +92,17 @@ pub(super) struct Parts {
     pub(super) status: watch::Sender<Status>,
     pub(super) stop: CancellationToken,
     pub(super) unreachable: Vec<NodeId>,
+    pub(super) events: EventLog,
+    /// How many assets' metadata is held back.
+    pub(super) frozen: watch::Receiver<usize>,
+}
+
+/// Tasks around the journal, to be started with the loop.
+pub(super) struct Tellers {
+    pub(super) writer: JournalWriter,
+    pub(super) settler: Settler,
+    pub(super) publisher: Publisher,
+    pub(super) told: mpsc::Receiver<LogEvent>,
 }
 
 /// A live connection and what belongs to it.
@@ -145,7 +163,7 @@ pub(super) struct Loop {
 ///
 /// # Errors
 /// The index cannot be read at start, a disk failed, or a task panicked.
-pub(super) async fn run(parts: Parts, journal_writer: JournalWriter) -> Result<()> {
+pub(super) async fn run(parts: Parts, tellers: Tellers) -> Result<()> {
     let (facts, mut inbox) = Facts::channel();
     let clock = Clock::start();
     let engine = Loading::of(&parts).load().await?;
@@ -156,6 +174,7 @@ pub(super) async fn run(parts: Parts, journal_writer: JournalWriter) -> Result<(
         task_names: BTreeMap::new(),
         facts,
         clock,
+        addresses: addresses(engine.members(), &parts.unreachable),
         engine,
         effects: Vec::new(),
         live: BTreeMap::new(),
@@ -163,7 +182,6 @@ pub(super) async fn run(parts: Parts, journal_writer: JournalWriter) -> Result<(
         forked: Vec::new(),
         decisions: BTreeMap::new(),
         last_id: 0,
-        addresses: BTreeMap::new(),
         store: StoreView::default(),
         nudge: Arc::new(Notify::new()),
         taken_in,
@@ -178,7 +196,7 @@ pub(super) async fn run(parts: Parts, journal_writer: JournalWriter) -> Result<(
         fatal: None,
         parts,
     };
-    this.start_journal(journal_writer);
+    this.start_journal(tellers);
     this.start_sources();
     this.turn_until_stopped(&mut inbox).await;
     drop(inbox);
@@ -228,8 +246,18 @@ impl Loading {
     }
 }
 
+/// Where members are dialled.
+fn addresses(members: &Members, unreachable: &[NodeId]) -> BTreeMap<NodeId, Vec<String>> {
+    let members = members.members.iter();
+    members
+        .filter(|member| !unreachable.contains(&member.node_id))
+        .map(|member| (member.node_id, member.addresses.clone()))
+        .collect()
+}
+
 impl Loop {
-    fn start_journal(&mut self, writer: JournalWriter) {
+    fn start_journal(&mut self, tellers: Tellers) {
+        let Tellers { writer, settler, publisher, told } = tellers;
         let facts = self.facts.clone();
         self.spawn_blocking("journal writer", move || {
             if let Err(error) = writer.serve() {
@@ -238,6 +266,10 @@ impl Loop {
                 ));
             }
         });
+        let (journal, status) = (self.parts.journal.clone(), self.parts.status.subscribe());
+        self.spawn("metadata", settler.run());
+        self.spawn("event log", events::record(journal, told, status));
+        self.spawn("device state", publisher.run());
     }
 
     fn start_sources(&mut self) {
@@ -416,6 +448,9 @@ impl Loop {
                 self.on_connection(connection);
             }
             Fact::Accepted(Accepted::Pairing(connection)) => orders::host(self, connection),
+            Fact::Accepted(Accepted::Introduction(connection)) => {
+                orders::be_introduced(self, connection);
+            }
             Fact::Ended { conn, ended } => self.on_ended(conn, ended),
             Fact::Stream { conn, send, recv } => self.receive(conn, send, recv),
             Fact::JournalStream { conn, recv, send } => {
@@ -460,6 +495,7 @@ impl Loop {
                 // Who asked may have gone.
                 let _ = reply.send(result);
             }
+            Fact::Left { reply } => self.reload(Reload::Left { reply }),
             Fact::Reload(reload) => self.reload(reload),
             Fact::Loaded { engine, reload } => self.on_loaded(*engine, reload),
             Fact::Fatal(reason) => self.fail(reason),
@@ -497,7 +533,7 @@ impl Loop {
                 connection.clone(),
                 queue,
                 self.facts.clone(),
-                self.parts.ctx.clone(),
+                self.parts.ctx.with_peer(peer),
                 counters.clone(),
             ),
         );
@@ -513,6 +549,11 @@ impl Loop {
         if ended.by_peer && ended.code == Some(CloseCode::Removed) && !self.engine.is_removed() {
             let group_id = self.engine.identity().group_id;
             orders::note_own_removal(self, group_id, live.connection.peer());
+        }
+        if ended.by_peer && ended.code == Some(CloseCode::NotMember) && live.connection.dialed() {
+            let peer = live.connection.peer();
+            let addresses = self.addresses.get(&peer).cloned().unwrap_or_default();
+            orders::introduce(self, peer, addresses);
         }
         let violation = ended.code.is_some_and(|code| match code {
             CloseCode::NotMember
@@ -585,7 +626,7 @@ impl Loop {
             self.note_unsaved();
             self.regroup.notify_one();
             self.handle(Input::Store { up: self.store.up });
-            if matches!(reload, Reload::Joined { .. }) && self.store.up {
+            if matches!(reload, Reload::Joined { .. } | Reload::Left { .. }) && self.store.up {
                 self.handle(Input::Indexed { entries: Vec::new(), behind });
             }
         }
@@ -601,6 +642,9 @@ impl Loop {
             Reload::Joined { joined, reply } => {
                 let _ = reply.send(Ok(joined));
             }
+            Reload::Left { reply } => {
+                let _ = reply.send(Ok(LeaveReply { new_device: false }));
+            }
         }
     }
 
@@ -613,13 +657,7 @@ impl Loop {
             // An engine for that group is being made, and will ask again.
             return;
         }
-        let reachable = |node_id: &NodeId| !self.parts.unreachable.contains(node_id);
-        self.addresses = members
-            .members
-            .iter()
-            .filter(|member| reachable(&member.node_id))
-            .map(|member| (member.node_id, member.addresses.clone()))
-            .collect();
+        self.addresses = addresses(&members, &self.parts.unreachable);
         self.handle(Input::Renamed(name));
         self.handle(Input::Members(members));
     }
@@ -722,6 +760,7 @@ impl Loop {
         let Some(live) = self.live.get(&conn) else { return };
         let (connection, counters) = (live.connection.clone(), live.counters.clone());
         let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
+        let events = self.parts.events.clone();
         let priority = match lane {
             Lane::Live => 20,
             Lane::LiveLarge => 15,
@@ -739,7 +778,7 @@ impl Loop {
                     Protocol::Plain => {
                         plain::send_plain_live(&ctx, recv, send, &digests, &counters).await
                     }
-                    Protocol::Two | Protocol::Pairing => {
+                    Protocol::Two | Protocol::Pairing | Protocol::Introduction => {
                         transfer::send_batch(
                             &ctx, recv, send, &digests, solicited, inline, &counters,
                         )
@@ -751,7 +790,7 @@ impl Loop {
                 Ok(outcomes) => {
                     let outcomes = digests.iter().zip(&outcomes);
                     let outcomes = outcomes.map(|(digest, outcome)| {
-                        log_sent(digest, outcome);
+                        log_sent(digest, outcome, &events);
                         (digest.hash, sent_as(outcome))
                     });
                     Input::BatchSent { conn, batch, outcomes: outcomes.collect() }
@@ -774,7 +813,8 @@ impl Loop {
         if plain {
             self.handle(Input::PlainStream { conn, batch });
         }
-        let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
+        let (ctx, facts) = (self.parts.ctx.with_peer(peer), self.facts.clone());
+        let events = self.parts.events.clone();
         self.spawn("receive batch", async move {
             let receipt = if plain {
                 plain::receive_plain_live(&ctx, recv, send, &counters).await
@@ -799,6 +839,11 @@ impl Loop {
                 }
             };
             let violation = receipt.end.as_ref().err().is_some_and(TransferError::is_violation);
+            if let Err(TransferError::Corrupt(hash)) = &receipt.end {
+                let what = "a device sent bytes that are not those of the hash".into();
+                let (hash, device) = (Some(*hash), Some(peer));
+                events.tell(LogEvent::IntegrityAlarm { what, hash, device });
+            }
             if let Err(error) = &receipt.end {
                 tracing::debug!(peer = %peer.short(), %error, "a received batch broke off");
             }
@@ -861,14 +906,19 @@ impl Loop {
     }
 }
 
-fn log_sent(digest: &Digest, outcome: &Outcome) {
+fn log_sent(digest: &Digest, outcome: &Outcome, events: &EventLog) {
     let hash = digest.hash.short();
     match outcome {
         Outcome::Damaged => {
-            tracing::warn!(hash, "the store's bytes do not match the hash: not sent to anyone");
+            let what = "the store's bytes do not match the hash: not sent to anyone";
+            tracing::warn!(hash, "{what}");
+            let (what, hash) = (what.into(), Some(digest.hash));
+            events.tell(LogEvent::IntegrityAlarm { what, hash, device: None });
         }
         Outcome::Refused(reason) => tracing::warn!(hash, reason, "a peer refuses an asset"),
-        Outcome::Later(reason) => tracing::info!(hash, reason, "a peer takes an asset later"),
+        Outcome::Later(reason) | Outcome::StoreDown(reason) => {
+            tracing::info!(hash, reason, "a peer takes an asset later")
+        }
         Outcome::Stored
         | Outcome::AlreadyHeld
         | Outcome::Elsewhere
@@ -880,17 +930,23 @@ fn log_sent(digest: &Digest, outcome: &Outcome) {
 fn sent_as(outcome: &Outcome) -> Sent {
     match outcome {
         Outcome::Stored | Outcome::AlreadyHeld => Sent::Held,
-        Outcome::Elsewhere | Outcome::Later(_) | Outcome::Interrupted => Sent::Elsewhere,
+        Outcome::Elsewhere | Outcome::Later(_) | Outcome::StoreDown(_) | Outcome::Interrupted => {
+            Sent::Elsewhere
+        }
         Outcome::Refused(_) => Sent::Refused,
         Outcome::Unavailable | Outcome::Damaged => Sent::Unavailable,
     }
 }
 
-/// The store takes nothing: not even a small asset, and not one of the batch.
+/// The store takes nothing: it does not answer, or put off even a small asset, and took not one of
+/// the batch.
 fn store_failed(received: &[Received]) -> bool {
-    let put_off = |one: &Received| matches!(one.outcome, Outcome::Later(_));
-    received.iter().any(|one| put_off(one) && !is_large(&one.digest))
-        && !received.iter().any(|one| one.outcome == Outcome::Stored)
+    let put_off = |one: &Received| match one.outcome {
+        Outcome::StoreDown(_) => true,
+        Outcome::Later(_) => !is_large(&one.digest),
+        _ => false,
+    };
+    received.iter().any(put_off) && !received.iter().any(|one| one.outcome == Outcome::Stored)
 }
 
 /// What a plain exchange means to the engine.
@@ -910,6 +966,7 @@ fn plain_done(conn: ConnId, report: PlainReport) -> Input {
             Outcome::AlreadyHeld => held_there.push(digest.hash),
             Outcome::Elsewhere
             | Outcome::Later(_)
+            | Outcome::StoreDown(_)
             | Outcome::Refused(_)
             | Outcome::Unavailable
             | Outcome::Interrupted
@@ -926,7 +983,9 @@ fn arrival(received: &Received) -> Option<Arrival> {
         Outcome::AlreadyHeld => Some(Arrival::Held),
         Outcome::Elsewhere => None,
         Outcome::Later(_) if is_large(&received.digest) => Some(Arrival::NoRoom),
-        Outcome::Later(_) | Outcome::Interrupted => Some(Arrival::Interrupted),
+        Outcome::Later(_) | Outcome::StoreDown(_) | Outcome::Interrupted => {
+            Some(Arrival::Interrupted)
+        }
         Outcome::Unavailable => Some(Arrival::Unavailable),
         Outcome::Refused(_) | Outcome::Damaged => Some(Arrival::Refused),
     }
@@ -970,5 +1029,9 @@ mod tests {
         assert!(store_failed(&[received(small, full())]));
         assert!(!store_failed(&[received(small, full()), received(small, Outcome::Stored)]));
         assert_eq!(arrival(&received(small, full())), Some(Arrival::Interrupted));
+        // A store that does not answer takes large ones again as soon as it does.
+        let down = || Outcome::StoreDown("nothing listens".into());
+        assert!(store_failed(&[received(large, down())]));
+        assert_eq!(arrival(&received(large, down())), Some(Arrival::Interrupted));
     }
 }

@@ -10,6 +10,12 @@
 //! | `DELETE /v1/peers/{device}` | a [`RemoveReply`]; name, node ID or unique start of it |
 //! | `POST /v1/rename` `{"name"}` | gives this device another name |
 //! | `POST /v1/ingest` | many small assets at once, see [`ingest`] |
+//! | `PATCH /v1/assets/{hash}/meta` | edits an asset's metadata, see `assets` |
+//! | `/v1/records/…`, `/v1/own/…`, `POST /v1/batch` | records, see `records` |
+//! | `/v1/events/…` | event streams, see `events` |
+//! | `GET /v1/watch` | records as they change, see `watch` |
+//! | `GET /v1/members`, `/v1/journal/…` | the journal as a whole, see `journal` |
+//! | `GET /openapi.json` | all of this and of the store's API, as OpenAPI 3.1 |
 //!
 //! Beside them, `up` serves the people's endpoints ([`crate::store::people`]), and with the embedded
 //! store the whole store API ([`crate::store::embedded::server`]).
@@ -18,24 +24,38 @@
 //! before any of this is reached, by [`crate::store::guard`]. A body is read only when its content
 //! type is exactly the one expected, which keeps web forms out; `GET` and `HEAD` change nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::handle::{Handle, PairReply, RemoveReply, RequestError, TicketReply};
+use crate::agent::handle::{Handle, LeaveReply, PairReply, RemoveReply, RequestError, TicketReply};
 use crate::agent::status::Status;
 use crate::store::problem::{Problem, problem};
 use crate::store::upload::{check_announced, check_type, collect};
 
+use watch::WATCHERS_MAX;
+
+mod assets;
+mod events;
 pub mod ingest;
+mod journal;
+mod json;
+mod records;
+mod watch;
+
+/// The description of every route that an agent serves; `tests/api.rs` holds the two together.
+const OPENAPI: &str = include_str!("openapi.json");
 
 /// Orders are a name or a ticket.
 const ORDER_BYTES_MAX: u64 = 64 * 1024;
@@ -51,13 +71,20 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
     let ingest = ingest::router(handle.store());
     Router::new()
         .route("/healthz", get(async || StatusCode::NO_CONTENT))
+        .route("/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI)))
         .route("/v1/status", get(status))
         .route("/v1/check", post(check))
         .route("/v1/ticket", post(ticket))
         .route("/v1/pair", post(pair))
         .route("/v1/peers/{device}", delete(remove))
         .route("/v1/rename", post(rename))
-        .with_state(Api { handle, stop })
+        .route("/v1/leave", post(leave))
+        .merge(assets::router())
+        .merge(records::router())
+        .merge(events::router())
+        .merge(watch::router())
+        .merge(journal::router())
+        .with_state(Api { handle, stop, watchers: Arc::new(Semaphore::new(WATCHERS_MAX)) })
         .merge(ingest)
 }
 
@@ -65,6 +92,7 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
 struct Api {
     handle: Handle,
     stop: CancellationToken,
+    watchers: Arc<Semaphore>,
 }
 
 impl From<RequestError> for Problem {
@@ -101,9 +129,22 @@ async fn status(State(api): State<Api>, Query(query): Query<StatusQuery>) -> Jso
 
 /// An order's body, when it is what it must be.
 async fn order<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
+    json_body(headers, body, ORDER_BYTES_MAX).await
+}
+
+/// A body that is a JSON object.
+async fn json_body<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Body,
+    limit_bytes: u64,
+) -> Result<T, Problem> {
     check_type(headers, "application/json")?;
-    check_announced(headers, ORDER_BYTES_MAX)?;
-    let body = collect(body, ORDER_BYTES_MAX).await?;
+    check_announced(headers, limit_bytes)?;
+    let body = collect(body, limit_bytes).await?;
+    // serde would take an array for an object's members in their order.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(problem(StatusCode::BAD_REQUEST, "the body is not a JSON object"));
+    }
     // serde's message may quote the body, and the body may hold a ticket.
     serde_json::from_slice(&body).map_err(|error| {
         let place = format!("line {}, column {}", error.line(), error.column());
@@ -111,16 +152,22 @@ async fn order<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T
     })
 }
 
+/// The cursor is of a time that this device does not remember.
+fn gone() -> Problem {
+    let detail = "the cursor is from before this device began anew: read everything again";
+    problem(StatusCode::GONE, detail)
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct CheckOrder {}
+struct NoArguments {}
 
 async fn check(
     State(api): State<Api>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
-    let CheckOrder {} = order(&headers, body).await?;
+    let NoArguments {} = order(&headers, body).await?;
     api.handle.check().await?;
     Ok(Json(json!({})))
 }
@@ -161,6 +208,19 @@ async fn remove(
     Path(device): Path<String>,
 ) -> Result<Json<RemoveReply>, Problem> {
     Ok(Json(api.handle.remove(device).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LeaveOrder {}
+
+async fn leave(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<LeaveReply>, Problem> {
+    let LeaveOrder {} = order(&headers, body).await?;
+    Ok(Json(api.handle.leave().await?))
 }
 
 #[derive(Deserialize)]

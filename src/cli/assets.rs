@@ -103,7 +103,8 @@ pub(crate) async fn ls(client: &Client, args: LsArgs, output: Output) -> Result<
     }
 }
 
-fn line(row: &Row) -> String {
+/// A row as `ls` shows it.
+pub(crate) fn line(row: &Row) -> String {
     let mut line = format!("{}  {:>10}  {}", row.hash.0, bytes(row.size), shown(&row.name));
     if !row.tags.is_empty() {
         line.push_str(&format!("  [{}]", shown(&row.tags.join(", "))));

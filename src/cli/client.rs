@@ -33,6 +33,9 @@ const READ_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The longest problem document that is read; ours are a few hundred bytes.
 const PROBLEM_BYTES_MAX: usize = 64 * 1024;
 
+/// A line of an event stream: a record of very many fields.
+const LINE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// A connection to the running agent.
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -93,13 +96,50 @@ impl Client {
         path: &[&str],
         body: &impl Serialize,
     ) -> Result<T, Failure> {
-        let body = serde_json::to_vec(body).context("writing a request as JSON")?;
-        let request = self
-            .request(Method::POST, path, &[])
-            .timeout(ANSWER_DEADLINE)
-            .header(CONTENT_TYPE, "application/json")
-            .body(body);
+        let request = self.with_json(Method::POST, path, body)?.timeout(ANSWER_DEADLINE);
         self.json(self.send(request).await?).await
+    }
+
+    /// `PUT` of JSON, answered in JSON.
+    pub(crate) async fn put<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let request = self.with_json(Method::PUT, path, body)?.timeout(ANSWER_DEADLINE);
+        self.json(self.send(request).await?).await
+    }
+
+    /// `PATCH` of JSON, answered in JSON.
+    pub(crate) async fn patch<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let request = self.with_json(Method::PATCH, path, body)?.timeout(ANSWER_DEADLINE);
+        self.json(self.send(request).await?).await
+    }
+
+    /// A request with a body of JSON, and no deadline.
+    pub(crate) fn with_json(
+        &self,
+        method: Method,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<RequestBuilder, Failure> {
+        let body = serde_json::to_vec(body).context("writing a request as JSON")?;
+        let request = self.request(method, path, &[]);
+        Ok(request.header(CONTENT_TYPE, "application/json").body(body))
+    }
+
+    /// An event stream.
+    pub(crate) async fn events(
+        &self,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<Events, Failure> {
+        let response = self.send(self.request(Method::GET, path, query)).await?;
+        Ok(Events { response, unread: Vec::new() })
     }
 
     /// `DELETE`, answered in JSON.
@@ -148,6 +188,51 @@ impl Client {
     }
 }
 
+/// An event stream of the agent, which sends one line of data to an event.
+pub(crate) struct Events {
+    response: Response,
+    unread: Vec<u8>,
+}
+
+impl Events {
+    /// The next event's name and data.
+    ///
+    /// # Errors
+    /// [`Exit::Temporary`] when the agent has stopped or the journal began anew.
+    pub(crate) async fn next(&mut self) -> Result<(String, String), Failure> {
+        let mut name = String::new();
+        loop {
+            let line = self.line().await?;
+            let (field, value) = line.split_once(": ").unwrap_or((&line, ""));
+            match field {
+                "event" if value == "reset" => {
+                    let message = "the journal of this device began anew: watch again";
+                    return Err(Failure::new(Exit::Temporary, message));
+                }
+                "event" => name = value.to_owned(),
+                "data" => return Ok((name, value.to_owned())),
+                _ => {}
+            }
+        }
+    }
+
+    async fn line(&mut self) -> Result<String, Failure> {
+        loop {
+            if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.unread.drain(..=end).collect();
+                return Ok(String::from_utf8_lossy(&line[..end]).into_owned());
+            }
+            let Some(piece) = next_piece(&mut self.response).await? else {
+                return Err(Failure::new(Exit::Temporary, "the agent has stopped"));
+            };
+            self.unread.extend_from_slice(&piece);
+            if self.unread.len() > LINE_BYTES_MAX {
+                return Err(anyhow!("the agent sent a line longer than any record").into());
+            }
+        }
+    }
+}
+
 /// The next piece of an answer's body, `None` at its end.
 pub(crate) async fn next_piece(response: &mut Response) -> Result<Option<Bytes>, Failure> {
     match tokio::time::timeout(READ_PAUSE_MAX, response.chunk()).await {
@@ -188,7 +273,9 @@ async fn problem_detail(mut response: Response) -> Option<String> {
 fn exit_for(status: StatusCode) -> Exit {
     match status {
         StatusCode::BAD_REQUEST => Exit::Usage,
-        StatusCode::FORBIDDEN => Exit::Refused,
+        StatusCode::FORBIDDEN | StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED => {
+            Exit::Refused
+        }
         StatusCode::NOT_FOUND => Exit::Unknown,
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE => Exit::Temporary,
         _ => Exit::Error,

@@ -13,12 +13,18 @@ use tracing_subscriber::EnvFilter;
 mod add;
 mod assets;
 mod client;
+mod devices;
+mod edit;
 mod exit;
 mod fetch;
+mod journal;
+mod log;
 mod output;
 mod pairing;
+mod records;
 mod status;
 mod text;
+mod time;
 mod up;
 mod walk;
 
@@ -85,6 +91,12 @@ enum Command {
         /// Its name, its node ID or the unique start of it
         device: String,
     },
+    /// Leave the group and be alone in one of one's own; if the group removed this device, as a new one
+    Leave {
+        /// Do it: without this, only say what would happen
+        #[arg(long)]
+        yes: bool,
+    },
     /// Give this device another name
     Rename {
         /// The new name
@@ -111,6 +123,36 @@ enum Command {
     Info {
         /// Its hash, or the unique start of it
         hash: String,
+    },
+    /// Put tags on an asset and take tags off it
+    Tag(edit::TagArgs),
+    /// Describe an asset
+    Describe {
+        /// Its hash, or the unique start of it
+        hash: String,
+        /// The description; empty to take it away
+        text: String,
+    },
+    /// Put an asset into the trash
+    Trash {
+        /// Its hash, or the unique start of it
+        hash: String,
+    },
+    /// Take an asset out of the trash
+    Restore {
+        /// Its hash, or the unique start of it
+        hash: String,
+    },
+    /// Show what happened, on which device
+    Log(log::LogArgs),
+    /// Show every device of the group as it told of itself, and how long ago
+    Devices,
+    /// Read and write records that all devices share
+    Records(records::RecordsArgs),
+    /// Look after the journal
+    Journal {
+        #[command(subcommand)]
+        command: journal::JournalCommand,
     },
     /// Show this device, its store, its peers and what is under way
     Status {
@@ -173,6 +215,9 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Remove { device } => {
                 pairing::remove(&Client::connect(home).await?, &device, output).await
             }
+            Command::Leave { yes } => {
+                pairing::leave(&Client::connect(home).await?, yes, output).await
+            }
             Command::Rename { name } => {
                 pairing::rename(&Client::connect(home).await?, &name, output).await
             }
@@ -184,6 +229,24 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Cat { hash } => fetch::cat(&Client::connect(home).await?, &hash, output).await,
             Command::Info { hash } => {
                 assets::info(&Client::connect(home).await?, &hash, output).await
+            }
+            Command::Tag(args) => edit::tag(&Client::connect(home).await?, args, output).await,
+            Command::Describe { hash, text } => {
+                edit::describe(&Client::connect(home).await?, &hash, &text, output).await
+            }
+            Command::Trash { hash } => {
+                edit::trash(&Client::connect(home).await?, &hash, true, output).await
+            }
+            Command::Restore { hash } => {
+                edit::trash(&Client::connect(home).await?, &hash, false, output).await
+            }
+            Command::Log(args) => log::log(&Client::connect(home).await?, args, output).await,
+            Command::Devices => devices::devices(&Client::connect(home).await?, output).await,
+            Command::Records(args) => {
+                records::records(&Client::connect(home).await?, args, output).await
+            }
+            Command::Journal { command } => {
+                journal::journal(&Client::connect(home).await?, command, output).await
             }
             Command::Status { watch } => {
                 status::status(&Client::connect(home).await?, watch, output).await

@@ -1,4 +1,4 @@
-//! `ticket`, `pair`, `peers`, `remove`, `rename`: who is in the group.
+//! `ticket`, `pair`, `peers`, `remove`, `leave`, `rename`: who is in the group.
 
 use std::io::{self, IsTerminal as _, Read as _};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{duration, shown};
-use crate::agent::handle::{PairReply, RemoveReply, TicketReply};
+use crate::agent::handle::{LeaveReply, PairReply, RemoveReply, TicketReply};
 use crate::agent::status::{PeerState, PeerStatus};
 use crate::clock::wall_ms;
 use crate::net::ticket::Ticket;
@@ -115,6 +115,25 @@ pub(crate) async fn remove(client: &Client, device: &str, output: Output) -> Res
     }
     let reply: RemoveReply = client.delete(&["v1", "peers", device]).await?;
     output.value(&reply, |reply| format!("removed {} ({})", shown(&reply.name), reply.node_id))?;
+    Ok(Exit::Ok)
+}
+
+/// `can-sync leave`
+pub(crate) async fn leave(client: &Client, yes: bool, output: Output) -> Result<Exit, Failure> {
+    if !yes {
+        return Err(Failure::new(
+            Exit::Usage,
+            "this device would no longer sync with the others, and forget the group's journal; its \
+             assets stay. Say `can-sync leave --yes` to do it",
+        ));
+    }
+    let reply: LeaveReply = client.post(&["v1", "leave"], &json!({})).await?;
+    output.value(&reply, |reply| match reply.new_device {
+        true => "left the group, which had removed this device: start the agent again, and it is \
+                 a new one"
+            .to_owned(),
+        false => "left the group: this device is alone in one of its own".to_owned(),
+    })?;
     Ok(Exit::Ok)
 }
 

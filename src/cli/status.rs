@@ -121,7 +121,7 @@ async fn settle(
 fn is_settled(status: &Status, peer: Option<&str>) -> Result<bool, Failure> {
     if status.device.removed {
         let message = "this device was removed from its group and syncs with nobody: start over as a \
-                       new device (see the README)";
+                       new device with `can-sync leave`";
         return Err(Failure::new(Exit::NotInSync, message));
     }
     if let Some(name) = peer {
@@ -170,7 +170,8 @@ fn picture(status: &Status) -> String {
     ];
     if device.removed {
         lines.push(
-            "        removed from its group: start over as a new device (see the README)".into(),
+            "        removed from its group: start over as a new device with `can-sync leave`"
+                .into(),
         );
     }
     lines.extend(device.warnings.iter().map(|warning| format!("warning {}", shown(warning))));

@@ -34,6 +34,15 @@ pub struct PairAccept {
     pub device_name: String,
 }
 
+/// What a newcomer shows a member that has not heard of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Introduction {
+    /// The group.
+    pub group_id: GroupId,
+    /// The ops that make the newcomer a member of it, the founder's first. Not verified yet.
+    pub intro: Vec<SignedOp>,
+}
+
 /// Twelve digits that both devices of a pair print, for people to compare: they are the same only
 /// when each really talks to the other. Too many for anyone to find a key with the same code while
 /// a ticket lasts.

@@ -44,8 +44,8 @@ pub const SMALL_LANES: usize = 4;
 /// See [`LIVE_LANES`].
 pub const LARGE_LANES: usize = 2;
 
-/// Assets that failed or found no room and are not asked for again until their time has come; beyond, the oldest is
-/// forgotten and may be tried once too early.
+/// Assets that failed or found no room and are left alone until their time has come; beyond, the
+/// oldest is forgotten and may be tried once too early.
 pub const RESTING_MAX: usize = 10_000;
 
 /// The longest request to join: the proof, a name and 16 addresses. It comes from a stranger.
@@ -137,6 +137,9 @@ pub const OPS_PER_FRAME_MAX: usize = 512;
 
 /// Bytes of ops after which a sender closes a frame; with the longest body it is still a frame.
 pub const OPS_FRAME_BYTES: usize = 512 * 1024;
+
+/// An introduction, which a stranger may send: each of its ops adds a device and is short.
+pub const INTRODUCTION_FRAME_BYTES_MAX: u32 = 64 * 1024;
 
 /// Ops of an introduction: a chain of members, each added by the one before.
 pub const INTRO_OPS_MAX: usize = 64;

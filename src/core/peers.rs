@@ -21,6 +21,10 @@ const HEALTHY_MS: u64 = 60_000;
 /// connection means that the peer has lost the first.
 const CROSSING_MS: u64 = 12_000;
 
+/// Of two crossing connections the peer closes its own within a round trip or two. One that it has
+/// left alone for so long is the only one it has.
+const STANDBY_MS_MAX: u64 = 2_000;
+
 /// Failures a protocol violation counts for: the peer will not have mended within a second.
 const VIOLATION_FAILURES: u32 = 4;
 
@@ -147,6 +151,25 @@ impl Link {
         Placed::Standby
     }
 
+    /// The connection that stands by.
+    pub fn standby(&self) -> Option<Conn> {
+        self.standby
+    }
+
+    /// When [`Self::promote`] has something to do, monotonic ms.
+    pub fn promote_at_ms(&self) -> Option<u64> {
+        self.standby.map(|conn| conn.since_ms + STANDBY_MS_MAX)
+    }
+
+    /// The peer did not close the connection that stands by, so it has no other: it restarted, and
+    /// the current one is dead. Returns the one that takes over, and the one to close.
+    pub fn promote(&mut self, now_ms: u64) -> Option<(Conn, Option<ConnId>)> {
+        let due = self.promote_at_ms().is_some_and(|at| at <= now_ms);
+        let next = self.standby.take_if(|_| due)?;
+        let old = self.current.replace(next).map(|conn| conn.id);
+        Some((next, old))
+    }
+
     /// A connection ended. Returns the connection that takes over, if the current one was lost and
     /// another stands by.
     pub fn ended(&mut self, id: ConnId, now_ms: u64, violation: bool, random: u64) -> Option<Conn> {
@@ -235,6 +258,18 @@ mod tests {
         assert_eq!(next, Some(conn(2, false, 5)));
         assert_eq!(link.ended(ConnId(2), 30_001, false, 0), None);
         assert!(link.retry_at_ms().is_some());
+    }
+
+    #[test]
+    fn a_connection_that_the_peer_leaves_standing_by_takes_over() {
+        let mut link = Link::default();
+        link.connected(conn(1, true, 0), true);
+        link.connected(conn(2, false, 5), true);
+        assert_eq!(link.promote(STANDBY_MS_MAX), None);
+        let at = link.promote_at_ms().unwrap();
+        assert_eq!(link.promote(at), Some((conn(2, false, 5), Some(ConnId(1)))));
+        assert_eq!(link.current(), Some(conn(2, false, 5)));
+        assert_eq!((link.promote(at), link.promote_at_ms()), (None, None));
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub struct Admission {
     pub verdict: Box<dyn Fn(NodeId) -> Verdict + Send + Sync>,
     /// Whether a ticket is outstanding.
     pub pairing_open: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Whether somebody else may have added a device that is a stranger here.
+    pub introductions_open: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl std::fmt::Debug for Admission {
@@ -74,6 +76,8 @@ pub enum Accepted {
     Session(Connection),
     /// Anyone's, to redeem a ticket with [`super::pairing::host`].
     Pairing(Connection),
+    /// Anyone's, to be introduced with [`super::introduction::host`].
+    Introduction(Connection),
 }
 
 /// The accept loop, from [`Net::acceptor`]. Dropped, nobody comes in any more.
@@ -81,7 +85,7 @@ pub enum Accepted {
 pub struct Acceptor {
     net: Net,
     admission: Arc<Admission>,
-    pairing_config: Arc<ServerConfig>,
+    stranger_config: Arc<ServerConfig>,
     handshakes: JoinSet<Outcome>,
     /// The handshakes, oldest first, with their beginnings.
     begun: Vec<(AbortHandle, Instant)>,
@@ -91,7 +95,14 @@ pub struct Acceptor {
 #[derive(Debug)]
 enum Outcome {
     Accepted(Accepted),
-    Refused { source: Option<IpAddr> },
+    /// Its sender may be anyone, whenever it likes: counted like those who were refused.
+    Introduction {
+        connection: Connection,
+        source: Option<IpAddr>,
+    },
+    Refused {
+        source: Option<IpAddr>,
+    },
     Failed,
 }
 
@@ -102,7 +113,7 @@ impl Net {
         Acceptor {
             net: self.clone(),
             admission: Arc::new(admission),
-            pairing_config: Arc::new(self.pairing_config()),
+            stranger_config: Arc::new(self.stranger_config()),
             handshakes: JoinSet::new(),
             begun: Vec::new(),
             refusals: Refusals::new(),
@@ -120,7 +131,11 @@ impl Acceptor {
             tokio::select! {
                 Some(ended) = self.handshakes.join_next() => match ended {
                     Ok(Outcome::Accepted(accepted)) => return Some(accepted),
-                    Ok(Outcome::Refused { source }) => self.refusals.count(source),
+                    Ok(Outcome::Introduction { connection, source }) => {
+                        self.refusals.count(source);
+                        return Some(Accepted::Introduction(connection));
+                    }
+                    Ok(Outcome::Refused { source }) => self.refusals.count_and_tell(source),
                     Ok(Outcome::Failed) | Err(_) => {}
                 },
                 incoming = self.net.endpoint().accept() => self.greet(incoming?),
@@ -152,8 +167,9 @@ impl Acceptor {
             oldest.abort();
             self.begun.remove(0);
         }
-        let pairing_config = asks_to_pair(&incoming).then(|| self.pairing_config.clone());
-        let handshake = receive(self.net.clone(), self.admission.clone(), incoming, pairing_config);
+        let stranger_config = asks_as_stranger(&incoming).then(|| self.stranger_config.clone());
+        let handshake =
+            receive(self.net.clone(), self.admission.clone(), incoming, stranger_config);
         self.begun.push((self.handshakes.spawn(handshake), Instant::now()));
     }
 }
@@ -165,11 +181,13 @@ struct Refusals {
     since: Instant,
     total: u32,
     by_source: BTreeMap<IpAddr, u32>,
+    /// The log knows that there are some.
+    told: bool,
 }
 
 impl Refusals {
     fn new() -> Self {
-        Self { since: Instant::now(), total: 0, by_source: BTreeMap::new() }
+        Self { since: Instant::now(), total: 0, by_source: BTreeMap::new(), told: false }
     }
 
     fn count(&mut self, source: Option<IpAddr>) {
@@ -178,7 +196,11 @@ impl Refusals {
         if let Some(source) = source {
             *self.by_source.entry(source).or_default() += 1;
         }
-        if self.total == 1 {
+    }
+
+    fn count_and_tell(&mut self, source: Option<IpAddr>) {
+        self.count(source);
+        if !std::mem::replace(&mut self.told, true) {
             tracing::info!(?source, "refused a device; more of them are not logged for a minute");
         }
     }
@@ -206,24 +228,27 @@ fn source_of(address: &IncomingAddr) -> Option<IpAddr> {
     })
 }
 
-/// Whether the first packet offers the pairing protocol. One that hides it is answered without that
-/// protocol, so that nobody has a stranger's rights and a member's windows.
-fn asks_to_pair(incoming: &Incoming) -> bool {
+/// Whether the first packet offers a protocol for strangers. One that hides it is answered without
+/// those, so that nobody has a stranger's rights and a member's windows.
+fn asks_as_stranger(incoming: &Incoming) -> bool {
     let Some(mut alpns) = incoming.decrypt().and_then(|initial| initial.alpns()) else {
         return false;
     };
-    alpns.any(|alpn| alpn.is_ok_and(|alpn| alpn == Protocol::Pairing.alpn()))
+    alpns.any(|alpn| {
+        let protocol = alpn.ok().and_then(|alpn| Protocol::from_alpn(alpn.as_ref()));
+        protocol.is_some_and(Protocol::is_for_strangers)
+    })
 }
 
 async fn receive(
     net: Net,
     admission: Arc<Admission>,
     incoming: Incoming,
-    pairing_config: Option<Arc<ServerConfig>>,
+    stranger_config: Option<Arc<ServerConfig>>,
 ) -> Outcome {
     let source = source_of(&incoming.remote_addr());
     let handshake = async {
-        let connecting = match pairing_config {
+        let connecting = match stranger_config {
             Some(config) => incoming.accept_with(config),
             None => incoming.accept(),
         }
@@ -249,8 +274,10 @@ async fn receive(
     }
     if !net.admit(&connection) {
         match protocol {
-            // A joiner is a stranger still, and learns as little.
-            Protocol::Pairing => connection.close(CloseCode::NotMember, ""),
+            // Strangers still, who learn as little.
+            Protocol::Pairing | Protocol::Introduction => {
+                connection.close(CloseCode::NotMember, "");
+            }
             Protocol::Two | Protocol::Plain => {
                 connection.close(CloseCode::Internal, "too many connections");
             }
@@ -259,6 +286,7 @@ async fn receive(
     }
     Outcome::Accepted(match protocol {
         Protocol::Pairing => Accepted::Pairing(connection),
+        Protocol::Introduction => return Outcome::Introduction { connection, source },
         Protocol::Two | Protocol::Plain => Accepted::Session(connection),
     })
 }
@@ -269,6 +297,13 @@ fn refusal(admission: &Admission, connection: &Connection) -> Option<CloseCode> 
     match connection.protocol() {
         Protocol::Pairing if (admission.pairing_open)() => None,
         Protocol::Pairing => Some(CloseCode::NotMember),
+        Protocol::Introduction => match verdict {
+            // It was introduced meanwhile.
+            Verdict::Member => Some(CloseCode::Ok),
+            Verdict::Removed => Some(CloseCode::Removed),
+            Verdict::Stranger if (admission.introductions_open)() => None,
+            Verdict::Stranger => Some(CloseCode::NotMember),
+        },
         Protocol::Two | Protocol::Plain => match verdict {
             Verdict::Member => None,
             Verdict::Removed => Some(CloseCode::Removed),

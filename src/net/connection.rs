@@ -31,6 +31,8 @@ pub enum Protocol {
     Plain,
     /// `can-sync/pair/1`: a device asks to join.
     Pairing,
+    /// `can-sync/intro/1`: a newcomer shows who added it.
+    Introduction,
 }
 
 impl Protocol {
@@ -39,11 +41,21 @@ impl Protocol {
             Self::Two => b"can-sync/2",
             Self::Plain => b"can-sync/1",
             Self::Pairing => b"can-sync/pair/1",
+            Self::Introduction => b"can-sync/intro/1",
+        }
+    }
+
+    /// Who speaks it may be anyone: it gets little room.
+    pub(super) fn is_for_strangers(self) -> bool {
+        match self {
+            Self::Two | Self::Plain => false,
+            Self::Pairing | Self::Introduction => true,
         }
     }
 
     pub(super) fn from_alpn(alpn: &[u8]) -> Option<Self> {
-        [Self::Two, Self::Plain, Self::Pairing].into_iter().find(|p| p.alpn() == alpn)
+        let all = [Self::Two, Self::Plain, Self::Pairing, Self::Introduction];
+        all.into_iter().find(|p| p.alpn() == alpn)
     }
 }
 

@@ -46,8 +46,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// Bytes sent and not acknowledged yet, for one connection, whatever window the peer offers.
 const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Unread bytes of a pairing connection: the longest request of a joiner.
-const PAIRING_WINDOW_BYTES: u32 = PAIR_REQUEST_FRAME_BYTES_MAX + HEADER_BYTES as u32;
+/// Unread bytes of a connection of a protocol for strangers: the longest request of a joiner.
+const STRANGER_WINDOW_BYTES: u32 = PAIR_REQUEST_FRAME_BYTES_MAX + HEADER_BYTES as u32;
 
 /// Keeps NAT mappings open; the commonest short one is 30 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -71,8 +71,8 @@ const CONNECTIONS_MAX: usize = 64;
 /// Live connections with one peer: two when both dial at once.
 const CONNECTIONS_PER_PEER_MAX: usize = 2;
 
-/// Live pairing connections: anyone may open one while a ticket is outstanding.
-const PAIRING_CONNECTIONS_MAX: usize = 4;
+/// Live connections of each protocol for strangers.
+const STRANGER_CONNECTIONS_MAX: usize = 4;
 
 /// Which relay helps when no direct path is found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -331,13 +331,13 @@ impl Net {
         {
             connection.close(quic_code(CloseCode::Duplicate), b"");
         }
-        let pairing = live.iter().filter(|live| live.protocol == Protocol::Pairing).count();
+        let protocol = connection.protocol();
+        let alike = live.iter().filter(|live| live.protocol == protocol).count();
         if live.len() >= CONNECTIONS_MAX
-            || (connection.protocol() == Protocol::Pairing && pairing >= PAIRING_CONNECTIONS_MAX)
+            || (protocol.is_for_strangers() && alike >= STRANGER_CONNECTIONS_MAX)
         {
             return false;
         }
-        let protocol = connection.protocol();
         live.push(Live { peer, protocol, handle: quic.weak_handle() });
         true
     }
@@ -346,13 +346,15 @@ impl Net {
         &self.inner.endpoint
     }
 
-    /// How to accept a connection for pairing: a joiner is a stranger still, needs one stream for
-    /// one small message, and may make this device hold no more than that.
-    pub(super) fn pairing_config(&self) -> ServerConfig {
-        let transport = transport_limits(1, PAIRING_WINDOW_BYTES, PAIRING_WINDOW_BYTES).build();
+    /// How to accept a connection of a protocol for strangers: it needs one stream for one small
+    /// message, and may make this device hold no more than that.
+    pub(super) fn stranger_config(&self) -> ServerConfig {
+        let transport = transport_limits(1, STRANGER_WINDOW_BYTES, STRANGER_WINDOW_BYTES).build();
         self.inner
             .endpoint
-            .create_server_config_builder(vec![Protocol::Pairing.alpn().to_vec()])
+            .create_server_config_builder(
+                [Protocol::Pairing, Protocol::Introduction].map(|p| p.alpn().to_vec()).to_vec(),
+            )
             .set_transport_config(transport)
             .build()
     }

@@ -3,7 +3,7 @@
 //! `AsyncWrite`.
 //!
 //! Reading order: `endpoint` (bind, dial, limits), `accept` (who comes in), `connection` (streams
-//! and closes), `frame`, then `ticket` and `pairing`; `discovery` and `address` serve them.
+//! and closes), `frame`, then `ticket`, `pairing` and `introduction`; `discovery` and `address` serve them.
 
 mod accept;
 mod address;
@@ -11,6 +11,7 @@ mod connection;
 mod discovery;
 mod endpoint;
 pub mod frame;
+pub mod introduction;
 pub mod pairing;
 pub mod ticket;
 

@@ -110,6 +110,7 @@ impl Home {
             self.key_path(),
             self.index_db_path(),
             self.journal_db_path(),
+            self.start_over_path(),
             self.api_token_path(),
             self.api_address_path(),
             self.store_key_path(),
@@ -135,6 +136,11 @@ impl Home {
     /// The group and its journal.
     pub fn journal_db_path(&self) -> PathBuf {
         self.state.join("journal.db")
+    }
+
+    /// There when the next start is to make a new device of this home.
+    pub(super) fn start_over_path(&self) -> PathBuf {
+        self.state.join("start-over")
     }
 
     /// The token of the local API.

@@ -1,7 +1,11 @@
 //! The device's identity: one secret key, made once, kept for life.
 //!
 //! A key that is there and bad is never replaced: the group knows this device by it, so a new one
-//! would quietly turn the device into a stranger. Nor is one made when only the key is missing.
+//! would quietly turn the device into a stranger. Nor is one made when only the key is missing. Only
+//! when the user says so is a key given up, with the journal that was signed by it; as a running
+//! agent uses both, the next start does that.
+
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use iroh::{PublicKey, SecretKey, Signature};
@@ -22,6 +26,7 @@ impl Identity {
     /// Reads the key, or makes one when this home has neither key nor state yet. The new key is
     /// durable before it is returned.
     pub fn load_or_create(home: &Home, _lock: &Lock) -> Result<Self> {
+        start_over_if_asked(home)?;
         let path = home.key_path();
         if let Some(text) = read_secret(&path)? {
             return Self::from_text(&text).with_context(|| {
@@ -45,6 +50,15 @@ impl Identity {
         let text = data_encoding::HEXLOWER.encode(&identity.secret_key.to_bytes());
         write_secret(&path, format!("{text}\n").as_bytes())?;
         Ok(identity)
+    }
+
+    /// Has the next start make a new device of this home: with another key, in a group of its own.
+    pub fn ask_to_start_over(home: &Home) -> Result<()> {
+        let path = home.start_over_path();
+        if path.symlink_metadata().is_ok() {
+            return Ok(());
+        }
+        write_secret(&path, b"")
     }
 
     /// Signs with the key. What is signed says first what it is, so that no signature is good for
@@ -89,6 +103,33 @@ pub fn verify_signature(
 /// Bytes of a signature.
 pub const SIGNATURE_BYTES: usize = 64;
 
+/// What was asked goes last: a start that is cut off here is followed by one that does the rest.
+fn start_over_if_asked(home: &Home) -> Result<()> {
+    let asked = home.start_over_path();
+    if asked.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let journal = home.journal_db_path();
+    let beside = |suffix| journal.with_file_name(format!("journal.db{suffix}"));
+    for path in [journal.clone(), beside("-wal"), beside("-shm"), home.key_path(), asked] {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", path.display()));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        sync_folder(&path)?;
+    }
+    tracing::warn!("this home is a new device now, as was asked");
+    Ok(())
+}
+
+fn sync_folder(path: &Path) -> Result<()> {
+    let folder = path.parent().context("a file of a home stands in a folder")?;
+    let synced = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
+    synced.with_context(|| format!("syncing {}", folder.display()))
+}
+
 fn how_to_start_over(home: &Home) -> String {
     format!(
         "to start over as a new device that must be paired again, move {0} and {1}, {1}-wal and \
@@ -107,7 +148,6 @@ mod tests {
 
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-    use std::path::Path;
     use std::process::{Child, Command, Stdio};
     use std::time::Instant;
 
@@ -196,6 +236,22 @@ mod tests {
         let said = load(&home).unwrap_err().to_string();
         assert!(said.contains("journal.db"), "{said}");
         assert!(!home.key_path().exists());
+    }
+
+    #[test]
+    fn a_home_that_starts_over_has_another_key_and_no_journal_wherever_it_was_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = home(dir.path());
+        let first = load(&home).unwrap();
+        drop(Journal::open(&home.journal_db_path(), &first, [0; 32]).unwrap());
+        Identity::ask_to_start_over(&home).unwrap();
+        Identity::ask_to_start_over(&home).unwrap();
+        // As if a start had come so far.
+        fs::remove_file(home.journal_db_path()).unwrap();
+        let second = load(&home).unwrap();
+        assert_ne!(first.node_id, second.node_id);
+        drop(Journal::open(&home.journal_db_path(), &second, [0; 32]).unwrap());
+        assert_eq!(load(&home).unwrap().node_id, second.node_id, "once");
     }
 
     /// Runs as a process of its own: the umask belongs to the process.

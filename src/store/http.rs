@@ -34,7 +34,7 @@ use self::connection::{Connection, Request, RequestBody};
 use super::messages::{self, PROTOBUF_TYPE};
 use super::{
     Asset, Changes, Cursor, Entry, FeedEvent, Filter, Metadata, NewAsset, PAGE_ENTRIES_MAX,
-    READ_BYTES_MAX, Store, StoreError, StoreInfo, Stored, VerifiedFile,
+    READ_BYTES_MAX, Store, StoreError, StoreInfo, Stored, Touched, VerifiedFile,
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
 use crate::wire::proto::store as proto;
@@ -329,6 +329,10 @@ impl Store for HttpStore {
 
     fn follow(&self, after: Cursor) -> BoxStream<'static, Result<FeedEvent, StoreError>> {
         follow::follow(self.0.clone(), after)
+    }
+
+    fn touched(&self, after: Cursor) -> BoxStream<'static, Result<Touched, StoreError>> {
+        follow::touched(self.0.clone(), after)
     }
 
     async fn lookup(&self, hash: Hash) -> Result<Option<Asset>, StoreError> {

@@ -94,6 +94,20 @@ pub enum FeedEvent {
     Reset,
 }
 
+/// What [`Store::touched`] says: the feed as it is, where [`FeedEvent`] only hints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Touched {
+    /// The asset was stored, or its metadata edited.
+    Asset {
+        /// Which.
+        hash: Hash,
+        /// Where in the feed; 0 from a store that gives no cursors.
+        cursor: Cursor,
+    },
+    /// What came before this is not all told: look at every asset.
+    Gap,
+}
+
 /// What people wrote about an asset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metadata {
@@ -231,6 +245,11 @@ pub trait Store: Send + Sync + 'static {
     /// Hints about changes after `after`, for ever; the stream ends with an error when the store is
     /// lost, and is then to be asked for again.
     fn follow(&self, after: Cursor) -> BoxStream<'static, Result<FeedEvent, StoreError>>;
+
+    /// The assets stored or edited after `after`, for ever; of several changes of one the last alone
+    /// may show. Begins with [`Touched::Gap`] when the store cannot go on from `after`. The stream
+    /// ends with an error when the store is lost, and is then to be asked for again.
+    fn touched(&self, after: Cursor) -> BoxStream<'static, Result<Touched, StoreError>>;
 
     /// The asset's row, or `None`.
     async fn lookup(&self, hash: Hash) -> Result<Option<Asset>, StoreError>;

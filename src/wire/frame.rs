@@ -6,7 +6,8 @@
 use thiserror::Error;
 
 use crate::core::limits::{
-    CONTENT_FRAME_BYTES_MAX, CONTROL_FRAME_BYTES_MAX, PAIR_REQUEST_FRAME_BYTES_MAX,
+    CONTENT_FRAME_BYTES_MAX, CONTROL_FRAME_BYTES_MAX, INTRODUCTION_FRAME_BYTES_MAX,
+    PAIR_REQUEST_FRAME_BYTES_MAX,
 };
 
 /// Bytes before the payload.
@@ -46,11 +47,12 @@ pub enum Kind {
     JournalRefuse,
     PairRequest,
     PairAccept,
+    Introduction,
     /// An extension this version does not know: read and skip.
     Extension(u8),
 }
 
-const KINDS: [(u8, Kind); 26] = [
+const KINDS: [(u8, Kind); 27] = [
     (1, Kind::Hello),
     (3, Kind::SetSummary),
     (4, Kind::Compare),
@@ -77,6 +79,7 @@ const KINDS: [(u8, Kind); 26] = [
     (51, Kind::JournalRefuse),
     (64, Kind::PairRequest),
     (65, Kind::PairAccept),
+    (66, Kind::Introduction),
 ];
 
 /// A frame's header, judged.
@@ -131,6 +134,7 @@ impl Kind {
         match self {
             Self::Contents | Self::Piece => CONTENT_FRAME_BYTES_MAX,
             Self::PairRequest => PAIR_REQUEST_FRAME_BYTES_MAX,
+            Self::Introduction => INTRODUCTION_FRAME_BYTES_MAX,
             _ => CONTROL_FRAME_BYTES_MAX,
         }
     }

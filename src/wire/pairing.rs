@@ -1,9 +1,10 @@
-//! The messages of pairing.
+//! The messages of pairing and of introductions.
 
 use prost::Message as _;
 
 use crate::core::ids::{GroupId, HashAlgorithm, NodeId};
-use crate::core::joining::{PairAccept, PairRequest};
+use crate::core::joining::{Introduction, PairAccept, PairRequest};
+use crate::core::journal::op::SignedOp;
 use crate::core::pairing::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, device_name};
 
 use super::WireError;
@@ -55,16 +56,43 @@ pub fn pair_accept_to_wire(accept: &PairAccept) -> peer::PairAccept {
 /// # Errors
 /// [`WireError`].
 pub fn pair_accept_from_wire(accept: &peer::PairAccept) -> Result<PairAccept, WireError> {
-    let group_id =
-        GroupId::from_slice(&accept.group_id).ok_or_else(|| malformed("group_id", "32 bytes"))?;
-    let intro = journal::Intro::decode(accept.intro.clone())
-        .map_err(|_| malformed("intro", "an Intro of the journal"))?;
     Ok(PairAccept {
-        group_id,
-        intro: intro_from_wire(intro)?,
+        group_id: group(&accept.group_id)?,
+        intro: intro(&accept.intro)?,
         members: accept.members,
         device_name: device_name(&accept.device_name),
     })
+}
+
+/// Writes an introduction.
+pub fn introduction_to_wire(introduction: &Introduction) -> peer::Introduction {
+    peer::Introduction {
+        group_id: introduction.group_id.as_bytes().to_vec().into(),
+        intro: intro_to_wire(&introduction.intro).encode_to_vec().into(),
+    }
+}
+
+/// Reads an introduction.
+///
+/// # Errors
+/// [`WireError`].
+pub fn introduction_from_wire(
+    introduction: &peer::Introduction,
+) -> Result<Introduction, WireError> {
+    Ok(Introduction {
+        group_id: group(&introduction.group_id)?,
+        intro: intro(&introduction.intro)?,
+    })
+}
+
+fn group(bytes: &[u8]) -> Result<GroupId, WireError> {
+    GroupId::from_slice(bytes).ok_or_else(|| malformed("group_id", "32 bytes"))
+}
+
+fn intro(bytes: &[u8]) -> Result<Vec<SignedOp>, WireError> {
+    let intro =
+        journal::Intro::decode(bytes).map_err(|_| malformed("intro", "an Intro of the journal"))?;
+    intro_from_wire(intro)
 }
 
 /// Addresses are hints: too many or too long ones are left out without complaint.
@@ -81,13 +109,15 @@ fn malformed(what: &'static str, expected: &str) -> WireError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::core::journal::op::{LogInfo, SignedOp};
-    use crate::core::limits::{INTRO_OPS_MAX, PAIR_REQUEST_FRAME_BYTES_MAX};
+    use crate::core::journal::op::LogInfo;
+    use crate::core::limits::{
+        INTRO_OPS_MAX, INTRODUCTION_FRAME_BYTES_MAX, PAIR_REQUEST_FRAME_BYTES_MAX,
+    };
     use crate::core::pairing::NAME_CHARS_MAX;
 
     const LONGEST_NAME: [char; NAME_CHARS_MAX] = ['\u{10348}'; NAME_CHARS_MAX];
 
-    fn intro(ops: usize) -> Vec<SignedOp> {
+    fn chain(ops: usize) -> Vec<SignedOp> {
         let log = |n| LogInfo { author: NodeId([n; 32]), nonce: [n; 16] };
         let op = |n| SignedOp { log: log(n as u8), body: vec![7; 300].into(), sig: [8; 64] };
         (0..ops).map(op).collect()
@@ -96,7 +126,7 @@ mod tests {
     fn accept(ops: usize) -> PairAccept {
         PairAccept {
             group_id: GroupId([3; 32]),
-            intro: intro(ops),
+            intro: chain(ops),
             members: 7,
             device_name: "desk".to_owned(),
         }
@@ -130,6 +160,15 @@ mod tests {
         };
         let bytes = pair_request_to_wire(&request).encoded_len();
         assert!(bytes <= PAIR_REQUEST_FRAME_BYTES_MAX as usize, "{bytes}");
+    }
+
+    #[test]
+    fn an_introduction_comes_back_as_it_was_sent_and_fits_its_frame() {
+        let introduction = Introduction { group_id: GroupId([3; 32]), intro: chain(INTRO_OPS_MAX) };
+        let wire = introduction_to_wire(&introduction);
+        let bytes = wire.encoded_len();
+        assert!(bytes <= INTRODUCTION_FRAME_BYTES_MAX as usize, "{bytes}");
+        assert_eq!(introduction_from_wire(&wire), Ok(introduction));
     }
 
     #[test]

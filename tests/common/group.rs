@@ -380,6 +380,10 @@ pub struct Faults {
     pub lied: AtomicU64,
     /// Writes that began.
     pub writes: AtomicU64,
+    /// Takes metadata and says that it failed.
+    pub loses_meta: std::sync::atomic::AtomicBool,
+    /// Answers that were lost so.
+    pub lost_meta: AtomicU64,
     /// Listings from the start.
     pub listed_anew: AtomicU64,
 }
@@ -487,6 +491,10 @@ impl Faults {
             }
         }
         let answer = next.run(request).await;
+        if path == "/sync/meta" && self.loses_meta.load(Ordering::Relaxed) {
+            self.lost_meta.fetch_add(1, Ordering::Relaxed);
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        }
         let wrong = self.wrong.lock().unwrap().clone();
         if wrong.is_empty() || !answer.status().is_success() {
             return answer;

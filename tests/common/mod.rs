@@ -18,7 +18,7 @@ use bytes::Bytes;
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm};
 use can_sync::store::{
     Asset, FeedEvent, Filter, Metadata, NewAsset, READ_BYTES_MAX, SMALL_BYTES_MAX, Store,
-    StoreError, Stored, VerifiedFile,
+    StoreError, Stored, Touched, VerifiedFile,
 };
 use futures_util::{FutureExt as _, StreamExt as _};
 use tracing::field::{Field, Visit};
@@ -70,6 +70,7 @@ pub async fn conforms(make: impl AsyncFn() -> Fixture) {
         an_edit_moves_the_feed_on_without_an_entry,
         a_follower_is_told_of_assets_and_edits,
         a_follower_with_an_unknown_cursor_is_reset,
+        the_feed_says_which_assets_were_stored_or_edited,
         what_is_not_held_is_none,
         reads_are_exact_and_bounded,
         a_file_of_any_size_is_adopted_and_consumed,
@@ -340,6 +341,33 @@ async fn a_follower_is_told_of_assets_and_edits(f: &Fixture) {
 async fn a_follower_with_an_unknown_cursor_is_reset(f: &Fixture) {
     f.put(f.asset(1, 30)).await;
     assert_eq!(next_hint(f, 1_000).await, FeedEvent::Reset);
+}
+
+async fn the_feed_says_which_assets_were_stored_or_edited(f: &Fixture) {
+    let (first, second) = (f.put(f.asset(1, 30)).await.hash, f.put(f.asset(2, 30)).await.hash);
+    let mut touched = f.store.touched(0);
+    let mut next = async || {
+        let next = tokio::time::timeout(Duration::from_secs(20), touched.next()).await;
+        match next.expect("in time").unwrap().unwrap() {
+            Touched::Asset { hash, cursor } => (hash, cursor),
+            Touched::Gap => panic!("nothing is missing"),
+        }
+    };
+    let (stored, then) = (next().await, next().await);
+    assert_eq!((stored.0, then.0), (first, second));
+    assert_eq!((then.1 > stored.1, then.1), (true, f.newest().await));
+    let edit = Metadata { description: "x".into(), ..Metadata::default() };
+    f.store.set_metadata(first, &edit, None).await.unwrap();
+    assert_eq!(next().await, (first, f.newest().await));
+
+    // Later it goes on from a cursor, and misses nothing.
+    let mut touched = f.store.touched(then.1);
+    let edited = tokio::time::timeout(Duration::from_secs(20), touched.next()).await;
+    let expected = Touched::Asset { hash: first, cursor: f.newest().await };
+    assert_eq!(edited.unwrap().unwrap().unwrap(), expected);
+    let mut beyond = f.store.touched(1_000);
+    let gap = tokio::time::timeout(Duration::from_secs(20), beyond.next()).await;
+    assert_eq!(gap.unwrap().unwrap().unwrap(), Touched::Gap);
 }
 
 async fn what_is_not_held_is_none(f: &Fixture) {

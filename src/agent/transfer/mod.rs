@@ -30,11 +30,11 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use crate::core::ids::{Digest, Hash, HashAlgorithm};
+use crate::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
 use crate::net::frame::{Frame, FrameError, FrameReader, FrameWriter};
 use crate::state::index::Index;
 use crate::state::partials::Partials;
-use crate::store::{Store, StoreError};
+use crate::store::{Metadata, Store, StoreError};
 use crate::wire::WireError;
 use crate::wire::batch::Verdict;
 use crate::wire::frame::Kind;
@@ -43,6 +43,8 @@ mod damaged;
 pub mod plain;
 mod receive;
 mod send;
+
+use super::metadata::Arrivals;
 
 pub use damaged::Damaged;
 pub use receive::{Receipt, Received, receive_batch};
@@ -112,6 +114,8 @@ pub struct Context {
     pub scratch_folder: PathBuf,
     /// How the group names its assets.
     pub algorithm: HashAlgorithm,
+    /// Told of assets before they are put into the store; `None`: they are put in bare.
+    pub arrivals: Option<Arrivals>,
 }
 
 impl fmt::Debug for Context {
@@ -121,6 +125,20 @@ impl fmt::Debug for Context {
 }
 
 impl Context {
+    /// For transfers with this device.
+    pub(super) fn with_peer(&self, peer: NodeId) -> Self {
+        let arrivals = self.arrivals.as_ref().map(|arrivals| arrivals.from(peer));
+        Self { arrivals, ..self.clone() }
+    }
+
+    /// The metadata to put assets into the store with, in their order.
+    async fn expect(&self, hashes: Vec<Hash>) -> Vec<Metadata> {
+        match &self.arrivals {
+            Some(arrivals) => arrivals.expect(hashes).await,
+            None => vec![Metadata::default(); hashes.len()],
+        }
+    }
+
     /// Which of the hashes the index knows, in their order.
     async fn known(&self, hashes: Vec<Hash>) -> Result<Vec<bool>, TransferError> {
         let index = self.index.clone();
@@ -143,6 +161,8 @@ pub enum Outcome {
     Elsewhere,
     /// Not now, and why: try again.
     Later(String),
+    /// The receiver's store does not answer, and how. A sender sees [`Outcome::Later`].
+    StoreDown(String),
     /// The receiver will not take it, and why.
     Refused(String),
     /// The sender's store does not hold it, or only bytes that were wrong before.

@@ -14,11 +14,11 @@ use super::{
     PROGRESS_BYTES_MIN, PUT_ASSETS_MAX, PUT_BYTES_MAX, PUTS_IN_FLIGHT, READ_STALL, TransferError,
     WRITE_STALL, blocking, expect_frame, is_large, keeping_alive, out_of_place, with_causes,
 };
-use crate::core::ids::{Digest, Hash, HashAlgorithm};
+use crate::core::ids::{Digest, Hash};
 use crate::core::limits::PIECE_ALIGN_BYTES;
 use crate::net::frame::{FrameReader, FrameWriter};
 use crate::state::partials::{FinishError, OpenError, Partial, PieceError};
-use crate::store::{Metadata, NewAsset, SMALL_BYTES_MAX, Store, StoreError, Stored, VerifiedFile};
+use crate::store::{Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile};
 use crate::wire::batch::{
     Content, Label, Naming, Offer, Piece, Verdict, WantEntry, decode_contents, decode_drop,
     encode_ack, encode_want,
@@ -203,7 +203,9 @@ impl Slot {
             Some(Outcome::AlreadyHeld) => Verdict::AlreadyHeld,
             Some(Outcome::Elsewhere) => Verdict::Elsewhere,
             // Why is for this device alone: the reason may name its folders.
-            Some(Outcome::Later(_)) => Verdict::Later("the device cannot store it now".into()),
+            Some(Outcome::Later(_) | Outcome::StoreDown(_)) => {
+                Verdict::Later("the device cannot store it now".into())
+            }
             Some(Outcome::Refused(_)) => Verdict::Refused("the device does not take it".into()),
             Some(Outcome::Unavailable | Outcome::Damaged) => {
                 Verdict::Later("the sender could not go on with it".into())
@@ -289,7 +291,9 @@ impl<'a> Intake<'a> {
     /// Names the first asset that was not taken: the others have the same reason, as a rule.
     fn log_failures(&self) {
         let mut failed = self.slots.iter().filter_map(|slot| match &slot.outcome {
-            Some(Outcome::Later(reason) | Outcome::Refused(reason)) => Some((slot.digest, reason)),
+            Some(
+                Outcome::Later(reason) | Outcome::StoreDown(reason) | Outcome::Refused(reason),
+            ) => Some((slot.digest, reason)),
             _ => None,
         });
         if let Some((digest, reason)) = failed.next() {
@@ -440,7 +444,7 @@ impl<'a> Intake<'a> {
                 return refuse(Outcome::Refused("it is too large for this device's store".into()));
             }
             Ok(_) => {}
-            Err(e) => return refuse(Outcome::Later(e.to_string())),
+            Err(e) => return refuse(refusal(&e)),
         }
         let (partials, algorithm) = (self.ctx.partials.clone(), self.ctx.algorithm);
         match blocking(move || partials.start(digest, algorithm)).await? {
@@ -605,9 +609,9 @@ impl<'a> Intake<'a> {
         }
         let Some(partial) = partial.take() else { return };
         slot.expects = Expects::Nothing;
-        let store = self.ctx.store.clone();
+        let ctx = self.ctx.clone();
         self.commits.spawn(async move {
-            Committed { is_group: false, results: vec![(index, adopt(store, partial).await)] }
+            Committed { is_group: false, results: vec![(index, adopt(ctx, partial).await)] }
         });
     }
 
@@ -626,11 +630,10 @@ impl<'a> Intake<'a> {
                 (index, NewAsset { digest, content, metadata: Metadata::default() })
             })
             .collect();
-        let (store, algorithm) = (self.ctx.store.clone(), self.ctx.algorithm);
+        let ctx = self.ctx.clone();
         self.puts_in_flight += 1;
-        self.commits.spawn(async move {
-            Committed { is_group: true, results: put(store, algorithm, assets).await }
-        });
+        self.commits
+            .spawn(async move { Committed { is_group: true, results: put(ctx, assets).await } });
     }
 
     /// Waits for one commit; false when there is none.
@@ -664,10 +667,14 @@ impl<'a> Intake<'a> {
 }
 
 async fn put(
-    store: Arc<dyn Store>,
-    algorithm: HashAlgorithm,
-    assets: Vec<(usize, NewAsset)>,
+    ctx: Context,
+    mut assets: Vec<(usize, NewAsset)>,
 ) -> Vec<(usize, Result<Stored, CommitError>)> {
+    let Context { store, algorithm, .. } = &ctx;
+    let expected = ctx.expect(assets.iter().map(|(_, asset)| asset.digest.hash).collect()).await;
+    for ((_, asset), metadata) in assets.iter_mut().zip(expected) {
+        asset.metadata = metadata;
+    }
     let stored = store.put(assets.iter().map(|(_, asset)| asset.clone()).collect()).await;
     let results: Vec<_> = match stored {
         Ok(results) => results,
@@ -686,7 +693,7 @@ async fn put(
     results.collect()
 }
 
-async fn adopt(store: Arc<dyn Store>, partial: Box<Partial>) -> Result<Stored, CommitError> {
+async fn adopt(ctx: Context, partial: Box<Partial>) -> Result<Stored, CommitError> {
     let finished =
         blocking(move || partial.finish()).await.map_err(|e| CommitError::Local(e.to_string()))?;
     // Held until the store is done: nobody else may open the files meanwhile.
@@ -698,15 +705,16 @@ async fn adopt(store: Arc<dyn Store>, partial: Box<Partial>) -> Result<Stored, C
         digest: complete.digest,
         path: complete.path.clone(),
         outboard: complete.outboard.clone(),
-        metadata: Metadata::default(),
+        metadata: ctx.expect(vec![complete.digest.hash]).await.pop().unwrap_or_default(),
     };
-    store.adopt(file).await.map_err(CommitError::Store)
+    ctx.store.adopt(file).await.map_err(CommitError::Store)
 }
 
 /// What a store's error means for the asset.
 fn refusal(error: &StoreError) -> Outcome {
     match error {
         StoreError::TooLarge(_) | StoreError::Unsupported(_) => Outcome::Refused(error.to_string()),
+        StoreError::Unreachable(_) => Outcome::StoreDown(error.to_string()),
         _ => Outcome::Later(error.to_string()),
     }
 }

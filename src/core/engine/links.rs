@@ -50,6 +50,7 @@ impl Engine {
                     name: String::new(),
                     link,
                     session: None,
+                    standby_hello: None,
                     since: None,
                     scanned_ms: None,
                     last_error: None,
@@ -92,7 +93,7 @@ impl Engine {
         }
     }
 
-    fn begin_session(
+    pub(super) fn begin_session(
         &mut self,
         now_ms: u64,
         node_id: NodeId,
@@ -112,6 +113,9 @@ impl Engine {
             journal: true,
         };
         out.push(Effect::Send { conn: conn.id, message: Message::Hello(hello) });
+        if let Some((_, hello)) = peer.standby_hello.take_if(|(said_on, _)| *said_on == conn.id) {
+            self.on_hello(now_ms, node_id, conn.id, hello, out);
+        }
     }
 
     /// Forgets the session and what was under way in it; the connection may live on.
@@ -161,7 +165,10 @@ impl Engine {
         message: Message,
         out: &mut Vec<Effect>,
     ) {
-        let Some((node_id, session)) = self.session_of(conn) else { return };
+        let Some((node_id, session)) = self.session_of(conn) else {
+            self.note_standby(conn, message);
+            return;
+        };
         session.heard(now_ms);
         if let Message::Hello(hello) = message {
             if session.hello.is_some() {
@@ -200,6 +207,17 @@ impl Engine {
                     self.wants.unavailable(node_id, hash);
                 }
             }
+        }
+    }
+
+    /// Nothing but a Hello comes on a connection that stands by: no session answers on it.
+    fn note_standby(&mut self, conn: ConnId, message: Message) {
+        let Some(node_id) = self.conns.get(&conn) else { return };
+        let Some(peer) = self.peers.get_mut(node_id) else { return };
+        if let Message::Hello(hello) = message
+            && peer.link.standby().is_some_and(|standby| standby.id == conn)
+        {
+            peer.standby_hello = Some((conn, hello));
         }
     }
 

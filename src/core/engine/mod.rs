@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use crate::core::close::CloseCode;
 use crate::core::ids::NodeId;
 use crate::core::limits::SCAN_RETRY_MS;
+use crate::core::message::Hello;
 use crate::core::pairing::Members;
 use crate::core::peers::{Conn, ConnId, Link};
 use crate::core::reconcile::Since;
@@ -52,6 +53,8 @@ struct Peer {
     name: String,
     link: Link,
     session: Option<Session>,
+    /// What was said on a connection that stands by.
+    standby_hello: Option<(ConnId, Hello)>,
     since: Option<Since>,
     scanned_ms: Option<u64>,
     last_error: Option<String>,
@@ -203,9 +206,9 @@ impl Engine {
             return self.stop_at_ms;
         }
         let peers = self.peers.values().filter_map(|peer| {
-            let retry = peer.link.retry_at_ms();
+            let link = [peer.link.retry_at_ms(), peer.link.promote_at_ms()];
             let session = peer.session.as_ref().and_then(|session| self.session_deadline(session));
-            [retry, session].into_iter().flatten().min()
+            link.into_iter().chain([session]).flatten().min()
         });
         let ours = [self.store_paused_until_ms, self.wants.deadline_ms()];
         peers.chain(ours.into_iter().flatten()).min()
@@ -236,6 +239,11 @@ impl Engine {
     /// What this device says of itself.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// The group as it was last told.
+    pub fn members(&self) -> &Members {
+        &self.members
     }
 
     /// This device was removed from its group.
@@ -278,6 +286,10 @@ impl Engine {
             let Some(peer) = self.peers.get_mut(&node_id) else { continue };
             if peer.link.take_dial(now_ms) {
                 out.push(Effect::Dial(node_id));
+            }
+            if let Some((next, old)) = peer.link.promote(now_ms) {
+                out.extend(old.map(|old| close(old, CloseCode::Duplicate, "")));
+                self.begin_session(now_ms, node_id, next, false, out);
             }
             let Some(session) = self.peers.get(&node_id).and_then(|peer| peer.session.as_ref())
             else {

@@ -176,6 +176,25 @@ fn whatever_a_peer_sends_one_question_of_it_is_under_way() {
     assert_eq!(bench.closed(), None);
 }
 
+#[test]
+fn a_peer_that_restarted_while_dials_could_cross_is_talked_to_in_seconds() {
+    let mut bench = Bench::new();
+    let (b, dialed, incoming) = (NodeId([9; 32]), ConnId(1), ConnId(2));
+    let member = Member { node_id: b, name: "b".into(), addresses: Vec::new() };
+    let members = Members { members: vec![member], removed: Vec::new() };
+    bench.tell(Input::Members(members));
+    bench.tell(Input::Connected { conn: dialed, peer: b, dialed: true, plain: false });
+    bench.say_hello(b, dialed);
+    // It was killed, and dials: this side cannot know yet that the first connection is dead.
+    bench.wait(1_000);
+    bench.connect(b, incoming);
+    assert_eq!(bench.closed(), None);
+    bench.wait(3_000);
+    assert_eq!(bench.closed(), Some((dialed, CloseCode::Duplicate)));
+    let view = &bench.engine.peer_views()[0];
+    assert_eq!((view.conn, view.ready), (Some(incoming), true));
+}
+
 /// An engine whose store is up and empty, its clock and what it has ordered since last asked.
 struct Bench {
     engine: Engine,

@@ -71,6 +71,9 @@ pub struct Shadow {
     pub version: u64,
 }
 
+/// [`Shadow::version`] while the asset was not seen in the store as that one is now.
+pub const UNSEEN: u64 = 0;
+
 /// What to do about an asset.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decision {
@@ -96,6 +99,36 @@ impl Row {
     }
 }
 
+impl JournalRow {
+    /// The row the journal would give a store.
+    pub fn row(&self) -> Row {
+        Row {
+            description: self.description.clone().unwrap_or_default(),
+            trashed: self.trashed.unwrap_or_default(),
+            tags: self.tags.clone(),
+        }
+    }
+}
+
+impl Shadow {
+    /// That of an asset about to be put into the store with this row. Until it is seen there, an
+    /// empty row is no edit either: the asset may come by another way.
+    pub fn expected(row: Row) -> Self {
+        Self { base: Row::default(), pending: Some(row), written: None, version: UNSEEN }
+    }
+
+    /// Whether it is [`Shadow::expected`], and the asset was not seen since.
+    pub fn is_expected(&self) -> bool {
+        self.version == UNSEEN && self.pending.is_some()
+    }
+
+    /// Whether the asset was known, and its row in the store is to be looked at as for the first
+    /// time.
+    pub fn is_forgotten(&self) -> bool {
+        self.version == UNSEEN && self.pending.is_none()
+    }
+}
+
 /// Decides about an asset: `store` is the row just read and its version, `shadow` what is
 /// remembered, `journal` what the journal has.
 ///
@@ -115,11 +148,7 @@ pub fn reconcile(
     };
 
     // What the journal has once the edits are in it, and what only this store can have.
-    let mut merged = Row {
-        description: journal.description.clone().unwrap_or_default(),
-        trashed: journal.trashed.unwrap_or_default(),
-        tags: journal.tags.clone(),
-    };
+    let mut merged = journal.row();
     if edits.description || !fits_value(&store.description) {
         merged.description.clone_from(&store.description);
     }
@@ -362,6 +391,21 @@ mod tests {
         // Or the store never saw it.
         let third = reconcile(&HASH, &before, 1, Some(&first.shadow), &newer);
         assert_eq!(third.edit, None);
+    }
+
+    #[test]
+    fn an_asset_put_with_the_journals_row_is_no_edit_whatever_becomes_of_it() {
+        let put = row("theirs", false, &["x"]);
+        let shadow = Shadow::expected(put.clone());
+        assert!(shadow.is_expected() && !shadow.is_forgotten());
+        let newer = has("newer", true, &[]);
+        // It arrived; it came without its row; it was put in by the user with one of his own.
+        let arrived = reconcile(&HASH, &put, 1, Some(&shadow), &newer);
+        assert_eq!((arrived.edit, arrived.write), (None, Some(row("newer", true, &[]))));
+        let bare = reconcile(&HASH, &Row::default(), 1, Some(&shadow), &newer);
+        assert_eq!((bare.edit, bare.write), (None, Some(row("newer", true, &[]))));
+        let own = reconcile(&HASH, &row("mine", false, &["x"]), 1, Some(&shadow), &newer);
+        assert_eq!(own.edit.unwrap().set.keys().collect::<Vec<_>>(), [DESCRIPTION]);
     }
 
     #[test]

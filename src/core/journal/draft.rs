@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
 use crate::core::journal::op::{Elem, Key, Value};
-use crate::core::journal::stamp::Stamp;
 use crate::core::limits::{
     EVENT_DATA_BYTES_MAX, JOURNAL_NAME_BYTES_MAX, OP_CELLS_MAX, OP_CHANGES_MAX,
     RECORD_ID_BYTES_MAX, SET_ELEM_BYTES_MAX, VALUE_BYTES_MAX,
@@ -60,8 +59,9 @@ pub enum Expect {
     Alive(Key),
     /// The record is not there.
     Absent(Key),
-    /// The record is there and its newest stamp is this.
-    Unchanged(Key, Stamp),
+    /// The record is there, and this is the number of arrival of its last change. Its newest stamp
+    /// would not do: what arrives late changes a record and has an older one.
+    Unchanged(Key, u64),
 }
 
 /// Why a draft is not written. Nothing of it is.
@@ -90,10 +90,10 @@ pub enum DraftError {
     #[error("the record is there already")]
     Alive,
     /// The record is not as the writer saw it.
-    #[error("the record has changed: its newest stamp is {}", now.map_or("none".into(), |s| s.to_string()))]
+    #[error("the record {}", if now.is_some() { "has changed" } else { "is not there any more" })]
     Changed {
-        /// Its newest stamp now; `None` when it is not there.
-        now: Option<Stamp>,
+        /// The number of arrival of its last change; `None` when it is not there.
+        now: Option<u64>,
     },
     /// This device is in no group, or was removed from it.
     #[error("this device is not a member of a group")]

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::core::ids::{Hash, NodeId};
+use crate::core::journal::asset::TRASHED;
 use crate::core::journal::draft::{DraftChange, DraftPut};
 use crate::core::journal::op::{Key, Value};
 
@@ -118,6 +119,23 @@ pub const EVENT_TYPES: [&str; 10] = [
 ];
 
 impl LogEvent {
+    /// What the user did, by the write that it became.
+    pub fn of_edit(hash: Hash, edit: &DraftPut) -> Vec<Self> {
+        let mut events = Vec::new();
+        match edit.set.get(TRASHED) {
+            Some(Some(Value::Bool(true))) => events.push(Self::AssetTrashed { hash }),
+            Some(_) => events.push(Self::AssetRestored { hash }),
+            None => {}
+        }
+        let sets = edit.add.iter().chain(&edit.remove).map(|elem| &elem.field);
+        let fields = edit.set.keys().filter(|field| *field != TRASHED).chain(sets);
+        let fields: BTreeSet<String> = fields.cloned().collect();
+        if !fields.is_empty() {
+            events.push(Self::AssetChanged { hash, fields });
+        }
+        events
+    }
+
     /// Its type.
     pub fn kind(&self) -> &'static str {
         EVENT_TYPES[match self {
@@ -262,6 +280,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::core::journal::asset::{DESCRIPTION, TAGS, asset_key};
+    use crate::core::journal::op::Elem;
 
     const HASH: Hash = Hash([0xab; 32]);
     const DEVICE: NodeId = NodeId([0xcd; 32]);
@@ -291,6 +311,26 @@ mod tests {
         let received = LogEvent::AssetReceived { hash: HASH, size_bytes: 5, from: None };
         let expected = format!(r#"{{"hash":"{HASH}","size_bytes":5}}"#);
         assert_eq!(String::from_utf8(received.data()).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_edit_tells_of_the_trash_and_of_the_rest() {
+        let elem = |elem: &str| Elem { field: TAGS.into(), elem: elem.into() };
+        let mut edit = DraftPut {
+            key: asset_key(&HASH),
+            create: false,
+            set: BTreeMap::from([(TRASHED.to_owned(), Some(Value::Bool(true)))]),
+            add: BTreeSet::new(),
+            remove: BTreeSet::new(),
+        };
+        assert_eq!(LogEvent::of_edit(HASH, &edit), [LogEvent::AssetTrashed { hash: HASH }]);
+        edit.set.insert(TRASHED.to_owned(), Some(Value::Bool(false)));
+        edit.set.insert(DESCRIPTION.to_owned(), None);
+        edit.remove.insert(elem("x"));
+        let fields = BTreeSet::from([DESCRIPTION.to_owned(), TAGS.to_owned()]);
+        let expected =
+            [LogEvent::AssetRestored { hash: HASH }, LogEvent::AssetChanged { hash: HASH, fields }];
+        assert_eq!(LogEvent::of_edit(HASH, &edit), expected);
     }
 
     #[test]

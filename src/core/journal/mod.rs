@@ -11,9 +11,11 @@
 //! | [`message`] | what two devices say to each other |
 //! | [`session`] | what is sent to a peer, what of its words is believed, and when |
 //! | [`asset`] | how an asset's metadata in the store and in the journal become one |
+//! | [`brake`] | whose metadata is written too often |
 //! | [`log`] | what devices tell of themselves: events, and the record of their state |
 
 pub mod asset;
+pub mod brake;
 pub mod cell;
 pub mod draft;
 pub mod log;

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::core::ids::{Hash, LogId};
 use crate::core::journal::asset::{
-    ASSET_MODEL, DESCRIPTION, JournalRow, Row, Shadow, TAGS, TRASHED,
+    ASSET_MODEL, DESCRIPTION, JournalRow, Row, Shadow, TAGS, TRASHED, UNSEEN,
 };
 use crate::core::journal::cell::{ALIVE, CLEAR};
 use crate::core::journal::draft::Draft;
@@ -46,6 +46,23 @@ impl Journal {
         asset(&self.connection, hash)
     }
 
+    /// The shadow of an asset, as the writer sees it.
+    pub fn shadow(&self, hash: &Hash) -> Result<Option<Shadow>> {
+        shadow(&self.connection, hash)
+    }
+
+    /// Makes every shadow one of an asset that was not seen in the store: it is another store, or
+    /// one put back from a backup, and its rows are no edits of what was there before.
+    pub fn forget_shadows(&mut self) -> Result<()> {
+        let tx = self.begin(0)?;
+        tx.db
+            .prepare_cached(
+                "UPDATE shadows SET base = ?1, pending = NULL, written = NULL, version = ?2",
+            )?
+            .execute(params![row_to_bytes(&Row::default()), UNSEEN.cast_signed()])?;
+        tx.commit()
+    }
+
     /// Notes how far a local consumer has come in [`JournalReader::changes`].
     pub fn set_cursor(&mut self, name: &str, cursor: &Cursor) -> Result<()> {
         let tx = self.begin(0)?;
@@ -67,26 +84,7 @@ impl JournalReader {
 
     /// The shadow of an asset.
     pub fn shadow(&self, hash: &Hash) -> Result<Option<Shadow>> {
-        let mut query = self.connection.prepare_cached(
-            "SELECT base, pending, written, version FROM shadows WHERE hash = ?1",
-        )?;
-        let row = query
-            .query_row([hash.0], |row| {
-                let bytes: [Option<Vec<u8>>; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
-                // The store's version is any 64 bits, which the database keeps as signed ones.
-                Ok((bytes, row.get::<_, i64>(3)?.cast_unsigned()))
-            })
-            .optional()?;
-        let Some(([base, pending, written], version)) = row else {
-            return Ok(None);
-        };
-        let damaged = || JournalError::Damaged(format!("the shadow of {}", hash.short()));
-        let read = |bytes: Option<Vec<u8>>| {
-            bytes.map(|bytes| row_from_bytes(&bytes).ok_or_else(damaged)).transpose()
-        };
-        let base = read(base)?.ok_or_else(damaged)?;
-        let (pending, written) = (read(pending)?, read(written)?);
-        Ok(Some(Shadow { base, pending, written, version }))
+        shadow(&self.connection, hash)
     }
 
     /// How far a local consumer has come.
@@ -98,6 +96,28 @@ impl JournalReader {
         });
         Ok(cursor.optional()?)
     }
+}
+
+fn shadow(connection: &Connection, hash: &Hash) -> Result<Option<Shadow>> {
+    let mut query = connection
+        .prepare_cached("SELECT base, pending, written, version FROM shadows WHERE hash = ?1")?;
+    let row = query
+        .query_row([hash.0], |row| {
+            let bytes: [Option<Vec<u8>>; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
+            // The store's version is any 64 bits, which the database keeps as signed ones.
+            Ok((bytes, row.get::<_, i64>(3)?.cast_unsigned()))
+        })
+        .optional()?;
+    let Some(([base, pending, written], version)) = row else {
+        return Ok(None);
+    };
+    let damaged = || JournalError::Damaged(format!("the shadow of {}", hash.short()));
+    let read = |bytes: Option<Vec<u8>>| {
+        bytes.map(|bytes| row_from_bytes(&bytes).ok_or_else(damaged)).transpose()
+    };
+    let base = read(base)?.ok_or_else(damaged)?;
+    let (pending, written) = (read(pending)?, read(written)?);
+    Ok(Some(Shadow { base, pending, written, version }))
 }
 
 fn put_shadow(tx: &Transaction<'_>, hash: &Hash, shadow: &Shadow) -> Result<()> {

@@ -11,7 +11,7 @@ use crate::core::journal::stamp::{CLOCK_FLOOR_MS, Stamp};
 use crate::core::limits::OP_BODY_BYTES_MAX;
 use crate::wire::WireError;
 
-use super::apply::{Applied, row_cell};
+use super::apply::Applied;
 use super::schema::row_u64;
 use super::tx::Tx;
 use super::verify::VerifiedOp;
@@ -183,7 +183,7 @@ impl Tx<'_> {
             Expect::Absent(key) if self.is_alive(key, &me)? => Some(DraftError::Alive),
             Expect::Unchanged(key, seen) => {
                 let now = match self.is_alive(key, &me)? {
-                    true => self.newest_stamp(key, &me)?,
+                    true => self.last_change(key, &me)?,
                     false => None,
                 };
                 (now.as_ref() != Some(seen)).then_some(DraftError::Changed { now })
@@ -196,18 +196,16 @@ impl Tx<'_> {
         Ok(self.cell(&CellKey::alive(key), owner)?.is_some())
     }
 
-    fn newest_stamp(&mut self, key: &Key, owner: &NodeId) -> Result<Option<Stamp>> {
+    /// The number of arrival of a record's last change.
+    fn last_change(&mut self, key: &Key, owner: &NodeId) -> Result<Option<u64>> {
         let (scope, _) = self.scope(key, owner)?;
         let model = self.model(&key.model)?;
         let mut query = self.db.prepare_cached(
-            "SELECT hlc, log_id, seq, removed, value FROM cells
-             WHERE model = ?1 AND scope = ?2 AND id = ?3
-             ORDER BY hlc DESC, log_id DESC, seq DESC LIMIT 1",
+            "SELECT arr FROM records WHERE model = ?1 AND scope = ?2 AND id = ?3",
         )?;
-        let newest = query
-            .query_row(params![model, scope, key.id], |row| Ok(row_cell(row, 0)?.stamp))
-            .optional()?;
-        Ok(newest)
+        let arr =
+            query.query_row(params![model, scope, key.id], |row| row_u64(row, 0)).optional()?;
+        Ok(arr)
     }
 
     /// Whether there is anything that a delete would take away.

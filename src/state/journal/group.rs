@@ -95,6 +95,7 @@ impl Journal {
         if tx.group == Some(*group) {
             tx.news.devices = true;
             set_meta(&tx.db, key::TOLD_REMOVED, &[])?;
+            tx.news.devices = true;
         }
         tx.commit()
     }

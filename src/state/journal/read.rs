@@ -43,9 +43,9 @@ pub struct Record {
     pub fields: BTreeMap<String, Option<Value>>,
     /// Sets that are not empty.
     pub sets: BTreeMap<String, BTreeSet<String>>,
-    /// The newest stamp of its cells: changes whenever the record does.
-    pub etag: Stamp,
-    /// The number of arrival of its last change.
+    /// The newest stamp of its cells: when and in which log it was last written to.
+    pub newest: Stamp,
+    /// The number of arrival of its last change: moves whenever the record does.
     pub arr: u64,
 }
 
@@ -363,7 +363,7 @@ fn record(connection: &Connection, row: &Row) -> Result<Option<Record>> {
             sets.entry(field).or_default().insert(elem);
         }
     }
-    let Some(etag) = newest.filter(|_| alive) else {
+    let Some(newest) = newest.filter(|_| alive) else {
         return Ok(None);
     };
     let arr = connection
@@ -376,7 +376,7 @@ fn record(connection: &Connection, row: &Row) -> Result<Option<Record>> {
         id: id.clone(),
         fields,
         sets,
-        etag,
+        newest,
         arr,
     }))
 }

@@ -73,6 +73,11 @@ impl Roster {
         live.filter(|(key, _)| proof_matches(key, inviter, joiner, proof)).count() > 0
     }
 
+    /// How many members there are, this device included.
+    pub fn member_count(&self) -> usize {
+        self.read().verdicts.members().count()
+    }
+
     /// Rises with every change.
     pub fn version(&self) -> u64 {
         self.read().version

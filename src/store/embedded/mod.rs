@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -28,7 +28,7 @@ use self::ingest::{Claims, Ingest};
 use self::rows::Content;
 use super::{
     Asset, Changes, Cursor, FeedEvent, Filter, Metadata, NewAsset, PAGE_ENTRIES_MAX,
-    READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError, StoreInfo, Stored, VerifiedFile,
+    READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError, StoreInfo, Stored, Touched, VerifiedFile,
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 
@@ -47,6 +47,9 @@ const ADOPTIONS: usize = 4;
 /// The longest a call takes, and the slowest disk a large file may come from.
 const DEADLINE: Duration = Duration::from_secs(60);
 const SLOWEST_BYTES_PER_S: u64 = 4 << 20;
+
+/// Lines of the feed read at once for one who is told of every change.
+const TOUCHED_PAGE_ROWS: usize = 1000;
 
 /// How a store is opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -270,6 +273,21 @@ impl Store for EmbeddedStore {
         stream::unfold(following, Following::next).boxed()
     }
 
+    fn touched(&self, after: Cursor) -> BoxStream<'static, Result<Touched, StoreError>> {
+        let touching = Touching {
+            shared: Arc::downgrade(&self.0),
+            newest: self.subscribe(),
+            health: self.0.health.clone(),
+            after,
+        };
+        stream::try_unfold(touching, Touching::next)
+            .flat_map(|page| match page {
+                Ok(page) => stream::iter(page.into_iter().map(Ok).collect::<Vec<_>>()),
+                Err(error) => stream::iter(vec![Err(error)]),
+            })
+            .boxed()
+    }
+
     async fn lookup(&self, hash: Hash) -> Result<Option<Asset>, StoreError> {
         self.query(move |conn| rows::lookup(conn, hash)).await
     }
@@ -428,6 +446,45 @@ impl Following {
                 Some((Err(error), Self::Ended))
             }
         }
+    }
+}
+
+/// Who is told of every change. Does not keep the store open either.
+struct Touching {
+    shared: Weak<Shared>,
+    newest: watch::Receiver<Cursor>,
+    health: Arc<Health>,
+    after: Cursor,
+}
+
+impl Touching {
+    async fn next(mut self) -> Result<Option<(Vec<Touched>, Self)>, StoreError> {
+        loop {
+            let newest = *self.newest.borrow_and_update();
+            if newest < self.after {
+                self.after = newest;
+                return Ok(Some((vec![Touched::Gap], self)));
+            }
+            if newest > self.after {
+                let store = EmbeddedStore(self.shared.upgrade().ok_or_else(closed)?);
+                let lines = store.feed(self.after, TOUCHED_PAGE_ROWS).await?;
+                self.after = lines.last().map_or(newest, |line| line.cursor);
+                return Ok(Some((lines.iter().map(FeedLine::touched).collect(), self)));
+            }
+            if self.newest.changed().await.is_err() {
+                return Err(self.health.check().err().unwrap_or_else(closed));
+            }
+        }
+    }
+}
+
+impl FeedLine {
+    fn touched(&self) -> Touched {
+        let hash = match self.kind {
+            FeedKind::Asset { digest, .. } => digest.hash,
+            FeedKind::Meta { hash, .. } => hash,
+        };
+        Touched::Asset { hash, cursor: self.cursor }
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) struct Event {
     pub(super) name: String,
     /// Its data, lines joined by LF.
     pub(super) data: String,
+    /// The last id seen, its own or an earlier one's; empty when there was none.
+    pub(super) id: String,
 }
 
 /// A line or an event is longer than [`EVENT_BYTES_MAX`].
@@ -29,6 +31,7 @@ pub(super) struct Parser {
     past_first_line: bool,
     name: String,
     data: Option<String>,
+    id: String,
     /// Lines seen, comments too: a sign of life.
     lines: u64,
 }
@@ -72,6 +75,7 @@ impl Parser {
             return Ok(self.data.take().map(|data| Event {
                 name: if name.is_empty() { "message".into() } else { name },
                 data,
+                id: self.id.clone(),
             }));
         }
         let line = String::from_utf8_lossy(line);
@@ -79,6 +83,7 @@ impl Parser {
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
             "event" => self.name = value.to_owned(),
+            "id" if !value.contains('\0') => self.id = value.to_owned(),
             "data" => {
                 let data = match self.data.take() {
                     None => value.to_owned(),
@@ -136,6 +141,14 @@ mod tests {
         assert_eq!(events(""), []);
         let lossy = Parser::default().push(b"data: \xff\n\n").unwrap();
         assert_eq!(lossy[0].data, "\u{fffd}");
+    }
+
+    #[test]
+    fn an_id_counts_until_the_next() {
+        let text = b"id: 5\ndata: a\n\ndata: b\n\nid: 7\ndata: c\n\nid: x\0\ndata: d\n\n";
+        let events = Parser::default().push(text).unwrap();
+        let ids: Vec<_> = events.iter().map(|event| event.id.as_str()).collect();
+        assert_eq!(ids, ["5", "5", "7", "7"]);
     }
 
     #[test]

@@ -1,22 +1,23 @@
-//! Following a foreign store's events, as hints.
+//! Following a foreign store's events: as hints, or as what they say.
 //!
 //! Nothing here is remembered across a break: any trouble ends the stream with an error, and who
 //! followed lists anew. A core-only store is also due for a listing every [`POLL_EVERY`].
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use reqwest::header::{self, HeaderName};
 use reqwest::{Method, Response, StatusCode};
+use serde::Deserialize;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::connection::{Request, failed};
-use super::events::Parser;
+use super::events::{Event, Parser};
 use super::{Inner, contract};
-use crate::store::{Cursor, FeedEvent, StoreError};
+use crate::core::ids::Hash;
+use crate::store::{Cursor, FeedEvent, StoreError, Touched};
 
 /// A core-only store is listed anew so often: its events may not resume, or may not exist.
 const POLL_EVERY: Duration = Duration::from_secs(30);
@@ -26,16 +27,93 @@ pub(super) fn follow(
     store: Arc<Inner>,
     after: Cursor,
 ) -> BoxStream<'static, Result<FeedEvent, StoreError>> {
-    let follower =
-        Follower { store, after, state: State::Start, ready: VecDeque::new(), next_poll: None };
-    stream::unfold(Some(follower), async |follower| {
-        let mut follower = follower?;
-        match follower.next().await {
-            Ok(event) => Some((Ok(event), Some(follower))),
-            Err(error) => Some((Err(error), None)),
+    let hints = |lines: Vec<Line>| {
+        let hint = |line| match line {
+            Line::Reset => FeedEvent::Reset,
+            // Whatever it is called: a hint too many costs a short listing.
+            Line::Touched(_) | Line::Due | Line::Other => FeedEvent::Changed,
+        };
+        let mut hints: Vec<FeedEvent> = lines.into_iter().map(hint).collect();
+        hints.dedup();
+        hints
+    };
+    lines(store, after)
+        .map_ok(move |lines| stream::iter(hints(lines)).map(Ok))
+        .try_flatten()
+        .boxed()
+}
+
+/// What the store says of changes after `after`.
+pub(super) fn touched(
+    store: Arc<Inner>,
+    after: Cursor,
+) -> BoxStream<'static, Result<Touched, StoreError>> {
+    let told = |lines: Vec<Line>| {
+        let told = lines.into_iter().filter_map(|line| match line {
+            Line::Touched(touched) => Some(touched),
+            Line::Reset => Some(Touched::Gap),
+            Line::Due | Line::Other => None,
+        });
+        told.collect::<Vec<_>>()
+    };
+    let told = lines(store.clone(), after)
+        .map_ok(move |lines| stream::iter(told(lines)).map(Ok))
+        .try_flatten();
+    // A core-only store may not resume: what happened before this moment it does not tell.
+    let gap = async move {
+        match store.profile().await {
+            Ok(profile) => profile.is_core_only.then_some(Ok(Touched::Gap)),
+            Err(error) => Some(Err(error)),
         }
+    };
+    stream::once(gap).filter_map(std::future::ready).chain(told).boxed()
+}
+
+/// The lines of the event stream, some at a time.
+fn lines(
+    store: Arc<Inner>,
+    after: Cursor,
+) -> impl futures_util::Stream<Item = Result<Vec<Line>, StoreError>> + Send + 'static {
+    let follower = Follower { store, after, state: State::Start, next_poll: None };
+    stream::try_unfold(follower, async |mut follower| {
+        let lines = follower.next().await?;
+        Ok(Some((lines, follower)))
     })
-    .boxed()
+}
+
+/// What a line of the event stream means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Touched(Touched),
+    /// List anew.
+    Reset,
+    /// It is time to list.
+    Due,
+    /// Something happened.
+    Other,
+}
+
+impl Line {
+    fn of(event: &Event) -> Self {
+        #[derive(Deserialize)]
+        struct Data {
+            hash: Hash,
+        }
+        match event.name.as_str() {
+            "reset" => Self::Reset,
+            "asset" | "meta" => match serde_json::from_str(&event.data) {
+                Ok(Data { hash }) => {
+                    let cursor = event.id.parse().unwrap_or(0);
+                    Self::Touched(Touched::Asset { hash, cursor })
+                }
+                Err(error) => {
+                    tracing::debug!(%error, event.name, "an event of the store cannot be read");
+                    Self::Other
+                }
+            },
+            _ => Self::Other,
+        }
+    }
 }
 
 /// An event stream being followed.
@@ -43,7 +121,6 @@ struct Follower {
     store: Arc<Inner>,
     after: Cursor,
     state: State,
-    ready: VecDeque<FeedEvent>,
     /// When a core-only store is due to be listed again.
     next_poll: Option<Instant>,
 }
@@ -65,8 +142,8 @@ struct Streaming {
 }
 
 impl Streaming {
-    /// The hints of the next piece of the stream. Dropping the future loses nothing.
-    async fn next(&mut self) -> Result<Vec<FeedEvent>, StoreError> {
+    /// The next piece of the stream. Dropping the future loses nothing.
+    async fn next(&mut self) -> Result<Vec<Line>, StoreError> {
         let chunk = timeout_at(self.deadline, self.answer.chunk())
             .await
             .map_err(|_| {
@@ -83,62 +160,47 @@ impl Streaming {
         if self.parser.lines() > lines {
             self.deadline = Instant::now() + self.pause_max;
         }
-        let mut hints: Vec<FeedEvent> = events
-            .iter()
-            .map(|event| match event.name.as_str() {
-                "reset" => FeedEvent::Reset,
-                // Whatever it is called: a hint too many costs a short listing.
-                _ => FeedEvent::Changed,
-            })
-            .collect();
-        hints.dedup();
-        Ok(hints)
+        Ok(events.iter().map(Line::of).collect())
     }
 }
 
 impl Follower {
-    async fn next(&mut self) -> Result<FeedEvent, StoreError> {
+    async fn next(&mut self) -> Result<Vec<Line>, StoreError> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Ok(event);
-            }
             match &mut self.state {
-                State::Start => self.start().await?,
+                State::Start => {
+                    if self.start().await? {
+                        return Ok(self.due());
+                    }
+                }
                 State::Streaming(streaming) => {
                     let due = self.next_poll;
-                    let hints = tokio::select! {
-                        hints = streaming.next() => Some(hints?),
-                        () = until(due) => None,
-                    };
-                    match hints {
-                        Some(hints) => self.ready.extend(hints),
-                        None => self.poll_is_due(),
+                    tokio::select! {
+                        lines = streaming.next() => return lines,
+                        () = until(due) => return Ok(self.due()),
                     }
                 }
                 State::Polling => {
                     until(self.next_poll).await;
-                    self.poll_is_due();
+                    return Ok(self.due());
                 }
             }
         }
     }
 
-    async fn start(&mut self) -> Result<(), StoreError> {
+    /// Opens the stream; true when the store is to be listed, as it may not resume.
+    async fn start(&mut self) -> Result<bool, StoreError> {
         let is_core_only = self.store.profile().await?.is_core_only;
         let request = Request::new(Method::GET, "/sync/events")
             .header(header::ACCEPT, "text/event-stream")?
             .header(HeaderName::from_static("last-event-id"), &self.after.to_string())?;
         let answer = self.store.connection.send(&request).await?;
-        if is_core_only {
-            // It may not resume: what happened before this moment is found by listing.
-            self.poll_is_due();
-        }
         let call = "GET /sync/events";
         match answer.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED if is_core_only => {
                 self.state = State::Polling;
-                return Ok(());
+                return Ok(true);
             }
             _ => return Err(self.store.failure(call, answer).await),
         }
@@ -153,12 +215,12 @@ impl Follower {
             pause_max,
             deadline: Instant::now() + pause_max,
         }));
-        Ok(())
+        Ok(is_core_only)
     }
 
-    fn poll_is_due(&mut self) {
-        self.ready.push_back(FeedEvent::Changed);
+    fn due(&mut self) -> Vec<Line> {
         self.next_poll = Some(Instant::now() + POLL_EVERY);
+        vec![Line::Due]
     }
 }
 

@@ -243,12 +243,12 @@ async fn an_asset_on_its_way_on_one_stream_is_not_begun_on_another() {
 async fn what_has_rotted_is_not_sent_and_the_rest_arrives() {
     for algorithm in BOTH {
         for is_foreign in [false, true] {
-            let sizes = [100, 200, PIECE_BYTES * 4, PIECE_BYTES * 4 + 1, 300];
-            let (from, digests) = Side::holding(algorithm, &sizes).await;
-            from.store.is_foreign.store(is_foreign, Ordering::SeqCst);
-            from.store.rotten.lock().unwrap().insert(digests[1].hash, 199);
-            from.store.rotten.lock().unwrap().insert(digests[2].hash, PIECE_BYTES * 3 + 5);
             for inline in [true, false] {
+                let sizes = [100, 200, PIECE_BYTES * 4, PIECE_BYTES * 4 + 1, 300];
+                let (from, digests) = Side::holding(algorithm, &sizes).await;
+                from.store.is_foreign.store(is_foreign, Ordering::SeqCst);
+                from.store.rotten.lock().unwrap().insert(digests[1].hash, 199);
+                from.store.rotten.lock().unwrap().insert(digests[2].hash, PIECE_BYTES * 3 + 5);
                 let to = Side::new(algorithm);
                 let (sent, receipt) = exchange(&from, &to, &digests, inline).await;
                 use Outcome::{Damaged, Stored, Unavailable};

@@ -17,7 +17,8 @@ use tokio::io::DuplexStream;
 use super::*;
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::{
-    Asset, Changes, Cursor, FeedEvent, Filter, Metadata, NewAsset, StoreInfo, Stored, VerifiedFile,
+    Asset, Changes, Cursor, FeedEvent, Filter, Metadata, NewAsset, StoreInfo, Stored, Touched,
+    VerifiedFile,
 };
 
 mod batch;
@@ -59,6 +60,7 @@ impl Side {
             damaged: Damaged::default(),
             scratch_folder: partials,
             algorithm,
+            arrivals: None,
         };
         Self { ctx, store, counters: Arc::default(), dir }
     }
@@ -244,6 +246,10 @@ impl Store for FaultyStore {
 
     fn follow(&self, after: Cursor) -> BoxStream<'static, Result<FeedEvent, StoreError>> {
         self.inner.follow(after)
+    }
+
+    fn touched(&self, after: Cursor) -> BoxStream<'static, Result<Touched, StoreError>> {
+        self.inner.touched(after)
     }
 
     async fn lookup(&self, hash: Hash) -> Result<Option<Asset>, StoreError> {

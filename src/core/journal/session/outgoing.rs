@@ -272,7 +272,11 @@ impl Outgoing {
     /// See [`super::Session::in_sync`].
     pub(super) fn equals(&self, peer: &PeerClock) -> bool {
         let Some(told) = &self.told else { return false };
-        told.drained && told.digest == peer.digest && same_clock(&told.entries, &peer.entries)
+        let looked = !self.scanning && self.look_ms.is_none();
+        looked
+            && told.drained
+            && told.digest == peer.digest
+            && same_clock(&told.entries, &peer.entries)
     }
 
     fn tell(&mut self, clock: Clock) {

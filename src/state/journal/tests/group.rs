@@ -1,6 +1,10 @@
 //! Founding, joining, letting in and shutting out.
 
+use std::time::{Duration, Instant};
+
 use super::*;
+use crate::core::journal::log::DeviceState;
+use crate::core::journal::session::Standing;
 use crate::core::pairing::{TicketSecret, pair_proof, ticket_key};
 
 const SECRET: TicketSecret = [6; 16];
@@ -196,4 +200,171 @@ fn a_clock_that_was_never_set_authors_nothing() {
     let draft = Draft { changes: vec![DraftChange::Put(put("1"))], expect: vec![] };
     let refused = device.journal.write(&[draft], 1000).unwrap().remove(0);
     assert_eq!(refused, Err(crate::core::journal::draft::DraftError::ClockNotSet));
+}
+
+#[test]
+fn a_wall_clock_set_back_does_not_lengthen_a_token() {
+    let mut inviter = Device::founder();
+    let (joiner, made) = (Device::new(2), Instant::now());
+    let until_ms = NOW_MS + 10 * MINUTE_MS;
+    inviter.journal.create_token_at(&ticket_key(&SECRET), NOW_MS, made, until_ms).unwrap();
+    let proof = pair_proof(&SECRET, &inviter.id(), &joiner.id());
+    let late = made + Duration::from_secs(601);
+    let redeemed = inviter.journal.redeem_at(&joiner.id(), &proof, "joiner", NOW_MS + 1, late);
+    assert_eq!(redeemed.unwrap(), Err(TokenError::Expired));
+}
+
+#[test]
+fn the_fifth_try_may_still_be_the_right_one() {
+    let mut inviter = Device::founder();
+    invite(&mut inviter);
+    let joiner = Device::new(2);
+    for _ in 0..4 {
+        let guessed = redeem(&mut inviter, &joiner, &[7; 16], NOW_MS);
+        assert_eq!(guessed, Err(TokenError::WrongProof));
+    }
+    assert!(redeem(&mut inviter, &joiner, &SECRET, NOW_MS).is_ok());
+}
+
+#[test]
+fn a_proof_made_for_other_devices_or_roles_is_wrong() {
+    let mut inviter = Device::founder();
+    invite(&mut inviter);
+    let (joiner, other) = (Device::new(2), Device::new(3));
+    for (to, by) in [(inviter.id(), other.id()), (joiner.id(), inviter.id())] {
+        let proof = pair_proof(&SECRET, &to, &by);
+        let redeemed = inviter.journal.redeem(&joiner.id(), &proof, "joiner", NOW_MS).unwrap();
+        assert_eq!(redeemed, Err(TokenError::WrongProof));
+    }
+}
+
+#[test]
+fn the_roster_moves_with_each_commit_and_is_there_after_a_restart() {
+    let mut inviter = Device::founder();
+    let joiner = Device::new(2);
+    let roster = inviter.journal.roster();
+    assert_eq!(roster.standing(&inviter.id()), Standing::Member);
+    assert_eq!(roster.standing(&joiner.id()), Standing::Stranger);
+    assert!(!roster.is_pairing_open(NOW_MS));
+    invite(&mut inviter);
+    let proof = pair_proof(&SECRET, &inviter.id(), &joiner.id());
+    assert!(roster.is_pairing_open(NOW_MS) && !roster.is_pairing_open(NOW_MS + 11 * MINUTE_MS));
+    assert!(roster.fits(&inviter.id(), &joiner.id(), &proof, NOW_MS));
+    assert!(!roster.fits(&inviter.id(), &joiner.id(), &[1; 32], NOW_MS));
+    inviter.restart();
+    let roster = inviter.journal.roster();
+    assert!(roster.is_pairing_open(NOW_MS));
+    redeem(&mut inviter, &joiner, &SECRET, NOW_MS).unwrap();
+    assert!(!roster.is_pairing_open(NOW_MS));
+    assert_eq!(roster.standing(&joiner.id()), Standing::Member);
+    inviter.journal.remove(&joiner.id(), NOW_MS).unwrap();
+    assert_eq!(roster.standing(&joiner.id()), Standing::Removed);
+    inviter.restart();
+    assert_eq!(inviter.journal.roster().standing(&joiner.id()), Standing::Removed);
+}
+
+#[test]
+fn a_removed_device_lets_nobody_in_and_may_join_another_group() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    invite(b);
+    let group = b.group_id();
+    b.journal.told_removed(&GroupId([9; 32])).unwrap();
+    assert!(b.reader.group_state(&b.id()).unwrap().unwrap().members.removed.is_empty());
+    b.journal.told_removed(&group).unwrap();
+    b.restart();
+    assert_eq!(b.reader.group_state(&b.id()).unwrap().unwrap().members.removed, [b.id()]);
+    let proof = pair_proof(&SECRET, &b.id(), &NodeId([3; 32]));
+    let refused = b.journal.redeem(&NodeId([3; 32]), &proof, "three", NOW_MS);
+    assert!(matches!(refused, Err(JournalError::Removed)));
+    assert!(matches!(
+        b.journal.create_token(&[1; 32], NOW_MS, NOW_MS + 1),
+        Err(JournalError::Removed)
+    ));
+
+    let mut other = Device::new(4);
+    other.journal.found("four", NOW_MS).unwrap();
+    invite(&mut other);
+    let admitted = redeem(&mut other, b, &SECRET, NOW_MS).unwrap();
+    b.journal.join(admitted.group, &verified(&admitted), NOW_MS).unwrap();
+    let state = b.reader.group_state(&b.id()).unwrap().unwrap();
+    assert_eq!((state.group, state.members.removed.len()), (other.group_id(), 0));
+    assert!(!b.reader.verdicts().unwrap().author_ok(&a.id()));
+    b.fsck();
+}
+
+#[test]
+fn a_device_alone_leaves_its_group_for_another_and_one_with_others_does_not() {
+    let mut inviter = Device::founder();
+    invite(&mut inviter);
+    let mut alone = Device::new(2);
+    alone.journal.found("two", NOW_MS).unwrap();
+    alone.set("1", "f", 1);
+    let admitted = redeem(&mut inviter, &alone, &SECRET, NOW_MS).unwrap();
+    let intro = verified(&admitted);
+    alone.journal.join(admitted.group, &intro, NOW_MS).unwrap();
+    assert_eq!((alone.group_id(), alone.record("1")), (inviter.group_id(), None));
+    assert!(alone.journal.roster().standing(&inviter.id()) == Standing::Member);
+    alone.fsck();
+    // Once more is no harm: an answer may be lost and the ticket's owner pair again.
+    alone.journal.join(admitted.group, &intro, NOW_MS).unwrap();
+
+    let mut elsewhere = Device::new(4);
+    elsewhere.journal.found("four", NOW_MS).unwrap();
+    let other = elsewhere.group_id();
+    elsewhere.admit(5);
+    invite(&mut inviter);
+    let admitted = redeem(&mut inviter, &elsewhere, &SECRET, NOW_MS).unwrap();
+    let refused = elsewhere.journal.join(admitted.group, &verified(&admitted), NOW_MS);
+    assert!(matches!(refused, Err(JournalError::InGroup)));
+    assert_eq!(elsewhere.group_id(), other);
+    let next = elsewhere.journal.start_over("four", NOW_MS).unwrap();
+    assert_ne!(next, other);
+    elsewhere.journal.join(admitted.group, &verified(&admitted), NOW_MS).unwrap();
+    elsewhere.fsck();
+}
+
+#[test]
+fn a_join_that_fails_leaves_the_group_as_it_was() {
+    let mut a = Device::founder();
+    let invited = a.admit(2);
+    let group = a.group_id();
+    let intro = a.reader.intro(&invited.id()).unwrap();
+    let intro: Vec<_> = intro.into_iter().map(|op| verify(&group, op).unwrap()).collect();
+    let mut thief = Device::new(3);
+    thief.journal.found("three", NOW_MS).unwrap();
+    thief.set("1", "f", 1);
+    let own = thief.group_id();
+    assert!(matches!(thief.journal.join(group, &intro, NOW_MS), Err(JournalError::BadIntro)));
+    assert_eq!((thief.group_id(), thief.field("1", "f")), (own, Some(1)));
+    assert_eq!(thief.reader.group().unwrap(), Some(own));
+    thief.fsck();
+    let mut slow = Device::new(2);
+    let behind_ms = NOW_MS - 30 * MINUTE_MS;
+    slow.journal.found("two", behind_ms).unwrap();
+    assert!(matches!(slow.journal.join(group, &intro, behind_ms), Err(JournalError::ClockBehind)));
+}
+
+#[test]
+fn names_and_addresses_are_a_devices_own_word_or_what_was_known_before() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    let of_b = |a: &Device, b: &Device| {
+        let state = a.reader.group_state(&a.id()).unwrap().unwrap();
+        let member = state.members.members.into_iter().find(|m| m.node_id == b.id()).unwrap();
+        (member.name, member.addresses)
+    };
+    assert_eq!(of_b(a, b), ("joiner".into(), vec![]));
+    a.journal.reached(&b.id(), &["10.0.0.1:7".into(), "with a blank".into()]).unwrap();
+    a.journal.reached(&NodeId([9; 32]), &["10.0.0.9:7".into()]).unwrap();
+    assert_eq!(of_b(a, b), ("joiner".into(), vec!["10.0.0.1:7".into()]));
+    let state = DeviceState {
+        name: "b\u{1b}ed".into(),
+        addresses: BTreeSet::from(["10.0.0.2:7".to_owned()]),
+        ..DeviceState::default()
+    };
+    b.write(vec![DraftChange::Put(state.put_over(None).unwrap())]);
+    sync(a, b);
+    assert_eq!(of_b(a, b), ("bed".into(), vec!["10.0.0.1:7".into(), "10.0.0.2:7".into()]));
+    assert_eq!(b.reader.group_state(&b.id()).unwrap().unwrap().name, "bed");
 }

@@ -39,7 +39,7 @@ fn drafts_of_one_call_are_ops_of_their_own_and_fail_alone() {
 fn a_draft_is_written_only_on_what_its_writer_saw() {
     let mut device = Device::founder();
     device.set("1", "f", 1);
-    let seen = device.record("1").unwrap().etag;
+    let seen = device.record("1").unwrap().arr;
     let key = put("1").key;
     let mut write = |expect: Expect| {
         let mut change = put("1");

@@ -1,0 +1,212 @@
+//! Publishes how this device stands, as its own record in the journal, for the others to show.
+//!
+//! D1  Nothing is written while nothing worth telling changed: an idle device leaves its disk alone.
+//! D2  Who and where it is, is told at once, and anew in another group; figures at most every
+//!     [`PACE_MS`].
+//! D3  A name that was told stands: only a renaming changes it.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{sleep_until, timeout};
+
+use crate::clock::{Clock, wall_ms};
+use crate::core::ids::NodeId;
+use crate::core::journal::draft::{Draft, DraftChange};
+use crate::core::journal::log::{DEVICE_ID, DEVICE_MODEL, DeviceState};
+use crate::state::journal::Owner;
+use crate::store::Store;
+
+use super::journal::{AskError, JournalHandle};
+use super::status::{PeerState, Status};
+
+/// Figures are told no more often than this.
+const PACE_MS: u64 = 3 * 60 * 1000;
+
+/// Changes that come together are told together.
+const GATHER_MS: u64 = 2 * 1000;
+
+/// How often the disk's free space is looked at.
+const LOOK_MS: u64 = 10 * 60 * 1000;
+
+/// Free space is told when it changed by this part of what was told ...
+const FREE_CHANGE: u64 = 10;
+
+/// ... and by this many bytes.
+const FREE_CHANGE_BYTES: u64 = 1 << 30;
+
+/// The store is asked for its figures this long.
+const STORE_WAIT: Duration = Duration::from_secs(10);
+
+/// What the task works with.
+pub(super) struct Publisher {
+    pub(super) node_id: NodeId,
+    pub(super) journal: JournalHandle,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) status: watch::Receiver<Status>,
+    /// A folder on the store's disk.
+    pub(super) folder: PathBuf,
+}
+
+/// What the loop shows of this device; a change of it is a reason to look.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Shown {
+    who: Who,
+    assets: u64,
+    contact_ms: Option<u64>,
+}
+
+/// What others need to know it and to find it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Who {
+    group_id: String,
+    name: String,
+    addresses: BTreeSet<String>,
+}
+
+impl Publisher {
+    /// Runs until dropped, or until the journal is closed.
+    pub(super) async fn run(mut self) {
+        let clock = Clock::start();
+        let mut contact = Contact::default();
+        let mut looked = Shown::default();
+        // When to look next, and from when on figures may be told again.
+        let (mut look_at_ms, mut figures_at_ms) = (0, 0);
+        loop {
+            let shown = {
+                let status = self.status.borrow_and_update();
+                contact.see(&status);
+                Shown {
+                    who: Who {
+                        group_id: status.device.group_id.clone(),
+                        name: status.device.name.clone(),
+                        addresses: status.device.addresses.iter().cloned().collect(),
+                    },
+                    assets: status.store.assets,
+                    contact_ms: contact.last_ms,
+                }
+            };
+            let now_ms = clock.now_ms();
+            if shown.who != looked.who {
+                look_at_ms = now_ms;
+            } else if shown != looked {
+                look_at_ms = look_at_ms.min(figures_at_ms.max(now_ms + GATHER_MS));
+            }
+            if look_at_ms <= now_ms {
+                let wrote = match self.publish(&shown).await {
+                    Ok(wrote) => wrote,
+                    Err(AskError::Closed) => return,
+                    Err(error) => {
+                        tracing::debug!(%error, "this device's state waits");
+                        false
+                    }
+                };
+                if wrote {
+                    figures_at_ms = now_ms + PACE_MS;
+                }
+                (looked, look_at_ms) = (shown, now_ms + LOOK_MS);
+            }
+            tokio::select! {
+                changed = self.status.changed() => if changed.is_err() { return },
+                () = sleep_until(clock.instant(look_at_ms).into()) => {}
+            }
+        }
+    }
+
+    /// Writes what changed, if it is worth it; returns whether.
+    async fn publish(&self, shown: &Shown) -> Result<bool, AskError> {
+        let owner = Owner::Device(self.node_id);
+        let record =
+            self.journal.read(move |reader| reader.record(DEVICE_MODEL, owner, DEVICE_ID)).await?;
+        let fields = record.map(|record| record.fields);
+        let told = fields.as_ref().map(DeviceState::from_fields);
+        let info = timeout(STORE_WAIT, self.store.info()).await.ok().and_then(Result::ok);
+        let told_bytes = told.as_ref().map_or(0, |told| told.store_bytes);
+        let told_name = told.as_ref().map(|told| told.name.clone());
+        let now = DeviceState {
+            name: told_name.filter(|name| !name.is_empty()).unwrap_or(shown.who.name.clone()),
+            platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            store_assets: shown.assets,
+            store_bytes: info.map_or(told_bytes, |info| info.asset_bytes),
+            free_bytes: self.free_bytes().await,
+            contact_ms: shown.contact_ms.or(told.as_ref().and_then(|told| told.contact_ms)),
+            addresses: shown.who.addresses.clone(),
+        };
+        if told.is_some_and(|told| !is_worth_telling(&told, &now)) {
+            return Ok(false);
+        }
+        let Some(put) = now.put_over(fields.as_ref()) else { return Ok(false) };
+        let draft = Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() };
+        if let Err(error) = self.journal.write(draft).await? {
+            tracing::debug!(%error, "this device's state waits");
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    async fn free_bytes(&self) -> Option<u64> {
+        let folder = self.folder.clone();
+        // A worker that panicked knows as little as a disk that does not tell.
+        let disk = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&folder)).await.ok()?;
+        disk.ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+}
+
+/// When another device was last met, or left.
+#[derive(Debug, Default)]
+struct Contact {
+    connected: bool,
+    last_ms: Option<u64>,
+}
+
+impl Contact {
+    fn see(&mut self, status: &Status) {
+        let is_here = |state| matches!(state, PeerState::Syncing | PeerState::Idle);
+        let connected = status.peers.iter().any(|peer| is_here(peer.state));
+        if connected != self.connected {
+            (self.connected, self.last_ms) = (connected, Some(wall_ms()));
+        }
+    }
+}
+
+fn is_worth_telling(told: &DeviceState, now: &DeviceState) -> bool {
+    let free_bytes = match (told.free_bytes, now.free_bytes) {
+        (Some(told), Some(now)) => {
+            let change = told.abs_diff(now);
+            change >= told / FREE_CHANGE && change >= FREE_CHANGE_BYTES
+        }
+        (told, now) => told != now,
+    };
+    // All the rest is told as soon as it is another.
+    let rest = DeviceState { free_bytes: told.free_bytes, ..now.clone() };
+    free_bytes || rest != *told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_changes_of_free_space_are_not_worth_a_write() {
+        const GIB: u64 = 1 << 30;
+        let state = |free_bytes| DeviceState { free_bytes, ..DeviceState::default() };
+        let told = state(Some(100 * GIB));
+        for (free_bytes, worth) in [
+            (Some(100 * GIB), false),
+            (Some(91 * GIB), false),
+            (Some(90 * GIB), true),
+            (Some(110 * GIB), true),
+            (None, true),
+        ] {
+            assert_eq!(is_worth_telling(&told, &state(free_bytes)), worth, "{free_bytes:?}");
+        }
+        // A tenth of little is nothing.
+        assert!(!is_worth_telling(&state(Some(GIB)), &state(Some(GIB / 2))));
+        let other = DeviceState { store_assets: 1, ..told.clone() };
+        assert!(is_worth_telling(&told, &other));
+    }
+}

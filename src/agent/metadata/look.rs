@@ -1,0 +1,222 @@
+//! One look at an asset: what is to be done, and the row written to the store.
+
+use crate::core::ids::{Hash, NodeId};
+use crate::core::journal::asset::{Decision, JournalRow, Row, Shadow, reconcile, written};
+use crate::core::journal::draft::{Draft, DraftChange};
+use crate::core::journal::log::LogEvent;
+use crate::core::journal::op::Value;
+use crate::core::limits::{OP_BODY_BYTES_MAX, OP_CHANGES_MAX};
+use crate::store::{Asset, Metadata, Store, StoreError};
+
+use super::call;
+
+/// A draft is closed when it would grow beyond this; what a change takes is estimated.
+const DRAFT_BYTES: usize = OP_BODY_BYTES_MAX * 3 / 4;
+
+/// An asset and its row in the store, to be judged.
+pub(super) struct Asked {
+    pub(super) asset: Asset,
+    /// Its row in the store is not to be written now.
+    pub(super) frozen: bool,
+    /// Who sent it, if it was sent and that is known.
+    pub(super) from: Option<NodeId>,
+}
+
+/// What a look at an asset says is to be done.
+pub(super) struct Look {
+    asset: Asset,
+    /// What the user did and what happened, for the journal.
+    pub(super) changes: Vec<DraftChange>,
+    /// What to remember, in the same transaction.
+    pub(super) shadow: Shadow,
+    /// What to write to the store then.
+    pub(super) write: Option<Row>,
+    /// Not all of it fitted an op: look again at once.
+    pub(super) again: bool,
+}
+
+impl Asked {
+    pub(super) fn hash(&self) -> Hash {
+        self.asset.entry.digest.hash
+    }
+
+    /// `None`: all is as it should be.
+    pub(super) fn judge(&self, shadow: Option<Shadow>, journal: &JournalRow) -> Option<Look> {
+        let Asked { asset, frozen, from } = self;
+        let (hash, size_bytes) = (asset.entry.digest.hash, asset.entry.digest.size_bytes);
+        let seen = shadow.as_ref().filter(|shadow| !shadow.is_forgotten());
+        let store = row(&asset.metadata);
+        let decision = reconcile(&hash, &store, version(&asset.metadata), seen, journal);
+        let Decision { edit, shadow: mut next, mut write, again } = decision;
+        // Edits still to be issued are told by the row as it stands: it is written when they are.
+        if (*frozen || again) && write.take().is_some() {
+            next.pending = None;
+        }
+        let arrival = match &shadow {
+            None => Some(LogEvent::AssetAdded { hash, size_bytes }),
+            Some(shadow) if shadow.is_expected() => {
+                Some(LogEvent::AssetReceived { hash, size_bytes, from: *from })
+            }
+            Some(_) => None,
+        };
+        let mut events: Vec<LogEvent> = arrival.into_iter().collect();
+        if let (Some(edit), Some(_)) = (&edit, seen) {
+            events.extend(LogEvent::of_edit(hash, edit));
+        }
+        let mut changes: Vec<DraftChange> = edit.map(DraftChange::Put).into_iter().collect();
+        changes.extend(events.iter().map(LogEvent::to_change));
+        // Another version of the same row is nothing to write down.
+        let is_known = seen.is_some_and(|seen| {
+            !seen.is_expected() && *seen == Shadow { version: seen.version, ..next.clone() }
+        });
+        if changes.is_empty() && write.is_none() && !again && is_known {
+            return None;
+        }
+        Some(Look { asset: asset.clone(), changes, shadow: next, write, again })
+    }
+}
+
+impl Look {
+    pub(super) fn hash(&self) -> Hash {
+        self.asset.entry.digest.hash
+    }
+}
+
+/// What became of a row given to the store.
+pub(super) enum Written {
+    /// It stands; what to remember.
+    Row(Shadow),
+    /// The store never takes it: it is not asked again; what to remember.
+    Refused(Shadow),
+    /// The user was faster.
+    Changed,
+    /// The asset is gone.
+    Gone,
+}
+
+pub(super) async fn write_row(store: &dyn Store, look: Look) -> Result<Written, StoreError> {
+    let (hash, before) = (look.hash(), look.asset.metadata);
+    let Some(write) = look.write else { return Ok(Written::Changed) };
+    if before.version == 0 {
+        // It may not compare versions: so we compare, as late as can be.
+        match call(store.lookup(hash)).await? {
+            None => return Ok(Written::Gone),
+            Some(asset) if asset.metadata != before => return Ok(Written::Changed),
+            Some(_) => {}
+        }
+    }
+    let row = metadata(Some(write.clone()));
+    match call(store.set_metadata(hash, &row, Some(before.version))).await {
+        Ok(stands) => Ok(Written::Row(written(&write, version(&stands)))),
+        Err(StoreError::Conflict(_)) => Ok(Written::Changed),
+        Err(StoreError::NotFound(_)) => Ok(Written::Gone),
+        Err(error @ (StoreError::TooLarge(_) | StoreError::Unsupported(_))) => {
+            tracing::warn!(hash = hash.short(), %error, "the store refuses an asset's metadata");
+            let (pending, written) = (None, Some(write));
+            Ok(Written::Refused(Shadow { pending, written, ..look.shadow }))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts changes into as few drafts as the bounds of an op allow; what belongs to one asset stays
+/// together.
+pub(super) fn pack<'a>(assets: impl Iterator<Item = &'a [DraftChange]>) -> Vec<Draft> {
+    let mut drafts: Vec<Draft> = Vec::new();
+    let mut draft_bytes = 0;
+    for changes in assets.filter(|changes| !changes.is_empty()) {
+        let bytes: usize = changes.iter().map(change_bytes).sum();
+        match drafts.last_mut() {
+            Some(draft)
+                if draft.changes.len() + changes.len() <= OP_CHANGES_MAX
+                    && draft_bytes + bytes <= DRAFT_BYTES =>
+            {
+                draft.changes.extend_from_slice(changes);
+                draft_bytes += bytes;
+            }
+            _ => {
+                drafts.push(Draft { changes: changes.to_vec(), expect: Vec::new() });
+                draft_bytes = bytes;
+            }
+        }
+    }
+    drafts
+}
+
+/// About what a change takes of an op's body, rather more.
+pub(super) fn change_bytes(change: &DraftChange) -> usize {
+    /// Tags, lengths, a stamp.
+    const EXTRA_BYTES: usize = 64;
+    match change {
+        DraftChange::Put(put) => {
+            let set = put.set.iter().map(|(field, value)| {
+                field.len() + value.as_ref().map_or(0, Value::size_bytes) + EXTRA_BYTES
+            });
+            let elems = put.add.iter().chain(&put.remove);
+            let elems = elems.map(|elem| elem.field.len() + elem.elem.len() + EXTRA_BYTES);
+            let key = put.key.model.len() + put.key.id.len() + EXTRA_BYTES;
+            key + set.sum::<usize>() + elems.sum::<usize>()
+        }
+        DraftChange::Delete(key) => key.model.len() + key.id.len() + EXTRA_BYTES,
+        DraftChange::Event { stream, kind, data } => {
+            stream.len() + kind.len() + data.len() + EXTRA_BYTES
+        }
+    }
+}
+
+pub(super) fn metadata(row: Option<Row>) -> Metadata {
+    let Row { description, trashed, tags } = row.unwrap_or_default();
+    Metadata { description, trashed, tags: tags.into_iter().collect(), ..Metadata::default() }
+}
+
+pub(super) fn row(metadata: &Metadata) -> Row {
+    Row {
+        description: metadata.description.clone(),
+        trashed: metadata.trashed,
+        tags: metadata.tags.iter().cloned().collect(),
+    }
+}
+
+/// The version shadows keep; a store that has none must not seem unseen.
+pub(super) fn version(metadata: &Metadata) -> u64 {
+    metadata.version.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::core::journal::asset::asset_key;
+    use crate::core::journal::draft::DraftPut;
+    use crate::core::limits::VALUE_BYTES_MAX;
+
+    pub(super) fn described(n: u8, length: usize) -> Vec<DraftChange> {
+        let hash = Hash([n; 32]);
+        let text = Some(Value::Text("x".repeat(length)));
+        let put = DraftPut {
+            key: asset_key(&hash),
+            create: true,
+            set: BTreeMap::from([("description".to_owned(), text)]),
+            add: Default::default(),
+            remove: Default::default(),
+        };
+        let added = LogEvent::AssetAdded { hash, size_bytes: 1 };
+        vec![DraftChange::Put(put), added.to_change()]
+    }
+
+    #[test]
+    pub(super) fn drafts_are_full_within_the_bounds_of_an_op() {
+        let assets: Vec<_> = (0..100).map(|n| described(n, 5)).collect();
+        let drafts = pack(assets.iter().map(Vec::as_slice));
+        assert_eq!(drafts.len(), 200_usize.div_ceil(OP_CHANGES_MAX));
+        assert!(drafts.iter().all(|draft| draft.check().is_ok()));
+        assert_eq!(drafts.iter().map(|draft| draft.changes.len()).sum::<usize>(), 200);
+
+        let assets: Vec<_> = (0..10).map(|n| described(n, VALUE_BYTES_MAX)).collect();
+        let drafts = pack(assets.iter().map(Vec::as_slice));
+        assert_eq!(drafts.len(), 5, "two of the longest texts fit one op");
+        assert!(pack([].into_iter()).is_empty());
+        assert!(pack([&[][..]].into_iter()).is_empty());
+    }
+}

@@ -1,0 +1,515 @@
+//! Brings assets' metadata in the store and in the journal together, both ways, and logs what
+//! becomes of assets. What is decided about one asset, `core::journal::asset` decides.
+//!
+//! M1  Level-triggered: the store's feed, the journal's commits, a scan of everything and the API
+//!     only say which assets to look at; a look brings the two together whatever happened before.
+//! M2  What the user did, its events and the shadow that remembers it are one transaction: nothing
+//!     is issued twice, and nothing lost, by a crash anywhere.
+//! M3  A row is written to the store only over the row it was decided on (compare-and-set).
+//! M4  At rest nothing is written: neither to the store nor to the journal.
+//! M5  An asset's arrival is logged when its shadow is made, in that transaction: exactly once.
+//! M6  The trash is a flag. Nothing here deletes bytes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{sleep, sleep_until, timeout};
+
+use crate::clock::Clock;
+use crate::core::ids::{Hash, LogId};
+use crate::core::journal::asset::{ASSET_MODEL, Shadow};
+use crate::core::journal::brake::Brake;
+use crate::core::journal::log::LogEvent;
+use crate::core::peers::Backoff;
+use crate::state::journal::{self, Cursor};
+use crate::store::{Asset, Filter, Store, StoreError, Touched};
+
+use super::events::EventLog;
+use super::journal::{AskError, DraftResult, JournalHandle};
+
+mod arrivals;
+mod look;
+
+pub use self::arrivals::Arrivals;
+use self::look::{Asked, Look, Written, pack, write_row};
+
+/// Assets looked at together: they share a transaction. With the longest texts they are 16 MiB.
+const LOOK_ASSETS: usize = 256;
+
+/// Looks at one asset in a row: for an edit of many tags, which takes several ops, or while the
+/// user edits at the same moment. Whatever is left then comes again by itself.
+const ROUNDS_MAX: usize = 8;
+
+/// Store calls at once; a store on the same device has few cores.
+const CALLS_AT_ONCE: usize = 8;
+
+/// No single store call takes longer.
+const CALL_WAIT: Duration = Duration::from_secs(60);
+
+/// How often everything is looked at: for a store that changed without saying so.
+const SCAN_EVERY_MS: u64 = 3600 * 1000;
+
+/// What could not be written is tried again after this, and no two scans are closer than this.
+const SCAN_AGAIN_MS: u64 = 10 * 60 * 1000;
+
+/// How far both feeds were read is noted this long after it changed. What is read again after a
+/// crash costs a look.
+const SAVE_MS: u64 = 10 * 1000;
+
+/// Where the store's feed was read up to: the store's id and its cursor, 0 until everything was
+/// looked at.
+const STORE_CURSOR: &str = "metadata-store";
+
+/// Where the journal's changes were read up to.
+const JOURNAL_CURSOR: &str = "metadata-journal";
+
+/// Calls of [`Settle`] that wait: people and scripts, each of them waiting itself.
+pub(super) const SETTLES_MAX: usize = 64;
+
+/// "Bring this asset together now, and say when it is done."
+#[derive(Debug)]
+pub struct Settle {
+    pub(super) hash: Hash,
+    pub(super) reply: oneshot::Sender<Result<(), String>>,
+}
+
+/// See the head of this file.
+pub(super) struct Settler {
+    store: Arc<dyn Store>,
+    journal: JournalHandle,
+    arrivals: Arrivals,
+    events: EventLog,
+    settles: mpsc::Receiver<Settle>,
+    frozen: watch::Sender<usize>,
+    clock: Clock,
+    brake: Brake,
+    /// When everything was looked at last.
+    scanned_ms: Option<u64>,
+    at: Place,
+}
+
+/// How far a session with the store is.
+#[derive(Debug, Default)]
+struct Place {
+    store: Option<Cursor>,
+    journal: Option<Cursor>,
+    /// As noted in the journal.
+    saved: (Option<Cursor>, Option<Cursor>),
+    save_at_ms: Option<u64>,
+    /// The scan under way: looked at up to this cursor of the store.
+    scanned: Option<u64>,
+    /// Everything was looked at since this store answered first: the cursors stand for it.
+    is_whole: bool,
+    scan_at_ms: u64,
+    /// There is more in the journal than was read.
+    journal_behind: bool,
+}
+
+impl Settler {
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        journal: JournalHandle,
+        arrivals: Arrivals,
+        events: EventLog,
+        settles: mpsc::Receiver<Settle>,
+        frozen: watch::Sender<usize>,
+    ) -> Self {
+        Self {
+            store,
+            journal,
+            arrivals,
+            events,
+            settles,
+            frozen,
+            clock: Clock::start(),
+            brake: Brake::default(),
+            scanned_ms: None,
+            at: Place::default(),
+        }
+    }
+
+    /// Runs until dropped, or until the journal is closed.
+    pub(super) async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let started_ms = self.clock.now_ms();
+            let Err(error) = self.session().await;
+            if matches!(error.downcast_ref(), Some(AskError::Closed)) {
+                return;
+            }
+            if self.clock.now_ms() > started_ms + 60_000 {
+                backoff.reset();
+            }
+            let error = format!("{error:#}");
+            tracing::debug!(error, "metadata waits");
+            let pause = sleep(Duration::from_millis(backoff.next_ms(rand::random())));
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    Some(settle) = self.settles.recv() => {
+                        // Who asked may have gone.
+                        let _ = settle.reply.send(Err(error.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Follows one store and one journal until either is lost or replaced.
+    async fn session(&mut self) -> Result<std::convert::Infallible> {
+        let feed_from = self.take_place().await?;
+        let feed = self.store.touched(feed_from).ready_chunks(LOOK_ASSETS);
+        let mut feed: BoxStream<'static, _> = feed.boxed();
+        let mut commits = self.journal.commits();
+        commits.mark_changed();
+        loop {
+            let timers = [self.at.save_at_ms, self.brake.next_thaw_ms(), Some(self.at.scan_at_ms)];
+            let wake_ms = timers.into_iter().flatten().min().unwrap_or(self.at.scan_at_ms);
+            let wake = sleep_until(self.clock.instant(wake_ms).into());
+            tokio::select! {
+                biased;
+                Some(Settle { hash, reply }) = self.settles.recv() => {
+                    let settled = self.look(vec![hash]).await;
+                    let told = settled.as_ref().copied().map_err(|error| format!("{error:#}"));
+                    // Who asked may have gone.
+                    let _ = reply.send(told);
+                    settled?;
+                }
+                changed = commits.changed(), if !self.at.journal_behind => {
+                    changed.map_err(|_| AskError::Closed)?;
+                    self.at.journal_behind = true;
+                }
+                lines = feed.next() => self.on_feed(lines.context("the store ended its feed")?).await?,
+                () = std::future::ready(()), if self.at.journal_behind => self.read_journal().await?,
+                () = wake => self.on_time().await?,
+                () = std::future::ready(()), if self.at.scanned.is_some() => self.scan().await?,
+            }
+        }
+    }
+
+    /// Where to go on in both feeds, or that everything is to be looked at. Returns the cursor of
+    /// the store's feed.
+    async fn take_place(&mut self) -> Result<u64> {
+        let info = call(self.store.info()).await?;
+        let (store, journal, now) = self
+            .journal
+            .read(|reader| {
+                let (store, journal) =
+                    (reader.cursor(STORE_CURSOR)?, reader.cursor(JOURNAL_CURSOR)?);
+                Ok((store, journal, reader.cursor_now()?))
+            })
+            .await?;
+        let now = now.context("this device is in no group")?;
+        self.at = Place { saved: (store, journal), ..Place::default() };
+        self.at.scan_at_ms = self.clock.now_ms() + SCAN_EVERY_MS;
+        let epoch = LogId(info.store_id.0);
+        let is_same = store.is_some_and(|at| at.epoch == epoch);
+        // A store that does not tell what it holds does not tell its newest cursor either.
+        let went_back = info.asset_count > 0 && store.is_some_and(|at| at.arr > info.newest_cursor);
+        if !is_same || went_back {
+            // Before anything is remembered of it: a shadow belongs to the store it was made of.
+            let is_other = store.is_some();
+            let begun = Cursor { epoch, arr: 0 };
+            self.journal
+                .run(move |journal, _| {
+                    if is_other {
+                        tracing::info!("another store, or an older state of it: it is filled in");
+                        journal.forget_shadows()?;
+                    }
+                    journal.set_cursor(STORE_CURSOR, &begun)
+                })
+                .await?;
+            self.at.saved.0 = Some(begun);
+        }
+        match (self.at.saved.0, journal) {
+            (Some(store), Some(journal)) if store.arr > 0 && journal.epoch == now.epoch => {
+                (self.at.store, self.at.journal) = (Some(store), Some(journal));
+                self.at.is_whole = true;
+            }
+            _ => {
+                // What changes from here on the feeds tell; what is there the scan looks at.
+                self.at.store = Some(Cursor { epoch, arr: info.newest_cursor });
+                self.at.journal = Some(now);
+                self.at.scanned = Some(0);
+            }
+        }
+        Ok(self.at.store.map_or(0, |at| at.arr))
+    }
+
+    async fn on_feed(&mut self, lines: Vec<Result<Touched, StoreError>>) -> Result<()> {
+        let mut hashes = Vec::new();
+        let (mut reached, mut lost) = (0, None);
+        for line in lines {
+            match line {
+                Ok(Touched::Asset { hash, cursor }) => {
+                    hashes.push(hash);
+                    reached = reached.max(cursor);
+                }
+                Ok(Touched::Gap) => {
+                    // A store that comes and goes is not to be asked for everything each time.
+                    let soonest_ms = self.scanned_ms.map_or(0, |at| at + SCAN_AGAIN_MS);
+                    self.at.scan_at_ms = self.at.scan_at_ms.min(soonest_ms);
+                }
+                Err(error) => lost = Some(error),
+            }
+        }
+        self.look(hashes).await?;
+        if let Some(at) = &mut self.at.store
+            && reached > at.arr
+        {
+            at.arr = reached;
+            self.save_soon();
+        }
+        lost.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// A page of what changed in the journal.
+    async fn read_journal(&mut self) -> Result<()> {
+        let since = self.at.journal;
+        let page = self
+            .journal
+            .read(move |reader| reader.changes(Some(ASSET_MODEL), since.as_ref(), LOOK_ASSETS))
+            .await?;
+        let Some(page) = page else { bail!("the journal was begun anew") };
+        let hashes: Vec<Hash> =
+            page.changes.iter().filter_map(|change| Hash::from_slice(&change.id)).collect();
+        let something = !hashes.is_empty();
+        self.look(hashes).await?;
+        self.at.journal = Some(page.cursor);
+        self.at.journal_behind = page.more;
+        if something {
+            self.save_soon();
+        }
+        Ok(())
+    }
+
+    /// A page of everything there is.
+    async fn scan(&mut self) -> Result<()> {
+        let Some(after) = self.at.scanned else { return Ok(()) };
+        let next = match call(self.store.list(&Filter::default(), after, LOOK_ASSETS)).await {
+            Ok(assets) => {
+                let next = assets.last().map(|asset| asset.entry.cursor);
+                let again = self.bring_together(assets).await?;
+                self.look(again).await?;
+                next
+            }
+            // Not searchable: one by one.
+            Err(StoreError::Unsupported(_)) => {
+                let page = call(self.store.changes(after, LOOK_ASSETS)).await?;
+                let hashes: Vec<Hash> =
+                    page.entries.iter().map(|entry| entry.digest.hash).collect();
+                self.look(hashes).await?;
+                page.has_more.then_some(page.next)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.at.scanned = next.filter(|next| *next > after);
+        if self.at.scanned.is_none() {
+            self.scanned_ms = Some(self.clock.now_ms());
+            self.at.is_whole = true;
+            self.save_soon();
+        }
+        Ok(())
+    }
+
+    async fn on_time(&mut self) -> Result<()> {
+        let now_ms = self.clock.now_ms();
+        if self.at.scan_at_ms <= now_ms {
+            self.at.scan_at_ms = now_ms + SCAN_EVERY_MS;
+            self.at.scanned.get_or_insert(0);
+        }
+        let thawed = self.brake.thaw(now_ms);
+        if !thawed.is_empty() {
+            self.frozen.send_replace(self.brake.frozen());
+            self.look(thawed).await?;
+        }
+        if self.at.save_at_ms.is_some_and(|at| at <= now_ms) {
+            self.save().await?;
+        }
+        Ok(())
+    }
+
+    fn save_soon(&mut self) {
+        if self.at.is_whole && self.at.save_at_ms.is_none() {
+            self.at.save_at_ms = Some(self.clock.now_ms() + SAVE_MS);
+        }
+    }
+
+    async fn save(&mut self) -> Result<()> {
+        self.at.save_at_ms = None;
+        let (before, now) = (self.at.saved, (self.at.store, self.at.journal));
+        self.journal
+            .run(move |journal, _| {
+                for (name, before, now) in
+                    [(STORE_CURSOR, before.0, now.0), (JOURNAL_CURSOR, before.1, now.1)]
+                {
+                    if let Some(now) = now.filter(|_| before != now) {
+                        journal.set_cursor(name, &now)?;
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+        self.at.saved = now;
+        Ok(())
+    }
+
+    // ---- one look -----------------------------------------------------------------------------
+
+    /// Brings assets together; returns when they are. Those not in the store are left: their
+    /// arrival comes here too.
+    async fn look(&mut self, mut hashes: Vec<Hash>) -> Result<()> {
+        hashes.sort_unstable();
+        hashes.dedup();
+        for hashes in hashes.chunks(LOOK_ASSETS) {
+            let mut left = hashes.to_vec();
+            for _ in 0..ROUNDS_MAX {
+                if left.is_empty() {
+                    break;
+                }
+                let store = &self.store;
+                let assets: Vec<Option<Asset>> = stream::iter(left)
+                    .map(|hash| call(store.lookup(hash)))
+                    .buffered(CALLS_AT_ONCE)
+                    .try_collect()
+                    .await?;
+                left = self.bring_together(assets.into_iter().flatten().collect()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings rows just read together with the journal; returns the assets to be looked at again.
+    async fn bring_together(&mut self, assets: Vec<Asset>) -> Result<Vec<Hash>> {
+        let asked: Vec<Asked> = assets
+            .into_iter()
+            .map(|asset| {
+                let hash = asset.entry.digest.hash;
+                let (frozen, from) = (self.brake.is_frozen(&hash), self.arrivals.sender(&hash));
+                Asked { asset, frozen, from }
+            })
+            .collect();
+        // Mostly there is nothing to do, and the writer need not be asked.
+        let asked = self
+            .journal
+            .read(move |reader| {
+                let mut restless = Vec::new();
+                for asked in asked {
+                    let hash = asked.hash();
+                    let look = asked.judge(reader.shadow(&hash)?, &reader.asset(&hash)?);
+                    if look.is_some() {
+                        restless.push(asked);
+                    }
+                }
+                Ok(restless)
+            })
+            .await?;
+        if asked.is_empty() {
+            return Ok(Vec::new());
+        }
+        let looks = self.issue(asked).await?;
+        self.write_to_store(looks).await
+    }
+
+    /// T6: writes what the user did into the journal, with its events and the shadows.
+    async fn issue(&mut self, asked: Vec<Asked>) -> Result<Vec<Look>> {
+        let (looks, refused) = self
+            .journal
+            .run(move |journal, now_ms| {
+                let mut looks = Vec::with_capacity(asked.len());
+                for asked in asked {
+                    let hash = asked.hash();
+                    looks.extend(asked.judge(journal.shadow(&hash)?, &journal.asset(&hash)?));
+                }
+                let mut write = |looks: &[Look]| {
+                    let drafts = pack(looks.iter().map(|look| look.changes.as_slice()));
+                    let shadows: Vec<(Hash, Shadow)> =
+                        looks.iter().map(|look| (look.hash(), look.shadow.clone())).collect();
+                    let results = journal.write_with_shadows(&drafts, &shadows, now_ms)?;
+                    journal::Result::Ok(results.into_iter().find_map(DraftResult::err))
+                };
+                if write(&looks)?.is_none() {
+                    return Ok((looks, None));
+                }
+                // One by one, so that what can be written is.
+                let (mut done, mut refused) = (Vec::new(), None);
+                for look in looks {
+                    match write(std::slice::from_ref(&look))? {
+                        None => done.push(look),
+                        Some(error) => refused = Some((look.hash(), error)),
+                    }
+                }
+                Ok((done, refused))
+            })
+            .await?;
+        if let Some((hash, error)) = refused {
+            tracing::warn!(hash = hash.short(), %error, "metadata was not taken by the journal");
+            self.at.scan_at_ms = self.at.scan_at_ms.min(self.clock.now_ms() + SCAN_AGAIN_MS);
+        }
+        for look in &looks {
+            self.arrivals.arrived(&look.hash());
+        }
+        Ok(looks)
+    }
+
+    /// Writes what the journal has to the store; returns the assets to be looked at again.
+    async fn write_to_store(&mut self, looks: Vec<Look>) -> Result<Vec<Hash>> {
+        let mut again: Vec<Hash> = looks.iter().filter(|look| look.again).map(Look::hash).collect();
+        let writes: Vec<Look> = looks.into_iter().filter(|look| look.write.is_some()).collect();
+        let store = &self.store;
+        let ends: Vec<(Hash, Result<Written, StoreError>)> = stream::iter(writes)
+            .map(|look| async move { (look.hash(), write_row(&**store, look).await) })
+            .buffer_unordered(CALLS_AT_ONCE)
+            .collect()
+            .await;
+        let mut shadows = Vec::new();
+        let mut lost = None;
+        for (hash, end) in ends {
+            match end {
+                Ok(Written::Row(shadow)) => {
+                    self.count_write(hash);
+                    shadows.push((hash, shadow));
+                }
+                Ok(Written::Refused(shadow)) => shadows.push((hash, shadow)),
+                Ok(Written::Changed) => again.push(hash),
+                Ok(Written::Gone) => {}
+                // What is pending is known, and the next look goes on from there.
+                Err(error) if error.is_temporary() => lost = Some(error),
+                Err(error) => {
+                    tracing::warn!(hash = hash.short(), %error, "the store did not take metadata");
+                    self.at.scan_at_ms =
+                        self.at.scan_at_ms.min(self.clock.now_ms() + SCAN_AGAIN_MS);
+                }
+            }
+        }
+        if !shadows.is_empty() {
+            self.journal
+                .run(move |journal, now_ms| journal.write_with_shadows(&[], &shadows, now_ms))
+                .await?;
+        }
+        lost.map_or(Ok(again), |error| Err(error.into()))
+    }
+
+    fn count_write(&mut self, hash: Hash) {
+        if !self.brake.count(hash, self.clock.now_ms()) {
+            return;
+        }
+        self.frozen.send_replace(self.brake.frozen());
+        let what = "its metadata changes again and again: the store waits for it";
+        tracing::warn!(hash = hash.short(), "{what}");
+        let alarm = LogEvent::IntegrityAlarm { what: what.into(), hash: Some(hash), device: None };
+        self.events.tell(alarm);
+    }
+}
+
+/// A call to the store with its deadline.
+async fn call<T>(call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    timeout(CALL_WAIT, call).await.unwrap_or_else(|_| {
+        Err(StoreError::Unreachable(format!("no answer within {} s", CALL_WAIT.as_secs())))
+    })
+}

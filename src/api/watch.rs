@@ -1,0 +1,250 @@
+//! Watching: records and events as they come, as server-sent events.
+//!
+//! W1  Nothing is missed: a watcher reads on from its cursor in the database, and a commit only
+//!     wakes it. So one that is slow costs nothing, and may come back with `Last-Event-ID`.
+//! W2  An id is sent with the last event of an op alone: who resumes never skips half of one.
+//! W3  A watch of records tells states, not steps: a record that changed twice may show once.
+//!
+//! First comes what is there since the cursor, then `ready`, then what happens. `reset` says that
+//! the cursors given out so far mean nothing any more, and ends the stream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use futures_util::{Stream, TryStreamExt as _, stream};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use super::events::{EventFilter, epoch};
+use super::json::{EventPlace, bad_request, change_json, cursor_text, event_json, parse_cursor};
+use super::{Api, gone};
+use crate::agent::journal::{AskError, Commits, JournalHandle};
+use crate::core::ids::LogId;
+use crate::state::journal::{ChangesPage, Cursor, EventsPage, JournalError, JournalReader};
+use crate::store::problem::{Problem, problem};
+
+/// Watchers at once: with the store's event streams still fewer than there are connections.
+pub(super) const WATCHERS_MAX: usize = 16;
+
+/// A comment line so often on a quiet stream.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
+
+/// Rows read at once for a watcher: what it may hold in memory.
+const PAGE_ROWS: usize = 256;
+
+/// The route of records; that of events is beside its stream.
+pub(super) fn router() -> Router<Api> {
+    Router::new().route("/v1/watch", get(records))
+}
+
+/// What a watcher has come to.
+struct Watcher<P> {
+    journal: JournalHandle,
+    commits: watch::Receiver<Commits>,
+    place: P,
+    /// It was told that it has seen everything there was.
+    is_ready: bool,
+    /// It was told to begin anew.
+    has_ended: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl<P> Watcher<P> {
+    fn new(api: &Api, place: P) -> Result<Self, Problem> {
+        let permit = Arc::clone(&api.watchers).try_acquire_owned().map_err(|_| {
+            let detail = format!("all {WATCHERS_MAX} places of watchers are taken");
+            problem(StatusCode::SERVICE_UNAVAILABLE, detail)
+        })?;
+        let journal = api.handle.journal();
+        let commits = journal.commits();
+        Ok(Self { journal, commits, place, is_ready: false, has_ended: false, _permit: permit })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecordsQuery {
+    model: Option<String>,
+    since: Option<String>,
+}
+
+async fn records(
+    State(api): State<Api>,
+    Query(query): Query<RecordsQuery>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let model = query.model;
+    let since = match last_event_id(&headers)?.or(query.since.as_deref()) {
+        Some("now") => api.handle.journal().read(|journal| journal.cursor_now()).await?,
+        given => given.map(parse_cursor).transpose()?,
+    };
+    // A cursor that means nothing is told by the status, not by the stream.
+    let probe = move |journal: &JournalReader| {
+        let now = epoch(journal)?;
+        Ok(since.is_none_or(|since| since.epoch == now))
+    };
+    if !api.handle.journal().read(probe).await? {
+        return Err(gone());
+    }
+    let watcher = Watcher::new(&api, since)?;
+    Ok(sse(stream::try_unfold(watcher, move |watcher| next_records(watcher, model.clone()))))
+}
+
+async fn next_records(
+    mut watcher: Watcher<Option<Cursor>>,
+    model: Option<String>,
+) -> Result<Option<(Vec<Event>, Watcher<Option<Cursor>>)>, AskError> {
+    loop {
+        if watcher.has_ended {
+            return Ok(None);
+        }
+        watcher.commits.mark_unchanged();
+        let (since, wanted) = (watcher.place, model.clone());
+        let read = move |journal: &JournalReader| {
+            journal.changes(wanted.as_deref(), since.as_ref(), PAGE_ROWS)
+        };
+        let Some(page) = watcher.journal.read(read).await? else {
+            watcher.has_ended = true;
+            return Ok(Some((vec![reset()], watcher)));
+        };
+        let mut events = record_events(&page);
+        watcher.place = Some(page.cursor);
+        if !page.more && !watcher.is_ready {
+            watcher.is_ready = true;
+            events.push(ready(cursor_text(page.cursor.epoch, page.cursor.arr)));
+        }
+        if !events.is_empty() {
+            return Ok(Some((events, watcher)));
+        }
+        if !page.more {
+            watcher.commits.changed().await.map_err(|_| AskError::Closed)?;
+        }
+    }
+}
+
+fn record_events(page: &ChangesPage) -> Vec<Event> {
+    let epoch = page.cursor.epoch;
+    let mut changes = page.changes.iter().peekable();
+    let mut events = Vec::with_capacity(page.changes.len());
+    while let Some(change) = changes.next() {
+        let data = change_json(epoch, change).to_string();
+        let event = Event::default().event("record").data(data);
+        let is_last = changes.peek().is_none_or(|next| next.arr != change.arr);
+        events.push(if is_last { event.id(cursor_text(epoch, change.arr)) } else { event });
+    }
+    events
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EventsQuery {
+    after: Option<String>,
+    since_ms: Option<u64>,
+    author: Option<String>,
+    hash: Option<String>,
+}
+
+/// `GET /v1/events/{stream}/watch`
+pub(super) async fn events(
+    State(api): State<Api>,
+    Path(stream): Path<String>,
+    Query(query): Query<EventsQuery>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let filter =
+        EventFilter::parse(query.since_ms, query.author.as_deref(), query.hash.as_deref())?;
+    let after = last_event_id(&headers)?.or(query.after.as_deref());
+    let after = after.map(EventPlace::parse).transpose()?;
+    let epoch = api.handle.journal().read(epoch).await?;
+    if after.is_some_and(|after| after.epoch != epoch) {
+        return Err(gone());
+    }
+    let place = after.unwrap_or(EventPlace { epoch, arr: 0, index: 0 });
+    let watcher = Watcher::new(&api, place)?;
+    Ok(sse(stream::try_unfold(watcher, move |watcher| {
+        next_events(watcher, stream.clone(), filter.clone())
+    })))
+}
+
+async fn next_events(
+    mut watcher: Watcher<EventPlace>,
+    stream: String,
+    filter: EventFilter,
+) -> Result<Option<(Vec<Event>, Watcher<EventPlace>)>, AskError> {
+    loop {
+        if watcher.has_ended {
+            return Ok(None);
+        }
+        watcher.commits.mark_unchanged();
+        let (EventPlace { epoch, arr, index }, wanted) = (watcher.place, stream.clone());
+        let read = move |journal: &JournalReader| {
+            if journal.cursor_now()?.is_none_or(|now| now.epoch != epoch) {
+                return Ok::<_, JournalError>(None);
+            }
+            journal.events(&wanted, (arr, index), PAGE_ROWS).map(Some)
+        };
+        let Some(page) = watcher.journal.read(read).await? else {
+            watcher.has_ended = true;
+            return Ok(Some((vec![reset()], watcher)));
+        };
+        let mut events = stream_events(epoch, &page, &filter);
+        let (arr, index) = page.next;
+        watcher.place = EventPlace { epoch, arr, index };
+        if !page.more && !watcher.is_ready {
+            watcher.is_ready = true;
+            events.push(ready(watcher.place.text()));
+        }
+        if !events.is_empty() {
+            return Ok(Some((events, watcher)));
+        }
+        if !page.more {
+            watcher.commits.changed().await.map_err(|_| AskError::Closed)?;
+        }
+    }
+}
+
+fn stream_events(epoch: LogId, page: &EventsPage, filter: &EventFilter) -> Vec<Event> {
+    let mut rows = page.events.iter().filter(|event| filter.fits(event)).peekable();
+    let mut events = Vec::new();
+    while let Some(row) = rows.next() {
+        let event = Event::default().event("event").data(event_json(row).to_string());
+        // The op that ends a page may go on in the next one.
+        let place = match row.arr == page.next.0 {
+            true => page.next,
+            false => (row.arr, u64::MAX),
+        };
+        let is_last = rows.peek().is_none_or(|next| next.arr != row.arr);
+        let (arr, index) = place;
+        let id = EventPlace { epoch, arr, index }.text();
+        events.push(if is_last { event.id(id) } else { event });
+    }
+    events
+}
+
+fn ready(cursor: String) -> Event {
+    let data = json!({ "cursor": cursor }).to_string();
+    Event::default().event("ready").id(cursor).data(data)
+}
+
+fn reset() -> Event {
+    Event::default().event("reset").data("{}")
+}
+
+fn last_event_id(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+    let text = headers.get("last-event-id").map(|id| id.to_str());
+    text.transpose().map_err(|_| bad_request("Last-Event-ID is no cursor of this API"))
+}
+
+fn sse(batches: impl Stream<Item = Result<Vec<Event>, AskError>> + Send + 'static) -> Response {
+    let events = batches
+        .map_ok(|batch| stream::iter(batch.into_iter().map(Ok::<_, AskError>)))
+        .try_flatten();
+    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE_EVERY)).into_response()
+}

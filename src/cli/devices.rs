@@ -1,0 +1,176 @@
+//! `devices`: every device of the group, as it told of itself and as it is seen from here. Also how
+//! a command finds the device that is meant.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::client::Client;
+use super::exit::{Exit, Failure};
+use super::output::Output;
+use super::pairing::state_name;
+use super::text::{bytes, duration, shown};
+use crate::clock::wall_ms;
+use crate::core::journal::log::DEVICE_MODEL;
+
+/// Records asked for at once; a group has fewer devices.
+const PAGE_RECORDS: &str = "1000";
+
+/// A device.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Device {
+    pub(crate) node_id: String,
+    pub(crate) name: String,
+    this_device: bool,
+    /// The connection; `None` for this device.
+    connection: Option<&'static str>,
+    in_sync: Option<bool>,
+    /// How long ago it told the following, by its own clock.
+    age_ms: Option<u64>,
+    addresses: Vec<String>,
+    #[serde(flatten)]
+    told: Told,
+}
+
+/// What a device tells of itself.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Told {
+    #[serde(skip_serializing)]
+    name: String,
+    platform: String,
+    version: String,
+    store_assets: Option<u64>,
+    store_bytes: Option<u64>,
+    free_bytes: Option<u64>,
+    contact_ms: Option<u64>,
+    /// One to a line.
+    #[serde(skip_serializing)]
+    addresses: String,
+}
+
+#[derive(Deserialize)]
+struct Members {
+    members: Vec<Member>,
+}
+
+#[derive(Deserialize)]
+struct Member {
+    device: String,
+    name: String,
+    member: bool,
+}
+
+#[derive(Deserialize)]
+struct Records {
+    records: Vec<Record>,
+}
+
+#[derive(Deserialize)]
+struct Record {
+    owner: String,
+    fields: Told,
+    changed_ms: u64,
+}
+
+/// `can-sync devices`
+pub(crate) async fn devices(client: &Client, output: Output) -> Result<Exit, Failure> {
+    output.values(&all(client).await?, line)?;
+    Ok(Exit::Ok)
+}
+
+/// This device, then the others by name.
+pub(crate) async fn all(client: &Client) -> Result<Vec<Device>, Failure> {
+    let status = client.status().await?;
+    let Members { members } = client.get(&["v1", "members"], &[]).await?;
+    let query = [("owner", "any"), ("limit", PAGE_RECORDS)];
+    let Records { records } = client.get(&["v1", "own", DEVICE_MODEL], &query).await?;
+
+    let mut devices: BTreeMap<String, Device> = BTreeMap::new();
+    for member in members.into_iter().filter(|member| member.member) {
+        let Member { device: node_id, name, .. } = member;
+        devices.insert(node_id.clone(), Device { node_id, name, ..Device::default() });
+    }
+    for peer in status.peers {
+        let device = devices.entry(peer.node_id.clone()).or_default();
+        (device.node_id, device.name) = (peer.node_id, peer.name);
+        (device.connection, device.in_sync) = (Some(state_name(peer.state)), Some(peer.in_sync));
+    }
+    let here = devices.entry(status.device.node_id.clone()).or_default();
+    (here.node_id, here.name) = (status.device.node_id, status.device.name);
+    here.this_device = true;
+    let now_ms = wall_ms();
+    for Record { owner, fields, changed_ms } in records {
+        if let Some(device) = devices.get_mut(&owner) {
+            if !device.this_device && !fields.name.is_empty() {
+                device.name.clone_from(&fields.name);
+            }
+            device.age_ms = Some(now_ms.saturating_sub(changed_ms));
+            device.addresses = fields.addresses.lines().map(str::to_owned).collect();
+            device.told = fields;
+        }
+    }
+    let mut devices: Vec<_> = devices.into_values().collect();
+    devices.sort_by(|a, b| (!a.this_device, &a.name).cmp(&(!b.this_device, &b.name)));
+    Ok(devices)
+}
+
+/// The device of this name, or whose node ID alone starts so.
+///
+/// # Errors
+/// [`Exit::Unknown`] when none or several fit.
+pub(crate) fn find<'a>(devices: &'a [Device], text: &str) -> Result<&'a Device, Failure> {
+    let named: Vec<_> = devices.iter().filter(|device| device.name == text).collect();
+    let id = text.to_ascii_lowercase();
+    let fitting = match named.is_empty() && !id.is_empty() {
+        true => devices.iter().filter(|device| device.node_id.starts_with(&id)).collect(),
+        false => named,
+    };
+    match fitting[..] {
+        [device] => Ok(device),
+        [] => Err(Failure::new(Exit::Unknown, format!("no device is called {text}"))),
+        _ => {
+            let message = format!("several devices fit {text}: give the node ID that is meant");
+            Err(Failure::new(Exit::Unknown, message))
+        }
+    }
+}
+
+fn line(device: &Device) -> String {
+    let connection = device.connection.unwrap_or(match device.this_device {
+        true => "this device",
+        false => "unknown",
+    });
+    let mut parts = vec![device.node_id.clone(), shown(&device.name), connection.to_owned()];
+    parts.extend(device.in_sync.filter(|in_sync| *in_sync).map(|_| "in sync".to_owned()));
+    let Told { platform, version, store_assets, free_bytes, .. } = &device.told;
+    parts.extend([platform, version].into_iter().filter(|t| !t.is_empty()).map(|t| shown(t)));
+    parts.extend(store_assets.map(|count| format!("{count} assets")));
+    parts.extend(free_bytes.map(|free| format!("{} free", bytes(free))));
+    let age = device.age_ms.map(Duration::from_millis);
+    parts.extend(age.map(|age| format!("told {} ago", duration(age))));
+    parts.join("  ")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_found_by_its_name_or_the_start_of_its_id() {
+        let device = |name: &str, node_id: &str| Device {
+            node_id: node_id.into(),
+            name: name.into(),
+            ..Device::default()
+        };
+        let devices = [device("desk", "aa11"), device("phone", "aa22"), device("bb", "cc33")];
+        assert_eq!(find(&devices, "desk").unwrap().node_id, "aa11");
+        assert_eq!(find(&devices, "AA2").unwrap().name, "phone");
+        assert_eq!(find(&devices, "bb").unwrap().node_id, "cc33");
+        for text in ["aa", "", "tv"] {
+            assert!(matches!(find(&devices, text), Err(Failure::Report(Exit::Unknown, _))));
+        }
+    }
+}

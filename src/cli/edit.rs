@@ -1,0 +1,75 @@
+//! `tag`, `describe`, `trash`, `restore`: what people say about an asset, for all devices.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::assets::{Row, find, line};
+use super::client::Client;
+use super::exit::{Exit, Failure};
+use super::output::Output;
+
+/// What `can-sync tag` takes.
+#[derive(Debug, Args)]
+pub(crate) struct TagArgs {
+    /// The asset's hash, or the unique start of it
+    hash: String,
+    /// `+TAG` puts a tag on, `-TAG` takes it off. Options go before the hash; after `--` comes what
+    /// looks like one, such as the tag q: `-- -q`
+    #[arg(required = true, allow_hyphen_values = true, value_name = "+TAG|-TAG")]
+    changes: Vec<String>,
+}
+
+/// `can-sync tag`
+pub(crate) async fn tag(client: &Client, args: TagArgs, output: Output) -> Result<Exit, Failure> {
+    let (mut add, mut remove) = (Vec::new(), Vec::new());
+    for change in &args.changes {
+        match change.split_at_checked(1) {
+            Some(("-", rest)) if is_option(rest) => {
+                let message = format!("{change} stands behind the hash: options go before it");
+                return Err(Failure::new(Exit::Usage, message));
+            }
+            Some(("+", tag)) if !tag.is_empty() => add.push(tag),
+            Some(("-", tag)) if !tag.is_empty() => remove.push(tag),
+            _ => {
+                let message = format!("expected +TAG or -TAG, got {change:?}");
+                return Err(Failure::new(Exit::Usage, message));
+            }
+        }
+    }
+    edit(client, &args.hash, &json!({ "add": add, "remove": remove }), output).await
+}
+
+/// Whether this, after a hyphen, is one of the options that every command takes.
+fn is_option(text: &str) -> bool {
+    let name = text.split('=').next().unwrap_or_default();
+    ["-json", "-quiet", "-verbose", "-home", "-help"].contains(&name)
+}
+
+/// `can-sync describe`
+pub(crate) async fn describe(
+    client: &Client,
+    hash: &str,
+    text: &str,
+    output: Output,
+) -> Result<Exit, Failure> {
+    edit(client, hash, &json!({ "description": text }), output).await
+}
+
+/// `can-sync trash` and `can-sync restore`
+pub(crate) async fn trash(
+    client: &Client,
+    hash: &str,
+    trashed: bool,
+    output: Output,
+) -> Result<Exit, Failure> {
+    edit(client, hash, &json!({ "trashed": trashed }), output).await
+}
+
+/// Makes an edit and shows the asset as it is then.
+async fn edit(client: &Client, hash: &str, edit: &Value, output: Output) -> Result<Exit, Failure> {
+    let hash = find(client, hash).await?.hash.0.to_string();
+    let _: Value = client.patch(&["v1", "assets", &hash, "meta"], edit).await?;
+    let row: Row = client.get(&["assets", &hash, "meta"], &[]).await?;
+    output.value(&row, line)?;
+    Ok(Exit::Ok)
+}

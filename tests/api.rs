@@ -1,0 +1,603 @@
+//! The local API as other programs meet it: a real agent, real HTTP.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+#[path = "common/agent.rs"]
+mod agent;
+
+use agent::{Agent, DEADLINE};
+
+/// An answer: status, ETag, body.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    etag: Option<String>,
+    body: Value,
+}
+
+fn call(agent: &Agent, method: &str, path: &str, body: Option<&Value>) -> Answer {
+    call_if(agent, method, path, body, &[])
+}
+
+/// A call with more headers.
+fn call_if(
+    agent: &Agent,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+    headers: &[&str],
+) -> Answer {
+    let kind = body.map_or("", |_| "Content-Type: application/json\r\n");
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let more: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let (status, answer) = agent.http(&format!(
+        "{method} {path} HTTP/1.0\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {}\r\n{kind}{more}\
+         Content-Length: {}\r\n\r\n{body}",
+        agent.token(),
+        body.len()
+    ));
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let header = |name: &str| {
+        let is_it = |line: &&str| line.to_ascii_lowercase().starts_with(&format!("{name}: "));
+        head.lines().find(is_it).map(|line| line[name.len() + 2..].to_owned())
+    };
+    if status >= 400 {
+        assert_eq!(header("content-type").as_deref(), Some("application/problem+json"), "{answer}");
+    }
+    let body = serde_json::from_str(body).unwrap_or(Value::Null);
+    Answer { status, etag: header("etag"), body }
+}
+
+fn get(agent: &Agent, path: &str) -> Value {
+    let answer = call(agent, "GET", path, None);
+    assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    answer.body
+}
+
+/// A write that succeeds; its ETag.
+fn put(agent: &Agent, path: &str, body: &Value) -> String {
+    let answer = call(agent, "PUT", path, Some(body));
+    assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    answer.etag.unwrap()
+}
+
+/// An event stream.
+struct Events(BufReader<TcpStream>);
+
+#[derive(Debug)]
+struct Event {
+    name: String,
+    id: Option<String>,
+    data: Value,
+}
+
+impl Events {
+    /// Opens a stream, or tells the status of the refusal.
+    fn open(agent: &Agent, path: &str, headers: &[String]) -> Result<Self, u16> {
+        let address = agent.ready()["api"].as_str().unwrap().strip_prefix("http://").unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let more: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+        let token = agent.token();
+        // HTTP/1.0, so that the body comes as it is.
+        let head = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n");
+        write!(stream, "{head}Authorization: Bearer {token}\r\n{more}\r\n").unwrap();
+        let mut events = Self(BufReader::new(stream));
+        let status: u16 = events.line().split(' ').nth(1).unwrap().parse().unwrap();
+        if status != 200 {
+            return Err(status);
+        }
+        while !events.line().is_empty() {}
+        Ok(events)
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert!(self.0.read_line(&mut line).unwrap() > 0, "the stream ended");
+        line.trim_end().to_owned()
+    }
+
+    fn next(&mut self) -> Event {
+        let mut event = Event { name: String::new(), id: None, data: Value::Null };
+        loop {
+            let line = self.line();
+            match line.split_once(": ") {
+                Some(("event", name)) => event.name = name.to_owned(),
+                Some(("id", id)) => event.id = Some(id.to_owned()),
+                Some(("data", data)) => event.data = serde_json::from_str(data).unwrap(),
+                _ if line.is_empty() && !event.name.is_empty() => return event,
+                _ => {}
+            }
+        }
+    }
+
+    /// The events up to `ready`, which is left out.
+    fn until_ready(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        loop {
+            let event = self.next();
+            if event.name == "ready" {
+                return events;
+            }
+            events.push(event);
+        }
+    }
+}
+
+fn ids(page: &Value) -> Vec<&str> {
+    page["records"].as_array().unwrap().iter().map(|r| r["id"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_record_comes_back_as_it_was_written_whatever_its_values_and_name() {
+    let agent = Agent::start();
+    let values = json!({
+        "text": "milk \u{1f95b}", "int": -7, "large": i64::MAX, "double": 1.5, "whole": 2.0,
+        "yes": true, "none": null, "bytes": { "bytes": "AP8=" }, "empty": "",
+    });
+    let path = "/v1/records/note/a%2Fb%20c%25%C3%BC";
+    let body = json!({ "set": values, "add": { "tags": ["x", "y"] } });
+    let etag = put(&agent, path, &body);
+    let answer = call(&agent, "GET", path, None);
+    assert_eq!(answer.etag.as_ref(), Some(&etag));
+    let record = answer.body;
+    assert_eq!(record["fields"], values);
+    assert_eq!(record["sets"], json!({ "tags": ["x", "y"] }));
+    assert_eq!(record["id"], "a/b c%ü");
+    assert_eq!(record["model"], "note");
+    assert_eq!(record["owner"], Value::Null);
+    assert_eq!(format!("\"{}\"", record["etag"].as_str().unwrap()), etag);
+
+    let remove = json!({ "remove": { "tags": ["x"] } });
+    let patched = call(&agent, "PATCH", path, Some(&remove));
+    assert_eq!(patched.status, 200);
+    assert_ne!(patched.etag, Some(etag), "what is taken out changes the record too");
+    assert_eq!(get(&agent, path)["sets"], json!({ "tags": ["y"] }));
+    assert_eq!(call(&agent, "DELETE", path, None).status, 200);
+    for method in ["GET", "DELETE"] {
+        assert_eq!(call(&agent, method, path, None).status, 404, "{method}");
+    }
+    assert_eq!(call(&agent, "PATCH", path, Some(&remove)).status, 404);
+    assert_eq!(put(&agent, path, &json!({})).len(), put(&agent, path, &json!({})).len());
+    assert_eq!(get(&agent, path)["fields"], json!({}), "a deleted record comes back empty");
+}
+
+#[test]
+fn what_is_answered_outlives_a_crash() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let mut agent = Agent::start_in(&home);
+    let etag = put(&agent, "/v1/records/note/1", &json!({ "set": { "n": 1 } }));
+    agent.stop_with("-KILL");
+    let mut agent = Agent::start_in(&home);
+    assert_eq!(call(&agent, "GET", "/v1/records/note/1", None).etag, Some(etag.clone()));
+    let if_match = format!("If-Match: {etag}");
+    let write = json!({ "set": { "n": 2 } });
+    let path = "/v1/records/note/1";
+    assert_eq!(call_if(&agent, "PUT", path, Some(&write), &[&if_match]).status, 200);
+    assert_eq!(agent.stop_with("-TERM").code(), Some(0));
+}
+
+#[test]
+fn a_conditional_write_is_made_only_on_what_its_writer_saw() {
+    let agent = Agent::start();
+    let path = "/v1/records/note/1";
+    let write = |n: u32, condition: &str| {
+        call_if(&agent, "PUT", path, Some(&json!({ "set": { "n": n } })), &[condition])
+    };
+    let first = write(1, "If-None-Match: *");
+    assert_eq!(first.status, 200);
+    assert_eq!(write(2, "If-None-Match: *").status, 412);
+    let if_first = format!("If-Match: {}", first.etag.unwrap());
+    let second = write(2, &if_first);
+    assert_eq!(second.status, 200);
+    assert_eq!(write(3, &if_first).status, 412);
+    assert_eq!(call_if(&agent, "DELETE", path, None, &[&if_first]).status, 412);
+    assert_eq!(get(&agent, path)["fields"]["n"], 2);
+    let if_second = format!("If-Match: {}", second.etag.unwrap());
+    assert_eq!(call_if(&agent, "DELETE", path, None, &[&if_second]).status, 200);
+    assert_eq!(write(4, &if_second).status, 412);
+    for condition in ["If-Match: *", "If-Match: \"x\"", "If-Match: 1", "If-None-Match: \"x\""] {
+        assert_eq!(write(5, condition).status, 400, "{condition}");
+    }
+    let other = format!("If-Match: \"{}-1\"", "ab".repeat(16));
+    assert_eq!(write(5, &other).status, 412);
+}
+
+#[test]
+fn listings_are_paged_and_filtered_and_own_records_stand_apart() {
+    let agent = Agent::start();
+    let me = agent.ready()["node_id"].as_str().unwrap().to_owned();
+    for id in ["a1", "a2", "a3", "b1"] {
+        put(&agent, &format!("/v1/records/note/{id}"), &json!({ "set": { "id": id } }));
+    }
+    put(&agent, "/v1/own/note/mine", &json!({ "set": { "n": 1 } }));
+    assert_eq!(ids(&get(&agent, "/v1/records/note")), ["a1", "a2", "a3", "b1"]);
+    assert_eq!(ids(&get(&agent, "/v1/records/note?prefix=a")), ["a1", "a2", "a3"]);
+    assert_eq!(ids(&get(&agent, "/v1/records/nothing")), Vec::<&str>::new());
+    let mut seen = Vec::new();
+    let mut next = String::new();
+    loop {
+        let page = get(&agent, &format!("/v1/records/note?limit=3{next}"));
+        seen.extend(ids(&page).into_iter().map(str::to_owned));
+        match page["next"].as_str() {
+            Some(after) => next = format!("&after={after}"),
+            None => break,
+        }
+    }
+    assert_eq!(seen, ["a1", "a2", "a3", "b1"]);
+
+    for owner in ["", "?owner=any", &format!("?owner={me}")] {
+        let page = get(&agent, &format!("/v1/own/note{owner}"));
+        assert_eq!(ids(&page), ["mine"], "{owner}");
+        assert_eq!(page["records"][0]["owner"], me.as_str());
+    }
+    assert_eq!(get(&agent, &format!("/v1/own/note/mine?owner={me}"))["fields"]["n"], 1);
+    let other = "ab".repeat(32);
+    assert_eq!(ids(&get(&agent, &format!("/v1/own/note?owner={other}"))), Vec::<&str>::new());
+    for bad in ["?limit=0", "?limit=1001", "?after=x", "?owner=any", "?unknown=1"] {
+        assert_eq!(
+            call(&agent, "GET", &format!("/v1/records/note{bad}"), None).status,
+            400,
+            "{bad}"
+        );
+    }
+}
+
+#[test]
+fn what_is_malformed_or_too_large_is_refused_with_what_it_is() {
+    let agent = Agent::start();
+    let path = "/v1/records/note/1";
+    let status = |body: Value| call(&agent, "PUT", path, Some(&body)).status;
+    assert_eq!(status(json!({ "set": { "f": [] } })), 400);
+    assert_eq!(status(json!({ "set": { "f": { "bytes": "!" } } })), 400);
+    assert_eq!(status(json!({ "set": { "f": u64::MAX } })), 400);
+    assert_eq!(status(json!({ "set": { "": 1 } })), 400);
+    assert_eq!(status(json!({ "add": { "s": ["x"] }, "remove": { "s": ["x"] } })), 400);
+    assert_eq!(status(json!({ "sett": {} })), 400);
+    assert_eq!(status(json!([])), 400);
+    assert_eq!(status(json!({ "set": { "f": "x".repeat(16 * 1024) } })), 200);
+    assert_eq!(status(json!({ "set": { "f": "x".repeat(16 * 1024 + 1) } })), 413);
+    assert_eq!(status(json!({ "set": { "f".repeat(65): 1 } })), 413);
+    assert_eq!(status(json!({ "set": { "f": "x".repeat(600 * 1024) } })), 413);
+    let long = format!("/v1/records/note/{}", "i".repeat(129));
+    assert_eq!(call(&agent, "PUT", &long, Some(&json!({}))).status, 413);
+    assert_eq!(call(&agent, "PUT", "/v1/records/asset/photo", Some(&json!({}))).status, 400);
+    assert_eq!(call(&agent, "PUT", "/v1/records/note/%ff", Some(&json!({}))).status, 400);
+    assert_eq!(call(&agent, "PUT", path, None).status, 415);
+    let changes = |n: usize| {
+        let put = |i: usize| json!({ "put": { "model": "n", "id": i.to_string() } });
+        json!({ "changes": (0..n).map(put).collect::<Vec<_>>() })
+    };
+    assert_eq!(call(&agent, "POST", "/v1/batch", Some(&changes(64))).status, 200);
+    assert_eq!(call(&agent, "POST", "/v1/batch", Some(&changes(65))).status, 413);
+}
+
+#[test]
+fn a_batch_is_made_whole_or_not_at_all() {
+    let agent = Agent::start();
+    let batch =
+        |changes: Value| call(&agent, "POST", "/v1/batch", Some(&json!({ "changes": changes })));
+    let done = batch(json!([
+        { "put": { "model": "note", "id": "1", "set": { "n": 1 }, "if_absent": true } },
+        { "put": { "model": "note", "id": "2", "own": true, "add": { "s": ["x"] } } },
+        { "event": { "stream": "notes", "type": "made", "data": { "id": "1" } } },
+        { "event": { "stream": "notes", "type": "made" } },
+    ]));
+    assert_eq!(done.status, 200, "{done:?}");
+    assert_eq!(done.body["event_seqs"], json!([0, 1]));
+    let etag = get(&agent, "/v1/records/note/1")["etag"].clone();
+    assert_eq!(etag, done.body["cursor"]);
+
+    for (changes, status) in [
+        (json!([{ "delete": { "model": "note", "id": "9" } }]), 404),
+        (json!([{ "patch": { "model": "note", "id": "9" } }]), 404),
+        (json!([{ "put": { "model": "note", "id": "1", "if_absent": true } }]), 412),
+        (
+            json!([{ "put": { "model": "note", "id": "3" } }, { "put": { "model": "note", "id": "3" } }]),
+            400,
+        ),
+        (json!([{ "nothing": {} }]), 400),
+    ] {
+        let mut all = vec![json!({ "put": { "model": "note", "id": "1", "set": { "n": 2 } } })];
+        if status == 412 {
+            all = vec![json!({ "put": { "model": "note", "id": "8" } })];
+        }
+        all.extend(changes.as_array().unwrap().iter().cloned());
+        assert_eq!(batch(json!(all)).status, status, "{changes}");
+    }
+    assert_eq!(get(&agent, "/v1/records/note/1")["fields"]["n"], 1);
+    assert_eq!(call(&agent, "GET", "/v1/records/note/8", None).status, 404);
+    let moved = batch(json!([
+        { "patch": { "model": "note", "id": "1", "set": { "n": 3 }, "if_match": etag } },
+        { "delete": { "model": "note", "id": "2", "own": true } },
+    ]));
+    assert_eq!(moved.status, 200, "{moved:?}");
+    assert_eq!(call(&agent, "GET", "/v1/own/note/2", None).status, 404);
+}
+
+#[test]
+fn a_watcher_sees_what_is_there_then_what_happens_and_resumes_without_loss() {
+    let agent = Agent::start();
+    put(&agent, "/v1/records/note/1", &json!({ "set": { "n": 1 } }));
+    put(&agent, "/v1/records/other/1", &json!({}));
+    let mut watch = Events::open(&agent, "/v1/watch?model=note", &[]).unwrap();
+    let first = watch.until_ready();
+    assert_eq!(first.len(), 1);
+    assert_eq!(first[0].data["fields"]["n"], 1);
+
+    let batch = json!({ "changes": [
+        { "put": { "model": "note", "id": "2" } }, { "put": { "model": "note", "id": "3" } },
+    ] });
+    assert_eq!(call(&agent, "POST", "/v1/batch", Some(&batch)).status, 200);
+    let (two, three) = (watch.next(), watch.next());
+    assert_eq!([&two.data["id"], &three.data["id"]], ["2", "3"]);
+    assert!(two.id.is_none() && three.id.is_some(), "no cursor points into an op");
+    put(&agent, "/v1/records/other/1", &json!({}));
+    assert_eq!(call(&agent, "DELETE", "/v1/records/note/1", None).status, 200);
+    let deleted = watch.next();
+    assert_eq!(deleted.data["deleted"], true);
+    assert_eq!(deleted.data["id"], "1");
+    drop(watch);
+
+    put(&agent, "/v1/records/note/2", &json!({ "set": { "n": 2 } }));
+    let header = [format!("Last-Event-ID: {}", three.id.unwrap())];
+    let mut resumed = Events::open(&agent, "/v1/watch?model=note", &header).unwrap();
+    let missed = resumed.until_ready();
+    let seen: Vec<_> = missed.iter().map(|event| event.data["id"].as_str().unwrap()).collect();
+    assert_eq!(seen, ["1", "2"]);
+    let mut now = Events::open(&agent, "/v1/watch?since=now", &[]).unwrap();
+    assert_eq!(now.until_ready().len(), 0);
+
+    let other_epoch = format!("/v1/watch?since={}-1", "ab".repeat(16));
+    assert_eq!(Events::open(&agent, &other_epoch, &[]).err(), Some(410));
+    for bad in ["/v1/watch?since=x", "/v1/watch?from=1"] {
+        assert_eq!(Events::open(&agent, bad, &[]).err(), Some(400), "{bad}");
+    }
+}
+
+#[test]
+fn watchers_are_bounded_and_one_that_does_not_read_delays_nobody() {
+    let agent = Agent::start();
+    let mut watchers: Vec<_> =
+        (0..16).map(|_| Events::open(&agent, "/v1/watch", &[]).unwrap()).collect();
+    assert_eq!(Events::open(&agent, "/v1/watch", &[]).err(), Some(503));
+    assert_eq!(Events::open(&agent, "/v1/events/x/watch", &[]).err(), Some(503));
+    for n in 0..200 {
+        let text = "x".repeat(16 * 1024);
+        put(&agent, &format!("/v1/records/note/{n}"), &json!({ "set": { "text": text } }));
+    }
+    let mut last = watchers.pop().unwrap();
+    loop {
+        let event = last.next();
+        if event.data["id"] == "199" {
+            break;
+        }
+    }
+    drop(watchers);
+    let start = std::time::Instant::now();
+    while Events::open(&agent, "/v1/watch", &[]).is_err() {
+        assert!(start.elapsed() < DEADLINE, "the places are not given back");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn events_are_numbered_filtered_and_followed() {
+    let agent = Agent::start();
+    let me = agent.ready()["node_id"].as_str().unwrap().to_owned();
+    let hash = "ab".repeat(32);
+    for n in 0..5 {
+        let data = if n == 3 { json!({ "hash": hash }) } else { json!({ "n": n }) };
+        let event = json!({ "type": "step", "data": data });
+        let done = call(&agent, "POST", "/v1/events/work", Some(&event));
+        assert_eq!(done.status, 200);
+        assert_eq!(done.body["event_seqs"], json!([n]));
+        assert_eq!(done.body["author"], me.as_str());
+    }
+    let numbers = |page: &Value| -> Vec<u64> {
+        page["events"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| e["event_seq"].as_u64().unwrap())
+            .collect()
+    };
+    let page = get(&agent, "/v1/events/work?limit=2");
+    assert_eq!(numbers(&page), [0, 1]);
+    assert_eq!(page["more"], true);
+    let rest = format!("/v1/events/work?after={}", page["next"].as_str().unwrap());
+    assert_eq!(numbers(&get(&agent, &rest)), [2, 3, 4]);
+    assert_eq!(numbers(&get(&agent, &format!("/v1/events/work?hash={hash}"))), [3]);
+    assert_eq!(numbers(&get(&agent, &format!("/v1/events/work?author={me}"))).len(), 5);
+    assert_eq!(numbers(&get(&agent, &format!("/v1/events/work?author={hash}"))).len(), 0);
+    assert_eq!(numbers(&get(&agent, "/v1/events/work?since_ms=99999999999999")).len(), 0);
+    assert_eq!(numbers(&get(&agent, "/v1/events/other")).len(), 0);
+
+    let watched = format!("/v1/events/work/watch?hash={hash}");
+    let mut watch = Events::open(&agent, &watched, &[]).unwrap();
+    let there = watch.until_ready();
+    assert_eq!(there.len(), 1);
+    let event = json!({ "type": "late", "data": { "hash": hash } });
+    assert_eq!(call(&agent, "POST", "/v1/events/work", Some(&event)).status, 200);
+    let late = watch.next();
+    assert_eq!((&late.data["type"], &late.data["event_seq"]), (&json!("late"), &json!(5)));
+    let header = [format!("Last-Event-ID: {}", there[0].id.clone().unwrap())];
+    let mut resumed = Events::open(&agent, "/v1/events/work/watch", &header).unwrap();
+    let missed = resumed.until_ready();
+    let seen: Vec<_> = missed.iter().map(|event| &event.data["event_seq"]).collect();
+    assert_eq!(seen, [&json!(4), &json!(5)]);
+}
+
+#[test]
+fn the_journal_is_told_in_numbers_checked_and_well() {
+    let agent = Agent::start();
+    let me = agent.ready()["node_id"].as_str().unwrap().to_owned();
+    put(&agent, "/v1/records/note/1", &json!({ "set": { "n": 1 } }));
+    let members = get(&agent, "/v1/members");
+    assert_eq!(members["members"][0]["device"], me.as_str());
+    assert_eq!(members["members"][0]["member"], true);
+    let stats = get(&agent, "/v1/journal/stats");
+    assert!(stats["live_ops"].as_u64().unwrap() >= 2, "{stats}");
+    assert_eq!(stats["logs"][0]["author"], me.as_str());
+    let none = json!({});
+    let checked = call(&agent, "POST", "/v1/journal/fsck", Some(&none));
+    assert_eq!((checked.status, &checked.body["findings"]), (200, &json!([])));
+    let rebased = call(&agent, "POST", "/v1/journal/rebase", Some(&none));
+    assert_eq!((rebased.status, &rebased.body["ops"]), (200, &json!(0)));
+}
+
+#[test]
+fn an_edit_of_an_asset_is_in_the_store_when_it_is_answered() {
+    let agent = Agent::start();
+    agent.command(&["add", "-"]).write_stdin("hello").assert().success();
+    let hash = blake3::hash(b"hello").to_string();
+    let path = format!("/v1/assets/{hash}/meta");
+    let edit = |body: Value| call(&agent, "PATCH", &path, Some(&body)).status;
+    assert_eq!(edit(json!({ "add": ["b", " a "], "description": "text", "trashed": true })), 200);
+    let row = get(&agent, &format!("/assets/{hash}/meta"));
+    assert_eq!(row["tags"], json!(["a", "b"]));
+    assert_eq!((&row["description"], &row["trashed"]), (&json!("text"), &json!(true)));
+    assert_eq!(edit(json!({ "remove": ["a"], "trashed": false })), 200);
+    let row = get(&agent, &format!("/assets/{hash}/meta"));
+    assert_eq!((&row["tags"], &row["trashed"]), (&json!(["b"]), &json!(false)));
+    let record = get(&agent, &format!("/v1/records/asset/{hash}"));
+    assert_eq!(record["sets"], json!({ "tags": ["b"] }));
+
+    for bad in [json!({}), json!({ "add": [""] }), json!({ "add": ["x"], "remove": ["x"] })] {
+        assert_eq!(edit(bad.clone()), 400, "{bad}");
+    }
+    let none = format!("/v1/assets/{}/meta", "0".repeat(64));
+    assert_eq!(call(&agent, "PATCH", &none, Some(&json!({ "add": ["x"] }))).status, 404);
+}
+
+// ---- the description -----------------------------------------------------------------------------
+
+fn openapi() -> Value {
+    serde_json::from_str(include_str!("../src/api/openapi.json")).unwrap()
+}
+
+/// The methods that stand under each path of the description.
+fn described() -> BTreeMap<String, BTreeSet<String>> {
+    let methods = |item: &Value| -> BTreeSet<String> {
+        item.as_object().unwrap().keys().map(|method| method.to_uppercase()).collect()
+    };
+    let openapi = openapi();
+    let paths = openapi["paths"].as_object().unwrap();
+    paths.iter().map(|(path, item)| (path.clone(), methods(item))).collect()
+}
+
+#[test]
+fn every_route_of_the_sources_is_described_and_no_other() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut routes = BTreeSet::new();
+    let mut folders = vec![root.join("api"), root.join("store")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(path).unwrap();
+                let found = text.split(".route(\"").skip(1);
+                routes.extend(found.map(|rest| rest.split('"').next().unwrap().to_owned()));
+            }
+        }
+    }
+    assert_eq!(described().into_keys().collect::<BTreeSet<_>>(), routes);
+}
+
+#[test]
+fn every_path_takes_the_methods_that_are_described_and_no_other() {
+    let agent = Agent::start();
+    assert_eq!(get(&agent, "/openapi.json"), openapi());
+    for (path, methods) in described() {
+        // Nothing has these names: what is described answers 2xx, or something else than 405.
+        let path = path
+            .replace("{hash}", &"0".repeat(64))
+            .replace("{device}", "nobody")
+            .replace(['{', '}'], "x");
+        for method in ["GET", "PUT", "POST", "PATCH", "DELETE"] {
+            // What no feed gives out: an event stream is refused, or begins and is dropped.
+            let headers = ["Last-Event-ID: x".to_owned()];
+            let status = if method == "GET" {
+                Events::open(&agent, &path, &headers).map_or_else(|status| status, |_| 200)
+            } else {
+                call(&agent, method, &path, None).status
+            };
+            assert_eq!(status != 405, methods.contains(method), "{method} {path}: {status}");
+            assert!(status != 500, "{method} {path}");
+        }
+    }
+}
+
+#[test]
+fn the_description_is_consistent() {
+    let openapi = openapi();
+    assert_eq!(openapi["openapi"], "3.1.0");
+    let mut names = BTreeSet::new();
+    for (path, item) in openapi["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let name = operation["operationId"].as_str().unwrap();
+            assert!(names.insert(name.to_owned()), "{name} twice");
+            assert!(!operation["summary"].as_str().unwrap().is_empty());
+            let empty = Vec::new();
+            let parameters = operation["parameters"].as_array().unwrap_or(&empty);
+            let declared: BTreeSet<_> = parameters
+                .iter()
+                .filter(|parameter| parameter["in"] == "path")
+                .map(|parameter| parameter["name"].as_str().unwrap())
+                .collect();
+            let named: BTreeSet<_> = path.split(['{', '}']).skip(1).step_by(2).collect();
+            assert_eq!(declared, named, "{method} {path}");
+            let responses = operation["responses"].as_object().unwrap();
+            assert!(responses.keys().any(|status| status.starts_with('2')), "{method} {path}");
+        }
+    }
+    let mut values = vec![&openapi];
+    while let Some(value) = values.pop() {
+        match value {
+            Value::Object(members) => {
+                if let Some(reference) = members.get("$ref") {
+                    let pointer = reference.as_str().unwrap().strip_prefix('#').unwrap();
+                    assert!(openapi.pointer(pointer).is_some(), "{reference}");
+                }
+                values.extend(members.values());
+            }
+            Value::Array(items) => values.extend(items),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn the_example_runs_as_it_stands() {
+    let agent = Agent::start();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/shopping.py");
+    let run = |args: &[&str]| {
+        let mut command = Command::new("python3");
+        command.arg(&script).args(args).env("CAN_SYNC_HOME", agent.home());
+        command
+    };
+    match run(&["add", "oat", "milk"]).status() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+        status => assert!(status.unwrap().success()),
+    }
+    assert!(run(&["done", "oat", "milk"]).status().unwrap().success());
+    assert!(run(&["add", "a/b"]).status().unwrap().success());
+    let mut shown = run(&[]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(shown.stdout.take().unwrap()).lines();
+    let lines: Vec<_> = lines.take(2).map(Result::unwrap).collect();
+    shown.kill().unwrap();
+    shown.wait().unwrap();
+    assert_eq!(lines, ["[x] oat milk", "[ ] a/b"]);
+}

@@ -1,0 +1,232 @@
+//! What a journal must come to: a map folded with `max` over ops, written apart from the real one;
+//! and the look at a journal's tables that it is compared with.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use can_sync::core::ids::NodeId;
+use can_sync::core::journal::op::{Body, Change, Key, MemberChange, Put, value_to_bytes};
+use rusqlite::{Connection, OpenFlags};
+
+/// (model, owner or nothing, id, field, elem).
+pub(crate) type Cell = (String, Vec<u8>, Vec<u8>, String, String);
+
+/// (hlc, log, seq).
+pub(crate) type Stamp = (u64, [u8; 16], u64);
+
+/// (stamp, removed, bytes): the greater stays.
+pub(crate) type Value = (Stamp, bool, Vec<u8>);
+
+/// (stream, log, number, hlc, kind, data).
+pub(crate) type Event = (String, [u8; 16], u64, u64, String, Vec<u8>);
+
+/// (by, kind, device).
+pub(crate) type Fact = ([u8; 32], u8, [u8; 32]);
+
+/// An op as it is kept: (arr, author, nonce, body).
+pub(crate) type Row = (i64, [u8; 32], [u8; 16], Vec<u8>);
+
+/// Everything that ops make.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct State {
+    pub(crate) cells: BTreeMap<Cell, Value>,
+    pub(crate) events: BTreeSet<Event>,
+    pub(crate) facts: BTreeSet<Fact>,
+}
+
+impl State {
+    /// Takes an op in. Whether anything changed.
+    pub(crate) fn apply(&mut self, author: &NodeId, log: [u8; 16], body: &Body) -> bool {
+        let stamp = (body.hlc.0, log, body.seq);
+        let mut changed = false;
+        for change in &body.changes {
+            changed |= match change {
+                Change::Put(put) => self.put(author, put, stamp),
+                Change::Delete(key) => self.delete(author, key, stamp),
+                Change::Event(event) => self.events.insert((
+                    event.stream.clone(),
+                    log,
+                    event.event_seq,
+                    body.hlc.0,
+                    event.kind.clone(),
+                    event.data.clone(),
+                )),
+                Change::Member(fact) => self.facts.insert(match fact {
+                    MemberChange::Genesis { .. } => (author.0, 0, author.0),
+                    MemberChange::Add { device, .. } => (author.0, 1, device.0),
+                    MemberChange::Remove { device, .. } => (author.0, 2, device.0),
+                }),
+                Change::Unknown => false,
+            };
+        }
+        changed
+    }
+
+    fn put(&mut self, author: &NodeId, put: &Put, stamp: Stamp) -> bool {
+        let mut writes = Vec::new();
+        if put.create {
+            writes.push((cell(author, &put.key, "", "a"), (stamp, false, Vec::new())));
+        }
+        for (field, value) in &put.set {
+            let bytes = value_to_bytes(value.as_ref());
+            writes.push((cell(author, &put.key, field, ""), (stamp, false, bytes)));
+        }
+        for add in &put.add {
+            let key = cell(author, &put.key, &add.field, &add.elem);
+            writes.push((key, (stamp, false, Vec::new())));
+        }
+        for removal in &put.remove {
+            let (seen, elem) = (removal.observed, &removal.elem);
+            let stamp = (seen.hlc.0, seen.log.0, seen.seq);
+            let key = cell(author, &put.key, &elem.field, &elem.elem);
+            writes.push((key, (stamp, true, Vec::new())));
+        }
+        let cleared = self.cells.get(&cell(author, &put.key, "", "x")).map(|clear| clear.0);
+        let mut changed = false;
+        for (key, value) in writes {
+            let gone = cleared.is_some_and(|clear| value.0 <= clear);
+            if !gone && self.cells.get(&key).is_none_or(|old| *old < value) {
+                self.cells.insert(key, value);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    fn delete(&mut self, author: &NodeId, key: &Key, stamp: Stamp) -> bool {
+        let clear = cell(author, key, "", "x");
+        if self.cells.get(&clear).is_some_and(|old| old.0 >= stamp) {
+            return false;
+        }
+        self.cells.retain(|other, value| {
+            let same_record = (&other.0, &other.1, &other.2) == (&clear.0, &clear.1, &clear.2);
+            !same_record || value.0 > stamp
+        });
+        self.cells.insert(clear, (stamp, false, Vec::new()));
+        true
+    }
+
+    /// The first difference, for people.
+    pub(crate) fn difference(&self, other: &Self) -> Option<String> {
+        let cells = first_of(&self.cells, &other.cells);
+        let events = self.events.symmetric_difference(&other.events).next();
+        let facts = self.facts.symmetric_difference(&other.facts).next();
+        cells
+            .or_else(|| events.map(|event| format!("event {event:?}")))
+            .or_else(|| facts.map(|fact| format!("fact {fact:?}")))
+    }
+}
+
+fn first_of(a: &BTreeMap<Cell, Value>, b: &BTreeMap<Cell, Value>) -> Option<String> {
+    let keys: BTreeSet<_> = a.keys().chain(b.keys()).collect();
+    let differs = keys.into_iter().find(|key| a.get(*key) != b.get(*key))?;
+    Some(format!("cell {differs:?}: {:?} and {:?}", a.get(differs), b.get(differs)))
+}
+
+fn cell(author: &NodeId, key: &Key, field: &str, elem: &str) -> Cell {
+    let owner = if key.owned { author.0.to_vec() } else { Vec::new() };
+    (key.model.clone(), owner, key.id.clone(), field.to_owned(), elem.to_owned())
+}
+
+/// A look at the tables of a journal, past its own code.
+pub(crate) struct Tables(Connection);
+
+impl Tables {
+    pub(crate) fn open(path: &Path) -> Self {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        Self(Connection::open_with_flags(path, flags).unwrap())
+    }
+
+    /// What the ops taken in have made.
+    pub(crate) fn state(&self) -> State {
+        let mut state = State::default();
+        let mut cells = self
+            .0
+            .prepare_cached(
+                "SELECT m.name, d.id, c.id, c.field, c.elem, c.hlc, c.log_id, c.seq, c.removed,
+                     c.value
+                 FROM cells c JOIN models m USING (model) LEFT JOIN devices d ON d.dev = c.scope",
+            )
+            .unwrap();
+        let mut rows = cells.query([]).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            let owner: Option<Vec<u8>> = row.get(1).unwrap();
+            let key = (
+                row.get(0).unwrap(),
+                owner.unwrap_or_default(),
+                row.get(2).unwrap(),
+                row.get(3).unwrap(),
+                row.get(4).unwrap(),
+            );
+            let hlc: i64 = row.get(5).unwrap();
+            let seq: i64 = row.get(7).unwrap();
+            let stamp = (hlc as u64, row.get(6).unwrap(), seq as u64);
+            state.cells.insert(key, (stamp, row.get(8).unwrap(), row.get(9).unwrap()));
+        }
+        let mut events = self
+            .0
+            .prepare_cached(
+                "SELECT e.stream, l.log_id, e.event_seq, e.hlc, e.type, e.data
+                 FROM events e JOIN logs l USING (log)",
+            )
+            .unwrap();
+        let mut rows = events.query([]).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            let (number, hlc): (i64, i64) = (row.get(2).unwrap(), row.get(3).unwrap());
+            state.events.insert((
+                row.get(0).unwrap(),
+                row.get(1).unwrap(),
+                number as u64,
+                hlc as u64,
+                row.get(4).unwrap(),
+                row.get(5).unwrap(),
+            ));
+        }
+        let mut facts = self
+            .0
+            .prepare_cached(
+                "SELECT b.id, m.kind, d.id FROM members m
+                 JOIN devices b ON b.dev = m.by_dev JOIN devices d ON d.dev = m.dev",
+            )
+            .unwrap();
+        let mut rows = facts.query([]).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            state.facts.insert((row.get(0).unwrap(), row.get(1).unwrap(), row.get(2).unwrap()));
+        }
+        state
+    }
+
+    /// Ops that arrived after `arr`.
+    pub(crate) fn ops_after(&self, arr: i64) -> Vec<Row> {
+        let mut query = self
+            .0
+            .prepare_cached(
+                "SELECT o.arr, d.id, l.nonce, o.body FROM ops o
+                 JOIN logs l USING (log) JOIN devices d USING (dev) WHERE o.arr > ?1 ORDER BY o.arr",
+            )
+            .unwrap();
+        let rows = query
+            .query_map([arr], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+            .unwrap();
+        rows.collect::<Result<_, _>>().unwrap()
+    }
+
+    /// The hashes of the live ops.
+    pub(crate) fn live(&self) -> BTreeSet<[u8; 32]> {
+        let mut query =
+            self.0.prepare_cached("SELECT hash FROM ops WHERE refs > 0 OR opaque = 1").unwrap();
+        let rows = query.query_map([], |row| row.get(0)).unwrap();
+        rows.collect::<Result<_, _>>().unwrap()
+    }
+
+    /// The last number of arrival ever given.
+    pub(crate) fn last_arr(&self) -> i64 {
+        let last = "SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = 'ops'";
+        self.0.query_row(last, [], |row| row.get(0)).unwrap()
+    }
+
+    /// Meddles: for mutants only.
+    pub(crate) fn meddle(&self, sql: &str) {
+        self.0.execute_batch(sql).unwrap();
+    }
+}
