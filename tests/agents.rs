@@ -19,6 +19,8 @@ use common::group::{
 
 #[path = "agents/foreign.rs"]
 mod foreign;
+#[path = "agents/journal.rs"]
+mod journal;
 
 const KIB: usize = 1024;
 

@@ -123,6 +123,12 @@ impl Asleep {
         self.wake()
     }
 
+    /// The size of the database.
+    #[allow(dead_code, reason = "only the benchmark asks")]
+    pub(crate) fn database_bytes(&self) -> u64 {
+        std::fs::metadata(self.home.journal_db_path()).unwrap().len()
+    }
+
     /// Another process, which replicates with `peer` until it is killed; and the stream to it.
     pub(crate) async fn lend(&self, peer: NodeId) -> (Child, UnixStream) {
         let socket = self.folder.path().join("socket");
