@@ -83,7 +83,7 @@ fn asset(n: u64) -> Draft {
 
 /// A new device joins a journal of `size` records.
 async fn join(each: &str, size: u64, record: fn(u64) -> Draft) -> Json {
-    let first = Node::founder().await;
+    let first = Node::founder();
     let drafts: Vec<Draft> = (0..size).map(record).collect();
     let writing = Instant::now();
     for drafts in drafts.chunks(256) {
@@ -132,7 +132,7 @@ async fn join(each: &str, size: u64, record: fn(u64) -> Draft) -> Json {
 
 /// Ops written one by one while the two are in step.
 async fn live() -> Json {
-    let first = Node::founder().await;
+    let first = Node::founder();
     let second = first.welcome().await;
     let link = Link::between(&first, &second);
     link.in_sync().await;
