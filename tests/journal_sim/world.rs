@@ -847,7 +847,7 @@ impl World {
                 self.committed(n);
             }
             // Held back by a clock that is off: it will be tried again.
-            Err(JournalError::BadIntro) if self.faults.skew => {}
+            Err(JournalError::BadIntro | JournalError::ClockBehind) if self.faults.skew => {}
             Err(error) => self.blame(|| format!("device {n} cannot join: {error}")),
         }
     }
