@@ -413,9 +413,9 @@ impl Link {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Waits until either side has ended.
+    /// Waits until both sides have ended.
     pub(crate) async fn ended(&self) {
-        until("the end", async || self.a.task.is_finished() || self.b.task.is_finished()).await;
+        until("the end", async || self.a.task.is_finished() && self.b.task.is_finished()).await;
     }
 
     /// How both sides ended.
