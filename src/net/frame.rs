@@ -1,6 +1,7 @@
 //! Frames over any byte stream, each read and write under a deadline.
 //!
-//! I1  A payload's memory grows with the bytes that arrived, not with the length announced.
+//! I1  A payload's memory grows with the bytes that arrived, not with the length announced: what is
+//!     allocated ahead is no longer than a frame that the stream has brought before.
 //! I2  Small frames are gathered and written together: a receiver's reassembly buffer counts pieces.
 
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tokio::time::timeout;
 use crate::core::close::CloseCode;
 use crate::wire::frame::{HEADER_BYTES, Header, HeaderError, Kind};
 
-/// How much of an announced payload is allocated ahead of its arrival.
+/// How much of a stream's first long payload is allocated ahead of its arrival.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
 
 /// Gathered frames are written out when they reach this size.
@@ -65,13 +66,15 @@ pub struct FrameReader<R> {
     stream: R,
     buffer: BytesMut,
     stall: Option<Duration>,
+    /// See I1. Growing step by step copies what is there.
+    longest_bytes: usize,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Frames of `stream`; every read must make progress within `stall` (`None`: wait for ever
     /// between frames and inside them, for streams whose connection has a keep-alive).
     pub fn new(stream: R, stall: Option<Duration>) -> Self {
-        Self { stream, buffer: BytesMut::new(), stall }
+        Self { stream, buffer: BytesMut::new(), stall, longest_bytes: READ_AHEAD_BYTES }
     }
 
     /// The next frame; `None` when the stream ended between two frames.
@@ -87,11 +90,12 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             let end = HEADER_BYTES + header.length;
             while self.buffer.len() < end {
                 let missing = end - self.buffer.len();
-                self.buffer.reserve(missing.min(READ_AHEAD_BYTES));
+                self.buffer.reserve(missing.min(self.longest_bytes));
                 if self.fill().await? == 0 {
                     return Err(FrameError::Truncated);
                 }
             }
+            self.longest_bytes = self.longest_bytes.max(end);
             let mut frame = self.buffer.split_to(end);
             let payload = frame.split_off(HEADER_BYTES).freeze();
             if let Kind::Extension(_) = header.kind {
