@@ -191,6 +191,8 @@ mod tests {
             missing_there: 0,
             received_bytes: 0,
             sent_bytes: 0,
+            wire_received_bytes: 0,
+            wire_sent_bytes: 0,
             receive_rate_bytes: 0.0,
             send_rate_bytes: 0.0,
             eta_s: None,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::core::engine::{Engine, PeerView};
 use crate::core::peers::ConnId;
-use crate::net::Path;
+use crate::net::{Path, WireBytes};
 
 use super::run::{Parts, StoreView};
 use super::status::{DeviceStatus, JournalStatus, PeerState, PeerStatus, Status, StoreStatus};
@@ -25,6 +25,14 @@ pub(super) struct LinkFigures {
     left_bytes: u64,
     send_rate: f64,
     receive_rate: f64,
+}
+
+/// A connection as it stands.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LinkView {
+    pub(super) figures: LinkFigures,
+    pub(super) path: Option<Path>,
+    pub(super) wire_bytes: WireBytes,
 }
 
 impl LinkFigures {
@@ -67,7 +75,7 @@ impl Picture {
         self.published_ms
     }
 
-    /// The picture of this moment. `figures` gives a connection's figures and path.
+    /// The picture of this moment. `link` shows a connection.
     pub(super) fn draw(
         &mut self,
         now_ms: u64,
@@ -75,7 +83,7 @@ impl Picture {
         engine: &Engine,
         store: &StoreView,
         journal: JournalStatus,
-        figures: impl Fn(ConnId) -> Option<(LinkFigures, Option<Path>)>,
+        link: impl Fn(ConnId) -> Option<LinkView>,
     ) -> Status {
         self.published_ms = now_ms;
         let views = engine.peer_views();
@@ -84,8 +92,8 @@ impl Picture {
         let mut peers: Vec<PeerStatus> = views
             .into_iter()
             .map(|view| {
-                let figures = view.conn.and_then(&figures);
-                peer_status(now_ms, view, figures)
+                let link = view.conn.and_then(&link).unwrap_or_default();
+                peer_status(now_ms, view, link)
             })
             .collect();
         peers.sort_by(|a, b| (&a.name, &a.node_id).cmp(&(&b.name, &b.node_id)));
@@ -145,16 +153,13 @@ fn essence(status: &Status) -> Status {
         peer.eta_s = None;
         peer.next_retry_ms = None;
         (peer.received_bytes, peer.sent_bytes) = (0, 0);
+        (peer.wire_received_bytes, peer.wire_sent_bytes) = (0, 0);
         (peer.receive_rate_bytes, peer.send_rate_bytes) = (0.0, 0.0);
     }
     essence
 }
 
-fn peer_status(
-    now_ms: u64,
-    view: PeerView,
-    figures: Option<(LinkFigures, Option<Path>)>,
-) -> PeerStatus {
+fn peer_status(now_ms: u64, view: PeerView, link: LinkView) -> PeerStatus {
     let state = match (view.conn, view.ready) {
         (Some(_), true) if view.active || !view.in_sync => PeerState::Syncing,
         (Some(_), true) => PeerState::Idle,
@@ -162,7 +167,7 @@ fn peer_status(
         (None, _) if view.dialing => PeerState::Connecting,
         (None, _) => PeerState::Offline,
     };
-    let (figures, path) = figures.unwrap_or_default();
+    let LinkView { figures, path, wire_bytes } = link;
     let name = if view.name.is_empty() { view.node_id.short() } else { view.name };
     PeerStatus {
         node_id: view.node_id.to_string(),
@@ -175,6 +180,8 @@ fn peer_status(
         missing_there: view.missing_there,
         received_bytes: figures.received_bytes,
         sent_bytes: figures.sent_bytes,
+        wire_received_bytes: wire_bytes.received,
+        wire_sent_bytes: wire_bytes.sent,
         receive_rate_bytes: figures.receive_rate,
         send_rate_bytes: figures.send_rate,
         eta_s: figures.eta_s(),

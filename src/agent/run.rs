@@ -45,7 +45,7 @@ use super::handle::{LeaveReply, Request};
 use super::journal::{JournalHandle, JournalWriter};
 use super::link::{CONTROL_QUEUE, Order};
 use super::metadata::Settler;
-use super::picture::{LinkFigures, Picture};
+use super::picture::{LinkFigures, LinkView, Picture};
 use super::replicate::Replication;
 use super::status::{JournalPeerStatus, Status};
 use super::transfer::{self, Context, Counters, Outcome, Received, TransferError};
@@ -884,14 +884,15 @@ impl Loop {
         for live in self.live.values_mut() {
             live.figures.measure(now_ms, &live.counters);
         }
-        let figures = |conn: ConnId| {
-            let live = self.live.get(&conn)?;
-            Some((live.figures.clone(), live.connection.path()))
+        let link = |conn: ConnId| {
+            let Live { figures, connection, .. } = self.live.get(&conn)?;
+            let (path, wire_bytes) = (connection.path(), connection.wire_bytes());
+            Some(LinkView { figures: figures.clone(), path, wire_bytes })
         };
         let journals = self.live.values().filter_map(|live| live.journal.as_ref());
         let journal = journal_stream::status(journals, &self.forked, self.replication.repairs());
         let (parts, engine) = (&self.parts, &self.engine);
-        let status = self.picture.draw(now_ms, parts, engine, &self.store, journal, figures);
+        let status = self.picture.draw(now_ms, parts, engine, &self.store, journal, link);
         let active = status.peers.iter().any(|peer| {
             peer.state == super::status::PeerState::Syncing
                 || peer.send_rate_bytes + peer.receive_rate_bytes > 0.0

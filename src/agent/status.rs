@@ -82,6 +82,10 @@ pub struct PeerStatus {
     pub received_bytes: u64,
     /// Asset bytes sent in this connection.
     pub sent_bytes: u64,
+    /// Bytes of all datagrams received in this connection, whatever was in them.
+    pub wire_received_bytes: u64,
+    /// The same sent.
+    pub wire_sent_bytes: u64,
     /// Asset bytes received a second, of late.
     pub receive_rate_bytes: f64,
     /// Asset bytes sent a second, of late.

@@ -99,6 +99,15 @@ impl PathKind {
     }
 }
 
+/// What a connection has cost so far: the bytes of its datagrams, whatever was in them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WireBytes {
+    /// To the peer.
+    pub sent: u64,
+    /// From it.
+    pub received: u64,
+}
+
 /// The path a connection uses now.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Path {
@@ -189,6 +198,12 @@ impl Connection {
             _ => PathKind::Direct,
         };
         Some(Path { kind, rtt_ms: path.rtt().as_secs_f64() * 1000.0 })
+    }
+
+    /// What it has cost so far.
+    pub fn wire_bytes(&self) -> WireBytes {
+        let stats = self.quic.stats();
+        WireBytes { sent: stats.udp_tx.bytes, received: stats.udp_rx.bytes }
     }
 
     /// The addresses the peer is reached at now, as text.

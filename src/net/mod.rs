@@ -16,7 +16,9 @@ pub mod pairing;
 pub mod ticket;
 
 pub use accept::{Accepted, Acceptor, Admission, Verdict};
-pub use connection::{Connection, Ended, Path, PathKind, Protocol, RecvStream, SendStream};
+pub use connection::{
+    Connection, Ended, Path, PathKind, Protocol, RecvStream, SendStream, WireBytes,
+};
 pub use discovery::{NetEvent, NetEvents};
 pub use endpoint::{DialError, Net, NetConfig, Relay};
 pub use iroh::SecretKey;
