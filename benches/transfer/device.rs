@@ -14,7 +14,7 @@ const DEADLINE: Duration = Duration::from_secs(600);
 
 /// A running agent; killed when dropped.
 pub(crate) struct Device {
-    child: Child,
+    child: Running,
     folder: TempDir,
     address: String,
     token: String,
@@ -29,9 +29,23 @@ fn program() -> Command {
     command
 }
 
+/// A child that does not outlive its owner.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl Device {
     pub(crate) fn start() -> Self {
-        let folder = super::folder();
+        Self::start_in(super::folder())
+    }
+
+    /// In a folder that may have its home already.
+    pub(crate) fn start_in(folder: TempDir) -> Self {
         let home = folder.path().join("home");
         let mut child = program()
             .args(["up", "--offline", "--json", "--listen", "127.0.0.1:0", "--home"])
@@ -44,7 +58,21 @@ impl Device {
         let ready: Value = serde_json::from_str(&first_line(&mut child)).unwrap();
         let address = ready["api"].as_str().unwrap().strip_prefix("http://").unwrap().to_owned();
         let token = std::fs::read_to_string(home.join("api-token")).unwrap().trim().to_owned();
-        Self { child, folder, address, token }
+        Self { child: Running(child), folder, address, token }
+    }
+
+    /// Ends it in order; its folder stays.
+    pub(crate) fn stop(mut self) -> TempDir {
+        let pid = self.child.0.id().to_string();
+        assert!(Command::new("kill").arg(pid).status().unwrap().success());
+        assert!(self.child.0.wait().unwrap().success());
+        self.folder
+    }
+
+    /// As the agent sees itself now.
+    pub(crate) fn status(&self) -> Status {
+        let (_, body) = self.http().request("GET", "/v1/status", b"");
+        serde_json::from_slice(&body).unwrap()
     }
 
     /// Runs a command that succeeds, and returns what it prints.
@@ -82,14 +110,7 @@ impl Device {
     }
 
     pub(crate) fn usage(&self) -> Usage {
-        Usage::of(&self.child.id().to_string())
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        Usage::of(&self.child.0.id().to_string())
     }
 }
 
@@ -151,12 +172,14 @@ impl Events {
 
 /// How two devices came to the same set, in seconds.
 pub(crate) struct Course {
-    /// From the start of pairing until both held everything.
-    pub(crate) paired: f64,
+    /// From the start until both held everything.
+    pub(crate) held: f64,
     /// From the first moment a device showed the session as up until then.
     pub(crate) connected: f64,
-    /// From the start of pairing until both said that they are in sync.
+    /// From the start until both said that they are in sync.
     pub(crate) in_sync: f64,
+    /// The same from the first moment a device showed the session as up.
+    pub(crate) connected_in_sync: f64,
 }
 
 /// Redeems a ticket.
@@ -174,17 +197,42 @@ struct Seen {
 /// Runs `join` and watches until both devices hold `assets` and are in sync.
 pub(crate) fn wait_for_both(devices: &[Device; 2], assets: u64, join: impl FnOnce()) -> Course {
     let start = Instant::now();
-    let [a, b] = std::thread::scope(|scope| {
+    let seen = std::thread::scope(|scope| {
         let watches = devices.each_ref().map(|device| scope.spawn(|| watch(device, assets, start)));
         join();
         watches.map(|watch| watch.join().unwrap())
     });
-    let held = a.held.max(b.held);
+    course(seen)
+}
+
+/// Starts two devices that know each other, both at once, and watches the same.
+pub(crate) fn start_both(folders: [TempDir; 2], assets: u64) -> ([Device; 2], Course) {
+    let start = Instant::now();
+    let started = folders.map(|folder| {
+        std::thread::spawn(move || {
+            let device = Device::start_in(folder);
+            let seen = watch(&device, assets, start);
+            (device, seen)
+        })
+    });
+    let [(a, seen_a), (b, seen_b)] = started.map(|thread| thread.join().unwrap());
+    ([a, b], course([seen_a, seen_b]))
+}
+
+fn course([a, b]: [Seen; 2]) -> Course {
+    let connected = a.connected.min(b.connected);
+    let (held, in_sync) = (a.held.max(b.held), a.in_sync.max(b.in_sync));
     Course {
-        paired: held.as_secs_f64(),
-        connected: held.saturating_sub(a.connected.min(b.connected)).as_secs_f64(),
-        in_sync: a.in_sync.max(b.in_sync).as_secs_f64(),
+        held: held.as_secs_f64(),
+        connected: held.saturating_sub(connected).as_secs_f64(),
+        in_sync: in_sync.as_secs_f64(),
+        connected_in_sync: in_sync.saturating_sub(connected).as_secs_f64(),
     }
+}
+
+/// Waits until a device holds `assets`.
+pub(crate) fn wait_until_held(device: &Device, assets: u64) {
+    watch(device, assets, Instant::now());
 }
 
 fn watch(device: &Device, assets: u64, start: Instant) -> Seen {

@@ -20,12 +20,14 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use can_sync::core::ids::HashAlgorithm;
+use can_sync::core::ids::{Digest, HashAlgorithm};
 use serde_json::json;
 use tempfile::TempDir;
 
-use device::{Course, Device, pair, wait_for_both};
-use yardstick::{RawPeer, copy_with_fsync, fsync_4k, serve_raw};
+use can_sync::store::embedded::{EmbeddedStore, Options};
+use can_sync::store::{Metadata, NewAsset, Store as _};
+use device::{Course, Device, pair, start_both, wait_for_both, wait_until_held};
+use yardstick::{RawPeer, Transport, copy_with_fsync, fsync_4k, rsync, serve_raw};
 
 /// What the original system reports for its 102 mixed assets, both ways together.
 const ORIGINAL_MB_S: f64 = 63.0;
@@ -35,8 +37,20 @@ const MIXED_BYTES: f64 = 63e6;
 const MIXED_SMALLEST: f64 = 1e3;
 const MIXED_LARGEST: f64 = 5e6;
 
-const SMALL_ASSETS: usize = 10_000;
 const SMALL_BYTES: usize = 4096;
+
+/// Of the assets of which devices hold many.
+const STOCK_BYTES: usize = 64;
+const PUT_ASSETS: usize = 4096;
+
+/// New on each side while apart.
+const NEEDLES: usize = 10;
+
+const FAN_OUT: usize = 5;
+const FAN_OUT_ASSETS: usize = 32;
+const FAN_OUT_BYTES: usize = 4 << 20;
+
+const LARGE_ASSETS: usize = 2;
 
 const LIVE_ASSETS: usize = 200;
 
@@ -45,7 +59,7 @@ const LIVE_PAUSES_MS: [u64; 3] = [23, 37, 53];
 
 /// Before measuring idleness, for what is done once after the last transfer.
 const SETTLE: Duration = Duration::from_secs(3);
-const IDLE: Duration = Duration::from_secs(20);
+const IDLE: Duration = Duration::from_secs(60);
 
 const MB: f64 = 1e6;
 const MIB: f64 = 1024.0 * 1024.0;
@@ -55,12 +69,19 @@ type Measure = fn(&Args, &mut Report);
 
 fn main() {
     let mut args = Args::parse();
-    if args.is_raw_peer {
-        return serve_raw();
+    if let Some(transport) = args.raw_peer {
+        return serve_raw(transport);
     }
     let mut report = Report::default();
-    let subsets: [(&str, Measure); 5] =
-        [("mixed", mixed), ("large", large), ("small", small), ("live", live), ("idle", idle)];
+    let subsets: [(&str, Measure); 7] = [
+        ("mixed", mixed),
+        ("large", large),
+        ("small", small),
+        ("live", live),
+        ("fanout", fan_out),
+        ("reconnect", reconnect),
+        ("idle", idle),
+    ];
     if args.subsets.is_empty() {
         args.subsets = subsets.iter().map(|(name, _)| (*name).to_owned()).collect();
     }
@@ -69,7 +90,8 @@ fn main() {
             continue;
         }
         report.subset = name;
-        let rounds = if name == "idle" { 1 } else { args.rounds };
+        // These two have what they need made once.
+        let rounds = if name == "idle" || name == "reconnect" { 1 } else { args.rounds };
         for round in 1..=rounds {
             eprintln_round(name, round, rounds);
             measure(&args, &mut report);
@@ -91,7 +113,9 @@ struct Args {
     rounds: usize,
     large_mib: usize,
     json: Option<String>,
-    is_raw_peer: bool,
+    small_assets: usize,
+    stock: usize,
+    raw_peer: Option<Transport>,
 }
 
 impl Args {
@@ -101,7 +125,9 @@ impl Args {
             rounds: 3,
             large_mib: 1024,
             json: None,
-            is_raw_peer: false,
+            small_assets: 10_000,
+            stock: 100_000,
+            raw_peer: None,
         };
         let mut args = std::env::args().skip(1);
         while let Some(arg) = args.next() {
@@ -112,8 +138,12 @@ impl Args {
                 "--rounds" => parsed.rounds = value().parse().unwrap(),
                 "--large-mib" => parsed.large_mib = value().parse().unwrap(),
                 "--json" => parsed.json = Some(value()),
-                "--raw-peer" => parsed.is_raw_peer = true,
-                "mixed" | "large" | "small" | "live" | "idle" => parsed.subsets.push(arg),
+                "--small" => parsed.small_assets = value().parse().unwrap(),
+                "--stock" => parsed.stock = value().parse().unwrap(),
+                "--raw-peer" => parsed.raw_peer = Some(Transport::named(&value())),
+                "mixed" | "large" | "small" | "live" | "fanout" | "reconnect" | "idle" => {
+                    parsed.subsets.push(arg);
+                }
                 _ => panic!("unknown argument {arg:?}; see the head of this file"),
             }
         }
@@ -135,17 +165,17 @@ fn mixed(_: &Args, report: &mut Report) {
         write_noise(folders[n % 2].path(), n, *bytes);
     }
 
-    let raw = RawPeer::start();
     let half = total_bytes / 2;
-    let raw_s = raw.exchange(half, half).as_secs_f64();
+    let raw_s = RawPeer::start(Transport::Iroh).exchange(half, half).as_secs_f64();
     let copy_s = copy_with_fsync(&[folders[0].path(), folders[1].path()]).as_secs_f64();
+    let rsync_s = rsync(&[folders[0].path(), folders[1].path()]).map(|time| time.as_secs_f64());
     let devices = [Device::start(), Device::start()];
     let add_s = added(&devices[0], folders[0].path()) + added(&devices[1], folders[1].path());
-    let Course { paired, connected, in_sync } = joined(&devices, MIXED_ASSETS);
+    let Course { held, connected, in_sync, .. } = joined(&devices, MIXED_ASSETS);
     let rate = total_bytes as f64 / MB / connected;
 
     report.add("add, both sides", "s", add_s);
-    report.add("paired to connected", "s", paired - connected);
+    report.add("paired to connected", "s", held - connected);
     report.add("connected to all held", "s", connected);
     report.add("paired to in sync", "s", in_sync);
     report.add("rate, both ways together", "MB/s", rate);
@@ -154,27 +184,35 @@ fn mixed(_: &Args, report: &mut Report) {
     report.add("rate / raw stream", "x", raw_s / connected);
     report.add("copy with fsync", "s", copy_s);
     report.add("rate / copy with fsync", "x", copy_s / connected);
+    if let Some(rsync_s) = rsync_s {
+        report.add("rsync, both ways", "s", rsync_s);
+        report.add("rate / rsync", "x", rsync_s / connected);
+    }
 }
 
-/// One asset, one way.
+/// Large ones, one way.
 fn large(args: &Args, report: &mut Report) {
-    let bytes = args.large_mib << 20;
+    let bytes = LARGE_ASSETS * (args.large_mib << 20);
     let source = folder();
-    write_noise(source.path(), 0, bytes);
+    for n in 0..LARGE_ASSETS {
+        write_noise(source.path(), n, args.large_mib << 20);
+    }
 
-    let raw = RawPeer::start();
+    let raw = RawPeer::start(Transport::Iroh);
     let before = raw.usage();
     let raw_s = raw.exchange(bytes, 0).as_secs_f64();
     let raw_cpu_s = (raw.usage() - before).cpu_s;
+    let quinn_s = RawPeer::start(Transport::Quinn).exchange(bytes, 0).as_secs_f64();
+    let rsync_s = rsync(&[source.path()]).map(|time| time.as_secs_f64());
     let copy_s = copy_with_fsync(&[source.path()]).as_secs_f64();
     let devices = [Device::start(), Device::start()];
     let add_s = added(&devices[0], source.path());
     let before = devices.each_ref().map(|device| device.usage());
-    let Course { connected, .. } = joined(&devices, 1);
+    let Course { connected, .. } = joined(&devices, LARGE_ASSETS);
     let [sender, receiver] = devices.each_ref().map(|device| device.usage());
     let sender_cpu_s = (sender - before[0]).cpu_s;
     let receiver_cpu_s = (receiver - before[1]).cpu_s;
-    let mib = args.large_mib as f64;
+    let mib = bytes as f64 / MIB;
 
     report.add("add", "MiB/s", mib / add_s);
     report.add("connected to durable", "s", connected);
@@ -182,8 +220,12 @@ fn large(args: &Args, report: &mut Report) {
     report.add("raw stream", "MiB/s", mib / raw_s);
     report.add("rate / raw stream", "x", raw_s / connected);
     report.add("rate / copy with fsync", "x", copy_s / connected);
-    report.add("CPU of sender", "s", sender_cpu_s);
-    report.add("CPU of receiver", "s", receiver_cpu_s);
+    report.add("rate / quinn stream", "x", quinn_s / connected);
+    if let Some(rsync_s) = rsync_s {
+        report.add("rate / rsync", "x", rsync_s / connected);
+    }
+    report.add("CPU of sender", "s/GiB", sender_cpu_s / mib * 1024.0);
+    report.add("CPU of receiver", "s/GiB", receiver_cpu_s / mib * 1024.0);
     report.add("CPU / raw stream's", "x", (sender_cpu_s + receiver_cpu_s) / raw_cpu_s);
     report.add("peak memory of sender", "MiB", sender.peak_bytes / MIB);
     report.add("peak memory of receiver", "MiB", receiver.peak_bytes / MIB);
@@ -191,22 +233,22 @@ fn large(args: &Args, report: &mut Report) {
 }
 
 /// Many small ones, one way.
-fn small(_: &Args, report: &mut Report) {
+fn small(args: &Args, report: &mut Report) {
     let source = folder();
-    for n in 0..SMALL_ASSETS {
+    for n in 0..args.small_assets {
         write_noise(source.path(), n, SMALL_BYTES);
     }
-    let total_bytes = SMALL_ASSETS * SMALL_BYTES;
+    let total_bytes = args.small_assets * SMALL_BYTES;
 
-    let raw = RawPeer::start();
-    let raw_s = raw.exchange(total_bytes, 0).as_secs_f64();
+    let raw_s = RawPeer::start(Transport::Iroh).exchange(total_bytes, 0).as_secs_f64();
     let copy_s = copy_with_fsync(&[source.path()]).as_secs_f64();
+    let rsync_s = rsync(&[source.path()]).map(|time| time.as_secs_f64());
     let devices = [Device::start(), Device::start()];
     let add_s = added(&devices[0], source.path());
     let before = devices.each_ref().map(|device| device.usage());
-    let Course { connected, .. } = joined(&devices, SMALL_ASSETS);
+    let Course { connected, .. } = joined(&devices, args.small_assets);
     let [sender, receiver] = devices.each_ref().map(|device| device.usage());
-    let assets = SMALL_ASSETS as f64;
+    let assets = args.small_assets as f64;
 
     report.add("add", "s", add_s);
     report.add("add", "assets/s", assets / add_s);
@@ -215,6 +257,9 @@ fn small(_: &Args, report: &mut Report) {
     report.add("rate", "assets/s", assets / connected);
     report.add("rate / raw stream", "x", raw_s / connected);
     report.add("rate / copy with fsync", "x", copy_s / connected);
+    if let Some(rsync_s) = rsync_s {
+        report.add("rate / rsync", "x", rsync_s / connected);
+    }
     report.add("CPU of sender", "s", (sender - before[0]).cpu_s);
     report.add("CPU of receiver", "s", (receiver - before[1]).cpu_s);
     report.add(
@@ -228,7 +273,7 @@ fn small(_: &Args, report: &mut Report) {
 fn live(_: &Args, report: &mut Report) {
     let devices = [Device::start(), Device::start()];
     joined(&devices, 0);
-    let raw = RawPeer::start();
+    let raw = RawPeer::start(Transport::Iroh);
     let scratch = folder();
     let mut here = devices[0].http();
     let mut there = devices[1].http();
@@ -264,10 +309,104 @@ fn live(_: &Args, report: &mut Report) {
     report.add("p50 / (raw + fsync)", "x", p50(&lives) / (p50(&raws) + p50(&fsyncs)));
 }
 
-/// Two connected devices with nothing to do.
-fn idle(_: &Args, report: &mut Report) {
+/// From one device to five others, which pass on what they have.
+fn fan_out(_: &Args, report: &mut Report) {
+    let source = folder();
+    for n in 0..FAN_OUT_ASSETS {
+        write_noise(source.path(), n, FAN_OUT_BYTES);
+    }
+    let total_bytes = FAN_OUT_ASSETS * FAN_OUT_BYTES;
+    let raw_s = RawPeer::start(Transport::Iroh).exchange(total_bytes, 0).as_secs_f64();
+    let first = Device::start();
+    let others: Vec<_> = (0..FAN_OUT).map(|_| Device::start()).collect();
+    for other in &others {
+        pair(other, &device_ticket(&first));
+    }
+    for device in others.iter().chain([&first]) {
+        wait_until_held(device, 0);
+    }
+    let start = Instant::now();
+    added(&first, source.path());
+    for other in &others {
+        wait_until_held(other, FAN_OUT_ASSETS as u64);
+    }
+    let all_s = start.elapsed().as_secs_f64();
+    let sent_bytes: u64 = first.status().peers.iter().map(|peer| peer.sent_bytes).sum();
+    report.add("added to held by all five", "s", all_s);
+    report.add("five raw streams, one by one / it", "x", FAN_OUT as f64 * raw_s / all_s);
+    report.add("sent by the first / size", "x", sent_bytes as f64 / total_bytes as f64);
+}
+
+/// Two devices in homes of their own that know each other and hold the same `--stock` assets.
+fn stocked(args: &Args) -> [TempDir; 2] {
     let devices = [Device::start(), Device::start()];
     joined(&devices, 0);
+    let folders = devices.map(Device::stop);
+    for folder in &folders {
+        put_directly(folder.path(), 0..args.stock, STOCK_BYTES);
+    }
+    let (devices, _) = start_both(folders, args.stock as u64);
+    std::thread::sleep(SETTLE);
+    devices.map(Device::stop)
+}
+
+/// Into the store of a device that does not run.
+fn put_directly(folder: &Path, numbers: std::ops::Range<usize>, bytes: usize) {
+    let store = EmbeddedStore::open(&folder.join("home/store"), Options::default()).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut left = numbers;
+    while !left.is_empty() {
+        let now = left.start..left.end.min(left.start + PUT_ASSETS);
+        left.start = now.end;
+        let assets = now.map(|number| {
+            let content: bytes::Bytes = noise(number, bytes).into();
+            let hash = HashAlgorithm::Blake3.hash(&content);
+            let digest = Digest { hash, size_bytes: bytes as u64 };
+            NewAsset { digest, content, metadata: Metadata::default() }
+        });
+        for stored in runtime.block_on(store.put(assets.collect())).unwrap() {
+            stored.unwrap();
+        }
+    }
+    runtime.block_on(store.close());
+}
+
+/// Two devices that were in step start again: with nothing changed, and with a few new assets each.
+fn reconnect(args: &Args, report: &mut Report) {
+    let mut folders = stocked(args);
+    let mut assets = args.stock;
+    let mut next = 10_000_000;
+    for _ in 0..args.rounds {
+        for needles in [0, NEEDLES] {
+            for folder in &folders {
+                put_directly(folder.path(), next..next + needles, SMALL_BYTES);
+                next += needles;
+            }
+            assets += 2 * needles;
+            let (devices, course) = start_both(folders, assets as u64);
+            // What follows the agreement costs too.
+            std::thread::sleep(SETTLE);
+            let peer = devices[0].status().peers.remove(0);
+            let wire_bytes = (peer.wire_sent_bytes + peer.wire_received_bytes) as f64;
+            let rest_bytes = wire_bytes - (2 * needles * SMALL_BYTES) as f64;
+            let [start, session, wire] = match needles {
+                0 => ["unchanged: start to in sync", "unchanged: from session", "unchanged: wire"],
+                _ => ["10 new: start to in sync", "10 new: from session", "10 new: wire - content"],
+            };
+            report.add(start, "s", course.in_sync);
+            report.add(session, "ms", course.connected_in_sync * 1000.0);
+            report.add(wire, "B", rest_bytes);
+            for device in &devices {
+                report.add("peak memory", "MiB", device.usage().peak_bytes / MIB);
+            }
+            folders = devices.map(Device::stop);
+        }
+    }
+}
+
+/// Two connected devices with nothing to do.
+fn idle(args: &Args, report: &mut Report) {
+    let (devices, _) = start_both(stocked(args), args.stock as u64);
     std::thread::sleep(SETTLE);
     let before = devices.each_ref().map(|device| device.usage());
     std::thread::sleep(IDLE);
