@@ -9,13 +9,14 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 
+use bao_tree::io::BaoContentItem;
 use bao_tree::io::outboard::PreOrderOutboard;
-use bao_tree::io::sync::{
-    DecodeResponseIter, Outboard, ReadAt, encode_ranges_validated, outboard, valid_ranges,
-};
-use bao_tree::io::{BaoContentItem, EncodeError as BaoError};
+use bao_tree::io::sync::{DecodeResponseIter, Outboard, outboard, valid_ranges};
+use bao_tree::iter::BaoChunk;
 use bao_tree::{BaoTree, BlockSize, ChunkNum, ChunkRanges, TreeNode};
+use blake3::hazmat::{HasherExt as _, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use thiserror::Error;
 
 use crate::core::ids::{Digest, Hash};
@@ -70,33 +71,35 @@ pub fn encode_piece(
         return Err(EncodeError::Misaligned(range));
     }
     let tree = tree(digest.size_bytes);
-    let mut encoded = Vec::with_capacity(content.len() + content.len() / 128 + PATH_BYTES);
-    let window = Window { offset_bytes, content };
-    let root = blake3::Hash::from_bytes(digest.hash.0);
-    let ranges = chunks(&range);
-    let encode = match outboard {
-        Some(file) => {
-            let data = file;
-            let stored = PreOrderOutboard { root, tree, data };
-            encode_ranges_validated(window, stored, &ranges, &mut encoded)
-        }
-        None if tree.blocks() == 1 => {
-            let data: &[u8] = &[];
-            let stored = PreOrderOutboard { root, tree, data };
-            encode_ranges_validated(window, stored, &ranges, &mut encoded)
-        }
-        None => return Err(EncodeError::NoOutboard(digest.size_bytes)),
-    };
-    match encode {
-        Ok(()) => Ok(encoded),
-        Err(BaoError::LeafHashMismatch(chunk)) => {
-            Err(EncodeError::Damaged { offset_bytes: chunk.to_bytes() })
-        }
-        Err(BaoError::ParentHashMismatch(node)) => {
-            Err(EncodeError::Damaged { offset_bytes: start(node).max(offset_bytes) })
-        }
-        Err(other) => Err(EncodeError::Io(other.into())),
+    if outboard.is_none() && tree.blocks() > 1 {
+        return Err(EncodeError::NoOutboard(digest.size_bytes));
     }
+    let mut encoded = Vec::with_capacity(content.len() + content.len() / 128 + PATH_BYTES);
+    let mut expected = vec![digest.hash.0];
+    for item in tree.ranges_pre_order_chunks_iter_ref(&chunks(&range), 0) {
+        let hash = expected.pop().expect("a parent comes before its children");
+        match item {
+            BaoChunk::Parent { node, is_root, left, right, .. } => {
+                let pair = stored_pair(tree, node, outboard).map_err(EncodeError::Io)?;
+                if pair_hash(&pair, is_root) != hash {
+                    let offset_bytes = start(node).max(offset_bytes);
+                    return Err(EncodeError::Damaged { offset_bytes });
+                }
+                expected.extend(right.then_some(pair[1]));
+                expected.extend(left.then_some(pair[0]));
+                encoded.extend_from_slice(pair.as_flattened());
+            }
+            BaoChunk::Leaf { start_chunk, size, is_root, .. } => {
+                let start_bytes = start_chunk.to_bytes();
+                let group = &content[(start_bytes - offset_bytes) as usize..][..size];
+                if group_hash(start_bytes, group, is_root) != hash {
+                    return Err(EncodeError::Damaged { offset_bytes: start_bytes });
+                }
+                encoded.extend_from_slice(group);
+            }
+        }
+    }
+    Ok(encoded)
 }
 
 /// Checks the encoding of `range` against the asset's hash and takes it apart. Allocates no more
@@ -187,17 +190,29 @@ const PATH_BYTES: usize = 64 * PAIR_BYTES as usize;
 /// 2^4 chunks of 1 KiB.
 const BLOCK_SIZE: BlockSize = BlockSize::from_chunk_log(4);
 
-/// A piece of a content that answers reads by their place in the whole.
-struct Window<'a> {
-    offset_bytes: u64,
-    content: &'a [u8],
+/// The hashes of a node's two halves.
+type Pair = [[u8; 32]; 2];
+
+fn pair_hash([left, right]: &Pair, is_root: bool) -> [u8; 32] {
+    if is_root {
+        return *merge_subtrees_root(left, right, Mode::Hash).as_bytes();
+    }
+    merge_subtrees_non_root(left, right, Mode::Hash)
 }
 
-impl ReadAt for Window<'_> {
-    fn read_at(&self, position: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let within = position.checked_sub(self.offset_bytes).ok_or(io::ErrorKind::InvalidInput)?;
-        self.content.read_at(within, buffer)
+fn stored_pair(tree: BaoTree, node: TreeNode, outboard: Option<&File>) -> io::Result<Pair> {
+    let place = tree.pre_order_offset(node).zip(outboard);
+    let (position, outboard) = place.ok_or(io::ErrorKind::NotFound)?;
+    let mut pair = Pair::default();
+    outboard.read_exact_at(pair.as_flattened_mut(), position * PAIR_BYTES)?;
+    Ok(pair)
+}
+
+fn group_hash(start_bytes: u64, group: &[u8], is_root: bool) -> [u8; 32] {
+    if is_root {
+        return *blake3::hash(group).as_bytes();
     }
+    blake3::Hasher::new().set_input_offset(start_bytes).update(group).finalize_non_root()
 }
 
 fn tree(size_bytes: u64) -> BaoTree {
