@@ -12,7 +12,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
+use crate::core::ids::{Digest, HashAlgorithm};
+use crate::core::limits::SHARED_BYTES_MIN;
 use crate::core::ranges::Ranges;
+
+/// Several peers may send an asset at a time: a part of it can be told from another's by itself, and
+/// it is worth it.
+pub fn is_shared(digest: &Digest, algorithm: HashAlgorithm) -> bool {
+    algorithm == HashAlgorithm::Blake3 && digest.size_bytes >= SHARED_BYTES_MIN
+}
 
 /// Spans begin and end at multiples of it, or where the asset does.
 pub const SPAN_BYTES_MIN: u64 = 256 * 1024;
@@ -91,8 +99,7 @@ impl Spans {
         }
         self.last_id += 1;
         let id = SourceId(self.last_id);
-        let source =
-            Source { asked: VecDeque::new(), span_bytes: SPAN_BYTES_FIRST, begun_ms: 0 };
+        let source = Source { asked: VecDeque::new(), span_bytes: SPAN_BYTES_FIRST, begun_ms: 0 };
         self.sources.insert(id, source);
         Some(id)
     }
@@ -142,6 +149,11 @@ impl Spans {
         source.asked.into_iter().for_each(|span| self.free.insert(span));
     }
 
+    /// How many sources there are.
+    pub fn sources(&self) -> usize {
+        self.sources.len()
+    }
+
     /// False when it has left, or was left behind.
     pub fn is_source(&self, id: SourceId) -> bool {
         self.sources.contains_key(&id)
@@ -171,9 +183,10 @@ impl Spans {
     }
 
     fn leave_late_behind(&mut self, now_ms: u64) {
-        let late = self.sources.iter().filter(|(_, source)| {
-            source.late_ms().is_some_and(|late_ms| now_ms >= late_ms)
-        });
+        let late = self
+            .sources
+            .iter()
+            .filter(|(_, source)| source.late_ms().is_some_and(|late_ms| now_ms >= late_ms));
         if let Some((id, _)) = late.max_by_key(|(_, source)| source.asked_bytes()) {
             let id = *id;
             self.leave(id);
@@ -287,9 +300,14 @@ mod tests {
     fn peer() -> impl Strategy<Value = Peer> {
         let speed = prop_oneof![1..20u64, 100..1_000u64, 10_000..200_000u64];
         let ends = prop::option::of((0..20_000u64, any::<bool>()));
-        (0..3_000u64, speed, ends, 0..200u64).prop_map(|(joins_ms, bytes_per_ms, ends, delay_ms)| {
-            Peer { joins_ms, bytes_per_ms, ends, delay_ms }
-        })
+        (0..3_000u64, speed, ends, 0..200u64).prop_map(
+            |(joins_ms, bytes_per_ms, ends, delay_ms)| Peer {
+                joins_ms,
+                bytes_per_ms,
+                ends,
+                delay_ms,
+            },
+        )
     }
 
     /// What a peer of the property has been asked for and sent so far.
