@@ -35,8 +35,13 @@ fn seeds(default: u64) -> Vec<u64> {
 
 fn asset(n: u64) -> Digest {
     let hash = Hash(*blake3::hash(&n.to_le_bytes()).as_bytes());
-    // Some are large, and travel alone.
-    Digest { hash, size_bytes: if n.is_multiple_of(17) { 5_000_000 } else { 1 + n % 9_000 } }
+    let size_bytes = match n {
+        // Some are large, and travel alone; some of these come from all that have them.
+        _ if n.is_multiple_of(34) => 50_000_000,
+        _ if n.is_multiple_of(17) => 5_000_000,
+        _ => 1 + n % 9_000,
+    };
+    Digest { hash, size_bytes }
 }
 
 /// Adds assets `range` to random nodes; some to several.

@@ -184,6 +184,7 @@ impl Agent {
                 store,
                 index,
                 partials,
+                gatherings: transfer::Gatherings::default(),
                 damaged: transfer::Damaged::default(),
                 algorithm,
                 scratch_folder,

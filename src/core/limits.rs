@@ -98,6 +98,14 @@ pub const FREE_FLOOR_FRACTION: u64 = 100;
 /// Content bytes in one piece of a large asset.
 pub const PIECE_BYTES_MAX: u32 = 512 * 1024;
 
+/// Assets of at least this size are asked of several peers at once. Below, another offer costs more
+/// than what it saves.
+pub const SHARED_BYTES_MIN: u64 = 16 * 1024 * 1024;
+
+/// Peers that one asset is asked of at a time. Each is a stream, and a piece in memory; more do not
+/// make a disk or a radio faster.
+pub const SOURCES_MAX: usize = 8;
+
 /// What a piece is a multiple of: a chunk group, the unit BLAKE3 content is verified in.
 pub const PIECE_ALIGN_BYTES: u64 = 16 * 1024;
 

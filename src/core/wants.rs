@@ -1,18 +1,20 @@
 //! Decides which asset is asked of which peer, so that each crosses once.
 //!
-//! I1  A hash arrives from at most one peer at a time, and is asked of one: of another only when
-//!     the first has failed, or owes it for longer than [`ASK_MS_MAX`]. Whoever offers it first
-//!     may send it.
-//! I2  When a peer fails, another that holds it is asked; when none is left it is forgotten, and
-//!     the next reconcile finds it again.
+//! I1  A hash is asked of one peer at a time: of another only when the first has failed, or owes it
+//!     for longer than [`ASK_MS_MAX`]. Whoever offers it first may send it, alone; but once a shared
+//!     asset (a large one, with BLAKE3) is on its way, all its other holders are asked as well, and
+//!     up to [`SOURCES_MAX`] send it together. Which part each sends, [`crate::core::spans`] decides,
+//!     so that it crosses once all the same.
+//! I2  When the last of its sources fails, another peer that holds it is asked; when none is left it
+//!     is forgotten, and the next reconcile finds it again.
 //! I3  What failed for its content, or found no room, rests for a while that doubles from time to
 //!     time, alone: it holds up nothing else.
 //! I4  Memory is bounded per peer by [`WANTS_PER_PEER_MAX`], whatever peers announce.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::core::ids::{Hash, NodeId};
-use crate::core::limits::{RESTING_MAX, SOLICIT_WINDOW, WANTS_PER_PEER_MAX};
+use crate::core::ids::{Digest, Hash, NodeId};
+use crate::core::limits::{RESTING_MAX, SOLICIT_WINDOW, SOURCES_MAX, WANTS_PER_PEER_MAX};
 
 /// Attempts at one asset from the only peer that holds it before it is forgotten.
 const ATTEMPTS_MAX: u8 = 3;
@@ -59,13 +61,34 @@ pub enum Arrival {
     NoRoom,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     /// It stands in the queue of each of its holders that does not owe it.
     Queued,
     /// Of whom, and when.
     Asked(NodeId, u64),
-    Arriving(NodeId, BatchId),
+    Arriving(Sources),
+}
+
+/// Who sends an asset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Sources {
+    /// As the first of them says; who says otherwise is none.
+    size_bytes: u64,
+    /// More may send it. It stands in the queue of each other holder that does not owe it, but for
+    /// those that were turned away: for want of room, or for another size.
+    is_shared: bool,
+    batches: BTreeMap<NodeId, BatchId>,
+}
+
+impl Sources {
+    fn takes(&self, digest: &Digest) -> bool {
+        self.size_bytes == digest.size_bytes && self.has_room()
+    }
+
+    fn has_room(&self) -> bool {
+        self.is_shared && self.batches.len() < SOURCES_MAX
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -128,8 +151,11 @@ impl Wants {
             attempts: 0,
             indexed: false,
         });
-        if add_holder(&mut want.holders, peer) && want.state == State::Queued {
-            source.queue.push_back(hash);
+        let is_new = add_holder(&mut want.holders, peer);
+        match &want.state {
+            State::Queued if is_new => source.queue.push_back(hash),
+            State::Arriving(sources) if sources.is_shared => self.invite(hash),
+            State::Queued | State::Asked(..) | State::Arriving(_) => {}
         }
     }
 
@@ -144,13 +170,18 @@ impl Wants {
         while source.owed.len() < SOLICIT_WINDOW {
             let Some(hash) = source.queue.pop_front() else { break };
             let Some(want) = self.wants.get_mut(&hash) else { continue };
-            if want.state == State::Queued
-                && want.holders.contains(&peer)
-                && source.owed.insert(hash)
-            {
-                want.state = State::Asked(peer, now_ms);
-                asking.push(hash);
+            let may_ask = match &want.state {
+                State::Queued => true,
+                State::Asked(..) => false,
+                State::Arriving(sources) => sources.has_room(),
+            };
+            if !may_ask || !want.holders.contains(&peer) || !source.owed.insert(hash) {
+                continue;
             }
+            if want.state == State::Queued {
+                want.state = State::Asked(peer, now_ms);
+            }
+            asking.push(hash);
         }
         if !asking.is_empty() {
             self.look_at_ms.get_or_insert(now_ms + ASK_MS_MAX);
@@ -184,8 +215,17 @@ impl Wants {
         self.look_at_ms
     }
 
-    /// `peer` offers `hash`, which the index does not know. True: take it.
-    pub fn offered(&mut self, now_ms: u64, peer: NodeId, batch: BatchId, hash: Hash) -> bool {
+    /// `peer` offers an asset, which the index does not know; `is_shared`: several may send it. True:
+    /// take it.
+    pub fn offered(
+        &mut self,
+        now_ms: u64,
+        peer: NodeId,
+        batch: BatchId,
+        digest: Digest,
+        is_shared: bool,
+    ) -> bool {
+        let hash = digest.hash;
         if self.is_arriving(peer, &hash) {
             return false;
         }
@@ -198,20 +238,28 @@ impl Wants {
             return false;
         }
         let full = self.source_load(peer) >= WANTS_PER_PEER_MAX;
+        let batches = BTreeMap::from([(peer, batch)]);
+        let sources = Sources { size_bytes: digest.size_bytes, is_shared, batches };
         if let Some(want) = self.wants.get_mut(&hash) {
             add_holder(&mut want.holders, peer);
-            if let State::Arriving(..) = want.state {
-                return false;
+            match &mut want.state {
+                State::Arriving(sources) if !sources.takes(&digest) => return false,
+                State::Arriving(sources) => {
+                    sources.batches.insert(peer, batch);
+                }
+                State::Queued | State::Asked(..) => want.state = State::Arriving(sources),
             }
-            want.state = State::Arriving(peer, batch);
         } else if full {
             return false;
         } else {
-            let state = State::Arriving(peer, batch);
+            let state = State::Arriving(sources);
             let want = Want { state, holders: vec![peer], attempts: 0, indexed: false };
             self.wants.insert(hash, want);
         }
         self.sources.entry(peer).or_default().owed.insert(hash);
+        if is_shared {
+            self.invite(hash);
+        }
         true
     }
 
@@ -225,7 +273,7 @@ impl Wants {
         arrival: Arrival,
     ) {
         let is_here = matches!(arrival, Arrival::Stored | Arrival::Held);
-        if self.state(&hash) != Some(State::Arriving(peer, batch)) && !is_here {
+        if !self.is_arriving_in(peer, batch, &hash) && !is_here {
             return;
         }
         self.release(peer, &hash);
@@ -259,7 +307,7 @@ impl Wants {
         }
         let was_owed = self.release(peer, &hash);
         match self.state(&hash) {
-            Some(State::Asked(asked, _)) if asked == peer => self.queue(hash),
+            Some(State::Asked(asked, _)) if *asked == peer => self.queue(hash),
             Some(State::Queued) if was_owed => {
                 self.sources.entry(peer).or_default().queue.push_back(hash);
             }
@@ -271,7 +319,7 @@ impl Wants {
     pub fn batch_ended(&mut self, peer: NodeId, batch: BatchId) {
         let Some(source) = self.sources.get(&peer) else { return };
         let open = source.owed.iter();
-        let open = open.filter(|hash| self.state(hash) == Some(State::Arriving(peer, batch)));
+        let open = open.filter(|hash| self.is_arriving_in(peer, batch, hash));
         let open: Vec<Hash> = open.copied().collect();
         for hash in open {
             self.release(peer, &hash);
@@ -318,7 +366,7 @@ impl Wants {
             return holders;
         }
         let Some(want) = self.wants.get_mut(&hash) else { return Vec::new() };
-        if let State::Arriving(..) = want.state {
+        if let State::Arriving(_) = want.state {
             want.indexed = true;
             return want.holders.clone();
         }
@@ -362,12 +410,24 @@ impl Wants {
         }
     }
 
-    fn state(&self, hash: &Hash) -> Option<State> {
-        self.wants.get(hash).map(|want| want.state)
+    fn state(&self, hash: &Hash) -> Option<&State> {
+        self.wants.get(hash).map(|want| &want.state)
+    }
+
+    /// In which batch `peer` is sending it.
+    fn batch(&self, peer: NodeId, hash: &Hash) -> Option<BatchId> {
+        match self.state(hash)? {
+            State::Arriving(sources) => sources.batches.get(&peer).copied(),
+            State::Queued | State::Asked(..) => None,
+        }
     }
 
     fn is_arriving(&self, peer: NodeId, hash: &Hash) -> bool {
-        matches!(self.state(hash), Some(State::Arriving(from, _)) if from == peer)
+        self.batch(peer, hash).is_some()
+    }
+
+    fn is_arriving_in(&self, peer: NodeId, batch: BatchId, hash: &Hash) -> bool {
+        self.batch(peer, hash) == Some(batch)
     }
 
     /// True when `peer` owed it.
@@ -386,8 +446,10 @@ impl Wants {
     /// Removes the want. Who was asked for it still owes an answer.
     fn take(&mut self, hash: &Hash) -> Option<Want> {
         let want = self.wants.remove(hash)?;
-        if let State::Arriving(peer, _) = want.state {
-            self.release(peer, hash);
+        if let State::Arriving(sources) = &want.state {
+            for peer in sources.batches.keys() {
+                self.release(*peer, hash);
+            }
         }
         Some(want)
     }
@@ -405,16 +467,18 @@ impl Wants {
     /// `peer` turned out not to hold `hash`.
     fn lost_holder(&mut self, peer: NodeId, hash: Hash) {
         let Some(want) = self.wants.get_mut(&hash) else { return };
-        match want.state {
-            State::Asked(from, _) | State::Arriving(from, _) if from == peer => {
-                self.failed(peer, hash, true);
-            }
-            State::Asked(..) | State::Arriving(..) | State::Queued => {
-                want.holders.retain(|holder| *holder != peer);
-                if want.holders.is_empty() {
-                    self.wants.remove(&hash);
-                }
-            }
+        let is_source = match &want.state {
+            State::Queued => false,
+            State::Asked(from, _) => *from == peer,
+            State::Arriving(sources) => sources.batches.contains_key(&peer),
+        };
+        if is_source {
+            self.failed(peer, hash, true);
+            return;
+        }
+        want.holders.retain(|holder| *holder != peer);
+        if want.holders.is_empty() {
+            self.wants.remove(&hash);
         }
     }
 
@@ -426,6 +490,13 @@ impl Wants {
         if for_good || want.attempts >= ATTEMPTS_MAX || want.holders.len() > 1 {
             want.holders.retain(|holder| *holder != peer);
             want.attempts = 0;
+        }
+        if let State::Arriving(sources) = &mut want.state {
+            sources.batches.remove(&peer);
+            if !sources.batches.is_empty() {
+                self.invite(hash);
+                return false;
+            }
         }
         if want.indexed || want.holders.is_empty() {
             self.wants.remove(&hash);
@@ -442,6 +513,17 @@ impl Wants {
         for holder in &want.holders {
             let source = self.sources.entry(*holder).or_default();
             if !source.owed.contains(&hash) {
+                source.queue.push_back(hash);
+            }
+        }
+    }
+
+    /// Puts a shared asset, which is on its way, up to be asked of its other holders too.
+    fn invite(&mut self, hash: Hash) {
+        let Some(want) = self.wants.get(&hash) else { return };
+        for holder in &want.holders {
+            let source = self.sources.entry(*holder).or_default();
+            if !source.owed.contains(&hash) && !source.queue.contains(&hash) {
                 source.queue.push_back(hash);
             }
         }
@@ -464,10 +546,80 @@ mod tests {
 
     const A: NodeId = NodeId([1; 32]);
     const B: NodeId = NodeId([2; 32]);
+    const C: NodeId = NodeId([3; 32]);
     const BATCH: BatchId = BatchId(1);
 
     fn hash(n: u8) -> Hash {
         Hash([n; 32])
+    }
+
+    impl Wants {
+        fn offered_small(&mut self, now_ms: u64, peer: NodeId, batch: BatchId, hash: Hash) -> bool {
+            self.offered(now_ms, peer, batch, Digest { hash, size_bytes: 1 }, false)
+        }
+
+        fn offered_shared(&mut self, peer: NodeId, batch: u64, size_bytes: u64) -> bool {
+            self.offered(0, peer, BatchId(batch), Digest { hash: hash(1), size_bytes }, true)
+        }
+    }
+
+    #[test]
+    fn a_shared_asset_is_asked_of_its_other_holders_once_it_is_on_its_way() {
+        let mut wants = Wants::default();
+        for peer in [A, B, C] {
+            wants.lacking(0, peer, hash(1));
+        }
+        assert_eq!(wants.ask(0, A), [hash(1)]);
+        assert!(wants.ask(0, B).is_empty());
+        assert!(wants.offered_shared(A, 1, 100));
+        assert_eq!(wants.ask(0, B), [hash(1)]);
+        assert!(wants.offered_shared(B, 2, 100));
+        assert!(wants.ask(0, B).is_empty());
+        assert_eq!(wants.ask(0, C), [hash(1)]);
+        // One that fails is not asked again, and the others go on.
+        wants.batch_ended(A, BatchId(1));
+        assert!(wants.ask(0, A).is_empty());
+        wants.arrived(0, B, BatchId(2), hash(1), Arrival::Refused);
+        assert_eq!((wants.owed(B), wants.owed(C)), (0, 1));
+        assert_eq!(wants.quarantined(0), 0);
+        assert!(wants.offered_shared(C, 3, 100), "the last one carries it on alone");
+        wants.arrived(0, C, BatchId(3), hash(1), Arrival::Stored);
+        assert_eq!(wants.indexed(hash(1)), [C]);
+        assert_eq!([A, B, C].map(|peer| wants.source_load(peer)), [0; 3]);
+    }
+
+    #[test]
+    fn a_holder_that_comes_while_a_shared_asset_is_on_its_way_is_asked_too() {
+        let mut wants = Wants::default();
+        assert!(wants.offered_shared(A, 1, 100));
+        wants.lacking(0, B, hash(1));
+        assert_eq!(wants.ask(0, B), [hash(1)]);
+        wants.turned_away(0, B, hash(1));
+        assert_eq!(wants.ask(0, B), [hash(1)], "when there was no time for it, again");
+    }
+
+    #[test]
+    fn who_gives_another_size_than_the_first_is_heard_when_that_one_has_failed() {
+        let mut wants = Wants::default();
+        assert!(wants.offered_shared(A, 1, 1 << 40));
+        assert!(!wants.offered_shared(B, 2, 100));
+        wants.arrived(0, A, BatchId(1), hash(1), Arrival::Refused);
+        assert_eq!(wants.ask(0, B), [hash(1)]);
+        assert!(wants.offered_shared(B, 3, 100));
+    }
+
+    #[test]
+    fn a_shared_asset_has_so_many_sources_and_no_more() {
+        let mut wants = Wants::default();
+        let peers = || (1..=SOURCES_MAX as u8 + 1).map(|n| NodeId([n; 32]));
+        for peer in peers() {
+            let is_last = peer == NodeId([SOURCES_MAX as u8 + 1; 32]);
+            assert_eq!(wants.offered_shared(peer, 1, 100), !is_last);
+        }
+        assert!(peers().all(|peer| wants.ask(0, peer).is_empty()));
+        wants.peer_gone(A);
+        let asked: usize = peers().map(|peer| wants.ask(0, peer).len()).sum();
+        assert_eq!(asked, 1, "there is room for it now");
     }
 
     #[test]
@@ -485,8 +637,8 @@ mod tests {
     #[test]
     fn an_offer_is_taken_unless_another_peer_is_sending_it() {
         let mut wants = Wants::default();
-        assert!(wants.offered(0, A, BATCH, hash(1)));
-        assert!(!wants.offered(0, B, BatchId(2), hash(1)));
+        assert!(wants.offered_small(0, A, BATCH, hash(1)));
+        assert!(!wants.offered_small(0, B, BatchId(2), hash(1)));
         wants.batch_ended(A, BATCH);
         assert_eq!(wants.ask(0, B), [hash(1)], "the one that was turned away is asked");
     }
@@ -494,10 +646,10 @@ mod tests {
     #[test]
     fn what_was_stored_is_neither_taken_nor_asked_for_again() {
         let mut wants = Wants::default();
-        assert!(wants.offered(0, A, BATCH, hash(1)));
+        assert!(wants.offered_small(0, A, BATCH, hash(1)));
         wants.arrived(0, A, BATCH, hash(1), Arrival::Stored);
         wants.lacking(0, B, hash(1));
-        assert!(!wants.offered(0, B, BatchId(2), hash(1)));
+        assert!(!wants.offered_small(0, B, BatchId(2), hash(1)));
         assert!(wants.ask(0, B).is_empty());
         assert_eq!(wants.indexed(hash(1)), [A, B]);
     }
@@ -505,7 +657,7 @@ mod tests {
     #[test]
     fn the_feed_may_show_an_asset_before_its_batch_is_reported() {
         let mut wants = Wants::default();
-        assert!(wants.offered(0, A, BATCH, hash(1)));
+        assert!(wants.offered_small(0, A, BATCH, hash(1)));
         assert_eq!(wants.indexed(hash(1)), [A]);
         wants.arrived(0, A, BATCH, hash(1), Arrival::Stored);
         assert_eq!(wants.indexed(hash(1)), [], "nothing is kept of it");
@@ -517,14 +669,14 @@ mod tests {
         let mut wants = Wants::default();
         let mut now_ms = 0;
         for pause_ms in [REST_MS_MIN, REST_MS_MIN * 2] {
-            assert!(wants.offered(now_ms, A, BATCH, hash(1)));
+            assert!(wants.offered_small(now_ms, A, BATCH, hash(1)));
             wants.arrived(now_ms, A, BATCH, hash(1), Arrival::Refused);
             assert_eq!(wants.quarantined(now_ms), 1);
             now_ms += pause_ms - 1;
-            assert!(!wants.offered(now_ms, A, BATCH, hash(1)));
+            assert!(!wants.offered_small(now_ms, A, BATCH, hash(1)));
             now_ms += 1;
         }
-        assert!(wants.offered(now_ms, A, BATCH, hash(1)));
+        assert!(wants.offered_small(now_ms, A, BATCH, hash(1)));
     }
 
     #[test]
@@ -541,8 +693,8 @@ mod tests {
         assert!(wants.ask(ASK_MS_MAX, A).is_empty(), "it has it in its queue already");
         assert_eq!(wants.ask(ASK_MS_MAX, B), [hash(1)]);
         assert_eq!(wants.owed(A), 2, "the other one nobody else holds");
-        assert!(wants.offered(ASK_MS_MAX, A, BATCH, hash(1)), "who comes first may send it");
-        assert!(!wants.offered(ASK_MS_MAX, B, BatchId(2), hash(1)));
+        assert!(wants.offered_small(ASK_MS_MAX, A, BATCH, hash(1)), "who comes first may send it");
+        assert!(!wants.offered_small(ASK_MS_MAX, B, BatchId(2), hash(1)));
         assert_eq!((wants.owed(A), wants.owed(B)), (2, 0));
     }
 
@@ -552,12 +704,15 @@ mod tests {
         wants.lacking(0, A, hash(1));
         wants.lacking(0, B, hash(1));
         assert_eq!(wants.ask(0, A), [hash(1)]);
-        assert!(wants.offered(0, A, BATCH, hash(1)));
+        assert!(wants.offered_small(0, A, BATCH, hash(1)));
         wants.arrived(0, A, BATCH, hash(1), Arrival::NoRoom);
-        assert!(!wants.offered(REST_MS_MIN - 1, B, BATCH, hash(1)), "room is no matter of peers");
-        assert!(wants.offered(REST_MS_MIN - 1, B, BATCH, hash(2)));
+        assert!(
+            !wants.offered_small(REST_MS_MIN - 1, B, BATCH, hash(1)),
+            "room is no matter of peers"
+        );
+        assert!(wants.offered_small(REST_MS_MIN - 1, B, BATCH, hash(2)));
         assert_eq!(wants.quarantined(0), 0);
-        assert!(wants.offered(REST_MS_MIN, A, BATCH, hash(1)));
+        assert!(wants.offered_small(REST_MS_MIN, A, BATCH, hash(1)));
     }
 
     #[test]
@@ -577,7 +732,7 @@ mod tests {
         wants.lacking(0, A, hash(1));
         assert_eq!(wants.ask(0, A), [hash(1)]);
         wants.held_by(B, hash(1));
-        assert!(!wants.offered(0, A, BATCH, hash(1)));
+        assert!(!wants.offered_small(0, A, BATCH, hash(1)));
         assert_eq!(wants.source_load(A), 0);
         assert_eq!(wants.indexed(hash(1)), [A, B]);
         wants.held_by(B, hash(1));
@@ -590,7 +745,7 @@ mod tests {
         wants.lacking(0, A, hash(1));
         for _ in 0..ATTEMPTS_MAX {
             assert_eq!(wants.ask(0, A), [hash(1)]);
-            assert!(wants.offered(0, A, BATCH, hash(1)));
+            assert!(wants.offered_small(0, A, BATCH, hash(1)));
             wants.batch_ended(A, BATCH);
         }
         assert!(wants.ask(0, A).is_empty());
@@ -607,7 +762,7 @@ mod tests {
         }
         assert_eq!(wants.room(A), 0);
         assert_eq!(wants.wants.len(), WANTS_PER_PEER_MAX);
-        assert!(!wants.offered(0, A, BATCH, hash(255)));
+        assert!(!wants.offered_small(0, A, BATCH, hash(255)));
     }
 
     #[derive(Debug, Clone)]
@@ -653,7 +808,10 @@ mod tests {
                     Step::Lacking(p, h) => wants.lacking(now_ms, node(p), hash(h)),
                     Step::Ask(p) => drop(wants.ask(now_ms, node(p))),
                     Step::Offered(p, b, h) => {
-                        wants.offered(now_ms, node(p), BatchId(u64::from(b)), hash(h));
+                        // Of half of them, all parts are asked of one peer.
+                        let digest = Digest { hash: hash(h), size_bytes: 1 };
+                        let batch = BatchId(u64::from(b));
+                        wants.offered(now_ms, node(p), batch, digest, h % 2 == 0);
                     }
                     Step::Arrived(p, b, h, a) => {
                         let arrival = [
@@ -677,14 +835,25 @@ mod tests {
                     Step::Indexed(h) => drop(wants.indexed(hash(h))),
                 }
                 for (hash, want) in &wants.wants {
-                    let reachable = match want.state {
-                        State::Queued => !want.holders.is_empty() && want.holders.iter().all(|holder| {
-                            let source = wants.sources.get(holder);
-                            source.is_some_and(|s| s.queue.contains(hash) || s.owed.contains(hash))
-                        }),
-                        State::Asked(peer, _) | State::Arriving(peer, _) => {
-                            want.holders.contains(&peer)
-                                && wants.sources.get(&peer).is_some_and(|s| s.owed.contains(hash))
+                    let is_up = |holder: &NodeId| {
+                        let source = wants.sources.get(holder);
+                        source.is_some_and(|s| s.queue.contains(hash) || s.owed.contains(hash))
+                    };
+                    let is_owed = |peer: &NodeId| {
+                        want.holders.contains(peer)
+                            && wants.sources.get(peer).is_some_and(|s| s.owed.contains(hash))
+                    };
+                    let reachable = match &want.state {
+                        State::Queued => {
+                            !want.holders.is_empty() && want.holders.iter().all(is_up)
+                        }
+                        State::Asked(peer, _) => is_owed(peer),
+                        State::Arriving(sources) => {
+                            !sources.batches.is_empty()
+                                && sources.batches.keys().all(is_owed)
+                                && (!sources.is_shared
+                                    || want.indexed
+                                    || want.holders.iter().all(is_up))
                         }
                     };
                     prop_assert!(reachable, "{hash:?} {want:?}");

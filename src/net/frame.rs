@@ -227,7 +227,8 @@ mod tests {
         let (a, b) = tokio::io::duplex(64);
         let mut writer = FrameWriter::new(a, STALL);
         let mut reader = FrameReader::new(b, Some(STALL));
-        let want = peer::Want { entries: vec![peer::WantEntry { index: 7, offset_bytes: 9 }; 40] };
+        let entry = peer::WantEntry { index: 7, offset_bytes: 9, length_bytes: 8 };
+        let want = peer::Want { entries: vec![entry; 40], more: true };
         let sent = want.clone();
         let write = async move {
             writer.write(Kind::Extension(200), &sent).await.unwrap();

@@ -21,6 +21,7 @@ use thiserror::Error;
 
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::ASSET_BYTES_MAX;
+use crate::core::ranges::Ranges;
 
 /// The unit of verification. Pieces start at multiples of it and end at one or at the asset's end.
 pub const GROUP_BYTES: u64 = 16 * 1024;
@@ -54,6 +55,9 @@ pub(super) struct Decoded {
     pub outboard: Vec<u8>,
     /// Where in the outboard they belong.
     pub outboard_offset_bytes: u64,
+    /// The other hash pairs on the way from the root, each with its place in the outboard. Who holds
+    /// the group before this piece has them.
+    pub above: Vec<(u64, [u8; PAIR_BYTES as usize])>,
     /// The whole piece was good.
     pub whole: bool,
 }
@@ -113,6 +117,7 @@ pub(super) fn decode_piece(digest: &Digest, range: Range<u64>, encoded: &[u8]) -
         content: Vec::with_capacity(encoded.len().min((range.end - range.start) as usize)),
         outboard: Vec::new(),
         outboard_offset_bytes: 0,
+        above: Vec::new(),
         whole: false,
     };
     let ranges = chunks(&range);
@@ -124,45 +129,47 @@ pub(super) fn decode_piece(digest: &Digest, range: Range<u64>, encoded: &[u8]) -
         };
         match item {
             BaoContentItem::Leaf(leaf) => decoded.content.extend_from_slice(&leaf.data),
-            // Pre-order is the order in which a walk from left to right meets the pairs: those that
-            // begin here or later were not met before, and lie one after another.
-            BaoContentItem::Parent(parent) if start(parent.node) >= range.start => {
-                if let Some(position) = tree.pre_order_offset(parent.node) {
+            BaoContentItem::Parent(parent) => {
+                let Some(position) = tree.pre_order_offset(parent.node) else { continue };
+                let mut pair = [0; PAIR_BYTES as usize];
+                pair[..32].copy_from_slice(parent.pair.0.as_bytes());
+                pair[32..].copy_from_slice(parent.pair.1.as_bytes());
+                let offset_bytes = position * PAIR_BYTES;
+                // Pre-order is the order in which a walk from left to right meets the pairs: those
+                // that begin here or later were not met before, and lie one after another.
+                if start(parent.node) < range.start {
+                    decoded.above.push((offset_bytes, pair));
+                } else {
                     if decoded.outboard.is_empty() {
-                        decoded.outboard_offset_bytes = position * PAIR_BYTES;
+                        decoded.outboard_offset_bytes = offset_bytes;
                     }
-                    decoded.outboard.extend_from_slice(parent.pair.0.as_bytes());
-                    decoded.outboard.extend_from_slice(parent.pair.1.as_bytes());
+                    decoded.outboard.extend_from_slice(&pair);
                 }
             }
-            BaoContentItem::Parent(_) => {}
         }
     }
     decoded.whole = rest.is_empty();
     Some(decoded)
 }
 
-/// How many bytes from the start of `content` are good by the hash pairs in `outboard`. Reads and
-/// hashes them all.
-pub(super) fn verified_prefix_bytes(
+/// Which bytes of `content` are good by the hash pairs in `outboard`: whole groups. Reads and hashes
+/// all that may be.
+pub(super) fn verified_ranges(
     digest: &Digest,
     content: &File,
     outboard: &File,
-) -> io::Result<u64> {
+) -> io::Result<Ranges> {
     let stored = PreOrderOutboard {
         root: blake3::Hash::from_bytes(digest.hash.0),
         tree: tree(digest.size_bytes),
         data: outboard,
     };
-    let mut prefix_bytes = 0;
+    let mut verified = Ranges::default();
     for range in valid_ranges(stored, content, &ChunkRanges::all()) {
         let range = range?;
-        if range.start.to_bytes() != prefix_bytes {
-            break;
-        }
-        prefix_bytes = range.end.to_bytes().min(digest.size_bytes);
+        verified.insert(range.start.to_bytes()..range.end.to_bytes().min(digest.size_bytes));
     }
-    Ok(prefix_bytes)
+    Ok(verified)
 }
 
 /// Writes the outboard of a content to the empty file `to` and returns the content's hash; for

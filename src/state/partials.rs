@@ -1,14 +1,18 @@
-//! Large assets on their way in: files that grow from the start and survive restarts.
+//! Large assets on their way in: files that fill up, in any order, and survive restarts.
 //!
 //! P1  With BLAKE3 nothing unverified is written, and what a file holds is verified anew before it
-//!     is built upon after a restart. So nothing here needs an fsync before the asset is whole.
-//! P2  With SHA-256 the content can be verified only when whole; a wrong one is deleted then.
-//! P3  One transfer at a time per asset.
+//!     is built upon after a restart: content and outboard say which ranges are good. So nothing here
+//!     needs an fsync, or a list of ranges on disk, before the asset is whole.
+//! P2  With SHA-256 the content can be verified only when whole; a wrong one is deleted then. It
+//!     fills up from the start.
+//! P3  An asset is opened once at a time; all its transfers share the one [`Partial`]. Of every held
+//!     group, all hash pairs on the way from the root are in the outboard.
 //! P4  What each transfer has yet to write is known, so that no two count on the same free space.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +24,8 @@ use thiserror::Error;
 
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::core::limits::{ASSET_BYTES_MAX, FREE_FLOOR_BYTES, FREE_FLOOR_FRACTION};
-use crate::state::bao::{GROUP_BYTES, decode_piece, outboard_bytes, verified_prefix_bytes};
+use crate::core::ranges::Ranges;
+use crate::state::bao::{Decoded, GROUP_BYTES, decode_piece, outboard_bytes, verified_ranges};
 
 /// The folder of partial transfers. Clones share it.
 #[derive(Debug, Clone)]
@@ -28,7 +33,8 @@ pub struct Partials {
     shared: Arc<Shared>,
 }
 
-/// One asset under way; nobody else can open it meanwhile. Dropped, it stays for a later resume.
+/// One asset under way; nobody else can open it meanwhile. Several threads may write to it at a
+/// time. Dropped, it stays for a later resume.
 #[derive(Debug)]
 pub struct Partial {
     digest: Digest,
@@ -36,9 +42,9 @@ pub struct Partial {
     content: File,
     /// With BLAKE3 only.
     outboard: Option<File>,
-    prefix_bytes: u64,
+    held: Mutex<Ranges>,
     space_needed_bytes: u64,
-    claim: Claim,
+    claim: Arc<Claim>,
 }
 
 /// A whole and verified content, durable in its file. Hold on to it until the store has adopted the
@@ -51,7 +57,7 @@ pub struct CompleteFile {
     pub path: PathBuf,
     /// Its outboard; none with SHA-256 and for an asset of one group.
     pub outboard: Option<PathBuf>,
-    _claim: Claim,
+    _claim: Arc<Claim>,
 }
 
 /// Why a partial cannot be opened.
@@ -108,13 +114,11 @@ pub enum PieceError {
         /// Where the first wrong group starts.
         offset_bytes: u64,
     },
-    /// Pieces come one after another, in whole groups.
-    #[error("expected a piece at byte {expected}, got {length_bytes} bytes at {got}")]
+    /// Pieces are whole groups; with SHA-256 they also come one after another.
+    #[error("a piece of {length_bytes} bytes at byte {offset_bytes} has no place here")]
     Misplaced {
-        /// The end of what is held.
-        expected: u64,
         /// Where the piece claims to start.
-        got: u64,
+        offset_bytes: u64,
         /// Its claimed length.
         length_bytes: u64,
     },
@@ -165,7 +169,7 @@ impl Partials {
         if digest.size_bytes > ASSET_BYTES_MAX {
             return Err(OpenError::TooLarge(digest.size_bytes));
         }
-        let claim = self.claim(digest.hash)?;
+        let claim = Arc::new(self.claim(digest.hash)?);
         let files = self.shared.files(&digest.hash);
         let open = |path: &Path| {
             OpenOptions::new()
@@ -184,14 +188,15 @@ impl Partials {
             HashAlgorithm::Sha256 => None,
         };
         let resumed = (|| {
-            let prefix_bytes = resumable_bytes(&digest, &content, outboard.as_ref())?;
-            content.set_len(prefix_bytes)?;
-            Ok(prefix_bytes)
+            let held = resumable(&digest, &content, outboard.as_ref())?;
+            content.set_len(held.iter().last().map_or(0, |range| range.end))?;
+            Ok(held)
         })();
-        let prefix_bytes =
+        let held =
             resumed.map_err(|source| OpenError::Io { path: files.content.clone(), source })?;
-        let space_needed_bytes = claim.expect(digest.size_bytes - prefix_bytes);
-        Ok(Partial { digest, files, content, outboard, prefix_bytes, space_needed_bytes, claim })
+        let space_needed_bytes = claim.expect(digest.size_bytes - held.bytes());
+        let held = Mutex::new(held);
+        Ok(Partial { digest, files, content, outboard, held, space_needed_bytes, claim })
     }
 
     /// Refuses when `needed_bytes` more would leave too little of the disk free.
@@ -232,9 +237,9 @@ impl Partial {
         self.digest
     }
 
-    /// How much is held, from the start: whole groups, or all. With BLAKE3 it is verified.
-    pub fn verified_prefix_bytes(&self) -> u64 {
-        self.prefix_bytes
+    /// What is yet to come: whole groups, or all that is left. With BLAKE3 the rest is verified.
+    pub fn missing(&self) -> Ranges {
+        self.held().gaps(self.digest.size_bytes)
     }
 
     /// What was yet to be written, when this transfer began, of it and all others under way.
@@ -244,52 +249,66 @@ impl Partial {
 
     /// Everything is here.
     pub fn is_complete(&self) -> bool {
-        self.prefix_bytes == self.digest.size_bytes
+        self.held().contains(&(0..self.digest.size_bytes))
     }
 
-    /// Takes the next piece, which starts where
-    /// [`verified_prefix_bytes`](Self::verified_prefix_bytes) end: with BLAKE3 its bao encoding, of
-    /// which only verified groups are written; with SHA-256 its bytes.
+    /// Takes a piece: with BLAKE3 its bao encoding, of which only verified groups are written; with
+    /// SHA-256 its bytes, which begin where those held end.
     pub fn write_piece(
-        &mut self,
+        &self,
         offset_bytes: u64,
         length_bytes: u64,
         encoded: &[u8],
     ) -> Result<(), PieceError> {
-        let misplaced =
-            PieceError::Misplaced { expected: self.prefix_bytes, got: offset_bytes, length_bytes };
+        let misplaced = PieceError::Misplaced { offset_bytes, length_bytes };
         let range = offset_bytes..offset_bytes.saturating_add(length_bytes);
-        if range.start != self.prefix_bytes || range.end > self.digest.size_bytes {
-            return Err(misplaced);
-        }
         let Some(outboard) = &self.outboard else {
-            if length_bytes != encoded.len() as u64 {
+            let follows = Some(range.start) == self.missing().first().map(|range| range.start);
+            let is_whole = length_bytes == encoded.len() as u64;
+            if !follows || !is_whole || range.end > self.digest.size_bytes {
                 return Err(misplaced);
             }
             self.content.write_all_at(encoded, offset_bytes)?;
-            self.holds(range.end);
+            self.hold(range);
             return Ok(());
         };
         let decoded = decode_piece(&self.digest, range, encoded).ok_or(misplaced)?;
-        self.content.write_all_at(&decoded.content, offset_bytes)?;
-        outboard.write_all_at(&decoded.outboard, decoded.outboard_offset_bytes)?;
-        self.holds(self.prefix_bytes + decoded.content.len() as u64);
+        let good = offset_bytes..offset_bytes + decoded.content.len() as u64;
+        self.write(outboard, &good, &decoded)?;
+        let first_wrong = good.end;
+        self.hold(good);
         if !decoded.whole {
-            return Err(PieceError::Corrupt { offset_bytes: self.prefix_bytes });
+            return Err(PieceError::Corrupt { offset_bytes: first_wrong });
         }
         Ok(())
     }
 
-    fn holds(&mut self, prefix_bytes: u64) {
-        self.prefix_bytes = prefix_bytes;
-        self.claim.expect(self.digest.size_bytes - prefix_bytes);
+    fn write(&self, outboard: &File, good: &Range<u64>, decoded: &Decoded) -> io::Result<()> {
+        let before = good.start.saturating_sub(GROUP_BYTES)..good.start;
+        if !self.held().contains(&before) {
+            for (offset_bytes, pair) in &decoded.above {
+                outboard.write_all_at(pair, *offset_bytes)?;
+            }
+        }
+        self.content.write_all_at(&decoded.content, good.start)?;
+        outboard.write_all_at(&decoded.outboard, decoded.outboard_offset_bytes)
     }
 
-    /// Makes the whole content durable for the store to adopt.
-    pub fn finish(self) -> Result<CompleteFile, FinishError> {
+    fn hold(&self, range: Range<u64>) {
+        let mut held = self.held();
+        held.insert(range);
+        self.claim.expect(self.digest.size_bytes - held.bytes());
+    }
+
+    fn held(&self) -> MutexGuard<'_, Ranges> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the whole content durable for the store to adopt. Nobody writes to it any more.
+    pub fn finish(&self) -> Result<CompleteFile, FinishError> {
         if !self.is_complete() {
             return Err(FinishError::Incomplete {
-                held_bytes: self.prefix_bytes,
+                held_bytes: self.held().bytes(),
                 size_bytes: self.digest.size_bytes,
             });
         }
@@ -314,19 +333,28 @@ impl Partial {
             Some(outboard) => {
                 outboard.set_len(length_bytes)?;
                 outboard.sync_all()?;
-                Some(self.files.outboard)
+                Some(self.files.outboard.clone())
             }
         };
         Ok(CompleteFile {
             digest: self.digest,
-            path: self.files.content,
+            path: self.files.content.clone(),
             outboard,
-            _claim: self.claim,
+            _claim: self.claim.clone(),
         })
     }
 
-    /// Throws away what is held.
-    pub fn discard(self) -> io::Result<()> {
+    /// Forgets what is held; it is to come anew.
+    pub fn empty(&self) -> Result<(), OpenError> {
+        let io_error = |source| OpenError::Io { path: self.files.content.clone(), source };
+        self.content.set_len(0).map_err(io_error)?;
+        *self.held() = Ranges::default();
+        self.claim.expect(self.digest.size_bytes);
+        Ok(())
+    }
+
+    /// Throws away what is held. Nobody writes to it any more.
+    pub fn discard(&self) -> io::Result<()> {
         self.files.remove()
     }
 }
@@ -424,19 +452,21 @@ impl Drop for Claim {
     }
 }
 
-fn resumable_bytes(digest: &Digest, content: &File, outboard: Option<&File>) -> io::Result<u64> {
+fn resumable(digest: &Digest, content: &File, outboard: Option<&File>) -> io::Result<Ranges> {
+    let mut held = Ranges::default();
     let length_bytes = content.metadata()?.len();
     if length_bytes == 0 {
-        return Ok(0);
+        return Ok(held);
     }
     let Some(outboard) = outboard else {
         let usable_bytes = length_bytes.min(digest.size_bytes);
-        return Ok(usable_bytes - usable_bytes % GROUP_BYTES);
+        held.insert(0..usable_bytes - usable_bytes % GROUP_BYTES);
+        return Ok(held);
     };
     // What cannot be read is no use; the file shrinks to what can.
-    Ok(verified_prefix_bytes(digest, content, outboard).unwrap_or_else(|error| {
+    Ok(verified_ranges(digest, content, outboard).unwrap_or_else(|error| {
         tracing::warn!("the partial asset {} cannot be read: {error}", digest.hash.short());
-        0
+        held
     }))
 }
 

@@ -5,6 +5,7 @@
 //! I2  What the encoders here write, the decoders accept.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use bytes::Bytes;
 use prost::Message;
@@ -39,13 +40,22 @@ pub struct Offer {
     pub solicited: bool,
 }
 
+/// What a receiver wants of an offer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Want {
+    /// Each entry of the offer once at most.
+    pub entries: Vec<WantEntry>,
+    /// Another Want follows.
+    pub more: bool,
+}
+
 /// An entry the receiver wants, that is not inline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantEntry {
     /// Index into the offer.
     pub index: usize,
-    /// Where to start: a multiple of [`PIECE_ALIGN_BYTES`] below the asset's size.
-    pub offset_bytes: u64,
+    /// Which bytes of it: from a multiple of [`PIECE_ALIGN_BYTES`] to another, or to its end.
+    pub range: Range<u64>,
 }
 
 /// How frames of a stream say which asset they carry.
@@ -191,38 +201,50 @@ impl Offer {
     }
 }
 
-/// Reads a Want: which entries of `offer` to send, each once, from where.
-///
-/// # Errors
-/// [`WireError`] when it is malformed or wants what was not offered, is inline or ends before its
-/// offset.
-pub fn decode_want(payload: Bytes, offer: &Offer) -> Result<Vec<WantEntry>, WireError> {
-    let want: peer::Want = parse("Want", payload, OFFER_ENTRIES_MAX)?;
-    bounded("Want.entries", want.entries.len() as u64, offer.entries.len() as u64)?;
-    let mut seen = BTreeSet::new();
-    let mut entries = Vec::with_capacity(want.entries.len());
-    for entry in want.entries {
-        let index = index("Want.entries.index", entry.index, offer.entries.len())?;
-        let offered = &offer.entries[index];
-        if offered.inline || !seen.insert(index) {
-            return Err(malformed("Want.entries.index", format!("{index} is inline or twice")));
+impl Want {
+    /// Reads a Want of entries of `offer`.
+    ///
+    /// # Errors
+    /// [`WireError`] when it is malformed or wants what was not offered, is inline or is no range of
+    /// the asset.
+    pub fn decode(payload: Bytes, offer: &Offer) -> Result<Self, WireError> {
+        let want: peer::Want = parse("Want", payload, OFFER_ENTRIES_MAX)?;
+        bounded("Want.entries", want.entries.len() as u64, offer.entries.len() as u64)?;
+        let mut seen = BTreeSet::new();
+        let mut entries = Vec::with_capacity(want.entries.len());
+        for entry in want.entries {
+            let index = index("Want.entries.index", entry.index, offer.entries.len())?;
+            let offered = &offer.entries[index];
+            if offered.inline || !seen.insert(index) {
+                return Err(malformed("Want.entries.index", format!("{index} is inline or twice")));
+            }
+            let size_bytes = offered.digest.size_bytes;
+            let (start, length_bytes) = (entry.offset_bytes, entry.length_bytes);
+            let past_the_end = start > 0 && start >= size_bytes;
+            if past_the_end || !start.is_multiple_of(PIECE_ALIGN_BYTES) {
+                return Err(malformed("Want.entries.offset_bytes", start.to_string()));
+            }
+            let end = match length_bytes {
+                0 => size_bytes,
+                _ => start.saturating_add(length_bytes),
+            };
+            if end > size_bytes || end < size_bytes && !end.is_multiple_of(PIECE_ALIGN_BYTES) {
+                return Err(malformed("Want.entries.length_bytes", length_bytes.to_string()));
+            }
+            entries.push(WantEntry { index, range: start..end });
         }
-        let offset_bytes = entry.offset_bytes;
-        let past_the_end = offset_bytes > 0 && offset_bytes >= offered.digest.size_bytes;
-        if past_the_end || !offset_bytes.is_multiple_of(PIECE_ALIGN_BYTES) {
-            return Err(malformed("Want.entries.offset_bytes", offset_bytes.to_string()));
-        }
-        entries.push(WantEntry { index, offset_bytes });
+        Ok(Self { entries, more: want.more })
     }
-    Ok(entries)
-}
 
-/// The message that wants `entries`.
-pub fn encode_want(entries: &[WantEntry]) -> peer::Want {
-    let entries = entries
-        .iter()
-        .map(|e| peer::WantEntry { index: wire_index(e.index), offset_bytes: e.offset_bytes });
-    peer::Want { entries: entries.collect() }
+    /// The message of this Want.
+    pub fn encode(&self) -> peer::Want {
+        let entries = self.entries.iter().map(|e| peer::WantEntry {
+            index: wire_index(e.index),
+            offset_bytes: e.range.start,
+            length_bytes: e.range.end - e.range.start,
+        });
+        peer::Want { entries: entries.collect(), more: self.more }
+    }
 }
 
 /// Reads a Contents frame.
@@ -492,21 +514,39 @@ mod tests {
 
     #[test]
     fn only_what_was_offered_can_be_wanted_and_only_once() {
-        let offer = offer(&[5, 100, SMALL * 2]);
-        let want = |entries: &[(usize, u64)]| {
-            let entries: Vec<_> = entries
-                .iter()
-                .map(|&(index, offset_bytes)| WantEntry { index, offset_bytes })
-                .collect();
-            decode_want(bytes(&encode_want(&entries)), &offer).is_ok()
+        let offer = offer(&[5, 100, SMALL * 2 + 5]);
+        let want = |entries: &[(usize, u64, u64)]| {
+            let entries = entries.iter().map(|&(index, offset_bytes, length_bytes)| {
+                peer::WantEntry { index: index as u32, offset_bytes, length_bytes }
+            });
+            let want = peer::Want { entries: entries.collect(), more: true };
+            Want::decode(bytes(&want), &offer).is_ok()
         };
-        assert!(want(&[(1, 0), (2, PIECE_ALIGN_BYTES)]));
+        const GROUP: u64 = PIECE_ALIGN_BYTES;
+        assert!(want(&[(1, 0, 0), (2, GROUP, 0)]));
+        assert!(want(&[(2, GROUP, 3 * GROUP)]));
+        assert!(want(&[(2, GROUP, SMALL * 2 + 5 - GROUP)]), "to its end");
         assert!(want(&[]));
-        assert!(!want(&[(0, 0)]), "inline");
-        assert!(!want(&[(1, 0), (1, 0)]), "twice");
-        assert!(!want(&[(3, 0)]), "not offered");
-        assert!(!want(&[(2, 1)]), "not aligned");
-        assert!(!want(&[(2, SMALL * 2)]), "past the end");
+        assert!(!want(&[(0, 0, 0)]), "inline");
+        assert!(!want(&[(1, 0, 0), (1, 0, 0)]), "twice");
+        assert!(!want(&[(3, 0, 0)]), "not offered");
+        assert!(!want(&[(2, 1, 0)]), "not aligned");
+        assert!(!want(&[(2, GROUP, GROUP + 1)]), "not aligned at its end");
+        assert!(!want(&[(2, SMALL * 2 + 5, 0)]), "past the end");
+        assert!(!want(&[(2, GROUP, SMALL * 2)]), "beyond the end");
+        assert!(!want(&[(2, GROUP, u64::MAX)]), "beyond the end");
+    }
+
+    #[test]
+    fn a_want_comes_back_as_it_was() {
+        let offer = offer(&[5, 100, SMALL * 2 + 5]);
+        let group = PIECE_ALIGN_BYTES;
+        for (range, more) in [(0..SMALL * 2 + 5, false), (group..2 * group, true)] {
+            let entries =
+                vec![WantEntry { index: 2, range }, WantEntry { index: 1, range: 0..100 }];
+            let want = Want { entries, more };
+            assert_eq!(Want::decode(bytes(&want.encode()), &offer), Ok(want));
+        }
     }
 
     #[test]
@@ -621,7 +661,7 @@ mod tests {
         ) {
             let payload = Bytes::from(payload);
             let _ = Offer::decode(payload.clone(), SMALL);
-            let _ = decode_want(payload.clone(), &offer(&[0, 100, SMALL * 2]));
+            let _ = Want::decode(payload.clone(), &offer(&[0, 100, SMALL * 2]));
             for naming in [Naming::Offered(3), Naming::Plain] {
                 let _ = decode_contents(payload.clone(), naming);
                 let _ = Piece::decode(payload.clone(), naming);

@@ -14,6 +14,7 @@ use can_sync::core::pairing::{Member, Members};
 use can_sync::core::peers::ConnId;
 use can_sync::core::reconcile::{Answer, Query, Since, shard_range};
 use can_sync::core::sketch::{CodedCells, Sketch, SketchKey};
+use can_sync::core::spans::is_shared;
 use can_sync::core::wants::{Arrival, BatchId};
 use can_sync::wire::control::{decode_message, encode_message};
 use can_sync::wire::frame::Kind;
@@ -626,7 +627,10 @@ impl World {
         let known = batch.digests.iter().filter(|digest| !unknown.contains(digest));
         let mut arrivals: Vec<_> = known.map(|digest| (digest.hash, Arrival::Held)).collect();
         for digest in &wanted[..whole] {
-            self.crossed += 1;
+            // Of a shared asset each source sends a part, and all are through when it is whole.
+            let is_whole = is_shared(digest, HashAlgorithm::Blake3)
+                && self.nodes[to].held.contains(&digest.hash);
+            self.crossed += usize::from(!is_whole);
             self.add(to, *digest);
             arrivals.push((digest.hash, Arrival::Stored));
         }

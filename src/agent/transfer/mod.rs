@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! send_batch     Offer, small ones inline ->          receive_batch
-//!                <- Want                              (asks `decide` what is wanted)
+//!                <- Want ...                          (asks `decide` what is wanted)
 //!                Contents, Piece ... , Done ->        checks, stores while the stream goes on
 //!                <- Ack                               after the store committed
 //! ```
+//! A large asset may come on several streams at once, of each a part ([`gather`]).
 //! [`plain`] is the same over one stream for both directions, without Offer and Want. Everything
 //! works on any byte stream; nothing here decides which assets move, or when.
 //!
@@ -31,6 +32,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use crate::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
+use crate::core::spans::{SPAN_BYTES_MAX, SPANS_AHEAD};
 use crate::net::frame::{Frame, FrameError, FrameReader, FrameWriter};
 use crate::state::index::Index;
 use crate::state::partials::Partials;
@@ -40,6 +42,7 @@ use crate::wire::batch::Verdict;
 use crate::wire::frame::Kind;
 
 mod damaged;
+mod gather;
 pub mod plain;
 mod receive;
 mod send;
@@ -47,6 +50,7 @@ mod send;
 use super::metadata::Arrivals;
 
 pub use damaged::Damaged;
+pub use gather::Gatherings;
 pub use receive::{Receipt, Received, receive_batch};
 pub use send::send_batch;
 
@@ -96,8 +100,8 @@ const PUT_ASSETS_MAX: usize = 512;
 const PUTS_IN_FLIGHT: usize = 1;
 
 /// Bytes of a batch's large assets that are read only to be dropped, because something went wrong
-/// after they were wanted. Beyond that the stream is given up.
-const DISCARD_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// after they were wanted: what is asked of one source at a time. Beyond that the stream is given up.
+const DISCARD_BYTES_MAX: u64 = SPANS_AHEAD as u64 * SPAN_BYTES_MAX;
 
 /// What a transfer works with; cheap to clone.
 #[derive(Clone)]
@@ -108,6 +112,8 @@ pub struct Context {
     pub index: Index,
     /// Where large assets are collected until they are whole.
     pub partials: Partials,
+    /// Those that are being collected.
+    pub gatherings: Gatherings,
     /// Which of the store's assets are not read at the moment, because their bytes were wrong.
     pub damaged: Damaged,
     /// A folder of our own for outboards that live as long as one transfer.
@@ -201,6 +207,9 @@ pub enum TransferError {
     /// The peer sent bytes that are not those of the hash.
     #[error("the peer sent wrong bytes for {0}")]
     Corrupt(Hash),
+    /// Other peers send the rest: this one was late.
+    #[error("left behind with {0}: others are faster")]
+    LeftBehind(Hash),
     /// The stream ended in good order before the transfer did: the other side gave up or stopped.
     #[error("the stream ended before {0}")]
     Ended(&'static str),
@@ -226,7 +235,11 @@ impl TransferError {
         match self {
             Self::Frame(e) => matches!(e, FrameError::Header(_)),
             Self::Wire(_) | Self::Protocol(_) | Self::Corrupt(_) => true,
-            Self::Ended(_) | Self::Overdue { .. } | Self::Store(_) | Self::Local(_) => false,
+            Self::LeftBehind(_)
+            | Self::Ended(_)
+            | Self::Overdue { .. }
+            | Self::Store(_)
+            | Self::Local(_) => false,
         }
     }
 }

@@ -17,9 +17,9 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::receive::{Intake, take_contents};
-use super::send::{Asset, Lost, send_contents};
+use super::send::{Asset, LastOutboard, Lost, send_contents};
 use super::{
-    Context, Counters, Outcome, READ_STALL, Receipt, Received, TransferError, WRITE_STALL,
+    Context, Counters, Meter, Outcome, READ_STALL, Receipt, Received, TransferError, WRITE_STALL,
     blocking, index_failed, keeping_alive, out_of_place,
 };
 use crate::core::ids::{Digest, Hash};
@@ -110,8 +110,8 @@ where
     let mut reader = FrameReader::new(reader, Some(READ_STALL));
     let mut writer = FrameWriter::new(writer, WRITE_STALL);
     let mut meter = counters.sending();
-    let assets = digests.iter().copied().map(Asset::named).collect();
-    let lost = send_contents(ctx, &mut writer, assets, &mut meter).await?;
+    let assets = digests.iter().copied();
+    let lost = send_named(ctx, &mut writer, assets, &mut meter).await?;
     writer.write(Kind::Done, &peer::Done {}).await?;
     writer.finish().await?;
     let acked = read_acks(&mut reader, digests.len()).await?;
@@ -169,8 +169,8 @@ async fn outgoing<W: AsyncWrite + Unpin>(
     let mut meter = counters.sending();
     for hashes in hashes.chunks(OFFER_ENTRIES_MAX) {
         let digests = digests(ctx, hashes.to_vec()).await?;
-        let assets = digests.iter().copied().map(Asset::named).collect();
-        lost.extend(send_contents(ctx, &mut writer, assets, &mut meter).await?);
+        let assets = digests.iter().copied();
+        lost.extend(send_named(ctx, &mut writer, assets, &mut meter).await?);
         sent.extend(digests);
     }
     writer.write(Kind::Done, &peer::Done {}).await?;
@@ -179,6 +179,17 @@ async fn outgoing<W: AsyncWrite + Unpin>(
     write_acks(&mut writer, &verdicts).await?;
     writer.finish().await?;
     Ok(Outgoing { sent, lost, is_complete })
+}
+
+async fn send_named<W: AsyncWrite + Unpin>(
+    ctx: &Context,
+    writer: &mut FrameWriter<W>,
+    digests: impl Iterator<Item = Digest>,
+    meter: &mut Meter,
+) -> Result<Vec<Lost>, TransferError> {
+    let assets: Vec<_> = digests.map(Asset::named).collect();
+    meter.expect(assets.iter().map(Asset::left_bytes).sum());
+    send_contents(ctx, writer, assets, meter, &mut LastOutboard::default()).await
 }
 
 async fn send_set<W: AsyncWrite + Unpin>(

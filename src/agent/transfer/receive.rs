@@ -1,27 +1,30 @@
 //! The receiving half: what a peer sends is checked, and stored while the stream goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::select_all;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::gather::{Corrupt, Part, Source, refusal, stored_as};
 use super::plain::PLAIN_ASSETS_MAX;
 use super::{
-    ANSWER_WAIT, Context, Counters, DISCARD_BYTES_MAX, Meter, OFFER_WAIT, Outcome,
+    ANSWER_WAIT, Context, Counters, DISCARD_BYTES_MAX, KEEP_ALIVE, Meter, OFFER_WAIT, Outcome,
     PROGRESS_BYTES_MIN, PUT_ASSETS_MAX, PUT_BYTES_MAX, PUTS_IN_FLIGHT, READ_STALL, TransferError,
-    WRITE_STALL, blocking, expect_frame, is_large, keeping_alive, out_of_place, with_causes,
+    WRITE_STALL, expect_frame, is_large, keep_alive, keeping_alive, out_of_place, with_causes,
 };
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::PIECE_ALIGN_BYTES;
-use crate::net::frame::{FrameReader, FrameWriter};
-use crate::state::partials::{FinishError, OpenError, Partial, PieceError};
-use crate::store::{Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile};
+use crate::net::frame::{Frame, FrameReader, FrameWriter};
+use crate::state::partials::PieceError;
+use crate::store::{Metadata, NewAsset, SMALL_BYTES_MAX, StoreError};
 use crate::wire::batch::{
-    Content, Label, Naming, Offer, Piece, Verdict, WantEntry, decode_contents, decode_drop,
-    encode_ack, encode_want,
+    Content, Label, Naming, Offer, Piece, Verdict, Want, WantEntry, decode_contents, decode_drop,
+    encode_ack,
 };
 use crate::wire::frame::Kind;
 
@@ -84,11 +87,11 @@ where
     let offer = Offer::decode(frame.payload, SMALL_BYTES_MAX)?;
 
     let want = keeping_alive(&mut writer, intake.admit(&offer, decide)).await??;
+    let naming = Naming::Offered(offer.entries.len());
     if offer.entries.iter().any(|e| !e.inline) {
-        writer.write(Kind::Want, &encode_want(&want)).await?;
-        writer.flush().await?;
+        ask(intake, &mut reader, &mut writer, naming, want).await?;
     }
-    take_contents(intake, &mut reader, Naming::Offered(offer.entries.len())).await?;
+    take_contents(intake, &mut reader, naming).await?;
     if let Ok(Ok(Some(frame))) = timeout(OFFER_WAIT, reader.read()).await {
         return Err(out_of_place(&frame, "the end of the stream"));
     }
@@ -96,6 +99,51 @@ where
     let verdicts: Vec<_> = intake.verdicts().collect();
     writer.write(Kind::Ack, &encode_ack(verdicts.iter().map(|(_, v)| (None, v)))).await?;
     Ok(writer.finish().await?)
+}
+
+/// Asks for what is wanted, and for large assets again and again, as one part after another arrives;
+/// returns when no more is to be asked for.
+async fn ask<R, W>(
+    intake: &mut Intake<'_>,
+    reader: &mut FrameReader<R>,
+    writer: &mut FrameWriter<W>,
+    naming: Naming,
+    mut entries: Vec<WantEntry>,
+) -> Result<(), TransferError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut progress = Progress::new();
+    loop {
+        intake.follow_gatherings()?;
+        entries.extend(intake.next_spans());
+        let more = intake.may_ask();
+        if !more || !entries.is_empty() {
+            let want = Want { entries: std::mem::take(&mut entries), more };
+            writer.write(Kind::Want, &want.encode()).await?;
+            writer.flush().await?;
+            if more {
+                continue;
+            }
+            return Ok(());
+        }
+        let idle_until = intake.idle_until();
+        tokio::select! {
+            frame = progress.within(reader.read()) => {
+                let frame = frame??.ok_or(TransferError::Ended("Done"))?;
+                progress.moved(frame.payload.len());
+                if frame.kind == Kind::Done {
+                    return Err(out_of_place(&frame, "content that was asked for"));
+                }
+                intake.take(frame, naming).await?;
+            }
+            () = intake.stirred() => {}
+            () = sleep_until(idle_until.unwrap_or(progress.until)), if idle_until.is_some() => {
+                keep_alive(writer).await?;
+            }
+        }
+    }
 }
 
 /// Reads content frames up to and including Done.
@@ -114,14 +162,9 @@ pub(super) async fn take_contents<R: AsyncRead + Unpin>(
         let frame = frame.ok_or(TransferError::Ended("Done"))?;
         progress.moved(frame.payload.len());
         match (frame.kind, naming) {
-            (Kind::Contents, _) => intake.contents(decode_contents(frame.payload, naming)?).await?,
-            (Kind::Piece, _) => intake.piece(Piece::decode(frame.payload, naming)?).await?,
-            (Kind::Drop, Naming::Offered(entries)) => {
-                intake.dropped(decode_drop(frame.payload, entries)?)?;
-            }
             (Kind::Done, Naming::Offered(_)) => return intake.check_complete(),
             (Kind::Done, Naming::Plain) => return Ok(()),
-            _ => return Err(out_of_place(&frame, "Contents, Piece, Drop or Done")),
+            _ => intake.take(frame, naming).await?,
         }
     }
 }
@@ -155,11 +198,11 @@ impl Progress {
 enum Expects {
     Nothing,
     Whole,
-    /// From `next_bytes` to the end. `partial` is away while a piece is being written to it, and
-    /// gone when the pieces are only read to be dropped.
+    /// Of a large asset. Without a `source` it is only read to be dropped.
     Pieces {
-        next_bytes: u64,
-        partial: Option<Box<Partial>>,
+        /// What was asked for and has not come, in order.
+        asked: VecDeque<Range<u64>>,
+        source: Option<Source>,
     },
 }
 
@@ -169,32 +212,52 @@ struct Slot {
     expects: Expects,
     /// Set once. Content that comes after it is dropped.
     outcome: Option<Outcome>,
+    /// What the meter was told to expect of it.
+    metered_bytes: u64,
 }
 
 impl Slot {
     fn expecting(digest: Digest, expects: Expects) -> Self {
-        Self { digest, expects, outcome: None }
+        Self { digest, expects, outcome: None, metered_bytes: 0 }
     }
 
     fn settled(digest: Digest, expects: Expects, outcome: Outcome) -> Self {
-        Self { digest, expects, outcome: Some(outcome) }
+        Self { outcome: Some(outcome), ..Self::expecting(digest, expects) }
     }
 
-    /// Nothing more comes for it.
+    /// Nothing more comes for it that was asked for.
     fn is_done(&self) -> bool {
-        self.left_bytes() == 0 && !matches!(self.expects, Expects::Whole)
-    }
-
-    fn left_bytes(&self) -> u64 {
-        match self.expects {
-            Expects::Nothing => 0,
-            Expects::Whole => self.digest.size_bytes,
-            Expects::Pieces { next_bytes, .. } => self.digest.size_bytes - next_bytes,
+        match &self.expects {
+            Expects::Nothing => true,
+            Expects::Whole => false,
+            Expects::Pieces { asked, .. } => asked.is_empty(),
         }
     }
 
+    /// What is likely yet to come for it, and of use.
+    fn left_bytes(&self) -> u64 {
+        match &self.expects {
+            _ if self.outcome.is_some() => 0,
+            Expects::Nothing | Expects::Pieces { source: None, .. } => 0,
+            Expects::Whole => self.digest.size_bytes,
+            Expects::Pieces { source: Some(source), .. } => source.share_bytes(),
+        }
+    }
+
+    /// The source of an asset that may still come to its end here.
+    fn source(&mut self) -> Option<&mut Source> {
+        match &mut self.expects {
+            Expects::Pieces { source, .. } => source.as_mut(),
+            Expects::Nothing | Expects::Whole => None,
+        }
+    }
+
+    /// Its source, if it has one, leaves the rest to others.
     fn conclude(&mut self, outcome: Outcome) {
         self.outcome.get_or_insert(outcome);
+        if let Expects::Pieces { source, .. } = &mut self.expects {
+            *source = None;
+        }
     }
 
     fn verdict(&self) -> Verdict {
@@ -220,18 +283,8 @@ struct Committed {
     /// A group of small contents; one large asset otherwise.
     is_group: bool,
     /// By slot.
-    results: Vec<(usize, Result<Stored, CommitError>)>,
+    results: Vec<(usize, Result<Outcome, Corrupt>)>,
 }
-
-enum CommitError {
-    Store(StoreError),
-    /// The bytes are not the hash's: the peer's fault, not the store's.
-    Corrupt,
-    Local(String),
-}
-
-/// A partial asset back from the thread that wrote a piece to it.
-type Written = (Box<Partial>, Result<(), PieceError>);
 
 /// The assets of one stream on their way into the store.
 pub(super) struct Intake<'a> {
@@ -244,7 +297,7 @@ pub(super) struct Intake<'a> {
     group: Vec<(usize, Bytes)>,
     group_bytes: u64,
     /// The piece being checked and written, while the next is being read.
-    writing: Option<(usize, JoinHandle<Written>)>,
+    writing: Option<(usize, JoinHandle<Result<(), PieceError>>)>,
     commits: JoinSet<Committed>,
     puts_in_flight: usize,
     discarded_bytes: u64,
@@ -309,7 +362,7 @@ impl<'a> Intake<'a> {
 
     // --- what is wanted -------------------------------------------------------------------------
 
-    /// Decides on every entry of the offer; returns what to ask for.
+    /// Decides on every entry of the offer; returns the small ones to ask for.
     async fn admit<D, F>(
         &mut self,
         offer: &Offer,
@@ -339,17 +392,14 @@ impl<'a> Intake<'a> {
             } else if !wanted.next().unwrap_or(false) {
                 Slot::settled(digest, comes_anyway, Outcome::Elsewhere)
             } else if is_large(&digest) {
-                self.open_large(digest).await?
+                self.open_large(digest, Part::Asked).await
             } else {
                 Slot::expecting(digest, Expects::Whole)
             };
-            let offset_bytes = match slot.expects {
-                Expects::Whole if !entry.inline => Some(0),
-                Expects::Pieces { next_bytes, .. } if !slot.is_done() => Some(next_bytes),
-                _ => None,
-            };
-            if let Some(offset_bytes) = offset_bytes {
-                want.push(WantEntry { index, offset_bytes });
+            if let Expects::Whole = slot.expects
+                && !entry.inline
+            {
+                want.push(WantEntry { index, range: 0..digest.size_bytes });
             }
             let slot = self.add(slot);
             self.commit_if_whole(slot);
@@ -381,16 +431,16 @@ impl<'a> Intake<'a> {
         if let Some(last) = self.slots.last_mut()
             && !last.is_done()
         {
-            self.meter.forget(last.left_bytes());
             last.expects = Expects::Nothing;
             last.conclude(Outcome::Unavailable);
+            self.meter_slot(self.slots.len() - 1);
         }
         let known = self.ctx.known(new.keys().copied().collect()).await?;
         for (digest, known) in new.into_values().zip(known) {
             let slot = match (known, is_large(&digest)) {
                 (false, false) => Slot::expecting(digest, Expects::Whole),
                 (true, false) => Slot::settled(digest, Expects::Whole, Outcome::AlreadyHeld),
-                (known, true) => self.admit_named_large(digest, known).await?,
+                (known, true) => self.admit_named_large(digest, known).await,
             };
             let index = self.add(slot);
             self.by_hash.insert(digest.hash, index);
@@ -399,25 +449,19 @@ impl<'a> Intake<'a> {
     }
 
     /// The content comes whether it is wanted or not, and from its beginning.
-    async fn admit_named_large(
-        &mut self,
-        digest: Digest,
-        known: bool,
-    ) -> Result<Slot, TransferError> {
-        let dropped = Expects::Pieces { next_bytes: 0, partial: None };
-        if known {
-            return Ok(Slot::settled(digest, dropped, Outcome::AlreadyHeld));
-        }
-        let slot = self.open_large(digest).await?;
-        match slot.expects {
-            Expects::Pieces { next_bytes: 0, .. } => Ok(slot),
-            Expects::Pieces { partial: Some(partial), .. } => {
-                let discarded = blocking(move || partial.discard()).await?;
-                discarded.map_err(|e| TransferError::Local(with_causes(e)))?;
-                self.open_large(digest).await
-            }
-            _ => Ok(Slot { expects: dropped, ..slot }),
-        }
+    async fn admit_named_large(&mut self, digest: Digest, known: bool) -> Slot {
+        let mut slot = match known {
+            true => Slot::settled(digest, Expects::Nothing, Outcome::AlreadyHeld),
+            false => self.open_large(digest, Part::FromStart).await,
+        };
+        let source = match &mut slot.expects {
+            Expects::Pieces { source, .. } => source.take(),
+            Expects::Nothing | Expects::Whole => None,
+        };
+        // All of it is missing, and so it is one range.
+        let asked = source.as_ref().and_then(Source::next).unwrap_or(0..digest.size_bytes);
+        slot.expects = Expects::Pieces { asked: VecDeque::from([asked]), source };
+        slot
     }
 
     fn slot_of(&self, label: Label) -> usize {
@@ -428,57 +472,118 @@ impl<'a> Intake<'a> {
     }
 
     fn add(&mut self, slot: Slot) -> usize {
-        if slot.outcome.is_none() {
-            self.meter.expect(slot.left_bytes());
-        }
         self.slots.push(slot);
-        self.slots.len() - 1
+        let index = self.slots.len() - 1;
+        self.meter_slot(index);
+        index
+    }
+
+    /// Tells the meter what is to be expected of a slot by now.
+    fn meter_slot(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        let left_bytes = slot.left_bytes();
+        self.meter.expect(left_bytes.saturating_sub(slot.metered_bytes));
+        self.meter.forget(slot.metered_bytes.saturating_sub(left_bytes));
+        slot.metered_bytes = left_bytes;
+    }
+
+    /// Content of a slot has come.
+    fn moved(&mut self, index: usize, bytes: u64) {
+        self.meter.moved(bytes);
+        let slot = &mut self.slots[index];
+        slot.metered_bytes = slot.metered_bytes.saturating_sub(bytes);
     }
 
     /// Makes ready for a large asset's pieces, or says why not, before its first byte.
-    async fn open_large(&mut self, digest: Digest) -> Result<Slot, TransferError> {
-        let refuse = |outcome| Ok(Slot::settled(digest, Expects::Nothing, outcome));
-        let size_bytes = digest.size_bytes;
-        match self.ctx.store.info().await {
-            Ok(info) if info.largest_asset_bytes.is_some_and(|largest| size_bytes > largest) => {
-                return refuse(Outcome::Refused("it is too large for this device's store".into()));
+    async fn open_large(&mut self, digest: Digest, part: Part) -> Slot {
+        match self.ctx.gatherings.join(self.ctx, digest, part).await {
+            Ok(source) => {
+                let (asked, source) = (VecDeque::new(), Some(source));
+                Slot::expecting(digest, Expects::Pieces { asked, source })
             }
-            Ok(_) => {}
-            Err(e) => return refuse(refusal(&e)),
-        }
-        let (partials, algorithm) = (self.ctx.partials.clone(), self.ctx.algorithm);
-        match blocking(move || partials.start(digest, algorithm)).await? {
-            Ok(partial) => {
-                if let Err(reason) = self.check_space(&partial).await? {
-                    if partial.verified_prefix_bytes() == 0 {
-                        let discarded = blocking(move || partial.discard()).await?;
-                        discarded.map_err(|e| TransferError::Local(with_causes(e)))?;
-                    }
-                    return refuse(Outcome::Later(reason));
-                }
-                let next_bytes = partial.verified_prefix_bytes();
-                let partial = Some(Box::new(partial));
-                Ok(Slot::expecting(digest, Expects::Pieces { next_bytes, partial }))
-            }
-            // An earlier transfer of it is still ending; our store is well.
-            Err(OpenError::InUse(_) | OpenError::TooMany) => refuse(Outcome::Interrupted),
-            Err(e) => refuse(Outcome::Later(with_causes(e))),
+            Err(outcome) => Slot::settled(digest, Expects::Nothing, outcome),
         }
     }
 
-    /// Whether there is room for the rest of it beside all that is under way: where partial assets
-    /// are collected, and in the store.
-    async fn check_space(&self, partial: &Partial) -> Result<Result<(), String>, TransferError> {
-        let needed_bytes = partial.space_needed_bytes();
-        let partials = self.ctx.partials.clone();
-        if let Err(e) = blocking(move || partials.check_space(needed_bytes)).await? {
-            return Ok(Err(with_causes(e)));
+    // --- what is asked for ----------------------------------------------------------------------
+
+    /// Commits what others made whole, and ends the stream when they left this peer behind.
+    fn follow_gatherings(&mut self) -> Result<(), TransferError> {
+        for index in 0..self.slots.len() {
+            self.commit_if_whole(index);
+            let slot = &mut self.slots[index];
+            if slot.source().is_some_and(|source| source.is_left_behind()) {
+                return Err(TransferError::LeftBehind(slot.digest.hash));
+            }
         }
-        let checked = self.ctx.store.check_space(needed_bytes).await;
-        Ok(checked.map_err(|e| e.to_string()))
+        Ok(())
+    }
+
+    /// What to ask for of large assets now: one range each at most.
+    fn next_spans(&mut self) -> Vec<WantEntry> {
+        let mut next = Vec::new();
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let Expects::Pieces { asked, source: Some(source) } = &mut slot.expects else {
+                continue;
+            };
+            if let Some(range) = source.next() {
+                asked.push_back(range.clone());
+                next.push(WantEntry { index, range });
+            }
+        }
+        next
+    }
+
+    /// More may have to be asked for, now or later.
+    fn may_ask(&mut self) -> bool {
+        self.slots.iter_mut().filter_map(Slot::source).any(|source| source.may_ask())
+    }
+
+    /// When to look again for something to ask for, or to tell the peer that we are alive, if
+    /// nothing is to come meanwhile.
+    fn idle_until(&mut self) -> Option<Instant> {
+        if self.slots.iter().any(|slot| !slot.is_done()) {
+            return None;
+        }
+        let look_at = self.slots.iter_mut().filter_map(Slot::source).filter_map(|s| s.look_at());
+        look_at.chain([Instant::now() + KEEP_ALIVE]).min()
+    }
+
+    /// Returns when a piece has been written, or something has changed for a source.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    async fn stirred(&mut self) {
+        if self.writing.is_some() {
+            return self.finish_writing().await;
+        }
+        let sources = self.slots.iter_mut().filter_map(Slot::source);
+        let changes: Vec<_> = sources.map(|source| Box::pin(source.changed())).collect();
+        match changes.is_empty() {
+            true => std::future::pending().await,
+            false => drop(select_all(changes).await),
+        }
     }
 
     // --- what arrives ---------------------------------------------------------------------------
+
+    /// Takes a frame of content.
+    async fn take(&mut self, frame: Frame, naming: Naming) -> Result<(), TransferError> {
+        match (frame.kind, naming) {
+            (Kind::Contents, _) => self.contents(decode_contents(frame.payload, naming)?).await?,
+            (Kind::Piece, _) => self.piece(Piece::decode(frame.payload, naming)?).await?,
+            (Kind::Drop, Naming::Offered(entries)) => {
+                self.dropped(decode_drop(frame.payload, entries)?)?;
+            }
+            _ => return Err(out_of_place(&frame, "Contents, Piece, Drop or Done")),
+        }
+        let mut open = self.slots.iter().filter(|slot| !slot.is_done()).peekable();
+        let is_of_no_use = open.peek().is_some() && open.all(|slot| slot.outcome.is_some());
+        match self.fault.take_if(|_| is_of_no_use && naming != Naming::Plain) {
+            Some(fault) => Err(fault),
+            None => Ok(()),
+        }
+    }
 
     async fn contents(&mut self, contents: Vec<Content>) -> Result<(), TransferError> {
         self.admit_named(contents.iter().map(|c| c.label)).await?;
@@ -490,7 +595,8 @@ impl<'a> Intake<'a> {
                 return Err(TransferError::Protocol(format!("{what}: {}", slot.digest.hash)));
             }
             slot.expects = Expects::Nothing;
-            self.meter.moved(bytes.len() as u64);
+            self.moved(index, bytes.len() as u64);
+            let slot = &self.slots[index];
             if slot.outcome.is_some() {
                 continue;
             }
@@ -513,37 +619,37 @@ impl<'a> Intake<'a> {
         let index = self.slot_of(piece.label);
         self.finish_writing().await;
         let slot = &mut self.slots[index];
-        let (size_bytes, end_bytes) = (slot.digest.size_bytes, piece.end_bytes());
-        let Expects::Pieces { next_bytes, partial } = &mut slot.expects else {
+        let (length_bytes, end_bytes) = (u64::from(piece.length_bytes), piece.end_bytes());
+        let Expects::Pieces { asked, source } = &mut slot.expects else {
             let what = "a piece of an asset that was not wanted or is small";
             return Err(TransferError::Protocol(format!("{what}: {}", slot.digest.hash)));
         };
-        let cut_well = end_bytes == size_bytes
-            || end_bytes < size_bytes && end_bytes.is_multiple_of(PIECE_ALIGN_BYTES);
-        if piece.offset_bytes != *next_bytes || !cut_well {
-            let seen = format!("a piece from {} to {end_bytes}", piece.offset_bytes);
-            let expected = format!("one from {next_bytes} on, of {size_bytes}");
-            return Err(TransferError::Protocol(format!("{seen}, expected {expected}")));
-        }
-        *next_bytes = end_bytes;
-        self.meter.moved(piece.length_bytes.into());
-        if let Some(outcome) = &slot.outcome {
-            self.discarded_bytes += u64::from(piece.length_bytes);
-            if self.discarded_bytes > DISCARD_BYTES_MAX {
-                let hash = slot.digest.hash;
-                return Err(TransferError::Local(format!("gave up on {hash}: {outcome:?}")));
-            }
-            return Ok(());
-        }
-        let Some(mut partial) = partial.take() else {
-            return Err(TransferError::Local("a partial asset went missing".into()));
-        };
-        let job = tokio::task::spawn_blocking(move || {
-            let written =
-                partial.write_piece(piece.offset_bytes, piece.length_bytes.into(), &piece.encoded);
-            (partial, written)
+        let due = asked.front_mut().filter(|due| {
+            let cut_well = end_bytes == due.end
+                || end_bytes < due.end && end_bytes.is_multiple_of(PIECE_ALIGN_BYTES);
+            piece.offset_bytes == due.start && cut_well
         });
-        self.writing = Some((index, job));
+        let Some(due) = due else {
+            let seen = format!("a piece from {} to {end_bytes}", piece.offset_bytes);
+            let expected = format!("one that begins {:?}", asked.front());
+            return Err(TransferError::Protocol(format!("{seen}, expected {expected}")));
+        };
+        due.start = end_bytes;
+        if due.is_empty() {
+            asked.pop_front();
+        }
+        if let Some(writer) = source.as_ref().map(Source::writer) {
+            let job = tokio::task::spawn_blocking(move || writer.write(&piece));
+            self.writing = Some((index, job));
+        } else {
+            self.discarded_bytes += length_bytes;
+        }
+        self.moved(index, length_bytes);
+        self.meter_slot(index);
+        if self.discarded_bytes > DISCARD_BYTES_MAX {
+            let Slot { digest, outcome, .. } = &self.slots[index];
+            return Err(TransferError::Local(format!("gave up on {}: {outcome:?}", digest.hash)));
+        }
         Ok(())
     }
 
@@ -552,11 +658,9 @@ impl<'a> Intake<'a> {
         if slot.is_done() {
             return Err(TransferError::Protocol(format!("a Drop of {}", slot.digest.hash)));
         }
-        if slot.outcome.is_none() {
-            self.meter.forget(slot.left_bytes());
-        }
         slot.expects = Expects::Nothing;
         slot.conclude(Outcome::Unavailable);
+        self.meter_slot(index);
         Ok(())
     }
 
@@ -575,6 +679,7 @@ impl<'a> Intake<'a> {
     /// Waits until nothing of this transfer is on its way into the store any more.
     pub(super) async fn settle(&mut self) {
         self.finish_writing().await;
+        (0..self.slots.len()).for_each(|index| self.commit_if_whole(index));
         self.put_group().await;
         while self.reap().await {}
     }
@@ -584,34 +689,28 @@ impl<'a> Intake<'a> {
         let Some((index, job)) = &mut self.writing else { return };
         let (index, written) = (*index, job.await);
         self.writing = None;
-        let slot = &mut self.slots[index];
         match written {
-            Ok((written, Ok(()))) => {
-                // The sender may have dropped the asset meanwhile; what is verified stays on disk.
-                if let Expects::Pieces { partial, .. } = &mut slot.expects {
-                    *partial = Some(written);
-                }
-                self.commit_if_whole(index);
+            Ok(Ok(())) => self.commit_if_whole(index),
+            Ok(Err(e @ PieceError::Io(_))) => {
+                self.slots[index].conclude(Outcome::Later(with_causes(e)));
             }
-            Ok((_, Err(e @ PieceError::Io(_)))) => slot.conclude(Outcome::Later(with_causes(e))),
-            Ok((_, Err(PieceError::Corrupt { .. } | PieceError::Misplaced { .. }))) => {
+            Ok(Err(PieceError::Corrupt { .. } | PieceError::Misplaced { .. })) => {
                 self.refuse_corrupt(index);
             }
-            Err(e) => slot.conclude(Outcome::Later(format!("a worker thread failed: {e}"))),
+            Err(e) => {
+                let reason = format!("a worker thread failed: {e}");
+                self.slots[index].conclude(Outcome::Later(reason));
+            }
         }
     }
 
     fn commit_if_whole(&mut self, index: usize) {
         let slot = &mut self.slots[index];
-        let Expects::Pieces { next_bytes, partial } = &mut slot.expects else { return };
-        if *next_bytes < slot.digest.size_bytes || slot.outcome.is_some() {
-            return;
-        }
-        let Some(partial) = partial.take() else { return };
+        let Some(gathering) = slot.source().and_then(|source| source.whole()) else { return };
         slot.expects = Expects::Nothing;
         let ctx = self.ctx.clone();
         self.commits.spawn(async move {
-            Committed { is_group: false, results: vec![(index, adopt(ctx, partial).await)] }
+            Committed { is_group: false, results: vec![(index, gathering.commit(&ctx).await)] }
         });
     }
 
@@ -649,11 +748,8 @@ impl<'a> Intake<'a> {
         }
         for (index, result) in results {
             match result {
-                Ok(Stored::New) => self.slots[index].conclude(Outcome::Stored),
-                Ok(Stored::Existed) => self.slots[index].conclude(Outcome::AlreadyHeld),
-                Err(CommitError::Corrupt) => self.refuse_corrupt(index),
-                Err(CommitError::Store(e)) => self.slots[index].conclude(refusal(&e)),
-                Err(CommitError::Local(e)) => self.slots[index].conclude(Outcome::Later(e)),
+                Ok(outcome) => self.slots[index].conclude(outcome),
+                Err(Corrupt) => self.refuse_corrupt(index),
             }
         }
         true
@@ -669,7 +765,7 @@ impl<'a> Intake<'a> {
 async fn put(
     ctx: Context,
     mut assets: Vec<(usize, NewAsset)>,
-) -> Vec<(usize, Result<Stored, CommitError>)> {
+) -> Vec<(usize, Result<Outcome, Corrupt>)> {
     let Context { store, algorithm, .. } = &ctx;
     let expected = ctx.expect(assets.iter().map(|(_, asset)| asset.digest.hash).collect()).await;
     for ((_, asset), metadata) in assets.iter_mut().zip(expected) {
@@ -681,40 +777,17 @@ async fn put(
         Err(e) => vec![Err(e); assets.len()],
     };
     let results = assets.into_iter().zip(results).map(|((index, asset), result)| {
-        let result = result.map_err(|e| match e {
+        let result = match result {
+            Ok(stored) => Ok(stored_as(stored)),
             // The store may be wrong about it: only our own hash accuses the peer.
-            StoreError::Mismatch { .. } if algorithm.hash(&asset.content) != asset.digest.hash => {
-                CommitError::Corrupt
+            Err(StoreError::Mismatch { .. })
+                if algorithm.hash(&asset.content) != asset.digest.hash =>
+            {
+                Err(Corrupt)
             }
-            e => CommitError::Store(e),
-        });
+            Err(e) => Ok(refusal(&e)),
+        };
         (index, result)
     });
     results.collect()
-}
-
-async fn adopt(ctx: Context, partial: Box<Partial>) -> Result<Stored, CommitError> {
-    let finished =
-        blocking(move || partial.finish()).await.map_err(|e| CommitError::Local(e.to_string()))?;
-    // Held until the store is done: nobody else may open the files meanwhile.
-    let complete = finished.map_err(|e| match e {
-        FinishError::Mismatch { .. } => CommitError::Corrupt,
-        e => CommitError::Local(with_causes(e)),
-    })?;
-    let file = VerifiedFile {
-        digest: complete.digest,
-        path: complete.path.clone(),
-        outboard: complete.outboard.clone(),
-        metadata: ctx.expect(vec![complete.digest.hash]).await.pop().unwrap_or_default(),
-    };
-    ctx.store.adopt(file).await.map_err(CommitError::Store)
-}
-
-/// What a store's error means for the asset.
-fn refusal(error: &StoreError) -> Outcome {
-    match error {
-        StoreError::TooLarge(_) | StoreError::Unsupported(_) => Outcome::Refused(error.to_string()),
-        StoreError::Unreachable(_) => Outcome::StoreDown(error.to_string()),
-        _ => Outcome::Later(error.to_string()),
-    }
 }

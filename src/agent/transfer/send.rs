@@ -1,5 +1,6 @@
 //! The sending half: what is read from the store, checked, and written to the stream.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,15 +17,16 @@ use tokio::time::timeout;
 use super::{
     ANSWER_WAIT, CONTENTS_BYTES, Context, Counters, KEEP_ALIVE, Meter, Outcome, PIECE_BYTES,
     PIECES_AHEAD, READ_STALL, TransferError, WRITE_STALL, blocking, expect_frame, is_large,
-    keep_alive,
+    keep_alive, keeping_alive,
 };
-use crate::core::ids::{Digest, HashAlgorithm};
+use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::core::limits::{INLINE_BYTES_MAX, OFFER_ENTRIES_MAX};
 use crate::net::frame::{FrameReader, FrameWriter};
 use crate::state::bao::{self, encode_piece};
 use crate::store::{READ_BYTES_MAX, StoreError};
 use crate::wire::batch::{
-    Content, Label, Offer, OfferEntry, Piece, decode_ack, decode_want, encode_contents, encode_drop,
+    Content, Label, Offer, OfferEntry, Piece, Want, WantEntry, decode_ack, encode_contents,
+    encode_drop,
 };
 use crate::wire::frame::Kind;
 use crate::wire::proto::peer;
@@ -60,13 +62,36 @@ where
 
     let mut meter = counters.sending();
     let at_once = offer.entries.iter().enumerate().filter(|(_, e)| e.inline);
-    let at_once = at_once.map(|(index, e)| Asset::entry(index, e.digest, 0)).collect();
+    let at_once: Vec<_> = at_once.map(|(index, e)| Asset::entry(index, e.digest)).collect();
+    meter.expect(at_once.iter().map(Asset::left_bytes).sum());
+    let mut outboard = LastOutboard::default();
     // The Want is read while inline contents are written, so that neither side waits for the other.
-    let (mut lost, wanted) = tokio::try_join!(
-        send_contents(ctx, &mut writer, at_once, &mut meter),
-        read_want(&mut reader, &offer),
+    let (mut lost, mut want) = tokio::try_join!(
+        send_contents(ctx, &mut writer, at_once, &mut meter, &mut outboard),
+        read_want(ctx, &mut reader, &offer),
     )?;
-    lost.extend(send_contents(ctx, &mut writer, wanted, &mut meter).await?);
+    let mut begun = BTreeSet::new();
+    loop {
+        let mut wanted = Vec::new();
+        for WantEntry { index, range } in want.entries {
+            let asset = Asset { range, ..Asset::entry(index, offer.entries[index].digest) };
+            // Who asks for a part is likely to ask for all that follows.
+            if begun.insert(index) {
+                let part_bytes = asset.digest.size_bytes - asset.range.start;
+                meter.expect(if want.more { part_bytes } else { asset.left_bytes() });
+            }
+            // After its Drop no more of an asset comes.
+            if lost.iter().all(|lost| lost.label != asset.label) {
+                wanted.push(asset);
+            }
+        }
+        lost.extend(send_contents(ctx, &mut writer, wanted, &mut meter, &mut outboard).await?);
+        if !want.more {
+            break;
+        }
+        let next = read_want(ctx, &mut reader, &offer);
+        want = keeping_alive(&mut writer, next).await??;
+    }
     writer.write(Kind::Done, &peer::Done {}).await?;
     writer.finish().await?;
 
@@ -95,45 +120,53 @@ fn offer(digests: &[Digest], solicited: bool, inline: bool) -> Offer {
 
 /// A Want comes only when something is left to be wanted.
 async fn read_want<R: AsyncRead + Unpin>(
+    ctx: &Context,
     reader: &mut FrameReader<R>,
     offer: &Offer,
-) -> Result<Vec<Asset>, TransferError> {
+) -> Result<Want, TransferError> {
     if offer.entries.iter().all(|e| e.inline) {
-        return Ok(Vec::new());
+        return Ok(Want::default());
     }
     let frame = expect_frame(reader, Kind::Want, "Want", ANSWER_WAIT).await?;
-    let wanted = decode_want(frame.payload, offer)?
-        .into_iter()
-        .map(|want| Asset::entry(want.index, offer.entries[want.index].digest, want.offset_bytes));
-    Ok(wanted.collect())
+    let want = Want::decode(frame.payload, offer)?;
+    let is_part = |e: &WantEntry| e.range.end < offer.entries[e.index].digest.size_bytes;
+    // The whole is hashed on the way, and a part proves nothing.
+    if ctx.algorithm == HashAlgorithm::Sha256 && want.entries.iter().any(is_part) {
+        return Err(TransferError::Protocol("a part of an asset wanted, with SHA-256".into()));
+    }
+    Ok(want)
 }
 
-/// An asset to send, from `offset_bytes` on.
-#[derive(Debug, Clone, Copy)]
+/// An asset to send, or a part of a large one.
+#[derive(Debug, Clone)]
 pub(super) struct Asset {
     label: Label,
     digest: Digest,
-    offset_bytes: u64,
+    range: Range<u64>,
 }
 
 impl Asset {
-    fn entry(index: usize, digest: Digest, offset_bytes: u64) -> Self {
-        Self { label: Label::Entry(index), digest, offset_bytes }
+    fn entry(index: usize, digest: Digest) -> Self {
+        Self { label: Label::Entry(index), digest, range: 0..digest.size_bytes }
     }
 
     /// An asset of the plain protocol.
     pub(super) fn named(digest: Digest) -> Self {
-        Self { label: Label::Named(digest), digest, offset_bytes: 0 }
+        Self { label: Label::Named(digest), digest, range: 0..digest.size_bytes }
     }
 
-    fn left_bytes(&self) -> u64 {
-        self.digest.size_bytes - self.offset_bytes
+    pub(super) fn left_bytes(&self) -> u64 {
+        self.range.end - self.range.start
     }
 
     fn lost(&self, outcome: Outcome) -> Lost {
         Lost { label: self.label, outcome }
     }
 }
+
+/// The outboard of the large asset that was sent last: for its next part it is needed again.
+#[derive(Debug, Default)]
+pub(super) struct LastOutboard(Option<(Hash, Arc<File>)>);
 
 /// An asset that cannot be sent, or not to its end.
 #[derive(Debug)]
@@ -158,12 +191,14 @@ pub(super) async fn send_contents<W: AsyncWrite + Unpin>(
     writer: &mut FrameWriter<W>,
     assets: Vec<Asset>,
     meter: &mut Meter,
+    outboard: &mut LastOutboard,
 ) -> Result<Vec<Lost>, TransferError> {
-    meter.expect(assets.iter().map(Asset::left_bytes).sum());
     // Reading, checking and encoding run ahead of the writing by what the queue holds.
     let (queue, prepared) = mpsc::channel(1);
-    let (_, lost) =
-        tokio::try_join!(prepare(ctx, assets, queue), write_out(writer, prepared, meter))?;
+    let (_, lost) = tokio::try_join!(
+        prepare(ctx, assets, queue, outboard),
+        write_out(writer, prepared, meter)
+    )?;
     Ok(lost)
 }
 
@@ -214,7 +249,12 @@ async fn enqueue(queue: &Queue, prepared: Prepared) {
     let _ = queue.send(prepared).await;
 }
 
-async fn prepare(ctx: &Context, assets: Vec<Asset>, queue: Queue) -> Result<(), TransferError> {
+async fn prepare(
+    ctx: &Context,
+    assets: Vec<Asset>,
+    queue: Queue,
+    outboard: &mut LastOutboard,
+) -> Result<(), TransferError> {
     let is_resting = |asset: &Asset| ctx.damaged.is_resting(&asset.digest.hash);
     let (resting, assets): (Vec<_>, Vec<_>) = assets.into_iter().partition(is_resting);
     for asset in resting {
@@ -234,10 +274,13 @@ async fn prepare(ctx: &Context, assets: Vec<Asset>, queue: Queue) -> Result<(), 
     }
     for asset in large {
         let sent = match ctx.algorithm {
-            HashAlgorithm::Blake3 => prepare_verified_pieces(ctx, asset, &queue).await?,
+            HashAlgorithm::Blake3 => {
+                prepare_verified_pieces(ctx, asset.clone(), &queue, outboard).await?
+            }
             HashAlgorithm::Sha256 => prepare_raw_pieces(ctx, &asset, &queue).await?,
         };
         match sent {
+            Ok(()) if asset.range.end < asset.digest.size_bytes => {}
             Ok(()) => ctx.damaged.healed(&asset.digest.hash),
             Err(outcome) => {
                 if outcome == Outcome::Damaged {
@@ -335,11 +378,11 @@ fn judge(
 
 // --- large contents -----------------------------------------------------------------------------
 
-/// The ranges that make up `from..size`, cut where a piece's length divides the asset.
-fn piece_ranges(from: u64, size: u64) -> impl Iterator<Item = Range<u64>> + Send {
-    let mut start = from;
+/// The ranges that make up `part`, cut where a piece's length divides the asset.
+fn piece_ranges(part: Range<u64>) -> impl Iterator<Item = Range<u64>> + Send {
+    let mut start = part.start;
     std::iter::from_fn(move || {
-        let end = size.min((start / PIECE_BYTES + 1) * PIECE_BYTES);
+        let end = part.end.min((start / PIECE_BYTES + 1) * PIECE_BYTES);
         let range = start..end;
         start = end;
         (!range.is_empty()).then_some(range)
@@ -367,41 +410,53 @@ async fn prepare_verified_pieces(
     ctx: &Context,
     mut asset: Asset,
     queue: &Queue,
+    last: &mut LastOutboard,
 ) -> Result<Result<(), Outcome>, TransferError> {
-    match ctx.store.outboard(asset.digest.hash).await {
-        Ok(Some(stored)) => match send_verified_pieces(ctx, &mut asset, stored, queue).await? {
+    let hash = asset.digest.hash;
+    let known = match last.0.take_if(|(of, _)| *of == hash) {
+        Some((_, outboard)) => Some(outboard),
+        None => match ctx.store.outboard(hash).await {
+            Ok(stored) => stored.map(Arc::new),
+            Err(StoreError::NotFound(_)) => return Ok(Err(Outcome::Unavailable)),
+            Err(e) if e.is_temporary() => return Err(e.into()),
+            Err(e) => return Ok(Err(Outcome::Later(e.to_string()))),
+        },
+    };
+    if let Some(outboard) = known {
+        match send_verified_pieces(ctx, &mut asset, &outboard, queue).await? {
             // Content or outboard is wrong: an outboard of our own tells which.
             Err(Outcome::Damaged) => {}
-            done => return Ok(done),
-        },
-        Ok(None) => {}
-        Err(StoreError::NotFound(_)) => return Ok(Err(Outcome::Unavailable)),
-        Err(e) if e.is_temporary() => return Err(e.into()),
-        Err(e) => return Ok(Err(Outcome::Later(e.to_string()))),
+            done => {
+                last.0 = Some((hash, outboard));
+                return Ok(done);
+            }
+        }
     }
-    match build_outboard(ctx, &asset.digest).await? {
-        Ok(built) => send_verified_pieces(ctx, &mut asset, built, queue).await,
-        Err(outcome) => Ok(Err(outcome)),
-    }
+    let outboard = match build_outboard(ctx, &asset.digest).await? {
+        Ok(built) => Arc::new(built),
+        Err(outcome) => return Ok(Err(outcome)),
+    };
+    let sent = send_verified_pieces(ctx, &mut asset, &outboard, queue).await;
+    last.0 = Some((hash, outboard));
+    sent
 }
 
-/// Moves the asset's offset on with every piece that is on its way.
+/// Moves the asset's range on with every piece that is on its way.
 async fn send_verified_pieces(
     ctx: &Context,
     asset: &mut Asset,
-    outboard: File,
+    outboard: &Arc<File>,
     queue: &Queue,
 ) -> Result<Result<(), Outcome>, TransferError> {
-    let outboard = Arc::new(outboard);
-    let ranges = stream::iter(piece_ranges(asset.offset_bytes, asset.digest.size_bytes));
-    let read = *asset;
+    let ranges = stream::iter(piece_ranges(asset.range.clone()));
+    let read = asset.clone();
     let mut pieces = ranges
         .map(|range| read_verified_piece(ctx, &read, outboard.clone(), range))
         .buffered(PIECES_AHEAD);
     while let Some(piece) = pieces.next().await {
         match piece? {
             Ok(piece) => {
-                asset.offset_bytes = piece.end_bytes();
+                asset.range.start = piece.end_bytes();
                 enqueue(queue, Prepared::Piece(piece)).await;
             }
             Err(outcome) => return Ok(Err(outcome)),
@@ -512,8 +567,8 @@ async fn prepare_raw_pieces(
     asset: &Asset,
     queue: &Queue,
 ) -> Result<Result<(), Outcome>, TransferError> {
-    let Asset { label, digest, offset_bytes } = *asset;
-    let ranges = piece_ranges(0, offset_bytes).chain(piece_ranges(offset_bytes, digest.size_bytes));
+    let (label, digest, offset_bytes) = (asset.label, asset.digest, asset.range.start);
+    let ranges = piece_ranges(0..offset_bytes).chain(piece_ranges(asset.range.clone()));
     let mut reads = stream::iter(ranges)
         .map(|range| async move { (read_range(ctx, &digest, range.clone()).await, range) })
         .buffered(PIECES_AHEAD);
@@ -546,14 +601,13 @@ fn piece_length(range: &Range<u64>) -> u32 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::core::ids::Hash;
 
     #[test]
     fn pieces_cover_the_rest_of_an_asset_without_gap_or_overlap() {
         for size in [1, 2 * PIECE_BYTES - 1, 2 * PIECE_BYTES, 2 * PIECE_BYTES + 1] {
             for from in [0, 16 * 1024, PIECE_BYTES, PIECE_BYTES + 16 * 1024] {
                 let mut next = from;
-                for range in piece_ranges(from, size) {
+                for range in piece_ranges(from..size) {
                     assert_eq!(range.start, next);
                     assert!(range.end - range.start <= PIECE_BYTES);
                     assert!(range.end == size || range.end.is_multiple_of(PIECE_BYTES));
@@ -566,7 +620,7 @@ mod tests {
 
     #[test]
     fn groups_of_small_contents_fill_frames_and_never_overflow_one() {
-        let asset = |size_bytes| Asset::entry(0, Digest { hash: Hash([0; 32]), size_bytes }, 0);
+        let asset = |size_bytes| Asset::entry(0, Digest { hash: Hash([0; 32]), size_bytes });
         for (size, count, per_group) in
             [(0, 1500, OFFER_ENTRIES_MAX), (CONTENTS_BYTES, 3, 1), (CONTENTS_BYTES / 4, 9, 4)]
         {

@@ -10,6 +10,7 @@ use crate::core::limits::HASHES_PER_FRAME_MAX;
 use crate::core::message::Message;
 use crate::core::peers::ConnId;
 use crate::core::session::{Lane, Session};
+use crate::core::spans::is_shared;
 use crate::core::wants::{Arrival, BatchId};
 
 /// A batch under way to a peer.
@@ -177,13 +178,15 @@ impl Engine {
         out: &mut Vec<Effect>,
     ) {
         let is_ready = self.store_up && self.store_paused_until_ms.is_none();
+        let algorithm = self.identity.algorithm;
         let mut wanted = vec![false; digests.len()];
         if let Some((node_id, session)) = self.session_of(conn) {
             session.heard(now_ms);
             session.receiving.insert(batch);
             for (want, digest) in wanted.iter_mut().zip(digests) {
                 if is_ready {
-                    *want = self.wants.offered(now_ms, node_id, batch, digest.hash);
+                    let is_shared = is_shared(digest, algorithm);
+                    *want = self.wants.offered(now_ms, node_id, batch, *digest, is_shared);
                 } else {
                     self.wants.turned_away(now_ms, node_id, digest.hash);
                 }

@@ -70,13 +70,22 @@ impl Sender {
         encode_piece(&self.digest, offset as u64, content, Some(&self.outboard)).unwrap()
     }
 
-    fn send(&self, partial: &mut Partial, length: usize) -> Result<(), PieceError> {
-        let offset = partial.verified_prefix_bytes() as usize;
+    /// Sends the beginning of the first range that is missing.
+    fn send(&self, partial: &Partial, length: usize) -> Result<(), PieceError> {
+        let missing = partial.missing().first().unwrap();
+        self.send_at(
+            partial,
+            missing.start as usize,
+            length.min((missing.end - missing.start) as usize),
+        )
+    }
+
+    fn send_at(&self, partial: &Partial, offset: usize, length: usize) -> Result<(), PieceError> {
         let got = self.end(offset, length) - offset;
         partial.write_piece(offset as u64, got as u64, &self.encode(offset, length))
     }
 
-    fn send_all(&self, partial: &mut Partial, length: usize) {
+    fn send_all(&self, partial: &Partial, length: usize) {
         while !partial.is_complete() {
             self.send(partial, length).unwrap();
         }
@@ -84,6 +93,7 @@ impl Sender {
 
     fn assert_finishes(&self, partial: Partial) {
         let complete = partial.finish().unwrap();
+        drop(partial);
         assert_eq!(complete.digest, self.digest);
         assert_eq!(fs::read(&complete.path).unwrap(), self.content);
         let mut outboard = vec![];
@@ -98,6 +108,11 @@ impl Sender {
 
 fn start(partials: &Partials, digest: Digest) -> Partial {
     partials.start(digest, HashAlgorithm::Blake3).unwrap()
+}
+
+/// Where the first byte is that is not held.
+fn prefix_bytes(partial: &Partial) -> u64 {
+    partial.missing().first().map_or(partial.digest().size_bytes, |missing| missing.start)
 }
 
 fn flip(path: &Path, offset: u64) {
@@ -128,8 +143,8 @@ fn assets_of_all_sizes_arrive_whole_with_their_outboard() {
         let sender = Sender::new(size);
         for length in [GROUP, 3 * GROUP, PIECE, 1 << 20] {
             let folder = Folder::new();
-            let mut partial = start(&folder.open(), sender.digest);
-            sender.send_all(&mut partial, length);
+            let partial = start(&folder.open(), sender.digest);
+            sender.send_all(&partial, length);
             sender.assert_finishes(partial);
         }
     }
@@ -164,11 +179,11 @@ fn a_flipped_bit_is_caught_at_its_group_and_the_groups_before_are_kept() {
     let groups = sender.content.len().div_ceil(GROUP);
     for group in 0..groups {
         let folder = Folder::new();
-        let mut partial = start(&folder.open(), sender.digest);
+        let partial = start(&folder.open(), sender.digest);
         let wrong = group * GROUP;
         let piece = wrong / PIECE * PIECE;
-        while (partial.verified_prefix_bytes() as usize) < piece {
-            sender.send(&mut partial, PIECE).unwrap();
+        while (prefix_bytes(&partial) as usize) < piece {
+            sender.send(&partial, PIECE).unwrap();
         }
         let mut encoded = sender.encode(piece, PIECE);
         let length = sender.end(piece, PIECE) - piece;
@@ -180,10 +195,10 @@ fn a_flipped_bit_is_caught_at_its_group_and_the_groups_before_are_kept() {
             Err(PieceError::Corrupt { offset_bytes }) => assert_eq!(offset_bytes, wrong as u64),
             other => panic!("group {group}: {other:?}"),
         }
-        assert_eq!(partial.verified_prefix_bytes(), wrong as u64);
+        assert_eq!(prefix_bytes(&partial), wrong as u64);
         let held = fs::read(folder.file(&sender.digest, CONTENT_SUFFIX)).unwrap();
         assert_eq!(held, sender.content[..wrong], "nothing unverified is written");
-        sender.send_all(&mut partial, PIECE);
+        sender.send_all(&partial, PIECE);
         sender.assert_finishes(partial);
     }
 }
@@ -194,13 +209,13 @@ fn a_flipped_bit_anywhere_in_a_piece_is_caught() {
     let encoded = sender.encode(2 * GROUP, 2 * GROUP);
     for byte in (0..encoded.len()).step_by(61).chain(0..256) {
         let folder = Folder::new();
-        let mut partial = start(&folder.open(), sender.digest);
-        sender.send(&mut partial, 2 * GROUP).unwrap();
+        let partial = start(&folder.open(), sender.digest);
+        sender.send(&partial, 2 * GROUP).unwrap();
         let mut wrong = encoded.clone();
         wrong[byte] ^= 1;
         let refused = partial.write_piece(2 * GROUP_BYTES, 2 * GROUP_BYTES, &wrong);
         assert!(matches!(refused, Err(PieceError::Corrupt { .. })), "{byte}");
-        let held = partial.verified_prefix_bytes() as usize;
+        let held = prefix_bytes(&partial) as usize;
         let content = fs::read(folder.file(&sender.digest, CONTENT_SUFFIX)).unwrap();
         assert_eq!(content, sender.content[..held], "{byte}");
     }
@@ -219,10 +234,10 @@ fn pieces_cut_short_padded_or_of_another_asset_are_corrupt() {
         (&other.encode(0, PIECE)[..], 0),
     ] {
         let folder = Folder::new();
-        let mut partial = start(&folder.open(), sender.digest);
+        let partial = start(&folder.open(), sender.digest);
         let refused = partial.write_piece(0, PIECE as u64, wrong);
         assert!(matches!(refused, Err(PieceError::Corrupt { .. })));
-        assert_eq!(partial.verified_prefix_bytes(), held as u64);
+        assert_eq!(prefix_bytes(&partial), held as u64);
     }
 }
 
@@ -232,16 +247,16 @@ fn a_lie_about_the_size_never_completes() {
     for size_bytes in [1, 4, 5, 7, 8, 100].map(|groups| groups * GROUP_BYTES) {
         let folder = Folder::new();
         let lie = Digest { size_bytes, ..sender.digest };
-        let mut partial = start(&folder.open(), lie);
-        while sender.send(&mut partial, GROUP).is_ok() && !partial.is_complete() {}
+        let partial = start(&folder.open(), lie);
+        while sender.send(&partial, GROUP).is_ok() && !partial.is_complete() {}
         assert!(!partial.is_complete(), "{size_bytes}");
     }
     let true_size = sender.digest.size_bytes;
     for size_bytes in [true_size - 1, true_size + 1] {
         let folder = Folder::new();
         let lie = Digest { size_bytes, ..sender.digest };
-        let mut partial = start(&folder.open(), lie);
-        sender.send(&mut partial, GROUP).unwrap();
+        let partial = start(&folder.open(), lie);
+        sender.send(&partial, GROUP).unwrap();
         let rest = sender.encode(GROUP, 5 * GROUP);
         let refused = partial.write_piece(GROUP_BYTES, size_bytes - GROUP_BYTES, &rest);
         assert!(matches!(refused, Err(PieceError::Corrupt { .. })));
@@ -253,12 +268,11 @@ fn a_lie_about_the_size_never_completes() {
 fn pieces_out_of_place_are_refused() {
     let sender = Sender::new(4 * GROUP + 10);
     let folder = Folder::new();
-    let mut partial = start(&folder.open(), sender.digest);
-    sender.send(&mut partial, GROUP).unwrap();
+    let partial = start(&folder.open(), sender.digest);
+    sender.send(&partial, GROUP).unwrap();
     let piece = sender.encode(2 * GROUP, GROUP);
     for (offset, length) in [
-        (0, GROUP_BYTES),
-        (2 * GROUP_BYTES, GROUP_BYTES),
+        (GROUP_BYTES + 1, GROUP_BYTES),
         (GROUP_BYTES, 100),
         (GROUP_BYTES, 0),
         (GROUP_BYTES, u64::MAX),
@@ -267,10 +281,10 @@ fn pieces_out_of_place_are_refused() {
         let refused = partial.write_piece(offset, length, &piece);
         assert!(matches!(refused, Err(PieceError::Misplaced { .. })), "{offset} {length}");
     }
-    assert_eq!(partial.verified_prefix_bytes(), GROUP_BYTES);
+    assert_eq!(prefix_bytes(&partial), GROUP_BYTES);
     let refused = partial.finish();
     assert!(matches!(refused, Err(FinishError::Incomplete { .. })));
-    assert_eq!(start(&folder.open(), sender.digest).verified_prefix_bytes(), GROUP_BYTES);
+    assert_eq!(prefix_bytes(&start(&folder.open(), sender.digest)), GROUP_BYTES);
 }
 
 #[test]
@@ -278,15 +292,78 @@ fn a_transfer_goes_on_after_a_restart() {
     let sender = Sender::new(5 * PIECE + 3);
     let folder = Folder::new();
     for pieces in 0..5 {
-        let mut partial = start(&folder.open(), sender.digest);
+        let partial = start(&folder.open(), sender.digest);
         let held = (pieces * PIECE) as u64;
-        assert_eq!(partial.verified_prefix_bytes(), held);
-        sender.send(&mut partial, PIECE).unwrap();
+        assert_eq!(prefix_bytes(&partial), held);
+        sender.send(&partial, PIECE).unwrap();
     }
-    let mut partial = start(&folder.open(), sender.digest);
-    sender.send_all(&mut partial, PIECE);
+    let partial = start(&folder.open(), sender.digest);
+    sender.send_all(&partial, PIECE);
     drop(partial);
     let partial = start(&folder.open(), sender.digest);
+    assert!(partial.is_complete());
+    sender.assert_finishes(partial);
+}
+
+#[test]
+fn of_what_was_damaged_in_the_middle_the_rest_stays() {
+    let sender = Sender::new(4 * PIECE);
+    let folder = Folder::new();
+    let partial = start(&folder.open(), sender.digest);
+    for piece in [3, 1] {
+        sender.send_at(&partial, piece * PIECE, PIECE).unwrap();
+    }
+    drop(partial);
+    let wrong = (PIECE + 5 * GROUP) as u64;
+    flip(&folder.file(&sender.digest, CONTENT_SUFFIX), wrong + 7);
+    let partial = start(&folder.open(), sender.digest);
+    let piece = PIECE as u64;
+    let missing: Vec<_> = partial.missing().iter().collect();
+    assert_eq!(missing, [0..piece, wrong..wrong + GROUP_BYTES, 2 * piece..3 * piece]);
+    sender.send_all(&partial, PIECE);
+    sender.assert_finishes(partial);
+}
+
+#[test]
+fn a_wrong_group_in_the_middle_costs_what_follows_it_in_its_piece_and_nothing_else() {
+    let sender = Sender::new(4 * PIECE);
+    let folder = Folder::new();
+    let partial = start(&folder.open(), sender.digest);
+    sender.send_at(&partial, 3 * PIECE, PIECE).unwrap();
+    let mut encoded = sender.encode(PIECE, PIECE);
+    let wrong = PIECE + 6 * GROUP;
+    let good = &sender.content[wrong..wrong + 64];
+    let at = encoded.windows(good.len()).position(|window| window == good).unwrap();
+    encoded[at] ^= 1;
+    let refused = partial.write_piece(PIECE as u64, PIECE as u64, &encoded);
+    assert!(
+        matches!(refused, Err(PieceError::Corrupt { offset_bytes }) if offset_bytes == wrong as u64)
+    );
+    let missing: Vec<_> = partial.missing().iter().collect();
+    assert_eq!(missing, [0..PIECE as u64, wrong as u64..3 * PIECE as u64]);
+    // It is as it was after a restart, and others bring the rest.
+    drop(partial);
+    let partial = start(&folder.open(), sender.digest);
+    assert_eq!(partial.missing().iter().collect::<Vec<_>>(), missing);
+    sender.send_all(&partial, PIECE);
+    sender.assert_finishes(partial);
+}
+
+#[test]
+fn several_write_to_one_asset_at_a_time() {
+    let sender = Sender::new(64 * PIECE + 5);
+    let folder = Folder::new();
+    let partial = start(&folder.open(), sender.digest);
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let (sender, partial) = (&sender, &partial);
+            scope.spawn(move || {
+                for piece in (writer..65).step_by(4) {
+                    sender.send_at(partial, piece * PIECE, PIECE).unwrap();
+                }
+            });
+        }
+    });
     assert!(partial.is_complete());
     sender.assert_finishes(partial);
 }
@@ -302,16 +379,16 @@ fn what_was_damaged_between_sessions_is_found_and_fetched_again() {
     damages.extend((0..outboard).step_by(32).map(|at| (OUTBOARD_SUFFIX, at, None)));
     for (suffix, at, expected) in damages {
         let folder = Folder::new();
-        let mut partial = start(&folder.open(), sender.digest);
-        sender.send_all(&mut partial, PIECE);
+        let partial = start(&folder.open(), sender.digest);
+        sender.send_all(&partial, PIECE);
         drop(partial);
         flip(&folder.file(&sender.digest, suffix), at);
-        let mut partial = start(&folder.open(), sender.digest);
-        let held = partial.verified_prefix_bytes();
+        let partial = start(&folder.open(), sender.digest);
+        let held = prefix_bytes(&partial);
         assert!(!partial.is_complete(), "{suffix} {at}");
         assert!(held.is_multiple_of(GROUP_BYTES));
         assert!(expected.is_none_or(|expected| held == expected), "{suffix} {at}: {held}");
-        sender.send_all(&mut partial, PIECE);
+        sender.send_all(&partial, PIECE);
         sender.assert_finishes(partial);
     }
 }
@@ -322,20 +399,20 @@ fn files_cut_or_lengthened_between_sessions_are_used_as_far_as_they_are_good() {
     for suffix in [CONTENT_SUFFIX, OUTBOARD_SUFFIX] {
         for length in [0, 1, 63, 65, 1000, GROUP + 1, PIECE, PIECE + GROUP - 1, 9 * PIECE] {
             let folder = Folder::new();
-            let mut partial = start(&folder.open(), sender.digest);
-            sender.send(&mut partial, PIECE).unwrap();
-            sender.send(&mut partial, 2 * GROUP).unwrap();
+            let partial = start(&folder.open(), sender.digest);
+            sender.send(&partial, PIECE).unwrap();
+            sender.send(&partial, 2 * GROUP).unwrap();
             drop(partial);
             let file =
                 OpenOptions::new().write(true).open(folder.file(&sender.digest, suffix)).unwrap();
             file.set_len(length as u64).unwrap();
-            let mut partial = start(&folder.open(), sender.digest);
-            let held = partial.verified_prefix_bytes() as usize;
+            let partial = start(&folder.open(), sender.digest);
+            let held = prefix_bytes(&partial) as usize;
             assert!(held <= PIECE + 2 * GROUP);
             if suffix == CONTENT_SUFFIX {
                 assert_eq!(held, (length / GROUP * GROUP).min(PIECE + 2 * GROUP));
             }
-            sender.send_all(&mut partial, PIECE);
+            sender.send_all(&partial, PIECE);
             sender.assert_finishes(partial);
         }
     }
@@ -397,24 +474,24 @@ fn with_sha256_the_content_is_checked_when_it_is_whole() {
         Digest { hash: HashAlgorithm::Sha256.hash(&content), size_bytes: content.len() as u64 };
     let partials = folder.open();
     let begin = || partials.start(digest, HashAlgorithm::Sha256).unwrap();
-    let mut partial = begin();
+    let partial = begin();
     partial.write_piece(0, GROUP_BYTES, &content[..GROUP]).unwrap();
     partial.write_piece(GROUP_BYTES, 100, &content[GROUP..GROUP + 100]).unwrap();
     let refused = partial.write_piece(GROUP_BYTES + 100, 101, &content[..100]);
     assert!(matches!(refused, Err(PieceError::Misplaced { .. })));
     drop(partial);
-    let mut partial = begin();
-    assert_eq!(partial.verified_prefix_bytes(), GROUP_BYTES, "whole groups are resumed");
+    let partial = begin();
+    assert_eq!(prefix_bytes(&partial), GROUP_BYTES, "whole groups are resumed");
     let rest = &content[GROUP..];
     partial.write_piece(GROUP_BYTES, rest.len() as u64, rest).unwrap();
     let complete = partial.finish().unwrap();
     assert_eq!(fs::read(&complete.path).unwrap(), content);
     assert_eq!(complete.outboard, None);
-    drop(complete);
+    drop((complete, partial));
 
     let path = folder.file(&digest, CONTENT_SUFFIX);
     fs::remove_file(&path).unwrap();
-    let mut partial = begin();
+    let partial = begin();
     let wrong = vec![0; content.len()];
     partial.write_piece(0, wrong.len() as u64, &wrong).unwrap();
     assert!(matches!(partial.finish(), Err(FinishError::Mismatch { .. })));
@@ -427,10 +504,11 @@ fn an_asset_is_transferred_once_at_a_time() {
     let sender = Sender::new(GROUP);
     let partials = folder.open();
     let again = || partials.clone().start(sender.digest, HashAlgorithm::Blake3);
-    let mut partial = start(&partials, sender.digest);
+    let partial = start(&partials, sender.digest);
     assert!(matches!(again(), Err(OpenError::InUse(_))));
-    sender.send_all(&mut partial, GROUP);
+    sender.send_all(&partial, GROUP);
     let complete = partial.finish().unwrap();
+    drop(partial);
     assert!(matches!(again(), Err(OpenError::InUse(_))), "until the store has it");
     drop(complete);
     again().unwrap().discard().unwrap();
@@ -444,7 +522,7 @@ fn transfers_nobody_went_on_with_for_a_month_are_swept() {
     let (old, new) = (Sender::new(PIECE), Sender::new(PIECE + 1));
     let partials = folder.open();
     for sender in [&old, &new] {
-        sender.send(&mut start(&partials, sender.digest), GROUP).unwrap();
+        sender.send(&start(&partials, sender.digest), GROUP).unwrap();
     }
     let day = Duration::from_secs(24 * 60 * 60);
     let now = SystemTime::now();
@@ -513,7 +591,7 @@ fn an_absurd_size_is_refused_before_anything_is_made() {
         assert!(matches!(refused, Err(OpenError::TooLarge(_))));
     }
     let digest = Digest { hash: Hash([1; 32]), size_bytes: ASSET_BYTES_MAX };
-    let mut partial = start(&folder.open(), digest);
+    let partial = start(&folder.open(), digest);
     let refused = partial.write_piece(0, ASSET_BYTES_MAX, &[0; 1000]);
     assert!(matches!(refused, Err(PieceError::Corrupt { offset_bytes: 0 })));
 }
@@ -533,14 +611,37 @@ proptest! {
             if partial.is_complete() {
                 break;
             }
-            sender.send(&mut partial, groups * GROUP).unwrap();
+            sender.send(&partial, groups * GROUP).unwrap();
             if restart {
-                let held = partial.verified_prefix_bytes();
+                let held = prefix_bytes(&partial);
                 drop(partial);
                 partial = start(&folder.open(), sender.digest);
-                prop_assert_eq!(partial.verified_prefix_bytes(), held);
+                prop_assert_eq!(prefix_bytes(&partial), held);
             }
         }
+        sender.assert_finishes(partial);
+    }
+
+    #[test]
+    fn pieces_in_any_order_are_held_across_restarts_and_give_the_content(
+        size in 1usize..1_200_000,
+        cuts in prop::collection::vec((0usize..75, 1usize..20, any::<bool>()), 0..12),
+    ) {
+        let sender = Sender::new(size);
+        let folder = Folder::new();
+        let mut partial = start(&folder.open(), sender.digest);
+        for (group, groups, restart) in cuts {
+            if group * GROUP < size {
+                sender.send_at(&partial, group * GROUP, groups * GROUP).unwrap();
+            }
+            let missing = partial.missing();
+            if restart {
+                drop(partial);
+                partial = start(&folder.open(), sender.digest);
+                prop_assert_eq!(partial.missing(), missing);
+            }
+        }
+        sender.send_all(&partial, PIECE);
         sender.assert_finishes(partial);
     }
 
@@ -552,9 +653,9 @@ proptest! {
     ) {
         let folder = Folder::new();
         let digest = Digest { hash: Hash([3; 32]), size_bytes: 5 * GROUP_BYTES + 1 };
-        let mut partial = start(&folder.open(), digest);
+        let partial = start(&folder.open(), digest);
         prop_assert!(partial.write_piece(offset * GROUP_BYTES, length, &junk).is_err());
-        prop_assert_eq!(partial.verified_prefix_bytes(), 0);
+        prop_assert_eq!(prefix_bytes(&partial), 0);
     }
 }
 
@@ -574,8 +675,8 @@ fn offsets_beyond_four_gib_are_right() {
     let mut copy = File::create(folder.file(&digest, OUTBOARD_SUFFIX)).unwrap();
     outboard.rewind().unwrap();
     io::copy(&mut outboard, &mut copy).unwrap();
-    let mut partial = start(&folder.open(), digest);
-    assert_eq!(partial.verified_prefix_bytes(), HELD);
+    let partial = start(&folder.open(), digest);
+    assert_eq!(prefix_bytes(&partial), HELD);
     let rest = vec![0; (SIZE - HELD) as usize];
     let encoded = encode_piece(&digest, HELD, &rest, Some(&outboard)).unwrap();
     partial.write_piece(HELD, SIZE - HELD, &encoded).unwrap();
@@ -612,7 +713,7 @@ fn partials_bench() {
             .map(|offset| sender.encode(offset, length))
             .collect();
         rate(&format!("encode, {} KiB", length >> 10), from);
-        let mut partial = start(&folder.open(), sender.digest);
+        let partial = start(&folder.open(), sender.digest);
         let from = Instant::now();
         for (n, encoded) in pieces.iter().enumerate() {
             partial.write_piece((n * length) as u64, length as u64, encoded).unwrap();
@@ -634,9 +735,9 @@ fn a_transfer_needs_room_for_what_it_and_those_under_way_have_yet_to_write() {
     let partials = folder.open();
     let (one, other) = (Sender::new(4 * PIECE), Sender::new(3 * PIECE));
     let (one_bytes, other_bytes) = (one.digest.size_bytes, other.digest.size_bytes);
-    let mut first = partials.start(one.digest, HashAlgorithm::Blake3).unwrap();
+    let first = partials.start(one.digest, HashAlgorithm::Blake3).unwrap();
     assert_eq!(first.space_needed_bytes(), one_bytes);
-    one.send(&mut first, PIECE).unwrap();
+    one.send(&first, PIECE).unwrap();
     let second = partials.start(other.digest, HashAlgorithm::Blake3).unwrap();
     assert_eq!(second.space_needed_bytes(), other_bytes + one_bytes - PIECE as u64);
     drop((first, second));

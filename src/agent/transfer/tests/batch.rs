@@ -135,9 +135,9 @@ async fn many_small_assets_are_stored_in_groups() {
 // --- resume -------------------------------------------------------------------------------------
 
 /// Lets `left` bytes through, then fails.
-struct Cut<W> {
-    to: W,
-    left: usize,
+pub(super) struct Cut<W> {
+    pub(super) to: W,
+    pub(super) left: usize,
 }
 
 impl<W: AsyncWrite + Unpin> AsyncWrite for Cut<W> {

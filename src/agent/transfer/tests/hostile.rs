@@ -8,8 +8,8 @@ use super::*;
 use crate::core::limits::OFFER_ENTRIES_MAX;
 use crate::state::bao;
 use crate::wire::batch::{
-    Content, Label, Offer, OfferEntry, Piece, WantEntry, encode_ack, encode_contents, encode_drop,
-    encode_want,
+    Content, Label, Offer, OfferEntry, Piece, Want, WantEntry, encode_ack, encode_contents,
+    encode_drop,
 };
 use crate::wire::frame::Header;
 use crate::wire::proto::peer;
@@ -19,24 +19,24 @@ const GROUP: u64 = 16 * 1024;
 const LARGE: u64 = 2 * PIECE_BYTES + GROUP + 7;
 
 /// A peer that writes and reads frames as a test tells it.
-struct Script {
-    reader: FrameReader<DuplexStream>,
-    writer: FrameWriter<DuplexStream>,
+pub(super) struct Script {
+    pub(super) reader: FrameReader<DuplexStream>,
+    pub(super) writer: FrameWriter<DuplexStream>,
 }
 
 impl Script {
-    fn new((reader, writer): Ends) -> Self {
+    pub(super) fn new((reader, writer): Ends) -> Self {
         let reader = FrameReader::new(reader, None);
         Self { reader, writer: FrameWriter::new(writer, WRITE_STALL) }
     }
 
     /// The other side may have had enough and gone: its own result is what tests look at.
-    async fn write(&mut self, kind: Kind, message: &impl Message) {
+    pub(super) async fn write(&mut self, kind: Kind, message: &impl Message) {
         let _ = self.writer.write(kind, message).await;
         let _ = self.writer.flush().await;
     }
 
-    async fn offer(&mut self, digests: &[(Digest, bool)]) {
+    pub(super) async fn offer(&mut self, digests: &[(Digest, bool)]) {
         let entries =
             digests.iter().map(|&(digest, inline)| OfferEntry { digest, inline }).collect();
         self.write(Kind::Offer, &Offer { entries, solicited: false }.encode()).await;
@@ -49,7 +49,7 @@ impl Script {
     }
 
     /// The piece of `content` from `start` to `end`, with its proof, unless `spoil` changes it.
-    async fn piece(
+    pub(super) async fn piece(
         &mut self,
         index: usize,
         content: &[u8],
@@ -181,7 +181,7 @@ async fn a_bit_flipped_in_any_group_stops_the_asset_there_and_good_groups_are_ke
         assert!(!to.holds(&digests[0].0).await);
         // What is kept is sound, and no more than the pieces before the flip and some groups.
         let partial = to.ctx.partials.start(digests[0].0, BLAKE3).unwrap();
-        let kept = partial.verified_prefix_bytes();
+        let kept = partial.missing().first().unwrap().start;
         let piece_start = group * GROUP / PIECE_BYTES * PIECE_BYTES;
         assert!((piece_start..=group * GROUP).contains(&kept), "group {group}: {kept}");
     }
@@ -209,7 +209,7 @@ async fn with_sha256_a_wrong_large_content_is_refused_when_whole_and_nothing_is_
     .await;
     assert_violation(&receipt, "a wrong content");
     let partial = to.ctx.partials.start(offered, HashAlgorithm::Sha256).unwrap();
-    assert_eq!(partial.verified_prefix_bytes(), 0);
+    assert_eq!(partial.missing().bytes(), LARGE);
 }
 
 #[tokio::test]
@@ -246,7 +246,7 @@ async fn frames_out_of_place_end_the_stream_and_what_arrived_is_stored() {
                 }
                 10 => script.write(Kind::Drop, &encode_drop(0)).await,
                 11 => script.write(Kind::Drop, &encode_drop(3)).await,
-                12 => script.write(Kind::Want, &encode_want(&[])).await,
+                12 => script.write(Kind::Want, &Want::default().encode()).await,
                 // Done, and the large one did not come.
                 _ => {}
             }
@@ -393,7 +393,7 @@ async fn send_to<F: Future>(
 #[tokio::test]
 async fn a_want_of_what_was_not_offered_is_a_violation() {
     let (from, digests) = Side::holding(BLAKE3, &[10, LARGE]).await;
-    let want = |index, offset_bytes| WantEntry { index, offset_bytes };
+    let want = |index, offset_bytes| peer::WantEntry { index, offset_bytes, length_bytes: 0 };
     for entries in [
         vec![want(2, 0)],
         vec![want(0, 0)],
@@ -403,7 +403,8 @@ async fn a_want_of_what_was_not_offered_is_a_violation() {
         vec![want(1, 0); OFFER_ENTRIES_MAX + 1],
     ] {
         let sent = send_to(&from, &digests, async |mut script| {
-            script.write(Kind::Want, &encode_want(&entries)).await;
+            let want = peer::Want { entries: entries.clone(), more: false };
+            script.write(Kind::Want, &want).await;
             while let Ok(Some(_)) = script.reader.read().await {}
         })
         .await;
@@ -417,7 +418,7 @@ async fn an_ack_that_is_too_short_too_long_or_too_early_is_a_violation() {
     for (verdicts, is_early) in [(2, false), (4, false), (3, true)] {
         let sent = send_to(&from, &digests, async |mut script| {
             if !is_early {
-                script.write(Kind::Want, &encode_want(&[])).await;
+                script.write(Kind::Want, &Want::default().encode()).await;
                 while script.reader.read().await.unwrap().unwrap().kind != Kind::Done {}
             }
             let verdicts = vec![Verdict::Stored; verdicts];
@@ -476,13 +477,14 @@ async fn recorded(digests: &[Digest], from: &Side) -> Vec<u8> {
     let sending = send_batch(&from.ctx, r, w, digests, false, true, &from.counters);
     let recording = async {
         let mut writer = FrameWriter::new(w2, WRITE_STALL);
-        let want: Vec<_> = digests
+        let entries = digests
             .iter()
             .enumerate()
             .filter(|(_, digest)| is_large(digest))
-            .map(|(index, _)| WantEntry { index, offset_bytes: 0 })
+            .map(|(index, digest)| WantEntry { index, range: 0..digest.size_bytes })
             .collect();
-        writer.write(Kind::Want, &encode_want(&want)).await.unwrap();
+        let want = Want { entries, more: false };
+        writer.write(Kind::Want, &want.encode()).await.unwrap();
         writer.flush().await.unwrap();
         let mut bytes = Vec::new();
         r2.read_to_end(&mut bytes).await.unwrap();

@@ -22,6 +22,7 @@ use crate::store::{
 };
 
 mod batch;
+mod gather;
 mod hostile;
 mod plain;
 
@@ -57,6 +58,7 @@ impl Side {
             store: store.clone(),
             index: Index::open(&dir.path().join("index.db")).unwrap(),
             partials: Partials::open(&partials, SystemTime::now()).unwrap(),
+            gatherings: Gatherings::default(),
             damaged: Damaged::default(),
             scratch_folder: partials,
             algorithm,

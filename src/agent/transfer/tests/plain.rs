@@ -146,7 +146,7 @@ async fn a_partial_asset_of_before_is_no_hindrance() {
         let a = Side::new(algorithm);
         let asset = a.hold(bytes.clone()).await;
         let b = Side::new(algorithm);
-        let mut partial = b.ctx.partials.start(asset, algorithm).unwrap();
+        let partial = b.ctx.partials.start(asset, algorithm).unwrap();
         let first = &bytes[..PIECE_BYTES as usize];
         let encoded = match algorithm {
             HashAlgorithm::Sha256 => first.to_vec(),

@@ -1,0 +1,298 @@
+//! A large asset on its way in, from one peer or from several at once.
+//!
+//! G1  An asset has one [`Gathering`] while it is under way, and that the one partial. Each stream
+//!     that brings a part of it holds a [`Source`]; which part, [`Spans`] decides.
+//! G2  A source that is dropped, whatever ended it, leaves what it has not brought to the others.
+//! G3  Whoever brings the last byte, the asset is committed once, and all sources are told the same.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{OnceCell, watch};
+use tokio::time::Instant;
+
+use super::{Context, Outcome, blocking, with_causes};
+use crate::core::ids::{Digest, Hash};
+use crate::core::spans::{SourceId, Spans, is_shared};
+use crate::state::partials::{FinishError, OpenError, Partial, PieceError};
+use crate::store::{StoreError, Stored, VerifiedFile};
+use crate::wire::batch::Piece;
+
+/// The large assets under way. Clones share them.
+#[derive(Clone, Default)]
+pub struct Gatherings(Arc<Mutex<BTreeMap<Hash, Weak<Gathering>>>>);
+
+/// How a stream takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// It is asked for what is missing.
+    Asked,
+    /// It brings all from the first byte on, asked or not.
+    FromStart,
+}
+
+/// One asset under way. It ends when nobody holds it any more; what was verified stays on disk.
+pub(super) struct Gathering {
+    digest: Digest,
+    open: OnceCell<Open>,
+}
+
+struct Open {
+    partial: Partial,
+    spans: Mutex<Spans>,
+    /// What [`Spans`] measures time from.
+    began: Instant,
+    /// Told when a source may have something else to do.
+    changed: watch::Sender<()>,
+    committed: OnceCell<Result<Outcome, Corrupt>>,
+}
+
+/// The bytes are not the hash's: the peer's fault, not the store's.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Corrupt;
+
+/// A stream's part in a gathering.
+pub(super) struct Source {
+    gathering: Arc<Gathering>,
+    id: SourceId,
+    changes: watch::Receiver<()>,
+}
+
+/// What writes a source's pieces, on a thread that may block.
+pub(super) struct PieceWriter {
+    gathering: Arc<Gathering>,
+    id: SourceId,
+}
+
+impl Gatherings {
+    /// Takes part in the gathering of an asset, which begins with its first source: that reads and
+    /// hashes what is held already, and looks for room.
+    ///
+    /// # Errors
+    /// What to conclude of the asset on this stream.
+    pub(super) async fn join(
+        &self,
+        ctx: &Context,
+        digest: Digest,
+        part: Part,
+    ) -> Result<Source, Outcome> {
+        let gathering = self.find(digest);
+        let is_begun = gathering.open.initialized();
+        if gathering.digest != digest || is_begun && part == Part::FromStart {
+            return Err(Outcome::Interrupted);
+        }
+        let open = gathering.open.get_or_try_init(|| Open::begin(ctx, digest, part)).await?;
+        let id = open.spans().join().ok_or(Outcome::Interrupted)?;
+        let changes = open.changed.subscribe();
+        Ok(Source { gathering, id, changes })
+    }
+
+    fn find(&self, digest: Digest) -> Arc<Gathering> {
+        let mut gatherings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gathering) = gatherings.get(&digest.hash).and_then(Weak::upgrade) {
+            return gathering;
+        }
+        gatherings.retain(|_, gathering| gathering.strong_count() > 0);
+        let gathering = Arc::new(Gathering { digest, open: OnceCell::new() });
+        gatherings.insert(digest.hash, Arc::downgrade(&gathering));
+        gathering
+    }
+}
+
+impl Open {
+    async fn begin(ctx: &Context, digest: Digest, part: Part) -> Result<Self, Outcome> {
+        let (size_bytes, algorithm) = (digest.size_bytes, ctx.algorithm);
+        match ctx.store.info().await {
+            Ok(info) if info.largest_asset_bytes.is_some_and(|largest| size_bytes > largest) => {
+                return Err(Outcome::Refused("it is too large for this device's store".into()));
+            }
+            Ok(_) => {}
+            Err(e) => return Err(refusal(&e)),
+        }
+        let partials = ctx.partials.clone();
+        let opened = blocking(move || {
+            let partial = partials.start(digest, algorithm)?;
+            if part == Part::FromStart {
+                partial.empty()?;
+            }
+            Ok(partial)
+        });
+        let partial = match opened.await.map_err(|e| Outcome::Later(e.to_string()))? {
+            Ok(partial) => partial,
+            // An earlier transfer of it is still ending; our store is well.
+            Err(OpenError::InUse(_) | OpenError::TooMany) => return Err(Outcome::Interrupted),
+            Err(e) => return Err(Outcome::Later(with_causes(e))),
+        };
+        let missing = partial.missing();
+        if let Err(reason) = check_space(ctx, &partial).await {
+            if missing.bytes() == size_bytes {
+                let discarded = blocking(move || partial.discard()).await;
+                discarded
+                    .map_err(|e| Outcome::Later(e.to_string()))?
+                    .map_err(|e| Outcome::Later(with_causes(e)))?;
+            }
+            return Err(Outcome::Later(reason));
+        }
+        let is_shared = part == Part::Asked && is_shared(&digest, algorithm);
+        Ok(Self {
+            partial,
+            spans: Mutex::new(Spans::new(missing, is_shared)),
+            began: Instant::now(),
+            changed: watch::Sender::new(()),
+            committed: OnceCell::new(),
+        })
+    }
+
+    fn spans(&self) -> MutexGuard<'_, Spans> {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Whether there is room for the rest of it beside all that is under way: where partial assets are
+/// collected, and in the store.
+async fn check_space(ctx: &Context, partial: &Partial) -> Result<(), String> {
+    let needed_bytes = partial.space_needed_bytes();
+    let partials = ctx.partials.clone();
+    let checked = blocking(move || partials.check_space(needed_bytes)).await;
+    checked.map_err(|e| e.to_string())?.map_err(with_causes)?;
+    ctx.store.check_space(needed_bytes).await.map_err(|e| e.to_string())
+}
+
+impl Gathering {
+    fn open(&self) -> &Open {
+        self.open.get().expect("a source joins what is open")
+    }
+
+    /// Gives the whole asset to the store, or waits for another source that does.
+    ///
+    /// # Cancel safety
+    /// Safe: another source does it, if one is left.
+    pub(super) async fn commit(self: Arc<Self>, ctx: &Context) -> Result<Outcome, Corrupt> {
+        self.open().committed.get_or_init(|| adopt(ctx, self.clone())).await.clone()
+    }
+}
+
+impl Source {
+    /// What to ask for now, besides what was.
+    pub(super) fn next(&self) -> Option<Range<u64>> {
+        let open = self.gathering.open();
+        let mut spans = open.spans();
+        let sources = spans.sources();
+        let next = spans.next(open.now_ms(), self.id);
+        if spans.sources() < sources {
+            open.changed.send_replace(());
+        }
+        next
+    }
+
+    /// There may be more to ask for, now or later.
+    pub(super) fn may_ask(&self) -> bool {
+        self.gathering.open().spans().may_ask(self.id)
+    }
+
+    /// Others do its part.
+    pub(super) fn is_left_behind(&self) -> bool {
+        !self.gathering.open().spans().is_source(self.id)
+    }
+
+    /// What to commit, when everything has arrived.
+    pub(super) fn whole(&self) -> Option<Arc<Gathering>> {
+        self.gathering.open().spans().is_whole().then(|| self.gathering.clone())
+    }
+
+    /// How many bytes are likely yet to come from it.
+    pub(super) fn share_bytes(&self) -> u64 {
+        self.gathering.open().spans().share_bytes(self.id)
+    }
+
+    /// When to look for more to do, if it has nothing to do and nothing changes.
+    pub(super) fn look_at(&self) -> Option<Instant> {
+        let open = self.gathering.open();
+        let late_ms = open.spans().late_ms()?;
+        Some(open.began + Duration::from_millis(late_ms))
+    }
+
+    /// Returns when there may be something else to do.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn changed(&mut self) {
+        // The sender lives in the gathering.
+        let _ = self.changes.changed().await;
+    }
+
+    pub(super) fn writer(&self) -> PieceWriter {
+        PieceWriter { gathering: self.gathering.clone(), id: self.id }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        let open = self.gathering.open();
+        open.spans().leave(self.id);
+        open.changed.send_replace(());
+    }
+}
+
+impl PieceWriter {
+    /// Checks a piece and writes it, as far as it is good.
+    pub(super) fn write(&self, piece: &Piece) -> Result<(), PieceError> {
+        let open = self.gathering.open();
+        let (start, length_bytes) = (piece.offset_bytes, piece.length_bytes.into());
+        let written = open.partial.write_piece(start, length_bytes, &piece.encoded);
+        let end = match &written {
+            Ok(()) => piece.end_bytes(),
+            Err(PieceError::Corrupt { offset_bytes }) => *offset_bytes,
+            Err(PieceError::Misplaced { .. } | PieceError::Io(_)) => return written,
+        };
+        let mut spans = open.spans();
+        spans.arrived(open.now_ms(), self.id, start..end);
+        if spans.is_whole() {
+            open.changed.send_replace(());
+        }
+        written
+    }
+}
+
+async fn adopt(ctx: &Context, gathering: Arc<Gathering>) -> Result<Outcome, Corrupt> {
+    let complete = match blocking(move || gathering.open().partial.finish()).await {
+        Ok(Ok(complete)) => complete,
+        Ok(Err(FinishError::Mismatch { .. })) => return Err(Corrupt),
+        Ok(Err(e)) => return Ok(Outcome::Later(with_causes(e))),
+        Err(e) => return Ok(Outcome::Later(e.to_string())),
+    };
+    // Held until the store is done: nobody else may open the files meanwhile.
+    let file = VerifiedFile {
+        digest: complete.digest,
+        path: complete.path.clone(),
+        outboard: complete.outboard.clone(),
+        metadata: ctx.expect(vec![complete.digest.hash]).await.pop().unwrap_or_default(),
+    };
+    Ok(match ctx.store.adopt(file).await {
+        Ok(stored) => stored_as(stored),
+        Err(e) => refusal(&e),
+    })
+}
+
+/// What a store's commit means for the asset.
+pub(super) fn stored_as(stored: Stored) -> Outcome {
+    match stored {
+        Stored::New => Outcome::Stored,
+        Stored::Existed => Outcome::AlreadyHeld,
+    }
+}
+
+/// What a store's error means for the asset.
+pub(super) fn refusal(error: &StoreError) -> Outcome {
+    match error {
+        StoreError::TooLarge(_) | StoreError::Unsupported(_) => Outcome::Refused(error.to_string()),
+        StoreError::Unreachable(_) => Outcome::StoreDown(error.to_string()),
+        _ => Outcome::Later(error.to_string()),
+    }
+}
