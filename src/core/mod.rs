@@ -11,6 +11,7 @@ pub mod limits;
 pub mod message;
 pub mod pairing;
 pub mod peers;
+pub mod rate;
 pub mod reconcile;
 pub mod session;
 pub mod sketch;

@@ -88,7 +88,9 @@ where
         writer.write(Kind::Want, &encode_want(&want)).await?;
         writer.flush().await?;
     }
-    take_contents(intake, &mut reader, Naming::Offered(offer.entries.len())).await?;
+    // Where reading is held to a rate limit, the sender may have to wait long for the Ack.
+    let taking = take_contents(intake, &mut reader, Naming::Offered(offer.entries.len()));
+    keeping_alive(&mut writer, taking).await??;
     if let Ok(Ok(Some(frame))) = timeout(OFFER_WAIT, reader.read()).await {
         return Err(out_of_place(&frame, "the end of the stream"));
     }
