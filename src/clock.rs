@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use chrono::{Datelike as _, Local, Timelike as _};
+
 /// The wall clock running ahead of the monotonic one by this much means that the device slept.
 const SLEPT_MS: u64 = 10_000;
 
@@ -47,6 +49,13 @@ pub fn wall_now() -> SystemTime {
 pub fn wall_ms() -> u64 {
     let since = wall_now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The minute of the week where this machine is, counted from Sunday, 00:00.
+pub fn local_week_minute() -> u16 {
+    let now = Local::now();
+    let minute = (now.weekday().num_days_from_sunday() * 24 + now.hour()) * 60 + now.minute();
+    u16::try_from(minute).expect("a week has 10,080 minutes")
 }
 
 /// [`wall_ms`] as databases keep it.

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -19,6 +20,7 @@ use crate::net::{Connection, Protocol, RecvStream, SendStream};
 use crate::wire::WireError;
 use crate::wire::control::{decode_message, encode_message};
 
+use super::throttle::LinkThrottle;
 use super::transfer::{Context, Counters, plain};
 
 /// Messages waiting to be written to one peer. The engine says little at a time: 128 pages of
@@ -58,6 +60,7 @@ pub(super) async fn run(
     facts: Facts,
     ctx: Context,
     counters: std::sync::Arc<Counters>,
+    throttle: LinkThrottle,
 ) {
     let work = async {
         let streams = if connection.dialed() {
@@ -69,12 +72,14 @@ pub(super) async fn run(
             }
         };
         let Ok((send, recv)) = streams else { return Ok(()) };
-        let mut reader = FrameReader::new(recv, None);
-        let mut writer = FrameWriter::new(send, WRITE_STALL);
         if connection.protocol() == Protocol::Plain {
+            let reader = FrameReader::new(throttle.down(recv), None);
+            let writer = FrameWriter::new(throttle.up(send, None), WRITE_STALL);
             run_plain(conn, reader, writer, &mut orders, &facts, &ctx, &counters).await?;
             return accept_streams(conn, &connection, &facts).await;
         }
+        let mut reader = FrameReader::new(recv, None);
+        let mut writer = FrameWriter::new(send, WRITE_STALL);
         tokio::select! {
             fault = read(conn, &mut reader, &facts) => fault,
             fault = write(&mut writer, &mut orders) => fault,
@@ -146,8 +151,8 @@ async fn accept_streams(conn: ConnId, connection: &Connection, facts: &Facts) ->
 /// The plain protocol's one stream: Hello both ways, then whole sets and what is missing.
 async fn run_plain(
     conn: ConnId,
-    mut reader: FrameReader<RecvStream>,
-    mut writer: FrameWriter<SendStream>,
+    mut reader: FrameReader<impl AsyncRead + Unpin + Send>,
+    mut writer: FrameWriter<impl AsyncWrite + Unpin + Send>,
     orders: &mut mpsc::Receiver<Order>,
     facts: &Facts,
     ctx: &Context,
@@ -191,7 +196,7 @@ async fn run_plain(
 }
 
 async fn write_message(
-    writer: &mut FrameWriter<SendStream>,
+    writer: &mut FrameWriter<impl AsyncWrite + Unpin>,
     message: &Message,
 ) -> Result<(), FrameError> {
     let (kind, payload) = encode_message(message);

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{wall_ms, wall_now};
 use crate::core::ids::NodeId;
 use crate::core::pairing::shown_name;
+use crate::core::rate::RateLimits;
 use crate::net::{Net, NetConfig, Relay};
 use crate::state::home::{Home, Lock};
 use crate::state::identity::Identity;
@@ -32,6 +33,7 @@ use crate::store::http::HttpStore;
 use self::handle::Handle;
 use self::metadata::{Arrivals, Settler};
 use self::status::Status;
+use self::throttle::Throttle;
 
 mod device;
 mod events;
@@ -49,6 +51,7 @@ mod query;
 pub mod replicate;
 mod run;
 pub mod status;
+mod throttle;
 pub mod transfer;
 
 /// At the end, calls of the store that are under way are given this long.
@@ -65,6 +68,8 @@ pub struct Config {
     pub offline: bool,
     /// Which relay helps.
     pub relay: Relay,
+    /// How fast contents may move.
+    pub rate_limits: RateLimits,
     /// What is not for people to set.
     pub net: NetOverrides,
 }
@@ -116,7 +121,7 @@ impl Agent {
     /// # Errors
     /// Something on disk cannot be used, or the network not bound; said in a sentence.
     pub async fn start(config: Config, lock: &Lock) -> Result<Self> {
-        let Config { home, store, offline, relay, net: net_overrides } = config;
+        let Config { home, store, offline, relay, rate_limits, net: net_overrides } = config;
         let partials_dir = home.partials_dir();
         let scratch_folder = partials_dir.clone();
         let store_dir = home.store_dir();
@@ -190,6 +195,7 @@ impl Agent {
                 scratch_folder,
                 arrivals: Some(arrivals),
             },
+            throttle: Throttle::new(rate_limits),
             events,
             frozen: watched_frozen,
             requests,

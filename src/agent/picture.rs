@@ -7,7 +7,10 @@ use crate::core::peers::ConnId;
 use crate::net::{Path, WireBytes};
 
 use super::run::{Parts, StoreView};
-use super::status::{DeviceStatus, JournalStatus, PeerState, PeerStatus, Status, StoreStatus};
+use super::status::{
+    DeviceStatus, JournalStatus, PeerState, PeerStatus, RateLimitStatus, Status, StoreStatus,
+};
+use super::throttle::Throttle;
 use super::transfer::Counters;
 
 /// Rates are averaged over about this long.
@@ -120,6 +123,7 @@ impl Picture {
             in_sync: !engine.is_behind() && store.up && connected_in_sync,
             peers,
             journal,
+            rate_limits: rate_limits(&parts.throttle),
             revision: self.revision,
         };
         let essence = essence(&status);
@@ -130,6 +134,18 @@ impl Picture {
         status.revision = self.revision;
         status
     }
+}
+
+fn rate_limits(throttle: &Throttle) -> Option<RateLimitStatus> {
+    let limits = throttle.limits();
+    let [all, each] = throttle.in_force();
+    (!limits.is_empty()).then_some(RateLimitStatus {
+        up_bytes: all.up,
+        down_bytes: all.down,
+        up_per_peer_bytes: each.up,
+        down_per_peer_bytes: each.down,
+        lan_exempt: limits.lan_exempt,
+    })
 }
 
 fn warnings(parts: &Parts) -> Vec<String> {

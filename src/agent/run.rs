@@ -48,6 +48,7 @@ use super::metadata::Settler;
 use super::picture::{LinkFigures, LinkView, Picture};
 use super::replicate::Replication;
 use super::status::{JournalPeerStatus, Status};
+use super::throttle::{LinkThrottle, Throttle};
 use super::transfer::{self, Context, Counters, Outcome, Received, TransferError};
 use super::transfer::{is_large, plain, plain::PlainReport};
 use super::{group, journal_stream, link, orders, query};
@@ -92,6 +93,7 @@ pub(super) struct Parts {
     pub(super) status: watch::Sender<Status>,
     pub(super) stop: CancellationToken,
     pub(super) unreachable: Vec<NodeId>,
+    pub(super) throttle: Throttle,
     pub(super) events: EventLog,
     /// How many assets' metadata is held back.
     pub(super) frozen: watch::Receiver<usize>,
@@ -110,6 +112,7 @@ pub(super) struct Live {
     pub(super) connection: Connection,
     orders: mpsc::Sender<Order>,
     counters: Arc<Counters>,
+    throttle: LinkThrottle,
     figures: LinkFigures,
     /// `Some` once the journal's stream is open.
     pub(super) journal: Option<JournalPeerStatus>,
@@ -346,6 +349,10 @@ impl Loop {
             let now_ms = self.clock.now_ms();
             if now_ms >= look_at_ms {
                 look_at_ms = now_ms + SLEEP_LOOK_MS;
+                if !self.parts.throttle.limits().is_empty() {
+                    // A timetable may have come to its next entry.
+                    self.publish_soon();
+                }
                 if sleep_watch.slept(now_ms, wall_ms()) {
                     tracing::info!("the device slept: dialling everyone anew");
                     self.handle(Input::NetworkChanged);
@@ -523,6 +530,7 @@ impl Loop {
         let conn = ConnId(self.next_id());
         let (orders, queue) = mpsc::channel(CONTROL_QUEUE);
         let counters = Arc::new(Counters::default());
+        let throttle = self.parts.throttle.link(&connection);
         let (peer, dialed) = (connection.peer(), connection.dialed());
         let plain = connection.protocol() == Protocol::Plain;
         tracing::info!(peer = %peer.short(), dialed, plain, "connected");
@@ -535,11 +543,12 @@ impl Loop {
                 self.facts.clone(),
                 self.parts.ctx.with_peer(peer),
                 counters.clone(),
+                throttle.clone(),
             ),
         );
         orders::record_addresses(self, peer, connection.remote_addresses());
-        let figures = LinkFigures::default();
-        self.live.insert(conn, Live { connection, orders, counters, figures, journal: None });
+        let (figures, journal) = (LinkFigures::default(), None);
+        self.live.insert(conn, Live { connection, orders, counters, throttle, figures, journal });
         self.handle(Input::Connected { conn, peer, dialed, plain });
     }
 
@@ -759,6 +768,7 @@ impl Loop {
     ) {
         let Some(live) = self.live.get(&conn) else { return };
         let (connection, counters) = (live.connection.clone(), live.counters.clone());
+        let throttle = live.throttle.clone();
         let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
         let events = self.parts.events.clone();
         let priority = match lane {
@@ -774,6 +784,7 @@ impl Loop {
                     .open_stream(priority)
                     .await
                     .map_err(|error| TransferError::Frame(error.into()))?;
+                let send = throttle.up(send, Some(lane));
                 match connection.protocol() {
                     Protocol::Plain => {
                         plain::send_plain_live(&ctx, recv, send, &digests, &counters).await
@@ -809,6 +820,7 @@ impl Loop {
         let Some(live) = self.live.get(&conn) else { return };
         let (counters, plain) =
             (live.counters.clone(), live.connection.protocol() == Protocol::Plain);
+        let throttle = live.throttle.clone();
         let peer = live.connection.peer();
         if plain {
             self.handle(Input::PlainStream { conn, batch });
@@ -817,7 +829,7 @@ impl Loop {
         let events = self.parts.events.clone();
         self.spawn("receive batch", async move {
             let receipt = if plain {
-                plain::receive_plain_live(&ctx, recv, send, &counters).await
+                plain::receive_plain_live(&ctx, throttle.down(recv), send, &counters).await
             } else {
                 let decide = |digests: Vec<Digest>, _solicited| {
                     let facts = facts.clone();
@@ -833,6 +845,7 @@ impl Loop {
                         return facts.send(Fact::JournalStream { conn, recv, send }).await;
                     }
                     Some((false, recv)) => {
+                        let recv = throttle.down(recv);
                         transfer::receive_batch(&ctx, recv, send, decide, &counters).await
                     }
                     None => return,

@@ -14,6 +14,8 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// The journal.
     pub journal: JournalStatus,
+    /// How fast contents may move; `None` when no limit is set.
+    pub rate_limits: Option<RateLimitStatus>,
     /// Every connected peer holds the same set as this device, and the store has been taken in.
     pub in_sync: bool,
     /// Rises with every change of this picture but rates and times.
@@ -57,6 +59,21 @@ pub struct StoreStatus {
     pub quarantined: u64,
     /// The last failure, for people; `None` when it answers.
     pub last_error: Option<String>,
+}
+
+/// The rate limits in force now, bytes a second; `None`: no limit at this time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimitStatus {
+    /// Of what is sent, to all peers together.
+    pub up_bytes: Option<u64>,
+    /// Of what is received, from all peers together.
+    pub down_bytes: Option<u64>,
+    /// Of what is sent to each peer.
+    pub up_per_peer_bytes: Option<u64>,
+    /// Of what is received from each peer.
+    pub down_per_peer_bytes: Option<u64>,
+    /// What stays within the local network is not limited.
+    pub lan_exempt: bool,
 }
 
 /// Another device of the group.

@@ -10,7 +10,7 @@ use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::pairing::state_name;
 use super::text::{bytes, duration, shown};
-use crate::agent::status::{PeerState, PeerStatus, Status};
+use crate::agent::status::{PeerState, PeerStatus, RateLimitStatus, Status};
 use crate::core::pairing::meant;
 
 /// Rates and times move without a new revision: repaint this often.
@@ -175,6 +175,9 @@ fn picture(status: &Status) -> String {
         );
     }
     lines.extend(device.warnings.iter().map(|warning| format!("warning {}", shown(warning))));
+    lines.extend(
+        status.rate_limits.as_ref().map(|limits| format!("limit   {}", limit_text(limits))),
+    );
     if status.peers.is_empty() {
         lines.push("peers   none yet: `can-sync ticket` makes an invitation".into());
     }
@@ -200,6 +203,24 @@ fn store_text(status: &Status) -> String {
         text.push_str(&format!(": {}", shown(error)));
     }
     text
+}
+
+fn limit_text(limits: &RateLimitStatus) -> String {
+    let rates = [
+        ("up", limits.up_bytes),
+        ("down", limits.down_bytes),
+        ("up per peer", limits.up_per_peer_bytes),
+        ("down per peer", limits.down_per_peer_bytes),
+    ];
+    let in_force = rates.iter().filter_map(|(way, rate)| Some((way, (*rate)?)));
+    let mut parts: Vec<_> =
+        in_force.map(|(way, rate)| format!("{way} {}/s", bytes(rate))).collect();
+    if parts.is_empty() {
+        parts.push("none at this time".into());
+    } else if limits.lan_exempt {
+        parts.push("not within the local network".into());
+    }
+    parts.join("  ")
 }
 
 fn peer_text(peer: &PeerStatus) -> String {
@@ -278,6 +299,7 @@ mod tests {
             },
             peers,
             journal: Default::default(),
+            rate_limits: None,
             in_sync,
             revision: 1,
         }
@@ -324,6 +346,21 @@ mod tests {
         let mut status = status(Vec::new(), true);
         status.device.removed = true;
         assert_eq!(exit_of(is_settled(&status, None).unwrap_err()), Exit::NotInSync);
+    }
+
+    #[test]
+    fn the_picture_shows_the_limits_in_force() {
+        let mut status = status(Vec::new(), true);
+        assert!(!picture(&status).contains("limit"));
+        let mut limits = RateLimitStatus::default();
+        status.rate_limits = Some(limits.clone());
+        assert!(picture(&status).contains("limit   none at this time"));
+        (limits.up_bytes, limits.down_per_peer_bytes) = (Some(2 << 20), Some(512 << 10));
+        limits.lan_exempt = true;
+        status.rate_limits = Some(limits);
+        let expected =
+            "limit   up 2.0 MiB/s  down per peer 512.0 KiB/s  not within the local network";
+        assert!(picture(&status).contains(expected), "{}", picture(&status));
     }
 
     #[test]

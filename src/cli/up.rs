@@ -21,6 +21,7 @@ use super::output::Output;
 use super::text::shown;
 use crate::agent::{self, Agent, StoreChoice};
 use crate::api;
+use crate::core::rate::{RateLimits, Timetable};
 use crate::net::Relay;
 use crate::state::home::{ApiAddress, Home};
 use crate::store::embedded::server::{self, Features};
@@ -51,6 +52,22 @@ pub(crate) struct UpArgs {
     /// Use this relay instead of the public ones; `off` for none
     #[arg(long, value_name = "URL", value_parser = parse_relay)]
     relay: Option<Relay>,
+    #[command(flatten)]
+    rate: RateArgs,
+}
+
+#[derive(Debug, Args)]
+struct RateArgs {
+    /// How fast contents may move, all peers together: `10M` bytes a second, `1M:500k` up and down,
+    /// or a timetable, "08:00,512k 18:00,off" or "Mon-08:00,1M Fri-18:00,off", in local time
+    #[arg(long, value_name = "LIMIT")]
+    bwlimit: Option<Timetable>,
+    /// The same for each peer alone; both limits hold
+    #[arg(long, value_name = "LIMIT")]
+    bwlimit_per_peer: Option<Timetable>,
+    /// Do not limit what stays within the local network
+    #[arg(long)]
+    bwlimit_lan_exempt: bool,
 }
 
 /// What `can-sync store` takes.
@@ -74,6 +91,7 @@ pub(crate) async fn up(
     args: UpArgs,
     output: Output,
 ) -> Result<Exit, Failure> {
+    let rate_limits = args.rate.limits()?;
     restrict_umask();
     let mut signals = Signals::listen()?;
     let home = Home::open(home)?;
@@ -91,6 +109,7 @@ pub(crate) async fn up(
         store,
         offline: args.offline,
         relay: args.relay.unwrap_or_default(),
+        rate_limits,
     };
     let mut agent = tokio::select! {
         started = Agent::start(config, &lock) => started?,
@@ -210,6 +229,22 @@ fn parse_relay(text: &str) -> Result<Relay, String> {
             Ok(Relay::Url(text.to_owned()))
         }
         _ => Err("expected a URL, or `off`".into()),
+    }
+}
+
+impl RateArgs {
+    fn limits(self) -> Result<RateLimits, Failure> {
+        let limits = RateLimits {
+            all: self.bwlimit,
+            each: self.bwlimit_per_peer,
+            lan_exempt: self.bwlimit_lan_exempt,
+        };
+        if limits.lan_exempt && limits.is_empty() {
+            let message = "--bwlimit-lan-exempt exempts from a limit: give --bwlimit or \
+                           --bwlimit-per-peer, too";
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        Ok(limits)
     }
 }
 

@@ -44,6 +44,10 @@ pub const SMALL_LANES: usize = 4;
 /// See [`LIVE_LANES`].
 pub const LARGE_LANES: usize = 2;
 
+/// The slowest that contents may be told to move, bytes a second: at this rate a peer gets the
+/// contents of all its streams before it takes the sender for dead.
+pub const RATE_BYTES_MIN: u64 = 16 * 1024;
+
 /// Assets that failed or found no room and are left alone until their time has come; beyond, the
 /// oldest is forgotten and may be tried once too early.
 pub const RESTING_MAX: usize = 10_000;

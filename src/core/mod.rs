@@ -12,6 +12,7 @@ pub mod message;
 pub mod pairing;
 pub mod peers;
 pub mod ranges;
+pub mod rate;
 pub mod reconcile;
 pub mod session;
 pub mod sketch;

@@ -20,6 +20,7 @@ use can_sync::agent::handle::Handle;
 use can_sync::agent::status::{PeerState, PeerStatus, Status};
 use can_sync::agent::{Agent, Config, NetOverrides, StoreChoice};
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
+use can_sync::core::rate::RateLimits;
 use can_sync::net::Relay;
 use can_sync::net::ticket::Ticket;
 use can_sync::state::home::{Home, Lock};
@@ -56,6 +57,7 @@ pub struct Device {
     pub home: Home,
     pub node_id: NodeId,
     pub net: NetOverrides,
+    pub rate_limits: RateLimits,
     foreign: Option<(String, PathBuf)>,
     running: Option<(Agent, Lock)>,
     folder: TempDir,
@@ -96,7 +98,8 @@ impl Device {
         keep_secret(&key);
         let bind = Some("127.0.0.1:0".parse().unwrap());
         let net = NetOverrides { bind, ..NetOverrides::default() };
-        Self { home, node_id, net, foreign: None, running: None, folder }
+        let rate_limits = RateLimits::default();
+        Self { home, node_id, net, rate_limits, foreign: None, running: None, folder }
     }
 
     /// Starts it.
@@ -121,6 +124,7 @@ impl Device {
             store,
             offline: true,
             relay: Relay::Off,
+            rate_limits: self.rate_limits.clone(),
             net: self.net.clone(),
         }
     }

@@ -137,7 +137,8 @@ where
     let mut reader = FrameReader::new(reader, Some(READ_STALL));
     let mut writer = FrameWriter::new(writer, WRITE_STALL);
     let end = async {
-        take_contents(&mut intake, &mut reader, Naming::Plain).await?;
+        let taking = take_contents(&mut intake, &mut reader, Naming::Plain);
+        keeping_alive(&mut writer, taking).await??;
         keeping_alive(&mut writer, intake.settle()).await?;
         write_acks(&mut writer, &intake.verdicts().collect::<Vec<_>>()).await?;
         Ok(writer.finish().await?)

@@ -91,7 +91,8 @@ where
     if offer.entries.iter().any(|e| !e.inline) {
         ask(intake, &mut reader, &mut writer, naming, want).await?;
     }
-    take_contents(intake, &mut reader, naming).await?;
+    // Where reading is held to a rate limit, the sender may have to wait long for the Ack.
+    keeping_alive(&mut writer, take_contents(intake, &mut reader, naming)).await??;
     if let Ok(Ok(Some(frame))) = timeout(OFFER_WAIT, reader.read()).await {
         return Err(out_of_place(&frame, "the end of the stream"));
     }

@@ -1,0 +1,329 @@
+//! Holds what batch streams carry to the rate limits that are set.
+//!
+//! T1  A stream moves a portion, and pays for it before the next: the last one before it ends, or
+//!     when it is dropped. So streams share a limit in portions, in the order they come to pay.
+//! T2  What must not wait (offers, small news) is paid ahead, as far as a debt may go; those in line
+//!     then wait for it.
+//! T3  Where nothing is limited a stream is passed through: no clock is read, no lock taken.
+//!
+//! Reading slower is all it takes to receive slower: QUIC's flow control then slows the sender.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::sleep;
+
+use crate::clock::{Clock, local_week_minute};
+use crate::core::limits::SMALL_BYTES_MAX;
+use crate::core::rate::{Bucket, RateLimits, Rates, Timetable, Turn};
+use crate::core::session::Lane;
+use crate::net::{Connection, PathKind};
+
+/// What each stream may pay ahead: the longest offer that is sent, and a small content or two.
+const AHEAD_BYTES: u64 = 32 * 1024;
+
+/// Who waits in line looks this often whether another limit is in force.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often a connection's path is looked at while the local network is exempt.
+const PATH_LOOK_MS: u64 = 1_000;
+
+/// The rate limits of an agent. Clones share them.
+#[derive(Debug, Clone)]
+pub(super) struct Throttle {
+    limits: Arc<RateLimits>,
+    clock: Clock,
+    /// Up and down, for all peers together.
+    all: Option<[Arc<Gate>; 2]>,
+}
+
+/// The limits that hold on one connection. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LinkThrottle(Option<Arc<Link>>);
+
+#[derive(Debug)]
+struct Link {
+    /// First the peer's, then the agent's: who waits for a slow peer keeps nobody else waiting.
+    gates: [Vec<Arc<Gate>>; 2],
+    clock: Clock,
+    /// Its path is looked at, when the local network is exempt.
+    exempt: Option<(Connection, Mutex<PathLook>)>,
+}
+
+#[derive(Debug, Default)]
+struct PathLook {
+    is_lan: bool,
+    again_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Up,
+    Down,
+}
+
+impl Throttle {
+    /// Holds to these limits, each of which holds from the start.
+    pub(super) fn new(limits: RateLimits) -> Self {
+        let clock = Clock::start();
+        let all = limits.all.as_ref().map(|table| Gate::pair(table, clock));
+        Self { limits: Arc::new(limits), clock, all }
+    }
+
+    /// The limits on a connection.
+    pub(super) fn link(&self, connection: &Connection) -> LinkThrottle {
+        if self.limits.is_empty() {
+            return LinkThrottle::default();
+        }
+        let each = self.limits.each.as_ref().map(|table| Gate::pair(table, self.clock));
+        let both = [each, self.all.clone()];
+        let gates = [0, 1].map(|way| {
+            both.iter().flatten().map(|gates: &[Arc<Gate>; 2]| gates[way].clone()).collect()
+        });
+        let exempt = self.limits.lan_exempt.then(|| (connection.clone(), Mutex::default()));
+        LinkThrottle(Some(Arc::new(Link { gates, clock: self.clock, exempt })))
+    }
+
+    /// What is set.
+    pub(super) fn limits(&self) -> &RateLimits {
+        &self.limits
+    }
+
+    /// What is in force now: for all peers together, and for each.
+    pub(super) fn in_force(&self) -> [Rates; 2] {
+        if self.limits.is_empty() {
+            return Default::default();
+        }
+        let minute = local_week_minute();
+        let at = |table: &Option<Timetable>| table.as_ref().map(|table| table.at(minute));
+        [at(&self.limits.all), at(&self.limits.each)].map(Option::unwrap_or_default)
+    }
+}
+
+impl LinkThrottle {
+    /// A stream that is written to, of this lane; `None`: of the plain protocol.
+    pub(super) fn up<W>(&self, stream: W, lane: Option<Lane>) -> Throttled<W> {
+        let ahead_bytes = match lane {
+            // A small new asset arrives at once; more of them wait in line like everything else.
+            Some(Lane::Live) => SMALL_BYTES_MAX,
+            _ => AHEAD_BYTES,
+        };
+        Throttled::new(stream, self.0.clone(), Way::Up, ahead_bytes)
+    }
+
+    /// A stream that is read.
+    pub(super) fn down<R>(&self, stream: R) -> Throttled<R> {
+        Throttled::new(stream, self.0.clone(), Way::Down, AHEAD_BYTES)
+    }
+}
+
+impl Link {
+    fn gates(&self, way: Way) -> &[Arc<Gate>] {
+        &self.gates[way as usize]
+    }
+
+    /// The most to move before paying; `None`: there is no limit now.
+    fn portion_bytes(&self, way: Way) -> Option<u64> {
+        if self.is_exempt() {
+            return None;
+        }
+        self.gates(way).iter().filter_map(|gate| gate.portion_bytes()).min()
+    }
+
+    fn is_exempt(&self) -> bool {
+        let Some((connection, look)) = &self.exempt else { return false };
+        let mut look = lock(look);
+        let now_ms = self.clock.now_ms();
+        if now_ms >= look.again_ms {
+            look.is_lan = connection.path().is_some_and(|path| path.kind == PathKind::Lan);
+            look.again_ms = now_ms + PATH_LOOK_MS;
+        }
+        look.is_lan
+    }
+
+    async fn pay(self: Arc<Self>, way: Way, bytes: u64, turn: Turn) {
+        for gate in self.gates(way) {
+            gate.pay(bytes, turn).await;
+        }
+    }
+}
+
+// --- one limit, one way ---------------------------------------------------------------------------
+
+#[derive(Debug)]
+struct Gate {
+    table: Timetable,
+    way: Way,
+    clock: Clock,
+    /// `None` while nothing is limited.
+    bucket: Mutex<Option<Bucket>>,
+    /// Held by who is next. Fair: the others wait in the order they came.
+    line: tokio::sync::Mutex<()>,
+}
+
+impl Gate {
+    fn pair(table: &Timetable, clock: Clock) -> [Arc<Self>; 2] {
+        [Way::Up, Way::Down].map(|way| {
+            let (bucket, line) = (Mutex::default(), tokio::sync::Mutex::default());
+            Arc::new(Self { table: table.clone(), way, clock, bucket, line })
+        })
+    }
+
+    /// Returns once `bytes` are paid for.
+    ///
+    /// # Cancel safety
+    /// Dropped, nothing is paid.
+    async fn pay(&self, bytes: u64, turn: Turn) {
+        if turn == Turn::Ahead && self.take(bytes, turn) == 0 {
+            return;
+        }
+        let _line = self.line.lock().await;
+        loop {
+            match self.take(bytes, Turn::InLine) {
+                0 => return,
+                wait_ms => sleep(Duration::from_millis(wait_ms).min(LOOK)).await,
+            }
+        }
+    }
+
+    fn take(&self, bytes: u64, turn: Turn) -> u64 {
+        let mut bucket = lock(&self.bucket);
+        let now_ms = self.clock.now_ms();
+        self.in_force(&mut bucket, now_ms).map_or(0, |bucket| bucket.take(now_ms, bytes, turn))
+    }
+
+    fn charge(&self, bytes: u64) {
+        let mut bucket = lock(&self.bucket);
+        let now_ms = self.clock.now_ms();
+        if let Some(bucket) = self.in_force(&mut bucket, now_ms) {
+            bucket.charge(now_ms, bytes);
+        }
+    }
+
+    fn portion_bytes(&self) -> Option<u64> {
+        let mut bucket = lock(&self.bucket);
+        let now_ms = self.clock.now_ms();
+        self.in_force(&mut bucket, now_ms).map(|bucket| bucket.portion_bytes())
+    }
+
+    /// The bucket with the rate of this minute.
+    fn in_force<'a>(&self, bucket: &'a mut Option<Bucket>, now_ms: u64) -> Option<&'a mut Bucket> {
+        let Rates { up, down } = self.table.at(local_week_minute());
+        let rate = match self.way {
+            Way::Up => up,
+            Way::Down => down,
+        };
+        let Some(rate_bytes) = rate else {
+            *bucket = None;
+            return None;
+        };
+        let bucket = bucket.get_or_insert_with(|| Bucket::new(now_ms, rate_bytes));
+        bucket.set_rate(now_ms, rate_bytes);
+        Some(bucket)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// --- a stream -------------------------------------------------------------------------------------
+
+/// A stream that is held to the limits of its connection.
+pub(super) struct Throttled<S> {
+    stream: S,
+    link: Option<Arc<Link>>,
+    way: Way,
+    /// What may yet be paid ahead.
+    ahead_bytes: u64,
+    /// Moved and not paid for.
+    owed_bytes: u64,
+    paying: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl<S> Throttled<S> {
+    fn new(stream: S, link: Option<Arc<Link>>, way: Way, ahead_bytes: u64) -> Self {
+        Self { stream, link, way, ahead_bytes, owed_bytes: 0, paying: None }
+    }
+
+    /// Pays what is owed; then tells how much may move. `None`: as much as it likes.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
+        let Some(link) = &self.link else { return Poll::Ready(None) };
+        if self.owed_bytes > 0 {
+            let (way, bytes) = (self.way, self.owed_bytes);
+            let ahead_bytes = &mut self.ahead_bytes;
+            let paying = self.paying.get_or_insert_with(|| {
+                let turn = if bytes <= *ahead_bytes { Turn::Ahead } else { Turn::InLine };
+                *ahead_bytes = ahead_bytes.saturating_sub(bytes);
+                Box::pin(link.clone().pay(way, bytes, turn))
+            });
+            ready!(paying.as_mut().poll(cx));
+            (self.paying, self.owed_bytes) = (None, 0);
+        }
+        let portion = link.portion_bytes(self.way);
+        Poll::Ready(portion.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)))
+    }
+
+    fn owe(&mut self, bytes: usize) {
+        self.owed_bytes += bytes as u64;
+    }
+}
+
+impl<S> Drop for Throttled<S> {
+    fn drop(&mut self) {
+        if let (Some(link), 1..) = (&self.link, self.owed_bytes) {
+            link.gates(self.way).iter().for_each(|gate| gate.charge(self.owed_bytes));
+        }
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Throttled<R> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let Some(room) = ready!(this.poll_room(cx)) else {
+            return Pin::new(&mut this.stream).poll_read(cx, buffer);
+        };
+        let room = room.min(buffer.remaining());
+        let mut portion = ReadBuf::new(buffer.initialize_unfilled_to(room));
+        ready!(Pin::new(&mut this.stream).poll_read(cx, &mut portion))?;
+        let read = portion.filled().len();
+        buffer.advance(read);
+        this.owe(read);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Throttled<W> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let Some(room) = ready!(this.poll_room(cx)) else {
+            return Pin::new(&mut this.stream).poll_write(cx, bytes);
+        };
+        let portion = &bytes[..room.min(bytes.len())];
+        let written = ready!(Pin::new(&mut this.stream).poll_write(cx, portion))?;
+        this.owe(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_room(cx));
+        Pin::new(&mut this.stream).poll_shutdown(cx)
+    }
+}

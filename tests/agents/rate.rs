@@ -1,0 +1,113 @@
+//! Rate limits: how long contents take by the clock, and what does not wait for them.
+
+use can_sync::agent::status::RateLimitStatus;
+use can_sync::core::rate::{RateLimits, Timetable};
+
+use super::*;
+
+const MIB: usize = 1024 * KIB;
+
+fn at(rate: &str) -> Option<Timetable> {
+    Some(rate.parse().unwrap())
+}
+
+async fn limited(rate_limits: RateLimits) -> Device {
+    let mut device = Device::new();
+    device.rate_limits = rate_limits;
+    device.up().await;
+    device
+}
+
+/// How long it takes from pairing until `receiver` holds as many assets as were added.
+async fn crossing(sender: &Device, receiver: &Device, assets: u64) -> Duration {
+    let start = Instant::now();
+    pair(sender, receiver).await;
+    until("all has arrived", &[receiver], async || receiver.status().store.assets == assets).await;
+    start.elapsed()
+}
+
+fn assert_about(took: Duration, expected: Duration) {
+    assert!(took >= expected.mul_f64(0.85), "{took:?} instead of {expected:?}: not limited");
+    assert!(took <= expected.mul_f64(1.5), "{took:?} instead of {expected:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contents_keep_to_the_limit_of_the_sender_and_to_that_of_the_receiver() {
+    let sizes = || [2 * MIB, 2 * MIB].into_iter().chain([64 * KIB; 32]);
+    let expected = Duration::from_secs(3);
+    let none = RateLimits::default;
+    for (up, down) in [
+        (RateLimits { all: at("2M:off"), ..none() }, none()),
+        (none(), RateLimits { all: at("off:2M"), ..none() }),
+        (RateLimits { each: at("2M"), ..none() }, none()),
+    ] {
+        let (a, b) = (limited(up).await, limited(down).await);
+        a.add(sizes()).await;
+        assert_about(crossing(&a, &b, 34).await, expected);
+        b.verify().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_plain_protocol_keeps_to_the_limit_too() {
+    let mut a = Device::new();
+    (a.net.plain_only, a.rate_limits.all) = (true, at("2M"));
+    a.up().await;
+    let b = Device::start().await;
+    a.add([2 * MIB, 2 * MIB]).await;
+    assert_about(crossing(&a, &b, 2).await, Duration::from_secs(2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_peer_has_a_limit_of_its_own() {
+    let a = limited(RateLimits { each: at("2M"), ..RateLimits::default() }).await;
+    let (mut b, mut c) = (Device::new(), Device::new());
+    // Nothing goes around the limit.
+    (b.net.unreachable, c.net.unreachable) = (vec![c.node_id], vec![b.node_id]);
+    tokio::join!(b.up(), c.up());
+    a.add([2 * MIB, 2 * MIB]).await;
+    let start = Instant::now();
+    tokio::join!(crossing(&a, &b, 2), crossing(&a, &c, 2));
+    assert_about(start.elapsed(), Duration::from_secs(2));
+    let expected = RateLimitStatus {
+        up_per_peer_bytes: Some(2 << 20),
+        down_per_peer_bytes: Some(2 << 20),
+        ..RateLimitStatus::default()
+    };
+    assert_eq!(a.status().rate_limits, Some(expected));
+    assert_eq!(b.status().rate_limits, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_local_network_is_free_when_it_is_exempt() {
+    let all = at("64K");
+    let a = limited(RateLimits { all, lan_exempt: true, ..RateLimits::default() }).await;
+    let b = Device::start().await;
+    a.add([4 * MIB]).await;
+    let took = crossing(&a, &b, 1).await;
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_new_asset_does_not_wait_for_a_limited_backlog() {
+    let none = RateLimits::default;
+    for (up, down) in [
+        (RateLimits { all: at("1M"), ..none() }, none()),
+        (none(), RateLimits { all: at("1M"), ..none() }),
+    ] {
+        let (a, b) = (limited(up).await, limited(down).await);
+        a.add([3 * MIB; 4].into_iter().chain([128 * KIB; 16])).await;
+        pair(&a, &b).await;
+        let moving = async || b.received_bytes() > 2 * MIB as u64;
+        until("the backlog is under way", &[&b], moving).await;
+        for _ in 0..3 {
+            let start = Instant::now();
+            let note = a.add([4 * KIB]).await[0];
+            let arrived = async || b.hashes().await.contains(&note.hash);
+            until("the note is there", &[&b], arrived).await;
+            let took = start.elapsed();
+            assert!(took < Duration::from_millis(600), "{took:?}\n{}", tell(&[&a, &b]));
+        }
+        assert!(b.sees(&a).missing_here > 0, "the backlog is still under way");
+    }
+}
