@@ -92,7 +92,7 @@ fn nothing_of_a_call_is_there_when_it_did_not_end() {
     {
         let mut tx = a.journal.begin(NOW_MS).unwrap();
         let draft = Draft { changes: vec![DraftChange::Delete(put("1").key)], expect: vec![] };
-        tx.write(&draft).unwrap().unwrap().unwrap();
+        tx.write(&draft, None).unwrap().unwrap().unwrap();
         tx.begin_log().unwrap();
     }
     assert_eq!((a.clock(), a.cells(), a.reader.stats().unwrap()), before);
