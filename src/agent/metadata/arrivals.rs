@@ -53,7 +53,7 @@ impl Arrivals {
                 shadows.push((hash, Shadow::expected(row.clone())));
                 rows.push(row);
             }
-            journal.write_with_shadows(&[], &shadows, now_ms)?;
+            journal.write_with_shadows(&[], &[], &shadows, now_ms)?;
             Ok(rows)
         });
         match expected.await {

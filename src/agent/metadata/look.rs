@@ -18,6 +18,8 @@ pub(super) struct Asked {
     pub(super) asset: Asset,
     /// Its row in the store is not to be written now.
     pub(super) frozen: bool,
+    /// This device has come into the group of others, and has not looked at everything since.
+    pub(super) is_brought: bool,
     /// Who sent it, if it was sent and that is known.
     pub(super) from: Option<NodeId>,
 }
@@ -25,8 +27,12 @@ pub(super) struct Asked {
 /// What a look at an asset says is to be done.
 pub(super) struct Look {
     asset: Asset,
+    /// What is brought along into the group, for the journal.
+    pub(super) fill: Option<DraftChange>,
     /// What the user did and what happened, for the journal.
     pub(super) changes: Vec<DraftChange>,
+    /// The row in the store was another than was last seen or written there.
+    pub(super) is_edit: bool,
     /// What to remember, in the same transaction.
     pub(super) shadow: Shadow,
     /// What to write to the store then.
@@ -42,7 +48,7 @@ impl Asked {
 
     /// `None`: all is as it should be.
     pub(super) fn judge(&self, shadow: Option<Shadow>, journal: &JournalRow) -> Option<Look> {
-        let Asked { asset, frozen, from } = self;
+        let Asked { asset, frozen, is_brought, from } = self;
         let (hash, size_bytes) = (asset.entry.digest.hash, asset.entry.digest.size_bytes);
         let seen = shadow.as_ref().filter(|shadow| !shadow.is_forgotten());
         let store = row(&asset.metadata);
@@ -63,16 +69,21 @@ impl Asked {
         if let (Some(edit), Some(_)) = (&edit, seen) {
             events.extend(LogEvent::of_edit(hash, edit));
         }
-        let mut changes: Vec<DraftChange> = edit.map(DraftChange::Put).into_iter().collect();
+        let is_edit = edit.is_some() && seen.is_some();
+        let (fill, edit) = match edit.map(DraftChange::Put) {
+            fill if *is_brought && !is_edit => (fill, None),
+            edit => (None, edit),
+        };
+        let mut changes: Vec<DraftChange> = edit.into_iter().collect();
         changes.extend(events.iter().map(LogEvent::to_change));
         // Another version of the same row is nothing to write down.
         let is_known = seen.is_some_and(|seen| {
             !seen.is_expected() && *seen == Shadow { version: seen.version, ..next.clone() }
         });
-        if changes.is_empty() && write.is_none() && !again && is_known {
+        if changes.is_empty() && fill.is_none() && write.is_none() && !again && is_known {
             return None;
         }
-        Some(Look { asset: asset.clone(), changes, shadow: next, write, again })
+        Some(Look { asset: asset.clone(), fill, changes, is_edit, shadow: next, write, again })
     }
 }
 

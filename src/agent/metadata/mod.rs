@@ -13,14 +13,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::clock::Clock;
-use crate::core::ids::{Hash, LogId};
+use crate::core::ids::{GroupId, Hash, LogId};
 use crate::core::journal::asset::{ASSET_MODEL, Shadow};
 use crate::core::journal::brake::Brake;
 use crate::core::journal::log::LogEvent;
@@ -70,6 +70,11 @@ const JOURNAL_CURSOR: &str = "metadata-journal";
 /// Calls of [`Settle`] that wait: people and scripts, each of them waiting itself.
 pub(super) const SETTLES_MAX: usize = 64;
 
+/// The journal has another epoch than before, as when a device comes into a group: no failure.
+#[derive(Debug, thiserror::Error)]
+#[error("the journal was begun anew")]
+struct BegunAnew;
+
 /// "Bring this asset together now, and say when it is done."
 #[derive(Debug)]
 pub struct Settle {
@@ -84,6 +89,8 @@ pub(super) struct Settler {
     arrivals: Arrivals,
     events: EventLog,
     settles: mpsc::Receiver<Settle>,
+    /// Asked for while the journal was begun anew: done first thing.
+    put_off: Option<Settle>,
     frozen: watch::Sender<usize>,
     clock: Clock,
     brake: Brake,
@@ -95,6 +102,8 @@ pub(super) struct Settler {
 /// How far a session with the store is.
 #[derive(Debug, Default)]
 struct Place {
+    /// The group whose journal it is.
+    group: Option<GroupId>,
     store: Option<Cursor>,
     journal: Option<Cursor>,
     /// As noted in the journal.
@@ -124,6 +133,7 @@ impl Settler {
             arrivals,
             events,
             settles,
+            put_off: None,
             frozen,
             clock: Clock::start(),
             brake: Brake::default(),
@@ -140,6 +150,9 @@ impl Settler {
             let Err(error) = self.session().await;
             if matches!(error.downcast_ref(), Some(AskError::Closed)) {
                 return;
+            }
+            if error.is::<BegunAnew>() {
+                continue;
             }
             if self.clock.now_ms() > started_ms + 60_000 {
                 backoff.reset();
@@ -167,22 +180,16 @@ impl Settler {
         let mut feed: BoxStream<'static, _> = feed.boxed();
         let mut commits = self.journal.commits();
         commits.mark_changed();
+        if let Some(settle) = self.put_off.take() {
+            self.settle(settle).await?;
+        }
         loop {
             let timers = [self.at.save_at_ms, self.brake.next_thaw_ms(), Some(self.at.scan_at_ms)];
             let wake_ms = timers.into_iter().flatten().min().unwrap_or(self.at.scan_at_ms);
             let wake = sleep_until(self.clock.instant(wake_ms).into());
             tokio::select! {
                 biased;
-                Some(Settle { hash, reply }) = self.settles.recv() => {
-                    if self.brake.release(&hash) {
-                        self.frozen.send_replace(self.brake.frozen());
-                    }
-                    let settled = self.look(vec![hash]).await;
-                    let told = settled.as_ref().copied().map_err(|error| format!("{error:#}"));
-                    // Who asked may have gone.
-                    let _ = reply.send(told);
-                    settled?;
-                }
+                Some(settle) = self.settles.recv() => self.settle(settle).await?,
                 changed = commits.changed(), if !self.at.journal_behind => {
                     changed.map_err(|_| AskError::Closed)?;
                     self.at.journal_behind = true;
@@ -195,20 +202,35 @@ impl Settler {
         }
     }
 
+    async fn settle(&mut self, settle: Settle) -> Result<()> {
+        if self.brake.release(&settle.hash) {
+            self.frozen.send_replace(self.brake.frozen());
+        }
+        let settled = self.look(vec![settle.hash]).await;
+        if settled.as_ref().is_err_and(|error| error.is::<BegunAnew>()) {
+            self.put_off = Some(settle);
+            return settled;
+        }
+        let told = settled.as_ref().copied().map_err(|error| format!("{error:#}"));
+        // Who asked may have gone.
+        let _ = settle.reply.send(told);
+        settled
+    }
+
     /// Where to go on in both feeds, or that everything is to be looked at. Returns the cursor of
     /// the store's feed.
     async fn take_place(&mut self) -> Result<u64> {
         let info = call(self.store.info()).await?;
-        let (store, journal, now) = self
+        let (group, store, journal, now) = self
             .journal
             .read(|reader| {
                 let (store, journal) =
                     (reader.cursor(STORE_CURSOR)?, reader.cursor(JOURNAL_CURSOR)?);
-                Ok((store, journal, reader.cursor_now()?))
+                Ok((reader.group()?, store, journal, reader.cursor_now()?))
             })
             .await?;
         let now = now.context("this device is in no group")?;
-        self.at = Place { saved: (store, journal), ..Place::default() };
+        self.at = Place { group, saved: (store, journal), ..Place::default() };
         self.at.scan_at_ms = self.clock.now_ms() + SCAN_EVERY_MS;
         let epoch = LogId(info.store_id.0);
         let is_same = store.is_some_and(|at| at.epoch == epoch);
@@ -278,7 +300,7 @@ impl Settler {
             .journal
             .read(move |reader| reader.changes(Some(ASSET_MODEL), since.as_ref(), LOOK_ASSETS))
             .await?;
-        let Some(page) = page else { bail!("the journal was begun anew") };
+        let page = page.ok_or(BegunAnew)?;
         let hashes: Vec<Hash> =
             page.changes.iter().filter_map(|change| Hash::from_slice(&change.id)).collect();
         let something = !hashes.is_empty();
@@ -389,12 +411,13 @@ impl Settler {
 
     /// Brings rows just read together with the journal; returns the assets to be looked at again.
     async fn bring_together(&mut self, assets: Vec<Asset>) -> Result<Vec<Hash>> {
+        let is_brought = !self.at.is_whole && self.journal.roster().member_count() > 1;
         let asked: Vec<Asked> = assets
             .into_iter()
             .map(|asset| {
                 let hash = asset.entry.digest.hash;
                 let (frozen, from) = (self.brake.is_frozen(&hash), self.arrivals.sender(&hash));
-                Asked { asset, frozen, from }
+                Asked { asset, frozen, is_brought, from }
             })
             .collect();
         // Mostly there is nothing to do, and the writer need not be asked.
@@ -421,23 +444,29 @@ impl Settler {
 
     /// T6: writes what the user did into the journal, with its events and the shadows.
     async fn issue(&mut self, asked: Vec<Asked>) -> Result<Vec<Look>> {
-        let (looks, refused) = self
+        let group = self.at.group;
+        let issued = self
             .journal
             .run(move |journal, now_ms| {
+                // What was looked at was looked at for another group.
+                if journal.group() != group {
+                    return Ok(None);
+                }
                 let mut looks = Vec::with_capacity(asked.len());
                 for asked in asked {
                     let hash = asked.hash();
                     looks.extend(asked.judge(journal.shadow(&hash)?, &journal.asset(&hash)?));
                 }
                 let mut write = |looks: &[Look]| {
+                    let fills = pack(looks.iter().map(|look| look.fill.as_slice()));
                     let drafts = pack(looks.iter().map(|look| look.changes.as_slice()));
                     let shadows: Vec<(Hash, Shadow)> =
                         looks.iter().map(|look| (look.hash(), look.shadow.clone())).collect();
-                    let results = journal.write_with_shadows(&drafts, &shadows, now_ms)?;
+                    let results = journal.write_with_shadows(&fills, &drafts, &shadows, now_ms)?;
                     journal::Result::Ok(results.into_iter().find_map(DraftResult::err))
                 };
                 if write(&looks)?.is_none() {
-                    return Ok((looks, None));
+                    return Ok(Some((looks, None)));
                 }
                 // One by one, so that what can be written is.
                 let (mut done, mut refused) = (Vec::new(), None);
@@ -447,15 +476,19 @@ impl Settler {
                         Some(error) => refused = Some((look.hash(), error)),
                     }
                 }
-                Ok((done, refused))
+                Ok(Some((done, refused)))
             })
             .await?;
+        let (looks, refused) = issued.ok_or(BegunAnew)?;
         if let Some((hash, error)) = refused {
             tracing::warn!(hash = hash.short(), %error, "metadata was not taken by the journal");
             self.at.scan_at_ms = self.at.scan_at_ms.min(self.clock.now_ms() + SCAN_AGAIN_MS);
         }
         for look in &looks {
             self.arrivals.arrived(&look.hash());
+            if look.is_edit {
+                self.brake.edited(look.hash());
+            }
         }
         Ok(looks)
     }
@@ -492,7 +525,7 @@ impl Settler {
         }
         if !shadows.is_empty() {
             self.journal
-                .run(move |journal, now_ms| journal.write_with_shadows(&[], &shadows, now_ms))
+                .run(move |journal, now_ms| journal.write_with_shadows(&[], &[], &shadows, now_ms))
                 .await?;
         }
         lost.map_or(Ok(again), |error| Err(error.into()))

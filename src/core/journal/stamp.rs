@@ -31,6 +31,9 @@ pub struct Stamp {
 impl Hlc {
     const COUNTER_BITS: u32 = 16;
 
+    /// Before anything that was ever said: the time of what a device brings along into a group.
+    pub const DAWN: Self = Self(1);
+
     /// The greatest that databases can keep and the protocol allows.
     pub const MAX: Self = Self(i64::MAX as u64);
 

@@ -11,24 +11,31 @@ use crate::core::journal::asset::{
 use crate::core::journal::cell::{ALIVE, CLEAR};
 use crate::core::journal::draft::Draft;
 use crate::core::journal::op::{Value, value_from_bytes};
+use crate::core::journal::stamp::Hlc;
 
 use super::author::DraftResult;
 use super::schema::{int, row_u64};
+use super::tx::Tx;
 use super::{Cursor, Journal, JournalError, JournalReader, Result};
 
 impl Journal {
     /// T6: writes drafts and new shadows of assets in one transaction. When a draft fails, nothing
-    /// at all is written, and the results say why.
+    /// at all is written, and the results say why. `fills` are what this device brings along into a
+    /// group: as of [`Hlc::DAWN`], so that they overwrite nothing, also nothing that is yet to come.
     pub fn write_with_shadows(
         &mut self,
+        fills: &[Draft],
         drafts: &[Draft],
         shadows: &[(Hash, Shadow)],
         now_ms: u64,
     ) -> Result<Vec<DraftResult>> {
         let mut tx = self.begin(now_ms)?;
-        let mut results = Vec::with_capacity(drafts.len());
+        let mut results = Vec::with_capacity(fills.len() + drafts.len());
+        for fill in fills {
+            results.push(tx.write(fill, Some(Hlc::DAWN))?);
+        }
         for draft in drafts {
-            results.push(tx.write(draft)?);
+            results.push(tx.write(draft, None)?);
         }
         if results.iter().any(std::result::Result::is_err) {
             return Ok(results);
@@ -55,11 +62,7 @@ impl Journal {
     /// one put back from a backup, and its rows are no edits of what was there before.
     pub fn forget_shadows(&mut self) -> Result<()> {
         let tx = self.begin(0)?;
-        tx.db
-            .prepare_cached(
-                "UPDATE shadows SET base = ?1, pending = NULL, written = NULL, version = ?2",
-            )?
-            .execute(params![row_to_bytes(&Row::default()), UNSEEN.cast_signed()])?;
+        tx.forget_shadows()?;
         tx.commit()
     }
 
@@ -73,6 +76,18 @@ impl Journal {
             )?
             .execute(params![name, cursor.epoch.0, int(cursor.arr)])?;
         tx.commit()
+    }
+}
+
+impl Tx<'_> {
+    /// See [`Journal::forget_shadows`].
+    pub(super) fn forget_shadows(&self) -> Result<()> {
+        self.db
+            .prepare_cached(
+                "UPDATE shadows SET base = ?1, pending = NULL, written = NULL, version = ?2",
+            )?
+            .execute(params![row_to_bytes(&Row::default()), UNSEEN.cast_signed()])?;
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use crate::core::ids::NodeId;
 use crate::core::journal::cell::CellKey;
 use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut, Expect};
 use crate::core::journal::op::{Body, Change, Event, Key, LogInfo, Put, Removal};
-use crate::core::journal::stamp::{CLOCK_FLOOR_MS, Stamp};
+use crate::core::journal::stamp::{CLOCK_FLOOR_MS, Hlc, Stamp};
 use crate::core::limits::OP_BODY_BYTES_MAX;
 use crate::wire::WireError;
 
@@ -28,7 +28,7 @@ impl Journal {
         let mut tx = self.begin(now_ms)?;
         let mut results = Vec::with_capacity(drafts.len());
         for draft in drafts {
-            results.push(tx.write(draft)?);
+            results.push(tx.write(draft, None)?);
         }
         tx.commit()?;
         Ok(results)
@@ -36,8 +36,8 @@ impl Journal {
 }
 
 impl Tx<'_> {
-    /// Writes one draft. An error leaves nothing of it.
-    pub(super) fn write(&mut self, draft: &Draft) -> Result<DraftResult> {
+    /// Writes one draft, now or as of another time. An error leaves nothing of it.
+    pub(super) fn write(&mut self, draft: &Draft, at: Option<Hlc>) -> Result<DraftResult> {
         let changes = match self.resolve(draft)? {
             Ok(changes) => changes,
             Err(error) => return Ok(Err(error)),
@@ -48,7 +48,7 @@ impl Tx<'_> {
         if let Some(error) = self.why_silent()? {
             return Ok(Err(error));
         }
-        Ok(self.author(changes)?.map(Some))
+        Ok(self.author(changes, at)?.map(Some))
     }
 
     /// Why this device must not write ops now.
@@ -68,10 +68,11 @@ impl Tx<'_> {
         Ok(None)
     }
 
-    /// Makes, signs and applies an op of this device.
+    /// Makes, signs and applies an op of this device, of now unless another time is given.
     pub(super) fn author(
         &mut self,
         changes: Vec<Change>,
+        at: Option<Hlc>,
     ) -> Result<std::result::Result<Written, DraftError>> {
         let group = self.group()?;
         let open = self.open_log.ok_or(JournalError::NoGroup)?;
@@ -83,7 +84,7 @@ impl Tx<'_> {
             row.get::<_, [u8; 16]>(0)
         })?;
         let end_of_time = || JournalError::Damaged("a stamp stands at the end of time".into());
-        let hlc = self.hlc_max.next(self.now_ms).ok_or_else(end_of_time)?;
+        let hlc = at.or_else(|| self.hlc_max.next(self.now_ms)).ok_or_else(end_of_time)?;
         let event_seqs = changes.iter().filter_map(|change| match change {
             Change::Event(event) => Some(event.event_seq),
             _ => None,

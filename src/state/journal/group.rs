@@ -232,7 +232,7 @@ impl Tx<'_> {
         if !founds && !self.verdicts()?.member(&me) {
             return Err(JournalError::Removed);
         }
-        self.author(facts.into_iter().map(Change::Member).collect())?
+        self.author(facts.into_iter().map(Change::Member).collect(), None)?
             .map_err(|error| JournalError::Damaged(format!("a fact about members: {error}")))
     }
 

@@ -73,7 +73,7 @@ impl Tx<'_> {
         for Doomed { log_id, body, .. } in doomed {
             let seq = body.seq;
             let changes = self.anew(body.changes, &moved)?;
-            let written = self.author(changes)?.map_err(|error| {
+            let written = self.author(changes, None)?.map_err(|error| {
                 JournalError::Damaged(format!("an op cannot be written anew: {error}"))
             })?;
             moved.insert((log_id, seq), written.stamp);

@@ -92,7 +92,7 @@ fn nothing_of_a_call_is_there_when_it_did_not_end() {
     {
         let mut tx = a.journal.begin(NOW_MS).unwrap();
         let draft = Draft { changes: vec![DraftChange::Delete(put("1").key)], expect: vec![] };
-        tx.write(&draft).unwrap().unwrap().unwrap();
+        tx.write(&draft, None).unwrap().unwrap().unwrap();
         tx.begin_log().unwrap();
     }
     assert_eq!((a.clock(), a.cells(), a.reader.stats().unwrap()), before);
@@ -139,6 +139,32 @@ fn stamps_and_numbers_rise_over_restarts_and_clocks_set_back() {
 }
 
 #[test]
+fn a_wall_clock_that_jumps_through_the_ages_breaks_no_order() {
+    let mut device = Device::founder();
+    let year_ms = 365 * 24 * 3_600_000;
+    let mut last: Option<Stamp> = None;
+    // The ends of 32-bit seconds, with and without a sign, are days like others.
+    for now_ms in [NOW_MS, NOW_MS - 3_600_000, NOW_MS + year_ms, i32::MAX as u64 * 1000 + 999]
+        .into_iter()
+        .chain([u64::from(u32::MAX) * 1000 + 1000, NOW_MS])
+    {
+        device.now_ms = now_ms;
+        let stamp = device.set("1", "f", 1).unwrap().stamp;
+        assert!(last.is_none_or(|last| stamp > last && stamp.seq == last.seq + 1));
+        last = Some(stamp);
+        device.restart();
+    }
+    for never_set_ms in [0, 1, 3_600_000] {
+        let draft = Draft { changes: vec![DraftChange::Put(put("2"))], expect: vec![] };
+        let refused = device.journal.write(&[draft], never_set_ms).unwrap().remove(0);
+        assert_eq!(refused, Err(crate::core::journal::draft::DraftError::ClockNotSet));
+    }
+    device.now_ms = NOW_MS;
+    assert!(device.set("1", "f", 2).unwrap().stamp > last.unwrap());
+    device.fsck();
+}
+
+#[test]
 fn another_file_than_before_gets_another_log() {
     let dir = tempfile::tempdir().unwrap();
     let identity = Identity::from_bytes(&[1; 32]);
@@ -166,6 +192,22 @@ fn another_file_than_before_gets_another_log() {
         Journal::open(&path, &Identity::from_bytes(&[2; 32]), [5; 32]),
         Err(JournalError::OtherDevice(_))
     ));
+}
+
+#[test]
+fn what_the_store_shows_is_no_edit_to_a_journal_put_back_from_a_backup() {
+    use crate::core::ids::Hash;
+    use crate::core::journal::asset::{Row, written};
+    let mut device = Device::founder();
+    let hash = Hash([5; 32]);
+    let shadow = written(&Row { description: "then".into(), ..Row::default() }, 7);
+    device.journal.write_with_shadows(&[], &[], &[(hash, shadow.clone())], NOW_MS).unwrap();
+    device.restart();
+    assert_eq!(device.reader.shadow(&hash).unwrap(), Some(shadow));
+    let path = device.dir.path().join("journal.db");
+    let elsewhere = DbIdent { inode: 77, ..IDENT };
+    let journal = Journal::open_as(&path, &device.identity, [9; 32], elsewhere).unwrap();
+    assert!(journal.shadow(&hash).unwrap().unwrap().is_forgotten());
 }
 
 #[test]

@@ -261,10 +261,10 @@ fn a_shadow_is_written_with_its_edit_or_not_at_all() {
     let shadow = Shadow { pending: Some(Row::default()), ..decision.shadow };
     let unmet = Draft { expect: vec![Expect::Alive(asset_key(&hash))], ..edit.clone() };
     let shadows = [(hash, shadow.clone())];
-    let failed = device.journal.write_with_shadows(&[unmet], &shadows, NOW_MS).unwrap();
+    let failed = device.journal.write_with_shadows(&[], &[unmet], &shadows, NOW_MS).unwrap();
     assert_eq!(failed, [Err(DraftError::Absent)]);
     assert_eq!(device.reader.shadow(&hash).unwrap(), None);
-    let written = device.journal.write_with_shadows(&[edit], &shadows, NOW_MS).unwrap();
+    let written = device.journal.write_with_shadows(&[], &[edit], &shadows, NOW_MS).unwrap();
     assert!(matches!(written[..], [Ok(Some(_))]));
     assert_eq!(device.reader.shadow(&hash).unwrap(), Some(shadow));
     let journal = device.reader.asset(&hash).unwrap();
@@ -274,6 +274,36 @@ fn a_shadow_is_written_with_its_edit_or_not_at_all() {
     device.journal.set_cursor("store", &cursor).unwrap();
     assert_eq!(device.reader.cursor("store").unwrap(), Some(cursor));
     device.fsck();
+}
+
+#[test]
+fn what_is_brought_along_overwrites_nothing_also_what_comes_later() {
+    let mut devices = Device::group(3);
+    let [a, b, c] = &mut devices[..] else { unreachable!() };
+    a.set("1", "f", 1);
+    c.tag("1", "old", true);
+    c.tag("1", "old", false);
+    let mut fill = put("1");
+    fill.set.insert("f".into(), Some(Value::Int(2)));
+    fill.set.insert("g".into(), Some(Value::Int(2)));
+    fill.add.extend([elem("old"), elem("new")]);
+    let fill = Draft { changes: vec![DraftChange::Put(fill)], expect: vec![] };
+    b.now_ms += 1000;
+    let written = b.journal.write_with_shadows(&[fill], &[], &[], b.now_ms).unwrap();
+    assert!(written.iter().all(std::result::Result::is_ok));
+    assert_eq!(b.field("1", "f"), Some(2), "nothing else is known yet");
+    sync(b, a);
+    sync(b, c);
+    sync(a, b);
+    for device in [&mut *a, &mut *b] {
+        let record = device.record("1").unwrap();
+        assert_eq!(record.fields["f"], Some(Value::Int(1)));
+        assert_eq!(record.fields["g"], Some(Value::Int(2)));
+        assert_eq!(record.sets["tags"], BTreeSet::from(["new".to_owned()]));
+        device.fsck();
+    }
+    // What follows is of its own time again.
+    assert!(b.set("1", "f", 3).unwrap().stamp.hlc.ms() >= NOW_MS);
 }
 
 #[test]
