@@ -15,7 +15,7 @@ use crate::core::close::CloseCode;
 use crate::core::engine::Input;
 use crate::core::message::Message;
 use crate::core::peers::ConnId;
-use crate::net::frame::{FrameError, FrameReader, FrameWriter};
+use crate::net::frame::{FrameError, FrameReader, FrameWriter, TakeBytes};
 use crate::net::{Connection, Protocol, RecvStream, SendStream};
 use crate::wire::WireError;
 use crate::wire::control::{decode_message, encode_message};
@@ -152,7 +152,7 @@ async fn accept_streams(conn: ConnId, connection: &Connection, facts: &Facts) ->
 async fn run_plain(
     conn: ConnId,
     mut reader: FrameReader<impl AsyncRead + Unpin + Send>,
-    mut writer: FrameWriter<impl AsyncWrite + Unpin + Send>,
+    mut writer: FrameWriter<impl TakeBytes + Send>,
     orders: &mut mpsc::Receiver<Order>,
     facts: &Facts,
     ctx: &Context,

@@ -8,12 +8,14 @@
 //!
 //! Reading slower is all it takes to receive slower: QUIC's flow control then slows the sender.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::sleep;
 
@@ -21,6 +23,7 @@ use crate::clock::{Clock, local_week_minute};
 use crate::core::limits::SMALL_BYTES_MAX;
 use crate::core::rate::{Bucket, RateLimits, Rates, Timetable, Turn};
 use crate::core::session::Lane;
+use crate::net::frame::TakeBytes;
 use crate::net::{Connection, PathKind};
 
 /// What each stream may pay ahead: the longest offer that is sent, and a small content or two.
@@ -298,6 +301,21 @@ impl<R: AsyncRead + Unpin> AsyncRead for Throttled<R> {
         buffer.advance(read);
         this.owe(read);
         Poll::Ready(Ok(()))
+    }
+}
+
+impl<W: TakeBytes + Send> TakeBytes for Throttled<W> {
+    async fn take(&mut self, bytes: &mut Bytes) -> io::Result<()> {
+        let Some(room) = poll_fn(|cx| self.poll_room(cx)).await else {
+            return self.stream.take(bytes).await;
+        };
+        let mut portion = bytes.slice(..room.min(bytes.len()));
+        let before = portion.len();
+        self.stream.take(&mut portion).await?;
+        let taken = before - portion.len();
+        bytes.advance(taken);
+        self.owe(taken);
+        Ok(())
     }
 }
 

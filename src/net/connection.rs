@@ -8,6 +8,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use iroh::TransportAddr;
 use iroh::endpoint::{ConnectionError, LocalTransportAddr, Side, VarInt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,6 +19,7 @@ use crate::core::pairing::ADDRESSES_MAX;
 
 use super::address::{address_text, is_near};
 use super::endpoint::IDLE_TIMEOUT;
+use super::frame::TakeBytes;
 
 /// The longest text sent or shown with a close, bytes. More does not fit one packet with certainty.
 const CLOSE_TEXT_BYTES_MAX: usize = 200;
@@ -294,6 +296,13 @@ impl AsyncWrite for SendStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         AsyncWrite::poll_shutdown(Pin::new(&mut self.0), cx)
+    }
+}
+
+impl TakeBytes for SendStream {
+    async fn take(&mut self, bytes: &mut Bytes) -> io::Result<()> {
+        self.0.write_many_chunks(&mut std::slice::from_mut(bytes)).await?;
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //!     allocated ahead is no longer than a frame that the stream has brought before.
 //! I2  Small frames are gathered and written together: a receiver's reassembly buffer counts pieces.
 
+use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -35,7 +36,7 @@ pub enum FrameError {
     Stalled(Duration),
     /// The stream or its connection is gone.
     #[error("stream lost: {0}")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
 }
 
 impl FrameError {
@@ -131,6 +132,19 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
+/// A byte stream that may take a buffer as it is: a QUIC stream keeps it until it is acknowledged,
+/// where it has to copy a slice.
+pub trait TakeBytes: AsyncWrite + Unpin {
+    /// Takes some off the front of `bytes`, at least one.
+    ///
+    /// # Cancel safety
+    /// Safe: what was taken is no longer in `bytes`.
+    ///
+    /// # Errors
+    /// The stream or its connection is gone.
+    fn take(&mut self, bytes: &mut Bytes) -> impl Future<Output = io::Result<()>> + Send;
+}
+
 /// Writes frames to a byte stream.
 #[derive(Debug)]
 pub struct FrameWriter<W> {
@@ -196,7 +210,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
             let n =
                 timeout(self.stall, write).await.map_err(|_| FrameError::Stalled(self.stall))??;
             if n == 0 {
-                return Err(std::io::Error::from(std::io::ErrorKind::WriteZero).into());
+                return Err(io::Error::from(io::ErrorKind::WriteZero).into());
             }
             written += n;
         }
@@ -211,6 +225,40 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     pub async fn finish(mut self) -> Result<(), FrameError> {
         self.flush().await?;
         Ok(self.stream.shutdown().await?)
+    }
+}
+
+impl<W: TakeBytes> FrameWriter<W> {
+    /// Writes a frame whose payload is `head` and then `bulk`, which is handed over uncopied, after
+    /// everything gathered.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    ///
+    /// # Panics
+    /// As [`Self::write`].
+    pub async fn write_bulk(
+        &mut self,
+        kind: Kind,
+        head: &[u8],
+        mut bulk: Bytes,
+    ) -> Result<(), FrameError> {
+        self.begin(kind, head.len() + bulk.len());
+        self.buffer.extend_from_slice(head);
+        self.flush().await?;
+        while !bulk.is_empty() {
+            let take = self.stream.take(&mut bulk);
+            timeout(self.stall, take).await.map_err(|_| FrameError::Stalled(self.stall))??;
+        }
+        Ok(())
+    }
+}
+
+/// A pipe in memory has to copy.
+#[cfg(test)]
+impl TakeBytes for tokio::io::DuplexStream {
+    async fn take(&mut self, bytes: &mut Bytes) -> io::Result<()> {
+        self.write_buf(bytes).await.map(|_| ())
     }
 }
 
@@ -242,6 +290,29 @@ mod tests {
             assert_eq!(peer::Want::decode(frame.payload).unwrap(), want);
             assert_eq!(reader.read().await.unwrap().unwrap().kind, Kind::Done);
             assert_eq!(reader.read().await.unwrap(), None);
+        };
+        tokio::join!(write, read);
+    }
+
+    #[tokio::test]
+    async fn a_bulk_follows_what_was_gathered_and_ends_its_frame() {
+        let (a, b) = tokio::io::duplex(64);
+        let mut writer = FrameWriter::new(a, STALL);
+        let mut reader = FrameReader::new(b, Some(STALL));
+        let bulk = Bytes::from(vec![7; 1000]);
+        let sent = bulk.clone();
+        let write = async move {
+            writer.write(Kind::Done, &peer::Done {}).await.unwrap();
+            writer.write_bulk(Kind::Piece, b"head", sent).await.unwrap();
+            writer.write(Kind::Done, &peer::Done {}).await.unwrap();
+            writer.finish().await.unwrap();
+        };
+        let read = async move {
+            assert_eq!(reader.read().await.unwrap().unwrap().kind, Kind::Done);
+            let frame = reader.read().await.unwrap().unwrap();
+            assert_eq!(frame.kind, Kind::Piece);
+            assert_eq!(frame.payload, [b"head", &bulk[..]].concat());
+            assert_eq!(reader.read().await.unwrap().unwrap().kind, Kind::Done);
         };
         tokio::join!(write, read);
     }

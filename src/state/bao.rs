@@ -11,9 +11,8 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
-use bao_tree::io::BaoContentItem;
 use bao_tree::io::outboard::PreOrderOutboard;
-use bao_tree::io::sync::{DecodeResponseIter, Outboard, outboard, valid_ranges};
+use bao_tree::io::sync::{Outboard, outboard, valid_ranges};
 use bao_tree::iter::BaoChunk;
 use bao_tree::{BaoTree, BlockSize, ChunkNum, ChunkRanges, TreeNode};
 use blake3::hazmat::{HasherExt as _, Mode, merge_subtrees_non_root, merge_subtrees_root};
@@ -47,19 +46,26 @@ pub enum EncodeError {
 }
 
 /// What was found good in a piece, from its start up to the first wrong group.
-#[derive(Debug)]
-pub(super) struct Decoded {
-    /// The verified content, whole groups.
-    pub content: Vec<u8>,
+#[derive(Debug, Default)]
+pub(super) struct Decoded<'a> {
+    /// The verified content, group after group.
+    pub groups: Vec<&'a [u8]>,
     /// The hash pairs first met in this piece, to be written at `outboard_offset_bytes`.
     pub outboard: Vec<u8>,
     /// Where in the outboard they belong.
     pub outboard_offset_bytes: u64,
     /// The other hash pairs on the way from the root, each with its place in the outboard. Who holds
     /// the group before this piece has them.
-    pub above: Vec<(u64, [u8; PAIR_BYTES as usize])>,
+    pub above: Vec<(u64, PairBytes)>,
     /// The whole piece was good.
     pub whole: bool,
+}
+
+impl Decoded<'_> {
+    /// How much content was good.
+    pub(super) fn bytes(&self) -> u64 {
+        self.groups.iter().map(|group| group.len() as u64).sum()
+    }
 }
 
 /// The bao encoding of `content`, the bytes of the asset from `offset_bytes` on. The content is
@@ -106,45 +112,54 @@ pub fn encode_piece(
     Ok(encoded)
 }
 
-/// Checks the encoding of `range` against the asset's hash and takes it apart. Allocates no more
-/// than was received. `None`: not a range in whole groups.
-pub(super) fn decode_piece(digest: &Digest, range: Range<u64>, encoded: &[u8]) -> Option<Decoded> {
+/// Checks the encoding of `range` against the asset's hash and takes it apart. Copies no content.
+/// `None`: not a range in whole groups.
+pub(super) fn decode_piece<'a>(
+    digest: &Digest,
+    range: Range<u64>,
+    encoded: &'a [u8],
+) -> Option<Decoded<'a>> {
     if !is_aligned(&range, digest.size_bytes) {
         return None;
     }
     let tree = tree(digest.size_bytes);
-    let mut decoded = Decoded {
-        content: Vec::with_capacity(encoded.len().min((range.end - range.start) as usize)),
-        outboard: Vec::new(),
-        outboard_offset_bytes: 0,
-        above: Vec::new(),
-        whole: false,
-    };
-    let ranges = chunks(&range);
+    let mut decoded = Decoded::default();
     let mut rest = encoded;
-    let root = blake3::Hash::from_bytes(digest.hash.0);
-    for item in DecodeResponseIter::new(root, tree, &mut rest, &ranges) {
-        let Ok(item) = item else {
-            return Some(decoded);
-        };
+    let mut expected = vec![digest.hash.0];
+    for item in tree.ranges_pre_order_chunks_iter_ref(&chunks(&range), 0) {
+        let hash = expected.pop().expect("a parent comes before its children");
         match item {
-            BaoContentItem::Leaf(leaf) => decoded.content.extend_from_slice(&leaf.data),
-            BaoContentItem::Parent(parent) => {
-                let Some(position) = tree.pre_order_offset(parent.node) else { continue };
-                let mut pair = [0; PAIR_BYTES as usize];
-                pair[..32].copy_from_slice(parent.pair.0.as_bytes());
-                pair[32..].copy_from_slice(parent.pair.1.as_bytes());
+            BaoChunk::Parent { node, is_root, left, right, .. } => {
+                let Some((bytes, after)) = rest.split_first_chunk() else { return Some(decoded) };
+                rest = after;
+                let pair = pair(bytes);
+                if pair_hash(&pair, is_root) != hash {
+                    return Some(decoded);
+                }
+                expected.extend(right.then_some(pair[1]));
+                expected.extend(left.then_some(pair[0]));
+                let Some(position) = tree.pre_order_offset(node) else { continue };
                 let offset_bytes = position * PAIR_BYTES;
                 // Pre-order is the order in which a walk from left to right meets the pairs: those
                 // that begin here or later were not met before, and lie one after another.
-                if start(parent.node) < range.start {
-                    decoded.above.push((offset_bytes, pair));
+                if start(node) < range.start {
+                    decoded.above.push((offset_bytes, *bytes));
                 } else {
                     if decoded.outboard.is_empty() {
                         decoded.outboard_offset_bytes = offset_bytes;
                     }
-                    decoded.outboard.extend_from_slice(&pair);
+                    decoded.outboard.extend_from_slice(bytes);
                 }
+            }
+            BaoChunk::Leaf { start_chunk, size, is_root, .. } => {
+                let Some((group, after)) = rest.split_at_checked(size) else {
+                    return Some(decoded);
+                };
+                rest = after;
+                if group_hash(start_chunk.to_bytes(), group, is_root) != hash {
+                    return Some(decoded);
+                }
+                decoded.groups.push(group);
             }
         }
     }
@@ -200,6 +215,15 @@ const BLOCK_SIZE: BlockSize = BlockSize::from_chunk_log(4);
 /// The hashes of a node's two halves.
 type Pair = [[u8; 32]; 2];
 
+/// The same as it is sent and kept.
+type PairBytes = [u8; PAIR_BYTES as usize];
+
+fn pair(bytes: &PairBytes) -> Pair {
+    let mut pair = Pair::default();
+    pair.as_flattened_mut().copy_from_slice(bytes);
+    pair
+}
+
 fn pair_hash([left, right]: &Pair, is_root: bool) -> [u8; 32] {
     if is_root {
         return *merge_subtrees_root(left, right, Mode::Hash).as_bytes();
@@ -210,9 +234,9 @@ fn pair_hash([left, right]: &Pair, is_root: bool) -> [u8; 32] {
 fn stored_pair(tree: BaoTree, node: TreeNode, outboard: Option<&File>) -> io::Result<Pair> {
     let place = tree.pre_order_offset(node).zip(outboard);
     let (position, outboard) = place.ok_or(io::ErrorKind::NotFound)?;
-    let mut pair = Pair::default();
-    outboard.read_exact_at(pair.as_flattened_mut(), position * PAIR_BYTES)?;
-    Ok(pair)
+    let mut bytes = [0; PAIR_BYTES as usize];
+    outboard.read_exact_at(&mut bytes, position * PAIR_BYTES)?;
+    Ok(pair(&bytes))
 }
 
 fn group_hash(start_bytes: u64, group: &[u8], is_root: bool) -> [u8; 32] {

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek};
+use std::io::{self, IoSlice, Read, Seek};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -273,7 +273,7 @@ impl Partial {
             return Ok(());
         };
         let decoded = decode_piece(&self.digest, range, encoded).ok_or(misplaced)?;
-        let good = offset_bytes..offset_bytes + decoded.content.len() as u64;
+        let good = offset_bytes..offset_bytes + decoded.bytes();
         self.write(outboard, &good, &decoded)?;
         let first_wrong = good.end;
         self.hold(good);
@@ -283,14 +283,15 @@ impl Partial {
         Ok(())
     }
 
-    fn write(&self, outboard: &File, good: &Range<u64>, decoded: &Decoded) -> io::Result<()> {
+    fn write(&self, outboard: &File, good: &Range<u64>, decoded: &Decoded<'_>) -> io::Result<()> {
         let before = good.start.saturating_sub(GROUP_BYTES)..good.start;
         if !self.held().contains(&before) {
             for (offset_bytes, pair) in &decoded.above {
                 outboard.write_all_at(pair, *offset_bytes)?;
             }
         }
-        self.content.write_all_at(&decoded.content, good.start)?;
+        write_groups(&self.content, &decoded.groups, good.start)?;
+        begin_writeback(&self.content, good);
         outboard.write_all_at(&decoded.outboard, decoded.outboard_offset_bytes)
     }
 
@@ -367,6 +368,8 @@ const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const CONTENT_SUFFIX: &str = ".part";
 const OUTBOARD_SUFFIX: &str = ".obao";
 const HASHING_BYTES: usize = 256 * 1024;
+/// What one system call writes; every system takes as many.
+const GATHERED_GROUPS_MAX: usize = 64;
 
 #[derive(Debug)]
 struct Shared {
@@ -468,6 +471,38 @@ fn resumable(digest: &Digest, content: &File, outboard: Option<&File>) -> io::Re
         tracing::warn!("the partial asset {} cannot be read: {error}", digest.hash.short());
         held
     }))
+}
+
+/// Writes one group after another, in few calls.
+fn write_groups(file: &File, groups: &[&[u8]], mut offset_bytes: u64) -> io::Result<()> {
+    let mut slices: Vec<_> = groups.iter().map(|group| IoSlice::new(group)).collect();
+    let mut rest = &mut slices[..];
+    while !rest.is_empty() {
+        let batch = &rest[..rest.len().min(GATHERED_GROUPS_MAX)];
+        match rustix::io::pwritev(file, batch, offset_bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset_bytes += written as u64;
+                IoSlice::advance_slices(&mut rest, written);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Has the disk begin with what was just written, so that the sync at the end finds little to do.
+/// What is told to the system as "not needed" it starts to write, and drops only once it is clean.
+fn begin_writeback(file: &File, written: &Range<u64>) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if let Some(length) = std::num::NonZeroU64::new(written.end - written.start) {
+        // A hint: nothing depends on it.
+        let _ =
+            rustix::fs::fadvise(file, written.start, Some(length), rustix::fs::Advice::DontNeed);
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = (file, written);
 }
 
 fn sha256(mut content: &File) -> io::Result<Hash> {

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use prost::Message;
-use prost::encoding::{DecodeContext, decode_key, skip_field};
+use prost::encoding::{DecodeContext, WireType, decode_key, encode_key, encode_varint, skip_field};
 
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{
@@ -18,6 +18,9 @@ use crate::core::limits::{
 };
 use crate::wire::WireError;
 use crate::wire::proto::peer;
+
+/// The number of `Piece.encoded`.
+const ENCODED_FIELD: u32 = 4;
 
 /// Fields a message may have beside its repeated one, those of later versions included.
 const SCALAR_FIELDS_MAX: usize = 16;
@@ -328,6 +331,18 @@ impl Piece {
         }
     }
 
+    /// The same on the wire, in two parts that follow one another: the second is the encoded range,
+    /// uncopied.
+    pub fn encode_apart(self) -> (Vec<u8>, Bytes) {
+        let mut message = self.encode();
+        let encoded = std::mem::take(&mut message.encoded);
+        // Fields come in any order, so the longest can be the last.
+        let mut head = message.encode_to_vec();
+        encode_key(ENCODED_FIELD, WireType::LengthDelimited, &mut head);
+        encode_varint(encoded.len() as u64, &mut head);
+        (head, encoded)
+    }
+
     /// The first byte after it.
     pub fn end_bytes(&self) -> u64 {
         self.offset_bytes + u64::from(self.length_bytes)
@@ -563,6 +578,9 @@ mod tests {
                 encoded: Bytes::from_static(b"abc"),
             };
             assert_eq!(Piece::decode(bytes(&piece.clone().encode()), naming), Ok(piece.clone()));
+            let (head, encoded) = piece.clone().encode_apart();
+            let apart = Bytes::from([&head[..], &encoded].concat());
+            assert_eq!(Piece::decode(apart, naming), Ok(piece.clone()));
             assert_eq!(piece.end_bytes(), 3 * PIECE_ALIGN_BYTES + 3);
         }
     }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{HASHES_PER_FRAME_MAX, OFFER_ENTRIES_MAX};
-use crate::net::frame::{FrameReader, FrameWriter};
+use crate::net::frame::{FrameReader, FrameWriter, TakeBytes};
 use crate::wire::batch::{Label, Naming, SetPage, Verdict, decode_plain_ack, encode_ack};
 use crate::wire::frame::Kind;
 use crate::wire::proto::peer;
@@ -60,7 +60,7 @@ pub async fn run_plain<R, W>(
 ) -> Result<PlainReport, TransferError>
 where
     R: AsyncRead + Unpin + Send,
-    W: AsyncWrite + Unpin + Send,
+    W: TakeBytes + Send,
 {
     let (their_lack, lack) = oneshot::channel();
     let (their_verdicts, verdicts) = oneshot::channel();
@@ -105,7 +105,7 @@ pub async fn send_plain_live<R, W>(
 ) -> Result<Vec<Outcome>, TransferError>
 where
     R: AsyncRead + Unpin + Send,
-    W: AsyncWrite + Unpin + Send,
+    W: TakeBytes + Send,
 {
     let mut reader = FrameReader::new(reader, Some(READ_STALL));
     let mut writer = FrameWriter::new(writer, WRITE_STALL);
@@ -131,7 +131,7 @@ pub async fn receive_plain_live<R, W>(
 ) -> Receipt
 where
     R: AsyncRead + Unpin + Send,
-    W: AsyncWrite + Unpin + Send,
+    W: TakeBytes + Send,
 {
     let mut intake = Intake::new(ctx, counters.receiving());
     let mut reader = FrameReader::new(reader, Some(READ_STALL));
@@ -155,7 +155,7 @@ struct Outgoing {
     is_complete: bool,
 }
 
-async fn outgoing<W: AsyncWrite + Unpin>(
+async fn outgoing<W: TakeBytes>(
     ctx: &Context,
     mut writer: FrameWriter<W>,
     lack: oneshot::Receiver<Lack>,
@@ -182,7 +182,7 @@ async fn outgoing<W: AsyncWrite + Unpin>(
     Ok(Outgoing { sent, lost, is_complete })
 }
 
-async fn send_named<W: AsyncWrite + Unpin>(
+async fn send_named<W: TakeBytes>(
     ctx: &Context,
     writer: &mut FrameWriter<W>,
     digests: impl Iterator<Item = Digest>,

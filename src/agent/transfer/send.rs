@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use sha2::Digest as _;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::core::limits::{INLINE_BYTES_MAX, OFFER_ENTRIES_MAX};
-use crate::net::frame::{FrameReader, FrameWriter};
+use crate::net::frame::{FrameReader, FrameWriter, TakeBytes};
 use crate::state::bao::{self, encode_piece};
 use crate::store::{READ_BYTES_MAX, StoreError};
 use crate::wire::batch::{
@@ -53,7 +53,7 @@ pub async fn send_batch<R, W>(
 ) -> Result<Vec<Outcome>, TransferError>
 where
     R: AsyncRead + Unpin + Send,
-    W: AsyncWrite + Unpin + Send,
+    W: TakeBytes + Send,
 {
     let mut reader = FrameReader::new(reader, Some(READ_STALL));
     let mut writer = FrameWriter::new(writer, WRITE_STALL);
@@ -186,7 +186,7 @@ enum Prepared {
 
 /// Sends the contents of `assets`, small ones first; returns those that could not be sent.
 /// Everything is written out when it returns.
-pub(super) async fn send_contents<W: AsyncWrite + Unpin>(
+pub(super) async fn send_contents<W: TakeBytes>(
     ctx: &Context,
     writer: &mut FrameWriter<W>,
     assets: Vec<Asset>,
@@ -202,7 +202,7 @@ pub(super) async fn send_contents<W: AsyncWrite + Unpin>(
     Ok(lost)
 }
 
-async fn write_out<W: AsyncWrite + Unpin>(
+async fn write_out<W: TakeBytes>(
     writer: &mut FrameWriter<W>,
     mut prepared: mpsc::Receiver<Prepared>,
     meter: &mut Meter,
@@ -228,7 +228,8 @@ async fn write_out<W: AsyncWrite + Unpin>(
             }
             Prepared::Piece(piece) => {
                 let bytes = piece.length_bytes.into();
-                writer.write(Kind::Piece, &piece.encode()).await?;
+                let (head, encoded) = piece.encode_apart();
+                writer.write_bulk(Kind::Piece, &head, encoded).await?;
                 meter.moved(bytes);
             }
             Prepared::Lost(asset) => {

@@ -3,9 +3,10 @@
 use std::pin::Pin;
 use std::task::{Context as Waker, Poll};
 
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use super::*;
+use crate::net::frame::TakeBytes;
 use crate::store::SMALL_BYTES_MAX;
 
 const BLAKE3: HashAlgorithm = HashAlgorithm::Blake3;
@@ -161,6 +162,12 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Cut<W> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Waker<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.to).poll_shutdown(cx)
+    }
+}
+
+impl<W: AsyncWrite + Unpin + Send> TakeBytes for Cut<W> {
+    async fn take(&mut self, bytes: &mut Bytes) -> std::io::Result<()> {
+        self.write_buf(bytes).await.map(|_| ())
     }
 }
 
