@@ -21,6 +21,8 @@ use common::group::{
 mod foreign;
 #[path = "agents/journal.rs"]
 mod journal;
+#[path = "agents/sources.rs"]
+mod sources;
 
 const KIB: usize = 1024;
 
