@@ -23,6 +23,8 @@ mod foreign;
 mod journal;
 #[path = "agents/rate.rs"]
 mod rate;
+#[path = "agents/sources.rs"]
+mod sources;
 
 const KIB: usize = 1024;
 

@@ -26,6 +26,9 @@ mod common;
 use common::group::{Device, SOON, all_in_sync, hashes_of, pair, until, was_logged};
 use common::{content, digest};
 
+#[path = "hostile/sources.rs"]
+mod sources;
+
 /// The most that anything below may make the agent hold.
 const GROWTH_BYTES_MAX: usize = 48 * 1024 * 1024;
 
