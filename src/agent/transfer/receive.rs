@@ -129,7 +129,7 @@ where
             }
             return Ok(());
         }
-        let idle_until = intake.idle_until();
+        let look_at = intake.look_at();
         tokio::select! {
             frame = progress.within(reader.read()) => {
                 let frame = frame??.ok_or(TransferError::Ended("Done"))?;
@@ -140,9 +140,8 @@ where
                 intake.take(frame, naming).await?;
             }
             () = intake.stirred() => {}
-            () = sleep_until(idle_until.unwrap_or(progress.until)), if idle_until.is_some() => {
-                keep_alive(writer).await?;
-            }
+            // Nothing comes for long where reading is held to a rate limit, too.
+            () = sleep_until(look_at) => keep_alive(writer).await?,
         }
     }
 }
@@ -540,14 +539,15 @@ impl<'a> Intake<'a> {
         self.slots.iter_mut().filter_map(Slot::source).any(|source| source.may_ask())
     }
 
-    /// When to look again for something to ask for, or to tell the peer that we are alive, if
-    /// nothing is to come meanwhile.
-    fn idle_until(&mut self) -> Option<Instant> {
+    /// When to look again for something to ask for, if nothing is to come meanwhile, and in any case
+    /// to tell the peer that we are alive.
+    fn look_at(&mut self) -> Instant {
+        let alive_at = Instant::now() + KEEP_ALIVE;
         if self.slots.iter().any(|slot| !slot.is_done()) {
-            return None;
+            return alive_at;
         }
         let look_at = self.slots.iter_mut().filter_map(Slot::source).filter_map(|s| s.look_at());
-        look_at.chain([Instant::now() + KEEP_ALIVE]).min()
+        look_at.fold(alive_at, Instant::min)
     }
 
     /// Returns when a piece has been written, or something has changed for a source.
