@@ -81,6 +81,12 @@ impl Device {
         Events(http)
     }
 
+    /// How it stands, asked on a connection to its API.
+    pub(crate) fn status(&self, http: &mut Http) -> Status {
+        let (_, body) = http.request("GET", "/v1/status", b"");
+        serde_json::from_slice(&body).unwrap()
+    }
+
     pub(crate) fn usage(&self) -> Usage {
         Usage::of(&self.child.id().to_string())
     }
