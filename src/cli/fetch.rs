@@ -144,7 +144,10 @@ impl Bar {
         }
         let (first, left) =
             self.to_come.values().fold((0, 0), |sum, (first, left)| (sum.0 + first, sum.1 + left));
-        self.shown.set_length(first);
-        self.shown.set_position(first - left);
+        // A bar over nothing would only flicker: small assets have no bytes to show.
+        if first > 0 {
+            self.shown.set_length(first);
+            self.shown.set_position(first - left);
+        }
     }
 }
