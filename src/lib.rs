@@ -38,8 +38,8 @@
 //!
 //! 1. `proto/peer.proto` and `proto/store.proto`: the two contracts; their comments are the spec.
 //! 2. [`core::ids`], [`core::message`], then [`core::engine`]: every decision, with no I/O. Below
-//!    it [`core::peers`] (connections), [`core::wants`] (who is asked for what), [`core::session`]
-//!    (batches), [`core::reconcile`] and [`core::sketch`] (the difference of two sets).
+//!    it [`core::peers`] (connections), [`core::wants`] (who is asked for what), [`core::fetches`]
+//!    (what somebody waits for), [`core::session`] (batches), [`core::reconcile`] and [`core::sketch`] (the difference of two sets).
 //! 3. [`agent`]: `agent/run.rs` is the loop, [`agent::transfer`] moves the bytes.
 //! 4. [`store`]: the one trait of the house, and its two implementations.
 //! 5. [`net`], [`wire`] and [`state`], as questions lead there; [`api`] and [`cli`] last.
@@ -88,7 +88,8 @@
 //! | batch | assets moved on one stream |
 //! | offer, want, ack | what a sender has, what the receiver takes of it, what it has committed |
 //! | solicit | ask a peer for assets it is known to hold |
-//! | lane | batches of one kind to one peer: live (small and new here), small, large |
+//! | lane | batches of one kind to one peer: live (small and new here), small, large, wanted now |
+//! | fetch | ask for an asset because somebody waits for it |
 //! | partial | a large asset under way, as far as it was verified |
 //! | quarantine | hashes left alone for a while because their content was wrong |
 //! | fact, effect | what the engine is told, what it orders |

@@ -17,6 +17,8 @@ use common::group::{
     Device, Foreign, SOON, all_in_sync, bytes_of, hashes_of, pair, quiet, tell, until, was_logged,
 };
 
+#[path = "agents/fetch.rs"]
+mod fetch;
 #[path = "agents/foreign.rs"]
 mod foreign;
 #[path = "agents/journal.rs"]

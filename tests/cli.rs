@@ -647,6 +647,55 @@ fn two_devices_pair_by_a_ticket_on_standard_input_and_hold_the_same_set() {
 }
 
 #[test]
+fn fetch_waits_for_an_asset_of_another_device_and_says_how_it_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let slow = ["up", "--offline", "--bwlimit", "1M:off"];
+    let (desk, phone) = (Agent::serve(&folder.path().join("desk"), &slow), Agent::start());
+    let nobodys = blake3(b"nobody has this");
+    phone.command(&["fetch", &nobodys]).assert().code(4);
+    let large = noise(30_000_000, 6);
+    let path = write(folder.path(), "large", &large);
+    desk.output(&["add", &path]);
+    phone.command(&["pair"]).write_stdin(desk.output(&["ticket"])).assert().success();
+
+    let waiting = phone.command(&["fetch", &blake3(&large), "--timeout", "1s"]).assert().code(8);
+    let said = String::from_utf8_lossy(&waiting.get_output().stderr).into_owned();
+    assert!(said.contains(&blake3(&large)), "{said}");
+    desk.command(&["add", "-"]).write_stdin("a note").assert().success();
+    let note = blake3(b"a note");
+    assert_eq!(phone.output(&["fetch", "--now", &note, "--timeout", "10s"]).trim(), note);
+    assert_eq!(phone.output(&["cat", &note]), "a note");
+    assert_eq!(phone.json(&["fetch", &note[..16]])[0]["state"], "here", "at once when it is here");
+
+    phone.command(&["fetch", &nobodys, "--timeout", "20s"]).assert().code(4);
+    let both = phone.command(&["--json", "fetch", &note, &nobodys]).assert().code(4);
+    let lines = String::from_utf8_lossy(&both.get_output().stdout).into_owned();
+    assert!(lines.contains("\"here\"") && lines.contains("\"nowhere\""), "{lines}");
+    phone.command(&["fetch", "abcdef0123"]).assert().code(4);
+    phone.command(&["fetch", "no hash"]).assert().code(2);
+    let status = desk.json(&["status"]).remove(0);
+    assert_eq!(status["rate_limits"]["up_bytes"], 1 << 20);
+    assert!(desk.output(&["status"]).contains("limit   up 1.0 MiB/s"));
+}
+
+#[test]
+fn a_limit_that_is_none_is_refused_with_what_is_wrong() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path().join("home");
+    for (args, wrong) in [
+        (&["--bwlimit", "08:00,512k 25:00,1M"][..], "25:00"),
+        (&["--bwlimit-per-peer", "10X"], "10X"),
+        (&["--bwlimit-lan-exempt"], "--bwlimit"),
+    ] {
+        let mut command = assert_cmd::Command::from_std(program());
+        let refused = command.arg("--home").arg(&home).arg("up").args(args).assert().code(2);
+        let said = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+        assert!(said.contains(wrong), "{said}");
+    }
+    assert!(!home.exists());
+}
+
+#[test]
 fn an_agent_beside_a_foreign_store_adds_to_it_and_reads_from_it() {
     let folder = tempfile::tempdir().unwrap();
     let store = Agent::serve(&folder.path().join("store"), &["store"]);

@@ -340,7 +340,7 @@ async fn solicitations_of_nothing_and_of_the_same_are_answered_within_bounds() {
     // Unknown, repeated, unsorted, zero, and one that is held.
     let mut hashes: Vec<Bytes> = (0..2000).map(|n| raw((n * 7 % 5) as u8)).collect();
     hashes.push(held_hash);
-    control.send(Kind::Solicit, &peer::Solicit { hashes }).await;
+    control.send(Kind::Solicit, &peer::Solicit { hashes, now: false }).await;
     let answered = async {
         let mut reader = FrameReader::new(&mut control.recv, Some(SOON));
         loop {
@@ -364,7 +364,8 @@ async fn solicitations_of_nothing_and_of_the_same_are_answered_within_bounds() {
             hash[..4].copy_from_slice(&i.to_le_bytes());
             Bytes::copy_from_slice(&hash)
         });
-        control.send(Kind::Solicit, &peer::Solicit { hashes: hashes.collect() }).await;
+        let (hashes, now) = (hashes.collect(), n % 2 == 0);
+        control.send(Kind::Solicit, &peer::Solicit { hashes, now }).await;
     }
     still_syncs(&victim, &honest).await;
 }

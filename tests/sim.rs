@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use can_sync::core::engine::{Effect, Engine, Identity, Input, KnownSet};
+use can_sync::core::fetches::Fetching;
 use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, NodeId, StoreId};
 use can_sync::core::message::{Hello, Message};
 use can_sync::core::pairing::{Member, Members};
@@ -89,7 +90,16 @@ fn live_through(world: &mut World, seed: u64) -> BTreeSet<Hash> {
     let steps = 6 + Rng::new(seed ^ 0xabcd).below(10);
     for step in 0..steps {
         let now = world.now_ms;
-        match world.rng.below(6) {
+        match world.rng.below(7) {
+            6 => {
+                for _ in 0..world.rng.below(40) {
+                    let n = world.rng.below(count as u64) as usize;
+                    // Some that there are, some that come later, some that never do.
+                    let hash = asset(world.rng.below(next / 1000 + 2) * 1000 + step % 120).hash;
+                    let at_once = world.rng.chance(50);
+                    world.fetch(n, hash, at_once);
+                }
+            }
             0 | 1 => {
                 let batch = 1 + world.rng.below(120);
                 next += 1000;
@@ -160,6 +170,30 @@ fn the_plain_protocol_ends_with_the_same_sets() {
             ends.push((0..nodes).map(|n| world.set(n)).collect::<Vec<_>>());
         }
         assert_eq!(ends[0], ends[1], "SEED={seed}");
+    }
+}
+
+#[test]
+fn what_nobody_holds_is_asked_for_once_and_is_nowhere() {
+    for seed in seeds(20) {
+        let mut world = World::new(seed, 4, Faults { delay_ms_max: 50, ..Faults::NONE });
+        world.connect_all();
+        (0..4).for_each(|n| world.start(n));
+        world.run(5_000);
+        let hash = asset(1).hash;
+        for at_once in [false, true] {
+            assert_eq!(world.fetch(0, hash, at_once), Some(Fetching::Waiting), "SEED={seed}");
+            world.run(world.now_ms + 2_000);
+            assert_eq!(world.fetch(0, hash, at_once), Some(Fetching::Nowhere), "SEED={seed}");
+            let moves = world.moves;
+            world.run(world.now_ms + 2_000);
+            world.fetch(0, hash, at_once);
+            assert_eq!(world.moves, moves, "SEED={seed}");
+            world.run(world.now_ms + 60_000);
+        }
+        world.add(3, asset(1));
+        world.run(world.now_ms + 5_000);
+        assert_eq!(world.fetch(0, hash, true), None, "SEED={seed}");
     }
 }
 

@@ -2,10 +2,11 @@
 //! beside the yardsticks of the same minute: one raw QUIC stream with the same settings, and plain
 //! files with fsync.
 //!
-//! `cargo bench --bench transfer [-- SUBSET ... --rounds N --large-mib MIB --json PATH]`; subsets are
-//! `mixed`, `large`, `small`, `live` and `idle`. Every round measures a subset and its yardsticks one
-//! after another, and takes their ratio: that survives a busy machine, where the figures themselves
-//! do not. Linux only: CPU time, memory and writes are read from `/proc`.
+//! `cargo bench --bench transfer [-- SUBSET ... --rounds N --json PATH]`; subsets are `mixed`, `large`
+//! (`--large-mib MIB` each), `small` (`--small ASSETS`), `live`, `busy`, `fanout`, and of devices that
+//! hold `--stock ASSETS` each `reconnect` and `idle`. Every round measures a subset and its yardsticks
+//! one after another, and takes their ratio: that survives a busy machine, where the figures
+//! themselves do not. Linux only: CPU time, memory and writes are read from `/proc`.
 //!
 //! "Connected" counts from the moment an agent shows the session as up, "paired" from the start of
 //! `can-sync pair` and so has a program start and the pairing in it.
@@ -26,7 +27,7 @@ use tempfile::TempDir;
 
 use can_sync::store::embedded::{EmbeddedStore, Options};
 use can_sync::store::{Metadata, NewAsset, Store as _};
-use device::{Course, Device, pair, start_both, wait_for_both, wait_until_held};
+use device::{Course, Device, Events, Http, pair, start_both, wait_for_both, wait_until_held};
 use yardstick::{RawPeer, Transport, copy_with_fsync, fsync_4k, rsync, serve_raw};
 
 /// What the original system reports for its 102 mixed assets, both ways together.
@@ -54,6 +55,10 @@ const LARGE_ASSETS: usize = 2;
 
 const LIVE_ASSETS: usize = 200;
 
+/// Large assets that cross while live pushes are measured, and pushes after them to compare with.
+const BUSY_ASSETS: usize = 8;
+const BUSY_QUIET_ASSETS: usize = 50;
+
 /// Between two live assets: longer than what one leaves to be done, and not in step with any timer.
 const LIVE_PAUSES_MS: [u64; 3] = [23, 37, 53];
 
@@ -73,11 +78,12 @@ fn main() {
         return serve_raw(transport);
     }
     let mut report = Report::default();
-    let subsets: [(&str, Measure); 7] = [
+    let subsets: [(&str, Measure); 8] = [
         ("mixed", mixed),
         ("large", large),
         ("small", small),
         ("live", live),
+        ("busy", busy),
         ("fanout", fan_out),
         ("reconnect", reconnect),
         ("idle", idle),
@@ -141,7 +147,7 @@ impl Args {
                 "--small" => parsed.small_assets = value().parse().unwrap(),
                 "--stock" => parsed.stock = value().parse().unwrap(),
                 "--raw-peer" => parsed.raw_peer = Some(Transport::named(&value())),
-                "mixed" | "large" | "small" | "live" | "fanout" | "reconnect" | "idle" => {
+                "mixed" | "large" | "small" | "live" | "busy" | "fanout" | "reconnect" | "idle" => {
                     parsed.subsets.push(arg);
                 }
                 _ => panic!("unknown argument {arg:?}; see the head of this file"),
@@ -280,17 +286,9 @@ fn live(_: &Args, report: &mut Report) {
     let mut events = devices[1].events();
     let [mut adds, mut lives, mut raws, mut fsyncs] = [const { Vec::new() }; 4];
     for n in 0..LIVE_ASSETS {
-        let content = noise(1_000_000 + n, SMALL_BYTES);
-        let hash = HashAlgorithm::Blake3.hash(&content).to_string();
-        let start = Instant::now();
-        let (status, _) = here.request("POST", "/assets", &content);
-        assert_eq!(status, 201);
-        let added = Instant::now();
-        events.wait_for(&hash);
-        let (status, read) = there.request("GET", &format!("/assets/{hash}"), b"");
-        lives.push(ms(added.elapsed()));
-        adds.push(ms(added - start));
-        assert!(status == 200 && read == content);
+        let (add, live) = push(n, &mut here, &mut there, &mut events);
+        adds.push(add);
+        lives.push(live);
         std::thread::sleep(Duration::from_millis(LIVE_PAUSES_MS[n % LIVE_PAUSES_MS.len()]));
         raws.push(ms(raw.exchange(SMALL_BYTES, 0)));
         fsyncs.push(ms(fsync_4k(scratch.path())));
@@ -298,8 +296,6 @@ fn live(_: &Args, report: &mut Report) {
     for times in [&mut adds, &mut lives, &mut raws, &mut fsyncs] {
         times.sort_by(f64::total_cmp);
     }
-    let p50 = |times: &[f64]| times[times.len() / 2];
-    let p99 = |times: &[f64]| times[times.len() * 99 / 100];
     report.add("add, p50", "ms", p50(&adds));
     report.add("added to readable there, p50", "ms", p50(&lives));
     report.add("added to readable there, p99", "ms", p99(&lives));
@@ -307,6 +303,72 @@ fn live(_: &Args, report: &mut Report) {
     report.add("fsync of 4 KiB, p50", "ms", p50(&fsyncs));
     report.add("fsync of 4 KiB, p99", "ms", p99(&fsyncs));
     report.add("p50 / (raw + fsync)", "x", p50(&lives) / (p50(&raws) + p50(&fsyncs)));
+}
+
+/// The same while large assets cross on the same connection, and just after: what a live push waits
+/// for them.
+fn busy(args: &Args, report: &mut Report) {
+    let source = folder();
+    for n in 0..BUSY_ASSETS {
+        write_noise(source.path(), n, (args.large_mib << 20) / BUSY_ASSETS);
+    }
+    let devices = [Device::start(), Device::start()];
+    added(&devices[0], source.path());
+    let mut here = devices[0].http();
+    let mut there = devices[1].http();
+    let mut events = devices[1].events();
+    pair(&devices[1], &device_ticket(&devices[0]));
+    let [mut adds, mut lives, mut quiets] = [const { Vec::new() }; 3];
+    let mut pushed = 0;
+    while quiets.len() < BUSY_QUIET_ASSETS {
+        let (add, live) = push(pushed, &mut here, &mut there, &mut events);
+        pushed += 1;
+        let held = devices[1].status().store.assets as usize;
+        if held < BUSY_ASSETS + pushed {
+            adds.push(add);
+            lives.push(live);
+        } else {
+            quiets.push(live);
+        }
+        std::thread::sleep(Duration::from_millis(LIVE_PAUSES_MS[pushed % LIVE_PAUSES_MS.len()]));
+    }
+    if lives.is_empty() {
+        println!("busy: all has crossed before the first live push: give a larger --large-mib");
+        return;
+    }
+    for times in [&mut adds, &mut lives, &mut quiets] {
+        times.sort_by(f64::total_cmp);
+    }
+    report.add("live pushes during bulk", "", lives.len() as f64);
+    report.add("live during bulk, p50", "ms", p50(&lives));
+    report.add("live during bulk, p99", "ms", p99(&lives));
+    report.add("live after bulk, p50", "ms", p50(&quiets));
+    report.add("add during bulk, p50", "ms", p50(&adds));
+    report.add("delay by bulk, p50", "ms", p50(&lives) - p50(&quiets));
+}
+
+/// Adds a small asset here; milliseconds until that is answered, and from then until it can be read
+/// there.
+fn push(number: usize, here: &mut Http, there: &mut Http, events: &mut Events) -> (f64, f64) {
+    let content = noise(1_000_000 + number, SMALL_BYTES);
+    let hash = HashAlgorithm::Blake3.hash(&content).to_string();
+    let start = Instant::now();
+    let (status, _) = here.request("POST", "/assets", &content);
+    assert_eq!(status, 201);
+    let added = Instant::now();
+    events.wait_for(&hash);
+    let (status, read) = there.request("GET", &format!("/assets/{hash}"), b"");
+    let live = ms(added.elapsed());
+    assert!(status == 200 && read == content);
+    (ms(added - start), live)
+}
+
+fn p50(times: &[f64]) -> f64 {
+    times[times.len() / 2]
+}
+
+fn p99(times: &[f64]) -> f64 {
+    times[times.len() * 99 / 100]
 }
 
 /// From one device to five others, which pass on what they have.

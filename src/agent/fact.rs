@@ -4,7 +4,7 @@
 use tokio::sync::{mpsc, oneshot};
 
 use crate::core::engine::{Engine, Input};
-use crate::core::ids::{Digest, LogId};
+use crate::core::ids::{Digest, Hash, LogId};
 use crate::core::peers::ConnId;
 use crate::core::wants::BatchId;
 use crate::net::Accepted;
@@ -12,7 +12,7 @@ use crate::net::{Connection, Ended, RecvStream, SendStream};
 use crate::state::journal::GroupState;
 use crate::store::{Cursor, StoreInfo};
 
-use super::handle::{LeaveReply, PairReply, Reply, RequestError};
+use super::handle::{FetchReply, LeaveReply, PairReply, Reply, RequestError};
 use super::journal_stream::Peeked;
 use super::status::JournalPeerStatus;
 use super::transfer::plain::PlainReport;
@@ -45,6 +45,8 @@ pub(super) enum Fact {
         digests: Vec<Digest>,
         reply: oneshot::Sender<Vec<bool>>,
     },
+    /// Somebody waits for assets; which of them the index knows.
+    Fetch { assets: Vec<(Hash, bool)>, now: bool, reply: Reply<FetchReply> },
     /// The plain exchange is through.
     PlainDone { conn: ConnId, report: PlainReport },
     /// The store answered, and the index is bound to it; the reply says that the engine is, too.

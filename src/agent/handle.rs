@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::agent::journal::JournalHandle;
 use crate::agent::metadata::Settle;
 use crate::agent::status::Status;
+use crate::core::fetches::Fetching;
 use crate::core::ids::Hash;
 use crate::store::Store;
 
@@ -53,6 +54,8 @@ pub enum Request {
     Rename(String, Reply<()>),
     /// Leave the group.
     Leave(Reply<LeaveReply>),
+    /// Fetch assets, and tell how they stand.
+    Fetch(FetchOrder, Reply<FetchReply>),
     /// Answer once everything that the store held when this was asked shows in the status.
     Check(Reply<()>),
 }
@@ -86,6 +89,83 @@ pub struct RemoveReply {
     pub node_id: String,
     /// Its name.
     pub name: String,
+}
+
+/// Assets that somebody waits for. The agent knows of it for half a minute: who waits asks again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FetchOrder {
+    /// Whole hashes in hex, or the unique starts of those of assets known to be missing; at most
+    /// [`crate::core::limits::FETCHES_MAX`].
+    pub hashes: Vec<String>,
+    /// Before everything else that is to arrive.
+    #[serde(default)]
+    pub now: bool,
+}
+
+/// How the assets of an order stand, in its order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchReply {
+    /// One for each.
+    pub assets: Vec<FetchView>,
+}
+
+/// How a fetched asset stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchView {
+    /// Its whole hash, in hex.
+    pub hash: String,
+    /// How it stands.
+    pub state: FetchState,
+    /// Of a large asset that is arriving: what is yet to come.
+    pub left_bytes: Option<u64>,
+}
+
+impl FetchView {
+    /// Waiting does not change it any more, or not soon.
+    pub fn is_over(&self) -> bool {
+        match self.state {
+            FetchState::Here | FetchState::Resting | FetchState::Nowhere => true,
+            FetchState::Arriving
+            | FetchState::Waiting
+            | FetchState::NoPeer
+            | FetchState::TooMany => false,
+        }
+    }
+}
+
+/// See [`Fetching`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FetchState {
+    /// In the store.
+    Here,
+    /// A peer is sending it.
+    Arriving,
+    /// It stands in a queue, here or at a peer.
+    Waiting,
+    /// Left alone for a while: it came with wrong bytes, or there is no room for it.
+    Resting,
+    /// No connected peer holds it.
+    Nowhere,
+    /// No peer is connected.
+    NoPeer,
+    /// As much is fetched as there can be: it is noted when others are here.
+    TooMany,
+}
+
+impl From<Fetching> for FetchState {
+    fn from(fetching: Fetching) -> Self {
+        match fetching {
+            Fetching::Here => Self::Here,
+            Fetching::Arriving => Self::Arriving,
+            Fetching::Waiting => Self::Waiting,
+            Fetching::Resting => Self::Resting,
+            Fetching::Nowhere => Self::Nowhere,
+            Fetching::NoPeer => Self::NoPeer,
+            Fetching::TooMany => Self::TooMany,
+        }
+    }
 }
 
 /// What leaving the group made of this device.
@@ -201,6 +281,11 @@ impl Handle {
     /// Leaves the group: this device is then alone in one of its own.
     pub async fn leave(&self) -> Result<LeaveReply, RequestError> {
         self.ask(Request::Leave).await
+    }
+
+    /// Sees to it that assets of other devices come here, and tells how they stand now.
+    pub async fn fetch(&self, order: FetchOrder) -> Result<FetchReply, RequestError> {
+        self.ask(|reply| Request::Fetch(order, reply)).await
     }
 
     /// Returns once everything that the store held at the call shows in [`Handle::status`], so that

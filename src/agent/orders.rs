@@ -15,12 +15,13 @@ use tokio::time::timeout;
 use crate::clock::wall_ms;
 use crate::core::close::CloseCode;
 use crate::core::engine::Input;
-use crate::core::ids::{GroupId, HashAlgorithm, NodeId};
+use crate::core::ids::{GroupId, Hash, HashAlgorithm, NodeId};
 use crate::core::joining::{Introduction, PairAccept, PairRequest, short_code};
 use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut};
 use crate::core::journal::log::{DeviceState, LogEvent};
 use crate::core::journal::op::{SignedOp, Value};
 use crate::core::journal::session::Standing;
+use crate::core::limits::FETCHES_MAX;
 use crate::core::pairing::{Member, device_name, meant, ticket_key};
 use crate::net::Connection;
 use crate::net::introduction;
@@ -34,7 +35,8 @@ use crate::state::journal::{Admitted, GroupState, JournalError, VerifiedOp, veri
 use super::events::EventLog;
 use super::fact::Fact;
 use super::handle::{
-    LeaveReply, PairReply, RemoveReply, Reply, Request, RequestError, TicketReply,
+    FetchOrder, FetchReply, FetchState, FetchView, LeaveReply, PairReply, RemoveReply, Reply,
+    Request, RequestError, TicketReply,
 };
 use super::journal::{AskError, JournalHandle};
 use super::run::{Loop, Parts};
@@ -75,6 +77,7 @@ pub(super) fn on_request(this: &mut Loop, request: Request) {
         Request::Remove(who, reply) => remove(this, who, reply),
         Request::Rename(name, reply) => rename(this, name, reply),
         Request::Leave(reply) => leave(this, reply),
+        Request::Fetch(order, reply) => fetch(this, order, reply),
         Request::Check(reply) => check(this, reply),
     }
 }
@@ -413,6 +416,82 @@ async fn rename_device(journal: &JournalHandle, name: &str) -> Result<String, Re
         }
         Err(error) => Err(RequestError::Temporary(error.to_string())),
     }
+}
+
+fn fetch(this: &mut Loop, order: FetchOrder, reply: Reply<FetchReply>) {
+    let hashes = match meant_assets(this, &order.hashes) {
+        Ok(hashes) => hashes,
+        Err(error) => {
+            // Who asked may have gone.
+            let _ = reply.send(Err(error));
+            return;
+        }
+    };
+    let (index, facts) = (this.parts.ctx.index.clone(), this.facts.clone());
+    this.spawn_blocking("fetch", move || match index.known(&hashes) {
+        Ok(known) => {
+            let assets = hashes.into_iter().zip(known).collect();
+            facts.blocking_send(Fact::Fetch { assets, now: order.now, reply });
+        }
+        Err(error) => {
+            // Who asked may have gone.
+            let _ = reply.send(Err(internal("reading the index", &error)));
+        }
+    });
+}
+
+fn meant_assets(this: &Loop, texts: &[String]) -> Result<Vec<Hash>, RequestError> {
+    if texts.len() > FETCHES_MAX {
+        let text = format!("{} assets are too many at once: at most {FETCHES_MAX}", texts.len());
+        return Err(RequestError::Invalid(text));
+    }
+    texts.iter().map(|text| meant_asset(this, text)).collect()
+}
+
+/// The asset of a hash, or the one known to be missing whose hash starts so.
+fn meant_asset(this: &Loop, text: &str) -> Result<Hash, RequestError> {
+    let prefix = text.trim().to_ascii_lowercase();
+    if let Ok(hash) = prefix.parse() {
+        return Ok(hash);
+    }
+    let is_hex = prefix.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !is_hex || prefix.is_empty() || prefix.len() > 2 * Hash::LEN {
+        let expected = 2 * Hash::LEN;
+        let text = format!("expected a hash of {expected} hex characters, got {text:?}");
+        return Err(RequestError::Invalid(text));
+    }
+    match this.engine.lacked(&prefix)[..] {
+        [hash] => Ok(hash),
+        [] => Err(RequestError::Unknown(format!(
+            "no asset is known to be missing whose hash starts with {prefix}: give the whole hash"
+        ))),
+        _ => Err(RequestError::Unknown(format!(
+            "several assets are missing whose hashes start with {prefix}: give more of the hash"
+        ))),
+    }
+}
+
+/// Goes on with [`Request::Fetch`] when the index has told which of the assets it knows.
+pub(super) fn fetch_lacking(
+    this: &mut Loop,
+    assets: Vec<(Hash, bool)>,
+    now: bool,
+    reply: Reply<FetchReply>,
+) {
+    let lacking = assets.iter().filter(|(_, known)| !known).map(|(hash, _)| *hash);
+    this.handle(Input::Fetch { hashes: lacking.collect(), at_once: now });
+    let now_ms = this.clock.now_ms();
+    let view = |(hash, known): (Hash, bool)| FetchView {
+        hash: hash.to_string(),
+        state: match known {
+            true => FetchState::Here,
+            false => this.engine.fetching(now_ms, &hash).into(),
+        },
+        left_bytes: this.parts.ctx.partials.left_bytes(&hash),
+    };
+    let assets = assets.into_iter().map(view).collect();
+    // Who asked may have gone.
+    let _ = reply.send(Ok(FetchReply { assets }));
 }
 
 /// Answers once the store's feed has been taken in up to what it holds now.

@@ -137,8 +137,8 @@ pub(super) struct Loop {
     pub(super) tasks: JoinSet<()>,
     task_names: BTreeMap<String, &'static str>,
     pub(super) facts: Facts,
-    clock: Clock,
-    engine: Engine,
+    pub(super) clock: Clock,
+    pub(super) engine: Engine,
     effects: Vec<Effect>,
     pub(super) live: BTreeMap<ConnId, Live>,
     pub(super) replication: Replication,
@@ -477,6 +477,7 @@ impl Loop {
                 self.decisions.insert(batch, reply);
                 self.handle(Input::Offered { conn, batch, digests });
             }
+            Fact::Fetch { assets, now, reply } => orders::fetch_lacking(self, assets, now, reply),
             Fact::PlainDone { conn, report } => {
                 self.handle(plain_done(conn, report));
             }
@@ -509,7 +510,7 @@ impl Loop {
         }
     }
 
-    fn handle(&mut self, input: Input) {
+    pub(super) fn handle(&mut self, input: Input) {
         let now_ms = self.clock.now_ms();
         self.engine.handle(now_ms, input, &mut self.effects);
         let mut effects = std::mem::take(&mut self.effects);
@@ -773,6 +774,8 @@ impl Loop {
         let events = self.parts.events.clone();
         let priority = match lane {
             Lane::Live => 20,
+            Lane::Now => 18,
+            Lane::NowLarge => 16,
             Lane::LiveLarge => 15,
             Lane::Small => 10,
             Lane::Large => 0,

@@ -29,6 +29,9 @@ use crate::net::{Connection, PathKind};
 /// What each stream may pay ahead: the longest offer that is sent, and a small content or two.
 const AHEAD_BYTES: u64 = 32 * 1024;
 
+/// What somebody waits for moves so many portions at a time. A full bucket holds as many.
+const NOW_PORTIONS: u64 = 4;
+
 /// Who waits in line looks this often whether another limit is in force.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -110,17 +113,23 @@ impl Throttle {
 impl LinkThrottle {
     /// A stream that is written to, of this lane; `None`: of the plain protocol.
     pub(super) fn up<W>(&self, stream: W, lane: Option<Lane>) -> Throttled<W> {
-        let ahead_bytes = match lane {
+        let (ahead_bytes, portions) = match lane {
             // A small new asset arrives at once; more of them wait in line like everything else.
-            Some(Lane::Live) => SMALL_BYTES_MAX,
-            _ => AHEAD_BYTES,
+            Some(Lane::Live) => (SMALL_BYTES_MAX, 1),
+            Some(Lane::Now | Lane::NowLarge) => (SMALL_BYTES_MAX, NOW_PORTIONS),
+            Some(Lane::LiveLarge | Lane::Small | Lane::Large) | None => (AHEAD_BYTES, 1),
         };
-        Throttled::new(stream, self.0.clone(), Way::Up, ahead_bytes)
+        self.throttled(stream, Way::Up, ahead_bytes, portions)
     }
 
     /// A stream that is read.
     pub(super) fn down<R>(&self, stream: R) -> Throttled<R> {
-        Throttled::new(stream, self.0.clone(), Way::Down, AHEAD_BYTES)
+        self.throttled(stream, Way::Down, AHEAD_BYTES, 1)
+    }
+
+    fn throttled<S>(&self, stream: S, way: Way, ahead_bytes: u64, portions: u64) -> Throttled<S> {
+        let link = self.0.clone();
+        Throttled { stream, link, way, ahead_bytes, portions, owed_bytes: 0, paying: None }
     }
 }
 
@@ -243,16 +252,14 @@ pub(super) struct Throttled<S> {
     way: Way,
     /// What may yet be paid ahead.
     ahead_bytes: u64,
+    /// How many portions it moves before it pays.
+    portions: u64,
     /// Moved and not paid for.
     owed_bytes: u64,
     paying: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl<S> Throttled<S> {
-    fn new(stream: S, link: Option<Arc<Link>>, way: Way, ahead_bytes: u64) -> Self {
-        Self { stream, link, way, ahead_bytes, owed_bytes: 0, paying: None }
-    }
-
     /// Pays what is owed; then tells how much may move. `None`: as much as it likes.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
         let Some(link) = &self.link else { return Poll::Ready(None) };
@@ -267,8 +274,8 @@ impl<S> Throttled<S> {
             ready!(paying.as_mut().poll(cx));
             (self.paying, self.owed_bytes) = (None, 0);
         }
-        let portion = link.portion_bytes(self.way);
-        Poll::Ready(portion.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)))
+        let room = link.portion_bytes(self.way).map(|bytes| bytes.saturating_mul(self.portions));
+        Poll::Ready(room.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)))
     }
 
     fn owe(&mut self, bytes: usize) {

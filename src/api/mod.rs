@@ -9,6 +9,7 @@
 //! | `POST /v1/pair` `{"ticket"}` | a [`PairReply`] |
 //! | `DELETE /v1/peers/{device}` | a [`RemoveReply`]; name, node ID or unique start of it |
 //! | `POST /v1/rename` `{"name"}` | gives this device another name |
+//! | `POST /v1/fetch` `{"hashes","now"}` | has assets of other devices sent here; a [`FetchReply`] tells how they stand |
 //! | `POST /v1/ingest` | many small assets at once, see [`ingest`] |
 //! | `PATCH /v1/assets/{hash}/meta` | edits an asset's metadata, see `assets` |
 //! | `/v1/records/…`, `/v1/own/…`, `POST /v1/batch` | records, see `records` |
@@ -39,7 +40,9 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::handle::{Handle, LeaveReply, PairReply, RemoveReply, RequestError, TicketReply};
+use crate::agent::handle::{
+    FetchOrder, FetchReply, Handle, LeaveReply, PairReply, RemoveReply, RequestError, TicketReply,
+};
 use crate::agent::status::Status;
 use crate::store::problem::{Problem, problem};
 use crate::store::upload::{check_announced, check_type, collect};
@@ -79,6 +82,7 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
         .route("/v1/peers/{device}", delete(remove))
         .route("/v1/rename", post(rename))
         .route("/v1/leave", post(leave))
+        .route("/v1/fetch", post(fetch))
         .merge(assets::router())
         .merge(records::router())
         .merge(events::router())
@@ -170,6 +174,15 @@ async fn check(
     let NoArguments {} = order(&headers, body).await?;
     api.handle.check().await?;
     Ok(Json(json!({})))
+}
+
+async fn fetch(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<FetchReply>, Problem> {
+    let order: FetchOrder = order(&headers, body).await?;
+    Ok(Json(api.handle.fetch(order).await?))
 }
 
 #[derive(Deserialize)]

@@ -1,209 +1,153 @@
-//! `get` and `cat`: an asset's content, checked against its hash on its way out.
-//!
-//! F1  A file appears under its name whole, verified and durable, or not at all.
-//! F2  A file is replaced only when `-o` names it, and then in one step. A name that the asset
-//!     brings along never replaces anything and never leaves the folder.
-//! F3  `cat` prints as it reads; a content that turns out wrong ends it with an error.
+//! `fetch`: waits until assets of other devices are here.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
-use reqwest::{Method, Response};
-use rustix::fs::{CWD, RenameFlags};
-use serde::Serialize;
+use clap::Args;
+use indicatif::ProgressBar;
+use tokio::time::{Instant, sleep};
 
-use super::assets::{Hex, Row, find};
-use super::client::{Client, next_piece};
+use super::assets::find;
+use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
-use super::text::{lossy_path, shown};
-use crate::core::export_name::{export_name, suffixed_name};
-use crate::core::ids::{Hash, HashAlgorithm};
-use crate::store::upload::Hasher;
+use super::text::{duration, parse_duration};
+use crate::agent::handle::{FetchOrder, FetchReply, FetchState, FetchView};
+use crate::core::ids::Hash;
 
-/// `can-sync cat`
-pub(crate) async fn cat(client: &Client, hash: &str, output: Output) -> Result<Exit, Failure> {
-    let row = find(client, hash).await?;
-    copy_verified(client, &row, |piece| output.bytes(piece)).await?;
-    Ok(Exit::Ok)
+/// The agent forgets a fetch that nobody asks about; a small asset arrives in less.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// What `can-sync fetch` takes.
+#[derive(Debug, Args)]
+pub(crate) struct FetchArgs {
+    /// Their hashes; of an asset known to be missing, the unique start of it
+    #[arg(required = true, value_name = "HASH")]
+    hashes: Vec<String>,
+    /// Before everything else that is to arrive
+    #[arg(long)]
+    now: bool,
+    /// Give up after this long, with exit status 8 [default: wait as long as it takes]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    timeout: Option<Duration>,
 }
 
-/// What `get` wrote.
-#[derive(Serialize)]
-struct Written {
-    hash: Hex,
-    size: u64,
-    #[serde(serialize_with = "lossy_path")]
-    path: PathBuf,
-}
-
-/// `can-sync get`
-pub(crate) async fn get(
+/// `can-sync fetch`
+pub(crate) async fn fetch(
     client: &Client,
-    hash: &str,
-    target: Option<PathBuf>,
+    args: FetchArgs,
     output: Output,
 ) -> Result<Exit, Failure> {
-    let row = find(client, hash).await?;
-    let target = Target::choose(target, &row)?;
-    let mut temp = TempFile::create(target.folder())?;
-    let progress = output.progress(row.size);
-    let copying = copy_verified(client, &row, |piece| {
-        progress.inc(piece.len() as u64);
-        temp.file.write_all(piece).with_context(|| temp.path.display().to_string())?;
-        Ok(())
-    });
-    tokio::select! {
-        copied = copying => copied?,
-        // Ends here, and not at once, so that the temporary file goes.
-        _ = tokio::signal::ctrl_c() => return Err(anyhow!("interrupted").into()),
+    let start = Instant::now();
+    let mut order = FetchOrder { hashes: Vec::new(), now: args.now };
+    for text in &args.hashes {
+        order.hashes.push(full_hash(client, text).await?);
     }
-    progress.finish_and_clear();
-    let path = temp.place(&target)?;
-    let written = Written { hash: row.hash, size: row.size, path };
-    output.value(&written, |written| shown(&written.path.to_string_lossy()))?;
-    Ok(Exit::Ok)
+    let mut bar = Bar { shown: output.progress(0), to_come: BTreeMap::new() };
+    let mut exit = Exit::Ok;
+    let mut told_alone = false;
+    loop {
+        let FetchReply { assets } = client.post(&["v1", "fetch"], &order).await?;
+        bar.show(&assets);
+        let (ended, open): (Vec<_>, Vec<_>) = assets.into_iter().partition(FetchView::is_over);
+        for asset in ended {
+            if let Some((worse, why)) = failure(&asset) {
+                exit = worse;
+                bar.shown.suspend(|| output.error(format_args!("{}: {why}", asset.hash)));
+            }
+            if output.json || asset.state == FetchState::Here {
+                bar.shown.suspend(|| output.value(&asset, |asset| asset.hash.clone()))?;
+            }
+        }
+        if open.is_empty() {
+            bar.shown.finish_and_clear();
+            return Ok(exit);
+        }
+        if !told_alone && open.iter().any(|asset| asset.state == FetchState::NoPeer) {
+            judge_alone(client).await?;
+            bar.shown.suspend(|| output.note("No device is connected: waiting for one."));
+            told_alone = true;
+        }
+        if let Some(timeout) = args.timeout
+            && start.elapsed() >= timeout
+        {
+            let hashes: Vec<_> = open.iter().map(|asset| &asset.hash[..]).collect();
+            let message = format!("not here after {}: {}", duration(timeout), hashes.join(", "));
+            return Err(Failure::new(Exit::Timeout, message));
+        }
+        order.hashes = open.into_iter().map(|asset| asset.hash).collect();
+        sleep(LOOK_AGAIN).await;
+    }
 }
 
-/// Streams a content to `sink`, and fails at its end when it is not the one asked for.
-async fn copy_verified(
-    client: &Client,
-    row: &Row,
-    mut sink: impl FnMut(&[u8]) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let algorithm = algorithm(client).await?;
-    let text = row.hash.0.to_string();
-    let request = client.request(Method::GET, &["assets", &text], &[]);
-    let mut response: Response = client.send(request).await?;
-    let mut hasher = Hasher::new(algorithm);
-    while let Some(piece) = next_piece(&mut response).await? {
-        hasher.update(&piece);
-        sink(&piece)?;
+/// The whole hash of an asset that is here already; else the text, which the agent may complete.
+async fn full_hash(client: &Client, text: &str) -> Result<String, Failure> {
+    if text.len() == 2 * Hash::LEN {
+        return Ok(text.to_owned());
     }
-    let got: Hash = hasher.finish();
-    if got != row.hash.0 {
-        return Err(anyhow!("the content is damaged: its hash is {got}, not {text}").into());
+    match find(client, text).await {
+        Ok(row) => Ok(row.hash.0.to_string()),
+        Err(Failure::Report(Exit::Unknown, _)) => Ok(text.to_owned()),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Why an asset does not come, if so.
+fn failure(asset: &FetchView) -> Option<(Exit, &'static str)> {
+    match asset.state {
+        FetchState::Nowhere => Some((Exit::Unknown, "no connected device holds it")),
+        FetchState::Resting => {
+            let why =
+                "it came damaged, or there is no room for it; it is tried again after a while";
+            Some((Exit::Temporary, why))
+        }
+        FetchState::Here
+        | FetchState::Arriving
+        | FetchState::Waiting
+        | FetchState::NoPeer
+        | FetchState::TooMany => None,
+    }
+}
+
+/// Nobody is connected: whether waiting can help.
+async fn judge_alone(client: &Client) -> Result<(), Failure> {
+    let status = client.status().await?;
+    if status.device.removed {
+        let message = "this device was removed from its group and syncs with nobody";
+        return Err(Failure::new(Exit::NotInSync, message));
+    }
+    if status.peers.is_empty() {
+        let message = "it is not here, and no other device is in the group";
+        return Err(Failure::new(Exit::Unknown, message));
     }
     Ok(())
 }
 
-async fn algorithm(client: &Client) -> Result<HashAlgorithm, Failure> {
-    let name = client.status().await?.store.hash_algorithm;
-    [HashAlgorithm::Blake3, HashAlgorithm::Sha256]
-        .into_iter()
-        .find(|algorithm| algorithm.name() == name)
-        .ok_or_else(|| {
-            Failure::new(Exit::Temporary, "the store has not told its hash algorithm yet")
-        })
+/// Bytes of the large assets, from when they begin to arrive.
+struct Bar {
+    shown: ProgressBar,
+    /// By hash: bytes to come at first, and now.
+    to_come: BTreeMap<String, (u64, u64)>,
 }
 
-/// Where a content goes.
-enum Target {
-    /// The file that the user named: replaced when it is there.
-    Named(PathBuf),
-    /// The first of these names that is free in the folder.
-    FirstFree(PathBuf, [String; 2]),
-}
-
-impl Target {
-    fn choose(given: Option<PathBuf>, row: &Row) -> Result<Self, Failure> {
-        let folder = match given {
-            None => PathBuf::from("."),
-            Some(path) => match fs::metadata(&path) {
-                Ok(found) if found.is_dir() => path,
-                Ok(found) if !found.is_file() => {
-                    let shown = path.display();
-                    return Err(anyhow!("{shown} is no regular file: use `can-sync cat`").into());
-                }
-                _ if path.file_name().is_none() => {
-                    return Err(anyhow!("{} names no file", path.display()).into());
-                }
-                _ => return Ok(Self::Named(path)),
-            },
-        };
-        let name = export_name(&row.name).unwrap_or_else(|| row.hash.0.to_string());
-        let other = suffixed_name(&name, &row.hash.0);
-        Ok(Self::FirstFree(folder, [name, other]))
-    }
-
-    fn folder(&self) -> &Path {
-        match self {
-            Self::FirstFree(folder, _) => folder,
-            Self::Named(path) => match path.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                _ => Path::new("."),
-            },
-        }
-    }
-}
-
-/// A file in the target's folder under a name of ours, gone when dropped.
-struct TempFile {
-    file: File,
-    path: PathBuf,
-}
-
-impl TempFile {
-    fn create(folder: &Path) -> Result<Self, Failure> {
-        let random = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 8]>());
-        let path = folder.join(format!(".can-sync-{random}.part"));
-        let file = OpenOptions::new().write(true).create_new(true).open(&path);
-        let file = file.with_context(|| format!("creating a file in {}", folder.display()))?;
-        Ok(Self { file, path })
-    }
-
-    /// Gives the complete file its name, durably.
-    fn place(self, target: &Target) -> Result<PathBuf, Failure> {
-        self.file.sync_all().with_context(|| format!("writing {}", self.path.display()))?;
-        let path = match target {
-            Target::Named(path) => {
-                fs::rename(&self.path, path)
-                    .with_context(|| format!("replacing {}", path.display()))?;
-                path.clone()
-            }
-            Target::FirstFree(folder, names) => self.take_free_name(folder, names)?,
-        };
-        let folder = target.folder();
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .with_context(|| format!("writing the folder {}", folder.display()))?;
-        Ok(path)
-    }
-
-    fn take_free_name(&self, folder: &Path, names: &[String]) -> Result<PathBuf, Failure> {
-        for name in names {
-            let path = if folder == Path::new(".") { name.into() } else { folder.join(name) };
-            match rename_to_free(&self.path, &path) {
-                Ok(()) => return Ok(path),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => {
-                    let error = anyhow::Error::new(error);
-                    return Err(error.context(format!("writing {}", path.display())).into());
-                }
+impl Bar {
+    fn show(&mut self, assets: &[FetchView]) {
+        for FetchView { hash, state, left_bytes } in assets {
+            let left_bytes = match state {
+                FetchState::Here => Some(0),
+                _ => *left_bytes,
+            };
+            if let Some(now) = left_bytes {
+                let (first, left) = self.to_come.entry(hash.clone()).or_insert((now, now));
+                (*first, *left) = ((*first).max(now), now);
             }
         }
-        let names = names.join(" and ");
-        Err(anyhow!("{names} are there already: name another file with -o").into())
-    }
-}
-
-impl Drop for TempFile {
-    fn drop(&mut self) {
-        // Gone already when it was given its name.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// Renames, unless something has the name: also when it appears at the same instant.
-fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // Some network file systems cannot do this; a link never replaces either.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            fs::hard_link(from, to)?;
-            fs::remove_file(from)
+        let (first, left) =
+            self.to_come.values().fold((0, 0), |sum, (first, left)| (sum.0 + first, sum.1 + left));
+        // A bar over nothing would only flicker: small assets have no bytes to show.
+        if first > 0 {
+            self.shown.set_length(first);
+            self.shown.set_position(first - left);
         }
-        renamed => Ok(renamed?),
     }
 }

@@ -13,6 +13,7 @@ use tracing_subscriber::EnvFilter;
 mod add;
 mod assets;
 mod client;
+mod content;
 mod devices;
 mod edit;
 mod exit;
@@ -114,6 +115,8 @@ enum Command {
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+    /// Wait until assets of other devices are here; `--now` lets them jump the queue
+    Fetch(fetch::FetchArgs),
     /// Print an asset's content
     Cat {
         /// Its hash, or the unique start of it
@@ -224,9 +227,12 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Add(args) => add::add(&Client::connect(home).await?, args, output).await,
             Command::Ls(args) => assets::ls(&Client::connect(home).await?, args, output).await,
             Command::Get { hash, output: target } => {
-                fetch::get(&Client::connect(home).await?, &hash, target, output).await
+                content::get(&Client::connect(home).await?, &hash, target, output).await
             }
-            Command::Cat { hash } => fetch::cat(&Client::connect(home).await?, &hash, output).await,
+            Command::Fetch(args) => fetch::fetch(&Client::connect(home).await?, args, output).await,
+            Command::Cat { hash } => {
+                content::cat(&Client::connect(home).await?, &hash, output).await
+            }
             Command::Info { hash } => {
                 assets::info(&Client::connect(home).await?, &hash, output).await
             }

@@ -44,9 +44,19 @@ pub const SMALL_LANES: usize = 4;
 /// See [`LIVE_LANES`].
 pub const LARGE_LANES: usize = 2;
 
+/// The same of what it wants at once: small assets, and large ones.
+pub const NOW_LANES: usize = 1;
+
+/// See [`NOW_LANES`].
+pub const NOW_LARGE_LANES: usize = 1;
+
 /// The slowest that contents may be told to move, bytes a second: at this rate a peer gets the
 /// contents of all its streams before it takes the sender for dead.
 pub const RATE_BYTES_MIN: u64 = 16 * 1024;
+
+/// Assets that people and programs wait for at a time; they come on top of what is asked of a peer
+/// otherwise, and fit into what it must bear.
+pub const FETCHES_MAX: usize = 256;
 
 /// Assets that failed or found no room and are left alone until their time has come; beyond, the
 /// oldest is forgotten and may be tried once too early.

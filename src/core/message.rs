@@ -15,6 +15,8 @@ pub enum Message {
     Reconcile(ReconcileMessage),
     /// "Send me these."
     Solicit(Vec<Hash>),
+    /// "Send me these, before all else."
+    SolicitNow(Vec<Hash>),
     /// Solicited and not to be had.
     Lacking(Vec<Hash>),
 }

@@ -9,7 +9,8 @@ use std::collections::{BTreeSet, VecDeque};
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{
     BATCH_ASSETS_MAX, BATCH_BYTES_MAX, HASHES_PER_FRAME_MAX, LARGE_LANES, LIVE_LANES,
-    LIVE_LARGE_LANES, PENDING_PER_PEER_MAX, SMALL_BYTES_MAX, SMALL_LANES,
+    LIVE_LARGE_LANES, NOW_LANES, NOW_LARGE_LANES, PENDING_PER_PEER_MAX, SMALL_BYTES_MAX,
+    SMALL_LANES,
 };
 use crate::core::message::Hello;
 use crate::core::peers::{Backoff, ConnId};
@@ -31,6 +32,10 @@ pub enum Lane {
     Small,
     /// One large asset the peer solicited.
     Large,
+    /// Small assets the peer wants at once.
+    Now,
+    /// One large asset the peer wants at once.
+    NowLarge,
 }
 
 impl Lane {
@@ -38,7 +43,7 @@ impl Lane {
     pub fn is_solicited(self) -> bool {
         match self {
             Self::Live | Self::LiveLarge => false,
-            Self::Small | Self::Large => true,
+            Self::Small | Self::Large | Self::Now | Self::NowLarge => true,
         }
     }
 }
@@ -88,11 +93,17 @@ pub(crate) struct Session {
     large_news: VecDeque<Digest>,
     /// Solicited hashes whose sizes the index is to be asked for.
     to_size: VecDeque<Hash>,
+    /// The same of those that the peer wants at once.
+    now_to_size: VecDeque<Hash>,
     /// How many it is being asked for.
     sizing: usize,
+    /// They are wanted at once.
+    sizing_now: bool,
     small: VecDeque<Digest>,
     large: VecDeque<Digest>,
-    taken: [usize; 4],
+    now: VecDeque<Digest>,
+    now_large: VecDeque<Digest>,
+    taken: [usize; 6],
 }
 
 impl Session {
@@ -119,10 +130,14 @@ impl Session {
             news: VecDeque::new(),
             large_news: VecDeque::new(),
             to_size: VecDeque::new(),
+            now_to_size: VecDeque::new(),
             sizing: 0,
+            sizing_now: false,
             small: VecDeque::new(),
             large: VecDeque::new(),
-            taken: [0; 4],
+            now: VecDeque::new(),
+            now_large: VecDeque::new(),
+            taken: [0; 6],
         }
     }
 
@@ -164,31 +179,49 @@ impl Session {
         self.to_size.extend(hashes);
     }
 
+    /// The peer wants these at once. What stands in a queue already leaves it.
+    pub(crate) fn push_now(&mut self, hashes: Vec<Hash>) {
+        let asked: BTreeSet<&Hash> = hashes.iter().collect();
+        self.to_size.retain(|hash| !asked.contains(hash));
+        for queue in [&mut self.small, &mut self.large] {
+            queue.retain(|digest| !asked.contains(&digest.hash));
+        }
+        self.now_to_size.extend(hashes);
+    }
+
     /// The solicited hashes whose sizes to ask for now; one question at a time, whatever the peer
     /// sends. Answered by [`Self::push_solicited`].
     pub(crate) fn next_to_size(&mut self) -> Option<Vec<Hash>> {
-        if self.sizing > 0 || self.to_size.is_empty() {
+        if self.sizing > 0 {
             return None;
         }
-        self.sizing = self.to_size.len().min(HASHES_PER_FRAME_MAX);
-        Some(self.to_size.drain(..self.sizing).collect())
+        self.sizing_now = !self.now_to_size.is_empty();
+        let queue = if self.sizing_now { &mut self.now_to_size } else { &mut self.to_size };
+        self.sizing = queue.len().min(HASHES_PER_FRAME_MAX);
+        (self.sizing > 0).then(|| queue.drain(..self.sizing).collect())
     }
 
     /// The sizes asked for; those the index does not know are left out.
     pub(crate) fn push_solicited(&mut self, digests: Vec<Digest>) {
         self.sizing = 0;
+        let (small, large) = match self.sizing_now {
+            true => (&mut self.now, &mut self.now_large),
+            false => (&mut self.small, &mut self.large),
+        };
         for digest in digests {
             if digest.size_bytes <= SMALL_BYTES_MAX {
-                self.small.push_back(digest);
+                small.push_back(digest);
             } else {
-                self.large.push_back(digest);
+                large.push_back(digest);
             }
         }
     }
 
     /// Hashes the peer solicited that are not on their way yet.
     pub(crate) fn solicited(&self) -> usize {
-        self.to_size.len() + self.sizing + self.small.len() + self.large.len()
+        let to_size = self.now_to_size.len() + self.to_size.len() + self.sizing;
+        let now = self.now.len() + self.now_large.len();
+        to_size + now + self.small.len() + self.large.len()
     }
 
     /// Assets the peer is still to be given, as far as known.
@@ -210,6 +243,7 @@ impl Session {
     pub(crate) fn next_batch(&mut self) -> Option<Load> {
         let load = self
             .next_live()
+            .or_else(|| self.next_now())
             .or_else(|| self.next_live_large())
             .or_else(|| self.next_small())
             .or_else(|| self.next_large())?;
@@ -246,20 +280,23 @@ impl Session {
         Some(Load { lane: Lane::LiveLarge, digests, inline: false })
     }
 
+    fn next_now(&mut self) -> Option<Load> {
+        if self.taken[Lane::Now as usize] < NOW_LANES && !self.now.is_empty() {
+            let digests = next_small_batch(&mut self.now);
+            return Some(Load { lane: Lane::Now, digests, inline: true });
+        }
+        if self.taken[Lane::NowLarge as usize] >= NOW_LARGE_LANES {
+            return None;
+        }
+        let digests = vec![self.now_large.pop_front()?];
+        Some(Load { lane: Lane::NowLarge, digests, inline: false })
+    }
+
     fn next_small(&mut self) -> Option<Load> {
         if self.taken[Lane::Small as usize] >= SMALL_LANES || self.small.is_empty() {
             return None;
         }
-        let mut digests = Vec::new();
-        let mut bytes = 0;
-        while let Some(digest) = self.small.front() {
-            if digests.len() >= BATCH_ASSETS_MAX || bytes + digest.size_bytes > BATCH_BYTES_MAX {
-                break;
-            }
-            bytes += digest.size_bytes;
-            digests.push(*digest);
-            self.small.pop_front();
-        }
+        let digests = next_small_batch(&mut self.small);
         Some(Load { lane: Lane::Small, digests, inline: true })
     }
 
@@ -270,6 +307,21 @@ impl Session {
         let digests = vec![self.large.pop_front()?];
         Some(Load { lane: Lane::Large, digests, inline: false })
     }
+}
+
+/// As many small assets from the front as share a batch.
+fn next_small_batch(queue: &mut VecDeque<Digest>) -> Vec<Digest> {
+    let mut digests = Vec::new();
+    let mut bytes = 0;
+    while let Some(digest) = queue.front() {
+        if digests.len() >= BATCH_ASSETS_MAX || bytes + digest.size_bytes > BATCH_BYTES_MAX {
+            break;
+        }
+        bytes += digest.size_bytes;
+        digests.push(*digest);
+        queue.pop_front();
+    }
+    digests
 }
 
 #[cfg(test)]
@@ -312,6 +364,37 @@ mod tests {
         assert_eq!(session.next_batch().unwrap().lane, Lane::Live);
         assert_eq!(session.next_batch().unwrap().lane, Lane::Small);
         assert_eq!(session.next_batch(), None);
+    }
+
+    #[test]
+    fn what_is_wanted_at_once_goes_before_all_that_is_queued_although_every_lane_is_taken() {
+        let mut session = session();
+        let sizes = [1, SMALL_BYTES_MAX + 1];
+        session.push_solicited((0..9_000).map(|n| digest(n, sizes[n as usize % 2])).collect());
+        while session.next_batch().is_some() {}
+        let queued = session.solicited();
+        let (small, large) = (digest(8_998, sizes[0]), digest(8_999, sizes[1]));
+        session.push_now(vec![large.hash, small.hash]);
+        assert_eq!(session.next_to_size().unwrap(), [large.hash, small.hash]);
+        session.push_solicited(vec![large, small]);
+        assert_eq!(session.solicited(), queued, "each stands in one queue");
+        for (lane, asset) in [(Lane::Now, small), (Lane::NowLarge, large)] {
+            let load = session.next_batch().unwrap();
+            assert_eq!((load.lane, load.digests), (lane, vec![asset]));
+        }
+        assert_eq!(session.next_batch(), None);
+    }
+
+    #[test]
+    fn sizes_of_what_is_wanted_at_once_are_asked_for_first() {
+        let mut session = session();
+        session.push_to_size((0..3_000).map(|n| digest(n, 1).hash).collect());
+        assert_eq!(session.next_to_size().unwrap().len(), HASHES_PER_FRAME_MAX);
+        session.push_now(vec![digest(2_999, 1).hash]);
+        session.push_solicited(Vec::new());
+        assert_eq!(session.next_to_size().unwrap(), [digest(2_999, 1).hash]);
+        session.push_solicited(Vec::new());
+        assert_eq!(session.next_to_size().unwrap().len(), 3_000 - HASHES_PER_FRAME_MAX - 1);
     }
 
     #[test]

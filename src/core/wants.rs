@@ -9,7 +9,8 @@
 //!     is forgotten, and the next reconcile finds it again.
 //! I3  What failed for its content, or found no room, rests for a while that doubles from time to
 //!     time, alone: it holds up nothing else.
-//! I4  Memory is bounded per peer by [`WANTS_PER_PEER_MAX`], whatever peers announce.
+//! I4  Memory is bounded per peer by [`WANTS_PER_PEER_MAX`], whatever peers announce; what somebody
+//!     waits for ([`crate::core::fetches`]) comes on top, and has a bound of its own.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -117,6 +118,23 @@ struct Rest {
     is_bad: bool,
 }
 
+/// How an asset stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Stored by a transfer or shown by the feed just now.
+    Here,
+    /// A peer sends it.
+    Arriving,
+    /// This peer is to send it.
+    Asked(NodeId),
+    /// To be asked of whoever holds it.
+    Queued,
+    /// Left alone for a while.
+    Resting,
+    /// Not known to be lacking; held for long, perhaps.
+    Unknown,
+}
+
 /// All assets this device lacks and knows a holder of.
 #[derive(Debug, Clone, Default)]
 pub struct Wants {
@@ -141,10 +159,13 @@ impl Wants {
         if self.recent.contains(&hash) || self.is_resting(now_ms, &hash) {
             return;
         }
-        let source = self.sources.entry(peer).or_default();
-        if source.queue.len() + source.owed.len() >= WANTS_PER_PEER_MAX {
-            return;
+        if self.source_load(peer) < WANTS_PER_PEER_MAX {
+            self.want(peer, hash);
         }
+    }
+
+    /// Puts it in the queue of `peer`, which holds it.
+    fn want(&mut self, peer: NodeId, hash: Hash) {
         let want = self.wants.entry(hash).or_insert_with(|| Want {
             state: State::Queued,
             holders: Vec::new(),
@@ -153,7 +174,9 @@ impl Wants {
         });
         let is_new = add_holder(&mut want.holders, peer);
         match &want.state {
-            State::Queued if is_new => source.queue.push_back(hash),
+            State::Queued if is_new => {
+                self.sources.entry(peer).or_default().queue.push_back(hash);
+            }
             State::Arriving(sources) if sources.is_shared => self.invite(hash),
             State::Queued | State::Asked(..) | State::Arriving(_) => {}
         }
@@ -391,6 +414,66 @@ impl Wants {
     /// Assets left alone at the moment because their content failed.
     pub fn quarantined(&self, now_ms: u64) -> usize {
         self.resting.values().filter(|rest| rest.is_bad && rest.until_ms > now_ms).count()
+    }
+
+    // ---- what somebody waits for ---------------------------------------------------------------
+
+    /// How `hash` stands.
+    pub fn standing(&self, now_ms: u64, hash: &Hash) -> Standing {
+        if self.arrived.contains_key(hash) || self.recent.contains(hash) {
+            return Standing::Here;
+        }
+        match self.state(hash) {
+            Some(State::Arriving(_)) => Standing::Arriving,
+            Some(State::Asked(peer, _)) => Standing::Asked(*peer),
+            Some(State::Queued) => Standing::Queued,
+            None if self.is_resting(now_ms, hash) => Standing::Resting,
+            None => Standing::Unknown,
+        }
+    }
+
+    /// The first two assets known to be lacking whose hashes, in hex, start with `prefix`.
+    pub fn lacked(&self, prefix: &str) -> Vec<Hash> {
+        let Ok(first) = format!("{prefix:0<width$}", width = 2 * Hash::LEN).parse::<Hash>() else {
+            return Vec::new();
+        };
+        let from_first = self.wants.range(first..).map(|(hash, _)| *hash);
+        from_first.take_while(|hash| hash.to_string().starts_with(prefix)).take(2).collect()
+    }
+
+    /// Ends the rest of `hash`.
+    pub fn wake(&mut self, hash: &Hash) {
+        if let Some(rest) = self.resting.get_mut(hash) {
+            rest.until_ms = 0;
+        }
+    }
+
+    /// `peer` may hold `hash`, and is to be asked: beyond the bound of [`Self::lacking`], so the
+    /// caller has one.
+    pub fn suppose(&mut self, now_ms: u64, peer: NodeId, hash: Hash) {
+        if !matches!(self.standing(now_ms, &hash), Standing::Here | Standing::Resting) {
+            self.want(peer, hash);
+        }
+    }
+
+    /// Asks `hash` of `peer` before all else, even if it was asked before. False: it is not known to
+    /// hold it, or another is asked, or is to be because this one is slow.
+    pub fn ask_first(&mut self, now_ms: u64, peer: NodeId, hash: Hash) -> bool {
+        let Some(want) = self.wants.get_mut(&hash) else { return false };
+        let source = self.sources.entry(peer).or_default();
+        let is_open = match want.state {
+            State::Queued => want.holders.contains(&peer) && !source.owed.contains(&hash),
+            State::Asked(from, _) => from == peer,
+            State::Arriving(_) => false,
+        };
+        if !is_open {
+            return false;
+        }
+        want.state = State::Asked(peer, now_ms);
+        source.queue.retain(|queued| *queued != hash);
+        source.owed.insert(hash);
+        self.look_at_ms.get_or_insert(now_ms + ASK_MS_MAX);
+        true
     }
 
     fn is_resting(&self, now_ms: u64, hash: &Hash) -> bool {
@@ -765,6 +848,19 @@ mod tests {
         assert!(!wants.offered_small(0, A, BATCH, hash(255)));
     }
 
+    #[test]
+    fn what_is_lacking_is_found_by_the_start_of_its_hash() {
+        let mut wants = Wants::default();
+        for n in [0x12, 0x13, 0xff] {
+            wants.lacking(0, A, hash(n));
+        }
+        assert_eq!(wants.lacked("12"), [hash(0x12)]);
+        assert_eq!(wants.lacked("ffff"), [hash(0xff)]);
+        assert_eq!(wants.lacked("1"), [hash(0x12), hash(0x13)]);
+        assert_eq!(wants.lacked("14"), []);
+        assert_eq!(wants.lacked("xyz"), []);
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Lacking(u8, u8),
@@ -777,6 +873,8 @@ mod tests {
         Gone(u8),
         Wait(u64),
         Indexed(u8),
+        Suppose(u8, u8),
+        AskFirst(u8, u8),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -792,6 +890,8 @@ mod tests {
             (0..40_000u64).prop_map(Step::Wait),
             peer().prop_map(Step::Gone),
             hash().prop_map(Step::Indexed),
+            (peer(), hash()).prop_map(|(p, h)| Step::Suppose(p, h)),
+            (peer(), hash()).prop_map(|(p, h)| Step::AskFirst(p, h)),
         ]
     }
 
@@ -833,6 +933,8 @@ mod tests {
                     }
                     Step::Gone(p) => wants.peer_gone(node(p)),
                     Step::Indexed(h) => drop(wants.indexed(hash(h))),
+                    Step::Suppose(p, h) => wants.suppose(now_ms, node(p), hash(h)),
+                    Step::AskFirst(p, h) => drop(wants.ask_first(now_ms, node(p), hash(h))),
                 }
                 for (hash, want) in &wants.wants {
                     let is_up = |holder: &NodeId| {

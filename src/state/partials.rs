@@ -213,6 +213,11 @@ impl Partials {
         Err(SpaceError::Full { folder, free_bytes, needed_bytes, floor_bytes })
     }
 
+    /// What is yet to be written of an asset under way.
+    pub fn left_bytes(&self, hash: &Hash) -> Option<u64> {
+        self.shared.claimed().get(hash).copied()
+    }
+
     fn claim(&self, hash: Hash) -> Result<Claim, OpenError> {
         let mut claimed = self.shared.claimed();
         if claimed.contains_key(&hash) {

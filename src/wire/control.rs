@@ -26,7 +26,10 @@ pub fn encode_message(message: &Message) -> (Kind, Bytes) {
         Message::Summary(summary) => return (Kind::SetSummary, encode_set_summary(summary)),
         Message::Reconcile(message) => return encode_reconcile(message),
         Message::Solicit(hashes) => {
-            (Kind::Solicit, peer::Solicit { hashes: raw(hashes) }.encode_to_vec())
+            (Kind::Solicit, peer::Solicit { hashes: raw(hashes), now: false }.encode_to_vec())
+        }
+        Message::SolicitNow(hashes) => {
+            (Kind::Solicit, peer::Solicit { hashes: raw(hashes), now: true }.encode_to_vec())
         }
         Message::Lacking(hashes) => {
             (Kind::Lacking, peer::Lacking { hashes: raw(hashes) }.encode_to_vec())
@@ -45,7 +48,8 @@ pub fn decode_message(kind: Kind, payload: Bytes) -> Result<Message, WireError> 
         Kind::SetSummary => Ok(Message::Summary(Box::new(decode_set_summary(payload)?))),
         Kind::Solicit => {
             let message: peer::Solicit = parse("Solicit", payload)?;
-            Ok(Message::Solicit(hashes("Solicit.hashes", &message.hashes)?))
+            let hashes = hashes("Solicit.hashes", &message.hashes)?;
+            Ok(if message.now { Message::SolicitNow(hashes) } else { Message::Solicit(hashes) })
         }
         Kind::Lacking => {
             let message: peer::Lacking = parse("Lacking", payload)?;
@@ -142,6 +146,7 @@ mod tests {
         for message in [
             Message::Hello(hello()),
             Message::Solicit(vec![Hash([5; 32]); HASHES_PER_FRAME_MAX]),
+            Message::SolicitNow(vec![Hash([5; 32])]),
             Message::Lacking(vec![Hash([6; 32])]),
         ] {
             assert_eq!(there_and_back(&message).unwrap(), message);

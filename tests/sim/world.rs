@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use can_sync::core::engine::{Effect, Engine, Identity, Input, KnownSet, PeerView, Sent};
+use can_sync::core::fetches::Fetching;
 use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, NodeId, StoreId};
 use can_sync::core::pairing::{Member, Members};
 use can_sync::core::peers::ConnId;
@@ -278,6 +279,16 @@ impl World {
             let life = self.nodes[n].life;
             self.at(1, Event::Feed { node: n, life });
         }
+    }
+
+    /// Somebody at a node waits for an asset. How that stands; `None`: it is here, or the node is down.
+    pub(crate) fn fetch(&mut self, n: usize, hash: Hash, at_once: bool) -> Option<Fetching> {
+        let node = &self.nodes[n];
+        if node.store[..node.indexed].iter().any(|digest| digest.hash == hash) {
+            return None;
+        }
+        self.tell(n, Input::Fetch { hashes: vec![hash], at_once });
+        Some(self.nodes[n].engine.as_ref()?.fetching(self.now_ms, &hash))
     }
 
     pub(crate) fn set(&self, n: usize) -> BTreeSet<Hash> {

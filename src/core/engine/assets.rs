@@ -36,8 +36,12 @@ impl Engine {
             return;
         }
         if self.store_paused_until_ms.is_none() && !session.plain {
+            let urgent = self.fetches.urge(now_ms, &mut self.wants, node_id);
+            for chunk in urgent.chunks(HASHES_PER_FRAME_MAX) {
+                out.push(Effect::Send { conn, message: Message::SolicitNow(chunk.to_vec()) });
+            }
             let asking = self.wants.ask(now_ms, node_id);
-            if !asking.is_empty() {
+            if !asking.is_empty() || !urgent.is_empty() {
                 session.heard(now_ms);
             }
             for chunk in asking.chunks(HASHES_PER_FRAME_MAX) {
@@ -93,6 +97,14 @@ impl Engine {
         }
         for session in self.peers.values_mut().filter_map(|peer| peer.session.as_mut()) {
             session.touch(now_ms + SETTLE_MS);
+        }
+    }
+
+    pub(super) fn on_fetch(&mut self, now_ms: u64, hashes: Vec<Hash>, at_once: bool) {
+        let ready = self.ready_sessions().filter(|(_, session)| !session.plain);
+        let peers: Vec<NodeId> = ready.map(|(node_id, _)| node_id).collect();
+        for hash in hashes {
+            self.fetches.fetch(now_ms, &mut self.wants, &peers, hash, at_once);
         }
     }
 
@@ -221,6 +233,9 @@ impl Engine {
             return;
         }
         for (hash, arrival) in arrivals {
+            if arrival == Arrival::Unavailable {
+                self.fetches.denied(node_id, &hash);
+            }
             self.wants.arrived(now_ms, node_id, batch, hash, arrival);
         }
         self.wants.batch_ended(node_id, batch);

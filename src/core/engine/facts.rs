@@ -179,6 +179,14 @@ pub enum Input {
         /// The number the shell gave it.
         batch: BatchId,
     },
+    /// Somebody waits for these assets, which the index does not know; told again and again while
+    /// that lasts. How they stand, [`super::Engine::fetching`] tells.
+    Fetch {
+        /// Which.
+        hashes: Vec<Hash>,
+        /// Before all else.
+        at_once: bool,
+    },
     /// Time has passed.
     Tick,
     /// Finish what is under way and close.

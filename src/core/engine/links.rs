@@ -201,9 +201,18 @@ impl Engine {
                 session.push_to_size(hashes);
                 self.ask_sizes(conn, out);
             }
+            Message::SolicitNow(hashes) => {
+                if session.solicited() + hashes.len() > SOLICITED_PER_PEER_MAX {
+                    self.close(conn, CloseCode::TooLarge, "too much solicited at once", out);
+                    return;
+                }
+                session.push_now(hashes);
+                self.ask_sizes(conn, out);
+            }
             Message::Lacking(hashes) => {
                 session.touch(now_ms + SETTLE_MS);
                 for hash in hashes {
+                    self.fetches.denied(node_id, &hash);
                     self.wants.unavailable(node_id, hash);
                 }
             }

@@ -19,14 +19,15 @@ mod sets;
 use std::collections::BTreeMap;
 
 use crate::core::close::CloseCode;
-use crate::core::ids::NodeId;
+use crate::core::fetches::{Fetches, Fetching};
+use crate::core::ids::{Hash, NodeId};
 use crate::core::limits::SCAN_RETRY_MS;
 use crate::core::message::Hello;
 use crate::core::pairing::Members;
 use crate::core::peers::{Conn, ConnId, Link};
 use crate::core::reconcile::Since;
 use crate::core::session::Session;
-use crate::core::wants::{BatchId, Wants};
+use crate::core::wants::{BatchId, Standing, Wants};
 
 use self::assets::Sending;
 use self::sets::Rebuild;
@@ -82,6 +83,7 @@ pub struct Engine {
     peers: BTreeMap<NodeId, Peer>,
     conns: BTreeMap<ConnId, NodeId>,
     wants: Wants,
+    fetches: Fetches,
     /// A batch's number is good with its connection's only: an engine that took over from another
     /// numbers anew, and what that one had sent may still be reported.
     sending: BTreeMap<(ConnId, BatchId), Sending>,
@@ -113,6 +115,7 @@ impl Engine {
             peers: BTreeMap::new(),
             conns: BTreeMap::new(),
             wants: Wants::default(),
+            fetches: Fetches::default(),
             sending: BTreeMap::new(),
             next_batch: 1,
             dice: Dice { seed, drawn: 0 },
@@ -192,6 +195,7 @@ impl Engine {
                     session.receiving.insert(batch);
                 }
             }
+            Input::Fetch { hashes, at_once } => self.on_fetch(now_ms, hashes, at_once),
             Input::Tick => {}
             Input::Stop => {
                 self.stop_at_ms.get_or_insert(now_ms + STOP_MS_MAX);
@@ -234,6 +238,39 @@ impl Engine {
             }
         };
         self.peers.iter().map(view).collect()
+    }
+
+    /// How the fetch of `hash` stands, which the index does not know.
+    pub fn fetching(&self, now_ms: u64, hash: &Hash) -> Fetching {
+        match self.wants.standing(now_ms, hash) {
+            Standing::Here => return Fetching::Here,
+            Standing::Arriving => return Fetching::Arriving,
+            Standing::Asked(_) | Standing::Queued => return Fetching::Waiting,
+            Standing::Resting => return Fetching::Resting,
+            Standing::Unknown if !self.fetches.contains(hash) => return Fetching::TooMany,
+            Standing::Unknown => {}
+        }
+        let mut ready = self.ready_sessions().peekable();
+        if ready.peek().is_none() {
+            return Fetching::NoPeer;
+        }
+        // A peer of the plain protocol cannot be asked: what it has, it sends unasked.
+        match ready.any(|(_, session)| session.plain && !session.plain_done) {
+            true => Fetching::Waiting,
+            false => Fetching::Nowhere,
+        }
+    }
+
+    /// The first two assets known to be lacking whose hashes start so, in hex.
+    pub fn lacked(&self, prefix: &str) -> Vec<Hash> {
+        self.wants.lacked(prefix)
+    }
+
+    fn ready_sessions(&self) -> impl Iterator<Item = (NodeId, &Session)> {
+        let sessions = self.peers.iter();
+        let sessions =
+            sessions.filter_map(|(node_id, peer)| Some((*node_id, peer.session.as_ref()?)));
+        sessions.filter(|(_, session)| session.hello.is_some() && !session.closing)
     }
 
     /// What this device says of itself.

@@ -5,6 +5,7 @@ use crate::core::ids::{Digest, GroupId, Hash, HashAlgorithm, StoreId};
 use crate::core::limits::SMALL_BYTES_MAX;
 use crate::core::message::{Hello, Message};
 use crate::core::pairing::Member;
+use crate::core::session::Lane;
 use crate::core::sketch::{Sketch, SketchKey};
 use crate::core::wants::Arrival;
 
@@ -71,6 +72,55 @@ fn own_news_takes_no_room_from_what_a_peer_may_solicit() {
     bench.tell(Input::Indexed { entries: photos, behind: false });
     let hashes = (10_000..12_000).map(|n| asset(n, 1).hash).collect();
     bench.tell(Input::Message { conn: A_CONN, message: Message::Solicit(hashes) });
+    assert_eq!(bench.closed(), None);
+}
+
+#[test]
+fn what_nobody_is_known_to_hold_is_asked_for_and_is_nowhere_when_all_have_said_no() {
+    let mut bench = Bench::new();
+    let hash = asset(1, 1).hash;
+    let fetch = || Input::Fetch { hashes: vec![hash], at_once: true };
+    bench.tell(fetch());
+    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), Fetching::NoPeer);
+    bench.connect(A, A_CONN);
+    bench.tell(fetch());
+    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), Fetching::Waiting);
+    let urged = Effect::Send { conn: A_CONN, message: Message::SolicitNow(vec![hash]) };
+    assert_eq!(bench.effects.iter().filter(|effect| **effect == urged).count(), 1);
+    bench.tell(Input::Message { conn: A_CONN, message: Message::Lacking(vec![hash]) });
+    bench.tell(fetch());
+    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), Fetching::Nowhere);
+    // What it is sent later, it takes.
+    assert_eq!(bench.offer(A_CONN, BatchId(1), &[asset(1, 1)]), [true]);
+    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), Fetching::Arriving);
+    bench.received(A_CONN, BatchId(1), &[(asset(1, 1), Arrival::Stored)]);
+    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), Fetching::Here);
+}
+
+#[test]
+fn what_a_peer_wants_at_once_is_sent_although_every_lane_is_taken() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    let backlog: Vec<Digest> = (0..3_000).map(|n| asset(n, SMALL_BYTES_MAX)).collect();
+    let hashes = |digests: &[Digest]| digests.iter().map(|digest| digest.hash).collect::<Vec<_>>();
+    bench.tell(Input::Message { conn: A_CONN, message: Message::Solicit(hashes(&backlog)) });
+    let sizes = |held: &[Digest]| {
+        let (held, missing) = (held.to_vec(), Vec::new());
+        Input::Sizes { conn: A_CONN, held, missing }
+    };
+    let (first, rest) = backlog.split_at(2_048);
+    bench.tell(sizes(first));
+    bench.tell(sizes(rest));
+    let wanted = [backlog[2_999], asset(9_999, SMALL_BYTES_MAX + 1)];
+    bench.effects.clear();
+    bench.tell(Input::Message { conn: A_CONN, message: Message::SolicitNow(hashes(&wanted)) });
+    bench.tell(sizes(&wanted));
+    let sent = bench.effects.iter().filter_map(|effect| match effect {
+        Effect::SendBatch { lane, digests, .. } => Some((*lane, digests.clone())),
+        _ => None,
+    });
+    let expected = [(Lane::Now, vec![wanted[0]]), (Lane::NowLarge, vec![wanted[1]])];
+    assert_eq!(sent.collect::<Vec<_>>(), expected);
     assert_eq!(bench.closed(), None);
 }
 

@@ -1,0 +1,209 @@
+//! `get` and `cat`: an asset's content, checked against its hash on its way out.
+//!
+//! F1  A file appears under its name whole, verified and durable, or not at all.
+//! F2  A file is replaced only when `-o` names it, and then in one step. A name that the asset
+//!     brings along never replaces anything and never leaves the folder.
+//! F3  `cat` prints as it reads; a content that turns out wrong ends it with an error.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use reqwest::{Method, Response};
+use rustix::fs::{CWD, RenameFlags};
+use serde::Serialize;
+
+use super::assets::{Hex, Row, find};
+use super::client::{Client, next_piece};
+use super::exit::{Exit, Failure};
+use super::output::Output;
+use super::text::{lossy_path, shown};
+use crate::core::export_name::{export_name, suffixed_name};
+use crate::core::ids::{Hash, HashAlgorithm};
+use crate::store::upload::Hasher;
+
+/// `can-sync cat`
+pub(crate) async fn cat(client: &Client, hash: &str, output: Output) -> Result<Exit, Failure> {
+    let row = find(client, hash).await?;
+    copy_verified(client, &row, |piece| output.bytes(piece)).await?;
+    Ok(Exit::Ok)
+}
+
+/// What `get` wrote.
+#[derive(Serialize)]
+struct Written {
+    hash: Hex,
+    size: u64,
+    #[serde(serialize_with = "lossy_path")]
+    path: PathBuf,
+}
+
+/// `can-sync get`
+pub(crate) async fn get(
+    client: &Client,
+    hash: &str,
+    target: Option<PathBuf>,
+    output: Output,
+) -> Result<Exit, Failure> {
+    let row = find(client, hash).await?;
+    let target = Target::choose(target, &row)?;
+    let mut temp = TempFile::create(target.folder())?;
+    let progress = output.progress(row.size);
+    let copying = copy_verified(client, &row, |piece| {
+        progress.inc(piece.len() as u64);
+        temp.file.write_all(piece).with_context(|| temp.path.display().to_string())?;
+        Ok(())
+    });
+    tokio::select! {
+        copied = copying => copied?,
+        // Ends here, and not at once, so that the temporary file goes.
+        _ = tokio::signal::ctrl_c() => return Err(anyhow!("interrupted").into()),
+    }
+    progress.finish_and_clear();
+    let path = temp.place(&target)?;
+    let written = Written { hash: row.hash, size: row.size, path };
+    output.value(&written, |written| shown(&written.path.to_string_lossy()))?;
+    Ok(Exit::Ok)
+}
+
+/// Streams a content to `sink`, and fails at its end when it is not the one asked for.
+async fn copy_verified(
+    client: &Client,
+    row: &Row,
+    mut sink: impl FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let algorithm = algorithm(client).await?;
+    let text = row.hash.0.to_string();
+    let request = client.request(Method::GET, &["assets", &text], &[]);
+    let mut response: Response = client.send(request).await?;
+    let mut hasher = Hasher::new(algorithm);
+    while let Some(piece) = next_piece(&mut response).await? {
+        hasher.update(&piece);
+        sink(&piece)?;
+    }
+    let got: Hash = hasher.finish();
+    if got != row.hash.0 {
+        return Err(anyhow!("the content is damaged: its hash is {got}, not {text}").into());
+    }
+    Ok(())
+}
+
+async fn algorithm(client: &Client) -> Result<HashAlgorithm, Failure> {
+    let name = client.status().await?.store.hash_algorithm;
+    [HashAlgorithm::Blake3, HashAlgorithm::Sha256]
+        .into_iter()
+        .find(|algorithm| algorithm.name() == name)
+        .ok_or_else(|| {
+            Failure::new(Exit::Temporary, "the store has not told its hash algorithm yet")
+        })
+}
+
+/// Where a content goes.
+enum Target {
+    /// The file that the user named: replaced when it is there.
+    Named(PathBuf),
+    /// The first of these names that is free in the folder.
+    FirstFree(PathBuf, [String; 2]),
+}
+
+impl Target {
+    fn choose(given: Option<PathBuf>, row: &Row) -> Result<Self, Failure> {
+        let folder = match given {
+            None => PathBuf::from("."),
+            Some(path) => match fs::metadata(&path) {
+                Ok(found) if found.is_dir() => path,
+                Ok(found) if !found.is_file() => {
+                    let shown = path.display();
+                    return Err(anyhow!("{shown} is no regular file: use `can-sync cat`").into());
+                }
+                _ if path.file_name().is_none() => {
+                    return Err(anyhow!("{} names no file", path.display()).into());
+                }
+                _ => return Ok(Self::Named(path)),
+            },
+        };
+        let name = export_name(&row.name).unwrap_or_else(|| row.hash.0.to_string());
+        let other = suffixed_name(&name, &row.hash.0);
+        Ok(Self::FirstFree(folder, [name, other]))
+    }
+
+    fn folder(&self) -> &Path {
+        match self {
+            Self::FirstFree(folder, _) => folder,
+            Self::Named(path) => match path.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => parent,
+                _ => Path::new("."),
+            },
+        }
+    }
+}
+
+/// A file in the target's folder under a name of ours, gone when dropped.
+struct TempFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl TempFile {
+    fn create(folder: &Path) -> Result<Self, Failure> {
+        let random = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 8]>());
+        let path = folder.join(format!(".can-sync-{random}.part"));
+        let file = OpenOptions::new().write(true).create_new(true).open(&path);
+        let file = file.with_context(|| format!("creating a file in {}", folder.display()))?;
+        Ok(Self { file, path })
+    }
+
+    /// Gives the complete file its name, durably.
+    fn place(self, target: &Target) -> Result<PathBuf, Failure> {
+        self.file.sync_all().with_context(|| format!("writing {}", self.path.display()))?;
+        let path = match target {
+            Target::Named(path) => {
+                fs::rename(&self.path, path)
+                    .with_context(|| format!("replacing {}", path.display()))?;
+                path.clone()
+            }
+            Target::FirstFree(folder, names) => self.take_free_name(folder, names)?,
+        };
+        let folder = target.folder();
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .with_context(|| format!("writing the folder {}", folder.display()))?;
+        Ok(path)
+    }
+
+    fn take_free_name(&self, folder: &Path, names: &[String]) -> Result<PathBuf, Failure> {
+        for name in names {
+            let path = if folder == Path::new(".") { name.into() } else { folder.join(name) };
+            match rename_to_free(&self.path, &path) {
+                Ok(()) => return Ok(path),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => {
+                    let error = anyhow::Error::new(error);
+                    return Err(error.context(format!("writing {}", path.display())).into());
+                }
+            }
+        }
+        let names = names.join(" and ");
+        Err(anyhow!("{names} are there already: name another file with -o").into())
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        // Gone already when it was given its name.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Renames, unless something has the name: also when it appears at the same instant.
+fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Some network file systems cannot do this; a link never replaces either.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            fs::hard_link(from, to)?;
+            fs::remove_file(from)
+        }
+        renamed => Ok(renamed?),
+    }
+}

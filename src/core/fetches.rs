@@ -1,0 +1,247 @@
+//! Decides what is asked for because somebody waits for it: of whom, and before what.
+//!
+//! F1  What nobody is known to hold is asked of every connected peer, one after another, and of each
+//!     once. When all have said no, it is nowhere.
+//! F2  What is wanted at once is asked for before all that is queued, however much is owed already.
+//! F3  Who waits asks again and again; a fetch that nobody has asked about for [`FETCH_MS_MAX`] is
+//!     over. What it was after is then wanted like anything else.
+
+use std::collections::BTreeMap;
+
+use crate::core::ids::{Hash, NodeId};
+use crate::core::limits::FETCHES_MAX;
+use crate::core::wants::{Standing, Wants};
+
+/// Many times longer than who waits is silent.
+const FETCH_MS_MAX: u64 = 30_000;
+
+/// How a fetch stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetching {
+    /// Stored; the index shows it soon.
+    Here,
+    /// A peer is sending it.
+    Arriving,
+    /// It stands in a queue, here or at a peer.
+    Waiting,
+    /// Left alone for a while: it came with wrong bytes, or there is no room for it.
+    Resting,
+    /// No connected peer holds it.
+    Nowhere,
+    /// No peer is connected.
+    NoPeer,
+    /// As much is fetched as there can be: ask later.
+    TooMany,
+}
+
+#[derive(Debug, Clone)]
+struct Fetch {
+    looked_ms: u64,
+    at_once: bool,
+    /// Who has been told last that it is wanted at once.
+    urged: Option<NodeId>,
+    /// Peers that do not have it.
+    denied: Vec<NodeId>,
+}
+
+/// What somebody waits for.
+#[derive(Debug, Clone, Default)]
+pub struct Fetches {
+    fetches: BTreeMap<Hash, Fetch>,
+}
+
+impl Fetches {
+    /// Somebody waits for `hash`, which the index does not know; `peers` are those who can be asked.
+    /// Once wanted at once, it stays so. Beyond [`FETCHES_MAX`] nothing is noted.
+    pub fn fetch(
+        &mut self,
+        now_ms: u64,
+        wants: &mut Wants,
+        peers: &[NodeId],
+        hash: Hash,
+        at_once: bool,
+    ) {
+        self.fetches.retain(|_, fetch| now_ms < fetch.looked_ms + FETCH_MS_MAX);
+        if !self.fetches.contains_key(&hash) {
+            if self.fetches.len() >= FETCHES_MAX {
+                return;
+            }
+            // Whoever asks now may know that it is worth another try.
+            wants.wake(&hash);
+        }
+        let fetch = self.fetches.entry(hash).or_insert_with(|| Fetch {
+            looked_ms: now_ms,
+            at_once,
+            urged: None,
+            denied: Vec::new(),
+        });
+        fetch.looked_ms = now_ms;
+        fetch.at_once |= at_once;
+        if wants.standing(now_ms, &hash) != Standing::Unknown {
+            return;
+        }
+        for peer in peers.iter().filter(|peer| !fetch.denied.contains(peer)) {
+            wants.suppose(now_ms, *peer, hash);
+        }
+    }
+
+    /// True while somebody waits for `hash`.
+    pub fn contains(&self, hash: &Hash) -> bool {
+        self.fetches.contains_key(hash)
+    }
+
+    /// `peer` has said that it does not have `hash`, or not whole.
+    pub fn denied(&mut self, peer: NodeId, hash: &Hash) {
+        let Some(fetch) = self.fetches.get_mut(hash) else { return };
+        if !fetch.denied.contains(&peer) {
+            fetch.denied.push(peer);
+        }
+    }
+
+    /// What to solicit from `peer` at once, whatever it owes.
+    pub fn urge(&mut self, now_ms: u64, wants: &mut Wants, peer: NodeId) -> Vec<Hash> {
+        let mut asking = Vec::new();
+        for (hash, fetch) in self.fetches.iter_mut().filter(|(_, fetch)| fetch.at_once) {
+            let is_due = match wants.standing(now_ms, hash) {
+                Standing::Queued => true,
+                // It stands in the peer's queue, behind all that was asked for before.
+                Standing::Asked(from) => from == peer && fetch.urged != Some(peer),
+                Standing::Here | Standing::Arriving | Standing::Resting | Standing::Unknown => {
+                    false
+                }
+            };
+            if is_due && wants.ask_first(now_ms, peer, *hash) {
+                fetch.urged = Some(peer);
+                asking.push(*hash);
+            }
+        }
+        asking
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::Digest;
+    use crate::core::limits::{SOLICIT_WINDOW, WANTS_PER_PEER_MAX};
+    use crate::core::wants::{Arrival, BatchId};
+
+    const A: NodeId = NodeId([1; 32]);
+    const B: NodeId = NodeId([2; 32]);
+
+    fn hash(n: usize) -> Hash {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&n.to_be_bytes());
+        Hash(bytes)
+    }
+
+    /// `A` holds so many assets that this device lacks.
+    fn backlog(assets: usize) -> Wants {
+        let mut wants = Wants::default();
+        (0..assets).for_each(|n| wants.lacking(0, A, hash(n)));
+        wants
+    }
+
+    #[test]
+    fn what_is_wanted_at_once_is_asked_for_although_the_window_is_full() {
+        let mut wants = backlog(SOLICIT_WINDOW + 10);
+        let mut fetches = Fetches::default();
+        assert_eq!(wants.ask(0, A).len(), SOLICIT_WINDOW);
+        let (queued, asked) = (hash(SOLICIT_WINDOW + 9), hash(SOLICIT_WINDOW - 1));
+        for hash in [queued, asked] {
+            fetches.fetch(0, &mut wants, &[A], hash, true);
+        }
+        assert_eq!(fetches.urge(0, &mut wants, B), []);
+        assert_eq!(fetches.urge(0, &mut wants, A), [asked, queued]);
+        assert_eq!(fetches.urge(0, &mut wants, A), [], "once is enough");
+        assert_eq!(wants.owed(A), SOLICIT_WINDOW + 1);
+        assert_eq!(wants.source_load(A), SOLICIT_WINDOW + 10, "it stands in no queue any more");
+    }
+
+    #[test]
+    fn what_nobody_is_known_to_hold_is_asked_of_each_peer_once() {
+        let (mut wants, mut fetches) = (Wants::default(), Fetches::default());
+        for _ in 0..3 {
+            fetches.fetch(0, &mut wants, &[A, B], hash(1), true);
+            fetches.fetch(0, &mut wants, &[A, B], hash(2), false);
+        }
+        assert_eq!(fetches.urge(0, &mut wants, A), [hash(1)]);
+        assert_eq!(wants.ask(0, A), [hash(2)]);
+        for n in [1, 2] {
+            fetches.denied(A, &hash(n));
+            wants.unavailable(A, hash(n));
+            fetches.fetch(0, &mut wants, &[A, B], hash(n), false);
+        }
+        assert_eq!((fetches.urge(0, &mut wants, A), wants.ask(0, A)), (vec![], vec![]));
+        assert_eq!(fetches.urge(0, &mut wants, B), [hash(1)]);
+        assert_eq!(wants.ask(0, B), [hash(2)]);
+        for n in [1, 2] {
+            fetches.denied(B, &hash(n));
+            wants.unavailable(B, hash(n));
+            fetches.fetch(0, &mut wants, &[A, B], hash(n), false);
+            assert_eq!(wants.standing(0, &hash(n)), Standing::Unknown, "it is nowhere");
+        }
+        assert_eq!((wants.source_load(A), wants.source_load(B)), (0, 0));
+    }
+
+    #[test]
+    fn a_peer_that_was_passed_over_is_not_urged_before_another() {
+        let (mut wants, mut fetches) = (Wants::default(), Fetches::default());
+        wants.lacking(0, A, hash(1));
+        assert_eq!(wants.ask(0, A), [hash(1)]);
+        wants.lacking(0, B, hash(1));
+        let slow_ms = wants.deadline_ms().unwrap_or_default();
+        wants.pass_over_slow_peers(slow_ms);
+        fetches.fetch(slow_ms, &mut wants, &[A, B], hash(1), true);
+        assert_eq!(fetches.urge(slow_ms, &mut wants, A), []);
+        assert_eq!(fetches.urge(slow_ms, &mut wants, B), [hash(1)]);
+    }
+
+    #[test]
+    fn a_full_queue_does_not_keep_out_what_is_wanted_at_once() {
+        let mut wants = backlog(WANTS_PER_PEER_MAX + 1);
+        let mut fetches = Fetches::default();
+        let beyond = hash(WANTS_PER_PEER_MAX);
+        assert_eq!(wants.standing(0, &beyond), Standing::Unknown);
+        fetches.fetch(0, &mut wants, &[A], beyond, true);
+        assert_eq!(fetches.urge(0, &mut wants, A), [beyond]);
+    }
+
+    #[test]
+    fn what_failed_is_tried_again_at_the_first_word_and_then_rests() {
+        let (mut wants, mut fetches) = (Wants::default(), Fetches::default());
+        let refuse = |wants: &mut Wants| {
+            let digest = Digest { hash: hash(1), size_bytes: 1 };
+            assert!(wants.offered(0, A, BatchId(1), digest, false));
+            wants.arrived(0, A, BatchId(1), hash(1), Arrival::Refused);
+        };
+        refuse(&mut wants);
+        fetches.fetch(0, &mut wants, &[A], hash(1), false);
+        assert_eq!(wants.standing(0, &hash(1)), Standing::Queued);
+        refuse(&mut wants);
+        fetches.fetch(0, &mut wants, &[A], hash(1), false);
+        assert_eq!(wants.standing(0, &hash(1)), Standing::Resting);
+    }
+
+    #[test]
+    fn fetches_are_bounded_and_end_when_nobody_asks_any_more() {
+        let (mut wants, mut fetches) = (Wants::default(), Fetches::default());
+        (0..=FETCHES_MAX).for_each(|n| fetches.fetch(0, &mut wants, &[A], hash(n), true));
+        assert!(!fetches.contains(&hash(FETCHES_MAX)));
+        assert_eq!(fetches.urge(0, &mut wants, A).len(), FETCHES_MAX);
+        fetches.fetch(FETCH_MS_MAX, &mut wants, &[A], hash(FETCHES_MAX), true);
+        assert!(fetches.contains(&hash(FETCHES_MAX)) && !fetches.contains(&hash(0)));
+    }
+
+    #[test]
+    fn an_urgent_asset_that_arrives_in_any_batch_is_not_asked_for_again() {
+        let mut wants = backlog(1);
+        let mut fetches = Fetches::default();
+        fetches.fetch(0, &mut wants, &[A], hash(0), true);
+        assert_eq!(fetches.urge(0, &mut wants, A), [hash(0)]);
+        wants.held_by(A, hash(0));
+        wants.arrived(0, A, BatchId(1), hash(0), Arrival::Held);
+        assert_eq!(wants.standing(0, &hash(0)), Standing::Here);
+        assert_eq!(fetches.urge(0, &mut wants, A), []);
+    }
+}
