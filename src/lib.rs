@@ -39,7 +39,9 @@
 //! 1. `proto/peer.proto` and `proto/store.proto`: the two contracts; their comments are the spec.
 //! 2. [`core::ids`], [`core::message`], then [`core::engine`]: every decision, with no I/O. Below
 //!    it [`core::peers`] (connections), [`core::wants`] (who is asked for what), [`core::fetches`]
-//!    (what somebody waits for), [`core::session`] (batches), [`core::reconcile`] and [`core::sketch`] (the difference of two sets).
+//!    (what somebody waits for), [`core::spans`] (who sends which part of a large asset),
+//!    [`core::session`] (batches), [`core::reconcile`] and [`core::sketch`] (the difference of two
+//!    sets).
 //! 3. [`agent`]: `agent/run.rs` is the loop, [`agent::transfer`] moves the bytes.
 //! 4. [`store`]: the one trait of the house, and its two implementations.
 //! 5. [`net`], [`wire`] and [`state`], as questions lead there; [`api`] and [`cli`] last.
@@ -57,7 +59,7 @@
 //! | What is acknowledged survives a power cut | [`store`] I1, [`agent::transfer`] I1 |
 //! | Bytes are kept and sent under their own hash only | [`store`] I2, [`agent::transfer`] I2 |
 //! | Nothing is missed, whatever is lost on the way | [`core::engine`] I1, [`store`] I3 |
-//! | Each asset crosses once | [`core::wants`] I1 |
+//! | Each asset crosses once | [`core::wants`] I1, [`core::spans`] S1 |
 //! | Only members come in; a removal is final | [`state::journal`], [`net`] |
 //! | No peer fills our memory or holds up another | [`core::limits`], [`core::session`] I1 |
 //! | Every task has an owner, and stopping ends all of them | `agent/run.rs` I2, I3 |
@@ -91,6 +93,7 @@
 //! | lane | batches of one kind to one peer: live (small and new here), small, large, wanted now |
 //! | fetch | ask for an asset because somebody waits for it |
 //! | partial | a large asset under way, as far as it was verified |
+//! | source, span | a peer that sends a large asset, alone or with others; a part it is asked for |
 //! | quarantine | hashes left alone for a while because their content was wrong |
 //! | fact, effect | what the engine is told, what it orders |
 

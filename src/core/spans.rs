@@ -164,10 +164,11 @@ impl Spans {
         self.free.is_empty() && self.sources.values().all(|source| source.asked.is_empty())
     }
 
-    /// The source may have to be asked for more: for what is free, or what others may leave.
+    /// The source may have to be asked for more, for what is free or what others may leave; or it was
+    /// left behind, and is to be told.
     pub fn may_ask(&self, id: SourceId) -> bool {
         let is_needed = if self.is_shared { !self.is_whole() } else { !self.free.is_empty() };
-        is_needed && self.is_source(id)
+        is_needed || !self.is_source(id)
     }
 
     /// When a source with nothing to do should ask for more by [`Self::next`], if nothing happens
@@ -255,6 +256,7 @@ mod tests {
         assert!(!spans.is_source(stalled));
         spans.arrived(LATE_MS + 1, other, PIECE..MIB);
         assert!(spans.is_whole() && !spans.may_ask(other));
+        assert!(spans.may_ask(stalled), "it has yet to hear of it");
     }
 
     #[test]

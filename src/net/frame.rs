@@ -106,6 +106,15 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// Of a frame that was cut off, what has arrived: its kind, and its payload's beginning. For when
+    /// [`Self::read`] has failed, or is not called again.
+    pub fn cut_off(&mut self) -> Option<Frame> {
+        let header = Header::decode(*self.buffer.first_chunk()?).ok()?;
+        let mut payload = self.buffer.split().split_off(HEADER_BYTES).freeze();
+        payload.truncate(header.length);
+        Some(Frame { kind: header.kind, payload })
+    }
+
     async fn fill_header(&mut self) -> Result<Option<Header>, FrameError> {
         loop {
             if let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() {

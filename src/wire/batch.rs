@@ -9,7 +9,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use prost::Message;
-use prost::encoding::{DecodeContext, WireType, decode_key, encode_key, encode_varint, skip_field};
+use prost::encoding::{
+    DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field,
+};
 
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{
@@ -20,7 +22,7 @@ use crate::wire::WireError;
 use crate::wire::proto::peer;
 
 /// The number of `Piece.encoded`.
-const ENCODED_FIELD: u32 = 4;
+const PIECE_ENCODED_TAG: u32 = 4;
 
 /// Fields a message may have beside its repeated one, those of later versions included.
 const SCALAR_FIELDS_MAX: usize = 16;
@@ -288,7 +290,27 @@ impl Piece {
     /// # Errors
     /// [`WireError`] when it is malformed, out of bounds or names what was not offered.
     pub fn decode(payload: Bytes, naming: Naming) -> Result<Self, WireError> {
-        let piece: peer::Piece = parse("Piece", payload, 0)?;
+        Self::checked(parse("Piece", payload, 0)?, naming)
+    }
+
+    /// Reads the beginning of a Piece frame as [`Self::encode`] writes it: of `encoded`, as much as has
+    /// come. `None`: too little, or not such a frame.
+    pub fn decode_cut_off(payload: Bytes, naming: Naming) -> Option<Self> {
+        let mut rest = payload.clone();
+        loop {
+            let before_bytes = payload.len() - rest.len();
+            let (tag, wire_type) = decode_key(&mut rest).ok()?;
+            if (tag, wire_type) == (PIECE_ENCODED_TAG, WireType::LengthDelimited) {
+                let length_bytes = decode_varint(&mut rest).ok()?;
+                rest.truncate(usize::try_from(length_bytes).ok()?);
+                let before = peer::Piece::decode(payload.slice(..before_bytes)).ok()?;
+                return Self::checked(peer::Piece { encoded: rest, ..before }, naming).ok();
+            }
+            skip_field(wire_type, tag, &mut rest, DecodeContext::default()).ok()?;
+        }
+    }
+
+    fn checked(piece: peer::Piece, naming: Naming) -> Result<Self, WireError> {
         bounded("Piece.offset_bytes", piece.offset_bytes, ASSET_BYTES_MAX)?;
         bounded("Piece.length_bytes", piece.length_bytes.into(), PIECE_BYTES_MAX.into())?;
         if piece.length_bytes == 0 || !piece.offset_bytes.is_multiple_of(PIECE_ALIGN_BYTES) {
@@ -338,7 +360,7 @@ impl Piece {
         let encoded = std::mem::take(&mut message.encoded);
         // Fields come in any order, so the longest can be the last.
         let mut head = message.encode_to_vec();
-        encode_key(ENCODED_FIELD, WireType::LengthDelimited, &mut head);
+        encode_key(PIECE_ENCODED_TAG, WireType::LengthDelimited, &mut head);
         encode_varint(encoded.len() as u64, &mut head);
         (head, encoded)
     }
@@ -604,6 +626,29 @@ mod tests {
     }
 
     #[test]
+    fn a_piece_that_was_cut_off_is_read_as_far_as_it_came() {
+        let piece = Piece {
+            label: Label::Entry(300),
+            offset_bytes: 7 * PIECE_ALIGN_BYTES,
+            length_bytes: PIECE_BYTES_MAX,
+            encoded: (0..1_000_u32).map(|n| n as u8).collect(),
+        };
+        let whole = bytes(&piece.clone().encode());
+        for cut in 0..=whole.len() {
+            let read = Piece::decode_cut_off(whole.slice(..cut), Naming::Offered(301));
+            let came = 1_000_usize.saturating_sub(whole.len() - cut);
+            match read {
+                Some(read) => {
+                    let encoded = piece.encoded.slice(..came);
+                    assert_eq!(read, Piece { encoded, ..piece.clone() });
+                }
+                None => assert_eq!(came, 0, "{cut}"),
+            }
+        }
+        assert_eq!(Piece::decode_cut_off(whole, Naming::Offered(300)), None, "not offered");
+    }
+
+    #[test]
     fn the_longest_messages_fit_their_frames() {
         let long = "\u{10ffff}".repeat(REASON_CHARS_MAX + 10);
         let verdicts = vec![Verdict::Later(long); OFFER_ENTRIES_MAX];
@@ -683,6 +728,7 @@ mod tests {
             for naming in [Naming::Offered(3), Naming::Plain] {
                 let _ = decode_contents(payload.clone(), naming);
                 let _ = Piece::decode(payload.clone(), naming);
+                let _ = Piece::decode_cut_off(payload.clone(), naming);
             }
             let _ = decode_drop(payload.clone(), 3);
             let _ = decode_ack(payload.clone(), 3);

@@ -112,7 +112,15 @@ impl Device {
         let home = Home::open(Some(path)).unwrap();
         let bind = Some("127.0.0.1:0".parse().unwrap());
         let net = NetOverrides { bind, ..NetOverrides::default() };
-        Self { home, node_id: self.node_id, net, foreign: None, running: None, folder }
+        Self {
+            home,
+            node_id: self.node_id,
+            net,
+            foreign: None,
+            running: None,
+            folder,
+            rate_limits: self.rate_limits.clone(),
+        }
     }
 
     /// Starts it.

@@ -19,7 +19,8 @@
 //! I4  No side is silent for longer than [`KEEP_ALIVE`] while it works, nor waits longer than
 //!     [`READ_STALL`] for a silent one.
 //! I5  Dropping a future here ends the stream and keeps what was verified: groups already given to
-//!     the store are committed whole or not, partial large assets resumed by the next transfer.
+//!     the store are committed whole or not, partial large assets resumed by the next transfer, from
+//!     whomever. A stream that breaks costs one chunk group that has to come again.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -71,8 +72,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_KIND: Kind = Kind::Extension(128);
 
 /// The longest wait for a Want, an Ack or content, keep-alives or not: a receiver may have to
-/// re-verify a large partial asset before its Want, or hash and sync a large one before its Ack; a
-/// sender reads the whole of a large one before its first or its last piece.
+/// re-verify a large partial asset before its Want, wait for what other senders leave before the
+/// next, or hash and sync a large one before its Ack; a sender reads the whole of a large one before its first or its last piece.
 const ANSWER_WAIT: Duration = Duration::from_secs(15 * 60);
 
 /// The least a sender moves within [`ANSWER_WAIT`]: a kilobyte a second, slower than any link that

@@ -15,7 +15,8 @@ use super::plain::PLAIN_ASSETS_MAX;
 use super::{
     ANSWER_WAIT, Context, Counters, DISCARD_BYTES_MAX, KEEP_ALIVE, Meter, OFFER_WAIT, Outcome,
     PROGRESS_BYTES_MIN, PUT_ASSETS_MAX, PUT_BYTES_MAX, PUTS_IN_FLIGHT, READ_STALL, TransferError,
-    WRITE_STALL, expect_frame, is_large, keep_alive, keeping_alive, out_of_place, with_causes,
+    WRITE_STALL, blocking, expect_frame, is_large, keep_alive, keeping_alive, out_of_place,
+    with_causes,
 };
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::PIECE_ALIGN_BYTES;
@@ -88,11 +89,19 @@ where
 
     let want = keeping_alive(&mut writer, intake.admit(&offer, decide)).await??;
     let naming = Naming::Offered(offer.entries.len());
-    if offer.entries.iter().any(|e| !e.inline) {
-        ask(intake, &mut reader, &mut writer, naming, want).await?;
+    let taken = async {
+        if offer.entries.iter().any(|e| !e.inline) {
+            ask(intake, &mut reader, &mut writer, naming, want).await?;
+        }
+        // Where reading is held to a rate limit, the sender may have to wait long for the Ack.
+        keeping_alive(&mut writer, take_contents(intake, &mut reader, naming)).await?
+    };
+    if let Err(e) = taken.await {
+        if !e.is_violation() {
+            intake.keep_cut_off(reader.cut_off(), naming).await;
+        }
+        return Err(e);
     }
-    // Where reading is held to a rate limit, the sender may have to wait long for the Ack.
-    keeping_alive(&mut writer, take_contents(intake, &mut reader, naming)).await??;
     if let Ok(Ok(Some(frame))) = timeout(OFFER_WAIT, reader.read()).await {
         return Err(out_of_place(&frame, "the end of the stream"));
     }
@@ -117,6 +126,7 @@ where
 {
     let mut progress = Progress::new();
     loop {
+        intake.check_use()?;
         intake.follow_gatherings()?;
         entries.extend(intake.next_spans());
         let more = intake.may_ask();
@@ -510,11 +520,11 @@ impl<'a> Intake<'a> {
     /// Commits what others made whole, and ends the stream when they left this peer behind.
     fn follow_gatherings(&mut self) -> Result<(), TransferError> {
         for index in 0..self.slots.len() {
-            self.commit_if_whole(index);
             let slot = &mut self.slots[index];
             if slot.source().is_some_and(|source| source.is_left_behind()) {
                 return Err(TransferError::LeftBehind(slot.digest.hash));
             }
+            self.commit_if_whole(index);
         }
         Ok(())
     }
@@ -546,7 +556,9 @@ impl<'a> Intake<'a> {
         if self.slots.iter().any(|slot| !slot.is_done()) {
             return alive_at;
         }
-        let look_at = self.slots.iter_mut().filter_map(Slot::source).filter_map(|s| s.look_at());
+        let is_writing = self.writing.is_some();
+        let sources = self.slots.iter_mut().filter_map(Slot::source).filter(|_| !is_writing);
+        let look_at = sources.filter_map(|source| source.look_at());
         look_at.fold(alive_at, Instant::min)
     }
 
@@ -578,12 +590,17 @@ impl<'a> Intake<'a> {
             }
             _ => return Err(out_of_place(&frame, "Contents, Piece, Drop or Done")),
         }
+        match naming {
+            Naming::Offered(_) => self.check_use(),
+            Naming::Plain => Ok(()),
+        }
+    }
+
+    /// Ends the stream of a peer that did wrong when nothing of what it has yet to send is of use.
+    fn check_use(&mut self) -> Result<(), TransferError> {
         let mut open = self.slots.iter().filter(|slot| !slot.is_done()).peekable();
         let is_of_no_use = open.peek().is_some() && open.all(|slot| slot.outcome.is_some());
-        match self.fault.take_if(|_| is_of_no_use && naming != Naming::Plain) {
-            Some(fault) => Err(fault),
-            None => Ok(()),
-        }
+        self.fault.take_if(|_| is_of_no_use).map_or(Ok(()), Err)
     }
 
     async fn contents(&mut self, contents: Vec<Content>) -> Result<(), TransferError> {
@@ -654,6 +671,31 @@ impl<'a> Intake<'a> {
         Ok(())
     }
 
+    /// Keeps the good groups of a piece that was cut off: they need not come again.
+    async fn keep_cut_off(&mut self, frame: Option<Frame>, naming: Naming) {
+        self.finish_writing().await;
+        let Some(frame) = frame.filter(|frame| frame.kind == Kind::Piece) else { return };
+        let Some(piece) = Piece::decode_cut_off(frame.payload, naming) else { return };
+        let index = self.slot_of(piece.label);
+        let Some(Slot { expects: Expects::Pieces { asked, source: Some(source) }, .. }) =
+            self.slots.get(index)
+        else {
+            return;
+        };
+        let is_due =
+            |due: &Range<u64>| due.start == piece.offset_bytes && piece.end_bytes() <= due.end;
+        if !asked.front().is_some_and(is_due) {
+            return;
+        }
+        let (writer, start) = (source.writer(), piece.offset_bytes);
+        // What is missing at its end is no lie.
+        if let Ok(Err(PieceError::Corrupt { offset_bytes })) =
+            blocking(move || writer.write(&piece)).await
+        {
+            self.moved(index, offset_bytes - start);
+        }
+    }
+
     fn dropped(&mut self, index: usize) -> Result<(), TransferError> {
         let slot = &mut self.slots[index];
         if slot.is_done() {
@@ -707,7 +749,9 @@ impl<'a> Intake<'a> {
 
     fn commit_if_whole(&mut self, index: usize) {
         let slot = &mut self.slots[index];
-        let Some(gathering) = slot.source().and_then(|source| source.whole()) else { return };
+        // Who was asked for more than was needed sends that first.
+        let Some(source) = slot.is_done().then(|| slot.source()).flatten() else { return };
+        let Some(gathering) = source.whole() else { return };
         slot.expects = Expects::Nothing;
         let ctx = self.ctx.clone();
         self.commits.spawn(async move {

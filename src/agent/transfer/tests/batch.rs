@@ -189,7 +189,10 @@ async fn a_transfer_cut_anywhere_goes_on_where_it_was() {
             assert_eq!(to.counters.left_to_receive_bytes(), 0);
             assert!(!to.holds(&digests[0]).await);
             let first = to.counters.received_bytes();
-            assert!(first + 2 * PIECE_BYTES > (cut as u64).min(size), "cut at {cut}: {first}");
+            // With BLAKE3 every group that came is kept; a hundredth of what came was proof.
+            let lost = if algorithm == BLAKE3 { 2 * GROUP } else { 2 * PIECE_BYTES };
+            let came = (cut as u64).min(size);
+            assert!(first + lost + came / 100 > came, "{algorithm:?} cut at {cut}: {first}");
 
             let before = from.counters.sent_bytes();
             let (sent, receipt) = exchange(&from, &to, &digests, false).await;
