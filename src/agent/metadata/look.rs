@@ -31,6 +31,8 @@ pub(super) struct Look {
     pub(super) fill: Option<DraftChange>,
     /// What the user did and what happened, for the journal.
     pub(super) changes: Vec<DraftChange>,
+    /// The row in the store was another than was last seen or written there.
+    pub(super) is_edit: bool,
     /// What to remember, in the same transaction.
     pub(super) shadow: Shadow,
     /// What to write to the store then.
@@ -81,7 +83,7 @@ impl Asked {
         if changes.is_empty() && fill.is_none() && write.is_none() && !again && is_known {
             return None;
         }
-        Some(Look { asset: asset.clone(), fill, changes, shadow: next, write, again })
+        Some(Look { asset: asset.clone(), fill, changes, is_edit, shadow: next, write, again })
     }
 }
 

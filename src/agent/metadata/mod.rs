@@ -486,6 +486,9 @@ impl Settler {
         }
         for look in &looks {
             self.arrivals.arrived(&look.hash());
+            if look.is_edit {
+                self.brake.edited(look.hash());
+            }
         }
         Ok(looks)
     }

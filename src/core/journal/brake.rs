@@ -1,14 +1,15 @@
 //! The brake on metadata that is written back and forth: a store that alters what it is given, on
 //! two devices, would have each take the other's for the user's edit, for ever.
 //!
-//! Only writes to the store are held back, and only for a while: an edit is never lost, and what a
-//! user does quickly is there when the asset thaws.
+//! Such a loop is known by its turns: edited in the store, written to it, edited there. Only writes
+//! to the store are held back, and only for a while: an edit is never lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::ids::Hash;
 
-/// Writes to one asset within [`WINDOW_MS`]; another one is held back.
+/// Writes to one asset within [`WINDOW_MS`], each after an edit in the store; another one is held
+/// back.
 pub const WRITES_MAX: usize = 5;
 
 /// See [`WRITES_MAX`].
@@ -24,6 +25,8 @@ const WATCHED_MAX: usize = 64 * 1024;
 /// Counts writes per asset. Times are of one clock that does not go back, in ms.
 #[derive(Debug, Default)]
 pub struct Brake {
+    /// Edited in the store since they were last written there.
+    edited: BTreeSet<Hash>,
     writes_ms: BTreeMap<Hash, Vec<u64>>,
     frozen_until_ms: BTreeMap<Hash, u64>,
 }
@@ -39,8 +42,20 @@ impl Brake {
         self.frozen_until_ms.len()
     }
 
-    /// Counts a write. True when it was the last one for a while.
+    /// Notes that the asset was edited in the store, or altered by it.
+    pub fn edited(&mut self, hash: Hash) {
+        if self.edited.len() >= WATCHED_MAX {
+            self.edited.clear();
+        }
+        self.edited.insert(hash);
+    }
+
+    /// Counts a write, if there was an edit since the one before: what is written again and again
+    /// without is what others say, however quickly. True when it was the last one for a while.
     pub fn count(&mut self, hash: Hash, now_ms: u64) -> bool {
+        if !self.edited.remove(&hash) {
+            return false;
+        }
         let is_recent = |at_ms: &u64| at_ms + WINDOW_MS > now_ms;
         if self.writes_ms.len() >= WATCHED_MAX {
             self.writes_ms.retain(|_, writes| writes.iter().any(is_recent));
@@ -94,6 +109,7 @@ mod tests {
         for n in 0..WRITES_MAX as u64 {
             assert!(!brake.is_frozen(&HASH));
             let last = n + 1 == WRITES_MAX as u64;
+            brake.edited(HASH);
             assert_eq!(brake.count(HASH, n), last, "write {n}");
         }
         assert!(brake.is_frozen(&HASH) && !brake.is_frozen(&Hash([2; 32])));
@@ -109,8 +125,17 @@ mod tests {
     fn an_asset_written_now_and_then_is_not() {
         let mut brake = Brake::default();
         for n in 0..100 {
+            brake.edited(HASH);
             assert!(!brake.count(HASH, n * WINDOW_MS / (WRITES_MAX as u64 - 1)), "write {n}");
         }
+    }
+
+    #[test]
+    fn what_others_write_quickly_is_no_loop() {
+        let mut brake = Brake::default();
+        assert!((0..100).all(|n| !brake.count(HASH, n)));
+        brake.edited(HASH);
+        assert!((0..100).all(|n| !brake.count(HASH, n)));
     }
 
     #[test]
@@ -118,9 +143,13 @@ mod tests {
         let mut brake = Brake::default();
         for n in 0..100 {
             brake.release(&HASH);
+            brake.edited(HASH);
             assert!(!brake.count(HASH, n), "write {n}");
         }
-        (0..WRITES_MAX as u64).for_each(|n| _ = brake.count(HASH, n));
+        for n in 0..WRITES_MAX as u64 {
+            brake.edited(HASH);
+            brake.count(HASH, n);
+        }
         assert!(brake.is_frozen(&HASH) && brake.release(&HASH));
         assert!(!brake.is_frozen(&HASH) && !brake.release(&HASH));
     }
@@ -131,6 +160,8 @@ mod tests {
         for n in 0..2 * WATCHED_MAX as u64 {
             let mut hash = Hash([0; 32]);
             hash.0[..8].copy_from_slice(&n.to_be_bytes());
+            brake.edited(hash);
+            assert!(brake.edited.len() <= WATCHED_MAX);
             brake.count(hash, 0);
             assert!(brake.writes_ms.len() <= WATCHED_MAX);
         }
