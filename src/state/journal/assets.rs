@@ -15,6 +15,7 @@ use crate::core::journal::stamp::Hlc;
 
 use super::author::DraftResult;
 use super::schema::{int, row_u64};
+use super::tx::Tx;
 use super::{Cursor, Journal, JournalError, JournalReader, Result};
 
 impl Journal {
@@ -61,11 +62,7 @@ impl Journal {
     /// one put back from a backup, and its rows are no edits of what was there before.
     pub fn forget_shadows(&mut self) -> Result<()> {
         let tx = self.begin(0)?;
-        tx.db
-            .prepare_cached(
-                "UPDATE shadows SET base = ?1, pending = NULL, written = NULL, version = ?2",
-            )?
-            .execute(params![row_to_bytes(&Row::default()), UNSEEN.cast_signed()])?;
+        tx.forget_shadows()?;
         tx.commit()
     }
 
@@ -79,6 +76,18 @@ impl Journal {
             )?
             .execute(params![name, cursor.epoch.0, int(cursor.arr)])?;
         tx.commit()
+    }
+}
+
+impl Tx<'_> {
+    /// See [`Journal::forget_shadows`].
+    pub(super) fn forget_shadows(&self) -> Result<()> {
+        self.db
+            .prepare_cached(
+                "UPDATE shadows SET base = ?1, pending = NULL, written = NULL, version = ?2",
+            )?
+            .execute(params![row_to_bytes(&Row::default()), UNSEEN.cast_signed()])?;
+        Ok(())
     }
 }
 

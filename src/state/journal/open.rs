@@ -98,6 +98,7 @@ impl Journal {
     pub fn restored(&mut self) -> Result<LogId> {
         let mut tx = self.begin(0)?;
         let log = tx.begin_log()?;
+        tx.forget_shadows()?;
         tx.commit()?;
         Ok(log)
     }
@@ -117,6 +118,8 @@ impl Journal {
         let mut tx = self.begin(0)?;
         if tx.group.is_some() {
             let log = tx.begin_log()?;
+            // The store has gone on: what it shows is no edit of what was known then.
+            tx.forget_shadows()?;
             tracing::warn!(%log, "the journal is another file than before: a new log is begun");
         }
         set_meta(&tx.db, key::IDENT, &ident)?;

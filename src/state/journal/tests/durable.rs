@@ -169,6 +169,22 @@ fn another_file_than_before_gets_another_log() {
 }
 
 #[test]
+fn what_the_store_shows_is_no_edit_to_a_journal_put_back_from_a_backup() {
+    use crate::core::ids::Hash;
+    use crate::core::journal::asset::{Row, written};
+    let mut device = Device::founder();
+    let hash = Hash([5; 32]);
+    let shadow = written(&Row { description: "then".into(), ..Row::default() }, 7);
+    device.journal.write_with_shadows(&[], &[], &[(hash, shadow.clone())], NOW_MS).unwrap();
+    device.restart();
+    assert_eq!(device.reader.shadow(&hash).unwrap(), Some(shadow));
+    let path = device.dir.path().join("journal.db");
+    let elsewhere = DbIdent { inode: 77, ..IDENT };
+    let journal = Journal::open_as(&path, &device.identity, [9; 32], elsewhere).unwrap();
+    assert!(journal.shadow(&hash).unwrap().unwrap().is_forgotten());
+}
+
+#[test]
 fn planted_damage_is_found() {
     let plants = [
         "UPDATE ops SET refs = refs + 1 WHERE arr = (SELECT max(arr) FROM ops)",
