@@ -139,6 +139,32 @@ fn stamps_and_numbers_rise_over_restarts_and_clocks_set_back() {
 }
 
 #[test]
+fn a_wall_clock_that_jumps_through_the_ages_breaks_no_order() {
+    let mut device = Device::founder();
+    let year_ms = 365 * 24 * 3_600_000;
+    let mut last: Option<Stamp> = None;
+    // The ends of 32-bit seconds, with and without a sign, are days like others.
+    for now_ms in [NOW_MS, NOW_MS - 3_600_000, NOW_MS + year_ms, i32::MAX as u64 * 1000 + 999]
+        .into_iter()
+        .chain([u64::from(u32::MAX) * 1000 + 1000, NOW_MS])
+    {
+        device.now_ms = now_ms;
+        let stamp = device.set("1", "f", 1).unwrap().stamp;
+        assert!(last.is_none_or(|last| stamp > last && stamp.seq == last.seq + 1));
+        last = Some(stamp);
+        device.restart();
+    }
+    for never_set_ms in [0, 1, 3_600_000] {
+        let draft = Draft { changes: vec![DraftChange::Put(put("2"))], expect: vec![] };
+        let refused = device.journal.write(&[draft], never_set_ms).unwrap().remove(0);
+        assert_eq!(refused, Err(crate::core::journal::draft::DraftError::ClockNotSet));
+    }
+    device.now_ms = NOW_MS;
+    assert!(device.set("1", "f", 2).unwrap().stamp > last.unwrap());
+    device.fsck();
+}
+
+#[test]
 fn another_file_than_before_gets_another_log() {
     let dir = tempfile::tempdir().unwrap();
     let identity = Identity::from_bytes(&[1; 32]);

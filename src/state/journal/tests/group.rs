@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::core::journal::log::DeviceState;
+use crate::core::journal::op::MemberChange;
 use crate::core::journal::session::Standing;
 use crate::core::pairing::{TicketSecret, pair_proof, ticket_key};
 
@@ -169,6 +170,28 @@ fn an_introduction_that_leads_elsewhere_is_refused_and_leaves_nothing() {
     assert_eq!((thief.journal.group(), thief.reader.group().unwrap()), (None, None));
     assert!(thief.reader.logs().unwrap().is_empty());
     assert!(matches!(a.journal.found("again", NOW_MS), Err(JournalError::InGroup)));
+}
+
+#[test]
+fn strangers_that_introduce_each_other_in_a_circle_stay_strangers() {
+    let mut a = Device::group(2).remove(0);
+    let group = a.group_id();
+    let strangers = [Identity::from_bytes(&[71; 32]), Identity::from_bytes(&[72; 32])];
+    let add = |by: &Identity, device: NodeId| {
+        let fact = MemberChange::Add { device, name: "friend".into() };
+        let hlc = crate::core::journal::stamp::Hlc::from_ms(NOW_MS);
+        let body = Body { seq: 1, prev: None, hlc, changes: vec![OpChange::Member(fact)] };
+        craft(by, &group, 1, body)
+    };
+    let [one, two] = &strangers;
+    let circle = [add(one, two.node_id), add(two, one.node_id)];
+    let before = (a.clock(), a.reader.members().unwrap());
+    let _ = a.journal.introduce(&circle, NOW_MS);
+    assert_eq!((a.clock(), a.reader.members().unwrap()), before);
+    for stranger in &strangers {
+        assert_eq!(a.journal.roster().standing(&stranger.node_id), Standing::Stranger);
+    }
+    a.fsck();
 }
 
 #[test]

@@ -44,6 +44,106 @@ fn an_op_is_good_for_its_author_log_and_group_only() {
 }
 
 #[test]
+fn a_flipped_bit_anywhere_in_an_op_is_found() {
+    let device = Device::founder();
+    let group = device.group_id();
+    let op = craft(&device.identity, &group, 7, body(1, None, now(), 1)).signed().clone();
+    let flipped = |flip: &dyn Fn(&mut SignedOp)| {
+        let mut op = op.clone();
+        flip(&mut op);
+        assert!(matches!(verify(&group, op), Err(OpError::Signature(_))));
+    };
+    for bit in 0..8 * op.body.len() {
+        flipped(&|op| {
+            let mut bytes = op.body.to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            op.body = bytes.into();
+        });
+    }
+    (0..8 * 64).for_each(|bit| flipped(&|op| op.sig[bit / 8] ^= 1 << (bit % 8)));
+    (0..8 * 16).for_each(|bit| flipped(&|op| op.log.nonce[bit / 8] ^= 1 << (bit % 8)));
+    (0..8 * 32).for_each(|bit| flipped(&|op| op.log.author.0[bit / 8] ^= 1 << (bit % 8)));
+}
+
+#[test]
+fn what_was_signed_for_another_purpose_is_no_op() {
+    let device = Device::founder();
+    let group = device.group_id();
+    let op = craft(&device.identity, &group, 7, body(1, None, now(), 1));
+    let (log, bytes) = (op.log(), op.signed().body.clone());
+    let signed = crate::core::journal::op::signed_bytes(&log, &bytes);
+    let later = String::from_utf8_lossy(&signed[..21]).replace("/1", "/2").into_bytes();
+    for other in [
+        bytes.to_vec(),
+        [&log.0[..], &bytes].concat(),
+        [&later[..], &signed[21..]].concat(),
+        signed[1..].to_vec(),
+        blake3::hash(&signed).as_bytes().to_vec(),
+    ] {
+        assert_ne!(other, signed);
+        let forged = SignedOp { sig: device.identity.sign(&other), ..op.signed().clone() };
+        assert!(matches!(verify(&group, forged), Err(OpError::Signature(_))));
+    }
+}
+
+#[test]
+fn keys_of_small_order_and_signatures_of_another_form_are_refused() {
+    let device = Device::founder();
+    let group = device.group_id();
+    let op = craft(&device.identity, &group, 7, body(1, None, now(), 1)).signed().clone();
+    // The group's order, little-endian (RFC 8032, 5.1): added to S it gives the same equation.
+    let order: [u8; 32] = [
+        0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde,
+        0x14, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
+    ];
+    let mut malleable = op.clone();
+    let mut carry = 0;
+    for (byte, add) in malleable.sig[32..].iter_mut().zip(order) {
+        let sum = u16::from(*byte) + u16::from(add) + carry;
+        (*byte, carry) = (sum.to_le_bytes()[0], sum >> 8);
+    }
+    assert_eq!(carry, 0);
+    assert!(matches!(verify(&group, malleable), Err(OpError::Signature(_))));
+    // With the neutral point for both key and R, and S = 0, the equation holds for any message. It
+    // has two encodings; the second is not the canonical one.
+    let neutral = |first: u8, rest: u8, last: u8| {
+        let mut point = [rest; 32];
+        (point[0], point[31]) = (first, last);
+        point
+    };
+    for point in [neutral(1, 0, 0), neutral(0xee, 0xff, 0x7f), [0; 32]] {
+        let mut weak = op.clone();
+        weak.log.author = NodeId(point);
+        weak.sig = [0; 64];
+        weak.sig[..32].copy_from_slice(&neutral(1, 0, 0));
+        assert!(matches!(verify(&group, weak), Err(OpError::Signature(_))));
+    }
+}
+
+#[test]
+fn fields_of_a_later_version_in_a_signed_body_are_kept_and_passed_on() {
+    let mut devices = Device::group(3);
+    let [a, b, c] = &mut devices[..] else { unreachable!() };
+    let plain = craft(&a.identity, &a.group_id(), 7, body(1, None, now(), 5));
+    // Field 99 of the body: a number this version knows nothing of.
+    let bytes = [&plain.signed().body[..], &[0x98, 6, 42]].concat();
+    let message = crate::core::journal::op::signed_bytes(&plain.log(), &bytes);
+    let sig = a.identity.sign(&message);
+    let op = SignedOp { body: bytes.into(), sig, ..plain.signed().clone() };
+    let op = verify(&a.group_id(), op).unwrap();
+    let from = a.id();
+    b.journal.receive(&from, std::slice::from_ref(&op), NOW_MS).unwrap();
+    assert_eq!(b.field("1", "f"), Some(5), "what is known of it counts");
+    b.restart();
+    push(b, c);
+    assert!(c.ops().contains(&op));
+    assert_eq!((c.field("1", "f"), c.digest()), (Some(5), b.digest()));
+    b.fsck();
+    c.fsck();
+    assert_eq!(c.journal.check_signatures().unwrap(), Vec::<String>::new());
+}
+
+#[test]
 fn what_was_signed_is_passed_on_byte_for_byte() {
     let mut devices = Device::group(2);
     let [a, b] = &mut devices[..] else { unreachable!() };
