@@ -1,0 +1,145 @@
+//! Power cuts, imitated: the journal of a running agent is copied while it writes and takes in what
+//! another wrote, and the copy's log is cut off at every place a disk could have stopped at.
+
+use std::fs;
+use std::path::Path;
+
+use can_sync::state::identity::Identity;
+use can_sync::state::journal::{DbIdent, JournalReader};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use super::*;
+
+/// SQLite's file format, 4.1 and 4.2: what stands before the frames, and before each page.
+const WAL_HEADER_BYTES: usize = 32;
+const FRAME_HEADER_BYTES: usize = 24;
+
+/// Writes before the copy; each is one commit.
+const WRITES: usize = 25;
+
+/// Keeps an agent's log as it is: while the snapshot is open, the log is not begun anew, and the
+/// database file is what it was.
+fn pin(database: &Path) -> Connection {
+    let connection = Connection::open(database).unwrap();
+    connection.busy_timeout(common::group::SOON).unwrap();
+    loop {
+        let row = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
+        let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], row).unwrap();
+        connection.execute_batch("BEGIN; SELECT count(*) FROM meta").unwrap();
+        if busy == 0 && fs::metadata(wal_of(database)).unwrap().len() == 0 {
+            return connection;
+        }
+        connection.execute_batch("ROLLBACK").unwrap();
+    }
+}
+
+fn wal_of(database: &Path) -> std::path::PathBuf {
+    database.with_file_name("journal.db-wal")
+}
+
+/// Where each frame of a log ends, and whether a commit ends with it.
+fn frames(wal: &[u8]) -> Vec<(usize, bool)> {
+    let word = |at: usize| u32::from_be_bytes(wal[at..at + 4].try_into().unwrap());
+    let frame_bytes = FRAME_HEADER_BYTES + word(8) as usize;
+    let starts = (WAL_HEADER_BYTES..).step_by(frame_bytes);
+    let whole = starts.take_while(|start| start + frame_bytes <= wal.len());
+    let salt = wal[16..24].to_vec();
+    whole
+        .take_while(|start| wal[start + 8..start + 16] == salt)
+        .map(|start| (start + frame_bytes, word(start + 4) != 0))
+        .collect()
+}
+
+/// The journal that a device finds when its log was cut off, and how far each log is in it.
+struct Cut {
+    reader: JournalReader,
+    clock: BTreeMap<LogId, u64>,
+    _folder: TempDir,
+}
+
+impl Cut {
+    fn open(database: &[u8], wal: &[u8], identity: &Identity, ident: DbIdent) -> Self {
+        let memory = Path::new("/dev/shm");
+        let folder = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
+        let folder = folder.unwrap();
+        let path = folder.path().join("journal.db");
+        fs::write(&path, database).unwrap();
+        fs::write(wal_of(&path), wal).unwrap();
+        let mut journal = Journal::open_as(&path, identity, [1; 32], ident).unwrap();
+        assert_eq!(journal.fsck().unwrap(), Vec::<String>::new(), "cut at {}", wal.len());
+        let reader = journal.reader().unwrap();
+        let clock = reader.clock().unwrap().entries;
+        let clock = clock.iter().map(|entry| (entry.log, entry.seq)).collect();
+        Self { reader, clock, _folder: folder }
+    }
+
+    fn has(&self, id: &str) -> bool {
+        self.reader.record("note", Owner::Shared, id.as_bytes()).unwrap().is_some()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_cut_off_anywhere_holds_a_prefix_of_what_was_committed() {
+    let mut a = Device::new();
+    let identity = Identity::load_or_create(&a.home, &a.home.lock().unwrap()).unwrap();
+    a.up().await;
+    let b = Device::start().await;
+    pair(&a, &b).await;
+    same_journal(&[&a, &b]).await;
+    let path = a.home.journal_db_path();
+    let ident = DbIdent::of(&path).unwrap();
+    let pinned = pin(&path);
+    let database = fs::read(&path).unwrap();
+
+    // Both write, so that commits are of either kind. What is acknowledged is noted in its order.
+    let write_as = async |device: &Device, name: &str| {
+        let mut written = Vec::new();
+        for n in 0..WRITES {
+            let id = format!("{name} {n}");
+            let changes = vec![
+                DraftChange::Put(with_text(&id, "text", &id)),
+                DraftChange::Event { stream: "s".into(), kind: "k".into(), data: vec![1] },
+            ];
+            let draft = Draft { changes, expect: Vec::new() };
+            let stamp = device.handle().journal().write(draft).await.unwrap().unwrap();
+            written.push((stamp.unwrap().stamp, id));
+        }
+        written
+    };
+    let (by_a, by_b) = tokio::join!(write_as(&a, "a"), write_as(&b, "b"));
+    same_journal(&[&a, &b]).await;
+    let wal = fs::read(wal_of(&path)).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), database, "the log alone has what was written");
+    drop(pinned);
+
+    let frames = frames(&wal);
+    assert!(frames.len() > 100, "only {} frames", frames.len());
+    let mut before: Option<BTreeMap<LogId, u64>> = None;
+    let mut start = WAL_HEADER_BYTES;
+    for (end, is_commit) in frames {
+        // Within the frame, and at its end.
+        for cut in [(start + end) / 2, end] {
+            let found = Cut::open(&database, &wal[..cut], &identity, ident);
+            if let Some(before) = &before
+                && !(is_commit && cut == end)
+            {
+                assert_eq!(found.clock, *before, "a commit is whole or absent: cut at {cut}");
+            }
+            for (stamp, id) in by_a.iter().chain(&by_b) {
+                let covered = found.clock.get(&stamp.log).is_some_and(|seq| *seq >= stamp.seq);
+                assert_eq!(found.has(id), covered, "{id}, cut at {cut}");
+            }
+            let past = before.iter().flatten();
+            for (log, seq) in past {
+                assert!(found.clock[log] >= *seq, "less than before: cut at {cut}");
+            }
+            before = Some(found.clock);
+        }
+        start = end;
+    }
+    let all = before.unwrap();
+    for (stamp, id) in by_a.iter().chain(&by_b) {
+        assert!(all[&stamp.log] >= stamp.seq, "{id} was acknowledged");
+    }
+}

@@ -1,0 +1,103 @@
+//! Devices whose journal is an older one than they had: put back from a backup, where it shows and
+//! where it does not.
+
+use std::fs;
+use std::path::Path;
+
+use super::*;
+
+const FILES: [&str; 3] = ["journal.db", "journal.db-wal", "journal.db-shm"];
+
+/// Copies the journal of a device that is not running.
+fn back_up(device: &Device) -> tempfile::TempDir {
+    let backup = tempfile::tempdir().unwrap();
+    let path = device.home.journal_db_path();
+    for name in FILES {
+        let from = path.with_file_name(name);
+        if from.exists() {
+            fs::copy(from, backup.path().join(name)).unwrap();
+        }
+    }
+    backup
+}
+
+/// Puts a copy back: as other files, or into the same ones, where no file system tells.
+fn put_back(device: &Device, backup: &Path, same_file: bool) {
+    let path = device.home.journal_db_path();
+    for name in FILES {
+        let (from, to) = (backup.join(name), path.with_file_name(name));
+        let is_database = name == FILES[0];
+        if to.exists() && !(same_file && is_database) {
+            fs::remove_file(&to).unwrap();
+        }
+        if from.exists() {
+            fs::copy(from, &to).unwrap();
+        }
+    }
+}
+
+async fn logs_of(device: &Device, author: NodeId) -> usize {
+    let stats = device.handle().journal().read(|reader| reader.stats()).await.unwrap();
+    stats.logs.iter().filter(|log| log.author == author).count()
+}
+
+/// What c wrote before the backup, after it, and once it was put back, on all devices.
+async fn nothing_is_lost_by_a_restore(same_file: bool) {
+    let [a, b, mut c] = group().await;
+    write(&c, with_text("1", "text", "before the backup")).await;
+    let hash = add(&c, 40_000 + u64::from(same_file), meta("before", &[], false)).await;
+    all_show(&[&a, &b, &c], hash, &meta("before", &[], false)).await;
+    c.down().await;
+    let backup = back_up(&c);
+    c.up().await;
+    for n in 0..50 {
+        write(&c, with_text(&format!("since {n}"), "text", "x")).await;
+    }
+    write(&c, with_text("1", "text", "since the backup")).await;
+    edit(&c, hash, meta("since the backup", &[], false)).await;
+    all_show(&[&a, &b, &c], hash, &meta("since the backup", &[], false)).await;
+    same_journal(&[&a, &b, &c]).await;
+    let before = log(&a).await;
+    c.down().await;
+
+    // While it is away, somebody says otherwise.
+    let otherwise = meta("while it was away", &[], false);
+    if !same_file {
+        edit(&b, hash, otherwise.clone()).await;
+        all_show(&[&a, &b], hash, &otherwise).await;
+    }
+    put_back(&c, backup.path(), same_file);
+    c.up().await;
+    write(&c, with_text("2", "text", "after it was put back")).await;
+    same_journal(&[&a, &b, &c]).await;
+    write(&c, with_text("3", "text", "when all is well")).await;
+    same_journal(&[&a, &b, &c]).await;
+    for device in [&a, &b, &c] {
+        assert_eq!(read(device, "1").await.unwrap().0["text"], "since the backup");
+        for id in ["2", "3", "since 0", "since 49"] {
+            assert!(read(device, id).await.is_some(), "record {id}");
+        }
+        assert!(logs_of(device, c.node_id).await > 1, "it writes another log");
+        let findings = device.handle().journal().run(|journal, _| journal.fsck()).await.unwrap();
+        assert_eq!(findings, Vec::<String>::new());
+    }
+    if same_file {
+        all_show(&[&a, &b, &c], hash, &meta("since the backup", &[], false)).await;
+    } else {
+        // It was noticed before the first word, and what its store shows is taken for no edit.
+        all_show(&[&a, &b, &c], hash, &otherwise).await;
+        assert_eq!(a.status().journal.forked_logs, Vec::<String>::new());
+        let after = log(&c).await;
+        assert!(before.iter().all(|(number, kind)| after.get(number) == Some(kind)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_on_an_old_copy_of_its_journal_writes_another_log_and_loses_nothing() {
+    nothing_is_lost_by_a_restore(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_whose_journal_went_back_unnoticed_is_found_out_and_loses_nothing() {
+    nothing_is_lost_by_a_restore(true).await;
+}
