@@ -246,6 +246,85 @@ fn a_signal_during_a_slow_start_ends_it_at_once() {
 }
 
 #[test]
+fn what_happened_to_an_asset_and_how_each_device_is_shows_on_all_of_them() {
+    let (a, b, mut c) = (Agent::start(), Agent::start(), Agent::start());
+    pair(&a, &b);
+    // By one that is not the first.
+    pair(&b, &c);
+    let ids = [&a, &b, &c].map(|agent| agent.ready()["node_id"].as_str().unwrap().to_owned());
+    for (agent, name) in [(&a, "desk"), (&b, "phone"), (&c, "attic")] {
+        agent.output(&["rename", name]);
+    }
+    a.command(&["add", "-"]).write_stdin("shared").assert().success();
+    let asset = hash(b"shared");
+    until("all have it", || [&b, &c].iter().all(|agent| held(agent).contains(&asset)));
+    b.output(&["tag", &asset, "+seen"]);
+    a.output(&["trash", &asset]);
+    let shown = |agent: &Agent| {
+        let row = &agent.json(&["info", &asset])[0];
+        (row["tags"].clone(), row["trashed"].clone())
+    };
+    until("all show it", || {
+        [&a, &b, &c]
+            .iter()
+            .all(|agent| shown(agent) == (serde_json::json!(["seen"]), serde_json::json!(true)))
+    });
+
+    let expected: BTreeSet<(String, &str)> = [
+        (0, "asset-added"),
+        (1, "asset-received"),
+        (2, "asset-received"),
+        (1, "asset-changed"),
+        (0, "asset-trashed"),
+    ]
+    .map(|(n, kind): (usize, _)| (ids[n].clone(), kind))
+    .into();
+    for agent in [&a, &b, &c] {
+        let mut rows = Vec::new();
+        until("all of it is in the log", || {
+            rows = agent.json(&["log", "--asset", &asset]);
+            rows.len() >= expected.len()
+        });
+        let happened: BTreeSet<(String, &str)> = rows
+            .iter()
+            .map(|row| (row["author"].as_str().unwrap().into(), row["type"].as_str().unwrap()))
+            .collect();
+        assert_eq!(happened, expected);
+        assert_eq!(rows.len(), expected.len(), "each is logged once: {rows:#?}");
+        let by_phone = agent.json(&["log", "--asset", &asset, "--device", "phone"]);
+        assert!(by_phone.len() == 2 && by_phone.iter().all(|row| row["author"] == *ids[1]));
+        let log = agent.json(&["log"]);
+        for id in &ids {
+            let mut numbers: Vec<u64> = log
+                .iter()
+                .filter(|row| row["author"] == **id)
+                .map(|row| row["event_seq"].as_u64().unwrap())
+                .collect();
+            numbers.sort_unstable();
+            assert!(numbers.iter().copied().eq(0..numbers.len() as u64), "{numbers:?}");
+        }
+    }
+
+    assert_eq!(c.stop_with("-TERM").code(), Some(0));
+    let of_attic = |agent: &Agent| {
+        let devices = agent.json(&["devices"]);
+        assert_eq!(devices.len(), 3);
+        devices.into_iter().find(|device| device["node_id"] == *ids[2]).unwrap()
+    };
+    for agent in [&a, &b] {
+        until("it is seen to be gone", || of_attic(agent)["connection"] == "offline");
+        let first = of_attic(agent);
+        assert_eq!((&first["name"], &first["this_device"]), (&"attic".into(), &false.into()));
+        assert!(first["platform"].as_str().unwrap().contains('-'), "{first}");
+        let age_ms = |device: &serde_json::Value| device["age_ms"].as_u64().unwrap();
+        until("its state gets older", || age_ms(&of_attic(agent)) > age_ms(&first));
+        let lines = agent.output(&["devices"]);
+        let line = lines.lines().find(|line| line.contains("attic")).unwrap();
+        assert!(line.contains("offline") && line.contains("told "), "{line}");
+    }
+}
+
+#[test]
 fn a_removed_device_is_told_to_start_over_and_comes_back_as_a_new_one() {
     let folder = tempfile::tempdir().unwrap();
     let home = folder.path().join("home");

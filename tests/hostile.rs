@@ -462,3 +462,29 @@ async fn a_joiner_that_breaks_off_is_logged_with_the_code_to_compare_all_the_sam
     assert!(was_logged(&[" WARN ", "a device joined the group", "shy", &code]));
     endpoint.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_device_that_dials_on_and_on_costs_no_memory_and_no_word_in_the_journal() {
+    const DIALS: u64 = 300;
+    let (victim, honest) = victim_and_honest().await;
+    let member = Member::join(&victim).await;
+    victim.handle().remove(member.net.node_id().to_string()).await.unwrap();
+    still_syncs(&victim, &honest).await;
+    let ops = async || {
+        let stats = victim.handle().journal().read(|reader| reader.stats()).await.unwrap();
+        stats.logs.iter().map(|log| log.seq).sum::<u64>()
+    };
+    let before = (ops().await, resident_bytes());
+    for _ in 0..DIALS {
+        // Turned away in the handshake, or right after it.
+        if let Ok(connection) = member.net.dial(member.victim, &member.addresses).await {
+            let ended = timeout(SOON, connection.closed()).await.expect("it is closed");
+            assert_eq!(ended.code, Some(CloseCode::Removed), "{ended:?}");
+        }
+    }
+    // What the two that sync had to say may still have come in.
+    let (said, grown) = (ops().await - before.0, resident_bytes().saturating_sub(before.1));
+    assert!(said < DIALS / 10, "{said} ops");
+    assert!(grown < GROWTH_BYTES_MAX / 3, "{grown} bytes more");
+    still_syncs(&victim, &honest).await;
+}

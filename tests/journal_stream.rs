@@ -247,6 +247,52 @@ async fn an_op_from_the_future_is_held_back_and_shown_and_the_rest_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_that_are_too_far_apart_are_said_to_be() {
+    let a = Node::founder();
+    for (minutes, is_said) in [(9, false), (-9, false), (11, true), (-11, true)] {
+        let b = a.welcome().await;
+        let mut early = Puppet::beside(&a, &b).await;
+        let now_ms = wall_ms() as i64 + minutes * 60_000;
+        let hello = Hello { version: VERSION, group: a.group().await, now_ms, intro: Vec::new() };
+        early.say(JournalMessage::Hello(hello)).await;
+        until("the greeting", async || early.view().state != JournalPeerState::Greeting).await;
+        let skew_ms = early.view().skew_ms;
+        assert_eq!(skew_ms.is_some(), is_said, "{minutes} min");
+        assert!(skew_ms.is_none_or(|skew_ms| (skew_ms - minutes * 60_000).abs() < 30_000));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_author_that_floods_is_held_back_and_shown_and_the_rest_goes_on() {
+    let a = Node::founder();
+    let (b, c) = (a.welcome().await, a.welcome().await);
+    let b_id = b.id();
+    let limit =
+        |bytes| a.journal.run(move |journal: &mut Journal, _| journal.set_quota(&b_id, bytes));
+    limit(Some(100_000)).await.unwrap();
+    b.write_many(0..500, 1_000).await;
+    let (ab, ac) = (Link::between(&a, &b), Link::between(&a, &c));
+    until("the hold", async || ab.views().0.held_logs == 1).await;
+    until("the refusal", async || ab.views().1.refused.is_some()).await;
+    assert!(ab.views().0.held[0].reason.contains("space"), "{:?}", ab.views().0.held);
+    let held_bytes = async |node: &Node| {
+        let stats = node.journal.read(|reader| reader.stats()).await.unwrap();
+        let of_b = stats.logs.iter().filter(|log| log.author == b_id);
+        of_b.map(|log| log.bytes).sum::<u64>()
+    };
+    assert!(held_bytes(&a).await <= 100_000);
+    // Others write, and what they write reaches the flooder too.
+    c.write(draft(1_000, 10)).await;
+    until("what another writes", async || a.has(1_000).await && b.has(1_000).await).await;
+    assert!(held_bytes(&a).await <= 100_000);
+    limit(None).await.unwrap();
+    ab.close().await;
+    let _ab = Link::between(&a, &b);
+    equal(&[&a, &b, &c]).await;
+    ac.in_sync().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_put_back_unnoticed_is_named_and_nothing_is_lost() {
     let a = Node::founder();
     let b = a.welcome().await;
