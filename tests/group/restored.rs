@@ -101,3 +101,34 @@ async fn a_device_on_an_old_copy_of_its_journal_writes_another_log_and_loses_not
 async fn a_device_whose_journal_went_back_unnoticed_is_found_out_and_loses_nothing() {
     nothing_is_lost_by_a_restore(true).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_devices_on_one_key_lose_nothing_of_what_either_says() {
+    let [a, b, mut c] = group().await;
+    c.down().await;
+    let mut copy = c.copied();
+    tokio::join!(c.up(), copy.up());
+    for n in 0..20 {
+        write(&c, with_text(&format!("original {n}"), "text", "x")).await;
+        write(&copy, with_text(&format!("copy {n}"), "text", "x")).await;
+    }
+    until("all is heard of both", &[&a, &b, &c, &copy], async || {
+        for device in [&a, &b] {
+            for n in 0..20 {
+                for name in ["original", "copy"] {
+                    if read(device, &format!("{name} {n}")).await.is_none() {
+                        return false;
+                    }
+                }
+            }
+        }
+        true
+    })
+    .await;
+    copy.down().await;
+    same_journal(&[&a, &b, &c]).await;
+    // Each wrote a log of its own.
+    assert_eq!(logs_of(&a, c.node_id).await, 2);
+    log(&a).await;
+    assert_eq!(a.status().journal.forked_logs, Vec::<String>::new());
+}
