@@ -9,6 +9,8 @@ use can_sync::agent::Agent;
 use can_sync::agent::handle::RequestError;
 use can_sync::agent::status::PeerState;
 use can_sync::core::ids::HashAlgorithm;
+use can_sync::core::journal::log::{DEVICE_ID, DEVICE_MODEL};
+use can_sync::state::journal::Owner;
 use tokio::time::{Instant, timeout};
 
 mod common;
@@ -370,6 +372,14 @@ async fn a_device_that_was_added_elsewhere_is_let_in_by_its_introduction() {
     let [mut a, mut b, c] = [Device::start().await, Device::start().await, Device::start().await];
     pair(&a, &b).await;
     all_in_sync(&[&a, &b], 1).await;
+    // What b tells of itself says where it is; without that c could not find it.
+    let owner = Owner::Device(b.node_id);
+    until("a has heard where b is", &[&a], async || {
+        let journal = a.handle().journal();
+        let told = journal.read(move |reader| reader.record(DEVICE_MODEL, owner, DEVICE_ID)).await;
+        told.unwrap().is_some()
+    })
+    .await;
     b.down().await;
     pair(&a, &c).await;
     until("c knows b", &[&c], async || c.status().peers.len() == 2).await;
