@@ -256,6 +256,8 @@ async fn edits_on_both_sides_at_once_all_count() {
 async fn metadata_written_again_and_again_is_held_back_and_reported_but_no_edit_is_lost() {
     let a = Device::start().await;
     let hash = add(&*a.store(), 8, Metadata::default()).await;
+    // Seen once, so that what follows are edits.
+    a.handle().settle(hash).await.unwrap();
     for n in 0..WRITES_MAX {
         // As a store does that alters what it is given.
         edit(&*a.store(), hash, meta(&format!("altered {n}"), &[], false)).await;
