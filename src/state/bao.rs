@@ -46,7 +46,7 @@ pub enum EncodeError {
 
 /// What was found good in a piece, from its start up to the first wrong group.
 #[derive(Debug)]
-pub(super) struct Decoded {
+pub struct Decoded {
     /// The verified content, whole groups.
     pub content: Vec<u8>,
     /// The hash pairs first met in this piece, to be written at `outboard_offset_bytes`.
@@ -101,7 +101,7 @@ pub fn encode_piece(
 
 /// Checks the encoding of `range` against the asset's hash and takes it apart. Allocates no more
 /// than was received. `None`: not a range in whole groups.
-pub(super) fn decode_piece(digest: &Digest, range: Range<u64>, encoded: &[u8]) -> Option<Decoded> {
+pub fn decode_piece(digest: &Digest, range: Range<u64>, encoded: &[u8]) -> Option<Decoded> {
     if !is_aligned(&range, digest.size_bytes) {
         return None;
     }
