@@ -573,7 +573,8 @@ fn asked(tried: &str, error: &AskError) -> RequestError {
         | JournalError::Removed
         | JournalError::BadIntro
         | JournalError::ClockBehind
-        | JournalError::ClockNotSet => RequestError::Refused(journal.to_string()),
+        | JournalError::ClockNotSet
+        | JournalError::Unreadable => RequestError::Refused(journal.to_string()),
         JournalError::DiskFull => RequestError::Temporary(format!("{tried}: {journal}")),
         JournalError::NoGroup
         | JournalError::Damaged(_)

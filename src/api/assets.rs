@@ -15,7 +15,9 @@ use super::json::{bad_request, parse_hash};
 use super::records::write;
 use super::{Api, json_body};
 use crate::core::ids::Hash;
-use crate::core::journal::asset::{DESCRIPTION, JournalRow, TAGS, TRASHED, asset_key};
+use crate::core::journal::asset::{
+    DESCRIPTION, JournalRow, TAGS, TRASHED, asset_key, canonical_text,
+};
 use crate::core::journal::draft::{Draft, DraftChange, DraftPut};
 use crate::core::journal::log::LogEvent;
 use crate::core::journal::op::{Elem, Value};
@@ -79,7 +81,7 @@ impl Edit {
         }
         if let Some(description) = self.description {
             let metadata = written_by_people(Metadata { description, ..Metadata::default() })?;
-            let description = metadata.description.trim().to_owned();
+            let description = canonical_text(&metadata.description);
             set.insert(DESCRIPTION.to_owned(), Some(Value::Text(description)));
         }
         let (add, remove) = (tags(self.add)?, tags(self.remove)?);
@@ -105,11 +107,16 @@ fn drop_what_is_so(put: &mut DraftPut, journal: &JournalRow) {
         }
         _ => true,
     });
-    put.add.retain(|tag| !journal.tags.contains(&tag.elem));
-    put.remove.retain(|tag| journal.tags.contains(&tag.elem));
+    put.add.retain(|tag| journal.spellings(&tag.elem).next().is_none());
+    let here = put.remove.iter().flat_map(|tag| journal.spellings(&tag.elem));
+    put.remove = here.map(elem).collect();
+}
+
+fn elem(tag: &String) -> Elem {
+    Elem { field: TAGS.to_owned(), elem: tag.clone() }
 }
 
 fn tags(tags: Vec<String>) -> Result<BTreeSet<Elem>, Problem> {
     let tags = written_by_people(Metadata { tags, ..Metadata::default() })?.tags;
-    Ok(tags.into_iter().map(|elem| Elem { field: TAGS.to_owned(), elem }).collect())
+    Ok(tags.iter().map(|tag| elem(&canonical_text(tag))).collect())
 }

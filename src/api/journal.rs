@@ -34,7 +34,8 @@ impl From<AskError> for Problem {
                 | JournalError::InGroup
                 | JournalError::Removed
                 | JournalError::BadIntro
-                | JournalError::ClockBehind => StatusCode::CONFLICT,
+                | JournalError::ClockBehind
+                | JournalError::Unreadable => StatusCode::CONFLICT,
                 JournalError::Damaged(_)
                 | JournalError::Newer { .. }
                 | JournalError::OtherDevice(_)

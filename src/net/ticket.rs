@@ -243,6 +243,9 @@ impl Reader<'_> {
             .ok_or(TicketError::Malformed("it ends too early"))?;
         self.0 = rest;
         let url = str::from_utf8(url).map_err(|_| TicketError::Malformed("a URL is not text"))?;
+        if !url.contains("://") {
+            return Err(TicketError::Malformed("a URL is none"));
+        }
         Ok(url.to_owned())
     }
 }

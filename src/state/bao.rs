@@ -47,7 +47,7 @@ pub enum EncodeError {
 
 /// What was found good in a piece, from its start up to the first wrong group.
 #[derive(Debug, Default)]
-pub(super) struct Decoded<'a> {
+pub struct Decoded<'a> {
     /// The verified content, group after group.
     pub groups: Vec<&'a [u8]>,
     /// The hash pairs first met in this piece, to be written at `outboard_offset_bytes`.
@@ -63,7 +63,7 @@ pub(super) struct Decoded<'a> {
 
 impl Decoded<'_> {
     /// How much content was good.
-    pub(super) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.groups.iter().map(|group| group.len() as u64).sum()
     }
 }
@@ -114,7 +114,7 @@ pub fn encode_piece(
 
 /// Checks the encoding of `range` against the asset's hash and takes it apart. Copies no content.
 /// `None`: not a range in whole groups.
-pub(super) fn decode_piece<'a>(
+pub fn decode_piece<'a>(
     digest: &Digest,
     range: Range<u64>,
     encoded: &'a [u8],
@@ -216,7 +216,7 @@ const BLOCK_SIZE: BlockSize = BlockSize::from_chunk_log(4);
 type Pair = [[u8; 32]; 2];
 
 /// The same as it is sent and kept.
-type PairBytes = [u8; PAIR_BYTES as usize];
+pub type PairBytes = [u8; PAIR_BYTES as usize];
 
 fn pair(bytes: &PairBytes) -> Pair {
     let mut pair = Pair::default();

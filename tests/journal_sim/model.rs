@@ -4,8 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use can_sync::core::ids::NodeId;
-use can_sync::core::journal::op::{Body, Change, Key, MemberChange, Put, value_to_bytes};
+use can_sync::core::ids::{LogId, NodeId};
+use can_sync::core::journal::op::{
+    self, Body, Change, KEEP_DAYS, Key, MemberChange, Put, STREAM_MODEL, value_from_bytes,
+    value_to_bytes,
+};
 use rusqlite::{Connection, OpenFlags};
 
 /// (model, owner or nothing, id, field, elem).
@@ -20,8 +23,31 @@ pub(crate) type Value = (Stamp, bool, Vec<u8>);
 /// (stream, log, number, hlc, kind, data).
 pub(crate) type Event = (String, [u8; 16], u64, u64, String, Vec<u8>);
 
-/// (by, kind, device).
-pub(crate) type Fact = ([u8; 32], u8, [u8; 32]);
+/// A device's id.
+pub(crate) type Id = [u8; 32];
+
+/// (by, kind, device, whom the remover keeps).
+pub(crate) type Fact = (Id, u8, Id, Vec<Id>);
+
+const GENESIS: u8 = 0;
+const ADD: u8 = 1;
+const REMOVE: u8 = 2;
+
+/// The rules of membership, or some of them not.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    /// Whoever a removed device added stays.
+    pub(crate) keep_ignored: bool,
+    /// All whom a removed device added go.
+    pub(crate) keep_forgotten: bool,
+    /// Who was added twice was not removed.
+    pub(crate) add_undoes: bool,
+}
+
+impl Rules {
+    pub(crate) const REAL: Self =
+        Self { keep_ignored: false, keep_forgotten: false, add_undoes: false };
+}
 
 /// An op as it is kept: (arr, author, nonce, body).
 pub(crate) type Row = (i64, [u8; 32], [u8; 16], Vec<u8>);
@@ -52,9 +78,12 @@ impl State {
                     event.data.clone(),
                 )),
                 Change::Member(fact) => self.facts.insert(match fact {
-                    MemberChange::Genesis { .. } => (author.0, 0, author.0),
-                    MemberChange::Add { device, .. } => (author.0, 1, device.0),
-                    MemberChange::Remove { device, .. } => (author.0, 2, device.0),
+                    MemberChange::Genesis { .. } => (author.0, GENESIS, author.0, Vec::new()),
+                    MemberChange::Add { device, .. } => (author.0, ADD, device.0, Vec::new()),
+                    MemberChange::Remove { device, keep } => {
+                        let keep = keep.iter().map(|device| device.0).collect();
+                        (author.0, REMOVE, device.0, keep)
+                    }
                 }),
                 Change::Unknown => false,
             };
@@ -104,6 +133,73 @@ impl State {
         });
         self.cells.insert(clear, (stamp, false, Vec::new()));
         true
+    }
+
+    /// Whom the founder reaches over adds, those of removed devices judged by `stands`.
+    fn reached(&self, stands: impl Fn(&Id, &Id) -> bool) -> BTreeSet<Id> {
+        let founders = self.facts.iter().filter(|fact| fact.1 == GENESIS);
+        let mut reached: BTreeSet<Id> = founders.map(|fact| fact.0).collect();
+        loop {
+            let adds = self.facts.iter().filter(|fact| fact.1 == ADD && reached.contains(&fact.0));
+            let added: Vec<Id> =
+                adds.filter(|(by, _, id, _)| stands(by, id)).map(|f| f.2).collect();
+            let before = reached.len();
+            reached.extend(added);
+            if reached.len() == before {
+                return reached;
+            }
+        }
+    }
+
+    /// Whether somebody of the group removed a device.
+    pub(crate) fn is_removed(&self, device: &Id, rules: Rules) -> bool {
+        let authors = self.reached(|_, _| true);
+        let by_authors = |kind: u8| {
+            let all = self.facts.iter().filter(move |fact| fact.1 == kind && fact.2 == *device);
+            all.filter(|fact| authors.contains(&fact.0)).count()
+        };
+        by_authors(REMOVE) > 0 && !(rules.add_undoes && by_authors(ADD) > 1)
+    }
+
+    /// Whether a device is a member.
+    pub(crate) fn is_member(&self, device: &Id, rules: Rules) -> bool {
+        let authors = self.reached(|_, _| true);
+        let legit = self.reached(|by, added| {
+            let removals = self.facts.iter().filter(|fact| fact.1 == REMOVE && fact.2 == *by);
+            let mut removals = removals.filter(|fact| authors.contains(&fact.0)).peekable();
+            let stands = removals.peek().is_none() || rules.keep_ignored;
+            stands || !rules.keep_forgotten && removals.any(|fact| fact.3.contains(added))
+        });
+        legit.contains(device) && !self.is_removed(device, rules)
+    }
+
+    /// The streams of which it was ever said how long they are kept.
+    pub(crate) fn spoken_streams(&self) -> BTreeSet<String> {
+        let spoken = |(model, owner, _, field, elem): &&Cell| {
+            let says = (field == KEEP_DAYS && elem.is_empty()) || (field.is_empty() && elem == "x");
+            model == STREAM_MODEL && owner.is_empty() && says
+        };
+        let ids = self.cells.keys().filter(spoken).map(|cell| cell.2.clone());
+        ids.filter_map(|id| String::from_utf8(id).ok()).collect()
+    }
+
+    /// How many days a stream is kept now, unless for ever.
+    pub(crate) fn keep_days(&self, stream: &str) -> Option<u64> {
+        let cell = |field: &str, elem: &str| {
+            let id = stream.as_bytes().to_vec();
+            self.cells.get(&(STREAM_MODEL.into(), Vec::new(), id, field.into(), elem.into()))
+        };
+        cell("", "a")?;
+        match value_from_bytes(&cell(KEEP_DAYS, "")?.2)?? {
+            op::Value::Int(days) => u64::try_from(days).ok().filter(|days| *days > 0),
+            _ => None,
+        }
+    }
+
+    /// Without the events of these streams.
+    pub(crate) fn without(mut self, streams: &BTreeSet<String>) -> Self {
+        self.events.retain(|event| !streams.contains(&event.0));
+        self
     }
 
     /// The first difference, for people.
@@ -185,13 +281,20 @@ impl Tables {
         let mut facts = self
             .0
             .prepare_cached(
-                "SELECT b.id, m.kind, d.id FROM members m
+                "SELECT b.id, m.kind, d.id, m.keep FROM members m
                  JOIN devices b ON b.dev = m.by_dev JOIN devices d ON d.dev = m.dev",
             )
             .unwrap();
         let mut rows = facts.query([]).unwrap();
         while let Some(row) = rows.next().unwrap() {
-            state.facts.insert((row.get(0).unwrap(), row.get(1).unwrap(), row.get(2).unwrap()));
+            let keep: Vec<u8> = row.get(3).unwrap();
+            let keep = keep.chunks_exact(32).map(|id| id.try_into().unwrap()).collect();
+            state.facts.insert((
+                row.get(0).unwrap(),
+                row.get(1).unwrap(),
+                row.get(2).unwrap(),
+                keep,
+            ));
         }
         state
     }
@@ -223,6 +326,42 @@ impl Tables {
     pub(crate) fn last_arr(&self) -> i64 {
         let last = "SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = 'ops'";
         self.0.query_row(last, [], |row| row.get(0)).unwrap()
+    }
+
+    /// From now on nothing can be written, or it can again: in each table whatever is written goes to
+    /// a table, too, whose numbers are used up, of which SQLite says that the disk is full.
+    pub(crate) fn fill(&self, full: bool) {
+        let name = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%'
+                    AND name != 'room'";
+        let mut tables = self.0.prepare_cached(name).unwrap();
+        let tables = tables.query_map([], |row| row.get::<_, String>(0)).unwrap();
+        let mut sql = match full {
+            true => format!(
+                "CREATE TABLE room (n INTEGER PRIMARY KEY AUTOINCREMENT);
+                 INSERT INTO room VALUES ({});",
+                i64::MAX
+            ),
+            false => "DROP TABLE IF EXISTS room;".to_owned(),
+        };
+        for table in tables.map(Result::unwrap) {
+            for verb in ["INSERT", "UPDATE"] {
+                sql += &match full {
+                    true => format!(
+                        "CREATE TRIGGER full_{verb}_{table} BEFORE {verb} ON {table}
+                         BEGIN INSERT INTO room VALUES (NULL); END;"
+                    ),
+                    false => format!("DROP TRIGGER IF EXISTS full_{verb}_{table};"),
+                };
+            }
+        }
+        self.meddle(&format!("BEGIN IMMEDIATE; {sql} COMMIT;"));
+    }
+
+    /// Sets a log's clock to what a peer claims. For a mutant.
+    pub(crate) fn believe(&self, log: &LogId, seq: u64) {
+        let claim = "UPDATE logs SET seq = ?2, head = ifnull(head, zeroblob(32))
+                     WHERE log_id = ?1 AND seq < ?2";
+        self.0.execute(claim, rusqlite::params![log.0, seq as i64]).unwrap();
     }
 
     /// Meddles: for mutants only.

@@ -3,28 +3,44 @@
 //!
 //! Frames of a stream come in order, as QUIC delivers them, and a stream takes only so many. What a
 //! session orders is done one order at a time, in any order, between anything that others do.
+//!
+//! | file | what |
+//! |---|---|
+//! | here | life, and time |
+//! | [`streams`] | frames, orders, cuts, lies |
+//! | [`group`] | writes, tickets, removals, prunes |
+//! | [`disks`] | crashes, backups put back, full disks |
+//! | [`checks`] | what must hold |
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use can_sync::core::ids::{GroupId, LogId, NodeId, OpHash};
-use can_sync::core::journal::draft::Draft;
-use can_sync::core::journal::message::{Clock, Hello, JournalMessage, VERSION};
-use can_sync::core::journal::op::{Body, Change, LogInfo, SignedOp, op_hash};
+use can_sync::core::journal::draft::{Draft, DraftError};
+use can_sync::core::journal::message::{Clock, Hello, JournalMessage, VERSION, Xor16};
+use can_sync::core::journal::op::{Body, Change, LogInfo, SignedOp, op_hash, signed_bytes};
 use can_sync::core::journal::session::{
-    Compared, Effect, End, Input, NotTaken, Now, Report, Session, Standing, Start,
+    Compared, Effect, End, Input, NotTaken, Now, Report, Session, Standing, Start, Why,
 };
+use can_sync::core::journal::stamp::Hlc;
 use can_sync::core::limits::FUTURE_MS_MAX;
 use can_sync::core::pairing::{pair_proof, ticket_key};
 use can_sync::state::identity::Identity;
-use can_sync::state::journal::{DbIdent, Journal, JournalError, JournalReader, VerifiedOp, verify};
+use can_sync::state::journal::{
+    DbIdent, Journal, JournalError, JournalReader, Rebased, TokenError, VerifiedOp, verify,
+};
 use can_sync::wire::frame::Kind;
 use can_sync::wire::journal::{decode_body, decode_message, encode_message};
 use tempfile::TempDir;
 
-use crate::model::{State, Tables};
-use crate::writes::{draft, overwrite};
+use crate::model::{Rules, State, Tables};
+use crate::writes::{draft, keep_days, later_kind, overwrite};
+
+mod checks;
+mod disks;
+mod group;
+mod streams;
 
 /// The wall clock when a world begins.
 const WALL_MS: u64 = 1_800_000_000_000;
@@ -32,7 +48,9 @@ const WALL_MS: u64 = 1_800_000_000_000;
 /// Frames that a stream takes before its reader must take one.
 const WINDOW: usize = 3;
 
-const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+const HOUR_MS: u64 = 60 * 60 * 1000;
+
+const DAY_MS: u64 = 24 * HOUR_MS;
 
 /// Random numbers of one seed (SplitMix64, Steele et al. 2014).
 pub(crate) struct Rng(u64);
@@ -67,6 +85,10 @@ impl Rng {
         bytes.chunks_exact_mut(8).for_each(|part| part.copy_from_slice(&self.next().to_be_bytes()));
         bytes
     }
+
+    fn half(&mut self) -> Xor16 {
+        Xor16::of(&self.bytes())
+    }
 }
 
 /// What happens in a world beside writes, cuts and prunes, which always do.
@@ -80,12 +102,23 @@ pub(crate) struct Faults {
     pub(crate) restores: bool,
     /// Clocks that are up to a quarter of an hour off, and step.
     pub(crate) skew: bool,
-    /// A member is removed.
+    /// Clocks that are a day ahead for a while, and what was written by them written anew.
+    pub(crate) far_clocks: bool,
+    /// Members are removed.
     pub(crate) removal: bool,
     /// Devices are lost for good.
     pub(crate) loss: bool,
     /// Disks that are full for a while.
     pub(crate) full_disks: bool,
+    /// Authors for whom there is no room for a while.
+    pub(crate) quotas: bool,
+    /// Streams whose events are kept for some days.
+    pub(crate) retention: bool,
+    /// Ops of a later version. Who holds one compares no digests, so they do not go with what only
+    /// digests heal.
+    pub(crate) later_kinds: bool,
+    /// The last device lies about what it has.
+    pub(crate) liar: bool,
 }
 
 impl Faults {
@@ -94,9 +127,14 @@ impl Faults {
         silent_restores: false,
         restores: false,
         skew: false,
+        far_clocks: false,
         removal: false,
         loss: false,
         full_disks: false,
+        quotas: false,
+        retention: false,
+        later_kinds: false,
+        liar: false,
     };
 }
 
@@ -105,9 +143,11 @@ impl Faults {
 pub(crate) enum Mutant {
     SendOnlyWhatTheClockCovers,
     SentCountsAsHad,
+    ClockOfAnEarlierSession,
     DrainedFromTheStart,
     DrainedClockOfALaterSnapshot,
     ClockAcrossGaps,
+    ClaimsAreBelieved,
     JumpAfterARefusal,
     HeadPruned,
     ClearsForgotten,
@@ -115,54 +155,71 @@ pub(crate) enum Mutant {
     NoDigestWhileThereAreGaps,
     NoNewLogAfterARestore,
     RemovedMayStillConnect,
+    RemovedAuthorsAreRefused,
+    RemovalUndoneByAnAdd,
+    KeepIgnored,
+    KeepForgotten,
     FutureIsAdmitted,
+    HeldBackForGood,
+    StampsForgetWhatWasSeen,
     TokenWorksTwice,
+    TokenNeverExpires,
+    TokenTriesAreNotCounted,
+    ProofFitsAnybody,
 }
 
-/// What happened in a world, to see that it was worth simulating.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Tally {
-    pub(crate) ops: usize,
-    pub(crate) jumps: usize,
-    pub(crate) repairs: usize,
-    pub(crate) crashes: usize,
-    pub(crate) restores: usize,
-    pub(crate) silent: usize,
-    pub(crate) refused: usize,
-    pub(crate) pruned: usize,
-    pub(crate) rotated: usize,
-    pub(crate) forked: usize,
-    pub(crate) locked_out: usize,
-    pub(crate) disk_full: usize,
-    pub(crate) cut: usize,
+/// What may happen in a world, to see that it was worth simulating.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Happened {
+    Op,
+    Jump,
+    Repair,
+    Crash,
+    Restore,
+    SilentRestore,
+    HeldBack,
+    OverQuota,
+    Pruned,
+    Trimmed,
+    Rotated,
+    Forked,
+    LockedOut,
+    FellWithItsInviter,
+    DiskFull,
+    Cut,
+    Rebased,
+    LaterKind,
+    Lie,
+    TicketMisused,
 }
 
-impl Tally {
-    pub(crate) fn add(&mut self, other: &Self) {
-        self.ops += other.ops;
-        self.jumps += other.jumps;
-        self.repairs += other.repairs;
-        self.crashes += other.crashes;
-        self.restores += other.restores;
-        self.silent += other.silent;
-        self.refused += other.refused;
-        self.pruned += other.pruned;
-        self.rotated += other.rotated;
-        self.forked += other.forked;
-        self.locked_out += other.locked_out;
-        self.disk_full += other.disk_full;
-        self.cut += other.cut;
-    }
-
-    /// Whether everything came up; repairs are too rare to be asked for here.
-    pub(crate) fn all_happened(&self) -> bool {
-        let Self { ops, jumps, crashes, restores, refused, .. } = self;
-        let Self { silent, pruned, rotated, forked, locked_out, disk_full, cut, .. } = self;
-        let counts = [ops, jumps, crashes, restores, refused];
-        let more = [silent, pruned, rotated, forked, locked_out, disk_full, cut];
-        counts.into_iter().chain(more).all(|count| *count > 0)
-    }
+impl Happened {
+    /// All but repairs, which are too rare to be asked for.
+    pub(crate) const COMMON: [Self; 19] = [
+        Self::Op,
+        Self::Jump,
+        Self::Crash,
+        Self::Restore,
+        Self::SilentRestore,
+        Self::HeldBack,
+        Self::OverQuota,
+        Self::Pruned,
+        Self::Trimmed,
+        Self::Rotated,
+        Self::Forked,
+        Self::LockedOut,
+        Self::FellWithItsInviter,
+        Self::DiskFull,
+        Self::Cut,
+        Self::Rebased,
+        Self::LaterKind,
+        Self::Lie,
+        Self::TicketMisused,
+    ];
 }
+
+/// How often each happened.
+pub(crate) type Tally = BTreeMap<Happened, usize>;
 
 struct Open {
     journal: Journal,
@@ -171,13 +228,16 @@ struct Open {
 }
 
 /// What a disk holds, and what it should come to.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Memory {
     state: State,
     committed: BTreeSet<OpHash>,
+    /// The greatest of their stamps' times.
+    hlc_max: Hlc,
     clock: BTreeMap<LogId, u64>,
     arr: i64,
     joined: bool,
+    full: bool,
 }
 
 struct Node {
@@ -190,9 +250,12 @@ struct Node {
     backups: Vec<(PathBuf, Memory)>,
     offset_ms: i64,
     gone: bool,
-    full: bool,
     silently_restored: bool,
     repaired_ms: BTreeMap<usize, u64>,
+    /// The number and hash of the last op of a later version, in the log that those are in.
+    later: Option<(u64, OpHash)>,
+    /// For a mutant: what each peer had by its clocks of all sessions.
+    had: BTreeMap<usize, BTreeMap<LogId, u64>>,
 }
 
 struct Side {
@@ -226,8 +289,10 @@ pub(crate) struct World {
     events: BTreeMap<(String, LogId), u64>,
     /// Two ops of one number were ever written.
     forked: bool,
+    /// Somebody was told what is not so.
+    deceived: bool,
     verified: BTreeMap<OpHash, VerifiedOp>,
-    removed: bool,
+    removals: usize,
     /// Steps of a hundred in which a stream moves.
     busy: u64,
     /// A device that does nothing of what its sessions order, and reads nothing.
@@ -252,26 +317,21 @@ impl World {
                 generation: 0,
                 ident: 1,
                 open: None,
-                memory: Memory {
-                    state: State::default(),
-                    committed: BTreeSet::new(),
-                    clock: BTreeMap::new(),
-                    arr: 0,
-                    joined: false,
-                },
+                memory: Memory::default(),
                 backups: Vec::new(),
                 offset_ms: 0,
                 gone: false,
-                full: false,
                 silently_restored: false,
                 repaired_ms: BTreeMap::new(),
+                later: None,
+                had: BTreeMap::new(),
             }
         });
         let nodes: Vec<_> = nodes.collect();
         let mut world = Self {
             rng,
             faults,
-            tally: Tally::default(),
+            tally: Tally::new(),
             mutant,
             mono_ms: 0,
             dir,
@@ -282,8 +342,9 @@ impl World {
             numbers: BTreeMap::new(),
             events: BTreeMap::new(),
             forked: false,
+            deceived: false,
             verified: BTreeMap::new(),
-            removed: false,
+            removals: 0,
             busy: 20 + 15 * (seed % 5),
             stalled: None,
             wrong: None,
@@ -295,6 +356,24 @@ impl World {
         world.group = world.nodes[0].journal().found("first", wall_ms).unwrap();
         world.nodes[0].memory.joined = true;
         world.committed(0);
+        world
+    }
+
+    /// Devices that are members of one group, connected and at rest.
+    pub(crate) fn of_members(
+        seed: u64,
+        count: usize,
+        faults: Faults,
+        mutant: Option<Mutant>,
+    ) -> Self {
+        let mut world = Self::new(seed, count, faults, mutant);
+        for n in 1..count {
+            while !world.nodes[n].memory.joined {
+                world.join(n, 0);
+            }
+            world.connect(0, n);
+        }
+        world.settle();
         world
     }
 
@@ -313,6 +392,21 @@ impl World {
         self.mutant == Some(mutant)
     }
 
+    fn count(&mut self, what: Happened, times: usize) {
+        if times > 0 {
+            *self.tally.entry(what).or_default() += times;
+        }
+    }
+
+    /// A device that may do something.
+    fn is_up(&self, n: usize) -> bool {
+        !self.nodes[n].gone && self.nodes[n].memory.joined
+    }
+
+    fn is_liar(&self, n: usize) -> bool {
+        self.faults.liar && n + 1 == self.nodes.len()
+    }
+
     // ---- life --------------------------------------------------------------------------------
 
     /// One thing happens.
@@ -325,40 +419,55 @@ impl World {
             return;
         }
         match self.rng.below(100) {
-            0..34 => self.write(n),
-            34..52 => {
+            0..32 => self.write(n),
+            32..48 => {
                 let ms = if self.rng.chance(10) { 120_000 } else { 400 };
                 self.pass(ms);
             }
-            52..68 => {
+            48..64 => {
                 let other = self.rng.index(self.nodes.len());
                 self.connect(n, other);
             }
-            68..74 => self.cut_any(),
-            74..82 => self.prune(n),
-            82..84 => self.crash(n),
-            84..88 => self.back_up(n),
-            88..92 => self.restore(n),
-            92..94 => self.step_clock(n),
-            94..97 => {
+            64..70 => self.cut_any(),
+            70..78 => {
+                let days = if self.rng.chance(50) { 31 } else { 0 };
+                self.prune(n, days);
+            }
+            78..80 => self.crash(n),
+            80..84 => self.back_up(n),
+            84..88 => self.restore(n),
+            88..90 => self.step_clock(n),
+            90..93 => {
                 let inviter = self.rng.index(self.nodes.len());
                 self.join(n, inviter);
             }
-            97 => self.remove(n),
-            98 => self.lose(n),
-            _ => self.fill_disk(n),
+            93 => self.remove(n),
+            94 if self.faults.loss => self.lose(n),
+            94 => {}
+            95 => self.fill_disk(n),
+            96 => self.squeeze(n),
+            97 => self.speak_of_retention(n),
+            _ => self.write_later_kind(n),
         }
     }
 
     /// Everything is mended, and those who are members must agree.
     pub(crate) fn heal(&mut self) {
+        self.links.clear();
         for n in 0..self.nodes.len() {
             self.nodes[n].offset_ms = 0;
-            if self.nodes[n].full {
-                self.set_full(n, false);
+            if self.nodes[n].gone {
+                continue;
             }
+            self.set_full(n, false);
+            for of in 0..self.nodes.len() {
+                let author = self.nodes[of].identity.node_id;
+                self.nodes[n].journal().set_quota(&author, None).unwrap();
+            }
+            self.rebase(n);
         }
-        let mut pause_ms = 50 * 60 * 1000;
+        // What two devices with wrong clocks told each other comes of age.
+        let mut pause_ms = if self.faults.far_clocks { DAY_MS + DAY_MS / 24 } else { HOUR_MS };
         for _ in 0..HEAL_ROUNDS {
             self.links.clear();
             self.mono_ms += pause_ms;
@@ -402,61 +511,6 @@ impl World {
         self.blame(|| "it never comes to rest".into());
     }
 
-    fn members(&self) -> Vec<usize> {
-        let verdicts = self.nodes[0].reader().verdicts().unwrap();
-        let is_member = |n: &usize| {
-            let node = &self.nodes[*n];
-            !node.gone && node.memory.joined && verdicts.member(&node.identity.node_id)
-        };
-        (0..self.nodes.len()).filter(is_member).collect()
-    }
-
-    /// How members differ from each other and from what they should have come to.
-    fn disagreement(&self) -> Option<String> {
-        let members = self.members();
-        let mut expected = State::default();
-        for n in &members {
-            for hash in &self.nodes[*n].memory.committed {
-                let op = &self.ops[hash];
-                expected.apply(&op.author, op.log.0, &op.body);
-            }
-        }
-        let clock_of = |n: usize| self.nodes[n].reader().clock().unwrap();
-        let first = clock_of(members[0]);
-        for n in members {
-            if let Some(what) = self.nodes[n].memory.state.difference(&expected) {
-                return Some(format!("device {n} lacks: {what}"));
-            }
-            let clock = clock_of(n);
-            if clock.digest != first.digest {
-                return Some(format!("device {n} has another digest"));
-            }
-            let (ours, theirs) = (positions(&clock), positions(&first));
-            if !self.forked && ours != theirs {
-                return Some(format!("device {n} has another clock: {ours:?}, not {theirs:?}"));
-            }
-        }
-        None
-    }
-
-    fn check_the_end(&mut self) {
-        if self.wrong.is_some() {
-            return;
-        }
-        let members = self.members();
-        let live = self.nodes[members[0]].tables().live();
-        for n in members {
-            self.check(n);
-            if self.nodes[n].tables().live() != live {
-                self.blame(|| format!("I6: other ops are alive at device {n}"));
-            }
-            let found = self.nodes[n].journal().fsck().unwrap();
-            if !found.is_empty() && self.mutant.is_none() {
-                self.blame(|| format!("I5: fsck finds at device {n}: {found:?}"));
-            }
-        }
-    }
-
     // ---- time --------------------------------------------------------------------------------
 
     fn now(&self, n: usize) -> Now {
@@ -468,7 +522,13 @@ impl World {
     }
 
     fn pass(&mut self, ms_max: u64) {
-        self.mono_ms += 1 + self.rng.below(ms_max);
+        let ms = 1 + self.rng.below(ms_max);
+        self.wait(ms);
+    }
+
+    /// So much time passes.
+    pub(crate) fn wait(&mut self, ms: u64) {
+        self.mono_ms += ms;
         self.tick();
     }
 
@@ -484,669 +544,22 @@ impl World {
     }
 
     fn step_clock(&mut self, n: usize) {
+        let was_far = self.nodes[n].offset_ms == DAY_MS as i64;
+        if self.faults.far_clocks && !was_far && self.rng.chance(30) {
+            self.nodes[n].offset_ms = DAY_MS as i64;
+            return;
+        }
         let most_ms = if self.faults.skew { 15 * 60 * 1000 } else { 5_000 };
-        self.nodes[n].offset_ms = self.rng.below(2 * most_ms) as i64 - most_ms as i64;
-    }
-
-    // ---- streams -----------------------------------------------------------------------------
-
-    pub(crate) fn connect(&mut self, a: usize, b: usize) {
-        let between = |link: &&[Side; 2]| {
-            let ends = [link[0].node, link[1].node];
-            ends == [a, b] || ends == [b, a]
-        };
-        let up = |n: usize| !self.nodes[n].gone && self.nodes[n].memory.joined;
-        if a == b || !up(a) || !up(b) || self.links.iter().filter(between).count() > 1 {
-            return;
-        }
-        let sides = [self.side(a, b), self.side(b, a)];
-        self.links.push(sides);
-    }
-
-    fn side(&mut self, node: usize, peer: usize) -> Side {
-        let now = self.now(node);
-        let jitter = self.rng.next();
-        let (me, peer_id) = (self.nodes[node].identity.node_id, self.nodes[peer].identity.node_id);
-        let reader = self.nodes[node].reader();
-        let hello = Hello {
-            version: VERSION,
-            group: self.group,
-            now_ms: now.wall_ms as i64,
-            intro: reader.intro(&me).unwrap(),
-        };
-        let known = reader.standing(&peer_id).unwrap() == Standing::Member;
-        let repaired_ms = self.nodes[node].repaired_ms.get(&peer).copied();
-        let mut pending = Vec::new();
-        let start = Start { hello, known, repaired_ms, jitter };
-        let session = Session::start(start, now, &mut pending);
-        Side { node, session, inbox: VecDeque::new(), pending, sent: BTreeMap::new() }
-    }
-
-    fn feed(&mut self, link: usize, side: usize, input: Input) {
-        let node = self.links[link][side].node;
-        let now = self.now(node);
-        let mut out = Vec::new();
-        self.links[link][side].session.handle(now, input, &mut out);
-        let peer = self.links[link][1 - side].node;
-        for effect in out {
-            match effect {
-                Effect::Report(Report::Repairing) => {
-                    self.tally.repairs += 1;
-                    self.nodes[node].repaired_ms.insert(peer, now.mono_ms);
-                }
-                Effect::Report(Report::Holding(_)) => self.tally.refused += 1,
-                Effect::Report(_) => {}
-                order => self.links[link][side].pending.push(order),
-            }
-        }
-        let orders = self.links[link][side].pending.len();
-        if orders > ORDERS_MAX {
-            self.blame(|| format!("I10: {orders} orders are outstanding"));
+        let offset_ms = self.rng.below(2 * most_ms) as i64 - most_ms as i64;
+        self.set_offset(n, offset_ms);
+        if was_far && self.rng.chance(70) {
+            self.rebase(n);
         }
     }
 
-    fn broadcast(&mut self, n: usize, own: bool, members: bool) {
-        for link in 0..self.links.len() {
-            for side in 0..2 {
-                if self.links[link][side].node == n {
-                    self.feed(link, side, Input::Committed { own, members });
-                }
-            }
-        }
-    }
-
-    /// One frame is delivered or one order done; whether there was any.
-    fn turn(&mut self) -> bool {
-        let mut choices = Vec::new();
-        for (link, sides) in self.links.iter().enumerate() {
-            for side in 0..2 {
-                if self.stalled == Some(sides[side].node) {
-                    continue;
-                }
-                if sides[side].session.reads() && !sides[side].inbox.is_empty() {
-                    choices.push((link, side, None));
-                }
-                let room = sides[1 - side].inbox.len() < WINDOW;
-                for (index, effect) in sides[side].pending.iter().enumerate() {
-                    if room || !matches!(effect, Effect::Send(_)) {
-                        choices.push((link, side, Some(index)));
-                    }
-                }
-            }
-        }
-        if choices.is_empty() {
-            return false;
-        }
-        match choices[self.rng.index(choices.len())] {
-            (link, side, None) => {
-                let frame = self.links[link][side].inbox.pop_front();
-                let (kind, payload) = frame.unwrap();
-                let message = decode_message(kind, payload).unwrap();
-                self.feed(link, side, Input::Received(message));
-            }
-            (link, side, Some(index)) => {
-                let effect = self.links[link][side].pending.remove(index);
-                self.perform(link, side, effect);
-            }
-        }
-        true
-    }
-
-    fn perform(&mut self, link: usize, side: usize, effect: Effect) {
-        let (node, peer) = (self.links[link][side].node, self.links[link][1 - side].node);
-        let peer_id = self.nodes[peer].identity.node_id;
-        match effect {
-            Effect::Send(message) => {
-                let message = self.meddle_with_message(node, message);
-                let frame = encode_message(&message);
-                let inbox = &mut self.links[link][1 - side].inbox;
-                inbox.push_back(frame.clone());
-                if self.rng.chance(5) && matches!(message, JournalMessage::Ops(_)) {
-                    self.links[link][1 - side].inbox.push_back(frame);
-                }
-                self.feed(link, side, Input::Sent);
-            }
-            Effect::ReadClock => {
-                let clock = self.nodes[node].reader().clock().unwrap();
-                self.feed(link, side, Input::ClockRead(clock));
-            }
-            Effect::Scan { cursor, mut has } => {
-                if self.is(Mutant::SentCountsAsHad) {
-                    for (log, seq) in &self.links[link][side].sent {
-                        let seen = has.entry(*log).or_default();
-                        *seen = (*seen).max(*seq);
-                    }
-                }
-                let mut scanned = self.nodes[node].reader().scan_for(cursor, &has).unwrap();
-                if self.is(Mutant::SendOnlyWhatTheClockCovers) {
-                    let clock = self.nodes[node].memory.clock.clone();
-                    scanned.ops.retain(|(log, op)| {
-                        let seq = decode_body(&op.body).unwrap().seq;
-                        clock.get(log).is_some_and(|covered| seq <= *covered)
-                    });
-                }
-                for (log, op) in &scanned.ops {
-                    let seq = decode_body(&op.body).unwrap().seq;
-                    let sent = self.links[link][side].sent.entry(*log).or_default();
-                    *sent = (*sent).max(seq);
-                }
-                self.feed(link, side, Input::Scanned(scanned));
-            }
-            Effect::TakeClock { jump, ack, compare } => {
-                let journal = self.nodes[node].journal();
-                let taken = || -> Result<_, JournalError> {
-                    let moved = if jump.is_empty() { Vec::new() } else { journal.jump(&jump)? };
-                    if !ack.is_empty() {
-                        journal.ack(&peer_id, &ack)?;
-                    }
-                    Ok(moved)
-                }();
-                let Some(moved) = self.unless_full(node, taken) else {
-                    return self.cut(link);
-                };
-                self.tally.jumps += moved.len();
-                self.check(node);
-                if self.crashes_now(node) {
-                    return;
-                }
-                if !moved.is_empty() {
-                    self.broadcast(node, false, false);
-                }
-                let compared = match compare.is_empty() {
-                    true => Compared::default(),
-                    false => self.nodes[node].reader().compare(&compare).unwrap(),
-                };
-                self.feed(link, side, Input::Compared(compared));
-            }
-            Effect::Judge { intro } => {
-                let known = self.nodes[node].reader().standing(&peer_id).unwrap();
-                if known != Standing::Member && !intro.is_empty() {
-                    let intro = self.verify_all(&intro);
-                    let wall_ms = self.wall_ms(node);
-                    let taken = self.nodes[node].journal().introduce(&intro, wall_ms);
-                    let Some(received) = self.unless_full(node, taken) else {
-                        return self.cut(link);
-                    };
-                    self.took(node, &intro, &received.refused);
-                    if self.crashes_now(node) {
-                        return;
-                    }
-                    self.broadcast(node, false, received.members_changed);
-                }
-                let mut standing = self.nodes[node].reader().standing(&peer_id).unwrap();
-                if self.is(Mutant::RemovedMayStillConnect) {
-                    standing = Standing::Member;
-                }
-                if standing == Standing::Removed {
-                    self.tally.locked_out += 1;
-                }
-                self.feed(link, side, Input::Judged(standing));
-            }
-            Effect::Apply(ops) => self.receive(link, side, &ops),
-            Effect::Report(_) => {}
-            Effect::End { last, why } => {
-                if let End::Protocol(what) = why {
-                    self.blame(|| format!("an honest peer is blamed: {what}"));
-                }
-                if let Some(refuse) = last
-                    && self.links[link][1 - side].session.reads()
-                {
-                    self.feed(link, 1 - side, Input::Received(JournalMessage::Refuse(refuse)));
-                }
-                self.cut(link);
-            }
-        }
-    }
-
-    fn receive(&mut self, link: usize, side: usize, ops: &[SignedOp]) {
-        let (node, peer) = (self.links[link][side].node, self.links[link][1 - side].node);
-        let verified = self.verify_all(ops);
-        let peer_id = self.nodes[peer].identity.node_id;
-        let standing = self.nodes[node].reader().standing(&peer_id).unwrap();
-        let wall_ms = self.wall_ms(node);
-        let from = match self.is(Mutant::RemovedMayStillConnect) {
-            true => self.nodes[node].identity.node_id,
-            false => peer_id,
-        };
-        let then_ms = if self.is(Mutant::FutureIsAdmitted) { wall_ms + DAY_MS } else { wall_ms };
-        let received = self.nodes[node].journal().receive(&from, &verified, then_ms);
-        let Some(received) = self.unless_full(node, received) else {
-            return self.cut(link);
-        };
-        if standing == Standing::Removed && received.applied > 0 {
-            self.blame(|| format!("I8: device {node} took ops from {peer}, which is removed"));
-        }
-        let refused: BTreeSet<_> = received.refused.iter().map(|op| (op.log, op.seq)).collect();
-        for op in &verified {
-            let (new, late) = (
-                !self.nodes[node].memory.committed.contains(&op.hash())
-                    && !refused.contains(&(op.log(), op.body().seq)),
-                op.body().hlc.ms() > wall_ms + FUTURE_MS_MAX,
-            );
-            if new && late {
-                self.blame(|| format!("device {node} took an op too far in the future"));
-            }
-        }
-        self.tally.forked += received.forked.len();
-        self.tally.rotated += usize::from(received.rotated.is_some());
-        if self.is(Mutant::ClockAcrossGaps) {
-            self.nodes[node].tables().meddle(
-                "UPDATE logs SET seq = (SELECT max(o.seq) FROM ops o WHERE o.log = logs.log),
-                     head = (SELECT o.hash FROM ops o WHERE o.log = logs.log ORDER BY o.seq DESC)
-                 WHERE log IN (SELECT log FROM ops)",
-            );
-        }
-        self.took(node, &verified, &received.refused);
-        if self.crashes_now(node) {
-            return;
-        }
-        self.broadcast(node, false, received.members_changed);
-        let mut not_taken: Vec<NotTaken> = received.refused.iter().map(NotTaken::from).collect();
-        if self.is(Mutant::JumpAfterARefusal) {
-            not_taken.clear();
-        }
-        self.feed(link, side, Input::Applied(not_taken));
-    }
-
-    fn meddle_with_message(&mut self, node: usize, mut message: JournalMessage) -> JournalMessage {
-        if let JournalMessage::Clock(clock) = &mut message {
-            let gaps = clock.entries.iter().any(|entry| !entry.above.is_zero());
-            match self.mutant {
-                Some(Mutant::DrainedFromTheStart) => clock.drained = true,
-                Some(Mutant::DrainedClockOfALaterSnapshot) if clock.drained => {
-                    clock.entries = self.nodes[node].reader().clock().unwrap().entries;
-                }
-                Some(Mutant::NoDigest) => clock.digest = None,
-                Some(Mutant::NoDigestWhileThereAreGaps) if gaps => clock.digest = None,
-                _ => {}
-            }
-        }
-        message
-    }
-
-    fn cut_any(&mut self) {
-        if !self.links.is_empty() {
-            let link = self.rng.index(self.links.len());
-            self.cut(link);
-        }
-    }
-
-    fn cut(&mut self, link: usize) {
-        self.tally.cut += 1;
-        self.links.remove(link);
-    }
-
-    // ---- devices -----------------------------------------------------------------------------
-
-    pub(crate) fn write(&mut self, n: usize) {
-        let drafts: Vec<_> = (0..1 + self.rng.below(3)).map(|_| draft(&mut self.rng)).collect();
-        self.write_drafts(n, &drafts);
-    }
-
-    fn write_drafts(&mut self, n: usize, drafts: &[Draft]) {
-        if self.nodes[n].gone || !self.nodes[n].memory.joined {
-            return;
-        }
-        let wall_ms = self.wall_ms(n);
-        let written = self.nodes[n].journal().write(drafts, wall_ms);
-        if self.unless_full(n, written).is_none() {
-            return;
-        }
-        self.committed(n);
-        if !self.crashes_now(n) {
-            self.broadcast(n, true, false);
-        }
-    }
-
-    pub(crate) fn join(&mut self, n: usize, inviter: usize) {
-        let node = &self.nodes[inviter];
-        if self.nodes[n].memory.joined || self.nodes[n].gone || node.gone || !node.memory.joined {
-            return;
-        }
-        let secret = self.rng.bytes()[..16].try_into().unwrap();
-        let inviter_id = node.identity.node_id;
-        let joiner = self.nodes[n].identity.node_id;
-        let wall_ms = self.wall_ms(inviter);
-        let key = ticket_key(&secret);
-        let journal = self.nodes[inviter].journal();
-        let made = journal.create_token(&key, wall_ms, wall_ms + 600_000);
-        match made {
-            Err(JournalError::Removed) => return,
-            made => {
-                if self.unless_full(inviter, made).is_none() {
-                    return;
-                }
-            }
-        }
-        let proof = pair_proof(&secret, &inviter_id, &joiner);
-        let redeemed = self.nodes[inviter].journal().redeem(&joiner, &proof, "late", wall_ms);
-        let Some(Ok(admitted)) = self.unless_full(inviter, redeemed) else {
-            return;
-        };
-        self.committed(inviter);
-        if self.is(Mutant::TokenWorksTwice) {
-            let journal = self.nodes[inviter].journal();
-            journal.create_token(&key, wall_ms, wall_ms + 600_000).unwrap();
-        }
-        let stranger = Identity::from_bytes(&self.rng.bytes()).node_id;
-        let proof = pair_proof(&secret, &inviter_id, &stranger);
-        let again = self.nodes[inviter].journal().redeem(&stranger, &proof, "thief", wall_ms);
-        if matches!(again, Ok(Ok(_))) {
-            self.committed(inviter);
-            self.blame(|| "a ticket let two devices in".into());
-        }
-        let crashed = self.crashes_now(inviter);
-        if !crashed {
-            self.broadcast(inviter, true, true);
-        }
-        let intro = self.verify_all(&admitted.intro);
-        let wall_ms = self.wall_ms(n);
-        match self.nodes[n].journal().join(admitted.group, &intro, wall_ms) {
-            Ok(()) => {
-                self.nodes[n].memory.joined = true;
-                self.committed(n);
-            }
-            // Held back by a clock that is off: it will be tried again.
-            Err(JournalError::BadIntro | JournalError::ClockBehind) if self.faults.skew => {}
-            Err(error) => self.blame(|| format!("device {n} cannot join: {error}")),
-        }
-    }
-
-    fn remove(&mut self, n: usize) {
-        let other = 1 + self.rng.index(self.nodes.len() - 1);
-        let up = |n: usize| !self.nodes[n].gone && self.nodes[n].memory.joined;
-        if !self.faults.removal || self.removed || n == other || !up(n) || !up(other) {
-            return;
-        }
-        let id = self.nodes[other].identity.node_id;
-        let wall_ms = self.wall_ms(n);
-        let removed = self.nodes[n].journal().remove(&id, wall_ms);
-        let Some(removed) = self.unless_full(n, removed) else {
-            return;
-        };
-        self.removed |= removed.is_some();
-        self.committed(n);
-        self.broadcast(n, true, true);
-    }
-
-    fn lose(&mut self, n: usize) {
-        if self.faults.loss && n > 0 && !self.nodes[n].gone {
-            self.nodes[n].gone = true;
-            self.nodes[n].open = None;
-            self.unplug(n);
-        }
-    }
-
-    fn prune(&mut self, n: usize) {
-        if self.nodes[n].gone || !self.nodes[n].memory.joined {
-            return;
-        }
-        let aged_ms = if self.rng.chance(50) { 31 * DAY_MS } else { 0 };
-        let wall_ms = self.wall_ms(n) + aged_ms;
-        let before = self.nodes[n].reader().clock().unwrap();
-        let pruned = self.nodes[n].journal().prune(wall_ms, 1_000);
-        let Some(pruned) = self.unless_full(n, pruned) else {
-            return;
-        };
-        self.tally.pruned += pruned.ops;
-        if self.is(Mutant::ClearsForgotten) {
-            let tables = self.nodes[n].tables();
-            tables.meddle("DELETE FROM cells WHERE field = '' AND elem = 'x'");
-        }
-        let after = self.nodes[n].reader().clock().unwrap();
-        if before != after {
-            self.blame(|| format!("I6: pruning at device {n} changed its clock or digest"));
-        }
-        self.check(n);
-        self.crashes_now(n);
-    }
-
-    fn fill_disk(&mut self, n: usize) {
-        if self.faults.full_disks && !self.nodes[n].gone && self.nodes[n].memory.joined {
-            let full = !self.nodes[n].full;
-            self.set_full(n, full);
-        }
-    }
-
-    fn set_full(&mut self, n: usize, full: bool) {
-        if self.nodes[n].open.is_some() {
-            self.nodes[n].journal().simulate_full_disk(full).unwrap();
-            self.nodes[n].full = full;
-        }
-    }
-
-    /// The outcome, unless the disk was full; any other error is wrong.
-    fn unless_full<T>(&mut self, n: usize, outcome: Result<T, JournalError>) -> Option<T> {
-        match outcome {
-            Ok(outcome) => return Some(outcome),
-            Err(JournalError::DiskFull) if self.nodes[n].full => {
-                self.tally.disk_full += 1;
-                self.check(n);
-            }
-            Err(JournalError::Removed) => {}
-            Err(error) => self.blame(|| format!("device {n}: {error}")),
-        }
-        None
-    }
-
-    // ---- disks -------------------------------------------------------------------------------
-
-    fn open(&mut self, n: usize) {
-        let seed = self.rng.bytes();
-        let node = &mut self.nodes[n];
-        let ident = DbIdent { device: 1, inode: node.ident, born_ns: 0 };
-        let journal = Journal::open_as(&node.path, &node.identity, seed, ident).unwrap();
-        let reader = journal.reader().unwrap();
-        node.open = Some(Open { journal, reader, tables: Tables::open(&node.path) });
-        node.full = false;
-    }
-
-    /// Sometimes, right after a commit, before anybody hears of it.
-    fn crashes_now(&mut self, n: usize) -> bool {
-        let crashes = self.faults.crashes && self.rng.chance(1);
-        if crashes {
-            self.crash(n);
-        }
-        crashes
-    }
-
-    fn crash(&mut self, n: usize) {
-        if self.nodes[n].gone || !self.faults.crashes {
-            return;
-        }
-        self.tally.crashes += 1;
-        let next = self.next_path(n);
-        let torn = self.rng.bytes();
-        let torn = &torn[..self.rng.index(33)];
-        copy(&self.nodes[n].path, &next, torn);
-        self.start_from(n, next);
-        self.check(n);
-    }
-
-    fn back_up(&mut self, n: usize) {
-        if !self.nodes[n].gone && self.nodes[n].memory.joined {
-            let path = self.next_path(n);
-            copy(&self.nodes[n].path, &path, &[]);
-            let memory = self.nodes[n].memory.clone();
-            self.nodes[n].backups.push((path, memory));
-        }
-    }
-
-    fn restore(&mut self, n: usize) {
-        if self.nodes[n].gone || self.nodes[n].backups.is_empty() {
-            return;
-        }
-        let silent = match (self.faults.silent_restores, self.faults.restores) {
-            (true, true) => self.rng.chance(50),
-            (true, false) => true,
-            (false, true) => false,
-            (false, false) => return,
-        };
-        self.tally.restores += 1;
-        let from = self.rng.index(self.nodes[n].backups.len());
-        let (path, memory) = self.nodes[n].backups[from].clone();
-        let next = self.next_path(n);
-        copy(&path, &next, &[]);
-        if silent {
-            self.nodes[n].silently_restored = true;
-            self.tally.silent += 1;
-        } else if !self.is(Mutant::NoNewLogAfterARestore) {
-            self.nodes[n].ident += 1;
-        }
-        self.nodes[n].memory = memory;
-        self.start_from(n, next);
-        self.check(n);
-        if self.rng.chance(40) {
-            // It meets others first, who know what it has forgotten.
-            return;
-        }
-        // Before it meets anybody: so that logs fork, and prunes hide the forks.
-        for _ in 0..self.rng.below(6) {
-            self.write(n);
-        }
-        for _ in 0..self.rng.below(12) {
-            let same = vec![overwrite(&mut self.rng)];
-            self.write_drafts(n, &same);
-        }
-        if self.rng.chance(70) {
-            self.prune(n);
-        }
-    }
-
-    fn start_from(&mut self, n: usize, path: PathBuf) {
-        self.unplug(n);
-        self.nodes[n].open = None;
-        self.nodes[n].path = path;
-        self.open(n);
-    }
-
-    fn unplug(&mut self, n: usize) {
-        self.links.retain(|link| link.iter().all(|side| side.node != n));
-    }
-
-    fn next_path(&mut self, n: usize) -> PathBuf {
-        self.nodes[n].generation += 1;
-        self.dir.path().join(format!("{n}-{}.db", self.nodes[n].generation))
-    }
-
-    /// Whether two devices hold the same.
-    pub(crate) fn alike(&self, a: usize, b: usize) -> bool {
-        self.nodes[a].memory.state == self.nodes[b].memory.state
-    }
-
-    // ---- what must hold ----------------------------------------------------------------------
-
-    /// A device wrote ops of its own, or joined: they are read from its tables.
-    fn committed(&mut self, n: usize) {
-        let author_here = self.nodes[n].identity.node_id;
-        for (arr, author, nonce, bytes) in
-            self.nodes[n].tables().ops_after(self.nodes[n].memory.arr)
-        {
-            let author = NodeId(author);
-            let log = LogInfo { author, nonce }.id(&self.group);
-            let (hash, body) = (op_hash(&log, &bytes), decode_body(&bytes).unwrap());
-            if author == author_here {
-                self.tally.ops += 1;
-                self.check_numbers(n, log, hash, &body);
-            }
-            let memory = &mut self.nodes[n].memory;
-            memory.state.apply(&author, log.0, &body);
-            memory.committed.insert(hash);
-            memory.arr = arr;
-            self.ops.insert(hash, OpInfo { log, author, body });
-        }
-        self.check(n);
-    }
-
-    /// I4 and I7.
-    fn check_numbers(&mut self, n: usize, log: LogId, hash: OpHash, body: &Body) {
-        let honest = !self.nodes[n].silently_restored;
-        match self.numbers.insert((log, body.seq), hash) {
-            Some(other) if other != hash => {
-                self.forked = true;
-                if honest {
-                    self.blame(|| format!("I4: device {n} signed number {} twice", body.seq));
-                }
-            }
-            Some(_) | None => {}
-        }
-        for change in &body.changes {
-            let Change::Event(event) = change else { continue };
-            let next = self.events.entry((event.stream.clone(), log)).or_default();
-            let expected = std::mem::replace(next, event.event_seq + 1);
-            if honest && event.event_seq != expected {
-                let got = event.event_seq;
-                self.blame(|| format!("I7: device {n} numbers an event {got}, not {expected}"));
-            }
-        }
-    }
-
-    /// A device took in what it did not refuse.
-    fn took(
-        &mut self,
-        n: usize,
-        ops: &[VerifiedOp],
-        refused: &[can_sync::state::journal::Refused],
-    ) {
-        let refused: BTreeSet<_> = refused.iter().map(|op| (op.log, op.seq)).collect();
-        let memory = &mut self.nodes[n].memory;
-        for op in ops {
-            if !refused.contains(&(op.log(), op.body().seq)) {
-                memory.state.apply(&op.signed().log.author, op.log().0, op.body());
-                memory.committed.insert(op.hash());
-            }
-        }
-        let arr = self.nodes[n].tables().last_arr();
-        self.nodes[n].memory.arr = arr;
-        if self.is(Mutant::HeadPruned) {
-            self.nodes[n].tables().meddle("DELETE FROM ops WHERE refs = 0");
-        }
-        self.check(n);
-    }
-
-    /// I1, I3, and that the tables are what the ops taken in come to.
-    fn check(&mut self, n: usize) {
-        if self.wrong.is_some() || !self.nodes[n].memory.joined {
-            return;
-        }
-        let found = self.nodes[n].tables().state();
-        if let Some(what) = found.difference(&self.nodes[n].memory.state) {
-            return self.blame(|| format!("I5: device {n} has not what it took in: {what}"));
-        }
-        let clock = positions(&self.nodes[n].reader().clock().unwrap());
-        let fell = self.nodes[n].memory.clock.iter().find(|(log, seq)| clock.get(log) < Some(seq));
-        if let Some((log, seq)) = fell {
-            let what = format!("I3: device {n}: the clock of {log} fell from {seq}");
-            return self.blame(|| what);
-        }
-        if !self.forked {
-            let mut joined = found.clone();
-            for (hash, op) in &self.ops {
-                let covered = clock.get(&op.log).is_some_and(|seq| op.body.seq <= *seq);
-                let has = self.nodes[n].memory.committed.contains(hash);
-                if covered && !has && joined.apply(&op.author, op.log.0, &op.body) {
-                    let what = format!("op {} of {}", op.body.seq, op.log);
-                    return self.blame(|| format!("I1: device {n} claims {what} and lacks it"));
-                }
-            }
-        }
-        self.nodes[n].memory.clock = clock;
-    }
-
-    /// By the real check, each op once.
-    fn verify_all(&mut self, ops: &[SignedOp]) -> Vec<VerifiedOp> {
-        let mut verified = Vec::with_capacity(ops.len());
-        for op in ops {
-            let hash = op_hash(&op.log.id(&self.group), &op.body);
-            let known = self.verified.get(&hash).filter(|known| known.signed() == op);
-            let good = match known {
-                Some(known) => known.clone(),
-                None => verify(&self.group, op.clone()).unwrap(),
-            };
-            self.verified.insert(hash, good.clone());
-            verified.push(good);
-        }
-        verified
+    /// Sets a device's clock to so much beside the right time.
+    pub(crate) fn set_offset(&mut self, n: usize, offset_ms: i64) {
+        self.nodes[n].offset_ms = offset_ms;
     }
 }
 
@@ -1161,20 +574,6 @@ impl Node {
 
     fn tables(&self) -> &Tables {
         &self.open.as_ref().unwrap().tables
-    }
-}
-
-fn positions(clock: &Clock) -> BTreeMap<LogId, u64> {
-    clock.entries.iter().filter(|entry| entry.seq > 0).map(|e| (e.log, e.seq)).collect()
-}
-
-/// What is on the disk at this moment, with a torn write at the end of the log that SQLite keeps.
-fn copy(from: &Path, to: &Path, torn: &[u8]) {
-    let wal = |path: &Path| PathBuf::from(format!("{}-wal", path.display()));
-    std::fs::copy(from, to).unwrap();
-    if let Ok(mut bytes) = std::fs::read(wal(from)) {
-        bytes.extend_from_slice(torn);
-        std::fs::write(wal(to), bytes).unwrap();
     }
 }
 

@@ -2,8 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+use can_sync::core::ids::OpHash;
 use can_sync::core::journal::draft::{Draft, DraftChange, DraftPut};
-use can_sync::core::journal::op::{Elem, Key, Value};
+use can_sync::core::journal::op::{Body, Change, Elem, KEEP_DAYS, Key, Put, STREAM_MODEL, Value};
+use can_sync::core::journal::stamp::Hlc;
+use can_sync::wire::journal::encode_body;
 
 use crate::world::Rng;
 
@@ -25,12 +29,39 @@ pub(crate) fn draft(rng: &mut Rng) -> Draft {
     Draft { changes, expect: Vec::new() }
 }
 
-/// Writes the same field every time: the op before is dead.
-pub(crate) fn overwrite(rng: &mut Rng) -> Draft {
-    let key = Key { model: "asset".into(), id: vec![0], owned: false };
+/// Writes the same field of a record every time: the op before is dead.
+pub(crate) fn overwrite(rng: &mut Rng, id: u8) -> Draft {
+    let key = Key { model: "asset".into(), id: vec![id], owned: false };
     let set = BTreeMap::from([("f0".to_owned(), Some(Value::Int(rng.below(99) as i64)))]);
     let put = DraftPut { key, create: false, set, add: BTreeSet::new(), remove: BTreeSet::new() };
     Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() }
+}
+
+/// Says how many days a stream is kept, or for ever. More days than a world lasts, so that only
+/// prunes that look ahead drop anything.
+pub(crate) fn keep_days(rng: &mut Rng) -> Draft {
+    let stream = if rng.chance(70) { "log" } else { "audit" };
+    let key = Key { model: STREAM_MODEL.into(), id: stream.into(), owned: false };
+    if rng.chance(20) {
+        return Draft { changes: vec![DraftChange::Delete(key)], expect: Vec::new() };
+    }
+    let days = [Some(Value::Int(4 + rng.below(4) as i64)), Some(Value::Int(0)), None];
+    let set = BTreeMap::from([(
+        KEEP_DAYS.to_owned(),
+        days[rng.below(6).saturating_sub(3) as usize].clone(),
+    )]);
+    let put = DraftPut { key, create: true, set, add: BTreeSet::new(), remove: BTreeSet::new() };
+    Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() }
+}
+
+/// The body of an op with a change that can be read and one of a later version.
+pub(crate) fn later_kind(rng: &mut Rng, seq: u64, hlc: Hlc, prev: Option<OpHash>) -> Bytes {
+    let key = Key { model: "note".into(), id: vec![rng.below(4) as u8], owned: false };
+    let set = vec![("f0".to_owned(), Some(Value::Int(rng.below(99) as i64)))];
+    let put = Put { key, create: rng.chance(50), set, add: Vec::new(), remove: Vec::new() };
+    let read = encode_body(&Body { seq, hlc, prev, changes: vec![Change::Put(put)] }).unwrap();
+    // Field 77 of a Change, which no version has yet.
+    [&read[..], &[0x22, 4, 0xea, 4, 1, 0]].concat().into()
 }
 
 fn key(rng: &mut Rng) -> Key {

@@ -2,11 +2,14 @@
 //! decides how the two become one, by three-way comparison with what was last seen (the shadow).
 //!
 //! A1  Decisions compare values, never where an event came from: so no edit is taken for its echo,
-//!     and none of our own writes for an edit.
+//!     and none of our own writes for an edit. Texts that look the same are the same: they are
+//!     compared in [`canonical_text`], on both sides.
 //! A2  `pending` is durable before a row goes to the store, so that a crash in between does not make
 //!     another device's value look like an edit of this user.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use unicode_normalization::UnicodeNormalization;
 
 use crate::core::ids::Hash;
 use crate::core::journal::draft::DraftPut;
@@ -87,19 +90,45 @@ pub struct Decision {
     pub again: bool,
 }
 
+/// The form in which texts are compared and written: composed (Unicode NFC, UAX #15), as keyboards
+/// and file systems give the same letter in several forms, and trimmed.
+pub fn canonical_text(text: &str) -> String {
+    text.trim().nfc().collect()
+}
+
+fn canonical_tags(tags: &BTreeSet<String>) -> BTreeSet<String> {
+    tags.iter().map(|tag| canonical_text(tag)).filter(|tag| !tag.is_empty()).collect()
+}
+
 impl Row {
-    /// The form in which rows are compared: texts trimmed, empty tags left out.
+    /// The form in which rows are compared: texts canonical, empty tags left out.
     pub fn canonical(&self) -> Self {
-        let tags = self.tags.iter().map(|tag| tag.trim().to_owned());
         Self {
-            description: self.description.trim().to_owned(),
+            description: canonical_text(&self.description),
             trashed: self.trashed,
-            tags: tags.filter(|tag| !tag.is_empty()).collect(),
+            tags: canonical_tags(&self.tags),
         }
     }
 }
 
 impl JournalRow {
+    /// The same with its texts canonical.
+    pub fn canonical(&self) -> Self {
+        let tags = canonical_tags(&self.tags);
+        let removed_tags = canonical_tags(&self.removed_tags);
+        Self {
+            description: self.description.as_deref().map(canonical_text),
+            removed_tags: removed_tags.difference(&tags).cloned().collect(),
+            tags,
+            ..*self
+        }
+    }
+
+    /// The tags as they stand in the journal whose canonical form this is.
+    pub fn spellings<'a>(&'a self, tag: &'a str) -> impl Iterator<Item = &'a String> {
+        self.tags.iter().filter(move |spelling| canonical_text(spelling) == tag)
+    }
+
     /// The row the journal would give a store.
     pub fn row(&self) -> Row {
         Row {
@@ -141,14 +170,14 @@ pub fn reconcile(
     shadow: Option<&Shadow>,
     journal: &JournalRow,
 ) -> Decision {
-    let store = store.canonical();
+    let (store, canonical) = (store.canonical(), journal.canonical());
     let edits = match shadow {
-        None => first_sight(&store, journal),
-        Some(shadow) => edits(&store, shadow, journal),
+        None => first_sight(&store, &canonical),
+        Some(shadow) => edits(&store, shadow, &canonical),
     };
 
     // What the journal has once the edits are in it, and what only this store can have.
-    let mut merged = journal.row();
+    let mut merged = canonical.row();
     if edits.description || !fits_value(&store.description) {
         merged.description.clone_from(&store.description);
     }
@@ -169,7 +198,7 @@ pub fn reconcile(
             base.tags.insert(tag.clone());
         }
     }
-    let edit = (!edits.is_empty()).then(|| edits.into_put(hash, &store, !journal.alive));
+    let edit = (!edits.is_empty()).then(|| edits.into_put(hash, &store, journal));
     let mut next = Shadow { base, pending: None, written, version };
     if merged == store {
         next.written = Some(merged);
@@ -221,7 +250,7 @@ impl Edits {
         self
     }
 
-    fn into_put(self, hash: &Hash, store: &Row, create: bool) -> DraftPut {
+    fn into_put(self, hash: &Hash, store: &Row, journal: &JournalRow) -> DraftPut {
         let mut set = BTreeMap::new();
         if self.description {
             set.insert(DESCRIPTION.to_owned(), Some(Value::Text(store.description.clone())));
@@ -229,13 +258,13 @@ impl Edits {
         if self.trashed {
             set.insert(TRASHED.to_owned(), Some(Value::Bool(store.trashed)));
         }
-        let elem = |elem: String| Elem { field: TAGS.to_owned(), elem };
+        let elem = |elem: &String| Elem { field: TAGS.to_owned(), elem: elem.clone() };
         DraftPut {
             key: asset_key(hash),
-            create,
+            create: !journal.alive,
             set,
-            add: self.add.into_iter().map(elem).collect(),
-            remove: self.remove.into_iter().map(elem).collect(),
+            add: self.add.iter().map(elem).collect(),
+            remove: self.remove.iter().flat_map(|tag| journal.spellings(tag)).map(elem).collect(),
         }
     }
 }
@@ -462,6 +491,29 @@ mod tests {
         assert!(edit.set.is_empty());
         assert_eq!(edit.add.len(), 1);
         assert_eq!(decision.write, None);
+    }
+
+    #[test]
+    fn texts_that_look_the_same_are_the_same_whoever_wrote_them() {
+        let (composed, decomposed) = ("\u{e9}t\u{e9}", "e\u{301}te\u{301}");
+        let store = row(decomposed, false, &[decomposed]);
+        let first = reconcile(&HASH, &store, 1, None, &JournalRow::default());
+        let edit = first.edit.unwrap();
+        assert_eq!(edit.set[DESCRIPTION], Some(Value::Text(composed.into())));
+        assert_eq!(edit.add.iter().map(|e| e.elem.as_str()).collect::<Vec<_>>(), [composed]);
+
+        for (here, there) in [(composed, decomposed), (decomposed, composed)] {
+            let (store, journal) = (row(here, false, &[here]), has(there, false, &[there]));
+            for shadow in [None, Some(settled(&store)), Some(settled(&journal.row()))] {
+                let decision = reconcile(&HASH, &store, 1, shadow.as_ref(), &journal);
+                assert_eq!((decision.edit, decision.write), (None, None), "{here:?} {there:?}");
+            }
+            // Taking the tag out takes it out as it stands in the journal.
+            let bare = row(here, false, &[]);
+            let decision = reconcile(&HASH, &bare, 2, Some(&settled(&store)), &journal);
+            let edit = decision.edit.unwrap();
+            assert_eq!(edit.remove.iter().map(|e| e.elem.as_str()).collect::<Vec<_>>(), [there]);
+        }
     }
 
     #[test]

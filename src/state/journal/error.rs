@@ -27,6 +27,12 @@ pub enum JournalError {
     /// The wall clock was never set.
     #[error("the clock of this device is not set")]
     ClockNotSet,
+    /// Own ops are to be written anew and cannot be read.
+    #[error(
+        "a later version of can-sync wrote ops on this device that this one cannot write anew: \
+         upgrade it first"
+    )]
+    Unreadable,
     /// What is stored contradicts itself.
     #[error(
         "the journal is damaged: {0}; restore it from a backup, or leave the group and pair again"

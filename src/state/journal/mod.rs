@@ -36,7 +36,6 @@ mod roster;
 mod scan;
 mod schema;
 mod session;
-mod simulate;
 mod stats;
 mod tx;
 mod verify;

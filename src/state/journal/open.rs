@@ -146,12 +146,28 @@ impl Journal {
 }
 
 impl Tx<'_> {
-    /// Merges an op anew that was opaque; it stays so while anything in it is unknown.
-    fn reread(&mut self, arr: i64) -> Result<()> {
-        let (log, hash, bytes) =
-            self.db.query_row("SELECT log, hash, body FROM ops WHERE arr = ?1", [arr], |row| {
-                Ok((row.get(0)?, OpHash(row.get(1)?), row.get::<_, Vec<u8>>(2)?))
-            })?;
+    /// Merges an op anew that was opaque; it stays so while anything in it is unknown. It arrives
+    /// anew, with what it held before: whoever reads on from a cursor is past its old number.
+    fn reread(&mut self, old: i64) -> Result<()> {
+        let next = "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'ops' RETURNING seq";
+        let arr: i64 = self.db.query_row(next, [], |row| row.get(0))?;
+        let (log, hash, bytes, refs) = self.db.query_row(
+            "UPDATE ops SET arr = ?2 WHERE arr = ?1 RETURNING log, hash, body, refs",
+            [old, arr],
+            |row| {
+                let hash = OpHash(row.get(1)?);
+                Ok((row.get(0)?, hash, row.get::<_, Vec<u8>>(2)?, row.get::<_, i64>(3)?))
+            },
+        )?;
+        if refs > 0 {
+            for renumber in [
+                "UPDATE cells SET op = ?2 WHERE op = ?1",
+                "UPDATE events SET arr = ?2 WHERE arr = ?1",
+                "UPDATE members SET op = ?2 WHERE op = ?1",
+            ] {
+                self.db.execute(renumber, [old, arr])?;
+            }
+        }
         let body = read_body(&bytes)?;
         let row = self.log(log)?;
         let (log_id, dev) = (row.id, row.dev);

@@ -3,6 +3,7 @@
 //! They are taken out of the journal and written anew, with stamps of now, into a new log. This is
 //! the one place where a clock and the greatest time go back, and it is safe because nobody else has
 //! these ops: nothing is acknowledged, and whoever admitted one would have to be as wrong as we were.
+//! A clock goes back as far as to an op that is held, so that it claims nothing that was taken out.
 
 use std::collections::BTreeMap;
 
@@ -47,6 +48,7 @@ impl Tx<'_> {
         let me = self.me();
         let dev = self.device(&me)?;
         let bound = int(Hlc::from_ms(self.now_ms.saturating_add(FUTURE_MS_MAX + 1)).0);
+        // Times rise along a log and its last op is never dropped, so what is held tells of all.
         let others: bool = self.db.query_row(
             "SELECT EXISTS (SELECT 1 FROM ops JOIN logs USING (log) WHERE hlc >= ?1 AND dev != ?2)",
             params![bound, dev],
@@ -65,6 +67,9 @@ impl Tx<'_> {
         }
         if others || acked {
             return Ok(Rebased::OurClockIsSlow);
+        }
+        if doomed.iter().any(|op| op.body.changes.contains(&Change::Unknown)) {
+            return Err(JournalError::Unreadable);
         }
         self.take_out(&doomed, &me)?;
         let log = self.begin_log()?;
@@ -99,8 +104,8 @@ impl Tx<'_> {
 
     /// Takes ops out with all that they hold, and their logs' clocks back to before them.
     fn take_out(&mut self, doomed: &[Doomed], me: &NodeId) -> Result<()> {
-        // From the top of each log down, so that its clock goes back over one op after the other.
-        for op in doomed.iter().rev() {
+        let mut first: BTreeMap<i64, u64> = BTreeMap::new();
+        for op in doomed {
             self.take_out_cells(op)?;
             self.take_out_events(op)?;
             for (index, change) in op.body.changes.iter().enumerate() {
@@ -117,7 +122,12 @@ impl Tx<'_> {
                     self.add_refs(op.arr, -1)?;
                 }
             }
-            self.take_out_row(op)?;
+            self.delete_op(op.arr)?;
+            let seq = first.entry(op.log).or_insert(op.body.seq);
+            *seq = op.body.seq.min(*seq);
+        }
+        for (log, seq) in first {
+            self.retreat(log, seq)?;
         }
         // Not below anything that was ever admitted of others: it may be dropped by now, taken to be
         // dominated by what is taken out here, and must be dominated by what is written anew.
@@ -126,18 +136,16 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn take_out_row(&mut self, op: &Doomed) -> Result<()> {
-        let opaque = op.body.changes.contains(&Change::Unknown);
-        if opaque {
-            self.toggle_above(op.log, op.body.seq, &op.hash.0)?;
+    /// Takes a log's clock back to the last op that is held before `seq`.
+    fn retreat(&mut self, log: i64, seq: u64) -> Result<()> {
+        if self.log(log)?.seq < seq {
+            return Ok(());
         }
-        self.delete_op(op.arr)?;
-        let row = self.log(op.log)?;
-        if op.body.seq <= row.seq && !row.forked {
-            row.seq = op.body.seq - 1;
-            row.head = op.body.prev;
-        }
-        Ok(())
+        let last = self.top_held(log, 0, seq - 1)?;
+        let row = self.log(log)?;
+        (row.seq, row.head) = last.map_or((0, None), |(to, head)| (to, Some(head)));
+        // Times rise along a log, so nothing is held above that, but in a forked one.
+        self.absorb(log)
     }
 
     fn take_out_cells(&mut self, op: &Doomed) -> Result<()> {
@@ -237,6 +245,11 @@ impl Tx<'_> {
                         let seen = (removal.observed.log, removal.observed.seq);
                         if let Some(stamp) = moved.get(&seen) {
                             removal.observed = *stamp;
+                        } else if removal.observed.hlc > self.hlc_max {
+                            // The add was dropped as dead: this is later than all that it was seen
+                            // to replace.
+                            let log = LogId([0xff; LogId::LEN]);
+                            removal.observed = Stamp { hlc: self.hlc_max, log, seq: 0 };
                         }
                     }
                     Change::Put(put)

@@ -241,7 +241,7 @@ impl Tx<'_> {
     }
 
     /// The highest op held above `from` and up to `to`.
-    fn top_held(&self, log: i64, from: u64, to: u64) -> Result<Option<(u64, OpHash)>> {
+    pub(super) fn top_held(&self, log: i64, from: u64, to: u64) -> Result<Option<(u64, OpHash)>> {
         let mut query = self.db.prepare_cached(
             "SELECT seq, hash FROM ops WHERE log = ?1 AND seq > ?2 AND seq <= ?3
              ORDER BY seq DESC, dup LIMIT 1",

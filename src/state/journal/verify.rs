@@ -4,6 +4,8 @@
 use thiserror::Error;
 
 use crate::core::ids::{GroupId, LogId, OpHash};
+#[cfg(test)]
+use crate::core::journal::op::Change;
 use crate::core::journal::op::{Body, LogInfo, SignedOp, op_hash, signed_bytes};
 use crate::state::identity::{Identity, verify_signature};
 use crate::wire::WireError;
@@ -58,6 +60,14 @@ impl VerifiedOp {
         let hash = op_hash(&log, &bytes);
         let op = SignedOp { log: info, body: bytes, sig };
         Ok(Self { op, group: *group, log, hash, body })
+    }
+
+    /// As a version reads it that does not know these kinds of changes.
+    #[cfg(test)]
+    pub(super) fn unread(mut self, is_unknown: impl Fn(&Change) -> bool) -> Self {
+        let unknown = self.body.changes.iter_mut().filter(|change| is_unknown(change));
+        unknown.for_each(|change| *change = Change::Unknown);
+        self
     }
 
     /// As it travels.

@@ -27,6 +27,8 @@ pub(super) struct Outgoing {
     cursor: Option<u64>,
     /// The peer's first clock is here, so there is a place to scan from.
     positioned: bool,
+    /// Another place to scan from was set while a scan was under way, whose outcome is then void.
+    moved: bool,
     scanning: bool,
     /// When to look for more.
     look_ms: Option<u64>,
@@ -95,6 +97,7 @@ impl Outgoing {
             again: Again::Nothing,
             cursor: None,
             positioned: false,
+            moved: false,
             scanning: false,
             look_ms: None,
             told: None,
@@ -172,12 +175,11 @@ impl Outgoing {
         }
         let all: BTreeSet<LogId> =
             compared.all.into_iter().filter(|log| self.sent_whole.insert(*log)).collect();
-        if whole {
-            self.positioned = true;
-            self.cursor = Some(compared.start);
-            self.scanning = true;
-        } else if fell || !all.is_empty() {
-            self.cursor = None;
+        if whole || fell || !all.is_empty() {
+            let known = whole && self.again == Again::Nothing;
+            self.cursor = known.then_some(compared.start);
+            self.positioned |= whole;
+            self.moved = true;
             self.scanning = true;
         }
         self.send_again(all);
@@ -193,6 +195,9 @@ impl Outgoing {
     /// Takes in what was found. Whether everything is sent again, for unequal digests.
     pub(super) fn on_scanned(&mut self, scanned: Scanned, peer: &PeerClock) -> bool {
         self.reading = false;
+        if self.moved {
+            return false;
+        }
         self.cursor = Some(scanned.cursor);
         self.scanning = scanned.drained.is_none();
         let everything = self.again == Again::Everything;
@@ -334,6 +339,7 @@ impl Outgoing {
         if self.positioned && (self.scanning || look_due || tell_due) {
             self.reading = true;
             self.scanning = true;
+            self.moved = false;
             self.look_ms = None;
             out.push(Effect::Scan { cursor: self.cursor, has: self.has_now() });
         }

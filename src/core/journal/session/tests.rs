@@ -207,6 +207,22 @@ fn a_log_held_back_pauses_alone_and_is_asked_for_when_its_time_has_come() {
 }
 
 #[test]
+fn a_peer_that_asks_again_while_a_scan_is_under_way_is_not_missed() {
+    let mut stage = Stage::open(&[entry(1, 3)]);
+    stage.settle(clock(&[entry(1, 2)], false, 0), clock(&[entry(1, 3)], true, 0));
+    stage.handle(Input::Sent);
+    let asks = Clock { restart: true, ..clock(&[], false, 0) };
+    let effects = stage.handle(told(asks));
+    let [Effect::TakeClock { .. }, Effect::Scan { cursor: Some(7), .. }] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    let compared = Compared { has: vec![(log(1), 2)], all: Vec::new(), start: 2 };
+    assert_eq!(stage.handle(Input::Compared(compared)), []);
+    let effects = stage.handle(Input::Scanned(drained(clock(&[entry(1, 3)], true, 0))));
+    assert!(matches!(effects[..], [Effect::Scan { cursor: Some(2), .. }]), "{effects:?}");
+}
+
+#[test]
 fn what_the_peer_sent_does_not_go_back_to_it() {
     let mut stage = Stage::open(&[]);
     stage.settle(clock(&[], true, 0), clock(&[], true, 0));

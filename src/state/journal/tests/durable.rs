@@ -292,6 +292,84 @@ fn ops_of_a_wrong_clock_are_written_anew_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_clock_that_goes_back_claims_nothing_of_what_was_taken_out() {
+    let mut device = Device::founder();
+    device.set("1", "f", 0);
+    let (old, before) = (device.open_log(), device.has());
+    device.now_ms += 24 * 3_600_000;
+    (1..4).for_each(|n| drop(device.set("1", "f", n)));
+    let late_ms = device.now_ms + crate::core::limits::DEAD_OP_KEPT_MS + 1;
+    assert!(device.journal.prune(late_ms, 100).unwrap().ops > 0);
+    device.now_ms = NOW_MS;
+    assert!(matches!(device.journal.rebase(NOW_MS).unwrap(), Rebased::Done { ops: 1, .. }));
+    assert!(device.has().get(&old).is_none_or(|seq| *seq <= before[&old]));
+    assert_eq!(device.field("1", "f"), Some(3));
+    device.fsck();
+}
+
+#[test]
+fn the_future_branch_of_a_forked_log_is_written_anew() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    let backup = tempfile::tempdir().unwrap();
+    copy(a.dir.path(), backup.path());
+    a.set("1", "f", 1);
+    a.set("1", "g", 1);
+    sync(a, b);
+    a.restore(backup.path());
+    a.now_ms += 24 * 3_600_000;
+    (1..4).for_each(|n| drop(a.set("2", "f", n)));
+    push_above(b, a, &BTreeMap::new());
+    a.fsck();
+    a.now_ms = NOW_MS;
+    assert!(matches!(a.journal.rebase(NOW_MS).unwrap(), Rebased::Done { ops: 3, .. }));
+    a.fsck();
+    b.now_ms += 1;
+    sync(a, b);
+    for device in [&mut *a, &mut *b] {
+        assert_eq!((device.field("1", "g"), device.field("2", "f")), (Some(1), Some(3)));
+        device.fsck();
+    }
+}
+
+#[test]
+fn a_removal_written_anew_removes_although_its_add_was_dropped() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    b.tag("1", "red", true);
+    sync(a, b);
+    a.now_ms += 24 * 3_600_000;
+    a.tag("1", "red", true);
+    a.tag("1", "red", false);
+    let late_ms = a.now_ms + crate::core::limits::DEAD_OP_KEPT_MS + 1;
+    a.tag("1", "blue", true);
+    a.journal.prune(late_ms, 100).unwrap();
+    a.now_ms = NOW_MS;
+    assert!(matches!(a.journal.rebase(NOW_MS).unwrap(), Rebased::Done { .. }));
+    b.now_ms += 1;
+    sync(a, b);
+    let tags = |device: &Device| device.record("1").unwrap().sets["tags"].clone();
+    assert_eq!((tags(a), tags(b)), (["blue".into()].into(), ["blue".into()].into()));
+    a.fsck();
+    b.fsck();
+}
+
+#[test]
+fn what_a_later_version_wrote_cannot_be_written_anew() {
+    let mut device = Device::founder();
+    device.now_ms += 24 * 3_600_000;
+    let seq = device.has()[&device.open_log()] + 1;
+    device.event("log");
+    let op = device.ops().into_iter().find(|op| op.body().seq == seq).unwrap();
+    let body = [&op.signed().body[..], &[0x22, 4, 0xea, 4, 1, 0]].concat();
+    let sql = "UPDATE ops SET opaque = 1, body = ?1 WHERE seq = ?2";
+    device.journal.connection.execute(sql, (body, seq as i64)).unwrap();
+    let before = (device.clock(), device.cells());
+    assert!(matches!(device.journal.rebase(NOW_MS), Err(JournalError::Unreadable)));
+    assert_eq!((device.clock(), device.cells()), before);
+}
+
+#[test]
 fn nothing_is_written_anew_when_it_is_our_clock_that_is_slow() {
     let mut devices = Device::group(2);
     let [a, b] = &mut devices[..] else { unreachable!() };

@@ -363,6 +363,8 @@ fn what_an_earlier_version_could_not_read_is_read_after_the_upgrade() {
     a.event("log");
     sync(a, b);
     let expected = (b.cells(), b.digest());
+    let cursor = b.reader.cursor_now().unwrap();
+    let last_arr = b.ops().len() as u64;
     // As if nothing of these ops had been understood.
     let forget = "UPDATE ops SET opaque = 1, refs = 0 WHERE seq = 3 OR seq = 4;
         DELETE FROM cells; DELETE FROM events; DELETE FROM streams; DELETE FROM records;
@@ -380,6 +382,11 @@ fn what_an_earlier_version_could_not_read_is_read_after_the_upgrade() {
     b.restart();
     assert_eq!((b.cells(), b.digest()), expected);
     b.fsck();
+    let page = b.reader.changes(None, cursor.as_ref(), 9).unwrap().unwrap();
+    let ids: Vec<_> = page.changes.iter().map(|change| change.id.as_slice()).collect();
+    assert_eq!(ids, [b"1"], "whoever watches hears of it");
+    let page = b.reader.events("log", (last_arr, 0), 9).unwrap();
+    assert_eq!(page.events.len(), 1, "whoever follows the stream reads it");
 }
 
 #[test]

@@ -32,6 +32,8 @@ struct Device {
     dir: TempDir,
     now_ms: u64,
     opened: u8,
+    /// A version that knows neither deletes nor events.
+    old: bool,
 }
 
 impl Device {
@@ -43,7 +45,7 @@ impl Device {
         let path = dir.path().join("journal.db");
         let journal = Journal::open_as(&path, &identity, [n; 32], IDENT).unwrap();
         let reader = journal.reader().unwrap();
-        Self { journal, reader, identity, dir, now_ms: NOW_MS, opened: 0 }
+        Self { journal, reader, identity, dir, now_ms: NOW_MS, opened: 0, old: false }
     }
 
     /// A device that founded a group.
@@ -100,6 +102,19 @@ impl Device {
         let path = self.dir.path().join("journal.db");
         self.journal = Journal::open_as(&path, &self.identity, seed, IDENT).unwrap();
         self.reader = self.journal.reader().unwrap();
+    }
+
+    /// Stops and starts again as the version of today.
+    fn upgrade(&mut self) {
+        self.old = false;
+        let reset = "UPDATE meta SET v = x'00' WHERE k = 'kinds'";
+        self.journal.connection.execute(reset, []).unwrap();
+        self.restart();
+    }
+
+    /// An op as this device reads it.
+    fn read(&self, op: VerifiedOp) -> VerifiedOp {
+        op.unread(|change| self.old && matches!(change, OpChange::Delete(_) | OpChange::Event(_)))
     }
 
     /// Starts again on the files of a backup, put back where nothing can be noticed.
@@ -279,8 +294,8 @@ fn push_above(from: &Device, to: &mut Device, has: &BTreeMap<LogId, u64>) -> Vec
     loop {
         let scan = from.reader.scan(cursor, has, LIMITS).unwrap();
         cursor = scan.cursor;
-        let ops: Vec<_> =
-            scan.ops.into_iter().map(|(_, _, op)| verify(&group, op).unwrap()).collect();
+        let ops = scan.ops.into_iter().map(|(_, _, op)| to.read(verify(&group, op).unwrap()));
+        let ops: Vec<_> = ops.collect();
         if !ops.is_empty() {
             let received = to.journal.receive(&from.id(), &ops, to.now_ms).unwrap();
             refused.extend(received.refused);

@@ -1,0 +1,307 @@
+//! The seeds of the corpus: each message as this version writes it, cut short, and one beyond a
+//! bound. What is named `...-cut` or `...-bad` is refused, all else is read.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, LogId, NodeId, OpHash, StoreId};
+use can_sync::core::joining::{Introduction, PairAccept, PairRequest};
+use can_sync::core::journal::message::{
+    Clock, ClockEntry, Hello as JournalHello, JournalMessage, Ops, Refuse, RefuseCode, VERSION,
+    Xor16,
+};
+use can_sync::core::journal::op::{
+    Body, Change, Elem, Event, Key, LogInfo, MemberChange, Put, Removal, SignedOp, Value,
+};
+use can_sync::core::journal::stamp::{Hlc, Stamp};
+use can_sync::core::limits::{OP_CHANGES_MAX, PIECE_ALIGN_BYTES};
+use can_sync::core::message::{Hello, Message};
+use can_sync::core::reconcile::{Cursor, ReconcileMessage, SetSummary, Since, Way};
+use can_sync::core::sketch::Cell;
+use can_sync::net::ticket::Ticket;
+use can_sync::state::bao::{GROUP_BYTES, build_outboard, encode_piece};
+use can_sync::wire::batch::{
+    Content, Label, Piece, SetPage, Verdict, WantEntry, encode_ack, encode_contents, encode_drop,
+    encode_want,
+};
+use can_sync::wire::frame::{Header, Kind};
+use can_sync::wire::{control, journal, pairing};
+use prost::Message as _;
+
+use super::targets::{offer, piece_content, piece_digest};
+
+/// A seed: its target, its name, its bytes.
+pub(crate) type Seed = (&'static str, String, Vec<u8>);
+
+/// All of them.
+pub(crate) fn seeds() -> Vec<Seed> {
+    let mut seeds = Vec::new();
+    for (name, message) in control_messages() {
+        let (kind, payload) = control::encode_message(&message);
+        add(&mut seeds, "control", name, [&[kind.number()][..], &payload].concat());
+        framed(&mut seeds, name, kind, &payload);
+    }
+    for (name, message) in journal_messages() {
+        let (kind, payload) = journal::encode_message(&message);
+        add(&mut seeds, "journal", name, [&[kind.number()][..], &payload].concat());
+        framed(&mut seeds, name, kind, &payload);
+    }
+    for (which, name, payload) in batch_messages() {
+        add(&mut seeds, "batch", name, [&[which][..], &payload].concat());
+    }
+    for (which, name, payload) in pairing_messages() {
+        add(&mut seeds, "pairing", name, [&[which][..], &payload].concat());
+    }
+    for (name, body) in bodies() {
+        add(&mut seeds, "op_body", name, journal::encode_body(&body).unwrap().to_vec());
+    }
+    bad_ones(&mut seeds);
+    tickets(&mut seeds);
+    pieces(&mut seeds);
+    seeds
+}
+
+/// A seed, and the same cut short.
+fn add(seeds: &mut Vec<Seed>, target: &'static str, name: &str, bytes: Vec<u8>) {
+    let cut = bytes[..bytes.len() - 1].to_vec();
+    seeds.push((target, format!("{name}-cut"), cut));
+    seeds.push((target, name.to_owned(), bytes));
+}
+
+fn framed(seeds: &mut Vec<Seed>, name: &str, kind: Kind, payload: &[u8]) {
+    let header = Header::encode(kind, payload.len() as u32);
+    add(seeds, "frame", name, [&header[..], payload].concat());
+}
+
+fn control_messages() -> Vec<(&'static str, Message)> {
+    let round = 9;
+    let summary = || SetSummary {
+        epoch: [1; 16],
+        head_seq: 77,
+        count: 70,
+        fingerprint: [2; 32],
+        counters: None,
+        since: Some(Since { epoch: [3; 16], seq: 5 }),
+        busy: false,
+    };
+    let cell = Cell { sum: [1, 2, 3, 4], check: 5, count: -6 };
+    let hello = Hello {
+        group_id: GroupId([1; 32]),
+        device_name: "laptop".to_owned(),
+        store_id: StoreId([2; 16]),
+        algorithm: HashAlgorithm::Sha256,
+        build: "0.1.0".to_owned(),
+        journal: true,
+    };
+    let plan = ReconcileMessage::Plan {
+        round,
+        way: Way::Shards,
+        summary: summary(),
+        retry_ms: 3,
+        nonce: Some([8; 16]),
+        estimate: 1 << 40,
+    };
+    let reconcile = [
+        ("compare", ReconcileMessage::Compare { round, summary: summary() }),
+        ("plan", plan),
+        ("cells", ReconcileMessage::Cells { round, shard: 3, first: 0, cells: vec![cell] }),
+        ("more", ReconcileMessage::More { round, shard: 1, first: 5, n: 7 }),
+        ("decoded", ReconcileMessage::Decoded { round, lacking: vec![Hash([4; 32])] }),
+        ("rekey", ReconcileMessage::Rekey { round, nonce: [7; 16], shard_bits: 4 }),
+        ("pull-seq", ReconcileMessage::Pull { round, from: Cursor::Seq(3) }),
+        ("pull-hash", ReconcileMessage::Pull { round, from: Cursor::Hash(Some(Hash([0; 32]))) }),
+        (
+            "page",
+            ReconcileMessage::Page {
+                round,
+                hashes: vec![Hash([5; 32])],
+                more: true,
+                next_seq: u64::MAX,
+            },
+        ),
+        ("done", ReconcileMessage::Done { round, incomplete: true }),
+    ];
+    let mut all = vec![
+        ("hello", Message::Hello(hello)),
+        ("summary", Message::Summary(Box::new(summary()))),
+        ("solicit", Message::Solicit(vec![Hash([5; 32]), Hash([6; 32])])),
+        ("lacking", Message::Lacking(vec![Hash([6; 32])])),
+    ];
+    all.extend(reconcile.map(|(name, message)| (name, Message::Reconcile(message))));
+    all
+}
+
+fn op(n: u8) -> SignedOp {
+    let log = LogInfo { author: NodeId([n; 32]), nonce: [n; 16] };
+    SignedOp { log, body: Bytes::from(vec![n; 9]), sig: [n; 64] }
+}
+
+fn journal_messages() -> Vec<(&'static str, JournalMessage)> {
+    let entry = |n: u8| ClockEntry {
+        log: LogId([n; 16]),
+        seq: u64::from(n) << 33,
+        head: Xor16([n; 16]),
+        above: Xor16([!n; 16]),
+        forked: n == 2,
+    };
+    let clock = Clock {
+        entries: vec![entry(1), entry(2)],
+        drained: true,
+        restart: true,
+        digest: Some(Xor16([9; 16])),
+    };
+    let group = GroupId([9; 32]);
+    let hello = JournalHello { version: VERSION, group, now_ms: -1, intro: vec![op(1)] };
+    let refuse = Refuse {
+        code: RefuseCode::Future,
+        text: "too far".to_owned(),
+        op: Some((LogId([3; 16]), 4)),
+    };
+    vec![
+        ("journal-hello", JournalMessage::Hello(hello)),
+        ("journal-clock", JournalMessage::Clock(clock)),
+        ("journal-ops", JournalMessage::Ops(Ops { ops: vec![op(1), op(2)], has_more: true })),
+        ("journal-refuse", JournalMessage::Refuse(refuse)),
+    ]
+}
+
+fn batch_messages() -> Vec<(u8, &'static str, Vec<u8>)> {
+    let content = |label| Content { label, bytes: Bytes::from_static(b"abc") };
+    let piece = |label| Piece {
+        label,
+        offset_bytes: PIECE_ALIGN_BYTES,
+        length_bytes: 3,
+        encoded: Bytes::from_static(b"abc"),
+    };
+    let hash = Hash([7; 32]);
+    let named = Label::Named(Digest { hash, size_bytes: 3 });
+    let verdicts = [
+        Verdict::Stored,
+        Verdict::AlreadyHeld,
+        Verdict::Elsewhere,
+        Verdict::Later("disk full".to_owned()),
+        Verdict::Refused("too large".to_owned()),
+    ];
+    let want = [
+        WantEntry { index: 1, offset_bytes: 0 },
+        WantEntry { index: 3, offset_bytes: PIECE_ALIGN_BYTES },
+    ];
+    let page = SetPage { hashes: vec![Hash([1; 32]), hash], more: true };
+    let plain = verdicts.iter().map(|verdict| (Some(hash), verdict));
+    vec![
+        (0, "offer", offer().encode().encode_to_vec()),
+        (1, "want", encode_want(&want).encode_to_vec()),
+        (2, "contents", encode_contents(vec![content(Label::Entry(1))]).encode_to_vec()),
+        (3, "plain-contents", encode_contents(vec![content(named)]).encode_to_vec()),
+        (4, "piece", piece(Label::Entry(4)).encode().encode_to_vec()),
+        (5, "plain-piece", piece(named).encode().encode_to_vec()),
+        (6, "drop", encode_drop(2).encode_to_vec()),
+        (7, "ack", encode_ack(verdicts.iter().map(|verdict| (None, verdict))).encode_to_vec()),
+        (8, "plain-ack", encode_ack(plain).encode_to_vec()),
+        (9, "set-page", page.encode().encode_to_vec()),
+    ]
+}
+
+fn pairing_messages() -> Vec<(u8, &'static str, Vec<u8>)> {
+    let request = PairRequest {
+        joiner: NodeId([1; 32]),
+        proof: [2; 32],
+        device_name: "laptop".to_owned(),
+        addresses: vec!["10.0.0.1:7".to_owned()],
+        hash_algorithm: HashAlgorithm::Sha256,
+    };
+    let (group_id, intro) = (GroupId([3; 32]), vec![op(1), op(2)]);
+    let accept =
+        PairAccept { group_id, intro: intro.clone(), members: 7, device_name: "desk".to_owned() };
+    let introduction = Introduction { group_id, intro };
+    vec![
+        (0, "request", pairing::pair_request_to_wire(&request).encode_to_vec()),
+        (1, "accept", pairing::pair_accept_to_wire(&accept).encode_to_vec()),
+        (2, "introduction", pairing::introduction_to_wire(&introduction).encode_to_vec()),
+    ]
+}
+
+fn key() -> Key {
+    Key { model: "note".to_owned(), id: vec![0, 255], owned: true }
+}
+
+fn bodies() -> Vec<(&'static str, Body)> {
+    let values = [
+        None,
+        Some(Value::Bool(true)),
+        Some(Value::Int(i64::MIN)),
+        Some(Value::Double(f64::NAN)),
+        Some(Value::Text("\u{fc}".to_owned())),
+        Some(Value::Bytes(vec![1])),
+    ];
+    let tag = |elem: &str| Elem { field: "tags".to_owned(), elem: elem.to_owned() };
+    let observed = Stamp { hlc: Hlc(76), log: LogId([4; 16]), seq: 9 };
+    let put = Put {
+        key: key(),
+        create: true,
+        set: values.into_iter().enumerate().map(|(n, value)| (format!("f{n}"), value)).collect(),
+        add: vec![tag("a")],
+        remove: vec![Removal { elem: tag("b"), observed }],
+    };
+    let event =
+        Event { stream: "log".to_owned(), event_seq: 3, kind: "seen".to_owned(), data: vec![0; 5] };
+    let device = NodeId([8; 32]);
+    let members = vec![
+        Change::Member(MemberChange::Genesis { nonce: [1; 16], name: "one".to_owned() }),
+        Change::Member(MemberChange::Add { device, name: "two".to_owned() }),
+        Change::Member(MemberChange::Remove { device, keep: vec![NodeId([9; 32])] }),
+    ];
+    let later = |changes| Body { seq: 2, hlc: Hlc(77), prev: Some(OpHash([5; 32])), changes };
+    vec![
+        ("put", later(vec![Change::Put(put)])),
+        ("delete-and-event", later(vec![Change::Delete(key()), Change::Event(event)])),
+        ("members", Body { seq: 1, prev: None, ..later(members) }),
+    ]
+}
+
+fn bad_ones(seeds: &mut Vec<Seed>) {
+    let too_long = Header::encode(Kind::PairRequest, u32::MAX);
+    seeds.push(("frame", "too-long-bad".to_owned(), too_long.to_vec()));
+    let one = Body { seq: 1, hlc: Hlc(7), prev: None, changes: vec![Change::Delete(key())] };
+    let one = journal::encode_body(&one).unwrap();
+    // The changes of a body are its last field: one more than may be, and one of a later version.
+    let change = one.iter().rposition(|byte| *byte == 0x22).unwrap();
+    let many = [&one[..], &one[change..].repeat(OP_CHANGES_MAX)].concat();
+    seeds.push(("op_body", "too-many-bad".to_owned(), many));
+    let unknown = [&one[..], &[0x22, 4, 0xea, 4, 1, 0]].concat();
+    seeds.push(("op_body", "later-kind".to_owned(), unknown));
+    let mut twice = offer();
+    twice.entries.push(twice.entries[0]);
+    let twice = [&[0][..], &twice.encode().encode_to_vec()].concat();
+    seeds.push(("batch", "offered-twice-bad".to_owned(), twice));
+}
+
+fn tickets(seeds: &mut Vec<Seed>) {
+    let addresses = ["192.168.1.7:4433", "[fd00::7]:4433", "https://relay.example.org/"];
+    let ticket = Ticket {
+        inviter: NodeId([0xab; 32]),
+        addresses: addresses.map(str::to_owned).to_vec(),
+        secret: [0x5e; 16],
+        expires_ms: 1_800_000_000_000,
+    };
+    let text = ticket.to_string();
+    let bytes = data_encoding::BASE32_NOPAD.decode(text.to_uppercase()[7..].as_bytes()).unwrap();
+    add(seeds, "ticket", "text", text.into_bytes());
+    seeds.push(("ticket", "content".to_owned(), bytes[..bytes.len() - 4].to_vec()));
+    let nowhere = [&bytes[..1 + 32 + 16 + 8], &[0, 3], b"abc"].concat();
+    seeds.push(("ticket", "no-url-bad".to_owned(), nowhere));
+}
+
+fn pieces(seeds: &mut Vec<Seed>) {
+    let (content, digest) = (piece_content(), piece_digest());
+    let mut outboard = tempfile::tempfile().unwrap();
+    build_outboard(&content[..], digest.size_bytes, &mut outboard).unwrap();
+    let last = &content[GROUP_BYTES as usize..];
+    let encoded = encode_piece(&digest, GROUP_BYTES, last, Some(&outboard)).unwrap();
+    add(seeds, "piece", "last-group", [&[1][..], &encoded].concat());
+}
+
+/// The names of all seeds are different.
+pub(crate) fn names(seeds: &[Seed]) -> BTreeSet<(&'static str, &str)> {
+    seeds.iter().map(|(target, name, _)| (*target, name.as_str())).collect()
+}

@@ -1,0 +1,311 @@
+//! What devices and their users do: write, let in, remove, lose, prune, mend.
+
+use can_sync::core::pairing::TicketSecret;
+
+use super::checks::positions;
+use super::*;
+
+impl World {
+    pub(crate) fn write(&mut self, n: usize) {
+        let drafts: Vec<_> = (0..1 + self.rng.below(3)).map(|_| draft(&mut self.rng)).collect();
+        self.write_drafts(n, &drafts);
+    }
+
+    pub(super) fn write_drafts(&mut self, n: usize, drafts: &[Draft]) {
+        if !self.is_up(n) {
+            return;
+        }
+        let wall_ms = self.wall_ms(n);
+        let written = self.nodes[n].journal().write(drafts, wall_ms);
+        let Some(written) = self.unless_full(n, written) else { return };
+        for error in written.into_iter().filter_map(Result::err) {
+            match error {
+                DraftError::Quota { .. } if self.faults.quotas => {}
+                DraftError::NotMember if self.faults.removal => {}
+                error => self.blame(|| format!("device {n} cannot write: {error}")),
+            }
+        }
+        self.committed(n);
+        if !self.crashes_now(n) {
+            self.broadcast(n, true, false);
+        }
+    }
+
+    /// Writes the one field of this record so many times: the ops before the last are dead.
+    pub(crate) fn overwrite(&mut self, n: usize, id: u8, times: u64) {
+        for _ in 0..times {
+            let same = vec![overwrite(&mut self.rng, id)];
+            self.write_drafts(n, &same);
+        }
+    }
+
+    pub(super) fn speak_of_retention(&mut self, n: usize) {
+        if self.faults.retention {
+            let draft = keep_days(&mut self.rng);
+            self.write_drafts(n, &[draft]);
+        }
+    }
+
+    /// An op of which this version can read one half, in a log of its own.
+    pub(super) fn write_later_kind(&mut self, n: usize) {
+        if !self.faults.later_kinds || !self.is_up(n) {
+            return;
+        }
+        let node = &self.nodes[n];
+        let wall_ms = self.wall_ms(n);
+        let last = node.later;
+        let hlc = node.memory.hlc_max.next(wall_ms).unwrap();
+        let seq = last.map_or(1, |(seq, _)| seq + 1);
+        let body = later_kind(&mut self.rng, seq, hlc, last.map(|(_, hash)| hash));
+        let node = &self.nodes[n];
+        let mut nonce = [0x1a; 16];
+        nonce[..8].copy_from_slice(&node.generation.to_be_bytes());
+        let log = LogInfo { author: node.identity.node_id, nonce };
+        let id = log.id(&self.group);
+        let hash = op_hash(&id, &body);
+        let sig = node.identity.sign(&signed_bytes(&id, &body));
+        let ops = self.verify_all(&[SignedOp { log, body, sig }]);
+        let me = self.nodes[n].identity.node_id;
+        let received = self.nodes[n].journal().receive(&me, &ops, wall_ms);
+        let Some(received) = self.unless_full(n, received) else { return };
+        self.count(Happened::LaterKind, received.applied);
+        if received.applied > 0 {
+            self.nodes[n].later = Some((seq, hash));
+            self.committed(n);
+            self.broadcast(n, true, false);
+        }
+    }
+
+    pub(crate) fn join(&mut self, n: usize, inviter: usize) {
+        if self.nodes[n].memory.joined || self.nodes[n].gone || !self.is_up(inviter) {
+            return;
+        }
+        let secret = self.rng.bytes()[..16].try_into().unwrap();
+        if !self.invite(inviter, &secret) {
+            return;
+        }
+        match self.rng.below(12) {
+            0 => return self.come_late(n, inviter, &secret),
+            1 => return self.guess(n, inviter, &secret),
+            2 => self.replay(n, inviter, &secret),
+            _ => {}
+        }
+        let joiner = self.nodes[n].identity.node_id;
+        let proof = pair_proof(&secret, &self.nodes[inviter].identity.node_id, &joiner);
+        let wall_ms = self.wall_ms(inviter);
+        let redeemed = self.nodes[inviter].journal().redeem(&joiner, &proof, "late", wall_ms);
+        let Some(Ok(admitted)) = self.unless_full(inviter, redeemed) else {
+            return;
+        };
+        self.committed(inviter);
+        if self.is(Mutant::TokenWorksTwice) {
+            self.invite(inviter, &secret);
+        }
+        let stranger = Identity::from_bytes(&self.rng.bytes()).node_id;
+        let proof = pair_proof(&secret, &self.nodes[inviter].identity.node_id, &stranger);
+        self.must_not_enter(inviter, &stranger, &proof, wall_ms, "a ticket let two devices in");
+        let crashed = self.crashes_now(inviter);
+        if !crashed {
+            self.broadcast(inviter, true, true);
+        }
+        let intro = self.verify_all(&admitted.intro);
+        let wall_ms = self.wall_ms(n);
+        match self.nodes[n].journal().join(admitted.group, &intro, wall_ms) {
+            Ok(()) => {
+                self.nodes[n].memory.joined = true;
+                self.committed(n);
+            }
+            // Held back by a clock that is off: it will be tried again.
+            Err(JournalError::BadIntro | JournalError::ClockBehind)
+                if self.faults.skew || self.faults.far_clocks => {}
+            Err(error) => self.blame(|| format!("device {n} cannot join: {error}")),
+        }
+    }
+
+    /// Makes a ticket with this secret, if the inviter may and can.
+    fn invite(&mut self, inviter: usize, secret: &TicketSecret) -> bool {
+        let wall_ms = self.wall_ms(inviter);
+        let journal = self.nodes[inviter].journal();
+        let made = journal.create_token(&ticket_key(secret), wall_ms, wall_ms + TICKET_MS);
+        self.unless_full(inviter, made).is_some()
+    }
+
+    /// The invited comes when the ticket has expired.
+    fn come_late(&mut self, n: usize, inviter: usize, secret: &TicketSecret) {
+        let late_ms = self.wall_ms(inviter) + TICKET_MS;
+        if self.is(Mutant::TokenNeverExpires) {
+            self.nodes[inviter].tables().meddle("DELETE FROM tokens");
+            let journal = self.nodes[inviter].journal();
+            journal.create_token(&ticket_key(secret), late_ms, late_ms + TICKET_MS).unwrap();
+        }
+        let joiner = self.nodes[n].identity.node_id;
+        let proof = pair_proof(secret, &self.nodes[inviter].identity.node_id, &joiner);
+        self.must_not_enter(inviter, &joiner, &proof, late_ms, "an expired ticket let a device in");
+    }
+
+    /// Somebody tries secrets until the ticket is void.
+    fn guess(&mut self, n: usize, inviter: usize, secret: &TicketSecret) {
+        let wall_ms = self.wall_ms(inviter);
+        for _ in 0..TICKET_TRIES {
+            let thief = Identity::from_bytes(&self.rng.bytes()).node_id;
+            let proof = self.rng.bytes();
+            self.must_not_enter(inviter, &thief, &proof, wall_ms, "a guess let a device in");
+            if self.is(Mutant::TokenTriesAreNotCounted) {
+                self.nodes[inviter].tables().meddle("UPDATE tokens SET tries = 5");
+            }
+        }
+        let joiner = self.nodes[n].identity.node_id;
+        let proof = pair_proof(secret, &self.nodes[inviter].identity.node_id, &joiner);
+        let what = "a ticket outlived as many guesses as it allows";
+        self.must_not_enter(inviter, &joiner, &proof, wall_ms, what);
+    }
+
+    /// A thief uses the proof of the invited.
+    fn replay(&mut self, n: usize, inviter: usize, secret: &TicketSecret) {
+        let (wall_ms, inviter_id) = (self.wall_ms(inviter), self.nodes[inviter].identity.node_id);
+        let thief = Identity::from_bytes(&self.rng.bytes()).node_id;
+        let proven = match self.is(Mutant::ProofFitsAnybody) {
+            true => thief,
+            false => self.nodes[n].identity.node_id,
+        };
+        let proof = pair_proof(secret, &inviter_id, &proven);
+        self.must_not_enter(inviter, &thief, &proof, wall_ms, "a proof let another device in");
+    }
+
+    fn must_not_enter(
+        &mut self,
+        inviter: usize,
+        who: &NodeId,
+        proof: &[u8; 32],
+        wall_ms: u64,
+        what: &str,
+    ) {
+        let redeemed = self.nodes[inviter].journal().redeem(who, proof, "thief", wall_ms);
+        let Some(redeemed) = self.unless_full(inviter, redeemed) else { return };
+        match redeemed {
+            Ok(_) => {
+                self.committed(inviter);
+                self.blame(|| what.to_owned());
+            }
+            Err(error) => {
+                let kinds = [TokenError::NoToken, TokenError::WrongProof, TokenError::Expired];
+                self.count(Happened::TicketMisused, kinds.contains(&error).into());
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, n: usize) {
+        let other = 1 + self.rng.index(self.nodes.len() - 1);
+        if !self.faults.removal || n == other || !self.is_up(n) || !self.is_up(other) {
+            return;
+        }
+        let id = self.nodes[other].identity.node_id;
+        let wall_ms = self.wall_ms(n);
+        if self.nodes[n].memory.state.is_removed(&id.0, Rules::REAL) {
+            // A user tries to bring back a device with the key it had.
+            let added = self.nodes[n].journal().add(&id, "again", wall_ms);
+            if self.unless_full(n, added).is_none() {
+                return;
+            }
+        } else if self.removals < REMOVALS_MAX {
+            let removed = self.nodes[n].journal().remove(&id, wall_ms);
+            let Some(removed) = self.unless_full(n, removed) else { return };
+            self.removals += usize::from(removed.is_some());
+        }
+        self.committed(n);
+        self.broadcast(n, true, true);
+    }
+
+    /// A device is lost for good.
+    pub(crate) fn lose(&mut self, n: usize) {
+        if n > 0 && !self.nodes[n].gone {
+            self.nodes[n].gone = true;
+            self.nodes[n].open = None;
+            self.unplug(n);
+        }
+    }
+
+    /// Prunes as if so many days had passed since everything arrived.
+    pub(crate) fn prune(&mut self, n: usize, days: u64) {
+        if !self.is_up(n) {
+            return;
+        }
+        let wall_ms = self.wall_ms(n) + days * DAY_MS;
+        let before = self.nodes[n].reader().clock().unwrap();
+        let pruned = self.nodes[n].journal().prune(wall_ms, 1_000);
+        let Some(pruned) = self.unless_full(n, pruned) else {
+            return;
+        };
+        self.count(Happened::Pruned, pruned.ops);
+        self.count(Happened::Trimmed, pruned.events);
+        self.trimmed(n, wall_ms, pruned.events);
+        if self.is(Mutant::ClearsForgotten) {
+            let tables = self.nodes[n].tables();
+            tables.meddle("DELETE FROM cells WHERE field = '' AND elem = 'x'");
+        }
+        let after = self.nodes[n].reader().clock().unwrap();
+        let standing = |clock: Clock| (positions(&clock), clock.digest);
+        let same = match pruned.events {
+            0 => before == after,
+            // The ops of trimmed events are no longer alive, which the sums above the clocks tell.
+            _ => standing(before) == standing(after),
+        };
+        if !same {
+            self.blame(|| format!("I6: pruning at device {n} changed its clock or digest"));
+        }
+        self.check(n);
+        self.crashes_now(n);
+    }
+
+    /// What a clock that was wrong has stamped is written anew.
+    pub(super) fn rebase(&mut self, n: usize) {
+        if !self.is_up(n) {
+            return;
+        }
+        let wall_ms = self.wall_ms(n);
+        let rebased = match self.nodes[n].journal().rebase(wall_ms) {
+            Err(JournalError::Unreadable) if self.faults.later_kinds => return,
+            rebased => rebased,
+        };
+        let Some(Rebased::Done { ops, .. }) = self.unless_full(n, rebased) else { return };
+        self.count(Happened::Rebased, ops);
+        let me = self.nodes[n].identity.node_id;
+        let doomed = |op: &OpInfo| op.author == me && op.body.hlc.ms() > wall_ms + FUTURE_MS_MAX;
+        let node = &mut self.nodes[n];
+        node.memory.committed.retain(|hash| !doomed(&self.ops[hash]));
+        node.memory.state = State::default();
+        node.memory.hlc_max = Hlc::default();
+        for hash in &node.memory.committed {
+            let op = &self.ops[hash];
+            node.memory.state.apply(&op.author, op.log.0, &op.body);
+            node.memory.hlc_max = node.memory.hlc_max.max(op.body.hlc);
+        }
+        // The one case in which clocks go back: nobody knows those of these logs.
+        node.memory
+            .clock
+            .retain(|log, _| self.ops.values().all(|op| op.log != *log || op.author != me));
+        self.committed(n);
+        self.broadcast(n, true, true);
+    }
+
+    /// An author's space at a device is used up, or there is room again.
+    pub(super) fn squeeze(&mut self, n: usize) {
+        if !self.faults.quotas || !self.is_up(n) {
+            return;
+        }
+        let of = self.rng.index(self.nodes.len());
+        let author = self.nodes[of].identity.node_id;
+        let bytes = self.rng.chance(50).then(|| self.rng.below(8_000));
+        let set = self.nodes[n].journal().set_quota(&author, bytes);
+        self.unless_full(n, set);
+    }
+}
+
+/// How long a ticket is good for.
+const TICKET_MS: u64 = 600_000;
+
+/// Wrong proofs that void a ticket.
+const TICKET_TRIES: usize = 5;
+
+/// Removals in a world: a second one may be by the device removed first.
+const REMOVALS_MAX: usize = 2;
