@@ -42,7 +42,8 @@
 //!    (what somebody waits for), [`core::spans`] (who sends which part of a large asset),
 //!    [`core::session`] (batches), [`core::reconcile`] and [`core::sketch`] (the difference of two
 //!    sets).
-//! 3. [`agent`]: `agent/run.rs` is the loop, [`agent::transfer`] moves the bytes.
+//! 3. [`agent`]: `agent/run.rs` is the loop, `agent/effects.rs` does what the engine orders,
+//!    [`agent::transfer`] moves the bytes.
 //! 4. [`store`]: the one trait of the house, and its two implementations.
 //! 5. [`net`], [`wire`] and [`state`], as questions lead there; [`api`] and [`cli`] last.
 //!

@@ -19,9 +19,11 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// The only files that start tasks and threads, each with who waits for their end.
-const OWNERS: [(&str, &str); 8] = [
+const OWNERS: [(&str, &str); 10] = [
     ("agent/mod.rs", "the agent's loop, awaited by `Agent::ended`"),
     ("agent/run.rs", "the loop's `JoinSet`"),
+    ("agent/effects.rs", "hands its tasks to the loop's `JoinSet`"),
+    ("agent/load.rs", "hands its task to the loop's `JoinSet`"),
     ("agent/journal_stream.rs", "hands its tasks to the loop's `JoinSet`"),
     ("agent/orders.rs", "hands its tasks to the loop's `JoinSet`"),
     ("agent/transfer/receive.rs", "a batch's `JoinSet` of commits"),

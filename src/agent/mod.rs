@@ -36,6 +36,7 @@ use self::status::Status;
 use self::throttle::Throttle;
 
 mod device;
+mod effects;
 mod events;
 mod fact;
 mod follow;
@@ -44,6 +45,7 @@ pub mod handle;
 pub mod journal;
 mod journal_stream;
 mod link;
+mod load;
 pub mod metadata;
 mod orders;
 mod picture;

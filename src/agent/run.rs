@@ -20,37 +20,35 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, SleepWatch, wall_ms};
 use crate::core::close::CloseCode;
-use crate::core::engine::{Effect, Engine, Identity, Input, KnownSet, Sent};
-use crate::core::ids::{Digest, HashAlgorithm, LogId, NodeId, StoreId};
+use crate::core::engine::{Effect, Engine, Input, KnownSet};
+use crate::core::ids::{LogId, NodeId};
 use crate::core::journal::log::LogEvent;
 use crate::core::pairing::Members;
 use crate::core::peers::ConnId;
-use crate::core::reconcile::Since;
-use crate::core::session::Lane;
-use crate::core::wants::{Arrival, BatchId};
+use crate::core::wants::BatchId;
 use crate::net::Accepted;
 use crate::net::Net;
-use crate::net::{Connection, Ended, Protocol, RecvStream, SendStream};
+use crate::net::{Connection, Ended, Protocol};
 use crate::state::home::Home;
-use crate::state::index::Index;
 use crate::state::journal::GroupState;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Cursor, Store, StoreInfo};
 
 use super::device::Publisher;
+use super::effects::plain_done;
 use super::events::{self, EventLog};
 use super::fact::{Fact, Facts, Reload};
 use super::follow::Follower;
-use super::handle::{LeaveReply, Request};
+use super::handle::Request;
 use super::journal::{JournalHandle, JournalWriter};
 use super::link::{CONTROL_QUEUE, Order};
+use super::load::{Loading, NO_STORE};
 use super::metadata::Settler;
 use super::picture::{LinkFigures, LinkView, Picture};
 use super::replicate::Replication;
 use super::status::{JournalPeerStatus, Status};
 use super::throttle::{LinkThrottle, Throttle};
-use super::transfer::{self, Context, Counters, Outcome, Received, TransferError};
-use super::transfer::{is_large, plain, plain::PlainReport};
+use super::transfer::{Context, Counters};
 use super::{group, journal_stream, link, orders, query};
 
 /// Facts handled before the loop looks at its other sources again.
@@ -66,14 +64,8 @@ const SAVE_MS: u64 = 30_000;
 const STATUS_MS_MIN: u64 = 20;
 const STATUS_MS_ACTIVE: u64 = 500;
 
-/// A stream that a peer opened comes with its first byte.
-const FIRST_BYTE_WAIT: Duration = Duration::from_secs(5);
-
 /// How often the loop looks whether the device slept.
 const SLEEP_LOOK_MS: u64 = 5_000;
-
-/// The id of the store before any has answered.
-const NO_STORE: StoreId = StoreId([0; StoreId::LEN]);
 
 /// At the end, tasks and then the index are given this long; what they leave undone a restart does.
 const WIND_UP_WAIT: Duration = Duration::from_secs(10);
@@ -110,9 +102,9 @@ pub(super) struct Tellers {
 /// A live connection and what belongs to it.
 pub(super) struct Live {
     pub(super) connection: Connection,
-    orders: mpsc::Sender<Order>,
-    counters: Arc<Counters>,
-    throttle: LinkThrottle,
+    pub(super) orders: mpsc::Sender<Order>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) throttle: LinkThrottle,
     figures: LinkFigures,
     /// `Some` once the journal's stream is open.
     pub(super) journal: Option<JournalPeerStatus>,
@@ -143,22 +135,22 @@ pub(super) struct Loop {
     pub(super) live: BTreeMap<ConnId, Live>,
     pub(super) replication: Replication,
     forked: Vec<LogId>,
-    decisions: BTreeMap<BatchId, oneshot::Sender<Vec<bool>>>,
+    pub(super) decisions: BTreeMap<BatchId, oneshot::Sender<Vec<bool>>>,
     last_id: u64,
-    addresses: BTreeMap<NodeId, Vec<String>>,
-    store: StoreView,
+    pub(super) addresses: BTreeMap<NodeId, Vec<String>>,
+    pub(super) store: StoreView,
     pub(super) nudge: Arc<Notify>,
     pub(super) taken_in: watch::Sender<TakenIn>,
     /// See [`Follower::gate`].
-    gate: Arc<Mutex<()>>,
+    pub(super) gate: Arc<Mutex<()>>,
     /// Asks for the group as it stands to be told again.
-    regroup: Arc<Notify>,
+    pub(super) regroup: Arc<Notify>,
     saved_seq: u64,
     save_at_ms: Option<u64>,
     picture: Picture,
     publish_at_ms: Option<u64>,
-    stopping: bool,
-    stopped: bool,
+    pub(super) stopping: bool,
+    pub(super) stopped: bool,
     fatal: Option<anyhow::Error>,
 }
 
@@ -205,48 +197,6 @@ pub(super) async fn run(parts: Parts, tellers: Tellers) -> Result<()> {
     drop(inbox);
     this.wind_up().await;
     this.fatal.map_or(Ok(()), Err)
-}
-
-/// What an engine is made from.
-struct Loading {
-    node_id: NodeId,
-    index: Index,
-    journal: JournalHandle,
-}
-
-impl Loading {
-    fn of(parts: &Parts) -> Self {
-        let (index, journal) = (parts.ctx.index.clone(), parts.journal.clone());
-        Self { node_id: parts.node_id, index, journal }
-    }
-
-    async fn load(self) -> Result<Engine> {
-        let Self { node_id, index, journal } = self;
-        let group = journal.read(move |reader| reader.group_state(&node_id)).await?;
-        let group = group.context("this device is in no group")?;
-        spawn_blocking(move || Self::read(node_id, &index, group)).await?
-    }
-
-    fn read(node_id: NodeId, index: &Index, group: GroupState) -> Result<Engine> {
-        let GroupState { group: group_id, name: device_name, members } = group;
-        let known = query::load(index, &group_id)?;
-        let (store_id, algorithm) = index.bound()?.unwrap_or((NO_STORE, HashAlgorithm::default()));
-        let mut cursors = BTreeMap::new();
-        for member in &members.members {
-            if let Some((epoch, seq)) = index.peer_cursor(&member.node_id)? {
-                cursors.insert(member.node_id, Since { epoch, seq });
-            }
-        }
-        let identity = Identity {
-            node_id,
-            group_id,
-            device_name,
-            store_id,
-            algorithm,
-            build: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        Ok(Engine::new(identity, known, members, cursors, rand::random()))
-    }
 }
 
 /// Where members are dialled.
@@ -598,64 +548,12 @@ impl Loop {
         let _ = reply.send(());
     }
 
-    fn greet_store(&mut self, info: &StoreInfo) {
+    pub(super) fn greet_store(&mut self, info: &StoreInfo) {
         if !self.store.up {
             tracing::info!(assets = info.asset_count, "the store answers");
         }
         self.store = StoreView { up: true, error: None };
         self.handle(Input::Store { up: true });
-    }
-
-    // ---- beginning anew ----------------------------------------------------------------------
-
-    /// Makes the engine anew from the disk; it comes back as [`Fact::Loaded`]. Until then the old
-    /// one goes on: nothing it saves is taken for the new one's (X5 of the index).
-    fn reload(&mut self, reload: Reload) {
-        tracing::info!(why = reload.why(), "starting over");
-        let (loading, gate) = (Loading::of(&self.parts), self.gate.clone());
-        let facts = self.facts.clone();
-        self.spawn("load", async move {
-            let _gate = gate.lock().await;
-            let fact = match loading.load().await {
-                Ok(engine) => Fact::Loaded { engine: Box::new(engine), reload },
-                Err(error) => Fact::Fatal(error.context("reading the index and the group")),
-            };
-            facts.send(fact).await;
-        });
-    }
-
-    fn on_loaded(&mut self, engine: Engine, reload: Reload) {
-        // An engine that has been told to stop is not replaced by one that has not.
-        if !self.stopping {
-            for (_, live) in std::mem::take(&mut self.live) {
-                live.connection.close(CloseCode::Ok, reload.why());
-            }
-            self.decisions.clear();
-            let behind = std::mem::replace(&mut self.engine, engine).is_behind();
-            self.parts.ctx.algorithm = self.engine.identity().algorithm;
-            self.note_unsaved();
-            self.regroup.notify_one();
-            self.handle(Input::Store { up: self.store.up });
-            if matches!(reload, Reload::Joined { .. } | Reload::Left { .. }) && self.store.up {
-                self.handle(Input::Indexed { entries: Vec::new(), behind });
-            }
-        }
-        // Who asked may have gone.
-        match reload {
-            Reload::OtherStore { info, reply } => {
-                self.greet_store(&info);
-                let _ = reply.send(());
-            }
-            Reload::StoreLost { reply } => {
-                let _ = reply.send(());
-            }
-            Reload::Joined { joined, reply } => {
-                let _ = reply.send(Ok(joined));
-            }
-            Reload::Left { reply } => {
-                let _ = reply.send(Ok(LeaveReply { new_device: false }));
-            }
-        }
     }
 
     // ---- the group ---------------------------------------------------------------------------
@@ -672,210 +570,9 @@ impl Loop {
         self.handle(Input::Members(members));
     }
 
-    // ---- effects out -------------------------------------------------------------------------
-
-    fn perform(&mut self, effect: Effect) {
-        match effect {
-            Effect::Dial(peer) => self.dial(peer),
-            Effect::Close { conn, code, detail } => {
-                if let Some(live) = self.live.get(&conn) {
-                    tracing::debug!(peer = %live.connection.peer().short(), %code, detail, "closing");
-                    live.connection.close(code, &detail);
-                }
-            }
-            Effect::Send { conn, message } => self.order(conn, Order::Send(message)),
-            Effect::RunPlain { conn } => self.order(conn, Order::RunPlain),
-            Effect::OpenJournal { conn } => journal_stream::open(self, conn),
-            Effect::Ask { conn, round, query } => {
-                let (index, facts) = (self.parts.ctx.index.clone(), self.facts.clone());
-                self.spawn_blocking("index query", move || {
-                    let answer = query::answer(&index, query);
-                    facts.blocking_send(Fact::Input(Input::Answer { conn, round, answer }));
-                });
-            }
-            Effect::AskSizes { conn, hashes } => {
-                let (index, facts) = (self.parts.ctx.index.clone(), self.facts.clone());
-                self.spawn_blocking("index query", move || {
-                    let (held, missing) = query::sizes(&index, hashes);
-                    facts.blocking_send(Fact::Input(Input::Sizes { conn, held, missing }));
-                });
-            }
-            Effect::SendBatch { conn, batch, digests, lane, inline } => {
-                self.send_batch(conn, batch, digests, lane, inline);
-            }
-            Effect::Decide { batch, wanted } => {
-                if let Some(reply) = self.decisions.remove(&batch) {
-                    // A receiver that ended meanwhile is told of by its own fact.
-                    let _ = reply.send(wanted);
-                }
-            }
-            Effect::SaveCursor { peer, since } => {
-                let index = self.parts.ctx.index.clone();
-                let own_epoch = self.engine.known().epoch;
-                self.spawn_blocking("save cursor", move || {
-                    let Since { epoch, seq } = since;
-                    if let Err(error) = index.set_peer_cursor(&own_epoch, &peer, &epoch, seq) {
-                        tracing::warn!("saving a peer's cursor: {error:#}");
-                    }
-                });
-            }
-            Effect::RebuildSketch => {
-                tracing::warn!("the sketch does not match the index: rebuilding it");
-                let (index, facts) = (self.parts.ctx.index.clone(), self.facts.clone());
-                let group_id = self.engine.identity().group_id;
-                self.spawn_blocking("rebuild sketch", move || {
-                    let scanned = query::scan(&index, &group_id);
-                    let input = scanned.map(Input::Rebuilt).unwrap_or_else(|error| {
-                        tracing::error!("rebuilding the sketch: {error:#}");
-                        Input::RebuildFailed
-                    });
-                    facts.blocking_send(Fact::Input(input));
-                });
-            }
-            Effect::Stopped => self.stopped = true,
-        }
-    }
-
-    fn order(&mut self, conn: ConnId, order: Order) {
-        let Some(live) = self.live.get(&conn) else { return };
-        if let Err(mpsc::error::TrySendError::Full(_)) = live.orders.try_send(order) {
-            tracing::warn!(peer = %live.connection.peer().short(), "takes no messages: closing");
-            live.connection.close(CloseCode::Slow, "takes no messages");
-        }
-    }
-
-    fn dial(&mut self, peer: NodeId) {
-        let addresses = self.addresses.get(&peer).cloned().unwrap_or_default();
-        let (net, facts) = (self.parts.net.clone(), self.facts.clone());
-        self.spawn("dial", async move {
-            let fact = match net.dial(peer, &addresses).await {
-                Ok(connection) => Fact::Dialed(connection),
-                Err(error) => {
-                    tracing::debug!(peer = %peer.short(), %error, "dial failed");
-                    Fact::Input(Input::DialFailed { peer, reason: error.to_string() })
-                }
-            };
-            facts.send(fact).await;
-        });
-    }
-
-    fn send_batch(
-        &mut self,
-        conn: ConnId,
-        batch: BatchId,
-        digests: Vec<Digest>,
-        lane: Lane,
-        inline: bool,
-    ) {
-        let Some(live) = self.live.get(&conn) else { return };
-        let (connection, counters) = (live.connection.clone(), live.counters.clone());
-        let throttle = live.throttle.clone();
-        let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
-        let events = self.parts.events.clone();
-        let priority = match lane {
-            Lane::Live => 20,
-            Lane::Now => 18,
-            Lane::NowLarge => 16,
-            Lane::LiveLarge => 15,
-            Lane::Small => 10,
-            Lane::Large => 0,
-        };
-        let solicited = lane.is_solicited();
-        self.spawn("send batch", async move {
-            let sent = async {
-                let (send, recv) = connection
-                    .open_stream(priority)
-                    .await
-                    .map_err(|error| TransferError::Frame(error.into()))?;
-                let send = throttle.up(send, Some(lane));
-                match connection.protocol() {
-                    Protocol::Plain => {
-                        plain::send_plain_live(&ctx, recv, send, &digests, &counters).await
-                    }
-                    Protocol::Two | Protocol::Pairing | Protocol::Introduction => {
-                        transfer::send_batch(
-                            &ctx, recv, send, &digests, solicited, inline, &counters,
-                        )
-                        .await
-                    }
-                }
-            };
-            let input = match sent.await {
-                Ok(outcomes) => {
-                    let outcomes = digests.iter().zip(&outcomes);
-                    let outcomes = outcomes.map(|(digest, outcome)| {
-                        log_sent(digest, outcome, &events);
-                        (digest.hash, sent_as(outcome))
-                    });
-                    Input::BatchSent { conn, batch, outcomes: outcomes.collect() }
-                }
-                Err(error) => {
-                    tracing::debug!(peer = %connection.peer().short(), %error, "a batch broke off");
-                    Input::BatchFailed { conn, batch, violation: error.is_violation() }
-                }
-            };
-            facts.send(Fact::Input(input)).await;
-        });
-    }
-
-    fn receive(&mut self, conn: ConnId, send: SendStream, recv: RecvStream) {
-        let batch = BatchId(self.next_id());
-        let Some(live) = self.live.get(&conn) else { return };
-        let (counters, plain) =
-            (live.counters.clone(), live.connection.protocol() == Protocol::Plain);
-        let throttle = live.throttle.clone();
-        let peer = live.connection.peer();
-        if plain {
-            self.handle(Input::PlainStream { conn, batch });
-        }
-        let (ctx, facts) = (self.parts.ctx.with_peer(peer), self.facts.clone());
-        let events = self.parts.events.clone();
-        self.spawn("receive batch", async move {
-            let receipt = if plain {
-                plain::receive_plain_live(&ctx, throttle.down(recv), send, &counters).await
-            } else {
-                let decide = |digests: Vec<Digest>, _solicited| {
-                    let facts = facts.clone();
-                    async move {
-                        let none = vec![false; digests.len()];
-                        let (reply, wanted) = oneshot::channel();
-                        facts.send(Fact::Offered { conn, batch, digests, reply }).await;
-                        wanted.await.unwrap_or(none)
-                    }
-                };
-                match journal_stream::peek(recv, FIRST_BYTE_WAIT).await {
-                    Some((true, recv)) => {
-                        return facts.send(Fact::JournalStream { conn, recv, send }).await;
-                    }
-                    Some((false, recv)) => {
-                        let recv = throttle.down(recv);
-                        transfer::receive_batch(&ctx, recv, send, decide, &counters).await
-                    }
-                    None => return,
-                }
-            };
-            let violation = receipt.end.as_ref().err().is_some_and(TransferError::is_violation);
-            if let Err(TransferError::Corrupt(hash)) = &receipt.end {
-                let what = "a device sent bytes that are not those of the hash".into();
-                let (hash, device) = (Some(*hash), Some(peer));
-                events.tell(LogEvent::IntegrityAlarm { what, hash, device });
-            }
-            if let Err(error) = &receipt.end {
-                tracing::debug!(peer = %peer.short(), %error, "a received batch broke off");
-            }
-            let store_failed = store_failed(&receipt.received);
-            let arrivals = receipt.received.iter();
-            let arrivals = arrivals
-                .filter_map(|received| Some((received.digest.hash, arrival(received)?)))
-                .collect();
-            let input = Input::Received { conn, batch, arrivals, store_failed, violation };
-            facts.send(Fact::Input(input)).await;
-        });
-    }
-
     // ---- saving and showing ------------------------------------------------------------------
 
-    fn note_unsaved(&mut self) {
+    pub(super) fn note_unsaved(&mut self) {
         let now_ms = self.clock.now_ms();
         let unsaved = self.engine.known().head_seq.saturating_sub(self.saved_seq);
         let at_ms = if unsaved >= SAVE_ASSETS { now_ms } else { now_ms + SAVE_MS };
@@ -917,138 +614,8 @@ impl Loop {
         self.parts.status.send_replace(status);
     }
 
-    fn next_id(&mut self) -> u64 {
+    pub(super) fn next_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
-    }
-}
-
-fn log_sent(digest: &Digest, outcome: &Outcome, events: &EventLog) {
-    let hash = digest.hash.short();
-    match outcome {
-        Outcome::Damaged => {
-            let what = "the store's bytes do not match the hash: not sent to anyone";
-            tracing::warn!(hash, "{what}");
-            let (what, hash) = (what.into(), Some(digest.hash));
-            events.tell(LogEvent::IntegrityAlarm { what, hash, device: None });
-        }
-        Outcome::Refused(reason) => tracing::warn!(hash, reason, "a peer refuses an asset"),
-        Outcome::Later(reason) | Outcome::StoreDown(reason) => {
-            tracing::info!(hash, reason, "a peer takes an asset later")
-        }
-        Outcome::Stored
-        | Outcome::AlreadyHeld
-        | Outcome::Elsewhere
-        | Outcome::Interrupted
-        | Outcome::Unavailable => {}
-    }
-}
-
-fn sent_as(outcome: &Outcome) -> Sent {
-    match outcome {
-        Outcome::Stored | Outcome::AlreadyHeld => Sent::Held,
-        Outcome::Elsewhere | Outcome::Later(_) | Outcome::StoreDown(_) | Outcome::Interrupted => {
-            Sent::Elsewhere
-        }
-        Outcome::Refused(_) => Sent::Refused,
-        Outcome::Unavailable | Outcome::Damaged => Sent::Unavailable,
-    }
-}
-
-/// The store takes nothing: it does not answer, or put off even a small asset, and took not one of
-/// the batch.
-fn store_failed(received: &[Received]) -> bool {
-    let put_off = |one: &Received| match one.outcome {
-        Outcome::StoreDown(_) => true,
-        Outcome::Later(_) => !is_large(&one.digest),
-        _ => false,
-    };
-    received.iter().any(put_off) && !received.iter().any(|one| one.outcome == Outcome::Stored)
-}
-
-/// What a plain exchange means to the engine.
-fn plain_done(conn: ConnId, report: PlainReport) -> Input {
-    let PlainReport { sent, received, is_complete } = report;
-    let received = received.into_iter().map(|received| (received.digest, received.outcome));
-    let (mut held_there, mut stored_here, mut failed) = (Vec::new(), Vec::new(), false);
-    for (digest, outcome) in sent {
-        match sent_as(&outcome) {
-            Sent::Held => held_there.push(digest.hash),
-            Sent::Elsewhere | Sent::Refused | Sent::Unavailable => failed = true,
-        }
-    }
-    for (digest, outcome) in received {
-        match outcome {
-            Outcome::Stored => stored_here.push(digest.hash),
-            Outcome::AlreadyHeld => held_there.push(digest.hash),
-            Outcome::Elsewhere
-            | Outcome::Later(_)
-            | Outcome::StoreDown(_)
-            | Outcome::Refused(_)
-            | Outcome::Unavailable
-            | Outcome::Interrupted
-            | Outcome::Damaged => failed = true,
-        }
-    }
-    Input::PlainDone { conn, held_there, stored_here, failed, more: !is_complete }
-}
-
-/// What an asset of a received batch means to the engine; `None`: it was not to come from here.
-fn arrival(received: &Received) -> Option<Arrival> {
-    match &received.outcome {
-        Outcome::Stored => Some(Arrival::Stored),
-        Outcome::AlreadyHeld => Some(Arrival::Held),
-        Outcome::Elsewhere => None,
-        Outcome::Later(_) if is_large(&received.digest) => Some(Arrival::NoRoom),
-        Outcome::Later(_) | Outcome::StoreDown(_) | Outcome::Interrupted => {
-            Some(Arrival::Interrupted)
-        }
-        Outcome::Unavailable => Some(Arrival::Unavailable),
-        Outcome::Refused(_) | Outcome::Damaged => Some(Arrival::Refused),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::ids::Hash;
-    use crate::core::limits::SMALL_BYTES_MAX;
-
-    fn received(size_bytes: u64, outcome: Outcome) -> Received {
-        Received { digest: Digest { hash: Hash([1; 32]), size_bytes }, outcome }
-    }
-
-    #[test]
-    fn what_did_not_arrive_in_a_plain_exchange_counts_as_held_by_nobody() {
-        let of = |n: u8, outcome| {
-            (Digest { hash: Hash([n; 32]), size_bytes: 1 }, outcome) as (Digest, Outcome)
-        };
-        let later = || Outcome::Later("full".into());
-        let sent = vec![of(1, Outcome::Stored), of(2, later())];
-        let received = [of(3, Outcome::Stored), of(4, later()), of(5, Outcome::Unavailable)];
-        let received = received.map(|(digest, outcome)| Received { digest, outcome }).to_vec();
-        let report = PlainReport { sent, received, is_complete: true };
-        let Input::PlainDone { held_there, stored_here, failed, more, .. } =
-            plain_done(ConnId(1), report)
-        else {
-            panic!("another input");
-        };
-        assert_eq!((held_there, stored_here), (vec![Hash([1; 32])], vec![Hash([3; 32])]));
-        assert!(failed && !more);
-    }
-
-    #[test]
-    fn only_a_store_that_takes_not_even_small_assets_has_failed() {
-        let full = || Outcome::Later("full".into());
-        let (small, large) = (1, SMALL_BYTES_MAX + 1);
-        assert!(!store_failed(&[received(large, full())]));
-        assert_eq!(arrival(&received(large, full())), Some(Arrival::NoRoom));
-        assert!(store_failed(&[received(small, full())]));
-        assert!(!store_failed(&[received(small, full()), received(small, Outcome::Stored)]));
-        assert_eq!(arrival(&received(small, full())), Some(Arrival::Interrupted));
-        // A store that does not answer takes large ones again as soon as it does.
-        let down = || Outcome::StoreDown("nothing listens".into());
-        assert!(store_failed(&[received(large, down())]));
-        assert_eq!(arrival(&received(large, down())), Some(Arrival::Interrupted));
     }
 }

@@ -1,0 +1,360 @@
+//! What the engine orders, carried out: connections dialled, closed and spoken on, batches sent and
+//! received, each as a task of the loop whose end is a fact.
+//!
+//! E1  An effect is begun at once and waits for nothing: what takes time is a task.
+//! E2  What a batch came to is told once, whatever ended it.
+
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::core::close::CloseCode;
+use crate::core::engine::{Effect, Input, Sent};
+use crate::core::ids::{Digest, NodeId};
+use crate::core::journal::log::LogEvent;
+use crate::core::peers::ConnId;
+use crate::core::reconcile::Since;
+use crate::core::session::Lane;
+use crate::core::wants::{Arrival, BatchId};
+use crate::net::{Protocol, RecvStream, SendStream};
+
+use super::events::EventLog;
+use super::fact::Fact;
+use super::link::Order;
+use super::run::Loop;
+use super::transfer::plain::PlainReport;
+use super::transfer::{self, Outcome, Received, TransferError, is_large, plain};
+use super::{journal_stream, query};
+
+/// A stream that a peer opened comes with its first byte.
+const FIRST_BYTE_WAIT: Duration = Duration::from_secs(5);
+
+impl Loop {
+    pub(super) fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Dial(peer) => self.dial(peer),
+            Effect::Close { conn, code, detail } => {
+                if let Some(live) = self.live.get(&conn) {
+                    tracing::debug!(peer = %live.connection.peer().short(), %code, detail, "closing");
+                    live.connection.close(code, &detail);
+                }
+            }
+            Effect::Send { conn, message } => self.order(conn, Order::Send(message)),
+            Effect::RunPlain { conn } => self.order(conn, Order::RunPlain),
+            Effect::OpenJournal { conn } => journal_stream::open(self, conn),
+            Effect::Ask { conn, round, query } => {
+                let (index, facts) = (self.parts.ctx.index.clone(), self.facts.clone());
+                self.spawn_blocking("index query", move || {
+                    let answer = query::answer(&index, query);
+                    facts.blocking_send(Fact::Input(Input::Answer { conn, round, answer }));
+                });
+            }
+            Effect::AskSizes { conn, hashes } => {
+                let (index, facts) = (self.parts.ctx.index.clone(), self.facts.clone());
+                self.spawn_blocking("index query", move || {
+                    let (held, missing) = query::sizes(&index, hashes);
+                    facts.blocking_send(Fact::Input(Input::Sizes { conn, held, missing }));
+                });
+            }
+            Effect::SendBatch { conn, batch, digests, lane, inline } => {
+                self.send_batch(conn, batch, digests, lane, inline);
+            }
+            Effect::Decide { batch, wanted } => {
+                if let Some(reply) = self.decisions.remove(&batch) {
+                    // A receiver that ended meanwhile is told of by its own fact.
+                    let _ = reply.send(wanted);
+                }
+            }
+            Effect::SaveCursor { peer, since } => {
+                let index = self.parts.ctx.index.clone();
+                let own_epoch = self.engine.known().epoch;
+                self.spawn_blocking("save cursor", move || {
+                    let Since { epoch, seq } = since;
+                    if let Err(error) = index.set_peer_cursor(&own_epoch, &peer, &epoch, seq) {
+                        tracing::warn!("saving a peer's cursor: {error:#}");
+                    }
+                });
+            }
+            Effect::RebuildSketch => {
+                tracing::warn!("the sketch does not match the index: rebuilding it");
+                let (index, facts) = (self.parts.ctx.index.clone(), self.facts.clone());
+                let group_id = self.engine.identity().group_id;
+                self.spawn_blocking("rebuild sketch", move || {
+                    let scanned = query::scan(&index, &group_id);
+                    let input = scanned.map(Input::Rebuilt).unwrap_or_else(|error| {
+                        tracing::error!("rebuilding the sketch: {error:#}");
+                        Input::RebuildFailed
+                    });
+                    facts.blocking_send(Fact::Input(input));
+                });
+            }
+            Effect::Stopped => self.stopped = true,
+        }
+    }
+
+    fn order(&mut self, conn: ConnId, order: Order) {
+        let Some(live) = self.live.get(&conn) else { return };
+        if let Err(mpsc::error::TrySendError::Full(_)) = live.orders.try_send(order) {
+            tracing::warn!(peer = %live.connection.peer().short(), "takes no messages: closing");
+            live.connection.close(CloseCode::Slow, "takes no messages");
+        }
+    }
+
+    fn dial(&mut self, peer: NodeId) {
+        let addresses = self.addresses.get(&peer).cloned().unwrap_or_default();
+        let (net, facts) = (self.parts.net.clone(), self.facts.clone());
+        self.spawn("dial", async move {
+            let fact = match net.dial(peer, &addresses).await {
+                Ok(connection) => Fact::Dialed(connection),
+                Err(error) => {
+                    tracing::debug!(peer = %peer.short(), %error, "dial failed");
+                    Fact::Input(Input::DialFailed { peer, reason: error.to_string() })
+                }
+            };
+            facts.send(fact).await;
+        });
+    }
+
+    fn send_batch(
+        &mut self,
+        conn: ConnId,
+        batch: BatchId,
+        digests: Vec<Digest>,
+        lane: Lane,
+        inline: bool,
+    ) {
+        let Some(live) = self.live.get(&conn) else { return };
+        let (connection, counters) = (live.connection.clone(), live.counters.clone());
+        let throttle = live.throttle.clone();
+        let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
+        let events = self.parts.events.clone();
+        let priority = match lane {
+            Lane::Live => 20,
+            Lane::Now => 18,
+            Lane::NowLarge => 16,
+            Lane::LiveLarge => 15,
+            Lane::Small => 10,
+            Lane::Large => 0,
+        };
+        let solicited = lane.is_solicited();
+        self.spawn("send batch", async move {
+            let sent = async {
+                let (send, recv) = connection
+                    .open_stream(priority)
+                    .await
+                    .map_err(|error| TransferError::Frame(error.into()))?;
+                let send = throttle.up(send, Some(lane));
+                match connection.protocol() {
+                    Protocol::Plain => {
+                        plain::send_plain_live(&ctx, recv, send, &digests, &counters).await
+                    }
+                    Protocol::Two | Protocol::Pairing | Protocol::Introduction => {
+                        transfer::send_batch(
+                            &ctx, recv, send, &digests, solicited, inline, &counters,
+                        )
+                        .await
+                    }
+                }
+            };
+            let input = match sent.await {
+                Ok(outcomes) => {
+                    let outcomes = digests.iter().zip(&outcomes);
+                    let outcomes = outcomes.map(|(digest, outcome)| {
+                        log_sent(digest, outcome, &events);
+                        (digest.hash, sent_as(outcome))
+                    });
+                    Input::BatchSent { conn, batch, outcomes: outcomes.collect() }
+                }
+                Err(error) => {
+                    tracing::debug!(peer = %connection.peer().short(), %error, "a batch broke off");
+                    Input::BatchFailed { conn, batch, violation: error.is_violation() }
+                }
+            };
+            facts.send(Fact::Input(input)).await;
+        });
+    }
+
+    pub(super) fn receive(&mut self, conn: ConnId, send: SendStream, recv: RecvStream) {
+        let batch = BatchId(self.next_id());
+        let Some(live) = self.live.get(&conn) else { return };
+        let (counters, plain) =
+            (live.counters.clone(), live.connection.protocol() == Protocol::Plain);
+        let throttle = live.throttle.clone();
+        let peer = live.connection.peer();
+        if plain {
+            self.handle(Input::PlainStream { conn, batch });
+        }
+        let (ctx, facts) = (self.parts.ctx.with_peer(peer), self.facts.clone());
+        let events = self.parts.events.clone();
+        self.spawn("receive batch", async move {
+            let receipt = if plain {
+                plain::receive_plain_live(&ctx, throttle.down(recv), send, &counters).await
+            } else {
+                let decide = |digests: Vec<Digest>, _solicited| {
+                    let facts = facts.clone();
+                    async move {
+                        let none = vec![false; digests.len()];
+                        let (reply, wanted) = oneshot::channel();
+                        facts.send(Fact::Offered { conn, batch, digests, reply }).await;
+                        wanted.await.unwrap_or(none)
+                    }
+                };
+                match journal_stream::peek(recv, FIRST_BYTE_WAIT).await {
+                    Some((true, recv)) => {
+                        return facts.send(Fact::JournalStream { conn, recv, send }).await;
+                    }
+                    Some((false, recv)) => {
+                        let recv = throttle.down(recv);
+                        transfer::receive_batch(&ctx, recv, send, decide, &counters).await
+                    }
+                    None => return,
+                }
+            };
+            let violation = receipt.end.as_ref().err().is_some_and(TransferError::is_violation);
+            if let Err(TransferError::Corrupt(hash)) = &receipt.end {
+                let what = "a device sent bytes that are not those of the hash".into();
+                let (hash, device) = (Some(*hash), Some(peer));
+                events.tell(LogEvent::IntegrityAlarm { what, hash, device });
+            }
+            if let Err(error) = &receipt.end {
+                tracing::debug!(peer = %peer.short(), %error, "a received batch broke off");
+            }
+            let store_failed = store_failed(&receipt.received);
+            let arrivals = receipt.received.iter();
+            let arrivals = arrivals
+                .filter_map(|received| Some((received.digest.hash, arrival(received)?)))
+                .collect();
+            let input = Input::Received { conn, batch, arrivals, store_failed, violation };
+            facts.send(Fact::Input(input)).await;
+        });
+    }
+}
+
+fn log_sent(digest: &Digest, outcome: &Outcome, events: &EventLog) {
+    let hash = digest.hash.short();
+    match outcome {
+        Outcome::Damaged => {
+            let what = "the store's bytes do not match the hash: not sent to anyone";
+            tracing::warn!(hash, "{what}");
+            let (what, hash) = (what.into(), Some(digest.hash));
+            events.tell(LogEvent::IntegrityAlarm { what, hash, device: None });
+        }
+        Outcome::Refused(reason) => tracing::warn!(hash, reason, "a peer refuses an asset"),
+        Outcome::Later(reason) | Outcome::StoreDown(reason) => {
+            tracing::info!(hash, reason, "a peer takes an asset later")
+        }
+        Outcome::Stored
+        | Outcome::AlreadyHeld
+        | Outcome::Elsewhere
+        | Outcome::Interrupted
+        | Outcome::Unavailable => {}
+    }
+}
+
+fn sent_as(outcome: &Outcome) -> Sent {
+    match outcome {
+        Outcome::Stored | Outcome::AlreadyHeld => Sent::Held,
+        Outcome::Elsewhere | Outcome::Later(_) | Outcome::StoreDown(_) | Outcome::Interrupted => {
+            Sent::Elsewhere
+        }
+        Outcome::Refused(_) => Sent::Refused,
+        Outcome::Unavailable | Outcome::Damaged => Sent::Unavailable,
+    }
+}
+
+/// The store takes nothing: it does not answer, or put off even a small asset, and took not one of
+/// the batch.
+fn store_failed(received: &[Received]) -> bool {
+    let put_off = |one: &Received| match one.outcome {
+        Outcome::StoreDown(_) => true,
+        Outcome::Later(_) => !is_large(&one.digest),
+        _ => false,
+    };
+    received.iter().any(put_off) && !received.iter().any(|one| one.outcome == Outcome::Stored)
+}
+
+/// What a plain exchange means to the engine.
+pub(super) fn plain_done(conn: ConnId, report: PlainReport) -> Input {
+    let PlainReport { sent, received, is_complete } = report;
+    let received = received.into_iter().map(|received| (received.digest, received.outcome));
+    let (mut held_there, mut stored_here, mut failed) = (Vec::new(), Vec::new(), false);
+    for (digest, outcome) in sent {
+        match sent_as(&outcome) {
+            Sent::Held => held_there.push(digest.hash),
+            Sent::Elsewhere | Sent::Refused | Sent::Unavailable => failed = true,
+        }
+    }
+    for (digest, outcome) in received {
+        match outcome {
+            Outcome::Stored => stored_here.push(digest.hash),
+            Outcome::AlreadyHeld => held_there.push(digest.hash),
+            Outcome::Elsewhere
+            | Outcome::Later(_)
+            | Outcome::StoreDown(_)
+            | Outcome::Refused(_)
+            | Outcome::Unavailable
+            | Outcome::Interrupted
+            | Outcome::Damaged => failed = true,
+        }
+    }
+    Input::PlainDone { conn, held_there, stored_here, failed, more: !is_complete }
+}
+
+/// What an asset of a received batch means to the engine; `None`: it was not to come from here.
+fn arrival(received: &Received) -> Option<Arrival> {
+    match &received.outcome {
+        Outcome::Stored => Some(Arrival::Stored),
+        Outcome::AlreadyHeld => Some(Arrival::Held),
+        Outcome::Elsewhere => None,
+        Outcome::Later(_) if is_large(&received.digest) => Some(Arrival::NoRoom),
+        Outcome::Later(_) | Outcome::StoreDown(_) | Outcome::Interrupted => {
+            Some(Arrival::Interrupted)
+        }
+        Outcome::Unavailable => Some(Arrival::Unavailable),
+        Outcome::Refused(_) | Outcome::Damaged => Some(Arrival::Refused),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::Hash;
+    use crate::core::limits::SMALL_BYTES_MAX;
+
+    fn received(size_bytes: u64, outcome: Outcome) -> Received {
+        Received { digest: Digest { hash: Hash([1; 32]), size_bytes }, outcome }
+    }
+
+    #[test]
+    fn what_did_not_arrive_in_a_plain_exchange_counts_as_held_by_nobody() {
+        let of = |n: u8, outcome| {
+            (Digest { hash: Hash([n; 32]), size_bytes: 1 }, outcome) as (Digest, Outcome)
+        };
+        let later = || Outcome::Later("full".into());
+        let sent = vec![of(1, Outcome::Stored), of(2, later())];
+        let received = [of(3, Outcome::Stored), of(4, later()), of(5, Outcome::Unavailable)];
+        let received = received.map(|(digest, outcome)| Received { digest, outcome }).to_vec();
+        let report = PlainReport { sent, received, is_complete: true };
+        let Input::PlainDone { held_there, stored_here, failed, more, .. } =
+            plain_done(ConnId(1), report)
+        else {
+            panic!("another input");
+        };
+        assert_eq!((held_there, stored_here), (vec![Hash([1; 32])], vec![Hash([3; 32])]));
+        assert!(failed && !more);
+    }
+
+    #[test]
+    fn only_a_store_that_takes_not_even_small_assets_has_failed() {
+        let full = || Outcome::Later("full".into());
+        let (small, large) = (1, SMALL_BYTES_MAX + 1);
+        assert!(!store_failed(&[received(large, full())]));
+        assert_eq!(arrival(&received(large, full())), Some(Arrival::NoRoom));
+        assert!(store_failed(&[received(small, full())]));
+        assert!(!store_failed(&[received(small, full()), received(small, Outcome::Stored)]));
+        assert_eq!(arrival(&received(small, full())), Some(Arrival::Interrupted));
+        // A store that does not answer takes large ones again as soon as it does.
+        let down = || Outcome::StoreDown("nothing listens".into());
+        assert!(store_failed(&[received(large, down())]));
+        assert_eq!(arrival(&received(large, down())), Some(Arrival::Interrupted));
+    }
+}

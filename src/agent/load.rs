@@ -1,0 +1,119 @@
+//! The engine made from the disk: at the start, and anew when the store or the group is another.
+//!
+//! L1  Only one is being made at a time, and what the old one saves meanwhile is not taken for the
+//!     new one's.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use tokio::task::spawn_blocking;
+
+use crate::core::close::CloseCode;
+use crate::core::engine::{Engine, Identity, Input};
+use crate::core::ids::{HashAlgorithm, NodeId, StoreId};
+use crate::core::reconcile::Since;
+use crate::state::index::Index;
+use crate::state::journal::GroupState;
+
+use super::fact::{Fact, Reload};
+use super::handle::LeaveReply;
+use super::journal::JournalHandle;
+use super::query;
+use super::run::{Loop, Parts};
+
+/// The id of the store before any has answered.
+pub(super) const NO_STORE: StoreId = StoreId([0; StoreId::LEN]);
+
+/// What an engine is made from.
+pub(super) struct Loading {
+    node_id: NodeId,
+    index: Index,
+    journal: JournalHandle,
+}
+
+impl Loading {
+    pub(super) fn of(parts: &Parts) -> Self {
+        let (index, journal) = (parts.ctx.index.clone(), parts.journal.clone());
+        Self { node_id: parts.node_id, index, journal }
+    }
+
+    pub(super) async fn load(self) -> Result<Engine> {
+        let Self { node_id, index, journal } = self;
+        let group = journal.read(move |reader| reader.group_state(&node_id)).await?;
+        let group = group.context("this device is in no group")?;
+        spawn_blocking(move || Self::read(node_id, &index, group)).await?
+    }
+
+    fn read(node_id: NodeId, index: &Index, group: GroupState) -> Result<Engine> {
+        let GroupState { group: group_id, name: device_name, members } = group;
+        let known = query::load(index, &group_id)?;
+        let (store_id, algorithm) = index.bound()?.unwrap_or((NO_STORE, HashAlgorithm::default()));
+        let mut cursors = BTreeMap::new();
+        for member in &members.members {
+            if let Some((epoch, seq)) = index.peer_cursor(&member.node_id)? {
+                cursors.insert(member.node_id, Since { epoch, seq });
+            }
+        }
+        let identity = Identity {
+            node_id,
+            group_id,
+            device_name,
+            store_id,
+            algorithm,
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        Ok(Engine::new(identity, known, members, cursors, rand::random()))
+    }
+}
+
+impl Loop {
+    /// Makes the engine anew from the disk; it comes back as [`Fact::Loaded`]. Until then the old
+    /// one goes on: nothing it saves is taken for the new one's (X5 of the index).
+    pub(super) fn reload(&mut self, reload: Reload) {
+        tracing::info!(why = reload.why(), "starting over");
+        let (loading, gate) = (Loading::of(&self.parts), self.gate.clone());
+        let facts = self.facts.clone();
+        self.spawn("load", async move {
+            let _gate = gate.lock().await;
+            let fact = match loading.load().await {
+                Ok(engine) => Fact::Loaded { engine: Box::new(engine), reload },
+                Err(error) => Fact::Fatal(error.context("reading the index and the group")),
+            };
+            facts.send(fact).await;
+        });
+    }
+
+    pub(super) fn on_loaded(&mut self, engine: Engine, reload: Reload) {
+        // An engine that has been told to stop is not replaced by one that has not.
+        if !self.stopping {
+            for (_, live) in std::mem::take(&mut self.live) {
+                live.connection.close(CloseCode::Ok, reload.why());
+            }
+            self.decisions.clear();
+            let behind = std::mem::replace(&mut self.engine, engine).is_behind();
+            self.parts.ctx.algorithm = self.engine.identity().algorithm;
+            self.note_unsaved();
+            self.regroup.notify_one();
+            self.handle(Input::Store { up: self.store.up });
+            if matches!(reload, Reload::Joined { .. } | Reload::Left { .. }) && self.store.up {
+                self.handle(Input::Indexed { entries: Vec::new(), behind });
+            }
+        }
+        // Who asked may have gone.
+        match reload {
+            Reload::OtherStore { info, reply } => {
+                self.greet_store(&info);
+                let _ = reply.send(());
+            }
+            Reload::StoreLost { reply } => {
+                let _ = reply.send(());
+            }
+            Reload::Joined { joined, reply } => {
+                let _ = reply.send(Ok(joined));
+            }
+            Reload::Left { reply } => {
+                let _ = reply.send(Ok(LeaveReply { new_device: false }));
+            }
+        }
+    }
+}
