@@ -109,14 +109,14 @@ fn drop_what_is_so(put: &mut DraftPut, journal: &JournalRow) {
     });
     put.add.retain(|tag| journal.spellings(&tag.elem).next().is_none());
     let here = put.remove.iter().flat_map(|tag| journal.spellings(&tag.elem));
-    put.remove = here.map(elem).collect();
+    put.remove = here.cloned().map(elem).collect();
 }
 
-fn elem(tag: &String) -> Elem {
-    Elem { field: TAGS.to_owned(), elem: tag.clone() }
+fn elem(tag: String) -> Elem {
+    Elem { field: TAGS.to_owned(), elem: tag }
 }
 
 fn tags(tags: Vec<String>) -> Result<BTreeSet<Elem>, Problem> {
     let tags = written_by_people(Metadata { tags, ..Metadata::default() })?.tags;
-    Ok(tags.iter().map(|tag| elem(&canonical_text(tag))).collect())
+    Ok(tags.iter().map(|tag| elem(canonical_text(tag))).collect())
 }

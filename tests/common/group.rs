@@ -112,28 +112,8 @@ impl Device {
         let home = Home::open(Some(path)).unwrap();
         let bind = Some("127.0.0.1:0".parse().unwrap());
         let net = NetOverrides { bind, ..NetOverrides::default() };
-        Self {
-            home,
-            node_id: self.node_id,
-            net,
-            foreign: None,
-            running: None,
-            folder,
-            rate_limits: self.rate_limits.clone(),
-        }
-    }
-
-    /// A device on a copy of this one's home: the same key on another disk. This one is not running.
-    pub fn copied(&self) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("home");
-        let from = self.folder.path().join("home");
-        let copied = std::process::Command::new("cp").arg("-a").args([&from, &path]).status();
-        assert!(copied.unwrap().success());
-        let home = Home::open(Some(path)).unwrap();
-        let bind = Some("127.0.0.1:0".parse().unwrap());
-        let net = NetOverrides { bind, ..NetOverrides::default() };
-        Self { home, node_id: self.node_id, net, foreign: None, running: None, folder }
+        let (node_id, rate_limits) = (self.node_id, self.rate_limits.clone());
+        Self { home, node_id, net, rate_limits, foreign: None, running: None, folder }
     }
 
     /// Starts it.

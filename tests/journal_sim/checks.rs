@@ -109,7 +109,7 @@ impl World {
             let log = LogInfo { author, nonce }.id(&self.group);
             let (hash, body) = (op_hash(&log, &bytes), decode_body(&bytes).unwrap());
             if author == author_here
-                && !self.numbers.get(&(log, body.seq)).is_some_and(|h| *h == hash)
+                && self.numbers.get(&(log, body.seq)).is_none_or(|h| *h != hash)
             {
                 self.count(Happened::Op, 1);
                 self.check_numbers(n, log, hash, &body);
