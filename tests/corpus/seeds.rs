@@ -21,8 +21,8 @@ use can_sync::core::sketch::Cell;
 use can_sync::net::ticket::Ticket;
 use can_sync::state::bao::{GROUP_BYTES, build_outboard, encode_piece};
 use can_sync::wire::batch::{
-    Content, Label, Piece, SetPage, Verdict, WantEntry, encode_ack, encode_contents, encode_drop,
-    encode_want,
+    Content, Label, Piece, SetPage, Verdict, Want, WantEntry, encode_ack, encode_contents,
+    encode_drop,
 };
 use can_sync::wire::frame::{Header, Kind};
 use can_sync::wire::{control, journal, pairing};
@@ -182,15 +182,14 @@ fn batch_messages() -> Vec<(u8, &'static str, Vec<u8>)> {
         Verdict::Later("disk full".to_owned()),
         Verdict::Refused("too large".to_owned()),
     ];
-    let want = [
-        WantEntry { index: 1, offset_bytes: 0 },
-        WantEntry { index: 3, offset_bytes: PIECE_ALIGN_BYTES },
-    ];
+    let large = PIECE_ALIGN_BYTES..3 * PIECE_ALIGN_BYTES;
+    let entries = vec![WantEntry { index: 1, range: 0..100 }, WantEntry { index: 3, range: large }];
+    let want = Want { entries, more: true };
     let page = SetPage { hashes: vec![Hash([1; 32]), hash], more: true };
     let plain = verdicts.iter().map(|verdict| (Some(hash), verdict));
     vec![
         (0, "offer", offer().encode().encode_to_vec()),
-        (1, "want", encode_want(&want).encode_to_vec()),
+        (1, "want", want.encode().encode_to_vec()),
         (2, "contents", encode_contents(vec![content(Label::Entry(1))]).encode_to_vec()),
         (3, "plain-contents", encode_contents(vec![content(named)]).encode_to_vec()),
         (4, "piece", piece(Label::Entry(4)).encode().encode_to_vec()),
@@ -285,7 +284,7 @@ fn tickets(seeds: &mut Vec<Seed>) {
         expires_ms: 1_800_000_000_000,
     };
     let text = ticket.to_string();
-    let bytes = data_encoding::BASE32_NOPAD.decode(text.to_uppercase()[7..].as_bytes()).unwrap();
+    let bytes = data_encoding::BASE32_NOPAD.decode(&text.to_uppercase().as_bytes()[7..]).unwrap();
     add(seeds, "ticket", "text", text.into_bytes());
     seeds.push(("ticket", "content".to_owned(), bytes[..bytes.len() - 4].to_vec()));
     let nowhere = [&bytes[..1 + 32 + 16 + 8], &[0, 3], b"abc"].concat();

@@ -12,7 +12,7 @@ use can_sync::core::journal::op::Change;
 use can_sync::core::limits::{PIECE_ALIGN_BYTES, SMALL_BYTES_MAX};
 use can_sync::net::ticket::Ticket;
 use can_sync::state::bao::{GROUP_BYTES, decode_piece};
-use can_sync::wire::batch::{self, Naming, Offer, OfferEntry, Piece, SetPage};
+use can_sync::wire::batch::{self, Naming, Offer, OfferEntry, Piece, SetPage, Want};
 use can_sync::wire::frame::{HEADER_BYTES, Header, Kind};
 use can_sync::wire::proto::peer;
 use can_sync::wire::{control, journal, pairing};
@@ -75,11 +75,7 @@ pub fn batch(bytes: &[u8]) -> bool {
             |bytes| Offer::decode(bytes, SMALL_BYTES_MAX),
             |offer| wire(&offer.encode()),
         ),
-        1 => comes_back(
-            payload,
-            |bytes| batch::decode_want(bytes, &offer),
-            |entries| wire(&batch::encode_want(entries)),
-        ),
+        1 => comes_back(payload, |bytes| Want::decode(bytes, &offer), |want| wire(&want.encode())),
         2 | 3 => comes_back(
             payload,
             |bytes| {
@@ -180,8 +176,9 @@ pub fn piece(bytes: &[u8]) -> bool {
     let start = if which % 2 == 1 { GROUP_BYTES as usize } else { 0 };
     let range = start as u64..content.len() as u64;
     let decoded = decode_piece(&piece_digest(), range, encoded).expect("whole groups");
-    assert!(content[start..].starts_with(&decoded.content), "bytes that are not the asset's");
-    assert!(!decoded.whole || decoded.content == content[start..], "it is not whole");
+    let good = decoded.groups.concat();
+    assert!(content[start..].starts_with(&good), "bytes that are not the asset's");
+    assert!(!decoded.whole || good == content[start..], "it is not whole");
     decoded.whole
 }
 
