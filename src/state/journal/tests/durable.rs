@@ -308,31 +308,6 @@ fn a_clock_that_goes_back_claims_nothing_of_what_was_taken_out() {
 }
 
 #[test]
-fn the_future_branch_of_a_forked_log_is_written_anew() {
-    let mut devices = Device::group(2);
-    let [a, b] = &mut devices[..] else { unreachable!() };
-    let backup = tempfile::tempdir().unwrap();
-    copy(a.dir.path(), backup.path());
-    a.set("1", "f", 1);
-    a.set("1", "g", 1);
-    sync(a, b);
-    a.restore(backup.path());
-    a.now_ms += 24 * 3_600_000;
-    (1..4).for_each(|n| drop(a.set("2", "f", n)));
-    push_above(b, a, &BTreeMap::new());
-    a.fsck();
-    a.now_ms = NOW_MS;
-    assert!(matches!(a.journal.rebase(NOW_MS).unwrap(), Rebased::Done { ops: 3, .. }));
-    a.fsck();
-    b.now_ms += 1;
-    sync(a, b);
-    for device in [&mut *a, &mut *b] {
-        assert_eq!((device.field("1", "g"), device.field("2", "f")), (Some(1), Some(3)));
-        device.fsck();
-    }
-}
-
-#[test]
 fn a_removal_written_anew_removes_although_its_add_was_dropped() {
     let mut devices = Device::group(2);
     let [a, b] = &mut devices[..] else { unreachable!() };
