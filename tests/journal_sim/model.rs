@@ -357,13 +357,6 @@ impl Tables {
         self.meddle(&format!("BEGIN IMMEDIATE; {sql} COMMIT;"));
     }
 
-    /// Sets a log's clock to what a peer claims. For a mutant.
-    pub(crate) fn believe(&self, log: &LogId, seq: u64) {
-        let claim = "UPDATE logs SET seq = ?2, head = ifnull(head, zeroblob(32))
-                     WHERE log_id = ?1 AND seq < ?2";
-        self.0.execute(claim, rusqlite::params![log.0, seq as i64]).unwrap();
-    }
-
     /// Meddles: for mutants only.
     pub(crate) fn meddle(&self, sql: &str) {
         self.0.execute_batch(sql).unwrap();

@@ -167,11 +167,6 @@ impl World {
                     return self.cut(link);
                 };
                 self.count(Happened::Jump, moved.len());
-                if self.is(Mutant::ClaimsAreBelieved) {
-                    for entry in &jump {
-                        self.nodes[node].tables().believe(&entry.log, entry.seq);
-                    }
-                }
                 self.check(node);
                 if self.crashes_now(node) {
                     return;

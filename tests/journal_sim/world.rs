@@ -147,7 +147,6 @@ pub(crate) enum Mutant {
     DrainedFromTheStart,
     DrainedClockOfALaterSnapshot,
     ClockAcrossGaps,
-    ClaimsAreBelieved,
     JumpAfterARefusal,
     HeadPruned,
     ClearsForgotten,
