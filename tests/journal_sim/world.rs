@@ -193,21 +193,18 @@ pub(crate) enum Happened {
 }
 
 impl Happened {
-    /// All but repairs, which are too rare to be asked for.
-    pub(crate) const COMMON: [Self; 19] = [
+    /// All but those that are too rare to be asked for.
+    pub(crate) const COMMON: [Self; 16] = [
         Self::Op,
         Self::Jump,
         Self::Crash,
         Self::Restore,
         Self::SilentRestore,
         Self::HeldBack,
-        Self::OverQuota,
         Self::Pruned,
         Self::Trimmed,
-        Self::Rotated,
         Self::Forked,
         Self::LockedOut,
-        Self::FellWithItsInviter,
         Self::DiskFull,
         Self::Cut,
         Self::Rebased,
