@@ -360,6 +360,21 @@ async fn an_own_relay_must_be_given_by_its_url() {
     assert!(error.to_string().contains("https://relay.example.org"), "{error}");
 }
 
+#[tokio::test]
+async fn the_port_of_last_time_is_taken_again_unless_somebody_else_has_it() {
+    let on_all = |port| NetConfig { bind: None, port, ..config() };
+    let first = Net::bind(on_all(None)).await.unwrap();
+    let port = first.port();
+    first.close().await;
+    drop(first);
+    let again = Net::bind(on_all(port)).await.unwrap();
+    assert_eq!(again.port(), port);
+    let other = Net::bind(on_all(port)).await.unwrap();
+    assert_ne!(other.port(), port);
+    again.close().await;
+    other.close().await;
+}
+
 // ---- strangers -------------------------------------------------------------------------------
 
 /// Dials as a stranger with `first_bytes` on the first stream; how it ended, and how soon.

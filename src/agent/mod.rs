@@ -149,10 +149,14 @@ impl Agent {
         let mut net_config = NetConfig::new(identity.secret_key);
         (net_config.offline, net_config.relay, net_config.bind) =
             (offline, relay, net_overrides.bind);
+        net_config.port = home.udp_port();
         if net_overrides.plain_only {
             net_config.protocols = vec![crate::net::Protocol::Plain];
         }
         let net = Net::bind(net_config).await.context("binding the network")?;
+        if let Some(port) = net.port().filter(|port| home.udp_port() != Some(*port)) {
+            home.write_udp_port(lock, port)?;
+        }
         let algorithm = index.bound()?.map_or_else(Default::default, |(_, algorithm)| algorithm);
         let (status, watched) = watch::channel(Status::default());
         let (journal, journal_writer) = journal::share(journal)?;

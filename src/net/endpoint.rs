@@ -7,13 +7,13 @@
 //! Servers of third parties (relays and address lookup) are used with [`Relay::Default`] only. With
 //! an own relay or none, devices find each other by the addresses they tell each other and by mDNS.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use iroh::endpoint::{
-    ConnectOptions, ConnectWithOptsError, ConnectingError, ConnectionError, IdleTimeout,
+    BindOpts, ConnectOptions, ConnectWithOptsError, ConnectingError, ConnectionError, IdleTimeout,
     PortmapperConfig, QuicTransportConfig, QuicTransportConfigBuilder, ServerConfig, VarInt,
     WeakConnectionHandle, presets,
 };
@@ -99,6 +99,8 @@ pub struct NetConfig {
     /// One UDP address to bind instead of all interfaces. With a loopback address only devices of
     /// the same machine are reached, and nothing is announced.
     pub bind: Option<SocketAddr>,
+    /// The UDP port of last time, of IPv4, where the others look first; another is taken when it is in use.
+    pub port: Option<u16>,
     /// What to speak in a session, newest first: [`Protocol::Two`], [`Protocol::Plain`] or both.
     pub protocols: Vec<Protocol>,
 }
@@ -111,6 +113,7 @@ impl NetConfig {
             relay: Relay::Default,
             offline: false,
             bind: None,
+            port: None,
             protocols: vec![Protocol::Two, Protocol::Plain],
         }
     }
@@ -173,6 +176,44 @@ struct Live {
     handle: WeakConnectionHandle,
 }
 
+async fn bind_endpoint(
+    config: &NetConfig,
+    relay_mode: &RelayMode,
+    port: Option<u16>,
+) -> anyhow::Result<Endpoint> {
+    let mut builder = match relay_mode {
+        RelayMode::Default => Endpoint::builder(presets::N0),
+        _ => Endpoint::builder(presets::Minimal),
+    };
+    if config.offline || config.bind.is_some_and(|address| address.ip().is_loopback()) {
+        builder = builder.portmapper_config(PortmapperConfig::Disabled);
+    }
+    if let Some(address) = config.bind {
+        builder = builder
+            .clear_ip_transports()
+            .bind_addr(address)
+            .with_context(|| format!("binding UDP {address}"))?;
+    } else if let Some(port) = port {
+        // Not every machine has IPv6, and where it is, its socket may take the port for IPv4 too.
+        let optional = BindOpts::default().set_is_required(false);
+        builder = builder
+            .clear_ip_transports()
+            .bind_addr((Ipv4Addr::UNSPECIFIED, port))?
+            .bind_addr_with_opts((Ipv6Addr::UNSPECIFIED, 0), optional)?;
+    }
+    let alpns = config.protocols.iter().map(|protocol| protocol.alpn().to_vec()).collect();
+    let transport =
+        transport_limits(STREAMS_MAX, STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES).build();
+    builder
+        .relay_mode(relay_mode.clone())
+        .secret_key(config.secret_key.clone())
+        .alpns(alpns)
+        .transport_config(transport)
+        .bind()
+        .await
+        .context("binding the UDP sockets")
+}
+
 impl Net {
     /// Binds the sockets; does not wait for any network.
     ///
@@ -186,32 +227,13 @@ impl Net {
         };
         let relay = relay_mode != RelayMode::Disabled;
         let loopback = config.bind.is_some_and(|address| address.ip().is_loopback());
-        let third_parties = relay_mode == RelayMode::Default;
-        let mut builder = if third_parties {
-            Endpoint::builder(presets::N0)
-        } else {
-            Endpoint::builder(presets::Minimal)
+        let endpoint = match config.port {
+            Some(port) => match bind_endpoint(&config, &relay_mode, Some(port)).await {
+                Err(_) => bind_endpoint(&config, &relay_mode, None).await?,
+                Ok(endpoint) => endpoint,
+            },
+            None => bind_endpoint(&config, &relay_mode, None).await?,
         };
-        if config.offline || loopback {
-            builder = builder.portmapper_config(PortmapperConfig::Disabled);
-        }
-        if let Some(address) = config.bind {
-            builder = builder
-                .clear_ip_transports()
-                .bind_addr(address)
-                .with_context(|| format!("binding UDP {address}"))?;
-        }
-        let alpns = config.protocols.iter().map(|protocol| protocol.alpn().to_vec()).collect();
-        let transport =
-            transport_limits(STREAMS_MAX, STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES).build();
-        let endpoint = builder
-            .relay_mode(relay_mode)
-            .secret_key(config.secret_key)
-            .alpns(alpns)
-            .transport_config(transport)
-            .bind()
-            .await
-            .context("binding the UDP sockets")?;
         let lan = (!loopback).then(|| Lan::start(&endpoint)).transpose()?;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -223,6 +245,12 @@ impl Net {
                 live: Mutex::new(Vec::new()),
             }),
         })
+    }
+
+    /// The UDP port in use, of IPv4.
+    pub fn port(&self) -> Option<u16> {
+        let mut sockets = self.inner.endpoint.bound_sockets().into_iter();
+        sockets.find(SocketAddr::is_ipv4).map(|socket| socket.port())
     }
 
     /// This device.

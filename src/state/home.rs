@@ -113,6 +113,7 @@ impl Home {
             self.start_over_path(),
             self.api_token_path(),
             self.api_address_path(),
+            self.udp_port_path(),
             self.store_key_path(),
             self.lock_path(),
         ] {
@@ -166,6 +167,10 @@ impl Home {
     /// Large transfers under way.
     pub fn partials_dir(&self) -> PathBuf {
         self.data.join("partials")
+    }
+
+    fn udp_port_path(&self) -> PathBuf {
+        self.state.join("udp-port")
     }
 
     fn lock_path(&self) -> PathBuf {
@@ -241,6 +246,17 @@ impl Home {
             path.display()
         );
         Ok(Some(token.to_owned()))
+    }
+
+    /// Keeps the UDP port for the next start.
+    pub fn write_udp_port(&self, _lock: &Lock, port: u16) -> Result<()> {
+        write_private(&self.udp_port_path(), format!("{port}\n").as_bytes(), RenameFlags::empty())
+    }
+
+    /// The UDP port of last time, if that can be told.
+    pub fn udp_port(&self) -> Option<u16> {
+        let text = fs::read_to_string(self.udp_port_path()).ok()?;
+        text.trim().parse().ok().filter(|port| *port > 0)
     }
 
     /// Tells clients where the API listens.

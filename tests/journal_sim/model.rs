@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use can_sync::core::ids::{LogId, NodeId};
+use can_sync::core::ids::NodeId;
 use can_sync::core::journal::op::{
     self, Body, Change, KEEP_DAYS, Key, MemberChange, Put, STREAM_MODEL, value_from_bytes,
     value_to_bytes,
