@@ -38,7 +38,7 @@ pub use self::facts::{Effect, Identity, Input, KnownSet, PeerView, Sent};
 const HELLO_MS_MAX: u64 = 10_000;
 
 /// Two quiet devices with different fingerprints are given this long to tell each other of what is
-/// under way before they compare again.
+/// under way before they compare again. The first comparison of a connection does not wait.
 const SETTLE_MS: u64 = 1_000;
 
 /// A peer that owes an answer to a reconcile step or a solicitation, and sends nothing at all.

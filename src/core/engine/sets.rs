@@ -71,7 +71,7 @@ impl Engine {
             && !self.behind
             && self.store_up
             && self.rebuilding.is_none()
-            && now_ms >= session.compare_not_before_ms;
+            && (session.round == 0 || now_ms >= session.compare_not_before_ms);
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
         let Some(session) = &mut peer.session else { return };
         if let Some(summary) = tell {

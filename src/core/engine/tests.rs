@@ -245,6 +245,25 @@ fn a_peer_that_restarted_while_dials_could_cross_is_talked_to_in_seconds() {
     assert_eq!((view.conn, view.ready), (Some(incoming), true));
 }
 
+#[test]
+fn the_first_comparison_of_a_connection_does_not_wait_for_news_to_settle() {
+    let mut empty = Bench::new();
+    empty.connect(A, A_CONN);
+    let summary = empty.effects.into_iter().find_map(|effect| match effect {
+        Effect::Send { message: message @ Message::Summary(_), .. } => Some(message),
+        _ => None,
+    });
+    let mut bench = Bench::new();
+    bench.tell(Input::Connected { conn: A_CONN, peer: A, dialed: true, plain: false });
+    // Nobody is told of it: the peer has not said Hello.
+    bench.tell(Input::Indexed { entries: vec![(1, asset(1, 10))], behind: false });
+    bench.say_hello(A, A_CONN);
+    bench.tell(Input::Message { conn: A_CONN, message: summary.unwrap() });
+    let compares =
+        |effect: &Effect| matches!(effect, Effect::Send { message: Message::Reconcile(_), .. });
+    assert!(bench.effects.iter().any(compares));
+}
+
 /// An engine whose store is up and empty, its clock and what it has ordered since last asked.
 struct Bench {
     engine: Engine,
