@@ -73,8 +73,9 @@ impl Publisher {
         let clock = Clock::start();
         let mut contact = Contact::default();
         let mut looked = Shown::default();
-        // When to look next, and from when on figures may be told again.
-        let (mut look_at_ms, mut figures_at_ms) = (0, 0);
+        // When to look next, and from when on figures may be told again. The first picture of the
+        // agent is looked at as soon as it is drawn: before it nothing is known to tell.
+        let (mut look_at_ms, mut figures_at_ms) = (clock.now_ms() + LOOK_MS, 0);
         loop {
             let shown = {
                 let status = self.status.borrow_and_update();
