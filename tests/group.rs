@@ -44,7 +44,7 @@ async fn group<const N: usize>() -> [Device; N] {
     devices.try_into().ok().unwrap()
 }
 
-/// Three running devices of which the first and the last never meet, in step.
+/// Three running devices of which the first and the last never meet, in step and known to each other.
 async fn chain() -> [Device; 3] {
     let [mut a, mut b, mut c] = [Device::new(), Device::new(), Device::new()];
     a.net.unreachable = vec![c.node_id];
@@ -53,6 +53,11 @@ async fn chain() -> [Device; 3] {
     pair(&b, &a).await;
     pair(&b, &c).await;
     same_journal(&[&a, &b, &c]).await;
+    // What a journal holds shows in the status a moment later.
+    until("all are known", &[&a, &b, &c], async || {
+        [&a, &b, &c].iter().all(|device| device.status().peers.len() == 2)
+    })
+    .await;
     [a, b, c]
 }
 
