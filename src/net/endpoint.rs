@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use iroh::endpoint::{
-    BindOpts, ConnectOptions, ConnectWithOptsError, ConnectingError, ConnectionError, IdleTimeout,
-    PortmapperConfig, QuicTransportConfig, QuicTransportConfigBuilder, ServerConfig, VarInt,
-    WeakConnectionHandle, presets,
+    AckFrequencyConfig, BindOpts, ConnectOptions, ConnectWithOptsError, ConnectingError,
+    ConnectionError, IdleTimeout, MtuDiscoveryConfig, PortmapperConfig, QuicTransportConfig,
+    QuicTransportConfigBuilder, ServerConfig, VarInt, WeakConnectionHandle, presets,
 };
 use iroh::{Endpoint, EndpointAddr, EndpointId, RelayMode, RelayUrl, SecretKey, TransportAddr};
 use thiserror::Error;
@@ -48,6 +48,15 @@ const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Unread bytes of a connection of a protocol for strangers: the longest request of a joiner.
 const STRANGER_WINDOW_BYTES: u32 = PAIR_REQUEST_FRAME_BYTES_MAX + HEADER_BYTES as u32;
+
+/// The search for the longest packets begins with the longest that Ethernet carries, where nearly
+/// every network is done, and then tries the middle once; the library's default takes five probes.
+const MTU_STEP_BYTES: u16 = 127;
+
+/// How long a peer may keep an acknowledgement back (draft-ietf-quic-ack-frequency). What is lost at
+/// the end of a burst is sent again a few round trips and this later: QUIC's 25 ms are most of what a
+/// batch takes in a local network.
+const ACK_DELAY_MAX: Duration = Duration::from_millis(2);
 
 /// Keeps NAT mappings open; the commonest short one is 30 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -417,7 +426,13 @@ fn transport_limits(
     stream_window_bytes: u32,
     connection_window_bytes: u32,
 ) -> QuicTransportConfigBuilder {
+    let mut acks = AckFrequencyConfig::default();
+    acks.max_ack_delay(Some(ACK_DELAY_MAX));
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.minimum_change(MTU_STEP_BYTES);
     QuicTransportConfig::builder()
+        .ack_frequency_config(Some(acks))
+        .mtu_discovery_config(Some(mtu))
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(stream_window_bytes))
