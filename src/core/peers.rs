@@ -8,6 +8,10 @@
 /// The first retry; doubled from failure to failure.
 pub const RETRY_MS_MIN: u64 = 1_000;
 
+/// How long the device with the higher node ID leaves the first attempt to the other: a connection
+/// that crosses another costs 10 KB and a moment of both. Enough for a handshake in a city.
+pub const YIELD_MS: u64 = 100;
+
 /// The longest pause between two attempts, jitter included.
 pub const RETRY_MS_MAX: u64 = 35_000;
 
@@ -79,8 +83,9 @@ pub enum Placed {
 }
 
 /// The way to one peer: its connections and the next attempt.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Link {
+    we_are_lower: bool,
     current: Option<Conn>,
     standby: Option<Conn>,
     dialing: bool,
@@ -89,6 +94,20 @@ pub struct Link {
 }
 
 impl Link {
+    /// To a peer that may be reachable now; `we_are_lower` compares the node IDs.
+    pub fn new(now_ms: u64, we_are_lower: bool) -> Self {
+        let mut link = Self {
+            we_are_lower,
+            current: None,
+            standby: None,
+            dialing: false,
+            retry_at_ms: u64::MAX,
+            backoff: Backoff::default(),
+        };
+        link.hurry(now_ms);
+        link
+    }
+
     /// The connection in use.
     pub fn current(&self) -> Option<Conn> {
         self.current
@@ -111,9 +130,10 @@ impl Link {
         due
     }
 
-    /// The peer seems reachable: the next attempt is now.
+    /// The peer seems reachable, and we to it: the next attempt is now, one of us going first.
     pub fn hurry(&mut self, now_ms: u64) {
-        self.retry_at_ms = now_ms;
+        let yield_ms = if self.we_are_lower { 0 } else { YIELD_MS };
+        self.retry_at_ms = self.retry_at_ms.min(now_ms + yield_ms);
         self.backoff.reset();
     }
 
@@ -123,8 +143,8 @@ impl Link {
         self.retry_at_ms = now_ms + self.backoff.next_ms(random);
     }
 
-    /// A connection came up; `we_are_lower` compares the node IDs.
-    pub fn connected(&mut self, new: Conn, we_are_lower: bool) -> Placed {
+    /// A connection came up.
+    pub fn connected(&mut self, new: Conn) -> Placed {
         self.dialing &= !new.dialed;
         let Some(old) = self.current else {
             self.current = Some(new);
@@ -136,7 +156,7 @@ impl Link {
             self.current = Some(new);
             return Placed::Current { close: Some(old.id) };
         }
-        if new.dialed == we_are_lower {
+        if new.dialed == self.we_are_lower {
             self.current = Some(new);
             if old.dialed {
                 return Placed::Current { close: Some(old.id) };
@@ -218,21 +238,20 @@ mod tests {
         // Connection 1 is dialled by the lower device, 2 by the higher; any order of arrival.
         for lower_order in [[1, 2], [2, 1]] {
             for higher_order in [[1, 2], [2, 1]] {
-                let (mut lower, mut higher) = (Link::default(), Link::default());
+                let (mut lower, mut higher) = (Link::new(0, true), Link::new(0, false));
                 let mut closed = Vec::new();
-                let mut place =
-                    |link: &mut Link, id: u64, dialed: bool, we_are_lower: bool| match link
-                        .connected(conn(id, dialed, 0), we_are_lower)
-                    {
-                        Placed::Current { close } => closed.extend(close),
-                        Placed::Standby => {}
-                        Placed::Duplicate => closed.push(ConnId(id)),
-                    };
+                let mut place = |link: &mut Link, id: u64, dialed: bool| match link
+                    .connected(conn(id, dialed, 0))
+                {
+                    Placed::Current { close } => closed.extend(close),
+                    Placed::Standby => {}
+                    Placed::Duplicate => closed.push(ConnId(id)),
+                };
                 for id in lower_order {
-                    place(&mut lower, id, id == 1, true);
+                    place(&mut lower, id, id == 1);
                 }
                 for id in higher_order {
-                    place(&mut higher, id, id == 2, false);
+                    place(&mut higher, id, id == 2);
                 }
                 assert_eq!(lower.current().map(|c| c.id), Some(ConnId(1)));
                 assert_eq!(higher.current().map(|c| c.id), Some(ConnId(1)));
@@ -244,18 +263,18 @@ mod tests {
     #[test]
     fn a_restarted_peer_replaces_its_old_connection_at_once() {
         for dialed in [true, false] {
-            let mut link = Link::default();
-            link.connected(conn(1, dialed, 0), true);
-            let placed = link.connected(conn(2, false, CROSSING_MS), true);
+            let mut link = Link::new(0, true);
+            link.connected(conn(1, dialed, 0));
+            let placed = link.connected(conn(2, false, CROSSING_MS));
             assert_eq!(placed, Placed::Current { close: Some(ConnId(1)) });
         }
     }
 
     #[test]
     fn a_connection_that_stood_by_takes_over() {
-        let mut link = Link::default();
-        link.connected(conn(1, true, 0), true);
-        assert_eq!(link.connected(conn(2, false, 5), true), Placed::Standby);
+        let mut link = Link::new(0, true);
+        link.connected(conn(1, true, 0));
+        assert_eq!(link.connected(conn(2, false, 5)), Placed::Standby);
         let next = link.ended(ConnId(1), 30_000, false, 0);
         assert_eq!(next, Some(conn(2, false, 5)));
         assert_eq!(link.ended(ConnId(2), 30_001, false, 0), None);
@@ -264,9 +283,9 @@ mod tests {
 
     #[test]
     fn a_connection_that_the_peer_leaves_standing_by_takes_over() {
-        let mut link = Link::default();
-        link.connected(conn(1, true, 0), true);
-        link.connected(conn(2, false, 5), true);
+        let mut link = Link::new(0, true);
+        link.connected(conn(1, true, 0));
+        link.connected(conn(2, false, 5));
         assert_eq!(link.promote(STANDBY_MS_MAX), None);
         let at = link.promote_at_ms().unwrap();
         assert_eq!(link.promote(at), Some((conn(2, false, 5), Some(ConnId(1)))));
@@ -276,9 +295,9 @@ mod tests {
 
     #[test]
     fn a_violation_is_retried_later_than_a_loss() {
-        let (mut lost, mut bad) = (Link::default(), Link::default());
+        let (mut lost, mut bad) = (Link::new(0, true), Link::new(0, true));
         for (link, violation) in [(&mut lost, false), (&mut bad, true)] {
-            link.connected(conn(1, true, 0), true);
+            link.connected(conn(1, true, 0));
             link.ended(ConnId(1), 10, violation, 0);
         }
         assert!(bad.retry_at_ms() > lost.retry_at_ms().map(|at| at + 5_000));
@@ -286,7 +305,7 @@ mod tests {
 
     #[test]
     fn it_dials_once_until_the_attempt_ends() {
-        let mut link = Link::default();
+        let mut link = Link::new(0, true);
         assert!(link.take_dial(0));
         assert!(!link.take_dial(100_000));
         link.dial_failed(100_000, 0);
@@ -295,5 +314,15 @@ mod tests {
         link.dial_failed(200_000, 0);
         link.hurry(200_000);
         assert!(link.take_dial(200_000));
+    }
+
+    #[test]
+    fn of_two_devices_that_see_each_other_the_higher_one_leaves_the_first_attempt_to_the_other() {
+        let (mut lower, mut higher) = (Link::new(0, true), Link::new(0, false));
+        assert!(lower.take_dial(0));
+        assert!(!higher.take_dial(YIELD_MS - 1));
+        // Being seen again and again puts it off no further.
+        higher.hurry(YIELD_MS - 1);
+        assert!(higher.take_dial(YIELD_MS));
     }
 }

@@ -43,18 +43,14 @@ impl Engine {
             self.peers.remove(&node_id);
         }
         for (node_id, member) in others {
-            let peer = self.peers.entry(node_id).or_insert_with(|| {
-                let mut link = Link::default();
-                link.hurry(now_ms);
-                Peer {
-                    name: String::new(),
-                    link,
-                    session: None,
-                    standby_hello: None,
-                    since: None,
-                    scanned_ms: None,
-                    last_error: None,
-                }
+            let peer = self.peers.entry(node_id).or_insert_with(|| Peer {
+                name: String::new(),
+                link: Link::new(now_ms, me < node_id),
+                session: None,
+                standby_hello: None,
+                since: None,
+                scanned_ms: None,
+                last_error: None,
             });
             peer.name.clone_from(&member.name);
         }
@@ -75,13 +71,12 @@ impl Engine {
         plain: bool,
         out: &mut Vec<Effect>,
     ) {
-        let we_are_lower = self.identity.node_id < node_id;
         let Some(peer) = self.peers.get_mut(&node_id) else {
             out.push(close(conn.id, CloseCode::NotMember, ""));
             return;
         };
         self.conns.insert(conn.id, node_id);
-        match peer.link.connected(conn, we_are_lower) {
+        match peer.link.connected(conn) {
             Placed::Current { close: replaced } => {
                 if let Some(old) = replaced {
                     out.push(close(old, CloseCode::Duplicate, ""));
