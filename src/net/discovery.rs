@@ -6,6 +6,7 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
@@ -19,6 +20,11 @@ use super::endpoint::Net;
 
 /// The name of the service; devices of other programs are not found.
 const SERVICE_NAME: &str = "cansync";
+
+/// How often the local network is asked who is there: what a device that moved waits for at most,
+/// about. The library's default, 700 ms, is for programs that people look at; this one runs for
+/// years.
+const QUERY_EVERY: Duration = Duration::from_secs(4);
 
 /// Where mDNS packets go (RFC 6762, 3).
 const MDNS_GROUP: &str = "224.0.0.251:5353";
@@ -146,7 +152,9 @@ impl Lan {
         let mut state = self.state();
         // The old service gives its socket back before the new one takes it.
         state.service = None;
-        match MdnsAddressLookup::builder().service_name(SERVICE_NAME).build(self.id) {
+        let service =
+            MdnsAddressLookup::builder().service_name(SERVICE_NAME).discovery_cadence(QUERY_EVERY);
+        match service.build(self.id) {
             Ok(service) => {
                 if let Some(data) = &state.published {
                     service.publish(data);
