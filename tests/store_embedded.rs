@@ -251,11 +251,11 @@ async fn a_missing_or_torn_outboard_is_computed_anew() {
     let torn = [Vec::new(), vec![0; whole.len()], whole[..64].to_vec()];
     for torn in torn {
         fs::write(&path, torn).unwrap();
-        assert!(store.outboard(digest.hash).await.unwrap().is_some());
+        assert!(store.bao_files(digest.hash).await.unwrap().is_some());
         assert_eq!(fs::read(&path).unwrap(), whole);
     }
     fs::remove_file(&path).unwrap();
-    assert!(store.outboard(digest.hash).await.unwrap().is_some());
+    assert!(store.bao_files(digest.hash).await.unwrap().is_some());
     assert_eq!(fs::read(&path).unwrap(), whole);
 
     // A damaged content has no outboard that would make it look whole.
@@ -263,7 +263,7 @@ async fn a_missing_or_torn_outboard_is_computed_anew() {
     damaged[100_000] ^= 1;
     fs::write(content_path(tmp.path(), digest.hash), damaged).unwrap();
     fs::remove_file(&path).unwrap();
-    let result = store.outboard(digest.hash).await;
+    let result = store.bao_files(digest.hash).await;
     assert!(matches!(result, Err(StoreError::Mismatch { .. })));
 }
 

@@ -43,6 +43,9 @@ pub enum EncodeError {
     /// The outboard could not be read.
     #[error("reading the outboard")]
     Io(#[source] io::Error),
+    /// The content could not be read.
+    #[error("reading the content")]
+    Content(#[source] io::Error),
 }
 
 /// What was found good in a piece, from its start up to the first wrong group.
@@ -77,6 +80,38 @@ pub fn encode_piece(
     outboard: Option<&File>,
 ) -> Result<Vec<u8>, EncodeError> {
     let range = offset_bytes..offset_bytes.saturating_add(content.len() as u64);
+    encode(digest, range, outboard, |group, encoded| {
+        let start = (group.start - offset_bytes) as usize;
+        encoded.extend_from_slice(&content[start..][..length(&group)]);
+        Ok(())
+    })
+}
+
+/// The same of a range of the asset's file. Each group is read to where it is sent from.
+pub fn encode_piece_of_file(
+    digest: &Digest,
+    range: Range<u64>,
+    content: &File,
+    outboard: Option<&File>,
+) -> Result<Vec<u8>, EncodeError> {
+    encode(digest, range, outboard, |group, encoded| {
+        let before = encoded.len();
+        encoded.resize(before + length(&group), 0);
+        content.read_exact_at(&mut encoded[before..], group.start)
+    })
+}
+
+fn length(group: &Range<u64>) -> usize {
+    (group.end - group.start) as usize
+}
+
+/// `append` puts the bytes of a group at the end of what is encoded.
+fn encode(
+    digest: &Digest,
+    range: Range<u64>,
+    outboard: Option<&File>,
+    append: impl Fn(Range<u64>, &mut Vec<u8>) -> io::Result<()>,
+) -> Result<Vec<u8>, EncodeError> {
     if !is_aligned(&range, digest.size_bytes) {
         return Err(EncodeError::Misaligned(range));
     }
@@ -84,7 +119,8 @@ pub fn encode_piece(
     if outboard.is_none() && tree.blocks() > 1 {
         return Err(EncodeError::NoOutboard(digest.size_bytes));
     }
-    let mut encoded = Vec::with_capacity(content.len() + content.len() / 128 + PATH_BYTES);
+    let content_bytes = length(&range);
+    let mut encoded = Vec::with_capacity(content_bytes + content_bytes / 128 + PATH_BYTES);
     let mut expected = vec![digest.hash.0];
     for item in tree.ranges_pre_order_chunks_iter_ref(&chunks(&range), 0) {
         let hash = expected.pop().expect("a parent comes before its children");
@@ -92,7 +128,7 @@ pub fn encode_piece(
             BaoChunk::Parent { node, is_root, left, right, .. } => {
                 let pair = stored_pair(tree, node, outboard).map_err(EncodeError::Io)?;
                 if pair_hash(&pair, is_root) != hash {
-                    let offset_bytes = start(node).max(offset_bytes);
+                    let offset_bytes = start(node).max(range.start);
                     return Err(EncodeError::Damaged { offset_bytes });
                 }
                 expected.extend(right.then_some(pair[1]));
@@ -100,12 +136,16 @@ pub fn encode_piece(
                 encoded.extend_from_slice(pair.as_flattened());
             }
             BaoChunk::Leaf { start_chunk, size, is_root, .. } => {
-                let start_bytes = start_chunk.to_bytes();
-                let group = &content[(start_bytes - offset_bytes) as usize..][..size];
-                if group_hash(start_bytes, group, is_root) != hash {
-                    return Err(EncodeError::Damaged { offset_bytes: start_bytes });
+                let (offset_bytes, before) = (start_chunk.to_bytes(), encoded.len());
+                let damaged = EncodeError::Damaged { offset_bytes };
+                match append(offset_bytes..offset_bytes + size as u64, &mut encoded) {
+                    Ok(()) => {}
+                    Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(damaged),
+                    Err(e) => return Err(EncodeError::Content(e)),
                 }
-                encoded.extend_from_slice(group);
+                if group_hash(offset_bytes, &encoded[before..], is_root) != hash {
+                    return Err(damaged);
+                }
             }
         }
     }

@@ -16,7 +16,6 @@ mod receive;
 mod send;
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -33,8 +32,8 @@ pub use self::connection::Deadlines;
 use self::connection::{Connection, Request, RequestBody};
 use super::messages::{self, PROTOBUF_TYPE};
 use super::{
-    Asset, Changes, Cursor, Entry, FeedEvent, Filter, Metadata, NewAsset, PAGE_ENTRIES_MAX,
-    READ_BYTES_MAX, Store, StoreError, StoreInfo, Stored, Touched, VerifiedFile,
+    Asset, BaoFiles, Changes, Cursor, Entry, FeedEvent, Filter, Metadata, NewAsset,
+    PAGE_ENTRIES_MAX, READ_BYTES_MAX, Store, StoreError, StoreInfo, Stored, Touched, VerifiedFile,
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
 use crate::wire::proto::store as proto;
@@ -375,7 +374,7 @@ impl Store for HttpStore {
         self.0.read_small(digests).await
     }
 
-    async fn outboard(&self, _hash: Hash) -> Result<Option<File>, StoreError> {
+    async fn bao_files(&self, _hash: Hash) -> Result<Option<BaoFiles>, StoreError> {
         Ok(None)
     }
 

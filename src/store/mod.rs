@@ -175,6 +175,15 @@ pub struct VerifiedFile {
     pub metadata: Metadata,
 }
 
+/// A large content and the hash pairs that prove its parts.
+#[derive(Debug)]
+pub struct BaoFiles {
+    /// The content; not verified.
+    pub content: File,
+    /// Its BLAKE3 outboard: bao pre-order, 16 KiB groups.
+    pub outboard: File,
+}
+
 /// What became of a content that is now held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
@@ -270,9 +279,10 @@ pub trait Store: Send + Sync + 'static {
     /// most [`SMALL_BYTES_MAX`]; not verified either.
     async fn read_small(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, StoreError>;
 
-    /// The asset's BLAKE3 outboard (bao pre-order, 16 KiB groups), open for reading; `None` when the
-    /// store keeps none (small assets, SHA-256, foreign stores): the caller computes it.
-    async fn outboard(&self, hash: Hash) -> Result<Option<File>, StoreError>;
+    /// What proves parts of a large asset, open for reading; `None` when the store keeps no outboard
+    /// (small assets, SHA-256, foreign stores): the caller computes one and reads the content by
+    /// [`Self::read`].
+    async fn bao_files(&self, hash: Hash) -> Result<Option<BaoFiles>, StoreError>;
 
     /// Stores small contents in one durable commit, a result for each, in order. A bad one does not
     /// hold up the others; the outer error means that none was stored.

@@ -374,7 +374,7 @@ async fn what_is_not_held_is_none(f: &Fixture) {
     let digest = f.asset(1, 30).digest;
     assert_eq!(f.store.lookup(digest.hash).await.unwrap(), None);
     assert_eq!(f.store.read(digest.hash, 0..30).await.unwrap(), None);
-    assert!(f.store.outboard(digest.hash).await.unwrap().is_none());
+    assert!(f.store.bao_files(digest.hash).await.unwrap().is_none());
     let held = f.put(f.asset(2, 30)).await;
     let read = f.store.read_small(&[digest, held, digest]).await.unwrap();
     let held: Vec<bool> = read.iter().map(Option::is_some).collect();
@@ -479,7 +479,7 @@ async fn a_file_of_the_wrong_length_is_refused_and_consumed(f: &Fixture) {
 
 async fn the_outboard_verifies_the_content(f: &Fixture) {
     let small = f.put(f.asset(9, 1000)).await;
-    assert!(f.store.outboard(small.hash).await.unwrap().is_none());
+    assert!(f.store.bao_files(small.hash).await.unwrap().is_none());
     if !f.outboards {
         return;
     }
@@ -489,8 +489,8 @@ async fn the_outboard_verifies_the_content(f: &Fixture) {
         let hash = new.digest.hash;
         f.store.adopt(new).await.unwrap();
         let mut kept = Vec::new();
-        let mut outboard = f.store.outboard(hash).await.unwrap().unwrap();
-        std::io::Read::read_to_end(&mut outboard, &mut kept).unwrap();
+        let mut files = f.store.bao_files(hash).await.unwrap().unwrap();
+        std::io::Read::read_to_end(&mut files.outboard, &mut kept).unwrap();
         let group = bao_tree::BlockSize::from_chunk_log(4);
         let computed = bao_tree::io::outboard::PreOrderMemOutboard::create(&content[..], group);
         assert_eq!(computed.root.as_bytes(), hash.as_bytes());

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::receive::{Intake, take_contents};
-use super::send::{Asset, LastOutboard, Lost, send_contents};
+use super::send::{Asset, LastProof, Lost, send_contents};
 use super::{
     Context, Counters, Meter, Outcome, READ_STALL, Receipt, Received, TransferError, WRITE_STALL,
     blocking, index_failed, keeping_alive, out_of_place,
@@ -190,7 +190,7 @@ async fn send_named<W: TakeBytes>(
 ) -> Result<Vec<Lost>, TransferError> {
     let assets: Vec<_> = digests.map(Asset::named).collect();
     meter.expect(assets.iter().map(Asset::left_bytes).sum());
-    send_contents(ctx, writer, assets, meter, &mut LastOutboard::default()).await
+    send_contents(ctx, writer, assets, meter, &mut LastProof::default()).await
 }
 
 async fn send_set<W: AsyncWrite + Unpin>(

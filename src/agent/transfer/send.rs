@@ -17,13 +17,13 @@ use tokio::time::timeout;
 use super::{
     ANSWER_WAIT, CONTENTS_BYTES, Context, Counters, KEEP_ALIVE, Meter, Outcome, PIECE_BYTES,
     PIECES_AHEAD, READ_STALL, TransferError, WRITE_STALL, blocking, expect_frame, is_large,
-    keep_alive, keeping_alive,
+    keep_alive, keeping_alive, with_causes,
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::core::limits::{INLINE_BYTES_MAX, OFFER_ENTRIES_MAX};
 use crate::net::frame::{FrameReader, FrameWriter, TakeBytes};
-use crate::state::bao::{self, encode_piece};
-use crate::store::{READ_BYTES_MAX, StoreError};
+use crate::state::bao::{self, EncodeError, encode_piece, encode_piece_of_file};
+use crate::store::{BaoFiles, READ_BYTES_MAX, StoreError};
 use crate::wire::batch::{
     Content, Label, Offer, OfferEntry, Piece, Want, WantEntry, decode_ack, encode_contents,
     encode_drop,
@@ -64,10 +64,10 @@ where
     let at_once = offer.entries.iter().enumerate().filter(|(_, e)| e.inline);
     let at_once: Vec<_> = at_once.map(|(index, e)| Asset::entry(index, e.digest)).collect();
     meter.expect(at_once.iter().map(Asset::left_bytes).sum());
-    let mut outboard = LastOutboard::default();
+    let mut proof = LastProof::default();
     // The Want is read while inline contents are written, so that neither side waits for the other.
     let (mut lost, mut want) = tokio::try_join!(
-        send_contents(ctx, &mut writer, at_once, &mut meter, &mut outboard),
+        send_contents(ctx, &mut writer, at_once, &mut meter, &mut proof),
         read_want(ctx, &mut reader, &offer),
     )?;
     let mut begun = BTreeSet::new();
@@ -85,7 +85,7 @@ where
                 wanted.push(asset);
             }
         }
-        lost.extend(send_contents(ctx, &mut writer, wanted, &mut meter, &mut outboard).await?);
+        lost.extend(send_contents(ctx, &mut writer, wanted, &mut meter, &mut proof).await?);
         if !want.more {
             break;
         }
@@ -164,9 +164,17 @@ impl Asset {
     }
 }
 
-/// The outboard of the large asset that was sent last: for its next part it is needed again.
+/// What proves the large asset that was sent last: for its next part it is needed again.
 #[derive(Debug, Default)]
-pub(super) struct LastOutboard(Option<(Hash, Arc<File>)>);
+pub(super) struct LastProof(Option<(Hash, Proof)>);
+
+/// What the pieces of a large asset are made of.
+#[derive(Debug, Clone)]
+struct Proof {
+    outboard: Arc<File>,
+    /// `None`: the content is read from the store, range by range.
+    content: Option<Arc<File>>,
+}
 
 /// An asset that cannot be sent, or not to its end.
 #[derive(Debug)]
@@ -191,14 +199,12 @@ pub(super) async fn send_contents<W: TakeBytes>(
     writer: &mut FrameWriter<W>,
     assets: Vec<Asset>,
     meter: &mut Meter,
-    outboard: &mut LastOutboard,
+    proof: &mut LastProof,
 ) -> Result<Vec<Lost>, TransferError> {
     // Reading, checking and encoding run ahead of the writing by what the queue holds.
     let (queue, prepared) = mpsc::channel(1);
-    let (_, lost) = tokio::try_join!(
-        prepare(ctx, assets, queue, outboard),
-        write_out(writer, prepared, meter)
-    )?;
+    let (_, lost) =
+        tokio::try_join!(prepare(ctx, assets, queue, proof), write_out(writer, prepared, meter))?;
     Ok(lost)
 }
 
@@ -254,7 +260,7 @@ async fn prepare(
     ctx: &Context,
     assets: Vec<Asset>,
     queue: Queue,
-    outboard: &mut LastOutboard,
+    proof: &mut LastProof,
 ) -> Result<(), TransferError> {
     let is_resting = |asset: &Asset| ctx.damaged.is_resting(&asset.digest.hash);
     let (resting, assets): (Vec<_>, Vec<_>) = assets.into_iter().partition(is_resting);
@@ -276,7 +282,7 @@ async fn prepare(
     for asset in large {
         let sent = match ctx.algorithm {
             HashAlgorithm::Blake3 => {
-                prepare_verified_pieces(ctx, asset.clone(), &queue, outboard).await?
+                prepare_verified_pieces(ctx, asset.clone(), &queue, proof).await?
             }
             HashAlgorithm::Sha256 => prepare_raw_pieces(ctx, &asset, &queue).await?,
         };
@@ -411,34 +417,37 @@ async fn prepare_verified_pieces(
     ctx: &Context,
     mut asset: Asset,
     queue: &Queue,
-    last: &mut LastOutboard,
+    last: &mut LastProof,
 ) -> Result<Result<(), Outcome>, TransferError> {
     let hash = asset.digest.hash;
     let known = match last.0.take_if(|(of, _)| *of == hash) {
-        Some((_, outboard)) => Some(outboard),
-        None => match ctx.store.outboard(hash).await {
-            Ok(stored) => stored.map(Arc::new),
+        Some((_, proof)) => Some(proof),
+        None => match ctx.store.bao_files(hash).await {
+            Ok(files) => files.map(|BaoFiles { content, outboard }| Proof {
+                outboard: Arc::new(outboard),
+                content: Some(Arc::new(content)),
+            }),
             Err(StoreError::NotFound(_)) => return Ok(Err(Outcome::Unavailable)),
             Err(e) if e.is_temporary() => return Err(e.into()),
             Err(e) => return Ok(Err(Outcome::Later(e.to_string()))),
         },
     };
-    if let Some(outboard) = known {
-        match send_verified_pieces(ctx, &mut asset, &outboard, queue).await? {
+    if let Some(proof) = known {
+        match send_verified_pieces(ctx, &mut asset, &proof, queue).await? {
             // Content or outboard is wrong: an outboard of our own tells which.
             Err(Outcome::Damaged) => {}
             done => {
-                last.0 = Some((hash, outboard));
+                last.0 = Some((hash, proof));
                 return Ok(done);
             }
         }
     }
-    let outboard = match build_outboard(ctx, &asset.digest).await? {
-        Ok(built) => Arc::new(built),
+    let proof = match build_outboard(ctx, &asset.digest).await? {
+        Ok(outboard) => Proof { outboard: Arc::new(outboard), content: None },
         Err(outcome) => return Ok(Err(outcome)),
     };
-    let sent = send_verified_pieces(ctx, &mut asset, &outboard, queue).await;
-    last.0 = Some((hash, outboard));
+    let sent = send_verified_pieces(ctx, &mut asset, &proof, queue).await;
+    last.0 = Some((hash, proof));
     sent
 }
 
@@ -446,13 +455,13 @@ async fn prepare_verified_pieces(
 async fn send_verified_pieces(
     ctx: &Context,
     asset: &mut Asset,
-    outboard: &Arc<File>,
+    proof: &Proof,
     queue: &Queue,
 ) -> Result<Result<(), Outcome>, TransferError> {
     let ranges = stream::iter(piece_ranges(asset.range.clone()));
     let read = asset.clone();
     let mut pieces = ranges
-        .map(|range| read_verified_piece(ctx, &read, outboard.clone(), range))
+        .map(|range| read_verified_piece(ctx, &read, proof.clone(), range))
         .buffered(PIECES_AHEAD);
     while let Some(piece) = pieces.next().await {
         match piece? {
@@ -469,20 +478,30 @@ async fn send_verified_pieces(
 async fn read_verified_piece(
     ctx: &Context,
     asset: &Asset,
-    outboard: Arc<File>,
+    proof: Proof,
     range: Range<u64>,
 ) -> Result<Result<Piece, Outcome>, TransferError> {
     let Asset { label, digest, .. } = *asset;
     let (offset_bytes, length_bytes) = (range.start, piece_length(&range));
-    let bytes = match read_range(ctx, &digest, range).await? {
-        Ok(bytes) => bytes,
-        Err(outcome) => return Ok(Err(outcome)),
+    let Proof { outboard, content } = proof;
+    let encoded = match content {
+        Some(content) => {
+            let encode = move || encode_piece_of_file(&digest, range, &content, Some(&outboard));
+            blocking(encode).await?
+        }
+        None => {
+            let bytes = match read_range(ctx, &digest, range).await? {
+                Ok(bytes) => bytes,
+                Err(outcome) => return Ok(Err(outcome)),
+            };
+            blocking(move || encode_piece(&digest, offset_bytes, &bytes, Some(&outboard))).await?
+        }
     };
-    let encoded =
-        blocking(move || encode_piece(&digest, offset_bytes, &bytes, Some(&outboard))).await?;
-    Ok(encoded
-        .map(|encoded| Piece { label, offset_bytes, length_bytes, encoded: encoded.into() })
-        .map_err(|_| Outcome::Damaged))
+    Ok(match encoded {
+        Ok(encoded) => Ok(Piece { label, offset_bytes, length_bytes, encoded: encoded.into() }),
+        Err(e @ EncodeError::Content(_)) => Err(Outcome::Later(with_causes(e))),
+        Err(_) => Err(Outcome::Damaged),
+    })
 }
 
 /// An outboard for this transfer alone, from the store's bytes, in a file without a name.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::state::bao::{EncodeError, build_outboard, encode_piece};
+use crate::state::bao::{EncodeError, build_outboard, encode_piece, encode_piece_of_file};
 
 const GROUP: usize = GROUP_BYTES as usize;
 const PIECE: usize = 256 * 1024;
@@ -416,6 +416,28 @@ fn files_cut_or_lengthened_between_sessions_are_used_as_far_as_they_are_good() {
             sender.assert_finishes(partial);
         }
     }
+}
+
+#[test]
+fn a_file_gives_the_same_pieces_as_its_bytes() {
+    let sender = Sender::new(2 * PIECE + 10);
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&sender.content, 0).unwrap();
+    let encode = |range, file: &File| {
+        encode_piece_of_file(&sender.digest, range, file, Some(&sender.outboard))
+    };
+    for start in (0..sender.content.len()).step_by(PIECE) {
+        let range = start as u64..sender.end(start, PIECE) as u64;
+        assert_eq!(encode(range, &file).unwrap(), sender.encode(start, PIECE));
+    }
+    file.set_len(PIECE as u64 + 5).unwrap();
+    let cut_off = encode(PIECE as u64..2 * PIECE as u64, &file);
+    assert!(
+        matches!(cut_off, Err(EncodeError::Damaged { offset_bytes }) if offset_bytes == PIECE as u64)
+    );
+    let unreadable = File::options().write(true).open("/dev/null").unwrap();
+    let unreadable = encode(0..PIECE as u64, &unreadable);
+    assert!(matches!(unreadable, Err(EncodeError::Content(_))));
 }
 
 #[test]

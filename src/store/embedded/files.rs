@@ -231,9 +231,8 @@ impl Files {
         let length = usize::try_from(range.end - range.start)
             .map_err(|_| StoreError::TooLarge(format!("a range of {range:?}")))?;
         let mut bytes = vec![0; length];
-        File::open(&path)
-            .and_then(|file| file.read_exact_at(&mut bytes, range.start))
-            .map_err(|e| failed("read", &path, &e))?;
+        let read = open(&path)?.read_exact_at(&mut bytes, range.start);
+        read.map_err(|e| failed("read", &path, &e))?;
         Ok(bytes)
     }
 
@@ -276,6 +275,11 @@ impl Drop for Temp {
         // Placed, or swept at the next start.
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// Opens a file of the store for reading.
+pub(super) fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|e| failed("read", path, &e))
 }
 
 /// The error of an operation on a path.

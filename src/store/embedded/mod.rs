@@ -8,7 +8,6 @@
 //! All work that touches the disk runs on blocking threads, never more than the gates below let
 //! in. A call once started there is done whole, also when its future is dropped.
 
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
@@ -27,7 +26,7 @@ use self::files::Files;
 use self::ingest::{Claims, Ingest};
 use self::rows::Content;
 use super::{
-    Asset, Changes, Cursor, FeedEvent, Filter, Metadata, NewAsset, PAGE_ENTRIES_MAX,
+    Asset, BaoFiles, Changes, Cursor, FeedEvent, Filter, Metadata, NewAsset, PAGE_ENTRIES_MAX,
     READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError, StoreInfo, Stored, Touched, VerifiedFile,
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
@@ -342,37 +341,34 @@ impl Store for EmbeddedStore {
         .await
     }
 
-    async fn outboard(&self, hash: Hash) -> Result<Option<File>, StoreError> {
+    async fn bao_files(&self, hash: Hash) -> Result<Option<BaoFiles>, StoreError> {
         if self.0.options.hash_algorithm != HashAlgorithm::Blake3 {
             return Ok(None);
         }
-        let kept = self
+        let opened = self
             .read_with(move |files, conn| {
-                let Some(asset) = rows::lookup(conn, hash)? else {
-                    return Ok(Outboard::None);
-                };
+                let Some(asset) = rows::lookup(conn, hash)? else { return Ok(None) };
                 let digest = asset.entry.digest;
                 if digest.size_bytes <= SMALL_BYTES_MAX {
-                    return Ok(Outboard::None);
+                    return Ok(None);
                 }
+                let content = files::open(&files.content(hash))?;
                 let path = files.outboard(hash);
-                if !ingest::fits(digest, &path) {
-                    return Ok(Outboard::Lost(digest));
-                }
-                let open = File::open(&path).map_err(|e| files::failed("read", &path, &e));
-                open.map(Outboard::Kept)
+                let is_kept = ingest::fits(digest, &path);
+                let outboard = is_kept.then(|| files::open(&path)).transpose()?;
+                Ok(Some((digest, content, outboard)))
             })
             .await?;
-        let lost = match kept {
-            Outboard::None => return Ok(None),
-            Outboard::Kept(file) => return Ok(Some(file)),
-            Outboard::Lost(digest) => digest,
+        let Some((digest, content, outboard)) = opened else { return Ok(None) };
+        let outboard = match outboard {
+            Some(outboard) => outboard,
+            None => {
+                tracing::info!(hash = %hash.short(), "computing a lost outboard anew");
+                let rebuild = move |shared: &Shared| shared.ingest().rebuild_outboard(digest);
+                self.run(&self.0.adoptions, digest.size_bytes, rebuild).await?
+            }
         };
-        tracing::info!(hash = %hash.short(), "computing a lost outboard anew");
-        self.run(&self.0.adoptions, lost.size_bytes, move |shared| {
-            shared.ingest().rebuild_outboard(lost).map(Some)
-        })
-        .await
+        Ok(Some(BaoFiles { content, outboard }))
     }
 
     async fn put(
@@ -404,13 +400,6 @@ impl Store for EmbeddedStore {
     async fn check_space(&self, size_bytes: u64) -> Result<(), StoreError> {
         self.run(&self.0.reads, 0, move |shared| shared.files.check_space(size_bytes)).await
     }
-}
-
-/// What became of an asset's outboard.
-enum Outboard {
-    None,
-    Kept(File),
-    Lost(Digest),
 }
 
 /// A follower between two hints.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -17,8 +18,8 @@ use tokio::io::DuplexStream;
 use super::*;
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::{
-    Asset, Changes, Cursor, FeedEvent, Filter, Metadata, NewAsset, StoreInfo, Stored, Touched,
-    VerifiedFile,
+    Asset, BaoFiles, Changes, Cursor, FeedEvent, Filter, Metadata, NewAsset, StoreInfo, Stored,
+    Touched, VerifiedFile,
 };
 
 mod batch;
@@ -282,17 +283,29 @@ impl Store for FaultyStore {
         read.map(|(d, bytes)| bytes.map(|bytes| self.rot(d.hash, 0, bytes)).transpose()).collect()
     }
 
-    async fn outboard(&self, hash: Hash) -> Result<Option<File>, StoreError> {
+    async fn bao_files(&self, hash: Hash) -> Result<Option<BaoFiles>, StoreError> {
         self.check_up()?;
         if self.is_foreign.load(Ordering::SeqCst) {
             return Ok(None);
         }
+        let Some(mut files) = self.inner.bao_files(hash).await? else { return Ok(None) };
         if self.has_rotten_outboards.load(Ordering::SeqCst) {
-            let zeros = tempfile::tempfile().unwrap();
-            zeros.set_len(1024 * 1024).unwrap();
-            return Ok(Some(zeros));
+            files.outboard = tempfile::tempfile().unwrap();
+            files.outboard.set_len(1024 * 1024).unwrap();
         }
-        self.inner.outboard(hash).await
+        let rotten = self.rotten.lock().unwrap().get(&hash).copied();
+        if let Some(at) = rotten {
+            let mut copy = tempfile::tempfile().unwrap();
+            std::io::copy(&mut files.content, &mut copy).unwrap();
+            let mut byte = [0];
+            copy.read_exact_at(&mut byte, at).unwrap();
+            copy.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            files.content = copy;
+        }
+        if self.unreadable.lock().unwrap().contains(&hash) {
+            files.content = File::options().write(true).open("/dev/null").unwrap();
+        }
+        Ok(Some(files))
     }
 
     async fn put(
