@@ -296,7 +296,7 @@ impl Partial {
             }
         }
         write_groups(&self.content, &decoded.groups, good.start)?;
-        begin_writeback(&self.content, good);
+        write_behind(&self.content, good);
         outboard.write_all_at(&decoded.outboard, decoded.outboard_offset_bytes)
     }
 
@@ -373,6 +373,11 @@ const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const CONTENT_SUFFIX: &str = ".part";
 const OUTBOARD_SUFFIX: &str = ".obao";
 const HASHING_BYTES: usize = 256 * 1024;
+/// What a large asset may hold of the page cache while it comes in, if it comes in order: what a
+/// slow disk takes in a second.
+const CACHED_BYTES: u64 = 64 * 1024 * 1024;
+/// What the disk is told to begin with at once; divides [`CACHED_BYTES`].
+const WRITE_STEP_BYTES: u64 = 2 * 1024 * 1024;
 /// What one system call writes; every system takes as many.
 const GATHERED_GROUPS_MAX: usize = 64;
 
@@ -497,14 +502,23 @@ fn write_groups(file: &File, groups: &[&[u8]], mut offset_bytes: u64) -> io::Res
     Ok(())
 }
 
-/// Has the disk begin with what was just written, so that the sync at the end finds little to do.
-/// What is told to the system as "not needed" it starts to write, and drops only once it is clean.
-fn begin_writeback(file: &File, written: &Range<u64>) {
+/// Has the disk begin with what was written, a step at a time, so that the sync at the end finds
+/// little to do, and gives back the page cache of what was written [`CACHED_BYTES`] before: a large
+/// asset pushes nothing else out, and goes through memory that is warm. What is told to the system
+/// as "not needed" it starts to write, and drops only once it is clean.
+fn write_behind(file: &File, written: &Range<u64>) {
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    if let Some(length) = std::num::NonZeroU64::new(written.end - written.start) {
-        // A hint: nothing depends on it.
-        let _ =
-            rustix::fs::fadvise(file, written.start, Some(length), rustix::fs::Advice::DontNeed);
+    {
+        let end = written.end - written.end % WRITE_STEP_BYTES;
+        if end <= written.start {
+            return;
+        }
+        for end in [Some(end), end.checked_sub(CACHED_BYTES)].into_iter().flatten() {
+            let start = end.saturating_sub(WRITE_STEP_BYTES);
+            let length = std::num::NonZeroU64::new(end - start);
+            // A hint: nothing depends on it.
+            let _ = rustix::fs::fadvise(file, start, length, rustix::fs::Advice::DontNeed);
+        }
     }
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     let _ = (file, written);
