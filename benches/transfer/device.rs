@@ -263,6 +263,7 @@ fn watch(device: &Device, assets: u64, start: Instant) -> Seen {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Usage {
     pub(crate) cpu_s: f64,
+    pub(crate) resident_bytes: f64,
     pub(crate) peak_bytes: f64,
     pub(crate) written_bytes: f64,
     /// How often its threads went to sleep and were woken.
@@ -284,6 +285,7 @@ impl Usage {
             .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("status")).ok());
         Self {
             cpu_s: ticks / TICKS_PER_S,
+            resident_bytes: number(&read("status"), "VmRSS:") * 1024.0,
             peak_bytes: number(&read("status"), "VmHWM:") * 1024.0,
             written_bytes: number(&read("io"), "write_bytes:"),
             wakeups: threads.map(|status| number(&status, "voluntary_ctxt_switches:")).sum(),
@@ -300,6 +302,7 @@ impl std::ops::Sub for Usage {
             cpu_s: self.cpu_s - before.cpu_s,
             written_bytes: self.written_bytes - before.written_bytes,
             wakeups: self.wakeups - before.wakeups,
+            resident_bytes: self.resident_bytes,
             peak_bytes: self.peak_bytes,
         }
     }

@@ -478,7 +478,8 @@ fn idle(args: &Args, report: &mut Report) {
         report.add("CPU, each agent", "ms/s", used.cpu_s * 1000.0 / seconds);
         report.add("wake-ups, each agent", "1/s", used.wakeups / seconds);
         report.add("writes, each agent", "B/s", used.written_bytes / seconds);
-        report.add("memory, each agent", "MiB", used.peak_bytes / MIB);
+        report.add("memory, each agent", "MiB", used.resident_bytes / MIB);
+        report.add("peak memory, each agent", "MiB", used.peak_bytes / MIB);
     }
 }
 
