@@ -27,7 +27,8 @@ pub const PENDING_PER_PEER_MAX: usize = 16_384;
 /// Assets in one batch.
 pub const BATCH_ASSETS_MAX: usize = 512;
 
-/// Bytes of small assets in one batch: what a receiver holds in memory before one commit.
+/// Bytes of the assets in one batch, unless it is a single large one. A receiver holds the small ones
+/// in memory before one commit.
 pub const BATCH_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Batches under way to one peer at a time: of new small assets, of large ones, and the same of
@@ -65,7 +66,7 @@ pub const RESTING_MAX: usize = 10_000;
 /// The longest request to join: the proof, a name and 16 addresses. It comes from a stranger.
 pub const PAIR_REQUEST_FRAME_BYTES_MAX: u32 = 8 * 1024;
 
-/// Contents up to this size travel whole, many to a batch; larger ones in pieces, one to a batch.
+/// Contents up to this size travel whole, many to a frame; larger ones in pieces.
 pub const SMALL_BYTES_MAX: u64 = 256 * 1024;
 
 /// Coded cells of a sketch, and so the most that one answer to a peer can hold: they decode about

@@ -9,8 +9,8 @@ use std::collections::{BTreeSet, VecDeque};
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{
     BATCH_ASSETS_MAX, BATCH_BYTES_MAX, HASHES_PER_FRAME_MAX, LARGE_LANES, LIVE_LANES,
-    LIVE_LARGE_LANES, NOW_LANES, NOW_LARGE_LANES, PENDING_PER_PEER_MAX, SMALL_BYTES_MAX,
-    SMALL_LANES,
+    LIVE_LARGE_LANES, NOW_LANES, NOW_LARGE_LANES, OFFER_LARGE_MAX, PENDING_PER_PEER_MAX,
+    SMALL_BYTES_MAX, SMALL_LANES,
 };
 use crate::core::message::Hello;
 use crate::core::peers::{Backoff, ConnId};
@@ -26,11 +26,11 @@ const PLAIN_AGAIN_MS: u64 = 300_000;
 pub enum Lane {
     /// Small assets that are new here.
     Live,
-    /// One large asset that is new here.
+    /// Large assets that are new here.
     LiveLarge,
     /// Small assets the peer solicited.
     Small,
-    /// One large asset the peer solicited.
+    /// Large assets the peer solicited.
     Large,
     /// Small assets the peer wants at once.
     Now,
@@ -276,7 +276,7 @@ impl Session {
         if self.taken[Lane::LiveLarge as usize] >= LIVE_LARGE_LANES {
             return None;
         }
-        let digests = vec![self.large_news.pop_front()?];
+        let digests = next_large_batch(&mut self.large_news)?;
         Some(Load { lane: Lane::LiveLarge, digests, inline: false })
     }
 
@@ -304,17 +304,29 @@ impl Session {
         if self.taken[Lane::Large as usize] >= LARGE_LANES {
             return None;
         }
-        let digests = vec![self.large.pop_front()?];
+        let digests = next_large_batch(&mut self.large)?;
         Some(Load { lane: Lane::Large, digests, inline: false })
     }
 }
 
 /// As many small assets from the front as share a batch.
 fn next_small_batch(queue: &mut VecDeque<Digest>) -> Vec<Digest> {
+    take_batch(queue, BATCH_ASSETS_MAX)
+}
+
+/// The large asset at the front, and those behind it that are no longer together than a batch of
+/// small ones: what each costs beside its bytes is paid while the others move.
+fn next_large_batch(queue: &mut VecDeque<Digest>) -> Option<Vec<Digest>> {
+    (!queue.is_empty()).then(|| take_batch(queue, OFFER_LARGE_MAX))
+}
+
+/// At least one, if there is any.
+fn take_batch(queue: &mut VecDeque<Digest>, assets_max: usize) -> Vec<Digest> {
     let mut digests = Vec::new();
     let mut bytes = 0;
     while let Some(digest) = queue.front() {
-        if digests.len() >= BATCH_ASSETS_MAX || bytes + digest.size_bytes > BATCH_BYTES_MAX {
+        let is_full = digests.len() >= assets_max || bytes + digest.size_bytes > BATCH_BYTES_MAX;
+        if is_full && !digests.is_empty() {
             break;
         }
         bytes += digest.size_bytes;
@@ -415,6 +427,18 @@ mod tests {
         session.push_solicited((0..100).map(|n| digest(n, SMALL_BYTES_MAX)).collect());
         let bytes: u64 = session.next_batch().unwrap().digests.iter().map(|d| d.size_bytes).sum();
         assert_eq!(bytes, BATCH_BYTES_MAX);
+    }
+
+    #[test]
+    fn large_assets_share_a_batch_as_far_as_its_bytes_go_and_the_largest_have_one_alone() {
+        let mut session = session();
+        let sizes = [BATCH_BYTES_MAX / 2, BATCH_BYTES_MAX / 2, SMALL_BYTES_MAX + 1, 1 << 40];
+        let digests: Vec<_> = (0..4).map(|n| digest(n, sizes[n as usize])).collect();
+        session.push_solicited(digests.clone());
+        assert_eq!(session.next_batch().unwrap().digests, digests[..2]);
+        assert_eq!(session.next_batch().unwrap().digests, digests[2..3]);
+        session.lane_freed(Lane::Large);
+        assert_eq!(session.next_batch().unwrap().digests, digests[3..]);
     }
 
     #[test]
