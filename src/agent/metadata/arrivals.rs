@@ -1,13 +1,20 @@
 //! Assets that come from other devices are put into the store with the journal's metadata, and the
-//! shadow knows it before: so that it is no edit of this user, and the arrival is logged as one.
+//! shadow knows it before: so that it is no edit of this user, and the arrival is logged as one. With
+//! no metadata nothing could be taken for an edit: shadow and asset become durable at the same time,
+//! and only a crash between the two has the arrival logged as if the user had added it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, maybe_done, ready};
+use tokio::sync::oneshot;
 
 use super::look::metadata;
 use crate::agent::journal::JournalHandle;
 use crate::core::ids::{Hash, NodeId};
 use crate::core::journal::asset::{Row, Shadow};
+use crate::state::journal;
 use crate::store::Metadata;
 use crate::store::messages::{METADATA_BYTES_MAX, TAGS_MAX};
 
@@ -23,6 +30,25 @@ pub struct Arrivals {
     senders: Arc<Mutex<BTreeMap<Hash, NodeId>>>,
 }
 
+/// What assets are to be put into the store with.
+pub(in crate::agent) struct Expected<'a> {
+    /// In the order asked.
+    pub(in crate::agent) metadata: Vec<Metadata>,
+    noted: BoxFuture<'a, ()>,
+}
+
+impl Expected<'_> {
+    /// Of assets that nobody has said anything of.
+    pub(in crate::agent) fn bare(count: usize) -> Self {
+        Self { metadata: vec![Metadata::default(); count], noted: Box::pin(ready(())) }
+    }
+
+    /// Returns when the journal has noted that they come. To be waited for beside the store.
+    pub(in crate::agent) async fn noted(self) {
+        self.noted.await;
+    }
+}
+
 impl Arrivals {
     pub(in crate::agent) fn new(journal: JournalHandle) -> Self {
         Self { journal, from: None, senders: Arc::default() }
@@ -33,36 +59,54 @@ impl Arrivals {
         Self { from: Some(from), ..self.clone() }
     }
 
-    /// To be called before assets are put into the store; the metadata to put them with, in their
-    /// order. Without the journal they arrive bare, and get their metadata afterwards.
-    pub(in crate::agent) async fn expect(&self, hashes: Vec<Hash>) -> Vec<Metadata> {
+    /// To be called before assets are put into the store: what to put them with, in their order.
+    /// Without the journal they arrive bare, and get their metadata afterwards.
+    pub(in crate::agent) async fn expect(&self, hashes: Vec<Hash>) -> Expected<'_> {
         let count = hashes.len();
-        if let Some(from) = self.from {
-            let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
-            if senders.len() + count > SENDERS_MAX {
-                // Left by assets that never arrived; the log then does not say who sent the rest.
-                senders.clear();
+        self.remember_sender(&hashes);
+        let (tell, mut told) = oneshot::channel();
+        let noted = self.journal.run(move |journal, now_ms| {
+            let rows = hashes.iter().map(|hash| Ok(journal.asset(hash)?.row().canonical()));
+            let rows = rows.collect::<journal::Result<Vec<Row>>>()?;
+            let shadows = hashes.into_iter().zip(rows.iter().cloned().map(Shadow::expected));
+            let shadows: Vec<_> = shadows.collect();
+            if rows.iter().all(|row| *row == Row::default()) {
+                let _ = tell.send(rows);
+                journal.write_with_shadows(&[], &[], &shadows, now_ms)?;
+            } else {
+                journal.write_with_shadows(&[], &[], &shadows, now_ms)?;
+                let _ = tell.send(rows);
             }
-            senders.extend(hashes.iter().map(|hash| (*hash, from)));
-        }
-        let expected = self.journal.run(move |journal, now_ms| {
-            let mut shadows = Vec::with_capacity(hashes.len());
-            let mut rows = Vec::with_capacity(hashes.len());
-            for hash in hashes {
-                let row = journal.asset(&hash)?.row().canonical();
-                shadows.push((hash, Shadow::expected(row.clone())));
-                rows.push(row);
-            }
-            journal.write_with_shadows(&[], &[], &shadows, now_ms)?;
-            Ok(rows)
+            Ok(())
         });
-        match expected.await {
-            Ok(rows) => rows.into_iter().map(|row| Some(row).filter(fits)).map(metadata).collect(),
-            Err(error) => {
-                tracing::warn!(%error, "assets arrive without their metadata");
-                vec![Metadata::default(); count]
+        let noted = noted.map(|noted| {
+            if let Err(error) = noted {
+                tracing::warn!(%error, "assets arrive and the journal could not be told");
             }
+        });
+        let mut noted: BoxFuture<'_, ()> = Box::pin(maybe_done(noted));
+        let rows = tokio::select! {
+            biased;
+            rows = &mut told => rows.ok(),
+            () = &mut noted => told.try_recv().ok(),
+        };
+        let metadata = match rows {
+            Some(rows) => {
+                rows.into_iter().map(|row| Some(row).filter(fits)).map(metadata).collect()
+            }
+            None => vec![Metadata::default(); count],
+        };
+        Expected { metadata, noted }
+    }
+
+    fn remember_sender(&self, hashes: &[Hash]) {
+        let Some(from) = self.from else { return };
+        let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        if senders.len() + hashes.len() > SENDERS_MAX {
+            // Left by assets that never arrived; the log then does not say who sent the rest.
+            senders.clear();
         }
+        senders.extend(hashes.iter().map(|hash| (*hash, from)));
     }
 
     pub(super) fn sender(&self, hash: &Hash) -> Option<NodeId> {

@@ -35,6 +35,7 @@ mod arrivals;
 mod look;
 
 pub use self::arrivals::Arrivals;
+pub(in crate::agent) use self::arrivals::Expected;
 use self::look::{Asked, Look, Written, pack, write_row};
 
 /// Assets looked at together: they share a transaction. With the longest texts they are 16 MiB.

@@ -267,14 +267,16 @@ async fn adopt(ctx: &Context, gathering: Arc<Gathering>) -> Result<Outcome, Corr
         Ok(Err(e)) => return Ok(Outcome::Later(with_causes(e))),
         Err(e) => return Ok(Outcome::Later(e.to_string())),
     };
+    let mut expected = ctx.expect(vec![complete.digest.hash]).await;
     // Held until the store is done: nobody else may open the files meanwhile.
     let file = VerifiedFile {
         digest: complete.digest,
         path: complete.path.clone(),
         outboard: complete.outboard.clone(),
-        metadata: ctx.expect(vec![complete.digest.hash]).await.pop().unwrap_or_default(),
+        metadata: expected.metadata.pop().unwrap_or_default(),
     };
-    Ok(match ctx.store.adopt(file).await {
+    let (adopted, ()) = tokio::join!(ctx.store.adopt(file), expected.noted());
+    Ok(match adopted {
         Ok(stored) => stored_as(stored),
         Err(e) => refusal(&e),
     })

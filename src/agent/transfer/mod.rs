@@ -37,7 +37,7 @@ use crate::core::spans::{SPAN_BYTES_MAX, SPANS_AHEAD};
 use crate::net::frame::{Frame, FrameError, FrameReader, FrameWriter};
 use crate::state::index::Index;
 use crate::state::partials::Partials;
-use crate::store::{Metadata, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::wire::WireError;
 use crate::wire::batch::Verdict;
 use crate::wire::frame::Kind;
@@ -48,7 +48,7 @@ pub mod plain;
 mod receive;
 mod send;
 
-use super::metadata::Arrivals;
+use super::metadata::{Arrivals, Expected};
 
 pub use damaged::Damaged;
 pub use gather::Gatherings;
@@ -138,11 +138,11 @@ impl Context {
         Self { arrivals, ..self.clone() }
     }
 
-    /// The metadata to put assets into the store with, in their order.
-    async fn expect(&self, hashes: Vec<Hash>) -> Vec<Metadata> {
+    /// What to put assets into the store with.
+    async fn expect(&self, hashes: Vec<Hash>) -> Expected<'_> {
         match &self.arrivals {
             Some(arrivals) => arrivals.expect(hashes).await,
-            None => vec![Metadata::default(); hashes.len()],
+            None => Expected::bare(hashes.len()),
         }
     }
 

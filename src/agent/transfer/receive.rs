@@ -812,11 +812,13 @@ async fn put(
     mut assets: Vec<(usize, NewAsset)>,
 ) -> Vec<(usize, Result<Outcome, Corrupt>)> {
     let Context { store, algorithm, .. } = &ctx;
-    let expected = ctx.expect(assets.iter().map(|(_, asset)| asset.digest.hash).collect()).await;
-    for ((_, asset), metadata) in assets.iter_mut().zip(expected) {
+    let hashes = assets.iter().map(|(_, asset)| asset.digest.hash).collect();
+    let mut expected = ctx.expect(hashes).await;
+    for ((_, asset), metadata) in assets.iter_mut().zip(expected.metadata.drain(..)) {
         asset.metadata = metadata;
     }
-    let stored = store.put(assets.iter().map(|(_, asset)| asset.clone()).collect()).await;
+    let put = store.put(assets.iter().map(|(_, asset)| asset.clone()).collect());
+    let (stored, ()) = tokio::join!(put, expected.noted());
     let results: Vec<_> = match stored {
         Ok(results) => results,
         Err(e) => vec![Err(e); assets.len()],
