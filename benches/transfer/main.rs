@@ -62,8 +62,12 @@ const BUSY_QUIET_ASSETS: usize = 50;
 /// Between two live assets: longer than what one leaves to be done, and not in step with any timer.
 const LIVE_PAUSES_MS: [u64; 3] = [23, 37, 53];
 
-/// Before measuring idleness, for what is done once after the last transfer.
-const SETTLE: Duration = Duration::from_secs(3);
+/// Before measuring idleness, for what is done once, some seconds after the last transfer.
+const SETTLE: Duration = Duration::from_secs(15);
+/// How long two devices are watched for what follows their agreement.
+const AFTERMATH: Duration = Duration::from_secs(3);
+/// What two devices with nothing to do say to each other meanwhile, at most.
+const IDLE_BYTES: u64 = 10_000;
 const IDLE: Duration = Duration::from_secs(60);
 
 const MB: f64 = 1e6;
@@ -408,8 +412,23 @@ fn stocked(args: &Args) -> [TempDir; 2] {
         put_directly(folder.path(), 0..args.stock, STOCK_BYTES);
     }
     let (devices, _) = start_both(folders, args.stock as u64);
+    // Their journals have a word on every asset.
+    let mut said_bytes = 0;
+    loop {
+        std::thread::sleep(AFTERMATH);
+        let now_bytes = wire_bytes(&devices);
+        if now_bytes - said_bytes < IDLE_BYTES {
+            break;
+        }
+        said_bytes = now_bytes;
+    }
     std::thread::sleep(SETTLE);
     devices.map(Device::stop)
+}
+
+fn wire_bytes(devices: &[Device; 2]) -> u64 {
+    let peer = devices[0].status().peers.remove(0);
+    peer.wire_sent_bytes + peer.wire_received_bytes
 }
 
 /// Into the store of a device that does not run.
@@ -447,10 +466,8 @@ fn reconnect(args: &Args, report: &mut Report) {
             assets += 2 * needles;
             let (devices, course) = start_both(folders, assets as u64);
             // What follows the agreement costs too.
-            std::thread::sleep(SETTLE);
-            let peer = devices[0].status().peers.remove(0);
-            let wire_bytes = (peer.wire_sent_bytes + peer.wire_received_bytes) as f64;
-            let rest_bytes = wire_bytes - (2 * needles * SMALL_BYTES) as f64;
+            std::thread::sleep(AFTERMATH);
+            let rest_bytes = wire_bytes(&devices) as f64 - (2 * needles * SMALL_BYTES) as f64;
             let [start, session, wire] = match needles {
                 0 => ["unchanged: start to in sync", "unchanged: from session", "unchanged: wire"],
                 _ => ["10 new: start to in sync", "10 new: from session", "10 new: wire - content"],
