@@ -29,6 +29,9 @@ use common::{content, digest};
 #[path = "hostile/sources.rs"]
 mod sources;
 
+/// Held by the tests that measure the memory of the process, which all of them share.
+static PROCESS: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
+
 /// The most that anything below may make the agent hold.
 const GROWTH_BYTES_MAX: usize = 48 * 1024 * 1024;
 
@@ -171,6 +174,7 @@ async fn victim_and_honest() -> (Device, Device) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_a_member_says_on_the_control_stream_it_gets_the_right_code() {
+    let _shared = PROCESS.read().await;
     let (victim, honest) = victim_and_honest().await;
     let member = Member::join(&victim).await;
     let hello = member.hello();
@@ -254,6 +258,7 @@ async fn whatever_a_member_says_on_the_control_stream_it_gets_the_right_code() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_a_member_sends_in_a_batch_nothing_wrong_is_stored() {
+    let _shared = PROCESS.read().await;
     let (victim, honest) = victim_and_honest().await;
     let member = Member::join(&victim).await;
     let entry = |hash: Hash, size_bytes: u64| peer::OfferEntry {
@@ -330,6 +335,7 @@ async fn whatever_a_member_sends_in_a_batch_nothing_wrong_is_stored() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn solicitations_of_nothing_and_of_the_same_are_answered_within_bounds() {
+    let _shared = PROCESS.read().await;
     let (victim, honest) = victim_and_honest().await;
     let held = victim.add([1000]).await[0];
     victim.handle().check().await.unwrap();
@@ -372,6 +378,7 @@ async fn solicitations_of_nothing_and_of_the_same_are_answered_within_bounds() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silence_costs_a_member_its_streams_and_nobody_else_anything() {
+    let _shared = PROCESS.read().await;
     let (victim, honest) = victim_and_honest().await;
     let member = Member::join(&victim).await;
     let silent = member.connect().await;
@@ -400,6 +407,7 @@ async fn silence_costs_a_member_its_streams_and_nobody_else_anything() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn noise_ends_and_memory_is_bounded() {
+    let _alone = PROCESS.write().await;
     let (victim, honest) = victim_and_honest().await;
     let member = Member::join(&victim).await;
     still_syncs(&victim, &honest).await;
@@ -439,6 +447,7 @@ async fn noise_ends_and_memory_is_bounded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_joiner_that_breaks_off_is_logged_with_the_code_to_compare_all_the_same() {
+    let _shared = PROCESS.read().await;
     let victim = Device::start().await;
     let ticket = victim.handle().ticket(Duration::from_secs(60)).await.unwrap().ticket;
     let ticket: Ticket = ticket.parse().unwrap();
@@ -469,6 +478,7 @@ async fn a_joiner_that_breaks_off_is_logged_with_the_code_to_compare_all_the_sam
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_device_that_dials_on_and_on_costs_no_memory_and_no_word_in_the_journal() {
+    let _alone = PROCESS.write().await;
     const DIALS: u64 = 300;
     let (victim, honest) = victim_and_honest().await;
     let member = Member::join(&victim).await;

@@ -66,8 +66,8 @@ const LIVE_PAUSES_MS: [u64; 3] = [23, 37, 53];
 const SETTLE: Duration = Duration::from_secs(15);
 /// How long two devices are watched for what follows their agreement.
 const AFTERMATH: Duration = Duration::from_secs(3);
-/// What two devices with nothing to do say to each other meanwhile, at most.
-const IDLE_BYTES: u64 = 10_000;
+/// What a device with nothing to do writes meanwhile, at most.
+const IDLE_BYTES: f64 = 100_000.0;
 const IDLE: Duration = Duration::from_secs(60);
 
 const MB: f64 = 1e6;
@@ -413,17 +413,16 @@ fn stocked(args: &Args) -> [TempDir; 2] {
     }
     let (devices, _) = start_both(folders, args.stock as u64);
     // Their journals have a word on every asset.
-    let mut said_bytes = 0;
+    let written = || devices.each_ref().map(|device| device.usage().written_bytes);
+    let mut before = written();
     loop {
-        std::thread::sleep(AFTERMATH);
-        let now_bytes = wire_bytes(&devices);
-        if now_bytes - said_bytes < IDLE_BYTES {
-            break;
+        std::thread::sleep(SETTLE);
+        let now = written();
+        if (0..2).all(|n| now[n] - before[n] < IDLE_BYTES) {
+            return devices.map(Device::stop);
         }
-        said_bytes = now_bytes;
+        before = now;
     }
-    std::thread::sleep(SETTLE);
-    devices.map(Device::stop)
 }
 
 fn wire_bytes(devices: &[Device; 2]) -> u64 {

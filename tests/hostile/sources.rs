@@ -107,6 +107,7 @@ impl Batch {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_stalls_is_left_behind() {
+    let _shared = PROCESS.read().await;
     let scene = Scene::new(1).await;
     let member = Member::join(&scene.victim).await;
     let (mut batch, _) = scene.offer(&member).await;
@@ -122,6 +123,7 @@ async fn a_member_that_stalls_is_left_behind() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_member_that_breaks_off_what_it_sent_stays() {
+    let _shared = PROCESS.read().await;
     let scene = Scene::new(2).await;
     let member = Member::join(&scene.victim).await;
     let (mut batch, wanted) = scene.offer(&member).await;
@@ -144,6 +146,7 @@ async fn of_a_member_that_breaks_off_what_it_sent_stays() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_sends_wrong_bytes_is_closed_and_the_good_ones_stay() {
+    let _shared = PROCESS.read().await;
     let scene = Scene::new(3).await;
     let member = Member::join(&scene.victim).await;
     let (mut batch, wanted) = scene.offer(&member).await;
