@@ -44,9 +44,11 @@ use crate::wire::frame::Kind;
 
 mod damaged;
 mod gather;
+mod intake;
 pub mod plain;
 mod receive;
 mod send;
+mod slot;
 
 use super::metadata::{Arrivals, Expected};
 

@@ -16,7 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::receive::{Intake, take_contents};
+use super::intake::Intake;
+use super::receive::take_contents;
 use super::send::{Asset, LastProof, Lost, send_contents};
 use super::{
     Context, Counters, Meter, Outcome, READ_STALL, Receipt, Received, TransferError, WRITE_STALL,
