@@ -268,6 +268,27 @@ async fn a_missing_or_torn_outboard_is_computed_anew() {
 }
 
 #[tokio::test]
+async fn a_file_is_its_owners_to_guard_until_the_store_is_done_with_it() {
+    struct Guard(PathBuf, std::sync::mpsc::Sender<bool>);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            self.1.send(self.0.exists()).unwrap();
+        }
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    let store = open(tmp.path());
+    let mut new = file(BLAKE3, store.staging_dir(), &content(1, 40 * LARGE));
+    let (told, is_there) = std::sync::mpsc::channel();
+    new.guard = Some(Box::new(Guard(new.path.clone(), told)));
+    // The caller gives up: it is dropped as soon as the work has begun.
+    let mut adoption = store.adopt(new);
+    assert!(futures_util::poll!(&mut adoption).is_pending());
+    drop(adoption);
+    let is_there = tokio::task::spawn_blocking(move || is_there.recv()).await.unwrap();
+    assert!(!is_there.unwrap(), "the guard went before the file");
+}
+
+#[tokio::test]
 async fn a_given_outboard_is_taken_when_it_can_be_right() {
     let tmp = tempfile::tempdir().unwrap();
     let store = open(tmp.path());

@@ -478,6 +478,15 @@ async fn a_damaged_asset_is_never_served_whole() {
     for path in [format!("/assets/{hash}"), format!("/sync/blobs/{hash}")] {
         let answer = served.request(Method::GET, &path).send().await.unwrap();
         assert!(answer.bytes().await.is_err(), "{path} came whole");
+        for (range, is_sound) in
+            [("0-", false), ("5-", false), ("1234560-1234570", false), ("0-999999", true)]
+        {
+            let part = served.request(Method::GET, &path).header("range", format!("bytes={range}"));
+            let answer = part.send().await.unwrap();
+            let is_partial = answer.status() == StatusCode::PARTIAL_CONTENT;
+            let came = answer.bytes().await.is_ok_and(|_| is_partial);
+            assert_eq!(came, is_sound, "{range} of {path}");
+        }
     }
 }
 

@@ -18,11 +18,12 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::core::ids::{Digest, HashAlgorithm};
-use crate::store::messages::{self, PROTOBUF_TYPE};
+use crate::store::messages::{self, MESSAGE_REPEATED_MAX, PROTOBUF_TYPE};
 use crate::store::people::written_by_people;
 use crate::store::problem::{Problem, problem};
-use crate::store::upload::{check_announced, check_type, collect};
+use crate::store::upload::{check_announced, check_type, collect_in_turn};
 use crate::store::{NewAsset, SMALL_BYTES_MAX, Store, StoreError, Stored};
+use crate::wire::parse;
 use crate::wire::proto::store::{Bundle, PushBatchRequest, PushBatchResponse, PushResult};
 
 /// Contents in one request: as many as one commit is worth.
@@ -59,10 +60,9 @@ async fn ingest(
     let busy = || problem(StatusCode::SERVICE_UNAVAILABLE, "too many uploads at once: try again");
     let turn = timeout(TURN_DEADLINE, turns.acquire()).await;
     let _turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
-    let body = collect(body, INGEST_BYTES_MAX).await?;
-    let request = PushBatchRequest::decode(body).map_err(|error| {
-        problem(StatusCode::BAD_REQUEST, format!("the body is no PushBatchRequest: {error}"))
-    })?;
+    let body = collect_in_turn(body, INGEST_BYTES_MAX).await?;
+    let request: PushBatchRequest = parse("PushBatchRequest", body, MESSAGE_REPEATED_MAX)
+        .map_err(|error| problem(StatusCode::BAD_REQUEST, error.to_string()))?;
     let bundles = request.bundles;
     if bundles.len() > INGEST_ASSETS_MAX {
         let got = bundles.len();

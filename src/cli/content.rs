@@ -82,7 +82,7 @@ async fn copy_verified(
         hasher.update(&piece);
         sink(&piece)?;
     }
-    let got: Hash = hasher.finish();
+    let got: Hash = hasher.hash();
     if got != row.hash.0 {
         return Err(anyhow!("the content is damaged: its hash is {got}, not {text}").into());
     }

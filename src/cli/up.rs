@@ -188,6 +188,7 @@ pub(crate) async fn store(
     let ended = tokio::select! {
         () = signals.next() => Ok(()),
         served = &mut serving => served.context("serving the API"),
+        failure = store.failed() => Err(failure.into()),
     };
     let stopped = async {
         stop.cancel();

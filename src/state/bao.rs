@@ -208,12 +208,8 @@ pub fn decode_piece<'a>(
 }
 
 /// Which bytes of `content` are good by the hash pairs in `outboard`: whole groups. Reads and hashes
-/// all that may be.
-pub(super) fn verified_ranges(
-    digest: &Digest,
-    content: &File,
-    outboard: &File,
-) -> io::Result<Ranges> {
+/// all that may be, up to the first place that cannot be read.
+pub(super) fn verified_ranges(digest: &Digest, content: &File, outboard: &File) -> Ranges {
     let stored = PreOrderOutboard {
         root: blake3::Hash::from_bytes(digest.hash.0),
         tree: tree(digest.size_bytes),
@@ -221,10 +217,17 @@ pub(super) fn verified_ranges(
     };
     let mut verified = Ranges::default();
     for range in valid_ranges(stored, content, &ChunkRanges::all()) {
-        let range = range?;
+        let range = match range {
+            Ok(range) => range,
+            Err(error) => {
+                let hash = digest.hash.short();
+                tracing::warn!(%error, hash, "a partial asset cannot be read to its end");
+                break;
+            }
+        };
         verified.insert(range.start.to_bytes()..range.end.to_bytes().min(digest.size_bytes));
     }
-    Ok(verified)
+    verified
 }
 
 /// Writes the outboard of a content to the empty file `to` and returns the content's hash; for

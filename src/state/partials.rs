@@ -10,6 +10,7 @@
 //! P4  What each transfer has yet to write is known, so that no two count on the same free space.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Read, Seek};
 use std::ops::Range;
@@ -152,9 +153,18 @@ pub enum FinishError {
 }
 
 impl Partials {
-    /// Opens the folder, which exists, and removes what nobody went on with for long.
+    /// Opens the folder, which exists, and removes what nobody went on with for long. Other files
+    /// that end like partials were uploads on their way through when the last run ended: they go too.
     pub fn open(folder: &Path, now: SystemTime) -> io::Result<Self> {
         let shared = Shared { folder: folder.to_owned(), claimed: Mutex::default() };
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            let is_like_one =
+                path.as_os_str().as_encoded_bytes().ends_with(CONTENT_SUFFIX.as_bytes());
+            if is_like_one && path.file_name().and_then(asset_of).is_none() {
+                fs::remove_file(path)?;
+            }
+        }
         for (hash, touched) in shared.list()? {
             let age = now.duration_since(touched).unwrap_or_default();
             if age > KEPT {
@@ -187,13 +197,8 @@ impl Partials {
             HashAlgorithm::Blake3 => Some(open(&files.outboard)?),
             HashAlgorithm::Sha256 => None,
         };
-        let resumed = (|| {
-            let held = resumable(&digest, &content, outboard.as_ref())?;
-            content.set_len(held.iter().last().map_or(0, |range| range.end))?;
-            Ok(held)
-        })();
-        let held =
-            resumed.map_err(|source| OpenError::Io { path: files.content.clone(), source })?;
+        let held = resumable(&digest, &content, outboard.as_ref())
+            .map_err(|source| OpenError::Io { path: files.content.clone(), source })?;
         let space_needed_bytes = claim.expect(digest.size_bytes - held.bytes());
         let held = Mutex::new(held);
         Ok(Partial { digest, files, content, outboard, held, space_needed_bytes, claim })
@@ -318,6 +323,8 @@ impl Partial {
                 size_bytes: self.digest.size_bytes,
             });
         }
+        // What was there of another size, if a peer lied about it.
+        self.content.set_len(self.digest.size_bytes)?;
         // With BLAKE3 every group was verified, which leaves the content without any.
         let got = match &self.outboard {
             None => sha256(&self.content)?,
@@ -328,7 +335,7 @@ impl Partial {
             self.files.remove()?;
             return Err(FinishError::Mismatch { expected: self.digest.hash, got });
         }
-        self.content.sync_all()?;
+        self.sync(&self.content)?;
         let length_bytes = outboard_bytes(self.digest.size_bytes);
         let outboard = match &self.outboard {
             None => None,
@@ -338,7 +345,7 @@ impl Partial {
             }
             Some(outboard) => {
                 outboard.set_len(length_bytes)?;
-                outboard.sync_all()?;
+                self.sync(outboard)?;
                 Some(self.files.outboard.clone())
             }
         };
@@ -347,6 +354,16 @@ impl Partial {
             path: self.files.content.clone(),
             outboard,
             _claim: self.claim.clone(),
+        })
+    }
+
+    /// Waits until a file is on the disk. What a failed sync leaves in the page cache looks well for
+    /// as long as it is there, and the next sync succeeds: the asset is to come anew.
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_all().inspect_err(|_| {
+            if let Err(error) = self.files.remove() {
+                tracing::warn!(%error, "a file that did not reach the disk stays");
+            }
         })
     }
 
@@ -359,9 +376,12 @@ impl Partial {
         Ok(())
     }
 
-    /// Throws away what is held. Nobody writes to it any more.
-    pub fn discard(&self) -> io::Result<()> {
-        self.files.remove()
+    /// Takes the files away again if nothing was ever written to them. Nobody writes any more.
+    pub fn discard_empty(&self) -> io::Result<()> {
+        match self.content.metadata()?.len() {
+            0 => self.files.remove(),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -406,24 +426,30 @@ impl Shared {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            let hash_before = |suffix| name.strip_suffix(suffix)?.parse::<Hash>().ok();
-            if let Some(hash) = hash_before(CONTENT_SUFFIX) {
-                match entry.metadata().and_then(|metadata| metadata.modified()) {
-                    Ok(touched) => found.push((hash, touched)),
-                    // Its store has just adopted it, on another thread.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(error),
+            match asset_of(&entry.file_name()) {
+                Some((hash, CONTENT_SUFFIX)) => {
+                    match entry.metadata().and_then(|metadata| metadata.modified()) {
+                        Ok(touched) => found.push((hash, touched)),
+                        // Its store has just adopted it, on another thread.
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                        Err(error) => return Err(error),
+                    }
                 }
-            } else if let Some(hash) = hash_before(OUTBOARD_SUFFIX)
-                && !self.files(&hash).content.exists()
-            {
-                found.push((hash, SystemTime::UNIX_EPOCH));
+                Some((hash, _)) if !self.files(&hash).content.exists() => {
+                    found.push((hash, SystemTime::UNIX_EPOCH));
+                }
+                _ => {}
             }
         }
         Ok(found)
     }
+}
+
+/// Whose partial a file belongs to, and which of the two it is.
+fn asset_of(name: &OsStr) -> Option<(Hash, &'static str)> {
+    let name = name.to_str()?;
+    let of = |suffix| Some((name.strip_suffix(suffix)?.parse().ok()?, suffix));
+    of(CONTENT_SUFFIX).or_else(|| of(OUTBOARD_SUFFIX))
 }
 
 #[derive(Debug)]
@@ -466,21 +492,17 @@ impl Drop for Claim {
 }
 
 fn resumable(digest: &Digest, content: &File, outboard: Option<&File>) -> io::Result<Ranges> {
-    let mut held = Ranges::default();
     let length_bytes = content.metadata()?.len();
-    if length_bytes == 0 {
-        return Ok(held);
+    match outboard {
+        _ if length_bytes == 0 => Ok(Ranges::default()),
+        Some(outboard) => Ok(verified_ranges(digest, content, outboard)),
+        None => {
+            let usable_bytes = length_bytes.min(digest.size_bytes);
+            let mut held = Ranges::default();
+            held.insert(0..usable_bytes - usable_bytes % GROUP_BYTES);
+            Ok(held)
+        }
     }
-    let Some(outboard) = outboard else {
-        let usable_bytes = length_bytes.min(digest.size_bytes);
-        held.insert(0..usable_bytes - usable_bytes % GROUP_BYTES);
-        return Ok(held);
-    };
-    // What cannot be read is no use; the file shrinks to what can.
-    Ok(verified_ranges(digest, content, outboard).unwrap_or_else(|error| {
-        tracing::warn!("the partial asset {} cannot be read: {error}", digest.hash.short());
-        held
-    }))
 }
 
 /// Writes one group after another, in few calls.

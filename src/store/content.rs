@@ -1,21 +1,28 @@
 //! An asset's bytes as an HTTP answer: `Range`, ETag, and a stream that holds one piece at a time.
 //!
 //! A whole answer is hashed while it is sent, and its last piece is held back until the hash is
-//! right: a damaged asset ends in a cut connection, never in a complete answer.
+//! right: a damaged asset ends in a cut connection, never in a complete answer. A part of a large
+//! asset is checked piece by piece where the store has the hash pairs for it: with BLAKE3, and if it
+//! offers them at all.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bao_tree::io::outboard::PreOrderOutboard;
+use bao_tree::io::round_up_to_chunks_groups;
+use bao_tree::io::sync::valid_ranges;
+use bao_tree::{BaoTree, ChunkNum, ChunkRanges};
 use bytes::Bytes;
 use futures_util::stream;
 
 use super::problem::{Problem, problem};
 use super::upload::Hasher;
-use super::{READ_BYTES_MAX, Store, StoreError};
-use crate::core::ids::{Digest, Hash, HashAlgorithm};
+use super::{BaoFiles, GROUP, READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError};
+use crate::core::ids::{Digest, HashAlgorithm};
 
 /// Answers a GET or HEAD for the content `digest`, with validators and length; the caller adds what
 /// kind of bytes they are.
@@ -56,8 +63,7 @@ pub(crate) async fn answer(
     let body = if method == Method::HEAD {
         Body::empty()
     } else {
-        let verify = (status == StatusCode::OK).then(|| Hasher::new(algorithm));
-        body(store, digest.hash, range.clone(), verify).await?
+        body(store, digest, algorithm, range.clone()).await?
     };
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -131,11 +137,22 @@ fn parse_range(value: &[u8], size_bytes: u64) -> Asked {
 /// a store in trouble still gives an error answer.
 async fn body(
     store: Arc<dyn Store>,
-    hash: Hash,
+    digest: Digest,
+    algorithm: HashAlgorithm,
     range: Range<u64>,
-    verify: Option<Hasher>,
 ) -> Result<Body, Problem> {
-    let mut pieces = Pieces { store, hash, range, verify };
+    let is_whole = range == (0..digest.size_bytes);
+    if !is_whole && digest.size_bytes <= SMALL_BYTES_MAX {
+        let mut whole = Pieces::whole(store, digest, algorithm);
+        let bytes = whole.next().await?.unwrap_or_default();
+        // Both lie within the content, which is small.
+        let (start, end) = (range.start as usize, range.end as usize);
+        return Ok(Body::from(bytes.slice(start..end)));
+    }
+    let mut pieces = match is_whole {
+        true => Pieces::whole(store, digest, algorithm),
+        false => Pieces::part(store, digest, range).await?,
+    };
     let Some(first) = pieces.next().await? else {
         return Ok(Body::empty());
     };
@@ -148,41 +165,88 @@ async fn body(
 
 struct Pieces {
     store: Arc<dyn Store>,
-    hash: Hash,
+    digest: Digest,
     /// What is still to be read.
     range: Range<u64>,
-    verify: Option<Hasher>,
+    proof: Proof,
+}
+
+/// How what was read is checked.
+enum Proof {
+    /// All of it together, at its end.
+    Whole(Hasher),
+    /// Each piece, by its hash pairs.
+    Groups(Arc<BaoFiles>),
+    None,
 }
 
 impl Pieces {
+    fn whole(store: Arc<dyn Store>, digest: Digest, algorithm: HashAlgorithm) -> Self {
+        let proof = Proof::Whole(Hasher::new(algorithm));
+        Self { store, digest, range: 0..digest.size_bytes, proof }
+    }
+
+    async fn part(
+        store: Arc<dyn Store>,
+        digest: Digest,
+        range: Range<u64>,
+    ) -> Result<Self, StoreError> {
+        let files = store.bao_files(digest.hash).await?;
+        let proof = files.map_or(Proof::None, |files| Proof::Groups(Arc::new(files)));
+        Ok(Self { store, digest, range, proof })
+    }
+
     async fn next(&mut self) -> Result<Option<Bytes>, StoreError> {
         if self.range.is_empty() {
             return Ok(None);
         }
-        let end = self.range.end.min(self.range.start + READ_BYTES_MAX);
-        let piece = self
-            .store
-            .read(self.hash, self.range.start..end)
-            .await?
-            .ok_or(StoreError::NotFound(self.hash))?;
+        let hash = self.digest.hash;
+        let start = self.range.start;
+        let end = self.range.end.min((start / READ_BYTES_MAX + 1) * READ_BYTES_MAX);
+        let piece = self.store.read(hash, start..end).await?.ok_or(StoreError::NotFound(hash))?;
         self.range.start = end;
-        if let Some(hasher) = &mut self.verify {
-            hasher.update(&piece);
-        }
-        if self.range.is_empty()
-            && let Some(hasher) = self.verify.take()
-        {
-            let got = hasher.finish();
-            if got != self.hash {
-                tracing::error!(hash = %self.hash, %got, "a stored asset is damaged");
-                return Err(StoreError::Disk(format!(
-                    "asset {} is damaged: its bytes have the hash {got}",
-                    self.hash
-                )));
+        let is_last = self.range.is_empty();
+        let is_sound = match &mut self.proof {
+            Proof::Whole(hasher) => {
+                hasher.update(&piece);
+                !is_last || hasher.hash() == hash
             }
+            Proof::Groups(files) => {
+                let (files, digest) = (files.clone(), self.digest);
+                let check = move || is_sound(&files, &digest, start..end);
+                let checked = tokio::task::spawn_blocking(check).await;
+                checked.is_ok_and(|checked| checked.is_ok_and(|is_sound| is_sound))
+            }
+            Proof::None => true,
+        };
+        if is_sound {
+            return Ok(Some(piece));
         }
-        Ok(Some(piece))
+        tracing::error!(%hash, "a stored asset is damaged");
+        Err(StoreError::Disk(format!(
+            "asset {hash} is damaged: its bytes are not those of its hash"
+        )))
     }
+}
+
+/// Whether the chunk groups that hold `range` are those of the asset. Blocks on the disk.
+fn is_sound(files: &BaoFiles, digest: &Digest, range: Range<u64>) -> io::Result<bool> {
+    let outboard = PreOrderOutboard {
+        root: blake3::Hash::from_bytes(digest.hash.0),
+        tree: BaoTree::new(digest.size_bytes, GROUP),
+        data: &files.outboard,
+    };
+    let chunks = ChunkNum::full_chunks(range.start)..ChunkNum::chunks(range.end);
+    let groups = round_up_to_chunks_groups(ChunkRanges::from(chunks), GROUP);
+    let mut sound_to = range.start;
+    for sound in valid_ranges(outboard, &files.content, &groups) {
+        let sound = sound?;
+        if sound.start.to_bytes() > sound_to {
+            return Ok(false);
+        }
+        sound_to = sound_to.max(sound.end.to_bytes());
+    }
+    Ok(sound_to >= range.end)
 }
 
 #[cfg(test)]

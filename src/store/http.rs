@@ -30,12 +30,13 @@ use reqwest::{Method, Response, StatusCode};
 
 pub use self::connection::Deadlines;
 use self::connection::{Connection, Request, RequestBody};
-use super::messages::{self, PROTOBUF_TYPE};
+use super::messages::{self, MESSAGE_REPEATED_MAX, PROTOBUF_TYPE};
 use super::{
     Asset, BaoFiles, Changes, Cursor, Entry, FeedEvent, Filter, Metadata, NewAsset,
     PAGE_ENTRIES_MAX, READ_BYTES_MAX, Store, StoreError, StoreInfo, Stored, Touched, VerifiedFile,
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
+use crate::wire::parse;
 use crate::wire::proto::store as proto;
 
 /// The largest content that travels as one message to or from a store without "blobs". It is in
@@ -51,6 +52,9 @@ const BUNDLE_EXTRA_BYTES_MAX: u64 = 128 * 1024;
 
 /// Room for one digest in a listing; it encodes to about 60 bytes.
 const LISTED_BYTES_MAX: u64 = 128;
+
+/// The least a digest in a listing takes: its hash.
+const LISTED_BYTES_MIN: u64 = 32;
 
 /// A listing by `since` comes in one piece: about a million assets.
 const LISTING_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -126,7 +130,7 @@ impl Inner {
         let answer = self.connection.send(&Request::new(Method::GET, "/sync/info")).await?;
         let (info, profile) = match answer.status() {
             StatusCode::OK => {
-                let message = self.message(answer, SHORT_BYTES_MAX).await?;
+                let message = self.message(answer, SHORT_BYTES_MAX, MESSAGE_REPEATED_MAX).await?;
                 let (info, features) = messages::info(message).map_err(contract)?;
                 let profile = Profile {
                     store_id: info.store_id,
@@ -215,9 +219,10 @@ impl Inner {
         &self,
         answer: Response,
         limit_bytes: u64,
+        repeated_max: usize,
     ) -> Result<T, StoreError> {
         let body = self.connection.body(answer, limit_bytes).await?;
-        T::decode(body).map_err(|error| contract(format!("its message cannot be decoded: {error}")))
+        parse("its answer", body, repeated_max).map_err(|error| contract(error.to_string()))
     }
 
     async fn hashes(
@@ -232,7 +237,9 @@ impl Inner {
         if answer.status() != StatusCode::OK {
             return Err(self.failure("POST /sync/hashes", answer).await);
         }
-        let message: proto::HashesResponse = self.message(answer, limit_bytes).await?;
+        let digests_max = limit_bytes / LISTED_BYTES_MIN;
+        let digests_max = usize::try_from(digests_max).unwrap_or(usize::MAX);
+        let message: proto::HashesResponse = self.message(answer, limit_bytes, digests_max).await?;
         let entries: Result<Vec<Entry>, String> =
             message.digests.iter().map(messages::entry).collect();
         Ok((entries.map_err(contract)?, message))
@@ -418,7 +425,8 @@ impl Store for HttpStore {
             StatusCode::NOT_FOUND => return Err(StoreError::NotFound(hash)),
             _ => return Err(self.0.failure("POST /sync/meta", answer).await),
         }
-        let said: proto::MetaResponse = self.0.message(answer, SHORT_BYTES_MAX).await?;
+        let said: proto::MetaResponse =
+            self.0.message(answer, SHORT_BYTES_MAX, MESSAGE_REPEATED_MAX).await?;
         if messages::hash(&said.hash).map_err(contract)? != hash || said.metadata.is_none() {
             return Err(contract("POST /sync/meta answered without the asset's row"));
         }

@@ -4,11 +4,12 @@
 //! of a key reaches a header and nothing else; `Debug` shows none of it.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, RenameFlags};
 use thiserror::Error;
 
 /// A bearer key: visible ASCII without spaces.
@@ -91,17 +92,24 @@ impl StoreKey {
     /// an error.
     pub fn create(path: &Path) -> Result<Self, KeyError> {
         let key = Self(data_encoding::HEXLOWER.encode(&rand::random::<[u8; NEW_KEY_BYTES]>()));
+        // Under another name until it is whole: a crash must not leave a key file without a key.
+        let mut unfinished = path.as_os_str().to_owned();
+        unfinished.push(format!(".{:016x}", rand::random::<u64>()));
         let write = || -> io::Result<()> {
             let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
             writeln!(file, "{}", key.0)?;
             file.sync_all()?;
+            rustix::fs::renameat_with(CWD, &unfinished, CWD, path, RenameFlags::NOREPLACE)?;
             match path.parent() {
                 Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
-                _ => Ok(()),
+                _ => File::open(".")?.sync_all(),
             }
         };
-        write().map_err(|source| KeyError::Io { path: path.to_owned(), source })?;
+        write().map_err(|source| {
+            let _ = fs::remove_file(&unfinished);
+            KeyError::Io { path: path.to_owned(), source }
+        })?;
         Ok(key)
     }
 

@@ -20,6 +20,9 @@ pub(crate) const MESSAGE_ENTRIES_MAX: usize = 1024;
 /// An encoded push, pull answer or batch that this program sends or takes (see the proto file).
 pub(crate) const MESSAGE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
+/// Elements of any one list in a message; each may have a bound of its own below it.
+pub(crate) const MESSAGE_REPEATED_MAX: usize = TAGS_MAX;
+
 /// The header that carries the metadata of a streamed upload: `Metadata` in unpadded base64url.
 pub(crate) const METADATA_HEADER: &str = "asset-metadata";
 

@@ -12,11 +12,13 @@
 //! I5  No call blocks for ever: every one ends, with an error if need be, within its own deadline.
 //! I6  Dropping a call's future is safe: the work is then done whole or not at all.
 
+use std::any::Any;
 use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use bao_tree::BlockSize;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use thiserror::Error;
@@ -38,6 +40,9 @@ pub(crate) mod upload;
 /// A place in a store's change feed; 0 is before the first change. Meaningful only to the store
 /// (and store id) that gave it.
 pub type Cursor = u64;
+
+/// The group of chunks an outboard's leaves stand for: 16 KiB.
+const GROUP: BlockSize = BlockSize::from_chunk_log(4);
 
 /// The longest range one [`Store::read`] returns.
 pub const READ_BYTES_MAX: u64 = 1024 * 1024;
@@ -173,6 +178,9 @@ pub struct VerifiedFile {
     pub outboard: Option<PathBuf>,
     /// Kept only when the asset is new.
     pub metadata: Metadata,
+    /// What keeps others from the files. The store drops it when it is done with them, which may be
+    /// after the call: one that is given up, or late, ends its wait and not its work.
+    pub guard: Option<Box<dyn Any + Send + Sync>>,
 }
 
 /// A large content and the hash pairs that prove its parts.

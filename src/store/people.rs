@@ -5,6 +5,7 @@
 //! types come from a fixed list, `nosniff` and a sandbox go with every answer, and all but
 //! pictures, sound, film and plain text is a download. Adding takes constant memory; deleting is trashing.
 
+use std::any::Any;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -144,9 +145,10 @@ pub(super) async fn keep(
             Ok((digest, result.ok_or_else(none)??))
         }
         Received::Large(digest, temp) => {
-            let file =
-                VerifiedFile { digest, path: temp.path().to_owned(), outboard: None, metadata };
-            // `temp` is dropped afterwards and takes away what a temporary failure leaves.
+            let path = temp.path().to_owned();
+            // Dropped afterwards, it takes away what a temporary failure leaves.
+            let guard: Option<Box<dyn Any + Send + Sync>> = Some(Box::new(temp));
+            let file = VerifiedFile { digest, path, outboard: None, metadata, guard };
             Ok((digest, store.adopt(file).await?))
         }
     }

@@ -122,7 +122,14 @@ async fn connection(stream: TcpStream, place: Arc<Place>, router: Router, stop: 
 
 /// The places for connections, and who holds them.
 #[derive(Clone, Default)]
-struct Places(Arc<Mutex<BTreeMap<u64, Holder>>>);
+struct Places(Arc<Mutex<Holders>>);
+
+#[derive(Default)]
+struct Holders {
+    by_number: BTreeMap<u64, Holder>,
+    /// Never given twice: a connection whose place was taken has yet to give its number back.
+    next_number: u64,
+}
 
 struct Holder {
     /// `None` while a request is under way.
@@ -141,27 +148,28 @@ impl Places {
     /// A place, if need be that of the connection idle longest.
     fn take(&self) -> Option<Arc<Place>> {
         let mut holders = self.lock();
-        if holders.len() >= CONNECTIONS_MAX {
-            let (_, number) = holders
-                .iter()
-                .filter_map(|(number, holder)| Some((holder.idle_since?, *number)))
-                .min()?;
-            holders.remove(&number)?.close.cancel();
+        if holders.by_number.len() >= CONNECTIONS_MAX {
+            let numbers = holders.by_number.iter();
+            let (_, number) =
+                numbers.filter_map(|(number, holder)| Some((holder.idle_since?, *number))).min()?;
+            holders.by_number.remove(&number)?.close.cancel();
         }
-        let number = holders.last_key_value().map_or(0, |(last, _)| last + 1);
+        let number = holders.next_number;
+        holders.next_number += 1;
         let close = CancellationToken::new();
-        holders.insert(number, Holder { idle_since: Some(Instant::now()), close: close.clone() });
+        let holder = Holder { idle_since: Some(Instant::now()), close: close.clone() };
+        holders.by_number.insert(number, holder);
         Some(Arc::new(Place { places: self.clone(), number, close }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Holder>> {
+    fn lock(&self) -> MutexGuard<'_, Holders> {
         lock(&self.0)
     }
 }
 
 impl Place {
     fn set_idle_since(&self, since: Option<Instant>) {
-        if let Some(holder) = self.places.lock().get_mut(&self.number) {
+        if let Some(holder) = self.places.lock().by_number.get_mut(&self.number) {
             holder.idle_since = since;
         }
     }
@@ -169,7 +177,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.lock().remove(&self.number);
+        self.places.lock().by_number.remove(&self.number);
     }
 }
 
@@ -318,5 +326,24 @@ impl HttpBody for Answer {
             Some(_) => SizeHint::default(),
             None => self.body.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_connection_whose_place_was_taken_gives_back_no_other() {
+        let places = Places::default();
+        let mut held: Vec<_> = (0..CONNECTIONS_MAX).map(|_| places.take().unwrap()).collect();
+        let idle = held.pop().unwrap();
+        held.iter().for_each(|busy| busy.set_idle_since(None));
+        held.push(places.take().unwrap());
+        assert!(idle.close.is_cancelled());
+        drop(idle);
+        assert_eq!(places.lock().by_number.len(), CONNECTIONS_MAX);
     }
 }

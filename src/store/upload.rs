@@ -6,6 +6,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -13,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use tokio::fs::{File, OpenOptions};
 use tokio::io::AsyncWriteExt as _;
+use tokio::time::timeout;
 
 use super::problem::{Problem, problem};
 use super::{SMALL_BYTES_MAX, Store, StoreError};
@@ -20,6 +22,10 @@ use crate::core::ids::{Digest, Hash, HashAlgorithm};
 
 /// How much is written between two looks at the free space, when the length was not announced.
 pub(crate) const SPACE_CHECK_BYTES: u64 = 64 * 1024 * 1024;
+
+/// How long a whole message may take to come while others wait for their turn: the longest has
+/// 16 MiB, from a program on this device.
+const MESSAGE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A hash under way.
 pub(crate) enum Hasher {
@@ -55,10 +61,11 @@ impl Hasher {
         }
     }
 
-    pub(crate) fn finish(self) -> Hash {
+    /// Of all that came so far.
+    pub(crate) fn hash(&self) -> Hash {
         match self {
             Self::Blake3(hasher) => Hash(*hasher.finalize().as_bytes()),
-            Self::Sha256(hasher) => Hash(sha2::Digest::finalize(hasher).into()),
+            Self::Sha256(hasher) => Hash(sha2::Digest::finalize(hasher.clone()).into()),
         }
     }
 }
@@ -67,7 +74,7 @@ impl Hasher {
 pub(crate) fn hash_file(path: &Path, algorithm: HashAlgorithm) -> io::Result<Hash> {
     let mut hasher = Hasher::new(algorithm);
     hasher.update_from(std::fs::File::open(path)?)?;
-    Ok(hasher.finish())
+    Ok(hasher.hash())
 }
 
 /// A file that is removed when this is dropped.
@@ -142,7 +149,7 @@ pub(crate) async fn receive(
     }
     let size_bytes = start.len() as u64;
     check_largest(size_bytes, largest_bytes)?;
-    let digest = Digest { hash: hasher.finish(), size_bytes };
+    let digest = Digest { hash: hasher.hash(), size_bytes };
     Ok(Received::Small(digest, start.freeze()))
 }
 
@@ -172,7 +179,7 @@ async fn receive_large(
     }
     // The file's last write may still be under way in the background.
     file.flush().await.map_err(failed)?;
-    let digest = Digest { hash: hasher.finish(), size_bytes };
+    let digest = Digest { hash: hasher.hash(), size_bytes };
     Ok(Received::Large(digest, temp))
 }
 
@@ -205,6 +212,12 @@ pub(crate) async fn collect(body: Body, limit_bytes: u64) -> Result<Bytes, Probl
         whole.extend_from_slice(&chunk);
     }
     Ok(whole.freeze())
+}
+
+/// The same by somebody who keeps others waiting for it.
+pub(crate) async fn collect_in_turn(body: Body, limit_bytes: u64) -> Result<Bytes, Problem> {
+    let late = || problem(StatusCode::REQUEST_TIMEOUT, "the body did not come in time: try again");
+    timeout(MESSAGE_DEADLINE, collect(body, limit_bytes)).await.map_err(|_| late())?
 }
 
 /// Refuses by the announced length, before the first byte is asked for.

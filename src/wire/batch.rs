@@ -18,14 +18,11 @@ use crate::core::limits::{
     ASSET_BYTES_MAX, HASHES_PER_FRAME_MAX, INLINE_BYTES_MAX, OFFER_ENTRIES_MAX, OFFER_LARGE_MAX,
     PIECE_ALIGN_BYTES, PIECE_BYTES_MAX, PIECE_PROOF_BYTES_MAX, REASON_CHARS_MAX,
 };
-use crate::wire::WireError;
 use crate::wire::proto::peer;
+use crate::wire::{WireError, bounded, parse};
 
 /// The number of `Piece.encoded`.
 const PIECE_ENCODED_TAG: u32 = 4;
-
-/// Fields a message may have beside its repeated one, those of later versions included.
-const SCALAR_FIELDS_MAX: usize = 16;
 
 /// An asset of an offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,31 +115,8 @@ pub enum Verdict {
     Refused(String),
 }
 
-/// Reads a message with one repeated field of at most `repeated_max` elements. They are counted
-/// before they are decoded: an empty element is 2 bytes on the wire and 70 in memory.
-fn parse<M: Message + Default>(
-    what: &'static str,
-    payload: Bytes,
-    repeated_max: usize,
-) -> Result<M, WireError> {
-    let undecodable = |e: prost::DecodeError| malformed(what, e.to_string());
-    let mut rest = payload.clone();
-    let mut fields = 0;
-    while !rest.is_empty() {
-        let (tag, wire_type) = decode_key(&mut rest).map_err(undecodable)?;
-        skip_field(wire_type, tag, &mut rest, DecodeContext::default()).map_err(undecodable)?;
-        fields += 1;
-    }
-    bounded(what, fields, (repeated_max + SCALAR_FIELDS_MAX) as u64)?;
-    M::decode(payload).map_err(undecodable)
-}
-
 fn malformed(what: &'static str, detail: impl Into<String>) -> WireError {
     WireError::Malformed { what, detail: detail.into() }
-}
-
-fn bounded(what: &'static str, got: u64, limit: u64) -> Result<(), WireError> {
-    if got > limit { Err(WireError::OutOfBounds { what, got, limit }) } else { Ok(()) }
 }
 
 fn hash(what: &'static str, bytes: &[u8]) -> Result<Hash, WireError> {

@@ -236,7 +236,10 @@ pub async fn add(
         let path = scratch.join(format!("{}.add", digest.hash));
         std::fs::write(&path, &content).unwrap();
         let metadata = Metadata::default();
-        store.adopt(VerifiedFile { digest, path, outboard: None, metadata }).await.unwrap();
+        store
+            .adopt(VerifiedFile { digest, path, outboard: None, metadata, guard: None })
+            .await
+            .unwrap();
     }
     put(store, &mut small).await;
     digests

@@ -106,7 +106,7 @@ pub fn file(algorithm: HashAlgorithm, folder: &Path, content: &[u8]) -> Verified
     let digest = digest(algorithm, content);
     let path = folder.join(format!("{}.part", digest.hash.short()));
     std::fs::write(&path, content).unwrap();
-    VerifiedFile { digest, path, outboard: None, metadata: Metadata::default() }
+    VerifiedFile { digest, path, outboard: None, metadata: Metadata::default(), guard: None }
 }
 
 impl Fixture {

@@ -66,7 +66,7 @@ impl Scene {
         let path = folder.path().join("asset");
         std::fs::write(&path, &self.bytes).unwrap();
         let (digest, metadata) = (self.digest, Metadata::default());
-        let file = VerifiedFile { digest, path, outboard: None, metadata };
+        let file = VerifiedFile { digest, path, outboard: None, metadata, guard: None };
         self.honest.store().adopt(file).await.unwrap();
     }
 

@@ -127,12 +127,10 @@ impl Open {
         };
         let missing = partial.missing();
         if let Err(reason) = check_space(ctx, &partial).await {
-            if missing.bytes() == size_bytes {
-                let discarded = blocking(move || partial.discard()).await;
-                discarded
-                    .map_err(|e| Outcome::Later(e.to_string()))?
-                    .map_err(|e| Outcome::Later(with_causes(e)))?;
-            }
+            let discarded = blocking(move || partial.discard_empty()).await;
+            discarded
+                .map_err(|e| Outcome::Later(e.to_string()))?
+                .map_err(|e| Outcome::Later(with_causes(e)))?;
             return Err(Outcome::Later(reason));
         }
         let is_shared = part == Part::Asked && is_shared(&digest, algorithm);
@@ -268,12 +266,12 @@ async fn adopt(ctx: &Context, gathering: Arc<Gathering>) -> Result<Outcome, Corr
         Err(e) => return Ok(Outcome::Later(e.to_string())),
     };
     let mut expected = ctx.expect(vec![complete.digest.hash]).await;
-    // Held until the store is done: nobody else may open the files meanwhile.
     let file = VerifiedFile {
         digest: complete.digest,
         path: complete.path.clone(),
         outboard: complete.outboard.clone(),
         metadata: expected.metadata.pop().unwrap_or_default(),
+        guard: Some(Box::new(complete)),
     };
     let (adopted, ()) = tokio::join!(ctx.store.adopt(file), expected.noted());
     Ok(match adopted {

@@ -194,12 +194,17 @@ impl Files {
         !linked.is_err_and(|error| error.kind() == io::ErrorKind::CrossesDevices)
     }
 
-    /// Makes a file that somebody else wrote ours: private and on the disk.
+    /// Makes a file that somebody else wrote ours: private and on the disk. One that did not get
+    /// there is removed: what the page cache keeps of it looks well, and the next sync succeeds.
     pub(super) fn own(&self, path: &Path) -> Result<()> {
         fs::set_permissions(path, Permissions::from_mode(FILE_MODE))
             .map_err(|e| failed("make private", path, &e))?;
         let file = File::open(path).map_err(|e| failed("read", path, &e))?;
-        self.sync(&file, path)
+        self.sync(&file, path).inspect_err(|_| {
+            if let Err(error) = remove(path) {
+                tracing::warn!(%error, "a file that did not reach the disk stays");
+            }
+        })
     }
 
     /// Gives synced files their names, all of them on the disk on return. On an error some may
@@ -236,22 +241,20 @@ impl Files {
         Ok(bytes)
     }
 
-    /// Waits until the file is on the disk.
+    /// Waits until the file is on the disk. What a full disk did not take is lost; after any other
+    /// failure it is not known what else is (fsyncgate).
     pub(super) fn sync(&self, file: &File, path: &Path) -> Result<()> {
         self.health.check()?;
-        file.sync_all().map_err(|e| self.sync_failed(path, &e))
+        file.sync_all().map_err(|e| match failed("sync", path, &e) {
+            full @ StoreError::Full(_) => full,
+            other => self.health.fail(&other.to_string()),
+        })
     }
 
     fn sync_dir(&self, dir: &Path) -> Result<()> {
         self.health.check()?;
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| self.sync_failed(dir, &e))
-    }
-
-    fn sync_failed(&self, path: &Path, error: &io::Error) -> StoreError {
-        match failed("sync", path, error) {
-            StoreError::Disk(reason) => self.health.fail(&reason),
-            other => other,
-        }
+        let folder = File::open(dir).map_err(|e| failed("open", dir, &e))?;
+        folder.sync_all().map_err(|e| self.health.fail(&failed("sync", dir, &e).to_string()))
     }
 }
 

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use bao_tree::io::sync::OutboardMut;
-use bao_tree::{BaoTree, BlockSize, TreeNode};
+use bao_tree::{BaoTree, TreeNode};
 use blake3::hazmat;
 
 use super::Health;
@@ -28,10 +28,7 @@ use super::files::{Files, Move, Temp, failed, remove};
 use super::rows::{self, NewRow};
 use crate::clock::wall_ms_signed;
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
-use crate::store::{Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile};
-
-/// The group of chunks an outboard's leaves stand for: 16 KiB.
-pub(super) const GROUP: BlockSize = BlockSize::from_chunk_log(4);
+use crate::store::{GROUP, Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile};
 
 /// What people wrote about one asset, all texts together: keeps a page of them in memory.
 const METADATA_BYTES_MAX: usize = 64 * 1024;
@@ -79,7 +76,8 @@ impl Ingest<'_> {
     }
 
     /// See [`crate::store::Store::adopt`].
-    pub(super) fn adopt(&self, file: VerifiedFile) -> Result<Stored> {
+    pub(super) fn adopt(&self, mut file: VerifiedFile) -> Result<Stored> {
+        let _guard = file.guard.take();
         let paths = [Some(file.path.clone()), file.outboard.clone()];
         let result = self.adopt_or_leave(file);
         if !matches!(&result, Err(error) if error.is_temporary()) {

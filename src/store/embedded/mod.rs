@@ -40,7 +40,11 @@ pub mod server;
 /// Writes at once. They wait for one disk; more of them make a commit larger, up to a point.
 const WRITES: usize = 8;
 
-/// Large files taken in (and outboards computed) at once: some can hash while others wait.
+/// Large files hashed at once: some can hash while others wait for the disk.
+const HASHINGS: usize = 4;
+
+/// Large files taken in at once that came with their outboards. Apart from those above, which take
+/// minutes where these take milliseconds.
 const ADOPTIONS: usize = 4;
 
 /// The longest a call takes, and the slowest disk a large file may come from.
@@ -97,6 +101,7 @@ struct Shared {
     staging: PathBuf,
     reads: Arc<Semaphore>,
     writes: Arc<Semaphore>,
+    hashings: Arc<Semaphore>,
     adoptions: Arc<Semaphore>,
     claims: Claims,
     health: Arc<Health>,
@@ -120,6 +125,7 @@ impl EmbeddedStore {
             staging: files.staging(),
             reads: Arc::new(Semaphore::new(READERS)),
             writes: Arc::new(Semaphore::new(WRITES)),
+            hashings: Arc::new(Semaphore::new(HASHINGS)),
             adoptions: Arc::new(Semaphore::new(ADOPTIONS)),
             claims: Claims::default(),
             health,
@@ -132,9 +138,12 @@ impl EmbeddedStore {
     /// refused. Dropping the last handle does the same.
     pub async fn close(&self) {
         let shared = &self.0;
-        for (gate, size) in
-            [(&shared.adoptions, ADOPTIONS), (&shared.writes, WRITES), (&shared.reads, READERS)]
-        {
+        for (gate, size) in [
+            (&shared.hashings, HASHINGS),
+            (&shared.adoptions, ADOPTIONS),
+            (&shared.writes, WRITES),
+            (&shared.reads, READERS),
+        ] {
             // An error: it was closed before.
             let _all = gate.acquire_many(size as u32).await;
             gate.close();
@@ -365,7 +374,7 @@ impl Store for EmbeddedStore {
             None => {
                 tracing::info!(hash = %hash.short(), "computing a lost outboard anew");
                 let rebuild = move |shared: &Shared| shared.ingest().rebuild_outboard(digest);
-                self.run(&self.0.adoptions, digest.size_bytes, rebuild).await?
+                self.run(&self.0.hashings, digest.size_bytes, rebuild).await?
             }
         };
         Ok(Some(BaoFiles { content, outboard }))
@@ -380,7 +389,11 @@ impl Store for EmbeddedStore {
 
     async fn adopt(&self, file: VerifiedFile) -> Result<Stored, StoreError> {
         let bytes = file.digest.size_bytes;
-        self.run(&self.0.adoptions, bytes, move |shared| shared.ingest().adopt(file)).await
+        let gate = match file.outboard {
+            Some(_) => &self.0.adoptions,
+            None => &self.0.hashings,
+        };
+        self.run(gate, bytes, move |shared| shared.ingest().adopt(file)).await
     }
 
     async fn set_metadata(

@@ -25,14 +25,19 @@ use tokio::time::timeout;
 use self::blobs::Uploads;
 use super::{EmbeddedStore, FeedKind, FeedLine};
 use crate::core::ids::{Digest, Hash};
-use crate::store::messages::{self, MESSAGE_BYTES_MAX, MESSAGE_ENTRIES_MAX, PROTOBUF_TYPE};
+use crate::store::messages::{
+    self, MESSAGE_BYTES_MAX, MESSAGE_ENTRIES_MAX, MESSAGE_REPEATED_MAX, PROTOBUF_TYPE,
+};
 use crate::store::people;
 use crate::store::problem::{Problem, problem};
-use crate::store::upload::{check_announced, check_largest, check_type, collect, receive};
+use crate::store::upload::{
+    check_announced, check_largest, check_type, collect, collect_in_turn, receive,
+};
 use crate::store::{
     Asset, Changes, Cursor, Metadata, NewAsset, PAGE_ENTRIES_MAX, READ_BYTES_MAX, SMALL_BYTES_MAX,
     Store, StoreError, Stored,
 };
+use crate::wire::parse;
 use crate::wire::proto::store as proto;
 
 /// What the router offers beyond the core. All of it, unless a test plays a lesser store.
@@ -138,10 +143,9 @@ impl Server {
             .await
             .map_err(|_| busy())?
             .map_err(|_| busy())?;
-        let body = collect(body, MESSAGE_BYTES_MAX).await?;
-        let message = T::decode(body)
-            .map_err(|error| bad_request(format!("the message cannot be decoded: {error}")))?;
-        Ok((message, turn))
+        let body = collect_in_turn(body, MESSAGE_BYTES_MAX).await?;
+        let message = parse("the message", body, MESSAGE_REPEATED_MAX);
+        Ok((message.map_err(|error| bad_request(error.to_string()))?, turn))
     }
 }
 

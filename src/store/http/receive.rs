@@ -10,7 +10,7 @@ use reqwest::{Method, StatusCode, header};
 use super::connection::{Request, announced_bytes};
 use super::{BATCH_BYTES_MAX, BUNDLE_EXTRA_BYTES_MAX, Inner, WHOLE_BYTES_MAX, contract};
 use crate::core::ids::{Digest, Hash};
-use crate::store::messages::{self, MESSAGE_BYTES_MAX, MESSAGE_ENTRIES_MAX};
+use crate::store::messages::{self, MESSAGE_BYTES_MAX, MESSAGE_ENTRIES_MAX, MESSAGE_REPEATED_MAX};
 use crate::store::{Asset, READ_BYTES_MAX, SMALL_BYTES_MAX, StoreError};
 use crate::wire::proto::store as proto;
 
@@ -31,7 +31,8 @@ impl Inner {
             return Err(self.failure("POST /sync/pull", answer).await);
         }
         let limit_bytes = MESSAGE_BYTES_MAX.max(content_bytes) + BUNDLE_EXTRA_BYTES_MAX;
-        let message: proto::PullResponse = self.message(answer, limit_bytes).await?;
+        let message: proto::PullResponse =
+            self.message(answer, limit_bytes, MESSAGE_REPEATED_MAX).await?;
         let mut pulled = Pulled::default();
         let unasked = |hash| contract(format!("it sent asset {hash}, which was not asked for"));
         for bundle in message.bundles {

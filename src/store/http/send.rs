@@ -7,7 +7,9 @@ use reqwest::{Method, Response, StatusCode};
 use super::connection::{Request, RequestBody, announced_bytes};
 use super::{BATCH_BYTES_MAX, Inner, Profile, SHORT_BYTES_MAX, WHOLE_BYTES_MAX, contract};
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
-use crate::store::messages::{self, MESSAGE_ENTRIES_MAX, METADATA_HEADER, UPLOAD_OFFSET_HEADER};
+use crate::store::messages::{
+    self, MESSAGE_ENTRIES_MAX, MESSAGE_REPEATED_MAX, METADATA_HEADER, UPLOAD_OFFSET_HEADER,
+};
 use crate::store::{NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile, upload};
 use crate::wire::proto::store as proto;
 
@@ -72,7 +74,8 @@ impl Inner {
         let answer = self.post("/sync/push", &bundle(asset)).await?;
         match answer.status() {
             StatusCode::OK | StatusCode::CREATED => {
-                let said: proto::PushResponse = self.message(answer, SHORT_BYTES_MAX).await?;
+                let said: proto::PushResponse =
+                    self.message(answer, SHORT_BYTES_MAX, MESSAGE_REPEATED_MAX).await?;
                 if messages::hash(&said.hash).map_err(contract)? != hash {
                     return Err(contract(format!("it stored asset {hash} under another hash")));
                 }
@@ -99,7 +102,8 @@ impl Inner {
             return Err(self.failure(call, answer).await);
         }
         let limit_bytes = SHORT_BYTES_MAX + assets.len() as u64 * 1024;
-        let said: proto::PushBatchResponse = self.message(answer, limit_bytes).await?;
+        let said: proto::PushBatchResponse =
+            self.message(answer, limit_bytes, MESSAGE_REPEATED_MAX).await?;
         if said.results.len() != assets.len() {
             return Err(contract(format!(
                 "{call} was given {} bundles and answered for {}",

@@ -462,7 +462,7 @@ async fn memory_stays_flat_whatever_the_size_of_an_asset() {
     hasher.update_reader(&mut sparse).unwrap();
     let digest = Digest { hash: Hash(*hasher.finalize().as_bytes()), size_bytes };
     let metadata = Metadata::default();
-    let file = VerifiedFile { digest, path, outboard: None, metadata };
+    let file = VerifiedFile { digest, path, outboard: None, metadata, guard: None };
     from.ctx.store.adopt(file).await.unwrap();
     let to = Side::new(BLAKE3);
     let before_kib = peak_kib();

@@ -83,7 +83,7 @@ impl Side {
         let path = self.dir.path().join(digest.hash.short());
         std::fs::write(&path, content).unwrap();
         let metadata = Metadata::default();
-        let file = VerifiedFile { digest, path, outboard: None, metadata };
+        let file = VerifiedFile { digest, path, outboard: None, metadata, guard: None };
         self.ctx.store.adopt(file).await.unwrap();
         self.note(&[digest]);
         digest

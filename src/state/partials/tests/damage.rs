@@ -94,6 +94,21 @@ fn a_lie_about_the_size_never_completes() {
 }
 
 #[test]
+fn a_lie_about_the_size_costs_nothing_of_what_is_held() {
+    let folder = Folder::new();
+    let sender = Sender::new(6 * PIECE);
+    let true_size = sender.digest.size_bytes;
+    sender.send(&start(&folder.open(), sender.digest), 3 * PIECE).unwrap();
+    for size_bytes in [1, GROUP_BYTES, true_size - 1, true_size + 1, 100 * true_size] {
+        let lie = start(&folder.open(), Digest { size_bytes, ..sender.digest });
+        lie.discard_empty().unwrap();
+        drop(lie);
+        let held_bytes = prefix_bytes(&start(&folder.open(), sender.digest));
+        assert_eq!(held_bytes, 3 * PIECE as u64, "after a lie of {size_bytes}");
+    }
+}
+
+#[test]
 fn pieces_out_of_place_are_refused() {
     let sender = Sender::new(4 * GROUP + 10);
     let folder = Folder::new();

@@ -300,9 +300,42 @@ fn an_asset_is_transferred_once_at_a_time() {
     drop(partial);
     assert!(matches!(again(), Err(OpenError::InUse(_))), "until the store has it");
     drop(complete);
-    again().unwrap().discard().unwrap();
-    assert_eq!(folder.names(), [""; 0]);
     again().unwrap();
+}
+
+#[test]
+fn what_a_crash_left_on_its_way_through_the_folder_is_removed() {
+    let folder = Folder::new();
+    let sender = Sender::new(2 * GROUP);
+    sender.send(&start(&folder.open(), sender.digest), GROUP).unwrap();
+    let upload = folder.0.path().join(format!("{}.part", "0f".repeat(16)));
+    fs::write(&upload, "half of it").unwrap();
+    assert_eq!(prefix_bytes(&start(&folder.open(), sender.digest)), GROUP_BYTES);
+    assert!(!upload.exists());
+}
+
+#[test]
+fn only_a_partial_that_holds_nothing_is_taken_away_again() {
+    let folder = Folder::new();
+    let sender = Sender::new(2 * GROUP);
+    start(&folder.open(), sender.digest).discard_empty().unwrap();
+    assert_eq!(folder.names(), [""; 0]);
+    let partial = start(&folder.open(), sender.digest);
+    sender.send(&partial, GROUP).unwrap();
+    partial.discard_empty().unwrap();
+    drop(partial);
+    assert_eq!(prefix_bytes(&start(&folder.open(), sender.digest)), GROUP_BYTES);
+}
+
+#[test]
+fn a_content_that_did_not_reach_the_disk_comes_anew() {
+    let folder = Folder::new();
+    let sender = Sender::new(GROUP);
+    let partial = start(&folder.open(), sender.digest);
+    sender.send_all(&partial, GROUP);
+    partial.sync(&File::open("/dev/null").unwrap()).unwrap_err();
+    drop(partial);
+    assert!(!start(&folder.open(), sender.digest).is_complete());
 }
 
 #[test]

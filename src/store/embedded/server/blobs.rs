@@ -4,6 +4,7 @@
 //! are hashed while they come (those of earlier attempts are read again), and it becomes an asset
 //! in one step, when its hash is right.
 
+use std::any::Any;
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::{Path as FilePath, PathBuf};
@@ -124,7 +125,7 @@ pub(super) async fn upload(
         Some(value) => messages::metadata_from_header(value.as_bytes()).map_err(bad_request)?,
         None => Metadata::default(),
     };
-    let _uploading = server.uploads.begin(hash).await?;
+    let uploading = server.uploads.begin(hash).await?;
     if server.store.lookup(hash).await?.is_some() {
         return Ok(StatusCode::OK.into_response());
     }
@@ -159,13 +160,15 @@ pub(super) async fn upload(
         set_offset(&mut response, size_bytes);
         return Ok(response);
     }
-    let got = hasher.finish();
+    let got = hasher.hash();
     if got != hash {
         remove_file(&path).await;
         let expected = hash;
         return Err(StoreError::Mismatch { expected, got }.into());
     }
-    let file = VerifiedFile { digest: Digest { hash, size_bytes }, path, outboard: None, metadata };
+    let digest = Digest { hash, size_bytes };
+    let guard: Option<Box<dyn Any + Send + Sync>> = Some(Box::new(uploading));
+    let file = VerifiedFile { digest, path, outboard: None, metadata, guard };
     Ok(match server.store.adopt(file).await? {
         Stored::New => StatusCode::CREATED.into_response(),
         Stored::Existed => StatusCode::OK.into_response(),
