@@ -358,7 +358,7 @@ async fn solicitations_of_nothing_and_of_the_same_are_answered_within_bounds() {
     };
     let lacking = timeout(SOON, answered).await.unwrap();
     assert!(lacking.iter().all(|hash| hash[..] != held.hash.as_bytes()[..]));
-    let (_, recv) = timeout(SOON, control.connection.accept_stream()).await.unwrap().unwrap();
+    let (_, recv) = timeout(SOON, control.connection.accept_stream(0)).await.unwrap().unwrap();
     let mut reader = FrameReader::new(recv, Some(SOON));
     let offer = peer::Offer::decode(reader.read().await.unwrap().unwrap().payload).unwrap();
     assert_eq!(offer.entries.len(), 1);

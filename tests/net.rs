@@ -185,7 +185,7 @@ async fn bytes_go_both_ways_and_a_close_arrives_with_its_words() {
     let (mut send, mut recv) = pair.dialed.open_stream(1).await.unwrap();
     send.write_all(b"ping").await.unwrap();
     send.shutdown().await.unwrap();
-    let (mut answer, mut question) = pair.accepted.accept_stream().await.unwrap();
+    let (mut answer, mut question) = pair.accepted.accept_stream(0).await.unwrap();
     let mut asked = String::new();
     question.read_to_string(&mut asked).await.unwrap();
     assert_eq!(asked, "ping");
@@ -206,6 +206,32 @@ async fn bytes_go_both_ways_and_a_close_arrives_with_its_words() {
     );
     assert!(!ended(&pair.accepted).await.by_peer);
     assert_eq!(pair.dialed.ended(), Some(end));
+    pair.close().await;
+}
+
+#[tokio::test]
+async fn an_answer_goes_before_what_its_side_has_to_send() {
+    const BULK_BYTES: usize = 1024 * 1024;
+    let pair = Pair::connect().await;
+    let (mut ask, mut answered) = pair.dialed.open_stream(0).await.unwrap();
+    ask.write_all(b"?").await.unwrap();
+    let (mut answer, _question) = pair.accepted.accept_stream(90).await.unwrap();
+    let (mut bulk, _) = pair.accepted.open_stream(10).await.unwrap();
+    bulk.write_all(&vec![0; BULK_BYTES]).await.unwrap();
+    answer.write_all(b"!").await.unwrap();
+    let (_, mut bulky) = pair.dialed.accept_stream(0).await.unwrap();
+    let (mut bulk_bytes, mut chunk) = (0, vec![0; 4096]);
+    while bulk_bytes < BULK_BYTES {
+        tokio::select! {
+            biased;
+            byte = answered.read_u8() => {
+                assert_eq!(byte.unwrap(), b'!');
+                break;
+            }
+            bytes = bulky.read(&mut chunk) => bulk_bytes += bytes.unwrap(),
+        }
+    }
+    assert!(bulk_bytes < BULK_BYTES, "the answer came last");
     pair.close().await;
 }
 
@@ -236,7 +262,7 @@ async fn a_reset_or_stopped_stream_fails_while_the_connection_lives() {
     let pair = Pair::connect().await;
     let (mut send, mut recv) = pair.dialed.open_stream(0).await.unwrap();
     send.write_all(b"half").await.unwrap();
-    let (mut send_back, mut received) = pair.accepted.accept_stream().await.unwrap();
+    let (mut send_back, mut received) = pair.accepted.accept_stream(0).await.unwrap();
     send.reset(CloseCode::Slow);
     assert!(timeout(SOON, received.read_to_end(&mut Vec::new())).await.unwrap().is_err());
     recv.stop(CloseCode::Internal);
@@ -457,7 +483,7 @@ async fn two_hundred_strangers_cost_little_memory_and_do_not_stop_a_members_tran
     let receiving = tokio::spawn({
         let (connection, received) = (pair.accepted.clone(), received.clone());
         async move {
-            let (_send, mut recv) = connection.accept_stream().await.unwrap();
+            let (_send, mut recv) = connection.accept_stream(0).await.unwrap();
             let mut buffer = vec![0; 64 * 1024];
             loop {
                 let n = recv.read(&mut buffer).await.unwrap();
@@ -574,7 +600,7 @@ async fn a_reader_that_stalls_on_many_small_frames_does_not_lose_the_connection(
         writer.finish().await.unwrap();
         connection.closed().await
     });
-    let (_send, recv) = pair.accepted.accept_stream().await.unwrap();
+    let (_send, recv) = pair.accepted.accept_stream(0).await.unwrap();
     // The stall is what is tested.
     sleep(Duration::from_secs(3)).await;
     let mut reader = FrameReader::new(recv, Some(SOON));
@@ -606,13 +632,13 @@ async fn a_stalled_bulk_stream_leaves_the_other_streams_alive() {
             send_bulk.shutdown().await
         }
     });
-    let (_answer, mut stalled) = pair.accepted.accept_stream().await.unwrap();
+    let (_answer, mut stalled) = pair.accepted.accept_stream(0).await.unwrap();
 
     let (mut send, mut recv) = pair.dialed.open_stream(1).await.unwrap();
     let echo = tokio::spawn({
         let connection = pair.accepted.clone();
         async move {
-            let (mut send, mut recv) = connection.accept_stream().await.unwrap();
+            let (mut send, mut recv) = connection.accept_stream(0).await.unwrap();
             tokio::io::copy(&mut recv, &mut send).await.unwrap();
             send.shutdown().await.unwrap();
         }
@@ -677,7 +703,7 @@ async fn the_seventeenth_stream_waits_until_others_have_ended() {
     for _ in 0..16 {
         let mut ours = pair.dialed.open_stream(0).await.unwrap();
         ours.0.write_all(b"x").await.unwrap();
-        open.push((ours, pair.accepted.accept_stream().await.unwrap()));
+        open.push((ours, pair.accepted.accept_stream(0).await.unwrap()));
     }
     let dialed = pair.dialed.clone();
     let mut waiting = std::pin::pin!(dialed.open_stream(0));
@@ -727,7 +753,7 @@ async fn a_frame_beyond_its_limit_is_refused_by_its_header() {
     let pair = Pair::connect().await;
     let (mut send, _recv) = pair.dialed.open_stream(0).await.unwrap();
     send.write_all(&Header::encode(Kind::PairRequest, 8 * 1024 + 1)).await.unwrap();
-    let (_send, recv) = pair.accepted.accept_stream().await.unwrap();
+    let (_send, recv) = pair.accepted.accept_stream(0).await.unwrap();
     let mut reader = FrameReader::new(recv, Some(SOON));
     assert!(reader.read().await.unwrap_err().to_string().contains("the limit is 8192"));
     pair.close().await;
@@ -1016,7 +1042,7 @@ async fn devices_that_know_only_a_relay_and_an_id_connect() {
     let Some(Accepted::Session(accepted)) = accepted else { panic!("{accepted:?}") };
     let (mut send, _recv) = dialed.open_stream(0).await.unwrap();
     send.write_all(b"through").await.unwrap();
-    let (_send, mut recv) = accepted.accept_stream().await.unwrap();
+    let (_send, mut recv) = accepted.accept_stream(0).await.unwrap();
     let mut received = [0; 7];
     timeout(SOON, recv.read_exact(&mut received)).await.unwrap().unwrap();
     assert_eq!(&received, b"through");

@@ -26,7 +26,7 @@ const OWNERS: [(&str, &str); 10] = [
     ("agent/load.rs", "hands its task to the loop's `JoinSet`"),
     ("agent/journal_stream.rs", "hands its tasks to the loop's `JoinSet`"),
     ("agent/orders.rs", "hands its tasks to the loop's `JoinSet`"),
-    ("agent/transfer/receive.rs", "a batch's `JoinSet` of commits"),
+    ("agent/transfer/intake.rs", "a batch's `JoinSet` of commits"),
     ("net/accept.rs", "the acceptor's `JoinSet` of handshakes"),
     ("store/serve.rs", "the server's `JoinSet` of connections"),
     ("store/embedded/db.rs", "the writer thread, joined by `close`"),

@@ -127,14 +127,7 @@ impl Loop {
         let throttle = live.throttle.clone();
         let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
         let events = self.parts.events.clone();
-        let priority = match lane {
-            Lane::Live => 20,
-            Lane::Now => 18,
-            Lane::NowLarge => 16,
-            Lane::LiveLarge => 15,
-            Lane::Small => 10,
-            Lane::Large => 0,
-        };
+        let priority = priority(lane);
         let solicited = lane.is_solicited();
         self.spawn("send batch", async move {
             let sent = async {
@@ -226,6 +219,17 @@ impl Loop {
             let input = Input::Received { conn, batch, arrivals, store_failed, violation };
             facts.send(Fact::Input(input)).await;
         });
+    }
+}
+
+/// Which stream goes first, see `Connection::open_stream`: what is new and what is wanted at once
+/// before all else. The others share what is left, so that none of them waits for another's end.
+fn priority(lane: Lane) -> i32 {
+    match lane {
+        Lane::Live => 20,
+        Lane::Now => 18,
+        Lane::NowLarge => 16,
+        Lane::LiveLarge | Lane::Small | Lane::Large => 10,
     }
 }
 

@@ -72,6 +72,7 @@ pub(super) fn accept(this: &mut Loop, conn: ConnId, recv: Peeked, send: SendStre
         return;
     }
     let Some((connection, task)) = begin(this, conn) else { return };
+    send.set_priority(JOURNAL_PRIORITY);
     this.spawn("journal", task.run(connection, recv, send));
 }
 

@@ -30,6 +30,13 @@ pub(super) const CONTROL_QUEUE: usize = 256;
 /// Control messages go before anything else on a connection.
 pub(super) const CONTROL_PRIORITY: i32 = 100;
 
+/// What is said on a stream that the peer opened for a batch: what is wanted of it, and what was
+/// stored. It is little, and the peer waits for it, whatever else goes its way.
+const ANSWER_PRIORITY: i32 = 90;
+
+/// The plain protocol's one stream carries the assets too: behind those that are new.
+const PLAIN_PRIORITY: i32 = 0;
+
 /// A peer that accepted a connection opens its control stream within this time.
 const CONTROL_WAIT: Duration = Duration::from_secs(10);
 
@@ -63,10 +70,14 @@ pub(super) async fn run(
     throttle: LinkThrottle,
 ) {
     let work = async {
+        let priority = match connection.protocol() {
+            Protocol::Plain => PLAIN_PRIORITY,
+            Protocol::Two | Protocol::Pairing | Protocol::Introduction => CONTROL_PRIORITY,
+        };
         let streams = if connection.dialed() {
-            connection.open_stream(CONTROL_PRIORITY).await
+            connection.open_stream(priority).await
         } else {
-            match timeout(CONTROL_WAIT, connection.accept_stream()).await {
+            match timeout(CONTROL_WAIT, connection.accept_stream(priority)).await {
                 Ok(streams) => streams,
                 Err(_) => return Err(fault(CloseCode::Slow, "no control stream")),
             }
@@ -142,7 +153,7 @@ async fn write(
 
 /// Hands the streams the peer opens to the loop. QUIC bounds how many are open.
 async fn accept_streams(conn: ConnId, connection: &Connection, facts: &Facts) -> Result<(), Fault> {
-    while let Ok((send, recv)) = connection.accept_stream().await {
+    while let Ok((send, recv)) = connection.accept_stream(ANSWER_PRIORITY).await {
         facts.send(Fact::Stream { conn, send, recv }).await;
     }
     Ok(())

@@ -23,6 +23,9 @@ use super::endpoint::Net;
 /// Handshakes at once. One takes milliseconds unless the other side stalls.
 const HANDSHAKES_MAX: usize = 8;
 
+/// Handshakes of one source at once: who stalls as many as it can leaves room for others.
+const HANDSHAKES_PER_SOURCE_MAX: usize = 6;
+
 /// From this many handshakes on, a caller must show that its address is its own (QUIC Retry).
 const HANDSHAKES_UNVALIDATED_MAX: usize = 4;
 
@@ -87,9 +90,16 @@ pub struct Acceptor {
     admission: Arc<Admission>,
     stranger_config: Arc<ServerConfig>,
     handshakes: JoinSet<Outcome>,
-    /// The handshakes, oldest first, with their beginnings.
-    begun: Vec<(AbortHandle, Instant)>,
+    /// The handshakes, oldest first.
+    begun: Vec<Begun>,
     refusals: Refusals,
+}
+
+#[derive(Debug)]
+struct Begun {
+    handshake: AbortHandle,
+    source: Option<IpAddr>,
+    since: Instant,
 }
 
 #[derive(Debug)]
@@ -145,11 +155,12 @@ impl Acceptor {
 
     /// Begins a handshake, or turns the caller away before any work is done for it.
     fn greet(&mut self, incoming: Incoming) {
-        if self.refusals.too_many(source_of(&incoming.remote_addr())) {
+        let source = source_of(&incoming.remote_addr());
+        if self.refusals.too_many(source) {
             incoming.refuse();
             return;
         }
-        self.begun.retain(|(handshake, _)| !handshake.is_finished());
+        self.begun.retain(|begun| !begun.handshake.is_finished());
         if self.begun.len() >= HANDSHAKES_UNVALIDATED_MAX && !incoming.remote_addr_validated() {
             // It comes back with a token at once; an address that was made up does not, and must not
             // push anyone out.
@@ -158,19 +169,22 @@ impl Acceptor {
             }
             return;
         }
-        if self.begun.len() >= HANDSHAKES_MAX {
-            let (oldest, since) = &self.begun[0];
-            if since.elapsed() < HANDSHAKE_UNDISTURBED {
+        let of_source = self.begun.iter().filter(|begun| begun.source == source).count();
+        let has_its_share = of_source >= HANDSHAKES_PER_SOURCE_MAX;
+        if has_its_share || self.begun.len() >= HANDSHAKES_MAX {
+            let gives_way = |begun: &Begun| !has_its_share || begun.source == source;
+            let oldest = self.begun.iter().position(gives_way).expect("one of those counted");
+            if self.begun[oldest].since.elapsed() < HANDSHAKE_UNDISTURBED {
                 incoming.refuse();
                 return;
             }
-            oldest.abort();
-            self.begun.remove(0);
+            self.begun.remove(oldest).handshake.abort();
         }
         let stranger_config = asks_as_stranger(&incoming).then(|| self.stranger_config.clone());
         let handshake =
             receive(self.net.clone(), self.admission.clone(), incoming, stranger_config);
-        self.begun.push((self.handshakes.spawn(handshake), Instant::now()));
+        let handshake = self.handshakes.spawn(handshake);
+        self.begun.push(Begun { handshake, source, since: Instant::now() });
     }
 }
 

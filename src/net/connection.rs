@@ -151,19 +151,22 @@ impl Connection {
     /// The connection is gone; [`Self::closed`] says why.
     pub async fn open_stream(&self, priority: i32) -> io::Result<(SendStream, RecvStream)> {
         let (send, recv) = self.quic.open_bi().await?;
-        send.set_priority(priority).map_err(io::Error::other)?;
+        set_priority(&send, priority);
         Ok((SendStream(send), RecvStream(recv)))
     }
 
-    /// The next stream the peer opened, once its first bytes have arrived.
+    /// The next stream the peer opened. What this side says on it has the `priority` that
+    /// [`Self::open_stream`] speaks of. Its first bytes may be yet to come: a later stream's open it
+    /// too.
     ///
     /// # Cancel safety
     /// Safe.
     ///
     /// # Errors
     /// The connection is gone; [`Self::closed`] says why.
-    pub async fn accept_stream(&self) -> io::Result<(SendStream, RecvStream)> {
+    pub async fn accept_stream(&self, priority: i32) -> io::Result<(SendStream, RecvStream)> {
         let (send, recv) = self.quic.accept_bi().await?;
+        set_priority(&send, priority);
         Ok((SendStream(send), RecvStream(recv)))
     }
 
@@ -264,6 +267,11 @@ fn shown(words: &str) -> String {
     words.chars().filter(visible).take(CLOSE_TEXT_BYTES_MAX).collect()
 }
 
+fn set_priority(send: &iroh::endpoint::SendStream, priority: i32) {
+    // A stream the peer has stopped already needs none.
+    let _ = send.set_priority(priority);
+}
+
 pub(super) fn quic_code(code: CloseCode) -> VarInt {
     VarInt::from_u64(code.number()).unwrap_or(VarInt::MAX)
 }
@@ -274,6 +282,11 @@ pub(super) fn quic_code(code: CloseCode) -> VarInt {
 pub struct SendStream(iroh::endpoint::SendStream);
 
 impl SendStream {
+    /// Changes what [`Connection::open_stream`] or [`Connection::accept_stream`] gave it.
+    pub fn set_priority(&self, priority: i32) {
+        set_priority(&self.0, priority);
+    }
+
     /// Gives up sending: the peer's reads fail with `code`, and nothing more is delivered.
     pub fn reset(&mut self, code: CloseCode) {
         // A stream that is already over needs no reset.

@@ -34,6 +34,14 @@ pub enum FrameError {
     /// Nothing moved for the deadline.
     #[error("no progress for {0:?}")]
     Stalled(Duration),
+    /// This side has more to say in one message than the other reads.
+    #[error("a {kind:?} message of {bytes} bytes is too long to be sent")]
+    Oversized {
+        /// Of which kind.
+        kind: Kind,
+        /// Its length.
+        bytes: usize,
+    },
     /// The stream or its connection is gone.
     #[error("stream lost: {0}")]
     Io(#[from] io::Error),
@@ -48,6 +56,7 @@ impl FrameError {
                 CloseCode::Protocol
             }
             Self::Stalled(_) => CloseCode::Slow,
+            Self::Oversized { .. } => CloseCode::Internal,
         }
     }
 }
@@ -172,11 +181,8 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     ///
     /// # Errors
     /// [`FrameError`]; the stream is of no use afterwards.
-    ///
-    /// # Panics
-    /// When the message is longer than its type may be: the caller cuts its messages to size.
     pub async fn write(&mut self, kind: Kind, message: &impl Message) -> Result<(), FrameError> {
-        self.begin(kind, message.encoded_len());
+        self.begin(kind, message.encoded_len())?;
         message.encode(&mut self.buffer).expect("BytesMut grows");
         self.flush_if_full().await
     }
@@ -185,20 +191,17 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     ///
     /// # Errors
     /// As [`Self::write`].
-    ///
-    /// # Panics
-    /// As [`Self::write`].
     pub async fn write_payload(&mut self, kind: Kind, payload: &[u8]) -> Result<(), FrameError> {
-        self.begin(kind, payload.len());
+        self.begin(kind, payload.len())?;
         self.buffer.extend_from_slice(payload);
         self.flush_if_full().await
     }
 
-    fn begin(&mut self, kind: Kind, length: usize) {
-        let length = u32::try_from(length).expect("messages are cut far below 4 GiB");
-        let header = Header::encode(kind, length);
-        Header::decode(header).expect("messages are cut to their frame's limit");
-        self.buffer.extend_from_slice(&header);
+    fn begin(&mut self, kind: Kind, bytes: usize) -> Result<(), FrameError> {
+        let header = u32::try_from(bytes).ok().map(|length| Header::encode(kind, length));
+        let header = header.filter(|header| Header::decode(*header).is_ok());
+        self.buffer.extend_from_slice(&header.ok_or(FrameError::Oversized { kind, bytes })?);
+        Ok(())
     }
 
     async fn flush_if_full(&mut self) -> Result<(), FrameError> {
@@ -243,16 +246,13 @@ impl<W: TakeBytes> FrameWriter<W> {
     ///
     /// # Errors
     /// As [`Self::write`].
-    ///
-    /// # Panics
-    /// As [`Self::write`].
     pub async fn write_bulk(
         &mut self,
         kind: Kind,
         head: &[u8],
         mut bulk: Bytes,
     ) -> Result<(), FrameError> {
-        self.begin(kind, head.len() + bulk.len());
+        self.begin(kind, head.len() + bulk.len())?;
         self.buffer.extend_from_slice(head);
         self.flush().await?;
         while !bulk.is_empty() {

@@ -67,7 +67,7 @@ where
     TakingIn: Future<Output = bool>,
 {
     let introduction = async {
-        let (_send, recv) = connection.accept_stream().await.ok()?;
+        let (_send, recv) = connection.accept_stream(0).await.ok()?;
         let frame = FrameReader::new(recv, None).read().await.ok()??;
         if frame.kind != Kind::Introduction {
             return None;

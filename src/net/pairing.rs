@@ -205,7 +205,7 @@ where
     Redeeming: Future<Output = Result<PairAccept, CloseCode>>,
 {
     let request = async {
-        let (send, recv) = connection.accept_stream().await.map_err(|_| HostError::Silent)?;
+        let (send, recv) = connection.accept_stream(0).await.map_err(|_| HostError::Silent)?;
         let mut reader = FrameReader::new(recv, None);
         let frame = reader.read().await.map_err(|e| HostError::Malformed(e.to_string()))?;
         let frame = frame.ok_or(HostError::Silent)?;

@@ -57,8 +57,9 @@ pub use gather::Gatherings;
 pub use receive::{Receipt, Received, receive_batch};
 pub use send::send_batch;
 
-/// The first frame of a stream must be there by then.
-const OFFER_WAIT: Duration = Duration::from_secs(5);
+/// The first frame of a stream must be there by then: a kilobyte a second at least, as several
+/// offers may share a rate limit.
+const OFFER_WAIT: Duration = Duration::from_secs(20);
 
 /// A peer that sends nothing for this long, working or not, is given up.
 const READ_STALL: Duration = Duration::from_secs(30);
