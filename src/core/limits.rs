@@ -173,6 +173,10 @@ pub const LOGS_PER_AUTHOR_MAX: usize = 256;
 /// Logs of a group; all their clock entries fit one frame.
 pub const LOGS_MAX: usize = 8192;
 
+/// The number of an op in its log: more than anyone writes, and far enough below 2^63 that databases
+/// keep every number next to it.
+pub const OP_SEQ_MAX: u64 = 1 << 62;
+
 /// How far ahead of our wall clock an op may be stamped.
 pub const FUTURE_MS_MAX: u64 = 10 * 60 * 1000;
 

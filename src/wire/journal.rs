@@ -173,7 +173,7 @@ fn clock_from_wire(clock: proto::Clock) -> Result<Clock, WireError> {
         if !seen.insert(log) {
             return Err(malformed("Clock.entries", "a log stands there twice"));
         }
-        body::number("ClockEntry.seq", entry.seq)?;
+        body::op_seq("ClockEntry.seq", entry.seq)?;
         let head = xor_from_wire("ClockEntry.head", &entry.head)?;
         let above = xor_from_wire("ClockEntry.above", &entry.above)?;
         entries.push(ClockEntry { log, seq: entry.seq, head, above, forked: entry.forked });
@@ -261,6 +261,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::core::limits::OP_SEQ_MAX;
 
     fn back(message: &JournalMessage) -> JournalMessage {
         let (kind, payload) = encode_message(message);
@@ -361,7 +362,9 @@ mod tests {
             ..Default::default()
         };
         refused(&clock(vec![entry(1, 1), entry(1, 2)]), Kind::JournalClock);
-        refused(&clock(vec![entry(1, u64::MAX)]), Kind::JournalClock);
+        let highest = clock(vec![entry(1, OP_SEQ_MAX)]);
+        assert!(decode_message(Kind::JournalClock, highest.encode_to_vec().into()).is_ok());
+        refused(&clock(vec![entry(1, OP_SEQ_MAX + 1)]), Kind::JournalClock);
         let many = (0..=u16::try_from(LOGS_MAX).unwrap()).map(|n| entry(n, 1)).collect();
         refused(&clock(many), Kind::JournalClock);
         let mut odd = clock(vec![entry(1, 1)]);

@@ -352,7 +352,7 @@ impl World {
                     for entry in &mut clock.entries {
                         match self.rng.below(6) {
                             0 => entry.seq += 1 + self.rng.below(4),
-                            1 => entry.seq = i64::MAX as u64,
+                            1 => entry.seq = OP_SEQ_MAX,
                             2 => entry.head = self.rng.half(),
                             3 => entry.above = self.rng.half(),
                             4 => entry.forked = true,

@@ -24,7 +24,7 @@ use can_sync::core::journal::session::{
     Compared, Effect, End, Input, NotTaken, Now, Report, Session, Standing, Start, Why,
 };
 use can_sync::core::journal::stamp::Hlc;
-use can_sync::core::limits::FUTURE_MS_MAX;
+use can_sync::core::limits::{FUTURE_MS_MAX, OP_SEQ_MAX};
 use can_sync::core::pairing::{pair_proof, ticket_key};
 use can_sync::state::identity::Identity;
 use can_sync::state::journal::{

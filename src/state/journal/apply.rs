@@ -14,7 +14,7 @@ use crate::core::journal::op::{Body, Change, Key, MemberChange, STREAM_MODEL, gr
 use crate::core::journal::stamp::{Hlc, Stamp};
 use crate::wire::journal::decode_body;
 
-use super::schema::{int, row_u64};
+use super::schema::{int, row_u64, seq_key};
 use super::tx::{ADD, GENESIS, REMOVE, Tx};
 use super::verify::VerifiedOp;
 use super::{JournalError, Result};
@@ -139,7 +139,7 @@ impl Tx<'_> {
         let mut query = self
             .db
             .prepare_cached("SELECT hash FROM ops WHERE log = ?1 AND seq = ?2 ORDER BY dup")?;
-        let rows = query.query_map(params![log, int(seq)], |row| row.get(0).map(OpHash))?;
+        let rows = query.query_map(params![log, seq_key(seq)], |row| row.get(0).map(OpHash))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
@@ -163,7 +163,7 @@ impl Tx<'_> {
     fn prevs_at(&self, log: i64, seq: u64) -> Result<Vec<Option<OpHash>>> {
         let mut query =
             self.db.prepare_cached("SELECT body FROM ops WHERE log = ?1 AND seq = ?2")?;
-        let rows = query.query_map(params![log, int(seq)], |row| row.get::<_, Vec<u8>>(0))?;
+        let rows = query.query_map(params![log, seq_key(seq)], |row| row.get::<_, Vec<u8>>(0))?;
         rows.map(|body| Ok(read_body(&body?)?.prev)).collect()
     }
 

@@ -15,7 +15,7 @@ use crate::core::journal::message::Xor16;
 use crate::core::journal::op::{Change, LogInfo, SignedOp, op_hash};
 
 use super::apply::{read_body, row_cell};
-use super::schema::{int, key, meta_array, row_u64};
+use super::schema::{key, meta_array, row_u64, seq_key};
 use super::verify::verify;
 use super::{Journal, Result};
 
@@ -109,7 +109,7 @@ impl Check<'_> {
 
     fn is_held(&self, log: i64, seq: u64) -> Result<bool> {
         let query = "SELECT EXISTS (SELECT 1 FROM ops WHERE log = ?1 AND seq = ?2)";
-        Ok(self.db.query_row(query, params![log, int(seq)], |row| row.get(0))?)
+        Ok(self.db.query_row(query, params![log, seq_key(seq)], |row| row.get(0))?)
     }
 
     /// Reads a log's ops in order, and checks their bytes and chain on the way.

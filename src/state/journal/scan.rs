@@ -9,7 +9,7 @@ use crate::core::journal::members::Verdicts;
 use crate::core::journal::message::{Clock, ClockEntry, Xor16};
 use crate::core::journal::op::{LogInfo, SignedOp};
 
-use super::schema::{int, key, meta_array, row_u64};
+use super::schema::{int, key, meta_array, row_u64, seq_key};
 use super::tx::{ADD, GENESIS};
 use super::{JournalReader, Result};
 
@@ -107,7 +107,7 @@ impl JournalReader {
             "SELECT o.hash FROM ops o JOIN logs l USING (log)
              WHERE l.log_id = ?1 AND o.seq = ?2 ORDER BY o.dup",
         )?;
-        let rows = query.query_map(params![log.0, int(seq)], |row| row.get(0).map(OpHash))?;
+        let rows = query.query_map(params![log.0, seq_key(seq)], |row| row.get(0).map(OpHash))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 

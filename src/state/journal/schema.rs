@@ -247,9 +247,14 @@ pub(super) fn set_meta(tx: &Transaction<'_>, key: &str, value: &[u8]) -> Result<
     Ok(())
 }
 
-/// A number as databases keep it. All of ours are below 2^63.
+/// A number as databases keep it. All of ours are below 2^63; a bound that is not leaves nothing out.
 pub(super) fn int(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// The number of an op to be looked up: null, which is the number of none, where there can be none.
+pub(super) fn seq_key(seq: u64) -> Option<i64> {
+    i64::try_from(seq).ok()
 }
 
 /// A number of a row.

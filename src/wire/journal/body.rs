@@ -11,7 +11,7 @@ use crate::core::journal::op::{Body, Change, Elem, Event, Key, MemberChange, Put
 use crate::core::journal::stamp::{Hlc, Stamp};
 use crate::core::limits::{
     EVENT_DATA_BYTES_MAX, JOURNAL_NAME_BYTES_MAX, OP_BODY_BYTES_MAX, OP_CELLS_MAX, OP_CHANGES_MAX,
-    RECORD_ID_BYTES_MAX, SET_ELEM_BYTES_MAX, VALUE_BYTES_MAX,
+    OP_SEQ_MAX, RECORD_ID_BYTES_MAX, SET_ELEM_BYTES_MAX, VALUE_BYTES_MAX,
 };
 use crate::core::pairing::{GROUP_ENTRIES_MAX, NAME_CHARS_MAX, device_name};
 use crate::wire::WireError;
@@ -48,7 +48,7 @@ pub fn decode_body(bytes: &[u8]) -> Result<Body, WireError> {
     at_most("an op's body in bytes", bytes.len(), OP_BODY_BYTES_MAX)?;
     let wire =
         proto::OpBody::decode(bytes).map_err(|error| malformed("OpBody", &error.to_string()))?;
-    number("OpBody.seq", wire.seq)?;
+    op_seq("OpBody.seq", wire.seq)?;
     number("OpBody.hlc", wire.hlc)?;
     let prev = match (wire.seq, wire.prev.len()) {
         (0, _) => return Err(malformed("OpBody.seq", "0: numbers begin at 1")),
@@ -75,8 +75,16 @@ pub fn decode_body(bytes: &[u8]) -> Result<Body, WireError> {
 }
 
 /// Checks that a number is one that databases can keep.
-pub(super) fn number(what: &'static str, got: u64) -> Result<(), WireError> {
-    let limit = Hlc::MAX.0;
+fn number(what: &'static str, got: u64) -> Result<(), WireError> {
+    up_to(what, got, Hlc::MAX.0)
+}
+
+/// Checks the number of an op.
+pub(super) fn op_seq(what: &'static str, got: u64) -> Result<(), WireError> {
+    up_to(what, got, OP_SEQ_MAX)
+}
+
+fn up_to(what: &'static str, got: u64, limit: u64) -> Result<(), WireError> {
     if got > limit { Err(WireError::OutOfBounds { what, got, limit }) } else { Ok(()) }
 }
 
@@ -198,7 +206,7 @@ fn elem_from_wire(elem: proto::Elem) -> Result<Elem, WireError> {
 
 fn stamp_from_wire(stamp: &proto::Stamp) -> Result<Stamp, WireError> {
     number("Stamp.hlc", stamp.hlc)?;
-    number("Stamp.seq", stamp.seq)?;
+    op_seq("Stamp.seq", stamp.seq)?;
     Ok(Stamp {
         hlc: Hlc(stamp.hlc),
         log: LogId::from_slice(&stamp.log_id)
@@ -400,9 +408,11 @@ mod tests {
     fn numbers_and_hashes_that_cannot_be_are_refused() {
         let good = wire(&body(vec![Change::Delete(key())]));
         assert!(read(&good).is_ok());
+        assert!(read(&proto::OpBody { seq: OP_SEQ_MAX, ..good.clone() }).is_ok());
         for bad in [
             proto::OpBody { seq: 0, ..good.clone() },
             proto::OpBody { seq: 0, prev: Bytes::new(), ..good.clone() },
+            proto::OpBody { seq: OP_SEQ_MAX + 1, ..good.clone() },
             proto::OpBody { seq: u64::MAX, ..good.clone() },
             proto::OpBody { hlc: 1 << 63, ..good.clone() },
             proto::OpBody { seq: 1, ..good.clone() },

@@ -1,10 +1,14 @@
 //! Ops that are forged, strange, forked, too early or too many.
 
+use prost::Message as _;
+
 use super::*;
 use crate::core::ids::OpHash;
+use crate::core::journal::message::ClockEntry;
 use crate::core::journal::op::{MemberChange, Put, SignedOp};
 use crate::core::journal::stamp::Hlc;
-use crate::core::limits::FUTURE_MS_MAX;
+use crate::core::limits::{FUTURE_MS_MAX, OP_SEQ_MAX};
+use crate::wire::proto::journal as proto;
 
 /// A body that sets a field of a record.
 fn body(seq: u64, prev: Option<OpHash>, hlc: Hlc, value: i64) -> Body {
@@ -187,6 +191,50 @@ fn a_far_future_is_refused_and_breaks_no_clock() {
     assert!(matches!(received.refused[0].why, RefusedWhy::Future { .. }));
     let written = b.set("1", "f", 2).unwrap();
     assert_eq!(written.stamp.hlc.ms(), NOW_MS);
+}
+
+#[test]
+fn an_op_of_the_highest_number_ends_its_log_and_no_more() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    let last = body(OP_SEQ_MAX, Some(OpHash([8; 32])), now(), 1);
+    let op = craft(&a.identity, &a.group_id(), 7, last);
+    b.journal.receive(&a.id(), std::slice::from_ref(&op), NOW_MS).unwrap();
+    let claim = |seq| ClockEntry {
+        log: op.log(),
+        seq,
+        head: Xor16::default(),
+        above: Xor16::default(),
+        forked: false,
+    };
+    assert_eq!(b.journal.jump(&[claim(OP_SEQ_MAX)]).unwrap(), [op.log()]);
+    b.fsck();
+    // One that is held from before there was a bound has no next one either.
+    let highest = u64::try_from(i64::MAX).unwrap();
+    let meddle = "UPDATE ops SET seq = ?2 WHERE seq = ?1";
+    let seqs = [OP_SEQ_MAX, highest].map(|seq| i64::try_from(seq).unwrap());
+    b.journal.connection.execute(meddle, seqs).unwrap();
+    assert_eq!(b.journal.jump(&[claim(highest)]).unwrap(), [op.log()]);
+}
+
+#[test]
+fn a_signed_op_of_a_number_beyond_all_is_refused_before_it_comes_to_the_journal() {
+    let device = Device::founder();
+    let group = device.group_id();
+    let good =
+        craft(&device.identity, &group, 7, body(OP_SEQ_MAX, Some(OpHash([8; 32])), now(), 1));
+    let signed = |seq: u64| {
+        let mut body = proto::OpBody::decode(&good.signed().body[..]).unwrap();
+        body.seq = seq;
+        let bytes = body.encode_to_vec();
+        let message = crate::core::journal::op::signed_bytes(&good.log(), &bytes);
+        let sig = device.identity.sign(&message);
+        verify(&group, SignedOp { body: bytes.into(), sig, ..good.signed().clone() })
+    };
+    assert!(signed(OP_SEQ_MAX).is_ok());
+    for seq in [OP_SEQ_MAX + 1, i64::MAX.cast_unsigned(), u64::MAX] {
+        assert!(matches!(signed(seq), Err(OpError::Body(_))), "{seq}");
+    }
 }
 
 #[test]
