@@ -606,6 +606,7 @@ fn reason(why: &Why) -> &'static str {
         Why::Author => "nobody known has added its author",
         Why::Quota => "the space or the number of logs of its author is used up",
         Why::NotFromMember => "the peer is no member",
+        Why::FromRemoved => "the peer was removed",
         Why::OtherGroup => "it is of another group",
     }
 }

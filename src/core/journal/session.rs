@@ -220,8 +220,10 @@ pub enum Why {
     Author,
     /// Its author's space or number of logs is used up.
     Quota,
-    /// The peer is no member any more.
+    /// The peer is no member.
     NotFromMember,
+    /// The peer was removed.
+    FromRemoved,
     /// We are in another group now.
     OtherGroup,
 }
@@ -467,7 +469,8 @@ impl Session {
                 }
                 Why::Author => (RefuseCode::Author, Hold::Author),
                 Why::Quota => (RefuseCode::Quota, Hold::Quota),
-                Why::NotFromMember => return self.end(End::Refused(RefuseCode::Removed), out),
+                Why::NotFromMember => return self.end(End::Refused(RefuseCode::NotMember), out),
+                Why::FromRemoved => return self.end(End::Refused(RefuseCode::Removed), out),
                 Why::OtherGroup => return self.end(End::LeftGroup, out),
             };
             match self.incoming.hold(op.log, hold) {

@@ -44,10 +44,11 @@ impl Journal {
         let mut tx = self.begin(now_ms)?;
         let me = tx.me();
         if tx.group == Some(group) {
-            tx.receive(intro, Tx::introduces)?;
+            tx.receive(intro, Tx::why_no_introduction)?;
             if !tx.verdicts()?.member(&me) {
                 return Err(JournalError::Removed);
             }
+            tx.forget_told_removed()?;
             return tx.commit();
         }
         if tx.group.is_some() {
@@ -59,7 +60,7 @@ impl Journal {
         }
         tx.group = Some(group);
         tx.begin_log()?;
-        let received = tx.receive(intro, |_, _| Ok(true))?;
+        let received = tx.receive(intro, |_, _| Ok(None))?;
         if !tx.verdicts()?.member(&me) {
             let future = |refused: &Refused| matches!(refused.why, RefusedWhy::Future { .. });
             let ahead = received.refused.iter().any(future);
@@ -93,7 +94,6 @@ impl Journal {
     pub fn told_removed(&mut self, group: &GroupId) -> Result<()> {
         let mut tx = self.begin(0)?;
         if tx.group == Some(*group) {
-            tx.news.devices = true;
             set_meta(&tx.db, key::TOLD_REMOVED, &[])?;
             tx.news.devices = true;
         }
@@ -244,6 +244,13 @@ impl Tx<'_> {
         let genesis = MemberChange::Genesis { nonce, name: name.to_owned() };
         self.write_facts(vec![genesis])?;
         Ok(group)
+    }
+
+    /// Whoever lets this device in anew knows better than the member that said it was removed.
+    fn forget_told_removed(&mut self) -> Result<()> {
+        let forgot = self.db.execute("DELETE FROM meta WHERE k = ?1", [key::TOLD_REMOVED])?;
+        self.news.devices |= forgot > 0;
+        Ok(())
     }
 
     fn must_be_member(&mut self) -> Result<()> {

@@ -150,6 +150,8 @@ pub enum RefusedWhy {
     Quota,
     /// The connection it came by is not one of a member.
     NotFromMember,
+    /// The connection it came by is one of a device that the group has removed.
+    FromRemoved,
     /// Signed for another group than ours.
     OtherGroup,
 }

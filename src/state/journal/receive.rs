@@ -25,7 +25,7 @@ impl Journal {
     /// [`crate::core::limits::OPS_PER_FRAME_MAX`] ops. What is returned is durable.
     pub fn receive(&mut self, from: &NodeId, ops: &[VerifiedOp], now_ms: u64) -> Result<Received> {
         let mut tx = self.begin(now_ms)?;
-        let received = tx.receive(ops, |tx, _| Ok(tx.verdicts()?.member(from)))?;
+        let received = tx.receive(ops, |tx, _| tx.why_unwelcome(from))?;
         tx.commit()?;
         Ok(received)
     }
@@ -35,7 +35,7 @@ impl Journal {
     /// [`super::JournalReader::verdicts`] tells.
     pub fn introduce(&mut self, intro: &[VerifiedOp], now_ms: u64) -> Result<Received> {
         let mut tx = self.begin(now_ms)?;
-        let received = tx.receive(intro, Tx::introduces)?;
+        let received = tx.receive(intro, Tx::why_no_introduction)?;
         tx.commit()?;
         Ok(received)
     }
@@ -82,18 +82,30 @@ impl Journal {
 }
 
 impl Tx<'_> {
-    /// Whether an op adds devices and is by a member, so that it counts whoever brings it.
-    pub(super) fn introduces(&mut self, op: &VerifiedOp) -> Result<bool> {
-        let adds = |change: &Change| matches!(change, Change::Member(MemberChange::Add { .. }));
-        let trusted = self.verdicts()?.member(&op.signed().log.author);
-        Ok(trusted && op.body().changes.iter().all(adds))
+    fn why_unwelcome(&mut self, from: &NodeId) -> Result<Option<RefusedWhy>> {
+        let verdicts = self.verdicts()?;
+        Ok(match (verdicts.removed(from), verdicts.member(from)) {
+            (true, _) => Some(RefusedWhy::FromRemoved),
+            (false, true) => None,
+            (false, false) => Some(RefusedWhy::NotFromMember),
+        })
     }
 
-    /// Takes in ops, each if `welcome` says so at its turn or it is held already.
+    /// Nothing speaks against an op that adds devices and is by a member: it counts whoever brings
+    /// it.
+    pub(super) fn why_no_introduction(&mut self, op: &VerifiedOp) -> Result<Option<RefusedWhy>> {
+        let adds = |change: &Change| matches!(change, Change::Member(MemberChange::Add { .. }));
+        let trusted = self.verdicts()?.member(&op.signed().log.author);
+        let introduces = trusted && op.body().changes.iter().all(adds);
+        Ok((!introduces).then_some(RefusedWhy::NotFromMember))
+    }
+
+    /// Takes in ops of our group, each unless `why_unwelcome` says something against it at its turn,
+    /// or it is held already.
     pub(super) fn receive(
         &mut self,
         ops: &[VerifiedOp],
-        welcome: impl Fn(&mut Self, &VerifiedOp) -> Result<bool>,
+        why_unwelcome: impl Fn(&mut Self, &VerifiedOp) -> Result<Option<RefusedWhy>>,
     ) -> Result<Received> {
         let mut received = Received::default();
         let mut forgotten = false;
@@ -113,12 +125,17 @@ impl Tx<'_> {
                 continue;
             }
             let ours = self.open_log == Some(log);
-            let why = match welcome(self, op)? {
-                true => self.why_refused(op, known)?,
-                false => Some(RefusedWhy::NotFromMember),
+            // Of another group first: whoever sent it need not be known in this one.
+            let why = if self.group != Some(*op.group()) {
+                Some(RefusedWhy::OtherGroup)
+            } else if let Some(why) = why_unwelcome(self, op)? {
+                Some(why)
+            } else {
+                self.why_refused(op, known)?
             };
             if let Some(why) = why {
-                forgotten |= ours && why != RefusedWhy::NotFromMember && seq > clock;
+                let unwelcome = matches!(why, RefusedWhy::NotFromMember | RefusedWhy::FromRemoved);
+                forgotten |= ours && !unwelcome && seq > clock;
                 received.refused.push(Refused { log, author, seq, why });
                 continue;
             }
@@ -181,14 +198,10 @@ impl Tx<'_> {
 
     /// Why an op of a good signature, from a welcome source, is not taken.
     fn why_refused(&mut self, op: &VerifiedOp, known: Option<i64>) -> Result<Option<RefusedWhy>> {
-        let group = self.group()?;
         let author = op.signed().log.author;
-        if *op.group() != group {
-            return Ok(Some(RefusedWhy::OtherGroup));
-        }
         let founds = op.body().changes.iter().any(|change| {
             matches!(change, Change::Member(MemberChange::Genesis { nonce, .. })
-                if group_id(&author, nonce) == group)
+                if group_id(&author, nonce) == *op.group())
         });
         if !founds && !self.verdicts()?.author_ok(&author) {
             return Ok(Some(RefusedWhy::UnknownAuthor));

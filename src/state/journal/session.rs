@@ -101,6 +101,7 @@ impl From<&Refused> for NotTaken {
             RefusedWhy::Future { until_ms } => Why::Future { until_ms },
             RefusedWhy::Quota => Why::Quota,
             RefusedWhy::NotFromMember => Why::NotFromMember,
+            RefusedWhy::FromRemoved => Why::FromRemoved,
             RefusedWhy::OtherGroup => Why::OtherGroup,
         };
         Self { log: refused.log, seq: refused.seq, why }

@@ -302,6 +302,22 @@ fn when_facts_change_the_peer_is_judged_again_before_anything_else_is_sent() {
 }
 
 #[test]
+fn a_peer_hears_that_it_was_removed_only_when_it_was() {
+    for (why, end) in [
+        (Why::NotFromMember, End::Refused(RefuseCode::NotMember)),
+        (Why::FromRemoved, End::Refused(RefuseCode::Removed)),
+        (Why::OtherGroup, End::LeftGroup),
+    ] {
+        let mut stage = Stage::open(&[]);
+        stage.settle(clock(&[], true, 0), clock(&[], true, 0));
+        stage.handle(Input::Sent);
+        stage.handle(ops(vec![op(1, 1)]));
+        let effects = stage.handle(Input::Applied(vec![NotTaken { log: log(1), seq: 1, why }]));
+        assert_eq!(ended(&effects), Some(end));
+    }
+}
+
+#[test]
 fn at_rest_a_clock_a_minute_is_all_that_is_said() {
     let mut stage = Stage::open(&[]);
     let same = clock(&[], true, 0);

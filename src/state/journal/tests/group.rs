@@ -88,7 +88,7 @@ fn nothing_comes_from_a_device_that_was_removed_and_what_others_had_of_it_counts
     push(b, c);
     b.set("2", "f", 2);
     a.journal.remove(&b.id(), NOW_MS).unwrap();
-    assert!(push(b, a).iter().all(|r| r.why == RefusedWhy::NotFromMember));
+    assert!(push(b, a).iter().all(|r| r.why == RefusedWhy::FromRemoved));
     assert_eq!(a.field("1", "f"), None);
     sync(a, c);
     assert_eq!((a.field("1", "f"), a.field("2", "f")), (Some(1), None));
@@ -99,6 +99,43 @@ fn nothing_comes_from_a_device_that_was_removed_and_what_others_had_of_it_counts
     assert_eq!(refused, Err(crate::core::journal::draft::DraftError::NotMember));
     a.fsck();
     c.fsck();
+}
+
+#[test]
+fn what_comes_for_a_group_that_was_left_says_nothing_of_its_sender() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    b.set("1", "f", 1);
+    let under_way: Vec<_> = b.ops().into_iter().filter(|op| op.log() == b.open_log()).collect();
+    for leave in [|a: &mut Journal| a.start_over("one", NOW_MS).map(drop), Journal::leave] {
+        leave(&mut a.journal).unwrap();
+        let received = a.journal.receive(&b.id(), &under_way, NOW_MS).unwrap();
+        let why: Vec<_> = received.refused.iter().map(|refused| refused.why).collect();
+        assert_eq!(why, [RefusedWhy::OtherGroup]);
+    }
+}
+
+#[test]
+fn a_stranger_is_not_told_that_it_was_removed() {
+    let mut device = Device::founder();
+    let op = device.ops().remove(0);
+    let elsewhere = Device::new(2);
+    let newer = Body { seq: 2, prev: Some(op.hash()), ..op.body().clone() };
+    let newer = craft(&device.identity, &device.group_id(), 9, newer);
+    let received = device.journal.receive(&elsewhere.id(), &[newer], NOW_MS).unwrap();
+    assert_eq!(received.refused[0].why, RefusedWhy::NotFromMember);
+}
+
+#[test]
+fn whoever_joins_its_group_anew_was_not_removed_from_it() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    b.journal.told_removed(&b.group_id()).unwrap();
+    invite(a);
+    let admitted = redeem(a, b, &SECRET, NOW_MS).unwrap();
+    b.journal.join(admitted.group, &verified(&admitted), NOW_MS).unwrap();
+    assert_eq!(b.reader.group_state(&b.id()).unwrap().unwrap().members.removed, []);
+    invite(b);
 }
 
 #[test]
