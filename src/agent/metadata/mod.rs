@@ -525,9 +525,15 @@ impl Settler {
             }
         }
         if !shadows.is_empty() {
-            self.journal
-                .run(move |journal, now_ms| journal.write_with_shadows(&[], &[], &shadows, now_ms))
-                .await?;
+            let group = self.at.group;
+            let noted = self.journal.run(move |journal, now_ms| {
+                // The rows were of another group: in this one nobody has heard of them.
+                if journal.group() != group {
+                    return Ok(None);
+                }
+                journal.write_with_shadows(&[], &[], &shadows, now_ms).map(Some)
+            });
+            noted.await?.ok_or(BegunAnew)?;
         }
         lost.map_or(Ok(again), |error| Err(error.into()))
     }
@@ -550,3 +556,6 @@ async fn call<T>(call: impl Future<Output = Result<T, StoreError>>) -> Result<T,
         Err(StoreError::Unreachable(format!("no answer within {} s", CALL_WAIT.as_secs())))
     })
 }
+
+#[cfg(test)]
+mod tests;
