@@ -87,7 +87,7 @@ pub struct News {
 /// Which file a database is: a copy put back from a backup is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DbIdent {
-    /// The device of the file system.
+    /// The device of the file system, as it is mounted now.
     pub device: u64,
     /// The file's number there.
     pub inode: u64,

@@ -28,6 +28,26 @@ impl DbIdent {
         Ok(Self { device: meta.dev(), inode: meta.ino(), born_ns })
     }
 
+    /// Whether two are of one file. A file system may get another number at every mount: it counts
+    /// only where files have no birth time.
+    fn is_same_file(self, other: Self) -> bool {
+        let same_birth = (self.inode, self.born_ns) == (other.inode, other.born_ns);
+        same_birth && (self.born_ns != 0 || self.device == other.device)
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (numbers, rest) = bytes.as_chunks::<8>();
+        match (numbers, rest) {
+            ([device, inode, born_ns], []) => {
+                let [device, inode, born_ns] =
+                    [device, inode, born_ns].map(|n| u64::from_be_bytes(*n));
+                Some(Self { device, inode, born_ns })
+            }
+            _ => None,
+        }
+    }
+
     fn to_bytes(self) -> [u8; 24] {
         let mut bytes = [0; 24];
         for (part, number) in bytes.chunks_exact_mut(8).zip([self.device, self.inode, self.born_ns])
@@ -110,9 +130,9 @@ impl Journal {
 
     /// Begins a new log when the database is not the file that was written to the last time.
     fn prove_tail(&mut self, ident: DbIdent) -> Result<()> {
-        let ident = ident.to_bytes();
         let known = meta(&self.connection, key::IDENT)?;
-        if known.as_deref() == Some(&ident) {
+        let known = known.and_then(|bytes| DbIdent::from_bytes(&bytes));
+        if known.is_some_and(|known| known.is_same_file(ident)) {
             return Ok(());
         }
         let mut tx = self.begin(0)?;
@@ -122,7 +142,7 @@ impl Journal {
             tx.forget_shadows()?;
             tracing::warn!(%log, "the journal is another file than before: a new log is begun");
         }
-        set_meta(&tx.db, key::IDENT, &ident)?;
+        set_meta(&tx.db, key::IDENT, &ident.to_bytes())?;
         tx.commit()
     }
 

@@ -211,6 +211,28 @@ fn what_the_store_shows_is_no_edit_to_a_journal_put_back_from_a_backup() {
 }
 
 #[test]
+fn a_file_system_mounted_under_another_number_is_no_restored_backup() {
+    let mut device = Device::founder();
+    let path = device.dir.path().join("journal.db");
+    let open = |ident| {
+        let journal = Journal::open_as(&path, &device.identity, [9; 32], ident).unwrap();
+        journal.reader().unwrap().cursor_now().unwrap().unwrap().epoch
+    };
+    let log = open(IDENT);
+    assert_eq!(open(DbIdent { device: 77, ..IDENT }), log);
+    let newer = DbIdent { born_ns: 78, ..IDENT };
+    let restored = open(newer);
+    assert_ne!(restored, log);
+    // Without a birth time the number is all there is.
+    let undated = DbIdent { born_ns: 0, ..IDENT };
+    let undated_log = open(undated);
+    assert!(undated_log != restored && undated_log == open(undated));
+    assert_ne!(open(DbIdent { device: 77, ..undated }), undated_log);
+    device.restart();
+    device.fsck();
+}
+
+#[test]
 fn planted_damage_is_found() {
     let plants = [
         "UPDATE ops SET refs = refs + 1 WHERE arr = (SELECT max(arr) FROM ops)",
