@@ -95,7 +95,8 @@ impl std::fmt::Debug for Job {
 enum Fate {
     Committed,
     Refused,
-    Failed,
+    /// And why not.
+    Failed(&'static str),
 }
 
 #[derive(Debug)]
@@ -232,7 +233,10 @@ impl Fate {
     fn of<T>(result: &journal::Result<T>) -> Self {
         match result {
             Ok(_) => Self::Committed,
-            Err(JournalError::Database(_)) => Self::Failed,
+            Err(JournalError::Database(_)) => {
+                Self::Failed("an earlier write failed: what is on disk is not known")
+            }
+            Err(JournalError::Corrupt(_)) => Self::Failed("its database is damaged"),
             Err(_) => Self::Refused,
         }
     }
@@ -269,10 +273,7 @@ impl JournalWriter {
             };
             match fate {
                 Fate::Committed | Fate::Refused => self.tell(),
-                Fate::Failed => {
-                    let failed = "an earlier write failed: what is on disk is not known";
-                    return Err(JournalError::Open(failed.into()).into());
-                }
+                Fate::Failed(why) => return Err(JournalError::Open(why.into()).into()),
             }
         }
     }
@@ -310,5 +311,31 @@ impl JournalWriter {
             }
         }
         fate
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use rusqlite::ffi;
+
+    use super::*;
+    use crate::state::identity::Identity;
+
+    #[test]
+    fn the_writer_goes_on_when_it_was_locked_out_and_ends_when_its_database_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::from_bytes(&[1; 32]);
+        let path = dir.path().join("journal.db");
+        let (handle, writer) = share(Journal::open(&path, &identity, [1; 32]).unwrap()).unwrap();
+        let writer = std::thread::spawn(move || writer.serve());
+        let locked = handle.run_blocking(|_, _| journal::Result::<()>::Err(JournalError::Busy));
+        assert!(matches!(locked, Err(AskError::Journal(_))));
+        handle.run_blocking(|journal, now_ms| journal.found("one", now_ms)).unwrap();
+        let damage = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), None);
+        let damaged = handle.run_blocking(|_, _| journal::Result::<()>::Err(damage.into()));
+        assert!(matches!(damaged, Err(AskError::Journal(_))));
+        assert!(writer.join().unwrap().is_err(), "what is damaged is not written to");
     }
 }

@@ -575,9 +575,12 @@ fn asked(tried: &str, error: &AskError) -> RequestError {
         | JournalError::ClockBehind
         | JournalError::ClockNotSet
         | JournalError::Unreadable => RequestError::Refused(journal.to_string()),
-        JournalError::DiskFull => RequestError::Temporary(format!("{tried}: {journal}")),
+        JournalError::DiskFull | JournalError::Busy => {
+            RequestError::Temporary(format!("{tried}: {journal}"))
+        }
         JournalError::NoGroup
         | JournalError::Damaged(_)
+        | JournalError::Corrupt(_)
         | JournalError::Newer { .. }
         | JournalError::OtherDevice(_)
         | JournalError::Open(_)

@@ -29,7 +29,7 @@ impl From<AskError> for Problem {
             AskError::Closed => StatusCode::SERVICE_UNAVAILABLE,
             AskError::Journal(error) => match **error {
                 JournalError::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
-                JournalError::ClockNotSet => StatusCode::SERVICE_UNAVAILABLE,
+                JournalError::ClockNotSet | JournalError::Busy => StatusCode::SERVICE_UNAVAILABLE,
                 JournalError::NoGroup
                 | JournalError::InGroup
                 | JournalError::Removed
@@ -37,6 +37,7 @@ impl From<AskError> for Problem {
                 | JournalError::ClockBehind
                 | JournalError::Unreadable => StatusCode::CONFLICT,
                 JournalError::Damaged(_)
+                | JournalError::Corrupt(_)
                 | JournalError::Newer { .. }
                 | JournalError::OtherDevice(_)
                 | JournalError::Open(_)

@@ -9,6 +9,9 @@ pub enum JournalError {
     /// No space for the write; it may be tried again when there is.
     #[error("the disk is full")]
     DiskFull,
+    /// Another program holds the database's lock. It may be tried again.
+    #[error("another program holds the journal's database locked: let it end, and try again")]
+    Busy,
     /// The call needs a group.
     #[error("this device is in no group: found one or join one")]
     NoGroup,
@@ -38,6 +41,13 @@ pub enum JournalError {
         "the journal is damaged: {0}; restore it from a backup, or leave the group and pair again"
     )]
     Damaged(String),
+    /// The database says that its file is damaged. The agent must stop: whatever is written now may
+    /// make it worse.
+    #[error(
+        "the journal's database is damaged: {0}; restore it from a backup, or leave the group and \
+         pair again"
+    )]
+    Corrupt(rusqlite::Error),
     /// Another version's file.
     #[error("a newer can-sync wrote the journal (version {found}, this one knows {known})")]
     Newer {
@@ -60,13 +70,21 @@ pub enum JournalError {
     Database(rusqlite::Error),
 }
 
+impl JournalError {
+    /// Of a transaction that did not begin: so far nothing was written.
+    pub(super) fn of_begin(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy) => Self::Busy,
+            _ => error.into(),
+        }
+    }
+}
+
 impl From<rusqlite::Error> for JournalError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => Self::DiskFull,
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-                Self::Damaged(error.to_string())
-            }
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Corrupt(error),
             _ => Self::Database(error),
         }
     }

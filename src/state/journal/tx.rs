@@ -108,7 +108,9 @@ impl<'a> Tx<'a> {
         roster: Roster,
         now_ms: u64,
     ) -> Result<Self> {
-        let db = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let db = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(JournalError::of_begin)?;
         let hlc_max = meta_array(&db, key::HLC_MAX)?.map_or(0, u64::from_be_bytes);
         let before = Kept {
             group: meta_array(&db, key::GROUP)?.map(GroupId),

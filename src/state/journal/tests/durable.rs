@@ -233,6 +233,30 @@ fn a_file_system_mounted_under_another_number_is_no_restored_backup() {
 }
 
 #[test]
+fn a_database_that_another_program_holds_locked_is_busy_and_nothing_is_lost() {
+    let mut device = Device::founder();
+    let other = Connection::open(device.dir.path().join("journal.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    device.journal.connection.busy_timeout(std::time::Duration::ZERO).unwrap();
+    let draft = Draft { changes: vec![DraftChange::Put(put("1"))], expect: vec![] };
+    let refused = device.journal.write(std::slice::from_ref(&draft), NOW_MS);
+    assert!(matches!(refused, Err(JournalError::Busy)), "{refused:?}");
+    other.execute_batch("ROLLBACK").unwrap();
+    device.journal.write(&[draft], NOW_MS).unwrap().remove(0).unwrap();
+    device.fsck();
+}
+
+#[test]
+fn a_file_that_is_no_database_any_more_is_damaged_beyond_writing_on() {
+    let device = Device::new(1);
+    let elsewhere = tempfile::tempdir().unwrap();
+    fs::write(elsewhere.path().join("journal.db"), [7; 8192]).unwrap();
+    let path = elsewhere.path().join("journal.db");
+    let opened = Journal::open_as(&path, &device.identity, [9; 32], IDENT);
+    assert!(matches!(opened, Err(JournalError::Corrupt(_))), "{opened:?}");
+}
+
+#[test]
 fn planted_damage_is_found() {
     let plants = [
         "UPDATE ops SET refs = refs + 1 WHERE arr = (SELECT max(arr) FROM ops)",
