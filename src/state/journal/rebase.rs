@@ -48,7 +48,8 @@ impl Tx<'_> {
         let me = self.me();
         let dev = self.device(&me)?;
         let bound = int(Hlc::from_ms(self.now_ms.saturating_add(FUTURE_MS_MAX + 1)).0);
-        // Times rise along a log and its last op is never dropped, so what is held tells of all.
+        // Times rise along a log, but for fills, and its last op is never dropped: so what is held
+        // tells of all.
         let others: bool = self.db.query_row(
             "SELECT EXISTS (SELECT 1 FROM ops JOIN logs USING (log) WHERE hlc >= ?1 AND dev != ?2)",
             params![bound, dev],
@@ -136,16 +137,33 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Takes a log's clock back to the last op that is held before `seq`.
+    /// Takes a log's clock back to the last op that is held before `seq`. What is held above it
+    /// stays: fills are of the dawn, wherever they stand in a log.
     fn retreat(&mut self, log: i64, seq: u64) -> Result<()> {
         if self.log(log)?.seq < seq {
             return Ok(());
         }
         let last = self.top_held(log, 0, seq - 1)?;
+        let (to, head) = last.map_or((0, None), |(to, head)| (to, Some(head)));
+        let above = self.live_above(log, to)?;
         let row = self.log(log)?;
-        (row.seq, row.head) = last.map_or((0, None), |(to, head)| (to, Some(head)));
-        // Times rise along a log, so nothing is held above that, but in a forked one.
+        (row.seq, row.head) = (to, head);
+        if !row.forked {
+            row.above = above;
+        }
         self.absorb(log)
+    }
+
+    fn live_above(&self, log: i64, seq: u64) -> Result<Xor16> {
+        let mut query = self.db.prepare(
+            "SELECT hash FROM ops WHERE log = ?1 AND seq > ?2 AND (refs > 0 OR opaque = 1)",
+        )?;
+        let mut rows = query.query(params![log, int(seq)])?;
+        let mut above = Xor16::default();
+        while let Some(row) = rows.next()? {
+            above.toggle(Xor16::of(&row.get(0)?));
+        }
+        Ok(above)
     }
 
     fn take_out_cells(&mut self, op: &Doomed) -> Result<()> {

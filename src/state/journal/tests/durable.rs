@@ -354,6 +354,25 @@ fn a_clock_that_goes_back_claims_nothing_of_what_was_taken_out() {
 }
 
 #[test]
+fn what_was_brought_along_after_an_op_of_a_wrong_clock_stays_and_is_summed() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    a.now_ms += 24 * 3_600_000;
+    a.set("1", "f", 1);
+    let mut brought = put("2");
+    brought.set.insert("f".into(), Some(Value::Int(2)));
+    let fill = Draft { changes: vec![DraftChange::Put(brought)], expect: vec![] };
+    a.journal.write_with_shadows(&[fill], &[], &[], a.now_ms).unwrap().remove(0).unwrap();
+    a.now_ms = NOW_MS;
+    assert!(matches!(a.journal.rebase(NOW_MS).unwrap(), Rebased::Done { ops: 1, .. }));
+    a.fsck();
+    b.now_ms += 1;
+    sync(a, b);
+    assert_eq!((b.field("1", "f"), b.field("2", "f")), (Some(1), Some(2)));
+    assert_eq!(a.clock(), b.clock());
+}
+
+#[test]
 fn a_removal_written_anew_removes_although_its_add_was_dropped() {
     let mut devices = Device::group(2);
     let [a, b] = &mut devices[..] else { unreachable!() };
