@@ -34,11 +34,9 @@ fn seeds(default: u64) -> Vec<u64> {
 /// The faults of a seed: each number of them, and none, comes up.
 fn faults(seed: u64) -> Faults {
     let bits = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-    let silent_restores = seed % 3 == 2;
-    let liar = bits & 0x300 == 0x300;
     Faults {
         crashes: true,
-        silent_restores,
+        silent_restores: seed % 3 == 2,
         restores: bits & 0x01 != 0,
         skew: bits & 0x02 != 0,
         removal: bits & 0x04 != 0,
@@ -47,8 +45,8 @@ fn faults(seed: u64) -> Faults {
         far_clocks: bits & 0x20 != 0,
         quotas: bits & 0x40 != 0,
         retention: bits & 0x80 != 0,
-        later_kinds: bits & 0x400 != 0 && !silent_restores && !liar,
-        liar,
+        later_kinds: bits & 0x400 != 0,
+        liar: bits & 0x300 == 0x300,
     }
 }
 

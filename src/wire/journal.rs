@@ -5,7 +5,7 @@ use prost::Message as _;
 
 use crate::core::ids::{GroupId, LogId, NodeId};
 use crate::core::journal::message::{
-    Clock, ClockEntry, Hello, JournalMessage, Ops, Refuse, RefuseCode, Xor16,
+    Clock, ClockEntry, Hello, JournalMessage, Ops, Refuse, RefuseCode, StateDigest, Xor16,
 };
 use crate::core::journal::op::{LogInfo, SignedOp};
 use crate::core::limits::{
@@ -18,6 +18,9 @@ use crate::wire::proto::journal as proto;
 mod body;
 
 pub use body::{decode_body, encode_body};
+
+/// The kinds of changes that a sender understands who does not say which.
+const FIRST_KINDS: u32 = 1;
 
 /// Turns a message into its frame: type and payload.
 pub fn encode_message(message: &JournalMessage) -> (Kind, Bytes) {
@@ -159,7 +162,8 @@ fn clock_to_wire(clock: &Clock) -> proto::Clock {
         entries: clock.entries.iter().map(entry).collect(),
         drained: clock.drained,
         restart: clock.restart,
-        digest: clock.digest.map_or_else(Bytes::new, |d| Bytes::copy_from_slice(&d.0)),
+        digest: clock.digest.map_or_else(Bytes::new, |d| Bytes::copy_from_slice(&d.sum.0)),
+        kinds: clock.digest.map_or(0, |digest| digest.kinds),
     }
 }
 
@@ -180,7 +184,10 @@ fn clock_from_wire(clock: proto::Clock) -> Result<Clock, WireError> {
     }
     let digest = match clock.digest.len() {
         0 => None,
-        _ => Some(xor_from_wire("Clock.digest", &clock.digest)?),
+        _ => Some(StateDigest {
+            kinds: clock.kinds.max(FIRST_KINDS),
+            sum: xor_from_wire("Clock.digest", &clock.digest)?,
+        }),
     };
     Ok(Clock { entries, drained: clock.drained, restart: clock.restart, digest })
 }
@@ -295,7 +302,7 @@ mod tests {
             entries: vec![entry(1, 0), entry(2, 7)],
             drained: true,
             restart: false,
-            digest: Some(Xor16::default()),
+            digest: Some(StateDigest { kinds: 2, sum: Xor16::default() }),
         };
         let no_digest = Clock { digest: None, restart: true, ..Clock::default() };
         let ops = vec![op(1, 1, b"x"), op(2, 2, b"y"), op(1, 1, b"z"), op(1, 2, b"w")];
@@ -313,6 +320,14 @@ mod tests {
         for message in messages {
             assert_eq!(back(&message), message);
         }
+    }
+
+    #[test]
+    fn a_digest_without_a_word_on_kinds_is_of_the_first_ones() {
+        let wire = proto::Clock { digest: vec![7; 16].into(), ..Default::default() };
+        let read = decode_message(Kind::JournalClock, wire.encode_to_vec().into()).unwrap();
+        let JournalMessage::Clock(Clock { digest, .. }) = read else { panic!("{read:?}") };
+        assert_eq!(digest, Some(StateDigest { kinds: 1, sum: Xor16([7; 16]) }));
     }
 
     #[test]

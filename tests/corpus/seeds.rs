@@ -7,8 +7,8 @@ use bytes::Bytes;
 use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, LogId, NodeId, OpHash, StoreId};
 use can_sync::core::joining::{Introduction, PairAccept, PairRequest};
 use can_sync::core::journal::message::{
-    Clock, ClockEntry, Hello as JournalHello, JournalMessage, Ops, Refuse, RefuseCode, VERSION,
-    Xor16,
+    Clock, ClockEntry, Hello as JournalHello, JournalMessage, Ops, Refuse, RefuseCode, StateDigest,
+    VERSION, Xor16,
 };
 use can_sync::core::journal::op::{
     Body, Change, Elem, Event, Key, LogInfo, MemberChange, Put, Removal, SignedOp, Value,
@@ -148,7 +148,7 @@ fn journal_messages() -> Vec<(&'static str, JournalMessage)> {
         entries: vec![entry(1), entry(2)],
         drained: true,
         restart: true,
-        digest: Some(Xor16([9; 16])),
+        digest: Some(StateDigest { kinds: 2, sum: Xor16([9; 16]) }),
     };
     let group = GroupId([9; 32]);
     let hello = JournalHello { version: VERSION, group, now_ms: -1, intro: vec![op(1)] };

@@ -347,7 +347,7 @@ impl World {
             JournalMessage::Clock(clock) => match self.rng.below(4) {
                 0 => clock.drained = true,
                 1 => clock.restart = true,
-                2 => clock.digest = Some(self.rng.half()),
+                2 => clock.digest = Some(StateDigest { kinds: KINDS, sum: self.rng.half() }),
                 _ => {
                     for entry in &mut clock.entries {
                         match self.rng.below(6) {

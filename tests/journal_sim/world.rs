@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use can_sync::core::ids::{GroupId, LogId, NodeId, OpHash};
 use can_sync::core::journal::draft::{Draft, DraftError};
-use can_sync::core::journal::message::{Clock, Hello, JournalMessage, VERSION, Xor16};
-use can_sync::core::journal::op::{Body, Change, LogInfo, SignedOp, op_hash, signed_bytes};
+use can_sync::core::journal::message::{Clock, Hello, JournalMessage, StateDigest, VERSION, Xor16};
+use can_sync::core::journal::op::{Body, Change, KINDS, LogInfo, SignedOp, op_hash, signed_bytes};
 use can_sync::core::journal::session::{
     Compared, Effect, End, Input, NotTaken, Now, Report, Session, Standing, Start, Why,
 };
@@ -114,8 +114,7 @@ pub(crate) struct Faults {
     pub(crate) quotas: bool,
     /// Streams whose events are kept for some days.
     pub(crate) retention: bool,
-    /// Ops of a later version. Who holds one compares no digests, so they do not go with what only
-    /// digests heal.
+    /// Ops of a later version.
     pub(crate) later_kinds: bool,
     /// The last device lies about what it has.
     pub(crate) liar: bool,

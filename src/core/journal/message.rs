@@ -45,8 +45,17 @@ pub struct Clock {
     pub drained: bool,
     /// What was refused may be admitted now.
     pub restart: bool,
-    /// The digest of the whole state; `None` when the sender holds ops it cannot read.
-    pub digest: Option<Xor16>,
+    /// The digest of the whole state; `None` when the sender has none.
+    pub digest: Option<StateDigest>,
+}
+
+/// The digest of a state, as its sender can read the ops that make it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateDigest {
+    /// See [`crate::core::journal::op::KINDS`].
+    pub kinds: u32,
+    /// Over all cells, facts, and events of streams kept for ever.
+    pub sum: Xor16,
 }
 
 /// Where a device stands in a log.
@@ -98,6 +107,17 @@ pub enum RefuseCode {
     Author,
     /// Of a later version.
     Other(i32),
+}
+
+impl StateDigest {
+    /// Whether two states are the same, as far as can be told: who reads other kinds of changes makes
+    /// another state of the same ops.
+    pub fn agree(ours: Option<Self>, theirs: Option<Self>) -> bool {
+        match (ours, theirs) {
+            (Some(ours), Some(theirs)) => ours.kinds != theirs.kinds || ours.sum == theirs.sum,
+            (None, _) | (_, None) => true,
+        }
+    }
 }
 
 impl Xor16 {

@@ -6,6 +6,10 @@ use crate::core::journal::stamp::{Hlc, Stamp};
 /// What the signatures of ops are over, before the log's id and the body.
 pub const SIGNED_PREFIX: &[u8] = b"can-sync/journal/op/1\0";
 
+/// The kinds of changes and values this version can read, as a number. With a new kind this becomes
+/// the next: devices of different numbers make different states of the same ops.
+pub const KINDS: u32 = 1;
+
 /// The model whose records, named like event streams, say how long those are kept.
 pub const STREAM_MODEL: &str = "sys.stream";
 

@@ -270,7 +270,7 @@ impl Tx<'_> {
             }
         }
         match self.held(&place)? {
-            Some(old) if old.op == arr || old.value > value => return Ok(false),
+            Some(old) if old.value > value => return Ok(false),
             Some(old) if old.value == value => {
                 self.hold_instead(arr, hash, &place, &old)?;
                 return Ok(false);

@@ -5,6 +5,7 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use crate::core::ids::{GroupId, LogId, NodeId, OpHash};
+use crate::core::journal::op::{Change, KINDS};
 use crate::state::home::private_database_file;
 use crate::state::identity::Identity;
 
@@ -13,10 +14,6 @@ use super::roster::Roster;
 use super::schema::{key, meta, meta_array, prepare, set_meta};
 use super::tx::{Nonces, Tx};
 use super::{DbIdent, Journal, JournalError, JournalReader, Result};
-
-/// The kinds of changes this version can read. With a new kind this becomes a new number, and what
-/// was kept unread is read.
-const KINDS: &[u8] = b"1";
 
 impl DbIdent {
     /// That of a file.
@@ -148,7 +145,8 @@ impl Journal {
 
     /// Reads the ops that an earlier version had to keep unread.
     fn read_opaque(&mut self) -> Result<()> {
-        if meta(&self.connection, key::KINDS)?.as_deref() == Some(KINDS) {
+        let kinds = KINDS.to_string().into_bytes();
+        if meta(&self.connection, key::KINDS)?.as_ref() == Some(&kinds) {
             return Ok(());
         }
         let mut tx = self.begin(0)?;
@@ -160,7 +158,7 @@ impl Journal {
         for arr in unread {
             tx.reread(arr)?;
         }
-        set_meta(&tx.db, key::KINDS, KINDS)?;
+        set_meta(&tx.db, key::KINDS, &kinds)?;
         tx.commit()
     }
 }
@@ -169,15 +167,22 @@ impl Tx<'_> {
     /// Merges an op anew that was opaque; it stays so while anything in it is unknown. It arrives
     /// anew, with what it held before: whoever reads on from a cursor is past its old number.
     fn reread(&mut self, old: i64) -> Result<()> {
+        let bytes: Vec<u8> =
+            self.db.query_row("SELECT body FROM ops WHERE arr = ?1", [old], |row| row.get(0))?;
+        let body = match read_body(&bytes) {
+            Ok(body) => body,
+            // It was good enough to be kept, and is no reason to do without all the others.
+            Err(error) => {
+                tracing::warn!(%error, "an op of a later version stays unread");
+                return Ok(());
+            }
+        };
         let next = "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'ops' RETURNING seq";
         let arr: i64 = self.db.query_row(next, [], |row| row.get(0))?;
-        let (log, hash, bytes, refs) = self.db.query_row(
-            "UPDATE ops SET arr = ?2 WHERE arr = ?1 RETURNING log, hash, body, refs",
+        let (log, hash, refs) = self.db.query_row(
+            "UPDATE ops SET arr = ?2 WHERE arr = ?1 RETURNING log, hash, refs",
             [old, arr],
-            |row| {
-                let hash = OpHash(row.get(1)?);
-                Ok((row.get(0)?, hash, row.get::<_, Vec<u8>>(2)?, row.get::<_, i64>(3)?))
-            },
+            |row| Ok((row.get(0)?, OpHash(row.get(1)?), row.get::<_, i64>(2)?)),
         )?;
         if refs > 0 {
             for renumber in [
@@ -188,7 +193,6 @@ impl Tx<'_> {
                 self.db.execute(renumber, [old, arr])?;
             }
         }
-        let body = read_body(&bytes)?;
         let row = self.log(log)?;
         let (log_id, dev) = (row.id, row.dev);
         let author = self
@@ -196,7 +200,7 @@ impl Tx<'_> {
             .query_row("SELECT id FROM devices WHERE dev = ?1", [dev], |row| row.get(0))
             .map(NodeId)?;
         self.merge(arr, log, &author, &log_id, &hash, &body)?;
-        if body.changes.contains(&crate::core::journal::op::Change::Unknown) {
+        if body.changes.contains(&Change::Unknown) {
             return Ok(());
         }
         let refs: i64 = self.db.query_row(

@@ -6,8 +6,8 @@ use rusqlite::{Connection, params};
 
 use crate::core::ids::{LogId, NodeId, OpHash};
 use crate::core::journal::members::Verdicts;
-use crate::core::journal::message::{Clock, ClockEntry, Xor16};
-use crate::core::journal::op::{LogInfo, SignedOp};
+use crate::core::journal::message::{Clock, ClockEntry, StateDigest, Xor16};
+use crate::core::journal::op::{KINDS, LogInfo, SignedOp};
 
 use super::schema::{int, key, meta_array, row_u64, seq_key};
 use super::tx::{ADD, GENESIS};
@@ -207,13 +207,8 @@ fn clock(connection: &Connection) -> Result<Clock> {
     let entries = query.query_map([], |row| row_entry(row, [0, 1, 2, 3, 4]))?;
     let mut entries: Vec<ClockEntry> = entries.collect::<rusqlite::Result<_>>()?;
     entries.retain(|entry| entry.seq > 0 || !entry.above.is_zero());
-    let opaque: bool = connection
-        .prepare_cached("SELECT EXISTS (SELECT 1 FROM ops WHERE opaque = 1)")?
-        .query_row([], |row| row.get(0))?;
-    let digest = match opaque {
-        true => None,
-        false => meta_array(connection, key::DIGEST)?.map(Xor16),
-    };
+    let sum = meta_array(connection, key::DIGEST)?.map(Xor16);
+    let digest = sum.map(|sum| StateDigest { kinds: KINDS, sum });
     Ok(Clock { entries, drained: false, restart: false, digest })
 }
 

@@ -1,7 +1,9 @@
 //! Bodies of ops: written by their author alone, read by everybody.
 //!
 //! A body is refused for what is out of bounds or says nothing definite. What this version does not
-//! know, a kind of change or of value, makes that change [`Change::Unknown`] and no error.
+//! know, a kind of change or of value, makes that change [`Change::Unknown`] and no error; what stands
+//! beside it is checked all the same. Whoever reads more kinds must not refuse what was kept unread:
+//! there is no error in a kind that was added later, but [`Change::Unknown`].
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -174,10 +176,14 @@ fn put_to_wire(put: &Put) -> proto::Put {
 fn put_from_wire(put: proto::Put, hlc: Hlc) -> Result<Change, WireError> {
     let key = key_from_wire(put.key)?;
     let mut set = Vec::with_capacity(put.set.len());
+    let mut is_known = true;
     for field in put.set {
         let value = match field.value {
             None => None,
-            Some(proto::Value { v: None }) => return Ok(Change::Unknown),
+            Some(proto::Value { v: None }) => {
+                is_known = false;
+                None
+            }
             Some(proto::Value { v: Some(value) }) => Some(value_from_wire(value)?),
         };
         set.push((name("Field.name", field.name)?, value));
@@ -193,6 +199,9 @@ fn put_from_wire(put: proto::Put, hlc: Hlc) -> Result<Change, WireError> {
         Ok(Removal { elem: elem_from_wire(elem)?, observed })
     });
     let remove = remove.collect::<Result<Vec<_>, _>>()?;
+    if !is_known {
+        return Ok(Change::Unknown);
+    }
     Ok(Change::Put(Put { key, create: put.create, set, add, remove }))
 }
 
@@ -464,6 +473,10 @@ mod tests {
             put.set[0].value = Some(proto::Value { v: None });
         }
         assert_eq!(read(&op).unwrap().changes, [Change::Unknown]);
+        if let Some(proto::change::Kind::Put(put)) = &mut op.changes[0].kind {
+            put.set[0].name = String::new();
+        }
+        assert!(read(&op).is_err(), "what stands beside it is checked all the same");
         // Field 77 of Change, which no version has yet: [77 << 3 | 2, 1 byte].
         let raw = [&[0x08, 1, 0x11, 1, 0, 0, 0, 0, 0, 0, 0, 0x22, 4, 0xea, 4, 1, 0][..]].concat();
         assert_eq!(decode_body(&raw).unwrap().changes, [Change::Unknown]);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Effect;
 use crate::core::ids::{GroupId, LogId, OpHash};
-use crate::core::journal::message::{Clock, ClockEntry, Ops, Xor16};
+use crate::core::journal::message::{Clock, ClockEntry, Ops, StateDigest};
 use crate::core::journal::op::{LogInfo, SignedOp, op_hash};
 use crate::core::limits::LOGS_MAX;
 
@@ -12,7 +12,7 @@ use crate::core::limits::LOGS_MAX;
 #[derive(Debug, Default)]
 pub(super) struct PeerClock {
     pub(super) entries: BTreeMap<LogId, ClockEntry>,
-    pub(super) digest: Option<Xor16>,
+    pub(super) digest: Option<StateDigest>,
     /// Its last word was that nothing is left to send.
     pub(super) drained: bool,
 }

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::incoming::PeerClock;
 use super::{CLOCK_EVERY_MS, COALESCE_MS, Compared, Effect, REPAIR_PAUSE_MS, Scanned};
 use crate::core::ids::{LogId, OpHash};
-use crate::core::journal::message::{Clock, ClockEntry, JournalMessage, Ops, Refuse, Xor16};
+use crate::core::journal::message::{
+    Clock, ClockEntry, JournalMessage, Ops, Refuse, StateDigest, Xor16,
+};
 use crate::core::journal::op::{SignedOp, op_hash};
 use crate::core::limits::OPS_PER_FRAME_MAX;
 
@@ -60,7 +62,7 @@ enum Again {
 struct Told {
     at_ms: u64,
     entries: BTreeMap<LogId, ClockEntry>,
-    digest: Option<Xor16>,
+    digest: Option<StateDigest>,
     drained: bool,
     /// It was told `drained` before in this session.
     ever_drained: bool,
@@ -268,10 +270,12 @@ impl Outgoing {
 
     /// See N6. Told from a clock of the peer's that is its last word on ops of ours.
     fn digests_differ(&self, clock: &Clock, peer: &PeerClock) -> bool {
-        let (Some(ours), Some(theirs)) = (clock.digest, peer.digest) else { return false };
-        let entries = clock.entries.iter().map(|entry| (entry.log, *entry)).collect();
         let settled = self.peer_answered && peer.drained;
-        settled && ours != theirs && same_clock(&entries, &peer.entries)
+        if !settled || StateDigest::agree(clock.digest, peer.digest) {
+            return false;
+        }
+        let entries = clock.entries.iter().map(|entry| (entry.log, *entry)).collect();
+        same_clock(&entries, &peer.entries)
     }
 
     /// See [`super::Session::in_sync`].
@@ -280,7 +284,7 @@ impl Outgoing {
         let looked = !self.scanning && self.look_ms.is_none();
         looked
             && told.drained
-            && told.digest == peer.digest
+            && StateDigest::agree(told.digest, peer.digest)
             && same_clock(&told.entries, &peer.entries)
     }
 

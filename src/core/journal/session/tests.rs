@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::*;
 use crate::core::ids::NodeId;
-use crate::core::journal::message::Xor16;
-use crate::core::journal::op::LogInfo;
+use crate::core::journal::message::{StateDigest, Xor16};
+use crate::core::journal::op::{KINDS, LogInfo};
 
 const GROUP: GroupId = GroupId([9; 32]);
 const WALL_MS: u64 = 1_800_000_000_000;
@@ -39,7 +39,7 @@ fn entry(n: u8, seq: u64) -> ClockEntry {
 }
 
 fn clock(entries: &[ClockEntry], drained: bool, digest: u8) -> Clock {
-    let digest = Some(Xor16([digest; 16]));
+    let digest = Some(StateDigest { kinds: KINDS, sum: Xor16([digest; 16]) });
     Clock { entries: entries.to_vec(), drained, restart: false, digest }
 }
 
@@ -265,12 +265,15 @@ fn equal_clocks_with_unequal_digests_send_everything_once_in_a_while() {
 }
 
 #[test]
-fn unequal_clocks_or_unreadable_ops_are_no_reason_to_send_everything() {
+fn unequal_clocks_or_another_reading_of_the_ops_are_no_reason_to_send_everything() {
+    let later = Some(StateDigest { kinds: KINDS + 1, sum: Xor16([3; 16]) });
     for (ours, theirs) in [
         (clock(&[entry(1, 3)], true, 1), clock(&[entry(1, 2)], true, 2)),
         (Clock { digest: None, ..clock(&[], true, 1) }, clock(&[], true, 2)),
+        (clock(&[], true, 1), Clock { digest: later, ..clock(&[], true, 1) }),
     ] {
-        let effects = Stage::open(&[]).settle(theirs, ours);
+        let mut stage = Stage::open(&[]);
+        let effects = stage.settle(theirs, ours);
         assert!(!effects.contains(&Effect::Report(Report::Repairing)), "{effects:?}");
     }
 }
