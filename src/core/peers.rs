@@ -4,6 +4,7 @@
 //! I2  Of two connections that crossed, both sides choose the one dialled by the lower node ID, and
 //!     only its counterpart's dialer closes the other.
 //! I3  A retry is never further away than [`RETRY_MS_MAX`].
+//! I4  A connection carries one session in its life: the peer takes a second Hello for a violation.
 
 /// The first retry; doubled from failure to failure.
 pub const RETRY_MS_MIN: u64 = 1_000;
@@ -64,8 +65,28 @@ pub struct Conn {
     pub id: ConnId,
     /// We dialled it.
     pub dialed: bool,
+    /// It speaks the plain protocol.
+    pub plain: bool,
     /// When it came up, monotonic ms.
     pub since_ms: u64,
+}
+
+/// A connection that waits for the peer to close it, or for the current one to end.
+#[derive(Debug, Clone, Copy)]
+struct Standby {
+    conn: Conn,
+    since_ms: u64,
+    /// Its session is over.
+    was_current: bool,
+}
+
+/// What became of a link's connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Run the session on this one.
+    pub run: Option<Conn>,
+    /// Close this one.
+    pub close: Option<ConnId>,
 }
 
 /// What to do with a connection that came up.
@@ -76,7 +97,7 @@ pub enum Placed {
         /// The connection it replaces, when it is ours to close.
         close: Option<ConnId>,
     },
-    /// Leave it alone: the peer closes it, or it takes over when the current one ends.
+    /// Leave it alone: the peer closes it, or it takes over.
     Standby,
     /// Close it: the other one stays.
     Duplicate,
@@ -87,7 +108,7 @@ pub enum Placed {
 pub struct Link {
     we_are_lower: bool,
     current: Option<Conn>,
-    standby: Option<Conn>,
+    standby: Option<Standby>,
     dialing: bool,
     retry_at_ms: u64,
     backoff: Backoff,
@@ -161,43 +182,50 @@ impl Link {
             if old.dialed {
                 return Placed::Current { close: Some(old.id) };
             }
-            self.standby = Some(old);
+            self.standby = Some(Standby { conn: old, since_ms: new.since_ms, was_current: true });
             return Placed::Current { close: None };
         }
         if new.dialed {
             return Placed::Duplicate;
         }
-        self.standby = Some(new);
+        self.standby = Some(Standby { conn: new, since_ms: new.since_ms, was_current: false });
         Placed::Standby
     }
 
     /// The connection that stands by.
     pub fn standby(&self) -> Option<Conn> {
-        self.standby
+        self.standby.map(|standby| standby.conn)
     }
 
-    /// When [`Self::promote`] has something to do, monotonic ms.
-    pub fn promote_at_ms(&self) -> Option<u64> {
-        self.standby.map(|conn| conn.since_ms + STANDBY_MS_MAX)
+    /// When [`Self::end_standby`] has something to do, monotonic ms.
+    pub fn standby_until_ms(&self) -> Option<u64> {
+        self.standby.map(|standby| standby.since_ms + STANDBY_MS_MAX)
     }
 
     /// The peer did not close the connection that stands by, so it has no other: it restarted, and
-    /// the current one is dead. Returns the one that takes over, and the one to close.
-    pub fn promote(&mut self, now_ms: u64) -> Option<(Conn, Option<ConnId>)> {
-        let due = self.promote_at_ms().is_some_and(|at| at <= now_ms);
-        let next = self.standby.take_if(|_| due)?;
-        let old = self.current.replace(next).map(|conn| conn.id);
-        Some((next, old))
+    /// the current one is dead. One whose session is over is of no use either way.
+    pub fn end_standby(&mut self, now_ms: u64) -> Change {
+        let due = self.standby_until_ms().is_some_and(|at| at <= now_ms);
+        let Some(Standby { conn, was_current, .. }) = self.standby.take_if(|_| due) else {
+            return Change::default();
+        };
+        if was_current {
+            return Change { run: None, close: Some(conn.id) };
+        }
+        let old = self.current.replace(conn).map(|conn| conn.id);
+        Change { run: Some(conn), close: old }
     }
 
-    /// A connection ended. Returns the connection that takes over, if the current one was lost and
-    /// another stands by.
-    pub fn ended(&mut self, id: ConnId, now_ms: u64, violation: bool, random: u64) -> Option<Conn> {
-        self.standby.take_if(|conn| conn.id == id);
-        let lost = self.current.take_if(|conn| conn.id == id)?;
-        if let Some(next) = self.standby.take() {
+    /// A connection ended. When it was the current one, another may take over.
+    pub fn ended(&mut self, id: ConnId, now_ms: u64, violation: bool, random: u64) -> Change {
+        self.standby.take_if(|standby| standby.conn.id == id);
+        let Some(lost) = self.current.take_if(|conn| conn.id == id) else {
+            return Change::default();
+        };
+        let standby = self.standby.take();
+        if let Some(Standby { conn: next, was_current: false, .. }) = standby {
             self.current = Some(next);
-            return Some(next);
+            return Change { run: Some(next), close: None };
         }
         if now_ms.saturating_sub(lost.since_ms) >= HEALTHY_MS {
             self.backoff.reset();
@@ -206,7 +234,7 @@ impl Link {
             self.backoff.failures = self.backoff.failures.max(VIOLATION_FAILURES);
         }
         self.retry_at_ms = now_ms + self.backoff.next_ms(random);
-        None
+        Change { run: None, close: standby.map(|standby| standby.conn.id) }
     }
 }
 
@@ -217,7 +245,7 @@ mod tests {
     use super::*;
 
     fn conn(id: u64, dialed: bool, since_ms: u64) -> Conn {
-        Conn { id: ConnId(id), dialed, since_ms }
+        Conn { id: ConnId(id), dialed, plain: false, since_ms }
     }
 
     #[test]
@@ -275,9 +303,9 @@ mod tests {
         let mut link = Link::new(0, true);
         link.connected(conn(1, true, 0));
         assert_eq!(link.connected(conn(2, false, 5)), Placed::Standby);
-        let next = link.ended(ConnId(1), 30_000, false, 0);
-        assert_eq!(next, Some(conn(2, false, 5)));
-        assert_eq!(link.ended(ConnId(2), 30_001, false, 0), None);
+        let change = link.ended(ConnId(1), 30_000, false, 0);
+        assert_eq!(change, Change { run: Some(conn(2, false, 5)), close: None });
+        assert_eq!(link.ended(ConnId(2), 30_001, false, 0), Change::default());
         assert!(link.retry_at_ms().is_some());
     }
 
@@ -286,11 +314,35 @@ mod tests {
         let mut link = Link::new(0, true);
         link.connected(conn(1, true, 0));
         link.connected(conn(2, false, 5));
-        assert_eq!(link.promote(STANDBY_MS_MAX), None);
-        let at = link.promote_at_ms().unwrap();
-        assert_eq!(link.promote(at), Some((conn(2, false, 5), Some(ConnId(1)))));
+        assert_eq!(link.end_standby(STANDBY_MS_MAX), Change::default());
+        let at = link.standby_until_ms().unwrap();
+        let change = Change { run: Some(conn(2, false, 5)), close: Some(ConnId(1)) };
+        assert_eq!(link.end_standby(at), change);
         assert_eq!(link.current(), Some(conn(2, false, 5)));
-        assert_eq!((link.promote(at), link.promote_at_ms()), (None, None));
+        assert_eq!((link.end_standby(at), link.standby_until_ms()), (Change::default(), None));
+    }
+
+    #[test]
+    fn a_dial_that_crosses_late_leaves_the_peer_time_to_close_the_other_connection() {
+        let mut link = Link::new(0, true);
+        link.connected(conn(2, false, 0));
+        let late_ms = STANDBY_MS_MAX + 1_000;
+        assert_eq!(link.connected(conn(1, true, late_ms)), Placed::Current { close: None });
+        assert_eq!(link.end_standby(late_ms + STANDBY_MS_MAX - 1), Change::default());
+        let at = link.standby_until_ms().unwrap();
+        let change = Change { run: None, close: Some(ConnId(2)) };
+        assert_eq!(link.end_standby(at), change, "its session is over");
+        assert_eq!(link.current(), Some(conn(1, true, late_ms)));
+    }
+
+    #[test]
+    fn a_connection_whose_session_is_over_does_not_take_over() {
+        let mut link = Link::new(0, true);
+        link.connected(conn(2, false, 0));
+        link.connected(conn(1, true, 10));
+        let change = link.ended(ConnId(1), 20, false, 0);
+        assert_eq!(change, Change { run: None, close: Some(ConnId(2)) });
+        assert!(link.retry_at_ms().is_some());
     }
 
     #[test]

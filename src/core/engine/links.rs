@@ -9,7 +9,7 @@ use crate::core::ids::NodeId;
 use crate::core::limits::SOLICITED_PER_PEER_MAX;
 use crate::core::message::{Hello, Message};
 use crate::core::pairing::{Member, Members, device_name};
-use crate::core::peers::{Conn, ConnId, Link, Placed};
+use crate::core::peers::{Change, Conn, ConnId, Link, Placed};
 use crate::core::reconcile::ReconcileMessage;
 use crate::core::session::Session;
 
@@ -68,7 +68,6 @@ impl Engine {
         now_ms: u64,
         conn: Conn,
         node_id: NodeId,
-        plain: bool,
         out: &mut Vec<Effect>,
     ) {
         let Some(peer) = self.peers.get_mut(&node_id) else {
@@ -77,28 +76,31 @@ impl Engine {
         };
         self.conns.insert(conn.id, node_id);
         match peer.link.connected(conn) {
-            Placed::Current { close: replaced } => {
-                if let Some(old) = replaced {
-                    out.push(close(old, CloseCode::Duplicate, ""));
-                }
-                self.begin_session(now_ms, node_id, conn, plain, out);
+            Placed::Current { close } => {
+                self.follow_link(now_ms, node_id, Change { run: Some(conn), close }, out);
             }
             Placed::Standby => {}
             Placed::Duplicate => out.push(close(conn.id, CloseCode::Duplicate, "")),
         }
     }
 
-    pub(super) fn begin_session(
+    pub(super) fn follow_link(
         &mut self,
         now_ms: u64,
         node_id: NodeId,
-        conn: Conn,
-        plain: bool,
+        change: Change,
         out: &mut Vec<Effect>,
     ) {
+        out.extend(change.close.map(|conn| close(conn, CloseCode::Duplicate, "")));
+        if let Some(conn) = change.run {
+            self.begin_session(now_ms, node_id, conn, out);
+        }
+    }
+
+    fn begin_session(&mut self, now_ms: u64, node_id: NodeId, conn: Conn, out: &mut Vec<Effect>) {
         self.end_session(node_id);
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
-        peer.session = Some(Session::new(now_ms, conn.id, conn.dialed, plain));
+        peer.session = Some(Session::new(now_ms, conn.id, conn.dialed, conn.plain));
         let hello = Hello {
             group_id: self.identity.group_id,
             device_name: self.identity.device_name.clone(),
@@ -141,16 +143,13 @@ impl Engine {
         let Some(node_id) = self.conns.remove(&conn) else { return };
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
         let was_current = peer.link.current().is_some_and(|current| current.id == conn);
-        let next = peer.link.ended(conn, now_ms, violation, random);
+        let change = peer.link.ended(conn, now_ms, violation, random);
         if !was_current {
             return;
         }
         peer.last_error = Some(reason);
         self.end_session(node_id);
-        if let Some(next) = next {
-            // A plain connection never stands by for long enough to matter; Hello tells otherwise.
-            self.begin_session(now_ms, node_id, next, false, out);
-        }
+        self.follow_link(now_ms, node_id, change, out);
     }
 
     pub(super) fn on_message(

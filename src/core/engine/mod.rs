@@ -145,13 +145,8 @@ impl Engine {
                 self.peers.values_mut().for_each(|peer| peer.link.hurry(now_ms));
             }
             Input::Connected { conn, peer, dialed, plain } => {
-                self.on_connected(
-                    now_ms,
-                    Conn { id: conn, dialed, since_ms: now_ms },
-                    peer,
-                    plain,
-                    out,
-                );
+                let conn = Conn { id: conn, dialed, plain, since_ms: now_ms };
+                self.on_connected(now_ms, conn, peer, out);
             }
             Input::DialFailed { peer, reason } => self.on_dial_failed(now_ms, peer, reason),
             Input::Disconnected { conn, reason, violation } => {
@@ -210,7 +205,7 @@ impl Engine {
             return self.stop_at_ms;
         }
         let peers = self.peers.values().filter_map(|peer| {
-            let link = [peer.link.retry_at_ms(), peer.link.promote_at_ms()];
+            let link = [peer.link.retry_at_ms(), peer.link.standby_until_ms()];
             let session = peer.session.as_ref().and_then(|session| self.session_deadline(session));
             link.into_iter().chain([session]).flatten().min()
         });
@@ -324,10 +319,8 @@ impl Engine {
             if peer.link.take_dial(now_ms) {
                 out.push(Effect::Dial(node_id));
             }
-            if let Some((next, old)) = peer.link.promote(now_ms) {
-                out.extend(old.map(|old| close(old, CloseCode::Duplicate, "")));
-                self.begin_session(now_ms, node_id, next, false, out);
-            }
+            let change = peer.link.end_standby(now_ms);
+            self.follow_link(now_ms, node_id, change, out);
             let Some(session) = self.peers.get(&node_id).and_then(|peer| peer.session.as_ref())
             else {
                 continue;

@@ -230,9 +230,7 @@ fn whatever_a_peer_sends_one_question_of_it_is_under_way() {
 fn a_peer_that_restarted_while_dials_could_cross_is_talked_to_in_seconds() {
     let mut bench = Bench::new();
     let (b, dialed, incoming) = (NodeId([9; 32]), ConnId(1), ConnId(2));
-    let member = Member { node_id: b, name: "b".into(), addresses: Vec::new() };
-    let members = Members { members: vec![member], removed: Vec::new() };
-    bench.tell(Input::Members(members));
+    bench.tell(Input::Members(Members { members: [US, b].map(member).to_vec(), removed: vec![] }));
     bench.tell(Input::Connected { conn: dialed, peer: b, dialed: true, plain: false });
     bench.say_hello(b, dialed);
     // It was killed, and dials: this side cannot know yet that the first connection is dead.
@@ -243,6 +241,36 @@ fn a_peer_that_restarted_while_dials_could_cross_is_talked_to_in_seconds() {
     assert_eq!(bench.closed(), Some((dialed, CloseCode::Duplicate)));
     let view = &bench.engine.peer_views()[0];
     assert_eq!((view.conn, view.ready), (Some(incoming), true));
+}
+
+#[test]
+fn a_connection_that_was_replaced_never_gets_a_second_session() {
+    let mut bench = Bench::new();
+    let (b, incoming, dialed) = (NodeId([9; 32]), ConnId(1), ConnId(2));
+    bench.tell(Input::Members(Members { members: [US, b].map(member).to_vec(), removed: vec![] }));
+    bench.connect(b, incoming);
+    // Our own dial, which crossed it, comes through late.
+    bench.wait(3_000);
+    bench.tell(Input::Connected { conn: dialed, peer: b, dialed: true, plain: false });
+    assert_eq!(bench.closed(), None, "it is the peer's to close");
+    bench.say_hello(b, dialed);
+    let (reason, violation) = (String::new(), false);
+    bench.tell(Input::Disconnected { conn: dialed, reason, violation });
+    assert_eq!(bench.closed(), Some((incoming, CloseCode::Duplicate)));
+    assert_eq!((bench.hellos(incoming), bench.hellos(dialed)), (1, 1));
+}
+
+#[test]
+fn a_plain_connection_that_takes_over_stays_plain() {
+    let mut bench = Bench::new();
+    let (b, dialed, incoming) = (NodeId([9; 32]), ConnId(1), ConnId(2));
+    bench.tell(Input::Members(Members { members: [US, b].map(member).to_vec(), removed: vec![] }));
+    bench.tell(Input::Connected { conn: dialed, peer: b, dialed: true, plain: true });
+    bench.say_hello(b, dialed);
+    bench.connect_plain(b, incoming);
+    bench.wait(3_000);
+    assert_eq!(bench.closed(), Some((dialed, CloseCode::Duplicate)));
+    assert!(bench.effects.contains(&Effect::RunPlain { conn: incoming }));
 }
 
 #[test]
@@ -283,8 +311,6 @@ impl Bench {
         };
         let sketch = Sketch::new(SketchKey::derive(&GROUP));
         let known = KnownSet { sketch, epoch: [5; 16], head_seq: 0 };
-        let member =
-            |node_id: NodeId| Member { node_id, name: node_id.short(), addresses: Vec::new() };
         let members = Members { members: [US, A].map(member).to_vec(), removed: Vec::new() };
         let engine = Engine::new(identity, known, members, BTreeMap::new(), [7; 32]);
         let mut bench = Self { engine, now_ms: 0, effects: Vec::new() };
@@ -360,6 +386,15 @@ impl Bench {
         self.engine.rebuild(self.now_ms, conn, &mut self.effects);
     }
 
+    /// How often Hello was said on `conn`.
+    fn hellos(&self, conn: ConnId) -> usize {
+        let said = |effect: &&Effect| match effect {
+            Effect::Send { conn: on, message: Message::Hello(_) } => *on == conn,
+            _ => false,
+        };
+        self.effects.iter().filter(said).count()
+    }
+
     /// Of how many hashes each.
     fn sizes_asked(&self) -> Vec<usize> {
         let asked = self.effects.iter().filter_map(|effect| match effect {
@@ -394,6 +429,10 @@ impl Bench {
             _ => None,
         })
     }
+}
+
+fn member(node_id: NodeId) -> Member {
+    Member { node_id, name: node_id.short(), addresses: Vec::new() }
 }
 
 fn asset(n: u32, size_bytes: u64) -> Digest {
