@@ -7,12 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, maybe_done, ready};
-use tokio::sync::oneshot;
+use futures_util::future::{BoxFuture, ready};
 
 use super::look::metadata;
 use crate::agent::journal::JournalHandle;
-use crate::core::ids::{Hash, NodeId};
+use crate::core::ids::{GroupId, Hash, NodeId};
 use crate::core::journal::asset::{Row, Shadow};
 use crate::state::journal;
 use crate::store::Metadata;
@@ -60,43 +59,52 @@ impl Arrivals {
     }
 
     /// To be called before assets are put into the store: what to put them with, in their order.
-    /// Without the journal they arrive bare, and get their metadata afterwards.
+    /// Without the journal they arrive bare, and get their metadata afterwards. The rows are read
+    /// beside the writer, which may be busy with a commit: what comes in after them is a change like
+    /// any other.
     pub(in crate::agent) async fn expect(&self, hashes: Vec<Hash>) -> Expected<'_> {
-        let count = hashes.len();
         self.remember_sender(&hashes);
-        let (tell, mut told) = oneshot::channel();
+        let count = hashes.len();
+        let read = self.journal.read(move |reader| {
+            let rows = hashes.into_iter().map(|hash| {
+                let row = reader.asset(&hash)?.row().canonical();
+                Ok((hash, row))
+            });
+            Ok((reader.group()?, rows.collect::<journal::Result<Vec<_>>>()?))
+        });
+        let (group, rows) = match read.await {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::warn!(%error, "assets arrive and the journal could not be asked");
+                return Expected::bare(count);
+            }
+        };
+        let shadows = rows.iter().cloned().map(|(hash, row)| (hash, Shadow::expected(row)));
+        let noted = self.note(group, shadows.collect());
+        if rows.iter().all(|(_, row)| *row == Row::default()) {
+            let noted = Box::pin(noted.map(|_| ()));
+            return Expected { noted, ..Expected::bare(count) };
+        }
+        if !noted.await {
+            return Expected::bare(count);
+        }
+        let rows = rows.into_iter().map(|(_, row)| Some(row).filter(fits));
+        Expected { metadata: rows.map(metadata).collect(), noted: Box::pin(ready(())) }
+    }
+
+    /// Whether the journal has noted them; not when this device is in another group by now.
+    async fn note(&self, group: Option<GroupId>, shadows: Vec<(Hash, Shadow)>) -> bool {
         let noted = self.journal.run(move |journal, now_ms| {
-            let rows = hashes.iter().map(|hash| Ok(journal.asset(hash)?.row().canonical()));
-            let rows = rows.collect::<journal::Result<Vec<Row>>>()?;
-            let shadows = hashes.into_iter().zip(rows.iter().cloned().map(Shadow::expected));
-            let shadows: Vec<_> = shadows.collect();
-            if rows.iter().all(|row| *row == Row::default()) {
-                let _ = tell.send(rows);
-                journal.write_with_shadows(&[], &[], &shadows, now_ms)?;
-            } else {
-                journal.write_with_shadows(&[], &[], &shadows, now_ms)?;
-                let _ = tell.send(rows);
+            if journal.group() != group {
+                return Ok(false);
             }
-            Ok(())
+            journal.write_with_shadows(&[], &[], &shadows, now_ms)?;
+            Ok(true)
         });
-        let noted = noted.map(|noted| {
-            if let Err(error) = noted {
-                tracing::warn!(%error, "assets arrive and the journal could not be told");
-            }
-        });
-        let mut noted: BoxFuture<'_, ()> = Box::pin(maybe_done(noted));
-        let rows = tokio::select! {
-            biased;
-            rows = &mut told => rows.ok(),
-            () = &mut noted => told.try_recv().ok(),
-        };
-        let metadata = match rows {
-            Some(rows) => {
-                rows.into_iter().map(|row| Some(row).filter(fits)).map(metadata).collect()
-            }
-            None => vec![Metadata::default(); count],
-        };
-        Expected { metadata, noted }
+        noted.await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "assets arrive and the journal could not be told");
+            false
+        })
     }
 
     fn remember_sender(&self, hashes: &[Hash]) {
