@@ -336,6 +336,7 @@ mod tests {
         let damage = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), None);
         let damaged = handle.run_blocking(|_, _| journal::Result::<()>::Err(damage.into()));
         assert!(matches!(damaged, Err(AskError::Journal(_))));
+        drop(handle);
         assert!(writer.join().unwrap().is_err(), "what is damaged is not written to");
     }
 }
