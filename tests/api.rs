@@ -283,6 +283,28 @@ fn what_is_malformed_or_too_large_is_refused_with_what_it_is() {
 }
 
 #[test]
+fn a_record_larger_than_is_read_is_said_to_be_and_can_be_deleted() {
+    let agent = Agent::start();
+    let (path, text) = ("/v1/records/note/big", "x".repeat(15_000));
+    for field in 0..72 {
+        put(&agent, path, &json!({ "set": { field.to_string(): text } }));
+    }
+    let answer = call(&agent, "GET", path, None);
+    assert_eq!(answer.status, 409);
+    assert!(answer.body["detail"].as_str().unwrap().contains("1048576 bytes"), "{answer:?}");
+    put(&agent, "/v1/records/note/small", &json!({}));
+    let page = get(&agent, "/v1/records/note");
+    assert_eq!(ids(&page), ["big", "small"], "it stands in nobody's way");
+    assert_eq!(
+        (&page["records"][0]["too_large"], &page["records"][0]["fields"]),
+        (&true.into(), &json!({}))
+    );
+    assert_eq!(page["records"][1]["too_large"], Value::Null);
+    assert_eq!(call(&agent, "DELETE", path, None).status, 200);
+    assert_eq!(call(&agent, "GET", path, None).status, 404);
+}
+
+#[test]
 fn a_batch_is_made_whole_or_not_at_all() {
     let agent = Agent::start();
     let batch =

@@ -16,8 +16,7 @@ use tokio::time::{sleep_until, timeout};
 use crate::clock::{Clock, wall_ms};
 use crate::core::ids::NodeId;
 use crate::core::journal::draft::{Draft, DraftChange};
-use crate::core::journal::log::{DEVICE_ID, DEVICE_MODEL, DeviceState};
-use crate::state::journal::Owner;
+use crate::core::journal::log::DeviceState;
 use crate::store::Store;
 
 use super::journal::{AskError, JournalHandle};
@@ -119,10 +118,8 @@ impl Publisher {
 
     /// Writes what changed, if it is worth it; returns whether.
     async fn publish(&self, shown: &Shown) -> Result<bool, AskError> {
-        let owner = Owner::Device(self.node_id);
-        let record =
-            self.journal.read(move |reader| reader.record(DEVICE_MODEL, owner, DEVICE_ID)).await?;
-        let fields = record.map(|record| record.fields);
+        let device = self.node_id;
+        let fields = self.journal.read(move |reader| reader.device_fields(&device)).await?;
         let told = fields.as_ref().map(DeviceState::from_fields);
         let info = timeout(STORE_WAIT, self.store.info()).await.ok().and_then(Result::ok);
         let told_bytes = told.as_ref().map_or(0, |told| told.store_bytes);

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::routing::patch;
 use serde::Deserialize;
@@ -16,13 +16,13 @@ use super::records::write;
 use super::{Api, json_body};
 use crate::core::ids::Hash;
 use crate::core::journal::asset::{
-    DESCRIPTION, JournalRow, TAGS, TRASHED, asset_key, canonical_text,
+    ASSET_MODEL, DESCRIPTION, JournalRow, TAGS, TRASHED, asset_key, canonical_text,
 };
 use crate::core::journal::draft::{Draft, DraftChange, DraftPut};
 use crate::core::journal::log::LogEvent;
 use crate::core::journal::op::{Elem, Value};
 use crate::store::people::written_by_people;
-use crate::store::problem::Problem;
+use crate::store::problem::{Problem, problem};
 use crate::store::{Metadata, StoreError};
 
 /// A body: the longest description and many tags, every byte escaped.
@@ -59,6 +59,13 @@ async fn edit(
     // not be taken out of it, and would come back.
     api.handle.settle(hash).await?;
     let journal = api.handle.journal().read(move |journal| journal.asset(&hash)).await?;
+    if journal.is_too_large {
+        let detail = format!(
+            "the asset has more tags, those taken out included, than are read: it can be edited \
+             again once its record, {ASSET_MODEL}/{hash}, is deleted"
+        );
+        return Err(problem(StatusCode::CONFLICT, detail));
+    }
     drop_what_is_so(&mut put, &journal);
     let mut changes: Vec<_> =
         LogEvent::of_edit(hash, &put).iter().map(LogEvent::to_change).collect();

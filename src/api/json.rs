@@ -141,7 +141,7 @@ fn owner_json(owner: Owner) -> Json {
 pub(super) fn record_json(epoch: LogId, record: &Record) -> Json {
     let fields: Map<String, Json> =
         record.fields.iter().map(|(name, v)| (name.clone(), value_json(v.as_ref()))).collect();
-    json!({
+    let mut json = json!({
         "model": record.model,
         "id": id_text(&record.model, record.owner, &record.id),
         "owner": owner_json(record.owner),
@@ -149,7 +149,11 @@ pub(super) fn record_json(epoch: LogId, record: &Record) -> Json {
         "sets": record.sets,
         "changed_ms": record.newest.hlc.ms(),
         "etag": cursor_text(epoch, record.arr),
-    })
+    });
+    if record.is_too_large {
+        json["too_large"] = true.into();
+    }
+    json
 }
 
 /// A record as a watcher is told of it.

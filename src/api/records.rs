@@ -22,7 +22,7 @@ use super::{Api, json_body};
 use crate::core::ids::NodeId;
 use crate::core::journal::draft::{Draft, DraftChange, Expect};
 use crate::core::journal::op::Key;
-use crate::core::limits::RECORD_ID_BYTES_MAX;
+use crate::core::limits::{RECORD_BYTES_MAX, RECORD_ID_BYTES_MAX};
 use crate::state::journal::{JournalError, JournalReader, Owner, Written};
 use crate::store::problem::{Problem, problem};
 
@@ -115,6 +115,13 @@ async fn read(
     };
     let (epoch, record) = api.handle.journal().read(read).await?;
     let record = record.ok_or_else(|| problem(StatusCode::NOT_FOUND, "there is no such record"))?;
+    if record.is_too_large {
+        let detail = format!(
+            "the record has more than the {RECORD_BYTES_MAX} bytes that are read of one: take \
+             something out of it, or delete it"
+        );
+        return Err(problem(StatusCode::CONFLICT, detail));
+    }
     let mut response = Json(record_json(epoch, &record)).into_response();
     put_etag(&mut response, &cursor_text(epoch, record.arr));
     Ok(response)

@@ -193,6 +193,9 @@ fn line(record: &Value) -> String {
     if record["deleted"] == true {
         parts.push("(deleted)".into());
     }
+    if record["too_large"] == true {
+        parts.push("(too large to be shown)".into());
+    }
     for (name, value) in record["fields"].as_object().into_iter().flatten() {
         parts.push(format!("{}={}", shown(name), shown(&value.to_string())));
     }

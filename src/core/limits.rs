@@ -155,6 +155,20 @@ pub const JOURNAL_NAME_BYTES_MAX: usize = 64;
 /// An element of a set.
 pub const SET_ELEM_BYTES_MAX: usize = 256;
 
+/// What a cell takes beside its texts and value, where what is read of a record is counted.
+pub const CELL_BYTES: usize = 64;
+
+/// What is read of the tags of one asset, those taken out included: several times what a store
+/// takes, so that what devices brought together can still be edited down. Ops add up, and a record
+/// has no bound of its own.
+pub const ASSET_TAGS_BYTES_MAX: usize = 1024 * 1024;
+
+/// What is read of one record: more than any program should keep in one.
+pub const RECORD_BYTES_MAX: usize = 1024 * 1024;
+
+/// A page of records is closed when it has this much: a few of the largest.
+pub const RECORDS_PAGE_BYTES: usize = 4 * RECORD_BYTES_MAX;
+
 /// Ops in one frame, and in one transaction that takes them in.
 pub const OPS_PER_FRAME_MAX: usize = 512;
 

@@ -68,7 +68,8 @@ impl Arrivals {
         let read = self.journal.read(move |reader| {
             let rows = hashes.into_iter().map(|hash| {
                 let row = reader.asset(&hash)?.row().canonical();
-                Ok((hash, row))
+                // An asset must not be refused for its row.
+                Ok((hash, if fits(&row) { row } else { Row::default() }))
             });
             Ok((reader.group()?, rows.collect::<journal::Result<Vec<_>>>()?))
         });
@@ -88,8 +89,8 @@ impl Arrivals {
         if !noted.await {
             return Expected::bare(count);
         }
-        let rows = rows.into_iter().map(|(_, row)| Some(row).filter(fits));
-        Expected { metadata: rows.map(metadata).collect(), noted: Box::pin(ready(())) }
+        let metadata = rows.into_iter().map(|(_, row)| metadata(Some(row))).collect();
+        Expected { metadata, noted: Box::pin(ready(())) }
     }
 
     /// Whether the journal has noted them; not when this device is in another group by now.
@@ -126,8 +127,8 @@ impl Arrivals {
     }
 }
 
-/// Whether a store takes the row at all; an asset must not be refused for it.
-fn fits(row: &Row) -> bool {
+/// Whether a store takes the row at all.
+pub(super) fn fits(row: &Row) -> bool {
     let bytes = row.description.len() + row.tags.iter().map(String::len).sum::<usize>();
     bytes <= METADATA_BYTES_MAX && row.tags.len() <= TAGS_MAX
 }

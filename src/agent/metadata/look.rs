@@ -1,6 +1,6 @@
 //! One look at an asset: what is to be done, and the row written to the store.
 
-use crate::core::ids::{Hash, NodeId};
+use crate::core::ids::{Digest, Hash, NodeId};
 use crate::core::journal::asset::{Decision, JournalRow, Row, Shadow, reconcile, written};
 use crate::core::journal::draft::{Draft, DraftChange};
 use crate::core::journal::log::LogEvent;
@@ -8,6 +8,7 @@ use crate::core::journal::op::Value;
 use crate::core::limits::{OP_BODY_BYTES_MAX, OP_CHANGES_MAX};
 use crate::store::{Asset, Metadata, Store, StoreError};
 
+use super::arrivals::fits;
 use super::call;
 
 /// A draft is closed when it would grow beyond this; what a change takes is estimated.
@@ -48,24 +49,21 @@ impl Asked {
 
     /// `None`: all is as it should be.
     pub(super) fn judge(&self, shadow: Option<Shadow>, journal: &JournalRow) -> Option<Look> {
-        let Asked { asset, frozen, is_brought, from } = self;
-        let (hash, size_bytes) = (asset.entry.digest.hash, asset.entry.digest.size_bytes);
+        let Asked { asset, frozen, is_brought, .. } = self;
+        let hash = self.hash();
         let seen = shadow.as_ref().filter(|shadow| !shadow.is_forgotten());
         let store = row(&asset.metadata);
+        if journal.is_too_large {
+            return self.leave(shadow.as_ref());
+        }
         let decision = reconcile(&hash, &store, version(&asset.metadata), seen, journal);
         let Decision { edit, shadow: mut next, mut write, again } = decision;
         // Edits still to be issued are told by the row as it stands: it is written when they are.
-        if (*frozen || again) && write.take().is_some() {
+        let unfit = write.as_ref().is_some_and(|row| !fits(row));
+        if (*frozen || again || unfit) && write.take().is_some() {
             next.pending = None;
         }
-        let arrival = match &shadow {
-            None => Some(LogEvent::AssetAdded { hash, size_bytes }),
-            Some(shadow) if shadow.is_expected() => {
-                Some(LogEvent::AssetReceived { hash, size_bytes, from: *from })
-            }
-            Some(_) => None,
-        };
-        let mut events: Vec<LogEvent> = arrival.into_iter().collect();
+        let mut events: Vec<LogEvent> = self.arrival(shadow.as_ref()).into_iter().collect();
         if let (Some(edit), Some(_)) = (&edit, seen) {
             events.extend(LogEvent::of_edit(hash, edit));
         }
@@ -84,6 +82,33 @@ impl Asked {
             return None;
         }
         Some(Look { asset: asset.clone(), fill, changes, is_edit, shadow: next, write, again })
+    }
+
+    /// Of an asset of which the journal has more than is read: its arrival is logged, and its row
+    /// stays as it is until there is less.
+    fn leave(&self, shadow: Option<&Shadow>) -> Option<Look> {
+        let arrival = self.arrival(shadow)?;
+        Some(Look {
+            asset: self.asset.clone(),
+            fill: None,
+            changes: vec![arrival.to_change()],
+            is_edit: false,
+            shadow: Shadow::default(),
+            write: None,
+            again: false,
+        })
+    }
+
+    /// What is to be logged if nothing was yet.
+    fn arrival(&self, shadow: Option<&Shadow>) -> Option<LogEvent> {
+        let Digest { hash, size_bytes } = self.asset.entry.digest;
+        match shadow {
+            None => Some(LogEvent::AssetAdded { hash, size_bytes }),
+            Some(shadow) if shadow.is_expected() => {
+                Some(LogEvent::AssetReceived { hash, size_bytes, from: self.from })
+            }
+            Some(_) => None,
+        }
     }
 }
 

@@ -1,16 +1,60 @@
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use super::*;
 use crate::agent::events;
 use crate::agent::journal::share;
 use crate::core::ids::Digest;
-use crate::core::journal::asset::JournalRow;
+use crate::core::journal::asset::{JournalRow, Row};
 use crate::state::identity::Identity;
 use crate::state::journal::Journal;
 use crate::store::embedded::{EmbeddedStore, Options};
-use crate::store::{Metadata, NewAsset};
+use crate::store::messages::TAGS_MAX;
+use crate::store::{Entry, Metadata, NewAsset};
+
+/// An asset whose row in the store has this description.
+fn asked(description: &str) -> Asked {
+    let digest = Digest { hash: Hash([5; 32]), size_bytes: 1 };
+    let entry = Entry { digest, timestamp_ms: 0, cursor: 1 };
+    let metadata = Metadata { description: description.into(), version: 7, ..Metadata::default() };
+    let asset = Asset { entry, metadata };
+    Asked { asset, frozen: false, is_brought: false, from: None }
+}
+
+#[test]
+fn an_asset_of_which_too_much_was_said_is_logged_once_and_left_alone() {
+    let too_much = JournalRow { alive: true, is_too_large: true, ..JournalRow::default() };
+    for before in [None, Some(Shadow::expected(Row::default()))] {
+        let look = asked("mine").judge(before, &too_much).unwrap();
+        assert_eq!((look.changes.len(), look.is_edit, &look.write), (1, false, &None));
+        assert!(look.fill.is_none() && !look.again);
+        assert!(asked("mine").judge(Some(look.shadow.clone()), &too_much).is_none());
+        // When there is less, it is looked at as for the first time.
+        let theirs = JournalRow { description: Some("theirs".into()), ..JournalRow::default() };
+        let look = asked("mine").judge(Some(look.shadow), &theirs).unwrap();
+        assert_eq!((look.changes.len(), look.write.unwrap().description), (0, "theirs".into()));
+    }
+    // An edit made meanwhile is one when there is less.
+    let seen = asked("before").judge(None, &JournalRow::default()).unwrap().shadow;
+    assert!(asked("mine").judge(Some(seen.clone()), &too_much).is_none());
+    assert!(asked("mine").judge(Some(seen), &JournalRow::default()).unwrap().is_edit);
+}
+
+#[test]
+fn a_row_no_store_takes_is_not_written_to_one_and_edits_of_it_go_on() {
+    let mut tags: BTreeSet<String> = (0..=TAGS_MAX).map(|n| n.to_string()).collect();
+    let journal = |tags| JournalRow { alive: true, tags, ..JournalRow::default() };
+    let look = asked("").judge(None, &journal(tags.clone())).unwrap();
+    assert_eq!((look.write, look.shadow.pending), (None, None));
+    let seen = Shadow { pending: None, ..look.shadow };
+    assert!(asked("").judge(Some(seen.clone()), &journal(tags.clone())).is_none(), "at rest");
+    assert!(asked("mine").judge(Some(seen.clone()), &journal(tags.clone())).unwrap().is_edit);
+    tags.pop_last();
+    assert!(asked("").judge(Some(seen), &journal(tags)).unwrap().write.is_some());
+}
 
 #[tokio::test]
 async fn a_row_written_for_a_group_that_was_left_meanwhile_is_not_remembered_in_the_next() {

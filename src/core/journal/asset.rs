@@ -59,6 +59,8 @@ pub struct JournalRow {
     pub tags: BTreeSet<String>,
     /// Tags that were taken out, and stay out at a first sight.
     pub removed_tags: BTreeSet<String>,
+    /// There are more tags than are ever read, and none of them is told here.
+    pub is_too_large: bool,
 }
 
 /// What the agent remembers of an asset between two looks at the store.
@@ -344,7 +346,7 @@ mod tests {
             description: Some(description.into()),
             trashed: Some(trashed),
             tags: tags(of),
-            removed_tags: BTreeSet::new(),
+            ..JournalRow::default()
         }
     }
 

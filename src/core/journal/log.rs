@@ -209,6 +209,18 @@ pub struct DeviceState {
 }
 
 impl DeviceState {
+    /// The names of its fields.
+    pub const FIELDS: [&str; 8] = [
+        "name",
+        "platform",
+        "version",
+        "store_assets",
+        "store_bytes",
+        "free_bytes",
+        "contact_ms",
+        "addresses",
+    ];
+
     /// The record it is kept in, of the device that writes it.
     pub fn key() -> Key {
         Key { model: DEVICE_MODEL.to_owned(), id: DEVICE_ID.to_vec(), owned: true }
@@ -285,6 +297,13 @@ mod tests {
 
     const HASH: Hash = Hash([0xab; 32]);
     const DEVICE: NodeId = NodeId([0xcd; 32]);
+
+    #[test]
+    fn every_field_of_a_device_is_named() {
+        let fields = DeviceState::default().fields();
+        assert_eq!(fields.len(), DeviceState::FIELDS.len());
+        assert!(DeviceState::FIELDS.iter().all(|name| fields.contains_key(*name)));
+    }
 
     fn events() -> [LogEvent; 10] {
         let (hash, device, name) = (HASH, DEVICE, "desk".to_owned());

@@ -19,6 +19,9 @@ use super::tx::{ADD, GENESIS, REMOVE, Tx};
 use super::verify::VerifiedOp;
 use super::{JournalError, Result};
 
+/// Cells of a record that is cleared that are in memory at a time: a record has no bound of its own.
+const CLEARED_AT_ONCE: i64 = 256;
+
 /// What applying an op came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Applied {
@@ -341,20 +344,45 @@ impl Tx<'_> {
 
     /// Takes away the other cells of a record up to a stamp.
     fn clear_record(&mut self, place: &Place<'_>, clear: Stamp) -> Result<()> {
-        let record = &place.key.record;
-        let cells: Vec<(String, String, Held)> = {
-            let mut query = self.db.prepare_cached(
-                "SELECT hlc, log_id, seq, removed, value, op, field, elem FROM cells
-                 WHERE model = ?1 AND scope = ?2 AND id = ?3",
-            )?;
-            let rows = query.query_map(params![place.model, place.scope, record.id], |row| {
+        // Before the first cell: only a register has no field, and it has a name.
+        let mut after = CellKey { elem: String::new(), ..CellKey::clear(&place.key.record) };
+        loop {
+            let cells = self.cells_after(place, &after)?;
+            let Some((last, _)) = cells.last() else {
+                return Ok(());
+            };
+            after = last.clone();
+            self.clear_cells(place, cells, clear)?;
+        }
+    }
+
+    /// Some of a record's cells, in order.
+    fn cells_after(&self, place: &Place<'_>, after: &CellKey) -> Result<Vec<(CellKey, Held)>> {
+        let CellKey { record, field, elem } = after;
+        let mut query = self.db.prepare_cached(
+            "SELECT hlc, log_id, seq, removed, value, op, field, elem FROM cells
+             WHERE model = ?1 AND scope = ?2 AND id = ?3 AND (field, elem) > (?4, ?5)
+             ORDER BY field, elem LIMIT ?6",
+        )?;
+        let rows = query.query_map(
+            params![place.model, place.scope, record.id, field, elem, CLEARED_AT_ONCE],
+            |row| {
                 let held = Held { value: row_cell(row, 0)?, op: row.get(5)? };
-                Ok((row.get(6)?, row.get(7)?, held))
-            })?;
-            rows.collect::<rusqlite::Result<_>>()?
-        };
-        for (field, elem, held) in cells {
-            let key = CellKey { record: record.clone(), field, elem };
+                let key = CellKey { record: record.clone(), field: row.get(6)?, elem: row.get(7)? };
+                Ok((key, held))
+            },
+        )?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    fn clear_cells(
+        &mut self,
+        place: &Place<'_>,
+        cells: Vec<(CellKey, Held)>,
+        clear: Stamp,
+    ) -> Result<()> {
+        let record = &place.key.record;
+        for (key, held) in cells {
             if key.is_clear() || held.value.stamp > clear {
                 continue;
             }

@@ -1,22 +1,25 @@
 //! What the agent remembers for the store's sake: the shadows of assets and how far it has read.
 
-use std::collections::BTreeSet;
-
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::core::ids::{Hash, LogId};
 use crate::core::journal::asset::{
     ASSET_MODEL, DESCRIPTION, JournalRow, Row, Shadow, TAGS, TRASHED, UNSEEN,
 };
-use crate::core::journal::cell::{ALIVE, CLEAR};
+use crate::core::journal::cell::ALIVE;
 use crate::core::journal::draft::Draft;
 use crate::core::journal::op::{Value, value_from_bytes};
 use crate::core::journal::stamp::Hlc;
+use crate::core::limits::{ASSET_TAGS_BYTES_MAX, CELL_BYTES};
 
 use super::author::DraftResult;
+use super::read::{cell_value, model_num};
 use super::schema::{int, row_u64};
 use super::tx::Tx;
 use super::{Cursor, Journal, JournalError, JournalReader, Result};
+
+/// The scope of shared records.
+const SHARED: i64 = 0;
 
 impl Journal {
     /// T6: writes drafts and new shadows of assets in one transaction. When a draft fails, nothing
@@ -152,34 +155,39 @@ fn put_shadow(tx: &Transaction<'_>, hash: &Hash, shadow: &Shadow) -> Result<()> 
 }
 
 fn asset(connection: &Connection, hash: &Hash) -> Result<JournalRow> {
+    let Some(model) = model_num(connection, ASSET_MODEL)? else {
+        return Ok(JournalRow::default());
+    };
+    let cell = |field, elem| -> Result<Option<Option<Value>>> {
+        let bytes = cell_value(connection, (model, SHARED, &hash.0), field, elem)?;
+        Ok(bytes.map(|bytes| value_from_bytes(&bytes).flatten()))
+    };
+    // A value of another kind is nothing the store could show.
+    let text = |value| match value {
+        Some(Value::Text(text)) => text,
+        _ => String::new(),
+    };
+    let mut found = JournalRow {
+        alive: cell("", ALIVE)?.is_some(),
+        description: cell(DESCRIPTION, "")?.map(text),
+        trashed: cell(TRASHED, "")?.map(|value| value == Some(Value::Bool(true))),
+        ..JournalRow::default()
+    };
     let mut query = connection.prepare_cached(
-        "SELECT field, elem, removed, value FROM cells
-         WHERE model = (SELECT model FROM models WHERE name = ?1) AND scope = 0 AND id = ?2",
+        "SELECT elem, removed FROM cells
+         WHERE model = ?1 AND scope = ?2 AND id = ?3 AND field = ?4 AND elem > ''",
     )?;
-    let mut rows = query.query(params![ASSET_MODEL, hash.0])?;
-    let mut found = JournalRow::default();
+    let mut rows = query.query(params![model, SHARED, hash.0, TAGS])?;
+    let mut bytes = 0;
     while let Some(row) = rows.next()? {
-        let (field, elem): (String, String) = (row.get(0)?, row.get(1)?);
-        let (removed, bytes): (bool, Vec<u8>) = (row.get(2)?, row.get(3)?);
-        let value = value_from_bytes(&bytes).flatten();
-        match (field.as_str(), elem.as_str()) {
-            ("", ALIVE) => found.alive = true,
-            ("", CLEAR) => {}
-            // A value of another kind is nothing the store could show.
-            (DESCRIPTION, "") => {
-                found.description = Some(match value {
-                    Some(Value::Text(text)) => text,
-                    _ => String::new(),
-                });
-            }
-            (TRASHED, "") => found.trashed = Some(value == Some(Value::Bool(true))),
-            (TAGS, elem) if !elem.is_empty() => {
-                let tags: &mut BTreeSet<String> =
-                    if removed { &mut found.removed_tags } else { &mut found.tags };
-                tags.insert(elem.to_owned());
-            }
-            _ => {}
+        let (tag, removed): (String, bool) = (row.get(0)?, row.get(1)?);
+        bytes += tag.len() + CELL_BYTES;
+        if bytes > ASSET_TAGS_BYTES_MAX {
+            (found.tags, found.removed_tags) = Default::default();
+            found.is_too_large = true;
+            break;
         }
+        if removed { &mut found.removed_tags } else { &mut found.tags }.insert(tag);
     }
     Ok(found)
 }

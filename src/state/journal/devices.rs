@@ -2,19 +2,24 @@
 //! they may be reached. Names and addresses are a device's own word; until it has spoken it has the
 //! name it was added under, and the addresses at which it was reached from here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::core::ids::{GroupId, NodeId};
+use crate::core::journal::cell::ALIVE;
 use crate::core::journal::log::{DEVICE_ID, DEVICE_MODEL, DeviceState};
+use crate::core::journal::op::{Value, value_from_bytes};
 use crate::core::pairing::{Member, Members, addresses, shown_name};
 
-use super::read::{member_rows, record_at};
+use super::read::{cell_value, member_rows, model_num, scope_num};
 use super::schema::{key, meta, meta_array};
 use super::tx::facts;
-use super::{Journal, JournalReader, Owner, Result};
+use super::{Journal, JournalError, JournalReader, Owner, Result};
 use crate::core::journal::members::Verdicts;
+
+/// Fields of a record by name; `None` is null.
+type Fields = BTreeMap<String, Option<Value>>;
 
 /// The group as it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,9 +45,8 @@ impl JournalReader {
         let mut name = me.short();
         let mut members = Vec::new();
         for row in member_rows(&tx, &verdicts)? {
-            let own = record_at(&tx, DEVICE_MODEL, Owner::Device(row.device), DEVICE_ID)?;
-            let own = own.map(|record| DeviceState::from_fields(&record.fields));
-            let own = own.unwrap_or_default();
+            let own = device_fields(&tx, &row.device)?;
+            let own = own.as_ref().map(DeviceState::from_fields).unwrap_or_default();
             let called = if own.name.is_empty() { &row.name } else { &own.name };
             let called = shown_name(called, &row.device);
             if row.device == *me {
@@ -57,6 +61,12 @@ impl JournalReader {
         }
         let removed = removed.into_iter().collect();
         Ok(Some(GroupState { group, name, members: Members { members, removed } }))
+    }
+
+    /// The fields of a device's [`DeviceState`], if it has told of itself.
+    pub fn device_fields(&self, device: &NodeId) -> Result<Option<Fields>> {
+        let tx = self.connection.unchecked_transaction()?;
+        device_fields(&tx, device)
     }
 }
 
@@ -79,6 +89,25 @@ impl Journal {
         tx.news.devices = true;
         tx.commit()
     }
+}
+
+/// See [`JournalReader::device_fields`]. A device fills its record with what it likes: of that the
+/// fields that count are read, and nothing else.
+fn device_fields(connection: &Connection, device: &NodeId) -> Result<Option<Fields>> {
+    let model = model_num(connection, DEVICE_MODEL)?;
+    let scope = scope_num(connection, Owner::Device(*device))?;
+    let (Some(model), Some(scope)) = (model, scope) else { return Ok(None) };
+    let cell = |field, elem| cell_value(connection, (model, scope, DEVICE_ID), field, elem);
+    if cell("", ALIVE)?.is_none() {
+        return Ok(None);
+    }
+    let mut fields = Fields::new();
+    for name in DeviceState::FIELDS {
+        let Some(bytes) = cell(name, "")? else { continue };
+        let damaged = || JournalError::Damaged(format!("the value of a field {name:?}"));
+        fields.insert(name.to_owned(), value_from_bytes(&bytes).ok_or_else(damaged)?);
+    }
+    Ok(Some(fields))
 }
 
 fn reached(connection: &Connection, device: &NodeId) -> Result<Vec<String>> {

@@ -9,6 +9,7 @@ use crate::core::ids::{GroupId, LogId, NodeId};
 use crate::core::journal::members::Verdicts;
 use crate::core::journal::op::{Value, value_from_bytes};
 use crate::core::journal::stamp::{Hlc, Stamp};
+use crate::core::limits::{CELL_BYTES, RECORD_BYTES_MAX, RECORDS_PAGE_BYTES};
 
 use super::apply::row_cell;
 use super::schema::{configure, int, key, meta_array, row_u64};
@@ -43,6 +44,8 @@ pub struct Record {
     pub fields: BTreeMap<String, Option<Value>>,
     /// Sets that are not empty.
     pub sets: BTreeMap<String, BTreeSet<String>>,
+    /// It has more than is ever read: neither fields nor sets are told here.
+    pub is_too_large: bool,
     /// The newest stamp of its cells: when and in which log it was last written to.
     pub newest: Stamp,
     /// The number of arrival of its last change: moves whenever the record does.
@@ -150,11 +153,14 @@ impl JournalReader {
     /// A record, if it is there.
     pub fn record(&self, model: &str, owner: Owner, id: &[u8]) -> Result<Option<Record>> {
         let tx = self.connection.unchecked_transaction()?;
-        record_at(&tx, model, owner, id)
+        let (model_num, scope) = (model_num(&tx, model)?, scope_num(&tx, owner)?);
+        let (Some(model_num), Some(scope)) = (model_num, scope) else { return Ok(None) };
+        let row = Row { model_num, model: model.to_owned(), scope, owner, id: id.to_vec() };
+        record(&tx, &row, &mut 0)
     }
 
     /// Records of a model whose id starts with `prefix`, of one owner or of all, after a place, at
-    /// most `limit`.
+    /// most `limit`, and no more after [`RECORDS_PAGE_BYTES`].
     pub fn records(
         &self,
         model: &str,
@@ -172,6 +178,7 @@ impl JournalReader {
             Some((owner, _)) => scope_num(&tx, *owner)?.unwrap_or(0),
             None => 0,
         };
+        let mut read_bytes = 0;
         for (scope, owner) in scopes(&tx, model_num, owner)? {
             if scope < after_scope {
                 continue;
@@ -179,12 +186,12 @@ impl JournalReader {
             let above = after.filter(|_| scope == after_scope).map(|(_, id)| id.as_slice());
             let left = limit + 1 - page.records.len();
             for id in alive_ids(&tx, model_num, scope, prefix, above, left)? {
-                if page.records.len() == limit {
+                if page.records.len() == limit || read_bytes >= RECORDS_PAGE_BYTES {
                     page.next = page.records.last().map(|last| (last.owner, last.id.clone()));
                     return Ok(page);
                 }
                 let row = Row { model_num, model: model.to_owned(), scope, owner, id };
-                page.records.extend(record(&tx, &row)?);
+                page.records.extend(record(&tx, &row, &mut read_bytes)?);
             }
         }
         Ok(page)
@@ -203,7 +210,7 @@ impl JournalReader {
 
     /// Records changed since a cursor, of one model or of all; from the beginning without one.
     /// `None` when the cursor is of another epoch, or there is no group. The page may be longer
-    /// than `limit` by the records that one op changed.
+    /// than `limit`, and than [`RECORDS_PAGE_BYTES`], by the records that one op changed.
     pub fn changes(
         &self,
         model: Option<&str>,
@@ -243,20 +250,25 @@ impl JournalReader {
             };
             Ok((place, row_u64(row, 5)?))
         })?;
-        let mut arr = after;
+        let (mut arr, mut more) = (after, last.is_some());
         let mut changes = Vec::new();
+        let mut read_bytes = 0;
         for row in rows {
             let (place, changed) = row?;
+            if changed != arr && read_bytes >= RECORDS_PAGE_BYTES {
+                more = true;
+                break;
+            }
             arr = changed;
             if model.is_some_and(|model| model != place.model) {
                 continue;
             }
-            let record = record(&tx, &place)?;
+            let record = record(&tx, &place, &mut read_bytes)?;
             let Row { model, owner, id, .. } = place;
             changes.push(Change { model, owner, id, arr: changed, record });
         }
         let cursor = Cursor { epoch, arr };
-        Ok(Some(ChangesPage { changes, cursor, more: last.is_some() }))
+        Ok(Some(ChangesPage { changes, cursor, more }))
     }
 
     /// Events of a stream after a place ([`EventsPage::next`], or `(0, 0)`), at most `limit`.
@@ -326,20 +338,23 @@ pub(super) fn member_rows(connection: &Connection, verdicts: &Verdicts) -> Resul
     Ok(known.map(row).collect())
 }
 
-/// See [`JournalReader::record`].
-pub(super) fn record_at(
+/// The value of one cell of a record: whatever else there may be of it, no more is read.
+pub(super) fn cell_value(
     connection: &Connection,
-    model: &str,
-    owner: Owner,
-    id: &[u8],
-) -> Result<Option<Record>> {
-    let (model_num, scope) = (model_num(connection, model)?, scope_num(connection, owner)?);
-    let (Some(model_num), Some(scope)) = (model_num, scope) else { return Ok(None) };
-    record(connection, &Row { model_num, model: model.to_owned(), scope, owner, id: id.to_vec() })
+    (model, scope, id): (i64, i64, &[u8]),
+    field: &str,
+    elem: &str,
+) -> Result<Option<Vec<u8>>> {
+    let mut query = connection.prepare_cached(
+        "SELECT value FROM cells
+         WHERE model = ?1 AND scope = ?2 AND id = ?3 AND field = ?4 AND elem = ?5",
+    )?;
+    Ok(query.query_row(params![model, scope, id, field, elem], |row| row.get(0)).optional()?)
 }
 
-/// A record as its cells are now; `None` when it is not there.
-fn record(connection: &Connection, row: &Row) -> Result<Option<Record>> {
+/// A record as its cells are now; `None` when it is not there. What was read of it is added to
+/// `read_bytes`.
+fn record(connection: &Connection, row: &Row, read_bytes: &mut usize) -> Result<Option<Record>> {
     let mut query = connection.prepare_cached(
         "SELECT hlc, log_id, seq, removed, value, field, elem FROM cells
          WHERE model = ?1 AND scope = ?2 AND id = ?3",
@@ -349,12 +364,20 @@ fn record(connection: &Connection, row: &Row) -> Result<Option<Record>> {
     let mut alive = false;
     let mut fields = BTreeMap::new();
     let mut sets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut bytes = 0;
     while let Some(cell) = rows.next()? {
         let value = row_cell(cell, 0)?;
         let (field, elem): (String, String) = (cell.get(5)?, cell.get(6)?);
         newest = newest.max(Some(value.stamp));
         if field.is_empty() {
             alive |= elem == crate::core::journal::cell::ALIVE;
+            continue;
+        }
+        if bytes <= RECORD_BYTES_MAX && !value.removed {
+            bytes += field.len() + elem.len() + value.bytes.len() + CELL_BYTES;
+        }
+        if bytes > RECORD_BYTES_MAX {
+            (fields, sets) = Default::default();
         } else if elem.is_empty() {
             let damaged = || JournalError::Damaged(format!("the value of a field {field:?}"));
             let read = value_from_bytes(&value.bytes).ok_or_else(damaged)?;
@@ -369,6 +392,7 @@ fn record(connection: &Connection, row: &Row) -> Result<Option<Record>> {
     let arr = connection
         .prepare_cached("SELECT arr FROM records WHERE model = ?1 AND scope = ?2 AND id = ?3")?
         .query_row(params![row.model_num, row.scope, row.id], |found| row_u64(found, 0))?;
+    *read_bytes += bytes;
     let Row { model, owner, id, .. } = row;
     Ok(Some(Record {
         model: model.clone(),
@@ -376,17 +400,18 @@ fn record(connection: &Connection, row: &Row) -> Result<Option<Record>> {
         id: id.clone(),
         fields,
         sets,
+        is_too_large: bytes > RECORD_BYTES_MAX,
         newest,
         arr,
     }))
 }
 
-fn model_num(connection: &Connection, name: &str) -> Result<Option<i64>> {
+pub(super) fn model_num(connection: &Connection, name: &str) -> Result<Option<i64>> {
     let mut query = connection.prepare_cached("SELECT model FROM models WHERE name = ?1")?;
     Ok(query.query_row([name], |row| row.get(0)).optional()?)
 }
 
-fn scope_num(connection: &Connection, owner: Owner) -> Result<Option<i64>> {
+pub(super) fn scope_num(connection: &Connection, owner: Owner) -> Result<Option<i64>> {
     let Owner::Device(device) = owner else {
         return Ok(Some(0));
     };

@@ -3,11 +3,15 @@
 use prost::Message as _;
 
 use super::*;
-use crate::core::ids::OpHash;
+use crate::core::ids::{Hash, OpHash};
+use crate::core::journal::asset::{JournalRow, TAGS, asset_key};
+use crate::core::journal::log::DeviceState;
 use crate::core::journal::message::ClockEntry;
 use crate::core::journal::op::{MemberChange, Put, SignedOp};
 use crate::core::journal::stamp::Hlc;
-use crate::core::limits::{FUTURE_MS_MAX, OP_SEQ_MAX};
+use crate::core::limits::{
+    ASSET_TAGS_BYTES_MAX, CELL_BYTES, FUTURE_MS_MAX, OP_SEQ_MAX, RECORD_BYTES_MAX,
+};
 use crate::wire::proto::journal as proto;
 
 /// A body that sets a field of a record.
@@ -510,4 +514,131 @@ fn an_author_has_a_bounded_number_of_logs() {
     let received = b.journal.receive(&a.id(), &ops, NOW_MS).unwrap();
     assert_eq!(received.refused.len(), 1);
     assert_eq!(received.refused[0].why, RefusedWhy::Quota);
+}
+
+/// Fills a record with fields of 16 KB.
+fn fill(device: &mut Device, key: &Key, fields: std::ops::Range<usize>) {
+    let value = Value::Bytes(vec![7; 15_000]);
+    for field in fields {
+        let set = BTreeMap::from([(format!("f{field}"), Some(value.clone()))]);
+        device.write(vec![DraftChange::Put(DraftPut { key: key.clone(), set, ..put("") })]);
+    }
+}
+
+#[test]
+fn a_record_larger_than_is_read_is_told_without_what_is_in_it() {
+    let mut device = Device::founder();
+    let fields = RECORD_BYTES_MAX / 15_000 - 1;
+    fill(&mut device, &put("1").key, 0..fields);
+    let record = device.record("1").unwrap();
+    assert!(!record.is_too_large && record.fields.len() == fields);
+    fill(&mut device, &put("1").key, fields..fields + 3);
+    device.tag("1", "red", true);
+    let record = device.record("1").unwrap();
+    assert!(record.is_too_large && record.fields.is_empty() && record.sets.is_empty());
+    assert_eq!(record.arr, device.ops().len() as u64, "whoever watches hears of it");
+    device.delete("1");
+    fill(&mut device, &put("1").key, 0..1);
+    let record = device.record("1").unwrap();
+    assert!(!record.is_too_large && record.fields.len() == 1);
+    device.fsck();
+}
+
+#[test]
+fn a_page_of_large_records_is_closed_early_and_the_next_goes_on() {
+    let mut device = Device::founder();
+    let fields = RECORD_BYTES_MAX / 15_000 - 1;
+    let ids = ["1", "2", "3", "4", "5", "6", "7"];
+    ids.iter().for_each(|id| fill(&mut device, &put(id).key, 0..fields));
+    let (mut after, mut since) = (None, None);
+    let (mut listed, mut changed) = (Vec::new(), Vec::new());
+    loop {
+        let owner = Some(Owner::Shared);
+        let page = device.reader.records("note", owner, b"", after.as_ref(), 100).unwrap();
+        assert!(page.records.len() < ids.len());
+        listed.extend(page.records.into_iter().map(|record| record.id));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    loop {
+        let page = device.reader.changes(Some("note"), since.as_ref(), 100).unwrap().unwrap();
+        assert!(page.changes.len() < ids.len());
+        changed.extend(page.changes.into_iter().map(|change| change.id));
+        since = Some(page.cursor);
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(listed, ids.map(|id| id.as_bytes().to_vec()));
+    assert_eq!(changed, listed);
+}
+
+#[test]
+fn of_what_a_device_tells_of_itself_only_the_fields_that_count_are_read() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    let state = DeviceState { name: "bed".into(), ..DeviceState::default() };
+    b.write(vec![DraftChange::Put(state.put_over(None).unwrap())]);
+    fill(b, &DeviceState::key(), 0..3);
+    sync(a, b);
+    // What is not read cannot be found damaged.
+    let plant = "UPDATE cells SET value = x'09' WHERE field = 'f1'";
+    assert_eq!(a.journal.connection.execute(plant, []).unwrap(), 1);
+    let members = a.reader.group_state(&a.id()).unwrap().unwrap().members.members;
+    assert_eq!(members.iter().filter(|member| member.name == "bed").count(), 1);
+    let fields = a.reader.device_fields(&b.id()).unwrap().unwrap();
+    assert_eq!(fields, state.fields());
+    assert_eq!(a.reader.device_fields(&a.id()).unwrap(), None);
+}
+
+#[test]
+fn of_an_asset_with_tags_without_end_none_is_read() {
+    let mut device = Device::founder();
+    let hash = Hash([5; 32]);
+    let text = "x".repeat(200);
+    let fits = ASSET_TAGS_BYTES_MAX / (text.len() + 4 + CELL_BYTES);
+    let mut tag = |tags: std::ops::Range<usize>| {
+        for first in tags.clone().step_by(100) {
+            let tags = first..(first + 100).min(tags.end);
+            let add = tags.map(|n| Elem { field: TAGS.into(), elem: format!("{n:04}{text}") });
+            let put = DraftPut { key: asset_key(&hash), add: add.collect(), ..put("") };
+            device.write(vec![DraftChange::Put(put)]);
+        }
+        device.reader.asset(&hash).unwrap()
+    };
+    let row = tag(0..fits);
+    assert!(!row.is_too_large && row.alive && row.tags.len() == fits);
+    let row = tag(fits..fits + 1);
+    assert!(row.is_too_large && row.tags.is_empty());
+    device.write(vec![DraftChange::Delete(asset_key(&hash))]);
+    assert_eq!(device.reader.asset(&hash).unwrap(), JournalRow::default());
+    device.fsck();
+}
+
+#[test]
+fn a_delete_takes_away_all_cells_of_a_large_record_but_later_ones() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    for n in 0..10 {
+        let mut put = put("1");
+        put.add = (0..90).map(|m| elem(&format!("{n}-{m}"))).collect();
+        put.set.insert(format!("f{n}"), None);
+        a.write(vec![DraftChange::Put(put)]);
+    }
+    push(a, b);
+    b.delete("1");
+    // Unseen by the delete, and later.
+    a.now_ms += 10;
+    a.tag("1", "5-later", true);
+    sync(a, b);
+    sync(a, b);
+    for device in [&mut *a, &mut *b] {
+        let record = device.record("1").unwrap();
+        assert_eq!(record.sets["tags"], ["5-later".to_owned()].into());
+        assert!(record.fields.is_empty());
+        device.fsck();
+    }
+    assert_eq!(a.digest(), b.digest());
 }
