@@ -431,7 +431,7 @@ where
                 let scan = shared.journal.read(move |reader| reader.scan_for(cursor, &has));
                 Ok(Input::Scanned(scan.await?))
             }),
-            Effect::TakeClock { jump, ack, compare } => self.work(async move {
+            Effect::TakeClock { jump, ack, compare, whole } => self.work(async move {
                 if !jump.is_empty() || !ack.is_empty() {
                     let take = move |journal: &mut crate::state::journal::Journal, _| {
                         journal.take_clock(&peer, &jump, &ack)
@@ -441,8 +441,8 @@ where
                 if compare.is_empty() {
                     return Ok(Input::Compared(Compared::default()));
                 }
-                let compared = shared.journal.read(move |reader| reader.compare(&compare)).await?;
-                Ok(Input::Compared(compared))
+                let compared = shared.journal.read(move |reader| reader.compare(&compare, whole));
+                Ok(Input::Compared(compared.await?))
             }),
             Effect::Judge { intro } => self.work(judge(shared, peer, group, intro)),
             Effect::Apply(ops) => {

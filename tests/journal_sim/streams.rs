@@ -154,7 +154,7 @@ impl World {
                 }
                 self.feed(link, side, Input::Scanned(scanned));
             }
-            Effect::TakeClock { jump, ack, compare } => {
+            Effect::TakeClock { jump, ack, compare, whole } => {
                 let journal = self.nodes[node].journal();
                 let taken = || -> Result<_, JournalError> {
                     let moved = if jump.is_empty() { Vec::new() } else { journal.jump(&jump)? };
@@ -176,7 +176,7 @@ impl World {
                 }
                 let compared = match compare.is_empty() {
                     true => Compared::default(),
-                    false => self.nodes[node].reader().compare(&compare).unwrap(),
+                    false => self.nodes[node].reader().compare(&compare, whole).unwrap(),
                 };
                 self.feed(link, side, Input::Compared(compared));
             }

@@ -11,6 +11,8 @@
 //! N5  One batch of ops at most is under way in each direction, and one order of each kind.
 //! N6  Equal clocks with unequal digests, and forked logs that do not match, end in sending
 //!     everything again: at most once per state of the two, or in [`REPAIR_PAUSE_MS`].
+//! N7  What a small clock can make us read and write is bounded by time: what is dear is put off and
+//!     done together ([`incoming`]).
 //!
 //! The caller performs every [`Effect`] and hands its outcome back as the [`Input`] named with it.
 //! Reading and writing the stream must not wait for each other. An error of our own journal ends the
@@ -145,6 +147,8 @@ pub enum Effect {
         ack: Vec<ClockEntry>,
         /// Where it may lack something.
         compare: Vec<ClockEntry>,
+        /// These are all of its entries: [`Compared::start`] is asked for.
+        whole: bool,
     },
     /// Read what the peer lacks: [`Input::Scanned`].
     Scan {
@@ -182,7 +186,7 @@ pub struct Compared {
     pub has: Vec<(LogId, u64)>,
     /// Logs of which it needs everything: its ops are not ours.
     pub all: Vec<LogId>,
-    /// Where to scan from when all of its logs were asked about.
+    /// Where to scan from, if all of its logs were asked about.
     pub start: u64,
 }
 
@@ -299,7 +303,7 @@ impl Session {
         }
         let hold_ms = self.incoming.hold_ends_ms();
         let hold_ms = hold_ms.map(|at| self.outgoing.now_ms() + at.saturating_sub(self.wall_ms));
-        [self.outgoing.due_ms(), hold_ms].into_iter().flatten().min()
+        [self.outgoing.due_ms(), self.incoming.due_ms(), hold_ms].into_iter().flatten().min()
     }
 
     /// Whether the two had the same clock and digest, and nothing to send, when they last told.
@@ -336,7 +340,7 @@ impl Session {
             Input::Sent => self.outgoing.on_sent(),
             Input::ClockRead(clock) => self.outgoing.on_clock(clock),
             Input::Compared(compared) => {
-                let whole = self.incoming.on_compared();
+                let whole = self.incoming.on_compared(now.mono_ms);
                 self.outgoing.on_compared(compared, whole);
             }
             Input::Scanned(scanned) => {
@@ -361,6 +365,7 @@ impl Session {
             if self.incoming.release_due(now.wall_ms) {
                 self.outgoing.ask_again();
             }
+            out.extend(self.incoming.overdue(now.mono_ms));
             self.outgoing.pump(out);
         }
     }

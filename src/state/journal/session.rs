@@ -24,8 +24,9 @@ impl JournalReader {
         })
     }
 
-    /// What a peer lacks by these entries of its clock.
-    pub fn compare(&self, entries: &[ClockEntry]) -> Result<Compared> {
+    /// What a peer lacks by these entries of its clock; where to scan from if it is the whole one,
+    /// which means looking at all that is above it.
+    pub fn compare(&self, entries: &[ClockEntry], whole: bool) -> Result<Compared> {
         // Read first: what arrives after it is above it, and no matter to `start`.
         let newest = "SELECT ifnull(max(arr), 0) FROM ops";
         let mark = self.connection.query_row(newest, [], |row| row_u64(row, 0))?;
@@ -57,7 +58,9 @@ impl JournalReader {
             compared.has.push((entry.log, has));
             covered.insert(entry.log, covers);
         }
-        compared.start = self.scan_start(&covered)?.min(mark);
+        if whole {
+            compared.start = self.scan_start(&covered)?.min(mark);
+        }
         Ok(compared)
     }
 

@@ -27,6 +27,12 @@ pub(super) struct Incoming {
     /// Logs told of since the peer's place was last noted.
     unacked: BTreeSet<LogId>,
     acked_ms: Option<u64>,
+    /// Logs told of and not compared yet, as that takes reading.
+    uncompared: BTreeSet<LogId>,
+    /// The peer has asked for everything to be compared anew.
+    asked: bool,
+    /// No comparing that takes reading before this; see [`COMPARE_DUTY`].
+    compare_ms: u64,
     holds: BTreeMap<LogId, Hold>,
     /// See N4.
     refused: bool,
@@ -39,6 +45,8 @@ enum Busy {
     No,
     Clock {
         whole: bool,
+        /// Since when something is compared that takes reading, but for the first clock.
+        costs_since_ms: Option<u64>,
     },
     Ops(Vec<OpHash>),
 }
@@ -52,8 +60,15 @@ pub(super) enum Hold {
     Quota,
 }
 
-/// The peer's place is noted on disk at most this often while it is still sending.
-const ACK_MS: u64 = 1_000;
+/// The peer's place is noted on disk at most this often.
+pub(super) const ACK_MS: u64 = 1_000;
+
+/// Of a session's time at most one part in so many is spent on comparing: for a clock of a hundred
+/// bytes all of a log may have to be read, and all of the journal where the peer asks for it.
+pub(super) const COMPARE_DUTY: u64 = 10;
+
+/// And it is not done more often than this.
+pub(super) const COMPARE_MS_MIN: u64 = 1_000;
 
 /// A log is held back at least this long: each release makes the peer send anew.
 pub(super) const HOLD_MS_MIN: u64 = 30_000;
@@ -73,8 +88,8 @@ impl Incoming {
         clock: Clock,
         now_ms: u64,
     ) -> Result<Option<Effect>, &'static str> {
-        let whole = !self.begun || clock.restart;
-        self.begun = true;
+        let is_first = !std::mem::replace(&mut self.begun, true);
+        self.asked |= clock.restart && !is_first;
         for entry in &clock.entries {
             self.peer.entries.insert(entry.log, *entry);
             self.jumpable.insert(entry.log);
@@ -87,26 +102,79 @@ impl Incoming {
         self.peer.drained = clock.drained;
 
         let jumps = clock.drained && !self.refused;
-        let acks = clock.drained || self.acked_ms.is_none_or(|at| now_ms >= at + ACK_MS);
-        let entries = &self.peer.entries;
-        let of =
-            |logs: BTreeSet<LogId>| logs.iter().filter_map(|l| entries.get(l).copied()).collect();
-        let jump: Vec<_> = if jumps { of(std::mem::take(&mut self.jumpable)) } else { Vec::new() };
-        let ack: Vec<_> = if acks { of(std::mem::take(&mut self.unacked)) } else { Vec::new() };
-        let compare = if whole { entries.values().copied().collect() } else { clock.entries };
+        let jump = if jumps { std::mem::take(&mut self.jumpable) } else { BTreeSet::new() };
+        let jump = self.entries(jump);
+        let (dear, cheap): (Vec<_>, Vec<_>) = clock.entries.into_iter().partition(takes_reading);
+        for entry in &cheap {
+            self.uncompared.remove(&entry.log);
+        }
+        self.uncompared.extend(dear.iter().map(|entry| entry.log));
+        Ok(self.take(jump, cheap, is_first, now_ms))
+    }
+
+    /// What was put off and is due.
+    pub(super) fn overdue(&mut self, now_ms: u64) -> Option<Effect> {
+        let is_due = self.due_ms().is_some_and(|at| at <= now_ms);
+        is_due.then(|| self.take(Vec::new(), Vec::new(), false, now_ms)).flatten()
+    }
+
+    /// When [`Self::overdue`] has something, if nothing is under way.
+    pub(super) fn due_ms(&self) -> Option<u64> {
+        if self.busy() {
+            return None;
+        }
+        let ack_ms = self.acked_ms.filter(|_| !self.unacked.is_empty()).map(|at| at + ACK_MS);
+        let compares = self.asked || !self.uncompared.is_empty();
+        [ack_ms, compares.then_some(self.compare_ms)].into_iter().flatten().min()
+    }
+
+    /// Takes in what a clock told, and what of earlier ones was put off and is due.
+    fn take(
+        &mut self,
+        jump: Vec<ClockEntry>,
+        mut compare: Vec<ClockEntry>,
+        is_first: bool,
+        now_ms: u64,
+    ) -> Option<Effect> {
+        let acks = self.acked_ms.is_none_or(|at| now_ms >= at + ACK_MS);
+        let ack = if acks { std::mem::take(&mut self.unacked) } else { BTreeSet::new() };
+        let ack = self.entries(ack);
         if !ack.is_empty() {
             self.acked_ms = Some(now_ms);
         }
-        if !whole && compare.is_empty() && ack.is_empty() && jump.is_empty() {
-            return Ok(None);
+        let mut whole = is_first;
+        let mut costs_since_ms = None;
+        if is_first || now_ms >= self.compare_ms {
+            whole |= std::mem::take(&mut self.asked);
+            let put_off = std::mem::take(&mut self.uncompared);
+            let costs = !is_first && (whole || !put_off.is_empty());
+            costs_since_ms = costs.then_some(now_ms);
+            match whole {
+                true => compare = self.peer.entries.values().copied().collect(),
+                false => compare.extend(self.entries(put_off)),
+            }
         }
-        self.busy = Busy::Clock { whole };
-        Ok(Some(Effect::TakeClock { jump, ack, compare }))
+        if !whole && compare.is_empty() && ack.is_empty() && jump.is_empty() {
+            return None;
+        }
+        self.busy = Busy::Clock { whole, costs_since_ms };
+        Some(Effect::TakeClock { jump, ack, compare, whole })
+    }
+
+    fn entries(&self, logs: BTreeSet<LogId>) -> Vec<ClockEntry> {
+        logs.iter().filter_map(|log| self.peer.entries.get(log).copied()).collect()
     }
 
     /// The clock is dealt with; whether all of it was compared.
-    pub(super) fn on_compared(&mut self) -> bool {
-        matches!(std::mem::take(&mut self.busy), Busy::Clock { whole: true })
+    pub(super) fn on_compared(&mut self, now_ms: u64) -> bool {
+        let Busy::Clock { whole, costs_since_ms } = std::mem::take(&mut self.busy) else {
+            return false;
+        };
+        if let Some(since_ms) = costs_since_ms {
+            let pause_ms = now_ms.saturating_sub(since_ms) * COMPARE_DUTY;
+            self.compare_ms = now_ms + pause_ms.max(COMPARE_MS_MIN);
+        }
+        whole
     }
 
     /// Takes in a batch; what is left of it without the logs held back.
@@ -182,4 +250,9 @@ impl Incoming {
         self.holds.retain(|_, hold| !over(hold));
         self.holds.len() < before
     }
+}
+
+/// Whether comparing an entry takes reading the ops above it.
+fn takes_reading(entry: &ClockEntry) -> bool {
+    !entry.forked && !entry.above.is_zero()
 }

@@ -71,6 +71,19 @@ impl Stage {
         self.handle(Input::Tick)
     }
 
+    /// What is ordered until no clock is left to take in.
+    fn take_clocks(&mut self, input: Input) -> Vec<Effect> {
+        let mut effects = self.handle(input);
+        let mut seen = 0;
+        while let Some(at) =
+            effects[seen..].iter().position(|effect| matches!(effect, Effect::TakeClock { .. }))
+        {
+            seen += at + 1;
+            effects.extend(self.handle(Input::Compared(Compared::default())));
+        }
+        effects
+    }
+
     /// Up to where the peer is a member and our first clock, with these entries, is sent.
     fn open(entries: &[ClockEntry]) -> Self {
         let mut stage = Self::new(true);
@@ -358,4 +371,63 @@ fn a_session_never_orders_two_of_a_kind_at_once() {
     }
     let effects = stage.handle(Input::Compared(Compared::default()));
     assert_eq!(effects.len(), 1, "{effects:?}");
+}
+
+#[test]
+fn a_peer_that_asks_again_and_again_is_answered_as_often_as_the_answer_is_cheap() {
+    let mut stage = Stage::open(&[entry(1, 3)]);
+    stage.settle(clock(&[entry(1, 2)], false, 0), clock(&[entry(1, 3)], true, 0));
+    let asks = || told(Clock { restart: true, ..clock(&[entry(1, 2)], false, 0) });
+    let effects = stage.handle(asks());
+    assert!(matches!(effects[0], Effect::TakeClock { whole: true, .. }), "{effects:?}");
+    stage.now.mono_ms += 700;
+    stage.handle(Input::Compared(Compared::default()));
+    let rests_ms = stage.now.mono_ms + 700 * incoming::COMPARE_DUTY;
+    let mut answers = 0;
+    while stage.now.mono_ms < rests_ms {
+        let mut effects = stage.take_clocks(asks());
+        stage.now.mono_ms += 100;
+        effects.extend(stage.take_clocks(Input::Tick));
+        let whole = |effect: &&Effect| matches!(effect, Effect::TakeClock { whole: true, .. });
+        answers += effects.iter().filter(whole).count();
+    }
+    assert_eq!(answers, 1, "when it is due, and by itself");
+}
+
+#[test]
+fn what_a_peer_holds_above_its_clock_is_compared_once_in_a_while() {
+    let mut stage = Stage::open(&[entry(1, 3)]);
+    stage.settle(clock(&[entry(1, 2)], false, 0), clock(&[entry(1, 3)], true, 0));
+    let mut compared = 0;
+    for n in 1..=100 {
+        let above = ClockEntry { above: Xor16([n; 16]), ..entry(1, 0) };
+        for effect in stage.take_clocks(told(clock(&[above], false, 0))) {
+            if let Effect::TakeClock { compare, .. } = effect {
+                compared += compare.len();
+            }
+        }
+        stage.now.mono_ms += 100;
+    }
+    assert!((9..=11).contains(&compared), "{compared} times in ten seconds");
+}
+
+#[test]
+fn the_place_of_a_peer_is_noted_once_in_a_while_whatever_it_says_and_its_last_word_too() {
+    let mut stage = Stage::open(&[entry(1, 3)]);
+    stage.settle(clock(&[entry(1, 1)], true, 0), clock(&[entry(1, 3)], true, 0));
+    let mut noted = Vec::new();
+    for n in 0..=100 {
+        let input = match n {
+            100 => Input::Tick,
+            _ => told(clock(&[entry(1, 1 + n % 3)], true, 0)),
+        };
+        for effect in stage.take_clocks(input) {
+            if let Effect::TakeClock { ack, .. } = effect {
+                noted.extend(ack);
+            }
+        }
+        stage.now.mono_ms += if n == 99 { incoming::ACK_MS } else { 100 };
+    }
+    assert!((9..=12).contains(&noted.len()), "{} times in ten seconds", noted.len());
+    assert_eq!(noted.last(), Some(&entry(1, 1 + 99 % 3)));
 }
