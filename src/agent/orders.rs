@@ -574,6 +574,7 @@ fn asked(tried: &str, error: &AskError) -> RequestError {
         | JournalError::BadIntro
         | JournalError::ClockBehind
         | JournalError::ClockNotSet
+        | JournalError::UsedUp { .. }
         | JournalError::Unreadable => RequestError::Refused(journal.to_string()),
         JournalError::DiskFull | JournalError::Busy => {
             RequestError::Temporary(format!("{tried}: {journal}"))

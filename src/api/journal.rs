@@ -35,6 +35,7 @@ impl From<AskError> for Problem {
                 | JournalError::Removed
                 | JournalError::BadIntro
                 | JournalError::ClockBehind
+                | JournalError::UsedUp { .. }
                 | JournalError::Unreadable => StatusCode::CONFLICT,
                 JournalError::Damaged(_)
                 | JournalError::Corrupt(_)

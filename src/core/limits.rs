@@ -182,10 +182,15 @@ pub const INTRODUCTION_FRAME_BYTES_MAX: u32 = 64 * 1024;
 pub const INTRO_OPS_MAX: usize = 64;
 
 /// Logs of one author: one per restored backup. More is a mistake or an attack.
-pub const LOGS_PER_AUTHOR_MAX: usize = 256;
+pub const LOGS_PER_AUTHOR_MAX: usize = 64;
 
-/// Logs of a group; all their clock entries fit one frame.
-pub const LOGS_MAX: usize = 8192;
+/// Authors of a group, those who were removed included: many times the devices of a person. Whoever
+/// has a log already is not among those that there is no room for.
+pub const AUTHORS_MAX: usize = 128;
+
+/// Logs of a group: each author has all of its own, whatever others do. Their clock entries fit one
+/// frame.
+pub const LOGS_MAX: usize = AUTHORS_MAX * LOGS_PER_AUTHOR_MAX;
 
 /// The number of an op in its log: more than anyone writes, and far enough below 2^63 that databases
 /// keep every number next to it.
@@ -200,5 +205,6 @@ pub const DEAD_OP_KEPT_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 /// Bytes of ops kept per author unless the user allows more.
 pub const AUTHOR_QUOTA_BYTES: u64 = 1024 * 1024 * 1024;
 
-/// Facts about members that a group may have. Every verdict reads them all.
-pub const MEMBER_FACTS_MAX: usize = 4096;
+/// Facts about members that one author may tell, and still be listened to: many times the devices of
+/// a person, each added and removed. Every verdict reads them all.
+pub const FACTS_PER_AUTHOR_MAX: usize = 256;

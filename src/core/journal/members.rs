@@ -4,11 +4,15 @@
 //! M2  `author_ok` never turns from yes to no: ops once admitted stay admitted everywhere.
 //! M3  A removal is final for that key, and takes along whom the removed device added, except those
 //!     the remover kept. Two devices that remove each other are both out.
+//! M4  Whoever tells more than [`FACTS_PER_AUTHOR_MAX`] facts is out, and none of them counts for who
+//!     is a member. Of such an author every device takes in so many and refuses the rest, each
+//!     another rest; that they are too many all of them see.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::core::ids::NodeId;
+use crate::core::limits::FACTS_PER_AUTHOR_MAX;
 
 /// Something a device said about the group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,13 +59,22 @@ impl Verdicts {
         let all_added = |by: &NodeId| adds.get(by).cloned().unwrap_or_default();
         let authors: BTreeSet<NodeId> = spread(&founders, all_added).into_keys().collect();
 
+        let mut told: BTreeMap<NodeId, usize> = BTreeMap::new();
+        facts.iter().for_each(|fact| *told.entry(fact.by).or_default() += 1);
+        told.retain(|by, facts| *facts > FACTS_PER_AUTHOR_MAX && authors.contains(by));
+        let too_many: BTreeSet<NodeId> = told.into_keys().collect();
+
         let mut kept: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
-        for fact in facts.iter().filter(|fact| authors.contains(&fact.by)) {
+        let counts = |by: &NodeId| authors.contains(by) && !too_many.contains(by);
+        for fact in facts.iter().filter(|fact| counts(&fact.by)) {
             if let FactKind::Remove(device, keep) = &fact.what {
                 kept.entry(*device).or_default().extend(keep);
             }
         }
         let introducer = spread(&founders, |by| {
+            if too_many.contains(by) {
+                return BTreeSet::new();
+            }
             let mut added = all_added(by);
             if let Some(keep) = kept.get(by) {
                 added.retain(|device| keep.contains(device));
@@ -70,7 +83,7 @@ impl Verdicts {
         });
         Self {
             legit: introducer.keys().copied().collect(),
-            removed: kept.into_keys().collect(),
+            removed: kept.into_keys().chain(too_many.iter().copied()).collect(),
             introducer,
             authors,
         }
@@ -246,6 +259,38 @@ mod tests {
                 facts.reverse();
             }
         }
+    }
+
+    #[test]
+    fn whoever_tells_too_many_facts_is_out_whichever_of_them_a_device_has_heard() {
+        let far = |n: usize| {
+            let mut id = [0xee; 32];
+            id[..8].copy_from_slice(&n.to_be_bytes());
+            NodeId(id)
+        };
+        let flood = (0..2 * FACTS_PER_AUTHOR_MAX)
+            .map(|n| Fact { by: dev(2), what: FactKind::Add(far(n)) })
+            .chain([remove(2, 3, &[]), add(2, 4)]);
+        let flood: Vec<Fact> = flood.collect();
+        let group = [genesis(1), add(1, 2), add(1, 3)];
+        let (first, last) = flood.split_at(FACTS_PER_AUTHOR_MAX);
+        for heard in [&first[1..], first, last, &flood] {
+            let mut facts = [&group, heard].concat();
+            for _ in 0..2 {
+                let verdicts = Verdicts::of(&facts);
+                let is_too_much = heard.len() > FACTS_PER_AUTHOR_MAX;
+                assert_eq!(verdicts.member(&dev(2)), !is_too_much);
+                assert_eq!(verdicts.members().count() > 2, !is_too_much);
+                assert!(verdicts.member(&dev(1)) && verdicts.member(&dev(3)));
+                assert!(verdicts.author_ok(&dev(2)));
+                facts.reverse();
+            }
+        }
+        // Whom it had added stays out also where a removal keeps it: it may be added again.
+        let mut facts = [&group[..], &flood, &[remove(1, 2, &[4])]].concat();
+        assert!(!Verdicts::of(&facts).member(&dev(4)));
+        facts.push(add(3, 4));
+        assert!(Verdicts::of(&facts).member(&dev(4)));
     }
 
     #[test]

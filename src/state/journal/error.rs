@@ -30,6 +30,17 @@ pub enum JournalError {
     /// The wall clock was never set.
     #[error("the clock of this device is not set")]
     ClockNotSet,
+    /// Nobody would take more of this device.
+    #[error(
+        "a group takes no more than {limit} {what} of one device: let another device do it, or pair \
+         this one again under a new home"
+    )]
+    UsedUp {
+        /// Of what.
+        what: &'static str,
+        /// How many there are, and may be.
+        limit: usize,
+    },
     /// Own ops are to be written anew and cannot be read.
     #[error(
         "a later version of can-sync wrote ops on this device that this one cannot write anew: \

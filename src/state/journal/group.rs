@@ -11,6 +11,7 @@ use crate::clock::instant_now;
 use crate::core::ids::{GroupId, NodeId};
 use crate::core::journal::members::FactKind;
 use crate::core::journal::op::{Change, MemberChange, group_id};
+use crate::core::limits::FACTS_PER_AUTHOR_MAX;
 use crate::core::pairing::{GROUP_ENTRIES_MAX, proof_matches};
 
 use super::scan::intro;
@@ -169,7 +170,9 @@ impl Journal {
         }
         let entries = verdicts.members().count() + verdicts.all_removed().count();
         let is_member = verdicts.member(joiner);
-        if !is_member && entries >= GROUP_ENTRIES_MAX {
+        let facts_left = FACTS_PER_AUTHOR_MAX.saturating_sub(tx.facts_told(&me)?);
+        let is_full = entries >= GROUP_ENTRIES_MAX || !tx.has_log_room(joiner)?;
+        if !is_member && (is_full || facts_left == 0) {
             return Ok(Err(TokenError::GroupFull));
         }
         tx.drop_token(&token)?;
@@ -231,6 +234,10 @@ impl Tx<'_> {
         self.group()?;
         if !founds && !self.verdicts()?.member(&me) {
             return Err(JournalError::Removed);
+        }
+        if self.facts_told(&me)? + facts.len() > FACTS_PER_AUTHOR_MAX {
+            let (what, limit) = ("facts about members", FACTS_PER_AUTHOR_MAX);
+            return Err(JournalError::UsedUp { what, limit });
         }
         self.author(facts.into_iter().map(Change::Member).collect(), None)?
             .map_err(|error| JournalError::Damaged(format!("a fact about members: {error}")))

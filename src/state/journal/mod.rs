@@ -194,7 +194,7 @@ pub enum TokenError {
     /// Its own token.
     #[error("a device cannot pair with itself")]
     Ourselves,
-    /// As many devices as a group can have.
+    /// As many devices as a group can have, or as one device can add.
     #[error("the group is full")]
     GroupFull,
 }

@@ -4,7 +4,12 @@
 //!     it is not too far in the future and there is room. Only its signature was checked before.
 //! R2  What is refused leaves no trace, and is asked for again in a later session. Therefore no gap
 //!     is jumped in a session in which something was refused.
-//! R3  An op signed by this device for the log it writes, and not known here, proves that the end of
+//! R3  No author uses up the room of another: what bounds bytes, logs and facts is each author's
+//!     own, and only an author of whom nothing is held yet may find that there are too many. What an
+//!     author has beyond its bounds, and what those write whom it added there, may differ between
+//!     devices, as it depends on what came first; nothing else does (see
+//!     [`crate::core::journal::members`] for who is a member).
+//! R4  An op signed by this device for the log it writes, and not known here, proves that the end of
 //!     that log was forgotten (J3): another log is begun in the same transaction.
 
 use rusqlite::{OptionalExtension, params};
@@ -12,7 +17,9 @@ use rusqlite::{OptionalExtension, params};
 use crate::core::ids::{LogId, NodeId, OpHash};
 use crate::core::journal::message::ClockEntry;
 use crate::core::journal::op::{Change, MemberChange, group_id};
-use crate::core::limits::{AUTHOR_QUOTA_BYTES, LOGS_MAX, LOGS_PER_AUTHOR_MAX, MEMBER_FACTS_MAX};
+use crate::core::limits::{
+    AUTHOR_QUOTA_BYTES, AUTHORS_MAX, FACTS_PER_AUTHOR_MAX, LOGS_PER_AUTHOR_MAX,
+};
 
 use super::apply::Applied;
 use super::schema::{int, row_u64};
@@ -211,29 +218,30 @@ impl Tx<'_> {
         }
         let bytes = (op.signed().body.len() + op.signed().sig.len()) as u64;
         let room = (known.is_some() || self.has_log_room(&author)?)
-            && self.has_facts_room(op)?
+            && (!tells_facts(op) || self.facts_told(&author)? <= FACTS_PER_AUTHOR_MAX)
             && self.has_room(&author, bytes)?;
         Ok((!room).then_some(RefusedWhy::Quota))
     }
 
-    fn has_log_room(&mut self, author: &NodeId) -> Result<bool> {
+    /// Whether another log of an author may be known.
+    pub(super) fn has_log_room(&mut self, author: &NodeId) -> Result<bool> {
         let dev = self.device(author)?;
-        let (all, own): (i64, i64) = self.db.query_row(
-            "SELECT (SELECT count(*) FROM logs), (SELECT count(*) FROM logs WHERE dev = ?1)",
+        let (others, own) = self.db.query_row(
+            "SELECT (SELECT count(DISTINCT dev) FROM logs WHERE dev != ?1),
+                 (SELECT count(*) FROM logs WHERE dev = ?1)",
             [dev],
-            |row| Ok((row.get(0)?, row.get(1)?)),
+            |row| Ok((row_u64(row, 0)?, row_u64(row, 1)?)),
         )?;
-        Ok(all < int(LOGS_MAX as u64) && own < int(LOGS_PER_AUTHOR_MAX as u64))
+        Ok(others < AUTHORS_MAX as u64 && own < LOGS_PER_AUTHOR_MAX as u64)
     }
 
-    fn has_facts_room(&self, op: &VerifiedOp) -> Result<bool> {
-        let is_fact = |change: &&Change| matches!(change, Change::Member(_));
-        let more = op.body().changes.iter().filter(is_fact).count();
-        if more == 0 {
-            return Ok(true);
-        }
-        let facts: i64 = self.db.query_row("SELECT count(*) FROM members", [], |row| row.get(0))?;
-        Ok(usize::try_from(facts).unwrap_or(usize::MAX) + more <= MEMBER_FACTS_MAX)
+    /// How many facts about members are known of an author. The op that brings more of them than
+    /// [`FACTS_PER_AUTHOR_MAX`] is still taken: so all devices learn that they are too many.
+    pub(super) fn facts_told(&mut self, author: &NodeId) -> Result<usize> {
+        let dev = self.device(author)?;
+        let mut query = self.db.prepare_cached("SELECT count(*) FROM members WHERE by_dev = ?1")?;
+        let facts = query.query_row([dev], |row| row_u64(row, 0))?;
+        Ok(usize::try_from(facts).unwrap_or(usize::MAX))
     }
 
     /// Whether an author has room for so many bytes, once its dead ops are dropped if need be.
@@ -264,4 +272,8 @@ impl Tx<'_> {
         });
         Ok(top.optional()?)
     }
+}
+
+fn tells_facts(op: &VerifiedOp) -> bool {
+    op.body().changes.iter().any(|change| matches!(change, Change::Member(_)))
 }

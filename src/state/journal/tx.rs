@@ -16,6 +16,7 @@ use crate::core::journal::members::{Fact, FactKind, Verdicts};
 use crate::core::journal::message::Xor16;
 use crate::core::journal::op::LogInfo;
 use crate::core::journal::stamp::Hlc;
+use crate::core::limits::LOGS_PER_AUTHOR_MAX;
 use crate::state::identity::Identity;
 
 use super::roster::Roster;
@@ -197,6 +198,9 @@ impl<'a> Tx<'a> {
     /// Begins a log of this device and writes to it from now on.
     pub(super) fn begin_log(&mut self) -> Result<LogId> {
         let group = self.group()?;
+        if !self.has_log_room(&self.me())? {
+            return Err(JournalError::UsedUp { what: "logs", limit: LOGS_PER_AUTHOR_MAX });
+        }
         loop {
             let info = LogInfo { author: self.me(), nonce: self.nonces.draw() };
             let id = info.id(&group);

@@ -6,6 +6,7 @@ use super::*;
 use crate::core::journal::log::DeviceState;
 use crate::core::journal::op::MemberChange;
 use crate::core::journal::session::Standing;
+use crate::core::limits::FACTS_PER_AUTHOR_MAX;
 use crate::core::pairing::{TicketSecret, pair_proof, ticket_key};
 
 const SECRET: TicketSecret = [6; 16];
@@ -382,6 +383,62 @@ fn a_device_alone_leaves_its_group_for_another_and_one_with_others_does_not() {
     assert_ne!(next, other);
     elsewhere.journal.join(admitted.group, &verified(&admitted), NOW_MS).unwrap();
     elsewhere.fsck();
+}
+
+#[test]
+fn a_member_that_floods_the_group_with_facts_is_out_everywhere_and_keeps_nobody_from_speaking() {
+    let mut devices = Device::group(3);
+    let [a, b, c] = &mut devices[..] else { unreachable!() };
+    let (group, adds) = (a.group_id(), FACTS_PER_AUTHOR_MAX as u64 * 3 / 4);
+    // Two logs, neither of them too much by itself; in the second it removes a member.
+    let logs = [1, 2].map(|nonce: u8| {
+        let mut prev = None;
+        let ops = (1..=adds).map(|seq| {
+            let mut device = [nonce; 32];
+            device[..8].copy_from_slice(&seq.to_be_bytes());
+            let device = NodeId(device);
+            let fact = match (nonce, seq) {
+                (2, 1) => MemberChange::Remove { device: c.id(), keep: vec![] },
+                _ => MemberChange::Add { device, name: "x".into() },
+            };
+            let hlc = crate::core::journal::stamp::Hlc(NOW_MS << 16 | seq);
+            let body = Body { seq, hlc, prev, changes: vec![OpChange::Member(fact)] };
+            let op = craft(&b.identity, &group, nonce, body);
+            prev = Some(op.hash());
+            op
+        });
+        ops.collect::<Vec<_>>()
+    });
+    let mut expected = [a.id(), c.id()];
+    expected.sort_unstable();
+    let from = a.id();
+    for (device, order) in [(&mut *a, [0, 1]), (&mut *c, [1, 0])] {
+        for log in order {
+            device.journal.receive(&from, &logs[log], NOW_MS).unwrap();
+        }
+        let verdicts = device.reader.verdicts().unwrap();
+        assert_eq!(verdicts.members().copied().collect::<Vec<_>>(), expected);
+    }
+    a.journal.remove(&b.id(), NOW_MS).unwrap();
+    let refused = push(a, c);
+    assert!(!refused.is_empty() && refused.iter().all(|refused| refused.author == b.id()));
+    assert!(c.reader.verdicts().unwrap().removed(&b.id()));
+}
+
+#[test]
+fn a_device_tells_no_more_facts_than_others_listen_to() {
+    let mut device = Device::founder();
+    for n in 1..FACTS_PER_AUTHOR_MAX as u64 {
+        let mut id = [9; 32];
+        id[..8].copy_from_slice(&n.to_be_bytes());
+        device.journal.add(&NodeId(id), "x", NOW_MS).unwrap();
+    }
+    let refused = device.journal.add(&NodeId([8; 32]), "x", NOW_MS);
+    assert!(matches!(refused, Err(JournalError::UsedUp { .. })), "{refused:?}");
+    invite(&mut device);
+    let full = redeem(&mut device, &Device::new(2), &SECRET, NOW_MS);
+    assert_eq!(full, Err(TokenError::GroupFull));
+    assert!(device.reader.verdicts().unwrap().member(&device.id()));
 }
 
 #[test]

@@ -10,7 +10,8 @@ use crate::core::journal::message::ClockEntry;
 use crate::core::journal::op::{MemberChange, Put, SignedOp};
 use crate::core::journal::stamp::Hlc;
 use crate::core::limits::{
-    ASSET_TAGS_BYTES_MAX, CELL_BYTES, FUTURE_MS_MAX, OP_SEQ_MAX, RECORD_BYTES_MAX,
+    ASSET_TAGS_BYTES_MAX, AUTHORS_MAX, CELL_BYTES, FUTURE_MS_MAX, LOGS_PER_AUTHOR_MAX, OP_SEQ_MAX,
+    RECORD_BYTES_MAX,
 };
 use crate::wire::proto::journal as proto;
 
@@ -512,8 +513,44 @@ fn an_author_has_a_bounded_number_of_logs() {
         .map(|n| craft(&a.identity, &group, n, body(1, None, Hlc(now().0 + u64::from(n)), 1)))
         .collect();
     let received = b.journal.receive(&a.id(), &ops, NOW_MS).unwrap();
-    assert_eq!(received.refused.len(), 1);
-    assert_eq!(received.refused[0].why, RefusedWhy::Quota);
+    let room = LOGS_PER_AUTHOR_MAX - 1;
+    assert_eq!((received.applied, received.refused.len()), (room, ops.len() - room));
+    assert!(received.refused.iter().all(|refused| refused.why == RefusedWhy::Quota));
+}
+
+#[test]
+fn a_device_begins_no_more_logs_than_others_take_of_it() {
+    let mut device = Device::founder();
+    for _ in 1..LOGS_PER_AUTHOR_MAX {
+        device.journal.restored().unwrap();
+    }
+    let refused = device.journal.restored();
+    assert!(matches!(refused, Err(JournalError::UsedUp { .. })), "{refused:?}");
+    device.fsck();
+}
+
+#[test]
+fn devices_that_a_member_invents_take_no_log_from_those_that_were_there_before() {
+    let mut devices = Device::group(3);
+    let [a, b, c] = &mut devices[..] else { unreachable!() };
+    a.set("1", "f", 1);
+    sync(a, c);
+    let invented: Vec<Identity> =
+        (0..AUTHORS_MAX as u8).map(|n| Identity::from_bytes(&[n + 100; 32])).collect();
+    for device in &invented {
+        b.journal.add(&device.node_id, "x", NOW_MS).unwrap();
+    }
+    push(b, c);
+    let group = c.group_id();
+    let ops: Vec<_> =
+        invented.iter().map(|by| craft(by, &group, 7, body(1, None, now(), 1))).collect();
+    let received = c.journal.receive(&b.id(), &ops, NOW_MS).unwrap();
+    assert_eq!(received.applied, AUTHORS_MAX - 3, "those of the three are there");
+    assert!(received.refused.iter().all(|refused| refused.why == RefusedWhy::Quota));
+    a.journal.restored().unwrap();
+    a.set("2", "f", 2);
+    assert_eq!(push(a, c), vec![], "another log of a device that had one");
+    assert_eq!(c.field("2", "f"), Some(2));
 }
 
 /// Fills a record with fields of 16 KB.
