@@ -3,7 +3,8 @@
 //!
 //! N1  Numbers are the journal's: contiguous per device, across restarts.
 //! N2  What cannot be written now waits, and so do its followers; the queue is bounded, and what
-//!     finds it full is counted and reported.
+//!     finds it full is counted and reported. Where events have used up the space they may take,
+//!     they are left out.
 //! N3  A connection that breaks and comes back soon is no news.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +15,7 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::clock::Clock;
 use crate::core::ids::{Hash, NodeId};
-use crate::core::journal::draft::{Draft, DraftChange};
+use crate::core::journal::draft::{Draft, DraftChange, DraftError};
 use crate::core::journal::log::LogEvent;
 use crate::core::limits::OP_CHANGES_MAX;
 use crate::core::peers::Backoff;
@@ -96,6 +97,10 @@ async fn write(journal: &JournalHandle, events: &[LogEvent]) -> Result<(), AskEr
         let draft = Draft { changes: changes.clone(), expect: Vec::new() };
         let why = match journal.write(draft).await {
             Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error @ DraftError::Quota { .. })) => {
+                tracing::warn!(events = events.len(), %error, "events are not logged");
+                return Ok(());
+            }
             Ok(Err(error)) => error.to_string(),
             Err(AskError::Closed) => return Err(AskError::Closed),
             Err(error) => error.to_string(),

@@ -205,6 +205,15 @@ pub const DEAD_OP_KEPT_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 /// Bytes of ops kept per author unless the user allows more.
 pub const AUTHOR_QUOTA_BYTES: u64 = 1024 * 1024 * 1024;
 
+/// Of its quota this device fills at most one part in so many with what it logs by itself: each asset
+/// that arrives is an event, kept for ever unless users say otherwise, and millions of them must not
+/// take the space of what users write.
+pub const LOGGED_QUOTA_FRACTION: u64 = 2;
+
+/// The longest change that says how long a stream is kept. One such may be written where nothing else
+/// may: it is what makes room.
+pub const RETENTION_CHANGE_BYTES_MAX: usize = 512;
+
 /// Facts about members that one author may tell, and still be listened to: many times the devices of
 /// a person, each added and removed. Every verdict reads them all.
 pub const FACTS_PER_AUTHOR_MAX: usize = 256;

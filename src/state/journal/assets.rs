@@ -1,5 +1,7 @@
 //! What the agent remembers for the store's sake: the shadows of assets and how far it has read.
 
+use std::borrow::Cow;
+
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::core::ids::{Hash, LogId};
@@ -7,7 +9,8 @@ use crate::core::journal::asset::{
     ASSET_MODEL, DESCRIPTION, JournalRow, Row, Shadow, TAGS, TRASHED, UNSEEN,
 };
 use crate::core::journal::cell::ALIVE;
-use crate::core::journal::draft::Draft;
+use crate::core::journal::draft::{Draft, DraftChange};
+use crate::core::journal::log::DEVICE_STREAM;
 use crate::core::journal::op::{Value, value_from_bytes};
 use crate::core::journal::stamp::Hlc;
 use crate::core::limits::{ASSET_TAGS_BYTES_MAX, CELL_BYTES};
@@ -25,6 +28,7 @@ impl Journal {
     /// T6: writes drafts and new shadows of assets in one transaction. When a draft fails, nothing
     /// at all is written, and the results say why. `fills` are what this device brings along into a
     /// group: as of [`Hlc::DAWN`], so that they overwrite nothing, also nothing that is yet to come.
+    /// Events of [`DEVICE_STREAM`] are left out while there is no room for them.
     pub fn write_with_shadows(
         &mut self,
         fills: &[Draft],
@@ -34,11 +38,15 @@ impl Journal {
     ) -> Result<Vec<DraftResult>> {
         let mut tx = self.begin(now_ms)?;
         let mut results = Vec::with_capacity(fills.len() + drafts.len());
+        let mut is_full = false;
         for fill in fills {
             results.push(tx.write(fill, Some(Hlc::DAWN))?);
         }
         for draft in drafts {
-            results.push(tx.write(draft, None)?);
+            let may_log = tx.may_log()?;
+            let told = if may_log { Cow::Borrowed(draft) } else { Cow::Owned(unlogged(draft)) };
+            is_full |= !may_log;
+            results.push(tx.write(&told, None)?);
         }
         if results.iter().any(std::result::Result::is_err) {
             return Ok(results);
@@ -47,6 +55,12 @@ impl Journal {
             put_shadow(&tx.db, hash, shadow)?;
         }
         tx.commit()?;
+        if is_full && !std::mem::replace(&mut self.is_log_full, is_full) {
+            tracing::warn!(
+                "what happens on this device is not logged any more: its events fill the space they \
+                 may; `keep_days` of the stream `{DEVICE_STREAM}` makes room"
+            );
+        }
         Ok(results)
     }
 
@@ -114,6 +128,15 @@ impl JournalReader {
         });
         Ok(cursor.optional()?)
     }
+}
+
+/// Without what the device logs by itself.
+fn unlogged(draft: &Draft) -> Draft {
+    let mut draft = draft.clone();
+    draft.changes.retain(
+        |change| !matches!(change, DraftChange::Event { stream, .. } if stream == DEVICE_STREAM),
+    );
+    draft
 }
 
 fn shadow(connection: &Connection, hash: &Hash) -> Result<Option<Shadow>> {

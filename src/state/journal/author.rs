@@ -6,9 +6,12 @@ use std::collections::BTreeMap;
 use crate::core::ids::NodeId;
 use crate::core::journal::cell::CellKey;
 use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut, Expect};
-use crate::core::journal::op::{Body, Change, Event, Key, LogInfo, Put, Removal};
+use crate::core::journal::log::DEVICE_STREAM;
+use crate::core::journal::op::{
+    Body, Change, Event, KEEP_DAYS, Key, LogInfo, Put, Removal, STREAM_MODEL, Value,
+};
 use crate::core::journal::stamp::{CLOCK_FLOOR_MS, Hlc, Stamp};
-use crate::core::limits::OP_BODY_BYTES_MAX;
+use crate::core::limits::{LOGGED_QUOTA_FRACTION, OP_BODY_BYTES_MAX, RETENTION_CHANGE_BYTES_MAX};
 use crate::wire::WireError;
 
 use super::apply::Applied;
@@ -45,14 +48,14 @@ impl Tx<'_> {
         if changes.is_empty() {
             return Ok(Ok(None));
         }
-        if let Some(error) = self.why_silent()? {
+        if let Some(error) = self.why_silent(&changes)? {
             return Ok(Err(error));
         }
         Ok(self.author(changes, at)?.map(Some))
     }
 
-    /// Why this device must not write ops now.
-    pub(super) fn why_silent(&mut self) -> Result<Option<DraftError>> {
+    /// Why this device must not write such an op now.
+    fn why_silent(&mut self, changes: &[Change]) -> Result<Option<DraftError>> {
         let me = self.me();
         if self.now_ms < CLOCK_FLOOR_MS {
             return Ok(Some(DraftError::ClockNotSet));
@@ -60,12 +63,27 @@ impl Tx<'_> {
         if self.group.is_none() || !self.verdicts()?.member(&me) {
             return Ok(Some(DraftError::NotMember));
         }
-        if !self.has_room(&me, OP_BODY_BYTES_MAX as u64)? {
-            let dev = self.device(&me)?;
+        let dev = self.device(&me)?;
+        let is_logged = |change: &Change| matches!(change, Change::Event(event) if event.stream == DEVICE_STREAM);
+        if changes.iter().any(is_logged) && !self.may_log()? {
+            let limit_bytes = self.quota(dev)? / LOGGED_QUOTA_FRACTION;
+            return Ok(Some(DraftError::Quota { got_bytes: self.device_bytes(dev)?, limit_bytes }));
+        }
+        let bytes = match changes.iter().all(sets_retention) {
+            true => changes.len() * RETENTION_CHANGE_BYTES_MAX,
+            false => OP_BODY_BYTES_MAX,
+        };
+        if !self.has_room(&me, bytes as u64)? {
             let (got_bytes, limit_bytes) = (self.device_bytes(dev)?, self.quota(dev)?);
             return Ok(Some(DraftError::Quota { got_bytes, limit_bytes }));
         }
         Ok(None)
+    }
+
+    /// Whether there is room for what this device logs by itself: see [`LOGGED_QUOTA_FRACTION`].
+    pub(super) fn may_log(&mut self) -> Result<bool> {
+        let dev = self.device(&self.me())?;
+        Ok(self.device_bytes(dev)? < self.quota(dev)? / LOGGED_QUOTA_FRACTION)
     }
 
     /// Makes, signs and applies an op of this device, of now unless another time is given.
@@ -222,6 +240,22 @@ impl Tx<'_> {
             .query_row(params![model, scope, key.id, crate::core::journal::cell::CLEAR], |row| {
                 row.get(0)
             })?)
+    }
+}
+
+/// Whether a change does nothing but say how long a stream is kept.
+fn sets_retention(change: &Change) -> bool {
+    let is_stream = |key: &Key| key.model == STREAM_MODEL && !key.owned;
+    match change {
+        Change::Put(put) => {
+            let is_days = |(field, value): &(String, Option<Value>)| {
+                field == KEEP_DAYS && matches!(value, None | Some(Value::Int(_)))
+            };
+            let is_plain = put.add.is_empty() && put.remove.is_empty();
+            is_stream(&put.key) && is_plain && put.set.iter().all(is_days)
+        }
+        Change::Delete(key) => is_stream(key),
+        Change::Event(_) | Change::Member(_) | Change::Unknown => false,
     }
 }
 

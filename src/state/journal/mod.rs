@@ -69,6 +69,10 @@ pub struct Journal {
     roster: Roster,
     group: Option<GroupId>,
     news: News,
+    /// It was said that there is no room for the events of [`DEVICE_STREAM`].
+    ///
+    /// [`DEVICE_STREAM`]: crate::core::journal::log::DEVICE_STREAM
+    is_log_full: bool,
 }
 
 /// What commits have changed.

@@ -82,6 +82,7 @@ impl Journal {
             roster: Roster::default(),
             group: None,
             news: super::News::default(),
+            is_log_full: false,
         };
         journal.prove_tail(ident)?;
         journal.read_opaque()?;

@@ -4,7 +4,9 @@ use super::*;
 use crate::core::ids::Hash;
 use crate::core::journal::asset::{Row, Shadow, asset_key, reconcile};
 use crate::core::journal::draft::{DraftError, Expect};
+use crate::core::journal::log::DEVICE_STREAM;
 use crate::core::journal::op::{KEEP_DAYS, STREAM_MODEL};
+use crate::core::limits::{LOGGED_QUOTA_FRACTION, OP_BODY_BYTES_MAX, VALUE_BYTES_MAX};
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -249,6 +251,65 @@ fn pruning_waits_for_the_members_and_not_for_ever() {
     a.fsck();
     push(a, &mut rest[0]);
     assert_eq!(rest[0].digest(), a.digest());
+}
+
+#[test]
+fn what_a_device_logs_by_itself_leaves_room_for_what_users_write() {
+    let mut device = Device::founder();
+    let (id, quota) = (device.id(), 4 * OP_BODY_BYTES_MAX as u64);
+    device.journal.set_quota(&id, Some(quota)).unwrap();
+    let used = |device: &Device| -> u64 {
+        device.reader.stats().unwrap().logs.iter().map(|log| log.bytes).sum()
+    };
+    let data = vec![7; 8_000];
+    let (stream, kind) = (DEVICE_STREAM.to_owned(), "asset-added".to_owned());
+    let arrival = DraftChange::Event { stream, kind, data };
+    let shadow = Shadow { base: Row::default(), pending: None, written: None, version: 1 };
+    for n in 0..64 {
+        let hash = Hash([n; 32]);
+        let edit = DraftPut { set: [("f".into(), None)].into(), ..put(&n.to_string()) };
+        let changes = vec![DraftChange::Put(edit), arrival.clone()];
+        let draft = Draft { changes, expect: vec![] };
+        let alone = Draft { changes: vec![arrival.clone()], expect: vec![] };
+        let shadows = [(hash, shadow.clone())];
+        let written =
+            device.journal.write_with_shadows(&[], &[draft, alone], &shadows, NOW_MS).unwrap();
+        assert!(written.iter().all(|one| one.is_ok()), "{n}: {written:?}");
+        assert_eq!(device.reader.shadow(&hash).unwrap().as_ref(), Some(&shadow));
+        assert!(device.record(&n.to_string()).is_some());
+    }
+    let events = device.reader.events(DEVICE_STREAM, (0, 0), 100).unwrap().events.len();
+    assert!((8..64).contains(&events), "{events} events");
+    assert!(used(&device) < quota / LOGGED_QUOTA_FRACTION + 32_000);
+    let alone = Draft { changes: vec![arrival], expect: vec![] };
+    let refused = device.journal.write(&[alone], NOW_MS).unwrap();
+    assert!(matches!(refused[..], [Err(DraftError::Quota { .. })]), "{refused:?}");
+
+    // Users fill the rest; then how long a stream is kept can still be said.
+    let large = |n: u8| DraftPut {
+        set: [("f".into(), Some(Value::Bytes(vec![n; VALUE_BYTES_MAX])))].into(),
+        ..put("large")
+    };
+    let mut id = 0;
+    let refused = loop {
+        id += 1;
+        let mut large = large(id);
+        large.key.id = vec![id];
+        let changes = vec![DraftChange::Put(large)];
+        let draft = Draft { changes, expect: vec![] };
+        if let Err(error) = device.journal.write(&[draft], NOW_MS).unwrap().remove(0) {
+            break error;
+        }
+    };
+    assert!(matches!(refused, DraftError::Quota { .. }), "{refused:?}");
+    let key = Key { model: STREAM_MODEL.into(), id: DEVICE_STREAM.into(), owned: false };
+    let set = [(KEEP_DAYS.to_owned(), Some(Value::Int(1)))].into();
+    let keep = DraftPut { key, set, ..put("") };
+    device.write(vec![DraftChange::Put(keep)]).unwrap();
+    let later_ms = NOW_MS + 40 * 24 * 60 * 60 * 1000;
+    while device.journal.prune(later_ms, 1_000).unwrap().more {}
+    device.write(vec![DraftChange::Put(large(99))]).unwrap();
+    device.fsck();
 }
 
 #[test]
