@@ -77,7 +77,7 @@ impl Fetches {
         });
         fetch.looked_ms = now_ms;
         fetch.at_once |= at_once;
-        if wants.standing(now_ms, &hash) != Standing::Unknown {
+        if !matches!(wants.standing(now_ms, &hash), Standing::Unknown | Standing::Resting) {
             return;
         }
         for peer in peers.iter().filter(|peer| !fetch.denied.contains(peer)) {
@@ -221,6 +221,19 @@ mod tests {
         refuse(&mut wants);
         fetches.fetch(0, &mut wants, &[A], hash(1), false);
         assert_eq!(wants.standing(0, &hash(1)), Standing::Resting);
+    }
+
+    #[test]
+    fn what_one_peer_gave_wrong_is_asked_of_another_that_comes_later() {
+        let (mut wants, mut fetches) = (Wants::default(), Fetches::default());
+        fetches.fetch(0, &mut wants, &[A], hash(1), false);
+        assert_eq!(wants.ask(0, A), [hash(1)]);
+        let digest = Digest { hash: hash(1), size_bytes: 1 };
+        assert!(wants.offered(0, A, BatchId(1), digest, false));
+        wants.arrived(0, A, BatchId(1), hash(1), Arrival::Refused);
+        fetches.fetch(0, &mut wants, &[A, B], hash(1), false);
+        assert_eq!(wants.ask(0, A), []);
+        assert_eq!(wants.ask(0, B), [hash(1)]);
     }
 
     #[test]

@@ -7,8 +7,9 @@
 //!     so that it crosses once all the same.
 //! I2  When the last of its sources fails, another peer that holds it is asked; when none is left it
 //!     is forgotten, and the next reconcile finds it again.
-//! I3  What failed for its content, or found no room, rests for a while that doubles from time to
-//!     time, alone: it holds up nothing else.
+//! I3  What failed for its content, or found no room, is not taken again from the peer it came from
+//!     for a while that doubles from time to time. It holds up nothing else, and nobody else: bytes
+//!     and size are what that peer says they are.
 //! I4  Memory is bounded per peer by [`WANTS_PER_PEER_MAX`], whatever peers announce; what somebody
 //!     waits for ([`crate::core::fetches`]) comes on top, and has a bound of its own.
 
@@ -110,12 +111,20 @@ struct Source {
     owed: BTreeSet<Hash>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Rest {
     until_ms: u64,
     pause_ms: u64,
     /// For its content, not for want of room.
     is_bad: bool,
+    /// Whose attempts failed. Any other peer may be asked.
+    peers: Vec<NodeId>,
+}
+
+impl Rest {
+    fn lasts(&self, now_ms: u64) -> bool {
+        self.until_ms > now_ms
+    }
 }
 
 /// How an asset stands.
@@ -129,7 +138,7 @@ pub enum Standing {
     Asked(NodeId),
     /// To be asked of whoever holds it.
     Queued,
-    /// Left alone for a while.
+    /// Left alone for a while, as far as somebody is known to hold it.
     Resting,
     /// Not known to be lacking; held for long, perhaps.
     Unknown,
@@ -156,7 +165,7 @@ impl Wants {
             add_holder(holders, peer);
             return;
         }
-        if self.recent.contains(&hash) || self.is_resting(now_ms, &hash) {
+        if self.recent.contains(&hash) || self.is_resting(now_ms, peer, &hash) {
             return;
         }
         if self.source_load(peer) < WANTS_PER_PEER_MAX {
@@ -257,7 +266,7 @@ impl Wants {
             add_holder(holders, peer);
             return false;
         }
-        if self.recent.contains(&hash) || self.is_resting(now_ms, &hash) {
+        if self.recent.contains(&hash) || self.is_resting(now_ms, peer, &hash) {
             return false;
         }
         let full = self.source_load(peer) >= WANTS_PER_PEER_MAX;
@@ -311,14 +320,9 @@ impl Wants {
             Arrival::Unavailable => {
                 self.failed(peer, hash, true);
             }
-            Arrival::Refused => {
-                if self.failed(peer, hash, true) {
-                    self.rest(now_ms, hash, true);
-                }
-            }
-            Arrival::NoRoom => {
-                self.take(&hash);
-                self.rest(now_ms, hash, false);
+            Arrival::Refused | Arrival::NoRoom => {
+                self.failed(peer, hash, true);
+                self.rest(now_ms, peer, hash, arrival == Arrival::Refused);
             }
         }
     }
@@ -413,7 +417,10 @@ impl Wants {
 
     /// Assets left alone at the moment because their content failed.
     pub fn quarantined(&self, now_ms: u64) -> usize {
-        self.resting.values().filter(|rest| rest.is_bad && rest.until_ms > now_ms).count()
+        let is_left_alone = |(hash, rest): &(&Hash, &Rest)| {
+            rest.is_bad && rest.lasts(now_ms) && !self.wants.contains_key(hash)
+        };
+        self.resting.iter().filter(is_left_alone).count()
     }
 
     // ---- what somebody waits for ---------------------------------------------------------------
@@ -427,7 +434,9 @@ impl Wants {
             Some(State::Arriving(_)) => Standing::Arriving,
             Some(State::Asked(peer, _)) => Standing::Asked(*peer),
             Some(State::Queued) => Standing::Queued,
-            None if self.is_resting(now_ms, hash) => Standing::Resting,
+            None if self.resting.get(hash).is_some_and(|rest| rest.lasts(now_ms)) => {
+                Standing::Resting
+            }
             None => Standing::Unknown,
         }
     }
@@ -451,7 +460,7 @@ impl Wants {
     /// `peer` may hold `hash`, and is to be asked: beyond the bound of [`Self::lacking`], so the
     /// caller has one.
     pub fn suppose(&mut self, now_ms: u64, peer: NodeId, hash: Hash) {
-        if !matches!(self.standing(now_ms, &hash), Standing::Here | Standing::Resting) {
+        if self.standing(now_ms, &hash) != Standing::Here && !self.is_resting(now_ms, peer, &hash) {
             self.want(peer, hash);
         }
     }
@@ -476,15 +485,28 @@ impl Wants {
         true
     }
 
-    fn is_resting(&self, now_ms: u64, hash: &Hash) -> bool {
-        self.resting.get(hash).is_some_and(|rest| rest.until_ms > now_ms)
+    fn is_resting(&self, now_ms: u64, peer: NodeId, hash: &Hash) -> bool {
+        let rest = self.resting.get(hash).filter(|rest| rest.lasts(now_ms));
+        rest.is_some_and(|rest| rest.peers.contains(&peer))
     }
 
-    fn rest(&mut self, now_ms: u64, hash: Hash, is_bad: bool) {
-        let pause_ms_max = if is_bad { QUARANTINE_MS_MAX } else { NO_ROOM_MS_MAX };
-        let last = self.resting.get(&hash).map(|rest| rest.pause_ms * 2);
-        let pause_ms = last.unwrap_or(REST_MS_MIN).min(pause_ms_max);
-        self.resting.insert(hash, Rest { until_ms: now_ms + pause_ms, pause_ms, is_bad });
+    /// Leaves `hash` alone as far as `peer` has it.
+    fn rest(&mut self, now_ms: u64, peer: NodeId, hash: Hash, is_bad: bool) {
+        let last = self.resting.remove(&hash);
+        let rest = match last {
+            Some(mut rest) if rest.lasts(now_ms) => {
+                rest.is_bad |= is_bad;
+                add_holder(&mut rest.peers, peer);
+                rest
+            }
+            last => {
+                let pause_ms_max = if is_bad { QUARANTINE_MS_MAX } else { NO_ROOM_MS_MAX };
+                let doubled = last.map_or(REST_MS_MIN, |rest| rest.pause_ms * 2);
+                let pause_ms = doubled.min(pause_ms_max);
+                Rest { until_ms: now_ms + pause_ms, pause_ms, is_bad, peers: vec![peer] }
+            }
+        };
+        self.resting.insert(hash, rest);
         if self.resting.len() > RESTING_MAX {
             let oldest = self.resting.iter().min_by_key(|(_, rest)| rest.until_ms);
             if let Some(oldest) = oldest.map(|(hash, _)| *hash) {

@@ -139,6 +139,24 @@ fn bad_content_rests_longer_from_failure_to_failure() {
 }
 
 #[test]
+fn a_peer_that_lies_keeps_an_asset_from_nobody() {
+    for lie in [Arrival::Refused, Arrival::NoRoom] {
+        let mut wants = Wants::default();
+        assert!(wants.offered_shared(A, 1, 1 << 40));
+        wants.arrived(0, A, BatchId(1), hash(1), lie);
+        assert!(!wants.offered_small(0, A, BATCH, hash(1)));
+        // Neither what another lists ...
+        wants.lacking(0, A, hash(1));
+        wants.lacking(0, B, hash(1));
+        assert_eq!((wants.ask(0, A), wants.ask(0, B)), (vec![], vec![hash(1)]));
+        wants.peer_gone(B);
+        // ... nor what it offers.
+        assert!(wants.offered_small(0, C, BatchId(2), hash(1)));
+        assert_eq!(wants.quarantined(0), 0, "it is on its way");
+    }
+}
+
+#[test]
 fn what_a_peer_owes_for_long_is_asked_of_another_that_holds_it() {
     let mut wants = Wants::default();
     for n in [1, 2] {
@@ -165,7 +183,12 @@ fn what_finds_no_room_rests_alone_and_is_not_called_bad() {
     assert_eq!(wants.ask(0, A), [hash(1)]);
     assert!(wants.offered_small(0, A, BATCH, hash(1)));
     wants.arrived(0, A, BATCH, hash(1), Arrival::NoRoom);
-    assert!(!wants.offered_small(REST_MS_MIN - 1, B, BATCH, hash(1)), "room is no matter of peers");
+    assert_eq!(wants.ask(0, B), [hash(1)], "the size is what the first said");
+    assert!(wants.offered_small(0, B, BATCH, hash(1)));
+    wants.arrived(0, B, BATCH, hash(1), Arrival::NoRoom);
+    for peer in [A, B] {
+        assert!(!wants.offered_small(REST_MS_MIN - 1, peer, BATCH, hash(1)));
+    }
     assert!(wants.offered_small(REST_MS_MIN - 1, B, BATCH, hash(2)));
     assert_eq!(wants.quarantined(0), 0);
     assert!(wants.offered_small(REST_MS_MIN, A, BATCH, hash(1)));
