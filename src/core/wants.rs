@@ -363,8 +363,10 @@ impl Wants {
 
     /// The connection to `peer` is gone: what it alone holds is forgotten, the rest asked of others.
     pub fn peer_gone(&mut self, peer: NodeId) {
-        let Some(source) = self.sources.remove(&peer) else { return };
-        for hash in source.queue.into_iter().chain(source.owed) {
+        self.sources.remove(&peer);
+        let held = self.wants.iter().filter(|(_, want)| want.holders.contains(&peer));
+        let held: Vec<Hash> = held.map(|(hash, _)| *hash).collect();
+        for hash in held {
             self.lost_holder(peer, hash);
         }
     }

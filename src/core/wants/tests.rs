@@ -157,6 +157,19 @@ fn a_peer_that_lies_keeps_an_asset_from_nobody() {
 }
 
 #[test]
+fn a_peer_that_is_gone_is_asked_for_nothing_it_held() {
+    let mut wants = Wants::default();
+    wants.lacking(0, A, hash(1));
+    wants.lacking(0, B, hash(1));
+    assert_eq!(wants.ask(0, A), [hash(1)]);
+    assert!(wants.ask(0, B).is_empty(), "it stands in no queue of B's now");
+    wants.peer_gone(B);
+    wants.unavailable(A, hash(1));
+    assert_eq!(wants.standing(0, &hash(1)), Standing::Unknown);
+    assert_eq!(wants.source_load(B), 0);
+}
+
+#[test]
 fn what_a_peer_owes_for_long_is_asked_of_another_that_holds_it() {
     let mut wants = Wants::default();
     for n in [1, 2] {
