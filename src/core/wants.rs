@@ -127,6 +127,14 @@ impl Rest {
     }
 }
 
+/// Stored, and not yet seen in the store's feed.
+#[derive(Debug, Clone)]
+struct Arrived {
+    holders: Vec<NodeId>,
+    /// [`Wants::reading`] when it was stored.
+    reading: u64,
+}
+
 /// How an asset stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
@@ -151,8 +159,11 @@ pub struct Wants {
     sources: BTreeMap<NodeId, Source>,
     /// When to look for what is owed for too long; while something is.
     look_at_ms: Option<u64>,
-    arrived: BTreeMap<Hash, Vec<NodeId>>,
-    arrived_order: VecDeque<Hash>,
+    arrived: BTreeMap<Hash, Arrived>,
+    /// When each was stored, as [`Arrived::reading`], the first of them first.
+    arrived_order: VecDeque<(u64, Hash)>,
+    /// The reading of the store's feed that is under way or comes next.
+    reading: u64,
     recent: BTreeSet<Hash>,
     recent_order: VecDeque<Hash>,
     resting: BTreeMap<Hash, Rest>,
@@ -161,8 +172,8 @@ pub struct Wants {
 impl Wants {
     /// `peer` holds `hash` and we lack it.
     pub fn lacking(&mut self, now_ms: u64, peer: NodeId, hash: Hash) {
-        if let Some(holders) = self.arrived.get_mut(&hash) {
-            add_holder(holders, peer);
+        if let Some(arrived) = self.arrived.get_mut(&hash) {
+            add_holder(&mut arrived.holders, peer);
             return;
         }
         if self.recent.contains(&hash) || self.is_resting(now_ms, peer, &hash) {
@@ -262,8 +273,8 @@ impl Wants {
             return false;
         }
         self.release(peer, &hash);
-        if let Some(holders) = self.arrived.get_mut(&hash) {
-            add_holder(holders, peer);
+        if let Some(arrived) = self.arrived.get_mut(&hash) {
+            add_holder(&mut arrived.holders, peer);
             return false;
         }
         if self.recent.contains(&hash) || self.is_resting(now_ms, peer, &hash) {
@@ -391,8 +402,8 @@ impl Wants {
         {
             self.recent.remove(&oldest);
         }
-        if let Some(holders) = self.arrived.remove(&hash) {
-            return holders;
+        if let Some(arrived) = self.arrived.remove(&hash) {
+            return arrived.holders;
         }
         let Some(want) = self.wants.get_mut(&hash) else { return Vec::new() };
         if let State::Arriving(_) = want.state {
@@ -400,6 +411,16 @@ impl Wants {
             return want.holders.clone();
         }
         self.take(&hash).map(|want| want.holders).unwrap_or_default()
+    }
+
+    /// The store's feed was read to its end, or is read anew. What was stored before that reading
+    /// began and it did not show, the store has lost: it may be asked for again.
+    pub fn feed_read(&mut self) {
+        let began_with = self.reading;
+        self.reading += 1;
+        while self.arrived_order.front().is_some_and(|(reading, _)| *reading < began_with) {
+            self.expect_oldest_no_more();
+        }
     }
 
     /// Assets `peer` was asked for and has not answered, and those arriving from it.
@@ -562,12 +583,18 @@ impl Wants {
     }
 
     fn expect_indexed(&mut self, hash: Hash, holders: Vec<NodeId>) {
-        self.arrived.insert(hash, holders);
-        self.arrived_order.push_back(hash);
-        while self.arrived_order.len() > ARRIVED_MAX {
-            if let Some(oldest) = self.arrived_order.pop_front() {
-                self.arrived.remove(&oldest);
-            }
+        let reading = self.reading;
+        self.arrived.insert(hash, Arrived { holders, reading });
+        self.arrived_order.push_back((reading, hash));
+        if self.arrived_order.len() > ARRIVED_MAX {
+            self.expect_oldest_no_more();
+        }
+    }
+
+    fn expect_oldest_no_more(&mut self) {
+        let Some((reading, hash)) = self.arrived_order.pop_front() else { return };
+        if self.arrived.get(&hash).is_some_and(|arrived| arrived.reading == reading) {
+            self.arrived.remove(&hash);
         }
     }
 

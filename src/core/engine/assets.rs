@@ -92,6 +92,9 @@ impl Engine {
                 }
             }
         }
+        if !behind {
+            self.wants.feed_read();
+        }
         if entries.is_empty() {
             return;
         }

@@ -157,7 +157,12 @@ impl Engine {
                 self.on_answer(now_ms, conn, round, answer, out);
             }
             Input::Sizes { conn, held, missing } => self.on_sizes(conn, held, missing, out),
-            Input::Store { up } => (self.store_up, self.store_paused_until_ms) = (up, None),
+            Input::Store { up } => {
+                (self.store_up, self.store_paused_until_ms) = (up, None);
+                if up {
+                    self.wants.feed_read();
+                }
+            }
             Input::Indexed { entries, behind } => self.on_indexed(now_ms, &entries, behind),
             Input::Rebuilt(known) => self.on_rebuilt(now_ms, known, out),
             Input::RebuildFailed => self.on_rebuild_failed(now_ms),

@@ -65,6 +65,21 @@ fn an_asset_too_large_for_the_room_left_holds_up_no_other() {
 }
 
 #[test]
+fn a_store_that_comes_back_without_what_it_acknowledged_is_given_it_again() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    let note = asset(1, 10);
+    assert_eq!(bench.offer(A_CONN, BatchId(1), &[note]), [true]);
+    bench.received(A_CONN, BatchId(1), &[(note, Arrival::Stored)]);
+    bench.tell(Input::Store { up: false });
+    bench.tell(Input::Store { up: true });
+    assert_eq!(bench.offer(A_CONN, BatchId(2), &[note]), [false], "its feed has not been read");
+    bench.received(A_CONN, BatchId(2), &[]);
+    bench.tell(Input::Indexed { entries: Vec::new(), behind: false });
+    assert_eq!(bench.offer(A_CONN, BatchId(3), &[note]), [true]);
+}
+
+#[test]
 fn own_news_takes_no_room_from_what_a_peer_may_solicit() {
     let mut bench = Bench::new();
     bench.connect(A, A_CONN);

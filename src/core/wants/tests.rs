@@ -114,6 +114,30 @@ fn what_was_stored_is_neither_taken_nor_asked_for_again() {
 }
 
 #[test]
+fn what_a_store_acknowledged_and_lost_is_asked_for_again() {
+    let mut wants = Wants::default();
+    assert!(wants.offered_small(0, A, BATCH, hash(1)));
+    wants.arrived(0, A, BATCH, hash(1), Arrival::Stored);
+    // This reading may have begun before it was stored.
+    wants.feed_read();
+    wants.lacking(0, B, hash(1));
+    assert!(wants.ask(0, B).is_empty());
+    wants.feed_read();
+    wants.lacking(0, B, hash(1));
+    assert_eq!(wants.ask(0, B), [hash(1)]);
+}
+
+#[test]
+fn what_is_stored_again_is_waited_for_anew() {
+    let mut wants = Wants::default();
+    for _ in 0..2 {
+        wants.held_by(A, hash(1));
+        wants.feed_read();
+    }
+    assert_eq!(wants.standing(0, &hash(1)), Standing::Here);
+}
+
+#[test]
 fn the_feed_may_show_an_asset_before_its_batch_is_reported() {
     let mut wants = Wants::default();
     assert!(wants.offered_small(0, A, BATCH, hash(1)));
