@@ -77,6 +77,8 @@ pub(crate) struct Session {
     pub(crate) told: Option<([u8; 32], bool)>,
     pub(crate) reconciler: Option<Reconciler>,
     pub(crate) round: u64,
+    /// The last round that has the index read whole.
+    pub(crate) scanned_round: u64,
     pub(crate) compare_not_before_ms: u64,
     pub(crate) compare_backoff: Backoff,
     /// Questions of its rounds that the index has not answered.
@@ -119,6 +121,7 @@ impl Session {
             told: None,
             reconciler: None,
             round: 0,
+            scanned_round: 0,
             compare_not_before_ms: 0,
             compare_backoff: Backoff::default(),
             asks: 0,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::sets::Scans;
 use super::{Effect, Engine, Peer, SETTLE_MS, close};
 use crate::core::close::CloseCode;
 use crate::core::ids::NodeId;
@@ -49,7 +50,7 @@ impl Engine {
                 session: None,
                 standby_hello: None,
                 since: None,
-                scanned_ms: None,
+                scans: Scans::default(),
                 last_error: None,
             });
             peer.name.clone_from(&member.name);

@@ -21,7 +21,6 @@ use std::collections::BTreeMap;
 use crate::core::close::CloseCode;
 use crate::core::fetches::{Fetches, Fetching};
 use crate::core::ids::{Hash, NodeId};
-use crate::core::limits::SCAN_RETRY_MS;
 use crate::core::message::Hello;
 use crate::core::pairing::Members;
 use crate::core::peers::{Conn, ConnId, Link};
@@ -30,7 +29,7 @@ use crate::core::session::Session;
 use crate::core::wants::{BatchId, Standing, Wants};
 
 use self::assets::Sending;
-use self::sets::Rebuild;
+use self::sets::{Rebuild, Scans};
 
 pub use self::facts::{Effect, Identity, Input, KnownSet, PeerView, Sent};
 
@@ -57,15 +56,8 @@ struct Peer {
     /// What was said on a connection that stands by.
     standby_hello: Option<(ConnId, Hello)>,
     since: Option<Since>,
-    scanned_ms: Option<u64>,
+    scans: Scans,
     last_error: Option<String>,
-}
-
-impl Peer {
-    /// True when a round with this peer may read the whole index.
-    fn may_scan(&self, now_ms: u64) -> bool {
-        self.scanned_ms.is_none_or(|at| now_ms >= at + SCAN_RETRY_MS)
-    }
 }
 
 /// See the module's head.

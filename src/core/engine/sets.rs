@@ -8,7 +8,7 @@ use crate::core::limits::SCAN_RETRY_MS;
 use crate::core::message::Message;
 use crate::core::peers::{Backoff, ConnId};
 use crate::core::reconcile::{
-    Answer, Output, ReconcileError, Reconciler, SetSummary, Since, Snapshot,
+    Answer, Output, Query, ReconcileError, Reconciler, SetSummary, Since, Snapshot,
 };
 use crate::core::session::Session;
 
@@ -18,6 +18,10 @@ const SAVE_CURSOR_MS: u64 = 1_000;
 /// Questions to the index that the rounds of one connection may have open: one of the round under
 /// way, and those of rounds that just ended.
 const ASKS_MAX: usize = 4;
+
+/// Rounds with one peer that may begin to read the whole index before one of them comes to its end:
+/// connections break. It is bounded by the beginning, because whoever breaks off pays nothing.
+const SCANS_BEGUN_MAX: u32 = 3;
 
 /// Entries indexed while the sketch is being rebuilt; beyond, the rebuild starts over.
 const REBUILD_LOG_MAX: usize = 100_000;
@@ -37,6 +41,35 @@ impl Rebuild {
         if self.log.len() <= REBUILD_LOG_MAX {
             self.log.push((seq, hash));
         }
+    }
+}
+
+/// How often the whole index was read of late for rounds with one peer.
+#[derive(Debug, Default)]
+pub(super) struct Scans {
+    since_ms: Option<u64>,
+    begun: u32,
+}
+
+impl Scans {
+    fn may_begin(&self, now_ms: u64) -> bool {
+        self.begun < SCANS_BEGUN_MAX || self.are_long_ago(now_ms)
+    }
+
+    fn begin(&mut self, now_ms: u64) {
+        if self.are_long_ago(now_ms) {
+            *self = Self { since_ms: Some(now_ms), begun: 0 };
+        }
+        self.begun += 1;
+    }
+
+    /// One is enough.
+    fn finish(&mut self, now_ms: u64) {
+        *self = Self { since_ms: Some(now_ms), begun: SCANS_BEGUN_MAX };
+    }
+
+    fn are_long_ago(&self, now_ms: u64) -> bool {
+        self.since_ms.is_none_or(|at_ms| now_ms >= at_ms + SCAN_RETRY_MS)
     }
 }
 
@@ -129,7 +162,7 @@ impl Engine {
         let snapshot = self.snapshot(node_id);
         let (random, nonce) = (self.dice.next_u64(), self.dice.next_bytes());
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
-        let scan_allowed = peer.may_scan(now_ms);
+        let scan_allowed = peer.scans.may_begin(now_ms);
         let Some(session) = &mut peer.session else { return };
         session.round += 1;
         let pause_ms = session.compare_backoff.next_ms(random);
@@ -161,7 +194,8 @@ impl Engine {
         }
         session.round = round;
         session.reconciler = None;
-        let scan_allowed = self.peers.get(&node_id).is_some_and(|peer| peer.may_scan(now_ms));
+        let scan_allowed =
+            self.peers.get(&node_id).is_some_and(|peer| peer.scans.may_begin(now_ms));
         let snapshot = self.snapshot(node_id);
         let nonce = self.dice.next_bytes();
         let mut outputs = Vec::new();
@@ -231,7 +265,15 @@ impl Engine {
                         self.close(conn, CloseCode::TooLarge, "too many rounds at once", out);
                         return;
                     }
-                    out.push(Effect::Ask { conn, round: session.round, query });
+                    let round = session.round;
+                    let is_scan = matches!(query, Query::Shard { .. });
+                    out.push(Effect::Ask { conn, round, query });
+                    if is_scan
+                        && std::mem::replace(&mut session.scanned_round, round) != round
+                        && let Some(peer) = self.peers.get_mut(&node_id)
+                    {
+                        peer.scans.begin(now_ms);
+                    }
                 }
                 Output::WeLack(hashes) => {
                     for hash in hashes {
@@ -244,7 +286,7 @@ impl Engine {
                     if outcome.scanned
                         && let Some(peer) = self.peers.get_mut(&node_id)
                     {
-                        peer.scanned_ms = Some(now_ms);
+                        peer.scans.finish(now_ms);
                     }
                     if outcome.stale_sketch {
                         self.rebuild(now_ms, conn, out);

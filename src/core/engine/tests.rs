@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::core::ids::{Digest, GroupId, Hash, HashAlgorithm, StoreId};
-use crate::core::limits::SMALL_BYTES_MAX;
+use crate::core::limits::{SCAN_RETRY_MS, SMALL_BYTES_MAX};
 use crate::core::message::{Hello, Message};
 use crate::core::pairing::Member;
+use crate::core::reconcile::{Query, ReconcileMessage, SetSummary, Snapshot};
 use crate::core::session::Lane;
 use crate::core::sketch::{Sketch, SketchKey};
 use crate::core::wants::Arrival;
@@ -196,6 +197,30 @@ fn a_peer_that_is_wrong_about_our_sketch_is_closed_and_does_not_keep_the_index_s
     bench.wait(SCAN_RETRY_MS);
     bench.accuse(A_CONN);
     assert_eq!(bench.rebuilds(), 2);
+}
+
+#[test]
+fn a_peer_that_breaks_off_rounds_does_not_keep_the_index_scanning() {
+    let mut bench = Bench::new();
+    let mut theirs = bench.engine.known().sketch.clone();
+    // So many differ, of so many, that neither coded cells of the whole nor lists are cheapest.
+    for n in 0..40_000 {
+        bench.engine.known.sketch.insert(&asset(n, 1).hash);
+        theirs.insert(&asset(n + 8_000, 1).hash);
+    }
+    let summary = Snapshot::new(theirs, [1; 16], 40_000, None, false).summary;
+    for n in 1..=20 {
+        let conn = ConnId(n);
+        bench.connect(A, conn);
+        for round in [1, 2] {
+            bench.has_us_scan(conn, round, &summary);
+        }
+    }
+    assert_eq!(bench.scans(), 3);
+    bench.wait(SCAN_RETRY_MS);
+    bench.connect(A, ConnId(100));
+    bench.has_us_scan(ConnId(100), 1, &summary);
+    assert_eq!(bench.scans(), 4);
 }
 
 #[test]
@@ -408,6 +433,25 @@ impl Bench {
             _ => false,
         };
         self.effects.iter().filter(said).count()
+    }
+
+    /// Asks for all our cells over `conn` and lets it be at that.
+    fn has_us_scan(&mut self, conn: ConnId, round: u64, summary: &SetSummary) {
+        let rekey = ReconcileMessage::Rekey { round, nonce: [3; 16], shard_bits: 0 };
+        let messages = [
+            ReconcileMessage::Compare { round, summary: summary.clone() },
+            rekey,
+            ReconcileMessage::More { round, shard: 0, first: 0, n: 64 },
+        ];
+        for message in messages {
+            self.tell(Input::Message { conn, message: Message::Reconcile(message) });
+        }
+    }
+
+    fn scans(&self) -> usize {
+        let is_scan =
+            |effect: &&Effect| matches!(effect, Effect::Ask { query: Query::Shard { .. }, .. });
+        self.effects.iter().filter(is_scan).count()
     }
 
     /// Of how many hashes each.
