@@ -11,7 +11,7 @@ pub const RETRY_MS_MIN: u64 = 1_000;
 
 /// How long the device with the higher node ID leaves the first attempt to the other: a connection
 /// that crosses another costs 10 KB and a moment of both. Enough for a handshake in a city.
-pub const YIELD_MS: u64 = 100;
+const YIELD_MS: u64 = 100;
 
 /// The longest pause between two attempts, jitter included.
 pub const RETRY_MS_MAX: u64 = 35_000;

@@ -2,6 +2,8 @@
 //! which assets share a batch and when the two are quiet.
 //!
 //! I1  Lanes are apart: a large transfer never holds up a small one, nor what was solicited news.
+//!     Only for a large asset wanted at once no other batch begins but news: it takes all there is,
+//!     and a stream that waits behind it would be given up.
 //! I2  News waits here, not in channels: what gathers while the lane is taken shares the next batch.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -244,12 +246,12 @@ impl Session {
 
     /// The next batch, when there is one and its lane has room.
     pub(crate) fn next_batch(&mut self) -> Option<Load> {
-        let load = self
-            .next_live()
-            .or_else(|| self.next_now())
-            .or_else(|| self.next_live_large())
-            .or_else(|| self.next_small())
-            .or_else(|| self.next_large())?;
+        let load = self.next_live().or_else(|| self.next_now()).or_else(|| {
+            if self.taken[Lane::NowLarge as usize] > 0 {
+                return None;
+            }
+            self.next_live_large().or_else(|| self.next_small()).or_else(|| self.next_large())
+        })?;
         self.taken[load.lane as usize] += 1;
         Some(load)
     }
@@ -398,6 +400,24 @@ mod tests {
             assert_eq!((load.lane, load.digests), (lane, vec![asset]));
         }
         assert_eq!(session.next_batch(), None);
+    }
+
+    #[test]
+    fn behind_a_large_asset_that_is_wanted_at_once_only_news_begins() {
+        let mut session = session();
+        let large = digest(1, SMALL_BYTES_MAX + 1);
+        session.push_now(vec![large.hash]);
+        session.next_to_size();
+        session.push_solicited(vec![large]);
+        assert_eq!(session.next_batch().unwrap().lane, Lane::NowLarge);
+        session.push_solicited(vec![digest(2, 1), digest(3, SMALL_BYTES_MAX + 1)]);
+        session.push_live(digest(4, SMALL_BYTES_MAX + 1), true);
+        session.push_live(digest(5, 1), true);
+        assert_eq!(session.next_batch().unwrap().lane, Lane::Live);
+        assert_eq!(session.next_batch(), None);
+        session.lane_freed(Lane::NowLarge);
+        let lanes = std::iter::from_fn(|| session.next_batch().map(|load| load.lane));
+        assert_eq!(lanes.collect::<Vec<_>>(), [Lane::LiveLarge, Lane::Small, Lane::Large]);
     }
 
     #[test]
