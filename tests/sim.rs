@@ -311,6 +311,36 @@ fn a_peer_that_promises_and_does_not_deliver_is_passed_over_and_another_asked() 
 }
 
 #[test]
+fn what_was_missed_does_not_wait_for_the_end_of_a_large_transfer() {
+    for seed in seeds(20) {
+        for sender in [0, 1] {
+            let mut world = World::new(seed, 2, Faults::NONE);
+            world.large_ms = 6 * 3_600_000;
+            world.connect_all();
+            (0..2).for_each(|n| world.start(n));
+            world.run(5_000);
+            world.add(0, asset(17));
+            world.run(world.now_ms + 1_000);
+            // Every attempt of a moment fails.
+            world.faults.broken_batches = 100;
+            let missed = 1..17;
+            missed.clone().for_each(|n| world.add(sender, asset(n)));
+            world.run(world.now_ms + 1_000);
+            world.faults.broken_batches = 0;
+            world.run(world.now_ms + 130_000);
+            let held = world.set(1 - sender);
+            assert!(missed.into_iter().all(|n| held.contains(&asset(n).hash)), "SEED={seed}");
+            let moves = world.moves;
+            world.run(world.now_ms + 3_600_000);
+            assert!(world.moves - moves < 60 * 10, "SEED={seed}: {}", world.moves - moves);
+            world.run(world.now_ms + 6 * 3_600_000);
+            assert_eq!(world.set(1).len(), 17, "SEED={seed}");
+            assert_nothing_moves(&mut world, seed);
+        }
+    }
+}
+
+#[test]
 fn a_stopping_engine_is_woken_for_its_end_alone() {
     let (group_id, algorithm) = (GroupId([1; 32]), HashAlgorithm::Blake3);
     let node = |n| NodeId([n; 32]);

@@ -83,6 +83,8 @@ pub(crate) struct Session {
     pub(crate) scanned_round: u64,
     pub(crate) compare_not_before_ms: u64,
     pub(crate) compare_backoff: Backoff,
+    /// When the sets may be compared beside what is under way; while something is.
+    pub(crate) beside_at_ms: Option<u64>,
     /// Questions of its rounds that the index has not answered.
     pub(crate) asks: usize,
     pub(crate) save_cursor_at_ms: u64,
@@ -126,6 +128,7 @@ impl Session {
             scanned_round: 0,
             compare_not_before_ms: 0,
             compare_backoff: Backoff::default(),
+            beside_at_ms: None,
             asks: 0,
             save_cursor_at_ms: 0,
             receiving: BTreeSet::new(),
@@ -206,9 +209,16 @@ impl Session {
         (self.sizing > 0).then(|| queue.drain(..self.sizing).collect())
     }
 
-    /// The sizes asked for; those the index does not know are left out.
-    pub(crate) fn push_solicited(&mut self, digests: Vec<Digest>) {
+    /// The sizes asked for; those the index does not know are left out. What is to be offered as
+    /// news goes that way.
+    pub(crate) fn push_solicited(&mut self, mut digests: Vec<Digest>) {
         self.sizing = 0;
+        if !self.sizing_now {
+            let news = self.news.iter().map(|news| news.digest.hash);
+            let news: BTreeSet<Hash> =
+                news.chain(self.large_news.iter().map(|digest| digest.hash)).collect();
+            digests.retain(|digest| !news.contains(&digest.hash));
+        }
         let (small, large) = match self.sizing_now {
             true => (&mut self.now, &mut self.now_large),
             false => (&mut self.small, &mut self.large),
@@ -237,6 +247,16 @@ impl Session {
 
     pub(crate) fn is_quiet(&self) -> bool {
         self.reconciler.is_none() && self.receiving.is_empty() && self.missing_there() == 0
+    }
+
+    /// Something is under way, and to be sent there are only large assets, which may take hours.
+    pub(crate) fn waits_for_large(&self) -> bool {
+        let queued = self.news.len() + self.small.len() + self.now.len();
+        let to_size = self.now_to_size.len() + self.to_size.len() + self.sizing;
+        let lanes = [Lane::Live, Lane::Small, Lane::Now];
+        let sent: usize = lanes.into_iter().map(|lane| self.taken[lane as usize]).sum();
+        let moves = !self.receiving.is_empty() || self.missing_there() > 0;
+        self.reconciler.is_none() && queued + to_size + sent == 0 && moves
     }
 
     pub(crate) fn lane_freed(&mut self, lane: Lane) {
@@ -430,6 +450,20 @@ mod tests {
         assert_eq!(session.next_to_size().unwrap(), [digest(2_999, 1).hash]);
         session.push_solicited(Vec::new());
         assert_eq!(session.next_to_size().unwrap().len(), 3_000 - HASHES_PER_FRAME_MAX - 1);
+    }
+
+    #[test]
+    fn what_is_to_be_offered_as_news_is_not_sent_twice_because_it_is_solicited() {
+        let mut session = session();
+        let news = [digest(1, 1), digest(2, SMALL_BYTES_MAX + 1)];
+        news.iter().for_each(|digest| session.push_live(*digest, true));
+        session.push_solicited([&news[..], &[digest(3, 1)]].concat());
+        let mut lanes = Vec::new();
+        while let Some(load) = session.next_batch() {
+            lanes.push((load.lane, load.digests[0]));
+        }
+        let small = (Lane::Small, digest(3, 1));
+        assert_eq!(lanes, [(Lane::Live, news[0]), (Lane::LiveLarge, news[1]), small]);
     }
 
     #[test]

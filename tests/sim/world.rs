@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use can_sync::core::engine::{Effect, Engine, Identity, Input, KnownSet, PeerView, Sent};
 use can_sync::core::fetches::Fetching;
 use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, NodeId, StoreId};
+use can_sync::core::limits::SMALL_BYTES_MAX;
 use can_sync::core::pairing::{Member, Members};
 use can_sync::core::peers::ConnId;
 use can_sync::core::reconcile::{Answer, Query, Since, shard_range};
@@ -151,6 +152,8 @@ pub(crate) struct World {
     /// Messages and batches sent, ever.
     pub(crate) moves: usize,
     pub(crate) frame_bytes: usize,
+    /// How long a batch with a large asset takes.
+    pub(crate) large_ms: u64,
 }
 
 impl World {
@@ -168,6 +171,7 @@ impl World {
             crossed: 0,
             moves: 0,
             frame_bytes: 0,
+            large_ms: 0,
         };
         for n in 0..nodes {
             let mut id = [0; 32];
@@ -437,8 +441,11 @@ impl World {
             Effect::Decide { batch, wanted } => {
                 let index = batch.0 as usize;
                 assert_eq!(wanted.len(), self.batches[index].unknown.len());
+                let mut large = self.batches[index].unknown.iter().zip(&wanted);
+                let is_large =
+                    large.any(|(digest, wanted)| *wanted && digest.size_bytes > SMALL_BYTES_MAX);
                 self.batches[index].wanted = Some(wanted);
-                let delay = self.delay();
+                let delay = self.delay() + if is_large { self.large_ms } else { 0 };
                 self.at(delay, Event::Deliver { batch: index });
             }
             Effect::OpenJournal { .. } => {}

@@ -155,7 +155,7 @@ impl Engine {
             .filter(|(hash, sent)| *sent == Sent::Unavailable && sending.hashes.contains(hash))
             .map(|(hash, _)| *hash)
             .collect();
-        if !missing.is_empty() && sending.lane.is_solicited() && !session.plain {
+        if !missing.is_empty() && !session.plain {
             out.push(Effect::Send { conn, message: Message::Lacking(missing) });
         }
     }
@@ -177,8 +177,8 @@ impl Engine {
         } else if session.plain {
             // The plain protocol cannot compare again on a connection: a new one starts over.
             self.close(conn, CloseCode::Internal, "a batch broke off", out);
-        } else if sending.lane.is_solicited() {
-            // The peer may never have seen the offer, and waits for what it asked for.
+        } else {
+            // The peer may never have seen the offer, and wait for what of it it asked for.
             let hashes = sending.hashes.into_iter().collect();
             out.push(Effect::Send { conn, message: Message::Lacking(hashes) });
         }

@@ -6,7 +6,8 @@
 //! any time: facts about connections and batches that are gone are ignored.
 //!
 //! I1  What a peer lacks is found by comparing sets, never by remembering what was sent: whatever is
-//!     lost on the way, two quiet devices whose fingerprints differ compare again.
+//!     lost on the way, two devices whose fingerprints differ compare again: when all is quiet, and
+//!     now and then beside large transfers.
 //! I2  An asset counts as held by a peer only by its acknowledgement or its own word.
 //! I3  Everything kept per peer is bounded by `core::limits`; news beyond the bound is left to I1.
 //! I4  No answer is awaited from one peer before another is served.
@@ -379,18 +380,8 @@ impl Engine {
         }
         let node_id = *self.conns.get(&session.conn)?;
         let silent = self.owes_answer(node_id, session).then_some(session.heard_ms + SILENT_MS_MAX);
-        let differ = session.theirs.as_ref().is_some_and(|theirs| {
-            theirs.fingerprint != self.known.sketch.fingerprint() && !theirs.busy
-        });
-        let compare = (session.dialed
-            && !session.plain
-            && differ
-            && !self.behind
-            && self.store_up
-            && self.rebuilding.is_none()
-            && self.is_quiet(node_id, session))
-        .then_some(session.compare_not_before_ms);
-        [silent, compare, session.plain_again_ms].into_iter().flatten().min()
+        let sets = self.sets_deadline(node_id, session);
+        [silent, sets, session.plain_again_ms].into_iter().flatten().min()
     }
 
     fn session(&mut self, conn: ConnId) -> Option<&mut Session> {

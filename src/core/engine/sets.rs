@@ -15,6 +15,14 @@ use crate::core::session::Session;
 /// A peer's cursor is saved at most this often; an older one costs a longer delta.
 const SAVE_CURSOR_MS: u64 = 1_000;
 
+/// Sets are compared beside a large transfer at most this often: what was missed meanwhile need not
+/// wait for its end, which may be hours away ...
+const BESIDE_MS_MIN: u64 = 60_000;
+
+/// ... and this much later for each asset that is known to be lacking, which costs 62 bytes to find
+/// again: a kilobyte a second.
+const BESIDE_MS_PER_ASSET: u64 = 60;
+
 /// Questions to the index that the rounds of one connection may have open: one of the round under
 /// way, and those of rounds that just ended.
 const ASKS_MAX: usize = 4;
@@ -74,7 +82,8 @@ impl Scans {
 }
 
 impl Engine {
-    /// Tells the peer about our set when all is quiet, and compares when the sets differ.
+    /// Tells the peer about our set when all is quiet, and compares when the sets differ. Now and
+    /// then the same beside large transfers: what they carry is found again, and not asked for twice.
     pub(super) fn settle_sets(
         &mut self,
         now_ms: u64,
@@ -84,9 +93,14 @@ impl Engine {
     ) {
         let Some(peer) = self.peers.get(&node_id) else { return };
         let Some(session) = &peer.session else { return };
-        if session.plain || !self.is_quiet(node_id, session) {
+        if session.plain {
             return;
         }
+        let is_quiet = self.is_quiet(node_id, session);
+        let lacking = self.wants.source_load(node_id) + session.missing_there();
+        let next_ms = now_ms + BESIDE_MS_MIN.max(lacking as u64 * BESIDE_MS_PER_ASSET);
+        let beside_at_ms = session.beside_at_ms.unwrap_or(next_ms);
+        let is_beside = session.waits_for_large() && now_ms >= beside_at_ms;
         let conn = session.conn;
         let told = (*fingerprint, self.behind);
         let tell = (session.told != Some(told)).then(|| self.summary(peer.since));
@@ -95,16 +109,16 @@ impl Engine {
             .as_ref()
             .filter(|theirs| theirs.fingerprint == *fingerprint && !theirs.busy && !self.behind)
             .map(|theirs| Since { epoch: theirs.epoch, seq: theirs.head_seq });
-        let differ = session
-            .theirs
-            .as_ref()
-            .is_some_and(|theirs| theirs.fingerprint != *fingerprint && !theirs.busy);
-        let compare = session.dialed
-            && differ
-            && !self.behind
-            && self.store_up
-            && self.rebuilding.is_none()
-            && (session.round == 0 || now_ms >= session.compare_not_before_ms);
+        let is_settled = session.round == 0 || now_ms >= session.compare_not_before_ms;
+        let compare = self.may_compare(session, fingerprint) && (is_settled || is_beside);
+        let Some(session) = self.session(conn) else { return };
+        session.beside_at_ms = (!is_quiet).then_some(beside_at_ms);
+        if !is_quiet && !is_beside {
+            return;
+        }
+        if is_beside && (tell.is_some() || compare) {
+            session.beside_at_ms = Some(next_ms);
+        }
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
         let Some(session) = &mut peer.session else { return };
         if let Some(summary) = tell {
@@ -156,6 +170,27 @@ impl Engine {
     fn snapshot_since(&self, since: Option<Since>) -> Snapshot {
         let KnownSet { sketch, epoch, head_seq } = self.known.clone();
         Snapshot::new(sketch, epoch, head_seq, since, self.behind)
+    }
+
+    fn may_compare(&self, session: &Session, fingerprint: &[u8; 32]) -> bool {
+        let differ = session
+            .theirs
+            .as_ref()
+            .is_some_and(|theirs| theirs.fingerprint != *fingerprint && !theirs.busy);
+        let is_ready = !self.behind && self.store_up && self.rebuilding.is_none();
+        session.dialed && !session.plain && differ && is_ready
+    }
+
+    /// When [`Self::settle_sets`] has something to do, if nothing happens before.
+    pub(super) fn sets_deadline(&self, node_id: NodeId, session: &Session) -> Option<u64> {
+        let fingerprint = self.known.sketch.fingerprint();
+        let compare = self.may_compare(session, &fingerprint);
+        if self.is_quiet(node_id, session) {
+            return compare.then_some(session.compare_not_before_ms);
+        }
+        let tell = !session.plain && session.told != Some((fingerprint, self.behind));
+        let beside_at_ms = session.beside_at_ms.filter(|_| session.waits_for_large());
+        beside_at_ms.filter(|_| compare || tell)
     }
 
     fn start_compare(&mut self, now_ms: u64, node_id: NodeId, out: &mut Vec<Effect>) {
@@ -283,6 +318,7 @@ impl Engine {
                 Output::Finished(outcome) => {
                     session.reconciler = None;
                     session.touch(now_ms + SETTLE_MS.max(outcome.retry_ms.unwrap_or(0)));
+                    session.beside_at_ms = outcome.retry_ms.map(|retry_ms| now_ms + retry_ms);
                     if outcome.scanned
                         && let Some(peer) = self.peers.get_mut(&node_id)
                     {

@@ -332,6 +332,39 @@ fn the_first_comparison_of_a_connection_does_not_wait_for_news_to_settle() {
     assert!(bench.effects.iter().any(compares));
 }
 
+#[test]
+fn what_was_taken_in_while_behind_is_told_and_compared_beside_a_large_transfer() {
+    let mut empty = Bench::new();
+    empty.connect(A, A_CONN);
+    let summary = empty.effects.into_iter().find_map(|effect| match effect {
+        Effect::Send { message: message @ Message::Summary(_), .. } => Some(message),
+        _ => None,
+    });
+    let summary = summary.unwrap();
+    let is_summary =
+        |effect: &Effect| matches!(effect, Effect::Send { message: Message::Summary(_), .. });
+    let is_compare =
+        |effect: &Effect| matches!(effect, Effect::Send { message: Message::Reconcile(_), .. });
+    for dialed in [false, true] {
+        let mut bench = Bench::new();
+        bench.tell(Input::Connected { conn: A_CONN, peer: A, dialed, plain: false });
+        bench.say_hello(A, A_CONN);
+        bench.tell(Input::Message { conn: A_CONN, message: summary.clone() });
+        bench.offer(A_CONN, BatchId(1), &[asset(1, 1 << 40)]);
+        bench.tell(Input::Indexed { entries: vec![(1, asset(2, 10))], behind: true });
+        bench.tell(Input::Indexed { entries: Vec::new(), behind: false });
+        bench.effects.clear();
+        bench.wait(59_000);
+        assert!(!bench.effects.iter().any(|effect| is_summary(effect) || is_compare(effect)));
+        bench.wait(2_000);
+        assert!(bench.effects.iter().any(is_summary));
+        assert_eq!(bench.effects.iter().any(is_compare), dialed);
+        bench.effects.clear();
+        bench.wait(600_000);
+        assert!(!bench.effects.iter().any(is_summary), "it has been told");
+    }
+}
+
 /// An engine whose store is up and empty, its clock and what it has ordered since last asked.
 struct Bench {
     engine: Engine,
