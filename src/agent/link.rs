@@ -103,13 +103,15 @@ pub(super) async fn run(
         ended = work => ended.err(),
     };
     // A stream that was lost because the connection ended is no fault of its own.
-    if let Some(fault) = fault
-        && connection.ended().is_none()
-    {
+    let fault = fault.filter(|_| connection.ended().is_none());
+    if let Some(fault) = &fault {
         tracing::warn!(peer = %connection.peer().short(), code = %fault.code, detail = fault.detail, "closing");
         connection.close(fault.code, &fault.detail);
     }
-    let ended = connection.closed().await;
+    let mut ended = connection.closed().await;
+    if !ended.by_peer {
+        ended.code = ended.code.or(fault.map(|fault| fault.code));
+    }
     facts.send(Fact::Ended { conn, ended }).await;
 }
 

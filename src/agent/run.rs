@@ -515,21 +515,7 @@ impl Loop {
             let addresses = self.addresses.get(&peer).cloned().unwrap_or_default();
             orders::introduce(self, peer, addresses);
         }
-        let violation = ended.code.is_some_and(|code| match code {
-            CloseCode::NotMember
-            | CloseCode::Removed
-            | CloseCode::WrongGroup
-            | CloseCode::Version
-            | CloseCode::HashAlgorithm
-            | CloseCode::Protocol
-            | CloseCode::TooLarge => true,
-            CloseCode::Ok
-            | CloseCode::Duplicate
-            | CloseCode::Slow
-            | CloseCode::Shutdown
-            | CloseCode::Internal
-            | CloseCode::Unknown(_) => false,
-        });
+        let violation = ended.code.is_some_and(CloseCode::is_violation);
         self.handle(Input::Disconnected { conn, reason: ended.text, violation });
     }
 

@@ -73,6 +73,25 @@ impl CloseCode {
             .map_or(Self::Unknown(number), |(_, code, ..)| *code)
     }
 
+    /// One side broke the protocol or is refused: a connection dialled soon ends the same way.
+    pub fn is_violation(self) -> bool {
+        match self {
+            Self::NotMember
+            | Self::Removed
+            | Self::WrongGroup
+            | Self::Version
+            | Self::HashAlgorithm
+            | Self::Protocol
+            | Self::TooLarge => true,
+            Self::Ok
+            | Self::Duplicate
+            | Self::Slow
+            | Self::Shutdown
+            | Self::Internal
+            | Self::Unknown(_) => false,
+        }
+    }
+
     /// What it means, as a clause for people.
     pub fn sentence(self) -> &'static str {
         match self {

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use crate::core::close::CloseCode;
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{
     BATCH_ASSETS_MAX, BATCH_BYTES_MAX, HASHES_PER_FRAME_MAX, LARGE_LANES, LIVE_LANES,
@@ -71,7 +72,8 @@ pub(crate) struct Session {
     pub(crate) dialed: bool,
     pub(crate) plain: bool,
     pub(crate) since_ms: u64,
-    pub(crate) closing: bool,
+    /// We are closing it, and why.
+    pub(crate) closing: Option<CloseCode>,
     pub(crate) hello: Option<Hello>,
     /// The peer's set, as it last said.
     pub(crate) theirs: Option<SetSummary>,
@@ -119,7 +121,7 @@ impl Session {
             dialed,
             plain,
             since_ms: now_ms,
-            closing: false,
+            closing: None,
             hello: None,
             theirs: None,
             told: None,

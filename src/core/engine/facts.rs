@@ -74,7 +74,7 @@ pub enum Input {
         conn: ConnId,
         /// Why, for people.
         reason: String,
-        /// The peer broke the protocol or refused us: be slow to return.
+        /// It was closed for a violation, as far as the engine did not itself: be slow to return.
         violation: bool,
     },
     /// A message on the control stream.

@@ -144,6 +144,9 @@ impl Engine {
         let Some(node_id) = self.conns.remove(&conn) else { return };
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
         let was_current = peer.link.current().is_some_and(|current| current.id == conn);
+        let own = peer.session.as_ref().filter(|session| session.conn == conn);
+        let closed = own.and_then(|session| session.closing);
+        let violation = violation || closed.is_some_and(CloseCode::is_violation);
         let change = peer.link.ended(conn, now_ms, violation, random);
         if !was_current {
             return;

@@ -263,7 +263,7 @@ impl Engine {
         let sessions = self.peers.iter();
         let sessions =
             sessions.filter_map(|(node_id, peer)| Some((*node_id, peer.session.as_ref()?)));
-        sessions.filter(|(_, session)| session.hello.is_some() && !session.closing)
+        sessions.filter(|(_, session)| session.hello.is_some() && session.closing.is_none())
     }
 
     /// What this device says of itself.
@@ -299,7 +299,7 @@ impl Engine {
     fn close(&mut self, conn: ConnId, code: CloseCode, detail: &str, out: &mut Vec<Effect>) {
         out.push(close(conn, code, detail));
         let Some(session) = self.session(conn) else { return };
-        session.closing = true;
+        session.closing = Some(code);
     }
 
     // ---- after every input: see what can be done now -----------------------------------------
@@ -324,7 +324,7 @@ impl Engine {
                 continue;
             };
             let conn = session.conn;
-            if session.closing {
+            if session.closing.is_some() {
                 continue;
             }
             if session.hello.is_none() {
@@ -372,7 +372,7 @@ impl Engine {
     }
 
     fn session_deadline(&self, session: &Session) -> Option<u64> {
-        if session.closing {
+        if session.closing.is_some() {
             return None;
         }
         if session.hello.is_none() {
@@ -392,7 +392,7 @@ impl Engine {
     fn session_of(&mut self, conn: ConnId) -> Option<(NodeId, &mut Session)> {
         let node_id = *self.conns.get(&conn)?;
         let session = self.peers.get_mut(&node_id)?.session.as_mut()?;
-        (session.conn == conn && !session.closing).then_some((node_id, session))
+        (session.conn == conn && session.closing.is_none()).then_some((node_id, session))
     }
 }
 

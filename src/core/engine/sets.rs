@@ -145,7 +145,7 @@ impl Engine {
         fingerprint: &[u8; 32],
     ) -> bool {
         if self.behind
-            || session.closing
+            || session.closing.is_some()
             || session.hello.is_none()
             || !self.is_quiet(node_id, session)
         {

@@ -301,6 +301,21 @@ fn a_connection_that_was_replaced_never_gets_a_second_session() {
 }
 
 #[test]
+fn who_broke_the_protocol_is_not_dialled_at_once() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    bench.say_hello(A, A_CONN);
+    assert_eq!(bench.closed(), Some((A_CONN, CloseCode::Protocol)), "a second Hello");
+    let (reason, violation) = (String::new(), false);
+    bench.tell(Input::Disconnected { conn: A_CONN, reason, violation });
+    bench.effects.clear();
+    bench.wait(10_000);
+    assert!(!bench.effects.contains(&Effect::Dial(A)));
+    bench.wait(35_000);
+    assert!(bench.effects.contains(&Effect::Dial(A)));
+}
+
+#[test]
 fn a_plain_connection_that_takes_over_stays_plain() {
     let mut bench = Bench::new();
     let (b, dialed, incoming) = (NodeId([9; 32]), ConnId(1), ConnId(2));
