@@ -215,6 +215,11 @@ impl<'a> Intake<'a> {
         slot
     }
 
+    /// A large asset that announced itself is under way, and kept from all other streams.
+    pub(super) fn is_collecting(&mut self) -> bool {
+        self.slots.last_mut().is_some_and(|slot| !slot.is_done() && slot.source().is_some())
+    }
+
     fn slot_of(&self, label: Label) -> usize {
         match label {
             Label::Entry(index) => index,

@@ -151,10 +151,18 @@ pub(super) async fn take_contents<R: AsyncRead + Unpin>(
 ) -> Result<(), TransferError> {
     let mut progress = Progress::new();
     loop {
-        let frame = match naming {
-            Naming::Offered(_) => progress.within(reader.read()).await??,
-            // Nothing here was asked for, so nobody else is kept from sending it.
-            Naming::Plain => reader.read().await?,
+        let may_rest = match naming {
+            Naming::Offered(_) => false,
+            // Nothing here was asked for, so nobody else is kept from sending it, but for a large
+            // asset that is begun.
+            Naming::Plain => !intake.is_collecting(),
+        };
+        let frame = if may_rest {
+            let frame = reader.read().await?;
+            progress = Progress::new();
+            frame
+        } else {
+            progress.within(reader.read()).await??
         };
         let frame = frame.ok_or(TransferError::Ended("Done"))?;
         progress.moved(frame.payload.len());

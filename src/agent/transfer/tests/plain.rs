@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use prost::Message;
 
+use super::hostile::Script;
 use super::*;
 use crate::agent::transfer::plain::{PlainReport, receive_plain_live, run_plain, send_plain_live};
 use crate::state::bao;
@@ -227,6 +228,15 @@ fn named(digest: Digest, bytes: &[u8]) -> (Kind, Vec<u8>) {
     (Kind::Contents, encode_contents(vec![content]).encode_to_vec())
 }
 
+/// Says only that it is alive.
+async fn rest(script: &mut Script, time: Duration) -> Result<(), TransferError> {
+    for _ in 0..time.as_secs() / KEEP_ALIVE.as_secs() {
+        keep_alive(&mut script.writer).await?;
+        tokio::time::sleep(KEEP_ALIVE).await;
+    }
+    Ok(())
+}
+
 fn done() -> (Kind, Vec<u8>) {
     (Kind::Done, Vec::new())
 }
@@ -271,6 +281,31 @@ async fn a_peer_that_breaks_the_plain_protocol_is_found_out_and_good_assets_are_
     let side = Side::new(BLAKE3);
     assert!(!against(&side, vec![first_page(), one()]).await.unwrap_err().is_violation());
     assert!(side.holds_whole(&asset).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_peer_that_leaves_a_large_asset_lying_is_given_up_in_the_end() {
+    let side = Side::new(BLAKE3);
+    let bytes = content(1, PIECE_BYTES * 2);
+    let large = digest(BLAKE3, &bytes);
+    let mut outboard = tempfile::tempfile().unwrap();
+    bao::build_outboard(&bytes[..], large.size_bytes, &mut outboard).unwrap();
+    let first = &bytes[..PIECE_BYTES as usize];
+    let encoded = bao::encode_piece(&large, 0, first, Some(&outboard)).unwrap();
+    let (label, length_bytes) = (Label::Named(large), PIECE_BYTES as u32);
+    let piece = Piece { label, offset_bytes: 0, length_bytes, encoded: encoded.into() };
+    let (ours, theirs) = pipe();
+    let script = async {
+        let mut script = Script::new(theirs);
+        script.write(Kind::Page, &SetPage { hashes: Vec::new(), more: false }.encode()).await;
+        // At rest, with nothing begun, it may be for as long as it likes.
+        rest(&mut script, ANSWER_WAIT * 2).await.unwrap();
+        script.write(Kind::Piece, &piece.encode()).await;
+        rest(&mut script, ANSWER_WAIT * 2).await.unwrap_err();
+        script
+    };
+    let (result, _script) = tokio::join!(run(&side, ours), script);
+    assert!(matches!(result, Err(TransferError::Overdue { .. })), "{result:?}");
 }
 
 #[tokio::test]
