@@ -30,8 +30,8 @@ use crate::core::ids::{GroupId, LogId, NodeId};
 use crate::core::journal::message::{Hello, JournalMessage, Refuse, RefuseCode, VERSION};
 use crate::core::journal::op::SignedOp;
 use crate::core::journal::session::{
-    CLOCK_EVERY_MS, Compared, Effect, End, Input, NotTaken, Now, Report, Session, Standing, Start,
-    Why,
+    CLOCK_EVERY_MS, Compared, Effect, End, Input, NotTaken, Now, Repaired, Report, Session,
+    Standing, Start, Why,
 };
 use crate::core::limits::{INTRO_OPS_MAX, OPS_FRAME_BYTES, OPS_PER_FRAME_MAX};
 use crate::net::frame::{Frame, FrameError, FrameReader, FrameWriter};
@@ -71,8 +71,8 @@ pub struct Replication {
     device: NodeId,
     clock: Clock,
     threads: usize,
-    /// When everything was last sent to a peer for unequal digests. Only members get that far.
-    repaired: Arc<Mutex<BTreeMap<NodeId, u64>>>,
+    /// What was last sent again to a peer. Only members get that far.
+    repaired: Arc<Mutex<BTreeMap<NodeId, Repaired>>>,
     repairs: Arc<AtomicU64>,
 }
 
@@ -251,15 +251,15 @@ impl Replication {
         let Some((group, known, intro)) = read.await? else { return Ok(None) };
         let now_ms = i64::try_from(wall_ms()).unwrap_or(i64::MAX);
         let hello = Hello { version: VERSION, group, now_ms, intro: sendable(intro) };
-        let repaired_ms = self.repaired().get(&peer).copied();
-        Ok(Some(Start { hello, known, repaired_ms, jitter: rand::random() }))
+        let repaired = self.repaired().get(&peer).cloned().unwrap_or_default();
+        Ok(Some(Start { hello, known, repaired, jitter: rand::random() }))
     }
 
     fn now(&self) -> Now {
         Now { mono_ms: self.clock.now_ms(), wall_ms: wall_ms() }
     }
 
-    fn repaired(&self) -> MutexGuard<'_, BTreeMap<NodeId, u64>> {
+    fn repaired(&self) -> MutexGuard<'_, BTreeMap<NodeId, Repaired>> {
         self.repaired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -500,10 +500,9 @@ where
                 );
                 self.notes.repairs += 1;
                 self.shared.repairs.fetch_add(1, Ordering::Relaxed);
-                if let Some(at_ms) = self.session.repaired_ms() {
-                    self.shared.repaired().insert(self.peer, at_ms);
-                }
+                self.remember_repaired();
             }
+            Report::Matching => self.remember_repaired(),
             Report::Refused(Refuse { code, text, op }) => {
                 let (log, seq) = op.unzip();
                 let log = log.map(|log| log.to_string());
@@ -521,6 +520,10 @@ where
                 self.notes.held.insert(log, held);
             }
         }
+    }
+
+    fn remember_repaired(&self) {
+        self.shared.repaired().insert(self.peer, self.session.repaired().clone());
     }
 
     fn show(&mut self) {

@@ -28,9 +28,9 @@ impl World {
             intro: reader.intro(&me).unwrap(),
         };
         let known = self.standing(node, peer) == Standing::Member;
-        let repaired_ms = self.nodes[node].repaired_ms.get(&peer).copied();
+        let repaired = self.nodes[node].repaired.get(&peer).cloned().unwrap_or_default();
         let mut pending = Vec::new();
-        let start = Start { hello, known, repaired_ms, jitter };
+        let start = Start { hello, known, repaired, jitter };
         let session = Session::start(start, now, &mut pending);
         Side { node, session, inbox: VecDeque::new(), pending, sent: BTreeMap::new() }
     }
@@ -43,9 +43,10 @@ impl World {
         let peer = self.links[link][1 - side].node;
         for effect in out {
             match effect {
-                Effect::Report(Report::Repairing) => {
-                    self.count(Happened::Repair, 1);
-                    self.nodes[node].repaired_ms.insert(peer, now.mono_ms);
+                Effect::Report(report @ (Report::Repairing | Report::Matching)) => {
+                    self.count(Happened::Repair, (report == Report::Repairing).into());
+                    let repaired = self.links[link][side].session.repaired().clone();
+                    self.nodes[node].repaired.insert(peer, repaired);
                 }
                 Effect::Report(Report::Holding(op)) => match op.why {
                     Why::Quota => self.count(Happened::OverQuota, 1),

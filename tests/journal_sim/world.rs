@@ -21,7 +21,7 @@ use can_sync::core::journal::draft::{Draft, DraftError};
 use can_sync::core::journal::message::{Clock, Hello, JournalMessage, StateDigest, VERSION, Xor16};
 use can_sync::core::journal::op::{Body, Change, KINDS, LogInfo, SignedOp, op_hash, signed_bytes};
 use can_sync::core::journal::session::{
-    Compared, Effect, End, Input, NotTaken, Now, Report, Session, Standing, Start, Why,
+    Compared, Effect, End, Input, NotTaken, Now, Repaired, Report, Session, Standing, Start, Why,
 };
 use can_sync::core::journal::stamp::Hlc;
 use can_sync::core::limits::{FUTURE_MS_MAX, OP_SEQ_MAX};
@@ -246,7 +246,7 @@ struct Node {
     offset_ms: i64,
     gone: bool,
     silently_restored: bool,
-    repaired_ms: BTreeMap<usize, u64>,
+    repaired: BTreeMap<usize, Repaired>,
     /// The number and hash of the last op of a later version, in the log that those are in.
     later: Option<(u64, OpHash)>,
     /// For a mutant: what each peer had by its clocks of all sessions.
@@ -317,7 +317,7 @@ impl World {
                 offset_ms: 0,
                 gone: false,
                 silently_restored: false,
-                repaired_ms: BTreeMap::new(),
+                repaired: BTreeMap::new(),
                 later: None,
                 had: BTreeMap::new(),
             }

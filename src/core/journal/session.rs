@@ -9,8 +9,9 @@
 //! N4  A gap is jumped only on a drained clock, with everything before it on the stream taken in,
 //!     and never once an op was refused in this session.
 //! N5  One batch of ops at most is under way in each direction, and one order of each kind.
-//! N6  Equal clocks with unequal digests, and forked logs that do not match, end in sending
-//!     everything again: at most once per state of the two, or in [`REPAIR_PAUSE_MS`].
+//! N6  Equal clocks with unequal digests end in sending everything again, and a forked log that does
+//!     not match in sending all of that: at most once in [`REPAIR_PAUSE_MS`] per peer, and only when
+//!     the peer has answered what was sent before.
 //! N7  What a small clock can make us read and write is bounded by time: what is dear is put off and
 //!     done together ([`incoming`]).
 //!
@@ -45,7 +46,7 @@ pub const COALESCE_MS: u64 = 200;
 /// A clock is sent this often even when there is no news.
 pub const CLOCK_EVERY_MS: u64 = 60_000;
 
-/// Everything is sent again for unequal digests at most this often per peer.
+/// The same is sent again at most this often per peer.
 pub const REPAIR_PAUSE_MS: u64 = 10 * 60 * 1000;
 
 /// What time it is.
@@ -64,10 +65,19 @@ pub struct Start {
     pub hello: Hello,
     /// Whether the peer is a member by what we know now. One that is not must speak first.
     pub known: bool,
-    /// When everything was last sent to this peer for unequal digests, monotonic ms.
-    pub repaired_ms: Option<u64>,
+    /// What was sent again to this peer, of its last session.
+    pub repaired: Repaired,
     /// Random: spreads what is passed on.
     pub jitter: u64,
+}
+
+/// When something was last sent again to a peer, monotonic ms.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Repaired {
+    /// Everything, for unequal digests.
+    pub everything_ms: Option<u64>,
+    /// All of a forked log, as the peer did not hold the same of it.
+    pub forked_ms: BTreeMap<LogId, u64>,
 }
 
 /// The journal stream with one peer.
@@ -239,6 +249,8 @@ pub enum Report {
     Skewed(i64),
     /// Unequal digests at equal clocks: all is sent again. A bug, or a backup restored unnoticed.
     Repairing,
+    /// Forked logs that are not the same here and there: all of them is sent again.
+    Matching,
     /// The peer did not take something.
     Refused(Refuse),
     /// Ops of a log are not taken in for now.
@@ -275,7 +287,7 @@ impl Session {
             judging: Judging::Not,
             began_ms: now.mono_ms,
             wall_ms: now.wall_ms,
-            outgoing: Outgoing::new(start.jitter, start.repaired_ms, now.mono_ms),
+            outgoing: Outgoing::new(start.jitter, start.repaired, now.mono_ms),
             incoming: Incoming::default(),
             ended: false,
         };
@@ -322,9 +334,9 @@ impl Session {
         self.incoming.holds(log)
     }
 
-    /// When everything was last sent for unequal digests, monotonic ms: for the peer's next session.
-    pub fn repaired_ms(&self) -> Option<u64> {
-        self.outgoing.repaired_ms()
+    /// What was sent again: for the peer's next session.
+    pub fn repaired(&self) -> &Repaired {
+        self.outgoing.repaired()
     }
 
     /// Takes a fact in. Orders are appended to `out`.
@@ -344,8 +356,8 @@ impl Session {
                 self.outgoing.on_compared(compared, whole);
             }
             Input::Scanned(scanned) => {
-                let repairing = self.outgoing.on_scanned(scanned, self.incoming.peer());
-                out.extend(repairing.then_some(Effect::Report(Report::Repairing)));
+                let again = self.outgoing.on_scanned(scanned, self.incoming.peer());
+                out.extend(again.map(Effect::Report));
             }
             Input::Applied(not_taken) => self.on_applied(now, &not_taken, out),
             Input::Forged => self.end(End::Protocol("an op its author did not sign so"), out),

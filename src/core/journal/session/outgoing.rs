@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::incoming::PeerClock;
-use super::{CLOCK_EVERY_MS, COALESCE_MS, Compared, Effect, REPAIR_PAUSE_MS, Scanned};
-use crate::core::ids::{LogId, OpHash};
-use crate::core::journal::message::{
-    Clock, ClockEntry, JournalMessage, Ops, Refuse, StateDigest, Xor16,
+use super::{
+    CLOCK_EVERY_MS, COALESCE_MS, Compared, Effect, REPAIR_PAUSE_MS, Repaired, Report, Scanned,
 };
+use crate::core::ids::{LogId, OpHash};
+use crate::core::journal::message::{Clock, ClockEntry, JournalMessage, Ops, Refuse, StateDigest};
 use crate::core::journal::op::{SignedOp, op_hash};
 use crate::core::limits::OPS_PER_FRAME_MAX;
 
@@ -43,11 +43,9 @@ pub(super) struct Outgoing {
     received: Recent,
     /// Logs sent whole because the peer's ops are not ours.
     sent_whole: BTreeSet<LogId>,
-    /// Forked logs sent whole, and how the two stood then.
-    sent_forked: BTreeMap<LogId, (Xor16, Option<Xor16>)>,
     /// The peer's clock is younger than all ops sent.
     peer_answered: bool,
-    repaired_ms: Option<u64>,
+    repaired: Repaired,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -86,7 +84,7 @@ const RECENT_MAX: usize = 16 * OPS_PER_FRAME_MAX;
 const REFUSALS_MAX: usize = 16;
 
 impl Outgoing {
-    pub(super) fn new(jitter: u64, repaired_ms: Option<u64>, now_ms: u64) -> Self {
+    pub(super) fn new(jitter: u64, repaired: Repaired, now_ms: u64) -> Self {
         Self {
             now_ms,
             jitter,
@@ -107,9 +105,8 @@ impl Outgoing {
             ask_again: false,
             received: Recent::default(),
             sent_whole: BTreeSet::new(),
-            sent_forked: BTreeMap::new(),
             peer_answered: false,
-            repaired_ms,
+            repaired,
         }
     }
 
@@ -121,8 +118,8 @@ impl Outgoing {
         self.now_ms
     }
 
-    pub(super) fn repaired_ms(&self) -> Option<u64> {
-        self.repaired_ms
+    pub(super) fn repaired(&self) -> &Repaired {
+        &self.repaired
     }
 
     /// When there is something to do, if nothing is under way.
@@ -194,11 +191,11 @@ impl Outgoing {
         self.look_within(0);
     }
 
-    /// Takes in what was found. Whether everything is sent again, for unequal digests.
-    pub(super) fn on_scanned(&mut self, scanned: Scanned, peer: &PeerClock) -> bool {
+    /// Takes in what was found. What is to be told if something is sent again.
+    pub(super) fn on_scanned(&mut self, scanned: Scanned, peer: &PeerClock) -> Option<Report> {
         self.reading = false;
         if self.moved {
-            return false;
+            return None;
         }
         self.cursor = Some(scanned.cursor);
         self.scanning = scanned.drained.is_none();
@@ -214,31 +211,32 @@ impl Outgoing {
                 told.drained = false;
             }
         }
-        scanned.drained.is_some_and(|clock| self.on_drained(clock, peer))
+        self.on_drained(scanned.drained?, peer)
     }
 
     /// Nothing is left to send: is it really so, and what does the peer need to hear?
-    fn on_drained(&mut self, clock: Clock, peer: &PeerClock) -> bool {
+    fn on_drained(&mut self, clock: Clock, peer: &PeerClock) -> Option<Report> {
         self.again = Again::Nothing;
-        let forked = self.unmatched_forks(&clock, peer);
-        if !forked.is_empty() {
-            self.send_again(forked);
-            self.cursor = None;
-            self.scanning = true;
-            return false;
-        }
-        if self.digests_differ(&clock, peer) {
-            let again_ms = self.repaired_ms.map_or(self.now_ms, |at| at + REPAIR_PAUSE_MS);
-            if again_ms <= self.now_ms {
-                self.repaired_ms = Some(self.now_ms);
+        // Only the peer's last word on all that was sent tells whether it helped.
+        if self.peer_answered && peer.drained {
+            let mut forked = unmatched_forks(&clock, peer);
+            forked.retain(|log| self.may_again(self.repaired.forked_ms.get(log).copied()));
+            if !forked.is_empty() {
+                self.repaired.forked_ms.extend(forked.iter().map(|log| (*log, self.now_ms)));
+                self.send_again(forked);
+                self.cursor = None;
+                self.scanning = true;
+                return Some(Report::Matching);
+            }
+            if digests_differ(&clock, peer) && self.may_again(self.repaired.everything_ms) {
+                self.repaired.everything_ms = Some(self.now_ms);
                 self.again = Again::Everything;
                 self.cursor = Some(0);
                 self.scanning = true;
-                return true;
+                return Some(Report::Repairing);
             }
-            self.look_within(again_ms - self.now_ms);
         }
-        let Some(told) = &self.told else { return false };
+        let told = self.told.as_ref()?;
         let news = !told.drained || told.digest != clock.digest || !told.delta(&clock).is_empty();
         let next_ms = told.at_ms + if news { COALESCE_MS } else { CLOCK_EVERY_MS };
         if self.now_ms >= next_ms || !told.ever_drained {
@@ -246,36 +244,16 @@ impl Outgoing {
         } else {
             self.tell_ms = next_ms;
         }
-        false
+        None
     }
 
-    /// Logs known as forked of which the two do not hold the same, if that is news.
-    fn unmatched_forks(&mut self, clock: &Clock, peer: &PeerClock) -> BTreeSet<LogId> {
-        let mut unmatched = BTreeSet::new();
-        for ours in &clock.entries {
-            let theirs = peer.entries.get(&ours.log);
-            let known = ours.forked || theirs.is_some_and(|entry| entry.forked);
-            let same = theirs
-                .is_some_and(|entry| entry.forked && ours.forked && entry.above == ours.above);
-            if !known || same {
-                continue;
-            }
-            let standing = (ours.above, theirs.map(|entry| entry.above));
-            if self.sent_forked.insert(ours.log, standing) != Some(standing) {
-                unmatched.insert(ours.log);
-            }
+    /// Whether what was sent again at that time may be so once more; if not, it is looked at then.
+    fn may_again(&mut self, sent_ms: Option<u64>) -> bool {
+        let again_ms = sent_ms.map_or(self.now_ms, |at| at + REPAIR_PAUSE_MS);
+        if again_ms > self.now_ms {
+            self.look_within(again_ms - self.now_ms);
         }
-        unmatched
-    }
-
-    /// See N6. Told from a clock of the peer's that is its last word on ops of ours.
-    fn digests_differ(&self, clock: &Clock, peer: &PeerClock) -> bool {
-        let settled = self.peer_answered && peer.drained;
-        if !settled || StateDigest::agree(clock.digest, peer.digest) {
-            return false;
-        }
-        let entries = clock.entries.iter().map(|entry| (entry.log, *entry)).collect();
-        same_clock(&entries, &peer.entries)
+        again_ms <= self.now_ms
     }
 
     /// See [`super::Session::in_sync`].
@@ -383,6 +361,27 @@ impl Recent {
     fn contains(&self, hash: &OpHash) -> bool {
         self.set.contains(hash)
     }
+}
+
+/// Logs known as forked of which the two do not hold the same.
+fn unmatched_forks(clock: &Clock, peer: &PeerClock) -> BTreeSet<LogId> {
+    let unmatched = clock.entries.iter().filter(|ours| {
+        let theirs = peer.entries.get(&ours.log);
+        let known = ours.forked || theirs.is_some_and(|entry| entry.forked);
+        let same =
+            theirs.is_some_and(|entry| entry.forked && ours.forked && entry.above == ours.above);
+        known && !same
+    });
+    unmatched.map(|entry| entry.log).collect()
+}
+
+/// Whether two states are not the same that should be.
+fn digests_differ(clock: &Clock, peer: &PeerClock) -> bool {
+    if StateDigest::agree(clock.digest, peer.digest) {
+        return false;
+    }
+    let entries = clock.entries.iter().map(|entry| (entry.log, *entry)).collect();
+    same_clock(&entries, &peer.entries)
 }
 
 /// Whether two clocks cover the same. The chain of a forked log means nothing.

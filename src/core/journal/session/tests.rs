@@ -55,7 +55,7 @@ impl Stage {
     fn new(known: bool) -> Self {
         let now = Now { mono_ms: 1_000, wall_ms: WALL_MS };
         let mut out = Vec::new();
-        let start = Start { hello: hello(), known, repaired_ms: None, jitter: 1 };
+        let start = Start { hello: hello(), known, repaired: Repaired::default(), jitter: 1 };
         let session = Session::start(start, now, &mut out);
         Self { session, now, out }
     }
@@ -265,7 +265,7 @@ fn equal_clocks_with_unequal_digests_send_everything_once_in_a_while() {
         panic!("{effects:?}")
     };
     assert!(has.is_empty());
-    assert_eq!(stage.session.repaired_ms(), Some(stage.now.mono_ms));
+    assert_eq!(stage.session.repaired().everything_ms, Some(stage.now.mono_ms));
     let effects = stage.handle(Input::Scanned(drained(ours.clone())));
     assert!(matches!(effects[..], [Effect::Send(JournalMessage::Clock(_))]), "{effects:?}");
     stage.handle(Input::Sent);
@@ -292,15 +292,58 @@ fn unequal_clocks_or_another_reading_of_the_ops_are_no_reason_to_send_everything
 }
 
 #[test]
-fn a_forked_log_that_does_not_match_is_sent_whole_once_per_state() {
+fn a_forked_log_that_does_not_match_is_sent_whole_once_in_a_while() {
     let forked = |above| ClockEntry { forked: true, above: Xor16([above; 16]), ..entry(1, 2) };
     let mut stage = Stage::open(&[]);
     let ours = clock(&[forked(1)], true, 1);
     let effects = stage.settle(clock(&[forked(2)], true, 1), ours.clone());
-    let [Effect::Scan { cursor: None, has }] = &effects[..] else { panic!("{effects:?}") };
+    let [Effect::Report(Report::Matching), Effect::Scan { cursor: None, has }] = &effects[..]
+    else {
+        panic!("{effects:?}")
+    };
     assert!(!has.contains_key(&log(1)));
-    let effects = stage.handle(Input::Scanned(drained(ours)));
+    let sent_ms = stage.now.mono_ms;
+    assert_eq!(stage.session.repaired().forked_ms, BTreeMap::from([(log(1), sent_ms)]));
+    let effects = stage.handle(Input::Scanned(drained(ours.clone())));
     assert!(matches!(effects[..], [Effect::Send(JournalMessage::Clock(_))]), "{effects:?}");
+    stage.handle(Input::Sent);
+    let scans_again = |stage: &mut Stage| {
+        let effects = stage.handle(Input::Tick);
+        assert!(matches!(effects[..], [Effect::Scan { .. }]), "{effects:?}");
+        let effects = stage.handle(Input::Scanned(drained(ours.clone())));
+        let again = effects.contains(&Effect::Report(Report::Matching));
+        if !again {
+            stage.handle(Input::Sent);
+        }
+        again
+    };
+    stage.now.mono_ms = sent_ms + REPAIR_PAUSE_MS - 1;
+    assert!(!scans_again(&mut stage));
+    stage.now.mono_ms = sent_ms + REPAIR_PAUSE_MS;
+    assert!(scans_again(&mut stage));
+}
+
+#[test]
+fn a_new_op_in_a_forked_log_goes_alone_and_the_peer_is_heard_before_more_is_sent() {
+    let forked = |above| ClockEntry { forked: true, above: Xor16([above; 16]), ..entry(1, 2) };
+    let mut stage = Stage::open(&[]);
+    stage.settle(clock(&[forked(1)], true, 1), clock(&[forked(1)], true, 1));
+    stage.handle(Input::Sent);
+    assert!(stage.session.in_sync());
+    stage.handle(Input::Committed { own: true, members: false });
+    stage.pass(COALESCE_MS);
+    let ours = clock(&[forked(3)], true, 2);
+    let ops = vec![(log(1), op(1, 1))];
+    let found = Scanned { ops, cursor: 9, drained: Some(ours.clone()) };
+    let effects = stage.handle(Input::Scanned(found));
+    assert!(matches!(effects[..], [Effect::Send(JournalMessage::Ops(_))]), "{effects:?}");
+    stage.handle(Input::Sent);
+    stage.handle(Input::Sent);
+    let mut effects = stage.handle(told(ours.clone()));
+    effects.extend(stage.handle(Input::Compared(Compared::default())));
+    effects.extend(stage.handle(Input::Scanned(drained(ours))));
+    assert!(!effects.contains(&Effect::Report(Report::Matching)), "{effects:?}");
+    assert!(stage.session.repaired().forked_ms.is_empty());
 }
 
 #[test]
