@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Effect;
+use super::{COALESCE_MS, Effect};
 use crate::core::ids::{GroupId, LogId, OpHash};
 use crate::core::journal::message::{Clock, ClockEntry, Ops, StateDigest};
 use crate::core::journal::op::{LogInfo, SignedOp, op_hash};
@@ -60,7 +60,8 @@ pub(super) enum Hold {
     Quota,
 }
 
-/// The peer's place is noted on disk at most this often.
+/// The peer's place is noted on disk at most this often while it is still sending, and else at most
+/// every [`COALESCE_MS`], as often as honest peers tell.
 pub(super) const ACK_MS: u64 = 1_000;
 
 /// Of a session's time at most one part in so many is spent on comparing: for a clock of a hundred
@@ -109,13 +110,14 @@ impl Incoming {
             self.uncompared.remove(&entry.log);
         }
         self.uncompared.extend(dear.iter().map(|entry| entry.log));
-        Ok(self.take(jump, cheap, is_first, now_ms))
+        let ack_ms = if clock.drained { COALESCE_MS } else { ACK_MS };
+        Ok(self.take(jump, cheap, is_first, ack_ms, now_ms))
     }
 
     /// What was put off and is due.
     pub(super) fn overdue(&mut self, now_ms: u64) -> Option<Effect> {
         let is_due = self.due_ms().is_some_and(|at| at <= now_ms);
-        is_due.then(|| self.take(Vec::new(), Vec::new(), false, now_ms)).flatten()
+        is_due.then(|| self.take(Vec::new(), Vec::new(), false, ACK_MS, now_ms)).flatten()
     }
 
     /// When [`Self::overdue`] has something, if nothing is under way.
@@ -134,9 +136,10 @@ impl Incoming {
         jump: Vec<ClockEntry>,
         mut compare: Vec<ClockEntry>,
         is_first: bool,
+        ack_ms: u64,
         now_ms: u64,
     ) -> Option<Effect> {
-        let acks = self.acked_ms.is_none_or(|at| now_ms >= at + ACK_MS);
+        let acks = self.acked_ms.is_none_or(|at| now_ms >= at + ack_ms);
         let ack = if acks { std::mem::take(&mut self.unacked) } else { BTreeSet::new() };
         let ack = self.entries(ack);
         if !ack.is_empty() {
