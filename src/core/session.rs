@@ -432,7 +432,10 @@ mod tests {
         session.next_to_size();
         session.push_solicited(vec![large]);
         assert_eq!(session.next_batch().unwrap().lane, Lane::NowLarge);
-        session.push_solicited(vec![digest(2, 1), digest(3, SMALL_BYTES_MAX + 1)]);
+        let others = vec![digest(2, 1), digest(3, SMALL_BYTES_MAX + 1)];
+        session.push_to_size(others.iter().map(|other| other.hash).collect());
+        session.next_to_size();
+        session.push_solicited(others);
         session.push_live(digest(4, SMALL_BYTES_MAX + 1), true);
         session.push_live(digest(5, 1), true);
         assert_eq!(session.next_batch().unwrap().lane, Lane::Live);
