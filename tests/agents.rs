@@ -209,8 +209,9 @@ async fn assets_travel_through_the_middle_of_a_chain_that_is_restarted_meanwhile
     };
     let restarting = async {
         for _ in 0..2 {
-            let before = b.status().store.assets;
-            until("some assets came", &[&b], async || b.status().store.assets > before + 50).await;
+            // All may have come before, on a busy machine.
+            let enough = (b.status().store.assets + 50).min(999);
+            until("some assets came", &[&b], async || b.status().store.assets > enough).await;
             b.down().await;
             b.up().await;
         }
