@@ -110,6 +110,9 @@ async fn ended(connection: &Connection) -> Ended {
     timeout(SOON, connection.closed()).await.unwrap()
 }
 
+/// Held by the tests that measure this process's memory and by those that take much of it.
+static MEMORY: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 fn resident_bytes() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
@@ -346,6 +349,7 @@ async fn a_third_connection_of_the_same_peer_replaces_the_oldest() {
 
 #[tokio::test]
 async fn the_sixty_fifth_connection_is_refused_until_one_has_ended() {
+    let _alone = MEMORY.lock().await;
     let at = bind().await;
     let admission = Admission { verdict: Box::new(|_| Verdict::Member), ..admitting(&[]) };
     let (_task, kept) = keep_accepting(at.acceptor(admission));
@@ -464,6 +468,7 @@ async fn a_removed_device_is_told_that_it_was_removed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_strangers_cost_little_memory_and_do_not_stop_a_members_transfer() {
+    let _alone = MEMORY.lock().await;
     const STRANGERS: usize = 200;
     const ROUND: usize = 20;
     let pair = Pair::connect().await;
@@ -587,6 +592,7 @@ async fn callers_that_never_finish_the_handshake_do_not_keep_a_member_out() {
 
 #[tokio::test]
 async fn a_reader_that_stalls_on_many_small_frames_does_not_lose_the_connection() {
+    let _alone = MEMORY.lock().await;
     const FRAMES: u64 = 60_000;
     let pair = Pair::connect().await;
     let connection = pair.dialed.clone();
@@ -617,6 +623,7 @@ async fn a_reader_that_stalls_on_many_small_frames_does_not_lose_the_connection(
 
 #[tokio::test]
 async fn a_stalled_bulk_stream_leaves_the_other_streams_alive() {
+    let _alone = MEMORY.lock().await;
     const BULK: usize = 64 << 20;
     let pair = Pair::connect().await;
     let (mut send_bulk, _answer) = pair.dialed.open_stream(-1).await.unwrap();
@@ -662,6 +669,7 @@ async fn a_stalled_bulk_stream_leaves_the_other_streams_alive() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_fills_every_stream_unread_gets_no_further_than_the_windows() {
+    let _alone = MEMORY.lock().await;
     let pair = Pair::connect().await;
     let before = resident_bytes();
     let sent = Arc::new(AtomicUsize::new(0));
