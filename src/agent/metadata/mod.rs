@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures_util::stream::{self, BoxStream};
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, sleep_until, timeout};
 
@@ -37,6 +37,10 @@ mod look;
 pub use self::arrivals::Arrivals;
 pub(in crate::agent) use self::arrivals::Expected;
 use self::look::{Asked, Look, Written, pack, write_row};
+
+/// How long what the store tells is gathered before it is looked at: an asset itself is on its way to
+/// other devices just then, and what is said of it may come after it.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// Assets looked at together: they share a transaction. With the longest texts they are 16 MiB.
 const LOOK_ASSETS: usize = 256;
@@ -195,7 +199,12 @@ impl Settler {
                     changed.map_err(|_| AskError::Closed)?;
                     self.at.journal_behind = true;
                 }
-                lines = feed.next() => self.on_feed(lines.context("the store ended its feed")?).await?,
+                lines = feed.next() => {
+                    let mut lines = lines.context("the store ended its feed")?;
+                    sleep(GATHER).await;
+                    lines.extend(feed.next().now_or_never().flatten().unwrap_or_default());
+                    self.on_feed(lines).await?;
+                }
                 () = std::future::ready(()), if self.at.journal_behind => self.read_journal().await?,
                 () = wake => self.on_time().await?,
                 () = std::future::ready(()), if self.at.scanned.is_some() => self.scan().await?,
