@@ -168,6 +168,7 @@ pub struct NewAsset {
 /// A complete file whose content was checked against its digest by the caller in this process,
 /// on a path only the caller writes to. [`Store::adopt`] consumes the file: afterwards it is gone
 /// from `path`, whatever the outcome was, unless the error [is temporary](StoreError::is_temporary).
+/// A file that a full disk did not take is gone then, too: its bytes have to come anew.
 #[derive(Debug)]
 pub struct VerifiedFile {
     /// The hash and size it has.
