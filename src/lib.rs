@@ -16,7 +16,7 @@
 //!   +----+---------------------^------------------------+----+     |
 //!        | group, index        | the store's changes    | batches  |
 //!   +----v----+        +-------+--------+        +------v----------v---+
-//!   |  state  |        | agent (follow) |        |   agent::transfer   |
+//!   |  state  |        | agent (follow) |        |   transfer   |
 //!   +---------+        +-------^--------+        +----------+----------+
 //!                              |                            | verified contents
 //!                     +--------+----------------------------v---+
@@ -43,12 +43,13 @@
 //!    [`core::session`] (batches), [`core::reconcile`] and [`core::sketch`] (the difference of two
 //!    sets).
 //! 3. [`agent`]: `agent/run.rs` is the loop, `agent/effects.rs` does what the engine orders,
-//!    [`agent::transfer`] moves the bytes.
+//!    [`transfer`] moves the bytes.
 //! 4. [`store`]: the one trait of the house, and its two implementations.
 //! 5. [`net`], [`wire`] and [`state`], as questions lead there; [`api`] and [`cli`] last.
 //!
-//! Imports point down: `core` <- `wire` <- `store`, `net`, `state` <- `agent` <- `api` <- `cli`.
-//! The three in the middle do not know each other; [`clock`] is the only reader of time, and below
+//! Imports point down: `core` <- `wire` <- `store`, `net`, `state` <- `replica` <- `transfer` <-
+//! `agent` <- `api` <- `cli`, and `store` <- `http` <- `api`. `store`, `net` and `state` do not know
+//! each other; [`clock`] is the only reader of time, and below
 //! all that need it.
 //!
 //! # Where the promises live
@@ -57,8 +58,8 @@
 //!
 //! | promise | held by |
 //! |---|---|
-//! | What is acknowledged survives a power cut | [`store`] I1, [`agent::transfer`] I1 |
-//! | Bytes are kept and sent under their own hash only | [`store`] I2, [`agent::transfer`] I2 |
+//! | What is acknowledged survives a power cut | [`store`] I1, [`transfer`] I1 |
+//! | Bytes are kept and sent under their own hash only | [`store`] I2, [`transfer`] I2 |
 //! | Nothing is missed, whatever is lost on the way | [`core::engine`] I1, [`store`] I3 |
 //! | Each asset crosses once | [`core::wants`] I1, [`core::spans`] S1 |
 //! | Only members come in; a removal is final | [`state::journal`], [`net`] |
@@ -103,7 +104,10 @@ pub mod api;
 pub mod cli;
 pub mod clock;
 pub mod core;
+pub mod http;
 pub mod net;
+pub mod replica;
 pub mod state;
 pub mod store;
+pub mod transfer;
 pub mod wire;

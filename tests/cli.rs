@@ -9,8 +9,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use can_sync::agent::status::Status;
 use can_sync::core::ids::HashAlgorithm;
+use can_sync::replica::status::Status;
 
 #[path = "common/agent.rs"]
 mod agent;

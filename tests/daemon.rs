@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use can_sync::agent::status::Status;
 use can_sync::core::ids::HashAlgorithm;
+use can_sync::replica::status::Status;
 
 #[path = "common/agent.rs"]
 mod agent;

@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use can_sync::agent::replicate::Ended;
-use can_sync::agent::status::JournalPeerState;
 use can_sync::clock::wall_ms;
 use can_sync::core::close::CloseCode;
 use can_sync::core::journal::message::{Clock, Hello, JournalMessage, Ops, RefuseCode, VERSION};
 use can_sync::core::journal::op::SignedOp;
 use can_sync::core::journal::session::End;
+use can_sync::replica::replicate::Ended;
+use can_sync::replica::status::JournalPeerState;
 use can_sync::state::journal::Journal;
 
 #[path = "journal_stream/node.rs"]

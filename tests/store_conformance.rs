@@ -7,7 +7,7 @@ mod common;
 use std::sync::Arc;
 
 use can_sync::core::ids::HashAlgorithm;
-use can_sync::store::embedded::server::Features;
+use can_sync::http::store_api::Features;
 use can_sync::store::embedded::{EmbeddedStore, Options};
 use common::{Fixture, conforms};
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm};
-use can_sync::store::embedded::server::Features;
+use can_sync::http::store_api::Features;
 use can_sync::store::http::{Deadlines, HttpStore};
 use can_sync::store::key::StoreKey;
 use can_sync::store::{

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use can_sync::core::ids::{Hash, HashAlgorithm};
-use can_sync::store::embedded::server::{self, Features};
+use can_sync::http::serve::{CONNECTIONS_MAX, HEADER_DEADLINE, STOP_DEADLINE};
+use can_sync::http::store_api::{self, Features};
 use can_sync::store::embedded::{EmbeddedStore, Options};
-use can_sync::store::serve::{CONNECTIONS_MAX, HEADER_DEADLINE, STOP_DEADLINE};
 use can_sync::store::{Metadata, Store, StoreError};
 use can_sync::wire::proto::store as proto;
 use common::http::{Served, guarded, served};
@@ -429,7 +429,7 @@ async fn an_upload_that_cannot_fit_is_refused_before_its_first_byte() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { free_floor_bytes: Some(u64::MAX / 2), ..Options::default() };
     let store = EmbeddedStore::open(&dir.path().join("store"), options).unwrap();
-    let served = guarded(dir, server::router(store.clone(), Features::default())).await;
+    let served = guarded(dir, store_api::router(store.clone(), Features::default())).await;
     let hash = Hash([1; 32]);
     for line in ["POST /assets".to_owned(), format!("PUT /sync/blobs/{hash}")] {
         let mut stream = TcpStream::connect(served.address).await.unwrap();
@@ -796,7 +796,7 @@ async fn a_stop_ends_streams_at_once_and_everything_in_time() {
 async fn only_loopback_is_served() {
     let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
     let stop = tokio_util::sync::CancellationToken::new();
-    let result = can_sync::store::serve::serve(listener, axum::Router::new(), stop).await;
+    let result = can_sync::http::serve::serve(listener, axum::Router::new(), stop).await;
     assert_eq!(result.unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
 }
 
@@ -805,7 +805,7 @@ async fn an_early_refusal_of_a_large_body_reaches_the_client() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { free_floor_bytes: Some(u64::MAX / 2), ..Options::default() };
     let store = EmbeddedStore::open(&dir.path().join("store"), options).unwrap();
-    let served = guarded(dir, server::router(store, Features::default())).await;
+    let served = guarded(dir, store_api::router(store, Features::default())).await;
     let client = served.client();
     for round in 0..20 {
         let bytes = content(round, 20_000_000);

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use can_sync::agent::status::{PeerState, Status};
+use can_sync::replica::status::{PeerState, Status};
 use serde_json::Value;
 use tempfile::TempDir;
 

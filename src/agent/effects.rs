@@ -17,13 +17,14 @@ use crate::core::session::Lane;
 use crate::core::wants::{Arrival, BatchId};
 use crate::net::{Protocol, RecvStream, SendStream};
 
-use super::events::EventLog;
 use super::fact::Fact;
+use super::journal_stream;
 use super::link::Order;
 use super::run::Loop;
-use super::transfer::plain::PlainReport;
-use super::transfer::{self, Outcome, Received, TransferError, is_large, plain};
-use super::{journal_stream, query};
+use crate::replica::events::EventLog;
+use crate::replica::query;
+use crate::transfer::plain::PlainReport;
+use crate::transfer::{self, Outcome, Received, TransferError, is_large, plain};
 
 /// A stream that a peer opened comes with its first byte.
 const FIRST_BYTE_WAIT: Duration = Duration::from_secs(5);

@@ -14,8 +14,8 @@ use crate::store::{Cursor, StoreInfo};
 
 use super::handle::{FetchReply, LeaveReply, PairReply, Reply, RequestError};
 use super::journal_stream::Peeked;
-use super::status::JournalPeerStatus;
-use super::transfer::plain::PlainReport;
+use crate::replica::status::JournalPeerStatus;
+use crate::transfer::plain::PlainReport;
 
 /// Facts waiting for the loop, each handled in microseconds; deep enough for a burst of every task.
 const FACTS_MAX: usize = 1024;

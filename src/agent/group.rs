@@ -7,8 +7,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
 use super::fact::{Fact, Facts};
-use super::journal::{AskError, Commits, JournalHandle};
 use crate::core::ids::NodeId;
+use crate::replica::journal::{AskError, Commits, JournalHandle};
 
 /// News of names and addresses waits so long for company; that of members does not.
 const COALESCE: Duration = Duration::from_millis(200);

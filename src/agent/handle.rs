@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::agent::journal::JournalHandle;
-use crate::agent::metadata::Settle;
-use crate::agent::status::Status;
 use crate::core::fetches::Fetching;
 use crate::core::ids::Hash;
+use crate::replica::journal::JournalHandle;
+use crate::replica::metadata::Settle;
+use crate::replica::status::Status;
 use crate::store::Store;
 
 /// Orders waiting for the loop. People and scripts give them one by one; a full queue makes the

@@ -18,9 +18,9 @@ use crate::net::{Connection, RecvStream, SendStream};
 use crate::wire::frame::Kind;
 
 use super::fact::{Fact, Facts};
-use super::replicate::Replication;
 use super::run::Loop;
-use super::status::{JournalPeerState, JournalPeerStatus, JournalStatus};
+use crate::replica::replicate::Replication;
+use crate::replica::status::{JournalPeerState, JournalPeerStatus, JournalStatus};
 
 /// After control messages, before assets: ops are small, and tell what assets mean.
 const JOURNAL_PRIORITY: i32 = 50;

@@ -20,8 +20,8 @@ use crate::net::{Connection, Protocol, RecvStream, SendStream};
 use crate::wire::WireError;
 use crate::wire::control::{decode_message, encode_message};
 
-use super::throttle::LinkThrottle;
-use super::transfer::{Context, Counters, plain};
+use crate::transfer::throttle::LinkThrottle;
+use crate::transfer::{Context, Counters, plain};
 
 /// Messages waiting to be written to one peer. The engine says little at a time: 128 pages of
 /// hashes, or the coded cells of a whole sketch, fit many times.

@@ -17,9 +17,9 @@ use crate::state::journal::GroupState;
 
 use super::fact::{Fact, Reload};
 use super::handle::LeaveReply;
-use super::journal::JournalHandle;
-use super::query;
 use super::run::{Loop, Parts};
+use crate::replica::journal::JournalHandle;
+use crate::replica::query;
 
 /// The id of the store before any has answered.
 pub(super) const NO_STORE: StoreId = StoreId([0; StoreId::LEN]);

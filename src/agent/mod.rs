@@ -31,30 +31,23 @@ use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::http::HttpStore;
 
 use self::handle::Handle;
-use self::metadata::{Arrivals, Settler};
-use self::status::Status;
-use self::throttle::Throttle;
+use crate::replica::metadata::{Arrivals, Settler};
+use crate::replica::status::Status;
+use crate::replica::{device, events, journal, metadata};
+use crate::transfer;
+use crate::transfer::throttle::Throttle;
 
-mod device;
 mod effects;
-mod events;
 mod fact;
 mod follow;
 mod group;
 pub mod handle;
-pub mod journal;
 mod journal_stream;
 mod link;
 mod load;
-pub mod metadata;
 mod orders;
 mod picture;
-mod query;
-pub mod replicate;
 mod run;
-pub mod status;
-mod throttle;
-pub mod transfer;
 
 /// At the end, calls of the store that are under way are given this long.
 const STORE_CLOSE_WAIT: Duration = Duration::from_secs(10);

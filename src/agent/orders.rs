@@ -32,15 +32,15 @@ use crate::state::home::Home;
 use crate::state::identity::Identity;
 use crate::state::journal::{Admitted, GroupState, JournalError, VerifiedOp, verify};
 
-use super::events::EventLog;
 use super::fact::Fact;
 use super::handle::{
     FetchOrder, FetchReply, FetchState, FetchView, LeaveReply, PairReply, RemoveReply, Reply,
     Request, RequestError, TicketReply,
 };
-use super::journal::{AskError, JournalHandle};
 use super::run::{Loop, Parts};
-use super::status::{PeerStatus, Status};
+use crate::replica::events::EventLog;
+use crate::replica::journal::{AskError, JournalHandle};
+use crate::replica::status::{PeerStatus, Status};
 
 /// How long a ticket may be good for.
 const TICKET_TTL_MAX: Duration = Duration::from_secs(24 * 3600);

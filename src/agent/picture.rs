@@ -7,11 +7,11 @@ use crate::core::peers::ConnId;
 use crate::net::{Path, WireBytes};
 
 use super::run::{Parts, StoreView};
-use super::status::{
+use crate::replica::status::{
     DeviceStatus, JournalStatus, PeerState, PeerStatus, RateLimitStatus, Status, StoreStatus,
 };
-use super::throttle::Throttle;
-use super::transfer::Counters;
+use crate::transfer::Counters;
+use crate::transfer::throttle::Throttle;
 
 /// Rates are averaged over about this long.
 const RATE_WINDOW_MS: f64 = 2_000.0;

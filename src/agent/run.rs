@@ -34,22 +34,23 @@ use crate::state::journal::GroupState;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Cursor, Store, StoreInfo};
 
-use super::device::Publisher;
 use super::effects::plain_done;
-use super::events::{self, EventLog};
 use super::fact::{Fact, Facts, Reload};
 use super::follow::Follower;
 use super::handle::Request;
-use super::journal::{JournalHandle, JournalWriter};
 use super::link::{CONTROL_QUEUE, Order};
 use super::load::{Loading, NO_STORE};
-use super::metadata::Settler;
 use super::picture::{LinkFigures, LinkView, Picture};
-use super::replicate::Replication;
-use super::status::{JournalPeerStatus, Status};
-use super::throttle::{LinkThrottle, Throttle};
-use super::transfer::{Context, Counters};
-use super::{group, journal_stream, link, orders, query};
+use super::{group, journal_stream, link, orders};
+use crate::replica::device::Publisher;
+use crate::replica::events::{self, EventLog};
+use crate::replica::journal::{JournalHandle, JournalWriter};
+use crate::replica::metadata::Settler;
+use crate::replica::query;
+use crate::replica::replicate::Replication;
+use crate::replica::status::{JournalPeerStatus, Status};
+use crate::transfer::throttle::{LinkThrottle, Throttle};
+use crate::transfer::{Context, Counters};
 
 /// Facts handled before the loop looks at its other sources again.
 const FACTS_PER_TURN: usize = 64;
@@ -593,7 +594,7 @@ impl Loop {
         let (parts, engine) = (&self.parts, &self.engine);
         let status = self.picture.draw(now_ms, parts, engine, &self.store, journal, link);
         let active = status.peers.iter().any(|peer| {
-            peer.state == super::status::PeerState::Syncing
+            peer.state == crate::replica::status::PeerState::Syncing
                 || peer.send_rate_bytes + peer.receive_rate_bytes > 0.0
         });
         self.publish_at_ms = active.then_some(now_ms + STATUS_MS_ACTIVE);

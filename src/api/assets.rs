@@ -21,8 +21,8 @@ use crate::core::journal::asset::{
 use crate::core::journal::draft::{Draft, DraftChange, DraftPut};
 use crate::core::journal::log::LogEvent;
 use crate::core::journal::op::{Elem, Value};
-use crate::store::people::written_by_people;
-use crate::store::problem::{Problem, problem};
+use crate::http::people::written_by_people;
+use crate::http::problem::{Problem, problem};
 use crate::store::{Metadata, StoreError};
 
 /// A body: the longest description and many tags, every byte escaped.

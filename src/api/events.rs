@@ -15,8 +15,8 @@ use super::records::write;
 use super::{Api, gone, json_body, watch};
 use crate::core::ids::{LogId, NodeId};
 use crate::core::journal::draft::{Draft, DraftChange};
+use crate::http::problem::Problem;
 use crate::state::journal::{EventRow, JournalError, JournalReader};
-use crate::store::problem::Problem;
 
 /// A body: the longest data, every byte escaped.
 const EVENT_BODY_BYTES_MAX: u64 = 256 * 1024;

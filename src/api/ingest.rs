@@ -18,10 +18,10 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::core::ids::{Digest, HashAlgorithm};
+use crate::http::people::written_by_people;
+use crate::http::problem::{Problem, problem};
+use crate::http::upload::{check_announced, check_type, collect_in_turn};
 use crate::store::messages::{self, MESSAGE_REPEATED_MAX, PROTOBUF_TYPE};
-use crate::store::people::written_by_people;
-use crate::store::problem::{Problem, problem};
-use crate::store::upload::{check_announced, check_type, collect_in_turn};
 use crate::store::{NewAsset, SMALL_BYTES_MAX, Store, StoreError, Stored};
 use crate::wire::parse;
 use crate::wire::proto::store::{Bundle, PushBatchRequest, PushBatchResponse, PushResult};

@@ -8,11 +8,11 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::{Api, NoArguments, order};
-use crate::agent::journal::AskError;
 use crate::clock::wall_ms;
 use crate::core::journal::draft::DraftError;
+use crate::http::problem::{Problem, problem};
+use crate::replica::journal::AskError;
 use crate::state::journal::{JournalError, Rebased};
-use crate::store::problem::{Problem, problem};
 
 /// The routes.
 pub(super) fn router() -> Router<Api> {

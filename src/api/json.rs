@@ -15,8 +15,8 @@ use crate::core::ids::{Hash, LogId, NodeId};
 use crate::core::journal::asset::ASSET_MODEL;
 use crate::core::journal::draft::DraftPut;
 use crate::core::journal::op::{Elem, Key, Value};
+use crate::http::problem::{Problem, problem};
 use crate::state::journal::{Change, Cursor, EventRow, Owner, Record};
-use crate::store::problem::{Problem, problem};
 
 /// The one member of an object that stands for bytes.
 const BYTES: &str = "bytes";

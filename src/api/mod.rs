@@ -18,11 +18,11 @@
 //! | `GET /v1/members`, `/v1/journal/…` | the journal as a whole, see `journal` |
 //! | `GET /openapi.json` | all of this and of the store's API, as OpenAPI 3.1 |
 //!
-//! Beside them, `up` serves the people's endpoints ([`crate::store::people`]), and with the embedded
-//! store the whole store API ([`crate::store::embedded::server`]).
+//! Beside them, `up` serves the people's endpoints ([`crate::http::people`]), and with the embedded
+//! store the whole store API ([`crate::http::store_api`]).
 //!
 //! Errors are problem documents (RFC 9457). `Host`, `Origin`, `Referer` and the token are judged
-//! before any of this is reached, by [`crate::store::guard`]. A body is read only when its content
+//! before any of this is reached, by [`crate::http::guard`]. A body is read only when its content
 //! type is exactly the one expected, which keeps web forms out; `GET` and `HEAD` change nothing.
 
 use std::sync::Arc;
@@ -43,9 +43,9 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::handle::{
     FetchOrder, FetchReply, Handle, LeaveReply, PairReply, RemoveReply, RequestError, TicketReply,
 };
-use crate::agent::status::Status;
-use crate::store::problem::{Problem, problem};
-use crate::store::upload::{check_announced, check_type, collect};
+use crate::http::problem::{Problem, problem};
+use crate::http::upload::{check_announced, check_type, collect};
+use crate::replica::status::Status;
 
 use watch::WATCHERS_MAX;
 
@@ -69,7 +69,7 @@ const STATUS_WAIT_MAX: Duration = Duration::from_secs(60);
 const TICKET_TTL_DEFAULT: Duration = Duration::from_secs(600);
 
 /// The routes of the API over a running agent, but the people's. When `stop` is cancelled, watchers
-/// get their answer. Goes behind a [`crate::store::guard::Guard`].
+/// get their answer. Goes behind a [`crate::http::guard::Guard`].
 pub fn router(handle: Handle, stop: CancellationToken) -> Router {
     let ingest = ingest::router(handle.store());
     Router::new()

@@ -23,8 +23,8 @@ use crate::core::ids::NodeId;
 use crate::core::journal::draft::{Draft, DraftChange, Expect};
 use crate::core::journal::op::Key;
 use crate::core::limits::{RECORD_BYTES_MAX, RECORD_ID_BYTES_MAX};
+use crate::http::problem::{Problem, problem};
 use crate::state::journal::{JournalError, JournalReader, Owner, Written};
-use crate::store::problem::{Problem, problem};
 
 /// A body of writes: the longest op, every byte escaped.
 const WRITES_BYTES_MAX: u64 = 512 * 1024;

@@ -25,10 +25,10 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use super::events::{EventFilter, epoch};
 use super::json::{EventPlace, bad_request, change_json, cursor_text, event_json, parse_cursor};
 use super::{Api, gone};
-use crate::agent::journal::{AskError, Commits, JournalHandle};
 use crate::core::ids::LogId;
+use crate::http::problem::{Problem, problem};
+use crate::replica::journal::{AskError, Commits, JournalHandle};
 use crate::state::journal::{ChangesPage, Cursor, EventsPage, JournalError, JournalReader};
-use crate::store::problem::{Problem, problem};
 
 /// Watchers at once: with the store's event streams still fewer than there are connections.
 pub(super) const WATCHERS_MAX: usize = 16;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::exit::{Exit, Failure};
 use crate::agent::handle::REQUEST_TIMEOUT;
-use crate::agent::status::Status;
+use crate::replica::status::Status;
 use crate::state::home::Home;
 use crate::store::StoreError;
 use crate::store::http::owner;

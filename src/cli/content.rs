@@ -21,7 +21,7 @@ use super::output::Output;
 use super::text::{lossy_path, shown};
 use crate::core::export_name::{export_name, suffixed_name};
 use crate::core::ids::{Hash, HashAlgorithm};
-use crate::store::upload::Hasher;
+use crate::store::hasher::Hasher;
 
 /// `can-sync cat`
 pub(crate) async fn cat(client: &Client, hash: &str, output: Output) -> Result<Exit, Failure> {

@@ -11,9 +11,9 @@ use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{duration, shown};
 use crate::agent::handle::{LeaveReply, PairReply, RemoveReply, TicketReply};
-use crate::agent::status::{PeerState, PeerStatus};
 use crate::clock::wall_ms;
 use crate::net::ticket::Ticket;
+use crate::replica::status::{PeerState, PeerStatus};
 
 /// Many times a ticket with all its addresses.
 const TICKET_BYTES_MAX: u64 = 16 * 1024;

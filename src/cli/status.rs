@@ -10,8 +10,8 @@ use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::pairing::state_name;
 use super::text::{bytes, duration, shown};
-use crate::agent::status::{PeerState, PeerStatus, RateLimitStatus, Status};
 use crate::core::pairing::meant;
+use crate::replica::status::{PeerState, PeerStatus, RateLimitStatus, Status};
 
 /// Rates and times move without a new revision: repaint this often.
 const REPAINT: Duration = Duration::from_secs(1);
@@ -253,7 +253,7 @@ fn sync_text(peer: &PeerStatus) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::agent::status::{DeviceStatus, StoreStatus};
+    use crate::replica::status::{DeviceStatus, StoreStatus};
 
     fn peer(name: &str, node_id: &str, state: PeerState, in_sync: bool) -> PeerStatus {
         PeerStatus {

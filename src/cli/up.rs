@@ -22,13 +22,13 @@ use super::text::shown;
 use crate::agent::{self, Agent, StoreChoice};
 use crate::api;
 use crate::core::rate::{RateLimits, Timetable};
+use crate::http::guard::Guard;
+use crate::http::store_api::{self, Features};
+use crate::http::{people, serve::serve};
 use crate::net::Relay;
 use crate::state::home::{ApiAddress, Home};
-use crate::store::embedded::server::{self, Features};
 use crate::store::embedded::{EmbeddedStore, Options};
-use crate::store::guard::Guard;
 use crate::store::key::StoreKey;
-use crate::store::{people, serve::serve};
 
 const PORT_DEFAULT: u16 = 5757;
 
@@ -120,7 +120,7 @@ pub(crate) async fn up(
     let stop = CancellationToken::new();
     let handle = agent.handle();
     let store_routes = match agent.embedded_store() {
-        Some(store) => server::router(store, Features::default()),
+        Some(store) => store_api::router(store, Features::default()),
         None => people::router(handle.store(), handle.staging_dir().to_owned()),
     };
     let key = StoreKey::parse(&token).context("reading the API token")?;
@@ -176,7 +176,7 @@ pub(crate) async fn store(
     let address = listener.local_addr().context("looking up the API's address")?;
 
     let stop = CancellationToken::new();
-    let router = server::router(store.clone(), Features::default());
+    let router = store_api::router(store.clone(), Features::default());
     let router = Guard::new(key, address.port()).layer(router);
     let mut serving = std::pin::pin!(serve(listener, router, stop.clone()));
     let api = format!("http://{address}");

@@ -26,23 +26,18 @@ use thiserror::Error;
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
 pub use crate::core::limits::SMALL_BYTES_MAX;
 
-mod content;
 pub mod embedded;
-pub mod guard;
+pub(crate) mod hasher;
 pub mod http;
 pub mod key;
 pub(crate) mod messages;
-pub mod people;
-pub mod problem;
-pub mod serve;
-pub(crate) mod upload;
 
 /// A place in a store's change feed; 0 is before the first change. Meaningful only to the store
 /// (and store id) that gave it.
 pub type Cursor = u64;
 
 /// The group of chunks an outboard's leaves stand for: 16 KiB.
-const GROUP: BlockSize = BlockSize::from_chunk_log(4);
+pub(crate) const GROUP: BlockSize = BlockSize::from_chunk_log(4);
 
 /// The longest range one [`Store::read`] returns.
 pub const READ_BYTES_MAX: u64 = 1024 * 1024;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use can_sync::agent::status::JournalPeerState;
 use can_sync::core::journal::draft::{Draft, DraftChange, DraftPut};
 use can_sync::core::journal::op::{Key, Value};
+use can_sync::replica::status::JournalPeerState;
 use can_sync::state::journal::Owner;
 
 use crate::common::group::{Device, pair, until};

@@ -1,7 +1,7 @@
 //! Rate limits: how long contents take by the clock, and what does not wait for them.
 
-use can_sync::agent::status::RateLimitStatus;
 use can_sync::core::rate::{RateLimits, Timetable};
+use can_sync::replica::status::RateLimitStatus;
 
 use super::*;
 

@@ -17,19 +17,19 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use can_sync::agent::handle::Handle;
-use can_sync::agent::status::{PeerState, PeerStatus, Status};
 use can_sync::agent::{Agent, Config, NetOverrides, StoreChoice};
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
 use can_sync::core::rate::RateLimits;
+use can_sync::http::guard::Guard;
+use can_sync::http::serve::serve;
+use can_sync::http::store_api::{self, Features};
 use can_sync::net::Relay;
 use can_sync::net::ticket::Ticket;
+use can_sync::replica::status::{PeerState, PeerStatus, Status};
 use can_sync::state::home::{Home, Lock};
 use can_sync::state::identity::Identity;
-use can_sync::store::embedded::server::{self, Features};
 use can_sync::store::embedded::{EmbeddedStore, Options};
-use can_sync::store::guard::Guard;
 use can_sync::store::key::StoreKey;
-use can_sync::store::serve::serve;
 use can_sync::store::{Metadata, NewAsset, SMALL_BYTES_MAX, Store, VerifiedFile};
 use can_sync::wire::proto::store as proto;
 use futures_util::future::select_all;
@@ -447,7 +447,7 @@ impl Foreign {
         let dir = self.dir.path().join(format!("store{}", self.stores));
         let store = EmbeddedStore::open(&dir, options).unwrap();
         let faults = self.faults.clone();
-        let router = server::router(store.clone(), Features::default());
+        let router = store_api::router(store.clone(), Features::default());
         let router: Router = router.layer(middleware::from_fn(move |request, next| {
             let faults = faults.clone();
             async move { faults.pass(request, next).await }

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use axum::Router;
 use can_sync::core::ids::HashAlgorithm;
-use can_sync::store::embedded::server::{self, Features};
+use can_sync::http::guard::Guard;
+use can_sync::http::serve::serve;
+use can_sync::http::store_api::{self, Features};
 use can_sync::store::embedded::{EmbeddedStore, Options};
-use can_sync::store::guard::Guard;
 use can_sync::store::http::HttpStore;
 use can_sync::store::key::StoreKey;
-use can_sync::store::serve::serve;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -79,6 +79,6 @@ pub fn embedded(hash_algorithm: HashAlgorithm) -> (TempDir, EmbeddedStore) {
 /// A new embedded store, served.
 pub async fn served(hash_algorithm: HashAlgorithm, features: Features) -> (Served, EmbeddedStore) {
     let (dir, store) = embedded(hash_algorithm);
-    let served = guarded(dir, server::router(store.clone(), features)).await;
+    let served = guarded(dir, store_api::router(store.clone(), features)).await;
     (served, store)
 }

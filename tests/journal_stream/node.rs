@@ -10,15 +10,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use can_sync::agent::journal::{AskError, JournalHandle, share};
-use can_sync::agent::replicate::{Ended, Replication};
-use can_sync::agent::status::{JournalPeerState, JournalPeerStatus};
 use can_sync::clock::{Clock, wall_ms};
 use can_sync::core::ids::{GroupId, LogId, NodeId};
 use can_sync::core::journal::draft::{Draft, DraftChange, DraftPut};
 use can_sync::core::journal::message::{self, Hello, JournalMessage, VERSION};
 use can_sync::core::journal::op::{Key, SignedOp, Value};
 use can_sync::net::frame::{FrameReader, FrameWriter};
+use can_sync::replica::journal::{AskError, JournalHandle, share};
+use can_sync::replica::replicate::{Ended, Replication};
+use can_sync::replica::status::{JournalPeerState, JournalPeerStatus};
 use can_sync::state::home::Home;
 use can_sync::state::identity::Identity;
 use can_sync::state::journal::{Journal, Owner, verify};

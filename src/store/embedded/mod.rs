@@ -35,7 +35,6 @@ mod db;
 mod files;
 mod ingest;
 mod rows;
-pub mod server;
 
 /// Writes at once. They wait for one disk; more of them make a commit larger, up to a point.
 const WRITES: usize = 8;

@@ -10,7 +10,7 @@ use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::store::messages::{
     self, MESSAGE_ENTRIES_MAX, MESSAGE_REPEATED_MAX, METADATA_HEADER, UPLOAD_OFFSET_HEADER,
 };
-use crate::store::{NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile, upload};
+use crate::store::{NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile, hasher};
 use crate::wire::proto::store as proto;
 
 impl Inner {
@@ -280,7 +280,7 @@ async fn file_mismatch(file: &VerifiedFile, algorithm: HashAlgorithm) -> StoreEr
 
 async fn file_hash(file: &VerifiedFile, algorithm: HashAlgorithm) -> Result<Hash, StoreError> {
     let path = file.path.clone();
-    tokio::task::spawn_blocking(move || upload::hash_file(&path, algorithm))
+    tokio::task::spawn_blocking(move || hasher::hash_file(&path, algorithm))
         .await
         .map_err(std::io::Error::other)
         .flatten()

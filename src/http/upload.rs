@@ -17,8 +17,9 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
 use super::problem::{Problem, problem};
-use super::{SMALL_BYTES_MAX, Store, StoreError};
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
+use crate::store::hasher::Hasher;
+use crate::store::{SMALL_BYTES_MAX, Store, StoreError};
 
 /// How much is written between two looks at the free space, when the length was not announced.
 pub(crate) const SPACE_CHECK_BYTES: u64 = 64 * 1024 * 1024;
@@ -26,56 +27,6 @@ pub(crate) const SPACE_CHECK_BYTES: u64 = 64 * 1024 * 1024;
 /// How long a whole message may take to come while others wait for their turn: the longest has
 /// 16 MiB, from a program on this device.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(60);
-
-/// A hash under way.
-pub(crate) enum Hasher {
-    Blake3(Box<blake3::Hasher>),
-    Sha256(sha2::Sha256),
-}
-
-impl Hasher {
-    pub(crate) fn new(algorithm: HashAlgorithm) -> Self {
-        match algorithm {
-            HashAlgorithm::Blake3 => Self::Blake3(Box::default()),
-            HashAlgorithm::Sha256 => Self::Sha256(sha2::Sha256::default()),
-        }
-    }
-
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Blake3(hasher) => {
-                hasher.update(bytes);
-            }
-            Self::Sha256(hasher) => sha2::Digest::update(hasher, bytes),
-        }
-    }
-
-    /// Reads to the end. Blocks.
-    pub(crate) fn update_from(&mut self, mut from: impl io::Read) -> io::Result<()> {
-        let mut buffer = vec![0; 256 * 1024];
-        loop {
-            match from.read(&mut buffer)? {
-                0 => return Ok(()),
-                count => self.update(&buffer[..count]),
-            }
-        }
-    }
-
-    /// Of all that came so far.
-    pub(crate) fn hash(&self) -> Hash {
-        match self {
-            Self::Blake3(hasher) => Hash(*hasher.finalize().as_bytes()),
-            Self::Sha256(hasher) => Hash(sha2::Digest::finalize(hasher.clone()).into()),
-        }
-    }
-}
-
-/// The hash of a file. Blocks.
-pub(crate) fn hash_file(path: &Path, algorithm: HashAlgorithm) -> io::Result<Hash> {
-    let mut hasher = Hasher::new(algorithm);
-    hasher.update_from(std::fs::File::open(path)?)?;
-    Ok(hasher.hash())
-}
 
 /// A file that is removed when this is dropped.
 pub(crate) struct TempFile(PathBuf);

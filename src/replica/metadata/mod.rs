@@ -35,7 +35,7 @@ mod arrivals;
 mod look;
 
 pub use self::arrivals::Arrivals;
-pub(in crate::agent) use self::arrivals::Expected;
+pub(crate) use self::arrivals::Expected;
 use self::look::{Asked, Look, Written, pack, write_row};
 
 /// How long what the store tells is gathered before it is looked at: an asset itself is on its way to
@@ -73,7 +73,7 @@ const STORE_CURSOR: &str = "metadata-store";
 const JOURNAL_CURSOR: &str = "metadata-journal";
 
 /// Calls of [`Settle`] that wait: people and scripts, each of them waiting itself.
-pub(super) const SETTLES_MAX: usize = 64;
+pub(crate) const SETTLES_MAX: usize = 64;
 
 /// The journal has another epoch than before, as when a device comes into a group: no failure.
 #[derive(Debug, thiserror::Error)]
@@ -83,12 +83,12 @@ struct BegunAnew;
 /// "Bring this asset together now, and say when it is done."
 #[derive(Debug)]
 pub struct Settle {
-    pub(super) hash: Hash,
-    pub(super) reply: oneshot::Sender<Result<(), String>>,
+    pub(crate) hash: Hash,
+    pub(crate) reply: oneshot::Sender<Result<(), String>>,
 }
 
 /// See the head of this file.
-pub(super) struct Settler {
+pub(crate) struct Settler {
     store: Arc<dyn Store>,
     journal: JournalHandle,
     arrivals: Arrivals,
@@ -124,7 +124,7 @@ struct Place {
 }
 
 impl Settler {
-    pub(super) fn new(
+    pub(crate) fn new(
         store: Arc<dyn Store>,
         journal: JournalHandle,
         arrivals: Arrivals,
@@ -148,7 +148,7 @@ impl Settler {
     }
 
     /// Runs until dropped, or until the journal is closed.
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::default();
         loop {
             let started_ms = self.clock.now_ms();

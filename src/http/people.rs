@@ -19,13 +19,13 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::content::{self, insert, lists_etag};
-use super::messages::{at_most, canonical};
 use super::problem::{Problem, problem};
 use super::upload::{
     Received, announced_bytes, check_announced, check_largest, check_type, collect, receive,
 };
-use super::{Asset, Filter, Metadata, NewAsset, Store, StoreError, Stored, VerifiedFile};
 use crate::core::ids::{Digest, Hash};
+use crate::store::messages::{at_most, canonical};
+use crate::store::{Asset, Filter, Metadata, NewAsset, Store, StoreError, Stored, VerifiedFile};
 
 /// Rows of a listing when the request does not say how many.
 const LIST_ROWS_DEFAULT: usize = 100;
@@ -132,7 +132,7 @@ async fn add(
 }
 
 /// Hands a received content to the store.
-pub(super) async fn keep(
+pub(crate) async fn keep(
     store: &dyn Store,
     received: Received,
     metadata: Metadata,

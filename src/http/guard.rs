@@ -13,8 +13,8 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::IntoResponse;
 
-use super::key::StoreKey;
 use super::problem::{Problem, problem, uniform};
+use crate::store::key::StoreKey;
 
 /// The names a request may call us by, with our port or none.
 const HOST_NAMES: [&str; 3] = ["127.0.0.1", "[::1]", "localhost"];

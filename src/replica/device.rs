@@ -41,13 +41,13 @@ const FREE_CHANGE_BYTES: u64 = 1 << 30;
 const STORE_WAIT: Duration = Duration::from_secs(10);
 
 /// What the task works with.
-pub(super) struct Publisher {
-    pub(super) node_id: NodeId,
-    pub(super) journal: JournalHandle,
-    pub(super) store: Arc<dyn Store>,
-    pub(super) status: watch::Receiver<Status>,
+pub(crate) struct Publisher {
+    pub(crate) node_id: NodeId,
+    pub(crate) journal: JournalHandle,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) status: watch::Receiver<Status>,
     /// A folder on the store's disk.
-    pub(super) folder: PathBuf,
+    pub(crate) folder: PathBuf,
 }
 
 /// What the loop shows of this device; a change of it is a reason to look.
@@ -68,7 +68,7 @@ struct Who {
 
 impl Publisher {
     /// Runs until dropped, or until the journal is closed.
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let clock = Clock::start();
         let mut contact = Contact::default();
         let mut looked = Shown::default();

@@ -5,8 +5,8 @@ use prost::Message;
 
 use super::hostile::Script;
 use super::*;
-use crate::agent::transfer::plain::{PlainReport, receive_plain_live, run_plain, send_plain_live};
 use crate::state::bao;
+use crate::transfer::plain::{PlainReport, receive_plain_live, run_plain, send_plain_live};
 use crate::wire::batch::{Content, Label, Piece, SetPage, encode_ack, encode_contents};
 
 const BLAKE3: HashAlgorithm = HashAlgorithm::Blake3;

@@ -10,9 +10,9 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
 
 use super::look::metadata;
-use crate::agent::journal::JournalHandle;
 use crate::core::ids::{GroupId, Hash, NodeId};
 use crate::core::journal::asset::{Row, Shadow};
+use crate::replica::journal::JournalHandle;
 use crate::state::journal;
 use crate::store::Metadata;
 use crate::store::messages::{METADATA_BYTES_MAX, TAGS_MAX};
@@ -30,31 +30,31 @@ pub struct Arrivals {
 }
 
 /// What assets are to be put into the store with.
-pub(in crate::agent) struct Expected<'a> {
+pub(crate) struct Expected<'a> {
     /// In the order asked.
-    pub(in crate::agent) metadata: Vec<Metadata>,
+    pub(crate) metadata: Vec<Metadata>,
     noted: BoxFuture<'a, ()>,
 }
 
 impl Expected<'_> {
     /// Of assets that nobody has said anything of.
-    pub(in crate::agent) fn bare(count: usize) -> Self {
+    pub(crate) fn bare(count: usize) -> Self {
         Self { metadata: vec![Metadata::default(); count], noted: Box::pin(ready(())) }
     }
 
     /// Returns when the journal has noted that they come. To be waited for beside the store.
-    pub(in crate::agent) async fn noted(self) {
+    pub(crate) async fn noted(self) {
         self.noted.await;
     }
 }
 
 impl Arrivals {
-    pub(in crate::agent) fn new(journal: JournalHandle) -> Self {
+    pub(crate) fn new(journal: JournalHandle) -> Self {
         Self { journal, from: None, senders: Arc::default() }
     }
 
     /// Those that come from this device.
-    pub(in crate::agent) fn from(&self, from: NodeId) -> Self {
+    pub(crate) fn from(&self, from: NodeId) -> Self {
         Self { from: Some(from), ..self.clone() }
     }
 
@@ -62,7 +62,7 @@ impl Arrivals {
     /// Without the journal they arrive bare, and get their metadata afterwards. The rows are read
     /// beside the writer, which may be busy with a commit: what comes in after them is a change like
     /// any other.
-    pub(in crate::agent) async fn expect(&self, hashes: Vec<Hash>) -> Expected<'_> {
+    pub(crate) async fn expect(&self, hashes: Vec<Hash>) -> Expected<'_> {
         self.remember_sender(&hashes);
         let count = hashes.len();
         let read = self.journal.read(move |reader| {

@@ -40,7 +40,7 @@ const PATH_LOOK_MS: u64 = 1_000;
 
 /// The rate limits of an agent. Clones share them.
 #[derive(Debug, Clone)]
-pub(super) struct Throttle {
+pub(crate) struct Throttle {
     limits: Arc<RateLimits>,
     clock: Clock,
     /// Up and down, for all peers together.
@@ -49,7 +49,7 @@ pub(super) struct Throttle {
 
 /// The limits that hold on one connection. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct LinkThrottle(Option<Arc<Link>>);
+pub(crate) struct LinkThrottle(Option<Arc<Link>>);
 
 #[derive(Debug)]
 struct Link {
@@ -74,14 +74,14 @@ enum Way {
 
 impl Throttle {
     /// Holds to these limits, each of which holds from the start.
-    pub(super) fn new(limits: RateLimits) -> Self {
+    pub(crate) fn new(limits: RateLimits) -> Self {
         let clock = Clock::start();
         let all = limits.all.as_ref().map(|table| Gate::pair(table, clock));
         Self { limits: Arc::new(limits), clock, all }
     }
 
     /// The limits on a connection.
-    pub(super) fn link(&self, connection: &Connection) -> LinkThrottle {
+    pub(crate) fn link(&self, connection: &Connection) -> LinkThrottle {
         if self.limits.is_empty() {
             return LinkThrottle::default();
         }
@@ -95,12 +95,12 @@ impl Throttle {
     }
 
     /// What is set.
-    pub(super) fn limits(&self) -> &RateLimits {
+    pub(crate) fn limits(&self) -> &RateLimits {
         &self.limits
     }
 
     /// What is in force now: for all peers together, and for each.
-    pub(super) fn in_force(&self) -> [Rates; 2] {
+    pub(crate) fn in_force(&self) -> [Rates; 2] {
         if self.limits.is_empty() {
             return Default::default();
         }
@@ -112,7 +112,7 @@ impl Throttle {
 
 impl LinkThrottle {
     /// A stream that is written to, of this lane; `None`: of the plain protocol.
-    pub(super) fn up<W>(&self, stream: W, lane: Option<Lane>) -> Throttled<W> {
+    pub(crate) fn up<W>(&self, stream: W, lane: Option<Lane>) -> Throttled<W> {
         let (ahead_bytes, portions) = match lane {
             // A small new asset arrives at once; more of them wait in line like everything else.
             Some(Lane::Live) => (SMALL_BYTES_MAX, 1),
@@ -123,7 +123,7 @@ impl LinkThrottle {
     }
 
     /// A stream that is read.
-    pub(super) fn down<R>(&self, stream: R) -> Throttled<R> {
+    pub(crate) fn down<R>(&self, stream: R) -> Throttled<R> {
         self.throttled(stream, Way::Down, AHEAD_BYTES, 1)
     }
 
@@ -246,7 +246,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 // --- a stream -------------------------------------------------------------------------------------
 
 /// A stream that is held to the limits of its connection.
-pub(super) struct Throttled<S> {
+pub(crate) struct Throttled<S> {
     stream: S,
     link: Option<Arc<Link>>,
     way: Way,

@@ -23,15 +23,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use self::blobs::Uploads;
-use super::{EmbeddedStore, FeedKind, FeedLine};
 use crate::core::ids::{Digest, Hash};
+use crate::http::people;
+use crate::http::problem::{Problem, problem};
+use crate::http::upload::{
+    check_announced, check_largest, check_type, collect, collect_in_turn, receive,
+};
+use crate::store::embedded::{EmbeddedStore, FeedKind, FeedLine};
 use crate::store::messages::{
     self, MESSAGE_BYTES_MAX, MESSAGE_ENTRIES_MAX, MESSAGE_REPEATED_MAX, PROTOBUF_TYPE,
-};
-use crate::store::people;
-use crate::store::problem::{Problem, problem};
-use crate::store::upload::{
-    check_announced, check_largest, check_type, collect, collect_in_turn, receive,
 };
 use crate::store::{
     Asset, Changes, Cursor, Metadata, NewAsset, PAGE_ENTRIES_MAX, READ_BYTES_MAX, SMALL_BYTES_MAX,
@@ -88,7 +88,7 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 const EVENT_PAGE_ROWS: usize = 256;
 
 /// The router of the store API over `store`. It answers whoever asks: put it behind a
-/// [`Guard`](crate::store::guard::Guard).
+/// [`Guard`](crate::http::guard::Guard).
 pub fn router(store: EmbeddedStore, features: Features) -> Router {
     let staging_dir = store.staging_dir().to_owned();
     let server = Server {

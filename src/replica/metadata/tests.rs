@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 
 use super::*;
-use crate::agent::events;
-use crate::agent::journal::share;
 use crate::core::ids::Digest;
 use crate::core::journal::asset::{JournalRow, Row};
+use crate::replica::events;
+use crate::replica::journal::share;
 use crate::state::identity::Identity;
 use crate::state::journal::Journal;
 use crate::store::embedded::{EmbeddedStore, Options};

@@ -13,7 +13,7 @@ use crate::state::index::Index;
 const REPLAY_ROWS: usize = 10_000;
 
 /// Answers a reconcile's question.
-pub(super) fn answer(index: &Index, query: Query) -> Answer {
+pub(crate) fn answer(index: &Index, query: Query) -> Answer {
     try_answer(index, query).unwrap_or_else(|error| {
         tracing::error!("reading the index: {error:#}");
         Answer::Failed
@@ -42,7 +42,7 @@ fn try_answer(index: &Index, query: Query) -> Result<Answer> {
 }
 
 /// Which of the hashes are held, and which are not.
-pub(super) fn sizes(index: &Index, hashes: Vec<Hash>) -> (Vec<Digest>, Vec<Hash>) {
+pub(crate) fn sizes(index: &Index, hashes: Vec<Hash>) -> (Vec<Digest>, Vec<Hash>) {
     let sizes = index.sizes(&hashes).unwrap_or_else(|error| {
         tracing::error!("reading the index: {error:#}");
         vec![None; hashes.len()]
@@ -59,7 +59,7 @@ pub(super) fn sizes(index: &Index, hashes: Vec<Hash>) -> (Vec<Digest>, Vec<Hash>
 
 /// Loads the saved sketch and brings it up to the index's head; builds it when there is none that
 /// fits.
-pub(super) fn load(index: &Index, group_id: &GroupId) -> Result<KnownSet> {
+pub(crate) fn load(index: &Index, group_id: &GroupId) -> Result<KnownSet> {
     let saved = index.load_sketch().context("reading the saved sketch")?;
     let sketch = saved.and_then(|(bytes, seq)| {
         let of_group = bytes.strip_prefix(group_id.as_bytes().as_slice())?;
@@ -72,7 +72,7 @@ pub(super) fn load(index: &Index, group_id: &GroupId) -> Result<KnownSet> {
 }
 
 /// Builds the sketch from every row of the index.
-pub(super) fn scan(index: &Index, group_id: &GroupId) -> Result<KnownSet> {
+pub(crate) fn scan(index: &Index, group_id: &GroupId) -> Result<KnownSet> {
     replay(index, Sketch::new(SketchKey::derive(group_id)), 0)
 }
 
@@ -90,7 +90,7 @@ fn replay(index: &Index, mut sketch: Sketch, mut seq: u64) -> Result<KnownSet> {
 }
 
 /// Saves the sketch with the group it belongs to.
-pub(super) fn save(index: &Index, group_id: &GroupId, known: &KnownSet) -> Result<()> {
+pub(crate) fn save(index: &Index, group_id: &GroupId, known: &KnownSet) -> Result<()> {
     let mut bytes = group_id.as_bytes().to_vec();
     bytes.extend_from_slice(&known.sketch.to_bytes());
     index.save_sketch(&known.epoch, &bytes, known.head_seq).context("saving the sketch")

@@ -49,8 +49,9 @@ pub mod plain;
 mod receive;
 mod send;
 mod slot;
+pub(crate) mod throttle;
 
-use super::metadata::{Arrivals, Expected};
+use crate::replica::metadata::{Arrivals, Expected};
 
 pub use damaged::Damaged;
 pub use gather::Gatherings;

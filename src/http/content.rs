@@ -20,9 +20,9 @@ use bytes::Bytes;
 use futures_util::stream;
 
 use super::problem::{Problem, problem};
-use super::upload::Hasher;
-use super::{BaoFiles, GROUP, READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError};
 use crate::core::ids::{Digest, HashAlgorithm};
+use crate::store::hasher::Hasher;
+use crate::store::{BaoFiles, GROUP, READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError};
 
 /// Answers a GET or HEAD for the content `digest`, with validators and length; the caller adds what
 /// kind of bytes they are.

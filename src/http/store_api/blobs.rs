@@ -22,13 +22,15 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Server, bad_request, parse_hash};
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
-use crate::store::embedded::EmbeddedStore;
-use crate::store::messages::{self, METADATA_HEADER, UPLOAD_OFFSET_HEADER};
-use crate::store::problem::{Problem, problem};
-use crate::store::upload::{
-    Hasher, SPACE_CHECK_BYTES, announced_bytes, check_largest, check_type, next_chunk, write_failed,
+use crate::http::content;
+use crate::http::problem::{Problem, problem};
+use crate::http::upload::{
+    SPACE_CHECK_BYTES, announced_bytes, check_largest, check_type, next_chunk, write_failed,
 };
-use crate::store::{Metadata, Store, StoreError, Stored, VerifiedFile, content};
+use crate::store::embedded::EmbeddedStore;
+use crate::store::hasher::Hasher;
+use crate::store::messages::{self, METADATA_HEADER, UPLOAD_OFFSET_HEADER};
+use crate::store::{Metadata, Store, StoreError, Stored, VerifiedFile};
 
 /// Unfinished uploads kept for resuming: more than any agent has under way.
 const UNFINISHED_UPLOADS_MAX: usize = 64;

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::StoreError;
+use crate::store::StoreError;
 
 /// The media type of an error answer.
 pub const PROBLEM_TYPE: &str = "application/problem+json";

@@ -22,8 +22,6 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, sleep_until, timeout};
 
-use crate::agent::journal::{AskError, Commits, JournalHandle};
-use crate::agent::status::{JournalPeerState, JournalPeerStatus, JournalRefusal};
 use crate::clock::{Clock, wall_ms};
 use crate::core::close::CloseCode;
 use crate::core::ids::{GroupId, LogId, NodeId};
@@ -35,6 +33,8 @@ use crate::core::journal::session::{
 };
 use crate::core::limits::{INTRO_OPS_MAX, OPS_FRAME_BYTES, OPS_PER_FRAME_MAX};
 use crate::net::frame::{Frame, FrameError, FrameReader, FrameWriter};
+use crate::replica::journal::{AskError, Commits, JournalHandle};
+use crate::replica::status::{JournalPeerState, JournalPeerStatus, JournalRefusal};
 use crate::state::journal::{VerifiedOp, verify};
 use crate::wire::WireError;
 use crate::wire::journal::{decode_message, encode_message};

@@ -35,17 +35,17 @@ const ALARMS_MAX: usize = 1000;
 
 /// Where tasks tell what happened. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct EventLog(mpsc::Sender<LogEvent>);
+pub(crate) struct EventLog(mpsc::Sender<LogEvent>);
 
 /// A log and its far end, for [`record`].
-pub(super) fn channel() -> (EventLog, mpsc::Receiver<LogEvent>) {
+pub(crate) fn channel() -> (EventLog, mpsc::Receiver<LogEvent>) {
     let (sender, told) = mpsc::channel(TOLD_MAX);
     (EventLog(sender), told)
 }
 
 impl EventLog {
     /// Does not wait.
-    pub(super) fn tell(&self, event: LogEvent) {
+    pub(crate) fn tell(&self, event: LogEvent) {
         match self.0.try_send(event) {
             // Closed: the agent is stopping.
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
@@ -57,7 +57,7 @@ impl EventLog {
 }
 
 /// Writes events until dropped, or until the journal is closed.
-pub(super) async fn record(
+pub(crate) async fn record(
     journal: JournalHandle,
     mut told: mpsc::Receiver<LogEvent>,
     mut status: watch::Receiver<Status>,

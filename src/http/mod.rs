@@ -1,0 +1,14 @@
+//! Everything that serves HTTP, whatever the routes: the listener and its limits, the guard in front
+//! of it, error documents, bodies on their way in, contents on their way out.
+//!
+//! [`store_api`] has the calls of `proto/store.proto` over the embedded store, [`people`] those that
+//! people and programs use over any store; the agent's own are in `api/`. All of them run behind a
+//! [`guard`], on the connections of [`serve`].
+
+mod content;
+pub mod guard;
+pub mod people;
+pub mod problem;
+pub mod serve;
+pub mod store_api;
+pub(crate) mod upload;
