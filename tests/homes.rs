@@ -1,0 +1,114 @@
+//! Homes that released versions left behind open with this one, with all that was in them.
+//!
+//! Each folder of `tests/homes/` has the homes of two paired devices, as the version in its name
+//! stopped or was killed, and `expected.json`: what that version said it held. `make.py` there made them.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+#[path = "common/agent.rs"]
+mod agent;
+
+use agent::{Agent, DEADLINE};
+
+const VERSIONS: [&str; 1] = ["0.1.0"];
+
+fn frozen(version: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/homes").join(version)
+}
+
+/// A copy of the home, where it can be written to.
+fn thawed(version: &str, device: &str, into: &TempDir) -> PathBuf {
+    let archive = frozen(version).join(format!("{device}.tar.gz"));
+    let mut tar = Command::new("tar");
+    tar.arg("-xzf").arg(archive).arg("-C").arg(into.path()).arg("--no-same-owner");
+    assert!(tar.status().unwrap().success());
+    into.path().join(device)
+}
+
+/// What must not change with the version: not when a row was written, or in which order.
+fn lasting(assets: &Value) -> Vec<Value> {
+    let parts = |asset: &Value| {
+        let part = |name: &str| asset[name].clone();
+        json!([part("hash"), part("size"), part("description"), part("tags"), part("trashed")])
+    };
+    let mut lasting: Vec<_> = assets.as_array().unwrap().iter().map(parts).collect();
+    lasting.sort_by_key(Value::to_string);
+    lasting
+}
+
+fn records(agent: &Agent) -> Vec<Value> {
+    let parts = |record: &Value| {
+        let part = |name: &str| record[name].clone();
+        json!([part("id"), part("fields"), part("sets"), part("owner")])
+    };
+    agent.json(&["records", "ls", "shopping"]).iter().map(parts).collect()
+}
+
+fn expected_records(device: &Value) -> Vec<Value> {
+    let parts = |record: &Value| {
+        let part = |name: &str| record[name].clone();
+        json!([part("id"), part("fields"), part("sets"), part("owner")])
+    };
+    device["records"].as_array().unwrap().iter().map(parts).collect()
+}
+
+fn expected(version: &str) -> Value {
+    let text = std::fs::read_to_string(frozen(version).join("expected.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn a_home_of_an_earlier_version_opens_with_everything_in_it() {
+    for version in VERSIONS {
+        let expected = expected(version);
+        for device in ["desk", "phone"] {
+            let folder = tempfile::tempdir().unwrap();
+            let agent = Agent::start_in(&thawed(version, device, &folder));
+            let held = &expected[device];
+            let status = &agent.json(&["status"])[0];
+            assert_eq!(status["device"]["node_id"], held["node_id"], "{version} {device}");
+            let assets = Value::Array(agent.json(&["ls", "--all"]));
+            assert_eq!(lasting(&assets), lasting(&held["assets"]), "{version} {device}");
+            assert_eq!(records(&agent), expected_records(held), "{version} {device}");
+            let events = agent.json(&["log"]).len() as u64;
+            assert!(events >= held["events"].as_u64().unwrap(), "{version} {device}: {events}");
+            agent.output(&["journal", "fsck"]);
+            let log = agent.log();
+            assert!(!log.contains("ERROR"), "{version} {device}: {log}");
+        }
+    }
+}
+
+#[test]
+fn devices_of_an_earlier_version_go_on_where_they_were_after_an_upgrade() {
+    for version in VERSIONS {
+        let expected = expected(version);
+        let folder = tempfile::tempdir().unwrap();
+        let desk = Agent::start_in(&thawed(version, "desk", &folder));
+        let phone = Agent::start_in(&thawed(version, "phone", &folder));
+        // They are still in one group, and the removed device is still out of it.
+        assert_eq!(desk.json(&["peers"]).len(), 1, "{version}");
+        let partial = expected["partial"].as_str().unwrap();
+        let started = Instant::now();
+        loop {
+            let rows = phone.json(&["ls", "--all"]);
+            if rows.iter().any(|row| row["hash"] == partial) {
+                break;
+            }
+            assert!(started.elapsed() < DEADLINE, "{version}: the partial asset is not finished");
+            std::thread::yield_now();
+        }
+        phone.output(&["get", partial, "-o", folder.path().join("partial").to_str().unwrap()]);
+        for agent in [&desk, &phone] {
+            agent.output(&["journal", "fsck"]);
+            assert!(!agent.log().contains("ERROR"), "{version}: {}", agent.log());
+        }
+    }
+}
