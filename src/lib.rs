@@ -49,7 +49,7 @@
 //!
 //! Imports point down: `core` <- `wire` <- `store`, `net`, `state` <- `replica` <- `transfer` <-
 //! `agent` <- `api` <- `cli`, and `store` <- `http` <- `api`. `store`, `net` and `state` do not know
-//! each other; [`clock`] is the only reader of time, and below
+//! each other; [`db`] lies below `store` and `state`; [`clock`] is the only reader of time, and below
 //! all that need it.
 //!
 //! # Where the promises live
@@ -104,6 +104,7 @@ pub mod api;
 pub mod cli;
 pub mod clock;
 pub mod core;
+pub mod db;
 pub mod http;
 pub mod net;
 pub mod replica;

@@ -1,0 +1,3 @@
+//! What every SQLite file of ours shares: how its schema moves on ([`migrate`]).
+
+pub mod migrate;
