@@ -104,9 +104,8 @@ class Writer(threading.Thread):
             data = {"by": self.number, "n": n}
             answered = self.agent.ask("POST", "/v1/events/power", json.dumps({"type": "wrote", "data": data}))
             if answered and answered[0] == 200:
-                one = json.loads(answered[1])
-                one = one["events"][0] if "events" in one else one
-                self.events[(one["log"], one["event_seq"])] = data
+                said = json.loads(answered[1])
+                self.events[(said["log"], said["event_seqs"][0])] = data
         else:
             size = self.random.choice([0, 10, 1000, 60_000, 300_000, 900_000])
             content = self.random.randbytes(size) + b"%d %d" % (self.number, n)
@@ -131,7 +130,7 @@ def check(agent, writers):
     while True:
         page = json.loads(agent.get(f"/v1/events/power?limit=500{after}"))
         events.update({(row["log"], row["event_seq"]): row["data"] for row in page["events"]})
-        if not page.get("next") or not page["events"]:
+        if not page["more"]:
             break
         after = f"&after={page['next']}"
     numbers = {}
@@ -187,6 +186,11 @@ def cut(number, folder, totals):
         handle = os.open(where, os.O_RDONLY)
         fcntl.ioctl(handle, FS_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
         os.close(handle)
+        try:
+            (where / "probe").write_text("")
+            raise Fault("the file system takes writes after it was shut down: nothing was cut")
+        except OSError:
+            pass
         kept = image
     else:
         # What is acknowledged until the clone begins must be in it; what comes later may be.
