@@ -1,0 +1,33 @@
+# Commands for contributors; CONTRIBUTING.md says what each is for.
+
+# What every change must pass
+ci:
+    .ci/run
+
+# All tests
+test:
+    cargo test --locked
+
+# The engine and the journal in a simulated group
+simulate seeds="50000":
+    SEEDS={{seeds}} cargo test --release --test journal_sim whatever_happens
+    SEEDS={{seeds}} cargo test --release --test sim
+
+# Three agents, killed at random while clients write
+soak rounds="2000":
+    ROUNDS={{rounds}} cargo test --release --test soak -- --ignored --nocapture
+
+# Power cuts on ext4 and XFS images (Linux, root)
+power-cuts cuts="500":
+    cargo build --release --locked
+    CUTS={{cuts}} tests/power_cuts.py
+
+# One fuzz target, for so many seconds
+fuzz target="op_body" seconds="3600":
+    RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} -- -max_total_time={{seconds}}
+
+# Speed, beside the alternatives that are installed
+bench *subsets="mixed large small live":
+    cargo bench --bench transfer -- {{subsets}}
+    cargo bench --bench journal
+    cargo bench --bench reconcile
