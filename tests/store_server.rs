@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use can_sync::core::ids::{Hash, HashAlgorithm};
-use can_sync::http::serve::{CONNECTIONS_MAX, HEADER_DEADLINE, STOP_DEADLINE};
+use can_sync::http::places::STRANGERS_MAX;
+use can_sync::http::serve::{HEADER_DEADLINE, STOP_DEADLINE};
 use can_sync::http::store_api::{self, Features};
 use can_sync::store::embedded::{EmbeddedStore, Options};
 use can_sync::store::{Metadata, Store, StoreError};
@@ -741,7 +742,7 @@ async fn a_new_connection_takes_the_place_of_the_one_idle_longest() {
     let (served, _store) = full().await;
     let stream = follow(&served, None).send().await.unwrap();
     let mut idle = Vec::new();
-    for _ in 0..CONNECTIONS_MAX + 10 {
+    for _ in 0..STRANGERS_MAX + 10 {
         idle.push(TcpStream::connect(served.address).await.unwrap());
     }
     let mut byte = [0];
@@ -753,6 +754,27 @@ async fn a_new_connection_takes_the_place_of_the_one_idle_longest() {
     // The stream was busy, not idle, and lives.
     add(&served, "", b"x").await;
     assert_eq!(events(stream, 1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn requests_without_the_key_do_not_shut_the_server_for_its_owner() {
+    let (served, _store) = full().await;
+    let mut strangers = Vec::new();
+    let head = "POST /assets HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100000000\r\n\r\n";
+    for _ in 0..STRANGERS_MAX + 16 {
+        let mut stranger = TcpStream::connect(served.address).await.unwrap();
+        stranger.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        timeout(WAIT, stranger.read_exact(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 401");
+        // It goes on sending its body, never to the end.
+        stranger.write_all(b"x").await.unwrap();
+        strangers.push(stranger);
+    }
+    for _ in 0..8 {
+        let request = served.request(Method::GET, "/sync/info");
+        assert_eq!(timeout(WAIT, request.send()).await.unwrap().unwrap().status(), 200);
+    }
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::IntoResponse;
 
+use super::places::{CONNECTIONS_MAX, Place};
 use super::problem::{Problem, problem, uniform};
 use crate::store::key::StoreKey;
 
@@ -42,8 +43,11 @@ impl Guard {
     pub fn layer(self, router: Router) -> Router {
         // As a fallback the inner router, its routing included, runs only behind the check.
         Router::new().fallback_service(router).layer(middleware::from_fn(
-            move |request: Request, next: Next| {
-                let refused = self.refuse(request.method(), request.uri(), request.headers());
+            move |mut request: Request, next: Next| {
+                let place = request.extensions_mut().remove::<Arc<Place>>();
+                let refused = self
+                    .refuse(request.method(), request.uri(), request.headers())
+                    .or_else(|| self.occupy(&request, place.as_deref()));
                 async move {
                     let mut response = match refused {
                         Some(problem) => problem.into_response(),
@@ -75,6 +79,17 @@ impl Guard {
             return Some(problem(StatusCode::UNAUTHORIZED, "a valid key is needed"));
         }
         None
+    }
+
+    /// Makes the connection the owner's; why not, or `None`. A request that shows no key changes
+    /// nothing: it stays a stranger's.
+    fn occupy(&self, request: &Request, place: Option<&Place>) -> Option<Problem> {
+        let holds_key = self.holds_key(request.method(), request.uri(), request.headers());
+        if !holds_key || place.is_none_or(Place::let_in) {
+            return None;
+        }
+        let detail = format!("{CONNECTIONS_MAX} requests are under way already: try again");
+        Some(problem(StatusCode::SERVICE_UNAVAILABLE, detail))
     }
 
     fn is_our_host(&self, headers: &HeaderMap) -> bool {

@@ -8,6 +8,7 @@
 mod content;
 pub mod guard;
 pub mod people;
+pub mod places;
 pub mod problem;
 pub mod serve;
 pub mod store_api;

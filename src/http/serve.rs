@@ -1,10 +1,9 @@
-//! Connections of a loopback HTTP server: how many, for how long, and how they end.
+//! Connections of a loopback HTTP server: for how long they are held, and how they end.
 //!
-//! Whoever connects holds at most one of [`CONNECTIONS_MAX`] places, sends its header within
+//! Whoever connects holds one of the [`places`](super::places), sends its header within
 //! [`HEADER_DEADLINE`] (which closes idle connections too) and its body without longer pauses than
 //! [`BODY_PAUSE_MAX`]. [`serve`] owns every task it starts; when it returns, none is left.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::pin::{Pin, pin};
@@ -25,12 +24,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Open connections at once. An agent uses about ten, a browser six, a watcher one that it holds
-/// for days; the rest is room for scripts. Each costs a socket and about 10 KiB.
-pub const CONNECTIONS_MAX: usize = 64;
+use super::places::{Place, Places};
 
 /// A request's header has arrived by then, counted from the connect or the last answer.
 pub const HEADER_DEADLINE: Duration = Duration::from_secs(5);
@@ -56,8 +53,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves `router` on `listener`, which must be a loopback one, until `stop` is cancelled: then
 /// event streams end at once and other answers have [`STOP_DEADLINE`].
 ///
-/// When all places are taken, the connection that has been idle longest is closed for a new one; if
-/// all of them are busy, the new one is closed. Dropping the future cuts every connection.
+/// A [`Guard`](super::guard::Guard) in the router tells which connections are the owner's. Dropping
+/// the future cuts every connection.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -87,9 +84,7 @@ pub async fn serve(
                 continue;
             }
         };
-        if let Some(place) = places.take() {
-            connections.spawn(connection(stream, place, router.clone(), stop.clone()));
-        }
+        connections.spawn(connection(stream, places.take(), router.clone(), stop.clone()));
     }
     drop(listener);
     let ended = async { while connections.join_next().await.is_some() {} };
@@ -120,67 +115,6 @@ async fn connection(stream: TcpStream, place: Arc<Place>, router: Router, stop: 
     let _ = connection.await;
 }
 
-/// The places for connections, and who holds them.
-#[derive(Clone, Default)]
-struct Places(Arc<Mutex<Holders>>);
-
-#[derive(Default)]
-struct Holders {
-    by_number: BTreeMap<u64, Holder>,
-    /// Never given twice: a connection whose place was taken has yet to give its number back.
-    next_number: u64,
-}
-
-struct Holder {
-    /// `None` while a request is under way.
-    idle_since: Option<Instant>,
-    close: CancellationToken,
-}
-
-/// Held by a connection; given back when dropped.
-struct Place {
-    places: Places,
-    number: u64,
-    close: CancellationToken,
-}
-
-impl Places {
-    /// A place, if need be that of the connection idle longest.
-    fn take(&self) -> Option<Arc<Place>> {
-        let mut holders = self.lock();
-        if holders.by_number.len() >= CONNECTIONS_MAX {
-            let numbers = holders.by_number.iter();
-            let (_, number) =
-                numbers.filter_map(|(number, holder)| Some((holder.idle_since?, *number))).min()?;
-            holders.by_number.remove(&number)?.close.cancel();
-        }
-        let number = holders.next_number;
-        holders.next_number += 1;
-        let close = CancellationToken::new();
-        let holder = Holder { idle_since: Some(Instant::now()), close: close.clone() };
-        holders.by_number.insert(number, holder);
-        Some(Arc::new(Place { places: self.clone(), number, close }))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Holders> {
-        lock(&self.0)
-    }
-}
-
-impl Place {
-    fn set_idle_since(&self, since: Option<Instant>) {
-        if let Some(holder) = self.places.lock().by_number.get_mut(&self.number) {
-            holder.idle_since = since;
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.places.lock().by_number.remove(&self.number);
-    }
-}
-
 /// A connection's requests, handed to the router.
 struct Requests {
     router: TowerToHyperService<Router>,
@@ -194,7 +128,9 @@ impl Service<hyper::Request<Incoming>> for Requests {
     type Future = BoxFuture<'static, Result<Response, Infallible>>;
 
     fn call(&self, request: hyper::Request<Incoming>) -> Self::Future {
-        let busy = Busy::new(self.place.clone());
+        let mut request = request;
+        request.extensions_mut().insert(self.place.clone());
+        let under_way = UnderWay(self.place.clone());
         // Who waits for `100 Continue` sends nothing that could be lost.
         let may_linger = !request.headers().contains_key(header::EXPECT);
         let mut rest = None;
@@ -207,6 +143,7 @@ impl Service<hyper::Request<Incoming>> for Requests {
         let stop = self.stop.clone();
         Box::pin(async move {
             let mut response = answer.await?;
+            under_way.0.answered();
             // An event stream never ends by itself; other answers may finish.
             let ends_on_stop = response
                 .headers()
@@ -219,7 +156,7 @@ impl Service<hyper::Request<Incoming>> for Requests {
                 // An answer of known length ends with its last byte: there is no lingering then.
                 response.headers_mut().remove(header::CONTENT_LENGTH);
             }
-            Ok(response.map(|body| Body::new(Answer { body, stop, linger, _busy: busy })))
+            Ok(response.map(|body| Body::new(Answer { body, stop, linger, _under_way: under_way })))
         })
     }
 }
@@ -231,19 +168,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// While it lives, the connection is not idle.
-struct Busy(Arc<Place>);
+/// A request that is not answered whole.
+struct UnderWay(Arc<Place>);
 
-impl Busy {
-    fn new(place: Arc<Place>) -> Self {
-        place.set_idle_since(None);
-        Self(place)
-    }
-}
-
-impl Drop for Busy {
+impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.set_idle_since(Some(Instant::now()));
+        self.0.sent();
     }
 }
 
@@ -283,13 +213,13 @@ impl HttpBody for Impatient {
     }
 }
 
-/// An answer's body: keeps the connection busy, and ends when told to.
+/// An answer's body: keeps the request under way, and ends when told to.
 struct Answer {
     body: Body,
     stop: Option<BoxFuture<'static, ()>>,
     /// What is still being sent after an early answer, and for how long it is read off.
     linger: Option<(SharedBody, Pin<Box<Sleep>>)>,
-    _busy: Busy,
+    _under_way: UnderWay,
 }
 
 impl HttpBody for Answer {
@@ -326,24 +256,5 @@ impl HttpBody for Answer {
             Some(_) => SizeHint::default(),
             None => self.body.size_hint(),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    #[test]
-    fn a_connection_whose_place_was_taken_gives_back_no_other() {
-        let places = Places::default();
-        let mut held: Vec<_> = (0..CONNECTIONS_MAX).map(|_| places.take().unwrap()).collect();
-        let idle = held.pop().unwrap();
-        held.iter().for_each(|busy| busy.set_idle_since(None));
-        held.push(places.take().unwrap());
-        assert!(idle.close.is_cancelled());
-        drop(idle);
-        assert_eq!(places.lock().by_number.len(), CONNECTIONS_MAX);
     }
 }
