@@ -198,6 +198,27 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 /// Breaks a database behind the agent's back, as a failing disk would.
+#[test]
+fn an_agent_whose_log_cannot_be_written_lives_on_and_pairs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (reader, closed_pipe) = std::io::pipe().unwrap();
+    drop(reader);
+    let full_disk = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let args = ["up", "--offline"];
+    let mut agents = [
+        Agent::serve_with(&folder.path().join("a"), &args, closed_pipe.into()),
+        Agent::serve_with(&folder.path().join("b"), &args, full_disk.into()),
+    ];
+    pair(&agents[0], &agents[1]);
+    agents[0].command(&["add", "-"]).write_stdin("content").assert().success();
+    for agent in &agents {
+        until("the asset is on both", || held(agent).len() == 1);
+    }
+    for agent in &mut agents {
+        assert_eq!(agent.stop_with("-TERM").code(), Some(0));
+    }
+}
+
 fn sabotage(database: &Path, statement: &str) {
     let connection = rusqlite::Connection::open(database).unwrap();
     connection.busy_timeout(DEADLINE).unwrap();

@@ -32,7 +32,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
 ];
 
 /// The only files that start tasks and threads, each with who waits for their end.
-const OWNERS: [(&str, &str); 10] = [
+const OWNERS: [(&str, &str); 11] = [
     ("agent/mod.rs", "the agent's loop, awaited by `Agent::ended`"),
     ("agent/run.rs", "the loop's `JoinSet`"),
     ("agent/effects.rs", "hands its tasks to the loop's `JoinSet`"),
@@ -42,6 +42,7 @@ const OWNERS: [(&str, &str); 10] = [
     ("transfer/intake.rs", "a batch's `JoinSet` of commits"),
     ("net/accept.rs", "the acceptor's `JoinSet` of handshakes"),
     ("http/serve.rs", "the server's `JoinSet` of connections"),
+    ("cli/logging.rs", "the thread that writes the log, flushed at the end of `run`"),
     ("store/embedded/db.rs", "the writer thread, joined by `close`"),
 ];
 

@@ -20,6 +20,7 @@ mod exit;
 mod fetch;
 mod journal;
 mod log;
+mod logging;
 mod output;
 mod pairing;
 mod records;
@@ -31,6 +32,7 @@ mod walk;
 
 use client::Client;
 use exit::{Exit, Failure};
+use logging::LogOutput;
 use output::Output;
 use text::parse_duration;
 
@@ -185,8 +187,12 @@ enum Command {
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let output = Output { json: cli.global.json, quiet: cli.global.quiet };
-    start_logging(&cli);
-    match carry_out(cli, output) {
+    let log = start_logging(&cli, output);
+    let ended = carry_out(cli, output);
+    if let Some(log) = log {
+        log.flush();
+    }
+    match ended {
         Ok(exit) => exit.into(),
         Err(Failure::OutputClosed) => Exit::Ok.into(),
         Err(Failure::Report(exit, error)) => {
@@ -281,7 +287,10 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
 
 /// Logs go to standard error. `CAN_SYNC_LOG` takes a filter as of tracing-subscriber and goes first;
 /// without it the network libraries speak from `-vv` on.
-fn start_logging(cli: &Cli) {
+fn start_logging(cli: &Cli, output: Output) -> Option<LogOutput> {
+    let log = LogOutput::start(std::io::stderr());
+    let log = log.inspect_err(|error| output.error(format_args!("nothing is logged: {error}")));
+    let log = log.ok()?;
     let serves = matches!(cli.command, Command::Up(_) | Command::Store(_));
     let default = match cli.global.verbose {
         _ if cli.global.quiet => "error",
@@ -297,9 +306,11 @@ fn start_logging(cli: &Cli) {
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new(default)))
-        .with_writer(std::io::stderr)
+        .with_writer(log.clone())
         .with_ansi(std::io::stderr().is_terminal())
+        .log_internal_errors(false)
         .init();
+    Some(log)
 }
 
 #[cfg(test)]

@@ -141,7 +141,7 @@ pub(crate) async fn up(
             shown(&device.name),
             device.node_id
         )
-    })?;
+    });
 
     let ended = tokio::select! {
         () = signals.next() => Ok(()),
@@ -183,7 +183,7 @@ pub(crate) async fn store(
     let ready = json!({ "ready": true, "api": api, "key_file": key_file });
     say_ready(&ready, output, || {
         format!("can-sync store\nAPI: {api}\nKey file: {}", key_file.display())
-    })?;
+    });
 
     let ended = tokio::select! {
         () = signals.next() => Ok(()),
@@ -207,15 +207,15 @@ fn load_or_create_key(path: &Path) -> Result<StoreKey, Failure> {
 }
 
 /// One line for programs on standard output, a few for people on standard error. The only output of
-/// a long run, so a reader who has gone away does not end it.
-fn say_ready(ready: &Value, output: Output, prose: impl FnOnce() -> String) -> Result<(), Failure> {
+/// a long run, so standard output that cannot be written does not end it.
+fn say_ready(ready: &Value, output: Output, prose: impl FnOnce() -> String) {
     output.note(prose());
     if !output.json {
-        return Ok(());
+        return;
     }
     match output.json(ready) {
-        Err(Failure::OutputClosed) => Ok(()),
-        said => said,
+        Err(Failure::Report(_, error)) => tracing::warn!("saying that it is ready: {error:#}"),
+        Ok(()) | Err(Failure::OutputClosed) => {}
     }
 }
 

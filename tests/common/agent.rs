@@ -52,6 +52,12 @@ impl Agent {
 
     /// `up` or `store` with these arguments, on a free port, once it is ready.
     pub fn serve(home: &Path, args: &[&str]) -> Self {
+        let log = std::fs::File::create(home.with_extension("log")).unwrap();
+        Self::serve_with(home, args, log.into())
+    }
+
+    /// The same with another standard error than the log's file.
+    pub fn serve_with(home: &Path, args: &[&str], stderr: Stdio) -> Self {
         let log = home.with_extension("log");
         let mut child = program()
             .args(args)
@@ -59,7 +65,7 @@ impl Agent {
             .arg(home)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(&log).unwrap())
+            .stderr(stderr)
             .spawn()
             .unwrap();
         let stdout = child.stdout.take().unwrap();
@@ -70,7 +76,7 @@ impl Agent {
             let _ = sender.send(line);
         });
         let line = line.recv_timeout(DEADLINE).unwrap_or_default();
-        let log_text = || std::fs::read_to_string(&log).unwrap();
+        let log_text = || std::fs::read_to_string(&log).unwrap_or_default();
         let ready = serde_json::from_str(&line)
             .unwrap_or_else(|_| panic!("expected a ready line, got {line:?}; log: {}", log_text()));
         Self { child, log, home: home.to_owned(), ready, _folder: None }

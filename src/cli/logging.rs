@@ -1,0 +1,176 @@
+//! The log on standard error, written by a thread of its own.
+//!
+//! L1  Nothing that logs waits for standard error or fails with it. A closed pipe, a full disk and a
+//!     reader that has stopped reading cost log lines, and nothing else.
+//! L2  When standard error takes lines again, the first one says how many are missing.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
+use std::time::Duration;
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines waiting to be written; what comes when so many wait is lost. Enough for a burst, and a few
+/// hundred KiB.
+const LINES_MAX: usize = 1024;
+
+/// At the end of the program, the lines that wait are given this long.
+const FLUSH_WAIT: Duration = Duration::from_secs(1);
+
+/// Takes log lines for the writing thread. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct LogOutput {
+    entries: SyncSender<Entry>,
+    lost: Arc<AtomicU64>,
+}
+
+enum Entry {
+    Line(Vec<u8>),
+    /// Answered when everything before it was written.
+    Flush(SyncSender<()>),
+}
+
+impl LogOutput {
+    /// Starts the thread, which writes to `target` and ends with the last handle.
+    ///
+    /// # Errors
+    /// The system has no more threads.
+    pub(super) fn start(target: impl Write + Send + 'static) -> io::Result<Self> {
+        let (entries, queue) = mpsc::sync_channel(LINES_MAX);
+        let lost = Arc::new(AtomicU64::new(0));
+        let counted = lost.clone();
+        thread::Builder::new()
+            .name("log".into())
+            .spawn(move || write_lines(&queue, target, &counted))?;
+        Ok(Self { entries, lost })
+    }
+
+    /// Returns when the lines logged so far were written, at the latest after [`FLUSH_WAIT`].
+    pub(super) fn flush(&self) {
+        let (done, written) = mpsc::sync_channel(1);
+        if self.entries.try_send(Entry::Flush(done)).is_ok() {
+            // Late, or the thread has ended: there is nobody left to tell.
+            let _ = written.recv_timeout(FLUSH_WAIT);
+        }
+    }
+}
+
+/// One event of the log arrives as one write. It always succeeds: see L1.
+impl Write for LogOutput {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.entries.try_send(Entry::Line(line.to_vec())).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for LogOutput {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+fn write_lines(queue: &Receiver<Entry>, mut target: impl Write, lost: &AtomicU64) {
+    for entry in queue {
+        let line = match entry {
+            Entry::Line(line) => line,
+            Entry::Flush(done) => {
+                // Whoever waited may have given up.
+                let _ = done.send(());
+                continue;
+            }
+        };
+        let missing = lost.swap(0, Ordering::Relaxed);
+        let notice = match missing {
+            0 => Ok(()),
+            _ => writeln!(target, "can-sync: {missing} log line(s) could not be written"),
+        };
+        let written = notice.and_then(|()| target.write_all(&line).and_then(|()| target.flush()));
+        if written.is_err() {
+            lost.fetch_add(missing + 1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::{Mutex, MutexGuard};
+
+    use super::*;
+
+    /// Standard error of a test, which may be broken.
+    #[derive(Clone, Default)]
+    struct Target(Arc<Mutex<State>>);
+
+    #[derive(Default)]
+    struct State {
+        broken: bool,
+        text: String,
+    }
+
+    impl Target {
+        fn state(&self) -> MutexGuard<'_, State> {
+            self.0.lock().unwrap()
+        }
+    }
+
+    impl Write for Target {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut state = self.state();
+            if state.broken {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            state.text.push_str(std::str::from_utf8(bytes).unwrap());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_could_not_be_written_are_counted_and_the_log_goes_on() {
+        let target = Target::default();
+        let mut log = LogOutput::start(target.clone()).unwrap();
+        for (line, broken) in [("a\n", false), ("b\n", true), ("c\n", true), ("d\n", false)] {
+            target.state().broken = broken;
+            log.write_all(line.as_bytes()).unwrap();
+            LogOutput::flush(&log);
+        }
+        let expected = "a\ncan-sync: 2 log line(s) could not be written\nd\n";
+        assert_eq!(target.state().text, expected);
+    }
+
+    #[test]
+    fn a_reader_that_has_stopped_reading_holds_up_nobody() {
+        let target = Target::default();
+        let mut log = LogOutput::start(target.clone()).unwrap();
+        let stuck = target.state();
+        for _ in 0..LINES_MAX + 50 {
+            log.write_all(b"x\n").unwrap();
+        }
+        drop(stuck);
+        LogOutput::flush(&log);
+        log.write_all(b"end\n").unwrap();
+        LogOutput::flush(&log);
+        let text = target.state().text.clone();
+        let written = text.matches("x\n").count();
+        // One line more than wait was in the thread's hands.
+        assert!((LINES_MAX..=LINES_MAX + 1).contains(&written), "{written}");
+        let missing = LINES_MAX + 50 - written;
+        assert!(text.contains(&format!("{missing} log line(s) could not be written\n")));
+    }
+}
