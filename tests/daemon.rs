@@ -358,6 +358,12 @@ fn a_removed_device_is_told_to_start_over_and_comes_back_as_a_new_one() {
     let said = String::from_utf8_lossy(&waited.get_output().stderr).into_owned();
     assert!(said.contains("start over as a new device"), "{said}");
     assert!(status(&b).device.removed);
+    // What it acknowledged now would be gone when it starts over.
+    for write in [&["records", "put", "note", "x", "v=1"][..], &["rename", "attic"]] {
+        let refused = b.command(write).assert().code(9);
+        let said = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+        assert!(said.contains("removed from its group"), "{write:?}: {said}");
+    }
 
     b.command(&["leave"]).assert().code(2);
     b.output(&["leave", "--yes"]);

@@ -96,7 +96,10 @@ pub enum DraftError {
         now: Option<u64>,
     },
     /// This device is in no group, or was removed from it.
-    #[error("this device is not a member of a group")]
+    #[error(
+        "this device was removed from its group, or is in none: what it writes now would be lost; \
+         start over as a new device with `can-sync leave`"
+    )]
     NotMember,
     /// Our wall clock was never set.
     #[error("the clock of this device is not set")]

@@ -325,7 +325,7 @@ fn the_roster_moves_with_each_commit_and_is_there_after_a_restart() {
 }
 
 #[test]
-fn a_removed_device_lets_nobody_in_and_may_join_another_group() {
+fn a_removed_device_writes_nothing_lets_nobody_in_and_may_join_another_group() {
     let mut devices = Device::group(2);
     let [a, b] = &mut devices[..] else { unreachable!() };
     invite(b);
@@ -335,6 +335,9 @@ fn a_removed_device_lets_nobody_in_and_may_join_another_group() {
     b.journal.told_removed(&group).unwrap();
     b.restart();
     assert_eq!(b.reader.group_state(&b.id()).unwrap().unwrap().members.removed, [b.id()]);
+    let draft = Draft { changes: vec![DraftChange::Put(put("1"))], expect: vec![] };
+    let written = b.journal.write(&[draft], NOW_MS).unwrap().remove(0);
+    assert_eq!(written, Err(crate::core::journal::draft::DraftError::NotMember));
     let proof = pair_proof(&SECRET, &b.id(), &NodeId([3; 32]));
     let refused = b.journal.redeem(&NodeId([3; 32]), &proof, "three", NOW_MS);
     assert!(matches!(refused, Err(JournalError::Removed)));
