@@ -388,6 +388,28 @@ fn a_watcher_sees_what_is_there_then_what_happens_and_resumes_without_loss() {
 }
 
 #[test]
+fn a_cursor_beyond_the_newest_op_is_refused_wherever_one_is_taken() {
+    let agent = Agent::start();
+    let etag = put(&agent, "/v1/records/note/1", &json!({ "set": { "n": 1 } }));
+    let (epoch, newest) = etag.trim_matches('"').split_once('-').unwrap();
+    let at = |more: u64| format!("{epoch}-{}", newest.parse::<u64>().unwrap() + more);
+    for (more, status) in [(0, None), (1_000_000, Some(410))] {
+        for path in ["/v1/watch?since=", "/v1/events/x/watch?after="] {
+            let path = format!("{path}{}", at(more));
+            assert_eq!(Events::open(&agent, &path, &[]).err(), status, "{path}");
+        }
+        let list = format!("/v1/events/x?after={}", at(more));
+        assert_eq!(call(&agent, "GET", &list, None).status, status.unwrap_or(200));
+    }
+    put(&agent, "/v1/records/note/1", &json!({ "set": { "n": 2 } }));
+    let lost = format!("If-Match: \"{}\"", at(1_000_000));
+    let over = json!({ "set": { "n": 3 } });
+    let answer = call_if(&agent, "PUT", "/v1/records/note/1", Some(&over), &[&lost]);
+    assert_eq!(answer.status, 412, "{answer:?}");
+    assert_eq!(get(&agent, "/v1/records/note/1")["fields"]["n"], 2);
+}
+
+#[test]
 fn watchers_are_bounded_and_one_that_does_not_read_delays_nobody() {
     let agent = Agent::start();
     let mut watchers: Vec<_> =

@@ -16,7 +16,7 @@ use super::{Api, gone, json_body, watch};
 use crate::core::ids::{LogId, NodeId};
 use crate::core::journal::draft::{Draft, DraftChange};
 use crate::http::problem::Problem;
-use crate::state::journal::{EventRow, JournalError, JournalReader};
+use crate::state::journal::{Cursor, EventRow, JournalError, JournalReader};
 
 /// A body: the longest data, every byte escaped.
 const EVENT_BODY_BYTES_MAX: u64 = 256 * 1024;
@@ -90,10 +90,7 @@ async fn list(
         EventFilter::parse(query.since_ms, query.author.as_deref(), query.hash.as_deref())?;
     let after = query.after.as_deref().map(EventPlace::parse).transpose()?;
     let read = move |journal: &JournalReader| {
-        let epoch = epoch(journal)?;
-        if after.is_some_and(|after| after.epoch != epoch) {
-            return Ok(None);
-        }
+        let Some(epoch) = epoch_for(journal, after)? else { return Ok(None) };
         let mut place = after.map_or((0, 0), |after| (after.arr, after.index));
         let (mut events, mut scanned, mut more) = (Vec::new(), 0, true);
         while more && events.len() < limit && scanned < SCANNED_MAX {
@@ -110,9 +107,17 @@ async fn list(
     Ok(Json(json!({ "events": events, "next": next.text(), "more": more })))
 }
 
-/// The journal's epoch.
-pub(super) fn epoch(journal: &JournalReader) -> Result<LogId, JournalError> {
-    Ok(journal.cursor_now()?.ok_or(JournalError::NoGroup)?.epoch)
+/// The journal's epoch; `None` when the journal does not know the place to read on from.
+pub(super) fn epoch_for(
+    journal: &JournalReader,
+    after: Option<EventPlace>,
+) -> Result<Option<LogId>, JournalError> {
+    let epoch = journal.cursor_now()?.ok_or(JournalError::NoGroup)?.epoch;
+    let is_known = match after {
+        Some(EventPlace { epoch, arr, .. }) => journal.knows(&Cursor { epoch, arr })?,
+        None => true,
+    };
+    Ok(is_known.then_some(epoch))
 }
 
 #[derive(Deserialize)]

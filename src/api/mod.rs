@@ -156,9 +156,10 @@ async fn json_body<T: DeserializeOwned>(
     })
 }
 
-/// The cursor is of a time that this device does not remember.
+/// The cursor is none that the journal gave out.
 fn gone() -> Problem {
-    let detail = "the cursor is from before this device began anew: read everything again";
+    let detail = "the journal does not know this cursor: it began anew or was put back to an \
+                  earlier state since, so read everything again";
     problem(StatusCode::GONE, detail)
 }
 

@@ -306,8 +306,7 @@ async fn conditions(api: &Api, key: &Key, headers: &HeaderMap) -> Result<Vec<Exp
 
 async fn unchanged(api: &Api, key: &Key, etag: &str) -> Result<Expect, Problem> {
     let seen = parse_cursor(etag)?;
-    let now = api.handle.journal().read(|journal| journal.cursor_now()).await?;
-    if now.is_none_or(|now| now.epoch != seen.epoch) {
+    if !api.handle.journal().read(move |journal| journal.knows(&seen)).await? {
         let detail = "the ETag is from before this device began anew: read the record again";
         return Err(problem(StatusCode::PRECONDITION_FAILED, detail));
     }

@@ -22,7 +22,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::events::{EventFilter, epoch};
+use super::events::{EventFilter, epoch_for};
 use super::json::{EventPlace, bad_request, change_json, cursor_text, event_json, parse_cursor};
 use super::{Api, gone};
 use crate::core::ids::LogId;
@@ -86,10 +86,8 @@ async fn records(
         given => given.map(parse_cursor).transpose()?,
     };
     // A cursor that means nothing is told by the status, not by the stream.
-    let probe = move |journal: &JournalReader| {
-        let now = epoch(journal)?;
-        Ok(since.is_none_or(|since| since.epoch == now))
-    };
+    let probe =
+        move |journal: &JournalReader| since.map_or(Ok(true), |since| journal.knows(&since));
     if !api.handle.journal().read(probe).await? {
         return Err(gone());
     }
@@ -162,10 +160,8 @@ pub(super) async fn events(
         EventFilter::parse(query.since_ms, query.author.as_deref(), query.hash.as_deref())?;
     let after = last_event_id(&headers)?.or(query.after.as_deref());
     let after = after.map(EventPlace::parse).transpose()?;
-    let epoch = api.handle.journal().read(epoch).await?;
-    if after.is_some_and(|after| after.epoch != epoch) {
-        return Err(gone());
-    }
+    let epoch = api.handle.journal().read(move |journal| epoch_for(journal, after)).await?;
+    let epoch = epoch.ok_or_else(gone)?;
     let place = after.unwrap_or(EventPlace { epoch, arr: 0, index: 0 });
     let watcher = Watcher::new(&api, place)?;
     Ok(sse(stream::try_unfold(watcher, move |watcher| {

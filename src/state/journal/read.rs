@@ -208,8 +208,15 @@ impl JournalReader {
         Ok(Some(Cursor { epoch, arr }))
     }
 
+    /// Whether this journal gave the cursor out. One of a group before this one did not, nor one that
+    /// is beyond the newest op: the journal was put back to an earlier state since.
+    pub fn knows(&self, cursor: &Cursor) -> Result<bool> {
+        let tx = self.connection.unchecked_transaction()?;
+        knows(&tx, cursor)
+    }
+
     /// Records changed since a cursor, of one model or of all; from the beginning without one.
-    /// `None` when the cursor is of another epoch, or there is no group. The page may be longer
+    /// `None` when this journal does not know the cursor, or there is no group. The page may be longer
     /// than `limit`, and than [`RECORDS_PAGE_BYTES`], by the records that one op changed.
     pub fn changes(
         &self,
@@ -221,7 +228,9 @@ impl JournalReader {
         let Some(epoch) = meta_array(&tx, key::OPEN_LOG)?.map(LogId) else {
             return Ok(None);
         };
-        if since.is_some_and(|cursor| cursor.epoch != epoch) {
+        if let Some(cursor) = since
+            && !knows(&tx, cursor)?
+        {
             return Ok(None);
         }
         let after = since.map_or(0, |cursor| cursor.arr);
@@ -461,4 +470,12 @@ fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     let mut end = prefix[..=last].to_vec();
     end[last] += 1;
     Some(end)
+}
+
+/// See [`JournalReader::knows`].
+fn knows(connection: &Connection, cursor: &Cursor) -> Result<bool> {
+    let epoch = meta_array(connection, key::OPEN_LOG)?.map(LogId);
+    let newest = "SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = 'ops'";
+    let newest = connection.prepare_cached(newest)?.query_row([], |row| row_u64(row, 0))?;
+    Ok(epoch == Some(cursor.epoch) && cursor.arr <= newest)
 }
