@@ -831,6 +831,22 @@ fn records_are_written_read_watched_and_deleted_by_hand() {
 }
 
 #[test]
+fn the_same_text_means_the_same_device_for_every_command() {
+    let agent = Agent::start();
+    let node_id = agent.ready()["node_id"].as_str().unwrap();
+    for (text, code) in [(&node_id[..3], 4), ("nobody", 4), ("", 2)] {
+        agent.command(&["log", "--device", text]).assert().code(code);
+        agent.command(&["records", "ls", "m", "--owner", text]).assert().code(code);
+        agent.command(&["remove", text]).assert().code(code);
+        agent.command(&["wait", "--peer", text]).assert().code(code);
+    }
+    agent.output(&["log", "--device", &node_id[..4]]);
+    agent.output(&["log", "--device", &node_id.to_uppercase()]);
+    // It is found, and is this device itself.
+    agent.command(&["remove", &node_id[..4]]).assert().code(2);
+}
+
+#[test]
 fn a_log_that_is_followed_shows_what_happens() {
     let agent = Agent::start();
     let mut follow = program();

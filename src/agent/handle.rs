@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::core::fetches::Fetching;
 use crate::core::ids::Hash;
+use crate::core::lookup::LookupError;
 use crate::replica::journal::JournalHandle;
 use crate::replica::metadata::Settle;
 use crate::replica::status::Status;
@@ -194,6 +195,15 @@ pub enum RequestError {
     /// The agent failed.
     #[error("{0}")]
     Internal(String),
+}
+
+impl From<LookupError> for RequestError {
+    fn from(error: LookupError) -> Self {
+        match error {
+            LookupError::Malformed(text) => Self::Invalid(text),
+            LookupError::Unknown(text) | LookupError::Ambiguous(text) => Self::Unknown(text),
+        }
+    }
 }
 
 /// Makes a handle, and the queue that the loop serves.

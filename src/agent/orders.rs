@@ -22,7 +22,8 @@ use crate::core::journal::log::{DeviceState, LogEvent};
 use crate::core::journal::op::{SignedOp, Value};
 use crate::core::journal::session::Standing;
 use crate::core::limits::FETCHES_MAX;
-use crate::core::pairing::{Member, device_name, meant, ticket_key};
+use crate::core::lookup::{self, HashPrefix, LookupError};
+use crate::core::pairing::{Member, device_name, ticket_key};
 use crate::net::Connection;
 use crate::net::introduction;
 use crate::net::pairing::{self, Joiner};
@@ -303,7 +304,10 @@ async fn remove_device(
     me: NodeId,
     who: &str,
 ) -> Result<RemoveReply, RequestError> {
-    let Member { node_id, name, .. } = the_one(who, &group_state(journal, me).await?)?;
+    let group = group_state(journal, me).await?;
+    let members = &group.members.members;
+    let found = lookup::device(who, members, |member| (member.node_id.to_string(), &member.name));
+    let Member { node_id, name, .. } = found?.clone();
     if node_id == me {
         return Err(RequestError::Invalid(
             "that is this device itself: remove it on another one, or leave the group here with \
@@ -315,25 +319,6 @@ async fn remove_device(
     removed.await.map_err(|error| asked("removing the device", &error))?;
     events.tell(LogEvent::DeviceRemoved { device: node_id, name: name.clone() });
     Ok(RemoveReply { node_id: node_id.to_string(), name })
-}
-
-/// The one member that `who` means: by its name, or the start of its node ID.
-fn the_one(who: &str, group: &GroupState) -> Result<Member, RequestError> {
-    let members = &group.members.members;
-    let found = meant(who, members, |member| (member.node_id.to_string(), &member.name));
-    match found[..] {
-        [member] => Ok(member.clone()),
-        [] => {
-            let text = "no device of the group is called";
-            Err(RequestError::Unknown(format!("{text} {who:?} or has a node ID that starts so")))
-        }
-        _ => {
-            let shown = |member: &&Member| format!("{} ({})", member.name, member.node_id.short());
-            let candidates: Vec<_> = found.iter().map(shown).collect();
-            let text = format!("{who:?} could be any of: {}", candidates.join(", "));
-            Err(RequestError::Unknown(text))
-        }
-    }
 }
 
 fn leave(this: &mut Loop, reply: Reply<LeaveReply>) {
@@ -450,25 +435,19 @@ fn meant_assets(this: &Loop, texts: &[String]) -> Result<Vec<Hash>, RequestError
 
 /// The asset of a hash, or the one known to be missing whose hash starts so.
 fn meant_asset(this: &Loop, text: &str) -> Result<Hash, RequestError> {
-    let prefix = text.trim().to_ascii_lowercase();
-    if let Ok(hash) = prefix.parse() {
+    let prefix = HashPrefix::parse(text)?;
+    if let Some(hash) = prefix.whole() {
         return Ok(hash);
     }
-    let is_hex = prefix.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if !is_hex || prefix.is_empty() || prefix.len() > 2 * Hash::LEN {
-        let expected = 2 * Hash::LEN;
-        let text = format!("expected a hash of {expected} hex characters, got {text:?}");
-        return Err(RequestError::Invalid(text));
-    }
-    match this.engine.lacked(&prefix)[..] {
-        [hash] => Ok(hash),
-        [] => Err(RequestError::Unknown(format!(
-            "no asset is known to be missing whose hash starts with {prefix}: give the whole hash"
-        ))),
-        _ => Err(RequestError::Unknown(format!(
-            "several assets are missing whose hashes start with {prefix}: give more of the hash"
-        ))),
-    }
+    let found = prefix.only(this.engine.lacked(prefix.as_str()), |hash| *hash);
+    found.map_err(|error| match error {
+        LookupError::Unknown(_) => RequestError::Unknown(format!(
+            "no asset that is here or known to be missing has a hash that starts with {}: give \
+             the whole hash",
+            prefix.as_str()
+        )),
+        error => error.into(),
+    })
 }
 
 /// Goes on with [`Request::Fetch`] when the index has told which of the assets it knows.

@@ -8,15 +8,10 @@ use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{bytes, shown};
 use crate::core::ids::Hash;
+use crate::core::lookup::{CANDIDATES_MAX, HashPrefix, LookupError};
 
 /// Rows asked for at once.
 const PAGE_ROWS: &str = "1000";
-
-/// Candidates named when the start of a hash fits several assets.
-const CANDIDATES_MAX: usize = 5;
-
-/// Hash prefixes shorter than this are refused: they are more likely a slip than a hash.
-const PREFIX_CHARS_MIN: usize = 4;
 
 /// What `can-sync ls` takes.
 #[derive(Debug, Args)]
@@ -138,36 +133,22 @@ fn details(row: &Row) -> String {
     lines.map(|(name, value)| format!("{name:<12} {value}")).collect::<Vec<_>>().join("\n")
 }
 
-/// The asset whose hash is, or alone starts with, `text`.
-///
-/// # Errors
-/// [`Exit::Usage`] when this is no hash, [`Exit::Unknown`] when none or several assets fit.
+/// The asset that is meant.
 pub(crate) async fn find(client: &Client, text: &str) -> Result<Row, Failure> {
-    let prefix = text.trim().to_ascii_lowercase();
-    let is_hex = prefix.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if !is_hex || !(PREFIX_CHARS_MIN..=2 * Hash::LEN).contains(&prefix.len()) {
-        let expected = 2 * Hash::LEN;
-        return Err(Failure::new(
-            Exit::Usage,
-            format!(
-                "expected a hash of {expected} hex characters or at least its first \
-                 {PREFIX_CHARS_MIN}, got {text:?}"
-            ),
-        ));
-    }
-    let limit = (CANDIDATES_MAX + 1).to_string();
-    let query = [("hash", prefix.as_str()), ("limit", limit.as_str())];
-    let mut rows = client.get::<Page>(&["assets"], &query).await?.assets;
-    match rows.len() {
-        0 => Err(Failure::new(Exit::Unknown, format!("no asset's hash starts with {prefix}"))),
-        1 => Ok(rows.remove(0)),
-        _ => Err(Failure::new(Exit::Unknown, ambiguous(&prefix, &rows))),
-    }
+    Ok(lookup(client, text).await??)
 }
 
-fn ambiguous(prefix: &str, rows: &[Row]) -> String {
-    let named = rows.iter().take(CANDIDATES_MAX).map(|row| row.hash.0.to_string());
-    let more = if rows.len() > CANDIDATES_MAX { ", …" } else { "" };
-    let named = named.collect::<Vec<_>>().join(", ");
-    format!("several assets start with {prefix}, give more of the hash: {named}{more}")
+/// The asset that is meant, among those that are here. The inner error is about the text.
+pub(crate) async fn lookup(
+    client: &Client,
+    text: &str,
+) -> Result<Result<Row, LookupError>, Failure> {
+    let prefix = match HashPrefix::parse(text) {
+        Ok(prefix) => prefix,
+        Err(error) => return Ok(Err(error)),
+    };
+    let limit = (CANDIDATES_MAX + 1).to_string();
+    let query = [("hash", prefix.as_str()), ("limit", limit.as_str())];
+    let found = client.get::<Page>(&["assets"], &query).await?.assets;
+    Ok(prefix.only(found, |row| row.hash.0))
 }

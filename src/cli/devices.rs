@@ -12,7 +12,9 @@ use super::output::Output;
 use super::pairing::state_name;
 use super::text::{bytes, duration, shown};
 use crate::clock::wall_ms;
+use crate::core::ids::NodeId;
 use crate::core::journal::log::DEVICE_MODEL;
+use crate::core::lookup;
 
 /// Records asked for at once; a group has fewer devices.
 const PAGE_RECORDS: &str = "1000";
@@ -116,25 +118,14 @@ pub(crate) async fn all(client: &Client) -> Result<Vec<Device>, Failure> {
     Ok(devices)
 }
 
-/// The device of this name, or whose node ID alone starts so.
-///
-/// # Errors
-/// [`Exit::Unknown`] when none or several fit.
-pub(crate) fn find<'a>(devices: &'a [Device], text: &str) -> Result<&'a Device, Failure> {
-    let named: Vec<_> = devices.iter().filter(|device| device.name == text).collect();
-    let id = text.to_ascii_lowercase();
-    let fitting = match named.is_empty() && !id.is_empty() {
-        true => devices.iter().filter(|device| device.node_id.starts_with(&id)).collect(),
-        false => named,
-    };
-    match fitting[..] {
-        [device] => Ok(device),
-        [] => Err(Failure::new(Exit::Unknown, format!("no device is called {text}"))),
-        _ => {
-            let message = format!("several devices fit {text}: give the node ID that is meant");
-            Err(Failure::new(Exit::Unknown, message))
-        }
+/// The node ID of the device that is meant. One that is not in the group is meant by all of its
+/// node ID.
+pub(crate) fn node_id(devices: &[Device], text: &str) -> Result<String, Failure> {
+    if let Ok(node_id) = text.parse::<NodeId>() {
+        return Ok(node_id.to_string());
     }
+    let found = lookup::device(text, devices, |device| (device.node_id.clone(), &device.name));
+    Ok(found?.node_id.clone())
 }
 
 fn line(device: &Device) -> String {
@@ -151,26 +142,4 @@ fn line(device: &Device) -> String {
     let age = device.age_ms.map(Duration::from_millis);
     parts.extend(age.map(|age| format!("told {} ago", duration(age))));
     parts.join("  ")
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_is_found_by_its_name_or_the_start_of_its_id() {
-        let device = |name: &str, node_id: &str| Device {
-            node_id: node_id.into(),
-            name: name.into(),
-            ..Device::default()
-        };
-        let devices = [device("desk", "aa11"), device("phone", "aa22"), device("bb", "cc33")];
-        assert_eq!(find(&devices, "desk").unwrap().node_id, "aa11");
-        assert_eq!(find(&devices, "AA2").unwrap().name, "phone");
-        assert_eq!(find(&devices, "bb").unwrap().node_id, "cc33");
-        for text in ["aa", "", "tv"] {
-            assert!(matches!(find(&devices, text), Err(Failure::Report(Exit::Unknown, _))));
-        }
-    }
 }

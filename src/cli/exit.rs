@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::core::lookup::LookupError;
+
 /// The exit statuses of `can-sync`. Part of its interface: scripts tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -46,6 +48,16 @@ impl Failure {
     /// A failure with a message for people.
     pub(crate) fn new(exit: Exit, message: impl fmt::Display) -> Self {
         Self::Report(exit, anyhow::anyhow!("{message}"))
+    }
+}
+
+impl From<LookupError> for Failure {
+    fn from(error: LookupError) -> Self {
+        let exit = match error {
+            LookupError::Malformed(_) => Exit::Usage,
+            LookupError::Unknown(_) | LookupError::Ambiguous(_) => Exit::Unknown,
+        };
+        Self::new(exit, error)
     }
 }
 

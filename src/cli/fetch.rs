@@ -7,13 +7,14 @@ use clap::Args;
 use indicatif::ProgressBar;
 use tokio::time::{Instant, sleep};
 
-use super::assets::find;
+use super::assets::lookup;
 use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{duration, parse_duration};
 use crate::agent::handle::{FetchOrder, FetchReply, FetchState, FetchView};
 use crate::core::ids::Hash;
+use crate::core::lookup::LookupError;
 
 /// The agent forgets a fetch that nobody asks about; a small asset arrives in less.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -85,10 +86,10 @@ async fn full_hash(client: &Client, text: &str) -> Result<String, Failure> {
     if text.len() == 2 * Hash::LEN {
         return Ok(text.to_owned());
     }
-    match find(client, text).await {
+    match lookup(client, text).await? {
         Ok(row) => Ok(row.hash.0.to_string()),
-        Err(Failure::Report(Exit::Unknown, _)) => Ok(text.to_owned()),
-        Err(failure) => Err(failure),
+        Err(LookupError::Unknown(_)) => Ok(text.to_owned()),
+        Err(error) => Err(error.into()),
     }
 }
 

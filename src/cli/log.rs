@@ -47,7 +47,7 @@ struct Page {
 /// `can-sync log`
 pub(crate) async fn log(client: &Client, args: LogArgs, output: Output) -> Result<Exit, Failure> {
     let devices = devices::all(client).await?;
-    let author = args.device.map(|text| devices::find(&devices, &text).map(|d| d.node_id.clone()));
+    let author = args.device.map(|text| devices::node_id(&devices, &text));
     let since_ms = args.since.map(|since| since.ms(wall_ms()).to_string());
     let hash = match args.asset {
         // A whole hash need not be of an asset that is here.

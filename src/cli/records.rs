@@ -91,7 +91,7 @@ pub(crate) async fn records(
     let scope = if own || owner.is_some() { "own" } else { "records" };
     let owner = match owner.as_deref() {
         None | Some("any") => owner,
-        Some(text) => Some(devices::find(&devices::all(client).await?, text)?.node_id.clone()),
+        Some(text) => Some(devices::node_id(&devices::all(client).await?, text)?),
     };
     let whose: Vec<(&str, &str)> = owner.iter().map(|owner| ("owner", owner.as_str())).collect();
     match command {

@@ -10,7 +10,7 @@ use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::pairing::state_name;
 use super::text::{bytes, duration, shown};
-use crate::core::pairing::meant;
+use crate::core::lookup;
 use crate::replica::status::{PeerState, PeerStatus, RateLimitStatus, Status};
 
 /// Rates and times move without a new revision: repaint this often.
@@ -140,14 +140,7 @@ fn is_connected(peer: &PeerStatus) -> bool {
 }
 
 fn find_peer<'a>(peers: &'a [PeerStatus], name: &str) -> Result<&'a PeerStatus, Failure> {
-    match meant(name, peers, |peer| (peer.node_id.clone(), &peer.name))[..] {
-        [peer] => Ok(peer),
-        [] => Err(Failure::new(Exit::Unknown, format!("no peer is called {name}"))),
-        _ => {
-            let message = format!("several peers fit {name}: give the node ID that is meant");
-            Err(Failure::new(Exit::Unknown, message))
-        }
-    }
+    Ok(lookup::device(name, peers, |peer| (peer.node_id.clone(), &peer.name))?)
 }
 
 fn what_is_missing(last: Option<&Status>) -> String {

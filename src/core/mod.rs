@@ -9,6 +9,7 @@ pub mod ids;
 pub mod joining;
 pub mod journal;
 pub mod limits;
+pub mod lookup;
 pub mod message;
 pub mod pairing;
 pub mod peers;

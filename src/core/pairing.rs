@@ -40,28 +40,6 @@ pub struct Members {
     pub removed: Vec<NodeId>,
 }
 
-/// Shorter starts of a node ID are more likely a mistyped name.
-pub const ID_PREFIX_CHARS_MIN: usize = 4;
-
-/// Which devices `who` may mean: the one with this node ID in hex; else those of this name and those
-/// whose node ID starts so. Who takes a name that looks like another's ID is not taken for it.
-pub fn meant<'a, T>(
-    who: &str,
-    devices: &'a [T],
-    describe: impl Fn(&T) -> (String, &str),
-) -> Vec<&'a T> {
-    let id = who.to_ascii_lowercase();
-    if let Some(device) = devices.iter().find(|device| describe(device).0 == id) {
-        return vec![device];
-    }
-    let is_prefix = id.len() >= ID_PREFIX_CHARS_MIN;
-    let fits = |device: &&T| {
-        let (node_id, name) = describe(device);
-        name == who || is_prefix && node_id.starts_with(&id)
-    };
-    devices.iter().filter(fits).collect()
-}
-
 /// A ticket's key: what the inviter keeps to check proofs with, instead of the secret itself.
 pub fn ticket_key(secret: &TicketSecret) -> [u8; 32] {
     blake3::derive_key("can-sync pair v1", secret)

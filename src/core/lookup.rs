@@ -1,0 +1,167 @@
+//! Which device and which asset a person means: one rule each, for every command.
+//!
+//! L1  A device is meant by its node ID, by its name, or by the start of its node ID.
+//! L2  An asset is meant by its hash or by the start of it.
+//! L3  A text that fits several is refused: a device whose name looks like the start of another
+//!     device's node ID is not taken for it, nor the other for this one.
+
+use thiserror::Error;
+
+use crate::core::ids::Hash;
+
+/// Shorter starts of a node ID are more likely a mistyped name.
+pub const ID_PREFIX_CHARS_MIN: usize = 4;
+
+/// Shorter starts of a hash are more likely a slip than a hash.
+pub const HASH_PREFIX_CHARS_MIN: usize = 4;
+
+/// Candidates named when a text fits several.
+pub const CANDIDATES_MAX: usize = 5;
+
+/// Why a text does not name one device or asset.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum LookupError {
+    /// It can be the name of none.
+    #[error("{0}")]
+    Malformed(String),
+    /// None has this name.
+    #[error("{0}")]
+    Unknown(String),
+    /// Several fit.
+    #[error("{0}")]
+    Ambiguous(String),
+}
+
+/// The device that `text` means. `describe` gives a device's node ID in hex and its name.
+pub fn device<'a, T>(
+    text: &str,
+    devices: &'a [T],
+    describe: impl Fn(&T) -> (String, &str),
+) -> Result<&'a T, LookupError> {
+    if text.is_empty() {
+        return Err(LookupError::Malformed("the device's name is empty".into()));
+    }
+    let id = text.to_ascii_lowercase();
+    if let Some(device) = devices.iter().find(|device| describe(device).0 == id) {
+        return Ok(device);
+    }
+    let is_prefix = id.len() >= ID_PREFIX_CHARS_MIN;
+    let fits = |device: &&T| {
+        let (node_id, name) = describe(device);
+        name == text || is_prefix && node_id.starts_with(&id)
+    };
+    let found: Vec<_> = devices.iter().filter(fits).collect();
+    match found[..] {
+        [device] => Ok(device),
+        [] => Err(LookupError::Unknown(format!(
+            "no device is called {text:?} or has a node ID that starts so"
+        ))),
+        _ => {
+            let candidates = found.iter().map(|device| {
+                let (node_id, name) = describe(device);
+                format!("{name} ({node_id})")
+            });
+            let candidates = listed(candidates, found.len());
+            Err(LookupError::Ambiguous(format!(
+                "{text:?} could be any of these devices, give the node ID: {candidates}"
+            )))
+        }
+    }
+}
+
+/// The start of a hash, or all of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HashPrefix(String);
+
+impl HashPrefix {
+    /// Reads what a person gave.
+    pub fn parse(text: &str) -> Result<Self, LookupError> {
+        let prefix = text.trim().to_ascii_lowercase();
+        let is_hex = prefix.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let chars_max = 2 * Hash::LEN;
+        if !is_hex || !(HASH_PREFIX_CHARS_MIN..=chars_max).contains(&prefix.len()) {
+            return Err(LookupError::Malformed(format!(
+                "expected a hash of {chars_max} hex characters or at least its first \
+                 {HASH_PREFIX_CHARS_MIN}, got {text:?}"
+            )));
+        }
+        Ok(Self(prefix))
+    }
+
+    /// In lower-case hex.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The hash, when this is all of one.
+    pub fn whole(&self) -> Option<Hash> {
+        self.0.parse().ok()
+    }
+
+    /// The one of `found`, whose hashes start so.
+    pub fn only<T>(&self, found: Vec<T>, hash: impl Fn(&T) -> Hash) -> Result<T, LookupError> {
+        let (count, prefix) = (found.len(), &self.0);
+        let candidates = listed(found.iter().map(|asset| hash(asset).to_string()), count);
+        let mut found = found.into_iter();
+        match (found.next(), count) {
+            (Some(asset), 1) => Ok(asset),
+            (None, _) => Err(LookupError::Unknown(format!("no asset's hash starts with {prefix}"))),
+            _ => Err(LookupError::Ambiguous(format!(
+                "several assets start with {prefix}, give more of the hash: {candidates}"
+            ))),
+        }
+    }
+}
+
+fn listed(candidates: impl Iterator<Item = String>, count: usize) -> String {
+    let more = if count > CANDIDATES_MAX { ", …" } else { "" };
+    candidates.take(CANDIDATES_MAX).collect::<Vec<_>>().join(", ") + more
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const DEVICES: [(&str, &str); 4] =
+        [("aa110000", "desk"), ("aa220000", "phone"), ("cc330000", "aa22"), ("dd440000", "ab")];
+
+    fn meant(text: &str) -> Result<&'static str, LookupError> {
+        device(text, &DEVICES, |(node_id, name)| ((*node_id).to_owned(), name)).map(|found| found.0)
+    }
+
+    #[test]
+    fn a_device_is_meant_by_its_name_or_its_node_id_or_the_start_of_it() {
+        assert_eq!(meant("desk"), Ok("aa110000"));
+        assert_eq!(meant("AA220000"), Ok("aa220000"));
+        assert_eq!(meant("aa11"), Ok("aa110000"));
+        assert_eq!(meant("ab"), Ok("dd440000"));
+        for text in ["aa1", "aa", "tv", "Desk"] {
+            assert!(matches!(meant(text), Err(LookupError::Unknown(_))), "{text}");
+        }
+        assert!(matches!(meant(""), Err(LookupError::Malformed(_))));
+    }
+
+    #[test]
+    fn a_device_named_like_the_start_of_anothers_node_id_is_ambiguous() {
+        let Err(LookupError::Ambiguous(text)) = meant("aa22") else { panic!("it is taken") };
+        assert!(text.contains("phone (aa220000)") && text.contains("aa22 (cc330000)"), "{text}");
+    }
+
+    #[test]
+    fn an_asset_is_meant_by_its_hash_or_the_only_start_of_it() {
+        let prefix = HashPrefix::parse(" ABCD\n").unwrap();
+        assert_eq!((prefix.as_str(), prefix.whole()), ("abcd", None));
+        assert_eq!(HashPrefix::parse(&"ab".repeat(32)).unwrap().whole(), Some(Hash([0xab; 32])));
+        let hashes = |count: u8| (0..count).map(|n| Hash([n; 32])).collect::<Vec<_>>();
+        assert_eq!(prefix.only(hashes(1), |hash| *hash), Ok(Hash([0; 32])));
+        assert!(matches!(prefix.only(hashes(0), |hash| *hash), Err(LookupError::Unknown(_))));
+        let Err(LookupError::Ambiguous(text)) = prefix.only(hashes(9), |hash| *hash) else {
+            panic!("it is taken")
+        };
+        assert!(text.ends_with(", …") && text.matches("0404").count() > 0, "{text}");
+        for text in ["", "abc", "xyzw", &"a".repeat(65)] {
+            assert!(matches!(HashPrefix::parse(text), Err(LookupError::Malformed(_))), "{text}");
+        }
+    }
+}
