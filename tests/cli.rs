@@ -847,6 +847,16 @@ fn the_same_text_means_the_same_device_for_every_command() {
 }
 
 #[test]
+fn rename_says_the_name_that_the_device_has() {
+    let agent = Agent::start();
+    let rename = agent.command(&["rename", &"x".repeat(200)]).assert().success();
+    let has = agent.json(&["status"])[0]["device"]["name"].as_str().unwrap().to_owned();
+    let said = String::from_utf8_lossy(&rename.get_output().stderr).into_owned();
+    assert_eq!(said, format!("This device is now called {has}.\n"));
+    assert_eq!(agent.json(&["rename", " desk\t"])[0]["name"], "desk");
+}
+
+#[test]
 fn a_log_that_is_followed_shows_what_happens() {
     let agent = Agent::start();
     let mut follow = program();

@@ -52,7 +52,7 @@ pub enum Request {
     /// Put a device out of the group: its name, its node ID or a unique prefix of it.
     Remove(String, Reply<RemoveReply>),
     /// Give this device another name.
-    Rename(String, Reply<()>),
+    Rename(String, Reply<RenameReply>),
     /// Leave the group.
     Leave(Reply<LeaveReply>),
     /// Fetch assets, and tell how they stand.
@@ -177,6 +177,13 @@ pub struct LeaveReply {
     pub new_device: bool,
 }
 
+/// What this device is called now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenameReply {
+    /// The name given, made fit for people.
+    pub name: String,
+}
+
 /// Why an order was not carried out; the text is for people.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RequestError {
@@ -284,7 +291,7 @@ impl Handle {
     }
 
     /// Gives this device another name.
-    pub async fn rename(&self, name: String) -> Result<(), RequestError> {
+    pub async fn rename(&self, name: String) -> Result<RenameReply, RequestError> {
         self.ask(|reply| Request::Rename(name, reply)).await
     }
 

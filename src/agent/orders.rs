@@ -35,8 +35,8 @@ use crate::state::journal::{Admitted, GroupState, JournalError, VerifiedOp, veri
 
 use super::fact::Fact;
 use super::handle::{
-    FetchOrder, FetchReply, FetchState, FetchView, LeaveReply, PairReply, RemoveReply, Reply,
-    Request, RequestError, TicketReply,
+    FetchOrder, FetchReply, FetchState, FetchView, LeaveReply, PairReply, RemoveReply, RenameReply,
+    Reply, Request, RequestError, TicketReply,
 };
 use super::run::{Loop, Parts};
 use crate::replica::events::EventLog;
@@ -359,7 +359,7 @@ async fn leave_group(
     Ok(LeaveReply { new_device: false })
 }
 
-fn rename(this: &mut Loop, name: String, reply: Reply<()>) {
+fn rename(this: &mut Loop, name: String, reply: Reply<RenameReply>) {
     let journal = this.parts.journal.clone();
     let status = this.parts.status.subscribe();
     this.spawn("rename", async move {
@@ -368,7 +368,7 @@ fn rename(this: &mut Loop, name: String, reply: Reply<()>) {
             until_shown(status, |status| status.device.name == *name).await;
         }
         // Who asked may have gone.
-        let _ = reply.send(result.map(|_| ()));
+        let _ = reply.send(result.map(|name| RenameReply { name }));
     });
 }
 

@@ -8,7 +8,7 @@
 //! | `POST /v1/ticket` `{"ttl_ms"}` | a [`TicketReply`] |
 //! | `POST /v1/pair` `{"ticket"}` | a [`PairReply`] |
 //! | `DELETE /v1/peers/{device}` | a [`RemoveReply`]; name, node ID or unique start of it |
-//! | `POST /v1/rename` `{"name"}` | gives this device another name |
+//! | `POST /v1/rename` `{"name"}` | gives this device another name; a [`RenameReply`] |
 //! | `POST /v1/fetch` `{"hashes","now"}` | has assets of other devices sent here; a [`FetchReply`] tells how they stand |
 //! | `POST /v1/ingest` | many small assets at once, see [`ingest`] |
 //! | `PATCH /v1/assets/{hash}/meta` | edits an asset's metadata, see `assets` |
@@ -41,7 +41,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::handle::{
-    FetchOrder, FetchReply, Handle, LeaveReply, PairReply, RemoveReply, RequestError, TicketReply,
+    FetchOrder, FetchReply, Handle, LeaveReply, PairReply, RemoveReply, RenameReply, RequestError,
+    TicketReply,
 };
 use crate::http::problem::{Problem, problem};
 use crate::http::upload::{check_announced, check_type, collect};
@@ -247,8 +248,7 @@ async fn rename(
     State(api): State<Api>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<RenameReply>, Problem> {
     let order: RenameOrder = order(&headers, body).await?;
-    api.handle.rename(order.name).await?;
-    Ok(Json(json!({})))
+    Ok(Json(api.handle.rename(order.name).await?))
 }

@@ -10,7 +10,7 @@ use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{duration, shown};
-use crate::agent::handle::{LeaveReply, PairReply, RemoveReply, TicketReply};
+use crate::agent::handle::{LeaveReply, PairReply, RemoveReply, RenameReply, TicketReply};
 use crate::clock::wall_ms;
 use crate::net::ticket::Ticket;
 use crate::replica::status::{PeerState, PeerStatus};
@@ -139,7 +139,10 @@ pub(crate) async fn leave(client: &Client, yes: bool, output: Output) -> Result<
 
 /// `can-sync rename`
 pub(crate) async fn rename(client: &Client, name: &str, output: Output) -> Result<Exit, Failure> {
-    let _: serde_json::Value = client.post(&["v1", "rename"], &json!({ "name": name })).await?;
-    output.note(format_args!("This device is now called {}.", shown(name)));
+    let reply: RenameReply = client.post(&["v1", "rename"], &json!({ "name": name })).await?;
+    if output.json {
+        output.json(&reply)?;
+    }
+    output.note(format_args!("This device is now called {}.", shown(&reply.name)));
     Ok(Exit::Ok)
 }
