@@ -61,6 +61,8 @@ pub(super) enum Fact {
     Loaded { engine: Box<Engine>, reload: Reload },
     /// The agent cannot go on.
     Fatal(anyhow::Error),
+    /// The next start is to make a new device of this one: the agent stops, as it was asked to.
+    StartOver,
     /// The group as it stands on disk.
     Group(GroupState),
     /// This device is in a group of its own now.

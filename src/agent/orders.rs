@@ -335,7 +335,7 @@ fn leave(this: &mut Loop, reply: Reply<LeaveReply>) {
                 if !stop {
                     return;
                 }
-                Fact::Fatal(anyhow::anyhow!("this device was asked to start over as a new one"))
+                Fact::StartOver
             }
         };
         facts.send(fact).await;

@@ -458,6 +458,10 @@ impl Loop {
             Fact::Reload(reload) => self.reload(reload),
             Fact::Loaded { engine, reload } => self.on_loaded(*engine, reload),
             Fact::Fatal(reason) => self.fail(reason),
+            Fact::StartOver => {
+                tracing::info!("left the group that had removed this device: stopping");
+                self.parts.stop.cancel();
+            }
         }
     }
 
