@@ -203,8 +203,8 @@ pub enum StoreError {
     /// Down, slow, restarting or busy: try again later.
     #[error("the store did not answer: {0}")]
     Unreachable(String),
-    /// The key was refused.
-    #[error("the store refused the key: {0}")]
+    /// No key, one that the store does not take, or nobody to whom it may be sent.
+    #[error("{0}")]
     Unauthorized(String),
     /// No space, or below the free-space floor: pause until there is space.
     #[error("the store is full: {0}")]

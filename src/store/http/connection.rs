@@ -22,7 +22,7 @@ use tower::filter::AsyncFilterLayer;
 
 use super::owner::OwnedBy;
 use crate::store::StoreError;
-use crate::store::key::StoreKey;
+use crate::store::key::{KeyError, StoreKey};
 
 /// How long each phase of a request may take without progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -306,7 +306,13 @@ pub(super) fn announced_bytes(answer: &Response) -> Option<u64> {
 }
 
 fn load_key(path: &Path) -> Result<StoreKey, StoreError> {
-    StoreKey::load(path).map_err(|error| StoreError::Unauthorized(error.to_string()))
+    StoreKey::load(path).map_err(|error| {
+        let remedy = match error {
+            KeyError::Io { .. } => ": --store-key-file must name the file with the store's key",
+            _ => "",
+        };
+        StoreError::Unauthorized(format!("{error}{remedy}"))
+    })
 }
 
 /// Where a store's URL leads. Names are refused: they can be made to lead elsewhere.
