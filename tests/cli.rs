@@ -11,6 +11,7 @@ use std::process::Stdio;
 
 use can_sync::core::ids::HashAlgorithm;
 use can_sync::replica::status::Status;
+use serde_json::json;
 
 #[path = "common/agent.rs"]
 mod agent;
@@ -854,6 +855,28 @@ fn rename_says_the_name_that_the_device_has() {
     let said = String::from_utf8_lossy(&rename.get_output().stderr).into_owned();
     assert_eq!(said, format!("This device is now called {has}.\n"));
     assert_eq!(agent.json(&["rename", " desk\t"])[0]["name"], "desk");
+}
+
+#[test]
+fn a_record_is_meant_by_its_id_byte_for_byte() {
+    let agent = Agent::start();
+    let ids = ["ab", "a\tb", "a\nb", "a\rb", ".", "..", "%2E%2E", "a/b", "a%2Fb", "ü ?#\\&=+"];
+    for (number, id) in ids.iter().enumerate() {
+        agent.output(&["records", "put", "m", id, &format!("n={number}")]);
+        agent.output(&["records", "put", "..", id, &format!("n={number}")]);
+    }
+    for (number, id) in ids.iter().enumerate() {
+        for model in ["m", ".."] {
+            let record = &agent.json(&["records", "get", model, id])[0];
+            assert_eq!((&record["id"], &record["fields"]["n"]), (&json!(id), &json!(number)));
+        }
+    }
+    assert_eq!(agent.json(&["records", "ls", ".."]).len(), ids.len());
+    for (number, id) in ids.iter().enumerate() {
+        agent.output(&["records", "delete", "m", id]);
+        assert_eq!(agent.json(&["records", "ls", "m"]).len(), ids.len() - 1 - number);
+    }
+    agent.command(&["records", "get", "m", ""]).assert().code(2);
 }
 
 #[test]

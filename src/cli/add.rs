@@ -12,20 +12,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, anyhow};
+use axum::body::Body;
+use axum::http::Method;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use bytes::Bytes;
 use clap::Args;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use indicatif::ProgressBar;
 use prost::Message as _;
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use reqwest::{Body, Method};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
 
 use super::assets::Hex;
-use super::client::Client;
+use super::client::{Client, finish};
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{lossy_path, shown};
@@ -256,10 +257,10 @@ impl Uploader<'_> {
         let request = self
             .client
             .request(Method::POST, &["v1", "ingest"], &[])
-            .header(CONTENT_TYPE, PROTOBUF_TYPE)
-            .body(PushBatchRequest { bundles }.encode_to_vec());
-        let answer = self.client.send(request).await?;
-        let body = answer.bytes().await.context("reading the agent's answer")?;
+            .header(CONTENT_TYPE, PROTOBUF_TYPE);
+        let body = PushBatchRequest { bundles }.encode_to_vec();
+        let answer = self.client.send(finish(request, body.into())?).await?;
+        let body = answer.bytes().await?;
         let answer = PushBatchResponse::decode(body).context("reading the agent's answer")?;
         Ok(answer.results)
     }
@@ -313,16 +314,15 @@ impl Uploader<'_> {
         let mut request = self
             .client
             .request(Method::POST, &["assets"], &query)
-            .header(CONTENT_TYPE, "application/octet-stream")
-            .body(Body::wrap_stream(pieces));
+            .header(CONTENT_TYPE, "application/octet-stream");
         if let Some(size_bytes) = size_bytes {
             request = request.header(CONTENT_LENGTH, size_bytes);
         }
-        let sent = self.client.send(request).await;
+        let sent = self.client.send(finish(request, Body::from_stream(pieces))?).await;
         if let Some(error) = read_error.get() {
             return Err(anyhow!("{error}").into());
         }
-        self.client.json(sent?).await
+        sent?.json().await
     }
 }
 

@@ -3,17 +3,26 @@
 //!
 //! C1  The token goes to a literal loopback address that the home's own file names and on which only
 //!     we or root listen, through no proxy and no redirect, and never into a log or a message.
+//! C2  A part of a path reaches the agent byte for byte. URL libraries drop tabs and line ends and
+//!     resolve `..` even when it is percent-encoded, so the path is written here and never parsed.
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use axum::body::{Body, BodyDataStream};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use axum::http::{Method, Request, StatusCode, Uri, request};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use super::exit::{Exit, Failure};
 use crate::agent::handle::REQUEST_TIMEOUT;
@@ -38,10 +47,15 @@ const LINE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// A connection to the running agent.
 pub(crate) struct Client {
-    http: reqwest::Client,
-    base: Url,
+    http: legacy::Client<HttpConnector, Body>,
+    /// `http://127.0.0.1:5757`
+    base: String,
+    authorization: HeaderValue,
     home: Home,
 }
+
+/// The body of an answer that is a success.
+pub(crate) struct Answer(BodyDataStream);
 
 /// An error answer (RFC 9457).
 #[derive(Deserialize)]
@@ -55,19 +69,14 @@ impl Client {
         let home = Home::find(home)?.ok_or_else(not_running)?;
         let address = home.api_address()?.ok_or_else(not_running)?;
         let token = home.token()?.ok_or_else(not_running)?;
-        let base: Url = address.api.parse().context("reading the agent's API address")?;
-        check_listener(&base).await?;
+        check_listener(&address.api).await?;
         let mut authorization: HeaderValue =
             format!("Bearer {token}").parse().context("reading the API token")?;
         authorization.set_sensitive(true);
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_DEADLINE)
-            .default_headers(HeaderMap::from_iter([(AUTHORIZATION, authorization)]))
-            .build()
-            .context("setting up HTTP")?;
-        Ok(Self { http, base, home })
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT_DEADLINE));
+        let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
+        Ok(Self { http, base: address.api, authorization, home })
     }
 
     /// Where the agent's files are.
@@ -86,8 +95,8 @@ impl Client {
         path: &[&str],
         query: &[(&str, &str)],
     ) -> Result<T, Failure> {
-        let request = self.request(Method::GET, path, query).timeout(ANSWER_DEADLINE);
-        self.json(self.send(request).await?).await
+        let request = finish(self.request(Method::GET, path, query), Body::empty())?;
+        self.answered(request).await
     }
 
     /// `POST` of JSON, answered in JSON.
@@ -96,8 +105,7 @@ impl Client {
         path: &[&str],
         body: &impl Serialize,
     ) -> Result<T, Failure> {
-        let request = self.with_json(Method::POST, path, body)?.timeout(ANSWER_DEADLINE);
-        self.json(self.send(request).await?).await
+        self.answered(self.with_json(Method::POST, path, body)?).await
     }
 
     /// `PUT` of JSON, answered in JSON.
@@ -106,8 +114,7 @@ impl Client {
         path: &[&str],
         body: &impl Serialize,
     ) -> Result<T, Failure> {
-        let request = self.with_json(Method::PUT, path, body)?.timeout(ANSWER_DEADLINE);
-        self.json(self.send(request).await?).await
+        self.answered(self.with_json(Method::PUT, path, body)?).await
     }
 
     /// `PATCH` of JSON, answered in JSON.
@@ -116,20 +123,22 @@ impl Client {
         path: &[&str],
         body: &impl Serialize,
     ) -> Result<T, Failure> {
-        let request = self.with_json(Method::PATCH, path, body)?.timeout(ANSWER_DEADLINE);
-        self.json(self.send(request).await?).await
+        self.answered(self.with_json(Method::PATCH, path, body)?).await
     }
 
-    /// A request with a body of JSON, and no deadline.
-    pub(crate) fn with_json(
+    /// `DELETE`, answered in JSON.
+    pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Failure> {
+        let request = finish(self.request(Method::DELETE, path, &[]), Body::empty())?;
+        self.answered(request).await
+    }
+
+    /// `POST` of JSON, answered in JSON after however long it takes.
+    pub(crate) async fn post_unhurried<T: DeserializeOwned>(
         &self,
-        method: Method,
         path: &[&str],
         body: &impl Serialize,
-    ) -> Result<RequestBuilder, Failure> {
-        let body = serde_json::to_vec(body).context("writing a request as JSON")?;
-        let request = self.request(method, path, &[]);
-        Ok(request.header(CONTENT_TYPE, "application/json").body(body))
+    ) -> Result<T, Failure> {
+        self.send(self.with_json(Method::POST, path, body)?).await?.json().await
     }
 
     /// An event stream.
@@ -138,59 +147,120 @@ impl Client {
         path: &[&str],
         query: &[(&str, &str)],
     ) -> Result<Events, Failure> {
-        let response = self.send(self.request(Method::GET, path, query)).await?;
-        Ok(Events { response, unread: Vec::new() })
+        let request = finish(self.request(Method::GET, path, query), Body::empty())?;
+        Ok(Events { answer: self.send(request).await?, unread: Vec::new() })
     }
 
-    /// `DELETE`, answered in JSON.
-    pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Failure> {
-        let request = self.request(Method::DELETE, path, &[]).timeout(ANSWER_DEADLINE);
-        self.json(self.send(request).await?).await
+    fn with_json(
+        &self,
+        method: Method,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<Request<Body>, Failure> {
+        let body = serde_json::to_vec(body).context("writing a request as JSON")?;
+        let request = self.request(method, path, &[]).header(CONTENT_TYPE, "application/json");
+        finish(request, body.into())
     }
 
-    /// A request to `path`, whose parts may hold anything.
+    /// A request to `path`, whose parts may hold anything; [`finish`] gives it a body.
     pub(crate) fn request(
         &self,
         method: Method,
         path: &[&str],
         query: &[(&str, &str)],
-    ) -> RequestBuilder {
-        let mut url = self.base.clone();
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments.clear().extend(path);
-        }
-        if !query.is_empty() {
-            url.query_pairs_mut().extend_pairs(query);
-        }
-        self.http.request(method, url)
+    ) -> request::Builder {
+        let uri = format!("{}{}", self.base, path_and_query(path, query));
+        Request::builder().method(method).uri(uri).header(AUTHORIZATION, &self.authorization)
     }
 
     /// Sends; an answer that is not a success is a failure that says what the agent said.
-    pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
-        let response = match request.send().await {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Result<Answer, Failure> {
+        let response = match self.http.request(request).await {
             Ok(response) => response,
             Err(error) if error.is_connect() => return Err(not_running()),
             Err(error) => return Err(broken(error)),
         };
         let status = response.status();
+        let answer = Answer(Body::new(response.into_body()).into_data_stream());
         if status.is_success() {
-            return Ok(response);
+            return Ok(answer);
         }
-        let problem = problem_detail(response).await;
+        let problem = problem_detail(answer).await;
         let detail = problem.unwrap_or_else(|| format!("the agent answered {status}"));
         Err(Failure::new(exit_for(status), detail))
     }
 
-    pub(crate) async fn json<T: DeserializeOwned>(&self, response: Response) -> Result<T, Failure> {
-        let body = response.bytes().await.map_err(broken)?;
-        Ok(serde_json::from_slice(&body)
+    /// Sends, and reads an answer in JSON, within [`ANSWER_DEADLINE`].
+    async fn answered<T: DeserializeOwned>(&self, request: Request<Body>) -> Result<T, Failure> {
+        let answered = async { self.send(request).await?.json().await };
+        timeout(ANSWER_DEADLINE, answered).await.unwrap_or_else(|_| {
+            let seconds = ANSWER_DEADLINE.as_secs();
+            Err(Failure::new(
+                Exit::Temporary,
+                format!("the agent did not answer within {seconds} s"),
+            ))
+        })
+    }
+}
+
+/// Gives a request its body.
+///
+/// # Errors
+/// The path and the query are longer than a request can say.
+pub(crate) fn finish(request: request::Builder, body: Body) -> Result<Request<Body>, Failure> {
+    request.body(body).map_err(|error| {
+        let message = format!("what was given is too long for a request: {error}");
+        Failure::new(Exit::Usage, message)
+    })
+}
+
+/// The target of a request: every byte but ASCII letters and digits is percent-encoded.
+fn path_and_query(path: &[&str], query: &[(&str, &str)]) -> String {
+    let mut target = String::new();
+    for part in path {
+        // Writing to a string never fails.
+        let _ = write!(target, "/{}", utf8_percent_encode(part, NON_ALPHANUMERIC));
+    }
+    let separators = std::iter::once('?').chain(std::iter::repeat('&'));
+    for ((name, value), separator) in query.iter().zip(separators) {
+        let value = utf8_percent_encode(value, NON_ALPHANUMERIC);
+        let _ = write!(target, "{separator}{name}={value}");
+    }
+    target
+}
+
+impl Answer {
+    /// The next piece, `None` at the end.
+    pub(crate) async fn next_piece(&mut self) -> Result<Option<Bytes>, Failure> {
+        match timeout(READ_PAUSE_MAX, self.0.next()).await {
+            Ok(piece) => piece.transpose().map_err(broken),
+            Err(_) => {
+                let seconds = READ_PAUSE_MAX.as_secs();
+                let message = format!("the agent sent nothing for {seconds} s");
+                Err(Failure::new(Exit::Temporary, message))
+            }
+        }
+    }
+
+    /// All of it.
+    pub(crate) async fn bytes(mut self) -> Result<Bytes, Failure> {
+        let mut whole = BytesMut::new();
+        while let Some(piece) = self.next_piece().await? {
+            whole.extend_from_slice(&piece);
+        }
+        Ok(whole.freeze())
+    }
+
+    /// All of it, read as JSON.
+    pub(crate) async fn json<T: DeserializeOwned>(self) -> Result<T, Failure> {
+        Ok(serde_json::from_slice(&self.bytes().await?)
             .context("reading the agent's answer: is it of another version than this command?")?)
     }
 }
 
 /// An event stream of the agent, which sends one line of data to an event.
 pub(crate) struct Events {
-    response: Response,
+    answer: Answer,
     unread: Vec<u8>,
 }
 
@@ -222,7 +292,7 @@ impl Events {
                 let line: Vec<u8> = self.unread.drain(..=end).collect();
                 return Ok(String::from_utf8_lossy(&line[..end]).into_owned());
             }
-            let Some(piece) = next_piece(&mut self.response).await? else {
+            let Some(piece) = self.answer.next_piece().await? else {
                 return Err(Failure::new(Exit::Temporary, "the agent has stopped"));
             };
             self.unread.extend_from_slice(&piece);
@@ -233,22 +303,12 @@ impl Events {
     }
 }
 
-/// The next piece of an answer's body, `None` at its end.
-pub(crate) async fn next_piece(response: &mut Response) -> Result<Option<Bytes>, Failure> {
-    match tokio::time::timeout(READ_PAUSE_MAX, response.chunk()).await {
-        Ok(piece) => piece.map_err(broken),
-        Err(_) => {
-            let seconds = READ_PAUSE_MAX.as_secs();
-            Err(Failure::new(Exit::Temporary, format!("the agent sent nothing for {seconds} s")))
-        }
-    }
-}
-
 /// Refuses to send the token where somebody else may listen: after the agent has gone, any user of
 /// the machine can take its port.
-async fn check_listener(base: &Url) -> Result<(), Failure> {
-    let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let address = match (host.parse::<IpAddr>(), base.port_or_known_default()) {
+async fn check_listener(base: &str) -> Result<(), Failure> {
+    let uri: Uri = base.parse().context("reading the agent's API address")?;
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let address = match (host.parse::<IpAddr>(), uri.port_u16()) {
         (Ok(ip), Some(port)) if ip.is_loopback() => SocketAddr::new(ip, port),
         _ => return Err(anyhow!("the API address {base} is not a loopback one").into()),
     };
@@ -259,9 +319,9 @@ async fn check_listener(base: &Url) -> Result<(), Failure> {
     })
 }
 
-async fn problem_detail(mut response: Response) -> Option<String> {
+async fn problem_detail(mut answer: Answer) -> Option<String> {
     let mut body = Vec::new();
-    while let Some(piece) = next_piece(&mut response).await.ok()? {
+    while let Some(piece) = answer.next_piece().await.ok()? {
         if body.len() + piece.len() > PROBLEM_BYTES_MAX {
             return None;
         }
@@ -287,8 +347,30 @@ fn not_running() -> Failure {
     Failure::new(Exit::NotRunning, message)
 }
 
-/// The connection was lost on the way. The URL is left out: it is no news, and may hold names.
-fn broken(error: reqwest::Error) -> Failure {
-    let error = anyhow::Error::new(error.without_url());
+/// The connection was lost on the way.
+fn broken(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
+    let error = anyhow::Error::new(error);
     Failure::Report(Exit::Temporary, error.context("the connection to the agent broke"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_path_keeps_every_byte() {
+        for (part, encoded) in [
+            ("plain", "plain"),
+            (".", "%2E"),
+            ("..", "%2E%2E"),
+            ("a\tb\nc\r", "a%09b%0Ac%0D"),
+            ("a/b\\c?d#e%41 +&=", "a%2Fb%5Cc%3Fd%23e%2541%20%2B%26%3D"),
+            ("ü\0", "%C3%BC%00"),
+        ] {
+            let target = path_and_query(&["v1", part], &[("q", part), ("n", "1")]);
+            assert_eq!(target, format!("/v1/{encoded}?q={encoded}&n=1"));
+            let uri: Uri = format!("http://127.0.0.1:1{target}").parse().expect("a URI");
+            assert_eq!(uri.path_and_query().map(ToString::to_string), Some(target));
+        }
+    }
 }

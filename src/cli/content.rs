@@ -10,12 +10,13 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
-use reqwest::{Method, Response};
+use axum::body::Body;
+use axum::http::Method;
 use rustix::fs::{CWD, RenameFlags};
 use serde::Serialize;
 
 use super::assets::{Hex, Row, find};
-use super::client::{Client, next_piece};
+use super::client::{Client, finish};
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{lossy_path, shown};
@@ -76,9 +77,9 @@ async fn copy_verified(
     let algorithm = algorithm(client).await?;
     let text = row.hash.0.to_string();
     let request = client.request(Method::GET, &["assets", &text], &[]);
-    let mut response: Response = client.send(request).await?;
+    let mut answer = client.send(finish(request, Body::empty())?).await?;
     let mut hasher = Hasher::new(algorithm);
-    while let Some(piece) = next_piece(&mut response).await? {
+    while let Some(piece) = answer.next_piece().await? {
         hasher.update(&piece);
         sink(&piece)?;
     }

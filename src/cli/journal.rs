@@ -1,7 +1,6 @@
 //! `journal`: looking after the journal itself.
 
 use clap::Subcommand;
-use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::Client;
@@ -44,8 +43,7 @@ pub(crate) async fn journal(
 
 async fn fsck(client: &Client, output: Output) -> Result<Exit, Failure> {
     // It reads and verifies everything: that takes as long as it takes.
-    let request = client.with_json(Method::POST, &["v1", "journal", "fsck"], &json!({}))?;
-    let found: Value = client.json(client.send(request).await?).await?;
+    let found: Value = client.post_unhurried(&["v1", "journal", "fsck"], &json!({})).await?;
     let findings = found["findings"].as_array().cloned().unwrap_or_default();
     if output.json {
         output.json(&found)?;

@@ -1,5 +1,6 @@
 //! `records`: the shared database of small records, by hand and from scripts.
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -31,6 +32,7 @@ enum RecordsCommand {
     /// List the records of a model
     Ls {
         /// The kind of records
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         model: String,
         /// Only ids that start with this
         #[arg(long, default_value = "")]
@@ -39,15 +41,19 @@ enum RecordsCommand {
     /// Show a record
     Get {
         /// The kind of record
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         model: String,
         /// Its name among its kind
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
     },
     /// Write to a record, and make it when there is none
     Put {
         /// The kind of record
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         model: String,
         /// Its name among its kind
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
         /// FIELD=VALUE sets a field: JSON when it is a value of JSON (7, true, null, "7"), else text;
         /// FIELD+=TEXT and FIELD-=TEXT put an element into a set and take it out
@@ -57,8 +63,10 @@ enum RecordsCommand {
     /// Delete a record
     Delete {
         /// The kind of record
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         model: String,
         /// Its name among its kind
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
     },
     /// Show records, then their changes as they come, until stopped
