@@ -15,6 +15,8 @@ use serde_json::json;
 
 #[path = "common/agent.rs"]
 mod agent;
+#[path = "cli/files.rs"]
+mod files;
 
 use agent::{Agent, program};
 

@@ -4,12 +4,12 @@
 //! in the order of the walk, each when its content is durable. Small files travel many to a request,
 //! large ones are streamed: memory is bounded by [`UPLOADS_MAX`] batches whatever is added.
 //!
-//! A file that cannot be read or taken is named, the others go on, and the exit status tells.
+//! A file that cannot be read or taken is named, the others go on, and the exit status tells. So it
+//! is when nobody reads the results any more (`can-sync add DIR | head -1`).
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use axum::body::Body;
@@ -17,22 +17,25 @@ use axum::http::Method;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use bytes::Bytes;
 use clap::Args;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use indicatif::ProgressBar;
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
 
-use super::assets::Hex;
+use super::assets::{Hex, Row};
 use super::client::{Client, finish};
 use super::exit::{Exit, Failure};
-use super::output::Output;
+use super::output::{Output, Results};
+use super::source::{ReadError, Small, Source, TRIES_MAX, Why, read_small};
 use super::text::{lossy_path, shown};
-use super::walk::{OwnFolders, Unit, count_bytes, walk};
+use super::walk::{Homes, Unit, count_bytes, walk};
 use crate::api::ingest::INGEST_BYTES_MAX;
 use crate::core::ids::Hash;
+use crate::core::journal::asset::canonical_text;
 use crate::store::SMALL_BYTES_MAX;
 use crate::store::messages::PROTOBUF_TYPE;
 use crate::wire::proto::store::{
@@ -48,7 +51,7 @@ const BUNDLE_FRAMING_BYTES: usize = 16;
 /// Units that the walker is ahead.
 const WALK_AHEAD: usize = 2 * UPLOADS_MAX;
 
-/// A large file is read in pieces of this size.
+/// What has no size is read in pieces of this size.
 const PIECE_BYTES: usize = 256 * 1024;
 
 /// What `can-sync add` takes.
@@ -57,13 +60,13 @@ pub(crate) struct AddArgs {
     /// Files, folders, and `-` for standard input
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Give the new assets this tag; may be repeated
+    /// Give the assets this tag; may be repeated
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
-    /// Give the new assets this description
+    /// Give the assets this description; one that has another keeps it
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     description: String,
-    /// Give the new assets this media type
+    /// Give the assets this media type; one that is here already keeps its own
     #[arg(long = "type", value_name = "TYPE", default_value = "", hide_default_value = true)]
     media_type: String,
 }
@@ -84,6 +87,9 @@ struct Added {
     path: PathBuf,
     size: u64,
     existed: bool,
+    /// What was given and is not so, of an asset that was here already.
+    #[serde(skip)]
+    kept: Option<String>,
 }
 
 /// The API's answer to an upload.
@@ -96,17 +102,17 @@ struct Uploaded {
 
 /// `can-sync add`
 pub(crate) async fn add(client: &Client, args: AddArgs, output: Output) -> Result<Exit, Failure> {
-    let own_folders = OwnFolders::of(client.home());
+    let homes = Arc::new(Homes::of(client.home()));
     let progress = output.progress(0);
     let counter = (!progress.is_hidden()).then(|| {
         let (paths, progress) = (args.paths.clone(), progress.clone());
         tokio::task::spawn_blocking(move || count_bytes(&paths, &progress))
     });
     let (sender, units) = mpsc::channel(WALK_AHEAD);
-    let paths = args.paths.clone();
-    let walker = tokio::task::spawn_blocking(move || walk(&paths, &own_folders, &sender));
+    let (paths, walked) = (args.paths.clone(), Arc::clone(&homes));
+    let walker = tokio::task::spawn_blocking(move || walk(&paths, &walked, &sender));
 
-    let uploader = Uploader { client, args: &args, progress: &progress };
+    let uploader = Uploader { client, args: &args, homes: &homes, progress: &progress };
     let units = stream::unfold(units, async |mut units| Some((units.recv().await?, units)));
     let outcomes = units.map(|unit| uploader.upload(unit)).buffered(UPLOADS_MAX);
     let exit = report(outcomes, &progress, output).await;
@@ -121,29 +127,37 @@ pub(crate) async fn add(client: &Client, args: AddArgs, output: Output) -> Resul
 
 /// Prints what became of each path; stops at a failure that the next path would share.
 async fn report(
-    outcomes: impl stream::Stream<Item = Vec<Outcome>>,
+    outcomes: impl Stream<Item = Vec<Outcome>>,
     progress: &ProgressBar,
     output: Output,
 ) -> Result<Exit, Failure> {
     let mut outcomes = std::pin::pin!(outcomes);
+    let mut results = Results::new(output);
     let mut exit = Exit::Ok;
     while let Some(unit) = outcomes.next().await {
         let mut shared = None;
         for outcome in unit {
             match outcome {
-                Outcome::Added(added) => progress.suspend(|| output.value(&added, line))?,
+                Outcome::Added(added) => {
+                    progress.suspend(|| results.value(&added, line))?;
+                    if let Some(kept) = &added.kept {
+                        let path = added.path.display();
+                        progress.suspend(|| output.error(format_args!("{path}: {kept}")));
+                        exit = Exit::Error;
+                    }
+                }
                 Outcome::Skipped(path, why) => {
                     let path = shown(&path.to_string_lossy());
                     progress.suspend(|| output.note(format_args!("skipped {path}: {why}")));
                 }
-                Outcome::Failed(path, Failure::Report(Exit::Error | Exit::Usage, error)) => {
+                Outcome::Failed(path, Failure::Report(status, error)) if is_shared(status) => {
+                    let error = error.context(path.display().to_string());
+                    shared = shared.or(Some(Failure::Report(status, error)));
+                }
+                Outcome::Failed(path, Failure::Report(_, error)) => {
                     let path = path.display();
                     progress.suspend(|| output.error(format_args!("{path}: {error:#}")));
                     exit = Exit::Error;
-                }
-                Outcome::Failed(path, Failure::Report(exit, error)) => {
-                    let error = error.context(path.display().to_string());
-                    shared = shared.or(Some(Failure::Report(exit, error)));
                 }
                 Outcome::Failed(_, Failure::OutputClosed) => return Err(Failure::OutputClosed),
                 Outcome::Stopped(failure) => shared = shared.or(Some(failure)),
@@ -156,20 +170,21 @@ async fn report(
     Ok(exit)
 }
 
+/// Whether the next file would fail in the same way.
+fn is_shared(status: Exit) -> bool {
+    matches!(status, Exit::NotRunning | Exit::Temporary)
+}
+
 fn line(added: &Added) -> String {
-    format!("{}  {}", added.hash.0, shown(&added.path.to_string_lossy()))
+    let known = if added.existed { "  (here already)" } else { "" };
+    format!("{}  {}{known}", added.hash.0, shown(&added.path.to_string_lossy()))
 }
 
 struct Uploader<'a> {
     client: &'a Client,
     args: &'a AddArgs,
+    homes: &'a Arc<Homes>,
     progress: &'a ProgressBar,
-}
-
-/// A small file that was read, or one that turned out not to be small.
-enum Content {
-    Whole(Bytes),
-    Grown,
 }
 
 impl Uploader<'_> {
@@ -177,15 +192,16 @@ impl Uploader<'_> {
         match unit {
             Unit::Small(paths) => self.small(paths).await,
             Unit::Large(path) => vec![self.large(path).await],
-            Unit::Stdin => vec![outcome("-".into(), self.stdin().await)],
+            Unit::Stdin => vec![self.outcome("-".into(), self.stdin().await).await],
             Unit::Unreadable(path, error) => vec![Outcome::Failed(path, error.into())],
             Unit::Skipped(path, why) => vec![Outcome::Skipped(path, why)],
         }
     }
 
     async fn small(&self, paths: Vec<PathBuf>) -> Vec<Outcome> {
+        let homes = Arc::clone(self.homes);
         let read = tokio::task::spawn_blocking(move || {
-            paths.into_iter().map(|path| (read_small(&path), path)).collect::<Vec<_>>()
+            paths.into_iter().map(|path| (read_small(&path, &homes), path)).collect::<Vec<_>>()
         });
         let read = match read.await {
             Ok(read) => read,
@@ -195,22 +211,22 @@ impl Uploader<'_> {
             }
         };
         let contents = read.iter().filter_map(|(content, path)| match content {
-            Ok(Content::Whole(content)) => Some(self.bundle(path, content.clone())),
+            Ok(Small::Whole(content)) => Some(self.bundle(path, content.clone())),
             _ => None,
         });
         let mut results = self.ingest(contents.collect()).await.map(Vec::into_iter);
         let mut outcomes = Vec::with_capacity(read.len());
         for (content, path) in read {
             outcomes.push(match (content, &mut results) {
-                (Err(error), _) => Outcome::Failed(path, anyhow::Error::new(error).into()),
-                (Ok(Content::Grown), _) => self.large(path).await,
-                (Ok(Content::Whole(content)), Ok(results)) => {
+                (Err(error), _) => Outcome::Failed(path, unreadable(error)),
+                (Ok(Small::Grown), _) => self.large(path).await,
+                (Ok(Small::Whole(content)), Ok(results)) => {
                     let size = content.len() as u64;
                     self.progress.inc(size);
                     let added = results.next().map_or_else(cut_off, |result| judge(&result, size));
-                    outcome(path, added)
+                    self.outcome(path, added).await
                 }
-                (Ok(Content::Whole(_)), Err(failure)) => {
+                (Ok(Small::Whole(_)), Err(failure)) => {
                     let failure = std::mem::replace(failure, Failure::OutputClosed);
                     outcomes.push(Outcome::Stopped(failure));
                     return outcomes;
@@ -254,32 +270,53 @@ impl Uploader<'_> {
         if bundles.is_empty() {
             return Ok(Vec::new());
         }
-        let request = self
-            .client
-            .request(Method::POST, &["v1", "ingest"], &[])
-            .header(CONTENT_TYPE, PROTOBUF_TYPE);
+        let request = self.client.request(Method::POST, &["v1", "ingest"], &[]);
         let body = PushBatchRequest { bundles }.encode_to_vec();
-        let answer = self.client.send(finish(request, body.into())?).await?;
-        let body = answer.bytes().await?;
+        let request = finish(request.header(CONTENT_TYPE, PROTOBUF_TYPE), body.into())?;
+        let body = self.client.send(request).await?.bytes().await?;
         let answer = PushBatchResponse::decode(body).context("reading the agent's answer")?;
         Ok(answer.results)
     }
 
     async fn large(&self, path: PathBuf) -> Outcome {
-        let opened = async {
-            let file = tokio::fs::File::open(&path).await?;
-            let found = file.metadata().await?;
-            Ok::<_, io::Error>((file, found))
-        };
-        let (file, found) = match opened.await {
+        let mut added = Err(unreadable(ReadError::Changed));
+        for _ in 0..TRIES_MAX {
+            added = match self.large_once(&path).await {
+                Ok(Err(ReadError::Changed)) => continue,
+                Ok(Err(error)) => Err(unreadable(error)),
+                Ok(Ok(uploaded)) => Ok(uploaded),
+                Err(failure) => Err(failure),
+            };
+            break;
+        }
+        self.outcome(path, added).await
+    }
+
+    /// The inner error is the file's.
+    async fn large_once(&self, path: &Path) -> Result<Result<Uploaded, ReadError>, Failure> {
+        let (wanted, homes) = (path.to_owned(), Arc::clone(self.homes));
+        let opened = tokio::task::spawn_blocking(move || {
+            let source = Source::open(&wanted, &homes)?;
+            let size_bytes = source.size_bytes()?;
+            Ok((source, size_bytes))
+        });
+        let (source, size_bytes) = match opened.await.context("opening a file")? {
             Ok(opened) => opened,
-            Err(error) => return Outcome::Failed(path, anyhow::Error::new(error).into()),
+            Err(error) => return Ok(Err(error)),
         };
-        // What is appended while we read comes with the next add.
-        let size_bytes = found.is_file().then_some(found.len());
-        let name = file_name(&path);
-        let added = self.stream(file.take(size_bytes.unwrap_or(u64::MAX)), size_bytes, &name).await;
-        outcome(path, added)
+        let (why, name) = (Why::default(), file_name(path));
+        let before = self.progress.position();
+        let sent = match size_bytes {
+            Some(size) => self.send(source.pieces(size, why.clone()), size_bytes, &name).await,
+            None => self.send(unsized_pieces(source.into_stream(), why.clone()), None, &name).await,
+        };
+        match why.take() {
+            Some(error) => {
+                self.progress.set_position(before);
+                Ok(Err(error))
+            }
+            None => sent.map(Ok),
+        }
     }
 
     async fn stdin(&self) -> Result<Uploaded, Failure> {
@@ -287,15 +324,17 @@ impl Uploader<'_> {
         let mut start = Vec::new();
         let mut stdin = tokio::io::stdin();
         let mut first = (&mut stdin).take(SMALL_BYTES_MAX);
-        first.read_to_end(&mut start).await.context("reading standard input")?;
+        first.read_to_end(&mut start).await.map_err(|error| unreadable(error.into()))?;
         let content = tokio::io::AsyncReadExt::chain(io::Cursor::new(start), stdin);
-        self.stream(content, None, "").await
+        let why = Why::default();
+        let sent = self.send(unsized_pieces(content, why.clone()), None, "").await;
+        why.take().map_or(sent, |error| Err(unreadable(error)))
     }
 
-    /// Uploads what `content` gives, up to its end.
-    async fn stream(
+    /// Uploads a content.
+    async fn send(
         &self,
-        content: impl AsyncRead + Send + 'static,
+        pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
         size_bytes: Option<u64>,
         name: &str,
     ) -> Result<Uploaded, Failure> {
@@ -303,14 +342,8 @@ impl Uploader<'_> {
         query.push(("type", self.args.media_type.as_str()));
         query.extend(self.args.tags.iter().map(|tag| ("tag", tag.as_str())));
         query.retain(|(_, value)| !value.is_empty());
-        // A failed read reaches us as a failed request: here is which it was.
-        let read_error = Arc::new(OnceLock::new());
-        let (progress, noted) = (self.progress.clone(), Arc::clone(&read_error));
-        let pieces = ReaderStream::with_capacity(content, PIECE_BYTES)
-            .inspect_ok(move |piece| progress.inc(piece.len() as u64))
-            .inspect_err(move |error| {
-                let _ = noted.set(error.to_string());
-            });
+        let progress = self.progress.clone();
+        let pieces = pieces.inspect_ok(move |piece| progress.inc(piece.len() as u64));
         let mut request = self
             .client
             .request(Method::POST, &["assets"], &query)
@@ -318,31 +351,73 @@ impl Uploader<'_> {
         if let Some(size_bytes) = size_bytes {
             request = request.header(CONTENT_LENGTH, size_bytes);
         }
-        let sent = self.client.send(finish(request, Body::from_stream(pieces))?).await;
-        if let Some(error) = read_error.get() {
-            return Err(anyhow!("{error}").into());
+        self.client.send(finish(request, Body::from_stream(pieces))?).await?.json().await
+    }
+
+    async fn outcome(&self, path: PathBuf, added: Result<Uploaded, Failure>) -> Outcome {
+        let settled = async {
+            let Uploaded { hash, size, existed } = added?;
+            let kept = if existed { self.describe(hash.0).await? } else { None };
+            Ok((hash, size, existed, kept))
+        };
+        match settled.await {
+            Ok((hash, size, existed, kept)) => {
+                Outcome::Added(Added { hash, path, size, existed, kept })
+            }
+            Err(failure) => Outcome::Failed(path, failure),
         }
-        sent?.json().await
+    }
+
+    /// Says about an asset that was here already what was given for new ones, too: all its tags, and
+    /// the description if it has none. Returns what is not so.
+    async fn describe(&self, hash: Hash) -> Result<Option<String>, Failure> {
+        let AddArgs { tags, description, media_type, .. } = self.args;
+        let description = canonical_text(description);
+        if tags.is_empty() && description.is_empty() && media_type.is_empty() {
+            return Ok(None);
+        }
+        let hash = hash.to_string();
+        let row: Row = self.client.get(&["assets", &hash, "meta"], &[]).await?;
+        let mut edit = Map::new();
+        if !tags.is_empty() {
+            edit.insert("add".into(), json!(tags));
+        }
+        if !description.is_empty() && row.description.is_empty() {
+            edit.insert("description".into(), json!(description));
+        }
+        if !edit.is_empty() {
+            let _: Value = self.client.patch(&["v1", "assets", &hash, "meta"], &edit).await?;
+        }
+        let has_other = |given: &str, has: &str| !given.is_empty() && given != has;
+        Ok(if !row.description.is_empty() && has_other(&description, &row.description) {
+            Some(format!(
+                "it is here already and keeps its description: `can-sync describe {hash} TEXT` \
+                 gives it another"
+            ))
+        } else if has_other(media_type, &row.media_type) {
+            Some(format!("it is here already and keeps its type, {:?}", row.media_type))
+        } else {
+            None
+        })
     }
 }
 
-fn read_small(path: &Path) -> io::Result<Content> {
-    let mut content = Vec::new();
-    File::open(path)?.take(SMALL_BYTES_MAX + 1).read_to_end(&mut content)?;
-    let is_small = content.len() as u64 <= SMALL_BYTES_MAX;
-    Ok(if is_small { Content::Whole(content.into()) } else { Content::Grown })
+/// The pieces of what has no size beforehand, such as a pipe.
+fn unsized_pieces(
+    content: impl AsyncRead + Send + 'static,
+    why: Why,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    ReaderStream::with_capacity(content, PIECE_BYTES).map_err(move |error| why.tell(error.into()))
+}
+
+/// The user's file or pipe is at fault, not the agent.
+fn unreadable(error: ReadError) -> Failure {
+    anyhow::Error::new(error).into()
 }
 
 /// The name an asset is known by: the last part of its path.
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-fn outcome(path: PathBuf, added: Result<Uploaded, Failure>) -> Outcome {
-    match added {
-        Ok(Uploaded { hash, size, existed }) => Outcome::Added(Added { hash, path, size, existed }),
-        Err(failure) => Outcome::Failed(path, failure),
-    }
 }
 
 fn cut_off() -> Result<Uploaded, Failure> {

@@ -41,8 +41,8 @@ pub(crate) struct Row {
     /// The name it was added under; empty when unknown.
     pub(crate) name: String,
     #[serde(rename = "type")]
-    media_type: String,
-    description: String,
+    pub(crate) media_type: String,
+    pub(crate) description: String,
     tags: Vec<String>,
     trashed: bool,
     /// When this store took it in, ms since the Unix epoch.

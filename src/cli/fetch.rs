@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::assets::lookup;
 use super::client::Client;
 use super::exit::{Exit, Failure};
-use super::output::Output;
+use super::output::{Output, Results};
 use super::text::{duration, parse_duration};
 use crate::agent::handle::{FetchOrder, FetchReply, FetchState, FetchView};
 use crate::core::ids::Hash;
@@ -45,6 +45,7 @@ pub(crate) async fn fetch(
         order.hashes.push(full_hash(client, text).await?);
     }
     let mut bar = Bar { shown: output.progress(0), to_come: BTreeMap::new() };
+    let mut results = Results::new(output);
     let mut exit = Exit::Ok;
     let mut told_alone = false;
     loop {
@@ -57,7 +58,7 @@ pub(crate) async fn fetch(
                 bar.shown.suspend(|| output.error(format_args!("{}: {why}", asset.hash)));
             }
             if output.json || asset.state == FetchState::Here {
-                bar.shown.suspend(|| output.value(&asset, |asset| asset.hash.clone()))?;
+                bar.shown.suspend(|| results.value(&asset, |asset| asset.hash.clone()))?;
             }
         }
         if open.is_empty() {

@@ -24,6 +24,7 @@ mod logging;
 mod output;
 mod pairing;
 mod records;
+mod source;
 mod status;
 mod text;
 mod time;

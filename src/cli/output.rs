@@ -109,6 +109,37 @@ impl Output {
     }
 }
 
+/// The results of a command that has effects: it goes on when nobody reads them any more, so that
+/// its exit status stays true.
+pub(crate) struct Results {
+    output: Output,
+    is_read: bool,
+}
+
+impl Results {
+    pub(crate) fn new(output: Output) -> Self {
+        Self { output, is_read: true }
+    }
+
+    /// Like [`Output::value`], while there is a reader.
+    pub(crate) fn value<T: Serialize>(
+        &mut self,
+        value: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        if !self.is_read {
+            return Ok(());
+        }
+        match self.output.value(value, text) {
+            Err(Failure::OutputClosed) => {
+                self.is_read = false;
+                Ok(())
+            }
+            printed => printed,
+        }
+    }
+}
+
 fn json_line(value: &impl Serialize) -> Result<String, Failure> {
     let json = serde_json::to_string(value).context("writing an answer as JSON")?;
     Ok(shown_json(&json))

@@ -1,19 +1,23 @@
 //! What `add` finds: files, and folders with all that is in them, cut into [`Unit`]s.
 //!
 //! W1  Symbolic links inside folders are not followed, and nothing but regular files is read there.
-//! W2  The agent's own folders (its key is there) are never added.
+//! W2  No folder of a home is entered and no path into one is taken: this agent's, another agent's or
+//!     a copy of one. Secret keys are there.
 //! W3  Everything comes in the order of the arguments, folders sorted by name.
 
+use std::collections::BTreeSet;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use indicatif::ProgressBar;
 use tokio::sync::mpsc;
-use walkdir::{DirEntryExt as _, WalkDir};
+use walkdir::WalkDir;
 
+use super::source::ReadError;
 use crate::api::ingest::INGEST_ASSETS_MAX;
-use crate::state::home::Home;
+use crate::state::home::{Home, is_home};
 use crate::store::SMALL_BYTES_MAX;
 
 /// A batch is sent when it holds this many bytes; below the API's bound by one small file at least.
@@ -32,33 +36,47 @@ pub(crate) enum Unit {
     Skipped(PathBuf, &'static str),
 }
 
-/// The folders that hold the agent's key and store.
-pub(crate) struct OwnFolders(Vec<(u64, u64, PathBuf)>);
+/// What must not be added: the files and folders of homes.
+#[derive(Default)]
+pub(crate) struct Homes {
+    /// The real paths of this agent's folders.
+    folders: Vec<PathBuf>,
+    /// Device and inode of these folders and of what is directly in them.
+    own: BTreeSet<(u64, u64)>,
+}
 
-impl OwnFolders {
+impl Homes {
     pub(crate) fn of(home: &Home) -> Self {
-        let folders = [home.key_path(), home.store_dir()];
-        let identify = |inside: PathBuf| {
-            let folder = inside.parent()?.canonicalize().ok()?;
-            let found = folder.metadata().ok()?;
-            Some((found.dev(), found.ino(), folder))
-        };
-        Self(folders.into_iter().filter_map(identify).collect())
+        let inside = [home.key_path(), home.store_dir()];
+        let folders = inside.iter().filter_map(|path| path.parent()?.canonicalize().ok());
+        let mut homes = Self { folders: folders.collect(), own: BTreeSet::new() };
+        for folder in homes.folders.iter().chain([&home.store_dir(), &home.partials_dir()]) {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            let paths = entries.map(|entry| entry.path()).chain([folder.clone()]);
+            let found = paths.filter_map(|path| path.symlink_metadata().ok());
+            homes.own.extend(found.map(|found| (found.dev(), found.ino())));
+        }
+        homes
     }
 
-    /// Whether this entry of a folder is one of them.
-    fn are(&self, entry: &walkdir::DirEntry) -> bool {
+    /// Whether this file or folder is this agent's, wherever it was found.
+    pub(crate) fn own(&self, found: &Metadata) -> bool {
+        self.own.contains(&(found.dev(), found.ino()))
+    }
+
+    /// Whether this folder, met on the way, is a home's. A listing gives the inode below a mount
+    /// point, so the folder itself is looked at.
+    fn include(&self, entry: &walkdir::DirEntry) -> bool {
         entry.file_type().is_dir()
-            && self.0.iter().any(|(dev, ino, _)| {
-                // The inode comes with the listing; the device takes a call.
-                entry.ino() == *ino && entry.metadata().is_ok_and(|found| found.dev() == *dev)
-            })
+            && (entry.metadata().is_ok_and(|found| self.own(&found)) || is_home(entry.path()))
     }
 
-    /// Whether this path is in one of them.
+    /// Whether this path leads into a home.
     fn contain(&self, path: &Path) -> bool {
-        let real = path.canonicalize();
-        real.is_ok_and(|real| self.0.iter().any(|(.., folder)| real.starts_with(folder)))
+        path.canonicalize().is_ok_and(|real| {
+            self.folders.iter().any(|folder| real.starts_with(folder))
+                || real.ancestors().any(is_home)
+        })
     }
 }
 
@@ -77,10 +95,10 @@ pub(crate) fn count_bytes(paths: &[PathBuf], progress: &ProgressBar) {
 }
 
 /// Cuts what is under `paths` into units. Returns early when nobody takes them any more.
-pub(crate) fn walk(paths: &[PathBuf], own_folders: &OwnFolders, units: &mpsc::Sender<Unit>) {
-    let mut walk = Walk { batch: Vec::new(), batch_bytes: 0, units };
+pub(crate) fn walk(paths: &[PathBuf], homes: &Homes, units: &mpsc::Sender<Unit>) {
+    let mut walk = Walk { homes, batch: Vec::new(), batch_bytes: 0, units };
     for path in paths {
-        if walk.path(path, own_folders).is_err() {
+        if walk.path(path).is_err() {
             return;
         }
     }
@@ -89,6 +107,7 @@ pub(crate) fn walk(paths: &[PathBuf], own_folders: &OwnFolders, units: &mpsc::Se
 }
 
 struct Walk<'a> {
+    homes: &'a Homes,
     batch: Vec<PathBuf>,
     batch_bytes: u64,
     units: &'a mpsc::Sender<Unit>,
@@ -98,20 +117,19 @@ struct Walk<'a> {
 struct Unwanted;
 
 impl Walk<'_> {
-    fn path(&mut self, path: &Path, own_folders: &OwnFolders) -> Result<(), Unwanted> {
+    fn path(&mut self, path: &Path) -> Result<(), Unwanted> {
         if path.as_os_str() == "-" {
             return self.send(Unit::Stdin);
         }
-        if own_folders.contain(path) {
-            let error = anyhow!("the agent's own folder is never added");
-            return self.send(Unit::Unreadable(path.to_owned(), error));
+        if self.homes.contain(path) {
+            return self.send(Unit::Unreadable(path.to_owned(), anyhow!(ReadError::OfAHome)));
         }
         let found = match path.metadata() {
             Ok(found) => found,
             Err(error) => return self.send(Unit::Unreadable(path.to_owned(), error.into())),
         };
         if found.is_dir() {
-            return self.folder(path, own_folders);
+            return self.folder(path);
         }
         if found.is_file() {
             return self.file(path.to_owned(), found.len());
@@ -120,25 +138,25 @@ impl Walk<'_> {
         self.send(Unit::Large(path.to_owned()))
     }
 
-    fn folder(&mut self, folder: &Path, own_folders: &OwnFolders) -> Result<(), Unwanted> {
+    fn folder(&mut self, folder: &Path) -> Result<(), Unwanted> {
         let mut entries = WalkDir::new(folder).sort_by_file_name().into_iter();
         while let Some(entry) = entries.next() {
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(error) => {
                     let path = error.path().unwrap_or(folder).to_owned();
-                    self.send(Unit::Unreadable(path, error.into()))?;
+                    self.send(Unit::Unreadable(path, cause(error)))?;
                     continue;
                 }
             };
             let kind = entry.file_type();
-            if own_folders.are(&entry) {
+            if self.homes.include(&entry) {
                 entries.skip_current_dir();
-                self.skip(entry.into_path(), "the agent's own folder")?;
+                self.skip(entry.into_path(), "the folder of a can-sync agent")?;
             } else if kind.is_file() {
                 match entry.metadata() {
                     Ok(found) => self.file(entry.into_path(), found.len())?,
-                    Err(error) => self.send(Unit::Unreadable(entry.into_path(), error.into()))?,
+                    Err(error) => self.send(Unit::Unreadable(entry.into_path(), cause(error)))?,
                 }
             } else if kind.is_symlink() {
                 self.skip(entry.into_path(), "a symbolic link")?;
@@ -178,5 +196,13 @@ impl Walk<'_> {
         }
         let batch = std::mem::take(&mut self.batch);
         self.units.blocking_send(Unit::Small(batch)).map_err(|_| Unwanted)
+    }
+}
+
+/// The cause alone: who reports the error names the path.
+fn cause(error: walkdir::Error) -> anyhow::Error {
+    match error.into_io_error() {
+        Some(error) => error.into(),
+        None => anyhow!("the folder contains itself"),
     }
 }

@@ -286,6 +286,21 @@ impl Home {
     }
 }
 
+/// Names that are found together only in a home, or in the store of one.
+const SIGNS: [&[&str]; 5] = [
+    &["key", "journal.db"],
+    &["key", "api-token"],
+    &["store-key", "lock"],
+    &["store.db", "content", "lock"],
+    &["store/store.db", "store/content"],
+];
+
+/// Whether `folder` is a folder of some agent, running or not, or a copy of one.
+pub fn is_home(folder: &Path) -> bool {
+    let holds = |name: &&str| folder.join(name).symlink_metadata().is_ok();
+    SIGNS.iter().any(|names| names.iter().all(holds))
+}
+
 /// Thirty-two random bytes in hex.
 pub fn random_token() -> String {
     data_encoding::HEXLOWER.encode(&rand::random::<[u8; TOKEN_CHARS / 2]>())
