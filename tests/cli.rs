@@ -250,7 +250,6 @@ fn get_takes_a_free_name_and_replaces_only_the_file_that_is_named() {
     let hash = blake3(b"new");
     let out = folder.path().join("out");
     write(&out, "photo.jpg", b"old");
-    symlink("photo.jpg", out.join("link.jpg")).unwrap();
     let get = |args: &[&str]| {
         let mut command = agent.command(&[&["get", hash.as_str()][..], args].concat());
         command.current_dir(&out).assert()
@@ -262,15 +261,11 @@ fn get_takes_a_free_name_and_replaces_only_the_file_that_is_named() {
     assert_eq!(fs::read(out.join("photo.jpg")).unwrap(), b"old");
     assert_eq!(fs::read(out.join(&other)).unwrap(), b"new");
 
-    // The link is replaced, not what it points to.
-    get(&["-o", "link.jpg"]).success();
-    assert!(fs::symlink_metadata(out.join("link.jpg")).unwrap().is_file());
-    assert_eq!(fs::read(out.join("photo.jpg")).unwrap(), b"old");
     get(&["-o", "photo.jpg"]).success();
     assert_eq!(fs::read(out.join("photo.jpg")).unwrap(), b"new");
     get(&["-o", "nowhere/photo.jpg"]).code(1);
     get(&["-o", "/dev/null"]).code(1);
-    assert_eq!(names_in(&out), ["link.jpg", &other, "photo.jpg"]);
+    assert_eq!(names_in(&out), [other.as_str(), "photo.jpg"]);
 }
 
 #[test]
@@ -834,6 +829,28 @@ fn records_are_written_read_watched_and_deleted_by_hand() {
 }
 
 #[test]
+fn a_record_is_meant_by_its_id_byte_for_byte() {
+    let agent = Agent::start();
+    let ids = ["ab", "a\tb", "a\nb", "a\rb", ".", "..", "%2E%2E", "a/b", "a%2Fb", "ü ?#\\&=+"];
+    for (number, id) in ids.iter().enumerate() {
+        agent.output(&["records", "put", "m", id, &format!("n={number}")]);
+        agent.output(&["records", "put", "..", id, &format!("n={number}")]);
+    }
+    for (number, id) in ids.iter().enumerate() {
+        for model in ["m", ".."] {
+            let record = &agent.json(&["records", "get", model, id])[0];
+            assert_eq!((&record["id"], &record["fields"]["n"]), (&json!(id), &json!(number)));
+        }
+    }
+    assert_eq!(agent.json(&["records", "ls", ".."]).len(), ids.len());
+    for (number, id) in ids.iter().enumerate() {
+        agent.output(&["records", "delete", "m", id]);
+        assert_eq!(agent.json(&["records", "ls", "m"]).len(), ids.len() - 1 - number);
+    }
+    agent.command(&["records", "get", "m", ""]).assert().code(2);
+}
+
+#[test]
 fn the_same_text_means_the_same_device_for_every_command() {
     let agent = Agent::start();
     let node_id = agent.ready()["node_id"].as_str().unwrap();
@@ -857,28 +874,6 @@ fn rename_says_the_name_that_the_device_has() {
     let said = String::from_utf8_lossy(&rename.get_output().stderr).into_owned();
     assert_eq!(said, format!("This device is now called {has}.\n"));
     assert_eq!(agent.json(&["rename", " desk\t"])[0]["name"], "desk");
-}
-
-#[test]
-fn a_record_is_meant_by_its_id_byte_for_byte() {
-    let agent = Agent::start();
-    let ids = ["ab", "a\tb", "a\nb", "a\rb", ".", "..", "%2E%2E", "a/b", "a%2Fb", "ü ?#\\&=+"];
-    for (number, id) in ids.iter().enumerate() {
-        agent.output(&["records", "put", "m", id, &format!("n={number}")]);
-        agent.output(&["records", "put", "..", id, &format!("n={number}")]);
-    }
-    for (number, id) in ids.iter().enumerate() {
-        for model in ["m", ".."] {
-            let record = &agent.json(&["records", "get", model, id])[0];
-            assert_eq!((&record["id"], &record["fields"]["n"]), (&json!(id), &json!(number)));
-        }
-    }
-    assert_eq!(agent.json(&["records", "ls", ".."]).len(), ids.len());
-    for (number, id) in ids.iter().enumerate() {
-        agent.output(&["records", "delete", "m", id]);
-        assert_eq!(agent.json(&["records", "ls", "m"]).len(), ids.len() - 1 - number);
-    }
-    agent.command(&["records", "get", "m", ""]).assert().code(2);
 }
 
 #[test]

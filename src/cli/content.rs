@@ -1,12 +1,15 @@
 //! `get` and `cat`: an asset's content, checked against its hash on its way out.
 //!
 //! F1  A file appears under its name whole, verified and durable, or not at all.
-//! F2  A file is replaced only when `-o` names it, and then in one step. A name that the asset
-//!     brings along never replaces anything and never leaves the folder.
+//! F2  A file is replaced only when `-o` names it, and then in one step, with the mode and owner it
+//!     had; a symbolic link stays and its target is replaced. A name that the asset brings along
+//!     never replaces anything and never leaves the folder.
 //! F3  `cat` prints as it reads; a content that turns out wrong ends it with an error.
+//! F4  Ctrl-C, SIGTERM and SIGHUP take the unfinished file along.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
@@ -14,6 +17,7 @@ use axum::body::Body;
 use axum::http::Method;
 use rustix::fs::{CWD, RenameFlags};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::assets::{Hex, Row, find};
 use super::client::{Client, finish};
@@ -47,25 +51,44 @@ pub(crate) async fn get(
     target: Option<PathBuf>,
     output: Output,
 ) -> Result<Exit, Failure> {
+    if target.as_deref() == Some(Path::new("-")) {
+        return cat(client, hash, output).await;
+    }
     let row = find(client, hash).await?;
     let target = Target::choose(target, &row)?;
-    let mut temp = TempFile::create(target.folder())?;
+    // From here on a signal ends the command in order, and not at once.
+    let interrupted = interrupted()?;
+    let mut temp = TempFile::create(&target)?;
     let progress = output.progress(row.size);
     let copying = copy_verified(client, &row, |piece| {
         progress.inc(piece.len() as u64);
-        temp.file.write_all(piece).with_context(|| temp.path.display().to_string())?;
+        temp.file.write_all(piece).with_context(|| format!("writing to {}", target.shown()))?;
         Ok(())
     });
     tokio::select! {
         copied = copying => copied?,
-        // Ends here, and not at once, so that the temporary file goes.
-        _ = tokio::signal::ctrl_c() => return Err(anyhow!("interrupted").into()),
+        () = interrupted => return Err(anyhow!("interrupted: nothing was written").into()),
     }
     progress.finish_and_clear();
     let path = temp.place(&target)?;
     let written = Written { hash: row.hash, size: row.size, path };
     output.value(&written, |written| shown(&written.path.to_string_lossy()))?;
     Ok(Exit::Ok)
+}
+
+/// Waits for one of the signals that ask a command to end.
+fn interrupted() -> Result<impl Future<Output = ()>, Failure> {
+    let listen = |kind| signal(kind).context("listening for signals");
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut hang_up = listen(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hang_up.recv() => {}
+        }
+    })
 }
 
 /// Streams a content to `sink`, and fails at its end when it is not the one asked for.
@@ -102,8 +125,10 @@ async fn algorithm(client: &Client) -> Result<HashAlgorithm, Failure> {
 
 /// Where a content goes.
 enum Target {
-    /// The file that the user named: replaced when it is there.
-    Named(PathBuf),
+    /// A file of this name that is not there yet.
+    New(PathBuf),
+    /// This file, to be replaced. The path shown, and the real one if that is a link.
+    Existing { shown: PathBuf, real: PathBuf },
     /// The first of these names that is free in the folder.
     FirstFree(PathBuf, [String; 2]),
 }
@@ -118,10 +143,19 @@ impl Target {
                     let shown = path.display();
                     return Err(anyhow!("{shown} is no regular file: use `can-sync cat`").into());
                 }
-                _ if path.file_name().is_none() => {
+                Ok(_) => {
+                    let real = path.canonicalize();
+                    let real = real.with_context(|| format!("looking up {}", path.display()))?;
+                    return Ok(Self::Existing { shown: path, real });
+                }
+                Err(_) if path.is_symlink() => {
+                    let shown = path.display();
+                    return Err(anyhow!("{shown} is a link to nothing: remove it first").into());
+                }
+                Err(_) if path.file_name().is_none() => {
                     return Err(anyhow!("{} names no file", path.display()).into());
                 }
-                _ => return Ok(Self::Named(path)),
+                Err(_) => return Ok(Self::New(path)),
             },
         };
         let name = export_name(&row.name).unwrap_or_else(|| row.hash.0.to_string());
@@ -129,16 +163,27 @@ impl Target {
         Ok(Self::FirstFree(folder, [name, other]))
     }
 
+    /// Where the unfinished file is written: a rename does not leave the file system.
     fn folder(&self) -> &Path {
+        let parent = match self {
+            Self::FirstFree(folder, _) => return folder,
+            Self::New(path) => path.parent(),
+            Self::Existing { real, .. } => real.parent(),
+        };
+        parent.filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+
+    /// The name for people.
+    fn shown(&self) -> std::path::Display<'_> {
         match self {
-            Self::FirstFree(folder, _) => folder,
-            Self::Named(path) => match path.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                _ => Path::new("."),
-            },
+            Self::New(path) | Self::Existing { shown: path, .. } => path.display(),
+            Self::FirstFree(folder, _) => folder.display(),
         }
     }
 }
+
+/// Nobody but us reads a file that is not finished: the file that it replaces may be private.
+const UNFINISHED_MODE: u32 = 0o600;
 
 /// A file in the target's folder under a name of ours, gone when dropped.
 struct TempFile {
@@ -147,22 +192,34 @@ struct TempFile {
 }
 
 impl TempFile {
-    fn create(folder: &Path) -> Result<Self, Failure> {
+    fn create(target: &Target) -> Result<Self, Failure> {
         let random = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 8]>());
-        let path = folder.join(format!(".can-sync-{random}.part"));
-        let file = OpenOptions::new().write(true).create_new(true).open(&path);
-        let file = file.with_context(|| format!("creating a file in {}", folder.display()))?;
+        let path = target.folder().join(format!(".can-sync-{random}.part"));
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        if matches!(target, Target::Existing { .. }) {
+            options.mode(UNFINISHED_MODE);
+        }
+        let file = options.open(&path);
+        let file = file.with_context(|| format!("creating a file beside {}", target.shown()))?;
         Ok(Self { file, path })
     }
 
     /// Gives the complete file its name, durably.
     fn place(self, target: &Target) -> Result<PathBuf, Failure> {
-        self.file.sync_all().with_context(|| format!("writing {}", self.path.display()))?;
+        let writing = || format!("writing to {}", target.shown());
+        if let Target::Existing { real, .. } = target {
+            self.take_over_access(real).with_context(writing)?;
+        }
+        self.file.sync_all().with_context(writing)?;
         let path = match target {
-            Target::Named(path) => {
-                fs::rename(&self.path, path)
-                    .with_context(|| format!("replacing {}", path.display()))?;
+            Target::New(path) => {
+                fs::rename(&self.path, path).with_context(writing)?;
                 path.clone()
+            }
+            Target::Existing { shown, real } => {
+                fs::rename(&self.path, real).with_context(writing)?;
+                shown.clone()
             }
             Target::FirstFree(folder, names) => self.take_free_name(folder, names)?,
         };
@@ -171,6 +228,14 @@ impl TempFile {
             .and_then(|folder| folder.sync_all())
             .with_context(|| format!("writing the folder {}", folder.display()))?;
         Ok(path)
+    }
+
+    /// The owner and mode of the file that this one replaces.
+    fn take_over_access(&self, replaced: &Path) -> io::Result<()> {
+        let before = fs::metadata(replaced)?;
+        // Only root can give a file away; then it stays ours.
+        let _ = fchown(&self.file, Some(before.uid()), Some(before.gid()));
+        self.file.set_permissions(Permissions::from_mode(before.mode() & 0o777))
     }
 
     fn take_free_name(&self, folder: &Path, names: &[String]) -> Result<PathBuf, Failure> {

@@ -114,7 +114,8 @@ enum Command {
     Get {
         /// Its hash, or the unique start of it
         hash: String,
-        /// The file or folder to write to [default: the asset's own name, in this folder]
+        /// The file or folder to write to, `-` for standard output [default: the asset's own name, in
+        /// this folder]
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
     },

@@ -1,14 +1,15 @@
 //! `add` and `get` beside everything else that happens to a user's files.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::agent::{Agent, DEADLINE, program};
-use super::{blake3, write};
+use super::{blake3, names_in, noise, write};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -164,4 +165,76 @@ fn what_is_said_about_content_that_is_here_already_is_not_dropped() {
         assert!(said.contains("it is here already and keeps its"), "{said}");
     }
     assert_eq!(agent.json(&["info", &hash])[0]["description"], "sea");
+}
+
+#[test]
+fn get_keeps_the_mode_and_the_links_of_what_it_replaces() {
+    let agent = Agent::start();
+    agent.command(&["add", "-"]).write_stdin("new").assert().success();
+    let folder = tempfile::tempdir().unwrap();
+    let private = write(folder.path(), "private", b"old");
+    fs::set_permissions(&private, Permissions::from_mode(0o600)).unwrap();
+    let target = write(folder.path(), "elsewhere/target", b"old");
+    fs::set_permissions(&target, Permissions::from_mode(0o640)).unwrap();
+    symlink("elsewhere/target", folder.path().join("link")).unwrap();
+    symlink("nothing", folder.path().join("dangling")).unwrap();
+    let get = |name: &str| {
+        let mut command = agent.command(&["get", &blake3(b"new"), "-o", name]);
+        command.current_dir(folder.path()).assert()
+    };
+    let mode = |path: &str| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    get("private").success().stdout("private\n");
+    assert_eq!((mode(&private), fs::read(&private).unwrap()), (0o600, b"new".to_vec()));
+    get("link").success().stdout("link\n");
+    assert_eq!(fs::read_link(folder.path().join("link")).unwrap(), Path::new("elsewhere/target"));
+    assert_eq!((mode(&target), fs::read(&target).unwrap()), (0o640, b"new".to_vec()));
+    get("dangling").code(1);
+    get("-").success().stdout("new");
+    assert_eq!(names_in(folder.path()), ["dangling", "elsewhere", "link", "private"]);
+}
+
+#[test]
+fn a_get_that_is_ended_by_a_signal_leaves_no_file() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    let big = folder.path().join("big");
+    File::create(&big).unwrap().set_len(256 << 20).unwrap();
+    let hash = agent.json(&["add", big.to_str().unwrap()])[0]["hash"].as_str().unwrap().to_owned();
+    for signal in ["-INT", "-TERM", "-HUP"] {
+        let out = tempfile::tempdir().unwrap();
+        let mut get = program();
+        get.arg("--home").arg(agent.home()).args(["get", &hash]).current_dir(out.path());
+        let mut get = get.stderr(Stdio::null()).spawn().unwrap();
+        wait_for(|| !names_in(out.path()).is_empty());
+        let id = get.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        assert_eq!(get.wait().unwrap().code(), Some(1), "{signal}");
+        assert!(names_in(out.path()).is_empty(), "{signal}");
+    }
+}
+
+#[test]
+fn an_error_names_the_path_once_and_the_cause_once() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing").to_str().unwrap().to_owned();
+    let add = agent.command(&["add", &missing]).assert().code(1);
+    let expected = format!("can-sync: {missing}: No such file or directory (os error 2)\n");
+    assert_eq!(text(&add.get_output().stderr), expected);
+
+    agent.command(&["add", "-"]).write_stdin(noise(100, 1)).assert().success();
+    let target = folder.path().join("nowhere/x").to_str().unwrap().to_owned();
+    let get = agent.command(&["get", &blake3(&noise(100, 1)), "-o", &target]).assert().code(1);
+    let expected = format!(
+        "can-sync: creating a file beside {target}: No such file or directory (os error 2)\n"
+    );
+    assert_eq!(text(&get.get_output().stderr), expected);
+
+    let mut up = program();
+    up.arg("--home").arg(folder.path().join("home"));
+    up.args(["up", "--offline", "--store", "http://127.0.0.1:9", "--store-key-file", &missing]);
+    let up = assert_cmd::Command::from_std(up).timeout(DEADLINE).assert().code(1);
+    let said = text(&up.get_output().stderr);
+    assert!(said.contains("--store-key-file must name"), "{said}");
+    assert!(!said.contains("refused"), "{said}");
 }
