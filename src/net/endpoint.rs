@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use iroh::endpoint::{
-    AckFrequencyConfig, BindOpts, ConnectOptions, ConnectWithOptsError, ConnectingError,
+    BindOpts, ConnectOptions, ConnectWithOptsError, ConnectingError,
     ConnectionError, IdleTimeout, MtuDiscoveryConfig, PortmapperConfig, QuicTransportConfig,
     QuicTransportConfigBuilder, ServerConfig, VarInt, WeakConnectionHandle, presets,
 };
@@ -52,11 +52,6 @@ const STRANGER_WINDOW_BYTES: u32 = PAIR_REQUEST_FRAME_BYTES_MAX + HEADER_BYTES a
 /// The search for the longest packets begins with the longest that Ethernet carries, where nearly
 /// every network is done, and then tries the middle once; the library's default takes five probes.
 const MTU_STEP_BYTES: u16 = 127;
-
-/// How long a peer may keep an acknowledgement back (draft-ietf-quic-ack-frequency). What is lost at
-/// the end of a burst is sent again a few round trips and this later: QUIC's 25 ms are most of what a
-/// batch takes in a local network.
-const ACK_DELAY_MAX: Duration = Duration::from_millis(2);
 
 /// Keeps NAT mappings open; the commonest short one is 30 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -426,12 +421,11 @@ fn transport_limits(
     stream_window_bytes: u32,
     connection_window_bytes: u32,
 ) -> QuicTransportConfigBuilder {
-    let mut acks = AckFrequencyConfig::default();
-    acks.max_ack_delay(Some(ACK_DELAY_MAX));
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.minimum_change(MTU_STEP_BYTES);
+    // No `ack_frequency_config`: with it noq-proto 1.4.0 panics when loss probes repeat the request
+    // (docs/upstream/noq-frame-without-room.md).
     QuicTransportConfig::builder()
-        .ack_frequency_config(Some(acks))
         .mtu_discovery_config(Some(mtu))
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
