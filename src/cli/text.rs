@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::Serializer;
 
-use crate::core::export_name::is_invisible;
+use crate::core::foreign_text::is_unshowable;
 
 /// A name or description is cut here on a terminal; combining marks count.
 const SHOWN_CHARS_MAX: usize = 500;
@@ -27,7 +27,7 @@ pub(crate) fn escaped(text: &str, chars_max: usize) -> String {
             out.push('…');
             break;
         }
-        if acts_on_terminals(character) {
+        if is_unshowable(character) {
             out.extend(character.escape_unicode());
         } else {
             out.push(character);
@@ -41,17 +41,15 @@ pub(crate) fn escaped(text: &str, chars_max: usize) -> String {
 pub(crate) fn shown_json(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for character in json.chars() {
-        if acts_on_terminals(character) {
-            let _ = write!(out, "\\u{:04x}", u32::from(character));
+        if is_unshowable(character) {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                let _ = write!(out, "\\u{unit:04x}");
+            }
         } else {
             out.push(character);
         }
     }
     out
-}
-
-fn acts_on_terminals(character: char) -> bool {
-    character.is_control() || is_invisible(character)
 }
 
 /// A path in JSON: not every path is text, and then the closest text stands for it.
@@ -126,9 +124,9 @@ mod tests {
 
     #[test]
     fn json_of_others_cannot_either_and_says_the_same() {
-        let text = "\u{1b}[2J\u{9b}31m\u{7f}\u{202e}é";
+        let text = "\u{1b}[2J\u{9b}31m\u{7f}\u{202e}\u{e0041}é";
         let json = shown_json(&serde_json::to_string(text).unwrap());
-        assert!(!json.chars().any(acts_on_terminals), "{json}");
+        assert!(!json.chars().any(is_unshowable), "{json}");
         assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
     }
 

@@ -12,6 +12,7 @@
 //! Two wishes may give one name, and two names may be one to a file system (case, composed and
 //! decomposed accents): who writes never replaces a file, and falls back to [`suffixed_name`].
 
+use crate::core::foreign_text::is_unshowable;
 use crate::core::ids::Hash;
 
 /// The longest component that the common file systems take.
@@ -48,19 +49,9 @@ pub fn suffixed_name(name: &str, hash: &Hash) -> String {
 }
 
 fn harmless(character: char) -> char {
-    let acted_upon = character.is_control()
-        || matches!(character, '<' | '>' | ':' | '"' | '|' | '?' | '*')
-        || is_invisible(character);
+    let acted_upon =
+        is_unshowable(character) || matches!(character, '<' | '>' | ':' | '"' | '|' | '?' | '*');
     if acted_upon { '_' } else { character }
-}
-
-/// Characters that show as nothing or change how their neighbours show: zero-width and direction
-/// marks, line and paragraph separators, the byte order mark.
-pub fn is_invisible(character: char) -> bool {
-    matches!(
-        character,
-        '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
-    )
 }
 
 /// Windows drops dots and spaces at the end; leading spaces hide a name in a listing.
@@ -185,7 +176,7 @@ mod tests {
             let Some(name) = export_name(&wish) else { return Ok(()) };
             prop_assert!((1..=NAME_BYTES_MAX).contains(&name.len()));
             prop_assert!(!name.contains(['/', '\\', '\0']) && !name.starts_with(['.', '-']));
-            prop_assert!(!name.chars().any(|c| c.is_control() || is_invisible(c)));
+            prop_assert!(!name.chars().any(is_unshowable));
             let path = std::path::Path::new(&name);
             prop_assert_eq!(path.components().count(), 1);
             prop_assert_eq!(export_name(&name), Some(name));

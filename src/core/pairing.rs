@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::core::foreign_text::is_unshowable;
 use crate::core::ids::NodeId;
 
 /// The one-time secret of a ticket.
@@ -70,7 +71,7 @@ pub fn device_name(text: &str) -> String {
     let shown: String = text
         .chars()
         .map(|c| if c.is_whitespace() { ' ' } else { c })
-        .filter(|c| !c.is_control() && !is_invisible(*c))
+        .filter(|c| !is_unshowable(*c))
         .collect();
     let cut: String = shown.trim().chars().take(NAME_CHARS_MAX).collect();
     cut.trim_end().to_owned()
@@ -92,12 +93,6 @@ pub fn addresses(newest: &[String], older: Vec<String>) -> Vec<String> {
     let all = newest.iter().cloned().chain(older);
     let fit = all.filter(|address| is_address(address) && seen.insert(address.clone()));
     fit.take(ADDRESSES_MAX).collect()
-}
-
-/// Zero-width and direction-changing characters (Unicode UAX #9 and #36).
-fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
-        | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]

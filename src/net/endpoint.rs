@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use iroh::endpoint::{
-    BindOpts, ConnectOptions, ConnectWithOptsError, ConnectingError,
-    ConnectionError, IdleTimeout, MtuDiscoveryConfig, PortmapperConfig, QuicTransportConfig,
-    QuicTransportConfigBuilder, ServerConfig, VarInt, WeakConnectionHandle, presets,
+    BindOpts, ConnectOptions, ConnectWithOptsError, ConnectingError, ConnectionError, IdleTimeout,
+    MtuDiscoveryConfig, PortmapperConfig, QuicTransportConfig, QuicTransportConfigBuilder,
+    ServerConfig, VarInt, WeakConnectionHandle, presets,
 };
 use iroh::{Endpoint, EndpointAddr, EndpointId, RelayMode, RelayUrl, SecretKey, TransportAddr};
 use thiserror::Error;

@@ -13,6 +13,7 @@ use prost::encoding::{
     DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field,
 };
 
+use crate::core::foreign_text::visible;
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{
     ASSET_BYTES_MAX, HASHES_PER_FRAME_MAX, INLINE_BYTES_MAX, OFFER_ENTRIES_MAX, OFFER_LARGE_MAX,
@@ -418,9 +419,8 @@ fn decode_verdict(entry: peer::AckEntry) -> Result<Verdict, WireError> {
     }
 }
 
-/// A text that a terminal and a log can show: bounded, without control characters.
 fn for_people(reason: &str) -> String {
-    reason.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect()
+    visible(reason, REASON_CHARS_MAX)
 }
 
 /// A page of a whole set in the plain protocol.

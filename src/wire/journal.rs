@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use prost::Message as _;
 
+use crate::core::foreign_text::visible;
 use crate::core::ids::{GroupId, LogId, NodeId};
 use crate::core::journal::message::{
     Clock, ClockEntry, Hello, JournalMessage, Ops, Refuse, RefuseCode, StateDigest, Xor16,
@@ -242,8 +243,7 @@ fn refuse_from_wire(refuse: proto::Refuse) -> Result<Refuse, WireError> {
             Some((log, refuse.seq))
         }
     };
-    let shown = refuse.text.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX);
-    Ok(Refuse { code, text: shown.collect(), op })
+    Ok(Refuse { code, text: visible(&refuse.text, REASON_CHARS_MAX), op })
 }
 
 fn parse<M: prost::Message + Default>(what: &'static str, payload: Bytes) -> Result<M, WireError> {

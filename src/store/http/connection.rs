@@ -21,6 +21,7 @@ use tokio_util::io::ReaderStream;
 use tower::filter::AsyncFilterLayer;
 
 use super::owner::OwnedBy;
+use crate::core::foreign_text::visible;
 use crate::store::StoreError;
 use crate::store::key::{KeyError, StoreKey};
 
@@ -383,8 +384,7 @@ fn detail(body: &[u8]) -> String {
     let Ok(document) = serde_json::from_slice::<Document>(body) else {
         return String::new();
     };
-    let shown = document.detail.chars().filter(|c| !c.is_control());
-    format!(": {}", shown.take(DETAIL_CHARS_MAX).collect::<String>())
+    format!(": {}", visible(&document.detail, DETAIL_CHARS_MAX))
 }
 
 /// What a request's failure means: what a layer of ours said, or trouble on the way with its causes

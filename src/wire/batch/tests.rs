@@ -179,7 +179,7 @@ fn verdicts_come_back_in_order_and_a_peers_reason_is_safe_to_print() {
         Verdict::AlreadyHeld,
         Verdict::Elsewhere,
         Verdict::Later("disk full".into()),
-        Verdict::Refused("\u{1b}[31mred\n".into()),
+        Verdict::Refused("\u{1b}[31mre\u{202e}d\u{200b}\n".into()),
     ];
     let ack = bytes(&encode_ack(verdicts.iter().map(|v| (None, v))));
     let read = decode_ack(ack.clone(), 5).unwrap();
