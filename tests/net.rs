@@ -529,6 +529,49 @@ async fn two_hundred_strangers_cost_little_memory_and_do_not_stop_a_members_tran
     timeout(SOON, task).await.unwrap().unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_comes_in_from_where_it_is_known_while_its_source_is_turned_away_for_strangers() {
+    let _alone = MEMORY.lock().await;
+    const REFUSED_PER_SOURCE_MAX: usize = 512;
+    let (member, at) = (bind().await, bind().await);
+    let (_task, kept) = keep_accepting(at.acceptor(admitting(&[member.node_id()])));
+    let (node, addresses) = (at.node_id(), at.addresses());
+    let refused = Arc::new(AtomicUsize::new(0));
+    let mut strangers = JoinSet::new();
+    for _ in 0..4 {
+        let (stranger, addresses, refused) = (bind().await, addresses.clone(), refused.clone());
+        strangers.spawn(async move {
+            while refused.load(Ordering::Relaxed) < REFUSED_PER_SOURCE_MAX {
+                match stranger.dial(node, &addresses).await {
+                    Ok(connection) => {
+                        ended(&connection).await;
+                        refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Err(DialError::Busy) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            stranger.close().await;
+        });
+    }
+    while let Some(knocked) = timeout(3 * SOON, strangers.join_next()).await.unwrap() {
+        knocked.unwrap();
+    }
+    let stranger = bind().await;
+    for caller in [&stranger, &member] {
+        assert_eq!(caller.dial(node, &addresses).await.unwrap_err(), DialError::Busy);
+    }
+    at.set_member_addresses(member.addresses().iter());
+    member.dial(node, &addresses).await.unwrap();
+    assert_eq!(stranger.dial(node, &addresses).await.unwrap_err(), DialError::Busy);
+    let deadline = Instant::now() + SOON;
+    while kept.lock().unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "the member never comes in");
+        sleep(Duration::from_millis(1)).await;
+    }
+    tokio::join!(member.close(), stranger.close(), at.close());
+}
+
 /// Carries a caller's packets to `at` and of the answers only those that ask it to prove its
 /// address, so that its handshake begins and never ends.
 async fn carry_one_way(front: tokio::net::UdpSocket, at: String, retries: Arc<AtomicUsize>) {

@@ -192,6 +192,7 @@ pub(super) async fn run(parts: Parts, tellers: Tellers) -> Result<()> {
         fatal: None,
         parts,
     };
+    this.parts.net.set_member_addresses(this.addresses.values().flatten());
     this.start_journal(tellers);
     this.start_sources();
     this.turn_until_stopped(&mut inbox).await;
@@ -557,6 +558,7 @@ impl Loop {
             return;
         }
         self.addresses = addresses(&members, &self.parts.unreachable);
+        self.parts.net.set_member_addresses(self.addresses.values().flatten());
         self.handle(Input::Renamed(name));
         self.handle(Input::Members(members));
     }

@@ -4,9 +4,11 @@
 //! I2  Unauthenticated work is bounded in number and time, and stalled handshakes give way to new
 //!     ones, so that nobody keeps a member out by hanging on.
 //! I3  Strangers cost no disk, a bounded share of memory and at most one log line a minute.
+//! I4  Strangers, however many, use up no handshake and no refusal of those who call from an address
+//!     where a member is known to be.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,17 +19,48 @@ use tokio::time::{Instant, timeout};
 use crate::core::close::CloseCode;
 use crate::core::ids::NodeId;
 
+use super::address::canonical;
 use super::connection::{Connection, Protocol};
 use super::endpoint::Net;
 
-/// Handshakes at once. One takes milliseconds unless the other side stalls.
-const HANDSHAKES_MAX: usize = 8;
+/// What callers of one kind may use at once and within [`REFUSALS_COUNTED_FOR`].
+#[derive(Debug)]
+struct Limits {
+    /// Handshakes at once. One takes milliseconds unless the other side stalls.
+    handshakes: usize,
+    /// Handshakes of one source at once: who stalls as many as it can leaves room for others.
+    handshakes_per_source: usize,
+    /// From this many handshakes on, a caller must show that its address is its own (QUIC Retry).
+    handshakes_unvalidated: usize,
+    /// Refused devices in all; more are turned away without a handshake.
+    refused: u32,
+    /// Refused devices from one source.
+    refused_per_source: u32,
+}
 
-/// Handshakes of one source at once: who stalls as many as it can leaves room for others.
-const HANDSHAKES_PER_SOURCE_MAX: usize = 6;
+/// For callers from an address where no member is known to be. What the refused ones cost stays
+/// below 150 MiB.
+const UNKNOWN: Limits = Limits {
+    handshakes: 8,
+    handshakes_per_source: 6,
+    handshakes_unvalidated: 4,
+    refused: 8192,
+    refused_per_source: 512,
+};
 
-/// From this many handshakes on, a caller must show that its address is its own (QUIC Retry).
-const HANDSHAKES_UNVALIDATED_MAX: usize = 4;
+/// For callers from an address where a member is known to be: each such address is a source. Whoever
+/// else has got that address and port is refused a few times, and adds at most 18 MiB.
+const KNOWN: Limits = Limits {
+    handshakes: 8,
+    handshakes_per_source: 2,
+    handshakes_unvalidated: 2,
+    refused: 1024,
+    refused_per_source: 16,
+};
+
+/// Near its bound on refusals a kind of caller must prove its address first. Near is from this part
+/// on.
+const NEAR_BOUND: u32 = 2;
 
 /// How long a handshake may take.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
@@ -38,12 +71,6 @@ const HANDSHAKE_UNDISTURBED: Duration = Duration::from_secs(1);
 /// The span that refusals are counted over. The QUIC library remembers a device it has shaken hands
 /// with for as long, at 18 KiB each (measured), member or not.
 const REFUSALS_COUNTED_FOR: Duration = Duration::from_secs(60);
-
-/// Refused devices from one source in that span; more are turned away without a handshake.
-const REFUSED_PER_SOURCE_MAX: u32 = 512;
-
-/// Refused devices in all in that span: what they cost stays below 150 MiB.
-const REFUSED_MAX: u32 = 8192;
 
 /// What a device is to this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +117,25 @@ pub struct Acceptor {
     admission: Arc<Admission>,
     stranger_config: Arc<ServerConfig>,
     handshakes: JoinSet<Outcome>,
+    unknown: Door,
+    known: Door,
+    /// Until when the log is not told of refused devices.
+    quiet_until: Instant,
+}
+
+/// Who calls: what its handshakes and refusals are counted against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Caller {
+    /// A member is known to be at its address.
+    known: bool,
+    /// `None` when it comes through a relay, where addresses cost nothing.
+    source: Option<SocketAddr>,
+}
+
+/// What callers of one kind have used of their limits.
+#[derive(Debug)]
+struct Door {
+    limits: &'static Limits,
     /// The handshakes, oldest first.
     begun: Vec<Begun>,
     refusals: Refusals,
@@ -98,8 +144,19 @@ pub struct Acceptor {
 #[derive(Debug)]
 struct Begun {
     handshake: AbortHandle,
-    source: Option<IpAddr>,
+    source: Option<SocketAddr>,
     since: Instant,
+}
+
+/// What is done with a caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Greeting {
+    /// A handshake begins.
+    Begin,
+    /// It comes back with a token at once; an address that was made up does not.
+    ProveAddress,
+    /// There is no room for it now.
+    Refuse,
 }
 
 #[derive(Debug)]
@@ -108,10 +165,10 @@ enum Outcome {
     /// Its sender may be anyone, whenever it likes: counted like those who were refused.
     Introduction {
         connection: Connection,
-        source: Option<IpAddr>,
+        caller: Caller,
     },
     Refused {
-        source: Option<IpAddr>,
+        caller: Caller,
     },
     Failed,
 }
@@ -125,8 +182,9 @@ impl Net {
             admission: Arc::new(admission),
             stranger_config: Arc::new(self.stranger_config()),
             handshakes: JoinSet::new(),
-            begun: Vec::new(),
-            refusals: Refusals::new(),
+            unknown: Door::new(&UNKNOWN),
+            known: Door::new(&KNOWN),
+            quiet_until: Instant::now(),
         }
     }
 }
@@ -141,11 +199,11 @@ impl Acceptor {
             tokio::select! {
                 Some(ended) = self.handshakes.join_next() => match ended {
                     Ok(Outcome::Accepted(accepted)) => return Some(accepted),
-                    Ok(Outcome::Introduction { connection, source }) => {
-                        self.refusals.count(source);
+                    Ok(Outcome::Introduction { connection, caller }) => {
+                        self.door(caller).refusals.count(caller.source);
                         return Some(Accepted::Introduction(connection));
                     }
-                    Ok(Outcome::Refused { source }) => self.refusals.count_and_tell(source),
+                    Ok(Outcome::Refused { caller }) => self.count_refusal(caller),
                     Ok(Outcome::Failed) | Err(_) => {}
                 },
                 incoming = self.net.endpoint().accept() => self.greet(incoming?),
@@ -155,36 +213,85 @@ impl Acceptor {
 
     /// Begins a handshake, or turns the caller away before any work is done for it.
     fn greet(&mut self, incoming: Incoming) {
-        let source = source_of(&incoming.remote_addr());
-        if self.refusals.too_many(source) {
-            incoming.refuse();
-            return;
-        }
-        self.begun.retain(|begun| !begun.handshake.is_finished());
-        if self.begun.len() >= HANDSHAKES_UNVALIDATED_MAX && !incoming.remote_addr_validated() {
-            // It comes back with a token at once; an address that was made up does not, and must not
-            // push anyone out.
-            if let Err(error) = incoming.retry() {
-                error.into_incoming().refuse();
+        let caller = self.net.caller(&incoming.remote_addr());
+        match self.door(caller).greeting(caller.source, incoming.remote_addr_validated()) {
+            Greeting::Begin => {}
+            Greeting::ProveAddress => {
+                if let Err(error) = incoming.retry() {
+                    error.into_incoming().refuse();
+                }
+                return;
             }
-            return;
-        }
-        let of_source = self.begun.iter().filter(|begun| begun.source == source).count();
-        let has_its_share = of_source >= HANDSHAKES_PER_SOURCE_MAX;
-        if has_its_share || self.begun.len() >= HANDSHAKES_MAX {
-            let gives_way = |begun: &Begun| !has_its_share || begun.source == source;
-            let oldest = self.begun.iter().position(gives_way).expect("one of those counted");
-            if self.begun[oldest].since.elapsed() < HANDSHAKE_UNDISTURBED {
+            Greeting::Refuse => {
                 incoming.refuse();
                 return;
             }
-            self.begun.remove(oldest).handshake.abort();
         }
         let stranger_config = asks_as_stranger(&incoming).then(|| self.stranger_config.clone());
-        let handshake =
-            receive(self.net.clone(), self.admission.clone(), incoming, stranger_config);
+        let (net, admission) = (self.net.clone(), self.admission.clone());
+        let handshake = receive(net, admission, incoming, caller, stranger_config);
         let handshake = self.handshakes.spawn(handshake);
-        self.begun.push(Begun { handshake, source, since: Instant::now() });
+        let begun = Begun { handshake, source: caller.source, since: Instant::now() };
+        self.door(caller).begun.push(begun);
+    }
+
+    fn door(&mut self, caller: Caller) -> &mut Door {
+        if caller.known { &mut self.known } else { &mut self.unknown }
+    }
+
+    fn count_refusal(&mut self, caller: Caller) {
+        self.door(caller).refusals.count(caller.source);
+        let now = Instant::now();
+        if now >= self.quiet_until {
+            self.quiet_until = now + REFUSALS_COUNTED_FOR;
+            let source = caller.source.map(|source| source.ip());
+            tracing::info!(?source, "refused a device; more of them are not logged for a minute");
+        }
+    }
+}
+
+impl Net {
+    fn caller(&self, address: &IncomingAddr) -> Caller {
+        match address {
+            IncomingAddr::Ip(socket) if self.is_member_at(*socket) => {
+                Caller { known: true, source: Some(canonical(*socket)) }
+            }
+            _ => Caller { known: false, source: source_of(address) },
+        }
+    }
+}
+
+impl Door {
+    fn new(limits: &'static Limits) -> Self {
+        Self { limits, begun: Vec::new(), refusals: Refusals::new() }
+    }
+
+    /// What to do with a caller. May end a handshake that has stalled, to make room for a new one.
+    fn greeting(&mut self, source: Option<SocketAddr>, validated: bool) -> Greeting {
+        let limits = self.limits;
+        let (in_all, of_source) = self.refusals.counted(source);
+        if in_all >= limits.refused || of_source >= limits.refused_per_source {
+            return Greeting::Refuse;
+        }
+        self.begun.retain(|begun| !begun.handshake.is_finished());
+        let near_bound = in_all >= limits.refused / NEAR_BOUND
+            || of_source >= limits.refused_per_source / NEAR_BOUND
+            || self.begun.len() >= limits.handshakes_unvalidated;
+        if near_bound && !validated {
+            // An address that was made up must not push anyone out.
+            return Greeting::ProveAddress;
+        }
+        let begun_of_source = self.begun.iter().filter(|begun| begun.source == source).count();
+        let has_its_share = begun_of_source >= limits.handshakes_per_source;
+        if has_its_share || self.begun.len() >= limits.handshakes {
+            let gives_way = |begun: &Begun| !has_its_share || begun.source == source;
+            let oldest = self.begun.iter().position(gives_way).expect("one of those counted");
+            if self.begun[oldest].since.elapsed() < HANDSHAKE_UNDISTURBED {
+                return Greeting::Refuse;
+            }
+            self.begun.remove(oldest).handshake.abort();
+        }
+        Greeting::Begin
     }
 }
 
@@ -194,17 +301,15 @@ impl Acceptor {
 struct Refusals {
     since: Instant,
     total: u32,
-    by_source: BTreeMap<IpAddr, u32>,
-    /// The log knows that there are some.
-    told: bool,
+    by_source: BTreeMap<SocketAddr, u32>,
 }
 
 impl Refusals {
     fn new() -> Self {
-        Self { since: Instant::now(), total: 0, by_source: BTreeMap::new(), told: false }
+        Self { since: Instant::now(), total: 0, by_source: BTreeMap::new() }
     }
 
-    fn count(&mut self, source: Option<IpAddr>) {
+    fn count(&mut self, source: Option<SocketAddr>) {
         self.begin_anew_when_due();
         self.total += 1;
         if let Some(source) = source {
@@ -212,17 +317,11 @@ impl Refusals {
         }
     }
 
-    fn count_and_tell(&mut self, source: Option<IpAddr>) {
-        self.count(source);
-        if !std::mem::replace(&mut self.told, true) {
-            tracing::info!(?source, "refused a device; more of them are not logged for a minute");
-        }
-    }
-
-    fn too_many(&mut self, source: Option<IpAddr>) -> bool {
+    /// In all, and of this source.
+    fn counted(&mut self, source: Option<SocketAddr>) -> (u32, u32) {
         self.begin_anew_when_due();
         let of_source = source.and_then(|source| self.by_source.get(&source)).copied();
-        self.total >= REFUSED_MAX || of_source.unwrap_or(0) >= REFUSED_PER_SOURCE_MAX
+        (self.total, of_source.unwrap_or(0))
     }
 
     fn begin_anew_when_due(&mut self) {
@@ -232,14 +331,14 @@ impl Refusals {
     }
 }
 
-/// Who to count a caller's refusals against: its IPv4 address or IPv6 subnet; nobody when it comes
-/// through a relay, where addresses cost nothing.
-fn source_of(address: &IncomingAddr) -> Option<IpAddr> {
+/// The source of a caller at an address where no member is known: its IPv4 address or IPv6 subnet.
+fn source_of(address: &IncomingAddr) -> Option<SocketAddr> {
     let IncomingAddr::Ip(socket) = address else { return None };
-    Some(match socket.ip().to_canonical() {
+    let ip = match socket.ip().to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
         v4 => v4,
-    })
+    };
+    Some(SocketAddr::new(ip, 0))
 }
 
 /// Whether the first packet offers a protocol for strangers. One that hides it is answered without
@@ -258,9 +357,9 @@ async fn receive(
     net: Net,
     admission: Arc<Admission>,
     incoming: Incoming,
+    caller: Caller,
     stranger_config: Option<Arc<ServerConfig>>,
 ) -> Outcome {
-    let source = source_of(&incoming.remote_addr());
     let handshake = async {
         let connecting = match stranger_config {
             Some(config) => incoming.accept_with(config),
@@ -284,7 +383,7 @@ async fn receive(
     let connection = Connection::new(quic, protocol);
     if let Some(code) = refusal(&admission, &connection) {
         connection.close(code, "");
-        return Outcome::Refused { source };
+        return Outcome::Refused { caller };
     }
     if !net.admit(&connection) {
         match protocol {
@@ -296,11 +395,11 @@ async fn receive(
                 connection.close(CloseCode::Internal, "too many connections");
             }
         }
-        return Outcome::Refused { source };
+        return Outcome::Refused { caller };
     }
     Outcome::Accepted(match protocol {
         Protocol::Pairing => Accepted::Pairing(connection),
-        Protocol::Introduction => return Outcome::Introduction { connection, source },
+        Protocol::Introduction => return Outcome::Introduction { connection, caller },
         Protocol::Two | Protocol::Plain => Accepted::Session(connection),
     })
 }
@@ -331,34 +430,62 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn from(address: &str) -> Option<IpAddr> {
+    fn from(address: &str) -> Option<SocketAddr> {
         source_of(&IncomingAddr::Ip(address.parse().unwrap()))
+    }
+
+    fn is_refused(door: &mut Door, source: Option<SocketAddr>) -> bool {
+        door.greeting(source, true) == Greeting::Refuse
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_source_of_many_strangers_is_turned_away_for_a_minute_and_others_are_not() {
-        let mut refusals = Refusals::new();
-        for port in 1..=REFUSED_PER_SOURCE_MAX {
-            assert!(!refusals.too_many(from("192.0.2.7:1")));
-            refusals.count(from(&format!("192.0.2.7:{port}")));
+        let mut door = Door::new(&UNKNOWN);
+        for port in 1..=UNKNOWN.refused_per_source {
+            assert!(!is_refused(&mut door, from("192.0.2.7:1")));
+            door.refusals.count(from(&format!("192.0.2.7:{port}")));
         }
-        assert!(refusals.too_many(from("[::ffff:192.0.2.7]:9")));
-        assert!(!refusals.too_many(from("192.0.2.8:1")) && !refusals.too_many(None));
+        assert!(is_refused(&mut door, from("[::ffff:192.0.2.7]:9")));
+        assert!(!is_refused(&mut door, from("192.0.2.8:1")) && !is_refused(&mut door, None));
         tokio::time::advance(REFUSALS_COUNTED_FOR).await;
-        assert!(!refusals.too_many(from("192.0.2.7:1")));
+        assert!(!is_refused(&mut door, from("192.0.2.7:1")));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_ipv6_subnet_is_one_source_and_all_together_have_a_limit() {
-        let mut refusals = Refusals::new();
-        for host in 0..REFUSED_PER_SOURCE_MAX {
-            refusals.count(from(&format!("[2001:db8::{host:x}]:1")));
+        let mut door = Door::new(&UNKNOWN);
+        for host in 0..UNKNOWN.refused_per_source {
+            door.refusals.count(from(&format!("[2001:db8::{host:x}]:1")));
         }
-        assert!(refusals.too_many(from("[2001:db8::ffff:1]:1")));
-        assert!(!refusals.too_many(from("[2001:db8:0:1::1]:1")));
-        for _ in REFUSED_PER_SOURCE_MAX..REFUSED_MAX {
-            refusals.count(None);
+        assert!(is_refused(&mut door, from("[2001:db8::ffff:1]:1")));
+        assert!(!is_refused(&mut door, from("[2001:db8:0:1::1]:1")));
+        for _ in UNKNOWN.refused_per_source..UNKNOWN.refused {
+            door.refusals.count(None);
         }
-        assert!(refusals.too_many(from("[2001:db8:0:1::1]:1")) && refusals.too_many(None));
+        assert!(is_refused(&mut door, from("[2001:db8:0:1::1]:1")) && is_refused(&mut door, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_must_be_proved_before_the_bound_on_refusals_is_near() {
+        let mut door = Door::new(&UNKNOWN);
+        let source = from("192.0.2.7:1");
+        for _ in 0..UNKNOWN.refused_per_source / NEAR_BOUND {
+            assert_eq!(door.greeting(source, false), Greeting::Begin);
+            door.refusals.count(source);
+        }
+        assert_eq!(door.greeting(source, false), Greeting::ProveAddress);
+        assert_eq!(door.greeting(source, true), Greeting::Begin);
+        assert_eq!(door.greeting(from("192.0.2.8:1"), false), Greeting::Begin);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_taken_over_a_members_address_is_refused_a_few_times_only() {
+        let mut door = Door::new(&KNOWN);
+        let [taken, other] = ["192.0.2.7:4433", "192.0.2.7:4434"].map(|a| a.parse().ok());
+        for _ in 0..KNOWN.refused_per_source {
+            assert!(!is_refused(&mut door, taken));
+            door.refusals.count(taken);
+        }
+        assert!(is_refused(&mut door, taken) && !is_refused(&mut door, other));
     }
 }

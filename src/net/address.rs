@@ -59,14 +59,19 @@ fn parse_address(text: &str) -> Option<TransportAddr> {
         return None;
     }
     if let Ok(socket) = text.parse::<SocketAddr>() {
-        let canonical = SocketAddr::new(socket.ip().to_canonical(), socket.port());
-        // An IPv6 scope is part of the address, and canonical IPv4 has none.
-        return Some(TransportAddr::Ip(if canonical.is_ipv4() { canonical } else { socket }));
+        return Some(TransportAddr::Ip(canonical(socket)));
     }
     if text.starts_with("https://") || text.starts_with("http://") {
         return text.parse().ok().map(TransportAddr::Relay);
     }
     None
+}
+
+/// One and the same address for an IPv4 address in either notation.
+pub(super) fn canonical(socket: SocketAddr) -> SocketAddr {
+    let canonical = SocketAddr::new(socket.ip().to_canonical(), socket.port());
+    // An IPv6 scope is part of the address, and canonical IPv4 has none.
+    if canonical.is_ipv4() { canonical } else { socket }
 }
 
 /// An address as text; `None` for a kind this program does not use.

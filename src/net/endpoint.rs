@@ -7,6 +7,7 @@
 //! Servers of third parties (relays and address lookup) are used with [`Relay::Default`] only. With
 //! an own relay or none, devices find each other by the addresses they tell each other and by mDNS.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,7 +28,7 @@ use crate::core::limits::PAIR_REQUEST_FRAME_BYTES_MAX;
 use crate::core::pairing::ADDRESSES_MAX;
 use crate::wire::frame::HEADER_BYTES;
 
-use super::address::{Reach, address_text, parse_addresses};
+use super::address::{Reach, address_text, canonical, parse_addresses};
 use super::connection::{Connection, Ended, Protocol, quic_code};
 use super::discovery::Lan;
 
@@ -170,6 +171,8 @@ struct Inner {
     relay: bool,
     lan: Option<Lan>,
     live: Mutex<Vec<Live>>,
+    /// Where members are known to be; as many as the member list holds.
+    member_addresses: Mutex<BTreeSet<SocketAddr>>,
 }
 
 /// A connection that counts against the limits until it ends. Oldest first.
@@ -247,6 +250,7 @@ impl Net {
                 relay,
                 lan,
                 live: Mutex::new(Vec::new()),
+                member_addresses: Mutex::default(),
             }),
         })
     }
@@ -334,6 +338,16 @@ impl Net {
         Ok(connection)
     }
 
+    /// Tells where members are known to be. Callers from there do not share the limits of all others.
+    pub fn set_member_addresses<'a>(&self, addresses: impl Iterator<Item = &'a String>) {
+        let addresses = addresses.filter_map(|text| text.parse().ok()).map(canonical).collect();
+        *lock(&self.inner.member_addresses) = addresses;
+    }
+
+    pub(super) fn is_member_at(&self, address: SocketAddr) -> bool {
+        lock(&self.inner.member_addresses).contains(&canonical(address))
+    }
+
     /// Closes every connection with SHUTDOWN, then the endpoint; tells the peers as far as they
     /// can be reached within a few seconds.
     pub async fn close(&self) {
@@ -396,7 +410,7 @@ impl Net {
     }
 
     fn live(&self) -> MutexGuard<'_, Vec<Live>> {
-        self.inner.live.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner.live)
     }
 
     fn reach(&self) -> Reach {
@@ -406,6 +420,11 @@ impl Net {
             relay: self.inner.relay,
         }
     }
+}
+
+/// What is behind these locks is whole between any two steps.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn relay_url(text: &str) -> anyhow::Result<RelayUrl> {
