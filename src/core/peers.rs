@@ -112,6 +112,9 @@ pub struct Link {
     dialing: bool,
     retry_at_ms: u64,
     backoff: Backoff,
+    /// Until then announcements are not listened to.
+    deaf_until_ms: u64,
+    announcements: Backoff,
 }
 
 impl Link {
@@ -124,6 +127,8 @@ impl Link {
             dialing: false,
             retry_at_ms: u64::MAX,
             backoff: Backoff::default(),
+            deaf_until_ms: 0,
+            announcements: Backoff::default(),
         };
         link.hurry(now_ms);
         link
@@ -158,6 +163,17 @@ impl Link {
         self.backoff.reset();
     }
 
+    /// Somebody announced the peer in the local network; who, nobody knows. The next attempt is soon,
+    /// and announcements that lead to no connection count less and less.
+    pub fn announced(&mut self, now_ms: u64, random: u64) {
+        if now_ms >= self.deaf_until_ms && self.current.is_none() {
+            let backoff = self.backoff;
+            self.hurry(now_ms);
+            self.backoff = backoff;
+            self.deaf_until_ms = now_ms + self.announcements.next_ms(random);
+        }
+    }
+
     /// An attempt failed.
     pub fn dial_failed(&mut self, now_ms: u64, random: u64) {
         self.dialing = false;
@@ -167,6 +183,8 @@ impl Link {
     /// A connection came up.
     pub fn connected(&mut self, new: Conn) -> Placed {
         self.dialing &= !new.dialed;
+        self.deaf_until_ms = 0;
+        self.announcements.reset();
         let Some(old) = self.current else {
             self.current = Some(new);
             return Placed::Current { close: None };
@@ -353,6 +371,25 @@ mod tests {
             link.ended(ConnId(1), 10, violation, 0);
         }
         assert!(bad.retry_at_ms() > lost.retry_at_ms().map(|at| at + 5_000));
+    }
+
+    #[test]
+    fn a_flood_of_announcements_leads_to_few_dials_until_the_peer_has_connected() {
+        let mut link = Link::new(0, true);
+        let mut dials = 0;
+        for now_ms in 0..60_000 {
+            link.announced(now_ms, now_ms);
+            if link.take_dial(now_ms) {
+                dials += 1;
+                link.dial_failed(now_ms, now_ms);
+            }
+        }
+        // Retries alone are six, and announcements add as many at most.
+        assert!((6..=12).contains(&dials), "{dials}");
+        link.connected(conn(1, true, 60_000));
+        link.ended(ConnId(1), 60_001, true, 0);
+        link.announced(60_002, 0);
+        assert!(link.take_dial(60_002));
     }
 
     #[test]

@@ -4,18 +4,20 @@
 //! again. So it is started anew whenever this device's own addresses change: a laptop that wakes
 //! up in another network finds its peers there.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::BoxStream;
-use futures_util::{Stream, StreamExt};
-use iroh::address_lookup::{AddressLookup, EndpointData, Error as LookupError, Item};
-use iroh::{Endpoint, EndpointAddr, EndpointId, Watcher};
+use futures_util::{Stream, StreamExt, future};
+use iroh::address_lookup::{AddressLookup, EndpointData, EndpointInfo, Error as LookupError, Item};
+use iroh::{Endpoint, EndpointAddr, EndpointId, TransportAddr, Watcher};
 use iroh_mdns_address_lookup::{DiscoveryEvent, MdnsAddressLookup};
 
 use crate::core::ids::NodeId;
 
+use super::announced::Announced;
 use super::endpoint::Net;
 
 /// The name of the service; devices of other programs are not found.
@@ -32,7 +34,8 @@ const MDNS_GROUP: &str = "224.0.0.251:5353";
 /// What the network has to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NetEvent {
-    /// A device, member or not, was seen in the local network: worth a dial at once.
+    /// Somebody announced this device, member or not, in the local network, at an address that is
+    /// worth a dial.
     Seen(NodeId),
     /// The addresses this device can be reached at have changed: worth redialling everyone.
     AddressesChanged,
@@ -94,7 +97,9 @@ impl NetEvents {
                     return NetEvent::AddressesChanged;
                 }
                 Some(event) = next_of(&mut self.seen) => {
-                    if let DiscoveryEvent::Discovered { endpoint_info, .. } = event {
+                    if let DiscoveryEvent::Discovered { endpoint_info, .. } = event
+                        && self.net.lan().is_some_and(|lan| lan.is_worth_a_dial(&endpoint_info.data))
+                    {
                         return NetEvent::Seen(NodeId(*endpoint_info.endpoint_id.as_bytes()));
                     }
                 }
@@ -124,6 +129,16 @@ struct State {
     failure: Option<String>,
     /// What the endpoint last asked to announce.
     published: Option<EndpointData>,
+    announced: Announced,
+}
+
+impl State {
+    /// The announced addresses that are worth a dial now.
+    fn worth_a_dial(&mut self, data: &EndpointData) -> Vec<SocketAddr> {
+        let own = self.published.iter().flat_map(EndpointData::ip_addrs);
+        let own: Vec<_> = own.map(SocketAddr::ip).collect();
+        self.announced.worth_a_dial(data.ip_addrs().copied(), &own)
+    }
 }
 
 impl Lan {
@@ -146,6 +161,29 @@ impl Lan {
             "devices in the local network are not found by themselves (mDNS): {failure}; check \
              that a network is connected and multicast is allowed"
         ))
+    }
+
+    /// This device dialled `device`, and it proved its key.
+    pub(super) fn proved(&self, device: EndpointId) {
+        self.state().announced.proved(device);
+    }
+
+    fn is_worth_a_dial(&self, data: &EndpointData) -> bool {
+        !self.state().worth_a_dial(data).is_empty()
+    }
+
+    /// What of an announcement is dialled; `None`: nothing.
+    fn admit(&self, item: &Item) -> Option<Item> {
+        let mut state = self.state();
+        let addresses = state.worth_a_dial(item);
+        if addresses.is_empty() {
+            return None;
+        }
+        let device = item.endpoint_id();
+        state.announced.dialed(device, &addresses);
+        let data = EndpointData::new(addresses.into_iter().map(TransportAddr::Ip).collect());
+        let info = EndpointInfo::from_parts(device, data);
+        Some(Item::new(info, item.provenance(), item.last_updated()))
     }
 
     fn restart(&self) {
@@ -186,7 +224,15 @@ impl AddressLookup for Lan {
     }
 
     fn resolve(&self, id: EndpointId) -> Option<BoxStream<'static, Result<Item, LookupError>>> {
-        self.state().service.as_ref()?.resolve(id)
+        let found = self.state().service.as_ref()?.resolve(id)?;
+        let lan = self.clone();
+        let admitted = found.filter_map(move |item| {
+            future::ready(match item {
+                Ok(item) => lan.admit(&item).map(Ok),
+                Err(error) => Some(Err(error)),
+            })
+        });
+        Some(admitted.boxed())
     }
 }
 

@@ -335,6 +335,9 @@ impl Net {
         if !self.admit(&connection) {
             return Err(DialError::TooManyConnections);
         }
+        if let Some(lan) = self.lan() {
+            lan.proved(id);
+        }
         Ok(connection)
     }
 

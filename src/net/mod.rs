@@ -3,10 +3,12 @@
 //! `AsyncWrite`.
 //!
 //! Reading order: `endpoint` (bind, dial, limits), `accept` (who comes in), `connection` (streams
-//! and closes), `frame`, then `ticket`, `pairing` and `introduction`; `discovery` and `address` serve them.
+//! and closes), `frame`, then `ticket`, `pairing` and `introduction`; `discovery`,
+//! `announced` and `address` serve them.
 
 mod accept;
 mod address;
+mod announced;
 mod connection;
 mod discovery;
 mod endpoint;

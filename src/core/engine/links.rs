@@ -59,8 +59,9 @@ impl Engine {
     }
 
     pub(super) fn on_seen(&mut self, now_ms: u64, node_id: NodeId) {
+        let random = self.dice.next_u64();
         if let Some(peer) = self.peers.get_mut(&node_id) {
-            peer.link.hurry(now_ms);
+            peer.link.announced(now_ms, random);
         }
     }
 
