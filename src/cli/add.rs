@@ -31,7 +31,7 @@ use super::client::{Client, finish};
 use super::exit::{Exit, Failure};
 use super::output::{Output, Results};
 use super::source::{ReadError, Small, Source, TRIES_MAX, Why, read_small};
-use super::text::{lossy_path, shown};
+use super::text::{causes, lossy_path, shown};
 use super::walk::{Homes, Unit, count_bytes, walk};
 use crate::api::ingest::INGEST_BYTES_MAX;
 use crate::core::ids::Hash;
@@ -155,8 +155,8 @@ async fn report(
                     shared = shared.or(Some(Failure::Report(status, error)));
                 }
                 Outcome::Failed(path, Failure::Report(_, error)) => {
-                    let path = path.display();
-                    progress.suspend(|| output.error(format_args!("{path}: {error:#}")));
+                    let (path, error) = (path.display(), causes(&error));
+                    progress.suspend(|| output.error(format_args!("{path}: {error}")));
                     exit = Exit::Error;
                 }
                 Outcome::Failed(_, Failure::OutputClosed) => return Err(Failure::OutputClosed),

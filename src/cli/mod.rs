@@ -35,7 +35,7 @@ use client::Client;
 use exit::{Exit, Failure};
 use logging::LogOutput;
 use output::Output;
-use text::parse_duration;
+use text::{causes, parse_duration};
 
 use crate::net::LOG_DIRECTIVES;
 
@@ -198,7 +198,7 @@ pub fn run() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(Failure::OutputClosed) => Exit::Ok.into(),
         Err(Failure::Report(exit, error)) => {
-            output.error(format_args!("{error:#}"));
+            output.error(causes(&error));
             exit.into()
         }
     }

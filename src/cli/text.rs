@@ -52,6 +52,21 @@ pub(crate) fn shown_json(json: &str) -> String {
     out
 }
 
+/// An error and its causes, each said once: many libraries repeat their cause in their own text.
+pub(crate) fn causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.ends_with(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause);
+    }
+    text
+}
+
 /// A path in JSON: not every path is text, and then the closest text stands for it.
 pub(crate) fn lossy_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
@@ -128,6 +143,18 @@ mod tests {
         let json = shown_json(&serde_json::to_string(text).unwrap());
         assert!(!json.chars().any(is_unshowable), "{json}");
         assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+    }
+
+    #[test]
+    fn a_cause_that_its_error_repeats_is_said_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot read x: {0}")]
+        struct Wrapped(#[source] std::io::Error);
+        let cause = || std::io::Error::other("the disk failed");
+        let error = anyhow::Error::new(Wrapped(cause())).context("adding");
+        assert_eq!(causes(&error), "adding: cannot read x: the disk failed");
+        let error = anyhow::Error::new(cause()).context("reading y");
+        assert_eq!(causes(&error), "reading y: the disk failed");
     }
 
     #[test]
