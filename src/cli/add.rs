@@ -4,8 +4,8 @@
 //! in the order of the walk, each when its content is durable. Small files travel many to a request,
 //! large ones are streamed: memory is bounded by [`UPLOADS_MAX`] batches whatever is added.
 //!
-//! A file that cannot be read or taken is named, the others go on, and the exit status tells. So it
-//! is when nobody reads the results any more (`can-sync add DIR | head -1`).
+//! A file that cannot be read or stored is reported, the others are added, and the exit status is 1.
+//! Adding goes on when nobody reads standard output any more (`can-sync add DIR | head -1`).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,13 +45,13 @@ use crate::wire::proto::store::{
 /// Units uploaded at once: enough to hash and read the next while one commits.
 const UPLOADS_MAX: usize = 4;
 
-/// Around each bundle in a request: a field number and a length.
+/// Bytes around each bundle in a request: a field number and a length.
 const BUNDLE_FRAMING_BYTES: usize = 16;
 
-/// Units that the walker is ahead.
+/// How many units the walk may be ahead of the uploads.
 const WALK_AHEAD: usize = 2 * UPLOADS_MAX;
 
-/// What has no size is read in pieces of this size.
+/// A pipe is read in pieces of this size.
 const PIECE_BYTES: usize = 256 * 1024;
 
 /// What `can-sync add` takes.
@@ -71,7 +71,7 @@ pub(crate) struct AddArgs {
     media_type: String,
 }
 
-/// What became of one path.
+/// The outcome of one path.
 enum Outcome {
     Added(Added),
     Failed(PathBuf, Failure),
@@ -87,7 +87,7 @@ struct Added {
     path: PathBuf,
     size: u64,
     existed: bool,
-    /// What was given and is not so, of an asset that was here already.
+    /// Says which of the given metadata an asset that was here already did not get.
     #[serde(skip)]
     kept: Option<String>,
 }
@@ -170,7 +170,7 @@ async fn report(
     Ok(exit)
 }
 
-/// Whether the next file would fail in the same way.
+/// Whether the next file would fail for the same reason.
 fn is_shared(status: Exit) -> bool {
     matches!(status, Exit::NotRunning | Exit::Temporary)
 }
@@ -248,7 +248,7 @@ impl Uploader<'_> {
         Bundle { digest: None, content, metadata: Some(metadata) }
     }
 
-    /// One request, or several when files grew or much is said about each.
+    /// Sends one request, or several when files grew or their metadata is long.
     async fn ingest(&self, bundles: Vec<Bundle>) -> Result<Vec<PushResult>, Failure> {
         let mut results = Vec::with_capacity(bundles.len());
         let mut request = Vec::new();
@@ -292,7 +292,7 @@ impl Uploader<'_> {
         self.outcome(path, added).await
     }
 
-    /// The inner error is the file's.
+    /// Uploads a file. The inner error is about the file, the outer one about the agent.
     async fn large_once(&self, path: &Path) -> Result<Result<Uploaded, ReadError>, Failure> {
         let (wanted, homes) = (path.to_owned(), Arc::clone(self.homes));
         let opened = tokio::task::spawn_blocking(move || {
@@ -368,8 +368,8 @@ impl Uploader<'_> {
         }
     }
 
-    /// Says about an asset that was here already what was given for new ones, too: all its tags, and
-    /// the description if it has none. Returns what is not so.
+    /// Gives an asset that was here already the tags of this command, and its description if the
+    /// asset has none. Returns a message when something was not applied.
     async fn describe(&self, hash: Hash) -> Result<Option<String>, Failure> {
         let AddArgs { tags, description, media_type, .. } = self.args;
         let description = canonical_text(description);
@@ -402,7 +402,7 @@ impl Uploader<'_> {
     }
 }
 
-/// The pieces of what has no size beforehand, such as a pipe.
+/// The content of a pipe, whose size is not known beforehand.
 fn unsized_pieces(
     content: impl AsyncRead + Send + 'static,
     why: Why,
@@ -410,7 +410,7 @@ fn unsized_pieces(
     ReaderStream::with_capacity(content, PIECE_BYTES).map_err(move |error| why.tell(error.into()))
 }
 
-/// The user's file or pipe is at fault, not the agent.
+/// A failure of the user's file or pipe, not of the agent.
 fn unreadable(error: ReadError) -> Failure {
     anyhow::Error::new(error).into()
 }
@@ -424,7 +424,7 @@ fn cut_off() -> Result<Uploaded, Failure> {
     Err(anyhow!("the agent's answer is cut off").into())
 }
 
-/// One file's result within a batch; its numbers are HTTP's.
+/// The result of one file of a batch; its status is one of HTTP.
 fn judge(result: &PushResult, size: u64) -> Result<Uploaded, Failure> {
     let hash = || {
         let hash = Hash::from_slice(&result.hash).context("reading the agent's answer")?;

@@ -1,4 +1,4 @@
-//! `ls` and `info`: what is in the store. Also how a command finds the asset that is meant.
+//! `ls` and `info`: what is in the store. Also finds the asset that an argument names.
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -133,12 +133,12 @@ fn details(row: &Row) -> String {
     lines.map(|(name, value)| format!("{name:<12} {value}")).collect::<Vec<_>>().join("\n")
 }
 
-/// The asset that is meant.
+/// Finds the asset that `text` names.
 pub(crate) async fn find(client: &Client, text: &str) -> Result<Row, Failure> {
     Ok(lookup(client, text).await??)
 }
 
-/// The asset that is meant, among those that are here. The inner error is about the text.
+/// Like [`find`]; the inner error says why `text` names no single asset of this store.
 pub(crate) async fn lookup(
     client: &Client,
     text: &str,

@@ -5,7 +5,7 @@
 //!     had; a symbolic link stays and its target is replaced. A name that the asset brings along
 //!     never replaces anything and never leaves the folder.
 //! F3  `cat` prints as it reads; a content that turns out wrong ends it with an error.
-//! F4  Ctrl-C, SIGTERM and SIGHUP take the unfinished file along.
+//! F4  Ctrl-C, SIGTERM and SIGHUP remove the unfinished file.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
@@ -56,7 +56,7 @@ pub(crate) async fn get(
     }
     let row = find(client, hash).await?;
     let target = Target::choose(target, &row)?;
-    // From here on a signal ends the command in order, and not at once.
+    // From here on a signal ends the command by way of its cleanup.
     let interrupted = interrupted()?;
     let mut temp = TempFile::create(&target)?;
     let progress = output.progress(row.size);
@@ -173,7 +173,7 @@ impl Target {
         parent.filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
-    /// The name for people.
+    /// The name to show.
     fn shown(&self) -> std::path::Display<'_> {
         match self {
             Self::New(path) | Self::Existing { shown: path, .. } => path.display(),
@@ -182,10 +182,10 @@ impl Target {
     }
 }
 
-/// Nobody but us reads a file that is not finished: the file that it replaces may be private.
+/// An unfinished file is for its owner alone: the file that it replaces may be private.
 const UNFINISHED_MODE: u32 = 0o600;
 
-/// A file in the target's folder under a name of ours, gone when dropped.
+/// A temporary file in the target's folder; removed when dropped.
 struct TempFile {
     file: File,
     path: PathBuf,
@@ -233,7 +233,7 @@ impl TempFile {
     /// The owner and mode of the file that this one replaces.
     fn take_over_access(&self, replaced: &Path) -> io::Result<()> {
         let before = fs::metadata(replaced)?;
-        // Only root can give a file away; then it stays ours.
+        // Only root can change a file's owner; for others the new file is their own.
         let _ = fchown(&self.file, Some(before.uid()), Some(before.gid()));
         self.file.set_permissions(Permissions::from_mode(before.mode() & 0o777))
     }
@@ -257,7 +257,7 @@ impl TempFile {
 
 impl Drop for TempFile {
     fn drop(&mut self) {
-        // Gone already when it was given its name.
+        // After the rename there is nothing left to remove.
         let _ = fs::remove_file(&self.path);
     }
 }

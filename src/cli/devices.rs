@@ -1,5 +1,5 @@
-//! `devices`: every device of the group, as it told of itself and as it is seen from here. Also how
-//! a command finds the device that is meant.
+//! `devices`: the devices of the group, with what each reports about itself and how it is connected.
+//! Also finds the device that an argument names.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,14 +28,14 @@ pub(crate) struct Device {
     /// The connection; `None` for this device.
     connection: Option<&'static str>,
     in_sync: Option<bool>,
-    /// How long ago it told the following, by its own clock.
+    /// Age of the report that follows, by the clock of the device that wrote it.
     age_ms: Option<u64>,
     addresses: Vec<String>,
     #[serde(flatten)]
     told: Told,
 }
 
-/// What a device tells of itself.
+/// What a device reports about itself.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Told {
@@ -47,7 +47,7 @@ struct Told {
     store_bytes: Option<u64>,
     free_bytes: Option<u64>,
     contact_ms: Option<u64>,
-    /// One to a line.
+    /// One address a line.
     #[serde(skip_serializing)]
     addresses: String,
 }
@@ -118,8 +118,8 @@ pub(crate) async fn all(client: &Client) -> Result<Vec<Device>, Failure> {
     Ok(devices)
 }
 
-/// The node ID of the device that is meant. One that is not in the group is meant by all of its
-/// node ID.
+/// The node ID of the device that `text` names. A device that is not in the group is named by its
+/// whole node ID.
 pub(crate) fn node_id(devices: &[Device], text: &str) -> Result<String, Failure> {
     if let Ok(node_id) = text.parse::<NodeId>() {
         return Ok(node_id.to_string());

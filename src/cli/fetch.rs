@@ -16,7 +16,7 @@ use crate::agent::handle::{FetchOrder, FetchReply, FetchState, FetchView};
 use crate::core::ids::Hash;
 use crate::core::lookup::LookupError;
 
-/// The agent forgets a fetch that nobody asks about; a small asset arrives in less.
+/// How often the agent is asked; it drops a fetch that nobody asks about for long.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What `can-sync fetch` takes.
@@ -111,7 +111,7 @@ fn failure(asset: &FetchView) -> Option<(Exit, &'static str)> {
     }
 }
 
-/// Nobody is connected: whether waiting can help.
+/// Fails when no device is connected and none can be.
 async fn judge_alone(client: &Client) -> Result<(), Failure> {
     let status = client.status().await?;
     if status.device.removed {
@@ -125,10 +125,10 @@ async fn judge_alone(client: &Client) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Bytes of the large assets, from when they begin to arrive.
+/// Progress of the large assets, from their first byte on.
 struct Bar {
     shown: ProgressBar,
-    /// By hash: bytes to come at first, and now.
+    /// By hash: bytes that were missing at first, and now.
     to_come: BTreeMap<String, (u64, u64)>,
 }
 

@@ -14,7 +14,7 @@ use super::time::utc;
 pub(crate) enum JournalCommand {
     /// Check the journal against itself; status 1 when something is wrong
     Fsck,
-    /// Write what this device wrote while its clock was ahead anew, with the time of now
+    /// Give what this device wrote while its clock was ahead the time of now
     Rebase,
     /// Show the journal in numbers
     Stats,
@@ -42,7 +42,7 @@ pub(crate) async fn journal(
 }
 
 async fn fsck(client: &Client, output: Output) -> Result<Exit, Failure> {
-    // It reads and verifies everything: that takes as long as it takes.
+    // The whole journal is read and verified, so there is no deadline.
     let found: Value = client.post_unhurried(&["v1", "journal", "fsck"], &json!({})).await?;
     let findings = found["findings"].as_array().cloned().unwrap_or_default();
     if output.json {

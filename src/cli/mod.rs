@@ -1,5 +1,5 @@
-//! The command line: what can be asked for, and who answers. Every command but `up`, `store`,
-//! `completions` and `version` is a client of the running agent's API.
+//! The command line: its commands and options. Every command but `up`, `store`, `completions` and
+//! `version` is a client of the running agent's API.
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -208,7 +208,7 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
     let home = cli.global.home;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if !matches!(cli.command, Command::Up(_) | Command::Store(_)) {
-        // A client's uploads go on while it waits for whoever reads its output; one thread does.
+        // One thread for uploads: they go on while a slow reader of the output blocks this one.
         runtime.worker_threads(1);
     }
     let runtime = runtime.enable_all().build().context("starting")?;
@@ -282,7 +282,7 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             }
         }
     });
-    // A read of a terminal that nobody types on cannot be ended, and is not waited for.
+    // A blocked read of a terminal cannot be cancelled, so it is not waited for.
     runtime.shutdown_background();
     ended
 }

@@ -109,8 +109,8 @@ impl Output {
     }
 }
 
-/// The results of a command that has effects: it goes on when nobody reads them any more, so that
-/// its exit status stays true.
+/// Prints the results of a command that has effects. The command goes on when its reader has gone, so
+/// that its exit status says what happened.
 pub(crate) struct Results {
     output: Output,
     is_read: bool,

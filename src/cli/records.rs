@@ -157,7 +157,7 @@ fn is_of(record: &Value, owner: &str) -> bool {
     record["owner"].as_str().is_some_and(|whose| owner == "any" || owner == whose)
 }
 
-/// A write's answer is for programs.
+/// Prints the answer to a write, which only programs need.
 fn answer(written: &Value, output: Output) -> Result<(), Failure> {
     if output.json { output.json(written) } else { Ok(()) }
 }

@@ -1,7 +1,7 @@
-//! A file of the user's while `add` reads it.
+//! A user's file while `add` reads it.
 //!
-//! S1  No file of a home is read, under whatever name it was found: the open file is compared, not
-//!     its path.
+//! S1  No file of a home is read, whatever its path is: the device and inode of the open file are
+//!     compared.
 //! S2  A file that changes while it is read gives no content: half of the old and half of the new
 //!     state would be a file that nobody ever wrote.
 
@@ -36,13 +36,13 @@ const TICKS_MAX: usize = 3;
 /// Why a file gives no content.
 #[derive(Debug, Error)]
 pub(crate) enum ReadError {
-    /// What the system said.
+    /// An error of the system.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// Somebody writes to it.
+    /// It was written to.
     #[error("it changed while it was read: add it again when nothing writes to it")]
     Changed,
-    /// It is a home's.
+    /// It is a file of a home.
     #[error("it belongs to a can-sync agent, whose own files are never added")]
     OfAHome,
 }
@@ -71,7 +71,7 @@ impl Version {
         }
     }
 
-    /// Whether a write of this moment might get the same time as the last one.
+    /// Whether a write now could leave the modification time as it is.
     fn is_of_this_tick(&self) -> bool {
         let now_ns = i128::from(wall_ms()) * 1_000_000;
         (now_ns - self.modified_ns).unsigned_abs() <= TICK.as_nanos()
@@ -87,7 +87,7 @@ pub(crate) enum Small {
 }
 
 impl Source {
-    /// Opens a file, and lets the tick of its last change pass.
+    /// Opens a file. One that was written just now is waited for until a further write would show.
     pub(crate) fn open(path: &Path, homes: &Homes) -> Result<Self, ReadError> {
         let file = File::open(path)?;
         let mut found = file.metadata()?;

@@ -1,8 +1,8 @@
 //! What `add` finds: files, and folders with all that is in them, cut into [`Unit`]s.
 //!
 //! W1  Symbolic links inside folders are not followed, and nothing but regular files is read there.
-//! W2  No folder of a home is entered and no path into one is taken: this agent's, another agent's or
-//!     a copy of one. Secret keys are there.
+//! W2  No folder of a home is entered, and no path into one is taken: not of this agent's home, nor of
+//!     another agent's, nor of a copy. Secret keys are there.
 //! W3  Everything comes in the order of the arguments, folders sorted by name.
 
 use std::collections::BTreeSet;
@@ -134,7 +134,7 @@ impl Walk<'_> {
         if found.is_file() {
             return self.file(path.to_owned(), found.len());
         }
-        // A pipe or device that is named outright is meant.
+        // A pipe or device is read only when it is named as an argument.
         self.send(Unit::Large(path.to_owned()))
     }
 
@@ -199,7 +199,7 @@ impl Walk<'_> {
     }
 }
 
-/// The cause alone: who reports the error names the path.
+/// The cause without the path, which the caller adds.
 fn cause(error: walkdir::Error) -> anyhow::Error {
     match error.into_io_error() {
         Some(error) => error.into(),
