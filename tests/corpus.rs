@@ -51,6 +51,22 @@ fn the_corpus_has_every_message_as_it_is_written_today() {
 }
 
 #[test]
+fn each_target_has_its_fuzzer_and_each_fuzzer_its_target() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    for (target, _) in TARGETS {
+        let path = format!("fuzz_targets/{target}.rs");
+        let fuzzer = std::fs::read_to_string(root.join(&path)).unwrap();
+        assert!(fuzzer.contains(&format!("targets::{target}(bytes);")), "{path}");
+        let entry = format!("name = \"{target}\"\npath = \"{path}\"");
+        assert!(manifest.contains(&entry), "{path} is not in fuzz/Cargo.toml");
+    }
+    let fuzzers = std::fs::read_dir(root.join("fuzz_targets")).unwrap().count();
+    assert_eq!(fuzzers, TARGETS.len());
+    assert_eq!(manifest.matches("[[bin]]").count(), TARGETS.len());
+}
+
+#[test]
 fn each_file_of_the_corpus_is_read_or_refused_as_its_name_says() {
     for (target, run) in TARGETS {
         let files = corpus(target);
