@@ -328,9 +328,9 @@ mod tests {
         assert!(is_settled(&status, Some("BBBB")).unwrap());
         assert!(!is_settled(&status, Some("phone")).unwrap());
         assert_eq!(exit_of(is_settled(&status, Some("tv")).unwrap_err()), Exit::Unknown);
-        for too_little in ["", "bbb"] {
+        for (too_little, exit) in [("", Exit::Usage), ("bbb", Exit::Unknown)] {
             let failure = is_settled(&status, Some(too_little)).unwrap_err();
-            assert_eq!(exit_of(failure), Exit::Unknown);
+            assert_eq!(exit_of(failure), exit);
         }
     }
 
