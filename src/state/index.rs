@@ -6,18 +6,19 @@
 //! rest again. What must not happen is that a sequence number means two hashes to a peer, therefore:
 //!
 //! X1  Numbers are given in commit order and rise; within an epoch none is given twice.
-//! X2  The epoch changes whenever numbers may have gone back: after every stop that was not
-//!     [`Index::close`]d, and when hashes are forgotten. The mark that an index is open is on the
-//!     disk before a number is given.
+//! X2  Every [`Index::open`] begins a new epoch, and so does forgetting hashes. A restored backup, a
+//!     copied home or a file system snapshot may bring back an older file that looks like the last
+//!     one in every respect: only a new epoch is safe, and it costs little. The first comparison
+//!     after a start finds differences by coded cells instead of by cursor.
 //! X3  Hashes, their count and the store cursor they stand for change in one transaction.
-//! X4  A damaged index is moved aside and begun anew; that is never fatal.
+//! X4  An index that cannot be used (damaged, of a newer version, not a file) is moved aside and
+//!     begun anew. It is a cache, so it never keeps the agent from starting.
 //! X5  What was learnt of one epoch (a peer's cursor, a sketch) is not saved in another.
 
 use std::fs;
-use std::ops::RangeInclusive;
+use std::ops::{Deref, RangeInclusive};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
@@ -64,33 +65,21 @@ pub struct Bound {
 impl Index {
     /// Opens the index at `path`, or begins a new one there.
     pub fn open(path: &Path) -> Result<Self> {
-        private_database_file(path)?;
-        let (writer, head) = match open_writer(path) {
-            Ok(opened) => opened,
-            Err(error) if is_damage(&error) => {
+        let shared = match Shared::open(path) {
+            Err(error) if path.symlink_metadata().is_ok() && is_fault_of_the_file(&error) => {
                 let aside = move_aside(path)?;
                 tracing::warn!(
-                    "the index {} is damaged ({error:#}); it is kept as {} and rebuilt from the store",
+                    "the index {} cannot be used ({error:#}): it is kept as {} and rebuilt from the \
+                     store",
                     path.display(),
                     aside.display()
                 );
-                private_database_file(path)?;
-                open_writer(path).with_context(|| format!("creating {}", path.display()))?
+                Shared::open(path)
             }
-            Err(error) => return Err(error.context(format!("opening {}", path.display()))),
+            opened => opened,
         };
-        let readers = (0..READERS)
-            .map(|_| open_reader(path).map(Mutex::new))
-            .collect::<rusqlite::Result<_>>()
-            .with_context(|| format!("opening {} for reading", path.display()))?;
-        Ok(Self {
-            shared: Arc::new(Shared {
-                writer: Mutex::new(writer),
-                readers,
-                next_reader: AtomicUsize::new(0),
-                head: Mutex::new(head),
-            }),
-        })
+        let shared = shared.with_context(|| format!("opening {}", path.display()))?;
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The store that the index is tied to and how that one names assets, if any yet.
@@ -340,8 +329,8 @@ impl Index {
         Ok(())
     }
 
-    /// Writes everything down, so that the next [`open`](Self::open) keeps the epoch. Every write
-    /// after that fails.
+    /// Writes everything to the disk, so that the next [`open`](Self::open) need not check the file.
+    /// Every write after that fails.
     pub fn close(&self) -> rusqlite::Result<()> {
         let writer = lock(&self.shared.writer);
         writer.pragma_update(None, "synchronous", "FULL")?;
@@ -355,8 +344,7 @@ impl Index {
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
-        let next = self.shared.next_reader.fetch_add(1, Ordering::Relaxed);
-        let connection = lock(&self.shared.readers[next % READERS]);
+        let connection = self.shared.readers.lend();
         let tx = connection.unchecked_transaction()?;
         let found = read(&tx)?;
         tx.commit()?;
@@ -433,13 +421,59 @@ CREATE TABLE peers (
 #[derive(Debug)]
 struct Shared {
     writer: Mutex<Connection>,
-    readers: Vec<Mutex<Connection>>,
-    next_reader: AtomicUsize,
+    readers: Readers,
     /// As of the last commit. Locked after `writer`, never the other way round.
     head: Mutex<Head>,
 }
 
-/// A panic elsewhere rolled its transaction back, so what is behind a poisoned lock is whole.
+impl Shared {
+    fn open(path: &Path) -> Result<Self> {
+        private_database_file(path)?;
+        let (writer, head) = open_writer(path)?;
+        let readers = (0..READERS).map(|_| open_reader(path)).collect::<rusqlite::Result<_>>()?;
+        let readers = Readers { idle: Mutex::new(readers), returned: Condvar::new() };
+        Ok(Self { writer: Mutex::new(writer), readers, head: Mutex::new(head) })
+    }
+}
+
+/// Connections that only read. A reader gets any idle one, and waits only when all are lent.
+#[derive(Debug)]
+struct Readers {
+    idle: Mutex<Vec<Connection>>,
+    returned: Condvar,
+}
+
+impl Readers {
+    fn lend(&self) -> Lent<'_> {
+        let idle = lock(&self.idle);
+        let idle = self.returned.wait_while(idle, |idle| idle.is_empty());
+        let connection = idle.unwrap_or_else(PoisonError::into_inner).pop();
+        Lent { readers: self, connection }
+    }
+}
+
+/// A lent connection; it goes back when dropped.
+struct Lent<'a> {
+    readers: &'a Readers,
+    /// `None` only while it goes back.
+    connection: Option<Connection>,
+}
+
+impl Deref for Lent<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.connection.as_ref().expect("it goes back at the drop")
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        lock(&self.readers.idle).extend(self.connection.take());
+        self.readers.returned.notify_one();
+    }
+}
+
 fn bound(connection: &Connection) -> rusqlite::Result<Option<(StoreId, HashAlgorithm)>> {
     connection.query_row("SELECT store_id, algorithm FROM state", [], |row| {
         let (store_id, algorithm): (Option<[u8; 16]>, Option<String>) = (row.get(0)?, row.get(1)?);
@@ -448,6 +482,7 @@ fn bound(connection: &Connection) -> rusqlite::Result<Option<(StoreId, HashAlgor
     })
 }
 
+/// A panic elsewhere rolled its transaction back, so what is behind a poisoned lock is whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -458,7 +493,7 @@ fn open_writer(path: &Path) -> Result<(Connection, Head)> {
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
-    // For the mark of X2; what follows may be lost.
+    // The mark that the index is open must not be lost; what follows may be.
     connection.pragma_update(None, "synchronous", "FULL")?;
 
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
@@ -474,17 +509,15 @@ fn open_writer(path: &Path) -> Result<(Connection, Head)> {
         }
         SCHEMA_VERSION => {}
         newer => bail!(
-            "a newer can-sync wrote it (version {newer}, this one knows {SCHEMA_VERSION}): \
-             remove the file, it is rebuilt"
+            "a newer can-sync wrote it: its version is {newer}, this program knows {SCHEMA_VERSION}"
         ),
     }
     let clean: bool = tx.query_row("SELECT clean FROM state", [], |row| row.get(0))?;
     if !clean {
         let check: String = tx.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        ensure!(check == "ok", Damage(check));
-        tx.execute("UPDATE state SET epoch = ?1", [rand::random::<Epoch>()])?;
+        ensure!(check == "ok", "{check}");
     }
-    tx.execute("UPDATE state SET clean = 0", [])?;
+    tx.execute("UPDATE state SET epoch = ?1, clean = 0", [rand::random::<Epoch>()])?;
     let mut head = tx.query_row("SELECT epoch, count, store_cursor FROM state", [], |row| {
         Ok(Head {
             epoch: row.get(0)?,
@@ -507,33 +540,20 @@ fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// The check after an unclean stop found this.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Damage(String);
-
-/// Whether the file's content is at fault, not the disk, its space or its rights.
-fn is_damage(error: &anyhow::Error) -> bool {
-    if error.is::<Damage>() {
+/// Whether a new file in its place would do: not when the disk is full or cannot be written, and not
+/// when another process has the file open.
+fn is_fault_of_the_file(error: &anyhow::Error) -> bool {
+    let Some(rusqlite::Error::SqliteFailure(failure, _)) = error.downcast_ref() else {
         return true;
-    }
-    match error.downcast_ref::<rusqlite::Error>() {
-        Some(rusqlite::Error::SqliteFailure(failure, _)) => matches!(
-            failure.code,
-            rusqlite::ErrorCode::DatabaseCorrupt
-                | rusqlite::ErrorCode::NotADatabase
-                // No such table or column: not a schema of ours.
-                | rusqlite::ErrorCode::Unknown
-        ),
-        Some(
-            rusqlite::Error::SqlInputError { .. }
-            | rusqlite::Error::QueryReturnedNoRows
-            | rusqlite::Error::InvalidColumnType(..)
-            | rusqlite::Error::FromSqlConversionFailure(..)
-            | rusqlite::Error::IntegralValueOutOfRange(..),
-        ) => true,
-        _ => false,
-    }
+    };
+    !matches!(
+        failure.code,
+        rusqlite::ErrorCode::DiskFull
+            | rusqlite::ErrorCode::ReadOnly
+            | rusqlite::ErrorCode::OutOfMemory
+            | rusqlite::ErrorCode::DatabaseBusy
+            | rusqlite::ErrorCode::DatabaseLocked
+    )
 }
 
 fn move_aside(path: &Path) -> Result<PathBuf> {
@@ -542,7 +562,7 @@ fn move_aside(path: &Path) -> Result<PathBuf> {
         name.push(suffix);
         PathBuf::from(name)
     };
-    let aside = beside(".damaged");
+    let aside = beside(".aside");
     fs::rename(path, &aside).with_context(|| format!("renaming {}", path.display()))?;
     for suffix in ["-wal", "-shm"] {
         match fs::remove_file(beside(suffix)) {

@@ -58,40 +58,54 @@ fn only_new_hashes_get_a_number_and_the_cursor_moves_with_them() {
 }
 
 #[test]
-fn a_closed_index_comes_back_in_the_same_epoch() {
-    let fixture = fixture();
-    let index = fixture.open_bound();
-    index.insert(&digests(0..5), 5).unwrap();
-    index.set_peer_cursor(&index.head().epoch, &PEER, &[7; 16], 99).unwrap();
-    index.save_sketch(&index.head().epoch, b"cells", 4).unwrap();
-    let head = index.head();
-    index.close().unwrap();
-    assert!(index.insert(&digests(9..10), 9).is_err(), "it is closed");
-    assert_eq!(index.head(), head);
-    drop(index);
-    let index = fixture.open();
-    assert!(index.bind(&STORE, BLAKE3).unwrap().same);
-    assert_eq!(index.head(), head);
-    assert_eq!(index.peer_cursor(&PEER).unwrap(), Some(([7; 16], 99)));
-    assert_eq!(index.load_sketch().unwrap(), Some((b"cells".to_vec(), 4)));
-    assert_eq!(index.insert(&digests(4..6), 6).unwrap(), [(6, digest(5))]);
+fn an_index_that_is_opened_again_keeps_everything_but_its_epoch() {
+    for is_closed in [true, false] {
+        let fixture = fixture();
+        let index = fixture.open_bound();
+        index.insert(&digests(0..5), 5).unwrap();
+        index.set_peer_cursor(&index.head().epoch, &PEER, &[7; 16], 99).unwrap();
+        index.save_sketch(&index.head().epoch, b"cells", 4).unwrap();
+        let head = index.head();
+        if is_closed {
+            index.close().unwrap();
+            assert!(index.insert(&digests(9..10), 9).is_err(), "it is closed");
+            assert_eq!(index.head(), head);
+        }
+        drop(index);
+        let index = fixture.open();
+        assert!(index.bind(&STORE, BLAKE3).unwrap().same);
+        let now = index.head();
+        assert_ne!(now.epoch, head.epoch);
+        assert_eq!(Head { epoch: head.epoch, ..now }, head);
+        assert_eq!(index.peer_cursor(&PEER).unwrap(), Some(([7; 16], 99)));
+        assert_eq!(index.load_sketch().unwrap(), Some((b"cells".to_vec(), 4)));
+        assert_eq!(index.insert(&digests(4..6), 6).unwrap(), [(6, digest(5))]);
+    }
 }
 
 #[test]
-fn an_index_that_was_not_closed_keeps_its_rows_and_changes_its_epoch() {
-    let fixture = fixture();
-    let index = fixture.open_bound();
-    index.insert(&digests(0..5), 5).unwrap();
-    let head = index.head();
-    drop(index);
-    let index = fixture.open();
-    assert!(index.bind(&STORE, BLAKE3).unwrap().same);
-    let now = index.head();
-    assert_ne!(now.epoch, head.epoch);
-    assert_eq!(Head { epoch: head.epoch, ..now }, head);
-    index.close().unwrap();
-    drop(index);
-    assert_eq!(fixture.open().head(), now);
+fn an_older_copy_of_an_index_never_repeats_a_number_of_an_epoch() {
+    // As a restored backup puts it there, and as a snapshot or `dd` does, which no file system tells.
+    for is_same_file in [false, true] {
+        let fixture = fixture();
+        fixture.open_bound().close().unwrap();
+        let copy = fs::read(&fixture.path).unwrap();
+        let mut numbered = std::collections::BTreeSet::new();
+        for n in 0..3 {
+            let index = fixture.open_bound();
+            let epoch = index.head().epoch;
+            for (seq, _) in index.insert(&digests(n * 10..n * 10 + 5), 5).unwrap() {
+                assert!(numbered.insert((epoch, seq)), "number {seq} again");
+            }
+            index.close().unwrap();
+            drop(index);
+            if !is_same_file {
+                fs::remove_file(&fixture.path).unwrap();
+                private_database_file(&fixture.path).unwrap();
+            }
+            fs::write(&fixture.path, &copy).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -147,7 +161,8 @@ fn a_whole_listing_that_does_not_show_a_hash_makes_the_index_forget_it() {
     assert_eq!(index.load_sketch().unwrap(), None);
     index.close().unwrap();
     drop(index);
-    assert_eq!(fixture.open().head(), head);
+    let now = fixture.open().head();
+    assert_eq!(Head { epoch: head.epoch, ..now }, head);
 }
 
 #[test]
@@ -272,31 +287,70 @@ fn a_damaged_index_is_kept_aside_and_begun_anew() {
         assert_ne!(index.head().epoch, epoch);
         index.insert(&digests(0..5), 1).unwrap();
         let mut kept = vec![];
-        let aside = fixture.path.with_file_name("index.db.damaged");
+        let aside = fixture.path.with_file_name("index.db.aside");
         std::fs::File::open(aside).unwrap().read_to_end(&mut kept).unwrap();
         assert!(kept.len() > 8000);
     }
 }
 
 #[test]
-fn a_file_of_another_program_is_damage_and_one_of_the_future_is_not() {
-    let other = fixture();
-    let connection = Connection::open(&other.path).unwrap();
-    connection.execute_batch("PRAGMA user_version = 1; CREATE TABLE x (y)").unwrap();
-    drop(connection);
-    use std::os::unix::fs::PermissionsExt;
-    let private = std::fs::Permissions::from_mode(0o600);
-    std::fs::set_permissions(&other.path, private).unwrap();
-    assert_eq!(other.open().head().count, 0);
+fn whatever_lies_where_the_index_should_be_the_index_opens() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let other_program = |path: &Path| {
+        let connection = Connection::open(path).unwrap();
+        connection.execute_batch("PRAGMA user_version = 1; CREATE TABLE x (y)").unwrap();
+    };
+    let newer = |path: &Path| {
+        drop(Index::open(path).unwrap());
+        let connection = Connection::open(path).unwrap();
+        connection.pragma_update(None, "user_version", 99).unwrap();
+    };
+    let folder = |path: &Path| fs::create_dir(path).unwrap();
+    let link = |path: &Path| symlink("nowhere", path).unwrap();
+    let open_to_all = |path: &Path| {
+        fs::write(path, b"").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
+    };
+    let made: [(&str, &dyn Fn(&Path)); 5] = [
+        ("another program's", &other_program),
+        ("a newer version's", &newer),
+        ("a folder", &folder),
+        ("a link", &link),
+        ("readable by all", &open_to_all),
+    ];
+    for (what, make) in made {
+        let fixture = fixture();
+        make(&fixture.path);
+        let index = fixture.open();
+        assert!(!index.bind(&STORE, BLAKE3).unwrap().same, "{what}");
+        assert_eq!(index.insert(&digests(0..2), 2).unwrap().len(), 2, "{what}");
+        let aside = fixture.path.with_file_name("index.db.aside");
+        assert!(aside.symlink_metadata().is_ok(), "{what} is kept");
+    }
+}
 
-    let future = fixture();
-    drop(future.open());
-    let connection = Connection::open(&future.path).unwrap();
-    connection.pragma_update(None, "user_version", 99).unwrap();
-    drop(connection);
-    let said = format!("{:#}", Index::open(&future.path).unwrap_err());
-    assert!(said.contains("newer can-sync"), "{said}");
-    assert!(future.path.exists());
+#[test]
+fn a_reader_waits_for_no_other_while_a_connection_is_idle() {
+    let fixture = fixture();
+    let index = fixture.open_bound();
+    index.insert(&digests(0..1), 1).unwrap();
+    let (done, is_done) = std::sync::mpsc::channel();
+    let reading = std::thread::spawn(move || {
+        let all = Hash([0; 32])..=Hash([0xff; 32]);
+        let mut answers = 0;
+        index
+            .for_each_in(all, u64::MAX, |hash| {
+                // One connection is taken for as long as this takes.
+                for _ in 0..4 * READERS {
+                    answers += usize::from(index.known(&[hash]).unwrap()[0]);
+                }
+            })
+            .unwrap();
+        done.send(answers).unwrap();
+    });
+    let answers = is_done.recv_timeout(std::time::Duration::from_secs(60));
+    assert_eq!(answers.expect("a reader waits for a busy connection"), 4 * READERS);
+    reading.join().unwrap();
 }
 
 /// Runs until it is killed: inserts, and says what it was told is in.
