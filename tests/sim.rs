@@ -257,6 +257,37 @@ fn a_device_that_comes_back_unchanged_agrees_in_one_round_trip() {
 }
 
 #[test]
+fn a_device_whose_numbers_went_back_unnoticed_is_given_everything_and_gives_everything() {
+    for seed in seeds(20) {
+        let mut world = World::new(seed, 2, Faults::NONE);
+        world.connect_all();
+        let mut added = BTreeSet::new();
+        let mut add = |world: &mut World, n: usize, assets: std::ops::Range<u64>| {
+            for asset in assets.map(asset) {
+                world.add(n, asset);
+                added.insert(asset.hash);
+            }
+        };
+        add(&mut world, 0, 1..50);
+        (0..2).for_each(|n| world.start(n));
+        world.run(20_000);
+        let backup = world.back_up(0);
+        add(&mut world, 0, 100..120);
+        world.run(40_000);
+        world.put_back(0, backup);
+        // Before the other device is met, as many numbers are given as were lost, to other assets.
+        world.cut(0, 1);
+        world.start(0);
+        add(&mut world, 0, 200..220);
+        world.run(120_000);
+        world.join(0, 1);
+        world.run(120_000 + HEAL_MS);
+        assert_all_hold(&world, &added, seed);
+        assert_nothing_moves(&mut world, seed);
+    }
+}
+
+#[test]
 fn a_burst_of_small_assets_needs_few_batches() {
     let mut world = World::new(3, 2, Faults::NONE);
     world.connect_all();

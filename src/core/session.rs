@@ -81,6 +81,8 @@ pub(crate) struct Session {
     pub(crate) told: Option<([u8; 32], bool)>,
     pub(crate) reconciler: Option<Reconciler>,
     pub(crate) round: u64,
+    /// The last round went by cursor. If the sets differ after it, a cursor is wrong.
+    pub(crate) was_delta: bool,
     /// The last round that has the index read whole.
     pub(crate) scanned_round: u64,
     pub(crate) compare_not_before_ms: u64,
@@ -127,6 +129,7 @@ impl Session {
             told: None,
             reconciler: None,
             round: 0,
+            was_delta: false,
             scanned_round: 0,
             compare_not_before_ms: 0,
             compare_backoff: Backoff::default(),

@@ -136,6 +136,15 @@ pub(crate) struct Node {
     pub(crate) withholds: bool,
 }
 
+/// What is durable of a node.
+pub(crate) struct Backup {
+    store: Vec<Digest>,
+    held: BTreeSet<Hash>,
+    indexed: usize,
+    epoch: [u8; 16],
+    cursors: BTreeMap<NodeId, Since>,
+}
+
 pub(crate) struct World {
     pub(crate) now_ms: u64,
     pub(crate) rng: Rng,
@@ -270,6 +279,29 @@ impl World {
                 self.at(IDLE_MS, Event::LinkDies { link });
             }
         }
+    }
+
+    /// What a backup of a node keeps.
+    pub(crate) fn back_up(&self, n: usize) -> Backup {
+        let Node { store, held, indexed, epoch, cursors, .. } = &self.nodes[n];
+        let (store, held, cursors) = (store.clone(), held.clone(), cursors.clone());
+        Backup { store, held, indexed: *indexed, epoch: *epoch, cursors }
+    }
+
+    /// Stops a node and puts a backup back, down to the epoch: nothing shows that it is an older one.
+    pub(crate) fn put_back(&mut self, n: usize, backup: Backup) {
+        self.crash(n);
+        let Backup { store, held, indexed, epoch, cursors } = backup;
+        self.nodes[n] = Node {
+            store,
+            held,
+            indexed,
+            epoch,
+            cursors,
+            engine: None,
+            wake_ms: None,
+            ..self.nodes[n]
+        };
     }
 
     pub(crate) fn is_up(&self, n: usize) -> bool {

@@ -8,7 +8,7 @@ use crate::core::limits::SCAN_RETRY_MS;
 use crate::core::message::Message;
 use crate::core::peers::{Backoff, ConnId};
 use crate::core::reconcile::{
-    Answer, Output, Query, ReconcileError, Reconciler, SetSummary, Since, Snapshot,
+    Answer, Output, Query, ReconcileError, Reconciler, SetSummary, Since, Snapshot, Way,
 };
 use crate::core::session::Session;
 
@@ -127,6 +127,7 @@ impl Engine {
         }
         if let Some(since) = equal {
             session.compare_backoff = Backoff::default();
+            session.was_delta = false;
             if peer.since != Some(since) && now_ms >= session.save_cursor_at_ms {
                 session.save_cursor_at_ms = now_ms + SAVE_CURSOR_MS;
                 peer.since = Some(since);
@@ -193,7 +194,18 @@ impl Engine {
         beside_at_ms.filter(|_| compare || tell)
     }
 
+    /// Forgets how far the peer's set was taken in, when a round by cursor has left the sets unequal:
+    /// one device's numbers are not what they were, as after a restored backup that nothing showed.
+    /// The next rounds find the difference without cursors, until the sets are equal.
+    fn distrust_cursor(&mut self, node_id: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node_id) else { return };
+        if peer.session.as_mut().is_some_and(|session| std::mem::take(&mut session.was_delta)) {
+            peer.since = None;
+        }
+    }
+
     fn start_compare(&mut self, now_ms: u64, node_id: NodeId, out: &mut Vec<Effect>) {
+        self.distrust_cursor(node_id);
         let snapshot = self.snapshot(node_id);
         let (random, nonce) = (self.dice.next_u64(), self.dice.next_bytes());
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
@@ -229,6 +241,7 @@ impl Engine {
         }
         session.round = round;
         session.reconciler = None;
+        self.distrust_cursor(node_id);
         let scan_allowed =
             self.peers.get(&node_id).is_some_and(|peer| peer.scans.may_begin(now_ms));
         let snapshot = self.snapshot(node_id);
@@ -317,6 +330,7 @@ impl Engine {
                 }
                 Output::Finished(outcome) => {
                     session.reconciler = None;
+                    session.was_delta = outcome.way == Way::Delta;
                     session.touch(now_ms + SETTLE_MS.max(outcome.retry_ms.unwrap_or(0)));
                     session.beside_at_ms = outcome.retry_ms.map(|retry_ms| now_ms + retry_ms);
                     if outcome.scanned
