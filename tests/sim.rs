@@ -342,6 +342,30 @@ fn a_peer_that_promises_and_does_not_deliver_is_passed_over_and_another_asked() 
 }
 
 #[test]
+fn whoever_offers_assets_for_ever_and_sends_none_keeps_nobody_from_giving_them() {
+    // How long what is not shared may take before others are asked, and the longest redial pause.
+    const BOUND_MS: u64 = 7 * 60_000;
+    for seed in seeds(8) {
+        let mut world = World::new(seed, 3, Faults::NONE);
+        let (victim, honest, hostile) = (0, 1, 2);
+        let assets: Vec<Digest> = (1..40).map(asset).collect();
+        assets.iter().for_each(|asset| world.add(honest, *asset));
+        (0..3).for_each(|n| world.start(n));
+        world.join(victim, hostile);
+        world.run(20_000);
+        for asset in &assets {
+            // The truth about its size, and a lie.
+            world.usurp(hostile, victim, vec![*asset]);
+            world.usurp(hostile, victim, vec![Digest { size_bytes: 1 << 40, ..*asset }]);
+        }
+        world.run(world.now_ms + 1_000);
+        world.join(victim, honest);
+        world.run(world.now_ms + BOUND_MS);
+        assert_eq!(world.set(victim).len(), assets.len(), "SEED={seed}");
+    }
+}
+
+#[test]
 fn what_was_missed_does_not_wait_for_the_end_of_a_large_transfer() {
     for seed in seeds(20) {
         for sender in [0, 1] {

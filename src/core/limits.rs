@@ -59,9 +59,13 @@ pub const RATE_BYTES_MIN: u64 = 16 * 1024;
 /// otherwise, and fit into what it must bear.
 pub const FETCHES_MAX: usize = 256;
 
-/// Assets that failed or found no room and are left alone until their time has come; beyond, the
+/// Assets of our own store that are damaged and are left alone until their time has come; beyond, the
 /// oldest is forgotten and may be tried once too early.
 pub const RESTING_MAX: usize = 10_000;
+
+/// Assets of one peer that failed or found no room and are left alone until their time has come.
+/// Beyond, the one whose time comes first is forgotten and may be tried once too early.
+pub const RESTING_PER_PEER_MAX: usize = 4_096;
 
 /// The longest request to join: the proof, a name and 16 addresses. It comes from a stranger.
 pub const PAIR_REQUEST_FRAME_BYTES_MAX: u32 = 8 * 1024;

@@ -1,22 +1,36 @@
 //! Decides which asset is asked of which peer, so that each crosses once.
 //!
 //! I1  A hash is asked of one peer at a time: of another only when the first has failed, or owes it
-//!     for longer than [`ASK_MS_MAX`]. Whoever offers it first may send it, alone; but once a shared
-//!     asset (a large one, with BLAKE3) is on its way, all its other holders are asked as well, and
-//!     up to [`SOURCES_MAX`] send it together. Which part each sends, [`crate::core::spans`] decides,
-//!     so that it crosses once all the same.
+//!     for longer than [`ASK_MS_MAX`]. Until then an unasked offer of another peer is taken only if
+//!     both can send it together: once a shared asset (a large one, with BLAKE3) is on its
+//!     way, all its other holders are asked as well, and up to [`crate::core::limits::SOURCES_MAX`] send it. Which part
+//!     each sends, [`crate::core::spans`] decides, so that it crosses once all the same.
 //! I2  When the last of its sources fails, another peer that holds it is asked; when none is left it
 //!     is forgotten, and the next reconcile finds it again.
-//! I3  What failed for its content, or found no room, is not taken again from the peer it came from
+//! I3  What failed, found no room or was interrupted is not taken again from the peer it came from
 //!     for a while that doubles from time to time. It holds up nothing else, and nobody else: bytes
 //!     and size are what that peer says they are.
-//! I4  Memory is bounded per peer by [`WANTS_PER_PEER_MAX`], whatever peers announce; what somebody
+//! I4  No source keeps another holder out for long, whatever it says of the size. One that says
+//!     another size sends beside it. When an asset takes longer than [`sources::patience_ms`], all its other
+//!     holders are asked as well.
+//! I5  Memory is bounded per peer by [`WANTS_PER_PEER_MAX`], whatever peers announce: a peer is a
+//!     holder of at most so many wants, and only those stand in its queue, each once. What somebody
 //!     waits for ([`crate::core::fetches`]) comes on top, and has a bound of its own.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod feed;
+mod queue;
+mod rests;
+mod sources;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::ids::{Digest, Hash, NodeId};
-use crate::core::limits::{RESTING_MAX, SOLICIT_WINDOW, SOURCES_MAX, WANTS_PER_PEER_MAX};
+use crate::core::limits::{SOLICIT_WINDOW, WANTS_PER_PEER_MAX};
+
+use self::feed::Feed;
+use self::queue::Queue;
+use self::rests::{Cause, Rests};
+use self::sources::Sources;
 
 /// Attempts at one asset from the only peer that holds it before it is forgotten.
 const ATTEMPTS_MAX: u8 = 3;
@@ -24,23 +38,6 @@ const ATTEMPTS_MAX: u8 = 3;
 /// What a peer owes for this long may be asked of another that holds it too. A peer that is merely
 /// slow still sends what nobody else has sent by then.
 const ASK_MS_MAX: u64 = 30_000;
-
-/// How long an asset rests that failed for its content or found no room; doubled each time.
-const REST_MS_MIN: u64 = 30_000;
-
-/// The longest rest of what failed for its content.
-const QUARANTINE_MS_MAX: u64 = 3_600_000;
-
-/// The longest rest of what found no room: people make room, and to ask again costs an offer.
-const NO_ROOM_MS_MAX: u64 = 600_000;
-
-/// Assets stored and not yet seen in the store's feed. The feed follows within moments; beyond
-/// these the oldest is forgotten, which costs one needless offer to where it came from.
-const ARRIVED_MAX: usize = 65_536;
-
-/// Assets the feed has just shown. A question to the index that was asked before, and answered
-/// after, would have them asked for once more.
-const RECENT_MAX: usize = 8_192;
 
 /// The agent's number for a batch, sent or received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,32 +62,10 @@ pub enum Arrival {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
-    /// It stands in the queue of each of its holders that does not owe it.
     Queued,
     /// Of whom, and when.
     Asked(NodeId, u64),
     Arriving(Sources),
-}
-
-/// Who sends an asset.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Sources {
-    /// As the first of them says; who says otherwise is none.
-    size_bytes: u64,
-    /// More may send it. It stands in the queue of each other holder that does not owe it, but for
-    /// those that were turned away: for want of room, or for another size.
-    is_shared: bool,
-    batches: BTreeMap<NodeId, BatchId>,
-}
-
-impl Sources {
-    fn takes(&self, digest: &Digest) -> bool {
-        self.size_bytes == digest.size_bytes && self.has_room()
-    }
-
-    fn has_room(&self) -> bool {
-        self.is_shared && self.batches.len() < SOURCES_MAX
-    }
 }
 
 #[derive(Debug, Clone)]
@@ -103,36 +78,26 @@ struct Want {
     indexed: bool,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Source {
-    queue: VecDeque<Hash>,
-    /// Solicited and not answered, even if it came from elsewhere meanwhile: what the peer keeps in
-    /// a queue for us. And what arrives from it, solicited or not.
-    owed: BTreeSet<Hash>,
-}
-
-#[derive(Debug, Clone)]
-struct Rest {
-    until_ms: u64,
-    pause_ms: u64,
-    /// For its content, not for want of room.
-    is_bad: bool,
-    /// Whose attempts failed. Any other peer may be asked.
-    peers: Vec<NodeId>,
-}
-
-impl Rest {
-    fn lasts(&self, now_ms: u64) -> bool {
-        self.until_ms > now_ms
+impl Want {
+    /// Its holders are to be asked, but for those that owe it.
+    fn may_be_asked(&self) -> bool {
+        match &self.state {
+            State::Queued => true,
+            State::Asked(..) => false,
+            State::Arriving(sources) => sources.asks_others() && !self.indexed,
+        }
     }
 }
 
-/// Stored, and not yet seen in the store's feed.
-#[derive(Debug, Clone)]
-struct Arrived {
-    holders: Vec<NodeId>,
-    /// [`Wants::reading`] when it was stored.
-    reading: u64,
+#[derive(Debug, Clone, Default)]
+struct Source {
+    /// Of the wants that it holds, those it may be asked for and does not owe.
+    queue: Queue,
+    /// Solicited and not answered, even if it came from elsewhere meanwhile: what the peer keeps in
+    /// a queue for us. And what arrives from it, solicited or not.
+    owed: BTreeSet<Hash>,
+    /// How many wants it is a holder of.
+    held: usize,
 }
 
 /// How an asset stands.
@@ -157,48 +122,19 @@ pub enum Standing {
 pub struct Wants {
     wants: BTreeMap<Hash, Want>,
     sources: BTreeMap<NodeId, Source>,
-    /// When to look for what is owed for too long; while something is.
+    /// When to look for what takes too long; while something is asked or arrives.
     look_at_ms: Option<u64>,
-    arrived: BTreeMap<Hash, Arrived>,
-    /// When each was stored, as [`Arrived::reading`], the first of them first.
-    arrived_order: VecDeque<(u64, Hash)>,
-    /// The reading of the store's feed that is under way or comes next.
-    reading: u64,
-    recent: BTreeSet<Hash>,
-    recent_order: VecDeque<Hash>,
-    resting: BTreeMap<Hash, Rest>,
+    feed: Feed,
+    rests: Rests,
 }
 
 impl Wants {
     /// `peer` holds `hash` and we lack it.
     pub fn lacking(&mut self, now_ms: u64, peer: NodeId, hash: Hash) {
-        if let Some(arrived) = self.arrived.get_mut(&hash) {
-            add_holder(&mut arrived.holders, peer);
-            return;
-        }
-        if self.recent.contains(&hash) || self.is_resting(now_ms, peer, &hash) {
-            return;
-        }
-        if self.source_load(peer) < WANTS_PER_PEER_MAX {
-            self.want(peer, hash);
-        }
-    }
-
-    /// Puts it in the queue of `peer`, which holds it.
-    fn want(&mut self, peer: NodeId, hash: Hash) {
-        let want = self.wants.entry(hash).or_insert_with(|| Want {
-            state: State::Queued,
-            holders: Vec::new(),
-            attempts: 0,
-            indexed: false,
-        });
-        let is_new = add_holder(&mut want.holders, peer);
-        match &want.state {
-            State::Queued if is_new => {
-                self.sources.entry(peer).or_default().queue.push_back(hash);
-            }
-            State::Arriving(sources) if sources.is_shared => self.invite(hash),
-            State::Queued | State::Asked(..) | State::Arriving(_) => {}
+        self.feed.add_holder(&hash, peer);
+        if !self.feed.is_here(&hash) && !self.rests.last(now_ms, peer, &hash) && self.room(peer) > 0
+        {
+            self.hold(peer, hash);
         }
     }
 
@@ -206,25 +142,21 @@ impl Wants {
     /// that requests are few and large.
     pub fn ask(&mut self, now_ms: u64, peer: NodeId) -> Vec<Hash> {
         let Some(source) = self.sources.get_mut(&peer) else { return Vec::new() };
-        if source.queue.is_empty() || source.owed.len() > SOLICIT_WINDOW / 2 {
+        if source.owed.len() > SOLICIT_WINDOW / 2 {
             return Vec::new();
         }
         let mut asking = Vec::new();
-        while source.owed.len() < SOLICIT_WINDOW {
-            let Some(hash) = source.queue.pop_front() else { break };
-            let Some(want) = self.wants.get_mut(&hash) else { continue };
-            let may_ask = match &want.state {
-                State::Queued => true,
-                State::Asked(..) => false,
-                State::Arriving(sources) => sources.has_room(),
-            };
-            if !may_ask || !want.holders.contains(&peer) || !source.owed.insert(hash) {
-                continue;
-            }
-            if want.state == State::Queued {
-                want.state = State::Asked(peer, now_ms);
-            }
+        while source.owed.len() < SOLICIT_WINDOW
+            && let Some(hash) = source.queue.pop()
+        {
+            source.owed.insert(hash);
             asking.push(hash);
+        }
+        for hash in &asking {
+            if let Some(Want { state: state @ State::Queued, .. }) = self.wants.get_mut(hash) {
+                *state = State::Asked(peer, now_ms);
+                self.queue(hash);
+            }
         }
         if !asking.is_empty() {
             self.look_at_ms.get_or_insert(now_ms + ASK_MS_MAX);
@@ -232,25 +164,33 @@ impl Wants {
         asking
     }
 
-    /// Puts up to be asked of others what a peer owes for too long, once [`Self::deadline_ms`] has
-    /// come.
+    /// Has others asked for what takes too long, once [`Self::deadline_ms`] has come.
     pub fn pass_over_slow_peers(&mut self, now_ms: u64) {
         if self.look_at_ms.take_if(|at_ms| now_ms >= *at_ms).is_none() {
             return;
         }
-        let mut is_asked = false;
+        let mut passed_over = Vec::new();
+        let mut is_waiting = false;
         for (hash, want) in &mut self.wants {
-            let State::Asked(peer, asked_ms) = want.state else { continue };
-            if now_ms < asked_ms + ASK_MS_MAX || want.holders.iter().all(|holder| *holder == peer) {
-                is_asked = true;
-                continue;
-            }
-            want.state = State::Queued;
-            for holder in want.holders.iter().filter(|holder| **holder != peer) {
-                self.sources.entry(*holder).or_default().queue.push_back(*hash);
+            match &mut want.state {
+                State::Asked(peer, asked_ms)
+                    if now_ms >= *asked_ms + ASK_MS_MAX
+                        && want.holders.iter().any(|holder| holder != peer) =>
+                {
+                    want.state = State::Queued;
+                    passed_over.push(*hash);
+                }
+                State::Arriving(sources) if sources.is_shared || sources.is_open => {}
+                State::Arriving(sources) if now_ms >= sources.slow_at_ms() => {
+                    sources.is_open = true;
+                    passed_over.push(*hash);
+                }
+                State::Asked(..) | State::Arriving(_) => is_waiting = true,
+                State::Queued => {}
             }
         }
-        self.look_at_ms = is_asked.then_some(now_ms + ASK_MS_MAX);
+        passed_over.iter().for_each(|hash| self.queue(hash));
+        self.look_at_ms = is_waiting.then_some(now_ms + ASK_MS_MAX);
     }
 
     /// When to call [`Self::pass_over_slow_peers`].
@@ -268,42 +208,41 @@ impl Wants {
         digest: Digest,
         is_shared: bool,
     ) -> bool {
-        let hash = digest.hash;
+        let Digest { hash, size_bytes } = digest;
         if self.is_arriving(peer, &hash) {
             return false;
         }
-        self.release(peer, &hash);
-        if let Some(arrived) = self.arrived.get_mut(&hash) {
-            add_holder(&mut arrived.holders, peer);
+        let was_solicited = self.release(peer, &hash);
+        self.feed.add_holder(&hash, peer);
+        if self.feed.is_here(&hash) || self.rests.last(now_ms, peer, &hash) {
             return false;
         }
-        if self.recent.contains(&hash) || self.is_resting(now_ms, peer, &hash) {
+        if !self.is_holder(peer, &hash) && self.room(peer) == 0 {
             return false;
         }
-        let full = self.source_load(peer) >= WANTS_PER_PEER_MAX;
-        let batches = BTreeMap::from([(peer, batch)]);
-        let sources = Sources { size_bytes: digest.size_bytes, is_shared, batches };
-        if let Some(want) = self.wants.get_mut(&hash) {
-            add_holder(&mut want.holders, peer);
-            match &mut want.state {
-                State::Arriving(sources) if !sources.takes(&digest) => return false,
-                State::Arriving(sources) => {
-                    sources.batches.insert(peer, batch);
-                }
-                State::Queued | State::Asked(..) => want.state = State::Arriving(sources),
+        let want = self.hold(peer, hash);
+        let is_taken = match &mut want.state {
+            State::Asked(asked, asked_ms)
+                if *asked != peer
+                    && !was_solicited
+                    && !is_shared
+                    && now_ms < *asked_ms + ASK_MS_MAX =>
+            {
+                false
             }
-        } else if full {
-            return false;
-        } else {
-            let state = State::Arriving(sources);
-            let want = Want { state, holders: vec![peer], attempts: 0, indexed: false };
-            self.wants.insert(hash, want);
+            State::Queued | State::Asked(..) => {
+                let sources = Sources::new(now_ms, peer, batch, size_bytes, is_shared);
+                want.state = State::Arriving(sources);
+                true
+            }
+            State::Arriving(sources) => sources.let_in(now_ms, peer, batch, size_bytes, is_shared),
+        };
+        if is_taken {
+            self.sources.entry(peer).or_default().owed.insert(hash);
         }
-        self.sources.entry(peer).or_default().owed.insert(hash);
-        if is_shared {
-            self.invite(hash);
-        }
-        true
+        self.queue(&hash);
+        self.look_at_ms.get_or_insert(now_ms + ASK_MS_MAX);
+        is_taken
     }
 
     /// What became of `hash`, which came in `batch` from `peer`.
@@ -321,19 +260,27 @@ impl Wants {
         }
         self.release(peer, &hash);
         match arrival {
-            Arrival::Stored => self.stored(hash),
+            Arrival::Stored => {
+                if let Some(want) = self.take(&hash)
+                    && !want.indexed
+                {
+                    self.feed.expect(hash, want.holders);
+                }
+            }
             Arrival::Held => {
                 self.take(&hash);
             }
-            Arrival::Interrupted => {
-                self.failed(peer, hash, false);
-            }
+            Arrival::Interrupted => self.interrupted(now_ms, peer, hash),
             Arrival::Unavailable => {
                 self.failed(peer, hash, true);
             }
-            Arrival::Refused | Arrival::NoRoom => {
+            Arrival::Refused => {
                 self.failed(peer, hash, true);
-                self.rest(now_ms, peer, hash, arrival == Arrival::Refused);
+                self.rests.begin(now_ms, peer, hash, Cause::Bad);
+            }
+            Arrival::NoRoom => {
+                self.failed(peer, hash, true);
+                self.rests.begin(now_ms, peer, hash, Cause::NoRoom);
             }
         }
     }
@@ -343,25 +290,25 @@ impl Wants {
         if self.is_arriving(peer, &hash) {
             return;
         }
-        let was_owed = self.release(peer, &hash);
-        match self.state(&hash) {
-            Some(State::Asked(asked, _)) if *asked == peer => self.queue(hash),
-            Some(State::Queued) if was_owed => {
-                self.sources.entry(peer).or_default().queue.push_back(hash);
-            }
-            Some(_) | None => self.lacking(now_ms, peer, hash),
+        self.release(peer, &hash);
+        if let Some(Want { state, .. }) = self.wants.get_mut(&hash)
+            && matches!(state, State::Asked(asked, _) if *asked == peer)
+        {
+            *state = State::Queued;
         }
+        self.queue(&hash);
+        self.lacking(now_ms, peer, hash);
     }
 
     /// `batch` from `peer` ended; whatever of it was not reported did not arrive.
-    pub fn batch_ended(&mut self, peer: NodeId, batch: BatchId) {
+    pub fn batch_ended(&mut self, now_ms: u64, peer: NodeId, batch: BatchId) {
         let Some(source) = self.sources.get(&peer) else { return };
         let open = source.owed.iter();
         let open = open.filter(|hash| self.is_arriving_in(peer, batch, hash));
         let open: Vec<Hash> = open.copied().collect();
         for hash in open {
             self.release(peer, &hash);
-            self.failed(peer, hash, false);
+            self.interrupted(now_ms, peer, hash);
         }
     }
 
@@ -374,41 +321,35 @@ impl Wants {
 
     /// The connection to `peer` is gone: what it alone holds is forgotten, the rest asked of others.
     pub fn peer_gone(&mut self, peer: NodeId) {
-        self.sources.remove(&peer);
         let held = self.wants.iter().filter(|(_, want)| want.holders.contains(&peer));
         let held: Vec<Hash> = held.map(|(hash, _)| *hash).collect();
         for hash in held {
             self.lost_holder(peer, hash);
         }
+        self.sources.remove(&peer);
     }
 
     /// `peer` sent `hash` unasked, and it is stored: the feed may not have shown it yet.
     pub fn held_by(&mut self, peer: NodeId, hash: Hash) {
         let mut holders = self.take(&hash).map(|want| want.holders).unwrap_or_default();
-        if !self.recent.contains(&hash) {
+        if !self.feed.is_recent(&hash) {
             add_holder(&mut holders, peer);
-            self.expect_indexed(hash, holders);
+            self.feed.expect(hash, holders);
         }
     }
 
     /// The store's feed shows `hash`. Returns the peers known to hold it; none: it is new here.
     pub fn indexed(&mut self, hash: Hash) -> Vec<NodeId> {
-        self.resting.remove(&hash);
-        if self.recent.insert(hash) {
-            self.recent_order.push_back(hash);
-        }
-        if self.recent_order.len() > RECENT_MAX
-            && let Some(oldest) = self.recent_order.pop_front()
-        {
-            self.recent.remove(&oldest);
-        }
-        if let Some(arrived) = self.arrived.remove(&hash) {
-            return arrived.holders;
+        self.rests.forget(&hash);
+        if let Some(holders) = self.feed.shows(hash) {
+            return holders;
         }
         let Some(want) = self.wants.get_mut(&hash) else { return Vec::new() };
         if let State::Arriving(_) = want.state {
             want.indexed = true;
-            return want.holders.clone();
+            let holders = want.holders.clone();
+            self.queue(&hash);
+            return holders;
         }
         self.take(&hash).map(|want| want.holders).unwrap_or_default()
     }
@@ -416,11 +357,7 @@ impl Wants {
     /// The store's feed was read to its end, or is read anew. What was stored before that reading
     /// began and it did not show, the store has lost: it may be asked for again.
     pub fn feed_read(&mut self) {
-        let began_with = self.reading;
-        self.reading += 1;
-        while self.arrived_order.front().is_some_and(|(reading, _)| *reading < began_with) {
-            self.expect_oldest_no_more();
-        }
+        self.feed.was_read();
     }
 
     /// Assets `peer` was asked for and has not answered, and those arriving from it.
@@ -428,38 +365,39 @@ impl Wants {
         self.sources.get(&peer).map_or(0, |source| source.owed.len())
     }
 
-    /// Assets `peer` holds that are to be asked of it, or are.
+    /// Assets that are to be asked of `peer`, or are.
     pub fn source_load(&self, peer: NodeId) -> usize {
         self.sources.get(&peer).map_or(0, |source| source.owed.len() + source.queue.len())
     }
 
+    /// Assets known to be lacking that `peer` holds, whoever is asked for them.
+    pub fn held(&self, peer: NodeId) -> usize {
+        self.sources.get(&peer).map_or(0, |source| source.held)
+    }
+
     /// How many more hashes [`Self::lacking`] takes for `peer`.
     pub fn room(&self, peer: NodeId) -> usize {
-        WANTS_PER_PEER_MAX.saturating_sub(self.source_load(peer))
+        WANTS_PER_PEER_MAX.saturating_sub(self.held(peer))
     }
 
     /// Assets left alone at the moment because their content failed.
     pub fn quarantined(&self, now_ms: u64) -> usize {
-        let is_left_alone = |(hash, rest): &(&Hash, &Rest)| {
-            rest.is_bad && rest.lasts(now_ms) && !self.wants.contains_key(hash)
-        };
-        self.resting.iter().filter(is_left_alone).count()
+        let bad = self.rests.bad(now_ms).into_iter();
+        bad.filter(|hash| !self.wants.contains_key(hash)).count()
     }
 
     // ---- what somebody waits for ---------------------------------------------------------------
 
     /// How `hash` stands.
     pub fn standing(&self, now_ms: u64, hash: &Hash) -> Standing {
-        if self.arrived.contains_key(hash) || self.recent.contains(hash) {
+        if self.feed.is_here(hash) {
             return Standing::Here;
         }
         match self.state(hash) {
             Some(State::Arriving(_)) => Standing::Arriving,
             Some(State::Asked(peer, _)) => Standing::Asked(*peer),
             Some(State::Queued) => Standing::Queued,
-            None if self.resting.get(hash).is_some_and(|rest| rest.lasts(now_ms)) => {
-                Standing::Resting
-            }
+            None if self.rests.last_for_any(now_ms, hash) => Standing::Resting,
             None => Standing::Unknown,
         }
     }
@@ -475,16 +413,14 @@ impl Wants {
 
     /// Ends the rest of `hash`.
     pub fn wake(&mut self, hash: &Hash) {
-        if let Some(rest) = self.resting.get_mut(hash) {
-            rest.until_ms = 0;
-        }
+        self.rests.wake(hash);
     }
 
     /// `peer` may hold `hash`, and is to be asked: beyond the bound of [`Self::lacking`], so the
     /// caller has one.
     pub fn suppose(&mut self, now_ms: u64, peer: NodeId, hash: Hash) {
-        if self.standing(now_ms, &hash) != Standing::Here && !self.is_resting(now_ms, peer, &hash) {
-            self.want(peer, hash);
+        if !self.feed.is_here(&hash) && !self.rests.last(now_ms, peer, &hash) {
+            self.hold(peer, hash);
         }
     }
 
@@ -493,50 +429,22 @@ impl Wants {
     pub fn ask_first(&mut self, now_ms: u64, peer: NodeId, hash: Hash) -> bool {
         let Some(want) = self.wants.get_mut(&hash) else { return false };
         let source = self.sources.entry(peer).or_default();
-        let is_open = match want.state {
+        let is_due = match want.state {
             State::Queued => want.holders.contains(&peer) && !source.owed.contains(&hash),
             State::Asked(from, _) => from == peer,
             State::Arriving(_) => false,
         };
-        if !is_open {
+        if !is_due {
             return false;
         }
         want.state = State::Asked(peer, now_ms);
-        source.queue.retain(|queued| *queued != hash);
         source.owed.insert(hash);
+        self.queue(&hash);
         self.look_at_ms.get_or_insert(now_ms + ASK_MS_MAX);
         true
     }
 
-    fn is_resting(&self, now_ms: u64, peer: NodeId, hash: &Hash) -> bool {
-        let rest = self.resting.get(hash).filter(|rest| rest.lasts(now_ms));
-        rest.is_some_and(|rest| rest.peers.contains(&peer))
-    }
-
-    /// Leaves `hash` alone as far as `peer` has it.
-    fn rest(&mut self, now_ms: u64, peer: NodeId, hash: Hash, is_bad: bool) {
-        let last = self.resting.remove(&hash);
-        let rest = match last {
-            Some(mut rest) if rest.lasts(now_ms) => {
-                rest.is_bad |= is_bad;
-                add_holder(&mut rest.peers, peer);
-                rest
-            }
-            last => {
-                let pause_ms_max = if is_bad { QUARANTINE_MS_MAX } else { NO_ROOM_MS_MAX };
-                let doubled = last.map_or(REST_MS_MIN, |rest| rest.pause_ms * 2);
-                let pause_ms = doubled.min(pause_ms_max);
-                Rest { until_ms: now_ms + pause_ms, pause_ms, is_bad, peers: vec![peer] }
-            }
-        };
-        self.resting.insert(hash, rest);
-        if self.resting.len() > RESTING_MAX {
-            let oldest = self.resting.iter().min_by_key(|(_, rest)| rest.until_ms);
-            if let Some(oldest) = oldest.map(|(hash, _)| *hash) {
-                self.resting.remove(&oldest);
-            }
-        }
-    }
+    // ---- holders, queues and failures ----------------------------------------------------------
 
     fn state(&self, hash: &Hash) -> Option<&State> {
         self.wants.get(hash).map(|want| &want.state)
@@ -558,16 +466,61 @@ impl Wants {
         self.batch(peer, hash) == Some(batch)
     }
 
-    /// True when `peer` owed it.
+    fn is_holder(&self, peer: NodeId, hash: &Hash) -> bool {
+        self.wants.get(hash).is_some_and(|want| want.holders.contains(&peer))
+    }
+
+    /// True when `peer` owed it. The caller brings the queues in order with [`Self::queue`].
     fn release(&mut self, peer: NodeId, hash: &Hash) -> bool {
         self.sources.get_mut(&peer).is_some_and(|source| source.owed.remove(hash))
     }
 
-    fn stored(&mut self, hash: Hash) {
-        if let Some(want) = self.take(&hash)
-            && !want.indexed
-        {
-            self.expect_indexed(hash, want.holders);
+    /// Notes that `peer` holds `hash`, which is wanted from now on.
+    fn hold(&mut self, peer: NodeId, hash: Hash) -> &mut Want {
+        let want = self.wants.entry(hash).or_insert_with(|| Want {
+            state: State::Queued,
+            holders: Vec::new(),
+            attempts: 0,
+            indexed: false,
+        });
+        let is_new = add_holder(&mut want.holders, peer);
+        if is_new {
+            let source = self.sources.entry(peer).or_default();
+            source.held += 1;
+            if want.may_be_asked() && !source.owed.contains(&hash) {
+                source.queue.push(hash);
+            }
+        }
+        want
+    }
+
+    /// `peer` is not to be asked for `hash` any more.
+    fn drop_holder(&mut self, peer: NodeId, hash: &Hash) {
+        let Some(want) = self.wants.get_mut(hash) else { return };
+        let Some(place) = want.holders.iter().position(|holder| *holder == peer) else { return };
+        want.holders.remove(place);
+        self.forget_held(peer, hash);
+    }
+
+    fn forget_held(&mut self, peer: NodeId, hash: &Hash) {
+        if let Some(source) = self.sources.get_mut(&peer) {
+            source.held -= 1;
+            source.queue.remove(hash);
+        }
+    }
+
+    /// Brings the queues in order: `hash` stands in that of each holder that may be asked for it and
+    /// does not owe it.
+    fn queue(&mut self, hash: &Hash) {
+        let Some(want) = self.wants.get(hash) else { return };
+        let may_be_asked = want.may_be_asked();
+        for holder in &want.holders {
+            let source = self.sources.entry(*holder).or_default();
+            if may_be_asked && !source.owed.contains(hash) {
+                source.queue.push(*hash);
+            } else {
+                source.queue.remove(hash);
+            }
         }
     }
 
@@ -579,88 +532,58 @@ impl Wants {
                 self.release(*peer, hash);
             }
         }
+        want.holders.iter().for_each(|holder| self.forget_held(*holder, hash));
         Some(want)
-    }
-
-    fn expect_indexed(&mut self, hash: Hash, holders: Vec<NodeId>) {
-        let reading = self.reading;
-        self.arrived.insert(hash, Arrived { holders, reading });
-        self.arrived_order.push_back((reading, hash));
-        if self.arrived_order.len() > ARRIVED_MAX {
-            self.expect_oldest_no_more();
-        }
-    }
-
-    fn expect_oldest_no_more(&mut self) {
-        let Some((reading, hash)) = self.arrived_order.pop_front() else { return };
-        if self.arrived.get(&hash).is_some_and(|arrived| arrived.reading == reading) {
-            self.arrived.remove(&hash);
-        }
     }
 
     /// `peer` turned out not to hold `hash`.
     fn lost_holder(&mut self, peer: NodeId, hash: Hash) {
-        let Some(want) = self.wants.get_mut(&hash) else { return };
-        let is_source = match &want.state {
-            State::Queued => false,
-            State::Asked(from, _) => *from == peer,
-            State::Arriving(sources) => sources.batches.contains_key(&peer),
+        let is_source = match self.state(&hash) {
+            None | Some(State::Queued) => false,
+            Some(State::Asked(from, _)) => *from == peer,
+            Some(State::Arriving(sources)) => sources.batches.contains_key(&peer),
         };
         if is_source {
             self.failed(peer, hash, true);
             return;
         }
-        want.holders.retain(|holder| *holder != peer);
-        if want.holders.is_empty() {
-            self.wants.remove(&hash);
+        self.drop_holder(peer, &hash);
+        if self.wants.get(&hash).is_some_and(|want| want.holders.is_empty()) {
+            self.take(&hash);
         }
     }
 
-    /// Takes `hash` back from `peer`; another holder is asked before the same one again. True when
-    /// nobody is left to ask.
+    fn interrupted(&mut self, now_ms: u64, peer: NodeId, hash: Hash) {
+        if self.failed(peer, hash, false) {
+            self.rests.begin(now_ms, peer, hash, Cause::Interrupted);
+        }
+    }
+
+    /// Takes `hash` back from its source `peer`. True when that one is not to be asked again: for
+    /// good, or because others can be, or after enough attempts.
     fn failed(&mut self, peer: NodeId, hash: Hash, for_good: bool) -> bool {
         let Some(want) = self.wants.get_mut(&hash) else { return false };
         want.attempts += 1;
-        if for_good || want.attempts >= ATTEMPTS_MAX || want.holders.len() > 1 {
-            want.holders.retain(|holder| *holder != peer);
+        let is_over = for_good || want.attempts >= ATTEMPTS_MAX || want.holders.len() > 1;
+        match &mut want.state {
+            State::Arriving(sources) => {
+                sources.batches.remove(&peer);
+                if sources.batches.is_empty() {
+                    want.state = State::Queued;
+                }
+            }
+            State::Queued | State::Asked(..) => want.state = State::Queued,
+        }
+        let is_forgotten = want.indexed && want.state == State::Queued;
+        if is_over {
             want.attempts = 0;
+            self.drop_holder(peer, &hash);
         }
-        if let State::Arriving(sources) = &mut want.state {
-            sources.batches.remove(&peer);
-            if !sources.batches.is_empty() {
-                self.invite(hash);
-                return false;
-            }
+        if is_forgotten || self.wants.get(&hash).is_some_and(|want| want.holders.is_empty()) {
+            self.take(&hash);
         }
-        if want.indexed || want.holders.is_empty() {
-            self.wants.remove(&hash);
-            return true;
-        }
-        self.queue(hash);
-        false
-    }
-
-    /// Puts `hash` up to be asked of any of its holders.
-    fn queue(&mut self, hash: Hash) {
-        let Some(want) = self.wants.get_mut(&hash) else { return };
-        want.state = State::Queued;
-        for holder in &want.holders {
-            let source = self.sources.entry(*holder).or_default();
-            if !source.owed.contains(&hash) {
-                source.queue.push_back(hash);
-            }
-        }
-    }
-
-    /// Puts a shared asset, which is on its way, up to be asked of its other holders too.
-    fn invite(&mut self, hash: Hash) {
-        let Some(want) = self.wants.get(&hash) else { return };
-        for holder in &want.holders {
-            let source = self.sources.entry(*holder).or_default();
-            if !source.owed.contains(&hash) && !source.queue.contains(&hash) {
-                source.queue.push_back(hash);
-            }
-        }
+        self.queue(&hash);
+        is_over
     }
 }
 

@@ -26,6 +26,12 @@ const GROUP: GroupId = GroupId([9; 32]);
 /// QUIC's idle timeout.
 const IDLE_MS: u64 = 30_000;
 
+/// How long a stream may take that brings next to nothing.
+const STREAM_MS_MAX: u64 = 15 * 60_000;
+
+/// How soon a hostile offer that nothing was wanted of is made again.
+const USURP_AGAIN_MS: u64 = 500;
+
 /// Random numbers of one seed (SplitMix64, Steele et al. 2014).
 pub(crate) struct Rng(u64);
 
@@ -75,6 +81,7 @@ enum Event {
     Offer { batch: usize },
     Deliver { batch: usize },
     PlainMeets { link: usize },
+    Usurp { batch: usize },
 }
 
 struct Timed {
@@ -118,6 +125,8 @@ struct Batch {
     digests: Vec<Digest>,
     unknown: Vec<Digest>,
     wanted: Option<Vec<bool>>,
+    /// A hostile offer: what is wanted of it never comes, and it is made again and again.
+    is_usurping: bool,
 }
 
 pub(crate) struct Node {
@@ -391,6 +400,7 @@ impl World {
             Event::Offer { batch } => self.offer(batch),
             Event::Deliver { batch } => self.deliver(batch),
             Event::PlainMeets { link } => self.plain_meets(link),
+            Event::Usurp { batch } => self.usurp_again(batch),
         }
     }
 
@@ -476,7 +486,13 @@ impl World {
                 let mut large = self.batches[index].unknown.iter().zip(&wanted);
                 let is_large =
                     large.any(|(digest, wanted)| *wanted && digest.size_bytes > SMALL_BYTES_MAX);
+                let is_wanted = wanted.contains(&true);
                 self.batches[index].wanted = Some(wanted);
+                if self.batches[index].is_usurping {
+                    let pause_ms = if is_wanted { STREAM_MS_MAX } else { USURP_AGAIN_MS };
+                    self.at(pause_ms, Event::Usurp { batch: index });
+                    return;
+                }
                 let delay = self.delay() + if is_large { self.large_ms } else { 0 };
                 self.at(delay, Event::Deliver { batch: index });
             }
@@ -603,6 +619,7 @@ impl World {
             digests,
             unknown: Vec::new(),
             wanted: None,
+            is_usurping: false,
         });
         let delay = self.delay();
         self.at(delay, Event::Offer { batch: index });
@@ -619,6 +636,42 @@ impl World {
                 Input::BatchFailed { conn, batch: sent_id, violation: false },
             );
         }
+    }
+
+    /// Makes node `n` offer assets to `to` unasked, for ever: it lets the receiver wait for as long as
+    /// a stream may take, breaks off and offers them anew.
+    pub(crate) fn usurp(&mut self, n: usize, to: usize, digests: Vec<Digest>) {
+        let is_between = |link: &Link| link.open && (link.ends == [n, to] || link.ends == [to, n]);
+        let link = self.links.iter().position(is_between).expect("a connection");
+        let from = self.links[link].ends.iter().position(|end| *end == n).expect("an end of it");
+        let index = self.batches.len();
+        self.batches.push(Batch {
+            link,
+            from,
+            sent_id: BatchId(u64::MAX),
+            received_id: BatchId(index as u64),
+            digests,
+            unknown: Vec::new(),
+            wanted: None,
+            is_usurping: true,
+        });
+        self.at(1, Event::Offer { batch: index });
+    }
+
+    fn usurp_again(&mut self, index: usize) {
+        let Batch { link, from, received_id, ref digests, ref unknown, .. } = self.batches[index];
+        let digests = digests.clone();
+        if unknown.is_empty() || !self.links[link].open {
+            return;
+        }
+        let [from, to] = [from, 1 - from];
+        let conn = ConnId((2 * link + to) as u64);
+        let (arrivals, store_failed, violation) = (Vec::new(), false, false);
+        let batch = received_id;
+        let ended = Input::Received { conn, batch, arrivals, store_failed, violation };
+        self.fact_at_end(link, to, 0, ended);
+        let ends = self.links[link].ends;
+        self.usurp(ends[from], ends[to], digests);
     }
 
     /// A batch stream reaches its receiver, which asks its index what it lacks.

@@ -241,7 +241,7 @@ impl Engine {
             }
             self.wants.arrived(now_ms, node_id, batch, hash, arrival);
         }
-        self.wants.batch_ended(node_id, batch);
+        self.wants.batch_ended(now_ms, node_id, batch);
     }
 
     /// The plain exchange of whole sets is through.

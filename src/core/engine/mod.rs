@@ -224,7 +224,7 @@ impl Engine {
                 dialing: peer.link.is_dialing(),
                 in_sync: session.is_some_and(|s| self.is_in_sync(*node_id, s, &fingerprint)),
                 active: session.is_some_and(|s| !self.is_quiet(*node_id, s)),
-                missing_here: self.wants.source_load(*node_id) as u64,
+                missing_here: self.wants.held(*node_id) as u64,
                 missing_there: session.map_or(0, |s| s.missing_there() as u64),
                 last_error: peer.last_error.clone(),
                 retry_at_ms: peer.link.retry_at_ms(),

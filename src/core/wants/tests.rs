@@ -1,6 +1,9 @@
 //! Who is asked for what, in a few hand-made courses and in random ones.
 
+use super::rests::REST_MS_MIN;
+use super::sources::patience_ms;
 use super::*;
+use crate::core::limits::{SHARED_BYTES_MIN, SOURCES_MAX};
 use proptest::prelude::*;
 
 const A: NodeId = NodeId([1; 32]);
@@ -10,6 +13,12 @@ const BATCH: BatchId = BatchId(1);
 
 fn hash(n: u8) -> Hash {
     Hash([n; 32])
+}
+
+fn many(n: usize) -> Hash {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&n.to_le_bytes());
+    Hash(bytes)
 }
 
 impl Wants {
@@ -36,7 +45,7 @@ fn a_shared_asset_is_asked_of_its_other_holders_once_it_is_on_its_way() {
     assert!(wants.ask(0, B).is_empty());
     assert_eq!(wants.ask(0, C), [hash(1)]);
     // One that fails is not asked again, and the others go on.
-    wants.batch_ended(A, BatchId(1));
+    wants.batch_ended(0, A, BatchId(1));
     assert!(wants.ask(0, A).is_empty());
     wants.arrived(0, B, BatchId(2), hash(1), Arrival::Refused);
     assert_eq!((wants.owed(B), wants.owed(C)), (0, 1));
@@ -58,13 +67,146 @@ fn a_holder_that_comes_while_a_shared_asset_is_on_its_way_is_asked_too() {
 }
 
 #[test]
-fn who_gives_another_size_than_the_first_is_heard_when_that_one_has_failed() {
+fn who_says_another_size_than_the_first_sends_beside_it() {
+    for (lie, truth) in [(1 << 40, 100), (100, 1 << 40)] {
+        let mut wants = Wants::default();
+        wants.lacking(0, B, hash(1));
+        let offered = |wants: &mut Wants, peer, batch, size_bytes| {
+            let is_shared = size_bytes >= SHARED_BYTES_MIN;
+            wants.offered(0, peer, batch, Digest { hash: hash(1), size_bytes }, is_shared)
+        };
+        assert!(offered(&mut wants, A, BATCH, lie));
+        assert!(offered(&mut wants, B, BatchId(2), truth));
+        wants.arrived(0, B, BatchId(2), hash(1), Arrival::Stored);
+        assert_eq!(wants.standing(0, &hash(1)), Standing::Here);
+        assert_eq!((wants.owed(A), wants.owed(B)), (0, 0));
+    }
+}
+
+#[test]
+fn an_unasked_offer_does_not_displace_a_fresh_ask() {
     let mut wants = Wants::default();
-    assert!(wants.offered_shared(A, 1, 1 << 40));
-    assert!(!wants.offered_shared(B, 2, 100));
-    wants.arrived(0, A, BatchId(1), hash(1), Arrival::Refused);
+    wants.lacking(0, A, hash(1));
+    assert_eq!(wants.ask(0, A), [hash(1)]);
+    assert!(!wants.offered_small(ASK_MS_MAX - 1, B, BATCH, hash(1)));
+    assert!(wants.ask(ASK_MS_MAX - 1, B).is_empty());
+    assert!(wants.offered_small(ASK_MS_MAX - 1, A, BATCH, hash(1)));
+    // Of a shared one each can send a part, and so none is kept out.
+    wants.batch_ended(0, A, BATCH);
     assert_eq!(wants.ask(0, B), [hash(1)]);
-    assert!(wants.offered_shared(B, 3, 100));
+    assert!(wants.offered_shared(C, 3, 1 << 30));
+    assert!(wants.offered_shared(B, 4, 1 << 30));
+}
+
+#[test]
+fn what_arrives_too_slowly_for_its_size_is_asked_of_others_too() {
+    const SIZE: u64 = 5_000_000;
+    let digest = Digest { hash: hash(1), size_bytes: SIZE };
+    let mut wants = Wants::default();
+    wants.lacking(0, B, hash(1));
+    assert!(wants.offered(0, A, BATCH, digest, false));
+    let look = |wants: &mut Wants, until_ms: u64| {
+        while let Some(at_ms) = wants.deadline_ms().filter(|at_ms| *at_ms <= until_ms) {
+            wants.pass_over_slow_peers(at_ms);
+        }
+    };
+    let slow_ms = patience_ms(SIZE);
+    look(&mut wants, slow_ms - 1);
+    assert!(wants.ask(slow_ms - 1, B).is_empty());
+    assert!(!wants.offered(slow_ms - 1, C, BATCH, digest, false), "nor is it taken unasked");
+    look(&mut wants, slow_ms + ASK_MS_MAX);
+    let now_ms = slow_ms + ASK_MS_MAX;
+    assert_eq!((wants.ask(now_ms, B), wants.ask(now_ms, C)), (vec![hash(1)], vec![hash(1)]));
+    assert!(wants.offered(now_ms, B, BatchId(2), digest, false));
+    wants.arrived(now_ms, B, BatchId(2), hash(1), Arrival::Stored);
+    assert_eq!(wants.standing(now_ms, &hash(1)), Standing::Here);
+    look(&mut wants, now_ms + ASK_MS_MAX);
+    assert_eq!(wants.deadline_ms(), None, "nothing is waited for");
+}
+
+#[test]
+fn a_huge_size_is_believed_when_a_second_holder_says_the_same() {
+    const SIZE: u64 = 1 << 30;
+    let digest = Digest { hash: hash(1), size_bytes: SIZE };
+    let first_look_ms = patience_ms(SHARED_BYTES_MIN) + ASK_MS_MAX;
+    let begun = || {
+        let mut wants = Wants::default();
+        wants.lacking(0, B, hash(1));
+        assert!(wants.offered(0, A, BATCH, digest, false));
+        while let Some(at_ms) = wants.deadline_ms().filter(|at_ms| *at_ms <= first_look_ms) {
+            wants.pass_over_slow_peers(at_ms);
+        }
+        assert_eq!(wants.ask(first_look_ms, B), [hash(1)]);
+        wants
+    };
+    let mut wants = begun();
+    assert!(wants.offered(first_look_ms, B, BATCH, Digest { size_bytes: 5, ..digest }, false));
+    let mut wants = begun();
+    assert!(!wants.offered(first_look_ms, B, BATCH, digest, false));
+    let mut asked_ms = None;
+    while let (None, Some(at_ms)) = (asked_ms, wants.deadline_ms()) {
+        wants.pass_over_slow_peers(at_ms);
+        asked_ms = (!wants.ask(at_ms, B).is_empty()).then_some(at_ms);
+    }
+    let slow_ms = patience_ms(SIZE);
+    assert!((slow_ms..=slow_ms + ASK_MS_MAX).contains(&asked_ms.unwrap_or_default()));
+    assert!(wants.offered(slow_ms + ASK_MS_MAX, B, BATCH, digest, false));
+}
+
+#[test]
+fn an_interrupted_asset_rests_while_another_holder_has_its_turn() {
+    let mut wants = Wants::default();
+    wants.lacking(0, B, hash(1));
+    assert!(wants.offered_small(0, A, BATCH, hash(1)));
+    wants.batch_ended(0, A, BATCH);
+    assert!(!wants.offered_small(REST_MS_MIN - 1, A, BATCH, hash(1)));
+    assert_eq!(wants.quarantined(0), 0, "its content is not known to be wrong");
+    assert_eq!(wants.ask(REST_MS_MIN, B), [hash(1)]);
+    assert!(!wants.offered_small(REST_MS_MIN, A, BATCH, hash(1)), "the ask is fresh");
+}
+
+#[test]
+fn a_peer_that_offers_and_breaks_off_for_ever_fills_no_queue_and_costs_no_more_each_time() {
+    const HASHES: usize = 100;
+    let attack = |wants: &mut Wants, rounds: std::ops::Range<usize>| {
+        let begun = std::time::Instant::now();
+        for round in rounds {
+            let now_ms = round as u64 * 120_000;
+            let batch = BatchId(round as u64);
+            for n in 0..HASHES {
+                let digest = Digest { hash: many(n), size_bytes: 1 };
+                assert!(wants.offered(now_ms, A, batch, digest, round % 2 == 0));
+            }
+            wants.batch_ended(now_ms, A, batch);
+        }
+        begun.elapsed()
+    };
+    let mut wants = Wants::default();
+    (0..HASHES).for_each(|n| wants.lacking(0, B, many(n)));
+    let first = attack(&mut wants, 0..200);
+    let second = attack(&mut wants, 200..400);
+    assert_eq!((wants.source_load(B), wants.held(B), wants.held(A)), (HASHES, HASHES, 0));
+    assert_eq!(wants.ask(0, B).len(), HASHES, "each stands there once");
+    let bound = first * 4 + std::time::Duration::from_millis(200);
+    assert!(second < bound, "{first:?} and then {second:?}");
+}
+
+#[test]
+fn no_peer_leaves_another_less_room() {
+    let mut wants = Wants::default();
+    for n in 0..2 * WANTS_PER_PEER_MAX {
+        // B is the first to know of half of them.
+        let peer = if n % 2 == 0 { B } else { A };
+        wants.lacking(0, peer, many(n));
+        wants.offered(0, A, BatchId(n as u64), Digest { hash: many(n), size_bytes: 1 }, false);
+        wants.batch_ended(0, A, BatchId(n as u64));
+        wants.lacking(REST_MS_MIN * 4, A, many(n));
+    }
+    for peer in [A, B] {
+        assert!(wants.held(peer) <= WANTS_PER_PEER_MAX);
+        assert!(wants.source_load(peer) <= WANTS_PER_PEER_MAX);
+    }
+    assert_eq!(wants.held(B), WANTS_PER_PEER_MAX, "B was listened to");
 }
 
 #[test]
@@ -98,7 +240,7 @@ fn an_offer_is_taken_unless_another_peer_is_sending_it() {
     let mut wants = Wants::default();
     assert!(wants.offered_small(0, A, BATCH, hash(1)));
     assert!(!wants.offered_small(0, B, BatchId(2), hash(1)));
-    wants.batch_ended(A, BATCH);
+    wants.batch_ended(0, A, BATCH);
     assert_eq!(wants.ask(0, B), [hash(1)], "the one that was turned away is asked");
 }
 
@@ -262,7 +404,7 @@ fn an_interrupted_asset_is_asked_for_again_a_few_times() {
     for _ in 0..ATTEMPTS_MAX {
         assert_eq!(wants.ask(0, A), [hash(1)]);
         assert!(wants.offered_small(0, A, BATCH, hash(1)));
-        wants.batch_ended(A, BATCH);
+        wants.batch_ended(0, A, BATCH);
     }
     assert!(wants.ask(0, A).is_empty());
     assert_eq!(wants.source_load(A), 0);
@@ -271,10 +413,8 @@ fn an_interrupted_asset_is_asked_for_again_a_few_times() {
 #[test]
 fn a_peer_cannot_make_us_keep_more_than_its_bound() {
     let mut wants = Wants::default();
-    for n in 0..WANTS_PER_PEER_MAX as u64 + 100 {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&n.to_le_bytes());
-        wants.lacking(0, A, Hash(bytes));
+    for n in 0..WANTS_PER_PEER_MAX + 100 {
+        wants.lacking(0, A, many(n));
     }
     assert_eq!(wants.room(A), 0);
     assert_eq!(wants.wants.len(), WANTS_PER_PEER_MAX);
@@ -357,7 +497,9 @@ proptest! {
                     ][usize::from(a)];
                     wants.arrived(now_ms, node(p), BatchId(u64::from(b)), hash(h), arrival);
                 }
-                Step::Ended(p, b) => wants.batch_ended(node(p), BatchId(u64::from(b))),
+                Step::Ended(p, b) => {
+                    wants.batch_ended(now_ms, node(p), BatchId(u64::from(b)));
+                }
                 Step::Unavailable(p, h) => wants.unavailable(node(p), hash(h)),
                 Step::TurnedAway(p, h) => wants.turned_away(now_ms, node(p), hash(h)),
                 Step::Wait(ms) => {
@@ -369,32 +511,39 @@ proptest! {
                 Step::Suppose(p, h) => wants.suppose(now_ms, node(p), hash(h)),
                 Step::AskFirst(p, h) => drop(wants.ask_first(now_ms, node(p), hash(h))),
             }
+            let mut held = BTreeMap::<NodeId, usize>::new();
             for (hash, want) in &wants.wants {
-                let is_up = |holder: &NodeId| {
-                    let source = wants.sources.get(holder);
-                    source.is_some_and(|s| s.queue.contains(hash) || s.owed.contains(hash))
-                };
                 let is_owed = |peer: &NodeId| {
-                    want.holders.contains(peer)
-                        && wants.sources.get(peer).is_some_and(|s| s.owed.contains(hash))
+                    wants.sources.get(peer).is_some_and(|s| s.owed.contains(hash))
                 };
-                let reachable = match &want.state {
-                    State::Queued => {
-                        !want.holders.is_empty() && want.holders.iter().all(is_up)
-                    }
-                    State::Asked(peer, _) => is_owed(peer),
+                for holder in &want.holders {
+                    *held.entry(*holder).or_default() += 1;
+                    let queue = &wants.sources[holder].queue;
+                    let is_due = want.may_be_asked() && !is_owed(holder);
+                    prop_assert_eq!(queue.contains(hash), is_due, "{:?} {:?}", hash, want);
+                }
+                let is_reachable = match &want.state {
+                    State::Queued => !want.holders.is_empty(),
+                    State::Asked(peer, _) => want.holders.contains(peer) && is_owed(peer),
                     State::Arriving(sources) => {
+                        let mut peers = sources.batches.keys();
                         !sources.batches.is_empty()
-                            && sources.batches.keys().all(is_owed)
-                            && (!sources.is_shared
-                                || want.indexed
-                                || want.holders.iter().all(is_up))
+                            && peers.all(|peer| want.holders.contains(peer) && is_owed(peer))
                     }
                 };
-                prop_assert!(reachable, "{hash:?} {want:?}");
+                prop_assert!(is_reachable, "{hash:?} {want:?}");
                 if let State::Asked(..) = want.state {
                     prop_assert!(wants.deadline_ms().is_some());
                 }
+                if let State::Arriving(sources) = &want.state {
+                    let is_watched = sources.is_shared || sources.is_open || want.indexed;
+                    prop_assert!(is_watched || wants.deadline_ms().is_some());
+                }
+            }
+            for (peer, source) in &wants.sources {
+                prop_assert_eq!(source.held, held.get(peer).copied().unwrap_or_default());
+                let is_held = |hash: &Hash| wants.is_holder(*peer, hash);
+                prop_assert!(source.queue.iter().all(is_held));
             }
         }
     }

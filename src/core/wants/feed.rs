@@ -1,0 +1,93 @@
+//! Assets between their commit and the store's feed: stored and not yet shown, or shown just now.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::core::ids::{Hash, NodeId};
+use crate::core::wants::add_holder;
+
+/// Assets stored and not yet seen in the store's feed. The feed follows within moments; beyond
+/// these the oldest is forgotten, which costs one needless offer to where it came from.
+const ARRIVED_MAX: usize = 65_536;
+
+/// Assets the feed has just shown. A question to the index that was asked before, and answered
+/// after, would have them asked for once more.
+const RECENT_MAX: usize = 8_192;
+
+/// Stored, and not yet seen in the store's feed.
+#[derive(Debug, Clone)]
+struct Arrived {
+    holders: Vec<NodeId>,
+    /// [`Feed::reading`] when it was stored.
+    reading: u64,
+}
+
+/// See the file's head.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Feed {
+    arrived: BTreeMap<Hash, Arrived>,
+    /// When each was stored, as [`Arrived::reading`], the first of them first.
+    arrived_order: VecDeque<(u64, Hash)>,
+    /// The reading of the store's feed that is under way or comes next.
+    reading: u64,
+    recent: BTreeSet<Hash>,
+    recent_order: VecDeque<Hash>,
+}
+
+impl Feed {
+    /// `hash` is stored: the feed shows it soon, or has just shown it.
+    pub(super) fn is_here(&self, hash: &Hash) -> bool {
+        self.arrived.contains_key(hash) || self.is_recent(hash)
+    }
+
+    /// The feed has just shown `hash`.
+    pub(super) fn is_recent(&self, hash: &Hash) -> bool {
+        self.recent.contains(hash)
+    }
+
+    /// Notes that `peer` holds `hash` too, if that is stored and not yet shown.
+    pub(super) fn add_holder(&mut self, hash: &Hash, peer: NodeId) {
+        if let Some(arrived) = self.arrived.get_mut(hash) {
+            add_holder(&mut arrived.holders, peer);
+        }
+    }
+
+    /// `hash` is stored; `holders` are known to hold it.
+    pub(super) fn expect(&mut self, hash: Hash, holders: Vec<NodeId>) {
+        let reading = self.reading;
+        self.arrived.insert(hash, Arrived { holders, reading });
+        self.arrived_order.push_back((reading, hash));
+        if self.arrived_order.len() > ARRIVED_MAX {
+            self.expect_oldest_no_more();
+        }
+    }
+
+    /// The feed shows `hash`. Returns the holders it was expected with.
+    pub(super) fn shows(&mut self, hash: Hash) -> Option<Vec<NodeId>> {
+        if self.recent.insert(hash) {
+            self.recent_order.push_back(hash);
+        }
+        if self.recent_order.len() > RECENT_MAX
+            && let Some(oldest) = self.recent_order.pop_front()
+        {
+            self.recent.remove(&oldest);
+        }
+        self.arrived.remove(&hash).map(|arrived| arrived.holders)
+    }
+
+    /// The feed was read to its end, or is read anew. The store has lost what was stored before that
+    /// reading began and was not shown by it.
+    pub(super) fn was_read(&mut self) {
+        let began_with = self.reading;
+        self.reading += 1;
+        while self.arrived_order.front().is_some_and(|(reading, _)| *reading < began_with) {
+            self.expect_oldest_no_more();
+        }
+    }
+
+    fn expect_oldest_no_more(&mut self) {
+        let Some((reading, hash)) = self.arrived_order.pop_front() else { return };
+        if self.arrived.get(&hash).is_some_and(|arrived| arrived.reading == reading) {
+            self.arrived.remove(&hash);
+        }
+    }
+}

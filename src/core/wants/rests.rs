@@ -1,0 +1,145 @@
+//! Which assets are not taken from which peer for a while, because they failed.
+//!
+//! R1  A rest is of one asset from one peer: it keeps the asset from nobody else.
+//! R2  Memory is bounded per peer by [`RESTING_PER_PEER_MAX`]: a peer pushes out its own rests only.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::core::ids::{Hash, NodeId};
+use crate::core::limits::RESTING_PER_PEER_MAX;
+
+/// The first rest; doubled each time.
+pub(super) const REST_MS_MIN: u64 = 30_000;
+
+/// The longest rest after bad content.
+const BAD_MS_MAX: u64 = 3_600_000;
+
+/// The longest rest of what found no room: people make room, and to ask again costs an offer.
+const NO_ROOM_MS_MAX: u64 = 600_000;
+
+/// The longest rest after an interruption: long enough for another holder to be asked and to begin.
+const INTERRUPTED_MS_MAX: u64 = 60_000;
+
+/// Why an asset rests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Its content is wrong, or the store refuses it.
+    Bad,
+    NoRoom,
+    Interrupted,
+}
+
+impl Cause {
+    fn longest_ms(self) -> u64 {
+        match self {
+            Self::Bad => BAD_MS_MAX,
+            Self::NoRoom => NO_ROOM_MS_MAX,
+            Self::Interrupted => INTERRUPTED_MS_MAX,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Rest {
+    until_ms: u64,
+    pause_ms: u64,
+    cause: Cause,
+}
+
+/// All rests, those that are over included: the next one of the same asset and peer is longer.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rests {
+    rests: BTreeMap<(Hash, NodeId), Rest>,
+    /// The rests of each peer by their end.
+    by_end: BTreeMap<NodeId, BTreeSet<(u64, Hash)>>,
+}
+
+impl Rests {
+    pub(super) fn begin(&mut self, now_ms: u64, peer: NodeId, hash: Hash, cause: Cause) {
+        let last = self.remove(peer, hash);
+        let doubled = last.map_or(REST_MS_MIN, |rest| rest.pause_ms * 2);
+        let pause_ms = doubled.min(cause.longest_ms());
+        let until_ms = now_ms + pause_ms;
+        self.rests.insert((hash, peer), Rest { until_ms, pause_ms, cause });
+        let ends = self.by_end.entry(peer).or_default();
+        ends.insert((until_ms, hash));
+        if ends.len() > RESTING_PER_PEER_MAX
+            && let Some((_, first)) = ends.pop_first()
+        {
+            self.rests.remove(&(first, peer));
+        }
+    }
+
+    /// `hash` is not to be taken from `peer` now.
+    pub(super) fn last(&self, now_ms: u64, peer: NodeId, hash: &Hash) -> bool {
+        self.rests.get(&(*hash, peer)).is_some_and(|rest| rest.until_ms > now_ms)
+    }
+
+    /// `hash` is not to be taken from some peer now.
+    pub(super) fn last_for_any(&self, now_ms: u64, hash: &Hash) -> bool {
+        self.of(hash).any(|(_, rest)| rest.until_ms > now_ms)
+    }
+
+    /// Ends the rests of `hash`. The next ones are longer all the same.
+    pub(super) fn wake(&mut self, hash: &Hash) {
+        let peers: Vec<NodeId> = self.of(hash).map(|(peer, _)| peer).collect();
+        for peer in peers {
+            if let Some(rest) = self.remove(peer, *hash) {
+                self.rests.insert((*hash, peer), Rest { until_ms: 0, ..rest });
+                self.by_end.entry(peer).or_default().insert((0, *hash));
+            }
+        }
+    }
+
+    /// Forgets `hash`, which is here.
+    pub(super) fn forget(&mut self, hash: &Hash) {
+        let peers: Vec<NodeId> = self.of(hash).map(|(peer, _)| peer).collect();
+        peers.into_iter().for_each(|peer| drop(self.remove(peer, *hash)));
+    }
+
+    /// What rests because its content failed.
+    pub(super) fn bad(&self, now_ms: u64) -> BTreeSet<&Hash> {
+        let rests = self.rests.iter();
+        let bad = rests.filter(|(_, rest)| rest.cause == Cause::Bad && rest.until_ms > now_ms);
+        bad.map(|((hash, _), _)| hash).collect()
+    }
+
+    fn of(&self, hash: &Hash) -> impl Iterator<Item = (NodeId, &Rest)> {
+        let all = (*hash, NodeId([0; 32]))..=(*hash, NodeId([0xff; 32]));
+        self.rests.range(all).map(|((_, peer), rest)| (*peer, rest))
+    }
+
+    fn remove(&mut self, peer: NodeId, hash: Hash) -> Option<Rest> {
+        let rest = self.rests.remove(&(hash, peer))?;
+        if let Some(ends) = self.by_end.get_mut(&peer) {
+            ends.remove(&(rest.until_ms, hash));
+        }
+        Some(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_pushes_out_its_own_rests_only() {
+        let (a, b) = (NodeId([1; 32]), NodeId([2; 32]));
+        let hash = |n: usize| {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&n.to_le_bytes());
+            Hash(bytes)
+        };
+        let mut rests = Rests::default();
+        rests.begin(0, a, hash(0), Cause::Bad);
+        for n in 0..=RESTING_PER_PEER_MAX {
+            rests.begin(n as u64, b, hash(n), Cause::Interrupted);
+        }
+        assert_eq!(rests.rests.len(), 1 + RESTING_PER_PEER_MAX);
+        assert!(rests.last(1, a, &hash(0)) && !rests.last(1, b, &hash(0)));
+        for n in 0..=RESTING_PER_PEER_MAX {
+            rests.forget(&hash(n));
+        }
+        assert!(rests.rests.is_empty() && rests.by_end.values().all(BTreeSet::is_empty));
+    }
+}
