@@ -193,6 +193,7 @@ impl Agent {
                 algorithm,
                 scratch_folder,
                 arrivals: Some(arrivals),
+                source: None,
             },
             throttle: Throttle::new(rate_limits),
             events,

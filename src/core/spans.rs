@@ -8,6 +8,8 @@
 //! S2  What a source leaves unsent is free for the others; what it sent stays.
 //! S3  When nothing is free, a source that has nothing left to do takes over what one that is late
 //!     has not sent; that one is left behind. So the slowest does not keep the others waiting.
+//! S4  An asset that is not worth a second source at once can still be taken over by one that joins
+//!     later, because the first is slow.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -15,6 +17,29 @@ use std::ops::Range;
 use crate::core::ids::{Digest, HashAlgorithm};
 use crate::core::limits::SHARED_BYTES_MIN;
 use crate::core::ranges::Ranges;
+
+/// How many sources an asset may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// One. It is asked for all that is free in a row.
+    Alone,
+    /// One that is asked for all in a row, until a second joins. Then each sends a part.
+    Later,
+    /// Several, each of which sends a part.
+    Together,
+}
+
+impl Sharing {
+    /// How an asset may be shared whose sources send what they are asked for. Only with BLAKE3 can a
+    /// part be verified without the rest.
+    pub fn of(digest: &Digest, algorithm: HashAlgorithm) -> Self {
+        match algorithm {
+            HashAlgorithm::Sha256 => Self::Alone,
+            HashAlgorithm::Blake3 if is_shared(digest, algorithm) => Self::Together,
+            HashAlgorithm::Blake3 => Self::Later,
+        }
+    }
+}
 
 /// Several peers may send an asset at a time: a part of it can be told from another's by itself, and
 /// it is worth it.
@@ -81,21 +106,23 @@ impl Source {
 pub struct Spans {
     free: Ranges,
     sources: BTreeMap<SourceId, Source>,
-    /// Several sources may take part; otherwise one, which is asked for all that is free in a row.
-    is_shared: bool,
+    sharing: Sharing,
     last_id: u64,
 }
 
 impl Spans {
     /// The `missing` bytes, for one source or for several.
-    pub fn new(missing: Ranges, is_shared: bool) -> Self {
-        Self { free: missing, sources: BTreeMap::new(), is_shared, last_id: 0 }
+    pub fn new(missing: Ranges, sharing: Sharing) -> Self {
+        Self { free: missing, sources: BTreeMap::new(), sharing, last_id: 0 }
     }
 
-    /// Takes in another source; `None`: there is one, and it is not shared.
+    /// Takes in another source; `None`: there is one, which stays alone.
     pub fn join(&mut self) -> Option<SourceId> {
-        if !self.is_shared && !self.sources.is_empty() {
-            return None;
+        if !self.sources.is_empty() {
+            match self.sharing {
+                Sharing::Alone => return None,
+                Sharing::Later | Sharing::Together => self.sharing = Sharing::Together,
+            }
         }
         self.last_id += 1;
         let id = SourceId(self.last_id);
@@ -115,7 +142,7 @@ impl Spans {
         }
         let Range { start, mut end } = self.free.first()?;
         let source = self.sources.get_mut(&id)?;
-        if self.is_shared {
+        if self.sharing == Sharing::Together {
             let span_end = (start + source.span_bytes) / SPAN_BYTES_MIN * SPAN_BYTES_MIN;
             end = end.min(span_end);
         }
@@ -167,7 +194,10 @@ impl Spans {
     /// The source may have to be asked for more, for what is free or what others may leave; or it was
     /// left behind, and is to be told.
     pub fn may_ask(&self, id: SourceId) -> bool {
-        let is_needed = if self.is_shared { !self.is_whole() } else { !self.free.is_empty() };
+        let is_needed = match self.sharing {
+            Sharing::Together => !self.is_whole(),
+            Sharing::Alone | Sharing::Later => !self.free.is_empty(),
+        };
         is_needed || !self.is_source(id)
     }
 
@@ -213,7 +243,7 @@ mod tests {
     fn one_source_is_asked_for_all_in_a_row_and_no_other_joins() {
         let mut held = Ranges::default();
         held.insert(2 * MIB..3 * MIB);
-        let mut spans = Spans::new(held.gaps(10 * MIB + 5), false);
+        let mut spans = Spans::new(held.gaps(10 * MIB + 5), Sharing::Alone);
         let one = spans.join().unwrap();
         assert_eq!(spans.join(), None);
         assert_eq!(spans.next(0, one), Some(0..2 * MIB));
@@ -228,7 +258,7 @@ mod tests {
 
     #[test]
     fn what_a_source_leaves_goes_to_another_and_what_it_sent_stays() {
-        let mut spans = Spans::new(whole(3 * MIB), true);
+        let mut spans = Spans::new(whole(3 * MIB), Sharing::Together);
         let (one, other) = (spans.join().unwrap(), spans.join().unwrap());
         assert_eq!(spans.next(0, one), Some(0..MIB));
         assert_eq!(spans.next(0, other), Some(MIB..2 * MIB));
@@ -243,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_source_that_stalls_is_left_behind_when_another_has_nothing_to_do() {
-        let mut spans = Spans::new(whole(2 * MIB), true);
+        let mut spans = Spans::new(whole(2 * MIB), Sharing::Together);
         let (stalled, other) = (spans.join().unwrap(), spans.join().unwrap());
         assert_eq!(spans.next(0, stalled), Some(0..MIB));
         assert_eq!(spans.next(0, other), Some(MIB..2 * MIB));
@@ -261,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_source_that_is_alone_is_never_left_behind() {
-        let mut spans = Spans::new(whole(20 * MIB), true);
+        let mut spans = Spans::new(whole(20 * MIB), Sharing::Together);
         let one = spans.join().unwrap();
         while spans.next(0, one).is_some() {}
         assert_eq!(spans.next(1_000_000, one), None);
@@ -269,8 +299,21 @@ mod tests {
     }
 
     #[test]
+    fn a_source_that_was_alone_and_is_late_is_taken_over_by_one_that_joins() {
+        let mut spans = Spans::new(whole(5 * MIB), Sharing::Later);
+        let slow = spans.join().unwrap();
+        assert_eq!(spans.next(0, slow), Some(0..5 * MIB));
+        assert!(!spans.may_ask(slow));
+        spans.arrived(LATE_MS, slow, 0..PIECE);
+        let other = spans.join().unwrap();
+        assert!(spans.may_ask(other));
+        assert_eq!(spans.next(LATE_MS, other), Some(PIECE..MIB + PIECE));
+        assert!(!spans.is_source(slow));
+    }
+
+    #[test]
     fn spans_follow_a_sources_speed() {
-        let mut spans = Spans::new(whole(1024 * MIB), true);
+        let mut spans = Spans::new(whole(1024 * MIB), Sharing::Together);
         let (fast, slow) = (spans.join().unwrap(), spans.join().unwrap());
         let mut sizes = [Vec::new(), Vec::new()];
         for (n, (id, ms)) in [(fast, 10), (slow, 3_000)].into_iter().enumerate() {
@@ -339,7 +382,7 @@ mod tests {
                 have.insert(bytes(group)..bytes(group + groups));
             }
             let missing_bytes = size_bytes - have.bytes();
-            let mut spans = Spans::new(have.gaps(size_bytes), true);
+            let mut spans = Spans::new(have.gaps(size_bytes), Sharing::Together);
             let mut sending: Vec<Sending> = peers.iter().map(|_| Sending::default()).collect();
             let (mut moved_bytes, mut now_ms) = (0, 0);
             while !spans.is_whole() {

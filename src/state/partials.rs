@@ -4,13 +4,14 @@
 //!     is built upon after a restart: content and outboard say which ranges are good. So nothing here
 //!     needs an fsync, or a list of ranges on disk, before the asset is whole.
 //! P2  With SHA-256 the content can be verified only when whole; a wrong one is deleted then. It
-//!     fills up from the start.
-//! P3  An asset is opened once at a time; all its transfers share the one [`Partial`]. Of every held
-//!     group, all hash pairs on the way from the root are in the outboard.
+//!     fills up from the start, and from one source: what another made up is never built upon.
+//! P3  A partial is opened once at a time; all its transfers share the one [`Partial`]. Of every held
+//!     group, all hash pairs on the way from the root are in the outboard. Who says another size of
+//!     an asset has a partial of its own.
 //! P4  What each transfer has yet to write is known, so that no two count on the same free space.
 
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
+mod folder;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Read, Seek};
 use std::ops::Range;
@@ -23,10 +24,26 @@ use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use crate::core::ids::{Digest, Hash, HashAlgorithm};
+use self::folder::{CONTENT_SUFFIX, Claim, Files, Found, Name, Shared, asset_of};
+use crate::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
 use crate::core::limits::{ASSET_BYTES_MAX, FREE_FLOOR_BYTES, FREE_FLOOR_FRACTION};
 use crate::core::ranges::Ranges;
 use crate::state::bao::{Decoded, GROUP_BYTES, decode_piece, outboard_bytes, verified_ranges};
+
+/// Which partial: of an asset of that size and, with SHA-256, from that device alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// The asset, as it was announced.
+    pub digest: Digest,
+    /// The device that its content comes from; `None`: from any.
+    pub source: Option<NodeId>,
+}
+
+impl From<Digest> for Key {
+    fn from(digest: Digest) -> Self {
+        Self { digest, source: None }
+    }
+}
 
 /// The folder of partial transfers. Clones share it.
 #[derive(Debug, Clone)]
@@ -165,22 +182,29 @@ impl Partials {
                 fs::remove_file(path)?;
             }
         }
-        for (hash, touched) in shared.list()? {
+        for Found { name, touched } in shared.list()? {
             let age = now.duration_since(touched).unwrap_or_default();
             if age > KEPT {
-                shared.files(&hash).remove()?;
+                shared.files(&name).remove()?;
             }
         }
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Begins or resumes the transfer of an asset. Resuming reads and hashes what is held.
-    pub fn start(&self, digest: Digest, algorithm: HashAlgorithm) -> Result<Partial, OpenError> {
+    pub fn start(
+        &self,
+        key: impl Into<Key>,
+        algorithm: HashAlgorithm,
+    ) -> Result<Partial, OpenError> {
+        let key = key.into();
+        let digest = key.digest;
         if digest.size_bytes > ASSET_BYTES_MAX {
             return Err(OpenError::TooLarge(digest.size_bytes));
         }
-        let claim = Arc::new(self.claim(digest.hash)?);
-        let files = self.shared.files(&digest.hash);
+        let name = Name::of(&key);
+        let claim = Arc::new(self.claim(name)?);
+        let files = self.shared.files(&name);
         let open = |path: &Path| {
             OpenOptions::new()
                 .read(true)
@@ -192,6 +216,9 @@ impl Partials {
                 .open(path)
                 .map_err(|source| OpenError::Io { path: path.to_owned(), source })
         };
+        if algorithm == HashAlgorithm::Blake3 {
+            self.shared.rename_unsized(&files, &digest.hash)?;
+        }
         let content = open(&files.content)?;
         let outboard = match algorithm {
             HashAlgorithm::Blake3 => Some(open(&files.outboard)?),
@@ -218,26 +245,34 @@ impl Partials {
         Err(SpaceError::Full { folder, free_bytes, needed_bytes, floor_bytes })
     }
 
-    /// What is yet to be written of an asset under way.
+    /// What is yet to be written of an asset under way, by the transfer that has come furthest.
     pub fn left_bytes(&self, hash: &Hash) -> Option<u64> {
-        self.shared.claimed().get(hash).copied()
+        let claimed = self.shared.claimed();
+        claimed.iter().filter(|(name, _)| name.hash == *hash).map(|(_, left)| *left).min()
     }
 
-    fn claim(&self, hash: Hash) -> Result<Claim, OpenError> {
+    /// Removes every partial of an asset that is stored, those under way included: nobody can finish
+    /// them any more.
+    pub fn remove_all_of(&self, hash: &Hash) -> io::Result<()> {
+        let found = self.shared.list()?.into_iter().filter(|found| found.name.hash == *hash);
+        found.map(|found| self.shared.files(&found.name).remove()).collect()
+    }
+
+    fn claim(&self, name: Name) -> Result<Claim, OpenError> {
         let mut claimed = self.shared.claimed();
-        if claimed.contains_key(&hash) {
-            return Err(OpenError::InUse(hash));
+        if claimed.contains_key(&name) {
+            return Err(OpenError::InUse(name.hash));
         }
         let io_error = |source| OpenError::Io { path: self.shared.folder.clone(), source };
         let mut held = self.shared.list().map_err(io_error)?;
-        if held.len() >= PARTIALS_MAX && held.iter().all(|(known, _)| *known != hash) {
-            held.sort_by_key(|(_, touched)| *touched);
-            let idle = held.iter().find(|(known, _)| !claimed.contains_key(known));
-            let (idle, _) = idle.ok_or(OpenError::TooMany)?;
-            self.shared.files(idle).remove().map_err(io_error)?;
+        if held.len() >= PARTIALS_MAX && held.iter().all(|found| found.name != name) {
+            held.sort_by_key(|found| found.touched);
+            let idle = held.iter().find(|found| !claimed.contains_key(&found.name));
+            let idle = idle.ok_or(OpenError::TooMany)?;
+            self.shared.files(&idle.name).remove().map_err(io_error)?;
         }
-        claimed.insert(hash, 0);
-        Ok(Claim { shared: Arc::clone(&self.shared), hash })
+        claimed.insert(name, 0);
+        Ok(Claim { shared: Arc::clone(&self.shared), name })
     }
 }
 
@@ -376,11 +411,19 @@ impl Partial {
         Ok(())
     }
 
-    /// Takes the files away again if nothing was ever written to them. Nobody writes any more.
-    pub fn discard_empty(&self) -> io::Result<()> {
+    /// Takes the files away again if nothing was ever written to them.
+    fn discard_empty(&self) -> io::Result<()> {
         match self.content.metadata()?.len() {
-            0 => self.files.remove(),
+            0 if !self.is_complete() => self.files.remove(),
             _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if let Err(error) = self.discard_empty() {
+            tracing::warn!(%error, "an empty partial asset stays");
         }
     }
 }
@@ -390,8 +433,6 @@ impl Partial {
 pub const PARTIALS_MAX: usize = 256;
 /// A device away for a month is likely gone with its asset.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-const CONTENT_SUFFIX: &str = ".part";
-const OUTBOARD_SUFFIX: &str = ".obao";
 const HASHING_BYTES: usize = 256 * 1024;
 /// What a large asset may hold of the page cache while it comes in, if it comes in order: what a
 /// slow disk takes in a second.
@@ -400,96 +441,6 @@ const CACHED_BYTES: u64 = 64 * 1024 * 1024;
 const WRITE_STEP_BYTES: u64 = 2 * 1024 * 1024;
 /// What one system call writes; every system takes as many.
 const GATHERED_GROUPS_MAX: usize = 64;
-
-#[derive(Debug)]
-struct Shared {
-    folder: PathBuf,
-    /// What each transfer under way has yet to write, in bytes.
-    claimed: Mutex<BTreeMap<Hash, u64>>,
-}
-
-impl Shared {
-    fn claimed(&self) -> MutexGuard<'_, BTreeMap<Hash, u64>> {
-        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn files(&self, hash: &Hash) -> Files {
-        Files {
-            content: self.folder.join(format!("{hash}{CONTENT_SUFFIX}")),
-            outboard: self.folder.join(format!("{hash}{OUTBOARD_SUFFIX}")),
-        }
-    }
-
-    /// The partials there are and when each was last written to. An outboard alone, which a crash
-    /// between two removals leaves, counts too, as untouched for ever.
-    fn list(&self) -> io::Result<Vec<(Hash, SystemTime)>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
-            let entry = entry?;
-            match asset_of(&entry.file_name()) {
-                Some((hash, CONTENT_SUFFIX)) => {
-                    match entry.metadata().and_then(|metadata| metadata.modified()) {
-                        Ok(touched) => found.push((hash, touched)),
-                        // Its store has just adopted it, on another thread.
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-                Some((hash, _)) if !self.files(&hash).content.exists() => {
-                    found.push((hash, SystemTime::UNIX_EPOCH));
-                }
-                _ => {}
-            }
-        }
-        Ok(found)
-    }
-}
-
-/// Whose partial a file belongs to, and which of the two it is.
-fn asset_of(name: &OsStr) -> Option<(Hash, &'static str)> {
-    let name = name.to_str()?;
-    let of = |suffix| Some((name.strip_suffix(suffix)?.parse().ok()?, suffix));
-    of(CONTENT_SUFFIX).or_else(|| of(OUTBOARD_SUFFIX))
-}
-
-#[derive(Debug)]
-struct Files {
-    content: PathBuf,
-    outboard: PathBuf,
-}
-
-impl Files {
-    fn remove(&self) -> io::Result<()> {
-        for path in [&self.content, &self.outboard] {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-#[derive(Debug)]
-struct Claim {
-    shared: Arc<Shared>,
-    hash: Hash,
-}
-
-impl Claim {
-    /// Notes what is yet to be written; returns that of all transfers under way.
-    fn expect(&self, bytes: u64) -> u64 {
-        let mut claimed = self.shared.claimed();
-        claimed.insert(self.hash, bytes);
-        claimed.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.shared.claimed().remove(&self.hash);
-    }
-}
 
 fn resumable(digest: &Digest, content: &File, outboard: Option<&File>) -> io::Result<Ranges> {
     let length_bytes = content.metadata()?.len();

@@ -1,9 +1,13 @@
 //! A large asset on its way in, from one peer or from several at once.
 //!
 //! G1  An asset has one [`Gathering`] while it is under way, and that the one partial. Each stream
-//!     that brings a part of it holds a [`Source`]; which part, [`Spans`] decides.
+//!     that brings a part of it holds a [`Source`]; which part, [`Spans`] decides. A peer that says
+//!     another size than the others has a gathering of its own, so that its lie holds up nobody, and
+//!     with SHA-256 every peer has: a part cannot be verified there, and one peer must not have to
+//!     finish what another made up.
 //! G2  A source that is dropped, whatever ended it, leaves what it has not brought to the others.
-//! G3  Whoever brings the last byte, the asset is committed once, and all sources are told the same.
+//! G3  Whoever brings the last byte, a gathering is committed once, and all its sources are told the
+//!     same. What was gathered of the asset beside it is removed.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,15 +18,15 @@ use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
 
 use super::{Context, Outcome, blocking, with_causes};
-use crate::core::ids::{Digest, Hash};
-use crate::core::spans::{SourceId, Spans, is_shared};
-use crate::state::partials::{FinishError, OpenError, Partial, PieceError};
+use crate::core::ids::{Digest, HashAlgorithm};
+use crate::core::spans::{Sharing, SourceId, Spans};
+use crate::state::partials::{FinishError, Key, OpenError, Partial, PieceError};
 use crate::store::{StoreError, Stored, VerifiedFile};
 use crate::wire::batch::Piece;
 
 /// The large assets under way. Clones share them.
 #[derive(Clone, Default)]
-pub struct Gatherings(Arc<Mutex<BTreeMap<Hash, Weak<Gathering>>>>);
+pub struct Gatherings(Arc<Mutex<BTreeMap<Key, Weak<Gathering>>>>);
 
 /// How a stream takes part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +39,6 @@ pub(super) enum Part {
 
 /// One asset under way. It ends when nobody holds it any more; what was verified stays on disk.
 pub(super) struct Gathering {
-    digest: Digest,
     open: OnceCell<Open>,
 }
 
@@ -78,32 +81,33 @@ impl Gatherings {
         digest: Digest,
         part: Part,
     ) -> Result<Source, Outcome> {
-        let gathering = self.find(digest);
-        let is_begun = gathering.open.initialized();
-        if gathering.digest != digest || is_begun && part == Part::FromStart {
+        let source = ctx.source.filter(|_| ctx.algorithm == HashAlgorithm::Sha256);
+        let key = Key { digest, source };
+        let gathering = self.find(key);
+        if gathering.open.initialized() && part == Part::FromStart {
             return Err(Outcome::Interrupted);
         }
-        let open = gathering.open.get_or_try_init(|| Open::begin(ctx, digest, part)).await?;
+        let open = gathering.open.get_or_try_init(|| Open::begin(ctx, key, part)).await?;
         let id = open.spans().join().ok_or(Outcome::Interrupted)?;
         let changes = open.changed.subscribe();
         Ok(Source { gathering, id, changes })
     }
 
-    fn find(&self, digest: Digest) -> Arc<Gathering> {
+    fn find(&self, key: Key) -> Arc<Gathering> {
         let mut gatherings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(gathering) = gatherings.get(&digest.hash).and_then(Weak::upgrade) {
+        if let Some(gathering) = gatherings.get(&key).and_then(Weak::upgrade) {
             return gathering;
         }
         gatherings.retain(|_, gathering| gathering.strong_count() > 0);
-        let gathering = Arc::new(Gathering { digest, open: OnceCell::new() });
-        gatherings.insert(digest.hash, Arc::downgrade(&gathering));
+        let gathering = Arc::new(Gathering { open: OnceCell::new() });
+        gatherings.insert(key, Arc::downgrade(&gathering));
         gathering
     }
 }
 
 impl Open {
-    async fn begin(ctx: &Context, digest: Digest, part: Part) -> Result<Self, Outcome> {
-        let (size_bytes, algorithm) = (digest.size_bytes, ctx.algorithm);
+    async fn begin(ctx: &Context, key: Key, part: Part) -> Result<Self, Outcome> {
+        let (size_bytes, algorithm) = (key.digest.size_bytes, ctx.algorithm);
         match ctx.store.info().await {
             Ok(info) if info.largest_asset_bytes.is_some_and(|largest| size_bytes > largest) => {
                 return Err(Outcome::Refused("it is too large for this device's store".into()));
@@ -113,7 +117,7 @@ impl Open {
         }
         let partials = ctx.partials.clone();
         let opened = blocking(move || {
-            let partial = partials.start(digest, algorithm)?;
+            let partial = partials.start(key, algorithm)?;
             if part == Part::FromStart {
                 partial.empty()?;
             }
@@ -126,17 +130,14 @@ impl Open {
             Err(e) => return Err(Outcome::Later(with_causes(e))),
         };
         let missing = partial.missing();
-        if let Err(reason) = check_space(ctx, &partial).await {
-            let discarded = blocking(move || partial.discard_empty()).await;
-            discarded
-                .map_err(|e| Outcome::Later(e.to_string()))?
-                .map_err(|e| Outcome::Later(with_causes(e)))?;
-            return Err(Outcome::Later(reason));
-        }
-        let is_shared = part == Part::Asked && is_shared(&digest, algorithm);
+        check_space(ctx, &partial).await.map_err(Outcome::Later)?;
+        let sharing = match part {
+            Part::Asked => Sharing::of(&key.digest, algorithm),
+            Part::FromStart => Sharing::Alone,
+        };
         Ok(Self {
             partial,
-            spans: Mutex::new(Spans::new(missing, is_shared)),
+            spans: Mutex::new(Spans::new(missing, sharing)),
             began: Instant::now(),
             changed: watch::Sender::new(()),
             committed: OnceCell::new(),
@@ -273,9 +274,18 @@ async fn adopt(ctx: &Context, gathering: Arc<Gathering>) -> Result<Outcome, Corr
         metadata: expected.metadata.pop().unwrap_or_default(),
         guard: Some(Box::new(complete)),
     };
+    let hash = file.digest.hash;
     let (adopted, ()) = tokio::join!(ctx.store.adopt(file), expected.noted());
     Ok(match adopted {
-        Ok(stored) => stored_as(stored),
+        Ok(stored) => {
+            let partials = ctx.partials.clone();
+            match blocking(move || partials.remove_all_of(&hash)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "partials of a stored asset stay"),
+                Err(error) => tracing::warn!(%error, "partials of a stored asset stay"),
+            }
+            stored_as(stored)
+        }
         Err(e) => refusal(&e),
     })
 }

@@ -127,6 +127,8 @@ pub struct Context {
     pub algorithm: HashAlgorithm,
     /// Told of assets before they are put into the store; `None`: they are put in bare.
     pub arrivals: Option<Arrivals>,
+    /// The device at the other end, in the context of one transfer.
+    pub source: Option<NodeId>,
 }
 
 impl fmt::Debug for Context {
@@ -139,7 +141,7 @@ impl Context {
     /// For transfers with this device.
     pub(super) fn with_peer(&self, peer: NodeId) -> Self {
         let arrivals = self.arrivals.as_ref().map(|arrivals| arrivals.from(peer));
-        Self { arrivals, ..self.clone() }
+        Self { arrivals, source: Some(peer), ..self.clone() }
     }
 
     /// What to put assets into the store with.

@@ -166,6 +166,9 @@ pub(super) async fn take_contents<R: AsyncRead + Unpin>(
         };
         let frame = frame.ok_or(TransferError::Ended("Done"))?;
         progress.moved(frame.payload.len());
+        if let Naming::Offered(_) = naming {
+            intake.follow_gatherings()?;
+        }
         match (frame.kind, naming) {
             (Kind::Done, Naming::Offered(_)) => return intake.check_complete(),
             (Kind::Done, Naming::Plain) => return Ok(()),

@@ -1,10 +1,10 @@
 //! One large asset from several peers at once.
 
 use super::batch::Cut;
-use super::hostile::Script;
+use super::hostile::{Script, receive_from};
 use super::*;
 use crate::core::limits::SHARED_BYTES_MIN;
-use crate::wire::batch::{Offer, OfferEntry, Piece, Want};
+use crate::wire::batch::{Label, Offer, OfferEntry, Piece, Want};
 
 const BLAKE3: HashAlgorithm = HashAlgorithm::Blake3;
 const SIZE: u64 = SHARED_BYTES_MIN + 8 * 1024 * 1024 + 12_345;
@@ -196,23 +196,79 @@ async fn a_source_whose_copy_has_rotted_says_so_and_another_sends_the_rest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_says_another_size_than_the_first_waits_for_its_turn() {
-    let ([a, b], to, digest) = three().await;
-    let lie = Digest { size_bytes: SIZE + 1, ..digest };
-    let (liar, (sent, _)) = beside_honest(&b, &to, digest, async |mut script| {
-        script.offer(&[(lie, false)]).await;
+async fn who_says_another_size_than_the_first_holds_up_nobody() {
+    for lie_bytes in [SIZE + 1, SIZE / 4, 1 << 40] {
+        let ([_, b], to, digest) = three().await;
+        let lie = Digest { size_bytes: lie_bytes, ..digest };
+        let (liar, (sent, receipt)) = beside_honest(&b, &to, digest, async |mut script| {
+            script.offer(&[(lie, false)]).await;
+            while let Ok(Some(_)) = script.reader.read().await {}
+        })
+        .await;
+        assert_eq!(sent.unwrap(), [Outcome::Stored]);
+        receipt.end.unwrap();
+        assert!(!matches!(outcomes(&liar)[..], [Outcome::Stored]));
+        assert!(to.holds_whole(&digest).await);
+        assert_eq!(std::fs::read_dir(to.dir.path().join("partials")).unwrap().count(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_asset_not_worth_two_sources_is_taken_over_from_one_that_stalls() {
+    let bytes = content(7, SHARED_BYTES_MIN / 2);
+    let (honest, to) = (Side::new(BLAKE3), Side::new(BLAKE3));
+    let digest = honest.hold(bytes.clone()).await;
+    let (ours, (r, w)) = pipe();
+    let begun = tokio::sync::Notify::new();
+    let script = async {
+        let mut script = Script::new(ours);
+        script.offer(&[(digest, false)]).await;
+        let want = wanted(&mut script, digest).await;
+        assert!(!want.more && want.entries[0].range == (0..digest.size_bytes));
+        script.piece(0, &bytes, 0, PIECE_BYTES, |_| {}).await;
+        begun.notify_one();
+        while let Ok(Some(_)) = script.reader.read().await {}
+    };
+    let honest_sends = async {
+        begun.notified().await;
+        send(&honest, &to, digest).await
+    };
+    let scripted = receive_batch(&to.ctx, r, w, all, &to.counters);
+    let (stalled, (), (sent, receipt)) = tokio::join!(scripted, script, honest_sends);
+    assert_eq!(outcomes(&stalled), [Outcome::Interrupted]);
+    assert!(!stalled.end.unwrap_err().is_violation());
+    assert_eq!(sent.unwrap(), [Outcome::Stored]);
+    receipt.end.unwrap();
+    assert!(to.holds_whole(&digest).await);
+    assert_eq!(honest.counters.sent_bytes(), digest.size_bytes - PIECE_BYTES);
+}
+
+#[tokio::test]
+async fn with_sha256_nobody_has_to_finish_what_a_liar_began() {
+    let bytes = content(8, 4 * PIECE_BYTES);
+    let (honest, mut to) = (Side::new(HashAlgorithm::Sha256), Side::new(HashAlgorithm::Sha256));
+    let digest = honest.hold(bytes).await;
+    let (liar, other) = (NodeId([1; 32]), NodeId([2; 32]));
+    to.ctx = to.ctx.with_peer(liar);
+    let lied = receive_from(&to, async |mut script| {
+        script.offer(&[(digest, false)]).await;
+        let encoded = bytes::Bytes::from(vec![7; PIECE_BYTES as usize]);
+        let length_bytes = PIECE_BYTES as u32;
+        let label = Label::Entry(0);
+        let piece = Piece { label, offset_bytes: 0, length_bytes, encoded };
+        script.write(Kind::Piece, &piece.encode()).await;
+        // Its stream ends here.
+        drop(script.writer);
         while let Ok(Some(_)) = script.reader.read().await {}
     })
     .await;
-    // Whoever came first, the other is heard later.
-    let turned_away = match &sent.unwrap()[..] {
-        [Outcome::Stored] => outcomes(&liar),
-        _ => vec![Outcome::Interrupted],
-    };
-    assert_eq!(turned_away, [Outcome::Interrupted]);
-    drop(liar);
-    let (sent, receipt) = send(&a, &to, digest).await;
-    assert!(matches!(sent.unwrap()[..], [Outcome::Stored | Outcome::AlreadyHeld]));
+    assert_eq!(outcomes(&lied), [Outcome::Interrupted]);
+    assert!(!lied.end.unwrap_err().is_violation());
+    to.ctx = to.ctx.with_peer(other);
+    let (sent, receipt) = send(&honest, &to, digest).await;
+    assert_eq!(sent.unwrap(), [Outcome::Stored]);
     receipt.end.unwrap();
     assert!(to.holds_whole(&digest).await);
+    assert_eq!(honest.counters.sent_bytes(), digest.size_bytes, "all of it is its own");
+    assert_eq!(std::fs::read_dir(to.dir.path().join("partials")).unwrap().count(), 0);
 }

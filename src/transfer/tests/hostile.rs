@@ -87,7 +87,10 @@ impl Script {
 }
 
 /// What `to`, which wants everything, makes of a scripted sender.
-async fn receive_from<F: Future>(to: &Side, script: impl FnOnce(Script) -> F) -> Receipt {
+pub(super) async fn receive_from<F: Future>(
+    to: &Side,
+    script: impl FnOnce(Script) -> F,
+) -> Receipt {
     let (ours, theirs) = pipe();
     let (r, w) = theirs;
     let receiving = receive_batch(&to.ctx, r, w, all, &to.counters);

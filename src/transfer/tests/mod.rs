@@ -64,6 +64,7 @@ impl Side {
             scratch_folder: partials,
             algorithm,
             arrivals: None,
+            source: None,
         };
         Self { ctx, store, counters: Arc::default(), dir }
     }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use super::folder::OUTBOARD_SUFFIX;
 use super::*;
 use crate::state::bao::{EncodeError, build_outboard, encode_piece, encode_piece_of_file};
 
@@ -27,7 +28,7 @@ impl Folder {
     }
 
     fn file(&self, digest: &Digest, suffix: &str) -> PathBuf {
-        self.0.path().join(format!("{}{suffix}", digest.hash))
+        self.0.path().join(format!("{}{suffix}", Name::of(&Key::from(*digest))))
     }
 
     fn names(&self) -> Vec<String> {
@@ -318,13 +319,52 @@ fn what_a_crash_left_on_its_way_through_the_folder_is_removed() {
 fn only_a_partial_that_holds_nothing_is_taken_away_again() {
     let folder = Folder::new();
     let sender = Sender::new(2 * GROUP);
-    start(&folder.open(), sender.digest).discard_empty().unwrap();
+    drop(start(&folder.open(), sender.digest));
     assert_eq!(folder.names(), [""; 0]);
     let partial = start(&folder.open(), sender.digest);
     sender.send(&partial, GROUP).unwrap();
-    partial.discard_empty().unwrap();
     drop(partial);
     assert_eq!(prefix_bytes(&start(&folder.open(), sender.digest)), GROUP_BYTES);
+}
+
+#[test]
+fn a_partial_of_version_0_1_0_whose_name_tells_no_size_is_gone_on_with() {
+    let folder = Folder::new();
+    let sender = Sender::new(4 * GROUP);
+    sender.send(&start(&folder.open(), sender.digest), GROUP).unwrap();
+    for suffix in [CONTENT_SUFFIX, OUTBOARD_SUFFIX] {
+        let unsized_name = format!("{}{suffix}", sender.digest.hash);
+        fs::rename(folder.file(&sender.digest, suffix), folder.0.path().join(unsized_name))
+            .unwrap();
+    }
+    let partial = start(&folder.open(), sender.digest);
+    assert_eq!(prefix_bytes(&partial), GROUP_BYTES);
+    sender.send_all(&partial, GROUP);
+    sender.assert_finishes(partial);
+    assert_eq!(folder.names().len(), 2);
+}
+
+#[test]
+fn who_says_another_size_and_with_sha256_each_source_has_a_partial_of_its_own() {
+    let folder = Folder::new();
+    let partials = folder.open();
+    let sender = Sender::new(2 * GROUP);
+    let begin = |source: Option<u8>, size_bytes: u64| {
+        let source = source.map(|n| NodeId([n; 32]));
+        let digest = Digest { size_bytes, ..sender.digest };
+        partials.start(Key { digest, source }, HashAlgorithm::Sha256).unwrap()
+    };
+    let size_bytes = sender.digest.size_bytes;
+    let all = [(None, size_bytes), (None, 5), (Some(1), size_bytes), (Some(2), size_bytes)];
+    let under_way = all.map(|(source, size_bytes)| begin(source, size_bytes));
+    under_way[2].write_piece(0, GROUP_BYTES, &[0; GROUP]).unwrap();
+    assert_eq!(partials.left_bytes(&sender.digest.hash), Some(5));
+    drop(under_way);
+    assert_eq!(folder.names().len(), 1, "the others hold nothing");
+    assert_eq!(prefix_bytes(&begin(Some(1), size_bytes)), GROUP_BYTES);
+    assert_eq!(begin(Some(2), size_bytes).missing().bytes(), size_bytes);
+    partials.remove_all_of(&sender.digest.hash).unwrap();
+    assert_eq!(folder.names(), [""; 0]);
 }
 
 #[test]
@@ -360,8 +400,8 @@ fn transfers_nobody_went_on_with_for_a_month_are_swept() {
     fs::write(&orphan, "x").unwrap();
     fs::write(folder.0.path().join("note"), "not ours").unwrap();
     folder.open();
-    let hash = new.digest.hash;
-    let kept = [format!("{hash}.obao"), format!("{hash}.part"), "note".into()];
+    let name = Name::of(&new.digest.into());
+    let kept = [format!("{name}.obao"), format!("{name}.part"), "note".into()];
     assert_eq!(folder.names(), kept);
 }
 
@@ -378,6 +418,7 @@ fn the_transfer_idle_for_longest_makes_room_for_a_new_one() {
     for n in 0..PARTIALS_MAX {
         let partial = start(&partials, digest(n));
         let age = Duration::from_secs((PARTIALS_MAX - n) as u64);
+        partial.content.set_len(GROUP_BYTES).unwrap();
         partial.content.set_modified(now - age).unwrap();
         if n != 1 {
             busy.push(partial);
