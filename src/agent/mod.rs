@@ -168,12 +168,14 @@ impl Agent {
             to_settle,
             frozen,
         );
+        let (twin, watched_twin) = watch::channel(None);
         let publisher = device::Publisher {
             node_id: identity.node_id,
             journal: journal.clone(),
             store: store.clone(),
             status: handle.watch(),
             folder,
+            twin,
         };
         let stop = CancellationToken::new();
         let parts = run::Parts {
@@ -198,6 +200,7 @@ impl Agent {
             throttle: Throttle::new(rate_limits),
             events,
             frozen: watched_frozen,
+            twin: watched_twin,
             requests,
             status,
             stop: stop.clone(),

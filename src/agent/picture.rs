@@ -150,6 +150,15 @@ fn rate_limits(throttle: &Throttle) -> Option<RateLimitStatus> {
 
 fn warnings(parts: &Parts) -> Vec<String> {
     let mut warnings = parts.net.warnings();
+    if let Some(addresses) = &*parts.twin.borrow() {
+        let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+        warnings.push(format!(
+            "another device has this key, at {}: its home is a copy of this one's, or this one's of \
+             it. Each interrupts the other's connections: stop one of them, and start it over as a \
+             new device by moving `key` and `journal.db` with its -wal and -shm away",
+            addresses.join(", ")
+        ));
+    }
     let frozen = *parts.frozen.borrow();
     if frozen > 0 {
         warnings.push(format!(

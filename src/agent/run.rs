@@ -8,7 +8,7 @@
 //! I3  Stopping: no new work, the batches under way, the connections, the tasks, the endpoint, the
 //!     index; each step with a deadline.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,6 +90,8 @@ pub(super) struct Parts {
     pub(super) events: EventLog,
     /// How many assets' metadata is held back.
     pub(super) frozen: watch::Receiver<usize>,
+    /// Where another device with this device's key is, if there is one.
+    pub(super) twin: watch::Receiver<Option<BTreeSet<String>>>,
 }
 
 /// Tasks around the journal, to be started with the loop.

@@ -4,6 +4,7 @@
 //! D2  Who and where it is, is told at once, and anew in another group; figures at most every
 //!     [`PACE_MS`].
 //! D3  A name that was told stands: only a renaming changes it.
+//! D4  Another device that tells of itself under the same key, because a home was copied, is noticed.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -48,6 +49,8 @@ pub(crate) struct Publisher {
     pub(crate) status: watch::Receiver<Status>,
     /// A folder on the store's disk.
     pub(crate) folder: PathBuf,
+    /// Told where another device with the same key is.
+    pub(crate) twin: watch::Sender<Option<BTreeSet<String>>>,
 }
 
 /// What the loop shows of this device; a change of it is a reason to look.
@@ -70,6 +73,9 @@ impl Publisher {
     /// Runs until dropped, or until the journal is closed.
     pub(crate) async fn run(mut self) {
         let clock = Clock::start();
+        let begun_ms = wall_ms();
+        let mut commits = self.journal.commits();
+        let mut twin_at_ms = None;
         let mut contact = Contact::default();
         let mut looked = Shown::default();
         // When to look next, and from when on figures may be told again. The first picture of the
@@ -109,9 +115,17 @@ impl Publisher {
                 }
                 (looked, look_at_ms) = (shown, now_ms + LOOK_MS);
             }
+            if twin_at_ms.take_if(|at_ms| *at_ms <= now_ms).is_some() {
+                self.look_for_twin(begun_ms).await;
+            }
+            let wake_ms = look_at_ms.min(twin_at_ms.unwrap_or(look_at_ms));
             tokio::select! {
                 changed = self.status.changed() => if changed.is_err() { return },
-                () = sleep_until(clock.instant(look_at_ms).into()) => {}
+                changed = commits.changed(), if twin_at_ms.is_none() => {
+                    if changed.is_err() { return }
+                    twin_at_ms = Some(now_ms + GATHER_MS);
+                }
+                () = sleep_until(clock.instant(wake_ms).into()) => {}
             }
         }
     }
@@ -144,6 +158,24 @@ impl Publisher {
             return Ok(false);
         }
         Ok(true)
+    }
+
+    async fn look_for_twin(&self, begun_ms: u64) {
+        let device = self.node_id;
+        match self.journal.read(move |reader| reader.twin_addresses(&device, begun_ms)).await {
+            Ok(None) => {}
+            Ok(Some(addresses)) => {
+                let is_new = self.twin.send_if_modified(|twin| {
+                    twin.replace(addresses.clone()).as_ref() != Some(&addresses)
+                });
+                if is_new {
+                    tracing::warn!(?addresses, "another device has the key of this one");
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "another device with this key is looked for later")
+            }
+        }
     }
 
     async fn free_bytes(&self) -> Option<u64> {

@@ -125,6 +125,15 @@ async fn two_devices_on_one_key_lose_nothing_of_what_either_says() {
         true
     })
     .await;
+    until("one names the other in its status", &[&c, &copy], async || {
+        [&c, &copy].iter().any(|device| {
+            let warnings = device.status().device.warnings;
+            warnings
+                .iter()
+                .any(|warning| warning.contains("another device has this key, at 127.0.0.1:"))
+        })
+    })
+    .await;
     copy.down().await;
     same_journal(&[&a, &b, &c]).await;
     // Each wrote a log of its own.

@@ -10,6 +10,7 @@ use crate::core::ids::{GroupId, NodeId};
 use crate::core::journal::cell::ALIVE;
 use crate::core::journal::log::{DEVICE_ID, DEVICE_MODEL, DeviceState};
 use crate::core::journal::op::{Value, value_from_bytes};
+use crate::core::journal::stamp::Hlc;
 use crate::core::pairing::{Member, Members, addresses, shown_name};
 
 use super::read::{cell_value, member_rows, model_num, scope_num};
@@ -67,6 +68,30 @@ impl JournalReader {
     pub fn device_fields(&self, device: &NodeId) -> Result<Option<Fields>> {
         let tx = self.connection.unchecked_transaction()?;
         device_fields(&tx, device)
+    }
+
+    /// The addresses of another device that has the key of `me`, this device: it has written them
+    /// into this device's record, in a log of its own. What was written before `since_ms` does not
+    /// count: a log of the past is left by a restored backup.
+    pub fn twin_addresses(&self, me: &NodeId, since_ms: u64) -> Result<Option<BTreeSet<String>>> {
+        let tx = self.connection.unchecked_transaction()?;
+        let model = model_num(&tx, DEVICE_MODEL)?;
+        let scope = scope_num(&tx, Owner::Device(*me))?;
+        let (Some(model), Some(scope)) = (model, scope) else { return Ok(None) };
+        let written: Option<(i64, Vec<u8>)> = tx
+            .prepare_cached(
+                "SELECT hlc, log_id FROM cells
+                 WHERE model = ?1 AND scope = ?2 AND id = ?3 AND field = 'addresses' AND elem = ''",
+            )?
+            .query_row(params![model, scope, DEVICE_ID], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let Some((hlc, log_id)) = written else { return Ok(None) };
+        let is_ours = meta(&tx, key::OPEN_LOG)?.is_some_and(|open_log| open_log == log_id);
+        if is_ours || Hlc(hlc.cast_unsigned()).ms() <= since_ms {
+            return Ok(None);
+        }
+        let fields = device_fields(&tx, me)?;
+        Ok(fields.as_ref().map(|fields| DeviceState::from_fields(fields).addresses))
     }
 }
 
