@@ -20,6 +20,8 @@ mod common;
 use common::group::{Device, all_in_sync, keep_secret, pair, until};
 use common::{content, digest};
 
+#[path = "group/databases.rs"]
+mod databases;
 #[path = "group/power.rs"]
 mod power;
 #[path = "group/restored.rs"]
