@@ -221,7 +221,11 @@ fn fault(code: CloseCode, detail: &str) -> Fault {
 }
 
 fn wire_fault(error: WireError) -> Fault {
-    fault(CloseCode::Protocol, &error.to_string())
+    let code = match error {
+        WireError::UnknownAlgorithm(_) => CloseCode::HashAlgorithm,
+        WireError::Malformed { .. } | WireError::OutOfBounds { .. } => CloseCode::Protocol,
+    };
+    fault(code, &error.to_string())
 }
 
 fn frame_fault(error: FrameError) -> Fault {

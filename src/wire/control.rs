@@ -11,10 +11,16 @@ use crate::wire::frame::Kind;
 use crate::wire::reconcile::{
     decode_reconcile, decode_set_summary, encode_reconcile, encode_set_summary,
 };
-use crate::wire::{WireError, proto::peer};
+use crate::wire::{WireError, parse, proto::peer};
 
 /// A name on the wire: four bytes for each character at most.
 const NAME_BYTES_MAX: usize = 4 * NAME_CHARS_MAX;
+
+/// Features that a peer may name, those of later versions included.
+const FEATURES_MAX: usize = 64;
+
+/// Of the name of a hash algorithm that is not known, what is shown.
+const ALGORITHM_CHARS_SHOWN: usize = 32;
 
 /// The name of [`Hello::journal`] among the features.
 const JOURNAL_FEATURE: &str = "journal";
@@ -44,15 +50,15 @@ pub fn encode_message(message: &Message) -> (Kind, Bytes) {
 /// [`WireError`] for anything out of bounds, and for frames that belong on other streams.
 pub fn decode_message(kind: Kind, payload: Bytes) -> Result<Message, WireError> {
     match kind {
-        Kind::Hello => Ok(Message::Hello(hello_from_wire(parse("Hello", payload)?)?)),
+        Kind::Hello => Ok(Message::Hello(hello_from_wire(parse("Hello", payload, FEATURES_MAX)?)?)),
         Kind::SetSummary => Ok(Message::Summary(Box::new(decode_set_summary(payload)?))),
         Kind::Solicit => {
-            let message: peer::Solicit = parse("Solicit", payload)?;
+            let message: peer::Solicit = parse("Solicit", payload, HASHES_PER_FRAME_MAX)?;
             let hashes = hashes("Solicit.hashes", &message.hashes)?;
             Ok(if message.now { Message::SolicitNow(hashes) } else { Message::Solicit(hashes) })
         }
         Kind::Lacking => {
-            let message: peer::Lacking = parse("Lacking", payload)?;
+            let message: peer::Lacking = parse("Lacking", payload, HASHES_PER_FRAME_MAX)?;
             Ok(Message::Lacking(hashes("Lacking.hashes", &message.hashes)?))
         }
         other => match decode_reconcile(other, payload)? {
@@ -80,7 +86,7 @@ fn hello_from_wire(hello: peer::Hello) -> Result<Hello, WireError> {
     bounded("Hello.device_name", hello.device_name.len(), NAME_BYTES_MAX)?;
     bounded("Hello.build", hello.build.len(), NAME_BYTES_MAX)?;
     let algorithm = HashAlgorithm::from_name(&hello.hash_algorithm)
-        .ok_or_else(|| malformed("Hello.hash_algorithm", "a name this version does not know"))?;
+        .ok_or_else(|| unknown_algorithm(&hello.hash_algorithm))?;
     Ok(Hello {
         group_id: GroupId::from_slice(&hello.group_id)
             .ok_or_else(|| malformed("Hello.group_id", "not 32 bytes"))?,
@@ -104,8 +110,9 @@ fn hashes(what: &'static str, raw: &[Bytes]) -> Result<Vec<Hash>, WireError> {
         .collect()
 }
 
-fn parse<M: prost::Message + Default>(what: &'static str, payload: Bytes) -> Result<M, WireError> {
-    M::decode(payload).map_err(|error| malformed(what, &error.to_string()))
+fn unknown_algorithm(name: &str) -> WireError {
+    let shown = name.chars().filter(|c| !c.is_control()).take(ALGORITHM_CHARS_SHOWN);
+    WireError::UnknownAlgorithm(shown.collect())
 }
 
 fn malformed(what: &'static str, detail: &str) -> WireError {

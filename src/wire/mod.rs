@@ -1,7 +1,7 @@
 //! Bytes <-> protobuf <-> core types. Bad bytes are refused here, once.
 
 use bytes::Bytes;
-use prost::encoding::{DecodeContext, decode_key, skip_field};
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use prost::{DecodeError, Message};
 use thiserror::Error;
 
@@ -40,6 +40,9 @@ pub enum WireError {
         /// What was seen.
         detail: String,
     },
+    /// A peer whose store names assets by hashes that this version does not know.
+    #[error("the peer's store uses the hash algorithm {0:?}, which this version does not know")]
+    UnknownAlgorithm(String),
     /// A count, size or number beyond its bound.
     #[error("{what} is {got}, the limit is {limit}")]
     OutOfBounds {
@@ -72,6 +75,63 @@ pub(crate) fn parse<M: Message + Default>(
     }
     bounded(what, fields, (repeated_max + SCALAR_FIELDS_MAX) as u64)?;
     M::decode(payload).map_err(undecodable)
+}
+
+/// How often a field may occur in a message, with all messages inside it taken together.
+pub(crate) struct Repeated {
+    /// The numbers of the fields that lead to it, its own last.
+    pub(crate) path: &'static [u32],
+    /// The bound.
+    pub(crate) max: usize,
+}
+
+/// Reads a message with several repeated fields, some of them inside others. They are counted before
+/// they are decoded: an element of 2 bytes on the wire takes up to 200 in memory.
+pub(crate) fn parse_counted<M: Message + Default>(
+    what: &'static str,
+    payload: Bytes,
+    fields: &[Repeated],
+) -> Result<M, WireError> {
+    let mut counts = vec![0; fields.len()];
+    count(what, payload.clone(), fields, &mut Vec::new(), &mut counts)?;
+    M::decode(payload).map_err(|error| WireError::Malformed { what, detail: error.to_string() })
+}
+
+/// Counts the fields below `path`. As deep as the longest path, whatever the message says.
+fn count(
+    what: &'static str,
+    mut message: Bytes,
+    fields: &[Repeated],
+    path: &mut Vec<u32>,
+    counts: &mut [usize],
+) -> Result<(), WireError> {
+    let undecodable = |error: DecodeError| WireError::Malformed { what, detail: error.to_string() };
+    while !message.is_empty() {
+        let (tag, wire_type) = decode_key(&mut message).map_err(undecodable)?;
+        path.push(tag);
+        for (field, count) in fields.iter().zip(&mut *counts) {
+            if field.path == path.as_slice() {
+                *count += 1;
+                bounded(what, *count as u64, field.max as u64)?;
+            }
+        }
+        let is_inside =
+            |field: &Repeated| field.path.len() > path.len() && field.path.starts_with(path);
+        if wire_type == WireType::LengthDelimited && fields.iter().any(is_inside) {
+            let length = decode_varint(&mut message).map_err(undecodable)?;
+            if length > message.len() as u64 {
+                let detail = "a field is longer than its message".to_owned();
+                return Err(WireError::Malformed { what, detail });
+            }
+            let inside = message.split_to(usize::try_from(length).unwrap_or(usize::MAX));
+            count(what, inside, fields, path, counts)?;
+        } else {
+            skip_field(wire_type, tag, &mut message, DecodeContext::default())
+                .map_err(undecodable)?;
+        }
+        path.pop();
+    }
+    Ok(())
 }
 
 fn bounded(what: &'static str, got: u64, limit: u64) -> Result<(), WireError> {

@@ -12,9 +12,9 @@ use crate::core::limits::{
 };
 use crate::core::reconcile::{Cursor, ReconcileMessage, SetSummary, Since, Way};
 use crate::core::sketch::{COUNTERS, Cell};
-use crate::wire::WireError;
 use crate::wire::frame::Kind;
 use crate::wire::proto::peer;
+use crate::wire::{WireError, parse};
 
 /// Bytes of a cell's hash sum and check sum on the wire.
 const CELL_SUM_BYTES: usize = 40;
@@ -282,7 +282,7 @@ fn bytes(message: &impl Message) -> Bytes {
 }
 
 fn decode<M: Message + Default>(what: &'static str, payload: Bytes) -> Result<M, WireError> {
-    M::decode(payload).map_err(|error| WireError::Malformed { what, detail: error.to_string() })
+    parse(what, payload, HASHES_PER_FRAME_MAX)
 }
 
 fn present<T>(what: &'static str, field: Option<T>) -> Result<T, WireError> {

@@ -263,7 +263,7 @@ fn sets_retention(change: &Change) -> bool {
 fn too_large(error: &WireError) -> DraftError {
     let (got, limit) = match error {
         WireError::OutOfBounds { got, limit, .. } => (*got, *limit),
-        WireError::Malformed { .. } => (0, 0),
+        WireError::Malformed { .. } | WireError::UnknownAlgorithm(_) => (0, 0),
     };
     let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     DraftError::OutOfBounds { what: "an op in bytes", got: size(got), limit: size(limit) }

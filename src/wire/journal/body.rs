@@ -16,10 +16,18 @@ use crate::core::limits::{
     OP_SEQ_MAX, RECORD_ID_BYTES_MAX, SET_ELEM_BYTES_MAX, VALUE_BYTES_MAX,
 };
 use crate::core::pairing::{GROUP_ENTRIES_MAX, NAME_CHARS_MAX, device_name};
-use crate::wire::WireError;
 use crate::wire::proto::journal as proto;
+use crate::wire::{Repeated, WireError, parse_counted};
 
 use super::{at_most, malformed};
+
+const BODY: [Repeated; 5] = [
+    Repeated { path: &[4], max: OP_CHANGES_MAX },
+    Repeated { path: &[4, 1, 3], max: OP_CELLS_MAX },
+    Repeated { path: &[4, 1, 4], max: OP_CELLS_MAX },
+    Repeated { path: &[4, 1, 5], max: OP_CELLS_MAX },
+    Repeated { path: &[4, 4, 3, 2], max: OP_CHANGES_MAX * GROUP_ENTRIES_MAX },
+];
 
 /// A device's name: four bytes for each character at most.
 const DEVICE_NAME_BYTES_MAX: usize = 4 * NAME_CHARS_MAX;
@@ -48,8 +56,7 @@ pub fn encode_body(body: &Body) -> Result<Bytes, WireError> {
 /// [`WireError`].
 pub fn decode_body(bytes: &[u8]) -> Result<Body, WireError> {
     at_most("an op's body in bytes", bytes.len(), OP_BODY_BYTES_MAX)?;
-    let wire =
-        proto::OpBody::decode(bytes).map_err(|error| malformed("OpBody", &error.to_string()))?;
+    let wire: proto::OpBody = parse_counted("OpBody", Bytes::copy_from_slice(bytes), &BODY)?;
     op_seq("OpBody.seq", wire.seq)?;
     number("OpBody.hlc", wire.hlc)?;
     let prev = match (wire.seq, wire.prev.len()) {
