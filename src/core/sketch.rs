@@ -445,6 +445,9 @@ impl Default for LtHash {
 }
 
 impl LtHash {
+    /// The length of what is kept of one.
+    pub const BYTES: usize = 2 * LANES + 8;
+
     /// Takes a hash in.
     pub fn add(&mut self, hash: &Hash) {
         self.apply(hash, u16::wrapping_add);
@@ -464,12 +467,30 @@ impl LtHash {
 
     /// BLAKE3 of lanes and count.
     pub fn fingerprint(&self) -> [u8; 32] {
-        let mut bytes = [0; 2 * LANES + 8];
+        *blake3::hash(&self.to_bytes()).as_bytes()
+    }
+
+    /// Lanes and count, little-endian.
+    pub fn to_bytes(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
         for (bytes, lane) in bytes.chunks_exact_mut(2).zip(self.lanes.iter()) {
             bytes.copy_from_slice(&lane.to_le_bytes());
         }
         bytes[2 * LANES..].copy_from_slice(&self.count.to_le_bytes());
-        *blake3::hash(&bytes).as_bytes()
+        bytes
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote.
+    pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
+        let mut hash = Self::default();
+        let (numbers, _) = bytes.as_chunks::<2>();
+        for (lane, bytes) in hash.lanes.iter_mut().zip(numbers) {
+            *lane = u16::from_le_bytes(*bytes);
+        }
+        let mut count = [0; 8];
+        count.copy_from_slice(&bytes[2 * LANES..]);
+        hash.count = u64::from_le_bytes(count);
+        hash
     }
 
     fn apply(&mut self, hash: &Hash, change: impl Fn(u16, u16) -> u16) {
