@@ -410,7 +410,7 @@ async fn a_device_that_was_long_away_resurrects_nothing_and_adds_what_it_gathere
         assert_eq!(texts["text"], "by c");
         assert_eq!(tags, BTreeSet::from(["blue".to_owned(), "by c".to_owned()]));
         assert_eq!(read(device, "much").await.unwrap().0["text"], "199");
-        let findings = device.handle().journal().run(|journal, _| journal.fsck()).await.unwrap();
+        let findings = device.handle().journal().fsck().await.unwrap();
         assert_eq!(findings, Vec::<String>::new());
     }
 }

@@ -204,7 +204,8 @@ async fn a_stranger_hears_nothing_but_a_refusal() {
     let other = Node::founder();
     let mut stranger = Puppet::beside(&a, &other).await;
     let group = a.group().await;
-    let hello = Hello { version: VERSION, group, now_ms: wall_ms() as i64, intro: Vec::new() };
+    let hello =
+        Hello { version: VERSION, group, now_ms: wall_ms() as i64, intro: Vec::new(), features: 0 };
     stranger.say(JournalMessage::Hello(hello)).await;
     let JournalMessage::Refuse(refuse) = stranger.hear().await else { panic!("not a refusal") };
     assert_eq!(refuse.code, RefuseCode::NotMember);
@@ -253,7 +254,13 @@ async fn clocks_that_are_too_far_apart_are_said_to_be() {
         let b = a.welcome().await;
         let mut early = Puppet::beside(&a, &b).await;
         let now_ms = wall_ms() as i64 + minutes * 60_000;
-        let hello = Hello { version: VERSION, group: a.group().await, now_ms, intro: Vec::new() };
+        let hello = Hello {
+            version: VERSION,
+            group: a.group().await,
+            now_ms,
+            intro: Vec::new(),
+            features: 0,
+        };
         early.say(JournalMessage::Hello(hello)).await;
         until("the greeting", async || early.view().state != JournalPeerState::Greeting).await;
         let skew_ms = early.view().skew_ms;

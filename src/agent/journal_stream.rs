@@ -2,7 +2,8 @@
 //! that a peer opens, and what its end means.
 //!
 //! The dialer opens one, right after Hello, when the peer knows of journals. Its end is the
-//! connection's: what the two lack of one another can then not be told.
+//! connection's, as what the two lack of one another can then not be told; unless they have other
+//! versions of the journal's protocol.
 
 use std::io::Cursor;
 use std::time::Duration;
@@ -105,6 +106,14 @@ impl Task {
             ended = replication.run(peer, recv, send, &view) => ended,
             () = show => return,
         };
+        if !ended.is_connections() {
+            tracing::warn!(
+                peer = %peer.short(),
+                "this device and the peer have other versions of the journal's protocol: assets are \
+                 kept the same, metadata, records and members are not; upgrade the older one"
+            );
+            return;
+        }
         if ended.is_peers_to_close() {
             // Its reason is worth more than ours; without one ours has to do.
             let _ = timeout(CLOSE_WAIT, connection.closed()).await;

@@ -120,9 +120,10 @@ impl Agent {
         let partials_dir = home.partials_dir();
         let scratch_folder = partials_dir.clone();
         let store_dir = home.store_dir();
+        let is_journal_lost = home.is_journal_lost();
         let identity = Identity::load_or_create(&home, lock)?;
         let (opened, own) = (home.clone(), identity.clone());
-        let opening = tokio::task::spawn_blocking(move || open(&opened, &own));
+        let opening = tokio::task::spawn_blocking(move || open(&opened, &own, is_journal_lost));
         let Opened { journal, index, partials } = opening.await??;
         let (store, embedded, store_location, staging_dir) = match store {
             StoreChoice::Embedded => {
@@ -259,13 +260,20 @@ impl Agent {
     }
 }
 
-fn open(home: &Home, identity: &Identity) -> Result<Opened> {
+fn open(home: &Home, identity: &Identity, is_journal_lost: bool) -> Result<Opened> {
     let mut journal = Journal::open(&home.journal_db_path(), identity, rand::random())
         .context("opening the journal")?;
     if journal.group().is_none() {
         let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let name = shown_name(&host_name, &identity.node_id);
-        journal.found(&name, wall_ms()).context("beginning the journal")?;
+        match is_journal_lost {
+            false => journal.found(&name, wall_ms()),
+            true => journal.found_anew(&name, wall_ms()),
+        }
+        .context("beginning the journal")?;
+    }
+    if journal.roster().is_founded_anew() {
+        tracing::warn!("{}", picture::founded_anew(&identity.node_id));
     }
     let index = Index::open(&home.index_db_path())?;
     let partials = Partials::open(&home.partials_dir(), wall_now())

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::core::engine::{Engine, PeerView};
+use crate::core::ids::NodeId;
 use crate::core::peers::ConnId;
 use crate::net::{Path, WireBytes};
 
@@ -148,6 +149,16 @@ fn rate_limits(throttle: &Throttle) -> Option<RateLimitStatus> {
     })
 }
 
+/// What a device is told that has a key and no journal.
+pub(super) fn founded_anew(device: &NodeId) -> String {
+    format!(
+        "this device has its key ({}) and had no journal.db, so it is alone in a new group: to have its \
+         group and metadata back, stop the agent and put journal.db back from a backup, or pair with \
+         a device of the old group again (`can-sync pair`)",
+        device.short()
+    )
+}
+
 fn warnings(parts: &Parts) -> Vec<String> {
     let mut warnings = parts.net.warnings();
     if let Some(addresses) = &*parts.twin.borrow() {
@@ -158,6 +169,9 @@ fn warnings(parts: &Parts) -> Vec<String> {
              new device by moving `key` and `journal.db` with its -wal and -shm away",
             addresses.join(", ")
         ));
+    }
+    if parts.journal.roster().is_founded_anew() {
+        warnings.push(founded_anew(&parts.node_id));
     }
     let frozen = *parts.frozen.borrow();
     if frozen > 0 {

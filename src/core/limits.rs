@@ -188,6 +188,10 @@ pub const INTRO_OPS_MAX: usize = 64;
 /// Logs of one author: one per restored backup. More is a mistake or an attack.
 pub const LOGS_PER_AUTHOR_MAX: usize = 64;
 
+/// Ops of one number that are kept in a forked log: a backup that was put back unnoticed makes two,
+/// more are an attack. Those with the least hashes stay, so that all devices keep the same.
+pub const BRANCHES_MAX: usize = 16;
+
 /// Authors of a group, those who were removed included: many times the devices of a person. Whoever
 /// has a log already is not among those that there is no room for.
 pub const AUTHORS_MAX: usize = 128;
@@ -206,8 +210,22 @@ pub const FUTURE_MS_MAX: u64 = 10 * 60 * 1000;
 /// After this an op that nothing needs is dropped even if some member has not acknowledged it.
 pub const DEAD_OP_KEPT_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 
-/// Bytes of ops kept per author unless the user allows more.
+/// Bytes of ops kept per author unless the user allows more. See [`crate::core::journal::budget`].
 pub const AUTHOR_QUOTA_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// Bytes of ops of an author and of all whom it brought in, each through any number of others; not of
+/// the founder. Twice the quota: devices that somebody invents give it one more device's space.
+pub const SUBTREE_BYTES_MAX: u64 = 2 * AUTHOR_QUOTA_BYTES;
+
+/// Bytes of ops of a group. More than any group of people writes, and no disk's whole.
+pub const GROUP_BYTES_MAX: u64 = 8 * AUTHOR_QUOTA_BYTES;
+
+/// Bytes of ops that an author has whatever others wrote: tens of thousands of edits.
+pub const AUTHOR_BYTES_MIN: u64 = 16 * 1024 * 1024;
+
+/// Of what the store leaves free of a disk, the journal leaves one part in so many: content that fills
+/// a disk must not keep metadata from being the same everywhere.
+pub const JOURNAL_FLOOR_FRACTION: u64 = 4;
 
 /// Of its quota this device fills at most one part in so many with what it logs by itself: each asset
 /// that arrives is an event, kept for ever unless users say otherwise, and millions of them must not

@@ -4,6 +4,7 @@
 //! W2  Drafts that wait together are committed together, in the order they came.
 //! W3  A database that failed is not written to again: the thread ends with the error, and the agent
 //!     is to stop.
+//! W4  After an orderly end the main file alone is the journal.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -195,6 +196,25 @@ impl JournalHandle {
         result.map_err(|_| AskError::Closed)?
     }
 
+    /// Checks the journal against itself, and all signatures; empty when all is well. On a connection
+    /// of its own, so that neither writers nor readers wait, however large the journal is.
+    ///
+    /// # Cancel safety
+    /// Safe; the check itself goes on to its end.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn fsck(&self) -> Result<Vec<String>, AskError> {
+        let reader = self.read(JournalReader::another).await?;
+        let check = move || {
+            let mut findings = reader.fsck()?;
+            findings.extend(reader.check_signatures()?);
+            Ok::<_, JournalError>(findings)
+        };
+        // A task fails only by a panic, or because the process ends.
+        Ok(tokio::task::spawn_blocking(check).await.map_err(|_| AskError::Closed)??)
+    }
+
     /// Moves with every commit that changed something, local or received.
     pub fn commits(&self) -> watch::Receiver<Commits> {
         self.commits.clone()
@@ -251,7 +271,7 @@ impl JournalWriter {
         let mut next = None;
         loop {
             let Some(job) = next.take().or_else(|| self.jobs.blocking_recv()) else {
-                return Ok(());
+                return self.end();
             };
             let fate = match job {
                 Job::Write(draft, reply) => {
@@ -269,13 +289,17 @@ impl JournalWriter {
                     self.write(group)
                 }
                 Job::Run(work) => work(&mut self.journal, wall_ms()),
-                Job::Stop => return Ok(()),
+                Job::Stop => return self.end(),
             };
             match fate {
                 Fate::Committed | Fate::Refused => self.tell(),
                 Fate::Failed(why) => return Err(JournalError::Open(why.into()).into()),
             }
         }
+    }
+
+    fn end(self) -> Result<(), AskError> {
+        Ok(self.journal.close()?)
     }
 
     fn tell(&mut self) {

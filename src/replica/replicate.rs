@@ -25,7 +25,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use crate::clock::{Clock, wall_ms};
 use crate::core::close::CloseCode;
 use crate::core::ids::{GroupId, LogId, NodeId};
-use crate::core::journal::message::{Hello, JournalMessage, Refuse, RefuseCode, VERSION};
+use crate::core::journal::message::{FEATURES, Hello, JournalMessage, Refuse, RefuseCode, VERSION};
 use crate::core::journal::op::SignedOp;
 use crate::core::journal::session::{
     CLOCK_EVERY_MS, Compared, Effect, End, Input, NotTaken, Now, Repaired, Report, Session,
@@ -112,6 +112,7 @@ impl Ended {
                 | RefuseCode::Future
                 | RefuseCode::Quota
                 | RefuseCode::Author
+                | RefuseCode::Full
                 | RefuseCode::Other(_) => CloseCode::Protocol,
             },
             Self::Session(End::Protocol(_)) | Self::Wire(_) | Self::Finished => CloseCode::Protocol,
@@ -129,6 +130,13 @@ impl Ended {
             Self::Journal(_) => "the journal cannot be used now".to_owned(),
             other => other.to_string(),
         }
+    }
+
+    /// Whether it ends the connection too. Devices with other versions of the journal's protocol still
+    /// keep their assets the same.
+    pub fn is_connections(&self) -> bool {
+        let version = RefuseCode::Version;
+        !matches!(self, Self::Session(End::Refused(code) | End::RefusedByPeer(code)) if *code == version)
     }
 
     /// The peer has refused us, and is about to close the connection itself with its reason.
@@ -193,6 +201,9 @@ impl Replication {
             view,
         };
         let ended = stream.run(commits).await;
+        if stream.session.is_member() {
+            stream.remember_repaired();
+        }
         stream.take_in_rest().await;
         ended
     }
@@ -250,7 +261,8 @@ impl Replication {
         });
         let Some((group, known, intro)) = read.await? else { return Ok(None) };
         let now_ms = i64::try_from(wall_ms()).unwrap_or(i64::MAX);
-        let hello = Hello { version: VERSION, group, now_ms, intro: sendable(intro) };
+        let intro = sendable(intro);
+        let hello = Hello { version: VERSION, group, now_ms, intro, features: FEATURES };
         let repaired = self.repaired().get(&peer).cloned().unwrap_or_default();
         Ok(Some(Start { hello, known, repaired, jitter: rand::random() }))
     }
@@ -608,6 +620,7 @@ fn reason(why: &Why) -> &'static str {
         Why::Future { .. } => "stamped too far in the future: a clock is wrong, or this one is",
         Why::Author => "nobody known has added its author",
         Why::Quota => "the space or the number of logs of its author is used up",
+        Why::Full => "the disk of this device is nearly full",
         Why::NotFromMember => "the peer is no member",
         Why::FromRemoved => "the peer was removed",
         Why::OtherGroup => "it is of another group",

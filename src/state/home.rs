@@ -139,6 +139,14 @@ impl Home {
         self.state.join("journal.db")
     }
 
+    /// Whether there is a key and no journal beside it: not a first start, unless that was cut off.
+    pub fn is_journal_lost(&self) -> bool {
+        let is_there = |path: PathBuf| path.symlink_metadata().is_ok();
+        let journal_bytes = self.journal_db_path().symlink_metadata().map_or(0, |file| file.len());
+        let is_new = is_there(self.start_over_path()) || !is_there(self.key_path());
+        !is_new && journal_bytes == 0
+    }
+
     /// There when the next start is to make a new device of this home.
     pub(super) fn start_over_path(&self) -> PathBuf {
         self.state.join("start-over")

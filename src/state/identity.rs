@@ -239,6 +239,21 @@ mod tests {
     }
 
     #[test]
+    fn a_key_with_an_empty_or_missing_journal_is_no_first_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = home(dir.path());
+        assert!(!home.is_journal_lost(), "a first start");
+        let identity = load(&home).unwrap();
+        assert!(home.is_journal_lost());
+        drop(Journal::open(&home.journal_db_path(), &identity, [0; 32]).unwrap());
+        assert!(!home.is_journal_lost());
+        fs::write(home.journal_db_path(), b"").unwrap();
+        assert!(home.is_journal_lost());
+        Identity::ask_to_start_over(&home).unwrap();
+        assert!(!home.is_journal_lost(), "it is to be a new device");
+    }
+
+    #[test]
     fn a_home_that_starts_over_has_another_key_and_no_journal_wherever_it_was_cut_off() {
         let dir = tempfile::tempdir().unwrap();
         let home = home(dir.path());

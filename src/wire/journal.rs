@@ -6,19 +6,36 @@ use prost::Message as _;
 use crate::core::foreign_text::visible;
 use crate::core::ids::{GroupId, LogId, NodeId};
 use crate::core::journal::message::{
-    Clock, ClockEntry, Hello, JournalMessage, Ops, Refuse, RefuseCode, StateDigest, Xor16,
+    Clock, ClockEntry, Head, Hello, JournalMessage, Ops, Refuse, RefuseCode, StateDigest,
 };
 use crate::core::journal::op::{LogInfo, SignedOp};
+use crate::core::journal::set_hash::SetDigest;
 use crate::core::limits::{
     INTRO_OPS_MAX, LOGS_MAX, OP_BODY_BYTES_MAX, OPS_PER_FRAME_MAX, REASON_CHARS_MAX,
 };
-use crate::wire::WireError;
 use crate::wire::frame::Kind;
 use crate::wire::proto::journal as proto;
+use crate::wire::{Repeated, WireError, parse_counted};
 
 mod body;
 
 pub use body::{decode_body, encode_body};
+
+const HELLO: [Repeated; 3] = [
+    Repeated { path: &[4], max: 1 },
+    Repeated { path: &[4, 1], max: INTRO_OPS_MAX },
+    Repeated { path: &[4, 2], max: INTRO_OPS_MAX },
+];
+
+const INTRO: [Repeated; 2] =
+    [Repeated { path: &[1], max: INTRO_OPS_MAX }, Repeated { path: &[2], max: INTRO_OPS_MAX }];
+
+const CLOCK: [Repeated; 1] = [Repeated { path: &[1], max: LOGS_MAX }];
+
+const OPS: [Repeated; 2] = [
+    Repeated { path: &[1], max: OPS_PER_FRAME_MAX },
+    Repeated { path: &[2], max: OPS_PER_FRAME_MAX },
+];
 
 /// The kinds of changes that a sender understands who does not say which.
 const FIRST_KINDS: u32 = 1;
@@ -46,21 +63,27 @@ pub fn encode_message(message: &JournalMessage) -> (Kind, Bytes) {
 /// [`WireError`] for anything out of bounds, and for frames that belong on other streams.
 pub fn decode_message(kind: Kind, payload: Bytes) -> Result<JournalMessage, WireError> {
     match kind {
-        Kind::JournalHello => {
-            Ok(JournalMessage::Hello(hello_from_wire(parse("journal Hello", payload)?)?))
-        }
-        Kind::JournalClock => {
-            Ok(JournalMessage::Clock(clock_from_wire(parse("journal Clock", payload)?)?))
-        }
+        Kind::JournalHello => Ok(JournalMessage::Hello(hello_from_wire(parse_counted(
+            "journal Hello",
+            payload,
+            &HELLO,
+        )?)?)),
+        Kind::JournalClock => Ok(JournalMessage::Clock(clock_from_wire(parse_counted(
+            "journal Clock",
+            payload,
+            &CLOCK,
+        )?)?)),
         Kind::JournalOps => {
-            let ops: proto::Ops = parse("journal Ops", payload)?;
+            let ops: proto::Ops = parse_counted("journal Ops", payload, &OPS)?;
             let has_more = ops.has_more;
             let ops = ops_from_wire("Ops.ops", &ops.logs, ops.ops, OPS_PER_FRAME_MAX)?;
             Ok(JournalMessage::Ops(Ops { ops, has_more }))
         }
-        Kind::JournalRefuse => {
-            Ok(JournalMessage::Refuse(refuse_from_wire(parse("journal Refuse", payload)?)?))
-        }
+        Kind::JournalRefuse => Ok(JournalMessage::Refuse(refuse_from_wire(parse_counted(
+            "journal Refuse",
+            payload,
+            &[],
+        )?)?)),
         other => {
             let detail = format!("a {other:?} frame does not belong on the journal's stream");
             Err(malformed("frame", &detail))
@@ -74,6 +97,7 @@ fn hello_to_wire(hello: &Hello) -> proto::Hello {
         group_id: Bytes::copy_from_slice(&hello.group.0),
         now_ms: hello.now_ms,
         intro: Some(intro_to_wire(&hello.intro)),
+        features: hello.features,
     }
 }
 
@@ -85,6 +109,7 @@ fn hello_from_wire(hello: proto::Hello) -> Result<Hello, WireError> {
             .ok_or_else(|| malformed("Hello.group_id", "not 32 bytes"))?,
         now_ms: hello.now_ms,
         intro: intro_from_wire(intro)?,
+        features: hello.features,
     })
 }
 
@@ -94,11 +119,15 @@ pub fn intro_to_wire(ops: &[SignedOp]) -> proto::Intro {
     proto::Intro { logs, ops }
 }
 
-/// Reads an introduction.
+/// Reads an introduction from its bytes.
 ///
 /// # Errors
 /// [`WireError`].
-pub fn intro_from_wire(intro: proto::Intro) -> Result<Vec<SignedOp>, WireError> {
+pub fn decode_intro(bytes: &[u8]) -> Result<Vec<SignedOp>, WireError> {
+    intro_from_wire(parse_counted("Intro", Bytes::copy_from_slice(bytes), &INTRO)?)
+}
+
+fn intro_from_wire(intro: proto::Intro) -> Result<Vec<SignedOp>, WireError> {
     ops_from_wire("Intro.ops", &intro.logs, intro.ops, INTRO_OPS_MAX)
 }
 
@@ -155,9 +184,10 @@ fn clock_to_wire(clock: &Clock) -> proto::Clock {
     let entry = |entry: &ClockEntry| proto::ClockEntry {
         log_id: Bytes::copy_from_slice(&entry.log.0),
         seq: entry.seq,
-        head: xor_to_wire(entry.head),
-        above: xor_to_wire(entry.above),
+        head: head_to_wire(entry.head),
+        above: set_to_wire(entry.above),
         forked: entry.forked,
+        withheld: entry.withheld,
     };
     proto::Clock {
         entries: clock.entries.iter().map(entry).collect(),
@@ -179,33 +209,46 @@ fn clock_from_wire(clock: proto::Clock) -> Result<Clock, WireError> {
             return Err(malformed("Clock.entries", "a log stands there twice"));
         }
         body::op_seq("ClockEntry.seq", entry.seq)?;
-        let head = xor_from_wire("ClockEntry.head", &entry.head)?;
-        let above = xor_from_wire("ClockEntry.above", &entry.above)?;
-        entries.push(ClockEntry { log, seq: entry.seq, head, above, forked: entry.forked });
+        let head = head_from_wire("ClockEntry.head", &entry.head)?;
+        let above = set_from_wire("ClockEntry.above", &entry.above)?;
+        let (seq, forked, withheld) = (entry.seq, entry.forked, entry.withheld);
+        entries.push(ClockEntry { log, seq, head, above, forked, withheld });
     }
     let digest = match clock.digest.len() {
         0 => None,
         _ => Some(StateDigest {
             kinds: clock.kinds.max(FIRST_KINDS),
-            sum: xor_from_wire("Clock.digest", &clock.digest)?,
+            sum: set_from_wire("Clock.digest", &clock.digest)?,
         }),
     };
     Ok(Clock { entries, drained: clock.drained, restart: clock.restart, digest })
 }
 
-fn xor_to_wire(xor: Xor16) -> Bytes {
-    if xor.is_zero() { Bytes::new() } else { Bytes::copy_from_slice(&xor.0) }
+fn head_to_wire(head: Head) -> Bytes {
+    if head.is_zero() { Bytes::new() } else { Bytes::copy_from_slice(&head.0) }
 }
 
-fn xor_from_wire(what: &'static str, bytes: &[u8]) -> Result<Xor16, WireError> {
+fn head_from_wire(what: &'static str, bytes: &[u8]) -> Result<Head, WireError> {
     if bytes.is_empty() {
-        return Ok(Xor16::default());
+        return Ok(Head::default());
     }
     let bytes = <[u8; 16]>::try_from(bytes).map_err(|_| malformed(what, "not 16 bytes"))?;
-    Ok(Xor16(bytes))
+    Ok(Head(bytes))
 }
 
-const CODES: [(proto::refuse::Code, RefuseCode); 8] = [
+fn set_to_wire(set: SetDigest) -> Bytes {
+    if set.is_empty() { Bytes::new() } else { Bytes::copy_from_slice(&set.0) }
+}
+
+fn set_from_wire(what: &'static str, bytes: &[u8]) -> Result<SetDigest, WireError> {
+    if bytes.is_empty() {
+        return Ok(SetDigest::default());
+    }
+    let bytes = <[u8; 32]>::try_from(bytes).map_err(|_| malformed(what, "not 32 bytes"))?;
+    Ok(SetDigest(bytes))
+}
+
+const CODES: [(proto::refuse::Code, RefuseCode); 9] = [
     (proto::refuse::Code::NotMember, RefuseCode::NotMember),
     (proto::refuse::Code::Removed, RefuseCode::Removed),
     (proto::refuse::Code::Group, RefuseCode::Group),
@@ -214,6 +257,7 @@ const CODES: [(proto::refuse::Code, RefuseCode); 8] = [
     (proto::refuse::Code::Quota, RefuseCode::Quota),
     (proto::refuse::Code::Version, RefuseCode::Version),
     (proto::refuse::Code::Author, RefuseCode::Author),
+    (proto::refuse::Code::Full, RefuseCode::Full),
 ];
 
 fn refuse_to_wire(refuse: &Refuse) -> proto::Refuse {
@@ -244,10 +288,6 @@ fn refuse_from_wire(refuse: proto::Refuse) -> Result<Refuse, WireError> {
         }
     };
     Ok(Refuse { code, text: visible(&refuse.text, REASON_CHARS_MAX), op })
-}
-
-fn parse<M: prost::Message + Default>(what: &'static str, payload: Bytes) -> Result<M, WireError> {
-    M::decode(payload).map_err(|error| malformed(what, &error.to_string()))
 }
 
 fn malformed(what: &'static str, detail: &str) -> WireError {
@@ -284,9 +324,10 @@ mod tests {
         ClockEntry {
             log: LogId([log; 16]),
             seq,
-            head: Xor16([log; 16]),
-            above: Xor16::default(),
+            head: Head([log; 16]),
+            above: SetDigest::default(),
             forked: log == 2,
+            withheld: log == 1,
         }
     }
 
@@ -297,12 +338,13 @@ mod tests {
             group: GroupId([9; 32]),
             now_ms: -1,
             intro: vec![op(1, 1, b"a"), op(2, 1, b"b")],
+            features: 5,
         };
         let clock = Clock {
             entries: vec![entry(1, 0), entry(2, 7)],
             drained: true,
             restart: false,
-            digest: Some(StateDigest { kinds: 2, sum: Xor16::default() }),
+            digest: Some(StateDigest { kinds: 2, sum: SetDigest::default() }),
         };
         let no_digest = Clock { digest: None, restart: true, ..Clock::default() };
         let ops = vec![op(1, 1, b"x"), op(2, 2, b"y"), op(1, 1, b"z"), op(1, 2, b"w")];
@@ -324,10 +366,33 @@ mod tests {
 
     #[test]
     fn a_digest_without_a_word_on_kinds_is_of_the_first_ones() {
-        let wire = proto::Clock { digest: vec![7; 16].into(), ..Default::default() };
+        let wire = proto::Clock { digest: vec![7; 32].into(), ..Default::default() };
         let read = decode_message(Kind::JournalClock, wire.encode_to_vec().into()).unwrap();
         let JournalMessage::Clock(Clock { digest, .. }) = read else { panic!("{read:?}") };
-        assert_eq!(digest, Some(StateDigest { kinds: 1, sum: Xor16([7; 16]) }));
+        assert_eq!(digest, Some(StateDigest { kinds: 1, sum: SetDigest([7; 32]) }));
+    }
+
+    /// A frame of the length of a message, with as many elements as fit, and the last one broken:
+    /// whoever decodes it before counting says so.
+    #[test]
+    fn elements_are_counted_before_they_are_decoded() {
+        let broken = [0x0a, 2, 0x08, 0x80];
+        let frames: [(Kind, &[u8]); 3] = [
+            (Kind::JournalClock, &[0x0a, 0]),
+            (Kind::JournalOps, &[0x12, 0]),
+            (Kind::JournalOps, &[0x0a, 0]),
+        ];
+        for (kind, element) in frames {
+            let payload = [element.repeat(500_000), broken.to_vec()].concat();
+            let read = decode_message(kind, payload.into());
+            assert!(matches!(read, Err(WireError::OutOfBounds { .. })), "{kind:?}: {read:?}");
+        }
+        let intro =
+            [&[0x22, 0xd0, 0x0f][..], &[0x12, 0].repeat(1_000), &[0x22, 4], &broken].concat();
+        let read = decode_message(Kind::JournalHello, intro.into());
+        assert!(matches!(read, Err(WireError::OutOfBounds { .. })), "{read:?}");
+        let read = decode_intro(&[[0x12, 0].repeat(1_000), broken.to_vec()].concat());
+        assert!(matches!(read, Err(WireError::OutOfBounds { .. })), "{read:?}");
     }
 
     #[test]

@@ -8,8 +8,8 @@ use crate::core::journal::op::SignedOp;
 use crate::core::pairing::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, device_name};
 
 use super::WireError;
-use super::journal::{intro_from_wire, intro_to_wire};
-use super::proto::{journal, peer};
+use super::journal::{decode_intro, intro_to_wire};
+use super::proto::peer;
 
 /// Writes a request.
 pub fn pair_request_to_wire(request: &PairRequest) -> peer::PairRequest {
@@ -90,9 +90,7 @@ fn group(bytes: &[u8]) -> Result<GroupId, WireError> {
 }
 
 fn intro(bytes: &[u8]) -> Result<Vec<SignedOp>, WireError> {
-    let intro =
-        journal::Intro::decode(bytes).map_err(|_| malformed("intro", "an Intro of the journal"))?;
-    intro_from_wire(intro)
+    decode_intro(bytes)
 }
 
 /// Addresses are hints: too many or too long ones are left out without complaint.

@@ -7,12 +7,13 @@ use bytes::Bytes;
 use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, LogId, NodeId, OpHash, StoreId};
 use can_sync::core::joining::{Introduction, PairAccept, PairRequest};
 use can_sync::core::journal::message::{
-    Clock, ClockEntry, Hello as JournalHello, JournalMessage, Ops, Refuse, RefuseCode, StateDigest,
-    VERSION, Xor16,
+    Clock, ClockEntry, Head, Hello as JournalHello, JournalMessage, Ops, Refuse, RefuseCode,
+    StateDigest, VERSION,
 };
 use can_sync::core::journal::op::{
     Body, Change, Elem, Event, Key, LogInfo, MemberChange, Put, Removal, SignedOp, Value,
 };
+use can_sync::core::journal::set_hash::SetDigest;
 use can_sync::core::journal::stamp::{Hlc, Stamp};
 use can_sync::core::limits::{OP_CHANGES_MAX, PIECE_ALIGN_BYTES};
 use can_sync::core::message::{Hello, Message};
@@ -140,18 +141,20 @@ fn journal_messages() -> Vec<(&'static str, JournalMessage)> {
     let entry = |n: u8| ClockEntry {
         log: LogId([n; 16]),
         seq: u64::from(n) << 33,
-        head: Xor16([n; 16]),
-        above: Xor16([!n; 16]),
+        head: Head([n; 16]),
+        above: SetDigest([!n; 32]),
         forked: n == 2,
+        withheld: n == 1,
     };
     let clock = Clock {
         entries: vec![entry(1), entry(2)],
         drained: true,
         restart: true,
-        digest: Some(StateDigest { kinds: 2, sum: Xor16([9; 16]) }),
+        digest: Some(StateDigest { kinds: 2, sum: SetDigest([9; 32]) }),
     };
     let group = GroupId([9; 32]);
-    let hello = JournalHello { version: VERSION, group, now_ms: -1, intro: vec![op(1)] };
+    let hello =
+        JournalHello { version: VERSION, group, now_ms: -1, intro: vec![op(1)], features: 3 };
     let refuse = Refuse {
         code: RefuseCode::Future,
         text: "too far".to_owned(),

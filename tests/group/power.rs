@@ -67,7 +67,12 @@ impl Cut {
         fs::write(&path, database).unwrap();
         fs::write(wal_of(&path), wal).unwrap();
         let mut journal = Journal::open_as(&path, identity, [1; 32], ident).unwrap();
-        assert_eq!(journal.fsck().unwrap(), Vec::<String>::new(), "cut at {}", wal.len());
+        assert_eq!(
+            journal.reader().unwrap().fsck().unwrap(),
+            Vec::<String>::new(),
+            "cut at {}",
+            wal.len()
+        );
         let reader = journal.reader().unwrap();
         let clock = reader.clock().unwrap().entries;
         let clock = clock.iter().map(|entry| (entry.log, entry.seq)).collect();

@@ -78,7 +78,7 @@ async fn nothing_is_lost_by_a_restore(same_file: bool) {
             assert!(read(device, id).await.is_some(), "record {id}");
         }
         assert!(logs_of(device, c.node_id).await > 1, "it writes another log");
-        let findings = device.handle().journal().run(|journal, _| journal.fsck()).await.unwrap();
+        let findings = device.handle().journal().fsck().await.unwrap();
         assert_eq!(findings, Vec::<String>::new());
     }
     if same_file {

@@ -64,7 +64,7 @@ impl World {
                 self.blame(|| format!("I6: other ops are alive at device {n}"));
             }
             self.check_verdicts(n);
-            let found = self.nodes[n].journal().fsck().unwrap();
+            let found = self.nodes[n].journal().reader().unwrap().fsck().unwrap();
             if !found.is_empty() && self.mutant.is_none() {
                 self.blame(|| format!("I5: fsck finds at device {n}: {found:?}"));
             }

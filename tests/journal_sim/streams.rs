@@ -26,6 +26,7 @@ impl World {
             group: self.group,
             now_ms: now.wall_ms as i64,
             intro: reader.intro(&me).unwrap(),
+            features: FEATURES,
         };
         let known = self.standing(node, peer) == Standing::Member;
         let repaired = self.nodes[node].repaired.get(&peer).cloned().unwrap_or_default();
@@ -268,7 +269,7 @@ impl World {
             }
         }
         self.count(Happened::Forked, received.forked.len());
-        self.count(Happened::Rotated, received.rotated.is_some().into());
+        self.count(Happened::Rotated, received.rotated.into());
         if self.is(Mutant::ClockAcrossGaps) {
             self.nodes[node].tables().meddle(
                 "UPDATE logs SET seq = (SELECT max(o.seq) FROM ops o WHERE o.log = logs.log),
@@ -328,7 +329,7 @@ impl World {
     fn meddle_with_message(&mut self, node: usize, mut message: JournalMessage) -> JournalMessage {
         if let JournalMessage::Clock(clock) = &mut message {
             let whole = self.nodes[node].reader().clock().unwrap();
-            let gaps = whole.entries.iter().any(|entry| !entry.above.is_zero());
+            let gaps = whole.entries.iter().any(|entry| !entry.above.is_empty());
             match self.mutant {
                 Some(Mutant::DrainedFromTheStart) => clock.drained = true,
                 Some(Mutant::DrainedClockOfALaterSnapshot) if clock.drained => {
@@ -348,14 +349,14 @@ impl World {
             JournalMessage::Clock(clock) => match self.rng.below(4) {
                 0 => clock.drained = true,
                 1 => clock.restart = true,
-                2 => clock.digest = Some(StateDigest { kinds: KINDS, sum: self.rng.half() }),
+                2 => clock.digest = Some(StateDigest { kinds: KINDS, sum: self.rng.set() }),
                 _ => {
                     for entry in &mut clock.entries {
                         match self.rng.below(6) {
                             0 => entry.seq += 1 + self.rng.below(4),
                             1 => entry.seq = OP_SEQ_MAX,
-                            2 => entry.head = self.rng.half(),
-                            3 => entry.above = self.rng.half(),
+                            2 => entry.head = self.rng.head(),
+                            3 => entry.above = self.rng.set(),
                             4 => entry.forked = true,
                             _ => {}
                         }
@@ -381,7 +382,7 @@ impl World {
     pub(crate) fn until_there_is_a_gap(&mut self, n: usize) {
         let has_gap = |world: &Self| {
             let clock = world.nodes[n].reader().clock().unwrap();
-            clock.entries.iter().any(|entry| !entry.above.is_zero())
+            clock.entries.iter().any(|entry| !entry.above.is_empty())
         };
         for _ in 0..SETTLE_TURNS {
             if has_gap(self) {

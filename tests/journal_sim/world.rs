@@ -18,11 +18,14 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use can_sync::core::ids::{GroupId, LogId, NodeId, OpHash};
 use can_sync::core::journal::draft::{Draft, DraftError};
-use can_sync::core::journal::message::{Clock, Hello, JournalMessage, StateDigest, VERSION, Xor16};
+use can_sync::core::journal::message::{
+    Clock, FEATURES, Head, Hello, JournalMessage, StateDigest, VERSION,
+};
 use can_sync::core::journal::op::{Body, Change, KINDS, LogInfo, SignedOp, op_hash, signed_bytes};
 use can_sync::core::journal::session::{
     Compared, Effect, End, Input, NotTaken, Now, Repaired, Report, Session, Standing, Start, Why,
 };
+use can_sync::core::journal::set_hash::SetDigest;
 use can_sync::core::journal::stamp::Hlc;
 use can_sync::core::limits::{FUTURE_MS_MAX, OP_SEQ_MAX};
 use can_sync::core::pairing::{pair_proof, ticket_key};
@@ -86,8 +89,12 @@ impl Rng {
         bytes
     }
 
-    fn half(&mut self) -> Xor16 {
-        Xor16::of(&self.bytes())
+    fn head(&mut self) -> Head {
+        Head::of(&self.bytes())
+    }
+
+    fn set(&mut self) -> SetDigest {
+        SetDigest(self.bytes())
     }
 }
 

@@ -258,7 +258,7 @@ impl Node {
 
     /// The journal agrees with itself.
     pub(crate) async fn check(&self) {
-        let findings = self.journal.run(|journal, _| journal.fsck()).await.unwrap();
+        let findings = self.journal.read(|reader| reader.fsck()).await.unwrap();
         assert_eq!(findings, Vec::<String>::new());
     }
 
@@ -464,7 +464,13 @@ impl Puppet {
         let ((recv, send), (reader, writer)) = (split(here), split(there));
         let side = Side::start(node, played.id(), recv, send);
         let group = played.group().await;
-        let hello = Hello { version: VERSION, group, now_ms: wall_ms() as i64, intro: Vec::new() };
+        let hello = Hello {
+            version: VERSION,
+            group,
+            now_ms: wall_ms() as i64,
+            intro: Vec::new(),
+            features: 0,
+        };
         let reader = FrameReader::new(reader, Some(SOON));
         let writer = FrameWriter::new(writer, SOON);
         Self { side, reader, writer, hello, written, said: 0 }

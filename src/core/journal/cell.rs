@@ -9,8 +9,8 @@
 use std::collections::BTreeMap;
 
 use crate::core::ids::{LogId, NodeId};
-use crate::core::journal::message::Xor16;
 use crate::core::journal::op::{Body, Change, Elem, Key, Put};
+use crate::core::journal::set_hash::Element;
 use crate::core::journal::stamp::Stamp;
 
 /// The name of a cell, as its op's author says it: the owner of an owned one is the author.
@@ -106,7 +106,7 @@ fn take(all: &mut BTreeMap<CellKey, CellValue>, key: CellKey, value: CellValue) 
     }
 }
 
-/// A cell's share of the state digest. `owner` is that of an owned record.
+/// A cell as an element of the state digest. `owner` is that of an owned record.
 pub fn cell_digest(
     model: &str,
     owner: Option<&NodeId>,
@@ -114,7 +114,7 @@ pub fn cell_digest(
     field: &str,
     elem: &str,
     value: &CellValue,
-) -> Xor16 {
+) -> Element {
     let mut hasher = blake3::Hasher::new();
     let owner = owner.map_or(&[][..], |owner| &owner.0);
     for part in [b"cell", model.as_bytes(), owner, id, field.as_bytes(), elem.as_bytes()] {
@@ -125,24 +125,24 @@ pub fn cell_digest(
     hasher.update(&value.stamp.seq.to_be_bytes());
     hasher.update(&[u8::from(value.removed)]);
     add_part(&mut hasher, &value.bytes);
-    Xor16::of(hasher.finalize().as_bytes())
+    Element(*hasher.finalize().as_bytes())
 }
 
-/// An event's share of its stream's digest: its place among the op's changes tells twins apart.
-pub fn event_digest(op: &crate::core::ids::OpHash, index: usize) -> Xor16 {
+/// An event as an element of the state digest: its place among the op's changes tells twins apart.
+pub fn event_digest(op: &crate::core::ids::OpHash, index: usize) -> Element {
     indexed_digest(b"event", op, index)
 }
 
-/// The share of the state digest of a fact about members.
-pub fn fact_digest(op: &crate::core::ids::OpHash, index: usize) -> Xor16 {
+/// A fact about members as an element of the state digest.
+pub fn fact_digest(op: &crate::core::ids::OpHash, index: usize) -> Element {
     indexed_digest(b"fact", op, index)
 }
 
-fn indexed_digest(what: &[u8], op: &crate::core::ids::OpHash, index: usize) -> Xor16 {
+fn indexed_digest(what: &[u8], op: &crate::core::ids::OpHash, index: usize) -> Element {
     let mut hasher = blake3::Hasher::new();
     add_part(&mut hasher, what);
     hasher.update(&op.0).update(&(index as u64).to_be_bytes());
-    Xor16::of(hasher.finalize().as_bytes())
+    Element(*hasher.finalize().as_bytes())
 }
 
 /// With its length, so that no two lists of parts read the same.

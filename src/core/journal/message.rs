@@ -2,13 +2,18 @@
 
 use crate::core::ids::{GroupId, LogId};
 use crate::core::journal::op::SignedOp;
+use crate::core::journal::set_hash::SetDigest;
 
-/// The version of the journal's protocol.
-pub const VERSION: u32 = 1;
+/// The version of the journal's protocol. Devices of other versions keep only their assets the same.
+pub const VERSION: u32 = 2;
 
-/// An XOR of 16-byte hashes: of a state, or of the ops above a clock.
+/// The features of the journal's protocol that this version knows, one bit each. What came after
+/// [`VERSION`] may be said only to a peer that has its bit, and must then be understood.
+pub const FEATURES: u64 = 0;
+
+/// The first half of an op's hash; zero where there is no op.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Xor16(pub [u8; 16]);
+pub struct Head(pub [u8; 16]);
 
 /// A message of the journal's stream.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +39,8 @@ pub struct Hello {
     pub now_ms: i64,
     /// How it came to be a member: the founder's op first.
     pub intro: Vec<SignedOp>,
+    /// See [`FEATURES`].
+    pub features: u64,
 }
 
 /// Where a device stands in every log; of later ones in a session, in those that changed.
@@ -55,7 +62,7 @@ pub struct StateDigest {
     /// See [`crate::core::journal::op::KINDS`].
     pub kinds: u32,
     /// Over all cells, facts, and events of streams kept for ever.
-    pub sum: Xor16,
+    pub sum: SetDigest,
 }
 
 /// Where a device stands in a log.
@@ -66,11 +73,13 @@ pub struct ClockEntry {
     /// Its state is at least what all ops up to this one make.
     pub seq: u64,
     /// The start of the hash of the op at `seq`; zero for 0.
-    pub head: Xor16,
-    /// Over the live ops above `seq`, or all of the log when forked.
-    pub above: Xor16,
+    pub head: Head,
+    /// The digest of the live ops above `seq`, or of all of the log when forked.
+    pub above: SetDigest,
     /// Two ops of one number are known.
     pub forked: bool,
+    /// The receiver refused ops of this log, and they are not sent: no gap may be jumped.
+    pub withheld: bool,
 }
 
 /// Ops, in the order in which they arrived at the sender.
@@ -105,6 +114,7 @@ pub enum RefuseCode {
     Quota,
     Version,
     Author,
+    Full,
     /// Of a later version.
     Other(i32),
 }
@@ -120,7 +130,7 @@ impl StateDigest {
     }
 }
 
-impl Xor16 {
+impl Head {
     /// The first half of a 32-byte hash.
     pub fn of(hash: &[u8; 32]) -> Self {
         let mut half = [0; 16];
@@ -128,14 +138,7 @@ impl Xor16 {
         Self(half)
     }
 
-    /// Adds or takes away: the same.
-    pub fn toggle(&mut self, other: Self) {
-        for (a, b) in self.0.iter_mut().zip(other.0) {
-            *a ^= b;
-        }
-    }
-
-    /// Nothing in it.
+    /// Whether there is no op.
     pub fn is_zero(&self) -> bool {
         self.0 == [0; 16]
     }

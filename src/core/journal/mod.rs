@@ -9,6 +9,8 @@
 //! | [`cell`] | which cells an op writes, and which of two values stays |
 //! | [`members`] | who may author, who may connect |
 //! | [`message`] | what two devices say to each other |
+//! | [`budget`] | how many bytes of ops are taken, of whom |
+//! | [`set_hash`] | the digest of a set that grows and shrinks |
 //! | [`session`] | what is sent to a peer, what of its words is believed, and when |
 //! | [`asset`] | how an asset's metadata in the store and in the journal become one |
 //! | [`brake`] | whose metadata is written too often |
@@ -16,6 +18,7 @@
 
 pub mod asset;
 pub mod brake;
+pub mod budget;
 pub mod cell;
 pub mod draft;
 pub mod log;
@@ -23,4 +26,5 @@ pub mod members;
 pub mod message;
 pub mod op;
 pub mod session;
+pub mod set_hash;
 pub mod stamp;

@@ -12,7 +12,10 @@
 //! N6  Equal clocks with unequal digests end in sending everything again, and a forked log that does
 //!     not match in sending all of that: at most once in [`REPAIR_PAUSE_MS`] per peer, and only when
 //!     the peer has answered what was sent before.
-//! N7  What a small clock can make us read and write is bounded by time: what is dear is put off and
+//! N7  Of a log of which the peer refused an op nothing is sent, and our clock says so, until the peer
+//!     has that op or asks for what it refused; over its sessions too where it was for want of room,
+//!     for [`WITHHOLD_MS`].
+//! N8  What a small clock can make us read and write is bounded by time: what is dear is put off and
 //!     done together ([`incoming`]).
 //!
 //! The caller performs every [`Effect`] and hands its outcome back as the [`Input`] named with it.
@@ -49,6 +52,12 @@ pub const CLOCK_EVERY_MS: u64 = 60_000;
 /// The same is sent again at most this often per peer.
 pub const REPAIR_PAUSE_MS: u64 = 10 * 60 * 1000;
 
+/// After so long a device whose disk was nearly full looks whether it still is.
+const FULL_MS: u64 = 60_000;
+
+/// Ops of a log that a peer refused are not sent again for so long, unless it takes them, or asks.
+pub const WITHHOLD_MS: u64 = 60 * 60 * 1000;
+
 /// What time it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
@@ -78,6 +87,19 @@ pub struct Repaired {
     pub everything_ms: Option<u64>,
     /// All of a forked log, as the peer did not hold the same of it.
     pub forked_ms: BTreeMap<LogId, u64>,
+    /// Logs of which the peer refused an op.
+    pub withheld: BTreeMap<LogId, Withheld>,
+}
+
+/// An op that a peer refused. Nothing of its log is sent until the peer has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Withheld {
+    /// Its number.
+    pub seq: u64,
+    /// When it was refused, monotonic ms.
+    pub since_ms: u64,
+    /// Why. Only [`RefuseCode::Quota`] holds over sessions.
+    pub code: RefuseCode,
 }
 
 /// The journal stream with one peer.
@@ -198,6 +220,8 @@ pub struct Compared {
     pub all: Vec<LogId>,
     /// Where to scan from, if all of its logs were asked about.
     pub start: u64,
+    /// Logs that the peer withholds, as we refused them before, and that there is room for now.
+    pub welcome: Vec<LogId>,
 }
 
 /// A stretch of the journal.
@@ -234,6 +258,8 @@ pub enum Why {
     Author,
     /// Its author's space or number of logs is used up.
     Quota,
+    /// The disk is nearly full.
+    Full,
     /// The peer is no member.
     NotFromMember,
     /// The peer was removed.
@@ -329,6 +355,11 @@ impl Session {
         !self.ended && self.judging == Judging::Member
     }
 
+    /// Whether the peer was judged a member.
+    pub fn is_member(&self) -> bool {
+        self.judging == Judging::Member
+    }
+
     /// Whether ops of a log are not taken in for now.
     pub fn holds(&self, log: &LogId) -> bool {
         self.incoming.holds(log)
@@ -353,6 +384,9 @@ impl Session {
             Input::ClockRead(clock) => self.outgoing.on_clock(clock),
             Input::Compared(compared) => {
                 let whole = self.incoming.on_compared(now.mono_ms);
+                if compared.welcome.iter().any(|log| !self.incoming.holds(log)) {
+                    self.outgoing.ask_again();
+                }
                 self.outgoing.on_compared(compared, whole);
             }
             Input::Scanned(scanned) => {
@@ -396,7 +430,7 @@ impl Session {
                 self.end(End::Protocol("something before Hello"), out);
             }
             JournalMessage::Clock(clock) => {
-                self.outgoing.on_peer_clock();
+                self.outgoing.on_peer_clock(&clock);
                 match self.incoming.on_clock(clock, now.mono_ms) {
                     Ok(effect) => out.extend(effect),
                     Err(what) => self.end(End::Protocol(what), out),
@@ -455,13 +489,16 @@ impl Session {
 
     fn on_refuse(&mut self, refuse: Refuse, out: &mut Vec<Effect>) {
         use RefuseCode::{
-            Author, ClockSkew, Future, Group, NotMember, Other, Quota, Removed, Version,
+            Author, ClockSkew, Full, Future, Group, NotMember, Other, Quota, Removed, Version,
         };
         match refuse.code {
             NotMember | Removed | Group | Version => {
                 self.end(End::RefusedByPeer(refuse.code), out);
             }
-            ClockSkew | Future | Quota | Author | Other(_) => {
+            ClockSkew | Future | Quota | Author | Full | Other(_) => {
+                if let Some((log, seq)) = refuse.op {
+                    self.outgoing.withhold(log, seq, refuse.code);
+                }
                 out.push(Effect::Report(Report::Refused(refuse)));
             }
         }
@@ -485,7 +522,10 @@ impl Session {
                     (RefuseCode::Future, Hold::UntilMs(until_ms))
                 }
                 Why::Author => (RefuseCode::Author, Hold::Author),
-                Why::Quota => (RefuseCode::Quota, Hold::Quota),
+                Why::Quota => {
+                    (RefuseCode::Quota, Hold::UntilMs(now.wall_ms.saturating_add(WITHHOLD_MS)))
+                }
+                Why::Full => (RefuseCode::Full, Hold::UntilMs(now.wall_ms.saturating_add(FULL_MS))),
                 Why::NotFromMember => return self.end(End::Refused(RefuseCode::NotMember), out),
                 Why::FromRemoved => return self.end(End::Refused(RefuseCode::Removed), out),
                 Why::OtherGroup => return self.end(End::LeftGroup, out),
@@ -534,6 +574,7 @@ fn refusal(code: RefuseCode, op: Option<(LogId, u64)>) -> Refuse {
         RefuseCode::ClockSkew => "our clocks are too far apart: set yours, or I mine",
         RefuseCode::Future => "an op is too far in the future",
         RefuseCode::Quota => "the space or the number of logs of an author is used up",
+        RefuseCode::Full => "the disk of this device is nearly full",
         RefuseCode::Version => "this is another version of the journal's protocol",
         RefuseCode::Author => "nobody I know has added the author of an op",
         RefuseCode::Other(_) => "refused",

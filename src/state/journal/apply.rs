@@ -5,15 +5,16 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::core::ids::{LogId, NodeId, OpHash};
 use crate::core::journal::cell::{ALIVE, CellKey, CellValue, cell_digest, fact_digest, writes};
-use crate::core::journal::message::Xor16;
 use crate::core::journal::op::{Body, Change, Key, MemberChange, STREAM_MODEL, group_id};
+use crate::core::journal::set_hash::{Element, SetHash};
 use crate::core::journal::stamp::{Hlc, Stamp};
 use crate::wire::journal::decode_body;
 
+use super::receive::tells_facts;
 use super::schema::{int, row_u64, seq_key};
 use super::tx::{ADD, GENESIS, REMOVE, Tx};
 use super::verify::VerifiedOp;
@@ -57,6 +58,9 @@ impl Tx<'_> {
         if held.contains(&hash) {
             return Ok(Applied::Known);
         }
+        if !tells_facts(op) && self.is_crowded_out(log, seq, &hash)? {
+            return Ok(Applied::Dead);
+        }
         if !self.log(log)?.forked && (!held.is_empty() || self.breaks_chain(log, op)?) {
             self.set_forked(log)?;
         }
@@ -64,9 +68,8 @@ impl Tx<'_> {
         let bytes = op.signed().body.len() + op.signed().sig.len();
         self.db
             .prepare_cached(
-                "INSERT INTO ops (log, seq, dup, hash, hlc, refs, opaque, recv_ms, body, sig)
-                 VALUES (?1, ?2, (SELECT ifnull(max(dup) + 1, 0) FROM ops WHERE log = ?1 AND seq = ?2),
-                         ?3, ?4, 0, ?5, ?6, ?7, ?8)",
+                "INSERT INTO ops (log, seq, hash, hlc, refs, opaque, recv_ms, body, sig)
+                 VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8)",
             )?
             .execute(params![
                 log,
@@ -82,14 +85,20 @@ impl Tx<'_> {
         self.news.ops = true;
         self.add_bytes(log, int(bytes as u64))?;
         if opaque {
-            self.toggle_above(log, seq, &hash.0)?;
+            self.toggle_above(log, seq, &hash.0, true)?;
         }
         self.hlc_max = self.hlc_max.max(op.body().hlc);
+        if op.signed().log.author != self.me() {
+            self.hlc_others = self.hlc_others.max(op.body().hlc);
+        }
         self.merge(arr, log, &op.signed().log.author, &op.log(), &hash, op.body())?;
         let row = self.log(log)?;
         if seq == row.seq + 1 {
             self.advance(log, seq, hash)?;
             self.absorb(log)?;
+        }
+        if !held.is_empty() {
+            self.trim_branches(log, seq, arr)?;
         }
         let row = self.log(log)?;
         let droppable = seq < row.seq && !row.forked && !opaque;
@@ -141,7 +150,7 @@ impl Tx<'_> {
     pub(super) fn hashes_at(&self, log: i64, seq: u64) -> Result<Vec<OpHash>> {
         let mut query = self
             .db
-            .prepare_cached("SELECT hash FROM ops WHERE log = ?1 AND seq = ?2 ORDER BY dup")?;
+            .prepare_cached("SELECT hash FROM ops WHERE log = ?1 AND seq = ?2 ORDER BY hash")?;
         let rows = query.query_map(params![log, seq_key(seq)], |row| row.get(0).map(OpHash))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
@@ -171,16 +180,7 @@ impl Tx<'_> {
     }
 
     pub(super) fn set_forked(&mut self, log: i64) -> Result<()> {
-        let mut above = Xor16::default();
-        {
-            let mut query = self.db.prepare_cached(
-                "SELECT hash FROM ops WHERE log = ?1 AND (refs > 0 OR opaque = 1)",
-            )?;
-            let mut rows = query.query([log])?;
-            while let Some(row) = rows.next()? {
-                above.toggle(Xor16::of(&row.get(0)?));
-            }
-        }
+        let above = live_above(&self.db, log, 0)?;
         let row = self.log(log)?;
         tracing::warn!(log = %row.id, "two ops of one number are in a log: a copied device or backup");
         row.forked = true;
@@ -192,7 +192,7 @@ impl Tx<'_> {
     pub(super) fn advance(&mut self, log: i64, to: u64, head: OpHash) -> Result<()> {
         let row = self.log(log)?;
         let (from, forked) = (row.seq, row.forked);
-        let mut covered = Xor16::default();
+        let mut covered = Vec::new();
         if !forked {
             let mut query = self.db.prepare_cached(
                 "SELECT hash FROM ops
@@ -200,11 +200,11 @@ impl Tx<'_> {
             )?;
             let mut rows = query.query(params![log, int(from), int(to)])?;
             while let Some(row) = rows.next()? {
-                covered.toggle(Xor16::of(&row.get(0)?));
+                covered.push(Element(row.get(0)?));
             }
         }
         let row = self.log(log)?;
-        row.above.toggle(covered);
+        covered.iter().for_each(|op| row.above.remove(op));
         row.seq = to;
         row.head = Some(head);
         self.news.ops = true;
@@ -280,11 +280,11 @@ impl Tx<'_> {
             }
             Some(old) => {
                 self.add_refs(old.op, -1)?;
-                self.toggle_cell(&place, &old.value);
+                self.toggle_cell(&place, &old.value, false);
             }
             None => {}
         }
-        self.toggle_cell(&place, &value);
+        self.toggle_cell(&place, &value, true);
         let CellKey { record, field, elem } = key;
         self.db
             .prepare_cached(
@@ -393,14 +393,15 @@ impl Tx<'_> {
                 )?
                 .execute(params![place.model, place.scope, record.id, key.field, key.elem])?;
             self.add_refs(held.op, -1)?;
-            self.toggle_cell(&Place { key: &key, ..*place }, &held.value);
+            self.toggle_cell(&Place { key: &key, ..*place }, &held.value, false);
         }
         Ok(())
     }
 
-    fn toggle_cell(&mut self, place: &Place<'_>, value: &CellValue) {
+    fn toggle_cell(&mut self, place: &Place<'_>, value: &CellValue, is_in: bool) {
         let CellKey { record: Key { model, id, .. }, field, elem } = place.key;
-        self.digest.toggle(cell_digest(model, place.owner.as_ref(), id, field, elem, value));
+        let cell = cell_digest(model, place.owner.as_ref(), id, field, elem, value);
+        self.digest.toggle(&cell, is_in);
     }
 
     fn touch_record(&mut self, record: &Key, author: &NodeId, arr: i64) -> Result<()> {
@@ -453,7 +454,7 @@ impl Tx<'_> {
             .execute(params![arr, int(index as u64), by_dev, kind, dev, name, keep])?;
         if added == 1 {
             self.add_refs(arr, 1)?;
-            self.digest.toggle(fact_digest(hash, index));
+            self.digest.add(&fact_digest(hash, index));
             self.facts_changed();
         }
         Ok(())
@@ -471,6 +472,19 @@ pub(super) fn row_cell(row: &rusqlite::Row<'_>, from: usize) -> rusqlite::Result
         removed: row.get(from + 3)?,
         bytes: row.get(from + 4)?,
     })
+}
+
+/// The sum over the live ops of a log above a number.
+pub(super) fn live_above(connection: &Connection, log: i64, seq: u64) -> Result<SetHash> {
+    let mut query = connection.prepare_cached(
+        "SELECT hash FROM ops WHERE log = ?1 AND seq > ?2 AND (refs > 0 OR opaque = 1)",
+    )?;
+    let mut rows = query.query(params![log, int(seq)])?;
+    let mut above = SetHash::default();
+    while let Some(row) = rows.next()? {
+        above.add(&Element(row.get(0)?));
+    }
+    Ok(above)
 }
 
 /// Reads a body that was once found good.

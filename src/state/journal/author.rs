@@ -93,7 +93,10 @@ impl Tx<'_> {
         at: Option<Hlc>,
     ) -> Result<std::result::Result<Written, DraftError>> {
         let group = self.group()?;
-        let open = self.open_log.ok_or(JournalError::NoGroup)?;
+        let open = match self.open_log {
+            Some(open) => open,
+            None => self.begin_log()?,
+        };
         let missing = || JournalError::Damaged("the log this device writes is missing".into());
         let num = self.log_num(&open)?.ok_or_else(missing)?;
         let row = self.log(num)?;

@@ -2,19 +2,20 @@
 //!
 //! E1  The numbers of a stream are contiguous from 0 in every log of an honest author: a number is
 //!     read from the row that the entry moves on.
-//! E2  A stream is part of the state digest until its length of keeping is spoken of for the first
+//! E2  What not all members have, and what arrives of others, is too old only by the stamps of other
+//!     devices.
+//! E3  A stream is part of the state digest until its length of keeping is spoken of for the first
 //!     time, and never again: devices drop old entries at different moments.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{OptionalExtension, params};
 
 use crate::core::ids::OpHash;
 use crate::core::journal::cell::{CLEAR, event_digest};
-use crate::core::journal::message::Xor16;
 use crate::core::journal::op::{Event, KEEP_DAYS, Value, value_from_bytes};
 use crate::core::journal::stamp::Hlc;
 
 use super::Result;
-use super::schema::int;
+use super::schema::{int, row_u64};
 use super::tx::Tx;
 
 /// A day of keeping.
@@ -31,13 +32,15 @@ impl Tx<'_> {
         event: &Event,
     ) -> Result<()> {
         let keep_days = self.retention(&event.stream)?;
+        let me = self.device(&self.me())?;
+        let is_own = self.log(log)?.dev == me;
+        let now_ms = if is_own { self.now_ms } else { self.settled_ms() };
         if let Some(Some(days)) = keep_days
-            && hlc.ms() < self.now_ms.saturating_sub(days.saturating_mul(DAY_MS))
+            && hlc.ms() < now_ms.saturating_sub(days.saturating_mul(DAY_MS))
         {
             // It has had its time. Taking it in again would bring back what was dropped here.
-            return self.note_event(log, event, Xor16::default());
+            return self.note_event(log, event);
         }
-        let digest = event_digest(hash, index);
         let added = self
             .db
             .prepare_cached(
@@ -59,28 +62,26 @@ impl Tx<'_> {
         }
         self.add_refs(arr, 1)?;
         if keep_days.is_none() {
-            self.digest.toggle(digest);
+            self.digest.add(&event_digest(hash, index));
         }
-        self.note_event(log, event, digest)
+        self.note_event(log, event)
     }
 
-    /// Moves a stream's next number on, and its digest.
-    fn note_event(&mut self, log: i64, event: &Event, digest: Xor16) -> Result<()> {
+    /// A time that has passed for the others as well: our clock alone may have jumped ahead, and what
+    /// nobody else has is not dropped on its word.
+    pub(super) fn settled_ms(&self) -> u64 {
+        self.now_ms.min(self.hlc_others.ms())
+    }
+
+    /// Moves a stream's next number on.
+    fn note_event(&mut self, log: i64, event: &Event) -> Result<()> {
         let next = event.event_seq.saturating_add(1);
-        let old: Option<[u8; 16]> = self
-            .db
-            .prepare_cached("SELECT digest FROM streams WHERE stream = ?1 AND log = ?2")?
-            .query_row(params![event.stream, log], |row| row.get(0))
-            .optional()?;
-        let mut sum = Xor16(old.unwrap_or_default());
-        sum.toggle(digest);
         self.db
             .prepare_cached(
-                "INSERT INTO streams (stream, log, next, digest) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT DO UPDATE SET next = max(next, excluded.next),
-                     digest = excluded.digest",
+                "INSERT INTO streams (stream, log, next) VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO UPDATE SET next = max(next, excluded.next)",
             )?
-            .execute(params![event.stream, log, int(next), sum.0])?;
+            .execute(params![event.stream, log, int(next)])?;
         Ok(())
     }
 
@@ -107,7 +108,7 @@ impl Tx<'_> {
             )?
             .query_row(params![model, id, KEEP_DAYS, CLEAR], |row| row.get(0))?;
         if !spoken {
-            return Ok(());
+            return self.forget_retention(stream);
         }
         let value: Option<Vec<u8>> = self
             .db
@@ -123,8 +124,7 @@ impl Tx<'_> {
             _ => None,
         };
         if self.retention(stream)?.is_none() {
-            let digest = stream_digest(&self.db, stream)?;
-            self.digest.toggle(digest);
+            self.move_in_digest(stream, false)?;
         }
         self.db
             .prepare_cached(
@@ -134,15 +134,27 @@ impl Tx<'_> {
             .execute(params![stream, days])?;
         Ok(())
     }
-}
 
-/// The sum over a stream's events.
-fn stream_digest(connection: &Connection, stream: &str) -> Result<Xor16> {
-    let mut query = connection.prepare_cached("SELECT digest FROM streams WHERE stream = ?1")?;
-    let mut rows = query.query([stream])?;
-    let mut sum = Xor16::default();
-    while let Some(row) = rows.next()? {
-        sum.toggle(Xor16(row.get(0)?));
+    /// The ops that spoke of a stream's length are gone: it is as if nothing was ever said.
+    fn forget_retention(&mut self, stream: &str) -> Result<()> {
+        let forgot =
+            self.db.prepare_cached("DELETE FROM retention WHERE stream = ?1")?.execute([stream])?;
+        if forgot > 0 {
+            self.move_in_digest(stream, true)?;
+        }
+        Ok(())
     }
-    Ok(sum)
+
+    /// Puts the events of a stream into the digest, or takes them out. Reads all of them.
+    fn move_in_digest(&mut self, stream: &str, is_in: bool) -> Result<()> {
+        let mut query = self.db.prepare_cached(
+            "SELECT o.hash, e.idx FROM events e JOIN ops o USING (arr) WHERE e.stream = ?1",
+        )?;
+        let mut rows = query.query([stream])?;
+        while let Some(row) = rows.next()? {
+            let index = usize::try_from(row_u64(row, 1)?).unwrap_or(usize::MAX);
+            self.digest.toggle(&event_digest(&OpHash(row.get(0)?), index), is_in);
+        }
+        Ok(())
+    }
 }

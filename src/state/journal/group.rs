@@ -39,6 +39,20 @@ impl Journal {
         Ok(group)
     }
 
+    /// [`Journal::found`] by a device that has a key and no journal: it may be in another group, and
+    /// [`super::Roster::is_founded_anew`] says so.
+    pub fn found_anew(&mut self, name: &str, now_ms: u64) -> Result<GroupId> {
+        let mut tx = self.begin(now_ms)?;
+        if tx.group.is_some() {
+            return Err(JournalError::InGroup);
+        }
+        let group = tx.found(name)?;
+        set_meta(&tx.db, key::FOUNDED_ANEW, &[])?;
+        tx.commit()?;
+        self.group = Some(group);
+        Ok(group)
+    }
+
     /// Enters the group in which `intro` makes this device a member. A group of its own is left for
     /// it, unless there are other members in that; one that has removed it is left in any case.
     pub fn join(&mut self, group: GroupId, intro: &[VerifiedOp], now_ms: u64) -> Result<()> {
@@ -59,8 +73,7 @@ impl Journal {
             }
             tx.forget_group()?;
         }
-        tx.group = Some(group);
-        tx.begin_log()?;
+        tx.enter(group);
         let received = tx.receive(intro, |_, _| Ok(None))?;
         if !tx.verdicts()?.member(&me) {
             let future = |refused: &Refused| matches!(refused.why, RefusedWhy::Future { .. });
@@ -246,8 +259,7 @@ impl Tx<'_> {
     fn found(&mut self, name: &str) -> Result<GroupId> {
         let nonce = self.draw_nonce();
         let group = group_id(&self.me(), &nonce);
-        self.group = Some(group);
-        self.begin_log()?;
+        self.enter(group);
         let genesis = MemberChange::Genesis { nonce, name: name.to_owned() };
         self.write_facts(vec![genesis])?;
         Ok(group)

@@ -5,7 +5,7 @@
 //! J2  Every call is one transaction: clock, ops, cells, digest and the greatest time move together,
 //!     and what a call returns is durable.
 //! J3  No number of a log is signed twice: a number is read from the row it is written to, and a
-//!     device that cannot prove that it remembers the end of its log begins another.
+//!     device that cannot prove that it remembers the end of its log begins another with its next op.
 //! J4  Bodies and signatures are kept and passed on byte for byte.
 //! J5  Only dead ops are dropped, and never the one at the clock: that is the target of jumps.
 //! J6  Which ops are live depends on what is merged alone, not on the order of arrival.
@@ -22,7 +22,10 @@ use crate::state::identity::Identity;
 mod apply;
 mod assets;
 mod author;
+mod branches;
+mod budget;
 mod devices;
+mod digest;
 mod error;
 mod events;
 mod fsck;
@@ -38,6 +41,7 @@ mod schema;
 mod session;
 mod stats;
 mod tx;
+mod upgrade;
 mod verify;
 
 #[cfg(test)]
@@ -121,8 +125,8 @@ pub struct Received {
     pub refused: Vec<Refused>,
     /// Logs found to be forked by this batch.
     pub forked: Vec<LogId>,
-    /// Set when the batch proved that we had forgotten the end of our log: the log we write now.
-    pub rotated: Option<LogId>,
+    /// The batch proved that we had forgotten the end of our log: we write to another from now on.
+    pub rotated: bool,
     /// Whether the facts about members changed.
     pub members_changed: bool,
 }
@@ -150,8 +154,11 @@ pub enum RefusedWhy {
         /// The wall-clock time from which on it may be admitted.
         until_ms: u64,
     },
-    /// Its author's space, or number of logs, is used up.
+    /// The space of its author, of those its introducer brought in or of the group is used up, or its
+    /// author's number of logs.
     Quota,
+    /// The disk is nearly full.
+    Full,
     /// The connection it came by is not one of a member.
     NotFromMember,
     /// The connection it came by is one of a device that the group has removed.
@@ -167,6 +174,8 @@ pub struct Pruned {
     pub ops: usize,
     /// Events past their stream's days.
     pub events: usize,
+    /// Ops merged again, as others that had replaced what they wrote are gone.
+    pub merged: usize,
     /// Whether the limit ended it and there may be more.
     pub more: bool,
 }

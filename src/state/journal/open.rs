@@ -4,7 +4,8 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
-use crate::core::ids::{GroupId, LogId, NodeId, OpHash};
+use crate::clock::wall_ms;
+use crate::core::ids::{GroupId, NodeId, OpHash};
 use crate::core::journal::op::{Change, KINDS};
 use crate::state::home::private_database_file;
 use crate::state::identity::Identity;
@@ -57,7 +58,7 @@ impl DbIdent {
 
 impl Journal {
     /// Opens the journal at `path`, or makes one. A file that is not the one last written to (a
-    /// restored backup, a copy) gets a new log. `seed` must be random and new at every call: the
+    /// restored backup, a copy) is written to under a new log. `seed` must be random and new at every call: the
     /// nonces of logs and groups come from it.
     pub fn open(path: &Path, identity: &Identity, seed: [u8; 32]) -> Result<Self> {
         private_database_file(path).map_err(|error| JournalError::Open(format!("{error:#}")))?;
@@ -73,7 +74,7 @@ impl Journal {
         ident: DbIdent,
     ) -> Result<Self> {
         let mut connection = Connection::open(path)?;
-        prepare(&mut connection, &identity.node_id)?;
+        prepare(&mut connection, path, &identity.node_id, wall_ms())?;
         let mut journal = Self {
             path: path.to_owned(),
             identity: identity.clone(),
@@ -97,6 +98,19 @@ impl Journal {
         JournalReader::open(&self.path)
     }
 
+    /// Moves what is committed into the main file, so that this alone is the whole journal.
+    pub fn close(self) -> Result<()> {
+        let is_busy: bool =
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if is_busy {
+            tracing::warn!(
+                "somebody is reading the journal: a part of it stays in journal.db-wal until the next \
+                 stop"
+            );
+        }
+        Ok(())
+    }
+
     /// The group, if this device is in one.
     pub fn group(&self) -> Option<GroupId> {
         self.group
@@ -112,13 +126,13 @@ impl Journal {
         self.identity.node_id
     }
 
-    /// Begins a new log, because the user says that this is a restored backup.
-    pub fn restored(&mut self) -> Result<LogId> {
+    /// Writes to another log from now on, because the user says that this is a restored backup.
+    pub fn restored(&mut self) -> Result<()> {
         let mut tx = self.begin(0)?;
-        let log = tx.begin_log()?;
+        tx.group()?;
+        tx.close_log();
         tx.forget_shadows()?;
-        tx.commit()?;
-        Ok(log)
+        tx.commit()
     }
 
     pub(super) fn begin(&mut self, now_ms: u64) -> Result<Tx<'_>> {
@@ -126,7 +140,7 @@ impl Journal {
         Tx::begin(connection, identity, nonces, news, roster.clone(), now_ms)
     }
 
-    /// Begins a new log when the database is not the file that was written to the last time.
+    /// Closes the log when the database is not the file that was written to the last time.
     fn prove_tail(&mut self, ident: DbIdent) -> Result<()> {
         let known = meta(&self.connection, key::IDENT)?;
         let known = known.and_then(|bytes| DbIdent::from_bytes(&bytes));
@@ -135,10 +149,13 @@ impl Journal {
         }
         let mut tx = self.begin(0)?;
         if tx.group.is_some() {
-            let log = tx.begin_log()?;
+            tx.close_log();
             // The store has gone on: what it shows is no edit of what was known then.
             tx.forget_shadows()?;
-            tracing::warn!(%log, "the journal is another file than before: a new log is begun");
+            tracing::warn!(
+                "the journal is another file than before (a backup or a copy): this device writes to \
+                 a new log from now on"
+            );
         }
         set_meta(&tx.db, key::IDENT, &ident.to_bytes())?;
         tx.commit()
@@ -210,7 +227,7 @@ impl Tx<'_> {
             |row| row.get(0),
         )?;
         if refs == 0 {
-            self.toggle_above(log, body.seq, &hash.0)?;
+            self.toggle_above(log, body.seq, &hash.0, false)?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 use rusqlite::params;
 
 use crate::core::ids::NodeId;
-use crate::core::limits::DEAD_OP_KEPT_MS;
+use crate::core::limits::{BRANCHES_MAX, DEAD_OP_KEPT_MS};
 
 use super::events::DAY_MS;
 use super::schema::{int, row_u64};
@@ -17,7 +17,7 @@ impl Journal {
     /// T4: drops at most `limit` rows that nothing needs.
     pub fn prune(&mut self, now_ms: u64, limit: usize) -> Result<Pruned> {
         let mut tx = self.begin(now_ms)?;
-        let mut pruned = Pruned::default();
+        let mut pruned = Pruned { merged: tx.remerge(limit)?, ..Pruned::default() };
         for log in tx.all_logs()? {
             let acked = tx.acked_by_all(log)?;
             let left = limit - pruned.events - pruned.ops;
@@ -25,7 +25,7 @@ impl Journal {
             let left = limit - pruned.events - pruned.ops;
             pruned.ops += tx.drop_dead(log, acked, left)?;
         }
-        pruned.more = pruned.events + pruned.ops >= limit;
+        pruned.more = pruned.merged > 0 || pruned.events + pruned.ops >= limit;
         tx.commit()?;
         Ok(pruned)
     }
@@ -49,16 +49,31 @@ impl Tx<'_> {
         Ok(least)
     }
 
+    /// Drops dead ops that are acknowledged, or old. Of a number with [`BRANCHES_MAX`] ops dead ones
+    /// stay, as they decide which others do; unless the space is used up: then `acked` is the
+    /// greatest number.
     fn drop_dead(&mut self, log: i64, acked: u64, limit: usize) -> Result<usize> {
-        let seq = self.log(log)?.seq;
+        let row = self.log(log)?;
+        let (seq, forked) = (row.seq, row.forked);
         let dead: Vec<i64> = {
             let mut query = self.db.prepare_cached(
-                "SELECT arr FROM ops WHERE log = ?1 AND refs = 0 AND opaque = 0 AND seq < ?2
-                     AND (seq <= ?3 OR recv_ms < ?4) ORDER BY seq LIMIT ?5",
+                "SELECT arr FROM ops o WHERE log = ?1 AND refs = 0 AND opaque = 0 AND seq < ?2
+                     AND (seq <= ?3 OR recv_ms < ?4)
+                     AND (?6 OR (SELECT count(*) FROM ops p
+                                 WHERE p.log = o.log AND p.seq = o.seq) < ?7)
+                 ORDER BY seq LIMIT ?5",
             )?;
             let cut_ms = self.now_ms.saturating_sub(DEAD_OP_KEPT_MS);
             let rows = query.query_map(
-                params![log, int(seq), int(acked), int(cut_ms), int(limit as u64)],
+                params![
+                    log,
+                    int(seq),
+                    int(acked),
+                    int(cut_ms),
+                    int(limit as u64),
+                    !forked || acked == u64::MAX,
+                    int(BRANCHES_MAX as u64)
+                ],
                 |row| row.get(0),
             )?;
             rows.collect::<rusqlite::Result<_>>()?
@@ -94,7 +109,7 @@ impl Tx<'_> {
         let mut dropped = 0;
         for (stream, days) in streams {
             let cut_ms = self.now_ms.saturating_sub(days.saturating_mul(DAY_MS));
-            let kept_ms = self.now_ms.saturating_sub(DEAD_OP_KEPT_MS);
+            let kept_ms = self.settled_ms().saturating_sub(DEAD_OP_KEPT_MS);
             let old: Vec<(u64, i64, i64)> = {
                 let mut query = self.db.prepare_cached(
                     "SELECT e.event_seq, e.arr, e.idx FROM events e JOIN ops o ON o.arr = e.arr

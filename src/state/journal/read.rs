@@ -145,6 +145,12 @@ impl JournalReader {
         Ok(Self { connection })
     }
 
+    /// Another reader of the same file.
+    pub fn another(&self) -> Result<Self> {
+        let path = self.connection.path().unwrap_or_default();
+        Self::open(Path::new(path))
+    }
+
     /// The group, if this device is in one.
     pub fn group(&self) -> Result<Option<GroupId>> {
         Ok(meta_array(&self.connection, key::GROUP)?.map(GroupId))
@@ -200,7 +206,7 @@ impl JournalReader {
     /// The place after which there is nothing yet; `None` without a group.
     pub fn cursor_now(&self) -> Result<Option<Cursor>> {
         let tx = self.connection.unchecked_transaction()?;
-        let Some(epoch) = meta_array(&tx, key::OPEN_LOG)?.map(LogId) else {
+        let Some(epoch) = meta_array(&tx, key::FEED_EPOCH)?.map(LogId) else {
             return Ok(None);
         };
         let newest = "SELECT ifnull(max(arr), 0) FROM records";
@@ -225,7 +231,7 @@ impl JournalReader {
         limit: usize,
     ) -> Result<Option<ChangesPage>> {
         let tx = self.connection.unchecked_transaction()?;
-        let Some(epoch) = meta_array(&tx, key::OPEN_LOG)?.map(LogId) else {
+        let Some(epoch) = meta_array(&tx, key::FEED_EPOCH)?.map(LogId) else {
             return Ok(None);
         };
         if let Some(cursor) = since
@@ -474,7 +480,7 @@ fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
 
 /// See [`JournalReader::knows`].
 fn knows(connection: &Connection, cursor: &Cursor) -> Result<bool> {
-    let epoch = meta_array(connection, key::OPEN_LOG)?.map(LogId);
+    let epoch = meta_array(connection, key::FEED_EPOCH)?.map(LogId);
     let newest = "SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = 'ops'";
     let newest = connection.prepare_cached(newest)?.query_row([], |row| row_u64(row, 0))?;
     Ok(epoch == Some(cursor.epoch) && cursor.arr <= newest)

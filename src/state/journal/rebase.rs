@@ -5,18 +5,17 @@
 //! these ops: nothing is acknowledged, and whoever admitted one would have to be as wrong as we were.
 //! A clock goes back as far as to an op that is held, so that it claims nothing that was taken out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::params;
 
 use crate::core::ids::{LogId, NodeId, OpHash};
-use crate::core::journal::cell::{CellKey, CellValue, cell_digest, fact_digest};
-use crate::core::journal::message::Xor16;
-use crate::core::journal::op::{Body, Change, Event, Key};
+use crate::core::journal::cell::{CellKey, CellValue, cell_digest, event_digest, fact_digest};
+use crate::core::journal::op::{Body, Change, Key, STREAM_MODEL};
 use crate::core::journal::stamp::{Hlc, Stamp};
 use crate::core::limits::FUTURE_MS_MAX;
 
-use super::apply::{read_body, row_cell};
+use super::apply::{live_above, read_body, row_cell};
 use super::schema::int;
 use super::tx::Tx;
 use super::{Journal, JournalError, Rebased, Result};
@@ -34,14 +33,18 @@ impl Journal {
     }
 }
 
-/// An op that is taken out and written anew.
-struct Doomed {
-    arr: i64,
-    log: i64,
-    log_id: LogId,
-    hash: OpHash,
-    body: Body,
+/// An op that is taken out.
+pub(super) struct Held {
+    pub(super) arr: i64,
+    pub(super) log: i64,
+    pub(super) log_id: LogId,
+    pub(super) hash: OpHash,
+    pub(super) opaque: bool,
+    pub(super) body: Body,
 }
+
+/// Where a record is kept: model, scope and id.
+type Place = (i64, i64, Vec<u8>);
 
 impl Tx<'_> {
     fn rebase(&mut self) -> Result<Rebased> {
@@ -73,10 +76,11 @@ impl Tx<'_> {
             return Err(JournalError::Unreadable);
         }
         self.take_out(&doomed, &me)?;
+        self.close_log();
         let log = self.begin_log()?;
         let mut moved: BTreeMap<(LogId, u64), Stamp> = BTreeMap::new();
         let ops = doomed.len();
-        for Doomed { log_id, body, .. } in doomed {
+        for Held { log_id, body, .. } in doomed {
             let seq = body.seq;
             let changes = self.anew(body.changes, &moved)?;
             let written = self.author(changes, None)?.map_err(|error| {
@@ -87,43 +91,28 @@ impl Tx<'_> {
         Ok(Rebased::Done { ops, log })
     }
 
-    fn doomed(&self, bound: i64, dev: i64) -> Result<Vec<Doomed>> {
+    fn doomed(&self, bound: i64, dev: i64) -> Result<Vec<Held>> {
         let mut query = self.db.prepare(
-            "SELECT o.arr, o.log, l.log_id, o.hash, o.body FROM ops o JOIN logs l USING (log)
+            "SELECT o.arr, o.log, l.log_id, o.hash, o.body, o.opaque FROM ops o JOIN logs l USING (log)
              WHERE o.hlc >= ?1 AND l.dev = ?2 ORDER BY o.hlc, o.arr",
         )?;
         let rows = query.query_map(params![bound, dev], |row| {
             let body: Vec<u8> = row.get(4)?;
-            Ok((row.get(0)?, row.get(1)?, LogId(row.get(2)?), OpHash(row.get(3)?), body))
+            let opaque = row.get(5)?;
+            Ok((row.get(0)?, row.get(1)?, LogId(row.get(2)?), OpHash(row.get(3)?), body, opaque))
         })?;
         rows.map(|row| {
-            let (arr, log, log_id, hash, body) = row?;
-            Ok(Doomed { arr, log, log_id, hash, body: read_body(&body)? })
+            let (arr, log, log_id, hash, body, opaque) = row?;
+            Ok(Held { arr, log, log_id, hash, opaque, body: read_body(&body)? })
         })
         .collect()
     }
 
     /// Takes ops out with all that they hold, and their logs' clocks back to before them.
-    fn take_out(&mut self, doomed: &[Doomed], me: &NodeId) -> Result<()> {
+    fn take_out(&mut self, doomed: &[Held], me: &NodeId) -> Result<()> {
         let mut first: BTreeMap<i64, u64> = BTreeMap::new();
         for op in doomed {
-            self.take_out_cells(op)?;
-            self.take_out_events(op)?;
-            for (index, change) in op.body.changes.iter().enumerate() {
-                if !matches!(change, Change::Member(_)) {
-                    continue;
-                }
-                let gone = self.db.execute(
-                    "DELETE FROM members WHERE op = ?1 AND idx = ?2",
-                    params![op.arr, int(index as u64)],
-                )?;
-                if gone == 1 {
-                    self.digest.toggle(fact_digest(&op.hash, index));
-                    self.facts_changed();
-                    self.add_refs(op.arr, -1)?;
-                }
-            }
-            self.delete_op(op.arr)?;
+            self.take_out_op(op)?;
             let seq = first.entry(op.log).or_insert(op.body.seq);
             *seq = op.body.seq.min(*seq);
         }
@@ -137,6 +126,31 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Takes an op out with all that it holds. Returns the records that changed.
+    pub(super) fn take_out_op(&mut self, op: &Held) -> Result<BTreeSet<Place>> {
+        let records = self.take_out_cells(op)?;
+        self.take_out_events(op)?;
+        for (index, change) in op.body.changes.iter().enumerate() {
+            if !matches!(change, Change::Member(_)) {
+                continue;
+            }
+            let gone = self.db.execute(
+                "DELETE FROM members WHERE op = ?1 AND idx = ?2",
+                params![op.arr, int(index as u64)],
+            )?;
+            if gone == 1 {
+                self.digest.remove(&fact_digest(&op.hash, index));
+                self.facts_changed();
+                self.add_refs(op.arr, -1)?;
+            }
+        }
+        if op.opaque {
+            self.toggle_above(op.log, op.body.seq, &op.hash.0, false)?;
+        }
+        self.delete_op(op.arr)?;
+        Ok(records)
+    }
+
     /// Takes a log's clock back to the last op that is held before `seq`. What is held above it
     /// stays: fills are of the dawn, wherever they stand in a log.
     fn retreat(&mut self, log: i64, seq: u64) -> Result<()> {
@@ -145,7 +159,7 @@ impl Tx<'_> {
         }
         let last = self.top_held(log, 0, seq - 1)?;
         let (to, head) = last.map_or((0, None), |(to, head)| (to, Some(head)));
-        let above = self.live_above(log, to)?;
+        let above = live_above(&self.db, log, to)?;
         let row = self.log(log)?;
         (row.seq, row.head) = (to, head);
         if !row.forked {
@@ -154,19 +168,7 @@ impl Tx<'_> {
         self.absorb(log)
     }
 
-    fn live_above(&self, log: i64, seq: u64) -> Result<Xor16> {
-        let mut query = self.db.prepare(
-            "SELECT hash FROM ops WHERE log = ?1 AND seq > ?2 AND (refs > 0 OR opaque = 1)",
-        )?;
-        let mut rows = query.query(params![log, int(seq)])?;
-        let mut above = Xor16::default();
-        while let Some(row) = rows.next()? {
-            above.toggle(Xor16::of(&row.get(0)?));
-        }
-        Ok(above)
-    }
-
-    fn take_out_cells(&mut self, op: &Doomed) -> Result<()> {
+    fn take_out_cells(&mut self, op: &Held) -> Result<BTreeSet<Place>> {
         let cells: Vec<(i64, i64, CellKey, Option<NodeId>, CellValue)> = {
             let mut query = self.db.prepare_cached(
                 "SELECT c.hlc, c.log_id, c.seq, c.removed, c.value, c.model, c.scope, m.name, c.id,
@@ -182,6 +184,8 @@ impl Tx<'_> {
             })?;
             rows.collect::<rusqlite::Result<_>>()?
         };
+        let mut records = BTreeSet::new();
+        let mut streams = BTreeSet::new();
         for (model, scope, key, owner, value) in cells {
             let CellKey { record, field, elem } = &key;
             self.db.execute(
@@ -190,7 +194,7 @@ impl Tx<'_> {
                 params![model, scope, record.id, field, elem],
             )?;
             let gone = cell_digest(&record.model, owner.as_ref(), &record.id, field, elem, &value);
-            self.digest.toggle(gone);
+            self.digest.remove(&gone);
             self.add_refs(op.arr, -1)?;
             self.db.execute(
                 "UPDATE records SET alive = EXISTS (SELECT 1 FROM cells
@@ -198,11 +202,18 @@ impl Tx<'_> {
                  WHERE model = ?1 AND scope = ?2 AND id = ?3",
                 params![model, scope, record.id],
             )?;
+            if record.model == STREAM_MODEL && !record.owned {
+                streams.insert((model, record.id.clone()));
+            }
+            records.insert((model, scope, key.record.id));
         }
-        Ok(())
+        for (model, id) in streams {
+            self.reread_retention(model, &id)?;
+        }
+        Ok(records)
     }
 
-    fn take_out_events(&mut self, op: &Doomed) -> Result<()> {
+    fn take_out_events(&mut self, op: &Held) -> Result<()> {
         for (index, change) in op.body.changes.iter().enumerate() {
             let Change::Event(event) = change else {
                 continue;
@@ -216,34 +227,15 @@ impl Tx<'_> {
                 continue;
             }
             self.add_refs(op.arr, -1)?;
-            let share = crate::core::journal::cell::event_digest(&op.hash, index);
             let counted: bool = self.db.query_row(
                 "SELECT NOT EXISTS (SELECT 1 FROM retention WHERE stream = ?1)",
                 [&event.stream],
                 |row| row.get(0),
             )?;
             if counted {
-                self.digest.toggle(share);
+                self.digest.remove(&event_digest(&op.hash, index));
             }
-            self.forget_event(op.log, event, share)?;
         }
-        Ok(())
-    }
-
-    fn forget_event(&mut self, log: i64, event: &Event, share: Xor16) -> Result<()> {
-        let key = params![event.stream, log];
-        let digest: Option<[u8; 16]> = self
-            .db
-            .query_row("SELECT digest FROM streams WHERE stream = ?1 AND log = ?2", key, |row| {
-                row.get(0)
-            })
-            .optional()?;
-        let mut sum = Xor16(digest.unwrap_or_default());
-        sum.toggle(share);
-        self.db.execute(
-            "UPDATE streams SET digest = ?3 WHERE stream = ?1 AND log = ?2",
-            params![event.stream, log, sum.0],
-        )?;
         Ok(())
     }
 

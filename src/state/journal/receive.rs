@@ -1,7 +1,7 @@
 //! Taking in what peers send: ops, and claims about how far they are.
 //!
 //! R1  An op is admitted when it comes from a member, its author is somebody the group ever trusted,
-//!     it is not too far in the future and there is room. Only its signature was checked before.
+//!     it is not too far in the future and there is room, on the disk too ([`super::budget`]). Only its signature was checked before.
 //! R2  What is refused leaves no trace, and is asked for again in a later session. Therefore no gap
 //!     is jumped in a session in which something was refused.
 //! R3  No author uses up the room of another: what bounds bytes, logs and facts is each author's
@@ -10,16 +10,14 @@
 //!     devices, as it depends on what came first; nothing else does (see
 //!     [`crate::core::journal::members`] for who is a member).
 //! R4  An op signed by this device for the log it writes, and not known here, proves that the end of
-//!     that log was forgotten (J3): another log is begun in the same transaction.
+//!     that log was forgotten (J3): it is closed in the same transaction, and the next op begins another.
 
 use rusqlite::{OptionalExtension, params};
 
 use crate::core::ids::{LogId, NodeId, OpHash};
 use crate::core::journal::message::ClockEntry;
 use crate::core::journal::op::{Change, MemberChange, group_id};
-use crate::core::limits::{
-    AUTHOR_QUOTA_BYTES, AUTHORS_MAX, FACTS_PER_AUTHOR_MAX, LOGS_PER_AUTHOR_MAX,
-};
+use crate::core::limits::{AUTHORS_MAX, FACTS_PER_AUTHOR_MAX, LOGS_PER_AUTHOR_MAX};
 
 use super::apply::Applied;
 use super::schema::{int, row_u64};
@@ -31,7 +29,9 @@ impl Journal {
     /// T2: takes in a batch that came over a connection with `from`, at most
     /// [`crate::core::limits::OPS_PER_FRAME_MAX`] ops. What is returned is durable.
     pub fn receive(&mut self, from: &NodeId, ops: &[VerifiedOp], now_ms: u64) -> Result<Received> {
+        let is_disk_low = self.is_disk_low();
         let mut tx = self.begin(now_ms)?;
+        tx.is_disk_low = is_disk_low;
         let received = tx.receive(ops, |tx, _| tx.why_unwelcome(from))?;
         tx.commit()?;
         Ok(received)
@@ -161,9 +161,12 @@ impl Tx<'_> {
             }
         }
         if forgotten {
-            let log = self.begin_log()?;
-            tracing::warn!(%log, "a peer knew ops of ours that we had forgotten: a new log is begun");
-            received.rotated = Some(log);
+            self.close_log();
+            tracing::warn!(
+                "a peer knew ops of this device that were forgotten here: it writes to a new log from \
+                 now on"
+            );
+            received.rotated = true;
         }
         received.members_changed = self.news.members;
         Ok(received)
@@ -216,6 +219,9 @@ impl Tx<'_> {
         if let Some(until_ms) = op.body().hlc.held_back_until_ms(self.now_ms) {
             return Ok(Some(RefusedWhy::Future { until_ms }));
         }
+        if self.is_disk_low {
+            return Ok(Some(RefusedWhy::Full));
+        }
         let bytes = (op.signed().body.len() + op.signed().sig.len()) as u64;
         let room = (known.is_some() || self.has_log_room(&author)?)
             && (!tells_facts(op) || self.facts_told(&author)? <= FACTS_PER_AUTHOR_MAX)
@@ -223,13 +229,13 @@ impl Tx<'_> {
         Ok((!room).then_some(RefusedWhy::Quota))
     }
 
-    /// Whether another log of an author may be known.
+    /// Whether another log of an author may be known. This device counts before it has one.
     pub(super) fn has_log_room(&mut self, author: &NodeId) -> Result<bool> {
-        let dev = self.device(author)?;
+        let (dev, me) = (self.device(author)?, self.device(&self.me())?);
         let (others, own) = self.db.query_row(
-            "SELECT (SELECT count(DISTINCT dev) FROM logs WHERE dev != ?1),
+            "SELECT (SELECT count(*) FROM (SELECT dev FROM logs UNION SELECT ?2) WHERE dev != ?1),
                  (SELECT count(*) FROM logs WHERE dev = ?1)",
-            [dev],
+            [dev, me],
             |row| Ok((row_u64(row, 0)?, row_u64(row, 1)?)),
         )?;
         Ok(others < AUTHORS_MAX as u64 && own < LOGS_PER_AUTHOR_MAX as u64)
@@ -244,28 +250,11 @@ impl Tx<'_> {
         Ok(usize::try_from(facts).unwrap_or(usize::MAX))
     }
 
-    /// Whether an author has room for so many bytes, once its dead ops are dropped if need be.
-    pub(super) fn has_room(&mut self, author: &NodeId, bytes: u64) -> Result<bool> {
-        let dev = self.device(author)?;
-        let limit = self.quota(dev)?;
-        if self.device_bytes(dev)? + bytes <= limit {
-            return Ok(true);
-        }
-        self.drop_dead_of(dev)?;
-        Ok(self.device_bytes(dev)? + bytes <= limit)
-    }
-
-    pub(super) fn quota(&self, dev: i64) -> Result<u64> {
-        let mut query = self.db.prepare_cached("SELECT quota_bytes FROM devices WHERE dev = ?1")?;
-        let set: Option<i64> = query.query_row([dev], |row| row.get(0))?;
-        Ok(set.map_or(AUTHOR_QUOTA_BYTES, |bytes| u64::try_from(bytes).unwrap_or(0)))
-    }
-
     /// The highest op held above `from` and up to `to`.
     pub(super) fn top_held(&self, log: i64, from: u64, to: u64) -> Result<Option<(u64, OpHash)>> {
         let mut query = self.db.prepare_cached(
             "SELECT seq, hash FROM ops WHERE log = ?1 AND seq > ?2 AND seq <= ?3
-             ORDER BY seq DESC, dup LIMIT 1",
+             ORDER BY seq DESC, hash LIMIT 1",
         )?;
         let top = query.query_row(params![log, int(from), int(to)], |row| {
             Ok((row_u64(row, 0)?, OpHash(row.get(1)?)))
@@ -274,6 +263,7 @@ impl Tx<'_> {
     }
 }
 
-fn tells_facts(op: &VerifiedOp) -> bool {
+/// Whether an op says something about members.
+pub(super) fn tells_facts(op: &VerifiedOp) -> bool {
     op.body().changes.iter().any(|change| matches!(change, Change::Member(_)))
 }

@@ -28,6 +28,7 @@ struct State {
     version: u64,
     verdicts: Verdicts,
     tokens: BTreeMap<[u8; 32], Token>,
+    is_founded_anew: bool,
 }
 
 /// An outstanding token.
@@ -43,6 +44,7 @@ pub(super) struct Next {
     verdicts: Verdicts,
     /// Key, creation, expiry.
     tokens: Vec<([u8; 32], u64, u64)>,
+    is_founded_anew: bool,
     now_ms: u64,
     now: Instant,
 }
@@ -78,6 +80,12 @@ impl Roster {
         self.read().verdicts.members().count()
     }
 
+    /// Whether this device lost its journal, and is alone in the group that it founded then.
+    pub fn is_founded_anew(&self) -> bool {
+        let state = self.read();
+        state.is_founded_anew && state.verdicts.members().count() <= 1
+    }
+
     /// Rises with every change.
     pub fn version(&self) -> u64 {
         self.read().version
@@ -86,7 +94,7 @@ impl Roster {
     pub(super) fn set(&self, next: Next) {
         // A panic elsewhere left a whole state: it is only ever replaced below.
         let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let Next { verdicts, tokens, now_ms, now } = next;
+        let Next { verdicts, tokens, is_founded_anew, now_ms, now } = next;
         let tokens = tokens.into_iter().map(|(key, created_ms, expires_ms)| {
             let left_ms = expires_ms.saturating_sub(now_ms.max(created_ms));
             let fresh = now + Duration::from_millis(left_ms);
@@ -94,7 +102,7 @@ impl Roster {
             (key, Token { created_ms, expires_ms, deadline })
         });
         let tokens = tokens.collect();
-        *state = State { version: state.version + 1, verdicts, tokens };
+        *state = State { version: state.version + 1, verdicts, tokens, is_founded_anew };
     }
 
     /// Whether an outstanding token is in time.
@@ -121,7 +129,8 @@ impl Tx<'_> {
         let tokens =
             query.query_map([], |row| Ok((row.get(0)?, row_u64(row, 1)?, row_u64(row, 2)?)))?;
         let tokens = tokens.collect::<rusqlite::Result<_>>()?;
-        Ok(Next { verdicts, tokens, now_ms: self.now_ms, now: self.now })
+        let is_founded_anew = meta(&self.db, key::FOUNDED_ANEW)?.is_some();
+        Ok(Next { verdicts, tokens, is_founded_anew, now_ms: self.now_ms, now: self.now })
     }
 
     /// Whether this device is out of its group: by the facts, or by a member's word.

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::core::ids::{LogId, NodeId, OpHash};
 use crate::core::journal::members::Verdicts;
-use crate::core::journal::message::{Clock, ClockEntry, StateDigest, Xor16};
+use crate::core::journal::message::{Clock, ClockEntry, Head, StateDigest};
 use crate::core::journal::op::{KINDS, LogInfo, SignedOp};
+use crate::core::journal::set_hash::SetDigest;
 
-use super::schema::{int, key, meta_array, row_u64, seq_key};
+use super::apply::live_above;
+use super::schema::{int, key, meta_set, row_set, row_u64, seq_key};
 use super::tx::{ADD, GENESIS};
 use super::{JournalReader, Result};
 
@@ -46,11 +48,11 @@ pub struct LogState {
     /// The clock.
     pub seq: u64,
     /// The start of the hash of the op at `seq`; zero for 0, and in a forked log.
-    pub head: Xor16,
+    pub head: Head,
     /// The highest number held.
     pub top_seq: u64,
     /// See [`crate::core::journal::message::ClockEntry::above`].
-    pub above: Xor16,
+    pub above: SetDigest,
     /// Two ops of one number are known.
     pub forked: bool,
 }
@@ -86,26 +88,23 @@ impl JournalReader {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// The XOR over our live ops of a log above `seq`: equal to a peer's `above` when it holds them.
+    /// The digest of our live ops of a log above `seq`: equal to a peer's `above` when it holds them.
     /// Reads all of them.
-    pub fn above(&self, log: &LogId, seq: u64) -> Result<Xor16> {
-        let mut query = self.connection.prepare_cached(
-            "SELECT o.hash FROM ops o JOIN logs l USING (log)
-             WHERE l.log_id = ?1 AND o.seq > ?2 AND (o.refs > 0 OR o.opaque = 1)",
-        )?;
-        let mut rows = query.query(params![log.0, int(seq)])?;
-        let mut sum = Xor16::default();
-        while let Some(row) = rows.next()? {
-            sum.toggle(Xor16::of(&row.get(0)?));
-        }
-        Ok(sum)
+    pub fn above(&self, log: &LogId, seq: u64) -> Result<SetDigest> {
+        let tx = self.connection.unchecked_transaction()?;
+        let num: Option<i64> = tx
+            .prepare_cached("SELECT log FROM logs WHERE log_id = ?1")?
+            .query_row([log.0], |row| row.get(0))
+            .optional()?;
+        let Some(num) = num else { return Ok(SetDigest::default()) };
+        Ok(live_above(&tx, num, seq)?.digest())
     }
 
     /// The hashes of the ops held at that place; more than one in a forked log.
     pub fn hashes_at(&self, log: &LogId, seq: u64) -> Result<Vec<OpHash>> {
         let mut query = self.connection.prepare_cached(
             "SELECT o.hash FROM ops o JOIN logs l USING (log)
-             WHERE l.log_id = ?1 AND o.seq = ?2 ORDER BY o.dup",
+             WHERE l.log_id = ?1 AND o.seq = ?2 ORDER BY o.hash",
         )?;
         let rows = query.query_map(params![log.0, seq_key(seq)], |row| row.get(0).map(OpHash))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
@@ -206,8 +205,8 @@ fn clock(connection: &Connection) -> Result<Clock> {
         .prepare_cached("SELECT log_id, seq, head, above, forked FROM logs ORDER BY log_id")?;
     let entries = query.query_map([], |row| row_entry(row, [0, 1, 2, 3, 4]))?;
     let mut entries: Vec<ClockEntry> = entries.collect::<rusqlite::Result<_>>()?;
-    entries.retain(|entry| entry.seq > 0 || !entry.above.is_zero());
-    let sum = meta_array(connection, key::DIGEST)?.map(Xor16);
+    entries.retain(|entry| entry.seq > 0 || !entry.above.is_empty());
+    let sum = meta_set(connection, key::DIGEST)?.map(|sum| sum.digest());
     let digest = sum.map(|sum| StateDigest { kinds: KINDS, sum });
     Ok(Clock { entries, drained: false, restart: false, digest })
 }
@@ -217,9 +216,10 @@ fn row_entry(row: &rusqlite::Row<'_>, at: [usize; 5]) -> rusqlite::Result<ClockE
     let [log, seq, head, above, forked] = at;
     let forked: bool = row.get(forked)?;
     let hash: Option<[u8; 32]> = row.get(head)?;
-    let head = hash.filter(|_| !forked).map(|hash| Xor16::of(&hash)).unwrap_or_default();
-    let above = Xor16(row.get(above)?);
-    Ok(ClockEntry { log: LogId(row.get(log)?), seq: row_u64(row, seq)?, head, above, forked })
+    let head = hash.filter(|_| !forked).map(|hash| Head::of(&hash)).unwrap_or_default();
+    let above = row_set(row, above)?.digest();
+    let (log, seq) = (LogId(row.get(log)?), row_u64(row, seq)?);
+    Ok(ClockEntry { log, seq, head, above, forked, withheld: false })
 }
 
 /// The ops with the facts that make a device legit, the founder's first.

@@ -3,13 +3,18 @@
 //! Devices and models are numbered to keep cells small; device 0 stands for the shared scope. An op
 //! is dead when `refs`, the number of cells, events and facts it holds, is 0 and it is not opaque.
 
+use std::path::Path;
+
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use crate::core::ids::NodeId;
+use crate::core::journal::set_hash::SetHash;
+use crate::db::migrate::{MigrateError, Outcome, migrate, newest};
 
+use super::upgrade::STEPS;
 use super::{JournalError, Result};
 
-const SCHEMA_VERSION: i64 = 1;
+/// The newest schema; [`super::upgrade`] makes it of older ones.
 const SCHEMA: &str = "
 CREATE TABLE meta (
     k TEXT PRIMARY KEY,
@@ -40,7 +45,6 @@ CREATE TABLE ops (
     arr INTEGER PRIMARY KEY AUTOINCREMENT,
     log INTEGER NOT NULL REFERENCES logs,
     seq INTEGER NOT NULL,
-    dup INTEGER NOT NULL,
     hash BLOB NOT NULL,
     hlc INTEGER NOT NULL,
     refs INTEGER NOT NULL,
@@ -48,7 +52,7 @@ CREATE TABLE ops (
     recv_ms INTEGER NOT NULL,
     body BLOB NOT NULL,
     sig BLOB NOT NULL,
-    UNIQUE (log, seq, dup)
+    UNIQUE (log, seq, hash)
 ) STRICT;
 CREATE INDEX ops_dead ON ops (log, seq) WHERE refs = 0 AND opaque = 0;
 CREATE INDEX ops_opaque ON ops (arr) WHERE opaque = 1;
@@ -91,7 +95,6 @@ CREATE TABLE streams (
     stream TEXT NOT NULL,
     log INTEGER NOT NULL,
     next INTEGER NOT NULL,
-    digest BLOB NOT NULL,
     PRIMARY KEY (stream, log)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE retention (
@@ -157,6 +160,19 @@ pub(super) const GROUP_TABLES: [&str; 15] = [
     "devices",
 ];
 
+/// What `meta` has of a group.
+pub(super) const GROUP_KEYS: [&str; 9] = [
+    key::GROUP,
+    key::TOLD_REMOVED,
+    key::OPEN_LOG,
+    key::FEED_EPOCH,
+    key::FOUNDED_ANEW,
+    key::DIGEST,
+    key::HLC_MAX,
+    key::HLC_OTHERS,
+    key::REMERGED,
+];
+
 /// The keys of `meta`.
 pub(super) mod key {
     /// The node ID of this device.
@@ -169,12 +185,21 @@ pub(super) mod key {
     pub(in super::super) const GROUP: &str = "group_id";
     /// There when a member said that the group has removed this device.
     pub(in super::super) const TOLD_REMOVED: &str = "told_removed";
-    /// The id of the log this device writes.
+    /// The id of the log this device writes; absent until it writes.
     pub(in super::super) const OPEN_LOG: &str = "open_log";
-    /// The digest of the state.
+    /// What numbers of arrival belong to: another one where they may have been given before.
+    pub(in super::super) const FEED_EPOCH: &str = "feed_epoch";
+    /// The sum over the state, see [`crate::core::journal::set_hash`].
     pub(in super::super) const DIGEST: &str = "digest";
+    /// The group that this device founded when it had a key and no journal: it may be in another.
+    pub(in super::super) const FOUNDED_ANEW: &str = "founded_anew";
     /// The greatest time given or admitted, eight bytes big-endian.
     pub(in super::super) const HLC_MAX: &str = "hlc_max";
+    /// The same of ops that other devices wrote.
+    pub(in super::super) const HLC_OTHERS: &str = "hlc_others";
+    /// There while ops are to be merged again: those up to this number of arrival, eight bytes
+    /// big-endian, were.
+    pub(in super::super) const REMERGED: &str = "remerged";
 }
 
 /// Statements kept prepared: more than there are.
@@ -191,10 +216,16 @@ pub(super) fn configure(connection: &Connection) -> Result<()> {
     Ok(())
 }
 
-/// Makes the tables in a new file and checks that an old one is this device's.
+/// Makes the tables in a new file, steps those of an old one forward, and checks that it is this
+/// device's.
 ///
 /// `synchronous = FULL`: a committed op may be at a peer at once, so it must not be forgotten.
-pub(super) fn prepare(connection: &mut Connection, device: &NodeId) -> Result<()> {
+pub(super) fn prepare(
+    connection: &mut Connection,
+    path: &Path,
+    device: &NodeId,
+    now_ms: u64,
+) -> Result<()> {
     configure(connection)?;
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -202,16 +233,13 @@ pub(super) fn prepare(connection: &mut Connection, device: &NodeId) -> Result<()
     connection.pragma_update(None, "fullfsync", "ON")?;
     connection.pragma_update(None, "checkpoint_fullfsync", "ON")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
+    let outcome = migrate(connection, path, &STEPS, now_ms).map_err(migrate_error)?;
     let tx = connection
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(JournalError::of_begin)?;
-    let found: i64 = tx.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    if found > SCHEMA_VERSION {
-        return Err(JournalError::Newer { found, known: SCHEMA_VERSION });
-    }
-    if found == 0 {
+    if outcome == Outcome::Empty {
         tx.execute_batch(SCHEMA)?;
-        tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        tx.pragma_update(None, "user_version", newest(&STEPS))?;
         set_meta(&tx, key::DEVICE, &device.0)?;
     }
     let owner = meta(&tx, key::DEVICE)?.unwrap_or_default();
@@ -220,6 +248,14 @@ pub(super) fn prepare(connection: &mut Connection, device: &NodeId) -> Result<()
         return Err(JournalError::OtherDevice(owner));
     }
     Ok(tx.commit()?)
+}
+
+fn migrate_error(error: MigrateError) -> JournalError {
+    match error {
+        MigrateError::Newer { found, known, .. } => JournalError::Newer { found, known },
+        MigrateError::Database { error, .. } => JournalError::of_begin(error),
+        other => JournalError::Open(other.to_string()),
+    }
 }
 
 pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>> {
@@ -241,6 +277,25 @@ pub(super) fn meta_array<const N: usize>(
     bytes.try_into().map(Some).map_err(|_| damaged())
 }
 
+/// A number of `meta`.
+pub(super) fn meta_u64(connection: &Connection, key: &str) -> Result<Option<u64>> {
+    Ok(meta_array(connection, key)?.map(u64::from_be_bytes))
+}
+
+/// A sum of `meta`.
+pub(super) fn meta_set(connection: &Connection, key: &str) -> Result<Option<SetHash>> {
+    let Some(bytes) = meta(connection, key)? else {
+        return Ok(None);
+    };
+    let damaged = || JournalError::Damaged(format!("{key} is no sum of {} bytes", bytes.len()));
+    SetHash::from_bytes(&bytes).map(Some).ok_or_else(damaged)
+}
+
+pub(super) fn delete_meta(tx: &Transaction<'_>, key: &str) -> Result<()> {
+    tx.prepare_cached("DELETE FROM meta WHERE k = ?1")?.execute([key])?;
+    Ok(())
+}
+
 pub(super) fn set_meta(tx: &Transaction<'_>, key: &str, value: &[u8]) -> Result<()> {
     tx.prepare_cached(
         "INSERT INTO meta (k, v) VALUES (?1, ?2) ON CONFLICT (k) DO UPDATE SET v = excluded.v",
@@ -257,6 +312,19 @@ pub(super) fn int(value: u64) -> i64 {
 /// The number of an op to be looked up: null, which is the number of none, where there can be none.
 pub(super) fn seq_key(seq: u64) -> Option<i64> {
     i64::try_from(seq).ok()
+}
+
+/// A sum of a row.
+pub(super) fn row_set(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<SetHash> {
+    let bytes: Vec<u8> = row.get(column)?;
+    SetHash::from_bytes(&bytes).ok_or_else(|| {
+        let detail = format!("a sum of {} bytes", bytes.len());
+        rusqlite::Error::FromSqlConversionFailure(
+            column,
+            rusqlite::types::Type::Blob,
+            detail.into(),
+        )
+    })
 }
 
 /// A number of a row.

@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use crate::core::ids::{LogId, NodeId};
-use crate::core::journal::message::{ClockEntry, Xor16};
-use crate::core::journal::session::{Compared, Here, Need, NotTaken, Scanned, Standing, Why, need};
-use crate::core::limits::{OPS_FRAME_BYTES, OPS_PER_FRAME_MAX};
+use rusqlite::params;
 
-use super::schema::row_u64;
+use crate::core::ids::{LogId, NodeId};
+use crate::core::journal::message::{ClockEntry, Head};
+use crate::core::journal::session::{Compared, Here, Need, NotTaken, Scanned, Standing, Why, need};
+use crate::core::journal::set_hash::SetDigest;
+use crate::core::limits::{
+    AUTHOR_QUOTA_BYTES, OP_BODY_BYTES_MAX, OPS_FRAME_BYTES, OPS_PER_FRAME_MAX,
+};
+
+use super::schema::{int, row_u64};
 use super::{JournalReader, LogState, Refused, RefusedWhy, Result, Scan, ScanLimits};
 
 /// Rows one scan looks at: a few milliseconds of work.
@@ -39,12 +44,15 @@ impl JournalReader {
                 compared.has.push((entry.log, entry.seq));
                 continue;
             };
+            if entry.withheld && self.has_room_for(state)? {
+                compared.welcome.push(entry.log);
+            }
             let at = self.hashes_at(&entry.log, entry.seq)?;
             let here = Here {
                 seq: state.seq,
                 head: state.head,
                 above: self.above_entry(entry, state)?,
-                at: at.iter().map(|hash| Xor16::of(&hash.0)).collect(),
+                at: at.iter().map(|hash| Head::of(&hash.0)).collect(),
                 forked: state.forked,
             };
             let (has, covers) = match need(entry, &here) {
@@ -64,16 +72,29 @@ impl JournalReader {
         Ok(compared)
     }
 
+    /// Whether a log's author has room for whatever op may come next.
+    fn has_room_for(&self, state: &LogState) -> Result<bool> {
+        let mut query = self.connection.prepare_cached(
+            "SELECT ifnull(d.quota_bytes, ?2), (SELECT sum(bytes) FROM logs l WHERE l.dev = d.dev)
+             FROM devices d WHERE d.id = ?1",
+        )?;
+        let (quota, used) = query
+            .query_row(params![state.author.0, int(AUTHOR_QUOTA_BYTES)], |row| {
+                Ok((row_u64(row, 0)?, row_u64(row, 1)?))
+            })?;
+        Ok(used + OP_BODY_BYTES_MAX as u64 <= quota)
+    }
+
     /// See [`Here::above`]. Finding it out means reading all ops above the entry, which pays only
     /// where the peer holds some.
-    fn above_entry(&self, entry: &ClockEntry, state: &LogState) -> Result<Option<Xor16>> {
+    fn above_entry(&self, entry: &ClockEntry, state: &LogState) -> Result<Option<SetDigest>> {
         if entry.forked || state.forked {
             return Ok((entry.forked && state.forked).then_some(state.above));
         }
         if entry.seq == state.seq {
             return Ok(Some(state.above));
         }
-        if entry.above.is_zero() {
+        if entry.above.is_empty() {
             return Ok(None);
         }
         self.above(&entry.log, entry.seq).map(Some)
@@ -103,6 +124,7 @@ impl From<&Refused> for NotTaken {
             RefusedWhy::UnknownAuthor => Why::Author,
             RefusedWhy::Future { until_ms } => Why::Future { until_ms },
             RefusedWhy::Quota => Why::Quota,
+            RefusedWhy::Full => Why::Full,
             RefusedWhy::NotFromMember => Why::NotFromMember,
             RefusedWhy::FromRemoved => Why::FromRemoved,
             RefusedWhy::OtherGroup => Why::OtherGroup,

@@ -13,14 +13,18 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 use crate::clock::instant_now;
 use crate::core::ids::{GroupId, LogId, NodeId, OpHash};
 use crate::core::journal::members::{Fact, FactKind, Verdicts};
-use crate::core::journal::message::Xor16;
 use crate::core::journal::op::LogInfo;
+use crate::core::journal::set_hash::{Element, SetHash};
 use crate::core::journal::stamp::Hlc;
 use crate::core::limits::LOGS_PER_AUTHOR_MAX;
 use crate::state::identity::Identity;
 
+use super::budget::Budget;
 use super::roster::Roster;
-use super::schema::{GROUP_TABLES, int, key, meta_array, row_u64, set_meta};
+use super::schema::{
+    GROUP_KEYS, GROUP_TABLES, delete_meta, int, key, meta_array, meta_set, meta_u64, row_set,
+    row_u64, set_meta,
+};
 use super::{JournalError, News, Result};
 
 /// The random source of log and group nonces.
@@ -40,16 +44,24 @@ pub(super) struct Tx<'a> {
     /// For the deadlines of tokens.
     pub(super) now: Instant,
     pub(super) group: Option<GroupId>,
-    /// The log this device writes.
+    /// The log this device writes; `None` until it writes.
     pub(super) open_log: Option<LogId>,
+    /// See [`key::FEED_EPOCH`].
+    feed_epoch: Option<LogId>,
     pub(super) hlc_max: Hlc,
-    pub(super) digest: Xor16,
+    /// The greatest time of an op by another device.
+    pub(super) hlc_others: Hlc,
+    pub(super) digest: SetHash,
     /// Each as it is, and as the table has it.
-    logs: BTreeMap<i64, (LogRow, LogRow)>,
+    pub(super) logs: BTreeMap<i64, (LogRow, LogRow)>,
     log_nums: BTreeMap<LogId, i64>,
     devices: BTreeMap<NodeId, i64>,
     models: BTreeMap<String, i64>,
     device_bytes: BTreeMap<i64, u64>,
+    /// Made when somebody has used enough for it to matter.
+    pub(super) budget: Option<Budget>,
+    /// Nothing is taken in from peers.
+    pub(super) is_disk_low: bool,
     verdicts: Option<Verdicts>,
     /// Facts or tokens changed: the roster is to be made anew.
     pub(super) roster_changed: bool,
@@ -60,12 +72,14 @@ pub(super) struct Tx<'a> {
 }
 
 /// What the table `meta` has of the group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Kept {
     group: Option<GroupId>,
     open_log: Option<LogId>,
+    feed_epoch: Option<LogId>,
     hlc_max: Hlc,
-    digest: Option<Xor16>,
+    hlc_others: Hlc,
+    digest: Option<SetHash>,
 }
 
 /// A row of `logs`.
@@ -77,7 +91,7 @@ pub(super) struct LogRow {
     pub(super) seq: u64,
     pub(super) head: Option<OpHash>,
     pub(super) forked: bool,
-    pub(super) above: Xor16,
+    pub(super) above: SetHash,
     pub(super) bytes: u64,
 }
 
@@ -88,8 +102,10 @@ impl Nonces {
 
     pub(super) fn draw(&mut self) -> [u8; 16] {
         self.drawn += 1;
-        let long = blake3::keyed_hash(&self.seed, &self.drawn.to_be_bytes());
-        Xor16::of(long.as_bytes()).0
+        let mut nonce = [0; 16];
+        let mut hasher = blake3::Hasher::new_keyed(&self.seed);
+        hasher.update(&self.drawn.to_be_bytes()).finalize_xof().fill(&mut nonce);
+        nonce
     }
 }
 
@@ -112,18 +128,22 @@ impl<'a> Tx<'a> {
         let db = connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(JournalError::of_begin)?;
-        let hlc_max = meta_array(&db, key::HLC_MAX)?.map_or(0, u64::from_be_bytes);
+        let hlc = |key| Ok::<_, JournalError>(Hlc(meta_u64(&db, key)?.unwrap_or(0)));
         let before = Kept {
             group: meta_array(&db, key::GROUP)?.map(GroupId),
             open_log: meta_array(&db, key::OPEN_LOG)?.map(LogId),
-            hlc_max: Hlc(hlc_max),
-            digest: meta_array(&db, key::DIGEST)?.map(Xor16),
+            feed_epoch: meta_array(&db, key::FEED_EPOCH)?.map(LogId),
+            hlc_max: hlc(key::HLC_MAX)?,
+            hlc_others: hlc(key::HLC_OTHERS)?,
+            digest: meta_set(&db, key::DIGEST)?,
         };
         Ok(Self {
             group: before.group,
             open_log: before.open_log,
+            feed_epoch: before.feed_epoch,
             hlc_max: before.hlc_max,
-            digest: before.digest.unwrap_or_default(),
+            hlc_others: before.hlc_others,
+            digest: before.digest.clone().unwrap_or_default(),
             db,
             identity,
             nonces,
@@ -135,6 +155,8 @@ impl<'a> Tx<'a> {
             devices: BTreeMap::new(),
             models: BTreeMap::new(),
             device_bytes: BTreeMap::new(),
+            budget: None,
+            is_disk_low: false,
             verdicts: None,
             roster_changed: false,
             news: News::default(),
@@ -159,28 +181,41 @@ impl<'a> Tx<'a> {
                     int(log.seq),
                     log.head.map(|head| head.0),
                     log.forked,
-                    log.above.0,
+                    log.above.to_bytes(),
                     int(log.bytes)
                 ])?;
         }
-        if let (Some(group), Some(open_log)) = (self.group, self.open_log) {
-            if self.before.group != self.group {
-                set_meta(&self.db, key::GROUP, &group.0)?;
-            }
-            if self.before.open_log != self.open_log {
-                set_meta(&self.db, key::OPEN_LOG, &open_log.0)?;
-            }
-            if self.before.digest != Some(self.digest) {
-                set_meta(&self.db, key::DIGEST, &self.digest.0)?;
-            }
-            if self.before.hlc_max != self.hlc_max {
-                set_meta(&self.db, key::HLC_MAX, &self.hlc_max.0.to_be_bytes())?;
-            }
-        }
+        self.keep()?;
         self.db.commit()?;
         self.told.add(self.news);
         if let Some(roster) = roster {
             self.roster.set(roster);
+        }
+        Ok(())
+    }
+
+    /// Writes what `meta` has of the group, where it changed.
+    fn keep(&self) -> Result<()> {
+        let Some(group) = self.group else { return Ok(()) };
+        let before = &self.before;
+        let keep = |key, has_changed: bool, value: Option<&[u8]>| match value {
+            _ if !has_changed => Ok(()),
+            Some(value) => set_meta(&self.db, key, value),
+            None => delete_meta(&self.db, key),
+        };
+        let (open, epoch) = (self.open_log.map(|log| log.0), self.feed_epoch.map(|epoch| epoch.0));
+        keep(key::GROUP, before.group != self.group, Some(&group.0))?;
+        keep(key::OPEN_LOG, before.open_log != self.open_log, open.as_ref().map(|log| &log[..]))?;
+        let has_changed = before.feed_epoch != self.feed_epoch;
+        keep(key::FEED_EPOCH, has_changed, epoch.as_ref().map(|epoch| &epoch[..]))?;
+        if before.digest.as_ref() != Some(&self.digest) {
+            set_meta(&self.db, key::DIGEST, &self.digest.to_bytes())?;
+        }
+        for (key, before, now) in [
+            (key::HLC_MAX, before.hlc_max, self.hlc_max),
+            (key::HLC_OTHERS, before.hlc_others, self.hlc_others),
+        ] {
+            keep(key, before != now, Some(&now.0.to_be_bytes()))?;
         }
         Ok(())
     }
@@ -195,9 +230,26 @@ impl<'a> Tx<'a> {
 
     // ---- logs --------------------------------------------------------------------------------
 
+    /// Enters a group.
+    pub(super) fn enter(&mut self, group: GroupId) {
+        self.group = Some(group);
+        self.close_log();
+    }
+
+    /// Writes to another log from the next op on: this device may have forgotten the end of the one
+    /// it has. Numbers of arrival may have been forgotten with it.
+    pub(super) fn close_log(&mut self) {
+        self.open_log = None;
+        self.feed_epoch = Some(LogId(self.nonces.draw()));
+        self.news.ops = true;
+    }
+
     /// Begins a log of this device and writes to it from now on.
     pub(super) fn begin_log(&mut self) -> Result<LogId> {
         let group = self.group()?;
+        if !self.has_log_room(&self.me())? {
+            self.drop_empty_logs()?;
+        }
         if !self.has_log_room(&self.me())? {
             return Err(JournalError::UsedUp { what: "logs", limit: LOGS_PER_AUTHOR_MAX });
         }
@@ -212,16 +264,38 @@ impl<'a> Tx<'a> {
         }
     }
 
+    /// Drops the logs of this device in which nothing was ever written. They are not written to
+    /// instead: a copy of this database may do the same.
+    fn drop_empty_logs(&mut self) -> Result<()> {
+        let dev = self.device(&self.me())?;
+        let empty: Vec<i64> = {
+            let mut query = self.db.prepare_cached(
+                "SELECT log FROM logs WHERE dev = ?1 AND seq = 0
+                     AND NOT EXISTS (SELECT 1 FROM ops WHERE ops.log = logs.log)",
+            )?;
+            let rows = query.query_map([dev], |row| row.get(0))?;
+            rows.collect::<rusqlite::Result<_>>()?
+        };
+        for log in empty {
+            for table in ["acks", "streams", "logs"] {
+                self.db.execute(&format!("DELETE FROM {table} WHERE log = ?1"), [log])?;
+            }
+            self.logs.remove(&log);
+        }
+        self.log_nums.clear();
+        Ok(())
+    }
+
     /// Forgets the group and everything in the journal. Numbers of arrival are not used again.
     pub(super) fn forget_group(&mut self) -> Result<()> {
         for table in GROUP_TABLES {
             self.db.execute(&format!("DELETE FROM {table}"), [])?;
         }
-        for key in [key::GROUP, key::TOLD_REMOVED, key::OPEN_LOG, key::DIGEST, key::HLC_MAX] {
-            self.db.execute("DELETE FROM meta WHERE k = ?1", [key])?;
+        for key in GROUP_KEYS {
+            delete_meta(&self.db, key)?;
         }
-        (self.group, self.open_log) = (None, None);
-        (self.hlc_max, self.digest) = (Hlc(0), Xor16::default());
+        (self.group, self.open_log, self.feed_epoch) = (None, None, None);
+        (self.hlc_max, self.hlc_others, self.digest) = (Hlc(0), Hlc(0), SetHash::default());
         self.before = Kept::default();
         self.logs.clear();
         self.log_nums.clear();
@@ -263,9 +337,9 @@ impl<'a> Tx<'a> {
         self.db
             .prepare_cached(
                 "INSERT INTO logs (log_id, dev, nonce, seq, head, forked, above, bytes)
-                 VALUES (?1, ?2, ?3, 0, NULL, 0, ?4, 0)",
+                 VALUES (?1, ?2, ?3, 0, NULL, 0, x'', 0)",
             )?
-            .execute(params![id.0, dev, info.nonce, Xor16::default().0])?;
+            .execute(params![id.0, dev, info.nonce])?;
         let num = self.db.last_insert_rowid();
         self.log_nums.insert(*id, num);
         self.news.ops = true;
@@ -288,7 +362,7 @@ impl<'a> Tx<'a> {
                         seq: row_u64(row, 2)?,
                         head: row.get::<_, Option<[u8; 32]>>(3)?.map(OpHash),
                         forked: row.get(4)?,
-                        above: Xor16(row.get(5)?),
+                        above: row_set(row, 5)?,
                         bytes: row_u64(row, 6)?,
                     })
                 })?;
@@ -325,16 +399,22 @@ impl<'a> Tx<'a> {
             })?;
         let was_live = opaque || refs - by > 0;
         if was_live != (opaque || refs > 0) {
-            self.toggle_above(log, seq, &hash)?;
+            self.toggle_above(log, seq, &hash, !was_live)?;
         }
         Ok(())
     }
 
     /// Notes that an op at that place came to live or died.
-    pub(super) fn toggle_above(&mut self, log: i64, seq: u64, hash: &[u8; 32]) -> Result<()> {
+    pub(super) fn toggle_above(
+        &mut self,
+        log: i64,
+        seq: u64,
+        hash: &[u8; 32],
+        is_live: bool,
+    ) -> Result<()> {
         let log = self.log(log)?;
         if log.is_above(seq) {
-            log.above.toggle(Xor16::of(hash));
+            log.above.toggle(&Element(*hash), is_live);
         }
         Ok(())
     }
@@ -357,6 +437,9 @@ impl<'a> Tx<'a> {
         let dev = row.dev;
         if let Some(bytes) = self.device_bytes.get_mut(&dev) {
             *bytes = bytes.saturating_add_signed(by);
+        }
+        if let Some(budget) = &mut self.budget {
+            budget.add(dev, by);
         }
         Ok(())
     }
@@ -425,6 +508,7 @@ impl<'a> Tx<'a> {
 
     pub(super) fn facts_changed(&mut self) {
         self.verdicts = None;
+        self.budget = None;
         self.news.members = true;
         self.roster_changed = true;
     }

@@ -57,7 +57,6 @@ pub(super) enum Hold {
     /// Wall-clock time.
     UntilMs(u64),
     Author,
-    Quota,
 }
 
 /// The peer's place is noted on disk at most this often while it is still sending, and else at most
@@ -93,7 +92,10 @@ impl Incoming {
         self.asked |= clock.restart && !is_first;
         for entry in &clock.entries {
             self.peer.entries.insert(entry.log, *entry);
-            self.jumpable.insert(entry.log);
+            match entry.withheld {
+                false => self.jumpable.insert(entry.log),
+                true => self.jumpable.remove(&entry.log),
+            };
             self.unacked.insert(entry.log);
         }
         if self.peer.entries.len() > LOGS_MAX {
@@ -233,7 +235,7 @@ impl Incoming {
     pub(super) fn hold_ends_ms(&self) -> Option<u64> {
         let until = |hold: &Hold| match hold {
             Hold::UntilMs(at) => Some(*at),
-            Hold::Author | Hold::Quota => None,
+            Hold::Author => None,
         };
         self.holds.values().filter_map(until).min()
     }
@@ -257,5 +259,5 @@ impl Incoming {
 
 /// Whether comparing an entry takes reading the ops above it.
 fn takes_reading(entry: &ClockEntry) -> bool {
-    !entry.forked && !entry.above.is_zero()
+    !entry.forked && !entry.above.is_empty()
 }

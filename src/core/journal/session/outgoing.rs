@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::incoming::PeerClock;
 use super::{
     CLOCK_EVERY_MS, COALESCE_MS, Compared, Effect, REPAIR_PAUSE_MS, Repaired, Report, Scanned,
+    WITHHOLD_MS, Withheld,
 };
 use crate::core::ids::{LogId, OpHash};
-use crate::core::journal::message::{Clock, ClockEntry, JournalMessage, Ops, Refuse, StateDigest};
+use crate::core::journal::message::{
+    Clock, ClockEntry, JournalMessage, Ops, Refuse, RefuseCode, StateDigest,
+};
 use crate::core::journal::op::{SignedOp, op_hash};
-use crate::core::limits::OPS_PER_FRAME_MAX;
+use crate::core::limits::{LOGS_MAX, OPS_PER_FRAME_MAX};
 
 #[derive(Debug)]
 pub(super) struct Outgoing {
@@ -84,7 +87,10 @@ const RECENT_MAX: usize = 16 * OPS_PER_FRAME_MAX;
 const REFUSALS_MAX: usize = 16;
 
 impl Outgoing {
-    pub(super) fn new(jitter: u64, repaired: Repaired, now_ms: u64) -> Self {
+    pub(super) fn new(jitter: u64, mut repaired: Repaired, now_ms: u64) -> Self {
+        repaired.withheld.retain(|_, op| {
+            op.code == RefuseCode::Quota && now_ms.saturating_sub(op.since_ms) < WITHHOLD_MS
+        });
         Self {
             now_ms,
             jitter,
@@ -162,9 +168,32 @@ impl Outgoing {
     }
 
     /// The peer has told where it is: look whether the two differ.
-    pub(super) fn on_peer_clock(&mut self) {
+    pub(super) fn on_peer_clock(&mut self, clock: &Clock) {
         self.peer_answered = true;
         self.look_within(0);
+        let before = self.repaired.withheld.len();
+        if clock.restart {
+            self.repaired.withheld.clear();
+        }
+        for entry in &clock.entries {
+            let has_it = |op: &Withheld| entry.seq >= op.seq;
+            if self.repaired.withheld.get(&entry.log).is_some_and(has_it) {
+                self.repaired.withheld.remove(&entry.log);
+            }
+        }
+        if self.repaired.withheld.len() < before && self.positioned {
+            self.cursor = None;
+            self.moved = true;
+            self.scanning = true;
+        }
+    }
+
+    /// The peer refused an op. See N7.
+    pub(super) fn withhold(&mut self, log: LogId, seq: u64, code: RefuseCode) {
+        if self.repaired.withheld.len() < LOGS_MAX {
+            let op = Withheld { seq, since_ms: self.now_ms, code };
+            self.repaired.withheld.entry(log).or_insert(op);
+        }
     }
 
     pub(super) fn on_compared(&mut self, compared: Compared, whole: bool) {
@@ -187,6 +216,7 @@ impl Outgoing {
     pub(super) fn on_clock(&mut self, clock: Clock) {
         self.reading = false;
         let restart = std::mem::take(&mut self.ask_again);
+        let clock = self.marked(clock);
         self.tell(Clock { drained: false, restart, ..clock });
         self.look_within(0);
     }
@@ -201,7 +231,8 @@ impl Outgoing {
         self.scanning = scanned.drained.is_none();
         let everything = self.again == Again::Everything;
         let new = |(log, op): &(LogId, SignedOp)| {
-            everything || !self.received.contains(&op_hash(log, &op.body))
+            !self.repaired.withheld.contains_key(log)
+                && (everything || !self.received.contains(&op_hash(log, &op.body)))
         };
         let ops: Vec<_> = scanned.ops.into_iter().filter(new).map(|(_, op)| op).collect();
         if !ops.is_empty() {
@@ -217,9 +248,11 @@ impl Outgoing {
     /// Nothing is left to send: is it really so, and what does the peer need to hear?
     fn on_drained(&mut self, clock: Clock, peer: &PeerClock) -> Option<Report> {
         self.again = Again::Nothing;
+        let clock = self.marked(clock);
         // Only the peer's last word on all that was sent tells whether it helped.
         if self.peer_answered && peer.drained {
             let mut forked = unmatched_forks(&clock, peer);
+            forked.retain(|log| !self.repaired.withheld.contains_key(log));
             forked.retain(|log| self.may_again(self.repaired.forked_ms.get(log).copied()));
             if !forked.is_empty() {
                 self.repaired.forked_ms.extend(forked.iter().map(|log| (*log, self.now_ms)));
@@ -327,7 +360,21 @@ impl Outgoing {
         }
     }
 
+    /// Our clock, with what it says of logs that the peer refused.
+    fn marked(&self, mut clock: Clock) -> Clock {
+        for entry in &mut clock.entries {
+            entry.withheld = self.repaired.withheld.contains_key(&entry.log);
+        }
+        clock
+    }
+
     fn has_now(&self) -> BTreeMap<LogId, u64> {
+        let mut has = self.has_to_send();
+        has.extend(self.repaired.withheld.keys().map(|log| (*log, u64::MAX)));
+        has
+    }
+
+    fn has_to_send(&self) -> BTreeMap<LogId, u64> {
         match &self.again {
             Again::Nothing => self.has.clone(),
             Again::Logs(logs) => {

@@ -4,8 +4,9 @@ use bytes::Bytes;
 
 use super::*;
 use crate::core::ids::NodeId;
-use crate::core::journal::message::{StateDigest, Xor16};
+use crate::core::journal::message::{FEATURES, Head, StateDigest};
 use crate::core::journal::op::{KINDS, LogInfo};
+use crate::core::journal::set_hash::SetDigest;
 
 const GROUP: GroupId = GroupId([9; 32]);
 const WALL_MS: u64 = 1_800_000_000_000;
@@ -18,7 +19,13 @@ struct Stage {
 }
 
 fn hello() -> Hello {
-    Hello { version: VERSION, group: GROUP, now_ms: WALL_MS as i64, intro: Vec::new() }
+    Hello {
+        version: VERSION,
+        group: GROUP,
+        now_ms: WALL_MS as i64,
+        intro: Vec::new(),
+        features: FEATURES,
+    }
 }
 
 fn log_info(n: u8) -> LogInfo {
@@ -34,12 +41,13 @@ fn op(n: u8, body: u8) -> SignedOp {
 }
 
 fn entry(n: u8, seq: u64) -> ClockEntry {
-    let head = Xor16([u8::try_from(seq).unwrap(); 16]);
-    ClockEntry { log: log(n), seq, head, above: Xor16::default(), forked: false }
+    let head = Head([u8::try_from(seq).unwrap(); 16]);
+    let above = SetDigest::default();
+    ClockEntry { log: log(n), seq, head, above, forked: false, withheld: false }
 }
 
 fn clock(entries: &[ClockEntry], drained: bool, digest: u8) -> Clock {
-    let digest = Some(StateDigest { kinds: KINDS, sum: Xor16([digest; 16]) });
+    let digest = Some(StateDigest { kinds: KINDS, sum: SetDigest([digest; 32]) });
     Clock { entries: entries.to_vec(), drained, restart: false, digest }
 }
 
@@ -136,7 +144,7 @@ fn a_stranger_hears_nothing_of_us_but_a_refusal() {
 fn a_peer_of_another_group_or_version_or_without_a_word_is_refused() {
     for (theirs, why) in [
         (Hello { group: GroupId([8; 32]), ..hello() }, RefuseCode::Group),
-        (Hello { version: 2, ..hello() }, RefuseCode::Version),
+        (Hello { version: VERSION + 1, ..hello() }, RefuseCode::Version),
     ] {
         let effects = Stage::new(false).handle(Input::Received(JournalMessage::Hello(theirs)));
         assert_eq!(ended(&effects), Some(End::Refused(why)));
@@ -229,7 +237,7 @@ fn a_peer_that_asks_again_while_a_scan_is_under_way_is_not_missed() {
     let [Effect::TakeClock { .. }, Effect::Scan { cursor: Some(7), .. }] = &effects[..] else {
         panic!("{effects:?}");
     };
-    let compared = Compared { has: vec![(log(1), 2)], all: Vec::new(), start: 2 };
+    let compared = Compared { has: vec![(log(1), 2)], start: 2, ..Compared::default() };
     assert_eq!(stage.handle(Input::Compared(compared)), []);
     let effects = stage.handle(Input::Scanned(drained(clock(&[entry(1, 3)], true, 0))));
     assert!(matches!(effects[..], [Effect::Scan { cursor: Some(2), .. }]), "{effects:?}");
@@ -279,7 +287,7 @@ fn equal_clocks_with_unequal_digests_send_everything_once_in_a_while() {
 
 #[test]
 fn unequal_clocks_or_another_reading_of_the_ops_are_no_reason_to_send_everything() {
-    let later = Some(StateDigest { kinds: KINDS + 1, sum: Xor16([3; 16]) });
+    let later = Some(StateDigest { kinds: KINDS + 1, sum: SetDigest([3; 32]) });
     for (ours, theirs) in [
         (clock(&[entry(1, 3)], true, 1), clock(&[entry(1, 2)], true, 2)),
         (Clock { digest: None, ..clock(&[], true, 1) }, clock(&[], true, 2)),
@@ -293,7 +301,7 @@ fn unequal_clocks_or_another_reading_of_the_ops_are_no_reason_to_send_everything
 
 #[test]
 fn a_forked_log_that_does_not_match_is_sent_whole_once_in_a_while() {
-    let forked = |above| ClockEntry { forked: true, above: Xor16([above; 16]), ..entry(1, 2) };
+    let forked = |above| ClockEntry { forked: true, above: SetDigest([above; 32]), ..entry(1, 2) };
     let mut stage = Stage::open(&[]);
     let ours = clock(&[forked(1)], true, 1);
     let effects = stage.settle(clock(&[forked(2)], true, 1), ours.clone());
@@ -325,7 +333,7 @@ fn a_forked_log_that_does_not_match_is_sent_whole_once_in_a_while() {
 
 #[test]
 fn a_new_op_in_a_forked_log_goes_alone_and_the_peer_is_heard_before_more_is_sent() {
-    let forked = |above| ClockEntry { forked: true, above: Xor16([above; 16]), ..entry(1, 2) };
+    let forked = |above| ClockEntry { forked: true, above: SetDigest([above; 32]), ..entry(1, 2) };
     let mut stage = Stage::open(&[]);
     stage.settle(clock(&[forked(1)], true, 1), clock(&[forked(1)], true, 1));
     stage.handle(Input::Sent);
@@ -443,7 +451,7 @@ fn what_a_peer_holds_above_its_clock_is_compared_once_in_a_while() {
     stage.settle(clock(&[entry(1, 2)], false, 0), clock(&[entry(1, 3)], true, 0));
     let mut compared = 0;
     for n in 1..=100 {
-        let above = ClockEntry { above: Xor16([n; 16]), ..entry(1, 0) };
+        let above = ClockEntry { above: SetDigest([n; 32]), ..entry(1, 0) };
         for effect in stage.take_clocks(told(clock(&[above], false, 0))) {
             if let Effect::TakeClock { compare, .. } = effect {
                 compared += compare.len();
@@ -473,4 +481,110 @@ fn the_place_of_a_peer_is_noted_once_in_a_while_whatever_it_says_and_its_last_wo
     }
     assert!((50..=52).contains(&noted.len()), "{} times in ten seconds", noted.len());
     assert_eq!(noted.last(), Some(&entry(1, 4)));
+}
+
+fn refuse(n: u8, seq: u64) -> Input {
+    let op = Some((log(n), seq));
+    Input::Received(JournalMessage::Refuse(Refuse {
+        code: RefuseCode::Quota,
+        text: String::new(),
+        op,
+    }))
+}
+
+fn scans(effects: &[Effect]) -> Vec<BTreeMap<LogId, u64>> {
+    let has = |effect: &Effect| match effect {
+        Effect::Scan { has, .. } => Some(has.clone()),
+        _ => None,
+    };
+    effects.iter().filter_map(has).collect()
+}
+
+#[test]
+fn of_a_log_that_the_peer_refused_nothing_is_sent_until_it_has_the_refused_op_or_asks() {
+    for release in
+        [told(clock(&[entry(1, 8)], true, 0)), told(Clock { restart: true, ..Clock::default() })]
+    {
+        let mut stage = Stage::open(&[entry(1, 9)]);
+        stage.handle(told(clock(&[entry(1, 0)], true, 0)));
+        stage.handle(Input::Compared(Compared::default()));
+        stage.handle(Input::Scanned(Scanned {
+            ops: vec![(log(1), op(1, 7))],
+            cursor: 4,
+            drained: None,
+        }));
+        stage.handle(refuse(1, 8));
+        let effects = stage.handle(Input::Sent);
+        assert_eq!(scans(&effects)[0].get(&log(1)), Some(&u64::MAX), "{effects:?}");
+        // What was read before the refusal came is not sent either.
+        let rest =
+            Scanned { ops: vec![(log(1), op(1, 8)), (log(2), op(2, 9))], cursor: 6, drained: None };
+        let effects = stage.handle(Input::Scanned(rest));
+        let sent = effects.iter().find_map(|effect| match effect {
+            Effect::Send(JournalMessage::Ops(ops)) => Some(ops.ops.clone()),
+            _ => None,
+        });
+        assert_eq!(sent, Some(vec![op(2, 9)]));
+        stage.handle(Input::Sent);
+        let ours = clock(&[entry(1, 9), entry(2, 1)], true, 0);
+        let effects = stage.handle(Input::Scanned(drained(ours)));
+        let told = effects.iter().find_map(|effect| match effect {
+            Effect::Send(JournalMessage::Clock(clock)) => Some(clock.entries.clone()),
+            _ => None,
+        });
+        let withheld = ClockEntry { withheld: true, ..entry(1, 9) };
+        assert_eq!(told, Some(vec![withheld, entry(2, 1)]), "no gap may be jumped by it");
+        stage.handle(Input::Sent);
+        stage.pass(COMPARE_WAIT_MS);
+        let mut effects = stage.take_clocks(release);
+        effects.extend(stage.pass(0));
+        assert!(stage.session.repaired().withheld.is_empty());
+        let last = scans(&effects);
+        assert_ne!(last.last().and_then(|has| has.get(&log(1))), Some(&u64::MAX), "{effects:?}");
+    }
+}
+
+/// Longer than comparing is put off.
+const COMPARE_WAIT_MS: u64 = 60_000;
+
+#[test]
+fn a_refusal_holds_for_the_next_session_and_not_for_ever() {
+    let withheld =
+        BTreeMap::from([(log(1), Withheld { seq: 8, since_ms: 500, code: RefuseCode::Quota })]);
+    for (now_ms, code, is_kept) in [
+        (1_000, RefuseCode::Quota, true),
+        (500 + WITHHOLD_MS, RefuseCode::Quota, false),
+        (1_000, RefuseCode::Author, false),
+    ] {
+        let mut withheld = withheld.clone();
+        withheld.values_mut().for_each(|op| op.code = code);
+        let repaired = Repaired { withheld, ..Repaired::default() };
+        let now = Now { mono_ms: now_ms, wall_ms: WALL_MS };
+        let start = Start { hello: hello(), known: true, repaired, jitter: 1 };
+        let session = Session::start(start, now, &mut Vec::new());
+        assert_eq!(session.repaired().withheld.contains_key(&log(1)), is_kept);
+    }
+}
+
+#[test]
+fn a_gap_is_not_jumped_in_a_log_that_the_peer_withholds() {
+    let mut stage = Stage::open(&[]);
+    let withheld = ClockEntry { withheld: true, ..entry(1, 9) };
+    let effects = stage.handle(told(clock(&[withheld, entry(2, 3)], true, 0)));
+    let Some(Effect::TakeClock { jump, .. }) = effects.first() else { panic!("{effects:?}") };
+    assert_eq!(*jump, [entry(2, 3)]);
+}
+
+#[test]
+fn what_was_refused_for_want_of_room_is_asked_for_when_there_is_room() {
+    let withheld = ClockEntry { withheld: true, ..entry(1, 9) };
+    let mut stage = Stage::open(&[]);
+    stage.handle(told(clock(&[withheld], true, 0)));
+    let welcome = Compared { welcome: vec![log(1)], ..Compared::default() };
+    let effects = stage.handle(Input::Compared(welcome));
+    assert_eq!(effects, [Effect::ReadClock]);
+    let effects = stage.handle(Input::ClockRead(clock(&[], false, 0)));
+    let asks =
+        |effect: &Effect| matches!(effect, Effect::Send(JournalMessage::Clock(c)) if c.restart);
+    assert!(effects.iter().any(asks), "{effects:?}");
 }

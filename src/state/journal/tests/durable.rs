@@ -35,7 +35,7 @@ const ACTIONS: [Action; 9] = [
     },
     |a, _| drop(a.tag("1", "red", false)),
     |a, _| assert!(!a.journal.prune(NOW_MS, 100).unwrap().more),
-    |a, _| assert_ne!(a.open_log(), a.journal.restored().unwrap()),
+    |a, _| a.journal.restored().unwrap(),
     |a, b| drop(a.journal.remove(&b.id(), NOW_MS).unwrap()),
     |a, _| drop(a.delete("1")),
 ];
@@ -48,9 +48,9 @@ fn a_crash_after_any_call_keeps_what_the_call_did() {
         action(a, b);
         let crashed = tempfile::tempdir().unwrap();
         copy(a.dir.path(), crashed.path());
-        let mut again = open_copy(a, crashed.path());
-        assert_eq!(again.fsck().unwrap(), Vec::<String>::new());
-        assert_eq!(again.check_signatures().unwrap(), Vec::<String>::new());
+        let again = open_copy(a, crashed.path());
+        assert_eq!(again.reader().unwrap().fsck().unwrap(), Vec::<String>::new());
+        assert_eq!(again.reader().unwrap().check_signatures().unwrap(), Vec::<String>::new());
         let reader = again.reader().unwrap();
         assert_eq!(reader.clock().unwrap(), a.clock());
         assert_eq!(reader.stats().unwrap(), a.reader.stats().unwrap());
@@ -70,12 +70,12 @@ fn a_log_cut_anywhere_is_a_whole_journal_of_some_moment() {
         let cut = tempfile::tempdir().unwrap();
         copy(a.dir.path(), cut.path());
         fs::write(cut.path().join("journal.db-wal"), &wal[..wal.len() * part / 40]).unwrap();
-        let Ok(mut again) =
+        let Ok(again) =
             Journal::open_as(&cut.path().join("journal.db"), &a.identity, [99; 32], IDENT)
         else {
             panic!("part {part} does not open");
         };
-        assert_eq!(again.fsck().unwrap(), Vec::<String>::new(), "part {part}");
+        assert_eq!(again.reader().unwrap().fsck().unwrap(), Vec::<String>::new(), "part {part}");
         let stats = again.reader().unwrap().stats().unwrap();
         assert!(stats.live_ops <= a.reader.stats().unwrap().live_ops + 8);
         seen.insert(stats.logs.iter().map(|log| log.seq).sum::<u64>());
@@ -187,7 +187,8 @@ fn another_file_than_before_gets_another_log() {
     drop(journal);
     let mut journal = Journal::open(&path, &identity, [4; 32]).unwrap();
     assert_eq!(epoch(&journal), second);
-    assert_ne!(journal.restored().unwrap(), second, "or when the user says so");
+    journal.restored().unwrap();
+    assert_ne!(epoch(&journal), second, "or when the user says so");
     assert!(matches!(
         Journal::open(&path, &Identity::from_bytes(&[2; 32]), [5; 32]),
         Err(JournalError::OtherDevice(_))
@@ -214,8 +215,10 @@ fn what_the_store_shows_is_no_edit_to_a_journal_put_back_from_a_backup() {
 fn a_file_system_mounted_under_another_number_is_no_restored_backup() {
     let mut device = Device::founder();
     let path = device.dir.path().join("journal.db");
+    let seed = std::cell::Cell::new(9);
     let open = |ident| {
-        let journal = Journal::open_as(&path, &device.identity, [9; 32], ident).unwrap();
+        seed.set(seed.get() + 1);
+        let journal = Journal::open_as(&path, &device.identity, [seed.get(); 32], ident).unwrap();
         journal.reader().unwrap().cursor_now().unwrap().unwrap().epoch
     };
     let log = open(IDENT);
@@ -287,13 +290,13 @@ fn planted_damage_is_found() {
         device.fsck();
         let changed = device.journal.connection.execute(plant, []).unwrap();
         assert!(changed > 0, "{plant}");
-        let found = device.journal.fsck();
+        let found = device.reader.fsck();
         assert!(found.is_err() || !found.unwrap().is_empty(), "{plant}: not found");
     }
-    let mut device = Device::founder();
+    let device = Device::founder();
     let plant = "UPDATE ops SET sig = zeroblob(64)";
     device.journal.connection.execute(plant, []).unwrap();
-    assert_eq!(device.journal.check_signatures().unwrap().len(), 1);
+    assert_eq!(device.reader.check_signatures().unwrap().len(), 1);
 }
 
 #[test]
@@ -424,4 +427,49 @@ fn nothing_is_written_anew_when_it_is_our_clock_that_is_slow() {
     push(b, a);
     assert_eq!(a.journal.rebase(NOW_MS).unwrap(), Rebased::OurClockIsSlow, "others too");
     a.fsck();
+}
+
+#[test]
+fn after_an_orderly_end_the_main_file_alone_is_the_journal() {
+    let mut device = Device::founder();
+    device.set("1", "f", 7);
+    let (clock, identity) = (device.clock(), device.identity.clone());
+    let Device { journal, reader, dir, .. } = device;
+    journal.close().unwrap();
+    assert_eq!(fs::metadata(dir.path().join("journal.db-wal")).map_or(0, |file| file.len()), 0);
+    drop(reader);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let copy = elsewhere.path().join("journal.db");
+    fs::copy(dir.path().join("journal.db"), &copy).unwrap();
+    let again = Journal::open_as(&copy, &identity, [5; 32], IDENT).unwrap();
+    assert_eq!(again.reader().unwrap().clock().unwrap(), clock);
+}
+
+#[test]
+fn a_clock_that_jumps_ahead_drops_no_event_that_others_have_not_got() {
+    const YEAR_MS: u64 = 365 * 24 * 3_600_000;
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    let mut days = put("log");
+    days.key.model = crate::core::journal::op::STREAM_MODEL.into();
+    days.set.insert(crate::core::journal::op::KEEP_DAYS.into(), Some(Value::Int(7)));
+    a.write(vec![DraftChange::Put(days)]);
+    sync(a, b);
+    a.event("log");
+    b.event("log");
+    let count = |device: &Device| device.reader.events("log", (0, 0), 9).unwrap().events.len();
+    // Both ways: what it has and nobody else, and what it gets.
+    b.now_ms += YEAR_MS;
+    while b.journal.prune(b.now_ms, 100).unwrap().more {}
+    push(a, b);
+    assert_eq!(count(b), 2);
+    push(b, a);
+    assert_eq!(count(a), 2);
+    // When others' clocks say that a year has passed it has.
+    a.now_ms += YEAR_MS;
+    a.set("1", "f", 1);
+    sync(a, b);
+    while b.journal.prune(b.now_ms, 100).unwrap().more {}
+    assert_eq!(count(b), 0);
+    b.fsck();
 }

@@ -488,3 +488,21 @@ fn names_and_addresses_are_a_devices_own_word_or_what_was_known_before() {
     assert_eq!(of_b(a, b), ("bed".into(), vec!["10.0.0.1:7".into(), "10.0.0.2:7".into()]));
     assert_eq!(b.reader.group_state(&b.id()).unwrap().unwrap().name, "bed");
 }
+
+#[test]
+fn a_device_that_lost_its_journal_says_so_until_it_is_in_a_group_with_others() {
+    let mut devices = Device::group(2);
+    let [a, b] = &mut devices[..] else { unreachable!() };
+    let mut lost = Device::new(2);
+    assert_eq!(lost.id(), b.id(), "the key is there");
+    lost.journal.found_anew("two", NOW_MS).unwrap();
+    assert!(lost.journal.roster().is_founded_anew() && !b.journal.roster().is_founded_anew());
+    lost.restart();
+    assert!(lost.journal.roster().is_founded_anew(), "also after a restart");
+    let intro = a.reader.intro(&lost.id()).unwrap();
+    let intro: Vec<_> = intro.into_iter().map(|op| verify(&a.group_id(), op).unwrap()).collect();
+    lost.journal.join(a.group_id(), &intro, NOW_MS).unwrap();
+    assert!(!lost.journal.roster().is_founded_anew());
+    lost.restart();
+    assert!(!lost.journal.roster().is_founded_anew());
+}

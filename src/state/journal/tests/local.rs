@@ -238,7 +238,10 @@ fn pruning_waits_for_the_members_and_not_for_ever() {
     assert_eq!(a.journal.prune(NOW_MS, 100).unwrap(), Pruned::default(), "one has not said");
     sync(a, &mut rest[1]);
     let before = count(a);
-    assert_eq!(a.journal.prune(NOW_MS, 3).unwrap(), Pruned { ops: 3, events: 0, more: true });
+    assert_eq!(
+        a.journal.prune(NOW_MS, 3).unwrap(),
+        Pruned { ops: 3, more: true, ..Pruned::default() }
+    );
     a.journal.prune(NOW_MS, 100).unwrap();
     assert_eq!(count(a), before - 4);
     for n in 0..5 {

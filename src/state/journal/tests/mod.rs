@@ -9,8 +9,9 @@ use tempfile::TempDir;
 use super::*;
 use crate::core::journal::cell::CellValue;
 use crate::core::journal::draft::{Draft, DraftChange, DraftPut};
-use crate::core::journal::message::{Clock, Xor16};
+use crate::core::journal::message::Clock;
 use crate::core::journal::op::{Body, Change as OpChange, Elem, Key, LogInfo, Value};
+use crate::core::journal::set_hash::SetDigest;
 use crate::core::limits::{OPS_FRAME_BYTES, OPS_PER_FRAME_MAX};
 
 mod durable;
@@ -18,6 +19,7 @@ mod group;
 mod hostile;
 mod local;
 mod merge;
+mod upgrade;
 
 const NOW_MS: u64 = 1_900_000_000_000;
 const IDENT: DbIdent = DbIdent { device: 1, inode: 2, born_ns: 3 };
@@ -91,7 +93,8 @@ impl Device {
     }
 
     fn open_log(&self) -> LogId {
-        self.reader.cursor_now().unwrap().unwrap().epoch
+        let open = schema::meta_array(&self.journal.connection, schema::key::OPEN_LOG);
+        LogId(open.unwrap().expect("it has written"))
     }
 
     /// Stops and starts again, with the same file.
@@ -168,7 +171,7 @@ impl Device {
         self.reader.clock().unwrap()
     }
 
-    fn digest(&self) -> Xor16 {
+    fn digest(&self) -> SetDigest {
         self.clock().digest.unwrap().sum
     }
 
@@ -177,7 +180,7 @@ impl Device {
     }
 
     fn fsck(&mut self) {
-        assert_eq!(self.journal.fsck().unwrap(), Vec::<String>::new());
+        assert_eq!(self.reader.fsck().unwrap(), Vec::<String>::new());
     }
 
     /// Every op held, in order of arrival.
