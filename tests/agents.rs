@@ -19,6 +19,8 @@ use common::group::{
     Device, Foreign, SOON, all_in_sync, bytes_of, hashes_of, pair, quiet, tell, until, was_logged,
 };
 
+#[path = "agents/damage.rs"]
+mod damage;
 #[path = "agents/fetch.rs"]
 mod fetch;
 #[path = "agents/foreign.rs"]

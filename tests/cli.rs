@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Instant;
 
 use can_sync::core::ids::HashAlgorithm;
 use can_sync::replica::status::Status;
@@ -18,7 +19,7 @@ mod agent;
 #[path = "cli/files.rs"]
 mod files;
 
-use agent::{Agent, program};
+use agent::{Agent, DEADLINE, program};
 
 fn blake3(content: &[u8]) -> String {
     HashAlgorithm::Blake3.hash(content).to_string()
@@ -95,6 +96,57 @@ fn what_is_added_is_listed_shown_and_comes_back_the_same() {
     assert_eq!(info["tags"], serde_json::json!([]));
     assert_eq!(info["description"], "");
     assert_eq!(info["trashed"], false);
+}
+
+#[test]
+fn a_damaged_asset_has_an_exit_status_of_its_own_and_a_good_file_added_again_mends_it() {
+    let agent = Agent::start();
+    let folder = tempfile::tempdir().unwrap();
+    let content = noise(3_000_000, 1);
+    let path = write(folder.path(), "large.bin", &content);
+    let hash = agent.output(&["add", &path])[..64].to_owned();
+    let stored = agent.home().join("store/content").join(&hash[..2]).join(&hash);
+    let out = folder.path().join("out");
+    let out = out.to_str().unwrap();
+    let mut rotten = content.clone();
+    rotten[2_900_000] ^= 1;
+    for damage in [Some(rotten), Some(content[..1_000_000].to_vec()), None] {
+        match damage {
+            Some(bytes) => fs::write(&stored, bytes).unwrap(),
+            None => fs::remove_file(&stored).unwrap(),
+        }
+        for _ in 0..2 {
+            let get = agent.command(&["get", &hash, "-o", out]).assert().code(7);
+            let said = String::from_utf8_lossy(&get.get_output().stderr).into_owned();
+            assert!(said.contains("damaged on this device"), "{said}");
+            assert!(!Path::new(out).exists());
+        }
+        agent.command(&["cat", &hash]).assert().code(7);
+        until_status(&agent, |status| status.contains("1 DAMAGED"));
+        assert_eq!(agent.json(&["ls"])[0]["damaged"], true);
+        agent.output(&["add", &path]);
+        agent.output(&["get", &hash, "-o", out]);
+        assert_eq!(fs::read(out).unwrap(), content);
+        fs::remove_file(out).unwrap();
+        until_status(&agent, |status| !status.contains("DAMAGED"));
+    }
+    // Nobody has looked: `add` does.
+    fs::write(&stored, vec![0; 3_000_000]).unwrap();
+    agent.output(&["add", &path]);
+    assert_eq!(fs::read(&stored).unwrap(), content);
+    let log = agent.output(&["--json", "log"]);
+    assert!(log.contains("integrity-alarm") && log.contains(&hash), "{log}");
+}
+
+fn until_status(agent: &Agent, is_so: impl Fn(&str) -> bool) {
+    let start = Instant::now();
+    loop {
+        let status = agent.output(&["status"]);
+        if is_so(&status) {
+            return;
+        }
+        assert!(start.elapsed() < DEADLINE, "{status}");
+    }
 }
 
 #[test]

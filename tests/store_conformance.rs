@@ -17,6 +17,7 @@ fn embedded(hash_algorithm: HashAlgorithm) -> Fixture {
     let store = EmbeddedStore::open(&dir.path().join("store"), options).unwrap();
     Fixture {
         scratch: store.staging_dir().to_owned(),
+        dir: dir.path().join("store"),
         store: Arc::new(store),
         algorithm: hash_algorithm,
         outboards: hash_algorithm == HashAlgorithm::Blake3,
@@ -50,6 +51,7 @@ async fn over_http(hash_algorithm: HashAlgorithm, features: Features) -> Fixture
         lists: features.assets,
         embedded: false,
         scratch,
+        dir: served.dir.path().join("store"),
         keep: Box::new((served, store)),
     }
 }

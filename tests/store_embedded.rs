@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm};
 use can_sync::store::embedded::{EmbeddedStore, FeedKind, Options};
-use can_sync::store::{Filter, Metadata, SMALL_BYTES_MAX, Store, StoreError, Stored};
+use can_sync::store::{
+    Condition, Damages, Filter, Metadata, SMALL_BYTES_MAX, Store, StoreError, Stored,
+};
 use common::{asset, content, file};
 use futures_util::StreamExt as _;
 
@@ -139,9 +141,9 @@ fn a_foreign_newer_or_broken_database_is_refused() {
         let conn = rusqlite::Connection::open(&database).unwrap();
         conn.execute_batch(pragma).unwrap();
     };
-    set("PRAGMA user_version = 2");
+    set("PRAGMA user_version = 99");
     let text = refusal(tmp.path(), options());
-    assert!(text.contains("version 2") && text.contains("store.db"));
+    assert!(text.contains("version 99") && text.contains("store.db"));
     set("PRAGMA user_version = 1; PRAGMA application_id = 5");
     assert!(refusal(tmp.path(), options()).contains("another program"));
     fs::write(&database, vec![b'x'; 8192]).unwrap();
@@ -264,7 +266,154 @@ async fn a_missing_or_torn_outboard_is_computed_anew() {
     fs::write(content_path(tmp.path(), digest.hash), damaged).unwrap();
     fs::remove_file(&path).unwrap();
     let result = store.bao_files(digest.hash).await;
-    assert!(matches!(result, Err(StoreError::Mismatch { .. })));
+    assert!(matches!(result, Err(StoreError::Damaged(_))));
+    assert_eq!(store.verify(digest.hash).await.unwrap(), Condition::Damaged);
+}
+
+#[tokio::test]
+async fn an_outboard_that_has_rotted_within_is_made_anew_when_its_asset_is_verified() {
+    let tmp = tempfile::tempdir().unwrap();
+    let store = open(tmp.path());
+    let digest = adopt(&store, 1, LARGE).await;
+    let path = content_path(tmp.path(), digest.hash).with_extension("outboard");
+    let whole = fs::read(&path).unwrap();
+    let mut rotten = whole.clone();
+    *rotten.last_mut().unwrap() ^= 1;
+    fs::write(&path, rotten).unwrap();
+    assert_eq!(store.verify(digest.hash).await.unwrap(), Condition::Whole);
+    assert_eq!(fs::read(&path).unwrap(), whole);
+    assert_eq!(*store.damages().borrow(), Damages::default());
+}
+
+/// A way in which the bytes of an asset can go behind the store's back.
+type Ruin = fn(&Path, Digest);
+
+fn on_row(dir: &Path, digest: Digest, statement: &str) {
+    let conn = rusqlite::Connection::open(dir.join("store.db")).unwrap();
+    let of = "asset = (SELECT cursor FROM assets WHERE hash = ?1)";
+    let changed = conn.execute(&format!("{statement} WHERE {of}"), [digest.hash.as_bytes()]);
+    assert_eq!(changed.unwrap(), 1);
+}
+
+/// Those of a file, and those of a row.
+const RUINS: [[Ruin; 3]; 2] = [
+    [
+        |dir, digest| {
+            let path = content_path(dir, digest.hash);
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[LARGE / 2] ^= 1;
+            fs::write(&path, bytes).unwrap();
+        },
+        |dir, digest| {
+            let path = content_path(dir, digest.hash);
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_len(digest.size_bytes / 2).unwrap();
+        },
+        |dir, digest| fs::remove_file(content_path(dir, digest.hash)).unwrap(),
+    ],
+    [
+        |dir, digest| {
+            on_row(dir, digest, "UPDATE contents SET content = zeroblob(length(content))");
+        },
+        |dir, digest| on_row(dir, digest, "UPDATE contents SET content = substr(content, 1, 10)"),
+        |dir, digest| on_row(dir, digest, "DELETE FROM contents"),
+    ],
+];
+
+/// Stores a content of the seed, small or large, as a peer's transfer does.
+async fn take_in(store: &EmbeddedStore, seed: u64, is_small: bool) -> (Digest, Stored) {
+    if is_small {
+        let new = asset(BLAKE3, content(seed, 5000));
+        let digest = new.digest;
+        (digest, store.put(vec![new]).await.unwrap().remove(0).unwrap())
+    } else {
+        let new = file(BLAKE3, store.staging_dir(), &content(seed, LARGE));
+        (new.digest, store.adopt(new).await.unwrap())
+    }
+}
+
+async fn is_whole(store: &EmbeddedStore, digest: Digest, seed: u64) -> bool {
+    let read = store.read(digest.hash, 0..digest.size_bytes).await.unwrap().unwrap();
+    read == content(seed, digest.size_bytes as usize)
+        && store.verify(digest.hash).await.unwrap() == Condition::Whole
+}
+
+#[tokio::test]
+async fn a_damaged_asset_is_not_held_until_its_bytes_come_anew_and_keeps_what_people_wrote() {
+    for (is_small, ruins) in [false, true].into_iter().zip(RUINS) {
+        for (seed, ruin) in ruins.into_iter().enumerate() {
+            let (tmp, seed) = (tempfile::tempdir().unwrap(), seed as u64);
+            let store = open(tmp.path());
+            let other = adopt(&store, 77, LARGE).await;
+            let (digest, _) = take_in(&store, seed, is_small).await;
+            let edit = Metadata { tags: vec!["kept".into()], ..Metadata::default() };
+            store.set_metadata(digest.hash, &edit, None).await.unwrap();
+            let before = store.info().await.unwrap();
+
+            ruin(tmp.path(), digest);
+            assert_eq!(store.verify(digest.hash).await.unwrap(), Condition::Damaged);
+            assert_eq!(store.verify(other.hash).await.unwrap(), Condition::Whole);
+            let read = store.read(digest.hash, 0..10).await;
+            assert!(matches!(read, Err(StoreError::Damaged(_))), "{read:?}");
+            assert!(store.lookup(digest.hash).await.unwrap().unwrap().is_damaged);
+            let info = store.info().await.unwrap();
+            assert_eq!(info.asset_count, before.asset_count - 1);
+            assert_eq!(info.asset_bytes, before.asset_bytes - digest.size_bytes);
+            let page = store.changes(before.newest_cursor, 100).await.unwrap();
+            assert_eq!((page.gone, page.entries.len()), (vec![digest.hash], 0));
+            let listed = store.changes(0, 100).await.unwrap().entries;
+            assert_eq!(listed.iter().map(|entry| entry.digest).collect::<Vec<_>>(), [other]);
+            assert_eq!(store.damages().borrow().since(0), [digest.hash]);
+
+            // The mark outlives a restart.
+            store.close().await;
+            let store = open(tmp.path());
+            assert_eq!(store.damages().borrow().count, 1);
+            assert_eq!(store.info().await.unwrap(), info);
+
+            assert_eq!(take_in(&store, seed, is_small).await.1, Stored::New);
+            assert!(is_whole(&store, digest, seed).await);
+            let page = store.changes(info.newest_cursor, 100).await.unwrap();
+            assert_eq!((page.gone, page.entries[0].digest), (vec![], digest));
+            let row = store.lookup(digest.hash).await.unwrap().unwrap();
+            assert!(!row.is_damaged && row.metadata.tags == ["kept"]);
+            let after = store.info().await.unwrap();
+            assert_eq!(after.asset_count, before.asset_count);
+            assert_eq!(after.asset_bytes, before.asset_bytes);
+            assert_eq!(store.damages().borrow().count, 0);
+            assert_eq!(take_in(&store, seed, is_small).await.1, Stored::Existed);
+        }
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_nobody_has_missed_yet_are_made_good_when_they_come_again() {
+    for (is_small, ruins) in [false, true].into_iter().zip(RUINS) {
+        // What only hashing tells of a large file is `verify`'s to find.
+        for (seed, ruin) in ruins.into_iter().enumerate().skip(usize::from(!is_small)) {
+            let (tmp, seed) = (tempfile::tempdir().unwrap(), seed as u64);
+            let store = open(tmp.path());
+            let (digest, _) = take_in(&store, seed, is_small).await;
+            ruin(tmp.path(), digest);
+            assert_eq!(take_in(&store, seed, is_small).await.1, Stored::New);
+            assert!(is_whole(&store, digest, seed).await);
+            assert_eq!(store.damages().borrow().since(0), [digest.hash]);
+            assert_eq!(store.damages().borrow().count, 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_closed_is_one_file_beside_its_folders() {
+    let tmp = tempfile::tempdir().unwrap();
+    let store = open(tmp.path());
+    adopt(&store, 1, LARGE).await;
+    store.put(vec![asset(BLAKE3, content(2, 5000))]).await.unwrap();
+    store.close().await;
+    let mut names: Vec<_> =
+        fs::read_dir(tmp.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["content", "lock", "staging", "store.db", "temp"]);
 }
 
 #[tokio::test]

@@ -413,6 +413,7 @@ fn listed(cursors: &[u64], has_more: bool) -> proto::HashesResponse {
             .collect(),
         has_more,
         next_cursor: 0,
+        gone: Vec::new(),
     }
 }
 

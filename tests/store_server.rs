@@ -469,26 +469,76 @@ async fn a_damaged_asset_is_never_served_whole() {
     let bytes = content(1, 2_500_000);
     let (_, said) = add(&served, "", &bytes).await;
     let hash = said["hash"].as_str().unwrap();
-    let path = files(&served.dir.path().join("store"))
-        .into_iter()
-        .find(|path| path.file_name().is_some_and(|name| name == hash))
-        .unwrap();
+    let stored = stored(&served, hash);
     let mut damaged = bytes.to_vec();
     damaged[1_234_567] ^= 1;
-    std::fs::write(path, damaged).unwrap();
+    let ranges = ["0-999999", "1100000-1200000", "0-", "5-", "1234560-1234570"];
     for path in [format!("/assets/{hash}"), format!("/sync/blobs/{hash}")] {
-        let answer = served.request(Method::GET, &path).send().await.unwrap();
-        assert!(answer.bytes().await.is_err(), "{path} came whole");
-        for (range, is_sound) in
-            [("0-", false), ("5-", false), ("1234560-1234570", false), ("0-999999", true)]
-        {
-            let part = served.request(Method::GET, &path).header("range", format!("bytes={range}"));
-            let answer = part.send().await.unwrap();
-            let is_partial = answer.status() == StatusCode::PARTIAL_CONTENT;
-            let came = answer.bytes().await.is_ok_and(|_| is_partial);
-            assert_eq!(came, is_sound, "{range} of {path}");
+        for range in std::iter::once(None).chain(ranges.map(Some)) {
+            std::fs::write(&stored, &damaged).unwrap();
+            let mut request = served.request(Method::GET, &path);
+            if let Some(range) = range {
+                request = request.header("range", format!("bytes={range}"));
+            }
+            let answer = request.send().await.unwrap();
+            let (status, came) = (answer.status(), answer.bytes().await);
+            let parts = [(0..1_000_000, ranges[0]), (1_100_000..1_200_001, ranges[1])];
+            match parts.iter().find(|(_, part)| range == Some(*part)) {
+                Some((part, _)) => {
+                    assert!(came.unwrap() == bytes[part.clone()], "{path} {range:?}")
+                }
+                // Refused at once, or cut off at the piece that is wrong.
+                None => {
+                    assert!(status.is_client_error() || came.is_err(), "{path} {range:?}");
+                    let gone = served.request(Method::GET, &path).send().await.unwrap().status();
+                    let expected = if path.starts_with("/assets") { 410 } else { 404 };
+                    assert_eq!(gone, expected, "it is known now: {path}");
+                    assert_eq!(add(&served, "", &bytes).await.0, 201, "it is stored anew");
+                }
+            }
         }
     }
+}
+
+#[tokio::test]
+async fn a_part_is_proven_also_where_no_hash_pairs_are_kept_and_where_they_have_rotted() {
+    for algorithm in [HashAlgorithm::Sha256, HashAlgorithm::Blake3] {
+        let (served, _store) = served(algorithm, Features::default()).await;
+        let bytes = content(1, 2_500_000);
+        let (_, said) = add(&served, "", &bytes).await;
+        let hash = said["hash"].as_str().unwrap();
+        let stored = stored(&served, hash);
+        if algorithm == HashAlgorithm::Blake3 {
+            let outboard = stored.with_extension("outboard");
+            let mut rotten = std::fs::read(&outboard).unwrap();
+            *rotten.last_mut().unwrap() ^= 1;
+            std::fs::write(&outboard, rotten).unwrap();
+        }
+        let part = async |range: std::ops::Range<usize>| {
+            let header = format!("bytes={}-{}", range.start, range.end - 1);
+            let path = format!("/assets/{hash}");
+            let request = served.request(Method::GET, &path).header("range", header);
+            let answer = request.send().await.unwrap();
+            (answer.status().as_u16(), answer.bytes().await)
+        };
+        for range in [5..6, 1_048_570..1_048_580, 2_499_999..2_500_000, 1_000_000..2_400_000] {
+            let (status, came) = part(range.clone()).await;
+            assert!(status == 206 && came.unwrap() == bytes[range], "{algorithm:?}");
+        }
+        let mut damaged = bytes.to_vec();
+        damaged[2_000_000] ^= 1;
+        std::fs::write(&stored, damaged).unwrap();
+        let (status, came) = part(1_999_990..2_000_010).await;
+        assert!(status == 410 || came.is_err(), "{algorithm:?} {status}");
+    }
+}
+
+/// The file of a stored content.
+fn stored(served: &Served, hash: &str) -> PathBuf {
+    files(&served.dir.path().join("store"))
+        .into_iter()
+        .find(|path| path.file_name().is_some_and(|name| name == hash))
+        .unwrap()
 }
 
 fn put(served: &Served, hash: Hash) -> reqwest::RequestBuilder {

@@ -21,7 +21,6 @@ use super::fact::Fact;
 use super::journal_stream;
 use super::link::Order;
 use super::run::Loop;
-use crate::replica::events::EventLog;
 use crate::replica::query;
 use crate::transfer::plain::PlainReport;
 use crate::transfer::{self, Outcome, Received, TransferError, is_large, plain};
@@ -127,7 +126,6 @@ impl Loop {
         let (connection, counters) = (live.connection.clone(), live.counters.clone());
         let throttle = live.throttle.clone();
         let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
-        let events = self.parts.events.clone();
         let priority = priority(lane);
         let solicited = lane.is_solicited();
         self.spawn("send batch", async move {
@@ -153,7 +151,7 @@ impl Loop {
                 Ok(outcomes) => {
                     let outcomes = digests.iter().zip(&outcomes);
                     let outcomes = outcomes.map(|(digest, outcome)| {
-                        log_sent(digest, outcome, &events);
+                        log_sent(digest, outcome);
                         (digest.hash, sent_as(outcome))
                     });
                     Input::BatchSent { conn, batch, outcomes: outcomes.collect() }
@@ -234,14 +232,11 @@ fn priority(lane: Lane) -> i32 {
     }
 }
 
-fn log_sent(digest: &Digest, outcome: &Outcome, events: &EventLog) {
+fn log_sent(digest: &Digest, outcome: &Outcome) {
     let hash = digest.hash.short();
     match outcome {
         Outcome::Damaged => {
-            let what = "the store's bytes do not match the hash: not sent to anyone";
-            tracing::warn!(hash, "{what}");
-            let (what, hash) = (what.into(), Some(digest.hash));
-            events.tell(LogEvent::IntegrityAlarm { what, hash, device: None });
+            tracing::warn!(hash, "a peer is not sent an asset that is damaged here");
         }
         Outcome::Refused(reason) => tracing::warn!(hash, reason, "a peer refuses an asset"),
         Outcome::Later(reason) | Outcome::StoreDown(reason) => {

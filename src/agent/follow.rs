@@ -6,8 +6,9 @@
 //!     connected meanwhile.
 //! I3  The whole store is listed anew on a timer, on `reset`, and when it shows that it is not the
 //!     one that was listed: its cursor went back, or it holds less. What a whole listing does not
-//!     show is forgotten, and fetched again from the peers that hold it.
+//!     show, or the feed calls gone, is forgotten, and fetched again from the peers that hold it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +16,10 @@ use anyhow::{Context as _, Result};
 use futures_util::StreamExt;
 use tokio::sync::{Mutex, Notify, oneshot};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::core::engine::Input;
-use crate::core::ids::Digest;
+use crate::core::ids::{Digest, Hash};
 use crate::core::peers::Backoff;
 use crate::state::index::{Head, Index, Listing};
 use crate::store::{Changes, Cursor, FeedEvent, PAGE_ENTRIES_MAX, Store, StoreInfo};
@@ -37,6 +38,10 @@ const CALL_WAIT: Duration = Duration::from_secs(120);
 
 /// A store that was followed for this long is tried again at once when it is lost.
 const FOLLOWED_WELL: Duration = Duration::from_secs(60);
+
+/// To forget an asset is to begin anew with every peer: not done more often than this, however fast a
+/// disk fails.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Follower {
     pub(super) store: Arc<dyn Store>,
@@ -91,8 +96,11 @@ impl Follower {
             cursor = 0;
         }
         let mut feed = self.store.follow(cursor);
+        // Lost with an error, it shows in the store's count at the next start.
+        let mut gone = BTreeSet::new();
+        let mut forget_at = Instant::now();
         loop {
-            cursor = self.take_in(cursor).await?;
+            cursor = self.take_in(cursor, &mut gone).await?;
             self.facts.send(Fact::TakenIn { cursor }).await;
             tokio::select! {
                 event = timeout(FEED_QUIET_MAX, feed.next()) => match event {
@@ -104,7 +112,11 @@ impl Follower {
                     Err(_) => feed = self.store.follow(cursor),
                 },
                 () = self.nudge.notified() => {}
-                () = tokio::time::sleep_until(*relist_at) => {
+                () = sleep_until(forget_at), if !gone.is_empty() => {
+                    self.forget(std::mem::take(&mut gone)).await?;
+                    forget_at = Instant::now() + FORGET_EVERY;
+                }
+                () = sleep_until(*relist_at) => {
                     *relist_at = Instant::now() + RELIST_EVERY;
                     cursor = 0;
                 }
@@ -121,17 +133,41 @@ impl Follower {
         Ok(())
     }
 
-    /// Lists what came after `cursor`, page by page, into the index.
-    async fn take_in(&self, mut cursor: Cursor) -> Result<Cursor> {
+    /// Forgets assets that the store says it holds no longer.
+    async fn forget(&self, gone: BTreeSet<Hash>) -> Result<()> {
+        let gate = self.gate.lock().await;
+        let index = self.index.clone();
+        let hashes: Vec<Hash> = gone.into_iter().collect();
+        let lost = spawn_blocking(move || index.forget(&hashes)).await?;
+        drop(gate);
+        match lost.context("writing the index")? {
+            0 => Ok(()),
+            lost => self.begin_anew(lost).await,
+        }
+    }
+
+    /// Has the engine made anew, without assets that the store lost.
+    async fn begin_anew(&self, lost: u64) -> Result<()> {
+        tracing::warn!(assets = lost, "the store no longer holds what it held");
+        let (reply, known) = oneshot::channel();
+        self.facts.send(Fact::Reload(Reload::StoreLost { reply })).await;
+        known.await.context("the agent is stopping")
+    }
+
+    /// Lists what came after `cursor`, page by page, into the index. What is not held any more is
+    /// added to `gone`, and what is held again is taken out of it.
+    async fn take_in(&self, mut cursor: Cursor, gone: &mut BTreeSet<Hash>) -> Result<Cursor> {
         let is_whole = cursor == 0 && self.index.head().count > 0;
         let mut listing = is_whole.then(Listing::default);
         loop {
             let page = timeout(CALL_WAIT, self.store.changes(cursor, PAGE_ENTRIES_MAX))
                 .await
                 .context("listing the store")??;
-            let Changes { entries, next, has_more } = page;
+            let Changes { entries, gone: page_gone, next, has_more } = page;
             anyhow::ensure!(!has_more || next > cursor, "the store's listing does not move on");
             let digests: Vec<Digest> = entries.into_iter().map(|entry| entry.digest).collect();
+            gone.retain(|hash| digests.iter().all(|digest| digest.hash != *hash));
+            gone.extend(page_gone);
             let gate = self.gate.lock().await;
             let index = self.index.clone();
             let write = move || {
@@ -147,10 +183,7 @@ impl Follower {
             (entries, lost, listing) = written;
             if lost > 0 {
                 drop(gate);
-                tracing::warn!(assets = lost, "the store no longer holds what it held");
-                let (reply, known) = oneshot::channel();
-                self.facts.send(Fact::Reload(Reload::StoreLost { reply })).await;
-                known.await.context("the agent is stopping")?;
+                self.begin_anew(lost).await?;
                 // Read from the index with the rest.
                 entries.clear();
             }

@@ -226,6 +226,8 @@ impl Loop {
         let (journal, status) = (self.parts.journal.clone(), self.parts.status.subscribe());
         self.spawn("metadata", settler.run());
         self.spawn("event log", events::record(journal, told, status));
+        let damages = self.parts.store.damages();
+        self.spawn("damage", events::tell_damages(damages, self.parts.events.clone()));
         self.spawn("device state", publisher.run());
     }
 

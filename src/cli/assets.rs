@@ -45,6 +45,9 @@ pub(crate) struct Row {
     pub(crate) description: String,
     tags: Vec<String>,
     trashed: bool,
+    /// Its bytes on this device are lost or wrong.
+    #[serde(default)]
+    pub(crate) damaged: bool,
     /// When this store took it in, ms since the Unix epoch.
     timestamp: i64,
     version: u64,
@@ -106,6 +109,9 @@ pub(crate) fn line(row: &Row) -> String {
     }
     if row.trashed {
         line.push_str("  (trashed)");
+    }
+    if row.damaged {
+        line.push_str("  (damaged)");
     }
     line.trim_end().to_owned()
 }

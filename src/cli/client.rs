@@ -175,6 +175,23 @@ impl Client {
 
     /// Sends; an answer that is not a success is a failure that says what the agent said.
     pub(crate) async fn send(&self, request: Request<Body>) -> Result<Answer, Failure> {
+        self.send_for(request, exit_for).await
+    }
+
+    /// The same of a content: one that is damaged has an exit status of its own.
+    pub(crate) async fn send_for_content(&self, request: Request<Body>) -> Result<Answer, Failure> {
+        let exit_for = |status| match status {
+            StatusCode::GONE => Exit::Damaged,
+            other => exit_for(other),
+        };
+        self.send_for(request, exit_for).await
+    }
+
+    async fn send_for(
+        &self,
+        request: Request<Body>,
+        exit_for: impl Fn(StatusCode) -> Exit,
+    ) -> Result<Answer, Failure> {
         let response = match self.http.request(request).await {
             Ok(response) => response,
             Err(error) if error.is_connect() => return Err(not_running()),

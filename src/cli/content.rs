@@ -100,17 +100,38 @@ async fn copy_verified(
     let algorithm = algorithm(client).await?;
     let text = row.hash.0.to_string();
     let request = client.request(Method::GET, &["assets", &text], &[]);
-    let mut answer = client.send(finish(request, Body::empty())?).await?;
+    let mut answer = client.send_for_content(finish(request, Body::empty())?).await?;
     let mut hasher = Hasher::new(algorithm);
-    while let Some(piece) = answer.next_piece().await? {
+    loop {
+        let piece = match answer.next_piece().await {
+            Ok(Some(piece)) => piece,
+            Ok(None) => break,
+            Err(broken) => return Err(why_cut_off(client, &text, broken).await),
+        };
         hasher.update(&piece);
         sink(&piece)?;
     }
     let got: Hash = hasher.hash();
     if got != row.hash.0 {
-        return Err(anyhow!("the content is damaged: its hash is {got}, not {text}").into());
+        return Err(damaged(&text));
     }
     Ok(())
+}
+
+/// The agent cuts an answer off when it finds the rest damaged, and says so when it is asked again.
+async fn why_cut_off(client: &Client, hash: &str, broken: Failure) -> Failure {
+    match find(client, hash).await {
+        Ok(row) if row.damaged => damaged(hash),
+        _ => broken,
+    }
+}
+
+fn damaged(hash: &str) -> Failure {
+    let detail = format!(
+        "the bytes of asset {hash} are damaged on this device: it comes back from another device \
+         that has it, or when the file is added again"
+    );
+    Failure::new(Exit::Damaged, detail)
 }
 
 async fn algorithm(client: &Client) -> Result<HashAlgorithm, Failure> {

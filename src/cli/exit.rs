@@ -23,6 +23,8 @@ pub(crate) enum Exit {
     Temporary = 5,
     /// Not in sync, and waiting does not change that.
     NotInSync = 6,
+    /// The asset's bytes are damaged on this device.
+    Damaged = 7,
     /// The time given was over first.
     Timeout = 8,
     /// Another device, the agent or a rule said no.

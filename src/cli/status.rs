@@ -187,7 +187,13 @@ fn store_text(status: &Status) -> String {
     let store = &status.store;
     let mut text = format!("{}  {} assets", shown(&store.location), store.assets);
     if store.quarantined > 0 {
-        text.push_str(&format!(", {} damaged or refused", store.quarantined));
+        text.push_str(&format!(", {} sent wrong or refused", store.quarantined));
+    }
+    if store.damaged > 0 {
+        text.push_str(&format!(
+            ", {} DAMAGED (asked of the other devices; else add the files again)",
+            store.damaged
+        ));
     }
     if !store.up {
         text.push_str("  NOT ANSWERING");
@@ -288,6 +294,7 @@ mod tests {
                 hash_algorithm: "blake3".into(),
                 assets: 3,
                 quarantined: 0,
+                damaged: 0,
                 last_error: None,
             },
             peers,

@@ -1,10 +1,13 @@
 //! An asset's bytes as an HTTP answer: `Range`, ETag, and a stream that holds one piece at a time.
 //!
 //! A whole answer is hashed while it is sent, and its last piece is held back until the hash is
-//! right: a damaged asset ends in a cut connection, never in a complete answer. A part of a large
-//! asset is checked piece by piece where the store has the hash pairs for it: with BLAKE3, and if it
-//! offers them at all.
+//! right: a damaged asset ends in a cut connection, never in a complete answer. Of a part of a large
+//! asset each piece is checked before it is sent, in the buffer it is sent from: by its hash pairs
+//! where the store has them (BLAKE3, embedded), else by the hash it had when the whole was read and
+//! found right, just before. That reading costs time before the first byte; of an asset over
+//! [`PART_OF_BYTES_MAX`] the whole is sent instead. Damage is told to the store.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,7 +17,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bao_tree::io::outboard::PreOrderOutboard;
 use bao_tree::io::round_up_to_chunks_groups;
-use bao_tree::io::sync::valid_ranges;
+use bao_tree::io::sync::{ReadAt, valid_ranges};
 use bao_tree::{BaoTree, ChunkNum, ChunkRanges};
 use bytes::Bytes;
 use futures_util::stream;
@@ -22,7 +25,15 @@ use futures_util::stream;
 use super::problem::{Problem, problem};
 use crate::core::ids::{Digest, HashAlgorithm};
 use crate::store::hasher::Hasher;
-use crate::store::{BaoFiles, GROUP, READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError};
+use crate::store::{
+    BaoFiles, Condition, GROUP, READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError,
+};
+
+/// Bytes of a chunk group. Pieces begin and end at multiples of it.
+const GROUP_BYTES: u64 = GROUP.bytes() as u64;
+
+/// The largest asset that is read whole to prove a part of it: some seconds from a common disk.
+const PART_OF_BYTES_MAX: u64 = 1 << 30;
 
 /// Answers a GET or HEAD for the content `digest`, with validators and length; the caller adds what
 /// kind of bytes they are.
@@ -43,10 +54,17 @@ pub(crate) async fn answer(
     // A range of another version is of no use: If-Range that does not name this hash voids it.
     let is_range_wanted =
         !headers.contains_key(header::IF_RANGE) || lists_etag(headers, header::IF_RANGE, &etag);
-    let asked = match headers.get(header::RANGE) {
+    let mut asked = match headers.get(header::RANGE) {
         Some(value) if is_range_wanted => parse_range(value.as_bytes(), size_bytes),
         _ => Asked::Whole,
     };
+    let mut files = None;
+    if matches!(asked, Asked::Part(_)) && size_bytes > SMALL_BYTES_MAX {
+        files = store.bao_files(digest.hash).await?;
+        if files.is_none() && size_bytes > PART_OF_BYTES_MAX {
+            asked = Asked::Whole;
+        }
+    }
     let (status, range) = match asked {
         Asked::Whole => (StatusCode::OK, 0..size_bytes),
         Asked::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
@@ -63,7 +81,7 @@ pub(crate) async fn answer(
     let body = if method == Method::HEAD {
         Body::empty()
     } else {
-        body(store, digest, algorithm, range.clone()).await?
+        body(store, digest, algorithm, range.clone(), files).await?
     };
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -140,6 +158,7 @@ async fn body(
     digest: Digest,
     algorithm: HashAlgorithm,
     range: Range<u64>,
+    files: Option<BaoFiles>,
 ) -> Result<Body, Problem> {
     let is_whole = range == (0..digest.size_bytes);
     if !is_whole && digest.size_bytes <= SMALL_BYTES_MAX {
@@ -151,7 +170,7 @@ async fn body(
     }
     let mut pieces = match is_whole {
         true => Pieces::whole(store, digest, algorithm),
-        false => Pieces::part(store, digest, range).await?,
+        false => Pieces::part(store, digest, algorithm, range, files).await?,
     };
     let Some(first) = pieces.next().await? else {
         return Ok(Body::empty());
@@ -175,9 +194,10 @@ struct Pieces {
 enum Proof {
     /// All of it together, at its end.
     Whole(Hasher),
-    /// Each piece, by its hash pairs.
+    /// Each chunk group, by its hash pairs.
     Groups(Arc<BaoFiles>),
-    None,
+    /// Each piece, by its hash from a reading of the whole that was right.
+    Pieces(Vec<blake3::Hash>),
 }
 
 impl Pieces {
@@ -189,10 +209,21 @@ impl Pieces {
     async fn part(
         store: Arc<dyn Store>,
         digest: Digest,
+        algorithm: HashAlgorithm,
         range: Range<u64>,
+        files: Option<BaoFiles>,
     ) -> Result<Self, StoreError> {
-        let files = store.bao_files(digest.hash).await?;
-        let proof = files.map_or(Proof::None, |files| Proof::Groups(Arc::new(files)));
+        let proof = match files {
+            Some(files) => Proof::Groups(Arc::new(files)),
+            None => {
+                let mut whole = Self::whole(store.clone(), digest, algorithm);
+                let mut hashes = Vec::new();
+                while let Some(piece) = whole.next().await? {
+                    hashes.push(blake3::hash(&piece));
+                }
+                Proof::Pieces(hashes)
+            }
+        };
         Ok(Self { store, digest, range, proof })
     }
 
@@ -200,46 +231,107 @@ impl Pieces {
         if self.range.is_empty() {
             return Ok(None);
         }
-        let hash = self.digest.hash;
+        let Digest { hash, size_bytes } = self.digest;
         let start = self.range.start;
-        let end = self.range.end.min((start / READ_BYTES_MAX + 1) * READ_BYTES_MAX);
-        let piece = self.store.read(hash, start..end).await?.ok_or(StoreError::NotFound(hash))?;
+        let piece_start = start - start % READ_BYTES_MAX;
+        let end = self.range.end.min(piece_start + READ_BYTES_MAX);
+        let read = match &self.proof {
+            Proof::Whole(_) => start..end,
+            // A proof is of whole groups, or of a whole piece.
+            Proof::Groups(_) => {
+                start - start % GROUP_BYTES..end.next_multiple_of(GROUP_BYTES).min(size_bytes)
+            }
+            Proof::Pieces(_) => piece_start..size_bytes.min(piece_start + READ_BYTES_MAX),
+        };
+        let bytes = self.store.read(hash, read.clone()).await?;
+        let bytes = bytes.ok_or(StoreError::NotFound(hash))?;
         self.range.start = end;
-        let is_last = self.range.is_empty();
-        let is_sound = match &mut self.proof {
+        let mut is_sound = self.check(&bytes, read.start).await;
+        if !is_sound
+            && matches!(self.proof, Proof::Groups(_))
+            && self.store.verify(hash).await? == Condition::Whole
+            && let Some(files) = self.store.bao_files(hash).await?
+        {
+            // The hash pairs were wrong, and have been made anew.
+            self.proof = Proof::Groups(Arc::new(files));
+            is_sound = self.check(&bytes, read.start).await;
+        }
+        if !is_sound {
+            return Err(self.damage().await);
+        }
+        // Both lie within what was read, which is a piece at most.
+        let part = (start - read.start) as usize..(end - read.start) as usize;
+        Ok(Some(bytes.slice(part)))
+    }
+
+    /// Whether the bytes read from `start` on are the asset's, as far as can be told by now.
+    async fn check(&mut self, bytes: &Bytes, start: u64) -> bool {
+        match &mut self.proof {
             Proof::Whole(hasher) => {
-                hasher.update(&piece);
-                !is_last || hasher.hash() == hash
+                hasher.update(bytes);
+                !self.range.is_empty() || hasher.hash() == self.digest.hash
             }
             Proof::Groups(files) => {
                 let (files, digest) = (files.clone(), self.digest);
-                let check = move || is_sound(&files, &digest, start..end);
+                let part = Part { start, bytes: bytes.clone() };
+                let check = move || is_sound(&files.outboard, &digest, part);
                 let checked = tokio::task::spawn_blocking(check).await;
                 checked.is_ok_and(|checked| checked.is_ok_and(|is_sound| is_sound))
             }
-            Proof::None => true,
-        };
-        if is_sound {
-            return Ok(Some(piece));
+            Proof::Pieces(hashes) => {
+                // As many as fit into memory were counted.
+                hashes.get((start / READ_BYTES_MAX) as usize) == Some(&blake3::hash(bytes))
+            }
         }
-        tracing::error!(%hash, "a stored asset is damaged");
-        Err(StoreError::Disk(format!(
-            "asset {hash} is damaged: its bytes are not those of its hash"
-        )))
+    }
+
+    /// Has the store make sure that the asset is damaged.
+    async fn damage(&self) -> StoreError {
+        let hash = self.digest.hash;
+        match self.store.verify(hash).await {
+            Ok(Condition::Whole) => StoreError::Unreachable(format!(
+                "asset {hash} was read wrong once and right the next time: try again"
+            )),
+            Ok(Condition::Absent) => StoreError::NotFound(hash),
+            Ok(Condition::Damaged) | Err(_) => StoreError::Damaged(hash),
+        }
     }
 }
 
-/// Whether the chunk groups that hold `range` are those of the asset. Blocks on the disk.
-fn is_sound(files: &BaoFiles, digest: &Digest, range: Range<u64>) -> io::Result<bool> {
+/// Bytes of an asset from an offset on.
+struct Part {
+    start: u64,
+    bytes: Bytes,
+}
+
+impl Part {
+    fn range(&self) -> Range<u64> {
+        self.start..self.start + self.bytes.len() as u64
+    }
+}
+
+impl ReadAt for Part {
+    fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let at = at.checked_sub(self.start).and_then(|at| usize::try_from(at).ok());
+        let rest = at.and_then(|at| self.bytes.get(at..)).unwrap_or_default();
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        Ok(length)
+    }
+}
+
+/// Whether the bytes, whole chunk groups, are those of the asset. Blocks on the disk.
+fn is_sound(outboard: &File, digest: &Digest, part: Part) -> io::Result<bool> {
     let outboard = PreOrderOutboard {
         root: blake3::Hash::from_bytes(digest.hash.0),
         tree: BaoTree::new(digest.size_bytes, GROUP),
-        data: &files.outboard,
+        data: outboard,
     };
+    let range = part.range();
     let chunks = ChunkNum::full_chunks(range.start)..ChunkNum::chunks(range.end);
     let groups = round_up_to_chunks_groups(ChunkRanges::from(chunks), GROUP);
     let mut sound_to = range.start;
-    for sound in valid_ranges(outboard, &files.content, &groups) {
+    for sound in valid_ranges(outboard, part, &groups) {
         let sound = sound?;
         if sound.start.to_bytes() > sound_to {
             return Ok(false);

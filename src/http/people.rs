@@ -25,7 +25,9 @@ use super::upload::{
 };
 use crate::core::ids::{Digest, Hash};
 use crate::store::messages::{at_most, canonical};
-use crate::store::{Asset, Filter, Metadata, NewAsset, Store, StoreError, Stored, VerifiedFile};
+use crate::store::{
+    Asset, Condition, Filter, Metadata, NewAsset, Store, StoreError, Stored, VerifiedFile,
+};
 
 /// Rows of a listing when the request does not say how many.
 const LIST_ROWS_DEFAULT: usize = 100;
@@ -131,7 +133,8 @@ async fn add(
     Ok(response)
 }
 
-/// Hands a received content to the store.
+/// Hands a received content to the store. A copy that is held already is compared with its hash
+/// first: who adds a file must be able to delete it afterwards.
 pub(crate) async fn keep(
     store: &dyn Store,
     received: Received,
@@ -145,11 +148,19 @@ pub(crate) async fn keep(
             Ok((digest, result.ok_or_else(none)??))
         }
         Received::Large(digest, temp) => {
+            let hash = digest.hash;
+            let was_damaged = store.lookup(hash).await?.is_some()
+                && store.verify(hash).await? == Condition::Damaged;
             let path = temp.path().to_owned();
             // Dropped afterwards, it takes away what a temporary failure leaves.
             let guard: Option<Box<dyn Any + Send + Sync>> = Some(Box::new(temp));
             let file = VerifiedFile { digest, path, outboard: None, metadata, guard };
-            Ok((digest, store.adopt(file).await?))
+            let stored = store.adopt(file).await?;
+            if was_damaged && stored == Stored::Existed {
+                // A foreign store that does not take it in again.
+                return Err(StoreError::Damaged(hash));
+            }
+            Ok((digest, stored))
         }
     }
 }
@@ -262,7 +273,7 @@ fn parse_prefix(text: String) -> Result<String, Problem> {
 
 /// An asset as JSON.
 fn row(asset: &Asset) -> serde_json::Value {
-    let Asset { entry, metadata } = asset;
+    let Asset { entry, metadata, is_damaged } = asset;
     json!({
         "hash": entry.digest.hash.to_string(),
         "size": entry.digest.size_bytes,
@@ -274,6 +285,7 @@ fn row(asset: &Asset) -> serde_json::Value {
         "tags": metadata.tags,
         "trashed": metadata.trashed,
         "version": metadata.version,
+        "damaged": is_damaged,
     })
 }
 
@@ -310,8 +322,11 @@ async fn fetch(
         }
     }
     let asset = find(store.as_ref(), parse_hash(&hash)?).await?;
-    let algorithm = store.info().await?.hash_algorithm;
     let digest = asset.entry.digest;
+    if asset.is_damaged && method == Method::HEAD {
+        return Err(StoreError::Damaged(digest.hash).into());
+    }
+    let algorithm = store.info().await?.hash_algorithm;
     let mut response = content::answer(store, digest, algorithm, &method, &headers).await?;
     if !response.status().is_success() {
         return Ok(response);

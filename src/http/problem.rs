@@ -34,6 +34,7 @@ impl From<StoreError> for Problem {
             StoreError::Mismatch { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             StoreError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             StoreError::NotFound(_) => StatusCode::NOT_FOUND,
+            StoreError::Damaged(_) => StatusCode::GONE,
             StoreError::Conflict(_) => StatusCode::CONFLICT,
             StoreError::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
             StoreError::Disk(_) => StatusCode::INTERNAL_SERVER_ERROR,

@@ -196,12 +196,13 @@ async fn hashes(
         // A store without cursors knows no pages either: it lists everything at once.
         false => (0, usize::MAX),
     };
-    let mut digests = Vec::new();
+    let (mut digests, mut gone) = (Vec::new(), Vec::new());
     let mut has_more = true;
-    while has_more && digests.len() < limit {
-        let room = (limit - digests.len()).min(PAGE_ENTRIES_MAX);
-        let Changes { entries, next: page_next, has_more: page_has_more } =
-            server.store.changes(next, room).await?;
+    while has_more && digests.len() + gone.len() < limit {
+        let room = (limit - digests.len() - gone.len()).min(PAGE_ENTRIES_MAX);
+        let page = server.store.changes(next, room).await?;
+        let Changes { entries, gone: page_gone, next: page_next, has_more: page_has_more } = page;
+        gone.extend(page_gone.iter().map(|hash| Bytes::copy_from_slice(hash.as_bytes())));
         let listed = entries.iter().filter(|entry| is_listed(entry.timestamp_ms));
         digests.extend(listed.map(messages::entry_message));
         (next, has_more) = (page_next, page_has_more);
@@ -212,7 +213,7 @@ async fn hashes(
         }
         next = 0;
     }
-    Ok(protobuf(&proto::HashesResponse { digests, has_more, next_cursor: next }))
+    Ok(protobuf(&proto::HashesResponse { digests, has_more, next_cursor: next, gone }))
 }
 
 /// `POST /sync/pull`.
@@ -228,7 +229,7 @@ async fn pull(
     let mut room = MESSAGE_BYTES_MAX;
     for raw in &request.hashes {
         let hash = messages::hash(raw).map_err(bad_request)?;
-        let Some(asset) = server.store.lookup(hash).await? else {
+        let Some(asset) = held(&server.store, hash).await? else {
             response.missing.push(raw.clone());
             continue;
         };
@@ -262,7 +263,13 @@ async fn pull(
     Ok(protobuf(&response))
 }
 
-/// Reads the contents of bundles, the small ones all at once.
+/// The asset, unless it is damaged: for another device's agent it is missing then.
+async fn held(store: &EmbeddedStore, hash: Hash) -> Result<Option<Asset>, StoreError> {
+    Ok(store.lookup(hash).await?.filter(|asset| !asset.is_damaged))
+}
+
+/// Reads the contents of bundles, the small ones all at once. What is wrong is not passed on; it is
+/// missing when it is asked for again.
 async fn fill_in(
     store: &EmbeddedStore,
     bundles: &mut [(Asset, proto::Bundle)],
@@ -273,6 +280,7 @@ async fn fill_in(
         .filter(|(asset, _)| is_small(asset))
         .map(|(asset, _)| asset.entry.digest)
         .collect();
+    let algorithm = store.info().await?.hash_algorithm;
     let mut contents = store.read_small(&small).await?.into_iter();
     for (asset, bundle) in bundles {
         let digest = asset.entry.digest;
@@ -280,7 +288,15 @@ async fn fill_in(
             true => contents.next().flatten(),
             false => read_whole(store, digest).await?,
         };
-        bundle.content = content.ok_or(StoreError::NotFound(digest.hash))?;
+        let content = content.ok_or(StoreError::NotFound(digest.hash))?;
+        let hashed = content.clone();
+        let got = tokio::task::spawn_blocking(move || algorithm.hash(&hashed)).await;
+        if got.ok() != Some(digest.hash) {
+            store.verify(digest.hash).await?;
+            let detail = format!("asset {} was read wrong: ask again", digest.hash);
+            return Err(StoreError::Unreachable(detail).into());
+        }
+        bundle.content = content;
     }
     Ok(())
 }
@@ -310,7 +326,7 @@ fn at_most_entries(count: usize) -> Result<(), Problem> {
 
 /// What a bundle brings.
 fn bundle_parts(bundle: proto::Bundle) -> Result<NewAsset, Problem> {
-    let Asset { entry, metadata } = messages::asset(&bundle).map_err(bad_request)?;
+    let Asset { entry, metadata, .. } = messages::asset(&bundle).map_err(bad_request)?;
     let got = bundle.content.len() as u64;
     if got != entry.digest.size_bytes {
         let said = entry.digest.size_bytes;
@@ -488,6 +504,7 @@ fn event(line: &FeedLine) -> Event {
         FeedKind::Meta { hash, version } => {
             ("meta", serde_json::json!({ "hash": hash.to_string(), "version": version }))
         }
+        FeedKind::Gone { hash } => ("gone", serde_json::json!({ "hash": hash.to_string() })),
     };
     Event::default().event(name).id(line.cursor.to_string()).data(data.to_string())
 }

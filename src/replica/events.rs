@@ -22,6 +22,7 @@ use crate::core::peers::Backoff;
 
 use super::journal::{AskError, JournalHandle};
 use super::status::{PeerState, PeerStatus, Status};
+use crate::store::Damages;
 
 /// Events waiting to be written. They are told by people and by alarms, which are told once each;
 /// so many wait only while nothing can be written.
@@ -52,6 +53,22 @@ impl EventLog {
             Err(mpsc::error::TrySendError::Full(event)) => {
                 tracing::warn!(kind = event.kind(), "an event is not logged: {TOLD_MAX} wait");
             }
+        }
+    }
+}
+
+/// Tells of damage as the store finds it, until the store is closed.
+pub(crate) async fn tell_damages(mut damages: watch::Receiver<Damages>, events: EventLog) {
+    let mut seen = 0;
+    loop {
+        let known = damages.borrow_and_update().clone();
+        for hash in known.since(seen) {
+            let what = "the bytes of an asset in the store are damaged or gone".into();
+            events.tell(LogEvent::IntegrityAlarm { what, hash: Some(*hash), device: None });
+        }
+        seen = known.found;
+        if damages.changed().await.is_err() {
+            return;
         }
     }
 }

@@ -54,9 +54,12 @@ pub struct StoreStatus {
     pub hash_algorithm: String,
     /// Hashes known, trashed assets included.
     pub assets: u64,
-    /// Assets that do not move for now: those whose bytes in this store are not those of their hash,
-    /// and those that peers sent wrong or this store refused. Each is tried again after a while.
+    /// Assets that do not move for now: peers sent them wrong, or this store refused them. Each is
+    /// tried again after a while.
     pub quarantined: u64,
+    /// Assets of this store whose bytes are lost or not those of their hash. Each is asked of the
+    /// other devices; the rest need their files added again.
+    pub damaged: u64,
     /// The last failure, for people; `None` when it answers.
     pub last_error: Option<String>,
 }

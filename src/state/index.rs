@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use crate::core::ids::{Digest, Hash, HashAlgorithm, NodeId, StoreId};
 use crate::state::home::private_database_file;
@@ -166,21 +166,27 @@ impl Index {
         let mut head = self.head();
         let tx = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let lost = if listing.count == head.count { Vec::new() } else { listing.not_seen(&tx)? };
-        if !lost.is_empty() {
-            let mut delete = tx.prepare("DELETE FROM known WHERE seq = ?1")?;
-            for seq in &lost {
-                delete.execute([int(*seq)])?;
-            }
-            tx.execute("DELETE FROM sketch", [])?;
-            tx.execute("DELETE FROM peers", [])?;
-            head.epoch = rand::random();
-            head.count -= lost.len() as u64;
-        }
         head.store_cursor = store_cursor;
-        tx.execute(
-            "UPDATE state SET epoch = ?1, count = ?2, store_cursor = ?3",
-            params![head.epoch, int(head.count), int(store_cursor)],
-        )?;
+        forget_rows(&tx, &mut head, &lost)?;
+        tx.commit()?;
+        *lock(&self.shared.head) = head;
+        Ok(lost.len() as u64)
+    }
+
+    /// Forgets hashes that the store holds no longer. Returns how many of them were known; if any, the
+    /// epoch is a new one, as after [`finish_listing`](Self::finish_listing).
+    pub fn forget(&self, hashes: &[Hash]) -> rusqlite::Result<u64> {
+        let mut writer = lock(&self.shared.writer);
+        let mut head = self.head();
+        let tx = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut lost = Vec::new();
+        {
+            let mut query = tx.prepare_cached("SELECT seq FROM known WHERE hash = ?1")?;
+            for hash in hashes {
+                lost.extend(query.query_row([hash.0], |row| row_u64(row, 0)).optional()?);
+            }
+        }
+        forget_rows(&tx, &mut head, &lost)?;
         tx.commit()?;
         *lock(&self.shared.head) = head;
         Ok(lost.len() as u64)
@@ -574,6 +580,25 @@ fn move_aside(path: &Path) -> Result<PathBuf> {
         }
     }
     Ok(aside)
+}
+
+/// Takes rows out, by their sequence numbers, and with any of them all that was known of the peers.
+fn forget_rows(tx: &Transaction<'_>, head: &mut Head, lost: &[u64]) -> rusqlite::Result<()> {
+    if !lost.is_empty() {
+        let mut delete = tx.prepare("DELETE FROM known WHERE seq = ?1")?;
+        for seq in lost {
+            delete.execute([int(*seq)])?;
+        }
+        tx.execute("DELETE FROM sketch", [])?;
+        tx.execute("DELETE FROM peers", [])?;
+        head.epoch = rand::random();
+        head.count -= lost.len() as u64;
+    }
+    tx.execute(
+        "UPDATE state SET epoch = ?1, count = ?2, store_cursor = ?3",
+        params![head.epoch, int(head.count), int(head.store_cursor)],
+    )?;
+    Ok(())
 }
 
 fn page<T>(mut rows: Vec<T>, limit: usize) -> (Vec<T>, bool) {

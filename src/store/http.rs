@@ -27,15 +27,19 @@ use futures_util::stream::BoxStream;
 use prost::Message;
 use reqwest::header;
 use reqwest::{Method, Response, StatusCode};
+use tokio::sync::watch;
 
 pub use self::connection::Deadlines;
 use self::connection::{Connection, Request, RequestBody};
+use super::hasher::Hasher;
 use super::messages::{self, MESSAGE_REPEATED_MAX, PROTOBUF_TYPE};
 use super::{
-    Asset, BaoFiles, Changes, Cursor, Entry, FeedEvent, Filter, Metadata, NewAsset,
-    PAGE_ENTRIES_MAX, READ_BYTES_MAX, Store, StoreError, StoreInfo, Stored, Touched, VerifiedFile,
+    Asset, BaoFiles, Changes, Condition, Cursor, Damages, Entry, FeedEvent, Filter, Metadata,
+    NewAsset, PAGE_ENTRIES_MAX, READ_BYTES_MAX, Store, StoreError, StoreInfo, Stored, Touched,
+    VerifiedFile,
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
+use crate::core::limits::RESTING_MAX;
 use crate::wire::parse;
 use crate::wire::proto::store as proto;
 
@@ -80,6 +84,9 @@ struct Inner {
     lists_by_since: AtomicBool,
     /// The last content taken whole, since it is read in ranges.
     whole: Mutex<Option<(Hash, Bytes)>>,
+    /// What was found damaged; the store cannot be told to mark it.
+    damaged: Mutex<BTreeSet<Hash>>,
+    damages: watch::Sender<Damages>,
 }
 
 /// What a store offers.
@@ -120,6 +127,8 @@ impl HttpStore {
             newest_seen: AtomicU64::new(0),
             lists_by_since: AtomicBool::new(false),
             whole: Mutex::default(),
+            damaged: Mutex::default(),
+            damages: watch::channel(Damages::default()).0,
         })))
     }
 }
@@ -191,6 +200,25 @@ impl Inner {
 
     fn set_profile(&self, profile: Option<Profile>) -> Option<Profile> {
         std::mem::replace(&mut *self.lock_profile(), profile)
+    }
+
+    fn is_damaged(&self, hash: &Hash) -> bool {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(hash)
+    }
+
+    /// Notes how an asset was found.
+    fn note(&self, hash: Hash, condition: Condition) {
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = match condition {
+            Condition::Damaged if damaged.len() < RESTING_MAX => damaged.insert(hash),
+            Condition::Damaged => false,
+            Condition::Whole | Condition::Absent => {
+                damaged.remove(&hash);
+                false
+            }
+        };
+        let found: &[Hash] = if found { &[hash] } else { &[] };
+        self.damages.send_if_modified(|known| known.set(damaged.len() as u64, found));
     }
 
     fn set_whole(&self, whole: Option<(Hash, Bytes)>) {
@@ -274,7 +302,9 @@ impl Inner {
         if message.has_more && next <= after {
             return Err(contract("its listing says there is more and does not move on"));
         }
-        Ok(Changes { entries, next, has_more: message.has_more })
+        let gone = message.gone.iter().map(|hash| messages::hash(hash)).collect::<Result<_, _>>();
+        let gone = gone.map_err(contract)?;
+        Ok(Changes { entries, gone, next, has_more: message.has_more })
     }
 
     /// A page of a core-only store: by cursor if it gives any, else by timestamp.
@@ -303,7 +333,7 @@ impl Inner {
         }
         // The answer's end is where the store set it; cutting it at `limit` could stand still
         // within equal timestamps.
-        Ok(Changes { entries, next, has_more: message.has_more })
+        Ok(Changes { entries, next, has_more: message.has_more, ..Changes::default() })
     }
 }
 
@@ -324,7 +354,7 @@ impl Store for HttpStore {
         let limit_bytes = SHORT_BYTES_MAX + limit as u64 * LISTED_BYTES_MAX;
         let query = format!("after={after}&limit={limit}");
         let (entries, message) = inner.hashes(&query, limit_bytes).await?;
-        if entries.len() > limit {
+        if entries.len() + message.gone.len() > limit {
             return Err(contract(format!(
                 "it listed {} assets, {limit} were asked for",
                 entries.len()
@@ -350,7 +380,10 @@ impl Store for HttpStore {
         let asked = BTreeSet::from([hash]);
         let mut pulled = self.0.pull(&asked, true, content_bytes).await?;
         match pulled.bundles.remove(&hash) {
-            Some((asset, _)) => Ok(Some(asset)),
+            Some((asset, _)) => {
+                let is_damaged = self.0.is_damaged(&hash);
+                Ok(Some(Asset { is_damaged, ..asset }))
+            }
             None if pulled.missing.contains(&hash) => Ok(None),
             None => Err(contract(format!("it said nothing about asset {hash}"))),
         }
@@ -383,6 +416,36 @@ impl Store for HttpStore {
 
     async fn bao_files(&self, _hash: Hash) -> Result<Option<BaoFiles>, StoreError> {
         Ok(None)
+    }
+
+    async fn verify(&self, hash: Hash) -> Result<Condition, StoreError> {
+        let profile = self.0.profile().await?;
+        let Some(asset) = self.lookup(hash).await? else {
+            self.0.note(hash, Condition::Absent);
+            return Ok(Condition::Absent);
+        };
+        let size_bytes = asset.entry.digest.size_bytes;
+        let mut hasher = Hasher::new(profile.algorithm);
+        let mut start = 0;
+        while start < size_bytes {
+            let end = size_bytes.min(start + READ_BYTES_MAX);
+            let Some(bytes) = self.read(hash, start..end).await? else {
+                self.0.note(hash, Condition::Absent);
+                return Ok(Condition::Absent);
+            };
+            hasher.update(&bytes);
+            start = end;
+        }
+        let condition = match hasher.hash() == hash {
+            true => Condition::Whole,
+            false => Condition::Damaged,
+        };
+        self.0.note(hash, condition);
+        Ok(condition)
+    }
+
+    fn damages(&self) -> watch::Receiver<Damages> {
+        self.0.damages.subscribe()
     }
 
     async fn put(

@@ -123,7 +123,8 @@ pub(crate) fn entry_message(entry: &Entry) -> proto::Digest {
 /// An asset's row from a bundle, its content left aside.
 pub(crate) fn asset(bundle: &proto::Bundle) -> Result<Asset, String> {
     let digest = bundle.digest.as_ref().ok_or("a bundle has no digest")?;
-    Ok(Asset { entry: entry(digest)?, metadata: metadata(bundle.metadata.clone())? })
+    let metadata = metadata(bundle.metadata.clone())?;
+    Ok(Asset { entry: entry(digest)?, metadata, is_damaged: false })
 }
 
 /// What a store says of itself, from its message, with its features.

@@ -6,7 +6,8 @@
 //! [`people`], behind a [`guard`], on the connections of [`serve`].
 //!
 //! I1  An asset that [`Store::put`] or [`Store::adopt`] reports as stored survives a power cut.
-//! I2  Bytes are stored only under the hash they have; a mismatch keeps nothing.
+//! I2  Bytes are stored only under the hash they have; a mismatch keeps nothing. An asset whose bytes
+//!     turn out damaged is not held from then on, until its bytes come anew ([`Store::verify`]).
 //! I3  Cursors rise strictly and are never reused; [`Store::changes`] after a cursor misses nothing.
 //! I4  Bytes are never deleted by this trait. Trashing is metadata.
 //! I5  No call blocks for ever: every one ends, with an error if need be, within its own deadline.
@@ -22,6 +23,7 @@ use bao_tree::BlockSize;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use thiserror::Error;
+use tokio::sync::watch;
 
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
 pub use crate::core::limits::SMALL_BYTES_MAX;
@@ -78,7 +80,9 @@ pub struct Entry {
 pub struct Changes {
     /// In cursor order. An asset may show more than once over a feed's life.
     pub entries: Vec<Entry>,
-    /// Where to ask on from, also when `entries` is empty.
+    /// Assets that are not held any more: their bytes were found to be damaged.
+    pub gone: Vec<Hash>,
+    /// Where to ask on from, also when nothing is listed.
     pub next: Cursor,
     /// More is there now.
     pub has_more: bool,
@@ -132,6 +136,52 @@ pub struct Asset {
     pub entry: Entry,
     /// Its metadata.
     pub metadata: Metadata,
+    /// Its bytes were found to be damaged: it has a row, and is not held.
+    pub is_damaged: bool,
+}
+
+/// How an asset stands when its bytes are compared with its hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// Its bytes are those of its hash.
+    Whole,
+    /// They are not, or cannot be read.
+    Damaged,
+    /// The store has no such asset.
+    Absent,
+}
+
+/// Hashes that [`Damages::recent`] keeps: whoever follows them looks sooner than so many are found.
+const RECENT_DAMAGES_MAX: usize = 64;
+
+/// The damage that is known of in a store.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Damages {
+    /// Assets that are damaged now.
+    pub count: u64,
+    /// How often damage was found since the store was opened.
+    pub found: u64,
+    /// The last ones found, the newest last.
+    pub recent: Vec<Hash>,
+}
+
+impl Damages {
+    /// Takes in what was found; true when anything changed.
+    pub(crate) fn set(&mut self, count: u64, found: &[Hash]) -> bool {
+        let is_news = self.count != count || !found.is_empty();
+        self.count = count;
+        self.found += found.len() as u64;
+        self.recent.extend(found);
+        let surplus = self.recent.len().saturating_sub(RECENT_DAMAGES_MAX);
+        self.recent.drain(..surplus);
+        is_news
+    }
+
+    /// Those found after the first `seen`, as far as they are kept.
+    pub fn since(&self, seen: u64) -> &[Hash] {
+        let news = usize::try_from(self.found.saturating_sub(seen)).unwrap_or(usize::MAX);
+        &self.recent[self.recent.len().saturating_sub(news)..]
+    }
 }
 
 /// Which assets [`Store::list`] returns. All conditions given must hold.
@@ -223,6 +273,12 @@ pub enum StoreError {
     /// No such asset.
     #[error("the store has no asset {0}")]
     NotFound(Hash),
+    /// The asset's bytes are gone, cannot be read or are not those of its hash.
+    #[error(
+        "the bytes of asset {0} are damaged on this device: it comes back from another device that \
+         has it, or when the file is added again"
+    )]
+    Damaged(Hash),
     /// `expected_version` is not current; nothing was written.
     #[error("the metadata was changed meanwhile, its version is now {}", .0.version)]
     Conflict(Box<Metadata>),
@@ -264,7 +320,7 @@ pub trait Store: Send + Sync + 'static {
     /// ends with an error when the store is lost, and is then to be asked for again.
     fn touched(&self, after: Cursor) -> BoxStream<'static, Result<Touched, StoreError>>;
 
-    /// The asset's row, or `None`.
+    /// The asset's row, or `None`. A file that is gone or cut short makes it a damaged one.
     async fn lookup(&self, hash: Hash) -> Result<Option<Asset>, StoreError>;
 
     /// The assets that match, in cursor order, after `after`, at most `limit`.
@@ -276,7 +332,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Vec<Asset>, StoreError>;
 
     /// A range of a content: exactly `range` bytes, at most [`READ_BYTES_MAX`] of them. `None`: not
-    /// held. The bytes are not verified: who passes them on checks them.
+    /// held. The bytes are not verified: who passes them on checks them, and calls
+    /// [`Self::verify`] when they are wrong.
     async fn read(&self, hash: Hash, range: Range<u64>) -> Result<Option<Bytes>, StoreError>;
 
     /// Many small contents whole, in the order asked; `None` for those not held. For assets of at
@@ -287,6 +344,14 @@ pub trait Store: Send + Sync + 'static {
     /// (small assets, SHA-256, foreign stores): the caller computes one and reads the content by
     /// [`Self::read`].
     async fn bao_files(&self, hash: Hash) -> Result<Option<BaoFiles>, StoreError>;
+
+    /// Reads an asset whole and compares it with its hash. One found damaged is marked so, durably
+    /// where the store can: it is not held from then on, shows in [`Changes::gone`], and is stored
+    /// like a new one by the next put or adopt of its bytes. A rotten outboard is made anew.
+    async fn verify(&self, hash: Hash) -> Result<Condition, StoreError>;
+
+    /// The damage known of, as it is found and mended.
+    fn damages(&self) -> watch::Receiver<Damages>;
 
     /// Stores small contents in one durable commit, a result for each, in order. A bad one does not
     /// hold up the others; the outer error means that none was stored.

@@ -1,6 +1,6 @@
-//! Assets of the own store whose bytes are not those of their hash. To find that out, one has to be
-//! read whole; so it is not read again for a while that doubles each time. Nothing repairs it here:
-//! the store holds it, by its own word.
+//! Assets of the own store that are not read for a while, because their bytes were not those of their
+//! hash. The embedded store marks them and holds them no more; a foreign one goes on holding them, by
+//! its own word, and to find damage an asset has to be read whole. So the pause doubles each time.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,11 +26,6 @@ struct Rest {
 }
 
 impl Damaged {
-    /// How many there are: found, and not found whole since.
-    pub fn count(&self) -> usize {
-        self.assets().len()
-    }
-
     /// True while the asset is not to be read.
     pub(super) fn is_resting(&self, hash: &Hash) -> bool {
         self.assets().get(hash).is_some_and(|rest| Instant::now() < rest.until)
@@ -50,9 +45,9 @@ impl Damaged {
         }
     }
 
-    /// It was read whole.
-    pub(super) fn healed(&self, hash: &Hash) {
-        self.assets().remove(hash);
+    /// It was read whole. Returns true if it was not at last.
+    pub(super) fn healed(&self, hash: &Hash) -> bool {
+        self.assets().remove(hash).is_some()
     }
 
     fn assets(&self) -> MutexGuard<'_, BTreeMap<Hash, Rest>> {
@@ -73,10 +68,9 @@ mod tests {
             assert!(damaged.is_resting(&hash));
             tokio::time::advance(Duration::from_millis(1)).await;
             assert!(!damaged.is_resting(&hash));
-            assert_eq!(damaged.count(), 1);
         }
-        damaged.healed(&hash);
-        assert_eq!(damaged.count(), 0);
+        assert!(damaged.healed(&hash));
+        assert!(!damaged.healed(&hash));
         damaged.found(hash);
         tokio::time::advance(PAUSE_MIN).await;
         assert!(!damaged.is_resting(&hash), "it begins with the shortest pause again");

@@ -23,7 +23,7 @@ use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::core::limits::{INLINE_BYTES_MAX, OFFER_ENTRIES_MAX};
 use crate::net::frame::{FrameReader, FrameWriter, TakeBytes};
 use crate::state::bao::{self, EncodeError, encode_piece, encode_piece_of_file};
-use crate::store::{BaoFiles, READ_BYTES_MAX, StoreError};
+use crate::store::{BaoFiles, Condition, READ_BYTES_MAX, StoreError};
 use crate::wire::batch::{
     Content, Label, Offer, OfferEntry, Piece, Want, WantEntry, decode_ack, encode_contents,
     encode_drop,
@@ -288,11 +288,9 @@ async fn prepare(
         };
         match sent {
             Ok(()) if asset.range.end < asset.digest.size_bytes => {}
-            Ok(()) => ctx.damaged.healed(&asset.digest.hash),
+            Ok(()) => healed(ctx, &asset.digest.hash).await,
             Err(outcome) => {
-                if outcome == Outcome::Damaged {
-                    ctx.damaged.found(asset.digest.hash);
-                }
+                let outcome = made_sure(ctx, &asset.digest, outcome).await;
                 enqueue(&queue, Prepared::Lost(asset.lost(outcome))).await;
             }
         }
@@ -332,27 +330,56 @@ async fn read_group(
         Err(e) if !e.is_temporary() => read_one_by_one(ctx, &digests).await,
         Err(e) => return Err(e.into()),
     };
-    let (algorithm, damaged) = (ctx.algorithm, ctx.damaged.clone());
-    blocking(move || {
-        let mut contents = Vec::with_capacity(group.len());
-        let mut lost = Vec::new();
-        for (asset, read) in group.into_iter().zip(read) {
-            match judge(algorithm, &asset.digest, read) {
-                Ok(bytes) => {
-                    damaged.healed(&asset.digest.hash);
-                    contents.push(Content { label: asset.label, bytes });
-                }
-                Err(outcome) => {
-                    if outcome == Outcome::Damaged {
-                        damaged.found(asset.digest.hash);
-                    }
-                    lost.push(asset.lost(outcome));
-                }
+    let algorithm = ctx.algorithm;
+    let judged: Vec<_> = blocking(move || {
+        let judge = |(asset, read): (Asset, _)| {
+            let judged = judge(algorithm, &asset.digest, read);
+            (asset, judged)
+        };
+        group.into_iter().zip(read).map(judge).collect()
+    })
+    .await?;
+    let mut contents = Vec::with_capacity(judged.len());
+    let mut lost = Vec::new();
+    for (asset, judged) in judged {
+        match judged {
+            Ok(bytes) => {
+                healed(ctx, &asset.digest.hash).await;
+                contents.push(Content { label: asset.label, bytes });
+            }
+            Err(outcome) => {
+                let outcome = made_sure(ctx, &asset.digest, outcome).await;
+                lost.push(asset.lost(outcome));
             }
         }
-        (contents, lost)
-    })
-    .await
+    }
+    Ok((contents, lost))
+}
+
+/// Has the store make sure of damage, and mark it; then the asset rests.
+async fn made_sure(ctx: &Context, digest: &Digest, outcome: Outcome) -> Outcome {
+    if outcome != Outcome::Damaged {
+        return outcome;
+    }
+    match ctx.store.verify(digest.hash).await {
+        Ok(Condition::Whole) => {
+            return Outcome::Later("it was read wrong once and right the next time".into());
+        }
+        Ok(Condition::Absent) => return Outcome::Unavailable,
+        Ok(Condition::Damaged) => {}
+        Err(error) => tracing::warn!(hash = %digest.hash, %error, "damage is not marked"),
+    }
+    ctx.damaged.found(digest.hash);
+    Outcome::Damaged
+}
+
+/// It was read whole. A store that had it for damaged looks again.
+async fn healed(ctx: &Context, hash: &Hash) {
+    if ctx.damaged.healed(hash)
+        && let Err(error) = ctx.store.verify(*hash).await
+    {
+        tracing::debug!(%hash, %error, "an asset that is whole again is not looked at");
+    }
 }
 
 async fn read_one_by_one(
@@ -379,6 +406,7 @@ fn judge(
             if sound { Ok(bytes) } else { Err(Outcome::Damaged) }
         }
         Ok(None) | Err(StoreError::NotFound(_)) => Err(Outcome::Unavailable),
+        Err(StoreError::Damaged(_)) => Err(Outcome::Damaged),
         Err(e) => Err(Outcome::Later(e.to_string())),
     }
 }
@@ -407,6 +435,7 @@ async fn read_range(
         Ok(Some(bytes)) if bytes.len() as u64 == wanted => Ok(Ok(bytes)),
         Ok(Some(_)) => Ok(Err(Outcome::Damaged)),
         Ok(None) | Err(StoreError::NotFound(_)) => Ok(Err(Outcome::Unavailable)),
+        Err(StoreError::Damaged(_)) => Ok(Err(Outcome::Damaged)),
         Err(e) if e.is_temporary() => Err(e.into()),
         Err(e) => Ok(Err(Outcome::Later(e.to_string()))),
     }
@@ -428,14 +457,20 @@ async fn prepare_verified_pieces(
                 content: Some(Arc::new(content)),
             }),
             Err(StoreError::NotFound(_)) => return Ok(Err(Outcome::Unavailable)),
+            Err(StoreError::Damaged(_)) => return Ok(Err(Outcome::Damaged)),
             Err(e) if e.is_temporary() => return Err(e.into()),
             Err(e) => return Ok(Err(Outcome::Later(e.to_string()))),
         },
     };
     if let Some(proof) = known {
         match send_verified_pieces(ctx, &mut asset, &proof, queue).await? {
-            // Content or outboard is wrong: an outboard of our own tells which.
-            Err(Outcome::Damaged) => {}
+            // Content or outboard is wrong. The store tells which, and makes a rotten outboard anew
+            // for the next time; this time an outboard of our own does.
+            Err(Outcome::Damaged) => {
+                if !matches!(ctx.store.verify(hash).await, Ok(Condition::Whole)) {
+                    return Ok(Err(Outcome::Damaged));
+                }
+            }
             done => {
                 last.0 = Some((hash, proof));
                 return Ok(done);
@@ -499,7 +534,10 @@ async fn read_verified_piece(
     };
     Ok(match encoded {
         Ok(encoded) => Ok(Piece { label, offset_bytes, length_bytes, encoded: encoded.into() }),
-        Err(e @ EncodeError::Content(_)) => Err(Outcome::Later(with_causes(e))),
+        Err(e @ EncodeError::Content(_)) => {
+            tracing::warn!(hash = %digest.hash, "{}", with_causes(e));
+            Err(Outcome::Damaged)
+        }
         Err(_) => Err(Outcome::Damaged),
     })
 }

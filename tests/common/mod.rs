@@ -17,8 +17,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm};
 use can_sync::store::{
-    Asset, FeedEvent, Filter, Metadata, NewAsset, READ_BYTES_MAX, SMALL_BYTES_MAX, Store,
-    StoreError, Stored, Touched, VerifiedFile,
+    Asset, Condition, FeedEvent, Filter, Metadata, NewAsset, READ_BYTES_MAX, SMALL_BYTES_MAX,
+    Store, StoreError, Stored, Touched, VerifiedFile,
 };
 use futures_util::{FutureExt as _, StreamExt as _};
 use tracing::field::{Field, Visit};
@@ -40,6 +40,8 @@ pub struct Fixture {
     pub embedded: bool,
     /// A folder on the store's volume, for files to adopt.
     pub scratch: PathBuf,
+    /// The folder of the embedded store that is tested, or served.
+    pub dir: PathBuf,
     /// Whatever must live as long as the store.
     pub keep: Box<dyn Any + Send + Sync>,
 }
@@ -81,6 +83,7 @@ pub async fn conforms(make: impl AsyncFn() -> Fixture) {
         lists_filter_and_page,
         puts_at_once_all_count,
         a_dropped_put_is_whole_or_absent,
+        a_damaged_asset_is_gone_until_its_bytes_come_anew,
         space_is_refused_when_no_disk_has_it,
     ];
 }
@@ -599,6 +602,48 @@ async fn a_dropped_put_is_whole_or_absent(f: &Fixture) {
         let read = f.store.read_small(&digests).await.unwrap();
         assert!(read.iter().all(Option::is_some));
     }
+}
+
+async fn a_damaged_asset_is_gone_until_its_bytes_come_anew(f: &Fixture) {
+    let large = file(f.algorithm, &f.scratch, &content(1, 300_000));
+    let small = f.asset(2, 1000);
+    let digests = [large.digest, small.digest];
+    f.store.adopt(large).await.unwrap();
+    f.put(small.clone()).await;
+    let before = f.store.info().await.unwrap();
+
+    let hex = digests[0].hash.to_string();
+    let path = f.dir.join("content").join(&hex[..2]).join(hex);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[200_000] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let row = rusqlite::Connection::open(f.dir.join("store.db")).unwrap();
+    let rotten = "UPDATE contents SET content = zeroblob(1000)";
+    assert_eq!(row.execute(rotten, []).unwrap(), 1);
+    drop(row);
+
+    for digest in digests {
+        // A store that serves it stops in the midst, or has seen it by now.
+        let found = f.store.verify(digest.hash).await;
+        assert!(!matches!(found, Ok(Condition::Whole)), "{found:?}");
+        let read = f.store.read(digest.hash, 0..10).await;
+        assert!(!matches!(read, Ok(Some(_))), "{read:?}");
+        assert!(f.store.lookup(digest.hash).await.unwrap().is_none_or(|asset| asset.is_damaged));
+    }
+    let page = f.store.changes(before.newest_cursor, 100).await.unwrap();
+    assert_eq!((page.gone, page.entries), (digests.map(|digest| digest.hash).to_vec(), vec![]));
+    assert_eq!(f.store.changes(0, 100).await.unwrap().entries, []);
+    assert_eq!(f.store.info().await.unwrap().asset_count, 0);
+
+    let large = file(f.algorithm, &f.scratch, &content(1, 300_000));
+    assert_eq!(f.store.adopt(large).await.unwrap(), Stored::New);
+    assert_eq!(f.put_one(small).await.unwrap(), Stored::New);
+    for digest in digests {
+        assert_eq!(f.store.verify(digest.hash).await.unwrap(), Condition::Whole);
+    }
+    let page = f.store.changes(page.next, 100).await.unwrap();
+    assert_eq!(page.entries.iter().map(|entry| entry.digest).collect::<Vec<_>>(), digests);
+    assert_eq!(f.store.damages().borrow().count, 0);
 }
 
 async fn space_is_refused_when_no_disk_has_it(f: &Fixture) {

@@ -20,7 +20,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Server, bad_request, parse_hash};
+use super::{Server, bad_request, held, parse_hash};
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::http::content;
 use crate::http::problem::{Problem, problem};
@@ -49,7 +49,7 @@ pub(super) async fn fetch(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let hash = parse_hash(&hash)?;
-    let Some(asset) = server.store.lookup(hash).await? else {
+    let Some(asset) = held(&server.store, hash).await? else {
         let mut response = Problem::from(StoreError::NotFound(hash)).into_response();
         if let Ok(status) = fs::symlink_metadata(server.uploads.path(hash)).await {
             set_offset(&mut response, status.len());
@@ -59,7 +59,12 @@ pub(super) async fn fetch(
     let algorithm = server.store.info().await?.hash_algorithm;
     let store: Arc<dyn Store> = Arc::new(server.store);
     let digest = asset.entry.digest;
-    let mut response = content::answer(store, digest, algorithm, &method, &headers).await?;
+    let answer = content::answer(store, digest, algorithm, &method, &headers).await;
+    let mut response = answer.map_err(|refusal| match refusal.status {
+        // Damaged is not held.
+        StatusCode::GONE => StoreError::NotFound(hash).into(),
+        _ => refusal,
+    })?;
     if response.status().is_success() {
         response
             .headers_mut()
@@ -128,7 +133,7 @@ pub(super) async fn upload(
         None => Metadata::default(),
     };
     let uploading = server.uploads.begin(hash).await?;
-    if server.store.lookup(hash).await?.is_some() {
+    if held(&server.store, hash).await?.is_some() {
         return Ok(StatusCode::OK.into_response());
     }
     let info = server.store.info().await?;

@@ -166,6 +166,28 @@ fn a_whole_listing_that_does_not_show_a_hash_makes_the_index_forget_it() {
 }
 
 #[test]
+fn hashes_that_are_gone_are_forgotten_and_what_was_known_of_peers_with_them() {
+    let fixture = fixture();
+    let index = fixture.open_bound();
+    index.insert(&digests(0..10), 10).unwrap();
+    let before = index.head();
+    index.set_peer_cursor(&before.epoch, &PEER, &[7; 16], 99).unwrap();
+    assert_eq!(index.forget(&[digest(50).hash]).unwrap(), 0);
+    assert_eq!(index.head(), before);
+    assert_eq!(index.peer_cursor(&PEER).unwrap(), Some(([7; 16], 99)));
+
+    let gone = [3, 9, 50].map(|n| digest(n).hash);
+    assert_eq!(index.forget(&gone).unwrap(), 2);
+    let head = index.head();
+    assert_eq!((head.seq, head.count, head.store_cursor), (10, 8, 10));
+    assert_ne!(head.epoch, before.epoch);
+    assert_eq!(index.known(&gone).unwrap(), [false, false, false]);
+    assert_eq!(index.peer_cursor(&PEER).unwrap(), None);
+    // Stored again, it is new.
+    assert_eq!(index.insert(&[digest(9)], 12).unwrap(), [(11, digest(9))]);
+}
+
+#[test]
 fn a_whole_listing_that_shows_everything_changes_nothing_but_the_cursor() {
     let fixture = fixture();
     let index = fixture.open_bound();

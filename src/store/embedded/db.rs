@@ -8,6 +8,7 @@
 //! D2  A commit that fails on the disk is not retried: what the kernel still holds of it is not
 //!     known (fsyncgate). The store then takes no more writes; a restart recovers.
 //! D3  The totals of a store (newest cursor, count, bytes) change in the transaction that earns it.
+//! D4  Closed in order it leaves one file: no log beside it.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -17,14 +18,16 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags, OptionalExtension as _};
+use anyhow::Context as _;
+use rusqlite::{Connection, ErrorCode, InterruptHandle, OpenFlags};
 use tokio::sync::watch;
 
 use super::Health;
 use super::rows::{self, Totals};
-use crate::core::ids::{HashAlgorithm, StoreId};
-use crate::store::{Cursor, StoreError};
+use super::schema::prepare;
+use crate::clock::wall_ms;
+use crate::core::ids::{Hash, HashAlgorithm, StoreId};
+use crate::store::{Cursor, Damages, StoreError};
 
 /// Reading connections: enough to keep two cores and one disk busy.
 pub(super) const READERS: usize = 4;
@@ -43,60 +46,12 @@ const CHECKPOINT_PAGES: i64 = 4096;
 /// How long to wait for another program (a backup, a person with a SQL shell) to let go.
 const BUSY_WAIT: Duration = Duration::from_secs(10);
 
-/// Marks the file as ours: "CAN1".
-const APPLICATION_ID: i64 = 0x4341_4e31;
-const SCHEMA_VERSION: i64 = 1;
-
-const SCHEMA: &str = "
-    CREATE TABLE store (
-        id             INTEGER PRIMARY KEY CHECK (id = 1),
-        store_id       BLOB    NOT NULL CHECK (length(store_id) = 16),
-        hash_algorithm TEXT    NOT NULL,
-        newest_cursor  INTEGER NOT NULL,
-        asset_count    INTEGER NOT NULL,
-        asset_bytes    INTEGER NOT NULL
-    ) STRICT;
-
-    -- The key is the asset's place in the feed, so that listing the feed is reading the table.
-    -- `version` is the cursor of the last metadata change, or `cursor` when there was none: the
-    -- second half of the feed is the index over it.
-    CREATE TABLE assets (
-        cursor       INTEGER PRIMARY KEY,
-        hash         BLOB    NOT NULL UNIQUE CHECK (length(hash) = 32),
-        size_bytes   INTEGER NOT NULL,
-        timestamp_ms INTEGER NOT NULL,
-        version      INTEGER NOT NULL,
-        is_file      INTEGER NOT NULL,
-        is_trashed   INTEGER NOT NULL,
-        file_name    TEXT    NOT NULL,
-        media_type   TEXT    NOT NULL,
-        description  TEXT    NOT NULL
-    ) STRICT;
-    CREATE INDEX edits ON assets (version) WHERE version > cursor;
-
-    CREATE TABLE tags (
-        asset INTEGER NOT NULL REFERENCES assets (cursor),
-        tag   TEXT    NOT NULL,
-        PRIMARY KEY (asset, tag)
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX tagged ON tags (tag, asset);
-
-    -- Apart from `assets`, so that listings do not wade through contents.
-    CREATE TABLE contents (
-        asset   INTEGER PRIMARY KEY REFERENCES assets (cursor),
-        content BLOB    NOT NULL
-    ) STRICT;
-
-    -- Hashes whose files may be in place although their assets are not recorded yet.
-    CREATE TABLE pending (
-        hash BLOB PRIMARY KEY
-    ) STRICT, WITHOUT ROWID;
-";
-
 /// One transaction of the writer, as a job sees it.
 pub(super) struct Txn<'a> {
     pub(super) conn: &'a Connection,
     pub(super) totals: Totals,
+    /// Assets found damaged.
+    pub(super) found_damaged: Vec<Hash>,
     /// Set when the transaction as a whole cannot be committed any more.
     broken: Option<StoreError>,
 }
@@ -111,6 +66,7 @@ pub(super) struct Database {
     writer: Mutex<Option<JoinHandle<()>>>,
     readers: Arc<Readers>,
     newest: watch::Receiver<Cursor>,
+    damages: watch::Receiver<Damages>,
     health: Arc<Health>,
 }
 
@@ -129,8 +85,8 @@ impl Database {
             .mode(0o600)
             .open(path)
             .with_context(|| format!("cannot open {}", path.display()))?;
-        let conn = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        let store_id = prepare(&conn, path, algorithm)
+        let mut conn = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let store_id = prepare(&mut conn, path, algorithm, wall_ms())
             .with_context(|| format!("cannot use the database {}", path.display()))?;
         let totals = rows::totals(&conn)?;
 
@@ -143,10 +99,13 @@ impl Database {
 
         let (jobs, queue) = sync_channel(JOBS_MAX);
         let (newest_tx, newest) = watch::channel(totals.newest_cursor);
+        let (damages_tx, damages) =
+            watch::channel(Damages { count: totals.damaged_count, ..Damages::default() });
+        let told = Told { newest: newest_tx, damages: damages_tx };
         let writer_health = health.clone();
         let writer = std::thread::Builder::new()
             .name("store-writer".into())
-            .spawn(move || write_jobs(&conn, &queue, totals, &newest_tx, &writer_health))
+            .spawn(move || write_jobs(&conn, &queue, totals, &told, &writer_health))
             .context("cannot start the store's writer thread")?;
         Ok(Self {
             store_id,
@@ -157,6 +116,7 @@ impl Database {
                 returned: Condvar::new(),
             }),
             newest,
+            damages,
             health,
         })
     }
@@ -164,6 +124,11 @@ impl Database {
     /// The newest cursor, as it moves on. Ends when the database is closed or has failed.
     pub(super) fn newest(&self) -> watch::Receiver<Cursor> {
         self.newest.clone()
+    }
+
+    /// The damaged assets, as they are found and made whole.
+    pub(super) fn damages(&self) -> watch::Receiver<Damages> {
+        self.damages.clone()
     }
 
     /// Does `work` in a transaction of the writer thread and returns when it is durable. An error
@@ -204,9 +169,10 @@ impl Database {
 
     /// Ends the writer after the jobs it has, and closes the connections. Blocks.
     pub(super) fn close(&self) {
-        lock(&self.jobs).take();
+        // First: the last connection to go folds the log in and removes it, which a reader cannot.
         lock(&self.readers.idle).take();
         self.readers.returned.notify_all();
+        lock(&self.jobs).take();
         let writer = lock(&self.writer).take();
         if writer.is_some_and(|writer| writer.join().is_err()) {
             tracing::error!("the store's writer thread panicked");
@@ -291,57 +257,10 @@ fn connect(path: &Path, access: OpenFlags) -> anyhow::Result<Connection> {
     })
 }
 
-/// Sets the connection up, creates the tables in a new file, and checks that it is ours.
-fn prepare(conn: &Connection, path: &Path, algorithm: HashAlgorithm) -> anyhow::Result<StoreId> {
-    let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
-    let application_id: i64 = conn.pragma_query_value(None, "application_id", |r| r.get(0))?;
-    let version: i64 = conn.pragma_query_value(None, "user_version", |r| r.get(0))?;
-    if tables > 0 && application_id != APPLICATION_ID {
-        bail!("it is a database of another program: choose another folder for the store");
-    }
-    if tables > 0 && version != SCHEMA_VERSION {
-        bail!(
-            "its format is version {version} and this program reads version {SCHEMA_VERSION}: \
-             use the program that wrote it, or a newer one"
-        );
-    }
-    let mode: String =
-        conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
-    if mode != "wal" {
-        bail!("its disk cannot keep a write-ahead log (got {mode:?}): use a local disk");
-    }
-    // The writer checkpoints itself, between groups, so that it sees a failure.
-    conn.execute_batch(
-        "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON;
-         PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = 67108864;
-         PRAGMA cache_size = -16000;",
-    )?;
-    if tables == 0 {
-        let id: [u8; StoreId::LEN] = rand::random();
-        conn.execute_batch("BEGIN IMMEDIATE")?;
-        conn.pragma_update(None, "application_id", APPLICATION_ID)?;
-        conn.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-        conn.execute_batch(SCHEMA)?;
-        conn.execute("INSERT INTO store VALUES (1, ?1, ?2, 0, 0, 0)", (id, algorithm.name()))?;
-        conn.execute_batch("COMMIT")?;
-    }
-    let row: Option<([u8; StoreId::LEN], String)> = conn
-        .query_row("SELECT store_id, hash_algorithm FROM store", [], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })
-        .optional()?;
-    let Some((id, name)) = row else {
-        bail!("it has lost its identity: restore it from a backup");
-    };
-    if name != algorithm.name() {
-        bail!(
-            "the store in {} names its assets by {name} and was opened for {}: \
-             a store keeps its algorithm for life, so open it with {name} or use another folder",
-            path.parent().unwrap_or(path).display(),
-            algorithm.name()
-        );
-    }
-    Ok(StoreId(id))
+/// What the writer tells of after each commit.
+struct Told {
+    newest: watch::Sender<Cursor>,
+    damages: watch::Sender<Damages>,
 }
 
 /// The writer thread: groups, commits, answers.
@@ -349,17 +268,17 @@ fn write_jobs(
     conn: &Connection,
     queue: &Receiver<Job>,
     mut totals: Totals,
-    newest: &watch::Sender<Cursor>,
+    told: &Told,
     health: &Health,
 ) {
     while let Ok(first) = queue.recv() {
         let rest = queue.try_iter().take(GROUP_JOBS_MAX - 1);
         let group: Vec<Job> = std::iter::once(first).chain(rest).collect();
-        let (answers, committed) = commit(conn, group, &mut totals);
+        let (answers, committed) = commit(conn, group, &mut totals, &told.damages);
         if let Err(StoreError::Disk(reason)) = &committed {
             health.fail(reason);
         }
-        newest.send_if_modified(|seen| std::mem::replace(seen, totals.newest_cursor) != *seen);
+        told.newest.send_if_modified(|seen| std::mem::replace(seen, totals.newest_cursor) != *seen);
         for answer in answers {
             answer(committed.clone());
         }
@@ -386,14 +305,16 @@ fn commit(
     conn: &Connection,
     group: Vec<Job>,
     totals: &mut Totals,
+    damages: &watch::Sender<Damages>,
 ) -> (Vec<Answer>, Result<(), StoreError>) {
     let mut txn = Txn {
         conn,
         totals: *totals,
+        found_damaged: Vec::new(),
         broken: conn.execute_batch("BEGIN IMMEDIATE").err().map(sql_error),
     };
     let answers: Vec<Answer> = group.into_iter().map(|job| job(&mut txn)).collect();
-    let Txn { totals: earned, broken, .. } = txn;
+    let Txn { totals: earned, found_damaged, broken, .. } = txn;
     let committed = broken.map_or(Ok(()), Err).and_then(|()| {
         if earned != *totals {
             rows::save_totals(conn, &earned)?;
@@ -401,7 +322,10 @@ fn commit(
         conn.execute_batch("COMMIT").map_err(sql_error)
     });
     match &committed {
-        Ok(()) => *totals = earned,
+        Ok(()) => {
+            *totals = earned;
+            damages.send_if_modified(|known| known.set(earned.damaged_count, &found_damaged));
+        }
         Err(_) if conn.is_autocommit() => {}
         Err(_) => {
             // Nothing more can be done about a rollback that fails: the next BEGIN tells.
@@ -419,7 +343,7 @@ fn savepoint<T>(
     if let Some(broken) = &txn.broken {
         return Err(broken.clone());
     }
-    let before = txn.totals;
+    let before = (txn.totals, txn.found_damaged.len());
     let batch = |txn: &Txn<'_>, sql| txn.conn.execute_batch(sql).map_err(sql_error);
     let result = batch(txn, "SAVEPOINT job")
         .and_then(|()| work(txn))
@@ -427,7 +351,8 @@ fn savepoint<T>(
     let Err(error) = &result else {
         return result;
     };
-    txn.totals = before;
+    txn.totals = before.0;
+    txn.found_damaged.truncate(before.1);
     // SQLite undoes the whole transaction by itself on some errors (disk full, I/O).
     if matches!(error, StoreError::Disk(_))
         || txn.conn.is_autocommit()
@@ -554,9 +479,17 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_database_refuses_and_does_not_hang() {
-        let (_dir, database) = database();
+    fn a_closed_database_is_one_file_refuses_and_does_not_hang() {
+        let (dir, database) = database();
+        database.write(|txn| insert(txn, 1)).unwrap();
+        database.reader().unwrap().conn().execute_batch("SELECT * FROM numbers").unwrap();
+        assert!(dir.path().join("store.db-wal").exists(), "it was written to");
         database.close();
+        let files: Vec<_> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(files, ["store.db"]);
         let write = database.write(|txn| insert(txn, 1));
         assert!(matches!(write, Err(StoreError::Unreachable(_))));
         assert!(database.reader().is_err());

@@ -27,7 +27,7 @@ use rustix::io::Errno;
 
 use super::Health;
 use super::db::lock;
-use crate::core::ids::Hash;
+use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{FREE_FLOOR_BYTES, FREE_FLOOR_FRACTION};
 use crate::store::StoreError;
 
@@ -236,9 +236,53 @@ impl Files {
         let length = usize::try_from(range.end - range.start)
             .map_err(|_| StoreError::TooLarge(format!("a range of {range:?}")))?;
         let mut bytes = vec![0; length];
-        let read = open(&path)?.read_exact_at(&mut bytes, range.start);
-        read.map_err(|e| failed("read", &path, &e))?;
+        let read = File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, range.start));
+        read.map_err(|e| self.read_failed(hash, &e))?;
         Ok(bytes)
+    }
+
+    /// A content file, open for reading, of the length it must have.
+    pub(super) fn open_content(&self, digest: Digest) -> Result<File> {
+        let path = self.content(digest.hash);
+        let open = || {
+            let file = File::open(&path)?;
+            let status = file.metadata()?;
+            Ok((file, status))
+        };
+        let (file, status) = open().map_err(|e| self.read_failed(digest.hash, &e))?;
+        if !status.is_file() || status.len() != digest.size_bytes {
+            return Err(StoreError::Damaged(digest.hash));
+        }
+        Ok(file)
+    }
+
+    /// Whether there is a content file of the length it must have.
+    pub(super) fn has_content(&self, digest: Digest) -> Result<bool> {
+        match fs::symlink_metadata(self.content(digest.hash)) {
+            Ok(status) => Ok(status.is_file() && status.len() == digest.size_bytes),
+            Err(error) => match self.read_failed(digest.hash, &error) {
+                StoreError::Damaged(_) => Ok(false),
+                other => Err(other),
+            },
+        }
+    }
+
+    /// What an error of reading a content means: that this file is lost, or that the disk or this
+    /// process is in trouble.
+    pub(super) fn read_failed(&self, hash: Hash, error: &io::Error) -> StoreError {
+        let path = self.content(hash);
+        let error = match failed("read", &path, error) {
+            StoreError::Disk(text) => text,
+            other => return other,
+        };
+        // Without its folder more than one asset is concerned.
+        match path.parent().map(File::open) {
+            Some(Ok(_)) => {
+                tracing::warn!(error, "a content is lost");
+                StoreError::Damaged(hash)
+            }
+            _ => StoreError::Disk(error),
+        }
     }
 
     /// Waits until the file is on the disk. What a full disk did not take is lost; after any other
@@ -292,7 +336,7 @@ pub(super) fn failed(doing: &str, path: &Path, error: &io::Error) -> StoreError 
         Some(Errno::NOSPC | Errno::DQUOT) => {
             StoreError::Full(format!("{text}: free some space on its disk"))
         }
-        Some(Errno::MFILE | Errno::NFILE | Errno::INTR | Errno::AGAIN) => {
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR | Errno::AGAIN) => {
             StoreError::Unreachable(format!("{text}: try again"))
         }
         _ => StoreError::Disk(text),

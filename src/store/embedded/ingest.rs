@@ -9,11 +9,11 @@
 //! 4. record it (the commit that is answered), which also drops the reservation.
 //!
 //! One caller at a time does this for a hash ([`Claims`]). So a hash that is not held has no file
-//! but ours, and a failed step 4 may take it away again.
+//! but ours, or a damaged one that ours replaces, and a failed step 4 may take it away again.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read as _};
+use std::io::{self, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -25,10 +25,13 @@ use blake3::hazmat;
 use super::Health;
 use super::db::{Database, lock, sql_error};
 use super::files::{Files, Move, Temp, failed, remove};
-use super::rows::{self, NewRow};
+use super::rows::{self, Content, NewRow, Recorded};
 use crate::clock::wall_ms_signed;
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
-use crate::store::{GROUP, Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile};
+use crate::store::hasher::hash_file;
+use crate::store::{
+    Condition, Cursor, GROUP, Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile,
+};
 
 /// What people wrote about one asset, all texts together: keeps a page of them in memory.
 const METADATA_BYTES_MAX: usize = 64 * 1024;
@@ -94,8 +97,13 @@ impl Ingest<'_> {
         self.health.check()?;
         let digest = file.digest;
         let _claim = self.claims.claim(digest.hash);
-        if self.is_held(digest.hash)? {
-            return Ok(Stored::Existed);
+        if let Some(recorded) = self.recorded(digest.hash)?
+            && !recorded.is_damaged
+        {
+            if self.looks_whole(digest, &recorded)? {
+                return Ok(Stored::Existed);
+            }
+            self.mark_damaged(digest.hash, recorded.cursor)?;
         }
         check_metadata(&file.metadata)?;
         let path = &file.path;
@@ -106,7 +114,7 @@ impl Ingest<'_> {
         }
         let length = found.len();
         if length != digest.size_bytes {
-            let got = hash_file(self.algorithm, path)?;
+            let got = hash_file(path, self.algorithm).map_err(|e| failed("read", path, &e))?;
             return Err(mismatch(digest, got));
         }
         if length <= SMALL_BYTES_MAX {
@@ -169,9 +177,62 @@ impl Ingest<'_> {
         Ok(recorded?.remove(0))
     }
 
-    fn is_held(&self, hash: Hash) -> Result<bool> {
+    /// See [`crate::store::Store::verify`].
+    pub(super) fn verify(&self, hash: Hash) -> Result<Condition> {
+        // Nobody replaces the file meanwhile.
+        let _claim = self.claims.claim(hash);
+        let Some(recorded) = self.recorded(hash)? else { return Ok(Condition::Absent) };
+        if recorded.is_damaged {
+            return Ok(Condition::Damaged);
+        }
+        let digest = Digest { hash, size_bytes: recorded.size_bytes };
+        let is_whole = self.looks_whole(digest, &recorded)?
+            && match &recorded.content {
+                Content::Inline(content) => self.algorithm.hash(content) == hash,
+                Content::File => self.is_file_whole(digest)?,
+            };
+        if is_whole {
+            return Ok(Condition::Whole);
+        }
+        self.mark_damaged(hash, recorded.cursor)?;
+        Ok(Condition::Damaged)
+    }
+
+    /// By its length.
+    fn looks_whole(&self, digest: Digest, recorded: &Recorded) -> Result<bool> {
+        match &recorded.content {
+            Content::Inline(content) => Ok(content.len() as u64 == digest.size_bytes),
+            Content::File => self.files.has_content(digest),
+        }
+    }
+
+    /// Hashes a content file. The outboard that comes of it replaces the one that is kept.
+    fn is_file_whole(&self, digest: Digest) -> Result<bool> {
+        if self.algorithm == HashAlgorithm::Blake3 && digest.size_bytes > SMALL_BYTES_MAX {
+            match self.rebuild_outboard(digest) {
+                Ok(_) => return Ok(true),
+                Err(StoreError::Mismatch { .. }) => return Ok(false),
+                // Content, outboard or the space for it: reading the content alone tells.
+                Err(error) => tracing::debug!(%error, "an outboard is not made anew"),
+            }
+        }
+        match hash_file(&self.files.content(digest.hash), self.algorithm) {
+            Ok(got) => Ok(got == digest.hash),
+            Err(error) => match self.files.read_failed(digest.hash, &error) {
+                StoreError::Damaged(_) => Ok(false),
+                other => Err(other),
+            },
+        }
+    }
+
+    fn mark_damaged(&self, hash: Hash, seen: Cursor) -> Result<()> {
+        tracing::warn!(%hash, "the bytes of a stored asset are damaged or gone");
+        self.database.write(move |txn| rows::mark_damaged(txn, hash, seen))
+    }
+
+    fn recorded(&self, hash: Hash) -> Result<Option<Recorded>> {
         let reader = self.database.reader()?;
-        rows::is_held(reader.conn(), hash).map_err(sql_error)
+        rows::recorded(reader.conn(), hash).map_err(sql_error)
     }
 
     fn check(&self, asset: &NewAsset) -> Result<()> {
@@ -329,28 +390,4 @@ pub(super) fn check_metadata(metadata: &Metadata) -> Result<()> {
 
 fn mismatch(digest: Digest, got: Hash) -> StoreError {
     StoreError::Mismatch { expected: digest.hash, got }
-}
-
-fn hash_file(algorithm: HashAlgorithm, path: &Path) -> Result<Hash> {
-    let hash = || -> io::Result<Hash> {
-        let mut file = File::open(path)?;
-        let mut buffer = vec![0; HASH_BUFFER_BYTES];
-        let mut blake3 = blake3::Hasher::new();
-        let mut sha256 = <sha2::Sha256 as sha2::Digest>::new();
-        loop {
-            let length = file.read(&mut buffer)?;
-            match algorithm {
-                _ if length == 0 => break,
-                HashAlgorithm::Blake3 => {
-                    blake3.update(&buffer[..length]);
-                }
-                HashAlgorithm::Sha256 => sha2::Digest::update(&mut sha256, &buffer[..length]),
-            }
-        }
-        Ok(match algorithm {
-            HashAlgorithm::Blake3 => Hash(*blake3.finalize().as_bytes()),
-            HashAlgorithm::Sha256 => Hash(sha2::Digest::finalize(sha256).into()),
-        })
-    };
-    hash().map_err(|e| failed("read", path, &e))
 }

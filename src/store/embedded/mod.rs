@@ -3,14 +3,19 @@
 //! Contents up to [`SMALL_BYTES_MAX`] live in the database (there they cost one sync for a whole
 //! batch, as files several for each), larger ones in files beside it. [`ingest`] says in which
 //! order a content reaches the disk, [`db`] who writes the database and when a write is answered,
-//! [`files`] how the folder looks, [`rows`] what is asked of the tables.
+//! [`files`] how the folder looks, [`rows`] what is asked of the tables, [`schema`] what they are,
+//! [`feed`] how their changes are followed.
+//!
+//! A row alone does not make an asset held. Its content file is looked for when the asset is looked
+//! up, and by every put and adopt (not by listings: a million files are not touched for one); what is
+//! read and turns out wrong is hashed whole once more and then marked ([`Store::verify`]).
 //!
 //! All work that touches the disk runs on blocking threads, never more than the gates below let
 //! in. A call once started there is done whole, also when its future is dropped.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -22,19 +27,24 @@ use rusqlite::{Connection, InterruptHandle};
 use tokio::sync::{Semaphore, watch};
 
 use self::db::{Database, READERS, closed};
+pub use self::feed::{FeedKind, FeedLine};
+use self::feed::{Following, Touching};
 use self::files::Files;
 use self::ingest::{Claims, Ingest};
-use self::rows::Content;
+use self::rows::{Content, Recorded};
 use super::{
-    Asset, BaoFiles, Changes, Cursor, FeedEvent, Filter, Metadata, NewAsset, PAGE_ENTRIES_MAX,
-    READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError, StoreInfo, Stored, Touched, VerifiedFile,
+    Asset, BaoFiles, Changes, Condition, Cursor, Damages, FeedEvent, Filter, Metadata, NewAsset,
+    PAGE_ENTRIES_MAX, READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError, StoreInfo, Stored,
+    Touched, VerifiedFile,
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 
 mod db;
+mod feed;
 mod files;
 mod ingest;
 mod rows;
+mod schema;
 
 /// Writes at once. They wait for one disk; more of them make a commit larger, up to a point.
 const WRITES: usize = 8;
@@ -50,9 +60,6 @@ const ADOPTIONS: usize = 4;
 const DEADLINE: Duration = Duration::from_secs(60);
 const SLOWEST_BYTES_PER_S: u64 = 4 << 20;
 
-/// Lines of the feed read at once for one who is told of every change.
-const TOUCHED_PAGE_ROWS: usize = 1000;
-
 /// How a store is opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Options {
@@ -61,34 +68,6 @@ pub struct Options {
     /// Bytes to leave free on the disk; new assets are refused below. By default 1 GiB, or 1 % of
     /// a disk smaller than 100 GiB.
     pub free_floor_bytes: Option<u64>,
-}
-
-/// One line of the feed in full, for a server of it: what [`Store::follow`] only hints at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FeedLine {
-    /// Its place in the feed.
-    pub cursor: Cursor,
-    /// What happened.
-    pub kind: FeedKind,
-}
-
-/// What a line of the feed says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FeedKind {
-    /// An asset was stored.
-    Asset {
-        /// Which.
-        digest: Digest,
-        /// When, ms since the Unix epoch.
-        timestamp_ms: i64,
-    },
-    /// An asset's metadata was changed. Only the last change of an asset is in the feed.
-    Meta {
-        /// Whose.
-        hash: Hash,
-        /// The version it has since.
-        version: u64,
-    },
 }
 
 /// The store. Clones are handles to the same one.
@@ -210,6 +189,26 @@ impl EmbeddedStore {
         tokio::time::timeout(deadline, done).await.map_err(late)?
     }
 
+    /// Makes sure of damage that a read came upon, and marks it.
+    async fn sure<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
+        let hash = match read {
+            Err(StoreError::Damaged(hash)) => hash,
+            other => return other,
+        };
+        match self.verify(hash).await {
+            Ok(Condition::Damaged) => Err(StoreError::Damaged(hash)),
+            Ok(Condition::Absent) => Err(StoreError::NotFound(hash)),
+            Ok(Condition::Whole) => Err(StoreError::Unreachable(format!(
+                "asset {hash} was read wrong once and right the next time: try again"
+            ))),
+            Err(error @ StoreError::Unreachable(_)) => Err(error),
+            Err(error) => {
+                tracing::warn!(%hash, %error, "damage is not marked");
+                Err(StoreError::Damaged(hash))
+            }
+        }
+    }
+
     /// Runs a query, and stops it when it takes too long.
     async fn query<T: Send + 'static>(
         &self,
@@ -296,7 +295,21 @@ impl Store for EmbeddedStore {
     }
 
     async fn lookup(&self, hash: Hash) -> Result<Option<Asset>, StoreError> {
-        self.query(move |conn| rows::lookup(conn, hash)).await
+        let looked = self
+            .read_with(move |files, conn| {
+                let Some(asset) = rows::lookup(conn, hash)? else { return Ok(None) };
+                let digest = asset.entry.digest;
+                let is_lost = !asset.is_damaged
+                    && digest.size_bytes > SMALL_BYTES_MAX
+                    && !files.has_content(digest)?;
+                Ok(Some((asset, is_lost)))
+            })
+            .await?;
+        let Some((mut asset, is_lost)) = looked else { return Ok(None) };
+        if is_lost {
+            asset.is_damaged = self.verify(hash).await? != Condition::Whole;
+        }
+        Ok(Some(asset))
     }
 
     async fn list(
@@ -316,67 +329,84 @@ impl Store for EmbeddedStore {
                 "a read of {range:?}: at most {READ_BYTES_MAX} bytes at once"
             )));
         }
-        self.read_with(move |files, conn| {
-            let Some((size, content)) = rows::content(conn, hash)? else {
+        let read = self.read_with(move |files, conn| {
+            let Some(recorded) = held(conn, hash)? else {
                 return Ok(None);
             };
+            let size = recorded.size_bytes;
             if range.start > range.end || range.end > size {
                 return Err(StoreError::Unsupported(format!(
                     "a read of {range:?} from {hash}, which has {size} bytes"
                 )));
             }
-            read_content(files, hash, content, range).map(Some)
-        })
-        .await
+            read_content(files, hash, recorded.content, range).map(Some)
+        });
+        self.sure(read.await).await
     }
 
     async fn read_small(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, StoreError> {
         let hashes: Vec<Hash> = digests.iter().map(|digest| digest.hash).collect();
-        self.read_with(move |files, conn| {
+        let read = self.read_with(move |files, conn| {
             let read_one = |hash| {
-                let Some((size, content)) = rows::content(conn, hash)? else {
+                let Some(recorded) = held(conn, hash)? else {
                     return Ok(None);
                 };
+                let size = recorded.size_bytes;
                 if size > SMALL_BYTES_MAX {
                     return Err(StoreError::TooLarge(format!(
                         "{hash} has {size} bytes and is read in ranges"
                     )));
                 }
-                read_content(files, hash, content, 0..size).map(Some)
+                read_content(files, hash, recorded.content, 0..size).map(Some)
             };
             hashes.into_iter().map(read_one).collect()
-        })
-        .await
+        });
+        self.sure(read.await).await
     }
 
     async fn bao_files(&self, hash: Hash) -> Result<Option<BaoFiles>, StoreError> {
         if self.0.options.hash_algorithm != HashAlgorithm::Blake3 {
             return Ok(None);
         }
-        let opened = self
-            .read_with(move |files, conn| {
-                let Some(asset) = rows::lookup(conn, hash)? else { return Ok(None) };
-                let digest = asset.entry.digest;
-                if digest.size_bytes <= SMALL_BYTES_MAX {
-                    return Ok(None);
-                }
-                let content = files::open(&files.content(hash))?;
-                let path = files.outboard(hash);
-                let is_kept = ingest::fits(digest, &path);
-                let outboard = is_kept.then(|| files::open(&path)).transpose()?;
-                Ok(Some((digest, content, outboard)))
-            })
-            .await?;
-        let Some((digest, content, outboard)) = opened else { return Ok(None) };
+        let opened = self.read_with(move |files, conn| {
+            let Some(recorded) = held(conn, hash)? else { return Ok(None) };
+            let digest = Digest { hash, size_bytes: recorded.size_bytes };
+            if digest.size_bytes <= SMALL_BYTES_MAX {
+                return Ok(None);
+            }
+            let content = files.open_content(digest)?;
+            let path = files.outboard(hash);
+            let is_kept = ingest::fits(digest, &path);
+            let outboard = is_kept.then(|| files::open(&path)).transpose()?;
+            Ok(Some((digest, content, outboard)))
+        });
+        let Some((digest, content, outboard)) = self.sure(opened.await).await? else {
+            return Ok(None);
+        };
         let outboard = match outboard {
             Some(outboard) => outboard,
             None => {
                 tracing::info!(hash = %hash.short(), "computing a lost outboard anew");
                 let rebuild = move |shared: &Shared| shared.ingest().rebuild_outboard(digest);
-                self.run(&self.0.hashings, digest.size_bytes, rebuild).await?
+                let rebuilt = self.run(&self.0.hashings, digest.size_bytes, rebuild).await;
+                let rebuilt = rebuilt.map_err(|error| match error {
+                    StoreError::Mismatch { .. } => StoreError::Damaged(hash),
+                    other => other,
+                });
+                self.sure(rebuilt).await?
             }
         };
         Ok(Some(BaoFiles { content, outboard }))
+    }
+
+    async fn verify(&self, hash: Hash) -> Result<Condition, StoreError> {
+        let recorded = self.query(move |conn| rows::recorded(conn, hash).map_err(db::sql_error));
+        let size_bytes = recorded.await?.map_or(0, |recorded| recorded.size_bytes);
+        self.run(&self.0.hashings, size_bytes, move |shared| shared.ingest().verify(hash)).await
+    }
+
+    fn damages(&self) -> watch::Receiver<Damages> {
+        self.0.database.damages()
     }
 
     async fn put(
@@ -414,81 +444,6 @@ impl Store for EmbeddedStore {
     }
 }
 
-/// A follower between two hints.
-enum Following {
-    /// Nothing said yet; knows the feed up to the cursor.
-    Asked(watch::Receiver<Cursor>, Cursor, Arc<Health>),
-    /// Knows what the receiver has marked as seen.
-    Live(watch::Receiver<Cursor>, Arc<Health>),
-    Ended,
-}
-
-impl Following {
-    async fn next(self) -> Option<(Result<FeedEvent, StoreError>, Self)> {
-        let (mut newest, health) = match self {
-            Self::Asked(mut newest, after, health) => {
-                let seen = *newest.borrow_and_update();
-                if seen != after {
-                    let hint = match seen > after {
-                        true => FeedEvent::Changed,
-                        false => FeedEvent::Reset,
-                    };
-                    return Some((Ok(hint), Self::Live(newest, health)));
-                }
-                (newest, health)
-            }
-            Self::Live(newest, health) => (newest, health),
-            Self::Ended => return None,
-        };
-        match newest.changed().await {
-            Ok(()) => Some((Ok(FeedEvent::Changed), Self::Live(newest, health))),
-            Err(_) => {
-                let error = health.check().err().unwrap_or_else(closed);
-                Some((Err(error), Self::Ended))
-            }
-        }
-    }
-}
-
-/// Who is told of every change. Does not keep the store open either.
-struct Touching {
-    shared: Weak<Shared>,
-    newest: watch::Receiver<Cursor>,
-    health: Arc<Health>,
-    after: Cursor,
-}
-
-impl Touching {
-    async fn next(mut self) -> Result<Option<(Vec<Touched>, Self)>, StoreError> {
-        loop {
-            let newest = *self.newest.borrow_and_update();
-            if newest < self.after {
-                self.after = newest;
-                return Ok(Some((vec![Touched::Gap], self)));
-            }
-            if newest > self.after {
-                let store = EmbeddedStore(self.shared.upgrade().ok_or_else(closed)?);
-                let lines = store.feed(self.after, TOUCHED_PAGE_ROWS).await?;
-                self.after = lines.last().map_or(newest, |line| line.cursor);
-                return Ok(Some((lines.iter().map(FeedLine::touched).collect(), self)));
-            }
-            if self.newest.changed().await.is_err() {
-                return Err(self.health.check().err().unwrap_or_else(closed));
-            }
-        }
-    }
-}
-
-impl FeedLine {
-    fn touched(&self) -> Touched {
-        let hash = match self.kind {
-            FeedKind::Asset { digest, .. } => digest.hash,
-            FeedKind::Meta { hash, .. } => hash,
-        };
-        Touched::Asset { hash, cursor: self.cursor }
-    }
-}
-
 /// Whether the disk can still be trusted with writes. Once it failed, only a restart helps.
 #[derive(Debug, Default)]
 struct Health(watch::Sender<Option<String>>);
@@ -523,6 +478,14 @@ impl Health {
     }
 }
 
+/// What is recorded of an asset that is held.
+fn held(conn: &Connection, hash: Hash) -> Result<Option<Recorded>, StoreError> {
+    match rows::recorded(conn, hash).map_err(db::sql_error)? {
+        Some(recorded) if recorded.is_damaged => Err(StoreError::Damaged(hash)),
+        other => Ok(other),
+    }
+}
+
 fn read_content(
     files: &Files,
     hash: Hash,
@@ -536,8 +499,8 @@ fn read_content(
                 .ok()
                 .zip(usize::try_from(range.end).ok())
                 .filter(|(_, end)| *end <= content.len());
-            let damaged = || StoreError::Disk(format!("the content of {hash} is cut short"));
-            slice.map(|(start, end)| content.slice(start..end)).ok_or_else(damaged)
+            let slice = slice.map(|(start, end)| content.slice(start..end));
+            slice.ok_or(StoreError::Damaged(hash))
         }
     }
 }

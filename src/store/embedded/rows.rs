@@ -1,7 +1,8 @@
 //! The statements: what is read from and written to the tables of [`super::db`].
 //!
 //! A cursor is taken from the totals only by a row that is really new or changed, inside the
-//! writer's transaction. Rows are never deleted, so a cursor is never given twice.
+//! writer's transaction. Rows are never deleted, so a cursor is never given twice. A damaged asset
+//! keeps its row and what people wrote; whole again, it gets a new place in the feed.
 
 use std::collections::BTreeSet;
 
@@ -21,6 +22,8 @@ pub(super) struct Totals {
     pub(super) newest_cursor: Cursor,
     pub(super) asset_count: u64,
     pub(super) asset_bytes: u64,
+    /// Not among those above; counted when the store is opened and kept up from there.
+    pub(super) damaged_count: u64,
 }
 
 /// An asset to record.
@@ -38,24 +41,35 @@ pub(super) enum Content {
     File,
 }
 
+/// What is recorded of an asset's content.
+pub(super) struct Recorded {
+    pub(super) cursor: Cursor,
+    pub(super) size_bytes: u64,
+    pub(super) is_damaged: bool,
+    pub(super) content: Content,
+}
+
 /// An asset's columns, in the order [`asset`] reads them.
 const ASSET: &str = "
     cursor, hash, size_bytes, timestamp_ms, version, is_trashed, file_name, media_type, description,
+    damaged,
     (SELECT json_group_array(tag ORDER BY tag) FROM tags WHERE tags.asset = assets.cursor)";
 
 type Result<T> = std::result::Result<T, StoreError>;
 
 pub(super) fn totals(conn: &Connection) -> rusqlite::Result<Totals> {
-    conn.prepare_cached("SELECT newest_cursor, asset_count, asset_bytes FROM store")?.query_row(
-        [],
-        |row| {
-            Ok(Totals {
-                newest_cursor: uint(row.get(0)?),
-                asset_count: uint(row.get(1)?),
-                asset_bytes: uint(row.get(2)?),
-            })
-        },
-    )
+    conn.prepare_cached(
+        "SELECT newest_cursor, asset_count, asset_bytes,
+                (SELECT count(*) FROM assets WHERE damaged IS NOT NULL) FROM store",
+    )?
+    .query_row([], |row| {
+        Ok(Totals {
+            newest_cursor: uint(row.get(0)?),
+            asset_count: uint(row.get(1)?),
+            asset_bytes: uint(row.get(2)?),
+            damaged_count: uint(row.get(3)?),
+        })
+    })
 }
 
 pub(super) fn save_totals(conn: &Connection, totals: &Totals) -> Result<()> {
@@ -120,18 +134,90 @@ fn record_one(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
             .execute([new.digest.hash.as_bytes()])?;
     }
     if inserted == 0 {
-        return Ok(Stored::Existed);
+        return make_whole(txn, new);
     }
-    if let Some(content) = &new.inline {
-        txn.conn
-            .prepare_cached("INSERT INTO contents VALUES (?1, ?2)")?
-            .execute((cursor, content.as_ref()))?;
-    }
+    insert_content(txn.conn, cursor, new.inline.as_ref())?;
     insert_tags(txn.conn, cursor, &metadata.tags)?;
     txn.totals.newest_cursor += 1;
     txn.totals.asset_count += 1;
     txn.totals.asset_bytes += new.digest.size_bytes;
     Ok(Stored::New)
+}
+
+fn insert_content(conn: &Connection, cursor: i64, content: Option<&Bytes>) -> rusqlite::Result<()> {
+    if let Some(content) = content {
+        conn.prepare_cached("INSERT INTO contents VALUES (?1, ?2)")?
+            .execute((cursor, content.as_ref()))?;
+    }
+    Ok(())
+}
+
+/// The asset has a row. When its content is damaged, the new one takes its place, and the row moves
+/// to the end of the feed: it is held anew.
+fn make_whole(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
+    let hash = new.digest.hash;
+    let Some(recorded) = recorded(txn.conn, hash)? else {
+        return Ok(Stored::Existed);
+    };
+    let is_whole = match (&recorded.content, &new.inline) {
+        _ if recorded.is_damaged => false,
+        (Content::Inline(content), Some(whole)) => content == whole,
+        // Whether a file is whole was looked at before.
+        _ => true,
+    };
+    if is_whole {
+        return Ok(Stored::Existed);
+    }
+    let (old, cursor) = (int(recorded.cursor), int(txn.totals.newest_cursor + 1));
+    // Tags and content follow the row to its new key.
+    txn.conn.execute_batch("PRAGMA defer_foreign_keys = ON")?;
+    txn.conn
+        .prepare_cached(
+            "UPDATE assets SET cursor = ?2, version = ?2, damaged = NULL, timestamp_ms = ?3,
+                               is_file = ?4
+             WHERE cursor = ?1",
+        )?
+        .execute((old, cursor, new.timestamp_ms, new.inline.is_none()))?;
+    txn.conn
+        .prepare_cached("UPDATE tags SET asset = ?2 WHERE asset = ?1")?
+        .execute((old, cursor))?;
+    txn.conn.prepare_cached("DELETE FROM contents WHERE asset = ?1")?.execute([old])?;
+    insert_content(txn.conn, cursor, new.inline.as_ref())?;
+    txn.totals.newest_cursor += 1;
+    if recorded.is_damaged {
+        txn.totals.asset_count += 1;
+        txn.totals.asset_bytes += recorded.size_bytes;
+        txn.totals.damaged_count -= 1;
+    } else {
+        txn.found_damaged.push(hash);
+    }
+    Ok(Stored::New)
+}
+
+/// Notes that the content of an asset is damaged: it is not held from now on. Does nothing when the
+/// asset was stored anew since it was looked at, under another cursor.
+pub(super) fn mark_damaged(txn: &mut Txn<'_>, hash: Hash, seen: Cursor) -> Result<()> {
+    let mark = || {
+        let size_bytes: Option<i64> = txn
+            .conn
+            .prepare_cached(
+                "UPDATE assets SET damaged = ?3
+                 WHERE hash = ?1 AND cursor = ?2 AND damaged IS NULL RETURNING size_bytes",
+            )?
+            .query_row((hash.as_bytes(), int(seen), int(txn.totals.newest_cursor + 1)), |row| {
+                row.get(0)
+            })
+            .optional()?;
+        Ok(size_bytes)
+    };
+    if let Some(size_bytes) = mark().map_err(sql_error)? {
+        txn.totals.newest_cursor += 1;
+        txn.totals.asset_count -= 1;
+        txn.totals.asset_bytes -= uint(size_bytes);
+        txn.totals.damaged_count += 1;
+        txn.found_damaged.push(hash);
+    }
+    Ok(())
 }
 
 /// Replaces what people wrote. What changes nothing is not a change: it takes no cursor.
@@ -174,40 +260,64 @@ pub(super) fn edit(
     Ok(Metadata { version, ..edited })
 }
 
+enum Listed {
+    Held(Entry),
+    Gone(Hash),
+}
+
 /// One consistent look at the feed.
 pub(super) fn changes(conn: &Connection, after: Cursor, limit: usize) -> Result<Changes> {
     let read = || {
         // One statement is one snapshot; so are two in a transaction.
         let txn = conn.unchecked_transaction()?;
         let newest = totals(&txn)?.newest_cursor;
-        let mut entries: Vec<Entry> = txn
+        let mut lines: Vec<(Cursor, Listed)> = txn
             .prepare_cached(
-                "SELECT cursor, hash, size_bytes, timestamp_ms FROM assets
-                 WHERE cursor > ?1 ORDER BY cursor LIMIT ?2",
+                "SELECT cursor AS place, hash, size_bytes, timestamp_ms FROM assets
+                 WHERE cursor > ?1 AND damaged IS NULL
+                 UNION ALL
+                 SELECT damaged, hash, NULL, NULL FROM assets WHERE damaged > ?1
+                 ORDER BY place LIMIT ?2",
             )?
-            .query_map((int(after), int(limit as u64 + 1)), entry)?
+            .query_map((int(after), int(limit as u64 + 1)), |row| {
+                let size: Option<i64> = row.get(2)?;
+                let listed = match size {
+                    Some(_) => Listed::Held(entry(row)?),
+                    None => Listed::Gone(Hash(row.get(1)?)),
+                };
+                Ok((uint(row.get(0)?), listed))
+            })?
             .collect::<rusqlite::Result<_>>()?;
-        let has_more = entries.len() > limit;
-        entries.truncate(limit);
-        let next = match entries.last() {
-            Some(last) if has_more => last.cursor,
+        let has_more = lines.len() > limit;
+        lines.truncate(limit);
+        let next = match lines.last() {
+            Some((last, _)) if has_more => *last,
             None if has_more => after,
             _ => newest,
         };
-        Ok(Changes { entries, next, has_more })
+        let mut changes = Changes { next, has_more, ..Changes::default() };
+        for (_, listed) in lines {
+            match listed {
+                Listed::Held(entry) => changes.entries.push(entry),
+                Listed::Gone(hash) => changes.gone.push(hash),
+            }
+        }
+        Ok(changes)
     };
     read().map_err(sql_error)
 }
 
-/// Assets and metadata changes after a cursor, merged in cursor order.
+/// Assets, metadata changes and damage after a cursor, merged in cursor order.
 pub(super) fn feed(conn: &Connection, after: Cursor, limit: usize) -> Result<Vec<FeedLine>> {
     let read = || {
         conn.prepare_cached(
-            "SELECT cursor AS place, hash, size_bytes, timestamp_ms FROM assets
-             WHERE cursor > ?1
+            "SELECT cursor AS place, hash, size_bytes, timestamp_ms, FALSE FROM assets
+             WHERE cursor > ?1 AND damaged IS NULL
              UNION ALL
-             SELECT version, hash, NULL, NULL FROM assets
+             SELECT version, hash, NULL, NULL, FALSE FROM assets
              WHERE version > cursor AND version > ?1
+             UNION ALL
+             SELECT damaged, hash, NULL, NULL, TRUE FROM assets WHERE damaged > ?1
              ORDER BY place LIMIT ?2",
         )?
         .query_map((int(after), int(limit as u64)), |row| {
@@ -219,6 +329,7 @@ pub(super) fn feed(conn: &Connection, after: Cursor, limit: usize) -> Result<Vec
                     digest: Digest { hash, size_bytes: uint(size) },
                     timestamp_ms: row.get(3)?,
                 },
+                None if row.get(4)? => FeedKind::Gone { hash },
                 None => FeedKind::Meta { hash, version: cursor },
             };
             Ok(FeedLine { cursor, kind })
@@ -235,28 +346,30 @@ pub(super) fn lookup(conn: &Connection, hash: Hash) -> Result<Option<Asset>> {
 }
 
 pub(super) fn is_held(conn: &Connection, hash: Hash) -> rusqlite::Result<bool> {
-    conn.prepare_cached("SELECT 1 FROM assets WHERE hash = ?1")?.exists([hash.as_bytes()])
+    conn.prepare_cached("SELECT 1 FROM assets WHERE hash = ?1 AND damaged IS NULL")?
+        .exists([hash.as_bytes()])
 }
 
-/// The asset's size, and its content when that is in the database.
-pub(super) fn content(conn: &Connection, hash: Hash) -> Result<Option<(u64, Content)>> {
+/// What is recorded of an asset's content, and the content when that is in the database.
+pub(super) fn recorded(conn: &Connection, hash: Hash) -> rusqlite::Result<Option<Recorded>> {
     conn.prepare_cached(
-        "SELECT size_bytes, is_file, content FROM assets
+        "SELECT cursor, size_bytes, damaged IS NOT NULL, is_file, content FROM assets
          LEFT JOIN contents ON contents.asset = assets.cursor WHERE hash = ?1",
-    )
-    .and_then(|mut statement| {
-        statement
-            .query_row([hash.as_bytes()], |row| {
-                let size = uint(row.get(0)?);
-                if row.get(1)? {
-                    return Ok((size, Content::File));
-                }
-                let content: Vec<u8> = row.get(2)?;
-                Ok((size, Content::Inline(content.into())))
-            })
-            .optional()
+    )?
+    .query_row([hash.as_bytes()], |row| {
+        let content = match row.get(3)? {
+            true => Content::File,
+            // A content that is not there is as one cut short.
+            false => Content::Inline(row.get::<_, Option<Vec<u8>>>(4)?.unwrap_or_default().into()),
+        };
+        Ok(Recorded {
+            cursor: uint(row.get(0)?),
+            size_bytes: uint(row.get(1)?),
+            is_damaged: row.get(2)?,
+            content,
+        })
     })
-    .map_err(sql_error)
+    .optional()
 }
 
 pub(super) fn list(
@@ -342,9 +455,10 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
 }
 
 fn asset(row: &Row<'_>) -> rusqlite::Result<Asset> {
-    let tags: String = row.get(9)?;
+    let tags: String = row.get(10)?;
     Ok(Asset {
         entry: entry(row)?,
+        is_damaged: row.get::<_, Option<i64>>(9)?.is_some(),
         metadata: Metadata {
             version: uint(row.get(4)?),
             trashed: row.get(5)?,
@@ -352,7 +466,7 @@ fn asset(row: &Row<'_>) -> rusqlite::Result<Asset> {
             media_type: row.get(7)?,
             description: row.get(8)?,
             tags: serde_json::from_str(&tags).map_err(|error| {
-                rusqlite::Error::FromSqlConversionFailure(9, Type::Text, error.into())
+                rusqlite::Error::FromSqlConversionFailure(10, Type::Text, error.into())
             })?,
         },
     })

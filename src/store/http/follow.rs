@@ -111,6 +111,7 @@ impl Line {
                     Self::Other
                 }
             },
+            // `gone`, and what later versions say.
             _ => Self::Other,
         }
     }

@@ -52,7 +52,8 @@ impl Inner {
                 return Err(contract("it listed more rows than were asked for"));
             }
             for row in rows.assets {
-                let asset = row_asset(row)?;
+                let mut asset = row_asset(row)?;
+                asset.is_damaged |= self.is_damaged(&asset.entry.digest.hash);
                 if asset.entry.cursor <= after {
                     return Err(contract("its rows are not in cursor order"));
                 }
@@ -81,6 +82,9 @@ struct Row {
     tags: Vec<String>,
     trashed: bool,
     version: u64,
+    /// Not every store says so.
+    #[serde(default)]
+    damaged: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -107,6 +111,7 @@ fn row_asset(row: Row) -> Result<Asset, StoreError> {
             cursor: row.cursor,
         },
         metadata,
+        is_damaged: row.damaged,
     })
 }
 

@@ -18,8 +18,8 @@ use tokio::io::DuplexStream;
 use super::*;
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::{
-    Asset, BaoFiles, Changes, Cursor, FeedEvent, Filter, Metadata, NewAsset, StoreInfo, Stored,
-    Touched, VerifiedFile,
+    Asset, BaoFiles, Changes, Condition, Cursor, Damages, FeedEvent, Filter, Metadata, NewAsset,
+    StoreInfo, Stored, Touched, VerifiedFile,
 };
 
 mod batch;
@@ -307,6 +307,17 @@ impl Store for FaultyStore {
             files.content = File::options().write(true).open("/dev/null").unwrap();
         }
         Ok(Some(files))
+    }
+
+    async fn verify(&self, hash: Hash) -> Result<Condition, StoreError> {
+        if self.rotten.lock().unwrap().contains_key(&hash) {
+            return Ok(Condition::Damaged);
+        }
+        self.inner.verify(hash).await
+    }
+
+    fn damages(&self) -> tokio::sync::watch::Receiver<Damages> {
+        self.inner.damages()
     }
 
     async fn put(

@@ -1,0 +1,179 @@
+//! The tables of `store.db`: made in a new file, stepped forward in an old one.
+
+use std::path::Path;
+
+use anyhow::bail;
+use rusqlite::{Connection, OptionalExtension as _};
+
+use crate::core::ids::{HashAlgorithm, StoreId};
+use crate::db::migrate::{Outcome, Step, migrate, newest};
+
+/// Marks the file as ours: "CAN1".
+const APPLICATION_ID: i64 = 0x4341_4e31;
+
+/// What each version changed of the one before it.
+const STEPS: [Step; 1] = [
+    // 2: damage is recorded, see `assets.damaged` below.
+    |tx| {
+        Ok(tx.execute_batch(
+            "ALTER TABLE assets ADD COLUMN damaged INTEGER;
+             CREATE INDEX damages ON assets (damaged) WHERE damaged IS NOT NULL;",
+        )?)
+    },
+];
+
+/// The tables of the newest version.
+const SCHEMA: &str = "
+    CREATE TABLE store (
+        id             INTEGER PRIMARY KEY CHECK (id = 1),
+        store_id       BLOB    NOT NULL CHECK (length(store_id) = 16),
+        hash_algorithm TEXT    NOT NULL,
+        newest_cursor  INTEGER NOT NULL,
+        asset_count    INTEGER NOT NULL,
+        asset_bytes    INTEGER NOT NULL
+    ) STRICT;
+
+    -- The key is the asset's place in the feed, so that listing the feed is reading the table.
+    -- `version` is the cursor of the last metadata change, or `cursor` when there was none: the
+    -- second half of the feed is the index over it. `damaged` is the cursor at which the content was
+    -- found to be damaged, and NULL while the asset is held: the third part of the feed.
+    CREATE TABLE assets (
+        cursor       INTEGER PRIMARY KEY,
+        hash         BLOB    NOT NULL UNIQUE CHECK (length(hash) = 32),
+        size_bytes   INTEGER NOT NULL,
+        timestamp_ms INTEGER NOT NULL,
+        version      INTEGER NOT NULL,
+        is_file      INTEGER NOT NULL,
+        is_trashed   INTEGER NOT NULL,
+        file_name    TEXT    NOT NULL,
+        media_type   TEXT    NOT NULL,
+        description  TEXT    NOT NULL,
+        damaged      INTEGER
+    ) STRICT;
+    CREATE INDEX edits ON assets (version) WHERE version > cursor;
+    CREATE INDEX damages ON assets (damaged) WHERE damaged IS NOT NULL;
+
+    CREATE TABLE tags (
+        asset INTEGER NOT NULL REFERENCES assets (cursor),
+        tag   TEXT    NOT NULL,
+        PRIMARY KEY (asset, tag)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX tagged ON tags (tag, asset);
+
+    -- Apart from `assets`, so that listings do not wade through contents.
+    CREATE TABLE contents (
+        asset   INTEGER PRIMARY KEY REFERENCES assets (cursor),
+        content BLOB    NOT NULL
+    ) STRICT;
+
+    -- Hashes whose files may be in place although their assets are not recorded yet.
+    CREATE TABLE pending (
+        hash BLOB PRIMARY KEY
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// Sets the writing connection up, makes the tables in a new file or steps an old one forward, and
+/// checks that it is ours. `now_ms` is the wall clock.
+pub(super) fn prepare(
+    conn: &mut Connection,
+    path: &Path,
+    algorithm: HashAlgorithm,
+    now_ms: u64,
+) -> anyhow::Result<StoreId> {
+    let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
+    let application_id: i64 = conn.pragma_query_value(None, "application_id", |r| r.get(0))?;
+    if tables > 0 && application_id != APPLICATION_ID {
+        bail!("it is a database of another program: choose another folder for the store");
+    }
+    let mode: String =
+        conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        bail!("its disk cannot keep a write-ahead log (got {mode:?}): use a local disk");
+    }
+    // The writer checkpoints itself, between groups, so that it sees a failure.
+    conn.execute_batch(
+        "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON;
+         PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = 67108864;
+         PRAGMA cache_size = -16000;",
+    )?;
+    if migrate(conn, path, &STEPS, now_ms)? == Outcome::Empty {
+        let id: [u8; StoreId::LEN] = rand::random();
+        conn.execute_batch("BEGIN IMMEDIATE")?;
+        conn.pragma_update(None, "application_id", APPLICATION_ID)?;
+        conn.pragma_update(None, "user_version", newest(&STEPS))?;
+        conn.execute_batch(SCHEMA)?;
+        conn.execute("INSERT INTO store VALUES (1, ?1, ?2, 0, 0, 0)", (id, algorithm.name()))?;
+        conn.execute_batch("COMMIT")?;
+    }
+    let row: Option<([u8; StoreId::LEN], String)> = conn
+        .query_row("SELECT store_id, hash_algorithm FROM store", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .optional()?;
+    let Some((id, name)) = row else {
+        bail!("it has lost its identity: restore it from a backup");
+    };
+    if name != algorithm.name() {
+        bail!(
+            "the store in {} names its assets by {name} and was opened for {}: \
+             a store keeps its algorithm for life, so open it with {name} or use another folder",
+            path.parent().unwrap_or(path).display(),
+            algorithm.name()
+        );
+    }
+    Ok(StoreId(id))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const NOW_MS: u64 = 1_796_007_906_000;
+
+    fn open(path: &Path) -> (Connection, StoreId) {
+        let mut conn = Connection::open(path).unwrap();
+        let id = prepare(&mut conn, path, HashAlgorithm::Blake3, NOW_MS).unwrap();
+        (conn, id)
+    }
+
+    fn columns_and_indexes(conn: &Connection) -> Vec<(String, String)> {
+        let mut select = conn
+            .prepare(
+                "SELECT m.name, coalesce(c.name, '') FROM sqlite_schema AS m
+                 LEFT JOIN pragma_table_info(m.name) AS c ORDER BY 1, 2",
+            )
+            .unwrap();
+        let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        rows.map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn a_store_of_version_1_is_stepped_forward_and_copied_beside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let (conn, id) = open(&path);
+        let new = columns_and_indexes(&conn);
+        conn.execute_batch(
+            "DROP INDEX damages; ALTER TABLE assets DROP COLUMN damaged; PRAGMA user_version = 1;
+             INSERT INTO assets VALUES (1, zeroblob(32), 3, 4, 1, 0, 0, 'name', '', '');
+             INSERT INTO contents VALUES (1, 'abc'); INSERT INTO tags VALUES (1, 'kept');",
+        )
+        .unwrap();
+        drop(conn);
+
+        let (conn, same_id) = open(&path);
+        assert_eq!(same_id, id);
+        assert_eq!(columns_and_indexes(&conn), new);
+        let kept: (Vec<u8>, String, Option<i64>) = conn
+            .query_row(
+                "SELECT content, tag, damaged FROM assets
+                 JOIN contents ON contents.asset = cursor JOIN tags ON tags.asset = cursor",
+                [],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            )
+            .unwrap();
+        assert_eq!(kept, (b"abc".to_vec(), "kept".to_owned(), None));
+        assert!(dir.path().join("store.db.v1-20261130-030506.bak").exists());
+    }
+}

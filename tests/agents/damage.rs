@@ -1,0 +1,85 @@
+//! Bytes that go bad behind the store's back, and how a device gets them again.
+
+use std::path::PathBuf;
+
+use can_sync::core::ids::Digest;
+use can_sync::store::{Condition, StoreError};
+
+use super::*;
+
+const LARGE: usize = 3 * KIB * KIB;
+
+fn content_file(device: &Device, digest: &Digest) -> PathBuf {
+    let hex = digest.hash.to_string();
+    device.home.store_dir().join("content").join(&hex[..2]).join(hex)
+}
+
+fn flip(device: &Device, digest: &Digest, at: usize) {
+    let path = content_file(device, digest);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+async fn is_whole(device: &Device, digest: &Digest) -> bool {
+    device.store().verify(digest.hash).await.unwrap() == Condition::Whole
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_lost_or_rotten_here_is_said_and_comes_back_from_another_device() {
+    let (mut a, b) = (Device::start().await, Device::start().await);
+    let assets = a.add([LARGE, LARGE, 1000]).await;
+    pair(&a, &b).await;
+    all_in_sync(&[&a, &b], 1).await;
+    a.down().await;
+    std::fs::remove_file(content_file(&a, &assets[0])).unwrap();
+    flip(&a, &assets[1], LARGE / 2);
+    let rows = rusqlite::Connection::open(a.home.store_dir().join("store.db")).unwrap();
+    assert_eq!(rows.execute("UPDATE contents SET content = zeroblob(1000)", []).unwrap(), 1);
+    drop(rows);
+    a.up().await;
+    all_in_sync(&[&a, &b], 1).await;
+
+    // Nobody has looked so far. A reader finds what is lost, a check what is wrong.
+    let read = a.store().read(assets[0].hash, 0..1).await;
+    assert!(matches!(read, Err(StoreError::Damaged(_))), "{read:?}");
+    for digest in &assets[1..] {
+        assert_eq!(a.store().verify(digest.hash).await.unwrap(), Condition::Damaged);
+    }
+    assert_eq!(a.store().damages().borrow().found, 3);
+    until("all of them whole again", &[&a, &b], async || {
+        a.status().store.damaged == 0 && a.status().store.assets == 3
+    })
+    .await;
+    for digest in &assets {
+        assert!(is_whole(&a, digest).await);
+    }
+    all_in_sync(&[&a, &b], 1).await;
+    let told = was_logged(&["bytes of a stored asset are damaged", &assets[0].hash.to_string()]);
+    assert!(told);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_three_copies_damaged_in_two_places_the_third_is_used_and_all_are_whole_in_the_end() {
+    let (a, b, c) = (Device::start().await, Device::start().await, Device::start().await);
+    let asset = a.add([LARGE]).await.remove(0);
+    pair(&a, &b).await;
+    pair(&a, &c).await;
+    all_in_sync(&[&a, &b, &c], 2).await;
+    flip(&a, &asset, 10);
+    flip(&b, &asset, LARGE - 10);
+
+    let d = Device::start().await;
+    pair(&a, &d).await;
+    until("the newcomer has it", &[&a, &b, &c, &d], async || d.status().store.assets == 1).await;
+    assert!(is_whole(&d, &asset).await);
+    // Whoever was asked knows by now; the others find out when somebody looks.
+    for device in [&a, &b] {
+        let _ = device.store().verify(asset.hash).await.unwrap();
+    }
+    until("all whole", &[&a, &b, &c, &d], async || {
+        is_whole(&a, &asset).await && is_whole(&b, &asset).await
+    })
+    .await;
+    all_in_sync(&[&a, &b, &c, &d], 3).await;
+}
