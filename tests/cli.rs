@@ -389,6 +389,42 @@ fn without_an_agent_commands_say_so() {
 }
 
 #[test]
+fn commands_go_over_the_socket_whoever_holds_the_port() {
+    let agent = Agent::start();
+    let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    stranger.set_nonblocking(true).unwrap();
+    let path = agent.home().join("api-address");
+    let mut address: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    address["api"] = format!("http://{}", stranger.local_addr().unwrap()).into();
+    fs::write(&path, address.to_string()).unwrap();
+    // They need no token, either.
+    fs::remove_file(agent.home().join("api-token")).unwrap();
+    agent.output(&["status"]);
+    agent.command(&["add", "-"]).write_stdin("content").assert().success();
+    let came = stranger.accept().map(drop).map_err(|error| error.kind());
+    assert_eq!(came, Err(std::io::ErrorKind::WouldBlock));
+
+    // What a version before there was a socket wrote leads to no port, either.
+    address.as_object_mut().unwrap().remove("socket");
+    fs::write(&path, address.to_string()).unwrap();
+    let refused = agent.command(&["status"]).assert().code(3);
+    let said = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+    assert!(said.contains("earlier version"), "{said}");
+    assert!(stranger.accept().is_err());
+}
+
+#[test]
+fn a_home_with_a_path_too_long_for_a_socket_is_reached_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("x".repeat(150));
+    for _ in 0..2 {
+        let mut agent = Agent::start_in(&home);
+        agent.output(&["status"]);
+        agent.stop_with("-KILL");
+    }
+}
+
+#[test]
 fn a_second_agent_for_the_same_home_is_refused_and_the_first_goes_on() {
     let agent = Agent::start();
     let second = agent.command(&["up", "--listen", "127.0.0.1:0"]).assert().code(1);

@@ -1,35 +1,38 @@
 //! The command line's side of the agent's API: finds the agent of a home, speaks HTTP with it, and
 //! turns its refusals into exit statuses.
 //!
-//! C1  The token goes to a literal loopback address that the home's own file names and on which only
-//!     we or root listen, through no proxy and no redirect, and never into a log or a message.
+//! C1  Everything goes over the Unix socket of the home, on which only this user and root can listen:
+//!     each connection is checked. No token is needed, so none can reach a stranger.
 //! C2  A part of a path reaches the agent byte for byte. URL libraries drop tabs and line ends and
 //!     resolve `..` even when it is percent-encoded, so the path is written here and never parsed.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use axum::body::{Body, BodyDataStream};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, Request, StatusCode, Uri, request};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use hyper_util::client::legacy::{self, connect::HttpConnector};
-use hyper_util::rt::TokioExecutor;
+use futures_util::future::BoxFuture;
+use hyper_util::client::legacy;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
+use tower::Service;
 
 use super::exit::{Exit, Failure};
 use crate::agent::handle::REQUEST_TIMEOUT;
 use crate::replica::status::Status;
 use crate::state::home::Home;
-use crate::store::StoreError;
-use crate::store::http::owner;
 
 /// The agent's own deadline ends first, with a better message.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(REQUEST_TIMEOUT.as_secs() + 10);
@@ -47,10 +50,7 @@ const LINE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// A connection to the running agent.
 pub(crate) struct Client {
-    http: legacy::Client<HttpConnector, Body>,
-    /// `http://127.0.0.1:5757`
-    base: String,
-    authorization: HeaderValue,
+    http: legacy::Client<SocketConnector, Body>,
     home: Home,
 }
 
@@ -68,15 +68,22 @@ impl Client {
     pub(crate) async fn connect(home: Option<PathBuf>) -> Result<Self, Failure> {
         let home = Home::find(home)?.ok_or_else(not_running)?;
         let address = home.api_address()?.ok_or_else(not_running)?;
-        let token = home.token()?.ok_or_else(not_running)?;
-        check_listener(&address.api).await?;
-        let mut authorization: HeaderValue =
-            format!("Bearer {token}").parse().context("reading the API token")?;
-        authorization.set_sensitive(true);
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT_DEADLINE));
+        let socket = home.command_socket(&address)?.ok_or_else(too_old)?;
+        match connect(&socket).await {
+            Ok(_) => {}
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
+            {
+                return Err(not_running());
+            }
+            Err(error) => {
+                let tried = format!("connecting to the agent at {}", socket.display());
+                return Err(anyhow::Error::new(error).context(tried).into());
+            }
+        }
+        let connector = SocketConnector(socket.into());
         let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
-        Ok(Self { http, base: address.api, authorization, home })
+        Ok(Self { http, home })
     }
 
     /// Where the agent's files are.
@@ -169,8 +176,8 @@ impl Client {
         path: &[&str],
         query: &[(&str, &str)],
     ) -> request::Builder {
-        let uri = format!("{}{}", self.base, path_and_query(path, query));
-        Request::builder().method(method).uri(uri).header(AUTHORIZATION, &self.authorization)
+        let uri = format!("http://localhost{}", path_and_query(path, query));
+        Request::builder().method(method).uri(uri)
     }
 
     /// Sends; an answer that is not a success is a failure that says what the agent said.
@@ -320,20 +327,37 @@ impl Events {
     }
 }
 
-/// Refuses to send the token where somebody else may listen: after the agent has gone, any user of
-/// the machine can take its port.
-async fn check_listener(base: &str) -> Result<(), Failure> {
-    let uri: Uri = base.parse().context("reading the agent's API address")?;
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let address = match (host.parse::<IpAddr>(), uri.port_u16()) {
-        (Ok(ip), Some(port)) if ip.is_loopback() => SocketAddr::new(ip, port),
-        _ => return Err(anyhow!("the API address {base} is not a loopback one").into()),
-    };
-    owner::check(address).await.map_err(|error| match error {
-        StoreError::Unreachable(_) => not_running(),
-        StoreError::Unauthorized(why) => Failure::new(Exit::Refused, why),
-        error => Failure::new(Exit::Refused, error),
-    })
+/// Connects to a socket on which this user or root listens.
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(socket).await?;
+    let (user, us) = (stream.peer_cred()?.uid(), rustix::process::geteuid().as_raw());
+    if user != us && user != 0 {
+        let text = format!("user {user} listens there, expected user {us} or root");
+        return Err(io::Error::new(ErrorKind::PermissionDenied, text));
+    }
+    Ok(stream)
+}
+
+/// Makes the connections of [`Client`], whatever a request's URL names.
+#[derive(Debug, Clone)]
+struct SocketConnector(Arc<Path>);
+
+impl Service<Uri> for SocketConnector {
+    type Response = TokioIo<UnixStream>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let socket = self.0.clone();
+        Box::pin(async move {
+            let connected = timeout(CONNECT_DEADLINE, connect(&socket)).await;
+            connected.map_err(|_| io::Error::from(ErrorKind::TimedOut))?.map(TokioIo::new)
+        })
+    }
 }
 
 async fn problem_detail(mut answer: Answer) -> Option<String> {
@@ -361,6 +385,13 @@ fn exit_for(status: StatusCode) -> Exit {
 
 fn not_running() -> Failure {
     let message = "no agent is running for this home: start it with `can-sync up`";
+    Failure::new(Exit::NotRunning, message)
+}
+
+/// An agent before there was a socket, or what one that was killed has left.
+fn too_old() -> Failure {
+    let message = "no agent of this version is running for this home: start it with `can-sync up`, \
+                   after stopping one of an earlier version";
     Failure::new(Exit::NotRunning, message)
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -22,9 +22,10 @@ use super::text::shown;
 use crate::agent::{self, Agent, StoreChoice};
 use crate::api;
 use crate::core::rate::{RateLimits, Timetable};
-use crate::http::guard::Guard;
+use crate::http::guard::{Guard, own_user};
+use crate::http::people;
+use crate::http::serve::{serve, serve_own_user};
 use crate::http::store_api::{self, Features};
-use crate::http::{people, serve::serve};
 use crate::net::Relay;
 use crate::state::home::{ApiAddress, Home};
 use crate::store::embedded::{EmbeddedStore, Options};
@@ -125,10 +126,17 @@ pub(crate) async fn up(
     };
     let key = StoreKey::parse(&token).context("reading the API token")?;
     let router = api::router(handle, stop.clone()).merge(store_routes);
-    let router = Guard::new(key, address.port()).layer(router);
-    let mut serving = std::pin::pin!(serve(listener, router, stop.clone()));
+    let socket = home.listen_for_commands(&lock)?;
+    let commands = UnixListener::from_std(socket.listener).context("listening for commands")?;
+    let mut serving = std::pin::pin!(async {
+        let own_user = serve_own_user(commands, own_user(router.clone()), stop.clone());
+        let guarded = Guard::new(key, address.port()).layer(router);
+        let (served, ()) = tokio::join!(serve(listener, guarded, stop.clone()), own_user);
+        served
+    });
     let api = format!("http://{address}");
-    let api_address = ApiAddress { api: api.clone(), pid: std::process::id() };
+    let pid = std::process::id();
+    let api_address = ApiAddress { api: api.clone(), pid, socket: Some(socket.place) };
     home.write_api_address(&lock, &api_address)?;
     let status = agent.handle().status();
     let ready = json!({ "ready": true, "node_id": status.device.node_id, "api": api });

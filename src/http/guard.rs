@@ -26,6 +26,19 @@ const KEY_IN_QUERY_PATH: &str = "/sync/events";
 /// The one path that asks for no key: it says that the server lives, and carries no data.
 const KEYLESS_PATH: &str = "/healthz";
 
+/// A router for connections that are known to be this user's: no key is asked for. Gives the
+/// router's bare errors their problem document, too.
+pub fn own_user(router: Router) -> Router {
+    Router::new().fallback_service(router).layer(middleware::from_fn(
+        |mut request: Request, next: Next| async move {
+            match request.extensions_mut().remove::<Arc<Place>>() {
+                Some(place) if !place.let_in() => all_busy().into_response(),
+                _ => uniform(next.run(request).await),
+            }
+        },
+    ))
+}
+
 /// What a request must show to be let in.
 #[derive(Debug, Clone)]
 pub struct Guard {
@@ -88,8 +101,7 @@ impl Guard {
         if !holds_key || place.is_none_or(Place::let_in) {
             return None;
         }
-        let detail = format!("{CONNECTIONS_MAX} requests are under way already: try again");
-        Some(problem(StatusCode::SERVICE_UNAVAILABLE, detail))
+        Some(all_busy())
     }
 
     fn is_our_host(&self, headers: &HeaderMap) -> bool {
@@ -120,6 +132,11 @@ impl Guard {
             _ => false,
         }
     }
+}
+
+fn all_busy() -> Problem {
+    let detail = format!("{CONNECTIONS_MAX} requests are under way already: try again");
+    problem(StatusCode::SERVICE_UNAVAILABLE, detail)
 }
 
 fn forbidden(detail: &str) -> Problem {

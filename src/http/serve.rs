@@ -22,9 +22,10 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
 use super::places::{Place, Places};
@@ -67,6 +68,51 @@ pub async fn serve(
             format!("refusing to serve on {address}: only loopback addresses are allowed"),
         ));
     }
+    serve_until_stopped(Listener::Tcp(listener), router, stop).await;
+    Ok(())
+}
+
+/// The same for programs of this user and of root, on a Unix socket. Who connects is checked by the
+/// kernel's word, so the router needs no guard but [`own_user`](super::guard::own_user).
+pub async fn serve_own_user(listener: UnixListener, router: Router, stop: CancellationToken) {
+    serve_until_stopped(Listener::Unix(listener), router, stop).await;
+}
+
+/// Where connections come in.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+type Stream = Either<TcpStream, UnixStream>;
+
+impl Listener {
+    /// The next connection; `None` when it was one that is not served.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    async fn accept(&self) -> io::Result<Option<Stream>> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                // Small answers should not wait for the peer's acknowledgement of the one before.
+                let _ = stream.set_nodelay(true);
+                Ok(peer.ip().is_loopback().then_some(Either::Left(stream)))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let user = stream.peer_cred()?.uid();
+                let is_trusted = user == rustix::process::geteuid().as_raw() || user == 0;
+                if !is_trusted {
+                    tracing::warn!(user, "another user connected to the socket for commands");
+                }
+                Ok(is_trusted.then_some(Either::Right(stream)))
+            }
+        }
+    }
+}
+
+async fn serve_until_stopped(listener: Listener, router: Router, stop: CancellationToken) {
     let places = Places::default();
     let mut connections = JoinSet::new();
     loop {
@@ -76,10 +122,10 @@ pub async fn serve(
             accepted = listener.accept() => accepted,
         };
         let stream = match accepted {
-            Ok((stream, peer)) if peer.ip().is_loopback() => stream,
-            Ok(_) => continue,
+            Ok(Some(stream)) => stream,
+            Ok(None) => continue,
             Err(error) => {
-                tracing::warn!(%address, %error, "cannot accept a connection");
+                tracing::warn!(%error, "cannot accept a connection to the local API");
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -91,13 +137,10 @@ pub async fn serve(
     if timeout(STOP_DEADLINE, ended).await.is_err() {
         connections.shutdown().await;
     }
-    Ok(())
 }
 
 /// One connection from its first byte to its last.
-async fn connection(stream: TcpStream, place: Arc<Place>, router: Router, stop: CancellationToken) {
-    // Small answers should not wait for the peer's acknowledgement of the one before.
-    let _ = stream.set_nodelay(true);
+async fn connection(stream: Stream, place: Arc<Place>, router: Router, stop: CancellationToken) {
     let close = place.close.clone();
     let service = Requests { router: TowerToHyperService::new(router), place, stop: stop.clone() };
     let connection = http1::Builder::new()

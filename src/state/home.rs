@@ -9,7 +9,7 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -46,6 +46,10 @@ pub struct ApiAddress {
     pub api: String,
     /// The agent's process id.
     pub pid: u32,
+    /// The socket for commands, as a path from the home; see [`super::socket`]. `None` in what a
+    /// version before there was one has written.
+    #[serde(default)]
+    pub socket: Option<PathBuf>,
 }
 
 impl Home {
@@ -122,6 +126,11 @@ impl Home {
             }
         }
         Ok(())
+    }
+
+    /// The folder of the small files: the key, the journal, the index.
+    pub fn state_dir(&self) -> &Path {
+        &self.state
     }
 
     /// The device's secret key.
@@ -361,9 +370,10 @@ const PID_BYTES_MAX: u64 = 32;
 const UNFINISHED_PREFIX: &str = ".unfinished-";
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     Folder,
     File,
+    Socket,
 }
 
 fn private_file_options() -> OpenOptions {
@@ -388,10 +398,11 @@ fn create_private_folder(path: &Path) -> Result<()> {
     }
 }
 
-fn check_private(path: &Path, kind: Kind) -> Result<()> {
+pub(super) fn check_private(path: &Path, kind: Kind) -> Result<()> {
     let (expected, right_mode) = match kind {
         Kind::Folder => ("folder", FOLDER_MODE),
         Kind::File => ("regular file", FILE_MODE),
+        Kind::Socket => ("socket", FILE_MODE),
     };
     let shown = path.display();
     let found = path.symlink_metadata().with_context(|| format!("looking at {shown}"))?;
@@ -402,6 +413,7 @@ fn check_private(path: &Path, kind: Kind) -> Result<()> {
     let right_kind = match kind {
         Kind::Folder => found.is_dir(),
         Kind::File => found.is_file(),
+        Kind::Socket => found.file_type().is_socket(),
     };
     ensure!(right_kind, "{shown} is not a {expected}: move it out of the way");
     let us = rustix::process::geteuid().as_raw();
@@ -588,7 +600,8 @@ mod tests {
         let lock = home.lock().unwrap();
         assert_eq!(home.api_address().unwrap(), None);
         for pid in [1, 2] {
-            let address = ApiAddress { api: "http://127.0.0.1:5757".into(), pid };
+            let api = "http://127.0.0.1:5757".to_owned();
+            let address = ApiAddress { api, pid, socket: Some("api-socket".into()) };
             home.write_api_address(&lock, &address).unwrap();
             assert_eq!(home.api_address().unwrap(), Some(address));
         }

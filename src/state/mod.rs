@@ -15,3 +15,4 @@ pub mod identity;
 pub mod index;
 pub mod journal;
 pub mod partials;
+pub mod socket;

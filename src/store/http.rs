@@ -11,7 +11,7 @@ mod connection;
 mod events;
 mod follow;
 mod list;
-pub(crate) mod owner;
+mod owner;
 mod receive;
 mod send;
 

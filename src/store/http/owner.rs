@@ -36,7 +36,7 @@ impl<Request: Send + 'static> AsyncPredicate<Request> for OwnedBy {
 
 /// Refuses an address on which somebody else listens. Nothing is sent to it.
 #[cfg(target_os = "linux")]
-pub(crate) async fn check(address: SocketAddr) -> Result<(), StoreError> {
+async fn check(address: SocketAddr) -> Result<(), StoreError> {
     // A listener of the same family comes first for the kernel too; IPv4 may also be taken by an
     // IPv6 one. Under `self`, since a sandboxed service may not see the rest of /proc.
     let tables: &[&str] = match address {
@@ -68,7 +68,7 @@ pub(crate) async fn check(address: SocketAddr) -> Result<(), StoreError> {
 /// Elsewhere the owner cannot be asked for.
 #[cfg(not(target_os = "linux"))]
 #[allow(clippy::unused_async)]
-pub(crate) async fn check(_address: SocketAddr) -> Result<(), StoreError> {
+async fn check(_address: SocketAddr) -> Result<(), StoreError> {
     Ok(())
 }
 
