@@ -222,6 +222,7 @@ async fn redeem(
                 AskError::Journal(error) if matches!(*error, JournalError::Removed) => {
                     CloseCode::NotMember
                 }
+                error if error.is_disk_full() => CloseCode::Full,
                 AskError::Journal(_) | AskError::Closed => CloseCode::Internal,
             });
         }

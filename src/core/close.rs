@@ -30,13 +30,15 @@ pub enum CloseCode {
     Shutdown,
     /// The closer failed, or is at one of its limits; not the closed device's fault.
     Internal,
+    /// The closer's disk is full, and it cannot do without writing what was asked.
+    Full,
     /// A code of a newer version.
     Unknown(u64),
 }
 
 /// Number, name and sentence of every code but [`CloseCode::Unknown`]. Numbers are never reused.
 /// [`CloseCode::Ok`] is 0 because QUIC closes with 0 when nobody gave a reason.
-const CODES: [(u64, CloseCode, &str, &str); 12] = [
+const CODES: [(u64, CloseCode, &str, &str); 13] = [
     (0, CloseCode::Ok, "OK", "closed as agreed"),
     (1, CloseCode::Duplicate, "DUPLICATE", "another connection between the two devices stays"),
     (2, CloseCode::NotMember, "NOT_MEMBER", "not a member of that device's group"),
@@ -49,6 +51,7 @@ const CODES: [(u64, CloseCode, &str, &str); 12] = [
     (9, CloseCode::Slow, "SLOW", "no progress in time"),
     (10, CloseCode::Shutdown, "SHUTDOWN", "the device is stopping"),
     (11, CloseCode::Internal, "INTERNAL", "the device cannot go on"),
+    (12, CloseCode::Full, "FULL", "the disk of that device is full"),
 ];
 
 impl CloseCode {
@@ -88,6 +91,7 @@ impl CloseCode {
             | Self::Slow
             | Self::Shutdown
             | Self::Internal
+            | Self::Full
             | Self::Unknown(_) => false,
         }
     }
@@ -134,7 +138,7 @@ mod tests {
 
     #[test]
     fn an_unknown_number_is_kept_and_printed() {
-        for number in [12, 1000, u64::MAX] {
+        for number in [13, 1000, u64::MAX] {
             let code = CloseCode::from_number(number);
             assert_eq!(code, CloseCode::Unknown(number));
             assert_eq!((code.number(), code.to_string()), (number, number.to_string()));

@@ -7,11 +7,12 @@
 //! W4  After an orderly end the main file alone is the journal.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::clock::wall_ms;
+use crate::clock::{instant_now, wall_ms};
 use crate::core::journal::draft::{Draft, DraftError};
 use crate::state::journal::{self, Journal, JournalError, JournalReader, News, Roster, Written};
 
@@ -24,6 +25,10 @@ const GROUP_DRAFTS_MAX: usize = 256;
 
 /// Reading connections. A read takes milliseconds; each has a cache of its own.
 const READERS: usize = 4;
+
+/// A full disk counts as full for so long after the last write that failed. Refused ops are tried
+/// again every 30 s.
+const FULL_FOR: Duration = Duration::from_secs(60);
 
 /// What became of a draft; `None` when there was nothing to write.
 pub type DraftResult = Result<Option<Written>, DraftError>;
@@ -39,6 +44,13 @@ pub enum AskError {
     Closed,
 }
 
+impl AskError {
+    /// Nothing was written, for want of space: everything else goes on.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Journal(error) if matches!(**error, JournalError::DiskFull))
+    }
+}
+
 impl From<JournalError> for AskError {
     fn from(error: JournalError) -> Self {
         Self::Journal(Arc::new(error))
@@ -52,7 +64,12 @@ pub struct JournalHandle {
     commits: watch::Receiver<Commits>,
     roster: Roster,
     readers: Arc<Readers>,
+    full: Arc<Full>,
 }
+
+/// When a write failed last for want of space, if none has succeeded since.
+#[derive(Debug, Default)]
+struct Full(Mutex<Option<Instant>>);
 
 /// How often the journal changed, by what changed. To be compared with an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,6 +88,7 @@ pub struct JournalWriter {
     journal: Journal,
     jobs: mpsc::Receiver<Job>,
     commits: watch::Sender<Commits>,
+    full: Arc<Full>,
 }
 
 type Task = Box<dyn FnOnce(&mut Journal, u64) -> Fate + Send>;
@@ -96,6 +114,8 @@ impl std::fmt::Debug for Job {
 enum Fate {
     Committed,
     Refused,
+    /// There was no space. Nothing was written.
+    Full,
     /// And why not.
     Failed(&'static str),
 }
@@ -117,8 +137,10 @@ pub fn share(journal: Journal) -> journal::Result<(JournalHandle, JournalWriter)
     let (sender, jobs) = mpsc::channel(JOBS_MAX);
     let (commits, watched) = watch::channel(Commits::default());
     let roster = journal.roster();
-    let handle = JournalHandle { jobs: sender, commits: watched, roster, readers };
-    Ok((handle, JournalWriter { journal, jobs, commits }))
+    let full = Arc::<Full>::default();
+    let handle =
+        JournalHandle { jobs: sender, commits: watched, roster, readers, full: full.clone() };
+    Ok((handle, JournalWriter { journal, jobs, commits, full }))
 }
 
 impl JournalHandle {
@@ -225,6 +247,13 @@ impl JournalHandle {
         &self.roster
     }
 
+    /// Whether the last write failed for want of space, a moment ago. Whatever waits for space
+    /// tries again more often than that.
+    pub fn is_full(&self) -> bool {
+        let failed = *self.full.0.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.is_some_and(|at| instant_now().duration_since(at) < FULL_FOR)
+    }
+
     /// Lets the writer end after what was asked before.
     pub async fn close(&self) {
         // A writer that has ended needs no telling.
@@ -257,6 +286,7 @@ impl Fate {
                 Self::Failed("an earlier write failed: what is on disk is not known")
             }
             Err(JournalError::Corrupt(_)) => Self::Failed("its database is damaged"),
+            Err(JournalError::DiskFull) => Self::Full,
             Err(_) => Self::Refused,
         }
     }
@@ -291,8 +321,12 @@ impl JournalWriter {
                 Job::Run(work) => work(&mut self.journal, wall_ms()),
                 Job::Stop => return self.end(),
             };
+            if fate != Fate::Refused {
+                let mut full = self.full.0.lock().unwrap_or_else(PoisonError::into_inner);
+                *full = (fate == Fate::Full).then(instant_now);
+            }
             match fate {
-                Fate::Committed | Fate::Refused => self.tell(),
+                Fate::Committed | Fate::Refused | Fate::Full => self.tell(),
                 Fate::Failed(why) => return Err(JournalError::Open(why.into()).into()),
             }
         }

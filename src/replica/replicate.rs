@@ -120,6 +120,7 @@ impl Ended {
             Self::Session(End::LeftGroup) | Self::NoGroup => CloseCode::Ok,
             Self::Frame(error) => error.close_code(),
             Self::Journal(AskError::Closed) => CloseCode::Shutdown,
+            Self::Journal(error) if error.is_disk_full() => CloseCode::Full,
             Self::Journal(AskError::Journal(_)) => CloseCode::Internal,
         }
     }
@@ -444,17 +445,25 @@ where
                 Ok(Input::Scanned(scan.await?))
             }),
             Effect::TakeClock { jump, ack, compare, whole } => self.work(async move {
+                let mut unjumped = Vec::new();
                 if !jump.is_empty() || !ack.is_empty() {
+                    let jumps = jump.iter().map(|entry| entry.log).collect();
                     let take = move |journal: &mut crate::state::journal::Journal, _| {
                         journal.take_clock(&peer, &jump, &ack)
                     };
-                    shared.journal.run(take).await?;
+                    match shared.journal.run(take).await {
+                        Err(error) if error.is_disk_full() => unjumped = jumps,
+                        taken => taken?,
+                    }
                 }
-                if compare.is_empty() {
-                    return Ok(Input::Compared(Compared::default()));
+                let mut compared = Compared::default();
+                if !compare.is_empty() {
+                    let compare = move |reader: &crate::state::journal::JournalReader| {
+                        reader.compare(&compare, whole)
+                    };
+                    compared = shared.journal.read(compare).await?;
                 }
-                let compared = shared.journal.read(move |reader| reader.compare(&compare, whole));
-                Ok(Input::Compared(compared.await?))
+                Ok(Input::Compared(Compared { unjumped, ..compared }))
             }),
             Effect::Judge { intro } => self.work(judge(shared, peer, group, intro)),
             Effect::Apply(ops) => {
@@ -604,8 +613,16 @@ async fn apply(
         Ok(ops) => ops,
         Err(error) => return Ok(forged(&peer, &error)),
     };
+    let places: BTreeMap<LogId, u64> =
+        ops.iter().map(|op| (op.log(), op.body().seq)).rev().collect();
     let receive = shared.journal.run(move |journal, now_ms| journal.receive(&peer, &ops, now_ms));
-    let received = receive.await?;
+    let received = match receive.await {
+        Err(error) if error.is_disk_full() => {
+            let not_taken = |(log, seq)| NotTaken { log, seq, why: Why::Full };
+            return Ok(Input::Applied(places.into_iter().map(not_taken).collect()));
+        }
+        received => received?,
+    };
     tracing::trace!(applied = received.applied, known = received.known, "ops taken in");
     Ok(Input::Applied(received.refused.iter().map(NotTaken::from).collect()))
 }
@@ -620,7 +637,7 @@ fn reason(why: &Why) -> &'static str {
         Why::Future { .. } => "stamped too far in the future: a clock is wrong, or this one is",
         Why::Author => "nobody known has added its author",
         Why::Quota => "the space or the number of logs of its author is used up",
-        Why::Full => "the disk of this device is nearly full",
+        Why::Full => "the disk of this device is full",
         Why::NotFromMember => "the peer is no member",
         Why::FromRemoved => "the peer was removed",
         Why::OtherGroup => "it is of another group",

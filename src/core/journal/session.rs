@@ -7,7 +7,8 @@
 //!     session cover. Having sent an op covers nothing: the one before it may still arrive here.
 //! N3  A clock that says `drained` is of the snapshot in which nothing was left to send.
 //! N4  A gap is jumped only on a drained clock, with everything before it on the stream taken in,
-//!     and never once an op was refused in this session.
+//!     and never once an op was refused in this session. One for which the disk had no room forbids
+//!     it for its log until it has come again.
 //! N5  One batch of ops at most is under way in each direction, and one order of each kind.
 //! N6  Equal clocks with unequal digests end in sending everything again, and a forked log that does
 //!     not match in sending all of that: at most once in [`REPAIR_PAUSE_MS`] per peer, and only when
@@ -51,9 +52,6 @@ pub const CLOCK_EVERY_MS: u64 = 60_000;
 
 /// The same is sent again at most this often per peer.
 pub const REPAIR_PAUSE_MS: u64 = 10 * 60 * 1000;
-
-/// After so long a device whose disk was nearly full looks whether it still is.
-const FULL_MS: u64 = 60_000;
 
 /// Ops of a log that a peer refused are not sent again for so long, unless it takes them, or asks.
 pub const WITHHOLD_MS: u64 = 60 * 60 * 1000;
@@ -222,6 +220,8 @@ pub struct Compared {
     pub start: u64,
     /// Logs that the peer withholds, as we refused them before, and that there is room for now.
     pub welcome: Vec<LogId>,
+    /// Logs whose gaps were not jumped, as the disk is full.
+    pub unjumped: Vec<LogId>,
 }
 
 /// A stretch of the journal.
@@ -258,7 +258,7 @@ pub enum Why {
     Author,
     /// Its author's space or number of logs is used up.
     Quota,
-    /// The disk is nearly full.
+    /// The disk of this device is full.
     Full,
     /// The peer is no member.
     NotFromMember,
@@ -383,7 +383,7 @@ impl Session {
             Input::Sent => self.outgoing.on_sent(),
             Input::ClockRead(clock) => self.outgoing.on_clock(clock),
             Input::Compared(compared) => {
-                let whole = self.incoming.on_compared(now.mono_ms);
+                let whole = self.incoming.on_compared(&compared.unjumped, now.mono_ms);
                 if compared.welcome.iter().any(|log| !self.incoming.holds(log)) {
                     self.outgoing.ask_again();
                 }
@@ -514,23 +514,26 @@ impl Session {
     }
 
     fn on_applied(&mut self, now: Now, not_taken: &[NotTaken], out: &mut Vec<Effect>) {
-        self.outgoing.remember_received(self.incoming.on_applied());
+        let full = not_taken.iter().filter(|op| op.why == Why::Full).map(|op| op.log);
+        self.outgoing.remember_received(self.incoming.on_applied(&full.collect()));
         for op in not_taken {
-            let (code, hold) = match op.why {
+            let hold_ends_ms = now.wall_ms.saturating_add(HOLD_MS_MIN);
+            let (code, held) = match op.why {
                 Why::Future { until_ms } => {
-                    let until_ms = until_ms.max(now.wall_ms.saturating_add(HOLD_MS_MIN));
-                    (RefuseCode::Future, Hold::UntilMs(until_ms))
+                    let hold = Hold::UntilMs(until_ms.max(hold_ends_ms));
+                    (RefuseCode::Future, self.incoming.hold(op.log, hold))
                 }
-                Why::Author => (RefuseCode::Author, Hold::Author),
+                Why::Author => (RefuseCode::Author, self.incoming.hold(op.log, Hold::Author)),
                 Why::Quota => {
-                    (RefuseCode::Quota, Hold::UntilMs(now.wall_ms.saturating_add(WITHHOLD_MS)))
+                    let hold = Hold::UntilMs(now.wall_ms.saturating_add(WITHHOLD_MS));
+                    (RefuseCode::Quota, self.incoming.hold(op.log, hold))
                 }
-                Why::Full => (RefuseCode::Full, Hold::UntilMs(now.wall_ms.saturating_add(FULL_MS))),
+                Why::Full => (RefuseCode::Full, self.incoming.hold_for_space(op.log, hold_ends_ms)),
                 Why::NotFromMember => return self.end(End::Refused(RefuseCode::NotMember), out),
                 Why::FromRemoved => return self.end(End::Refused(RefuseCode::Removed), out),
                 Why::OtherGroup => return self.end(End::LeftGroup, out),
             };
-            match self.incoming.hold(op.log, hold) {
+            match held {
                 Ok(true) => {
                     self.outgoing.refuse(refusal(code, Some((op.log, op.seq))));
                     out.push(Effect::Report(Report::Holding(*op)));
@@ -574,9 +577,9 @@ fn refusal(code: RefuseCode, op: Option<(LogId, u64)>) -> Refuse {
         RefuseCode::ClockSkew => "our clocks are too far apart: set yours, or I mine",
         RefuseCode::Future => "an op is too far in the future",
         RefuseCode::Quota => "the space or the number of logs of an author is used up",
-        RefuseCode::Full => "the disk of this device is nearly full",
         RefuseCode::Version => "this is another version of the journal's protocol",
         RefuseCode::Author => "nobody I know has added the author of an op",
+        RefuseCode::Full => "my disk is full",
         RefuseCode::Other(_) => "refused",
     };
     Refuse { code, text: text.into(), op }

@@ -36,6 +36,8 @@ pub(super) struct Incoming {
     holds: BTreeMap<LogId, Hold>,
     /// See N4.
     refused: bool,
+    /// Logs for which the disk had no room, each with the last op of the first batch not taken.
+    full: BTreeMap<LogId, OpHash>,
 }
 
 /// What must be answered before the next frame is read.
@@ -48,7 +50,7 @@ enum Busy {
         /// Since when something is compared that takes reading, but for the first clock.
         costs_since_ms: Option<u64>,
     },
-    Ops(Vec<OpHash>),
+    Ops(Vec<(LogId, OpHash)>),
 }
 
 /// Why no ops of a log are taken in for now.
@@ -105,7 +107,7 @@ impl Incoming {
         self.peer.drained = clock.drained;
 
         let jumps = clock.drained && !self.refused;
-        let jump = if jumps { std::mem::take(&mut self.jumpable) } else { BTreeSet::new() };
+        let jump = if jumps { self.take_jumpable() } else { BTreeSet::new() };
         let jump = self.entries(jump);
         let (dear, cheap): (Vec<_>, Vec<_>) = clock.entries.into_iter().partition(takes_reading);
         for entry in &cheap {
@@ -114,6 +116,15 @@ impl Incoming {
         self.uncompared.extend(dear.iter().map(|entry| entry.log));
         let ack_ms = if clock.drained { COALESCE_MS } else { ACK_MS };
         Ok(self.take(jump, cheap, is_first, ack_ms, now_ms))
+    }
+
+    /// Logs whose gaps may be jumped. What the disk had no room for has to come again first.
+    fn take_jumpable(&mut self) -> BTreeSet<LogId> {
+        let (waiting, jump) = std::mem::take(&mut self.jumpable)
+            .into_iter()
+            .partition(|log| self.full.contains_key(log));
+        self.jumpable = waiting;
+        jump
     }
 
     /// What was put off and is due.
@@ -171,7 +182,9 @@ impl Incoming {
     }
 
     /// The clock is dealt with; whether all of it was compared.
-    pub(super) fn on_compared(&mut self, now_ms: u64) -> bool {
+    pub(super) fn on_compared(&mut self, unjumped: &[LogId], now_ms: u64) -> bool {
+        // The next clock that says `drained` has them jumped.
+        self.jumpable.extend(unjumped);
         let Busy::Clock { whole, costs_since_ms } = std::mem::take(&mut self.busy) else {
             return false;
         };
@@ -198,7 +211,7 @@ impl Incoming {
         for op in ops.ops {
             let log = *ids.entry(op.log).or_insert_with(|| op.log.id(group));
             if !self.holds.contains_key(&log) {
-                hashes.push(op_hash(&log, &op.body));
+                hashes.push((log, op_hash(&log, &op.body)));
                 taken.push(op);
             }
         }
@@ -208,12 +221,34 @@ impl Incoming {
         Ok(taken)
     }
 
-    /// The batch is dealt with: the hashes of its ops.
-    pub(super) fn on_applied(&mut self) -> Vec<OpHash> {
-        match std::mem::take(&mut self.busy) {
-            Busy::Ops(hashes) => hashes,
-            Busy::No | Busy::Clock { .. } => Vec::new(),
+    /// The batch is dealt with: the hashes of its ops. `full` are logs for which there was no room.
+    pub(super) fn on_applied(&mut self, full: &BTreeSet<LogId>) -> Vec<OpHash> {
+        let Busy::Ops(ops) = std::mem::take(&mut self.busy) else { return Vec::new() };
+        let mut last = BTreeMap::new();
+        for (log, hash) in &ops {
+            if full.contains(log) {
+                last.insert(*log, *hash);
+            } else if self.full.get(log) == Some(hash) {
+                // The peer sends in one order: what came before it came again, what followed will.
+                self.full.remove(log);
+            }
         }
+        for (log, hash) in last {
+            self.full.entry(log).or_insert(hash);
+        }
+        ops.into_iter().map(|(_, hash)| hash).collect()
+    }
+
+    /// Holds a log back for want of space, until this wall-clock time. See [`Self::hold`].
+    pub(super) fn hold_for_space(
+        &mut self,
+        log: LogId,
+        until_ms: u64,
+    ) -> Result<bool, &'static str> {
+        let refused = self.refused;
+        let held = self.hold(log, Hold::UntilMs(until_ms));
+        self.refused = refused;
+        held
     }
 
     /// Holds a log back from now on. Whether that is news.

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use super::*;
@@ -225,6 +227,40 @@ fn a_log_held_back_pauses_alone_and_is_asked_for_when_its_time_has_come() {
     let effects = stage.handle(Input::ClockRead(clock(&[], false, 0)));
     assert!(matches!(&effects[..], [Effect::Send(JournalMessage::Clock(c))] if c.restart));
     assert_eq!(stage.handle(ops(vec![op(3, 1)])), [Effect::Apply(vec![op(3, 1)])]);
+}
+
+#[test]
+fn a_full_disk_refuses_asks_again_in_time_and_jumps_no_gap_until_all_has_come() {
+    let jump_of = |effects: Vec<Effect>| match &effects[..] {
+        [Effect::TakeClock { jump, .. }, ..] => jump.iter().map(|e| e.log).collect::<BTreeSet<_>>(),
+        other => panic!("{other:?}"),
+    };
+    let mut stage = Stage::open(&[]);
+    stage.settle(clock(&[], true, 0), clock(&[], true, 0));
+    stage.handle(Input::Sent);
+    stage.handle(ops(vec![op(3, 1)]));
+    let full = NotTaken { log: log(3), seq: 1, why: Why::Full };
+    let effects = stage.handle(Input::Applied(vec![full]));
+    let refused = effects.iter().any(|effect| {
+        matches!(effect, Effect::Send(JournalMessage::Refuse(r)) if r.code == RefuseCode::Full)
+    });
+    assert!(refused, "{effects:?}");
+    stage.handle(Input::Sent);
+    let told_all = || told(clock(&[entry(1, 5), entry(3, 2)], true, 0));
+    assert_eq!(jump_of(stage.handle(told_all())), BTreeSet::from([log(1)]));
+    // The disk was full for that jump as well.
+    let unjumped = vec![log(1)];
+    stage.handle(Input::Compared(Compared { unjumped, ..Compared::default() }));
+
+    stage.pass(HOLD_MS_MIN);
+    let effects = stage.handle(Input::ClockRead(clock(&[], false, 0)));
+    assert!(
+        matches!(&effects[..], [Effect::Send(JournalMessage::Clock(c))] if c.restart),
+        "{effects:?}"
+    );
+    assert_eq!(stage.handle(ops(vec![op(3, 1)])), [Effect::Apply(vec![op(3, 1)])]);
+    stage.handle(Input::Applied(Vec::new()));
+    assert_eq!(jump_of(stage.handle(told_all())), BTreeSet::from([log(1), log(3)]));
 }
 
 #[test]
