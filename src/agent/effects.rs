@@ -149,6 +149,9 @@ impl Loop {
             };
             let input = match sent.await {
                 Ok(outcomes) => {
+                    if let Some(reason) = put_off(&outcomes) {
+                        facts.send(Fact::PutOff { conn, reason }).await;
+                    }
                     let outcomes = digests.iter().zip(&outcomes);
                     let outcomes = outcomes.map(|(digest, outcome)| {
                         log_sent(digest, outcome);
@@ -248,6 +251,17 @@ fn log_sent(digest: &Digest, outcome: &Outcome) {
         | Outcome::Interrupted
         | Outcome::Unavailable => {}
     }
+}
+
+/// Why the peer takes nothing for now, or that it does; `None` when a batch tells neither.
+fn put_off(outcomes: &[Outcome]) -> Option<Option<String>> {
+    if outcomes.contains(&Outcome::Stored) {
+        return Some(None);
+    }
+    outcomes.iter().find_map(|outcome| match outcome {
+        Outcome::Later(reason) => Some(Some(reason.clone())),
+        _ => None,
+    })
 }
 
 fn sent_as(outcome: &Outcome) -> Sent {

@@ -53,6 +53,10 @@ pub(super) enum Fact {
     StoreUp { info: StoreInfo, reply: oneshot::Sender<()> },
     /// The store does not answer.
     StoreDown { error: String },
+    /// For what the disks have no room now, in words; empty when there is room.
+    Shortage(Vec<String>),
+    /// Why the peer of a connection takes no assets for now; `None` when it has taken some.
+    PutOff { conn: ConnId, reason: Option<String> },
     /// The store's feed was taken in up to here.
     TakenIn { cursor: Cursor },
     /// The engine is to be made anew.

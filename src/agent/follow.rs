@@ -65,9 +65,15 @@ impl Follower {
             if started.elapsed() > FOLLOWED_WELL {
                 backoff.reset();
             }
+            let is_full = is_disk_full(&error);
             let error = format!("{error:#}");
-            tracing::debug!(error, "store lost");
-            self.facts.send(Fact::StoreDown { error }).await;
+            // The store itself is well, and what it holds can be sent: see `DiskWatch`.
+            if is_full {
+                tracing::warn!(error, "what is new in the store waits");
+            } else {
+                tracing::debug!(error, "store lost");
+                self.facts.send(Fact::StoreDown { error }).await;
+            }
             let pause = Duration::from_millis(backoff.next_ms(rand::random()));
             tokio::select! {
                 () = sleep(pause) => {}
@@ -194,6 +200,13 @@ impl Follower {
             }
         }
     }
+}
+
+/// Whether the index could not be written for want of space.
+fn is_disk_full(error: &anyhow::Error) -> bool {
+    let of_index = error.chain().filter_map(|cause| cause.downcast_ref::<rusqlite::Error>());
+    let mut codes = of_index.filter_map(rusqlite::Error::sqlite_error_code);
+    codes.any(|code| code == rusqlite::ErrorCode::DiskFull)
 }
 
 /// Whether the store lost something since it was listed up to the index's cursor, as after the

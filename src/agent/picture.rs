@@ -9,7 +9,8 @@ use crate::net::{Path, WireBytes};
 
 use super::run::{Parts, StoreView};
 use crate::replica::status::{
-    DeviceStatus, JournalStatus, PeerState, PeerStatus, RateLimitStatus, Status, StoreStatus,
+    DeviceStatus, JournalPeerState, JournalPeerStatus, JournalStatus, PeerState, PeerStatus,
+    RateLimitStatus, Status, StoreStatus,
 };
 use crate::transfer::Counters;
 use crate::transfer::throttle::Throttle;
@@ -37,6 +38,9 @@ pub(super) struct LinkView {
     pub(super) figures: LinkFigures,
     pub(super) path: Option<Path>,
     pub(super) wire_bytes: WireBytes,
+    pub(super) journal: Option<JournalPeerStatus>,
+    /// Why the peer takes no assets for now.
+    pub(super) put_off: Option<String>,
 }
 
 impl LinkFigures {
@@ -111,6 +115,7 @@ impl Picture {
                 addresses: parts.net.addresses(),
                 removed: engine.is_removed(),
                 warnings: warnings(parts),
+                obstacles: store.shortage.clone(),
             },
             store: StoreStatus {
                 location: parts.store_location.clone(),
@@ -122,7 +127,7 @@ impl Picture {
                 damaged: parts.store.damages().borrow().count,
                 last_error: store.error.clone(),
             },
-            in_sync: !engine.is_behind() && store.up && connected_in_sync,
+            in_sync: !engine.is_behind() && store.up && connected_in_sync && journal.ready,
             peers,
             journal,
             rate_limits: rate_limits(&parts.throttle),
@@ -207,7 +212,8 @@ fn peer_status(now_ms: u64, view: PeerView, link: LinkView) -> PeerStatus {
         (None, _) if view.dialing => PeerState::Connecting,
         (None, _) => PeerState::Offline,
     };
-    let LinkView { figures, path, wire_bytes } = link;
+    let obstacles = obstacles(view.in_sync, &link);
+    let LinkView { figures, path, wire_bytes, .. } = link;
     let name = if view.name.is_empty() { view.node_id.short() } else { view.name };
     PeerStatus {
         node_id: view.node_id.to_string(),
@@ -226,6 +232,86 @@ fn peer_status(now_ms: u64, view: PeerView, link: LinkView) -> PeerStatus {
         send_rate_bytes: figures.send_rate,
         eta_s: figures.eta_s(),
         last_error: view.last_error,
+        obstacles,
         next_retry_ms: view.retry_at_ms.map(|at| at.saturating_sub(now_ms)),
+    }
+}
+
+/// What keeps this device and a peer from being the same, and waiting does not change.
+fn obstacles(same_assets: bool, link: &LinkView) -> Vec<String> {
+    let mut obstacles = Vec::new();
+    if let Some(reason) = link.put_off.as_ref().filter(|_| !same_assets) {
+        obstacles.push(format!("it takes no assets for now: {reason}"));
+    }
+    let Some(journal) = &link.journal else { return obstacles };
+    if let Some(skew_ms) = journal.skew_ms {
+        let side = if skew_ms > 0 { "ahead of" } else { "behind" };
+        let apart = apart(skew_ms.unsigned_abs());
+        obstacles.push(format!(
+            "its clock is {apart} {side} this device's: edits from the future are held back until \
+             the wrong clock is set right"
+        ));
+    }
+    if journal.state == JournalPeerState::InSync {
+        return obstacles;
+    }
+    let mut reasons: Vec<_> = journal.held.iter().map(|held| held.reason.as_str()).collect();
+    reasons.sort_unstable();
+    reasons.dedup();
+    obstacles.extend(
+        reasons.into_iter().map(|reason| format!("edits from it are held back here: {reason}")),
+    );
+    if let Some(refused) = &journal.refused {
+        obstacles.push(format!("it holds edits from here back: {}", refused.reason));
+    }
+    obstacles
+}
+
+/// How far two clocks are apart, in the unit that fits.
+fn apart(ms: u64) -> String {
+    let minutes = ms / 60_000;
+    match minutes {
+        0..120 => format!("{minutes} minutes"),
+        120..2_880 => format!("{} hours", minutes / 60),
+        _ => format!("{} days", minutes / 1_440),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replica::status::JournalRefusal;
+
+    fn link(state: JournalPeerState, skew_ms: Option<i64>) -> LinkView {
+        let refusal = |reason: &str| JournalRefusal { reason: reason.into(), log: None, seq: None };
+        let journal = JournalPeerStatus {
+            state,
+            skew_ms,
+            held_logs: 2,
+            held: vec![refusal("from the future"), refusal("from the future")],
+            refused: Some(refusal("my disk is full")),
+            ..JournalPeerStatus::default()
+        };
+        let (journal, put_off) = (Some(journal), Some("no room".into()));
+        LinkView { journal, put_off, ..LinkView::default() }
+    }
+
+    #[test]
+    fn whatever_keeps_two_devices_apart_is_said_once_each() {
+        let days_ms = -3 * 86_400_000;
+        let said = obstacles(false, &link(JournalPeerState::CatchingUp, Some(days_ms)));
+        let expected = [
+            "it takes no assets for now: no room",
+            "its clock is 3 days behind this device's: edits from the future are held back until \
+             the wrong clock is set right",
+            "edits from it are held back here: from the future",
+            "it holds edits from here back: my disk is full",
+        ];
+        assert_eq!(said, expected);
+    }
+
+    #[test]
+    fn what_was_refused_before_is_no_obstacle_once_both_have_the_same() {
+        assert!(obstacles(true, &link(JournalPeerState::InSync, None)).is_empty());
     }
 }

@@ -34,6 +34,7 @@ use crate::state::journal::GroupState;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Cursor, Store, StoreInfo};
 
+use super::disk::DiskWatch;
 use super::effects::plain_done;
 use super::fact::{Fact, Facts, Reload};
 use super::follow::Follower;
@@ -111,6 +112,8 @@ pub(super) struct Live {
     figures: LinkFigures,
     /// `Some` once the journal's stream is open.
     pub(super) journal: Option<JournalPeerStatus>,
+    /// Why the peer takes no assets for now.
+    put_off: Option<String>,
 }
 
 /// The store as last seen.
@@ -118,6 +121,8 @@ pub(super) struct Live {
 pub(super) struct StoreView {
     pub(super) up: bool,
     pub(super) error: Option<String>,
+    /// For what there is no room on its disk, or the journal's.
+    pub(super) shortage: Vec<String>,
 }
 
 /// How far the store's feed has been taken in, and how often it was looked at.
@@ -266,6 +271,14 @@ impl Loop {
                 facts.send(Fact::Fatal(reason.into())).await;
             });
         }
+        let disk_watch = DiskWatch {
+            journal: self.parts.journal.clone(),
+            folder: self.parts.home.state_dir().to_owned(),
+            store: self.parts.store.clone(),
+            facts: self.facts.clone(),
+            nudge: self.nudge.clone(),
+        };
+        self.spawn("disk watch", disk_watch.run());
         journal_stream::look_after(self);
         let again = self.regroup.clone();
         let (journal, facts) = (self.parts.journal.clone(), self.facts.clone());
@@ -442,8 +455,18 @@ impl Loop {
                 if self.store.up {
                     tracing::warn!(error, "the store does not answer");
                 }
-                self.store = StoreView { up: false, error: Some(error) };
+                (self.store.up, self.store.error) = (false, Some(error));
                 self.handle(Input::Store { up: false });
+            }
+            Fact::Shortage(shortage) => {
+                self.store.shortage = shortage;
+                self.publish_soon();
+            }
+            Fact::PutOff { conn, reason } => {
+                if let Some(live) = self.live.get_mut(&conn) {
+                    live.put_off = reason;
+                    self.publish_soon();
+                }
             }
             Fact::TakenIn { cursor } => {
                 self.publish();
@@ -508,8 +531,9 @@ impl Loop {
             ),
         );
         orders::record_addresses(self, peer, connection.remote_addresses());
-        let (figures, journal) = (LinkFigures::default(), None);
-        self.live.insert(conn, Live { connection, orders, counters, throttle, figures, journal });
+        let (figures, journal, put_off) = (LinkFigures::default(), None, None);
+        let live = Live { connection, orders, counters, throttle, figures, journal, put_off };
+        self.live.insert(conn, live);
         self.handle(Input::Connected { conn, peer, dialed, plain });
     }
 
@@ -548,7 +572,7 @@ impl Loop {
         if !self.store.up {
             tracing::info!(assets = info.asset_count, "the store answers");
         }
-        self.store = StoreView { up: true, error: None };
+        (self.store.up, self.store.error) = (true, None);
         self.handle(Input::Store { up: true });
     }
 
@@ -595,9 +619,14 @@ impl Loop {
             live.figures.measure(now_ms, &live.counters);
         }
         let link = |conn: ConnId| {
-            let Live { figures, connection, .. } = self.live.get(&conn)?;
-            let (path, wire_bytes) = (connection.path(), connection.wire_bytes());
-            Some(LinkView { figures: figures.clone(), path, wire_bytes })
+            let live = self.live.get(&conn)?;
+            Some(LinkView {
+                figures: live.figures.clone(),
+                path: live.connection.path(),
+                wire_bytes: live.connection.wire_bytes(),
+                journal: live.journal.clone(),
+                put_off: live.put_off.clone(),
+            })
         };
         let journals = self.live.values().filter_map(|live| live.journal.as_ref());
         let journal = journal_stream::status(journals, &self.forked, self.replication.repairs());

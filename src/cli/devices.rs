@@ -94,10 +94,11 @@ pub(crate) async fn all(client: &Client) -> Result<Vec<Device>, Failure> {
         let Member { device: node_id, name, .. } = member;
         devices.insert(node_id.clone(), Device { node_id, name, ..Device::default() });
     }
-    for peer in status.peers {
+    for peer in &status.peers {
         let device = devices.entry(peer.node_id.clone()).or_default();
-        (device.node_id, device.name) = (peer.node_id, peer.name);
-        (device.connection, device.in_sync) = (Some(state_name(peer.state)), Some(peer.in_sync));
+        (device.node_id, device.name) = (peer.node_id.clone(), peer.name.clone());
+        device.connection = Some(state_name(peer.state));
+        device.in_sync = Some(peer.in_sync && status.has_same_edits(peer));
     }
     let here = devices.entry(status.device.node_id.clone()).or_default();
     (here.node_id, here.name) = (status.device.node_id, status.device.name);

@@ -167,7 +167,7 @@ enum Command {
         #[arg(long)]
         watch: bool,
     },
-    /// Wait until every connected peer holds the same set as this device
+    /// Wait until every connected peer holds the same assets and edits as this device
     Wait {
         /// Give up after this long, with exit status 8
         #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]

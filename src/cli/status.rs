@@ -72,7 +72,13 @@ pub(crate) async fn wait(
         Ok(Ok(None)) | Err(_) => {
             let waited = duration(timeout);
             let message = format!("not in sync after {waited}{}", what_is_missing(last.as_ref()));
-            Err(Failure::new(Exit::Timeout, message))
+            let obstacles = last.as_ref().map(|last| obstacles(last, peer.as_deref()));
+            Err(match obstacles {
+                Some(obstacles) if !obstacles.is_empty() => {
+                    Failure::new(Exit::NotInSync, format!("{message}: {}", obstacles.join("; ")))
+                }
+                _ => Failure::new(Exit::Timeout, message),
+            })
         }
     }
 }
@@ -126,7 +132,7 @@ fn is_settled(status: &Status, peer: Option<&str>) -> Result<bool, Failure> {
     }
     if let Some(name) = peer {
         let peer = find_peer(&status.peers, name)?;
-        return Ok(is_connected(peer) && peer.in_sync);
+        return Ok(is_connected(peer) && peer.in_sync && status.has_same_edits(peer));
     }
     let reachable = status.peers.is_empty() || status.peers.iter().any(is_connected);
     Ok(reachable && status.in_sync)
@@ -148,10 +154,25 @@ fn what_is_missing(last: Option<&Status>) -> String {
     if !status.store.up {
         return ": the store does not answer".into();
     }
-    let behind = status.peers.iter().filter(|peer| !is_connected(peer) || !peer.in_sync);
+    let is_behind =
+        |peer: &&PeerStatus| !is_connected(peer) || !peer.in_sync || !status.has_same_edits(peer);
+    let behind = status.peers.iter().filter(is_behind);
     let behind: Vec<_> =
-        behind.map(|peer| format!("{} ({})", peer.name, sync_text(peer))).collect();
+        behind.map(|peer| format!("{} ({})", peer.name, sync_text(status, peer))).collect();
     if behind.is_empty() { String::new() } else { format!(": {}", behind.join(", ")) }
+}
+
+/// What waiting does not change, with whom.
+fn obstacles(status: &Status, peer: Option<&str>) -> Vec<String> {
+    let only = peer.and_then(|name| find_peer(&status.peers, name).ok());
+    let peers = status.peers.iter().filter(|peer| only.is_none_or(|only| only == *peer));
+    let of_peers = peers.flat_map(|peer| {
+        peer.obstacles.iter().map(|obstacle| format!("{}: {obstacle}", peer.name))
+    });
+    let quarantined = status.store.quarantined;
+    let of_store = format!("{quarantined} asset(s) are damaged or refused");
+    let of_device = status.device.obstacles.iter().cloned();
+    of_device.chain((quarantined > 0).then_some(of_store)).chain(of_peers).collect()
 }
 
 /// The whole status for people.
@@ -167,7 +188,8 @@ fn picture(status: &Status) -> String {
                 .into(),
         );
     }
-    lines.extend(device.warnings.iter().map(|warning| format!("warning {}", shown(warning))));
+    let warnings = device.obstacles.iter().chain(&device.warnings);
+    lines.extend(warnings.map(|warning| format!("warning {}", shown(warning))));
     lines.extend(
         status.rate_limits.as_ref().map(|limits| format!("limit   {}", limit_text(limits))),
     );
@@ -175,7 +197,9 @@ fn picture(status: &Status) -> String {
         lines.push("peers   none yet: `can-sync ticket` makes an invitation".into());
     }
     for peer in &status.peers {
-        lines.push(format!("peer    {}", peer_text(peer)));
+        lines.push(format!("peer    {}", peer_text(status, peer)));
+        let obstacles = peer.obstacles.iter();
+        lines.extend(obstacles.map(|obstacle| format!("          {}", shown(obstacle))));
         if let Some(error) = &peer.last_error {
             lines.push(format!("          last error: {}", shown(error)));
         }
@@ -222,11 +246,11 @@ fn limit_text(limits: &RateLimitStatus) -> String {
     parts.join("  ")
 }
 
-fn peer_text(peer: &PeerStatus) -> String {
+fn peer_text(status: &Status, peer: &PeerStatus) -> String {
     let mut parts = vec![shown(&peer.name), state_name(peer.state).to_owned()];
     parts.extend(peer.path.as_deref().map(shown));
     parts.extend(peer.rtt_ms.map(|rtt| format!("{rtt:.1} ms")));
-    parts.push(sync_text(peer));
+    parts.push(sync_text(status, peer));
     let rates = [("in", peer.receive_rate_bytes), ("out", peer.send_rate_bytes)];
     let moving = rates.iter().filter(|(_, rate)| *rate >= 1.0);
     parts.extend(moving.map(|(way, rate)| format!("{way} {}/s", bytes(*rate as u64))));
@@ -237,9 +261,10 @@ fn peer_text(peer: &PeerStatus) -> String {
     parts.join("  ")
 }
 
-fn sync_text(peer: &PeerStatus) -> String {
+fn sync_text(status: &Status, peer: &PeerStatus) -> String {
     match (peer.missing_here, peer.missing_there) {
-        _ if peer.in_sync => "in sync".into(),
+        _ if peer.in_sync && status.has_same_edits(peer) => "in sync".into(),
+        _ if peer.in_sync => "assets in sync, edits not".into(),
         (0, 0) if !is_connected(peer) => "not connected".into(),
         (0, 0) => "comparing".into(),
         (here, 0) => format!("{here} missing here"),
@@ -252,7 +277,7 @@ fn sync_text(peer: &PeerStatus) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::replica::status::{DeviceStatus, StoreStatus};
+    use crate::replica::status::{DeviceStatus, JournalPeerStatus, StoreStatus};
 
     fn peer(name: &str, node_id: &str, state: PeerState, in_sync: bool) -> PeerStatus {
         PeerStatus {
@@ -272,6 +297,7 @@ mod tests {
             send_rate_bytes: 0.0,
             eta_s: None,
             last_error: None,
+            obstacles: Vec::new(),
             next_retry_ms: None,
         }
     }
@@ -286,6 +312,7 @@ mod tests {
                 addresses: Vec::new(),
                 removed: false,
                 warnings: Vec::new(),
+                obstacles: Vec::new(),
             },
             store: StoreStatus {
                 location: "embedded".into(),
@@ -339,6 +366,30 @@ mod tests {
             let failure = is_settled(&status, Some(too_little)).unwrap_err();
             assert_eq!(exit_of(failure), exit);
         }
+    }
+
+    #[test]
+    fn a_peer_with_other_edits_is_not_in_sync_and_what_holds_them_back_is_said() {
+        let mut desk = peer("desk", "aa", PeerState::Idle, true);
+        desk.obstacles = vec!["its clock is 2 days ahead".into()];
+        let mut status = status(vec![desk, peer("nas", "bb", PeerState::Idle, true)], false);
+        let with_desk = JournalPeerStatus { node_id: "aa".into(), ..Default::default() };
+        status.journal.peers = vec![with_desk];
+        status.device.obstacles = vec!["the disk is full".into()];
+        assert!(!is_settled(&status, None).unwrap());
+        assert!(!is_settled(&status, Some("desk")).unwrap());
+        assert!(is_settled(&status, Some("nas")).unwrap());
+        let text = picture(&status);
+        for line in [
+            "warning the disk is full",
+            "peer    desk  connected  assets in sync, edits not\n          its clock is 2 days ahead",
+            "peer    nas  connected  in sync",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        let of_desk = "desk: its clock is 2 days ahead";
+        assert_eq!(obstacles(&status, None), ["the disk is full", of_desk]);
+        assert_eq!(obstacles(&status, Some("nas")), ["the disk is full"]);
     }
 
     #[test]

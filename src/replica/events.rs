@@ -219,6 +219,7 @@ mod tests {
             send_rate_bytes: 0.0,
             eta_s: None,
             last_error: Some("timed out".into()),
+            obstacles: Vec::new(),
             next_retry_ms: None,
         }
     }

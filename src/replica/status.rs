@@ -16,10 +16,20 @@ pub struct Status {
     pub journal: JournalStatus,
     /// How fast contents may move; `None` when no limit is set.
     pub rate_limits: Option<RateLimitStatus>,
-    /// Every connected peer holds the same set as this device, and the store has been taken in.
+    /// Every connected peer holds the same assets and edits as this device, and the store has been
+    /// taken in.
     pub in_sync: bool,
     /// Rises with every change of this picture but rates and times.
     pub revision: u64,
+}
+
+impl Status {
+    /// Whether a peer has the same edits as this device, as far as both have said.
+    pub fn has_same_edits(&self, peer: &PeerStatus) -> bool {
+        let with_peer = |journal: &&JournalPeerStatus| journal.node_id == peer.node_id;
+        let journals = self.journal.peers.iter().filter(with_peer);
+        journals.into_iter().all(|journal| journal.state == JournalPeerState::InSync)
+    }
 }
 
 /// This device.
@@ -39,6 +49,9 @@ pub struct DeviceStatus {
     pub removed: bool,
     /// What a user should know and can do something about; empty when all is well.
     pub warnings: Vec<String>,
+    /// What keeps this device from taking in what others have, in words; empty when nothing does.
+    #[serde(default)]
+    pub obstacles: Vec<String>,
 }
 
 /// The state of the store beside the agent.
@@ -92,7 +105,7 @@ pub struct PeerStatus {
     pub path: Option<String>,
     /// Round-trip time, milliseconds.
     pub rtt_ms: Option<f64>,
-    /// Both sides hold the same set, as far as both have said.
+    /// Both sides hold the same assets, as far as both have said. Of edits, see [`JournalStatus`].
     pub in_sync: bool,
     /// Assets it has that this device lacks, as far as known.
     pub missing_here: u64,
@@ -114,6 +127,9 @@ pub struct PeerStatus {
     pub eta_s: Option<f64>,
     /// Why the last connection or attempt ended, for people.
     pub last_error: Option<String>,
+    /// What keeps the two devices from being the same, in words, as long as they are connected.
+    #[serde(default)]
+    pub obstacles: Vec<String>,
     /// When the next attempt is made, in milliseconds from now; `None` when connected.
     pub next_retry_ms: Option<u64>,
 }

@@ -1,0 +1,103 @@
+//! Watches whether the disks of the journal and of the store have room.
+//!
+//! D1  A full disk stops nothing by itself: what would be written is put off or refused where it
+//!     arises. This task only says so, and says when it is over.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use super::fact::{Fact, Facts};
+use crate::core::limits::{FREE_FLOOR_BYTES, FREE_FLOOR_FRACTION, JOURNAL_FLOOR_FRACTION};
+use crate::replica::journal::JournalHandle;
+use crate::store::{Store, StoreError};
+
+/// How often the disks are looked at: two system calls.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// A store that does not answer by then says nothing about its disk.
+const STORE_WAIT: Duration = Duration::from_secs(5);
+
+/// With less than this free on its disk, the journal's next writes fail.
+const FREE_BYTES_MIN: u64 = 1024 * 1024;
+
+pub(super) struct DiskWatch {
+    pub(super) journal: JournalHandle,
+    /// The journal's folder.
+    pub(super) folder: PathBuf,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) facts: Facts,
+    /// Has the store listed at once.
+    pub(super) nudge: Arc<Notify>,
+}
+
+/// For what there is no room, in words.
+#[derive(Debug, Default)]
+struct Shortage {
+    journal: Option<String>,
+    store: Option<String>,
+}
+
+impl DiskWatch {
+    /// Runs until dropped.
+    pub(super) async fn run(self) {
+        let mut told = Shortage::default();
+        loop {
+            let found = Shortage { journal: self.journal(), store: self.store().await };
+            // The words hold figures that move all the time: only what is short counts.
+            if !found.is_of(&told) {
+                for text in found.texts() {
+                    tracing::warn!("{text}");
+                }
+                if found.texts().next().is_none() {
+                    tracing::info!("the disk has room again");
+                    self.nudge.notify_one();
+                }
+                self.facts.send(Fact::Shortage(found.texts().cloned().collect())).await;
+                told = found;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn journal(&self) -> Option<String> {
+        (is_low(&self.folder) || self.journal.is_full()).then(|| {
+            format!(
+                "the disk of {} is full: edits are not taken in, from people or other devices, \
+                 until there is room; what is here can still be read and sent",
+                self.folder.display()
+            )
+        })
+    }
+
+    async fn store(&self) -> Option<String> {
+        match timeout(STORE_WAIT, self.store.check_space(0)).await {
+            Ok(Err(StoreError::Full(text))) => {
+                Some(format!("no assets are taken in until there is room: {text}"))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Shortage {
+    fn texts(&self) -> impl Iterator<Item = &String> {
+        [&self.journal, &self.store].into_iter().flatten()
+    }
+
+    fn is_of(&self, other: &Self) -> bool {
+        self.journal.is_some() == other.journal.is_some()
+            && self.store.is_some() == other.store.is_some()
+    }
+}
+
+/// Whether the journal takes nothing of others, or could write nothing more.
+fn is_low(folder: &Path) -> bool {
+    let Ok(disk) = rustix::fs::statvfs(folder) else { return false };
+    let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+    let store_floor_bytes = FREE_FLOOR_BYTES.min(bytes(disk.f_blocks) / FREE_FLOOR_FRACTION);
+    bytes(disk.f_bavail) < FREE_BYTES_MIN.max(store_floor_bytes / JOURNAL_FLOOR_FRACTION)
+}

@@ -1,0 +1,183 @@
+//! Local faults and a real agent: a full disk, no file descriptors left, a read-only disk. Each is
+//! brought about, and taken away again: the agent lives, serves what it can, says what is wrong, and
+//! goes on by itself. What needs `mount` is left out where the tester is not root.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Write as _;
+#[cfg(target_os = "linux")]
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use can_sync::replica::status::{PeerState, Status};
+#[cfg(target_os = "linux")]
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+#[path = "common/agent.rs"]
+mod agent;
+
+use agent::Agent;
+
+/// Edits that were refused are tried again after 30 s.
+const DEADLINE: Duration = Duration::from_secs(90);
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < DEADLINE, "not in time: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn status(agent: &Agent) -> Status {
+    serde_json::from_str(&agent.output(&["--json", "status"])).unwrap()
+}
+
+fn held(agent: &Agent) -> BTreeSet<String> {
+    let rows = agent.json(&["ls"]);
+    rows.iter().map(|row| row["hash"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Adds content that does not compress or repeat; its hash.
+fn add(agent: &Agent, bytes: usize, seed: u8) -> String {
+    let mut content = vec![0; bytes];
+    blake3::Hasher::new_keyed(&[seed; 32]).finalize_xof().fill(&mut content);
+    agent.command(&["add", "-"]).write_stdin(content.clone()).assert().success();
+    blake3::hash(&content).to_string()
+}
+
+fn pair(inviter: &Agent, joiner: &Agent) {
+    let ticket = inviter.output(&["--quiet", "ticket"]);
+    joiner.command(&["pair"]).write_stdin(ticket).assert().success();
+}
+
+/// A small file system in memory; unmounted when dropped.
+struct Mount(PathBuf);
+
+impl Mount {
+    /// `None` where that is not allowed.
+    fn new(folder: &Path) -> Option<Self> {
+        fs::create_dir(folder).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=64m,mode=0700", "tmpfs"]).arg(folder);
+        let mounted = mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+        mounted.then(|| Self(folder.to_owned()))
+    }
+
+    fn remount(&self, how: &str) {
+        let mut mount = Command::new("mount");
+        mount.arg("-o").arg(format!("remount,{how}")).arg(&self.0);
+        assert!(mount.status().unwrap().success());
+    }
+
+    /// Fills it to the last byte.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.join("filler");
+        let mut filler = File::create(&path).unwrap();
+        for piece_bytes in [1 << 16, 1] {
+            while filler.write_all(&vec![0; piece_bytes]).is_ok() {}
+        }
+        path
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn start_on(mount: &Mount, log: &Path) -> Agent {
+    let log = File::create(log).unwrap();
+    Agent::serve_with(&mount.0.join("home"), &["up", "--offline"], log.into())
+}
+
+#[test]
+fn an_agent_whose_disk_is_full_says_so_sends_what_it_has_and_goes_on_when_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mount) = Mount::new(&folder.path().join("mount")) else { return };
+    let mut full = start_on(&mount, &folder.path().join("full.log"));
+    let home = folder.path().join("other");
+    let mut other = Agent::start_in(&home);
+    pair(&full, &other);
+    let id = status(&full).device.node_id;
+    other.output(&["wait", "--timeout", "30s", "--peer", &id]);
+    other.stop_with("-TERM");
+    let before = add(&full, 200_000, 1);
+
+    let filler = mount.fill();
+    until("its status names the disk", || {
+        status(&full).device.obstacles.iter().any(|text| text.contains("full"))
+    });
+    let other = Agent::start_in(&home);
+    until("what it holds is sent", || held(&other).contains(&before));
+    let after = add(&other, 200_000, 2);
+    let fields = ["a", "b", "c"].map(|name| format!("{name}={}", "x".repeat(16_000)));
+    for number in 0..30 {
+        let put = ["records", "put", "note", &number.to_string()];
+        other.output(&[&put[..], &fields.each_ref().map(String::as_str)].concat());
+    }
+    let of_peer = || status(&other).peers.remove(0);
+    until("the other device is told why edits do not arrive", || {
+        of_peer().obstacles.iter().any(|text| text.contains("disk is full"))
+    });
+    assert!(matches!(of_peer().state, PeerState::Idle | PeerState::Syncing));
+    let waited = full.command(&["wait", "--timeout", "1s"]).assert().code(6);
+    let said = String::from_utf8_lossy(&waited.get_output().stderr).into_owned();
+    assert!(said.contains("full"), "{said}");
+    full.command(&["add", "-"]).write_stdin(vec![7; 300_000]).assert().code(5);
+    full.command(&["cat", &before]).assert().success();
+
+    fs::remove_file(filler).unwrap();
+    until("it sees that there is room", || status(&full).device.obstacles.is_empty());
+    until("assets arrive", || held(&full).contains(&after));
+    until("edits arrive", || full.command(&["records", "get", "note", "29"]).ok().is_ok());
+    until("both say so", || {
+        [&full, &other].iter().all(|agent| {
+            let status = status(agent);
+            status.in_sync && status.peers.iter().all(|peer| peer.obstacles.is_empty())
+        })
+    });
+    assert_eq!(full.stop_with("-TERM").code(), Some(0));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_agent_without_file_descriptors_lives_and_answers_again_when_there_are_some() {
+    let mut agent = Agent::start();
+    let hash = add(&agent, 200_000, 1);
+    let pid = Pid::from_raw(i32::try_from(agent.pid()).unwrap());
+    // What is open stays so; nothing more can be opened.
+    let none = Rlimit { current: Some(3), ..getrlimit(Resource::Nofile) };
+    let before = prlimit(pid, Resource::Nofile, none).unwrap();
+    let address = agent.ready()["api"].as_str().unwrap().strip_prefix("http://").unwrap();
+    let waiting = TcpStream::connect(address).unwrap();
+    until("the log says so", || agent.log().contains("cannot accept a connection"));
+    prlimit(pid, Resource::Nofile, before).unwrap();
+    drop(waiting);
+    agent.command(&["cat", &hash]).assert().success();
+    let more = add(&agent, 200_000, 2);
+    assert!(held(&agent).contains(&more));
+    assert_eq!(agent.stop_with("-TERM").code(), Some(0));
+}
+
+#[test]
+fn a_home_on_a_read_only_disk_is_refused_with_its_name_and_starts_once_it_can_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mount) = Mount::new(&folder.path().join("mount")) else { return };
+    let log = folder.path().join("log");
+    let mut agent = start_on(&mount, &log);
+    let hash = add(&agent, 200_000, 1);
+    assert_eq!(agent.stop_with("-TERM").code(), Some(0));
+    mount.remount("ro");
+    let refused = agent.command(&["up", "--offline", "--listen", "127.0.0.1:0"]).assert().code(1);
+    let said = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+    assert!(said.contains("Read-only") && said.contains(mount.0.to_str().unwrap()), "{said}");
+    mount.remount("rw");
+    let agent = start_on(&mount, &log);
+    assert!(held(&agent).contains(&hash));
+}
