@@ -7,11 +7,13 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
+
+use crate::clock::instant_now;
 
 /// Lines waiting to be written; what comes when so many wait is lost. Enough for a burst, and a few
 /// hundred KiB.
@@ -19,6 +21,9 @@ const LINES_MAX: usize = 1024;
 
 /// At the end of the program, the lines that wait are given this long.
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
+
+/// How often a full queue is tried meanwhile.
+const FLUSH_AGAIN: Duration = Duration::from_millis(1);
 
 /// Takes log lines for the writing thread. Cheap to clone.
 #[derive(Clone)]
@@ -51,10 +56,18 @@ impl LogOutput {
     /// Returns when the lines logged so far were written, at the latest after [`FLUSH_WAIT`].
     pub(super) fn flush(&self) {
         let (done, written) = mpsc::sync_channel(1);
-        if self.entries.try_send(Entry::Flush(done)).is_ok() {
-            // Late, or the thread has ended: there is nobody left to tell.
-            let _ = written.recv_timeout(FLUSH_WAIT);
+        let mut flush = Entry::Flush(done);
+        let deadline = instant_now() + FLUSH_WAIT;
+        // While so many lines wait that there is no room for one more entry.
+        while let Err(TrySendError::Full(again)) = self.entries.try_send(flush) {
+            if instant_now() > deadline {
+                return;
+            }
+            flush = again;
+            thread::sleep(FLUSH_AGAIN);
         }
+        // Late, or the thread has ended: there is nobody left to tell.
+        let _ = written.recv_timeout(FLUSH_WAIT);
     }
 }
 
