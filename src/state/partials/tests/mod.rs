@@ -359,6 +359,8 @@ fn who_says_another_size_and_with_sha256_each_source_has_a_partial_of_its_own() 
     let under_way = all.map(|(source, size_bytes)| begin(source, size_bytes));
     under_way[2].write_piece(0, GROUP_BYTES, &[0; GROUP]).unwrap();
     assert_eq!(partials.left_bytes(&sender.digest.hash), Some(5));
+    let needed_bytes = under_way.each_ref().map(Partial::space_needed_bytes);
+    assert_eq!(needed_bytes, [size_bytes, 5, size_bytes, size_bytes], "one of them is stored");
     drop(under_way);
     assert_eq!(folder.names().len(), 1, "the others hold nothing");
     assert_eq!(prefix_bytes(&begin(Some(1), size_bytes)), GROUP_BYTES);
