@@ -40,6 +40,8 @@ fn faults(seed: u64) -> Faults {
         restores: bits & 0x01 != 0,
         skew: bits & 0x02 != 0,
         removal: bits & 0x04 != 0,
+        // Where nobody can forget the removal, or be lost with it.
+        thief: bits & 0x80d == 0x804 && seed % 3 != 2,
         loss: bits & 0x08 != 0,
         full_disks: bits & 0x10 != 0,
         far_clocks: bits & 0x20 != 0,
@@ -159,6 +161,7 @@ const SILENT: Faults = Faults { silent_restores: true, ..Faults::NONE };
 const RESTORES: Faults = Faults { restores: true, ..Faults::NONE };
 const REMOVAL: Faults = Faults { removal: true, ..Faults::NONE };
 const LIAR: Faults = Faults { liar: true, ..Faults::NONE };
+const THIEF: Faults = Faults { removal: true, thief: true, ..Faults::NONE };
 
 // ---- what is sent, and what of it is believed ------------------------------------------------
 
@@ -317,6 +320,18 @@ fn standing_by_whomever_a_removed_device_has_added_is_noticed() {
 #[test]
 fn standing_by_none_whom_a_removed_device_has_added_is_noticed() {
     must_fail(Mutant::KeepForgotten, 500, |_| REMOVAL, "I2");
+}
+
+#[test]
+fn what_a_thief_says_with_the_key_of_a_removed_device_changes_nobody_else() {
+    let Outcome { wrong, tally } = live_all(&seeds(150), |_| THIEF, None);
+    assert_eq!(wrong, None);
+    assert!(tally.contains_key(&Happened::SleeperDeceived), "nobody believed it: {tally:?}");
+}
+
+#[test]
+fn removals_without_fences_are_noticed() {
+    must_fail(Mutant::NoFence, 500, |_| THIEF, "the thief");
 }
 
 // ---- tickets ---------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ pub(super) fn admission(parts: &Parts) -> Acceptor {
         Standing::Stranger => Verdict::Stranger,
     };
     let pairing_open = move || tokens.is_pairing_open(wall_ms());
-    let introductions_open = move || others.member_count() > 1;
+    let introductions_open = move || others.author_count() > 1;
     parts.net.acceptor(Admission {
         verdict: Box::new(verdict),
         pairing_open: Box::new(pairing_open),
@@ -280,7 +280,8 @@ async fn take_in(
         return Ok(false);
     }
     let intro = verified(group_id, intro).await?;
-    let introduced = journal.run(move |journal, now_ms| journal.introduce(&intro, now_ms));
+    let introduced =
+        journal.run(move |journal, now_ms| journal.introduce(&newcomer, &intro, now_ms));
     introduced.await.map_err(|error| asked("taking in an introduction", &error))?;
     Ok(journal.roster().standing(&newcomer) == Standing::Member)
 }

@@ -179,10 +179,11 @@ pub const OPS_PER_FRAME_MAX: usize = 512;
 /// Bytes of ops after which a sender closes a frame; with the longest body it is still a frame.
 pub const OPS_FRAME_BYTES: usize = 512 * 1024;
 
-/// An introduction, which a stranger may send: each of its ops adds a device and is short.
+/// An introduction, which a stranger may send: ops that add devices, which are short, and a few that
+/// remove some.
 pub const INTRODUCTION_FRAME_BYTES_MAX: u32 = 64 * 1024;
 
-/// Ops of an introduction: a chain of members, each added by the one before.
+/// Ops of an introduction: a chain of members, each added by the one before, and removals.
 pub const INTRO_OPS_MAX: usize = 64;
 
 /// Logs of one author: one per restored backup. More is a mistake or an attack.
@@ -192,8 +193,9 @@ pub const LOGS_PER_AUTHOR_MAX: usize = 64;
 /// more are an attack. Those with the least hashes stay, so that all devices keep the same.
 pub const BRANCHES_MAX: usize = 16;
 
-/// Authors of a group, those who were removed included: many times the devices of a person. Whoever
-/// has a log already is not among those that there is no room for.
+/// Members of a group that write: many times the devices of a person. Those who were removed, or fell
+/// with the device that introduced them, do not count. Whoever has a log already is not among those
+/// that there is no room for.
 pub const AUTHORS_MAX: usize = 128;
 
 /// Logs of a group: each author has all of its own, whatever others do. Their clock entries fit one

@@ -597,7 +597,9 @@ async fn judge(
         Ok(intro) => intro,
         Err(error) => return Ok(forged(&peer, &error)),
     };
-    shared.journal.run(move |journal, now_ms| journal.introduce(&intro, now_ms)).await?;
+    let introduce =
+        shared.journal.run(move |journal, now_ms| journal.introduce(&peer, &intro, now_ms));
+    introduce.await?;
     let standing = shared.journal.read(move |reader| reader.standing(&peer)).await?;
     Ok(Input::Judged(standing))
 }

@@ -251,7 +251,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
     let members = vec![
         Change::Member(MemberChange::Genesis { nonce: [1; 16], name: "one".to_owned() }),
         Change::Member(MemberChange::Add { device, name: "two".to_owned() }),
-        Change::Member(MemberChange::Remove { device, keep: vec![NodeId([9; 32])] }),
+        Change::Member(MemberChange::Remove { device, keep: vec![NodeId([9; 32])], fence: None }),
     ];
     let later = |changes| Body { seq: 2, hlc: Hlc(77), prev: Some(OpHash([5; 32])), changes };
     vec![

@@ -26,7 +26,7 @@ impl World {
         for n in &members {
             for hash in &self.nodes[*n].memory.committed {
                 let op = &self.ops[hash];
-                expected.apply(&op.author, op.log.0, &op.body);
+                expected.apply(&op.author, op.log.0, hash, &op.body);
             }
         }
         // What is left of a stream that is trimmed is each device's own.
@@ -56,6 +56,7 @@ impl World {
             return;
         }
         let members = self.members();
+        self.check_thief(members[0]);
         let spoken = self.nodes[members[0]].memory.state.spoken_streams();
         let live = self.live_but(members[0], &spoken);
         for n in members {
@@ -116,7 +117,7 @@ impl World {
             }
             let memory = &mut self.nodes[n].memory;
             memory.hlc_max = memory.hlc_max.max(body.hlc);
-            memory.state.apply(&author, log.0, &body);
+            memory.state.apply(&author, log.0, &hash, &body);
             memory.committed.insert(hash);
             memory.arr = arr;
             self.ops.insert(hash, OpInfo { log, author, body });
@@ -161,7 +162,8 @@ impl World {
         let memory = &mut self.nodes[n].memory;
         for op in ops {
             if !refused.contains(&(op.log(), op.body().seq)) {
-                memory.state.apply(&op.signed().log.author, op.log().0, op.body());
+                let author = op.signed().log.author;
+                memory.state.apply(&author, op.log().0, &op.hash(), op.body());
                 memory.committed.insert(op.hash());
                 memory.hlc_max = memory.hlc_max.max(op.body().hlc);
             }
@@ -205,7 +207,7 @@ impl World {
             for (hash, op) in &self.ops {
                 let covered = clock.get(&op.log).is_some_and(|seq| op.body.seq <= *seq);
                 let has = self.nodes[n].memory.committed.contains(hash);
-                if covered && !has && joined.apply(&op.author, op.log.0, &op.body) {
+                if covered && !has && joined.apply(&op.author, op.log.0, hash, &op.body) {
                     joined = joined.without(&spoken);
                     if joined == found {
                         continue;

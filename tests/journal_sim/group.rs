@@ -207,10 +207,13 @@ impl World {
             if self.unless_full(n, added).is_none() {
                 return;
             }
-        } else if self.removals < REMOVALS_MAX {
+        } else if self.removals < if self.faults.thief { 1 } else { REMOVALS_MAX } {
             let removed = self.nodes[n].journal().remove(&id, wall_ms);
             let Some(removed) = self.unless_full(n, removed) else { return };
             self.removals += usize::from(removed.is_some());
+            if removed.is_some() {
+                self.steal(other, n);
+            }
         }
         self.committed(n);
         self.broadcast(n, true, true);
@@ -277,7 +280,7 @@ impl World {
         node.memory.hlc_max = Hlc::default();
         for hash in &node.memory.committed {
             let op = &self.ops[hash];
-            node.memory.state.apply(&op.author, op.log.0, &op.body);
+            node.memory.state.apply(&op.author, op.log.0, hash, &op.body);
             node.memory.hlc_max = node.memory.hlc_max.max(op.body.hlc);
         }
         // The one case in which clocks go back: nobody knows those of these logs.

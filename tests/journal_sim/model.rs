@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use can_sync::core::ids::NodeId;
+use can_sync::core::ids::{NodeId, OpHash};
+use can_sync::core::journal::members::{Fact, FactKind, Removal, Verdicts};
 use can_sync::core::journal::op::{
     self, Body, Change, KEEP_DAYS, Key, MemberChange, Put, STREAM_MODEL, value_from_bytes,
     value_to_bytes,
 };
+use can_sync::wire::journal::decode_body;
 use rusqlite::{Connection, OpenFlags};
 
 /// (model, owner or nothing, id, field, elem).
@@ -25,13 +27,6 @@ pub(crate) type Event = (String, [u8; 16], u64, u64, String, Vec<u8>);
 
 /// A device's id.
 pub(crate) type Id = [u8; 32];
-
-/// (by, kind, device, whom the remover keeps).
-pub(crate) type Fact = (Id, u8, Id, Vec<Id>);
-
-const GENESIS: u8 = 0;
-const ADD: u8 = 1;
-const REMOVE: u8 = 2;
 
 /// The rules of membership, or some of them not.
 #[derive(Debug, Clone, Copy)]
@@ -62,10 +57,16 @@ pub(crate) struct State {
 
 impl State {
     /// Takes an op in. Whether anything changed.
-    pub(crate) fn apply(&mut self, author: &NodeId, log: [u8; 16], body: &Body) -> bool {
+    pub(crate) fn apply(
+        &mut self,
+        author: &NodeId,
+        log: [u8; 16],
+        hash: &OpHash,
+        body: &Body,
+    ) -> bool {
         let stamp = (body.hlc.0, log, body.seq);
         let mut changed = false;
-        for change in &body.changes {
+        for (index, change) in body.changes.iter().enumerate() {
             changed |= match change {
                 Change::Put(put) => self.put(author, put, stamp),
                 Change::Delete(key) => self.delete(author, key, stamp),
@@ -77,14 +78,7 @@ impl State {
                     event.kind.clone(),
                     event.data.clone(),
                 )),
-                Change::Member(fact) => self.facts.insert(match fact {
-                    MemberChange::Genesis { .. } => (author.0, GENESIS, author.0, Vec::new()),
-                    MemberChange::Add { device, .. } => (author.0, ADD, device.0, Vec::new()),
-                    MemberChange::Remove { device, keep } => {
-                        let keep = keep.iter().map(|device| device.0).collect();
-                        (author.0, REMOVE, device.0, keep)
-                    }
-                }),
+                Change::Member(told) => self.facts.insert(fact(author, hash, index, told)),
                 Change::Unknown => false,
             };
         }
@@ -135,42 +129,33 @@ impl State {
         true
     }
 
-    /// Whom the founder reaches over adds, those of removed devices judged by `stands`.
-    fn reached(&self, stands: impl Fn(&Id, &Id) -> bool) -> BTreeSet<Id> {
-        let founders = self.facts.iter().filter(|fact| fact.1 == GENESIS);
-        let mut reached: BTreeSet<Id> = founders.map(|fact| fact.0).collect();
-        loop {
-            let adds = self.facts.iter().filter(|fact| fact.1 == ADD && reached.contains(&fact.0));
-            let added: Vec<Id> =
-                adds.filter(|(by, _, id, _)| stands(by, id)).map(|f| f.2).collect();
-            let before = reached.len();
-            reached.extend(added);
-            if reached.len() == before {
-                return reached;
-            }
-        }
-    }
-
     /// Whether somebody of the group removed a device.
     pub(crate) fn is_removed(&self, device: &Id, rules: Rules) -> bool {
-        let authors = self.reached(|_, _| true);
-        let by_authors = |kind: u8| {
-            let all = self.facts.iter().filter(move |fact| fact.1 == kind && fact.2 == *device);
-            all.filter(|fact| authors.contains(&fact.0)).count()
-        };
-        by_authors(REMOVE) > 0 && !(rules.add_undoes && by_authors(ADD) > 1)
+        let adds = |fact: &&Fact| fact.what == FactKind::Add(NodeId(*device));
+        let is_added_again = rules.add_undoes && self.facts.iter().filter(adds).count() > 1;
+        self.judged(rules).removed(&NodeId(*device)) && !is_added_again
     }
 
     /// Whether a device is a member.
     pub(crate) fn is_member(&self, device: &Id, rules: Rules) -> bool {
-        let authors = self.reached(|_, _| true);
-        let legit = self.reached(|by, added| {
-            let removals = self.facts.iter().filter(|fact| fact.1 == REMOVE && fact.2 == *by);
-            let mut removals = removals.filter(|fact| authors.contains(&fact.0)).peekable();
-            let stands = removals.peek().is_none() || rules.keep_ignored;
-            stands || !rules.keep_forgotten && removals.any(|fact| fact.3.contains(added))
-        });
-        legit.contains(device) && !self.is_removed(device, rules)
+        self.judged(rules).legit(&NodeId(*device)) && !self.is_removed(device, rules)
+    }
+
+    /// The real verdicts, over facts that say what they would by other rules. What the verdicts are
+    /// is tested beside them; here it matters that all devices come to the same.
+    fn judged(&self, rules: Rules) -> Verdicts {
+        let mut facts: Vec<Fact> = self.facts.iter().cloned().collect();
+        for fact in &mut facts {
+            let FactKind::Remove(removal) = &mut fact.what else { continue };
+            if rules.keep_ignored {
+                removal.fence = None;
+                removal.keep = self.facts.iter().filter_map(added).collect();
+            }
+            if rules.keep_forgotten {
+                removal.keep.clear();
+            }
+        }
+        Verdicts::of(&facts)
     }
 
     /// The streams of which it was ever said how long they are kept.
@@ -210,6 +195,27 @@ impl State {
         cells
             .or_else(|| events.map(|event| format!("event {event:?}")))
             .or_else(|| facts.map(|fact| format!("fact {fact:?}")))
+    }
+}
+
+/// What a change of an op says about members.
+fn fact(by: &NodeId, op: &OpHash, index: usize, told: &MemberChange) -> Fact {
+    let what = match told {
+        MemberChange::Genesis { .. } => FactKind::Genesis,
+        MemberChange::Add { device, .. } => FactKind::Add(*device),
+        MemberChange::Remove { device, keep, fence } => FactKind::Remove(Removal {
+            device: *device,
+            keep: keep.iter().copied().collect(),
+            fence: fence.as_ref().map(|fence| fence.iter().copied().collect()),
+        }),
+    };
+    Fact { by: *by, op: *op, index, what }
+}
+
+fn added(fact: &Fact) -> Option<NodeId> {
+    match &fact.what {
+        FactKind::Add(device) => Some(*device),
+        _ => None,
     }
 }
 
@@ -281,20 +287,17 @@ impl Tables {
         let mut facts = self
             .0
             .prepare_cached(
-                "SELECT b.id, m.kind, d.id, m.keep FROM members m
-                 JOIN devices b ON b.dev = m.by_dev JOIN devices d ON d.dev = m.dev",
+                "SELECT b.id, o.hash, m.idx, o.body FROM members m
+                 JOIN devices b ON b.dev = m.by_dev JOIN ops o ON o.arr = m.op",
             )
             .unwrap();
         let mut rows = facts.query([]).unwrap();
         while let Some(row) = rows.next().unwrap() {
-            let keep: Vec<u8> = row.get(3).unwrap();
-            let keep = keep.chunks_exact(32).map(|id| id.try_into().unwrap()).collect();
-            state.facts.insert((
-                row.get(0).unwrap(),
-                row.get(1).unwrap(),
-                row.get(2).unwrap(),
-                keep,
-            ));
+            let (by, hash) = (NodeId(row.get(0).unwrap()), OpHash(row.get(1).unwrap()));
+            let index = row.get::<_, i64>(2).unwrap() as usize;
+            let body = decode_body(&row.get::<_, Vec<u8>>(3).unwrap()).unwrap();
+            let Change::Member(told) = &body.changes[index] else { panic!("not a fact") };
+            state.facts.insert(fact(&by, &hash, index, told));
         }
         state
     }

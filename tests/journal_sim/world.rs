@@ -11,6 +11,7 @@
 //! | [`group`] | writes, tickets, removals, prunes |
 //! | [`disks`] | crashes, backups put back, full disks |
 //! | [`checks`] | what must hold |
+//! | [`thief`] | a stolen device, after it was removed |
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -44,6 +45,7 @@ mod checks;
 mod disks;
 mod group;
 mod streams;
+mod thief;
 
 /// The wall clock when a world begins.
 const WALL_MS: u64 = 1_800_000_000_000;
@@ -113,6 +115,8 @@ pub(crate) struct Faults {
     pub(crate) far_clocks: bool,
     /// Members are removed.
     pub(crate) removal: bool,
+    /// The device that is removed first is in the hands of a thief, who knows its key.
+    pub(crate) thief: bool,
     /// Devices are lost for good.
     pub(crate) loss: bool,
     /// Disks that are full for a while.
@@ -135,6 +139,7 @@ impl Faults {
         skew: false,
         far_clocks: false,
         removal: false,
+        thief: false,
         loss: false,
         full_disks: false,
         quotas: false,
@@ -164,6 +169,7 @@ pub(crate) enum Mutant {
     RemovalUndoneByAnAdd,
     KeepIgnored,
     KeepForgotten,
+    NoFence,
     FutureIsAdmitted,
     HeldBackForGood,
     StampsForgetWhatWasSeen,
@@ -196,6 +202,8 @@ pub(crate) enum Happened {
     LaterKind,
     Lie,
     TicketMisused,
+    /// A member that had not heard of the removal believed the thief.
+    SleeperDeceived,
 }
 
 impl Happened {
@@ -295,6 +303,7 @@ pub(crate) struct World {
     deceived: bool,
     verified: BTreeMap<OpHash, VerifiedOp>,
     removals: usize,
+    stolen: Option<thief::Stolen>,
     /// Steps of a hundred in which a stream moves.
     busy: u64,
     /// A device that does nothing of what its sessions order, and reads nothing.
@@ -347,6 +356,7 @@ impl World {
             deceived: false,
             verified: BTreeMap::new(),
             removals: 0,
+            stolen: None,
             busy: 20 + 15 * (seed % 5),
             stalled: None,
             wrong: None,
@@ -443,6 +453,7 @@ impl World {
                 let inviter = self.rng.index(self.nodes.len());
                 self.join(n, inviter);
             }
+            93 if self.stolen.is_some() => self.commit_crime(n),
             93 => self.remove(n),
             94 if self.faults.loss => self.lose(n),
             94 => {}

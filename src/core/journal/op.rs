@@ -155,6 +155,9 @@ pub enum MemberChange {
         device: NodeId,
         /// Those it added and who stay.
         keep: Vec<NodeId>,
+        /// Its ops with facts that count, all that the remover held; without it all of them do. See
+        /// [`crate::core::journal::members`].
+        fence: Option<Vec<OpHash>>,
     },
 }
 

@@ -9,14 +9,16 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::core::ids::{LogId, NodeId, OpHash};
 use crate::core::journal::cell::{ALIVE, CellKey, CellValue, cell_digest, fact_digest, writes};
+use crate::core::journal::members::Fact;
 use crate::core::journal::op::{Body, Change, Key, MemberChange, STREAM_MODEL, group_id};
 use crate::core::journal::set_hash::{Element, SetHash};
 use crate::core::journal::stamp::{Hlc, Stamp};
 use crate::wire::journal::decode_body;
 
+use super::facts::{ADD, GENESIS, REMOVE, fact_kind};
 use super::receive::tells_facts;
 use super::schema::{int, row_u64, seq_key};
-use super::tx::{ADD, GENESIS, REMOVE, Tx};
+use super::tx::Tx;
 use super::verify::VerifiedOp;
 use super::{JournalError, Result};
 
@@ -432,30 +434,28 @@ impl Tx<'_> {
         fact: &MemberChange,
     ) -> Result<()> {
         let group = self.group()?;
-        let (kind, device, name, keep) = match fact {
+        let (kind, device, name) = match fact {
             MemberChange::Genesis { nonce, name } => {
                 if group_id(author, nonce) != group {
                     return Ok(());
                 }
-                (GENESIS, author, name.as_str(), Vec::new())
+                (GENESIS, author, name.as_str())
             }
-            MemberChange::Add { device, name } => (ADD, device, name.as_str(), Vec::new()),
-            MemberChange::Remove { device, keep } => {
-                (REMOVE, device, "", keep.iter().flat_map(|device| device.0).collect())
-            }
+            MemberChange::Add { device, name } => (ADD, device, name.as_str()),
+            MemberChange::Remove { device, .. } => (REMOVE, device, ""),
         };
         let (by_dev, dev) = (self.device(author)?, self.device(device)?);
         let added = self
             .db
             .prepare_cached(
                 "INSERT INTO members (op, idx, by_dev, kind, dev, name, keep)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO NOTHING",
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, x'') ON CONFLICT DO NOTHING",
             )?
-            .execute(params![arr, int(index as u64), by_dev, kind, dev, name, keep])?;
+            .execute(params![arr, int(index as u64), by_dev, kind, dev, name])?;
         if added == 1 {
             self.add_refs(arr, 1)?;
             self.digest.add(&fact_digest(hash, index));
-            self.facts_changed();
+            self.tell_fact(&Fact { by: *author, op: *hash, index, what: fact_kind(fact) })?;
         }
         Ok(())
     }

@@ -9,8 +9,9 @@ use crate::core::limits::{
     JOURNAL_FLOOR_FRACTION,
 };
 
+use super::facts::{ADD, GENESIS};
 use super::schema::row_u64;
-use super::tx::{ADD, GENESIS, Tx};
+use super::tx::Tx;
 use super::{Journal, Result};
 
 impl Journal {

@@ -13,9 +13,9 @@ use crate::core::journal::op::{Value, value_from_bytes};
 use crate::core::journal::stamp::Hlc;
 use crate::core::pairing::{Member, Members, addresses, shown_name};
 
+use super::facts::facts;
 use super::read::{cell_value, member_rows, model_num, scope_num};
 use super::schema::{key, meta, meta_array};
-use super::tx::facts;
 use super::{Journal, JournalError, JournalReader, Owner, Result};
 use crate::core::journal::members::Verdicts;
 

@@ -9,14 +9,14 @@ use rusqlite::params;
 
 use crate::clock::instant_now;
 use crate::core::ids::{GroupId, NodeId};
-use crate::core::journal::members::FactKind;
+use crate::core::journal::members::Removal;
 use crate::core::journal::op::{Change, MemberChange, group_id};
-use crate::core::limits::FACTS_PER_AUTHOR_MAX;
-use crate::core::pairing::{GROUP_ENTRIES_MAX, proof_matches};
+use crate::core::limits::{AUTHORS_MAX, FACTS_PER_AUTHOR_MAX};
+use crate::core::pairing::proof_matches;
 
 use super::scan::intro;
 use super::schema::{int, key, set_meta};
-use super::tx::{Tx, facts};
+use super::tx::Tx;
 use super::verify::VerifiedOp;
 use super::{Admitted, Journal, JournalError, Refused, RefusedWhy, Result, TokenError, Written};
 
@@ -181,10 +181,10 @@ impl Journal {
         if verdicts.removed(joiner) {
             return Ok(Err(TokenError::JoinerRemoved));
         }
-        let entries = verdicts.members().count() + verdicts.all_removed().count();
+        let members = verdicts.members().count();
         let is_member = verdicts.member(joiner);
         let facts_left = FACTS_PER_AUTHOR_MAX.saturating_sub(tx.facts_told(&me)?);
-        let is_full = entries >= GROUP_ENTRIES_MAX || !tx.has_log_room(joiner)?;
+        let is_full = members >= AUTHORS_MAX || !tx.has_log_room(joiner)?;
         if !is_member && (is_full || facts_left == 0) {
             return Ok(Err(TokenError::GroupFull));
         }
@@ -212,31 +212,38 @@ impl Journal {
     }
 
     /// T5: removes a device for good, and those it added that we do not know of. `None` when this
-    /// device has removed it before.
+    /// device has removed it before. A removal that version 0.1.0 wrote is completed by its fence.
     pub fn remove(&mut self, device: &NodeId, now_ms: u64) -> Result<Option<Written>> {
         let mut tx = self.begin(now_ms)?;
         let me = tx.me();
-        let facts = facts(&tx.db)?;
-        let before = |kind: &FactKind| matches!(kind, FactKind::Remove(of, _) if of == device);
-        if facts.iter().any(|fact| fact.by == me && before(&fact.what)) {
+        let ledger = tx.ledger()?;
+        if ledger.has_fenced(&me, device) {
             return Ok(None);
         }
-        let added = facts.iter().filter(|fact| fact.by == *device);
-        let keep = added.filter_map(|fact| match fact.what {
-            FactKind::Add(added) if added != *device => Some(added),
-            _ => None,
-        });
-        let mut keep: Vec<NodeId> = keep.collect();
-        keep.sort_unstable();
-        keep.dedup();
-        keep.truncate(GROUP_ENTRIES_MAX);
-        let written = tx.write_facts(vec![MemberChange::Remove { device: *device, keep }])?;
-        tx.commit()?;
-        Ok(Some(written))
+        let removal = ledger.removal(device);
+        tx.write_removal(removal).map(Some)
+    }
+
+    /// T5: removes a device for good, and all that it added but those through which this device is a
+    /// member. Also where [`Journal::remove`] kept them before.
+    pub fn remove_with_introduced(&mut self, device: &NodeId, now_ms: u64) -> Result<Written> {
+        let mut tx = self.begin(now_ms)?;
+        let me = tx.me();
+        let removal = tx.ledger()?.removal_with_introduced(&me, device);
+        tx.write_removal(removal)
     }
 }
 
 impl Tx<'_> {
+    fn write_removal(mut self, removal: Removal) -> Result<Written> {
+        let Removal { device, keep, fence } = removal;
+        let keep = keep.into_iter().collect();
+        let fence = fence.map(|fence| fence.into_iter().collect());
+        let written = self.write_facts(vec![MemberChange::Remove { device, keep, fence }])?;
+        self.commit()?;
+        Ok(written)
+    }
+
     /// Writes an op with facts about members. Of a founder the first fact makes it one.
     pub(super) fn write_facts(&mut self, facts: Vec<MemberChange>) -> Result<Written> {
         let me = self.me();

@@ -11,10 +11,12 @@
 //! J6  Which ops are live depends on what is merged alone, not on the order of arrival.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rusqlite::Connection;
 
 use crate::core::ids::{GroupId, LogId, NodeId};
+use crate::core::journal::members::Ledger;
 use crate::core::journal::op::SignedOp;
 use crate::core::journal::stamp::Stamp;
 use crate::state::identity::Identity;
@@ -28,6 +30,7 @@ mod devices;
 mod digest;
 mod error;
 mod events;
+mod facts;
 mod fsck;
 mod group;
 mod open;
@@ -50,6 +53,7 @@ mod tests;
 pub use author::DraftResult;
 pub use devices::GroupState;
 pub use error::JournalError;
+pub use facts::{Departure, RemovalPreview};
 pub use read::{
     Change, ChangesPage, Cursor, EventRow, EventsPage, JournalReader, MemberRow, Owner, Record,
     RecordsPage,
@@ -73,6 +77,8 @@ pub struct Journal {
     roster: Roster,
     group: Option<GroupId>,
     news: News,
+    /// The facts about members, as they are committed; `None` until they are read.
+    ledger: Option<Arc<Ledger>>,
     /// It was said that there is no room for the events of [`DEVICE_STREAM`].
     ///
     /// [`DEVICE_STREAM`]: crate::core::journal::log::DEVICE_STREAM

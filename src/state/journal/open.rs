@@ -83,12 +83,15 @@ impl Journal {
             roster: Roster::default(),
             group: None,
             news: super::News::default(),
+            ledger: None,
             is_log_full: false,
         };
         journal.prove_tail(ident)?;
         journal.read_opaque()?;
         journal.group = meta_array(&journal.connection, key::GROUP)?.map(GroupId);
-        let roster = journal.begin(0)?.next_roster()?;
+        let mut tx = journal.begin(0)?;
+        let roster = tx.next_roster()?;
+        tx.commit()?;
         journal.roster.set(roster);
         Ok(journal)
     }
@@ -136,8 +139,8 @@ impl Journal {
     }
 
     pub(super) fn begin(&mut self, now_ms: u64) -> Result<Tx<'_>> {
-        let Self { connection, identity, nonces, news, roster, .. } = self;
-        Tx::begin(connection, identity, nonces, news, roster.clone(), now_ms)
+        let Self { connection, identity, nonces, news, ledger, roster, .. } = self;
+        Tx::begin(connection, identity, nonces, news, ledger, roster.clone(), now_ms)
     }
 
     /// Closes the log when the database is not the file that was written to the last time.

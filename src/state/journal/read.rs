@@ -12,8 +12,8 @@ use crate::core::journal::stamp::{Hlc, Stamp};
 use crate::core::limits::{CELL_BYTES, RECORD_BYTES_MAX, RECORDS_PAGE_BYTES};
 
 use super::apply::row_cell;
+use super::facts::facts;
 use super::schema::{configure, int, key, meta_array, row_u64};
-use super::tx::facts;
 use super::{JournalError, Result};
 
 /// Reads the journal on a connection of its own; sees what is committed.

@@ -140,7 +140,7 @@ impl Tx<'_> {
             )?;
             if gone == 1 {
                 self.digest.remove(&fact_digest(&op.hash, index));
-                self.facts_changed();
+                self.facts_lost();
                 self.add_refs(op.arr, -1)?;
             }
         }

@@ -17,7 +17,7 @@ use rusqlite::{OptionalExtension, params};
 use crate::core::ids::{LogId, NodeId, OpHash};
 use crate::core::journal::message::ClockEntry;
 use crate::core::journal::op::{Change, MemberChange, group_id};
-use crate::core::limits::{AUTHORS_MAX, FACTS_PER_AUTHOR_MAX, LOGS_PER_AUTHOR_MAX};
+use crate::core::limits::{AUTHORS_MAX, FACTS_PER_AUTHOR_MAX, LOGS_MAX, LOGS_PER_AUTHOR_MAX};
 
 use super::apply::Applied;
 use super::schema::{int, row_u64};
@@ -32,17 +32,30 @@ impl Journal {
         let is_disk_low = self.is_disk_low();
         let mut tx = self.begin(now_ms)?;
         tx.is_disk_low = is_disk_low;
-        let received = tx.receive(ops, |tx, _| tx.why_unwelcome(from))?;
+        // Once for all: what follows a fact against a member may be what shows that it is void.
+        let unwelcome = tx.why_unwelcome(from)?;
+        let received = tx.receive(ops, |_, _| Ok(unwelcome))?;
         tx.commit()?;
         Ok(received)
     }
 
-    /// Takes in a stranger's introduction: of its ops those that add devices and were written by
-    /// members, as far as we know. Whether the stranger is one now,
-    /// [`super::JournalReader::verdicts`] tells.
-    pub fn introduce(&mut self, intro: &[VerifiedOp], now_ms: u64) -> Result<Received> {
+    /// Takes in the facts that a newcomer shows about members, if they make it a member: the adds
+    /// that lead to it, and the removals by which facts against it are void. Otherwise nothing of
+    /// them stays, so that nobody fills the journal of a group that it is no member of.
+    pub fn introduce(
+        &mut self,
+        newcomer: &NodeId,
+        intro: &[VerifiedOp],
+        now_ms: u64,
+    ) -> Result<Received> {
         let mut tx = self.begin(now_ms)?;
+        if tx.verdicts()?.member(newcomer) {
+            return Ok(Received::default());
+        }
         let received = tx.receive(intro, Tx::why_no_introduction)?;
+        if !tx.verdicts()?.member(newcomer) {
+            return Ok(Received { refused: received.refused, ..Received::default() });
+        }
         tx.commit()?;
         Ok(received)
     }
@@ -98,12 +111,10 @@ impl Tx<'_> {
         })
     }
 
-    /// Nothing speaks against an op that adds devices and is by a member: it counts whoever brings
-    /// it.
+    /// An op that says nothing but facts about members counts whoever brings it.
     pub(super) fn why_no_introduction(&mut self, op: &VerifiedOp) -> Result<Option<RefusedWhy>> {
-        let adds = |change: &Change| matches!(change, Change::Member(MemberChange::Add { .. }));
-        let trusted = self.verdicts()?.member(&op.signed().log.author);
-        let introduces = trusted && op.body().changes.iter().all(adds);
+        let is_fact = |change: &Change| matches!(change, Change::Member(_));
+        let introduces = op.body().changes.iter().all(is_fact);
         Ok((!introduces).then_some(RefusedWhy::NotFromMember))
     }
 
@@ -224,30 +235,49 @@ impl Tx<'_> {
         }
         let bytes = (op.signed().body.len() + op.signed().sig.len()) as u64;
         let room = (known.is_some() || self.has_log_room(&author)?)
-            && (!tells_facts(op) || self.facts_told(&author)? <= FACTS_PER_AUTHOR_MAX)
+            && (!tells_facts(op)
+                || self.facts_told(&author)? <= FACTS_PER_AUTHOR_MAX
+                || self.is_named(&author, &op.hash())?)
             && self.has_room(&author, bytes)?;
         Ok((!room).then_some(RefusedWhy::Quota))
     }
 
-    /// Whether another log of an author may be known. This device counts before it has one.
+    /// Whether another log of an author may be known. Places are those of members: a device that
+    /// was removed, or fell with the device that introduced it, leaves its place to others. This
+    /// device has a place before it has a log.
     pub(super) fn has_log_room(&mut self, author: &NodeId) -> Result<bool> {
-        let (dev, me) = (self.device(author)?, self.device(&self.me())?);
-        let (others, own) = self.db.query_row(
-            "SELECT (SELECT count(*) FROM (SELECT dev FROM logs UNION SELECT ?2) WHERE dev != ?1),
-                 (SELECT count(*) FROM logs WHERE dev = ?1)",
-            [dev, me],
+        let dev = self.device(author)?;
+        let (all, own) = self.db.query_row(
+            "SELECT count(*), count(*) FILTER (WHERE dev = ?1) FROM logs",
+            [dev],
             |row| Ok((row_u64(row, 0)?, row_u64(row, 1)?)),
         )?;
-        Ok(others < AUTHORS_MAX as u64 && own < LOGS_PER_AUTHOR_MAX as u64)
+        if own >= LOGS_PER_AUTHOR_MAX as u64 || all >= LOGS_MAX as u64 {
+            return Ok(false);
+        }
+        Ok(own > 0 || self.places_taken(author)? < AUTHORS_MAX)
+    }
+
+    /// Members that write, `author` not counted, and this device, which may.
+    fn places_taken(&mut self, author: &NodeId) -> Result<usize> {
+        let me = self.me();
+        let authors: Vec<NodeId> = {
+            let mut query = self
+                .db
+                .prepare_cached("SELECT id FROM devices WHERE dev IN (SELECT dev FROM logs)")?;
+            let rows = query.query_map([], |row| row.get(0).map(NodeId))?;
+            rows.collect::<rusqlite::Result<_>>()?
+        };
+        let verdicts = self.verdicts()?;
+        let others = authors.iter().filter(|other| **other != me && *other != author);
+        let others = others.filter(|other| verdicts.member(other)).count();
+        Ok(others + usize::from(*author != me))
     }
 
     /// How many facts about members are known of an author. The op that brings more of them than
     /// [`FACTS_PER_AUTHOR_MAX`] is still taken: so all devices learn that they are too many.
     pub(super) fn facts_told(&mut self, author: &NodeId) -> Result<usize> {
-        let dev = self.device(author)?;
-        let mut query = self.db.prepare_cached("SELECT count(*) FROM members WHERE by_dev = ?1")?;
-        let facts = query.query_row([dev], |row| row_u64(row, 0))?;
-        Ok(usize::try_from(facts).unwrap_or(usize::MAX))
+        Ok(self.ledger()?.told(author))
     }
 
     /// The highest op held above `from` and up to `to`.

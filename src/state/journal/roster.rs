@@ -26,7 +26,7 @@ pub struct Roster(Arc<RwLock<State>>);
 #[derive(Debug, Default)]
 struct State {
     version: u64,
-    verdicts: Verdicts,
+    verdicts: Arc<Verdicts>,
     tokens: BTreeMap<[u8; 32], Token>,
     is_founded_anew: bool,
 }
@@ -41,7 +41,7 @@ struct Token {
 
 /// What a transaction leaves behind when it is committed.
 pub(super) struct Next {
-    verdicts: Verdicts,
+    verdicts: Arc<Verdicts>,
     /// Key, creation, expiry.
     tokens: Vec<([u8; 32], u64, u64)>,
     is_founded_anew: bool,
@@ -78,6 +78,11 @@ impl Roster {
     /// How many members there are, this device included.
     pub fn member_count(&self) -> usize {
         self.read().verdicts.members().count()
+    }
+
+    /// How many devices were ever added to the group, this one included.
+    pub fn author_count(&self) -> usize {
+        self.read().verdicts.author_count()
     }
 
     /// Whether this device lost its journal, and is alone in the group that it founded then.
@@ -124,7 +129,7 @@ impl Token {
 impl Tx<'_> {
     /// What the roster is to be once this transaction is committed.
     pub(super) fn next_roster(&mut self) -> Result<Next> {
-        let verdicts = self.verdicts()?.clone();
+        let verdicts = Arc::clone(self.ledger()?.verdicts());
         let mut query = self.db.prepare_cached("SELECT key, created_ms, expires_ms FROM tokens")?;
         let tokens =
             query.query_map([], |row| Ok((row.get(0)?, row_u64(row, 1)?, row_u64(row, 2)?)))?;

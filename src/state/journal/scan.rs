@@ -9,10 +9,11 @@ use crate::core::journal::members::Verdicts;
 use crate::core::journal::message::{Clock, ClockEntry, Head, StateDigest};
 use crate::core::journal::op::{KINDS, LogInfo, SignedOp};
 use crate::core::journal::set_hash::SetDigest;
+use crate::core::limits::{INTRO_OPS_MAX, INTRODUCTION_FRAME_BYTES_MAX};
 
 use super::apply::live_above;
+use super::facts::{ADD, GENESIS, REMOVE};
 use super::schema::{int, key, meta_set, row_set, row_u64, seq_key};
-use super::tx::{ADD, GENESIS};
 use super::{JournalReader, Result};
 
 /// How much one [`JournalReader::scan`] returns and looks at.
@@ -171,7 +172,7 @@ impl JournalReader {
     /// The ops that make a device a member, the founder's first; empty when it is none.
     pub fn intro(&self, device: &NodeId) -> Result<Vec<SignedOp>> {
         let tx = self.connection.unchecked_transaction()?;
-        let verdicts = Verdicts::of(&super::tx::facts(&tx)?);
+        let verdicts = Verdicts::of(&super::facts::facts(&tx)?);
         intro(&tx, &verdicts, device)
     }
 }
@@ -222,13 +223,59 @@ fn row_entry(row: &rusqlite::Row<'_>, at: [usize; 5]) -> rusqlite::Result<ClockE
     Ok(ClockEntry { log, seq, head, above, forked, withheld: false })
 }
 
-/// The ops with the facts that make a device legit, the founder's first.
+/// The ops with the facts that make a device a member, the founder's first: those that add it, then
+/// as many of the removals that stand as there is room for, and who added their authors. Whoever
+/// heard first what a removed device says against the group sees by these that it is void.
 pub(super) fn intro(
     connection: &Connection,
     verdicts: &Verdicts,
     device: &NodeId,
 ) -> Result<Vec<SignedOp>> {
-    let chain = verdicts.chain(device);
+    let mut ops = chain_ops(connection, &verdicts.chain(device))?;
+    if ops.is_empty() {
+        return Ok(ops);
+    }
+    let mut query = connection.prepare_cached(
+        "SELECT a.id, l.nonce, o.body, o.sig, o.hash, d.id FROM members m
+         JOIN ops o ON o.arr = m.op JOIN logs l ON l.log = o.log JOIN devices a ON a.dev = l.dev
+         JOIN devices d ON d.dev = m.dev WHERE m.kind = ?1 ORDER BY o.arr DESC",
+    )?;
+    let mut rows = query.query([REMOVE])?;
+    while let Some(row) = rows.next()? {
+        let (author, hash) = (NodeId(row.get(0)?), OpHash(row.get(4)?));
+        // Only a device that was in the group has said something that a removal voids.
+        if verdicts.is_void(&hash) || !verdicts.author_ok(&NodeId(row.get(5)?)) {
+            continue;
+        }
+        let mut more = ops.clone();
+        for op in chain_ops(connection, &verdicts.chain(&author))?.into_iter().chain([row_op(row)?])
+        {
+            if !more.contains(&op) {
+                more.push(op);
+            }
+        }
+        let bytes: usize = more.iter().map(|op| op.body.len() + OP_OVERHEAD_BYTES).sum();
+        if more.len() > INTRO_OPS_MAX || bytes > INTRODUCTION_FRAME_BYTES_MAX as usize {
+            break;
+        }
+        ops = more;
+    }
+    Ok(ops)
+}
+
+/// More than an op takes beside its body: its signature, its log and the frame.
+const OP_OVERHEAD_BYTES: usize = 256;
+
+fn row_op(row: &rusqlite::Row<'_>) -> rusqlite::Result<SignedOp> {
+    Ok(SignedOp {
+        log: LogInfo { author: NodeId(row.get(0)?), nonce: row.get(1)? },
+        body: row.get::<_, Vec<u8>>(2)?.into(),
+        sig: row.get(3)?,
+    })
+}
+
+/// The ops of a chain of introductions.
+fn chain_ops(connection: &Connection, chain: &[NodeId]) -> Result<Vec<SignedOp>> {
     let mut query = connection.prepare_cached(
         "SELECT a.id, l.nonce, o.body, o.sig FROM members m
          JOIN devices b ON b.dev = m.by_dev JOIN devices d ON d.dev = m.dev
@@ -241,13 +288,7 @@ pub(super) fn intro(
             None => (device, GENESIS),
             Some(before) => (&chain[before], ADD),
         };
-        let op = query.query_row(params![by.0, device.0, kind], |row| {
-            Ok(SignedOp {
-                log: LogInfo { author: NodeId(row.get(0)?), nonce: row.get(1)? },
-                body: row.get::<_, Vec<u8>>(2)?.into(),
-                sig: row.get(3)?,
-            })
-        })?;
+        let op = query.query_row(params![by.0, device.0, kind], row_op)?;
         if !ops.contains(&op) {
             ops.push(op);
         }

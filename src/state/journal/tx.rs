@@ -6,13 +6,14 @@
 //!     `bytes` what a log takes: all three move with the rows they are about.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use crate::clock::instant_now;
 use crate::core::ids::{GroupId, LogId, NodeId, OpHash};
-use crate::core::journal::members::{Fact, FactKind, Verdicts};
+use crate::core::journal::members::Ledger;
 use crate::core::journal::op::LogInfo;
 use crate::core::journal::set_hash::{Element, SetHash};
 use crate::core::journal::stamp::Hlc;
@@ -62,12 +63,15 @@ pub(super) struct Tx<'a> {
     pub(super) budget: Option<Budget>,
     /// Nothing is taken in from peers.
     pub(super) is_disk_low: bool,
-    verdicts: Option<Verdicts>,
+    /// The facts about members; `None` until they are read.
+    pub(super) ledger: Option<Arc<Ledger>>,
     /// Facts or tokens changed: the roster is to be made anew.
     pub(super) roster_changed: bool,
     pub(super) news: News,
     /// Where `news` goes with the commit.
     told: &'a mut News,
+    /// Where `ledger` goes with the commit.
+    kept: &'a mut Option<Arc<Ledger>>,
     before: Kept,
 }
 
@@ -122,6 +126,7 @@ impl<'a> Tx<'a> {
         identity: &'a Identity,
         nonces: &'a mut Nonces,
         told: &'a mut News,
+        kept: &'a mut Option<Arc<Ledger>>,
         roster: Roster,
         now_ms: u64,
     ) -> Result<Self> {
@@ -157,7 +162,8 @@ impl<'a> Tx<'a> {
             device_bytes: BTreeMap::new(),
             budget: None,
             is_disk_low: false,
-            verdicts: None,
+            ledger: kept.clone(),
+            kept,
             roster_changed: false,
             news: News::default(),
             told,
@@ -188,6 +194,7 @@ impl<'a> Tx<'a> {
         self.keep()?;
         self.db.commit()?;
         self.told.add(self.news);
+        *self.kept = self.ledger;
         if let Some(roster) = roster {
             self.roster.set(roster);
         }
@@ -303,7 +310,7 @@ impl<'a> Tx<'a> {
         self.models.clear();
         self.device_bytes.clear();
         self.news.ops = true;
-        self.facts_changed();
+        self.facts_lost();
         Ok(())
     }
 
@@ -495,48 +502,4 @@ impl<'a> Tx<'a> {
         self.models.insert(name.to_owned(), model);
         Ok(model)
     }
-
-    // ---- verdicts ----------------------------------------------------------------------------
-
-    /// Who may author and who may connect, by the facts as this transaction has them.
-    pub(super) fn verdicts(&mut self) -> Result<&Verdicts> {
-        if self.verdicts.is_none() {
-            self.verdicts = Some(Verdicts::of(&facts(&self.db)?));
-        }
-        Ok(self.verdicts.as_ref().expect("it was just put there"))
-    }
-
-    pub(super) fn facts_changed(&mut self) {
-        self.verdicts = None;
-        self.budget = None;
-        self.news.members = true;
-        self.roster_changed = true;
-    }
-}
-
-/// The kinds of facts in `members`.
-pub(super) const GENESIS: i64 = 0;
-pub(super) const ADD: i64 = 1;
-pub(super) const REMOVE: i64 = 2;
-
-/// All facts about members.
-pub(super) fn facts(connection: &Connection) -> Result<Vec<Fact>> {
-    let mut query = connection.prepare_cached(
-        "SELECT b.id, m.kind, d.id, m.keep FROM members m
-         JOIN devices b ON b.dev = m.by_dev JOIN devices d ON d.dev = m.dev",
-    )?;
-    let rows = query.query_map([], |row| {
-        let device = NodeId(row.get(2)?);
-        let keep: Vec<u8> = row.get(3)?;
-        let what = match row.get::<_, i64>(1)? {
-            GENESIS => FactKind::Genesis,
-            ADD => FactKind::Add(device),
-            _ => FactKind::Remove(
-                device,
-                keep.chunks_exact(NodeId::LEN).filter_map(NodeId::from_slice).collect(),
-            ),
-        };
-        Ok(Fact { by: NodeId(row.get(0)?), what })
-    })?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
 }

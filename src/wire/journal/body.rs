@@ -12,8 +12,9 @@ use crate::core::ids::{LogId, NodeId, OpHash};
 use crate::core::journal::op::{Body, Change, Elem, Event, Key, MemberChange, Put, Removal, Value};
 use crate::core::journal::stamp::{Hlc, Stamp};
 use crate::core::limits::{
-    EVENT_DATA_BYTES_MAX, JOURNAL_NAME_BYTES_MAX, OP_BODY_BYTES_MAX, OP_CELLS_MAX, OP_CHANGES_MAX,
-    OP_SEQ_MAX, RECORD_ID_BYTES_MAX, SET_ELEM_BYTES_MAX, VALUE_BYTES_MAX,
+    EVENT_DATA_BYTES_MAX, FACTS_PER_AUTHOR_MAX, JOURNAL_NAME_BYTES_MAX, OP_BODY_BYTES_MAX,
+    OP_CELLS_MAX, OP_CHANGES_MAX, OP_SEQ_MAX, RECORD_ID_BYTES_MAX, SET_ELEM_BYTES_MAX,
+    VALUE_BYTES_MAX,
 };
 use crate::core::pairing::{GROUP_ENTRIES_MAX, NAME_CHARS_MAX, device_name};
 use crate::wire::proto::journal as proto;
@@ -267,10 +268,16 @@ fn member_to_wire(member: &MemberChange) -> proto::Member {
         MemberChange::Add { device: added, name } => {
             What::Add(proto::AddMember { device: device(added), name: device_name(name) })
         }
-        MemberChange::Remove { device: removed, keep } => What::Remove(proto::RemoveMember {
-            device: device(removed),
-            keep: keep.iter().map(device).collect(),
-        }),
+        MemberChange::Remove { device: removed, keep, fence } => {
+            let ops = |fence: &Vec<OpHash>| proto::Fence {
+                ops: fence.iter().map(|op| Bytes::copy_from_slice(&op.0)).collect(),
+            };
+            What::Remove(proto::RemoveMember {
+                device: device(removed),
+                keep: keep.iter().map(device).collect(),
+                fence: fence.as_ref().map(ops),
+            })
+        }
     };
     proto::Member { what: Some(what) }
 }
@@ -299,9 +306,18 @@ fn member_from_wire(member: proto::Member) -> Result<Change, WireError> {
             MemberChange::Remove {
                 device: device(&remove.device)?,
                 keep: remove.keep.iter().map(device).collect::<Result<_, _>>()?,
+                fence: remove.fence.as_ref().map(fence_from_wire).transpose()?,
             }
         }
     }))
+}
+
+fn fence_from_wire(fence: &proto::Fence) -> Result<Vec<OpHash>, WireError> {
+    at_most("Fence.ops", fence.ops.len(), FACTS_PER_AUTHOR_MAX)?;
+    let op = |bytes: &Bytes| {
+        OpHash::from_slice(bytes).ok_or_else(|| malformed("an op of Fence", "not 32 bytes"))
+    };
+    fence.ops.iter().map(op).collect()
 }
 
 fn name(what: &'static str, text: String) -> Result<String, WireError> {
@@ -373,7 +389,13 @@ mod tests {
             }),
             Change::Member(MemberChange::Genesis { nonce: [1; 16], name: "one".into() }),
             Change::Member(MemberChange::Add { device, name: "two".into() }),
-            Change::Member(MemberChange::Remove { device, keep: vec![NodeId([9; 32])] }),
+            Change::Member(MemberChange::Remove {
+                device,
+                keep: vec![NodeId([9; 32])],
+                fence: Some(vec![OpHash([6; 32])]),
+            }),
+            Change::Member(MemberChange::Remove { device, keep: vec![], fence: Some(vec![]) }),
+            Change::Member(MemberChange::Remove { device, keep: vec![], fence: None }),
         ]);
         assert_eq!(decode_body(&encode_body(&op).unwrap()).unwrap(), op);
         let first = Body { seq: 1, prev: None, ..op };
@@ -411,6 +433,12 @@ mod tests {
             let refused = encode_body(&body(vec![make(limit + 1)]));
             assert!(matches!(refused, Err(WireError::OutOfBounds { .. })), "case {case}");
         }
+        let fence = |n: usize| {
+            let (device, fence) = (NodeId([8; 32]), Some(vec![OpHash([6; 32]); n]));
+            body(vec![Change::Member(MemberChange::Remove { device, keep: vec![], fence })])
+        };
+        assert!(encode_body(&fence(FACTS_PER_AUTHOR_MAX)).is_ok());
+        assert!(encode_body(&fence(FACTS_PER_AUTHOR_MAX + 1)).is_err());
         let many = |n| body(vec![Change::Delete(key()); n]);
         assert!(encode_body(&many(OP_CHANGES_MAX)).is_ok());
         assert!(encode_body(&many(OP_CHANGES_MAX + 1)).is_err());

@@ -153,7 +153,7 @@ fn whom_the_remover_knew_stays_and_whom_it_did_not_goes() {
     let group = a.group_id();
     let intro = unseen.reader.intro(&unseen.id()).unwrap();
     let intro: Vec<_> = intro.into_iter().map(|op| verify(&group, op).unwrap()).collect();
-    a.journal.introduce(&intro, NOW_MS).unwrap();
+    a.journal.introduce(&unseen.id(), &intro, NOW_MS).unwrap();
     assert!(!a.reader.verdicts().unwrap().member(&unseen.id()));
     a.fsck();
 }
@@ -167,7 +167,7 @@ fn a_device_met_first_through_its_introduction_is_a_member() {
     let group = a.group_id();
     let intro = new.reader.intro(&new.id()).unwrap();
     let intro: Vec<_> = intro.into_iter().map(|op| verify(&group, op).unwrap()).collect();
-    let received = b.journal.introduce(&intro, NOW_MS).unwrap();
+    let received = b.journal.introduce(&new.id(), &intro, NOW_MS).unwrap();
     assert!(received.members_changed);
     new.set("1", "f", 1);
     push(&new, b);
@@ -224,7 +224,7 @@ fn strangers_that_introduce_each_other_in_a_circle_stay_strangers() {
     let [one, two] = &strangers;
     let circle = [add(one, two.node_id), add(two, one.node_id)];
     let before = (a.clock(), a.reader.members().unwrap());
-    let _ = a.journal.introduce(&circle, NOW_MS);
+    let _ = a.journal.introduce(&one.node_id, &circle, NOW_MS);
     assert_eq!((a.clock(), a.reader.members().unwrap()), before);
     for stranger in &strangers {
         assert_eq!(a.journal.roster().standing(&stranger.node_id), Standing::Stranger);
@@ -401,7 +401,9 @@ fn a_member_that_floods_the_group_with_facts_is_out_everywhere_and_keeps_nobody_
             device[..8].copy_from_slice(&seq.to_be_bytes());
             let device = NodeId(device);
             let fact = match (nonce, seq) {
-                (2, 1) => MemberChange::Remove { device: c.id(), keep: vec![] },
+                (2, 1) => {
+                    MemberChange::Remove { device: c.id(), keep: vec![], fence: Some(vec![]) }
+                }
                 _ => MemberChange::Add { device, name: "x".into() },
             };
             let hlc = crate::core::journal::stamp::Hlc(NOW_MS << 16 | seq);

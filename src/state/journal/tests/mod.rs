@@ -15,6 +15,7 @@ use crate::core::journal::set_hash::SetDigest;
 use crate::core::limits::{OPS_FRAME_BYTES, OPS_PER_FRAME_MAX};
 
 mod durable;
+mod fences;
 mod group;
 mod hostile;
 mod local;
