@@ -721,6 +721,13 @@ fn two_devices_pair_by_a_ticket_on_standard_input_and_hold_the_same_set() {
     let phone_id = phone.ready()["node_id"].as_str().unwrap();
     phone.command(&["rename", "pocket"]).assert().success();
     desk.command(&["wait", "--peer", &phone_id[..12]]).assert().success();
+    let preview = &desk.json(&["remove", "--dry-run", phone_id])[0];
+    assert_eq!(
+        (&preview["node_id"], &preview["members"]),
+        (&serde_json::json!(phone_id), &serde_json::json!(1))
+    );
+    assert_eq!(preview["also"], serde_json::json!([]));
+    assert_eq!(desk.json(&["peers"]).len(), 1);
     let removed = &desk.json(&["remove", phone_id])[0];
     assert_eq!(removed["node_id"], phone_id);
     assert_eq!(desk.json(&["peers"]).len(), 0);

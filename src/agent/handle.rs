@@ -49,8 +49,8 @@ pub enum Request {
     Ticket(Duration, Reply<TicketReply>),
     /// Redeem an invitation.
     Pair(String, Reply<PairReply>),
-    /// Put a device out of the group: its name, its node ID or a unique prefix of it.
-    Remove(String, Reply<RemoveReply>),
+    /// Put a device out of the group.
+    Remove(RemoveOrder, Reply<RemoveReply>),
     /// Give this device another name.
     Rename(String, Reply<RenameReply>),
     /// Leave the group.
@@ -83,13 +83,46 @@ pub struct PairReply {
     pub members: usize,
 }
 
-/// The device that was put out.
+/// A device to put out of the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoveOrder {
+    /// Its name, its node ID or a unique prefix of it.
+    pub device: String,
+    /// The devices that it let in go too, but those through which this device is a member.
+    pub with_introduced: bool,
+    /// Only say what would happen.
+    pub dry_run: bool,
+}
+
+impl From<String> for RemoveOrder {
+    /// Puts out that device alone.
+    fn from(device: String) -> Self {
+        Self { device, with_introduced: false, dry_run: false }
+    }
+}
+
+/// The device that was put out, or would be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoveReply {
     /// Its node ID, in hex.
     pub node_id: String,
     /// Its name.
     pub name: String,
+    /// The devices that go with it.
+    pub also: Vec<RemovedToo>,
+    /// How many devices the group has then, this one included.
+    pub members: usize,
+}
+
+/// A device that goes with one that is removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedToo {
+    /// Its node ID, in hex.
+    pub node_id: String,
+    /// Its name.
+    pub name: String,
+    /// The name of the device that let it in.
+    pub introducer: String,
 }
 
 /// Assets that somebody waits for. The agent knows of it for half a minute: who waits asks again.
@@ -286,8 +319,8 @@ impl Handle {
     }
 
     /// Puts a device out of the group.
-    pub async fn remove(&self, device: String) -> Result<RemoveReply, RequestError> {
-        self.ask(|reply| Request::Remove(device, reply)).await
+    pub async fn remove(&self, order: impl Into<RemoveOrder>) -> Result<RemoveReply, RequestError> {
+        self.ask(|reply| Request::Remove(order.into(), reply)).await
     }
 
     /// Gives this device another name.

@@ -23,7 +23,7 @@ use crate::core::journal::op::{SignedOp, Value};
 use crate::core::journal::session::Standing;
 use crate::core::limits::FETCHES_MAX;
 use crate::core::lookup::{self, HashPrefix, LookupError};
-use crate::core::pairing::{Member, device_name, ticket_key};
+use crate::core::pairing::{Member, device_name, shown_name, ticket_key};
 use crate::net::Connection;
 use crate::net::introduction;
 use crate::net::pairing::{self, Joiner};
@@ -35,8 +35,8 @@ use crate::state::journal::{Admitted, GroupState, JournalError, VerifiedOp, veri
 
 use super::fact::Fact;
 use super::handle::{
-    FetchOrder, FetchReply, FetchState, FetchView, LeaveReply, PairReply, RemoveReply, RenameReply,
-    Reply, Request, RequestError, TicketReply,
+    FetchOrder, FetchReply, FetchState, FetchView, LeaveReply, PairReply, RemoveOrder, RemoveReply,
+    RemovedToo, RenameReply, Reply, Request, RequestError, TicketReply,
 };
 use super::run::{Loop, Parts};
 use crate::replica::events::EventLog;
@@ -75,7 +75,7 @@ pub(super) fn on_request(this: &mut Loop, request: Request) {
     match request {
         Request::Ticket(ttl, reply) => ticket(this, ttl, reply),
         Request::Pair(text, reply) => pair(this, text, reply),
-        Request::Remove(who, reply) => remove(this, who, reply),
+        Request::Remove(order, reply) => remove(this, order, reply),
         Request::Rename(name, reply) => rename(this, name, reply),
         Request::Leave(reply) => leave(this, reply),
         Request::Fetch(order, reply) => fetch(this, order, reply),
@@ -286,12 +286,14 @@ async fn take_in(
     Ok(journal.roster().standing(&newcomer) == Standing::Member)
 }
 
-fn remove(this: &mut Loop, who: String, reply: Reply<RemoveReply>) {
+fn remove(this: &mut Loop, order: RemoveOrder, reply: Reply<RemoveReply>) {
     let (journal, me) = (this.parts.journal.clone(), this.parts.node_id);
     let (events, status) = (this.parts.events.clone(), this.parts.status.subscribe());
     this.spawn("remove a device", async move {
-        let result = remove_device(&journal, &events, me, &who).await;
-        if let Ok(removed) = &result {
+        let result = remove_device(&journal, &events, me, &order).await;
+        if let Ok(removed) = &result
+            && !order.dry_run
+        {
             let is_gone = |peer: &PeerStatus| peer.node_id != removed.node_id;
             until_shown(status, |status| status.peers.iter().all(is_gone)).await;
         }
@@ -304,10 +306,10 @@ async fn remove_device(
     journal: &JournalHandle,
     events: &EventLog,
     me: NodeId,
-    who: &str,
+    order: &RemoveOrder,
 ) -> Result<RemoveReply, RequestError> {
     let group = group_state(journal, me).await?;
-    let members = &group.members.members;
+    let (who, members) = (&order.device, &group.members.members);
     let found = lookup::device(who, members, |member| (member.node_id.to_string(), &member.name));
     let Member { node_id, name, .. } = found?.clone();
     if node_id == me {
@@ -317,10 +319,26 @@ async fn remove_device(
                 .into(),
         ));
     }
-    let removed = journal.run(move |journal, now_ms| journal.remove(&node_id, now_ms));
-    removed.await.map_err(|error| asked("removing the device", &error))?;
-    events.tell(LogEvent::DeviceRemoved { device: node_id, name: name.clone() });
-    Ok(RemoveReply { node_id: node_id.to_string(), name })
+    let with_introduced = order.with_introduced;
+    let preview =
+        journal.read(move |reader| reader.preview_removal(&me, &node_id, with_introduced)).await;
+    let preview = preview.map_err(|error| asked("reading the group", &error))?;
+    if !order.dry_run {
+        let removed = journal.run(move |journal, now_ms| match with_introduced {
+            true => journal.remove_with_introduced(&node_id, now_ms).map(Some),
+            false => journal.remove(&node_id, now_ms),
+        });
+        removed.await.map_err(|error| asked("removing the device", &error))?;
+        events.tell(LogEvent::DeviceRemoved { device: node_id, name: name.clone() });
+    }
+    let also = preview.goes.into_iter().filter(|gone| gone.device != node_id);
+    let also = also.map(|gone| RemovedToo {
+        node_id: gone.device.to_string(),
+        name: shown_name(&gone.name, &gone.device),
+        introducer: gone.introducer.map_or(String::new(), |(id, name)| shown_name(&name, &id)),
+    });
+    let members = preview.members_left;
+    Ok(RemoveReply { node_id: node_id.to_string(), name, also: also.collect(), members })
 }
 
 fn leave(this: &mut Loop, reply: Reply<LeaveReply>) {

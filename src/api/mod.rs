@@ -7,7 +7,7 @@
 //! | `POST /v1/check` `{}` | answers once all that the store held at the call shows in the status |
 //! | `POST /v1/ticket` `{"ttl_ms"}` | a [`TicketReply`] |
 //! | `POST /v1/pair` `{"ticket"}` | a [`PairReply`] |
-//! | `DELETE /v1/peers/{device}` | a [`RemoveReply`]; name, node ID or unique start of it |
+//! | `DELETE /v1/peers/{device}` | a [`RemoveReply`]; name, node ID or unique start of it; `?dry_run=true`, `?with_introduced=true` |
 //! | `POST /v1/rename` `{"name"}` | gives this device another name; a [`RenameReply`] |
 //! | `POST /v1/fetch` `{"hashes","now"}` | has assets of other devices sent here; a [`FetchReply`] tells how they stand |
 //! | `POST /v1/ingest` | many small assets at once, see [`ingest`] |
@@ -41,8 +41,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::handle::{
-    FetchOrder, FetchReply, Handle, LeaveReply, PairReply, RemoveReply, RenameReply, RequestError,
-    TicketReply,
+    FetchOrder, FetchReply, Handle, LeaveReply, PairReply, RemoveOrder, RemoveReply, RenameReply,
+    RequestError, TicketReply,
 };
 use crate::http::problem::{Problem, problem};
 use crate::http::upload::{check_announced, check_type, collect};
@@ -218,11 +218,21 @@ async fn pair(
     Ok(Json(api.handle.pair(order.ticket).await?))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RemoveQuery {
+    #[serde(default)]
+    with_introduced: bool,
+    #[serde(default)]
+    dry_run: bool,
+}
+
 async fn remove(
     State(api): State<Api>,
     Path(device): Path<String>,
+    Query(RemoveQuery { with_introduced, dry_run }): Query<RemoveQuery>,
 ) -> Result<Json<RemoveReply>, Problem> {
-    Ok(Json(api.handle.remove(device).await?))
+    Ok(Json(api.handle.remove(RemoveOrder { device, with_introduced, dry_run }).await?))
 }
 
 #[derive(Deserialize)]

@@ -135,7 +135,16 @@ impl Client {
 
     /// `DELETE`, answered in JSON.
     pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Failure> {
-        let request = finish(self.request(Method::DELETE, path, &[]), Body::empty())?;
+        self.delete_with(path, &[]).await
+    }
+
+    /// `DELETE` with a query, answered in JSON.
+    pub(crate) async fn delete_with<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<T, Failure> {
+        let request = finish(self.request(Method::DELETE, path, query), Body::empty())?;
         self.answered(request).await
     }
 

@@ -94,6 +94,12 @@ enum Command {
     Remove {
         /// Its name, its node ID or the unique start of it
         device: String,
+        /// Also put out the devices that it let in
+        #[arg(long)]
+        with_introduced: bool,
+        /// Only say who would go
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Leave the group and be alone in one of one's own; if the group removed this device, as a new one
     Leave {
@@ -223,8 +229,9 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
                 pairing::pair(&Client::connect(home).await?, ticket, output).await
             }
             Command::Peers => pairing::peers(&Client::connect(home).await?, output).await,
-            Command::Remove { device } => {
-                pairing::remove(&Client::connect(home).await?, &device, output).await
+            Command::Remove { device, with_introduced, dry_run } => {
+                let client = Client::connect(home).await?;
+                pairing::remove(&client, &device, with_introduced, dry_run, output).await
             }
             Command::Leave { yes } => {
                 pairing::leave(&Client::connect(home).await?, yes, output).await

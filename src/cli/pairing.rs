@@ -109,12 +109,31 @@ pub(crate) fn state_name(state: PeerState) -> &'static str {
 }
 
 /// `can-sync remove`
-pub(crate) async fn remove(client: &Client, device: &str, output: Output) -> Result<Exit, Failure> {
+pub(crate) async fn remove(
+    client: &Client,
+    device: &str,
+    with_introduced: bool,
+    dry_run: bool,
+    output: Output,
+) -> Result<Exit, Failure> {
     if device.is_empty() {
         return Err(Failure::new(Exit::Usage, "the device's name is empty"));
     }
-    let reply: RemoveReply = client.delete(&["v1", "peers", device]).await?;
-    output.value(&reply, |reply| format!("removed {} ({})", shown(&reply.name), reply.node_id))?;
+    let word = |yes: bool| if yes { "true" } else { "false" };
+    let query = [("with_introduced", word(with_introduced)), ("dry_run", word(dry_run))];
+    let reply: RemoveReply = client.delete_with(&["v1", "peers", device], &query).await?;
+    let did = if dry_run { "would remove" } else { "removed" };
+    output.value(&reply, |reply| {
+        let first = format!("{did} {} ({})", shown(&reply.name), reply.node_id);
+        let also = reply.also.iter().map(|gone| {
+            let (name, introducer) = (shown(&gone.name), shown(&gone.introducer));
+            format!("\nwith it {name} ({}), let in by {introducer}", gone.node_id)
+        });
+        std::iter::once(first).chain(also).collect()
+    })?;
+    if dry_run {
+        output.note(format_args!("Devices in the group then: {}.", reply.members));
+    }
     Ok(Exit::Ok)
 }
 
