@@ -175,6 +175,16 @@ fn a_bad_file_breaks_the_rule_that_is_for_it() {
 }
 
 #[test]
+fn a_panic_unwinds_in_every_build() {
+    // `net/contain.rs` catches panics of the QUIC library; with `panic = "abort"` nothing can.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for file in ["Cargo.toml", ".cargo/config.toml"] {
+        let text = fs::read_to_string(root.join(file)).unwrap_or_default();
+        assert!(!text.lines().any(|line| line.trim_start().starts_with("panic")), "{file}");
+    }
+}
+
+#[test]
 fn comments_strings_and_tests_are_not_code() {
     let fine = r##"//! Speaks of tokio and HashMap.
 /* async /* nested */ spawn */

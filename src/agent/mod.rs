@@ -49,6 +49,8 @@ mod load;
 mod orders;
 mod picture;
 mod run;
+#[cfg(test)]
+mod tests;
 
 /// At the end, calls of the store that are under way are given this long.
 const STORE_CLOSE_WAIT: Duration = Duration::from_secs(10);
@@ -79,6 +81,9 @@ pub struct NetOverrides {
     pub plain_only: bool,
     /// Devices that are out of reach: their addresses are not used.
     pub unreachable: Vec<NodeId>,
+    /// Where the QUIC library panics when a test demands it.
+    #[cfg(test)]
+    pub(crate) panics: Option<Arc<crate::net::inject::Panics>>,
 }
 
 /// Which store an agent keeps in step.
@@ -147,6 +152,10 @@ impl Agent {
         net_config.port = home.udp_port();
         if net_overrides.plain_only {
             net_config.protocols = vec![crate::net::Protocol::Plain];
+        }
+        #[cfg(test)]
+        {
+            net_config.panics = net_overrides.panics.clone();
         }
         let net = Net::bind(net_config).await.context("binding the network")?;
         if let Some(port) = net.port().filter(|port| home.udp_port() != Some(*port)) {

@@ -26,7 +26,7 @@ use crate::http::guard::{Guard, own_user};
 use crate::http::people;
 use crate::http::serve::{serve, serve_own_user};
 use crate::http::store_api::{self, Features};
-use crate::net::Relay;
+use crate::net::{Relay, outlive_panics};
 use crate::state::home::{ApiAddress, Home};
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::key::StoreKey;
@@ -93,6 +93,7 @@ pub(crate) async fn up(
     output: Output,
 ) -> Result<Exit, Failure> {
     let rate_limits = args.rate.limits()?;
+    outlive_panics();
     restrict_umask();
     let mut signals = Signals::listen()?;
     let home = Home::open(home)?;

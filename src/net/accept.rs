@@ -13,14 +13,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iroh::endpoint::{Incoming, IncomingAddr, ServerConfig};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, Interval, interval, sleep, timeout};
 
 use crate::core::close::CloseCode;
 use crate::core::ids::NodeId;
 
 use super::address::canonical;
 use super::connection::{Connection, Protocol};
+use super::contain::{self, Fate};
+use super::dial::lose_if_dead;
 use super::endpoint::Net;
 
 /// What callers of one kind may use at once and within [`REFUSALS_COUNTED_FOR`].
@@ -72,6 +75,12 @@ const HANDSHAKE_UNDISTURBED: Duration = Duration::from_secs(1);
 /// with for as long, at 18 KiB each (measured), member or not.
 const REFUSALS_COUNTED_FOR: Duration = Duration::from_secs(60);
 
+/// How long after a panic its locks are looked at: it unwinds within moments, later on a busy machine.
+const UNWINDING: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(100)];
+
+/// How often connections are looked at without a panic that was noticed.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
 /// What a device is to this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -115,7 +124,10 @@ pub enum Accepted {
 pub struct Acceptor {
     net: Net,
     admission: Arc<Admission>,
-    stranger_config: Arc<ServerConfig>,
+    /// Of the endpoint in use; `None`: made at the next call of [`Acceptor::next`].
+    stranger_config: Option<Arc<ServerConfig>>,
+    panics: watch::Receiver<u64>,
+    look: Interval,
     handshakes: JoinSet<Outcome>,
     unknown: Door,
     known: Door,
@@ -180,7 +192,9 @@ impl Net {
         Acceptor {
             net: self.clone(),
             admission: Arc::new(admission),
-            stranger_config: Arc::new(self.stranger_config()),
+            stranger_config: None,
+            panics: contain::panics(),
+            look: interval(LOOK_EVERY),
             handshakes: JoinSet::new(),
             unknown: Door::new(&UNKNOWN),
             known: Door::new(&KNOWN),
@@ -190,12 +204,23 @@ impl Net {
 }
 
 impl Acceptor {
-    /// The next connection that was let in; `None` when the endpoint is closed.
+    /// The next connection that was let in; `None` when the endpoint is closed. An endpoint that the
+    /// QUIC library has failed is bound anew in here.
     ///
     /// # Cancel safety
     /// Safe: handshakes go on, and none is lost.
     pub async fn next(&mut self) -> Option<Accepted> {
         loop {
+            if self.net.bound().fate.is_lost() {
+                if self.net.is_closing() {
+                    return None;
+                }
+                self.begin_anew().await;
+            }
+            if self.stranger_config.is_none() {
+                self.stranger_config = self.net.stranger_config();
+            }
+            let bound = self.net.bound();
             tokio::select! {
                 Some(ended) = self.handshakes.join_next() => match ended {
                     Ok(Outcome::Accepted(accepted)) => return Some(accepted),
@@ -206,13 +231,43 @@ impl Acceptor {
                     Ok(Outcome::Refused { caller }) => self.count_refusal(caller),
                     Ok(Outcome::Failed) | Err(_) => {}
                 },
-                incoming = self.net.endpoint().accept() => self.greet(incoming?),
+                incoming = bound.accept() => match incoming {
+                    Some(incoming) => {
+                        // What fails in there shows at the next turn.
+                        let _ = bound.fate.call(|| self.greet(incoming, &bound.fate));
+                    }
+                    None if self.net.is_closing() => return None,
+                    None => bound.fate.lose(),
+                },
+                () = bound.fate.lost() => {}
+                _ = self.panics.changed() => self.look_after_a_panic().await,
+                _ = self.look.tick() => self.net.look_for_failures(),
             }
         }
     }
 
+    /// A lock is poisoned only when the panic has unwound to where it was taken.
+    async fn look_after_a_panic(&self) {
+        for pause in UNWINDING {
+            sleep(pause).await;
+            self.net.look_for_failures();
+        }
+    }
+
+    async fn begin_anew(&mut self) {
+        tracing::error!(
+            "the QUIC library failed: the endpoint is bound anew, with all connections"
+        );
+        self.stranger_config = None;
+        // Each of them holds the old endpoint. None is waited for: its thread may be given up.
+        self.handshakes = JoinSet::new();
+        self.known.begun.clear();
+        self.unknown.begun.clear();
+        self.net.rebind().await;
+    }
+
     /// Begins a handshake, or turns the caller away before any work is done for it.
-    fn greet(&mut self, incoming: Incoming) {
+    fn greet(&mut self, incoming: Incoming, fate: &Fate) {
         let caller = self.net.caller(&incoming.remote_addr());
         match self.door(caller).greeting(caller.source, incoming.remote_addr_validated()) {
             Greeting::Begin => {}
@@ -227,9 +282,14 @@ impl Acceptor {
                 return;
             }
         }
-        let stranger_config = asks_as_stranger(&incoming).then(|| self.stranger_config.clone());
+        let as_stranger = asks_as_stranger(&incoming);
+        let stranger_config = self.stranger_config.clone().filter(|_| as_stranger);
+        if as_stranger && stranger_config.is_none() {
+            incoming.refuse();
+            return;
+        }
         let (net, admission) = (self.net.clone(), self.admission.clone());
-        let handshake = receive(net, admission, incoming, caller, stranger_config);
+        let handshake = receive(net, admission, incoming, caller, stranger_config, fate.clone());
         let handshake = self.handshakes.spawn(handshake);
         let begun = Begun { handshake, source: caller.source, since: Instant::now() };
         self.door(caller).begun.push(begun);
@@ -359,6 +419,7 @@ async fn receive(
     incoming: Incoming,
     caller: Caller,
     stranger_config: Option<Arc<ServerConfig>>,
+    fate: Fate,
 ) -> Outcome {
     let handshake = async {
         let connecting = match stranger_config {
@@ -366,7 +427,12 @@ async fn receive(
             None => incoming.accept(),
         }
         .map_err(|error| error.to_string())?;
-        connecting.await.map_err(|error| error.to_string())
+        let connected = connecting.await.inspect_err(|error| lose_if_dead(&fate, error));
+        connected.map_err(|error| error.to_string())
+    };
+    let handshake = async {
+        let handshake = contain::run(&fate, handshake).await;
+        handshake.map_err(|panicked| panicked.to_string())?
     };
     let quic = match timeout(HANDSHAKE_DEADLINE, handshake).await {
         Ok(Ok(quic)) => quic,
@@ -380,7 +446,7 @@ async fn receive(
         }
     };
     let Some(protocol) = Protocol::from_alpn(quic.alpn()) else { return Outcome::Failed };
-    let connection = Connection::new(quic, protocol);
+    let Ok(connection) = Connection::new(quic, protocol, fate) else { return Outcome::Failed };
     if let Some(code) = refusal(&admission, &connection) {
         connection.close(code, "");
         return Outcome::Refused { caller };

@@ -1,11 +1,14 @@
 //! A connection to one peer and its streams, free of the QUIC library's types.
 //!
 //! I1  A peer's words reach people only cut to length and free of characters that cannot be seen.
-//! I2  A stream is an `AsyncRead` and an `AsyncWrite`; bytes move under QUIC's flow control alone.
+//! I2  Every use of a handle of the QUIC library goes through `contain`: after a panic in there a
+//!     connection is lost like any other.
+//! I3  A stream is an `AsyncRead` and an `AsyncWrite`; bytes move under QUIC's flow control alone.
 
 use std::fmt;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -19,6 +22,7 @@ use crate::core::ids::NodeId;
 use crate::core::pairing::ADDRESSES_MAX;
 
 use super::address::{address_text, is_near};
+use super::contain::{Contained, Fate, Panicked, run};
 use super::endpoint::IDLE_TIMEOUT;
 use super::frame::TakeBytes;
 
@@ -64,9 +68,28 @@ impl Protocol {
 
 /// A live connection. Clones are the same connection; when the last one is dropped, it closes.
 #[derive(Debug, Clone)]
-pub struct Connection {
-    quic: iroh::endpoint::Connection,
+pub struct Connection(Arc<Shared>);
+
+/// What the clones of a connection and its streams share.
+#[derive(Debug)]
+struct Shared {
+    quic: Contained<iroh::endpoint::Connection>,
+    /// The same, see P2 of `contain`. Each is dropped by itself: both may panic.
+    _spare: Contained<iroh::endpoint::Connection>,
+    fate: Fate,
+    peer: NodeId,
+    dialed: bool,
     protocol: Protocol,
+}
+
+/// A connection that may be gone.
+#[derive(Debug)]
+pub(super) struct WeakConnection(Weak<Shared>);
+
+impl WeakConnection {
+    pub(super) fn upgrade(&self) -> Option<Connection> {
+        self.0.upgrade().map(Connection)
+    }
 }
 
 /// How a connection ended.
@@ -121,23 +144,35 @@ pub struct Path {
 }
 
 impl Connection {
-    pub(super) fn new(quic: iroh::endpoint::Connection, protocol: Protocol) -> Self {
-        Self { quic, protocol }
+    pub(super) fn new(
+        quic: iroh::endpoint::Connection,
+        protocol: Protocol,
+        fate: Fate,
+    ) -> Result<Self, Panicked> {
+        let peer = NodeId(*quic.remote_id().as_bytes());
+        let spare = Contained::new(quic.clone(), fate.clone());
+        let quic = Contained::new(quic, fate.clone());
+        let dialed = quic.with(|quic| quic.side() == Side::Client)?;
+        Ok(Self(Arc::new(Shared { quic, _spare: spare, fate, peer, dialed, protocol })))
+    }
+
+    pub(super) fn downgrade(&self) -> WeakConnection {
+        WeakConnection(Arc::downgrade(&self.0))
     }
 
     /// The device at the other end; the handshake has proved it.
     pub fn peer(&self) -> NodeId {
-        NodeId(*self.quic.remote_id().as_bytes())
+        self.0.peer
     }
 
     /// Whether this device dialled.
     pub fn dialed(&self) -> bool {
-        self.quic.side() == Side::Client
+        self.0.dialed
     }
 
     /// What the two devices speak on it.
     pub fn protocol(&self) -> Protocol {
-        self.protocol
+        self.0.protocol
     }
 
     /// Opens a stream; of two streams with bytes to send the one of higher `priority` goes first.
@@ -151,9 +186,9 @@ impl Connection {
     /// # Errors
     /// The connection is gone; [`Self::closed`] says why.
     pub async fn open_stream(&self, priority: i32) -> io::Result<(SendStream, RecvStream)> {
-        let (send, recv) = self.quic.open_bi().await?;
-        set_priority(&send, priority);
-        Ok((SendStream(send), RecvStream(recv)))
+        let opening = self.0.quic.with(|quic| quic.open_bi())?;
+        let (send, recv) = run(&self.0.fate, opening).await??;
+        Ok(self.streams(send, recv, priority))
     }
 
     /// The next stream the peer opened. What this side says on it has the `priority` that
@@ -166,15 +201,29 @@ impl Connection {
     /// # Errors
     /// The connection is gone; [`Self::closed`] says why.
     pub async fn accept_stream(&self, priority: i32) -> io::Result<(SendStream, RecvStream)> {
-        let (send, recv) = self.quic.accept_bi().await?;
-        set_priority(&send, priority);
-        Ok((SendStream(send), RecvStream(recv)))
+        let accepting = self.0.quic.with(|quic| quic.accept_bi())?;
+        let (send, recv) = run(&self.0.fate, accepting).await??;
+        Ok(self.streams(send, recv, priority))
+    }
+
+    fn streams(
+        &self,
+        send: iroh::endpoint::SendStream,
+        recv: iroh::endpoint::RecvStream,
+        priority: i32,
+    ) -> (SendStream, RecvStream) {
+        let fate = || self.0.fate.clone();
+        let send = SendStream { quic: Contained::new(send, fate()), _connection: self.0.clone() };
+        let recv = RecvStream { quic: Contained::new(recv, fate()), _connection: self.0.clone() };
+        send.set_priority(priority);
+        (send, recv)
     }
 
     /// Closes it at once; what the peer has not received is lost. `detail` goes to the peer's log.
     pub fn close(&self, code: CloseCode, detail: &str) {
         let detail = &detail[..detail.floor_char_boundary(CLOSE_TEXT_BYTES_MAX)];
-        self.quic.close(quic_code(code), detail.as_bytes());
+        // A connection that is lost needs no closing.
+        let _ = self.0.quic.with(|quic| quic.close(quic_code(code), detail.as_bytes()));
     }
 
     /// Waits until it has ended, by whomever.
@@ -182,55 +231,75 @@ impl Connection {
     /// # Cancel safety
     /// Safe.
     pub async fn closed(&self) -> Ended {
-        Ended::from(&self.quic.closed().await)
+        let reason = match self.0.quic.with(|quic| quic.closed()) {
+            Ok(closed) => run(&self.0.fate, closed).await,
+            Err(panicked) => Err(panicked),
+        };
+        match reason {
+            Ok(reason) => Ended::from(&reason),
+            Err(panicked) => Ended::from(panicked),
+        }
     }
 
     /// How it ended, if it has.
     pub fn ended(&self) -> Option<Ended> {
-        self.quic.close_reason().map(|reason| Ended::from(&reason))
+        match self.0.quic.with(|quic| quic.close_reason()) {
+            Ok(reason) => reason.map(|reason| Ended::from(&reason)),
+            Err(panicked) => Some(Ended::from(panicked)),
+        }
     }
 
     /// The path it uses now; `None` once it has ended.
     pub fn path(&self) -> Option<Path> {
-        let paths = self.quic.paths();
-        let path = paths.iter().find(|path| path.is_selected()).or_else(|| paths.iter().next())?;
-        let own = match path.local_addr() {
-            LocalTransportAddr::Ip(Some(ip)) => vec![*ip],
-            _ => Vec::new(),
-        };
-        let kind = match path.remote_addr() {
-            TransportAddr::Ip(socket) if is_near(socket.ip(), &own) => PathKind::Lan,
-            TransportAddr::Relay(_) => PathKind::Relay,
-            _ => PathKind::Direct,
-        };
-        Some(Path { kind, rtt_ms: path.rtt().as_secs_f64() * 1000.0 })
+        self.0.quic.with(|quic| path_of(quic)).ok().flatten()
     }
 
-    /// What it has cost so far.
+    /// What it has cost so far; nothing known once the connection is lost by a fault of this device.
     pub fn wire_bytes(&self) -> WireBytes {
-        let stats = self.quic.stats();
-        WireBytes { sent: stats.udp_tx.bytes, received: stats.udp_rx.bytes }
+        let stats = self.0.quic.with(|quic| quic.stats());
+        let bytes =
+            stats.map(|stats| WireBytes { sent: stats.udp_tx.bytes, received: stats.udp_rx.bytes });
+        bytes.unwrap_or_default()
     }
 
     /// The addresses the peer is reached at now, as text.
     pub fn remote_addresses(&self) -> Vec<String> {
-        let paths = self.quic.paths();
-        let mut texts: Vec<_> =
-            paths.iter().filter_map(|path| address_text(path.remote_addr())).collect();
+        let mut texts = self.0.quic.with(|quic| addresses_of(quic)).unwrap_or_default();
         texts.sort_unstable();
         texts.dedup();
         texts.truncate(ADDRESSES_MAX);
         texts
     }
+}
 
-    pub(super) fn quic(&self) -> &iroh::endpoint::Connection {
-        &self.quic
-    }
+fn path_of(quic: &iroh::endpoint::Connection) -> Option<Path> {
+    let paths = quic.paths();
+    let path = paths.iter().find(|path| path.is_selected()).or_else(|| paths.iter().next())?;
+    let own = match path.local_addr() {
+        LocalTransportAddr::Ip(Some(ip)) => vec![*ip],
+        _ => Vec::new(),
+    };
+    let kind = match path.remote_addr() {
+        TransportAddr::Ip(socket) if is_near(socket.ip(), &own) => PathKind::Lan,
+        TransportAddr::Relay(_) => PathKind::Relay,
+        _ => PathKind::Direct,
+    };
+    Some(Path { kind, rtt_ms: path.rtt().as_secs_f64() * 1000.0 })
+}
+
+fn addresses_of(quic: &iroh::endpoint::Connection) -> Vec<String> {
+    quic.paths().iter().filter_map(|path| address_text(path.remote_addr())).collect()
 }
 
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+impl From<Panicked> for Ended {
+    fn from(panicked: Panicked) -> Self {
+        Self { by_peer: false, code: None, text: format!("connection lost: {panicked}") }
     }
 }
 
@@ -266,11 +335,6 @@ fn shown(words: &str) -> String {
     visible(words, CLOSE_TEXT_BYTES_MAX)
 }
 
-fn set_priority(send: &iroh::endpoint::SendStream, priority: i32) {
-    // A stream the peer has stopped already needs none.
-    let _ = send.set_priority(priority);
-}
-
 pub(super) fn quic_code(code: CloseCode) -> VarInt {
     VarInt::from_u64(code.number()).unwrap_or(VarInt::MAX)
 }
@@ -278,18 +342,23 @@ pub(super) fn quic_code(code: CloseCode) -> VarInt {
 /// The sending half of a stream. `shutdown` ends it; dropped, it ends as well, so a reader tells
 /// by the frames whether it has everything.
 #[derive(Debug)]
-pub struct SendStream(iroh::endpoint::SendStream);
+pub struct SendStream {
+    quic: Contained<iroh::endpoint::SendStream>,
+    /// Dropped after the stream, so that its handle is never the connection's last.
+    _connection: Arc<Shared>,
+}
 
 impl SendStream {
     /// Changes what [`Connection::open_stream`] or [`Connection::accept_stream`] gave it.
     pub fn set_priority(&self, priority: i32) {
-        set_priority(&self.0, priority);
+        // A stream the peer has stopped already needs none.
+        let _ = self.quic.with(|quic| quic.set_priority(priority));
     }
 
     /// Gives up sending: the peer's reads fail with `code`, and nothing more is delivered.
     pub fn reset(&mut self, code: CloseCode) {
         // A stream that is already over needs no reset.
-        let _ = self.0.reset(quic_code(code));
+        let _ = self.quic.with_mut(|quic| quic.reset(quic_code(code)));
     }
 }
 
@@ -299,34 +368,47 @@ impl AsyncWrite for SendStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write(Pin::new(&mut self.0), cx, bytes)
+        let written =
+            self.quic.poll(cx, |quic, cx| AsyncWrite::poll_write(Pin::new(quic), cx, bytes));
+        written.map(|written| written?)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        AsyncWrite::poll_flush(Pin::new(&mut self.0), cx)
+        let flushed = self.quic.poll(cx, |quic, cx| AsyncWrite::poll_flush(Pin::new(quic), cx));
+        flushed.map(|flushed| flushed?)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        AsyncWrite::poll_shutdown(Pin::new(&mut self.0), cx)
+        let shut = self.quic.poll(cx, |quic, cx| AsyncWrite::poll_shutdown(Pin::new(quic), cx));
+        shut.map(|shut| shut?)
     }
 }
 
 impl TakeBytes for SendStream {
     async fn take(&mut self, bytes: &mut Bytes) -> io::Result<()> {
-        self.0.write_many_chunks(&mut std::slice::from_mut(bytes)).await?;
+        let taken = std::future::poll_fn(|cx| {
+            // Nothing is lost with a future that is pending: it holds no state.
+            let bytes = std::slice::from_mut(&mut *bytes);
+            self.quic.poll(cx, |quic, cx| pin!(quic.write_many_chunks(&mut &mut *bytes)).poll(cx))
+        });
+        taken.await??;
         Ok(())
     }
 }
 
 /// The receiving half of a stream. Dropped before its end, it tells the peer to stop.
 #[derive(Debug)]
-pub struct RecvStream(iroh::endpoint::RecvStream);
+pub struct RecvStream {
+    quic: Contained<iroh::endpoint::RecvStream>,
+    /// Dropped after the stream, so that its handle is never the connection's last.
+    _connection: Arc<Shared>,
+}
 
 impl RecvStream {
     /// Refuses what is still to come: the peer's writes fail with `code`.
     pub fn stop(&mut self, code: CloseCode) {
         // A stream that is already over needs no stop.
-        let _ = self.0.stop(quic_code(code));
+        let _ = self.quic.with_mut(|quic| quic.stop(quic_code(code)));
     }
 }
 
@@ -336,7 +418,8 @@ impl AsyncRead for RecvStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        AsyncRead::poll_read(Pin::new(&mut self.0), cx, buffer)
+        let read = self.quic.poll(cx, |quic, cx| AsyncRead::poll_read(Pin::new(quic), cx, buffer));
+        read.map(|read| read?)
     }
 }
 

@@ -12,8 +12,9 @@ use std::time::Duration;
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt, future};
 use iroh::address_lookup::{AddressLookup, EndpointData, EndpointInfo, Error as LookupError, Item};
-use iroh::{Endpoint, EndpointAddr, EndpointId, TransportAddr, Watcher};
+use iroh::{Endpoint, EndpointAddr, EndpointId, TransportAddr};
 use iroh_mdns_address_lookup::{DiscoveryEvent, MdnsAddressLookup};
+use tokio::sync::watch;
 
 use crate::core::ids::NodeId;
 
@@ -37,7 +38,8 @@ pub enum NetEvent {
     /// Somebody announced this device, member or not, in the local network, at an address that is
     /// worth a dial.
     Seen(NodeId),
-    /// The addresses this device can be reached at have changed: worth redialling everyone.
+    /// The addresses this device can be reached at have changed, or its endpoint was bound anew:
+    /// worth redialling everyone.
     AddressesChanged,
 }
 
@@ -45,6 +47,7 @@ pub enum NetEvent {
 pub struct NetEvents {
     net: Net,
     addresses: BoxStream<'static, EndpointAddr>,
+    bindings: watch::Receiver<u64>,
     known: Vec<String>,
     seen: Option<Pin<Box<dyn Stream<Item = DiscoveryEvent> + Send>>>,
 }
@@ -69,7 +72,8 @@ impl Net {
         };
         NetEvents {
             net: self.clone(),
-            addresses: self.endpoint().watch_addr().stream_updates_only().boxed(),
+            bindings: self.bindings(),
+            addresses: self.watch_addresses(),
             known: self.addresses(),
             seen,
         }
@@ -84,6 +88,11 @@ impl NetEvents {
     pub async fn next(&mut self) -> NetEvent {
         loop {
             tokio::select! {
+                Ok(()) = self.bindings.changed() => {
+                    self.addresses = self.net.watch_addresses();
+                    self.known = self.net.addresses();
+                    return NetEvent::AddressesChanged;
+                }
                 Some(_) = self.addresses.next() => {
                     let addresses = self.net.addresses();
                     if addresses == self.known {

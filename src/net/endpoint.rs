@@ -1,26 +1,30 @@
-//! The device's one QUIC endpoint: what it binds, what it lets a peer hold, how it dials.
+//! The device's one QUIC endpoint: what it binds and what it lets a peer hold.
 //!
 //! I1  Every limit that QUIC has is set here; the library's defaults trust the peer.
 //! I2  Starting never waits for the internet, and offline nobody beyond the local network is dialled.
-//! I3  Every dial has a deadline.
+//! I3  An endpoint that the QUIC library has failed is bound anew in this process, and every
+//!     connection of the old one is lost.
 //!
 //! Servers of third parties (relays and address lookup) are used with [`Relay::Default`] only. With
 //! an own relay or none, devices find each other by the addresses they tell each other and by mDNS.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::stream::{self, BoxStream, StreamExt};
 use iroh::endpoint::{
-    BindOpts, ConnectOptions, ConnectWithOptsError, ConnectingError, ConnectionError, IdleTimeout,
-    MtuDiscoveryConfig, PortmapperConfig, QuicTransportConfig, QuicTransportConfigBuilder,
-    ServerConfig, VarInt, WeakConnectionHandle, presets,
+    BindOpts, IdleTimeout, Incoming, MtuDiscoveryConfig, PortmapperConfig, QuicTransportConfig,
+    QuicTransportConfigBuilder, ServerConfig, VarInt, presets,
 };
-use iroh::{Endpoint, EndpointAddr, EndpointId, RelayMode, RelayUrl, SecretKey, TransportAddr};
-use thiserror::Error;
-use tokio::time::timeout;
+use iroh::{
+    Endpoint, EndpointAddr, EndpointId, RelayMode, RelayUrl, SecretKey, TransportAddr, Watcher,
+};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
 use crate::core::close::CloseCode;
 use crate::core::ids::NodeId;
@@ -28,8 +32,9 @@ use crate::core::limits::PAIR_REQUEST_FRAME_BYTES_MAX;
 use crate::core::pairing::ADDRESSES_MAX;
 use crate::wire::frame::HEADER_BYTES;
 
-use super::address::{Reach, address_text, canonical, parse_addresses};
-use super::connection::{Connection, Ended, Protocol, quic_code};
+use super::address::{address_text, canonical};
+use super::connection::{Connection, Protocol, WeakConnection};
+use super::contain::{self, Contained, Fate};
 use super::discovery::Lan;
 
 /// Streams a peer may have open at once: the control stream, the journal's, and batches. The QUIC
@@ -60,18 +65,18 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Silence after which a connection is lost: six keep-alives.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a dial may take where only direct paths are tried.
-const DIAL_DEADLINE: Duration = Duration::from_secs(5);
-
-/// The same where a relay may have to be reached first.
-const DIAL_DEADLINE_RELAY: Duration = Duration::from_secs(10);
-
 /// How long stopping may take to tell the peers.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(4);
 
+/// How often binding anew tries the same port: the failed endpoint gives it back within moments.
+const SAME_PORT_ATTEMPTS: u32 = 20;
+
+/// The pause between two attempts to bind anew.
+const REBIND_PAUSE: Duration = Duration::from_millis(50);
+
 /// Live connections in total; bounds memory together with the windows. The largest group meant to
 /// be connected all to all is 20 devices.
-const CONNECTIONS_MAX: usize = 64;
+pub(super) const CONNECTIONS_MAX: usize = 64;
 
 /// Live connections with one peer: two when both dial at once.
 const CONNECTIONS_PER_PEER_MAX: usize = 2;
@@ -108,6 +113,9 @@ pub struct NetConfig {
     pub port: Option<u16>,
     /// What to speak in a session, newest first: [`Protocol::Two`], [`Protocol::Plain`] or both.
     pub protocols: Vec<Protocol>,
+    /// Where the QUIC library panics when a test demands it.
+    #[cfg(test)]
+    pub(crate) panics: Option<Arc<super::inject::Panics>>,
 }
 
 impl NetConfig {
@@ -120,40 +128,10 @@ impl NetConfig {
             bind: None,
             port: None,
             protocols: vec![Protocol::Two, Protocol::Plain],
+            #[cfg(test)]
+            panics: None,
         }
     }
-}
-
-/// Why a peer could not be reached.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum DialError {
-    /// The node ID is this device's.
-    #[error("that is this device itself")]
-    Itself,
-    /// Not the ID of any device.
-    #[error("{0} is not a node ID: no such public key exists")]
-    NotANodeId(NodeId),
-    /// This device is at its limit.
-    #[error("{CONNECTIONS_MAX} connections are open already, which is the limit")]
-    TooManyConnections,
-    /// Nothing is known of where it is.
-    #[error("no address of the device is known, and it is not seen on the local network")]
-    NoAddress,
-    /// Nobody answered.
-    #[error("no answer within {} s", .0.as_secs())]
-    NoAnswer(Duration),
-    /// It answered, and is too busy.
-    #[error("the device is busy: it refused the connection")]
-    Busy,
-    /// It speaks nothing this device speaks.
-    #[error("the device speaks no protocol version this one knows: one of them is outdated")]
-    NoCommonProtocol,
-    /// This device is stopping.
-    #[error("this device is stopping")]
-    Stopping,
-    /// Anything else.
-    #[error("{0}")]
-    Failed(String),
 }
 
 /// The endpoint. Clones are the same endpoint. End it with [`Net::close`], or peers notice only at
@@ -165,22 +143,56 @@ pub struct Net {
 
 #[derive(Debug)]
 struct Inner {
-    endpoint: Endpoint,
-    protocols: Vec<Protocol>,
-    lan_only: bool,
-    relay: bool,
+    id: EndpointId,
+    config: NetConfig,
+    relay_mode: RelayMode,
+    bound: Mutex<Bound>,
+    /// How often the endpoint was bound anew.
+    bindings: watch::Sender<u64>,
+    /// The UDP port of the endpoint, of IPv4; 0 when it has none.
+    port: AtomicU16,
+    closing: AtomicBool,
     lan: Option<Lan>,
     live: Mutex<Vec<Live>>,
     /// Where members are known to be; as many as the member list holds.
     member_addresses: Mutex<BTreeSet<SocketAddr>>,
 }
 
+/// The endpoint in use.
+#[derive(Debug, Clone)]
+pub(super) struct Bound {
+    /// `None` while it is bound anew.
+    pub(super) endpoint: Option<Endpoint>,
+    pub(super) fate: Fate,
+}
+
+impl Bound {
+    fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint: Some(endpoint), fate: Fate::default() }
+    }
+
+    /// Asks the library something about the endpoint.
+    pub(super) fn ask<'a, R>(&'a self, question: impl FnOnce(&'a Endpoint) -> R) -> Option<R> {
+        let endpoint = self.endpoint.as_ref()?;
+        self.fate.call(|| question(endpoint)).ok()
+    }
+
+    /// The next caller; `None` when the endpoint is closed or lost.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn accept(&self) -> Option<Incoming> {
+        let accepting = self.ask(Endpoint::accept)?;
+        contain::run(&self.fate, accepting).await.ok()?
+    }
+}
+
 /// A connection that counts against the limits until it ends. Oldest first.
 #[derive(Debug)]
 struct Live {
-    peer: EndpointId,
+    peer: NodeId,
     protocol: Protocol,
-    handle: WeakConnectionHandle,
+    connection: WeakConnection,
 }
 
 async fn bind_endpoint(
@@ -195,7 +207,10 @@ async fn bind_endpoint(
     if config.offline || config.bind.is_some_and(|address| address.ip().is_loopback()) {
         builder = builder.portmapper_config(PortmapperConfig::Disabled);
     }
-    if let Some(address) = config.bind {
+    if let Some(mut address) = config.bind {
+        if address.port() == 0 {
+            address.set_port(port.unwrap_or(0));
+        }
         builder = builder
             .clear_ip_transports()
             .bind_addr(address)
@@ -209,13 +224,17 @@ async fn bind_endpoint(
             .bind_addr_with_opts((Ipv6Addr::UNSPECIFIED, 0), optional)?;
     }
     let alpns = config.protocols.iter().map(|protocol| protocol.alpn().to_vec()).collect();
-    let transport =
-        transport_limits(STREAMS_MAX, STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES).build();
+    let transport = transport_limits(STREAMS_MAX, STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES);
+    #[cfg(test)]
+    let transport = match &config.panics {
+        Some(panics) => transport.congestion_controller_factory(panics.clone()),
+        None => transport,
+    };
     builder
         .relay_mode(relay_mode.clone())
         .secret_key(config.secret_key.clone())
         .alpns(alpns)
-        .transport_config(transport)
+        .transport_config(transport.build())
         .bind()
         .await
         .context("binding the UDP sockets")
@@ -232,7 +251,6 @@ impl Net {
             (Relay::Default, false) => RelayMode::Default,
             (Relay::Url(url), false) => RelayMode::custom([relay_url(url)?]),
         };
-        let relay = relay_mode != RelayMode::Disabled;
         let loopback = config.bind.is_some_and(|address| address.ip().is_loopback());
         let endpoint = match config.port {
             Some(port) => match bind_endpoint(&config, &relay_mode, Some(port)).await {
@@ -244,10 +262,13 @@ impl Net {
         let lan = (!loopback).then(|| Lan::start(&endpoint)).transpose()?;
         Ok(Self {
             inner: Arc::new(Inner {
-                endpoint,
-                protocols: config.protocols,
-                lan_only: config.offline,
-                relay,
+                id: endpoint.id(),
+                config,
+                relay_mode,
+                port: AtomicU16::new(port_of(&endpoint).unwrap_or(0)),
+                bound: Mutex::new(Bound::new(endpoint)),
+                bindings: watch::Sender::new(0),
+                closing: AtomicBool::new(false),
                 lan,
                 live: Mutex::new(Vec::new()),
                 member_addresses: Mutex::default(),
@@ -255,21 +276,69 @@ impl Net {
         })
     }
 
+    /// Gives the failed endpoint up, with all its connections, and binds another: at the same port,
+    /// where the peers look, unless the failed one does not let go of it. Tries until it can or the
+    /// device stops.
+    ///
+    /// # Cancel safety
+    /// Safe: called again, it goes on.
+    pub(super) async fn rebind(&self) {
+        let port = self.inner.port.load(Ordering::Relaxed);
+        let failed = {
+            let mut bound = lock(&self.inner.bound);
+            bound.fate.lose();
+            Contained::new(bound.endpoint.take(), bound.fate.clone())
+        };
+        drop(failed);
+        self.live().clear();
+        for attempt in 0_u32.. {
+            if self.is_closing() {
+                return;
+            }
+            let port = Some(port).filter(|port| *port != 0 && attempt < SAME_PORT_ATTEMPTS);
+            match bind_endpoint(&self.inner.config, &self.inner.relay_mode, port).await {
+                Ok(endpoint) => return self.install(endpoint),
+                Err(error) => tracing::debug!("binding the endpoint anew: {error:#}"),
+            }
+            sleep(REBIND_PAUSE).await;
+        }
+    }
+
+    fn install(&self, endpoint: Endpoint) {
+        if let Some(lan) = self.lan() {
+            // Refused only by an endpoint that is closed already.
+            let _ = endpoint.address_lookup().map(|lookup| lookup.add(lan.clone()));
+        }
+        self.inner.port.store(port_of(&endpoint).unwrap_or(0), Ordering::Relaxed);
+        *lock(&self.inner.bound) = Bound::new(endpoint);
+        self.inner.bindings.send_modify(|count| *count += 1);
+    }
+
     /// The UDP port in use, of IPv4.
     pub fn port(&self) -> Option<u16> {
-        let mut sockets = self.inner.endpoint.bound_sockets().into_iter();
-        sockets.find(SocketAddr::is_ipv4).map(|socket| socket.port())
+        self.bound().ask(port_of)?
+    }
+
+    /// What to speak in a session.
+    pub(super) fn protocols(&self) -> &[Protocol] {
+        &self.inner.config.protocols
+    }
+
+    pub(super) fn is_lan_only(&self) -> bool {
+        self.inner.config.offline
     }
 
     /// This device.
     pub fn node_id(&self) -> NodeId {
-        NodeId(*self.inner.endpoint.id().as_bytes())
+        NodeId(*self.inner.id.as_bytes())
     }
 
     /// Where this device can be reached now, as text, for tickets and the members list. Empty
     /// without a network; loopback addresses only when there are no others.
     pub fn addresses(&self) -> Vec<String> {
-        let addresses = self.inner.endpoint.addr().addrs;
+        let Some(addresses) = self.bound().ask(|endpoint| endpoint.addr().addrs) else {
+            return Vec::new();
+        };
         let only_loopback =
             !addresses.iter().any(|a| matches!(a, TransportAddr::Ip(s) if !s.ip().is_loopback()));
         addresses
@@ -291,56 +360,6 @@ impl Net {
         self.inner.lan.as_ref().and_then(Lan::warning).into_iter().collect()
     }
 
-    /// Dials a peer for a session. Of the protocols both know the newest by the acceptor's order
-    /// is taken. Success means that the peer proved its key; whether it lets this device in shows
-    /// with its first frame.
-    ///
-    /// # Cancel safety
-    /// Safe: the attempt is given up.
-    ///
-    /// # Errors
-    /// [`DialError`].
-    pub async fn dial(&self, node: NodeId, addresses: &[String]) -> Result<Connection, DialError> {
-        self.dial_for(&self.inner.protocols, node, addresses).await
-    }
-
-    pub(super) async fn dial_for(
-        &self,
-        protocols: &[Protocol],
-        node: NodeId,
-        addresses: &[String],
-    ) -> Result<Connection, DialError> {
-        if node == self.node_id() {
-            return Err(DialError::Itself);
-        }
-        let id =
-            EndpointId::from_bytes(node.as_bytes()).map_err(|_| DialError::NotANodeId(node))?;
-        let [first, others @ ..] = protocols else { return Err(DialError::NoCommonProtocol) };
-        let others = others.iter().map(|protocol| protocol.alpn().to_vec()).collect();
-        let hints = parse_addresses(addresses, &self.reach());
-        let address = EndpointAddr::from_parts(id, hints.iter().cloned());
-        let deadline = if self.inner.relay { DIAL_DEADLINE_RELAY } else { DIAL_DEADLINE };
-        let dial = async {
-            let options = ConnectOptions::new().with_additional_alpns(others);
-            let connecting =
-                self.inner.endpoint.connect_with_opts(address, first.alpn(), options).await?;
-            Ok::<_, DialError>(connecting.await?)
-        };
-        // Without a hint all the time went into looking for the device.
-        let too_late =
-            if hints.is_empty() { DialError::NoAddress } else { DialError::NoAnswer(deadline) };
-        let quic = timeout(deadline, dial).await.map_err(|_| too_late)??;
-        let protocol = Protocol::from_alpn(quic.alpn()).ok_or(DialError::NoCommonProtocol)?;
-        let connection = Connection::new(quic, protocol);
-        if !self.admit(&connection) {
-            return Err(DialError::TooManyConnections);
-        }
-        if let Some(lan) = self.lan() {
-            lan.proved(id);
-        }
-        Ok(connection)
-    }
-
     /// Tells where members are known to be. Callers from there do not share the limits of all others.
     pub fn set_member_addresses<'a>(&self, addresses: impl Iterator<Item = &'a String>) {
         let addresses = addresses.filter_map(|text| text.parse().ok()).map(canonical).collect();
@@ -354,11 +373,13 @@ impl Net {
     /// Closes every connection with SHUTDOWN, then the endpoint; tells the peers as far as they
     /// can be reached within a few seconds.
     pub async fn close(&self) {
+        self.inner.closing.store(true, Ordering::Relaxed);
         let live = std::mem::take(&mut *self.live());
-        for connection in live.iter().filter_map(|live| live.handle.upgrade()) {
-            connection.close(quic_code(CloseCode::Shutdown), b"");
+        for connection in live.iter().filter_map(|live| live.connection.upgrade()) {
+            connection.close(CloseCode::Shutdown, "");
         }
-        if timeout(CLOSE_DEADLINE, self.inner.endpoint.close()).await.is_err() {
+        let Bound { endpoint: Some(endpoint), fate } = self.bound() else { return };
+        if timeout(CLOSE_DEADLINE, contain::run(&fate, endpoint.close())).await.is_err() {
             tracing::debug!("some peers were not told that this device stops");
         }
     }
@@ -367,18 +388,17 @@ impl Net {
     /// than the limit the oldest goes: a peer that restarted dials again while its old connection
     /// still looks alive here.
     pub(super) fn admit(&self, connection: &Connection) -> bool {
-        let quic = connection.quic();
-        let peer = quic.remote_id();
+        let peer = connection.peer();
         let mut live = self.live();
         live.retain(|live| {
-            live.handle.upgrade().is_some_and(|connection| connection.close_reason().is_none())
+            live.connection.upgrade().is_some_and(|connection| connection.ended().is_none())
         });
         let of_peer = live.iter().filter(|live| live.peer == peer).count();
         if of_peer >= CONNECTIONS_PER_PEER_MAX
             && let Some(oldest) = live.iter().position(|live| live.peer == peer)
-            && let Some(connection) = live.remove(oldest).handle.upgrade()
+            && let Some(connection) = live.remove(oldest).connection.upgrade()
         {
-            connection.close(quic_code(CloseCode::Duplicate), b"");
+            connection.close(CloseCode::Duplicate, "");
         }
         let protocol = connection.protocol();
         let alike = live.iter().filter(|live| live.protocol == protocol).count();
@@ -387,25 +407,47 @@ impl Net {
         {
             return false;
         }
-        live.push(Live { peer, protocol, handle: quic.weak_handle() });
+        live.push(Live { peer, protocol, connection: connection.downgrade() });
         true
     }
 
-    pub(super) fn endpoint(&self) -> &Endpoint {
-        &self.inner.endpoint
+    pub(super) fn bound(&self) -> Bound {
+        lock(&self.inner.bound).clone()
+    }
+
+    /// Changes when the endpoint was bound anew.
+    pub(super) fn bindings(&self) -> watch::Receiver<u64> {
+        self.inner.bindings.subscribe()
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.inner.closing.load(Ordering::Relaxed)
+    }
+
+    /// Looks whether the library has failed in one of the connections: those who wait on such a
+    /// connection are not woken by it.
+    pub(super) fn look_for_failures(&self) {
+        let live: Vec<_> =
+            self.live().iter().filter_map(|live| live.connection.upgrade()).collect();
+        for connection in live {
+            // A failed one loses the endpoint when it is used.
+            let _ = connection.ended();
+        }
+    }
+
+    /// The changes of the endpoint's addresses, until it is bound anew.
+    pub(super) fn watch_addresses(&self) -> BoxStream<'static, EndpointAddr> {
+        let watch = |endpoint: &Endpoint| endpoint.watch_addr().stream_updates_only().boxed();
+        self.bound().ask(watch).unwrap_or_else(|| stream::pending().boxed())
     }
 
     /// How to accept a connection of a protocol for strangers: it needs one stream for one small
     /// message, and may make this device hold no more than that.
-    pub(super) fn stranger_config(&self) -> ServerConfig {
+    pub(super) fn stranger_config(&self) -> Option<Arc<ServerConfig>> {
+        let alpns = [Protocol::Pairing, Protocol::Introduction].map(|p| p.alpn().to_vec()).to_vec();
         let transport = transport_limits(1, STRANGER_WINDOW_BYTES, STRANGER_WINDOW_BYTES).build();
-        self.inner
-            .endpoint
-            .create_server_config_builder(
-                [Protocol::Pairing, Protocol::Introduction].map(|p| p.alpn().to_vec()).to_vec(),
-            )
-            .set_transport_config(transport)
-            .build()
+        let config = self.bound().ask(|endpoint| endpoint.create_server_config_builder(alpns))?;
+        Some(Arc::new(config.set_transport_config(transport).build()))
     }
 
     pub(super) fn lan(&self) -> Option<&Lan> {
@@ -416,13 +458,14 @@ impl Net {
         lock(&self.inner.live)
     }
 
-    fn reach(&self) -> Reach {
-        Reach {
-            own: self.inner.endpoint.addr().ip_addrs().map(SocketAddr::ip).collect(),
-            lan_only: self.inner.lan_only,
-            relay: self.inner.relay,
-        }
+    pub(super) fn has_relay(&self) -> bool {
+        self.inner.relay_mode != RelayMode::Disabled
     }
+}
+
+fn port_of(endpoint: &Endpoint) -> Option<u16> {
+    let sockets = endpoint.bound_sockets();
+    sockets.into_iter().find(SocketAddr::is_ipv4).map(|socket| socket.port())
 }
 
 /// What is behind these locks is whole between any two steps.
@@ -459,38 +502,4 @@ fn transport_limits(
         .max_idle_timeout(Some(
             IdleTimeout::try_from(IDLE_TIMEOUT).expect("30 s fit a QUIC varint"),
         ))
-}
-
-impl From<ConnectWithOptsError> for DialError {
-    fn from(error: ConnectWithOptsError) -> Self {
-        match error {
-            ConnectWithOptsError::SelfConnect { .. } => Self::Itself,
-            ConnectWithOptsError::NoAddress { .. } => Self::NoAddress,
-            ConnectWithOptsError::EndpointClosed { .. } => Self::Stopping,
-            other => Self::Failed(other.to_string()),
-        }
-    }
-}
-
-/// QUIC's code of a server that does not want another connection (RFC 9000, 20.1).
-const QUIC_CONNECTION_REFUSED: u64 = 0x02;
-
-/// TLS alert 120, "no application protocol", as a QUIC code (RFC 9001, 4.8 and 8.1).
-const QUIC_NO_APPLICATION_PROTOCOL: u64 = 0x0178;
-
-impl From<ConnectingError> for DialError {
-    fn from(error: ConnectingError) -> Self {
-        let ConnectingError::ConnectionError { source, .. } = error else {
-            return Self::Failed(error.to_string());
-        };
-        match &source {
-            ConnectionError::ConnectionClosed(close) => match u64::from(close.error_code) {
-                QUIC_CONNECTION_REFUSED => Self::Busy,
-                QUIC_NO_APPLICATION_PROTOCOL => Self::NoCommonProtocol,
-                _ => Self::Failed(Ended::from(&source).text),
-            },
-            ConnectionError::LocallyClosed => Self::Stopping,
-            other => Self::Failed(Ended::from(other).text),
-        }
-    }
 }

@@ -2,17 +2,21 @@
 //! library, but for the kind of key in `state::identity`; streams leave it as `AsyncRead` and
 //! `AsyncWrite`.
 //!
-//! Reading order: `endpoint` (bind, dial, limits), `accept` (who comes in), `connection` (streams
-//! and closes), `frame`, then `ticket`, `pairing` and `introduction`; `discovery`,
-//! `announced` and `address` serve them.
+//! Reading order: `endpoint` (bind, limits), `dial`, `accept` (who comes in), `connection` (streams
+//! and closes), `contain` (what a panic of the QUIC library costs), `frame`, then `ticket`, `pairing`
+//! and `introduction`; `discovery`, `announced` and `address` serve them.
 
 mod accept;
 mod address;
 mod announced;
 mod connection;
+mod contain;
+mod dial;
 mod discovery;
 mod endpoint;
 pub mod frame;
+#[cfg(test)]
+pub(crate) mod inject;
 pub mod introduction;
 pub mod pairing;
 pub mod ticket;
@@ -21,8 +25,10 @@ pub use accept::{Accepted, Acceptor, Admission, Verdict};
 pub use connection::{
     Connection, Ended, Path, PathKind, Protocol, RecvStream, SendStream, WireBytes,
 };
+pub use contain::outlive_panics;
+pub use dial::DialError;
 pub use discovery::{NetEvent, NetEvents};
-pub use endpoint::{DialError, Net, NetConfig, Relay};
+pub use endpoint::{Net, NetConfig, Relay};
 pub use iroh::SecretKey;
 
 /// Directives for the log filter. The libraries below repeat themselves for ever where there is no

@@ -24,7 +24,8 @@ use crate::wire::pairing::{
 use crate::wire::proto::peer;
 
 use super::connection::{Connection, Ended, Protocol};
-use super::endpoint::{DialError, Net};
+use super::dial::DialError;
+use super::endpoint::Net;
 use super::frame::{FrameReader, FrameWriter};
 use super::ticket::Ticket;
 
