@@ -157,7 +157,7 @@ mod tests {
         conn.execute_batch(
             "DROP INDEX damages; ALTER TABLE assets DROP COLUMN damaged; PRAGMA user_version = 1;
              INSERT INTO assets VALUES (1, zeroblob(32), 3, 4, 1, 0, 0, 'name', '', '');
-             INSERT INTO contents VALUES (1, 'abc'); INSERT INTO tags VALUES (1, 'kept');",
+             INSERT INTO contents VALUES (1, x'616263'); INSERT INTO tags VALUES (1, 'kept');",
         )
         .unwrap();
         drop(conn);
