@@ -66,7 +66,7 @@ impl Cut {
         let path = folder.path().join("journal.db");
         fs::write(&path, database).unwrap();
         fs::write(wal_of(&path), wal).unwrap();
-        let mut journal = Journal::open_as(&path, identity, [1; 32], ident).unwrap();
+        let journal = Journal::open_as(&path, identity, [1; 32], ident).unwrap();
         assert_eq!(
             journal.reader().unwrap().fsck().unwrap(),
             Vec::<String>::new(),
