@@ -251,7 +251,7 @@ impl Connection {
 
     /// The path it uses now; `None` once it has ended.
     pub fn path(&self) -> Option<Path> {
-        self.0.quic.with(|quic| path_of(quic)).ok().flatten()
+        self.0.quic.with(path_of).ok().flatten()
     }
 
     /// What it has cost so far; nothing known once the connection is lost by a fault of this device.
@@ -264,7 +264,7 @@ impl Connection {
 
     /// The addresses the peer is reached at now, as text.
     pub fn remote_addresses(&self) -> Vec<String> {
-        let mut texts = self.0.quic.with(|quic| addresses_of(quic)).unwrap_or_default();
+        let mut texts = self.0.quic.with(addresses_of).unwrap_or_default();
         texts.sort_unstable();
         texts.dedup();
         texts.truncate(ADDRESSES_MAX);

@@ -254,8 +254,8 @@ impl Partials {
     /// Removes every partial of an asset that is stored, those under way included: nobody can finish
     /// them any more.
     pub fn remove_all_of(&self, hash: &Hash) -> io::Result<()> {
-        let found = self.shared.list()?.into_iter().filter(|found| found.name.hash == *hash);
-        found.map(|found| self.shared.files(&found.name).remove()).collect()
+        let mut found = self.shared.list()?.into_iter().filter(|found| found.name.hash == *hash);
+        found.try_for_each(|found| self.shared.files(&found.name).remove())
     }
 
     fn claim(&self, name: Name) -> Result<Claim, OpenError> {

@@ -142,7 +142,7 @@ mod tests {
                 break;
             }
             rows.push(row);
-            rows.sort_by(|a, b| b.0.cmp(&a.0));
+            rows.sort_by_key(|row| std::cmp::Reverse(row.0));
         }
         let heads = cancelling.iter().fold([0; 16], |mut xor, n| {
             xor.iter_mut().zip(element(*n).0).for_each(|(a, b)| *a ^= b);

@@ -94,7 +94,9 @@ impl Rests {
     /// Forgets `hash`, which is here.
     pub(super) fn forget(&mut self, hash: &Hash) {
         let peers: Vec<NodeId> = self.of(hash).map(|(peer, _)| peer).collect();
-        peers.into_iter().for_each(|peer| drop(self.remove(peer, *hash)));
+        for peer in peers {
+            self.remove(peer, *hash);
+        }
     }
 
     /// What rests because its content failed.

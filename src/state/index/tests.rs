@@ -333,7 +333,8 @@ fn whatever_lies_where_the_index_should_be_the_index_opens() {
         fs::write(path, b"").unwrap();
         fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
     };
-    let made: [(&str, &dyn Fn(&Path)); 5] = [
+    type Make<'a> = &'a dyn Fn(&Path);
+    let made: [(&str, Make<'_>); 5] = [
         ("another program's", &other_program),
         ("a newer version's", &newer),
         ("a folder", &folder),

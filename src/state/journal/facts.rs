@@ -100,7 +100,10 @@ impl Tx<'_> {
 
     /// Adds a fact whose row was written.
     pub(super) fn tell_fact(&mut self, fact: &Fact) -> Result<()> {
-        let Some(known) = &mut self.ledger else { return Ok(self.facts_changed()) };
+        let Some(known) = &mut self.ledger else {
+            self.facts_changed();
+            return Ok(());
+        };
         let ledger = Arc::make_mut(known);
         if ledger.insert(fact) {
             let again = removals_of(&self.db, &fact.by)?;
