@@ -2,8 +2,7 @@
 //!
 //! [`Store`] has two implementations: [`embedded`] (SQLite + files, in this process) and [`http`]
 //! (any service that speaks `proto/store.proto`). One suite, `tests/store_conformance.rs`, holds
-//! both to the contract below. Served over HTTP it is by [`embedded::server`] (agents) and
-//! [`people`], behind a [`guard`], on the connections of [`serve`].
+//! both to the contract below. `http/` serves it over HTTP, for other programs and for people.
 //!
 //! I1  An asset that [`Store::put`] or [`Store::adopt`] reports as stored survives a power cut.
 //! I2  Bytes are stored only under the hash they have; a mismatch keeps nothing. An asset whose bytes
