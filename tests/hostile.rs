@@ -186,7 +186,7 @@ async fn whatever_a_member_says_on_the_control_stream_it_gets_the_right_code() {
         member.is_refused(&header, TooLarge, &format!("length {length}")).await;
     }
     let cases: [(&str, Vec<u8>, CloseCode); 13] = [
-        ("an empty Hello", frame(Kind::Hello, b""), Protocol),
+        ("a Hello that names no hash algorithm", frame(Kind::Hello, b""), HashAlgorithm),
         ("one byte", frame(Kind::Hello, b"\x0a"), Protocol),
         ("an unknown type", vec![100, 0, 0, 0, 0], Protocol),
         ("a truncated varint", frame(Kind::Hello, &[0x0a, 0xff, 0xff]), Protocol),

@@ -316,10 +316,10 @@ async fn unchanged(api: &Api, key: &Key, etag: &str) -> Result<Expect, Problem> 
 /// Writes a draft and says where it stands.
 pub(super) async fn write(api: &Api, draft: Draft) -> Result<Response, Problem> {
     let written = api.handle.journal().write(draft).await??;
-    let Some(Written { stamp, arr, event_seqs }) = written else {
+    let Some(Written { stamp, epoch, arr, event_seqs }) = written else {
         return Ok(Json(json!({ "cursor": null, "event_seqs": [] })).into_response());
     };
-    let cursor = cursor_text(stamp.log, arr);
+    let cursor = cursor_text(epoch, arr);
     let answer = json!({
         "cursor": cursor,
         "author": this_device(api)?.to_string(),

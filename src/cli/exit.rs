@@ -21,7 +21,7 @@ pub(crate) enum Exit {
     Unknown = 4,
     /// May work later with nothing changed.
     Temporary = 5,
-    /// Not in sync, and waiting does not change that.
+    /// Not in sync, and something is in the way that waiting does not change; `status` says what.
     NotInSync = 6,
     /// The asset's bytes are damaged on this device.
     Damaged = 7,

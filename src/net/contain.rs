@@ -192,7 +192,7 @@ fn give_up_thread() -> ! {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::sync::Once;
+    use std::process::Command;
     use std::time::Duration;
 
     use tokio::time::timeout;
@@ -239,28 +239,38 @@ mod tests {
         );
     }
 
+    /// In a process of its own: the thread that is given up keeps the panic hook, which the test
+    /// program takes at its end.
     #[test]
     fn a_panic_in_a_destructor_during_unwinding_does_not_abort() {
-        static ONCE: Once = Once::new();
-        ONCE.call_once(outlive_panics);
+        let child = "net::contain::tests::child_that_panics_while_it_unwinds";
+        let mut program = Command::new(std::env::current_exe().unwrap());
+        let output = program.args(["--ignored", "--exact", child]).output().unwrap();
+        assert_eq!(output.status.code(), Some(OUTLIVED), "{output:?}");
+    }
+
+    /// The exit status of a child that outlived its panic.
+    const OUTLIVED: i32 = 71;
+
+    #[test]
+    #[ignore = "a child process of the test above"]
+    fn child_that_panics_while_it_unwinds() {
+        outlive_panics();
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(async {
-            let given_up = || THREADS_GIVEN_UP.load(Ordering::Relaxed);
             let mut panics = panics();
-            let before = given_up();
             tokio::spawn(async {
                 let _dropped = PanicsWhenDropped;
                 panic!("injected");
             });
-            while given_up() == before {
+            while THREADS_GIVEN_UP.load(Ordering::Relaxed) == 0 {
                 timeout(Duration::from_secs(20), panics.changed()).await.unwrap().unwrap();
             }
             // The only worker was given up, and another has taken over.
             let other = tokio::spawn(async { 7 });
             assert_eq!(timeout(Duration::from_secs(20), other).await.unwrap().unwrap(), 7);
         });
-        // The thread that was given up is not waited for.
-        runtime.shutdown_background();
+        std::process::exit(OUTLIVED);
     }
 }

@@ -67,7 +67,7 @@ async fn a_fetch_says_when_nobody_has_it_and_ends_when_somebody_does() {
     let order = |hashes: Vec<String>| FetchOrder { hashes, now: false };
     let wrong = b.handle().fetch(order(vec!["xyz".into()])).await;
     assert!(matches!(wrong, Err(RequestError::Invalid(_))), "{wrong:?}");
-    let unknown = b.handle().fetch(order(vec!["07".into()])).await;
+    let unknown = b.handle().fetch(order(vec!["0707".into()])).await;
     assert!(matches!(unknown, Err(RequestError::Unknown(_))), "{unknown:?}");
     let many = b.handle().fetch(order(vec![nobodys.to_string(); 257])).await;
     assert!(matches!(many, Err(RequestError::Invalid(_))), "{many:?}");

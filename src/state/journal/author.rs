@@ -122,7 +122,8 @@ impl Tx<'_> {
         };
         self.news.own = true;
         let stamp = Stamp { hlc, log: open, seq };
-        Ok(Ok(Written { stamp, arr: u64::try_from(arr).unwrap_or(0), event_seqs }))
+        let epoch = self.feed_epoch.ok_or(JournalError::NoGroup)?;
+        Ok(Ok(Written { stamp, epoch, arr: u64::try_from(arr).unwrap_or(0), event_seqs }))
     }
 
     /// Turns a draft into changes by what the journal has now: removals name the adds they saw,

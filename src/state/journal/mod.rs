@@ -114,6 +114,8 @@ pub struct DbIdent {
 pub struct Written {
     /// The op's stamp.
     pub stamp: Stamp,
+    /// What the op's number of arrival is a number of: see [`Cursor`].
+    pub epoch: LogId,
     /// The op's number of arrival here.
     pub arr: u64,
     /// The number of each of its events, in the draft's order.

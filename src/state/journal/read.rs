@@ -64,7 +64,7 @@ pub struct RecordsPage {
 /// A place in the order of arrival. Cursors of another epoch mean nothing: read anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
-    /// The log this device writes: a new one means that arrivals may have been forgotten.
+    /// Another one means that numbers of arrival may have been given anew.
     pub epoch: LogId,
     /// Everything up to this number of arrival was seen.
     pub arr: u64,

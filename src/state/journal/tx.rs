@@ -48,7 +48,7 @@ pub(super) struct Tx<'a> {
     /// The log this device writes; `None` until it writes.
     pub(super) open_log: Option<LogId>,
     /// See [`key::FEED_EPOCH`].
-    feed_epoch: Option<LogId>,
+    pub(super) feed_epoch: Option<LogId>,
     pub(super) hlc_max: Hlc,
     /// The greatest time of an op by another device.
     pub(super) hlc_others: Hlc,
