@@ -86,7 +86,7 @@ pub enum MigrateError {
         path: PathBuf,
         /// The copy.
         copy: PathBuf,
-        /// Why.
+        /// The cause.
         error: io::Error,
     },
     /// A step failed.
@@ -96,7 +96,7 @@ pub enum MigrateError {
         path: PathBuf,
         /// The version it keeps.
         from: i64,
-        /// Why.
+        /// The cause.
         error: anyhow::Error,
     },
     /// The database could not be read or written.
@@ -104,7 +104,7 @@ pub enum MigrateError {
     Database {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         error: rusqlite::Error,
     },
 }

@@ -95,7 +95,7 @@ pub enum OpenError {
     Io {
         /// Which file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }

@@ -102,7 +102,7 @@ pub enum FeedEvent {
 pub enum Touched {
     /// The asset was stored, or its metadata edited.
     Asset {
-        /// Which.
+        /// The asset.
         hash: Hash,
         /// Where in the feed; 0 from a store that gives no cursors.
         cursor: Cursor,

@@ -179,7 +179,7 @@ struct Proof {
 /// An asset that cannot be sent, or not to its end.
 #[derive(Debug)]
 pub(super) struct Lost {
-    /// Which.
+    /// The asset, as the stream names it.
     pub(super) label: Label,
     /// Why: Unavailable, Damaged or Later.
     pub(super) outcome: Outcome,

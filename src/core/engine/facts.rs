@@ -70,7 +70,7 @@ pub enum Input {
     },
     /// A connection ended, whoever closed it.
     Disconnected {
-        /// Which.
+        /// The connection.
         conn: ConnId,
         /// Why, for people.
         reason: String,
@@ -81,7 +81,7 @@ pub enum Input {
     Message {
         /// From where.
         conn: ConnId,
-        /// What.
+        /// The message.
         message: Message,
     },
     /// The index's answer to [`Effect::Ask`].
@@ -122,7 +122,7 @@ pub enum Input {
     BatchSent {
         /// On which connection.
         conn: ConnId,
-        /// Which.
+        /// The number of the batch.
         batch: BatchId,
         /// What became of each asset.
         outcomes: Vec<(Hash, Sent)>,
@@ -131,7 +131,7 @@ pub enum Input {
     BatchFailed {
         /// On which connection.
         conn: ConnId,
-        /// Which.
+        /// The number of the batch.
         batch: BatchId,
         /// The peer broke the protocol.
         violation: bool,
@@ -150,7 +150,7 @@ pub enum Input {
     Received {
         /// On which connection.
         conn: ConnId,
-        /// Which.
+        /// The number of the batch.
         batch: BatchId,
         /// What became of each asset.
         arrivals: Vec<(Hash, Arrival)>,
@@ -182,7 +182,7 @@ pub enum Input {
     /// Somebody waits for these assets, which the index does not know; told again and again while
     /// that lasts. How they stand, [`super::Engine::fetching`] tells.
     Fetch {
-        /// Which.
+        /// The assets waited for.
         hashes: Vec<Hash>,
         /// Before all else.
         at_once: bool,
@@ -213,7 +213,7 @@ pub enum Effect {
     Dial(NodeId),
     /// Close the connection.
     Close {
-        /// Which.
+        /// The connection.
         conn: ConnId,
         /// The reason given.
         code: CloseCode,
@@ -222,9 +222,9 @@ pub enum Effect {
     },
     /// Send a message on the control stream.
     Send {
-        /// Where.
+        /// The connection.
         conn: ConnId,
-        /// What.
+        /// The message.
         message: Message,
     },
     /// Ask the index on behalf of a reconcile.
@@ -233,7 +233,7 @@ pub enum Effect {
         conn: ConnId,
         /// For which round; to be named in the answer.
         round: u64,
-        /// What.
+        /// The question.
         query: Query,
     },
     /// Ask the index which of the hashes are held, and how large they are.
@@ -245,11 +245,11 @@ pub enum Effect {
     },
     /// Send these assets on a stream of their own.
     SendBatch {
-        /// Where.
+        /// The connection.
         conn: ConnId,
         /// The batch's number, to be named in the answer.
         batch: BatchId,
-        /// What.
+        /// The assets to send.
         digests: Vec<Digest>,
         /// Which lane, for the stream's priority.
         lane: Lane,
@@ -265,12 +265,12 @@ pub enum Effect {
     },
     /// Exchange whole sets by the plain protocol on the stream that Hello came on.
     RunPlain {
-        /// Where.
+        /// The connection.
         conn: ConnId,
     },
     /// Open the journal's stream; the peer knows of journals and waits for it.
     OpenJournal {
-        /// Where.
+        /// The connection.
         conn: ConnId,
     },
     /// Remember how far a peer's set has been taken in.
@@ -290,7 +290,7 @@ pub enum Effect {
 /// How a peer stands, for status.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeerView {
-    /// Who.
+    /// The node ID of the peer.
     pub node_id: NodeId,
     /// Its name.
     pub name: String,

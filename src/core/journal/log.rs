@@ -28,14 +28,14 @@ pub const DEVICE_ID: &[u8] = b"self";
 pub enum LogEvent {
     /// An asset is in the store, and came from here.
     AssetAdded {
-        /// Which.
+        /// The asset.
         hash: Hash,
         /// Its size.
         size_bytes: u64,
     },
     /// An asset is in the store, and came from another device.
     AssetReceived {
-        /// Which.
+        /// The asset.
         hash: Hash,
         /// Its size.
         size_bytes: u64,
@@ -45,45 +45,45 @@ pub enum LogEvent {
     },
     /// The user put an asset into the trash.
     AssetTrashed {
-        /// Which.
+        /// The asset.
         hash: Hash,
     },
     /// The user took an asset out of the trash.
     AssetRestored {
-        /// Which.
+        /// The asset.
         hash: Hash,
     },
     /// The user changed an asset's description or tags.
     AssetChanged {
-        /// Which.
+        /// The asset.
         hash: Hash,
         /// The names of the fields changed.
         fields: BTreeSet<String>,
     },
     /// A device was let into the group.
     DevicePaired {
-        /// Which.
+        /// The device.
         device: NodeId,
         /// Its name.
         name: String,
     },
     /// A device was put out of the group.
     DeviceRemoved {
-        /// Which.
+        /// The device.
         device: NodeId,
         /// Its name.
         name: String,
     },
     /// A connection with a device that was away.
     DeviceConnected {
-        /// Which.
+        /// The device.
         device: NodeId,
         /// Its name.
         name: String,
     },
     /// A device is gone, and did not come back soon.
     DeviceLost {
-        /// Which.
+        /// The device.
         device: NodeId,
         /// Its name.
         name: String,

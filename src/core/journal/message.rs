@@ -94,7 +94,7 @@ pub struct Ops {
 /// Why something was not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refuse {
-    /// Why.
+    /// The reason, as a code.
     pub code: RefuseCode,
     /// For people.
     pub text: String,

@@ -102,7 +102,7 @@ pub struct Elem {
 /// An element taken out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removal {
-    /// Which.
+    /// The element.
     pub elem: Elem,
     /// The add that is taken back; later ones stay.
     pub observed: Stamp,
@@ -144,14 +144,14 @@ pub enum MemberChange {
     },
     /// Adds a device.
     Add {
-        /// Which.
+        /// The device.
         device: NodeId,
         /// Its name.
         name: String,
     },
     /// Removes a device for good.
     Remove {
-        /// Which.
+        /// The device.
         device: NodeId,
         /// Those it added and who stay.
         keep: Vec<NodeId>,

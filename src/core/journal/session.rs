@@ -195,7 +195,7 @@ pub enum Effect {
     End {
         /// What to tell the peer.
         last: Option<Refuse>,
-        /// Why.
+        /// The reason.
         why: End,
     },
 }
@@ -242,7 +242,7 @@ pub struct NotTaken {
     pub log: LogId,
     /// Its number.
     pub seq: u64,
-    /// Why.
+    /// The reason.
     pub why: Why,
 }
 

@@ -20,7 +20,7 @@ pub struct Hlc(pub u64);
 /// The place of a write among all writes. Unique as long as its author does not fork its log.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp {
-    /// When.
+    /// The time of the write.
     pub hlc: Hlc,
     /// In which log.
     pub log: LogId,

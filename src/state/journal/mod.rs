@@ -148,7 +148,7 @@ pub struct Refused {
     pub author: NodeId,
     /// Its number.
     pub seq: u64,
-    /// Why.
+    /// The reason it was refused.
     pub why: RefusedWhy,
 }
 

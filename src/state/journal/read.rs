@@ -105,7 +105,7 @@ pub struct EventRow {
     pub log: LogId,
     /// Its number in the stream and log, from 0.
     pub event_seq: u64,
-    /// When.
+    /// The time it was written.
     pub hlc: Hlc,
     /// What happened.
     pub kind: String,
@@ -129,7 +129,7 @@ pub struct EventsPage {
 /// A device of the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberRow {
-    /// Which.
+    /// Its node ID.
     pub device: NodeId,
     /// The name it was added under.
     pub name: String,

@@ -42,7 +42,7 @@ pub struct Scan {
 /// Where we stand in one log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogState {
-    /// Which.
+    /// The log.
     pub log: LogId,
     /// Its author.
     pub author: NodeId,

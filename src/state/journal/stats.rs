@@ -9,7 +9,7 @@ use super::{JournalReader, Result};
 /// One log in numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogStats {
-    /// Which.
+    /// The log.
     pub log: LogId,
     /// Its author.
     pub author: NodeId,

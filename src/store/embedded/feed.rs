@@ -26,21 +26,21 @@ pub struct FeedLine {
 pub enum FeedKind {
     /// An asset was stored.
     Asset {
-        /// Which.
+        /// The asset.
         digest: Digest,
         /// When, ms since the Unix epoch.
         timestamp_ms: i64,
     },
     /// An asset's metadata was changed. Only the last change of an asset is in the feed.
     Meta {
-        /// Whose.
+        /// The asset.
         hash: Hash,
         /// The version it has since.
         version: u64,
     },
     /// An asset is not held any more: its bytes were found to be damaged.
     Gone {
-        /// Which.
+        /// The asset.
         hash: Hash,
     },
 }
