@@ -80,15 +80,25 @@ struct Shared {
     peer: NodeId,
     dialed: bool,
     protocol: Protocol,
+    /// Dropped last, when the handles are gone.
+    held: Arc<()>,
 }
 
 /// A connection that may be gone.
 #[derive(Debug)]
-pub(super) struct WeakConnection(Weak<Shared>);
+pub(super) struct WeakConnection {
+    shared: Weak<Shared>,
+    held: Weak<()>,
+}
 
 impl WeakConnection {
+    /// Its handles have been dropped.
+    pub(super) fn is_gone(&self) -> bool {
+        self.held.strong_count() == 0
+    }
+
     pub(super) fn upgrade(&self) -> Option<Connection> {
-        self.0.upgrade().map(Connection)
+        self.shared.upgrade().map(Connection)
     }
 }
 
@@ -153,11 +163,12 @@ impl Connection {
         let spare = Contained::new(quic.clone(), fate.clone());
         let quic = Contained::new(quic, fate.clone());
         let dialed = quic.with(|quic| quic.side() == Side::Client)?;
-        Ok(Self(Arc::new(Shared { quic, _spare: spare, fate, peer, dialed, protocol })))
+        let held = Arc::new(());
+        Ok(Self(Arc::new(Shared { quic, _spare: spare, fate, peer, dialed, protocol, held })))
     }
 
     pub(super) fn downgrade(&self) -> WeakConnection {
-        WeakConnection(Arc::downgrade(&self.0))
+        WeakConnection { shared: Arc::downgrade(&self.0), held: Arc::downgrade(&self.0.held) }
     }
 
     /// The device at the other end; the handshake has proved it.

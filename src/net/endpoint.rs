@@ -24,7 +24,7 @@ use iroh::{
     Endpoint, EndpointAddr, EndpointId, RelayMode, RelayUrl, SecretKey, TransportAddr, Watcher,
 };
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::core::close::CloseCode;
 use crate::core::ids::NodeId;
@@ -70,6 +70,10 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(4);
 
 /// How often binding anew tries the same port: the failed endpoint gives it back within moments.
 const SAME_PORT_ATTEMPTS: u32 = 20;
+
+/// How long a failed endpoint waits for its lost connections to be let go of, and how often it looks.
+const HANDLES_WAIT: Duration = Duration::from_secs(2);
+const HANDLES_LOOK: Duration = Duration::from_millis(2);
 
 /// The pause between two attempts to bind anew.
 const REBIND_PAUSE: Duration = Duration::from_millis(50);
@@ -284,9 +288,15 @@ impl Net {
     /// Safe: called again, it goes on.
     pub(super) async fn rebind(&self) {
         let port = self.inner.port.load(Ordering::Relaxed);
+        self.bound().fate.lose();
+        // The library's actors look at their connections when they are dropped, and panic in a
+        // destructor where one is poisoned and still has a handle: the handles go first.
+        let deadline = Instant::now() + HANDLES_WAIT;
+        while Instant::now() < deadline && self.live().iter().any(|l| !l.connection.is_gone()) {
+            sleep(HANDLES_LOOK).await;
+        }
         let failed = {
             let mut bound = lock(&self.inner.bound);
-            bound.fate.lose();
             Contained::new(bound.endpoint.take(), bound.fate.clone())
         };
         drop(failed);
