@@ -22,6 +22,8 @@ use common::{content, digest};
 
 #[path = "group/databases.rs"]
 mod databases;
+#[path = "group/pairing.rs"]
+mod pairing;
 #[path = "group/power.rs"]
 mod power;
 #[path = "group/restored.rs"]

@@ -7,15 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use can_sync::core::close::CloseCode;
-use can_sync::core::ids::{Hash, HashAlgorithm, NodeId};
-use can_sync::core::joining::{PairAccept, PairRequest, short_code};
-use can_sync::core::pairing::pair_proof;
+use can_sync::core::ids::{GroupId, Hash, HashAlgorithm, NodeId};
 use can_sync::net::frame::FrameReader;
-use can_sync::net::pairing::{Joiner, join};
+use can_sync::net::pairing::{JoinError, Joiner, ask};
 use can_sync::net::ticket::Ticket;
 use can_sync::net::{Connection, Ended, Net, NetConfig, RecvStream, SecretKey, SendStream};
 use can_sync::wire::frame::{Header, Kind};
-use can_sync::wire::pairing::pair_request_to_wire;
 use can_sync::wire::proto::peer;
 use prost::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -38,7 +35,7 @@ const GROWTH_BYTES_MAX: usize = 48 * 1024 * 1024;
 /// A member of the group without manners.
 struct Member {
     net: Net,
-    accept: PairAccept,
+    group_id: GroupId,
     victim: NodeId,
     addresses: Vec<String>,
 }
@@ -52,33 +49,40 @@ struct Control {
 
 impl Member {
     async fn join(victim: &Device) -> Self {
+        let reply = victim.handle().ticket(Duration::from_secs(60)).await.unwrap();
+        Self::join_by(victim, &reply.ticket, reply.expires_ms - 60_000).await
+    }
+
+    async fn join_by(victim: &Device, ticket: &str, now_ms: u64) -> Self {
         let config = NetConfig {
             offline: true,
             bind: Some("127.0.0.1:0".parse().unwrap()),
             ..NetConfig::new(SecretKey::generate())
         };
         let net = Net::bind(config).await.unwrap();
-        let reply = victim.handle().ticket(Duration::from_secs(60)).await.unwrap();
-        let ticket: Ticket = reply.ticket.parse().unwrap();
+        let ticket: Ticket = ticket.parse().unwrap();
         let own = Joiner {
             device_name: "hostile".into(),
             addresses: Vec::new(),
             hash_algorithm: HashAlgorithm::Blake3,
+            verify: false,
         };
-        let now_ms = reply.expires_ms - 60_000;
-        let accept = join(&net, &ticket, own, now_ms).await.unwrap();
+        let mut joining = ask(&net, &ticket, own, now_ms).await.unwrap();
+        joining.confirm().await.unwrap();
+        let group_id = joining.offer().group_id;
+        assert!(joining.joined().await);
         let me = net.node_id().to_string();
         until("the member is known", &[victim], async || {
             victim.status().peers.iter().any(|peer| peer.node_id == me)
         })
         .await;
         let addresses = victim.status().device.addresses;
-        Self { net, accept, victim: victim.node_id, addresses }
+        Self { net, group_id, victim: victim.node_id, addresses }
     }
 
     fn hello(&self) -> peer::Hello {
         peer::Hello {
-            group_id: Bytes::copy_from_slice(self.accept.group_id.as_bytes()),
+            group_id: Bytes::copy_from_slice(self.group_id.as_bytes()),
             device_name: "hostile".into(),
             store_id: Bytes::from_static(&[7; 16]),
             hash_algorithm: "blake3".into(),
@@ -446,34 +450,33 @@ async fn noise_ends_and_memory_is_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_joiner_that_breaks_off_is_logged_with_the_code_to_compare_all_the_same() {
+async fn wrong_proofs_are_logged_and_void_no_ticket() {
     let _shared = PROCESS.read().await;
     let victim = Device::start().await;
-    let ticket = victim.handle().ticket(Duration::from_secs(60)).await.unwrap().ticket;
-    let ticket: Ticket = ticket.parse().unwrap();
-    let builder = iroh::Endpoint::builder(iroh::endpoint::presets::Minimal).clear_ip_transports();
-    let endpoint = builder.bind_addr("127.0.0.1:0").unwrap().bind().await.unwrap();
-    let me = NodeId(*endpoint.id().as_bytes());
-    let id = iroh::EndpointId::from_bytes(victim.node_id.as_bytes()).unwrap();
-    let address = victim.status().device.addresses[0].parse().unwrap();
-    let address = iroh::EndpointAddr::new(id).with_ip_addr(address);
-    let connection = endpoint.connect(address, b"can-sync/pair/1").await.unwrap();
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    let request = PairRequest {
-        joiner: me,
-        proof: pair_proof(&ticket.secret, &ticket.inviter, &me),
-        device_name: "shy".into(),
+    let reply = victim.handle().ticket(Duration::from_secs(60)).await.unwrap();
+    let ticket: Ticket = reply.ticket.parse().unwrap();
+    let config = NetConfig {
+        offline: true,
+        bind: Some("127.0.0.1:0".parse().unwrap()),
+        ..NetConfig::new(SecretKey::generate())
+    };
+    let net = Net::bind(config).await.unwrap();
+    let own = Joiner {
+        device_name: "guesser".into(),
         addresses: Vec::new(),
         hash_algorithm: HashAlgorithm::Blake3,
+        verify: false,
     };
-    let request = pair_request_to_wire(&request).encode_to_vec();
-    send.write_all(&frame(Kind::PairRequest, &request)).await.unwrap();
-    recv.read_exact(&mut [0]).await.unwrap();
-    connection.close(7_u32.into(), b"");
-    until("it was let in", &[&victim], async || !victim.status().peers.is_empty()).await;
-    let code = short_code(victim.node_id, me);
-    assert!(was_logged(&[" WARN ", "a device joined the group", "shy", &code]));
-    endpoint.close().await;
+    let now_ms = reply.expires_ms - 60_000;
+    for guess in 0..12 {
+        let guessed = Ticket { secret: [guess; 16], ..ticket.clone() };
+        let refused = ask(&net, &guessed, own.clone(), now_ms).await.unwrap_err();
+        assert_eq!(refused, JoinError::Refused);
+    }
+    assert!(was_logged(&[" WARN ", "without a valid ticket", "127.0.0.1", "tries=1 "]));
+    assert!(!was_logged(&["without a valid ticket", "tries=2"]), "one line a minute");
+    Member::join_by(&victim, &reply.ticket, now_ms).await;
+    net.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

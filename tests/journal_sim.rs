@@ -348,11 +348,6 @@ fn a_ticket_that_never_expires_is_noticed() {
 }
 
 #[test]
-fn a_ticket_that_outlives_guesses_is_noticed() {
-    must_fail(Mutant::TokenTriesAreNotCounted, 50, |_| Faults::NONE, "as many guesses");
-}
-
-#[test]
 fn a_proof_that_any_device_may_use_is_noticed() {
     must_fail(Mutant::ProofFitsAnybody, 50, |_| Faults::NONE, "a proof let another");
 }

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use can_sync::core::close::CloseCode;
 use can_sync::core::ids::{GroupId, HashAlgorithm, NodeId};
-use can_sync::core::joining::{Introduction, PairAccept, PairRequest};
-use can_sync::core::pairing::{proof_matches, ticket_key};
+use can_sync::core::joining::{Introduction, PairAccept, PairOffer, PairRequest, commitment};
+use can_sync::core::pairing::{pair_proof, proof_matches, ticket_key};
 use can_sync::net::frame::{FrameReader, FrameWriter};
 use can_sync::net::introduction;
-use can_sync::net::pairing::{HostError, JoinError, Joiner, host, join};
+use can_sync::net::pairing::{HostError, Hosting, JoinError, Joiner, ask, receive};
 use can_sync::net::ticket::Ticket;
 use can_sync::net::{
     Accepted, Acceptor, Admission, Connection, DialError, Ended, Net, NetConfig, NetEvent,
@@ -445,7 +445,7 @@ async fn a_stranger_gets_the_same_close_whatever_it_says() {
     let key = SecretKey::generate();
     let raw = Raw::bind(&key).await;
     let mut raw_ends = BTreeSet::new();
-    for alpn in [&b"can-sync/pair/1"[..], b"can-sync/2", b"can-sync/1"] {
+    for alpn in [&b"can-sync/pair/2"[..], b"can-sync/2", b"can-sync/1"] {
         let closed = raw.connect(&at, &[alpn]).await.unwrap().closed().await;
         raw_ends.insert(format!("{closed:?}"));
     }
@@ -819,15 +819,26 @@ fn joiner() -> Joiner {
         device_name: "laptop".to_owned(),
         addresses: vec!["10.0.0.1:7".to_owned()],
         hash_algorithm: HashAlgorithm::Blake3,
+        verify: false,
     }
 }
 
-/// An inviter with one ticket.
+/// An inviter with one ticket, and the members it has let in.
 struct Inviter {
     net: Net,
     ticket: Ticket,
     outstanding: Arc<AtomicBool>,
     incoming: Acceptor,
+}
+
+/// Where an inviter or a joiner goes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Asked,
+    Offered,
+    Confirmed,
+    Accepted,
+    Done,
 }
 
 impl Inviter {
@@ -849,31 +860,79 @@ impl Inviter {
         Self { net, ticket, outstanding, incoming }
     }
 
-    /// Hosts the next joiner.
-    async fn host(&mut self) -> Result<(), HostError> {
+    async fn next(&mut self) -> Connection {
         let next = self.incoming.next().await;
         let Some(Accepted::Pairing(connection)) = next else { panic!("{next:?}") };
-        let (me, outstanding) = (self.net.node_id(), self.outstanding.clone());
-        let redeem = |request: PairRequest| async move {
-            if !proof_matches(&ticket_key(&SECRET), &me, &request.joiner, &request.proof) {
-                return Err(CloseCode::NotMember);
-            }
-            if request.hash_algorithm != HashAlgorithm::Blake3 {
-                return Err(CloseCode::HashAlgorithm);
-            }
-            if !outstanding.swap(false, Ordering::Relaxed) {
-                return Err(CloseCode::NotMember);
-            }
-            assert_eq!(request.addresses, ["10.0.0.1:7"]);
-            Ok(PairAccept {
-                group_id: GroupId([6; 32]),
-                intro: Vec::new(),
-                members: 2,
-                device_name: "desk".to_owned(),
-            })
-        };
-        host(connection, redeem).await
+        connection
     }
+
+    /// Hosts the next joiner. Returns its digits.
+    async fn host(&mut self) -> Result<String, HostError> {
+        self.host_until(Step::Done, 0).await
+    }
+
+    /// The same, and goes away after a step. Its clock shows `now_ms`.
+    async fn host_until(&mut self, last: Step, now_ms: u64) -> Result<String, HostError> {
+        let connection = self.next().await;
+        let mut hosting = receive(connection).await?;
+        let code = self.answer(&mut hosting, last, now_ms).await?;
+        if last == Step::Done {
+            hosting.done();
+        }
+        Ok(code)
+    }
+
+    async fn answer(
+        &self,
+        hosting: &mut Hosting,
+        last: Step,
+        now_ms: u64,
+    ) -> Result<String, HostError> {
+        let me = self.net.node_id();
+        let PairRequest { joiner, proof, .. } = hosting.request().clone();
+        assert!(proof_matches(&ticket_key(&SECRET), &me, &joiner, &proof));
+        assert_eq!(hosting.request().addresses, ["10.0.0.1:7"]);
+        let offer = PairOffer {
+            group_id: GroupId([6; 32]),
+            nonce: [7; 32],
+            members: 2,
+            device_name: "desk".to_owned(),
+            now_ms,
+            verify: hosting.request().verify,
+        };
+        if last == Step::Asked {
+            return Ok(String::new());
+        }
+        let code = hosting.offer(me, &offer).await?;
+        if last >= Step::Confirmed {
+            hosting.confirmed(offer.verify).await?;
+        }
+        if last >= Step::Accepted {
+            self.outstanding.store(false, Ordering::Relaxed);
+            hosting.accept(&PairAccept { intro: Vec::new() }).await?;
+        }
+        Ok(code)
+    }
+}
+
+/// Redeems a ticket, and goes away after a step. Returns the digits.
+async fn join(
+    net: &Net,
+    ticket: &Ticket,
+    own: Joiner,
+    now_ms: u64,
+    last: Step,
+) -> Result<String, JoinError> {
+    let mut joining = ask(net, ticket, own, now_ms).await?;
+    let code = joining.short_code().to_owned();
+    if last >= Step::Accepted {
+        let accept = joining.confirm().await?;
+        assert_eq!(accept.intro, []);
+    }
+    if last == Step::Done {
+        assert!(joining.joined().await);
+    }
+    Ok(code)
 }
 
 #[tokio::test]
@@ -913,15 +972,13 @@ async fn a_ticket_lets_one_device_in_and_a_second_use_is_refused() {
     let mut inviter = Inviter::new().await;
     let (first, second) = (bind().await, bind().await);
     let ticket: Ticket = inviter.ticket.to_string().parse().unwrap();
-    let (joined, hosted) = tokio::join!(join(&first, &ticket, joiner(), 999), inviter.host());
-    assert_eq!(hosted, Ok(()));
-    let joined = joined.unwrap();
-    assert_eq!((joined.group_id, &*joined.device_name), (GroupId([6; 32]), "desk"));
-    assert_eq!(joined.members, 2);
+    let joining = join(&first, &ticket, joiner(), 999, Step::Done);
+    let (joined, hosted) = tokio::join!(joining, inviter.host());
+    assert_eq!(joined.unwrap(), hosted.unwrap(), "both show the same digits");
 
     // Used up: as if no ticket had ever been there.
     let refused = tokio::select! {
-        refused = join(&second, &ticket, joiner(), 999) => refused,
+        refused = join(&second, &ticket, joiner(), 999, Step::Done) => refused,
         next = inviter.incoming.next() => panic!("{next:?}"),
     };
     assert_eq!(refused, Err(JoinError::Refused));
@@ -929,57 +986,138 @@ async fn a_ticket_lets_one_device_in_and_a_second_use_is_refused() {
 }
 
 #[tokio::test]
-async fn of_two_joiners_at_once_one_gets_in() {
+async fn the_digits_are_new_in_every_pairing() {
     let mut inviter = Inviter::new().await;
-    let (first, second) = (bind().await, bind().await);
+    let net = bind().await;
     let ticket = inviter.ticket.clone();
-    // The first is hosted while the second, already past the door, waits for its turn.
-    let hosting = async {
-        let next = inviter.incoming.next().await;
-        let Some(Accepted::Pairing(early)) = next else { panic!("{next:?}") };
-        let hosted = inviter.host().await;
-        early.close(CloseCode::NotMember, "");
-        hosted
-    };
-    let (one, two, hosted) = timeout(SOON, async {
-        tokio::join!(
-            join(&first, &ticket, joiner(), 0),
-            join(&second, &ticket, joiner(), 0),
-            hosting
-        )
-    })
-    .await
-    .unwrap();
-    assert_eq!(hosted, Ok(()));
-    assert_eq!([one.is_ok(), two.is_ok()].iter().filter(|ok| **ok).count(), 1);
-    assert!([one, two].contains(&Err(JoinError::Refused)));
-    tokio::join!(inviter.net.close(), first.close(), second.close());
+    let mut codes = BTreeSet::new();
+    for _ in 0..3 {
+        let joining = join(&net, &ticket, joiner(), 0, Step::Offered);
+        let hosting = inviter.host_until(Step::Offered, 0);
+        let (joined, hosted) = tokio::join!(joining, hosting);
+        assert_eq!(joined, hosted.map_err(|error| panic!("{error}")));
+        codes.insert(joined.unwrap());
+    }
+    assert_eq!(codes.len(), 3, "{codes:?}");
+    tokio::join!(inviter.net.close(), net.close());
 }
 
 #[tokio::test]
-async fn a_wrong_secret_is_refused_like_a_used_ticket_and_another_kind_of_store_by_name() {
+async fn a_joiner_that_chooses_its_nonce_after_the_inviters_is_turned_away() {
+    let mut inviter = Inviter::new().await;
+    let raw = Raw::bind(&SecretKey::generate()).await;
+    let at = inviter.net.clone();
+    let me = NodeId(*raw.0.id().as_bytes());
+    let request = peer::PairRequest {
+        proof: pair_proof(&SECRET, &at.node_id(), &me).to_vec().into(),
+        device_name: "thief".into(),
+        addresses: vec!["10.0.0.1:7".into()],
+        hash_algorithm: "blake3".into(),
+        commitment: commitment(&[1; 32]).to_vec().into(),
+        verify: true,
+    };
+    let reveal = peer::PairReveal { nonce: vec![2; 32].into() };
+    let stealing = async {
+        let connection = raw.connect(&at, &[b"can-sync/pair/2"]).await.unwrap();
+        let (send, mut recv) = connection.open_bi().await.unwrap();
+        let mut writer = FrameWriter::new(send, SOON);
+        writer.write(Kind::PairRequest, &request).await.unwrap();
+        writer.flush().await.unwrap();
+        recv.read_exact(&mut [0]).await.unwrap();
+        writer.write(Kind::PairReveal, &reveal).await.unwrap();
+        writer.flush().await.unwrap();
+        connection.closed().await
+    };
+    let (_, hosted) = tokio::join!(stealing, inviter.host());
+    assert_eq!(hosted, Err(HostError::OtherNonce));
+    raw.0.close().await;
+    inviter.net.close().await;
+}
+
+#[tokio::test]
+async fn a_pairing_may_break_off_at_each_step_and_both_sides_say_so() {
     let mut inviter = Inviter::new().await;
     let net = bind().await;
-    let guessed = Ticket { secret: [0; 16], ..inviter.ticket.clone() };
-    let (joined, hosted) = tokio::join!(join(&net, &guessed, joiner(), 0), inviter.host());
-    assert_eq!(joined, Err(JoinError::Refused));
-    assert_eq!(hosted, Err(HostError::Refused(CloseCode::NotMember)));
-
-    let other = Joiner { hash_algorithm: HashAlgorithm::Sha256, ..joiner() };
     let ticket = inviter.ticket.clone();
-    let (joined, hosted) = tokio::join!(join(&net, &ticket, other, 0), inviter.host());
-    assert_eq!(joined, Err(JoinError::HashAlgorithm { own: HashAlgorithm::Sha256 }));
-    assert_eq!(hosted, Err(HostError::Refused(CloseCode::HashAlgorithm)));
+    for last in [Step::Asked, Step::Offered, Step::Confirmed] {
+        let joining = join(&net, &ticket, joiner(), 0, Step::Done);
+        let hosting = inviter.host_until(last, 0);
+        let (joined, hosted) =
+            timeout(SOON, async { tokio::join!(joining, hosting) }).await.unwrap();
+        assert!(matches!(joined, Err(JoinError::Lost(_))), "{last:?}: {joined:?}");
+        assert!(hosted.is_ok(), "{last:?}: {hosted:?}");
+    }
+    for last in [Step::Offered, Step::Accepted] {
+        let joining = join(&net, &ticket, joiner(), 0, last);
+        let (joined, hosted) =
+            timeout(SOON, async { tokio::join!(joining, inviter.host()) }).await.unwrap();
+        assert!(joined.is_ok(), "{last:?}: {joined:?}");
+        let expected = matches!(
+            (last, &hosted),
+            (Step::Offered, Err(HostError::CalledOff(_)))
+                | (Step::Accepted, Err(HostError::Unconfirmed(_)))
+        );
+        assert!(expected, "{last:?}: {hosted:?}");
+    }
+    tokio::join!(inviter.net.close(), net.close());
+}
+
+#[tokio::test]
+async fn clocks_too_far_apart_are_named_before_anybody_is_added() {
+    let mut inviter = Inviter::new().await;
+    let net = bind().await;
+    let ticket = Ticket { expires_ms: u64::MAX, ..inviter.ticket.clone() };
+    let hour_ms = 3_600_000;
+    for (joiners_ms, inviters_ms, words) in
+        [(hour_ms, 0, "60 minutes ahead of"), (0, 3 * hour_ms, "3 hours behind")]
+    {
+        let joining = join(&net, &ticket, joiner(), joiners_ms, Step::Done);
+        let hosting = inviter.host_until(Step::Done, inviters_ms);
+        let (joined, hosted) = tokio::join!(joining, hosting);
+        let error = joined.unwrap_err();
+        assert!(
+            matches!(error, JoinError::Clock { .. }) && error.to_string().contains(words),
+            "{error}"
+        );
+        assert!(matches!(hosted, Err(HostError::CalledOff(_))), "{hosted:?}");
+    }
+    tokio::join!(inviter.net.close(), net.close());
+}
+
+#[tokio::test]
+async fn a_joiner_is_told_why_only_when_its_proof_is_right() {
+    let mut inviter = Inviter::new().await;
+    let net = bind().await;
+    let ticket = inviter.ticket.clone();
+    for (code, words, expected) in [
+        (CloseCode::NotMember, "", JoinError::Refused),
+        (
+            CloseCode::NotMember,
+            "the group is full",
+            JoinError::Declined("the group is full".into()),
+        ),
+        (CloseCode::Removed, "", JoinError::Removed),
+        (CloseCode::HashAlgorithm, "", JoinError::HashAlgorithm { own: HashAlgorithm::Blake3 }),
+    ] {
+        let hosting = async {
+            let connection = inviter.next().await;
+            receive(connection).await.unwrap().refuse(code, words);
+        };
+        let joining = join(&net, &ticket, joiner(), 0, Step::Done);
+        let (joined, ()) = tokio::join!(joining, hosting);
+        assert_eq!(joined, Err(expected));
+    }
     tokio::join!(inviter.net.close(), net.close());
 }
 
 #[tokio::test]
 async fn tickets_that_cannot_work_are_refused_without_a_dial() {
     let inviter = Inviter::new().await;
-    let own = join(&inviter.net, &inviter.ticket, joiner(), 0).await;
+    let own = join(&inviter.net, &inviter.ticket, joiner(), 0, Step::Done).await;
     assert_eq!(own, Err(JoinError::OwnTicket));
     let net = bind().await;
-    let late = join(&net, &inviter.ticket, joiner(), 1000 + 3 * 60_000).await.unwrap_err();
+    let late = join(&net, &inviter.ticket, joiner(), 1000 + 3 * 60_000, Step::Done);
+    let late = late.await.unwrap_err();
     assert_eq!(late, JoinError::Expired { ago_ms: 3 * 60_000 });
     assert!(late.to_string().contains("3 minutes ago"), "{late}");
     tokio::join!(inviter.net.close(), net.close());
@@ -990,7 +1128,7 @@ async fn an_inviter_that_is_gone_is_named_with_what_to_check() {
     let inviter = Inviter::new().await;
     inviter.net.close().await;
     let net = bind().await;
-    let gone = join(&net, &inviter.ticket, joiner(), 0).await.unwrap_err();
+    let gone = join(&net, &inviter.ticket, joiner(), 0, Step::Done).await.unwrap_err();
     assert!(matches!(gone, JoinError::Unreachable { .. }), "{gone:?}");
     assert!(gone.to_string().contains(&inviter.net.node_id().short()), "{gone}");
     net.close().await;
@@ -1006,7 +1144,7 @@ async fn a_joiner_that_says_nothing_or_nonsense_is_sent_away_without_a_hint() {
     let at = inviter.net.clone();
     for first in nonsense {
         let knocking = async {
-            let connection = raw.connect(&at, &[b"can-sync/pair/1"]).await.unwrap();
+            let connection = raw.connect(&at, &[b"can-sync/pair/2"]).await.unwrap();
             let (mut send, _recv) = connection.open_bi().await.unwrap();
             send.write_all(first).await.unwrap();
             connection.closed().await
@@ -1027,7 +1165,7 @@ async fn a_joiner_cannot_make_the_inviter_hold_more_than_one_request() {
     let at = inviter.net.clone();
     let raw = Raw::bind(&SecretKey::generate()).await;
     // Offering the session's protocol as well does not help.
-    let alpns: [&[u8]; 2] = [b"can-sync/2", b"can-sync/pair/1"];
+    let alpns: [&[u8]; 2] = [b"can-sync/2", b"can-sync/pair/2"];
     let (connection, accepted) = tokio::join!(raw.connect(&at, &alpns), inviter.incoming.next());
     assert!(matches!(accepted, Some(Accepted::Pairing(_))), "{accepted:?}");
     let connection = connection.unwrap();

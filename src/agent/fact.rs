@@ -4,7 +4,7 @@
 use tokio::sync::{mpsc, oneshot};
 
 use crate::core::engine::{Engine, Input};
-use crate::core::ids::{Digest, Hash, LogId};
+use crate::core::ids::{Digest, Hash, LogId, NodeId};
 use crate::core::peers::ConnId;
 use crate::core::wants::BatchId;
 use crate::net::Accepted;
@@ -71,6 +71,8 @@ pub(super) enum Fact {
     Group(GroupState),
     /// This device is in a group of its own now.
     Left { reply: Reply<LeaveReply> },
+    /// A device without a right proof tried to pair.
+    NotPaired { joiner: NodeId, source: String, why: String },
     /// Pairing ended; the answer goes to who asked.
     Joined { result: Result<PairReply, RequestError>, reply: Reply<PairReply> },
 }

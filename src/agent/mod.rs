@@ -43,10 +43,13 @@ mod fact;
 mod follow;
 mod group;
 pub mod handle;
+mod introductions;
 mod journal_stream;
+mod knocks;
 mod link;
 mod load;
 mod orders;
+mod pairing;
 mod picture;
 mod run;
 #[cfg(test)]

@@ -39,10 +39,11 @@ use super::effects::plain_done;
 use super::fact::{Fact, Facts, Reload};
 use super::follow::Follower;
 use super::handle::Request;
+use super::knocks::Knocks;
 use super::link::{CONTROL_QUEUE, Order};
 use super::load::{Loading, NO_STORE};
 use super::picture::{LinkFigures, LinkView, Picture};
-use super::{group, journal_stream, link, orders};
+use super::{group, introductions, journal_stream, link, orders, pairing};
 use crate::replica::device::Publisher;
 use crate::replica::events::{self, EventLog};
 use crate::replica::journal::{JournalHandle, JournalWriter};
@@ -143,6 +144,7 @@ pub(super) struct Loop {
     pub(super) live: BTreeMap<ConnId, Live>,
     pub(super) replication: Replication,
     forked: Vec<LogId>,
+    pub(super) knocks: Knocks,
     pub(super) decisions: BTreeMap<BatchId, oneshot::Sender<Vec<bool>>>,
     last_id: u64,
     pub(super) addresses: BTreeMap<NodeId, Vec<String>>,
@@ -183,6 +185,7 @@ pub(super) async fn run(parts: Parts, tellers: Tellers) -> Result<()> {
         live: BTreeMap::new(),
         replication: Replication::new(parts.journal.clone(), parts.node_id, clock),
         forked: Vec::new(),
+        knocks: Knocks::default(),
         decisions: BTreeMap::new(),
         last_id: 0,
         store: StoreView::default(),
@@ -423,9 +426,9 @@ impl Loop {
             Fact::Accepted(Accepted::Session(connection)) | Fact::Dialed(connection) => {
                 self.on_connection(connection);
             }
-            Fact::Accepted(Accepted::Pairing(connection)) => orders::host(self, connection),
+            Fact::Accepted(Accepted::Pairing(connection)) => pairing::host(self, connection),
             Fact::Accepted(Accepted::Introduction(connection)) => {
-                orders::be_introduced(self, connection);
+                introductions::be_introduced(self, connection);
             }
             Fact::Ended { conn, ended } => self.on_ended(conn, ended),
             Fact::Stream { conn, send, recv } => self.receive(conn, send, recv),
@@ -481,6 +484,9 @@ impl Loop {
             Fact::Joined { result, reply } => {
                 // Who asked may have gone.
                 let _ = reply.send(result);
+            }
+            Fact::NotPaired { joiner, source, why } => {
+                pairing::on_not_paired(self, joiner, &source, &why);
             }
             Fact::Left { reply } => self.reload(Reload::Left { reply }),
             Fact::Reload(reload) => self.reload(reload),
@@ -542,12 +548,12 @@ impl Loop {
         tracing::info!(peer = %live.connection.peer().short(), reason = ended.text, "disconnected");
         if ended.by_peer && ended.code == Some(CloseCode::Removed) && !self.engine.is_removed() {
             let group_id = self.engine.identity().group_id;
-            orders::note_own_removal(self, group_id, live.connection.peer());
+            introductions::note_own_removal(self, group_id, live.connection.peer());
         }
         if ended.by_peer && ended.code == Some(CloseCode::NotMember) && live.connection.dialed() {
             let peer = live.connection.peer();
             let addresses = self.addresses.get(&peer).cloned().unwrap_or_default();
-            orders::introduce(self, peer, addresses);
+            introductions::introduce(self, peer, addresses);
         }
         let violation = ended.code.is_some_and(CloseCode::is_violation);
         self.handle(Input::Disconnected { conn, reason: ended.text, violation });

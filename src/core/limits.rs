@@ -67,8 +67,9 @@ pub const RESTING_MAX: usize = 10_000;
 /// Beyond, the one whose time comes first is forgotten and may be tried once too early.
 pub const RESTING_PER_PEER_MAX: usize = 4_096;
 
-/// The longest request to join: the proof, a name and 16 addresses. It comes from a stranger.
-pub const PAIR_REQUEST_FRAME_BYTES_MAX: u32 = 8 * 1024;
+/// The longest message of a pairing but the introduction: the proof, a name and 16 addresses. It comes
+/// from a stranger.
+pub const PAIR_FRAME_BYTES_MAX: u32 = 8 * 1024;
 
 /// Contents up to this size travel whole, many to a frame; larger ones in pieces.
 pub const SMALL_BYTES_MAX: u64 = 256 * 1024;

@@ -113,7 +113,7 @@ impl std::fmt::Debug for Admission {
 pub enum Accepted {
     /// A member's, for a session.
     Session(Connection),
-    /// Anyone's, to redeem a ticket with [`super::pairing::host`].
+    /// Anyone's, to redeem a ticket with [`super::pairing::receive`].
     Pairing(Connection),
     /// Anyone's, to be introduced with [`super::introduction::host`].
     Introduction(Connection),
@@ -175,8 +175,8 @@ enum Greeting {
 enum Outcome {
     Accepted(Accepted),
     /// Its sender may be anyone, whenever it likes: counted like those who were refused.
-    Introduction {
-        connection: Connection,
+    Stranger {
+        accepted: Accepted,
         caller: Caller,
     },
     Refused {
@@ -224,9 +224,9 @@ impl Acceptor {
             tokio::select! {
                 Some(ended) = self.handshakes.join_next() => match ended {
                     Ok(Outcome::Accepted(accepted)) => return Some(accepted),
-                    Ok(Outcome::Introduction { connection, caller }) => {
+                    Ok(Outcome::Stranger { accepted, caller }) => {
                         self.door(caller).refusals.count(caller.source);
-                        return Some(Accepted::Introduction(connection));
+                        return Some(accepted);
                     }
                     Ok(Outcome::Refused { caller }) => self.count_refusal(caller),
                     Ok(Outcome::Failed) | Err(_) => {}
@@ -463,11 +463,13 @@ async fn receive(
         }
         return Outcome::Refused { caller };
     }
-    Outcome::Accepted(match protocol {
-        Protocol::Pairing => Accepted::Pairing(connection),
-        Protocol::Introduction => return Outcome::Introduction { connection, caller },
-        Protocol::Two | Protocol::Plain => Accepted::Session(connection),
-    })
+    match protocol {
+        Protocol::Pairing => Outcome::Stranger { accepted: Accepted::Pairing(connection), caller },
+        Protocol::Introduction => {
+            Outcome::Stranger { accepted: Accepted::Introduction(connection), caller }
+        }
+        Protocol::Two | Protocol::Plain => Outcome::Accepted(Accepted::Session(connection)),
+    }
 }
 
 fn refusal(admission: &Admission, connection: &Connection) -> Option<CloseCode> {

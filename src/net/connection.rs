@@ -29,6 +29,9 @@ use super::frame::TakeBytes;
 /// The longest text sent or shown with a close, bytes. More does not fit one packet with certainty.
 const CLOSE_TEXT_BYTES_MAX: usize = 200;
 
+/// Names what keying material is exported for (RFC 5705).
+const CHANNEL_BINDING_LABEL: &[u8] = b"EXPORTER-can-sync-pairing";
+
 /// What two devices speak on a connection; decided by ALPN while it is set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
@@ -36,7 +39,7 @@ pub enum Protocol {
     Two,
     /// `can-sync/1`, the plain protocol.
     Plain,
-    /// `can-sync/pair/1`: a device asks to join.
+    /// `can-sync/pair/2`: a device asks to join.
     Pairing,
     /// `can-sync/intro/1`: a newcomer shows who added it.
     Introduction,
@@ -47,7 +50,7 @@ impl Protocol {
         match self {
             Self::Two => b"can-sync/2",
             Self::Plain => b"can-sync/1",
-            Self::Pairing => b"can-sync/pair/1",
+            Self::Pairing => b"can-sync/pair/2",
             Self::Introduction => b"can-sync/intro/1",
         }
     }
@@ -111,6 +114,8 @@ pub struct Ended {
     pub code: Option<CloseCode>,
     /// For people: what happened, the closer's own words included.
     pub text: String,
+    /// The peer's own words alone, fit for people; mostly empty.
+    pub words: String,
 }
 
 /// Which way a connection's packets go.
@@ -230,6 +235,19 @@ impl Connection {
         (send, recv)
     }
 
+    /// Keying material of the TLS session: the same on both sides of this connection and on no other.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn channel_binding(&self) -> io::Result<[u8; 32]> {
+        let mut key = [0; 32];
+        self.0
+            .quic
+            .with(|quic| quic.export_keying_material(&mut key, CHANNEL_BINDING_LABEL, &[]))?
+            .map_err(|_| io::Error::other("the connection has no keying material"))?;
+        Ok(key)
+    }
+
     /// Closes it at once; what the peer has not received is lost. `detail` goes to the peer's log.
     pub fn close(&self, code: CloseCode, detail: &str) {
         let detail = &detail[..detail.floor_char_boundary(CLOSE_TEXT_BYTES_MAX)];
@@ -310,13 +328,14 @@ impl fmt::Display for Ended {
 
 impl From<Panicked> for Ended {
     fn from(panicked: Panicked) -> Self {
-        Self { by_peer: false, code: None, text: format!("connection lost: {panicked}") }
+        let text = format!("connection lost: {panicked}");
+        Self { by_peer: false, code: None, text, words: String::new() }
     }
 }
 
 impl From<&ConnectionError> for Ended {
     fn from(error: &ConnectionError) -> Self {
-        let lost = |text: String| Self { by_peer: false, code: None, text };
+        let lost = |text: String| Self { by_peer: false, code: None, text, words: String::new() };
         match error {
             ConnectionError::ApplicationClosed(close) => {
                 let code = CloseCode::from_number(close.error_code.into());
@@ -325,12 +344,13 @@ impl From<&ConnectionError> for Ended {
                 if !words.is_empty() {
                     text = format!("{text}: {words}");
                 }
-                Self { by_peer: true, code: Some(code), text }
+                Self { by_peer: true, code: Some(code), text, words }
             }
             ConnectionError::ConnectionClosed(close) => Self {
                 by_peer: true,
                 code: None,
                 text: format!("broken off by the peer: {}", shown(&close.to_string())),
+                words: String::new(),
             },
             ConnectionError::TimedOut => {
                 lost(format!("no sign of the peer for {} s", IDLE_TIMEOUT.as_secs()))

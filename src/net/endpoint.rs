@@ -28,7 +28,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::core::close::CloseCode;
 use crate::core::ids::NodeId;
-use crate::core::limits::PAIR_REQUEST_FRAME_BYTES_MAX;
+use crate::core::limits::PAIR_FRAME_BYTES_MAX;
 use crate::core::pairing::ADDRESSES_MAX;
 use crate::wire::frame::HEADER_BYTES;
 
@@ -53,7 +53,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Unread bytes of a connection of a protocol for strangers: the longest request of a joiner.
-const STRANGER_WINDOW_BYTES: u32 = PAIR_REQUEST_FRAME_BYTES_MAX + HEADER_BYTES as u32;
+const STRANGER_WINDOW_BYTES: u32 = PAIR_FRAME_BYTES_MAX + HEADER_BYTES as u32;
 
 /// The search for the longest packets begins with the longest that Ethernet carries, where nearly
 /// every network is done, and then tries the middle once; the library's default takes five probes.

@@ -1,12 +1,13 @@
-//! Pairing over the network: the joiner redeems a ticket, the inviter hosts it.
+//! Pairing over the network: the joiner redeems a ticket, the inviter hosts it. `proto/peer.proto`
+//! tells the messages and their order.
 //!
-//! One stream, opened by the joiner: `PairRequest ->`, `<- PairAccept`; then the joiner closes with
-//! OK. The inviter adds the joiner durably before it accepts. A joiner that loses the connection
-//! after its request may have been added without knowing: it takes a new ticket.
-//!
-//! I1  A refusal tells a stranger nothing: one code, whether a ticket is used, expired or made up.
+//! I1  A device that does not know the ticket's secret learns nothing: one code without words, whether
+//!     a ticket is used, expired or made up.
 //! I2  Each step has a deadline and each message a bound.
+//! I3  The inviter has the joiner for a member only when the joiner says that it has joined. So the
+//!     joiner may call the pairing off, or be lost, at every step before.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use prost::Message;
@@ -15,27 +16,35 @@ use tokio::time::timeout;
 
 use crate::core::close::CloseCode;
 use crate::core::ids::{HashAlgorithm, NodeId};
-use crate::core::joining::{PairAccept, PairRequest};
+use crate::core::joining::{Handshake, PairAccept, PairNonce, PairOffer, PairRequest, commitment};
+use crate::core::limits::FUTURE_MS_MAX;
 use crate::core::pairing::pair_proof;
 use crate::wire::frame::Kind;
 use crate::wire::pairing::{
-    pair_accept_from_wire, pair_accept_to_wire, pair_request_from_wire, pair_request_to_wire,
+    pair_accept_from_wire, pair_accept_to_wire, pair_offer_from_wire, pair_offer_to_wire,
+    pair_request_from_wire, pair_request_to_wire, pair_reveal_from_wire, pair_reveal_to_wire,
 };
 use crate::wire::proto::peer;
 
-use super::connection::{Connection, Ended, Protocol};
+use super::connection::{Connection, Ended, Protocol, RecvStream, SendStream};
 use super::dial::DialError;
 use super::endpoint::Net;
 use super::frame::{FrameReader, FrameWriter};
 use super::ticket::Ticket;
 
-/// How long the inviter waits for the request, and for the joiner to close.
-const JOINER_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a device waits for a step that the other one does from memory.
+const STEP_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long the joiner waits for the answer: the inviter writes to its disk first.
-const INVITER_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a device waits for a step before which the other one writes to its disk.
+const DISK_DEADLINE: Duration = Duration::from_secs(15);
 
-/// What a joiner tells of itself.
+/// How long a connection has to say why its stream failed.
+const ENDED_WAIT: Duration = Duration::from_secs(1);
+
+/// How long people have to compare the digits.
+pub const COMPARE_DEADLINE: Duration = Duration::from_secs(300);
+
+/// What a joiner tells of itself, and wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Joiner {
     /// Its name.
@@ -44,6 +53,8 @@ pub struct Joiner {
     pub addresses: Vec<String>,
     /// How its store names assets.
     pub hash_algorithm: HashAlgorithm,
+    /// People are to compare the digits.
+    pub verify: bool,
 }
 
 /// Why a ticket was not redeemed, as the joiner sees it.
@@ -79,6 +90,15 @@ pub enum JoinError {
          withdrawn; make a new one there"
     )]
     Refused,
+    /// The inviter knows the ticket, and says why it does not let this device in.
+    #[error("the other device does not let this one in: {0}")]
+    Declined(String),
+    /// The inviter's group has removed this device.
+    #[error(
+        "that group has removed this device, which is final for its key: `can-sync leave --yes` \
+         makes this a new device"
+    )]
+    Removed,
     /// The stores of the two devices cannot be synced.
     #[error(
         "this device's store names assets by {}, the other device's does not: stores of one group \
@@ -89,8 +109,21 @@ pub enum JoinError {
         /// What this device's store uses.
         own: HashAlgorithm,
     },
+    /// The clocks of the two devices are too far apart.
+    #[error(
+        "this device's clock is {} {} the other device's: set the clock that is wrong, then pair \
+         with the same ticket or a new one",
+        minutes(.ahead_ms.unsigned_abs()),
+        if *.ahead_ms > 0 { "ahead of" } else { "behind" }
+    )]
+    Clock {
+        /// By how much this device's clock is ahead.
+        ahead_ms: i64,
+    },
     /// It broke off in between.
-    #[error("the other device broke off ({0}); make a new ticket there and try again")]
+    #[error(
+        "the other device broke off ({0}): try again, with a new ticket if this one is used up"
+    )]
     Lost(String),
     /// What the inviter said makes no sense.
     #[error("the other device's answer cannot be read: {0}")]
@@ -103,143 +136,401 @@ pub enum HostError {
     /// It sent no request in time.
     #[error("the joiner sent no request")]
     Silent,
-    /// Its request made no sense.
-    #[error("the joiner's request cannot be read: {0}")]
+    /// What it said made no sense.
+    #[error("the joiner's message cannot be read: {0}")]
     Malformed(String),
-    /// It was refused with this code.
-    #[error("the joiner was refused: {0}")]
-    Refused(CloseCode),
-    /// It has been added, and perhaps does not know.
-    #[error("the joiner was added, and left before it confirmed: {0}")]
+    /// The nonce is not the one it committed to: it tried to choose the digits.
+    #[error("the joiner revealed another nonce than it had committed to")]
+    OtherNonce,
+    /// It went away before it was let in.
+    #[error("the joiner called the pairing off: {0}")]
+    CalledOff(String),
+    /// It was sent what makes it a member, and did not say that it has joined.
+    #[error("the joiner did not say that it has joined: {0}")]
     Unconfirmed(String),
 }
 
-/// Redeems a ticket: dials the inviter and proves the ticket's secret. `now_ms` is the wall clock's.
-/// What comes back must be made durable by the caller.
+/// The stream of one pairing, whichever side this is.
+#[derive(Debug)]
+struct Stream {
+    connection: Connection,
+    reader: FrameReader<RecvStream>,
+    writer: FrameWriter<SendStream>,
+}
+
+/// Why a step failed.
+enum StepError {
+    Lost(String),
+    Malformed(String),
+}
+
+impl Stream {
+    fn new(connection: Connection, (send, recv): (SendStream, RecvStream)) -> Self {
+        let reader = FrameReader::new(recv, None);
+        let writer = FrameWriter::new(send, STEP_DEADLINE);
+        Self { connection, reader, writer }
+    }
+
+    async fn write(&mut self, kind: Kind, message: &impl Message) -> Result<(), StepError> {
+        self.writer.write(kind, message).await.map_err(lost)?;
+        self.writer.flush().await.map_err(lost)
+    }
+
+    /// Reads the one message that may come now.
+    async fn read<M: Message + Default>(
+        &mut self,
+        kind: Kind,
+        deadline: Duration,
+    ) -> Result<M, StepError> {
+        let late = |_| StepError::Lost(format!("no answer within {} s", deadline.as_secs()));
+        let frame = timeout(deadline, self.reader.read()).await.map_err(late)?.map_err(lost)?;
+        let frame = frame.ok_or_else(|| StepError::Lost("it ended the stream".to_owned()))?;
+        if frame.kind != kind {
+            return Err(StepError::Malformed(format!("a {:?} frame, not {kind:?}", frame.kind)));
+        }
+        M::decode(frame.payload).map_err(malformed)
+    }
+
+    /// How the connection ended, if it has: a stream fails a moment before its connection says why. One
+    /// that goes on is closed.
+    async fn ended(&self) -> Option<Ended> {
+        let ended = timeout(ENDED_WAIT, self.connection.closed()).await.ok();
+        if ended.is_none() {
+            self.connection.close(CloseCode::Slow, "");
+        }
+        ended
+    }
+}
+
+// ---- the joiner --------------------------------------------------------------------------------
+
+/// A ticket that the inviter has accepted; this device has not joined yet. Dropped, the pairing is
+/// called off.
+#[derive(Debug)]
+pub struct Joining {
+    stream: Stream,
+    offer: PairOffer,
+    short_code: String,
+    algorithm: HashAlgorithm,
+}
+
+/// Dials the inviter, proves the ticket's secret and agrees on the digits. `now_ms` is the wall
+/// clock's.
 ///
 /// # Cancel safety
-/// Not safe: the inviter may have added this device already.
+/// Safe: the pairing is called off.
 ///
 /// # Errors
 /// [`JoinError`], each fit for people.
-pub async fn join(
+pub async fn ask(
     net: &Net,
     ticket: &Ticket,
     own: Joiner,
     now_ms: u64,
-) -> Result<PairAccept, JoinError> {
-    if ticket.inviter == net.node_id() {
+) -> Result<Joining, JoinError> {
+    let (inviter, joiner) = (ticket.inviter, net.node_id());
+    if inviter == joiner {
         return Err(JoinError::OwnTicket);
     }
     if now_ms >= ticket.expires_ms {
         return Err(JoinError::Expired { ago_ms: now_ms - ticket.expires_ms });
     }
-    let inviter = ticket.inviter;
     let connection = net
         .dial_for(&[Protocol::Pairing], inviter, &ticket.addresses)
         .await
         .map_err(|reason| JoinError::Unreachable { inviter, reason })?;
-    let hash_algorithm = own.hash_algorithm;
+    let (algorithm, nonce) = (own.hash_algorithm, rand::random());
     let request = PairRequest {
-        joiner: net.node_id(),
-        proof: pair_proof(&ticket.secret, &inviter, &net.node_id()),
+        joiner,
+        proof: pair_proof(&ticket.secret, &inviter, &joiner),
         device_name: own.device_name,
         addresses: own.addresses,
-        hash_algorithm,
+        hash_algorithm: algorithm,
+        commitment: commitment(&nonce),
+        verify: own.verify,
     };
-    let answer = timeout(INVITER_DEADLINE, ask(&connection, &request)).await;
-    match answer {
-        Ok(Ok(accept)) => {
-            connection.close(CloseCode::Ok, "");
-            Ok(accept)
-        }
-        Ok(Err(JoinError::Lost(detail))) => {
-            // A stream fails a moment before the connection says why.
-            let ended = timeout(JOINER_DEADLINE, connection.closed()).await.ok();
-            Err(match ended.as_ref().and_then(|ended| ended.code) {
-                Some(CloseCode::NotMember) => JoinError::Refused,
-                Some(CloseCode::HashAlgorithm) => JoinError::HashAlgorithm { own: hash_algorithm },
-                _ => JoinError::Lost(ended.map_or(detail, |ended: Ended| ended.text)),
-            })
-        }
+    let opened = timeout(STEP_DEADLINE, connection.open_stream(0)).await;
+    let streams = opened
+        .map_err(|_| JoinError::Lost("it opens no stream".to_owned()))?
+        .map_err(|error| JoinError::Lost(error.to_string()))?;
+    let mut stream = Stream::new(connection, streams);
+    match agree(&mut stream, &request, nonce, inviter, now_ms).await {
+        Ok(Ok((offer, short_code))) => Ok(Joining { stream, offer, short_code, algorithm }),
         Ok(Err(error)) => {
-            connection.close(CloseCode::Protocol, "");
+            stream.connection.close(CloseCode::Ok, "the clocks are too far apart");
             Err(error)
         }
-        Err(_) => {
-            connection.close(CloseCode::Slow, "");
-            Err(JoinError::Lost(format!("no answer within {} s", INVITER_DEADLINE.as_secs())))
+        Err(error) => Err(why(&stream, error, algorithm).await),
+    }
+}
+
+/// Request, offer and reveal. The inner error is a reason to call the pairing off.
+async fn agree(
+    stream: &mut Stream,
+    request: &PairRequest,
+    nonce: PairNonce,
+    inviter: NodeId,
+    now_ms: u64,
+) -> Result<Result<(PairOffer, String), JoinError>, StepError> {
+    stream.write(Kind::PairRequest, &pair_request_to_wire(request)).await?;
+    let offer: peer::PairOffer = stream.read(Kind::PairOffer, STEP_DEADLINE).await?;
+    let offer = pair_offer_from_wire(&offer).map_err(malformed)?;
+    if request.verify && !offer.verify {
+        return Err(StepError::Malformed("it would let this device in unverified".to_owned()));
+    }
+    let ahead_ms = i64::try_from(now_ms).unwrap_or(i64::MAX).saturating_sub_unsigned(offer.now_ms);
+    if ahead_ms.unsigned_abs() > FUTURE_MS_MAX {
+        return Ok(Err(JoinError::Clock { ahead_ms }));
+    }
+    stream.write(Kind::PairReveal, &pair_reveal_to_wire(&nonce)).await?;
+    let handshake = Handshake {
+        inviter,
+        joiner: request.joiner,
+        group_id: offer.group_id,
+        inviter_nonce: offer.nonce,
+        joiner_nonce: nonce,
+        channel: stream.connection.channel_binding().map_err(lost)?,
+    };
+    Ok(Ok((offer, handshake.short_code())))
+}
+
+impl Joining {
+    /// What the inviter said.
+    pub fn offer(&self) -> &PairOffer {
+        &self.offer
+    }
+
+    /// The digits that the inviter shows, too, unless somebody stands in between.
+    pub fn short_code(&self) -> &str {
+        &self.short_code
+    }
+
+    /// Says that this device is ready to join, and waits for what makes it a member. It is the
+    /// caller's to join durably, and to say [`Self::joined`] then.
+    ///
+    /// # Cancel safety
+    /// Safe: the pairing is called off.
+    ///
+    /// # Errors
+    /// [`JoinError`], each fit for people.
+    pub async fn confirm(&mut self) -> Result<PairAccept, JoinError> {
+        let deadline = if self.offer.verify { COMPARE_DEADLINE } else { DISK_DEADLINE };
+        let stream = &mut self.stream;
+        let accepted = async {
+            stream.write(Kind::PairConfirm, &peer::PairConfirm {}).await?;
+            let accept: peer::PairAccept = stream.read(Kind::PairAccept, deadline).await?;
+            pair_accept_from_wire(&accept).map_err(malformed)
+        };
+        match accepted.await {
+            Ok(accept) => Ok(accept),
+            Err(error) => Err(why(&self.stream, error, self.algorithm).await),
         }
     }
-}
 
-async fn ask(connection: &Connection, request: &PairRequest) -> Result<PairAccept, JoinError> {
-    let lost = |error: &dyn std::fmt::Display| JoinError::Lost(error.to_string());
-    let (send, recv) = connection.open_stream(0).await.map_err(|e| lost(&e))?;
-    let mut writer = FrameWriter::new(send, JOINER_DEADLINE);
-    let request = pair_request_to_wire(request);
-    writer.write(Kind::PairRequest, &request).await.map_err(|e| lost(&e))?;
-    writer.finish().await.map_err(|e| lost(&e))?;
-    let mut reader = FrameReader::new(recv, None);
-    let frame = reader.read().await.map_err(|e| lost(&e))?;
-    let frame = frame.ok_or_else(|| JoinError::Lost("it ended the stream".to_owned()))?;
-    if frame.kind != Kind::PairAccept {
-        return Err(JoinError::Malformed(format!("a {:?} frame", frame.kind)));
+    /// Returns when the inviter has gone, with the reason.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn lost(&self) -> JoinError {
+        let ended = self.stream.connection.closed().await;
+        join_error(&ended, self.algorithm)
     }
-    let accept = peer::PairAccept::decode(frame.payload)
-        .map_err(|error| JoinError::Malformed(error.to_string()))?;
-    pair_accept_from_wire(&accept).map_err(|error| JoinError::Malformed(error.to_string()))
+
+    /// Tells the inviter that this device has joined. Returns whether the inviter has it for a member
+    /// now; if that is not known, this device introduces itself when it is refused.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn joined(mut self) -> bool {
+        if self.stream.write(Kind::PairJoined, &peer::PairJoined {}).await.is_err() {
+            return false;
+        }
+        let ended = timeout(DISK_DEADLINE, self.stream.connection.closed()).await;
+        ended.is_ok_and(|ended| ended.by_peer && ended.code == Some(CloseCode::Ok))
+    }
+
+    /// Calls the pairing off.
+    pub fn call_off(self, words: &str) {
+        self.stream.connection.close(CloseCode::Ok, words);
+    }
 }
 
-/// Answers a joiner. `redeem` checks the proof, adds the joiner durably and says what to tell it,
-/// or the code to refuse it with: [`CloseCode::NotMember`] whatever is wrong with the ticket,
-/// [`CloseCode::HashAlgorithm`] only once the proof is right.
+/// Why the joiner's step failed: what the connection says goes first.
+async fn why(stream: &Stream, error: StepError, algorithm: HashAlgorithm) -> JoinError {
+    match error {
+        StepError::Malformed(detail) => {
+            stream.connection.close(CloseCode::Protocol, "");
+            JoinError::Malformed(detail)
+        }
+        StepError::Lost(detail) => match stream.ended().await {
+            Some(ended) => join_error(&ended, algorithm),
+            None => JoinError::Lost(detail),
+        },
+    }
+}
+
+fn join_error(ended: &Ended, own: HashAlgorithm) -> JoinError {
+    match ended.code {
+        Some(CloseCode::NotMember) if ended.words.is_empty() => JoinError::Refused,
+        Some(CloseCode::NotMember) => JoinError::Declined(ended.words.clone()),
+        Some(CloseCode::Removed) => JoinError::Removed,
+        Some(CloseCode::HashAlgorithm) => JoinError::HashAlgorithm { own },
+        _ => JoinError::Lost(ended.text.clone()),
+    }
+}
+
+// ---- the inviter -------------------------------------------------------------------------------
+
+/// A joiner that has asked. Dropped, the pairing is called off.
+#[derive(Debug)]
+pub struct Hosting {
+    stream: Stream,
+    request: PairRequest,
+}
+
+/// Reads what a joiner asks.
+///
+/// # Cancel safety
+/// Safe: the connection is closed.
 ///
 /// # Errors
-/// [`HostError`]; only after [`HostError::Unconfirmed`] has the joiner been added.
-pub async fn host<Redeem, Redeeming>(
-    connection: Connection,
-    redeem: Redeem,
-) -> Result<(), HostError>
-where
-    Redeem: FnOnce(PairRequest) -> Redeeming,
-    Redeeming: Future<Output = Result<PairAccept, CloseCode>>,
-{
-    let request = async {
-        let (send, recv) = connection.accept_stream(0).await.map_err(|_| HostError::Silent)?;
-        let mut reader = FrameReader::new(recv, None);
-        let frame = reader.read().await.map_err(|e| HostError::Malformed(e.to_string()))?;
-        let frame = frame.ok_or(HostError::Silent)?;
-        if frame.kind != Kind::PairRequest {
-            return Err(HostError::Malformed(format!("a {:?} frame", frame.kind)));
-        }
-        let request = peer::PairRequest::decode(frame.payload)
-            .map_err(|error| HostError::Malformed(error.to_string()))?;
+/// [`HostError`]; whatever a stranger does wrong, it hears the same.
+pub async fn receive(connection: Connection) -> Result<Hosting, HostError> {
+    let received = async {
+        let opened = timeout(STEP_DEADLINE, connection.accept_stream(0)).await;
+        let streams = opened.map_err(|_| HostError::Silent)?.map_err(|_| HostError::Silent)?;
+        let mut stream = Stream::new(connection.clone(), streams);
+        let request: peer::PairRequest =
+            stream.read(Kind::PairRequest, STEP_DEADLINE).await.map_err(|error| match error {
+                StepError::Lost(_) => HostError::Silent,
+                StepError::Malformed(detail) => HostError::Malformed(detail),
+            })?;
         let request = pair_request_from_wire(connection.peer(), &request)
             .map_err(|error| HostError::Malformed(error.to_string()))?;
-        Ok((send, request))
+        Ok(Hosting { stream, request })
     };
-    let request = timeout(JOINER_DEADLINE, request).await.unwrap_or(Err(HostError::Silent));
-    // Whatever a stranger does wrong, it hears the same.
-    let (send, request) = request.inspect_err(|_| connection.close(CloseCode::NotMember, ""))?;
-    let accept = redeem(request).await.map_err(|code| {
-        connection.close(code, "");
-        HostError::Refused(code)
-    })?;
-    let unconfirmed = |error: &dyn std::fmt::Display| HostError::Unconfirmed(error.to_string());
-    let mut writer = FrameWriter::new(send, JOINER_DEADLINE);
-    let accept = pair_accept_to_wire(&accept);
-    writer.write(Kind::PairAccept, &accept).await.map_err(|e| unconfirmed(&e))?;
-    writer.finish().await.map_err(|e| unconfirmed(&e))?;
-    // The joiner closes, because it knows when it has everything.
-    match timeout(JOINER_DEADLINE, connection.closed()).await {
-        Ok(Ended { code: Some(CloseCode::Ok), .. }) => Ok(()),
-        Ok(ended) => Err(unconfirmed(&ended)),
-        Err(_) => {
-            connection.close(CloseCode::Slow, "");
-            Err(unconfirmed(&"it did not close the connection"))
+    received.await.inspect_err(|_| connection.close(CloseCode::NotMember, ""))
+}
+
+impl Hosting {
+    /// What the joiner asks. Its proof is for the caller to check.
+    pub fn request(&self) -> &PairRequest {
+        &self.request
+    }
+
+    /// Offers the group to a joiner whose proof is right, and returns the digits.
+    ///
+    /// # Cancel safety
+    /// Safe: the pairing is called off.
+    ///
+    /// # Errors
+    /// [`HostError`]; the connection is closed.
+    pub async fn offer(&mut self, inviter: NodeId, offer: &PairOffer) -> Result<String, HostError> {
+        let revealed = async {
+            self.stream.write(Kind::PairOffer, &pair_offer_to_wire(offer)).await?;
+            let reveal: peer::PairReveal =
+                self.stream.read(Kind::PairReveal, STEP_DEADLINE).await?;
+            let nonce = pair_reveal_from_wire(&reveal).map_err(malformed)?;
+            Ok((nonce, self.stream.connection.channel_binding().map_err(lost)?))
+        };
+        let (joiner_nonce, channel) = match revealed.await {
+            Ok(revealed) => revealed,
+            Err(error) => return Err(self.called_off(error).await),
+        };
+        if commitment(&joiner_nonce) != self.request.commitment {
+            self.stream.connection.close(CloseCode::Protocol, "that is not the nonce committed to");
+            return Err(HostError::OtherNonce);
+        }
+        let handshake = Handshake {
+            inviter,
+            joiner: self.request.joiner,
+            group_id: offer.group_id,
+            inviter_nonce: offer.nonce,
+            joiner_nonce,
+            channel,
+        };
+        Ok(handshake.short_code())
+    }
+
+    /// Waits until the joiner is ready to join; `verify`: until its user has compared the digits.
+    ///
+    /// # Cancel safety
+    /// Safe to be called again.
+    ///
+    /// # Errors
+    /// [`HostError`]; the connection is closed.
+    pub async fn confirmed(&mut self, verify: bool) -> Result<(), HostError> {
+        let deadline = if verify { COMPARE_DEADLINE } else { STEP_DEADLINE };
+        match self.stream.read::<peer::PairConfirm>(Kind::PairConfirm, deadline).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.called_off(error).await),
         }
     }
+
+    /// Returns when the joiner has gone, with the reason.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn lost(&self) -> HostError {
+        HostError::CalledOff(self.stream.connection.closed().await.text)
+    }
+
+    /// Sends the joiner what makes it a member, and waits until it has joined. It is the caller's to
+    /// have it for a member durably, and to say [`Self::done`] then.
+    ///
+    /// # Cancel safety
+    /// Not safe: the joiner may have joined.
+    ///
+    /// # Errors
+    /// [`HostError::Unconfirmed`]: the joiner may have joined or not. If it has, it introduces itself.
+    pub async fn accept(&mut self, accept: &PairAccept) -> Result<(), HostError> {
+        let joined = async {
+            self.stream.write(Kind::PairAccept, &pair_accept_to_wire(accept)).await?;
+            self.stream.read::<peer::PairJoined>(Kind::PairJoined, DISK_DEADLINE).await
+        };
+        match joined.await {
+            Ok(_) => Ok(()),
+            Err(StepError::Malformed(detail)) => {
+                self.stream.connection.close(CloseCode::Protocol, "");
+                Err(HostError::Unconfirmed(detail))
+            }
+            Err(StepError::Lost(detail)) => {
+                let ended = self.stream.ended().await;
+                Err(HostError::Unconfirmed(ended.map_or(detail, |ended| ended.text)))
+            }
+        }
+    }
+
+    /// Tells the joiner that it is a member here, too.
+    pub fn done(self) {
+        self.stream.connection.close(CloseCode::Ok, "");
+    }
+
+    /// Turns the joiner away. Words are for one whose proof is right.
+    pub fn refuse(self, code: CloseCode, words: &str) {
+        self.stream.connection.close(code, words);
+    }
+
+    async fn called_off(&self, error: StepError) -> HostError {
+        match error {
+            StepError::Malformed(detail) => {
+                self.stream.connection.close(CloseCode::Protocol, "");
+                HostError::Malformed(detail)
+            }
+            StepError::Lost(detail) => {
+                let ended = self.stream.ended().await;
+                HostError::CalledOff(ended.map_or(detail, |ended| ended.text))
+            }
+        }
+    }
+}
+
+fn lost(error: impl Display) -> StepError {
+    StepError::Lost(error.to_string())
+}
+
+fn malformed(error: impl Display) -> StepError {
+    StepError::Malformed(error.to_string())
 }
 
 fn minutes(ms: u64) -> String {

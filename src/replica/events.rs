@@ -273,7 +273,11 @@ mod tests {
             (0..2 * ALARMS_MAX).filter(|n| alarms.is_new(&alarm(*n))).count(),
             ALARMS_MAX - 1
         );
-        let paired = LogEvent::DevicePaired { device: NodeId([1; 32]), name: String::new() };
+        let paired = LogEvent::DevicePaired {
+            device: NodeId([1; 32]),
+            name: String::new(),
+            short_code: None,
+        };
         assert!(alarms.is_new(&paired) && alarms.is_new(&paired));
     }
 }

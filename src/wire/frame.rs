@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::core::limits::{
     CONTENT_FRAME_BYTES_MAX, CONTROL_FRAME_BYTES_MAX, INTRODUCTION_FRAME_BYTES_MAX,
-    PAIR_REQUEST_FRAME_BYTES_MAX,
+    PAIR_FRAME_BYTES_MAX,
 };
 
 /// Bytes before the payload.
@@ -48,11 +48,15 @@ pub enum Kind {
     PairRequest,
     PairAccept,
     Introduction,
+    PairOffer,
+    PairReveal,
+    PairConfirm,
+    PairJoined,
     /// An extension this version does not know: read and skip.
     Extension(u8),
 }
 
-const KINDS: [(u8, Kind); 27] = [
+const KINDS: [(u8, Kind); 31] = [
     (1, Kind::Hello),
     (3, Kind::SetSummary),
     (4, Kind::Compare),
@@ -80,6 +84,10 @@ const KINDS: [(u8, Kind); 27] = [
     (64, Kind::PairRequest),
     (65, Kind::PairAccept),
     (66, Kind::Introduction),
+    (67, Kind::PairOffer),
+    (68, Kind::PairReveal),
+    (69, Kind::PairConfirm),
+    (70, Kind::PairJoined),
 ];
 
 /// A frame's header, judged.
@@ -133,8 +141,12 @@ impl Kind {
     fn length_max(self) -> u32 {
         match self {
             Self::Contents | Self::Piece => CONTENT_FRAME_BYTES_MAX,
-            Self::PairRequest => PAIR_REQUEST_FRAME_BYTES_MAX,
-            Self::Introduction => INTRODUCTION_FRAME_BYTES_MAX,
+            Self::PairRequest
+            | Self::PairOffer
+            | Self::PairReveal
+            | Self::PairConfirm
+            | Self::PairJoined => PAIR_FRAME_BYTES_MAX,
+            Self::PairAccept | Self::Introduction => INTRODUCTION_FRAME_BYTES_MAX,
             _ => CONTROL_FRAME_BYTES_MAX,
         }
     }

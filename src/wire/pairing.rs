@@ -3,7 +3,7 @@
 use prost::Message as _;
 
 use crate::core::ids::{GroupId, HashAlgorithm, NodeId};
-use crate::core::joining::{Introduction, PairAccept, PairRequest};
+use crate::core::joining::{Introduction, PairAccept, PairNonce, PairOffer, PairRequest};
 use crate::core::journal::op::SignedOp;
 use crate::core::pairing::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, device_name};
 
@@ -18,6 +18,8 @@ pub fn pair_request_to_wire(request: &PairRequest) -> peer::PairRequest {
         device_name: device_name(&request.device_name),
         addresses: hints(&request.addresses),
         hash_algorithm: request.hash_algorithm.name().to_owned(),
+        commitment: request.commitment.to_vec().into(),
+        verify: request.verify,
     }
 }
 
@@ -29,7 +31,8 @@ pub fn pair_request_from_wire(
     joiner: NodeId,
     request: &peer::PairRequest,
 ) -> Result<PairRequest, WireError> {
-    let proof = request.proof.as_ref().try_into().map_err(|_| malformed("proof", "32 bytes"))?;
+    let proof = bytes32("proof", &request.proof)?;
+    let commitment = bytes32("commitment", &request.commitment)?;
     let hash_algorithm = HashAlgorithm::from_name(&request.hash_algorithm)
         .ok_or_else(|| malformed("hash_algorithm", "\"blake3\" or \"sha256\""))?;
     Ok(PairRequest {
@@ -38,17 +41,54 @@ pub fn pair_request_from_wire(
         device_name: device_name(&request.device_name),
         addresses: hints(&request.addresses),
         hash_algorithm,
+        commitment,
+        verify: request.verify,
     })
+}
+
+/// Writes an offer.
+pub fn pair_offer_to_wire(offer: &PairOffer) -> peer::PairOffer {
+    peer::PairOffer {
+        group_id: offer.group_id.as_bytes().to_vec().into(),
+        nonce: offer.nonce.to_vec().into(),
+        members: offer.members,
+        device_name: device_name(&offer.device_name),
+        now_ms: offer.now_ms,
+        verify: offer.verify,
+    }
+}
+
+/// Reads an offer.
+///
+/// # Errors
+/// [`WireError`].
+pub fn pair_offer_from_wire(offer: &peer::PairOffer) -> Result<PairOffer, WireError> {
+    Ok(PairOffer {
+        group_id: group(&offer.group_id)?,
+        nonce: bytes32("nonce", &offer.nonce)?,
+        members: offer.members,
+        device_name: device_name(&offer.device_name),
+        now_ms: offer.now_ms,
+        verify: offer.verify,
+    })
+}
+
+/// Writes a joiner's nonce.
+pub fn pair_reveal_to_wire(nonce: &PairNonce) -> peer::PairReveal {
+    peer::PairReveal { nonce: nonce.to_vec().into() }
+}
+
+/// Reads a joiner's nonce.
+///
+/// # Errors
+/// [`WireError`].
+pub fn pair_reveal_from_wire(reveal: &peer::PairReveal) -> Result<PairNonce, WireError> {
+    bytes32("nonce", &reveal.nonce)
 }
 
 /// Writes an accept.
 pub fn pair_accept_to_wire(accept: &PairAccept) -> peer::PairAccept {
-    peer::PairAccept {
-        group_id: accept.group_id.as_bytes().to_vec().into(),
-        intro: intro_to_wire(&accept.intro).encode_to_vec().into(),
-        members: accept.members,
-        device_name: device_name(&accept.device_name),
-    }
+    peer::PairAccept { intro: intro_to_wire(&accept.intro).encode_to_vec().into() }
 }
 
 /// Reads an accept.
@@ -56,12 +96,7 @@ pub fn pair_accept_to_wire(accept: &PairAccept) -> peer::PairAccept {
 /// # Errors
 /// [`WireError`].
 pub fn pair_accept_from_wire(accept: &peer::PairAccept) -> Result<PairAccept, WireError> {
-    Ok(PairAccept {
-        group_id: group(&accept.group_id)?,
-        intro: intro(&accept.intro)?,
-        members: accept.members,
-        device_name: device_name(&accept.device_name),
-    })
+    Ok(PairAccept { intro: intro(&accept.intro)? })
 }
 
 /// Writes an introduction.
@@ -83,6 +118,10 @@ pub fn introduction_from_wire(
         group_id: group(&introduction.group_id)?,
         intro: intro(&introduction.intro)?,
     })
+}
+
+fn bytes32(what: &'static str, bytes: &[u8]) -> Result<[u8; 32], WireError> {
+    bytes.try_into().map_err(|_| malformed(what, "32 bytes"))
 }
 
 fn group(bytes: &[u8]) -> Result<GroupId, WireError> {
@@ -108,9 +147,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::core::journal::op::LogInfo;
-    use crate::core::limits::{
-        INTRO_OPS_MAX, INTRODUCTION_FRAME_BYTES_MAX, PAIR_REQUEST_FRAME_BYTES_MAX,
-    };
+    use crate::core::limits::{INTRO_OPS_MAX, INTRODUCTION_FRAME_BYTES_MAX, PAIR_FRAME_BYTES_MAX};
     use crate::core::pairing::NAME_CHARS_MAX;
 
     const LONGEST_NAME: [char; NAME_CHARS_MAX] = ['\u{10348}'; NAME_CHARS_MAX];
@@ -122,11 +159,17 @@ mod tests {
     }
 
     fn accept(ops: usize) -> PairAccept {
-        PairAccept {
+        PairAccept { intro: chain(ops) }
+    }
+
+    fn offer() -> PairOffer {
+        PairOffer {
             group_id: GroupId([3; 32]),
-            intro: chain(ops),
+            nonce: [4; 32],
             members: 7,
             device_name: "desk".to_owned(),
+            now_ms: 1_800_000_000_000,
+            verify: true,
         }
     }
 
@@ -137,27 +180,34 @@ mod tests {
             device_name: "laptop".to_owned(),
             addresses: vec!["10.0.0.1:7".to_owned()],
             hash_algorithm: HashAlgorithm::Sha256,
+            commitment: [5; 32],
+            verify: true,
         }
     }
 
     #[test]
-    fn a_request_and_an_accept_come_back_as_they_were_sent() {
+    fn each_message_of_a_pairing_comes_back_as_it_was_sent() {
         let request = request();
         let back = pair_request_from_wire(request.joiner, &pair_request_to_wire(&request));
         assert_eq!(back, Ok(request));
         let accept = accept(2);
         assert_eq!(pair_accept_from_wire(&pair_accept_to_wire(&accept)), Ok(accept));
+        assert_eq!(pair_offer_from_wire(&pair_offer_to_wire(&offer())), Ok(offer()));
+        assert_eq!(pair_reveal_from_wire(&pair_reveal_to_wire(&[6; 32])), Ok([6; 32]));
     }
 
     #[test]
-    fn the_longest_request_fits_its_frame() {
+    fn the_longest_request_and_offer_fit_their_frames() {
         let request = PairRequest {
             device_name: LONGEST_NAME.iter().collect(),
             addresses: vec!["a".repeat(ADDRESS_BYTES_MAX); ADDRESSES_MAX],
             ..request()
         };
         let bytes = pair_request_to_wire(&request).encoded_len();
-        assert!(bytes <= PAIR_REQUEST_FRAME_BYTES_MAX as usize, "{bytes}");
+        assert!(bytes <= PAIR_FRAME_BYTES_MAX as usize, "{bytes}");
+        let offer = PairOffer { device_name: LONGEST_NAME.iter().collect(), ..offer() };
+        let bytes = pair_offer_to_wire(&offer).encoded_len();
+        assert!(bytes <= PAIR_FRAME_BYTES_MAX as usize, "{bytes}");
     }
 
     #[test]
@@ -174,6 +224,7 @@ mod tests {
         let good = pair_request_to_wire(&request());
         for bad in [
             peer::PairRequest { proof: vec![0; 31].into(), ..good.clone() },
+            peer::PairRequest { commitment: vec![0; 33].into(), ..good.clone() },
             peer::PairRequest { hash_algorithm: "md5".to_owned(), ..good.clone() },
         ] {
             assert!(pair_request_from_wire(NodeId([1; 32]), &bad).is_err());
@@ -182,9 +233,15 @@ mod tests {
         assert!(matches!(pair_accept_from_wire(&many), Err(WireError::OutOfBounds { .. })));
         let good = pair_accept_to_wire(&accept(INTRO_OPS_MAX));
         assert!(pair_accept_from_wire(&good).is_ok());
-        let short = peer::PairAccept { group_id: vec![1; 31].into(), ..good.clone() };
-        assert!(pair_accept_from_wire(&short).is_err());
-        let garbled = peer::PairAccept { intro: vec![0xff; 9].into(), ..good };
+        let garbled = peer::PairAccept { intro: vec![0xff; 9].into() };
         assert!(pair_accept_from_wire(&garbled).is_err());
+        let good = pair_offer_to_wire(&offer());
+        for bad in [
+            peer::PairOffer { group_id: vec![1; 31].into(), ..good.clone() },
+            peer::PairOffer { nonce: vec![1; 31].into(), ..good },
+        ] {
+            assert!(pair_offer_from_wire(&bad).is_err());
+        }
+        assert!(pair_reveal_from_wire(&peer::PairReveal { nonce: vec![1; 31].into() }).is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, LogId, NodeId, OpHash, StoreId};
-use can_sync::core::joining::{Introduction, PairAccept, PairRequest};
+use can_sync::core::joining::{Introduction, PairAccept, PairOffer, PairRequest};
 use can_sync::core::journal::message::{
     Clock, ClockEntry, Head, Hello as JournalHello, JournalMessage, Ops, Refuse, RefuseCode,
     StateDigest, VERSION,
@@ -211,15 +211,26 @@ fn pairing_messages() -> Vec<(u8, &'static str, Vec<u8>)> {
         device_name: "laptop".to_owned(),
         addresses: vec!["10.0.0.1:7".to_owned()],
         hash_algorithm: HashAlgorithm::Sha256,
+        commitment: [4; 32],
+        verify: true,
     };
     let (group_id, intro) = (GroupId([3; 32]), vec![op(1), op(2)]);
-    let accept =
-        PairAccept { group_id, intro: intro.clone(), members: 7, device_name: "desk".to_owned() };
+    let accept = PairAccept { intro: intro.clone() };
+    let offer = PairOffer {
+        group_id,
+        nonce: [5; 32],
+        members: 7,
+        device_name: "desk".to_owned(),
+        now_ms: 1_800_000_000_000,
+        verify: true,
+    };
     let introduction = Introduction { group_id, intro };
     vec![
         (0, "request", pairing::pair_request_to_wire(&request).encode_to_vec()),
         (1, "accept", pairing::pair_accept_to_wire(&accept).encode_to_vec()),
         (2, "introduction", pairing::introduction_to_wire(&introduction).encode_to_vec()),
+        (3, "offer", pairing::pair_offer_to_wire(&offer).encode_to_vec()),
+        (4, "reveal", pairing::pair_reveal_to_wire(&[6; 32]).encode_to_vec()),
     ]
 }
 

@@ -135,6 +135,22 @@ pub fn pairing(bytes: &[u8]) -> bool {
             },
             |introduction| wire(&pairing::introduction_to_wire(introduction)),
         ),
+        3 => comes_back(
+            payload,
+            |bytes| {
+                let offer = peer::PairOffer::decode(bytes).map_err(|_| ())?;
+                pairing::pair_offer_from_wire(&offer).map_err(|_| ())
+            },
+            |offer| wire(&pairing::pair_offer_to_wire(offer)),
+        ),
+        4 => comes_back(
+            payload,
+            |bytes| {
+                let reveal = peer::PairReveal::decode(bytes).map_err(|_| ())?;
+                pairing::pair_reveal_from_wire(&reveal).map_err(|_| ())
+            },
+            |nonce| wire(&pairing::pair_reveal_to_wire(nonce)),
+        ),
         _ => false,
     }
 }

@@ -175,7 +175,6 @@ pub(crate) enum Mutant {
     StampsForgetWhatWasSeen,
     TokenWorksTwice,
     TokenNeverExpires,
-    TokenTriesAreNotCounted,
     ProofFitsAnybody,
 }
 

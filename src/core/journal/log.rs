@@ -60,12 +60,15 @@ pub enum LogEvent {
         /// The names of the fields changed.
         fields: BTreeSet<String>,
     },
-    /// A device was let into the group.
+    /// A device was let into the group, or let the writer in.
     DevicePaired {
         /// The device.
         device: NodeId,
         /// Its name.
         name: String,
+        /// The digits that both devices showed; none of a device that introduced itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        short_code: Option<String>,
     },
     /// A device was put out of the group.
     DeviceRemoved {
@@ -313,7 +316,11 @@ mod tests {
             LogEvent::AssetTrashed { hash },
             LogEvent::AssetRestored { hash },
             LogEvent::AssetChanged { hash, fields: BTreeSet::from(["tags".to_owned()]) },
-            LogEvent::DevicePaired { device, name: name.clone() },
+            LogEvent::DevicePaired {
+                device,
+                name: name.clone(),
+                short_code: Some("1234 5678 9012".into()),
+            },
             LogEvent::DeviceRemoved { device, name: name.clone() },
             LogEvent::DeviceConnected { device, name: name.clone() },
             LogEvent::DeviceLost { device, name, reason: Some("timed out".into()) },

@@ -25,7 +25,11 @@ pub enum JournalError {
     #[error("what was given does not make this device a member of that group")]
     BadIntro,
     /// The group's ops are too far ahead of our clock.
-    #[error("the clocks of the two devices are far apart: set them right and pair again")]
+    #[error(
+        "the group has entries that are far ahead of this device's clock. If the clocks of both devices \
+         are right, one was wrong earlier: run `can-sync journal rebase` on the device that made the \
+         ticket, and make a new ticket there"
+    )]
     ClockBehind,
     /// The wall clock was never set.
     #[error("the clock of this device is not set")]

@@ -1,30 +1,16 @@
-//! Coming into a group, letting others in, shutting them out.
+//! Founding and coming into a group, and shutting others out. How others are let in: `pairing`.
 //!
-//! M1  A token is consumed in the transaction that adds its device: it lets in one, once.
-//! M2  A removal names whom the remover stands by; what the removed device adds unseen falls with it.
+//! M1  A removal names whom the remover stands by; what the removed device adds unseen falls with it.
 
-use std::time::Instant;
-
-use rusqlite::params;
-
-use crate::clock::instant_now;
 use crate::core::ids::{GroupId, NodeId};
 use crate::core::journal::members::Removal;
 use crate::core::journal::op::{Change, MemberChange, group_id};
-use crate::core::limits::{AUTHORS_MAX, FACTS_PER_AUTHOR_MAX};
-use crate::core::pairing::proof_matches;
+use crate::core::limits::FACTS_PER_AUTHOR_MAX;
 
-use super::scan::intro;
-use super::schema::{int, key, set_meta};
+use super::schema::{key, set_meta};
 use super::tx::Tx;
 use super::verify::VerifiedOp;
-use super::{Admitted, Journal, JournalError, Refused, RefusedWhy, Result, TokenError, Written};
-
-/// Wrong proofs until a token is void: enough for mistyping, too few for guessing.
-const TOKEN_TRIES: i64 = 5;
-
-/// Tokens outstanding; each is a way in.
-const TOKENS_MAX: usize = 16;
+use super::{Journal, JournalError, Refused, RefusedWhy, Result, Written};
 
 impl Journal {
     /// Founds a group of this device alone.
@@ -114,91 +100,6 @@ impl Journal {
         tx.commit()
     }
 
-    /// T5: makes the token with this key (see [`crate::core::pairing::ticket_key`]) good until then.
-    /// The oldest make room when there are too many.
-    pub fn create_token(&mut self, key: &[u8; 32], now_ms: u64, expires_ms: u64) -> Result<()> {
-        self.create_token_at(key, now_ms, instant_now(), expires_ms)
-    }
-
-    pub(super) fn create_token_at(
-        &mut self,
-        key: &[u8; 32],
-        now_ms: u64,
-        now: Instant,
-        expires_ms: u64,
-    ) -> Result<()> {
-        let mut tx = self.begin(now_ms)?;
-        tx.now = now;
-        tx.must_be_member()?;
-        tx.db.execute(
-            "DELETE FROM tokens WHERE expires_ms <= ?1 OR key NOT IN
-                 (SELECT key FROM tokens ORDER BY created_ms DESC LIMIT ?2)",
-            params![int(now_ms), int(TOKENS_MAX as u64 - 1)],
-        )?;
-        tx.db.execute(
-            "INSERT INTO tokens (key, created_ms, expires_ms, tries) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT DO NOTHING",
-            params![key, int(now_ms), int(expires_ms), TOKEN_TRIES],
-        )?;
-        tx.roster_changed = true;
-        tx.commit()
-    }
-
-    /// T5: consumes the token that the proof fits and adds the joiner, in one transaction.
-    pub fn redeem(
-        &mut self,
-        joiner: &NodeId,
-        proof: &[u8; 32],
-        name: &str,
-        now_ms: u64,
-    ) -> Result<std::result::Result<Admitted, TokenError>> {
-        self.redeem_at(joiner, proof, name, now_ms, instant_now())
-    }
-
-    pub(super) fn redeem_at(
-        &mut self,
-        joiner: &NodeId,
-        proof: &[u8; 32],
-        name: &str,
-        now_ms: u64,
-        now: Instant,
-    ) -> Result<std::result::Result<Admitted, TokenError>> {
-        let mut tx = self.begin(now_ms)?;
-        tx.now = now;
-        let (group, me) = (tx.group()?, tx.me());
-        if *joiner == me {
-            return Ok(Err(TokenError::Ourselves));
-        }
-        tx.must_be_member()?;
-        let token = match tx.token(joiner, proof)? {
-            Ok(token) => token,
-            Err(error) => {
-                tx.commit()?;
-                return Ok(Err(error));
-            }
-        };
-        let verdicts = tx.verdicts()?;
-        if verdicts.removed(joiner) {
-            return Ok(Err(TokenError::JoinerRemoved));
-        }
-        let members = verdicts.members().count();
-        let is_member = verdicts.member(joiner);
-        let facts_left = FACTS_PER_AUTHOR_MAX.saturating_sub(tx.facts_told(&me)?);
-        let is_full = members >= AUTHORS_MAX || !tx.has_log_room(joiner)?;
-        if !is_member && (is_full || facts_left == 0) {
-            return Ok(Err(TokenError::GroupFull));
-        }
-        tx.drop_token(&token)?;
-        if !is_member {
-            let add = MemberChange::Add { device: *joiner, name: name.to_owned() };
-            tx.write_facts(vec![add])?;
-        }
-        let verdicts = tx.verdicts()?.clone();
-        let intro = intro(&tx.db, &verdicts, joiner)?;
-        tx.commit()?;
-        Ok(Ok(Admitted { group, intro }))
-    }
-
     /// T5: adds a device without a token. `None` when it is a member already.
     pub fn add(&mut self, device: &NodeId, name: &str, now_ms: u64) -> Result<Option<Written>> {
         let mut tx = self.begin(now_ms)?;
@@ -279,50 +180,12 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn must_be_member(&mut self) -> Result<()> {
+    pub(super) fn must_be_member(&mut self) -> Result<()> {
         self.group()?;
         let me = self.me();
         if !self.verdicts()?.member(&me) || self.we_are_removed()? {
             return Err(JournalError::Removed);
         }
-        Ok(())
-    }
-
-    /// The outstanding token that a proof fits. One that is past its time is used up, and a wrong
-    /// proof costs each of them a try.
-    fn token(
-        &mut self,
-        joiner: &NodeId,
-        proof: &[u8; 32],
-    ) -> Result<std::result::Result<[u8; 32], TokenError>> {
-        let me = self.me();
-        let keys: Vec<[u8; 32]> = {
-            let mut query = self.db.prepare_cached("SELECT key FROM tokens")?;
-            let rows = query.query_map([], |row| row.get(0))?;
-            rows.collect::<rusqlite::Result<_>>()?
-        };
-        if keys.is_empty() {
-            return Ok(Err(TokenError::NoToken));
-        }
-        // Every one is looked at, so that the time taken does not tell which fits.
-        let fits = keys.into_iter().filter(|key| proof_matches(key, &me, joiner, proof));
-        let fits = fits.fold(None, |_, key| Some(key));
-        let Some(key) = fits else {
-            self.db.execute("UPDATE tokens SET tries = tries - 1", [])?;
-            self.db.execute("DELETE FROM tokens WHERE tries <= 0", [])?;
-            self.roster_changed = true;
-            return Ok(Err(TokenError::WrongProof));
-        };
-        if !self.roster.is_live(&key, self.now_ms, self.now) {
-            self.drop_token(&key)?;
-            return Ok(Err(TokenError::Expired));
-        }
-        Ok(Ok(key))
-    }
-
-    fn drop_token(&mut self, key: &[u8; 32]) -> Result<()> {
-        self.db.execute("DELETE FROM tokens WHERE key = ?1", [key])?;
-        self.roster_changed = true;
         Ok(())
     }
 }

@@ -19,6 +19,7 @@ use crate::core::ids::{GroupId, LogId, NodeId};
 use crate::core::journal::members::Ledger;
 use crate::core::journal::op::SignedOp;
 use crate::core::journal::stamp::Stamp;
+use crate::core::limits::INTRO_OPS_MAX;
 use crate::state::identity::Identity;
 
 mod apply;
@@ -34,6 +35,7 @@ mod facts;
 mod fsck;
 mod group;
 mod open;
+mod pairing;
 mod prune;
 mod read;
 mod rebase;
@@ -193,17 +195,19 @@ pub struct Pruned {
 pub struct Admitted {
     /// The group it is in.
     pub group: GroupId,
-    /// The ops that make it a member, the founder's first.
+    /// The ops that make it a member, the founder's first, and removals.
     pub intro: Vec<SignedOp>,
+    /// The one of them that adds it.
+    pub add: SignedOp,
 }
 
-/// Why a joiner was not let in. For the local log only: the joiner hears one and the same refusal.
+/// Why a joiner was not let in. A joiner whose proof is wrong or late is not told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Nothing to redeem: used, expired, tried too often, or never made.
+    /// Nothing to redeem: used, expired, or never made.
     #[error("no ticket is outstanding")]
     NoToken,
-    /// It fits no outstanding token; each of them has one try less.
+    /// It fits no outstanding token.
     #[error("the proof fits none of the outstanding tickets")]
     WrongProof,
     /// The right proof, too late.
@@ -218,6 +222,12 @@ pub enum TokenError {
     /// As many devices as a group can have, or as one device can add.
     #[error("the group is full")]
     GroupFull,
+    /// The joiner would be too many introductions away from the founder.
+    #[error(
+        "the device that made the ticket is {INTRO_OPS_MAX} introductions away from the group's first \
+         device, which is the most there can be: make the ticket on another device of the group"
+    )]
+    ChainTooLong,
 }
 
 /// What [`Journal::rebase`] did.

@@ -47,7 +47,8 @@ pub(super) struct Held {
 type Place = (i64, i64, Vec<u8>);
 
 impl Tx<'_> {
-    fn rebase(&mut self) -> Result<Rebased> {
+    /// See [`Journal::rebase`].
+    pub(super) fn rebase(&mut self) -> Result<Rebased> {
         let me = self.me();
         let dev = self.device(&me)?;
         let bound = int(Hlc::from_ms(self.now_ms.saturating_add(FUTURE_MS_MAX + 1)).0);

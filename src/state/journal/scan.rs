@@ -264,7 +264,7 @@ pub(super) fn intro(
 }
 
 /// More than an op takes beside its body: its signature, its log and the frame.
-const OP_OVERHEAD_BYTES: usize = 256;
+pub(super) const OP_OVERHEAD_BYTES: usize = 256;
 
 fn row_op(row: &rusqlite::Row<'_>) -> rusqlite::Result<SignedOp> {
     Ok(SignedOp {
@@ -275,7 +275,7 @@ fn row_op(row: &rusqlite::Row<'_>) -> rusqlite::Result<SignedOp> {
 }
 
 /// The ops of a chain of introductions.
-fn chain_ops(connection: &Connection, chain: &[NodeId]) -> Result<Vec<SignedOp>> {
+pub(super) fn chain_ops(connection: &Connection, chain: &[NodeId]) -> Result<Vec<SignedOp>> {
     let mut query = connection.prepare_cached(
         "SELECT a.id, l.nonce, o.body, o.sig FROM members m
          JOIN devices b ON b.dev = m.by_dev JOIN devices d ON d.dev = m.dev

@@ -161,11 +161,12 @@ pub(super) const GROUP_TABLES: [&str; 15] = [
 ];
 
 /// What `meta` has of a group.
-pub(super) const GROUP_KEYS: [&str; 9] = [
+pub(super) const GROUP_KEYS: [&str; 10] = [
     key::GROUP,
     key::TOLD_REMOVED,
     key::OPEN_LOG,
     key::FEED_EPOCH,
+    key::PAIRING_LOG,
     key::FOUNDED_ANEW,
     key::DIGEST,
     key::HLC_MAX,
@@ -189,6 +190,9 @@ pub(super) mod key {
     pub(in super::super) const OPEN_LOG: &str = "open_log";
     /// What numbers of arrival belong to: another one where they may have been given before.
     pub(in super::super) const FEED_EPOCH: &str = "feed_epoch";
+    /// The log for the next op that adds a joiner, and the feed's epoch in which it was written; absent
+    /// while one of its numbers may have been signed and not applied.
+    pub(in super::super) const PAIRING_LOG: &str = "pairing_log";
     /// The sum over the state, see [`crate::core::journal::set_hash`].
     pub(in super::super) const DIGEST: &str = "digest";
     /// The group that this device founded when it had a key and no journal: it may be in another.

@@ -1,0 +1,345 @@
+//! Tickets and pairing, on both sides. Each runs as a task.
+//!
+//! G1  Nobody is a member here before it has joined: the joiner checks everything, joins durably, and
+//!     says so; only then is it added. See [`crate::net::pairing`].
+//! G2  A wrong proof costs no disk and no ticket: a secret of 128 bits is not guessed. It is logged, and
+//!     counted against its source by [`crate::net`].
+
+use std::time::Duration;
+
+use crate::clock::wall_ms;
+use crate::core::close::CloseCode;
+use crate::core::ids::{HashAlgorithm, NodeId};
+use crate::core::joining::{PairAccept, PairOffer, PairRequest};
+use crate::core::journal::log::LogEvent;
+use crate::core::journal::session::Standing;
+use crate::core::pairing::ticket_key;
+use crate::net::pairing::{self, HostError, Hosting, JoinError, Joiner, Joining};
+use crate::net::ticket::Ticket;
+use crate::net::{Connection, Net};
+use crate::state::journal::{Admitted, GroupState, JournalError, TokenError, verify};
+
+use super::fact::Fact;
+use super::handle::{PairReply, Reply, RequestError, TicketReply};
+use super::introductions::verified;
+use super::orders::{asked, group_state, note_addresses};
+use super::run::Loop;
+use crate::replica::events::EventLog;
+use crate::replica::journal::{AskError, JournalHandle};
+
+/// How long a ticket may be good for.
+const TICKET_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Makes a ticket.
+pub(super) fn ticket(this: &mut Loop, ttl: Duration, reply: Reply<TicketReply>) {
+    let (journal, net) = (this.parts.journal.clone(), this.parts.net.clone());
+    this.spawn("make a ticket", async move {
+        // Who asked may have gone.
+        let _ = reply.send(make_ticket(&journal, &net, ttl).await);
+    });
+}
+
+async fn make_ticket(
+    journal: &JournalHandle,
+    net: &Net,
+    ttl: Duration,
+) -> Result<TicketReply, RequestError> {
+    if ttl.is_zero() || ttl > TICKET_TTL_MAX {
+        let hours = TICKET_TTL_MAX.as_secs() / 3600;
+        let text = format!("a ticket is good for more than nothing and at most {hours} hours");
+        return Err(RequestError::Invalid(text));
+    }
+    let secret = rand::random();
+    let key = ticket_key(&secret);
+    let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    let made = journal.run(move |journal, now_ms| {
+        let expires_ms = now_ms.saturating_add(ttl_ms);
+        journal.create_token(&key, now_ms, expires_ms)?;
+        Ok(expires_ms)
+    });
+    let expires_ms = made.await.map_err(|error| asked("making the ticket", &error))?;
+    let (inviter, addresses) = (net.node_id(), net.addresses());
+    let ticket = Ticket { inviter, addresses, secret, expires_ms };
+    Ok(TicketReply { ticket: ticket.to_string(), expires_ms })
+}
+
+/// Redeems a ticket.
+pub(super) fn pair(this: &mut Loop, text: String, reply: Reply<PairReply>) {
+    let joiner = Redeemer {
+        journal: this.parts.journal.clone(),
+        net: this.parts.net.clone(),
+        events: this.parts.events.clone(),
+        algorithm: this.parts.ctx.algorithm,
+    };
+    let facts = this.facts.clone();
+    this.spawn("pair", async move {
+        let result = joiner.redeem(&text).await;
+        facts.send(Fact::Joined { result, reply }).await;
+    });
+}
+
+/// What the joiner's side of a pairing works with.
+struct Redeemer {
+    journal: JournalHandle,
+    net: Net,
+    events: EventLog,
+    algorithm: HashAlgorithm,
+}
+
+impl Redeemer {
+    async fn redeem(&self, text: &str) -> Result<PairReply, RequestError> {
+        let ticket: Ticket =
+            text.trim().parse().map_err(|error| RequestError::Invalid(format!("{error}")))?;
+        let own = group_state(&self.journal, self.net.node_id()).await?;
+        self.may_join(&own, ticket.inviter)?;
+        let joiner = Joiner {
+            device_name: own.name,
+            addresses: self.net.addresses(),
+            hash_algorithm: self.algorithm,
+            verify: false,
+        };
+        let mut joining =
+            pairing::ask(&self.net, &ticket, joiner, wall_ms()).await.map_err(request_error)?;
+        let accept = joining.confirm().await.map_err(request_error)?;
+        if let Err(error) = self.join(&joining, accept, &ticket).await {
+            joining.call_off("the joiner could not join");
+            return Err(error);
+        }
+        let PairOffer { device_name: name, members, .. } = joining.offer().clone();
+        let short_code = joining.short_code().to_owned();
+        if !joining.joined().await {
+            tracing::info!("the other device did not say that it has this one for a member yet");
+        }
+        let inviter = ticket.inviter;
+        self.events.tell(LogEvent::DevicePaired {
+            device: inviter,
+            name: name.clone(),
+            short_code: Some(short_code.clone()),
+        });
+        let node_id = inviter.to_string();
+        Ok(PairReply { node_id, name, short_code, members: members as usize })
+    }
+
+    /// Whether this device may leave its group, `own`, for that of the inviter.
+    fn may_join(&self, own: &GroupState, inviter: NodeId) -> Result<(), RequestError> {
+        let (me, members) = (self.net.node_id(), &own.members.members);
+        let others = members.iter().filter(|member| member.node_id != me).count();
+        let is_removed = own.members.removed.contains(&me);
+        if others > 0 && !is_removed && !members.iter().any(|member| member.node_id == inviter) {
+            return Err(RequestError::Refused(format!(
+                "this device is already in a group with {others} other device(s); a device is in one \
+                 group at a time: make the ticket on a device of this group and pair the new one, or \
+                 leave the group here first with `can-sync leave`"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Joins the group, durably.
+    async fn join(
+        &self,
+        joining: &Joining,
+        accept: PairAccept,
+        ticket: &Ticket,
+    ) -> Result<(), RequestError> {
+        let group_id = joining.offer().group_id;
+        let intro = verified(group_id, accept.intro).await?;
+        let joined =
+            self.journal.run(move |journal, now_ms| journal.join(group_id, &intro, now_ms));
+        joined.await.map_err(|error| asked("joining the group", &error))?;
+        // Before the inviter hears of it: if it does not, this device has to find it.
+        note_addresses(&self.journal, ticket.inviter, ticket.addresses.clone()).await;
+        Ok(())
+    }
+}
+
+fn request_error(error: JoinError) -> RequestError {
+    let text = error.to_string();
+    match error {
+        JoinError::OwnTicket | JoinError::Expired { .. } => RequestError::Invalid(text),
+        JoinError::Refused
+        | JoinError::Declined(_)
+        | JoinError::Removed
+        | JoinError::HashAlgorithm { .. }
+        | JoinError::Clock { .. } => RequestError::Refused(text),
+        JoinError::Unreachable { .. } | JoinError::Lost(_) => RequestError::Temporary(text),
+        JoinError::Malformed(_) => RequestError::Internal(text),
+    }
+}
+
+/// A joiner came in.
+pub(super) fn host(this: &mut Loop, connection: Connection) {
+    let host = Host {
+        journal: this.parts.journal.clone(),
+        events: this.parts.events.clone(),
+        me: this.parts.node_id,
+        algorithm: this.parts.ctx.algorithm,
+    };
+    let facts = this.facts.clone();
+    this.spawn("pairing", async move {
+        let joiner = connection.peer();
+        let source = connection.remote_addresses().into_iter().next().unwrap_or_default();
+        let Err(error) = host.run(connection).await else { return };
+        if error.is_strangers() {
+            let why = error.to_string();
+            facts.send(Fact::NotPaired { joiner, source, why }).await;
+        } else {
+            tracing::warn!(peer = %joiner.short(), source, %error, "a device was not paired");
+        }
+    });
+}
+
+/// A device without a right proof tried to pair.
+pub(super) fn on_not_paired(this: &mut Loop, joiner: NodeId, source: &str, why: &str) {
+    let now_ms = this.clock.now_ms();
+    if let Some(tries) = this.knocks.note(now_ms, host_of(source)) {
+        let peer = joiner.short();
+        tracing::warn!(%peer, source, tries, why, "a device without a valid ticket tried to pair");
+    }
+}
+
+/// An address without its port, which differs at every try.
+fn host_of(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host)
+}
+
+/// What the inviter's side of a pairing works with.
+struct Host {
+    journal: JournalHandle,
+    events: EventLog,
+    me: NodeId,
+    algorithm: HashAlgorithm,
+}
+
+/// Why a joiner was not let in; for the log.
+#[derive(Debug, thiserror::Error)]
+enum NotPaired {
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("its store uses another hash algorithm")]
+    HashAlgorithm,
+    #[error("{0}")]
+    Journal(#[from] AskError),
+    #[error("{0}")]
+    Request(#[from] RequestError),
+    #[error("it was removed while it joined")]
+    Removed,
+}
+
+impl NotPaired {
+    /// Whether it may be of anybody, as often as anybody likes.
+    fn is_strangers(&self) -> bool {
+        match self {
+            Self::Host(HostError::Silent | HostError::Malformed(_))
+            | Self::Token(TokenError::NoToken | TokenError::WrongProof | TokenError::Expired) => {
+                true
+            }
+            Self::Host(
+                HostError::OtherNonce | HostError::CalledOff(_) | HostError::Unconfirmed(_),
+            )
+            | Self::Token(_)
+            | Self::HashAlgorithm
+            | Self::Journal(_)
+            | Self::Request(_)
+            | Self::Removed => false,
+        }
+    }
+
+    /// What a joiner whose proof is right is told.
+    fn answer(&self) -> (CloseCode, String) {
+        match self {
+            Self::Token(TokenError::NoToken | TokenError::WrongProof | TokenError::Expired) => {
+                (CloseCode::NotMember, String::new())
+            }
+            Self::Token(TokenError::JoinerRemoved) | Self::Removed => {
+                (CloseCode::Removed, String::new())
+            }
+            Self::Token(error) => (CloseCode::NotMember, error.to_string()),
+            Self::HashAlgorithm => (CloseCode::HashAlgorithm, String::new()),
+            Self::Journal(AskError::Journal(error)) => match **error {
+                JournalError::Removed => (CloseCode::NotMember, String::new()),
+                JournalError::UsedUp { .. } | JournalError::DiskFull => {
+                    (CloseCode::NotMember, error.to_string())
+                }
+                _ => (CloseCode::Internal, String::new()),
+            },
+            Self::Host(_) | Self::Journal(AskError::Closed) | Self::Request(_) => {
+                (CloseCode::Internal, String::new())
+            }
+        }
+    }
+}
+
+impl Host {
+    async fn run(&self, connection: Connection) -> Result<(), NotPaired> {
+        let mut hosting = pairing::receive(connection).await?;
+        let admitted = match self.prepare(&mut hosting).await {
+            Ok(admitted) => admitted,
+            // The connection is closed already.
+            Err(error @ NotPaired::Host(_)) => return Err(error),
+            Err(error) => {
+                let (code, words) = error.answer();
+                hosting.refuse(code, &words);
+                return Err(error);
+            }
+        };
+        let (short_code, Admitted { group, intro, add }) = admitted;
+        hosting.accept(&PairAccept { intro }).await?;
+        let PairRequest { joiner, device_name: name, addresses, .. } = hosting.request().clone();
+        let admit = self.journal.run(move |journal, now_ms| {
+            let add = verify(&group, add)
+                .map_err(|error| JournalError::Damaged(format!("an op just signed: {error}")))?;
+            journal.admit(&joiner, &add, now_ms)
+        });
+        match admit.await {
+            Ok(true) => {}
+            Ok(false) => {
+                hosting.refuse(CloseCode::Removed, "");
+                return Err(NotPaired::Removed);
+            }
+            Err(error) => {
+                hosting.refuse(CloseCode::Internal, "");
+                return Err(error.into());
+            }
+        }
+        tracing::warn!(peer = %joiner.short(), device = name, code = short_code, "a device joined the group");
+        let short_code = Some(short_code);
+        self.events.tell(LogEvent::DevicePaired { device: joiner, name, short_code });
+        note_addresses(&self.journal, joiner, addresses).await;
+        hosting.done();
+        Ok(())
+    }
+
+    /// All that comes before the op that adds the joiner leaves this device; returns the digits, and
+    /// what makes the joiner a member.
+    async fn prepare(&self, hosting: &mut Hosting) -> Result<(String, Admitted), NotPaired> {
+        let request = hosting.request().clone();
+        let joiner = request.joiner;
+        let roster = self.journal.roster();
+        if !roster.fits(&self.me, &joiner, &request.proof, wall_ms()) {
+            return Err(TokenError::WrongProof.into());
+        }
+        if request.hash_algorithm != self.algorithm {
+            return Err(NotPaired::HashAlgorithm);
+        }
+        let own = group_state(&self.journal, self.me).await?;
+        let is_new = roster.standing(&joiner) != Standing::Member;
+        let members = own.members.members.len() + usize::from(is_new);
+        let offer = PairOffer {
+            group_id: own.group,
+            nonce: rand::random(),
+            members: u32::try_from(members).unwrap_or(u32::MAX),
+            device_name: own.name,
+            now_ms: wall_ms(),
+            verify: request.verify,
+        };
+        let short_code = hosting.offer(self.me, &offer).await?;
+        hosting.confirmed(offer.verify).await?;
+        let redeem = self.journal.run(move |journal, now_ms| {
+            journal.redeem(&joiner, &request.proof, &request.device_name, now_ms)
+        });
+        Ok((short_code, redeem.await??))
+    }
+}

@@ -1,0 +1,136 @@
+//! Pairings that break off at each step, on either side: nobody lists a device that has not joined, and
+//! the next pairing works.
+
+use can_sync::clock::wall_ms;
+use can_sync::core::joining::{PairAccept, PairOffer};
+use can_sync::net::pairing::{Joiner, ask, receive};
+use can_sync::net::ticket::Ticket;
+use can_sync::net::{Accepted, Admission, Net, NetConfig, Verdict};
+use can_sync::state::identity::Identity;
+use can_sync::state::journal::verify;
+
+use super::*;
+
+/// The network of a device whose agent does not run.
+async fn net_of(device: &Device) -> Net {
+    let lock = device.home.lock().unwrap();
+    let identity = Identity::load_or_create(&device.home, &lock).unwrap();
+    let config = NetConfig {
+        offline: true,
+        bind: Some("127.0.0.1:0".parse().unwrap()),
+        ..NetConfig::new(identity.secret_key)
+    };
+    Net::bind(config).await.unwrap()
+}
+
+fn joiner(name: &str) -> Joiner {
+    Joiner {
+        device_name: name.into(),
+        addresses: Vec::new(),
+        hash_algorithm: HashAlgorithm::Blake3,
+        verify: false,
+    }
+}
+
+fn is_alone(device: &Device) -> bool {
+    device.status().peers.is_empty()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joiner_that_breaks_off_at_any_step_is_listed_nowhere_and_pairs_the_next_time() {
+    let a = Device::start().await;
+    let mut b = Device::new();
+    for is_accepted in [false, true] {
+        let net = net_of(&b).await;
+        let ticket: Ticket = ticket(&a).await.parse().unwrap();
+        let mut joining = ask(&net, &ticket, joiner("b"), wall_ms()).await.unwrap();
+        if is_accepted {
+            joining.confirm().await.unwrap();
+        }
+        drop(joining);
+        net.close().await;
+        assert!(is_alone(&a));
+        let only_a = BTreeMap::from([(a.node_id, true)]);
+        assert_eq!(members(&a).await, only_a, "accepted: {is_accepted}");
+    }
+    b.up().await;
+    pair(&a, &b).await;
+    all_in_sync(&[&a, &b], 1).await;
+    assert_eq!(members(&a).await, members(&b).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_inviter_that_breaks_off_at_any_step_is_listed_nowhere_and_pairs_the_next_time() {
+    let (mut a, b) = (Device::new(), Device::start().await);
+    let group_id = b.status().device.group_id;
+    for steps in 0..4 {
+        let net = net_of(&a).await;
+        let mut incoming = net.acceptor(Admission {
+            verdict: Box::new(|_| Verdict::Stranger),
+            pairing_open: Box::new(|| true),
+            introductions_open: Box::new(|| false),
+        });
+        let (inviter, addresses) = (net.node_id(), net.addresses());
+        let ticket = Ticket { inviter, addresses, secret: [7; 16], expires_ms: wall_ms() + 60_000 };
+        let hosting = async {
+            let Some(Accepted::Pairing(connection)) = incoming.next().await else { panic!() };
+            if steps == 0 {
+                return;
+            }
+            let mut hosting = receive(connection).await.unwrap();
+            let offer = PairOffer {
+                group_id: can_sync::core::ids::GroupId([7; 32]),
+                nonce: [8; 32],
+                members: 2,
+                device_name: "a".into(),
+                now_ms: wall_ms(),
+                verify: false,
+            };
+            if steps > 1 {
+                hosting.offer(inviter, &offer).await.unwrap();
+            }
+            if steps > 2 {
+                hosting.confirmed(false).await.unwrap();
+                // An introduction that is none: the joiner does not join.
+                assert!(hosting.accept(&PairAccept { intro: Vec::new() }).await.is_err());
+            }
+        };
+        let handle = b.handle();
+        let (refused, ()) = tokio::join!(handle.pair(ticket.to_string()), hosting);
+        assert!(refused.is_err());
+        net.close().await;
+        assert!(is_alone(&b));
+        assert_eq!(b.status().device.group_id, group_id, "after {steps} steps");
+    }
+    a.up().await;
+    pair(&a, &b).await;
+    all_in_sync(&[&a, &b], 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joiner_whose_last_word_was_lost_is_a_member_when_it_comes_back() {
+    let a = Device::start().await;
+    let mut b = Device::new();
+    let net = net_of(&b).await;
+    let ticket: Ticket = ticket(&a).await.parse().unwrap();
+    let mut joining = ask(&net, &ticket, joiner("b"), wall_ms()).await.unwrap();
+    let intro = joining.confirm().await.unwrap().intro;
+    let group = joining.offer().group_id;
+    let lock = b.home.lock().unwrap();
+    let identity = Identity::load_or_create(&b.home, &lock).unwrap();
+    drop(lock);
+    let mut journal = Journal::open(&b.home.journal_db_path(), &identity, [3; 32]).unwrap();
+    let intro: Vec<_> = intro.into_iter().map(|op| verify(&group, op).unwrap()).collect();
+    journal.join(group, &intro, wall_ms()).unwrap();
+    journal.reached(&a.node_id, &ticket.addresses).unwrap();
+    drop((journal, joining));
+    net.close().await;
+    assert!(is_alone(&a), "it has not heard of the joiner");
+
+    b.up().await;
+    all_in_sync(&[&a, &b], 1).await;
+    assert_eq!(members(&a).await, members(&b).await);
+    // And it is a member like any other.
+    write(&b, with_text("first", "text", "of b")).await;
+    same_journal(&[&a, &b]).await;
+}
