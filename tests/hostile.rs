@@ -8,10 +8,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use can_sync::core::close::CloseCode;
 use can_sync::core::ids::{GroupId, Hash, HashAlgorithm, NodeId};
+use can_sync::core::joining::Introduced;
 use can_sync::net::frame::FrameReader;
+use can_sync::net::introduction;
 use can_sync::net::pairing::{JoinError, Joiner, ask};
 use can_sync::net::ticket::Ticket;
-use can_sync::net::{Connection, Ended, Net, NetConfig, RecvStream, SecretKey, SendStream};
+use can_sync::net::{
+    Accepted, Admission, Connection, Ended, Net, NetConfig, RecvStream, SecretKey, SendStream,
+    Verdict,
+};
 use can_sync::wire::frame::{Header, Kind};
 use can_sync::wire::proto::peer;
 use prost::Message;
@@ -477,6 +482,28 @@ async fn wrong_proofs_are_logged_and_void_no_ticket() {
     assert!(!was_logged(&["without a valid ticket", "tries=2"]), "one line a minute");
     Member::join_by(&victim, &reply.ticket, now_ms).await;
     net.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_says_removed_and_shows_no_removal_is_not_believed() {
+    let _shared = PROCESS.read().await;
+    let (victim, honest) = victim_and_honest().await;
+    let member = Member::join(&victim).await;
+    let mut incoming = member.net.acceptor(Admission {
+        verdict: Box::new(|_| Verdict::Removed),
+        pairing_open: Box::new(|| false),
+        introductions_open: Box::new(|| false),
+    });
+    // The victim dials it, hears REMOVED, and asks for the removal.
+    let (id, addresses) = (member.net.node_id(), member.net.addresses());
+    let journal = victim.handle().journal();
+    journal.run(move |journal, _| journal.reached(&id, &addresses)).await.unwrap();
+    let asked = timeout(SOON, incoming.next()).await.expect("the victim asks");
+    let Some(Accepted::Introduction(connection)) = asked else { panic!("{asked:?}") };
+    introduction::host(connection, async |_| Introduced::Removed(Vec::new())).await;
+    until("it is noted", &[&victim], async || was_logged(&["shows no removal that counts"])).await;
+    assert!(!victim.status().device.removed);
+    still_syncs(&victim, &honest).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

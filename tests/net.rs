@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use can_sync::core::close::CloseCode;
 use can_sync::core::ids::{GroupId, HashAlgorithm, NodeId};
-use can_sync::core::joining::{Introduction, PairAccept, PairOffer, PairRequest, commitment};
+use can_sync::core::joining::{
+    Introduced, Introduction, PairAccept, PairOffer, PairRequest, commitment,
+};
+use can_sync::core::journal::op::{LogInfo, SignedOp};
 use can_sync::core::pairing::{pair_proof, proof_matches, ticket_key};
 use can_sync::net::frame::{FrameReader, FrameWriter};
 use can_sync::net::introduction;
@@ -936,7 +939,7 @@ async fn join(
 }
 
 #[tokio::test]
-async fn an_introduction_is_answered_by_its_close_alone_and_only_while_the_door_is_open() {
+async fn an_introduction_is_answered_and_only_while_the_door_is_open() {
     let (member, newcomer) = (bind().await, bind().await);
     let open = Arc::new(AtomicBool::new(true));
     let is_open = open.clone();
@@ -946,22 +949,26 @@ async fn an_introduction_is_answered_by_its_close_alone_and_only_while_the_door_
     });
     let shown = Introduction { group_id: GroupId([6; 32]), intro: Vec::new() };
     let (id, addresses) = (member.node_id(), member.addresses());
-    for taken_in in [true, false] {
+    let log = LogInfo { author: id, nonce: [1; 16] };
+    let removal = vec![SignedOp { log, body: vec![7; 300].into(), sig: [8; 64] }];
+    for answer in [Introduced::LetIn, Introduced::Refused, Introduced::Removed(removal)] {
         let host = async {
             let next = incoming.next().await;
             let Some(Accepted::Introduction(connection)) = next else { panic!("{next:?}") };
             introduction::host(connection, async |read| {
                 assert_eq!(read, shown);
-                taken_in
+                answer.clone()
             })
             .await;
         };
         let introduced = introduction::introduce(&newcomer, id, &addresses, &shown);
-        assert_eq!(tokio::join!(introduced, host).0, taken_in);
+        assert_eq!(tokio::join!(introduced, host).0, answer);
     }
     open.store(false, Ordering::Relaxed);
     tokio::select! {
-        let_in = introduction::introduce(&newcomer, id, &addresses, &shown) => assert!(!let_in),
+        answer = introduction::introduce(&newcomer, id, &addresses, &shown) => {
+            assert_eq!(answer, Introduced::Refused);
+        }
         next = incoming.next() => panic!("{next:?}"),
     }
     tokio::join!(member.close(), newcomer.close());

@@ -5,8 +5,9 @@ use tokio::task::spawn_blocking;
 
 use crate::core::engine::Input;
 use crate::core::ids::{GroupId, NodeId};
-use crate::core::joining::Introduction;
-use crate::core::journal::op::SignedOp;
+use crate::core::joining::{Introduced, Introduction};
+use crate::core::journal::log::LogEvent;
+use crate::core::journal::op::{Change, MemberChange, SignedOp};
 use crate::core::journal::session::Standing;
 use crate::net::Connection;
 use crate::net::introduction;
@@ -16,6 +17,7 @@ use super::fact::Fact;
 use super::handle::RequestError;
 use super::orders::{asked, internal};
 use super::run::Loop;
+use crate::replica::events::EventLog;
 use crate::replica::journal::JournalHandle;
 
 /// The ops of an introduction, if each is what its author signed.
@@ -28,7 +30,8 @@ pub(super) async fn verified(
     verified.map_err(|error| internal("the other device's introduction is not genuine", &error))
 }
 
-/// A member has refused this device: it may not have heard yet that another has added it.
+/// A member has refused this device. It may not have heard yet that another has added it; or the group
+/// has removed this device, which is true only if the member shows a removal that counts.
 pub(super) fn introduce(this: &mut Loop, member: NodeId, addresses: Vec<String>) {
     let (journal, net) = (this.parts.journal.clone(), this.parts.net.clone());
     let (me, facts) = (this.parts.node_id, this.facts.clone());
@@ -40,54 +43,95 @@ pub(super) fn introduce(this: &mut Loop, member: NodeId, addresses: Vec<String>)
             Err(error) => return tracing::warn!("reading our introduction: {error:#}"),
         };
         let introduction = Introduction { group_id, intro };
-        if introduction::introduce(&net, member, &addresses, &introduction).await {
-            facts.send(Fact::Input(Input::Seen(member))).await;
+        match introduction::introduce(&net, member, &addresses, &introduction).await {
+            Introduced::LetIn => facts.send(Fact::Input(Input::Seen(member))).await,
+            Introduced::Refused => {}
+            Introduced::Removed(ops) => take_removal(&journal, me, member, group_id, ops).await,
         }
     });
 }
 
-/// A newcomer came in.
+/// Takes in the removals of this device that a member shows.
+async fn take_removal(
+    journal: &JournalHandle,
+    me: NodeId,
+    member: NodeId,
+    group: GroupId,
+    ops: Vec<SignedOp>,
+) {
+    let by = member.short();
+    let ops = match verified(group, ops).await {
+        Ok(ops) => ops,
+        Err(error) => {
+            return tracing::warn!(%by, "a removal of this device is not genuine: {error}");
+        }
+    };
+    let taken = journal.run(move |journal, now_ms| journal.take_removal(&member, &ops, now_ms));
+    if let Err(error) = taken.await {
+        tracing::warn!(%by, "taking in a removal of this device: {error:#}");
+    } else if journal.roster().standing(&me) == Standing::Removed {
+        tracing::warn!(%by, "this device was removed from its group");
+    } else {
+        tracing::warn!(%by, "a member says that this device was removed, and shows no removal that counts");
+    }
+}
+
+/// A device came in that this one does not know, or that was removed.
 pub(super) fn be_introduced(this: &mut Loop, connection: Connection) {
-    let (journal, newcomer) = (this.parts.journal.clone(), connection.peer());
+    let (journal, events) = (this.parts.journal.clone(), this.parts.events.clone());
+    let (me, newcomer) = (this.parts.node_id, connection.peer());
     this.spawn("introduction", async move {
         introduction::host(connection, |introduction| async move {
-            let taken_in = take_in(&journal, newcomer, introduction).await;
-            taken_in.unwrap_or_else(|error| {
+            let judged = judge(&journal, &events, me, newcomer, introduction).await;
+            judged.unwrap_or_else(|error| {
                 tracing::info!(peer = %newcomer.short(), "an introduction was not taken in: {error}");
-                false
+                Introduced::Refused
             })
         })
         .await;
     });
 }
 
-/// Whether the newcomer is a member by its introduction.
-async fn take_in(
+/// How a device stands by what is known here, and by its introduction.
+async fn judge(
     journal: &JournalHandle,
+    events: &EventLog,
+    me: NodeId,
     newcomer: NodeId,
     introduction: Introduction,
-) -> Result<bool, RequestError> {
+) -> Result<Introduced, RequestError> {
     let Introduction { group_id, intro } = introduction;
     let group = journal.read(|reader| reader.group()).await;
     let ours = group.map_err(|error| asked("reading the group", &error))?;
     // A stranger does not know it, and costs no signature's check.
     if ours != Some(group_id) {
-        return Ok(false);
+        return Ok(Introduced::Refused);
     }
-    let intro = verified(group_id, intro).await?;
-    let introduced =
-        journal.run(move |journal, now_ms| journal.introduce(&newcomer, &intro, now_ms));
-    introduced.await.map_err(|error| asked("taking in an introduction", &error))?;
-    Ok(journal.roster().standing(&newcomer) == Standing::Member)
+    if journal.roster().standing(&newcomer) == Standing::Stranger {
+        let intro = verified(group_id, intro).await?;
+        let by_us = intro.iter().any(|op| op.signed().log.author == me && adds(op, &newcomer));
+        let introduced =
+            journal.run(move |journal, now_ms| journal.introduce(&newcomer, &intro, now_ms));
+        introduced.await.map_err(|error| asked("taking in an introduction", &error))?;
+        if by_us && journal.roster().standing(&newcomer) == Standing::Member {
+            // It paired with this device, which did not hear that it had joined.
+            tracing::warn!(peer = %newcomer.short(), "a device joined the group that this one had let in");
+            let (name, short_code) = (newcomer.short(), None);
+            events.tell(LogEvent::DevicePaired { device: newcomer, name, short_code });
+        }
+    }
+    match journal.roster().standing(&newcomer) {
+        Standing::Member => Ok(Introduced::LetIn),
+        Standing::Stranger => Ok(Introduced::Refused),
+        Standing::Removed => {
+            let removal = journal.read(move |reader| reader.removal(&newcomer)).await;
+            Ok(Introduced::Removed(removal.map_err(|error| asked("reading a removal", &error))?))
+        }
+    }
 }
 
-/// A member closed a connection because the group, `of`, has removed this device.
-pub(super) fn note_own_removal(this: &mut Loop, of: GroupId, by: NodeId) {
-    let journal = this.parts.journal.clone();
-    this.spawn("note own removal", async move {
-        match journal.run(move |journal, _| journal.told_removed(&of)).await {
-            Ok(()) => tracing::warn!(by = %by.short(), "this device was removed from its group"),
-            Err(error) => tracing::warn!("noting that this device was removed: {error:#}"),
-        }
-    });
+/// Whether an op adds a device.
+fn adds(op: &VerifiedOp, added: &NodeId) -> bool {
+    let is_it = |change: &Change| matches!(change, Change::Member(MemberChange::Add { device, .. }) if device == added);
+    op.body().changes.iter().any(is_it)
 }

@@ -546,12 +546,13 @@ impl Loop {
     fn on_ended(&mut self, conn: ConnId, ended: Ended) {
         let Some(live) = self.live.remove(&conn) else { return };
         tracing::info!(peer = %live.connection.peer().short(), reason = ended.text, "disconnected");
-        if ended.by_peer && ended.code == Some(CloseCode::Removed) && !self.engine.is_removed() {
-            let group_id = self.engine.identity().group_id;
-            introductions::note_own_removal(self, group_id, live.connection.peer());
-        }
-        if ended.by_peer && ended.code == Some(CloseCode::NotMember) && live.connection.dialed() {
-            let peer = live.connection.peer();
+        let peer = live.connection.peer();
+        let is_unknown_there = match ended.code.filter(|_| ended.by_peer) {
+            Some(CloseCode::NotMember) => live.connection.dialed(),
+            Some(CloseCode::Removed) => !self.engine.is_removed(),
+            _ => false,
+        };
+        if is_unknown_there {
             let addresses = self.addresses.get(&peer).cloned().unwrap_or_default();
             introductions::introduce(self, peer, addresses);
         }

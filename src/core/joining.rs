@@ -70,6 +70,17 @@ pub struct Introduction {
     pub intro: Vec<SignedOp>,
 }
 
+/// What a member answers a device that introduces itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Introduced {
+    /// It is a member, and may dial again.
+    LetIn,
+    /// The group has removed it, by these ops. Not verified yet.
+    Removed(Vec<SignedOp>),
+    /// Neither, and no reason is given.
+    Refused,
+}
+
 /// What binds a joiner to its nonce without showing it.
 pub fn commitment(nonce: &PairNonce) -> [u8; 32] {
     blake3::derive_key(COMMITMENT_CONTEXT, nonce)

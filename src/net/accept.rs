@@ -481,7 +481,8 @@ fn refusal(admission: &Admission, connection: &Connection) -> Option<CloseCode> 
         Protocol::Introduction => match verdict {
             // It was introduced meanwhile.
             Verdict::Member => Some(CloseCode::Ok),
-            Verdict::Removed => Some(CloseCode::Removed),
+            // It asks for the signed removal.
+            Verdict::Removed => None,
             Verdict::Stranger if (admission.introductions_open)() => None,
             Verdict::Stranger => Some(CloseCode::NotMember),
         },

@@ -1,8 +1,9 @@
 //! Introductions: a device that was added by one member shows that to another, which refused it
-//! because it has not heard.
+//! because it has not heard. And removals: a device that is told by a close code that it was removed asks
+//! for the signed removal in the same way.
 //!
 //! One stream, opened by the newcomer: `Introduction ->`; the member closes, with OK when the newcomer
-//! may dial again.
+//! may dial again. Or, to a device that was removed, `<- Removal`; then the device closes.
 //!
 //! I1  A refusal tells a stranger nothing: one code, whatever is wrong.
 //! I2  Each step has a deadline, and the message a bound.
@@ -14,9 +15,11 @@ use tokio::time::timeout;
 
 use crate::core::close::CloseCode;
 use crate::core::ids::NodeId;
-use crate::core::joining::Introduction;
+use crate::core::joining::{Introduced, Introduction};
 use crate::wire::frame::Kind;
-use crate::wire::pairing::{introduction_from_wire, introduction_to_wire};
+use crate::wire::pairing::{
+    introduction_from_wire, introduction_to_wire, removal_from_wire, removal_to_wire,
+};
 use crate::wire::proto::peer;
 
 use super::connection::{Connection, Protocol};
@@ -29,7 +32,7 @@ const NEWCOMER_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the newcomer waits for the answer: the member writes to its disk first.
 const MEMBER_DEADLINE: Duration = Duration::from_secs(15);
 
-/// Shows a member who added this device. Whether it may dial that member again.
+/// Shows a member who added this device, and returns the answer.
 ///
 /// # Cancel safety
 /// Safe: the attempt is given up, or was taken in.
@@ -38,45 +41,70 @@ pub async fn introduce(
     member: NodeId,
     addresses: &[String],
     introduction: &Introduction,
-) -> bool {
+) -> Introduced {
     let dialed = net.dial_for(&[Protocol::Introduction], member, addresses).await;
-    let Ok(connection) = dialed else { return false };
-    let shown = async {
-        let (send, _recv) = connection.open_stream(0).await.ok()?;
+    let Ok(connection) = dialed else { return Introduced::Refused };
+    let removal = async {
+        let (send, recv) = connection.open_stream(0).await.ok()?;
         let mut writer = FrameWriter::new(send, NEWCOMER_DEADLINE);
         let wire = introduction_to_wire(introduction);
         writer.write(Kind::Introduction, &wire).await.ok()?;
-        writer.finish().await.ok()
+        writer.finish().await.ok()?;
+        let frame = FrameReader::new(recv, None).read().await.ok()??;
+        if frame.kind != Kind::Removal {
+            return None;
+        }
+        removal_from_wire(&peer::Removal::decode(frame.payload).ok()?).ok()
     };
     // Who let this device in meanwhile closes before it has read anything.
-    let _ = timeout(NEWCOMER_DEADLINE, shown).await;
-    match timeout(MEMBER_DEADLINE, connection.closed()).await {
-        Ok(ended) => ended.by_peer && ended.code == Some(CloseCode::Ok),
+    if let Ok(Some(ops)) = timeout(MEMBER_DEADLINE, removal).await {
+        connection.close(CloseCode::Ok, "");
+        return Introduced::Removed(ops);
+    }
+    match timeout(NEWCOMER_DEADLINE, connection.closed()).await {
+        Ok(ended) if ended.by_peer && ended.code == Some(CloseCode::Ok) => Introduced::LetIn,
+        Ok(_) => Introduced::Refused,
         Err(_) => {
             connection.close(CloseCode::Slow, "");
-            false
+            Introduced::Refused
         }
     }
 }
 
-/// Answers a newcomer. `take_in` checks the introduction, takes it in durably and says whether the
-/// newcomer is a member now.
-pub async fn host<TakeIn, TakingIn>(connection: Connection, take_in: TakeIn)
+/// Answers a device that introduces itself. `judge` checks the introduction, takes it in durably if it
+/// is good, and says how the device stands.
+pub async fn host<Judge, Judging>(connection: Connection, judge: Judge)
 where
-    TakeIn: FnOnce(Introduction) -> TakingIn,
-    TakingIn: Future<Output = bool>,
+    Judge: FnOnce(Introduction) -> Judging,
+    Judging: Future<Output = Introduced>,
 {
     let introduction = async {
-        let (_send, recv) = connection.accept_stream(0).await.ok()?;
+        let (send, recv) = connection.accept_stream(0).await.ok()?;
         let frame = FrameReader::new(recv, None).read().await.ok()??;
         if frame.kind != Kind::Introduction {
             return None;
         }
-        introduction_from_wire(&peer::Introduction::decode(frame.payload).ok()?).ok()
+        let introduction = peer::Introduction::decode(frame.payload).ok()?;
+        Some((send, introduction_from_wire(&introduction).ok()?))
     };
-    let taken_in = match timeout(NEWCOMER_DEADLINE, introduction).await {
-        Ok(Some(introduction)) => take_in(introduction).await,
-        Ok(None) | Err(_) => false,
+    let Ok(Some((send, introduction))) = timeout(NEWCOMER_DEADLINE, introduction).await else {
+        connection.close(CloseCode::NotMember, "");
+        return;
     };
-    connection.close(if taken_in { CloseCode::Ok } else { CloseCode::NotMember }, "");
+    match judge(introduction).await {
+        Introduced::LetIn => connection.close(CloseCode::Ok, ""),
+        Introduced::Refused => connection.close(CloseCode::NotMember, ""),
+        Introduced::Removed(ops) => {
+            let told = async {
+                let mut writer = FrameWriter::new(send, NEWCOMER_DEADLINE);
+                writer.write(Kind::Removal, &removal_to_wire(&ops)).await.ok()?;
+                writer.finish().await.ok()?;
+                // The device closes, because it knows when it has everything.
+                Some(connection.closed().await)
+            };
+            // A device that does not read is closed all the same.
+            let _ = timeout(NEWCOMER_DEADLINE, told).await;
+            connection.close(CloseCode::Removed, "");
+        }
+    }
 }

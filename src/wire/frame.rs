@@ -52,11 +52,12 @@ pub enum Kind {
     PairReveal,
     PairConfirm,
     PairJoined,
+    Removal,
     /// An extension this version does not know: read and skip.
     Extension(u8),
 }
 
-const KINDS: [(u8, Kind); 31] = [
+const KINDS: [(u8, Kind); 32] = [
     (1, Kind::Hello),
     (3, Kind::SetSummary),
     (4, Kind::Compare),
@@ -88,6 +89,7 @@ const KINDS: [(u8, Kind); 31] = [
     (68, Kind::PairReveal),
     (69, Kind::PairConfirm),
     (70, Kind::PairJoined),
+    (71, Kind::Removal),
 ];
 
 /// A frame's header, judged.
@@ -146,7 +148,7 @@ impl Kind {
             | Self::PairReveal
             | Self::PairConfirm
             | Self::PairJoined => PAIR_FRAME_BYTES_MAX,
-            Self::PairAccept | Self::Introduction => INTRODUCTION_FRAME_BYTES_MAX,
+            Self::PairAccept | Self::Introduction | Self::Removal => INTRODUCTION_FRAME_BYTES_MAX,
             _ => CONTROL_FRAME_BYTES_MAX,
         }
     }

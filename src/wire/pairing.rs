@@ -120,6 +120,19 @@ pub fn introduction_from_wire(
     })
 }
 
+/// Writes the ops by which a device was removed.
+pub fn removal_to_wire(ops: &[SignedOp]) -> peer::Removal {
+    peer::Removal { ops: intro_to_wire(ops).encode_to_vec().into() }
+}
+
+/// Reads the ops by which a device was removed.
+///
+/// # Errors
+/// [`WireError`].
+pub fn removal_from_wire(removal: &peer::Removal) -> Result<Vec<SignedOp>, WireError> {
+    intro(&removal.ops)
+}
+
 fn bytes32(what: &'static str, bytes: &[u8]) -> Result<[u8; 32], WireError> {
     bytes.try_into().map_err(|_| malformed(what, "32 bytes"))
 }
@@ -217,6 +230,9 @@ mod tests {
         let bytes = wire.encoded_len();
         assert!(bytes <= INTRODUCTION_FRAME_BYTES_MAX as usize, "{bytes}");
         assert_eq!(introduction_from_wire(&wire), Ok(introduction));
+        let removal = removal_to_wire(&chain(INTRO_OPS_MAX));
+        assert!(removal.encoded_len() <= INTRODUCTION_FRAME_BYTES_MAX as usize);
+        assert_eq!(removal_from_wire(&removal), Ok(chain(INTRO_OPS_MAX)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::core::pairing::{Member, Members, addresses, shown_name};
 
 use super::facts::facts;
 use super::read::{cell_value, member_rows, model_num, scope_num};
-use super::schema::{key, meta, meta_array};
+use super::schema::{key, meta_array};
 use super::{Journal, JournalError, JournalReader, Owner, Result};
 use crate::core::journal::members::Verdicts;
 
@@ -39,10 +39,7 @@ impl JournalReader {
         let tx = self.connection.unchecked_transaction()?;
         let Some(group) = meta_array(&tx, key::GROUP)?.map(GroupId) else { return Ok(None) };
         let verdicts = Verdicts::of(&facts(&tx)?);
-        let mut removed: BTreeSet<NodeId> = verdicts.all_removed().copied().collect();
-        if meta(&tx, key::TOLD_REMOVED)?.is_some() {
-            removed.insert(*me);
-        }
+        let removed: BTreeSet<NodeId> = verdicts.all_removed().copied().collect();
         let mut name = me.short();
         let mut members = Vec::new();
         for row in member_rows(&tx, &verdicts)? {

@@ -7,7 +7,6 @@ use crate::core::journal::members::Removal;
 use crate::core::journal::op::{Change, MemberChange, group_id};
 use crate::core::limits::FACTS_PER_AUTHOR_MAX;
 
-use super::schema::{key, set_meta};
 use super::tx::Tx;
 use super::verify::VerifiedOp;
 use super::{Journal, JournalError, Refused, RefusedWhy, Result, Written};
@@ -49,12 +48,11 @@ impl Journal {
             if !tx.verdicts()?.member(&me) {
                 return Err(JournalError::Removed);
             }
-            tx.forget_told_removed()?;
             return tx.commit();
         }
         if tx.group.is_some() {
             let alone = tx.verdicts()?.members().all(|member| *member == me);
-            if !alone && !tx.we_are_removed()? {
+            if !alone && !tx.verdicts()?.removed(&me) {
                 return Err(JournalError::InGroup);
             }
             tx.forget_group()?;
@@ -88,16 +86,6 @@ impl Journal {
         tx.commit()?;
         self.group = Some(group);
         Ok(group)
-    }
-
-    /// Takes a member's word that `group` has removed this device, unless it is in another by now.
-    pub fn told_removed(&mut self, group: &GroupId) -> Result<()> {
-        let mut tx = self.begin(0)?;
-        if tx.group == Some(*group) {
-            set_meta(&tx.db, key::TOLD_REMOVED, &[])?;
-            tx.news.devices = true;
-        }
-        tx.commit()
     }
 
     /// T5: adds a device without a token. `None` when it is a member already.
@@ -173,17 +161,10 @@ impl Tx<'_> {
         Ok(group)
     }
 
-    /// Whoever lets this device in anew knows better than the member that said it was removed.
-    fn forget_told_removed(&mut self) -> Result<()> {
-        let forgot = self.db.execute("DELETE FROM meta WHERE k = ?1", [key::TOLD_REMOVED])?;
-        self.news.devices |= forgot > 0;
-        Ok(())
-    }
-
     pub(super) fn must_be_member(&mut self) -> Result<()> {
         self.group()?;
         let me = self.me();
-        if !self.verdicts()?.member(&me) || self.we_are_removed()? {
+        if !self.verdicts()?.member(&me) {
             return Err(JournalError::Removed);
         }
         Ok(())

@@ -60,6 +60,25 @@ impl Journal {
         Ok(received)
     }
 
+    /// Takes in the removals of this device that `from`, a member, shows it: ops that only add and
+    /// remove devices, by authors of the group. They count or not by the same rules as all facts.
+    pub fn take_removal(
+        &mut self,
+        from: &NodeId,
+        ops: &[VerifiedOp],
+        now_ms: u64,
+    ) -> Result<Received> {
+        let mut tx = self.begin(now_ms)?;
+        // Once for all, as in [`Self::receive`].
+        let unwelcome = tx.why_unwelcome(from)?;
+        let received = tx.receive(ops, |_, op| match says_who_is_in(op) {
+            true => Ok(unwelcome),
+            false => Ok(Some(RefusedWhy::NotFromMember)),
+        })?;
+        tx.commit()?;
+        Ok(received)
+    }
+
     /// T3: takes over what a drained peer claims, up to ops we hold. Returns the logs whose clock
     /// moved. Never after an op was refused in the session.
     pub fn jump(&mut self, entries: &[ClockEntry]) -> Result<Vec<LogId>> {
@@ -291,6 +310,14 @@ impl Tx<'_> {
         });
         Ok(top.optional()?)
     }
+}
+
+/// Whether an op does nothing but add and remove devices.
+fn says_who_is_in(op: &VerifiedOp) -> bool {
+    let is_such = |change: &Change| {
+        matches!(change, Change::Member(MemberChange::Add { .. } | MemberChange::Remove { .. }))
+    };
+    op.body().changes.iter().all(is_such)
 }
 
 /// Whether an op says something about members.

@@ -16,7 +16,7 @@ use crate::core::journal::session::Standing;
 use crate::core::pairing::proof_matches;
 
 use super::Result;
-use super::schema::{key, meta, row_u64};
+use super::schema::row_u64;
 use super::tx::Tx;
 
 /// Who may connect, and whether anyone may pair. Clones share it.
@@ -136,11 +136,5 @@ impl Tx<'_> {
         let tokens = tokens.collect::<rusqlite::Result<_>>()?;
         let is_founded_anew = meta(&self.db, key::FOUNDED_ANEW)?.is_some();
         Ok(Next { verdicts, tokens, is_founded_anew, now_ms: self.now_ms, now: self.now })
-    }
-
-    /// Whether this device is out of its group: by the facts, or by a member's word.
-    pub(super) fn we_are_removed(&mut self) -> Result<bool> {
-        let me = self.me();
-        Ok(self.verdicts()?.removed(&me) || meta(&self.db, key::TOLD_REMOVED)?.is_some())
     }
 }

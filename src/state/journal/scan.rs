@@ -175,6 +175,13 @@ impl JournalReader {
         let verdicts = Verdicts::of(&super::facts::facts(&tx)?);
         intro(&tx, &verdicts, device)
     }
+
+    /// The ops that remove a device, for it to see: each after those that add its author.
+    pub fn removal(&self, device: &NodeId) -> Result<Vec<SignedOp>> {
+        let tx = self.connection.unchecked_transaction()?;
+        let verdicts = Verdicts::of(&super::facts::facts(&tx)?);
+        removal(&tx, &verdicts, device)
+    }
 }
 
 /// A log as ops of it are sent.
@@ -224,23 +231,44 @@ fn row_entry(row: &rusqlite::Row<'_>, at: [usize; 5]) -> rusqlite::Result<ClockE
 }
 
 /// The ops with the facts that make a device a member, the founder's first: those that add it, then
-/// as many of the removals that stand as there is room for, and who added their authors. Whoever
-/// heard first what a removed device says against the group sees by these that it is void.
+/// the [`removals`].
 pub(super) fn intro(
     connection: &Connection,
     verdicts: &Verdicts,
     device: &NodeId,
 ) -> Result<Vec<SignedOp>> {
-    let mut ops = chain_ops(connection, &verdicts.chain(device))?;
-    if ops.is_empty() {
-        return Ok(ops);
+    let ops = chain_ops(connection, &verdicts.chain(device))?;
+    match ops.is_empty() {
+        true => Ok(ops),
+        false => removals(connection, verdicts, None, ops),
     }
+}
+
+/// The ops that remove a device, for it to see, then all [`removals`].
+fn removal(connection: &Connection, verdicts: &Verdicts, device: &NodeId) -> Result<Vec<SignedOp>> {
+    let ops = removals(connection, verdicts, Some(device), Vec::new())?;
+    match ops.is_empty() {
+        true => Ok(ops),
+        false => removals(connection, verdicts, None, ops),
+    }
+}
+
+/// Adds to `ops` as many of the removals that stand, of one device or of all, as there is room for in
+/// a frame, each after the ops that add its author. Whoever heard first what a removed device says
+/// against the group sees by these that it is void.
+fn removals(
+    connection: &Connection,
+    verdicts: &Verdicts,
+    of: Option<&NodeId>,
+    mut ops: Vec<SignedOp>,
+) -> Result<Vec<SignedOp>> {
     let mut query = connection.prepare_cached(
         "SELECT a.id, l.nonce, o.body, o.sig, o.hash, d.id FROM members m
          JOIN ops o ON o.arr = m.op JOIN logs l ON l.log = o.log JOIN devices a ON a.dev = l.dev
-         JOIN devices d ON d.dev = m.dev WHERE m.kind = ?1 ORDER BY o.arr DESC",
+         JOIN devices d ON d.dev = m.dev WHERE m.kind = ?1 AND (?2 IS NULL OR d.id = ?2)
+         ORDER BY o.arr DESC",
     )?;
-    let mut rows = query.query([REMOVE])?;
+    let mut rows = query.query(params![REMOVE, of.map(|device| device.0)])?;
     while let Some(row) = rows.next()? {
         let (author, hash) = (NodeId(row.get(0)?), OpHash(row.get(4)?));
         // Only a device that was in the group has said something that a removal voids.

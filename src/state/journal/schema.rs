@@ -161,9 +161,8 @@ pub(super) const GROUP_TABLES: [&str; 15] = [
 ];
 
 /// What `meta` has of a group.
-pub(super) const GROUP_KEYS: [&str; 10] = [
+pub(super) const GROUP_KEYS: [&str; 9] = [
     key::GROUP,
-    key::TOLD_REMOVED,
     key::OPEN_LOG,
     key::FEED_EPOCH,
     key::PAIRING_LOG,
@@ -184,8 +183,6 @@ pub(super) mod key {
     pub(in super::super) const KINDS: &str = "kinds";
     /// The group's id; absent without a group.
     pub(in super::super) const GROUP: &str = "group_id";
-    /// There when a member said that the group has removed this device.
-    pub(in super::super) const TOLD_REMOVED: &str = "told_removed";
     /// The id of the log this device writes; absent until it writes.
     pub(in super::super) const OPEN_LOG: &str = "open_log";
     /// What numbers of arrival belong to: another one where they may have been given before.

@@ -283,15 +283,31 @@ fn a_stranger_is_not_told_that_it_was_removed() {
 }
 
 #[test]
-fn whoever_joins_its_group_anew_was_not_removed_from_it() {
-    let mut devices = Device::group(2);
-    let [a, b] = &mut devices[..] else { unreachable!() };
-    b.journal.told_removed(&b.group_id()).unwrap();
-    invite(a);
-    let admitted = redeem(a, b, &SECRET, NOW_MS).unwrap();
-    join(a, b, &admitted);
-    assert_eq!(b.reader.group_state(&b.id()).unwrap().unwrap().members.removed, []);
-    invite(b);
+fn a_device_learns_of_its_removal_from_signed_ops_alone() {
+    let mut devices = Device::group(3);
+    let [a, b, c] = &mut devices[..] else { unreachable!() };
+    // By a remover of which b has not heard.
+    let mut d = c.admit(4);
+    push(&d, c);
+    d.journal.remove(&b.id(), NOW_MS).unwrap();
+    sync(&mut d, c);
+    let group = c.group_id();
+    let shown = c.reader.removal(&b.id()).unwrap();
+    let removal: Vec<_> = shown.iter().map(|op| verify(&group, op.clone()).unwrap()).collect();
+    // Whoever is no member shows nothing that counts.
+    b.journal.take_removal(&NodeId([9; 32]), &removal, NOW_MS).unwrap();
+    assert_eq!(b.journal.roster().standing(&b.id()), Standing::Member);
+    // Nor does an op that says more than who is in the group.
+    c.set("1", "f", 1);
+    let others: Vec<_> = c.ops().into_iter().filter(|op| op.log() == c.open_log()).collect();
+    b.journal.take_removal(&c.id(), &others, NOW_MS).unwrap();
+    assert_eq!((b.field("1", "f"), b.journal.roster().standing(&b.id())), (None, Standing::Member));
+
+    b.journal.take_removal(&c.id(), &removal, NOW_MS).unwrap();
+    assert_eq!(b.journal.roster().standing(&b.id()), Standing::Removed);
+    assert_eq!(b.reader.group_state(&b.id()).unwrap().unwrap().members.removed, [b.id()]);
+    assert!(a.reader.removal(&b.id()).unwrap().is_empty(), "it has not heard");
+    b.fsck();
 }
 
 #[test]
@@ -474,10 +490,11 @@ fn a_removed_device_writes_nothing_lets_nobody_in_and_may_join_another_group() {
     let mut devices = Device::group(2);
     let [a, b] = &mut devices[..] else { unreachable!() };
     invite(b);
-    let group = b.group_id();
-    b.journal.told_removed(&GroupId([9; 32])).unwrap();
-    assert!(b.reader.group_state(&b.id()).unwrap().unwrap().members.removed.is_empty());
-    b.journal.told_removed(&group).unwrap();
+    let group = a.group_id();
+    a.journal.remove(&b.id(), NOW_MS).unwrap();
+    let shown = a.reader.removal(&b.id()).unwrap();
+    let removal: Vec<_> = shown.into_iter().map(|op| verify(&group, op).unwrap()).collect();
+    b.journal.take_removal(&a.id(), &removal, NOW_MS).unwrap();
     b.restart();
     assert_eq!(b.reader.group_state(&b.id()).unwrap().unwrap().members.removed, [b.id()]);
     let draft = Draft { changes: vec![DraftChange::Put(put("1"))], expect: vec![] };
