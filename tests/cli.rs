@@ -700,6 +700,49 @@ fn a_store_alone_serves_its_api_under_its_own_key() {
 }
 
 #[test]
+fn a_ticket_on_the_command_line_is_warned_about() {
+    let (desk, phone) = (Agent::start(), Agent::start());
+    let ticket = desk.output(&["ticket"]);
+    let paired = phone.command(&["pair", ticket.trim()]).assert().success();
+    let said = String::from_utf8(paired.get_output().stderr.clone()).unwrap();
+    assert!(said.contains("shell's history"), "{said}");
+    // Both logs have the digits that the command printed.
+    let printed = String::from_utf8(paired.get_output().stdout.clone()).unwrap();
+    let digits = printed.split(['(', ')']).nth(1).unwrap().to_owned();
+    for agent in [&desk, &phone] {
+        // What happened is written a moment later.
+        let logged = (0..200).any(|_| agent.output(&["log"]).contains(&digits));
+        assert!(logged, "{digits}");
+    }
+}
+
+#[test]
+fn with_verify_the_digits_of_one_device_are_confirmed_on_the_other() {
+    let (desk, phone) = (Agent::start(), Agent::start());
+    let ticket = desk.json(&["ticket"])[0]["ticket"].as_str().unwrap().to_owned();
+    let mut pairing = program();
+    pairing.arg("--home").arg(phone.home()).args(["pair", "--verify", &ticket]);
+    let mut pairing = pairing.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let digits = |agent: &Agent| {
+        for _ in 0..200 {
+            if let Some(waiting) = agent.json(&["confirm"]).first() {
+                return waiting["short_code"].as_str().unwrap().to_owned();
+            }
+        }
+        panic!("no digits are shown");
+    };
+    let (at_desk, at_phone) = (digits(&desk), digits(&phone));
+    assert_eq!(at_desk, at_phone);
+    desk.command(&["confirm", "0000 0000 0000"]).assert().failure();
+    desk.command(&["confirm", &at_phone]).assert().success();
+    assert!(pairing.try_wait().unwrap().is_none(), "the phone has not confirmed");
+    assert_eq!(desk.json(&["peers"]).len(), 0);
+    phone.command(&["confirm", &at_desk]).assert().success();
+    assert!(pairing.wait().unwrap().success());
+    assert_eq!(desk.json(&["peers"]).len(), 1);
+}
+
+#[test]
 fn two_devices_pair_by_a_ticket_on_standard_input_and_hold_the_same_set() {
     let (desk, phone) = (Agent::start(), Agent::start());
     let ticket = desk.output(&["ticket"]);

@@ -999,11 +999,12 @@ async fn the_digits_are_new_in_every_pairing() {
     let ticket = inviter.ticket.clone();
     let mut codes = BTreeSet::new();
     for _ in 0..3 {
-        let joining = join(&net, &ticket, joiner(), 0, Step::Offered);
+        let joining = ask(&net, &ticket, joiner(), 0);
         let hosting = inviter.host_until(Step::Offered, 0);
-        let (joined, hosted) = tokio::join!(joining, hosting);
-        assert_eq!(joined, hosted.map_err(|error| panic!("{error}")));
-        codes.insert(joined.unwrap());
+        let (joining, hosted) = tokio::join!(joining, hosting);
+        let code = hosted.unwrap();
+        assert_eq!(joining.unwrap().short_code(), code);
+        codes.insert(code);
     }
     assert_eq!(codes.len(), 3, "{codes:?}");
     tokio::join!(inviter.net.close(), net.close());

@@ -32,13 +32,15 @@ const ARROWS: [(&str, &[&str]); 13] = [
 ];
 
 /// The only files that start tasks and threads, each with who waits for their end.
-const OWNERS: [(&str, &str); 11] = [
+const OWNERS: [(&str, &str); 13] = [
     ("agent/mod.rs", "the agent's loop, awaited by `Agent::ended`"),
     ("agent/run.rs", "the loop's `JoinSet`"),
     ("agent/effects.rs", "hands its tasks to the loop's `JoinSet`"),
     ("agent/load.rs", "hands its task to the loop's `JoinSet`"),
     ("agent/journal_stream.rs", "hands its tasks to the loop's `JoinSet`"),
+    ("agent/introductions.rs", "hands its tasks to the loop's `JoinSet`"),
     ("agent/orders.rs", "hands its tasks to the loop's `JoinSet`"),
+    ("agent/pairing.rs", "hands its tasks to the loop's `JoinSet`"),
     ("transfer/intake.rs", "a batch's `JoinSet` of commits"),
     ("net/accept.rs", "the acceptor's `JoinSet` of handshakes"),
     ("http/serve.rs", "the server's `JoinSet` of connections"),

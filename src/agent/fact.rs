@@ -14,7 +14,7 @@ use crate::store::{Cursor, StoreInfo};
 
 use super::handle::{FetchReply, LeaveReply, PairReply, Reply, RequestError};
 use super::journal_stream::Peeked;
-use crate::replica::status::JournalPeerStatus;
+use crate::replica::status::{JournalPeerStatus, PairingStatus};
 use crate::transfer::plain::PlainReport;
 
 /// Facts waiting for the loop, each handled in microseconds; deep enough for a burst of every task.
@@ -73,6 +73,10 @@ pub(super) enum Fact {
     Left { reply: Reply<LeaveReply> },
     /// A device without a right proof tried to pair.
     NotPaired { joiner: NodeId, source: String, why: String },
+    /// The digits of a pairing are to be compared; `decided` hears whether they agree.
+    Compare { id: u64, pairing: PairingStatus, decided: oneshot::Sender<bool> },
+    /// A pairing ended; what is shown of it when it ended well.
+    PairingEnded { id: u64, paired: Option<PairingStatus> },
     /// Pairing ended; the answer goes to who asked.
     Joined { result: Result<PairReply, RequestError>, reply: Reply<PairReply> },
 }

@@ -17,9 +17,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::core::fetches::Fetching;
 use crate::core::ids::Hash;
 use crate::core::lookup::LookupError;
+use crate::net::pairing::COMPARE_DEADLINE;
 use crate::replica::journal::JournalHandle;
 use crate::replica::metadata::Settle;
-use crate::replica::status::Status;
+use crate::replica::status::{PairingStatus, Status};
 use crate::store::Store;
 
 /// Orders waiting for the loop. People and scripts give them one by one; a full queue makes the
@@ -28,6 +29,10 @@ const REQUESTS_MAX: usize = 16;
 
 /// Pairing is the slowest order: it dials, with the network's own deadlines inside this one.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// The same when people have to compare the digits first.
+pub const PAIR_TIMEOUT: Duration =
+    Duration::from_secs(REQUEST_TIMEOUT.as_secs() + 2 * COMPARE_DEADLINE.as_secs());
 
 /// A handle to a running agent. Cheap to clone.
 #[derive(Clone)]
@@ -45,10 +50,12 @@ pub type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
 
 /// An order to the loop. Not `Debug`: it carries tickets.
 pub enum Request {
-    /// Make an invitation that lives this long.
-    Ticket(Duration, Reply<TicketReply>),
-    /// Redeem an invitation.
-    Pair(String, Reply<PairReply>),
+    /// Make an invitation that lives this long; with `true`, people must compare the digits.
+    Ticket(Duration, bool, Reply<TicketReply>),
+    /// Redeem an invitation; with `true`, people must compare the digits.
+    Pair(String, bool, Reply<PairReply>),
+    /// Say whether the device that is pairing with this one shows these digits, too.
+    Confirm(String, bool, Reply<PairingStatus>),
     /// Put a device out of the group.
     Remove(RemoveOrder, Reply<RemoveReply>),
     /// Give this device another name.
@@ -290,7 +297,7 @@ impl Handle {
             self.settles.send(Settle { hash, reply }).await.map_err(|_| stopping())?;
             answer.await.map_err(|_| stopping())?.map_err(RequestError::Temporary)
         };
-        in_time(asked).await
+        in_time(REQUEST_TIMEOUT, asked).await
     }
 
     /// The store beside the agent.
@@ -310,12 +317,31 @@ impl Handle {
 
     /// Makes an invitation that lives for `ttl`.
     pub async fn ticket(&self, ttl: Duration) -> Result<TicketReply, RequestError> {
-        self.ask(|reply| Request::Ticket(ttl, reply)).await
+        self.ask(|reply| Request::Ticket(ttl, false, reply)).await
     }
 
-    /// Redeems an invitation.
+    /// The same, for a device that comes in only when people have compared the digits on both.
+    pub async fn ticket_to_verify(&self, ttl: Duration) -> Result<TicketReply, RequestError> {
+        self.ask(|reply| Request::Ticket(ttl, true, reply)).await
+    }
+
+    /// Redeems an invitation. Whoever made it may want people to compare the digits on both devices.
     pub async fn pair(&self, ticket: String) -> Result<PairReply, RequestError> {
-        self.ask(|reply| Request::Pair(ticket, reply)).await
+        self.ask_for(PAIR_TIMEOUT, |reply| Request::Pair(ticket, false, reply)).await
+    }
+
+    /// The same, only when people have compared the digits on both devices.
+    pub async fn pair_to_verify(&self, ticket: String) -> Result<PairReply, RequestError> {
+        self.ask_for(PAIR_TIMEOUT, |reply| Request::Pair(ticket, true, reply)).await
+    }
+
+    /// Says whether the device that is pairing with this one shows the same digits.
+    pub async fn confirm(
+        &self,
+        short_code: String,
+        same: bool,
+    ) -> Result<PairingStatus, RequestError> {
+        self.ask(|reply| Request::Confirm(short_code, same, reply)).await
     }
 
     /// Puts a device out of the group.
@@ -345,21 +371,30 @@ impl Handle {
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, RequestError> {
+        self.ask_for(REQUEST_TIMEOUT, request).await
+    }
+
+    async fn ask_for<T>(
+        &self,
+        deadline: Duration,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, RequestError> {
         let (reply, answer) = oneshot::channel();
         let asked = async {
             self.requests.send(request(reply)).await.map_err(|_| stopping())?;
             answer.await.map_err(|_| stopping())?
         };
-        in_time(asked).await
+        in_time(deadline, asked).await
     }
 }
 
 async fn in_time<T>(
+    deadline: Duration,
     asked: impl Future<Output = Result<T, RequestError>>,
 ) -> Result<T, RequestError> {
-    let answered = tokio::time::timeout(REQUEST_TIMEOUT, asked).await;
+    let answered = tokio::time::timeout(deadline, asked).await;
     answered.unwrap_or_else(|_| {
-        let seconds = REQUEST_TIMEOUT.as_secs();
+        let seconds = deadline.as_secs();
         Err(RequestError::Temporary(format!("the agent did not answer within {seconds} s")))
     })
 }

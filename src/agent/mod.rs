@@ -37,6 +37,7 @@ use crate::replica::{device, events, journal, metadata};
 use crate::transfer;
 use crate::transfer::throttle::Throttle;
 
+mod comparing;
 mod disk;
 mod effects;
 mod fact;

@@ -54,7 +54,7 @@ pub(super) fn admission(parts: &Parts) -> Acceptor {
         Standing::Stranger => Verdict::Stranger,
     };
     let pairing_open = move || tokens.is_pairing_open(wall_ms());
-    let introductions_open = move || others.author_count() > 1;
+    let introductions_open = move || others.may_be_introduced_to();
     parts.net.acceptor(Admission {
         verdict: Box::new(verdict),
         pairing_open: Box::new(pairing_open),
@@ -65,8 +65,11 @@ pub(super) fn admission(parts: &Parts) -> Acceptor {
 /// Sets about an order.
 pub(super) fn on_request(this: &mut Loop, request: Request) {
     match request {
-        Request::Ticket(ttl, reply) => pairing::ticket(this, ttl, reply),
-        Request::Pair(text, reply) => pairing::pair(this, text, reply),
+        Request::Ticket(ttl, verify, reply) => pairing::ticket(this, ttl, verify, reply),
+        Request::Pair(ticket, verify, reply) => pairing::pair(this, ticket, verify, reply),
+        Request::Confirm(short_code, same, reply) => {
+            pairing::confirm(this, &short_code, same, reply);
+        }
         Request::Remove(order, reply) => remove(this, order, reply),
         Request::Rename(name, reply) => rename(this, name, reply),
         Request::Leave(reply) => leave(this, reply),

@@ -2,10 +2,15 @@
 //!
 //! G1  Nobody is a member here before it has joined: the joiner checks everything, joins durably, and
 //!     says so; only then is it added. See [`crate::net::pairing`].
-//! G2  A wrong proof costs no disk and no ticket: a secret of 128 bits is not guessed. It is logged, and
+//! G2  Where either side wants the digits compared, neither goes on before its own user has said that they
+//!     agree, and the other device that its user has.
+//! G3  A wrong proof costs no disk and no ticket: a secret of 128 bits is not guessed. It is logged, and
 //!     counted against its source by [`crate::net`].
 
 use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use crate::clock::wall_ms;
 use crate::core::close::CloseCode;
@@ -13,29 +18,30 @@ use crate::core::ids::{HashAlgorithm, NodeId};
 use crate::core::joining::{PairAccept, PairOffer, PairRequest};
 use crate::core::journal::log::LogEvent;
 use crate::core::journal::session::Standing;
-use crate::core::pairing::ticket_key;
+use crate::core::pairing::{shown_name, ticket_key};
 use crate::net::pairing::{self, HostError, Hosting, JoinError, Joiner, Joining};
 use crate::net::ticket::Ticket;
 use crate::net::{Connection, Net};
 use crate::state::journal::{Admitted, GroupState, JournalError, TokenError, verify};
 
-use super::fact::Fact;
+use super::fact::{Fact, Facts};
 use super::handle::{PairReply, Reply, RequestError, TicketReply};
 use super::introductions::verified;
 use super::orders::{asked, group_state, note_addresses};
 use super::run::Loop;
 use crate::replica::events::EventLog;
 use crate::replica::journal::{AskError, JournalHandle};
+use crate::replica::status::{PairingState, PairingStatus};
 
 /// How long a ticket may be good for.
 const TICKET_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Makes a ticket.
-pub(super) fn ticket(this: &mut Loop, ttl: Duration, reply: Reply<TicketReply>) {
+pub(super) fn ticket(this: &mut Loop, ttl: Duration, verify: bool, reply: Reply<TicketReply>) {
     let (journal, net) = (this.parts.journal.clone(), this.parts.net.clone());
     this.spawn("make a ticket", async move {
         // Who asked may have gone.
-        let _ = reply.send(make_ticket(&journal, &net, ttl).await);
+        let _ = reply.send(make_ticket(&journal, &net, ttl, verify).await);
     });
 }
 
@@ -43,6 +49,7 @@ async fn make_ticket(
     journal: &JournalHandle,
     net: &Net,
     ttl: Duration,
+    verify: bool,
 ) -> Result<TicketReply, RequestError> {
     if ttl.is_zero() || ttl > TICKET_TTL_MAX {
         let hours = TICKET_TTL_MAX.as_secs() / 3600;
@@ -54,7 +61,7 @@ async fn make_ticket(
     let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
     let made = journal.run(move |journal, now_ms| {
         let expires_ms = now_ms.saturating_add(ttl_ms);
-        journal.create_token(&key, now_ms, expires_ms)?;
+        journal.create_token(&key, verify, now_ms, expires_ms)?;
         Ok(expires_ms)
     });
     let expires_ms = made.await.map_err(|error| asked("making the ticket", &error))?;
@@ -64,8 +71,9 @@ async fn make_ticket(
 }
 
 /// Redeems a ticket.
-pub(super) fn pair(this: &mut Loop, text: String, reply: Reply<PairReply>) {
+pub(super) fn pair(this: &mut Loop, text: String, verify: bool, reply: Reply<PairReply>) {
     let joiner = Redeemer {
+        compare: Compare::new(this),
         journal: this.parts.journal.clone(),
         net: this.parts.net.clone(),
         events: this.parts.events.clone(),
@@ -73,13 +81,20 @@ pub(super) fn pair(this: &mut Loop, text: String, reply: Reply<PairReply>) {
     };
     let facts = this.facts.clone();
     this.spawn("pair", async move {
-        let result = joiner.redeem(&text).await;
+        let result = joiner.redeem(&text, verify).await;
+        if result.is_err() {
+            joiner.compare.failed().await;
+        }
         facts.send(Fact::Joined { result, reply }).await;
     });
 }
 
+/// Said to the other device when somebody did not confirm the digits here.
+const NOT_CONFIRMED: &str = "the digits were not confirmed on both devices";
+
 /// What the joiner's side of a pairing works with.
 struct Redeemer {
+    compare: Compare,
     journal: JournalHandle,
     net: Net,
     events: EventLog,
@@ -87,7 +102,7 @@ struct Redeemer {
 }
 
 impl Redeemer {
-    async fn redeem(&self, text: &str) -> Result<PairReply, RequestError> {
+    async fn redeem(&self, text: &str, verify: bool) -> Result<PairReply, RequestError> {
         let ticket: Ticket =
             text.trim().parse().map_err(|error| RequestError::Invalid(format!("{error}")))?;
         let own = group_state(&self.journal, self.net.node_id()).await?;
@@ -96,10 +111,26 @@ impl Redeemer {
             device_name: own.name,
             addresses: self.net.addresses(),
             hash_algorithm: self.algorithm,
-            verify: false,
+            verify,
         };
         let mut joining =
             pairing::ask(&self.net, &ticket, joiner, wall_ms()).await.map_err(request_error)?;
+        let pairing = PairingStatus {
+            node_id: ticket.inviter.to_string(),
+            name: joining.offer().device_name.clone(),
+            short_code: joining.short_code().to_owned(),
+            state: PairingState::Compare,
+        };
+        if joining.offer().verify {
+            let agree = tokio::select! {
+                agree = self.compare.agree(pairing.clone()) => agree,
+                error = joining.lost() => return Err(request_error(error)),
+            };
+            if !agree {
+                joining.call_off(NOT_CONFIRMED);
+                return Err(RequestError::Refused(format!("{NOT_CONFIRMED}: nothing was shared")));
+            }
+        }
         let accept = joining.confirm().await.map_err(request_error)?;
         if let Err(error) = self.join(&joining, accept, &ticket).await {
             joining.call_off("the joiner could not join");
@@ -116,6 +147,7 @@ impl Redeemer {
             name: name.clone(),
             short_code: Some(short_code.clone()),
         });
+        self.compare.paired(pairing).await;
         let node_id = inviter.to_string();
         Ok(PairReply { node_id, name, short_code, members: members as usize })
     }
@@ -153,6 +185,51 @@ impl Redeemer {
     }
 }
 
+/// The part of a pairing that people see.
+struct Compare {
+    id: u64,
+    facts: Facts,
+}
+
+impl Compare {
+    fn new(this: &mut Loop) -> Self {
+        Self { id: this.next_id(), facts: this.facts.clone() }
+    }
+
+    /// Shows the digits, and waits until somebody says here whether the other device shows the same.
+    /// Nobody says so in time: they do not agree.
+    async fn agree(&self, pairing: PairingStatus) -> bool {
+        let (decided, decision) = oneshot::channel();
+        self.facts.send(Fact::Compare { id: self.id, pairing, decided }).await;
+        matches!(timeout(pairing::COMPARE_DEADLINE, decision).await, Ok(Ok(true)))
+    }
+
+    /// Shows that the devices are paired.
+    async fn paired(&self, pairing: PairingStatus) {
+        let paired = Some(PairingStatus { state: PairingState::Paired, ..pairing });
+        self.facts.send(Fact::PairingEnded { id: self.id, paired }).await;
+    }
+
+    /// Takes the digits away, if they are shown.
+    async fn failed(&self) {
+        self.facts.send(Fact::PairingEnded { id: self.id, paired: None }).await;
+    }
+}
+
+/// Somebody says whether the device that is pairing with this one shows the same digits.
+pub(super) fn confirm(this: &mut Loop, short_code: &str, same: bool, reply: Reply<PairingStatus>) {
+    let decided = this.comparing.decide(short_code, same);
+    this.publish_soon();
+    // Who asked may have gone.
+    let _ = reply.send(decided.ok_or_else(|| {
+        RequestError::Unknown(
+            "no pairing waits for these digits. If the other device shows them, somebody may stand \
+             between the two: do not confirm, and pair anew where you can see both devices"
+                .into(),
+        )
+    }));
+}
+
 fn request_error(error: JoinError) -> RequestError {
     let text = error.to_string();
     match error {
@@ -170,6 +247,7 @@ fn request_error(error: JoinError) -> RequestError {
 /// A joiner came in.
 pub(super) fn host(this: &mut Loop, connection: Connection) {
     let host = Host {
+        compare: Compare::new(this),
         journal: this.parts.journal.clone(),
         events: this.parts.events.clone(),
         me: this.parts.node_id,
@@ -180,6 +258,7 @@ pub(super) fn host(this: &mut Loop, connection: Connection) {
         let joiner = connection.peer();
         let source = connection.remote_addresses().into_iter().next().unwrap_or_default();
         let Err(error) = host.run(connection).await else { return };
+        host.compare.failed().await;
         if error.is_strangers() {
             let why = error.to_string();
             facts.send(Fact::NotPaired { joiner, source, why }).await;
@@ -205,6 +284,7 @@ fn host_of(address: &str) -> &str {
 
 /// What the inviter's side of a pairing works with.
 struct Host {
+    compare: Compare,
     journal: JournalHandle,
     events: EventLog,
     me: NodeId,
@@ -226,6 +306,8 @@ enum NotPaired {
     Request(#[from] RequestError),
     #[error("it was removed while it joined")]
     Removed,
+    #[error("{NOT_CONFIRMED}")]
+    NotConfirmed,
 }
 
 impl NotPaired {
@@ -243,7 +325,8 @@ impl NotPaired {
             | Self::HashAlgorithm
             | Self::Journal(_)
             | Self::Request(_)
-            | Self::Removed => false,
+            | Self::Removed
+            | Self::NotConfirmed => false,
         }
     }
 
@@ -258,11 +341,11 @@ impl NotPaired {
             }
             Self::Token(error) => (CloseCode::NotMember, error.to_string()),
             Self::HashAlgorithm => (CloseCode::HashAlgorithm, String::new()),
+            Self::NotConfirmed => (CloseCode::NotMember, NOT_CONFIRMED.to_owned()),
             Self::Journal(AskError::Journal(error)) => match **error {
                 JournalError::Removed => (CloseCode::NotMember, String::new()),
-                JournalError::UsedUp { .. } | JournalError::DiskFull => {
-                    (CloseCode::NotMember, error.to_string())
-                }
+                JournalError::UsedUp { .. } => (CloseCode::NotMember, error.to_string()),
+                JournalError::DiskFull => (CloseCode::Full, String::new()),
                 _ => (CloseCode::Internal, String::new()),
             },
             Self::Host(_) | Self::Journal(AskError::Closed) | Self::Request(_) => {
@@ -287,6 +370,7 @@ impl Host {
         };
         let (short_code, Admitted { group, intro, add }) = admitted;
         hosting.accept(&PairAccept { intro }).await?;
+        let pairing = self.pairing(hosting.request(), &short_code);
         let PairRequest { joiner, device_name: name, addresses, .. } = hosting.request().clone();
         let admit = self.journal.run(move |journal, now_ms| {
             let add = verify(&group, add)
@@ -308,8 +392,18 @@ impl Host {
         let short_code = Some(short_code);
         self.events.tell(LogEvent::DevicePaired { device: joiner, name, short_code });
         note_addresses(&self.journal, joiner, addresses).await;
+        self.compare.paired(pairing).await;
         hosting.done();
         Ok(())
+    }
+
+    fn pairing(&self, request: &PairRequest, short_code: &str) -> PairingStatus {
+        PairingStatus {
+            node_id: request.joiner.to_string(),
+            name: shown_name(&request.device_name, &request.joiner),
+            short_code: short_code.to_owned(),
+            state: PairingState::Compare,
+        }
     }
 
     /// All that comes before the op that adds the joiner leaves this device; returns the digits, and
@@ -318,9 +412,9 @@ impl Host {
         let request = hosting.request().clone();
         let joiner = request.joiner;
         let roster = self.journal.roster();
-        if !roster.fits(&self.me, &joiner, &request.proof, wall_ms()) {
+        let Some(must_verify) = roster.fits(&self.me, &joiner, &request.proof, wall_ms()) else {
             return Err(TokenError::WrongProof.into());
-        }
+        };
         if request.hash_algorithm != self.algorithm {
             return Err(NotPaired::HashAlgorithm);
         }
@@ -333,10 +427,20 @@ impl Host {
             members: u32::try_from(members).unwrap_or(u32::MAX),
             device_name: own.name,
             now_ms: wall_ms(),
-            verify: request.verify,
+            verify: request.verify || must_verify,
         };
         let short_code = hosting.offer(self.me, &offer).await?;
-        hosting.confirmed(offer.verify).await?;
+        if offer.verify {
+            let pairing = self.pairing(&request, &short_code);
+            let here = async {
+                let agree = self.compare.agree(pairing).await;
+                agree.then_some(()).ok_or(NotPaired::NotConfirmed)
+            };
+            let there = async { hosting.confirmed(true).await.map_err(NotPaired::from) };
+            tokio::try_join!(here, there)?;
+        } else {
+            hosting.confirmed(false).await?;
+        }
         let redeem = self.journal.run(move |journal, now_ms| {
             journal.redeem(&joiner, &request.proof, &request.device_name, now_ms)
         });

@@ -9,8 +9,8 @@ use crate::net::{Path, WireBytes};
 
 use super::run::{Parts, StoreView};
 use crate::replica::status::{
-    DeviceStatus, JournalPeerState, JournalPeerStatus, JournalStatus, PeerState, PeerStatus,
-    RateLimitStatus, Status, StoreStatus,
+    DeviceStatus, JournalPeerState, JournalPeerStatus, JournalStatus, PairingStatus, PeerState,
+    PeerStatus, RateLimitStatus, Status, StoreStatus,
 };
 use crate::transfer::Counters;
 use crate::transfer::throttle::Throttle;
@@ -69,6 +69,13 @@ impl LinkFigures {
     }
 }
 
+/// Parts of the picture that others draw.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    pub(super) journal: JournalStatus,
+    pub(super) pairings: Vec<PairingStatus>,
+}
+
 /// Remembers the last picture, to number the changes.
 #[derive(Debug, Default)]
 pub(super) struct Picture {
@@ -90,7 +97,7 @@ impl Picture {
         parts: &Parts,
         engine: &Engine,
         store: &StoreView,
-        journal: JournalStatus,
+        told: Told,
         link: impl Fn(ConnId) -> Option<LinkView>,
     ) -> Status {
         self.published_ms = now_ms;
@@ -127,9 +134,10 @@ impl Picture {
                 damaged: parts.store.damages().borrow().count,
                 last_error: store.error.clone(),
             },
-            in_sync: !engine.is_behind() && store.up && connected_in_sync && journal.ready,
+            in_sync: !engine.is_behind() && store.up && connected_in_sync && told.journal.ready,
             peers,
-            journal,
+            journal: told.journal,
+            pairings: told.pairings,
             rate_limits: rate_limits(&parts.throttle),
             revision: self.revision,
         };

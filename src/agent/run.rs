@@ -34,6 +34,7 @@ use crate::state::journal::GroupState;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::{Cursor, Store, StoreInfo};
 
+use super::comparing::Comparing;
 use super::disk::DiskWatch;
 use super::effects::plain_done;
 use super::fact::{Fact, Facts, Reload};
@@ -42,7 +43,7 @@ use super::handle::Request;
 use super::knocks::Knocks;
 use super::link::{CONTROL_QUEUE, Order};
 use super::load::{Loading, NO_STORE};
-use super::picture::{LinkFigures, LinkView, Picture};
+use super::picture::{LinkFigures, LinkView, Picture, Told};
 use super::{group, introductions, journal_stream, link, orders, pairing};
 use crate::replica::device::Publisher;
 use crate::replica::events::{self, EventLog};
@@ -145,6 +146,7 @@ pub(super) struct Loop {
     pub(super) replication: Replication,
     forked: Vec<LogId>,
     pub(super) knocks: Knocks,
+    pub(super) comparing: Comparing,
     pub(super) decisions: BTreeMap<BatchId, oneshot::Sender<Vec<bool>>>,
     last_id: u64,
     pub(super) addresses: BTreeMap<NodeId, Vec<String>>,
@@ -186,6 +188,7 @@ pub(super) async fn run(parts: Parts, tellers: Tellers) -> Result<()> {
         replication: Replication::new(parts.journal.clone(), parts.node_id, clock),
         forked: Vec::new(),
         knocks: Knocks::default(),
+        comparing: Comparing::default(),
         decisions: BTreeMap::new(),
         last_id: 0,
         store: StoreView::default(),
@@ -485,6 +488,14 @@ impl Loop {
                 // Who asked may have gone.
                 let _ = reply.send(result);
             }
+            Fact::Compare { id, pairing, decided } => {
+                self.comparing.begin(id, pairing, decided);
+                self.publish_soon();
+            }
+            Fact::PairingEnded { id, paired } => {
+                self.comparing.end(self.clock.now_ms(), id, paired);
+                self.publish_soon();
+            }
             Fact::NotPaired { joiner, source, why } => {
                 pairing::on_not_paired(self, joiner, &source, &why);
             }
@@ -510,7 +521,7 @@ impl Loop {
         self.publish_soon();
     }
 
-    fn publish_soon(&mut self) {
+    pub(super) fn publish_soon(&mut self) {
         if self.publish_at_ms.is_none_or(|at| at > self.clock.now_ms() + STATUS_MS_MIN) {
             self.publish_at_ms = Some(self.picture.published_ms() + STATUS_MS_MIN);
         }
@@ -637,8 +648,10 @@ impl Loop {
         };
         let journals = self.live.values().filter_map(|live| live.journal.as_ref());
         let journal = journal_stream::status(journals, &self.forked, self.replication.repairs());
+        let pairings = self.comparing.shown(now_ms);
         let (parts, engine) = (&self.parts, &self.engine);
-        let status = self.picture.draw(now_ms, parts, engine, &self.store, journal, link);
+        let told = Told { journal, pairings };
+        let status = self.picture.draw(now_ms, parts, engine, &self.store, told, link);
         let active = status.peers.iter().any(|peer| {
             peer.state == crate::replica::status::PeerState::Syncing
                 || peer.send_rate_bytes + peer.receive_rate_bytes > 0.0

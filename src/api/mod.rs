@@ -5,8 +5,9 @@
 //! | `GET /healthz` | 204 while the agent runs; no data, no token |
 //! | `GET /v1/status[?revision=N&timeout_ms=T]` | the [`Status`]; with `revision`, as soon as it is newer than that, or after `timeout_ms` |
 //! | `POST /v1/check` `{}` | answers once all that the store held at the call shows in the status |
-//! | `POST /v1/ticket` `{"ttl_ms"}` | a [`TicketReply`] |
-//! | `POST /v1/pair` `{"ticket"}` | a [`PairReply`] |
+//! | `POST /v1/ticket` `{"ttl_ms", "verify"}` | a [`TicketReply`] |
+//! | `POST /v1/pair` `{"ticket", "verify"}` | a [`PairReply`] |
+//! | `POST /v1/pair/confirm` `{"short_code", "same"}` | a [`PairingStatus`] |
 //! | `DELETE /v1/peers/{device}` | a [`RemoveReply`]; name, node ID or unique start of it; `?dry_run=true`, `?with_introduced=true` |
 //! | `POST /v1/rename` `{"name"}` | gives this device another name; a [`RenameReply`] |
 //! | `POST /v1/fetch` `{"hashes","now"}` | has assets of other devices sent here; a [`FetchReply`] tells how they stand |
@@ -46,7 +47,7 @@ use crate::agent::handle::{
 };
 use crate::http::problem::{Problem, problem};
 use crate::http::upload::{check_announced, check_type, collect};
-use crate::replica::status::Status;
+use crate::replica::status::{PairingStatus, Status};
 
 use watch::WATCHERS_MAX;
 
@@ -80,6 +81,7 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
         .route("/v1/check", post(check))
         .route("/v1/ticket", post(ticket))
         .route("/v1/pair", post(pair))
+        .route("/v1/pair/confirm", post(confirm))
         .route("/v1/peers/{device}", delete(remove))
         .route("/v1/rename", post(rename))
         .route("/v1/leave", post(leave))
@@ -191,6 +193,9 @@ async fn fetch(
 #[serde(deny_unknown_fields)]
 struct TicketOrder {
     ttl_ms: Option<u64>,
+    /// People must compare the digits.
+    #[serde(default)]
+    verify: bool,
 }
 
 async fn ticket(
@@ -200,13 +205,19 @@ async fn ticket(
 ) -> Result<Json<TicketReply>, Problem> {
     let order: TicketOrder = order(&headers, body).await?;
     let ttl = order.ttl_ms.map_or(TICKET_TTL_DEFAULT, Duration::from_millis);
-    Ok(Json(api.handle.ticket(ttl).await?))
+    Ok(Json(match order.verify {
+        true => api.handle.ticket_to_verify(ttl).await?,
+        false => api.handle.ticket(ttl).await?,
+    }))
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PairOrder {
     ticket: String,
+    /// People must compare the digits.
+    #[serde(default)]
+    verify: bool,
 }
 
 async fn pair(
@@ -215,7 +226,26 @@ async fn pair(
     body: Body,
 ) -> Result<Json<PairReply>, Problem> {
     let order: PairOrder = order(&headers, body).await?;
-    Ok(Json(api.handle.pair(order.ticket).await?))
+    Ok(Json(match order.verify {
+        true => api.handle.pair_to_verify(order.ticket).await?,
+        false => api.handle.pair(order.ticket).await?,
+    }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfirmOrder {
+    short_code: String,
+    same: bool,
+}
+
+async fn confirm(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<PairingStatus>, Problem> {
+    let ConfirmOrder { short_code, same } = order(&headers, body).await?;
+    Ok(Json(api.handle.confirm(short_code, same).await?))
 }
 
 #[derive(Deserialize)]

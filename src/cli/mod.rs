@@ -81,12 +81,23 @@ enum Command {
         /// Also show the ticket as a QR code
         #[arg(long)]
         qr: bool,
+        /// Share nothing before you have compared the digits on both devices; waits for the other one
+        #[arg(long)]
+        verify: bool,
     },
     /// Join the group of the device that made a ticket
     Pair {
         /// The ticket; read from standard input when left out, which keeps it out of the process
         /// list and the shell's history
         ticket: Option<String>,
+        /// Share nothing before you have compared the digits on both devices
+        #[arg(long)]
+        verify: bool,
+    },
+    /// Confirm that a device that is pairing with this one shows the same digits
+    Confirm {
+        /// The digits as the other device shows them; left out, the pairings that wait are listed
+        digits: Option<String>,
     },
     /// List the other devices of the group
     Peers,
@@ -222,11 +233,14 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
         match cli.command {
             Command::Up(args) => up::up(home, args, output).await,
             Command::Store(args) => up::store(home, args, output).await,
-            Command::Ticket { expires, qr } => {
-                pairing::ticket(&Client::connect(home).await?, expires, qr, output).await
+            Command::Ticket { expires, qr, verify } => {
+                pairing::ticket(&Client::connect(home).await?, expires, qr, verify, output).await
             }
-            Command::Pair { ticket } => {
-                pairing::pair(&Client::connect(home).await?, ticket, output).await
+            Command::Pair { ticket, verify } => {
+                pairing::pair(&Client::connect(home).await?, ticket, verify, output).await
+            }
+            Command::Confirm { digits } => {
+                pairing::confirm(&Client::connect(home).await?, digits.as_deref(), output).await
             }
             Command::Peers => pairing::peers(&Client::connect(home).await?, output).await,
             Command::Remove { device, with_introduced, dry_run } => {

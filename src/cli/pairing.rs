@@ -1,10 +1,13 @@
 //! `ticket`, `pair`, `peers`, `remove`, `leave`, `rename`: who is in the group.
 
+use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::io::{self, IsTerminal as _, Read as _};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::client::Client;
 use super::exit::{Exit, Failure};
@@ -12,8 +15,12 @@ use super::output::Output;
 use super::text::{duration, shown};
 use crate::agent::handle::{LeaveReply, PairReply, RemoveReply, RenameReply, TicketReply};
 use crate::clock::wall_ms;
+use crate::net::pairing::COMPARE_DEADLINE;
 use crate::net::ticket::Ticket;
-use crate::replica::status::{PeerState, PeerStatus};
+use crate::replica::status::{PairingState, PairingStatus, PeerState, PeerStatus};
+
+/// How often a command looks whether there are digits to compare.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
 
 /// Many times a ticket with all its addresses.
 const TICKET_BYTES_MAX: u64 = 16 * 1024;
@@ -23,9 +30,11 @@ pub(crate) async fn ticket(
     client: &Client,
     expires: Duration,
     qr: bool,
+    verify: bool,
     output: Output,
 ) -> Result<Exit, Failure> {
-    let order = json!({ "ttl_ms": u64::try_from(expires.as_millis()).unwrap_or(u64::MAX) });
+    let ttl_ms = u64::try_from(expires.as_millis()).unwrap_or(u64::MAX);
+    let order = json!({ "ttl_ms": ttl_ms, "verify": verify });
     let reply: TicketReply = client.post(&["v1", "ticket"], &order).await?;
     if qr {
         let code = parse_ticket(&reply.ticket)?.qr();
@@ -39,23 +48,59 @@ pub(crate) async fn ticket(
          give it this ticket.",
         duration(left + Duration::from_millis(500))
     ));
-    Ok(Exit::Ok)
+    if !verify {
+        return Ok(Exit::Ok);
+    }
+    output.note("Waiting for the other device, to compare the digits…");
+    // One who came in the last second still compares.
+    let until_ms = reply.expires_ms + u64::try_from(COMPARE_DEADLINE.as_millis()).unwrap_or(0);
+    let mut compared = Compared::default();
+    loop {
+        if let Some(paired) = compared.look(client, output).await? {
+            output.note(format_args!(
+                "paired with {} ({})",
+                shown(&paired.name),
+                shown(&paired.short_code)
+            ));
+            return Ok(Exit::Ok);
+        }
+        if wall_ms() > if compared.is_under_way() { until_ms } else { reply.expires_ms } {
+            return Err(Failure::new(
+                Exit::Timeout,
+                "the ticket has expired, and nobody was let in",
+            ));
+        }
+        sleep(LOOK_EVERY).await;
+    }
 }
 
 /// `can-sync pair`
 pub(crate) async fn pair(
     client: &Client,
     ticket: Option<String>,
+    verify: bool,
     output: Output,
 ) -> Result<Exit, Failure> {
     let text = match ticket {
-        Some(text) => text,
+        Some(text) => {
+            output.note(
+                "A ticket on the command line can be read by other users of this machine, and stays in \
+                 the shell's history: leave it out, and give it on standard input.",
+            );
+            text
+        }
         None => read_ticket(output)?,
     };
     // Judged here first: a slip of the mouse needs no agent to be found out.
     let ticket = parse_ticket(&text)?.to_string();
     output.note("Pairing…");
-    let reply: PairReply = client.post(&["v1", "pair"], &json!({ "ticket": ticket })).await?;
+    let order = json!({ "ticket": ticket, "verify": verify });
+    // The agent's own deadline ends it: people may have to compare the digits.
+    let paired = client.post_unhurried(&["v1", "pair"], &order);
+    let reply: PairReply = tokio::select! {
+        reply = paired => reply?,
+        failed = compare(client, output) => match failed? {},
+    };
     output.value(&reply, |reply| {
         format!(
             "paired with {} ({}), devices in the group: {}",
@@ -65,6 +110,99 @@ pub(crate) async fn pair(
         )
     })?;
     Ok(Exit::Ok)
+}
+
+/// `can-sync confirm`
+pub(crate) async fn confirm(
+    client: &Client,
+    digits: Option<&str>,
+    output: Output,
+) -> Result<Exit, Failure> {
+    if let Some(digits) = digits {
+        let pairing = say(client, digits, true).await?;
+        output.note(format_args!("Confirmed: {} shows the same digits.", shown(&pairing.name)));
+        return Ok(Exit::Ok);
+    }
+    let status = client.status().await?;
+    let waits = |pairing: &&PairingStatus| pairing.state == PairingState::Compare;
+    let waiting: Vec<_> = status.pairings.iter().filter(waits).cloned().collect();
+    if waiting.is_empty() {
+        output.note("No pairing waits for its digits to be compared.");
+    }
+    output.values(&waiting, |pairing| {
+        format!("{}  {}  {}", pairing.node_id, shown(&pairing.short_code), shown(&pairing.name))
+    })?;
+    Ok(Exit::Ok)
+}
+
+async fn say(client: &Client, digits: &str, same: bool) -> Result<PairingStatus, Failure> {
+    let order = json!({ "short_code": digits, "same": same });
+    client.post(&["v1", "pair", "confirm"], &order).await
+}
+
+/// Shows digits that are to be compared, for as long as it is polled.
+async fn compare(client: &Client, output: Output) -> Result<Infallible, Failure> {
+    let mut compared = Compared::default();
+    loop {
+        sleep(LOOK_EVERY).await;
+        compared.look(client, output).await?;
+    }
+}
+
+/// The pairings that a command has seen and asked about.
+#[derive(Default)]
+struct Compared {
+    asked: BTreeSet<String>,
+}
+
+impl Compared {
+    fn is_under_way(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    /// Shows digits that are to be compared, and asks whether they agree where there is somebody to
+    /// ask. Returns the pairing that was asked about once it is through.
+    async fn look(
+        &mut self,
+        client: &Client,
+        output: Output,
+    ) -> Result<Option<PairingStatus>, Failure> {
+        for pairing in client.status().await?.pairings {
+            let code = pairing.short_code.clone();
+            match pairing.state {
+                PairingState::Compare if self.asked.insert(code.clone()) => {
+                    output.note(format_args!(
+                        "{} ({}) shows the digits  {}  if nobody stands in between.",
+                        shown(&pairing.name),
+                        shown(&pairing.node_id),
+                        shown(&code)
+                    ));
+                    ask(client, code, output).await?;
+                }
+                PairingState::Paired if self.asked.contains(&code) => return Ok(Some(pairing)),
+                PairingState::Compare | PairingState::Confirmed | PairingState::Paired => {}
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Asks on the terminal whether the digits agree; elsewhere says how to confirm them.
+async fn ask(client: &Client, code: String, output: Output) -> Result<(), Failure> {
+    if !io::stdin().is_terminal() {
+        output
+            .note(format_args!("Compare, and confirm with: can-sync confirm \"{}\"", shown(&code)));
+        return Ok(());
+    }
+    output.note("Does the other device show the same? [y/N]");
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        io::stdin().read_line(&mut line).map(|_| line)
+    });
+    let line = answer.await.context("reading the answer")?.context("reading the answer")?;
+    let same = matches!(line.trim().to_lowercase().as_str(), "y" | "yes");
+    say(client, &code, same).await?;
+    Ok(())
 }
 
 fn read_ticket(output: Output) -> Result<String, Failure> {

@@ -326,6 +326,7 @@ mod tests {
             },
             peers,
             journal: Default::default(),
+            pairings: Vec::new(),
             rate_limits: None,
             in_sync,
             revision: 1,

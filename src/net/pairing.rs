@@ -146,7 +146,7 @@ pub enum HostError {
     #[error("the joiner called the pairing off: {0}")]
     CalledOff(String),
     /// It was sent what makes it a member, and did not say that it has joined.
-    #[error("the joiner did not say that it has joined: {0}")]
+    #[error("the joiner did not say that it has joined, and may yet come in: {0}")]
     Unconfirmed(String),
 }
 

@@ -14,6 +14,9 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// The journal.
     pub journal: JournalStatus,
+    /// Pairings whose digits people compare now, and those of late; the newest last.
+    #[serde(default)]
+    pub pairings: Vec<PairingStatus>,
     /// How fast contents may move; `None` when no limit is set.
     pub rate_limits: Option<RateLimitStatus>,
     /// Every connected peer holds the same assets and edits as this device, and the store has been
@@ -52,6 +55,31 @@ pub struct DeviceStatus {
     /// What keeps this device from taking in what others have, in words; empty when nothing does.
     #[serde(default)]
     pub obstacles: Vec<String>,
+}
+
+/// A pairing with another device, on either side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairingStatus {
+    /// The other device's node ID, in hex.
+    pub node_id: String,
+    /// Its name, as it says itself.
+    pub name: String,
+    /// The twelve digits; the other device shows the same, unless somebody stands in between.
+    pub short_code: String,
+    /// How far it is.
+    pub state: PairingState,
+}
+
+/// How far a pairing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PairingState {
+    /// Somebody has to say here whether the other device shows the same digits.
+    Compare,
+    /// Somebody has said so here, and has yet to say so there.
+    Confirmed,
+    /// The devices are paired.
+    Paired,
 }
 
 /// The state of the store beside the agent.

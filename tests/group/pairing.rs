@@ -1,11 +1,13 @@
 //! Pairings that break off at each step, on either side: nobody lists a device that has not joined, and
 //! the next pairing works.
 
+use can_sync::agent::handle::RequestError;
 use can_sync::clock::wall_ms;
 use can_sync::core::joining::{PairAccept, PairOffer};
 use can_sync::net::pairing::{Joiner, ask, receive};
 use can_sync::net::ticket::Ticket;
 use can_sync::net::{Accepted, Admission, Net, NetConfig, Verdict};
+use can_sync::replica::status::PairingState;
 use can_sync::state::identity::Identity;
 use can_sync::state::journal::verify;
 
@@ -133,4 +135,78 @@ async fn a_joiner_whose_last_word_was_lost_is_a_member_when_it_comes_back() {
     // And it is a member like any other.
     write(&b, with_text("first", "text", "of b")).await;
     same_journal(&[&a, &b]).await;
+}
+
+/// The digits that a device wants compared, once it shows some.
+async fn digits(device: &Device) -> String {
+    let shown = || device.status().pairings.into_iter().find(|p| p.state == PairingState::Compare);
+    until("digits are shown", &[device], async || shown().is_some()).await;
+    shown().unwrap().short_code
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_verify_on_either_side_nothing_is_shared_before_both_have_confirmed() {
+    for inviter_asks in [true, false] {
+        let (a, b) = (Device::start().await, Device::start().await);
+        a.add([7; 3]).await;
+        let ttl = Duration::from_secs(60);
+        let made = match inviter_asks {
+            true => a.handle().ticket_to_verify(ttl).await,
+            false => a.handle().ticket(ttl).await,
+        };
+        let ticket = made.unwrap().ticket;
+        keep_secret(ticket.as_bytes());
+        let handle = b.handle();
+        let pairing = tokio::spawn(async move {
+            match inviter_asks {
+                true => handle.pair(ticket).await,
+                false => handle.pair_to_verify(ticket).await,
+            }
+        });
+        let code = digits(&a).await;
+        assert_eq!(digits(&b).await, code, "both show the same");
+        let wrong = b.handle().confirm("0000 0000 0000".into(), true).await.unwrap_err();
+        assert!(matches!(wrong, RequestError::Unknown(_)), "{wrong:?}");
+        let first = if inviter_asks { &a } else { &b };
+        first.handle().confirm(code.clone(), true).await.unwrap();
+        let only_a = BTreeMap::from([(a.node_id, true)]);
+        assert!(is_alone(&a) && is_alone(&b) && members(&a).await == only_a);
+        assert!(!pairing.is_finished() && b.hashes().await.is_empty());
+        let second = if inviter_asks { &b } else { &a };
+        second.handle().confirm(code.clone(), true).await.unwrap();
+        assert_eq!(pairing.await.unwrap().unwrap().short_code, code);
+        all_in_sync(&[&a, &b], 1).await;
+        assert_eq!(b.hashes().await.len(), 3);
+        for device in [&a, &b] {
+            until("it is shown as paired", &[device], async || {
+                let pairings = device.status().pairings;
+                pairings.len() == 1 && pairings[0].state == PairingState::Paired
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn digits_that_differ_on_either_side_end_the_pairing_with_nobody_added() {
+    let (a, b) = (Device::start().await, Device::start().await);
+    for inviter_refuses in [true, false] {
+        let ticket = a.handle().ticket_to_verify(Duration::from_secs(60)).await.unwrap().ticket;
+        keep_secret(ticket.as_bytes());
+        let handle = b.handle();
+        let pairing = tokio::spawn(async move { handle.pair(ticket).await });
+        let (at_a, at_b) = (digits(&a).await, digits(&b).await);
+        let (refuses, code) = if inviter_refuses { (&a, at_a) } else { (&b, at_b) };
+        refuses.handle().confirm(code, false).await.unwrap();
+        let refused = pairing.await.unwrap().unwrap_err();
+        assert!(refused.to_string().contains("not confirmed"), "{refused}");
+        until("nothing is shown", &[&a, &b], async || {
+            a.status().pairings.is_empty() && b.status().pairings.is_empty()
+        })
+        .await;
+        assert!(is_alone(&a) && is_alone(&b));
+        assert_eq!(members(&a).await, BTreeMap::from([(a.node_id, true)]));
+    }
+    pair(&a, &b).await;
+    all_in_sync(&[&a, &b], 1).await;
 }

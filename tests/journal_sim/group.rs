@@ -140,7 +140,7 @@ impl World {
     fn invite(&mut self, inviter: usize, secret: &TicketSecret) -> bool {
         let wall_ms = self.wall_ms(inviter);
         let journal = self.nodes[inviter].journal();
-        let made = journal.create_token(&ticket_key(secret), wall_ms, wall_ms + TICKET_MS);
+        let made = journal.create_token(&ticket_key(secret), false, wall_ms, wall_ms + TICKET_MS);
         self.unless_full(inviter, made).is_some()
     }
 
@@ -150,7 +150,7 @@ impl World {
         if self.is(Mutant::TokenNeverExpires) {
             self.nodes[inviter].tables().meddle("DELETE FROM tokens");
             let journal = self.nodes[inviter].journal();
-            journal.create_token(&ticket_key(secret), late_ms, late_ms + TICKET_MS).unwrap();
+            journal.create_token(&ticket_key(secret), false, late_ms, late_ms + TICKET_MS).unwrap();
         }
         let joiner = self.nodes[n].identity.node_id;
         let proof = pair_proof(secret, &self.nodes[inviter].identity.node_id, &joiner);

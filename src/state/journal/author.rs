@@ -60,7 +60,7 @@ impl Tx<'_> {
         if self.now_ms < CLOCK_FLOOR_MS {
             return Ok(Some(DraftError::ClockNotSet));
         }
-        if self.group.is_none() || !self.verdicts()?.member(&me) || self.we_are_removed()? {
+        if self.group.is_none() || !self.verdicts()?.member(&me) {
             return Ok(Some(DraftError::NotMember));
         }
         let dev = self.device(&me)?;

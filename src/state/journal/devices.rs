@@ -15,7 +15,7 @@ use crate::core::pairing::{Member, Members, addresses, shown_name};
 
 use super::facts::facts;
 use super::read::{cell_value, member_rows, model_num, scope_num};
-use super::schema::{key, meta_array};
+use super::schema::{key, meta, meta_array};
 use super::{Journal, JournalError, JournalReader, Owner, Result};
 use crate::core::journal::members::Verdicts;
 

@@ -7,6 +7,7 @@ use crate::core::journal::members::Removal;
 use crate::core::journal::op::{Change, MemberChange, group_id};
 use crate::core::limits::FACTS_PER_AUTHOR_MAX;
 
+use super::schema::{key, set_meta};
 use super::tx::Tx;
 use super::verify::VerifiedOp;
 use super::{Journal, JournalError, Refused, RefusedWhy, Result, Written};

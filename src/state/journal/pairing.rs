@@ -9,7 +9,7 @@
 
 use std::time::Instant;
 
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use crate::clock::instant_now;
 use crate::core::ids::{LogId, NodeId};
@@ -37,13 +37,21 @@ const INTRO_BYTES_MAX: usize = INTRODUCTION_FRAME_BYTES_MAX as usize - 1024;
 impl Journal {
     /// T5: makes the token with this key (see [`crate::core::pairing::ticket_key`]) good until then.
     /// The oldest make room when there are too many.
-    pub fn create_token(&mut self, key: &[u8; 32], now_ms: u64, expires_ms: u64) -> Result<()> {
-        self.create_token_at(key, now_ms, instant_now(), expires_ms)
+    /// `verify`: its digits must be compared.
+    pub fn create_token(
+        &mut self,
+        key: &[u8; 32],
+        verify: bool,
+        now_ms: u64,
+        expires_ms: u64,
+    ) -> Result<()> {
+        self.create_token_at(key, verify, now_ms, instant_now(), expires_ms)
     }
 
     pub(super) fn create_token_at(
         &mut self,
         key: &[u8; 32],
+        verify: bool,
         now_ms: u64,
         now: Instant,
         expires_ms: u64,
@@ -62,6 +70,11 @@ impl Journal {
              ON CONFLICT DO NOTHING",
             params![key, int(now_ms), int(expires_ms)],
         )?;
+        if verify {
+            let mut to_verify = tokens_to_verify(&tx.db)?;
+            to_verify.push(*key);
+            set_meta(&tx.db, key::VERIFY_TOKENS, to_verify.as_flattened())?;
+        }
         tx.roster_changed = true;
         tx.commit()
     }
@@ -152,10 +165,24 @@ impl Journal {
             return Ok(Err(error));
         }
         tx.drop_token(&token)?;
+        set_meta(&tx.db, key::INVITED, &[])?;
         delete_meta(&tx.db, key::PAIRING_LOG)?;
         tx.commit()?;
         Ok(Ok(log))
     }
+}
+
+/// The keys of the outstanding tokens whose digits must be compared.
+pub(super) fn tokens_to_verify(connection: &Connection) -> Result<Vec<[u8; 32]>> {
+    let listed = meta(connection, key::VERIFY_TOKENS)?.unwrap_or_default();
+    let mut query = connection.prepare_cached("SELECT 1 FROM tokens WHERE key = ?1")?;
+    let mut outstanding = Vec::new();
+    for key in listed.as_chunks::<32>().0 {
+        if query.exists([key])? {
+            outstanding.push(*key);
+        }
+    }
+    Ok(outstanding)
 }
 
 impl Tx<'_> {

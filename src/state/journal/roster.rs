@@ -16,7 +16,8 @@ use crate::core::journal::session::Standing;
 use crate::core::pairing::proof_matches;
 
 use super::Result;
-use super::schema::row_u64;
+use super::pairing::tokens_to_verify;
+use super::schema::{key, meta, row_u64};
 use super::tx::Tx;
 
 /// Who may connect, and whether anyone may pair. Clones share it.
@@ -29,6 +30,7 @@ struct State {
     verdicts: Arc<Verdicts>,
     tokens: BTreeMap<[u8; 32], Token>,
     is_founded_anew: bool,
+    has_invited: bool,
 }
 
 /// An outstanding token.
@@ -37,6 +39,7 @@ struct Token {
     created_ms: u64,
     expires_ms: u64,
     deadline: Instant,
+    verify: bool,
 }
 
 /// What a transaction leaves behind when it is committed.
@@ -44,7 +47,10 @@ pub(super) struct Next {
     verdicts: Arc<Verdicts>,
     /// Key, creation, expiry.
     tokens: Vec<([u8; 32], u64, u64)>,
+    /// Of these, the keys of those whose digits must be compared.
+    to_verify: Vec<[u8; 32]>,
     is_founded_anew: bool,
+    has_invited: bool,
     now_ms: u64,
     now: Instant,
 }
@@ -66,23 +72,33 @@ impl Roster {
         self.read().tokens.values().any(|token| token.is_live(now_ms, now))
     }
 
-    /// Whether a proof to `inviter`, this device, fits an outstanding token. Uses nothing up.
-    pub fn fits(&self, inviter: &NodeId, joiner: &NodeId, proof: &[u8; 32], now_ms: u64) -> bool {
+    /// Whether a proof to `inviter`, this device, fits an outstanding token: if so, whether its digits
+    /// must be compared. Uses nothing up.
+    pub fn fits(
+        &self,
+        inviter: &NodeId,
+        joiner: &NodeId,
+        proof: &[u8; 32],
+        now_ms: u64,
+    ) -> Option<bool> {
         let now = instant_now();
         let state = self.read();
         let live = state.tokens.iter().filter(|(_, token)| token.is_live(now_ms, now));
         // Every one is looked at, so that the time taken does not tell which fits.
-        live.filter(|(key, _)| proof_matches(key, inviter, joiner, proof)).count() > 0
+        live.filter(|(key, _)| proof_matches(key, inviter, joiner, proof))
+            .fold(None, |_, (_, token)| Some(token.verify))
+    }
+
+    /// Whether a stranger may have an introduction that counts: there is somebody who may have added it,
+    /// or this device signed the op that does and has not heard of the joiner since.
+    pub fn may_be_introduced_to(&self) -> bool {
+        let state = self.read();
+        state.has_invited || state.verdicts.author_count() > 1
     }
 
     /// How many members there are, this device included.
     pub fn member_count(&self) -> usize {
         self.read().verdicts.members().count()
-    }
-
-    /// How many devices were ever added to the group, this one included.
-    pub fn author_count(&self) -> usize {
-        self.read().verdicts.author_count()
     }
 
     /// Whether this device lost its journal, and is alone in the group that it founded then.
@@ -99,15 +115,17 @@ impl Roster {
     pub(super) fn set(&self, next: Next) {
         // A panic elsewhere left a whole state: it is only ever replaced below.
         let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let Next { verdicts, tokens, is_founded_anew, now_ms, now } = next;
+        let Next { verdicts, tokens, to_verify, is_founded_anew, has_invited, now_ms, now } = next;
         let tokens = tokens.into_iter().map(|(key, created_ms, expires_ms)| {
             let left_ms = expires_ms.saturating_sub(now_ms.max(created_ms));
             let fresh = now + Duration::from_millis(left_ms);
             let deadline = state.tokens.get(&key).map_or(fresh, |known| known.deadline);
-            (key, Token { created_ms, expires_ms, deadline })
+            let verify = to_verify.contains(&key);
+            (key, Token { created_ms, expires_ms, deadline, verify })
         });
         let tokens = tokens.collect();
-        *state = State { version: state.version + 1, verdicts, tokens, is_founded_anew };
+        let version = state.version + 1;
+        *state = State { version, verdicts, tokens, is_founded_anew, has_invited };
     }
 
     /// Whether an outstanding token is in time.
@@ -134,7 +152,10 @@ impl Tx<'_> {
         let tokens =
             query.query_map([], |row| Ok((row.get(0)?, row_u64(row, 1)?, row_u64(row, 2)?)))?;
         let tokens = tokens.collect::<rusqlite::Result<_>>()?;
+        let to_verify = tokens_to_verify(&self.db)?;
         let is_founded_anew = meta(&self.db, key::FOUNDED_ANEW)?.is_some();
-        Ok(Next { verdicts, tokens, is_founded_anew, now_ms: self.now_ms, now: self.now })
+        let has_invited = meta(&self.db, key::INVITED)?.is_some();
+        let (now_ms, now) = (self.now_ms, self.now);
+        Ok(Next { verdicts, tokens, to_verify, is_founded_anew, has_invited, now_ms, now })
     }
 }

@@ -161,11 +161,13 @@ pub(super) const GROUP_TABLES: [&str; 15] = [
 ];
 
 /// What `meta` has of a group.
-pub(super) const GROUP_KEYS: [&str; 9] = [
+pub(super) const GROUP_KEYS: [&str; 11] = [
     key::GROUP,
     key::OPEN_LOG,
     key::FEED_EPOCH,
     key::PAIRING_LOG,
+    key::INVITED,
+    key::VERIFY_TOKENS,
     key::FOUNDED_ANEW,
     key::DIGEST,
     key::HLC_MAX,
@@ -190,6 +192,11 @@ pub(super) mod key {
     /// The log for the next op that adds a joiner, and the feed's epoch in which it was written; absent
     /// while one of its numbers may have been signed and not applied.
     pub(in super::super) const PAIRING_LOG: &str = "pairing_log";
+    /// There once an op that adds a joiner was handed out: a stranger may be that joiner.
+    pub(in super::super) const INVITED: &str = "invited";
+    /// The keys of the tokens whose digits must be compared, 32 bytes each; those that are no longer
+    /// outstanding do not count.
+    pub(in super::super) const VERIFY_TOKENS: &str = "verify_tokens";
     /// The sum over the state, see [`crate::core::journal::set_hash`].
     pub(in super::super) const DIGEST: &str = "digest";
     /// The group that this device founded when it had a key and no journal: it may be in another.

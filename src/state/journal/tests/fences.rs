@@ -169,7 +169,7 @@ fn a_group_that_junk_devices_filled_has_room_again_when_their_inviter_is_removed
     let new = Device::new(4);
     let secret = [5; 16];
     let redeem = |a: &mut Device| {
-        a.journal.create_token(&ticket_key(&secret), NOW_MS, NOW_MS + 60_000).unwrap();
+        a.journal.create_token(&ticket_key(&secret), false, NOW_MS, NOW_MS + 60_000).unwrap();
         let proof = pair_proof(&secret, &a.id(), &new.id());
         a.journal.redeem(&new.id(), &proof, "new", NOW_MS).unwrap()
     };

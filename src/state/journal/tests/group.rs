@@ -13,7 +13,10 @@ const SECRET: TicketSecret = [6; 16];
 const MINUTE_MS: u64 = 60_000;
 
 fn invite(device: &mut Device) {
-    device.journal.create_token(&ticket_key(&SECRET), NOW_MS, NOW_MS + 10 * MINUTE_MS).unwrap();
+    device
+        .journal
+        .create_token(&ticket_key(&SECRET), false, NOW_MS, NOW_MS + 10 * MINUTE_MS)
+        .unwrap();
 }
 
 fn redeem(
@@ -439,11 +442,30 @@ fn a_wall_clock_set_back_does_not_lengthen_a_token() {
     let mut inviter = Device::founder();
     let (joiner, made) = (Device::new(2), Instant::now());
     let until_ms = NOW_MS + 10 * MINUTE_MS;
-    inviter.journal.create_token_at(&ticket_key(&SECRET), NOW_MS, made, until_ms).unwrap();
+    inviter.journal.create_token_at(&ticket_key(&SECRET), false, NOW_MS, made, until_ms).unwrap();
     let proof = pair_proof(&SECRET, &inviter.id(), &joiner.id());
     let late = made + Duration::from_secs(601);
     let redeemed = inviter.journal.redeem_at(&joiner.id(), &proof, "joiner", NOW_MS + 1, late);
     assert_eq!(redeemed.unwrap(), Err(TokenError::Expired));
+}
+
+#[test]
+fn a_ticket_whose_digits_must_be_compared_stays_so_through_a_restart() {
+    let mut inviter = Device::founder();
+    let joiner = Device::new(2);
+    let until_ms = NOW_MS + 10 * MINUTE_MS;
+    let other = [7; 16];
+    inviter.journal.create_token(&ticket_key(&SECRET), true, NOW_MS, until_ms).unwrap();
+    inviter.journal.create_token(&ticket_key(&other), false, NOW_MS, until_ms).unwrap();
+    for _ in 0..2 {
+        let roster = inviter.journal.roster();
+        for (secret, verify) in [(SECRET, true), (other, false)] {
+            let proof = pair_proof(&secret, &inviter.id(), &joiner.id());
+            let fits = roster.fits(&inviter.id(), &joiner.id(), &proof, NOW_MS);
+            assert_eq!(fits, Some(verify));
+        }
+        inviter.restart();
+    }
 }
 
 #[test]
@@ -469,8 +491,8 @@ fn the_roster_moves_with_each_commit_and_is_there_after_a_restart() {
     invite(&mut inviter);
     let proof = pair_proof(&SECRET, &inviter.id(), &joiner.id());
     assert!(roster.is_pairing_open(NOW_MS) && !roster.is_pairing_open(NOW_MS + 11 * MINUTE_MS));
-    assert!(roster.fits(&inviter.id(), &joiner.id(), &proof, NOW_MS));
-    assert!(!roster.fits(&inviter.id(), &joiner.id(), &[1; 32], NOW_MS));
+    assert_eq!(roster.fits(&inviter.id(), &joiner.id(), &proof, NOW_MS), Some(false));
+    assert_eq!(roster.fits(&inviter.id(), &joiner.id(), &[1; 32], NOW_MS), None);
     inviter.restart();
     let roster = inviter.journal.roster();
     assert!(roster.is_pairing_open(NOW_MS));
@@ -504,7 +526,7 @@ fn a_removed_device_writes_nothing_lets_nobody_in_and_may_join_another_group() {
     let refused = b.journal.redeem(&NodeId([3; 32]), &proof, "three", NOW_MS);
     assert!(matches!(refused, Err(JournalError::Removed)));
     assert!(matches!(
-        b.journal.create_token(&[1; 32], NOW_MS, NOW_MS + 1),
+        b.journal.create_token(&[1; 32], false, NOW_MS, NOW_MS + 1),
         Err(JournalError::Removed)
     ));
 

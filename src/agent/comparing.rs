@@ -1,0 +1,128 @@
+//! The pairings that people see: those whose digits are to be compared, and those of late.
+
+use tokio::sync::oneshot;
+
+use crate::replica::status::{PairingState, PairingStatus};
+
+/// Pairings shown. Strangers have four connections at a time, and people one pairing.
+const PAIRINGS_MAX: usize = 8;
+
+/// A pairing that is through is shown for so long.
+const SHOWN_MS: u64 = 10 * 60 * 1000;
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub(super) struct Comparing(Vec<Pairing>);
+
+#[derive(Debug)]
+struct Pairing {
+    id: u64,
+    status: PairingStatus,
+    /// Told whether the digits agree.
+    decided: Option<oneshot::Sender<bool>>,
+    /// Since when it is through.
+    paired_ms: Option<u64>,
+}
+
+impl Comparing {
+    /// Shows a pairing whose digits are to be compared. Dropped for want of room, `decided` says so to
+    /// its other end.
+    pub(super) fn begin(&mut self, id: u64, status: PairingStatus, decided: oneshot::Sender<bool>) {
+        if let Some(through) = self.0.iter().position(|pairing| pairing.paired_ms.is_some())
+            && self.0.len() >= PAIRINGS_MAX
+        {
+            self.0.remove(through);
+        }
+        if self.0.len() < PAIRINGS_MAX {
+            self.0.push(Pairing { id, status, decided: Some(decided), paired_ms: None });
+        }
+    }
+
+    /// Somebody says here whether the other device shows `short_code`. Returns the pairing, if one
+    /// waits for that; white space does not count.
+    pub(super) fn decide(&mut self, short_code: &str, same: bool) -> Option<PairingStatus> {
+        let digits = |text: &str| text.split_whitespace().collect::<String>();
+        let meant = digits(short_code);
+        let waits = |pairing: &&mut Pairing| {
+            pairing.status.state == PairingState::Compare
+                && digits(&pairing.status.short_code) == meant
+        };
+        let pairing = self.0.iter_mut().find(waits)?;
+        // The other end is gone when the pairing has just ended.
+        pairing.decided.take()?.send(same).ok()?;
+        if same {
+            pairing.status.state = PairingState::Confirmed;
+        }
+        Some(pairing.status.clone())
+    }
+
+    /// A pairing ended; `paired` is what to show of it from now on.
+    pub(super) fn end(&mut self, now_ms: u64, id: u64, paired: Option<PairingStatus>) {
+        self.0.retain(|pairing| pairing.id != id);
+        let Some(status) = paired else { return };
+        if self.0.len() >= PAIRINGS_MAX {
+            self.0.remove(0);
+        }
+        self.0.push(Pairing { id, status, decided: None, paired_ms: Some(now_ms) });
+    }
+
+    /// What is shown now.
+    pub(super) fn shown(&mut self, now_ms: u64) -> Vec<PairingStatus> {
+        self.0.retain(|pairing| pairing.paired_ms.is_none_or(|at| at + SHOWN_MS > now_ms));
+        self.0.iter().map(|pairing| pairing.status.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn status(short_code: &str, state: PairingState) -> PairingStatus {
+        let (node_id, name) = ("07".repeat(32), "phone".to_owned());
+        PairingStatus { node_id, name, short_code: short_code.to_owned(), state }
+    }
+
+    fn begin(comparing: &mut Comparing, id: u64, code: &str) -> oneshot::Receiver<bool> {
+        let (decided, waits) = oneshot::channel();
+        comparing.begin(id, status(code, PairingState::Compare), decided);
+        waits
+    }
+
+    #[test]
+    fn digits_decide_the_pairing_that_shows_them_once() {
+        let mut comparing = Comparing::default();
+        let mut one = begin(&mut comparing, 1, "1111 2222 3333");
+        let mut two = begin(&mut comparing, 2, "4444 5555 6666");
+        assert_eq!(comparing.decide("1111 2222 3334", true), None);
+        assert_eq!(comparing.decide("444455556666", true).unwrap().state, PairingState::Confirmed);
+        assert_eq!(two.try_recv(), Ok(true));
+        assert!(one.try_recv().is_err());
+        assert_eq!(comparing.decide("4444 5555 6666", true), None);
+        assert_eq!(comparing.decide("1111 2222 3333", false).unwrap().state, PairingState::Compare);
+        assert_eq!(one.try_recv(), Ok(false));
+    }
+
+    #[test]
+    fn a_pairing_is_shown_for_a_while_after_it_is_through() {
+        let mut comparing = Comparing::default();
+        let _waits = begin(&mut comparing, 1, "1");
+        comparing.end(5, 1, Some(status("1", PairingState::Paired)));
+        assert_eq!(comparing.shown(5), [status("1", PairingState::Paired)]);
+        assert!(comparing.shown(5 + SHOWN_MS).is_empty());
+        let _waits = begin(&mut comparing, 2, "2");
+        comparing.end(6, 2, None);
+        assert!(comparing.shown(6).is_empty());
+    }
+
+    #[test]
+    fn pairings_are_bounded() {
+        let mut comparing = Comparing::default();
+        let waits: Vec<_> = (0..100).map(|id| begin(&mut comparing, id, &id.to_string())).collect();
+        assert_eq!(comparing.shown(0).len(), PAIRINGS_MAX);
+        comparing.end(0, 200, Some(status("200", PairingState::Paired)));
+        assert_eq!(comparing.shown(0).len(), PAIRINGS_MAX);
+        drop(waits);
+    }
+}
