@@ -271,8 +271,9 @@ fn removals(
     let mut rows = query.query(params![REMOVE, of.map(|device| device.0)])?;
     while let Some(row) = rows.next()? {
         let (author, hash) = (NodeId(row.get(0)?), OpHash(row.get(4)?));
-        // Only a device that was in the group has said something that a removal voids.
-        if verdicts.is_void(&hash) || !verdicts.author_ok(&NodeId(row.get(5)?)) {
+        // Only a device that was in the group has said something that a removal voids. The removed
+        // device itself is shown a void removal too: by its own rules it may count.
+        if (of.is_none() && verdicts.is_void(&hash)) || !verdicts.author_ok(&NodeId(row.get(5)?)) {
             continue;
         }
         let mut more = ops.clone();
