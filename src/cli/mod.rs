@@ -43,7 +43,7 @@ use crate::net::LOG_DIRECTIVES;
 #[derive(Debug, Parser)]
 #[command(name = "can-sync", version, max_term_width = 100, propagate_version = false)]
 #[command(after_help = "Exit status: 0 done, 1 error, 2 usage, 3 agent not running, 4 unknown \
-    device or asset, 5 temporary failure, 6 not in sync, 8 timeout, 9 refused.")]
+    device or asset, 5 temporary failure, 6 not in sync, 7 damaged asset, 8 timeout, 9 refused.")]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
