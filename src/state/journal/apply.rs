@@ -448,8 +448,8 @@ impl Tx<'_> {
         let added = self
             .db
             .prepare_cached(
-                "INSERT INTO members (op, idx, by_dev, kind, dev, name, keep)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, x'') ON CONFLICT DO NOTHING",
+                "INSERT INTO members (op, idx, by_dev, kind, dev, name)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
             )?
             .execute(params![arr, int(index as u64), by_dev, kind, dev, name])?;
         if added == 1 {

@@ -66,7 +66,7 @@ impl Journal {
             params![int(now_ms), int(TOKENS_MAX as u64 - 1)],
         )?;
         tx.db.execute(
-            "INSERT INTO tokens (key, created_ms, expires_ms, tries) VALUES (?1, ?2, ?3, 1)
+            "INSERT INTO tokens (key, created_ms, expires_ms) VALUES (?1, ?2, ?3)
              ON CONFLICT DO NOTHING",
             params![key, int(now_ms), int(expires_ms)],
         )?;

@@ -108,7 +108,6 @@ CREATE TABLE members (
     kind INTEGER NOT NULL,
     dev INTEGER NOT NULL,
     name TEXT NOT NULL,
-    keep BLOB NOT NULL,
     PRIMARY KEY (op, idx)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE acks (
@@ -124,8 +123,7 @@ CREATE TABLE reached (
 CREATE TABLE tokens (
     key BLOB PRIMARY KEY,
     created_ms INTEGER NOT NULL,
-    expires_ms INTEGER NOT NULL,
-    tries INTEGER NOT NULL
+    expires_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE shadows (
     hash BLOB PRIMARY KEY,

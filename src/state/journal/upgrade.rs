@@ -15,11 +15,15 @@ use super::schema::{key, meta, set_meta};
 /// See [`crate::db::migrate::migrate`].
 pub(super) const STEPS: [Step; 1] = [one_to_two];
 
-/// Two: sums that nobody can make collide instead of XORs, branches of a log by their hash, and an
-/// epoch that does not follow from the log this device writes.
+/// Two: sums that nobody can make collide instead of XORs, branches of a log by their hash, an epoch
+/// that does not follow from the log this device writes, and no columns that nothing reads.
 fn one_to_two(tx: &Transaction<'_>) -> anyhow::Result<()> {
     rebuild_ops(tx)?;
-    tx.execute_batch("ALTER TABLE streams DROP COLUMN digest")?;
+    tx.execute_batch(
+        "ALTER TABLE streams DROP COLUMN digest;
+         ALTER TABLE members DROP COLUMN keep;
+         ALTER TABLE tokens DROP COLUMN tries;",
+    )?;
     let logs: Vec<(i64, i64, bool)> = {
         let mut query = tx.prepare("SELECT log, seq, forked FROM logs")?;
         let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;

@@ -53,6 +53,31 @@ fn content(path: &Path) -> Vec<(String, Vec<String>)> {
     .collect()
 }
 
+/// The tables and indexes, each with its columns.
+fn shape(path: &Path) -> Vec<(String, String)> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let connection = Connection::open_with_flags(path, flags).unwrap();
+    let mut query = connection
+        .prepare(
+            "SELECT m.name, concat_ws(' ', c.name, c.type, c.\"notnull\", c.pk, c.dflt_value)
+             FROM sqlite_schema m LEFT JOIN pragma_table_xinfo(m.name) c ORDER BY 1, c.cid",
+        )
+        .unwrap();
+    let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    rows.map(std::result::Result::unwrap).collect()
+}
+
+#[test]
+fn a_journal_of_0_1_0_gets_the_tables_that_a_new_one_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::open(Some(thawed("desk", dir.path()))).unwrap();
+    let identity = Identity::load_or_create(&home, &home.lock().unwrap()).unwrap();
+    let new = dir.path().join("new.db");
+    Journal::open(&new, &identity, [7; 32]).unwrap();
+    Journal::open(&home.journal_db_path(), &identity, [7; 32]).unwrap();
+    assert_eq!(shape(&home.journal_db_path()), shape(&new));
+}
+
 #[test]
 fn a_journal_of_0_1_0_opens_with_all_that_was_in_it_and_a_copy_beside() {
     for device in ["desk", "phone"] {
