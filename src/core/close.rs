@@ -6,11 +6,11 @@ use std::fmt;
 /// The reason one side gives for closing a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CloseCode {
-    /// Nothing is wrong: the work is done.
+    /// The work is done, nothing is wrong.
     Ok,
     /// The two devices have another connection, which stays.
     Duplicate,
-    /// The closed device is not a member of the closer's group. Says nothing else.
+    /// The closed device is not a member of the closer's group. Reveals nothing else.
     NotMember,
     /// The closed device was a member and has been removed.
     Removed,
@@ -18,7 +18,7 @@ pub enum CloseCode {
     WrongGroup,
     /// The devices have no protocol in common.
     Version,
-    /// The devices name assets by different hashes.
+    /// The devices' stores use different hash algorithms.
     HashAlgorithm,
     /// The closed device broke the protocol.
     Protocol,
@@ -28,16 +28,16 @@ pub enum CloseCode {
     Slow,
     /// The closer is stopping.
     Shutdown,
-    /// The closer failed, or is at one of its limits; not the closed device's fault.
+    /// The closer failed or is at one of its limits. The closed device is not at fault.
     Internal,
-    /// The closer's disk is full, and it cannot do without writing what was asked.
+    /// The closer's disk is full, so it cannot do what was requested.
     Full,
     /// A code of a newer version.
     Unknown(u64),
 }
 
-/// Number, name and sentence of every code but [`CloseCode::Unknown`]. Numbers are never reused.
-/// [`CloseCode::Ok`] is 0 because QUIC closes with 0 when nobody gave a reason.
+/// Number, name and sentence of each code except [`CloseCode::Unknown`]. Numbers are never reused.
+/// [`CloseCode::Ok`] is 0 because QUIC closes with 0 when no reason is given.
 const CODES: [(u64, CloseCode, &str, &str); 13] = [
     (0, CloseCode::Ok, "OK", "closed as agreed"),
     (1, CloseCode::Duplicate, "DUPLICATE", "another connection between the two devices stays"),
@@ -68,7 +68,7 @@ impl CloseCode {
         }
     }
 
-    /// The code of a number that arrived.
+    /// The code for a number received from the network.
     pub fn from_number(number: u64) -> Self {
         CODES
             .iter()
@@ -76,7 +76,8 @@ impl CloseCode {
             .map_or(Self::Unknown(number), |(_, code, ..)| *code)
     }
 
-    /// One side broke the protocol or is refused: a connection dialled soon ends the same way.
+    /// Whether one side broke the protocol or is refused. A new connection dialled soon would end
+    /// the same way.
     pub fn is_violation(self) -> bool {
         match self {
             Self::NotMember
@@ -96,7 +97,7 @@ impl CloseCode {
         }
     }
 
-    /// What it means, as a clause for people.
+    /// The meaning, as a clause for people.
     pub fn sentence(self) -> &'static str {
         match self {
             Self::Unknown(_) => "a reason this version does not know",

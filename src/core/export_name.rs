@@ -1,30 +1,30 @@
-//! Which name an asset gets when it is written to a folder. The file name of an asset comes from
-//! another device, so it is a wish: what comes out of here is one harmless path component on every
-//! common file system, whatever went in.
+//! The name of an asset that is written to a folder. The file name of an asset comes from another
+//! device, so it is a wish only: the result is one harmless path component on every common file
+//! system, whatever the wish.
 //!
 //! I1  The result is one component: no separator, not `.` or `..`, 1 to [`NAME_BYTES_MAX`] bytes.
 //! I2  It holds no character that a terminal, a shell glob or another file system acts upon: no
 //!     controls, no direction overrides, no leading dash, no leading dot (a device in the group
 //!     must not plant a `.bashrc`).
 //! I3  It is no device name of Windows, with or without an extension.
-//! I4  The same wish always gives the same name, and a name given once is given again for itself.
+//! I4  The same wish always gives the same name, and a result as the wish gives itself.
 //!
-//! Two wishes may give one name, and two names may be one to a file system (case, composed and
-//! decomposed accents): who writes never replaces a file, and falls back to [`suffixed_name`].
+//! Two wishes may give one name, and a file system may take two names for one (case, composed and
+//! decomposed accents). So the writer never replaces a file, and falls back to [`suffixed_name`].
 
 use crate::core::foreign_text::is_unshowable;
 use crate::core::ids::Hash;
 
-/// The longest component that the common file systems take.
+/// The longest component that the common file systems allow.
 pub const NAME_BYTES_MAX: usize = 255;
 
-/// Extensions up to this long survive when a name is cut; a longer one is not an extension.
+/// The longest extension that survives when a name is cut; a longer one is not an extension.
 const EXTENSION_BYTES_MAX: usize = 16;
 
 /// Names that mean a device on Windows, whatever extension follows.
 const DEVICE_NAMES: [&str; 6] = ["con", "prn", "aux", "nul", "conin$", "conout$"];
 
-/// The harmless name for `wish`, or `None` when nothing of it is usable.
+/// The harmless name for `wish`, or `None` when no usable character is left.
 pub fn export_name(wish: &str) -> Option<String> {
     let component = wish.rsplit(['/', '\\']).next().unwrap_or_default();
     let replaced: String = component.chars().map(harmless).collect();
@@ -42,7 +42,7 @@ pub fn export_name(wish: &str) -> Option<String> {
     Some(fit(&name, ""))
 }
 
-/// The name to use when `name` (a result of [`export_name`]) is taken: it carries the start of the
+/// The name to use when `name` (a result of [`export_name`]) is taken: with the start of the
 /// asset's hash before the extension.
 pub fn suffixed_name(name: &str, hash: &Hash) -> String {
     fit(name, &format!("-{}", hash.short()))
@@ -69,7 +69,7 @@ fn is_device_name(name: &str) -> bool {
     is_port || DEVICE_NAMES.contains(&stem.as_str())
 }
 
-/// `name` with `suffix` before its extension, the stem cut so that all of it fits.
+/// `name` with `suffix` before its extension, the stem cut so that everything fits.
 fn fit(name: &str, suffix: &str) -> String {
     let (stem, extension) = match name.rfind('.') {
         Some(dot) if dot > 0 && name.len() - dot <= EXTENSION_BYTES_MAX => name.split_at(dot),

@@ -1,10 +1,12 @@
-//! Decides what is asked for because somebody waits for it: of whom, and before what.
+//! Fetches: requests for assets that somebody waits for. Decides which peer is asked, and which
+//! fetches go first.
 //!
-//! F1  What nobody is known to hold is asked of every connected peer, one after another, and of each
-//!     once. When all have said no, it is nowhere.
-//! F2  What is wanted at once is asked for before all that is queued, however much is owed already.
-//! F3  Who waits asks again and again; a fetch that nobody has asked about for [`FETCH_MS_MAX`] is
-//!     over. What it was after is then wanted like anything else.
+//! F1  An asset that no peer is known to hold is requested from every connected peer, one after
+//!     another, and from each once. When all have denied it, it is nowhere.
+//! F2  A fetch marked `at_once` is requested before everything queued, however much a peer owes
+//!     already.
+//! F3  The waiting side repeats its request. A fetch that was not repeated for [`FETCH_MS_MAX`] is
+//!     over; its asset is then wanted like any other.
 
 use std::collections::BTreeMap;
 
@@ -12,25 +14,25 @@ use crate::core::ids::{Hash, NodeId};
 use crate::core::limits::FETCHES_MAX;
 use crate::core::wants::{Standing, Wants};
 
-/// Many times longer than who waits is silent.
+/// Many times the interval at which the waiting side repeats its request.
 const FETCH_MS_MAX: u64 = 30_000;
 
-/// How a fetch stands.
+/// The state of a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fetching {
     /// Stored; the index shows it soon.
     Here,
     /// A peer is sending it.
     Arriving,
-    /// It stands in a queue, here or at a peer.
+    /// It is queued, here or at a peer.
     Waiting,
-    /// Left alone for a while: it came with wrong bytes, or there is no room for it.
+    /// It is left alone for a while: its content was wrong, or there is no room for it.
     Resting,
     /// No connected peer holds it.
     Nowhere,
     /// No peer is connected.
     NoPeer,
-    /// As much is fetched as there can be: ask later.
+    /// The most fetches are under way: request it later.
     TooMany,
 }
 
@@ -38,21 +40,21 @@ pub enum Fetching {
 struct Fetch {
     looked_ms: u64,
     at_once: bool,
-    /// Who has been told last that it is wanted at once.
+    /// The peer that was last asked to send it first.
     urged: Option<NodeId>,
-    /// Peers that do not have it.
+    /// The peers that do not have it.
     denied: Vec<NodeId>,
 }
 
-/// What somebody waits for.
+/// The assets that somebody waits for.
 #[derive(Debug, Clone, Default)]
 pub struct Fetches {
     fetches: BTreeMap<Hash, Fetch>,
 }
 
 impl Fetches {
-    /// Somebody waits for `hash`, which the index does not know; `peers` are those who can be asked.
-    /// Once wanted at once, it stays so. Beyond [`FETCHES_MAX`] nothing is noted.
+    /// Somebody waits for `hash`, which the index does not hold; `peers` can be asked for it. Once
+    /// marked `at_once`, a fetch stays so. Beyond [`FETCHES_MAX`] fetches nothing is noted.
     pub fn fetch(
         &mut self,
         now_ms: u64,
@@ -66,7 +68,7 @@ impl Fetches {
             if self.fetches.len() >= FETCHES_MAX {
                 return;
             }
-            // Whoever asks now may know that it is worth another try.
+            // The user who asks now may know that another try can succeed.
             wants.wake(&hash);
         }
         let fetch = self.fetches.entry(hash).or_insert_with(|| Fetch {
@@ -85,12 +87,12 @@ impl Fetches {
         }
     }
 
-    /// True while somebody waits for `hash`.
+    /// Whether somebody waits for `hash`.
     pub fn contains(&self, hash: &Hash) -> bool {
         self.fetches.contains_key(hash)
     }
 
-    /// `peer` has said that it does not have `hash`, or not whole.
+    /// `peer` said that it does not have all of `hash`.
     pub fn denied(&mut self, peer: NodeId, hash: &Hash) {
         let Some(fetch) = self.fetches.get_mut(hash) else { return };
         if !fetch.denied.contains(&peer) {
@@ -98,13 +100,13 @@ impl Fetches {
         }
     }
 
-    /// What to solicit from `peer` at once, whatever it owes.
+    /// The assets to solicit from `peer` at once, whatever it owes already.
     pub fn urge(&mut self, now_ms: u64, wants: &mut Wants, peer: NodeId) -> Vec<Hash> {
         let mut asking = Vec::new();
         for (hash, fetch) in self.fetches.iter_mut().filter(|(_, fetch)| fetch.at_once) {
             let is_due = match wants.standing(now_ms, hash) {
                 Standing::Queued => true,
-                // It stands in the peer's queue, behind all that was asked for before.
+                // The peer queues it behind everything requested before.
                 Standing::Asked(from) => from == peer && fetch.urged != Some(peer),
                 Standing::Here | Standing::Arriving | Standing::Resting | Standing::Unknown => {
                     false
@@ -135,7 +137,7 @@ mod tests {
         Hash(bytes)
     }
 
-    /// `A` holds so many assets that this device lacks.
+    /// `A` holds this many assets that this device lacks.
     fn backlog(assets: usize) -> Wants {
         let mut wants = Wants::default();
         (0..assets).for_each(|n| wants.lacking(0, A, hash(n)));

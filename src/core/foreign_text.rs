@@ -1,10 +1,10 @@
-//! Text that another device or program wrote, made fit to be shown: in a log line, on a terminal, in
-//! an event.
+//! Makes text by another device or program fit to be shown in a log line, on a terminal, or in an
+//! event.
 //!
-//! T1  [`visible`] returns no control character, none that shows as nothing, none that turns the
-//!     direction of its neighbours, and no more characters than asked for.
+//! T1  [`visible`] returns no control character, no invisible one, none that changes the direction
+//!     of its neighbours, and no more than `chars_max` characters.
 
-/// What of `text` can be seen, cut after `chars_max` characters.
+/// The visible characters of `text`, at most `chars_max`.
 pub fn visible(text: &str, chars_max: usize) -> String {
     text.chars().filter(|c| !is_unshowable(*c)).take(chars_max).collect()
 }

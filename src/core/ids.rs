@@ -9,7 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-/// Why a text is not an id.
+/// A text that is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("expected {expected} lower-case hex characters, got {got:?}")]
 pub struct ParseIdError {
@@ -27,7 +27,7 @@ macro_rules! id {
             /// Length in bytes.
             pub const LEN: usize = $len;
 
-            /// The bytes, when there are exactly as many as this id has.
+            /// The id with these bytes; `None` when their number is wrong.
             pub fn from_slice(bytes: &[u8]) -> Option<Self> {
                 bytes.try_into().ok().map(Self)
             }
@@ -94,7 +94,7 @@ id!(
     NodeId, 32
 );
 id!(
-    /// Devices paired together share one group id; it is not a secret.
+    /// The id of a group: shared by the devices paired with each other. It is not a secret.
     GroupId, 32
 );
 id!(
@@ -102,7 +102,7 @@ id!(
     StoreId, 16
 );
 id!(
-    /// A log of the journal; binds its group and author. See `proto/journal.proto`.
+    /// The id of a log of the journal. It binds group and author; see `proto/journal.proto`.
     LogId, 16
 );
 id!(
@@ -110,13 +110,13 @@ id!(
     OpHash, 32
 );
 
-/// How a store names its assets. Two devices of one group use the same.
+/// The hash function that names a store's assets. All devices of a group use the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HashAlgorithm {
     /// BLAKE3, 256 bit. Ranges of large assets are verified as they arrive.
     #[default]
     Blake3,
-    /// SHA-256. An asset is verified when it is whole.
+    /// SHA-256. An asset is verified only when it is whole.
     Sha256,
 }
 
@@ -129,7 +129,7 @@ impl HashAlgorithm {
         }
     }
 
-    /// The algorithm of that name.
+    /// The algorithm with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Blake3, Self::Sha256].into_iter().find(|algorithm| algorithm.name() == name)
     }

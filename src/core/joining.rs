@@ -1,67 +1,68 @@
-//! What a joiner and an inviter say to each other while they pair, and the digits people compare.
+//! The messages between joiner and inviter during pairing, and the digits that people compare.
 //!
-//! D1  The digits are the same on both devices only if each talks to the other, and nobody can search
-//!     for a connection that makes them so: the joiner sends the hash of its nonce before it sees the
-//!     inviter's nonce, and reveals its own after it. So whoever stands in between has bound himself
-//!     on one side before he knows what he needs on the other, and guesses right once in 10^12.
+//! D1  The digits are equal on both devices only if they talk to each other directly. Nobody can
+//!     search for a connection that makes them equal: the joiner sends the hash of its nonce before
+//!     it sees the inviter's nonce, and reveals its own after it. So an attacker in between must
+//!     commit to one side before he knows what the other side needs, and guesses right once in
+//!     10^12.
 
 use crate::core::ids::{GroupId, HashAlgorithm, NodeId};
 use crate::core::journal::op::SignedOp;
 
-/// Separates the digits from every other use of BLAKE3 here.
+/// Separates the digits from all other uses of BLAKE3 here.
 const SHORT_CODE_CONTEXT: &str = "can-sync short code v2";
 
-/// Separates commitments from every other use of BLAKE3 here.
+/// Separates commitments from all other uses of BLAKE3 here.
 const COMMITMENT_CONTEXT: &str = "can-sync pairing commitment v1";
 
 /// A device's share of the digits: random, and new in every pairing.
 pub type PairNonce = [u8; 32];
 
-/// What a joiner asks with.
+/// The joiner's request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairRequest {
-    /// Who asks; from the handshake, not from the message.
+    /// The joiner's node ID, from the handshake and not from the message.
     pub joiner: NodeId,
     /// Proves that it knows a ticket's secret; see [`crate::core::pairing::proof_matches`].
     pub proof: [u8; 32],
     /// The joiner's name, fit for people.
     pub device_name: String,
-    /// Where the joiner can be reached; hints.
+    /// Addresses at which the joiner may be reachable; hints.
     pub addresses: Vec<String>,
-    /// How the joiner's store names assets.
+    /// The hash algorithm of the joiner's store.
     pub hash_algorithm: HashAlgorithm,
     /// The [`commitment`] to the joiner's nonce.
     pub commitment: [u8; 32],
-    /// The joiner wants people to compare the digits before anything is shared.
+    /// Whether the joiner wants people to compare the digits before anything is shared.
     pub verify: bool,
 }
 
-/// What an inviter answers a joiner whose proof is right.
+/// The inviter's answer to a joiner with a right proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairOffer {
     /// The group that the joiner is about to join.
     pub group_id: GroupId,
     /// The inviter's nonce.
     pub nonce: PairNonce,
-    /// How many devices the group will have, the joiner included.
+    /// The number of devices in the group, the joiner included.
     pub members: u32,
     /// The inviter's name, fit for people.
     pub device_name: String,
-    /// The inviter's wall clock, ms since the Unix epoch: ops of a clock that is far ahead would not
-    /// be admitted.
+    /// The inviter's wall clock, ms since the Unix epoch: ops from a clock far ahead would not be
+    /// admitted.
     pub now_ms: u64,
-    /// People must compare the digits: the joiner asked for it, or the ticket was made so.
+    /// Whether people must compare the digits: the joiner requested it, or the ticket says so.
     pub verify: bool,
 }
 
-/// What makes the joiner a member.
+/// The message that makes the joiner a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PairAccept {
     /// The ops that add the joiner to the group, the founder's first. Not verified yet.
     pub intro: Vec<SignedOp>,
 }
 
-/// What a newcomer shows a member that has not heard of it.
+/// How a new member introduces itself to a member that does not know it yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Introduction {
     /// The group.
@@ -70,42 +71,42 @@ pub struct Introduction {
     pub intro: Vec<SignedOp>,
 }
 
-/// What a member answers a device that introduces itself.
+/// A member's answer to an [`Introduction`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Introduced {
-    /// It is a member, and may dial again.
+    /// The device is a member and may dial again.
     LetIn,
-    /// The group has removed it, by these ops. Not verified yet.
+    /// The group removed the device by these ops. Not verified yet.
     Removed(Vec<SignedOp>),
-    /// Neither, and no reason is given.
+    /// Refused without a reason.
     Refused,
 }
 
-/// What binds a joiner to its nonce without showing it.
+/// The hash that commits a joiner to its nonce without revealing it.
 pub fn commitment(nonce: &PairNonce) -> [u8; 32] {
     blake3::derive_key(COMMITMENT_CONTEXT, nonce)
 }
 
-/// One pairing, as both of its devices see it.
+/// One pairing, as seen by both devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handshake {
-    /// Who made the ticket.
+    /// The device that made the ticket.
     pub inviter: NodeId,
-    /// Who redeems it.
+    /// The device that redeems the ticket.
     pub joiner: NodeId,
     /// The group.
     pub group_id: GroupId,
-    /// See [`PairOffer::nonce`].
+    /// The nonce in the [`PairOffer`].
     pub inviter_nonce: PairNonce,
-    /// The one that the joiner committed to.
+    /// The nonce that the joiner committed to.
     pub joiner_nonce: PairNonce,
-    /// Keying material of the TLS session (RFC 5705): differs on the two connections of somebody who
-    /// stands in between.
+    /// Keying material of the TLS session (RFC 5705). An attacker in between has two connections,
+    /// and it differs on them.
     pub channel: [u8; 32],
 }
 
 impl Handshake {
-    /// The twelve digits that both devices show, for people to compare. See D1.
+    /// The twelve digits that both devices show for people to compare. See D1.
     pub fn short_code(&self) -> String {
         let mut hasher = blake3::Hasher::new_derive_key(SHORT_CODE_CONTEXT);
         for part in [

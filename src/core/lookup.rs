@@ -1,38 +1,38 @@
-//! Which device and which asset a person means: one rule each, for every command.
+//! Finds the device or the asset that a person means: one rule each, for every command.
 //!
-//! L1  A device is meant by its node ID, by its name, or by the start of its node ID.
-//! L2  An asset is meant by its hash or by the start of it.
-//! L3  A text that fits several is refused: a device whose name looks like the start of another
-//!     device's node ID is not taken for it, nor the other for this one.
+//! L1  A device is named by its node ID, by its name, or by the start of its node ID.
+//! L2  An asset is named by its hash or by the start of its hash.
+//! L3  A text that matches several is refused: a device whose name looks like the start of another
+//!     device's node ID is not preferred over it, nor the other way round.
 
 use thiserror::Error;
 
 use crate::core::ids::Hash;
 
-/// Shorter starts of a node ID are more likely a mistyped name.
+/// The fewest characters of a node ID; fewer are more likely a mistyped name.
 pub const ID_PREFIX_CHARS_MIN: usize = 4;
 
-/// Shorter starts of a hash are more likely a slip than a hash.
+/// The fewest characters of a hash; fewer are more likely a slip.
 pub const HASH_PREFIX_CHARS_MIN: usize = 4;
 
-/// Candidates named when a text fits several.
+/// The most candidates listed when a text matches several.
 pub const CANDIDATES_MAX: usize = 5;
 
-/// Why a text does not name one device or asset.
+/// Why a text does not name exactly one device or asset.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LookupError {
-    /// It can be the name of none.
+    /// The text cannot be a name.
     #[error("{0}")]
     Malformed(String),
-    /// None has this name.
+    /// Nothing has this name.
     #[error("{0}")]
     Unknown(String),
-    /// Several fit.
+    /// Several match.
     #[error("{0}")]
     Ambiguous(String),
 }
 
-/// The device that `text` means. `describe` gives a device's node ID in hex and its name.
+/// The device that `text` names. `describe` returns a device's node ID in hex and its name.
 pub fn device<'a, T>(
     text: &str,
     devices: &'a [T],
@@ -69,12 +69,12 @@ pub fn device<'a, T>(
     }
 }
 
-/// The start of a hash, or all of it.
+/// A hash or the start of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HashPrefix(String);
 
 impl HashPrefix {
-    /// Reads what a person gave.
+    /// Parses what a person typed.
     pub fn parse(text: &str) -> Result<Self, LookupError> {
         let prefix = text.trim().to_ascii_lowercase();
         let is_hex = prefix.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -88,17 +88,17 @@ impl HashPrefix {
         Ok(Self(prefix))
     }
 
-    /// In lower-case hex.
+    /// The prefix in lower-case hex.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The hash, when this is all of one.
+    /// The hash, if this is a whole one.
     pub fn whole(&self) -> Option<Hash> {
         self.0.parse().ok()
     }
 
-    /// The one of `found`, whose hashes start so.
+    /// Returns the only asset in `found`, the assets whose hashes start with this prefix.
     pub fn only<T>(&self, found: Vec<T>, hash: impl Fn(&T) -> Hash) -> Result<T, LookupError> {
         let (count, prefix) = (found.len(), &self.0);
         let candidates = listed(found.iter().map(|asset| hash(asset).to_string()), count);

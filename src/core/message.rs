@@ -1,5 +1,5 @@
-//! What two engines say to each other on the control stream. The words are `proto/peer.proto`'s;
-//! `wire` turns them into bytes and refuses what is out of bounds.
+//! The messages of two engines on the control stream. `proto/peer.proto` defines them; `wire`
+//! encodes them and refuses what is out of bounds.
 
 use crate::core::ids::{GroupId, Hash, HashAlgorithm, StoreId};
 use crate::core::reconcile::{ReconcileMessage, SetSummary};
@@ -7,33 +7,33 @@ use crate::core::reconcile::{ReconcileMessage, SetSummary};
 /// A message of the control stream.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
-    /// Who speaks; first, once.
+    /// Introduces the sender; the first message, sent once.
     Hello(Hello),
-    /// The sender's set; equal fingerprints mean in sync.
+    /// Summarises the sender's set; equal fingerprints mean in sync.
     Summary(Box<SetSummary>),
-    /// A step of finding the difference.
+    /// A step of a reconcile.
     Reconcile(ReconcileMessage),
-    /// "Send me these."
+    /// Requests these assets.
     Solicit(Vec<Hash>),
-    /// "Send me these, before all else."
+    /// Requests these assets before all others.
     SolicitNow(Vec<Hash>),
-    /// Solicited and not to be had.
+    /// The sender cannot send these solicited assets.
     Lacking(Vec<Hash>),
 }
 
-/// Who speaks.
+/// Introduces the sender.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
     /// The group the sender belongs to.
     pub group_id: GroupId,
-    /// For people; control characters removed by the receiver.
+    /// The device's name for people; the receiver removes control characters.
     pub device_name: String,
     /// The sender's store.
     pub store_id: StoreId,
-    /// How it names assets.
+    /// The hash algorithm of the sender's store.
     pub algorithm: HashAlgorithm,
     /// Program version, for status and logs only.
     pub build: String,
-    /// The sender keeps a journal, and its stream may be opened.
+    /// Whether the sender keeps a journal, so that the journal's stream may be opened.
     pub journal: bool,
 }

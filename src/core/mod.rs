@@ -1,5 +1,5 @@
-//! The pure core: it decides, and does nothing. No async, clock, lock, random source or I/O here;
-//! time and randomness are arguments. `tests/tidy.rs` holds this.
+//! The pure core: every decision, and no side effect. No async, clock, lock, random source or I/O
+//! here; time and randomness are arguments. `tests/tidy.rs` enforces this.
 
 pub mod close;
 pub mod engine;

@@ -1,5 +1,5 @@
-//! What devices say of each other while they pair and afterwards: the proof of a ticket, and the
-//! facts about a member.
+//! The proof that a joiner knows a ticket's secret, and what devices know about a member of their
+//! group.
 
 use std::collections::BTreeSet;
 
@@ -9,10 +9,10 @@ use crate::core::ids::NodeId;
 /// The one-time secret of a ticket.
 pub type TicketSecret = [u8; 16];
 
-/// Most devices a group knows of, removed ones included.
+/// The most devices of a group, removed ones included.
 pub const GROUP_ENTRIES_MAX: usize = 1024;
 
-/// Most addresses kept for a member; more would only slow the dial down.
+/// The most addresses kept for a member; more would only slow the dial down.
 pub const ADDRESSES_MAX: usize = 16;
 
 /// The longest address kept, in bytes; relay URLs are the longest there are.
@@ -21,38 +21,39 @@ pub const ADDRESS_BYTES_MAX: usize = 256;
 /// The longest device name, in characters.
 pub const NAME_CHARS_MAX: usize = 64;
 
-/// One device of a group as another knows it.
+/// A member of the group as another device knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Which device.
+    /// The device.
     pub node_id: NodeId,
     /// Its name, fit for people; see [`shown_name`].
     pub name: String,
-    /// Where it may be reached, likeliest first: socket addresses and relay URLs as text. Hints.
+    /// The addresses at which it may be reachable, the likeliest first: socket addresses and relay
+    /// URLs as text. Hints.
     pub addresses: Vec<String>,
 }
 
 /// The devices of a group and those removed from it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Members {
-    /// Devices, this one included unless it was removed.
+    /// The members, including this device unless it was removed.
     pub members: Vec<Member>,
-    /// Removed for ever.
+    /// The devices that were removed for ever.
     pub removed: Vec<NodeId>,
 }
 
-/// A ticket's key: what the inviter keeps to check proofs with, instead of the secret itself.
+/// Derives a ticket's key: the inviter keeps it to check proofs, instead of the secret itself.
 pub fn ticket_key(secret: &TicketSecret) -> [u8; 32] {
     blake3::derive_key("can-sync pair v1", secret)
 }
 
-/// The joiner's proof that it knows a ticket's secret, good for these two devices in these roles
-/// only. QUIC has authenticated both node IDs.
+/// The joiner's proof that it knows a ticket's secret. It is valid only for these two devices in
+/// these roles; QUIC has authenticated both node IDs.
 pub fn pair_proof(secret: &TicketSecret, inviter: &NodeId, joiner: &NodeId) -> [u8; 32] {
     *keyed_proof(&ticket_key(secret), inviter, joiner).as_bytes()
 }
 
-/// Whether `proof` was made with the secret behind `key`. Takes the same time either way.
+/// Whether `proof` was made with the secret behind `key`. Runs in constant time.
 pub fn proof_matches(key: &[u8; 32], inviter: &NodeId, joiner: &NodeId, proof: &[u8; 32]) -> bool {
     // blake3::Hash compares in constant time.
     keyed_proof(key, inviter, joiner) == blake3::Hash::from_bytes(*proof)
@@ -65,8 +66,8 @@ fn keyed_proof(key: &[u8; 32], inviter: &NodeId, joiner: &NodeId) -> blake3::Has
     blake3::keyed_hash(key, &roles)
 }
 
-/// A device's name as it may be shown: one line of at most [`NAME_CHARS_MAX`] characters, with no
-/// control characters and none that turn the writing direction. May be empty.
+/// A device's name made fit to be shown: one line of at most [`NAME_CHARS_MAX`] characters, with no
+/// control characters and none that change the writing direction. May be empty.
 pub fn device_name(text: &str) -> String {
     let shown: String = text
         .chars()
@@ -83,8 +84,8 @@ pub fn shown_name(text: &str, node_id: &NodeId) -> String {
     if name.is_empty() { node_id.short() } else { name }
 }
 
-/// The addresses worth keeping for a device, the newest before the older. Only their form is looked
-/// at; what they mean is for the one who dials.
+/// The addresses to keep for a device, newest first. Only their form is checked; the dialer parses
+/// them.
 pub fn addresses(newest: &[String], older: Vec<String>) -> Vec<String> {
     let mut seen = BTreeSet::new();
     let is_address = |text: &String| {

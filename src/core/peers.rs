@@ -1,36 +1,37 @@
 //! Decides when a peer is dialled and which of several connections to it is used.
 //!
-//! I1  At most one connection is current; the session runs on that one.
+//! I1  At most one connection is current; the session runs on it.
 //! I2  Of two connections that crossed, both sides choose the one dialled by the lower node ID, and
-//!     only its counterpart's dialer closes the other.
+//!     only the device that dialled the other one closes it.
 //! I3  A retry is never further away than [`RETRY_MS_MAX`].
-//! I4  A connection carries one session in its life: the peer takes a second Hello for a violation.
+//! I4  A connection carries one session in its life: the peer treats a second Hello as a violation.
 
-/// The first retry; doubled from failure to failure.
+/// The pause before the first retry; it doubles with each failure.
 pub const RETRY_MS_MIN: u64 = 1_000;
 
-/// How long the device with the higher node ID leaves the first attempt to the other: a connection
-/// that crosses another costs 10 KB and a moment of both. Enough for a handshake in a city.
+/// How long the device with the higher node ID leaves the first dial to the other: two connections
+/// that cross cost 10 KB and some time on both sides. Enough for a handshake within a city.
 const YIELD_MS: u64 = 100;
 
 /// The longest pause between two attempts, jitter included.
 pub const RETRY_MS_MAX: u64 = 35_000;
 
-/// The doubling ends here; jitter of a fifth is added or taken.
+/// Where the doubling ends, before jitter of up to a fifth either way.
 const RETRY_MS_PLATEAU: u64 = 30_000;
 
 /// A connection that lived this long was healthy: the next retry starts at the minimum again.
 const HEALTHY_MS: u64 = 60_000;
 
-/// Two dials cross only within this time, which is longer than a dial's deadline. Later a second
-/// connection means that the peer has lost the first.
+/// Two dials can cross only within this time, which is longer than a dial's deadline. A second
+/// connection that comes later means that the peer lost the first.
 const CROSSING_MS: u64 = 12_000;
 
-/// Of two crossing connections the peer closes its own within a round trip or two. One that it has
-/// left alone for so long is the only one it has.
+/// Of two crossing connections the peer closes its own within one or two round trips. A connection
+/// that it has left open for this long is its only one.
 const STANDBY_MS_MAX: u64 = 2_000;
 
-/// Failures a protocol violation counts for: the peer will not have mended within a second.
+/// The number of failures that a protocol violation counts for: the peer will not be fixed within a
+/// second.
 const VIOLATION_FAILURES: u32 = 4;
 
 /// The agent's number for a connection.
@@ -52,7 +53,7 @@ impl Backoff {
         (base * 4 / 5 + jitter).min(RETRY_MS_MAX)
     }
 
-    /// All is well again.
+    /// Starts over at the shortest pause.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
@@ -63,9 +64,9 @@ impl Backoff {
 pub struct Conn {
     /// Its number.
     pub id: ConnId,
-    /// We dialled it.
+    /// Whether this device dialled.
     pub dialed: bool,
-    /// It speaks the plain protocol.
+    /// Whether it speaks the plain protocol.
     pub plain: bool,
     /// When it came up, monotonic ms.
     pub since_ms: u64,
@@ -76,34 +77,34 @@ pub struct Conn {
 struct Standby {
     conn: Conn,
     since_ms: u64,
-    /// Its session is over.
+    /// Whether a session has already run on it.
     was_current: bool,
 }
 
-/// What became of a link's connections.
+/// What to do after a change of a link's connections.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Change {
-    /// Run the session on this one.
+    /// Start the session on this connection.
     pub run: Option<Conn>,
-    /// Close this one.
+    /// Close this connection.
     pub close: Option<ConnId>,
 }
 
 /// What to do with a connection that came up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placed {
-    /// Run the session on it; close `close` if given.
+    /// Start the session on it, and close `close` if given.
     Current {
-        /// The connection it replaces, when it is ours to close.
+        /// The connection that it replaces, if this device has to close it.
         close: Option<ConnId>,
     },
-    /// Leave it alone: the peer closes it, or it takes over.
+    /// Keep it open: the peer closes it, or it becomes the current one.
     Standby,
-    /// Close it: the other one stays.
+    /// Close it as a duplicate.
     Duplicate,
 }
 
-/// The way to one peer: its connections and the next attempt.
+/// The link to one peer: its connections and the next dial.
 #[derive(Debug, Clone)]
 pub struct Link {
     we_are_lower: bool,
@@ -112,13 +113,13 @@ pub struct Link {
     dialing: bool,
     retry_at_ms: u64,
     backoff: Backoff,
-    /// Until then announcements are not listened to.
+    /// Until then announcements are ignored.
     deaf_until_ms: u64,
     announcements: Backoff,
 }
 
 impl Link {
-    /// To a peer that may be reachable now; `we_are_lower` compares the node IDs.
+    /// A link to a peer that may be reachable now. `we_are_lower`: our node ID is the lower one.
     pub fn new(now_ms: u64, we_are_lower: bool) -> Self {
         let mut link = Self {
             we_are_lower,
@@ -144,27 +145,27 @@ impl Link {
         (self.current.is_none() && !self.dialing).then_some(self.retry_at_ms)
     }
 
-    /// True while an attempt is under way.
+    /// Whether a dial is under way.
     pub fn is_dialing(&self) -> bool {
         self.dialing
     }
 
-    /// True once, when it is time to dial: the caller dials.
+    /// Returns true once when it is time to dial; the caller dials.
     pub fn take_dial(&mut self, now_ms: u64) -> bool {
         let due = self.retry_at_ms().is_some_and(|at| at <= now_ms);
         self.dialing |= due;
         due
     }
 
-    /// The peer seems reachable, and we to it: the next attempt is now, one of us going first.
+    /// The peer seems reachable: dial now. The device with the higher node ID waits a moment.
     pub fn hurry(&mut self, now_ms: u64) {
         let yield_ms = if self.we_are_lower { 0 } else { YIELD_MS };
         self.retry_at_ms = self.retry_at_ms.min(now_ms + yield_ms);
         self.backoff.reset();
     }
 
-    /// Somebody announced the peer in the local network; who, nobody knows. The next attempt is soon,
-    /// and announcements that lead to no connection count less and less.
+    /// The peer was announced in the local network, unauthenticated. Dials soon, but announcements
+    /// that lead to no connection are heeded less and less.
     pub fn announced(&mut self, now_ms: u64, random: u64) {
         if now_ms >= self.deaf_until_ms && self.current.is_none() {
             let backoff = self.backoff;
@@ -174,13 +175,13 @@ impl Link {
         }
     }
 
-    /// An attempt failed.
+    /// A dial failed: schedules the next one.
     pub fn dial_failed(&mut self, now_ms: u64, random: u64) {
         self.dialing = false;
         self.retry_at_ms = now_ms + self.backoff.next_ms(random);
     }
 
-    /// A connection came up.
+    /// A connection came up: decides which one stays.
     pub fn connected(&mut self, new: Conn) -> Placed {
         self.dialing &= !new.dialed;
         self.deaf_until_ms = 0;
@@ -210,7 +211,7 @@ impl Link {
         Placed::Standby
     }
 
-    /// The connection that stands by.
+    /// The standby connection.
     pub fn standby(&self) -> Option<Conn> {
         self.standby.map(|standby| standby.conn)
     }
@@ -220,8 +221,9 @@ impl Link {
         self.standby.map(|standby| standby.since_ms + STANDBY_MS_MAX)
     }
 
-    /// The peer did not close the connection that stands by, so it has no other: it restarted, and
-    /// the current one is dead. One whose session is over is of no use either way.
+    /// Handles a standby connection that the peer did not close. If no session ran on it, it is the
+    /// peer's only one, because the peer restarted and the current one is dead: it becomes current.
+    /// If its session is over, it is closed.
     pub fn end_standby(&mut self, now_ms: u64) -> Change {
         let due = self.standby_until_ms().is_some_and(|at| at <= now_ms);
         let Some(Standby { conn, was_current, .. }) = self.standby.take_if(|_| due) else {
@@ -234,7 +236,7 @@ impl Link {
         Change { run: Some(conn), close: old }
     }
 
-    /// A connection ended. When it was the current one, another may take over.
+    /// A connection ended. If it was the current one, the standby may take over.
     pub fn ended(&mut self, id: ConnId, now_ms: u64, violation: bool, random: u64) -> Change {
         self.standby.take_if(|standby| standby.conn.id == id);
         let Some(lost) = self.current.take_if(|conn| conn.id == id) else {
@@ -281,7 +283,7 @@ mod tests {
 
     #[test]
     fn of_two_crossing_connections_both_sides_keep_the_one_dialled_by_the_lower_id() {
-        // Connection 1 is dialled by the lower device, 2 by the higher; any order of arrival.
+        // Connection 1 was dialled by the lower device, 2 by the higher. They arrive in any order.
         for lower_order in [[1, 2], [2, 1]] {
             for higher_order in [[1, 2], [2, 1]] {
                 let (mut lower, mut higher) = (Link::new(0, true), Link::new(0, false));
@@ -384,7 +386,7 @@ mod tests {
                 link.dial_failed(now_ms, now_ms);
             }
         }
-        // Retries alone are six, and announcements add as many at most.
+        // Retries alone make six, and announcements add at most as many.
         assert!((6..=12).contains(&dials), "{dials}");
         link.connected(conn(1, true, 60_000));
         link.ended(ConnId(1), 60_001, true, 0);
@@ -410,7 +412,7 @@ mod tests {
         let (mut lower, mut higher) = (Link::new(0, true), Link::new(0, false));
         assert!(lower.take_dial(0));
         assert!(!higher.take_dial(YIELD_MS - 1));
-        // Being seen again and again puts it off no further.
+        // Further announcements do not put the dial off.
         higher.hurry(YIELD_MS - 1);
         assert!(higher.take_dial(YIELD_MS));
     }

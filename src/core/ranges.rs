@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Ranges that neither overlap nor touch: what overlaps or touches is one.
+/// Ranges that neither overlap nor touch: inserting merges them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ranges {
-    /// Start to end.
+    /// The end of each range by its start.
     ends: BTreeMap<u64, u64>,
 }
 
@@ -26,7 +26,7 @@ impl Ranges {
         self.ends.insert(start, end);
     }
 
-    /// Takes a range out.
+    /// Removes a range.
     pub fn remove(&mut self, range: &Range<u64>) {
         if range.is_empty() {
             return;
@@ -44,7 +44,7 @@ impl Ranges {
         }
     }
 
-    /// True when every byte of the range is in it.
+    /// Whether every byte of `range` is in the set.
     pub fn contains(&self, range: &Range<u64>) -> bool {
         let before = self.ends.range(..=range.start).next_back();
         range.is_empty() || before.is_some_and(|(_, end)| *end >= range.end)
@@ -60,17 +60,17 @@ impl Ranges {
         self.ends.iter().map(|(start, end)| *start..*end)
     }
 
-    /// No byte is in it.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// How many bytes are in it.
+    /// The number of bytes in the set.
     pub fn bytes(&self) -> u64 {
         self.iter().map(|range| range.end - range.start).sum()
     }
 
-    /// The bytes of `0..size_bytes` that are not in it.
+    /// The bytes of `0..size_bytes` that are not in the set.
     pub fn gaps(&self, size_bytes: u64) -> Self {
         let mut gaps = Self::default();
         gaps.insert(0..size_bytes);

@@ -1,10 +1,10 @@
-//! How fast contents may move: the limits that people write, what they mean at a minute of the
-//! week, and the bucket that holds a stream of bytes to one.
+//! Rate limits for contents: the limits as people write them, their value at a minute of the week,
+//! and the token bucket that enforces one.
 //!
 //! R1  A timetable has a limit for every minute of the week: that of the last entry before it,
-//!     around the week.
-//! R2  In any stretch of time a [`Bucket`] gives out what its rate makes of that time, one burst
-//!     ([`BURST_MS`]) and, to those that go ahead, one debt ([`DEBT_MS`]), and nothing beyond.
+//!     where the week wraps around.
+//! R2  In any interval a [`Bucket`] gives out at most its rate times the interval, plus one burst
+//!     ([`BURST_MS`]) and, to those that go ahead, one debt ([`DEBT_MS`]).
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -13,96 +13,96 @@ use thiserror::Error;
 
 use crate::core::limits::RATE_BYTES_MIN;
 
-/// Minutes of a week; a minute of the week is counted from Sunday, 00:00.
+/// The minutes of a week, counted from Sunday, 00:00.
 pub const WEEK_MINUTES: u16 = 7 * DAY_MINUTES;
 const DAY_MINUTES: u16 = 24 * 60;
 
-/// What a bucket saves up while nothing moves: enough to make up for a timer that is late.
+/// What a bucket saves up while nothing moves: enough to make up for a late timer.
 pub const BURST_MS: u64 = 100;
 
-/// How far ahead of its rate a bucket lets those go who cannot wait.
+/// How far beyond its rate a bucket goes for those that cannot wait.
 pub const DEBT_MS: u64 = 1_000;
 
-/// The least of it: what two streams may take before they wait.
+/// The smallest debt: what two streams may take before they wait.
 const DEBT_BYTES_MIN: u64 = 64 * 1024;
 
-/// How long one portion keeps the others waiting, within sizes that neither cost a wake-up for a
-/// few bytes nor let a fast limit run in leaps.
+/// How long one portion makes others wait. The bounds avoid wake-ups for a few bytes, and leaps at
+/// a fast limit.
 const PORTION_MS: u64 = 20;
 const PORTION_BYTES_MIN: u64 = 1024;
 const PORTION_BYTES_MAX: u64 = 64 * 1024;
 
-// A portion is to be had from a full bucket.
+// A full bucket always holds a portion.
 const _: () = assert!(RATE_BYTES_MIN * BURST_MS / 1000 >= PORTION_BYTES_MIN);
 
-/// The limits that are set.
+/// The configured limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RateLimits {
-    /// For all peers together.
+    /// The limit for all peers together.
     pub all: Option<Timetable>,
-    /// For each peer alone.
+    /// The limit for each peer alone.
     pub each: Option<Timetable>,
-    /// What stays within the local network is not limited.
+    /// Whether traffic within the local network is exempt.
     pub lan_exempt: bool,
 }
 
 impl RateLimits {
-    /// True when nothing is limited at any time.
+    /// Whether nothing is ever limited.
     pub fn is_empty(&self) -> bool {
         self.all.is_none() && self.each.is_none()
     }
 }
 
-/// Limits at one moment, bytes a second; `None`: no limit.
+/// The limits at one moment, bytes per second; `None`: no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rates {
-    /// Of what is sent.
+    /// The limit of what is sent.
     pub up: Option<u64>,
-    /// Of what is received.
+    /// The limit of what is received.
     pub down: Option<u64>,
 }
 
-/// Limits by the minute of the week, written as rclone's `--bwlimit`: one for ever (`10M`,
+/// Limits by the minute of the week, written as for rclone's `--bwlimit`: one for ever (`10M`,
 /// `1M:500k` for up and down, `off`), or entries `08:00,512k` for every day and `Mon-08:00,512k`
-/// for one, each in force until the next.
+/// for one day, each in force until the next.
 ///
-/// A number without a unit counts KiB a second; 0 is no limit. Of two entries for one minute the
-/// later written counts. Where rclone's words and its program differ, which is before the week's
-/// first entry, the words are followed (R1): the program takes the entry that was written last.
+/// A number without a unit counts KiB per second; 0 is no limit. Of two entries for one minute the
+/// later one wins. Before the week's first entry rclone's documentation and its program differ: the
+/// documentation is followed (R1), while the program takes the entry that was written last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timetable {
-    /// By the minute from which on they hold; never empty.
+    /// Rates by the minute from which they are in force; never empty.
     entries: BTreeMap<u16, Rates>,
 }
 
-/// Why a text is no timetable.
+/// Why a text is not a timetable.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RateError {
-    /// Nothing is there.
+    /// The text is empty.
     #[error("no limit is given: expected one such as 10M, 1M:500k or off")]
     Empty,
-    /// No rate.
+    /// A part is not a rate.
     #[error(
         "{0:?} is no rate: expected off, or bytes a second such as 512k, 10M or 1.5G (a number \
          alone counts KiB)"
     )]
     Rate(String),
-    /// Below [`RATE_BYTES_MIN`].
+    /// A rate is below [`RATE_BYTES_MIN`].
     #[error(
         "{0:?} is slower than transfers can be: expected at least {min}K, or off",
         min = RATE_BYTES_MIN / 1024
     )]
     TooSlow(String),
-    /// No entry of a timetable.
+    /// A part is not an entry of a timetable.
     #[error(
         "{0:?} is no entry of a timetable: expected a time and a limit, such as 08:00,512k or \
          Mon-08:00,1M:512k"
     )]
     Entry(String),
-    /// No time of day.
+    /// A part is not a time of day.
     #[error("{0:?} is no time of day: expected 00:00 to 23:59")]
     Time(String),
-    /// No day.
+    /// A part is not a day of the week.
     #[error("{0:?} is no day of the week: expected Mon, Tue, Wed, Thu, Fri, Sat or Sun")]
     Day(String),
 }
@@ -166,7 +166,7 @@ fn parse_time(text: &str) -> Result<u16, RateError> {
     minute.ok_or_else(|| RateError::Time(text.to_owned()))
 }
 
-/// `10M` for both ways, `10M:1M` for up and down.
+/// Parses `10M` for both directions, `10M:1M` for up and down.
 fn parse_rates(text: &str) -> Result<Rates, RateError> {
     let (up, down) = text.split_once(':').unwrap_or((text, text));
     Ok(Rates { up: parse_rate(up)?, down: parse_rate(down)? })
@@ -192,7 +192,7 @@ fn parse_rate(text: &str) -> Result<Option<u64>, RateError> {
     if number == 0.0 {
         return Ok(None);
     }
-    // Beyond what a u64 counts it is the most a u64 counts: no link comes near.
+    // A number too large for a u64 becomes the largest u64: no link comes near.
     let bytes = (number * (1_u64 << unit_bits) as f64) as u64;
     if bytes < RATE_BYTES_MIN {
         return Err(RateError::TooSlow(text.to_owned()));
@@ -200,35 +200,35 @@ fn parse_rate(text: &str) -> Result<Option<u64>, RateError> {
     Ok(Some(bytes))
 }
 
-/// When bytes may be taken from a [`Bucket`].
+/// How a caller takes bytes from a [`Bucket`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
-    /// When the bucket has them.
+    /// Only when the bucket holds them.
     InLine,
-    /// Before the bucket has them, up to one debt, which those in line then wait for.
+    /// Before the bucket holds them, up to one debt, for which those in line then wait.
     Ahead,
 }
 
-/// A token bucket whose state is a value: it fills at its rate, and who takes from it in vain is
-/// told how long to wait.
+/// A token bucket as a plain value. It fills at its rate; a caller that takes too much is told how
+/// long to wait.
 #[derive(Debug, Clone)]
 pub struct Bucket {
     rate_bytes: u64,
-    /// In thousandths of a byte, so that nothing is lost between two milliseconds. Negative: debt.
+    /// In thousandths of a byte, so that no fraction is lost between two milliseconds. Negative:
+    /// debt.
     level: i128,
     at_ms: u64,
 }
 
 impl Bucket {
-    /// A full one that fills at `rate_bytes` a second.
+    /// A full bucket that fills at `rate_bytes` per second.
     pub fn new(now_ms: u64, rate_bytes: u64) -> Self {
         let mut bucket = Self { rate_bytes, level: 0, at_ms: now_ms };
         bucket.level = bucket.burst();
         bucket
     }
 
-    /// From now on it fills at another rate. A debt that would take longer to pay off than one can
-    /// be made is cut.
+    /// Changes the rate. A debt that would now take longer to pay off than a debt may is cut.
     pub fn set_rate(&mut self, now_ms: u64, rate_bytes: u64) {
         if rate_bytes == self.rate_bytes {
             return;
@@ -238,13 +238,14 @@ impl Bucket {
         self.level = self.level.clamp(-self.debt(), self.burst());
     }
 
-    /// How much to take at a time, so that others are not kept waiting for long.
+    /// How many bytes to take at a time, so that others do not wait for long.
     pub fn portion_bytes(&self) -> u64 {
         (self.rate_bytes / 1000 * PORTION_MS).clamp(PORTION_BYTES_MIN, PORTION_BYTES_MAX)
     }
 
     /// Takes `bytes` and returns 0, or takes nothing and returns how many milliseconds to wait
-    /// before asking again. More than a full bucket holds is had from a full one, into debt.
+    /// before the next try. A request for more than a full bucket holds is served by a full one,
+    /// into debt.
     pub fn take(&mut self, now_ms: u64, bytes: u64, turn: Turn) -> u64 {
         self.fill(now_ms);
         let wanted = thousandths(bytes);
@@ -261,7 +262,7 @@ impl Bucket {
         u64::try_from((missing + rate - 1) / rate).unwrap_or(u64::MAX)
     }
 
-    /// Takes what has been used already, into debt if need be.
+    /// Subtracts bytes that were used already, into debt if need be.
     pub fn charge(&mut self, now_ms: u64, bytes: u64) {
         self.fill(now_ms);
         self.level -= thousandths(bytes);
@@ -270,7 +271,7 @@ impl Bucket {
     fn fill(&mut self, now_ms: u64) {
         let passed_ms = now_ms.saturating_sub(self.at_ms);
         self.at_ms = self.at_ms.max(now_ms);
-        // Bytes a second are thousandths of a byte a millisecond.
+        // A byte per second is a thousandth of a byte per millisecond.
         let filled = self.level + i128::from(self.rate_bytes) * i128::from(passed_ms);
         self.level = filled.min(self.burst());
     }
@@ -460,7 +461,7 @@ mod tests {
             for (pause_ms, bytes, ahead) in asks {
                 now_ms += pause_ms;
                 let turn = if ahead { Turn::Ahead } else { Turn::InLine };
-                // More than a portion would be taken by nobody, but must not matter either.
+                // Nobody takes more than a portion, but it must not matter.
                 let bytes = bytes * (rate / RATE_BYTES_MIN).min(64);
                 if bucket.take(now_ms, bytes, turn) == 0 {
                     taken.push((now_ms, bytes, ahead));

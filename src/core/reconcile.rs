@@ -1,18 +1,20 @@
-//! Finds the difference of two devices' sets of known hashes: what each lacks and the other has.
+//! Reconcile: finds the difference of two devices' sets of known hashes, that is, what each lacks
+//! and the other has.
 //!
-//! A [`Reconciler`] is one round between two devices, seen from one of them. It is told messages of
-//! the peer and answers of the device's own index, and says what to send, what to ask and which
-//! hashes are lacking. The message order is in `proto/peer.proto`; the ways to a difference and
-//! their choice are [`Way`], the coded cells are in [`crate::core::sketch`].
+//! A [`Reconciler`] is one round between two devices, as seen by one of them. Its inputs are the
+//! peer's messages and the answers of the device's own index; its outputs say what to send, what to
+//! query, and which hashes are missing here. `proto/peer.proto` describes the order of messages,
+//! [`Way`] the ways to find a difference, and [`crate::core::sketch`] the coded cells.
 //!
-//! I1  A round is about the two sets as they were at their summaries: cells come from a snapshot of
-//!     the sketch, and every [`Query`] asks for hashes up to the summary's `head_seq`. What is
-//!     added meanwhile goes by live push.
-//! I2  Nothing here grows with the sets: a page, or the cells of one sketch, at a time.
-//! I3  Every message is bounded by what was announced or asked for; whatever goes beyond is a
-//!     [`ReconcileError`], and whoever sent it broke the protocol.
-//! I4  One [`Output::Ask`] is open at a time, and one [`Output::Finished`] ends the round.
-//! I5  `complete` is said only of a difference that was checked against what was announced.
+//! I1  A round compares the two sets as of their summaries: cells come from a snapshot of the
+//!     sketch, and every [`Query`] covers hashes up to the summary's `head_seq`. Hashes added later
+//!     are pushed live.
+//! I2  Memory does not grow with the sets: it holds one page, or the cells of one sketch, at a
+//!     time.
+//! I3  Every message is bounded by what was announced or requested. Anything beyond is a
+//!     [`ReconcileError`]: its sender broke the protocol.
+//! I4  At most one [`Output::Ask`] is open, and exactly one [`Output::Finished`] ends the round.
+//! I5  `complete` is set only for a difference that was checked against what was announced.
 
 mod cells;
 mod cost;
@@ -37,89 +39,89 @@ pub use self::cost::Way;
 pub use self::message::{Cursor, ReconcileMessage, SetSummary, Since, Snapshot};
 pub use self::query::{Answer, Query, shard_range};
 
-/// What a [`Reconciler`] wants done.
+/// What a [`Reconciler`] wants its caller to do.
 pub enum Output {
     /// Send this on the control stream.
     Send(ReconcileMessage),
-    /// Ask the device's index, off the loop, and bring back its answer.
+    /// Query the device's index, off the loop, and pass the answer to [`Reconciler::on_answer`].
     Ask(Query),
-    /// The peer has these and we do not.
+    /// The peer has these hashes and we do not.
     WeLack(Vec<Hash>),
-    /// The round is over; nothing follows.
+    /// The round is over; no output follows.
     Finished(Outcome),
 }
 
-/// How a round ended.
+/// The result of a round.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// The way taken last.
+    /// The way used last.
     pub way: Way,
-    /// Both sides have learnt the whole difference of the two summaries. When all that was lacking
+    /// Whether both sides know the whole difference of the two summaries. Once all that was missing
     /// has arrived, our set holds the peer's up to `peer`.
     pub complete: bool,
-    /// Our index is not the set our sketch was made of, or the peer lies: rebuild the sketch; when
-    /// it comes out the same, it was the peer.
+    /// Whether the sketch must be rebuilt: our index differs from the set that the sketch was made
+    /// of, or the peer lies. If the new sketch equals the old one, it was the peer.
     pub stale_sketch: bool,
-    /// Our whole index was read for this round.
+    /// Whether our whole index was read for this round.
     pub scanned: bool,
-    /// With [`Way::Busy`]: when to ask again.
+    /// With [`Way::Busy`]: how long to wait before the next try.
     pub retry_ms: Option<u64>,
-    /// The peer's newest place at its summary.
+    /// The peer's newest position at its summary.
     pub peer: Since,
 }
 
-/// What a peer did that the protocol does not allow. The connection is to be closed.
+/// How a peer broke the protocol. The connection is to be closed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ReconcileError {
-    /// A message that has no place here.
+    /// A message is not expected at this point.
     #[error("reconcile: {message} out of place ({stage})")]
     Unexpected {
         /// The message.
         message: &'static str,
-        /// Where the round stands.
+        /// The stage of the round.
         stage: &'static str,
     },
-    /// More than was announced, asked for or allowed.
+    /// There is more than was announced, requested or allowed.
     #[error("reconcile: {what}: {got}, the limit is {limit}")]
     TooMany {
-        /// Of what.
+        /// The thing counted.
         what: &'static str,
-        /// What was seen.
+        /// The count.
         got: u64,
-        /// The bound.
+        /// The limit.
         limit: u64,
     },
-    /// A number that could only be another one.
+    /// A number differs from its only possible value.
     #[error("reconcile: {what} is {got}, expected {expected}")]
     Mismatch {
         /// The field.
         what: &'static str,
-        /// What was seen.
+        /// The value received.
         got: u64,
-        /// What it had to be.
+        /// The value expected.
         expected: u64,
     },
-    /// A list out of order or with repeats.
+    /// A list is out of order or repeats an entry.
     #[error("reconcile: a list of hashes is not strictly ascending, or repeats one")]
     NotAscending,
-    /// A message that brings the round no further, and could go on for ever.
+    /// A message makes no progress, so the round could go on for ever.
     #[error("reconcile: an empty step that promises more")]
     NoProgress,
-    /// Compare without what the difference is estimated by.
+    /// A Compare lacks the counters by which the difference is estimated.
     #[error("reconcile: Compare without counters")]
     NoCounters,
-    /// Sets called equal whose fingerprints differ.
+    /// The peer calls sets equal whose fingerprints differ.
     #[error("reconcile: sets with unequal fingerprints are called equal")]
     NotEqual,
-    /// A delta after a cursor that one side does not have.
+    /// A delta was chosen although one side has no cursor.
     #[error("reconcile: a delta without a cursor on both sides")]
     NoCursor,
-    /// Two Plans of one round for two different sets.
+    /// Two Plans of one round are about different sets.
     #[error("reconcile: the set of a round was exchanged for another")]
     SetChanged,
 }
 
-/// One round with one peer.
+/// One round with one peer, as seen by this device.
 pub struct Reconciler {
     round: u64,
     role: Role,
@@ -134,7 +136,7 @@ pub struct Reconciler {
     stage: Stage,
     asks: VecDeque<Ask>,
     asked: Option<Ask>,
-    /// Hashes that may yet turn out lacking, in `asks` and `asked`.
+    /// The number of hashes in `asks` and `asked` that may turn out to be missing here.
     in_check: usize,
     room: usize,
     done_sent: bool,
@@ -152,7 +154,8 @@ enum Role {
 }
 
 enum Stage {
-    /// Between a Compare or Rekey and its Plan; the acceptor: between a Plan for shards and Rekey.
+    /// The dialer between a Compare or Rekey and its Plan; the acceptor between a Plan for shards
+    /// and the Rekey.
     Planning,
     Pages {
         puller: Puller,
@@ -160,7 +163,7 @@ enum Stage {
     },
     Recover(Recovery),
     Serve(CellServer),
-    /// Broken off; what still comes is not looked at.
+    /// Broken off: later messages are ignored.
     Leaving,
     Ended,
 }
@@ -171,12 +174,12 @@ enum Ask {
     Known(Check, Vec<Hash>),
 }
 
-/// Why hashes are looked up.
+/// Why hashes are looked up in the index.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Check {
-    /// They stood in a page: some we have, some we lack.
+    /// They came in a page: some are known, some are missing.
     Listed,
-    /// They were recovered from cells: we lack them, as of the summary.
+    /// They were recovered from cells: they are missing here, as of the summary.
     Recovered,
     /// They were recovered from cells: we have them, and the peer lacks them.
     Ours,
@@ -192,8 +195,8 @@ impl Ask {
 }
 
 impl Reconciler {
-    /// Starts a round as the dialer: sends Compare. `nonce` is random; `scan_allowed` says whether
-    /// our whole index may be read if need be.
+    /// Starts a round as the dialer by sending Compare. `nonce` is random; `scan_allowed` says
+    /// whether our whole index may be read if need be.
     pub fn initiate(
         round: u64,
         ours: Snapshot,
@@ -206,7 +209,7 @@ impl Reconciler {
         Self::new(round, Role::Dialer, ours, nonce, scan_allowed)
     }
 
-    /// Answers a Compare by the cheapest way.
+    /// Answers a Compare in the cheapest way.
     ///
     /// # Errors
     /// [`ReconcileError::NoCounters`].
@@ -223,7 +226,7 @@ impl Reconciler {
         Self::respond_by(way, round, ours, theirs, nonce, scan_allowed, out)
     }
 
-    /// Answers a Compare by the given way, whatever it costs.
+    /// Answers a Compare in the given way, whatever it costs.
     ///
     /// # Errors
     /// [`ReconcileError::NoCounters`]; [`ReconcileError::NoCursor`] for a delta.
@@ -269,23 +272,23 @@ impl Reconciler {
         }
     }
 
-    /// Which round this is.
+    /// The number of the round.
     pub fn round(&self) -> u64 {
         self.round
     }
 
-    /// Says how many more lacking hashes the caller can take now. Pages are pulled, and shards
-    /// begun, only when all they may bring has room; it starts with none. What one sketch of the
-    /// whole set gives, at most [`SKETCH_CELLS`], comes without.
+    /// Sets how many more missing hashes the caller can accept now; a round starts with 0. A page
+    /// is pulled, and a shard begun, only when there is room for all that it may bring. The result
+    /// of one sketch of the whole set, at most [`SKETCH_CELLS`], needs no room.
     pub fn resume(&mut self, room: usize, out: &mut Vec<Output>) {
         self.room = room;
         self.advance(out);
     }
 
-    /// Takes a message of the peer. Those of another round are ignored.
+    /// Handles a message of the peer. Messages of other rounds are ignored.
     ///
     /// # Errors
-    /// [`ReconcileError`]: the peer broke the protocol, and this round is of no more use.
+    /// [`ReconcileError`]: the peer broke the protocol; the round cannot go on.
     pub fn on_message(
         &mut self,
         message: ReconcileMessage,
@@ -344,7 +347,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Takes the answer to the open [`Output::Ask`]. One of another kind than asked for counts as
+    /// Handles the answer to the open [`Output::Ask`]. An answer of the wrong kind counts as
     /// [`Answer::Failed`]; one that comes after the end is ignored.
     pub fn on_answer(&mut self, answer: Answer, out: &mut Vec<Output>) {
         let Some(ask) = self.asked.take().filter(|_| !matches!(self.stage, Stage::Ended)) else {
@@ -385,8 +388,8 @@ impl Reconciler {
             Step::More(span) => self.send_more(span, out),
             Step::Recovered(difference) => {
                 if recovery.has_recovered() {
-                    // Of shards this is the first look at the whole. Whose sketch is wrong shows
-                    // in who finds its own index to differ from it.
+                    // With shards this is the first check of the whole set. If a sketch is wrong,
+                    // the device whose index differs from its own sketch finds out.
                     self.stale_sketch |= !recovery.agrees_with(&self.ours.sketch);
                     self.incomplete |= !recovery.explains_theirs();
                 }
@@ -487,7 +490,7 @@ impl Reconciler {
         }
     }
 
-    /// Queues hashes for the index to look up.
+    /// Queues hashes for a lookup in the index.
     fn check(&mut self, check: Check, hashes: &[Hash]) {
         if check != Check::Ours {
             self.in_check += hashes.len();
@@ -505,7 +508,7 @@ impl Reconciler {
         }
     }
 
-    // ---- going on and ending -----------------------------------------------------------------
+    // ---- progress and end ---------------------------------------------------------------------
 
     fn on_done(&mut self, incomplete: bool) -> Result<(), ReconcileError> {
         let may_end = match self.stage {
@@ -525,7 +528,8 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Begins what has room, asks what is next, and ends what is over.
+    /// Starts what there is room for, emits the next query, and ends the round when nothing is
+    /// left.
     fn advance(&mut self, out: &mut Vec<Output>) {
         let (head_seq, round) = (self.ours.summary.head_seq, self.round);
         let is_idle = self.asks.is_empty() && self.asked.is_none();

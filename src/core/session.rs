@@ -1,10 +1,12 @@
-//! What is under way with one connected peer: queues, lanes and the comparison of sets. Decides
-//! which assets share a batch and when the two are quiet.
+//! The session with one connected peer: queues of assets to send, lanes, and the comparison of
+//! sets. Decides which assets share a batch, and when nothing is under way.
 //!
-//! I1  Lanes are apart: a large transfer never holds up a small one, nor what was solicited news.
-//!     Only for a large asset wanted at once no other batch begins but news: it takes all there is,
-//!     and a stream that waits behind it would be given up.
-//! I2  News waits here, not in channels: what gathers while the lane is taken shares the next batch.
+//! I1  Lanes are separate: a large transfer never holds up a small one, and solicited assets never
+//!     hold up new ones. One exception: while a large asset wanted at once is sent, only batches of
+//!     new small assets begin. It takes all the bandwidth, and a stream that waits behind it would
+//!     be given up.
+//! I2  New assets wait here, not in channels: those that gather while the lane is taken share the
+//!     next batch.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -20,11 +22,11 @@ use crate::core::peers::{Backoff, ConnId};
 use crate::core::reconcile::{Reconciler, SetSummary};
 use crate::core::wants::BatchId;
 
-/// How soon what did not arrive by the plain protocol is tried again: each time, both sets cross
-/// whole.
+/// How soon assets that did not arrive by the plain protocol are tried again. Each time both whole
+/// sets are exchanged.
 const PLAIN_AGAIN_MS: u64 = 300_000;
 
-/// What a batch stream carries.
+/// What a batch stream carries, and with which priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
     /// Small assets that are new here.
@@ -42,7 +44,7 @@ pub enum Lane {
 }
 
 impl Lane {
-    /// The peer asked for what goes this way.
+    /// Whether the peer solicited the assets of this lane.
     pub fn is_solicited(self) -> bool {
         match self {
             Self::Live | Self::LiveLarge => false,
@@ -51,7 +53,7 @@ impl Lane {
     }
 }
 
-/// The next batch.
+/// The next batch to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Load {
     pub(crate) lane: Lane,
@@ -62,52 +64,52 @@ pub(crate) struct Load {
 #[derive(Debug)]
 struct News {
     digest: Digest,
-    /// Added here: nobody else can be giving it to the peer.
+    /// Whether it was added on this device, so that no other device can be sending it to the peer.
     local: bool,
 }
 
-/// One connection's session.
+/// The session on one connection.
 pub(crate) struct Session {
     pub(crate) conn: ConnId,
     pub(crate) dialed: bool,
     pub(crate) plain: bool,
     pub(crate) since_ms: u64,
-    /// We are closing it, and why.
+    /// Set when we are closing the connection, with the close code.
     pub(crate) closing: Option<CloseCode>,
     pub(crate) hello: Option<Hello>,
-    /// The peer's set, as it last said.
+    /// The peer's set by its last message.
     pub(crate) theirs: Option<SetSummary>,
-    /// Our fingerprint and whether we were behind, as we last told.
+    /// Our fingerprint, and whether our index was behind, as last announced.
     pub(crate) told: Option<([u8; 32], bool)>,
     pub(crate) reconciler: Option<Reconciler>,
     pub(crate) round: u64,
-    /// The last round went by cursor. If the sets differ after it, a cursor is wrong.
+    /// Whether the last round used a cursor. If the sets differ after it, the cursor is wrong.
     pub(crate) was_delta: bool,
-    /// The last round that has the index read whole.
+    /// The last round that read the whole index.
     pub(crate) scanned_round: u64,
     pub(crate) compare_not_before_ms: u64,
     pub(crate) compare_backoff: Backoff,
-    /// When the sets may be compared beside what is under way; while something is.
+    /// While something is under way: when the sets may be compared beside it.
     pub(crate) beside_at_ms: Option<u64>,
-    /// Questions of its rounds that the index has not answered.
+    /// Index queries of this connection's rounds that are not answered yet.
     pub(crate) asks: usize,
     pub(crate) save_cursor_at_ms: u64,
-    /// Batches of the peer under way to us. One that ends without having been offered was never
-    /// in here: all of it was known, or its stream broke first.
+    /// The peer's batches under way to us. A batch that ends without an `Offered` was never in
+    /// here: all its assets were known, or its stream broke first.
     pub(crate) receiving: BTreeSet<BatchId>,
     pub(crate) heard_ms: u64,
     pub(crate) plain_done: bool,
-    /// Something did not arrive: a new connection compares again.
+    /// Set when something did not arrive: when to close, so that a new connection compares again.
     pub(crate) plain_again_ms: Option<u64>,
     news: VecDeque<News>,
     large_news: VecDeque<Digest>,
-    /// Solicited hashes whose sizes the index is to be asked for.
+    /// Solicited hashes whose sizes must be looked up in the index.
     to_size: VecDeque<Hash>,
-    /// The same of those that the peer wants at once.
+    /// Hashes wanted at once whose sizes must be looked up.
     now_to_size: VecDeque<Hash>,
-    /// How many it is being asked for.
+    /// The number of hashes being looked up.
     sizing: usize,
-    /// They are wanted at once.
+    /// Whether those are wanted at once.
     sizing_now: bool,
     small: VecDeque<Digest>,
     large: VecDeque<Digest>,
@@ -154,22 +156,24 @@ impl Session {
         }
     }
 
-    /// The peer said something.
+    /// Notes that a message of the peer arrived.
     pub(crate) fn heard(&mut self, now_ms: u64) {
         self.heard_ms = now_ms;
     }
 
-    /// Something moved: comparing before `until_ms` would only find what is under way.
+    /// Notes that something moved: a comparison before `until_ms` would only find what is under
+    /// way.
     pub(crate) fn touch(&mut self, until_ms: u64) {
         self.compare_not_before_ms = self.compare_not_before_ms.max(until_ms);
     }
 
-    /// Something of the plain protocol did not arrive; it cannot compare again on a connection.
+    /// Notes that something did not arrive by the plain protocol, which cannot compare again on
+    /// this connection.
     pub(crate) fn repeat_plain(&mut self, now_ms: u64) {
         self.plain_again_ms.get_or_insert(now_ms + PLAIN_AGAIN_MS);
     }
 
-    /// A new asset to offer. Beyond the bound it is left to the next comparison.
+    /// Queues a new asset to offer. Beyond the bound it is left to the next comparison.
     pub(crate) fn push_live(&mut self, digest: Digest, local: bool) {
         if self.news.len() + self.large_news.len() >= PENDING_PER_PEER_MAX {
             return;
@@ -181,7 +185,7 @@ impl Session {
         }
     }
 
-    /// The peer turned out to hold these.
+    /// Drops new assets from the queue because the peer turned out to hold them.
     pub(crate) fn forget_live(&mut self, hashes: &[Hash]) {
         let hashes: BTreeSet<&Hash> = hashes.iter().collect();
         self.news.retain(|news| !hashes.contains(&news.digest.hash));
@@ -192,7 +196,7 @@ impl Session {
         self.to_size.extend(hashes);
     }
 
-    /// The peer wants these at once. What stands in a queue already leaves it.
+    /// Queues hashes that the peer wants at once, and removes them from the other queues.
     pub(crate) fn push_now(&mut self, hashes: Vec<Hash>) {
         let asked: BTreeSet<&Hash> = hashes.iter().collect();
         self.to_size.retain(|hash| !asked.contains(hash));
@@ -202,8 +206,8 @@ impl Session {
         self.now_to_size.extend(hashes);
     }
 
-    /// The solicited hashes whose sizes to ask for now; one question at a time, whatever the peer
-    /// sends. Answered by [`Self::push_solicited`].
+    /// The solicited hashes whose sizes to look up now, answered by [`Self::push_solicited`]. One
+    /// lookup at a time, however much the peer solicits.
     pub(crate) fn next_to_size(&mut self) -> Option<Vec<Hash>> {
         if self.sizing > 0 {
             return None;
@@ -214,8 +218,8 @@ impl Session {
         (self.sizing > 0).then(|| queue.drain(..self.sizing).collect())
     }
 
-    /// The sizes asked for; those the index does not know are left out. What is to be offered as
-    /// news goes that way.
+    /// Queues the solicited assets with their sizes; unknown ones are left out by the index. Assets
+    /// that are already queued as new are not queued twice.
     pub(crate) fn push_solicited(&mut self, mut digests: Vec<Digest>) {
         self.sizing = 0;
         if !self.sizing_now {
@@ -237,14 +241,14 @@ impl Session {
         }
     }
 
-    /// Hashes the peer solicited that are not on their way yet.
+    /// The number of hashes that the peer solicited and that are not being sent yet.
     pub(crate) fn solicited(&self) -> usize {
         let to_size = self.now_to_size.len() + self.to_size.len() + self.sizing;
         let now = self.now.len() + self.now_large.len();
         to_size + now + self.small.len() + self.large.len()
     }
 
-    /// Assets the peer is still to be given, as far as known.
+    /// The number of assets still to be sent to the peer, as far as known.
     pub(crate) fn missing_there(&self) -> usize {
         let news = self.news.len() + self.large_news.len();
         self.solicited() + news + self.taken.iter().sum::<usize>()
@@ -254,7 +258,8 @@ impl Session {
         self.reconciler.is_none() && self.receiving.is_empty() && self.missing_there() == 0
     }
 
-    /// Something is under way, and to be sent there are only large assets, which may take hours.
+    /// Whether something is under way but only large assets, which may take hours, are left to
+    /// send.
     pub(crate) fn waits_for_large(&self) -> bool {
         let queued = self.news.len() + self.small.len() + self.now.len();
         let to_size = self.now_to_size.len() + self.to_size.len() + self.sizing;
@@ -269,7 +274,7 @@ impl Session {
         *taken = taken.saturating_sub(1);
     }
 
-    /// The next batch, when there is one and its lane has room.
+    /// The next batch, if there is one whose lane has room.
     pub(crate) fn next_batch(&mut self) -> Option<Load> {
         let load = self.next_live().or_else(|| self.next_now()).or_else(|| {
             if self.taken[Lane::NowLarge as usize] > 0 {
@@ -339,18 +344,18 @@ impl Session {
     }
 }
 
-/// As many small assets from the front as share a batch.
+/// The small assets at the front that fit into one batch.
 fn next_small_batch(queue: &mut VecDeque<Digest>) -> Vec<Digest> {
     take_batch(queue, BATCH_ASSETS_MAX)
 }
 
-/// The large asset at the front, and those behind it that are no longer together than a batch of
-/// small ones: what each costs beside its bytes is paid while the others move.
+/// The large asset at the front, and those behind it that together are no larger than a batch of
+/// small assets: the cost of each beside its bytes is then paid while the others move.
 fn next_large_batch(queue: &mut VecDeque<Digest>) -> Option<Vec<Digest>> {
     (!queue.is_empty()).then(|| take_batch(queue, OFFER_LARGE_MAX))
 }
 
-/// At least one, if there is any.
+/// Takes at least one asset, unless the queue is empty.
 fn take_batch(queue: &mut VecDeque<Digest>, assets_max: usize) -> Vec<Digest> {
     let mut digests = Vec::new();
     let mut bytes = 0;

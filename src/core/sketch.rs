@@ -1,19 +1,21 @@
-//! A set of hashes folded into a constant size, from which two devices find out what differs.
+//! A sketch: a set of hashes folded into constant size, from which two devices find what differs.
 //!
-//! A [`Sketch`] is four linear sums over the set, so that inserting, removing and subtracting one
-//! set from another are all the same addition:
+//! A [`Sketch`] is four linear sums over the set, so that inserting, removing and subtracting
+//! another set are all the same addition:
 //! - *coded cells*, the first [`SKETCH_CELLS`] of a rateless IBLT (Yang, Gilad, Alizadeh,
 //!   "Practical Rateless Set Reconciliation", SIGCOMM 2024): their difference decodes to the
 //!   hashes that differ ([`crate::core::reconcile`]);
 //! - an *LtHash* (Lewi et al., "Securing Update Propagation with Homomorphic Hashing", 2019), from
-//!   which the fingerprint of the whole set comes: no known way to make two sets agree in it;
+//!   which the fingerprint of the whole set is made: no way is known to make two sets with the same
+//!   one;
 //! - 128 signed *counters* (an AMS sketch): the mean of their squared differences estimates how
 //!   many hashes differ;
 //! - the *count*.
 //!
-//! I1  A sketch is a function of its key and its set alone, not of order or history.
-//! I2  Whoever holds a clone holds a snapshot: chunks of cells are copied when written to.
-//! I3  An insert of what is in already, or a remove of what is not, spoils it: callers know.
+//! I1  A sketch depends only on its key and its set, not on order or history.
+//! I2  A clone is a snapshot: chunks of cells are copied on write.
+//! I3  Inserting a hash that is in the set, or removing one that is not, corrupts the sketch.
+//!     Callers must know.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,18 +26,19 @@ use thiserror::Error;
 use crate::core::ids::{GroupId, Hash};
 use crate::core::limits::SKETCH_CELLS;
 
-/// Signed counters of a sketch. The estimate's standard error is 12.5 % with this many.
+/// The number of signed counters. The estimate's standard error is 12.5 % with this many.
 pub const COUNTERS: usize = 128;
 
-/// Cells copied together on a write to a snapshot's cells: 12 KB.
+/// The number of cells copied together when a shared chunk is written: 12 KB.
 const CHUNK_CELLS: usize = 256;
 const CHUNKS: usize = SKETCH_CELLS / CHUNK_CELLS;
 
 const LANES: usize = 1024;
 
-/// Everything a device keeps to compare its set with others'. About 0.8 MB, whatever the count.
+/// Everything that a device keeps to compare its set with others: about 0.8 MB, whatever the count.
 ///
-/// `clone` is a snapshot and cheap; the first writes after it copy what they touch.
+/// `clone` makes a snapshot and is cheap; the first writes after it copy the chunks that they
+/// touch.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Sketch {
     cells: CodedCells,
@@ -50,7 +53,7 @@ impl fmt::Debug for Sketch {
 }
 
 impl Sketch {
-    /// The empty set's.
+    /// The sketch of the empty set.
     pub fn new(key: SketchKey) -> Self {
         Self {
             cells: CodedCells::new(key),
@@ -59,27 +62,27 @@ impl Sketch {
         }
     }
 
-    /// Takes a hash in that is not in the set.
+    /// Adds a hash that is not in the set.
     pub fn insert(&mut self, hash: &Hash) {
         let symbol = self.cells.insert(hash);
         self.lt_hash.add(hash);
         symbol.count(&mut self.counters, 1);
     }
 
-    /// Takes a hash out that is in the set.
+    /// Removes a hash that is in the set.
     pub fn remove(&mut self, hash: &Hash) {
         let symbol = self.cells.remove(hash);
         self.lt_hash.subtract(hash);
         symbol.count(&mut self.counters, -1);
     }
 
-    /// How many hashes the set has.
+    /// The number of hashes in the set.
     pub fn count(&self) -> u64 {
         self.lt_hash.count()
     }
 
-    /// Equal for equal sets, and for no two others that anyone can find. Computed when asked for:
-    /// one BLAKE3 of 2 KB.
+    /// The fingerprint of the set: equal for equal sets; nobody can find two different sets with
+    /// the same one. Each call computes one BLAKE3 of 2 KB.
     pub fn fingerprint(&self) -> [u8; 32] {
         self.lt_hash.fingerprint()
     }
@@ -89,18 +92,18 @@ impl Sketch {
         &self.cells
     }
 
-    /// The whole-set hash that can be added to.
+    /// The whole-set hash.
     pub fn lt_hash(&self) -> &LtHash {
         &self.lt_hash
     }
 
-    /// The counters as they are announced: cut to 32 bits, which honest sets stay far below.
+    /// The counters as they are announced: clamped to 32 bits, which honest sets stay far below.
     pub fn counters(&self) -> Box<[i32; COUNTERS]> {
         let cut = |counter: i64| counter.clamp(i32::MIN.into(), i32::MAX.into()) as i32;
         Box::new(self.counters.map(cut))
     }
 
-    /// This sketch as bytes for the disk, with a checksum.
+    /// The sketch as bytes with a checksum, for the disk.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(FILE_BYTES);
         bytes.extend_from_slice(MAGIC);
@@ -119,10 +122,10 @@ impl Sketch {
         bytes
     }
 
-    /// The sketch that [`Sketch::to_bytes`] wrote, if it is one of this `key`.
+    /// Reads what [`Sketch::to_bytes`] wrote, if it was made under `key`.
     ///
     /// # Errors
-    /// [`SketchBytesError`]; the way on is always to build the sketch anew from the set.
+    /// [`SketchBytesError`]; the remedy is always to rebuild the sketch from the set.
     pub fn from_bytes(key: SketchKey, bytes: &[u8]) -> Result<Self, SketchBytesError> {
         let mut rest = Reader(bytes);
         if rest.take() != Some(*MAGIC) {
@@ -167,33 +170,33 @@ const CHECKSUM_BYTES: usize = 32;
 const FILE_BYTES: usize =
     8 + 4 + 16 + 8 + 8 * COUNTERS + 2 * LANES + 48 * SKETCH_CELLS + CHECKSUM_BYTES;
 
-/// Why bytes are not a sketch to go on with.
+/// Why bytes cannot be used as a sketch.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SketchBytesError {
-    /// Something else, or cut off at once.
+    /// The bytes are something else, or cut off at the start.
     #[error("these bytes are not a sketch")]
     NotASketch,
-    /// Written by another version of the program.
+    /// The format is of another version of the program.
     #[error("a sketch of version {got}, this program writes version {FILE_VERSION}")]
     Version {
-        /// The version seen.
+        /// The version found.
         got: u32,
     },
-    /// Cut off or run on.
+    /// The bytes are cut off or too many.
     #[error("a sketch of {got} bytes, expected {FILE_BYTES}")]
     Length {
-        /// The length seen.
+        /// The number of bytes found.
         got: usize,
     },
-    /// Damaged.
+    /// The checksum does not match.
     #[error("the sketch is damaged: its checksum does not match")]
     Checksum,
-    /// Another group's.
+    /// The sketch belongs to another group.
     #[error("the sketch was made under another group's key")]
     Key,
 }
 
-/// Takes fixed-size numbers off the front of bytes whose length was checked.
+/// Reads fixed-size numbers from the front of bytes whose length was checked.
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
@@ -208,25 +211,25 @@ impl Reader<'_> {
     }
 }
 
-/// What maps hashes to cells. Shared by those who compare, unknown to those who make the content,
-/// who could otherwise aim at cells.
+/// The key that maps hashes to cells. The devices that compare share it. Authors of content must
+/// not know it, because they could aim at cells.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct SketchKey([u8; 16]);
 
 impl fmt::Debug for SketchKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Whoever knows it can aim at cells.
+        // The key is not printed: with it an attacker could aim at cells.
         f.write_str("SketchKey(..)")
     }
 }
 
 impl SketchKey {
-    /// The key every device of a group keeps its sketch under.
+    /// The key under which every device of a group keeps its sketch.
     pub fn derive(group: &GroupId) -> Self {
         Self::cut(blake3::derive_key("can-sync sketch key v1", group.as_bytes()))
     }
 
-    /// A key for one reconcile, which neither side could foresee.
+    /// A key for one reconcile that neither side could foresee.
     pub fn of_nonces(dialer: &[u8; 16], acceptor: &[u8; 16]) -> Self {
         Self::cut(*blake3::Hasher::new().update(dialer).update(acceptor).finalize().as_bytes())
     }
@@ -235,14 +238,14 @@ impl SketchKey {
         Self(std::array::from_fn(|i| bytes[i]))
     }
 
-    /// What `hash` adds to cells under this key, and to which.
+    /// The symbol of `hash` under this key: what it adds to cells, and to which.
     pub fn symbol(&self, hash: &Hash) -> Symbol {
         let (seed, check) = SipHasher24::new_with_key(&self.0).hash(hash.as_bytes()).as_u64();
         Symbol { lanes: lanes_of(hash), seed, check }
     }
 }
 
-/// A hash as cells see it.
+/// What a hash adds to cells, and to which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Symbol {
     lanes: [u64; 4],
@@ -251,13 +254,13 @@ pub struct Symbol {
 }
 
 impl Symbol {
-    /// The cells this symbol is in, ascending without end.
+    /// The indices of the cells that contain this symbol, ascending without end.
     pub fn indices(&self) -> Indices {
         Indices { state: self.seed, index: 0 }
     }
 
-    /// Adds `unit` to some counters and takes it from the others, by bits that are independent of
-    /// the cells.
+    /// Adds `unit` to some counters and subtracts it from the others. The bits that choose are
+    /// independent of the cells.
     fn count(&self, counters: &mut [i64; COUNTERS], unit: i64) {
         let words = [mix(self.seed ^ SIGN_SALT), mix(self.check ^ SIGN_SALT)];
         for (word, counters) in words.into_iter().zip(counters.chunks_exact_mut(64)) {
@@ -270,7 +273,7 @@ impl Symbol {
     }
 }
 
-/// Parts the counters' bits from the cells' seed: "counters" in ASCII.
+/// Separates the bits for counters from the seed of the cells: "counters" in ASCII.
 const SIGN_SALT: u64 = u64::from_be_bytes(*b"counters");
 
 /// The ascending cell indices of one symbol; cell `i` is among them with probability
@@ -282,12 +285,12 @@ pub struct Indices {
 }
 
 impl Indices {
-    /// Where the sequence stands: first at 0.
+    /// The current index; the first is 0.
     pub fn index(&self) -> u64 {
         self.index
     }
 
-    /// Steps to the next index. Saturates at the end of the world.
+    /// Steps to the next index, saturating at the maximum.
     pub fn advance(&mut self) {
         self.state = self.state.wrapping_add(SPLITMIX_STEP);
         let uniform = mix(self.state) as f64 + 1.0;
@@ -311,14 +314,14 @@ fn lanes_of(hash: &Hash) -> [u64; 4] {
     })
 }
 
-/// The sum of the symbols that map to one index. All arithmetic wraps.
+/// A cell: the sum of the symbols that map to one index. All arithmetic wraps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cell {
     /// Sum of the hashes, as little-endian lanes.
     pub sum: [u64; 4],
     /// Sum of the checks.
     pub check: u64,
-    /// How many.
+    /// The number of symbols.
     pub count: i64,
 }
 
@@ -332,7 +335,7 @@ impl Cell {
         self.count = self.count.wrapping_add(1);
     }
 
-    /// Takes one symbol away.
+    /// Subtracts one symbol.
     pub fn subtract(&mut self, symbol: &Symbol) {
         for (sum, lane) in self.sum.iter_mut().zip(symbol.lanes) {
             *sum = sum.wrapping_sub(lane);
@@ -341,7 +344,7 @@ impl Cell {
         self.count = self.count.wrapping_sub(1);
     }
 
-    /// This cell without the symbols of another.
+    /// This cell minus another one.
     pub fn minus(&self, other: &Self) -> Self {
         Self {
             sum: std::array::from_fn(|i| self.sum[i].wrapping_sub(other.sum[i])),
@@ -350,18 +353,18 @@ impl Cell {
         }
     }
 
-    /// This cell with the symbols of another.
+    /// This cell plus another one.
     pub fn plus(&self, other: &Self) -> Self {
         self.minus(&Self::default().minus(other))
     }
 
-    /// True for the sum of nothing.
+    /// Whether this is the sum of nothing.
     pub fn is_zero(&self) -> bool {
         *self == Self::default()
     }
 
-    /// The one symbol this cell is made of: added (true) or taken away (false). None when it is
-    /// made of none or several.
+    /// The symbol in a cell that holds exactly one: added (true) or subtracted (false). `None` when
+    /// the cell holds none or several.
     pub(crate) fn pure(&self, key: &SketchKey) -> Option<(Hash, Symbol, bool)> {
         let (cell, added) = match self.count {
             1 => (*self, true),
@@ -392,23 +395,23 @@ impl fmt::Debug for CodedCells {
 }
 
 impl CodedCells {
-    /// The empty set's.
+    /// The cells of the empty set.
     pub fn new(key: SketchKey) -> Self {
         let zeros = Arc::new([Cell::default(); CHUNK_CELLS]);
         Self { key, chunks: (0..CHUNKS).map(|_| Arc::clone(&zeros)).collect() }
     }
 
-    /// The key these cells are under.
+    /// The key of these cells.
     pub fn key(&self) -> &SketchKey {
         &self.key
     }
 
-    /// Takes a hash in; returns it as the cells see it.
+    /// Adds a hash and returns its symbol.
     pub fn insert(&mut self, hash: &Hash) -> Symbol {
         self.apply(hash, Cell::add)
     }
 
-    /// Takes a hash out; returns it as the cells see it.
+    /// Removes a hash and returns its symbol.
     pub fn remove(&mut self, hash: &Hash) -> Symbol {
         self.apply(hash, Cell::subtract)
     }
@@ -431,7 +434,8 @@ impl CodedCells {
     }
 }
 
-/// A hash of a set that can be added to and subtracted from: LtHash with 1,024 lanes of 16 bits.
+/// A hash of a set to which elements can be added and subtracted: LtHash with 1,024 lanes of 16
+/// bits.
 #[derive(Clone, PartialEq, Eq)]
 pub struct LtHash {
     lanes: Box<[u16; LANES]>,
@@ -445,27 +449,27 @@ impl Default for LtHash {
 }
 
 impl LtHash {
-    /// The length of what is kept of one.
+    /// The length of [`Self::to_bytes`].
     pub const BYTES: usize = 2 * LANES + 8;
 
-    /// Takes a hash in.
+    /// Adds a hash.
     pub fn add(&mut self, hash: &Hash) {
         self.apply(hash, u16::wrapping_add);
         self.count = self.count.wrapping_add(1);
     }
 
-    /// Takes a hash out.
+    /// Subtracts a hash.
     pub fn subtract(&mut self, hash: &Hash) {
         self.apply(hash, u16::wrapping_sub);
         self.count = self.count.wrapping_sub(1);
     }
 
-    /// Hashes taken in and not out.
+    /// The number of hashes added minus those subtracted.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// BLAKE3 of lanes and count.
+    /// The BLAKE3 hash of lanes and count.
     pub fn fingerprint(&self) -> [u8; 32] {
         *blake3::hash(&self.to_bytes()).as_bytes()
     }
@@ -525,7 +529,7 @@ mod tests {
         data_encoding::HEXLOWER.encode(bytes)
     }
 
-    /// Computed apart from this program: the first ten indices and the 64th of eight seeds.
+    /// Computed without this program: the first ten indices and the 64th of eight seeds.
     const INDICES: [(u64, [u64; 10], u64); 8] = [
         (0, [0, 1, 3, 27, 28, 89, 157, 379, 432, 874], 231_634_104_220_137),
         (1, [0, 1, 2, 3, 6, 10, 12, 13, 19, 37], 2_040_740_293_636),

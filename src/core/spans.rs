@@ -1,15 +1,16 @@
-//! Decides which of an asset's bytes are asked of which source, while one or several peers send it.
+//! Decides which bytes of an asset are requested from which source, while one or several peers send
+//! it.
 //!
-//! Spans are handed out one after another, in the order of the content, to whoever is ready for
-//! more: so each source sends as much as it can, and nobody has to know how fast it will be. A span
-//! is what its source moves in about [`SPAN_MS`].
+//! Spans are handed out one after another, in the order of the content, to each source that is
+//! ready for more. So each source sends as fast as it can, and nobody has to predict its speed. A
+//! span is what its source moves in about [`SPAN_MS`].
 //!
-//! S1  A byte is held, or free, or asked of one source: nothing is asked of two.
-//! S2  What a source leaves unsent is free for the others; what it sent stays.
-//! S3  When nothing is free, a source that has nothing left to do takes over what one that is late
-//!     has not sent; that one is left behind. So the slowest does not keep the others waiting.
-//! S4  An asset that is not worth a second source at once can still be taken over by one that joins
-//!     later, because the first is slow.
+//! S1  A byte is held, free, or requested from one source: never from two.
+//! S2  What a source leaves unsent becomes free for the others; what it sent stays.
+//! S3  When nothing is free, an idle source takes over what a late source has not sent, and the
+//!     late one is left behind. So the slowest source does not hold up the others.
+//! S4  An asset that is not worth a second source from the start can still be taken over by one
+//!     that joins later, when the first is slow.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -18,20 +19,21 @@ use crate::core::ids::{Digest, HashAlgorithm};
 use crate::core::limits::SHARED_BYTES_MIN;
 use crate::core::ranges::Ranges;
 
-/// How many sources an asset may have.
+/// How many sources may send an asset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
-    /// One. It is asked for all that is free in a row.
+    /// One. It is requested to send everything that is free in one span.
     Alone,
-    /// One that is asked for all in a row, until a second joins. Then each sends a part.
+    /// One, which is requested to send everything in one span until a second joins. Then each sends
+    /// a part.
     Later,
     /// Several, each of which sends a part.
     Together,
 }
 
 impl Sharing {
-    /// How an asset may be shared whose sources send what they are asked for. Only with BLAKE3 can a
-    /// part be verified without the rest.
+    /// How an asset may be shared among its sources. Only with BLAKE3 can a part be verified
+    /// without the rest.
     pub fn of(digest: &Digest, algorithm: HashAlgorithm) -> Self {
         match algorithm {
             HashAlgorithm::Sha256 => Self::Alone,
@@ -41,41 +43,42 @@ impl Sharing {
     }
 }
 
-/// Several peers may send an asset at a time: a part of it can be told from another's by itself, and
-/// it is worth it.
+/// Whether several peers may send an asset at a time: its parts can be verified one by one, and it
+/// is large enough to be worth it.
 pub fn is_shared(digest: &Digest, algorithm: HashAlgorithm) -> bool {
     algorithm == HashAlgorithm::Blake3 && digest.size_bytes >= SHARED_BYTES_MIN
 }
 
-/// Spans begin and end at multiples of it, or where the asset does.
+/// Spans begin and end at multiples of this, or at the end of the asset.
 pub const SPAN_BYTES_MIN: u64 = 256 * 1024;
 
-/// With [`SPANS_AHEAD`], the most that is asked of one source at a time. It fills 80 MB/s at a round
-/// trip of 100 ms.
+/// The largest span. Times [`SPANS_AHEAD`] it is the most requested from one source at a time, and
+/// fills 80 MB/s at a round trip of 100 ms.
 pub const SPAN_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Asked of one source at a time: one arrives while the other is on its way to the source.
+/// The number of spans requested from a source at a time: one arrives while the request for the
+/// next is on its way.
 pub const SPANS_AHEAD: usize = 2;
 
-/// A source's first span; then they double and halve with its speed.
+/// The first span of a source; later ones double or halve with its speed.
 const SPAN_BYTES_FIRST: u64 = 1024 * 1024;
 
-/// How long a span should take: short, because a source that stops leaves as much to be waited for.
+/// How long a span should take: short, because the others must wait for a span whose source stops.
 const SPAN_MS: u64 = 1_000;
 
-/// A source is late that takes this long for a span.
+/// A source that takes this long for one span is late.
 const LATE_MS: u64 = 5_000;
 
-/// One peer's part in it.
+/// One peer's part in sending an asset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SourceId(u64);
 
 #[derive(Debug, Clone)]
 struct Source {
-    /// What was asked of it and has not arrived, in order.
+    /// The spans requested that have not arrived, in order.
     asked: VecDeque<Range<u64>>,
     span_bytes: u64,
-    /// Since when it has had its first span to send.
+    /// When the source could begin to send its first open span.
     begun_ms: u64,
 }
 
@@ -88,7 +91,7 @@ impl Source {
         (!self.asked.is_empty()).then_some(self.begun_ms + LATE_MS)
     }
 
-    /// Its first span has arrived, and the next begins.
+    /// The source's first open span has arrived: adapts the span length and begins the next.
     fn came_through(&mut self, now_ms: u64) {
         let took_ms = now_ms.saturating_sub(self.begun_ms);
         if took_ms < SPAN_MS / 2 {
@@ -101,7 +104,7 @@ impl Source {
     }
 }
 
-/// The bytes of one asset that are yet to come. See the module's head.
+/// The bytes of one asset that have not arrived yet. See the module's head.
 #[derive(Debug, Clone)]
 pub struct Spans {
     free: Ranges,
@@ -111,12 +114,12 @@ pub struct Spans {
 }
 
 impl Spans {
-    /// The `missing` bytes, for one source or for several.
+    /// Starts with the `missing` bytes.
     pub fn new(missing: Ranges, sharing: Sharing) -> Self {
         Self { free: missing, sources: BTreeMap::new(), sharing, last_id: 0 }
     }
 
-    /// Takes in another source; `None`: there is one, which stays alone.
+    /// Adds a source. `None` if there is one already that must stay alone.
     pub fn join(&mut self) -> Option<SourceId> {
         if !self.sources.is_empty() {
             match self.sharing {
@@ -131,7 +134,7 @@ impl Spans {
         Some(id)
     }
 
-    /// What to ask of the source now, besides what it was asked for.
+    /// The next span to request from the source, beside those that are open.
     pub fn next(&mut self, now_ms: u64, id: SourceId) -> Option<Range<u64>> {
         let asked = self.sources.get(&id)?.asked.len();
         if asked >= SPANS_AHEAD {
@@ -154,13 +157,13 @@ impl Spans {
         Some(start..end)
     }
 
-    /// A piece from the source has arrived, and is good.
+    /// Notes that a verified piece from the source has arrived.
     pub fn arrived(&mut self, now_ms: u64, id: SourceId, piece: Range<u64>) {
         let source = self.sources.get_mut(&id);
         let due = source.as_ref().and_then(|source| source.asked.front());
         let is_due = due.is_some_and(|due| due.start == piece.start && piece.end <= due.end);
         let Some(source) = source.filter(|_| is_due) else {
-            // It left while the piece was being written.
+            // The source left, or was left behind, while the piece was being written.
             self.free.remove(&piece);
             return;
         };
@@ -170,29 +173,29 @@ impl Spans {
         }
     }
 
-    /// The source sends no more.
+    /// Removes a source; its open spans become free.
     pub fn leave(&mut self, id: SourceId) {
         let Some(source) = self.sources.remove(&id) else { return };
         source.asked.into_iter().for_each(|span| self.free.insert(span));
     }
 
-    /// How many sources there are.
+    /// The number of sources.
     pub fn sources(&self) -> usize {
         self.sources.len()
     }
 
-    /// False when it has left, or was left behind.
+    /// Whether the source takes part: it has not left and was not left behind.
     pub fn is_source(&self, id: SourceId) -> bool {
         self.sources.contains_key(&id)
     }
 
-    /// Everything has arrived.
+    /// Whether everything has arrived.
     pub fn is_whole(&self) -> bool {
         self.free.is_empty() && self.sources.values().all(|source| source.asked.is_empty())
     }
 
-    /// The source may have to be asked for more, for what is free or what others may leave; or it was
-    /// left behind, and is to be told.
+    /// Whether the source may be needed again: for what is free, for what other sources may leave,
+    /// or to tell it that it was left behind.
     pub fn may_ask(&self, id: SourceId) -> bool {
         let is_needed = match self.sharing {
             Sharing::Together => !self.is_whole(),
@@ -201,13 +204,13 @@ impl Spans {
         is_needed || !self.is_source(id)
     }
 
-    /// When a source with nothing to do should ask for more by [`Self::next`], if nothing happens
-    /// before.
+    /// When an idle source should call [`Self::next`] again, if nothing happens before.
     pub fn late_ms(&self) -> Option<u64> {
         self.sources.values().filter_map(Source::late_ms).min()
     }
 
-    /// How many bytes are likely yet to come from the source: its own, and its share of the free.
+    /// How many bytes the source will probably still send: its open spans and its share of what is
+    /// free.
     pub fn share_bytes(&self, id: SourceId) -> u64 {
         let Some(source) = self.sources.get(&id) else { return 0 };
         source.asked_bytes() + self.free.bytes() / self.sources.len() as u64
@@ -232,7 +235,7 @@ mod tests {
     use proptest::prelude::*;
 
     const MIB: u64 = 1024 * 1024;
-    /// What a source reads, checks and sends at once.
+    /// The piece that a source reads, verifies and sends at once.
     const PIECE: u64 = SPAN_BYTES_MIN;
 
     fn whole(size_bytes: u64) -> Ranges {
@@ -331,14 +334,14 @@ mod tests {
         assert_eq!(sizes[1], expected);
     }
 
-    /// A peer in the property below: how fast it sends, and what becomes of it.
+    /// A peer of the property below: its speed, and whether it stops.
     #[derive(Debug, Clone)]
     struct Peer {
         joins_ms: u64,
         bytes_per_ms: u64,
-        /// Sends nothing from then on, or is gone.
+        /// The moment from which it sends nothing; true if it disconnects then.
         ends: Option<(u64, bool)>,
-        /// How long a request and its answer are under way.
+        /// How long a request and its answer travel.
         delay_ms: u64,
     }
 
@@ -355,13 +358,13 @@ mod tests {
         )
     }
 
-    /// What a peer of the property has been asked for and sent so far.
+    /// What a peer of the property was requested to send, and has sent.
     #[derive(Debug, Default)]
     struct Sending {
         id: Option<SourceId>,
         is_over: bool,
         asked: VecDeque<(u64, Range<u64>)>,
-        /// Sent of the piece under way.
+        /// How much of the current piece was sent.
         sent_bytes: u64,
     }
 
@@ -374,7 +377,7 @@ mod tests {
             mut peers in prop::collection::vec(peer(), 0..5),
         ) {
             const STEP_MS: u64 = 20;
-            // One of them is of use for ever, or nothing would end.
+            // One peer never fails, or nothing would end.
             peers.push(Peer { joins_ms: 0, bytes_per_ms: 2_000, ends: None, delay_ms: 10 });
             let mut have = Ranges::default();
             for (group, groups) in held {
@@ -387,8 +390,8 @@ mod tests {
             let (mut moved_bytes, mut now_ms) = (0, 0);
             while !spans.is_whole() {
                 now_ms += STEP_MS;
-                // As slow as if the one that stays had to do it all, and every other were waited
-                // for on the way.
+                // At worst it takes as long as if the lasting peer did all the work, and every
+                // other peer were waited for on the way.
                 prop_assert!(now_ms < 10_000 + missing_bytes / 1_000 + 6 * LATE_MS, "{spans:?}");
                 for (peer, sending) in peers.iter().zip(&mut sending) {
                     let is_gone = peer.ends.is_some_and(|(at_ms, gone)| gone && now_ms >= at_ms);
@@ -401,7 +404,7 @@ mod tests {
                         spans.leave(id);
                     }
                     if !spans.is_source(id) {
-                        // Its stream is cut: what came of a piece is lost.
+                        // Its stream is cut: a part of a piece is lost.
                         moved_bytes += sending.sent_bytes;
                         sending.is_over = true;
                         continue;

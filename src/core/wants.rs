@@ -1,21 +1,22 @@
-//! Decides which asset is asked of which peer, so that each crosses once.
+//! Decides which asset is requested from which peer, so that each asset crosses the network once.
 //!
-//! I1  A hash is asked of one peer at a time: of another only when the first has failed, or owes it
-//!     for longer than [`ASK_MS_MAX`]. Until then an unasked offer of another peer is taken only if
-//!     both can send it together: once a shared asset (a large one, with BLAKE3) is on its
-//!     way, all its other holders are asked as well, and up to [`crate::core::limits::SOURCES_MAX`] send it. Which part
-//!     each sends, [`crate::core::spans`] decides, so that it crosses once all the same.
-//! I2  When the last of its sources fails, another peer that holds it is asked; when none is left it
+//! I1  A hash is requested from one peer at a time: from another only when the first failed, or has
+//!     owed it for longer than [`ASK_MS_MAX`]. Until then an unsolicited offer by another peer is
+//!     accepted only if both can send the asset together: once a shared asset (a large one, with
+//!     BLAKE3) is arriving, its other holders are asked as well, and up to
+//!     [`crate::core::limits::SOURCES_MAX`] send it. [`crate::core::spans`] decides which part each
+//!     sends, so that no byte crosses twice.
+//! I2  When the last source of an asset fails, another holder is asked. When none is left the want
 //!     is forgotten, and the next reconcile finds it again.
-//! I3  What failed, found no room or was interrupted is not taken again from the peer it came from
-//!     for a while that doubles from time to time. It holds up nothing else, and nobody else: bytes
-//!     and size are what that peer says they are.
-//! I4  No source keeps another holder out for long, whatever it says of the size. One that says
-//!     another size sends beside it. When an asset takes longer than [`sources::patience_ms`], all its other
-//!     holders are asked as well.
+//! I3  An asset that failed, found no room or was interrupted is not accepted again from the same
+//!     peer for a while, which doubles each time. This holds up no other asset and no other peer:
+//!     content and size are what that peer claims they are.
+//! I4  No source keeps another holder out for long, whatever size it claims. A holder that claims
+//!     another size sends beside it. When an asset takes longer than [`sources::patience_ms`], all
+//!     its other holders are asked as well.
 //! I5  Memory is bounded per peer by [`WANTS_PER_PEER_MAX`], whatever peers announce: a peer is a
-//!     holder of at most so many wants, and only those stand in its queue, each once. What somebody
-//!     waits for ([`crate::core::fetches`]) comes on top, and has a bound of its own.
+//!     holder of at most this many wants, and only those are in its queue, each once. Assets that
+//!     somebody waits for ([`crate::core::fetches`]) come on top and have a bound of their own.
 
 mod feed;
 mod queue;
@@ -32,38 +33,38 @@ use self::queue::Queue;
 use self::rests::{Cause, Rests};
 use self::sources::Sources;
 
-/// Attempts at one asset from the only peer that holds it before it is forgotten.
+/// How often an asset is tried from its only holder before it is forgotten.
 const ATTEMPTS_MAX: u8 = 3;
 
-/// What a peer owes for this long may be asked of another that holds it too. A peer that is merely
-/// slow still sends what nobody else has sent by then.
+/// After this time an asset that a peer owes may be requested from another holder. A peer that is
+/// merely slow still sends what nobody else has sent by then.
 const ASK_MS_MAX: u64 = 30_000;
 
 /// The agent's number for a batch, sent or received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BatchId(pub u64);
 
-/// What became of an asset that a peer sent.
+/// The outcome of an asset that a peer sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
-    /// Durable in our store by this transfer; the feed shows it soon, or has just done so.
+    /// This transfer made it durable in our store. The feed shows it soon, or has just done so.
     Stored,
-    /// Held before.
+    /// The store held it before.
     Held,
-    /// The stream ended before it was whole, or our store was not to be reached: try again.
+    /// The stream ended early, or our store was unreachable: it can be tried again.
     Interrupted,
-    /// The peer cannot provide it: gone or damaged there.
+    /// The peer cannot send it: it is gone or damaged there.
     Unavailable,
-    /// The bytes are wrong, or our store refuses the asset.
+    /// The content is wrong, or our store refuses the asset.
     Refused,
-    /// Our store cannot take an asset of its size now, whoever it is from.
+    /// Our store cannot store an asset of this size now, from any peer.
     NoRoom,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     Queued,
-    /// Of whom, and when.
+    /// Requested from this peer at this time.
     Asked(NodeId, u64),
     Arriving(Sources),
 }
@@ -71,15 +72,15 @@ enum State {
 #[derive(Debug, Clone)]
 struct Want {
     state: State,
-    /// Peers that hold it, in the order they said so.
+    /// Peers that hold it, in the order in which they said so.
     holders: Vec<NodeId>,
     attempts: u8,
-    /// The store's feed has shown it already.
+    /// Whether the store's feed has shown it already.
     indexed: bool,
 }
 
 impl Want {
-    /// Its holders are to be asked, but for those that owe it.
+    /// Whether its holders may be asked, except those that owe it.
     fn may_be_asked(&self) -> bool {
         match &self.state {
             State::Queued => true,
@@ -91,38 +92,38 @@ impl Want {
 
 #[derive(Debug, Clone, Default)]
 struct Source {
-    /// Of the wants that it holds, those it may be asked for and does not owe.
+    /// The wants that it holds, may be asked for and does not owe.
     queue: Queue,
-    /// Solicited and not answered, even if it came from elsewhere meanwhile: what the peer keeps in
-    /// a queue for us. And what arrives from it, solicited or not.
+    /// Hashes solicited from it and not answered, even if they arrived from elsewhere meanwhile,
+    /// because the peer keeps them queued for us; and hashes arriving from it, solicited or not.
     owed: BTreeSet<Hash>,
-    /// How many wants it is a holder of.
+    /// The number of wants that it holds.
     held: usize,
 }
 
-/// How an asset stands.
+/// The state of an asset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// Stored by a transfer or shown by the feed just now.
+    /// A transfer stored it, or the feed has just shown it.
     Here,
-    /// A peer sends it.
+    /// A peer is sending it.
     Arriving,
-    /// This peer is to send it.
+    /// It was requested from this peer.
     Asked(NodeId),
-    /// To be asked of whoever holds it.
+    /// It is queued at its holders.
     Queued,
-    /// Left alone for a while, as far as somebody is known to hold it.
+    /// It rests: it is not requested from the peers that are known to hold it for a while.
     Resting,
-    /// Not known to be lacking; held for long, perhaps.
+    /// It is not known to be missing; perhaps it was stored long ago.
     Unknown,
 }
 
-/// All assets this device lacks and knows a holder of.
+/// All assets that this device lacks and of which it knows a holder.
 #[derive(Debug, Clone, Default)]
 pub struct Wants {
     wants: BTreeMap<Hash, Want>,
     sources: BTreeMap<NodeId, Source>,
-    /// When to look for what takes too long; while something is asked or arrives.
+    /// When to look for requests and transfers that take too long; `None` while there are none.
     look_at_ms: Option<u64>,
     feed: Feed,
     rests: Rests,
@@ -138,8 +139,8 @@ impl Wants {
         }
     }
 
-    /// The next hashes to solicit from `peer`: none while most of the window is still under way, so
-    /// that requests are few and large.
+    /// The next hashes to solicit from `peer`. Returns none while most of the window is still owed,
+    /// so that requests are few and large.
     pub fn ask(&mut self, now_ms: u64, peer: NodeId) -> Vec<Hash> {
         let Some(source) = self.sources.get_mut(&peer) else { return Vec::new() };
         if source.owed.len() > SOLICIT_WINDOW / 2 {
@@ -164,7 +165,7 @@ impl Wants {
         asking
     }
 
-    /// Has others asked for what takes too long, once [`Self::deadline_ms`] has come.
+    /// Lets other holders be asked for what takes too long, once [`Self::deadline_ms`] has come.
     pub fn pass_over_slow_peers(&mut self, now_ms: u64) {
         if self.look_at_ms.take_if(|at_ms| now_ms >= *at_ms).is_none() {
             return;
@@ -198,8 +199,8 @@ impl Wants {
         self.look_at_ms
     }
 
-    /// `peer` offers an asset, which the index does not know; `is_shared`: several may send it. True:
-    /// take it.
+    /// `peer` offers an asset that the index does not hold; `is_shared`: several peers may send it.
+    /// Returns true to accept it.
     pub fn offered(
         &mut self,
         now_ms: u64,
@@ -245,7 +246,7 @@ impl Wants {
         is_taken
     }
 
-    /// What became of `hash`, which came in `batch` from `peer`.
+    /// The outcome of `hash`, which came in `batch` from `peer`.
     pub fn arrived(
         &mut self,
         now_ms: u64,
@@ -285,7 +286,7 @@ impl Wants {
         }
     }
 
-    /// `peer` offers `hash` while we can take nothing: it is asked for when we can.
+    /// `peer` offered `hash` while we cannot store anything: queues it for later.
     pub fn turned_away(&mut self, now_ms: u64, peer: NodeId, hash: Hash) {
         if self.is_arriving(peer, &hash) {
             return;
@@ -300,7 +301,7 @@ impl Wants {
         self.lacking(now_ms, peer, hash);
     }
 
-    /// `batch` from `peer` ended; whatever of it was not reported did not arrive.
+    /// `batch` from `peer` ended: its assets without a reported outcome did not arrive.
     pub fn batch_ended(&mut self, now_ms: u64, peer: NodeId, batch: BatchId) {
         let Some(source) = self.sources.get(&peer) else { return };
         let open = source.owed.iter();
@@ -312,14 +313,15 @@ impl Wants {
         }
     }
 
-    /// `peer` answered a solicitation: it does not have `hash`, or not whole.
+    /// `peer` answered a solicitation: it does not have all of `hash`.
     pub fn unavailable(&mut self, peer: NodeId, hash: Hash) {
         if !self.is_arriving(peer, &hash) && self.release(peer, &hash) {
             self.lost_holder(peer, hash);
         }
     }
 
-    /// The connection to `peer` is gone: what it alone holds is forgotten, the rest asked of others.
+    /// The connection to `peer` is gone: forgets what it alone holds and asks other holders for the
+    /// rest.
     pub fn peer_gone(&mut self, peer: NodeId) {
         let held = self.wants.iter().filter(|(_, want)| want.holders.contains(&peer));
         let held: Vec<Hash> = held.map(|(hash, _)| *hash).collect();
@@ -329,7 +331,7 @@ impl Wants {
         self.sources.remove(&peer);
     }
 
-    /// `peer` sent `hash` unasked, and it is stored: the feed may not have shown it yet.
+    /// `peer` sent `hash` unsolicited and it is stored. The feed may not have shown it yet.
     pub fn held_by(&mut self, peer: NodeId, hash: Hash) {
         let mut holders = self.take(&hash).map(|want| want.holders).unwrap_or_default();
         if !self.feed.is_recent(&hash) {
@@ -338,7 +340,8 @@ impl Wants {
         }
     }
 
-    /// The store's feed shows `hash`. Returns the peers known to hold it; none: it is new here.
+    /// The store's feed shows `hash`. Returns the peers known to hold it; none means that it is new
+    /// in the group as far as known.
     pub fn indexed(&mut self, hash: Hash) -> Vec<NodeId> {
         self.rests.forget(&hash);
         if let Some(holders) = self.feed.shows(hash) {
@@ -354,33 +357,33 @@ impl Wants {
         self.take(&hash).map(|want| want.holders).unwrap_or_default()
     }
 
-    /// The store's feed was read to its end, or is read anew. What was stored before that reading
-    /// began and it did not show, the store has lost: it may be asked for again.
+    /// The store's feed was read to its end, or is read from the start. What was stored before that
+    /// reading began but did not appear in it was lost by the store, and may be requested again.
     pub fn feed_read(&mut self) {
         self.feed.was_read();
     }
 
-    /// Assets `peer` was asked for and has not answered, and those arriving from it.
+    /// The number of assets that `peer` owes or is sending.
     pub fn owed(&self, peer: NodeId) -> usize {
         self.sources.get(&peer).map_or(0, |source| source.owed.len())
     }
 
-    /// Assets that are to be asked of `peer`, or are.
+    /// The number of assets that `peer` owes or may be asked for.
     pub fn source_load(&self, peer: NodeId) -> usize {
         self.sources.get(&peer).map_or(0, |source| source.owed.len() + source.queue.len())
     }
 
-    /// Assets known to be lacking that `peer` holds, whoever is asked for them.
+    /// The number of wants that `peer` holds, from whomever they are requested.
     pub fn held(&self, peer: NodeId) -> usize {
         self.sources.get(&peer).map_or(0, |source| source.held)
     }
 
-    /// How many more hashes [`Self::lacking`] takes for `peer`.
+    /// How many more hashes [`Self::lacking`] accepts for `peer`.
     pub fn room(&self, peer: NodeId) -> usize {
         WANTS_PER_PEER_MAX.saturating_sub(self.held(peer))
     }
 
-    /// Assets left alone at the moment because their content failed.
+    /// The number of assets that rest because their content was wrong.
     pub fn quarantined(&self, now_ms: u64) -> usize {
         let bad = self.rests.bad(now_ms).into_iter();
         bad.filter(|hash| !self.wants.contains_key(hash)).count()
@@ -388,7 +391,7 @@ impl Wants {
 
     // ---- what somebody waits for ---------------------------------------------------------------
 
-    /// How `hash` stands.
+    /// The state of `hash`.
     pub fn standing(&self, now_ms: u64, hash: &Hash) -> Standing {
         if self.feed.is_here(hash) {
             return Standing::Here;
@@ -402,7 +405,7 @@ impl Wants {
         }
     }
 
-    /// The first two assets known to be lacking whose hashes, in hex, start with `prefix`.
+    /// The first two wanted assets whose hashes, in hex, start with `prefix`.
     pub fn lacked(&self, prefix: &str) -> Vec<Hash> {
         let Ok(first) = format!("{prefix:0<width$}", width = 2 * Hash::LEN).parse::<Hash>() else {
             return Vec::new();
@@ -411,21 +414,22 @@ impl Wants {
         from_first.take_while(|hash| hash.to_string().starts_with(prefix)).take(2).collect()
     }
 
-    /// Ends the rest of `hash`.
+    /// Ends the rests of `hash` early.
     pub fn wake(&mut self, hash: &Hash) {
         self.rests.wake(hash);
     }
 
-    /// `peer` may hold `hash`, and is to be asked: beyond the bound of [`Self::lacking`], so the
-    /// caller has one.
+    /// `peer` may hold `hash` and should be asked. Not bounded as [`Self::lacking`] is: the caller
+    /// has a bound.
     pub fn suppose(&mut self, now_ms: u64, peer: NodeId, hash: Hash) {
         if !self.feed.is_here(&hash) && !self.rests.last(now_ms, peer, &hash) {
             self.hold(peer, hash);
         }
     }
 
-    /// Asks `hash` of `peer` before all else, even if it was asked before. False: it is not known to
-    /// hold it, or another is asked, or is to be because this one is slow.
+    /// Requests `hash` from `peer` before everything else, even if it was requested before. Returns
+    /// false if `peer` is not known to hold it, or if another peer was asked or is to be asked
+    /// because this one is slow.
     pub fn ask_first(&mut self, now_ms: u64, peer: NodeId, hash: Hash) -> bool {
         let Some(want) = self.wants.get_mut(&hash) else { return false };
         let source = self.sources.entry(peer).or_default();
@@ -450,7 +454,7 @@ impl Wants {
         self.wants.get(hash).map(|want| &want.state)
     }
 
-    /// In which batch `peer` is sending it.
+    /// The batch in which `peer` is sending it.
     fn batch(&self, peer: NodeId, hash: &Hash) -> Option<BatchId> {
         match self.state(hash)? {
             State::Arriving(sources) => sources.batches.get(&peer).copied(),
@@ -470,12 +474,13 @@ impl Wants {
         self.wants.get(hash).is_some_and(|want| want.holders.contains(&peer))
     }
 
-    /// True when `peer` owed it. The caller brings the queues in order with [`Self::queue`].
+    /// Removes `hash` from what `peer` owes; returns whether it owed it. The caller must then call
+    /// [`Self::queue`].
     fn release(&mut self, peer: NodeId, hash: &Hash) -> bool {
         self.sources.get_mut(&peer).is_some_and(|source| source.owed.remove(hash))
     }
 
-    /// Notes that `peer` holds `hash`, which is wanted from now on.
+    /// Adds `peer` as a holder of `hash`, which is wanted from now on.
     fn hold(&mut self, peer: NodeId, hash: Hash) -> &mut Want {
         let want = self.wants.entry(hash).or_insert_with(|| Want {
             state: State::Queued,
@@ -494,7 +499,7 @@ impl Wants {
         want
     }
 
-    /// `peer` is not to be asked for `hash` any more.
+    /// Removes `peer` as a holder of `hash`.
     fn drop_holder(&mut self, peer: NodeId, hash: &Hash) {
         let Some(want) = self.wants.get_mut(hash) else { return };
         let Some(place) = want.holders.iter().position(|holder| *holder == peer) else { return };
@@ -509,8 +514,8 @@ impl Wants {
         }
     }
 
-    /// Brings the queues in order: `hash` stands in that of each holder that may be asked for it and
-    /// does not owe it.
+    /// Updates the queues: `hash` is in the queue of each holder that may be asked for it and does
+    /// not owe it.
     fn queue(&mut self, hash: &Hash) {
         let Some(want) = self.wants.get(hash) else { return };
         let may_be_asked = want.may_be_asked();
@@ -524,7 +529,7 @@ impl Wants {
         }
     }
 
-    /// Removes the want. Who was asked for it still owes an answer.
+    /// Removes the want. A peer that was asked for it still owes an answer.
     fn take(&mut self, hash: &Hash) -> Option<Want> {
         let want = self.wants.remove(hash)?;
         if let State::Arriving(sources) = &want.state {
@@ -559,8 +564,8 @@ impl Wants {
         }
     }
 
-    /// Takes `hash` back from its source `peer`. True when that one is not to be asked again: for
-    /// good, or because others can be, or after enough attempts.
+    /// Takes `hash` back from its source `peer`. Returns true when this peer is not asked again:
+    /// for good, because other holders can be asked, or after enough attempts.
     fn failed(&mut self, peer: NodeId, hash: Hash, for_good: bool) -> bool {
         let Some(want) = self.wants.get_mut(&hash) else { return false };
         want.attempts += 1;
@@ -587,7 +592,7 @@ impl Wants {
     }
 }
 
-/// True when it was none yet.
+/// Returns whether the peer was added now.
 fn add_holder(holders: &mut Vec<NodeId>, peer: NodeId) -> bool {
     let is_new = !holders.contains(&peer);
     if is_new {

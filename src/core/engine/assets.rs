@@ -1,5 +1,5 @@
-//! Which assets move: decides what is solicited of whom, what is sent and what is taken, and what the
-//! end of a batch means.
+//! Which assets move: decides what is solicited from each peer, what is sent, what is accepted, and
+//! what the end of a batch means.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ pub(super) struct Sending {
 }
 
 impl Engine {
-    /// Solicits and sends what there is room for.
+    /// Solicits and sends as much as there is room for.
     pub(super) fn settle_assets(&mut self, now_ms: u64, node_id: NodeId, out: &mut Vec<Effect>) {
         if !self.store_up {
             return;
@@ -31,7 +31,7 @@ impl Engine {
             return;
         };
         let conn = session.conn;
-        // A plain peer cannot be asked what it wants: what it is sending must be known first.
+        // A plain peer cannot say what it wants, so what it is sending must be known first.
         if session.plain && (!session.plain_done || !session.receiving.is_empty()) {
             return;
         }
@@ -73,7 +73,7 @@ impl Engine {
         self.store_up = true;
         self.behind = behind;
         for (seq, digest) in entries {
-            // A scan may have seen an entry before we are told of it.
+            // A scan may have seen an entry before the engine learns of it.
             if *seq > self.known.head_seq {
                 self.known.sketch.insert(&digest.hash);
                 self.known.head_seq = *seq;
@@ -175,10 +175,12 @@ impl Engine {
         if violation {
             self.close(conn, CloseCode::Protocol, "a batch broke the protocol", out);
         } else if session.plain {
-            // The plain protocol cannot compare again on a connection: a new one starts over.
+            // The plain protocol cannot compare sets again on a connection, but a new connection
+            // can.
             self.close(conn, CloseCode::Internal, "a batch broke off", out);
         } else {
-            // The peer may never have seen the offer, and wait for what of it it asked for.
+            // The peer may never have seen the offer, and may wait for assets in it that it
+            // solicited.
             let hashes = sending.hashes.into_iter().collect();
             out.push(Effect::Send { conn, message: Message::Lacking(hashes) });
         }
@@ -244,7 +246,7 @@ impl Engine {
         self.wants.batch_ended(now_ms, node_id, batch);
     }
 
-    /// The plain exchange of whole sets is through.
+    /// Takes in the end of the plain exchange of whole sets.
     pub(super) fn on_exchanged(
         &mut self,
         now_ms: u64,

@@ -1,5 +1,5 @@
-//! What the engine is told and what it orders: its whole border. Facts are in the past tense and
-//! orders in the imperative; what is told to be answered by another names it.
+//! The engine's whole interface: its inputs and effects. Inputs are named in the past tense and
+//! effects in the imperative. An effect that is answered names the input that answers it.
 
 use crate::core::close::CloseCode;
 use crate::core::ids::{Digest, GroupId, Hash, HashAlgorithm, NodeId, StoreId};
@@ -11,7 +11,7 @@ use crate::core::session::Lane;
 use crate::core::sketch::Sketch;
 use crate::core::wants::{Arrival, BatchId};
 
-/// What this device says of itself.
+/// How this device presents itself to peers.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// Its node ID.
@@ -22,13 +22,13 @@ pub struct Identity {
     pub device_name: String,
     /// Its store.
     pub store_id: StoreId,
-    /// How the store names assets.
+    /// The hash algorithm that names the store's assets.
     pub algorithm: HashAlgorithm,
     /// Program version.
     pub build: String,
 }
 
-/// The index as it was loaded: the set of known hashes in sketch form.
+/// The set of known hashes as a sketch, loaded from the index.
 #[derive(Debug, Clone)]
 pub struct KnownSet {
     /// The sketch of all hashes up to `head_seq`.
@@ -39,185 +39,186 @@ pub struct KnownSet {
     pub head_seq: u64,
 }
 
-/// A fact.
+/// A fact from outside for the engine to handle.
 #[derive(Debug)]
 pub enum Input {
-    /// The group as it stands now, this device included.
+    /// The members of the group, this device included, changed or are known now.
     Members(Members),
-    /// This device has a new name.
+    /// This device was renamed.
     Renamed(String),
-    /// A peer shows itself on the network.
+    /// A peer was seen on the network.
     Seen(NodeId),
     /// The network changed or the device woke up: every peer may be reachable now.
     NetworkChanged,
-    /// A connection is up and its peer admitted.
+    /// A connection is up and its peer was admitted.
     Connected {
-        /// Its number, never used before.
+        /// The connection's number, never reused.
         conn: ConnId,
         /// The authenticated peer.
         peer: NodeId,
-        /// We dialled it.
+        /// Whether this device dialled.
         dialed: bool,
-        /// It speaks the plain protocol.
+        /// Whether the peer speaks the plain protocol.
         plain: bool,
     },
     /// A dial failed.
     DialFailed {
-        /// Who was dialled.
+        /// The dialled peer.
         peer: NodeId,
-        /// Why, for people.
+        /// The reason, for people.
         reason: String,
     },
-    /// A connection ended, whoever closed it.
+    /// A connection ended; either side may have closed it.
     Disconnected {
         /// The connection.
         conn: ConnId,
-        /// Why, for people.
+        /// The reason, for people.
         reason: String,
-        /// It was closed for a violation, as far as the engine did not itself: be slow to return.
+        /// Whether it was closed for a violation that the engine did not find itself: redial
+        /// slowly.
         violation: bool,
     },
     /// A message on the control stream.
     Message {
-        /// From where.
+        /// The connection that it came on.
         conn: ConnId,
         /// The message.
         message: Message,
     },
-    /// The index's answer to [`Effect::Ask`].
+    /// The index answered [`Effect::Ask`].
     Answer {
-        /// The connection it was asked for.
+        /// The connection of the request.
         conn: ConnId,
-        /// The round it was asked for.
+        /// The round of the request.
         round: u64,
         /// The answer.
         answer: Answer,
     },
-    /// The index's answer to [`Effect::AskSizes`].
+    /// The index answered [`Effect::AskSizes`].
     Sizes {
-        /// The connection it was asked for.
+        /// The connection of the request.
         conn: ConnId,
-        /// Those held.
+        /// The hashes that are held, with sizes.
         held: Vec<Digest>,
-        /// The others.
+        /// The hashes that are not held.
         missing: Vec<Hash>,
     },
-    /// The store answers, or no longer does.
+    /// The store became reachable or unreachable.
     Store {
-        /// It answers.
+        /// Whether the store is reachable.
         up: bool,
     },
-    /// The store's feed was taken into the index, durably as far as the index goes.
+    /// Changes in the store's feed were applied to the index. An index that loses them reads them
+    /// again.
     Indexed {
         /// New entries with their sequence numbers.
         entries: Vec<(u64, Digest)>,
-        /// More is there to be taken in now: a start or a large import.
+        /// Whether more changes wait to be applied: at start, or during a large import.
         behind: bool,
     },
-    /// The answer to [`Effect::RebuildSketch`].
+    /// [`Effect::RebuildSketch`] succeeded.
     Rebuilt(KnownSet),
-    /// The other answer to [`Effect::RebuildSketch`]: the index could not be read.
+    /// [`Effect::RebuildSketch`] failed: the index could not be read.
     RebuildFailed,
-    /// A batch was acknowledged.
+    /// The peer acknowledged a batch.
     BatchSent {
-        /// On which connection.
+        /// The connection.
         conn: ConnId,
         /// The number of the batch.
         batch: BatchId,
-        /// What became of each asset.
+        /// The outcome of each asset.
         outcomes: Vec<(Hash, Sent)>,
     },
-    /// A batch broke off unacknowledged.
+    /// A batch ended without an acknowledgement.
     BatchFailed {
-        /// On which connection.
+        /// The connection.
         conn: ConnId,
         /// The number of the batch.
         batch: BatchId,
-        /// The peer broke the protocol.
+        /// Whether the peer broke the protocol.
         violation: bool,
     },
-    /// A peer opened a batch stream; its offer, less what the index knows. Answered by
-    /// [`Effect::Decide`].
+    /// A peer opened a batch stream and offers assets. Answered by [`Effect::Decide`].
     Offered {
-        /// On which connection.
+        /// The connection.
         conn: ConnId,
-        /// The number the shell gave the batch.
+        /// The number that the shell gave the batch.
         batch: BatchId,
-        /// What we lack of it.
+        /// The offered assets that the index does not hold.
         digests: Vec<Digest>,
     },
-    /// A received batch ended, well or not; what was wanted of it and is not named did not arrive.
+    /// A received batch ended, well or not. Wanted assets that are not named did not arrive.
     Received {
-        /// On which connection.
+        /// The connection.
         conn: ConnId,
         /// The number of the batch.
         batch: BatchId,
-        /// What became of each asset.
+        /// The outcome of each asset.
         arrivals: Vec<(Hash, Arrival)>,
-        /// The own store takes nothing at the moment: full, or not to be reached.
+        /// Whether the own store accepts nothing at the moment: full or unreachable.
         store_failed: bool,
-        /// The peer broke the protocol.
+        /// Whether the peer broke the protocol.
         violation: bool,
     },
-    /// The plain exchange of whole sets is through.
+    /// The plain exchange of whole sets ended.
     PlainDone {
-        /// On which connection.
+        /// The connection.
         conn: ConnId,
-        /// What the peer turned out to hold: it got it from us, or sent what was held here.
+        /// Assets that the peer turned out to hold: we sent them, or it sent what we held already.
         held_there: Vec<Hash>,
-        /// What our store took of the peer's.
+        /// Assets of the peer that our store stored.
         stored_here: Vec<Hash>,
-        /// Something did not arrive on one side or the other.
+        /// Whether something did not arrive on one of the sides.
         failed: bool,
-        /// One side lacks more than one exchange carries.
+        /// Whether one side lacks more than one exchange carries.
         more: bool,
     },
-    /// A peer of the plain protocol opened a live stream; it ends with `Received`.
+    /// A peer of the plain protocol opened a live stream. `Received` ends it.
     PlainStream {
-        /// On which connection.
+        /// The connection.
         conn: ConnId,
-        /// The number the shell gave it.
+        /// The number that the shell gave the batch.
         batch: BatchId,
     },
-    /// Somebody waits for these assets, which the index does not know; told again and again while
-    /// that lasts. How they stand, [`super::Engine::fetching`] tells.
+    /// Somebody waits for assets that the index does not hold. Repeated as long as somebody waits.
+    /// [`super::Engine::fetching`] returns their state.
     Fetch {
         /// The assets waited for.
         hashes: Vec<Hash>,
-        /// Before all else.
+        /// Whether to request them before all others.
         at_once: bool,
     },
     /// Time has passed.
     Tick,
-    /// Finish what is under way and close.
+    /// Finish what is under way and close all connections.
     Stop,
 }
 
-/// What became of an asset that was sent.
+/// The outcome of an asset that was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
     /// The peer holds it.
     Held,
-    /// The peer gets it from another device, or does not want it now.
+    /// The peer receives it from another device, or does not want it now.
     Elsewhere,
-    /// The peer will not take it, now or at all.
+    /// The peer does not accept it, now or ever.
     Refused,
-    /// Our store does not have it, or not whole.
+    /// Our store does not have it, or only a part.
     Unavailable,
 }
 
-/// An order.
+/// An action for the shell to perform.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    /// Dial the peer; answered by `Connected` or `DialFailed`.
+    /// Dial the peer. Answered by `Connected` or `DialFailed`.
     Dial(NodeId),
     /// Close the connection.
     Close {
         /// The connection.
         conn: ConnId,
-        /// The reason given.
+        /// The close code.
         code: CloseCode,
-        /// More words for the peer's log; empty when the code says it all.
+        /// Details for the peer's log; empty when the code says it all.
         detail: String,
     },
     /// Send a message on the control stream.
@@ -227,67 +228,67 @@ pub enum Effect {
         /// The message.
         message: Message,
     },
-    /// Ask the index on behalf of a reconcile.
+    /// Query the index for a reconcile. Answered by `Answer`.
     Ask {
-        /// For which connection.
+        /// The connection of the reconcile.
         conn: ConnId,
-        /// For which round; to be named in the answer.
+        /// The round of the reconcile, to be named in the answer.
         round: u64,
-        /// The question.
+        /// The query.
         query: Query,
     },
-    /// Ask the index which of the hashes are held, and how large they are.
+    /// Look up in the index which of the hashes are held, with sizes. Answered by `Sizes`.
     AskSizes {
-        /// For which connection.
+        /// The connection that the answer is for.
         conn: ConnId,
-        /// At most one frame's worth.
+        /// The hashes, at most one frame's worth.
         hashes: Vec<Hash>,
     },
     /// Send these assets on a stream of their own.
     SendBatch {
         /// The connection.
         conn: ConnId,
-        /// The batch's number, to be named in the answer.
+        /// The batch's number, to be named in `BatchSent` or `BatchFailed`.
         batch: BatchId,
         /// The assets to send.
         digests: Vec<Digest>,
-        /// Which lane, for the stream's priority.
+        /// The lane, for the stream's priority.
         lane: Lane,
-        /// Send contents without waiting for the peer's word.
+        /// Whether to send contents without waiting until the peer wants them.
         inline: bool,
     },
-    /// The answer to `Offered`: which of the digests to take.
+    /// Answers `Offered`: which of the digests to accept.
     Decide {
-        /// Which batch.
+        /// The batch.
         batch: BatchId,
-        /// One for each digest.
+        /// For each digest in order, whether to accept it.
         wanted: Vec<bool>,
     },
-    /// Exchange whole sets by the plain protocol on the stream that Hello came on.
+    /// Exchange whole sets by the plain protocol, on the stream on which the Hello came.
     RunPlain {
         /// The connection.
         conn: ConnId,
     },
-    /// Open the journal's stream; the peer knows of journals and waits for it.
+    /// Open the journal's stream. The peer keeps a journal and waits for it.
     OpenJournal {
         /// The connection.
         conn: ConnId,
     },
-    /// Remember how far a peer's set has been taken in.
+    /// Save how far a peer's set was taken in.
     SaveCursor {
-        /// Whose.
+        /// The peer.
         peer: NodeId,
-        /// How far.
+        /// The position in the peer's index.
         since: Since,
     },
-    /// The sketch seems not to match the index: scan it anew; answered by `Rebuilt` or
-    /// `RebuildFailed`.
+    /// Scan the index for a new sketch because the sketch seems not to match it. Answered by
+    /// `Rebuilt` or `RebuildFailed`.
     RebuildSketch,
-    /// Everything is closed; the engine wants no more input.
+    /// Everything is closed; the engine ignores all further input.
     Stopped,
 }
 
-/// How a peer stands, for status.
+/// The state of a peer, for the status.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeerView {
     /// The node ID of the peer.
@@ -296,20 +297,20 @@ pub struct PeerView {
     pub name: String,
     /// The connection in use.
     pub conn: Option<ConnId>,
-    /// Hello has arrived.
+    /// Whether its Hello has arrived.
     pub ready: bool,
-    /// Being dialled.
+    /// Whether it is being dialled.
     pub dialing: bool,
-    /// Both sides hold the same set.
+    /// Whether both sides hold the same set.
     pub in_sync: bool,
-    /// Something is under way.
+    /// Whether something is under way.
     pub active: bool,
-    /// Assets to be had from it.
+    /// How many assets this device still wants from it.
     pub missing_here: u64,
-    /// Assets it is to be given.
+    /// How many assets are still to be sent to it.
     pub missing_there: u64,
-    /// Why the last connection or attempt ended.
+    /// Why the last connection or dial ended.
     pub last_error: Option<String>,
-    /// When the next attempt is made, monotonic ms.
+    /// When the next dial is due, monotonic ms.
     pub retry_at_ms: Option<u64>,
 }

@@ -1,5 +1,5 @@
-//! Who is talked to: decides which connection a session runs on, when it begins and ends, and what
-//! of a peer's words goes where.
+//! Connections and sessions: decides on which connection a session runs, when it begins and ends,
+//! and which part of the engine handles a peer's message.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,8 @@ impl Engine {
         for node_id in gone {
             let conns: Vec<ConnId> =
                 self.conns.iter().filter(|(_, n)| **n == node_id).map(|(conn, _)| *conn).collect();
-            // Who is no member of a group joined just now has not been removed from it.
+            // A device that is no member of the group that this device just joined was not removed
+            // from it.
             let code = match members.removed.contains(&node_id) {
                 true => CloseCode::Removed,
                 false => CloseCode::NotMember,
@@ -117,7 +118,7 @@ impl Engine {
         }
     }
 
-    /// Forgets the session and what was under way in it; the connection may live on.
+    /// Drops the session and everything under way in it. The connection may live on.
     fn end_session(&mut self, node_id: NodeId) {
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
         let Some(session) = peer.session.take() else { return };
@@ -218,7 +219,8 @@ impl Engine {
         }
     }
 
-    /// Nothing but a Hello comes on a connection that stands by: no session answers on it.
+    /// Keeps the Hello that arrives on a standby connection. Any other message there is ignored,
+    /// because no session answers on it.
     fn note_standby(&mut self, conn: ConnId, message: Message) {
         let Some(node_id) = self.conns.get(&conn) else { return };
         let Some(peer) = self.peers.get_mut(node_id) else { return };

@@ -1,16 +1,19 @@
-//! The heart: facts in, orders out. Decides who is dialled, what two devices compare, what is asked
-//! of whom, what is sent and when a peer is closed. Moves no bytes and waits for nothing.
+//! The engine, the heart of the agent: inputs in, effects out. Decides which peers are dialled,
+//! what two devices compare, what is requested from whom, what is sent, and when a peer is closed.
+//! It moves no bytes and waits for nothing.
 //!
-//! The agent's loop calls [`Engine::handle`] for each [`Input`] and carries out the [`Effect`]s in
-//! order; when [`Engine::deadline_ms`] passes it calls with [`Input::Tick`]. Any input is legal at
-//! any time: facts about connections and batches that are gone are ignored.
+//! The agent's loop calls [`Engine::handle`] for each [`Input`] and performs the [`Effect`]s in
+//! order. When [`Engine::deadline_ms`] passes it calls with [`Input::Tick`]. Any input is legal at
+//! any time: inputs about connections and batches that are gone are ignored.
 //!
-//! I1  What a peer lacks is found by comparing sets, never by remembering what was sent: whatever is
-//!     lost on the way, two devices whose fingerprints differ compare again: when all is quiet, and
-//!     now and then beside large transfers.
-//! I2  An asset counts as held by a peer only by its acknowledgement or its own word.
-//! I3  Everything kept per peer is bounded by `core::limits`; news beyond the bound is left to I1.
-//! I4  No answer is awaited from one peer before another is served.
+//! I1  What a peer lacks is found by comparing sets, never by remembering what was sent. Whatever
+//!     is lost on the way, two devices with different fingerprints compare again: when all is
+//!     quiet, and from time to time beside large transfers.
+//! I2  An asset counts as held by a peer only when the peer acknowledged it or said that it holds
+//!     it.
+//! I3  Everything kept per peer is bounded by `core::limits`. New assets beyond the bound are left
+//!     to I1.
+//! I4  One peer never waits for the answer of another.
 
 mod assets;
 mod facts;
@@ -34,27 +37,28 @@ use self::sets::{Rebuild, Scans};
 
 pub use self::facts::{Effect, Identity, Input, KnownSet, PeerView, Sent};
 
-/// A device that accepted a connection says Hello within this time.
+/// How long a peer may take to send its Hello after its connection was accepted.
 const HELLO_MS_MAX: u64 = 10_000;
 
-/// Two quiet devices with different fingerprints are given this long to tell each other of what is
-/// under way before they compare again. The first comparison of a connection does not wait.
+/// How long two quiet devices with different fingerprints wait before they compare again, so that
+/// each can announce what is under way. The first comparison of a connection does not wait.
 const SETTLE_MS: u64 = 1_000;
 
-/// A peer that owes an answer to a reconcile step or a solicitation, and sends nothing at all.
+/// How long a peer that owes an answer to a reconcile step or a solicitation may send nothing at
+/// all.
 const SILENT_MS_MAX: u64 = 120_000;
 
-/// How long soliciting pauses when the own store could not take what arrived.
+/// How long soliciting pauses after the own store could not store what arrived.
 const STORE_PAUSE_MS: u64 = 30_000;
 
-/// At shutdown, batches under way are given this long.
+/// How long batches under way may take at shutdown.
 const STOP_MS_MAX: u64 = 5_000;
 
 struct Peer {
     name: String,
     link: Link,
     session: Option<Session>,
-    /// What was said on a connection that stands by.
+    /// The Hello received on a standby connection.
     standby_hello: Option<(ConnId, Hello)>,
     since: Option<Since>,
     scans: Scans,
@@ -70,15 +74,15 @@ pub struct Engine {
     rebuilt_ms: Option<u64>,
     store_up: bool,
     behind: bool,
-    /// Nothing is asked for or taken until then.
+    /// Until then nothing is requested or accepted, because the own store failed.
     store_paused_until_ms: Option<u64>,
     members: Members,
     peers: BTreeMap<NodeId, Peer>,
     conns: BTreeMap<ConnId, NodeId>,
     wants: Wants,
     fetches: Fetches,
-    /// A batch's number is good with its connection's only: an engine that took over from another
-    /// numbers anew, and what that one had sent may still be reported.
+    /// Keyed by connection too: an engine that took over from another numbers batches from the
+    /// start again, and batches of the other one may still be reported.
     sending: BTreeMap<(ConnId, BatchId), Sending>,
     next_batch: u64,
     dice: Dice,
@@ -87,8 +91,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine over a loaded index. `seed` is fresh randomness, `cursors` how far each peer's set
-    /// has been taken in.
+    /// An engine over a loaded index. `seed` is fresh randomness, `cursors` say how far each peer's
+    /// set was taken in.
     pub fn new(
         identity: Identity,
         known: KnownSet,
@@ -124,7 +128,7 @@ impl Engine {
         engine
     }
 
-    /// Takes in one fact at monotonic time `now_ms` and appends what is to be done.
+    /// Handles one input at monotonic time `now_ms` and appends the effects.
     pub fn handle(&mut self, now_ms: u64, input: Input, out: &mut Vec<Effect>) {
         if self.stopped {
             return;
@@ -197,7 +201,7 @@ impl Engine {
         self.settle(now_ms, out);
     }
 
-    /// When to call with [`Input::Tick`] if nothing happens before, monotonic ms.
+    /// When to call with [`Input::Tick`] if no input comes before, monotonic ms.
     pub fn deadline_ms(&self) -> Option<u64> {
         if self.stop_at_ms.is_some() {
             return self.stop_at_ms;
@@ -211,7 +215,7 @@ impl Engine {
         peers.chain(ours.into_iter().flatten()).min()
     }
 
-    /// How every other device of the group stands.
+    /// The state of every other device of the group.
     pub fn peer_views(&self) -> Vec<PeerView> {
         let fingerprint = self.known.sketch.fingerprint();
         let view = |(node_id, peer): (&NodeId, &Peer)| {
@@ -233,7 +237,7 @@ impl Engine {
         self.peers.iter().map(view).collect()
     }
 
-    /// How the fetch of `hash` stands, which the index does not know.
+    /// The state of the fetch of `hash`, which the index does not hold.
     pub fn fetching(&self, now_ms: u64, hash: &Hash) -> Fetching {
         match self.wants.standing(now_ms, hash) {
             Standing::Here => return Fetching::Here,
@@ -247,14 +251,14 @@ impl Engine {
         if ready.peek().is_none() {
             return Fetching::NoPeer;
         }
-        // A peer of the plain protocol cannot be asked: what it has, it sends unasked.
+        // A plain peer cannot be asked for an asset: it sends all that it has anyway.
         match ready.any(|(_, session)| session.plain && !session.plain_done) {
             true => Fetching::Waiting,
             false => Fetching::Nowhere,
         }
     }
 
-    /// The first two assets known to be lacking whose hashes start so, in hex.
+    /// The first two assets known to be missing here whose hashes start with `prefix` (hex).
     pub fn lacked(&self, prefix: &str) -> Vec<Hash> {
         self.wants.lacked(prefix)
     }
@@ -266,32 +270,32 @@ impl Engine {
         sessions.filter(|(_, session)| session.hello.is_some() && session.closing.is_none())
     }
 
-    /// What this device says of itself.
+    /// How this device presents itself to peers.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// The group as it was last told.
+    /// The group as of the last [`Input::Members`].
     pub fn members(&self) -> &Members {
         &self.members
     }
 
-    /// This device was removed from its group.
+    /// Whether this device was removed from its group.
     pub fn is_removed(&self) -> bool {
         self.members.removed.contains(&self.identity.node_id)
     }
 
-    /// The set of known hashes, for saving.
+    /// The set of known hashes, to be saved.
     pub fn known(&self) -> &KnownSet {
         &self.known
     }
 
-    /// The store is being taken in.
+    /// Whether the index is still behind the store.
     pub fn is_behind(&self) -> bool {
         self.behind
     }
 
-    /// Assets left alone because their content failed.
+    /// How many assets are quarantined because their content was wrong.
     pub fn quarantined(&self, now_ms: u64) -> usize {
         self.wants.quarantined(now_ms)
     }
@@ -302,7 +306,7 @@ impl Engine {
         session.closing = Some(code);
     }
 
-    // ---- after every input: see what can be done now -----------------------------------------
+    // ---- after every input: what can be done now -------------------------------------------
 
     fn settle(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
         if let Some(stop_at_ms) = self.stop_at_ms {
@@ -361,7 +365,7 @@ impl Engine {
         session.is_quiet() && self.wants.source_load(node_id) == 0
     }
 
-    /// The peer owes us an answer and has not said anything for too long.
+    /// Whether the peer owes an answer and has been silent for too long.
     fn is_silent(&self, now_ms: u64, node_id: NodeId, session: &Session) -> bool {
         self.owes_answer(node_id, session) && now_ms >= session.heard_ms + SILENT_MS_MAX
     }
@@ -388,7 +392,7 @@ impl Engine {
         self.session_of(conn).map(|(_, session)| session)
     }
 
-    /// The session that runs on `conn`, unless it is being closed.
+    /// The session on `conn`, unless it is being closed.
     fn session_of(&mut self, conn: ConnId) -> Option<(NodeId, &mut Session)> {
         let node_id = *self.conns.get(&conn)?;
         let session = self.peers.get_mut(&node_id)?.session.as_mut()?;

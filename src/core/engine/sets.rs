@@ -1,5 +1,5 @@
-//! Which sets are compared, and when: decides when to tell a peer of our set, when to begin a round,
-//! what a round's outcome means, and when the sketch is to be made anew.
+//! Comparing sets: decides when to announce our set to a peer, when a round begins, what its
+//! outcome means, and when the sketch is rebuilt.
 
 use super::{Effect, Engine, KnownSet, SETTLE_MS};
 use crate::core::close::CloseCode;
@@ -12,39 +12,41 @@ use crate::core::reconcile::{
 };
 use crate::core::session::Session;
 
-/// A peer's cursor is saved at most this often; an older one costs a longer delta.
+/// The shortest pause between two saves of a peer's cursor. An older cursor costs a longer delta.
 const SAVE_CURSOR_MS: u64 = 1_000;
 
-/// Sets are compared beside a large transfer at most this often: what was missed meanwhile need not
-/// wait for its end, which may be hours away ...
+/// The shortest pause between comparisons beside a large transfer: what was missed meanwhile should
+/// not wait for the end of the transfer, which may be hours away ...
 const BESIDE_MS_MIN: u64 = 60_000;
 
-/// ... and this much later for each asset that is known to be lacking, which costs 62 bytes to find
+/// ... and how much longer for each asset known to be missing here, which costs 62 bytes to find
 /// again: a kilobyte a second.
 const BESIDE_MS_PER_ASSET: u64 = 60;
 
-/// Questions to the index that the rounds of one connection may have open: one of the round under
-/// way, and those of rounds that just ended.
+/// The most open queries to the index for one connection: one of the current round, and those of
+/// rounds that just ended.
 const ASKS_MAX: usize = 4;
 
-/// Rounds with one peer that may begin to read the whole index before one of them comes to its end:
-/// connections break. It is bounded by the beginning, because whoever breaks off pays nothing.
+/// The most rounds with one peer that may begin to read the whole index before one of them
+/// completes: connections break. Beginnings are counted, because a peer that breaks off pays
+/// nothing.
 const SCANS_BEGUN_MAX: u32 = 3;
 
-/// Entries indexed while the sketch is being rebuilt; beyond, the rebuild starts over.
+/// The most entries logged while the sketch is rebuilt; beyond, the rebuild starts over.
 const REBUILD_LOG_MAX: usize = 100_000;
 
-/// The index is being scanned for a new sketch.
+/// A scan of the index for a new sketch.
 #[derive(Debug)]
 pub(super) struct Rebuild {
-    /// What was indexed since it began.
+    /// What was indexed since the scan began.
     log: Vec<(u64, Hash)>,
-    /// Whose messages made the sketch look wrong.
+    /// The connection whose messages made the sketch look wrong.
     accuser: ConnId,
 }
 
 impl Rebuild {
-    /// Notes what is indexed meanwhile; beyond the bound it stops, and all begins anew.
+    /// Logs an entry indexed during the scan. Beyond the bound it stops, and the rebuild starts
+    /// over.
     pub(super) fn note(&mut self, seq: u64, hash: Hash) {
         if self.log.len() <= REBUILD_LOG_MAX {
             self.log.push((seq, hash));
@@ -52,7 +54,7 @@ impl Rebuild {
     }
 }
 
-/// How often the whole index was read of late for rounds with one peer.
+/// How often the whole index was recently read for rounds with one peer.
 #[derive(Debug, Default)]
 pub(super) struct Scans {
     since_ms: Option<u64>,
@@ -71,7 +73,7 @@ impl Scans {
         self.begun += 1;
     }
 
-    /// One is enough.
+    /// Counts a completed scan: no further one may begin for a while.
     fn finish(&mut self, now_ms: u64) {
         *self = Self { since_ms: Some(now_ms), begun: SCANS_BEGUN_MAX };
     }
@@ -82,8 +84,9 @@ impl Scans {
 }
 
 impl Engine {
-    /// Tells the peer about our set when all is quiet, and compares when the sets differ. Now and
-    /// then the same beside large transfers: what they carry is found again, and not asked for twice.
+    /// Announces our set to the peer when all is quiet, and compares when the sets differ. Does so
+    /// from time to time beside large transfers too: assets under way are found again but not
+    /// requested twice.
     pub(super) fn settle_sets(
         &mut self,
         now_ms: u64,
@@ -182,7 +185,7 @@ impl Engine {
         session.dialed && !session.plain && differ && is_ready
     }
 
-    /// When [`Self::settle_sets`] has something to do, if nothing happens before.
+    /// When [`Self::settle_sets`] has something to do, if no input comes before.
     pub(super) fn sets_deadline(&self, node_id: NodeId, session: &Session) -> Option<u64> {
         let fingerprint = self.known.sketch.fingerprint();
         let compare = self.may_compare(session, &fingerprint);
@@ -194,9 +197,9 @@ impl Engine {
         beside_at_ms.filter(|_| compare || tell)
     }
 
-    /// Forgets how far the peer's set was taken in, when a round by cursor has left the sets unequal:
-    /// one device's numbers are not what they were, as after a restored backup that nothing showed.
-    /// The next rounds find the difference without cursors, until the sets are equal.
+    /// Forgets the peer's cursor when a round by cursor left the sets unequal. Then the sequence
+    /// numbers of one device are no longer what they were, as after an unnoticed restore from a
+    /// backup. The next rounds find the difference without cursors until the sets are equal.
     fn distrust_cursor(&mut self, node_id: NodeId) {
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
         if peer.session.as_mut().is_some_and(|session| std::mem::take(&mut session.was_delta)) {
@@ -277,7 +280,7 @@ impl Engine {
         });
     }
 
-    /// Lets the connection's reconcile take a step and carries out what it says.
+    /// Lets the connection's reconcile take a step and performs its outputs.
     pub(super) fn drive(
         &mut self,
         now_ms: u64,
@@ -346,8 +349,8 @@ impl Engine {
         }
     }
 
-    /// Has the index scanned anew, unless that was done a short while ago: what `accuser` says may
-    /// be a lie, and nobody is compared with meanwhile.
+    /// Starts a rebuild of the sketch, unless the last one was short ago: the messages of `accuser`
+    /// may be lies, and no sets are compared during a rebuild.
     pub(super) fn rebuild(&mut self, now_ms: u64, accuser: ConnId, out: &mut Vec<Effect>) {
         let is_soon = self.rebuilt_ms.is_some_and(|at_ms| now_ms < at_ms + SCAN_RETRY_MS);
         if self.rebuilding.is_some() || is_soon {

@@ -22,7 +22,7 @@ fn a_batch_of_known_assets_leaves_a_long_transfer_beside_it_alone() {
     let (video, next) = (asset(1, SMALL_BYTES_MAX + 1), asset(2, SMALL_BYTES_MAX + 1));
     bench.lacks(A, &[video, next]);
     bench.offer(A_CONN, BatchId(1), &[video]);
-    // Everything in batch 2 was known to the index: it ends without having been offered here.
+    // The index knew everything in batch 2, so it ended without an `Offered`.
     bench.received(A_CONN, BatchId(2), &[(asset(3, 1), Arrival::Held)]);
     bench.wait(SILENT_MS_MAX + 1);
     assert_eq!(bench.closed(), None);
@@ -106,7 +106,7 @@ fn what_nobody_is_known_to_hold_is_asked_for_and_is_nowhere_when_all_have_said_n
     bench.tell(Input::Message { conn: A_CONN, message: Message::Lacking(vec![hash]) });
     bench.tell(fetch());
     assert_eq!(bench.engine.fetching(bench.now_ms, &hash), Fetching::Nowhere);
-    // What it is sent later, it takes.
+    // An asset that it sends later is accepted.
     assert_eq!(bench.offer(A_CONN, BatchId(1), &[asset(1, 1)]), [true]);
     assert_eq!(bench.engine.fetching(bench.now_ms, &hash), Fetching::Arriving);
     bench.received(A_CONN, BatchId(1), &[(asset(1, 1), Arrival::Stored)]);
@@ -203,7 +203,8 @@ fn a_peer_that_is_wrong_about_our_sketch_is_closed_and_does_not_keep_the_index_s
 fn a_peer_that_breaks_off_rounds_does_not_keep_the_index_scanning() {
     let mut bench = Bench::new();
     let mut theirs = bench.engine.known().sketch.clone();
-    // So many differ, of so many, that neither coded cells of the whole nor lists are cheapest.
+    // With this many differences in this many assets, neither coded cells of the whole nor lists
+    // are cheapest.
     for n in 0..40_000 {
         bench.engine.known.sketch.insert(&asset(n, 1).hash);
         theirs.insert(&asset(n + 8_000, 1).hash);
@@ -235,7 +236,7 @@ fn a_sketch_that_was_wrong_is_replaced_and_nobody_blamed() {
     bench.accuse(A_CONN);
     bench.tell(Input::Rebuilt(scanned.clone()));
     assert_eq!(bench.closed(), None);
-    // The scan had seen it before the engine is told.
+    // The scan saw the entry before the engine learns of it.
     bench.tell(Input::Indexed { entries: vec![(2, asset(2, 10))], behind: false });
     assert_eq!(bench.engine.known().sketch.fingerprint(), scanned.sketch.fingerprint());
 }
@@ -273,7 +274,8 @@ fn a_peer_that_restarted_while_dials_could_cross_is_talked_to_in_seconds() {
     bench.tell(Input::Members(Members { members: [US, b].map(member).to_vec(), removed: vec![] }));
     bench.tell(Input::Connected { conn: dialed, peer: b, dialed: true, plain: false });
     bench.say_hello(b, dialed);
-    // It was killed, and dials: this side cannot know yet that the first connection is dead.
+    // The peer was killed and dials again. This side cannot know yet that the first connection is
+    // dead.
     bench.wait(1_000);
     bench.connect(b, incoming);
     assert_eq!(bench.closed(), None);
@@ -289,7 +291,7 @@ fn a_connection_that_was_replaced_never_gets_a_second_session() {
     let (b, incoming, dialed) = (NodeId([9; 32]), ConnId(1), ConnId(2));
     bench.tell(Input::Members(Members { members: [US, b].map(member).to_vec(), removed: vec![] }));
     bench.connect(b, incoming);
-    // Our own dial, which crossed it, comes through late.
+    // Our own dial, which crossed the peer's, completes late.
     bench.wait(3_000);
     bench.tell(Input::Connected { conn: dialed, peer: b, dialed: true, plain: false });
     assert_eq!(bench.closed(), None, "it is the peer's to close");
@@ -338,7 +340,7 @@ fn the_first_comparison_of_a_connection_does_not_wait_for_news_to_settle() {
     });
     let mut bench = Bench::new();
     bench.tell(Input::Connected { conn: A_CONN, peer: A, dialed: true, plain: false });
-    // Nobody is told of it: the peer has not said Hello.
+    // It is announced to nobody: the peer has not said Hello.
     bench.tell(Input::Indexed { entries: vec![(1, asset(1, 10))], behind: false });
     bench.say_hello(A, A_CONN);
     bench.tell(Input::Message { conn: A_CONN, message: summary.unwrap() });
@@ -380,7 +382,7 @@ fn what_was_taken_in_while_behind_is_told_and_compared_beside_a_large_transfer()
     }
 }
 
-/// An engine whose store is up and empty, its clock and what it has ordered since last asked.
+/// An engine with an empty store that is up, its clock, and its effects since they were last read.
 struct Bench {
     engine: Engine,
     now_ms: u64,
@@ -411,7 +413,7 @@ impl Bench {
         self.engine.handle(self.now_ms, input, &mut self.effects);
     }
 
-    /// Lets time pass, with ticks when the engine wants them.
+    /// Advances the clock, with ticks when the engine wants them.
     fn wait(&mut self, ms: u64) {
         let until_ms = self.now_ms + ms;
         while let Some(at_ms) = self.engine.deadline_ms().filter(|at_ms| *at_ms <= until_ms) {
@@ -423,7 +425,7 @@ impl Bench {
         self.tell(Input::Tick);
     }
 
-    /// `peer` comes in and says Hello.
+    /// `peer` connects and says Hello.
     fn connect(&mut self, peer: NodeId, conn: ConnId) {
         self.tell(Input::Connected { conn, peer, dialed: false, plain: false });
         self.say_hello(peer, conn);
@@ -446,7 +448,7 @@ impl Bench {
         self.tell(Input::Message { conn, message: Message::Hello(hello) });
     }
 
-    /// A reconcile found that `peer` holds these and we do not.
+    /// A reconcile found these assets that `peer` holds and this device lacks.
     fn lacks(&mut self, peer: NodeId, digests: &[Digest]) {
         for digest in digests {
             self.engine.wants.lacking(self.now_ms, peer, digest.hash);
@@ -469,12 +471,12 @@ impl Bench {
         self.tell(Input::Received { conn, batch, arrivals, store_failed, violation });
     }
 
-    /// A round over `conn` ended with the sketch looking wrong.
+    /// A round over `conn` ended and the sketch looks wrong.
     fn accuse(&mut self, conn: ConnId) {
         self.engine.rebuild(self.now_ms, conn, &mut self.effects);
     }
 
-    /// How often Hello was said on `conn`.
+    /// How many Hellos were sent on `conn`.
     fn hellos(&self, conn: ConnId) -> usize {
         let said = |effect: &&Effect| match effect {
             Effect::Send { conn: on, message: Message::Hello(_) } => *on == conn,
@@ -483,7 +485,7 @@ impl Bench {
         self.effects.iter().filter(said).count()
     }
 
-    /// Asks for all our cells over `conn` and lets it be at that.
+    /// Requests all our cells over `conn` and does nothing more.
     fn has_us_scan(&mut self, conn: ConnId, round: u64, summary: &SetSummary) {
         let rekey = ReconcileMessage::Rekey { round, nonce: [3; 16], shard_bits: 0 };
         let messages = [
@@ -502,7 +504,7 @@ impl Bench {
         self.effects.iter().filter(is_scan).count()
     }
 
-    /// Of how many hashes each.
+    /// The number of hashes in each size query.
     fn sizes_asked(&self) -> Vec<usize> {
         let asked = self.effects.iter().filter_map(|effect| match effect {
             Effect::AskSizes { hashes, .. } => Some(hashes.len()),
@@ -515,7 +517,7 @@ impl Bench {
         self.effects.iter().filter(|effect| **effect == Effect::RebuildSketch).count()
     }
 
-    /// What was solicited since this was last asked.
+    /// What was solicited since the last call.
     fn solicited(&mut self, conn: ConnId) -> Vec<Hash> {
         let mut found = Vec::new();
         for effect in std::mem::take(&mut self.effects) {
@@ -529,7 +531,7 @@ impl Bench {
         found
     }
 
-    /// The first connection closed so far, and why.
+    /// The first connection that was closed, and its code.
     fn closed(&self) -> Option<(ConnId, CloseCode)> {
         self.effects.iter().find_map(|effect| match effect {
             Effect::Close { conn, code, .. } => Some((*conn, *code)),

@@ -1,11 +1,12 @@
-//! An asset's metadata stands in the store, where the user edits it, and in the journal. This
-//! decides how the two become one, by three-way comparison with what was last seen (the shadow).
+//! An asset's metadata exists twice: in the store, where the user edits it, and in the journal.
+//! This merges the two by a three-way comparison. The merge base is the shadow: what the agent last
+//! saw in the store.
 //!
-//! A1  Decisions compare values, never where an event came from: so no edit is taken for its echo,
-//!     and none of our own writes for an edit. Texts that look the same are the same: they are
-//!     compared in [`canonical_text`], on both sides.
-//! A2  `pending` is durable before a row goes to the store, so that a crash in between does not make
-//!     another device's value look like an edit of this user.
+//! A1  Decisions compare values and never ask where an event came from. So an edit is never
+//!     mistaken for an echo, nor our own write for an edit. Texts that look the same count as
+//!     equal: both sides are compared as [`canonical_text`].
+//! A2  `pending` is durable before a row is written to the store. Otherwise a crash in between
+//!     would make another device's value look like an edit of this user.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +17,7 @@ use crate::core::journal::draft::DraftPut;
 use crate::core::journal::op::{Elem, Key, Value};
 use crate::core::limits::{SET_ELEM_BYTES_MAX, VALUE_BYTES_MAX};
 
-/// The model under which assets' metadata is kept.
+/// The model of the records that hold assets' metadata.
 pub const ASSET_MODEL: &str = "asset";
 
 /// The field of [`Row::description`].
@@ -28,11 +29,11 @@ pub const TRASHED: &str = "trashed";
 /// The field of [`Row::tags`].
 pub const TAGS: &str = "tags";
 
-/// What tags may take of one op, encoded: with the longest description it is still within bounds.
-/// What does not fit is issued by the next look.
+/// The most bytes of tags in one op, encoded, so that an op with the longest description stays
+/// within its bounds. The next look at the asset issues the tags that do not fit.
 const TAGS_PER_EDIT_BYTES: usize = 40 * 1024;
 
-/// What an element takes beside its text: the names of fields, a stamp.
+/// What a set element takes beside its text: field names and a stamp.
 const ELEM_BYTES: usize = 64;
 
 /// The metadata of an asset. Rows are compared in canonical form only.
@@ -40,43 +41,43 @@ const ELEM_BYTES: usize = 64;
 pub struct Row {
     /// Free text.
     pub description: String,
-    /// In the trash.
+    /// Whether the asset is in the trash.
     pub trashed: bool,
     /// Tags.
     pub tags: BTreeSet<String>,
 }
 
-/// What the journal has of an asset: `None` where no cell was ever written.
+/// What the journal holds about an asset; `None` in fields that were never written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct JournalRow {
-    /// Whether the record is there.
+    /// Whether the record exists.
     pub alive: bool,
     /// Free text.
     pub description: Option<String>,
-    /// In the trash.
+    /// Whether the asset is in the trash.
     pub trashed: Option<bool>,
     /// Tags.
     pub tags: BTreeSet<String>,
-    /// Tags that were taken out, and stay out at a first sight.
+    /// Tags that were removed. The first look at an asset in the store does not add them again.
     pub removed_tags: BTreeSet<String>,
-    /// There are more tags than are ever read, and none of them is told here.
+    /// The record has more tags than the journal reads, so `tags` and `removed_tags` are empty.
     pub is_too_large: bool,
 }
 
-/// What the agent remembers of an asset between two looks at the store.
+/// What the agent remembers of an asset between two looks at the store: the base of the merge.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Shadow {
-    /// The row last read, but for edits that are still to be issued.
+    /// The row last read from the store, without the edits that are still to be issued.
     pub base: Row,
     /// The row about to be written to the store.
     pub pending: Option<Row>,
-    /// What the journal had when it was last brought to the store.
+    /// The value last written to the store, or found equal there.
     pub written: Option<Row>,
     /// The store's version of the row.
     pub version: u64,
 }
 
-/// [`Shadow::version`] while the asset was not seen in the store as that one is now.
+/// The [`Shadow::version`] of an asset whose current row in the store has not been read yet.
 pub const UNSEEN: u64 = 0;
 
 /// What to do about an asset.
@@ -88,12 +89,12 @@ pub struct Decision {
     pub shadow: Shadow,
     /// What to write to the store then, expecting the version of the row that was read.
     pub write: Option<Row>,
-    /// There were more edits than one op takes: look again at once.
+    /// One op could not hold all edits: look at the asset again at once.
     pub again: bool,
 }
 
-/// The form in which texts are compared and written: composed (Unicode NFC, UAX #15), as keyboards
-/// and file systems give the same letter in several forms, and trimmed.
+/// The form in which texts are compared and written: trimmed, and composed (Unicode NFC, UAX #15),
+/// because keyboards and file systems produce the same letter in several encodings.
 pub fn canonical_text(text: &str) -> String {
     text.trim().nfc().collect()
 }
@@ -114,7 +115,7 @@ impl Row {
 }
 
 impl JournalRow {
-    /// The same with its texts canonical.
+    /// This row with its texts in canonical form.
     pub fn canonical(&self) -> Self {
         let tags = canonical_tags(&self.tags);
         let removed_tags = canonical_tags(&self.removed_tags);
@@ -126,12 +127,12 @@ impl JournalRow {
         }
     }
 
-    /// The tags as they stand in the journal whose canonical form this is.
+    /// The spellings, as the journal holds them, of a tag in canonical form.
     pub fn spellings<'a>(&'a self, tag: &'a str) -> impl Iterator<Item = &'a String> {
         self.tags.iter().filter(move |spelling| canonical_text(spelling) == tag)
     }
 
-    /// The row the journal would give a store.
+    /// The row that this state of the journal means for a store.
     pub fn row(&self) -> Row {
         Row {
             description: self.description.clone().unwrap_or_default(),
@@ -142,29 +143,31 @@ impl JournalRow {
 }
 
 impl Shadow {
-    /// That of an asset about to be put into the store with this row. Until it is seen there, an
-    /// empty row is no edit either: the asset may come by another way.
+    /// The shadow of an asset that is about to be put into the store with this row. As long as it
+    /// was not seen there, an empty row does not count as an edit: the asset may also arrive
+    /// another way.
     pub fn expected(row: Row) -> Self {
         Self { base: Row::default(), pending: Some(row), written: None, version: UNSEEN }
     }
 
-    /// Whether it is [`Shadow::expected`], and the asset was not seen since.
+    /// Whether this is a shadow made by [`Shadow::expected`] and the asset was not seen since.
     pub fn is_expected(&self) -> bool {
         self.version == UNSEEN && self.pending.is_some()
     }
 
-    /// Whether the asset was known, and its row in the store is to be looked at as for the first
-    /// time.
+    /// Whether the asset was known before and its row in the store is to be treated as seen for the
+    /// first time.
     pub fn is_forgotten(&self) -> bool {
         self.version == UNSEEN && self.pending.is_none()
     }
 }
 
-/// Decides about an asset: `store` is the row just read and its version, `shadow` what is
-/// remembered, `journal` what the journal has.
+/// Decides what to do about an asset. `store` is the row just read and `version` its version,
+/// `shadow` the merge base, `journal` the journal's state.
 ///
-/// At first sight only what the journal never heard of is issued: a device that comes to a group
-/// with assets of its own overwrites nothing. Texts too long for the journal stay as they are here.
+/// At first sight (no shadow) only values that the journal never had are issued. So a device that
+/// joins a group with assets of its own overwrites nothing. Texts too long for the journal stay in
+/// this store only.
 pub fn reconcile(
     hash: &Hash,
     store: &Row,
@@ -178,7 +181,7 @@ pub fn reconcile(
         Some(shadow) => edits(&store, shadow, &canonical),
     };
 
-    // What the journal has once the edits are in it, and what only this store can have.
+    // The journal's row once the edits are applied, with the values that only this store can hold.
     let mut merged = canonical.row();
     if edits.description || !fits_value(&store.description) {
         merged.description.clone_from(&store.description);
@@ -195,7 +198,7 @@ pub fn reconcile(
     let written = shadow.and_then(|shadow| shadow.written.clone());
     let mut base = store.clone();
     for tag in &edits.later {
-        // An edit that is still to be issued must look like one the next time.
+        // An edit that is still to be issued must differ from the base at the next look.
         if !base.tags.remove(tag) {
             base.tags.insert(tag.clone());
         }
@@ -207,7 +210,7 @@ pub fn reconcile(
         return Decision { edit, shadow: next, write: None, again };
     }
     if next.written.as_ref() == Some(&merged) {
-        // The store was given this and chose otherwise: it is not asked again.
+        // The store was given this value before and chose another: do not write it again.
         return Decision { edit, shadow: next, write: None, again };
     }
     next.pending = Some(merged.clone());
@@ -227,7 +230,7 @@ struct Edits {
     trashed: bool,
     add: BTreeSet<String>,
     remove: BTreeSet<String>,
-    /// Tags put in or taken out for which there was no room.
+    /// Added or removed tags that did not fit into this op.
     later: BTreeSet<String>,
 }
 
@@ -271,7 +274,7 @@ impl Edits {
     }
 }
 
-/// The record of an asset's metadata.
+/// The key of the record with an asset's metadata.
 pub fn asset_key(hash: &Hash) -> Key {
     Key { model: ASSET_MODEL.to_owned(), id: hash.0.to_vec(), owned: false }
 }
@@ -354,7 +357,7 @@ mod tests {
         written(row, 1)
     }
 
-    /// What an edit makes of the journal's row.
+    /// Applies an edit to the journal's row.
     fn apply(journal: &mut JournalRow, edit: Option<&DraftPut>) {
         let Some(edit) = edit else { return };
         journal.alive |= edit.create;
@@ -414,12 +417,12 @@ mod tests {
         let first = reconcile(&HASH, &before, 1, Some(&settled(&before)), &journal);
         let pending = first.write.clone().unwrap();
         assert_eq!(pending, row("b", true, &["y"]));
-        // The crash lost the answer; the journal has moved on meanwhile.
+        // The write succeeded, but a crash lost the answer. The journal has moved on meanwhile.
         let newer = has("c", true, &["y", "z"]);
         let second = reconcile(&HASH, &pending, 2, Some(&first.shadow), &newer);
         assert_eq!(second.edit, None);
         assert_eq!(second.write, Some(row("c", true, &["y", "z"])));
-        // Or the store never saw it.
+        // Or the write never reached the store.
         let third = reconcile(&HASH, &before, 1, Some(&first.shadow), &newer);
         assert_eq!(third.edit, None);
     }
@@ -430,7 +433,8 @@ mod tests {
         let shadow = Shadow::expected(put.clone());
         assert!(shadow.is_expected() && !shadow.is_forgotten());
         let newer = has("newer", true, &[]);
-        // It arrived; it came without its row; it was put in by the user with one of his own.
+        // Three cases: the asset arrived with the row; it arrived without; the user added it with a
+        // row of his own.
         let arrived = reconcile(&HASH, &put, 1, Some(&shadow), &newer);
         assert_eq!((arrived.edit, arrived.write), (None, Some(row("newer", true, &[]))));
         let bare = reconcile(&HASH, &Row::default(), 1, Some(&shadow), &newer);
@@ -445,11 +449,11 @@ mod tests {
         let journal = has("b", false, &[]);
         let first = reconcile(&HASH, &base, 1, Some(&settled(&base)), &journal);
         let shadow = written(first.write.as_ref().unwrap(), 2);
-        // It kept something else, which is the user's for all we know, and is issued.
+        // The store kept a third value. It may be an edit by the user, so it is issued.
         let odd = row("B", false, &[]);
         let second = reconcile(&HASH, &odd, 2, Some(&shadow), &journal);
         assert!(second.edit.is_some());
-        // It kept what it had: the same again and again, and that is left alone.
+        // The store kept its old value. That would repeat for ever, so it is left alone.
         let same = Shadow { base: base.clone(), ..shadow };
         let third = reconcile(&HASH, &base, 2, Some(&same), &journal);
         assert_eq!((third.edit, third.write), (None, None));

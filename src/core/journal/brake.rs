@@ -1,31 +1,31 @@
-//! The brake on metadata that is written back and forth: a store that alters what it is given, on
-//! two devices, would have each take the other's for the user's edit, for ever.
+//! The brake on metadata that is written back and forth. If a store alters what is written to it,
+//! each of two devices takes the other's value for an edit by the user, for ever.
 //!
-//! Such a loop is known by its turns: edited in the store, written to it, edited there. Only writes
-//! to the store are held back, and only for a while: an edit is never lost.
+//! Such a loop shows as a pattern: edited in the store, written to the store, edited in the store
+//! again. Only writes to the store are held back, and only for a while: an edit is never lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::ids::Hash;
 
-/// Writes to one asset within [`WINDOW_MS`], each after an edit in the store; another one is held
-/// back.
+/// The most writes to one asset within [`WINDOW_MS`] that each follow an edit in the store. The
+/// next one is held back.
 pub const WRITES_MAX: usize = 5;
 
-/// See [`WRITES_MAX`].
+/// The window in which [`WRITES_MAX`] writes are counted.
 pub const WINDOW_MS: u64 = 60 * 1000;
 
 /// How long an asset stays frozen.
 pub const FREEZE_MS: u64 = 10 * 60 * 1000;
 
-/// Assets watched. More are not written within [`WINDOW_MS`] by any disk; if they are, all are
-/// counted anew.
+/// The most assets watched. No disk takes writes to more within [`WINDOW_MS`]; beyond it all counts
+/// start anew.
 const WATCHED_MAX: usize = 64 * 1024;
 
-/// Counts writes per asset. Times are of one clock that does not go back, in ms.
+/// Counts writes per asset. All times are from one monotonic clock, in ms.
 #[derive(Debug, Default)]
 pub struct Brake {
-    /// Edited in the store since they were last written there.
+    /// Assets that were edited in the store since the last write to them.
     edited: BTreeSet<Hash>,
     writes_ms: BTreeMap<Hash, Vec<u64>>,
     frozen_until_ms: BTreeMap<Hash, u64>,
@@ -50,8 +50,9 @@ impl Brake {
         self.edited.insert(hash);
     }
 
-    /// Counts a write, if there was an edit since the one before: what is written again and again
-    /// without is what others say, however quickly. True when it was the last one for a while.
+    /// Counts a write if an edit in the store came before it. Writes without an edit between them
+    /// only carry changes by other devices, however many there are. Returns true when the asset is
+    /// frozen from now on.
     pub fn count(&mut self, hash: Hash, now_ms: u64) -> bool {
         if !self.edited.remove(&hash) {
             return false;
@@ -74,19 +75,19 @@ impl Brake {
         true
     }
 
-    /// A person asks for the asset now: what was counted before was not a loop. True when it had
-    /// been frozen.
+    /// Forgets the counts of an asset because a person asks for it now: what came before was no
+    /// loop. Returns true if it was frozen.
     pub fn release(&mut self, hash: &Hash) -> bool {
         self.writes_ms.remove(hash);
         self.frozen_until_ms.remove(hash).is_some()
     }
 
-    /// When the next asset thaws.
+    /// When the next asset thaws; `None` when none is frozen.
     pub fn next_thaw_ms(&self) -> Option<u64> {
         self.frozen_until_ms.values().copied().min()
     }
 
-    /// The assets that may be written again, each told once.
+    /// Takes out the assets whose freeze is over: they may be written again.
     pub fn thaw(&mut self, now_ms: u64) -> Vec<Hash> {
         let due = self.frozen_until_ms.iter().filter(|(_, until_ms)| **until_ms <= now_ms);
         let due: Vec<Hash> = due.map(|(hash, _)| *hash).collect();

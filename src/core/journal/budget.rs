@@ -1,13 +1,13 @@
-//! How many bytes of ops the journal takes, of whom.
+//! How many bytes of ops the journal accepts from each device.
 //!
-//! A member may bring in devices that exist only to write. So what a device writes counts for itself,
-//! for those who brought it in, each in turn, and for the group:
+//! A member may add devices that exist only to write. So what a device writes counts against its
+//! own limit, against that of each device in the chain that added it, and against the group's:
 //!
 //! Q1  An author has [`AUTHOR_QUOTA_BYTES`], unless the user allows it more or less.
-//! Q2  An author and all whom it brought in have [`SUBTREE_BYTES_MAX`] together. The founder is exempt:
-//!     it brought in everybody.
+//! Q2  An author and all devices below it in the tree of introductions have [`SUBTREE_BYTES_MAX`]
+//!     together. The founder is exempt: everybody is below it.
 //! Q3  The group has [`GROUP_BYTES_MAX`].
-//! Q4  [`AUTHOR_BYTES_MIN`] each author has in any case, so that nobody is silenced by others.
+//! Q4  Each author has [`AUTHOR_BYTES_MIN`] in any case, so that others cannot silence it.
 //!
 //! What the user allows one author beyond Q1 is added to Q2 and Q3.
 
@@ -17,12 +17,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::core::limits::AUTHOR_BYTES_MIN;
 use crate::core::limits::{AUTHOR_QUOTA_BYTES, GROUP_BYTES_MAX, SUBTREE_BYTES_MAX};
 
-/// Who brought in whom, and what their ops take. Devices are numbers here.
+/// Who added whom, and how many bytes their ops take. Devices are database row ids here.
 #[derive(Debug, Default)]
 pub struct Budget {
-    /// For each device all whose subtree it is in, itself among them.
+    /// For each device the roots of all subtrees that contain it, itself included.
     above: BTreeMap<i64, Vec<i64>>,
-    /// By the root of the subtree.
+    /// Bytes used per subtree, by its root.
     used_bytes: BTreeMap<i64, u64>,
     limit_bytes: BTreeMap<i64, u64>,
     group_used_bytes: u64,
@@ -40,7 +40,7 @@ impl Budget {
         for (by, device) in adds {
             added.entry(*by).or_default().push(*device);
         }
-        // Breadth first: the shortest way in counts.
+        // Breadth first: a device added by several counts under the shortest chain.
         let mut above: BTreeMap<i64, Vec<i64>> =
             founders.iter().map(|founder| (*founder, Vec::new())).collect();
         let mut queue: VecDeque<i64> = founders.iter().copied().collect();
@@ -66,7 +66,7 @@ impl Budget {
         budget
     }
 
-    /// Notes that a device's ops take so many bytes more.
+    /// Adds to the bytes that a device's ops take.
     pub fn add(&mut self, device: i64, bytes: i64) {
         for root in self.above.get(&device).into_iter().flatten() {
             let used = self.used_bytes.entry(*root).or_default();
@@ -75,7 +75,7 @@ impl Budget {
         self.group_used_bytes = self.group_used_bytes.saturating_add_signed(bytes);
     }
 
-    /// Whether there are so many bytes left for a device. See Q2 and Q3.
+    /// Whether a device may write this many bytes more. See Q2 and Q3.
     pub fn has_room(&self, device: i64, bytes: u64) -> bool {
         let fits = |root: &i64| {
             let used = self.used_bytes.get(root).copied().unwrap_or(0);
@@ -94,7 +94,7 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    /// 1 founds, 2 and 3 are its devices, 2 invents all from 10 on, in a chain.
+    /// Device 1 is the founder and added 2 and 3. Device 2 invents all from 10 on, in a chain.
     fn group(used: impl Fn(i64) -> u64) -> Budget {
         let invented = 10..AUTHORS_MAX as i64;
         let mut adds = vec![(1, 2), (1, 3), (2, 10)];

@@ -1,10 +1,11 @@
-//! Cells: what the changes of an op come to, and the one rule of merging: the greater value stays.
+//! Cells: what the changes of an op write. There is one rule of merging: the greater value stays.
 //!
 //! C1  A cell's values are totally ordered, so merging is commutative, associative and idempotent.
-//! C2  A clear register takes away every other cell of its record up to its stamp, and keeps taking
-//!     them whenever they come. It is never dropped itself: that is what makes it safe to forget ops.
-//! C3  An add that was not seen by whoever removed an element survives when its stamp is later than
-//!     that of the add that was seen. An earlier one goes too: the intent "in the set" was seen.
+//! C2  A clear register deletes every other cell of its record up to its stamp, also those that
+//!     arrive later. It is never dropped itself: that makes it safe to forget ops.
+//! C3  A remove names the add that its author saw. A concurrent add that the author did not see
+//!     survives if its stamp is later than that of the named add. If it is earlier it goes too: its
+//!     intent, "in the set", was seen.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use crate::core::journal::op::{Body, Change, Elem, Key, Put};
 use crate::core::journal::set_hash::Element;
 use crate::core::journal::stamp::Stamp;
 
-/// The name of a cell, as its op's author says it: the owner of an owned one is the author.
+/// The name of a cell, as the op's author sees it: an owned record belongs to the author.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CellKey {
     /// The record.
@@ -27,22 +28,23 @@ pub struct CellKey {
 /// The value of a cell. The order of the fields is the order of merging.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CellValue {
-    /// When; for a removal, that of the add it takes back.
+    /// The stamp of the write; of a removal, the stamp of the add that it takes back.
     pub stamp: Stamp,
-    /// An element taken out.
+    /// Whether this is an element that was removed.
     pub removed: bool,
-    /// See [`crate::core::journal::op::value_to_bytes`]; empty for elements and registers.
+    /// The encoded value, see [`crate::core::journal::op::value_to_bytes`]; empty for elements and
+    /// registers.
     pub bytes: Vec<u8>,
 }
 
-/// The element name, under the empty field, of the register that says that a record is there.
+/// The element name, under the empty field, of the register that says that a record exists.
 pub const ALIVE: &str = "a";
 
 /// The element name, under the empty field, of the register that cleared a record.
 pub const CLEAR: &str = "x";
 
 impl CellKey {
-    /// The register that says that a record is there.
+    /// The register that says that a record exists.
     pub fn alive(record: &Key) -> Self {
         Self { record: record.clone(), field: String::new(), elem: ALIVE.into() }
     }
@@ -58,8 +60,8 @@ impl CellKey {
     }
 }
 
-/// The cells an op writes, each with the greatest value the op gives it. Events and facts about
-/// members are no cells.
+/// The cells that an op writes, each with the greatest value in the op. Events and membership facts
+/// write no cells.
 pub fn writes(body: &Body, log: LogId) -> BTreeMap<CellKey, CellValue> {
     let stamp = Stamp { hlc: body.hlc, log, seq: body.seq };
     let mut all = BTreeMap::new();
@@ -106,7 +108,7 @@ fn take(all: &mut BTreeMap<CellKey, CellValue>, key: CellKey, value: CellValue) 
     }
 }
 
-/// A cell as an element of the state digest. `owner` is that of an owned record.
+/// A cell's element in the state digest. `owner` is the owner of an owned record.
 pub fn cell_digest(
     model: &str,
     owner: Option<&NodeId>,
@@ -128,12 +130,13 @@ pub fn cell_digest(
     Element(*hasher.finalize().as_bytes())
 }
 
-/// An event as an element of the state digest: its place among the op's changes tells twins apart.
+/// An event's element in the state digest. Its index among the op's changes tells equal events
+/// apart.
 pub fn event_digest(op: &crate::core::ids::OpHash, index: usize) -> Element {
     indexed_digest(b"event", op, index)
 }
 
-/// A fact about members as an element of the state digest.
+/// A membership fact's element in the state digest.
 pub fn fact_digest(op: &crate::core::ids::OpHash, index: usize) -> Element {
     indexed_digest(b"fact", op, index)
 }
@@ -145,7 +148,7 @@ fn indexed_digest(what: &[u8], op: &crate::core::ids::OpHash, index: usize) -> E
     Element(*hasher.finalize().as_bytes())
 }
 
-/// With its length, so that no two lists of parts read the same.
+/// Adds a part with its length, so that two different lists of parts never hash the same bytes.
 fn add_part(hasher: &mut blake3::Hasher, part: &[u8]) {
     hasher.update(&(part.len() as u64).to_be_bytes()).update(part);
 }

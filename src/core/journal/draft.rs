@@ -1,4 +1,4 @@
-//! Drafts: what a local writer asks for, before there is a stamp, a number and a signature.
+//! Drafts: a change that a local writer requests, before it gets its stamp, number and signature.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,12 +10,12 @@ use crate::core::limits::{
     RECORD_ID_BYTES_MAX, SET_ELEM_BYTES_MAX, VALUE_BYTES_MAX,
 };
 
-/// Becomes one op: all of it or nothing. Each cell is written once.
+/// A requested change. It becomes one op as a whole or not at all; it writes each cell once.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Draft {
-    /// What to do, at most [`crate::core::limits::OP_CHANGES_MAX`] things.
+    /// The changes, at most [`crate::core::limits::OP_CHANGES_MAX`].
     pub changes: Vec<DraftChange>,
-    /// What must hold at the moment of writing.
+    /// Conditions that must hold when the op is written.
     pub expect: Vec<Expect>,
 }
 
@@ -28,21 +28,21 @@ pub enum DraftChange {
     Delete(Key),
     /// Appends to an event stream.
     Event {
-        /// Which stream.
+        /// The stream's name.
         stream: String,
-        /// What happened.
+        /// The event's type.
         kind: String,
-        /// With what.
+        /// The event's data.
         data: Vec<u8>,
     },
 }
 
-/// Writes to one record. What is removed and not there is left out.
+/// Writes to one record. Removals of elements that are not there are dropped.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DraftPut {
-    /// Which record.
+    /// The record.
     pub key: Key,
-    /// Whether to make the record be there.
+    /// Whether to create the record.
     pub create: bool,
     /// Fields and their values; `None` is null.
     pub set: BTreeMap<String, Option<Value>>,
@@ -52,50 +52,50 @@ pub struct DraftPut {
     pub remove: BTreeSet<Elem>,
 }
 
-/// A condition of a draft. Owned keys are the writer's own.
+/// A condition of a draft. Owned keys belong to the writer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expect {
-    /// The record is there.
+    /// The record exists.
     Alive(Key),
-    /// The record is not there.
+    /// The record does not exist.
     Absent(Key),
-    /// The record is there, and this is the number of arrival of its last change. Its newest stamp
-    /// would not do: what arrives late changes a record and has an older one.
+    /// The record exists and its last change has this arrival number. Its newest stamp would not
+    /// do: a change that arrives late has an older one.
     Unchanged(Key, u64),
 }
 
-/// Why a draft is not written. Nothing of it is.
+/// Why a draft is refused. Nothing of it is written.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum DraftError {
     /// A count or size beyond its bound.
     #[error("{what} is {got}, the limit is {limit}")]
     OutOfBounds {
-        /// The part of the draft.
+        /// The part of the draft that is out of bounds.
         what: &'static str,
-        /// What was seen.
+        /// Its count or size.
         got: usize,
-        /// The bound.
+        /// The limit.
         limit: usize,
     },
-    /// A name that must not be empty is.
+    /// A name is empty.
     #[error("{0} is empty")]
     Empty(&'static str),
     /// A cell is written twice, or a record both written and deleted.
     #[error("{0} is written twice in one op")]
     Twice(String),
-    /// A record that is only for changing is not there.
+    /// The draft changes a record that does not exist.
     #[error("the record is not there")]
     Absent,
-    /// The record is there already.
+    /// The draft creates a record that exists already.
     #[error("the record is there already")]
     Alive,
-    /// The record is not as the writer saw it.
+    /// The record changed since the writer read it.
     #[error("the record {}", if now.is_some() { "has changed" } else { "is not there any more" })]
     Changed {
-        /// The number of arrival of its last change; `None` when it is not there.
+        /// The arrival number of its last change; `None` when it does not exist.
         now: Option<u64>,
     },
-    /// This device is in no group, or was removed from it.
+    /// This device belongs to no group, or was removed from it.
     #[error(
         "this device was removed from its group, or is in none: what it writes now would be lost; \
          start over as a new device with `can-sync leave`"
@@ -104,18 +104,18 @@ pub enum DraftError {
     /// Our wall clock was never set.
     #[error("the clock of this device is not set")]
     ClockNotSet,
-    /// Our own space in the group's journal is used up.
+    /// This device has used up its space in the group's journal.
     #[error("the journal holds {got_bytes} bytes of this device, the limit is {limit_bytes}")]
     Quota {
-        /// How many are held.
+        /// The bytes held.
         got_bytes: u64,
-        /// How many may be.
+        /// The most bytes allowed.
         limit_bytes: u64,
     },
 }
 
 impl Draft {
-    /// Judges everything that does not depend on the journal's state.
+    /// Checks everything that does not depend on the journal's state.
     ///
     /// # Errors
     /// [`DraftError`]: bounds, empty names, cells written twice.
@@ -150,7 +150,7 @@ impl Draft {
         at_most("the number of cells", cells, OP_CELLS_MAX)
     }
 
-    /// Whether there is nothing to do.
+    /// Whether the draft has no changes.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }

@@ -1,8 +1,8 @@
-//! What devices tell of themselves in the journal: what happened on them, as events of one stream,
-//! and how they stand, as one record of their own.
+//! What devices report about themselves in the journal: events of one stream, and one record with
+//! the state of the device.
 //!
-//! Data of events is JSON, for people and for readers of later versions: members are only added,
-//! and what a version does not know it shows as it is.
+//! An event's data is JSON, for people and for later versions. Later versions only add members, and
+//! a version shows members that it does not know as they are.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,27 +19,27 @@ pub const DEVICE_STREAM: &str = "device";
 /// The model of [`DeviceState`]; its records are owned.
 pub const DEVICE_MODEL: &str = "device";
 
-/// The id of a device's [`DeviceState`]: the owner says whose it is.
+/// The id of each [`DeviceState`] record: the owner tells the devices apart.
 pub const DEVICE_ID: &[u8] = b"self";
 
-/// Something that happened on the device that writes it.
+/// An event on the device that writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", content = "data", rename_all = "kebab-case")]
 pub enum LogEvent {
-    /// An asset is in the store, and came from here.
+    /// An asset was added to the store on this device.
     AssetAdded {
         /// The asset.
         hash: Hash,
         /// Its size.
         size_bytes: u64,
     },
-    /// An asset is in the store, and came from another device.
+    /// An asset was received from another device.
     AssetReceived {
         /// The asset.
         hash: Hash,
         /// Its size.
         size_bytes: u64,
-        /// From whom, unless a crash took that knowledge.
+        /// The device that sent it; `None` if a crash lost that knowledge.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         from: Option<NodeId>,
     },
@@ -57,46 +57,46 @@ pub enum LogEvent {
     AssetChanged {
         /// The asset.
         hash: Hash,
-        /// The names of the fields changed.
+        /// The names of the changed fields.
         fields: BTreeSet<String>,
     },
-    /// A device was let into the group, or let the writer in.
+    /// A device was added to the group, or added the writer.
     DevicePaired {
         /// The device.
         device: NodeId,
         /// Its name.
         name: String,
-        /// The digits that both devices showed; none of a device that introduced itself.
+        /// The digits that both devices showed; `None` for a device that introduced itself.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         short_code: Option<String>,
     },
-    /// A device was put out of the group.
+    /// A device was removed from the group.
     DeviceRemoved {
         /// The device.
         device: NodeId,
         /// Its name.
         name: String,
     },
-    /// A connection with a device that was away.
+    /// A device that was away connected.
     DeviceConnected {
         /// The device.
         device: NodeId,
         /// Its name.
         name: String,
     },
-    /// A device is gone, and did not come back soon.
+    /// A device disconnected and did not come back soon.
     DeviceLost {
         /// The device.
         device: NodeId,
         /// Its name.
         name: String,
-        /// Why, for people.
+        /// The reason, for people.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
-    /// Something is not what it must be.
+    /// The integrity of content or of another device's statements is in doubt.
     IntegrityAlarm {
-        /// What, for people.
+        /// A description, for people.
         what: String,
         /// The asset concerned.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,7 +122,7 @@ pub const EVENT_TYPES: [&str; 10] = [
 ];
 
 impl LogEvent {
-    /// What the user did, by the write that it became.
+    /// The events for the edits of the user that a write contains.
     pub fn of_edit(hash: Hash, edit: &DraftPut) -> Vec<Self> {
         let mut events = Vec::new();
         match edit.set.get(TRASHED) {
@@ -139,7 +139,7 @@ impl LogEvent {
         events
     }
 
-    /// Its type.
+    /// The name of its type, one of [`EVENT_TYPES`].
     pub fn kind(&self) -> &'static str {
         EVENT_TYPES[match self {
             Self::AssetAdded { .. } => 0,
@@ -155,7 +155,7 @@ impl LogEvent {
         }]
     }
 
-    /// The asset it is about.
+    /// The asset that the event is about, if any.
     pub fn hash(&self) -> Option<&Hash> {
         match self {
             Self::AssetAdded { hash, .. }
@@ -171,26 +171,26 @@ impl LogEvent {
         }
     }
 
-    /// Its data: a JSON object.
+    /// The event's data as a JSON object.
     pub fn data(&self) -> Vec<u8> {
         let tagged = serde_json::to_value(self).unwrap_or_default();
         tagged["data"].to_string().into_bytes()
     }
 
-    /// The change that appends it.
+    /// The draft change that appends it.
     pub fn to_change(&self) -> DraftChange {
         let (stream, kind) = (DEVICE_STREAM.to_owned(), self.kind().to_owned());
         DraftChange::Event { stream, kind, data: self.data() }
     }
 
-    /// Reads an event of [`DEVICE_STREAM`]. `None`: of a later version, or not one of an agent.
+    /// Reads an event of [`DEVICE_STREAM`]. `None` if a later version or another program wrote it.
     pub fn parse(kind: &str, data: &[u8]) -> Option<Self> {
         let data: serde_json::Value = serde_json::from_slice(data).ok()?;
         serde_json::from_value(serde_json::json!({ "type": kind, "data": data })).ok()
     }
 }
 
-/// How a device stands, as it says itself.
+/// The state of a device, as it reports it itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DeviceState {
     /// Its name.
@@ -199,15 +199,15 @@ pub struct DeviceState {
     pub platform: String,
     /// The agent's version.
     pub version: String,
-    /// Assets in its store, trashed ones included.
+    /// The number of assets in its store, trashed ones included.
     pub store_assets: u64,
-    /// Their bytes.
+    /// The bytes of those assets.
     pub store_bytes: u64,
-    /// Free bytes on the disk of its home; roughly, as small changes are not told.
+    /// Free bytes on the disk of its home; approximate, because small changes are not reported.
     pub free_bytes: Option<u64>,
     /// When a connection with another device last began or ended, ms since the Unix epoch.
     pub contact_ms: Option<u64>,
-    /// Where other devices can reach it.
+    /// The addresses at which other devices can reach it.
     pub addresses: BTreeSet<String>,
 }
 
@@ -224,15 +224,15 @@ impl DeviceState {
         "addresses",
     ];
 
-    /// The record it is kept in, of the device that writes it.
+    /// The key of the writer's own record.
     pub fn key() -> Key {
         Key { model: DEVICE_MODEL.to_owned(), id: DEVICE_ID.to_vec(), owned: true }
     }
 
-    /// The fields of its record.
+    /// This state as the fields of its record.
     pub fn fields(&self) -> BTreeMap<String, Option<Value>> {
         let text = |text: &str| Some(Value::Text(text.to_owned()));
-        // Records keep signed numbers; none of these comes near the bound.
+        // Records hold signed numbers; none of these comes near the bound.
         let int = |n: u64| Some(Value::Int(i64::try_from(n).unwrap_or(i64::MAX)));
         let addresses: Vec<&str> = self.addresses.iter().map(String::as_str).collect();
         let fields = [
@@ -243,13 +243,13 @@ impl DeviceState {
             ("store_bytes", int(self.store_bytes)),
             ("free_bytes", self.free_bytes.and_then(int)),
             ("contact_ms", self.contact_ms.and_then(int)),
-            // One field rather than a set: a set remembers all that was ever taken out of it.
+            // One text field rather than a set: a set remembers every element ever removed.
             ("addresses", text(&addresses.join("\n"))),
         ];
         fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// Reads a record's fields; what is missing or of another kind is left empty.
+    /// Reads a record's fields. A field that is missing or of another type is left empty.
     pub fn from_fields(fields: &BTreeMap<String, Option<Value>>) -> Self {
         let text = |name: &str| match fields.get(name) {
             Some(Some(Value::Text(text))) => text.clone(),
@@ -271,7 +271,7 @@ impl DeviceState {
         }
     }
 
-    /// The write that turns a record with the fields `before` into this; `None` when it is this.
+    /// The write that changes the fields `before` into this state; `None` when they are equal.
     pub fn put_over(&self, before: Option<&BTreeMap<String, Option<Value>>>) -> Option<DraftPut> {
         let mut set = self.fields();
         if let Some(before) = before {

@@ -1,19 +1,19 @@
-//! Who belongs to the group: verdicts over facts that are only ever added. A removal is a fence: what
-//! the removed device says beyond it counts for nothing, whatever arrived first.
+//! Who belongs to the group: verdicts over a set of facts that only grows. A removal contains a
+//! fence: what the removed device said beyond it counts for nothing, whatever arrived first.
 //!
 //! M1  The verdicts depend on the set of facts alone, so devices that know the same agree.
 //! M2  `author_ok` never turns from yes to no: ops once admitted stay admitted everywhere. All other
 //!     verdicts may change with a fact that arrives late.
-//! M3  A removal is final for that key. Of the devices that the removed device added, those stay that
-//!     a remover keeps, in each of its removals of that device if it wrote several, and those that
-//!     another member added too.
-//! M4  Whoever tells more than [`FACTS_PER_AUTHOR_MAX`] facts is out, and of its facts those count
-//!     alone that the fence of another author names. Each device takes in these, and so many of the
-//!     others, and refuses the rest; that they are too many all of them see.
+//! M3  A removal is final for that key. Of the devices that the removed device added, these stay:
+//!     those that the remover keeps (in each of its removals of that device, if it wrote several),
+//!     and those that another member added too.
+//! M4  An author with more than [`FACTS_PER_AUTHOR_MAX`] facts is removed. Of its facts only those
+//!     count that another author's fence names. Devices may store different subsets of the rest,
+//!     but each sees that the limit was exceeded.
 //! M5  A removal voids every fact of its target that its fence does not name, except the target's
 //!     removal of the remover: two devices that remove each other are both out.
-//! M6  Memory holds what can change a verdict: of a fence the facts that were told, of `keep` the
-//!     devices that the target added.
+//! M6  Only what can change a verdict is kept in memory: of a fence the facts that are known, of
+//!     `keep` the devices that the target added.
 //!
 //! **The fence names ops by their hashes**: all ops with facts of the target that the remover held.
 //! A number in a log would not do. The owner of a key can sign another op under an old number, and
@@ -35,16 +35,16 @@
 //! 4. where two devices remove each other, both are out. If one is closer to the founder, and nobody
 //!    else removes it, the removal by the other puts it out and does nothing more.
 //!
-//! A removal that voids the introduction of its own author voids nothing and moves nobody else: its
-//! author knew better.
+//! A removal that voids the introduction of its own author voids nothing and moves nobody else.
 //!
-//! What follows: once a device is removed by one at least as close to the founder, nothing that it or
-//! those it adds afterwards say changes who else is a member, but for its answer: that puts out the
-//! remover too, and at equal distance voids what this remover alone has said. If two devices removed
-//! it, it cannot answer either. A stolen founder is closer than everybody: by an answer to its only
-//! remover it stays heard through devices that it adds, until a second device removes it; and such a
-//! device can undo a removal by striking at the remover. Where that is to be feared, a new group is
-//! the remedy.
+//! What follows: once a device was removed by one at least as close to the founder, nothing that it
+//! says afterwards, or the devices that it adds afterwards, changes who else is a member, except
+//! its own removal of the remover. That removal puts out the remover too, and at equal distance
+//! voids what this remover alone has said. If two devices removed it, it cannot answer either. A
+//! stolen founder key is closer than everybody: if only one device removed it, it can remove that
+//! one, and stays heard through devices that it adds, until a second device removes it. Such a
+//! device can also undo a removal by removing the remover. Where that is to be feared, found a new
+//! group.
 
 mod judge;
 mod ledger;
@@ -59,23 +59,23 @@ use crate::core::limits::FACTS_PER_AUTHOR_MAX;
 
 pub use ledger::Ledger;
 
-/// Something a device said about the group.
+/// A statement by a device about the group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fact {
-    /// Who said it.
+    /// Its author.
     pub by: NodeId,
-    /// The op that says it.
+    /// The op that contains it.
     pub op: OpHash,
-    /// Its place among the changes of the op.
+    /// Its index among the changes of the op.
     pub index: usize,
-    /// What it says.
+    /// Its content.
     pub what: FactKind,
 }
 
-/// What a fact says.
+/// The content of a fact.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FactKind {
-    /// The group was founded; its id proves by whom.
+    /// The author founded the group; the group's id proves it.
     Genesis,
     /// A device was added.
     Add(NodeId),
@@ -86,22 +86,22 @@ pub enum FactKind {
 /// A removal.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Removal {
-    /// The device that goes.
+    /// The removed device.
     pub device: NodeId,
-    /// Those of the devices it added that stay.
+    /// The devices added by it that stay members.
     pub keep: BTreeSet<NodeId>,
-    /// Its ops that count; `None`: all of them, in a removal by version 0.1.0.
+    /// The ops of the device that still count; `None`: all, as in a removal by version 0.1.0.
     pub fence: Option<BTreeSet<OpHash>>,
 }
 
 /// The verdicts over a set of facts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Verdicts {
-    /// How many introductions stand between each author and the founder.
+    /// The number of introductions between each author and the founder.
     authors: BTreeMap<NodeId, usize>,
     legit: BTreeSet<NodeId>,
     removed: BTreeSet<NodeId>,
-    /// Of every legit device; a founder is its own.
+    /// The device that introduced each legit device; a founder introduced itself.
     introducer: BTreeMap<NodeId, NodeId>,
     /// The ops with facts that a fence excludes.
     void: BTreeSet<OpHash>,
@@ -113,22 +113,22 @@ impl Verdicts {
         Verdicts::clone(Ledger::of(facts).verdicts())
     }
 
-    /// Whether its ops are admitted.
+    /// Whether ops by the device are admitted.
     pub fn author_ok(&self, device: &NodeId) -> bool {
         self.authors.contains_key(device)
     }
 
-    /// How many devices there are whose ops are admitted.
+    /// The number of devices whose ops are admitted.
     pub fn author_count(&self) -> usize {
         self.authors.len()
     }
 
-    /// Whether it was brought in by a chain that still stands. See M3.
+    /// Whether a chain of introductions that still stands leads to it. See M3.
     pub fn legit(&self, device: &NodeId) -> bool {
         self.legit.contains(device)
     }
 
-    /// Whether somebody of the group removed it.
+    /// Whether a member removed it.
     pub fn removed(&self, device: &NodeId) -> bool {
         self.removed.contains(device)
     }
@@ -138,12 +138,12 @@ impl Verdicts {
         self.legit(device) && !self.removed(device)
     }
 
-    /// The members, ascending.
+    /// The members in ascending order.
     pub fn members(&self) -> impl Iterator<Item = &NodeId> {
         self.legit.difference(&self.removed)
     }
 
-    /// The devices that were in the group and were removed, ascending.
+    /// The removed devices that once were in the group, in ascending order.
     pub fn all_removed(&self) -> impl Iterator<Item = &NodeId> {
         self.removed.iter().filter(|device| self.author_ok(device))
     }
@@ -153,13 +153,13 @@ impl Verdicts {
         self.void.contains(op)
     }
 
-    /// Who introduced a member; a founder introduced itself.
+    /// The device that introduced a member; a founder introduced itself.
     pub fn introducer(&self, device: &NodeId) -> Option<&NodeId> {
         self.introducer.get(device)
     }
 
-    /// The chain that makes a device legit: the founder first, then who was added by whom, the
-    /// device last. Empty when it is not.
+    /// The chain of introductions of a legit device, from the founder to the device itself. Empty
+    /// when the device is not legit.
     pub fn chain(&self, device: &NodeId) -> Vec<NodeId> {
         let mut chain = Vec::new();
         let mut at = *device;

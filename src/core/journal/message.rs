@@ -1,14 +1,14 @@
-//! What two devices say on the journal's stream. `proto/journal.proto` has the rules.
+//! The messages of the journal's stream between two devices. `proto/journal.proto` has the rules.
 
 use crate::core::ids::{GroupId, LogId};
 use crate::core::journal::op::SignedOp;
 use crate::core::journal::set_hash::SetDigest;
 
-/// The version of the journal's protocol. Devices of other versions keep only their assets the same.
+/// The version of the journal's protocol. Devices with different versions synchronise assets only.
 pub const VERSION: u32 = 2;
 
-/// The features of the journal's protocol that this version knows, one bit each. What came after
-/// [`VERSION`] may be said only to a peer that has its bit, and must then be understood.
+/// The features of the journal's protocol that this version knows, one bit each. A feature newer
+/// than [`VERSION`] may be used only towards a peer that sets its bit.
 pub const FEATURES: u64 = 0;
 
 /// The first half of an op's hash; zero where there is no op.
@@ -18,91 +18,92 @@ pub struct Head(pub [u8; 16]);
 /// A message of the journal's stream.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JournalMessage {
-    /// Who speaks.
+    /// Opens the stream.
     Hello(Hello),
-    /// Where the sender stands.
+    /// The sender's progress in each log.
     Clock(Clock),
-    /// Ops.
+    /// A batch of ops.
     Ops(Ops),
-    /// Why something was not taken.
+    /// The sender refused something.
     Refuse(Refuse),
 }
 
-/// First, once, both ways.
+/// The first message, once in each direction.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hello {
-    /// See [`VERSION`].
+    /// The sender's [`VERSION`].
     pub version: u32,
     /// The sender's group.
     pub group: GroupId,
     /// The sender's wall clock, ms since the Unix epoch.
     pub now_ms: i64,
-    /// How it came to be a member: the founder's op first.
+    /// The ops that made the sender a member, the founder's first.
     pub intro: Vec<SignedOp>,
-    /// See [`FEATURES`].
+    /// The sender's [`FEATURES`].
     pub features: u64,
 }
 
-/// Where a device stands in every log; of later ones in a session, in those that changed.
+/// A device's progress in every log; later in a session, in the logs that changed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Clock {
-    /// Per log, each once.
+    /// One entry per log.
     pub entries: Vec<ClockEntry>,
-    /// Nothing is left to send.
+    /// The sender has nothing left to send.
     pub drained: bool,
-    /// What was refused may be admitted now.
+    /// Ops that the sender refused may be admitted now.
     pub restart: bool,
-    /// The digest of the whole state; `None` when the sender has none.
+    /// The digest of the sender's whole state; `None` when it has none.
     pub digest: Option<StateDigest>,
 }
 
-/// The digest of a state, as its sender can read the ops that make it.
+/// The digest of a state, made of the kinds of changes that its sender can read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StateDigest {
-    /// See [`crate::core::journal::op::KINDS`].
+    /// The sender's [`crate::core::journal::op::KINDS`].
     pub kinds: u32,
-    /// Over all cells, facts, and events of streams kept for ever.
+    /// The digest over all cells, facts, and events of streams that are kept for ever.
     pub sum: SetDigest,
 }
 
-/// Where a device stands in a log.
+/// A device's progress in one log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClockEntry {
-    /// Which log.
+    /// The log.
     pub log: LogId,
-    /// Its state is at least what all ops up to this one make.
+    /// The device has the effects of all ops up to this number.
     pub seq: u64,
-    /// The start of the hash of the op at `seq`; zero for 0.
+    /// The start of the hash of the op at `seq`; zero when `seq` is 0.
     pub head: Head,
-    /// The digest of the live ops above `seq`, or of all of the log when forked.
+    /// The digest of the live ops above `seq`; of all ops of the log when it is forked.
     pub above: SetDigest,
-    /// Two ops of one number are known.
+    /// Two different ops with one number are known.
     pub forked: bool,
-    /// The receiver refused ops of this log, and they are not sent: no gap may be jumped.
+    /// The receiver refused ops of this log, so the sender withholds them: the receiver must not
+    /// jump the gap.
     pub withheld: bool,
 }
 
 /// Ops, in the order in which they arrived at the sender.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ops {
-    /// At most [`crate::core::limits::OPS_PER_FRAME_MAX`].
+    /// The ops, at most [`crate::core::limits::OPS_PER_FRAME_MAX`].
     pub ops: Vec<SignedOp>,
-    /// More will follow at once.
+    /// More ops follow at once.
     pub has_more: bool,
 }
 
-/// Why something was not taken.
+/// Says why the sender refused something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refuse {
-    /// The reason, as a code.
+    /// The reason as a code.
     pub code: RefuseCode,
-    /// For people.
+    /// The reason as text for people.
     pub text: String,
-    /// The op it is about.
+    /// The refused op.
     pub op: Option<(LogId, u64)>,
 }
 
-/// See `proto/journal.proto`.
+/// The reasons; `proto/journal.proto` explains them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum RefuseCode {
@@ -115,13 +116,13 @@ pub enum RefuseCode {
     Version,
     Author,
     Full,
-    /// Of a later version.
+    /// A code of a later version.
     Other(i32),
 }
 
 impl StateDigest {
-    /// Whether two states are the same, as far as can be told: who reads other kinds of changes makes
-    /// another state of the same ops.
+    /// Whether two states agree, as far as this can be known. Devices that read different kinds of
+    /// changes make different states of the same ops, so their sums are not compared.
     pub fn agree(ours: Option<Self>, theirs: Option<Self>) -> bool {
         match (ours, theirs) {
             (Some(ours), Some(theirs)) => ours.kinds != theirs.kinds || ours.sum == theirs.sum,
@@ -138,7 +139,7 @@ impl Head {
         Self(half)
     }
 
-    /// Whether there is no op.
+    /// Whether this is the head of an empty log.
     pub fn is_zero(&self) -> bool {
         self.0 == [0; 16]
     }

@@ -1,20 +1,20 @@
-//! The journal's rules: what an op is, how cells merge, how time is told, who belongs to the group.
-//! `proto/journal.proto` tells the whole story.
+//! The journal's rules: what an op is, how cells merge, how writes are stamped, who belongs to the
+//! group. `proto/journal.proto` describes the whole.
 //!
 //! | file | decides |
 //! |---|---|
 //! | [`stamp`] | the order of all writes, and which op is too far in the future |
-//! | [`op`] | what an op says, and what is out of bounds |
-//! | [`draft`] | what a local writer may ask for |
+//! | [`op`] | what an op contains, and which bounds it has |
+//! | [`draft`] | which changes a local writer may request |
 //! | [`cell`] | which cells an op writes, and which of two values stays |
 //! | [`members`] | who may author, who may connect |
-//! | [`message`] | what two devices say to each other |
-//! | [`budget`] | how many bytes of ops are taken, of whom |
+//! | [`message`] | which messages two devices exchange |
+//! | [`budget`] | how many bytes of ops are accepted from each device |
 //! | [`set_hash`] | the digest of a set that grows and shrinks |
-//! | [`session`] | what is sent to a peer, what of its words is believed, and when |
-//! | [`asset`] | how an asset's metadata in the store and in the journal become one |
-//! | [`brake`] | whose metadata is written too often |
-//! | [`log`] | what devices tell of themselves: events, and the record of their state |
+//! | [`session`] | what is sent to a peer and when, and which of its messages are accepted |
+//! | [`asset`] | how an asset's metadata in the store and in the journal are merged |
+//! | [`brake`] | which assets have their metadata written too often |
+//! | [`log`] | what devices report about themselves: events, and a record of their state |
 
 pub mod asset;
 pub mod brake;

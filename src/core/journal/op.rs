@@ -1,31 +1,33 @@
-//! An op: what it says once it was read. Its bytes are `wire::journal`'s business.
+//! An op: its content once it was read and checked. `wire::journal` encodes it.
 
 use crate::core::ids::{GroupId, LogId, NodeId, OpHash};
 use crate::core::journal::stamp::{Hlc, Stamp};
 
-/// What the signatures of ops are over, before the log's id and the body.
+/// The prefix of the bytes that an author signs; the log's id and the body follow.
 pub const SIGNED_PREFIX: &[u8] = b"can-sync/journal/op/1\0";
 
-/// The kinds of changes and values this version can read, as a number. With a new kind this becomes
-/// the next: devices of different numbers make different states of the same ops.
+/// The set of change and value kinds that this version can read, as a number. It is increased with
+/// each new kind: devices with different numbers make different states of the same ops.
 pub const KINDS: u32 = 1;
 
-/// The model whose records, named like event streams, say how long those are kept.
+/// The model of the records that say how long an event stream is kept. Each is named like its
+/// stream.
 pub const STREAM_MODEL: &str = "sys.stream";
 
-/// The field of a [`STREAM_MODEL`] record: days, an integer; events older than that may go.
+/// The field of a [`STREAM_MODEL`] record: an integer; events older than this many days may be
+/// dropped.
 pub const KEEP_DAYS: &str = "keep_days";
 
-/// What a log's id is made of.
+/// What a log's id is derived from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LogInfo {
-    /// Who writes it.
+    /// The author of the log.
     pub author: NodeId,
-    /// Random, so that a device may start over.
+    /// Random, so that a device can start a second log.
     pub nonce: [u8; 16],
 }
 
-/// An op as it travels and is kept: byte for byte as its author made it.
+/// An op as it is sent and stored: byte for byte as its author made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedOp {
     /// The log it belongs to.
@@ -39,13 +41,13 @@ pub struct SignedOp {
 /// A body that was read and found within all bounds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Body {
-    /// Number in its log, from 1.
+    /// The op's number in its log, from 1.
     pub seq: u64,
-    /// When it was written.
+    /// The time of writing.
     pub hlc: Hlc,
-    /// The hash of the op before; `None` for the first.
+    /// The hash of the op before it in the log; `None` for the first.
     pub prev: Option<OpHash>,
-    /// What it does, at least one thing.
+    /// The changes, at least one.
     pub changes: Vec<Change>,
 }
 
@@ -58,29 +60,29 @@ pub enum Change {
     Delete(Key),
     /// Appends to an event stream.
     Event(Event),
-    /// Says who belongs to the group.
+    /// States who belongs to the group.
     Member(MemberChange),
-    /// Of a kind this version does not know.
+    /// A change of a kind that this version does not know.
     Unknown,
 }
 
-/// A record.
+/// The name of a record.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
-    /// Its kind.
+    /// The kind of record.
     pub model: String,
-    /// Its name among its kind.
+    /// The record's name within its model.
     pub id: Vec<u8>,
-    /// The author's own, rather than everybody's.
+    /// Whether the record belongs to the author alone.
     pub owned: bool,
 }
 
 /// Writes to one record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Put {
-    /// Which record.
+    /// The record.
     pub key: Key,
-    /// Whether the record is there from now on.
+    /// Whether the op creates the record.
     pub create: bool,
     /// Fields and their values; `None` is null.
     pub set: Vec<(String, Option<Value>)>,
@@ -104,7 +106,7 @@ pub struct Elem {
 pub struct Removal {
     /// The element.
     pub elem: Elem,
-    /// The add that is taken back; later ones stay.
+    /// The add that the removal takes back; later adds stay.
     pub observed: Stamp,
 }
 
@@ -122,22 +124,22 @@ pub enum Value {
 /// An entry of an event stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Which stream.
+    /// The stream's name.
     pub stream: String,
-    /// Per stream and log, contiguous from 0.
+    /// The event's number in its stream and log, contiguous from 0.
     pub event_seq: u64,
-    /// What happened.
+    /// The event's type.
     pub kind: String,
-    /// With what.
+    /// The event's data.
     pub data: Vec<u8>,
 }
 
-/// A fact about the group, said by the op's author.
+/// A fact about the group, stated by the op's author.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MemberChange {
     /// The author founds the group.
     Genesis {
-        /// See [`group_id`].
+        /// The nonce from which [`group_id`] makes the id.
         nonce: [u8; 16],
         /// The founder's name.
         name: String,
@@ -153,10 +155,10 @@ pub enum MemberChange {
     Remove {
         /// The device.
         device: NodeId,
-        /// Those it added and who stay.
+        /// The devices added by it that stay members.
         keep: Vec<NodeId>,
-        /// Its ops with facts that count, all that the remover held; without it all of them do. See
-        /// [`crate::core::journal::members`].
+        /// The ops with facts by it that count: all that the remover held. `None`: all ops count.
+        /// See [`crate::core::journal::members`].
         fence: Option<Vec<OpHash>>,
     },
 }
@@ -175,18 +177,18 @@ pub fn group_id(founder: &NodeId, nonce: &[u8; 16]) -> GroupId {
     GroupId(blake3::derive_key("can-sync group v1", &[&founder.0[..], nonce].concat()))
 }
 
-/// What names an op.
+/// The hash that names an op.
 pub fn op_hash(log: &LogId, body: &[u8]) -> OpHash {
     OpHash(*blake3::Hasher::new().update(&log.0).update(body).finalize().as_bytes())
 }
 
-/// What an author signs.
+/// The bytes that an author signs.
 pub fn signed_bytes(log: &LogId, body: &[u8]) -> Vec<u8> {
     [SIGNED_PREFIX, &log.0, body].concat()
 }
 
-/// A value as cells keep it, in the order of merging: nothing for null, else the number of its kind
-/// and its bytes.
+/// A value as cells hold it. The order of the bytes is the order of merging: nothing for null,
+/// otherwise the number of its kind and then its bytes.
 pub fn value_to_bytes(value: Option<&Value>) -> Vec<u8> {
     let (kind, bytes): (u8, &[u8]) = match value {
         None => return Vec::new(),
@@ -216,7 +218,7 @@ pub fn value_from_bytes(bytes: &[u8]) -> Option<Option<Value>> {
 }
 
 impl Value {
-    /// How large it is, for [`crate::core::limits::VALUE_BYTES_MAX`].
+    /// Its size, for [`crate::core::limits::VALUE_BYTES_MAX`].
     pub fn size_bytes(&self) -> usize {
         match self {
             Self::Bool(_) => 1,

@@ -1,27 +1,29 @@
-//! One journal stream with one peer, both ways: facts in, orders out. It sends what the peer lacks
-//! and takes in what we lack; what is in the journal it asks for, and never keeps.
+//! The state machine of one journal stream with one peer, in both directions: inputs in, effects
+//! out. It sends ops that the peer lacks and takes in ops that we lack. It keeps no ops: it reads
+//! them from the journal through effects.
 //!
-//! N1  Nothing of the journal is sent before the peer is judged a member, and nothing more after it
-//!     is not. Of ours it is told who we are ([`Hello`]) only then, too.
-//! N2  Everything held is sent, in the order of its arrival, but what the peer's clocks of this very
-//!     session cover. Having sent an op covers nothing: the one before it may still arrive here.
-//! N3  A clock that says `drained` is of the snapshot in which nothing was left to send.
+//! N1  No content of the journal is sent before the peer is judged a member, nor after it stops
+//!     being one. We do not send our own [`Hello`] before that either.
+//! N2  All ops held are sent in the order of their arrival, except those that the peer's clocks of
+//!     this session cover. Sending an op does not cover the ops before it: one of them may still
+//!     arrive here.
+//! N3  A clock marked `drained` is read in the same snapshot that showed nothing left to send.
 //! N4  A gap is jumped only on a drained clock, with everything before it on the stream taken in,
-//!     and never once an op was refused in this session. One for which the disk had no room forbids
-//!     it for its log until it has come again.
-//! N5  One batch of ops at most is under way in each direction, and one order of each kind.
-//! N6  Equal clocks with unequal digests end in sending everything again, and a forked log that does
-//!     not match in sending all of that: at most once in [`REPAIR_PAUSE_MS`] per peer, and only when
-//!     the peer has answered what was sent before.
-//! N7  Of a log of which the peer refused an op nothing is sent, and our clock says so, until the peer
-//!     has that op or asks for what it refused; over its sessions too where it was for want of room,
-//!     for [`WITHHOLD_MS`].
-//! N8  What a small clock can make us read and write is bounded by time: what is dear is put off and
-//!     done together ([`incoming`]).
+//!     and never after an op was refused in this session. An op for which the disk had no room
+//!     forbids it for its log until the op was received again.
+//! N5  At most one batch of ops is under way in each direction, and one effect of each kind.
+//! N6  Equal clocks with unequal digests end in sending everything again; a forked log that differs
+//!     is sent again as a whole. Either happens at most once in [`REPAIR_PAUSE_MS`] per peer, and
+//!     only after the peer has answered what was sent before.
+//! N7  When the peer refuses an op, nothing more of that log is sent, and our clock says so, until
+//!     the peer has the op or requests what it refused. If the peer refused for want of room, this
+//!     holds beyond the session, for [`WITHHOLD_MS`].
+//! N8  The work that a small clock can cause is bounded in time: expensive reads and writes are put
+//!     off and done together ([`incoming`]).
 //!
 //! The caller performs every [`Effect`] and hands its outcome back as the [`Input`] named with it.
-//! Reading and writing the stream must not wait for each other. An error of our own journal ends the
-//! session from outside: drop it.
+//! Reading and writing the stream must not wait for each other. On an error of our own journal the
+//! caller drops the session.
 
 use std::collections::BTreeMap;
 
@@ -41,49 +43,50 @@ use outgoing::Outgoing;
 
 pub use standing::{Here, Need, need};
 
-/// A peer that says nothing for so long after the stream began is not one.
+/// How long to wait for the peer's Hello after the stream opened.
 pub const HELLO_WAIT_MS: u64 = 10_000;
 
-/// Acknowledgements, and news of others, wait so long for company.
+/// How long acknowledgements, and ops passed on from other devices, wait to be sent together.
 pub const COALESCE_MS: u64 = 200;
 
-/// A clock is sent this often even when there is no news.
+/// How often a clock is sent when nothing changed.
 pub const CLOCK_EVERY_MS: u64 = 60_000;
 
-/// The same is sent again at most this often per peer.
+/// The shortest time between two repairs (sending the same ops again) per peer.
 pub const REPAIR_PAUSE_MS: u64 = 10 * 60 * 1000;
 
-/// Ops of a log that a peer refused are not sent again for so long, unless it takes them, or asks.
+/// How long the ops of a log that a peer refused are withheld, unless it takes them or requests
+/// them.
 pub const WITHHOLD_MS: u64 = 60 * 60 * 1000;
 
-/// What time it is.
+/// The current time of both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
-    /// Monotonic: for pauses.
+    /// Monotonic: for pauses, ms.
     pub mono_ms: u64,
-    /// Since the Unix epoch: for stamps.
+    /// Since the Unix epoch: for stamps, ms.
     pub wall_ms: u64,
 }
 
-/// What a session starts from.
+/// The parameters of a new session.
 #[derive(Debug, Clone)]
 pub struct Start {
-    /// What we say of ourselves.
+    /// Our own Hello.
     pub hello: Hello,
-    /// Whether the peer is a member by what we know now. One that is not must speak first.
+    /// Whether the peer is a member by the facts known now. If not, it must send its Hello first.
     pub known: bool,
-    /// What was sent again to this peer, of its last session.
+    /// The repairs and refusals of the last session with this peer.
     pub repaired: Repaired,
-    /// Random: spreads what is passed on.
+    /// A random number: spreads the times at which several devices pass ops on.
     pub jitter: u64,
 }
 
-/// When something was last sent again to a peer, monotonic ms.
+/// When ops were last sent again to a peer, monotonic ms.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Repaired {
-    /// Everything, for unequal digests.
+    /// When everything was sent again because the digests differed.
     pub everything_ms: Option<u64>,
-    /// All of a forked log, as the peer did not hold the same of it.
+    /// When all ops of a forked log were sent again because the peer did not hold the same ones.
     pub forked_ms: BTreeMap<LogId, u64>,
     /// Logs of which the peer refused an op.
     pub withheld: BTreeMap<LogId, Withheld>,
@@ -96,7 +99,7 @@ pub struct Withheld {
     pub seq: u64,
     /// When it was refused, monotonic ms.
     pub since_ms: u64,
-    /// Why. Only [`RefuseCode::Quota`] holds over sessions.
+    /// The reason. Only [`RefuseCode::Quota`] is remembered beyond the session.
     pub code: RefuseCode,
 }
 
@@ -114,93 +117,95 @@ pub struct Session {
     ended: bool,
 }
 
-/// Whether the peer may hear and say anything.
+/// Whether the peer was judged a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Judging {
-    /// It has not been asked for.
+    /// No judgement was requested.
     Not,
-    /// It was asked for.
+    /// A judgement is under way.
     Asked,
-    /// It was asked for, and facts have changed since.
+    /// A judgement is under way, and the facts have changed since it began.
     Stale,
-    /// A member.
+    /// The peer is a member.
     Member,
 }
 
-/// A fact.
+/// An event that the session reacts to.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
-    /// A frame, read while [`Session::reads`].
+    /// A message read from the stream while [`Session::reads`].
     Received(JournalMessage),
-    /// Of [`Effect::Judge`].
+    /// The outcome of [`Effect::Judge`].
     Judged(Standing),
-    /// Of [`Effect::Send`]: the stream took all of it.
+    /// The outcome of [`Effect::Send`]: the whole message was written to the stream.
     Sent,
-    /// Of [`Effect::ReadClock`].
+    /// The outcome of [`Effect::ReadClock`].
     ClockRead(Clock),
-    /// Of [`Effect::TakeClock`].
+    /// The outcome of [`Effect::TakeClock`].
     Compared(Compared),
-    /// Of [`Effect::Scan`].
+    /// The outcome of [`Effect::Scan`].
     Scanned(Scanned),
-    /// Of [`Effect::Apply`]: what was not taken.
+    /// The outcome of [`Effect::Apply`]: the ops that were not taken in.
     Applied(Vec<NotTaken>),
-    /// Of [`Effect::Apply`] too: an op is not what its author signed, or out of bounds.
+    /// The other outcome of [`Effect::Apply`]: an op has a wrong signature or is out of bounds.
     Forged,
-    /// The journal was written to, by whomever: this session's own batches and jumps too.
+    /// The journal was written to by anybody, this session's own batches and jumps included.
     Committed {
-        /// By a writer of this device.
+        /// Whether a writer of this device wrote it.
         own: bool,
-        /// Facts about members changed.
+        /// Whether membership facts changed.
         members: bool,
     },
     /// [`Session::deadline_ms`] has come.
     Tick,
 }
 
-/// An order.
+/// An action for the caller to perform.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    /// Take in the introduction if the peer is not a member without it, then judge: [`Input::Judged`].
+    /// Apply the introduction if the peer is not a member without it, then judge:
+    /// [`Input::Judged`].
     Judge {
-        /// From the peer's Hello; empty when it is judged again.
+        /// The introduction in the peer's Hello; empty when the peer is judged again.
         intro: Vec<SignedOp>,
     },
     /// Write to the stream: [`Input::Sent`].
     Send(JournalMessage),
     /// Read the whole clock: [`Input::ClockRead`].
     ReadClock,
-    /// Jump, acknowledge, and then compare, each when it is not empty: [`Input::Compared`].
+    /// Jump gaps, record acknowledgements, then compare, each if its list is not empty:
+    /// [`Input::Compared`].
     TakeClock {
         /// Gaps that may be jumped.
         jump: Vec<ClockEntry>,
-        /// How far the peer is, for pruning.
+        /// The peer's progress, for pruning.
         ack: Vec<ClockEntry>,
-        /// Where it may lack something.
+        /// Logs in which the peer may lack ops.
         compare: Vec<ClockEntry>,
-        /// These are all of its entries: [`Compared::start`] is asked for.
+        /// Whether `compare` holds all of the peer's logs, so that [`Compared::start`] is needed.
         whole: bool,
     },
     /// Read what the peer lacks: [`Input::Scanned`].
     Scan {
-        /// From there; `None`: from the first op that `has` does not cover.
+        /// The position to scan from; `None`: from the first op that `has` does not cover.
         cursor: Option<u64>,
-        /// What the peer has of each log; nothing of those not named.
+        /// The peer's progress per log. It has nothing of logs that are not named.
         has: BTreeMap<LogId, u64>,
     },
     /// Verify the ops and take them in: [`Input::Applied`] or [`Input::Forged`].
     Apply(Vec<SignedOp>),
-    /// For the log and the status.
+    /// Something for the log and the status.
     Report(Report),
-    /// Send this if the stream takes it soon, and close it. Nothing follows.
+    /// Send `last` if the stream accepts it soon, then close the stream. No effect follows.
     End {
-        /// What to tell the peer.
+        /// The refusal to send to the peer.
         last: Option<Refuse>,
-        /// The reason.
+        /// The reason for our own log.
         why: End,
     },
 }
 
-/// How a device stands by the facts known.
+/// A device's membership by the facts known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Standing {
@@ -209,29 +214,30 @@ pub enum Standing {
     Removed,
 }
 
-/// What a peer lacks by its clock.
+/// The result of comparing the peer's clock with the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Compared {
-    /// What it has of each log asked about.
+    /// The peer's progress in each compared log.
     pub has: Vec<(LogId, u64)>,
-    /// Logs of which it needs everything: its ops are not ours.
+    /// Logs to send from the start, because the peer holds other ops than we do.
     pub all: Vec<LogId>,
-    /// Where to scan from, if all of its logs were asked about.
+    /// The position to scan from, if the clock was compared as a whole.
     pub start: u64,
-    /// Logs that the peer withholds, as we refused them before, and that there is room for now.
+    /// Logs that the peer withholds because we refused them before, and for which there is room
+    /// now.
     pub welcome: Vec<LogId>,
-    /// Logs whose gaps were not jumped, as the disk is full.
+    /// Logs whose gaps were not jumped because the disk is full.
     pub unjumped: Vec<LogId>,
 }
 
-/// A stretch of the journal.
+/// A part of the journal's ops.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Scanned {
-    /// In order of arrival.
+    /// The ops in the order of their arrival.
     pub ops: Vec<(LogId, SignedOp)>,
-    /// Scan on from here.
+    /// The position to continue from.
     pub cursor: u64,
-    /// Nothing is left: the whole clock of the same snapshot.
+    /// When nothing is left: the whole clock, read in the same snapshot.
     pub drained: Option<Clock>,
 }
 
@@ -249,35 +255,36 @@ pub struct NotTaken {
 /// Why an op was not taken in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
-    /// Too far in the future, until this wall-clock time.
+    /// Its stamp is too far in the future until this wall-clock time.
     Future {
         /// ms since the Unix epoch.
         until_ms: u64,
     },
-    /// Nobody known has added its author.
+    /// No known device has added its author.
     Author,
-    /// Its author's space or number of logs is used up.
+    /// Its author has used up its bytes or its number of logs.
     Quota,
     /// The disk of this device is full.
     Full,
-    /// The peer is no member.
+    /// The peer is not a member.
     NotFromMember,
     /// The peer was removed.
     FromRemoved,
-    /// We are in another group now.
+    /// This device is in another group now.
     OtherGroup,
 }
 
-/// Something worth telling.
+/// Something for the log and the status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
-    /// The clocks are far apart: the peer's minus ours, ms.
+    /// The clocks are far apart: the peer's time minus ours, ms.
     Skewed(i64),
-    /// Unequal digests at equal clocks: all is sent again. A bug, or a backup restored unnoticed.
+    /// Clocks are equal but digests differ: everything is sent again. A bug, or an unnoticed
+    /// restore from a backup.
     Repairing,
-    /// Forked logs that are not the same here and there: all of them is sent again.
+    /// Forked logs differ between the two devices: all their ops are sent again.
     Matching,
-    /// The peer did not take something.
+    /// The peer refused something.
     Refused(Refuse),
     /// Ops of a log are not taken in for now.
     Holding(NotTaken),
@@ -286,25 +293,25 @@ pub enum Report {
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum End {
-    /// The peer is none of ours, or speaks another version.
+    /// We refused the peer: it is not a member, or its protocol version differs.
     #[error("refused: {0:?}")]
     Refused(RefuseCode),
-    /// We are none of the peer's.
+    /// The peer refused us: it does not accept us as a member.
     #[error("the peer refuses us: {0:?}")]
     RefusedByPeer(RefuseCode),
-    /// The peer broke the protocol: so.
+    /// The peer broke the protocol in this way.
     #[error("{0}")]
     Protocol(&'static str),
-    /// The peer never said who it is.
+    /// The peer sent no Hello in time.
     #[error("no word from the peer")]
     Silent,
-    /// We are in another group now.
+    /// This device is in another group now.
     #[error("this device is in another group now")]
     LeftGroup,
 }
 
 impl Session {
-    /// A session whose stream is open.
+    /// Starts a session on an open stream.
     pub fn start(start: Start, now: Now, out: &mut Vec<Effect>) -> Self {
         let mut session = Self {
             group: start.hello.group,
@@ -344,13 +351,13 @@ impl Session {
         [self.outgoing.due_ms(), self.incoming.due_ms(), hold_ms].into_iter().flatten().min()
     }
 
-    /// Whether the two had the same clock and digest, and nothing to send, when they last told.
+    /// Whether both had equal clocks and digests, and nothing to send, by their last messages.
     pub fn in_sync(&self) -> bool {
         let peer = self.incoming.peer();
         !self.ended && peer.drained && self.outgoing.equals(peer)
     }
 
-    /// Whether the peer is a member, and the two tell each other what they have.
+    /// Whether the peer is a member and the session has not ended.
     pub fn is_open(&self) -> bool {
         !self.ended && self.judging == Judging::Member
     }
@@ -360,17 +367,17 @@ impl Session {
         self.judging == Judging::Member
     }
 
-    /// Whether ops of a log are not taken in for now.
+    /// Whether ops of this log are not taken in for now.
     pub fn holds(&self, log: &LogId) -> bool {
         self.incoming.holds(log)
     }
 
-    /// What was sent again: for the peer's next session.
+    /// The repairs and refusals to pass on to the next session with this peer.
     pub fn repaired(&self) -> &Repaired {
         self.outgoing.repaired()
     }
 
-    /// Takes a fact in. Orders are appended to `out`.
+    /// Handles an input and appends the effects to `out`.
     pub fn handle(&mut self, now: Now, input: Input, out: &mut Vec<Effect>) {
         if self.ended {
             return;

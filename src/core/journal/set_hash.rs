@@ -9,15 +9,15 @@
 use crate::core::ids::Hash;
 use crate::core::sketch::LtHash;
 
-/// The hash of something that is in a set.
+/// The hash of an element of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Element(pub [u8; 32]);
 
-/// What a set comes to: all zero for the empty set.
+/// The digest of a set: all zero for the empty set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct SetDigest(pub [u8; 32]);
 
-/// The sum over a set; the empty set takes no memory.
+/// The running sum over a set; the empty set takes no memory.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct SetHash(Option<LtHash>);
 
@@ -51,7 +51,7 @@ impl SetHash {
         self.0.as_ref().map_or_else(SetDigest::default, |sum| SetDigest(sum.fingerprint()))
     }
 
-    /// As databases keep it: nothing for the empty set.
+    /// The sum as databases store it: no bytes for the empty set.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.0.as_ref().map_or_else(Vec::new, |sum| sum.to_bytes().to_vec())
     }
@@ -121,7 +121,7 @@ mod tests {
         }
     }
 
-    /// The attack on the sum that this one replaced: of more vectors than there are bits some subset
+    /// The attack on the XOR sum that this sum replaced: among more vectors than bits some subset
     /// has the XOR zero, and elimination finds it.
     #[test]
     fn elements_whose_hashes_cancel_out_do_not_cancel_out_here() {

@@ -1,16 +1,17 @@
 //! Stamps: one order for all writes of all devices (hybrid logical clocks, Kulkarni et al. 2014).
 //!
-//! S1  A device's next time is above every time it gave or admitted, whatever its wall clock does;
-//!     so whoever has seen a value can overwrite it.
-//! S2  A time more than [`FUTURE_MS_MAX`] ahead is held back until it is not, and never altered:
-//!     devices would alter it differently.
+//! S1  A device's next time is above every time that it gave out or admitted, whatever its wall
+//!     clock does. So a device that has seen a value can overwrite it.
+//! S2  An op stamped more than [`FUTURE_MS_MAX`] ahead is held back until its time is near. Its
+//!     stamp is never altered: devices would alter it differently.
 
 use std::fmt;
 
 use crate::core::ids::LogId;
 use crate::core::limits::FUTURE_MS_MAX;
 
-/// A wall clock below this (2025-01-01) was never set; with it we must not author.
+/// A wall clock below this (2025-01-01) was never set. A device with such a clock must not write
+/// ops.
 pub const CLOCK_FLOOR_MS: u64 = 1_735_689_600_000;
 
 /// A hybrid time: milliseconds since the Unix epoch, then a counter.
@@ -22,22 +23,22 @@ pub struct Hlc(pub u64);
 pub struct Stamp {
     /// The time of the write.
     pub hlc: Hlc,
-    /// In which log.
+    /// The log of the op.
     pub log: LogId,
-    /// The op's number there.
+    /// The op's number in its log.
     pub seq: u64,
 }
 
 impl Hlc {
     const COUNTER_BITS: u32 = 16;
 
-    /// Before anything that was ever said: the time of what a device brings along into a group.
+    /// The earliest time: the stamp of what a device brings into a group when it joins.
     pub const DAWN: Self = Self(1);
 
-    /// The greatest that databases can keep and the protocol allows.
+    /// The greatest time that the databases and the protocol can hold.
     pub const MAX: Self = Self(i64::MAX as u64);
 
-    /// The first time of a millisecond.
+    /// The first time within a millisecond.
     pub fn from_ms(ms: u64) -> Self {
         Self(ms.min(Self::MAX.0 >> Self::COUNTER_BITS) << Self::COUNTER_BITS)
     }
@@ -47,14 +48,14 @@ impl Hlc {
         self.0 >> Self::COUNTER_BITS
     }
 
-    /// The next time to give out when `self` is the greatest given or admitted. A full counter
-    /// carries into the milliseconds. `None` at the end of time.
+    /// The next time to give out, where `self` is the greatest time given out or admitted. A full
+    /// counter carries into the milliseconds. `None` at the end of time.
     pub fn next(self, now_ms: u64) -> Option<Self> {
         let next = Self(self.0.saturating_add(1).max(Self::from_ms(now_ms).0));
         (next <= Self::MAX).then_some(next)
     }
 
-    /// When it may be admitted: `None` for now, else the wall-clock ms from which on it may.
+    /// The wall-clock ms from which an op with this time may be admitted; `None` if it may be now.
     pub fn held_back_until_ms(self, now_ms: u64) -> Option<u64> {
         let from_ms = self.ms().saturating_sub(FUTURE_MS_MAX);
         (from_ms > now_ms).then_some(from_ms)

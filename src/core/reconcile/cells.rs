@@ -1,10 +1,10 @@
-//! Coded cells over the wire: the acceptor serves its own, the dialer recovers the difference. Of
-//! the whole set at once, or, after a Rekey, of one shard after another.
+//! Sending coded cells: the acceptor serves its own, and the dialer recovers the difference from
+//! them; for the whole set at once or, after a Rekey, for one shard after another.
 //!
-//! I1  Cells of a shard go strictly forward, at most [`SKETCH_CELLS`] of them, in at most
+//! I1  Cells of a shard are sent in order, at most [`SKETCH_CELLS`] of them, in at most
 //!     [`MORES_MAX`] further requests.
-//! I2  A recovered difference is passed on only when it accounts for every cell received, and,
-//!     of a whole set, for the fingerprint the acceptor announced.
+//! I2  A recovered difference is passed on only when it accounts for every cell received and, for a
+//!     whole set, for the fingerprint that the acceptor announced.
 
 use crate::core::ids::Hash;
 use crate::core::limits::{CELLS_PER_FRAME_MAX, MORES_MAX, SKETCH_CELLS};
@@ -14,7 +14,7 @@ use crate::core::reconcile::pages::{ascending, at_most};
 use crate::core::reconcile::{Query, ReconcileError, SetSummary};
 use crate::core::sketch::{Cell, CodedCells, LtHash, Sketch, SketchKey};
 
-/// How sets are parted after a Rekey.
+/// How the sets are split into shards after a Rekey.
 #[derive(Clone, Copy)]
 pub(super) struct Sharding {
     pub(super) key: SketchKey,
@@ -31,7 +31,7 @@ impl Sharding {
     }
 }
 
-/// A request for, or a run of, cells `first .. first + n` of `shard`.
+/// The cells `first .. first + n` of `shard`, as a request or as a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) shard: u32,
@@ -39,15 +39,15 @@ pub(super) struct Span {
     pub(super) n: usize,
 }
 
-/// What the dialer is to do next.
+/// The dialer's next step.
 pub(super) enum Step {
     /// Wait for cells or for the index.
     Wait,
-    /// Ask for more cells.
+    /// Request more cells.
     More(Span),
-    /// The difference of the set, or of this shard.
+    /// The difference of the set or of this shard.
     Recovered(Difference),
-    /// These cells lead nowhere.
+    /// The cells cannot be decoded.
     Undecodable,
 }
 
@@ -57,29 +57,29 @@ enum Phase {
     Recovered,
 }
 
-/// The dialer's side.
+/// The dialer's side: recovers the difference.
 pub(super) struct Recovery {
     sharding: Option<Sharding>,
     shard: u32,
     phase: Phase,
-    /// Our own cells; None while the index builds those of a shard.
+    /// Our own cells; `None` while the index builds those of a shard.
     own: Option<CodedCells>,
     decoder: Decoder,
-    /// Cells that came before our own were built.
+    /// Cells received before our own were built.
     early: Vec<Cell>,
     requested: usize,
     mores: u32,
-    /// The acceptor's hashes per shard on average.
+    /// The acceptor's average number of hashes per shard.
     count: u64,
-    /// The acceptor's, of its whole set.
+    /// The fingerprint of the acceptor's whole set.
     fingerprint: [u8; 32],
-    /// Our set with what was recovered so far: in the end, the acceptor's.
+    /// Our set with what was recovered so far; at the end it equals the acceptor's set.
     lt_hash: LtHash,
     scanned: Cell,
 }
 
 impl Recovery {
-    /// Of the whole set, with `requested` cells under way.
+    /// A recovery of the whole set, with `requested` cells under way.
     pub(super) fn of_set(ours: &Sketch, theirs: &SetSummary, requested: usize) -> Self {
         let own = ours.cells().clone();
         Self {
@@ -98,7 +98,7 @@ impl Recovery {
         }
     }
 
-    /// Of shards; none is begun.
+    /// A recovery by shards; none has begun.
     pub(super) fn of_shards(ours: &Sketch, theirs: &SetSummary, sharding: Sharding) -> Self {
         Self {
             sharding: Some(sharding),
@@ -122,13 +122,13 @@ impl Recovery {
         self.decoder.received()
     }
 
-    /// True when our set and what was recovered make the acceptor's.
+    /// Whether our set and what was recovered make the acceptor's set.
     pub(super) fn explains_theirs(&self) -> bool {
         self.lt_hash.fingerprint() == self.fingerprint
     }
 
-    /// Begins the next shard of `estimate` differences in all: what to ask the index and the
-    /// acceptor.
+    /// Begins the next shard, where `estimate` is the whole difference. Returns the query to our
+    /// index and the request to the acceptor.
     pub(super) fn begin_shard(&mut self, estimate: u64, up_to_seq: u64) -> Option<(Query, Span)> {
         let sharding = self.sharding.filter(|_| self.is_between_shards())?;
         self.requested = first_cells((estimate >> sharding.bits).max(1));
@@ -139,7 +139,7 @@ impl Recovery {
         Some((sharding.query(self.shard, up_to_seq), span))
     }
 
-    /// Takes our own cells of the shard.
+    /// Takes in our own cells of the shard.
     pub(super) fn on_own(&mut self, own: CodedCells) -> Step {
         self.scanned = self.scanned.plus(own.cell(0));
         self.own = Some(own);
@@ -147,7 +147,7 @@ impl Recovery {
         self.decode(&early)
     }
 
-    /// Takes cells that arrived, as they were sent: less their usual counts.
+    /// Takes in cells as sent, that is, with the expected counts subtracted.
     pub(super) fn on_cells(
         &mut self,
         shard: u32,
@@ -209,19 +209,19 @@ impl Recovery {
         Step::Recovered(difference)
     }
 
-    /// False when the index, read in shards, is not the set the sketch was made of.
+    /// Whether the index, as read in shards, is the set that the sketch was made of.
     pub(super) fn agrees_with(&self, ours: &Sketch) -> bool {
         self.sharding.is_none() || same_set(&self.scanned, ours)
     }
 }
 
-/// The acceptor's side.
+/// The acceptor's side: serves cells.
 pub(super) struct CellServer {
     sharding: Option<Sharding>,
-    /// The shard being served; None before the first.
+    /// The shard being served; `None` before the first.
     shard: Option<u32>,
     own: Option<CodedCells>,
-    /// Cells of the shard that wait for the index to build it.
+    /// The number of cells to serve once the index has built the shard.
     wanted: Option<usize>,
     sent: usize,
     mores: u32,
@@ -233,7 +233,7 @@ pub(super) struct CellServer {
 }
 
 impl CellServer {
-    /// Of the whole set.
+    /// A server of the whole set.
     pub(super) fn of_set(ours: &Sketch) -> Self {
         Self {
             sharding: None,
@@ -250,7 +250,7 @@ impl CellServer {
         }
     }
 
-    /// Of shards.
+    /// A server of shards.
     pub(super) fn of_shards(ours: &Sketch, sharding: Sharding) -> Self {
         Self {
             sharding: Some(sharding),
@@ -261,7 +261,7 @@ impl CellServer {
         }
     }
 
-    /// Takes a request for more. The cells follow from [`CellServer::serve`], at once or when the
+    /// Takes in a request for more cells. [`CellServer::serve`] returns them, at once or when the
     /// index has built them.
     pub(super) fn on_more(&mut self, span: Span) -> Result<(), ReconcileError> {
         if self.wanted.is_some() {
@@ -289,7 +289,7 @@ impl CellServer {
         Ok(())
     }
 
-    /// The query for a shard that is wanted and not built.
+    /// The query for a shard that is requested but not built yet.
     pub(super) fn query(&self, up_to_seq: u64) -> Option<Query> {
         if self.wanted.is_none() || self.own.is_some() {
             return None;
@@ -297,14 +297,13 @@ impl CellServer {
         Some(self.sharding?.query(self.shard?, up_to_seq))
     }
 
-    /// Takes our own cells of the shard.
+    /// Takes in our own cells of the shard.
     pub(super) fn on_own(&mut self, own: CodedCells) {
         self.scanned = self.scanned.plus(own.cell(0));
         self.own = Some(own);
     }
 
-    /// The cells that are wanted, as they go over the wire, by frames. None while there is nothing
-    /// to serve.
+    /// The requested cells as they are sent, in frames. `None` while there is nothing to serve.
     pub(super) fn serve(&mut self) -> Option<Vec<(Span, Vec<Cell>)>> {
         let (own, shard) = (self.own.as_ref()?, self.shard?);
         let end = self.sent + self.wanted.take()?;
@@ -324,13 +323,13 @@ impl CellServer {
         Some(frames)
     }
 
-    /// Serves the first `n` cells without being asked.
+    /// Serves the first `n` cells without a request.
     pub(super) fn serve_first(&mut self, n: usize) -> Option<Vec<(Span, Vec<Cell>)>> {
         self.wanted = Some(n);
         self.serve()
     }
 
-    /// Checks hashes that the dialer says we lack: no more of them than cells it got.
+    /// Checks hashes that the dialer says we lack: there cannot be more than cells sent.
     pub(super) fn on_decoded(&mut self, lacking: &[Hash]) -> Result<(), ReconcileError> {
         self.told += lacking.len() as u64;
         at_most("decoded hashes", self.told, self.sent_in_all)?;
@@ -339,8 +338,8 @@ impl CellServer {
         Ok(())
     }
 
-    /// False when the index, read in shards, is not the set the sketch was made of. Says nothing
-    /// before the last shard.
+    /// Whether the index, as read in shards, is the set that the sketch was made of. True before
+    /// the last shard.
     pub(super) fn agrees_with(&self, ours: &Sketch) -> bool {
         let Some(sharding) = self.sharding else {
             return true;
@@ -350,7 +349,7 @@ impl CellServer {
     }
 }
 
-/// Cell 0 holds every hash, and its sum does not depend on the key.
+/// Compares by cell 0, which holds every hash and whose sum does not depend on the key.
 fn same_set(scanned: &Cell, ours: &Sketch) -> bool {
     let all = ours.cells().cell(0);
     (scanned.sum, scanned.count) == (all.sum, all.count)

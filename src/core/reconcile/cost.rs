@@ -1,4 +1,4 @@
-//! Decides by which way a difference is found, and how many coded cells to send at a time.
+//! Decides in which way a difference is found, and how many coded cells to send at a time.
 //!
 //! The costs are bytes on the wire: a hash in a page or in a delta is 32, a difference found by
 //! coded cells about 62 (1.4 to 1.5 cells of 42 bytes each).
@@ -12,15 +12,15 @@ use crate::core::sketch::COUNTERS;
 pub enum Way {
     /// The sets are equal.
     Equal,
-    /// Each side pulls what the other added since the cursor it has.
+    /// Each side pulls what the other added since its cursor.
     Delta,
     /// The dialer decodes the acceptor's coded cells.
     Cells,
     /// Each side pulls the other's whole list.
     List,
-    /// Cells over shards under a fresh key: a full scan on both sides.
+    /// The dialer decodes coded cells of shards under a fresh key: a full scan on both sides.
     Shards,
-    /// A full scan is not to be had now.
+    /// The acceptor cannot do a full scan now.
     Busy,
 }
 
@@ -29,14 +29,14 @@ const BYTES_PER_DIFFERENCE: u64 = 62;
 const CELLS_OVERHEAD_BYTES: u64 = 100;
 const SHARD_OVERHEAD_BYTES: u64 = 400;
 
-/// Differences that a whole sketch decodes with room to spare: 0.7 of its cells.
+/// The number of differences that a whole sketch decodes with room to spare: 0.7 of its cells.
 const DECODABLE_MAX: u64 = (SKETCH_CELLS * 7 / 10) as u64;
 
-/// Differences beyond what the cursors allow that the estimate may show by chance alone.
+/// How far the estimate may by chance exceed the difference that the cursors allow.
 const ESTIMATE_SLACK: u64 = 64;
 
-/// How many hashes differ, from the counters: exact on average, 12.5 % off as a rule. Kept within
-/// what the counts allow.
+/// Estimates from the counters how many hashes differ: exact on average, typically 12.5 % off.
+/// Clamped to what the counts allow.
 pub(super) fn estimate(
     ours: &[i32; COUNTERS],
     theirs: &[i32; COUNTERS],
@@ -47,7 +47,7 @@ pub(super) fn estimate(
     (mean.round() as u64).clamp(counts.0.abs_diff(counts.1), counts.0.saturating_add(counts.1))
 }
 
-/// The cheapest way for the acceptor (`ours`) to answer the dialer (`theirs`).
+/// The cheapest way in which the acceptor (`ours`) can answer the dialer (`theirs`).
 pub(super) fn cheapest(ours: &SetSummary, theirs: &SetSummary, estimate: u64) -> Way {
     if ours.fingerprint == theirs.fingerprint {
         return Way::Equal;
@@ -68,7 +68,8 @@ pub(super) fn cheapest(ours: &SetSummary, theirs: &SetSummary, estimate: u64) ->
         (ours.added_since(theirs.since), theirs.added_since(ours.since))
     {
         let added = to_them.saturating_add(to_us);
-        // Nothing added and yet not equal, or more differences than additions: a cursor is wrong.
+        // If nothing was added but the sets differ, or more differs than was added, a cursor is
+        // wrong.
         let explains = estimate <= added.saturating_mul(2).saturating_add(ESTIMATE_SLACK);
         if added > 0 && explains {
             offer(HASH_BYTES.saturating_mul(added), Way::Delta);
@@ -77,7 +78,7 @@ pub(super) fn cheapest(ours: &SetSummary, theirs: &SetSummary, estimate: u64) ->
     best.1
 }
 
-/// True when shards of an estimated difference are cheaper than lists of `count` hashes in all.
+/// Whether shards for an estimated difference are cheaper than lists of `count` hashes in all.
 pub(super) fn shards_beat_list(estimate: u64, bits: u32, count: u64) -> bool {
     shards_cost(estimate, bits) < HASH_BYTES.saturating_mul(count)
 }
@@ -86,18 +87,18 @@ fn shards_cost(estimate: u64, bits: u32) -> u64 {
     BYTES_PER_DIFFERENCE.saturating_mul(estimate).saturating_add(SHARD_OVERHEAD_BYTES << bits)
 }
 
-/// Into how many shards (as a power of two) to part the sets so that each decodes from a sketch.
+/// The number of shards, as a power of two, at which each shard decodes from a sketch.
 pub(super) fn shard_bits(estimate: u64) -> Option<u32> {
     (0..=SHARD_BITS_MAX).find(|bits| estimate >> bits <= DECODABLE_MAX)
 }
 
-/// The first cells to send for `estimate` differences: enough in six of seven runs.
+/// How many cells to send first for `estimate` differences: enough in six of seven rounds.
 pub(super) fn first_cells(estimate: u64) -> usize {
     let estimate = estimate as f64;
     cells(1.5 * estimate + 4.0 * estimate.sqrt() + 4.0)
 }
 
-/// How many cells to have in all when `received` did not decode and, by their counts, `estimate`
+/// The total number of cells to request after `received` did not decode; by their counts `estimate`
 /// hashes differ.
 pub(super) fn next_cells(received: usize, estimate: f64) -> usize {
     let enough = cells(1.4 * estimate + 4.0 * estimate.sqrt() + 8.0);
@@ -108,8 +109,8 @@ fn cells(wanted: f64) -> usize {
     (wanted.ceil() as usize).min(SKETCH_CELLS)
 }
 
-/// What the count of the cell at `index` is on average in a set of `count`: sent less this, the
-/// counts are small numbers.
+/// The average count of the cell at `index` in a set of `count` hashes. It is subtracted before
+/// sending, so that the counts are small numbers.
 pub(super) fn usual_count(count: u64, index: usize) -> i64 {
     (count.saturating_mul(2) / (index as u64 + 2)).cast_signed()
 }

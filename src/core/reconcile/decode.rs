@@ -1,11 +1,12 @@
 //! Decodes the difference of two sets from their coded cells: the peeling decoder of rateless
-//! IBLTs, fed with as many cells at a time as arrive.
+//! IBLTs. It takes any number of cells at a time.
 //!
-//! A cell made of one symbol shows that symbol; taken out of its other cells it may leave others
-//! with one, and so on. Cells that arrive later are freed of what was recovered before.
+//! A cell that holds one symbol reveals it. Removing that symbol from its other cells may leave one
+//! symbol in some of those, and so on. From cells that arrive later the recovered symbols are
+//! removed first.
 //!
-//! I1  No more symbols are recovered than cells were received, whatever those cells say.
-//! I2  `is_solved` means: every cell received is exactly the sum of what was recovered.
+//! I1  No more symbols are recovered than cells were received, whatever those cells contain.
+//! I2  `is_solved` means that every cell received is exactly the sum of what was recovered.
 
 use crate::core::ids::Hash;
 use crate::core::sketch::{Cell, CodedCells, Indices, SketchKey, Symbol};
@@ -13,13 +14,13 @@ use crate::core::sketch::{Cell, CodedCells, Indices, SketchKey, Symbol};
 /// Two lists of hashes, ascending without repeats: the difference of two sets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Difference {
-    /// In the other set only.
+    /// The hashes in the other set only.
     pub(super) theirs: Vec<Hash>,
-    /// In this set only.
+    /// The hashes in this set only.
     pub(super) ours: Vec<Hash>,
 }
 
-/// Cells minus cells, being solved.
+/// The difference of two sets' cells, while it is being decoded.
 pub(super) struct Decoder {
     key: SketchKey,
     cells: Vec<Cell>,
@@ -33,12 +34,12 @@ struct Recovered {
     hash: Hash,
     symbol: Symbol,
     is_theirs: bool,
-    /// The first index not yet received.
+    /// The symbol's next index that was not received yet.
     indices: Indices,
 }
 
 impl Decoder {
-    /// With no cells yet.
+    /// A decoder with no cells yet.
     pub(super) fn new(key: SketchKey) -> Self {
         Self {
             key,
@@ -50,12 +51,12 @@ impl Decoder {
         }
     }
 
-    /// Cells received so far; the next one expected has this index.
+    /// The number of cells received so far, which is the index of the next one.
     pub(super) fn received(&self) -> usize {
         self.cells.len()
     }
 
-    /// Takes the next cells of the other set and recovers what they show.
+    /// Takes in the next cells of the other set and recovers symbols from them.
     pub(super) fn push(&mut self, theirs: &[Cell], ours: &CodedCells) {
         let first = self.cells.len();
         for (index, cell) in (first..).zip(theirs) {
@@ -70,14 +71,14 @@ impl Decoder {
         self.peel((first..self.cells.len()).collect());
     }
 
-    /// True when all cells received are accounted for.
+    /// Whether all cells received are accounted for.
     pub(super) fn is_solved(&self) -> bool {
         !self.cells.is_empty() && self.cells.iter().all(Cell::is_zero)
     }
 
-    /// How many hashes differ, judged by the counts of the cells: with n the surplus of one side
-    /// and p the share of hashes that map to a cell, its count is n p on average and spreads by
-    /// d p (1 - p).
+    /// Estimates how many hashes differ from the counts of the cells: where n is the surplus of one
+    /// side, d the number of differences and p the share of hashes in a cell, its count is n p on
+    /// average with a variance of d p (1 - p).
     pub(super) fn estimate(&self) -> f64 {
         if self.spread_per_difference == 0.0 {
             return self.net.abs();
@@ -85,7 +86,7 @@ impl Decoder {
         (self.spread / self.spread_per_difference).max(self.net.abs())
     }
 
-    /// What was recovered. None when a hash was recovered twice, which honest cells never show.
+    /// The hashes recovered. `None` when one was recovered twice, which honest cells never cause.
     pub(super) fn difference(&self) -> Option<Difference> {
         let side = |is_theirs: bool| {
             let side = self.recovered.iter().filter(|known| known.is_theirs == is_theirs);
@@ -124,7 +125,7 @@ impl Decoder {
     }
 }
 
-/// Takes a symbol out of all its cells below `end` that it is still in.
+/// Removes a symbol from all cells below `end` that still contain it.
 fn remove(cells: &mut [Cell], known: &mut Recovered, end: u64, mut touched: impl FnMut(usize)) {
     while known.indices.index() < end {
         let index = known.indices.index() as usize;

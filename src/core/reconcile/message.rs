@@ -1,51 +1,52 @@
-//! What two devices say to each other in a round, and about which set.
+//! The messages of a round, and the summary of a set that they are about.
 
 use super::cost::Way;
 use crate::core::ids::Hash;
 use crate::core::sketch::{COUNTERS, Cell, Sketch};
 
-/// A place in a device's numbering of its hashes.
+/// A position in a device's numbering of its hashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Since {
-    /// The numbering. A new one voids all places in the old.
+    /// The numbering. A new one makes all positions in the old one invalid.
     pub epoch: [u8; 16],
     /// The sequence number.
     pub seq: u64,
 }
 
-/// What a device says of its set at one moment.
+/// A device's description of its set at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetSummary {
     /// The numbering of `head_seq`.
     pub epoch: [u8; 16],
     /// The newest sequence number.
     pub head_seq: u64,
-    /// How many hashes.
+    /// The number of hashes.
     pub count: u64,
     /// [`Sketch::fingerprint`].
     pub fingerprint: [u8; 32],
     /// [`Sketch::counters`]. Only in Compare.
     pub counters: Option<Box<[i32; COUNTERS]>>,
-    /// How far this device has taken in the other's set.
+    /// How far this device has taken in the other device's set.
     pub since: Option<Since>,
-    /// More will follow soon: this device is still taking in its own store.
+    /// Whether more will follow soon because this device is still indexing its own store.
     pub busy: bool,
 }
 
 impl SetSummary {
-    /// As it is announced when nothing is to be compared: without the counters.
+    /// The summary without the counters, as it is announced when nothing is to be compared.
     pub fn announced(&self) -> Self {
         Self { counters: None, ..self.clone() }
     }
 
-    /// How many sequence numbers follow `since`, if that is a place in this numbering.
+    /// How many sequence numbers follow `since`; `None` if that is not a position in this
+    /// numbering.
     pub(super) fn added_since(&self, since: Option<Since>) -> Option<u64> {
         let since = since.filter(|since| since.epoch == self.epoch)?;
         self.head_seq.checked_sub(since.seq)
     }
 }
 
-/// A device's set at one moment: what a round is about.
+/// A device's set at one moment, which a round compares.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     /// The sketch of all hashes up to the summary's `head_seq`.
@@ -89,7 +90,7 @@ pub enum ReconcileMessage {
         way: Way,
         summary: SetSummary,
         retry_ms: u64,
-        /// With [`Way::Shards`] after a Rekey.
+        /// Set with [`Way::Shards`] after a Rekey.
         nonce: Option<[u8; 16]>,
         estimate: u64,
     },
@@ -97,7 +98,7 @@ pub enum ReconcileMessage {
         round: u64,
         shard: u32,
         first: u32,
-        /// Their counts are less the usual ones; see `proto/peer.proto`.
+        /// With the expected counts subtracted; see `proto/peer.proto`.
         cells: Vec<Cell>,
     },
     More {
@@ -132,7 +133,7 @@ pub enum ReconcileMessage {
 }
 
 impl ReconcileMessage {
-    /// The round it belongs to.
+    /// The round that the message belongs to.
     pub fn round(&self) -> u64 {
         match self {
             Self::Compare { round, .. }
@@ -148,11 +149,11 @@ impl ReconcileMessage {
     }
 }
 
-/// Where a page of hashes starts.
+/// The position where a page of hashes starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cursor {
     /// Above this sequence number, in sequence order.
     Seq(u64),
-    /// Above this hash (None: from the first), in ascending order.
+    /// Above this hash (`None`: from the first), in ascending order.
     Hash(Option<Hash>),
 }

@@ -1,16 +1,16 @@
-//! Pages of hashes: pulling the other side's, serving ours. Both ways of paging (by sequence number
-//! after a cursor; by hash from the first) go strictly forward, one page at a time.
+//! Pages of hashes: pulling the other side's and serving ours. Both kinds of paging (by sequence
+//! number after a cursor; by hash from the first) go strictly forward, one page at a time.
 //!
-//! I1  A puller takes no more hashes than the summary announced, and calls a list whole only when
+//! I1  A puller accepts no more hashes than the summary announced, and calls a list whole only when
 //!     it is the set whose fingerprint was announced.
-//! I2  A server serves one pass over the set as it was at the summary, and no page twice.
+//! I2  A server serves one pass over the set as of the summary, and no page twice.
 
 use crate::core::ids::Hash;
 use crate::core::limits::HASHES_PER_FRAME_MAX;
 use crate::core::reconcile::{Answer, Cursor, Query, ReconcileError, SetSummary};
 use crate::core::sketch::LtHash;
 
-/// A page of the other side's hashes, as it goes over the wire.
+/// A page of the other side's hashes, as it is sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Page {
     pub(super) hashes: Vec<Hash>,
@@ -25,7 +25,7 @@ enum State {
     Ended,
 }
 
-/// Our passage through the other side's hashes.
+/// Pulls the other side's hashes page by page.
 pub(super) struct Puller {
     cursor: Cursor,
     head_seq: u64,
@@ -37,12 +37,12 @@ pub(super) struct Puller {
 }
 
 impl Puller {
-    /// Of the whole set.
+    /// A puller of the whole set.
     pub(super) fn of_list(theirs: &SetSummary) -> Self {
         Self::new(Cursor::Hash(None), theirs, theirs.count)
     }
 
-    /// Of the `added` hashes after `seq`.
+    /// A puller of the `added` hashes after `seq`.
     pub(super) fn of_delta(seq: u64, added: u64, theirs: &SetSummary) -> Self {
         Self::new(Cursor::Seq(seq), theirs, added)
     }
@@ -57,8 +57,8 @@ impl Puller {
         self.state == State::Ended
     }
 
-    /// True when all that was announced was there: the sequence up to its head, or the set of the
-    /// fingerprint.
+    /// Whether everything announced has arrived: the sequence up to its head, or the set with the
+    /// announced fingerprint.
     pub(super) fn is_whole(&self) -> bool {
         match self.cursor {
             Cursor::Seq(seq) => seq == self.head_seq,
@@ -66,7 +66,7 @@ impl Puller {
         }
     }
 
-    /// Where the next page is to start, unless one is under way or the last one came.
+    /// The start of the next page to pull; `None` while one is under way or after the last.
     pub(super) fn pull(&mut self) -> Option<Cursor> {
         if self.state != State::Ready {
             return None;
@@ -75,7 +75,7 @@ impl Puller {
         Some(self.cursor)
     }
 
-    /// Takes a page that arrived. Its hashes are the caller's.
+    /// Checks and counts a page that arrived. Its hashes are for the caller.
     pub(super) fn on_page(&mut self, page: &Page) -> Result<(), ReconcileError> {
         if self.state != State::Waiting {
             return Err(ReconcileError::Unexpected { message: "Page", stage: "no Pull is open" });
@@ -105,7 +105,7 @@ impl Puller {
     }
 }
 
-/// The other side's passage through our hashes.
+/// Serves our hashes to the other side page by page.
 pub(super) struct PageServer {
     cursor: Cursor,
     head_seq: u64,
@@ -115,12 +115,12 @@ pub(super) struct PageServer {
 }
 
 impl PageServer {
-    /// Serves what stands between `cursor` and `head_seq`: `count` hashes when paged by hash.
+    /// Serves the hashes between `cursor` and `head_seq`: `count` of them when paged by hash.
     pub(super) fn new(cursor: Cursor, head_seq: u64, count: u64) -> Self {
         Self { cursor, head_seq, count, served: 0, state: State::Ready }
     }
 
-    /// Takes a Pull; the page is what the index answers.
+    /// Takes in a Pull. Returns the query whose answer makes the page.
     pub(super) fn on_pull(&mut self, from: Cursor) -> Result<Query, ReconcileError> {
         if self.state != State::Ready || from != self.cursor {
             return Err(ReconcileError::Unexpected {
@@ -136,9 +136,9 @@ impl PageServer {
         })
     }
 
-    /// Makes the page of the index's answer. A failed index makes an empty last page, which the
-    /// puller sees to be too early. The second value is false when the index and the sketch do not
-    /// agree about how many hashes there are.
+    /// Makes the page from the index's answer. A failed index makes an empty last page, which the
+    /// puller recognises as too early. The second value is false when index and sketch disagree
+    /// about the number of hashes.
     pub(super) fn on_answer(&mut self, answer: Answer) -> (Page, bool) {
         let mut page = match (self.cursor, answer) {
             (Cursor::Seq(after), Answer::Since { items, more }) => {
@@ -172,7 +172,7 @@ impl PageServer {
     }
 }
 
-/// Checks that `hashes` go up from `after` with no repeat.
+/// Checks that `hashes` are strictly ascending and above `after`.
 pub(super) fn ascending(after: Option<Hash>, hashes: &[Hash]) -> Result<(), ReconcileError> {
     let starts_above = hashes.first().copied() > after || hashes.is_empty();
     if starts_above && hashes.is_sorted_by(|a, b| a < b) {

@@ -1,5 +1,5 @@
-//! Sets a round on its way: the acceptor answers Compare and Rekey with a Plan, the dialer follows
-//! it, and asks for another when the cells it got lead nowhere.
+//! Planning a round: the acceptor answers Compare and Rekey with a Plan. The dialer follows it, and
+//! requests another when the cells that it received cannot be decoded.
 
 use super::cells::{CellServer, Recovery, Sharding};
 use super::cost::{self, Way};
@@ -12,7 +12,7 @@ use crate::core::limits::{REKEYS_MAX, SCAN_RETRY_MS, SHARD_BITS_MAX};
 use crate::core::sketch::SketchKey;
 
 impl Reconciler {
-    /// The acceptor sets out on `way` and says so.
+    /// The acceptor chooses `way` and sends the Plan.
     ///
     /// # Errors
     /// [`ReconcileError::NoCursor`], for a delta.
@@ -28,7 +28,7 @@ impl Reconciler {
         self.say_plan(way, out);
         match way {
             Way::Equal => self.finish(out),
-            Way::Busy => {} // Above.
+            Way::Busy => {} // See above.
             Way::Delta | Way::List => self.stage = self.pages()?,
             Way::Cells => {
                 let mut server = CellServer::of_set(&self.ours.sketch);
@@ -36,12 +36,12 @@ impl Reconciler {
                 self.stage = Stage::Serve(server);
                 self.send_frames(frames.unwrap_or_default(), out);
             }
-            Way::Shards => {} // The Rekey follows, or brought us here.
+            Way::Shards => {} // The Rekey follows, or has led here.
         }
         Ok(())
     }
 
-    /// The acceptor ends the round: no full scan now.
+    /// The acceptor ends the round: no full scan is possible now.
     pub(super) fn put_off(&mut self, out: &mut Vec<Output>) {
         self.incomplete = true;
         self.retry_ms = Some(SCAN_RETRY_MS);
@@ -138,7 +138,7 @@ impl Reconciler {
         })
     }
 
-    /// The dialer asks for a way that does not depend on the cells it got.
+    /// The dialer requests a way that does not depend on the cells that it received.
     pub(super) fn rekey(&mut self, estimate: u64, out: &mut Vec<Output>) {
         if self.rekeys == REKEYS_MAX {
             self.break_off();

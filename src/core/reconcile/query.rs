@@ -1,12 +1,12 @@
-//! What a round asks of the device's own index of hashes.
+//! The queries of a round to the device's own index of hashes.
 
 use std::ops::RangeInclusive;
 
 use crate::core::ids::Hash;
 use crate::core::sketch::{CodedCells, SketchKey};
 
-/// A question to the device's own index. Those with `up_to_seq` are about the hashes numbered up to
-/// it, and blind to later ones.
+/// A query to the device's own index. With `up_to_seq` it covers the hashes numbered up to that,
+/// and no later ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Query {
     /// The first `limit` above `after_seq`, in sequence order: [`Answer::Since`].
@@ -15,30 +15,30 @@ pub enum Query {
         after_seq: u64,
         /// Inclusive.
         up_to_seq: u64,
-        /// How many at most.
+        /// The most items to return.
         limit: usize,
     },
     /// The first `limit` above `after`, ascending: [`Answer::Above`].
     Above {
-        /// Exclusive; None is from the first.
+        /// Exclusive; `None`: from the first.
         after: Option<Hash>,
         /// Inclusive.
         up_to_seq: u64,
-        /// How many at most.
+        /// The most items to return.
         limit: usize,
     },
-    /// The sequence number of each: [`Answer::Known`].
+    /// The sequence number of each hash: [`Answer::Known`].
     Known {
         /// At most [`HASHES_PER_FRAME_MAX`](crate::core::limits::HASHES_PER_FRAME_MAX).
         hashes: Vec<Hash>,
     },
-    /// The cells of one shard, [`shard_range`], under `key`: [`Answer::Shard`].
+    /// The cells of one shard ([`shard_range`]) under `key`: [`Answer::Shard`].
     Shard {
-        /// For [`CodedCells::new`].
+        /// The key for [`CodedCells::new`].
         key: SketchKey,
         /// There are `2^shard_bits` shards.
         shard_bits: u32,
-        /// Which of them.
+        /// The number of the shard.
         shard: u32,
         /// Inclusive.
         up_to_seq: u64,
@@ -48,23 +48,23 @@ pub enum Query {
 /// The index's answer to a [`Query`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// To [`Query::Since`].
+    /// Answers [`Query::Since`].
     Since {
         /// Sequence numbers and hashes.
         items: Vec<(u64, Hash)>,
-        /// True when the query would have given more without its limit.
+        /// Whether the limit cut the result.
         more: bool,
     },
-    /// To [`Query::Above`].
+    /// Answers [`Query::Above`].
     Above {
         /// The hashes.
         hashes: Vec<Hash>,
-        /// True when the query would have given more without its limit.
+        /// Whether the limit cut the result.
         more: bool,
     },
-    /// To [`Query::Known`]: in its order, the sequence number, None for what is not known.
+    /// Answers [`Query::Known`] in its order: the sequence number, or `None` for an unknown hash.
     Known(Vec<Option<u64>>),
-    /// To [`Query::Shard`].
+    /// Answers [`Query::Shard`].
     Shard(CodedCells),
     /// The index could not answer.
     Failed,

@@ -1,23 +1,23 @@
-//! Assets between their commit and the store's feed: stored and not yet shown, or shown just now.
+//! Assets between their commit and the store's feed: stored but not shown yet, or shown just now.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::core::ids::{Hash, NodeId};
 use crate::core::wants::add_holder;
 
-/// Assets stored and not yet seen in the store's feed. The feed follows within moments; beyond
-/// these the oldest is forgotten, which costs one needless offer to where it came from.
+/// The most assets that are stored and not yet shown by the feed, which follows within moments.
+/// Beyond, the oldest is forgotten, which costs one needless offer to its source.
 const ARRIVED_MAX: usize = 65_536;
 
-/// Assets the feed has just shown. A question to the index that was asked before, and answered
-/// after, would have them asked for once more.
+/// How many assets shown last by the feed are remembered. An index query made before the feed
+/// showed an asset, and answered after, would otherwise cause a second request for it.
 const RECENT_MAX: usize = 8_192;
 
-/// Stored, and not yet seen in the store's feed.
+/// An asset that is stored and not yet shown by the store's feed.
 #[derive(Debug, Clone)]
 struct Arrived {
     holders: Vec<NodeId>,
-    /// [`Feed::reading`] when it was stored.
+    /// The [`Feed::reading`] when it was stored.
     reading: u64,
 }
 
@@ -25,33 +25,33 @@ struct Arrived {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Feed {
     arrived: BTreeMap<Hash, Arrived>,
-    /// When each was stored, as [`Arrived::reading`], the first of them first.
+    /// The stored assets with their [`Arrived::reading`], oldest first.
     arrived_order: VecDeque<(u64, Hash)>,
-    /// The reading of the store's feed that is under way or comes next.
+    /// The number of the reading of the feed that is under way or comes next.
     reading: u64,
     recent: BTreeSet<Hash>,
     recent_order: VecDeque<Hash>,
 }
 
 impl Feed {
-    /// `hash` is stored: the feed shows it soon, or has just shown it.
+    /// Whether `hash` is stored: the feed shows it soon, or has just shown it.
     pub(super) fn is_here(&self, hash: &Hash) -> bool {
         self.arrived.contains_key(hash) || self.is_recent(hash)
     }
 
-    /// The feed has just shown `hash`.
+    /// Whether the feed has just shown `hash`.
     pub(super) fn is_recent(&self, hash: &Hash) -> bool {
         self.recent.contains(hash)
     }
 
-    /// Notes that `peer` holds `hash` too, if that is stored and not yet shown.
+    /// Adds `peer` as a holder of `hash` if that is stored and not yet shown.
     pub(super) fn add_holder(&mut self, hash: &Hash, peer: NodeId) {
         if let Some(arrived) = self.arrived.get_mut(hash) {
             add_holder(&mut arrived.holders, peer);
         }
     }
 
-    /// `hash` is stored; `holders` are known to hold it.
+    /// `hash` was stored; `holders` are known to hold it.
     pub(super) fn expect(&mut self, hash: Hash, holders: Vec<NodeId>) {
         let reading = self.reading;
         self.arrived.insert(hash, Arrived { holders, reading });
@@ -74,8 +74,8 @@ impl Feed {
         self.arrived.remove(&hash).map(|arrived| arrived.holders)
     }
 
-    /// The feed was read to its end, or is read anew. The store has lost what was stored before that
-    /// reading began and was not shown by it.
+    /// The feed was read to its end, or is read from the start. What was stored before that reading
+    /// began and did not appear in it was lost by the store.
     pub(super) fn was_read(&mut self) {
         let began_with = self.reading;
         self.reading += 1;

@@ -1,10 +1,10 @@
-//! What is to be asked of one peer: hashes in the order they were queued, none twice.
+//! The hashes to request from one peer, in the order they were queued, each once.
 
 use std::collections::BTreeMap;
 
 use crate::core::ids::Hash;
 
-/// A first-in, first-out queue that knows what stands in it.
+/// A first-in, first-out queue without duplicates.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Queue {
     by_turn: BTreeMap<u64, Hash>,
@@ -13,7 +13,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Puts `hash` at the end, unless it stands in the queue already.
+    /// Adds `hash` at the end unless it is in the queue already.
     pub(super) fn push(&mut self, hash: Hash) {
         if self.turns.contains_key(&hash) {
             return;

@@ -1,23 +1,24 @@
-//! Which assets are not taken from which peer for a while, because they failed.
+//! Rests: which assets are not accepted from which peer for a while, because they failed.
 //!
-//! R1  A rest is of one asset from one peer: it keeps the asset from nobody else.
-//! R2  Memory is bounded per peer by [`RESTING_PER_PEER_MAX`]: a peer pushes out its own rests only.
+//! R1  A rest concerns one asset from one peer: other peers can still send the asset.
+//! R2  Memory is bounded per peer by [`RESTING_PER_PEER_MAX`]: a peer can only push out its own
+//!     rests.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::ids::{Hash, NodeId};
 use crate::core::limits::RESTING_PER_PEER_MAX;
 
-/// The first rest; doubled each time.
+/// The length of the first rest; it doubles each time.
 pub(super) const REST_MS_MIN: u64 = 30_000;
 
 /// The longest rest after bad content.
 const BAD_MS_MAX: u64 = 3_600_000;
 
-/// The longest rest of what found no room: people make room, and to ask again costs an offer.
+/// The longest rest when there was no room: people make room, and another try costs an offer.
 const NO_ROOM_MS_MAX: u64 = 600_000;
 
-/// The longest rest after an interruption: long enough for another holder to be asked and to begin.
+/// The longest rest after an interruption: enough for another holder to be asked and to begin.
 const INTERRUPTED_MS_MAX: u64 = 60_000;
 
 /// Why an asset rests.
@@ -46,11 +47,11 @@ struct Rest {
     cause: Cause,
 }
 
-/// All rests, those that are over included: the next one of the same asset and peer is longer.
+/// All rests, including ended ones: the next rest of the same asset and peer is longer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rests {
     rests: BTreeMap<(Hash, NodeId), Rest>,
-    /// The rests of each peer by their end.
+    /// The rests of each peer, ordered by their end.
     by_end: BTreeMap<NodeId, BTreeSet<(u64, Hash)>>,
 }
 
@@ -70,12 +71,12 @@ impl Rests {
         }
     }
 
-    /// `hash` is not to be taken from `peer` now.
+    /// Whether `hash` must not be accepted from `peer` now.
     pub(super) fn last(&self, now_ms: u64, peer: NodeId, hash: &Hash) -> bool {
         self.rests.get(&(*hash, peer)).is_some_and(|rest| rest.until_ms > now_ms)
     }
 
-    /// `hash` is not to be taken from some peer now.
+    /// Whether `hash` rests now for at least one peer.
     pub(super) fn last_for_any(&self, now_ms: u64, hash: &Hash) -> bool {
         self.of(hash).any(|(_, rest)| rest.until_ms > now_ms)
     }
@@ -91,7 +92,7 @@ impl Rests {
         }
     }
 
-    /// Forgets `hash`, which is here.
+    /// Forgets the rests of `hash`, which was stored.
     pub(super) fn forget(&mut self, hash: &Hash) {
         let peers: Vec<NodeId> = self.of(hash).map(|(peer, _)| peer).collect();
         for peer in peers {
@@ -99,7 +100,7 @@ impl Rests {
         }
     }
 
-    /// What rests because its content failed.
+    /// The assets that rest because their content was wrong.
     pub(super) fn bad(&self, now_ms: u64) -> BTreeSet<&Hash> {
         let rests = self.rests.iter();
         let bad = rests.filter(|(_, rest)| rest.cause == Cause::Bad && rest.until_ms > now_ms);

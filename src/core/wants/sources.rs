@@ -1,4 +1,4 @@
-//! Who sends an asset, and who else is let in while they do.
+//! The peers that send an asset, and which others may join them.
 
 use std::collections::BTreeMap;
 
@@ -6,32 +6,33 @@ use crate::core::ids::NodeId;
 use crate::core::limits::{SHARED_BYTES_MIN, SOURCES_MAX};
 use crate::core::wants::{ASK_MS_MAX, BatchId};
 
-/// Bytes a second; an asset that takes longer than at this speed is asked of others too. With BLAKE3
-/// that costs next to nothing, as the parts go together; else a second copy may cross.
+/// Bytes per second: an asset that takes longer than at this speed is requested from other holders
+/// too. With BLAKE3 that costs almost nothing, because each sends a part; otherwise a second copy
+/// may cross the network.
 const SLOW_BYTES_PER_S: u64 = 64 * 1024;
 
-/// The longest that two peers can keep an asset from the others by claiming the same huge size.
+/// The longest time for which two peers can keep others out by claiming the same huge size.
 const PATIENCE_MS_MAX: u64 = 6 * 3_600_000;
 
-/// How long an asset may take before it is asked of all its holders.
+/// How long an asset may take before all its holders are asked.
 pub(super) fn patience_ms(size_bytes: u64) -> u64 {
     let moving_ms = size_bytes.saturating_mul(1000) / SLOW_BYTES_PER_S;
     (ASK_MS_MAX + moving_ms).min(PATIENCE_MS_MAX)
 }
 
-/// Who sends an asset.
+/// The peers that send an asset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Sources {
     pub(super) batches: BTreeMap<NodeId, BatchId>,
     /// When the first of them began.
     begun_ms: u64,
-    /// As the first of them says.
+    /// The size that the first of them claims.
     size_bytes: u64,
-    /// A second holder says the same size.
+    /// Whether a second holder claims the same size.
     is_size_agreed: bool,
-    /// All its holders may send it, each a part.
+    /// Whether all its holders may send it, a part each.
     pub(super) is_shared: bool,
-    /// It takes too long: all its holders may send it, together or each for itself.
+    /// Whether it takes too long: all its holders may send it, in parts or each for itself.
     pub(super) is_open: bool,
 }
 
@@ -53,12 +54,12 @@ impl Sources {
         }
     }
 
-    /// Other holders are to be asked as well.
+    /// Whether other holders are to be asked as well.
     pub(super) fn asks_others(&self) -> bool {
         (self.is_shared || self.is_open) && self.batches.len() < SOURCES_MAX
     }
 
-    /// Takes another source in, unless the ones there are to have their time first.
+    /// Adds another source, unless those present still have time left.
     pub(super) fn let_in(
         &mut self,
         now_ms: u64,
@@ -81,7 +82,7 @@ impl Sources {
         true
     }
 
-    /// From when on it is too slow. A large size is believed when a second holder says the same.
+    /// When the asset becomes too slow. A large size is believed only if two holders claim it.
     pub(super) fn slow_at_ms(&self) -> u64 {
         let believed_bytes = match self.is_size_agreed {
             true => self.size_bytes,

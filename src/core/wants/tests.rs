@@ -1,4 +1,4 @@
-//! Who is asked for what, in a few hand-made courses and in random ones.
+//! Which peer is asked for what, in scripted and in random sequences of events.
 
 use super::rests::REST_MS_MIN;
 use super::sources::patience_ms;
@@ -44,7 +44,7 @@ fn a_shared_asset_is_asked_of_its_other_holders_once_it_is_on_its_way() {
     assert!(wants.offered_shared(B, 2, 100));
     assert!(wants.ask(0, B).is_empty());
     assert_eq!(wants.ask(0, C), [hash(1)]);
-    // One that fails is not asked again, and the others go on.
+    // The one that failed is not requested again; the others go on.
     wants.batch_ended(0, A, BatchId(1));
     assert!(wants.ask(0, A).is_empty());
     wants.arrived(0, B, BatchId(2), hash(1), Arrival::Refused);
@@ -91,7 +91,7 @@ fn an_unasked_offer_does_not_displace_a_fresh_ask() {
     assert!(!wants.offered_small(ASK_MS_MAX - 1, B, BATCH, hash(1)));
     assert!(wants.ask(ASK_MS_MAX - 1, B).is_empty());
     assert!(wants.offered_small(ASK_MS_MAX - 1, A, BATCH, hash(1)));
-    // Of a shared one each can send a part, and so none is kept out.
+    // Each holder can send a part of a shared asset, so none is kept out.
     wants.batch_ended(0, A, BATCH);
     assert_eq!(wants.ask(0, B), [hash(1)]);
     assert!(wants.offered_shared(C, 3, 1 << 30));
@@ -195,7 +195,7 @@ fn a_peer_that_offers_and_breaks_off_for_ever_fills_no_queue_and_costs_no_more_e
 fn no_peer_leaves_another_less_room() {
     let mut wants = Wants::default();
     for n in 0..2 * WANTS_PER_PEER_MAX {
-        // B is the first to know of half of them.
+        // B is the first known holder of half of the assets.
         let peer = if n % 2 == 0 { B } else { A };
         wants.lacking(0, peer, many(n));
         wants.offered(0, A, BatchId(n as u64), Digest { hash: many(n), size_bytes: 1 }, false);
@@ -260,7 +260,7 @@ fn what_a_store_acknowledged_and_lost_is_asked_for_again() {
     let mut wants = Wants::default();
     assert!(wants.offered_small(0, A, BATCH, hash(1)));
     wants.arrived(0, A, BATCH, hash(1), Arrival::Stored);
-    // This reading may have begun before it was stored.
+    // This reading may have begun before the asset was stored.
     wants.feed_read();
     wants.lacking(0, B, hash(1));
     assert!(wants.ask(0, B).is_empty());
@@ -311,7 +311,7 @@ fn a_peer_that_lies_keeps_an_asset_from_nobody() {
         assert!(wants.offered_shared(A, 1, 1 << 40));
         wants.arrived(0, A, BatchId(1), hash(1), lie);
         assert!(!wants.offered_small(0, A, BATCH, hash(1)));
-        // Neither what another lists ...
+        // Neither what another peer lists ...
         wants.lacking(0, A, hash(1));
         wants.lacking(0, B, hash(1));
         assert_eq!((wants.ask(0, A), wants.ask(0, B)), (vec![], vec![hash(1)]));
@@ -481,7 +481,7 @@ proptest! {
                 Step::Lacking(p, h) => wants.lacking(now_ms, node(p), hash(h)),
                 Step::Ask(p) => drop(wants.ask(now_ms, node(p))),
                 Step::Offered(p, b, h) => {
-                    // Of half of them, all parts are asked of one peer.
+                    // Several peers may send half of the assets.
                     let digest = Digest { hash: hash(h), size_bytes: 1 };
                     let batch = BatchId(u64::from(b));
                     wants.offered(now_ms, node(p), batch, digest, h % 2 == 0);

@@ -10,7 +10,7 @@ use crate::core::limits::FACTS_PER_AUTHOR_MAX;
 use super::ledger::Said;
 use super::{FactKind, Removal, Verdicts};
 
-/// The verdicts over all that was said.
+/// The verdicts over all facts.
 pub(super) fn judge(said: &BTreeMap<NodeId, Arc<Said>>) -> Verdicts {
     let authors = distances(said);
     let speakers = speakers(said, &authors);
@@ -29,8 +29,8 @@ pub(super) fn judge(said: &BTreeMap<NodeId, Arc<Said>>) -> Verdicts {
     Verdicts { legit: introducer.keys().copied().collect(), removed, introducer, void, authors }
 }
 
-/// The authors with those of their facts that may count. Of one that told too many (M4) those that the
-/// fence of another names.
+/// The authors with those of their facts that may count. Of an author with too many facts (M4)
+/// these are the facts that another author's fence names.
 fn speakers(
     said: &BTreeMap<NodeId, Arc<Said>>,
     authors: &BTreeMap<NodeId, usize>,
@@ -63,7 +63,7 @@ fn is_too_many(said: &Said) -> bool {
     said.len() > FACTS_PER_AUTHOR_MAX
 }
 
-/// How many introductions stand between the founder and each device it reaches over adds.
+/// The number of introductions between the founder and each device that it reaches over adds.
 fn distances(said: &BTreeMap<NodeId, Arc<Said>>) -> BTreeMap<NodeId, usize> {
     let founders = said.iter().filter(|(_, said)| is_founder(said));
     let mut distances: BTreeMap<NodeId, usize> = founders.map(|(id, _)| (*id, 0)).collect();
@@ -85,48 +85,49 @@ fn is_founder(said: &Said) -> bool {
     said.values().any(|what| matches!(what, FactKind::Genesis))
 }
 
-/// A removal and how it stands.
+/// A removal and whether it was decided.
 struct Contender<'a> {
     what: &'a Removal,
-    /// The speaker that removes, and the number of its op.
+    /// The number of the speaker that removes, and of its op.
     by: usize,
     op: usize,
-    /// The speaker that is removed, if it said anything.
+    /// The number of the removed speaker; `None` if it stated no facts.
     of: Option<usize>,
     /// The ops of that speaker that the fence excludes.
     attack: Bits,
-    /// It prevailed, and what it attacks is void.
+    /// Whether it prevailed: then what it attacks is void.
     is_decided: bool,
 }
 
-/// All removals of one device by one author that are open, taken together.
+/// All undecided removals of one device by one author, taken together.
 struct Pair {
     by: usize,
     of: usize,
     attack: Bits,
-    /// The numbers of the author's ops that say it.
+    /// The numbers of the author's ops with these removals.
     ops: Bits,
-    /// Who would be admitted if it prevailed.
+    /// The speakers that would be admitted if it prevailed.
     leaves: Bits,
 }
 
-/// Whose facts count, and who removes each speaker.
+/// The admitted speakers, and for each speaker those that remove it.
 struct Standing {
     admitted: Bits,
     removers: Vec<BTreeSet<usize>>,
 }
 
-/// Speakers are devices whose facts count, by number; their ops are numbered each.
+/// Works out which removals prevail. Speakers, the authors whose facts count, are numbered, and so
+/// are the ops of each.
 struct Contest<'a> {
     ids: Vec<NodeId>,
     distance: Vec<usize>,
     founders: Vec<usize>,
     ops: Vec<Vec<OpHash>>,
-    /// The adds of each speaker: the number of the op, and the device.
+    /// Per speaker its adds: the number of the op, and the added device.
     adds: Vec<Vec<(usize, NodeId)>>,
     numbers: BTreeMap<NodeId, usize>,
     removals: Vec<Contender<'a>>,
-    /// What of each speaker's ops is void, by the speaker that removes it.
+    /// Per speaker its void ops, by the speaker whose removal voids them.
     struck: Vec<BTreeMap<usize, Bits>>,
 }
 
@@ -150,7 +151,7 @@ impl<'a> Contest<'a> {
                     FactKind::Genesis => {}
                     FactKind::Add(device) => adds[by].push((op, *device)),
                     FactKind::Remove(what) => {
-                        // A device that removes itself goes, and undoes nothing.
+                        // A device that removes itself leaves and voids nothing.
                         let of = numbers.get(&what.device).copied().filter(|of| *of != by);
                         let attack = of.map(|of| beyond(what, &ops[of])).unwrap_or_default();
                         let is_decided = false;
@@ -172,13 +173,13 @@ impl<'a> Contest<'a> {
         }
     }
 
-    /// Decides removals, those of authors close to the founder first, until none is left that
+    /// Decides removals, those of authors close to the founder first, until no undecided one
     /// prevails against all that would undo it.
     fn run(&mut self) {
         loop {
             let standing = self.standing();
             let pairs = self.open_pairs(&standing);
-            // The pairs that may undo what each speaker says.
+            // For each speaker the pairs that may void its facts.
             let mut against: Vec<Vec<&Pair>> = vec![Vec::new(); self.ids.len()];
             for pair in pairs.values() {
                 let undone = |speaker: usize| pair.of == speaker || !pair.leaves.has(speaker);
@@ -215,7 +216,7 @@ impl<'a> Contest<'a> {
         }
     }
 
-    /// Whether one removal of the pair `own`, in its op `op`, is not undone by `other`.
+    /// Whether the removal in op `op` of the pair `own` withstands the pair `other`.
     fn stands_against(&self, own: &Pair, op: usize, other: &Pair) -> bool {
         if (other.by, other.of) == (own.by, own.of) {
             return true;
@@ -231,7 +232,7 @@ impl<'a> Contest<'a> {
         undoes && (ours < theirs || (ours == theirs && strikes && !is_struck))
     }
 
-    /// Who may remove whom now.
+    /// The admitted speakers, and who removes whom, by what is void now.
     fn standing(&self) -> Standing {
         let admitted = self.reach(None, None);
         let mut removers = vec![BTreeSet::new(); self.ids.len()];
@@ -246,8 +247,8 @@ impl<'a> Contest<'a> {
         Standing { admitted, removers }
     }
 
-    /// The open removals that may void something: of devices that said something, by admitted
-    /// authors, and not void themselves.
+    /// The undecided removals that may void something: of speakers, by admitted authors, and not
+    /// void themselves.
     fn open_pairs(&self, standing: &Standing) -> BTreeMap<(usize, usize), Pair> {
         let mut pairs: BTreeMap<(usize, usize), (Bits, Bits)> = BTreeMap::new();
         for removal in self.removals.iter().filter(|removal| !removal.is_decided) {
@@ -268,14 +269,15 @@ impl<'a> Contest<'a> {
         pairs.filter(|(_, pair)| pair.leaves.has(pair.by)).collect()
     }
 
-    /// Whether the device removed is closer to the founder, removes its remover, and has no other.
+    /// Whether the removed device is closer to the founder than its only remover, and removes it in
+    /// turn.
     fn is_outranked(&self, by: usize, of: usize, standing: &Standing) -> bool {
         self.distance[of] < self.distance[by]
             && standing.removers[by].contains(&of)
             && standing.removers[of].len() == 1
     }
 
-    /// Whether no fence excludes it. The removal of a remover is never excluded by its own fence.
+    /// Whether no fence excludes the removal. The fence of its own target never does (M5).
     fn is_live(&self, removal: &Contender<'_>) -> bool {
         let mut struck = self.struck[removal.by].iter();
         !struck.any(|(by, ops)| Some(*by) != removal.of && ops.has(removal.op))
@@ -285,8 +287,8 @@ impl<'a> Contest<'a> {
         self.struck[by].values().any(|ops| ops.has(op))
     }
 
-    /// The speakers that are admitted: if these ops of a speaker were void too, and but for all that
-    /// another one added.
+    /// The speakers that are admitted if the ops `struck` of a speaker were void too, and if what
+    /// the speaker `without` added did not count.
     fn reach(&self, struck: Option<(usize, &Bits)>, without: Option<usize>) -> Bits {
         let mut reached = Bits::default();
         let mut queue: Vec<usize> = self.founders.clone();
@@ -307,8 +309,8 @@ impl<'a> Contest<'a> {
         reached
     }
 
-    /// Whom the founder reaches over adds that stand, each with its introducer. Breadth first, so
-    /// chains are short and have no loops.
+    /// The devices that the founder reaches over adds that stand, each with its introducer. Breadth
+    /// first, so chains are short and have no loops.
     fn stays(&self, standing: &Standing) -> BTreeMap<NodeId, NodeId> {
         let mut introducer: BTreeMap<NodeId, NodeId> =
             self.founders.iter().map(|founder| (self.ids[*founder], self.ids[*founder])).collect();
@@ -334,8 +336,9 @@ impl<'a> Contest<'a> {
         introducer
     }
 
-    /// Whom the removers of a speaker keep; `None` when nobody but an outranked device removed it.
-    /// Removers that are members only through it are not asked, unless there is no other.
+    /// The devices that the removers of a speaker keep; `None` when only an outranked device
+    /// removed it. A remover that is a member only through the speaker counts only if there is no
+    /// other remover.
     fn kept(&self, of: usize, standing: &Standing) -> Option<BTreeSet<NodeId>> {
         let is_heard = |removal: &&Contender<'_>| {
             removal.of == Some(of)
@@ -376,7 +379,7 @@ impl<'a> Contest<'a> {
     }
 }
 
-/// The ops that a removal's fence excludes, by their numbers.
+/// The numbers of the ops that a removal's fence excludes.
 fn beyond(removal: &Removal, ops: &[OpHash]) -> Bits {
     let mut bits = Bits::default();
     if let Some(fence) = &removal.fence {

@@ -1,4 +1,4 @@
-//! The facts about members, with their verdicts, kept up to date by each new fact.
+//! All membership facts and the verdicts over them, updated with each new fact.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use super::{Fact, FactKind, Removal, Verdicts};
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
     said: BTreeMap<NodeId, Arc<Said>>,
-    /// The devices that somebody removed.
+    /// The devices that some fact removes.
     targets: BTreeSet<NodeId>,
     verdicts: Arc<Verdicts>,
-    /// The verdicts are those of fewer facts.
+    /// Whether facts were added that the verdicts do not cover yet.
     is_stale: bool,
 }
 
-/// The facts of one author, by op and place in it.
+/// The facts of one author, by op and index in the op.
 pub(super) type Said = BTreeMap<(OpHash, usize), FactKind>;
 
 impl Ledger {
-    /// A ledger of these facts, in any order.
+    /// Makes a ledger of these facts, in any order.
     pub fn of(facts: &[Fact]) -> Self {
         let mut ledger = Self::default();
         facts.iter().for_each(|fact| ledger.enter(fact, FactKind::bare(&fact.what)));
@@ -34,8 +34,8 @@ impl Ledger {
         ledger
     }
 
-    /// Adds a fact. Returns true if the removals of its author must be told again with
-    /// [`Ledger::retell`]: what they say of this fact was not kept before (M6).
+    /// Adds a fact. Returns true if the removals of its author must be passed to
+    /// [`Ledger::retell`]: what they say about this fact was not kept before (M6).
     #[must_use]
     pub fn insert(&mut self, fact: &Fact) -> bool {
         self.is_stale = self.is_stale || !self.updates(fact);
@@ -44,18 +44,18 @@ impl Ledger {
         self.targets.contains(&fact.by)
     }
 
-    /// Takes from a removal that is known what could not be kept of it before.
+    /// Keeps from a known removal what was not needed before.
     pub fn retell(&mut self, fact: &Fact) {
         self.fill(fact);
         self.is_stale = true;
     }
 
-    /// Whether [`Ledger::verdicts`] are those of all facts.
+    /// Whether [`Ledger::verdicts`] cover all facts.
     pub fn is_settled(&self) -> bool {
         !self.is_stale
     }
 
-    /// Judges the facts, if any were added that need it.
+    /// Judges the facts again if new ones require it.
     pub fn settle(&mut self) {
         if self.is_stale {
             self.verdicts = Arc::new(judge(&self.said));
@@ -63,27 +63,27 @@ impl Ledger {
         }
     }
 
-    /// Who may author and who may connect, by the facts that were settled.
+    /// The verdicts over the facts as of the last [`Ledger::settle`].
     pub fn verdicts(&self) -> &Arc<Verdicts> {
         &self.verdicts
     }
 
-    /// How many facts an author told.
+    /// The number of facts of an author.
     pub fn told(&self, author: &NodeId) -> usize {
         self.said.get(author).map_or(0, |said| said.len())
     }
 
-    /// Whether `author` told that it removes `device`, with a fence.
+    /// Whether `author` removed `device` with a fence.
     pub fn has_fenced(&self, author: &NodeId, device: &NodeId) -> bool {
         let is_fence = |fact: &FactKind| matches!(fact, FactKind::Remove(removal) if removal.device == *device && removal.fence.is_some());
         self.said.get(author).is_some_and(|said| said.values().any(is_fence))
     }
 
-    /// The removal of a device by somebody who knows these facts: it keeps whomever the
-    /// device added, and its fence names all that counts of what the device said.
+    /// The removal of a device that a member with these facts writes. It keeps the members that the
+    /// device added, and its fence names every op of the device that counts.
     pub fn removal(&self, device: &NodeId) -> Removal {
         let (mut keep, mut fence) = (BTreeSet::new(), BTreeSet::new());
-        // Of one that told too many facts none counts (M4).
+        // No fact of an author with too many facts counts (M4).
         let said = self.said.get(device).filter(|said| said.len() <= FACTS_PER_AUTHOR_MAX);
         for ((op, _), fact) in said.iter().flat_map(|said| said.iter()) {
             if self.verdicts.void.contains(op) {
@@ -91,7 +91,7 @@ impl Ledger {
             }
             fence.insert(*op);
             match fact {
-                // One that was removed may have introduced others, who stay.
+                // A device that was removed may have introduced others who stay, so it is kept too.
                 FactKind::Add(added) if added != device && self.verdicts.legit(added) => {
                     keep.insert(*added);
                 }
@@ -110,7 +110,7 @@ impl Ledger {
         removal
     }
 
-    /// How many facts it holds, and how many ops and devices their fences and keeps name.
+    /// The number of facts, and of ops and devices that their fences and keeps name.
     #[cfg(test)]
     pub(super) fn size(&self) -> (usize, usize) {
         let facts = self.said.values().flat_map(|said| said.values());
@@ -131,7 +131,7 @@ impl Ledger {
         said.entry((fact.op, fact.index)).or_insert(what);
     }
 
-    /// Completes a removal by what is known of its target.
+    /// Adds to a removal what is known about its target (M6).
     fn fill(&mut self, fact: &Fact) {
         let FactKind::Remove(told) = &fact.what else { return };
         let nothing = Said::new();
@@ -150,7 +150,8 @@ impl Ledger {
         said.insert((fact.op, fact.index), FactKind::Remove(full));
     }
 
-    /// Updates the verdicts by one new fact, where that is simple. Returns whether it was.
+    /// Updates the verdicts with one new fact where that is simple. Returns false where all facts
+    /// must be judged again.
     fn updates(&mut self, fact: &Fact) -> bool {
         let by = &fact.by;
         let is_plain = self.verdicts.member(by)
@@ -183,7 +184,7 @@ impl Ledger {
 }
 
 impl FactKind {
-    /// Without what is only kept where it can change a verdict.
+    /// A fact without the parts that are kept only where they can change a verdict (M6).
     fn bare(&self) -> Self {
         match self {
             Self::Remove(Removal { device, fence, .. }) => Self::Remove(Removal {

@@ -11,12 +11,12 @@ const fn dev(n: u8) -> NodeId {
     NodeId([n; 32])
 }
 
-/// Facts in the order in which they were told, each in an op of its own.
+/// Facts in the order in which they were stated, each in an op of its own.
 #[derive(Debug, Clone, Default)]
 struct Told(Vec<Fact>);
 
 impl Told {
-    /// The device 1 founds the group, and adds the others.
+    /// Device 1 founds the group and adds the others.
     fn group(others: &[u8]) -> Self {
         let mut told = Self::default();
         told.tell(1, FactKind::Genesis);
@@ -38,20 +38,21 @@ impl Told {
         self.tell(by, FactKind::Add(dev(device)))
     }
 
-    /// The removal that a device writes that knows all that was told.
+    /// The removal that a device writes when it knows all facts so far.
     fn remove(&mut self, by: u8, device: u8) -> OpHash {
         let removal = Ledger::of(&self.0).removal(&dev(device));
         self.tell(by, FactKind::Remove(removal))
     }
 
-    /// A removal by somebody who lies about what it holds: these devices stay, these ops count.
+    /// A removal by a device that lies about what it holds: it keeps `keep` and lets only the ops
+    /// `fence` count.
     fn strike(&mut self, by: u8, device: u8, keep: &[u8], fence: &[OpHash]) -> OpHash {
         let keep = keep.iter().map(|n| dev(*n)).collect();
         let fence = Some(fence.iter().copied().collect());
         self.tell(by, FactKind::Remove(Removal { device: dev(device), keep, fence }))
     }
 
-    /// A removal as version 0.1.0 wrote it.
+    /// A removal without a fence, as version 0.1.0 wrote it.
     fn remove_without_fence(&mut self, by: u8, device: u8, keep: &[u8]) {
         let keep = keep.iter().map(|n| dev(*n)).collect();
         self.tell(by, FactKind::Remove(Removal { device: dev(device), keep, fence: None }));
@@ -61,7 +62,7 @@ impl Told {
         Verdicts::of(&self.0).members().map(|id| id.0[0]).collect()
     }
 
-    /// Learns the facts in this order, one by one.
+    /// A ledger that learns the facts one by one in this order.
     fn learned(&self, order: &[usize]) -> Ledger {
         let mut ledger = Ledger::default();
         let mut heard: Vec<&Fact> = Vec::new();
@@ -84,7 +85,7 @@ impl Told {
 #[test]
 fn without_fences_the_verdicts_are_these() {
     type Case = (&'static str, fn(&mut Told), &'static [u8], &'static [u8]);
-    // What it is about, what is told after the group of 1 alone, the members, the authors.
+    // The case, the facts after device 1 founded the group, the members, the authors.
     let table: [Case; 11] = [
         ("a founder alone", |_| {}, &[1], &[1]),
         (
@@ -222,7 +223,7 @@ fn a_removal_without_a_fence_voids_nothing_until_it_is_said_again() {
 
 #[test]
 fn a_removed_device_cannot_dissolve_the_group_by_removing_the_founder() {
-    // Whoever removed it, and whatever its fence says.
+    // This holds for each remover, whatever its fence names.
     for remover in [1, 3] {
         let mut told = Told::group(&[2, 3, 4]);
         let its_own_add = told.0[1].op;
@@ -274,7 +275,7 @@ fn two_devices_that_remove_each_other_are_out_and_the_elders_devices_stay() {
     told.remove(1, 2);
     told.strike(2, 1, &[], &[]);
     assert_eq!(told.members(), [3]);
-    // At equal distance from the founder each voids what the other alone has said.
+    // At equal distance from the founder each voids what only the other has stated.
     let mut told = Told::group(&[2, 3, 4]);
     told.add(3, 5);
     told.remove(3, 2);
@@ -288,7 +289,7 @@ fn a_stolen_founder_that_two_devices_remove_takes_nobody_along() {
     let mut other = told.clone();
     told.remove(2, 1);
     assert_eq!(told.members(), [2, 3, 4]);
-    // The second had not heard of the first.
+    // The second remover did not know of the first.
     other.0.push(told.0.last().cloned().expect("a removal"));
     let removal = Ledger::of(&other.0[..4]).removal(&dev(1));
     other.tell(3, FactKind::Remove(removal));
@@ -357,7 +358,7 @@ fn whoever_tells_too_many_facts_is_out_whichever_of_them_a_device_has_heard() {
             facts.reverse();
         }
     }
-    // Whom it had added stays out also where a removal keeps it: it may be added again.
+    // A device that it had added stays out although a removal keeps it. It may be added again.
     let mut told = Told([&group[..], &flood].concat());
     told.remove_without_fence(1, 2, &[4]);
     assert!(!Verdicts::of(&told.0).member(&dev(4)));
@@ -376,7 +377,7 @@ fn a_thief_that_tells_too_many_facts_takes_none_of_those_along_that_a_fence_name
     assert_eq!(told.members(), [1, 3, 4]);
     told.0.reverse();
     assert_eq!(told.members(), [1, 3, 4]);
-    // Whoever removes it only then names nothing.
+    // A removal that is written only now names no ops.
     assert_eq!(Ledger::of(&told.0).removal(&dev(2)).fence, Some(BTreeSet::new()));
 }
 
@@ -388,7 +389,7 @@ fn what_a_removal_names_and_nobody_told_is_not_kept() {
     told.strike(3, 2, &keep, &ops);
     let ledger = Ledger::of(&told.0);
     assert_eq!(ledger.size(), (4, 0));
-    // It counts all the same when the device told it later.
+    // The fact counts also when the device stated it later.
     let op = OpHash([7; 32]);
     told.0.push(Fact { by: dev(2), op, index: 0, what: FactKind::Add(dev(10)) });
     let order: Vec<usize> = (0..told.0.len()).collect();
@@ -411,14 +412,14 @@ fn a_chain_leads_from_the_founder_over_introductions_that_stand() {
 
 // ---- properties ------------------------------------------------------------------------------
 
-/// What somebody does: who, to whom, and how (see [`act`]).
+/// An action: by which device, on which device, which kind, and a choice (see [`act`]).
 type Act = (u8, u8, u8, u64);
 
 fn acts(most: usize) -> impl Strategy<Value = Vec<Act>> {
     proptest::collection::vec((1..8_u8, 1..8_u8, any::<u8>(), any::<u64>()), 0..most)
 }
 
-/// Tells anything at all: adds, and removals with any fence. `chosen` picks from what was told.
+/// States any fact: an add, or a removal with any fence. `chosen` picks among the facts so far.
 fn act(told: &mut Told, (by, of, how, chosen): Act) {
     let picks = |at: usize| chosen >> (at % 64) & 1 == 1;
     match how % 5 {
@@ -441,7 +442,7 @@ fn act(told: &mut Told, (by, of, how, chosen): Act) {
     }
 }
 
-/// A group with a history of members who know everything.
+/// A group whose members know all facts when they act.
 fn history(acts: &[Act]) -> Told {
     let mut told = Told::group(&[2, 3]);
     for (by, of, how, _) in acts {
@@ -505,8 +506,8 @@ proptest! {
         }
     }
 
-    /// A thief is removed by a device no further from the founder. Then it and those it adds say
-    /// anything at all.
+    /// A device with a stolen key is removed by a device no further from the founder. Then it and
+    /// the devices that it adds state any facts.
     #[test]
     fn what_a_removed_device_and_its_accomplices_say_changes_nobody_else(
         past in acts(12),
@@ -522,7 +523,7 @@ proptest! {
         told.remove(remover, thief);
         let before = told.members();
 
-        // What stands or falls with the remover's word where neither is closer to the founder.
+        // What depends on the remover's facts alone, where neither is closer to the founder.
         let mut at_stake: BTreeSet<u8> = BTreeSet::from([remover, thief]);
         if distance(remover) == distance(thief) {
             for fact in &told.0 {
@@ -538,7 +539,7 @@ proptest! {
             }
         }
         for (by, of, how, chosen) in crimes {
-            // The thief, or one of three devices that it has added by now.
+            // The thief, or one of three devices that it has added so far.
             let by = [thief, 20, 21, 22][usize::from(by % 4)];
             let of = if how % 5 < 2 { 20 + of % 3 } else { of };
             act(&mut told, (by, of, how, chosen));
@@ -551,8 +552,8 @@ proptest! {
         prop_assert!(!after.contains(&thief));
     }
 
-    /// As above, where a second device removed the thief too: the remover stays as well, and so do
-    /// all others, unless the thief is the founder and has accomplices.
+    /// As above, but a second device removed the thief too. Then the remover stays as well, and so
+    /// do all others, unless the thief is the founder and has accomplices.
     #[test]
     fn a_thief_that_two_devices_removed_takes_nobody_along(
         (first, second, thief) in (1..6_u8, 1..6_u8, 1..6_u8),
@@ -580,7 +581,7 @@ proptest! {
         let Some((by, of)) = two_of(&told.members(), pair) else { return Ok(()) };
         let before: BTreeSet<u8> = told.members().into_iter().collect();
         told.remove(by, of);
-        // Everybody knew everything, so nobody but the device itself goes.
+        // Everybody knew all facts, so only the removed device goes.
         let after: BTreeSet<u8> = told.members().into_iter().collect();
         let gone: Vec<u8> = before.difference(&after).copied().collect();
         prop_assert_eq!(gone, [of]);

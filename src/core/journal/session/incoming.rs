@@ -1,4 +1,4 @@
-//! The half of a session that takes in: the peer's clock, its ops, and what of them is held back.
+//! The receiving half of a session: the peer's clock, its ops, and the logs that are held back.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,12 +8,12 @@ use crate::core::journal::message::{Clock, ClockEntry, Ops, StateDigest};
 use crate::core::journal::op::{LogInfo, SignedOp, op_hash};
 use crate::core::limits::LOGS_MAX;
 
-/// Where the peer stands by all it has told in this session.
+/// The peer's progress by all clocks that it sent in this session.
 #[derive(Debug, Default)]
 pub(super) struct PeerClock {
     pub(super) entries: BTreeMap<LogId, ClockEntry>,
     pub(super) digest: Option<StateDigest>,
-    /// Its last word was that nothing is left to send.
+    /// Whether its last clock said that nothing is left to send.
     pub(super) drained: bool,
 }
 
@@ -22,32 +22,35 @@ pub(super) struct Incoming {
     peer: PeerClock,
     begun: bool,
     busy: Busy,
-    /// Logs told of since gaps were last jumped.
+    /// Logs in the peer's clocks since gaps were last jumped.
     jumpable: BTreeSet<LogId>,
-    /// Logs told of since the peer's place was last noted.
+    /// Logs in the peer's clocks since its progress was last recorded.
     unacked: BTreeSet<LogId>,
     acked_ms: Option<u64>,
-    /// Logs told of and not compared yet, as that takes reading.
+    /// Logs in the peer's clocks that are not compared yet, because comparing them reads the
+    /// journal.
     uncompared: BTreeSet<LogId>,
-    /// The peer has asked for everything to be compared anew.
+    /// The peer requested that everything is compared again.
     asked: bool,
-    /// No comparing that takes reading before this; see [`COMPARE_DUTY`].
+    /// The next comparison that reads the journal happens no earlier; see [`COMPARE_DUTY`].
     compare_ms: u64,
     holds: BTreeMap<LogId, Hold>,
-    /// See N4.
+    /// Whether an op was refused in this session. See N4.
     refused: bool,
-    /// Logs for which the disk had no room, each with the last op of the first batch not taken.
+    /// Logs for which the disk had no room, each with the last op of the first batch that was not
+    /// taken in.
     full: BTreeMap<LogId, OpHash>,
 }
 
-/// What must be answered before the next frame is read.
+/// The effect whose outcome must arrive before the next frame is read.
 #[derive(Debug, Default)]
 enum Busy {
     #[default]
     No,
     Clock {
         whole: bool,
-        /// Since when something is compared that takes reading, but for the first clock.
+        /// When a comparison that reads the journal began; `None` for the first clock, which is
+        /// free.
         costs_since_ms: Option<u64>,
     },
     Ops(Vec<(LogId, OpHash)>),
@@ -56,23 +59,23 @@ enum Busy {
 /// Why no ops of a log are taken in for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hold {
-    /// Wall-clock time.
+    /// Until this wall-clock time.
     UntilMs(u64),
     Author,
 }
 
-/// The peer's place is noted on disk at most this often while it is still sending, and else at most
-/// every [`COALESCE_MS`], as often as honest peers tell.
+/// The shortest pause between two recordings of the peer's progress on disk while the peer is still
+/// sending. Otherwise it is [`COALESCE_MS`], as often as an honest peer sends its clock.
 pub(super) const ACK_MS: u64 = 1_000;
 
-/// Of a session's time at most one part in so many is spent on comparing: for a clock of a hundred
-/// bytes all of a log may have to be read, and all of the journal where the peer asks for it.
+/// At most one part in this many of a session's time goes into comparing. A clock of a hundred
+/// bytes may cause reading all of a log, and a request to compare again all of the journal.
 pub(super) const COMPARE_DUTY: u64 = 10;
 
-/// And it is not done more often than this.
+/// The shortest pause between two comparisons that read the journal.
 pub(super) const COMPARE_MS_MIN: u64 = 1_000;
 
-/// A log is held back at least this long: each release makes the peer send anew.
+/// The shortest time for which a log is held back: each release makes the peer send it again.
 pub(super) const HOLD_MS_MIN: u64 = 30_000;
 
 impl Incoming {
@@ -84,7 +87,7 @@ impl Incoming {
         &self.peer
     }
 
-    /// Takes in a clock. The answer is an order, or what is wrong with it.
+    /// Takes in a clock. Returns an effect to perform, or the protocol error.
     pub(super) fn on_clock(
         &mut self,
         clock: Clock,
@@ -118,7 +121,8 @@ impl Incoming {
         Ok(self.take(jump, cheap, is_first, ack_ms, now_ms))
     }
 
-    /// Logs whose gaps may be jumped. What the disk had no room for has to come again first.
+    /// Takes out the logs whose gaps may be jumped. A log for which the disk had no room has to
+    /// arrive again first.
     fn take_jumpable(&mut self) -> BTreeSet<LogId> {
         let (waiting, jump) = std::mem::take(&mut self.jumpable)
             .into_iter()
@@ -127,13 +131,13 @@ impl Incoming {
         jump
     }
 
-    /// What was put off and is due.
+    /// The effect that was put off and is due now.
     pub(super) fn overdue(&mut self, now_ms: u64) -> Option<Effect> {
         let is_due = self.due_ms().is_some_and(|at| at <= now_ms);
         is_due.then(|| self.take(Vec::new(), Vec::new(), false, ACK_MS, now_ms)).flatten()
     }
 
-    /// When [`Self::overdue`] has something, if nothing is under way.
+    /// When [`Self::overdue`] has an effect, if nothing else happens first.
     pub(super) fn due_ms(&self) -> Option<u64> {
         if self.busy() {
             return None;
@@ -143,7 +147,7 @@ impl Incoming {
         [ack_ms, compares.then_some(self.compare_ms)].into_iter().flatten().min()
     }
 
-    /// Takes in what a clock told, and what of earlier ones was put off and is due.
+    /// Makes one effect of what the new clock requires and what is due from earlier clocks.
     fn take(
         &mut self,
         jump: Vec<ClockEntry>,
@@ -181,9 +185,9 @@ impl Incoming {
         logs.iter().filter_map(|log| self.peer.entries.get(log).copied()).collect()
     }
 
-    /// The clock is dealt with; whether all of it was compared.
+    /// Ends the effect of a clock. Returns whether the whole clock was compared.
     pub(super) fn on_compared(&mut self, unjumped: &[LogId], now_ms: u64) -> bool {
-        // The next clock that says `drained` has them jumped.
+        // The next drained clock has them jumped.
         self.jumpable.extend(unjumped);
         let Busy::Clock { whole, costs_since_ms } = std::mem::take(&mut self.busy) else {
             return false;
@@ -195,7 +199,7 @@ impl Incoming {
         whole
     }
 
-    /// Takes in a batch; what is left of it without the logs held back.
+    /// Takes in a batch. Returns the ops of it whose logs are not held back.
     pub(super) fn on_ops(
         &mut self,
         ops: Ops,
@@ -221,7 +225,8 @@ impl Incoming {
         Ok(taken)
     }
 
-    /// The batch is dealt with: the hashes of its ops. `full` are logs for which there was no room.
+    /// Ends the effect of a batch and returns the hashes of its ops. `full`: logs for which there
+    /// was no room.
     pub(super) fn on_applied(&mut self, full: &BTreeSet<LogId>) -> Vec<OpHash> {
         let Busy::Ops(ops) = std::mem::take(&mut self.busy) else { return Vec::new() };
         let mut last = BTreeMap::new();
@@ -229,7 +234,8 @@ impl Incoming {
             if full.contains(log) {
                 last.insert(*log, *hash);
             } else if self.full.get(log) == Some(hash) {
-                // The peer sends in one order: what came before it came again, what followed will.
+                // The peer sends in one order: the ops before this one arrived again, those after
+                // it will.
                 self.full.remove(log);
             }
         }
@@ -239,7 +245,7 @@ impl Incoming {
         ops.into_iter().map(|(_, hash)| hash).collect()
     }
 
-    /// Holds a log back for want of space, until this wall-clock time. See [`Self::hold`].
+    /// Holds a log back for want of space until this wall-clock time. See [`Self::hold`].
     pub(super) fn hold_for_space(
         &mut self,
         log: LogId,
@@ -251,7 +257,7 @@ impl Incoming {
         held
     }
 
-    /// Holds a log back from now on. Whether that is news.
+    /// Holds the log back. Returns true if it was not held already.
     pub(super) fn hold(&mut self, log: LogId, hold: Hold) -> Result<bool, &'static str> {
         self.refused = true;
         let news = !self.holds.contains_key(&log);
@@ -266,7 +272,7 @@ impl Incoming {
         self.holds.contains_key(log)
     }
 
-    /// The first wall-clock time at which a log is released.
+    /// The first wall-clock time at which a log is to be released.
     pub(super) fn hold_ends_ms(&self) -> Option<u64> {
         let until = |hold: &Hold| match hold {
             Hold::UntilMs(at) => Some(*at),
@@ -275,12 +281,12 @@ impl Incoming {
         self.holds.values().filter_map(until).min()
     }
 
-    /// Releases the logs whose time has come. Whether there were any.
+    /// Releases the logs whose time has come. Returns whether there were any.
     pub(super) fn release_due(&mut self, wall_ms: u64) -> bool {
         self.release(|hold| matches!(hold, Hold::UntilMs(at) if *at <= wall_ms))
     }
 
-    /// Releases the logs of authors that were not known. Whether there were any.
+    /// Releases the logs of unknown authors. Returns whether there were any.
     pub(super) fn release_authors(&mut self) -> bool {
         self.release(|hold| *hold == Hold::Author)
     }

@@ -1,4 +1,4 @@
-//! The half of a session that sends: what the peer lacks, in order of arrival, and our clock.
+//! The sending half of a session: the ops that the peer lacks, in order of arrival, and our clock.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -24,29 +24,29 @@ pub(super) struct Outgoing {
     ops: Option<Ops>,
     clock: Option<Clock>,
 
-    /// What the peer has by its clocks of this session. See N2.
+    /// The peer's progress by its clocks of this session. See N2.
     has: BTreeMap<LogId, u64>,
-    /// What is sent as if the peer had nothing of it.
+    /// The logs that are sent as if the peer had none of their ops.
     again: Again,
-    /// Where the scan is; `None`: to begin where `has` ends.
+    /// The position of the scan; `None`: start where `has` ends.
     cursor: Option<u64>,
-    /// The peer's first clock is here, so there is a place to scan from.
+    /// Whether the peer's first clock was compared, so that a position to scan from is known.
     positioned: bool,
-    /// Another place to scan from was set while a scan was under way, whose outcome is then void.
+    /// Whether the position was changed while a scan was under way: its outcome is then discarded.
     moved: bool,
     scanning: bool,
-    /// When to look for more.
+    /// When to scan for more.
     look_ms: Option<u64>,
 
     told: Option<Told>,
-    /// When to tell where we are, even in the midst of a scan.
+    /// When to send our clock, even in the midst of a scan.
     tell_ms: u64,
     ask_again: bool,
 
     received: Recent,
-    /// Logs sent whole because the peer's ops are not ours.
+    /// Logs that were sent as a whole because the peer holds other ops than we do.
     sent_whole: BTreeSet<LogId>,
-    /// The peer's clock is younger than all ops sent.
+    /// Whether the peer sent a clock after the last ops that we sent.
     peer_answered: bool,
     repaired: Repaired,
 }
@@ -58,32 +58,33 @@ enum Again {
     Everything,
 }
 
-/// What the peer knows of our clock.
+/// Our clock as the peer knows it.
 #[derive(Debug)]
 struct Told {
     at_ms: u64,
     entries: BTreeMap<LogId, ClockEntry>,
     digest: Option<StateDigest>,
     drained: bool,
-    /// It was told `drained` before in this session.
+    /// Whether a clock sent in this session was marked `drained`.
     ever_drained: bool,
 }
 
-/// Hashes of ops the peer sent, so that they do not go back before its clock covers them.
+/// Hashes of ops that the peer sent, so that they are not sent back before its clock covers them.
 #[derive(Debug, Default)]
 struct Recent {
     order: VecDeque<OpHash>,
     set: BTreeSet<OpHash>,
 }
 
-/// Ops of others wait this long, and up to as long again, before they are passed on: the peer may
-/// get them from their author.
+/// The shortest wait, and half of the longest, before ops of other devices are passed on: the peer
+/// may receive them from their author.
 const RELAY_MS: u64 = 100;
 
-/// Hashes remembered of what the peer sent: sixteen batches. What is forgotten may go back once.
+/// How many hashes of received ops are remembered: sixteen batches. A forgotten op may be sent back
+/// once.
 const RECENT_MAX: usize = 16 * OPS_PER_FRAME_MAX;
 
-/// Refusals waiting to be told. They are for people; more would say no more.
+/// The most refusals waiting to be sent. They inform people; more would add nothing.
 const REFUSALS_MAX: usize = 16;
 
 impl Outgoing {
@@ -134,7 +135,7 @@ impl Outgoing {
         (!waits).then(|| self.look_ms.map_or(self.tell_ms, |at| at.min(self.tell_ms)))
     }
 
-    /// Something was given to the stream.
+    /// Notes that a message was given to the stream.
     pub(super) fn sending(&mut self) {
         self.sending = true;
     }
@@ -149,7 +150,7 @@ impl Outgoing {
         }
     }
 
-    /// What was refused may be admitted now.
+    /// Tells the peer with the next clock that refused ops may be admitted now.
     pub(super) fn ask_again(&mut self) {
         self.ask_again = true;
     }
@@ -167,7 +168,7 @@ impl Outgoing {
         self.tell_ms = self.tell_ms.min(self.now_ms + COALESCE_MS);
     }
 
-    /// The peer has told where it is: look whether the two differ.
+    /// Takes in the peer's clock and looks at once whether the two differ.
     pub(super) fn on_peer_clock(&mut self, clock: &Clock) {
         self.peer_answered = true;
         self.look_within(0);
@@ -188,7 +189,7 @@ impl Outgoing {
         }
     }
 
-    /// The peer refused an op. See N7.
+    /// Withholds a log because the peer refused an op of it. See N7.
     pub(super) fn withhold(&mut self, log: LogId, seq: u64, code: RefuseCode) {
         if self.repaired.withheld.len() < LOGS_MAX {
             let op = Withheld { seq, since_ms: self.now_ms, code };
@@ -221,7 +222,7 @@ impl Outgoing {
         self.look_within(0);
     }
 
-    /// Takes in what was found. What is to be told if something is sent again.
+    /// Takes in the outcome of a scan. Returns a report if ops are to be sent again.
     pub(super) fn on_scanned(&mut self, scanned: Scanned, peer: &PeerClock) -> Option<Report> {
         self.reading = false;
         if self.moved {
@@ -245,11 +246,11 @@ impl Outgoing {
         self.on_drained(scanned.drained?, peer)
     }
 
-    /// Nothing is left to send: is it really so, and what does the peer need to hear?
+    /// Nothing is left to send: decides whether a repair is due and whether to send our clock.
     fn on_drained(&mut self, clock: Clock, peer: &PeerClock) -> Option<Report> {
         self.again = Again::Nothing;
         let clock = self.marked(clock);
-        // Only the peer's last word on all that was sent tells whether it helped.
+        // Whether a repair helped shows only in a clock that the peer sent after all of it.
         if self.peer_answered && peer.drained {
             let mut forked = unmatched_forks(&clock, peer);
             forked.retain(|log| !self.repaired.withheld.contains_key(log));
@@ -280,7 +281,8 @@ impl Outgoing {
         None
     }
 
-    /// Whether what was sent again at that time may be so once more; if not, it is looked at then.
+    /// Whether a repair may happen again after one at `sent_ms`. If not, schedules a look at that
+    /// time.
     fn may_again(&mut self, sent_ms: Option<u64>) -> bool {
         let again_ms = sent_ms.map_or(self.now_ms, |at| at + REPAIR_PAUSE_MS);
         if again_ms > self.now_ms {
@@ -332,7 +334,7 @@ impl Outgoing {
         self.look_ms = Some(self.look_ms.map_or(at_ms, |before| before.min(at_ms)));
     }
 
-    /// Orders what is next, if nothing is under way.
+    /// Appends the next effect to `out` if none is under way.
     pub(super) fn pump(&mut self, out: &mut Vec<Effect>) {
         if self.sending || self.reading {
             return;
@@ -360,7 +362,7 @@ impl Outgoing {
         }
     }
 
-    /// Our clock, with what it says of logs that the peer refused.
+    /// Our clock with the logs marked that are withheld from the peer.
     fn marked(&self, mut clock: Clock) -> Clock {
         for entry in &mut clock.entries {
             entry.withheld = self.repaired.withheld.contains_key(&entry.log);
@@ -410,7 +412,7 @@ impl Recent {
     }
 }
 
-/// Logs known as forked of which the two do not hold the same.
+/// Forked logs of which the two devices do not hold the same ops.
 fn unmatched_forks(clock: &Clock, peer: &PeerClock) -> BTreeSet<LogId> {
     let unmatched = clock.entries.iter().filter(|ours| {
         let theirs = peer.entries.get(&ours.log);
@@ -422,7 +424,7 @@ fn unmatched_forks(clock: &Clock, peer: &PeerClock) -> BTreeSet<LogId> {
     unmatched.map(|entry| entry.log).collect()
 }
 
-/// Whether two states are not the same that should be.
+/// Whether the clocks are equal but the state digests differ.
 fn digests_differ(clock: &Clock, peer: &PeerClock) -> bool {
     if StateDigest::agree(clock.digest, peer.digest) {
         return false;
@@ -431,7 +433,7 @@ fn digests_differ(clock: &Clock, peer: &PeerClock) -> bool {
     same_clock(&entries, &peer.entries)
 }
 
-/// Whether two clocks cover the same. The chain of a forked log means nothing.
+/// Whether two clocks cover the same ops. The chain of a forked log is not compared.
 fn same_clock(a: &BTreeMap<LogId, ClockEntry>, b: &BTreeMap<LogId, ClockEntry>) -> bool {
     let covers = |entries: &BTreeMap<LogId, ClockEntry>| -> usize {
         entries.values().filter(|entry| entry.seq > 0).count()

@@ -1,36 +1,36 @@
-//! What a peer lacks of one log, by its clock's entry and what we hold.
+//! Which ops of one log a peer lacks, by the entry in its clock and what we hold.
 
 use crate::core::journal::message::{ClockEntry, Head};
 use crate::core::journal::set_hash::SetDigest;
 
-/// What we hold of the log an entry is about.
+/// What we hold of the log of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Here {
-    /// Our clock.
+    /// Our progress in the log.
     pub seq: u64,
     /// The hash of our op at `seq`.
     pub head: Head,
-    /// Over our live ops above the *entry's* number, over all of them when the entry is forked.
-    /// `None`: not worth finding out.
+    /// The digest of our live ops above the *entry's* number, or of all live ops when the entry is
+    /// forked. `None` when it is not worth reading.
     pub above: Option<SetDigest>,
-    /// The hashes of the ops held at the entry's number; none when it was dropped.
+    /// The hashes of our ops with the entry's number; empty when they were dropped.
     pub at: Vec<Head>,
-    /// We know two ops of one number.
+    /// Whether we hold two ops with one number.
     pub forked: bool,
 }
 
-/// What the peer needs of a log.
+/// The ops of a log that the peer needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// Nothing of what we hold now; of what arrives later, what is above this.
+    /// None that we hold now; of later arrivals those above this number.
     Settled(u64),
-    /// What is above this.
+    /// Those above this number.
     Above(u64),
-    /// Everything: its ops are not ours.
+    /// All: the peer holds other ops than we do.
     All,
 }
 
-/// Judges an entry of a peer's clock. Whether forked logs match is judged elsewhere, when nothing
+/// Judges an entry of a peer's clock. Whether the ops of forked logs match is judged when nothing
 /// else is left to send.
 pub fn need(entry: &ClockEntry, here: &Here) -> Need {
     let other_op = |hash: &Head| entry.seq > 0 && *hash != entry.head;
@@ -43,7 +43,8 @@ pub fn need(entry: &ClockEntry, here: &Here) -> Need {
         return Need::Above(entry.seq);
     }
     if entry.seq < here.seq {
-        // It holds what is alive, and lacks only the op at our clock, up to which it may then jump.
+        // The peer has all live ops and lacks only the op at our clock, up to which it may then
+        // jump.
         return Need::Above(here.seq - 1);
     }
     Need::Settled(entry.seq)

@@ -13,7 +13,7 @@ use crate::core::journal::set_hash::SetDigest;
 const GROUP: GroupId = GroupId([9; 32]);
 const WALL_MS: u64 = 1_800_000_000_000;
 
-/// A session, and the peer and the journal played by the test.
+/// A session, with its peer and its journal played by the test.
 struct Stage {
     session: Session,
     now: Now,
@@ -81,7 +81,8 @@ impl Stage {
         self.handle(Input::Tick)
     }
 
-    /// What is ordered until no clock is left to take in.
+    /// Handles an input and answers every clock effect until none is left. Returns the other
+    /// effects.
     fn take_clocks(&mut self, input: Input) -> Vec<Effect> {
         let mut effects = self.handle(input);
         let mut seen = 0;
@@ -94,7 +95,7 @@ impl Stage {
         effects
     }
 
-    /// Up to where the peer is a member and our first clock, with these entries, is sent.
+    /// A stage where the peer is a member and our first clock, with these entries, was sent.
     fn open(entries: &[ClockEntry]) -> Self {
         let mut stage = Self::new(true);
         assert!(matches!(stage.out[..], [Effect::Send(JournalMessage::Hello(_))]));
@@ -109,7 +110,7 @@ impl Stage {
         stage
     }
 
-    /// The peer tells its whole first clock, and we have nothing for it.
+    /// The peer sends its whole first clock, and we have nothing for it.
     fn settle(&mut self, theirs: Clock, ours: Clock) -> Vec<Effect> {
         let effects = self.handle(told(theirs));
         assert!(matches!(effects[..], [Effect::TakeClock { .. }]), "{effects:?}");
@@ -248,7 +249,7 @@ fn a_full_disk_refuses_asks_again_in_time_and_jumps_no_gap_until_all_has_come() 
     stage.handle(Input::Sent);
     let told_all = || told(clock(&[entry(1, 5), entry(3, 2)], true, 0));
     assert_eq!(jump_of(stage.handle(told_all())), BTreeSet::from([log(1)]));
-    // The disk was full for that jump as well.
+    // The disk was full for this jump as well.
     let unjumped = vec![log(1)];
     stage.handle(Input::Compared(Compared { unjumped, ..Compared::default() }));
 
@@ -448,7 +449,7 @@ fn at_rest_a_clock_a_minute_is_all_that_is_said() {
 
 #[test]
 fn a_session_never_orders_two_of_a_kind_at_once() {
-    // What may be outstanding, whatever comes: a frame, a read, a batch or clock to take in.
+    // What may be under way at one time: one frame, one read, one batch or clock to take in.
     let mut stage = Stage::open(&[]);
     stage.handle(told(clock(&[], true, 0)));
     for _ in 0..50 {
@@ -552,7 +553,7 @@ fn of_a_log_that_the_peer_refused_nothing_is_sent_until_it_has_the_refused_op_or
         stage.handle(refuse(1, 8));
         let effects = stage.handle(Input::Sent);
         assert_eq!(scans(&effects)[0].get(&log(1)), Some(&u64::MAX), "{effects:?}");
-        // What was read before the refusal came is not sent either.
+        // Ops that were read before the refusal came are not sent either.
         let rest =
             Scanned { ops: vec![(log(1), op(1, 8)), (log(2), op(2, 9))], cursor: 6, drained: None };
         let effects = stage.handle(Input::Scanned(rest));
@@ -580,7 +581,7 @@ fn of_a_log_that_the_peer_refused_nothing_is_sent_until_it_has_the_refused_op_or
     }
 }
 
-/// Longer than comparing is put off.
+/// Longer than a comparison is put off.
 const COMPARE_WAIT_MS: u64 = 60_000;
 
 #[test]
