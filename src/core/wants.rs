@@ -340,8 +340,8 @@ impl Wants {
         }
     }
 
-    /// The store's feed shows `hash`. Returns the peers known to hold it; none means that it is new
-    /// in the group as far as known.
+    /// The store's feed shows `hash`. Returns the peers known to hold it; none means that the asset
+    /// was added on this device.
     pub fn indexed(&mut self, hash: Hash) -> Vec<NodeId> {
         self.rests.forget(&hash);
         if let Some(holders) = self.feed.shows(hash) {

@@ -1,10 +1,10 @@
-//! Pieces of an asset that prove themselves: the bao encoding (BLAKE3 verified streaming, after
-//! O'Connor's bao specification) over groups of 16 KiB, by the `bao-tree` crate.
+//! Pieces of an asset that can be verified one by one: the bao encoding (BLAKE3 verified streaming,
+//! after O'Connor's bao specification) over groups of 16 KiB, by the `bao-tree` crate.
 //!
-//! A piece is a range of the content with the hash pairs on the way to it from the root, in
-//! pre-order. Whoever knows the asset's hash and size can check it alone. All hash pairs of an
-//! asset together are its outboard: 64 bytes for each group but one, in pre-order and without a
-//! size prefix; an asset of one group has none.
+//! A piece is a range of the content with the hash pairs on the path from the root to it, in
+//! pre-order. It can be verified with the asset's hash and size alone. All hash pairs of an asset
+//! together are its outboard: 64 bytes for each group but one, in pre-order and without a size
+//! prefix; an asset of one group has none.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -28,16 +28,16 @@ pub const GROUP_BYTES: u64 = 16 * 1024;
 /// Why a piece could not be encoded.
 #[derive(Debug, Error)]
 pub enum EncodeError {
-    /// Content or outboard are not those of the asset: it has rotted, or was changed.
+    /// The content or the outboard does not match the asset's hash: it has decayed, or was changed.
     #[error("the content does not match its hash at byte {offset_bytes}")]
     Damaged {
-        /// The group that is wrong.
+        /// The start of the wrong group.
         offset_bytes: u64,
     },
-    /// Only an asset of one group has none; see [`build_outboard`].
+    /// There is no outboard; only an asset of one group needs none. See [`build_outboard`].
     #[error("an asset of {0} bytes cannot be encoded without its outboard")]
     NoOutboard(u64),
-    /// Not a range of the asset in whole groups.
+    /// The range is not one of whole groups of the asset.
     #[error("bytes {0:?} are no whole groups of the asset")]
     Misaligned(Range<u64>),
     /// The outboard could not be read.
@@ -48,31 +48,31 @@ pub enum EncodeError {
     Content(#[source] io::Error),
 }
 
-/// What was found good in a piece, from its start up to the first wrong group.
+/// The verified part of a piece, from its start to the first wrong group.
 #[derive(Debug, Default)]
 pub struct Decoded<'a> {
     /// The verified content, group after group.
     pub groups: Vec<&'a [u8]>,
-    /// The hash pairs first met in this piece, to be written at `outboard_offset_bytes`.
+    /// The hash pairs that no earlier piece contains, to be written at `outboard_offset_bytes`.
     pub outboard: Vec<u8>,
-    /// Where in the outboard they belong.
+    /// The position of these pairs in the outboard.
     pub outboard_offset_bytes: u64,
-    /// The other hash pairs on the way from the root, each with its place in the outboard. Who holds
-    /// the group before this piece has them.
+    /// The other hash pairs on the path from the root, each with its position in the outboard. A
+    /// receiver that holds the group before this piece has them already.
     pub above: Vec<(u64, PairBytes)>,
-    /// The whole piece was good.
+    /// Whether the whole piece was verified.
     pub whole: bool,
 }
 
 impl Decoded<'_> {
-    /// How much content was good.
+    /// The number of content bytes verified.
     pub fn bytes(&self) -> u64 {
         self.groups.iter().map(|group| group.len() as u64).sum()
     }
 }
 
 /// The bao encoding of `content`, the bytes of the asset from `offset_bytes` on. The content is
-/// checked against the hash on the way, so that what has rotted here is never sent.
+/// verified while it is encoded, so that decayed content is never sent.
 pub fn encode_piece(
     digest: &Digest,
     offset_bytes: u64,
@@ -87,7 +87,8 @@ pub fn encode_piece(
     })
 }
 
-/// The same of a range of the asset's file. Each group is read to where it is sent from.
+/// As [`encode_piece`], from a range of the asset's file. Each group is read directly into the
+/// result.
 pub fn encode_piece_of_file(
     digest: &Digest,
     range: Range<u64>,
@@ -105,7 +106,7 @@ fn length(group: &Range<u64>) -> usize {
     (group.end - group.start) as usize
 }
 
-/// `append` puts the bytes of a group at the end of what is encoded.
+/// `append` adds the content of a group to what is encoded so far.
 fn encode(
     digest: &Digest,
     range: Range<u64>,
@@ -152,8 +153,8 @@ fn encode(
     Ok(encoded)
 }
 
-/// Checks the encoding of `range` against the asset's hash and takes it apart. Copies no content.
-/// `None`: not a range in whole groups.
+/// Verifies the encoding of `range` against the asset's hash and splits it without copying content.
+/// `None` if the range is not one of whole groups.
 pub fn decode_piece<'a>(
     digest: &Digest,
     range: Range<u64>,
@@ -180,8 +181,8 @@ pub fn decode_piece<'a>(
                 expected.extend(left.then_some(pair[0]));
                 let Some(position) = tree.pre_order_offset(node) else { continue };
                 let offset_bytes = position * PAIR_BYTES;
-                // Pre-order is the order in which a walk from left to right meets the pairs: those
-                // that begin here or later were not met before, and lie one after another.
+                // In pre-order, pairs that begin in this piece or later follow one another; earlier
+                // pieces do not contain them.
                 if start(node) < range.start {
                     decoded.above.push((offset_bytes, *bytes));
                 } else {
@@ -207,8 +208,8 @@ pub fn decode_piece<'a>(
     Some(decoded)
 }
 
-/// Which bytes of `content` are good by the hash pairs in `outboard`: whole groups. Reads and hashes
-/// all that may be, up to the first place that cannot be read.
+/// The ranges of `content`, in whole groups, that match the hash pairs in `outboard`. Reads and
+/// hashes everything that may match, up to the first place that cannot be read.
 pub(super) fn verified_ranges(digest: &Digest, content: &File, outboard: &File) -> Ranges {
     let stored = PreOrderOutboard {
         root: blake3::Hash::from_bytes(digest.hash.0),
@@ -230,7 +231,7 @@ pub(super) fn verified_ranges(digest: &Digest, content: &File, outboard: &File) 
     verified
 }
 
-/// Writes the outboard of a content to the empty file `to` and returns the content's hash; for
+/// Writes the outboard of a content to the empty file `to` and returns the content's hash, for
 /// stores that keep no outboards. Reads the content once, in constant memory.
 pub fn build_outboard(mut content: impl Read, size_bytes: u64, to: &mut File) -> io::Result<Hash> {
     let mut stored = PreOrderOutboard { root: blake3::hash(&[]), tree: tree(size_bytes), data: to };
@@ -250,15 +251,15 @@ pub fn outboard_bytes(size_bytes: u64) -> u64 {
 }
 
 const PAIR_BYTES: u64 = 64;
-/// The hash pairs from the root to a group in the largest asset, an upper bound.
+/// An upper bound for the hash pairs from the root to a group in the largest asset.
 const PATH_BYTES: usize = 64 * PAIR_BYTES as usize;
-/// 2^4 chunks of 1 KiB.
+/// Groups of 2^4 chunks of 1 KiB.
 const BLOCK_SIZE: BlockSize = BlockSize::from_chunk_log(4);
 
 /// The hashes of a node's two halves.
 type Pair = [[u8; 32]; 2];
 
-/// The same as it is sent and kept.
+/// A [`Pair`] as it is sent and stored.
 pub type PairBytes = [u8; PAIR_BYTES as usize];
 
 fn pair(bytes: &PairBytes) -> Pair {

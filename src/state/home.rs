@@ -1,10 +1,10 @@
-//! Where the agent's files are, and that nobody else gets at them.
+//! The agent's files: where they are, and that no other user can read them.
 //!
-//! H1  Every folder is 0700 and every file 0600, ours, and no symlink. What is otherwise is refused
-//!     with the command that mends it; nothing is repaired silently, because whoever could read a
-//!     secret may have done so.
+//! H1  Every folder is 0700 and every file 0600, owned by the user, and no symlink. Anything else
+//!     is refused with the command that repairs it. Nothing is repaired silently, because another
+//!     user may have read a secret.
 //! H2  A secret file appears whole and durable under its name, or not at all.
-//! H3  One agent per home: the holder of [`Lock`].
+//! H3  One agent per home: the holder of the [`Lock`].
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -18,22 +18,23 @@ use serde::{Deserialize, Serialize};
 
 /// The folders of one agent.
 ///
-/// Small state lives in the state folder. Assets and partial transfers share the data folder, so
-/// that a finished transfer enters the store by a rename.
+/// Small state is in the state folder. Assets and partial transfers share the data folder, so that
+/// a finished transfer enters the store by a rename.
 #[derive(Debug, Clone)]
 pub struct Home {
     state: PathBuf,
     data: PathBuf,
 }
 
-/// Proof that this process is the one agent of its home; given back when dropped.
+/// Proof that this process is the only agent of its home. Dropping it releases the home.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
 }
 
 impl Drop for Lock {
-    /// Closing alone would not do: a child process just being started still holds the file open.
+    /// Closing the file would not be enough: a child process that is just starting still has it
+    /// open.
     fn drop(&mut self) {
         let _ = self.file.unlock();
     }
@@ -46,8 +47,8 @@ pub struct ApiAddress {
     pub api: String,
     /// The agent's process id.
     pub pid: u32,
-    /// The socket for commands, as a path from the home; see [`super::socket`]. `None` in what a
-    /// version before there was one has written.
+    /// The socket for commands, as a path relative to the home; see [`super::socket`]. `None` when
+    /// written by a version that had no socket.
     #[serde(default)]
     pub socket: Option<PathBuf>,
 }
@@ -67,7 +68,7 @@ impl Home {
         Ok(home)
     }
 
-    /// The same home for commands that talk to a running agent, or `None` when no agent was ever
+    /// The home as seen by commands that talk to a running agent; `None` when no agent was ever
     /// started in it. Creates nothing.
     pub fn find(explicit: Option<PathBuf>) -> Result<Option<Self>> {
         let home = Self::locate(explicit, |name| std::env::var_os(name))?;
@@ -128,27 +129,28 @@ impl Home {
         Ok(())
     }
 
-    /// The folder of the small files: the key, the journal, the index.
+    /// The folder of the small files: key, journal, index.
     pub fn state_dir(&self) -> &Path {
         &self.state
     }
 
-    /// The device's secret key.
+    /// The path of the device's secret key.
     pub fn key_path(&self) -> PathBuf {
         self.state.join("key")
     }
 
-    /// The index of known hashes.
+    /// The path of the index of known hashes.
     pub fn index_db_path(&self) -> PathBuf {
         self.state.join("index.db")
     }
 
-    /// The group and its journal.
+    /// The path of the database with the group and its journal.
     pub fn journal_db_path(&self) -> PathBuf {
         self.state.join("journal.db")
     }
 
-    /// Whether there is a key and no journal beside it: not a first start, unless that was cut off.
+    /// Whether there is a key but no journal. This is not a first start, unless the first start was
+    /// interrupted.
     pub fn is_journal_lost(&self) -> bool {
         let is_there = |path: PathBuf| path.symlink_metadata().is_ok();
         let journal_bytes = self.journal_db_path().symlink_metadata().map_or(0, |file| file.len());
@@ -156,32 +158,32 @@ impl Home {
         !is_new && journal_bytes == 0
     }
 
-    /// There when the next start is to make a new device of this home.
+    /// The path of the file that makes the next start turn this home into a new device.
     pub(super) fn start_over_path(&self) -> PathBuf {
         self.state.join("start-over")
     }
 
-    /// The token of the local API.
+    /// The path of the token of the local API.
     pub fn api_token_path(&self) -> PathBuf {
         self.state.join("api-token")
     }
 
-    /// Where the local API listens; see [`ApiAddress`].
+    /// The path of the file that says where the local API listens; see [`ApiAddress`].
     pub fn api_address_path(&self) -> PathBuf {
         self.state.join("api-address")
     }
 
-    /// The key of the embedded store when it is served alone.
+    /// The path of the key of the embedded store when it is served without an agent.
     pub fn store_key_path(&self) -> PathBuf {
         self.state.join("store-key")
     }
 
-    /// The embedded store's folder.
+    /// The folder of the embedded store.
     pub fn store_dir(&self) -> PathBuf {
         self.data.join("store")
     }
 
-    /// Large transfers under way.
+    /// The folder of large transfers under way.
     pub fn partials_dir(&self) -> PathBuf {
         self.data.join("partials")
     }
@@ -194,8 +196,8 @@ impl Home {
         self.state.join("lock")
     }
 
-    /// Becomes the one agent of this home, and clears away what an agent that was killed while
-    /// writing a secret left behind.
+    /// Becomes the only agent of this home, and removes unfinished secret files that a killed agent
+    /// left.
     pub fn lock(&self) -> Result<Lock> {
         let path = self.lock_path();
         let mut file = private_file_options()
@@ -239,7 +241,7 @@ impl Home {
         Ok(())
     }
 
-    /// The token a client shows to the local API, made at the first start.
+    /// The token that a client shows to the local API; made at the first start.
     pub fn load_or_create_token(&self, _lock: &Lock) -> Result<String> {
         if let Some(token) = self.token()? {
             return Ok(token);
@@ -249,7 +251,7 @@ impl Home {
         Ok(token)
     }
 
-    /// The token, when the agent has made one.
+    /// The token, if the agent has made one.
     pub fn token(&self) -> Result<Option<String>> {
         let path = self.api_token_path();
         let Some(bytes) = read_secret(&path)? else {
@@ -265,25 +267,25 @@ impl Home {
         Ok(Some(token.to_owned()))
     }
 
-    /// Keeps the UDP port for the next start.
+    /// Saves the UDP port for the next start.
     pub fn write_udp_port(&self, _lock: &Lock, port: u16) -> Result<()> {
         write_private(&self.udp_port_path(), format!("{port}\n").as_bytes(), RenameFlags::empty())
     }
 
-    /// The UDP port of last time, if that can be told.
+    /// The UDP port of the last run, if it can be read.
     pub fn udp_port(&self) -> Option<u16> {
         let text = fs::read_to_string(self.udp_port_path()).ok()?;
         text.trim().parse().ok().filter(|port| *port > 0)
     }
 
-    /// Tells clients where the API listens.
+    /// Writes down for clients where the API listens.
     pub fn write_api_address(&self, _lock: &Lock, address: &ApiAddress) -> Result<()> {
         let mut json = serde_json::to_vec(address)?;
         json.push(b'\n');
         write_private(&self.api_address_path(), &json, RenameFlags::empty())
     }
 
-    /// Where the API listens; `None` when no agent wrote it. After a crash it may be out of date.
+    /// Where the API listens; `None` when no agent has written it. It may be stale after a crash.
     pub fn api_address(&self) -> Result<Option<ApiAddress>> {
         let path = self.api_address_path();
         let Some(bytes) = read_secret(&path)? else {
@@ -294,7 +296,7 @@ impl Home {
             .with_context(|| format!("{} is damaged: restart the agent", path.display()))
     }
 
-    /// At the agent's stop.
+    /// Removes the API address when the agent stops.
     pub fn remove_api_address(&self, _lock: &Lock) -> Result<()> {
         match fs::remove_file(self.api_address_path()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
@@ -303,7 +305,7 @@ impl Home {
     }
 }
 
-/// Names that are found together only in a home, or in the store of one.
+/// Names that occur together only in a home or in the store of a home.
 const SIGNS: [&[&str]; 5] = [
     &["key", "journal.db"],
     &["key", "api-token"],
@@ -312,7 +314,7 @@ const SIGNS: [&[&str]; 5] = [
     &["store/store.db", "store/content"],
 ];
 
-/// Whether `folder` is a folder of some agent, running or not, or a copy of one.
+/// Whether `folder` is a folder of an agent, running or not, or a copy of one.
 pub fn is_home(folder: &Path) -> bool {
     let holds = |name: &&str| folder.join(name).symlink_metadata().is_ok();
     SIGNS.iter().any(|names| names.iter().all(holds))
@@ -329,7 +331,7 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<()> {
     write_private(path, bytes, RenameFlags::NOREPLACE)
 }
 
-/// The bytes of a file only this user can read; `None` when there is none.
+/// The content of a file that only this user can read; `None` when it does not exist.
 pub fn read_secret(path: &Path) -> Result<Option<Vec<u8>>> {
     match path.symlink_metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -346,8 +348,8 @@ pub fn read_secret(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Prepares `path` for a database: SQLite gives a new file the umask's mode, and its WAL the mode
-/// of the database, so an empty file of ours goes first.
+/// Prepares `path` for a database by creating an empty private file: SQLite would give a new file
+/// the mode of the umask, and gives the WAL the mode of the database.
 pub(super) fn private_database_file(path: &Path) -> Result<()> {
     match private_file_options().create_new(true).open(path) {
         Ok(file) => file
@@ -364,7 +366,7 @@ const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const OTHERS: u32 = 0o077;
 const TOKEN_CHARS: usize = 64;
-/// Far above any secret file of ours; a larger one is none.
+/// Far above any secret file of ours; a larger file is not one.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 const PID_BYTES_MAX: u64 = 32;
 const UNFINISHED_PREFIX: &str = ".unfinished-";
@@ -432,8 +434,8 @@ pub(super) fn check_private(path: &Path, kind: Kind) -> Result<()> {
     Ok(())
 }
 
-/// Write, fsync, rename, fsync of the folder: without any one of them a crash can leave an empty
-/// file or none.
+/// Write, fsync, rename, fsync of the folder: if one of them is left out, a crash can leave an
+/// empty file or none.
 fn write_private(path: &Path, bytes: &[u8], flags: RenameFlags) -> Result<()> {
     let folder = path.parent().context("a secret file needs a folder")?;
     let unfinished = folder.join(format!("{UNFINISHED_PREFIX}{}", random_token()));

@@ -1,9 +1,9 @@
-//! The device's identity: one secret key, made once, kept for life.
+//! The device's identity: one secret key, made once and kept for life.
 //!
-//! A key that is there and bad is never replaced: the group knows this device by it, so a new one
-//! would quietly turn the device into a stranger. Nor is one made when only the key is missing. Only
-//! when the user says so is a key given up, with the journal that was signed by it; as a running
-//! agent uses both, the next start does that.
+//! A damaged key is never replaced: the group knows this device by it, so a new key would silently
+//! turn the device into a stranger. A missing key beside existing state is not replaced either. A
+//! key is given up only when the user requests it, with the journal that it signed; because a
+//! running agent uses both, the next start does this.
 
 use std::path::Path;
 
@@ -13,18 +13,18 @@ use iroh::{PublicKey, SecretKey, Signature};
 use crate::core::ids::NodeId;
 use crate::state::home::{Home, Lock, read_secret, write_secret};
 
-/// Who this device is.
+/// The device's key pair.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// Signs its QUIC handshakes. Its `Debug` shows no bytes of it.
+    /// The secret key. It signs the QUIC handshakes. Its `Debug` shows no bytes of it.
     pub secret_key: SecretKey,
-    /// The public half.
+    /// The public key.
     pub node_id: NodeId,
 }
 
 impl Identity {
-    /// Reads the key, or makes one when this home has neither key nor state yet. The new key is
-    /// durable before it is returned.
+    /// Reads the key, or makes one if this home has neither key nor state. A new key is durable
+    /// before it is returned.
     pub fn load_or_create(home: &Home, _lock: &Lock) -> Result<Self> {
         start_over_if_asked(home)?;
         let path = home.key_path();
@@ -52,7 +52,8 @@ impl Identity {
         Ok(identity)
     }
 
-    /// Has the next start make a new device of this home: with another key, in a group of its own.
+    /// Requests that the next start makes this home a new device with another key, in a group of
+    /// its own.
     pub fn ask_to_start_over(home: &Home) -> Result<()> {
         let path = home.start_over_path();
         if path.symlink_metadata().is_ok() {
@@ -61,13 +62,13 @@ impl Identity {
         write_secret(&path, b"")
     }
 
-    /// Signs with the key. What is signed says first what it is, so that no signature is good for
-    /// something else.
+    /// Signs with the key. Each message starts with its purpose, so that no signature can be used
+    /// for another one.
     pub fn sign(&self, message: &[u8]) -> [u8; SIGNATURE_BYTES] {
         self.secret_key.sign(message).to_bytes()
     }
 
-    /// The identity of a key. Only [`Identity::load_or_create`] keeps it.
+    /// The identity of a given key. Only [`Identity::load_or_create`] saves keys.
     pub fn from_bytes(bytes: &[u8; KEY_BYTES]) -> Self {
         let secret_key = SecretKey::from_bytes(bytes);
         let node_id = NodeId(*secret_key.public().as_bytes());
@@ -89,8 +90,8 @@ impl Identity {
     }
 }
 
-/// Whether `device` signed `message`. By strict verification, one signature at a time: batches accept
-/// some that this refuses, and devices must not disagree.
+/// Whether `device` signed `message`. Verification is strict and one signature at a time: batch
+/// verification accepts some signatures that this refuses, and devices must not disagree.
 pub fn verify_signature(
     device: &NodeId,
     message: &[u8],
@@ -100,10 +101,10 @@ pub fn verify_signature(
         .is_ok_and(|key| key.verify(message, &Signature::from_bytes(signature)).is_ok())
 }
 
-/// Bytes of a signature.
+/// The length of a signature.
 pub const SIGNATURE_BYTES: usize = 64;
 
-/// What was asked goes last: a start that is cut off here is followed by one that does the rest.
+/// The request is removed last, so that the start after an interrupted one does the rest.
 fn start_over_if_asked(home: &Home) -> Result<()> {
     let asked = home.start_over_path();
     if asked.symlink_metadata().is_err() {
@@ -261,7 +262,7 @@ mod tests {
         drop(Journal::open(&home.journal_db_path(), &first, [0; 32]).unwrap());
         Identity::ask_to_start_over(&home).unwrap();
         Identity::ask_to_start_over(&home).unwrap();
-        // As if a start had come so far.
+        // As if an earlier start had come this far.
         fs::remove_file(home.journal_db_path()).unwrap();
         let second = load(&home).unwrap();
         assert_ne!(first.node_id, second.node_id);
@@ -269,7 +270,7 @@ mod tests {
         assert_eq!(load(&home).unwrap().node_id, second.node_id, "once");
     }
 
-    /// Runs as a process of its own: the umask belongs to the process.
+    /// Runs as a process of its own, because the umask belongs to the process.
     #[test]
     #[ignore = "a child process of the tests below"]
     fn child_starts() {
@@ -323,7 +324,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("home");
             let mut first = child(&path);
-            // Not a wait for something: the moment of the kill is the variable of this test.
+            // This sleep waits for nothing: the moment of the kill is what the test varies.
             std::thread::sleep(whole_run * round / KILLS);
             let _ = first.kill();
             killed += u32::from(!first.wait_with_output().unwrap().status.success());

@@ -1,19 +1,19 @@
 //! The index: which hashes the store knows, in the order this device learnt of them.
 //!
-//! A cache, for reconciling without asking the store: it can always be rebuilt from the store's
-//! change feed. Hence `synchronous = NORMAL`: a power cut may take the newest transactions, and the
-//! database is then that of a moment before, the store cursor in it included, so the feed brings the
-//! rest again. What must not happen is that a sequence number means two hashes to a peer, therefore:
+//! It is a cache for reconciling without querying the store, and can always be rebuilt from the
+//! store's change feed. Hence `synchronous = NORMAL`: a power cut may lose the newest transactions.
+//! The database then has an earlier state, with the store cursor of that state, so the feed brings
+//! the rest again. But a sequence number must never mean two hashes to a peer, therefore:
 //!
-//! X1  Numbers are given in commit order and rise; within an epoch none is given twice.
-//! X2  Every [`Index::open`] begins a new epoch, and so does forgetting hashes. A restored backup, a
-//!     copied home or a file system snapshot may bring back an older file that looks like the last
-//!     one in every respect: only a new epoch is safe, and it costs little. The first comparison
-//!     after a start finds differences by coded cells instead of by cursor.
-//! X3  Hashes, their count and the store cursor they stand for change in one transaction.
+//! X1  Numbers are assigned in commit order and rise; within an epoch none is assigned twice.
+//! X2  Every [`Index::open`] begins a new epoch, and so does forgetting hashes. A restored backup,
+//!     a copied home or a file system snapshot may bring back an older file that looks like the
+//!     last one in every respect. Only a new epoch is safe, and it costs little: the first
+//!     comparison after a start finds differences by coded cells instead of by cursor.
+//! X3  Hashes, their count and the store cursor change in one transaction.
 //! X4  An index that cannot be used (damaged, of a newer version, not a file) is moved aside and
-//!     begun anew. It is a cache, so it never keeps the agent from starting.
-//! X5  What was learnt of one epoch (a peer's cursor, a sketch) is not saved in another.
+//!     begun anew. Because it is a cache, it never keeps the agent from starting.
+//! X5  What belongs to one epoch (a peer's cursor, a sketch) is not saved in another.
 
 use std::fs;
 use std::ops::{Deref, RangeInclusive};
@@ -32,33 +32,33 @@ pub struct Index {
     shared: Arc<Shared>,
 }
 
-/// Where the index stands.
+/// The state of the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    /// Sequence numbers of another epoch mean nothing here.
+    /// The epoch: sequence numbers of another epoch have no meaning here.
     pub epoch: Epoch,
     /// The newest sequence number; 0 when there is none.
     pub seq: u64,
-    /// How many hashes are known.
+    /// The number of known hashes.
     pub count: u64,
-    /// The store's change feed is taken in up to here.
+    /// The position in the store's change feed up to which it was applied.
     pub store_cursor: u64,
 }
 
 /// Random; see X2.
 pub type Epoch = [u8; 16];
 
-/// What a listing of the whole store has shown so far: a bit for each sequence number.
+/// The rows seen so far in a listing of the whole store: one bit per sequence number.
 #[derive(Debug, Default)]
 pub struct Listing {
     seen: Vec<u64>,
     count: u64,
 }
 
-/// What [`Index::bind`] found.
+/// The result of [`Index::bind`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bound {
-    /// False when the index was of another store, or new, and is empty now.
+    /// False when the index is new or belonged to another store; it is empty now.
     pub same: bool,
 }
 
@@ -82,12 +82,12 @@ impl Index {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// The store that the index is tied to and how that one names assets, if any yet.
+    /// The store that the index belongs to and its hash algorithm, if there is one yet.
     pub fn bound(&self) -> rusqlite::Result<Option<(StoreId, HashAlgorithm)>> {
         bound(&lock(&self.shared.writer))
     }
 
-    /// Ties the index to a store. One that belongs to another store is emptied and gets a new epoch.
+    /// Assigns the index to a store. An index of another store is emptied and gets a new epoch.
     pub fn bind(&self, store_id: &StoreId, algorithm: HashAlgorithm) -> rusqlite::Result<Bound> {
         let mut writer = lock(&self.shared.writer);
         if bound(&writer)? == Some((*store_id, algorithm)) {
@@ -107,13 +107,13 @@ impl Index {
         Ok(Bound { same: false })
     }
 
-    /// Where the index stands. Does not touch the disk.
+    /// The state of the index. Does not read the disk.
     pub fn head(&self) -> Head {
         *lock(&self.shared.head)
     }
 
-    /// Adds the digests whose hashes are not known yet, and moves the store cursor. Returns the new
-    /// ones with their sequence numbers.
+    /// Adds the digests whose hashes are not known yet, and moves the store cursor. Returns the
+    /// added ones with their sequence numbers.
     pub fn insert(
         &self,
         digests: &[Digest],
@@ -145,8 +145,8 @@ impl Index {
         Ok(added)
     }
 
-    /// Takes in a page of a listing of the whole store. As [`insert`](Self::insert), but the store
-    /// cursor stays where it was: a listing that breaks off must not pass for a whole one.
+    /// Adds a page of a listing of the whole store. Unlike [`insert`](Self::insert) it does not
+    /// move the store cursor: an interrupted listing must not look like a complete one.
     pub fn insert_listed(
         &self,
         listing: &mut Listing,
@@ -158,9 +158,9 @@ impl Index {
         Ok(added)
     }
 
-    /// Forgets what a listing, now through, did not show, and moves the store cursor to its end.
-    /// Returns how many hashes that were; if any, the epoch is a new one, and what this device had
-    /// of its peers' sets is unknown again.
+    /// Ends a listing: forgets the hashes that it did not show, and moves the store cursor to its
+    /// end. Returns how many were forgotten; if any, a new epoch begins and all peers' cursors are
+    /// lost.
     pub fn finish_listing(&self, listing: &Listing, store_cursor: u64) -> rusqlite::Result<u64> {
         let mut writer = lock(&self.shared.writer);
         let mut head = self.head();
@@ -173,8 +173,8 @@ impl Index {
         Ok(lost.len() as u64)
     }
 
-    /// Forgets hashes that the store holds no longer. Returns how many of them were known; if any, the
-    /// epoch is a new one, as after [`finish_listing`](Self::finish_listing).
+    /// Forgets hashes that the store no longer holds. Returns how many of them were known; if any,
+    /// a new epoch begins as after [`finish_listing`](Self::finish_listing).
     pub fn forget(&self, hashes: &[Hash]) -> rusqlite::Result<u64> {
         let mut writer = lock(&self.shared.writer);
         let mut head = self.head();
@@ -192,7 +192,7 @@ impl Index {
         Ok(lost.len() as u64)
     }
 
-    /// Which of the hashes are known, in their order.
+    /// Whether each of the hashes is known, in their order.
     pub fn known(&self, hashes: &[Hash]) -> rusqlite::Result<Vec<bool>> {
         self.read(|connection| {
             let mut query = connection.prepare_cached("SELECT 1 FROM known WHERE hash = ?1")?;
@@ -222,8 +222,8 @@ impl Index {
         })
     }
 
-    /// The hashes after a sequence number and up to another, at most `limit`, in sequence order, and
-    /// whether there are more.
+    /// At most `limit` hashes numbered above `after_seq` and up to `up_to_seq`, in sequence order,
+    /// and whether there are more.
     pub fn since(
         &self,
         after_seq: u64,
@@ -243,15 +243,15 @@ impl Index {
         })
     }
 
-    /// The hashes above `after` in ascending order, at most `limit` of those numbered up to
-    /// `up_to_seq`, and whether there are more.
+    /// At most `limit` hashes above `after` that are numbered up to `up_to_seq`, in ascending
+    /// order, and whether there are more.
     pub fn above(
         &self,
         after: Option<Hash>,
         up_to_seq: u64,
         limit: usize,
     ) -> rusqlite::Result<(Vec<Hash>, bool)> {
-        // No 32 bytes are below the empty blob.
+        // The empty blob is below all 32 bytes.
         let after = after.as_ref().map_or(&[][..], |hash| hash.as_bytes());
         self.read(|connection| {
             let rows = connection
@@ -266,7 +266,8 @@ impl Index {
         })
     }
 
-    /// Every hash within `range` that is numbered up to `up_to_seq`, ascending, as of one moment.
+    /// Visits every hash within `range` that is numbered up to `up_to_seq`, ascending, in one
+    /// snapshot.
     pub fn for_each_in(
         &self,
         range: RangeInclusive<Hash>,
@@ -295,8 +296,8 @@ impl Index {
         })
     }
 
-    /// Notes it, unless this index's epoch is no longer `own_epoch`. Only after everything up to
-    /// `seq` is in this device's store.
+    /// Saves the cursor of a peer, unless this index's epoch is no longer `own_epoch`. Call it only
+    /// when everything up to `seq` is in this device's store.
     pub fn set_peer_cursor(
         &self,
         own_epoch: &Epoch,
@@ -314,7 +315,8 @@ impl Index {
         Ok(())
     }
 
-    /// The sketch saved last and the sequence number it covers; replay what came after.
+    /// The sketch saved last and the sequence number that it covers; later hashes must be added to
+    /// it.
     pub fn load_sketch(&self) -> rusqlite::Result<Option<(Vec<u8>, u64)>> {
         self.read(|connection| {
             connection
@@ -335,8 +337,8 @@ impl Index {
         Ok(())
     }
 
-    /// Writes everything to the disk, so that the next [`open`](Self::open) need not check the file.
-    /// Every write after that fails.
+    /// Writes everything to the disk, so that the next [`open`](Self::open) need not check the
+    /// file. Every later write fails.
     pub fn close(&self) -> rusqlite::Result<()> {
         let writer = lock(&self.shared.writer);
         writer.pragma_update(None, "synchronous", "FULL")?;
@@ -345,7 +347,7 @@ impl Index {
         writer.pragma_update(None, "query_only", "ON")
     }
 
-    /// One read transaction: what is read is of one moment.
+    /// Reads within one transaction, so that everything read is of one snapshot.
     fn read<T>(
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
@@ -386,14 +388,14 @@ impl Listing {
     }
 }
 
-/// Enough for as many cores as a small device has; each holds a page cache of its own.
+/// Enough for the cores of a small device; each connection has a page cache of its own.
 const READERS: usize = 3;
-/// Per connection; the upper levels of the hash tree of a million rows fit.
+/// The page cache per connection: the upper levels of the hash tree of a million rows fit.
 const CACHE_KIB: i64 = 8 * 1024;
-/// What the WAL is cut back to after a burst, bytes.
+/// The size to which the WAL is truncated after a burst.
 const WAL_BYTES_KEPT: i64 = 32 * 1024 * 1024;
-/// Pages in the WAL that bring on a checkpoint. Each new hash touches a page of its own, so with
-/// SQLite's default there would be one, with its two fsyncs, for every thousand of them.
+/// The number of WAL pages that triggers a checkpoint. Each new hash touches another page, so with
+/// SQLite's default every thousand hashes would cost a checkpoint with its two fsyncs.
 const CHECKPOINT_PAGES: i64 = 8192;
 
 const SCHEMA_VERSION: i64 = 1;
@@ -428,7 +430,7 @@ CREATE TABLE peers (
 struct Shared {
     writer: Mutex<Connection>,
     readers: Readers,
-    /// As of the last commit. Locked after `writer`, never the other way round.
+    /// The state as of the last commit. Locked after `writer`, never the other way round.
     head: Mutex<Head>,
 }
 
@@ -442,7 +444,7 @@ impl Shared {
     }
 }
 
-/// Connections that only read. A reader gets any idle one, and waits only when all are lent.
+/// Connections that only read. A reader takes any idle one, and waits only when all are lent.
 #[derive(Debug)]
 struct Readers {
     idle: Mutex<Vec<Connection>>,
@@ -458,10 +460,10 @@ impl Readers {
     }
 }
 
-/// A lent connection; it goes back when dropped.
+/// A lent connection; dropping it returns it.
 struct Lent<'a> {
     readers: &'a Readers,
-    /// `None` only while it goes back.
+    /// `None` only while it is returned.
     connection: Option<Connection>,
 }
 
@@ -488,7 +490,7 @@ fn bound(connection: &Connection) -> rusqlite::Result<Option<(StoreId, HashAlgor
     })
 }
 
-/// A panic elsewhere rolled its transaction back, so what is behind a poisoned lock is whole.
+/// A panic rolled its transaction back, so the state behind a poisoned lock is whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -499,7 +501,7 @@ fn open_writer(path: &Path) -> Result<(Connection, Head)> {
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
-    // The mark that the index is open must not be lost; what follows may be.
+    // The mark that the index is open must be durable; later writes need not be.
     connection.pragma_update(None, "synchronous", "FULL")?;
 
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
@@ -546,8 +548,8 @@ fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Whether a new file in its place would do: not when the disk is full or cannot be written, and not
-/// when another process has the file open.
+/// Whether replacing the file would help. It would not if the disk is full or read-only, or if
+/// another process has the file open.
 fn is_fault_of_the_file(error: &anyhow::Error) -> bool {
     let Some(rusqlite::Error::SqliteFailure(failure, _)) = error.downcast_ref() else {
         return true;
@@ -582,7 +584,8 @@ fn move_aside(path: &Path) -> Result<PathBuf> {
     Ok(aside)
 }
 
-/// Takes rows out, by their sequence numbers, and with any of them all that was known of the peers.
+/// Deletes rows by their sequence numbers; if there are any, also the sketch and all peers'
+/// cursors.
 fn forget_rows(tx: &Transaction<'_>, head: &mut Head, lost: &[u64]) -> rusqlite::Result<()> {
     if !lost.is_empty() {
         let mut delete = tx.prepare("DELETE FROM known WHERE seq = ?1")?;
@@ -615,8 +618,8 @@ fn count(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-/// SQLite's integers are signed. No size, count or cursor of ours reaches the 64th bit, and a peer's
-/// invented one is as good when cut.
+/// SQLite's integers are signed. No size, count or cursor of ours reaches the 64th bit, and an
+/// invented one of a peer may be clamped.
 fn int(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! What the index promises, and what it costs (ignored by default).
+//! What the index guarantees, and what it costs (ignored by default).
 
 #![allow(clippy::unwrap_used)]
 
@@ -85,7 +85,8 @@ fn an_index_that_is_opened_again_keeps_everything_but_its_epoch() {
 
 #[test]
 fn an_older_copy_of_an_index_never_repeats_a_number_of_an_epoch() {
-    // As a restored backup puts it there, and as a snapshot or `dd` does, which no file system tells.
+    // As after a restored backup (another file), and after a snapshot or `dd` (the same file with
+    // older content).
     for is_same_file in [false, true] {
         let fixture = fixture();
         fixture.open_bound().close().unwrap();
@@ -154,7 +155,7 @@ fn a_whole_listing_that_does_not_show_a_hash_makes_the_index_forget_it() {
     assert_eq!(index.peer_cursor(&PEER).unwrap(), None);
     assert_eq!(index.load_sketch().unwrap(), None);
 
-    // What was learnt of the old epoch comes too late.
+    // What belongs to the old epoch comes too late.
     index.set_peer_cursor(&epoch, &PEER, &[7; 16], 99).unwrap();
     index.save_sketch(&epoch, b"cells", 100).unwrap();
     assert_eq!(index.peer_cursor(&PEER).unwrap(), None);
@@ -183,7 +184,7 @@ fn hashes_that_are_gone_are_forgotten_and_what_was_known_of_peers_with_them() {
     assert_ne!(head.epoch, before.epoch);
     assert_eq!(index.known(&gone).unwrap(), [false, false, false]);
     assert_eq!(index.peer_cursor(&PEER).unwrap(), None);
-    // Stored again, it is new.
+    // A forgotten hash that is stored again is new.
     assert_eq!(index.insert(&[digest(9)], 12).unwrap(), [(11, digest(9))]);
 }
 
@@ -299,7 +300,7 @@ fn a_damaged_index_is_kept_aside_and_begun_anew() {
         let epoch = index.head().epoch;
         index.close().unwrap();
         drop(index);
-        // The second damage shows only in the check after an unclean stop.
+        // The second kind of damage is found only by the check after an unclean stop.
         drop(fixture.open());
         damage(&mut std::fs::OpenOptions::new().write(true).open(&fixture.path).unwrap());
 
@@ -363,7 +364,7 @@ fn a_reader_waits_for_no_other_while_a_connection_is_idle() {
         let mut answers = 0;
         index
             .for_each_in(all, u64::MAX, |hash| {
-                // One connection is taken for as long as this takes.
+                // This keeps one connection lent during the loop.
                 for _ in 0..4 * READERS {
                     answers += usize::from(index.known(&[hash]).unwrap()[0]);
                 }
@@ -376,7 +377,7 @@ fn a_reader_waits_for_no_other_while_a_connection_is_idle() {
     reading.join().unwrap();
 }
 
-/// Runs until it is killed: inserts, and says what it was told is in.
+/// Runs until it is killed: inserts, and prints each number that was reported as inserted.
 #[test]
 #[ignore = "a child process of the test below"]
 fn child_inserts_for_ever() {
@@ -410,7 +411,7 @@ fn an_index_killed_at_work_holds_what_its_cursor_says() {
         out.read_to_end(&mut said).unwrap();
         child.wait().unwrap();
         let said = String::from_utf8(said).unwrap();
-        // The last line may be cut.
+        // The last line may be incomplete.
         let whole = said.rfind('\n').unwrap();
         let told: u64 = said[..whole].lines().filter_map(|l| l.parse().ok()).max().unwrap();
 

@@ -1,7 +1,7 @@
-//! Taking an op into the state: the chain of its log, its cells, events and facts.
+//! Applying an op to the state: the chain of its log, its cells, events and facts.
 //!
-//! Applying is idempotent, also to ops that were dropped: a dead op that comes again finds every
-//! cell taken and goes again.
+//! Applying is idempotent, also for ops that were dropped: when a dead op arrives again, every cell
+//! already has its value or a greater one, and it is dropped again.
 
 use std::collections::BTreeSet;
 
@@ -22,28 +22,29 @@ use super::tx::Tx;
 use super::verify::VerifiedOp;
 use super::{JournalError, Result};
 
-/// Cells of a record that is cleared that are in memory at a time: a record has no bound of its own.
+/// How many cells of a record are in memory at a time while it is cleared: a record has no bound of
+/// its own.
 const CLEARED_AT_ONCE: i64 = 256;
 
-/// What applying an op came to.
+/// The result of applying an op.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Applied {
-    /// It is held now, under this number of arrival.
+    /// The op is stored now, with this arrival number.
     New(i64),
-    /// It was held.
+    /// The op was stored already.
     Known,
-    /// Nothing of it counts any more, and it was not kept.
+    /// Nothing in the op counts any more, so it was not stored.
     Dead,
 }
 
-/// A cell as it is kept.
+/// A cell as it is stored.
 pub(super) struct Held {
     pub(super) value: CellValue,
-    /// The number of arrival of the op that holds it.
+    /// The arrival number of the op that holds the cell.
     pub(super) op: i64,
 }
 
-/// Where a cell is kept.
+/// The key of a cell in the database.
 struct Place<'a> {
     model: i64,
     scope: i64,
@@ -52,7 +53,7 @@ struct Place<'a> {
 }
 
 impl Tx<'_> {
-    /// Takes in an op that may be taken in.
+    /// Applies an op that was admitted.
     pub(super) fn apply(&mut self, op: &VerifiedOp) -> Result<Applied> {
         let log = self.intern_log(&op.log(), &op.signed().log)?;
         let (seq, hash) = (op.body().seq, op.hash());
@@ -111,7 +112,7 @@ impl Tx<'_> {
         Ok(Applied::New(arr))
     }
 
-    /// Merges what an op says into the state. May be done again to the same op.
+    /// Merges the changes of an op into the state. Merging the same op again is harmless.
     pub(super) fn merge(
         &mut self,
         arr: i64,
@@ -157,7 +158,8 @@ impl Tx<'_> {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// Whether the ops next to a new one tell of another op in its place, or before it.
+    /// Whether a stored neighbour contradicts the chain: another op in the new op's place or before
+    /// it.
     fn breaks_chain(&mut self, log: i64, op: &VerifiedOp) -> Result<bool> {
         let (seq, hash) = (op.body().seq, op.hash());
         let row = self.log(log)?;
@@ -173,7 +175,7 @@ impl Tx<'_> {
         Ok(!after.is_empty() && !after.contains(&Some(hash)))
     }
 
-    /// The hashes that the ops at a place name as that of the op before.
+    /// The `prev` hashes of the ops with a number.
     fn prevs_at(&self, log: i64, seq: u64) -> Result<Vec<Option<OpHash>>> {
         let mut query =
             self.db.prepare_cached("SELECT body FROM ops WHERE log = ?1 AND seq = ?2")?;
@@ -190,7 +192,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Moves a log's clock to an op that is held. What it covers now leaves `above`.
+    /// Moves a log's clock to a stored op. The ops that it covers now leave `above`.
     pub(super) fn advance(&mut self, log: i64, to: u64, head: OpHash) -> Result<()> {
         let row = self.log(log)?;
         let (from, forked) = (row.seq, row.forked);
@@ -213,7 +215,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Moves a log's clock over the ops held right above it.
+    /// Moves a log's clock over the stored ops that follow it.
     pub(super) fn absorb(&mut self, log: i64) -> Result<()> {
         loop {
             let row = self.log(log)?;
@@ -230,12 +232,12 @@ impl Tx<'_> {
 
     // ---- cells -------------------------------------------------------------------------------
 
-    /// The scope of a record: whose it is as a number, and who that is.
+    /// The scope of a record: the number of its owner, and the owner.
     pub(super) fn scope(&mut self, key: &Key, author: &NodeId) -> Result<(i64, Option<NodeId>)> {
         if key.owned { Ok((self.device(author)?, Some(*author))) } else { Ok((0, None)) }
     }
 
-    /// The cell of a record of `author`'s, if it was ever written.
+    /// A cell of a record, as named by `author`; `None` if it was never written.
     pub(super) fn cell(&mut self, key: &CellKey, author: &NodeId) -> Result<Option<Held>> {
         let (scope, owner) = self.scope(&key.record, author)?;
         let model = self.model(&key.record.model)?;
@@ -255,7 +257,7 @@ impl Tx<'_> {
         Ok(row.optional()?)
     }
 
-    /// Returns whether the record changed.
+    /// Merges one value into its cell. Returns whether the record changed.
     fn merge_cell(
         &mut self,
         arr: i64,
@@ -317,8 +319,8 @@ impl Tx<'_> {
         Ok(true)
     }
 
-    /// Of several ops that write the same value the one with the greatest hash holds the cell, so
-    /// that which ops are live does not depend on the order of arrival.
+    /// Of several ops that write the same value, the one with the greatest hash holds the cell, so
+    /// that the set of live ops does not depend on the order of arrival.
     fn hold_instead(
         &mut self,
         arr: i64,
@@ -344,9 +346,10 @@ impl Tx<'_> {
         self.add_refs(arr, 1)
     }
 
-    /// Takes away the other cells of a record up to a stamp.
+    /// Deletes the other cells of a record up to a stamp.
     fn clear_record(&mut self, place: &Place<'_>, clear: Stamp) -> Result<()> {
-        // Before the first cell: only a register has no field, and it has a name.
+        // Starts before the first cell: only a register has an empty field, and its element has a
+        // name.
         let mut after = CellKey { elem: String::new(), ..CellKey::clear(&place.key.record) };
         loop {
             let cells = self.cells_after(place, &after)?;
@@ -358,7 +361,7 @@ impl Tx<'_> {
         }
     }
 
-    /// Some of a record's cells, in order.
+    /// The next cells of a record, in order.
     fn cells_after(&self, place: &Place<'_>, after: &CellKey) -> Result<Vec<(CellKey, Held)>> {
         let CellKey { record, field, elem } = after;
         let mut query = self.db.prepare_cached(
@@ -461,7 +464,7 @@ impl Tx<'_> {
     }
 }
 
-/// A cell's value from five columns: hlc, log_id, seq, removed, value.
+/// Reads a cell's value from five columns: hlc, log_id, seq, removed, value.
 pub(super) fn row_cell(row: &rusqlite::Row<'_>, from: usize) -> rusqlite::Result<CellValue> {
     Ok(CellValue {
         stamp: Stamp {
@@ -487,7 +490,7 @@ pub(super) fn live_above(connection: &Connection, log: i64, seq: u64) -> Result<
     Ok(above)
 }
 
-/// Reads a body that was once found good.
+/// Decodes a stored body, which was checked before it was stored.
 pub(super) fn read_body(bytes: &[u8]) -> Result<Body> {
     decode_body(bytes).map_err(|error| JournalError::Damaged(format!("a stored op: {error}")))
 }

@@ -1,4 +1,4 @@
-//! What the agent remembers for the store's sake: the shadows of assets and how far it has read.
+//! What the agent remembers about the store: the shadows of assets, and cursors of local consumers.
 
 use std::borrow::Cow;
 
@@ -25,10 +25,10 @@ use super::{Cursor, Journal, JournalError, JournalReader, Result};
 const SHARED: i64 = 0;
 
 impl Journal {
-    /// T6: writes drafts and new shadows of assets in one transaction. When a draft fails, nothing
-    /// at all is written, and the results say why. `fills` are what this device brings along into a
-    /// group: as of [`Hlc::DAWN`], so that they overwrite nothing, also nothing that is yet to come.
-    /// Events of [`DEVICE_STREAM`] are left out while there is no room for them.
+    /// T6: writes drafts and new shadows of assets in one transaction. If a draft fails, nothing is
+    /// written, and the results say why. `fills` are metadata that this device brings into a group:
+    /// they are stamped [`Hlc::DAWN`], so that they overwrite nothing, not even values that arrive
+    /// later. Events of [`DEVICE_STREAM`] are left out while there is no room for them.
     pub fn write_with_shadows(
         &mut self,
         fills: &[Draft],
@@ -64,8 +64,8 @@ impl Journal {
         Ok(results)
     }
 
-    /// What the journal has of an asset, as the writer sees it: nothing comes in between this and
-    /// the next call on the writer.
+    /// The journal's state of an asset, as the writer sees it: nothing changes between this and the
+    /// next call on the writer.
     pub fn asset(&self, hash: &Hash) -> Result<JournalRow> {
         asset(&self.connection, hash)
     }
@@ -75,15 +75,15 @@ impl Journal {
         shadow(&self.connection, hash)
     }
 
-    /// Makes every shadow one of an asset that was not seen in the store: it is another store, or
-    /// one put back from a backup, and its rows are no edits of what was there before.
+    /// Marks every shadow as that of an asset not yet seen in the store. To be called for another
+    /// store or one restored from a backup, whose rows are not edits of the earlier ones.
     pub fn forget_shadows(&mut self) -> Result<()> {
         let tx = self.begin(0)?;
         tx.forget_shadows()?;
         tx.commit()
     }
 
-    /// Notes how far a local consumer has come in [`JournalReader::changes`].
+    /// Saves how far a local consumer has read [`JournalReader::changes`].
     pub fn set_cursor(&mut self, name: &str, cursor: &Cursor) -> Result<()> {
         let tx = self.begin(0)?;
         tx.db
@@ -109,7 +109,7 @@ impl Tx<'_> {
 }
 
 impl JournalReader {
-    /// What the journal has of an asset.
+    /// The journal's state of an asset.
     pub fn asset(&self, hash: &Hash) -> Result<JournalRow> {
         asset(&self.connection, hash)
     }
@@ -119,7 +119,7 @@ impl JournalReader {
         shadow(&self.connection, hash)
     }
 
-    /// How far a local consumer has come.
+    /// How far a local consumer has read.
     pub fn cursor(&self, name: &str) -> Result<Option<Cursor>> {
         let mut query =
             self.connection.prepare_cached("SELECT epoch, arr FROM cursors WHERE name = ?1")?;
@@ -130,7 +130,7 @@ impl JournalReader {
     }
 }
 
-/// Without what the device logs by itself.
+/// The draft without the events that the device logs by itself.
 fn unlogged(draft: &Draft) -> Draft {
     let mut draft = draft.clone();
     draft.changes.retain(
@@ -145,7 +145,7 @@ fn shadow(connection: &Connection, hash: &Hash) -> Result<Option<Shadow>> {
     let row = query
         .query_row([hash.0], |row| {
             let bytes: [Option<Vec<u8>>; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
-            // The store's version is any 64 bits, which the database keeps as signed ones.
+            // The store's version is any 64 bits; the database holds them as a signed integer.
             Ok((bytes, row.get::<_, i64>(3)?.cast_unsigned()))
         })
         .optional()?;
@@ -185,7 +185,7 @@ fn asset(connection: &Connection, hash: &Hash) -> Result<JournalRow> {
         let bytes = cell_value(connection, (model, SHARED, &hash.0), field, elem)?;
         Ok(bytes.map(|bytes| value_from_bytes(&bytes).flatten()))
     };
-    // A value of another kind is nothing the store could show.
+    // A value of another type is nothing that the store can show.
     let text = |value| match value {
         Some(Value::Text(text)) => text,
         _ => String::new(),
@@ -215,7 +215,7 @@ fn asset(connection: &Connection, hash: &Hash) -> Result<JournalRow> {
     Ok(found)
 }
 
-/// A row as shadows keep it: the flag, then every text with its length before it.
+/// Encodes the row of a shadow: the trashed flag, then each text preceded by its length.
 fn row_to_bytes(row: &Row) -> Vec<u8> {
     let mut bytes = vec![u8::from(row.trashed)];
     for text in std::iter::once(&row.description).chain(&row.tags) {

@@ -1,5 +1,5 @@
-//! Writing ops of this device: drafts become changes, changes become a signed op, the op is applied
-//! as if it had arrived.
+//! Writing ops of this device: drafts become changes, changes become a signed op, and the op is
+//! applied like one that arrived.
 
 use std::collections::BTreeMap;
 
@@ -21,12 +21,12 @@ use super::verify::VerifiedOp;
 use super::{Journal, JournalError, Result, Written};
 use rusqlite::{OptionalExtension, params};
 
-/// What became of one draft of several.
+/// The result of one draft among several.
 pub type DraftResult = std::result::Result<Option<Written>, DraftError>;
 
 impl Journal {
-    /// T1: writes drafts, all in one transaction, each by itself an op or an error. `None` for a
-    /// draft with nothing to do. What is returned is durable.
+    /// T1: writes drafts in one transaction; each becomes an op or an error of its own. `None` for
+    /// a draft without effect. What is returned is durable.
     pub fn write(&mut self, drafts: &[Draft], now_ms: u64) -> Result<Vec<DraftResult>> {
         let mut tx = self.begin(now_ms)?;
         let mut results = Vec::with_capacity(drafts.len());
@@ -39,7 +39,7 @@ impl Journal {
 }
 
 impl Tx<'_> {
-    /// Writes one draft, now or as of another time. An error leaves nothing of it.
+    /// Writes one draft, stamped now or with the given time. An error leaves nothing of it.
     pub(super) fn write(&mut self, draft: &Draft, at: Option<Hlc>) -> Result<DraftResult> {
         let changes = match self.resolve(draft)? {
             Ok(changes) => changes,
@@ -54,7 +54,7 @@ impl Tx<'_> {
         Ok(self.author(changes, at)?.map(Some))
     }
 
-    /// Why this device must not write such an op now.
+    /// Why this device must not write an op with these changes now.
     fn why_silent(&mut self, changes: &[Change]) -> Result<Option<DraftError>> {
         let me = self.me();
         if self.now_ms < CLOCK_FLOOR_MS {
@@ -80,13 +80,14 @@ impl Tx<'_> {
         Ok(None)
     }
 
-    /// Whether there is room for what this device logs by itself: see [`LOGGED_QUOTA_FRACTION`].
+    /// Whether there is room for events that this device logs by itself: see
+    /// [`LOGGED_QUOTA_FRACTION`].
     pub(super) fn may_log(&mut self) -> Result<bool> {
         let dev = self.device(&self.me())?;
         Ok(self.device_bytes(dev)? < self.quota(dev)? / LOGGED_QUOTA_FRACTION)
     }
 
-    /// Makes, signs and applies an op of this device, of now unless another time is given.
+    /// Makes, signs and applies an op of this device, stamped now unless another time is given.
     pub(super) fn author(
         &mut self,
         changes: Vec<Change>,
@@ -126,8 +127,8 @@ impl Tx<'_> {
         Ok(Ok(Written { stamp, epoch, arr: u64::try_from(arr).unwrap_or(0), event_seqs }))
     }
 
-    /// Turns a draft into changes by what the journal has now: removals name the adds they saw,
-    /// events get their numbers, what has no effect is left out.
+    /// Turns a draft into changes against the current state of the journal: removals name the adds
+    /// that they saw, events get their numbers, changes without effect are left out.
     fn resolve(&mut self, draft: &Draft) -> Result<std::result::Result<Vec<Change>, DraftError>> {
         if let Err(error) = draft.check() {
             return Ok(Err(error));
@@ -187,7 +188,7 @@ impl Tx<'_> {
         Ok(something.then_some(put))
     }
 
-    /// The number of the next event of a stream in the log this device writes.
+    /// The number of the next event of a stream in the log that this device writes.
     pub(super) fn next_event(&mut self, stream: &str) -> Result<u64> {
         let Some(open) = self.open_log else {
             return Ok(0);
@@ -219,7 +220,7 @@ impl Tx<'_> {
         Ok(self.cell(&CellKey::alive(key), owner)?.is_some())
     }
 
-    /// The number of arrival of a record's last change.
+    /// The arrival number of a record's last change.
     fn last_change(&mut self, key: &Key, owner: &NodeId) -> Result<Option<u64>> {
         let (scope, _) = self.scope(key, owner)?;
         let model = self.model(&key.model)?;
@@ -231,7 +232,7 @@ impl Tx<'_> {
         Ok(arr)
     }
 
-    /// Whether there is anything that a delete would take away.
+    /// Whether a delete would remove anything.
     fn has_cells(&mut self, key: &Key) -> Result<bool> {
         let me = self.me();
         let (scope, _) = self.scope(key, &me)?;
@@ -247,7 +248,7 @@ impl Tx<'_> {
     }
 }
 
-/// Whether a change does nothing but say how long a stream is kept.
+/// Whether a change only sets how long a stream is kept.
 fn sets_retention(change: &Change) -> bool {
     let is_stream = |key: &Key| key.model == STREAM_MODEL && !key.owned;
     match change {
@@ -263,7 +264,7 @@ fn sets_retention(change: &Change) -> bool {
     }
 }
 
-/// All that [`Draft::check`] leaves to find is that the whole is too large.
+/// Converts the only error left after [`Draft::check`]: the whole op is too large.
 fn too_large(error: &WireError) -> DraftError {
     let (got, limit) = match error {
         WireError::OutOfBounds { got, limit, .. } => (*got, *limit),

@@ -1,12 +1,12 @@
-//! Forked logs: how many ops of one number are kept, and which.
+//! Forked logs: how many ops with one number are kept, and which.
 //!
-//! F1  Of more than [`BRANCHES_MAX`] ops of one number those with the least hashes are kept. None of
-//!     these is ever dropped for another op, so each is passed on, and devices that met the ops in
-//!     different orders end with the same.
-//! F2  What an op wrote goes with it. Values that it had replaced come back from the ops that are
-//!     still held ([`Tx::remerge`]), here or at peers whose digest then differs.
-//! F3  Ops with facts about members neither count nor go: facts are only ever added, and there is a
-//!     bound on those of one author.
+//! F1  If there are more than [`BRANCHES_MAX`] ops with one number, those with the smallest hashes
+//!     are kept. None of these is ever dropped for another op, so each is passed on, and devices
+//!     that received the ops in different orders end with the same ones.
+//! F2  When an op is dropped its writes are undone. Values that it had replaced come back from the
+//!     ops that are still stored ([`Tx::remerge`]), here or at peers whose digest then differs.
+//! F3  Ops with membership facts neither count nor are dropped: facts are never removed, and their
+//!     number per author is bounded.
 
 use rusqlite::{OptionalExtension, params};
 
@@ -20,7 +20,7 @@ use super::schema::{delete_meta, int, key, meta_u64, row_u64, seq_key, set_meta}
 use super::tx::Tx;
 
 impl Tx<'_> {
-    /// Whether enough ops of that number with lesser hashes are held.
+    /// Whether enough ops with that number and smaller hashes are stored.
     pub(super) fn is_crowded_out(&self, log: i64, seq: u64, hash: &OpHash) -> Result<bool> {
         let mut query = self.db.prepare_cached(
             "SELECT count(*) FROM ops o WHERE log = ?1 AND seq = ?2 AND hash < ?3
@@ -30,8 +30,8 @@ impl Tx<'_> {
         Ok(lesser >= BRANCHES_MAX as u64)
     }
 
-    /// Drops the ops of a number beyond [`BRANCHES_MAX`]. `newest` is the op that made them too many:
-    /// records that change by this change by its arrival.
+    /// Drops the ops with a number beyond [`BRANCHES_MAX`]. `newest` is the op whose arrival made
+    /// them too many: it counts as the last change of the records that change.
     pub(super) fn trim_branches(&mut self, log: i64, seq: u64, newest: i64) -> Result<()> {
         while let Some(op) = self.surplus(log, seq)? {
             for (model, scope, id) in self.take_out_op(&op)? {
@@ -51,7 +51,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The op of a number that is the first to go.
+    /// The op with a number that is to be dropped first.
     fn surplus(&self, log: i64, seq: u64) -> Result<Option<Held>> {
         let mut query = self.db.prepare_cached(
             "SELECT o.arr, l.log_id, o.hash, o.body, o.opaque FROM ops o JOIN logs l USING (log)
@@ -67,8 +67,8 @@ impl Tx<'_> {
         Ok(Some(Held { arr, log, log_id, hash, opaque, body: read_body(&body)? }))
     }
 
-    /// Merges some of the ops again, in order of arrival, after others were dropped that may have
-    /// replaced what they wrote (F2). Returns how many.
+    /// Merges some of the ops again, in order of arrival, after ops were dropped that may have
+    /// replaced their writes (F2). Returns how many.
     pub(super) fn remerge(&mut self, limit: usize) -> Result<usize> {
         let Some(from) = meta_u64(&self.db, key::REMERGED)? else { return Ok(0) };
         let ops: Vec<(i64, i64, LogId, NodeId, OpHash, Vec<u8>)> = {

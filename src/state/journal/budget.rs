@@ -1,4 +1,5 @@
-//! Whether there is room for ops: by the budgets of [`crate::core::journal::budget`], and on the disk.
+//! Whether there is room for ops: within the budgets of [`crate::core::journal::budget`], and on
+//! the disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,8 +16,8 @@ use super::tx::Tx;
 use super::{Journal, Result};
 
 impl Journal {
-    /// Whether the disk has too little space for what peers send. A disk that cannot be measured has
-    /// enough.
+    /// Whether the disk has too little space for ops by peers. If the disk cannot be measured, it
+    /// has enough.
     pub(super) fn is_disk_low(&self) -> bool {
         let Ok(disk) = rustix::fs::statvfs(&self.path) else { return false };
         let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
@@ -30,7 +31,7 @@ fn is_low(free_bytes: u64, total_bytes: u64) -> bool {
 }
 
 impl Tx<'_> {
-    /// Whether an author has room for so many bytes, once its dead ops are dropped if need be.
+    /// Whether an author has room for this many bytes; drops its dead ops first if need be.
     pub(super) fn has_room(&mut self, author: &NodeId, bytes: u64) -> Result<bool> {
         let dev = self.device(author)?;
         if self.fits(dev, bytes)? {

@@ -1,6 +1,6 @@
-//! The devices of the group as the agent works with them: who they are, what they are called, where
-//! they may be reached. Names and addresses are a device's own word; until it has spoken it has the
-//! name it was added under, and the addresses at which it was reached from here.
+//! The devices of the group as the agent sees them: ids, names and addresses. A device reports its
+//! own name and addresses. Until it has, it has the name under which it was added and the addresses
+//! at which this device reached it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,19 +22,19 @@ use crate::core::journal::members::Verdicts;
 /// Fields of a record by name; `None` is null.
 type Fields = BTreeMap<String, Option<Value>>;
 
-/// The group as it stands.
+/// The current state of the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupState {
-    /// Which group.
+    /// The group's id.
     pub group: GroupId,
-    /// What this device is called.
+    /// The name of this device.
     pub name: String,
-    /// Its members and those who were removed, by node ID.
+    /// The members and the removed devices, by node ID.
     pub members: Members,
 }
 
 impl JournalReader {
-    /// The group of `me`, this device; `None` when it is in none.
+    /// The group of `me`, this device; `None` when it belongs to none.
     pub fn group_state(&self, me: &NodeId) -> Result<Option<GroupState>> {
         let tx = self.connection.unchecked_transaction()?;
         let Some(group) = meta_array(&tx, key::GROUP)?.map(GroupId) else { return Ok(None) };
@@ -61,15 +61,15 @@ impl JournalReader {
         Ok(Some(GroupState { group, name, members: Members { members, removed } }))
     }
 
-    /// The fields of a device's [`DeviceState`], if it has told of itself.
+    /// The fields of a device's [`DeviceState`], if it has reported one.
     pub fn device_fields(&self, device: &NodeId) -> Result<Option<Fields>> {
         let tx = self.connection.unchecked_transaction()?;
         device_fields(&tx, device)
     }
 
-    /// The addresses of another device that has the key of `me`, this device: it has written them
-    /// into this device's record, in a log of its own. What was written before `since_ms` does not
-    /// count: a log of the past is left by a restored backup.
+    /// The addresses of another device with the same key as `me`, this device: it has written them
+    /// into this device's record, in another log. Anything written before `since_ms` is ignored: a
+    /// restored backup leaves a log of the past.
     pub fn twin_addresses(&self, me: &NodeId, since_ms: u64) -> Result<Option<BTreeSet<String>>> {
         let tx = self.connection.unchecked_transaction()?;
         let model = model_num(&tx, DEVICE_MODEL)?;
@@ -93,7 +93,7 @@ impl JournalReader {
 }
 
 impl Journal {
-    /// Notes where a member was reached; ignored for others. Stays on this device.
+    /// Saves where a member was reached; ignored for other devices. This stays on this device.
     pub fn reached(&mut self, device: &NodeId, newest: &[String]) -> Result<()> {
         let known = reached(&self.connection, device)?;
         if newest.iter().all(|address| known.contains(address)) {
@@ -113,8 +113,8 @@ impl Journal {
     }
 }
 
-/// See [`JournalReader::device_fields`]. A device fills its record with what it likes: of that the
-/// fields that count are read, and nothing else.
+/// See [`JournalReader::device_fields`]. A device can write anything into its record: only the
+/// known fields are read.
 fn device_fields(connection: &Connection, device: &NodeId) -> Result<Option<Fields>> {
     let model = model_num(connection, DEVICE_MODEL)?;
     let scope = scope_num(connection, Owner::Device(*device))?;

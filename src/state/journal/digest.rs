@@ -1,4 +1,4 @@
-//! The digest of the state, computed from the tables: for checking it, and for making it anew.
+//! The digest of the state, computed from the tables: to check it or to rebuild it.
 
 use rusqlite::Connection;
 
@@ -10,10 +10,10 @@ use super::Result;
 use super::apply::row_cell;
 use super::schema::row_u64;
 
-/// An event or fact as an element of the digest.
+/// The function that hashes an event or a fact into an element of the digest.
 type Indexed = fn(&OpHash, usize) -> Element;
 
-/// The sum over all cells, facts about members, and events of streams kept for ever.
+/// The sum over all cells, membership facts, and events of streams that are kept for ever.
 pub(super) fn state_digest(connection: &Connection) -> Result<SetHash> {
     let mut sum = SetHash::default();
     let mut query = connection.prepare(
