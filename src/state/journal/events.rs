@@ -1,11 +1,11 @@
-//! Event streams: entries as they arrive, and how long they are kept.
+//! Event streams: storing events as they arrive, and how long they are kept.
 //!
 //! E1  The numbers of a stream are contiguous from 0 in every log of an honest author: a number is
-//!     read from the row that the entry moves on.
-//! E2  What not all members have, and what arrives of others, is too old only by the stamps of other
-//!     devices.
-//! E3  A stream is part of the state digest until its length of keeping is spoken of for the first
-//!     time, and never again: devices drop old entries at different moments.
+//!     read from the row that the event advances.
+//! E2  Whether an event is too old is judged by the stamps of other devices where not all members
+//!     have it yet, or where it arrives from another device.
+//! E3  A stream is part of the state digest until its retention is set for the first time, and
+//!     never again: devices drop old events at different moments.
 
 use rusqlite::{OptionalExtension, params};
 
@@ -18,7 +18,7 @@ use super::Result;
 use super::schema::{int, row_u64};
 use super::tx::Tx;
 
-/// A day of keeping.
+/// The unit of retention.
 pub(super) const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 impl Tx<'_> {
@@ -38,7 +38,7 @@ impl Tx<'_> {
         if let Some(Some(days)) = keep_days
             && hlc.ms() < now_ms.saturating_sub(days.saturating_mul(DAY_MS))
         {
-            // It has had its time. Taking it in again would bring back what was dropped here.
+            // The event is past its retention. Storing it would bring back what was dropped here.
             return self.note_event(log, event);
         }
         let added = self
@@ -67,13 +67,13 @@ impl Tx<'_> {
         self.note_event(log, event)
     }
 
-    /// A time that has passed for the others as well: our clock alone may have jumped ahead, and what
-    /// nobody else has is not dropped on its word.
+    /// A time that has passed for other devices too. Our clock alone may have jumped ahead, and
+    /// events that no other device has must not be dropped because of that.
     pub(super) fn settled_ms(&self) -> u64 {
         self.now_ms.min(self.hlc_others.ms())
     }
 
-    /// Moves a stream's next number on.
+    /// Advances the next number of a stream.
     fn note_event(&mut self, log: i64, event: &Event) -> Result<()> {
         let next = event.event_seq.saturating_add(1);
         self.db
@@ -85,8 +85,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// How long a stream is kept: `None` when nothing was ever said, and then it is part of the
-    /// digest; `Some(None)` when it is for ever again.
+    /// The retention of a stream: `None` when it was never set (the stream is part of the digest),
+    /// `Some(None)` when it is for ever again.
     fn retention(&self, stream: &str) -> Result<Option<Option<u64>>> {
         let mut query =
             self.db.prepare_cached("SELECT keep_days FROM retention WHERE stream = ?1")?;
@@ -94,7 +94,7 @@ impl Tx<'_> {
         Ok(row.map(|days| days.map(|days| u64::try_from(days).unwrap_or(0))))
     }
 
-    /// Follows a change of a stream's record. A stream whose length was ever spoken of leaves the
+    /// Applies a change of a stream's record. A stream whose retention was ever set leaves the
     /// digest for good: devices drop its events at different moments.
     pub(super) fn reread_retention(&mut self, model: i64, id: &[u8]) -> Result<()> {
         let Ok(stream) = std::str::from_utf8(id) else {
@@ -135,7 +135,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The ops that spoke of a stream's length are gone: it is as if nothing was ever said.
+    /// Forgets a stream's retention after the ops that set it are gone, as if it was never set.
     fn forget_retention(&mut self, stream: &str) -> Result<()> {
         let forgot =
             self.db.prepare_cached("DELETE FROM retention WHERE stream = ?1")?.execute([stream])?;
@@ -145,7 +145,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Puts the events of a stream into the digest, or takes them out. Reads all of them.
+    /// Adds the events of a stream to the digest, or removes them. Reads all of them.
     fn move_in_digest(&mut self, stream: &str, is_in: bool) -> Result<()> {
         let mut query = self.db.prepare_cached(
             "SELECT o.hash, e.idx FROM events e JOIN ops o USING (arr) WHERE e.stream = ?1",

@@ -1,7 +1,8 @@
-//! The facts about members: rows of `members` name them, their ops say the rest.
+//! The membership facts: rows of `members` index them, and their ops hold the content.
 //!
-//! The writer keeps all of them in memory with their verdicts (see
-//! [`crate::core::journal::members`]), across transactions: a local write reads none of them.
+//! The writer keeps all facts in memory with their verdicts (see
+//! [`crate::core::journal::members`]), across transactions: a local write reads none of them from
+//! disk.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,16 +28,16 @@ const FACTS: &str = "SELECT b.id, m.kind, d.id, o.hash, m.idx,
      FROM members m JOIN ops o ON o.arr = m.op
      JOIN devices b ON b.dev = m.by_dev JOIN devices d ON d.dev = m.dev";
 
-/// What the removal of a device would do.
+/// The effect that a removal of a device would have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemovalPreview {
-    /// The members that would be members no longer, the device among them.
+    /// The devices that would lose membership, the removed device among them.
     pub goes: Vec<Departure>,
-    /// How many members would be left.
+    /// The number of members left.
     pub members_left: usize,
 }
 
-/// A member that would go.
+/// A member that would lose membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Departure {
     /// The member.
@@ -48,8 +49,8 @@ pub struct Departure {
 }
 
 impl JournalReader {
-    /// What [`super::Journal::remove`] of a device would do now, or
-    /// [`super::Journal::remove_with_introduced`]. Writes nothing.
+    /// Works out the effect of [`super::Journal::remove`] or
+    /// [`super::Journal::remove_with_introduced`] now. Writes nothing.
     pub fn preview_removal(
         &self,
         me: &NodeId,
@@ -84,7 +85,7 @@ impl JournalReader {
 }
 
 impl Tx<'_> {
-    /// The facts about members, as this transaction has them.
+    /// The membership facts in this transaction.
     pub(super) fn ledger(&mut self) -> Result<&Ledger> {
         let ledger = self.ledger_mut()?;
         if !ledger.is_settled() {
@@ -93,12 +94,12 @@ impl Tx<'_> {
         Ok(ledger)
     }
 
-    /// Who may author and who may connect, by the facts as this transaction has them.
+    /// The verdicts over the facts in this transaction.
     pub(super) fn verdicts(&mut self) -> Result<&Verdicts> {
         Ok(self.ledger()?.verdicts())
     }
 
-    /// Adds a fact whose row was written.
+    /// Adds a fact to memory after its row was written.
     pub(super) fn tell_fact(&mut self, fact: &Fact) -> Result<()> {
         let Some(known) = &mut self.ledger else {
             self.facts_changed();
@@ -113,7 +114,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Whether the fence of a removal names an op of the device removed.
+    /// Whether the fence of some removal of `author` names the op.
     pub(super) fn is_named(&self, author: &NodeId, op: &OpHash) -> Result<bool> {
         let names = |fact: &Fact| match &fact.what {
             FactKind::Remove(removal) => removal.fence.as_ref().is_some_and(|f| f.contains(op)),
@@ -122,7 +123,7 @@ impl Tx<'_> {
         Ok(removals_of(&self.db, author)?.iter().any(names))
     }
 
-    /// Forgets what was kept in memory: rows of facts were deleted.
+    /// Drops the facts in memory because rows of facts were deleted.
     pub(super) fn facts_lost(&mut self) {
         self.ledger = None;
         self.facts_changed();
@@ -142,7 +143,7 @@ impl Tx<'_> {
     }
 }
 
-/// All facts about members.
+/// Reads all membership facts.
 pub(super) fn facts(connection: &Connection) -> Result<Vec<Fact>> {
     let mut query = connection.prepare_cached(FACTS)?;
     let mut rows = query.query([])?;
@@ -153,7 +154,7 @@ pub(super) fn facts(connection: &Connection) -> Result<Vec<Fact>> {
     Ok(facts)
 }
 
-/// The facts that remove a device.
+/// Reads the facts that remove a device.
 fn removals_of(connection: &Connection, device: &NodeId) -> Result<Vec<Fact>> {
     let mut query =
         connection.prepare_cached(&format!("{FACTS} WHERE d.id = ?1 AND m.kind = ?2"))?;
@@ -183,7 +184,7 @@ fn fact(row: &Row<'_>) -> Result<Fact> {
     Ok(Fact { by: NodeId(row.get(0)?), op: OpHash(row.get(3)?), index, what })
 }
 
-/// What a change says about members.
+/// Converts a member change into the content of a fact.
 pub(super) fn fact_kind(change: &MemberChange) -> FactKind {
     match change {
         MemberChange::Genesis { .. } => FactKind::Genesis,

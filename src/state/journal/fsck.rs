@@ -1,7 +1,8 @@
-//! Checking the journal against itself: all that is kept twice is computed again from the tables.
+//! Checks the journal's consistency: everything that is stored twice is computed again from the
+//! tables.
 //!
-//! Counts of what ops hold, clocks and heads, chains, sums, digests, records, and for every op that
-//! is held that the cells are at least what it wrote (J1).
+//! That is reference counts of ops, clocks and heads, chains, sums, digests and records; and for
+//! each stored op, that the cells are at least what it wrote (J1).
 
 use std::collections::BTreeMap;
 
@@ -18,12 +19,12 @@ use super::schema::{key, meta, meta_array, meta_set, row_set, row_u64, seq_key};
 use super::verify::verify;
 use super::{JournalReader, Result};
 
-/// After so many findings nobody reads on.
+/// The most findings: nobody reads on after this many.
 const FINDINGS_MAX: usize = 100;
 
 impl JournalReader {
-    /// Recomputes from the tables of one moment everything that is kept twice. Empty when all is well.
-    /// Reads everything, which takes a while on a large journal: meant for a reader of its own.
+    /// Recomputes in one snapshot everything that is stored twice. Empty when nothing is wrong. It
+    /// reads the whole journal, which takes a while on a large one: use a reader for it alone.
     pub fn fsck(&self) -> Result<Vec<String>> {
         let tx = self.connection.unchecked_transaction()?;
         let mut check = Check { db: &tx, findings: Vec::new() };
@@ -37,7 +38,7 @@ impl JournalReader {
         Ok(check.findings)
     }
 
-    /// Verifies the signature of every op that is held: about ten thousand a second.
+    /// Verifies the signature of every stored op: about ten thousand per second.
     pub fn check_signatures(&self) -> Result<Vec<String>> {
         let tx = self.connection.unchecked_transaction()?;
         let mut check = Check { db: &tx, findings: Vec::new() };
@@ -51,13 +52,13 @@ struct Check<'a> {
     findings: Vec<String>,
 }
 
-/// What a log's row should say, from its ops.
+/// What a log's row should contain, computed from its ops.
 #[derive(Default)]
 struct Sums {
     above: SetHash,
     bytes: u64,
     at_clock: Vec<OpHash>,
-    /// The number and hashes of the ops last looked at.
+    /// The number and hashes of the ops read last.
     last: (u64, Vec<OpHash>),
     past: Vec<OpHash>,
 }
@@ -111,7 +112,7 @@ impl Check<'_> {
         Ok(self.db.query_row(query, params![log, seq_key(seq)], |row| row.get(0))?)
     }
 
-    /// Reads a log's ops in order, and checks their bytes and chain on the way.
+    /// Reads a log's ops in order, and checks their bytes and chain.
     fn sum_log(&mut self, log: i64, id: LogId, clock: u64, forked: bool) -> Result<Sums> {
         let mut query = self.db.prepare_cached(
             "SELECT seq, hash, hlc, refs > 0 OR opaque = 1, body, length(sig) FROM ops
@@ -155,7 +156,7 @@ impl Check<'_> {
         Ok(sums)
     }
 
-    /// What ops hold, and that the cells are at least what they wrote.
+    /// Checks the reference counts, and that cells are at least what ops wrote.
     fn ops(&mut self) -> Result<()> {
         let mut held: BTreeMap<i64, i64> = BTreeMap::new();
         for table in ["SELECT op FROM cells", "SELECT arr FROM events", "SELECT op FROM members"] {
@@ -191,7 +192,7 @@ impl Check<'_> {
                 match self.compare(arr, &author, &key, &value)? {
                     Some(true) => exact += 1,
                     Some(false) => {}
-                    // What replaced it was dropped, and it will be merged again.
+                    // The op that replaced it was dropped, and a remerge is pending.
                     None if remerges => {}
                     None => self.find(format!("op {arr}: what it wrote to {key:?} is lost")),
                 }
@@ -207,7 +208,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Whether a cell is just what an op wrote and held by it; `None` when it is less.
+    /// Whether a cell has exactly the value that an op wrote and is held by it; `None` when it is
+    /// less.
     fn compare(
         &self,
         arr: i64,
@@ -303,7 +305,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The log this device writes must end where its clock stands.
+    /// Checks that the log that this device writes ends where its clock is.
     fn open_log(&mut self) -> Result<()> {
         let me = meta(self.db, key::DEVICE)?;
         let Some(open) = meta_array::<16>(self.db, key::OPEN_LOG)? else {

@@ -1,6 +1,7 @@
-//! Founding and coming into a group, and shutting others out. How others are let in: `pairing`.
+//! Founding, joining and leaving a group, and removing devices. `pairing` adds joiners.
 //!
-//! M1  A removal names whom the remover stands by; what the removed device adds unseen falls with it.
+//! M1  A removal names the devices that the remover keeps. Devices that the removed one added
+//!     without the remover's knowledge lose membership with it.
 
 use crate::core::ids::{GroupId, NodeId};
 use crate::core::journal::members::Removal;
@@ -13,7 +14,7 @@ use super::verify::VerifiedOp;
 use super::{Journal, JournalError, Refused, RefusedWhy, Result, Written};
 
 impl Journal {
-    /// Founds a group of this device alone.
+    /// Founds a group with this device as its only member.
     pub fn found(&mut self, name: &str, now_ms: u64) -> Result<GroupId> {
         let mut tx = self.begin(now_ms)?;
         if tx.group.is_some() {
@@ -25,8 +26,8 @@ impl Journal {
         Ok(group)
     }
 
-    /// [`Journal::found`] by a device that has a key and no journal: it may be in another group, and
-    /// [`super::Roster::is_founded_anew`] says so.
+    /// As [`Journal::found`], for a device that has a key but no journal. It may be a member of
+    /// another group, and [`super::Roster::is_founded_anew`] reports that.
     pub fn found_anew(&mut self, name: &str, now_ms: u64) -> Result<GroupId> {
         let mut tx = self.begin(now_ms)?;
         if tx.group.is_some() {
@@ -39,8 +40,8 @@ impl Journal {
         Ok(group)
     }
 
-    /// Enters the group in which `intro` makes this device a member. A group of its own is left for
-    /// it, unless there are other members in that; one that has removed it is left in any case.
+    /// Joins the group in which `intro` makes this device a member. It leaves its current group for
+    /// it if there are no other members in that, or if that group removed this device.
     pub fn join(&mut self, group: GroupId, intro: &[VerifiedOp], now_ms: u64) -> Result<()> {
         let mut tx = self.begin(now_ms)?;
         let me = tx.me();
@@ -70,7 +71,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Forgets the group and everything in the journal. Numbers of arrival are not used again.
+    /// Forgets the group and everything in the journal. Arrival numbers are not reused.
     pub fn leave(&mut self) -> Result<()> {
         let mut tx = self.begin(0)?;
         tx.forget_group()?;
@@ -79,7 +80,7 @@ impl Journal {
         Ok(())
     }
 
-    /// [`Journal::leave`] and [`Journal::found`] in one.
+    /// [`Journal::leave`] and [`Journal::found`] in one transaction.
     pub fn start_over(&mut self, name: &str, now_ms: u64) -> Result<GroupId> {
         let mut tx = self.begin(now_ms)?;
         tx.forget_group()?;
@@ -101,8 +102,9 @@ impl Journal {
         Ok(Some(written))
     }
 
-    /// T5: removes a device for good, and those it added that we do not know of. `None` when this
-    /// device has removed it before. A removal that version 0.1.0 wrote is completed by its fence.
+    /// T5: removes a device for good, and with it the devices that it added and that we do not
+    /// know. `None` when this device removed it before. A removal written by version 0.1.0 gets its
+    /// fence this way.
     pub fn remove(&mut self, device: &NodeId, now_ms: u64) -> Result<Option<Written>> {
         let mut tx = self.begin(now_ms)?;
         let me = tx.me();
@@ -114,8 +116,8 @@ impl Journal {
         tx.write_removal(removal).map(Some)
     }
 
-    /// T5: removes a device for good, and all that it added but those through which this device is a
-    /// member. Also where [`Journal::remove`] kept them before.
+    /// T5: removes a device for good, and all devices that it added except those through which this
+    /// device is a member, even if [`Journal::remove`] kept them before.
     pub fn remove_with_introduced(&mut self, device: &NodeId, now_ms: u64) -> Result<Written> {
         let mut tx = self.begin(now_ms)?;
         let me = tx.me();
@@ -134,7 +136,7 @@ impl Tx<'_> {
         Ok(written)
     }
 
-    /// Writes an op with facts about members. Of a founder the first fact makes it one.
+    /// Writes an op with membership facts. The first fact of a founder makes it the founder.
     pub(super) fn write_facts(&mut self, facts: Vec<MemberChange>) -> Result<Written> {
         let me = self.me();
         let founds = matches!(facts.first(), Some(MemberChange::Genesis { .. }));

@@ -1,14 +1,15 @@
-//! The journal on disk: one database, one writer ([`Journal`]), any number of readers
-//! ([`JournalReader`]). All of it blocks. `proto/journal.proto` tells what it is for.
+//! The journal on disk: one database with one writer ([`Journal`]) and any number of readers
+//! ([`JournalReader`]). All calls block. `proto/journal.proto` says what the journal is for.
 //!
-//! J1  The cells are at least the join of all ops up to the clock, in every log that is not forked.
-//! J2  Every call is one transaction: clock, ops, cells, digest and the greatest time move together,
-//!     and what a call returns is durable.
-//! J3  No number of a log is signed twice: a number is read from the row it is written to, and a
-//!     device that cannot prove that it remembers the end of its log begins another with its next op.
-//! J4  Bodies and signatures are kept and passed on byte for byte.
-//! J5  Only dead ops are dropped, and never the one at the clock: that is the target of jumps.
-//! J6  Which ops are live depends on what is merged alone, not on the order of arrival.
+//! J1  In every log that is not forked, the cells are at least the join of all ops up to the clock.
+//! J2  Every call is one transaction: clock, ops, cells, digest and the greatest time change
+//!     together, and what a call returns is durable.
+//! J3  No number of a log is signed twice: it is read from the row that it is written to, and a
+//!     device that cannot prove that it remembers the end of its log begins another log with its
+//!     next op.
+//! J4  Bodies and signatures are stored and passed on byte for byte.
+//! J5  Only dead ops are dropped, and never the one at the clock: it is the target of jumps.
+//! J6  Which ops are live depends only on the set of merged ops, not on the order of arrival.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -65,11 +66,11 @@ pub use scan::{LogState, Scan, ScanLimits};
 pub use stats::{LogStats, Stats};
 pub use verify::{OpError, VerifiedOp, verify};
 
-/// A call's outcome.
+/// The result of a call.
 pub type Result<T> = std::result::Result<T, JournalError>;
 
-/// The one writer. Owns the device's key for signing. Times are wall-clock milliseconds since the
-/// Unix epoch.
+/// The only writer. It owns the device's key for signing. Times are wall-clock milliseconds since
+/// the Unix epoch.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
@@ -79,69 +80,71 @@ pub struct Journal {
     roster: Roster,
     group: Option<GroupId>,
     news: News,
-    /// The facts about members, as they are committed; `None` until they are read.
+    /// The committed membership facts; `None` until they are read.
     ledger: Option<Arc<Ledger>>,
-    /// It was said that there is no room for the events of [`DEVICE_STREAM`].
+    /// Whether it was reported that there is no room for events of [`DEVICE_STREAM`].
     ///
     /// [`DEVICE_STREAM`]: crate::core::journal::log::DEVICE_STREAM
     is_log_full: bool,
 }
 
-/// What commits have changed.
+/// What commits have changed since the last look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct News {
-    /// Ops came, or a clock moved: there is something to read, and to tell peers.
+    /// Ops arrived or a clock moved, so there is something to read and to send to peers.
     pub ops: bool,
     /// This device wrote an op.
     pub own: bool,
-    /// Facts about members changed.
+    /// Membership facts changed.
     pub members: bool,
-    /// What is known of devices changed: who may come in, where they are reached.
+    /// Something about devices changed: who is admitted, or where they are reached.
     pub devices: bool,
 }
 
-/// Which file a database is: a copy put back from a backup is another one.
+/// The identity of a database file: a copy restored from a backup is another file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DbIdent {
-    /// The device of the file system, as it is mounted now.
+    /// The number of the file system's device, as it is mounted now.
     pub device: u64,
-    /// The file's number there.
+    /// The file's inode number.
     pub inode: u64,
-    /// When it was created, ns since the Unix epoch; 0 where the file system does not say.
+    /// When the file was created, ns since the Unix epoch; 0 where the file system does not record
+    /// it.
     pub born_ns: u64,
 }
 
-/// What became of a draft.
+/// An op written from a draft.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     /// The op's stamp.
     pub stamp: Stamp,
-    /// What the op's number of arrival is a number of: see [`Cursor`].
+    /// The epoch of the arrival number: see [`Cursor`].
     pub epoch: LogId,
-    /// The op's number of arrival here.
+    /// The op's arrival number on this device.
     pub arr: u64,
-    /// The number of each of its events, in the draft's order.
+    /// The numbers of its events, in the draft's order.
     pub event_seqs: Vec<u64>,
 }
 
-/// What [`Journal::receive`] did with a batch.
+/// The result of [`Journal::receive`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Received {
-    /// Ops that were new.
+    /// The number of ops that were new.
     pub applied: usize,
-    /// Ops that were held, or dead.
+    /// The number of ops that were stored already, or dead.
     pub known: usize,
-    /// Ops not taken. While there are any in a session, no gap may be jumped in it.
+    /// The ops refused. A session with a refused op must not jump a gap.
     pub refused: Vec<Refused>,
-    /// Logs found to be forked by this batch.
+    /// The logs that this batch showed to be forked.
     pub forked: Vec<LogId>,
-    /// The batch proved that we had forgotten the end of our log: we write to another from now on.
+    /// Whether the batch proved that this device forgot the end of its log. It writes another one
+    /// from now on.
     pub rotated: bool,
-    /// Whether the facts about members changed.
+    /// Whether membership facts changed.
     pub members_changed: bool,
 }
 
-/// An op that was not taken.
+/// An op that was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     /// Its log.
@@ -154,72 +157,72 @@ pub struct Refused {
     pub why: RefusedWhy,
 }
 
-/// Why an op was not taken.
+/// Why an op was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusedWhy {
-    /// Nobody we trust has added its author, as far as we know yet.
+    /// No trusted device has added its author, as far as is known yet.
     UnknownAuthor,
-    /// Stamped too far ahead of our clock.
+    /// Its stamp is too far ahead of our clock.
     Future {
-        /// The wall-clock time from which on it may be admitted.
+        /// The wall-clock time from which it may be admitted.
         until_ms: u64,
     },
-    /// The space of its author, of those its introducer brought in or of the group is used up, or its
-    /// author's number of logs.
+    /// A budget is used up: the bytes of its author, of its introducer's subtree or of the group,
+    /// or the number of logs of its author.
     Quota,
     /// The disk is nearly full.
     Full,
-    /// The connection it came by is not one of a member.
+    /// The connection that it came by is not one of a member.
     NotFromMember,
-    /// The connection it came by is one of a device that the group has removed.
+    /// The group has removed the device at the other end of the connection that it came by.
     FromRemoved,
-    /// Signed for another group than ours.
+    /// It was signed for another group.
     OtherGroup,
 }
 
-/// What [`Journal::prune`] dropped.
+/// What [`Journal::prune`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Pruned {
-    /// Dead ops.
+    /// The number of dead ops dropped.
     pub ops: usize,
-    /// Events past their stream's days.
+    /// The number of events dropped past their stream's retention.
     pub events: usize,
-    /// Ops merged again, as others that had replaced what they wrote are gone.
+    /// The number of ops merged again because ops that had replaced their writes are gone.
     pub merged: usize,
-    /// Whether the limit ended it and there may be more.
+    /// Whether the limit ended the run, so that more may be left.
     pub more: bool,
 }
 
-/// What a joiner is given.
+/// What a joiner receives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admitted {
-    /// The group it is in.
+    /// The group.
     pub group: GroupId,
-    /// The ops that make it a member, the founder's first, and removals.
+    /// The ops that make the joiner a member, the founder's first, and removals.
     pub intro: Vec<SignedOp>,
-    /// The one of them that adds it.
+    /// The op among them that adds the joiner.
     pub add: SignedOp,
 }
 
-/// Why a joiner was not let in. A joiner whose proof is wrong or late is not told.
+/// Why a joiner is refused. A joiner with a wrong or late proof does not learn the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Nothing to redeem: used, expired, or never made.
+    /// No token is outstanding: used, expired, or never made.
     #[error("no ticket is outstanding")]
     NoToken,
-    /// It fits no outstanding token.
+    /// The proof matches no outstanding token.
     #[error("the proof fits none of the outstanding tickets")]
     WrongProof,
-    /// The right proof, too late.
+    /// The proof is right but the token has expired.
     #[error("the ticket has expired")]
     Expired,
-    /// A device that was removed comes back only with a new key.
+    /// The joiner was removed: it can come back only with a new key.
     #[error("the device was removed from the group")]
     JoinerRemoved,
-    /// Its own token.
+    /// The device tries to redeem its own token.
     #[error("a device cannot pair with itself")]
     Ourselves,
-    /// As many devices as a group can have, or as one device can add.
+    /// The group has as many devices as allowed, or this device has added as many as one may.
     #[error("the group is full")]
     GroupFull,
     /// The joiner would be too many introductions away from the founder.
@@ -230,24 +233,24 @@ pub enum TokenError {
     ChainTooLong,
 }
 
-/// What [`Journal::rebase`] did.
+/// The result of [`Journal::rebase`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rebased {
-    /// No op of ours is too far in the future.
+    /// No own op is too far in the future.
     Nothing,
-    /// That many ops were written anew, into this log.
+    /// Ops were rewritten into a new log.
     Done {
-        /// How many.
+        /// The number of ops.
         ops: usize,
-        /// The log we write now.
+        /// The log that this device writes now.
         log: LogId,
     },
-    /// Others' ops are in the future as well, or acknowledged ours: our clock is what is wrong.
+    /// Other devices' ops are in the future too, or others acknowledged ours: our clock is slow.
     OurClockIsSlow,
 }
 
 impl Journal {
-    /// What was committed since the last call.
+    /// Returns what was committed since the last call.
     pub fn take_news(&mut self) -> News {
         std::mem::take(&mut self.news)
     }

@@ -17,7 +17,7 @@ use super::tx::{Nonces, Tx};
 use super::{DbIdent, Journal, JournalError, JournalReader, Result};
 
 impl DbIdent {
-    /// That of a file.
+    /// Reads the identity of the file at `path`.
     pub fn of(path: &Path) -> std::io::Result<Self> {
         use std::os::unix::fs::MetadataExt;
         let meta = std::fs::metadata(path)?;
@@ -26,8 +26,8 @@ impl DbIdent {
         Ok(Self { device: meta.dev(), inode: meta.ino(), born_ns })
     }
 
-    /// Whether two are of one file. A file system may get another number at every mount: it counts
-    /// only where files have no birth time.
+    /// Whether both are the same file. A file system may get another device number at every mount,
+    /// so that number counts only where files have no birth time.
     fn is_same_file(self, other: Self) -> bool {
         let same_birth = (self.inode, self.born_ns) == (other.inode, other.born_ns);
         same_birth && (self.born_ns != 0 || self.device == other.device)
@@ -57,16 +57,16 @@ impl DbIdent {
 }
 
 impl Journal {
-    /// Opens the journal at `path`, or makes one. A file that is not the one last written to (a
-    /// restored backup, a copy) is written to under a new log. `seed` must be random and new at every call: the
-    /// nonces of logs and groups come from it.
+    /// Opens the journal at `path`, or creates it. If the file is not the one that was written last
+    /// (a restored backup, a copy), this device writes to a new log. `seed` must be random and new
+    /// at every call: the nonces of logs and groups are made from it.
     pub fn open(path: &Path, identity: &Identity, seed: [u8; 32]) -> Result<Self> {
         private_database_file(path).map_err(|error| JournalError::Open(format!("{error:#}")))?;
         let ident = DbIdent::of(path).map_err(|error| JournalError::Open(error.to_string()))?;
         Self::open_as(path, identity, seed, ident)
     }
 
-    /// [`Journal::open`] for a file said to be `ident`; for simulations of restores.
+    /// As [`Journal::open`] for a file with the given identity; for simulations of restores.
     pub fn open_as(
         path: &Path,
         identity: &Identity,
@@ -96,12 +96,12 @@ impl Journal {
         Ok(journal)
     }
 
-    /// A reader of the same journal.
+    /// Opens a reader of the same journal.
     pub fn reader(&self) -> Result<JournalReader> {
         JournalReader::open(&self.path)
     }
 
-    /// Moves what is committed into the main file, so that this alone is the whole journal.
+    /// Moves all commits into the main file, so that it alone is the whole journal.
     pub fn close(self) -> Result<()> {
         let is_busy: bool =
             self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
@@ -114,22 +114,22 @@ impl Journal {
         Ok(())
     }
 
-    /// The group, if this device is in one.
+    /// The group; `None` when this device is in none.
     pub fn group(&self) -> Option<GroupId> {
         self.group
     }
 
-    /// What is asked of the group at every connection.
+    /// The roster: what is looked up about the group at every connection.
     pub fn roster(&self) -> Roster {
         self.roster.clone()
     }
 
-    /// This device.
+    /// The node ID of this device.
     pub fn device(&self) -> NodeId {
         self.identity.node_id
     }
 
-    /// Writes to another log from now on, because the user says that this is a restored backup.
+    /// Begins a new log because the user says that this is a restored backup.
     pub fn restored(&mut self) -> Result<()> {
         let mut tx = self.begin(0)?;
         tx.group()?;
@@ -143,7 +143,7 @@ impl Journal {
         Tx::begin(connection, identity, nonces, news, ledger, roster.clone(), now_ms)
     }
 
-    /// Closes the log when the database is not the file that was written to the last time.
+    /// Closes the log if the database is not the file that was written last.
     fn prove_tail(&mut self, ident: DbIdent) -> Result<()> {
         let known = meta(&self.connection, key::IDENT)?;
         let known = known.and_then(|bytes| DbIdent::from_bytes(&bytes));
@@ -153,7 +153,8 @@ impl Journal {
         let mut tx = self.begin(0)?;
         if tx.group.is_some() {
             tx.close_log();
-            // The store has gone on: what it shows is no edit of what was known then.
+            // The store has changed since the backup: its rows are not edits of what was known
+            // then.
             tx.forget_shadows()?;
             tracing::warn!(
                 "the journal is another file than before (a backup or a copy): this device writes to \
@@ -164,7 +165,7 @@ impl Journal {
         tx.commit()
     }
 
-    /// Reads the ops that an earlier version had to keep unread.
+    /// Reads the ops that an earlier version could not read.
     fn read_opaque(&mut self) -> Result<()> {
         let kinds = KINDS.to_string().into_bytes();
         if meta(&self.connection, key::KINDS)?.as_ref() == Some(&kinds) {
@@ -185,14 +186,15 @@ impl Journal {
 }
 
 impl Tx<'_> {
-    /// Merges an op anew that was opaque; it stays so while anything in it is unknown. It arrives
-    /// anew, with what it held before: whoever reads on from a cursor is past its old number.
+    /// Merges an op again that was opaque; it stays opaque while anything in it is unknown. It gets
+    /// a new arrival number and keeps its references: readers with a cursor are past its old
+    /// number.
     fn reread(&mut self, old: i64) -> Result<()> {
         let bytes: Vec<u8> =
             self.db.query_row("SELECT body FROM ops WHERE arr = ?1", [old], |row| row.get(0))?;
         let body = match read_body(&bytes) {
             Ok(body) => body,
-            // It was good enough to be kept, and is no reason to do without all the others.
+            // It was valid enough to be stored, and is no reason to refuse all other ops.
             Err(error) => {
                 tracing::warn!(%error, "an op of a later version stays unread");
                 return Ok(());

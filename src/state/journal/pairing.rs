@@ -1,11 +1,13 @@
-//! Letting a joiner in: the tokens of outstanding tickets, and the op that adds the joiner.
+//! Admitting a joiner: the tokens of outstanding tickets, and the op that adds the joiner.
 //!
-//! M1  A token is used up before the op that adds its joiner leaves this device: it lets in one, once.
-//! M2  That op is signed, handed to the joiner, and applied here only when the joiner has joined by it.
-//!     So a pairing that breaks off leaves no member. When this device does not hear that the joiner has
-//!     joined, the joiner's introduction brings the op.
-//! M3  Such ops have a log of their own, as the open log goes on meanwhile. A number of it that was
-//!     signed and not confirmed is not signed again: the next pairing begins another log (J3).
+//! M1  A token is used up before the op that adds its joiner leaves this device: it admits one
+//!     joiner, once.
+//! M2  That op is signed and handed to the joiner, but applied here only when the joiner has joined
+//!     with it. So an interrupted pairing leaves no member. If this device does not learn that the
+//!     joiner has joined, the joiner's introduction brings the op.
+//! M3  Such ops have a log of their own, because the open log goes on meanwhile. A number of it
+//!     that was signed but not confirmed is not signed again: the next pairing begins another log
+//!     (J3).
 
 use std::time::Instant;
 
@@ -28,16 +30,17 @@ use super::tx::Tx;
 use super::verify::VerifiedOp;
 use super::{Admitted, Journal, JournalError, Result, TokenError};
 
-/// Tokens outstanding; each is a way in.
+/// The most outstanding tokens; each is a way into the group.
 const TOKENS_MAX: usize = 16;
 
-/// The ops that add the inviter; the op that adds the joiner is far below the last KiB of the frame.
+/// The most bytes of the ops that add the inviter; the op that adds the joiner fits into the last
+/// KiB of the frame.
 const INTRO_BYTES_MAX: usize = INTRODUCTION_FRAME_BYTES_MAX as usize - 1024;
 
 impl Journal {
-    /// T5: makes the token with this key (see [`crate::core::pairing::ticket_key`]) good until then.
-    /// The oldest make room when there are too many.
-    /// `verify`: its digits must be compared.
+    /// T5: creates a token with this key (see [`crate::core::pairing::ticket_key`]), valid until
+    /// `expires_ms`. The oldest tokens are dropped when there are too many. With `verify` its
+    /// digits must be compared.
     pub fn create_token(
         &mut self,
         key: &[u8; 32],
@@ -79,8 +82,8 @@ impl Journal {
         tx.commit()
     }
 
-    /// T5: uses up the token that the proof fits, and returns the ops by which the joiner can join.
-    /// The one that adds it is not applied: see M2 and [`Self::admit`].
+    /// T5: uses up the token that the proof matches, and returns the ops with which the joiner can
+    /// join. The op that adds it is not applied yet: see M2 and [`Self::admit`].
     pub fn redeem(
         &mut self,
         joiner: &NodeId,
@@ -103,11 +106,11 @@ impl Journal {
             Ok(log) => log,
             Err(error) => return Ok(Err(error)),
         };
-        // Not committed: see M2.
+        // This transaction is never committed: see M2.
         let mut tx = self.begin(now_ms)?;
         let group = tx.group()?;
         if !tx.verdicts()?.member(joiner) {
-            // Without one, another is begun.
+            // If there is no log, a new one is begun.
             tx.open_log = log;
             let add = MemberChange::Add { device: *joiner, name: name.to_owned() };
             tx.write_facts(vec![add])?;
@@ -120,14 +123,14 @@ impl Journal {
         Ok(Ok(Admitted { group, intro, add }))
     }
 
-    /// T5: applies the op of [`Self::redeem`], `add`, after the joiner has joined. Returns whether the
-    /// joiner is a member: it may have been removed meanwhile.
+    /// T5: applies the op `add` of [`Self::redeem`] after the joiner has joined. Returns whether
+    /// the joiner is a member: it may have been removed meanwhile.
     pub fn admit(&mut self, joiner: &NodeId, add: &VerifiedOp, now_ms: u64) -> Result<bool> {
         let mut tx = self.begin(now_ms)?;
         tx.must_be_member()?;
         let received = tx.receive(std::slice::from_ref(add), |_, _| Ok(None))?;
         if received.applied > 0 && received.forked.is_empty() {
-            // Its number was confirmed: the log goes on with the next.
+            // The number was confirmed: the next pairing continues this log.
             set_meta(&tx.db, key::PAIRING_LOG, &tx.pairing_mark(add.log()))?;
             tx.news.own = true;
         }
@@ -136,8 +139,8 @@ impl Journal {
         Ok(is_member)
     }
 
-    /// Uses up the token that the proof fits, if its joiner can be added, and takes the log for the
-    /// op; `None`: a new one is to be begun.
+    /// Uses up the token that the proof matches, if its joiner can be added. Returns the log for
+    /// the op; `None`: a new one must be begun.
     fn use_token(
         &mut self,
         joiner: &NodeId,
@@ -186,7 +189,7 @@ pub(super) fn tokens_to_verify(connection: &Connection) -> Result<Vec<[u8; 32]>>
 }
 
 impl Tx<'_> {
-    /// What speaks against adding a device that has the right proof.
+    /// The reason against adding a device that has a right proof, if any.
     fn why_not_added(&mut self, joiner: &NodeId, has_log: bool) -> Result<Option<TokenError>> {
         let me = self.me();
         let verdicts = self.verdicts()?;
@@ -199,7 +202,8 @@ impl Tx<'_> {
         let members = verdicts.members().count();
         let chain = verdicts.chain(&me);
         let facts_left = FACTS_PER_AUTHOR_MAX.saturating_sub(self.facts_told(&me)?);
-        // What the joiner has to show: the ops that add us, and the op that adds it.
+        // The joiner must present these: the ops that add this device, and the op that adds the
+        // joiner.
         let chain = chain_ops(&self.db, &chain)?;
         let bytes: usize = chain.iter().map(|op| op.body.len() + OP_OVERHEAD_BYTES).sum();
         if chain.len() >= INTRO_OPS_MAX || bytes > INTRO_BYTES_MAX {
@@ -214,11 +218,12 @@ impl Tx<'_> {
         Ok(None)
     }
 
-    /// The log for the next op that adds a joiner, if there is one to go on with.
+    /// The log for the next op that adds a joiner; `None`: a new one must be begun.
     fn pairing_log(&mut self) -> Result<Option<LogId>> {
         let Some(mark) = meta(&self.db, key::PAIRING_LOG)? else { return Ok(None) };
         let Some(log) = mark.first_chunk().map(|id| LogId(*id)) else { return Ok(None) };
-        // Where this device may have forgotten the end of its open log, it may have of this one.
+        // If this device may have forgotten the end of its open log, it may have forgotten that of
+        // this one.
         if mark != self.pairing_mark(log) {
             return Ok(None);
         }
@@ -226,15 +231,15 @@ impl Tx<'_> {
         Ok((!self.log(num)?.forked).then_some(log))
     }
 
-    /// What is kept of the log for joiners.
+    /// The record of the pairing log, with the epoch in which it may be continued.
     fn pairing_mark(&self, log: LogId) -> Vec<u8> {
         let epoch = self.feed_epoch.map_or([0; LogId::LEN], |epoch| epoch.0);
         [log.0, epoch].concat()
     }
 
-    /// Writes ops of a clock that was ahead anew while no other device can have any of them: nobody
-    /// was ever added, and nobody else has written. Joiners would refuse such ops for hours, and take
-    /// their own clock for wrong.
+    /// Rewrites ops stamped by a fast clock while no other device can have them: no device was ever
+    /// added and none has written. Joiners would refuse such ops for hours, and believe that their
+    /// own clock is wrong.
     fn rebase_while_alone(&mut self) -> Result<()> {
         let bound = Hlc::from_ms(self.now_ms.saturating_add(FUTURE_MS_MAX + 1));
         if self.hlc_max < bound || !self.was_always_alone()? {
@@ -254,7 +259,7 @@ impl Tx<'_> {
         )?)
     }
 
-    /// The outstanding token that a proof fits. One that is past its time is used up.
+    /// The outstanding token that a proof matches. An expired one is used up.
     fn token(
         &mut self,
         joiner: &NodeId,
@@ -269,7 +274,7 @@ impl Tx<'_> {
         if keys.is_empty() {
             return Ok(Err(TokenError::NoToken));
         }
-        // Every one is looked at, so that the time taken does not tell which fits.
+        // Checks every token, so that the time taken does not reveal which one matches.
         let fits = keys.into_iter().filter(|key| proof_matches(key, &me, joiner, proof));
         let fits = fits.fold(None, |_, key| Some(key));
         let Some(key) = fits else { return Ok(Err(TokenError::WrongProof)) };

@@ -1,7 +1,8 @@
-//! Dropping what nothing needs. Never a condition of correctness (J1, J5): only of space.
+//! Dropping what is no longer needed. This saves space only; correctness never depends on it (J1,
+//! J5).
 //!
-//! An op that all members have acknowledged is dropped when it is dead, any other dead one after
-//! [`DEAD_OP_KEPT_MS`]: until then the tail saves those who were away from a jump.
+//! A dead op is dropped when all members have acknowledged it, or after [`DEAD_OP_KEPT_MS`]. Until
+//! then it spares devices that were away a jump.
 
 use rusqlite::params;
 
@@ -14,7 +15,7 @@ use super::tx::Tx;
 use super::{Journal, Pruned, Result};
 
 impl Journal {
-    /// T4: drops at most `limit` rows that nothing needs.
+    /// T4: drops at most `limit` rows that are no longer needed.
     pub fn prune(&mut self, now_ms: u64, limit: usize) -> Result<Pruned> {
         let mut tx = self.begin(now_ms)?;
         let mut pruned = Pruned { merged: tx.remerge(limit)?, ..Pruned::default() };
@@ -32,7 +33,7 @@ impl Journal {
 }
 
 impl Tx<'_> {
-    /// How far all members but this device have acknowledged a log. Without others: all of it.
+    /// Up to which number all other members have acknowledged a log. All of it when there are none.
     fn acked_by_all(&mut self, log: i64) -> Result<u64> {
         let me = self.me();
         let others: Vec<NodeId> =
@@ -49,9 +50,9 @@ impl Tx<'_> {
         Ok(least)
     }
 
-    /// Drops dead ops that are acknowledged, or old. Of a number with [`BRANCHES_MAX`] ops dead ones
-    /// stay, as they decide which others do; unless the space is used up: then `acked` is the
-    /// greatest number.
+    /// Drops dead ops that are acknowledged or old. Where [`BRANCHES_MAX`] ops have one number the
+    /// dead ones stay, because they decide which others are kept; unless space is used up, when
+    /// `acked` is the greatest number.
     fn drop_dead(&mut self, log: i64, acked: u64, limit: usize) -> Result<usize> {
         let row = self.log(log)?;
         let (seq, forked) = (row.seq, row.forked);
@@ -84,7 +85,7 @@ impl Tx<'_> {
         Ok(dead.len())
     }
 
-    /// Drops every dead op of a device, whoever has not acknowledged it: its space is used up.
+    /// Drops all dead ops of a device, even unacknowledged ones, because its space is used up.
     pub(super) fn drop_dead_of(&mut self, dev: i64) -> Result<()> {
         let logs: Vec<i64> = {
             let mut query = self.db.prepare_cached("SELECT log FROM logs WHERE dev = ?1")?;
@@ -97,7 +98,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Drops events of a log that are past their stream's days.
+    /// Drops events of a log that are past their stream's retention.
     fn drop_old_events(&mut self, log: i64, acked: u64, limit: usize) -> Result<usize> {
         let streams: Vec<(String, u64)> = {
             let mut query = self.db.prepare_cached(

@@ -1,4 +1,4 @@
-//! What local readers see: records, changes, events, members, numbers.
+//! Reading the journal: records, changes, events and members.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,39 +16,39 @@ use super::facts::facts;
 use super::schema::{configure, int, key, meta_array, row_u64};
 use super::{JournalError, Result};
 
-/// Reads the journal on a connection of its own; sees what is committed.
+/// Reads the journal on a connection of its own; it sees committed data only.
 #[derive(Debug)]
 pub struct JournalReader {
     pub(super) connection: Connection,
 }
 
-/// Whose records.
+/// The owner of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owner {
-    /// Everybody's.
+    /// Everybody.
     Shared,
-    /// One device's own.
+    /// One device.
     Device(NodeId),
 }
 
-/// A record that is there.
+/// A record that exists.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
-    /// Its kind.
+    /// The kind of record.
     pub model: String,
-    /// Whose it is.
+    /// Its owner.
     pub owner: Owner,
-    /// Its name among its kind.
+    /// Its name within its model.
     pub id: Vec<u8>,
-    /// Fields that were set; `None` is null.
+    /// The fields that were set; `None` is null.
     pub fields: BTreeMap<String, Option<Value>>,
-    /// Sets that are not empty.
+    /// The sets that are not empty.
     pub sets: BTreeMap<String, BTreeSet<String>>,
-    /// It has more than is ever read: neither fields nor sets are told here.
+    /// Whether it has more data than is ever read; `fields` and `sets` are then empty.
     pub is_too_large: bool,
-    /// The newest stamp of its cells: when and in which log it was last written to.
+    /// The newest stamp of its cells: the time and log of its last write.
     pub newest: Stamp,
-    /// The number of arrival of its last change: moves whenever the record does.
+    /// The arrival number of its last change; it changes with every change of the record.
     pub arr: u64,
 }
 
@@ -57,61 +57,61 @@ pub struct Record {
 pub struct RecordsPage {
     /// The records.
     pub records: Vec<Record>,
-    /// Where the next page starts: after this owner and id.
+    /// The owner and id after which the next page starts.
     pub next: Option<(Owner, Vec<u8>)>,
 }
 
-/// A place in the order of arrival. Cursors of another epoch mean nothing: read anew.
+/// A position in the order of arrival. Cursors of another epoch are invalid: read from the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
-    /// Another one means that numbers of arrival may have been given anew.
+    /// The epoch. A new one means that arrival numbers may have been reused.
     pub epoch: LogId,
-    /// Everything up to this number of arrival was seen.
+    /// The arrival number up to which everything was read.
     pub arr: u64,
 }
 
 /// A record that changed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
-    /// Its kind.
+    /// The kind of record.
     pub model: String,
-    /// Whose it is.
+    /// Its owner.
     pub owner: Owner,
-    /// Its name among its kind.
+    /// Its name within its model.
     pub id: Vec<u8>,
-    /// The number of arrival of its last change.
+    /// The arrival number of its last change.
     pub arr: u64,
-    /// As it is now; `None` when it is not there.
+    /// The record now; `None` when it does not exist.
     pub record: Option<Record>,
 }
 
-/// A page of changes, in order of arrival. Several changes of a record show once.
+/// A page of changes in order of arrival. Several changes of one record appear as one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChangesPage {
     /// The changes.
     pub changes: Vec<Change>,
-    /// Read on from here.
+    /// The cursor for the next page.
     pub cursor: Cursor,
     /// Whether there are more now.
     pub more: bool,
 }
 
-/// An event.
+/// An event as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventRow {
-    /// Who wrote it.
+    /// Its author.
     pub author: NodeId,
-    /// In which log.
+    /// Its log.
     pub log: LogId,
     /// Its number in the stream and log, from 0.
     pub event_seq: u64,
-    /// The time it was written.
+    /// The time of writing.
     pub hlc: Hlc,
-    /// What happened.
+    /// The event's type.
     pub kind: String,
-    /// With what.
+    /// The event's data.
     pub data: Vec<u8>,
-    /// Its number of arrival here.
+    /// Its arrival number on this device.
     pub arr: u64,
 }
 
@@ -120,7 +120,7 @@ pub struct EventRow {
 pub struct EventsPage {
     /// The events.
     pub events: Vec<EventRow>,
-    /// Read on from here: a number of arrival and a place within that op.
+    /// The position of the next page: an arrival number and an index within that op.
     pub next: (u64, u64),
     /// Whether there are more now.
     pub more: bool,
@@ -131,9 +131,9 @@ pub struct EventsPage {
 pub struct MemberRow {
     /// Its node ID.
     pub device: NodeId,
-    /// The name it was added under.
+    /// The name under which it was added.
     pub name: String,
-    /// Whether it is a member, or was one and was removed.
+    /// Whether it is a member now; false when it was removed.
     pub member: bool,
 }
 
@@ -145,18 +145,18 @@ impl JournalReader {
         Ok(Self { connection })
     }
 
-    /// Another reader of the same file.
+    /// Opens another reader of the same file.
     pub fn another(&self) -> Result<Self> {
         let path = self.connection.path().unwrap_or_default();
         Self::open(Path::new(path))
     }
 
-    /// The group, if this device is in one.
+    /// The group; `None` when this device is in none.
     pub fn group(&self) -> Result<Option<GroupId>> {
         Ok(meta_array(&self.connection, key::GROUP)?.map(GroupId))
     }
 
-    /// A record, if it is there.
+    /// A record; `None` if it does not exist.
     pub fn record(&self, model: &str, owner: Owner, id: &[u8]) -> Result<Option<Record>> {
         let tx = self.connection.unchecked_transaction()?;
         let (model_num, scope) = (model_num(&tx, model)?, scope_num(&tx, owner)?);
@@ -165,8 +165,8 @@ impl JournalReader {
         record(&tx, &row, &mut 0)
     }
 
-    /// Records of a model whose id starts with `prefix`, of one owner or of all, after a place, at
-    /// most `limit`, and no more after [`RECORDS_PAGE_BYTES`].
+    /// Records of a model whose ids start with `prefix`, of one owner or of all, after a position.
+    /// At most `limit`; the page also ends after [`RECORDS_PAGE_BYTES`].
     pub fn records(
         &self,
         model: &str,
@@ -203,7 +203,7 @@ impl JournalReader {
         Ok(page)
     }
 
-    /// The place after which there is nothing yet; `None` without a group.
+    /// The position of the newest change; `None` without a group.
     pub fn cursor_now(&self) -> Result<Option<Cursor>> {
         let tx = self.connection.unchecked_transaction()?;
         let Some(epoch) = meta_array(&tx, key::FEED_EPOCH)?.map(LogId) else {
@@ -214,16 +214,16 @@ impl JournalReader {
         Ok(Some(Cursor { epoch, arr }))
     }
 
-    /// Whether this journal gave the cursor out. One of a group before this one did not, nor one that
-    /// is beyond the newest op: the journal was put back to an earlier state since.
+    /// Whether this journal issued the cursor. It did not if the cursor is of an earlier group, or
+    /// beyond the newest op because an older journal was restored since.
     pub fn knows(&self, cursor: &Cursor) -> Result<bool> {
         let tx = self.connection.unchecked_transaction()?;
         knows(&tx, cursor)
     }
 
-    /// Records changed since a cursor, of one model or of all; from the beginning without one.
-    /// `None` when this journal does not know the cursor, or there is no group. The page may be longer
-    /// than `limit`, and than [`RECORDS_PAGE_BYTES`], by the records that one op changed.
+    /// Records of one model or of all that changed since a cursor; from the start without one.
+    /// `None` when this journal does not know the cursor, or without a group. The records of one op
+    /// are never split, so a page may exceed `limit` and [`RECORDS_PAGE_BYTES`] by them.
     pub fn changes(
         &self,
         model: Option<&str>,
@@ -240,7 +240,7 @@ impl JournalReader {
             return Ok(None);
         }
         let after = since.map_or(0, |cursor| cursor.arr);
-        // Up to the last number that is whole within the limit: a page never ends inside an op.
+        // Up to the last arrival number that fits into the limit: a page never ends inside an op.
         let last: Option<u64> = tx
             .prepare_cached(
                 "SELECT arr FROM records WHERE arr > ?1 ORDER BY arr LIMIT 1 OFFSET ?2",
@@ -286,7 +286,7 @@ impl JournalReader {
         Ok(Some(ChangesPage { changes, cursor, more }))
     }
 
-    /// Events of a stream after a place ([`EventsPage::next`], or `(0, 0)`), at most `limit`.
+    /// At most `limit` events of a stream after a position ([`EventsPage::next`], or `(0, 0)`).
     pub fn events(&self, stream: &str, after: (u64, u64), limit: usize) -> Result<EventsPage> {
         let mut query = self.connection.prepare_cached(
             "SELECT e.arr, e.idx, d.id, l.log_id, e.event_seq, e.hlc, e.type, e.data
@@ -315,19 +315,19 @@ impl JournalReader {
         Ok(EventsPage { events: found.into_iter().map(|(event, _)| event).collect(), next, more })
     }
 
-    /// Every device that was ever a member by what we know, ascending.
+    /// Every device that was ever a member as far as is known, ascending.
     pub fn members(&self) -> Result<Vec<MemberRow>> {
         let tx = self.connection.unchecked_transaction()?;
         member_rows(&tx, &Verdicts::of(&facts(&tx)?))
     }
 
-    /// Who may author and who may connect.
+    /// The verdicts over all committed facts.
     pub fn verdicts(&self) -> Result<Verdicts> {
         Ok(Verdicts::of(&facts(&self.connection)?))
     }
 }
 
-/// Where a record is kept.
+/// The key of a record in the database.
 struct Row {
     model_num: i64,
     model: String,
@@ -353,7 +353,7 @@ pub(super) fn member_rows(connection: &Connection, verdicts: &Verdicts) -> Resul
     Ok(known.map(row).collect())
 }
 
-/// The value of one cell of a record: whatever else there may be of it, no more is read.
+/// The value of one cell of a record. Reads nothing else of the record.
 pub(super) fn cell_value(
     connection: &Connection,
     (model, scope, id): (i64, i64, &[u8]),
@@ -367,7 +367,7 @@ pub(super) fn cell_value(
     Ok(query.query_row(params![model, scope, id, field, elem], |row| row.get(0)).optional()?)
 }
 
-/// A record as its cells are now; `None` when it is not there. What was read of it is added to
+/// Reads a record from its cells; `None` when it does not exist. Adds the bytes read to
 /// `read_bytes`.
 fn record(connection: &Connection, row: &Row, read_bytes: &mut usize) -> Result<Option<Record>> {
     let mut query = connection.prepare_cached(
@@ -434,7 +434,7 @@ pub(super) fn scope_num(connection: &Connection, owner: Owner) -> Result<Option<
     Ok(query.query_row([device.0], |row| row.get(0)).optional()?)
 }
 
-/// The scopes to look at, ascending.
+/// The scopes to read, ascending.
 fn scopes(connection: &Connection, model: i64, owner: Option<Owner>) -> Result<Vec<(i64, Owner)>> {
     if let Some(owner) = owner {
         return Ok(scope_num(connection, owner)?.map(|scope| (scope, owner)).into_iter().collect());
@@ -470,7 +470,7 @@ fn alive_ids(
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// The first id after all that start with `prefix`; `None` when there is none.
+/// The first id after all those that start with `prefix`; `None` when there is none.
 fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     let last = prefix.iter().rposition(|byte| *byte != 0xff)?;
     let mut end = prefix[..=last].to_vec();

@@ -1,9 +1,10 @@
-//! Mending what a wrong clock did: own ops stamped so far ahead that nobody admits them.
+//! Repairs the effect of a wrong clock: own ops stamped so far ahead that no device admits them.
 //!
-//! They are taken out of the journal and written anew, with stamps of now, into a new log. This is
-//! the one place where a clock and the greatest time go back, and it is safe because nobody else has
-//! these ops: nothing is acknowledged, and whoever admitted one would have to be as wrong as we were.
-//! A clock goes back as far as to an op that is held, so that it claims nothing that was taken out.
+//! These ops are taken out of the journal and rewritten into a new log, stamped now. This is the
+//! only place where a log's clock and the greatest time go back. It is safe because no other device
+//! has these ops: none is acknowledged, and only a device with an equally wrong clock would have
+//! admitted one. A log's clock goes back to an op that is still stored, so that it does not cover
+//! ops that were taken out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +22,7 @@ use super::tx::Tx;
 use super::{Journal, JournalError, Rebased, Result};
 
 impl Journal {
-    /// Writes own ops that are too far in the future anew, with stamps of now, into a new log.
+    /// Rewrites own ops that are too far in the future into a new log, stamped now.
     pub fn rebase(&mut self, now_ms: u64) -> Result<Rebased> {
         let mut tx = self.begin(now_ms)?;
         tx.group()?;
@@ -33,7 +34,7 @@ impl Journal {
     }
 }
 
-/// An op that is taken out.
+/// An op that is to be taken out.
 pub(super) struct Held {
     pub(super) arr: i64,
     pub(super) log: i64,
@@ -43,7 +44,7 @@ pub(super) struct Held {
     pub(super) body: Body,
 }
 
-/// Where a record is kept: model, scope and id.
+/// The key of a record in the database: model, scope and id.
 type Place = (i64, i64, Vec<u8>);
 
 impl Tx<'_> {
@@ -52,8 +53,8 @@ impl Tx<'_> {
         let me = self.me();
         let dev = self.device(&me)?;
         let bound = int(Hlc::from_ms(self.now_ms.saturating_add(FUTURE_MS_MAX + 1)).0);
-        // Times rise along a log, but for fills, and its last op is never dropped: so what is held
-        // tells of all.
+        // Stamps rise along a log, except those of fills, and a log's last op is never dropped. So
+        // the ops that are stored show whether there are any.
         let others: bool = self.db.query_row(
             "SELECT EXISTS (SELECT 1 FROM ops JOIN logs USING (log) WHERE hlc >= ?1 AND dev != ?2)",
             params![bound, dev],
@@ -109,7 +110,7 @@ impl Tx<'_> {
         .collect()
     }
 
-    /// Takes ops out with all that they hold, and their logs' clocks back to before them.
+    /// Takes out ops with their writes, and moves their logs' clocks back before them.
     fn take_out(&mut self, doomed: &[Held], me: &NodeId) -> Result<()> {
         let mut first: BTreeMap<i64, u64> = BTreeMap::new();
         for op in doomed {
@@ -120,14 +121,14 @@ impl Tx<'_> {
         for (log, seq) in first {
             self.retreat(log, seq)?;
         }
-        // Not below anything that was ever admitted of others: it may be dropped by now, taken to be
-        // dominated by what is taken out here, and must be dominated by what is written anew.
+        // Stays above all stamps ever admitted from others: such an op may have been dropped since
+        // as dominated by an op taken out here, so the rewritten op must dominate it too.
         self.hlc_max = self.hlc_max.min(Hlc::from_ms(self.now_ms.saturating_add(FUTURE_MS_MAX)));
         tracing::warn!(device = %me.short(), ops = doomed.len(), "ops of a wrong clock are written anew");
         Ok(())
     }
 
-    /// Takes an op out with all that it holds. Returns the records that changed.
+    /// Takes out an op with all its writes. Returns the records that changed.
     pub(super) fn take_out_op(&mut self, op: &Held) -> Result<BTreeSet<Place>> {
         let records = self.take_out_cells(op)?;
         self.take_out_events(op)?;
@@ -152,8 +153,8 @@ impl Tx<'_> {
         Ok(records)
     }
 
-    /// Takes a log's clock back to the last op that is held before `seq`. What is held above it
-    /// stays: fills are of the dawn, wherever they stand in a log.
+    /// Moves a log's clock back to the last stored op before `seq`. Ops stored above it stay: fills
+    /// are stamped with the earliest time wherever they are in a log.
     fn retreat(&mut self, log: i64, seq: u64) -> Result<()> {
         if self.log(log)?.seq < seq {
             return Ok(());
@@ -240,8 +241,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The changes of an op as they are written now: removals that name an op written anew follow
-    /// it, and events go on from where the new log's streams are.
+    /// The changes of an op as they are rewritten: removals name the rewritten adds, and event
+    /// numbers continue those in the new log.
     fn anew(
         &mut self,
         changes: Vec<Change>,
@@ -257,8 +258,8 @@ impl Tx<'_> {
                         if let Some(stamp) = moved.get(&seen) {
                             removal.observed = *stamp;
                         } else if removal.observed.hlc > self.hlc_max {
-                            // The add was dropped as dead: this is later than all that it was seen
-                            // to replace.
+                            // The add was dropped as dead, so the removal names a stamp later than
+                            // anything that replaced it.
                             let log = LogId([0xff; LogId::LEN]);
                             removal.observed = Stamp { hlc: self.hlc_max, log, seq: 0 };
                         }
