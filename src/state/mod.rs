@@ -1,4 +1,4 @@
-//! What the agent itself keeps on disk. All of it blocks: call it from a blocking thread.
+//! What the agent itself stores on disk. All of it blocks: call it from a blocking thread.
 //!
 //! | file | what | if lost |
 //! |---|---|---|
@@ -7,7 +7,7 @@
 //! | `journal.db` ([`journal`]) | the group, its records and events | the device must pair again |
 //! | `partials/` ([`partials`], [`bao`]) | large transfers under way | transferred again |
 //!
-//! [`home`] says where they are and who may read them.
+//! [`home`] defines where these files are and who may read them.
 
 pub mod bao;
 pub mod home;

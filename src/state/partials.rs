@@ -1,14 +1,15 @@
-//! Large assets on their way in: files that fill up, in any order, and survive restarts.
+//! Partials: large assets on their way in. Their files fill up in any order and survive restarts.
 //!
-//! P1  With BLAKE3 nothing unverified is written, and what a file holds is verified anew before it
-//!     is built upon after a restart: content and outboard say which ranges are good. So nothing here
-//!     needs an fsync, or a list of ranges on disk, before the asset is whole.
-//! P2  With SHA-256 the content can be verified only when whole; a wrong one is deleted then. It
-//!     fills up from the start, and from one source: what another made up is never built upon.
-//! P3  A partial is opened once at a time; all its transfers share the one [`Partial`]. Of every held
-//!     group, all hash pairs on the way from the root are in the outboard. Who says another size of
-//!     an asset has a partial of its own.
-//! P4  What each transfer has yet to write is known, so that no two count on the same free space.
+//! P1  With BLAKE3 nothing unverified is written, and after a restart the content of a file is
+//!     verified again before it is used: content and outboard show which ranges are right. So
+//!     before the asset is whole, nothing here needs an fsync or a list of ranges on disk.
+//! P2  With SHA-256 the content can be verified only when it is whole; wrong content is then
+//!     deleted. It fills up from the start and from one source, so that nothing is built on content
+//!     that another source made up.
+//! P3  A partial is opened once at a time; all its transfers share one [`Partial`]. For every group
+//!     held, all hash pairs on the path from the root are in the outboard. A source that claims
+//!     another size for an asset gets a partial of its own.
+//! P4  What each transfer still has to write is known, so that no two count on the same free space.
 
 mod folder;
 
@@ -30,12 +31,12 @@ use crate::core::limits::{ASSET_BYTES_MAX, FREE_FLOOR_BYTES, FREE_FLOOR_FRACTION
 use crate::core::ranges::Ranges;
 use crate::state::bao::{Decoded, GROUP_BYTES, decode_piece, outboard_bytes, verified_ranges};
 
-/// Which partial: of an asset of that size and, with SHA-256, from that device alone.
+/// The key of a partial: an asset of one size and, with SHA-256, from one device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
-    /// The asset, as it was announced.
+    /// The asset as it was announced.
     pub digest: Digest,
-    /// The device that its content comes from; `None`: from any.
+    /// The device that its content comes from; `None`: any device.
     pub source: Option<NodeId>,
 }
 
@@ -51,29 +52,29 @@ pub struct Partials {
     shared: Arc<Shared>,
 }
 
-/// One asset under way; nobody else can open it meanwhile. Several threads may write to it at a
-/// time. Dropped, it stays for a later resume.
+/// A partial that is open; nobody else can open it meanwhile. Several threads may write to it at a
+/// time. When dropped it stays on disk for a later resume.
 #[derive(Debug)]
 pub struct Partial {
     digest: Digest,
     files: Files,
     content: File,
-    /// With BLAKE3 only.
+    /// `None` with SHA-256.
     outboard: Option<File>,
     held: Mutex<Ranges>,
     space_needed_bytes: u64,
     claim: Arc<Claim>,
 }
 
-/// A whole and verified content, durable in its file. Hold on to it until the store has adopted the
-/// files: while it lives, nobody opens them as a partial.
+/// A whole and verified content, durable in its file. Keep it until the store has adopted the
+/// files: while it lives, nobody can open them as a partial.
 #[derive(Debug)]
 pub struct CompleteFile {
-    /// The hash and size it has.
+    /// The content's hash and size.
     pub digest: Digest,
     /// The content.
     pub path: PathBuf,
-    /// Its outboard; none with SHA-256 and for an asset of one group.
+    /// The outboard; `None` with SHA-256 and for an asset of one group.
     pub outboard: Option<PathBuf>,
     _claim: Arc<Claim>,
 }
@@ -81,66 +82,67 @@ pub struct CompleteFile {
 /// Why a partial cannot be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// See P3.
+    /// The partial is open already. See P3.
     #[error("asset {0} is being transferred already")]
     InUse(Hash),
-    /// As many transfers are under way as there can be.
+    /// The most transfers are under way.
     #[error("{PARTIALS_MAX} large assets are under way, the most there can be")]
     TooMany,
-    /// See [`ASSET_BYTES_MAX`].
+    /// The size is above [`ASSET_BYTES_MAX`].
     #[error("an asset of {0} bytes is larger than any there can be")]
     TooLarge(u64),
     /// The disk failed.
     #[error("opening {path}")]
     Io {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// The cause.
         source: io::Error,
     },
 }
 
-/// Why there is no room for more.
+/// Why there is no space.
 #[derive(Debug, Error)]
 pub enum SpaceError {
-    /// The disk would be filled beyond what is left free.
+    /// The disk would be filled into the space that stays free.
     #[error(
         "the disk of {folder} has {free_bytes} bytes free, {needed_bytes} more are needed and \
          {floor_bytes} are kept free: free some space"
     )]
     Full {
-        /// Where partial assets are.
+        /// The folder of partials.
         folder: PathBuf,
-        /// What is free.
+        /// The bytes that are free.
         free_bytes: u64,
-        /// What is needed.
+        /// The bytes that are needed.
         needed_bytes: u64,
-        /// What stays free.
+        /// The bytes that stay free.
         floor_bytes: u64,
     },
-    /// It cannot be measured.
+    /// The disk cannot be measured.
     #[error("measuring the disk")]
     Io(#[from] io::Error),
 }
 
-/// Why a piece was not, or not wholly, taken.
+/// Why a piece was not accepted as a whole.
 #[derive(Debug, Error)]
 pub enum PieceError {
-    /// The groups before `offset_bytes` were good and are kept; ask another device for the rest.
+    /// The groups before `offset_bytes` were right and are kept; request the rest from another
+    /// device.
     #[error("the content received is wrong at byte {offset_bytes}")]
     Corrupt {
-        /// Where the first wrong group starts.
+        /// The start of the first wrong group.
         offset_bytes: u64,
     },
-    /// Pieces are whole groups; with SHA-256 they also come one after another.
+    /// The piece is not one of whole groups, or with SHA-256 not the next one.
     #[error("a piece of {length_bytes} bytes at byte {offset_bytes} has no place here")]
     Misplaced {
-        /// Where the piece claims to start.
+        /// The start that the piece claims.
         offset_bytes: u64,
-        /// Its claimed length.
+        /// The length that the piece claims.
         length_bytes: u64,
     },
-    /// The disk failed or is full; the piece may be sent again.
+    /// The disk failed or is full; the piece can be sent again.
     #[error("writing a partial asset")]
     Io(#[from] io::Error),
 }
@@ -151,17 +153,18 @@ pub enum FinishError {
     /// Pieces are missing; the partial stays.
     #[error("{held_bytes} of {size_bytes} bytes are here")]
     Incomplete {
-        /// What is held.
+        /// The bytes held.
         held_bytes: u64,
-        /// What it takes.
+        /// The size of the asset.
         size_bytes: u64,
     },
-    /// All for nothing; the partial is gone. With BLAKE3 only an empty content comes to this.
+    /// The content is wrong, and the partial was deleted. With BLAKE3 this can happen to an empty
+    /// content only.
     #[error("the content received for {expected} has the hash {got}")]
     Mismatch {
         /// The asset's hash.
         expected: Hash,
-        /// The content's.
+        /// The hash of the content.
         got: Hash,
     },
     /// The disk failed.
@@ -170,8 +173,8 @@ pub enum FinishError {
 }
 
 impl Partials {
-    /// Opens the folder, which exists, and removes what nobody went on with for long. Other files
-    /// that end like partials were uploads on their way through when the last run ended: they go too.
+    /// Opens the existing folder and removes partials that were idle for too long. Other files with
+    /// the suffix of a partial are uploads that the last run did not finish; they are removed too.
     pub fn open(folder: &Path, now: SystemTime) -> io::Result<Self> {
         let shared = Shared { folder: folder.to_owned(), claimed: Mutex::default() };
         for entry in fs::read_dir(folder)? {
@@ -231,7 +234,7 @@ impl Partials {
         Ok(Partial { digest, files, content, outboard, held, space_needed_bytes, claim })
     }
 
-    /// Refuses when `needed_bytes` more would leave too little of the disk free.
+    /// Fails when `needed_bytes` more would leave too little free space on the disk.
     pub fn check_space(&self, needed_bytes: u64) -> Result<(), SpaceError> {
         let folder = &self.shared.folder;
         let disk = rustix::fs::statvfs(folder).map_err(io::Error::from)?;
@@ -245,14 +248,15 @@ impl Partials {
         Err(SpaceError::Full { folder, free_bytes, needed_bytes, floor_bytes })
     }
 
-    /// What is yet to be written of an asset under way, by the transfer that has come furthest.
+    /// The bytes still to be written of an asset under way, by the transfer that has the fewest
+    /// left.
     pub fn left_bytes(&self, hash: &Hash) -> Option<u64> {
         let claimed = self.shared.claimed();
         claimed.iter().filter(|(name, _)| name.hash == *hash).map(|(_, left)| *left).min()
     }
 
-    /// Removes every partial of an asset that is stored, those under way included: nobody can finish
-    /// them any more.
+    /// Removes every partial of an asset that is stored, including those under way, which cannot be
+    /// finished any more.
     pub fn remove_all_of(&self, hash: &Hash) -> io::Result<()> {
         let mut found = self.shared.list()?.into_iter().filter(|found| found.name.hash == *hash);
         found.try_for_each(|found| self.shared.files(&found.name).remove())
@@ -277,28 +281,28 @@ impl Partials {
 }
 
 impl Partial {
-    /// Which asset.
+    /// The asset that this is a part of.
     pub fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// What is yet to come: whole groups, or all that is left. With BLAKE3 the rest is verified.
+    /// The ranges that are missing, in whole groups. With BLAKE3 everything else is verified.
     pub fn missing(&self) -> Ranges {
         self.held().gaps(self.digest.size_bytes)
     }
 
-    /// What was yet to be written, when this transfer began, of it and all others under way.
+    /// The bytes that this transfer and all others had left to write when this one began.
     pub fn space_needed_bytes(&self) -> u64 {
         self.space_needed_bytes
     }
 
-    /// Everything is here.
+    /// Whether every byte is held.
     pub fn is_complete(&self) -> bool {
         self.held().contains(&(0..self.digest.size_bytes))
     }
 
-    /// Takes a piece: with BLAKE3 its bao encoding, of which only verified groups are written; with
-    /// SHA-256 its bytes, which begin where those held end.
+    /// Adds a piece. With BLAKE3 it is a bao encoding, of which only verified groups are written;
+    /// with SHA-256 it is plain bytes that follow those held.
     pub fn write_piece(
         &self,
         offset_bytes: u64,
@@ -350,7 +354,7 @@ impl Partial {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the whole content durable for the store to adopt. Nobody writes to it any more.
+    /// Makes the whole content durable for the store to adopt. Nobody may write to it any more.
     pub fn finish(&self) -> Result<CompleteFile, FinishError> {
         if !self.is_complete() {
             return Err(FinishError::Incomplete {
@@ -358,9 +362,9 @@ impl Partial {
                 size_bytes: self.digest.size_bytes,
             });
         }
-        // What was there of another size, if a peer lied about it.
+        // Removes content beyond the size, left by a peer that lied about it.
         self.content.set_len(self.digest.size_bytes)?;
-        // With BLAKE3 every group was verified, which leaves the content without any.
+        // With BLAKE3 every group was verified. Only an empty content has no group.
         let got = match &self.outboard {
             None => sha256(&self.content)?,
             Some(_) if self.digest.size_bytes == 0 => HashAlgorithm::Blake3.hash(&[]),
@@ -392,8 +396,9 @@ impl Partial {
         })
     }
 
-    /// Waits until a file is on the disk. What a failed sync leaves in the page cache looks well for
-    /// as long as it is there, and the next sync succeeds: the asset is to come anew.
+    /// Waits until a file is on the disk. After a failed sync the page cache still shows the data,
+    /// and the next sync succeeds although it is lost: so the files are removed and the asset is
+    /// transferred again.
     fn sync(&self, file: &File) -> io::Result<()> {
         file.sync_all().inspect_err(|_| {
             if let Err(error) = self.files.remove() {
@@ -402,7 +407,7 @@ impl Partial {
         })
     }
 
-    /// Forgets what is held; it is to come anew.
+    /// Drops everything held, to be transferred again.
     pub fn empty(&self) -> Result<(), OpenError> {
         let io_error = |source| OpenError::Io { path: self.files.content.clone(), source };
         self.content.set_len(0).map_err(io_error)?;
@@ -411,7 +416,7 @@ impl Partial {
         Ok(())
     }
 
-    /// Takes the files away again if nothing was ever written to them.
+    /// Removes the files if nothing was ever written to them.
     fn discard_empty(&self) -> io::Result<()> {
         match self.content.metadata()?.len() {
             0 if !self.is_complete() => self.files.remove(),
@@ -428,18 +433,18 @@ impl Drop for Partial {
     }
 }
 
-/// Most partial assets on disk: ten times what can be in flight at once, so that the interrupted
-/// ones of several peers fit. The one idle for longest makes room.
+/// The most partials on disk: ten times what can be under way at once, so that interrupted ones of
+/// several peers fit. The one idle for longest is removed first.
 pub const PARTIALS_MAX: usize = 256;
-/// A device away for a month is likely gone with its asset.
+/// How long an idle partial is kept: a device away for a month is probably gone with its asset.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const HASHING_BYTES: usize = 256 * 1024;
-/// What a large asset may hold of the page cache while it comes in, if it comes in order: what a
-/// slow disk takes in a second.
+/// The most page cache that one large asset uses while it arrives in order: what a slow disk writes
+/// in a second.
 const CACHED_BYTES: u64 = 64 * 1024 * 1024;
-/// What the disk is told to begin with at once; divides [`CACHED_BYTES`].
+/// The step in which the system is told to start writing; divides [`CACHED_BYTES`].
 const WRITE_STEP_BYTES: u64 = 2 * 1024 * 1024;
-/// What one system call writes; every system takes as many.
+/// The most groups per system call; every system accepts this many.
 const GATHERED_GROUPS_MAX: usize = 64;
 
 fn resumable(digest: &Digest, content: &File, outboard: Option<&File>) -> io::Result<Ranges> {
@@ -456,7 +461,7 @@ fn resumable(digest: &Digest, content: &File, outboard: Option<&File>) -> io::Re
     }
 }
 
-/// Writes one group after another, in few calls.
+/// Writes groups one after another in few calls.
 fn write_groups(file: &File, groups: &[&[u8]], mut offset_bytes: u64) -> io::Result<()> {
     let mut slices: Vec<_> = groups.iter().map(|group| IoSlice::new(group)).collect();
     let mut rest = &mut slices[..];
@@ -475,10 +480,10 @@ fn write_groups(file: &File, groups: &[&[u8]], mut offset_bytes: u64) -> io::Res
     Ok(())
 }
 
-/// Has the disk begin with what was written, a step at a time, so that the sync at the end finds
-/// little to do, and gives back the page cache of what was written [`CACHED_BYTES`] before: a large
-/// asset pushes nothing else out, and goes through memory that is warm. What is told to the system
-/// as "not needed" it starts to write, and drops only once it is clean.
+/// Starts the writing of new data step by step, so that the final sync finds little to do, and
+/// releases the page cache of data written [`CACHED_BYTES`] before: a large asset evicts nothing
+/// else and reuses warm memory. Advice "not needed" makes the system write pages back, and drop
+/// only those that are clean.
 fn write_behind(file: &File, written: &Range<u64>) {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -489,7 +494,7 @@ fn write_behind(file: &File, written: &Range<u64>) {
         for end in [Some(end), end.checked_sub(CACHED_BYTES)].into_iter().flatten() {
             let start = end.saturating_sub(WRITE_STEP_BYTES);
             let length = std::num::NonZeroU64::new(end - start);
-            // A hint: nothing depends on it.
+            // A hint: nothing depends on its success.
             let _ = rustix::fs::fadvise(file, start, length, rustix::fs::Advice::DontNeed);
         }
     }

@@ -1,9 +1,10 @@
-//! The Unix socket on which commands reach the agent: where it is, and that only this user gets at it.
+//! The Unix socket on which commands reach the agent: where it is, and that no other user can reach
+//! it.
 //!
-//! K1  The socket lies in a folder of ours with mode 0700, so nobody else can connect to it, or put
-//!     another one in its place. Commands check that before they connect.
-//! K2  It lies in the home. Where that is too long a path for a socket, or on a file system that has
-//!     no sockets, it lies in a new folder in `$XDG_RUNTIME_DIR` or the temporary one, and the home's
+//! K1  The socket is in a folder owned by the user with mode 0700, so no other user can connect to
+//!     it or replace it. Commands check this before they connect.
+//! K2  It is in the home. If that path is too long for a socket, or its file system has no sockets,
+//!     it is in a new folder in `$XDG_RUNTIME_DIR` or in the temporary folder, and the home's
 //!     `api-address` says where.
 
 use std::fs::{self, DirBuilder, Permissions};
@@ -16,26 +17,26 @@ use anyhow::{Context as _, Result};
 
 use super::home::{ApiAddress, Home, Kind, Lock, check_private};
 
-/// Its name in the home, and in a folder elsewhere.
+/// The socket's name in its folder.
 const NAME: &str = "api-socket";
 
-/// What the names of folders elsewhere start with.
+/// The prefix of folders made outside the home.
 const FOLDER_PREFIX: &str = "can-sync-";
 
-/// A path of so many bytes is taken for a socket by every system: macOS takes 103, Linux 107.
+/// The longest path that every system accepts for a socket: macOS accepts 103 bytes, Linux 107.
 const PATH_BYTES_MAX: usize = 100;
 
 /// The agent's end of the socket. Its file is removed when this is dropped.
 #[derive(Debug)]
 pub struct ApiSocket {
-    /// To accept on; it does not block.
+    /// The non-blocking listener.
     pub listener: UnixListener,
-    /// Where it is: for [`ApiAddress`].
+    /// The path for [`ApiAddress`].
     pub place: PathBuf,
     _file: SocketFile,
 }
 
-/// A socket's file, and its folder where that was made for it.
+/// A socket's file, and its folder if it was created for the socket.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -44,7 +45,7 @@ struct SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // What stays behind is removed by the next start.
+        // What cannot be removed here is removed by the next start.
         let _ = fs::remove_file(&self.path);
         if let Some(folder) = &self.folder {
             let _ = fs::remove_dir(folder);
@@ -56,7 +57,7 @@ impl Home {
     /// Listens for commands. Removes what a killed agent left.
     ///
     /// # Errors
-    /// Neither in the home nor elsewhere can a socket be made.
+    /// A socket can be created neither in the home nor elsewhere.
     pub fn listen_for_commands(&self, _lock: &Lock) -> Result<ApiSocket> {
         self.remove_old_socket();
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
@@ -80,15 +81,15 @@ impl Home {
         }
     }
 
-    /// Where the socket of a running agent is; `None` when it is of a version that had none.
+    /// The path of the socket of a running agent; `None` when its version has none.
     ///
     /// # Errors
-    /// Somebody else gets at it.
+    /// Another user could reach the socket.
     pub fn command_socket(&self, address: &ApiAddress) -> Result<Option<PathBuf>> {
         let Some(place) = &address.socket else { return Ok(None) };
         let path = self.state_dir().join(place);
         for (path, kind) in [(path.parent(), Kind::Folder), (Some(&*path), Kind::Socket)] {
-            // One that is not there is noticed by whoever connects.
+            // If the socket does not exist, connecting fails later.
             if let Some(path) = path.filter(|path| path.symlink_metadata().is_ok()) {
                 check_private(path, kind)?;
             }
@@ -96,7 +97,7 @@ impl Home {
         Ok(Some(path))
     }
 
-    /// What is in the way or cannot be removed is noticed by whoever listens.
+    /// Removes the socket of an earlier run. If that fails, listening fails later.
     fn remove_old_socket(&self) {
         let is_socket =
             |path: &Path| path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
@@ -116,11 +117,11 @@ impl Home {
     }
 }
 
-/// Listens in a new folder in `base`.
+/// Listens in a new folder below `base`.
 fn listen_in(base: &Path) -> io::Result<ApiSocket> {
     let name = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 8]>());
     let folder = base.join(format!("{FOLDER_PREFIX}{name}"));
-    // Fails when there is something of this name, whosever it is.
+    // Fails if the name exists, whoever owns it.
     DirBuilder::new().mode(0o700).create(&folder)?;
     let path = folder.join(NAME);
     let file = SocketFile { path: path.clone(), folder: Some(folder) };
@@ -182,7 +183,7 @@ mod tests {
         let folder = path.parent().unwrap().to_owned();
         assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o7777, 0o700);
         UnixStream::connect(&path).unwrap();
-        // A killed agent leaves it behind, and the next one removes it.
+        // A killed agent leaves its socket, and the next one removes it.
         std::mem::forget(killed);
         let next = home.listen_for_commands(&lock).unwrap();
         assert!(!folder.exists());

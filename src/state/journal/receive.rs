@@ -1,16 +1,18 @@
-//! Taking in what peers send: ops, and claims about how far they are.
+//! Receiving from peers: ops, and claims about their progress.
 //!
-//! R1  An op is admitted when it comes from a member, its author is somebody the group ever trusted,
-//!     it is not too far in the future and there is room, on the disk too ([`super::budget`]). Only its signature was checked before.
-//! R2  What is refused leaves no trace, and is asked for again in a later session. Therefore no gap
-//!     is jumped in a session in which something was refused.
-//! R3  No author uses up the room of another: what bounds bytes, logs and facts is each author's
-//!     own, and only an author of whom nothing is held yet may find that there are too many. What an
-//!     author has beyond its bounds, and what those write whom it added there, may differ between
-//!     devices, as it depends on what came first; nothing else does (see
+//! R1  An op is admitted when it comes from a member, the group trusted its author at some time,
+//!     its stamp is not too far in the future, and there is room, on the disk too
+//!     ([`super::budget`]). Its signature was checked before.
+//! R2  A refused op leaves no trace, and is requested again in a later session. Therefore no gap is
+//!     jumped in a session in which an op was refused.
+//! R3  No author uses up the room of another: the bounds on bytes, logs and facts are each author's
+//!     own, and only an author of whom nothing is stored yet may find that there are too many
+//!     authors. What an author has beyond its bounds, and what devices that it added there write,
+//!     may differ between devices, because it depends on what came first. Nothing else does (see
 //!     [`crate::core::journal::members`] for who is a member).
-//! R4  An op signed by this device for the log it writes, and not known here, proves that the end of
-//!     that log was forgotten (J3): it is closed in the same transaction, and the next op begins another.
+//! R4  An op that this device signed for the log that it writes, and that is unknown here, proves
+//!     that the end of that log was forgotten (J3). The log is closed in the same transaction, and
+//!     the next op begins another.
 
 use rusqlite::{OptionalExtension, params};
 
@@ -26,22 +28,23 @@ use super::verify::VerifiedOp;
 use super::{Journal, Received, Refused, RefusedWhy, Result};
 
 impl Journal {
-    /// T2: takes in a batch that came over a connection with `from`, at most
+    /// T2: receives a batch over a connection with `from`, at most
     /// [`crate::core::limits::OPS_PER_FRAME_MAX`] ops. What is returned is durable.
     pub fn receive(&mut self, from: &NodeId, ops: &[VerifiedOp], now_ms: u64) -> Result<Received> {
         let is_disk_low = self.is_disk_low();
         let mut tx = self.begin(now_ms)?;
         tx.is_disk_low = is_disk_low;
-        // Once for all: what follows a fact against a member may be what shows that it is void.
+        // Judged once for the whole batch: a later op in it may show that a fact against the member
+        // is void.
         let unwelcome = tx.why_unwelcome(from)?;
         let received = tx.receive(ops, |_, _| Ok(unwelcome))?;
         tx.commit()?;
         Ok(received)
     }
 
-    /// Takes in the facts that a newcomer shows about members, if they make it a member: the adds
-    /// that lead to it, and the removals by which facts against it are void. Otherwise nothing of
-    /// them stays, so that nobody fills the journal of a group that it is no member of.
+    /// Receives the membership facts that a newcomer presents, if they make it a member: the adds
+    /// that lead to it, and the removals that void facts against it. Otherwise nothing of them is
+    /// stored, so that a stranger cannot fill the journal.
     pub fn introduce(
         &mut self,
         newcomer: &NodeId,
@@ -60,8 +63,8 @@ impl Journal {
         Ok(received)
     }
 
-    /// Takes in the removals of this device that `from`, a member, shows it: ops that only add and
-    /// remove devices, by authors of the group. They count or not by the same rules as all facts.
+    /// Receives the removals of this device that `from`, a member, presents: ops that only add and
+    /// remove devices, by authors of the group. They count by the same rules as all facts.
     pub fn take_removal(
         &mut self,
         from: &NodeId,
@@ -69,7 +72,7 @@ impl Journal {
         now_ms: u64,
     ) -> Result<Received> {
         let mut tx = self.begin(now_ms)?;
-        // Once for all, as in [`Self::receive`].
+        // Judged once for the whole batch, as in [`Self::receive`].
         let unwelcome = tx.why_unwelcome(from)?;
         let received = tx.receive(ops, |_, op| match says_who_is_in(op) {
             true => Ok(unwelcome),
@@ -79,8 +82,8 @@ impl Journal {
         Ok(received)
     }
 
-    /// T3: takes over what a drained peer claims, up to ops we hold. Returns the logs whose clock
-    /// moved. Never after an op was refused in the session.
+    /// T3: jumps to the clock of a drained peer, up to ops that we store. Returns the logs whose
+    /// clocks moved. Never call it after an op was refused in the session.
     pub fn jump(&mut self, entries: &[ClockEntry]) -> Result<Vec<LogId>> {
         let mut tx = self.begin(0)?;
         let moved = tx.jump(entries)?;
@@ -88,7 +91,7 @@ impl Journal {
         Ok(moved)
     }
 
-    /// Notes how far a peer says it is. For pruning only.
+    /// Records the progress that a peer claims; used for pruning only.
     pub fn ack(&mut self, peer: &NodeId, entries: &[ClockEntry]) -> Result<()> {
         let mut tx = self.begin(0)?;
         tx.ack(peer, entries)?;
@@ -108,7 +111,7 @@ impl Journal {
         tx.commit()
     }
 
-    /// Allows an author that many bytes; `None` for the usual.
+    /// Sets the bytes that an author may use; `None` for the default.
     pub fn set_quota(&mut self, author: &NodeId, bytes: Option<u64>) -> Result<()> {
         let mut tx = self.begin(0)?;
         let dev = tx.device(author)?;
@@ -130,15 +133,14 @@ impl Tx<'_> {
         })
     }
 
-    /// An op that says nothing but facts about members counts whoever brings it.
+    /// Refuses an op unless it contains only membership facts, which count whoever brings them.
     pub(super) fn why_no_introduction(&mut self, op: &VerifiedOp) -> Result<Option<RefusedWhy>> {
         let is_fact = |change: &Change| matches!(change, Change::Member(_));
         let introduces = op.body().changes.iter().all(is_fact);
         Ok((!introduces).then_some(RefusedWhy::NotFromMember))
     }
 
-    /// Takes in ops of our group, each unless `why_unwelcome` says something against it at its turn,
-    /// or it is held already.
+    /// Receives ops, each unless `why_unwelcome` refuses it at its turn or it is stored already.
     pub(super) fn receive(
         &mut self,
         ops: &[VerifiedOp],
@@ -162,7 +164,8 @@ impl Tx<'_> {
                 continue;
             }
             let ours = self.open_log == Some(log);
-            // Of another group first: whoever sent it need not be known in this one.
+            // The group is checked first: the sender of another group's op need not be known in
+            // this group.
             let why = if self.group != Some(*op.group()) {
                 Some(RefusedWhy::OtherGroup)
             } else if let Some(why) = why_unwelcome(self, op)? {
@@ -209,7 +212,8 @@ impl Tx<'_> {
                 continue;
             };
             let from = self.log(log)?.seq;
-            // A claim is worth what its author signed and we hold; a liar cannot push us beyond.
+            // A claim moves our clock only to an op that its author signed and that we store. A
+            // liar cannot push it further.
             let Some((seq, head)) = self.top_held(log, from, entry.seq)? else {
                 continue;
             };
@@ -236,7 +240,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Why an op of a good signature, from a welcome source, is not taken.
+    /// Why an op with a right signature, from a welcome source, is refused.
     fn why_refused(&mut self, op: &VerifiedOp, known: Option<i64>) -> Result<Option<RefusedWhy>> {
         let author = op.signed().log.author;
         let founds = op.body().changes.iter().any(|change| {
@@ -261,8 +265,8 @@ impl Tx<'_> {
         Ok((!room).then_some(RefusedWhy::Quota))
     }
 
-    /// Whether another log of an author may be known. Places are those of members: a device that
-    /// was removed, or fell with the device that introduced it, leaves its place to others. This
+    /// Whether there is room for another log of an author. Only members take up places: a device
+    /// that was removed, or lost membership with its introducer, leaves its place to others. This
     /// device has a place before it has a log.
     pub(super) fn has_log_room(&mut self, author: &NodeId) -> Result<bool> {
         let dev = self.device(author)?;
@@ -277,7 +281,8 @@ impl Tx<'_> {
         Ok(own > 0 || self.places_taken(author)? < AUTHORS_MAX)
     }
 
-    /// Members that write, `author` not counted, and this device, which may.
+    /// The number of members that write except `author`, with this device, which may write any
+    /// time.
     fn places_taken(&mut self, author: &NodeId) -> Result<usize> {
         let me = self.me();
         let authors: Vec<NodeId> = {
@@ -293,13 +298,13 @@ impl Tx<'_> {
         Ok(others + usize::from(*author != me))
     }
 
-    /// How many facts about members are known of an author. The op that brings more of them than
-    /// [`FACTS_PER_AUTHOR_MAX`] is still taken: so all devices learn that they are too many.
+    /// The number of known facts by an author. The op that exceeds [`FACTS_PER_AUTHOR_MAX`] is
+    /// still admitted, so that all devices learn that there are too many.
     pub(super) fn facts_told(&mut self, author: &NodeId) -> Result<usize> {
         Ok(self.ledger()?.told(author))
     }
 
-    /// The highest op held above `from` and up to `to`.
+    /// The highest stored op above `from` and up to `to`.
     pub(super) fn top_held(&self, log: i64, from: u64, to: u64) -> Result<Option<(u64, OpHash)>> {
         let mut query = self.db.prepare_cached(
             "SELECT seq, hash FROM ops WHERE log = ?1 AND seq > ?2 AND seq <= ?3
@@ -312,7 +317,7 @@ impl Tx<'_> {
     }
 }
 
-/// Whether an op does nothing but add and remove devices.
+/// Whether an op only adds and removes devices.
 fn says_who_is_in(op: &VerifiedOp) -> bool {
     let is_such = |change: &Change| {
         matches!(change, Change::Member(MemberChange::Add { .. } | MemberChange::Remove { .. }))
@@ -320,7 +325,7 @@ fn says_who_is_in(op: &VerifiedOp) -> bool {
     op.body().changes.iter().all(is_such)
 }
 
-/// Whether an op says something about members.
+/// Whether an op contains membership facts.
 pub(super) fn tells_facts(op: &VerifiedOp) -> bool {
     op.body().changes.iter().any(|change| matches!(change, Change::Member(_)))
 }

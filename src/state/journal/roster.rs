@@ -1,9 +1,10 @@
-//! What is asked of the group at every connection, in memory.
+//! The roster: what is looked up about the group at every connection, in memory.
 //!
-//! B1  It moves with the commit that changes it, before the call returns that made it: nobody comes
-//!     in by what is not durable, nor after a removal that is.
-//! B2  A token ends by the wall clock, which a restart cannot fool, and by the monotonic clock, which
-//!     nobody can set back. One first seen after a restart counts from then.
+//! B1  It changes with the commit that changes the journal, before the call returns: no device is
+//!     admitted by something that is not durable, nor after a durable removal.
+//! B2  A token expires by the wall clock, which a restart cannot fool, and by the monotonic clock,
+//!     which nobody can set back. The monotonic time of a token first seen after a restart counts
+//!     from then.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -20,7 +21,7 @@ use super::pairing::tokens_to_verify;
 use super::schema::{key, meta, row_u64};
 use super::tx::Tx;
 
-/// Who may connect, and whether anyone may pair. Clones share it.
+/// The devices that may connect, and the tokens with which others may pair. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Roster(Arc<RwLock<State>>);
 
@@ -42,12 +43,12 @@ struct Token {
     verify: bool,
 }
 
-/// What a transaction leaves behind when it is committed.
+/// The content of the roster after a transaction is committed.
 pub(super) struct Next {
     verdicts: Arc<Verdicts>,
-    /// Key, creation, expiry.
+    /// Key, creation and expiry of each token.
     tokens: Vec<([u8; 32], u64, u64)>,
-    /// Of these, the keys of those whose digits must be compared.
+    /// The keys of those tokens whose digits must be compared.
     to_verify: Vec<[u8; 32]>,
     is_founded_anew: bool,
     has_invited: bool,
@@ -56,7 +57,7 @@ pub(super) struct Next {
 }
 
 impl Roster {
-    /// How a device stands.
+    /// The membership of a device.
     pub fn standing(&self, device: &NodeId) -> Standing {
         let state = self.read();
         match (state.verdicts.removed(device), state.verdicts.member(device)) {
@@ -66,14 +67,14 @@ impl Roster {
         }
     }
 
-    /// Whether a token is outstanding.
+    /// Whether any token is outstanding.
     pub fn is_pairing_open(&self, now_ms: u64) -> bool {
         let now = instant_now();
         self.read().tokens.values().any(|token| token.is_live(now_ms, now))
     }
 
-    /// Whether a proof to `inviter`, this device, fits an outstanding token: if so, whether its digits
-    /// must be compared. Uses nothing up.
+    /// Whether a proof to `inviter`, this device, matches an outstanding token; if so, whether its
+    /// digits must be compared. Uses nothing up.
     pub fn fits(
         &self,
         inviter: &NodeId,
@@ -84,36 +85,36 @@ impl Roster {
         let now = instant_now();
         let state = self.read();
         let live = state.tokens.iter().filter(|(_, token)| token.is_live(now_ms, now));
-        // Every one is looked at, so that the time taken does not tell which fits.
+        // Checks every token, so that the time taken does not reveal which one matches.
         live.filter(|(key, _)| proof_matches(key, inviter, joiner, proof))
             .fold(None, |_, (_, token)| Some(token.verify))
     }
 
-    /// Whether a stranger may have an introduction that counts: there is somebody who may have added it,
-    /// or this device signed the op that does and has not heard of the joiner since.
+    /// Whether a stranger could have a valid introduction: there is another member that may have
+    /// added it, or this device signed an op that adds it and has not heard from the joiner since.
     pub fn may_be_introduced_to(&self) -> bool {
         let state = self.read();
         state.has_invited || state.verdicts.author_count() > 1
     }
 
-    /// How many members there are, this device included.
+    /// The number of members, this device included.
     pub fn member_count(&self) -> usize {
         self.read().verdicts.members().count()
     }
 
-    /// Whether this device lost its journal, and is alone in the group that it founded then.
+    /// Whether this device lost its journal and is alone in the group that it founded afterwards.
     pub fn is_founded_anew(&self) -> bool {
         let state = self.read();
         state.is_founded_anew && state.verdicts.members().count() <= 1
     }
 
-    /// Rises with every change.
+    /// Increases with every change.
     pub fn version(&self) -> u64 {
         self.read().version
     }
 
     pub(super) fn set(&self, next: Next) {
-        // A panic elsewhere left a whole state: it is only ever replaced below.
+        // The state behind a poisoned lock is whole: it is only ever replaced below.
         let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let Next { verdicts, tokens, to_verify, is_founded_anew, has_invited, now_ms, now } = next;
         let tokens = tokens.into_iter().map(|(key, created_ms, expires_ms)| {
@@ -128,7 +129,7 @@ impl Roster {
         *state = State { version, verdicts, tokens, is_founded_anew, has_invited };
     }
 
-    /// Whether an outstanding token is in time.
+    /// Whether a token has not expired.
     pub(super) fn is_live(&self, key: &[u8; 32], now_ms: u64, now: Instant) -> bool {
         self.read().tokens.get(key).is_some_and(|token| token.is_live(now_ms, now))
     }
@@ -145,7 +146,7 @@ impl Token {
 }
 
 impl Tx<'_> {
-    /// What the roster is to be once this transaction is committed.
+    /// The roster's content after this transaction is committed.
     pub(super) fn next_roster(&mut self) -> Result<Next> {
         let verdicts = Arc::clone(self.ledger()?.verdicts());
         let mut query = self.db.prepare_cached("SELECT key, created_ms, expires_ms FROM tokens")?;

@@ -16,58 +16,58 @@ use super::facts::{ADD, GENESIS, REMOVE};
 use super::schema::{int, key, meta_set, row_set, row_u64, seq_key};
 use super::{JournalReader, Result};
 
-/// How much one [`JournalReader::scan`] returns and looks at.
+/// How much one [`JournalReader::scan`] returns and reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScanLimits {
-    /// Ops.
+    /// The most ops.
     pub ops: usize,
-    /// Bytes of bodies; at least one op is returned whatever its size.
+    /// The most bytes of bodies; at least one op is returned whatever its size.
     pub bytes: usize,
-    /// Rows looked at, those the peer has included.
+    /// The most rows read, including ops that the peer has.
     pub rows: usize,
 }
 
-/// A stretch of the journal.
+/// A part of the journal.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scan {
-    /// In order of arrival, each with its log's id and its number.
+    /// The ops in order of arrival, each with its log's id and its number.
     pub ops: Vec<(LogId, u64, SignedOp)>,
-    /// Scan on from here.
+    /// The position to continue from.
     pub cursor: u64,
-    /// Set when nothing is left and no op is returned: the whole clock, with `drained` set, of the
-    /// same snapshot.
+    /// Set when nothing is left and no op is returned: the whole clock of the same snapshot, with
+    /// `drained` set.
     pub drained: Option<Clock>,
 }
 
-/// Where we stand in one log.
+/// Our progress in one log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogState {
     /// The log.
     pub log: LogId,
     /// Its author.
     pub author: NodeId,
-    /// The clock.
+    /// The number up to which the effects of all ops are known here.
     pub seq: u64,
-    /// The start of the hash of the op at `seq`; zero for 0, and in a forked log.
+    /// The start of the hash of the op at `seq`; zero when `seq` is 0, and in a forked log.
     pub head: Head,
-    /// The highest number held.
+    /// The highest number stored.
     pub top_seq: u64,
-    /// See [`crate::core::journal::message::ClockEntry::above`].
+    /// The digest [`crate::core::journal::message::ClockEntry::above`].
     pub above: SetDigest,
-    /// Two ops of one number are known.
+    /// Whether two ops with one number are known.
     pub forked: bool,
 }
 
 impl JournalReader {
-    /// The whole clock, `drained` and `restart` unset. A log of which nothing is known is left out, so
-    /// that equal states have equal clocks; in a forked log the head is zero: devices met its
-    /// branches in different orders, and `above` speaks for all of them.
+    /// The whole clock, with `drained` and `restart` unset. An empty log is left out, so that equal
+    /// states have equal clocks. In a forked log the head is zero, because devices received its
+    /// branches in different orders, and `above` covers all of them.
     pub fn clock(&self) -> Result<Clock> {
         let tx = self.connection.unchecked_transaction()?;
         clock(&tx)
     }
 
-    /// Where we stand in every log.
+    /// Our progress in every log.
     pub fn logs(&self) -> Result<Vec<LogState>> {
         let mut query = self.connection.prepare_cached(
             "SELECT l.log_id, d.id, l.seq, l.head, l.above, l.forked,
@@ -89,8 +89,8 @@ impl JournalReader {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// The digest of our live ops of a log above `seq`: equal to a peer's `above` when it holds them.
-    /// Reads all of them.
+    /// The digest of our live ops of a log above `seq`: equal to a peer's `above` if the peer
+    /// stores the same. Reads all of them.
     pub fn above(&self, log: &LogId, seq: u64) -> Result<SetDigest> {
         let tx = self.connection.unchecked_transaction()?;
         let num: Option<i64> = tx
@@ -101,7 +101,7 @@ impl JournalReader {
         Ok(live_above(&tx, num, seq)?.digest())
     }
 
-    /// The hashes of the ops held at that place; more than one in a forked log.
+    /// The hashes of the stored ops with that number; more than one in a forked log.
     pub fn hashes_at(&self, log: &LogId, seq: u64) -> Result<Vec<OpHash>> {
         let mut query = self.connection.prepare_cached(
             "SELECT o.hash FROM ops o JOIN logs l USING (log)
@@ -111,8 +111,9 @@ impl JournalReader {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// Where to start scanning for a peer that has that much of each log: everything up to there is
-    /// covered by it. Looks at all that is above: along a log the numbers of arrival rise only nearly.
+    /// The position to start scanning from for a peer with this progress: it has everything before.
+    /// Reads all ops above the peer's progress, because arrival numbers only nearly rise along a
+    /// log.
     pub fn scan_start(&self, has: &BTreeMap<LogId, u64>) -> Result<u64> {
         let tx = self.connection.unchecked_transaction()?;
         let newest =
@@ -130,8 +131,8 @@ impl JournalReader {
         Ok(start)
     }
 
-    /// The ops after `cursor` whose number is above what the peer has of their log, in one
-    /// snapshot. May return none and not be drained: then scan on.
+    /// The ops after `cursor` that the peer lacks by `has`, in one snapshot. The result may be
+    /// empty without being drained: then continue.
     pub fn scan(
         &self,
         cursor: u64,
@@ -169,14 +170,14 @@ impl JournalReader {
         Ok(scan)
     }
 
-    /// The ops that make a device a member, the founder's first; empty when it is none.
+    /// The ops that make a device a member, the founder's first; empty when it is not one.
     pub fn intro(&self, device: &NodeId) -> Result<Vec<SignedOp>> {
         let tx = self.connection.unchecked_transaction()?;
         let verdicts = Verdicts::of(&super::facts::facts(&tx)?);
         intro(&tx, &verdicts, device)
     }
 
-    /// The ops that remove a device, for it to see: each after those that add its author.
+    /// The ops that remove a device, to be presented to it: each after those that add its author.
     pub fn removal(&self, device: &NodeId) -> Result<Vec<SignedOp>> {
         let tx = self.connection.unchecked_transaction()?;
         let verdicts = Verdicts::of(&super::facts::facts(&tx)?);
@@ -184,14 +185,14 @@ impl JournalReader {
     }
 }
 
-/// A log as ops of it are sent.
+/// A log as needed to send its ops.
 struct Known {
     id: LogId,
     info: LogInfo,
 }
 
 impl Known {
-    /// What a peer has of it.
+    /// The peer's progress in this log.
     fn covered(&self, has: &BTreeMap<LogId, u64>) -> u64 {
         has.get(&self.id).copied().unwrap_or(0)
     }
@@ -219,7 +220,7 @@ fn clock(connection: &Connection) -> Result<Clock> {
     Ok(Clock { entries, drained: false, restart: false, digest })
 }
 
-/// A clock entry from the columns log_id, seq, head, above, forked.
+/// Reads a clock entry from the columns log_id, seq, head, above, forked.
 fn row_entry(row: &rusqlite::Row<'_>, at: [usize; 5]) -> rusqlite::Result<ClockEntry> {
     let [log, seq, head, above, forked] = at;
     let forked: bool = row.get(forked)?;
@@ -230,7 +231,7 @@ fn row_entry(row: &rusqlite::Row<'_>, at: [usize; 5]) -> rusqlite::Result<ClockE
     Ok(ClockEntry { log, seq, head, above, forked, withheld: false })
 }
 
-/// The ops with the facts that make a device a member, the founder's first: those that add it, then
+/// The ops with the facts that make a device a member: those that add it, the founder's first, then
 /// the [`removals`].
 pub(super) fn intro(
     connection: &Connection,
@@ -244,7 +245,7 @@ pub(super) fn intro(
     }
 }
 
-/// The ops that remove a device, for it to see, then all [`removals`].
+/// The ops that remove a device, to be presented to it, then all other [`removals`].
 fn removal(connection: &Connection, verdicts: &Verdicts, device: &NodeId) -> Result<Vec<SignedOp>> {
     let ops = removals(connection, verdicts, Some(device), Vec::new())?;
     match ops.is_empty() {
@@ -253,9 +254,9 @@ fn removal(connection: &Connection, verdicts: &Verdicts, device: &NodeId) -> Res
     }
 }
 
-/// Adds to `ops` as many of the removals that stand, of one device or of all, as there is room for in
-/// a frame, each after the ops that add its author. Whoever heard first what a removed device says
-/// against the group sees by these that it is void.
+/// Adds to `ops` the removals that stand, of one device or of all, as many as fit into a frame,
+/// each after the ops that add its author. They show a receiver that learned of facts by a removed
+/// device first that those are void.
 fn removals(
     connection: &Connection,
     verdicts: &Verdicts,
@@ -271,8 +272,8 @@ fn removals(
     let mut rows = query.query(params![REMOVE, of.map(|device| device.0)])?;
     while let Some(row) = rows.next()? {
         let (author, hash) = (NodeId(row.get(0)?), OpHash(row.get(4)?));
-        // Only a device that was in the group has said something that a removal voids. The removed
-        // device itself is shown a void removal too: by its own rules it may count.
+        // Only a device that was in the group has facts that a removal voids. The removed device
+        // itself also gets a void removal: by the facts that it knows it may count.
         if (of.is_none() && verdicts.is_void(&hash)) || !verdicts.author_ok(&NodeId(row.get(5)?)) {
             continue;
         }
@@ -292,7 +293,7 @@ fn removals(
     Ok(ops)
 }
 
-/// More than an op takes beside its body: its signature, its log and the frame.
+/// An upper bound for what an op takes beside its body: signature, log and frame.
 pub(super) const OP_OVERHEAD_BYTES: usize = 256;
 
 fn row_op(row: &rusqlite::Row<'_>) -> rusqlite::Result<SignedOp> {

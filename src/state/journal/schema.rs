@@ -1,7 +1,7 @@
 //! The tables of `journal.db`.
 //!
-//! Devices and models are numbered to keep cells small; device 0 stands for the shared scope. An op
-//! is dead when `refs`, the number of cells, events and facts it holds, is 0 and it is not opaque.
+//! Devices and models are numbered to keep cells small; device 0 is the shared scope. An op is dead
+//! when `refs`, the number of cells, events and facts that it holds, is 0 and it is not opaque.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::db::migrate::{MigrateError, Outcome, migrate, newest};
 use super::upgrade::STEPS;
 use super::{JournalError, Result};
 
-/// The newest schema; [`super::upgrade`] makes it of older ones.
+/// The newest schema; [`super::upgrade`] upgrades older ones to it.
 const SCHEMA: &str = "
 CREATE TABLE meta (
     k TEXT PRIMARY KEY,
@@ -139,7 +139,7 @@ CREATE TABLE cursors (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// Everything that belongs to a group, children before parents.
+/// All tables that belong to a group, children before parents.
 pub(super) const GROUP_TABLES: [&str; 15] = [
     "reached",
     "shadows",
@@ -158,7 +158,7 @@ pub(super) const GROUP_TABLES: [&str; 15] = [
     "devices",
 ];
 
-/// What `meta` has of a group.
+/// The keys of `meta` that belong to a group.
 pub(super) const GROUP_KEYS: [&str; 11] = [
     key::GROUP,
     key::OPEN_LOG,
@@ -177,44 +177,45 @@ pub(super) const GROUP_KEYS: [&str; 11] = [
 pub(super) mod key {
     /// The node ID of this device.
     pub(in super::super) const DEVICE: &str = "device";
-    /// See [`super::super::DbIdent`].
+    /// The identity of the database file, see [`super::super::DbIdent`].
     pub(in super::super) const IDENT: &str = "db_ident";
-    /// Which kinds of changes were known when opaque ops were last looked at.
+    /// The kinds of changes that were known when opaque ops were last read.
     pub(in super::super) const KINDS: &str = "kinds";
     /// The group's id; absent without a group.
     pub(in super::super) const GROUP: &str = "group_id";
-    /// The id of the log this device writes; absent until it writes.
+    /// The id of the log that this device writes; absent until it writes.
     pub(in super::super) const OPEN_LOG: &str = "open_log";
-    /// What numbers of arrival belong to: another one where they may have been given before.
+    /// The epoch of arrival numbers: replaced when numbers may have been lost and could repeat.
     pub(in super::super) const FEED_EPOCH: &str = "feed_epoch";
-    /// The log for the next op that adds a joiner, and the feed's epoch in which it was written; absent
-    /// while one of its numbers may have been signed and not applied.
+    /// The log for the next op that adds a joiner, with the feed epoch in which it was written.
+    /// Absent while a number of it may have been signed but not applied.
     pub(in super::super) const PAIRING_LOG: &str = "pairing_log";
-    /// There once an op that adds a joiner was handed out: a stranger may be that joiner.
+    /// Set once an op that adds a joiner was handed out: a stranger may be that joiner.
     pub(in super::super) const INVITED: &str = "invited";
-    /// The keys of the tokens whose digits must be compared, 32 bytes each; those that are no longer
-    /// outstanding do not count.
+    /// The keys of the tokens whose digits must be compared, 32 bytes each; keys of tokens that are
+    /// no longer outstanding are ignored.
     pub(in super::super) const VERIFY_TOKENS: &str = "verify_tokens";
     /// The sum over the state, see [`crate::core::journal::set_hash`].
     pub(in super::super) const DIGEST: &str = "digest";
-    /// The group that this device founded when it had a key and no journal: it may be in another.
+    /// Set when this device founded the group while it had a key but no journal: it may be in
+    /// another group.
     pub(in super::super) const FOUNDED_ANEW: &str = "founded_anew";
-    /// The greatest time given or admitted, eight bytes big-endian.
+    /// The greatest time given out or admitted, eight bytes big-endian.
     pub(in super::super) const HLC_MAX: &str = "hlc_max";
-    /// The same of ops that other devices wrote.
+    /// The greatest time of ops by other devices, eight bytes big-endian.
     pub(in super::super) const HLC_OTHERS: &str = "hlc_others";
-    /// There while ops are to be merged again: those up to this number of arrival, eight bytes
-    /// big-endian, were.
+    /// Set while ops are being merged again: the arrival number of the last one merged, eight bytes
+    /// big-endian.
     pub(in super::super) const REMERGED: &str = "remerged";
 }
 
-/// Statements kept prepared: more than there are.
+/// The capacity for prepared statements: more than there are.
 const STATEMENTS: usize = 128;
 
-/// Milliseconds to wait for another connection's lock; only checkpoints and recovery take long.
+/// How long to wait for another connection's lock; only checkpoints and recovery take long.
 const BUSY_MS: u64 = 10_000;
 
-/// What both kinds of connection need.
+/// Settings of the writer and of readers.
 pub(super) fn configure(connection: &Connection) -> Result<()> {
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     connection.busy_timeout(std::time::Duration::from_millis(BUSY_MS))?;
@@ -222,10 +223,10 @@ pub(super) fn configure(connection: &Connection) -> Result<()> {
     Ok(())
 }
 
-/// Makes the tables in a new file, steps those of an old one forward, and checks that it is this
-/// device's.
+/// Creates the tables in a new file, upgrades those of an old one, and checks that the file belongs
+/// to this device.
 ///
-/// `synchronous = FULL`: a committed op may be at a peer at once, so it must not be forgotten.
+/// `synchronous = FULL`: a committed op may be at a peer at once, so it must not be lost.
 pub(super) fn prepare(
     connection: &mut Connection,
     path: &Path,
@@ -271,7 +272,7 @@ pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>
         .optional()?)
 }
 
-/// A value of `meta` that has exactly so many bytes.
+/// A value of `meta` with exactly `N` bytes.
 pub(super) fn meta_array<const N: usize>(
     connection: &Connection,
     key: &str,
@@ -310,17 +311,18 @@ pub(super) fn set_meta(tx: &Transaction<'_>, key: &str, value: &[u8]) -> Result<
     Ok(())
 }
 
-/// A number as databases keep it. All of ours are below 2^63; a bound that is not leaves nothing out.
+/// A number as SQLite holds it. Numbers of ours are below 2^63; a larger bound is clamped, which
+/// excludes nothing.
 pub(super) fn int(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// The number of an op to be looked up: null, which is the number of none, where there can be none.
+/// The number of an op to look up; NULL, which no op has, for a number that does not fit.
 pub(super) fn seq_key(seq: u64) -> Option<i64> {
     i64::try_from(seq).ok()
 }
 
-/// A sum of a row.
+/// Reads a sum from a row.
 pub(super) fn row_set(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<SetHash> {
     let bytes: Vec<u8> = row.get(column)?;
     SetHash::from_bytes(&bytes).ok_or_else(|| {
@@ -333,7 +335,7 @@ pub(super) fn row_set(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Resul
     })
 }
 
-/// A number of a row.
+/// Reads an unsigned number from a row.
 pub(super) fn row_u64(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
     row.get::<_, i64>(column).map(|value| u64::try_from(value).unwrap_or(0))
 }

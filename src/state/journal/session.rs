@@ -1,4 +1,4 @@
-//! What a [`crate::core::journal::session::Session`] asks of the journal, in its own words.
+//! Answers the effects of a [`crate::core::journal::session::Session`] from the journal.
 
 use std::collections::BTreeMap;
 
@@ -15,11 +15,11 @@ use crate::core::limits::{
 use super::schema::{int, row_u64};
 use super::{JournalReader, LogState, Refused, RefusedWhy, Result, Scan, ScanLimits};
 
-/// Rows one scan looks at: a few milliseconds of work.
+/// The rows that one scan reads: a few milliseconds of work.
 const SCAN_ROWS: usize = 16 * OPS_PER_FRAME_MAX;
 
 impl JournalReader {
-    /// How a device stands by the facts known.
+    /// The membership of a device by the facts known.
     pub fn standing(&self, device: &NodeId) -> Result<Standing> {
         let verdicts = self.verdicts()?;
         Ok(match (verdicts.removed(device), verdicts.member(device)) {
@@ -29,10 +29,10 @@ impl JournalReader {
         })
     }
 
-    /// What a peer lacks by these entries of its clock; where to scan from if it is the whole one,
-    /// which means looking at all that is above it.
+    /// What a peer lacks by these entries of its clock. If they are its whole clock, also the
+    /// position to scan from, which reads all ops above it.
     pub fn compare(&self, entries: &[ClockEntry], whole: bool) -> Result<Compared> {
-        // Read first: what arrives after it is above it, and no matter to `start`.
+        // Read first, so that ops that arrive later are above it and do not matter to `start`.
         let newest = "SELECT ifnull(max(arr), 0) FROM ops";
         let mark = self.connection.query_row(newest, [], |row| row_u64(row, 0))?;
         let logs: BTreeMap<LogId, _> =
@@ -72,7 +72,7 @@ impl JournalReader {
         Ok(compared)
     }
 
-    /// Whether a log's author has room for whatever op may come next.
+    /// Whether the author of a log has room for any next op.
     fn has_room_for(&self, state: &LogState) -> Result<bool> {
         let mut query = self.connection.prepare_cached(
             "SELECT ifnull(d.quota_bytes, ?2), (SELECT sum(bytes) FROM logs l WHERE l.dev = d.dev)
@@ -85,8 +85,8 @@ impl JournalReader {
         Ok(used + OP_BODY_BYTES_MAX as u64 <= quota)
     }
 
-    /// See [`Here::above`]. Finding it out means reading all ops above the entry, which pays only
-    /// where the peer holds some.
+    /// The digest for [`Here::above`]. It requires reading all ops above the entry, which is done
+    /// only where the peer holds some.
     fn above_entry(&self, entry: &ClockEntry, state: &LogState) -> Result<Option<SetDigest>> {
         if entry.forked || state.forked {
             return Ok((entry.forked && state.forked).then_some(state.above));
@@ -100,7 +100,7 @@ impl JournalReader {
         self.above(&entry.log, entry.seq).map(Some)
     }
 
-    /// A stretch of what the peer lacks, as much as one frame takes.
+    /// The next ops that the peer lacks, as many as one frame holds.
     pub fn scan_for(&self, cursor: Option<u64>, has: &BTreeMap<LogId, u64>) -> Result<Scanned> {
         let cursor = match cursor {
             Some(cursor) => cursor,

@@ -1,4 +1,4 @@
-//! The journal in numbers, for people.
+//! Statistics of the journal, for people.
 
 use crate::core::ids::{LogId, NodeId};
 use crate::core::journal::stamp::Hlc;
@@ -6,48 +6,49 @@ use crate::core::journal::stamp::Hlc;
 use super::schema::{key, meta_array, row_u64};
 use super::{JournalReader, Result};
 
-/// One log in numbers.
+/// Statistics of one log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogStats {
     /// The log.
     pub log: LogId,
     /// Its author.
     pub author: NodeId,
-    /// The clock.
+    /// The number up to which the effects of all ops are known here.
     pub seq: u64,
-    /// Ops held.
+    /// The number of ops stored.
     pub ops: u64,
-    /// Their bytes.
+    /// The bytes of those ops.
     pub bytes: u64,
-    /// Two ops of one number are known.
+    /// Whether two ops with one number are known.
     pub forked: bool,
-    /// The log this device writes.
+    /// Whether this device writes to it.
     pub open: bool,
 }
 
-/// The journal in numbers.
+/// Statistics of the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stats {
     /// Every log.
     pub logs: Vec<LogStats>,
-    /// Ops that hold something.
+    /// The number of ops that hold a cell, an event or a fact.
     pub live_ops: u64,
-    /// Their bytes.
+    /// The bytes of those ops.
     pub live_bytes: u64,
-    /// Ops of kinds this version cannot read.
+    /// The number of ops that this version cannot read.
     pub opaque_ops: u64,
-    /// Cells kept.
+    /// The number of cells stored.
     pub cells: u64,
-    /// Bytes of their values; much less than `live_bytes` means large ops with little alive.
+    /// The bytes of the cells' values; much less than `live_bytes` means large ops of which little
+    /// is live.
     pub cell_bytes: u64,
-    /// Events kept.
+    /// The number of events stored.
     pub events: u64,
-    /// The greatest time given or admitted.
+    /// The greatest time given out or admitted.
     pub hlc_max: Hlc,
 }
 
 impl JournalReader {
-    /// The journal in numbers. Reads whole tables: not for every second.
+    /// Computes the statistics. Reads whole tables, so not to be called every second.
     pub fn stats(&self) -> Result<Stats> {
         let tx = self.connection.unchecked_transaction()?;
         let number = |sql: &str| tx.query_row(sql, [], |row| row_u64(row, 0));

@@ -1,9 +1,9 @@
-//! A transaction of the writer: the rows it has changed and not yet written, and the counts that
-//! are kept beside the ops.
+//! A transaction of the writer: rows that were changed but not written yet, and the counts that are
+//! stored beside the ops.
 //!
-//! T1  Dropping it without [`Tx::commit`] leaves the database as it was, and nothing else remembers.
+//! T1  Dropping it without [`Tx::commit`] leaves the database, and everything in memory, as it was.
 //! T2  `refs` counts what an op holds, `above` sums the live ops that the clock does not cover, and
-//!     `bytes` what a log takes: all three move with the rows they are about.
+//!     `bytes` is the size of a log: all three change together with the rows that they describe.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,47 +35,47 @@ pub(super) struct Nonces {
     drawn: u64,
 }
 
-/// See the head of this file.
+/// A transaction of the writer. See the head of this file.
 pub(super) struct Tx<'a> {
     pub(super) db: Transaction<'a>,
     pub(super) identity: &'a Identity,
     nonces: &'a mut Nonces,
     pub(super) roster: Roster,
     pub(super) now_ms: u64,
-    /// For the deadlines of tokens.
+    /// The current time for the deadlines of tokens.
     pub(super) now: Instant,
     pub(super) group: Option<GroupId>,
-    /// The log this device writes; `None` until it writes.
+    /// The log that this device writes; `None` until it writes.
     pub(super) open_log: Option<LogId>,
     /// See [`key::FEED_EPOCH`].
     pub(super) feed_epoch: Option<LogId>,
     pub(super) hlc_max: Hlc,
-    /// The greatest time of an op by another device.
+    /// The greatest time of ops by other devices.
     pub(super) hlc_others: Hlc,
     pub(super) digest: SetHash,
-    /// Each as it is, and as the table has it.
+    /// The rows of `logs` in use, each with its content in the table.
     pub(super) logs: BTreeMap<i64, (LogRow, LogRow)>,
     log_nums: BTreeMap<LogId, i64>,
     devices: BTreeMap<NodeId, i64>,
     models: BTreeMap<String, i64>,
     device_bytes: BTreeMap<i64, u64>,
-    /// Made when somebody has used enough for it to matter.
+    /// Loaded when a device has used enough bytes for it to matter.
     pub(super) budget: Option<Budget>,
-    /// Nothing is taken in from peers.
+    /// Whether the disk is too full to receive ops from peers.
     pub(super) is_disk_low: bool,
-    /// The facts about members; `None` until they are read.
+    /// The membership facts; `None` until they are read.
     pub(super) ledger: Option<Arc<Ledger>>,
-    /// Facts or tokens changed: the roster is to be made anew.
+    /// Whether facts or tokens changed, so that the roster must be replaced.
     pub(super) roster_changed: bool,
     pub(super) news: News,
-    /// Where `news` goes with the commit.
+    /// Receives `news` at the commit.
     told: &'a mut News,
-    /// Where `ledger` goes with the commit.
+    /// Receives `ledger` at the commit.
     kept: &'a mut Option<Arc<Ledger>>,
     before: Kept,
 }
 
-/// What the table `meta` has of the group.
+/// The group's values in the table `meta`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Kept {
     group: Option<GroupId>,
@@ -114,7 +114,7 @@ impl Nonces {
 }
 
 impl LogRow {
-    /// Whether a live op at that place is part of `above`.
+    /// Whether a live op with this number is part of `above`.
     pub(super) fn is_above(&self, seq: u64) -> bool {
         self.forked || seq > self.seq
     }
@@ -171,8 +171,8 @@ impl<'a> Tx<'a> {
         })
     }
 
-    /// Writes what was held back and makes all of it durable. Where nothing has changed, nothing is
-    /// written, and the disk not waited for.
+    /// Writes the changed rows and makes everything durable. If nothing changed, nothing is written
+    /// and the disk is not waited for.
     pub(super) fn commit(mut self) -> Result<()> {
         let roster = self.roster_changed.then(|| self.next_roster()).transpose()?;
         self.news.devices |= self.roster_changed;
@@ -201,7 +201,7 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    /// Writes what `meta` has of the group, where it changed.
+    /// Writes the group's values in `meta` that changed.
     fn keep(&self) -> Result<()> {
         let Some(group) = self.group else { return Ok(()) };
         let before = &self.before;
@@ -237,21 +237,21 @@ impl<'a> Tx<'a> {
 
     // ---- logs --------------------------------------------------------------------------------
 
-    /// Enters a group.
+    /// Enters a group with a new log.
     pub(super) fn enter(&mut self, group: GroupId) {
         self.group = Some(group);
         self.close_log();
     }
 
-    /// Writes to another log from the next op on: this device may have forgotten the end of the one
-    /// it has. Numbers of arrival may have been forgotten with it.
+    /// Begins a new log with the next op, because this device may have forgotten the end of the
+    /// current one. Arrival numbers may have been forgotten with it, so their epoch changes too.
     pub(super) fn close_log(&mut self) {
         self.open_log = None;
         self.feed_epoch = Some(LogId(self.nonces.draw()));
         self.news.ops = true;
     }
 
-    /// Begins a log of this device and writes to it from now on.
+    /// Begins a new log of this device, which it writes from now on.
     pub(super) fn begin_log(&mut self) -> Result<LogId> {
         let group = self.group()?;
         if !self.has_log_room(&self.me())? {
@@ -271,8 +271,8 @@ impl<'a> Tx<'a> {
         }
     }
 
-    /// Drops the logs of this device in which nothing was ever written. They are not written to
-    /// instead: a copy of this database may do the same.
+    /// Drops the logs of this device that are empty. They are not reused, because a copy of this
+    /// database may use them.
     fn drop_empty_logs(&mut self) -> Result<()> {
         let dev = self.device(&self.me())?;
         let empty: Vec<i64> = {
@@ -293,7 +293,7 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    /// Forgets the group and everything in the journal. Numbers of arrival are not used again.
+    /// Forgets the group and everything in the journal. Arrival numbers are not reused.
     pub(super) fn forget_group(&mut self) -> Result<()> {
         for table in GROUP_TABLES {
             self.db.execute(&format!("DELETE FROM {table}"), [])?;
@@ -319,7 +319,7 @@ impl<'a> Tx<'a> {
         self.nonces.draw()
     }
 
-    /// The number of a log that is known.
+    /// The row number of a known log.
     pub(super) fn log_num(&mut self, id: &LogId) -> Result<Option<i64>> {
         if let Some(num) = self.log_nums.get(id) {
             return Ok(Some(*num));
@@ -335,7 +335,7 @@ impl<'a> Tx<'a> {
         Ok(num)
     }
 
-    /// The number of a log, which becomes known if it was not.
+    /// The row number of a log, which is added if it is unknown.
     pub(super) fn intern_log(&mut self, id: &LogId, info: &LogInfo) -> Result<i64> {
         if let Some(num) = self.log_num(id)? {
             return Ok(num);
@@ -353,7 +353,7 @@ impl<'a> Tx<'a> {
         Ok(num)
     }
 
-    /// A log's row as this transaction has it.
+    /// A log's row as changed by this transaction.
     pub(super) fn log(&mut self, num: i64) -> Result<&mut LogRow> {
         if !self.logs.contains_key(&num) {
             let row = self
@@ -378,7 +378,7 @@ impl<'a> Tx<'a> {
         Ok(&mut self.logs.get_mut(&num).expect("it was just put there").0)
     }
 
-    /// Every known log's number.
+    /// The row numbers of all known logs.
     pub(super) fn all_logs(&self) -> Result<Vec<i64>> {
         let mut query = self.db.prepare_cached("SELECT log FROM logs ORDER BY log")?;
         let rows = query.query_map([], |row| row.get(0))?;
@@ -387,7 +387,7 @@ impl<'a> Tx<'a> {
 
     // ---- counts ------------------------------------------------------------------------------
 
-    /// Adds to what an op holds, and follows it from dead to live and back.
+    /// Adds to the references that an op holds, and tracks whether it is live.
     pub(super) fn add_refs(&mut self, arr: i64, by: i64) -> Result<()> {
         let (refs, opaque, log, seq, hash) = self
             .db
@@ -411,7 +411,7 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    /// Notes that an op at that place came to live or died.
+    /// Updates `above` for an op with this number that became live or dead.
     pub(super) fn toggle_above(
         &mut self,
         log: i64,
@@ -426,7 +426,7 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    /// Takes an op that holds nothing out of the database.
+    /// Deletes an op that holds nothing.
     pub(super) fn delete_op(&mut self, arr: i64) -> Result<()> {
         let (log, bytes) = self
             .db
@@ -437,7 +437,7 @@ impl<'a> Tx<'a> {
         self.add_bytes(log, -int(bytes))
     }
 
-    /// Adds to what a log takes.
+    /// Adds to the size of a log.
     pub(super) fn add_bytes(&mut self, log: i64, by: i64) -> Result<()> {
         let row = self.log(log)?;
         row.bytes = row.bytes.saturating_add_signed(by);
@@ -451,7 +451,7 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    /// What all logs of a device take.
+    /// The size of all logs of a device.
     pub(super) fn device_bytes(&mut self, dev: i64) -> Result<u64> {
         if let Some(bytes) = self.device_bytes.get(&dev) {
             return Ok(*bytes);
@@ -471,7 +471,7 @@ impl<'a> Tx<'a> {
 
     // ---- names -------------------------------------------------------------------------------
 
-    /// A device's number, above 0.
+    /// The row number of a device, above 0.
     pub(super) fn device(&mut self, id: &NodeId) -> Result<i64> {
         if let Some(dev) = self.devices.get(id) {
             return Ok(*dev);
@@ -487,7 +487,7 @@ impl<'a> Tx<'a> {
         Ok(dev)
     }
 
-    /// A model's number.
+    /// The row number of a model.
     pub(super) fn model(&mut self, name: &str) -> Result<i64> {
         if let Some(model) = self.models.get(name) {
             return Ok(*model);

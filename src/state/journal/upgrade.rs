@@ -1,7 +1,7 @@
 //! The steps of `journal.db`'s schema from one version to the next.
 //!
-//! A step leaves what [`super::schema`] would have made of the same content: what is kept twice is
-//! computed again, nothing else changes.
+//! A step leaves what [`super::schema`] would have made of the same content: values stored twice
+//! are computed again, nothing else changes.
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
@@ -12,7 +12,7 @@ use super::apply::live_above;
 use super::digest::state_digest;
 use super::schema::{key, meta, set_meta};
 
-/// See [`crate::db::migrate::migrate`].
+/// The steps for [`crate::db::migrate::migrate`].
 pub(super) const STEPS: [Step; 1] = [one_to_two];
 
 /// Two: sums that nobody can make collide instead of XORs, branches of a log by their hash, an epoch
@@ -37,7 +37,7 @@ fn one_to_two(tx: &Transaction<'_>) -> anyhow::Result<()> {
     if meta(tx, key::DIGEST)?.is_some() {
         set_meta(tx, key::DIGEST, &state_digest(tx)?.to_bytes())?;
     }
-    // Cursors that were handed out stay good.
+    // Cursors that were handed out stay valid.
     if let Some(open) = meta(tx, key::OPEN_LOG)? {
         set_meta(tx, key::FEED_EPOCH, &open)?;
     }
@@ -57,7 +57,7 @@ fn one_to_two(tx: &Transaction<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Numbers of arrival are kept, and those given to ops that are gone are not given again.
+/// Keeps arrival numbers; those of deleted ops are not reused.
 fn rebuild_ops(tx: &Transaction<'_>) -> anyhow::Result<()> {
     tx.execute_batch(
         "CREATE TABLE ops_2 (

@@ -1,5 +1,5 @@
-//! The border of trust: only a [`VerifiedOp`] reaches the database, and only a good signature makes
-//! one. Costs about a tenth of a millisecond; meant for worker threads.
+//! The border of trust: only a [`VerifiedOp`] reaches the database, and only a right signature
+//! makes one. Verifying takes about a tenth of a millisecond, so it belongs on worker threads.
 
 use thiserror::Error;
 
@@ -21,18 +21,18 @@ pub struct VerifiedOp {
     body: Body,
 }
 
-/// Why an op is not one. The fault of whoever sent it.
+/// Why an op cannot be verified. Its sender is at fault.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum OpError {
-    /// Not signed by its author, or for another group or log.
+    /// The author did not sign it, or signed it for another group or log.
     #[error("the signature of an op by {0} is wrong")]
     Signature(String),
-    /// Not a body, or out of bounds.
+    /// The body is malformed or out of bounds.
     #[error(transparent)]
     Body(#[from] WireError),
 }
 
-/// Checks an op's signature over its very bytes, then reads it.
+/// Verifies an op's signature over its exact bytes, then decodes it.
 ///
 /// # Errors
 /// [`OpError`].
@@ -47,7 +47,7 @@ pub fn verify(group: &GroupId, op: SignedOp) -> Result<VerifiedOp, OpError> {
 }
 
 impl VerifiedOp {
-    /// An op that this device makes now.
+    /// A new op of this device.
     pub(super) fn author(
         identity: &Identity,
         group: &GroupId,
@@ -62,7 +62,7 @@ impl VerifiedOp {
         Ok(Self { op, group: *group, log, hash, body })
     }
 
-    /// As a version reads it that does not know these kinds of changes.
+    /// The op as read by a version that does not know these kinds of changes.
     #[cfg(test)]
     pub(super) fn unread(mut self, is_unknown: impl Fn(&Change) -> bool) -> Self {
         let unknown = self.body.changes.iter_mut().filter(|change| is_unknown(change));
@@ -70,7 +70,7 @@ impl VerifiedOp {
         self
     }
 
-    /// As it travels.
+    /// The op as it is sent and stored.
     pub fn signed(&self) -> &SignedOp {
         &self.op
     }
@@ -80,7 +80,7 @@ impl VerifiedOp {
         &self.group
     }
 
-    /// The log it stands in.
+    /// The log that it belongs to.
     pub fn log(&self) -> LogId {
         self.log
     }
@@ -90,7 +90,7 @@ impl VerifiedOp {
         self.hash
     }
 
-    /// What it says.
+    /// Its content.
     pub fn body(&self) -> &Body {
         &self.body
     }

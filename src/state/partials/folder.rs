@@ -1,4 +1,4 @@
-//! The folder of partial assets: what their files are called, and who has claimed which.
+//! The folder of partials: the names of their files, and which of them are open.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -18,7 +18,7 @@ pub(super) const OUTBOARD_SUFFIX: &str = ".obao";
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) folder: PathBuf,
-    /// What each transfer under way has yet to write, in bytes.
+    /// The bytes that each transfer under way still has to write.
     pub(super) claimed: Mutex<BTreeMap<Name, u64>>,
 }
 
@@ -34,13 +34,13 @@ impl Shared {
         }
     }
 
-    /// Goes on with the partial of version 0.1.0, whose name tells no size.
+    /// Renames a partial of version 0.1.0, whose name contains no size, so that it can be resumed.
     pub(super) fn rename_unsized(&self, files: &Files, hash: &Hash) -> Result<(), OpenError> {
         let unsized_files = self.files(&Name { hash: *hash, size_bytes: None, source: None });
         if files.content.exists() || !unsized_files.content.exists() {
             return Ok(());
         }
-        // The content last: as long as it is there, this is tried again.
+        // The content is renamed last: as long as it is there, this is tried again.
         for (from, to) in
             [(&unsized_files.outboard, &files.outboard), (&unsized_files.content, &files.content)]
         {
@@ -54,8 +54,8 @@ impl Shared {
         Ok(())
     }
 
-    /// The partials there are and when each was last written to. An outboard alone, which a crash
-    /// between two removals leaves, counts too, as untouched for ever.
+    /// The partials in the folder with the time of their last write. An outboard alone, which a
+    /// crash between two removals leaves, is listed too, as the oldest.
     pub(super) fn list(&self) -> io::Result<Vec<Found>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
@@ -64,7 +64,7 @@ impl Shared {
                 Some((name, CONTENT_SUFFIX)) => {
                     match entry.metadata().and_then(|metadata| metadata.modified()) {
                         Ok(touched) => found.push(Found { name, touched }),
-                        // Its store has just adopted it, on another thread.
+                        // The store has just adopted it on another thread.
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                         Err(error) => return Err(error),
                     }
@@ -85,11 +85,11 @@ pub(super) struct Found {
     pub(super) touched: SystemTime,
 }
 
-/// What the files of a partial are called: hash, size and source, as far as they count.
+/// The name of a partial's files: hash, and size and source where they matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Name {
     pub(super) hash: Hash,
-    /// `None`: as version 0.1.0 called it.
+    /// `None` in a name made by version 0.1.0.
     pub(super) size_bytes: Option<u64>,
     pub(super) source: Option<NodeId>,
 }
@@ -106,7 +106,7 @@ impl Name {
         let size_bytes = parts.next().map(str::parse).transpose().ok()?;
         let source = parts.next().map(str::parse).transpose().ok()?;
         let name = Self { hash, size_bytes, source };
-        // Anything that is written otherwise is no name of ours.
+        // Any other spelling is not a name of ours.
         (name.to_string() == text).then_some(name)
     }
 }
@@ -124,7 +124,7 @@ impl fmt::Display for Name {
     }
 }
 
-/// Whose partial a file belongs to, and which of the two it is.
+/// The partial that a file belongs to, and the file's suffix.
 pub(super) fn asset_of(name: &OsStr) -> Option<(Name, &'static str)> {
     let name = name.to_str()?;
     let of = |suffix| Some((Name::parse(name.strip_suffix(suffix)?)?, suffix));
@@ -156,8 +156,9 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Notes what is yet to be written; returns that of all transfers under way. Of one asset only
-    /// one will be finished, so another size that somebody says of it takes no room from it.
+    /// Records the bytes still to be written, and returns the sum of all transfers under way. Only
+    /// one partial of an asset will be finished, so one with another size of the same asset is not
+    /// counted.
     pub(super) fn expect(&self, bytes: u64) -> u64 {
         let mut claimed = self.shared.claimed();
         claimed.insert(self.name, bytes);

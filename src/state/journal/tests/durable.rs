@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::*;
 
-/// Copies a database and its log as a crash would leave them.
+/// Copies a database and its WAL as a crash would leave them.
 pub(super) fn copy(from: &Path, to: &Path) {
     for name in ["journal.db", "journal.db-wal", "journal.db-shm"] {
         let (from, to) = (from.join(name), to.join(name));
@@ -143,7 +143,7 @@ fn a_wall_clock_that_jumps_through_the_ages_breaks_no_order() {
     let mut device = Device::founder();
     let year_ms = 365 * 24 * 3_600_000;
     let mut last: Option<Stamp> = None;
-    // The ends of 32-bit seconds, with and without a sign, are days like others.
+    // The limits of signed and unsigned 32-bit seconds are days like others.
     for now_ms in [NOW_MS, NOW_MS - 3_600_000, NOW_MS + year_ms, i32::MAX as u64 * 1000 + 999]
         .into_iter()
         .chain([u64::from(u32::MAX) * 1000 + 1000, NOW_MS])
@@ -226,7 +226,7 @@ fn a_file_system_mounted_under_another_number_is_no_restored_backup() {
     let newer = DbIdent { born_ns: 78, ..IDENT };
     let restored = open(newer);
     assert_ne!(restored, log);
-    // Without a birth time the number is all there is.
+    // Without a birth time only the inode number is left.
     let undated = DbIdent { born_ns: 0, ..IDENT };
     let undated_log = open(undated);
     assert!(undated_log != restored && undated_log == open(undated));
@@ -458,14 +458,14 @@ fn a_clock_that_jumps_ahead_drops_no_event_that_others_have_not_got() {
     a.event("log");
     b.event("log");
     let count = |device: &Device| device.reader.events("log", (0, 0), 9).unwrap().events.len();
-    // Both ways: what it has and nobody else, and what it gets.
+    // Both what it has and nobody else, and what it receives.
     b.now_ms += YEAR_MS;
     while b.journal.prune(b.now_ms, 100).unwrap().more {}
     push(a, b);
     assert_eq!(count(b), 2);
     push(b, a);
     assert_eq!(count(a), 2);
-    // When others' clocks say that a year has passed it has.
+    // When other devices' clocks also say that a year has passed, it has.
     a.now_ms += YEAR_MS;
     a.set("1", "f", 1);
     sync(a, b);

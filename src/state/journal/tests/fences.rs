@@ -7,7 +7,7 @@ use crate::core::journal::stamp::Hlc;
 use crate::core::limits::{AUTHORS_MAX, FACTS_PER_AUTHOR_MAX};
 use crate::core::pairing::{pair_proof, ticket_key};
 
-/// A stolen device's key, in the hands of somebody who signs anything with it.
+/// A stolen device's key, in the hands of an attacker who signs anything with it.
 struct Thief<'a> {
     identity: &'a Identity,
     group: GroupId,
@@ -57,7 +57,8 @@ fn ids(devices: &[&Device]) -> Vec<NodeId> {
 fn a_stolen_device_that_tells_a_sleeper_to_remove_the_founder_dissolves_nothing() {
     let mut devices = Device::group(4);
     let [a, b, c, d] = &mut devices[..] else { unreachable!() };
-    // Its own introduction it does not deny, so that its removal is believed where it comes first.
+    // The fence keeps the remover's own introduction, so that its removal counts where it arrives
+    // first.
     let fence: Vec<OpHash> = intro_of(b, a).iter().map(VerifiedOp::hash).collect();
     c.journal.remove(&b.id(), NOW_MS).unwrap();
     let mut thief = Thief::of(&b.identity, a.group_id(), 9);
@@ -65,7 +66,8 @@ fn a_stolen_device_that_tells_a_sleeper_to_remove_the_founder_dissolves_nothing(
     d.journal.receive(&b.id(), &strike, NOW_MS).unwrap();
     assert!(!d.reader.verdicts().unwrap().member(&a.id()), "the sleeper believes it");
 
-    // The sleeper takes nothing from the others, but sees by an introduction that it was lied to.
+    // The sleeping device refuses ops by the others, but an introduction shows it that it was lied
+    // to.
     let refused = push(c, d);
     assert!(!refused.is_empty());
     let intro = intro_of(c, c);
@@ -101,7 +103,7 @@ fn an_accomplice_that_a_stolen_device_added_is_a_member_nowhere() {
     });
     let against_the_founder = friend.removes(a.id(), vec![]);
     let crime = [add, keeps_itself, against_the_founder];
-    // A sleeper hears of the crime first, the others of the removal first.
+    // The sleeping device receives the crime first, the others receive the removal first.
     d.journal.receive(&b.id(), &crime, NOW_MS).unwrap();
     assert!(d.reader.verdicts().unwrap().member(&accomplice.node_id), "the sleeper believes it");
     let intro = intro_of(a, a);
@@ -112,7 +114,7 @@ fn an_accomplice_that_a_stolen_device_added_is_a_member_nowhere() {
     for device in [&*a, c, d] {
         assert_eq!(members(device), ids(&[a, c, d]));
     }
-    // Nor does it come in by an introduction, which leaves nothing where it is not believed.
+    // An introduction does not bring it in either: one that is not believed leaves nothing.
     let (before, ops) = (c.clock(), c.ops().len());
     let crime: Vec<_> = d.ops().into_iter().filter(|op| crime.contains(op)).collect();
     c.journal.introduce(&accomplice.node_id, &crime, NOW_MS).unwrap();
@@ -174,7 +176,7 @@ fn a_group_that_junk_devices_filled_has_room_again_when_their_inviter_is_removed
         a.journal.redeem(&new.id(), &proof, "new", NOW_MS).unwrap()
     };
     assert_eq!(redeem(a).unwrap_err(), TokenError::GroupFull);
-    // Whom a device introduced stays, unless it is to go along.
+    // The devices that the removed one introduced stay, unless they are to go with it.
     a.journal.remove(&b.id(), NOW_MS).unwrap();
     assert_eq!(redeem(a).unwrap_err(), TokenError::GroupFull);
     a.journal.remove_with_introduced(&b.id(), NOW_MS).unwrap();
@@ -201,7 +203,7 @@ fn a_local_write_reads_none_of_the_facts_that_hostile_members_told() {
             a.journal.receive(&c.id(), ops, NOW_MS).unwrap();
         }
         assert_eq!(a.journal.begin(NOW_MS).unwrap().facts_told(&b.id()).unwrap(), facts);
-        // Whoever reads the facts finds ops that cannot be read.
+        // Reading the facts meets ops that cannot be decoded.
         let spoil =
             "UPDATE ops SET body = x'00' WHERE arr IN (SELECT op FROM members WHERE kind = 2)";
         a.journal.connection.execute_batch(spoil).unwrap();

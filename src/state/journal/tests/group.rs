@@ -1,4 +1,4 @@
-//! Founding, joining, letting in and shutting out.
+//! Founding and joining groups, admitting and removing devices.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ fn redeem(
     inviter.journal.redeem(&joiner.id(), &proof, "joiner", at_ms).unwrap()
 }
 
-/// Joins by what the inviter gave, and tells the inviter so.
+/// Joins with the inviter's answer, and confirms it to the inviter.
 fn join(inviter: &mut Device, joiner: &mut Device, admitted: &Admitted) {
     let intro = verified(admitted);
     joiner.journal.join(admitted.group, &intro, NOW_MS).unwrap();
@@ -98,7 +98,7 @@ fn a_joiner_of_which_the_inviter_heard_no_more_is_let_in_by_its_introduction() {
     invite(&mut inviter);
     let unheard = redeem(&mut inviter, &lost, &SECRET, NOW_MS).unwrap();
     lost.journal.join(unheard.group, &verified(&unheard), NOW_MS).unwrap();
-    // The inviter goes on: it writes, stops, and lets another device in.
+    // The inviter continues: it writes, restarts, and admits another device.
     inviter.set("1", "f", 1);
     inviter.restart();
     invite(&mut inviter);
@@ -148,7 +148,7 @@ fn a_restored_journal_signs_no_number_of_its_log_for_joiners_again() {
     assert_ne!(verified(&admitted).last().unwrap().log(), log);
 }
 
-/// A device at the end of a chain of so many ops, each of which adds the next device.
+/// A device at the end of a chain of this many ops, each of which adds the next device.
 fn at_the_end_of(ops: u8) -> Device {
     let identity = |n: u8| Identity::from_bytes(&[n; 32]);
     let group = crate::core::journal::op::group_id(&identity(1).node_id, &[9; 16]);
@@ -289,7 +289,7 @@ fn a_stranger_is_not_told_that_it_was_removed() {
 fn a_device_learns_of_its_removal_from_signed_ops_alone() {
     let mut devices = Device::group(3);
     let [a, b, c] = &mut devices[..] else { unreachable!() };
-    // By a remover of which b has not heard.
+    // The remover is a device that b does not know of.
     let mut d = c.admit(4);
     push(&d, c);
     d.journal.remove(&b.id(), NOW_MS).unwrap();
@@ -297,10 +297,10 @@ fn a_device_learns_of_its_removal_from_signed_ops_alone() {
     let group = c.group_id();
     let shown = c.reader.removal(&b.id()).unwrap();
     let removal: Vec<_> = shown.iter().map(|op| verify(&group, op.clone()).unwrap()).collect();
-    // Whoever is no member shows nothing that counts.
+    // Ops that a device outside the group presents do not count.
     b.journal.take_removal(&NodeId([9; 32]), &removal, NOW_MS).unwrap();
     assert_eq!(b.journal.roster().standing(&b.id()), Standing::Member);
-    // Nor does an op that says more than who is in the group.
+    // Nor does an op that contains more than membership facts.
     c.set("1", "f", 1);
     let others: Vec<_> = c.ops().into_iter().filter(|op| op.log() == c.open_log()).collect();
     b.journal.take_removal(&c.id(), &others, NOW_MS).unwrap();
@@ -323,7 +323,7 @@ fn whom_the_remover_knew_stays_and_whom_it_did_not_goes() {
     a.journal.remove(&b.id(), NOW_MS).unwrap();
     let verdicts = a.reader.verdicts().unwrap();
     assert!(verdicts.member(&known.id()) && !verdicts.member(&unseen.id()));
-    // Its introduction does not help: it is by somebody who is no member.
+    // Its introduction does not help: the author is not a member.
     let group = a.group_id();
     let intro = unseen.reader.intro(&unseen.id()).unwrap();
     let intro: Vec<_> = intro.into_iter().map(|op| verify(&group, op).unwrap()).collect();
@@ -554,7 +554,7 @@ fn a_device_alone_leaves_its_group_for_another_and_one_with_others_does_not() {
     assert_eq!((alone.group_id(), alone.record("1")), (inviter.group_id(), None));
     assert!(alone.journal.roster().standing(&inviter.id()) == Standing::Member);
     alone.fsck();
-    // Once more is no harm: an answer may be lost and the ticket's owner pair again.
+    // Joining again is harmless: an answer may be lost and the ticket's owner may pair again.
     alone.journal.join(admitted.group, &intro, NOW_MS).unwrap();
 
     let mut elsewhere = Device::new(4);
@@ -577,7 +577,7 @@ fn a_member_that_floods_the_group_with_facts_is_out_everywhere_and_keeps_nobody_
     let mut devices = Device::group(3);
     let [a, b, c] = &mut devices[..] else { unreachable!() };
     let (group, adds) = (a.group_id(), FACTS_PER_AUTHOR_MAX as u64 * 3 / 4);
-    // Two logs, neither of them too much by itself; in the second it removes a member.
+    // Two logs, each within the limit by itself; the second one removes a member.
     let logs = [1, 2].map(|nonce: u8| {
         let mut prev = None;
         let ops = (1..=adds).map(|seq| {

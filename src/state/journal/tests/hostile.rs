@@ -1,4 +1,4 @@
-//! Ops that are forged, strange, forked, too early or too many.
+//! Ops that are forged, malformed, forked, from the future, or too many.
 
 use prost::Message as _;
 
@@ -100,7 +100,7 @@ fn keys_of_small_order_and_signatures_of_another_form_are_refused() {
     let device = Device::founder();
     let group = device.group_id();
     let op = craft(&device.identity, &group, 7, body(1, None, now(), 1)).signed().clone();
-    // The group's order, little-endian (RFC 8032, 5.1): added to S it gives the same equation.
+    // The order of the group, little-endian (RFC 8032, 5.1). Added to S it gives the same equation.
     let order: [u8; 32] = [
         0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde,
         0x14, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
@@ -113,8 +113,8 @@ fn keys_of_small_order_and_signatures_of_another_form_are_refused() {
     }
     assert_eq!(carry, 0);
     assert!(matches!(verify(&group, malleable), Err(OpError::Signature(_))));
-    // With the neutral point for both key and R, and S = 0, the equation holds for any message. It
-    // has two encodings; the second is not the canonical one.
+    // With the neutral point as key and as R, and S = 0, the equation holds for any message. It has
+    // two encodings; the second is not canonical.
     let neutral = |first: u8, rest: u8, last: u8| {
         let mut point = [rest; 32];
         (point[0], point[31]) = (first, last);
@@ -134,7 +134,7 @@ fn fields_of_a_later_version_in_a_signed_body_are_kept_and_passed_on() {
     let mut devices = Device::group(3);
     let [a, b, c] = &mut devices[..] else { unreachable!() };
     let plain = craft(&a.identity, &a.group_id(), 7, body(1, None, now(), 5));
-    // Field 99 of the body: a number this version knows nothing of.
+    // Field 99 of the body, which this version does not know.
     let bytes = [&plain.signed().body[..], &[0x98, 6, 42]].concat();
     let message = crate::core::journal::op::signed_bytes(&plain.log(), &bytes);
     let sig = a.identity.sign(&message);
@@ -181,7 +181,7 @@ fn an_op_of_the_future_is_held_back_until_its_time() {
     b.now_ms = until_ms;
     assert_eq!(push(a, b), vec![]);
     assert_eq!(b.field("1", "f"), Some(1));
-    // Whoever has seen it can overwrite it, though its own clock is behind.
+    // A device that has seen the value can overwrite it even though its clock is behind.
     b.set("1", "f", 2);
     push(b, a);
     assert_eq!(a.field("1", "f"), Some(2));
@@ -215,7 +215,7 @@ fn an_op_of_the_highest_number_ends_its_log_and_no_more() {
     };
     assert_eq!(b.journal.jump(&[claim(OP_SEQ_MAX)]).unwrap(), [op.log()]);
     b.fsck();
-    // One that is held from before there was a bound has no next one either.
+    // An op stored before there was a bound has no next number either.
     let highest = u64::try_from(i64::MAX).unwrap();
     let meddle = "UPDATE ops SET seq = ?2 WHERE seq = ?1";
     let seqs = [OP_SEQ_MAX, highest].map(|seq| i64::try_from(seq).unwrap());
@@ -451,7 +451,7 @@ fn what_an_earlier_version_could_not_read_is_read_after_the_upgrade() {
     let expected = (b.cells(), b.digest());
     let cursor = b.reader.cursor_now().unwrap();
     let last_arr = b.ops().len() as u64;
-    // As if nothing of these ops had been understood.
+    // As if this version had understood nothing of these ops.
     let forget = "UPDATE ops SET opaque = 1, refs = 0 WHERE seq = 3 OR seq = 4;
         DELETE FROM cells; DELETE FROM events; DELETE FROM streams; DELETE FROM records;
         UPDATE meta SET v = x'00' WHERE k = 'kinds'";
@@ -547,7 +547,7 @@ fn a_copied_file_costs_a_log_only_when_something_is_written() {
     }
     device.set("1", "f", 1);
     assert_eq!(device.reader.logs().unwrap().len(), 2);
-    // Logs that an earlier version began and never wrote to make room.
+    // Logs that an earlier version began and never wrote are dropped to make room.
     let dev: i64 =
         device.journal.connection.query_row("SELECT dev FROM logs", [], |row| row.get(0)).unwrap();
     for n in 2..LOGS_PER_AUTHOR_MAX as u8 {
@@ -603,7 +603,8 @@ fn of_many_ops_of_one_number_all_devices_keep_the_same_few() {
     assert_eq!(a.cells(), model(&kept), "what was dropped has left nothing behind");
 }
 
-/// Rows that statements have stepped over count as work; time would make this test flake.
+/// Counts the rows that statements step over as work, because measuring time would make this test
+/// flaky.
 #[test]
 fn another_op_of_a_number_costs_no_more_when_there_were_many() {
     let mut device = Device::founder();
@@ -761,7 +762,7 @@ fn a_delete_takes_away_all_cells_of_a_large_record_but_later_ones() {
     }
     push(a, b);
     b.delete("1");
-    // Unseen by the delete, and later.
+    // The delete has not seen this add, which is later.
     a.now_ms += 10;
     a.tag("1", "5-later", true);
     sync(a, b);

@@ -288,7 +288,7 @@ fn what_a_device_logs_by_itself_leaves_room_for_what_users_write() {
     let refused = device.journal.write(&[alone], NOW_MS).unwrap();
     assert!(matches!(refused[..], [Err(DraftError::Quota { .. })]), "{refused:?}");
 
-    // Users fill the rest; then how long a stream is kept can still be said.
+    // Users fill the rest; then retention can still be set.
     let large = |n: u8| DraftPut {
         set: [("f".into(), Some(Value::Bytes(vec![n; VALUE_BYTES_MAX])))].into(),
         ..put("large")
@@ -366,7 +366,7 @@ fn what_is_brought_along_overwrites_nothing_also_what_comes_later() {
         assert_eq!(record.sets["tags"], BTreeSet::from(["new".to_owned()]));
         device.fsck();
     }
-    // What follows is of its own time again.
+    // Later ops are stamped with the current time again.
     assert!(b.set("1", "f", 3).unwrap().stamp.hlc.ms() >= NOW_MS);
 }
 

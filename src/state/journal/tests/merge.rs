@@ -1,11 +1,11 @@
-//! Devices that hear the same ops end the same, whatever the order.
+//! Devices that receive the same ops end in the same state, whatever the order.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::core::ids::OpHash;
 
-/// Something that happens, to devices by number.
+/// An event on a device, by its number.
 #[derive(Debug, Clone)]
 enum Step {
     Set(usize, u8, u8, i64),
@@ -36,7 +36,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The ops that were ever written, gathered before anybody can drop one.
+/// All ops ever written, collected before any device can drop one.
 #[derive(Default)]
 struct Ever(BTreeMap<OpHash, VerifiedOp>);
 
@@ -47,7 +47,7 @@ impl Ever {
         }
     }
 
-    /// I1: the cells are at least what all ops up to the clock make.
+    /// J1: the cells are at least what all ops up to the clock make.
     fn check(&self, device: &Device) {
         let cells = device.cells();
         let has = device.has();
@@ -140,7 +140,7 @@ proptest! {
             prop_assert_eq!(device.live(), first.live());
             prop_assert_eq!(device.has(), first.has());
         }
-        // Whoever comes last sees the same, through what was dropped and all.
+        // A device that joins last ends in the same state, despite dropped ops.
         let mut late = devices[0].admit(9);
         sync(&mut devices[0], &mut late);
         prop_assert_eq!(&late.cells(), &expected);
@@ -216,7 +216,7 @@ fn an_add_that_was_not_seen_survives_a_removal_unless_it_is_earlier() {
         let [a, b] = &mut devices[..] else { unreachable!() };
         a.now_ms += 1000;
         a.tag("1", "red", true);
-        // The other adds the same without having heard of it.
+        // The other device adds the same element without having heard of it.
         b.now_ms += if stays { 1000 + later_ms } else { 0 };
         b.tag("1", "red", true);
         a.tag("1", "red", false);
@@ -293,7 +293,7 @@ fn a_gap_is_jumped_only_up_to_an_op_that_is_held() {
     b.journal.jump(&claim).unwrap();
     assert_eq!(b.has()[&log], top);
     assert_eq!(b.digest(), a.digest());
-    // Claims about logs and numbers nobody holds move nothing.
+    // Claims about unknown logs and numbers move nothing.
     claim.iter_mut().for_each(|entry| entry.log = LogId([9; 16]));
     assert_eq!(b.journal.jump(&claim).unwrap(), vec![]);
     b.fsck();

@@ -1,4 +1,4 @@
-//! The journal's tests: devices with a journal each, and a plain model of what should come out.
+//! The journal's tests: devices with a journal each, and a plain model of the expected state.
 
 #![allow(clippy::unwrap_used)]
 
@@ -35,12 +35,12 @@ struct Device {
     dir: TempDir,
     now_ms: u64,
     opened: u8,
-    /// A version that knows neither deletes nor events.
+    /// Whether it plays a version that knows neither deletes nor events.
     old: bool,
 }
 
 impl Device {
-    /// A device in no group. Its files are in memory where that is to be had: there are thousands.
+    /// A device in no group. Its files are in memory where possible: there are thousands.
     fn new(n: u8) -> Self {
         let memory = std::path::Path::new("/dev/shm");
         let dir = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap();
@@ -74,7 +74,7 @@ impl Device {
         devices
     }
 
-    /// A new device let into this one's group.
+    /// A new device admitted to this one's group.
     fn admit(&mut self, n: u8) -> Self {
         let mut joiner = Self::new(n);
         self.journal.add(&joiner.id(), "joiner", self.now_ms).unwrap();
@@ -98,7 +98,7 @@ impl Device {
         LogId(open.unwrap().expect("it has written"))
     }
 
-    /// Stops and starts again, with the same file.
+    /// Restarts with the same file.
     fn restart(&mut self) {
         self.opened += 1;
         let mut seed = [self.opened; 32];
@@ -108,7 +108,7 @@ impl Device {
         self.reader = self.journal.reader().unwrap();
     }
 
-    /// Stops and starts again as the version of today.
+    /// Restarts as the current version.
     fn upgrade(&mut self) {
         self.old = false;
         let reset = "UPDATE meta SET v = x'00' WHERE k = 'kinds'";
@@ -116,12 +116,12 @@ impl Device {
         self.restart();
     }
 
-    /// An op as this device reads it.
+    /// An op as this device can read it.
     fn read(&self, op: VerifiedOp) -> VerifiedOp {
         op.unread(|change| self.old && matches!(change, OpChange::Delete(_) | OpChange::Event(_)))
     }
 
-    /// Starts again on the files of a backup, put back where nothing can be noticed.
+    /// Restarts on the files of a backup, restored so that it cannot be noticed.
     fn restore(&mut self, backup: &std::path::Path) {
         let memory = std::path::Path::new(":memory:");
         self.journal = Journal::open_as(memory, &self.identity, [0; 32], IDENT).unwrap();
@@ -184,7 +184,7 @@ impl Device {
         assert_eq!(self.reader.fsck().unwrap(), Vec::<String>::new());
     }
 
-    /// Every op held, in order of arrival.
+    /// All stored ops in order of arrival.
     fn ops(&self) -> Vec<VerifiedOp> {
         let scan = self.reader.scan(
             0,
@@ -195,14 +195,14 @@ impl Device {
         scan.unwrap().ops.into_iter().map(|(_, _, op)| verify(&group, op).unwrap()).collect()
     }
 
-    /// The hashes of the ops that hold something.
+    /// The hashes of the live ops.
     fn live(&self) -> BTreeSet<[u8; 32]> {
         let mut query =
             self.journal.connection.prepare("SELECT hash FROM ops WHERE refs > 0").unwrap();
         query.query_map([], |row| row.get(0)).unwrap().map(std::result::Result::unwrap).collect()
     }
 
-    /// The state, as the model has it.
+    /// The cells in the form of the model.
     fn cells(&self) -> BTreeMap<Cell, CellValue> {
         let mut query = self
             .journal
@@ -224,7 +224,7 @@ impl Device {
 /// Model, owner, id, field, element.
 type Cell = (String, Option<NodeId>, Vec<u8>, String, String);
 
-/// What ops should make: all their cells folded with max, and then what was cleared taken away.
+/// The state that ops should make: all their cells folded with max, minus what was cleared.
 fn model<'a>(ops: impl IntoIterator<Item = &'a VerifiedOp>) -> BTreeMap<Cell, CellValue> {
     let mut all: BTreeMap<Cell, CellValue> = BTreeMap::new();
     for op in ops {
@@ -286,7 +286,7 @@ fn elem(tag: &str) -> Elem {
     Elem { field: "tags".into(), elem: tag.into() }
 }
 
-/// Sends all that `from` has above `to`'s clock. Returns what was refused.
+/// Sends all ops of `from` above the clock of `to`. Returns the refused ones.
 fn push(from: &Device, to: &mut Device) -> Vec<Refused> {
     push_above(from, to, &to.has())
 }
@@ -333,7 +333,7 @@ fn sync_all(devices: &mut [Device]) {
     }
 }
 
-/// An op by somebody, made by hand.
+/// A hand-made op by any author.
 fn craft(by: &Identity, group: &GroupId, nonce: u8, body: Body) -> VerifiedOp {
     let info = LogInfo { author: by.node_id, nonce: [nonce; 16] };
     let op = VerifiedOp::author(by, group, info, body).unwrap();

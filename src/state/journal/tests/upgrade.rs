@@ -1,4 +1,4 @@
-//! Journals of earlier versions open with all that was in them.
+//! Journals of earlier versions open with all their content.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use rusqlite::OpenFlags;
 use super::*;
 use crate::state::home::Home;
 
-/// The home of a device as 0.1.0 left it, where it can be written to.
+/// A writable copy of a device's home as 0.1.0 left it.
 fn thawed(device: &str, into: &Path) -> PathBuf {
     let homes = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/homes/0.1.0");
     let mut tar = std::process::Command::new("tar");
@@ -16,7 +16,7 @@ fn thawed(device: &str, into: &Path) -> PathBuf {
     into.join(device)
 }
 
-/// Rows as text, of tables and columns that both versions have.
+/// The rows of tables and columns that both versions have, as text.
 fn content(path: &Path) -> Vec<(String, Vec<String>)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
     let connection = Connection::open_with_flags(path, flags).unwrap();
@@ -85,7 +85,7 @@ fn a_journal_of_0_1_0_opens_with_all_that_was_in_it_and_a_copy_beside() {
         let home = Home::open(Some(thawed(device, dir.path()))).unwrap();
         let identity = Identity::load_or_create(&home, &home.lock().unwrap()).unwrap();
         let path = home.journal_db_path();
-        // As the agent would leave it: in the main file.
+        // All in the main file, as the agent would leave it.
         let before = {
             let connection = Connection::open(&path).unwrap();
             connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
@@ -100,7 +100,7 @@ fn a_journal_of_0_1_0_opens_with_all_that_was_in_it_and_a_copy_beside() {
             Vec::<String>::new(),
             "{device}"
         );
-        // A thawed home is a copy, and that is noticed: everything is forgotten of its log's end.
+        // The copied home is noticed as a copy, so this device forgets which log it was writing.
         let unchanged = |content: Vec<(String, Vec<String>)>| -> Vec<_> {
             let touched = |what: &str| what.contains("meta") || what.contains("shadows");
             content.into_iter().filter(|(what, _)| !touched(what)).collect()

@@ -1,4 +1,4 @@
-//! What is wrong on the wire, at the sender or on the disk is found, and costs what it must.
+//! Damage in transit, at the sender or on the disk is found, and costs no more than it must.
 
 use super::*;
 
@@ -165,7 +165,7 @@ fn a_wrong_group_in_the_middle_costs_what_follows_it_in_its_piece_and_nothing_el
     );
     let missing: Vec<_> = partial.missing().iter().collect();
     assert_eq!(missing, [0..PIECE as u64, wrong as u64..3 * PIECE as u64]);
-    // It is as it was after a restart, and others bring the rest.
+    // It looks as after a restart, and other senders bring the rest.
     drop(partial);
     let partial = start(&folder.open(), sender.digest);
     assert_eq!(partial.missing().iter().collect::<Vec<_>>(), missing);

@@ -1,4 +1,4 @@
-//! What partial transfers promise, and what they cost (ignored by default).
+//! What partial transfers guarantee, and what they cost (ignored by default).
 
 #![allow(clippy::unwrap_used)]
 
@@ -41,7 +41,7 @@ impl Folder {
     }
 }
 
-/// An asset at its sender.
+/// An asset and its outboard at the sender.
 struct Sender {
     content: Bytes,
     digest: Digest,
@@ -73,7 +73,7 @@ impl Sender {
         encode_piece(&self.digest, offset as u64, content, Some(&self.outboard)).unwrap()
     }
 
-    /// Sends the beginning of the first range that is missing.
+    /// Sends the beginning of the first missing range.
     fn send(&self, partial: &Partial, length: usize) -> Result<(), PieceError> {
         let missing = partial.missing().first().unwrap();
         self.send_at(
@@ -113,7 +113,7 @@ fn start(partials: &Partials, digest: Digest) -> Partial {
     partials.start(digest, HashAlgorithm::Blake3).unwrap()
 }
 
-/// Where the first byte is that is not held.
+/// The offset of the first byte that is not held.
 fn prefix_bytes(partial: &Partial) -> u64 {
     partial.missing().first().map_or(partial.digest().size_bytes, |missing| missing.start)
 }
@@ -521,7 +521,7 @@ fn offsets_beyond_four_gib_are_right() {
     let mut outboard = tempfile::tempfile().unwrap();
     let hash = build_outboard(io::repeat(0).take(SIZE), SIZE, &mut outboard).unwrap();
     let digest = Digest { hash, size_bytes: SIZE };
-    // All but the end is here already, as a hole.
+    // Everything but the end is held already, as a hole.
     let content = File::create(folder.file(&digest, CONTENT_SUFFIX)).unwrap();
     content.set_len(HELD).unwrap();
     let mut copy = File::create(folder.file(&digest, OUTBOARD_SUFFIX)).unwrap();
@@ -593,7 +593,7 @@ fn a_transfer_needs_room_for_what_it_and_those_under_way_have_yet_to_write() {
     let second = partials.start(other.digest, HashAlgorithm::Blake3).unwrap();
     assert_eq!(second.space_needed_bytes(), other_bytes + one_bytes - PIECE as u64);
     drop((first, second));
-    // What is on the disk already is not needed again.
+    // What is on the disk already needs no space again.
     let first = partials.start(one.digest, HashAlgorithm::Blake3).unwrap();
     assert_eq!(first.space_needed_bytes(), one_bytes - PIECE as u64);
     partials.check_space(0).unwrap();
