@@ -1,6 +1,6 @@
-//! Assets of the own store that are not read for a while, because their bytes were not those of their
-//! hash. The embedded store marks them and holds them no more; a foreign one goes on holding them, by
-//! its own word, and to find damage an asset has to be read whole. So the pause doubles each time.
+//! Damaged assets of the own store that are not read for a while. The embedded store marks a
+//! damaged asset and no longer holds it; a foreign store still says that it holds it, and finding
+//! damage means reading the whole asset. So the pause doubles each time.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::core::ids::Hash;
 use crate::core::limits::RESTING_MAX;
 
-/// The first pause, doubled up to the longest. A user who has put the file right waits a minute.
+/// The first pause, doubled up to the longest. A user who has repaired the file waits a minute.
 const PAUSE_MIN: Duration = Duration::from_secs(60);
 const PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -26,12 +26,12 @@ struct Rest {
 }
 
 impl Damaged {
-    /// True while the asset is not to be read.
+    /// Whether the asset must not be read yet.
     pub(super) fn is_resting(&self, hash: &Hash) -> bool {
         self.assets().get(hash).is_some_and(|rest| Instant::now() < rest.until)
     }
 
-    /// Its bytes were wrong.
+    /// Notes that the asset's content was wrong.
     pub(super) fn found(&self, hash: Hash) {
         let mut assets = self.assets();
         let before = assets.get(&hash);
@@ -45,7 +45,7 @@ impl Damaged {
         }
     }
 
-    /// It was read whole. Returns true if it was not at last.
+    /// Notes that the whole asset was read and is right. Returns true if it was damaged before.
     pub(super) fn healed(&self, hash: &Hash) -> bool {
         self.assets().remove(hash).is_some()
     }

@@ -1,13 +1,13 @@
-//! A large asset on its way in, from one peer or from several at once.
+//! Gathering: receiving a large asset from one peer or from several at once.
 //!
-//! G1  An asset has one [`Gathering`] while it is under way, and that the one partial. Each stream
-//!     that brings a part of it holds a [`Source`]; which part, [`Spans`] decides. A peer that says
-//!     another size than the others has a gathering of its own, so that its lie holds up nobody, and
-//!     with SHA-256 every peer has: a part cannot be verified there, and one peer must not have to
+//! G1  An asset has one [`Gathering`] and one partial while it is under way. Each stream that
+//!     brings a part of it holds a [`Source`]; [`Spans`] decides which part. A peer that claims
+//!     another size gets a gathering of its own, so that its lie holds up nobody. With SHA-256
+//!     every peer gets its own, because a part cannot be verified and one peer must not have to
 //!     finish what another made up.
-//! G2  A source that is dropped, whatever ended it, leaves what it has not brought to the others.
-//! G3  Whoever brings the last byte, a gathering is committed once, and all its sources are told the
-//!     same. What was gathered of the asset beside it is removed.
+//! G2  A source that is dropped, for whatever reason, leaves what it has not brought to the others.
+//! G3  A gathering is committed once, whichever source brings the last byte, and all its sources
+//!     get the same outcome. Other partials of the asset are then removed.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -31,13 +31,13 @@ pub struct Gatherings(Arc<Mutex<BTreeMap<Key, Weak<Gathering>>>>);
 /// How a stream takes part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
-    /// It is asked for what is missing.
+    /// The stream is requested to send what is missing.
     Asked,
-    /// It brings all from the first byte on, asked or not.
+    /// The stream brings the whole asset from the first byte without a request.
     FromStart,
 }
 
-/// One asset under way. It ends when nobody holds it any more; what was verified stays on disk.
+/// An asset under way. It ends when its last source is dropped; verified content stays on disk.
 pub(super) struct Gathering {
     open: OnceCell<Open>,
 }
@@ -45,14 +45,14 @@ pub(super) struct Gathering {
 struct Open {
     partial: Partial,
     spans: Mutex<Spans>,
-    /// What [`Spans`] measures time from.
+    /// The time origin for [`Spans`].
     began: Instant,
-    /// Told when a source may have something else to do.
+    /// Notifies sources that there may be something else to do.
     changed: watch::Sender<()>,
     committed: OnceCell<Result<Outcome, Corrupt>>,
 }
 
-/// The bytes are not the hash's: the peer's fault, not the store's.
+/// The content does not match the hash: the peer is at fault, not the store.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Corrupt;
 
@@ -63,18 +63,18 @@ pub(super) struct Source {
     changes: watch::Receiver<()>,
 }
 
-/// What writes a source's pieces, on a thread that may block.
+/// Writes a source's pieces, on a thread that may block.
 pub(super) struct PieceWriter {
     gathering: Arc<Gathering>,
     id: SourceId,
 }
 
 impl Gatherings {
-    /// Takes part in the gathering of an asset, which begins with its first source: that reads and
-    /// hashes what is held already, and looks for room.
+    /// Joins the gathering of an asset. The first source begins it: it reads and hashes what is
+    /// held already, and checks for space.
     ///
     /// # Errors
-    /// What to conclude of the asset on this stream.
+    /// The outcome of the asset on this stream.
     pub(super) async fn join(
         &self,
         ctx: &Context,
@@ -125,7 +125,7 @@ impl Open {
         });
         let partial = match opened.await.map_err(|e| Outcome::Later(e.to_string()))? {
             Ok(partial) => partial,
-            // An earlier transfer of it is still ending; our store is well.
+            // An earlier transfer of it is still ending. Our store works.
             Err(OpenError::InUse(_) | OpenError::TooMany) => return Err(Outcome::Interrupted),
             Err(e) => return Err(Outcome::Later(with_causes(e))),
         };
@@ -153,8 +153,8 @@ impl Open {
     }
 }
 
-/// Whether there is room for the rest of it beside all that is under way: where partial assets are
-/// collected, and in the store.
+/// Checks that there is space for the rest of the asset beside everything under way, in the folder
+/// of partials and in the store.
 async fn check_space(ctx: &Context, partial: &Partial) -> Result<(), String> {
     let needed_bytes = partial.space_needed_bytes();
     let partials = ctx.partials.clone();
@@ -168,17 +168,17 @@ impl Gathering {
         self.open.get().expect("a source joins what is open")
     }
 
-    /// Gives the whole asset to the store, or waits for another source that does.
+    /// Commits the whole asset to the store, or waits for another source that does.
     ///
     /// # Cancel safety
-    /// Safe: another source does it, if one is left.
+    /// Safe: another source commits it, if one is left.
     pub(super) async fn commit(self: Arc<Self>, ctx: &Context) -> Result<Outcome, Corrupt> {
         self.open().committed.get_or_init(|| adopt(ctx, self.clone())).await.clone()
     }
 }
 
 impl Source {
-    /// What to ask for now, besides what was.
+    /// The next span to request, beside those that are open.
     pub(super) fn next(&self) -> Option<Range<u64>> {
         let open = self.gathering.open();
         let mut spans = open.spans();
@@ -190,27 +190,27 @@ impl Source {
         next
     }
 
-    /// There may be more to ask for, now or later.
+    /// Whether this source may be needed again, now or later.
     pub(super) fn may_ask(&self) -> bool {
         self.gathering.open().spans().may_ask(self.id)
     }
 
-    /// Others do its part.
+    /// Whether other sources have taken over its part.
     pub(super) fn is_left_behind(&self) -> bool {
         !self.gathering.open().spans().is_source(self.id)
     }
 
-    /// What to commit, when everything has arrived.
+    /// The gathering to commit if everything has arrived.
     pub(super) fn whole(&self) -> Option<Arc<Gathering>> {
         self.gathering.open().spans().is_whole().then(|| self.gathering.clone())
     }
 
-    /// How many bytes are likely yet to come from it.
+    /// How many bytes this source will probably still bring.
     pub(super) fn share_bytes(&self) -> u64 {
         self.gathering.open().spans().share_bytes(self.id)
     }
 
-    /// When to look for more to do, if it has nothing to do and nothing changes.
+    /// When an idle source should look for more to do if nothing changes.
     pub(super) fn look_at(&self) -> Option<Instant> {
         let open = self.gathering.open();
         let late_ms = open.spans().late_ms()?;
@@ -222,7 +222,7 @@ impl Source {
     /// # Cancel safety
     /// Safe.
     pub(super) async fn changed(&mut self) {
-        // The sender lives in the gathering.
+        // The sender lives as long as the gathering.
         let _ = self.changes.changed().await;
     }
 
@@ -240,7 +240,7 @@ impl Drop for Source {
 }
 
 impl PieceWriter {
-    /// Checks a piece and writes it, as far as it is good.
+    /// Verifies a piece and writes it as far as it is right.
     pub(super) fn write(&self, piece: &Piece) -> Result<(), PieceError> {
         let open = self.gathering.open();
         let (start, length_bytes) = (piece.offset_bytes, piece.length_bytes.into());
@@ -290,7 +290,7 @@ async fn adopt(ctx: &Context, gathering: Arc<Gathering>) -> Result<Outcome, Corr
     })
 }
 
-/// What a store's commit means for the asset.
+/// Maps the result of a commit to the outcome of the asset.
 pub(super) fn stored_as(stored: Stored) -> Outcome {
     match stored {
         Stored::New => Outcome::Stored,
@@ -298,7 +298,7 @@ pub(super) fn stored_as(stored: Stored) -> Outcome {
     }
 }
 
-/// What a store's error means for the asset.
+/// Maps an error of the store to the outcome of the asset.
 pub(super) fn refusal(error: &StoreError) -> Outcome {
     match error {
         StoreError::TooLarge(_) | StoreError::Unsupported(_) => Outcome::Refused(error.to_string()),

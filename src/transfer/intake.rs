@@ -1,7 +1,7 @@
-//! What a stream brings, on its way into the store: which of it is wanted, what is asked for, what of
-//! it is good, and when a group or a whole large asset is committed.
+//! Intake: the assets of one received stream on their way into the store. Decides which are wanted,
+//! what is requested, what is verified, and when small assets or a whole large one are committed.
 //!
-//! Every asset of the transfer has a [`Slot`]; what comes for a slot that has its outcome is dropped.
+//! Each asset of the transfer has a [`Slot`]. Content for a slot with an outcome is dropped.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -29,11 +29,11 @@ use crate::wire::batch::{
 };
 use crate::wire::frame::Kind;
 
-/// What the store was busy with.
+/// A commit that the store has finished.
 struct Committed {
-    /// A group of small contents; one large asset otherwise.
+    /// Whether it was a group of small assets; otherwise one large asset.
     is_group: bool,
-    /// By slot.
+    /// The outcomes, by slot.
     results: Vec<(usize, Result<Outcome, Corrupt>)>,
 }
 
@@ -42,17 +42,17 @@ pub(super) struct Intake<'a> {
     ctx: &'a Context,
     meter: Meter,
     slots: Vec<Slot>,
-    /// Slots by name; only in the plain protocol, where assets announce themselves.
+    /// Slots by hash; only in the plain protocol, which has no offer.
     by_hash: BTreeMap<Hash, usize>,
-    /// Small contents collected for the next commit.
+    /// Small assets collected for the next commit.
     group: Vec<(usize, Bytes)>,
     group_bytes: u64,
-    /// The piece being checked and written, while the next is being read.
+    /// The piece that is being verified and written while the next is being read.
     writing: Option<(usize, JoinHandle<Result<(), PieceError>>)>,
     commits: JoinSet<Committed>,
     puts_in_flight: usize,
     discarded_bytes: u64,
-    /// The first thing the peer did wrong that did not end the stream.
+    /// The peer's first fault that did not end the stream.
     fault: Option<TransferError>,
 }
 
@@ -73,11 +73,11 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// Settles everything that is under way and says what became of each asset.
+    /// Finishes everything under way and returns the outcome of each asset.
     pub(super) async fn close(mut self, end: Result<(), TransferError>) -> Receipt {
         let end = match end {
             Ok(()) => self.fault.take().map_or(Ok(()), Err),
-            // Assets that arrived whole are worth keeping, whatever ended the stream.
+            // Assets that arrived as a whole are stored, whatever ended the stream.
             Err(e) => {
                 self.settle().await;
                 let fault = self.fault.take();
@@ -92,7 +92,7 @@ impl<'a> Intake<'a> {
         Receipt { received: received.collect(), end }
     }
 
-    /// Names the first asset that was not taken: the others have the same reason, as a rule.
+    /// Logs the first asset that was not accepted: the others usually have the same reason.
     fn log_failures(&self) {
         let mut failed = self.slots.iter().filter_map(|slot| match &slot.outcome {
             Some(
@@ -106,14 +106,14 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// The verdict on every asset of the transfer, in order.
+    /// The verdict on each asset of the transfer, in order.
     pub(super) fn verdicts(&self) -> impl Iterator<Item = (Digest, Verdict)> {
         self.slots.iter().map(|slot| (slot.digest, slot.verdict()))
     }
 
     // --- what is wanted -------------------------------------------------------------------------
 
-    /// Decides on every entry of the offer; returns the small ones to ask for.
+    /// Decides on each entry of the offer; returns the small assets to request.
     pub(super) async fn admit<D, F>(
         &mut self,
         offer: &Offer,
@@ -158,8 +158,8 @@ impl<'a> Intake<'a> {
         Ok(want)
     }
 
-    /// Makes slots for assets that the plain protocol announces by sending them, one after another:
-    /// when the next begins, the last has come to its end or never will.
+    /// Makes slots for assets that the plain protocol sends without an offer, one after another:
+    /// when the next begins, the last one is complete or never will be.
     async fn admit_named(
         &mut self,
         labels: impl Iterator<Item = Label>,
@@ -199,7 +199,7 @@ impl<'a> Intake<'a> {
         Ok(())
     }
 
-    /// The content comes whether it is wanted or not, and from its beginning.
+    /// A slot for a large asset that is sent from its beginning, whether it is wanted or not.
     async fn admit_named_large(&mut self, digest: Digest, known: bool) -> Slot {
         let mut slot = match known {
             true => Slot::settled(digest, Expects::Nothing, Outcome::AlreadyHeld),
@@ -209,13 +209,14 @@ impl<'a> Intake<'a> {
             Expects::Pieces { source, .. } => source.take(),
             Expects::Nothing | Expects::Whole => None,
         };
-        // All of it is missing, and so it is one range.
+        // The whole asset is missing, so it is one range.
         let asked = source.as_ref().and_then(Source::next).unwrap_or(0..digest.size_bytes);
         slot.expects = Expects::Pieces { asked: VecDeque::from([asked]), source };
         slot
     }
 
-    /// A large asset that announced itself is under way, and kept from all other streams.
+    /// Whether a large asset of the plain protocol is being received, so that no other stream may
+    /// send it.
     pub(super) fn is_collecting(&mut self) -> bool {
         self.slots.last_mut().is_some_and(|slot| !slot.is_done() && slot.source().is_some())
     }
@@ -234,7 +235,7 @@ impl<'a> Intake<'a> {
         index
     }
 
-    /// Tells the meter what is to be expected of a slot by now.
+    /// Updates the meter with what is expected of a slot now.
     fn meter_slot(&mut self, index: usize) {
         let slot = &mut self.slots[index];
         let left_bytes = slot.left_bytes();
@@ -243,14 +244,14 @@ impl<'a> Intake<'a> {
         slot.metered_bytes = left_bytes;
     }
 
-    /// Content of a slot has come.
+    /// Counts content that arrived for a slot.
     fn moved(&mut self, index: usize, bytes: u64) {
         self.meter.moved(bytes);
         let slot = &mut self.slots[index];
         slot.metered_bytes = slot.metered_bytes.saturating_sub(bytes);
     }
 
-    /// Makes ready for a large asset's pieces, or says why not, before its first byte.
+    /// Prepares for the pieces of a large asset, or settles its outcome before the first byte.
     async fn open_large(&mut self, digest: Digest, part: Part) -> Slot {
         match self.ctx.gatherings.join(self.ctx, digest, part).await {
             Ok(source) => {
@@ -261,9 +262,9 @@ impl<'a> Intake<'a> {
         }
     }
 
-    // --- what is asked for ----------------------------------------------------------------------
+    // --- what is requested ----------------------------------------------------------------------
 
-    /// Commits what others made whole, and ends the stream when they left this peer behind.
+    /// Commits assets that other sources completed; fails if they left this peer behind.
     pub(super) fn follow_gatherings(&mut self) -> Result<(), TransferError> {
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
@@ -275,7 +276,7 @@ impl<'a> Intake<'a> {
         Ok(())
     }
 
-    /// What to ask for of large assets now: one range each at most.
+    /// The next spans of large assets to request, at most one each.
     pub(super) fn next_spans(&mut self) -> Vec<WantEntry> {
         let mut next = Vec::new();
         for (index, slot) in self.slots.iter_mut().enumerate() {
@@ -290,13 +291,13 @@ impl<'a> Intake<'a> {
         next
     }
 
-    /// More may have to be asked for, now or later.
+    /// Whether more may have to be requested, now or later.
     pub(super) fn may_ask(&mut self) -> bool {
         self.slots.iter_mut().filter_map(Slot::source).any(|source| source.may_ask())
     }
 
-    /// When to look again for something to ask for, if nothing is to come meanwhile, and in any case
-    /// to tell the peer that we are alive.
+    /// When to look for more to request if nothing is expected to arrive; in any case soon enough
+    /// to send a keep-alive.
     pub(super) fn look_at(&mut self) -> Instant {
         let alive_at = Instant::now() + KEEP_ALIVE;
         if self.slots.iter().any(|slot| !slot.is_done()) {
@@ -308,7 +309,7 @@ impl<'a> Intake<'a> {
         look_at.fold(alive_at, Instant::min)
     }
 
-    /// Returns when a piece has been written, or something has changed for a source.
+    /// Returns when a piece was written or something changed for a source.
     ///
     /// # Cancel safety
     /// Safe.
@@ -326,7 +327,7 @@ impl<'a> Intake<'a> {
 
     // --- what arrives ---------------------------------------------------------------------------
 
-    /// Takes a frame of content.
+    /// Handles a frame of content.
     pub(super) async fn take(&mut self, frame: Frame, naming: Naming) -> Result<(), TransferError> {
         match (frame.kind, naming) {
             (Kind::Contents, _) => self.contents(decode_contents(frame.payload, naming)?).await?,
@@ -342,7 +343,7 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// Ends the stream of a peer that did wrong when nothing of what it has yet to send is of use.
+    /// Fails with the peer's fault when nothing that it has yet to send can be used.
     pub(super) fn check_use(&mut self) -> Result<(), TransferError> {
         let mut open = self.slots.iter().filter(|slot| !slot.is_done()).peekable();
         let is_of_no_use = open.peek().is_some() && open.all(|slot| slot.outcome.is_some());
@@ -369,7 +370,7 @@ impl<'a> Intake<'a> {
                 continue;
             }
             self.group_bytes += bytes.len() as u64;
-            // A copy: a slice would keep its whole frame, and what was read with it, in memory.
+            // A copy, because a slice would keep the whole frame in memory.
             self.group.push((index, Bytes::copy_from_slice(&bytes)));
             if self.group_bytes >= PUT_BYTES_MAX || self.group.len() >= PUT_ASSETS_MAX {
                 self.put_group().await;
@@ -417,7 +418,7 @@ impl<'a> Intake<'a> {
         Ok(())
     }
 
-    /// Keeps the good groups of a piece that was cut off: they need not come again.
+    /// Keeps the verified groups of a piece that was cut off: they need not be sent again.
     pub(super) async fn keep_cut_off(&mut self, frame: Option<Frame>, naming: Naming) {
         self.finish_writing().await;
         let Some(frame) = frame.filter(|frame| frame.kind == Kind::Piece) else { return };
@@ -434,7 +435,7 @@ impl<'a> Intake<'a> {
             return;
         }
         let (writer, start) = (source.writer(), piece.offset_bytes);
-        // What is missing at its end is no lie.
+        // The missing end of a cut-off piece is no fault of the peer.
         if let Ok(Err(PieceError::Corrupt { offset_bytes })) =
             blocking(move || writer.write(&piece)).await
         {
@@ -465,7 +466,7 @@ impl<'a> Intake<'a> {
 
     // --- into the store -------------------------------------------------------------------------
 
-    /// Waits until nothing of this transfer is on its way into the store any more.
+    /// Waits until nothing of this transfer is on its way into the store.
     pub(super) async fn settle(&mut self) {
         self.finish_writing().await;
         (0..self.slots.len()).for_each(|index| self.commit_if_whole(index));
@@ -474,7 +475,8 @@ impl<'a> Intake<'a> {
     }
 
     async fn finish_writing(&mut self) {
-        // Taken out only when through: this may be dropped while it waits, and asked again.
+        // Cleared only after the job ended: this future may be dropped while it waits, and called
+        // again.
         let Some((index, job)) = &mut self.writing else { return };
         let (index, written) = (*index, job.await);
         self.writing = None;
@@ -495,7 +497,7 @@ impl<'a> Intake<'a> {
 
     fn commit_if_whole(&mut self, index: usize) {
         let slot = &mut self.slots[index];
-        // Who was asked for more than was needed sends that first.
+        // Spans that were requested beyond what was needed must arrive first.
         let Some(source) = slot.is_done().then(|| slot.source()).flatten() else { return };
         let Some(gathering) = source.whole() else { return };
         slot.expects = Expects::Nothing;
@@ -505,7 +507,7 @@ impl<'a> Intake<'a> {
         });
     }
 
-    /// Gives the collected small contents to the store, and waits when it has enough to do.
+    /// Passes the collected small assets to the store; waits first when the store is busy enough.
     async fn put_group(&mut self) {
         if self.group.is_empty() {
             return;
@@ -526,11 +528,11 @@ impl<'a> Intake<'a> {
             .spawn(async move { Committed { is_group: true, results: put(ctx, assets).await } });
     }
 
-    /// Waits for one commit; false when there is none.
+    /// Waits for one commit to end; false when there is none.
     async fn reap(&mut self) -> bool {
         let Some(committed) = self.commits.join_next().await else { return false };
         let Ok(Committed { is_group, results }) = committed else {
-            // A commit that panicked was a group or not; waiting for none is safe in both cases.
+            // A commit that panicked may have been a group: waiting for none is safe in both cases.
             self.puts_in_flight = 0;
             return true;
         };
@@ -572,7 +574,7 @@ async fn put(
     let results = assets.into_iter().zip(results).map(|((index, asset), result)| {
         let result = match result {
             Ok(stored) => Ok(stored_as(stored)),
-            // The store may be wrong about it: only our own hash accuses the peer.
+            // The store may be wrong: only our own hash proves a fault of the peer.
             Err(StoreError::Mismatch { .. })
                 if algorithm.hash(&asset.content) != asset.digest.hash =>
             {

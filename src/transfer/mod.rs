@@ -2,25 +2,27 @@
 //!
 //! ```text
 //! send_batch     Offer, small ones inline ->          receive_batch
-//!                <- Want ...                          (asks `decide` what is wanted)
-//!                Contents, Piece ... , Done ->        checks, stores while the stream goes on
+//!                <- Want ...                          (`decide` says what is wanted)
+//!                Contents, Piece ... , Done ->        verifies and stores meanwhile
 //!                <- Ack                               after the store committed
 //! ```
-//! A large asset may come on several streams at once, of each a part ([`gather`]).
-//! [`plain`] is the same over one stream for both directions, without Offer and Want. Everything
-//! works on any byte stream; nothing here decides which assets move, or when.
+//! A large asset may arrive on several streams at once, a part on each ([`gather`]). [`plain`] does
+//! the same over one stream for both directions, without Offer and Want. Everything works on any
+//! byte stream; nothing here decides which assets move, or when.
 //!
-//! I1  A receiver acknowledges nothing that its store has not committed.
-//! I2  A sender passes on no byte it has not checked against the asset's hash, and a receiver
-//!     gives its store none. With SHA-256 a large asset's last piece waits until the whole is checked.
+//! I1  A receiver acknowledges only what its store has committed.
+//! I2  A sender sends only content that it has verified against the asset's hash, and a receiver
+//!     stores only such content. With SHA-256 the last piece of a large asset waits until the whole
+//!     is verified.
 //! I3  Memory is bounded whatever the assets' sizes: a sender prepares [`PIECES_AHEAD`] pieces or
-//!     frames of small contents ahead (3 MiB at most); a receiver holds one frame, one piece being
-//!     written and two groups of [`PUT_BYTES_MAX`] and a content (5 MiB at most).
+//!     frames of small contents ahead (at most 3 MiB); a receiver holds one frame, one piece being
+//!     written and two groups of [`PUT_BYTES_MAX`] and a content (at most 5 MiB).
 //! I4  No side is silent for longer than [`KEEP_ALIVE`] while it works, nor waits longer than
-//!     [`READ_STALL`] for a silent one.
+//!     [`READ_STALL`] for a silent peer.
 //! I5  Dropping a future here ends the stream and keeps what was verified: groups already given to
-//!     the store are committed whole or not, partial large assets resumed by the next transfer, from
-//!     whomever. A stream that breaks costs one chunk group that has to come again.
+//!     the store are committed as a whole or not at all, and partial large assets are resumed by
+//!     the next transfer from any peer. A stream that breaks costs one chunk group that has to be
+//!     sent again.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -58,76 +60,80 @@ pub use gather::Gatherings;
 pub use receive::{Receipt, Received, receive_batch};
 pub use send::send_batch;
 
-/// The first frame of a stream must be there by then: a kilobyte a second at least, as several
+/// How long the first frame of a stream may take: a kilobyte per second at least, because several
 /// offers may share a rate limit.
 const OFFER_WAIT: Duration = Duration::from_secs(20);
 
-/// A peer that sends nothing for this long, working or not, is given up.
+/// A peer that sends nothing for this long, not even a keep-alive, is given up.
 const READ_STALL: Duration = Duration::from_secs(30);
 
-/// A peer that takes nothing for this long is given up. Longer than [`READ_STALL`]: a receiver does
-/// not read while its store takes in a group, and each store call has a deadline of its own.
+/// A peer that accepts nothing for this long is given up. Longer than [`READ_STALL`]: a receiver
+/// does not read while its store commits a group, and each call to the store has a deadline of its
+/// own.
 const WRITE_STALL: Duration = Duration::from_secs(90);
 
-/// Who works this long without having something to say says [`KEEP_ALIVE_KIND`].
+/// A side that works for this long without anything to send sends [`KEEP_ALIVE_KIND`].
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// "Still working": an extension frame, empty, skipped by every reader.
+/// The keep-alive: an empty extension frame, which every reader skips.
 const KEEP_ALIVE_KIND: Kind = Kind::Extension(128);
 
-/// The longest wait for a Want, an Ack or content, keep-alives or not: a receiver may have to
-/// re-verify a large partial asset before its Want, wait for what other senders leave before the
-/// next, or hash and sync a large one before its Ack; a sender reads the whole of a large one before its first or its last piece.
+/// The longest wait for a Want, an Ack or content, even with keep-alives. Before a Want a receiver
+/// may have to verify a large partial again; before the next one, wait for what other senders
+/// leave; before an Ack, hash and sync a large asset. A sender reads the whole of a large asset
+/// before its first or its last piece.
 const ANSWER_WAIT: Duration = Duration::from_secs(15 * 60);
 
-/// The least a sender moves within [`ANSWER_WAIT`]: a kilobyte a second, slower than any link that
-/// is of use.
+/// The least that a sender must send within [`ANSWER_WAIT`]: a kilobyte per second, slower than any
+/// usable link.
 const PROGRESS_BYTES_MIN: usize = 1024 * 1024;
 
 /// Content bytes in one piece. Measured over a pipe, both ends: half of it costs a third more
-/// processor time, twice of it saves a tenth and doubles memory and what a cut repeats.
+/// processor time; twice of it saves a tenth, and doubles memory and what must be sent again after
+/// a cut.
 const PIECE_BYTES: u64 = 256 * 1024;
 
-/// Content bytes in one frame of small contents, unless a single one is larger.
+/// Content bytes in one frame of small contents, unless a single content is larger.
 const CONTENTS_BYTES: u64 = 256 * 1024;
 
-/// Frames being read, checked and encoded while another is written. Two keep a local store's disk
-/// and a stream busy; the third is for a store that answers over HTTP.
+/// How many frames are read, verified and encoded while another one is written. Two keep a local
+/// store's disk and a stream busy; the third is for a store that answers over HTTP.
 const PIECES_AHEAD: usize = 3;
 
-/// A group of small contents is given to the store when it reaches this size ...
+/// A group of small assets is passed to the store when it has this many bytes ...
 const PUT_BYTES_MAX: u64 = 1024 * 1024;
 
-/// ... or this many, which make a commit's fixed cost small.
+/// ... or this many assets, which make the fixed cost of a commit small.
 const PUT_ASSETS_MAX: usize = 512;
 
-/// Groups the store works on while the next is collected.
+/// How many groups the store works on while the next is collected.
 const PUTS_IN_FLIGHT: usize = 1;
 
-/// Bytes of a batch's large assets that are read only to be dropped, because something went wrong
-/// after they were wanted: what is asked of one source at a time. Beyond that the stream is given up.
+/// How many bytes of a batch's large assets are read only to be dropped, because something failed
+/// after they were wanted: what is requested from one source at a time. Beyond that the stream is
+/// given up.
 const DISCARD_BYTES_MAX: u64 = SPANS_AHEAD as u64 * SPAN_BYTES_MAX;
 
-/// What a transfer works with; cheap to clone.
+/// What a transfer works with. Cheap to clone.
 #[derive(Clone)]
 pub struct Context {
-    /// Where assets are read from and stored to.
+    /// The store that assets are read from and written to.
     pub store: Arc<dyn Store>,
-    /// Which hashes the store is known to hold.
+    /// The index of the hashes that the store holds.
     pub index: Index,
-    /// Where large assets are collected until they are whole.
+    /// The partials in which large assets are collected.
     pub partials: Partials,
-    /// Those that are being collected.
+    /// The large assets that are being received.
     pub gatherings: Gatherings,
-    /// Which of the store's assets are not read at the moment, because their bytes were wrong.
+    /// The store's assets that are not read for a while because their content was wrong.
     pub damaged: Damaged,
-    /// A folder of our own for outboards that live as long as one transfer.
+    /// A private folder for outboards that live as long as one transfer.
     pub scratch_folder: PathBuf,
-    /// How the group names its assets.
+    /// The group's hash algorithm.
     pub algorithm: HashAlgorithm,
-    /// Told of assets before they are put into the store; `None`: they are put in bare.
+    /// Told about assets before they are stored; `None`: they are stored without metadata.
     pub arrivals: Option<Arrivals>,
-    /// The device at the other end, in the context of one transfer.
+    /// The device at the other end; set for each transfer.
     pub source: Option<NodeId>,
 }
 
@@ -138,13 +144,13 @@ impl fmt::Debug for Context {
 }
 
 impl Context {
-    /// For transfers with this device.
+    /// The context of transfers with this peer.
     pub(super) fn with_peer(&self, peer: NodeId) -> Self {
         let arrivals = self.arrivals.as_ref().map(|arrivals| arrivals.from(peer));
         Self { arrivals, source: Some(peer), ..self.clone() }
     }
 
-    /// What to put assets into the store with.
+    /// The metadata to store the assets with.
     async fn expect(&self, hashes: Vec<Hash>) -> Expected<'_> {
         match &self.arrivals {
             Some(arrivals) => arrivals.expect(hashes).await,
@@ -152,7 +158,7 @@ impl Context {
         }
     }
 
-    /// Which of the hashes the index knows, in their order.
+    /// Whether the index holds each of the hashes, in their order.
     async fn known(&self, hashes: Vec<Hash>) -> Result<Vec<bool>, TransferError> {
         let index = self.index.clone();
         blocking(move || index.known(&hashes)).await?.map_err(index_failed)
@@ -163,26 +169,26 @@ fn index_failed(error: rusqlite::Error) -> TransferError {
     TransferError::Local(format!("the index failed: {}", with_causes(error)))
 }
 
-/// What became of an asset of a transfer.
+/// The outcome of an asset of a transfer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The receiver's store committed it.
     Stored,
     /// The receiver held it already.
     AlreadyHeld,
-    /// The receiver gets it from another device.
+    /// The receiver receives it from another device.
     Elsewhere,
-    /// Not now, and why: try again.
+    /// The receiver cannot accept it now, for this reason: try again.
     Later(String),
-    /// The receiver's store does not answer, and how. A sender sees [`Outcome::Later`].
+    /// The receiver's store is unreachable, for this reason. A sender sees [`Outcome::Later`].
     StoreDown(String),
-    /// The receiver will not take it, and why.
+    /// The receiver does not accept it, for this reason.
     Refused(String),
-    /// The sender's store does not hold it, or only bytes that were wrong before.
+    /// The sender's store does not hold it, or its content was wrong before.
     Unavailable,
-    /// The stream ended before it was through. Only a receiver sees this.
+    /// The stream ended before the asset was complete. Only a receiver sees this.
     Interrupted,
-    /// The bytes in the sender's store are not those of the hash. A receiver sees
+    /// The content in the sender's store does not match the hash. A receiver sees
     /// [`Outcome::Unavailable`].
     Damaged,
 }
@@ -199,36 +205,36 @@ impl From<Verdict> for Outcome {
     }
 }
 
-/// Why a transfer ended early, or what the peer did wrong in it.
+/// Why a transfer ended early, or a fault of the peer in it.
 #[derive(Debug, Error)]
 pub enum TransferError {
-    /// The stream broke, stalled or carried something that is no frame.
+    /// The stream broke, stalled or carried something that is not a frame.
     #[error(transparent)]
     Frame(#[from] FrameError),
     /// A frame's content is out of bounds.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// A frame that has no place here.
+    /// A frame is not expected at this point.
     #[error("the peer broke the protocol: {0}")]
     Protocol(String),
-    /// The peer sent bytes that are not those of the hash.
+    /// The peer sent content that does not match the hash.
     #[error("the peer sent wrong bytes for {0}")]
     Corrupt(Hash),
-    /// Other peers send the rest: this one was late.
+    /// Other peers send the rest because this one was late.
     #[error("left behind with {0}: others are faster")]
     LeftBehind(Hash),
-    /// The stream ended in good order before the transfer did: the other side gave up or stopped.
+    /// The stream ended in order but too early: the other side gave up or stopped.
     #[error("the stream ended before {0}")]
     Ended(&'static str),
-    /// The other side was alive and did not come to an end.
+    /// The other side was alive but did not finish in time.
     #[error("no {what} within {after:?}")]
     Overdue {
         /// What was waited for.
         what: &'static str,
-        /// How long.
+        /// The deadline.
         after: Duration,
     },
-    /// The store beside this agent failed.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// This device's own disk, index or memory failed.
@@ -237,7 +243,7 @@ pub enum TransferError {
 }
 
 impl TransferError {
-    /// True when the peer did what the protocol does not allow: the connection is to be closed.
+    /// Whether the peer broke the protocol, so that the connection is to be closed.
     pub fn is_violation(&self) -> bool {
         match self {
             Self::Frame(e) => matches!(e, FrameError::Header(_)),
@@ -251,7 +257,8 @@ impl TransferError {
     }
 }
 
-/// Content bytes moved, and still to move in transfers under way. Shared by all streams of a peer.
+/// Content bytes moved, and still to be moved by transfers under way. All streams of a peer share
+/// them.
 #[derive(Debug, Default)]
 pub struct Counters {
     sent_bytes: AtomicU64,
@@ -261,22 +268,22 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Content bytes written to streams.
+    /// The content bytes written to streams.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes.load(Ordering::Relaxed)
     }
 
-    /// Content bytes read from streams.
+    /// The content bytes read from streams.
     pub fn received_bytes(&self) -> u64 {
         self.received_bytes.load(Ordering::Relaxed)
     }
 
-    /// Content bytes that running transfers have yet to write.
+    /// The content bytes that transfers under way have yet to write.
     pub fn left_to_send_bytes(&self) -> u64 {
         self.left_to_send_bytes.load(Ordering::Relaxed)
     }
 
-    /// Content bytes that running transfers have yet to read.
+    /// The content bytes that transfers under way have yet to read.
     pub fn left_to_receive_bytes(&self) -> u64 {
         self.left_to_receive_bytes.load(Ordering::Relaxed)
     }
@@ -296,7 +303,7 @@ enum Direction {
     Receive,
 }
 
-/// One transfer's share of the [`Counters`]; takes what it left undone back when dropped.
+/// One transfer's share of the [`Counters`]; when dropped it subtracts what was left to move.
 #[derive(Debug)]
 struct Meter {
     counters: Arc<Counters>,
@@ -319,7 +326,7 @@ impl Meter {
         self.forget(bytes);
     }
 
-    /// Takes back an expectation: what stays away, or was not expected.
+    /// Subtracts bytes that were expected but will not move.
     fn forget(&mut self, bytes: u64) {
         let bytes = bytes.min(self.left);
         self.left -= bytes;
@@ -340,7 +347,7 @@ impl Drop for Meter {
     }
 }
 
-/// Runs `work` on a blocking thread. Dropping the future lets the work run out; it is short.
+/// Runs `work` on a blocking thread. Dropping the future does not stop the work, which is short.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, TransferError> {
@@ -349,7 +356,7 @@ async fn blocking<T: Send + 'static>(
         .map_err(|e| TransferError::Local(format!("a worker thread failed: {e}")))
 }
 
-/// Runs `work` while telling the peer now and then that it goes on.
+/// Runs `work` and sends keep-alives to the peer meanwhile.
 async fn keeping_alive<W: AsyncWrite + Unpin, T>(
     writer: &mut FrameWriter<W>,
     work: impl Future<Output = T>,
@@ -370,7 +377,7 @@ async fn keep_alive<W: AsyncWrite + Unpin>(
     Ok(writer.flush().await?)
 }
 
-/// Reads the frame that must come now and be of `kind`, within `wait` all in all.
+/// Reads the next frame, which must be of `kind` and arrive within `wait`.
 async fn expect_frame<R: AsyncRead + Unpin>(
     reader: &mut FrameReader<R>,
     kind: Kind,
@@ -387,7 +394,7 @@ async fn expect_frame<R: AsyncRead + Unpin>(
     Ok(frame)
 }
 
-/// An error and what caused it, on one line.
+/// Formats an error with its causes on one line.
 fn with_causes(error: impl Into<anyhow::Error>) -> String {
     format!("{:#}", error.into())
 }

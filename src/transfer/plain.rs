@@ -3,11 +3,11 @@
 //! ```text
 //! each side:  Page ... -> Contents, Piece ... -> Done -> Ack ...
 //! ```
-//! Two halves run side by side and meet at two points: what the peer's pages show that it lacks
-//! goes out, and what became of its contents is acknowledged. Neither half waits for the other to
-//! be read, so two sides never wait for each other.
+//! Each side has an outgoing and an incoming half that run in parallel. The incoming half tells the
+//! outgoing one what the peer lacks, from its pages, and the outcomes of its contents, for the
+//! Acks. Neither half waits for the peer to read, so two sides never wait for each other.
 //!
-//! I1  The sets are merged as they pass; memory follows the difference, and that is bounded.
+//! I1  The sets are merged while they pass. Memory grows with the difference, and that is bounded.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -30,29 +30,29 @@ use crate::wire::batch::{Label, Naming, SetPage, Verdict, decode_plain_ack, enco
 use crate::wire::frame::Kind;
 use crate::wire::proto::peer;
 
-/// The most assets one side sends on one plain stream: it bounds what both remember of them. What
-/// is left over goes with the next connection.
+/// The most assets that one side sends on one plain stream: it bounds what both remember. The rest
+/// is sent over the next connection.
 pub(super) const PLAIN_ASSETS_MAX: usize = 64 * 1024;
 
-/// What a plain stream came to.
+/// The result of a plain stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlainReport {
-    /// What the peer lacked, and what became of it there.
+    /// The assets that the peer lacked, with their outcomes there.
     pub sent: Vec<(Digest, Outcome)>,
-    /// What the peer sent, and what became of it here.
+    /// The assets that the peer sent, with their outcomes here.
     pub received: Vec<Received>,
     /// False when the peer lacks more than one stream carries: connect again.
     pub is_complete: bool,
 }
 
-/// Brings both sides to the same set. Reader and writer stand behind the Hellos; their stall
-/// deadlines are those of the caller.
+/// Brings both sides to the same set. Reader and writer are positioned after the Hellos; the caller
+/// has set their stall deadlines.
 ///
 /// # Cancel safety
 /// Dropping it ends the stream; what was committed stays.
 ///
 /// # Errors
-/// [`TransferError`]; what was committed stays, what the peer holds now is not known.
+/// [`TransferError`]; what was committed stays, but it is not known what the peer holds now.
 pub async fn run_plain<R, W>(
     ctx: &Context,
     reader: FrameReader<R>,
@@ -66,11 +66,11 @@ where
     let (their_lack, lack) = oneshot::channel();
     let (their_verdicts, verdicts) = oneshot::channel();
     let stop = CancellationToken::new();
-    // Not `try_join`: when writing fails, what has been read is still stored.
+    // Not `try_join`: when writing fails, what was read is still stored.
     let (outgoing, incoming) = tokio::join!(
         stop.run_until_cancelled(outgoing(ctx, writer, lack, verdicts, counters)),
         async {
-            // When reading fails, or is dropped, there is nobody left to write to.
+            // When reading fails or is dropped, writing is pointless.
             let stop_writing = stop.clone().drop_guard();
             let incoming = incoming(ctx, reader, their_lack, their_verdicts, counters).await;
             if incoming.is_ok() {
@@ -90,13 +90,13 @@ where
     Ok(PlainReport { sent: outcomes(sent, lost, acked), received, is_complete })
 }
 
-/// Sends assets that just came into the store, on a stream of their own; an outcome for each.
+/// Sends assets that were just stored, on a stream of their own. Returns the outcome of each.
 ///
 /// # Cancel safety
 /// Dropping it ends the stream.
 ///
 /// # Errors
-/// [`TransferError`]: nothing is known to have arrived.
+/// [`TransferError`]: it is not known whether anything arrived.
 pub async fn send_plain_live<R, W>(
     ctx: &Context,
     reader: R,
@@ -236,7 +236,7 @@ async fn incoming<R: AsyncRead + Unpin>(
 ) -> Result<Incoming, TransferError> {
     let lack = read_set(ctx, &mut reader).await?;
     let sent_max = lack.hashes.len();
-    // Our half is gone only when it failed: then its error is the one to tell.
+    // The outgoing half is gone only when it failed; then its error is reported.
     let _ = their_lack.send(lack);
     let mut intake = Intake::new(ctx, counters.receiving());
     let taken = take_contents(&mut intake, &mut reader, Naming::Plain).await;
@@ -248,15 +248,15 @@ async fn incoming<R: AsyncRead + Unpin>(
     Ok(Incoming { received, acked })
 }
 
-/// What the peer lacks.
+/// The assets that the peer lacks.
 struct Lack {
-    /// Ascending, at most [`PLAIN_ASSETS_MAX`].
+    /// In ascending order, at most [`PLAIN_ASSETS_MAX`].
     hashes: Vec<Hash>,
-    /// That is all.
+    /// Whether these are all.
     is_complete: bool,
 }
 
-/// Reads the peer's set and merges it with our own as it passes.
+/// Reads the peer's set and merges it with our own while it passes.
 async fn read_set<R: AsyncRead + Unpin>(
     ctx: &Context,
     reader: &mut FrameReader<R>,
@@ -309,7 +309,7 @@ struct OwnSet<'a> {
 }
 
 impl OwnSet<'_> {
-    /// The next hash, when it is not above `last`.
+    /// The next hash if it is not above `last`.
     async fn next_up_to(&mut self, last: Option<Hash>) -> Result<Option<Hash>, TransferError> {
         if self.ahead.is_empty() && self.more {
             let (hashes, more) = hashes_above(self.ctx, self.after).await?;
@@ -322,7 +322,7 @@ impl OwnSet<'_> {
     }
 }
 
-/// Acks up to the end of the stream, of at most `sent_max` assets.
+/// Reads Acks to the end of the stream, of at most `sent_max` assets.
 async fn read_acks<R: AsyncRead + Unpin>(
     reader: &mut FrameReader<R>,
     sent_max: usize,

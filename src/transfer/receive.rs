@@ -1,4 +1,4 @@
-//! The receiving half: the course of a stream, from the offer to the acknowledgement.
+//! The receiving side of a batch stream, from the offer to the acknowledgement.
 
 use std::sync::Arc;
 
@@ -19,26 +19,26 @@ use crate::wire::frame::Kind;
 /// An asset of a received batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {
-    /// Which asset, as the peer announced it.
+    /// The asset as the peer announced it.
     pub digest: Digest,
-    /// What became of it here.
+    /// Its outcome here.
     pub outcome: Outcome,
 }
 
-/// What a received batch came to. What arrived before a stream broke is stored all the same.
+/// The result of a received batch. What arrived before a stream broke is stored nevertheless.
 #[derive(Debug)]
 pub struct Receipt {
-    /// What was offered, in order; empty when no offer arrived.
+    /// The offered assets in order; empty when no offer arrived.
     pub received: Vec<Received>,
-    /// How the stream ended, or the worst the peer did in it.
+    /// How the stream ended, or the peer's worst fault in it.
     pub end: Result<(), TransferError>,
 }
 
-/// Receives one batch. `decide` is asked once, with the offered assets that the index does not
-/// know and whether they were solicited; it says of each whether it is wanted from this peer.
+/// Receives one batch. `decide` is called once with the offered assets that the index does not
+/// hold, and whether they were solicited; for each it says whether to accept it from this peer.
 ///
 /// # Cancel safety
-/// Dropping it ends the stream; what was committed stays, large assets go on later where they were.
+/// Dropping it ends the stream; what was committed stays, and large assets are resumed later.
 pub async fn receive_batch<R, W, D, F>(
     ctx: &Context,
     reader: R,
@@ -80,7 +80,7 @@ where
         if offer.entries.iter().any(|e| !e.inline) {
             ask(intake, &mut reader, &mut writer, naming, want).await?;
         }
-        // Where reading is held to a rate limit, the sender may have to wait long for the Ack.
+        // Where a rate limit slows reading, the sender may have to wait long for the Ack.
         keeping_alive(&mut writer, take_contents(intake, &mut reader, naming)).await?
     };
     if let Err(e) = taken.await {
@@ -98,8 +98,8 @@ where
     Ok(writer.finish().await?)
 }
 
-/// Asks for what is wanted, and for large assets again and again, as one part after another arrives;
-/// returns when no more is to be asked for.
+/// Requests what is wanted, and parts of large assets again and again as earlier ones arrive.
+/// Returns when there is nothing more to request.
 async fn ask<R, W>(
     intake: &mut Intake<'_>,
     reader: &mut FrameReader<R>,
@@ -137,7 +137,7 @@ where
                 intake.take(frame, naming).await?;
             }
             () = intake.stirred() => {}
-            // Nothing comes for long where reading is held to a rate limit, too.
+            // Where a rate limit slows reading, nothing may arrive for long either.
             () = sleep_until(look_at) => keep_alive(writer).await?,
         }
     }
@@ -153,8 +153,8 @@ pub(super) async fn take_contents<R: AsyncRead + Unpin>(
     loop {
         let may_rest = match naming {
             Naming::Offered(_) => false,
-            // Nothing here was asked for, so nobody else is kept from sending it, but for a large
-            // asset that is begun.
+            // Nothing here was requested, so no other peer is kept from sending it, except a large
+            // asset that has begun.
             Naming::Plain => !intake.is_collecting(),
         };
         let frame = if may_rest {
@@ -177,8 +177,8 @@ pub(super) async fn take_contents<R: AsyncRead + Unpin>(
     }
 }
 
-/// Holds a sender to a least speed, whatever else it says to seem alive: what it sends nobody else
-/// is asked for.
+/// Enforces a least speed on a sender, even one that sends keep-alives: what it owes is requested
+/// from nobody else.
 struct Progress {
     until: Instant,
     bytes: usize,

@@ -1,4 +1,4 @@
-//! The sending half: what is read from the store, checked, and written to the stream.
+//! The sending side: reads assets from the store, verifies them and writes them to the stream.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -31,17 +31,18 @@ use crate::wire::batch::{
 use crate::wire::frame::Kind;
 use crate::wire::proto::peer;
 
-/// Offers `digests` to the peer and sends what it wants; an outcome for each, in order.
+/// Offers `digests` to the peer and sends those that it wants. Returns the outcome of each, in
+/// order.
 ///
-/// No hash twice, and not more than an offer may hold (`core::limits`). With `inline`, small
-/// contents follow the offer at once as far as [`INLINE_BYTES_MAX`] goes: worth it when the peer
-/// likely lacks them. `solicited` says that the peer asked for all of them.
+/// `digests` holds no hash twice, and no more than an offer may (`core::limits`). With `inline`,
+/// small contents follow the offer at once, up to [`INLINE_BYTES_MAX`]: worth it when the peer
+/// probably lacks them. `solicited`: the peer solicited all of them.
 ///
 /// # Cancel safety
-/// Dropping it ends the stream; what the peer has committed by then it holds.
+/// Dropping it ends the stream; the peer keeps what it has committed by then.
 ///
 /// # Errors
-/// [`TransferError`]: nothing is known to have arrived.
+/// [`TransferError`]: it is not known whether anything arrived.
 pub async fn send_batch<R, W>(
     ctx: &Context,
     reader: R,
@@ -65,7 +66,8 @@ where
     let at_once: Vec<_> = at_once.map(|(index, e)| Asset::entry(index, e.digest)).collect();
     meter.expect(at_once.iter().map(Asset::left_bytes).sum());
     let mut proof = LastProof::default();
-    // The Want is read while inline contents are written, so that neither side waits for the other.
+    // The Want is read while inline contents are written, so that the sides do not wait for each
+    // other.
     let (mut lost, mut want) = tokio::try_join!(
         send_contents(ctx, &mut writer, at_once, &mut meter, &mut proof),
         read_want(ctx, &mut reader, &offer),
@@ -75,12 +77,12 @@ where
         let mut wanted = Vec::new();
         for WantEntry { index, range } in want.entries {
             let asset = Asset { range, ..Asset::entry(index, offer.entries[index].digest) };
-            // Who asks for a part is likely to ask for all that follows.
+            // A peer that requests a part will probably request everything after it.
             if begun.insert(index) {
                 let part_bytes = asset.digest.size_bytes - asset.range.start;
                 meter.expect(if want.more { part_bytes } else { asset.left_bytes() });
             }
-            // After its Drop no more of an asset comes.
+            // After a Drop nothing more of an asset is sent.
             if lost.iter().all(|lost| lost.label != asset.label) {
                 wanted.push(asset);
             }
@@ -118,7 +120,7 @@ fn offer(digests: &[Digest], solicited: bool, inline: bool) -> Offer {
     Offer { entries: entries.collect(), solicited }
 }
 
-/// A Want comes only when something is left to be wanted.
+/// A Want follows only if something was offered that is not inline.
 async fn read_want<R: AsyncRead + Unpin>(
     ctx: &Context,
     reader: &mut FrameReader<R>,
@@ -130,7 +132,7 @@ async fn read_want<R: AsyncRead + Unpin>(
     let frame = expect_frame(reader, Kind::Want, "Want", ANSWER_WAIT).await?;
     let want = Want::decode(frame.payload, offer)?;
     let is_part = |e: &WantEntry| e.range.end < offer.entries[e.index].digest.size_bytes;
-    // The whole is hashed on the way, and a part proves nothing.
+    // With SHA-256 the whole asset is hashed while it is sent, and a part cannot be verified.
     if ctx.algorithm == HashAlgorithm::Sha256 && want.entries.iter().any(is_part) {
         return Err(TransferError::Protocol("a part of an asset wanted, with SHA-256".into()));
     }
@@ -150,7 +152,7 @@ impl Asset {
         Self { label: Label::Entry(index), digest, range: 0..digest.size_bytes }
     }
 
-    /// An asset of the plain protocol.
+    /// An asset sent by its hash in the plain protocol.
     pub(super) fn named(digest: Digest) -> Self {
         Self { label: Label::Named(digest), digest, range: 0..digest.size_bytes }
     }
@@ -164,36 +166,36 @@ impl Asset {
     }
 }
 
-/// What proves the large asset that was sent last: for its next part it is needed again.
+/// The proof of the large asset sent last: its next part needs it again.
 #[derive(Debug, Default)]
 pub(super) struct LastProof(Option<(Hash, Proof)>);
 
-/// What the pieces of a large asset are made of.
+/// The files that the pieces of a large asset are made from.
 #[derive(Debug, Clone)]
 struct Proof {
     outboard: Arc<File>,
-    /// `None`: the content is read from the store, range by range.
+    /// `None`: the content is read from the store range by range.
     content: Option<Arc<File>>,
 }
 
-/// An asset that cannot be sent, or not to its end.
+/// An asset that cannot be sent, or not completely.
 #[derive(Debug)]
 pub(super) struct Lost {
-    /// The asset, as the stream names it.
+    /// The asset's name in the stream.
     pub(super) label: Label,
-    /// Why: Unavailable, Damaged or Later.
+    /// The outcome: Unavailable, Damaged or Later.
     pub(super) outcome: Outcome,
 }
 
-/// What goes to the stream next.
+/// What to write to the stream next.
 enum Prepared {
     Contents(Vec<Content>),
     Piece(Piece),
     Lost(Lost),
 }
 
-/// Sends the contents of `assets`, small ones first; returns those that could not be sent.
-/// Everything is written out when it returns.
+/// Sends the contents of `assets`, small ones first; returns those that could not be sent. On
+/// return everything is written.
 pub(super) async fn send_contents<W: TakeBytes>(
     ctx: &Context,
     writer: &mut FrameWriter<W>,
@@ -201,7 +203,7 @@ pub(super) async fn send_contents<W: TakeBytes>(
     meter: &mut Meter,
     proof: &mut LastProof,
 ) -> Result<Vec<Lost>, TransferError> {
-    // Reading, checking and encoding run ahead of the writing by what the queue holds.
+    // Reading, verifying and encoding run ahead of writing by the length of the queue.
     let (queue, prepared) = mpsc::channel(1);
     let (_, lost) =
         tokio::try_join!(prepare(ctx, assets, queue, proof), write_out(writer, prepared, meter))?;
@@ -239,7 +241,7 @@ async fn write_out<W: TakeBytes>(
                 meter.moved(bytes);
             }
             Prepared::Lost(asset) => {
-                // The plain protocol has no word for it: the asset does not come, or ends early.
+                // The plain protocol has no Drop: the asset is not sent, or ends early.
                 if let Label::Entry(index) = asset.label {
                     writer.write(Kind::Drop, &encode_drop(index)).await?;
                 }
@@ -251,7 +253,7 @@ async fn write_out<W: TakeBytes>(
 
 type Queue = mpsc::Sender<Prepared>;
 
-/// The other end of the queue lives as long as this one's future.
+/// Ignores a closed queue: `write_out` has ended then, and this future is dropped too.
 async fn enqueue(queue: &Queue, prepared: Prepared) {
     let _ = queue.send(prepared).await;
 }
@@ -300,7 +302,7 @@ async fn prepare(
 
 // --- small contents -----------------------------------------------------------------------------
 
-/// Cuts small assets into groups that fill a frame each.
+/// Splits small assets into groups that fill one frame each.
 fn groups(assets: Vec<Asset>) -> Vec<Vec<Asset>> {
     let mut groups: Vec<Vec<Asset>> = Vec::new();
     let mut bytes = 0;
@@ -356,7 +358,7 @@ async fn read_group(
     Ok((contents, lost))
 }
 
-/// Has the store make sure of damage, and mark it; then the asset rests.
+/// Lets the store confirm and mark damage; then the asset rests.
 async fn made_sure(ctx: &Context, digest: &Digest, outcome: Outcome) -> Outcome {
     if outcome != Outcome::Damaged {
         return outcome;
@@ -373,7 +375,7 @@ async fn made_sure(ctx: &Context, digest: &Digest, outcome: Outcome) -> Outcome 
     Outcome::Damaged
 }
 
-/// It was read whole. A store that had it for damaged looks again.
+/// Notes that the asset was read as a whole. A store that had marked it as damaged checks it again.
 async fn healed(ctx: &Context, hash: &Hash) {
     if ctx.damaged.healed(hash)
         && let Err(error) = ctx.store.verify(*hash).await
@@ -413,7 +415,7 @@ fn judge(
 
 // --- large contents -----------------------------------------------------------------------------
 
-/// The ranges that make up `part`, cut where a piece's length divides the asset.
+/// The pieces of `part`, cut at multiples of the piece length.
 fn piece_ranges(part: Range<u64>) -> impl Iterator<Item = Range<u64>> + Send {
     let mut start = part.start;
     std::iter::from_fn(move || {
@@ -424,7 +426,7 @@ fn piece_ranges(part: Range<u64>) -> impl Iterator<Item = Range<u64>> + Send {
     })
 }
 
-/// A range of our store's bytes; an outcome when the asset cannot be had.
+/// Reads a range from our store; returns an outcome when that is impossible.
 async fn read_range(
     ctx: &Context,
     digest: &Digest,
@@ -441,7 +443,7 @@ async fn read_range(
     }
 }
 
-/// Pieces that each carry the proof of their own bytes.
+/// Prepares pieces that each contain the proof of their own content.
 async fn prepare_verified_pieces(
     ctx: &Context,
     mut asset: Asset,
@@ -464,8 +466,8 @@ async fn prepare_verified_pieces(
     };
     if let Some(proof) = known {
         match send_verified_pieces(ctx, &mut asset, &proof, queue).await? {
-            // Content or outboard is wrong. The store tells which, and makes a rotten outboard anew
-            // for the next time; this time an outboard of our own does.
+            // Content or outboard is wrong. The store finds out which, and rebuilds a wrong
+            // outboard for the next time; this time a temporary outboard is used.
             Err(Outcome::Damaged) => {
                 if !matches!(ctx.store.verify(hash).await, Ok(Condition::Whole)) {
                     return Ok(Err(Outcome::Damaged));
@@ -486,7 +488,7 @@ async fn prepare_verified_pieces(
     sent
 }
 
-/// Moves the asset's range on with every piece that is on its way.
+/// Sends verified pieces, and advances the asset's range with each piece queued.
 async fn send_verified_pieces(
     ctx: &Context,
     asset: &mut Asset,
@@ -542,7 +544,7 @@ async fn read_verified_piece(
     })
 }
 
-/// An outboard for this transfer alone, from the store's bytes, in a file without a name.
+/// Builds an outboard for this transfer from the store's content, in an unnamed file.
 async fn build_outboard(
     ctx: &Context,
     digest: &Digest,
@@ -564,7 +566,7 @@ async fn build_outboard(
     Ok(if hash == digest.hash { Ok(outboard) } else { Err(Outcome::Damaged) })
 }
 
-/// A file that is gone as soon as it is closed.
+/// Opens a file that is deleted when it is closed.
 fn nameless_file(folder: &Path) -> std::io::Result<File> {
     let path = folder.join(format!("outboard-{:016x}", rand::random::<u64>()));
     let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
@@ -593,7 +595,7 @@ async fn feed_content(
     Ok(Ok(()))
 }
 
-/// What an async feeder sends, as a blocking reader.
+/// Reads from a queue that an async task fills, as a blocking reader.
 struct QueueReader {
     source: mpsc::Receiver<Bytes>,
     current: Bytes,
@@ -619,7 +621,8 @@ impl std::io::Read for QueueReader {
     }
 }
 
-/// Pieces without proofs: the whole is hashed on the way, and its last piece held back until then.
+/// Prepares pieces without proofs. The whole asset is hashed, and its last piece is held back until
+/// the hash is right.
 async fn prepare_raw_pieces(
     ctx: &Context,
     asset: &Asset,

@@ -1,4 +1,4 @@
-//! One asset of a received batch: what may still come for it, and what became of it.
+//! One asset of a received batch: what may still arrive of it, and its outcome.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -8,13 +8,13 @@ use super::gather::Source;
 use crate::core::ids::Digest;
 use crate::wire::batch::Verdict;
 
-/// What may still come for an asset.
+/// What may still arrive of an asset.
 pub(super) enum Expects {
     Nothing,
     Whole,
-    /// Of a large asset. Without a `source` it is only read to be dropped.
+    /// Pieces of a large asset. Without a `source` they are only read to be dropped.
     Pieces {
-        /// What was asked for and has not come, in order.
+        /// The ranges requested that have not arrived, in order.
         asked: VecDeque<Range<u64>>,
         source: Option<Source>,
     },
@@ -24,9 +24,9 @@ pub(super) enum Expects {
 pub(super) struct Slot {
     pub(super) digest: Digest,
     pub(super) expects: Expects,
-    /// Set once. Content that comes after it is dropped.
+    /// Set once. Content that arrives later is dropped.
     pub(super) outcome: Option<Outcome>,
-    /// What the meter was told to expect of it.
+    /// The bytes that the meter expects of it.
     pub(super) metered_bytes: u64,
 }
 
@@ -39,7 +39,7 @@ impl Slot {
         Self { outcome: Some(outcome), ..Self::expecting(digest, expects) }
     }
 
-    /// Nothing more comes for it that was asked for.
+    /// Whether nothing that was requested is left to arrive.
     pub(super) fn is_done(&self) -> bool {
         match &self.expects {
             Expects::Nothing => true,
@@ -48,7 +48,7 @@ impl Slot {
         }
     }
 
-    /// What is likely yet to come for it, and of use.
+    /// How many useful bytes will probably still arrive.
     pub(super) fn left_bytes(&self) -> u64 {
         match &self.expects {
             _ if self.outcome.is_some() => 0,
@@ -58,7 +58,7 @@ impl Slot {
         }
     }
 
-    /// The source of an asset that may still come to its end here.
+    /// The source of an asset that can still be completed here.
     pub(super) fn source(&mut self) -> Option<&mut Source> {
         match &mut self.expects {
             Expects::Pieces { source, .. } => source.as_mut(),
@@ -66,7 +66,7 @@ impl Slot {
         }
     }
 
-    /// Its source, if it has one, leaves the rest to others.
+    /// Sets the outcome. The source, if there is one, leaves the rest to others.
     pub(super) fn conclude(&mut self, outcome: Outcome) {
         self.outcome.get_or_insert(outcome);
         if let Expects::Pieces { source, .. } = &mut self.expects {
@@ -79,7 +79,7 @@ impl Slot {
             Some(Outcome::Stored) => Verdict::Stored,
             Some(Outcome::AlreadyHeld) => Verdict::AlreadyHeld,
             Some(Outcome::Elsewhere) => Verdict::Elsewhere,
-            // Why is for this device alone: the reason may name its folders.
+            // The reason is for this device only, because it may name its folders.
             Some(Outcome::Later(_) | Outcome::StoreDown(_)) => {
                 Verdict::Later("the device cannot store it now".into())
             }

@@ -1,12 +1,14 @@
-//! Holds what batch streams carry to the rate limits that are set.
+//! Enforces the rate limits on batch streams.
 //!
-//! T1  A stream moves a portion, and pays for it before the next: the last one before it ends, or
-//!     when it is dropped. So streams share a limit in portions, in the order they come to pay.
-//! T2  What must not wait (offers, small news) is paid ahead, as far as a debt may go; those in line
-//!     then wait for it.
-//! T3  Where nothing is limited a stream is passed through: no clock is read, no lock taken.
+//! T1  A stream moves a portion and pays for it before the next one; it pays for the last before it
+//!     ends, or when it is dropped. So streams share a limit in portions, in the order in which
+//!     they pay.
+//! T2  What must not wait (offers, small new assets) is paid ahead, as far as the debt allows; the
+//!     streams in line then wait for it.
+//! T3  Without a limit a stream is passed through: no clock is read and no lock is taken.
 //!
-//! Reading slower is all it takes to receive slower: QUIC's flow control then slows the sender.
+//! To receive more slowly it is enough to read more slowly: QUIC's flow control then slows the
+//! sender.
 
 use std::future::poll_fn;
 use std::io;
@@ -29,13 +31,13 @@ use crate::net::{Connection, PathKind};
 /// What each stream may pay ahead: the longest offer that is sent, and a small content or two.
 const AHEAD_BYTES: u64 = 32 * 1024;
 
-/// What somebody waits for moves so many portions at a time. A full bucket holds as many.
+/// Content that somebody waits for moves this many portions at a time. A full bucket holds as many.
 const NOW_PORTIONS: u64 = 4;
 
-/// Who waits in line looks this often whether another limit is in force.
+/// How often a stream in line checks whether another limit is in force.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often a connection's path is looked at while the local network is exempt.
+/// How often a connection's path is checked while the local network is exempt.
 const PATH_LOOK_MS: u64 = 1_000;
 
 /// The rate limits of an agent. Clones share them.
@@ -43,20 +45,21 @@ const PATH_LOOK_MS: u64 = 1_000;
 pub(crate) struct Throttle {
     limits: Arc<RateLimits>,
     clock: Clock,
-    /// Up and down, for all peers together.
+    /// The limits up and down for all peers together.
     all: Option<[Arc<Gate>; 2]>,
 }
 
-/// The limits that hold on one connection. Clones share them.
+/// The limits of one connection. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LinkThrottle(Option<Arc<Link>>);
 
 #[derive(Debug)]
 struct Link {
-    /// First the peer's, then the agent's: who waits for a slow peer keeps nobody else waiting.
+    /// First the peer's, then the agent's: a stream that waits for a slow peer holds up no other
+    /// peer.
     gates: [Vec<Arc<Gate>>; 2],
     clock: Clock,
-    /// Its path is looked at, when the local network is exempt.
+    /// The connection whose path is checked; `None` unless the local network is exempt.
     exempt: Option<(Connection, Mutex<PathLook>)>,
 }
 
@@ -73,14 +76,14 @@ enum Way {
 }
 
 impl Throttle {
-    /// Holds to these limits, each of which holds from the start.
+    /// Enforces these limits from the start.
     pub(crate) fn new(limits: RateLimits) -> Self {
         let clock = Clock::start();
         let all = limits.all.as_ref().map(|table| Gate::pair(table, clock));
         Self { limits: Arc::new(limits), clock, all }
     }
 
-    /// The limits on a connection.
+    /// The limits of a connection.
     pub(crate) fn link(&self, connection: &Connection) -> LinkThrottle {
         if self.limits.is_empty() {
             return LinkThrottle::default();
@@ -94,12 +97,12 @@ impl Throttle {
         LinkThrottle(Some(Arc::new(Link { gates, clock: self.clock, exempt })))
     }
 
-    /// What is set.
+    /// The configured limits.
     pub(crate) fn limits(&self) -> &RateLimits {
         &self.limits
     }
 
-    /// What is in force now: for all peers together, and for each.
+    /// The limits in force now: for all peers together, and for each.
     pub(crate) fn in_force(&self) -> [Rates; 2] {
         if self.limits.is_empty() {
             return Default::default();
@@ -111,10 +114,10 @@ impl Throttle {
 }
 
 impl LinkThrottle {
-    /// A stream that is written to, of this lane; `None`: of the plain protocol.
+    /// Throttles a stream that is written, of this lane; `None`: of the plain protocol.
     pub(crate) fn up<W>(&self, stream: W, lane: Option<Lane>) -> Throttled<W> {
         let (ahead_bytes, portions) = match lane {
-            // A small new asset arrives at once; more of them wait in line like everything else.
+            // A small new asset is sent at once; several of them wait in line like everything else.
             Some(Lane::Live) => (SMALL_BYTES_MAX, 1),
             Some(Lane::Now | Lane::NowLarge) => (SMALL_BYTES_MAX, NOW_PORTIONS),
             Some(Lane::LiveLarge | Lane::Small | Lane::Large) | None => (AHEAD_BYTES, 1),
@@ -122,7 +125,7 @@ impl LinkThrottle {
         self.throttled(stream, Way::Up, ahead_bytes, portions)
     }
 
-    /// A stream that is read.
+    /// Throttles a stream that is read.
     pub(crate) fn down<R>(&self, stream: R) -> Throttled<R> {
         self.throttled(stream, Way::Down, AHEAD_BYTES, 1)
     }
@@ -138,7 +141,7 @@ impl Link {
         &self.gates[way as usize]
     }
 
-    /// The most to move before paying; `None`: there is no limit now.
+    /// The most bytes to move before paying; `None`: there is no limit now.
     fn portion_bytes(&self, way: Way) -> Option<u64> {
         if self.is_exempt() {
             return None;
@@ -171,9 +174,9 @@ struct Gate {
     table: Timetable,
     way: Way,
     clock: Clock,
-    /// `None` while nothing is limited.
+    /// `None` while there is no limit.
     bucket: Mutex<Option<Bucket>>,
-    /// Held by who is next. Fair: the others wait in the order they came.
+    /// Held by the next stream to pay. Fair: the others wait in order.
     line: tokio::sync::Mutex<()>,
 }
 
@@ -185,10 +188,10 @@ impl Gate {
         })
     }
 
-    /// Returns once `bytes` are paid for.
+    /// Returns when `bytes` are paid for.
     ///
     /// # Cancel safety
-    /// Dropped, nothing is paid.
+    /// If dropped, nothing is paid.
     async fn pay(&self, bytes: u64, turn: Turn) {
         if turn == Turn::Ahead && self.take(bytes, turn) == 0 {
             return;
@@ -222,7 +225,7 @@ impl Gate {
         self.in_force(&mut bucket, now_ms).map(|bucket| bucket.portion_bytes())
     }
 
-    /// The bucket with the rate of this minute.
+    /// The bucket at the rate of this minute.
     fn in_force<'a>(&self, bucket: &'a mut Option<Bucket>, now_ms: u64) -> Option<&'a mut Bucket> {
         let Rates { up, down } = self.table.at(local_week_minute());
         let rate = match self.way {
@@ -245,22 +248,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 // --- a stream -------------------------------------------------------------------------------------
 
-/// A stream that is held to the limits of its connection.
+/// A stream with the limits of its connection.
 pub(crate) struct Throttled<S> {
     stream: S,
     link: Option<Arc<Link>>,
     way: Way,
-    /// What may yet be paid ahead.
+    /// The bytes that may still be paid ahead.
     ahead_bytes: u64,
-    /// How many portions it moves before it pays.
+    /// The number of portions that it moves before it pays.
     portions: u64,
-    /// Moved and not paid for.
+    /// The bytes moved but not paid for.
     owed_bytes: u64,
     paying: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl<S> Throttled<S> {
-    /// Pays what is owed; then tells how much may move. `None`: as much as it likes.
+    /// Pays what is owed, then returns how much may move. `None`: any amount.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
         let Some(link) = &self.link else { return Poll::Ready(None) };
         if self.owed_bytes > 0 {

@@ -135,7 +135,7 @@ async fn many_small_assets_are_stored_in_groups() {
 
 // --- resume -------------------------------------------------------------------------------------
 
-/// Lets `left` bytes through, then fails.
+/// Lets `left` bytes pass, then fails.
 pub(super) struct Cut<W> {
     pub(super) to: W,
     pub(super) left: usize,
@@ -189,7 +189,7 @@ async fn a_transfer_cut_anywhere_goes_on_where_it_was() {
             assert_eq!(to.counters.left_to_receive_bytes(), 0);
             assert!(!to.holds(&digests[0]).await);
             let first = to.counters.received_bytes();
-            // With BLAKE3 every group that came is kept; a hundredth of what came was proof.
+            // With BLAKE3 every group that arrived is kept; a hundredth of what arrived was proof.
             let lost = if algorithm == BLAKE3 { 2 * GROUP } else { 2 * PIECE_BYTES };
             let came = (cut as u64).min(size);
             assert!(first + lost + came / 100 > came, "{algorithm:?} cut at {cut}: {first}");
@@ -209,7 +209,7 @@ async fn a_transfer_cut_anywhere_goes_on_where_it_was() {
 async fn a_whole_asset_that_the_store_could_not_take_needs_no_second_transfer() {
     let (from, digests) = Side::holding(BLAKE3, &[PIECE_BYTES * 3]).await;
     let to = Side::new(BLAKE3);
-    // There is space when the asset is wanted, and none when it is whole.
+    // There is space when the asset is wanted, and none when it is complete.
     let fill = |asked: Vec<Digest>, _| {
         let to = &to;
         async move {
@@ -435,7 +435,7 @@ async fn both_halves_can_be_spawned_and_dropped_at_any_time() {
         assert_eq!(from.counters.left_to_send_bytes(), 0);
         assert_eq!(to.counters.left_to_receive_bytes(), 0);
     }
-    // The last aborted one may hold its claim on the partial until its thread is through.
+    // The last aborted transfer may keep the partial open until its thread ends.
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while to.ctx.partials.start(digests[1], BLAKE3).is_err() {
         assert!(std::time::Instant::now() < deadline);
@@ -475,7 +475,7 @@ async fn memory_stays_flat_whatever_the_size_of_an_asset() {
         let mb_per_s = size_bytes as f64 / 1e6 / began.elapsed().as_secs_f64();
         eprintln!("{mb_per_s:.0} MB/s, peak {} KiB more", peak_kib() - before_kib);
     }
-    // What an allocator keeps for each of a dozen threads included.
+    // Includes what an allocator keeps for each of a dozen threads.
     assert!(peak_kib() - before_kib < 40 * 1024);
 }
 
@@ -488,7 +488,7 @@ async fn an_asset_that_was_found_damaged_is_not_read_again_at_once() {
     }
     let (sent, _) = exchange(&from, &to, &digests, false).await;
     assert_eq!(sent.unwrap(), [Outcome::Damaged, Outcome::Damaged]);
-    // A read would find no store.
+    // A read would fail, because the store is down.
     from.store.down.store(true, Ordering::SeqCst);
     let (sent, receipt) = exchange(&from, &to, &digests, false).await;
     assert_eq!(sent.unwrap(), [Outcome::Unavailable, Outcome::Unavailable]);

@@ -26,7 +26,7 @@ async fn send(
     exchange(from, to, &[digest], false).await
 }
 
-/// `from` sends to `to`, and its stream breaks after so many bytes.
+/// `from` sends to `to`, and its stream breaks after this many bytes.
 async fn send_cut(
     from: &Side,
     to: &Side,
@@ -42,7 +42,7 @@ async fn send_cut(
     )
 }
 
-/// A scripted source beside an honest one; what became of each.
+/// A scripted source beside an honest one; returns the result of each.
 async fn beside_honest<F: Future>(
     honest: &Side,
     to: &Side,
@@ -137,7 +137,7 @@ async fn a_source_that_stalls_is_left_behind() {
         script.offer(&[(digest, false)]).await;
         let want = wanted(&mut script, digest).await;
         assert!(want.more && want.entries.len() == 1);
-        // It sends nothing, until the other side has had enough.
+        // It sends nothing until the other side gives up.
         while let Ok(Some(_)) = script.reader.read().await {}
     })
     .await;
@@ -181,7 +181,7 @@ async fn of_a_source_that_sends_wrong_bytes_the_good_ones_are_kept_and_another_s
 #[tokio::test]
 async fn a_source_whose_copy_has_rotted_says_so_and_another_sends_the_rest() {
     let ([a, b], to, digest) = three().await;
-    // In what is asked of it last, if it is asked for all.
+    // At an offset that is requested late if one source is requested to send everything.
     a.store.rotten.lock().unwrap().insert(digest.hash, 3 * 1024 * 1024);
     let (rotten, _) = send(&a, &Side::new(BLAKE3), digest).await;
     assert_eq!(rotten.unwrap(), [Outcome::Damaged]);
@@ -257,7 +257,7 @@ async fn with_sha256_nobody_has_to_finish_what_a_liar_began() {
         let label = Label::Entry(0);
         let piece = Piece { label, offset_bytes: 0, length_bytes, encoded };
         script.write(Kind::Piece, &piece.encode()).await;
-        // Its stream ends here.
+        // The scripted source's stream ends here.
         drop(script.writer);
         while let Ok(Some(_)) = script.reader.read().await {}
     })

@@ -1,4 +1,4 @@
-//! One side against a peer that does what it should not: scripted, silent, gone or random.
+//! One side against a peer that breaks the protocol: scripted, silent, gone or random.
 
 use proptest::prelude::*;
 use prost::Message;
@@ -18,7 +18,7 @@ const BLAKE3: HashAlgorithm = HashAlgorithm::Blake3;
 const GROUP: u64 = 16 * 1024;
 const LARGE: u64 = 2 * PIECE_BYTES + GROUP + 7;
 
-/// A peer that writes and reads frames as a test tells it.
+/// A peer that writes and reads the frames of a test's script.
 pub(super) struct Script {
     pub(super) reader: FrameReader<DuplexStream>,
     pub(super) writer: FrameWriter<DuplexStream>,
@@ -30,7 +30,7 @@ impl Script {
         Self { reader, writer: FrameWriter::new(writer, WRITE_STALL) }
     }
 
-    /// The other side may have had enough and gone: its own result is what tests look at.
+    /// Ignores errors, because the other side may have given up: tests check that side's result.
     pub(super) async fn write(&mut self, kind: Kind, message: &impl Message) {
         let _ = self.writer.write(kind, message).await;
         let _ = self.writer.flush().await;
@@ -48,7 +48,8 @@ impl Script {
         self.write(Kind::Contents, &encode_contents(vec![content])).await;
     }
 
-    /// The piece of `content` from `start` to `end`, with its proof, unless `spoil` changes it.
+    /// Sends the piece of `content` from `start` to `end` with its proof, after `spoil` has changed
+    /// it.
     pub(super) async fn piece(
         &mut self,
         index: usize,
@@ -86,7 +87,7 @@ impl Script {
     }
 }
 
-/// What `to`, which wants everything, makes of a scripted sender.
+/// The result of `to`, which wants everything, against a scripted sender.
 pub(super) async fn receive_from<F: Future>(
     to: &Side,
     script: impl FnOnce(Script) -> F,
@@ -164,7 +165,7 @@ async fn a_bit_flipped_in_any_group_stops_the_asset_there_and_good_groups_are_ke
                 let hit = (start..end).contains(&(group * GROUP));
                 let flip = |piece: &mut Piece| {
                     if hit {
-                        // Groups lie in order, hash pairs between them: count from the end.
+                        // Groups are in order with hash pairs between them: count from the end.
                         let from_end = (end - LARGE.min(group * GROUP + GROUP)) as usize;
                         let pairs = piece.encoded.len() - piece.length_bytes as usize;
                         let mut encoded = piece.encoded.to_vec();
@@ -182,7 +183,7 @@ async fn a_bit_flipped_in_any_group_stops_the_asset_there_and_good_groups_are_ke
         assert_violation(&receipt, "a flipped bit");
         assert!(matches!(outcomes(&receipt)[..], [Outcome::Refused(_), Outcome::Stored]));
         assert!(!to.holds(&digests[0].0).await);
-        // What is kept is sound, and no more than the pieces before the flip and some groups.
+        // What is kept is right: the pieces before the flipped bit and some groups.
         let partial = to.ctx.partials.start(digests[0].0, BLAKE3).unwrap();
         let kept = partial.missing().first().unwrap().start;
         let piece_start = group * GROUP / PIECE_BYTES * PIECE_BYTES;
@@ -227,7 +228,7 @@ async fn frames_out_of_place_end_the_stream_and_what_arrived_is_stored() {
             if case == 0 {
                 script.content(0, &a).await;
             }
-            // `b` is known: it is neither inline nor wanted.
+            // `b` is known, so it is neither inline nor wanted.
             script.offer(&[(da, true), (db, false), (dl, false)]).await;
             script.content(0, &a).await;
             match case {
@@ -250,7 +251,7 @@ async fn frames_out_of_place_end_the_stream_and_what_arrived_is_stored() {
                 10 => script.write(Kind::Drop, &encode_drop(0)).await,
                 11 => script.write(Kind::Drop, &encode_drop(3)).await,
                 12 => script.write(Kind::Want, &Want::default().encode()).await,
-                // Done, and the large one did not come.
+                // Done, although the large asset was not sent.
                 _ => {}
             }
             script.done().await
@@ -316,7 +317,7 @@ async fn a_stream_opened_and_left_silent_is_given_up_soon() {
     let to = Side::new(BLAKE3);
     let began = tokio::time::Instant::now();
     let receipt = receive_from(&to, async |mut script| {
-        // Held open until the receiver has had enough.
+        // Keeps the stream open until the receiver gives up.
         let _ = script.reader.read().await;
     })
     .await;
@@ -346,7 +347,7 @@ async fn a_sender_that_only_says_it_is_alive_is_given_up_in_the_end() {
     let digests = [(digest(BLAKE3, &bytes), true)];
     let receipt = receive_from(&to, async |mut script| {
         script.offer(&digests).await;
-        // The pipe breaks when the other side has had enough.
+        // The pipe breaks when the other side gives up.
         while keep_alive(&mut script.writer).await.is_ok() {
             tokio::time::sleep(KEEP_ALIVE).await;
         }
@@ -364,7 +365,7 @@ async fn a_failed_asset_is_read_to_its_end_only_when_that_is_short() {
         script.offer(&[(digest(BLAKE3, &large), false)]).await;
         let flip = |piece: &mut Piece| piece.encoded = vec![0; piece.encoded.len()].into();
         script.piece(0, &large, 0, PIECE_BYTES, flip).await;
-        // Nothing is looked at any more: the length alone counts.
+        // Nothing is verified any more: only the length counts.
         for start in (PIECE_BYTES..large.len() as u64).step_by(PIECE_BYTES as usize) {
             let piece = Piece {
                 label: Label::Entry(0),
@@ -382,7 +383,7 @@ async fn a_failed_asset_is_read_to_its_end_only_when_that_is_short() {
 
 // --- the sender's side --------------------------------------------------------------------------
 
-/// What a sender of `digests` makes of a scripted receiver.
+/// The result of a sender of `digests` against a scripted receiver.
 async fn send_to<F: Future>(
     from: &Side,
     digests: &[Digest],
@@ -474,7 +475,7 @@ async fn a_receiver_that_takes_or_answers_nothing_is_given_up() {
 
 // --- random bytes -------------------------------------------------------------------------------
 
-/// What an honest sender of these assets writes when all is wanted.
+/// The bytes that an honest sender of these assets writes when everything is wanted.
 async fn recorded(digests: &[Digest], from: &Side) -> Vec<u8> {
     let ((r, w), (mut r2, w2)) = pipe();
     let sending = send_batch(&from.ctx, r, w, digests, false, true, &from.counters);
@@ -521,7 +522,7 @@ fn apply(bytes: &mut Vec<u8>, harm: Harm) {
     }
     let length = bytes.len();
     match harm {
-        // Most of a session is content: aim at its first kilobyte every second time.
+        // Most of a session is content, so every second flip is in its first kilobyte.
         Harm::Flip(at, bit) if at % 2 == 0 => bytes[at / 2 % length.min(1000)] ^= 1 << bit,
         Harm::Flip(at, bit) => bytes[at % length] ^= 1 << bit,
         Harm::Cut(at) => bytes.truncate(at % length),
@@ -571,7 +572,7 @@ fn random_bytes_never_panic_a_sender_or_a_receiver() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let (side, digests) = runtime.block_on(Side::holding(BLAKE3, &[10, LARGE]));
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(300));
-    // A plausible first byte and length, so that payloads are looked at.
+    // A plausible first byte and length, so that payloads are decoded.
     let frame =
         (32u8..39, proptest::collection::vec(any::<u8>(), 0..60)).prop_map(|(kind, body)| {
             let mut bytes = vec![kind, 0, 0, 0, body.len() as u8];

@@ -27,7 +27,7 @@ mod gather;
 mod hostile;
 mod plain;
 
-/// The bytes a pipe holds: less than a frame, so that every wait for the other side happens.
+/// The capacity of a pipe: less than a frame, so that every wait for the other side happens.
 const PIPE_BYTES: usize = 8 * 1024;
 
 type Ends = (DuplexStream, DuplexStream);
@@ -39,7 +39,7 @@ fn pipe() -> (Ends, Ends) {
     ((a_reads, a_writes), (b_reads, b_writes))
 }
 
-/// A device: a store that can be made to fail, an index, partial assets.
+/// A device: a store that can be made to fail, an index, and partials.
 struct Side {
     ctx: Context,
     store: Arc<FaultyStore>,
@@ -69,7 +69,7 @@ impl Side {
         Self { ctx, store, counters: Arc::default(), dir }
     }
 
-    /// Stores contents of the given sizes and notes them in the index.
+    /// Stores contents of the given sizes and adds them to the index.
     async fn holding(algorithm: HashAlgorithm, sizes: &[u64]) -> (Self, Vec<Digest>) {
         let side = Self::new(algorithm);
         let mut digests = Vec::new();
@@ -90,7 +90,7 @@ impl Side {
         digest
     }
 
-    /// What the agent's loop does when its store says that it holds something new.
+    /// Adds assets to the index, as the agent does when its store has stored something new.
     fn note(&self, digests: &[Digest]) {
         self.ctx.index.insert(digests, 0).unwrap();
     }
@@ -99,7 +99,7 @@ impl Side {
         self.ctx.store.lookup(digest.hash).await.unwrap().is_some()
     }
 
-    /// Reads an asset back and checks every byte of it.
+    /// Reads an asset back and verifies every byte.
     async fn holds_whole(&self, digest: &Digest) -> bool {
         if !self.holds(digest).await {
             return false;
@@ -115,7 +115,7 @@ impl Side {
     }
 }
 
-/// Pseudo-random bytes that differ in every group: a swap or shift of ranges never goes unseen.
+/// Pseudo-random bytes that differ in every group, so that a swap or shift of ranges is found.
 fn content(seed: u64, size: u64) -> Vec<u8> {
     let mut bytes = vec![0; size as usize];
     let mut hasher = blake3::Hasher::new();
@@ -140,7 +140,7 @@ fn outcomes(receipt: &Receipt) -> Vec<Outcome> {
     receipt.received.iter().map(|r| r.outcome.clone()).collect()
 }
 
-/// One batch from `from` to `to`, which wants all it lacks.
+/// Sends one batch from `from` to `to`, which wants everything that it lacks.
 async fn exchange(
     from: &Side,
     to: &Side,
@@ -154,18 +154,18 @@ async fn exchange(
     )
 }
 
-/// A store that fails, lies or rots on demand.
+/// A store that fails, lies or returns wrong content on demand.
 struct FaultyStore {
     inner: Arc<dyn Store>,
     /// Every call fails as if the store were down.
     down: AtomicBool,
-    /// `put` and `adopt` fail for want of space once so many bytes were taken.
+    /// `put` and `adopt` fail for want of space once this many bytes were stored.
     space_bytes: AtomicU64,
-    /// Keeps no outboards, like a foreign store.
+    /// Keeps no outboards, as a foreign store does.
     is_foreign: AtomicBool,
-    /// Gives outboards of zeros.
+    /// Returns outboards of zeros.
     has_rotten_outboards: AtomicBool,
-    /// `put` and `adopt` fail for want of space, though [`Store::check_space`] had promised it.
+    /// `put` and `adopt` fail for want of space although [`Store::check_space`] succeeded.
     commits_fail: AtomicBool,
     /// `put` says of every content that it does not match its hash.
     accuses: AtomicBool,
@@ -173,9 +173,9 @@ struct FaultyStore {
     commit_takes_ms: AtomicU64,
     /// How long `read` and `read_small` take.
     read_takes_ms: AtomicU64,
-    /// The largest asset it takes; 0 = any.
+    /// The largest asset that it accepts; 0 = any.
     largest_bytes: AtomicU64,
-    /// Assets one byte of which reads wrong: at this offset.
+    /// Assets of which one byte is read wrong, with its offset.
     rotten: Mutex<BTreeMap<Hash, u64>>,
     /// Assets whose bytes cannot be read.
     unreadable: Mutex<BTreeSet<Hash>>,

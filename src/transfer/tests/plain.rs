@@ -20,7 +20,7 @@ async fn run(side: &Side, (r, w): Ends) -> PlainResult {
     run_plain(&side.ctx, reader, writer, &side.counters).await
 }
 
-/// Both sides of one stream; afterwards each index knows what its store took in.
+/// Runs both sides of one stream; afterwards each index knows what its store has stored.
 async fn meet(a: &Side, b: &Side) -> (PlainResult, PlainResult) {
     let (a_ends, b_ends) = pipe();
     let results = tokio::join!(run(a, a_ends), run(b, b_ends));
@@ -198,7 +198,7 @@ async fn live_assets_go_on_a_stream_of_their_own() {
 
 // --- scripted peers -----------------------------------------------------------------------------
 
-/// What `side` makes of a peer that writes these frames and reads everything.
+/// The result of `side` against a peer that writes these frames and reads everything.
 async fn against(side: &Side, frames: Vec<(Kind, Vec<u8>)>) -> PlainResult {
     let (ours, (theirs, mut to_us)) = pipe();
     let script = async move {
@@ -228,7 +228,7 @@ fn named(digest: Digest, bytes: &[u8]) -> (Kind, Vec<u8>) {
     (Kind::Contents, encode_contents(vec![content]).encode_to_vec())
 }
 
-/// Says only that it is alive.
+/// Sends only keep-alives for a while.
 async fn rest(script: &mut Script, time: Duration) -> Result<(), TransferError> {
     for _ in 0..time.as_secs() / KEEP_ALIVE.as_secs() {
         keep_alive(&mut script.writer).await?;
@@ -298,7 +298,7 @@ async fn a_plain_peer_that_leaves_a_large_asset_lying_is_given_up_in_the_end() {
     let script = async {
         let mut script = Script::new(theirs);
         script.write(Kind::Page, &SetPage { hashes: Vec::new(), more: false }.encode()).await;
-        // At rest, with nothing begun, it may be for as long as it likes.
+        // With nothing begun, the peer may be idle for as long as it likes.
         rest(&mut script, ANSWER_WAIT * 2).await.unwrap();
         script.write(Kind::Piece, &piece.encode()).await;
         rest(&mut script, ANSWER_WAIT * 2).await.unwrap_err();
