@@ -1,11 +1,13 @@
-//! Who comes in: every incoming connection is judged here, before any of its streams is read.
+//! Accepting connections: every incoming connection is judged here before any of its streams is
+//! read.
 //!
-//! I1  A device that is not a member gets one and the same close, whatever it says or asks for.
-//! I2  Unauthenticated work is bounded in number and time, and stalled handshakes give way to new
-//!     ones, so that nobody keeps a member out by hanging on.
-//! I3  Strangers cost no disk, a bounded share of memory and at most one log line a minute.
-//! I4  Strangers, however many, use up no handshake and no refusal of those who call from an address
-//!     where a member is known to be.
+//! I1  A device that is not a member always gets the same close code, whatever it sends or
+//!     requests.
+//! I2  Unauthenticated work is bounded in number and time, and a stalled handshake gives way to a
+//!     new one, so that nobody keeps a member out by stalling.
+//! I3  Strangers cost no disk, a bounded share of memory, and at most one log line per minute.
+//! I4  Strangers, however many, use up no handshake and no refusal reserved for callers from an
+//!     address where a member is known to be.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -26,23 +28,24 @@ use super::contain::{self, Fate};
 use super::dial::lose_if_dead;
 use super::endpoint::Net;
 
-/// What callers of one kind may use at once and within [`REFUSALS_COUNTED_FOR`].
+/// The limits on callers of one kind, at once and within [`REFUSALS_COUNTED_FOR`].
 #[derive(Debug)]
 struct Limits {
-    /// Handshakes at once. One takes milliseconds unless the other side stalls.
+    /// The most handshakes at once. One takes milliseconds unless the other side stalls.
     handshakes: usize,
-    /// Handshakes of one source at once: who stalls as many as it can leaves room for others.
+    /// The most handshakes of one source at once: a source that stalls all of its own leaves room
+    /// for others.
     handshakes_per_source: usize,
-    /// From this many handshakes on, a caller must show that its address is its own (QUIC Retry).
+    /// From this many handshakes on, a caller must prove that its address is its own (QUIC Retry).
     handshakes_unvalidated: usize,
-    /// Refused devices in all; more are turned away without a handshake.
+    /// The most refused devices in all; further ones are turned away without a handshake.
     refused: u32,
-    /// Refused devices from one source.
+    /// The most refused devices from one source.
     refused_per_source: u32,
 }
 
-/// For callers from an address where no member is known to be. What the refused ones cost stays
-/// below 150 MiB.
+/// Limits for callers from an address where no member is known to be. The refused ones cost less
+/// than 150 MiB.
 const UNKNOWN: Limits = Limits {
     handshakes: 8,
     handshakes_per_source: 6,
@@ -51,8 +54,8 @@ const UNKNOWN: Limits = Limits {
     refused_per_source: 512,
 };
 
-/// For callers from an address where a member is known to be: each such address is a source. Whoever
-/// else has got that address and port is refused a few times, and adds at most 18 MiB.
+/// Limits for callers from an address where a member is known to be; each such address is a source.
+/// Another device that has this address and port is refused a few times, and costs at most 18 MiB.
 const KNOWN: Limits = Limits {
     handshakes: 8,
     handshakes_per_source: 2,
@@ -61,44 +64,46 @@ const KNOWN: Limits = Limits {
     refused_per_source: 16,
 };
 
-/// Near its bound on refusals a kind of caller must prove its address first. Near is from this part
-/// on.
+/// A caller must prove its address first when its kind has used one part in this many of its
+/// refusals.
 const NEAR_BOUND: u32 = 2;
 
 /// How long a handshake may take.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long a handshake is safe from giving way to a new one: three round trips of a slow path.
+/// How long a handshake is protected from giving way to a new one: three round trips of a slow
+/// path.
 const HANDSHAKE_UNDISTURBED: Duration = Duration::from_secs(1);
 
-/// The span that refusals are counted over. The QUIC library remembers a device it has shaken hands
-/// with for as long, at 18 KiB each (measured), member or not.
+/// The period over which refusals are counted. The QUIC library remembers a device after a
+/// handshake for as long, at 18 KiB each (measured), member or not.
 const REFUSALS_COUNTED_FOR: Duration = Duration::from_secs(60);
 
-/// How long after a panic its locks are looked at: it unwinds within moments, later on a busy machine.
+/// When to look for poisoned locks after a panic: it unwinds within moments, later on a busy
+/// machine.
 const UNWINDING: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(100)];
 
-/// How often connections are looked at without a panic that was noticed.
+/// How often connections are checked without a noticed panic.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// What a device is to this one.
+/// The judgement about a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// In the group.
+    /// It is in the group.
     Member,
-    /// Was in the group and has been removed; it is told so.
+    /// It was in the group and was removed; it gets to know that.
     Removed,
-    /// Anyone else.
+    /// It is any other device.
     Stranger,
 }
 
-/// Who may come in; asked for every connection, when its handshake is done.
+/// Decides which devices are admitted. Called for every connection after its handshake.
 pub struct Admission {
     /// Judges a device.
     pub verdict: Box<dyn Fn(NodeId) -> Verdict + Send + Sync>,
     /// Whether a ticket is outstanding.
     pub pairing_open: Box<dyn Fn() -> bool + Send + Sync>,
-    /// Whether somebody else may have added a device that is a stranger here.
+    /// Whether another member may have added a device that is unknown here.
     pub introductions_open: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
@@ -108,43 +113,43 @@ impl std::fmt::Debug for Admission {
     }
 }
 
-/// A connection that came in.
+/// A connection that was accepted.
 #[derive(Debug)]
 pub enum Accepted {
-    /// A member's, for a session.
+    /// Of a member, for a session.
     Session(Connection),
-    /// Anyone's, to redeem a ticket with [`super::pairing::receive`].
+    /// Of any device, to redeem a ticket with [`super::pairing::receive`].
     Pairing(Connection),
-    /// Anyone's, to be introduced with [`super::introduction::host`].
+    /// Of any device, to introduce itself with [`super::introduction::host`].
     Introduction(Connection),
 }
 
-/// The accept loop, from [`Net::acceptor`]. Dropped, nobody comes in any more.
+/// The accept loop, from [`Net::acceptor`]. When it is dropped no connection is accepted any more.
 #[derive(Debug)]
 pub struct Acceptor {
     net: Net,
     admission: Arc<Admission>,
-    /// Of the endpoint in use; `None`: made at the next call of [`Acceptor::next`].
+    /// For the current endpoint; `None`: made by the next call of [`Acceptor::next`].
     stranger_config: Option<Arc<ServerConfig>>,
     panics: watch::Receiver<u64>,
     look: Interval,
     handshakes: JoinSet<Outcome>,
     unknown: Door,
     known: Door,
-    /// Until when the log is not told of refused devices.
+    /// Until then refused devices are not logged.
     quiet_until: Instant,
 }
 
-/// Who calls: what its handshakes and refusals are counted against.
+/// A caller, as its handshakes and refusals are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Caller {
-    /// A member is known to be at its address.
+    /// Whether a member is known to be at its address.
     known: bool,
     /// `None` when it comes through a relay, where addresses cost nothing.
     source: Option<SocketAddr>,
 }
 
-/// What callers of one kind have used of their limits.
+/// The limits of one kind of caller and how much of them is used.
 #[derive(Debug)]
 struct Door {
     limits: &'static Limits,
@@ -160,21 +165,21 @@ struct Begun {
     since: Instant,
 }
 
-/// What is done with a caller.
+/// How to answer a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Greeting {
-    /// A handshake begins.
+    /// Begin a handshake.
     Begin,
-    /// It comes back with a token at once; an address that was made up does not.
+    /// Make it prove its address: it must return with a token, which a forged address cannot.
     ProveAddress,
-    /// There is no room for it now.
+    /// Refuse it, because there is no room now.
     Refuse,
 }
 
 #[derive(Debug)]
 enum Outcome {
     Accepted(Accepted),
-    /// Its sender may be anyone, whenever it likes: counted like those who were refused.
+    /// From a device that may be anyone, at any time, so it counts like a refused one.
     Stranger {
         accepted: Accepted,
         caller: Caller,
@@ -186,8 +191,8 @@ enum Outcome {
 }
 
 impl Net {
-    /// Begins to accept. One acceptor at a time, and it must be asked for the next connection all
-    /// the time: that is what answers or refuses everyone who knocks.
+    /// Begins to accept connections. There must be one acceptor only, and [`Acceptor::next`] must
+    /// be called all the time, because it answers or refuses every caller.
     pub fn acceptor(&self, admission: Admission) -> Acceptor {
         Acceptor {
             net: self.clone(),
@@ -204,8 +209,8 @@ impl Net {
 }
 
 impl Acceptor {
-    /// The next connection that was let in; `None` when the endpoint is closed. An endpoint that the
-    /// QUIC library has failed is bound anew in here.
+    /// The next admitted connection; `None` when the endpoint is closed. Also binds the endpoint
+    /// again after a failure of the QUIC library.
     ///
     /// # Cancel safety
     /// Safe: handshakes go on, and none is lost.
@@ -233,7 +238,7 @@ impl Acceptor {
                 },
                 incoming = bound.accept() => match incoming {
                     Some(incoming) => {
-                        // What fails in there shows at the next turn.
+                        // A failure in here is noticed in the next iteration.
                         let _ = bound.fate.call(|| self.greet(incoming, &bound.fate));
                     }
                     None if self.net.is_closing() => return None,
@@ -259,7 +264,8 @@ impl Acceptor {
             "the QUIC library failed: the endpoint is bound anew, with all connections"
         );
         self.stranger_config = None;
-        // Each of them holds the old endpoint. None is waited for: its thread may be given up.
+        // Each of these holds the old endpoint. They are not awaited, because their threads may be
+        // lost.
         self.handshakes = JoinSet::new();
         self.known.begun.clear();
         self.unknown.begun.clear();
@@ -326,7 +332,7 @@ impl Door {
         Self { limits, begun: Vec::new(), refusals: Refusals::new() }
     }
 
-    /// What to do with a caller. May end a handshake that has stalled, to make room for a new one.
+    /// How to answer a caller. May abort a stalled handshake to make room for a new one.
     fn greeting(&mut self, source: Option<SocketAddr>, validated: bool) -> Greeting {
         let limits = self.limits;
         let (in_all, of_source) = self.refusals.counted(source);
@@ -338,7 +344,7 @@ impl Door {
             || of_source >= limits.refused_per_source / NEAR_BOUND
             || self.begun.len() >= limits.handshakes_unvalidated;
         if near_bound && !validated {
-            // An address that was made up must not push anyone out.
+            // A forged address must not push anyone out.
             return Greeting::ProveAddress;
         }
         let begun_of_source = self.begun.iter().filter(|begun| begun.source == source).count();
@@ -355,8 +361,8 @@ impl Door {
     }
 }
 
-/// How many devices were refused of late, in all and by source. Only a finished handshake is
-/// counted, so a source cannot be blamed by others.
+/// The number of recently refused devices, in all and by source. Only finished handshakes count, so
+/// nobody can make a source look bad.
 #[derive(Debug)]
 struct Refusals {
     since: Instant,
@@ -377,7 +383,7 @@ impl Refusals {
         }
     }
 
-    /// In all, and of this source.
+    /// The number of refusals in all and of this source.
     fn counted(&mut self, source: Option<SocketAddr>) -> (u32, u32) {
         self.begin_anew_when_due();
         let of_source = source.and_then(|source| self.by_source.get(&source)).copied();
@@ -401,8 +407,8 @@ fn source_of(address: &IncomingAddr) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, 0))
 }
 
-/// Whether the first packet offers a protocol for strangers. One that hides it is answered without
-/// those, so that nobody has a stranger's rights and a member's windows.
+/// Whether the first packet offers a protocol for strangers. If it hides that, such protocols are
+/// not offered to it, so that nobody gets a member's windows with a stranger's protocol.
 fn asks_as_stranger(incoming: &Incoming) -> bool {
     let Some(mut alpns) = incoming.decrypt().and_then(|initial| initial.alpns()) else {
         return false;
@@ -453,7 +459,7 @@ async fn receive(
     }
     if !net.admit(&connection) {
         match protocol {
-            // Strangers still, who learn as little.
+            // These are still strangers and get to know as little.
             Protocol::Pairing | Protocol::Introduction => {
                 connection.close(CloseCode::NotMember, "");
             }
@@ -473,15 +479,15 @@ async fn receive(
 }
 
 fn refusal(admission: &Admission, connection: &Connection) -> Option<CloseCode> {
-    // Always asked, so that every refusal takes the same steps.
+    // Always called, so that every refusal takes the same steps.
     let verdict = (admission.verdict)(connection.peer());
     match connection.protocol() {
         Protocol::Pairing if (admission.pairing_open)() => None,
         Protocol::Pairing => Some(CloseCode::NotMember),
         Protocol::Introduction => match verdict {
-            // It was introduced meanwhile.
+            // Another introduction admitted it meanwhile.
             Verdict::Member => Some(CloseCode::Ok),
-            // It asks for the signed removal.
+            // It requests the signed removal.
             Verdict::Removed => None,
             Verdict::Stranger if (admission.introductions_open)() => None,
             Verdict::Stranger => Some(CloseCode::NotMember),

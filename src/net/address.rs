@@ -1,7 +1,7 @@
-//! Where a device can be reached, as text: `192.0.2.7:4433`, `[fd00::7]:4433`, or a relay's URL.
+//! Addresses of devices as text: `192.0.2.7:4433`, `[fd00::7]:4433`, or the URL of a relay.
 //!
-//! I1  Text from others is a hint: what cannot be an address of another device is dropped without
-//!     complaint, and no list is longer than [`ADDRESSES_MAX`].
+//! I1  Text from others is a hint: what cannot be an address of another device is dropped silently,
+//!     and no list is longer than [`ADDRESSES_MAX`].
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,14 +9,14 @@ use iroh::TransportAddr;
 
 use crate::core::pairing::{ADDRESS_BYTES_MAX, ADDRESSES_MAX};
 
-/// Which addresses a device may use, by its own configuration.
+/// The addresses that a device may use by its own configuration.
 #[derive(Debug, Clone)]
 pub(super) struct Reach {
-    /// The device's own addresses. When all are loopback, its peers are on the same machine.
+    /// The device's own addresses. If all are loopback, its peers are on the same machine.
     pub(super) own: Vec<IpAddr>,
-    /// Nothing may leave the local network.
+    /// Whether nothing may leave the local network.
     pub(super) lan_only: bool,
-    /// Relays may be used.
+    /// Whether relays may be used.
     pub(super) relay: bool,
 }
 
@@ -40,7 +40,7 @@ impl Reach {
     }
 }
 
-/// The usable addresses among `texts`, each once, at most [`ADDRESSES_MAX`].
+/// The usable addresses in `texts` without duplicates, at most [`ADDRESSES_MAX`].
 pub(super) fn parse_addresses(texts: &[String], reach: &Reach) -> Vec<TransportAddr> {
     let mut addresses = Vec::new();
     for address in texts.iter().filter_map(|text| parse_address(text)) {
@@ -67,14 +67,14 @@ fn parse_address(text: &str) -> Option<TransportAddr> {
     None
 }
 
-/// One and the same address for an IPv4 address in either notation.
+/// Normalises an IPv4 address in IPv6 notation.
 pub(super) fn canonical(socket: SocketAddr) -> SocketAddr {
     let canonical = SocketAddr::new(socket.ip().to_canonical(), socket.port());
-    // An IPv6 scope is part of the address, and canonical IPv4 has none.
+    // An IPv6 scope is part of the address; canonical IPv4 has none.
     if canonical.is_ipv4() { canonical } else { socket }
 }
 
-/// An address as text; `None` for a kind this program does not use.
+/// An address as text; `None` for a kind that this program does not use.
 pub(super) fn address_text(address: &TransportAddr) -> Option<String> {
     match address {
         TransportAddr::Ip(socket) => Some(socket.to_string()),
@@ -83,9 +83,9 @@ pub(super) fn address_text(address: &TransportAddr) -> Option<String> {
     }
 }
 
-/// Whether packets to `ip` stay in the local network of a device with the addresses `own`: by its
-/// kind, or because it shares the first 24 bits (IPv4) or the subnet prefix of 64 (IPv6) with one
-/// of them, as public addresses in one network do.
+/// Whether packets to `ip` stay in the local network of a device with the addresses `own`: by the
+/// kind of address, or because it shares the first 24 bits (IPv4) or the subnet prefix of 64 bits
+/// (IPv6) with one of them, as public addresses in one network do.
 pub(super) fn is_near(ip: IpAddr, own: &[IpAddr]) -> bool {
     let near_one = |own: &IpAddr| match (ip.to_canonical(), own.to_canonical()) {
         (IpAddr::V4(ip), IpAddr::V4(own)) => ip.octets()[..3] == own.octets()[..3],

@@ -1,10 +1,10 @@
-//! Which of the addresses that mDNS announces are dialled. Anybody in the local network can announce
+//! Decides which addresses announced by mDNS are dialled. Anybody in the local network can announce
 //! any device at any address.
 //!
-//! A1  Only addresses in the local network are dialled, and of one announcement only a few.
-//! A2  An address that was dialled, and where the device did not prove its key, is left alone for a
-//!     pause that doubles each time.
-//! A3  What is remembered is bounded: when it is full, further addresses are not dialled.
+//! A1  Only addresses in the local network are dialled, and only a few of each announcement.
+//! A2  After a dial to an address where the device did not prove its key, the address is left alone
+//!     for a pause that doubles each time.
+//! A3  Memory is bounded: when it is full, further addresses are not dialled.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -17,16 +17,17 @@ use crate::core::pairing::ADDRESSES_MAX;
 
 use super::address::{canonical, is_near};
 
-/// The first pause; the announced device may just not be ready.
+/// The first pause; the announced device may only not be ready yet.
 const PAUSE_MIN: Duration = Duration::from_secs(4);
 
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// Addresses remembered: all those of the largest group at once, and as many made up.
+/// The most addresses remembered: all those of the largest group at once, and as many invented
+/// ones.
 const TRIED_MAX: usize = 2048;
 
-/// Addresses that were dialled for an announcement.
+/// The addresses that were dialled because of an announcement.
 #[derive(Debug, Default)]
 pub(super) struct Announced {
     tried: BTreeMap<SocketAddr, Tried>,
@@ -40,7 +41,7 @@ struct Tried {
 }
 
 impl Announced {
-    /// The announced addresses that are worth a dial now, for a device with the addresses `own`.
+    /// The announced addresses to dial now, for a device with the addresses `own`.
     pub(super) fn worth_a_dial(
         &mut self,
         addresses: impl Iterator<Item = SocketAddr>,
@@ -64,7 +65,7 @@ impl Announced {
             .collect()
     }
 
-    /// These are dialled now, because `device` was announced there.
+    /// Notes that these addresses are dialled now because `device` was announced there.
     pub(super) fn dialed(&mut self, device: EndpointId, addresses: &[SocketAddr]) {
         let now = Instant::now();
         for address in addresses {
@@ -77,7 +78,7 @@ impl Announced {
         }
     }
 
-    /// The device proved its key: what was announced of it was true enough.
+    /// Notes that the device proved its key, so the announcement was true.
     pub(super) fn proved(&mut self, device: EndpointId) {
         self.tried.retain(|_, tried| tried.device != device);
     }

@@ -1,8 +1,8 @@
-//! A connection to one peer and its streams, free of the QUIC library's types.
+//! A connection to one peer and its streams, without types of the QUIC library.
 //!
-//! I1  A peer's words reach people only cut to length and free of characters that cannot be seen.
-//! I2  Every use of a handle of the QUIC library goes through `contain`: after a panic in there a
-//!     connection is lost like any other.
+//! I1  Text from a peer is shown only after it was cut and invisible characters were removed.
+//! I2  Every use of a handle of the QUIC library goes through `contain`: after a panic in the
+//!     library a connection is lost like any other.
 //! I3  A stream is an `AsyncRead` and an `AsyncWrite`; bytes move under QUIC's flow control alone.
 
 use std::fmt;
@@ -26,22 +26,22 @@ use super::contain::{Contained, Fate, Panicked, run};
 use super::endpoint::IDLE_TIMEOUT;
 use super::frame::TakeBytes;
 
-/// The longest text sent or shown with a close, bytes. More does not fit one packet with certainty.
+/// The longest text sent or shown with a close, in bytes. A longer one may not fit one packet.
 const CLOSE_TEXT_BYTES_MAX: usize = 200;
 
-/// Names what keying material is exported for (RFC 5705).
+/// The label under which keying material is exported (RFC 5705).
 const CHANNEL_BINDING_LABEL: &[u8] = b"EXPORTER-can-sync-pairing";
 
-/// What two devices speak on a connection; decided by ALPN while it is set up.
+/// The protocol of a connection, chosen by ALPN during the handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// `can-sync/2`, the peer protocol.
     Two,
     /// `can-sync/1`, the plain protocol.
     Plain,
-    /// `can-sync/pair/2`: a device asks to join.
+    /// `can-sync/pair/2`: a device requests to join.
     Pairing,
-    /// `can-sync/intro/1`: a newcomer shows who added it.
+    /// `can-sync/intro/1`: a new member presents the ops that added it.
     Introduction,
 }
 
@@ -55,7 +55,7 @@ impl Protocol {
         }
     }
 
-    /// Who speaks it may be anyone: it gets little room.
+    /// Whether any device may use it, so that it gets few resources.
     pub(super) fn is_for_strangers(self) -> bool {
         match self {
             Self::Two | Self::Plain => false,
@@ -69,7 +69,7 @@ impl Protocol {
     }
 }
 
-/// A live connection. Clones are the same connection; when the last one is dropped, it closes.
+/// A live connection. Clones are the same connection; dropping the last one closes it.
 #[derive(Debug, Clone)]
 pub struct Connection(Arc<Shared>);
 
@@ -77,17 +77,17 @@ pub struct Connection(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     quic: Contained<iroh::endpoint::Connection>,
-    /// The same, see P2 of `contain`. Each is dropped by itself: both may panic.
+    /// A second handle, see P2 of `contain`. Both are dropped separately, because either may panic.
     _spare: Contained<iroh::endpoint::Connection>,
     fate: Fate,
     peer: NodeId,
     dialed: bool,
     protocol: Protocol,
-    /// Dropped last, when the handles are gone.
+    /// Dropped last, after the handles.
     held: Arc<()>,
 }
 
-/// A connection that may be gone.
+/// A reference to a connection that may be gone.
 #[derive(Debug)]
 pub(super) struct WeakConnection {
     shared: Weak<Shared>,
@@ -95,7 +95,7 @@ pub(super) struct WeakConnection {
 }
 
 impl WeakConnection {
-    /// Its handles have been dropped.
+    /// Whether its handles were dropped.
     pub(super) fn is_gone(&self) -> bool {
         self.held.strong_count() == 0
     }
@@ -108,22 +108,22 @@ impl WeakConnection {
 /// How a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
-    /// The peer closed it; otherwise this device or the network did.
+    /// Whether the peer closed it; otherwise this device or the network did.
     pub by_peer: bool,
-    /// The reason it was closed with; `None` when it was lost rather than closed.
+    /// The close code; `None` when the connection was lost rather than closed.
     pub code: Option<CloseCode>,
-    /// For people: what happened, the closer's own words included.
+    /// What happened, for people, with the text of the side that closed it.
     pub text: String,
-    /// The peer's own words alone, fit for people; mostly empty.
+    /// The text of the peer alone, made fit for people; usually empty.
     pub words: String,
 }
 
-/// Which way a connection's packets go.
+/// The kind of path that a connection's packets take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathKind {
     /// Within the local network or machine.
     Lan,
-    /// Straight to the peer through the internet.
+    /// Directly to the peer through the internet.
     Direct,
     /// Through a relay, which sees only ciphertext.
     Relay,
@@ -140,19 +140,19 @@ impl PathKind {
     }
 }
 
-/// What a connection has cost so far: the bytes of its datagrams, whatever was in them.
+/// The bytes of all datagrams of a connection so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WireBytes {
-    /// To the peer.
+    /// Sent to the peer.
     pub sent: u64,
-    /// From it.
+    /// Received from the peer.
     pub received: u64,
 }
 
 /// The path a connection uses now.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Path {
-    /// Which way it goes.
+    /// The kind of path.
     pub kind: PathKind,
     /// Round-trip time, milliseconds.
     pub rtt_ms: f64,
@@ -176,7 +176,7 @@ impl Connection {
         WeakConnection { shared: Arc::downgrade(&self.0), held: Arc::downgrade(&self.0.held) }
     }
 
-    /// The device at the other end; the handshake has proved it.
+    /// The device at the other end, as proved by the handshake.
     pub fn peer(&self) -> NodeId {
         self.0.peer
     }
@@ -186,36 +186,36 @@ impl Connection {
         self.0.dialed
     }
 
-    /// What the two devices speak on it.
+    /// The protocol of the connection.
     pub fn protocol(&self) -> Protocol {
         self.0.protocol
     }
 
-    /// Opens a stream; of two streams with bytes to send the one of higher `priority` goes first.
-    /// Waits while the peer allows no more streams: 16 at once, ended ones granted anew by threes, so
-    /// that 14 can always be had. The peer sees it with its first byte only, so
-    /// the opener writes first.
+    /// Opens a stream. Of two streams with bytes to send, the one with the higher `priority` goes
+    /// first. Waits while the peer allows no more streams: 16 at once; ended ones are replaced in
+    /// threes, so that 14 are always possible. The peer notices the stream with its first byte, so
+    /// the opener must write first.
     ///
     /// # Cancel safety
-    /// Safe: a stream nobody got is not opened.
+    /// Safe: a stream that was not returned was not opened.
     ///
     /// # Errors
-    /// The connection is gone; [`Self::closed`] says why.
+    /// The connection is gone; [`Self::closed`] returns the reason.
     pub async fn open_stream(&self, priority: i32) -> io::Result<(SendStream, RecvStream)> {
         let opening = self.0.quic.with(|quic| quic.open_bi())?;
         let (send, recv) = run(&self.0.fate, opening).await??;
         Ok(self.streams(send, recv, priority))
     }
 
-    /// The next stream the peer opened. What this side says on it has the `priority` that
-    /// [`Self::open_stream`] speaks of. Its first bytes may be yet to come: a later stream's open it
-    /// too.
+    /// Accepts the next stream that the peer opened. `priority` applies to what this side sends on
+    /// it, as in [`Self::open_stream`]. Its first bytes may arrive later, because bytes of a later
+    /// stream open it too.
     ///
     /// # Cancel safety
     /// Safe.
     ///
     /// # Errors
-    /// The connection is gone; [`Self::closed`] says why.
+    /// The connection is gone; [`Self::closed`] returns the reason.
     pub async fn accept_stream(&self, priority: i32) -> io::Result<(SendStream, RecvStream)> {
         let accepting = self.0.quic.with(|quic| quic.accept_bi())?;
         let (send, recv) = run(&self.0.fate, accepting).await??;
@@ -235,7 +235,8 @@ impl Connection {
         (send, recv)
     }
 
-    /// Keying material of the TLS session: the same on both sides of this connection and on no other.
+    /// Keying material of the TLS session: equal on both sides of this connection, and different on
+    /// every other.
     ///
     /// # Errors
     /// The connection is gone.
@@ -248,14 +249,15 @@ impl Connection {
         Ok(key)
     }
 
-    /// Closes it at once; what the peer has not received is lost. `detail` goes to the peer's log.
+    /// Closes the connection at once; what the peer has not received is lost. `detail` goes to the
+    /// peer's log.
     pub fn close(&self, code: CloseCode, detail: &str) {
         let detail = &detail[..detail.floor_char_boundary(CLOSE_TEXT_BYTES_MAX)];
-        // A connection that is lost needs no closing.
+        // A lost connection need not be closed.
         let _ = self.0.quic.with(|quic| quic.close(quic_code(code), detail.as_bytes()));
     }
 
-    /// Waits until it has ended, by whomever.
+    /// Waits until the connection has ended, whoever ended it.
     ///
     /// # Cancel safety
     /// Safe.
@@ -270,7 +272,7 @@ impl Connection {
         }
     }
 
-    /// How it ended, if it has.
+    /// How the connection ended; `None` while it lives.
     pub fn ended(&self) -> Option<Ended> {
         match self.0.quic.with(|quic| quic.close_reason()) {
             Ok(reason) => reason.map(|reason| Ended::from(&reason)),
@@ -278,12 +280,13 @@ impl Connection {
         }
     }
 
-    /// The path it uses now; `None` once it has ended.
+    /// The current path; `None` once the connection has ended.
     pub fn path(&self) -> Option<Path> {
         self.0.quic.with(path_of).ok().flatten()
     }
 
-    /// What it has cost so far; nothing known once the connection is lost by a fault of this device.
+    /// The bytes of all datagrams so far; zero once the connection is lost by a fault of this
+    /// device.
     pub fn wire_bytes(&self) -> WireBytes {
         let stats = self.0.quic.with(|quic| quic.stats());
         let bytes =
@@ -291,7 +294,7 @@ impl Connection {
         bytes.unwrap_or_default()
     }
 
-    /// The addresses the peer is reached at now, as text.
+    /// The addresses at which the peer is reached now, as text.
     pub fn remote_addresses(&self) -> Vec<String> {
         let mut texts = self.0.quic.with(addresses_of).unwrap_or_default();
         texts.sort_unstable();
@@ -370,25 +373,25 @@ pub(super) fn quic_code(code: CloseCode) -> VarInt {
     VarInt::from_u64(code.number()).unwrap_or(VarInt::MAX)
 }
 
-/// The sending half of a stream. `shutdown` ends it; dropped, it ends as well, so a reader tells
-/// by the frames whether it has everything.
+/// The sending half of a stream. `shutdown` ends it; so does dropping it, so a reader tells from
+/// the frames whether it has everything.
 #[derive(Debug)]
 pub struct SendStream {
     quic: Contained<iroh::endpoint::SendStream>,
-    /// Dropped after the stream, so that its handle is never the connection's last.
+    /// Dropped after the stream, so that the stream's handle is never the connection's last.
     _connection: Arc<Shared>,
 }
 
 impl SendStream {
-    /// Changes what [`Connection::open_stream`] or [`Connection::accept_stream`] gave it.
+    /// Changes the priority set by [`Connection::open_stream`] or [`Connection::accept_stream`].
     pub fn set_priority(&self, priority: i32) {
-        // A stream the peer has stopped already needs none.
+        // A stream that the peer has stopped needs no priority.
         let _ = self.quic.with(|quic| quic.set_priority(priority));
     }
 
-    /// Gives up sending: the peer's reads fail with `code`, and nothing more is delivered.
+    /// Aborts sending: the peer's reads fail with `code`, and nothing more is delivered.
     pub fn reset(&mut self, code: CloseCode) {
-        // A stream that is already over needs no reset.
+        // A stream that has ended needs no reset.
         let _ = self.quic.with_mut(|quic| quic.reset(quic_code(code)));
     }
 }
@@ -418,7 +421,7 @@ impl AsyncWrite for SendStream {
 impl TakeBytes for SendStream {
     async fn take(&mut self, bytes: &mut Bytes) -> io::Result<()> {
         let taken = std::future::poll_fn(|cx| {
-            // Nothing is lost with a future that is pending: it holds no state.
+            // Dropping a pending future loses nothing, because it holds no state.
             let bytes = std::slice::from_mut(&mut *bytes);
             self.quic.poll(cx, |quic, cx| pin!(quic.write_many_chunks(&mut &mut *bytes)).poll(cx))
         });
@@ -427,18 +430,18 @@ impl TakeBytes for SendStream {
     }
 }
 
-/// The receiving half of a stream. Dropped before its end, it tells the peer to stop.
+/// The receiving half of a stream. Dropping it before its end makes the peer stop sending.
 #[derive(Debug)]
 pub struct RecvStream {
     quic: Contained<iroh::endpoint::RecvStream>,
-    /// Dropped after the stream, so that its handle is never the connection's last.
+    /// Dropped after the stream, so that the stream's handle is never the connection's last.
     _connection: Arc<Shared>,
 }
 
 impl RecvStream {
-    /// Refuses what is still to come: the peer's writes fail with `code`.
+    /// Refuses everything that has not arrived yet: the peer's writes fail with `code`.
     pub fn stop(&mut self, code: CloseCode) {
-        // A stream that is already over needs no stop.
+        // A stream that has ended needs no stop.
         let _ = self.quic.with_mut(|quic| quic.stop(quic_code(code)));
     }
 }

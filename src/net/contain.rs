@@ -1,17 +1,18 @@
-//! A panic inside the QUIC library costs connections, never the process.
+//! Contains panics of the QUIC library: they cost connections, never the process.
 //!
-//! The library keeps the state of a connection behind a lock. A panic poisons the lock, and from
-//! then on each use of the connection panics, even its drop, while those who wait on it are never
-//! woken. It also passes such a panic on to its endpoint, which takes no more connections
-//! (docs/upstream/noq-frame-without-room.md). So the unit that fails is the endpoint: its
-//! connections are lost all at once, and it is bound anew.
+//! The library keeps the state of a connection behind a lock. A panic poisons the lock. From then
+//! on each use of the connection panics, even dropping it, while tasks that wait for it are never
+//! woken. The library also passes such a panic on to its endpoint, which then accepts no more
+//! connections (docs/upstream/noq-frame-without-room.md). So the unit that fails is the endpoint:
+//! its connections are lost all at once, and it is bound again.
 //!
-//! P1  Handles of the library are used, waited for and dropped through [`Contained`] and [`run`],
-//!     where a panic is caught. It marks the [`Fate`] of the endpoint, and all who wait are woken.
+//! P1  Handles of the library are used, awaited and dropped through [`Contained`] and [`run`],
+//!     where a panic is caught. It marks the [`Fate`] of the endpoint, and all waiting tasks are
+//!     woken.
 //! P2  A live connection has two handles that are dropped last: with fewer, the library's own task
-//!     takes the lock while a panic unwinds it.
-//! P3  What still panics in a destructor during unwinding would abort the process: that thread is
-//!     given up instead.
+//!     would take the lock while a panic unwinds it.
+//! P3  A further panic in a destructor during unwinding would abort the process. Instead its thread
+//!     is parked for ever.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,19 +26,19 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// What the compiler's abort of a panicking destructor says.
+/// The message of the panic with which Rust aborts after a panicking destructor.
 const PANIC_IN_CLEANUP: &str = "panic in a destructor during cleanup";
 
-/// Threads given up; each keeps its stack. Beyond that the process aborts, and whatever started it
-/// starts it again.
+/// The most threads parked for ever; each keeps its stack. Beyond it the process aborts, and its
+/// supervisor restarts it.
 const THREADS_GIVEN_UP_MAX: usize = 64;
 
-/// How many panics this process has seen.
+/// The number of panics in this process.
 static PANICS: LazyLock<watch::Sender<u64>> = LazyLock::new(watch::Sender::default);
 
 static THREADS_GIVEN_UP: AtomicUsize = AtomicUsize::new(0);
 
-/// The library panicked, now or before.
+/// The library has panicked, now or before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the QUIC library failed")]
 pub(super) struct Panicked;
@@ -48,8 +49,7 @@ impl From<Panicked> for io::Error {
     }
 }
 
-/// Whether the library has panicked in an endpoint, or in one of its connections. Clones are the
-/// same.
+/// Whether the library has panicked in an endpoint or in one of its connections. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Fate(CancellationToken);
 
@@ -58,7 +58,7 @@ impl Fate {
         self.0.is_cancelled()
     }
 
-    /// Ends everything that is bound to it.
+    /// Marks the endpoint as lost, which ends everything bound to it.
     pub(super) fn lose(&self) {
         self.0.cancel();
     }
@@ -71,7 +71,7 @@ impl Fate {
         self.0.cancelled().await;
     }
 
-    /// Calls the library.
+    /// Calls the library and catches panics.
     pub(super) fn call<R>(&self, work: impl FnOnce() -> R) -> Result<R, Panicked> {
         if self.is_lost() {
             return Err(Panicked);
@@ -83,7 +83,7 @@ impl Fate {
     }
 }
 
-/// A handle of the library.
+/// A handle of the library whose uses are contained.
 #[derive(Debug)]
 pub(super) struct Contained<T> {
     /// `None` only while it is dropped.
@@ -92,7 +92,7 @@ pub(super) struct Contained<T> {
     lost: LostWaiter,
 }
 
-/// Made when something waits for the first time.
+/// Created when something waits for the first time.
 #[derive(Default)]
 struct LostWaiter(Option<Pin<Box<WaitForCancellationFutureOwned>>>);
 
@@ -117,7 +117,7 @@ impl<T> Contained<T> {
         self.fate.call(|| work(handle))
     }
 
-    /// Polls the handle. What is pending is woken when the endpoint is lost.
+    /// Polls the handle. A pending task is woken when the endpoint is lost.
     pub(super) fn poll<R>(
         &mut self,
         cx: &mut Context<'_>,
@@ -138,7 +138,7 @@ impl<T> Contained<T> {
 
 impl<T> Drop for Contained<T> {
     fn drop(&mut self) {
-        // A handle of a lost connection is dropped, too: that gives its memory back.
+        // The handle of a lost connection is dropped too, to free its memory.
         let handle = self.handle.take();
         if catch_unwind(AssertUnwindSafe(move || drop(handle))).is_err() {
             self.fate.lose();
@@ -146,22 +146,22 @@ impl<T> Drop for Contained<T> {
     }
 }
 
-/// Waits for a future of the library.
+/// Awaits a future of the library.
 ///
 /// # Cancel safety
-/// That of the future.
+/// As that of the future.
 pub(super) async fn run<F: Future>(fate: &Fate, future: F) -> Result<F::Output, Panicked> {
     let mut future = Contained::new(Box::pin(future), fate.clone());
     std::future::poll_fn(|cx| future.poll(cx, |future, cx| future.as_mut().poll(cx))).await
 }
 
-/// Notices each panic of the process from now on.
+/// Changes with each panic of the process from now on.
 pub(super) fn panics() -> watch::Receiver<u64> {
     PANICS.subscribe()
 }
 
-/// Makes the process outlive what panics in a destructor during unwinding, and lets endpoints notice
-/// panics at once. To be called once, at the start.
+/// Lets the process survive panics in destructors during unwinding, and lets endpoints notice
+/// panics at once. Call it once, at the start.
 pub fn outlive_panics() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -183,7 +183,7 @@ fn give_up_thread() -> ! {
         }
     };
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
-        // Another thread takes over this one's tasks.
+        // Another thread takes over the tasks of this one.
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(sleep_for_ever),
         _ => sleep_for_ever(),
     }
@@ -239,8 +239,8 @@ mod tests {
         );
     }
 
-    /// In a process of its own: the thread that is given up keeps the panic hook, which the test
-    /// program takes at its end.
+    /// Runs in a process of its own: the parked thread keeps the panic hook, which the test program
+    /// needs at its end.
     #[test]
     fn a_panic_in_a_destructor_during_unwinding_does_not_abort() {
         let child = "net::contain::tests::child_that_panics_while_it_unwinds";
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(output.status.code(), Some(OUTLIVED), "{output:?}");
     }
 
-    /// The exit status of a child that outlived its panic.
+    /// The exit status of a child that survived its panic.
     const OUTLIVED: i32 = 71;
 
     #[test]
@@ -267,7 +267,7 @@ mod tests {
             while THREADS_GIVEN_UP.load(Ordering::Relaxed) == 0 {
                 timeout(Duration::from_secs(20), panics.changed()).await.unwrap().unwrap();
             }
-            // The only worker was given up, and another has taken over.
+            // The only worker thread is parked, and another one has taken over.
             let other = tokio::spawn(async { 7 });
             assert_eq!(timeout(Duration::from_secs(20), other).await.unwrap().unwrap(), 7);
         });

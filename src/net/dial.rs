@@ -1,4 +1,4 @@
-//! Dialling a peer: where it is looked for, for how long, and why it was not reached.
+//! Dialling a peer: at which addresses, for how long, and why it failed.
 //!
 //! I1  Every dial has a deadline.
 //! I2  Only addresses that this device's configuration admits are dialled.
@@ -18,51 +18,51 @@ use super::connection::{Connection, Ended, Protocol};
 use super::contain::{self, Fate, Panicked};
 use super::endpoint::{Bound, CONNECTIONS_MAX, Net};
 
-/// How long a dial may take where only direct paths are tried.
+/// How long a dial may take when only direct paths are tried.
 const DIAL_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The same where a relay may have to be reached first.
+/// How long a dial may take when a relay may have to be reached first.
 const DIAL_DEADLINE_RELAY: Duration = Duration::from_secs(10);
 
 /// Why a peer could not be reached.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum DialError {
-    /// The node ID is this device's.
+    /// The node ID is that of this device.
     #[error("that is this device itself")]
     Itself,
-    /// Not the ID of any device.
+    /// The node ID belongs to no possible device.
     #[error("{0} is not a node ID: no such public key exists")]
     NotANodeId(NodeId),
-    /// This device is at its limit.
+    /// This device has as many connections as allowed.
     #[error("{CONNECTIONS_MAX} connections are open already, which is the limit")]
     TooManyConnections,
-    /// Nothing is known of where it is.
+    /// No address of the device is known.
     #[error("no address of the device is known, and it is not seen on the local network")]
     NoAddress,
-    /// Nobody answered.
+    /// The device did not answer.
     #[error("no answer within {} s", .0.as_secs())]
     NoAnswer(Duration),
-    /// It answered, and is too busy.
+    /// The device answered but is too busy.
     #[error("the device is busy: it refused the connection")]
     Busy,
-    /// It speaks nothing this device speaks.
+    /// The devices have no protocol in common.
     #[error("the device speaks no protocol version this one knows: one of them is outdated")]
     NoCommonProtocol,
     /// This device is stopping.
     #[error("this device is stopping")]
     Stopping,
-    /// The QUIC library failed, and the endpoint is bound anew.
+    /// The QUIC library failed, and the endpoint is being bound again.
     #[error("this device sets up its network anew after a fault")]
     Restarting,
-    /// Anything else.
+    /// It failed for another reason.
     #[error("{0}")]
     Failed(String),
 }
 
 impl Net {
-    /// Dials a peer for a session. Of the protocols both know the newest by the acceptor's order
-    /// is taken. Success means that the peer proved its key; whether it lets this device in shows
-    /// with its first frame.
+    /// Dials a peer for a session. Among the common protocols the acceptor's order decides. Success
+    /// means that the peer proved its key; whether it admits this device shows with its first
+    /// frame.
     ///
     /// # Cancel safety
     /// Safe: the attempt is given up.
@@ -101,7 +101,7 @@ impl Net {
             })?;
             Ok::<_, DialError>(connecting.await.inspect_err(|error| lose_if_dead(&fate, error))?)
         };
-        // Without a hint all the time went into looking for the device.
+        // Without an address, all the time went into looking for the device.
         let too_late =
             if hints.is_empty() { DialError::NoAddress } else { DialError::NoAnswer(deadline) };
         let dial = timeout(deadline, contain::run(&fate, dial)).await;
@@ -127,7 +127,7 @@ impl Net {
     }
 }
 
-/// An endpoint whose actors have ended sets up no more connections.
+/// Marks the endpoint as lost if its actors have ended: it sets up no more connections.
 pub(super) fn lose_if_dead(fate: &Fate, error: &ConnectingError) {
     if let ConnectingError::InternalConsistencyError { .. } = error {
         fate.lose();
@@ -151,7 +151,7 @@ impl From<ConnectWithOptsError> for DialError {
     }
 }
 
-/// QUIC's code of a server that does not want another connection (RFC 9000, 20.1).
+/// The QUIC code of a server that refuses another connection (RFC 9000, 20.1).
 const QUIC_CONNECTION_REFUSED: u64 = 0x02;
 
 /// TLS alert 120, "no application protocol", as a QUIC code (RFC 9001, 4.8 and 8.1).

@@ -1,8 +1,8 @@
-//! Finding devices in the local network by mDNS, and noticing that the network changed.
+//! Finds devices in the local network by mDNS, and notices that the network changed.
 //!
-//! The mDNS service joins the multicast group of the interfaces it finds when it starts, and never
-//! again. So it is started anew whenever this device's own addresses change: a laptop that wakes
-//! up in another network finds its peers there.
+//! The mDNS service joins the multicast group of the interfaces present when it starts, and never
+//! again. So it is restarted whenever this device's own addresses change: a laptop that wakes up in
+//! another network finds its peers there.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -21,29 +21,27 @@ use crate::core::ids::NodeId;
 use super::announced::Announced;
 use super::endpoint::Net;
 
-/// The name of the service; devices of other programs are not found.
+/// The name of the service; devices of other programs do not match it.
 const SERVICE_NAME: &str = "cansync";
 
-/// How often the local network is asked who is there: what a device that moved waits for at most,
-/// about. The library's default, 700 ms, is for programs that people look at; this one runs for
-/// years.
+/// How often the local network is queried: roughly the longest time until a moved device is found.
+/// The library's default, 700 ms, suits programs that people look at; this one runs for years.
 const QUERY_EVERY: Duration = Duration::from_secs(4);
 
-/// Where mDNS packets go (RFC 6762, 3).
+/// The address of mDNS packets (RFC 6762, 3).
 const MDNS_GROUP: &str = "224.0.0.251:5353";
 
-/// What the network has to tell.
+/// An event in the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NetEvent {
-    /// Somebody announced this device, member or not, in the local network, at an address that is
-    /// worth a dial.
+    /// A device, member or not, was announced in the local network at an address worth a dial.
     Seen(NodeId),
-    /// The addresses this device can be reached at have changed, or its endpoint was bound anew:
-    /// worth redialling everyone.
+    /// The addresses of this device changed, or its endpoint was bound again: all peers are worth a
+    /// dial.
     AddressesChanged,
 }
 
-/// The network's events, from [`Net::events`].
+/// The stream of network events, from [`Net::events`].
 pub struct NetEvents {
     net: Net,
     addresses: BoxStream<'static, EndpointAddr>,
@@ -59,8 +57,8 @@ impl std::fmt::Debug for NetEvents {
 }
 
 impl Net {
-    /// What happens in the network from now on. To be asked by one owner, as long as the endpoint
-    /// is in use: mDNS is kept going here.
+    /// Returns the network's events from now on. One owner must poll them as long as the endpoint
+    /// is in use, because this also keeps mDNS running.
     pub async fn events(&self) -> NetEvents {
         let seen = match self.lan() {
             Some(lan) => {
@@ -81,10 +79,11 @@ impl Net {
 }
 
 impl NetEvents {
-    /// The next event. Events nobody asks for are dropped when a small buffer is full.
+    /// The next event. Events beyond a small buffer are dropped.
     ///
     /// # Cancel safety
-    /// Safe but for a cancelled restart of mDNS, which the next change of addresses makes up for.
+    /// Safe except that a restart of mDNS may be cancelled; the next change of addresses repeats
+    /// it.
     pub async fn next(&mut self) -> NetEvent {
         loop {
             tokio::select! {
@@ -125,7 +124,7 @@ async fn next_of<S: Stream + Unpin>(stream: &mut Option<S>) -> Option<S::Item> {
     }
 }
 
-/// The mDNS service of this device, replaceable while the endpoint lives.
+/// The mDNS service of this device; it is replaced while the endpoint lives.
 #[derive(Debug, Clone)]
 pub(super) struct Lan {
     id: EndpointId,
@@ -136,13 +135,13 @@ pub(super) struct Lan {
 struct State {
     service: Option<MdnsAddressLookup>,
     failure: Option<String>,
-    /// What the endpoint last asked to announce.
+    /// The addresses that the endpoint last published.
     published: Option<EndpointData>,
     announced: Announced,
 }
 
 impl State {
-    /// The announced addresses that are worth a dial now.
+    /// The announced addresses to dial now.
     fn worth_a_dial(&mut self, data: &EndpointData) -> Vec<SocketAddr> {
         let own = self.published.iter().flat_map(EndpointData::ip_addrs);
         let own: Vec<_> = own.map(SocketAddr::ip).collect();
@@ -151,7 +150,7 @@ impl State {
 }
 
 impl Lan {
-    /// Starts the service and makes the endpoint use it. A service that cannot start is a warning,
+    /// Starts the service and adds it to the endpoint. If it cannot start, that is a warning and
     /// not an error.
     pub(super) fn start(endpoint: &Endpoint) -> anyhow::Result<Self> {
         let lan = Self { id: endpoint.id(), state: Arc::default() };
@@ -160,7 +159,7 @@ impl Lan {
         Ok(lan)
     }
 
-    /// What is wrong with it now, for people.
+    /// What is wrong with the service now, for people.
     pub(super) fn warning(&self) -> Option<String> {
         let failure = match &self.state().failure {
             Some(failure) => failure.clone(),
@@ -172,7 +171,7 @@ impl Lan {
         ))
     }
 
-    /// This device dialled `device`, and it proved its key.
+    /// Notes that `device` proved its key after a dial by this device.
     pub(super) fn proved(&self, device: EndpointId) {
         self.state().announced.proved(device);
     }
@@ -181,7 +180,7 @@ impl Lan {
         !self.state().worth_a_dial(data).is_empty()
     }
 
-    /// What of an announcement is dialled; `None`: nothing.
+    /// The part of an announcement that is dialled; `None` if nothing is.
     fn admit(&self, item: &Item) -> Option<Item> {
         let mut state = self.state();
         let addresses = state.worth_a_dial(item);
@@ -197,7 +196,7 @@ impl Lan {
 
     fn restart(&self) {
         let mut state = self.state();
-        // The old service gives its socket back before the new one takes it.
+        // The old service must release its socket first.
         state.service = None;
         let service =
             MdnsAddressLookup::builder().service_name(SERVICE_NAME).discovery_cadence(QUERY_EVERY);
@@ -245,7 +244,7 @@ impl AddressLookup for Lan {
     }
 }
 
-/// Asks the kernel for a route to the mDNS group; sends nothing.
+/// Queries the kernel for a route to the mDNS group; sends nothing.
 fn no_multicast_route() -> Option<std::io::Error> {
     std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.connect(MDNS_GROUP)).err()
 }

@@ -1,12 +1,13 @@
-//! The device's one QUIC endpoint: what it binds and what it lets a peer hold.
+//! The device's only QUIC endpoint: what it binds, and how much a peer may make it hold.
 //!
-//! I1  Every limit that QUIC has is set here; the library's defaults trust the peer.
-//! I2  Starting never waits for the internet, and offline nobody beyond the local network is dialled.
-//! I3  An endpoint that the QUIC library has failed is bound anew in this process, and every
-//!     connection of the old one is lost.
+//! I1  Every limit of QUIC is set here; the library's defaults trust the peer.
+//! I2  Starting never waits for the internet, and offline no device beyond the local network is
+//!     dialled.
+//! I3  After a failure of the QUIC library the endpoint is bound again in this process; all its
+//!     connections are lost.
 //!
 //! Servers of third parties (relays and address lookup) are used with [`Relay::Default`] only. With
-//! an own relay or none, devices find each other by the addresses they tell each other and by mDNS.
+//! an own relay or none, devices find each other by the addresses that they exchange and by mDNS.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -37,87 +38,90 @@ use super::connection::{Connection, Protocol, WeakConnection};
 use super::contain::{self, Contained, Fate};
 use super::discovery::Lan;
 
-/// Streams a peer may have open at once: the control stream, the journal's, and batches. The QUIC
-/// library grants ended ones anew by eighths, so plan with two fewer.
+/// The most streams that a peer may have open: the control stream, the journal's, and batches. The
+/// QUIC library replaces ended streams in eighths of this, so plan with two fewer.
 const STREAMS_MAX: u32 = 16;
 
-/// Unread bytes of one stream. Below the size where a stalled reader of small pieces makes the
-/// QUIC library give up the connection (it keeps at most 1,024 pieces).
+/// The most unread bytes of one stream. Below the size at which a stalled reader of small pieces
+/// makes the QUIC library give up the connection (it keeps at most 1,024 pieces).
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 
-/// Unread bytes of one connection: 1 Gbit/s at a round trip of 64 ms, and all that a hostile
-/// member can make this device hold.
+/// The most unread bytes of one connection: 1 Gbit/s at a round trip of 64 ms, and the most that a
+/// hostile member can make this device hold.
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
-/// Bytes sent and not acknowledged yet, for one connection, whatever window the peer offers.
+/// The most unacknowledged bytes of one connection, whatever window the peer offers.
 const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Unread bytes of a connection of a protocol for strangers: the longest request of a joiner.
+/// The most unread bytes of a connection with a protocol for strangers: the longest request of a
+/// joiner.
 const STRANGER_WINDOW_BYTES: u32 = PAIR_FRAME_BYTES_MAX + HEADER_BYTES as u32;
 
-/// The search for the longest packets begins with the longest that Ethernet carries, where nearly
-/// every network is done, and then tries the middle once; the library's default takes five probes.
+/// The search for the packet size begins with Ethernet's maximum, which nearly every network
+/// supports, and then tries the middle once; the library's default takes five probes.
 const MTU_STEP_BYTES: u16 = 127;
 
-/// Keeps NAT mappings open; the commonest short one is 30 s.
+/// Keeps NAT mappings open; the most common short timeout is 30 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// Silence after which a connection is lost: six keep-alives.
+/// How long a connection may be silent before it is lost: six keep-alives.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long stopping may take to tell the peers.
+/// How long closing may take to notify the peers.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(4);
 
-/// How often binding anew tries the same port: the failed endpoint gives it back within moments.
+/// How often binding again tries the same port: the failed endpoint releases it within moments.
 const SAME_PORT_ATTEMPTS: u32 = 20;
 
-/// How long a failed endpoint waits for its lost connections to be let go of, and how often it looks.
+/// How long a failed endpoint waits until its lost connections are dropped, and how often it
+/// checks.
 const HANDLES_WAIT: Duration = Duration::from_secs(2);
 const HANDLES_LOOK: Duration = Duration::from_millis(2);
 
-/// The pause between two attempts to bind anew.
+/// The pause between two attempts to bind again.
 const REBIND_PAUSE: Duration = Duration::from_millis(50);
 
-/// Live connections in total; bounds memory together with the windows. The largest group meant to
-/// be connected all to all is 20 devices.
+/// The most live connections; together with the windows this bounds memory. The largest group that
+/// should be connected all to all has 20 devices.
 pub(super) const CONNECTIONS_MAX: usize = 64;
 
-/// Live connections with one peer: two when both dial at once.
+/// The most live connections with one peer: two when both dial at once.
 const CONNECTIONS_PER_PEER_MAX: usize = 2;
 
-/// Live connections of each protocol for strangers.
+/// The most live connections of each protocol for strangers.
 const STRANGER_CONNECTIONS_MAX: usize = 4;
 
-/// Which relay helps when no direct path is found.
+/// Which relay is used when no direct path is found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Relay {
     /// The public relays and address lookup of the iroh project.
     #[default]
     Default,
-    /// None.
+    /// No relay.
     Off,
-    /// One's own, by its `https://` URL.
+    /// An own relay by its `https://` URL.
     Url(String),
 }
 
-/// How to bind.
+/// The configuration of the endpoint.
 #[derive(Debug, Clone)]
 pub struct NetConfig {
-    /// The device's identity.
+    /// The device's secret key.
     pub secret_key: SecretKey,
-    /// Which relay to use.
+    /// The relay.
     pub relay: Relay,
-    /// Nothing is sent beyond the local network, but for the probes by which QUIC tries the other
-    /// addresses that a connected member names; overrides `relay`.
+    /// Whether to send nothing beyond the local network. Exception: the probes with which QUIC
+    /// tries other addresses that a connected member names. Overrides `relay`.
     pub offline: bool,
-    /// One UDP address to bind instead of all interfaces. With a loopback address only devices of
+    /// The UDP address to bind instead of all interfaces. With a loopback address only devices on
     /// the same machine are reached, and nothing is announced.
     pub bind: Option<SocketAddr>,
-    /// The UDP port of last time, of IPv4, where the others look first; another is taken when it is in use.
+    /// The IPv4 UDP port of the last run, which other devices try first; if it is in use, another
+    /// is taken.
     pub port: Option<u16>,
-    /// What to speak in a session, newest first: [`Protocol::Two`], [`Protocol::Plain`] or both.
+    /// The protocols of sessions, newest first: [`Protocol::Two`], [`Protocol::Plain`] or both.
     pub protocols: Vec<Protocol>,
-    /// Where the QUIC library panics when a test demands it.
+    /// Lets tests make the QUIC library panic.
     #[cfg(test)]
     pub(crate) panics: Option<Arc<super::inject::Panics>>,
 }
@@ -138,8 +142,8 @@ impl NetConfig {
     }
 }
 
-/// The endpoint. Clones are the same endpoint. End it with [`Net::close`], or peers notice only at
-/// their idle timeout.
+/// The endpoint. Clones share it. End it with [`Net::close`]; otherwise peers notice only at their
+/// idle timeout.
 #[derive(Debug, Clone)]
 pub struct Net {
     inner: Arc<Inner>,
@@ -151,21 +155,21 @@ struct Inner {
     config: NetConfig,
     relay_mode: RelayMode,
     bound: Mutex<Bound>,
-    /// How often the endpoint was bound anew.
+    /// How often the endpoint was bound again.
     bindings: watch::Sender<u64>,
-    /// The UDP port of the endpoint, of IPv4; 0 when it has none.
+    /// The IPv4 UDP port of the endpoint; 0 when it has none.
     port: AtomicU16,
     closing: AtomicBool,
     lan: Option<Lan>,
     live: Mutex<Vec<Live>>,
-    /// Where members are known to be; as many as the member list holds.
+    /// The known addresses of members, as many as the member list holds.
     member_addresses: Mutex<BTreeSet<SocketAddr>>,
 }
 
-/// The endpoint in use.
+/// The current endpoint.
 #[derive(Debug, Clone)]
 pub(super) struct Bound {
-    /// `None` while it is bound anew.
+    /// `None` while it is being bound again.
     pub(super) endpoint: Option<Endpoint>,
     pub(super) fate: Fate,
 }
@@ -175,7 +179,7 @@ impl Bound {
         Self { endpoint: Some(endpoint), fate: Fate::default() }
     }
 
-    /// Asks the library something about the endpoint.
+    /// Queries the endpoint; `None` when it is lost.
     pub(super) fn ask<'a, R>(&'a self, question: impl FnOnce(&'a Endpoint) -> R) -> Option<R> {
         let endpoint = self.endpoint.as_ref()?;
         self.fate.call(|| question(endpoint)).ok()
@@ -191,7 +195,7 @@ impl Bound {
     }
 }
 
-/// A connection that counts against the limits until it ends. Oldest first.
+/// A connection that counts against the limits until it ends.
 #[derive(Debug)]
 struct Live {
     peer: NodeId,
@@ -220,7 +224,8 @@ async fn bind_endpoint(
             .bind_addr(address)
             .with_context(|| format!("binding UDP {address}"))?;
     } else if let Some(port) = port {
-        // Not every machine has IPv6, and where it is, its socket may take the port for IPv4 too.
+        // IPv6 is optional: not every machine has it, and its socket may take the port for IPv4
+        // too.
         let optional = BindOpts::default().set_is_required(false);
         builder = builder
             .clear_ip_transports()
@@ -245,10 +250,10 @@ async fn bind_endpoint(
 }
 
 impl Net {
-    /// Binds the sockets; does not wait for any network.
+    /// Binds the sockets; waits for no network.
     ///
     /// # Errors
-    /// The relay's URL or the bind address is of no use.
+    /// The relay's URL or the bind address is unusable.
     pub async fn bind(config: NetConfig) -> anyhow::Result<Self> {
         let relay_mode = match (&config.relay, config.offline) {
             (_, true) | (Relay::Off, false) => RelayMode::Disabled,
@@ -280,17 +285,17 @@ impl Net {
         })
     }
 
-    /// Gives the failed endpoint up, with all its connections, and binds another: at the same port,
-    /// where the peers look, unless the failed one does not let go of it. Tries until it can or the
-    /// device stops.
+    /// Gives up the failed endpoint with all its connections and binds another one: at the same
+    /// port, which the peers know, unless the failed endpoint does not release it. Repeats until it
+    /// succeeds or the device stops.
     ///
     /// # Cancel safety
-    /// Safe: called again, it goes on.
+    /// Safe: the next call continues.
     pub(super) async fn rebind(&self) {
         let port = self.inner.port.load(Ordering::Relaxed);
         self.bound().fate.lose();
-        // The library's actors look at their connections when they are dropped, and panic in a
-        // destructor where one is poisoned and still has a handle: the handles go first.
+        // The library's actors access their connections when they are dropped, and panic in a
+        // destructor if a poisoned connection still has a handle. So the handles must go first.
         let deadline = Instant::now() + HANDLES_WAIT;
         while Instant::now() < deadline && self.live().iter().any(|l| !l.connection.is_gone()) {
             sleep(HANDLES_LOOK).await;
@@ -316,7 +321,7 @@ impl Net {
 
     fn install(&self, endpoint: Endpoint) {
         if let Some(lan) = self.lan() {
-            // Refused only by an endpoint that is closed already.
+            // Fails only on an endpoint that is closed already.
             let _ = endpoint.address_lookup().map(|lookup| lookup.add(lan.clone()));
         }
         self.inner.port.store(port_of(&endpoint).unwrap_or(0), Ordering::Relaxed);
@@ -324,12 +329,12 @@ impl Net {
         self.inner.bindings.send_modify(|count| *count += 1);
     }
 
-    /// The UDP port in use, of IPv4.
+    /// The IPv4 UDP port in use.
     pub fn port(&self) -> Option<u16> {
         self.bound().ask(port_of)?
     }
 
-    /// What to speak in a session.
+    /// The protocols of sessions.
     pub(super) fn protocols(&self) -> &[Protocol] {
         &self.inner.config.protocols
     }
@@ -338,12 +343,12 @@ impl Net {
         self.inner.config.offline
     }
 
-    /// This device.
+    /// The node ID of this device.
     pub fn node_id(&self) -> NodeId {
         NodeId(*self.inner.id.as_bytes())
     }
 
-    /// Where this device can be reached now, as text, for tickets and the members list. Empty
+    /// The current addresses of this device as text, for tickets and the members list. Empty
     /// without a network; loopback addresses only when there are no others.
     pub fn addresses(&self) -> Vec<String> {
         let Some(addresses) = self.bound().ask(|endpoint| endpoint.addr().addrs) else {
@@ -354,7 +359,8 @@ impl Net {
         addresses
             .iter()
             .filter(|address| match address {
-                // Without its scope, which means nothing to others, a link-local address is none.
+                // A link-local address is useless to others without its scope, which has no meaning
+                // for them.
                 TransportAddr::Ip(SocketAddr::V6(v6)) if v6.ip().is_unicast_link_local() => false,
                 TransportAddr::Ip(socket) => only_loopback || !socket.ip().is_loopback(),
                 _ => true,
@@ -364,13 +370,13 @@ impl Net {
             .collect()
     }
 
-    /// What a user should know about the network and can do something about; empty when all is
-    /// well.
+    /// Problems of the network that a user can fix; empty when there are none.
     pub fn warnings(&self) -> Vec<String> {
         self.inner.lan.as_ref().and_then(Lan::warning).into_iter().collect()
     }
 
-    /// Tells where members are known to be. Callers from there do not share the limits of all others.
+    /// Sets the known addresses of members. Callers from there do not share the limits of all
+    /// others.
     pub fn set_member_addresses<'a>(&self, addresses: impl Iterator<Item = &'a String>) {
         let addresses = addresses.filter_map(|text| text.parse().ok()).map(canonical).collect();
         *lock(&self.inner.member_addresses) = addresses;
@@ -380,8 +386,8 @@ impl Net {
         lock(&self.inner.member_addresses).contains(&canonical(address))
     }
 
-    /// Closes every connection with SHUTDOWN, then the endpoint; tells the peers as far as they
-    /// can be reached within a few seconds.
+    /// Closes every connection with SHUTDOWN, then the endpoint. Notifies the peers that can be
+    /// reached within a few seconds.
     pub async fn close(&self) {
         self.inner.closing.store(true, Ordering::Relaxed);
         let live = std::mem::take(&mut *self.live());
@@ -394,9 +400,9 @@ impl Net {
         }
     }
 
-    /// Counts a connection in, unless a limit stands against it. Of more connections with one peer
-    /// than the limit the oldest goes: a peer that restarted dials again while its old connection
-    /// still looks alive here.
+    /// Counts a connection, unless a limit forbids it. If there are too many with one peer, the
+    /// oldest is closed: a peer that restarted dials again while its old connection still seems
+    /// alive here.
     pub(super) fn admit(&self, connection: &Connection) -> bool {
         let peer = connection.peer();
         let mut live = self.live();
@@ -425,7 +431,7 @@ impl Net {
         lock(&self.inner.bound).clone()
     }
 
-    /// Changes when the endpoint was bound anew.
+    /// Changes when the endpoint was bound again.
     pub(super) fn bindings(&self) -> watch::Receiver<u64> {
         self.inner.bindings.subscribe()
     }
@@ -434,25 +440,25 @@ impl Net {
         self.inner.closing.load(Ordering::Relaxed)
     }
 
-    /// Looks whether the library has failed in one of the connections: those who wait on such a
-    /// connection are not woken by it.
+    /// Checks whether the library failed in one of the connections: it does not wake tasks that
+    /// wait for such a connection.
     pub(super) fn look_for_failures(&self) {
         let live: Vec<_> =
             self.live().iter().filter_map(|live| live.connection.upgrade()).collect();
         for connection in live {
-            // A failed one loses the endpoint when it is used.
+            // Using a failed connection marks the endpoint as lost.
             let _ = connection.ended();
         }
     }
 
-    /// The changes of the endpoint's addresses, until it is bound anew.
+    /// The changes of the endpoint's addresses until it is bound again.
     pub(super) fn watch_addresses(&self) -> BoxStream<'static, EndpointAddr> {
         let watch = |endpoint: &Endpoint| endpoint.watch_addr().stream_updates_only().boxed();
         self.bound().ask(watch).unwrap_or_else(|| stream::pending().boxed())
     }
 
-    /// How to accept a connection of a protocol for strangers: it needs one stream for one small
-    /// message, and may make this device hold no more than that.
+    /// How to accept a connection with a protocol for strangers: it needs one stream for one small
+    /// message, and may not make this device hold more.
     pub(super) fn stranger_config(&self) -> Option<Arc<ServerConfig>> {
         let alpns = [Protocol::Pairing, Protocol::Introduction].map(|p| p.alpn().to_vec()).to_vec();
         let transport = transport_limits(1, STRANGER_WINDOW_BYTES, STRANGER_WINDOW_BYTES).build();
@@ -478,7 +484,7 @@ fn port_of(endpoint: &Endpoint) -> Option<u16> {
     sockets.into_iter().find(SocketAddr::is_ipv4).map(|socket| socket.port())
 }
 
-/// What is behind these locks is whole between any two steps.
+/// The state behind these locks is whole between any two steps, so poisoning is ignored.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,9 @@
 //! Frames over any byte stream, each read and write under a deadline.
 //!
-//! I1  A payload's memory grows with the bytes that arrived, not with the length announced: what is
-//!     allocated ahead is no longer than a frame that the stream has brought before.
-//! I2  Small frames are gathered and written together: a receiver's reassembly buffer counts pieces.
+//! I1  The memory of a payload grows with the bytes that arrived, not with the announced length: no
+//!     more is allocated ahead than the longest frame that the stream has brought before.
+//! I2  Small frames are collected and written together, because a receiver's reassembly buffer
+//!     counts pieces.
 
 use std::io;
 use std::time::Duration;
@@ -16,10 +17,10 @@ use tokio::time::timeout;
 use crate::core::close::CloseCode;
 use crate::wire::frame::{HEADER_BYTES, Header, HeaderError, Kind};
 
-/// How much of a stream's first long payload is allocated ahead of its arrival.
+/// How much of a stream's first long payload is allocated before it arrives.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
 
-/// Gathered frames are written out when they reach this size.
+/// Collected frames are written when they reach this size.
 const GATHER_BYTES: usize = 64 * 1024;
 
 /// Why a frame could not be read or written.
@@ -31,13 +32,13 @@ pub enum FrameError {
     /// The stream ended inside a frame.
     #[error("the stream ended inside a frame")]
     Truncated,
-    /// Nothing moved for the deadline.
+    /// No byte moved for this long.
     #[error("no progress for {0:?}")]
     Stalled(Duration),
-    /// This side has more to say in one message than the other reads.
+    /// This side's message is longer than the other side accepts.
     #[error("a {kind:?} message of {bytes} bytes is too long to be sent")]
     Oversized {
-        /// Of which kind.
+        /// The kind of message.
         kind: Kind,
         /// Its length.
         bytes: usize,
@@ -48,7 +49,7 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    /// With what a connection is to be closed whose stream must not break.
+    /// The close code for a connection whose stream must not break.
     pub fn close_code(&self) -> CloseCode {
         match self {
             Self::Header(HeaderError::TooLong { .. }) => CloseCode::TooLarge,
@@ -64,9 +65,9 @@ impl FrameError {
 /// A frame that arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    /// What it carries; never [`Kind::Extension`].
+    /// The kind; never [`Kind::Extension`].
     pub kind: Kind,
-    /// The protobuf message.
+    /// The encoded protobuf message.
     pub payload: Bytes,
 }
 
@@ -76,13 +77,13 @@ pub struct FrameReader<R> {
     stream: R,
     buffer: BytesMut,
     stall: Option<Duration>,
-    /// See I1. Growing step by step copies what is there.
+    /// The longest frame so far, see I1. Growing step by step would copy what is there.
     longest_bytes: usize,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    /// Frames of `stream`; every read must make progress within `stall` (`None`: wait for ever
-    /// between frames and inside them, for streams whose connection has a keep-alive).
+    /// Reads frames from `stream`. Every read must make progress within `stall`; `None` waits for
+    /// ever, for streams whose connection has a keep-alive.
     pub fn new(stream: R, stall: Option<Duration>) -> Self {
         Self { stream, buffer: BytesMut::new(), stall, longest_bytes: READ_AHEAD_BYTES }
     }
@@ -93,7 +94,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Safe: what has arrived stays buffered.
     ///
     /// # Errors
-    /// [`FrameError`]; the stream is of no use afterwards.
+    /// [`FrameError`]; the stream cannot be used afterwards.
     pub async fn read(&mut self) -> Result<Option<Frame>, FrameError> {
         loop {
             let Some(header) = self.fill_header().await? else { return Ok(None) };
@@ -115,8 +116,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
-    /// Of a frame that was cut off, what has arrived: its kind, and its payload's beginning. For when
-    /// [`Self::read`] has failed, or is not called again.
+    /// The part that has arrived of a frame that was cut off: its kind and the beginning of its
+    /// payload. For use when [`Self::read`] has failed or is not called again.
     pub fn cut_off(&mut self) -> Option<Frame> {
         let header = Header::decode(*self.buffer.first_chunk()?).ok()?;
         let mut payload = self.buffer.split().split_off(HEADER_BYTES).freeze();
@@ -150,10 +151,10 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
-/// A byte stream that may take a buffer as it is: a QUIC stream keeps it until it is acknowledged,
-/// where it has to copy a slice.
+/// A byte stream that can take over a buffer: a QUIC stream keeps it until it is acknowledged, but
+/// must copy a slice.
 pub trait TakeBytes: AsyncWrite + Unpin {
-    /// Takes some off the front of `bytes`, at least one.
+    /// Takes at least one byte from the front of `bytes`.
     ///
     /// # Cancel safety
     /// Safe: what was taken is no longer in `bytes`.
@@ -172,22 +173,22 @@ pub struct FrameWriter<W> {
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
-    /// Frames onto `stream`; every write must make progress within `stall`.
+    /// Writes frames to `stream`; every write must make progress within `stall`.
     pub fn new(stream: W, stall: Duration) -> Self {
         Self { stream, buffer: BytesMut::new(), stall }
     }
 
-    /// Adds a frame; it may stay gathered until [`Self::flush`].
+    /// Adds a frame, which may stay collected until [`Self::flush`].
     ///
     /// # Errors
-    /// [`FrameError`]; the stream is of no use afterwards.
+    /// [`FrameError`]; the stream cannot be used afterwards.
     pub async fn write(&mut self, kind: Kind, message: &impl Message) -> Result<(), FrameError> {
         self.begin(kind, message.encoded_len())?;
         message.encode(&mut self.buffer).expect("BytesMut grows");
         self.flush_if_full().await
     }
 
-    /// The same for a message that is encoded already.
+    /// Adds a frame with an encoded message.
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -211,10 +212,10 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         Ok(())
     }
 
-    /// Hands everything gathered to the stream.
+    /// Writes all collected frames to the stream.
     ///
     /// # Errors
-    /// [`FrameError`]; the stream is of no use afterwards.
+    /// [`FrameError`]; the stream cannot be used afterwards.
     pub async fn flush(&mut self) -> Result<(), FrameError> {
         let mut written = 0;
         while written < self.buffer.len() {
@@ -241,8 +242,8 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
 }
 
 impl<W: TakeBytes> FrameWriter<W> {
-    /// Writes a frame whose payload is `head` and then `bulk`, which is handed over uncopied, after
-    /// everything gathered.
+    /// Writes all collected frames and then a frame with the payload `head` and `bulk`, of which
+    /// `bulk` is not copied.
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -263,7 +264,7 @@ impl<W: TakeBytes> FrameWriter<W> {
     }
 }
 
-/// A pipe in memory has to copy.
+/// A pipe in memory must copy.
 #[cfg(test)]
 impl TakeBytes for tokio::io::DuplexStream {
     async fn take(&mut self, bytes: &mut Bytes) -> io::Result<()> {

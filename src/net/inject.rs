@@ -1,5 +1,5 @@
 //! Panics inside the QUIC library, for tests: its congestion controller panics on demand where the
-//! library writes a packet, which is where it panicked by itself.
+//! library writes a packet, which is where it once panicked by itself.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use iroh::endpoint::{Controller, ControllerFactory};
 
-/// Packets of a path that are sent in any case: its handshake is over then.
+/// The first packets of a path that never panic, so that its handshake completes.
 const UNHARMED_PACKETS: usize = 12;
 
-/// Where panics are demanded. Clones of the `Arc` are the same.
+/// The requested panics.
 #[derive(Debug, Default)]
 pub(crate) struct Panics {
     due: AtomicUsize,
@@ -19,12 +19,12 @@ pub(crate) struct Panics {
 }
 
 impl Panics {
-    /// So many of the next packets panic.
+    /// Makes this many of the next packets panic.
     pub(crate) fn demand(&self, count: usize) {
         self.due.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// How many there were.
+    /// The number of panics so far.
     pub(crate) fn done(&self) -> usize {
         self.done.load(Ordering::Relaxed)
     }
@@ -36,7 +36,7 @@ impl ControllerFactory for Panics {
     }
 }
 
-/// Controls nothing but its own end.
+/// A congestion controller that controls nothing and panics on demand.
 #[derive(Debug, Clone)]
 struct Panicking {
     panics: Arc<Panics>,

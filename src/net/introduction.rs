@@ -1,11 +1,11 @@
-//! Introductions: a device that was added by one member shows that to another, which refused it
-//! because it has not heard. And removals: a device that is told by a close code that it was removed asks
-//! for the signed removal in the same way.
+//! Introductions: a device that one member added presents the ops that added it to another member,
+//! which refused it because it does not know them yet. Removals: a device that learned of its
+//! removal by a close code requests the signed removal in the same way.
 //!
-//! One stream, opened by the newcomer: `Introduction ->`; the member closes, with OK when the newcomer
-//! may dial again. Or, to a device that was removed, `<- Removal`; then the device closes.
+//! The newcomer opens one stream: `Introduction ->`. The member closes, with OK when the newcomer
+//! may dial again. To a device that was removed it sends `<- Removal`, and then the device closes.
 //!
-//! I1  A refusal tells a stranger nothing: one code, whatever is wrong.
+//! I1  A refusal tells a stranger nothing: the code is the same whatever is wrong.
 //! I2  Each step has a deadline, and the message a bound.
 
 use std::time::Duration;
@@ -29,13 +29,13 @@ use super::frame::{FrameReader, FrameWriter};
 /// How long the member waits for the introduction.
 const NEWCOMER_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long the newcomer waits for the answer: the member writes to its disk first.
+/// How long the newcomer waits for the answer: the member first writes to its disk.
 const MEMBER_DEADLINE: Duration = Duration::from_secs(15);
 
-/// Shows a member who added this device, and returns the answer.
+/// Introduces this device to a member and returns the answer.
 ///
 /// # Cancel safety
-/// Safe: the attempt is given up, or was taken in.
+/// Safe: the attempt is given up, or was received.
 pub async fn introduce(
     net: &Net,
     member: NodeId,
@@ -56,7 +56,7 @@ pub async fn introduce(
         }
         removal_from_wire(&peer::Removal::decode(frame.payload).ok()?).ok()
     };
-    // Who let this device in meanwhile closes before it has read anything.
+    // A member that admitted this device meanwhile closes before it reads anything.
     if let Ok(Some(ops)) = timeout(MEMBER_DEADLINE, removal).await {
         connection.close(CloseCode::Ok, "");
         return Introduced::Removed(ops);
@@ -71,8 +71,8 @@ pub async fn introduce(
     }
 }
 
-/// Answers a device that introduces itself. `judge` checks the introduction, takes it in durably if it
-/// is good, and says how the device stands.
+/// Answers a device that introduces itself. `judge` checks the introduction, applies it durably if
+/// it is valid, and returns the device's standing.
 pub async fn host<Judge, Judging>(connection: Connection, judge: Judge)
 where
     Judge: FnOnce(Introduction) -> Judging,
@@ -102,7 +102,7 @@ where
                 // The device closes, because it knows when it has everything.
                 Some(connection.closed().await)
             };
-            // A device that does not read is closed all the same.
+            // A device that does not read is closed as well.
             let _ = timeout(NEWCOMER_DEADLINE, told).await;
             connection.close(CloseCode::Removed, "");
         }

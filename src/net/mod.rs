@@ -1,10 +1,9 @@
-//! QUIC: the endpoint, tickets, framed streams, pairing. Nothing outside this folder names the QUIC
-//! library, but for the kind of key in `state::identity`; streams leave it as `AsyncRead` and
-//! `AsyncWrite`.
+//! QUIC: the endpoint, tickets, framed streams, pairing. Only this folder names the QUIC library,
+//! except for the key type in `state::identity`; streams leave it as `AsyncRead` and `AsyncWrite`.
 //!
-//! Reading order: `endpoint` (bind, limits), `dial`, `accept` (who comes in), `connection` (streams
-//! and closes), `contain` (what a panic of the QUIC library costs), `frame`, then `ticket`, `pairing`
-//! and `introduction`; `discovery`, `announced` and `address` serve them.
+//! Reading order: `endpoint` (bind, limits), `dial`, `accept` (which connections are admitted),
+//! `connection` (streams and closes), `contain` (what a panic of the QUIC library costs), `frame`,
+//! then `ticket`, `pairing` and `introduction`; `discovery`, `announced` and `address` serve them.
 
 mod accept;
 mod address;
@@ -31,8 +30,8 @@ pub use discovery::{NetEvent, NetEvents};
 pub use endpoint::{Net, NetConfig, Relay};
 pub use iroh::SecretKey;
 
-/// Directives for the log filter. The libraries below repeat themselves for ever where there is no
-/// network or no multicast; [`Net::warnings`] says it once.
+/// Directives for the log filter. Without a network or multicast these libraries repeat themselves
+/// for ever; [`Net::warnings`] reports it once.
 pub const LOG_DIRECTIVES: [&str; 8] = [
     "swarm_discovery=off",
     "iroh_mdns_address_lookup=error",

@@ -1,12 +1,13 @@
 //! A ticket: a one-time invitation, as text to paste or as a QR code.
 //!
-//! I1  A typo is noticed as such: the text carries a checksum, as the library's tickets do not.
-//! I2  The secret shows in the ticket's text only, never in `Debug`.
+//! I1  A typo is recognised: the text carries a checksum, which the library's tickets lack.
+//! I2  The secret appears in the ticket's text only, never in `Debug`.
 //!
-//! The text is `cansync` and, in base32 without padding (RFC 4648), in either case:
-//! `version u8 | node ID 32 | secret 16 | expires ms u64 | addresses | checksum 4`, numbers
-//! big-endian, each address `4, IPv4, port`, `6, IPv6, port` or `0, length u8, URL`. The checksum is
-//! the start of BLAKE3 over all before it, in every version, so that a typo in the version is one.
+//! The text is `cansync` followed by, in base32 without padding (RFC 4648), in either case:
+//! `version u8 | node ID 32 | secret 16 | expires ms u64 | addresses | checksum 4`. Numbers are
+//! big-endian; each address is `4, IPv4, port`, `6, IPv6, port` or `0, length u8, URL`. The
+//! checksum is the start of the BLAKE3 hash of everything before it, in every version, so that a
+//! typo in the version is recognised too.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -27,7 +28,7 @@ const CHECKSUM_BYTES: usize = 4;
 /// Version, node ID, secret, expiry and checksum: a ticket without addresses.
 const BYTES_MIN: usize = 1 + NodeId::LEN + 16 + 8 + CHECKSUM_BYTES;
 
-/// The longest text looked at: 16 addresses with the longest URLs are 6,700 characters.
+/// The longest text parsed: 16 addresses with the longest URLs are 6,700 characters.
 const TEXT_BYTES_MAX: usize = 8 * 1024;
 
 const TAG_IPV4: u8 = 4;
@@ -37,62 +38,62 @@ const TAG_URL: u8 = 0;
 /// An invitation to the group of `inviter`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ticket {
-    /// Who invites.
+    /// The device that invites.
     pub inviter: NodeId,
-    /// Where the inviter can be reached. What is neither a socket address nor a URL, and more than
-    /// 16, is left out of the text.
+    /// The addresses of the inviter. Those that are neither a socket address nor a URL, and those
+    /// beyond 16, are left out of the text.
     pub addresses: Vec<String>,
-    /// Whoever knows it may join once.
+    /// The secret that allows one device to join once.
     pub secret: TicketSecret,
-    /// Until when, milliseconds since 1970.
+    /// The end of the ticket's validity, ms since the Unix epoch.
     pub expires_ms: u64,
 }
 
 /// Why a text is not a ticket.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TicketError {
-    /// Something else entirely.
+    /// The text is something else.
     #[error("not a ticket: a ticket begins with \"{PREFIX}\"")]
     NotATicket,
-    /// The beginning or the end of it is missing.
+    /// The beginning or the end is missing.
     #[error("the ticket is cut off: it has {chars} characters, the shortest has {}", chars_min())]
     TooShort {
-        /// How many there are.
+        /// The number of characters.
         chars: usize,
     },
-    /// Something was pasted along with it.
+    /// The text is too long: something was pasted along with it.
     #[error("the ticket is too long: {bytes} bytes, the limit is {TEXT_BYTES_MAX}")]
     TooLong {
-        /// How many there are.
+        /// The number of bytes.
         bytes: usize,
     },
-    /// No ticket contains this character.
+    /// The text contains a character that no ticket has.
     #[error("the ticket is garbled: {character:?} at position {position} cannot be part of it")]
     Garbled {
         /// The character.
         character: char,
-        /// Where, from 1.
+        /// Its position, from 1.
         position: usize,
     },
-    /// A typo.
+    /// The checksum does not match: a typo.
     #[error("the ticket is garbled: a character is wrong, missing or too many; copy it once more")]
     Checksum,
-    /// Made by a newer program.
+    /// A newer program made the ticket.
     #[error("the ticket has version {seen}, this program knows version {VERSION}: update it")]
     Version {
-        /// The version.
+        /// The version found.
         seen: u8,
     },
-    /// The checksum is right and the content is not: made by a broken program.
+    /// The checksum is right but the content is not: a broken program made the ticket.
     #[error("the ticket was made wrongly: {0}")]
     Malformed(&'static str),
 }
 
 impl Ticket {
-    /// The ticket as a QR code for a dark terminal, in half blocks; `None` when it is too long for
-    /// one, which takes more relay URLs than a device has.
+    /// The ticket as a QR code for a dark terminal, in half blocks. `None` when it is too long,
+    /// which takes more relay URLs than a device has.
     pub fn qr(&self) -> Option<String> {
-        // Upper case: QR codes store it in little more than half the space.
+        // In upper case, which a QR code stores in little more than half the space.
         let text = self.to_string().to_uppercase();
         let code = QrCode::with_error_correction_level(text, EcLevel::L).ok()?;
         let (dark, light) = (Dense1x2::Light, Dense1x2::Dark);
@@ -148,7 +149,7 @@ impl fmt::Debug for Ticket {
 }
 
 impl fmt::Display for Ticket {
-    /// The whole ticket, its secret included.
+    /// Writes the whole ticket including its secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{PREFIX}{}", BASE32_NOPAD.encode(&self.encode()).to_lowercase())
     }
@@ -157,7 +158,7 @@ impl fmt::Display for Ticket {
 impl FromStr for Ticket {
     type Err = TicketError;
 
-    /// Reads a ticket in either case; white space, as mail programs insert it, is skipped.
+    /// Parses a ticket in either case; skips white space, which mail programs insert.
     fn from_str(text: &str) -> Result<Self, TicketError> {
         if text.len() > TEXT_BYTES_MAX {
             return Err(TicketError::TooLong { bytes: text.len() });
@@ -174,7 +175,7 @@ impl FromStr for Ticket {
         if chars < chars_min() {
             return Err(TicketError::TooShort { chars });
         }
-        // All characters are right, so what fails here is their number or the bits of the last.
+        // All characters are valid, so only their number or the bits of the last can be wrong.
         let bytes = BASE32_NOPAD.decode(base32.as_bytes()).map_err(|_| TicketError::Checksum)?;
         Self::decode(&bytes)
     }
