@@ -1,16 +1,17 @@
-//! The only reader of time; deadlines of tokio alone are on its own clock, which tests can pause.
+//! The only reader of time. Exception: deadlines of tokio are on its own clock, which tests can
+//! pause.
 //!
-//! Durations are measured on the monotonic clock, which never goes back; the wall clock is for
-//! people, for tickets' expiry, and for noticing that the device slept.
+//! Durations are measured on the monotonic clock, which never goes back. The wall clock is for
+//! people, for the expiry of tickets, and for noticing that the device slept.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use chrono::{Datelike as _, Local, Timelike as _};
 
-/// The wall clock running ahead of the monotonic one by this much means that the device slept.
+/// How far the wall clock must get ahead of the monotonic one to show that the device slept.
 const SLEPT_MS: u64 = 10_000;
 
-/// A clock that starts at zero.
+/// A monotonic clock that starts at zero.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     started: Instant,
@@ -27,43 +28,43 @@ impl Clock {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The instant of a time of this clock.
+    /// The instant at a time of this clock.
     pub fn instant(&self, at_ms: u64) -> Instant {
-        // A century ahead is as good as never, and does not overflow.
+        // A century ahead is as good as never and does not overflow.
         const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
         self.started + Duration::from_millis(at_ms).min(NEVER)
     }
 }
 
-/// The monotonic clock's time: for deadlines of a process's life.
+/// The time of the monotonic clock, for deadlines within the life of the process.
 pub fn instant_now() -> Instant {
     Instant::now()
 }
 
-/// The wall clock's time: for the age of files.
+/// The time of the wall clock, for the age of files.
 pub fn wall_now() -> SystemTime {
     SystemTime::now()
 }
 
-/// Milliseconds since the Unix epoch; 0 when the clock stands before it.
+/// Milliseconds since the Unix epoch; 0 when the clock is before it.
 pub fn wall_ms() -> u64 {
     let since = wall_now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The minute of the week where this machine is, counted from Sunday, 00:00.
+/// The current minute of the week in local time, counted from Sunday, 00:00.
 pub fn local_week_minute() -> u16 {
     let now = Local::now();
     let minute = (now.weekday().num_days_from_sunday() * 24 + now.hour()) * 60 + now.minute();
     u16::try_from(minute).expect("a week has 10,080 minutes")
 }
 
-/// [`wall_ms`] as databases keep it.
+/// [`wall_ms`] as databases hold it.
 pub fn wall_ms_signed() -> i64 {
     i64::try_from(wall_ms()).unwrap_or(i64::MAX)
 }
 
-/// Notices that the device slept: the wall clock went on while the monotonic one stood.
+/// Notices that the device slept: the wall clock advanced while the monotonic one stood still.
 #[derive(Debug)]
 pub struct SleepWatch {
     mono_ms: u64,
@@ -71,12 +72,12 @@ pub struct SleepWatch {
 }
 
 impl SleepWatch {
-    /// Begins to watch.
+    /// Starts watching.
     pub fn new(mono_ms: u64, wall_ms: u64) -> Self {
         Self { mono_ms, wall_ms }
     }
 
-    /// True when the device slept, or its clock was set far ahead, since the last call.
+    /// Whether the device slept, or its clock was set far ahead, since the last call.
     pub fn slept(&mut self, mono_ms: u64, wall_ms: u64) -> bool {
         let mono = mono_ms.saturating_sub(self.mono_ms);
         let wall = wall_ms.saturating_sub(self.wall_ms);

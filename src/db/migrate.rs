@@ -1,10 +1,10 @@
-//! Steps the schema of a database file forward, with a copy of the old file kept beside it.
+//! Migrates the schema of a database file, and keeps a copy of the old file beside it.
 //!
-//! The version of a file's schema is in `PRAGMA user_version`. A file that holds data nobody else has
-//! is migrated; a cache is rebuilt by its owner instead.
+//! The version of a file's schema is in `PRAGMA user_version`. A file with data that exists nowhere
+//! else is migrated; a cache is rebuilt by its owner instead.
 //!
-//! M1  Before the first step there is a consistent copy of the file beside it, on the disk:
-//!     `NAME.v<version>-<YYYYMMDD-HHMMSS>.bak`, readable as it is. The last two are kept.
+//! M1  Before the first step there is a consistent and durable copy of the file beside it:
+//!     `NAME.v<version>-<YYYYMMDD-HHMMSS>.bak`, a readable database. The last two copies are kept.
 //! M2  All steps and the new version are one transaction: a file has its old schema or the newest.
 //! M3  A file that is refused (too new, not ours, no space for the copy, a step that fails) is left
 //!     as it was, and no copy of it stays.
@@ -20,10 +20,10 @@ use chrono::DateTime;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use thiserror::Error;
 
-/// Copies kept of one file: the one just made, and the one before.
+/// How many copies of one file are kept: the new one and the one before.
 const COPIES_KEPT: usize = 2;
 
-/// Takes the schema one version further. `steps[i]` makes version i + 2 of version i + 1.
+/// A step to the next schema version: `steps[i]` migrates version i + 1 to i + 2.
 pub type Step = fn(&Transaction<'_>) -> anyhow::Result<()>;
 
 /// The schema version that a list of steps ends at.
@@ -31,23 +31,23 @@ pub const fn newest(steps: &[Step]) -> i64 {
     steps.len() as i64 + 1
 }
 
-/// What [`migrate`] found and did.
+/// The result of [`migrate`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The file has no tables: the caller makes them, at the newest version, in one transaction.
+    /// The file has no tables: the caller creates them, at the newest version, in one transaction.
     Empty,
-    /// It has the newest schema already.
+    /// The file has the newest schema already.
     Current,
-    /// It was stepped forward.
+    /// The file was migrated.
     Migrated {
-        /// The version it had.
+        /// The version before.
         from: i64,
-        /// Where the old file's copy is.
+        /// The path of the old file's copy.
         copy: PathBuf,
     },
 }
 
-/// Why a file was not migrated. It is as it was before.
+/// Why a file was not migrated. It is unchanged.
 #[derive(Debug, Error)]
 pub enum MigrateError {
     /// A later version of this program wrote the file.
@@ -60,10 +60,10 @@ pub enum MigrateError {
         path: PathBuf,
         /// Its version.
         found: i64,
-        /// The newest version known here.
+        /// The newest version that this program knows.
         known: i64,
     },
-    /// The file has tables and no version of ours.
+    /// The file has tables but no version of ours.
     #[error("{} is a database of another program: move it away", .0.display())]
     Foreign(PathBuf),
     /// The disk cannot hold the copy.
@@ -74,9 +74,9 @@ pub enum MigrateError {
     NoSpace {
         /// The file.
         path: PathBuf,
-        /// Bytes the copy takes.
+        /// The bytes needed for the copy.
         needed_bytes: u64,
-        /// Bytes free on its disk.
+        /// The bytes free on the disk.
         free_bytes: u64,
     },
     /// The copy could not be written.
@@ -94,7 +94,7 @@ pub enum MigrateError {
     Step {
         /// The file.
         path: PathBuf,
-        /// The version it keeps.
+        /// The version that the file keeps.
         from: i64,
         /// The cause.
         error: anyhow::Error,
@@ -109,9 +109,9 @@ pub enum MigrateError {
     },
 }
 
-/// Brings the database at `path`, open as `connection`, to the newest version. The connection must
-/// commit durably (`synchronous = FULL`), and nobody else may write the file meanwhile. `now_ms`, the
-/// wall clock since the Unix epoch, names the copy. Blocks.
+/// Migrates the database at `path`, open as `connection`, to the newest version. The connection
+/// must commit durably (`synchronous = FULL`), and nobody else may write the file meanwhile.
+/// `now_ms`, the wall clock since the Unix epoch, names the copy. Blocks.
 pub fn migrate(
     connection: &mut Connection,
     path: &Path,
@@ -140,7 +140,7 @@ pub fn migrate(
     );
     write_copy(connection, path, &copy)?;
     if let Err(error) = run_steps(connection, path, found, steps) {
-        // Not after a commit that failed: then it is not known which schema the disk has.
+        // The copy stays after a failed commit, because then the schema on the disk is not known.
         if matches!(error, MigrateError::Step { .. }) {
             remove_copy(&copy);
         }
@@ -154,7 +154,8 @@ fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("PRAGMA user_version", [], |row| row.get(0))
 }
 
-/// M2. References between tables are checked once, at the end: a step may rebuild any table.
+/// Runs the steps (M2). References between tables are checked once at the end, so that a step may
+/// rebuild any table.
 fn run_steps(
     connection: &mut Connection,
     path: &Path,
@@ -165,7 +166,7 @@ fn run_steps(
     let failed = |error| MigrateError::Step { path: path.to_owned(), from, error };
     let checks_references: bool =
         connection.query_row("PRAGMA foreign_keys", [], |row| row.get(0)).map_err(database)?;
-    // Has no effect inside a transaction.
+    // This pragma has no effect inside a transaction.
     connection.pragma_update(None, "foreign_keys", false).map_err(database)?;
     let run = |connection: &mut Connection| {
         let tx = connection
@@ -195,7 +196,7 @@ fn check_references(tx: &Transaction<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// M1.
+/// Writes the copy (M1).
 fn write_copy(connection: &Connection, path: &Path, copy: &Path) -> Result<(), MigrateError> {
     let database = |error| MigrateError::Database { path: path.to_owned(), error };
     let failed = |error| MigrateError::Copy { path: path.to_owned(), copy: copy.to_owned(), error };
@@ -221,18 +222,18 @@ fn write_copy(connection: &Connection, path: &Path, copy: &Path) -> Result<(), M
         return Err(no_space(needed_bytes, free));
     }
 
-    // Under its last name only once it is whole and on the disk.
+    // It gets its final name only when it is complete and durable.
     let unfinished = beside(copy, ".unfinished");
     let write = || -> Result<(), MigrateError> {
         remove_if_there(&unfinished).map_err(failed)?;
-        // Made here, so that it is for its owner alone; the database fills it.
+        // Created here so that only its owner can read it; SQLite fills it.
         OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&unfinished)
             .map_err(failed)?;
-        // A path need not be UTF-8, a text that SQLite is given must.
+        // A path need not be UTF-8, but a text value for SQLite must be.
         let target = unfinished.as_os_str().as_bytes();
         connection.execute("VACUUM INTO CAST(?1 AS TEXT)", [target]).map_err(
             |error| match error.sqlite_error_code() {
@@ -247,14 +248,14 @@ fn write_copy(connection: &Connection, path: &Path, copy: &Path) -> Result<(), M
     write().inspect_err(|_| remove_copy(&unfinished))
 }
 
-/// The name a copy made now gets.
+/// The name of a copy made now.
 fn copy_name(path: &Path, version: i64, now_ms: u64) -> PathBuf {
     let now = i64::try_from(now_ms).ok().and_then(DateTime::from_timestamp_millis);
     let stamp = now.unwrap_or_default().format("%Y%m%d-%H%M%S");
     beside(path, &format!(".v{version}-{stamp}.bak"))
 }
 
-/// Leaves the copy just made, and of the others the newest.
+/// Keeps the new copy and the newest of the older ones.
 fn drop_old_copies(path: &Path, made: &Path) {
     let folder = folder_of(path);
     let prefix = path.file_name().map_or_else(OsString::new, |name| {
@@ -275,7 +276,7 @@ fn drop_old_copies(path: &Path, made: &Path) {
             let name = entry.file_name();
             let rest = name.as_bytes().strip_prefix(prefix.as_bytes())?;
             let stamp = rest.strip_suffix(b".bak")?.rsplitn(3, |byte| *byte == b'-');
-            // The time, then the date: the version goes last.
+            // Sorted by date and time, not by version.
             let mut parts: Vec<&[u8]> = stamp.collect();
             parts.reverse();
             let [_, date, time] = parts[..] else { return None };
@@ -328,7 +329,7 @@ mod tests {
         |tx| Ok(tx.execute_batch("CREATE INDEX tagged ON notes (tag)")?),
     ];
 
-    /// A file of version 1 with one note, open as its owner has it.
+    /// A file of version 1 with one note, open as its owner opens it.
     fn old_file(dir: &Path) -> (PathBuf, Connection) {
         let path = dir.join("notes.db");
         let connection = open(&path);
@@ -490,8 +491,8 @@ mod tests {
             )
             .unwrap();
         drop(connection);
-        // Without the mark that its own count of pages is right, the file's length counts. The file
-        // has holes and takes no space.
+        // Without the mark that SQLite's own page count is valid, the length of the file counts.
+        // The file has holes and takes no space.
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         file.write_all_at(&[0xff; 4], 92).unwrap();
         file.set_len(HUGE_BYTES).unwrap();

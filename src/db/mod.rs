@@ -1,3 +1,3 @@
-//! What every SQLite file of ours shares: how its schema moves on ([`migrate`]).
+//! What all SQLite files share: schema migration ([`migrate`]).
 
 pub mod migrate;

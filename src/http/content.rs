@@ -1,11 +1,11 @@
-//! An asset's bytes as an HTTP answer: `Range`, ETag, and a stream that holds one piece at a time.
+//! Serves an asset's content over HTTP: `Range`, ETag, and a stream that holds one piece at a time.
 //!
-//! A whole answer is hashed while it is sent, and its last piece is held back until the hash is
-//! right: a damaged asset ends in a cut connection, never in a complete answer. Of a part of a large
-//! asset each piece is checked before it is sent, in the buffer it is sent from: by its hash pairs
-//! where the store has them (BLAKE3, embedded), else by the hash it had when the whole was read and
-//! found right, just before. That reading costs time before the first byte; of an asset over
-//! [`PART_OF_BYTES_MAX`] the whole is sent instead. Damage is told to the store.
+//! A whole asset is hashed while it is sent, and its last piece is held back until the hash is
+//! right: sending a damaged asset ends in a cut connection, never in a complete answer. For a part
+//! of a large asset each piece is verified before it is sent, in the same buffer: by its hash pairs
+//! if the store has them (BLAKE3, embedded), otherwise by its hash from a reading of the whole
+//! asset just before, which was right. That reading delays the first byte, so of an asset over
+//! [`PART_OF_BYTES_MAX`] the whole is sent instead. Damage is reported to the store.
 
 use std::fs::File;
 use std::io;
@@ -29,14 +29,14 @@ use crate::store::{
     BaoFiles, Condition, GROUP, READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError,
 };
 
-/// Bytes of a chunk group. Pieces begin and end at multiples of it.
+/// The size of a chunk group. Pieces begin and end at multiples of it.
 const GROUP_BYTES: u64 = GROUP.bytes() as u64;
 
-/// The largest asset that is read whole to prove a part of it: some seconds from a common disk.
+/// The largest asset that is read as a whole to prove a part of it: some seconds on a common disk.
 const PART_OF_BYTES_MAX: u64 = 1 << 30;
 
-/// Answers a GET or HEAD for the content `digest`, with validators and length; the caller adds what
-/// kind of bytes they are.
+/// Answers a GET or HEAD for the content `digest` with validators and length; the caller adds the
+/// content type.
 pub(crate) async fn answer(
     store: Arc<dyn Store>,
     digest: Digest,
@@ -51,7 +51,7 @@ pub(crate) async fn answer(
         return Ok(response);
     }
     let size_bytes = digest.size_bytes;
-    // A range of another version is of no use: If-Range that does not name this hash voids it.
+    // A range of another version is useless: an If-Range that does not name this hash disables it.
     let is_range_wanted =
         !headers.contains_key(header::IF_RANGE) || lists_etag(headers, header::IF_RANGE, &etag);
     let mut asked = match headers.get(header::RANGE) {
@@ -99,14 +99,15 @@ pub(crate) async fn answer(
     Ok(response)
 }
 
-/// Sets a header whose value is known to be printable.
+/// Sets a header whose value is printable.
 pub(crate) fn insert(headers: &mut HeaderMap, name: header::HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }
 }
 
-/// Whether the header lists `etag` or `*`. Weak validators (`W/`) do not match: ours are strong.
+/// Whether the header lists `etag` or `*`. Weak validators (`W/`) do not match, because ours are
+/// strong.
 pub(crate) fn lists_etag(headers: &HeaderMap, name: header::HeaderName, etag: &str) -> bool {
     headers.get_all(name).iter().any(|value| {
         let value = value.to_str().unwrap_or_default();
@@ -114,10 +115,10 @@ pub(crate) fn lists_etag(headers: &HeaderMap, name: header::HeaderName, etag: &s
     })
 }
 
-/// What a `Range` header asks for.
+/// What a `Range` header requests.
 #[derive(Debug, PartialEq, Eq)]
 enum Asked {
-    /// Also for what is not understood, and for several ranges at once: RFC 9110 14.2 allows it.
+    /// Also for a malformed header and for several ranges at once, as RFC 9110 14.2 allows.
     Whole,
     Part(Range<u64>),
     Unsatisfiable,
@@ -134,7 +135,7 @@ fn parse_range(value: &[u8], size_bytes: u64) -> Asked {
     };
     let number = |text: &str| -> Option<u64> {
         let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        // More digits than fit are past every end.
+        // A number that does not fit is beyond every end.
         is_number.then(|| text.parse().unwrap_or(u64::MAX))
     };
     let range = match (first, number(first), last, number(last)) {
@@ -151,8 +152,8 @@ fn parse_range(value: &[u8], size_bytes: u64) -> Asked {
     Asked::Part(range)
 }
 
-/// The bytes of `range`, piece by piece. The first piece is read before the answer begins, so that
-/// a store in trouble still gives an error answer.
+/// The content of `range`, piece by piece. The first piece is read before the answer begins, so
+/// that a failing store still causes an error answer.
 async fn body(
     store: Arc<dyn Store>,
     digest: Digest,
@@ -164,7 +165,7 @@ async fn body(
     if !is_whole && digest.size_bytes <= SMALL_BYTES_MAX {
         let mut whole = Pieces::whole(store, digest, algorithm);
         let bytes = whole.next().await?.unwrap_or_default();
-        // Both lie within the content, which is small.
+        // Both are within the content, which is small.
         let (start, end) = (range.start as usize, range.end as usize);
         return Ok(Body::from(bytes.slice(start..end)));
     }
@@ -185,18 +186,18 @@ async fn body(
 struct Pieces {
     store: Arc<dyn Store>,
     digest: Digest,
-    /// What is still to be read.
+    /// The range that is still to be read.
     range: Range<u64>,
     proof: Proof,
 }
 
-/// How what was read is checked.
+/// How content is verified after it was read.
 enum Proof {
-    /// All of it together, at its end.
+    /// The whole at its end.
     Whole(Hasher),
-    /// Each chunk group, by its hash pairs.
+    /// Each chunk group by its hash pairs.
     Groups(Arc<BaoFiles>),
-    /// Each piece, by its hash from a reading of the whole that was right.
+    /// Each piece by its hash from an earlier reading of the whole, which was right.
     Pieces(Vec<blake3::Hash>),
 }
 
@@ -237,7 +238,7 @@ impl Pieces {
         let end = self.range.end.min(piece_start + READ_BYTES_MAX);
         let read = match &self.proof {
             Proof::Whole(_) => start..end,
-            // A proof is of whole groups, or of a whole piece.
+            // Proofs cover whole groups, or a whole piece.
             Proof::Groups(_) => {
                 start - start % GROUP_BYTES..end.next_multiple_of(GROUP_BYTES).min(size_bytes)
             }
@@ -252,19 +253,19 @@ impl Pieces {
             && self.store.verify(hash).await? == Condition::Whole
             && let Some(files) = self.store.bao_files(hash).await?
         {
-            // The hash pairs were wrong, and have been made anew.
+            // The hash pairs were wrong, and the store has rebuilt them.
             self.proof = Proof::Groups(Arc::new(files));
             is_sound = self.check(&bytes, read.start).await;
         }
         if !is_sound {
             return Err(self.damage().await);
         }
-        // Both lie within what was read, which is a piece at most.
+        // Both are within what was read, which is a piece at most.
         let part = (start - read.start) as usize..(end - read.start) as usize;
         Ok(Some(bytes.slice(part)))
     }
 
-    /// Whether the bytes read from `start` on are the asset's, as far as can be told by now.
+    /// Whether the bytes read from `start` on are right, as far as this can be known yet.
     async fn check(&mut self, bytes: &Bytes, start: u64) -> bool {
         match &mut self.proof {
             Proof::Whole(hasher) => {
@@ -279,13 +280,13 @@ impl Pieces {
                 checked.is_ok_and(|checked| checked.is_ok_and(|is_sound| is_sound))
             }
             Proof::Pieces(hashes) => {
-                // As many as fit into memory were counted.
+                // The number of hashes fits into memory.
                 hashes.get((start / READ_BYTES_MAX) as usize) == Some(&blake3::hash(bytes))
             }
         }
     }
 
-    /// Has the store make sure that the asset is damaged.
+    /// Lets the store confirm that the asset is damaged.
     async fn damage(&self) -> StoreError {
         let hash = self.digest.hash;
         match self.store.verify(hash).await {
@@ -298,7 +299,7 @@ impl Pieces {
     }
 }
 
-/// Bytes of an asset from an offset on.
+/// Content of an asset from an offset on.
 struct Part {
     start: u64,
     bytes: Bytes,
@@ -320,7 +321,7 @@ impl ReadAt for Part {
     }
 }
 
-/// Whether the bytes, whole chunk groups, are those of the asset. Blocks on the disk.
+/// Whether the content, which is whole chunk groups, is right. Blocks on the disk.
 fn is_sound(outboard: &File, digest: &Digest, part: Part) -> io::Result<bool> {
     let outboard = PreOrderOutboard {
         root: blake3::Hash::from_bytes(digest.hash.0),

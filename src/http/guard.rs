@@ -1,9 +1,11 @@
-//! Who may speak with a loopback server: checked before anything else is looked at.
+//! The guard of a loopback server: decides which requests are allowed, before anything else is
+//! read.
 //!
-//! Loopback is no boundary: web pages reach it (by forms, `fetch`, rebound names) and so do other
-//! users of the machine. So, in this order and before routing: the request names us by a literal
-//! loopback name (DNS rebinding brings another one), carries no `Origin` or `Referer` (which only
-//! browsers send), and holds the key. No CORS header is ever sent. After Tailscale's LocalAPI.
+//! Loopback is no boundary: web pages reach it (by forms, `fetch`, rebound names), and so do other
+//! users of the machine. So before routing the guard checks, in this order: the request names the
+//! server by a literal loopback name (DNS rebinding uses another one), carries no `Origin` or
+//! `Referer` (which only browsers send), and holds the key. No CORS header is ever sent. Modelled
+//! on Tailscale's LocalAPI.
 
 use std::sync::Arc;
 
@@ -17,17 +19,17 @@ use super::places::{CONNECTIONS_MAX, Place};
 use super::problem::{Problem, problem, uniform};
 use crate::store::key::StoreKey;
 
-/// The names a request may call us by, with our port or none.
+/// The names by which a request may call the server, with its port or without.
 const HOST_NAMES: [&str; 3] = ["127.0.0.1", "[::1]", "localhost"];
 
 /// The one path that takes the key as `?key=`: browsers' EventSource cannot set headers.
 const KEY_IN_QUERY_PATH: &str = "/sync/events";
 
-/// The one path that asks for no key: it says that the server lives, and carries no data.
+/// The only path that needs no key: it shows that the server is alive and carries no data.
 const KEYLESS_PATH: &str = "/healthz";
 
-/// A router for connections that are known to be this user's: no key is asked for. Gives the
-/// router's bare errors their problem document, too.
+/// A router for connections known to be this user's, which need no key. It also gives the router's
+/// bare errors a problem document.
 pub fn own_user(router: Router) -> Router {
     Router::new().fallback_service(router).layer(middleware::from_fn(
         |mut request: Request, next: Next| async move {
@@ -39,7 +41,7 @@ pub fn own_user(router: Router) -> Router {
     ))
 }
 
-/// What a request must show to be let in.
+/// What a request must present to be allowed.
 #[derive(Debug, Clone)]
 pub struct Guard {
     key: Arc<StoreKey>,
@@ -47,14 +49,14 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Lets in who holds `key` and means the server on `port`.
+    /// Allows requests that hold `key` and name the server on `port`.
     pub fn new(key: StoreKey, port: u16) -> Self {
         Self { key: Arc::new(key), port }
     }
 
-    /// The router behind this guard. Also gives the router's bare errors their problem document.
+    /// The router behind this guard. It also gives the router's bare errors a problem document.
     pub fn layer(self, router: Router) -> Router {
-        // As a fallback the inner router, its routing included, runs only behind the check.
+        // As a fallback the inner router runs, with its routing, only after the check.
         Router::new().fallback_service(router).layer(middleware::from_fn(
             move |mut request: Request, next: Next| {
                 let place = request.extensions_mut().remove::<Arc<Place>>();
@@ -73,7 +75,7 @@ impl Guard {
         ))
     }
 
-    /// Why the request is not let in, or `None`.
+    /// Why the request is refused; `None` if it is allowed.
     fn refuse(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Problem> {
         if uri.scheme().is_some() || uri.authority().is_some() {
             return Some(forbidden("the request line must hold a path, not a URL"));
@@ -88,14 +90,14 @@ impl Guard {
             return Some(forbidden("requests from web pages are refused"));
         }
         if uri.path() != KEYLESS_PATH && !self.holds_key(method, uri, headers) {
-            // One text for a missing, a malformed and a wrong key.
+            // The same text for a missing, a malformed and a wrong key.
             return Some(problem(StatusCode::UNAUTHORIZED, "a valid key is needed"));
         }
         None
     }
 
-    /// Makes the connection the owner's; why not, or `None`. A request that shows no key changes
-    /// nothing: it stays a stranger's.
+    /// Makes the connection the owner's; returns why not. A request without the key changes
+    /// nothing: the connection stays a stranger's.
     fn occupy(&self, request: &Request, place: Option<&Place>) -> Option<Problem> {
         let holds_key = self.holds_key(request.method(), request.uri(), request.headers());
         if !holds_key || place.is_none_or(Place::let_in) {
@@ -143,7 +145,7 @@ fn forbidden(detail: &str) -> Problem {
     problem(StatusCode::FORBIDDEN, detail)
 }
 
-/// What every answer tells a browser that got at it all the same.
+/// Headers for every answer, for a browser that reaches the server nevertheless.
 fn harden(headers: &mut HeaderMap) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
@@ -266,7 +268,7 @@ mod tests {
         assert_eq!(judge(Method::POST, "/sync/events?key=right-key", &[HOST]), 401);
         assert_eq!(judge(Method::GET, "/sync/info?key=right-key", &[HOST]), 401);
         assert_eq!(judge(Method::GET, "/sync/events/?key=right-key", &[HOST]), 401);
-        // A wrong header is not mended by the query.
+        // A key in the query does not make up for a wrong header.
         let wrong = ("authorization", "Bearer wrong");
         assert_eq!(judge(Method::GET, "/sync/events?key=right-key", &[HOST, wrong]), 401);
     }

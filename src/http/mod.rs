@@ -1,8 +1,8 @@
-//! Everything that serves HTTP, whatever the routes: the listener and its limits, the guard in front
-//! of it, error documents, bodies on their way in, contents on their way out.
+//! Everything that serves HTTP, whatever the routes: the listener and its limits, the guard in
+//! front of it, error documents, uploads and downloads.
 //!
-//! [`store_api`] has the calls of `proto/store.proto` over the embedded store, [`people`] those that
-//! people and programs use over any store; the agent's own are in `api/`. All of them run behind a
+//! [`store_api`] serves the calls of `proto/store.proto` over the embedded store, [`people`] those
+//! for people and programs over any store; the agent's own are in `api/`. All of them run behind a
 //! [`guard`], on the connections of [`serve`].
 
 mod content;

@@ -1,9 +1,10 @@
 //! The HTTP endpoints for people and other programs (`/assets` of `proto/store.proto`), over any
 //! store: add, list, fetch, describe, trash.
 //!
-//! Contents are data of unknown origin. They are never shown by a browser as anything that can run:
-//! types come from a fixed list, `nosniff` and a sandbox go with every answer, and all but
-//! pictures, sound, film and plain text is a download. Adding takes constant memory; deleting is trashing.
+//! Contents are data of unknown origin. A browser must never show them as something that can run:
+//! content types come from a fixed list, every answer has `nosniff` and a sandbox, and everything
+//! but pictures, sound, film and plain text is a download. Adding uses constant memory; deleting
+//! moves into the trash.
 
 use std::any::Any;
 use std::path::PathBuf;
@@ -29,22 +30,22 @@ use crate::store::{
     Asset, Condition, Filter, Metadata, NewAsset, Store, StoreError, Stored, VerifiedFile,
 };
 
-/// Rows of a listing when the request does not say how many.
+/// The rows of a listing when the request does not set a limit.
 const LIST_ROWS_DEFAULT: usize = 100;
 
 /// The most rows of one listing: with the longest descriptions it stays below 64 MiB.
 const LIST_ROWS_MAX: usize = 1000;
 
-/// The longest filter text; longer than any tag, type or name worth looking for.
+/// The longest filter text; longer than any useful tag, type or name.
 const FILTER_BYTES_MAX: usize = 1024;
 
 /// The longest JSON document of an edit: the longest description and tags, every byte escaped.
 const EDIT_BYTES_MAX: u64 = 512 * 1024;
 
-/// A description longer than this belongs into an asset of its own.
+/// The longest description; a longer one belongs into an asset of its own.
 const DESCRIPTION_BYTES_MAX: usize = 16 * 1024;
 
-/// Tags of one asset, and the longest tag.
+/// The most tags of one asset, and the longest tag.
 const TAGS_MAX: usize = 256;
 const TAG_BYTES_MAX: usize = 128;
 
@@ -54,12 +55,12 @@ const FILE_NAME_BYTES_MAX: usize = 1020;
 /// The longest media type, by RFC 6838 4.2: twice 127 and a slash.
 const MEDIA_TYPE_BYTES_MAX: usize = 255;
 
-/// An edit that lost this many races in a row gives up.
+/// How often an edit is tried again after another one came first.
 const EDIT_TRIES_MAX: usize = 8;
 
-/// The router of the `/assets` endpoints. Large uploads pass through `staging_dir`, which must
-/// exist, be private to us, and for the embedded store lie on the store's volume; its owner sweeps what a
-/// crash leaves there.
+/// The router of the `/assets` endpoints. Large uploads pass through `staging_dir`. It must exist,
+/// be private, and for the embedded store be on the store's volume; its owner removes what a crash
+/// leaves there.
 pub fn router(store: Arc<dyn Store>, staging_dir: PathBuf) -> Router {
     Router::new()
         .route("/assets", get(list).post(add))
@@ -74,7 +75,7 @@ struct People {
     staging_dir: PathBuf,
 }
 
-/// The query's parameters in order; names repeat.
+/// The query's parameters in order; names may repeat.
 fn parameters(uri: &Uri) -> Result<Vec<(String, String)>, Problem> {
     Query::try_from_uri(uri)
         .map(|Query(pairs)| pairs)
@@ -101,7 +102,7 @@ fn parse_number<T: std::str::FromStr>(name: &str, text: &str) -> Result<T, Probl
     text.parse().map_err(|_| bad_request(format!("{name} must be a number, got {text:?}")))
 }
 
-/// `POST /assets`: takes a content in.
+/// `POST /assets`: stores a content.
 async fn add(
     State(People { store, staging_dir }): State<People>,
     uri: Uri,
@@ -110,7 +111,7 @@ async fn add(
 ) -> Result<Response, Problem> {
     let metadata = metadata_given(&uri, &headers)?;
     let info = store.info().await?;
-    // Refused before the first byte: a client that waits for `100 Continue` sends none.
+    // Refused before the first byte: a client that waits for `100 Continue` has sent none.
     if let Some(size_bytes) = announced_bytes(&headers) {
         check_largest(size_bytes, info.largest_asset_bytes)?;
         store.check_space(size_bytes).await?;
@@ -133,8 +134,8 @@ async fn add(
     Ok(response)
 }
 
-/// Hands a received content to the store. A copy that is held already is compared with its hash
-/// first: who adds a file must be able to delete it afterwards.
+/// Stores a received content. A copy that is held already is verified first, because a user who
+/// adds a file must be able to delete it afterwards.
 pub(crate) async fn keep(
     store: &dyn Store,
     received: Received,
@@ -152,12 +153,12 @@ pub(crate) async fn keep(
             let was_damaged = store.lookup(hash).await?.is_some()
                 && store.verify(hash).await? == Condition::Damaged;
             let path = temp.path().to_owned();
-            // Dropped afterwards, it takes away what a temporary failure leaves.
+            // When dropped, it removes what a temporary failure leaves.
             let guard: Option<Box<dyn Any + Send + Sync>> = Some(Box::new(temp));
             let file = VerifiedFile { digest, path, outboard: None, metadata, guard };
             let stored = store.adopt(file).await?;
             if was_damaged && stored == Stored::Existed {
-                // A foreign store that does not take it in again.
+                // A foreign store did not replace its damaged copy.
                 return Err(StoreError::Damaged(hash));
             }
             Ok((digest, stored))
@@ -165,7 +166,7 @@ pub(crate) async fn keep(
     }
 }
 
-/// What the request says about the content it brings.
+/// The metadata in the request.
 fn metadata_given(uri: &Uri, headers: &HeaderMap) -> Result<Metadata, Problem> {
     let mut metadata = Metadata::default();
     for (name, value) in parameters(uri)? {
@@ -184,7 +185,7 @@ fn metadata_given(uri: &Uri, headers: &HeaderMap) -> Result<Metadata, Problem> {
     let sent_as =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = sent_as.split(';').next().unwrap_or_default().trim();
-    // A form is not the content but wraps it; storing the wrapping is never what is meant.
+    // A form wraps the content; storing the wrapped form is never intended.
     if ["multipart/form-data", "application/x-www-form-urlencoded"]
         .iter()
         .any(|form| essence.eq_ignore_ascii_case(form))
@@ -203,7 +204,7 @@ fn metadata_given(uri: &Uri, headers: &HeaderMap) -> Result<Metadata, Problem> {
     written_by_people(metadata)
 }
 
-/// Metadata as people may write it: tags trimmed, everything of a readable size.
+/// Checks metadata written by people: trims tags and limits sizes.
 pub(crate) fn written_by_people(mut metadata: Metadata) -> Result<Metadata, Problem> {
     for tag in &mut metadata.tags {
         *tag = tag.trim().to_owned();
@@ -225,7 +226,7 @@ pub(crate) fn written_by_people(mut metadata: Metadata) -> Result<Metadata, Prob
     Ok(metadata)
 }
 
-/// `GET /assets`: a page of rows.
+/// `GET /assets`: a page of assets.
 async fn list(State(people): State<People>, uri: Uri) -> Result<Response, Problem> {
     let mut filter = Filter::default();
     let mut after = 0;
@@ -289,7 +290,7 @@ fn row(asset: &Asset) -> serde_json::Value {
     })
 }
 
-/// The row with its version as ETag.
+/// An asset as JSON with its version as ETag.
 fn row_answer(asset: &Asset) -> Response {
     let mut response = Json(row(asset)).into_response();
     insert(response.headers_mut(), header::ETAG, &version_etag(&asset.metadata));
@@ -304,7 +305,7 @@ async fn find(store: &dyn Store, hash: Hash) -> Result<Asset, Problem> {
     Ok(store.lookup(hash).await?.ok_or(StoreError::NotFound(hash))?)
 }
 
-/// `GET /assets/{hash}`: the bytes.
+/// `GET /assets/{hash}`: the content.
 async fn fetch(
     State(People { store, .. }): State<People>,
     Path(hash): Path<String>,
@@ -345,15 +346,15 @@ async fn fetch(
     Ok(response)
 }
 
-/// What a content is served as.
+/// How a content is served.
 #[derive(Debug, PartialEq, Eq)]
 struct Served {
     content_type: &'static str,
-    /// A browser can show it and nothing in it can run.
+    /// Whether a browser can show it and nothing in it can run.
     is_inert: bool,
 }
 
-/// Types served under their own name and shown inline when asked.
+/// Types served under their own name, and shown inline on request.
 const INERT_TYPES: [&str; 23] = [
     "audio/aac",
     "audio/flac",
@@ -390,7 +391,7 @@ const DOWNLOAD_TYPES: [&str; 6] = [
     "text/markdown",
 ];
 
-/// Never the stored text itself: it may hold anything.
+/// How a content of this media type is served. Never the stored type itself, which may be any text.
 fn served_type(media_type: &str) -> Served {
     let essence = media_type.split(';').next().unwrap_or_default().trim();
     let known = |types: &[&'static str]| {
@@ -408,8 +409,8 @@ fn served_type(media_type: &str) -> Served {
     }
 }
 
-/// The header by RFC 6266: an ASCII name for old clients and the real one, percent-encoded. Folders
-/// are cut off: only the last part of a path is a name.
+/// The header by RFC 6266: an ASCII name for old clients and the real name, percent-encoded. Only
+/// the last part of a path is used as the name.
 fn content_disposition(disposition: &str, file_name: &str) -> String {
     let name = file_name.rsplit(['/', '\\']).next().unwrap_or_default();
     if name.is_empty() {
@@ -429,7 +430,7 @@ fn content_disposition(disposition: &str, file_name: &str) -> String {
     format!("{disposition}; filename=\"{ascii}\"; filename*=UTF-8''{encoded}")
 }
 
-/// `GET /assets/{hash}/meta`: the row.
+/// `GET /assets/{hash}/meta`: an asset's metadata.
 async fn describe(
     State(People { store, .. }): State<People>,
     Path(hash): Path<String>,
@@ -445,7 +446,7 @@ async fn describe(
     Ok(row_answer(&asset))
 }
 
-/// What an edit changes; what it leaves out stays.
+/// The changes of an edit; fields left out stay.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Edit {
@@ -454,7 +455,7 @@ struct Edit {
     trashed: Option<bool>,
 }
 
-/// `PATCH /assets/{hash}/meta`.
+/// `PATCH /assets/{hash}/meta`: edits an asset's metadata.
 async fn edit(
     State(People { store, .. }): State<People>,
     Path(hash): Path<String>,
@@ -470,7 +471,7 @@ async fn edit(
     apply(store.as_ref(), hash, &headers, &edit).await
 }
 
-/// `DELETE /assets/{hash}`: into the trash.
+/// `DELETE /assets/{hash}`: moves an asset into the trash.
 async fn trash(
     State(People { store, .. }): State<People>,
     Path(hash): Path<String>,
@@ -480,8 +481,8 @@ async fn trash(
     apply(store.as_ref(), parse_hash(&hash)?, &headers, &edit).await
 }
 
-/// Writes an edit on top of the row that stands, by compare-and-set, so that no edit made meanwhile
-/// is lost. `If-Match` ties it to the version the caller saw.
+/// Applies an edit to the current metadata by compare-and-set, so that no other edit is lost.
+/// `If-Match` binds it to the version that the caller saw.
 async fn apply(
     store: &dyn Store,
     hash: Hash,
@@ -503,7 +504,8 @@ async fn apply(
             description: edit.description.clone().unwrap_or(standing.description),
             tags: edit.tags.clone().unwrap_or(standing.tags),
             trashed: edit.trashed.unwrap_or(standing.trashed),
-            // Not the edit's, and not bounded by people's limits: the store keeps them anyway.
+            // Not part of an edit, and not limited as people's input is: the store keeps these
+            // fields.
             ..Metadata::default()
         })?;
         match store.set_metadata(hash, &edited, Some(version)).await {

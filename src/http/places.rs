@@ -1,12 +1,13 @@
-//! Places for connections: how many there are, and which connection gives its place to a new one.
+//! Places for connections: how many there are, and which connection gives up its place for a new
+//! one.
 //!
 //! A connection is a stranger's until one of its requests has shown the key; from then on it is the
-//! owner's. The two kinds have places of their own:
+//! owner's. The two kinds have separate places:
 //!
-//! P1  A stranger never takes a place of the owner's, whatever it does.
-//! P2  A new connection always gets a stranger's place. When all are taken, a stranger that has had
-//!     an answer is closed for it, or else the one that has been silent longest.
-//! P3  When the owner's places are all taken, the connection idle longest is closed. When all are
+//! P1  A stranger never takes a place of the owner, whatever it does.
+//! P2  A new connection always gets a stranger's place. If all are taken, one is closed for it: a
+//!     stranger that had an answer, or otherwise the one silent for longest.
+//! P3  If the owner's places are all taken, the connection idle for longest is closed. If all are
 //!     busy, the request is refused.
 
 use std::collections::BTreeMap;
@@ -15,35 +16,36 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Open connections of the owner at once. An agent uses about ten, a browser six, a watcher one that
-/// it holds for days; the rest is room for scripts. Each costs a socket and about 10 KiB.
+/// The most open connections of the owner. An agent uses about ten, a browser six, a watcher one
+/// that it holds for days; the rest is for scripts. Each costs a socket and about 10 KiB.
 pub const CONNECTIONS_MAX: usize = 64;
 
-/// Open connections at once that have not shown the key. The owner's show it within a millisecond;
-/// the number is what a stranger must open meanwhile to push one of them out.
+/// The most open connections that have not shown the key. The owner's show it within a millisecond;
+/// a stranger would have to open this many meanwhile to push one of them out.
 pub const STRANGERS_MAX: usize = 64;
 
-/// The places, and who holds them.
+/// The places and their holders.
 #[derive(Clone, Default)]
 pub(super) struct Places(Arc<Mutex<Holders>>);
 
 #[derive(Default)]
 struct Holders {
     by_number: BTreeMap<u64, Holder>,
-    /// Never given twice: a connection whose place was taken has yet to give its number back.
+    /// Never reused: a connection that lost its place still has to return its number.
     next_number: u64,
 }
 
 struct Holder {
     standing: Standing,
-    /// Since when.
+    /// When its standing began.
     since: Instant,
     close: CancellationToken,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
-    /// Strangers come first: those that have had an answer before those that have not.
+    /// The standings in the order of closing: strangers first, those that had an answer before the
+    /// others.
     Answered,
     New,
     /// The owner's, between two requests.
@@ -61,16 +63,16 @@ impl Standing {
     }
 }
 
-/// Held by a connection; given back when dropped.
+/// A place held by a connection; dropping it returns it.
 pub(super) struct Place {
     places: Places,
     number: u64,
-    /// Cancelled when another connection gets the place.
+    /// Cancelled when another connection takes the place.
     pub(super) close: CancellationToken,
 }
 
 impl Places {
-    /// A stranger's place, if need be that of another one.
+    /// Takes a stranger's place, if need be that of another connection.
     pub(super) fn take(&self) -> Arc<Place> {
         let mut holders = self.lock();
         holders.make_room(Standing::is_stranger, STRANGERS_MAX);
@@ -88,7 +90,8 @@ impl Places {
 }
 
 impl Holders {
-    /// Closes a connection of this kind if there are `limit` of them; false if all of them are busy.
+    /// Closes a connection of this kind if there are `limit` of them. Returns false if all are
+    /// busy.
     fn make_room(&mut self, kind: impl Fn(Standing) -> bool, limit: usize) -> bool {
         let of_kind = self.by_number.iter().filter(|(_, holder)| kind(holder.standing));
         if of_kind.clone().count() < limit {
@@ -105,8 +108,8 @@ impl Holders {
 }
 
 impl Place {
-    /// The connection has shown the key, and a request of it begins. False when all places of the
-    /// owner are busy, or this one was taken away.
+    /// The connection has shown the key, and one of its requests begins. Returns false when all
+    /// places of the owner are busy, or this one was taken.
     #[must_use]
     pub(super) fn let_in(&self) -> bool {
         let mut holders = self.places.lock();
@@ -120,12 +123,12 @@ impl Place {
         true
     }
 
-    /// A request was answered, if not sent whole.
+    /// Notes that a request got an answer, which may not be sent completely yet.
     pub(super) fn answered(&self) {
         self.turn(Standing::New, Standing::Answered);
     }
 
-    /// An answer was sent whole, or its connection ended.
+    /// Notes that an answer was sent completely, or that its connection ended.
     pub(super) fn sent(&self) {
         self.turn(Standing::Busy, Standing::Idle);
     }

@@ -1,7 +1,7 @@
-//! Errors over HTTP: RFC 9457 problem documents, and which status a store error is.
+//! Errors over HTTP: RFC 9457 problem documents, and the status of each store error.
 //!
-//! Every error answer of this process has one shape, also the ones the router makes by itself
-//! (no such path, no such method): [`uniform`] sees to that.
+//! Every error answer of this process has one shape, also those that the router makes by itself (no
+//! such path, no such method): see [`uniform`].
 
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -12,16 +12,16 @@ use crate::store::StoreError;
 /// The media type of an error answer.
 pub const PROBLEM_TYPE: &str = "application/problem+json";
 
-/// An error answer: what went wrong and what to do, in a sentence.
+/// An error answer, which says in a sentence what went wrong and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The HTTP status.
     pub status: StatusCode,
-    /// For people; holds no secret.
+    /// The text for people; holds no secret.
     pub detail: String,
 }
 
-/// The one place where problems are made.
+/// Makes a problem; the only place that does.
 pub fn problem(status: StatusCode, detail: impl Into<String>) -> Problem {
     Problem { status, detail: detail.into() }
 }
@@ -38,7 +38,7 @@ impl From<StoreError> for Problem {
             StoreError::Conflict(_) => StatusCode::CONFLICT,
             StoreError::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
             StoreError::Disk(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            // A foreign store behind us failed its side, not the caller.
+            // The foreign store behind us failed, not the caller.
             StoreError::Unauthorized(_) | StoreError::Contract(_) => StatusCode::BAD_GATEWAY,
         };
         problem(status, error.to_string())
@@ -67,7 +67,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Gives the router's own bare errors (404, 405, a refused query) the common shape; other answers
+/// Gives the router's bare errors (404, 405, a malformed query) the common shape; other answers
 /// pass unchanged.
 pub fn uniform(response: Response) -> Response {
     let status = response.status();

@@ -1,8 +1,8 @@
-//! Connections of a loopback HTTP server: for how long they are held, and how they end.
+//! Connections of a loopback HTTP server: how long they are held, and how they end.
 //!
-//! Whoever connects holds one of the [`places`](super::places), sends its header within
-//! [`HEADER_DEADLINE`] (which closes idle connections too) and its body without longer pauses than
-//! [`BODY_PAUSE_MAX`]. [`serve`] owns every task it starts; when it returns, none is left.
+//! A client holds one of the [`places`](super::places), and must send its header within
+//! [`HEADER_DEADLINE`] (which closes idle connections too) and its body without pauses longer than
+//! [`BODY_PAUSE_MAX`]. [`serve`] owns every task that it starts; when it returns, none is left.
 
 use std::convert::Infallible;
 use std::io;
@@ -30,32 +30,32 @@ use tokio_util::sync::CancellationToken;
 
 use super::places::{Place, Places};
 
-/// A request's header has arrived by then, counted from the connect or the last answer.
+/// How long a request's header may take, from the connect or the last answer.
 pub const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The longest pause between two pieces of a request's body. Bodies are read only from who holds the
-/// key, and may come from a person who types or a program that computes.
+/// The longest pause between two pieces of a request's body. Only requests with the key have their
+/// body read; it may come from a person who types or a program that computes.
 pub const BODY_PAUSE_MAX: Duration = Duration::from_secs(600);
 
-/// Answers under way when the server is stopped have this long to end.
+/// How long answers under way may take to end when the server is stopped.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
-/// A request answered early may go on sending for so long, unread, before its connection is closed:
-/// a close in the middle of it would reach the sender before the answer does.
+/// How long a request that was answered early may go on sending, unread, before its connection is
+/// closed: an earlier close would reach the client before the answer.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// A request line and header larger than this are refused. Metadata in a header is the largest
-/// (`Asset-Metadata` of `proto/store.proto`, about 100 KiB in base64).
+/// The longest request line and header. Metadata in a header is the largest (`Asset-Metadata` of
+/// `proto/store.proto`, about 100 KiB in base64).
 const HEADER_BYTES_MAX: usize = 256 * 1024;
 
-/// After a failed `accept` (no file descriptors left), before the next.
+/// The pause after a failed `accept` (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves `router` on `listener`, which must be a loopback one, until `stop` is cancelled: then
 /// event streams end at once and other answers have [`STOP_DEADLINE`].
 ///
-/// A [`Guard`](super::guard::Guard) in the router tells which connections are the owner's. Dropping
-/// the future cuts every connection.
+/// A [`Guard`](super::guard::Guard) in the router decides which connections are the owner's.
+/// Dropping the future cuts every connection.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -72,13 +72,13 @@ pub async fn serve(
     Ok(())
 }
 
-/// The same for programs of this user and of root, on a Unix socket. Who connects is checked by the
-/// kernel's word, so the router needs no guard but [`own_user`](super::guard::own_user).
+/// Serves programs of this user and of root on a Unix socket. The kernel tells who connects, so the
+/// router needs no guard but [`own_user`](super::guard::own_user).
 pub async fn serve_own_user(listener: UnixListener, router: Router, stop: CancellationToken) {
     serve_until_stopped(Listener::Unix(listener), router, stop).await;
 }
 
-/// Where connections come in.
+/// The listening socket.
 enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
@@ -87,7 +87,7 @@ enum Listener {
 type Stream = Either<TcpStream, UnixStream>;
 
 impl Listener {
-    /// The next connection; `None` when it was one that is not served.
+    /// The next connection; `None` when it is not allowed.
     ///
     /// # Cancel safety
     /// Safe.
@@ -95,7 +95,7 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // Small answers should not wait for the peer's acknowledgement of the one before.
+                // Small answers must not wait for the acknowledgement of earlier ones.
                 let _ = stream.set_nodelay(true);
                 Ok(peer.ip().is_loopback().then_some(Either::Left(stream)))
             }
@@ -139,7 +139,7 @@ async fn serve_until_stopped(listener: Listener, router: Router, stop: Cancellat
     }
 }
 
-/// One connection from its first byte to its last.
+/// Serves one connection from its first byte to its last.
 async fn connection(stream: Stream, place: Arc<Place>, router: Router, stop: CancellationToken) {
     let close = place.close.clone();
     let service = Requests { router: TowerToHyperService::new(router), place, stop: stop.clone() };
@@ -154,11 +154,11 @@ async fn connection(stream: Stream, place: Arc<Place>, router: Router, stop: Can
         () = close.cancelled() => return,
         () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
     }
-    // `serve` cuts what does not end in time.
+    // `serve` cuts a connection that does not end in time.
     let _ = connection.await;
 }
 
-/// A connection's requests, handed to the router.
+/// Passes a connection's requests to the router.
 struct Requests {
     router: TowerToHyperService<Router>,
     place: Arc<Place>,
@@ -174,7 +174,7 @@ impl Service<hyper::Request<Incoming>> for Requests {
         let mut request = request;
         request.extensions_mut().insert(self.place.clone());
         let under_way = UnderWay(self.place.clone());
-        // Who waits for `100 Continue` sends nothing that could be lost.
+        // A client that waits for `100 Continue` has sent nothing that could be lost.
         let may_linger = !request.headers().contains_key(header::EXPECT);
         let mut rest = None;
         let request = request.map(|body| {
@@ -196,7 +196,7 @@ impl Service<hyper::Request<Incoming>> for Requests {
             let rest = rest.filter(|rest| !lock(rest).is_end_stream());
             let linger = rest.map(|rest| (rest, Box::pin(sleep(LINGER))));
             if linger.is_some() {
-                // An answer of known length ends with its last byte: there is no lingering then.
+                // An answer of known length would end at its last byte, without lingering.
                 response.headers_mut().remove(header::CONTENT_LENGTH);
             }
             Ok(response.map(|body| Body::new(Answer { body, stop, linger, _under_way: under_way })))
@@ -204,14 +204,14 @@ impl Service<hyper::Request<Incoming>> for Requests {
     }
 }
 
-/// A request's body, shared by its reader and by who lingers after an early answer.
+/// A request's body, shared by its reader and by the lingering after an early answer.
 type SharedBody = Arc<Mutex<Incoming>>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A request that is not answered whole.
+/// A request whose answer is not complete.
 struct UnderWay(Arc<Place>);
 
 impl Drop for UnderWay {
@@ -256,11 +256,11 @@ impl HttpBody for Impatient {
     }
 }
 
-/// An answer's body: keeps the request under way, and ends when told to.
+/// An answer's body: keeps the request under way, and ends early when the server stops.
 struct Answer {
     body: Body,
     stop: Option<BoxFuture<'static, ()>>,
-    /// What is still being sent after an early answer, and for how long it is read off.
+    /// The rest of the request after an early answer, and how long it is read and dropped.
     linger: Option<(SharedBody, Pin<Box<Sleep>>)>,
     _under_way: UnderWay,
 }

@@ -1,7 +1,7 @@
 //! The `/sync/*` calls of `proto/store.proto` over the embedded store, with the people's endpoints.
 //!
 //! Messages are bounded before they are read, and few are in memory at once; `blobs` has the
-//! streamed contents. Who may call is the guard's affair.
+//! streamed contents. The guard decides who may call.
 
 mod blobs;
 
@@ -40,10 +40,10 @@ use crate::store::{
 use crate::wire::parse;
 use crate::wire::proto::store as proto;
 
-/// What the router offers beyond the core. All of it, unless a test plays a lesser store.
+/// What the router offers beyond the core: everything, unless a test plays a smaller store.
 #[derive(Debug, Clone, Copy)]
 pub struct Features {
-    /// `GET /sync/info`; without it the store is a core-only one.
+    /// `GET /sync/info`; without it the store offers the core only.
     pub info: bool,
     /// Cursors in listings, and `?after`.
     pub after: bool,
@@ -72,22 +72,22 @@ impl Features {
     }
 }
 
-/// Messages of up to 16 MiB in memory at once; more wait. 64 MiB in all.
+/// The most messages of up to 16 MiB in memory; more wait. 64 MiB in all.
 const MESSAGES_AT_ONCE_MAX: usize = 4;
 
-/// So long a message waits for its turn, then 503.
+/// How long a message waits for its turn; then the answer is 503.
 const TURN_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Event streams at once: half of the connections, so that they never take all.
+/// The most event streams: half of the connections, so that they never take all.
 const EVENT_STREAMS_MAX: usize = 32;
 
-/// A comment line so often on a quiet event stream (named in the proto file).
+/// How often a quiet event stream sends a comment line (stated in the proto file).
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 
-/// Feed rows fetched at once for an event stream.
+/// The feed rows read at once for an event stream.
 const EVENT_PAGE_ROWS: usize = 256;
 
-/// The router of the store API over `store`. It answers whoever asks: put it behind a
+/// The router of the store API over `store`. It checks no key: put it behind a
 /// [`Guard`](crate::http::guard::Guard).
 pub fn router(store: EmbeddedStore, features: Features) -> Router {
     let staging_dir = store.staging_dir().to_owned();
@@ -130,7 +130,8 @@ struct Server {
 }
 
 impl Server {
-    /// Reads a request's message. The turn is held until the answer is made, since both are large.
+    /// Reads a request's message. The turn is held until the answer is made, because both are
+    /// large.
     async fn message<T: Message + Default>(
         &self,
         headers: &HeaderMap,
@@ -193,7 +194,7 @@ async fn hashes(
             query.after.unwrap_or(0),
             query.limit.unwrap_or(PAGE_ENTRIES_MAX).min(PAGE_ENTRIES_MAX),
         ),
-        // A store without cursors knows no pages either: it lists everything at once.
+        // A store without cursors has no pages either: it lists everything at once.
         false => (0, usize::MAX),
     };
     let (mut digests, mut gone) = (Vec::new(), Vec::new());
@@ -250,7 +251,7 @@ async fn pull(
                     format!("{content_bytes} bytes do not fit into a message: use /sync/blobs"),
                 ));
             }
-            // In neither list: to be asked for again.
+            // In neither list, so the client requests it again.
             continue;
         }
         room -= needed;
@@ -263,13 +264,13 @@ async fn pull(
     Ok(protobuf(&response))
 }
 
-/// The asset, unless it is damaged: for another device's agent it is missing then.
+/// The asset, unless it is damaged: to another device's agent it is then missing.
 async fn held(store: &EmbeddedStore, hash: Hash) -> Result<Option<Asset>, StoreError> {
     Ok(store.lookup(hash).await?.filter(|asset| !asset.is_damaged))
 }
 
-/// Reads the contents of bundles, the small ones all at once. What is wrong is not passed on; it is
-/// missing when it is asked for again.
+/// Reads the contents of bundles, all small ones at once. Wrong content is left out; when requested
+/// again it is missing.
 async fn fill_in(
     store: &EmbeddedStore,
     bundles: &mut [(Asset, proto::Bundle)],
@@ -324,7 +325,7 @@ fn at_most_entries(count: usize) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What a bundle brings.
+/// The asset in a bundle.
 fn bundle_parts(bundle: proto::Bundle) -> Result<NewAsset, Problem> {
     let Asset { entry, metadata, .. } = messages::asset(&bundle).map_err(bad_request)?;
     let got = bundle.content.len() as u64;
@@ -347,7 +348,7 @@ async fn push(
     let (bundle, _turn) = server.message::<proto::Bundle>(&headers, body).await?;
     let asset = bundle_parts(bundle)?;
     let digest = asset.digest;
-    // Through the same path as a streamed upload: hashed here, by file when it is not small.
+    // Like a streamed upload: hashed here, through a file when it is not small.
     let info = server.store.info().await?;
     check_largest(digest.size_bytes, info.largest_asset_bytes)?;
     let received = receive(
@@ -455,7 +456,8 @@ async fn events(State(server): State<Server>, headers: HeaderMap) -> Result<Resp
         None => (newest, None),
         Some(id) => match id.to_str().ok().and_then(|text| text.parse::<Cursor>().ok()) {
             Some(cursor) if cursor <= newest => (cursor, None),
-            // Never given out by this store: it was replaced, or restored from an older copy.
+            // A cursor that this store never gave out: it was replaced, or restored from an older
+            // copy.
             _ => {
                 let reset = Event::default().event("reset").id(newest.to_string());
                 (newest, Some(reset.data("{}")))
@@ -471,9 +473,9 @@ async fn events(State(server): State<Server>, headers: HeaderMap) -> Result<Resp
     Ok(sse.into_response())
 }
 
-/// The feed after a cursor, for ever; ends with an error when the store fails or is closed.
+/// The feed after a cursor, without end; it ends with an error when the store fails or is closed.
 fn feed(store: EmbeddedStore, after: Cursor) -> impl Stream<Item = Result<Event, StoreError>> {
-    // Not before the first look at the feed: what is added in between wakes us again.
+    // Subscribes before reading the feed, so that a later addition wakes it again.
     let newest = store.subscribe();
     let pages = stream::try_unfold((store, newest, after), async |(store, mut newest, after)| {
         loop {

@@ -1,8 +1,7 @@
-//! Bodies on their way into a store: read within bounds, hashed while they are written to a file of
-//! our own.
+//! Reading request bodies: within bounds, and hashed while they are written to a private file.
 //!
-//! A [`TempFile`] is made with `O_EXCL` and mode 0600 under a random name, and is gone when
-//! dropped. After a crash the owner of the folder sweeps it.
+//! A [`TempFile`] is created with `O_EXCL` and mode 0600 under a random name, and removed when it
+//! is dropped. After a crash the owner of the folder removes what is left.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,18 +20,18 @@ use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::store::hasher::Hasher;
 use crate::store::{SMALL_BYTES_MAX, Store, StoreError};
 
-/// How much is written between two looks at the free space, when the length was not announced.
+/// How many bytes are written between two checks of the free space when no length was announced.
 pub(crate) const SPACE_CHECK_BYTES: u64 = 64 * 1024 * 1024;
 
-/// How long a whole message may take to come while others wait for their turn: the longest has
-/// 16 MiB, from a program on this device.
+/// How long a whole message may take to arrive while others wait for their turn: the longest has 16
+/// MiB, from a program on this device.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A file that is removed when this is dropped.
 pub(crate) struct TempFile(PathBuf);
 
 impl TempFile {
-    /// A new empty file in `folder`.
+    /// Creates an empty file in `folder`.
     pub(crate) async fn create(folder: &Path) -> Result<(Self, File), Problem> {
         let name = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 16]>());
         let path = folder.join(format!("{name}.part"));
@@ -46,7 +45,7 @@ impl TempFile {
         Ok((Self(path), file))
     }
 
-    /// Where it is.
+    /// The file's path.
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
@@ -54,21 +53,21 @@ impl TempFile {
 
 impl Drop for TempFile {
     fn drop(&mut self) {
-        // Often gone already: the store takes the file over.
+        // Often it is gone already, because the store has taken the file over.
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
 /// A received content.
 pub(crate) enum Received {
-    /// At most [`SMALL_BYTES_MAX`] bytes.
+    /// At most [`SMALL_BYTES_MAX`] bytes, in memory.
     Small(Digest, Bytes),
-    /// More, in a file.
+    /// More bytes, in a file.
     Large(Digest, TempFile),
 }
 
 impl Received {
-    /// Refuses a content that does not have the hash it was announced under.
+    /// Refuses a content whose hash differs from the announced one.
     pub(crate) fn check(&self, expected: Hash) -> Result<(), StoreError> {
         let (Self::Small(digest, _) | Self::Large(digest, _)) = self;
         let got = digest.hash;
@@ -79,7 +78,7 @@ impl Received {
     }
 }
 
-/// Receives a content of any size, in constant memory. Nothing is left behind on an error.
+/// Receives a content of any size in constant memory. Leaves nothing behind on an error.
 pub(crate) async fn receive(
     body: Body,
     folder: &Path,
@@ -128,13 +127,13 @@ async fn receive_large(
         hasher.update(&chunk);
         file.write_all(&chunk).await.map_err(failed)?;
     }
-    // The file's last write may still be under way in the background.
+    // The last write to the file may still be under way in the background.
     file.flush().await.map_err(failed)?;
     let digest = Digest { hash: hasher.hash(), size_bytes };
     Ok(Received::Large(digest, temp))
 }
 
-/// Refuses a content larger than the store takes.
+/// Refuses a content larger than the store accepts.
 pub(crate) fn check_largest(size_bytes: u64, largest_bytes: Option<u64>) -> Result<(), Problem> {
     match largest_bytes {
         Some(largest) if size_bytes > largest => Err(problem(
@@ -145,14 +144,14 @@ pub(crate) fn check_largest(size_bytes: u64, largest_bytes: Option<u64>) -> Resu
     }
 }
 
-/// The next piece of a body.
+/// Reads the next piece of a body.
 pub(crate) async fn next_chunk(stream: &mut BodyDataStream) -> Result<Option<Bytes>, Problem> {
     stream.next().await.transpose().map_err(|error| {
         problem(StatusCode::BAD_REQUEST, format!("the body ended before it was whole: {error}"))
     })
 }
 
-/// A whole body of at most `limit_bytes`.
+/// Reads a whole body of at most `limit_bytes`.
 pub(crate) async fn collect(body: Body, limit_bytes: u64) -> Result<Bytes, Problem> {
     let mut stream = body.into_data_stream();
     let mut whole = BytesMut::new();
@@ -165,13 +164,13 @@ pub(crate) async fn collect(body: Body, limit_bytes: u64) -> Result<Bytes, Probl
     Ok(whole.freeze())
 }
 
-/// The same by somebody who keeps others waiting for it.
+/// As [`collect`], with a deadline, because others wait for their turn.
 pub(crate) async fn collect_in_turn(body: Body, limit_bytes: u64) -> Result<Bytes, Problem> {
     let late = || problem(StatusCode::REQUEST_TIMEOUT, "the body did not come in time: try again");
     timeout(MESSAGE_DEADLINE, collect(body, limit_bytes)).await.map_err(|_| late())?
 }
 
-/// Refuses by the announced length, before the first byte is asked for.
+/// Refuses a body by its announced length, before its first byte is requested.
 pub(crate) fn check_announced(headers: &HeaderMap, limit_bytes: u64) -> Result<(), Problem> {
     match announced_bytes(headers) {
         Some(bytes) if bytes > limit_bytes => Err(too_long(limit_bytes)),
@@ -183,12 +182,12 @@ fn too_long(limit_bytes: u64) -> Problem {
     problem(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is longer than {limit_bytes} bytes"))
 }
 
-/// The body's length, when the request announces it.
+/// The body's length if the request announces it.
 pub(crate) fn announced_bytes(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Refuses another content type than `expected`, which is compared whole, ignoring case.
+/// Refuses a content type other than `expected`, ignoring case.
 pub(crate) fn check_type(headers: &HeaderMap, expected: &str) -> Result<(), Problem> {
     let mut given = headers.get_all(header::CONTENT_TYPE).iter();
     match (given.next(), given.next()) {
@@ -200,7 +199,7 @@ pub(crate) fn check_type(headers: &HeaderMap, expected: &str) -> Result<(), Prob
     }
 }
 
-/// A failed write to a file of ours: 507 when the disk is full.
+/// The problem for a failed write to a file of ours: 507 when the disk is full.
 pub(crate) fn write_failed(path: &Path, error: &io::Error) -> Problem {
     let status = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {

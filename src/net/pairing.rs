@@ -1,10 +1,10 @@
-//! Pairing over the network: the joiner redeems a ticket, the inviter hosts it. `proto/peer.proto`
-//! tells the messages and their order.
+//! Pairing over the network: the joiner redeems a ticket, and the inviter hosts it.
+//! `proto/peer.proto` describes the messages and their order.
 //!
-//! I1  A device that does not know the ticket's secret learns nothing: one code without words, whether
-//!     a ticket is used, expired or made up.
+//! I1  A device that does not know the ticket's secret learns nothing: it gets the same code
+//!     without words whether a ticket is used, expired or invented.
 //! I2  Each step has a deadline and each message a bound.
-//! I3  The inviter has the joiner for a member only when the joiner says that it has joined. So the
+//! I3  The inviter makes the joiner a member only when the joiner says that it has joined. So the
 //!     joiner may call the pairing off, or be lost, at every step before.
 
 use std::fmt::Display;
@@ -32,56 +32,56 @@ use super::endpoint::Net;
 use super::frame::{FrameReader, FrameWriter};
 use super::ticket::Ticket;
 
-/// How long a device waits for a step that the other one does from memory.
+/// How long a device waits for a step that needs no disk on the other side.
 const STEP_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long a device waits for a step before which the other one writes to its disk.
+/// How long a device waits for a step before which the other side writes to its disk.
 const DISK_DEADLINE: Duration = Duration::from_secs(15);
 
-/// How long a connection has to say why its stream failed.
+/// How long to wait for a connection to report why its stream failed.
 const ENDED_WAIT: Duration = Duration::from_secs(1);
 
 /// How long people have to compare the digits.
 pub const COMPARE_DEADLINE: Duration = Duration::from_secs(300);
 
-/// What a joiner tells of itself, and wants.
+/// What a joiner says about itself and requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Joiner {
     /// Its name.
     pub device_name: String,
-    /// Where it can be reached.
+    /// The addresses at which it can be reached.
     pub addresses: Vec<String>,
-    /// How its store names assets.
+    /// The hash algorithm of its store.
     pub hash_algorithm: HashAlgorithm,
-    /// People are to compare the digits.
+    /// Whether people must compare the digits.
     pub verify: bool,
 }
 
-/// Why a ticket was not redeemed, as the joiner sees it.
+/// Why a ticket was not redeemed, for the joiner.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum JoinError {
-    /// It was made on this very device.
+    /// This device made the ticket itself.
     #[error("this ticket was made by this device: use it on the other one")]
     OwnTicket,
-    /// By this device's clock.
+    /// The ticket expired by this device's clock.
     #[error(
         "the ticket expired {} ago by this device's clock: make a new one, or set the clock",
         minutes(*.ago_ms)
     )]
     Expired {
-        /// Since when.
+        /// How long ago.
         ago_ms: u64,
     },
-    /// The inviter does not answer.
+    /// The inviter cannot be reached.
     #[error(
         "the device that made the ticket ({}) cannot be reached: {reason}; is it on, with can-sync \
          running, and on this network or the internet?",
         .inviter.short()
     )]
     Unreachable {
-        /// Who made the ticket.
+        /// The device that made the ticket.
         inviter: NodeId,
-        /// What happened.
+        /// The reason.
         reason: DialError,
     },
     /// The inviter does not know the ticket, for whatever reason.
@@ -90,7 +90,7 @@ pub enum JoinError {
          withdrawn; make a new one there"
     )]
     Refused,
-    /// The inviter knows the ticket, and says why it does not let this device in.
+    /// The inviter knows the ticket, and states why it does not admit this device.
     #[error("the other device does not let this one in: {0}")]
     Declined(String),
     /// The inviter's group has removed this device.
@@ -99,14 +99,14 @@ pub enum JoinError {
          makes this a new device"
     )]
     Removed,
-    /// The stores of the two devices cannot be synced.
+    /// The stores of the two devices use different hash algorithms.
     #[error(
         "this device's store names assets by {}, the other device's does not: stores of one group \
          must use the same hash algorithm",
         .own.name()
     )]
     HashAlgorithm {
-        /// What this device's store uses.
+        /// The hash algorithm of this device's store.
         own: HashAlgorithm,
     },
     /// The clocks of the two devices are too far apart.
@@ -117,40 +117,40 @@ pub enum JoinError {
         if *.ahead_ms > 0 { "ahead of" } else { "behind" }
     )]
     Clock {
-        /// By how much this device's clock is ahead.
+        /// How far this device's clock is ahead.
         ahead_ms: i64,
     },
-    /// It broke off in between.
+    /// The pairing broke off.
     #[error(
         "the other device broke off ({0}): try again, with a new ticket if this one is used up"
     )]
     Lost(String),
-    /// What the inviter said makes no sense.
+    /// The inviter's message is malformed.
     #[error("the other device's answer cannot be read: {0}")]
     Malformed(String),
 }
 
-/// Why a joiner was not let in, as the inviter sees it. For the log.
+/// Why a joiner was not admitted, for the inviter's log.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum HostError {
-    /// It sent no request in time.
+    /// The joiner sent no request in time.
     #[error("the joiner sent no request")]
     Silent,
-    /// What it said made no sense.
+    /// The joiner's message is malformed.
     #[error("the joiner's message cannot be read: {0}")]
     Malformed(String),
-    /// The nonce is not the one it committed to: it tried to choose the digits.
+    /// The joiner revealed another nonce than it had committed to: it tried to choose the digits.
     #[error("the joiner revealed another nonce than it had committed to")]
     OtherNonce,
-    /// It went away before it was let in.
+    /// The joiner left before it was admitted.
     #[error("the joiner called the pairing off: {0}")]
     CalledOff(String),
-    /// It was sent what makes it a member, and did not say that it has joined.
+    /// The joiner received the ops that make it a member, but did not confirm that it has joined.
     #[error("the joiner did not say that it has joined, and may yet come in: {0}")]
     Unconfirmed(String),
 }
 
-/// The stream of one pairing, whichever side this is.
+/// The stream of one pairing, on either side.
 #[derive(Debug)]
 struct Stream {
     connection: Connection,
@@ -176,7 +176,7 @@ impl Stream {
         self.writer.flush().await.map_err(lost)
     }
 
-    /// Reads the one message that may come now.
+    /// Reads the next message, which must be of `kind`.
     async fn read<M: Message + Default>(
         &mut self,
         kind: Kind,
@@ -191,8 +191,8 @@ impl Stream {
         M::decode(frame.payload).map_err(malformed)
     }
 
-    /// How the connection ended, if it has: a stream fails a moment before its connection says why. One
-    /// that goes on is closed.
+    /// How the connection ended, if it has: a stream fails a moment before its connection reports
+    /// the reason. A connection that has not ended is closed.
     async fn ended(&self) -> Option<Ended> {
         let ended = timeout(ENDED_WAIT, self.connection.closed()).await.ok();
         if ended.is_none() {
@@ -204,8 +204,8 @@ impl Stream {
 
 // ---- the joiner --------------------------------------------------------------------------------
 
-/// A ticket that the inviter has accepted; this device has not joined yet. Dropped, the pairing is
-/// called off.
+/// A pairing that the inviter accepted, before this device has joined. Dropping it calls the
+/// pairing off.
 #[derive(Debug)]
 pub struct Joining {
     stream: Stream,
@@ -215,13 +215,13 @@ pub struct Joining {
 }
 
 /// Dials the inviter, proves the ticket's secret and agrees on the digits. `now_ms` is the wall
-/// clock's.
+/// clock's time.
 ///
 /// # Cancel safety
 /// Safe: the pairing is called off.
 ///
 /// # Errors
-/// [`JoinError`], each fit for people.
+/// [`JoinError`], with a message for people.
 pub async fn ask(
     net: &Net,
     ticket: &Ticket,
@@ -264,7 +264,7 @@ pub async fn ask(
     }
 }
 
-/// Request, offer and reveal. The inner error is a reason to call the pairing off.
+/// Exchanges request, offer and reveal. The inner error is a reason to call the pairing off.
 async fn agree(
     stream: &mut Stream,
     request: &PairRequest,
@@ -295,24 +295,24 @@ async fn agree(
 }
 
 impl Joining {
-    /// What the inviter said.
+    /// The inviter's offer.
     pub fn offer(&self) -> &PairOffer {
         &self.offer
     }
 
-    /// The digits that the inviter shows, too, unless somebody stands in between.
+    /// The digits that the inviter shows too, unless an attacker is in between.
     pub fn short_code(&self) -> &str {
         &self.short_code
     }
 
-    /// Says that this device is ready to join, and waits for what makes it a member. It is the
-    /// caller's to join durably, and to say [`Self::joined`] then.
+    /// Tells the inviter that this device is ready to join, and waits for the ops that make it a
+    /// member. The caller must join durably and then call [`Self::joined`].
     ///
     /// # Cancel safety
     /// Safe: the pairing is called off.
     ///
     /// # Errors
-    /// [`JoinError`], each fit for people.
+    /// [`JoinError`], with a message for people.
     pub async fn confirm(&mut self) -> Result<PairAccept, JoinError> {
         let deadline = if self.offer.verify { COMPARE_DEADLINE } else { DISK_DEADLINE };
         let stream = &mut self.stream;
@@ -327,7 +327,7 @@ impl Joining {
         }
     }
 
-    /// Returns when the inviter has gone, with the reason.
+    /// Returns the reason when the inviter is gone.
     ///
     /// # Cancel safety
     /// Safe.
@@ -336,8 +336,8 @@ impl Joining {
         join_error(&ended, self.algorithm)
     }
 
-    /// Tells the inviter that this device has joined. Returns whether the inviter has it for a member
-    /// now; if that is not known, this device introduces itself when it is refused.
+    /// Tells the inviter that this device has joined. Returns whether the inviter confirmed it as a
+    /// member; if not, this device introduces itself when it is refused.
     ///
     /// # Cancel safety
     /// Safe.
@@ -355,7 +355,7 @@ impl Joining {
     }
 }
 
-/// Why the joiner's step failed: what the connection says goes first.
+/// Why the joiner's step failed. The reason of the connection takes precedence.
 async fn why(stream: &Stream, error: StepError, algorithm: HashAlgorithm) -> JoinError {
     match error {
         StepError::Malformed(detail) => {
@@ -381,20 +381,20 @@ fn join_error(ended: &Ended, own: HashAlgorithm) -> JoinError {
 
 // ---- the inviter -------------------------------------------------------------------------------
 
-/// A joiner that has asked. Dropped, the pairing is called off.
+/// A joiner's request. Dropping it calls the pairing off.
 #[derive(Debug)]
 pub struct Hosting {
     stream: Stream,
     request: PairRequest,
 }
 
-/// Reads what a joiner asks.
+/// Reads a joiner's request.
 ///
 /// # Cancel safety
 /// Safe: the connection is closed.
 ///
 /// # Errors
-/// [`HostError`]; whatever a stranger does wrong, it hears the same.
+/// [`HostError`]; a stranger gets the same close whatever is wrong.
 pub async fn receive(connection: Connection) -> Result<Hosting, HostError> {
     let received = async {
         let opened = timeout(STEP_DEADLINE, connection.accept_stream(0)).await;
@@ -413,12 +413,12 @@ pub async fn receive(connection: Connection) -> Result<Hosting, HostError> {
 }
 
 impl Hosting {
-    /// What the joiner asks. Its proof is for the caller to check.
+    /// The joiner's request. The caller must check its proof.
     pub fn request(&self) -> &PairRequest {
         &self.request
     }
 
-    /// Offers the group to a joiner whose proof is right, and returns the digits.
+    /// Offers the group to a joiner with a right proof, and returns the digits.
     ///
     /// # Cancel safety
     /// Safe: the pairing is called off.
@@ -452,10 +452,11 @@ impl Hosting {
         Ok(handshake.short_code())
     }
 
-    /// Waits until the joiner is ready to join; `verify`: until its user has compared the digits.
+    /// Waits until the joiner is ready to join; with `verify` until its user has compared the
+    /// digits.
     ///
     /// # Cancel safety
-    /// Safe to be called again.
+    /// Safe: it can be called again.
     ///
     /// # Errors
     /// [`HostError`]; the connection is closed.
@@ -467,7 +468,7 @@ impl Hosting {
         }
     }
 
-    /// Returns when the joiner has gone, with the reason.
+    /// Returns the reason when the joiner is gone.
     ///
     /// # Cancel safety
     /// Safe.
@@ -475,14 +476,15 @@ impl Hosting {
         HostError::CalledOff(self.stream.connection.closed().await.text)
     }
 
-    /// Sends the joiner what makes it a member, and waits until it has joined. It is the caller's to
-    /// have it for a member durably, and to say [`Self::done`] then.
+    /// Sends the joiner the ops that make it a member, and waits until it has joined. The caller
+    /// must make it a member durably and then call [`Self::done`].
     ///
     /// # Cancel safety
     /// Not safe: the joiner may have joined.
     ///
     /// # Errors
-    /// [`HostError::Unconfirmed`]: the joiner may have joined or not. If it has, it introduces itself.
+    /// [`HostError::Unconfirmed`]: it is not known whether the joiner has joined. If so, it
+    /// introduces itself.
     pub async fn accept(&mut self, accept: &PairAccept) -> Result<(), HostError> {
         let joined = async {
             self.stream.write(Kind::PairAccept, &pair_accept_to_wire(accept)).await?;
@@ -501,12 +503,12 @@ impl Hosting {
         }
     }
 
-    /// Tells the joiner that it is a member here, too.
+    /// Tells the joiner that this device has made it a member too.
     pub fn done(self) {
         self.stream.connection.close(CloseCode::Ok, "");
     }
 
-    /// Turns the joiner away. Words are for one whose proof is right.
+    /// Refuses the joiner. `words` must be empty unless its proof is right.
     pub fn refuse(self, code: CloseCode, words: &str) {
         self.stream.connection.close(code, words);
     }

@@ -1,8 +1,9 @@
 //! The messages of a batch stream and of the plain protocol, between protobuf and core types.
 //!
-//! I1  What decodes here is within every bound that can be told without knowing the batch: counts,
-//!     sizes, indexes into the offer, alignment. What depends on earlier frames is the receiver's.
-//! I2  What the encoders here write, the decoders accept.
+//! I1  What decodes here is within every bound that can be checked without knowing the batch:
+//!     counts, sizes, indexes into the offer, alignment. The receiver checks what depends on
+//!     earlier frames.
+//! I2  The decoders accept everything that the encoders here write.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -22,97 +23,98 @@ use crate::core::limits::{
 use crate::wire::proto::peer;
 use crate::wire::{WireError, bounded, parse};
 
-/// The number of `Piece.encoded`.
+/// The field number of `Piece.encoded`.
 const PIECE_ENCODED_TAG: u32 = 4;
 
 /// An asset of an offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OfferEntry {
-    /// Which asset.
+    /// The asset.
     pub digest: Digest,
-    /// Its content follows without waiting for the Want.
+    /// Whether its content follows without waiting for the Want.
     pub inline: bool,
 }
 
-/// The assets of a batch; no hash twice.
+/// The assets of a batch; no hash occurs twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
-    /// At most [`OFFER_ENTRIES_MAX`], of them [`OFFER_LARGE_MAX`] large ones.
+    /// The entries, at most [`OFFER_ENTRIES_MAX`] with at most [`OFFER_LARGE_MAX`] large ones.
     pub entries: Vec<OfferEntry>,
-    /// The receiver asked for all of them.
+    /// Whether the receiver solicited all of them.
     pub solicited: bool,
 }
 
-/// What a receiver wants of an offer.
+/// The entries of an offer that the receiver wants.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Want {
-    /// Each entry of the offer once at most.
+    /// The entries, each at most once.
     pub entries: Vec<WantEntry>,
-    /// Another Want follows.
+    /// Whether another Want follows.
     pub more: bool,
 }
 
-/// An entry the receiver wants, that is not inline.
+/// A wanted entry that is not inline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantEntry {
-    /// Index into the offer.
+    /// The index into the offer.
     pub index: usize,
-    /// Which bytes of it: from a multiple of [`PIECE_ALIGN_BYTES`] to another, or to its end.
+    /// The wanted bytes: from a multiple of [`PIECE_ALIGN_BYTES`] to another one or to the asset's
+    /// end.
     pub range: Range<u64>,
 }
 
-/// How frames of a stream say which asset they carry.
+/// How the frames of a stream name assets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Naming {
-    /// By index into an offer of so many entries.
+    /// By index into an offer with this many entries.
     Offered(usize),
-    /// By hash: the plain protocol.
+    /// By hash, in the plain protocol.
     Plain,
 }
 
-/// Which asset a frame carries.
+/// The name of an asset in a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Label {
-    /// An index into the offer, checked.
+    /// A checked index into the offer.
     Entry(usize),
-    /// An asset by name.
+    /// The asset itself.
     Named(Digest),
 }
 
 /// A whole small content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Content {
-    /// Of which asset.
+    /// The asset.
     pub label: Label,
-    /// Not checked against its hash.
+    /// The content, not verified yet.
     pub bytes: Bytes,
 }
 
 /// A range of a large content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
-    /// Of which asset.
+    /// The asset.
     pub label: Label,
-    /// A multiple of [`PIECE_ALIGN_BYTES`].
+    /// The start of the range, a multiple of [`PIECE_ALIGN_BYTES`].
     pub offset_bytes: u64,
-    /// Content bytes, 1 to [`PIECE_BYTES_MAX`].
+    /// The content bytes, 1 to [`PIECE_BYTES_MAX`].
     pub length_bytes: u32,
-    /// BLAKE3: the bao encoding of the range. SHA-256: the range.
+    /// With BLAKE3 the bao encoding of the range, with SHA-256 the range itself.
     pub encoded: Bytes,
 }
 
-/// What became of an asset at its receiver.
+/// The outcome of an asset at its receiver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is new and durable there.
+    /// It is new there and durable.
     Stored,
     /// It was held there already.
     AlreadyHeld,
     /// Another device is sending it.
     Elsewhere,
-    /// Not taken now, and why.
+    /// It was not accepted now, for this reason.
     Later(String),
-    /// Never taken, and why.
+    /// It is never accepted, for this reason.
     Refused(String),
 }
 
@@ -142,7 +144,7 @@ impl OfferEntry {
 }
 
 impl Offer {
-    /// Reads an Offer; contents above `small_bytes_max` travel in pieces and are never inline.
+    /// Reads an Offer. Contents above `small_bytes_max` are sent in pieces and are never inline.
     ///
     /// # Errors
     /// [`WireError`] when it is malformed, too long, too large or names an asset twice.
@@ -170,7 +172,7 @@ impl Offer {
         Ok(Self { entries, solicited: offer.solicited })
     }
 
-    /// The message of this offer.
+    /// The message for this offer.
     pub fn encode(&self) -> peer::Offer {
         let entries = self.entries.iter().map(|e| peer::OfferEntry {
             hash: Bytes::copy_from_slice(e.digest.hash.as_bytes()),
@@ -182,11 +184,11 @@ impl Offer {
 }
 
 impl Want {
-    /// Reads a Want of entries of `offer`.
+    /// Reads a Want for entries of `offer`.
     ///
     /// # Errors
-    /// [`WireError`] when it is malformed or wants what was not offered, is inline or is no range of
-    /// the asset.
+    /// [`WireError`] when it is malformed, or wants something that was not offered, is inline or is
+    /// not a range of the asset.
     pub fn decode(payload: Bytes, offer: &Offer) -> Result<Self, WireError> {
         let want: peer::Want = parse("Want", payload, OFFER_ENTRIES_MAX)?;
         bounded("Want.entries", want.entries.len() as u64, offer.entries.len() as u64)?;
@@ -216,7 +218,7 @@ impl Want {
         Ok(Self { entries, more: want.more })
     }
 
-    /// The message of this Want.
+    /// The message for this Want.
     pub fn encode(&self) -> peer::Want {
         let entries = self.entries.iter().map(|e| peer::WantEntry {
             index: wire_index(e.index),
@@ -230,7 +232,7 @@ impl Want {
 /// Reads a Contents frame.
 ///
 /// # Errors
-/// [`WireError`] when it is malformed or names what was not offered.
+/// [`WireError`] when it is malformed or names something that was not offered.
 pub fn decode_contents(payload: Bytes, naming: Naming) -> Result<Vec<Content>, WireError> {
     let message: peer::Contents = parse("Contents", payload, OFFER_ENTRIES_MAX)?;
     bounded("Contents.contents", message.contents.len() as u64, OFFER_ENTRIES_MAX as u64)?;
@@ -247,7 +249,7 @@ pub fn decode_contents(payload: Bytes, naming: Naming) -> Result<Vec<Content>, W
     contents.collect()
 }
 
-/// The message that carries `contents`.
+/// The message with `contents`.
 pub fn encode_contents(contents: Vec<Content>) -> peer::Contents {
     let contents = contents.into_iter().map(|content| {
         let (index, hash) = match content.label {
@@ -263,13 +265,13 @@ impl Piece {
     /// Reads a Piece frame.
     ///
     /// # Errors
-    /// [`WireError`] when it is malformed, out of bounds or names what was not offered.
+    /// [`WireError`] when it is malformed, out of bounds or names something that was not offered.
     pub fn decode(payload: Bytes, naming: Naming) -> Result<Self, WireError> {
         Self::checked(parse("Piece", payload, 0)?, naming)
     }
 
-    /// Reads the beginning of a Piece frame as [`Self::encode`] writes it: of `encoded`, as much as has
-    /// come. `None`: too little, or not such a frame.
+    /// Reads the beginning of a Piece frame written by [`Self::encode`], with the part of `encoded`
+    /// that has arrived. `None` if that is too little, or another kind of frame.
     pub fn decode_cut_off(payload: Bytes, naming: Naming) -> Option<Self> {
         let mut rest = payload.clone();
         loop {
@@ -310,7 +312,7 @@ impl Piece {
         })
     }
 
-    /// The message of this piece.
+    /// The message for this piece.
     pub fn encode(self) -> peer::Piece {
         let (index, hash, size_bytes) = match self.label {
             Label::Entry(index) => (wire_index(index), Bytes::new(), 0),
@@ -328,34 +330,33 @@ impl Piece {
         }
     }
 
-    /// The same on the wire, in two parts that follow one another: the second is the encoded range,
-    /// uncopied.
+    /// The encoded message in two consecutive parts: the second is the encoded range, uncopied.
     pub fn encode_apart(self) -> (Vec<u8>, Bytes) {
         let mut message = self.encode();
         let encoded = std::mem::take(&mut message.encoded);
-        // Fields come in any order, so the longest can be the last.
+        // Fields may be in any order, so the longest can be the last.
         let mut head = message.encode_to_vec();
         encode_key(PIECE_ENCODED_TAG, WireType::LengthDelimited, &mut head);
         encode_varint(encoded.len() as u64, &mut head);
         (head, encoded)
     }
 
-    /// The first byte after it.
+    /// The offset after the last byte.
     pub fn end_bytes(&self) -> u64 {
         self.offset_bytes + u64::from(self.length_bytes)
     }
 }
 
-/// Reads a Drop: an entry of an offer of `entries` that will not come.
+/// Reads a Drop: the entry of an offer of `entries` that will not be sent.
 ///
 /// # Errors
-/// [`WireError`] when it is malformed or names what was not offered.
+/// [`WireError`] when it is malformed or names something that was not offered.
 pub fn decode_drop(payload: Bytes, entries: usize) -> Result<usize, WireError> {
     let drop: peer::Drop = parse("Drop", payload, 0)?;
     index("Drop.index", drop.index, entries)
 }
 
-/// The message that says entry `index` will not come.
+/// The message that says that entry `index` will not be sent.
 pub fn encode_drop(index: usize) -> peer::Drop {
     peer::Drop { index: wire_index(index) }
 }
@@ -374,7 +375,7 @@ pub fn decode_ack(payload: Bytes, entries: usize) -> Result<Vec<Verdict>, WireEr
 }
 
 /// Reads an Ack of the plain protocol: a verdict by hash for each asset, at most
-/// [`OFFER_ENTRIES_MAX`] of them.
+/// [`OFFER_ENTRIES_MAX`].
 ///
 /// # Errors
 /// [`WireError`] when it is malformed or too long.
@@ -388,7 +389,7 @@ pub fn decode_plain_ack(payload: Bytes) -> Result<Vec<(Hash, Verdict)>, WireErro
     verdicts.collect()
 }
 
-/// The message of `verdicts`, each with its hash in the plain protocol.
+/// The message for `verdicts`, each with its hash in the plain protocol.
 pub fn encode_ack<'a>(
     verdicts: impl IntoIterator<Item = (Option<Hash>, &'a Verdict)>,
 ) -> peer::Ack {
@@ -426,9 +427,9 @@ fn for_people(reason: &str) -> String {
 /// A page of a whole set in the plain protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetPage {
-    /// Strictly ascending, at most [`HASHES_PER_FRAME_MAX`].
+    /// The hashes, strictly ascending, at most [`HASHES_PER_FRAME_MAX`].
     pub hashes: Vec<Hash>,
-    /// Another page follows.
+    /// Whether another page follows.
     pub more: bool,
 }
 
@@ -456,7 +457,7 @@ impl SetPage {
         Ok(Self { hashes, more: page.more })
     }
 
-    /// The message of this page.
+    /// The message for this page.
     pub fn encode(&self) -> peer::Page {
         let hashes = self.hashes.iter().map(|h| Bytes::copy_from_slice(h.as_bytes()));
         peer::Page { round: 0, hashes: hashes.collect(), more: self.more, next_seq: 0 }

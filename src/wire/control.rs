@@ -1,4 +1,4 @@
-//! The control stream: a message of the core is one frame, and every frame is judged here.
+//! The control stream: one message of the core is one frame, and every frame is checked here.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -13,19 +13,19 @@ use crate::wire::reconcile::{
 };
 use crate::wire::{WireError, parse, proto::peer};
 
-/// A name on the wire: four bytes for each character at most.
+/// The longest encoded name: at most four bytes for each character.
 const NAME_BYTES_MAX: usize = 4 * NAME_CHARS_MAX;
 
-/// Features that a peer may name, those of later versions included.
+/// The most features that a peer may list, including those of later versions.
 const FEATURES_MAX: usize = 64;
 
-/// Of the name of a hash algorithm that is not known, what is shown.
+/// How much of an unknown hash algorithm's name is shown.
 const ALGORITHM_CHARS_SHOWN: usize = 32;
 
-/// The name of [`Hello::journal`] among the features.
+/// The name of [`Hello::journal`] in the list of features.
 const JOURNAL_FEATURE: &str = "journal";
 
-/// Turns a message into its frame: type and payload.
+/// Encodes a message as its frame: kind and payload.
 pub fn encode_message(message: &Message) -> (Kind, Bytes) {
     let (kind, payload) = match message {
         Message::Hello(hello) => (Kind::Hello, hello_to_wire(hello).encode_to_vec()),
@@ -47,7 +47,7 @@ pub fn encode_message(message: &Message) -> (Kind, Bytes) {
 /// Reads a frame of the control stream.
 ///
 /// # Errors
-/// [`WireError`] for anything out of bounds, and for frames that belong on other streams.
+/// [`WireError`] for anything out of bounds, and for frames of other streams.
 pub fn decode_message(kind: Kind, payload: Bytes) -> Result<Message, WireError> {
     match kind {
         Kind::Hello => Ok(Message::Hello(hello_from_wire(parse("Hello", payload, FEATURES_MAX)?)?)),

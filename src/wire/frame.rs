@@ -1,7 +1,7 @@
-//! The frame that every stream is made of: `type u8 | length u32 big-endian | payload`.
+//! The frames that every stream consists of: `type u8 | length u32 big-endian | payload`.
 //!
-//! I1  A header is judged before anything is allocated for its payload.
-//! I2  Unknown types up to [`KIND_MANDATORY_MAX`] are an error, higher ones are skipped by the caller.
+//! I1  A header is checked before anything is allocated for its payload.
+//! I2  Unknown types up to [`KIND_MANDATORY_MAX`] are an error; the caller skips higher ones.
 
 use thiserror::Error;
 
@@ -10,14 +10,14 @@ use crate::core::limits::{
     PAIR_FRAME_BYTES_MAX,
 };
 
-/// Bytes before the payload.
+/// The bytes before the payload.
 pub const HEADER_BYTES: usize = 5;
 
-/// Frame types up to this one must be known; higher ones are extensions and skipped when unknown.
+/// Frame types up to this one must be known; higher ones are extensions, skipped when unknown.
 pub const KIND_MANDATORY_MAX: u8 = 127;
 
-/// What a frame carries. The numbers are those of `proto/peer.proto` and
-/// `proto/journal.proto`, which do not overlap.
+/// The kind of a frame. The numbers are those of `proto/peer.proto` and `proto/journal.proto`,
+/// which do not overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Kind {
@@ -53,7 +53,7 @@ pub enum Kind {
     PairConfirm,
     PairJoined,
     Removal,
-    /// An extension this version does not know: read and skip.
+    /// An extension that this version does not know: read it and skip it.
     Extension(u8),
 }
 
@@ -92,10 +92,10 @@ const KINDS: [(u8, Kind); 32] = [
     (71, Kind::Removal),
 ];
 
-/// A frame's header, judged.
+/// A checked header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// What the payload is.
+    /// The kind of payload.
     pub kind: Kind,
     /// The payload's length.
     pub length: usize,
@@ -104,23 +104,23 @@ pub struct Header {
 /// Why a header is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum HeaderError {
-    /// A type this version must know and does not.
+    /// A type that must be known is unknown.
     #[error("frame type {0} is unknown and not skippable")]
     UnknownKind(u8),
-    /// Longer than its type may be.
+    /// The payload is longer than its type allows.
     #[error("a {kind:?} frame of {length} bytes, the limit is {limit}")]
     TooLong {
         /// The frame's type.
         kind: Kind,
         /// The length it announced.
         length: u32,
-        /// The longest allowed.
+        /// The limit.
         limit: u32,
     },
 }
 
 impl Kind {
-    /// The type's number on the wire.
+    /// The number of the type.
     pub fn number(self) -> u8 {
         if let Self::Extension(number) = self {
             return number;
@@ -161,7 +161,7 @@ impl Header {
         [kind.number(), a, b, c, d]
     }
 
-    /// Judges a header that arrived.
+    /// Checks and decodes a header.
     ///
     /// # Errors
     /// [`HeaderError`], each a reason to close the connection.

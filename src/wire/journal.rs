@@ -1,4 +1,4 @@
-//! The journal's bytes: the frames of its stream. Bodies of ops are in [`body`].
+//! The frames of the journal's stream. [`body`] has the bodies of ops.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -37,10 +37,10 @@ const OPS: [Repeated; 2] = [
     Repeated { path: &[2], max: OPS_PER_FRAME_MAX },
 ];
 
-/// The kinds of changes that a sender understands who does not say which.
+/// The kinds of changes of a sender that does not state which it understands.
 const FIRST_KINDS: u32 = 1;
 
-/// Turns a message into its frame: type and payload.
+/// Encodes a message as its frame: kind and payload.
 pub fn encode_message(message: &JournalMessage) -> (Kind, Bytes) {
     let (kind, payload) = match message {
         JournalMessage::Hello(hello) => (Kind::JournalHello, hello_to_wire(hello).encode_to_vec()),
@@ -60,7 +60,7 @@ pub fn encode_message(message: &JournalMessage) -> (Kind, Bytes) {
 /// Reads a frame of the journal's stream.
 ///
 /// # Errors
-/// [`WireError`] for anything out of bounds, and for frames that belong on other streams.
+/// [`WireError`] for anything out of bounds, and for frames of other streams.
 pub fn decode_message(kind: Kind, payload: Bytes) -> Result<JournalMessage, WireError> {
     match kind {
         Kind::JournalHello => Ok(JournalMessage::Hello(hello_from_wire(parse_counted(
@@ -113,13 +113,13 @@ fn hello_from_wire(hello: proto::Hello) -> Result<Hello, WireError> {
     })
 }
 
-/// Writes an introduction; for pairing, which carries one beside the group's id.
+/// Encodes an introduction, for pairing, which carries one beside the group's id.
 pub fn intro_to_wire(ops: &[SignedOp]) -> proto::Intro {
     let (logs, ops) = ops_to_wire(ops);
     proto::Intro { logs, ops }
 }
 
-/// Reads an introduction from its bytes.
+/// Decodes an introduction.
 ///
 /// # Errors
 /// [`WireError`].
@@ -372,8 +372,8 @@ mod tests {
         assert_eq!(digest, Some(StateDigest { kinds: 1, sum: SetDigest([7; 32]) }));
     }
 
-    /// A frame of the length of a message, with as many elements as fit, and the last one broken:
-    /// whoever decodes it before counting says so.
+    /// A frame as long as a message may be, with as many elements as fit and the last one broken. A
+    /// decoder that does not count first would report the broken one.
     #[test]
     fn elements_are_counted_before_they_are_decoded() {
         let broken = [0x0a, 2, 0x08, 0x80];

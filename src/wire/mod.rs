@@ -1,4 +1,4 @@
-//! Bytes <-> protobuf <-> core types. Bad bytes are refused here, once.
+//! Encoding: bytes <-> protobuf <-> core types. Malformed bytes are refused here, once.
 
 use bytes::Bytes;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
@@ -29,37 +29,38 @@ pub mod proto {
     }
 }
 
-/// Why a payload is not a message of the protocol. Always the sender's fault.
+/// Why a payload is refused. The sender is always at fault.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum WireError {
-    /// Not the protobuf message it should be.
+    /// It is not the expected protobuf message.
     #[error("malformed {what}: {detail}")]
     Malformed {
         /// The message or field.
         what: &'static str,
-        /// What was seen.
+        /// A description of what was found.
         detail: String,
     },
-    /// A peer whose store names assets by hashes that this version does not know.
+    /// The peer's store uses a hash algorithm that this version does not know.
     #[error("the peer's store uses the hash algorithm {0:?}, which this version does not know")]
     UnknownAlgorithm(String),
-    /// A count, size or number beyond its bound.
+    /// A count, size or number is out of bounds.
     #[error("{what} is {got}, the limit is {limit}")]
     OutOfBounds {
         /// The field.
         what: &'static str,
-        /// What was seen.
+        /// The value found.
         got: u64,
-        /// The bound.
+        /// The limit.
         limit: u64,
     },
 }
 
-/// Fields a message may have beside its repeated one, those of later versions included.
+/// The most fields that a message may have beside its repeated one, including those of later
+/// versions.
 const SCALAR_FIELDS_MAX: usize = 16;
 
-/// Reads a message with one repeated field of at most `repeated_max` elements. They are counted
-/// before they are decoded: an empty element is 2 bytes on the wire and 70 in memory.
+/// Decodes a message with one repeated field of at most `repeated_max` elements. They are counted
+/// before they are decoded: an empty element takes 2 bytes encoded and 70 in memory.
 pub(crate) fn parse<M: Message + Default>(
     what: &'static str,
     payload: Bytes,
@@ -77,16 +78,16 @@ pub(crate) fn parse<M: Message + Default>(
     M::decode(payload).map_err(undecodable)
 }
 
-/// How often a field may occur in a message, with all messages inside it taken together.
+/// A bound on how often a field may occur in a message, including all messages inside it.
 pub(crate) struct Repeated {
-    /// The numbers of the fields that lead to it, its own last.
+    /// The field numbers that lead to the field, its own last.
     pub(crate) path: &'static [u32],
-    /// The bound.
+    /// The most occurrences.
     pub(crate) max: usize,
 }
 
-/// Reads a message with several repeated fields, some of them inside others. They are counted before
-/// they are decoded: an element of 2 bytes on the wire takes up to 200 in memory.
+/// Decodes a message with several repeated fields, some nested. They are counted before they are
+/// decoded: an element of 2 bytes takes up to 200 in memory.
 pub(crate) fn parse_counted<M: Message + Default>(
     what: &'static str,
     payload: Bytes,
@@ -97,7 +98,7 @@ pub(crate) fn parse_counted<M: Message + Default>(
     M::decode(payload).map_err(|error| WireError::Malformed { what, detail: error.to_string() })
 }
 
-/// Counts the fields below `path`. As deep as the longest path, whatever the message says.
+/// Counts the fields below `path`. The recursion is at most as deep as the longest path.
 fn count(
     what: &'static str,
     mut message: Bytes,

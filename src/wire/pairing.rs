@@ -145,7 +145,7 @@ fn intro(bytes: &[u8]) -> Result<Vec<SignedOp>, WireError> {
     decode_intro(bytes)
 }
 
-/// Addresses are hints: too many or too long ones are left out without complaint.
+/// Keeps the usable addresses: as they are hints, too many or too long ones are dropped silently.
 fn hints(addresses: &[String]) -> Vec<String> {
     let usable = addresses.iter().filter(|address| address.len() <= ADDRESS_BYTES_MAX);
     usable.take(ADDRESSES_MAX).cloned().collect()

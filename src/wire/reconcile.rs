@@ -1,7 +1,8 @@
-//! The reconcile messages (control stream types 3 to 12) as bytes.
+//! Encodes the reconcile messages (control stream types 3 to 12).
 //!
-//! Checked here is what a message alone shows: lengths, counts, numbers in range. What depends on
-//! the round (order, repeats, whether it was asked for) is checked by [`crate::core::reconcile`].
+//! Checks what a message shows by itself: lengths, counts, numbers in range.
+//! [`crate::core::reconcile`] checks what depends on the round: order, repeats, whether it was
+//! requested.
 
 use bytes::Bytes;
 use prost::Message;
@@ -16,15 +17,15 @@ use crate::wire::frame::Kind;
 use crate::wire::proto::peer;
 use crate::wire::{WireError, parse};
 
-/// Bytes of a cell's hash sum and check sum on the wire.
+/// The encoded bytes of a cell's hash sum and check sum.
 const CELL_SUM_BYTES: usize = 40;
 
-/// A set summary as the payload of [`Kind::SetSummary`].
+/// Encodes a set summary as the payload of [`Kind::SetSummary`].
 pub fn encode_set_summary(summary: &SetSummary) -> Bytes {
     summary_to_proto(summary).encode_to_vec().into()
 }
 
-/// The payload of [`Kind::SetSummary`].
+/// Decodes the payload of [`Kind::SetSummary`].
 ///
 /// # Errors
 /// [`WireError`].
@@ -32,7 +33,7 @@ pub fn decode_set_summary(payload: Bytes) -> Result<SetSummary, WireError> {
     summary_from_proto(decode("SetSummary", payload)?)
 }
 
-/// A reconcile message as a frame's kind and payload.
+/// Encodes a reconcile message as a frame's kind and payload.
 pub fn encode_reconcile(message: &ReconcileMessage) -> (Kind, Bytes) {
     match message {
         ReconcileMessage::Compare { round, summary } => {
@@ -97,7 +98,7 @@ pub fn encode_reconcile(message: &ReconcileMessage) -> (Kind, Bytes) {
     }
 }
 
-/// The reconcile message in a frame's payload. None for kinds that are not reconcile's.
+/// Decodes a reconcile message. `None` for kinds of frames that are not reconcile's.
 ///
 /// # Errors
 /// [`WireError`].
@@ -265,7 +266,7 @@ fn hash_to_proto(hash: &Hash) -> Bytes {
     Bytes::copy_from_slice(hash.as_bytes())
 }
 
-/// All hashes share one allocation.
+/// Encodes hashes; all of them share one allocation.
 fn hashes_to_proto(hashes: &[Hash]) -> Vec<Bytes> {
     let all: Vec<u8> = hashes.iter().flat_map(|hash| hash.0).collect();
     let all = Bytes::from(all);

@@ -1,8 +1,8 @@
 //! Streamed contents: `GET`, `HEAD` and `PUT /sync/blobs/{hash}`.
 //!
-//! An upload goes to a file that outlives a broken connection and is resumed by offset. Its bytes
-//! are hashed while they come (those of earlier attempts are read again), and it becomes an asset
-//! in one step, when its hash is right.
+//! An upload is written to a file that survives a broken connection, and is resumed by offset. Its
+//! content is hashed while it arrives (that of earlier attempts is read again), and when the hash
+//! is right it becomes an asset in one step.
 
 use std::any::Any;
 use std::collections::BTreeSet;
@@ -32,13 +32,13 @@ use crate::store::hasher::Hasher;
 use crate::store::messages::{self, METADATA_HEADER, UPLOAD_OFFSET_HEADER};
 use crate::store::{Metadata, Store, StoreError, Stored, VerifiedFile};
 
-/// Unfinished uploads kept for resuming: more than any agent has under way.
+/// The most unfinished uploads kept for resuming: more than any agent has under way.
 const UNFINISHED_UPLOADS_MAX: usize = 64;
 
-/// So long an upload waits for another one of the same content: less than clients wait.
+/// How long an upload waits for another one of the same content: less than clients wait.
 const UPLOAD_TURN_DEADLINE: Duration = Duration::from_secs(20);
 
-/// An unfinished upload that nobody went on with for so long is dropped.
+/// How long an unfinished upload is kept after its last write.
 const UNFINISHED_UPLOAD_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// `GET` and `HEAD /sync/blobs/{hash}`.
@@ -61,7 +61,7 @@ pub(super) async fn fetch(
     let digest = asset.entry.digest;
     let answer = content::answer(store, digest, algorithm, &method, &headers).await;
     let mut response = answer.map_err(|refusal| match refusal.status {
-        // Damaged is not held.
+        // A damaged asset is not held.
         StatusCode::GONE => StoreError::NotFound(hash).into(),
         _ => refusal,
     })?;
@@ -77,13 +77,13 @@ fn set_offset(response: &mut Response, offset: u64) {
     response.headers_mut().insert(UPLOAD_OFFSET_HEADER, HeaderValue::from(offset));
 }
 
-/// Which part of a content a PUT brings.
+/// The part of a content that a PUT brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Part {
     first: u64,
-    /// The part's length; `None` = until the body ends.
+    /// The part's length; `None`: until the body ends.
     length: Option<u64>,
-    /// The whole content's length; `None` = what is there when the body ends.
+    /// The whole content's length; `None`: what is there when the body ends.
     whole: Option<u64>,
 }
 
@@ -154,7 +154,7 @@ pub(super) async fn upload(
     let mut hasher = hash_start(&path, part.first, info.hash_algorithm).await?;
     let largest = info.largest_asset_bytes;
     let came = append(&mut file, &mut hasher, body, part, largest, &server.store).await;
-    // What came is kept also when the connection broke: that is what resuming lives on.
+    // The bytes received are kept even if the connection broke, so that the upload can be resumed.
     let flushed = file.flush().await.map_err(Refusal::Write);
     drop(file);
     let size_bytes = match came.and_then(|bytes| flushed.map(|()| bytes)) {
@@ -182,7 +182,7 @@ pub(super) async fn upload(
     })
 }
 
-/// Why an upload did not go on.
+/// Why an upload failed.
 enum Refusal {
     Said(Problem),
     Write(std::io::Error),
@@ -194,7 +194,7 @@ impl From<Problem> for Refusal {
     }
 }
 
-/// Writes the body's bytes behind those in the file; returns how many came.
+/// Appends the body to the file; returns how many bytes it had.
 async fn append(
     file: &mut File,
     hasher: &mut Hasher,
@@ -223,7 +223,7 @@ async fn append(
     Ok(written)
 }
 
-/// The hash of the bytes that earlier uploads left.
+/// The hash of the bytes left by earlier uploads.
 async fn hash_start(
     path: &FilePath,
     length: u64,
@@ -253,7 +253,7 @@ async fn remove_file(path: &FilePath) {
     }
 }
 
-/// While it lives, nobody else uploads this content.
+/// While it lives, no other upload of this content can begin.
 struct Uploading {
     hash: Hash,
     uploads: Uploads,
@@ -275,7 +275,7 @@ fn lock(hashes: &Mutex<BTreeSet<Hash>>) -> MutexGuard<'_, BTreeSet<Hash>> {
 pub(super) struct Uploads {
     folder: PathBuf,
     under_way: Arc<Mutex<BTreeSet<Hash>>>,
-    /// Told whenever one of those under way ends.
+    /// Notified whenever an upload under way ends.
     ended: Arc<Notify>,
 }
 
@@ -288,11 +288,11 @@ impl Uploads {
         self.folder.join(hash.to_string())
     }
 
-    /// Waits until nobody else uploads this content.
+    /// Waits until no other upload of this content is under way.
     async fn begin(&self, hash: Hash) -> Result<Uploading, Problem> {
         let deadline = Instant::now() + UPLOAD_TURN_DEADLINE;
         loop {
-            // Made before the look, so that an end in between is not missed.
+            // Created before the check, so that an end in between is not missed.
             let ended = self.ended.notified();
             if lock(&self.under_way).insert(hash) {
                 return Ok(Uploading { hash, uploads: self.clone() });
@@ -306,7 +306,7 @@ impl Uploads {
         }
     }
 
-    /// The upload's file, cut to `length` and open for appending.
+    /// The upload's file, truncated to `length` and open for appending.
     async fn open(&self, path: &FilePath, length: u64) -> Result<File, Problem> {
         let failed = |error| write_failed(path, &error);
         if length == 0 {
@@ -324,8 +324,8 @@ impl Uploads {
         Ok(file)
     }
 
-    /// Makes the folder, and room in it: drops what nobody went on with, and the oldest beyond the
-    /// bound.
+    /// Creates the folder and makes room in it: drops uploads that were abandoned, and the oldest
+    /// beyond the bound.
     async fn sweep(&self) -> std::io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).await?;
         let mut kept = Vec::new();

@@ -1,4 +1,4 @@
-//! What the codec of batches gives back, and what it refuses.
+//! What the batch codec decodes, and what it refuses.
 
 #![allow(clippy::unwrap_used)]
 use super::*;

@@ -1,9 +1,9 @@
-//! Bodies of ops: written by their author alone, read by everybody.
+//! Bodies of ops: only their author encodes them, and everybody decodes them.
 //!
-//! A body is refused for what is out of bounds or says nothing definite. What this version does not
-//! know, a kind of change or of value, makes that change [`Change::Unknown`] and no error; what stands
-//! beside it is checked all the same. Whoever reads more kinds must not refuse what was kept unread:
-//! there is no error in a kind that was added later, but [`Change::Unknown`].
+//! A body is refused if it is out of bounds or ambiguous. A kind of change or value that this
+//! version does not know makes its change [`Change::Unknown`], which is no error; the other changes
+//! are checked nevertheless. A version that knows more kinds must not refuse bodies that were
+//! stored unread: for a kind added later there is no error but [`Change::Unknown`].
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -30,13 +30,13 @@ const BODY: [Repeated; 5] = [
     Repeated { path: &[4, 4, 3, 2], max: OP_CHANGES_MAX * GROUP_ENTRIES_MAX },
 ];
 
-/// A device's name: four bytes for each character at most.
+/// The longest encoded device name: at most four bytes for each character.
 const DEVICE_NAME_BYTES_MAX: usize = 4 * NAME_CHARS_MAX;
 
-/// Encodes the body of a new op. For its author only: what arrived is kept as it is.
+/// Encodes the body of a new op. For its author only: received bodies are kept as they are.
 ///
 /// # Errors
-/// [`WireError`] when it is beyond a bound, [`Change::Unknown`] among them.
+/// [`WireError`] when it is out of bounds, or contains a [`Change::Unknown`].
 pub fn encode_body(body: &Body) -> Result<Bytes, WireError> {
     let changes = body.changes.iter().map(change_to_wire).collect::<Result<Vec<_>, _>>()?;
     let wire = proto::OpBody {
@@ -46,12 +46,12 @@ pub fn encode_body(body: &Body) -> Result<Bytes, WireError> {
         changes,
     };
     let bytes: Bytes = wire.encode_to_vec().into();
-    // Nobody takes what we would not, so nothing else may be signed.
+    // Other devices refuse what this one would refuse, so nothing else may be signed.
     decode_body(&bytes)?;
     Ok(bytes)
 }
 
-/// Reads a body and checks every bound that does not depend on the journal's state.
+/// Decodes a body and checks every bound that does not depend on the journal's state.
 ///
 /// # Errors
 /// [`WireError`].
@@ -84,7 +84,7 @@ pub fn decode_body(bytes: &[u8]) -> Result<Body, WireError> {
     Ok(Body { seq: wire.seq, hlc, prev, changes })
 }
 
-/// Checks that a number is one that databases can keep.
+/// Checks that a database can hold the number.
 fn number(what: &'static str, got: u64) -> Result<(), WireError> {
     up_to(what, got, Hlc::MAX.0)
 }
@@ -201,7 +201,8 @@ fn put_from_wire(put: proto::Put, hlc: Hlc) -> Result<Change, WireError> {
         let observed = elem.observed.take().ok_or_else(|| malformed("Elem.observed", "none"))?;
         let observed = stamp_from_wire(&observed)?;
         if observed.hlc >= hlc {
-            // Whoever has seen a stamp writes a later one; this one would remove what is to come.
+            // An author that has seen a stamp writes a later one. This removal would remove future
+            // adds.
             return Err(malformed("Elem.observed", "not before the op itself"));
         }
         Ok(Removal { elem: elem_from_wire(elem)?, observed })
