@@ -17,7 +17,8 @@ use std::time::Duration;
 use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
 
-use super::{Context, Outcome, blocking, with_causes};
+use super::context::{Context, blocking};
+use super::outcome::{Outcome, with_causes};
 use crate::core::ids::{Digest, HashAlgorithm};
 use crate::core::spans::{Sharing, SourceId, Spans};
 use crate::state::partials::{FinishError, Key, OpenError, Partial, PieceError};

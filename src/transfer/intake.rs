@@ -11,16 +11,15 @@ use futures_util::future::select_all;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
+use super::context::{Context, blocking};
 use super::gather::{Corrupt, Part, Source, refusal, stored_as};
-use super::plain::PLAIN_ASSETS_MAX;
-use super::receive::{Receipt, Received};
+use super::meter::Meter;
+use super::outcome::{Outcome, Receipt, Received, TransferError, is_large, with_causes};
+use super::pace::{KEEP_ALIVE, out_of_place};
 use super::slot::{Expects, Slot};
-use super::{
-    Context, DISCARD_BYTES_MAX, KEEP_ALIVE, Meter, Outcome, PUT_ASSETS_MAX, PUT_BYTES_MAX,
-    PUTS_IN_FLIGHT, TransferError, blocking, is_large, out_of_place, with_causes,
-};
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::PIECE_ALIGN_BYTES;
+use crate::core::spans::{SPAN_BYTES_MAX, SPANS_AHEAD};
 use crate::net::frame::Frame;
 use crate::state::partials::PieceError;
 use crate::store::{Metadata, NewAsset, StoreError};
@@ -28,6 +27,24 @@ use crate::wire::batch::{
     Content, Label, Naming, Offer, Piece, Verdict, WantEntry, decode_contents, decode_drop,
 };
 use crate::wire::frame::Kind;
+
+/// The most assets that one side sends on one plain stream: it bounds what both remember. The rest
+/// is sent over the next connection.
+pub(super) const PLAIN_ASSETS_MAX: usize = 64 * 1024;
+
+/// A group of small assets is passed to the store when it has this many bytes ...
+pub(super) const PUT_BYTES_MAX: u64 = 1024 * 1024;
+
+/// ... or this many assets, which make the fixed cost of a commit small.
+const PUT_ASSETS_MAX: usize = 512;
+
+/// How many groups the store works on while the next is collected.
+const PUTS_IN_FLIGHT: usize = 1;
+
+/// How many bytes of a batch's large assets are read only to be dropped, because something failed
+/// after they were wanted: what is requested from one source at a time. Beyond that the stream is
+/// given up.
+pub(super) const DISCARD_BYTES_MAX: u64 = SPANS_AHEAD as u64 * SPAN_BYTES_MAX;
 
 /// A commit that the store has finished.
 struct Committed {

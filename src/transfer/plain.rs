@@ -16,23 +16,19 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::intake::Intake;
+use super::context::{Context, blocking, index_failed};
+use super::intake::{Intake, PLAIN_ASSETS_MAX};
+use super::meter::{Counters, Meter};
+use super::outcome::{Outcome, Receipt, Received, TransferError};
+use super::pace::{READ_STALL, WRITE_STALL, keeping_alive, out_of_place};
 use super::receive::take_contents;
 use super::send::{Asset, LastProof, Lost, send_contents};
-use super::{
-    Context, Counters, Meter, Outcome, READ_STALL, Receipt, Received, TransferError, WRITE_STALL,
-    blocking, index_failed, keeping_alive, out_of_place,
-};
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{HASHES_PER_FRAME_MAX, OFFER_ENTRIES_MAX};
 use crate::net::frame::{FrameReader, FrameWriter, TakeBytes};
 use crate::wire::batch::{Label, Naming, SetPage, Verdict, decode_plain_ack, encode_ack};
 use crate::wire::frame::Kind;
 use crate::wire::proto::peer;
-
-/// The most assets that one side sends on one plain stream: it bounds what both remember. The rest
-/// is sent over the next connection.
-pub(super) const PLAIN_ASSETS_MAX: usize = 64 * 1024;
 
 /// The result of a plain stream.
 #[derive(Debug, Clone, PartialEq, Eq)]

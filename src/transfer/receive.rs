@@ -1,14 +1,17 @@
 //! The receiving side of a batch stream, from the offer to the acknowledgement.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::context::Context;
 use super::intake::Intake;
-use super::{
-    ANSWER_WAIT, Context, Counters, OFFER_WAIT, Outcome, PROGRESS_BYTES_MIN, READ_STALL,
-    TransferError, WRITE_STALL, expect_frame, keep_alive, keeping_alive, out_of_place,
+use super::meter::Counters;
+use super::outcome::{Receipt, TransferError};
+use super::pace::{
+    ANSWER_WAIT, READ_STALL, WRITE_STALL, expect_frame, keep_alive, keeping_alive, out_of_place,
 };
 use crate::core::ids::Digest;
 use crate::net::frame::{FrameReader, FrameWriter};
@@ -16,23 +19,13 @@ use crate::store::SMALL_BYTES_MAX;
 use crate::wire::batch::{Naming, Offer, Want, WantEntry, encode_ack};
 use crate::wire::frame::Kind;
 
-/// An asset of a received batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Received {
-    /// The asset as the peer announced it.
-    pub digest: Digest,
-    /// Its outcome here.
-    pub outcome: Outcome,
-}
+/// How long the first frame of a stream may take: a kilobyte per second at least, because several
+/// offers may share a rate limit.
+pub(super) const OFFER_WAIT: Duration = Duration::from_secs(20);
 
-/// The result of a received batch. What arrived before a stream broke is stored nevertheless.
-#[derive(Debug)]
-pub struct Receipt {
-    /// The offered assets in order; empty when no offer arrived.
-    pub received: Vec<Received>,
-    /// How the stream ended, or the peer's worst fault in it.
-    pub end: Result<(), TransferError>,
-}
+/// The least that a sender must send within [`ANSWER_WAIT`]: a kilobyte per second, slower than any
+/// usable link.
+const PROGRESS_BYTES_MIN: usize = 1024 * 1024;
 
 /// Receives one batch. `decide` is called once with the offered assets that the index does not
 /// hold, and whether they were solicited; for each it says whether to accept it from this peer.

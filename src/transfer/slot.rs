@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::Outcome;
 use super::gather::Source;
+use super::outcome::Outcome;
 use crate::core::ids::Digest;
 use crate::wire::batch::Verdict;
 

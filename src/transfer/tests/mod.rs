@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,12 +15,22 @@ use futures_util::stream::BoxStream;
 use tempfile::TempDir;
 use tokio::io::DuplexStream;
 
+use super::intake::{DISCARD_BYTES_MAX, PUT_BYTES_MAX};
+use super::pace::{ANSWER_WAIT, KEEP_ALIVE, READ_STALL, WRITE_STALL, keep_alive};
+use super::receive::OFFER_WAIT;
+use super::send::PIECE_BYTES;
 use super::*;
+use crate::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
+use crate::net::frame::{Frame, FrameError, FrameReader, FrameWriter};
+use crate::state::index::Index;
+use crate::state::partials::Partials;
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::{
     Asset, BaoFiles, Changes, Condition, Cursor, Damages, FeedEvent, Filter, Metadata, NewAsset,
-    StoreInfo, Stored, Touched, VerifiedFile,
+    Store, StoreError, StoreInfo, Stored, Touched, VerifiedFile,
 };
+use crate::wire::batch::Verdict;
+use crate::wire::frame::Kind;
 
 mod batch;
 mod gather;
