@@ -15,7 +15,9 @@ use crate::core::peers::ConnId;
 use crate::core::reconcile::Since;
 use crate::core::session::Lane;
 use crate::core::wants::{Arrival, BatchId};
+use crate::net::frame::peek;
 use crate::net::{Protocol, RecvStream, SendStream};
+use crate::wire::frame::Kind;
 
 use super::fact::Fact;
 use super::journal_stream;
@@ -40,17 +42,21 @@ impl Loop {
             }
             Effect::Send { conn, message } => self.order(conn, Order::Send(message)),
             Effect::RunPlain { conn } => self.order(conn, Order::RunPlain),
-            Effect::OpenJournal { conn } => journal_stream::open(self, conn),
+            Effect::OpenJournal { conn } => {
+                if let Some(live) = self.live.get_mut(&conn) {
+                    journal_stream::open(&mut self.parts, &self.replication, conn, live);
+                }
+            }
             Effect::Ask { conn, round, query } => {
-                let (index, facts) = (self.parts.ctx.index.clone(), self.facts.clone());
-                self.spawn_blocking("index query", move || {
+                let (index, facts) = (self.parts.ctx.index.clone(), self.parts.facts.clone());
+                self.parts.tasks.spawn_blocking("index query", move || {
                     let answer = query::answer(&index, query);
                     facts.blocking_send(Fact::Input(Input::Answer { conn, round, answer }));
                 });
             }
             Effect::AskSizes { conn, hashes } => {
-                let (index, facts) = (self.parts.ctx.index.clone(), self.facts.clone());
-                self.spawn_blocking("index query", move || {
+                let (index, facts) = (self.parts.ctx.index.clone(), self.parts.facts.clone());
+                self.parts.tasks.spawn_blocking("index query", move || {
                     let (held, missing) = query::sizes(&index, hashes);
                     facts.blocking_send(Fact::Input(Input::Sizes { conn, held, missing }));
                 });
@@ -67,7 +73,7 @@ impl Loop {
             Effect::SaveCursor { peer, since } => {
                 let index = self.parts.ctx.index.clone();
                 let own_epoch = self.engine.known().epoch;
-                self.spawn_blocking("save cursor", move || {
+                self.parts.tasks.spawn_blocking("save cursor", move || {
                     let Since { epoch, seq } = since;
                     if let Err(error) = index.set_peer_cursor(&own_epoch, &peer, &epoch, seq) {
                         tracing::warn!("saving a peer's cursor: {error:#}");
@@ -76,9 +82,9 @@ impl Loop {
             }
             Effect::RebuildSketch => {
                 tracing::warn!("the sketch does not match the index: rebuilding it");
-                let (index, facts) = (self.parts.ctx.index.clone(), self.facts.clone());
+                let (index, facts) = (self.parts.ctx.index.clone(), self.parts.facts.clone());
                 let group_id = self.engine.identity().group_id;
-                self.spawn_blocking("rebuild sketch", move || {
+                self.parts.tasks.spawn_blocking("rebuild sketch", move || {
                     let scanned = query::scan(&index, &group_id);
                     let input = scanned.map(Input::Rebuilt).unwrap_or_else(|error| {
                         tracing::error!("rebuilding the sketch: {error:#}");
@@ -101,8 +107,8 @@ impl Loop {
 
     fn dial(&mut self, peer: NodeId) {
         let addresses = self.addresses.get(&peer).cloned().unwrap_or_default();
-        let (net, facts) = (self.parts.net.clone(), self.facts.clone());
-        self.spawn("dial", async move {
+        let (net, facts) = (self.parts.net.clone(), self.parts.facts.clone());
+        self.parts.tasks.spawn("dial", async move {
             let fact = match net.dial(peer, &addresses).await {
                 Ok(connection) => Fact::Dialed(connection),
                 Err(error) => {
@@ -125,10 +131,10 @@ impl Loop {
         let Some(live) = self.live.get(&conn) else { return };
         let (connection, counters) = (live.connection.clone(), live.counters.clone());
         let throttle = live.throttle.clone();
-        let (ctx, facts) = (self.parts.ctx.clone(), self.facts.clone());
+        let (ctx, facts) = (self.parts.ctx.clone(), self.parts.facts.clone());
         let priority = priority(lane);
         let solicited = lane.is_solicited();
-        self.spawn("send batch", async move {
+        self.parts.tasks.spawn("send batch", async move {
             let sent = async {
                 let (send, recv) = connection
                     .open_stream(priority)
@@ -169,7 +175,7 @@ impl Loop {
     }
 
     pub(super) fn receive(&mut self, conn: ConnId, send: SendStream, recv: RecvStream) {
-        let batch = BatchId(self.next_id());
+        let batch = BatchId(self.parts.ids.next());
         let Some(live) = self.live.get(&conn) else { return };
         let (counters, plain) =
             (live.counters.clone(), live.connection.protocol() == Protocol::Plain);
@@ -178,9 +184,9 @@ impl Loop {
         if plain {
             self.handle(Input::PlainStream { conn, batch });
         }
-        let (ctx, facts) = (self.parts.ctx.with_peer(peer), self.facts.clone());
+        let (ctx, facts) = (self.parts.ctx.with_peer(peer), self.parts.facts.clone());
         let events = self.parts.events.clone();
-        self.spawn("receive batch", async move {
+        self.parts.tasks.spawn("receive batch", async move {
             let receipt = if plain {
                 plain::receive_plain_live(&ctx, throttle.down(recv), send, &counters).await
             } else {
@@ -193,11 +199,11 @@ impl Loop {
                         wanted.await.unwrap_or(none)
                     }
                 };
-                match journal_stream::peek(recv, FIRST_BYTE_WAIT).await {
-                    Some((true, recv)) => {
+                match peek(recv, FIRST_BYTE_WAIT).await {
+                    Some((kind, recv)) if kind == Kind::JournalHello.number() => {
                         return facts.send(Fact::JournalStream { conn, recv, send }).await;
                     }
-                    Some((false, recv)) => {
+                    Some((_, recv)) => {
                         let recv = throttle.down(recv);
                         transfer::receive_batch(&ctx, recv, send, decide, &counters).await
                     }

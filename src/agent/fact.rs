@@ -8,12 +8,12 @@ use crate::core::ids::{Digest, Hash, LogId, NodeId};
 use crate::core::peers::ConnId;
 use crate::core::wants::BatchId;
 use crate::net::Accepted;
+use crate::net::frame::Peeked;
 use crate::net::{Connection, Ended, RecvStream, SendStream};
 use crate::state::journal::GroupState;
 use crate::store::{Cursor, StoreInfo};
 
 use super::handle::{FetchReply, LeaveReply, PairReply, Reply, RequestError};
-use super::journal_stream::Peeked;
 use crate::replica::status::{JournalPeerStatus, PairingStatus};
 use crate::transfer::plain::PlainReport;
 
@@ -79,6 +79,13 @@ pub(super) enum Fact {
     PairingEnded { id: u64, paired: Option<PairingStatus> },
     /// Pairing ended; the answer goes to who asked.
     Joined { result: Result<PairReply, RequestError>, reply: Reply<PairReply> },
+}
+
+/// How far the store's feed has been taken in, and how often it was looked at.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct TakenIn {
+    pub(super) cursor: Cursor,
+    pub(super) passes: u64,
 }
 
 /// Why the engine is made anew from what is on disk, and who waits for it.

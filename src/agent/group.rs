@@ -1,14 +1,19 @@
-//! Tells the loop how the group stands on disk, whenever that changed.
+//! The group on disk: the loop hears of each change, and tasks read it and note addresses in it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use super::fact::{Fact, Facts};
 use crate::core::ids::NodeId;
 use crate::replica::journal::{AskError, Commits, JournalHandle};
+use crate::state::journal::GroupState;
+
+use super::fact::{Fact, Facts};
+use super::handle::{RequestError, internal, journal_error};
+use super::parts::Parts;
 
 /// News of names and addresses waits so long for company; that of members does not.
 const COALESCE: Duration = Duration::from_millis(200);
@@ -62,4 +67,34 @@ async fn members_change(
     commits: &mut watch::Receiver<Commits>,
 ) {
     while journal.roster().version() == version && commits.changed().await.is_ok() {}
+}
+
+/// Notes where a member was reached.
+pub(super) fn record_addresses(parts: &mut Parts, peer: NodeId, addresses: Vec<String>) {
+    let journal = parts.journal.clone();
+    parts.tasks.spawn("record addresses", async move {
+        note_addresses(&journal, peer, addresses).await;
+    });
+}
+
+/// Writes where a member was reached. It is a hint, so an error is only logged.
+pub(super) async fn note_addresses(
+    journal: &JournalHandle,
+    device: NodeId,
+    addresses: Vec<String>,
+) {
+    let noted = journal.run(move |journal, _| journal.reached(&device, &addresses));
+    if let Err(error) = noted.await {
+        tracing::warn!("writing a member's addresses: {error:#}");
+    }
+}
+
+/// Reads this device's group.
+pub(super) async fn group_state(
+    journal: &JournalHandle,
+    me: NodeId,
+) -> Result<GroupState, RequestError> {
+    let state = journal.read(move |reader| reader.group_state(&me)).await;
+    let state = state.map_err(|error| journal_error("reading the group", &error))?;
+    state.context("this device is in no group").map_err(|error| internal("reading", &error))
 }

@@ -18,9 +18,10 @@ use crate::core::fetches::Fetching;
 use crate::core::ids::Hash;
 use crate::core::lookup::LookupError;
 use crate::net::pairing::COMPARE_DEADLINE;
-use crate::replica::journal::JournalHandle;
+use crate::replica::journal::{AskError, JournalHandle};
 use crate::replica::metadata::Settle;
 use crate::replica::status::{PairingStatus, Status};
+use crate::state::journal::JournalError;
 use crate::store::Store;
 
 /// Orders waiting for the loop. People and scripts give them one by one; a full queue makes the
@@ -251,6 +252,37 @@ impl From<LookupError> for RequestError {
             LookupError::Unknown(text) | LookupError::Ambiguous(text) => Self::Unknown(text),
         }
     }
+}
+
+/// Maps a journal error to a request error; `tried` says what failed.
+pub(super) fn journal_error(tried: &str, error: &AskError) -> RequestError {
+    let AskError::Journal(journal) = error else {
+        return RequestError::Temporary(error.to_string());
+    };
+    match **journal {
+        JournalError::InGroup
+        | JournalError::Removed
+        | JournalError::BadIntro
+        | JournalError::ClockBehind
+        | JournalError::ClockNotSet
+        | JournalError::UsedUp { .. }
+        | JournalError::Unreadable => RequestError::Refused(journal.to_string()),
+        JournalError::DiskFull | JournalError::Busy => {
+            RequestError::Temporary(format!("{tried}: {journal}"))
+        }
+        JournalError::NoGroup
+        | JournalError::Damaged(_)
+        | JournalError::Corrupt(_)
+        | JournalError::Newer { .. }
+        | JournalError::OtherDevice(_)
+        | JournalError::Open(_)
+        | JournalError::Database(_) => internal(tried, journal),
+    }
+}
+
+/// The agent itself failed to do what `tried` says.
+pub(super) fn internal(tried: &str, error: &dyn std::fmt::Display) -> RequestError {
+    RequestError::Internal(format!("{tried}: {error:#}"))
 }
 
 /// Makes a handle, and the queue that the loop serves.

@@ -14,9 +14,8 @@ use crate::net::introduction;
 use crate::state::journal::{VerifiedOp, verify};
 
 use super::fact::Fact;
-use super::handle::RequestError;
-use super::orders::{asked, internal};
-use super::run::Loop;
+use super::handle::{RequestError, internal, journal_error};
+use super::parts::Parts;
 use crate::replica::events::EventLog;
 use crate::replica::journal::JournalHandle;
 
@@ -32,10 +31,10 @@ pub(super) async fn verified(
 
 /// A member has refused this device. It may not have heard yet that another has added it; or the group
 /// has removed this device, which is true only if the member shows a removal that counts.
-pub(super) fn introduce(this: &mut Loop, member: NodeId, addresses: Vec<String>) {
-    let (journal, net) = (this.parts.journal.clone(), this.parts.net.clone());
-    let (me, facts) = (this.parts.node_id, this.facts.clone());
-    this.spawn("introduce this device", async move {
+pub(super) fn introduce(parts: &mut Parts, member: NodeId, addresses: Vec<String>) {
+    let (journal, net) = (parts.journal.clone(), parts.net.clone());
+    let (me, facts) = (parts.node_id, parts.facts.clone());
+    parts.tasks.spawn("introduce this device", async move {
         let read = journal.read(move |reader| Ok((reader.group()?, reader.intro(&me)?)));
         let (group_id, intro) = match read.await {
             Ok((Some(group_id), intro)) => (group_id, intro),
@@ -77,10 +76,10 @@ async fn take_removal(
 }
 
 /// A device came in that this one does not know, or that was removed.
-pub(super) fn be_introduced(this: &mut Loop, connection: Connection) {
-    let (journal, events) = (this.parts.journal.clone(), this.parts.events.clone());
-    let (me, newcomer) = (this.parts.node_id, connection.peer());
-    this.spawn("introduction", async move {
+pub(super) fn be_introduced(parts: &mut Parts, connection: Connection) {
+    let (journal, events) = (parts.journal.clone(), parts.events.clone());
+    let (me, newcomer) = (parts.node_id, connection.peer());
+    parts.tasks.spawn("introduction", async move {
         introduction::host(connection, |introduction| async move {
             let judged = judge(&journal, &events, me, newcomer, introduction).await;
             judged.unwrap_or_else(|error| {
@@ -102,7 +101,7 @@ async fn judge(
 ) -> Result<Introduced, RequestError> {
     let Introduction { group_id, intro } = introduction;
     let group = journal.read(|reader| reader.group()).await;
-    let ours = group.map_err(|error| asked("reading the group", &error))?;
+    let ours = group.map_err(|error| journal_error("reading the group", &error))?;
     // A stranger does not know it, and costs no signature's check.
     if ours != Some(group_id) {
         return Ok(Introduced::Refused);
@@ -112,7 +111,7 @@ async fn judge(
         let by_us = intro.iter().any(|op| op.signed().log.author == me && adds(op, &newcomer));
         let introduced =
             journal.run(move |journal, now_ms| journal.introduce(&newcomer, &intro, now_ms));
-        introduced.await.map_err(|error| asked("taking in an introduction", &error))?;
+        introduced.await.map_err(|error| journal_error("taking in an introduction", &error))?;
         if by_us && journal.roster().standing(&newcomer) == Standing::Member {
             // It paired with this device, which did not hear that it had joined.
             tracing::warn!(peer = %newcomer.short(), "a device joined the group that this one had let in");
@@ -125,7 +124,9 @@ async fn judge(
         Standing::Stranger => Ok(Introduced::Refused),
         Standing::Removed => {
             let removal = journal.read(move |reader| reader.removal(&newcomer)).await;
-            Ok(Introduced::Removed(removal.map_err(|error| asked("reading a removal", &error))?))
+            Ok(Introduced::Removed(
+                removal.map_err(|error| journal_error("reading a removal", &error))?,
+            ))
         }
     }
 }

@@ -5,21 +5,21 @@
 //! connection's, as what the two lack of one another can then not be told; unless they have other
 //! versions of the journal's protocol.
 
-use std::io::Cursor;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, Chain};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::core::close::CloseCode;
 use crate::core::ids::LogId;
 use crate::core::peers::ConnId;
-use crate::net::{Connection, RecvStream, SendStream};
-use crate::wire::frame::Kind;
+use crate::net::frame::Peeked;
+use crate::net::{Connection, SendStream};
 
 use super::fact::{Fact, Facts};
-use super::run::Loop;
+use super::live::Live;
+use super::parts::Parts;
 use crate::replica::replicate::Replication;
 use crate::replica::status::{JournalPeerState, JournalPeerStatus, JournalStatus};
 
@@ -29,23 +29,12 @@ const JOURNAL_PRIORITY: i32 = 50;
 /// A peer that has refused us closes the connection within this time, or we do.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
-/// A stream whose first byte was read and put before the rest again.
-pub(super) type Peeked = Chain<Cursor<[u8; 1]>, RecvStream>;
-
-/// Looks at the kind of a stream's first frame: whether it is the journal's. `None` when the stream
-/// ended before it.
-pub(super) async fn peek(mut recv: RecvStream, wait: Duration) -> Option<(bool, Peeked)> {
-    let kind = timeout(wait, recv.read_u8()).await.ok()?.ok()?;
-    let is_journal = kind == Kind::JournalHello.number();
-    Some((is_journal, Cursor::new([kind]).chain(recv)))
-}
-
 /// Prunes the journal and looks for forks, as long as the agent runs.
-pub(super) fn look_after(this: &mut Loop) {
-    let replication = this.replication.clone();
-    this.spawn("journal pruning", async move { replication.prune().await });
-    let (replication, facts) = (this.replication.clone(), this.facts.clone());
-    this.spawn("journal forks", async move {
+pub(super) fn look_after(parts: &mut Parts, replication: &Replication) {
+    let pruning = replication.clone();
+    parts.tasks.spawn("journal pruning", async move { pruning.prune().await });
+    let (replication, facts) = (replication.clone(), parts.facts.clone());
+    parts.tasks.spawn("journal forks", async move {
         let (forked, watched) = watch::channel(Vec::new());
         tokio::select! {
             () = replication.watch_forks(&forked) => {}
@@ -55,9 +44,9 @@ pub(super) fn look_after(this: &mut Loop) {
 }
 
 /// Opens the stream of a connection that this device dialled.
-pub(super) fn open(this: &mut Loop, conn: ConnId) {
-    let Some((connection, task)) = begin(this, conn) else { return };
-    this.spawn("journal", async move {
+pub(super) fn open(parts: &mut Parts, replication: &Replication, conn: ConnId, live: &mut Live) {
+    let (connection, task) = begin(parts, replication, conn, live);
+    parts.tasks.spawn("journal", async move {
         // A connection that is gone needs no closing.
         if let Ok((send, recv)) = connection.open_stream(JOURNAL_PRIORITY).await {
             task.run(connection, recv, send).await;
@@ -66,24 +55,32 @@ pub(super) fn open(this: &mut Loop, conn: ConnId) {
 }
 
 /// Takes the stream that a peer opened.
-pub(super) fn accept(this: &mut Loop, conn: ConnId, recv: Peeked, send: SendStream) {
-    let Some(live) = this.live.get(&conn) else { return };
+pub(super) fn accept(
+    parts: &mut Parts,
+    replication: &Replication,
+    conn: ConnId,
+    live: &mut Live,
+    (recv, send): (Peeked, SendStream),
+) {
     if live.connection.dialed() || live.journal.is_some() {
         live.connection.close(CloseCode::Protocol, "a journal's stream too many");
         return;
     }
-    let Some((connection, task)) = begin(this, conn) else { return };
+    let (connection, task) = begin(parts, replication, conn, live);
     send.set_priority(JOURNAL_PRIORITY);
-    this.spawn("journal", task.run(connection, recv, send));
+    parts.tasks.spawn("journal", task.run(connection, recv, send));
 }
 
-fn begin(this: &mut Loop, conn: ConnId) -> Option<(Connection, Task)> {
-    let live = this.live.get_mut(&conn)?;
+fn begin(
+    parts: &Parts,
+    replication: &Replication,
+    conn: ConnId,
+    live: &mut Live,
+) -> (Connection, Task) {
     let node_id = live.connection.peer().to_string();
     live.journal = Some(JournalPeerStatus { node_id, ..JournalPeerStatus::default() });
-    let connection = live.connection.clone();
-    let (replication, facts) = (this.replication.clone(), this.facts.clone());
-    Some((connection, Task { conn, replication, facts }))
+    let (replication, facts) = (replication.clone(), parts.facts.clone());
+    (live.connection.clone(), Task { conn, replication, facts })
 }
 
 struct Task {

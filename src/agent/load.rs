@@ -17,7 +17,8 @@ use crate::state::journal::GroupState;
 
 use super::fact::{Fact, Reload};
 use super::handle::LeaveReply;
-use super::run::{Loop, Parts};
+use super::parts::Parts;
+use super::run::Loop;
 use crate::replica::journal::JournalHandle;
 use crate::replica::query;
 
@@ -72,8 +73,8 @@ impl Loop {
     pub(super) fn reload(&mut self, reload: Reload) {
         tracing::info!(why = reload.why(), "starting over");
         let (loading, gate) = (Loading::of(&self.parts), self.gate.clone());
-        let facts = self.facts.clone();
-        self.spawn("load", async move {
+        let facts = self.parts.facts.clone();
+        self.parts.tasks.spawn("load", async move {
             let _gate = gate.lock().await;
             let fact = match loading.load().await {
                 Ok(engine) => Fact::Loaded { engine: Box::new(engine), reload },

@@ -4,7 +4,7 @@
 //! is how the rest of the process talks to it; [`Agent::stop`] ends it in order.
 //!
 //! Reading order: `run` (the loop), `fact` and `link` (what comes in, what goes out to a peer),
-//! `follow` (the store), [`transfer`] (bytes), then `orders`, `query` and `picture`.
+//! `follow` (the store), then `requests` and `picture`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{wall_ms, wall_now};
+use crate::clock::{Clock, wall_ms, wall_now};
 use crate::core::ids::NodeId;
 use crate::core::pairing::shown_name;
 use crate::core::rate::RateLimits;
@@ -30,7 +30,10 @@ use crate::store::Store;
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::http::HttpStore;
 
+use self::fact::Facts;
 use self::handle::Handle;
+use self::parts::{Ids, Parts};
+use self::tasks::Tasks;
 use crate::replica::metadata::{Arrivals, Settler};
 use crate::replica::status::Status;
 use crate::replica::{device, events, journal, metadata};
@@ -48,11 +51,14 @@ mod introductions;
 mod journal_stream;
 mod knocks;
 mod link;
+mod live;
 mod load;
-mod orders;
 mod pairing;
+mod parts;
 mod picture;
+mod requests;
 mod run;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
@@ -193,7 +199,8 @@ impl Agent {
             twin,
         };
         let stop = CancellationToken::new();
-        let parts = run::Parts {
+        let (facts, inbox) = Facts::channel();
+        let parts = Parts {
             node_id: identity.node_id,
             home,
             net,
@@ -220,9 +227,13 @@ impl Agent {
             status,
             stop: stop.clone(),
             unreachable: net_overrides.unreachable,
+            tasks: Tasks::default(),
+            facts,
+            clock: Clock::start(),
+            ids: Ids::default(),
         };
         let tellers = run::Tellers { writer: journal_writer, settler, publisher, told };
-        let running = tokio::spawn(run::run(parts, tellers));
+        let running = tokio::spawn(run::run(parts, inbox, tellers));
         let running = Some(running);
         let mut agent = Self { handle, embedded, stop, running };
         // The first picture is drawn before anybody is answered.

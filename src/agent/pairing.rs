@@ -24,11 +24,13 @@ use crate::net::ticket::Ticket;
 use crate::net::{Connection, Net};
 use crate::state::journal::{Admitted, GroupState, JournalError, TokenError, verify};
 
+use super::comparing::Comparing;
 use super::fact::{Fact, Facts};
-use super::handle::{PairReply, Reply, RequestError, TicketReply};
+use super::group::{group_state, note_addresses};
+use super::handle::{PairReply, Reply, RequestError, TicketReply, journal_error};
 use super::introductions::verified;
-use super::orders::{asked, group_state, note_addresses};
-use super::run::Loop;
+use super::knocks::Knocks;
+use super::parts::Parts;
 use crate::replica::events::EventLog;
 use crate::replica::journal::{AskError, JournalHandle};
 use crate::replica::status::{PairingState, PairingStatus};
@@ -37,9 +39,9 @@ use crate::replica::status::{PairingState, PairingStatus};
 const TICKET_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Makes a ticket.
-pub(super) fn ticket(this: &mut Loop, ttl: Duration, verify: bool, reply: Reply<TicketReply>) {
-    let (journal, net) = (this.parts.journal.clone(), this.parts.net.clone());
-    this.spawn("make a ticket", async move {
+pub(super) fn ticket(parts: &mut Parts, ttl: Duration, verify: bool, reply: Reply<TicketReply>) {
+    let (journal, net) = (parts.journal.clone(), parts.net.clone());
+    parts.tasks.spawn("make a ticket", async move {
         // Who asked may have gone.
         let _ = reply.send(make_ticket(&journal, &net, ttl, verify).await);
     });
@@ -64,23 +66,23 @@ async fn make_ticket(
         journal.create_token(&key, verify, now_ms, expires_ms)?;
         Ok(expires_ms)
     });
-    let expires_ms = made.await.map_err(|error| asked("making the ticket", &error))?;
+    let expires_ms = made.await.map_err(|error| journal_error("making the ticket", &error))?;
     let (inviter, addresses) = (net.node_id(), net.addresses());
     let ticket = Ticket { inviter, addresses, secret, expires_ms };
     Ok(TicketReply { ticket: ticket.to_string(), expires_ms })
 }
 
 /// Redeems a ticket.
-pub(super) fn pair(this: &mut Loop, text: String, verify: bool, reply: Reply<PairReply>) {
+pub(super) fn pair(parts: &mut Parts, text: String, verify: bool, reply: Reply<PairReply>) {
     let joiner = Redeemer {
-        compare: Compare::new(this),
-        journal: this.parts.journal.clone(),
-        net: this.parts.net.clone(),
-        events: this.parts.events.clone(),
-        algorithm: this.parts.ctx.algorithm,
+        compare: Compare::new(parts),
+        journal: parts.journal.clone(),
+        net: parts.net.clone(),
+        events: parts.events.clone(),
+        algorithm: parts.ctx.algorithm,
     };
-    let facts = this.facts.clone();
-    this.spawn("pair", async move {
+    let facts = parts.facts.clone();
+    parts.tasks.spawn("pair", async move {
         let result = joiner.redeem(&text, verify).await;
         if result.is_err() {
             joiner.compare.failed().await;
@@ -178,7 +180,7 @@ impl Redeemer {
         let intro = verified(group_id, accept.intro).await?;
         let joined =
             self.journal.run(move |journal, now_ms| journal.join(group_id, &intro, now_ms));
-        joined.await.map_err(|error| asked("joining the group", &error))?;
+        joined.await.map_err(|error| journal_error("joining the group", &error))?;
         // Before the inviter hears of it: if it does not, this device has to find it.
         note_addresses(&self.journal, ticket.inviter, ticket.addresses.clone()).await;
         Ok(())
@@ -192,8 +194,8 @@ struct Compare {
 }
 
 impl Compare {
-    fn new(this: &mut Loop) -> Self {
-        Self { id: this.next_id(), facts: this.facts.clone() }
+    fn new(parts: &mut Parts) -> Self {
+        Self { id: parts.ids.next(), facts: parts.facts.clone() }
     }
 
     /// Shows the digits, and waits until somebody says here whether the other device shows the same.
@@ -216,18 +218,19 @@ impl Compare {
     }
 }
 
-/// Somebody says whether the device that is pairing with this one shows the same digits.
-pub(super) fn confirm(this: &mut Loop, short_code: &str, same: bool, reply: Reply<PairingStatus>) {
-    let decided = this.comparing.decide(short_code, same);
-    this.publish_soon();
-    // Who asked may have gone.
-    let _ = reply.send(decided.ok_or_else(|| {
+/// Answers somebody who says whether the device that is pairing with this one shows the same digits.
+pub(super) fn confirm(
+    comparing: &mut Comparing,
+    short_code: &str,
+    same: bool,
+) -> Result<PairingStatus, RequestError> {
+    comparing.decide(short_code, same).ok_or_else(|| {
         RequestError::Unknown(
             "no pairing waits for these digits. If the other device shows them, somebody may stand \
              between the two: do not confirm, and pair anew where you can see both devices"
                 .into(),
         )
-    }));
+    })
 }
 
 fn request_error(error: JoinError) -> RequestError {
@@ -245,16 +248,16 @@ fn request_error(error: JoinError) -> RequestError {
 }
 
 /// A joiner came in.
-pub(super) fn host(this: &mut Loop, connection: Connection) {
+pub(super) fn host(parts: &mut Parts, connection: Connection) {
     let host = Host {
-        compare: Compare::new(this),
-        journal: this.parts.journal.clone(),
-        events: this.parts.events.clone(),
-        me: this.parts.node_id,
-        algorithm: this.parts.ctx.algorithm,
+        compare: Compare::new(parts),
+        journal: parts.journal.clone(),
+        events: parts.events.clone(),
+        me: parts.node_id,
+        algorithm: parts.ctx.algorithm,
     };
-    let facts = this.facts.clone();
-    this.spawn("pairing", async move {
+    let facts = parts.facts.clone();
+    parts.tasks.spawn("pairing", async move {
         let joiner = connection.peer();
         let source = connection.remote_addresses().into_iter().next().unwrap_or_default();
         let Err(error) = host.run(connection).await else { return };
@@ -268,10 +271,9 @@ pub(super) fn host(this: &mut Loop, connection: Connection) {
     });
 }
 
-/// A device without a right proof tried to pair.
-pub(super) fn on_not_paired(this: &mut Loop, joiner: NodeId, source: &str, why: &str) {
-    let now_ms = this.clock.now_ms();
-    if let Some(tries) = this.knocks.note(now_ms, host_of(source)) {
+/// Logs that a device without a valid ticket tried to pair.
+pub(super) fn log_try(knocks: &mut Knocks, now_ms: u64, joiner: NodeId, source: &str, why: &str) {
+    if let Some(tries) = knocks.note(now_ms, host_of(source)) {
         let peer = joiner.short();
         tracing::warn!(%peer, source, tries, why, "a device without a valid ticket tried to pair");
     }

@@ -7,7 +7,7 @@ use crate::core::ids::NodeId;
 use crate::core::peers::ConnId;
 use crate::net::{Path, WireBytes};
 
-use super::run::{Parts, StoreView};
+use super::parts::Parts;
 use crate::replica::status::{
     DeviceStatus, JournalPeerState, JournalPeerStatus, JournalStatus, PairingStatus, PeerState,
     PeerStatus, RateLimitStatus, Status, StoreStatus,
@@ -67,6 +67,15 @@ impl LinkFigures {
         let rate = self.send_rate + self.receive_rate;
         (self.left_bytes > 0 && rate > 0.0).then(|| self.left_bytes as f64 / rate)
     }
+}
+
+/// The store as the agent last saw it.
+#[derive(Debug, Default)]
+pub(super) struct StoreView {
+    pub(super) up: bool,
+    pub(super) error: Option<String>,
+    /// What the store's disk, or the journal's, has no room for.
+    pub(super) shortage: Vec<String>,
 }
 
 /// Parts of the picture that others draw.

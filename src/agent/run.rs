@@ -8,52 +8,48 @@
 //! I3  Stopping: no new work, the batches under way, the connections, the tasks, the endpoint, the
 //!     index; each step with a deadline.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
-use tokio::task::{Id, JoinError, JoinSet, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
 
-use crate::clock::{Clock, SleepWatch, wall_ms};
+use crate::clock::{SleepWatch, wall_ms};
 use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Engine, Input, KnownSet};
-use crate::core::ids::{LogId, NodeId};
+use crate::core::ids::{Hash, LogId, NodeId};
 use crate::core::journal::log::LogEvent;
 use crate::core::pairing::Members;
 use crate::core::peers::ConnId;
 use crate::core::wants::BatchId;
 use crate::net::Accepted;
-use crate::net::Net;
 use crate::net::{Connection, Ended, Protocol};
-use crate::state::home::Home;
 use crate::state::journal::GroupState;
-use crate::store::embedded::EmbeddedStore;
-use crate::store::{Cursor, Store, StoreInfo};
+use crate::store::StoreInfo;
 
 use super::comparing::Comparing;
 use super::disk::DiskWatch;
 use super::effects::plain_done;
-use super::fact::{Fact, Facts, Reload};
+use super::fact::{Fact, Reload, TakenIn};
 use super::follow::Follower;
-use super::handle::Request;
+use super::handle::{FetchReply, Reply, Request};
 use super::knocks::Knocks;
-use super::link::{CONTROL_QUEUE, Order};
+use super::link::CONTROL_QUEUE;
+use super::live::Live;
 use super::load::{Loading, NO_STORE};
-use super::picture::{LinkFigures, LinkView, Picture, Told};
-use super::{group, introductions, journal_stream, link, orders, pairing};
+use super::parts::Parts;
+use super::picture::{LinkFigures, Picture, StoreView, Told};
+use super::{group, introductions, journal_stream, link, pairing, requests};
 use crate::replica::device::Publisher;
-use crate::replica::events::{self, EventLog};
-use crate::replica::journal::{JournalHandle, JournalWriter};
+use crate::replica::events::{self};
+use crate::replica::journal::JournalWriter;
 use crate::replica::metadata::Settler;
 use crate::replica::query;
 use crate::replica::replicate::Replication;
-use crate::replica::status::{JournalPeerStatus, Status};
-use crate::transfer::throttle::{LinkThrottle, Throttle};
-use crate::transfer::{Context, Counters};
+use crate::transfer::Counters;
 
 /// Facts handled before the loop looks at its other sources again.
 const FACTS_PER_TURN: usize = 64;
@@ -74,29 +70,6 @@ const SLEEP_LOOK_MS: u64 = 5_000;
 /// At the end, tasks and then the index are given this long; what they leave undone a restart does.
 const WIND_UP_WAIT: Duration = Duration::from_secs(10);
 
-/// What the loop works with.
-pub(super) struct Parts {
-    pub(super) node_id: NodeId,
-    pub(super) home: Home,
-    pub(super) net: Net,
-    pub(super) store: Arc<dyn Store>,
-    /// The same, when it is the embedded one.
-    pub(super) embedded: Option<EmbeddedStore>,
-    pub(super) store_location: String,
-    pub(super) journal: JournalHandle,
-    pub(super) ctx: Context,
-    pub(super) requests: mpsc::Receiver<Request>,
-    pub(super) status: watch::Sender<Status>,
-    pub(super) stop: CancellationToken,
-    pub(super) unreachable: Vec<NodeId>,
-    pub(super) throttle: Throttle,
-    pub(super) events: EventLog,
-    /// How many assets' metadata is held back.
-    pub(super) frozen: watch::Receiver<usize>,
-    /// Where another device with this device's key is, if there is one.
-    pub(super) twin: watch::Receiver<Option<BTreeSet<String>>>,
-}
-
 /// Tasks around the journal, to be started with the loop.
 pub(super) struct Tellers {
     pub(super) writer: JournalWriter,
@@ -105,41 +78,8 @@ pub(super) struct Tellers {
     pub(super) told: mpsc::Receiver<LogEvent>,
 }
 
-/// A live connection and what belongs to it.
-pub(super) struct Live {
-    pub(super) connection: Connection,
-    pub(super) orders: mpsc::Sender<Order>,
-    pub(super) counters: Arc<Counters>,
-    pub(super) throttle: LinkThrottle,
-    figures: LinkFigures,
-    /// `Some` once the journal's stream is open.
-    pub(super) journal: Option<JournalPeerStatus>,
-    /// Why the peer takes no assets for now.
-    put_off: Option<String>,
-}
-
-/// The store as last seen.
-#[derive(Default)]
-pub(super) struct StoreView {
-    pub(super) up: bool,
-    pub(super) error: Option<String>,
-    /// For what there is no room on its disk, or the journal's.
-    pub(super) shortage: Vec<String>,
-}
-
-/// How far the store's feed has been taken in, and how often it was looked at.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct TakenIn {
-    pub(super) cursor: Cursor,
-    pub(super) passes: u64,
-}
-
 pub(super) struct Loop {
     pub(super) parts: Parts,
-    pub(super) tasks: JoinSet<()>,
-    task_names: BTreeMap<String, &'static str>,
-    pub(super) facts: Facts,
-    pub(super) clock: Clock,
     pub(super) engine: Engine,
     effects: Vec<Effect>,
     pub(super) live: BTreeMap<ConnId, Live>,
@@ -148,7 +88,6 @@ pub(super) struct Loop {
     pub(super) knocks: Knocks,
     pub(super) comparing: Comparing,
     pub(super) decisions: BTreeMap<BatchId, oneshot::Sender<Vec<bool>>>,
-    last_id: u64,
     pub(super) addresses: BTreeMap<NodeId, Vec<String>>,
     pub(super) store: StoreView,
     pub(super) nudge: Arc<Notify>,
@@ -170,27 +109,24 @@ pub(super) struct Loop {
 ///
 /// # Errors
 /// The index cannot be read at start, a disk failed, or a task panicked.
-pub(super) async fn run(parts: Parts, tellers: Tellers) -> Result<()> {
-    let (facts, mut inbox) = Facts::channel();
-    let clock = Clock::start();
+pub(super) async fn run(
+    parts: Parts,
+    mut inbox: mpsc::Receiver<Fact>,
+    tellers: Tellers,
+) -> Result<()> {
     let engine = Loading::of(&parts).load().await?;
     let saved_seq = engine.known().head_seq;
     let (taken_in, _) = watch::channel(TakenIn::default());
     let mut this = Loop {
-        tasks: JoinSet::new(),
-        task_names: BTreeMap::new(),
-        facts,
-        clock,
         addresses: addresses(engine.members(), &parts.unreachable),
         engine,
         effects: Vec::new(),
         live: BTreeMap::new(),
-        replication: Replication::new(parts.journal.clone(), parts.node_id, clock),
+        replication: Replication::new(parts.journal.clone(), parts.node_id, parts.clock),
         forked: Vec::new(),
         knocks: Knocks::default(),
         comparing: Comparing::default(),
         decisions: BTreeMap::new(),
-        last_id: 0,
         store: StoreView::default(),
         nudge: Arc::new(Notify::new()),
         taken_in,
@@ -226,8 +162,8 @@ fn addresses(members: &Members, unreachable: &[NodeId]) -> BTreeMap<NodeId, Vec<
 impl Loop {
     fn start_journal(&mut self, tellers: Tellers) {
         let Tellers { writer, settler, publisher, told } = tellers;
-        let facts = self.facts.clone();
-        self.spawn_blocking("journal writer", move || {
+        let facts = self.parts.facts.clone();
+        self.parts.tasks.spawn_blocking("journal writer", move || {
             if let Err(error) = writer.serve() {
                 facts.blocking_send(Fact::Fatal(
                     anyhow::Error::new(error).context("writing the journal"),
@@ -235,24 +171,24 @@ impl Loop {
             }
         });
         let (journal, status) = (self.parts.journal.clone(), self.parts.status.subscribe());
-        self.spawn("metadata", settler.run());
-        self.spawn("event log", events::record(journal, told, status));
+        self.parts.tasks.spawn("metadata", settler.run());
+        self.parts.tasks.spawn("event log", events::record(journal, told, status));
         let damages = self.parts.store.damages();
-        self.spawn("damage", events::tell_damages(damages, self.parts.events.clone()));
-        self.spawn("device state", publisher.run());
+        self.parts.tasks.spawn("damage", events::tell_damages(damages, self.parts.events.clone()));
+        self.parts.tasks.spawn("device state", publisher.run());
     }
 
     fn start_sources(&mut self) {
-        let acceptor = orders::admission(&self.parts);
-        let facts = self.facts.clone();
-        self.spawn("accept", async move {
+        let acceptor = requests::admission(&self.parts);
+        let facts = self.parts.facts.clone();
+        self.parts.tasks.spawn("accept", async move {
             let mut acceptor = acceptor;
             while let Some(accepted) = acceptor.next().await {
                 facts.send(Fact::Accepted(accepted)).await;
             }
         });
-        let (net, facts) = (self.parts.net.clone(), self.facts.clone());
-        self.spawn("network events", async move {
+        let (net, facts) = (self.parts.net.clone(), self.parts.facts.clone());
+        self.parts.tasks.spawn("network events", async move {
             let mut events = net.events().await;
             loop {
                 let input = match events.next().await {
@@ -265,14 +201,14 @@ impl Loop {
         let follower = Follower {
             store: self.parts.store.clone(),
             index: self.parts.ctx.index.clone(),
-            facts: self.facts.clone(),
+            facts: self.parts.facts.clone(),
             nudge: self.nudge.clone(),
             gate: self.gate.clone(),
         };
-        self.spawn("store follower", follower.run());
+        self.parts.tasks.spawn("store follower", follower.run());
         if let Some(store) = self.parts.embedded.clone() {
-            let facts = self.facts.clone();
-            self.spawn("store health", async move {
+            let facts = self.parts.facts.clone();
+            self.parts.tasks.spawn("store health", async move {
                 let reason = store.failed().await;
                 facts.send(Fact::Fatal(reason.into())).await;
             });
@@ -281,18 +217,18 @@ impl Loop {
             journal: self.parts.journal.clone(),
             folder: self.parts.home.state_dir().to_owned(),
             store: self.parts.store.clone(),
-            facts: self.facts.clone(),
+            facts: self.parts.facts.clone(),
             nudge: self.nudge.clone(),
         };
-        self.spawn("disk watch", disk_watch.run());
-        journal_stream::look_after(self);
+        self.parts.tasks.spawn("disk watch", disk_watch.run());
+        journal_stream::look_after(&mut self.parts, &self.replication);
         let again = self.regroup.clone();
-        let (journal, facts) = (self.parts.journal.clone(), self.facts.clone());
-        self.spawn("group", group::follow(journal, self.parts.node_id, facts, again));
+        let (journal, facts) = (self.parts.journal.clone(), self.parts.facts.clone());
+        self.parts.tasks.spawn("group", group::follow(journal, self.parts.node_id, facts, again));
     }
 
     async fn turn_until_stopped(&mut self, inbox: &mut mpsc::Receiver<Fact>) {
-        let mut sleep_watch = SleepWatch::new(self.clock.now_ms(), wall_ms());
+        let mut sleep_watch = SleepWatch::new(self.parts.clock.now_ms(), wall_ms());
         let mut look_at_ms = SLEEP_LOOK_MS;
         let stop = self.parts.stop.clone();
         self.handle(Input::Tick);
@@ -303,15 +239,15 @@ impl Loop {
                 .chain([look_at_ms])
                 .min()
                 .unwrap_or(look_at_ms);
-            let wake = sleep_until(self.clock.instant(wake_ms).into());
+            let wake = sleep_until(self.parts.clock.instant(wake_ms).into());
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !self.stopping => {
                     self.stopping = true;
                     self.handle(Input::Stop);
                 }
-                Some(ended) = self.tasks.join_next_with_id() => self.on_task_end(ended),
-                Some(request) = self.parts.requests.recv() => orders::on_request(self, request),
+                Some(Err(panic)) = self.parts.tasks.join_next() => self.fail(panic.into()),
+                Some(request) = self.parts.requests.recv() => self.on_request(request),
                 Some(fact) = inbox.recv() => {
                     self.on_fact(fact);
                     for _ in 1..FACTS_PER_TURN {
@@ -321,7 +257,7 @@ impl Loop {
                 }
                 () = wake => self.handle(Input::Tick),
             }
-            let now_ms = self.clock.now_ms();
+            let now_ms = self.parts.clock.now_ms();
             if now_ms >= look_at_ms {
                 look_at_ms = now_ms + SLEEP_LOOK_MS;
                 if !self.parts.throttle.limits().is_empty() {
@@ -351,19 +287,17 @@ impl Loop {
 
     /// Ends what is left, in order. What was acknowledged is durable already.
     async fn wind_up(&mut self) {
-        self.tasks.abort_all();
+        self.parts.tasks.abort_all();
         self.parts.journal.close().await;
         let tasks = async {
-            while let Some(ended) = self.tasks.join_next().await {
-                if let Err(error) = ended
-                    && error.is_panic()
-                {
-                    tracing::error!(%error, "a task panicked");
+            while let Some(ended) = self.parts.tasks.join_next().await {
+                if let Err(panic) = ended {
+                    tracing::error!("{panic}");
                 }
             }
         };
         if timeout(WIND_UP_WAIT, tasks).await.is_err() {
-            let names: Vec<_> = self.task_names.values().collect();
+            let names = self.parts.tasks.names();
             tracing::warn!(?names, "tasks that wait for the disk are left behind");
         }
         self.parts.net.close().await;
@@ -378,39 +312,6 @@ impl Loop {
             Ok(Ok(Err(error))) => tracing::warn!("{error:#}"),
             Ok(Err(error)) => tracing::error!(%error, "closing the index panicked"),
             Err(_) => tracing::warn!("the index was not closed in time: the next start checks it"),
-        }
-    }
-
-    // ---- tasks -------------------------------------------------------------------------------
-
-    pub(super) fn spawn(
-        &mut self,
-        name: &'static str,
-        task: impl Future<Output = ()> + Send + 'static,
-    ) {
-        let id = self.tasks.spawn(task).id();
-        self.task_names.insert(id.to_string(), name);
-    }
-
-    pub(super) fn spawn_blocking(
-        &mut self,
-        name: &'static str,
-        task: impl FnOnce() + Send + 'static,
-    ) {
-        let id = self.tasks.spawn_blocking(task).id();
-        self.task_names.insert(id.to_string(), name);
-    }
-
-    fn on_task_end(&mut self, ended: Result<(Id, ()), JoinError>) {
-        let id = match &ended {
-            Ok((id, ())) => *id,
-            Err(error) => error.id(),
-        };
-        let name = self.task_names.remove(&id.to_string()).unwrap_or("unnamed");
-        if let Err(error) = ended
-            && error.is_panic()
-        {
-            self.fail(anyhow::anyhow!("the task {name:?} failed: {error}"));
         }
     }
 
@@ -429,14 +330,19 @@ impl Loop {
             Fact::Accepted(Accepted::Session(connection)) | Fact::Dialed(connection) => {
                 self.on_connection(connection);
             }
-            Fact::Accepted(Accepted::Pairing(connection)) => pairing::host(self, connection),
+            Fact::Accepted(Accepted::Pairing(connection)) => {
+                pairing::host(&mut self.parts, connection);
+            }
             Fact::Accepted(Accepted::Introduction(connection)) => {
-                introductions::be_introduced(self, connection);
+                introductions::be_introduced(&mut self.parts, connection);
             }
             Fact::Ended { conn, ended } => self.on_ended(conn, ended),
             Fact::Stream { conn, send, recv } => self.receive(conn, send, recv),
             Fact::JournalStream { conn, recv, send } => {
-                journal_stream::accept(self, conn, recv, send);
+                if let Some(live) = self.live.get_mut(&conn) {
+                    let streams = (recv, send);
+                    journal_stream::accept(&mut self.parts, &self.replication, conn, live, streams);
+                }
             }
             Fact::Journal { conn, status } => {
                 if let Some(live) = self.live.get_mut(&conn) {
@@ -452,7 +358,7 @@ impl Loop {
                 self.decisions.insert(batch, reply);
                 self.handle(Input::Offered { conn, batch, digests });
             }
-            Fact::Fetch { assets, now, reply } => orders::fetch_lacking(self, assets, now, reply),
+            Fact::Fetch { assets, now, reply } => self.fetch_lacking(assets, now, reply),
             Fact::PlainDone { conn, report } => {
                 self.handle(plain_done(conn, report));
             }
@@ -493,11 +399,12 @@ impl Loop {
                 self.publish_soon();
             }
             Fact::PairingEnded { id, paired } => {
-                self.comparing.end(self.clock.now_ms(), id, paired);
+                self.comparing.end(self.parts.clock.now_ms(), id, paired);
                 self.publish_soon();
             }
             Fact::NotPaired { joiner, source, why } => {
-                pairing::on_not_paired(self, joiner, &source, &why);
+                let now_ms = self.parts.clock.now_ms();
+                pairing::log_try(&mut self.knocks, now_ms, joiner, &source, &why);
             }
             Fact::Left { reply } => self.reload(Reload::Left { reply }),
             Fact::Reload(reload) => self.reload(reload),
@@ -510,8 +417,38 @@ impl Loop {
         }
     }
 
+    fn on_request(&mut self, request: Request) {
+        let parts = &mut self.parts;
+        match request {
+            Request::Ticket(ttl, verify, reply) => pairing::ticket(parts, ttl, verify, reply),
+            Request::Pair(ticket, verify, reply) => pairing::pair(parts, ticket, verify, reply),
+            Request::Confirm(short_code, same, reply) => {
+                let confirmed = pairing::confirm(&mut self.comparing, &short_code, same);
+                self.publish_soon();
+                // The requester may have gone.
+                let _ = reply.send(confirmed);
+            }
+            Request::Remove(order, reply) => requests::remove(parts, order, reply),
+            Request::Rename(name, reply) => requests::rename(parts, name, reply),
+            Request::Leave(reply) => requests::leave(parts, reply),
+            Request::Fetch(order, reply) => requests::fetch(parts, &self.engine, order, reply),
+            Request::Check(reply) => {
+                let (nudge, taken_in) = (self.nudge.clone(), self.taken_in.subscribe());
+                requests::check(parts, nudge, taken_in, reply);
+            }
+        }
+    }
+
+    /// Goes on with [`Request::Fetch`] when the index has told which of the assets it knows.
+    fn fetch_lacking(&mut self, assets: Vec<(Hash, bool)>, now: bool, reply: Reply<FetchReply>) {
+        let lacking = assets.iter().filter(|(_, known)| !known).map(|(hash, _)| *hash);
+        self.handle(Input::Fetch { hashes: lacking.collect(), at_once: now });
+        // The requester may have gone.
+        let _ = reply.send(Ok(requests::fetch_views(&self.parts, &self.engine, assets)));
+    }
+
     pub(super) fn handle(&mut self, input: Input) {
-        let now_ms = self.clock.now_ms();
+        let now_ms = self.parts.clock.now_ms();
         self.engine.handle(now_ms, input, &mut self.effects);
         let mut effects = std::mem::take(&mut self.effects);
         for effect in effects.drain(..) {
@@ -522,32 +459,32 @@ impl Loop {
     }
 
     pub(super) fn publish_soon(&mut self) {
-        if self.publish_at_ms.is_none_or(|at| at > self.clock.now_ms() + STATUS_MS_MIN) {
+        if self.publish_at_ms.is_none_or(|at| at > self.parts.clock.now_ms() + STATUS_MS_MIN) {
             self.publish_at_ms = Some(self.picture.published_ms() + STATUS_MS_MIN);
         }
     }
 
     fn on_connection(&mut self, connection: Connection) {
-        let conn = ConnId(self.next_id());
+        let conn = ConnId(self.parts.ids.next());
         let (orders, queue) = mpsc::channel(CONTROL_QUEUE);
         let counters = Arc::new(Counters::default());
         let throttle = self.parts.throttle.link(&connection);
         let (peer, dialed) = (connection.peer(), connection.dialed());
         let plain = connection.protocol() == Protocol::Plain;
         tracing::info!(peer = %peer.short(), dialed, plain, "connected");
-        self.spawn(
+        self.parts.tasks.spawn(
             "connection",
             link::run(
                 conn,
                 connection.clone(),
                 queue,
-                self.facts.clone(),
+                self.parts.facts.clone(),
                 self.parts.ctx.with_peer(peer),
                 counters.clone(),
                 throttle.clone(),
             ),
         );
-        orders::record_addresses(self, peer, connection.remote_addresses());
+        group::record_addresses(&mut self.parts, peer, connection.remote_addresses());
         let (figures, journal, put_off) = (LinkFigures::default(), None, None);
         let live = Live { connection, orders, counters, throttle, figures, journal, put_off };
         self.live.insert(conn, live);
@@ -565,7 +502,7 @@ impl Loop {
         };
         if is_unknown_there {
             let addresses = self.addresses.get(&peer).cloned().unwrap_or_default();
-            introductions::introduce(self, peer, addresses);
+            introductions::introduce(&mut self.parts, peer, addresses);
         }
         let violation = ended.code.is_some_and(CloseCode::is_violation);
         self.handle(Input::Disconnected { conn, reason: ended.text, violation });
@@ -612,7 +549,7 @@ impl Loop {
     // ---- saving and showing ------------------------------------------------------------------
 
     pub(super) fn note_unsaved(&mut self) {
-        let now_ms = self.clock.now_ms();
+        let now_ms = self.parts.clock.now_ms();
         let unsaved = self.engine.known().head_seq.saturating_sub(self.saved_seq);
         let at_ms = if unsaved >= SAVE_ASSETS { now_ms } else { now_ms + SAVE_MS };
         self.save_at_ms = Some(self.save_at_ms.map_or(at_ms, |at| at.min(at_ms)));
@@ -624,7 +561,7 @@ impl Loop {
         self.saved_seq = known.head_seq;
         let index = self.parts.ctx.index.clone();
         let group_id = self.engine.identity().group_id;
-        self.spawn_blocking("save sketch", move || {
+        self.parts.tasks.spawn_blocking("save sketch", move || {
             if let Err(error) = query::save(&index, &group_id, &known) {
                 tracing::warn!("{error:#}");
             }
@@ -632,20 +569,11 @@ impl Loop {
     }
 
     fn publish(&mut self) {
-        let now_ms = self.clock.now_ms();
+        let now_ms = self.parts.clock.now_ms();
         for live in self.live.values_mut() {
             live.figures.measure(now_ms, &live.counters);
         }
-        let link = |conn: ConnId| {
-            let live = self.live.get(&conn)?;
-            Some(LinkView {
-                figures: live.figures.clone(),
-                path: live.connection.path(),
-                wire_bytes: live.connection.wire_bytes(),
-                journal: live.journal.clone(),
-                put_off: live.put_off.clone(),
-            })
-        };
+        let link = |conn: ConnId| self.live.get(&conn).map(Live::view);
         let journals = self.live.values().filter_map(|live| live.journal.as_ref());
         let journal = journal_stream::status(journals, &self.forked, self.replication.repairs());
         let pairings = self.comparing.shown(now_ms);
@@ -658,10 +586,5 @@ impl Loop {
         });
         self.publish_at_ms = active.then_some(now_ms + STATUS_MS_ACTIVE);
         self.parts.status.send_replace(status);
-    }
-
-    pub(super) fn next_id(&mut self) -> u64 {
-        self.last_id += 1;
-        self.last_id
     }
 }

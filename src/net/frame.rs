@@ -5,17 +5,19 @@
 //! I2  Small frames are collected and written together, because a receiver's reassembly buffer
 //!     counts pieces.
 
-use std::io;
+use std::io::{self, Cursor};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use prost::Message;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Chain};
 use tokio::time::timeout;
 
 use crate::core::close::CloseCode;
 use crate::wire::frame::{HEADER_BYTES, Header, HeaderError, Kind};
+
+use super::connection::RecvStream;
 
 /// How much of a stream's first long payload is allocated before it arrives.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
@@ -60,6 +62,19 @@ impl FrameError {
             Self::Oversized { .. } => CloseCode::Internal,
         }
     }
+}
+
+/// A stream whose first byte was read, and is read again.
+pub type Peeked = Chain<Cursor<[u8; 1]>, RecvStream>;
+
+/// Reads the first byte of a stream, the kind of its first frame. Returns `None` if the stream ends
+/// before it or `deadline` passes.
+///
+/// # Cancel safety
+/// Not safe: the byte may be lost.
+pub async fn peek(mut stream: RecvStream, deadline: Duration) -> Option<(u8, Peeked)> {
+    let kind = timeout(deadline, stream.read_u8()).await.ok()?.ok()?;
+    Some((kind, Cursor::new([kind]).chain(stream)))
 }
 
 /// A frame that arrived.

@@ -1,19 +1,21 @@
-//! What people order: removal, names, leaving, assets to fetch. Tickets and pairing: `pairing`. Each
-//! order runs as a task; its result comes back as a fact.
+//! Requests of people and programs: removal, names, leaving, assets to fetch. Tickets and pairing are
+//! in `pairing`. Each request runs as a task that answers it, by way of a fact if the loop has to
+//! do something first.
 //!
 //! I1  The group on disk is changed first; the loop is told of it afterwards. So what the engine
 //!     knows of the group has always been durable.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use tokio::sync::watch;
+use anyhow::Result;
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::clock::wall_ms;
-use crate::core::engine::Input;
+use crate::core::engine::Engine;
 use crate::core::ids::{Hash, NodeId};
 use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut};
 use crate::core::journal::log::{DeviceState, LogEvent};
@@ -25,20 +27,19 @@ use crate::core::pairing::{Member, device_name, shown_name};
 use crate::net::{Acceptor, Admission, Verdict};
 use crate::state::home::Home;
 use crate::state::identity::Identity;
-use crate::state::journal::{GroupState, JournalError};
 
-use super::fact::Fact;
+use super::fact::{Fact, TakenIn};
+use super::group::group_state;
 use super::handle::{
     FetchOrder, FetchReply, FetchState, FetchView, LeaveReply, RemoveOrder, RemoveReply,
-    RemovedToo, RenameReply, Reply, Request, RequestError,
+    RemovedToo, RenameReply, Reply, RequestError, internal, journal_error,
 };
-use super::pairing;
-use super::run::{Loop, Parts};
+use super::parts::Parts;
 use crate::replica::events::EventLog;
-use crate::replica::journal::{AskError, JournalHandle};
+use crate::replica::journal::JournalHandle;
 use crate::replica::status::{PeerStatus, Status};
 
-/// How long an order that was carried out waits until the status shows it.
+/// How long a request that was carried out waits until the status shows it.
 const SHOWN_WAIT: Duration = Duration::from_secs(2);
 
 /// How long [`Request::Check`] waits for the store's feed to be taken in.
@@ -62,26 +63,10 @@ pub(super) fn admission(parts: &Parts) -> Acceptor {
     })
 }
 
-/// Sets about an order.
-pub(super) fn on_request(this: &mut Loop, request: Request) {
-    match request {
-        Request::Ticket(ttl, verify, reply) => pairing::ticket(this, ttl, verify, reply),
-        Request::Pair(ticket, verify, reply) => pairing::pair(this, ticket, verify, reply),
-        Request::Confirm(short_code, same, reply) => {
-            pairing::confirm(this, &short_code, same, reply);
-        }
-        Request::Remove(order, reply) => remove(this, order, reply),
-        Request::Rename(name, reply) => rename(this, name, reply),
-        Request::Leave(reply) => leave(this, reply),
-        Request::Fetch(order, reply) => fetch(this, order, reply),
-        Request::Check(reply) => check(this, reply),
-    }
-}
-
-fn remove(this: &mut Loop, order: RemoveOrder, reply: Reply<RemoveReply>) {
-    let (journal, me) = (this.parts.journal.clone(), this.parts.node_id);
-    let (events, status) = (this.parts.events.clone(), this.parts.status.subscribe());
-    this.spawn("remove a device", async move {
+pub(super) fn remove(parts: &mut Parts, order: RemoveOrder, reply: Reply<RemoveReply>) {
+    let (journal, me) = (parts.journal.clone(), parts.node_id);
+    let (events, status) = (parts.events.clone(), parts.status.subscribe());
+    parts.tasks.spawn("remove a device", async move {
         let result = remove_device(&journal, &events, me, &order).await;
         if let Ok(removed) = &result
             && !order.dry_run
@@ -114,13 +99,13 @@ async fn remove_device(
     let with_introduced = order.with_introduced;
     let preview =
         journal.read(move |reader| reader.preview_removal(&me, &node_id, with_introduced)).await;
-    let preview = preview.map_err(|error| asked("reading the group", &error))?;
+    let preview = preview.map_err(|error| journal_error("reading the group", &error))?;
     if !order.dry_run {
         let removed = journal.run(move |journal, now_ms| match with_introduced {
             true => journal.remove_with_introduced(&node_id, now_ms).map(Some),
             false => journal.remove(&node_id, now_ms),
         });
-        removed.await.map_err(|error| asked("removing the device", &error))?;
+        removed.await.map_err(|error| journal_error("removing the device", &error))?;
         events.tell(LogEvent::DeviceRemoved { device: node_id, name: name.clone() });
     }
     let also = preview.goes.into_iter().filter(|gone| gone.device != node_id);
@@ -133,10 +118,10 @@ async fn remove_device(
     Ok(RemoveReply { node_id: node_id.to_string(), name, also: also.collect(), members })
 }
 
-fn leave(this: &mut Loop, reply: Reply<LeaveReply>) {
-    let (journal, home) = (this.parts.journal.clone(), this.parts.home.clone());
-    let (me, facts) = (this.parts.node_id, this.facts.clone());
-    this.spawn("leave the group", async move {
+pub(super) fn leave(parts: &mut Parts, reply: Reply<LeaveReply>) {
+    let (journal, home) = (parts.journal.clone(), parts.home.clone());
+    let (me, facts) = (parts.node_id, parts.facts.clone());
+    parts.tasks.spawn("leave the group", async move {
         let left = leave_group(&journal, home, me).await;
         let fact = match left {
             Ok(LeaveReply { new_device: false }) => Fact::Left { reply },
@@ -167,14 +152,14 @@ async fn leave_group(
         return Ok(LeaveReply { new_device: true });
     }
     let left = journal.run(move |journal, now_ms| journal.start_over(&own.name, now_ms));
-    left.await.map_err(|error| asked("leaving the group", &error))?;
+    left.await.map_err(|error| journal_error("leaving the group", &error))?;
     Ok(LeaveReply { new_device: false })
 }
 
-fn rename(this: &mut Loop, name: String, reply: Reply<RenameReply>) {
-    let journal = this.parts.journal.clone();
-    let status = this.parts.status.subscribe();
-    this.spawn("rename", async move {
+pub(super) fn rename(parts: &mut Parts, name: String, reply: Reply<RenameReply>) {
+    let journal = parts.journal.clone();
+    let status = parts.status.subscribe();
+    parts.tasks.spawn("rename", async move {
         let result = rename_device(&journal, &name).await;
         if let Ok(name) = &result {
             until_shown(status, |status| status.device.name == *name).await;
@@ -184,8 +169,8 @@ fn rename(this: &mut Loop, name: String, reply: Reply<RenameReply>) {
     });
 }
 
-/// Who asks for the status after an order was answered sees what the order did. It is done in any
-/// case, and only a loop that is very busy or stopping is not waited for.
+/// Waits until the status shows what a request did, so that a status read after the answer has it. A
+/// loop that is very busy or stopping is not waited for: the request was carried out in any case.
 async fn until_shown(mut status: watch::Receiver<Status>, shows: impl FnMut(&Status) -> bool) {
     let _ = timeout(SHOWN_WAIT, status.wait_for(shows)).await;
 }
@@ -206,7 +191,11 @@ async fn rename_device(journal: &JournalHandle, name: &str) -> Result<String, Re
         remove: BTreeSet::new(),
     };
     let draft = Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() };
-    match journal.write(draft).await.map_err(|error| asked("renaming this device", &error))? {
+    match journal
+        .write(draft)
+        .await
+        .map_err(|error| journal_error("renaming this device", &error))?
+    {
         Ok(_) => Ok(cleaned),
         Err(DraftError::NotMember) => {
             Err(RequestError::Refused("this device was removed from its group".into()))
@@ -215,8 +204,13 @@ async fn rename_device(journal: &JournalHandle, name: &str) -> Result<String, Re
     }
 }
 
-fn fetch(this: &mut Loop, order: FetchOrder, reply: Reply<FetchReply>) {
-    let hashes = match meant_assets(this, &order.hashes) {
+pub(super) fn fetch(
+    parts: &mut Parts,
+    engine: &Engine,
+    order: FetchOrder,
+    reply: Reply<FetchReply>,
+) {
+    let hashes = match meant_assets(engine, &order.hashes) {
         Ok(hashes) => hashes,
         Err(error) => {
             // Who asked may have gone.
@@ -224,8 +218,8 @@ fn fetch(this: &mut Loop, order: FetchOrder, reply: Reply<FetchReply>) {
             return;
         }
     };
-    let (index, facts) = (this.parts.ctx.index.clone(), this.facts.clone());
-    this.spawn_blocking("fetch", move || match index.known(&hashes) {
+    let (index, facts) = (parts.ctx.index.clone(), parts.facts.clone());
+    parts.tasks.spawn_blocking("fetch", move || match index.known(&hashes) {
         Ok(known) => {
             let assets = hashes.into_iter().zip(known).collect();
             facts.blocking_send(Fact::Fetch { assets, now: order.now, reply });
@@ -237,21 +231,21 @@ fn fetch(this: &mut Loop, order: FetchOrder, reply: Reply<FetchReply>) {
     });
 }
 
-fn meant_assets(this: &Loop, texts: &[String]) -> Result<Vec<Hash>, RequestError> {
+fn meant_assets(engine: &Engine, texts: &[String]) -> Result<Vec<Hash>, RequestError> {
     if texts.len() > FETCHES_MAX {
         let text = format!("{} assets are too many at once: at most {FETCHES_MAX}", texts.len());
         return Err(RequestError::Invalid(text));
     }
-    texts.iter().map(|text| meant_asset(this, text)).collect()
+    texts.iter().map(|text| meant_asset(engine, text)).collect()
 }
 
 /// The asset of a hash, or the one known to be missing whose hash starts so.
-fn meant_asset(this: &Loop, text: &str) -> Result<Hash, RequestError> {
+fn meant_asset(engine: &Engine, text: &str) -> Result<Hash, RequestError> {
     let prefix = HashPrefix::parse(text)?;
     if let Some(hash) = prefix.whole() {
         return Ok(hash);
     }
-    let found = prefix.only(this.engine.lacked(prefix.as_str()), |hash| *hash);
+    let found = prefix.only(engine.lacked(prefix.as_str()), |hash| *hash);
     found.map_err(|error| match error {
         LookupError::Unknown(_) => RequestError::Unknown(format!(
             "no asset that is here or known to be missing has a hash that starts with {}: give \
@@ -262,35 +256,29 @@ fn meant_asset(this: &Loop, text: &str) -> Result<Hash, RequestError> {
     })
 }
 
-/// Goes on with [`Request::Fetch`] when the index has told which of the assets it knows.
-pub(super) fn fetch_lacking(
-    this: &mut Loop,
-    assets: Vec<(Hash, bool)>,
-    now: bool,
-    reply: Reply<FetchReply>,
-) {
-    let lacking = assets.iter().filter(|(_, known)| !known).map(|(hash, _)| *hash);
-    this.handle(Input::Fetch { hashes: lacking.collect(), at_once: now });
-    let now_ms = this.clock.now_ms();
+/// How the fetches of assets stand; each with whether the index knows it to be here.
+pub(super) fn fetch_views(parts: &Parts, engine: &Engine, assets: Vec<(Hash, bool)>) -> FetchReply {
+    let now_ms = parts.clock.now_ms();
     let view = |(hash, known): (Hash, bool)| FetchView {
         hash: hash.to_string(),
         state: match known {
             true => FetchState::Here,
-            false => this.engine.fetching(now_ms, &hash).into(),
+            false => engine.fetching(now_ms, &hash).into(),
         },
-        left_bytes: this.parts.ctx.partials.left_bytes(&hash),
+        left_bytes: parts.ctx.partials.left_bytes(&hash),
     };
-    let assets = assets.into_iter().map(view).collect();
-    // Who asked may have gone.
-    let _ = reply.send(Ok(FetchReply { assets }));
+    FetchReply { assets: assets.into_iter().map(view).collect() }
 }
 
 /// Answers once the store's feed has been taken in up to what it holds now.
-fn check(this: &mut Loop, reply: Reply<()>) {
-    let store = this.parts.store.clone();
-    let nudge = this.nudge.clone();
-    let mut taken_in = this.taken_in.subscribe();
-    this.spawn("check", async move {
+pub(super) fn check(
+    parts: &mut Parts,
+    nudge: Arc<Notify>,
+    mut taken_in: watch::Receiver<TakenIn>,
+    reply: Reply<()>,
+) {
+    let store = parts.store.clone();
+    parts.tasks.spawn("check", async move {
         let checked = timeout(CHECK_WAIT, async {
             let newest = store.info().await?.newest_cursor;
             let passes = taken_in.borrow().passes;
@@ -319,63 +307,4 @@ fn check(this: &mut Loop, reply: Reply<()>) {
         // Who asked may have gone.
         let _ = reply.send(result);
     });
-}
-
-/// Notes where a member was reached.
-pub(super) fn record_addresses(this: &mut Loop, peer: NodeId, addresses: Vec<String>) {
-    let journal = this.parts.journal.clone();
-    this.spawn("record addresses", async move {
-        note_addresses(&journal, peer, addresses).await;
-    });
-}
-
-/// They are hints: an error is no more than logged.
-pub(super) async fn note_addresses(
-    journal: &JournalHandle,
-    device: NodeId,
-    addresses: Vec<String>,
-) {
-    let noted = journal.run(move |journal, _| journal.reached(&device, &addresses));
-    if let Err(error) = noted.await {
-        tracing::warn!("writing a member's addresses: {error:#}");
-    }
-}
-
-pub(super) async fn group_state(
-    journal: &JournalHandle,
-    me: NodeId,
-) -> Result<GroupState, RequestError> {
-    let state = journal.read(move |reader| reader.group_state(&me)).await;
-    let state = state.map_err(|error| asked("reading the group", &error))?;
-    state.context("this device is in no group").map_err(|error| internal("reading", &error))
-}
-
-/// What the journal's answer means to who gave the order.
-pub(super) fn asked(tried: &str, error: &AskError) -> RequestError {
-    let AskError::Journal(journal) = error else {
-        return RequestError::Temporary(error.to_string());
-    };
-    match **journal {
-        JournalError::InGroup
-        | JournalError::Removed
-        | JournalError::BadIntro
-        | JournalError::ClockBehind
-        | JournalError::ClockNotSet
-        | JournalError::UsedUp { .. }
-        | JournalError::Unreadable => RequestError::Refused(journal.to_string()),
-        JournalError::DiskFull | JournalError::Busy => {
-            RequestError::Temporary(format!("{tried}: {journal}"))
-        }
-        JournalError::NoGroup
-        | JournalError::Damaged(_)
-        | JournalError::Corrupt(_)
-        | JournalError::Newer { .. }
-        | JournalError::OtherDevice(_)
-        | JournalError::Open(_)
-        | JournalError::Database(_) => internal(tried, journal),
-    }
-}
-
-pub(super) fn internal(tried: &str, error: &dyn std::fmt::Display) -> RequestError {
-    RequestError::Internal(format!("{tried}: {error:#}"))
 }

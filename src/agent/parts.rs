@@ -1,0 +1,62 @@
+//! What the loop and its tasks work with: the rooms below, the tasks, and the queue back to the loop.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::core::ids::NodeId;
+use crate::net::Net;
+use crate::replica::events::EventLog;
+use crate::replica::journal::JournalHandle;
+use crate::replica::status::Status;
+use crate::state::home::Home;
+use crate::store::Store;
+use crate::store::embedded::EmbeddedStore;
+use crate::transfer::Context;
+use crate::transfer::throttle::Throttle;
+
+use super::fact::Facts;
+use super::handle::Request;
+use super::tasks::Tasks;
+
+/// See the head of this file.
+pub(super) struct Parts {
+    pub(super) node_id: NodeId,
+    pub(super) home: Home,
+    pub(super) net: Net,
+    pub(super) store: Arc<dyn Store>,
+    /// The same store, if it is the embedded one.
+    pub(super) embedded: Option<EmbeddedStore>,
+    pub(super) store_location: String,
+    pub(super) journal: JournalHandle,
+    pub(super) ctx: Context,
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) status: watch::Sender<Status>,
+    pub(super) stop: CancellationToken,
+    /// Members that are never dialled, see [`super::NetOverrides`].
+    pub(super) unreachable: Vec<NodeId>,
+    pub(super) throttle: Throttle,
+    pub(super) events: EventLog,
+    /// How many assets' metadata is held back.
+    pub(super) frozen: watch::Receiver<usize>,
+    /// The addresses of another device with this device's key, if there is one.
+    pub(super) twin: watch::Receiver<Option<BTreeSet<String>>>,
+    pub(super) tasks: Tasks,
+    pub(super) facts: Facts,
+    pub(super) clock: Clock,
+    pub(super) ids: Ids,
+}
+
+/// Numbers for connections, batches and pairings: none is used twice while the agent runs.
+#[derive(Debug, Default)]
+pub(super) struct Ids(u64);
+
+impl Ids {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 += 1;
+        self.0
+    }
+}
