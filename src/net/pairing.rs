@@ -249,10 +249,12 @@ pub async fn ask(
         commitment: commitment(&nonce),
         verify: own.verify,
     };
-    let opened = timeout(STEP_DEADLINE, connection.open_stream(0)).await;
-    let streams = opened
-        .map_err(|_| JoinError::Lost("it opens no stream".to_owned()))?
-        .map_err(|error| JoinError::Lost(error.to_string()))?;
+    let streams = match timeout(STEP_DEADLINE, connection.open_stream(0)).await {
+        Ok(Ok(streams)) => streams,
+        // The inviter has closed the connection already, as when it has no open ticket.
+        Ok(Err(_)) => return Err(join_error(&connection.closed().await, algorithm)),
+        Err(_) => return Err(JoinError::Lost("it opens no stream".to_owned())),
+    };
     let mut stream = Stream::new(connection, streams);
     match agree(&mut stream, &request, nonce, inviter, now_ms).await {
         Ok(Ok((offer, short_code))) => Ok(Joining { stream, offer, short_code, algorithm }),

@@ -110,6 +110,18 @@ async fn an_inviter_that_breaks_off_at_any_step_is_listed_nowhere_and_pairs_the_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ticket_of_a_device_that_has_none_open_is_refused_and_not_called_broken_off() {
+    let (a, b, c) = (Device::start().await, Device::start().await, Device::start().await);
+    let ticket = ticket(&a).await;
+    b.handle().pair(ticket.clone()).await.unwrap();
+    // The connection may be closed before or after the joiner's stream is open.
+    for _ in 0..20 {
+        let refused = c.handle().pair(ticket.clone()).await.unwrap_err();
+        assert!(matches!(refused, RequestError::Refused(_)), "{refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_joiner_whose_last_word_was_lost_is_a_member_when_it_comes_back() {
     let a = Device::start().await;
     let mut b = Device::new();
