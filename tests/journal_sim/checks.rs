@@ -126,7 +126,7 @@ impl World {
     }
 
     /// I4 and I7, and that whoever has seen a value can overwrite it.
-    fn check_numbers(&mut self, n: usize, log: LogId, hash: OpHash, body: &Body) {
+    pub(super) fn check_numbers(&mut self, n: usize, log: LogId, hash: OpHash, body: &Body) {
         let honest = !self.nodes[n].silently_restored;
         if body.hlc <= self.nodes[n].memory.hlc_max {
             self.blame(|| format!("S1: device {n} wrote in a past it had seen"));

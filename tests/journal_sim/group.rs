@@ -98,6 +98,9 @@ impl World {
             return;
         };
         self.committed(inviter);
+        // Signed now, it is applied later, when the inviter may have seen greater stamps.
+        let add = self.verify_all(std::slice::from_ref(&admitted.add)).remove(0);
+        self.check_numbers(inviter, add.log(), add.hash(), add.body());
         if self.is(Mutant::TokenWorksTwice) {
             self.invite(inviter, &secret);
         }
@@ -116,8 +119,7 @@ impl World {
                 self.committed(n);
                 // The inviter hears of it, or meets a stranger that introduces itself.
                 if !crashed && self.rng.below(4) > 0 {
-                    let add = self.verify_all(&[admitted.add]);
-                    self.admit(inviter, &joiner, &add[0]);
+                    self.admit(inviter, &joiner, &add);
                 }
             }
             // Held back by a clock that is off: it will be tried again.
