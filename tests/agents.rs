@@ -1,5 +1,5 @@
-//! Whole agents over real QUIC, real HTTP and real SQLite: what devices hold in the end, what
-//! crosses on the way, and what those see who do not belong.
+//! Whole agents over real QUIC, real HTTP and real SQLite: what devices hold in the end, what is
+//! sent on the way, and what devices outside the group get to know.
 
 #![allow(clippy::unwrap_used)]
 
@@ -34,7 +34,7 @@ mod sources;
 
 const KIB: usize = 1024;
 
-/// Both sides of every bound that changes how a content travels.
+/// Sizes on both sides of every bound that changes how a content is sent.
 const MIXED: [usize; 9] = [
     0,
     1,
@@ -47,7 +47,7 @@ const MIXED: [usize; 9] = [
     3 * KIB * KIB,
 ];
 
-/// Sizes of `MIXED` but the empty content, of which there is only one.
+/// The sizes of `MIXED` except the empty content, of which there is only one.
 const MIXED_OWN: [usize; 8] = {
     let [_, own @ ..] = MIXED;
     own
@@ -64,11 +64,11 @@ async fn two_devices_end_with_the_same_and_nothing_crosses_twice() {
     all_in_sync(&[&a, &b], 1).await;
     assert_eq!(a.hashes().await, hashes_of(of_a.iter().chain(&of_b)));
     quiet(&[&a, &b]).await;
-    // A connection that was replaced right after pairing keeps its own count.
+    // A connection that was replaced right after pairing has its own count.
     assert!(a.received_bytes() <= bytes_of(&of_b), "{}", tell(&[&a]));
     assert!(b.received_bytes() <= bytes_of(&of_a), "{}", tell(&[&b]));
 
-    // While they are connected.
+    // Assets added while they are connected.
     let (before_a, before_b) = (a.received_bytes(), b.received_bytes());
     let (live_a, live_b) = tokio::join!(a.add(MIXED_OWN), b.add(MIXED_OWN));
     all_in_sync(&[&a, &b], 1).await;
@@ -160,7 +160,7 @@ async fn a_home_that_is_in_use_is_not_started_twice() {
     assert!(refused.contains(&std::process::id().to_string()), "{refused}");
     a.down().await;
     let lock = a.home.lock().unwrap();
-    // A second agent on the same folders fails even with a lock that nobody should have.
+    // A second agent on the same folders fails even if it got a lock that it should not have.
     let first = Agent::start(a.config(), &lock).await.unwrap();
     let second = timeout(SOON, Agent::start(a.config(), &lock)).await.unwrap();
     let Err(refused) = second else { panic!("two agents on one home") };
@@ -211,7 +211,7 @@ async fn assets_travel_through_the_middle_of_a_chain_that_is_restarted_meanwhile
     };
     let restarting = async {
         for _ in 0..2 {
-            // All may have come before, on a busy machine.
+            // On a busy machine all may have arrived before.
             let enough = (b.status().store.assets + 50).min(999);
             until("some assets came", &[&b], async || b.status().store.assets > enough).await;
             b.down().await;
@@ -253,8 +253,8 @@ async fn five_devices_that_each_paired_with_the_first_all_hold_all() {
     quiet(&all).await;
     assert_eq!(all[0].status().store.assets, 200);
     for device in &all {
-        // Four fifths were missing. What its maker sends unasked may cross what another device was
-        // just asked for; without any order it would all come four times.
+        // Four fifths were missing. Unsolicited assets from their source may cross what another
+        // device was just asked for. Without any coordination everything would arrive four times.
         let missing = total * 4 / 5;
         let received = device.received_bytes();
         assert!(received <= 2 * missing, "{received} of {missing}\n{}", tell(&all));
@@ -288,7 +288,7 @@ async fn a_removed_device_is_cut_off_by_all() {
 
     until("c knows", &[&c], async || c.status().device.removed).await;
 
-    // It dials anew after a restart, and all refuse it.
+    // It dials again after a restart, and all refuse it.
     let secret = c.add([33]).await;
     c.down().await;
     c.up().await;
@@ -306,7 +306,7 @@ async fn a_removed_device_is_cut_off_by_all() {
     assert!(a.hashes().await.is_disjoint(&hashes_of(&secret)));
     assert!(c.hashes().await.is_disjoint(&hashes_of(&news)));
 
-    // Its key is of no use any more.
+    // Its key cannot be used any more.
     let ticket = a.handle().ticket(Duration::from_secs(60)).await.unwrap().ticket;
     common::group::keep_secret(ticket.as_bytes());
     let refused = c.handle().pair(ticket).await.unwrap_err();
@@ -364,7 +364,7 @@ async fn a_third_device_knows_all_from_any_one_and_all_know_it() {
     let [a, b, c] = [Device::start().await, Device::start().await, Device::start().await];
     pair(&a, &b).await;
     all_in_sync(&[&a, &b], 1).await;
-    // Neither the first nor a device that the joiner ever met.
+    // The joiner's introducer is neither the first device nor one that a ever met.
     pair(&b, &c).await;
     all_in_sync(&[&a, &b, &c], 2).await;
     let groups = [&a, &b, &c].map(|device| device.status().device.group_id);
@@ -381,7 +381,7 @@ async fn a_device_that_was_added_elsewhere_is_let_in_by_its_introduction() {
     let [mut a, mut b, c] = [Device::start().await, Device::start().await, Device::start().await];
     pair(&a, &b).await;
     all_in_sync(&[&a, &b], 1).await;
-    // What b tells of itself says where it is; without that c could not find it.
+    // b's own record says where it is; without it c could not find b.
     let owner = Owner::Device(b.node_id);
     until("a has heard where b is", &[&a], async || {
         let journal = a.handle().journal();

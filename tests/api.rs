@@ -1,4 +1,4 @@
-//! The local API as other programs meet it: a real agent, real HTTP.
+//! The local API as other programs use it: a real agent, real HTTP.
 
 #![allow(clippy::unwrap_used)]
 
@@ -28,7 +28,7 @@ fn call(agent: &Agent, method: &str, path: &str, body: Option<&Value>) -> Answer
     call_if(agent, method, path, body, &[])
 }
 
-/// A call with more headers.
+/// A call with additional headers.
 fn call_if(
     agent: &Agent,
     method: &str,
@@ -63,7 +63,7 @@ fn get(agent: &Agent, path: &str) -> Value {
     answer.body
 }
 
-/// A write that succeeds; its ETag.
+/// A write that succeeds; returns its ETag.
 fn put(agent: &Agent, path: &str, body: &Value) -> String {
     let answer = call(agent, "PUT", path, Some(body));
     assert_eq!(answer.status, 200, "{path}: {answer:?}");
@@ -81,14 +81,14 @@ struct Event {
 }
 
 impl Events {
-    /// Opens a stream, or tells the status of the refusal.
+    /// Opens a stream, or returns the status of the refusal.
     fn open(agent: &Agent, path: &str, headers: &[String]) -> Result<Self, u16> {
         let address = agent.ready()["api"].as_str().unwrap().strip_prefix("http://").unwrap();
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let more: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
         let token = agent.token();
-        // HTTP/1.0, so that the body comes as it is.
+        // HTTP/1.0, so that the body is not chunked.
         let head = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n");
         write!(stream, "{head}Authorization: Bearer {token}\r\n{more}\r\n").unwrap();
         let mut events = Self(BufReader::new(stream));
@@ -120,7 +120,7 @@ impl Events {
         }
     }
 
-    /// The events up to `ready`, which is left out.
+    /// The events before `ready`.
     fn until_ready(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         loop {
@@ -530,7 +530,7 @@ fn openapi() -> Value {
     serde_json::from_str(include_str!("../src/api/openapi.json")).unwrap()
 }
 
-/// The methods that stand under each path of the description.
+/// The methods under each path of the description.
 fn described() -> BTreeMap<String, BTreeSet<String>> {
     let methods = |item: &Value| -> BTreeSet<String> {
         item.as_object().unwrap().keys().map(|method| method.to_uppercase()).collect()
@@ -565,13 +565,13 @@ fn every_path_takes_the_methods_that_are_described_and_no_other() {
     let agent = Agent::start();
     assert_eq!(get(&agent, "/openapi.json"), openapi());
     for (path, methods) in described() {
-        // Nothing has these names: what is described answers 2xx, or something else than 405.
+        // Nothing has these names, so a described method answers 2xx or an error other than 405.
         let path = path
             .replace("{hash}", &"0".repeat(64))
             .replace("{device}", "nobody")
             .replace(['{', '}'], "x");
         for method in ["GET", "PUT", "POST", "PATCH", "DELETE"] {
-            // What no feed gives out: an event stream is refused, or begins and is dropped.
+            // No feed gives out this cursor: an event stream is refused, or begins and is dropped.
             let headers = ["Last-Event-ID: x".to_owned()];
             let status = if method == "GET" {
                 Events::open(&agent, &path, &headers).map_or_else(|status| status, |_| 200)

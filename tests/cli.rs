@@ -1,4 +1,4 @@
-//! The program as people and scripts meet it: the real binary, a real agent, a home of its own.
+//! The program as people and scripts use it: the real binary, a real agent, a home of its own.
 
 #![allow(clippy::unwrap_used)]
 
@@ -32,7 +32,7 @@ fn write(folder: &Path, name: &str, content: &[u8]) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// Content that does not compress, repeat or fit a batch.
+/// Content that neither compresses nor repeats nor fits into a batch.
 fn noise(bytes: usize, seed: u64) -> Vec<u8> {
     let mut content = vec![0; bytes];
     let mut key = [0; 32];
@@ -130,7 +130,7 @@ fn a_damaged_asset_has_an_exit_status_of_its_own_and_a_good_file_added_again_men
         fs::remove_file(out).unwrap();
         until_status(&agent, |status| !status.contains("DAMAGED"));
     }
-    // Nobody has looked: `add` does.
+    // Nothing has checked the asset; `add` does.
     fs::write(&stored, vec![0; 3_000_000]).unwrap();
     agent.output(&["add", &path]);
     assert_eq!(fs::read(&stored).unwrap(), content);
@@ -224,7 +224,7 @@ fn a_damaged_asset_is_never_handed_out() {
     assert!(!agent.command(&["cat", &hash]).output().unwrap().status.success());
 }
 
-/// The file below `folder` that is named by `hash`.
+/// The file below `folder` whose name is `hash`.
 fn find_file(folder: &Path, hash: &str) -> PathBuf {
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -283,7 +283,7 @@ fn a_prefix_that_fits_several_assets_is_refused_and_names_them() {
     let added = agent.json(&["add", folder.path().to_str().unwrap()]);
     let mut hashes: Vec<_> = added.iter().map(|row| row["hash"].as_str().unwrap()).collect();
     hashes.sort_unstable();
-    // Of six hundred hashes, two begin with the same four characters more often than not.
+    // Among six hundred hashes two usually share their first four characters.
     let Some(twins) = hashes.windows(2).find(|pair| pair[0][..4] == pair[1][..4]) else {
         panic!("choose other contents: no two of them share a prefix");
     };
@@ -397,14 +397,14 @@ fn commands_go_over_the_socket_whoever_holds_the_port() {
     let mut address: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     address["api"] = format!("http://{}", stranger.local_addr().unwrap()).into();
     fs::write(&path, address.to_string()).unwrap();
-    // They need no token, either.
+    // The commands need no token either.
     fs::remove_file(agent.home().join("api-token")).unwrap();
     agent.output(&["status"]);
     agent.command(&["add", "-"]).write_stdin("content").assert().success();
     let came = stranger.accept().map(drop).map_err(|error| error.kind());
     assert_eq!(came, Err(std::io::ErrorKind::WouldBlock));
 
-    // What a version before there was a socket wrote leads to no port, either.
+    // An address written by a version without a socket does not lead to the port either.
     address.as_object_mut().unwrap().remove("socket");
     fs::write(&path, address.to_string()).unwrap();
     let refused = agent.command(&["status"]).assert().code(3);
@@ -649,7 +649,7 @@ fn every_way_not_to_have_the_token_is_answered_alike() {
         let path = format!("/v1/status?{name}={token}");
         assert_eq!(agent.http(&request("GET", &path, std::slice::from_ref(&host), "")).0, 401);
     }
-    // Whether a path exists is told to nobody either.
+    // Without the key the server does not reveal whether a path exists either.
     let nothing = agent.http(&request("GET", "/v1/nothing", std::slice::from_ref(&host), ""));
     assert_eq!(nothing.0, 401);
     let (status, answer) = agent.http(&request("GET", "/healthz", &[host], ""));
@@ -706,11 +706,11 @@ fn a_ticket_on_the_command_line_is_warned_about() {
     let paired = phone.command(&["pair", ticket.trim()]).assert().success();
     let said = String::from_utf8(paired.get_output().stderr.clone()).unwrap();
     assert!(said.contains("shell's history"), "{said}");
-    // Both logs have the digits that the command printed.
+    // The logs of both devices contain the digits that the command printed.
     let printed = String::from_utf8(paired.get_output().stdout.clone()).unwrap();
     let digits = printed.split(['(', ')']).nth(1).unwrap().to_owned();
     for agent in [&desk, &phone] {
-        // What happened is written a moment later.
+        // The event is written a moment later.
         let logged = (0..200).any(|_| agent.output(&["log"]).contains(&digits));
         assert!(logged, "{digits}");
     }
@@ -1000,7 +1000,7 @@ fn the_same_text_means_the_same_device_for_every_command() {
     }
     agent.output(&["log", "--device", &node_id[..4]]);
     agent.output(&["log", "--device", &node_id.to_uppercase()]);
-    // It is found, and is this device itself.
+    // The prefix is found and names this device itself.
     agent.command(&["remove", &node_id[..4]]).assert().code(2);
 }
 

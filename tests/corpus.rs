@@ -1,8 +1,8 @@
-//! Every file of `fuzz/corpus` goes through the target it is for, and so does what comes of them by
-//! chance: what `cargo fuzz` does for hours, for a moment, and without a nightly compiler.
+//! Runs every file of `fuzz/corpus`, and random mutations of it, through its target: what `cargo
+//! fuzz` does for hours, for a moment and without a nightly compiler.
 //!
-//! `PROPTEST_CASES=n` makes it longer. `WRITE_CORPUS=1` writes the seeds anew after a message has
-//! changed. What a fuzzer has found is put beside them and stays.
+//! `PROPTEST_CASES=n` runs more. `WRITE_CORPUS=1` writes the seeds again after a message has
+//! changed. Inputs found by a fuzzer are added beside them and stay.
 
 #![allow(clippy::unwrap_used)]
 
@@ -80,7 +80,7 @@ fn each_file_of_the_corpus_is_read_or_refused_as_its_name_says() {
     }
 }
 
-/// What is done to a file of the corpus.
+/// A change of a corpus file.
 #[derive(Debug, Clone)]
 enum Mutation {
     Set(prop::sample::Index, u8),
@@ -89,7 +89,7 @@ enum Mutation {
     Insert(prop::sample::Index, Vec<u8>),
     Remove(prop::sample::Index, prop::sample::Index),
     Repeat(prop::sample::Index, prop::sample::Index, u8),
-    /// The rest is that of another file.
+    /// Replaces the rest by that of another file.
     Splice(prop::sample::Index, prop::sample::Index, prop::sample::Index),
 }
 

@@ -1,4 +1,4 @@
-//! Two real programs on one machine: paired on the command line, synced, killed and started again.
+//! Two real programs on one machine: paired on the command line, synced, killed and restarted.
 
 #![allow(clippy::unwrap_used)]
 
@@ -29,7 +29,7 @@ fn hash(content: &[u8]) -> String {
     HashAlgorithm::Blake3.hash(content).to_string()
 }
 
-/// Pairs by a ticket on standard input, and returns it.
+/// Pairs with a ticket on standard input, and returns the ticket.
 fn pair(inviter: &Agent, joiner: &Agent) -> String {
     let ticket = inviter.output(&["--quiet", "ticket"]).trim().to_owned();
     joiner.command(&["pair"]).write_stdin(format!("{ticket}\n")).assert().success();
@@ -53,7 +53,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Nothing was logged as an error, and none of these at all.
+/// Checks that no error and none of these secrets was logged.
 fn judge_log(agent: &Agent, secrets: &[&str]) {
     let log = agent.log();
     let errors: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
@@ -133,7 +133,7 @@ fn a_receiver_killed_in_the_midst_of_a_large_asset_goes_on_with_it() {
     judge_log(&b, &[]);
 }
 
-/// Bytes of transfers that are not whole yet.
+/// The bytes of partials.
 fn partial_bytes(home: &Path) -> u64 {
     let entries = fs::read_dir(home.join("partials")).into_iter().flatten().flatten();
     entries.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum()
@@ -155,7 +155,7 @@ fn nothing_that_was_acknowledged_is_lost_by_ten_kills() {
             let content = noise(size, round * 1_000 + number);
             fs::write(batch.join(format!("{number}.bin")), content).unwrap();
         }
-        // Killed while the batch is being added, a little later each time.
+        // Killed while the batch is being added, a little later each round.
         let (pid, pause) = (a.pid(), Duration::from_millis(15 * round));
         let killer = std::thread::spawn(move || {
             std::thread::sleep(pause);
@@ -197,7 +197,7 @@ fn a_second_signal_ends_it_at_once() {
     judge_log(&a, &[]);
 }
 
-/// Breaks a database behind the agent's back, as a failing disk would.
+/// The log goes to standard error: a closed pipe for one agent, a full disk for the other.
 #[test]
 fn an_agent_whose_log_cannot_be_written_lives_on_and_pairs() {
     let folder = tempfile::tempdir().unwrap();
@@ -251,7 +251,7 @@ fn a_signal_during_a_slow_start_ends_it_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let home = folder.path().join("home");
     Agent::start_in(&home).stop_with("-TERM");
-    // The start waits for whoever holds the index.
+    // The start waits for the process that holds the index.
     let holder = rusqlite::Connection::open(home.join("index.db")).unwrap();
     holder.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
     let up = ["up", "--offline", "--listen", "127.0.0.1:0", "--home"];
@@ -270,7 +270,7 @@ fn a_signal_during_a_slow_start_ends_it_at_once() {
 fn what_happened_to_an_asset_and_how_each_device_is_shows_on_all_of_them() {
     let (a, b, mut c) = (Agent::start(), Agent::start(), Agent::start());
     pair(&a, &b);
-    // By one that is not the first.
+    // c is paired by a device that is not the first.
     pair(&b, &c);
     let ids = [&a, &b, &c].map(|agent| agent.ready()["node_id"].as_str().unwrap().to_owned());
     for (agent, name) in [(&a, "desk"), (&b, "phone"), (&c, "attic")] {
@@ -358,7 +358,7 @@ fn a_removed_device_is_told_to_start_over_and_comes_back_as_a_new_one() {
     let said = String::from_utf8_lossy(&waited.get_output().stderr).into_owned();
     assert!(said.contains("start over as a new device"), "{said}");
     assert!(status(&b).device.removed);
-    // What it acknowledged now would be gone when it starts over.
+    // A write acknowledged now would be lost when the device starts over.
     for write in [&["records", "put", "note", "x", "v=1"][..], &["rename", "attic"]] {
         let refused = b.command(write).assert().code(9);
         let said = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();

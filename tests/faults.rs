@@ -1,6 +1,6 @@
-//! Local faults and a real agent: a full disk, no file descriptors left, a read-only disk. Each is
-//! brought about, and taken away again: the agent lives, serves what it can, says what is wrong, and
-//! goes on by itself. What needs `mount` is left out where the tester is not root.
+//! Local faults of a real agent: a full disk, no file descriptors left, a read-only disk. Each is
+//! caused and then removed: the agent lives, serves what it can, reports the fault, and recovers by
+//! itself. Tests that need `mount` are skipped unless run by root.
 
 #![allow(clippy::unwrap_used)]
 
@@ -22,7 +22,7 @@ mod agent;
 
 use agent::Agent;
 
-/// Edits that were refused are tried again after 30 s.
+/// Refused edits are tried again after 30 s.
 const DEADLINE: Duration = Duration::from_secs(90);
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -42,7 +42,7 @@ fn held(agent: &Agent) -> BTreeSet<String> {
     rows.iter().map(|row| row["hash"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Adds content that does not compress or repeat; its hash.
+/// Adds content that neither compresses nor repeats; returns its hash.
 fn add(agent: &Agent, bytes: usize, seed: u8) -> String {
     let mut content = vec![0; bytes];
     blake3::Hasher::new_keyed(&[seed; 32]).finalize_xof().fill(&mut content);
@@ -59,7 +59,7 @@ fn pair(inviter: &Agent, joiner: &Agent) {
 struct Mount(PathBuf);
 
 impl Mount {
-    /// `None` where that is not allowed.
+    /// `None` where mounting is not allowed.
     fn new(folder: &Path) -> Option<Self> {
         fs::create_dir(folder).unwrap();
         let mut mount = Command::new("mount");
@@ -151,7 +151,7 @@ fn an_agent_without_file_descriptors_lives_and_answers_again_when_there_are_some
     let mut agent = Agent::start();
     let hash = add(&agent, 200_000, 1);
     let pid = Pid::from_raw(i32::try_from(agent.pid()).unwrap());
-    // What is open stays so; nothing more can be opened.
+    // Open files stay open; no more can be opened.
     let none = Rlimit { current: Some(3), ..getrlimit(Resource::Nofile) };
     let before = prlimit(pid, Resource::Nofile, none).unwrap();
     let address = agent.ready()["api"].as_str().unwrap().strip_prefix("http://").unwrap();

@@ -1,5 +1,6 @@
-//! Whole agents over real QUIC whose journals make them a group: who is in it and who is not, what
-//! they all know, and what comes of those who were away, left, or were put back to an old state.
+//! Whole agents over real QUIC whose journals make them a group: which devices are members, what
+//! all of them know, and what happens to devices that were away, left, or were restored to an old
+//! state.
 
 #![allow(clippy::unwrap_used)]
 
@@ -29,12 +30,12 @@ mod power;
 #[path = "group/restored.rs"]
 mod restored;
 
-/// How long a word may take to the stores of all: less than [`until`] waits.
+/// How long an edit may take to reach the stores of all devices: less than [`until`] waits.
 const SHOWN: Duration = Duration::from_secs(40);
 
 // ---- what a test does and sees -----------------------------------------------------------------
 
-/// `n` running devices of which the first let in all others, in step.
+/// `n` running devices in sync; the first one added all others.
 async fn group<const N: usize>() -> [Device; N] {
     let mut devices = Vec::new();
     for _ in 0..N {
@@ -48,7 +49,7 @@ async fn group<const N: usize>() -> [Device; N] {
     devices.try_into().ok().unwrap()
 }
 
-/// Three running devices of which the first and the last never meet, in step and known to each other.
+/// Three running devices in sync that know each other; the first and the last never meet.
 async fn chain() -> [Device; 3] {
     let [mut a, mut b, mut c] = [Device::new(), Device::new(), Device::new()];
     a.net.unreachable = vec![c.node_id];
@@ -57,7 +58,7 @@ async fn chain() -> [Device; 3] {
     pair(&b, &a).await;
     pair(&b, &c).await;
     same_journal(&[&a, &b, &c]).await;
-    // What a journal holds shows in the status a moment later.
+    // The status shows what the journal holds a moment later.
     until("all are known", &[&a, &b, &c], async || {
         [&a, &b, &c].iter().all(|device| device.status().peers.len() == 2)
     })
@@ -65,13 +66,13 @@ async fn chain() -> [Device; 3] {
     [a, b, c]
 }
 
-/// Returns once all journals are the same.
+/// Returns once all journals are equal.
 async fn same_journal(devices: &[&Device]) {
     until("one journal", devices, async || {
         let mut clocks = Vec::new();
         for device in devices {
             let clock = device.handle().journal().read(|reader| reader.clock()).await.unwrap();
-            // A log that was begun and never written to is known to nobody else.
+            // Other devices do not know of a log that was begun but never written.
             let logs = clock.entries.iter().filter(|entry| entry.seq > 0);
             let logs: BTreeMap<_, _> = logs.map(|entry| (entry.log, entry.seq)).collect();
             clocks.push((logs, clock.digest));
@@ -81,7 +82,7 @@ async fn same_journal(devices: &[&Device]) {
     .await;
 }
 
-/// Every device that ever was a member, and whether it is one.
+/// Every device that ever was a member, and whether it is one now.
 async fn members(device: &Device) -> BTreeMap<NodeId, bool> {
     let rows = device.handle().journal().read(|reader| reader.members()).await.unwrap();
     rows.into_iter().map(|row| (row.device, row.member)).collect()
@@ -116,7 +117,7 @@ async fn write_all(device: &Device, changes: Vec<DraftChange>) {
     device.handle().journal().write(draft).await.unwrap().unwrap();
 }
 
-/// A record's texts and tags; `None` when it is not there.
+/// A record's texts and tags; `None` when it does not exist.
 async fn read(device: &Device, id: &str) -> Option<(BTreeMap<String, String>, BTreeSet<String>)> {
     let (id, journal) = (id.to_owned(), device.handle().journal());
     let read = journal.read(move |reader| reader.record("note", Owner::Shared, id.as_bytes()));
@@ -147,13 +148,13 @@ fn meta_of(row: &Metadata) -> (String, Vec<String>, bool) {
     (row.description.clone(), row.tags.clone(), row.trashed)
 }
 
-/// What the user writes into the store.
+/// An edit by the user in the store.
 async fn edit(device: &Device, hash: Hash, metadata: Metadata) {
     device.store().set_metadata(hash, &metadata, None).await.unwrap();
     device.handle().settle(hash).await.unwrap();
 }
 
-/// Returns once the stores of all show this.
+/// Returns once the stores of all devices show this metadata.
 async fn all_show(devices: &[&Device], hash: Hash, expected: &Metadata) {
     let mut shown = Vec::new();
     let shows = async || {
@@ -202,14 +203,14 @@ async fn a_device_removed_while_it_was_away_is_refused_by_all_also_when_the_remo
     for device in [&a, &b] {
         assert_eq!(read(device, "late").await, None, "nothing is taken from it");
     }
-    // It lets nobody in any more.
+    // It can add nobody any more.
     assert!(c.handle().ticket(Duration::from_secs(60)).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_devices_that_remove_each_other_are_out_for_all_and_told_so() {
     let [mut a, mut b, mut c, mut d] = group().await;
-    // Two halves that do not meet: a and c, b and d.
+    // Two halves without a connection between them: a and c, b and d.
     let (left, right) = ([a.node_id, c.node_id], [b.node_id, d.node_id]);
     for (device, others) in [(&mut a, right), (&mut c, right), (&mut b, left), (&mut d, left)] {
         device.down().await;
@@ -268,7 +269,7 @@ async fn a_device_that_left_may_come_back_and_finds_what_it_had_written() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metadata_of_a_joiner_fills_in_and_overwrites_nothing() {
     let [a, b] = [Device::start().await, Device::start().await];
-    // Enough that what is known is not all there at once.
+    // Enough assets that the first page of changes does not hold them all.
     let many: Vec<Hash> = {
         let mut many = Vec::new();
         for n in 0..300 {
@@ -285,7 +286,7 @@ async fn metadata_of_a_joiner_fills_in_and_overwrites_nothing() {
     pair(&a, &b).await;
     all_in_sync(&[&a, &b], 1).await;
     all_show(&[&a, &b], new, &meta("of the joiner alone", &["joiner"], false)).await;
-    // Nothing was ever said about the trash, and tags add up.
+    // Neither side had set the trashed flag before, and tags add up.
     let merged = meta("of the group", &["group", "joiner"], true);
     for hash in many {
         all_show(&[&a, &b], hash, &merged).await;
@@ -298,7 +299,7 @@ async fn an_asset_can_be_edited_at_any_moment_of_pairing() {
     let hash = add(&b, 7_000, meta("mine", &[], false)).await;
     b.handle().settle(hash).await.unwrap();
     pair(&a, &b).await;
-    // Its metadata begins anew, in the journal of the group.
+    // Its metadata starts anew in the journal of the group.
     until("it is in the group's journal", &[&a, &b], async || {
         b.handle().settle(hash).await.unwrap();
         let journal = a.handle().journal();
@@ -339,9 +340,9 @@ async fn edits_made_apart_all_count() {
     b.down().await;
     edit(&a, hash, meta("a ship", &["sea", "sun", "of a"], false)).await;
     edit(&c, hash, meta("a boat", &["sun", "of c"], true)).await;
-    // The same field on both: the later word stands.
+    // The same field on both devices: the later write wins.
     write(&a, with_text("1", "text", "first")).await;
-    // Words of one millisecond have no order that people know.
+    // Writes in the same millisecond have no order that people know.
     let said = Instant::now();
     until("the clock goes on", &[&a, &c], async || said.elapsed() > Duration::from_millis(5)).await;
     write(&c, with_text("1", "text", "second")).await;
@@ -378,7 +379,7 @@ async fn a_device_that_was_long_away_resurrects_nothing_and_adds_what_it_gathere
     same_journal(&[&a, &b, &c]).await;
     a.down().await;
     b.down().await;
-    // c goes on alone, and what it writes is older than what follows.
+    // c continues alone, and what it writes is older than what follows.
     write(&c, with_text("gone 0", "more", "by c")).await;
     write(&c, DraftPut { add: tags(["by c"]), ..with_text("kept", "text", "by c") }).await;
     c.down().await;
@@ -459,7 +460,7 @@ async fn the_log_of_each_device_is_on_all_with_numbers_that_have_no_gap() {
     until("everything is logged", &[&a, &b, &c], async || {
         let events = log(&b).await;
         let of = |node_id| events.keys().filter(|(author, ..)| *author == node_id).count();
-        // 90 assets before, 10 after, of which each device logs every one.
+        // 90 assets before and 10 after; each device logs every one.
         [&a, &b, &c].iter().all(|device| of(device.node_id) >= 100)
     })
     .await;
@@ -473,7 +474,7 @@ async fn the_log_of_each_device_is_on_all_with_numbers_that_have_no_gap() {
     assert_eq!(logs.len(), 3, "a restart begins no other log");
 }
 
-/// Author, log and number of every event that devices logged, and what it is; the numbers checked.
+/// Author, log, number and type of every logged event; checks the numbers.
 async fn log(device: &Device) -> BTreeMap<(NodeId, LogId, u64), String> {
     let read = |reader: &can_sync::state::journal::JournalReader| {
         reader.events(DEVICE_STREAM, (0, 0), 100_000)
@@ -495,7 +496,7 @@ async fn log(device: &Device) -> BTreeMap<(NodeId, LogId, u64), String> {
     events
 }
 
-/// A ticket of a device, which must not be logged.
+/// A ticket of a device; it must not be logged.
 async fn ticket(device: &Device) -> String {
     let ticket = device.handle().ticket(Duration::from_secs(60)).await.unwrap().ticket;
     keep_secret(ticket.as_bytes());
@@ -522,7 +523,7 @@ async fn a_device_moves_from_one_group_to_another_and_takes_no_record_along() {
         assert!(read(device, "second").await.is_some());
         assert!(!members(device).await.contains_key(&a.node_id));
     }
-    // To the first group it is a member that is away.
+    // For the first group it is a member that is away.
     assert!(members(&a).await[&b.node_id]);
     write(&a, with_text("third", "text", "not for b")).await;
     assert_eq!(read(&b, "third").await, None);

@@ -1,7 +1,8 @@
-//! Homes that released versions left behind open with this one, with all that was in them.
+//! Homes of released versions open with this one, with all their content.
 //!
-//! Each folder of `tests/homes/` has the homes of two paired devices, as the version in its name
-//! stopped or was killed, and `expected.json`: what that version said it held. `make.py` there made them.
+//! Each folder of `tests/homes/` has the homes of two paired devices as the version in its name
+//! stopped them or was killed, and `expected.json`, the content by that version's own report.
+//! `make.py` there made them.
 
 #![allow(clippy::unwrap_used)]
 
@@ -23,7 +24,7 @@ fn frozen(version: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/homes").join(version)
 }
 
-/// A copy of the home, where it can be written to.
+/// A writable copy of the home.
 fn thawed(version: &str, device: &str, into: &TempDir) -> PathBuf {
     let archive = frozen(version).join(format!("{device}.tar.gz"));
     let mut tar = Command::new("tar");
@@ -32,7 +33,7 @@ fn thawed(version: &str, device: &str, into: &TempDir) -> PathBuf {
     into.path().join(device)
 }
 
-/// What must not change with the version: not when a row was written, or in which order.
+/// The parts of assets that must not change with the version: not the time or order of their rows.
 fn lasting(assets: &Value) -> Vec<Value> {
     let parts = |asset: &Value| {
         let part = |name: &str| asset[name].clone();
@@ -93,7 +94,7 @@ fn devices_of_an_earlier_version_go_on_where_they_were_after_an_upgrade() {
         let folder = tempfile::tempdir().unwrap();
         let desk = Agent::start_in(&thawed(version, "desk", &folder));
         let phone = Agent::start_in(&thawed(version, "phone", &folder));
-        // They are still in one group, and the removed device is still out of it.
+        // They are still in one group, and the removed device is still removed.
         assert_eq!(desk.json(&["peers"]).len(), 1, "{version}");
         let partial = expected["partial"].as_str().unwrap();
         let started = Instant::now();

@@ -1,5 +1,5 @@
-//! A paired device that does not keep to the protocol: it speaks frames by hand over real QUIC to
-//! a whole agent, which closes, goes on, and keeps syncing with an honest peer.
+//! A paired device that breaks the protocol: it sends hand-made frames over real QUIC to a whole
+//! agent, which closes the connection, lives on, and keeps syncing with an honest peer.
 
 #![allow(clippy::unwrap_used)]
 
@@ -31,13 +31,13 @@ use common::{content, digest};
 #[path = "hostile/sources.rs"]
 mod sources;
 
-/// Held by the tests that measure the memory of the process, which all of them share.
+/// Held by tests that measure the memory of the process, which all tests share.
 static PROCESS: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
 
-/// The most that anything below may make the agent hold.
+/// The most memory that anything below may make the agent use.
 const GROWTH_BYTES_MAX: usize = 48 * 1024 * 1024;
 
-/// A member of the group without manners.
+/// A member of the group that breaks the protocol.
 struct Member {
     net: Net,
     group_id: GroupId,
@@ -45,7 +45,7 @@ struct Member {
     addresses: Vec<String>,
 }
 
-/// A control stream by hand.
+/// A hand-made control stream.
 struct Control {
     connection: Connection,
     send: SendStream,
@@ -96,14 +96,14 @@ impl Member {
         }
     }
 
-    /// A connection with an open control stream on which nothing was said.
+    /// Connects and opens a control stream without sending anything.
     async fn connect(&self) -> Control {
         let connection = self.net.dial(self.victim, &self.addresses).await.unwrap();
         let (send, recv) = connection.open_stream(0).await.unwrap();
         Control { connection, send, recv }
     }
 
-    /// The same after an honest Hello both ways.
+    /// Connects and exchanges honest Hellos.
     async fn greet(&self) -> Control {
         let mut control = self.connect().await;
         control.send(Kind::Hello, &self.hello()).await;
@@ -113,7 +113,7 @@ impl Member {
         control
     }
 
-    /// The victim closes a connection whose control stream begins with these bytes.
+    /// Checks that the victim closes a connection whose control stream begins with these bytes.
     async fn is_refused(&self, bytes: &[u8], code: CloseCode, why: &str) {
         let mut control = self.connect().await;
         control.raw(bytes).await;
@@ -130,7 +130,7 @@ impl Drop for Member {
 
 impl Control {
     async fn raw(&mut self, bytes: &[u8]) {
-        // The victim may close in the midst of it.
+        // The victim may close in the middle.
         let _ = self.send.write_all(bytes).await;
         let _ = self.send.flush().await;
     }
@@ -163,7 +163,7 @@ fn resident_bytes() -> usize {
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
 }
 
-/// The agent lives and syncs with its honest peer.
+/// Checks that the agent lives and syncs with its honest peer.
 async fn still_syncs(victim: &Device, honest: &Device) {
     let added = victim.add([100, 300_000]).await;
     let more = honest.add([101, 300_001]).await;
@@ -226,21 +226,21 @@ async fn whatever_a_member_says_on_the_control_stream_it_gets_the_right_code() {
     for (why, bytes, code) in cases {
         member.is_refused(&bytes, code, why).await;
     }
-    // Cut inside the header, and then ended.
+    // Cut off inside the header.
     for cut in 1..5 {
         let mut control = member.connect().await;
         control.raw(&Header::encode(Kind::Hello, 10)[..cut]).await;
         control.send.shutdown().await.unwrap();
         control.closed_with(Protocol, "cut and ended").await;
     }
-    // Reset.
+    // A stream that is reset.
     for greeted in [false, true] {
         let mut control = if greeted { member.greet().await } else { member.connect().await };
         control.raw(&[1, 0]).await;
         control.send.reset(CloseCode::Ok);
         assert!(control.closed("reset").await.by_peer);
     }
-    // What a later version may say is skipped.
+    // Frames that a later version may send are skipped.
     let mut control = member.connect().await;
     control.raw(&frame(Kind::Extension(200), &[1; 1000])).await;
     control.send(Kind::Hello, &hello).await;
@@ -250,7 +250,7 @@ async fn whatever_a_member_says_on_the_control_stream_it_gets_the_right_code() {
     assert_eq!(control.connection.ended(), None);
     control.connection.close(CloseCode::Ok, "");
 
-    // A name that would play tricks with a terminal.
+    // A name that would manipulate a terminal.
     let name = "\u{1b}[2Jevil\n\0\u{202e}name".to_owned();
     let mut control = member.connect().await;
     control.send(Kind::Hello, &peer::Hello { device_name: name, ..hello }).await;
@@ -284,7 +284,7 @@ async fn whatever_a_member_sends_in_a_batch_nothing_wrong_is_stored() {
     };
     let done = frame(Kind::Done, b"");
     let wrong = content(1 << 41, 1000);
-    // Each of an asset of its own: nobody is asked twice for what came from them damaged.
+    // Each case uses another asset, because a damaged asset is not requested twice from one peer.
     type Case<'a> = (&'a str, &'a dyn Fn(&Bytes, &dyn Fn(u64) -> peer::OfferEntry) -> Vec<u8>);
     let cases: [Case<'_>; 9] = [
         ("wrong bytes", &|_, entry| {
@@ -325,7 +325,7 @@ async fn whatever_a_member_sends_in_a_batch_nothing_wrong_is_stored() {
         assert!(!victim.hashes().await.contains(&named.hash), "{why}");
     }
 
-    // An honest batch after all of that is taken.
+    // An honest batch is accepted after all of that.
     let other = content(1 << 42, 1000);
     let hash = HashAlgorithm::Blake3.hash(&other);
     let control = member.greet().await;
@@ -352,7 +352,7 @@ async fn solicitations_of_nothing_and_of_the_same_are_answered_within_bounds() {
     let mut control = member.greet().await;
     let raw = |byte: u8| Bytes::from(vec![byte; 32]);
     let held_hash = Bytes::copy_from_slice(held.hash.as_bytes());
-    // Unknown, repeated, unsorted, zero, and one that is held.
+    // Unknown, repeated and unsorted hashes, zero, and one that is held.
     let mut hashes: Vec<Bytes> = (0..2000).map(|n| raw((n * 7 % 5) as u8)).collect();
     hashes.push(held_hash);
     control.send(Kind::Solicit, &peer::Solicit { hashes, now: false }).await;
@@ -372,7 +372,7 @@ async fn solicitations_of_nothing_and_of_the_same_are_answered_within_bounds() {
     let offer = peer::Offer::decode(reader.read().await.unwrap().unwrap().payload).unwrap();
     assert_eq!(offer.entries.len(), 1);
     assert_eq!(offer.entries[0].hash[..], held.hash.as_bytes()[..]);
-    // More at once than may be.
+    // More at once than allowed.
     for n in 0..5_u8 {
         let hashes = (0..2048_u32).map(|i| {
             let mut hash = [n; 32];
@@ -494,7 +494,7 @@ async fn a_member_that_says_removed_and_shows_no_removal_is_not_believed() {
         pairing_open: Box::new(|| false),
         introductions_open: Box::new(|| false),
     });
-    // The victim dials it, hears REMOVED, and asks for the removal.
+    // The victim dials it, is closed with REMOVED, and requests the removal.
     let (id, addresses) = (member.net.node_id(), member.net.addresses());
     let journal = victim.handle().journal();
     journal.run(move |journal, _| journal.reached(&id, &addresses)).await.unwrap();
@@ -520,13 +520,13 @@ async fn a_removed_device_that_dials_on_and_on_costs_no_memory_and_no_word_in_th
     };
     let before = (ops().await, resident_bytes());
     for _ in 0..DIALS {
-        // Turned away in the handshake, or right after it.
+        // Refused during the handshake or right after it.
         if let Ok(connection) = member.net.dial(member.victim, &member.addresses).await {
             let ended = timeout(SOON, connection.closed()).await.expect("it is closed");
             assert_eq!(ended.code, Some(CloseCode::Removed), "{ended:?}");
         }
     }
-    // What the two that sync had to say may still have come in.
+    // Ops of the two honest devices may still have arrived.
     let (said, grown) = (ops().await - before.0, resident_bytes().saturating_sub(before.1));
     assert!(said < DIALS / 10, "{said} ops");
     assert!(grown < GROWTH_BYTES_MAX / 3, "{grown} bytes more");

@@ -1,9 +1,9 @@
-//! Journals in a seeded world: whatever a network, crashes, clocks, backups and prunes do, what a
-//! device claims to have it has at every moment, and once all is mended all have the same.
+//! Journals in a seeded world: whatever network, crashes, clocks, backups and prunes do, a device
+//! has what it claims to have at every moment, and once all faults end all devices have the same.
 //!
-//! A failure prints its seed. `SEED=n cargo test --test journal_sim` replays it, `SEEDS=n` runs more,
-//! `FIRST=n` others: the long run is
-//! `SEEDS=50000 cargo test --release --test journal_sim whatever_happens`.
+//! A failure prints its seed. `SEED=n cargo test --test journal_sim` replays it, `SEEDS=n` runs
+//! more, `FIRST=n` starts at another one. The long run is `SEEDS=50000 cargo test --release --test
+//! journal_sim whatever_happens`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use world::{Faults, Happened, Mutant, Tally, World};
 
-/// Steps of a life.
+/// The number of steps in a life.
 const STEPS: u64 = 500;
 
 fn seeds(default: u64) -> Vec<u64> {
@@ -31,7 +31,7 @@ fn seeds(default: u64) -> Vec<u64> {
     }
 }
 
-/// The faults of a seed: each number of them, and none, comes up.
+/// The faults of a seed: all combinations occur, including none.
 fn faults(seed: u64) -> Faults {
     let bits = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
     Faults {
@@ -40,7 +40,7 @@ fn faults(seed: u64) -> Faults {
         restores: bits & 0x01 != 0,
         skew: bits & 0x02 != 0,
         removal: bits & 0x04 != 0,
-        // Where nobody can forget the removal, or be lost with it.
+        // Only where no device can forget the removal, or be lost with it.
         thief: bits & 0x80d == 0x804 && seed % 3 != 2,
         loss: bits & 0x08 != 0,
         full_disks: bits & 0x10 != 0,
@@ -52,7 +52,7 @@ fn faults(seed: u64) -> Faults {
     }
 }
 
-/// One life. What went wrong in it, or what happened.
+/// Simulates one life. Returns what went wrong, or what happened.
 fn live(seed: u64, faults: Faults, mutant: Option<Mutant>) -> Result<Tally, String> {
     let devices = 2 + (seed % 4) as usize;
     let mut world = World::new(seed, devices, faults, mutant);
@@ -65,7 +65,7 @@ fn live(seed: u64, faults: Faults, mutant: Option<Mutant>) -> Result<Tally, Stri
     end(world)
 }
 
-/// All is mended: what went wrong, or what happened.
+/// Ends all faults. Returns what went wrong, or what happened.
 fn end(mut world: World) -> Result<Tally, String> {
     world.heal();
     match world.wrong() {
@@ -74,7 +74,7 @@ fn end(mut world: World) -> Result<Tally, String> {
     }
 }
 
-/// Lives through the seeds on all cores: the first that went wrong, or what happened in all.
+/// Runs the seeds on all cores. Returns the first failure, or what happened in all of them.
 fn live_all(seeds: &[u64], faults: fn(u64) -> Faults, mutant: Option<Mutant>) -> Outcome {
     let next = AtomicUsize::new(0);
     let outcome = Mutex::new(Outcome { wrong: None, tally: Tally::new() });
@@ -118,7 +118,7 @@ fn whatever_happens_nobody_claims_what_it_lacks_and_all_end_with_the_same() {
     assert!(seeds.len() < 500 || never.is_empty(), "{never:?} never happened: {tally:?}");
 }
 
-/// Seeds that showed a log, forked by a restore, whose future branch is written anew.
+/// Seeds that once failed: the future branch of a log forked by a restore is rewritten.
 const ONCE_WRONG: [u64; 2] = [521, 2153];
 
 #[test]
@@ -145,8 +145,8 @@ fn a_device_that_does_nothing_delays_nobody() {
     assert_eq!(world.wrong(), None);
 }
 
-/// With a rule turned off something goes wrong within so many seeds, and it is what it should be.
-/// Returns the seed.
+/// Checks that with one rule turned off a seed below `seeds` fails in the expected way. Returns the
+/// seed.
 fn must_fail(mutant: Mutant, seeds: u64, faults: fn(u64) -> Faults, expected: &str) -> u64 {
     let seeds: Vec<u64> = (0..seeds).collect();
     let Some((seed, what)) = live_all(&seeds, faults, Some(mutant)).wrong else {
@@ -240,11 +240,12 @@ fn doing_without_digests_while_there_are_gaps_is_noticed_and_with_them_all_is_he
     assert!(tally.contains_key(&Happened::Repair), "{tally:?}");
 }
 
-/// Two devices with equal clocks of which one lacks something, and both hold an op that no clock
-/// covers, nor ever will.
+/// Two devices with equal clocks. One lacks something, and both hold an op that no clock covers or
+/// ever will.
 fn a_hidden_fork_beside_a_gap(mutant: Option<Mutant>) -> World {
     let mut world = World::of_members(7, 3, SILENT, mutant);
-    // A device hands over an op, not the dead one before it, and is gone before it can say so.
+    // A device sends an op but not the dead one before it, and disappears before it can send its
+    // clock.
     world.overwrite(2, 1, 2);
     world.disconnect();
     world.overwrite(2, 1, 2);
@@ -254,8 +255,8 @@ fn a_hidden_fork_beside_a_gap(mutant: Option<Mutant>) -> World {
     world.lose(2);
     world.connect(0, 1);
     world.settle();
-    // Another writes what it then forgets, and other ops under the same numbers, of which only the
-    // last is left when the two meet.
+    // Another device writes ops that it then forgets, and others with the same numbers; only the
+    // last of those is left when the two meet.
     world.back_up(1);
     world.overwrite(1, 2, 1);
     world.settle();

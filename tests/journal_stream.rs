@@ -1,5 +1,5 @@
-//! Journals that replicate over byte streams: what two and three devices end with, and what one
-//! stands that cuts, stalls or lies.
+//! Journals that replicate over byte streams: the final state of two and three devices, and what
+//! one withstands from a peer that cuts, stalls or lies.
 
 #![allow(clippy::unwrap_used)]
 
@@ -28,7 +28,7 @@ async fn an_op_reaches_a_connected_peer_at_once() {
     let b = a.welcome().await;
     let link = Link::between(&a, &b);
     link.in_sync().await;
-    // Slower than a machine under load, faster than any pause of the protocol would let it be.
+    // Slower than a loaded machine needs, but faster than any pause of the protocol.
     let mut fastest = Duration::MAX;
     for n in 0..5 {
         let (from, to) = if n % 2 == 0 { (&a, &b) } else { (&b, &a) };
@@ -97,7 +97,7 @@ async fn a_stream_that_is_cut_again_and_again_goes_on_where_it_was() {
         }
     }
     equal(&[&a, &b]).await;
-    // Each cut repeats a frame, and the bytes that had been written of the next.
+    // After each cut a frame is sent again, and the part of the next one that had been written.
     assert!(crossed_bytes < 3 * whole_bytes, "{crossed_bytes} to {whole_bytes}");
     b.check().await;
 }
@@ -148,7 +148,7 @@ async fn a_peer_that_reads_nothing_stalls_nobody_and_is_sent_no_more_than_it_tak
     let mut stuck = Puppet::beside(&a, &stuck_node).await;
     stuck.greet().await;
     stuck.say(JournalMessage::Clock(Clock::default())).await;
-    // It has said that it has nothing, and reads nothing from now on.
+    // It has sent an empty clock, and reads nothing from now on.
     let b = a.welcome().await;
     let link = Link::between(&a, &b);
     link.in_sync().await;
@@ -156,7 +156,7 @@ async fn a_peer_that_reads_nothing_stalls_nobody_and_is_sent_no_more_than_it_tak
     equal(&[&a, &b]).await;
     assert_eq!(stuck.view().state, JournalPeerState::CatchingUp);
     assert!(stuck.taken_bytes() <= 2 * node::PIPE_BYTES, "{}", stuck.taken_bytes());
-    // It wakes up, and gets everything.
+    // It reads again and gets everything.
     until(
         "all of it",
         async || matches!(stuck.hear().await, JournalMessage::Clock(clock) if clock.drained),
@@ -190,7 +190,7 @@ async fn an_op_that_its_author_did_not_sign_ends_the_stream_and_leaves_no_trace(
         let ended = liar.ended().await;
         assert!(matches!(ended, Ended::Session(End::Protocol(_))), "{ended}");
         assert_eq!(ended.close_code(), CloseCode::Protocol);
-        // Those before it in the batch, which are good, are not taken either.
+        // The valid ops before the bad one in the batch are refused too.
         assert_eq!(a.clock().await, before);
     }
     let _link = Link::between(&a, &b);
@@ -223,7 +223,7 @@ async fn a_device_that_is_removed_is_shut_out_in_the_midst_of_a_stream() {
     let (here, there) = link.ends().await;
     assert_eq!(here.close_code(), CloseCode::Removed, "{here}");
     assert!(there.is_peers_to_close(), "{there}");
-    // It is not let in again.
+    // It is not admitted again.
     let (here, _) = Link::between(&a, &b).ends().await;
     assert_eq!(here.close_code(), CloseCode::Removed);
 }
@@ -288,7 +288,7 @@ async fn an_author_that_floods_is_held_back_and_shown_and_the_rest_goes_on() {
         of_b.map(|log| log.bytes).sum::<u64>()
     };
     assert!(held_bytes(&a).await <= 100_000);
-    // Others write, and what they write reaches the flooder too.
+    // Another device writes, and that reaches the flooder too.
     c.write(draft(1_000, 10)).await;
     until("what another writes", async || a.has(1_000).await && b.has(1_000).await).await;
     assert!(held_bytes(&a).await <= 100_000);
@@ -334,7 +334,8 @@ async fn killed_while_it_takes_in_a_device_loses_nothing_it_has_acknowledged() {
     let b_id = b.id();
     let acked = || a.acks_of(b_id).into_values().sum::<u64>();
     for (round, more) in (0..).zip([1, 300, 600, 900]) {
-        // Acknowledgements are noted now and then, each for all that came by then.
+        // Acknowledgements are recorded from time to time, each for everything that arrived by
+        // then.
         a.write_many(round * 2_000..(round + 1) * 2_000, 100).await;
         let asleep = b.sleep().await;
         let (mut child, stream) = asleep.lend(a.id()).await;
@@ -357,7 +358,7 @@ async fn killed_while_it_takes_in_a_device_loses_nothing_it_has_acknowledged() {
     equal(&[&a, &b]).await;
 }
 
-/// Not a test of its own: the child of the one before.
+/// Not a test: the child process of the one before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child() {
     node::child_main().await;

@@ -1,5 +1,5 @@
-//! Whole agents: metadata in the store and in the journal become one, both ways, and what happens
-//! is logged. The journal's own suite has its rules; here it is what a user sees.
+//! Whole agents: metadata in the store and in the journal are merged in both directions, and events
+//! are logged. The journal's own tests check its rules; these check what a user sees.
 
 #![allow(clippy::unwrap_used)]
 
@@ -42,13 +42,13 @@ async fn in_journal(device: &Device, hash: Hash) -> JournalRow {
     device.handle().journal().read(move |reader| reader.asset(&hash)).await.unwrap()
 }
 
-/// Ops of any kind that the journal ever took.
+/// The number of ops of any kind that the journal ever stored.
 async fn ops(device: &Device) -> u64 {
     let stats = device.handle().journal().read(|reader| reader.stats()).await.unwrap();
     stats.logs.iter().map(|log| log.seq).sum()
 }
 
-/// The device's log, checked for its numbers.
+/// The events that the device logged; checks their numbers.
 async fn events(device: &Device) -> Vec<LogEvent> {
     let journal = device.handle().journal();
     let page = journal.read(|reader| reader.events(DEVICE_STREAM, (0, 0), 100_000)).await.unwrap();
@@ -76,7 +76,7 @@ fn tag(tag: &str) -> Elem {
     Elem { field: TAGS.into(), elem: tag.into() }
 }
 
-/// What another device would write.
+/// A change as another device would write it.
 fn described(hash: Hash, text: &str) -> DraftPut {
     let text = Some(Value::Text(text.into()));
     DraftPut { set: BTreeMap::from([(DESCRIPTION.into(), text)]), ..put(hash) }
@@ -125,7 +125,7 @@ async fn an_edit_in_the_store_is_in_the_journal_and_in_the_log_once() {
     assert_eq!((row.description.as_deref(), tags(&row)), (Some("dog"), vec!["y", "z"]));
     assert_eq!(row.trashed, Some(true));
 
-    // Without being asked, too.
+    // Without a request too.
     edit(&*a.store(), hash, meta("dog", &["y", "z"], false)).await;
     until("it is restored", &[&a], async || in_journal(&a, hash).await.trashed == Some(false))
         .await;
@@ -152,11 +152,11 @@ async fn what_the_journal_has_is_in_the_store_and_bytes_stay() {
     let expected = ("theirs".to_owned(), vec!["y".to_owned()], true);
     until("the store has it", &[&a], async || shown(&*a.store(), hash).await == expected).await;
     assert!(a.store().read(hash, 0..64).await.unwrap().is_some());
-    // Not an act of this device.
+    // It was not done on this device.
     a.handle().settle(hash).await.unwrap();
     assert_eq!(asset_events(&a).await.len(), 1);
 
-    // Written with settle, it can be read at once.
+    // After `settle` the change can be read at once.
     write(&a, described(hash, "again")).await;
     a.handle().settle(hash).await.unwrap();
     assert_eq!(shown(&*a.store(), hash).await.0, "again");
@@ -181,7 +181,7 @@ async fn at_rest_nothing_is_written() {
         a.handle().settle(bare).await.unwrap();
     }
     assert_eq!(figures(&a).await, before);
-    // A look at everything after a start finds nothing to do either.
+    // The scan of everything after a start finds nothing to do either.
     a.down().await;
     a.up().await;
     a.handle().settle(hash).await.unwrap();
@@ -220,7 +220,7 @@ async fn edits_on_both_sides_at_once_all_count() {
     let by_user = async {
         let store = a.store();
         for n in 0..EDITS {
-            // As people's programs do it: read, change, write if it is still so.
+            // As people's programs do it: read, change, write if unchanged.
             loop {
                 let mut row = store.lookup(hash).await.unwrap().unwrap().metadata;
                 row.tags.push(format!("s{n}"));
@@ -233,7 +233,7 @@ async fn edits_on_both_sides_at_once_all_count() {
             tokio::task::yield_now().await;
         }
     };
-    // Fewer than the brake holds back.
+    // Fewer writes than the brake holds back.
     let by_others = async {
         for n in 0..WRITES_MAX - 1 {
             let name = format!("j{n}");
@@ -256,10 +256,10 @@ async fn edits_on_both_sides_at_once_all_count() {
 async fn metadata_written_again_and_again_is_held_back_and_reported_but_no_edit_is_lost() {
     let a = Device::start().await;
     let hash = add(&*a.store(), 8, Metadata::default()).await;
-    // Seen once, so that what follows are edits.
+    // Seen once, so that later changes are edits.
     a.handle().settle(hash).await.unwrap();
     for n in 0..WRITES_MAX {
-        // As a store does that alters what it is given.
+        // As a store does that alters what is written to it.
         edit(&*a.store(), hash, meta(&format!("altered {n}"), &[], false)).await;
         until("it is taken for an edit", &[&a], async || {
             in_journal(&a, hash).await.description == Some(format!("altered {n}"))
@@ -280,7 +280,7 @@ async fn metadata_written_again_and_again_is_held_back_and_reported_but_no_edit_
     })
     .await;
     assert_eq!(shown(&*a.store(), hash).await.0, (WRITES_MAX - 1).to_string());
-    // The user's edit goes the other way.
+    // The user's edit is still taken over.
     let row = meta(&(WRITES_MAX - 1).to_string(), &["kept"], false);
     edit(&*a.store(), hash, row).await;
     until("the tag is in the journal", &[&a], async || {
@@ -288,7 +288,7 @@ async fn metadata_written_again_and_again_is_held_back_and_reported_but_no_edit_
     })
     .await;
     assert_eq!(in_journal(&a, hash).await.description.as_deref(), Some("too often"));
-    // What a person asks for is not held back.
+    // An asset that a person asks for is not held back.
     a.handle().settle(hash).await.unwrap();
     assert_eq!(shown(&*a.store(), hash).await, ("too often".into(), vec!["kept".into()], false));
 }
@@ -316,7 +316,7 @@ async fn a_large_store_is_taken_in_with_few_ops_and_logged_once() {
     until("all is logged", &[&a], async || added(&a).await == ASSETS).await;
     let one = new_asset(1_000, Metadata::default()).digest.hash;
     assert_eq!(tags(&in_journal(&a, one).await), ["import"]);
-    // A change and an event for each, 64 in an op, and a few ops of the device's own.
+    // A change and an event for each asset, 64 in an op, and a few ops about the device itself.
     let ops = ops(&a).await;
     assert!(ops < 2 * ASSETS / 64 + 20, "{ops} ops");
     a.down().await;
@@ -332,7 +332,7 @@ async fn what_comes_from_another_device_is_logged_as_received_and_has_the_journa
     pair(&a, &b).await;
     let asset = new_asset(20, meta("of a's store", &[], false));
     let hash = asset.digest.hash;
-    // The journals know of it before it comes.
+    // The journals know its metadata before the asset arrives.
     write(&b, described(hash, "of b's journal")).await;
     let before = in_journal(&b, hash).await;
     until("a knows it too", &[&a, &b], async || in_journal(&a, hash).await == before).await;
@@ -341,7 +341,7 @@ async fn what_comes_from_another_device_is_logged_as_received_and_has_the_journa
     let large = a.add([700 * 1024]).await;
     all_in_sync(&[&a, &b], 1).await;
     let row = b.store().lookup(hash).await.unwrap().unwrap().metadata;
-    // Metadata travels by the journal alone; the row came with the asset, not after it.
+    // Metadata is sent by the journal alone; the row was stored with the asset, not after it.
     let said = meta("of b's journal", &[], false);
     assert_eq!(as_shown(&row), as_shown(&said));
     assert_eq!(row.version, b.store().lookup(hash).await.unwrap().unwrap().entry.cursor);
@@ -393,7 +393,7 @@ async fn a_write_whose_answer_was_lost_is_not_taken_for_an_edit() {
             && shown(store.store(), hash).await.0 == "theirs"
     })
     .await;
-    // Meanwhile it changes again. Were the row in the store an edit, it would win.
+    // Meanwhile it changes again. If the row in the store counted as an edit, it would win.
     write(&a, described(hash, "newer")).await;
     store.faults.loses_meta.store(false, Ordering::Relaxed);
     until("the newer is there", &[&a], async || shown(store.store(), hash).await.0 == "newer")
@@ -413,7 +413,7 @@ async fn an_empty_store_in_the_place_of_another_takes_nothing_from_the_journal()
     store.down().await;
     store.replace();
     store.up().await;
-    // The same content, added anew, without a word.
+    // The same content added again, without metadata.
     assert_eq!(add(store.store(), 32, Metadata::default()).await, hash);
     a.up().await;
     let expected = as_shown(&meta("precious", &["x"], false));

@@ -1,5 +1,5 @@
-//! The network layer over real QUIC on loopback: who comes in, what a connection carries, what a
-//! hostile peer can and cannot do, and pairing.
+//! The network layer over real QUIC on loopback: which connections are admitted, what a connection
+//! carries, what a hostile peer can and cannot do, and pairing.
 
 #![allow(clippy::unwrap_used)]
 
@@ -30,10 +30,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
-/// Far more than anything here takes, far less than a hang.
+/// Much longer than anything here takes, much shorter than a hang.
 const SOON: Duration = Duration::from_secs(20);
 
-/// Long enough to say that something does not happen.
+/// Long enough to show that something does not happen.
 const A_WHILE: Duration = Duration::from_millis(300);
 
 fn config() -> NetConfig {
@@ -94,7 +94,7 @@ impl Pair {
     }
 }
 
-/// Accepts for ever and keeps what comes in alive.
+/// Accepts for ever and keeps accepted connections alive.
 fn keep_accepting(mut acceptor: Acceptor) -> (JoinHandle<()>, Arc<Mutex<Vec<Connection>>>) {
     let kept = Arc::new(Mutex::new(Vec::new()));
     let keep = kept.clone();
@@ -113,7 +113,7 @@ async fn ended(connection: &Connection) -> Ended {
     timeout(SOON, connection.closed()).await.unwrap()
 }
 
-/// Held by the tests that measure this process's memory and by those that take much of it.
+/// Held by tests that measure this process's memory and by those that use much of it.
 static MEMORY: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 fn resident_bytes() -> usize {
@@ -122,7 +122,7 @@ fn resident_bytes() -> usize {
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
 }
 
-/// A peer that speaks QUIC as this program does, without its manners.
+/// A peer that speaks QUIC as this program does, but breaks the protocol.
 struct Raw(iroh::Endpoint);
 
 impl Raw {
@@ -296,7 +296,7 @@ async fn a_dial_that_cannot_succeed_fails_soon_and_says_why() {
     let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     assert_eq!(net.dial(net.node_id(), &[]).await.unwrap_err(), DialError::Itself);
     assert_eq!(net.dial(other, &[]).await.unwrap_err(), DialError::NoAddress);
-    // Poisoned: all of it is dropped but one address where nobody answers.
+    // Forged addresses: all are dropped except one where nobody answers.
     let mut addresses: Vec<_> = (1..1000).map(|n| format!("224.0.0.1:{n}")).collect();
     addresses.push("0.0.0.0:1".to_owned());
     assert_eq!(net.dial(other, &addresses).await.unwrap_err(), DialError::NoAddress);
@@ -400,7 +400,7 @@ async fn the_port_of_last_time_is_taken_again_unless_somebody_else_has_it() {
     let port = first.port();
     first.close().await;
     drop(first);
-    // A closed endpoint gives its sockets back a moment later.
+    // A closed endpoint releases its sockets a moment later.
     let again = timeout(SOON, async {
         loop {
             let again = Net::bind(on_all(port)).await.unwrap();
@@ -419,12 +419,12 @@ async fn the_port_of_last_time_is_taken_again_unless_somebody_else_has_it() {
 
 // ---- strangers -------------------------------------------------------------------------------
 
-/// Dials as a stranger with `first_bytes` on the first stream; how it ended, and how soon.
+/// Dials as a stranger with `first_bytes` on the first stream; returns how it ended, and how soon.
 async fn knock(net: &Net, at: &Net, first_bytes: &[u8]) -> (Ended, Duration) {
     let connection = net.dial(at.node_id(), &at.addresses()).await.unwrap();
     let connected = Instant::now();
     if let Ok((mut send, _recv)) = connection.open_stream(0).await {
-        // The connection may be closed at any of these.
+        // The connection may be closed during any of these.
         let _ = send.write_all(first_bytes).await;
         let _ = send.shutdown().await;
     }
@@ -444,7 +444,7 @@ async fn a_stranger_gets_the_same_close_whatever_it_says() {
         ends.insert(end.text);
     }
     assert_eq!(ends.len(), 1, "{ends:?}");
-    // And for pairing while no ticket is outstanding.
+    // Pairing is refused too while no ticket is outstanding.
     let key = SecretKey::generate();
     let raw = Raw::bind(&key).await;
     let mut raw_ends = BTreeSet::new();
@@ -502,8 +502,8 @@ async fn two_hundred_strangers_cost_little_memory_and_do_not_stop_a_members_tran
             }
         }
     });
-    // The strangers' own endpoints live in this process too: one at a time, and the first round
-    // warms up.
+    // The strangers' own endpoints are in this process too, so one at a time; the first round warms
+    // up.
     let knocking = || async {
         let stranger = bind().await;
         let refused = timeout(SOON, knock(&stranger, &pair.acceptor, b"hello")).await;
@@ -575,8 +575,8 @@ async fn a_member_comes_in_from_where_it_is_known_while_its_source_is_turned_awa
     tokio::join!(member.close(), stranger.close(), at.close());
 }
 
-/// Carries a caller's packets to `at` and of the answers only those that ask it to prove its
-/// address, so that its handshake begins and never ends.
+/// Forwards a caller's packets to `at`, but of the answers only requests to prove its address. So
+/// its handshake begins and never ends.
 async fn carry_one_way(front: tokio::net::UdpSocket, at: String, retries: Arc<AtomicUsize>) {
     const RETRY_TYPE: u8 = 0xf0;
     let back = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -614,7 +614,7 @@ async fn callers_that_never_finish_the_handshake_do_not_keep_a_member_out() {
     }
     let began = Instant::now();
     let deadline = began + SOON;
-    // The fault must be there: enough handshakes hang for proofs of address to be asked for.
+    // The fault must exist: enough handshakes hang that proofs of address are requested.
     while retries.load(Ordering::Relaxed) == 0 {
         assert!(Instant::now() < deadline, "no handshake hangs");
         sleep(Duration::from_millis(1)).await;
@@ -653,7 +653,7 @@ async fn a_reader_that_stalls_on_many_small_frames_does_not_lose_the_connection(
         connection.closed().await
     });
     let (_send, recv) = pair.accepted.accept_stream(0).await.unwrap();
-    // The stall is what is tested.
+    // The stall is what this tests.
     sleep(Duration::from_secs(3)).await;
     let mut reader = FrameReader::new(recv, Some(SOON));
     for round in 0..FRAMES {
@@ -704,7 +704,7 @@ async fn a_stalled_bulk_stream_leaves_the_other_streams_alive() {
     }
     send.shutdown().await.unwrap();
     timeout(SOON, echo).await.unwrap().unwrap();
-    // The bulk has got no further than the windows allow, and goes on once it is read.
+    // The bulk has been sent no further than the windows allow, and continues once it is read.
     assert!(bulk_sent.load(Ordering::Relaxed) <= 16 << 20);
     let mut sink = tokio::io::sink();
     let read = timeout(SOON, tokio::io::copy(&mut stalled, &mut sink)).await.unwrap().unwrap();
@@ -723,7 +723,7 @@ async fn a_member_that_fills_every_stream_unread_gets_no_further_than_the_window
     for _ in 0..40 {
         let (connection, sent) = (pair.dialed.clone(), sent.clone());
         writers.spawn(async move {
-            // Beyond the sixteenth this waits until the connection ends.
+            // From the seventeenth on this waits until the connection ends.
             let Ok((mut send, _recv)) = connection.open_stream(0).await else { return };
             while let Ok(n) = send.write(&[9; 16 * 1024]).await {
                 sent.fetch_add(n, Ordering::Relaxed);
@@ -742,7 +742,7 @@ async fn a_member_that_fills_every_stream_unread_gets_no_further_than_the_window
         last = now;
     }
     assert!((4 << 20..=16 << 20).contains(&last), "{last} bytes");
-    // Sender and receiver are one process here.
+    // Sender and receiver are in one process here.
     let grown = resident_bytes().saturating_sub(before);
     assert!(grown < 48 << 20, "grew by {grown} bytes");
     assert_eq!(pair.accepted.ended(), None);
@@ -762,7 +762,7 @@ async fn the_seventeenth_stream_waits_until_others_have_ended() {
     let dialed = pair.dialed.clone();
     let mut waiting = std::pin::pin!(dialed.open_stream(0));
     assert!(timeout(A_WHILE, &mut waiting).await.is_err());
-    // Ended streams are granted anew by threes.
+    // Ended streams are replaced in threes.
     for ((mut send, mut recv), (mut answer, mut question)) in open.drain(..3) {
         send.shutdown().await.unwrap();
         question.read_to_end(&mut Vec::new()).await.unwrap();
@@ -826,7 +826,7 @@ fn joiner() -> Joiner {
     }
 }
 
-/// An inviter with one ticket, and the members it has let in.
+/// An inviter with one ticket, and the members that it has added.
 struct Inviter {
     net: Net,
     ticket: Ticket,
@@ -834,7 +834,7 @@ struct Inviter {
     incoming: Acceptor,
 }
 
-/// Where an inviter or a joiner goes away.
+/// The step after which an inviter or a joiner disappears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
     Asked,
@@ -874,7 +874,7 @@ impl Inviter {
         self.host_until(Step::Done, 0).await
     }
 
-    /// The same, and goes away after a step. Its clock shows `now_ms`.
+    /// As [`Self::host`], but disappears after a step. Its clock shows `now_ms`.
     async fn host_until(&mut self, last: Step, now_ms: u64) -> Result<String, HostError> {
         let connection = self.next().await;
         let mut hosting = receive(connection).await?;
@@ -918,7 +918,7 @@ impl Inviter {
     }
 }
 
-/// Redeems a ticket, and goes away after a step. Returns the digits.
+/// Redeems a ticket, and disappears after a step. Returns the digits.
 async fn join(
     net: &Net,
     ticket: &Ticket,
@@ -983,7 +983,7 @@ async fn a_ticket_lets_one_device_in_and_a_second_use_is_refused() {
     let (joined, hosted) = tokio::join!(joining, inviter.host());
     assert_eq!(joined.unwrap(), hosted.unwrap(), "both show the same digits");
 
-    // Used up: as if no ticket had ever been there.
+    // A used ticket: as if there had never been one.
     let refused = tokio::select! {
         refused = join(&second, &ticket, joiner(), 999, Step::Done) => refused,
         next = inviter.incoming.next() => panic!("{next:?}"),
@@ -1196,7 +1196,7 @@ async fn devices_of_one_local_network_find_each_other_by_id_alone() {
     let here = || NetConfig { bind: None, ..config() };
     let (dialer, acceptor) = (Net::bind(here()).await.unwrap(), Net::bind(here()).await.unwrap());
     if !dialer.warnings().is_empty() {
-        // This machine is in no local network; the warning is what there is to see.
+        // This machine is in no local network; only the warning can be checked.
         tokio::join!(dialer.close(), acceptor.close());
         return;
     }

@@ -1,4 +1,5 @@
-//! What the README says of the code is true: tables, commands, files it points at.
+//! Checks that the README's statements about the code are true: tables, commands, files it refers
+//! to.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +14,7 @@ fn file(path: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The rows of the first table below a heading, each as its trimmed cells; without the head.
+/// The rows of the first table below a heading without its header, each as its trimmed cells.
 fn table(heading: &str) -> Vec<Vec<String>> {
     let readme = file("README.md");
     let at = readme.find(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading}"));

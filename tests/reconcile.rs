@@ -1,4 +1,4 @@
-//! Two devices find out exactly what each lacks, by every way and whatever happens meanwhile; and a
+//! Two devices find exactly what each lacks, in every way and whatever happens meanwhile; and a
 //! hostile peer gets no further than the protocol's bounds.
 
 #![allow(clippy::unwrap_used)]
@@ -19,7 +19,7 @@ use two_devices::{Course, Device, ROUND, Run, hash, reconcile_by};
 const HERE: u8 = 1;
 const THERE: u8 = 2;
 
-/// Runs a round by `way` and checks that both sides learnt exactly what they lack.
+/// Runs a round by `way` and checks that both sides learned exactly what they lack.
 fn learns_all(way: Option<Way>, dialer: &mut Device, acceptor: &mut Device) -> Run {
     let course = Course { way, ..Course::default() };
     let run = reconcile_by(course, dialer, acceptor).unwrap();
@@ -48,7 +48,7 @@ fn devices(common: u64, dialer_only: u64, acceptor_only: u64) -> (Device, Device
     (dialer, acceptor)
 }
 
-/// Gives both devices the cursor they had when they had the first `common` hashes in common.
+/// Gives both devices the cursor from when they had the first `common` hashes in common.
 fn remember(dialer: &mut Device, acceptor: &mut Device, common: u64) {
     dialer.since = Some(Since { epoch: acceptor.epoch, seq: common });
     acceptor.since = Some(Since { epoch: dialer.epoch, seq: common });
@@ -252,7 +252,8 @@ mod meanwhile {
 mod bytes {
     use super::*;
 
-    /// Of some pairs of sets, the mean bytes until the dialer knows, and the most round trips.
+    /// Over several pairs of sets: the mean bytes until the dialer knows the difference, and the
+    /// most round trips.
     fn cost(common: u64, differences: u64) -> (usize, usize) {
         let shared = Device::new(HERE, 0..common);
         let mut bytes = 0;
@@ -289,7 +290,7 @@ mod bytes {
 mod adversaries {
     use super::*;
 
-    /// An acceptor that answered Compare by `way`, and what it said.
+    /// An acceptor that answered Compare by `way`, and its outputs.
     fn acceptor(device: &Device, dialer: &Device, way: Way) -> (Reconciler, Vec<Output>) {
         let mut out = Vec::new();
         let summary = dialer.snapshot().summary;
@@ -298,7 +299,7 @@ mod adversaries {
         (this.unwrap(), out)
     }
 
-    /// A dialer that was answered `way` by a peer that says it is `peer`.
+    /// A dialer that got the answer `way` from a peer that claims to be `peer`.
     fn dialer(device: &Device, peer: &Device, way: Way, estimate: u64) -> Reconciler {
         let mut out = Vec::new();
         let mut this = Reconciler::initiate(ROUND, device.snapshot(), [3; 16], true, &mut out);
@@ -380,7 +381,7 @@ mod adversaries {
 
     #[test]
     fn cells_with_a_crafted_pair_are_outlived_by_a_fresh_key() {
-        // Two hashes with equal mappings stay together in every cell. Their sum stands in for them.
+        // Two hashes with equal mappings stay together in every cell. Their sum imitates them here.
         let (mut a, mut b) = devices(8000, 10, 10);
         let tamper = |from_dialer: bool, message: ReconcileMessage| match message {
             ReconcileMessage::Cells { round, shard, first, mut cells } if !from_dialer => {
@@ -616,7 +617,7 @@ mod adversaries {
         assert_eq!(delta, ReconcileError::NoCursor);
     }
 
-    /// All that is said in a round by `way`, by both sides.
+    /// All messages of a round by `way`, of both sides.
     fn conversation(way: Way) -> Vec<ReconcileMessage> {
         let (mut a, mut b) = devices(40, 15, 15);
         remember(&mut a, &mut b, 40);

@@ -1,5 +1,5 @@
-//! Engines in a seeded world: whatever a network, crashes and late joiners do, at quiet all sets
-//! are equal and nothing moves.
+//! Engines in a seeded world: whatever network, crashes and late joiners do, once the faults end
+//! all sets are equal and nothing moves.
 //!
 //! A failure prints its seed. `SEED=n cargo test --test sim` replays it; `SEEDS=n` runs more.
 
@@ -20,10 +20,10 @@ mod world;
 
 use world::{Faults, Rng, World};
 
-/// After the last fault, everybody is back in touch within the longest redial pause, and settles.
+/// After the last fault all devices reconnect within the longest redial pause, and settle.
 const HEAL_MS: u64 = 240_000;
 
-/// How long nothing may move once all is equal.
+/// How long nothing may move once all sets are equal.
 const QUIET_MS: u64 = 1_200_000;
 
 fn seeds(default: u64) -> Vec<u64> {
@@ -37,7 +37,7 @@ fn seeds(default: u64) -> Vec<u64> {
 fn asset(n: u64) -> Digest {
     let hash = Hash(*blake3::hash(&n.to_le_bytes()).as_bytes());
     let size_bytes = match n {
-        // Some are large, and travel alone; some of these come from all that have them.
+        // Some are large and are sent alone; some of these are sent by all holders.
         _ if n.is_multiple_of(34) => 50_000_000,
         _ if n.is_multiple_of(17) => 5_000_000,
         _ => 1 + n % 9_000,
@@ -45,7 +45,7 @@ fn asset(n: u64) -> Digest {
     Digest { hash, size_bytes }
 }
 
-/// Adds assets `range` to random nodes; some to several.
+/// Adds assets `range` to random nodes, some to several.
 fn scatter(world: &mut World, range: std::ops::Range<u64>, added: &mut BTreeSet<Hash>) {
     for n in range {
         let copies = 1 + world.rng.below(2);
@@ -77,13 +77,13 @@ fn assert_nothing_moves(world: &mut World, seed: u64) {
     assert_eq!(world.moves, before, "SEED={seed}: something moves although all is equal");
 }
 
-/// A life full of faults, then peace. Returns what everybody must hold.
+/// A life full of faults, then peace. Returns the set that every node must hold.
 fn live_through(world: &mut World, seed: u64) -> BTreeSet<Hash> {
     let mut added = BTreeSet::new();
     let mut next = 0;
     let count = world.nodes.len();
     scatter(world, 0..40, &mut added);
-    // One joins late.
+    // One node joins late.
     for n in 0..count - 1 {
         world.start(n);
     }
@@ -94,7 +94,7 @@ fn live_through(world: &mut World, seed: u64) -> BTreeSet<Hash> {
             6 => {
                 for _ in 0..world.rng.below(40) {
                     let n = world.rng.below(count as u64) as usize;
-                    // Some that there are, some that come later, some that never do.
+                    // Some that exist, some that come later, some that never do.
                     let hash = asset(world.rng.below(next / 1000 + 2) * 1000 + step % 120).hash;
                     let at_once = world.rng.chance(50);
                     world.fetch(n, hash, at_once);
@@ -275,7 +275,8 @@ fn a_device_whose_numbers_went_back_unnoticed_is_given_everything_and_gives_ever
         add(&mut world, 0, 100..120);
         world.run(40_000);
         world.put_back(0, backup);
-        // Before the other device is met, as many numbers are given as were lost, to other assets.
+        // Before it meets the other device, as many sequence numbers are assigned to other assets
+        // as were lost.
         world.cut(0, 1);
         world.start(0);
         add(&mut world, 0, 200..220);
@@ -343,7 +344,8 @@ fn a_peer_that_promises_and_does_not_deliver_is_passed_over_and_another_asked() 
 
 #[test]
 fn whoever_offers_assets_for_ever_and_sends_none_keeps_nobody_from_giving_them() {
-    // How long what is not shared may take before others are asked, and the longest redial pause.
+    // How long an asset that is not shared may take before other holders are asked, plus the
+    // longest redial pause.
     const BOUND_MS: u64 = 7 * 60_000;
     for seed in seeds(8) {
         let mut world = World::new(seed, 3, Faults::NONE);
@@ -354,7 +356,7 @@ fn whoever_offers_assets_for_ever_and_sends_none_keeps_nobody_from_giving_them()
         world.join(victim, hostile);
         world.run(20_000);
         for asset in &assets {
-            // The truth about its size, and a lie.
+            // Offers with the true size, and with a false one.
             world.usurp(hostile, victim, vec![*asset]);
             world.usurp(hostile, victim, vec![Digest { size_bytes: 1 << 40, ..*asset }]);
         }
@@ -376,7 +378,7 @@ fn what_was_missed_does_not_wait_for_the_end_of_a_large_transfer() {
             world.run(5_000);
             world.add(0, asset(17));
             world.run(world.now_ms + 1_000);
-            // Every attempt of a moment fails.
+            // For a moment every batch fails.
             world.faults.broken_batches = 100;
             let missed = 1..17;
             missed.clone().for_each(|n| world.add(sender, asset(n)));
@@ -416,7 +418,7 @@ fn a_stopping_engine_is_woken_for_its_end_alone() {
     let known = KnownSet { sketch, epoch: [0; 16], head_seq: 0 };
     let mut engine = Engine::new(identity, known, members, BTreeMap::new(), [0; 32]);
     let mut effects = Vec::new();
-    // One peer is being sent something; of the other a Hello is awaited, which does not come.
+    // One peer is being sent something; the other one's Hello is awaited and does not come.
     for n in [2, 3] {
         let (conn, peer) = (ConnId(n.into()), node(n));
         engine.handle(0, Input::Connected { conn, peer, dialed: true, plain: false }, &mut effects);

@@ -1,6 +1,6 @@
-//! Three real agents in one group that are killed and started again while programs write to all of
-//! them: whatever was acknowledged is on every device in the end, and nothing that was acknowledged
-//! as gone is back. `ROUNDS` and `SEED` in the environment choose another run than the default.
+//! Three real agents in one group that are killed and restarted while programs write to all of
+//! them. Whatever was acknowledged is on every device in the end, and nothing whose deletion was
+//! acknowledged is back. `ROUNDS` and `SEED` in the environment choose another run.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -23,13 +23,13 @@ mod agent;
 
 use agent::Agent;
 
-/// The devices: three are enough for a kill to leave a majority, a pair, one or none.
+/// The number of devices: three are enough that a kill leaves a majority, a pair, one or none.
 const DEVICES: usize = 3;
 
-/// How long a round writes before the kill.
+/// How long writers run in a round before the kill.
 const ROUND_MS: std::ops::Range<u64> = 20..400;
 
-/// How long all may take to be in step after the last round.
+/// How long all devices may take to be in sync after the last round.
 const IN_STEP: Duration = Duration::from_secs(120);
 
 /// The event stream that is written to.
@@ -66,7 +66,7 @@ fn soak(rounds: u64) {
         for _ in 0..random.random_range(1..DEVICES) {
             kills += u64::from(group.kill(random.random_range(0..DEVICES)));
         }
-        // Some come back at once, others miss a round.
+        // Some restart at once, others miss a round.
         if random.random_bool(0.5) {
             group.start_the_dead();
         }
@@ -99,7 +99,7 @@ fn soak(rounds: u64) {
 
 // ---- the devices -----------------------------------------------------------------------------
 
-/// Where an agent is reached while it lives.
+/// The address of an agent while it lives.
 #[derive(Debug, Clone)]
 struct Api {
     address: String,
@@ -110,7 +110,7 @@ struct Group {
     homes: Vec<PathBuf>,
     agents: Vec<Option<Agent>>,
     apis: Vec<Arc<Mutex<Option<Api>>>>,
-    /// Assets that some device has, for all writers to tag.
+    /// Assets on some device, for all writers to tag.
     assets: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
     _folder: tempfile::TempDir,
@@ -130,7 +130,7 @@ impl Group {
         };
         group.start_the_dead();
         for n in 1..DEVICES {
-            // Not all by the first, so that the group is known by what is passed on.
+            // Not all are added by the first one, so that introductions are passed on.
             let ticket = group.agent(n - 1).output(&["--quiet", "ticket"]);
             group.agent(n).command(&["pair"]).write_stdin(ticket).assert().success();
         }
@@ -151,10 +151,10 @@ impl Group {
         }
     }
 
-    /// Whether there was something to kill.
+    /// Kills a device; returns whether it was running.
     fn kill(&mut self, n: usize) -> bool {
         let Some(mut agent) = self.agents[n].take() else { return false };
-        // From here on nothing is begun; what is under way is cut off.
+        // From here on nothing new begins; what is under way is cut off.
         *self.apis[n].lock().unwrap() = None;
         agent.stop_with("-KILL");
         let log = agent.log();
@@ -178,7 +178,7 @@ impl Group {
         thread::spawn(move || writer.write())
     }
 
-    /// Waits until all devices say that they have the same.
+    /// Waits until all devices report the same state.
     fn in_step(&self) {
         let agents: Vec<&Agent> = self.agents.iter().flatten().collect();
         let peers = DEVICES - 1;
@@ -208,7 +208,7 @@ fn status(agent: &Agent) -> Status {
     serde_json::from_value(read(agent, "/v1/status")).unwrap()
 }
 
-/// How far each log is, as text.
+/// The progress of each log, as text.
 fn clock(agent: &Agent) -> String {
     let stats = read(agent, "/v1/journal/stats");
     let logs: BTreeMap<String, u64> = array(&stats["logs"])
@@ -226,7 +226,7 @@ impl Api {
         Self { address: address.to_owned(), token: agent.token() }
     }
 
-    /// The answer's status and body; `None` when the agent died before it was whole.
+    /// The answer's status and body; `None` when the agent died before it was complete.
     fn ask(&self, method: &str, path: &str, kind: &str, body: &str) -> Option<(u16, Value)> {
         let Self { address, token } = self;
         let mut stream = TcpStream::connect(address).ok()?;
@@ -264,7 +264,7 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap().to_owned()
 }
 
-/// Everything of a listing that comes in pages.
+/// All items of a paged listing.
 fn all_pages(agent: &Agent, path: &str, rows: &str) -> Vec<Value> {
     let (mut all, mut after) = (Vec::new(), String::new());
     loop {
@@ -280,19 +280,19 @@ fn all_pages(agent: &Agent, path: &str, rows: &str) -> Vec<Value> {
 
 // ---- the writers -----------------------------------------------------------------------------
 
-/// A program beside one agent. What it writes no other writes, so it knows what must be there.
+/// A program beside one agent. No other writer writes what it writes, so it knows what must exist.
 struct Writer {
     name: String,
     random: StdRng,
     api: Arc<Mutex<Option<Api>>>,
-    /// Of all writers.
+    /// The assets of all writers.
     assets: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
     said: Ledger,
     count: i64,
-    /// How many of `assets` it has put its tag on, in their order.
+    /// How many of `assets` it has tagged, in their order.
     tagged: usize,
-    /// Its own assets that it has neither trashed nor taken its tag off.
+    /// Its own assets that it has neither trashed nor untagged.
     own: Vec<String>,
 }
 
@@ -326,7 +326,7 @@ impl Writer {
         self.count
     }
 
-    /// The answer of a write that was acknowledged.
+    /// Makes a request; returns its answer if the write was acknowledged.
     fn ask(&mut self, api: &Api, method: &str, path: &str, body: &Value) -> Option<Value> {
         let answered = api.ask_json(method, path, body);
         self.heard(&format!("{method} {path}"), answered)
@@ -338,7 +338,7 @@ impl Writer {
                 self.said.acknowledged += 1;
                 Some(answer)
             }
-            // It has not come to this device yet.
+            // The asset has not reached this device yet.
             Some((404, _)) if what.contains("/v1/assets/") => None,
             Some((status, answer)) => panic!("{what}: {status} {answer}"),
             None => {
@@ -356,7 +356,7 @@ impl Writer {
         }
     }
 
-    /// The same record every time.
+    /// Increments a counter in one record.
     fn count_on(&mut self, api: &Api) {
         let n = self.next();
         let id = self.name.clone();
@@ -369,7 +369,7 @@ impl Writer {
         let Some(id) = self.said.records.keys().find(|id| **id != self.name).cloned() else {
             return;
         };
-        // Whatever comes of it, it need not be there any more.
+        // From now on the record may be missing, whatever the outcome.
         self.said.records.remove(&id);
         let path = format!("/v1/records/soak/{id}");
         let answered = api.ask("DELETE", &path, "text/plain", "");
@@ -386,7 +386,7 @@ impl Writer {
         }
     }
 
-    /// A record and two events, all or nothing.
+    /// A record and two events in one op.
     fn put_with_event(&mut self, api: &Api) {
         let n = self.next();
         let id = format!("{}-{n}", self.name);
@@ -415,13 +415,13 @@ impl Writer {
         }
     }
 
-    /// Puts its tag on an asset that any of them added.
+    /// Tags the next asset that any writer added.
     fn tag_next(&mut self, api: &Api) {
         let next = self.assets.lock().unwrap().get(self.tagged).cloned();
         let Some(hash) = next else { return };
         let before = self.said.unknown;
         let edited = self.edit(api, &hash, &json!({ "add": [self.name] }));
-        // One that has not come yet is waited for.
+        // An asset that has not arrived yet is waited for.
         self.tagged += usize::from(edited || self.said.unknown > before);
         if edited {
             self.said.tags.insert((hash, self.name.clone()));
@@ -469,14 +469,14 @@ fn numbers(answer: &Value) -> Vec<EventNumber> {
 #[derive(Default)]
 struct Ledger {
     acknowledged: u64,
-    /// Writes whose answer did not come: done or not.
+    /// The number of writes without an answer: done or not.
     unknown: u64,
-    /// Records that are there, with at least this number.
+    /// Records that must exist with at least this number.
     records: BTreeMap<String, i64>,
     deleted: BTreeSet<String>,
     events: BTreeMap<EventNumber, Value>,
     assets: BTreeSet<String>,
-    /// Hash and tag.
+    /// (hash, tag).
     tags: BTreeSet<(String, String)>,
     untagged: BTreeSet<(String, String)>,
     trashed: BTreeSet<String>,
@@ -545,7 +545,7 @@ impl Ledger {
         }
     }
 
-    /// In the journal, and soon in the store.
+    /// Checks the assets in the journal, and a little later in the store.
     fn judge_assets(&self, agent: &Agent) {
         let records = all_pages(agent, "/v1/records/asset", "records");
         let row = |record: &Value| {

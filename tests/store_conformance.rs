@@ -1,4 +1,4 @@
-//! Every implementation of `Store` holds the same contract: one suite, one run for each.
+//! Every implementation of `Store` fulfils the same contract: one suite, run for each.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 

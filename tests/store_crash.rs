@@ -23,7 +23,8 @@ use rand::{RngExt as _, SeedableRng as _};
 const BLAKE3: HashAlgorithm = HashAlgorithm::Blake3;
 const CHILD: &str = "CAN_SYNC_CRASH_CHILD";
 
-/// Then a new store: every check reads all that the rounds before it left.
+/// After this many rounds a new store begins, because every check reads all that earlier rounds
+/// left.
 const ROUNDS_A_STORE: u64 = 15;
 
 fn open(dir: &Path) -> EmbeddedStore {
@@ -31,7 +32,7 @@ fn open(dir: &Path) -> EmbeddedStore {
     EmbeddedStore::open(dir, options).unwrap()
 }
 
-/// The length of the content with this seed: mostly small, every seventh a file.
+/// The length of the content with this seed: mostly small; every seventh one is stored in a file.
 fn length(seed: u64) -> usize {
     match seed % 7 {
         0 => 300_000 + (seed % 5) as usize * 200_000,
@@ -39,8 +40,8 @@ fn length(seed: u64) -> usize {
     }
 }
 
-/// The child: stores for ever, and prints a line for each thing that was acknowledged:
-/// `a SEED` for an asset, `m SEED TEXT` for an edit, `c CURSOR` for the newest cursor seen.
+/// The child: stores without end and prints a line for each acknowledged write: `a SEED` for an
+/// asset, `m SEED TEXT` for an edit, `c CURSOR` for the newest cursor seen.
 #[test]
 fn child() {
     let Ok(dir) = std::env::var(CHILD) else {
@@ -138,7 +139,7 @@ fn run_and_kill(dir: &Path, start: u64, lines: u64, pause: Duration, known: &mut
         }
         read += 1;
         if read == lines + 1 {
-            // Not a wait for anything: it moves the kill to a random place in the next step.
+            // This sleep waits for nothing: it moves the kill to a random place in the next step.
             std::thread::sleep(pause);
             child.kill().unwrap();
         }
@@ -183,7 +184,7 @@ async fn check(dir: &Path, known: &Acknowledged) {
         assert_eq!(&row.metadata.description, text);
         assert_eq!(row.metadata.tags.len(), 1);
     }
-    // Everything listed is there whole, acknowledged or not.
+    // Every listed asset is complete, acknowledged or not.
     let mut files = 0;
     for entry in &entries {
         assert_eq!(read_all(&store, entry.digest).await, entry.digest.hash);

@@ -1,5 +1,5 @@
-//! The embedded store's folder: who may open it, what a crash may leave in it, what a full disk
-//! does.
+//! The embedded store's folder: which process may open it, what a crash may leave in it, and what a
+//! full disk does.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -28,7 +28,7 @@ fn open(dir: &Path) -> EmbeddedStore {
     EmbeddedStore::open(dir, options()).unwrap()
 }
 
-/// The whole text of the error of an open that must fail.
+/// The whole error text of an open that must fail.
 fn refusal(dir: &Path, options: Options) -> String {
     let Err(error) = EmbeddedStore::open(dir, options) else {
         panic!("{} opened", dir.display());
@@ -89,7 +89,7 @@ async fn everything_is_there_after_a_restart() {
     let range = 0..large.size_bytes;
     let read = store.read(large.hash, range).await.unwrap().unwrap();
     assert!(read == content(2, LARGE));
-    // A cursor is never given twice.
+    // A cursor is never reused.
     store.put(vec![asset(BLAKE3, content(3, 1))]).await.unwrap();
     let newest = store.info().await.unwrap().newest_cursor;
     assert_eq!(newest, before.newest_cursor + 1);
@@ -156,7 +156,7 @@ fn a_folder_that_cannot_be_read_is_refused() {
     let tmp = tempfile::tempdir().unwrap();
     drop(open(tmp.path()));
     fs::set_permissions(tmp.path(), fs::Permissions::from_mode(0o000)).unwrap();
-    // The owner of the tests may be root, whom no permission keeps out.
+    // The tests may run as root, whom no permission stops.
     if fs::read_dir(tmp.path()).is_err() {
         assert!(refusal(tmp.path(), options()).contains("cannot open the store folder"));
     }
@@ -235,7 +235,7 @@ async fn a_crash_between_the_name_and_the_record_leaves_nothing() {
     assert_eq!(store.info().await.unwrap().asset_count, 0);
     adopt(&store, 1, LARGE).await;
     drop(store);
-    // And what is recorded stays, also with a note left over.
+    // What is recorded stays, even with a leftover note.
     pend(tmp.path(), hash);
     let store = open(tmp.path());
     assert_eq!(content_files(tmp.path()).len(), 2);
@@ -260,7 +260,7 @@ async fn a_missing_or_torn_outboard_is_computed_anew() {
     assert!(store.bao_files(digest.hash).await.unwrap().is_some());
     assert_eq!(fs::read(&path).unwrap(), whole);
 
-    // A damaged content has no outboard that would make it look whole.
+    // For a damaged content there must be no outboard that makes it look right.
     let mut damaged = content(1, LARGE).to_vec();
     damaged[100_000] ^= 1;
     fs::write(content_path(tmp.path(), digest.hash), damaged).unwrap();
@@ -285,7 +285,7 @@ async fn an_outboard_that_has_rotted_within_is_made_anew_when_its_asset_is_verif
     assert_eq!(*store.damages().borrow(), Damages::default());
 }
 
-/// A way in which the bytes of an asset can go behind the store's back.
+/// A way to damage the content of an asset behind the store's back.
 type Ruin = fn(&Path, Digest);
 
 fn on_row(dir: &Path, digest: Digest, statement: &str) {
@@ -295,7 +295,7 @@ fn on_row(dir: &Path, digest: Digest, statement: &str) {
     assert_eq!(changed.unwrap(), 1);
 }
 
-/// Those of a file, and those of a row.
+/// The ways for content in a file, and for content in a row.
 const RUINS: [[Ruin; 3]; 2] = [
     [
         |dir, digest| {
@@ -320,7 +320,7 @@ const RUINS: [[Ruin; 3]; 2] = [
     ],
 ];
 
-/// Stores a content of the seed, small or large, as a peer's transfer does.
+/// Stores a content of the seed, small or large, as a transfer from a peer does.
 async fn take_in(store: &EmbeddedStore, seed: u64, is_small: bool) -> (Digest, Stored) {
     if is_small {
         let new = asset(BLAKE3, content(seed, 5000));
@@ -389,7 +389,7 @@ async fn a_damaged_asset_is_not_held_until_its_bytes_come_anew_and_keeps_what_pe
 #[tokio::test]
 async fn bytes_that_nobody_has_missed_yet_are_made_good_when_they_come_again() {
     for (is_small, ruins) in [false, true].into_iter().zip(RUINS) {
-        // What only hashing tells of a large file is `verify`'s to find.
+        // Damage to a large file that only hashing shows is found by `verify`.
         for (seed, ruin) in ruins.into_iter().enumerate().skip(usize::from(!is_small)) {
             let (tmp, seed) = (tempfile::tempdir().unwrap(), seed as u64);
             let store = open(tmp.path());
@@ -429,7 +429,7 @@ async fn a_file_is_its_owners_to_guard_until_the_store_is_done_with_it() {
     let mut new = file(BLAKE3, store.staging_dir(), &content(1, 40 * LARGE));
     let (told, is_there) = std::sync::mpsc::channel();
     new.guard = Some(Box::new(Guard(new.path.clone(), told)));
-    // The caller gives up: it is dropped as soon as the work has begun.
+    // The caller gives up: its future is dropped as soon as the work has begun.
     let mut adoption = store.adopt(new);
     assert!(futures_util::poll!(&mut adoption).is_pending());
     drop(adoption);
@@ -512,7 +512,7 @@ async fn below_the_floor_new_assets_are_refused_and_files_stay_with_their_owner(
     let path = new.path.clone();
     assert!(matches!(store.adopt(new).await, Err(StoreError::Full(_))));
     assert!(path.exists());
-    // What is held can still be read and trashed.
+    // Assets that are held can still be read and trashed.
     let trash = Metadata { trashed: true, ..Metadata::default() };
     store.set_metadata(held.hash, &trash, None).await.unwrap();
     assert!(store.read(held.hash, 0..10).await.unwrap().is_some());
@@ -529,7 +529,7 @@ async fn the_feed_merges_assets_and_the_last_edit_of_each() {
         let edit = Metadata { description: text.into(), ..Metadata::default() };
         store.set_metadata(hashes[n], &edit, None).await.unwrap();
     }
-    // Saying again what stands is not a change.
+    // Writing the current values again is not a change.
     let same = store.lookup(hashes[1]).await.unwrap().unwrap().metadata;
     let kept = store.set_metadata(hashes[1], &same, None).await.unwrap();
     assert_eq!(kept.version, same.version);

@@ -1,4 +1,4 @@
-//! A store that lies, hangs, breaks off or is somebody else: what the HTTP client makes of it.
+//! How the HTTP client handles a store that lies, hangs, breaks off or is another program.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -29,7 +29,7 @@ use tokio::time::{sleep, timeout};
 const WAIT: Duration = Duration::from_secs(20);
 const BLAKE3: HashAlgorithm = HashAlgorithm::Blake3;
 
-/// Short enough to test, long enough for a busy machine to answer in.
+/// Short enough for a test, long enough for a busy machine to answer.
 const SHORT: Deadlines = Deadlines {
     connect: Duration::from_millis(500),
     header: Duration::from_millis(500),
@@ -37,18 +37,18 @@ const SHORT: Deadlines = Deadlines {
     slowest_bytes_per_s: 1 << 40,
 };
 
-/// What a bad store does with a request.
+/// How a bad store answers a request.
 #[derive(Clone)]
 enum Reply {
-    /// These bytes, then the end.
+    /// Sends these bytes and closes.
     Send(Vec<u8>),
-    /// These bytes, then nothing for ever.
+    /// Sends these bytes and then nothing for ever.
     Hang(Vec<u8>),
-    /// These bytes, then those again and again with pauses.
+    /// Sends the first bytes, then the others again and again with pauses.
     Drip(Vec<u8>, Vec<u8>, Duration),
 }
 
-/// A server that does as told; remembers the heads of the requests it got.
+/// A server that answers as told and records the heads of requests.
 struct BadStore {
     address: SocketAddr,
     key_file: PathBuf,
@@ -58,7 +58,7 @@ struct BadStore {
 }
 
 impl BadStore {
-    /// `reply` is given `METHOD PATH` and the whole head.
+    /// `reply` gets `METHOD PATH` and the whole head.
     async fn new(reply: impl Fn(&str, &str) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -163,7 +163,7 @@ fn info(id: u8) -> Reply {
     })
 }
 
-/// A store that answers `GET /sync/info` well and the rest with `reply`.
+/// A store that answers `GET /sync/info` correctly and everything else with `reply`.
 async fn bad(reply: impl Fn(&str, &str) -> Reply + Send + Sync + 'static) -> BadStore {
     BadStore::new(move |target, head| match target {
         "GET /sync/info" => info(1),
@@ -176,7 +176,7 @@ fn small(seed: u64) -> NewAsset {
     asset(BLAKE3, content(seed, 100))
 }
 
-/// One of each call.
+/// The name of each call.
 const CALLS: [&str; 10] = [
     "changes",
     "lookup",
@@ -319,7 +319,7 @@ async fn a_trickle_is_a_hang_and_slow_is_not() {
     let result = store.client().read(Hash([1; 32]), 0..size).await;
     assert!(matches!(result, Err(StoreError::Unreachable(_))), "{result:?}");
 
-    // Slower than the deadline as a whole, but always going on.
+    // Slower in all than the deadline, but never silent.
     let store =
         bad(move |_, _| Reply::Drip(head.clone(), vec![7; 8000], Duration::from_millis(100))).await;
     let start = Instant::now();
@@ -381,7 +381,7 @@ async fn every_event_is_a_hint_and_comments_keep_the_stream_alive() {
         let hint = timeout(WAIT, follow.next()).await.unwrap().unwrap().unwrap();
         assert_eq!(hint, expected);
     }
-    // Far longer than the deadline, but not silent.
+    // Much longer than the deadline, but not silent.
     let more = timeout(SHORT.body * 4, follow.next()).await;
     assert!(more.is_err(), "{more:?}");
     let head = store.heads().pop().unwrap().to_lowercase();
@@ -472,7 +472,7 @@ async fn a_body_is_bounded_whatever_the_store_says() {
             assert!(matches!(error, StoreError::Contract(_)), "{what}: {error:?}");
         }
     }
-    // Shorter than announced: it broke off.
+    // Shorter than announced: the connection broke off.
     let store =
         bad(|_, _| Reply::Send(b"HTTP/1.1 200 X\r\nContent-Length: 9\r\n\r\nabc".into())).await;
     let error = store.client().changes(0, 10).await.unwrap_err();
@@ -558,7 +558,7 @@ async fn a_false_receipt_is_refused() {
     let result = store.client().put(vec![small(1), small(2)]).await;
     assert!(matches!(result, Err(StoreError::Contract(_))), "{result:?}");
 
-    // It says the content is wrong, and it is not.
+    // It claims that the content is wrong, but it is right.
     let store = bad(|target, _| match target.starts_with("HEAD") {
         true => respond(404, "", b""),
         false => respond(422, "", b""),
@@ -570,7 +570,7 @@ async fn a_false_receipt_is_refused() {
     let result = store.client().adopt(large).await;
     assert!(matches!(result, Err(StoreError::Contract(_))), "{result:?}");
 
-    // The content is wrong indeed.
+    // The content really is wrong.
     let mut damaged: VerifiedFile = file(BLAKE3, store.dir.path(), &content(9, 300_000));
     damaged.digest.hash = other;
     let path = damaged.path.clone();
@@ -635,7 +635,7 @@ async fn a_rotated_key_is_read_again_and_tried_once() {
     client.info().await.unwrap();
     assert_eq!(store.heads().len(), 4, "the new key is remembered");
 
-    // The key file became readable by others: it is not used.
+    // Other users can read the key file now: it is not used.
     use std::os::unix::fs::PermissionsExt as _;
     let open = std::fs::Permissions::from_mode(0o644);
     std::fs::set_permissions(&store.key_file, open).unwrap();
@@ -679,7 +679,7 @@ const PROXIES: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"
 fn a_proxy_in_the_environment_is_ignored() {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--ignored", "--exact", "within_an_environment_with_a_proxy"]);
-    // Nothing listens there: whoever asks the proxy fails.
+    // Nothing listens there: a request through the proxy would fail.
     child.envs(PROXIES.map(|name| (name, "http://127.0.0.1:1")));
     child.env_remove("NO_PROXY").env_remove("no_proxy");
     let output = child.output().unwrap();
@@ -698,10 +698,10 @@ async fn within_an_environment_with_a_proxy() {
     assert!(store.heads()[0].starts_with("GET /sync/info HTTP/1.1\r\n"));
 }
 
-/// Set for the child process that plays the squatter.
+/// Set for the child process that plays another program on the store's port.
 const SQUATTER: &str = "CAN_SYNC_TEST_SQUATTER";
 
-/// The next line that holds `mark`, from there on; `None` when the child has ended.
+/// The rest of the next line from `mark` on; `None` when the child has ended.
 #[cfg(target_os = "linux")]
 fn said(lines: &mut impl Iterator<Item = std::io::Result<String>>, mark: &str) -> Option<String> {
     lines.map_while(Result::ok).find_map(|line| Some(line.split_once(mark)?.1.trim().to_owned()))
@@ -757,7 +757,7 @@ async fn a_squatter_on_the_stores_port_is_sent_nothing() {
     let error = client.info().await.unwrap_err();
     assert!(matches!(&error, StoreError::Unauthorized(text) if text.contains("user 65534")));
 
-    // It does take what it is sent: this, and nothing before it.
+    // It does record what it receives: this, and nothing before it.
     let mut probe = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     probe.write_all(b"probe").await.unwrap();
     drop(probe);
@@ -861,7 +861,7 @@ async fn listing_by_time_looks_back_a_little_and_never_stands_still() {
     assert_eq!(changes.entries.len(), 3);
     assert!(changes.entries.is_sorted_by_key(|entry| entry.cursor));
     assert_eq!((changes.next, changes.has_more), (50_000, false));
-    // The clock of the store went back: the cursor does not.
+    // The store's clock went back, but the cursor did not.
     let changes = client.changes(90_000, 2).await.unwrap();
     assert_eq!(changes.next, 90_000);
     let asked = asked.lock().unwrap().clone();

@@ -1,5 +1,5 @@
-//! The store's HTTP server, seen from outside: who is let in, what people and agents get, and how
-//! connections end.
+//! The store's HTTP server seen from outside: which requests are allowed, what people and agents
+//! get, and how connections end.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -31,7 +31,7 @@ async fn full() -> (Served, EmbeddedStore) {
     served(HashAlgorithm::Blake3, Features::default()).await
 }
 
-/// Sends bytes on a new connection and returns all that comes back until the server closes.
+/// Sends bytes on a new connection and returns everything received until the server closes.
 async fn raw(served: &Served, request: &str) -> String {
     let mut stream = TcpStream::connect(served.address).await.unwrap();
     // The server may close before it has read everything.
@@ -54,7 +54,7 @@ fn key_line(served: &Served) -> String {
     format!("Authorization: Bearer {}", served.key.expose())
 }
 
-/// Files anywhere below a folder.
+/// All files below a folder.
 fn files(folder: &Path) -> Vec<PathBuf> {
     walkdir::WalkDir::new(folder)
         .into_iter()
@@ -487,7 +487,7 @@ async fn a_damaged_asset_is_never_served_whole() {
                 Some((part, _)) => {
                     assert!(came.unwrap() == bytes[part.clone()], "{path} {range:?}")
                 }
-                // Refused at once, or cut off at the piece that is wrong.
+                // Refused at once, or cut off at the wrong piece.
                 None => {
                     assert!(status.is_client_error() || came.is_err(), "{path} {range:?}");
                     let gone = served.request(Method::GET, &path).send().await.unwrap().status();
@@ -572,7 +572,7 @@ async fn a_broken_off_upload_goes_on_where_it_stopped() {
         stream.write_all(&bytes[..1_000_000]).await.unwrap();
         eventually("a kept part", async || offset(&served, hash).await > Some(500_000)).await;
         drop(stream);
-        // Waits for the end of the first.
+        // This waits until the first upload ends.
         let request = put(&served, hash).header("content-range", "bytes 1-1/3000000");
         assert_eq!(request.body("x").send().await.unwrap().status(), 409);
 
@@ -712,7 +712,7 @@ async fn messages_are_bounded_in_both_directions() {
     assert_eq!(garbage.send().await.unwrap().status(), 400);
 }
 
-/// Reads an event stream until `count` events have come; keep-alives are left out.
+/// Reads an event stream until `count` events have arrived; skips keep-alives.
 async fn events(mut answer: reqwest::Response, count: usize) -> Vec<String> {
     assert_eq!(answer.status(), 200);
     let mut text = String::new();
@@ -817,7 +817,7 @@ async fn requests_without_the_key_do_not_shut_the_server_for_its_owner() {
         let mut answer = [0; 12];
         timeout(WAIT, stranger.read_exact(&mut answer)).await.unwrap().unwrap();
         assert_eq!(&answer, b"HTTP/1.1 401");
-        // It goes on sending its body, never to the end.
+        // It continues to send its body and never ends it.
         stranger.write_all(b"x").await.unwrap();
         strangers.push(stranger);
     }

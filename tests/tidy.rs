@@ -1,11 +1,11 @@
-//! The house's own rules, checked on the text of `src/`: what the compiler does not hold for us,
-//! because all of it is one crate. Comments, strings and test modules do not count.
+//! The rules of this code base, checked on the text of `src/`: rules that the compiler cannot
+//! enforce because everything is one crate. Comments, strings and test modules are ignored.
 
 use std::fs;
 use std::path::Path;
 
-/// What each folder may import of the others: only what lies below it. `main.rs` and `lib.rs` stand
-/// above all.
+/// The folders that each folder may import: only those below it. `main.rs` and `lib.rs` are above
+/// all.
 const ARROWS: [(&str, &[&str]); 13] = [
     ("core", &[]),
     ("clock", &[]),
@@ -31,7 +31,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ),
 ];
 
-/// The only files that start tasks and threads, each with who waits for their end.
+/// The only files that may start tasks and threads, each with the code that waits for their end.
 const OWNERS: [(&str, &str); 13] = [
     ("agent/mod.rs", "the agent's loop, awaited by `Agent::ended`"),
     ("agent/run.rs", "the loop's `JoinSet`"),
@@ -48,7 +48,7 @@ const OWNERS: [(&str, &str); 13] = [
     ("store/embedded/db.rs", "the writer thread, joined by `close`"),
 ];
 
-/// A rule: a name, the words that break it, the files it is for, and why it is there.
+/// A rule: its name, the words that break it, the files that it covers, and its reason.
 struct Rule {
     name: &'static str,
     words: &'static [&'static str],
@@ -178,7 +178,8 @@ fn a_bad_file_breaks_the_rule_that_is_for_it() {
 
 #[test]
 fn a_panic_unwinds_in_every_build() {
-    // `net/contain.rs` catches panics of the QUIC library; with `panic = "abort"` nothing can.
+    // `net/contain.rs` catches panics of the QUIC library, which `panic = "abort"` would make
+    // impossible.
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for file in ["Cargo.toml", ".cargo/config.toml"] {
         let text = fs::read_to_string(root.join(file)).unwrap_or_default();
@@ -211,7 +212,7 @@ mod tests {
     assert_eq!(check("agent/a.rs", tokio_clock), Vec::<String>::new());
 }
 
-/// What is broken in one file, a line each: rule, place, what was found, reason.
+/// The violations in one file, a line each: rule, place, what was found, reason.
 fn check(path: &str, text: &str) -> Vec<String> {
     let mut broken = Vec::new();
     let mut say = |rule: &str, line: usize, found: &str, reason: &str| {
@@ -256,7 +257,7 @@ fn check(path: &str, text: &str) -> Vec<String> {
     broken
 }
 
-/// True when `Instant` in this file is tokio's.
+/// Whether `Instant` in this file is tokio's.
 fn names_tokio_instant(code: &str) -> bool {
     code.lines().any(|line| line.starts_with("use tokio::time::") && has_word(line, "Instant"))
 }
@@ -265,20 +266,20 @@ fn is_name(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// True when `word` stands in `line` and is not a part of a longer name.
+/// Whether `word` occurs in `line` and is not part of a longer name.
 fn has_word(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| {
         let joins = |outside: Option<char>, inside: Option<char>| {
             outside.is_some_and(is_name) && inside.is_some_and(is_name)
         };
-        // `Atomic`, `std::net::Tcp` and the like stand for a family of names.
+        // `Atomic`, `std::net::Tcp` and `std::net::Udp` are prefixes of families of names.
         let family = word.ends_with("Tcp") || word.ends_with("Udp") || word == "Atomic";
         !joins(line[..at].chars().next_back(), word.chars().next())
             && (family || !joins(line[at + word.len()..].chars().next(), word.chars().next_back()))
     })
 }
 
-/// `text` with everything blanked that is not code of the product; lines stay where they are.
+/// `text` with everything blanked that is not code of the product; line numbers stay the same.
 fn code_of(text: &str) -> String {
     without_tests(&without_comments_and_strings(text))
 }
@@ -324,7 +325,7 @@ fn block_comment(text: &str) -> usize {
     text.len()
 }
 
-/// Where a string ends whose opening quote has been taken.
+/// The end of a string whose opening quote was consumed.
 fn string_end(text: &str) -> usize {
     let mut escaped = false;
     for (at, byte) in text.bytes().enumerate() {
@@ -361,7 +362,7 @@ fn char_literal(text: &str) -> usize {
     }
 }
 
-/// Blanks every item under `#[cfg(test)]`: up to its closing brace, or to its semicolon.
+/// Blanks every item under `#[cfg(test)]`, up to its closing brace or semicolon.
 fn without_tests(code: &str) -> String {
     const MARK: &str = "#[cfg(test)]";
     let mut kept = String::with_capacity(code.len());
@@ -388,7 +389,7 @@ fn without_tests(code: &str) -> String {
     kept + rest
 }
 
-/// The product's files below `root`, by path from there. Files of test modules are left out.
+/// The product's files below `root` with their relative paths, without files of test modules.
 fn sources(root: &Path) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut folders = vec![root.to_owned()];

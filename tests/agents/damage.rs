@@ -1,4 +1,4 @@
-//! Bytes that go bad behind the store's back, and how a device gets them again.
+//! Content that is damaged behind the store's back, and how a device gets it again.
 
 use std::path::PathBuf;
 
@@ -40,7 +40,8 @@ async fn what_is_lost_or_rotten_here_is_said_and_comes_back_from_another_device(
     a.up().await;
     all_in_sync(&[&a, &b], 1).await;
 
-    // Nobody has looked so far. A reader finds what is lost, a check what is wrong.
+    // Nothing has checked the assets yet. Reading finds lost content, verifying finds wrong
+    // content.
     let read = a.store().read(assets[0].hash, 0..1).await;
     assert!(matches!(read, Err(StoreError::Damaged(_))), "{read:?}");
     for digest in &assets[1..] {
@@ -73,7 +74,8 @@ async fn of_three_copies_damaged_in_two_places_the_third_is_used_and_all_are_who
     pair(&a, &d).await;
     until("the newcomer has it", &[&a, &b, &c, &d], async || d.status().store.assets == 1).await;
     assert!(is_whole(&d, &asset).await);
-    // Whoever was asked knows by now; the others find out when somebody looks.
+    // A device that was asked for it has found the damage; the others find it when something
+    // checks.
     for device in [&a, &b] {
         let _ = device.store().verify(asset.hash).await.unwrap();
     }

@@ -11,7 +11,7 @@ async fn fetch(device: &Device, hash: Hash, now: bool) -> FetchState {
     device.handle().fetch(order).await.unwrap().assets[0].state
 }
 
-/// Fetches at once until it is here, and tells how long that took.
+/// Fetches an asset with `now` until it is held, and returns how long that took.
 async fn fetched_at_once(device: &Device, hash: Hash) -> Duration {
     let start = Instant::now();
     until("it is here", &[device], async || fetch(device, hash, true).await == FetchState::Here)
@@ -20,7 +20,7 @@ async fn fetched_at_once(device: &Device, hash: Hash) -> Duration {
     start.elapsed()
 }
 
-/// Those of the assets that are not here yet.
+/// The assets that are not held yet.
 async fn missing(device: &Device, of: &[Digest]) -> Vec<Hash> {
     let held = device.hashes().await;
     of.iter().map(|digest| digest.hash).filter(|hash| !held.contains(hash)).collect()
@@ -36,7 +36,7 @@ async fn what_is_fetched_at_once_comes_before_a_backlog_of_thousands() {
     let large = a.add([1024 * KIB; 30]).await;
     pair(&a, &b).await;
     until("the backlog is under way", &[&b], async || b.status().store.assets > 200).await;
-    // The last of what is asked for in the order of their hashes.
+    // The assets that would be requested last, as they are requested in the order of their hashes.
     for backlog in [&small, &large] {
         let mut last = missing(&b, backlog).await;
         last.sort_unstable();

@@ -1,4 +1,4 @@
-//! An agent beside a store of another program, which comes, goes and misbehaves.
+//! An agent beside another program's store, which starts, stops and misbehaves.
 
 use std::sync::atomic::Ordering;
 
@@ -106,7 +106,7 @@ async fn wrong_bytes_for_one_asset_hold_up_no_other() {
     let (store, a, b) = beside_foreign().await;
     let wrong = store.add([900, 400 * KIB]).await;
     let sound = store.add([901, 401 * KIB, 902]).await;
-    // The agent has not been told of them before this, or has read them rightly: put more.
+    // The agent may not have read them before this, or read them correctly: add more.
     let later = {
         let digests = store.add([903]).await;
         store.faults.wrong.lock().unwrap().extend(hashes_of(&wrong));
@@ -124,7 +124,7 @@ async fn a_full_store_is_said_to_be_full_and_filled_once_there_is_space() {
     let refused = b.add([1_000; 20]).await;
     until("it was refused", &[&a, &b], async || store.faults.refused.load(Ordering::Relaxed) > 0)
         .await;
-    // What the full store holds still goes out.
+    // Assets that the full store holds are still sent.
     let held = store.add([70; 5]).await;
     until("b gets them", &[&a, &b], async || b.hashes().await.is_superset(&hashes_of(&held))).await;
     assert!(!b.sees(&a).in_sync);

@@ -21,7 +21,7 @@ async fn write(device: &Device, id: &str) {
     device.handle().journal().write(note(id)).await.unwrap().unwrap();
 }
 
-/// Waits until all of them have it.
+/// Waits until all of them have the record.
 async fn all_have(devices: &[&Device], id: &str) {
     for device in devices {
         let journal = device.handle().journal();

@@ -1,4 +1,4 @@
-//! Rate limits: how long contents take by the clock, and what does not wait for them.
+//! Rate limits: how long contents take to send, and what does not wait for them.
 
 use can_sync::core::rate::{RateLimits, Timetable};
 use can_sync::replica::status::RateLimitStatus;
@@ -18,7 +18,7 @@ async fn limited(rate_limits: RateLimits) -> Device {
     device
 }
 
-/// How long it takes from pairing until `receiver` holds as many assets as were added.
+/// The time from pairing until `receiver` holds as many assets as were added.
 async fn crossing(sender: &Device, receiver: &Device, assets: u64) -> Duration {
     let start = Instant::now();
     pair(sender, receiver).await;
@@ -62,7 +62,7 @@ async fn the_plain_protocol_keeps_to_the_limit_too() {
 async fn each_peer_has_a_limit_of_its_own() {
     let a = limited(RateLimits { each: at("2M"), ..RateLimits::default() }).await;
     let (mut b, mut c) = (Device::new(), Device::new());
-    // Nothing goes around the limit.
+    // No other path goes around the limit.
     (b.net.unreachable, c.net.unreachable) = (vec![c.node_id], vec![b.node_id]);
     tokio::join!(b.up(), c.up());
     a.add([2 * MIB, 2 * MIB]).await;

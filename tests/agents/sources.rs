@@ -6,8 +6,7 @@ use super::*;
 
 const MIB: usize = KIB * KIB;
 
-/// Three devices of one group, of which the third is away while the others come to hold a large
-/// asset.
+/// Three devices of one group. The third is away while the others come to hold a large asset.
 async fn two_hold_what_the_third_missed(size: usize) -> [Device; 3] {
     let [a, b, mut c] = [Device::start().await, Device::start().await, Device::start().await];
     pair(&a, &b).await;
@@ -19,7 +18,7 @@ async fn two_hold_what_the_third_missed(size: usize) -> [Device; 3] {
     [a, b, c]
 }
 
-/// Returns once the device's partial assets hold so many bytes on disk.
+/// Returns once the device's partials hold this many bytes on disk.
 async fn until_partials_hold(device: &Device, bytes: u64) {
     let deadline = Instant::now() + SOON;
     let held = || -> u64 {

@@ -1,4 +1,4 @@
-//! `add` and `get` beside everything else that happens to a user's files.
+//! `add` and `get` beside everything else that can happen to a user's files.
 
 use std::fs::{self, File, Permissions};
 use std::io::{Seek as _, SeekFrom, Write as _};
@@ -26,7 +26,7 @@ fn a_home_is_never_added_under_whatever_name_it_is_found() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     write(folder.path(), "d/good", b"good");
-    // A copy of a home, as a backup makes one.
+    // A copy of a home, as in a backup.
     for name in ["key", "api-token", "journal.db", "store/store.db", "store/content/ab/cd"] {
         write(folder.path(), &format!("d/backup/{name}"), name.as_bytes());
     }
@@ -98,7 +98,7 @@ fn a_file_that_changes_all_the_time_is_named_and_the_others_are_added() {
     let mut names = stored(&agent);
     names.sort();
     assert_eq!(names, ["a", "z"]);
-    // Nothing writes to it any more.
+    // Nothing writes to the file any more.
     agent.output(&["add", path.to_str().unwrap()]);
 }
 
@@ -153,7 +153,7 @@ fn what_is_said_about_content_that_is_here_already_is_not_dropped() {
     let line = format!("{hash}  {path}  (here already)\n");
     let about = ["add", &path, "--tag", "summer", "--description", "sea"];
     assert_eq!(agent.output(&about), line);
-    // The same again is no fault.
+    // The same once more is no error.
     assert_eq!(agent.output(&about), line);
     agent.output(&["add", &path, "--tag", "2026"]);
     let row = &agent.json(&["info", &hash])[0];

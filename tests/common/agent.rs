@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Everything here is local; what takes longer hangs.
+/// Everything here is local; anything slower hangs.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A running agent; killed when dropped.
@@ -23,11 +23,11 @@ pub struct Agent {
     log: PathBuf,
     home: PathBuf,
     ready: Value,
-    /// Owns the home, unless the test does.
+    /// Holds the home's folder, unless the test does.
     _folder: Option<TempDir>,
 }
 
-/// The program, with nothing of the tester's environment that it would read.
+/// The program without the parts of the tester's environment that it would read.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_can-sync"));
     for variable in ["CAN_SYNC_HOME", "CAN_SYNC_LOG", "RUST_LOG", "HTTP_PROXY", "http_proxy"] {
@@ -37,7 +37,7 @@ pub fn program() -> Command {
 }
 
 impl Agent {
-    /// In a fresh home.
+    /// Starts it in a new home.
     pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut agent = Self::start_in(&folder.path().join("home"));
@@ -45,18 +45,18 @@ impl Agent {
         agent
     }
 
-    /// In this home.
+    /// Starts it in this home.
     pub fn start_in(home: &Path) -> Self {
         Self::serve(home, &["up", "--offline"])
     }
 
-    /// `up` or `store` with these arguments, on a free port, once it is ready.
+    /// Starts `up` or `store` with these arguments on a free port, and waits until it is ready.
     pub fn serve(home: &Path, args: &[&str]) -> Self {
         let log = std::fs::File::create(home.with_extension("log")).unwrap();
         Self::serve_with(home, args, log.into())
     }
 
-    /// The same with another standard error than the log's file.
+    /// As [`Self::serve`], with a standard error other than the log file.
     pub fn serve_with(home: &Path, args: &[&str], stderr: Stdio) -> Self {
         let log = home.with_extension("log");
         let mut child = program()
@@ -82,7 +82,7 @@ impl Agent {
         Self { child, log, home: home.to_owned(), ready, _folder: None }
     }
 
-    /// The line it said when it was ready.
+    /// The line that it printed when it was ready.
     pub fn ready(&self) -> &Value {
         &self.ready
     }
@@ -92,7 +92,7 @@ impl Agent {
         &self.home
     }
 
-    /// Its process.
+    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -117,7 +117,7 @@ impl Agent {
         command
     }
 
-    /// What a command that succeeds prints.
+    /// The output of a command that succeeds.
     pub fn output(&self, args: &[&str]) -> String {
         let output = self.command(args).assert().success().get_output().stdout.clone();
         String::from_utf8(output).unwrap()
@@ -136,7 +136,7 @@ impl Agent {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = Vec::new();
-        // A refusal may come before the whole request was read, and then end in a reset.
+        // A refusal may come before the whole request was read, and may then end in a reset.
         let _ = stream.read_to_end(&mut answer);
         let answer = String::from_utf8_lossy(&answer).into_owned();
         let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());

@@ -1,5 +1,5 @@
-//! A group of real agents in one process, on loopback: real QUIC, real SQLite, and where a test
-//! wants it a store of its own behind real HTTP. What they log is kept and judged at the end.
+//! A group of real agents in one process, on loopback: real QUIC, real SQLite, and on request a
+//! foreign store behind real HTTP. Their logs are kept and checked at the end.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -44,15 +44,15 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::{content, digest};
 
-/// Far more than anything here takes, far less than a hang.
+/// Much longer than anything here takes, much shorter than a hang.
 pub const SOON: Duration = Duration::from_secs(45);
 
-/// Longer than two quiet devices wait before they compare anew.
+/// Longer than two quiet devices wait before they compare again.
 pub const A_WHILE: Duration = Duration::from_millis(1_600);
 
 // ---- devices ---------------------------------------------------------------------------------
 
-/// A device with a home of its own. Started and stopped as the test likes.
+/// A device with a home of its own, which a test starts and stops.
 pub struct Device {
     pub home: Home,
     pub node_id: NodeId,
@@ -71,7 +71,7 @@ impl Device {
         device
     }
 
-    /// A running device that speaks the plain protocol alone.
+    /// A running device that speaks only the plain protocol.
     pub async fn start_plain() -> Self {
         let mut device = Self::new();
         device.net.plain_only = true;
@@ -102,7 +102,8 @@ impl Device {
         Self { home, node_id, net, rate_limits, foreign: None, running: None, folder }
     }
 
-    /// A device on a copy of this one's home: the same key on another disk. This one is not running.
+    /// A device on a copy of this one's home: the same key on another disk. This one must not be
+    /// running.
     pub fn copied(&self) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("home");
@@ -120,7 +121,7 @@ impl Device {
     pub async fn up(&mut self) {
         let lock = self.home.lock().unwrap();
         let agent = Agent::start(self.config(), &lock).await.unwrap();
-        // The others know it by this address when it comes back.
+        // When it comes back, other devices look for it at this address.
         let address = agent.handle().status().device.addresses.remove(0);
         self.net.bind = Some(address.parse().unwrap());
         self.running = Some((agent, lock));
@@ -143,7 +144,7 @@ impl Device {
         }
     }
 
-    /// Stops it in order.
+    /// Stops the agent in order.
     pub async fn down(&mut self) {
         let (agent, lock) = self.running.take().unwrap();
         timeout(SOON, agent.stop()).await.expect("stopping hangs").unwrap();
@@ -158,7 +159,7 @@ impl Device {
         self.handle().status()
     }
 
-    /// How it sees the other device.
+    /// This device's status of the other device.
     pub fn sees(&self, other: &Device) -> PeerStatus {
         self.sees_node(other.node_id)
     }
@@ -173,22 +174,22 @@ impl Device {
         self.handle().store()
     }
 
-    /// Adds contents of these sizes, each different; returns what they are.
+    /// Adds different contents of these sizes; returns their digests.
     pub async fn add(&self, sizes: impl IntoIterator<Item = usize>) -> Vec<Digest> {
         add(&*self.store(), HashAlgorithm::Blake3, self.folder.path(), sizes).await
     }
 
-    /// What its store holds.
+    /// The hashes that its store holds.
     pub async fn hashes(&self) -> BTreeSet<Hash> {
         hashes(&*self.store()).await
     }
 
-    /// Every content of its store has its hash.
+    /// Checks that every content of its store has its hash.
     pub async fn verify(&self) {
         verify(&*self.store(), HashAlgorithm::Blake3).await;
     }
 
-    /// Asset bytes received on the connections that are up.
+    /// The asset bytes received on the current connections.
     pub fn received_bytes(&self) -> u64 {
         self.status().peers.iter().map(|peer| peer.received_bytes).sum()
     }
@@ -209,7 +210,7 @@ impl Drop for Device {
     }
 }
 
-/// Contents differ in the whole process, so that no test gets an asset by accident.
+/// Contents differ within the whole process, so that no test gets an asset by accident.
 static SEED: AtomicU64 = AtomicU64::new(1);
 
 /// Adds contents of these sizes to a store.
@@ -232,7 +233,7 @@ pub async fn add(
             }
             continue;
         }
-        // A test's store takes files from its own volume; both are temporary folders.
+        // A test's store adopts files from its own volume; both are temporary folders.
         let path = scratch.join(format!("{}.add", digest.hash));
         std::fs::write(&path, &content).unwrap();
         let metadata = Metadata::default();
@@ -303,7 +304,7 @@ fn keep_ticket_secret(text: &str) {
 
 // ---- waiting ---------------------------------------------------------------------------------
 
-/// Returns once the condition holds; looks whenever one of the devices' status changes.
+/// Returns once the condition holds; checks it whenever the status of one of the devices changes.
 pub async fn until(what: &str, devices: &[&Device], mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     loop {
@@ -314,13 +315,13 @@ pub async fn until(what: &str, devices: &[&Device], mut holds: impl AsyncFnMut()
         }
         assert!(Instant::now() < deadline, "not in time: {what}\n{}", tell(devices));
         let changes = handles.iter().zip(revisions).map(|(h, rev)| Box::pin(h.changed(rev)));
-        // Counters alone are no new revision.
+        // Counters alone do not change the revision.
         let _ = timeout(Duration::from_millis(100), select_all(changes)).await;
     }
 }
 
-/// Returns once every device says that it is in sync with `peers` others, having taken in its own
-/// store; then all hold the same.
+/// Returns once every device reports that it is in sync with `peers` others and has indexed its own
+/// store; then all hold the same assets.
 pub async fn all_in_sync(devices: &[&Device], peers: usize) {
     for device in devices {
         device.handle().check().await.unwrap();
@@ -341,7 +342,7 @@ pub async fn all_in_sync(devices: &[&Device], peers: usize) {
     }
 }
 
-/// Nothing happens any more: no status changes, no byte moves.
+/// Returns once nothing happens any more: no status changes, no byte moves.
 pub async fn quiet(devices: &[&Device]) {
     let figures = || -> Vec<(u64, u64, u64)> {
         let figure = |device: &&Device| {
@@ -364,7 +365,7 @@ pub async fn quiet(devices: &[&Device]) {
     }
 }
 
-/// What the devices say of themselves, for a failure's text.
+/// The status of the devices, for the message of a failure.
 pub fn tell(devices: &[&Device]) -> String {
     devices.iter().fold(String::new(), |mut text, device| {
         let _ = writeln!(text, "{:#?}", device.status());
@@ -374,8 +375,8 @@ pub fn tell(devices: &[&Device]) -> String {
 
 // ---- a foreign store -------------------------------------------------------------------------
 
-/// A store of another process, as far as its agent can tell: an HTTP server at one address for
-/// life, that comes, goes, and misbehaves on order.
+/// A store of another process as its agent sees it: an HTTP server that keeps its address, is
+/// started and stopped, and misbehaves on request.
 pub struct Foreign {
     pub key_file: PathBuf,
     pub faults: Arc<Faults>,
@@ -388,24 +389,24 @@ pub struct Foreign {
     dir: TempDir,
 }
 
-/// What a foreign store does wrong, and what it was asked.
+/// The faults of a foreign store, and counts of the requests to it.
 #[derive(Default)]
 pub struct Faults {
-    /// Answers every write with 507.
+    /// Whether to answer every write with 507.
     pub full: std::sync::atomic::AtomicBool,
-    /// Writes that were refused for it.
+    /// The number of writes refused for that.
     pub refused: AtomicU64,
-    /// Answers wrong bytes for these.
+    /// The assets for which to answer wrong content.
     pub wrong: Mutex<BTreeSet<Hash>>,
-    /// Wrong bytes that went out.
+    /// How often wrong content was sent.
     pub lied: AtomicU64,
-    /// Writes that began.
+    /// The number of writes that began.
     pub writes: AtomicU64,
-    /// Takes metadata and says that it failed.
+    /// Whether to write metadata and then report a failure.
     pub loses_meta: std::sync::atomic::AtomicBool,
-    /// Answers that were lost so.
+    /// The number of answers lost like this.
     pub lost_meta: AtomicU64,
-    /// Listings from the start.
+    /// The number of listings from the start.
     pub listed_anew: AtomicU64,
 }
 
@@ -460,7 +461,7 @@ impl Foreign {
         self.store = Some(store);
     }
 
-    /// Ends in order.
+    /// Stops the server in order.
     pub async fn down(&mut self) {
         let (stop, serving) = self.serving.take().unwrap();
         stop.cancel();
@@ -468,7 +469,7 @@ impl Foreign {
         self.store.take().unwrap().close().await;
     }
 
-    /// Cuts every connection in the midst of what it is doing.
+    /// Cuts every connection at once.
     pub async fn kill(&mut self) {
         let (_, serving) = self.serving.take().unwrap();
         serving.abort();
@@ -476,7 +477,7 @@ impl Foreign {
         self.store.take().unwrap().close().await;
     }
 
-    /// From the next start on it is another, empty store.
+    /// Replaces it by another, empty store at the next start.
     pub fn replace(&mut self) {
         self.stores += 1;
     }
@@ -487,7 +488,7 @@ impl Foreign {
 
     /// Adds contents behind the agent's back.
     pub async fn add(&self, sizes: impl IntoIterator<Item = usize>) -> Vec<Digest> {
-        // Files to adopt must stand on the store's volume.
+        // Files to adopt must be on the store's volume.
         add(self.store(), self.algorithm, self.dir.path(), sizes).await
     }
 
@@ -557,7 +558,7 @@ impl Faults {
 
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-/// Byte strings that must not stand in any log.
+/// Byte strings that must not appear in any log.
 static SECRETS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 struct Keep;
@@ -585,7 +586,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Keeps everything that is logged from now on, as `-vv` would show it.
+/// Collects everything that is logged from now on, as `-vv` would show it.
 pub fn keep_logs() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -594,19 +595,19 @@ pub fn keep_logs() {
     });
 }
 
-/// From now on this must not be logged.
+/// From now on this text must not be logged.
 pub fn keep_secret(secret: &[u8]) {
     lock(&SECRETS).push(secret.trim_ascii().to_vec());
 }
 
-/// True when a line that was logged holds all of these.
+/// Whether a logged line contains all of these.
 pub fn was_logged(parts: &[&str]) -> bool {
     let log = lock(&LOG);
     let log = String::from_utf8_lossy(&log);
     log.lines().any(|line| parts.iter().all(|part| line.contains(part)))
 }
 
-/// Nothing was logged as an error, and no secret at all.
+/// Checks that no error and no secret was logged.
 pub fn judge_logs() {
     let log = lock(&LOG);
     let text = String::from_utf8_lossy(&log);

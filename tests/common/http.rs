@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// A server under way; ends when dropped.
+/// A running server; it ends when dropped.
 pub struct Served {
     pub address: SocketAddr,
     pub key: StoreKey,
@@ -36,13 +36,13 @@ impl Served {
         HttpStore::new(&self.url(), &self.key_file).unwrap()
     }
 
-    /// An address in the store, with the key in the header.
+    /// A request to the store with the key in its header.
     pub fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
         client().request(method, format!("{}{path}", self.url())).bearer_auth(self.key.expose())
     }
 }
 
-/// A plain HTTP client. Made after [`HttpStore`] has installed the crypto provider, or installs it.
+/// A plain HTTP client. Installs the crypto provider unless [`HttpStore`] has done so.
 pub fn client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().build().unwrap()

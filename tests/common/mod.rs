@@ -1,5 +1,5 @@
-//! What the tests of the store share: the suite over the contract of `can_sync::store::Store`, and
-//! a tracing subscriber that turns every ERROR event into a failed test.
+//! Shared by the tests of the store: the conformance suite for `can_sync::store::Store`, and a
+//! tracing subscriber that turns every ERROR event into a failed test.
 
 #![allow(dead_code, missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
@@ -26,23 +26,23 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// A store under test, empty, and what it can do beyond the core.
+/// An empty store under test, and its abilities beyond the core.
 pub struct Fixture {
     pub store: Arc<dyn Store>,
     pub algorithm: HashAlgorithm,
-    /// Keeps outboards of large BLAKE3 assets.
+    /// Whether it keeps outboards of large BLAKE3 assets.
     pub outboards: bool,
-    /// Takes assets larger than `SMALL_BYTES_MAX`.
+    /// Whether it accepts assets larger than `SMALL_BYTES_MAX`.
     pub large: bool,
-    /// Answers `list`.
+    /// Whether it answers `list`.
     pub lists: bool,
-    /// Answers `check_space` for what no disk can hold.
+    /// Whether `check_space` refuses what no disk can hold.
     pub embedded: bool,
-    /// A folder on the store's volume, for files to adopt.
+    /// A folder on the store's volume for files to adopt.
     pub scratch: PathBuf,
-    /// The folder of the embedded store that is tested, or served.
+    /// The folder of the embedded store, tested directly or served.
     pub dir: PathBuf,
-    /// Whatever must live as long as the store.
+    /// Anything that must live as long as the store.
     pub keep: Box<dyn Any + Send + Sync>,
 }
 
@@ -88,7 +88,7 @@ pub async fn conforms(make: impl AsyncFn() -> Fixture) {
     ];
 }
 
-/// Bytes that differ from one seed to the next.
+/// Content that differs with the seed.
 pub fn content(seed: u64, length: usize) -> Bytes {
     let mut bytes = vec![0; length];
     let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
@@ -104,7 +104,7 @@ pub fn asset(algorithm: HashAlgorithm, content: Bytes) -> NewAsset {
     NewAsset { digest: digest(algorithm, &content), content, metadata: Metadata::default() }
 }
 
-/// A file with the content, as `adopt` takes it.
+/// A file with the content, as `adopt` expects it.
 pub fn file(algorithm: HashAlgorithm, folder: &Path, content: &[u8]) -> VerifiedFile {
     let digest = digest(algorithm, content);
     let path = folder.join(format!("{}.part", digest.hash.short()));
@@ -279,7 +279,7 @@ async fn metadata_is_kept_normalised_and_versioned(f: &Fixture) {
     let stands = f.store.lookup(hash).await.unwrap().unwrap().metadata;
     assert_eq!(stands, edited);
 
-    // Putting the asset again does not touch what people wrote.
+    // Putting the asset again does not change what people wrote.
     assert_eq!(f.put_one(new).await.unwrap(), Stored::Existed);
     let stands = f.store.lookup(hash).await.unwrap().unwrap().metadata;
     assert_eq!(stands, edited);
@@ -363,7 +363,7 @@ async fn the_feed_says_which_assets_were_stored_or_edited(f: &Fixture) {
     f.store.set_metadata(first, &edit, None).await.unwrap();
     assert_eq!(next().await, (first, f.newest().await));
 
-    // Later it goes on from a cursor, and misses nothing.
+    // Later it continues from a cursor and misses nothing.
     let mut touched = f.store.touched(then.1);
     let edited = tokio::time::timeout(Duration::from_secs(20), touched.next()).await;
     let expected = Touched::Asset { hash: first, cursor: f.newest().await };
@@ -575,7 +575,7 @@ async fn lists_filter_and_page(f: &Fixture) {
 async fn puts_at_once_all_count(f: &Fixture) {
     let batch = |seed: u64| {
         let own = (0..8).map(|n| f.asset(seed * 100 + n, 1000));
-        // Every batch also holds these two.
+        // Every batch also contains these two.
         let shared = [f.asset(7_000, 500), f.asset(7_001, 70_000)];
         own.chain(shared).collect::<Vec<_>>()
     };
@@ -595,7 +595,7 @@ async fn a_dropped_put_is_whole_or_absent(f: &Fixture) {
         let digests: Vec<Digest> = batch.iter().map(|a| a.digest).collect();
         let put = f.store.put(batch.clone());
         let _ = tokio::time::timeout(Duration::from_micros(seed * 200), put).await;
-        // Whatever became of it, the same put afterwards ends well.
+        // Whatever the outcome, the same put succeeds afterwards.
         for result in f.store.put(batch).await.unwrap() {
             result.unwrap();
         }
@@ -623,7 +623,7 @@ async fn a_damaged_asset_is_gone_until_its_bytes_come_anew(f: &Fixture) {
     drop(row);
 
     for digest in digests {
-        // A store that serves it stops in the midst, or has seen it by now.
+        // A store that serves it either stops midway or has found the damage by now.
         let found = f.store.verify(digest.hash).await;
         assert!(!matches!(found, Ok(Condition::Whole)), "{found:?}");
         let read = f.store.read(digest.hash, 0..10).await;
@@ -656,7 +656,7 @@ async fn space_is_refused_when_no_disk_has_it(f: &Fixture) {
 
 static ERRORS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// From now on ERROR events are collected; see [`assert_no_errors`].
+/// Collects ERROR events from now on; see [`assert_no_errors`].
 pub fn fail_on_errors() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -1,5 +1,5 @@
-//! The seeds of the corpus: each message as this version writes it, cut short, and one beyond a
-//! bound. What is named `...-cut` or `...-bad` is refused, all else is read.
+//! The seeds of the corpus: each message as this version encodes it, cut short, and one beyond a
+//! bound. Seeds named `...-cut` or `...-bad` must be refused, all others accepted.
 
 use std::collections::BTreeSet;
 
@@ -34,7 +34,7 @@ use super::targets::{offer, piece_content, piece_digest};
 /// A seed: its target, its name, its bytes.
 pub(crate) type Seed = (&'static str, String, Vec<u8>);
 
-/// All of them.
+/// All seeds.
 pub(crate) fn seeds() -> Vec<Seed> {
     let mut seeds = Vec::new();
     for (name, message) in control_messages() {
@@ -62,7 +62,7 @@ pub(crate) fn seeds() -> Vec<Seed> {
     seeds
 }
 
-/// A seed, and the same cut short.
+/// Adds a seed and a copy of it cut short.
 fn add(seeds: &mut Vec<Seed>, target: &'static str, name: &str, bytes: Vec<u8>) {
     let cut = bytes[..bytes.len() - 1].to_vec();
     seeds.push((target, format!("{name}-cut"), cut));
@@ -277,7 +277,7 @@ fn bad_ones(seeds: &mut Vec<Seed>) {
     seeds.push(("frame", "too-long-bad".to_owned(), too_long.to_vec()));
     let one = Body { seq: 1, hlc: Hlc(7), prev: None, changes: vec![Change::Delete(key())] };
     let one = journal::encode_body(&one).unwrap();
-    // The changes of a body are its last field: one more than may be, and one of a later version.
+    // The changes of a body are its last field: one change too many, and one of a later version.
     let change = one.iter().rposition(|byte| *byte == 0x22).unwrap();
     let many = [&one[..], &one[change..].repeat(OP_CHANGES_MAX)].concat();
     seeds.push(("op_body", "too-many-bad".to_owned(), many));

@@ -1,6 +1,6 @@
-//! What is fuzzed. A target is given any bytes and says whether they were read. It panics when a
-//! reader breaks its promise: it reads or refuses and never panics, and what it has read comes back
-//! as it was when it is written and read again.
+//! The fuzz targets. A target takes any bytes and returns whether they were accepted. It panics
+//! when a decoder breaks its promise: it must accept or refuse without a panic, and what it accepts
+//! must be the same after encoding and decoding again.
 
 #![allow(unreachable_pub, reason = "the fuzz targets are crates of their own")]
 
@@ -18,10 +18,10 @@ use can_sync::wire::proto::peer;
 use can_sync::wire::{control, journal, pairing};
 use prost::Message as _;
 
-/// A target by name; its corpus is in the folder of that name.
+/// A target by name; its corpus is in the folder with that name.
 pub type Target = (&'static str, fn(&[u8]) -> bool);
 
-/// All of them.
+/// All targets.
 #[allow(dead_code, reason = "each fuzz target names its own")]
 pub const TARGETS: [Target; 8] = [
     ("frame", frame),
@@ -34,7 +34,7 @@ pub const TARGETS: [Target; 8] = [
     ("piece", piece),
 ];
 
-/// A stream of frames, each given to the reader it is for.
+/// A stream of frames, each passed to its decoder.
 pub fn frame(mut bytes: &[u8]) -> bool {
     while let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() {
         let Ok(Header { kind, length }) = Header::decode(*header) else { return false };
@@ -48,21 +48,21 @@ pub fn frame(mut bytes: &[u8]) -> bool {
     bytes.is_empty()
 }
 
-/// The kind of a frame of the control stream, and its payload.
+/// The payload of a control frame, preceded by its kind.
 pub fn control(bytes: &[u8]) -> bool {
     let Some((kind, payload)) = kind_and_payload(bytes) else { return false };
     let read = |(kind, payload)| control::decode_message(kind, payload);
     comes_back((kind, payload), read, control::encode_message)
 }
 
-/// The kind of a frame of the journal's stream, and its payload.
+/// The payload of a journal frame, preceded by its kind.
 pub fn journal(bytes: &[u8]) -> bool {
     let Some((kind, payload)) = kind_and_payload(bytes) else { return false };
     let read = |(kind, payload)| journal::decode_message(kind, payload);
     comes_back((kind, payload), read, journal::encode_message)
 }
 
-/// The number of a message of a batch, and its payload.
+/// The payload of a batch message, preceded by its number.
 pub fn batch(bytes: &[u8]) -> bool {
     let Some((which, payload)) = bytes.split_first() else { return false };
     let payload = Bytes::copy_from_slice(payload);
@@ -106,7 +106,7 @@ pub fn batch(bytes: &[u8]) -> bool {
     }
 }
 
-/// The number of a message of pairing, and its payload.
+/// The payload of a pairing message, preceded by its number.
 pub fn pairing(bytes: &[u8]) -> bool {
     let Some((which, payload)) = bytes.split_first() else { return false };
     let payload = Bytes::copy_from_slice(payload);
@@ -155,7 +155,7 @@ pub fn pairing(bytes: &[u8]) -> bool {
     }
 }
 
-/// The body of an op. Only what can be read whole can be written.
+/// The body of an op. Only one without unknown parts can be encoded again.
 pub fn op_body(bytes: &[u8]) -> bool {
     let Ok(body) = journal::decode_body(bytes) else { return false };
     let written = journal::encode_body(&body);
@@ -165,13 +165,13 @@ pub fn op_body(bytes: &[u8]) -> bool {
     }
     let written = written.expect("what was read can be written");
     let again = journal::decode_body(&written).expect("what was written can be read");
-    // As text: a number that is none is not equal to itself.
+    // Compared as text, because NaN is not equal to itself.
     assert_eq!(format!("{again:?}"), format!("{body:?}"));
     assert_eq!(journal::encode_body(&again), Ok(written));
     true
 }
 
-/// A ticket's text, or its content without the checksum, which no fuzzer would find.
+/// A ticket's text, or its content without the checksum, which a fuzzer could not guess.
 pub fn ticket(bytes: &[u8]) -> bool {
     let text = match str::from_utf8(bytes) {
         Ok(text) if text.starts_with("cansync") => text.to_owned(),
@@ -185,7 +185,8 @@ pub fn ticket(bytes: &[u8]) -> bool {
     comes_back(text, |text| text.parse::<Ticket>(), ToString::to_string)
 }
 
-/// An encoded range of [`piece_content`]: its last group when the first byte is odd, else all.
+/// An encoded range of [`piece_content`]: its last group when the first byte is odd, otherwise
+/// everything.
 pub fn piece(bytes: &[u8]) -> bool {
     let Some((which, encoded)) = bytes.split_first() else { return false };
     let content = piece_content();
@@ -198,7 +199,7 @@ pub fn piece(bytes: &[u8]) -> bool {
     decoded.whole
 }
 
-/// A group and a little.
+/// A group and a little more.
 pub fn piece_content() -> Vec<u8> {
     (0..GROUP_BYTES + 100).map(|n| (n % 251) as u8).collect()
 }
@@ -210,7 +211,7 @@ pub fn piece_digest() -> Digest {
     Digest { hash, size_bytes: content.len() as u64 }
 }
 
-/// The offer that wants, contents, pieces and acks answer.
+/// The offer that wants, contents, pieces and acks refer to.
 pub fn offer() -> Offer {
     let entry = |(n, size_bytes): (u8, u64)| OfferEntry {
         digest: Digest { hash: Hash([n; 32]), size_bytes },
@@ -230,8 +231,8 @@ fn wire(message: &impl prost::Message) -> Bytes {
     message.encode_to_vec().into()
 }
 
-/// Whether `bytes` are read; then they are the same after they were written and read again, and
-/// there is one way to write them.
+/// Whether `bytes` are accepted. If so, they must be the same after encoding and decoding again,
+/// and have only one encoding.
 fn comes_back<B: Clone + Debug + PartialEq, T: Debug + PartialEq, E: Debug>(
     bytes: B,
     read: impl Fn(B) -> Result<T, E>,

@@ -1,11 +1,11 @@
-//! Databases of a home put back from a backup, each alone and all together: whatever went back, all
-//! devices end with every asset that either of them still has.
+//! Databases of a home restored from a backup, each alone and all together. Whatever was restored,
+//! all devices end with every asset that any of them still has.
 
 use std::process::Command;
 
 use super::*;
 
-/// What is put back: each with what lies beside it.
+/// The parts that are restored, each with the files beside it.
 const INDEX: &str = "index.db";
 const JOURNAL: &str = "journal.db";
 const STORE: &str = "store";
@@ -15,8 +15,8 @@ fn run(program: &str, args: &[&std::path::Path]) {
     assert!(Command::new(program).arg(flag).args(args).status().unwrap().success());
 }
 
-/// Puts back what a backup of the home has of `parts`. `is_same_file`: databases are overwritten in
-/// place, as a snapshot does, and no file system shows that they are older ones.
+/// Restores `parts` of the home from its backup. With `is_same_file` databases are overwritten in
+/// place, as a snapshot does, so that the file system does not show that they are older.
 fn put_back(home: &std::path::Path, backup: &std::path::Path, parts: &[&str], is_same_file: bool) {
     for part in parts {
         for name in ["", "-wal", "-shm"].map(|suffix| format!("{part}{suffix}")) {

@@ -1,5 +1,5 @@
-//! Pairings that break off at each step, on either side: nobody lists a device that has not joined, and
-//! the next pairing works.
+//! Pairings that break off at each step, on either side: no device lists one that has not joined,
+//! and the next pairing works.
 
 use can_sync::agent::handle::RequestError;
 use can_sync::clock::wall_ms;
@@ -13,7 +13,7 @@ use can_sync::state::journal::verify;
 
 use super::*;
 
-/// The network of a device whose agent does not run.
+/// The network of a device whose agent is not running.
 async fn net_of(device: &Device) -> Net {
     let lock = device.home.lock().unwrap();
     let identity = Identity::load_or_create(&device.home, &lock).unwrap();
@@ -93,7 +93,7 @@ async fn an_inviter_that_breaks_off_at_any_step_is_listed_nowhere_and_pairs_the_
             }
             if steps > 2 {
                 hosting.confirmed(false).await.unwrap();
-                // An introduction that is none: the joiner does not join.
+                // An invalid introduction: the joiner does not join.
                 assert!(hosting.accept(&PairAccept { intro: Vec::new() }).await.is_err());
             }
         };
@@ -144,12 +144,12 @@ async fn a_joiner_whose_last_word_was_lost_is_a_member_when_it_comes_back() {
     b.up().await;
     all_in_sync(&[&a, &b], 1).await;
     assert_eq!(members(&a).await, members(&b).await);
-    // And it is a member like any other.
+    // It is a member like any other.
     write(&b, with_text("first", "text", "of b")).await;
     same_journal(&[&a, &b]).await;
 }
 
-/// The digits that a device wants compared, once it shows some.
+/// The digits that a device wants people to compare, once it shows them.
 async fn digits(device: &Device) -> String {
     let shown = || device.status().pairings.into_iter().find(|p| p.state == PairingState::Compare);
     until("digits are shown", &[device], async || shown().is_some()).await;

@@ -1,5 +1,5 @@
-//! Power cuts, imitated: the journal of a running agent is copied while it writes and takes in what
-//! another wrote, and the copy's log is cut off at every place a disk could have stopped at.
+//! Simulated power cuts: the journal of a running agent is copied while it writes and receives, and
+//! the WAL of the copy is cut off at every place where a disk could have stopped.
 
 use std::fs;
 use std::path::Path;
@@ -11,15 +11,15 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// SQLite's file format, 4.1 and 4.2: what stands before the frames, and before each page.
+/// SQLite's file format, 4.1 and 4.2: the bytes before the frames, and before each page.
 const WAL_HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;
 
-/// Writes before the copy; each is one commit.
+/// The number of writes before the copy; each is one commit.
 const WRITES: usize = 25;
 
-/// Keeps an agent's log as it is: while the snapshot is open, the log is not begun anew, and the
-/// database file is what it was.
+/// Keeps an agent's WAL as it is: while the snapshot is open, SQLite neither restarts the WAL nor
+/// changes the database file.
 fn pin(database: &Path) -> Connection {
     let connection = Connection::open(database).unwrap();
     connection.busy_timeout(common::group::SOON).unwrap();
@@ -38,7 +38,7 @@ fn wal_of(database: &Path) -> std::path::PathBuf {
     database.with_file_name("journal.db-wal")
 }
 
-/// Where each frame of a log ends, and whether a commit ends with it.
+/// The end of each frame of a WAL, and whether it ends a commit.
 fn frames(wal: &[u8]) -> Vec<(usize, bool)> {
     let word = |at: usize| u32::from_be_bytes(wal[at..at + 4].try_into().unwrap());
     let frame_bytes = FRAME_HEADER_BYTES + word(8) as usize;
@@ -51,7 +51,7 @@ fn frames(wal: &[u8]) -> Vec<(usize, bool)> {
         .collect()
 }
 
-/// The journal that a device finds when its log was cut off, and how far each log is in it.
+/// The journal that a device finds after its WAL was cut off, and its progress in each log.
 struct Cut {
     reader: JournalReader,
     clock: BTreeMap<LogId, u64>,
@@ -97,7 +97,7 @@ async fn a_log_cut_off_anywhere_holds_a_prefix_of_what_was_committed() {
     let pinned = pin(&path);
     let database = fs::read(&path).unwrap();
 
-    // Both write, so that commits are of either kind. What is acknowledged is noted in its order.
+    // Both write, so that commits are of both kinds. Acknowledged writes are recorded in order.
     let write_as = async |device: &Device, name: &str| {
         let mut written = Vec::new();
         for n in 0..WRITES {
@@ -123,7 +123,7 @@ async fn a_log_cut_off_anywhere_holds_a_prefix_of_what_was_committed() {
     let mut before: Option<BTreeMap<LogId, u64>> = None;
     let mut start = WAL_HEADER_BYTES;
     for (end, is_commit) in frames {
-        // Within the frame, and at its end.
+        // Cut within the frame, and at its end.
         for cut in [(start + end) / 2, end] {
             let found = Cut::open(&database, &wal[..cut], &identity, ident);
             if let Some(before) = &before

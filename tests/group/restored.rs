@@ -1,5 +1,4 @@
-//! Devices whose journal is an older one than they had: put back from a backup, where it shows and
-//! where it does not.
+//! Devices whose journal was restored from an older backup, noticed and unnoticed.
 
 use std::fs;
 use std::path::Path;
@@ -21,7 +20,8 @@ fn back_up(device: &Device) -> tempfile::TempDir {
     backup
 }
 
-/// Puts a copy back: as other files, or into the same ones, where no file system tells.
+/// Restores a copy: as other files, or into the same ones, so that the file system does not show
+/// it.
 fn put_back(device: &Device, backup: &Path, same_file: bool) {
     let path = device.home.journal_db_path();
     for name in FILES {
@@ -41,7 +41,7 @@ async fn logs_of(device: &Device, author: NodeId) -> usize {
     stats.logs.iter().filter(|log| log.author == author).count()
 }
 
-/// What c wrote before the backup, after it, and once it was put back, on all devices.
+/// What c wrote before the backup, after it, and after the restore is on all devices in the end.
 async fn nothing_is_lost_by_a_restore(same_file: bool) {
     let [a, b, mut c] = group().await;
     write(&c, with_text("1", "text", "before the backup")).await;
@@ -60,7 +60,7 @@ async fn nothing_is_lost_by_a_restore(same_file: bool) {
     let before = log(&a).await;
     c.down().await;
 
-    // While it is away, somebody says otherwise.
+    // While it is away, another device edits.
     let otherwise = meta("while it was away", &[], false);
     if !same_file {
         edit(&b, hash, otherwise.clone()).await;
@@ -84,7 +84,8 @@ async fn nothing_is_lost_by_a_restore(same_file: bool) {
     if same_file {
         all_show(&[&a, &b, &c], hash, &meta("since the backup", &[], false)).await;
     } else {
-        // It was noticed before the first word, and what its store shows is taken for no edit.
+        // The restore was noticed before the first write, and what its store shows is not taken for
+        // an edit.
         all_show(&[&a, &b, &c], hash, &otherwise).await;
         assert_eq!(a.status().journal.forked_logs, Vec::<String>::new());
         let after = log(&c).await;
@@ -107,7 +108,7 @@ async fn two_devices_on_one_key_lose_nothing_of_what_either_says() {
     let [a, b, mut c] = group().await;
     c.down().await;
     let mut copy = c.copied();
-    // One after the other: the copy would take the port that the first one comes back to.
+    // One after the other, because the copy would take the port to which the first one returns.
     c.up().await;
     copy.up().await;
     for n in 0..20 {

@@ -1,5 +1,5 @@
-//! A member that takes part in sending a large asset, and does it badly, beside an honest one: the
-//! asset comes whole, soon, and without crossing twice.
+//! A member that takes part badly in sending a large asset, beside an honest one. The asset arrives
+//! as a whole, soon, and without being sent twice.
 
 use std::fs::File;
 
@@ -13,7 +13,7 @@ use super::*;
 const SIZE: usize = 64 * 1024 * 1024;
 const PIECE: usize = 256 * 1024;
 
-/// A large asset and who is to get it.
+/// A large asset and the devices of the scene.
 struct Scene {
     victim: Device,
     honest: Device,
@@ -22,7 +22,7 @@ struct Scene {
     outboard: File,
 }
 
-/// A batch of one member, by hand.
+/// A hand-made batch of the member.
 struct Batch {
     control: Control,
     send: SendStream,
@@ -39,7 +39,7 @@ impl Scene {
         Self { victim, honest, bytes, digest, outboard }
     }
 
-    /// The member offers the asset; returns when it is asked for a part, and for which.
+    /// The member offers the asset; returns when a part is requested, and which one.
     async fn offer(&self, member: &Member) -> (Batch, peer::WantEntry) {
         let control = member.greet().await;
         let (mut send, recv) = control.connection.open_stream(0).await.unwrap();
@@ -60,7 +60,7 @@ impl Scene {
         (Batch { control, send, reader }, entry)
     }
 
-    /// The honest device comes to hold it as well.
+    /// Lets the honest device hold the asset as well.
     async fn honest_has_it(&self) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("asset");
@@ -84,7 +84,7 @@ impl Scene {
         }
     }
 
-    /// The victim comes to hold it, with so many bytes from the honest device.
+    /// Checks that the victim gets the asset, with this many bytes from the honest device.
     async fn victim_gets_it(&self, from_honest: usize) {
         let (victim, honest) = (&self.victim, &self.honest);
         until("the asset arrives", &[victim, honest], async || {
@@ -113,7 +113,7 @@ async fn a_member_that_stalls_is_left_behind() {
     let (mut batch, _) = scene.offer(&member).await;
     let began = Instant::now();
     scene.honest_has_it().await;
-    // Its stream ends long before it would be given up for its silence, and nobody blames it.
+    // Its stream ends long before it would be given up for silence, and it is not accused.
     while let Ok(Some(_)) = batch.reader.read().await {}
     assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
     assert_eq!(batch.control.connection.ended(), None);
@@ -159,7 +159,7 @@ async fn a_member_that_sends_wrong_bytes_is_closed_and_the_good_ones_stay() {
     wrong.encoded = encoded.into();
     batch.piece(&wrong).await;
     batch.control.closed_with(CloseCode::Protocol, "wrong bytes").await;
-    // All of the second piece but its last group was right.
+    // Everything in the second piece except its last group was right.
     scene.victim_gets_it(SIZE - 2 * PIECE + 16 * 1024).await;
     assert!(was_logged(&["the peer sent wrong bytes"]));
 }

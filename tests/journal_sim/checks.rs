@@ -1,15 +1,15 @@
-//! What must hold, after every commit and in the end.
+//! The invariants, checked after every commit and at the end.
 
 use super::*;
 use crate::model::Event;
 
 impl World {
-    /// Whether two devices hold the same.
+    /// Whether two devices hold the same state.
     pub(crate) fn alike(&self, a: usize, b: usize) -> bool {
         self.nodes[a].memory.state == self.nodes[b].memory.state
     }
 
-    /// The honest members, as the first device has the facts.
+    /// The honest members by the facts of the first device.
     fn members(&self) -> Vec<usize> {
         let facts = &self.nodes[0].memory.state;
         let is_member = |n: &usize| {
@@ -19,7 +19,7 @@ impl World {
         (0..self.nodes.len()).filter(is_member).collect()
     }
 
-    /// How members differ from each other and from what they should have come to.
+    /// How members differ from each other and from the expected state.
     pub(super) fn disagreement(&self) -> Option<String> {
         let members = self.members();
         let mut expected = State::default();
@@ -29,7 +29,7 @@ impl World {
                 expected.apply(&op.author, op.log.0, hash, &op.body);
             }
         }
-        // What is left of a stream that is trimmed is each device's own.
+        // Devices may differ in what is left of a stream with retention.
         let spoken = expected.spoken_streams();
         let expected = expected.without(&spoken);
         let clock_of = |n: usize| self.nodes[n].reader().clock().unwrap();
@@ -72,7 +72,7 @@ impl World {
         }
     }
 
-    /// The live ops, without those that may be held by trimmed events alone.
+    /// The live ops, without those that only trimmed events may hold.
     fn live_but(&self, n: usize, spoken: &BTreeSet<String>) -> BTreeSet<[u8; 32]> {
         let mut live = self.nodes[n].tables().live();
         live.retain(|hash| {
@@ -86,7 +86,7 @@ impl World {
         live
     }
 
-    /// The real verdicts are those of the model.
+    /// Checks that the real verdicts equal the model's.
     fn check_verdicts(&mut self, n: usize) {
         let verdicts = self.nodes[n].reader().verdicts().unwrap();
         for of in 0..self.nodes.len() {
@@ -100,7 +100,7 @@ impl World {
         }
     }
 
-    /// A device wrote ops of its own, or joined: they are read from its tables.
+    /// A device wrote ops of its own, or joined: reads them from its tables.
     pub(super) fn committed(&mut self, n: usize) {
         let author_here = self.nodes[n].identity.node_id;
         for (arr, author, nonce, bytes) in
@@ -125,7 +125,7 @@ impl World {
         self.check(n);
     }
 
-    /// I4 and I7, and that whoever has seen a value can overwrite it.
+    /// Checks I4 and I7, and that a device that has seen a value can overwrite it.
     pub(super) fn check_numbers(&mut self, n: usize, log: LogId, hash: OpHash, body: &Body) {
         let honest = !self.nodes[n].silently_restored;
         if body.hlc <= self.nodes[n].memory.hlc_max {
@@ -151,7 +151,7 @@ impl World {
         }
     }
 
-    /// A device took in what it did not refuse.
+    /// A device received ops and did not refuse them.
     pub(super) fn took(
         &mut self,
         n: usize,
@@ -184,7 +184,7 @@ impl World {
         self.check(n);
     }
 
-    /// I1, I3, and that the tables are what the ops taken in come to.
+    /// Checks I1 and I3, and that the tables equal the result of the ops received.
     pub(super) fn check(&mut self, n: usize) {
         if self.wrong.is_some() || !self.nodes[n].memory.joined {
             return;
@@ -220,7 +220,7 @@ impl World {
         self.nodes[n].memory.clock = clock;
     }
 
-    /// A prune dropped so many events: each was old enough.
+    /// Checks that each of the events that a prune dropped was old enough.
     pub(super) fn trimmed(&mut self, n: usize, wall_ms: u64, events: usize) {
         let found = self.nodes[n].tables().state().events;
         let state = &self.nodes[n].memory.state;
@@ -237,7 +237,7 @@ impl World {
         }
     }
 
-    /// Of a stream that is trimmed an event that comes again may be there, or not.
+    /// An event that arrives again in a stream with retention may be stored or not.
     fn accept_trimmed(&mut self, n: usize, found: &State, spoken: &BTreeSet<String>) {
         let here = |event: &&Event| spoken.contains(&event.0) && !found.events.contains(*event);
         let memory = &mut self.nodes[n].memory;
@@ -247,7 +247,7 @@ impl World {
         }
     }
 
-    /// By the real check, each op once.
+    /// Verifies ops by the real check, each once.
     pub(super) fn verify_all(&mut self, ops: &[SignedOp]) -> Vec<VerifiedOp> {
         let mut verified = Vec::with_capacity(ops.len());
         for op in ops {
@@ -264,7 +264,7 @@ impl World {
     }
 }
 
-/// What a clock covers.
+/// The progress in a clock.
 pub(super) fn positions(clock: &Clock) -> BTreeMap<LogId, u64> {
     clock.entries.iter().filter(|entry| entry.seq > 0).map(|e| (e.log, e.seq)).collect()
 }

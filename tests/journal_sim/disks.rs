@@ -1,4 +1,4 @@
-//! Disks: crashes, backups put back, space that is used up.
+//! Disks: crashes, restored backups, full disks.
 
 use super::*;
 
@@ -15,7 +15,7 @@ impl World {
         node.open = Some(Open { journal, reader, tables: Tables::open(&node.path) });
     }
 
-    /// Sometimes, right after a commit, before anybody hears of it.
+    /// Sometimes crashes the device right after a commit, before it can send anything.
     pub(super) fn crashes_now(&mut self, n: usize) -> bool {
         let crashes = self.faults.crashes && self.rng.chance(1);
         if crashes {
@@ -59,10 +59,10 @@ impl World {
         let from = self.rng.index(self.nodes[n].backups.len());
         self.put_back(n, from, silent);
         if self.rng.chance(40) {
-            // It meets others first, who know what it has forgotten.
+            // It first meets others, which know what it has forgotten.
             return;
         }
-        // Before it meets anybody: so that logs fork, and prunes hide the forks.
+        // It writes before it meets others, so that logs fork and prunes hide the forks.
         for _ in 0..self.rng.below(6) {
             self.write(n);
         }
@@ -74,7 +74,7 @@ impl World {
         }
     }
 
-    /// Puts a backup back.
+    /// Restores a backup.
     pub(crate) fn put_back(&mut self, n: usize, from: usize, silent: bool) {
         let (path, memory) = self.nodes[n].backups[from].clone();
         let next = self.next_path(n);
@@ -122,7 +122,8 @@ impl World {
         }
     }
 
-    /// The outcome, unless the disk was full or the device is removed; any other error is wrong.
+    /// The outcome, unless the disk was full or the device is removed; any other error is a
+    /// failure.
     pub(super) fn unless_full<T>(
         &mut self,
         n: usize,
@@ -141,7 +142,7 @@ impl World {
     }
 }
 
-/// What is on the disk at this moment, with a torn write at the end of the log that SQLite keeps.
+/// Copies what is on the disk at this moment, with a torn write at the end of SQLite's WAL.
 fn copy(from: &Path, to: &Path, torn: &[u8]) {
     let wal = |path: &Path| PathBuf::from(format!("{}-wal", path.display()));
     std::fs::copy(from, to).unwrap();

@@ -1,4 +1,4 @@
-//! What devices and their users do: write, let in, remove, lose, prune, mend.
+//! Actions of devices and their users: write, add, remove, lose, prune, rebase.
 
 use can_sync::core::pairing::TicketSecret;
 
@@ -31,7 +31,7 @@ impl World {
         }
     }
 
-    /// Writes the one field of this record so many times: the ops before the last are dead.
+    /// Writes the same field of this record this many times: all ops but the last are dead.
     pub(crate) fn overwrite(&mut self, n: usize, id: u8, times: u64) {
         for _ in 0..times {
             let same = vec![overwrite(&mut self.rng, id)];
@@ -46,7 +46,7 @@ impl World {
         }
     }
 
-    /// An op of which this version can read one half, in a log of its own.
+    /// Writes an op of which this version can read one half, in a log of its own.
     pub(super) fn write_later_kind(&mut self, n: usize) {
         if !self.faults.later_kinds || !self.is_up(n) {
             return;
@@ -117,12 +117,12 @@ impl World {
             Ok(()) => {
                 self.nodes[n].memory.joined = true;
                 self.committed(n);
-                // The inviter hears of it, or meets a stranger that introduces itself.
+                // The inviter gets the confirmation, or later an introduction by a stranger.
                 if !crashed && self.rng.below(4) > 0 {
                     self.admit(inviter, &joiner, &add);
                 }
             }
-            // Held back by a clock that is off: it will be tried again.
+            // Held back by a wrong clock: it will be tried again.
             Err(JournalError::BadIntro | JournalError::ClockBehind)
                 if self.faults.skew || self.faults.far_clocks => {}
             Err(error) => self.blame(|| format!("device {n} cannot join: {error}")),
@@ -138,7 +138,7 @@ impl World {
         }
     }
 
-    /// Makes a ticket with this secret, if the inviter may and can.
+    /// Makes a ticket with this secret if the inviter may and can.
     fn invite(&mut self, inviter: usize, secret: &TicketSecret) -> bool {
         let wall_ms = self.wall_ms(inviter);
         let journal = self.nodes[inviter].journal();
@@ -146,7 +146,7 @@ impl World {
         self.unless_full(inviter, made).is_some()
     }
 
-    /// The invited comes when the ticket has expired.
+    /// The joiner comes after the ticket has expired.
     fn come_late(&mut self, n: usize, inviter: usize, secret: &TicketSecret) {
         let late_ms = self.wall_ms(inviter) + TICKET_MS;
         if self.is(Mutant::TokenNeverExpires) {
@@ -159,7 +159,7 @@ impl World {
         self.must_not_enter(inviter, &joiner, &proof, late_ms, "an expired ticket let a device in");
     }
 
-    /// Somebody tries secrets, which neither helps it nor harms the ticket.
+    /// An attacker tries secrets, which neither helps it nor harms the ticket.
     fn guess(&mut self, inviter: usize) {
         let wall_ms = self.wall_ms(inviter);
         for _ in 0..GUESSES {
@@ -169,7 +169,7 @@ impl World {
         }
     }
 
-    /// A thief uses the proof of the invited.
+    /// A thief uses the proof of the joiner.
     fn replay(&mut self, n: usize, inviter: usize, secret: &TicketSecret) {
         let (wall_ms, inviter_id) = (self.wall_ms(inviter), self.nodes[inviter].identity.node_id);
         let thief = Identity::from_bytes(&self.rng.bytes()).node_id;
@@ -211,7 +211,7 @@ impl World {
         let id = self.nodes[other].identity.node_id;
         let wall_ms = self.wall_ms(n);
         if self.nodes[n].memory.state.is_removed(&id.0, Rules::REAL) {
-            // A user tries to bring back a device with the key it had.
+            // A user tries to add a removed device again with its old key.
             let added = self.nodes[n].journal().add(&id, "again", wall_ms);
             if self.unless_full(n, added).is_none() {
                 return;
@@ -228,7 +228,7 @@ impl World {
         self.broadcast(n, true, true);
     }
 
-    /// A device is lost for good.
+    /// Loses a device for good.
     pub(crate) fn lose(&mut self, n: usize) {
         if n > 0 && !self.nodes[n].gone {
             self.nodes[n].gone = true;
@@ -237,7 +237,7 @@ impl World {
         }
     }
 
-    /// Prunes as if so many days had passed since everything arrived.
+    /// Prunes as if this many days had passed since everything arrived.
     pub(crate) fn prune(&mut self, n: usize, days: u64) {
         if !self.is_up(n) {
             return;
@@ -259,7 +259,8 @@ impl World {
         let standing = |clock: Clock| (positions(&clock), clock.digest);
         let same = match pruned.events {
             0 => before == after,
-            // The ops of trimmed events are no longer alive, which the sums above the clocks tell.
+            // The ops of trimmed events are no longer live, which changes the sums above the
+            // clocks.
             _ => standing(before) == standing(after),
         };
         if !same {
@@ -269,7 +270,7 @@ impl World {
         self.crashes_now(n);
     }
 
-    /// What a clock that was wrong has stamped is written anew.
+    /// Rewrites ops that a wrong clock has stamped.
     pub(super) fn rebase(&mut self, n: usize) {
         if !self.is_up(n) {
             return;
@@ -292,7 +293,7 @@ impl World {
             node.memory.state.apply(&op.author, op.log.0, hash, &op.body);
             node.memory.hlc_max = node.memory.hlc_max.max(op.body.hlc);
         }
-        // The one case in which clocks go back: nobody knows those of these logs.
+        // The only case in which clocks go back: no other device knows the ops of these logs.
         node.memory
             .clock
             .retain(|log, _| self.ops.values().all(|op| op.log != *log || op.author != me));
@@ -300,7 +301,7 @@ impl World {
         self.broadcast(n, true, true);
     }
 
-    /// An author's space at a device is used up, or there is room again.
+    /// Uses up an author's space at a device, or makes room again.
     pub(super) fn squeeze(&mut self, n: usize) {
         if !self.faults.quotas || !self.is_up(n) {
             return;
@@ -313,11 +314,11 @@ impl World {
     }
 }
 
-/// How long a ticket is good for.
+/// The validity of a ticket.
 const TICKET_MS: u64 = 600_000;
 
-/// Wrong proofs in a row.
+/// The number of wrong proofs in a row.
 const GUESSES: usize = 5;
 
-/// Removals in a world: a second one may be by the device removed first.
+/// The most removals in a world; the device removed first may have written the second one.
 const REMOVALS_MAX: usize = 2;

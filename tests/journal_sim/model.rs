@@ -1,5 +1,5 @@
-//! What a journal must come to: a map folded with `max` over ops, written apart from the real one;
-//! and the look at a journal's tables that it is compared with.
+//! The expected state of a journal: a map folded with `max` over ops, written independently of the
+//! real code; and a reader of a journal's tables to compare it with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -19,7 +19,7 @@ pub(crate) type Cell = (String, Vec<u8>, Vec<u8>, String, String);
 /// (hlc, log, seq).
 pub(crate) type Stamp = (u64, [u8; 16], u64);
 
-/// (stamp, removed, bytes): the greater stays.
+/// (stamp, removed, bytes): the greater one stays.
 pub(crate) type Value = (Stamp, bool, Vec<u8>);
 
 /// (stream, log, number, hlc, kind, data).
@@ -28,14 +28,14 @@ pub(crate) type Event = (String, [u8; 16], u64, u64, String, Vec<u8>);
 /// A device's id.
 pub(crate) type Id = [u8; 32];
 
-/// The rules of membership, or some of them not.
+/// The rules of membership, some of which may be turned off.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
-    /// Whoever a removed device added stays.
+    /// All devices that a removed device added stay.
     pub(crate) keep_ignored: bool,
-    /// All whom a removed device added go.
+    /// All devices that a removed device added are removed.
     pub(crate) keep_forgotten: bool,
-    /// Who was added twice was not removed.
+    /// A device that was added twice counts as not removed.
     pub(crate) add_undoes: bool,
 }
 
@@ -44,10 +44,10 @@ impl Rules {
         Self { keep_ignored: false, keep_forgotten: false, add_undoes: false };
 }
 
-/// An op as it is kept: (arr, author, nonce, body).
+/// An op as it is stored: (arr, author, nonce, body).
 pub(crate) type Row = (i64, [u8; 32], [u8; 16], Vec<u8>);
 
-/// Everything that ops make.
+/// The state that ops make.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct State {
     pub(crate) cells: BTreeMap<Cell, Value>,
@@ -56,7 +56,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Takes an op in. Whether anything changed.
+    /// Applies an op. Returns whether anything changed.
     pub(crate) fn apply(
         &mut self,
         author: &NodeId,
@@ -129,7 +129,7 @@ impl State {
         true
     }
 
-    /// Whether somebody of the group removed a device.
+    /// Whether a member removed the device.
     pub(crate) fn is_removed(&self, device: &Id, rules: Rules) -> bool {
         let adds = |fact: &&Fact| fact.what == FactKind::Add(NodeId(*device));
         let is_added_again = rules.add_undoes && self.facts.iter().filter(adds).count() > 1;
@@ -141,8 +141,8 @@ impl State {
         self.judged(rules).legit(&NodeId(*device)) && !self.is_removed(device, rules)
     }
 
-    /// The real verdicts, over facts that say what they would by other rules. What the verdicts are
-    /// is tested beside them; here it matters that all devices come to the same.
+    /// The real verdicts over facts changed according to `rules`. Other tests check the verdicts;
+    /// here it matters that all devices come to the same ones.
     fn judged(&self, rules: Rules) -> Verdicts {
         let mut facts: Vec<Fact> = self.facts.iter().cloned().collect();
         for fact in &mut facts {
@@ -158,7 +158,7 @@ impl State {
         Verdicts::of(&facts)
     }
 
-    /// The streams of which it was ever said how long they are kept.
+    /// The streams whose retention was ever set.
     pub(crate) fn spoken_streams(&self) -> BTreeSet<String> {
         let spoken = |(model, owner, _, field, elem): &&Cell| {
             let says = (field == KEEP_DAYS && elem.is_empty()) || (field.is_empty() && elem == "x");
@@ -168,7 +168,7 @@ impl State {
         ids.filter_map(|id| String::from_utf8(id).ok()).collect()
     }
 
-    /// How many days a stream is kept now, unless for ever.
+    /// The current retention of a stream in days; `None`: for ever.
     pub(crate) fn keep_days(&self, stream: &str) -> Option<u64> {
         let cell = |field: &str, elem: &str| {
             let id = stream.as_bytes().to_vec();
@@ -181,7 +181,7 @@ impl State {
         }
     }
 
-    /// Without the events of these streams.
+    /// The state without the events of these streams.
     pub(crate) fn without(mut self, streams: &BTreeSet<String>) -> Self {
         self.events.retain(|event| !streams.contains(&event.0));
         self
@@ -198,7 +198,7 @@ impl State {
     }
 }
 
-/// What a change of an op says about members.
+/// The fact in a change of an op.
 fn fact(by: &NodeId, op: &OpHash, index: usize, told: &MemberChange) -> Fact {
     let what = match told {
         MemberChange::Genesis { .. } => FactKind::Genesis,
@@ -230,7 +230,7 @@ fn cell(author: &NodeId, key: &Key, field: &str, elem: &str) -> Cell {
     (key.model.clone(), owner, key.id.clone(), field.to_owned(), elem.to_owned())
 }
 
-/// A look at the tables of a journal, past its own code.
+/// Reads the tables of a journal without its own code.
 pub(crate) struct Tables(Connection);
 
 impl Tables {
@@ -239,7 +239,7 @@ impl Tables {
         Self(Connection::open_with_flags(path, flags).unwrap())
     }
 
-    /// What the ops taken in have made.
+    /// The state in the tables.
     pub(crate) fn state(&self) -> State {
         let mut state = State::default();
         let mut cells = self
@@ -325,14 +325,14 @@ impl Tables {
         rows.collect::<Result<_, _>>().unwrap()
     }
 
-    /// The last number of arrival ever given.
+    /// The last arrival number ever given.
     pub(crate) fn last_arr(&self) -> i64 {
         let last = "SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = 'ops'";
         self.0.query_row(last, [], |row| row.get(0)).unwrap()
     }
 
-    /// From now on nothing can be written, or it can again: in each table whatever is written goes to
-    /// a table, too, whose numbers are used up, of which SQLite says that the disk is full.
+    /// Makes all writes fail or succeed again: a trigger on each table also writes to a table whose
+    /// row ids are used up, for which SQLite reports a full disk.
     pub(crate) fn fill(&self, full: bool) {
         let name = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%'
                     AND name != 'room'";
@@ -360,7 +360,7 @@ impl Tables {
         self.meddle(&format!("BEGIN IMMEDIATE; {sql} COMMIT;"));
     }
 
-    /// Meddles: for mutants only.
+    /// Changes the tables directly; for mutants only.
     pub(crate) fn meddle(&self, sql: &str) {
         self.0.execute_batch(sql).unwrap();
     }

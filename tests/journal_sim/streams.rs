@@ -1,4 +1,4 @@
-//! Streams between devices: frames, orders, cuts, and lies.
+//! Streams between devices: frames, effects, cuts, and lies.
 
 use super::*;
 
@@ -73,7 +73,7 @@ impl World {
         }
     }
 
-    /// One frame is delivered or one order done; whether there was any.
+    /// Delivers one frame or performs one effect; returns whether there was any.
     pub(super) fn turn(&mut self) -> bool {
         let mut choices = Vec::new();
         for (link, sides) in self.links.iter().enumerate() {
@@ -249,7 +249,7 @@ impl World {
         let is_member = self.nodes[node].memory.state.is_member(&peer_id.0, Rules::REAL);
         let wall_ms = self.wall_ms(node);
         let from = match self.standing(node, peer) {
-            // So that the journal takes it as well.
+            // Makes the journal accept it as well.
             Standing::Member if !is_member => self.nodes[node].identity.node_id,
             _ => peer_id,
         };
@@ -297,7 +297,7 @@ impl World {
         self.feed(link, side, Input::Applied(not_taken));
     }
 
-    /// How a device judges a peer.
+    /// The standing of a peer at a device.
     fn standing(&self, node: usize, peer: usize) -> Standing {
         let peer_id = self.nodes[peer].identity.node_id;
         let rules = match self.mutant {
@@ -315,7 +315,7 @@ impl World {
         }
     }
 
-    /// What a peer had by its clocks of this session and all before.
+    /// Records what a peer had by its clocks of this session and all before.
     fn remember(
         &mut self,
         node: usize,
@@ -347,7 +347,7 @@ impl World {
         message
     }
 
-    /// Anything that the protocol has words for.
+    /// Changes a message into any lie that the protocol can express.
     fn lie(&mut self, message: &mut JournalMessage) {
         match message {
             JournalMessage::Clock(clock) => match self.rng.below(4) {
@@ -382,7 +382,7 @@ impl World {
         self.links.clear();
     }
 
-    /// Until a device holds an op that its clock does not cover.
+    /// Runs until a device holds an op that its clock does not cover.
     pub(crate) fn until_there_is_a_gap(&mut self, n: usize) {
         let has_gap = |world: &Self| {
             let clock = world.nodes[n].reader().clock().unwrap();

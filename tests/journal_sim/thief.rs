@@ -1,5 +1,5 @@
-//! A thief: it has the key of a device that was removed, and an accomplice that it adds. Both say
-//! what they like, to members that have not heard of the removal.
+//! A thief has the key of a removed device and adds an accomplice. Both send any facts to members
+//! that do not know of the removal.
 
 use can_sync::core::journal::members::{Fact, FactKind, Verdicts};
 use can_sync::core::journal::op::MemberChange;
@@ -7,17 +7,17 @@ use can_sync::wire::journal::encode_body;
 
 use super::*;
 
-/// The device that was stolen, and what was said with its key.
+/// The stolen device, and the ops signed with its key.
 pub(super) struct Stolen {
     thief: usize,
     remover: usize,
     accomplice: Identity,
-    /// Of the thief and of its accomplice.
+    /// The ops of the thief and of its accomplice.
     said: [Vec<VerifiedOp>; 2],
 }
 
 impl World {
-    /// A device was removed by one that is as close to the founder: it had been stolen.
+    /// Marks a removed device as stolen, if its remover is as close to the founder.
     pub(super) fn steal(&mut self, thief: usize, remover: usize) {
         let verdicts = self.nodes[remover].reader().verdicts().unwrap();
         let distance = |n: usize| verdicts.chain(&self.nodes[n].identity.node_id).len();
@@ -28,7 +28,7 @@ impl World {
         }
     }
 
-    /// The thief says one thing more, and tells a device all that it has said.
+    /// The thief writes one more fact and sends all of its facts to a device.
     pub(super) fn commit_crime(&mut self, to: usize) {
         let Some(mut stolen) = self.stolen.take() else { return };
         if self.is_up(to) && to != stolen.thief {
@@ -65,7 +65,7 @@ impl World {
             };
             return MemberChange::Add { device, name: "friend".into() };
         }
-        // An answer to the remover would put that out too, as it should.
+        // A removal of the remover would rightly remove it too.
         let others = (0..self.nodes.len()).filter(|n| who == 1 || *n != stolen.remover);
         let others: Vec<usize> = others.collect();
         let of = others[self.rng.index(others.len())];
@@ -101,7 +101,8 @@ impl World {
         op
     }
 
-    /// Nobody is a member, or is not, by what the thief said after its removal.
+    /// Checks that the thief's facts after its removal make no device a member or stop one from
+    /// being one.
     pub(super) fn check_thief(&mut self, n: usize) {
         let Some(stolen) = &self.stolen else { return };
         let crimes: BTreeSet<OpHash> = stolen.said.iter().flatten().map(VerifiedOp::hash).collect();

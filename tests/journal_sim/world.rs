@@ -1,17 +1,17 @@
-//! A world of journals: the real database, session and codec, and around them a network, disks and
-//! clocks that delay, cut, crash, restore and step as a seed says.
+//! A world of journals: the real database, session and codec, with a simulated network, disks and
+//! clocks that delay, cut, crash, restore and step according to a seed.
 //!
-//! Frames of a stream come in order, as QUIC delivers them, and a stream takes only so many. What a
-//! session orders is done one order at a time, in any order, between anything that others do.
+//! Frames of a stream arrive in order, as with QUIC, and a stream holds only a few. The effects of
+//! a session are performed one at a time, in any order, interleaved with everything else.
 //!
 //! | file | what |
 //! |---|---|
 //! | here | life, and time |
-//! | [`streams`] | frames, orders, cuts, lies |
+//! | [`streams`] | frames, effects, cuts, lies |
 //! | [`group`] | writes, tickets, removals, prunes |
-//! | [`disks`] | crashes, backups put back, full disks |
-//! | [`checks`] | what must hold |
-//! | [`thief`] | a stolen device, after it was removed |
+//! | [`disks`] | crashes, restored backups, full disks |
+//! | [`checks`] | invariants |
+//! | [`thief`] | a stolen device after its removal |
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ mod thief;
 /// The wall clock when a world begins.
 const WALL_MS: u64 = 1_800_000_000_000;
 
-/// Frames that a stream takes before its reader must take one.
+/// The most frames in a stream before its reader must read one.
 const WINDOW: usize = 3;
 
 const HOUR_MS: u64 = 60 * 60 * 1000;
@@ -100,32 +100,32 @@ impl Rng {
     }
 }
 
-/// What happens in a world beside writes, cuts and prunes, which always do.
+/// The faults of a world, beside writes, cuts and prunes, which always happen.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Faults {
-    /// Devices lose everything but what is on their disks, right after commits too.
+    /// Devices lose everything but their disks, also right after commits.
     pub(crate) crashes: bool,
-    /// Backups put back without anybody noticing.
+    /// Backups are restored unnoticed.
     pub(crate) silent_restores: bool,
-    /// Backups put back and noticed.
+    /// Backups are restored and noticed.
     pub(crate) restores: bool,
-    /// Clocks that are up to a quarter of an hour off, and step.
+    /// Clocks are up to a quarter of an hour off, and step.
     pub(crate) skew: bool,
-    /// Clocks that are a day ahead for a while, and what was written by them written anew.
+    /// Clocks are a day ahead for a while, and ops written then are rewritten.
     pub(crate) far_clocks: bool,
     /// Members are removed.
     pub(crate) removal: bool,
-    /// The device that is removed first is in the hands of a thief, who knows its key.
+    /// The first device that is removed belongs to a thief who knows its key.
     pub(crate) thief: bool,
     /// Devices are lost for good.
     pub(crate) loss: bool,
-    /// Disks that are full for a while.
+    /// Disks are full for a while.
     pub(crate) full_disks: bool,
-    /// Authors for whom there is no room for a while.
+    /// Authors have no room for a while.
     pub(crate) quotas: bool,
-    /// Streams whose events are kept for some days.
+    /// Streams have a retention of some days.
     pub(crate) retention: bool,
-    /// Ops of a later version.
+    /// Ops of a later version are written.
     pub(crate) later_kinds: bool,
     /// The last device lies about what it has.
     pub(crate) liar: bool,
@@ -149,7 +149,7 @@ impl Faults {
     };
 }
 
-/// A rule turned off, where the parts of the real code meet. See each where it meddles.
+/// A rule that is turned off where parts of the real code meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mutant {
     SendOnlyWhatTheClockCovers,
@@ -178,7 +178,7 @@ pub(crate) enum Mutant {
     ProofFitsAnybody,
 }
 
-/// What may happen in a world, to see that it was worth simulating.
+/// Events in a world, to see that the simulation covers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Happened {
     Op,
@@ -201,12 +201,12 @@ pub(crate) enum Happened {
     LaterKind,
     Lie,
     TicketMisused,
-    /// A member that had not heard of the removal believed the thief.
+    /// A member that did not know of the removal believed the thief.
     SleeperDeceived,
 }
 
 impl Happened {
-    /// All but those that are too rare to be asked for.
+    /// All events except those too rare to be required.
     pub(crate) const COMMON: [Self; 16] = [
         Self::Op,
         Self::Jump,
@@ -236,12 +236,12 @@ struct Open {
     tables: Tables,
 }
 
-/// What a disk holds, and what it should come to.
+/// The content of a disk, and its expected state.
 #[derive(Clone, Default)]
 struct Memory {
     state: State,
     committed: BTreeSet<OpHash>,
-    /// The greatest of their stamps' times.
+    /// The greatest time in their stamps.
     hlc_max: Hlc,
     clock: BTreeMap<LogId, u64>,
     arr: i64,
@@ -261,9 +261,9 @@ struct Node {
     gone: bool,
     silently_restored: bool,
     repaired: BTreeMap<usize, Repaired>,
-    /// The number and hash of the last op of a later version, in the log that those are in.
+    /// The number and hash of the last op of a later version, in its log.
     later: Option<(u64, OpHash)>,
-    /// For a mutant: what each peer had by its clocks of all sessions.
+    /// For a mutant: each peer's progress by its clocks of all sessions.
     had: BTreeMap<usize, BTreeMap<LogId, u64>>,
 }
 
@@ -294,24 +294,24 @@ pub(crate) struct World {
     links: Vec<[Side; 2]>,
     ops: BTreeMap<OpHash, OpInfo>,
     numbers: BTreeMap<(LogId, u64), OpHash>,
-    /// Per stream and log: the next number.
+    /// The next number per stream and log.
     events: BTreeMap<(String, LogId), u64>,
-    /// Two ops of one number were ever written.
+    /// Whether two ops with one number were ever written.
     forked: bool,
-    /// Somebody was told what is not so.
+    /// Whether a device was lied to.
     deceived: bool,
     verified: BTreeMap<OpHash, VerifiedOp>,
     removals: usize,
     stolen: Option<thief::Stolen>,
-    /// Steps of a hundred in which a stream moves.
+    /// In how many of a hundred steps a stream moves.
     busy: u64,
-    /// A device that does nothing of what its sessions order, and reads nothing.
+    /// A device that performs no effects and reads nothing.
     pub(crate) stalled: Option<usize>,
     wrong: Option<String>,
 }
 
 impl World {
-    /// `count` devices; the first founds the group, others join as time goes by.
+    /// `count` devices; the first founds the group, the others join over time.
     pub(crate) fn new(seed: u64, count: usize, faults: Faults, mutant: Option<Mutant>) -> Self {
         let folder = Path::new("/dev/shm");
         let dir = match folder.is_dir() {
@@ -370,7 +370,7 @@ impl World {
         world
     }
 
-    /// Devices that are members of one group, connected and at rest.
+    /// Members of one group, connected and at rest.
     pub(crate) fn of_members(
         seed: u64,
         count: usize,
@@ -409,7 +409,7 @@ impl World {
         }
     }
 
-    /// A device that may do something.
+    /// Whether a device may act.
     fn is_up(&self, n: usize) -> bool {
         !self.nodes[n].gone && self.nodes[n].memory.joined
     }
@@ -420,7 +420,7 @@ impl World {
 
     // ---- life --------------------------------------------------------------------------------
 
-    /// One thing happens.
+    /// Simulates one event.
     pub(crate) fn step(&mut self) {
         let n = self.rng.index(self.nodes.len());
         if self.rng.chance(self.busy) {
@@ -463,7 +463,7 @@ impl World {
         }
     }
 
-    /// Everything is mended, and those who are members must agree.
+    /// Ends all faults; then the members must agree.
     pub(crate) fn heal(&mut self) {
         self.links.clear();
         for n in 0..self.nodes.len() {
@@ -478,7 +478,7 @@ impl World {
             }
             self.rebase(n);
         }
-        // What two devices with wrong clocks told each other comes of age.
+        // Ops that two devices with wrong clocks exchanged come of age.
         let mut pause_ms = if self.faults.far_clocks { DAY_MS + DAY_MS / 24 } else { HOUR_MS };
         for _ in 0..HEAL_ROUNDS {
             self.links.clear();
@@ -500,7 +500,7 @@ impl World {
         self.check_the_end();
     }
 
-    /// Until nothing moves, or it is clear that it never stops.
+    /// Runs until nothing moves, or until it is clear that it never stops.
     pub(crate) fn settle(&mut self) {
         let from_ms = self.mono_ms;
         for _ in 0..SETTLE_TURNS {
@@ -538,7 +538,7 @@ impl World {
         self.wait(ms);
     }
 
-    /// So much time passes.
+    /// Advances the time.
     pub(crate) fn wait(&mut self, ms: u64) {
         self.mono_ms += ms;
         self.tick();
@@ -569,7 +569,7 @@ impl World {
         }
     }
 
-    /// Sets a device's clock to so much beside the right time.
+    /// Sets the offset of a device's clock from the right time.
     pub(crate) fn set_offset(&mut self, n: usize, offset_ms: i64) {
         self.nodes[n].offset_ms = offset_ms;
     }
@@ -589,15 +589,15 @@ impl Node {
     }
 }
 
-/// Reconnections until all must be well: clocks that are far off, then digests that differ, each
-/// need their time.
+/// Reconnections until all must be in sync: clocks far off, and then digests that differ, each take
+/// time.
 const HEAL_ROUNDS: usize = 6;
 
-/// Virtual time in which a round comes to rest.
+/// The virtual time within which a round comes to rest.
 const SETTLE_MS: u64 = 10 * 60 * 1000;
 
-/// More than any world needs.
+/// More turns than any world needs.
 const SETTLE_TURNS: usize = 40_000;
 
-/// A frame to send, something to read, something to take in, and an end.
+/// The most effects under way: a frame to send, a read, a batch or clock to apply, and an end.
 const ORDERS_MAX: usize = 4;

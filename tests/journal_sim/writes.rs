@@ -1,4 +1,4 @@
-//! What users of a small world write: few records and names, so that writers meet.
+//! The writes of users in a small world: few records and names, so that writers collide.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,7 +29,7 @@ pub(crate) fn draft(rng: &mut Rng) -> Draft {
     Draft { changes, expect: Vec::new() }
 }
 
-/// Writes the same field of a record every time: the op before is dead.
+/// Writes the same field of a record every time, so that the op before is dead.
 pub(crate) fn overwrite(rng: &mut Rng, id: u8) -> Draft {
     let key = Key { model: "asset".into(), id: vec![id], owned: false };
     let set = BTreeMap::from([("f0".to_owned(), Some(Value::Int(rng.below(99) as i64)))]);
@@ -37,8 +37,8 @@ pub(crate) fn overwrite(rng: &mut Rng, id: u8) -> Draft {
     Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() }
 }
 
-/// Says how many days a stream is kept, or for ever. More days than a world lasts, so that only
-/// prunes that look ahead drop anything.
+/// Sets the retention of a stream in days, or for ever. It is longer than a world lasts, so that
+/// only prunes that look ahead drop events.
 pub(crate) fn keep_days(rng: &mut Rng) -> Draft {
     let stream = if rng.chance(70) { "log" } else { "audit" };
     let key = Key { model: STREAM_MODEL.into(), id: stream.into(), owned: false };
@@ -54,7 +54,7 @@ pub(crate) fn keep_days(rng: &mut Rng) -> Draft {
     Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() }
 }
 
-/// The body of an op with a change that can be read and one of a later version.
+/// The body of an op with one readable change and one of a later version.
 pub(crate) fn later_kind(rng: &mut Rng, seq: u64, hlc: Hlc, prev: Option<OpHash>) -> Bytes {
     let key = Key { model: "note".into(), id: vec![rng.below(4) as u8], owned: false };
     let set = vec![("f0".to_owned(), Some(Value::Int(rng.below(99) as i64)))];

@@ -1,4 +1,4 @@
-//! Devices that have a journal and nothing else, the pipes between them, and peers played by hand.
+//! Devices that have only a journal, the pipes between them, and peers played by hand.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,15 +30,15 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-/// Far more than anything here takes, far less than a hang.
+/// Much longer than anything here takes, much shorter than a hang.
 pub(crate) const SOON: Duration = Duration::from_secs(45);
 
-/// What a pipe holds.
+/// The capacity of a pipe.
 pub(crate) const PIPE_BYTES: usize = 64 * 1024;
 
 const MODEL: &str = "note";
 
-/// A change of one record, of about so many bytes.
+/// A change of one record of about this many bytes.
 pub(crate) fn draft(n: u64, bytes: usize) -> Draft {
     let key = Key { model: MODEL.into(), id: n.to_be_bytes().to_vec(), owned: false };
     let set = BTreeMap::from([("text".into(), Some(Value::Text("x".repeat(bytes))))]);
@@ -47,7 +47,7 @@ pub(crate) fn draft(n: u64, bytes: usize) -> Draft {
     Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() }
 }
 
-/// Waits for it.
+/// Waits until the condition holds.
 pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !is_so().await {
@@ -57,7 +57,7 @@ pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     assert!(timeout(SOON, wait).await.is_ok(), "not within {SOON:?}: {what}");
 }
 
-/// Waits until all of them have the same.
+/// Waits until all journals are equal.
 pub(crate) async fn equal(nodes: &[&Node]) {
     until("equal journals", async || {
         let mut states = Vec::new();
@@ -113,7 +113,7 @@ impl Asleep {
         self.run(journal)
     }
 
-    /// Puts an older database into the place of its own, in the very same file.
+    /// Overwrites its database with an older one, in the same file.
     pub(crate) fn put_back(self, backup: &[u8]) -> Node {
         let path = self.home.journal_db_path();
         for suffix in ["-wal", "-shm"] {
@@ -129,7 +129,8 @@ impl Asleep {
         std::fs::metadata(self.home.journal_db_path()).unwrap().len()
     }
 
-    /// Another process, which replicates with `peer` until it is killed; and the stream to it.
+    /// Starts another process that replicates with `peer` until it is killed; returns it and the
+    /// stream to it.
     pub(crate) async fn lend(&self, peer: NodeId) -> (Child, UnixStream) {
         let socket = self.folder.path().join("socket");
         let _ = std::fs::remove_file(&socket);
@@ -151,7 +152,7 @@ const CHILD_HOME: &str = "CAN_SYNC_TEST_CHILD_HOME";
 const CHILD_SOCKET: &str = "CAN_SYNC_TEST_CHILD_SOCKET";
 const CHILD_PEER: &str = "CAN_SYNC_TEST_CHILD_PEER";
 
-/// What the other process does; nothing when this is not one.
+/// The main function of the other process; returns at once in any other.
 pub(crate) async fn child_main() {
     let Ok(home) = std::env::var(CHILD_HOME) else { return };
     let home = Home::open(Some(PathBuf::from(home))).unwrap();
@@ -174,7 +175,7 @@ impl Node {
         asleep.run(journal)
     }
 
-    /// Another device of this one's group.
+    /// Adds another device to this one's group.
     pub(crate) async fn welcome(&self) -> Self {
         let asleep = Asleep::new();
         let id = asleep.identity.node_id;
@@ -204,7 +205,7 @@ impl Node {
         self.journal.write(draft).await.unwrap().unwrap();
     }
 
-    /// An op for each record.
+    /// Writes one op for each record.
     pub(crate) async fn write_many(&self, records: std::ops::Range<u64>, bytes: usize) {
         let drafts: Vec<_> = records.map(|n| draft(n, bytes)).collect();
         for drafts in drafts.chunks(256) {
@@ -224,13 +225,13 @@ impl Node {
         self.journal.read(|reader| reader.clock()).await.unwrap()
     }
 
-    /// All it holds.
+    /// All ops that it holds.
     pub(crate) async fn ops(&self) -> Vec<SignedOp> {
         let scan = self.journal.read(|reader| reader.scan_for(None, &BTreeMap::new()));
         scan.await.unwrap().ops.into_iter().map(|(_, op)| op).collect()
     }
 
-    /// How far another device has acknowledged, by log.
+    /// The numbers that another device has acknowledged, by log.
     pub(crate) fn acks_of(&self, other: NodeId) -> BTreeMap<LogId, u64> {
         let db = rusqlite::Connection::open(self.asleep.home.journal_db_path()).unwrap();
         let mut query = db
@@ -245,7 +246,7 @@ impl Node {
         rows.unwrap().map(Result::unwrap).collect()
     }
 
-    /// Waits until the other has acknowledged all there is.
+    /// Waits until the other device has acknowledged everything.
     pub(crate) async fn acked_by(&self, other: &Node) {
         until("acknowledgements", async || {
             let clock = self.clock().await;
@@ -256,13 +257,13 @@ impl Node {
         .await;
     }
 
-    /// The journal agrees with itself.
+    /// Checks that the journal is consistent.
     pub(crate) async fn check(&self) {
         let findings = self.journal.read(|reader| reader.fsck()).await.unwrap();
         assert_eq!(findings, Vec::<String>::new());
     }
 
-    /// A copy of the database as it is.
+    /// A copy of the database as it is now.
     pub(crate) fn copy(&self) -> Vec<u8> {
         let path = self.asleep.folder.path().join("copy.db");
         let db = rusqlite::Connection::open(self.asleep.home.journal_db_path()).unwrap();
@@ -270,7 +271,7 @@ impl Node {
         std::fs::read(path).unwrap()
     }
 
-    /// What of it is on the disk.
+    /// Hashes of its files on the disk.
     pub(crate) fn on_disk(&self) -> Vec<blake3::Hash> {
         let path = self.asleep.home.journal_db_path();
         let files = ["", "-wal"].map(|suffix| format!("{}{suffix}", path.display()));
@@ -290,7 +291,7 @@ impl Node {
 
 // ---- pipes -----------------------------------------------------------------------------------
 
-/// One end of a pipe that counts what is written to it, and breaks at some byte.
+/// One end of a pipe that counts the bytes written to it and breaks at one of them.
 struct Pipe {
     stream: DuplexStream,
     written: Arc<AtomicUsize>,
@@ -298,7 +299,7 @@ struct Pipe {
 }
 
 impl Pipe {
-    /// Both ends, which count together.
+    /// Both ends; they share the count.
     fn pair(breaks_at: usize) -> (Self, Self, Arc<AtomicUsize>) {
         let (a, b) = duplex(PIPE_BYTES);
         let written = Arc::new(AtomicUsize::new(0));
@@ -385,7 +386,7 @@ impl Link {
         Self::cut_after(a, b, usize::MAX)
     }
 
-    /// One that breaks after so many bytes of both directions.
+    /// A stream that breaks after this many bytes of both directions.
     pub(crate) fn cut_after(a: &Node, b: &Node, bytes: usize) -> Self {
         let (here, there, written) = Pipe::pair(bytes);
         let ((recv_a, send_a), (recv_b, send_b)) = (split(here), split(there));
@@ -399,7 +400,7 @@ impl Link {
         (self.a.view.borrow().clone(), self.b.view.borrow().clone())
     }
 
-    /// Waits until both sides say so.
+    /// Waits until both sides report that they are in sync.
     pub(crate) async fn in_sync(&self) {
         until("in sync", async || {
             let (a, b) = self.views();
@@ -408,7 +409,7 @@ impl Link {
         .await;
     }
 
-    /// Bytes of both directions.
+    /// The bytes of both directions.
     pub(crate) fn bytes(&self) -> usize {
         self.written.load(Ordering::Relaxed)
     }
@@ -418,13 +419,13 @@ impl Link {
         until("the end", async || self.a.task.is_finished() && self.b.task.is_finished()).await;
     }
 
-    /// How both sides ended.
+    /// How the stream ended on both sides.
     pub(crate) async fn ends(self) -> (Ended, Ended) {
         let Self { a, b, .. } = self;
         tokio::join!(a.end(), b.end())
     }
 
-    /// Breaks it off.
+    /// Breaks the stream.
     pub(crate) async fn close(self) {
         for side in [self.a, self.b] {
             side.task.abort();
@@ -458,7 +459,7 @@ pub(crate) struct Puppet {
 }
 
 impl Puppet {
-    /// At the other end of a stream that `node` takes for one with `played`.
+    /// Connects to `node` as if it were `played`.
     pub(crate) async fn beside(node: &Node, played: &Node) -> Self {
         let (here, there, written) = Pipe::pair(usize::MAX);
         let ((recv, send), (reader, writer)) = (split(here), split(there));
@@ -494,7 +495,7 @@ impl Puppet {
         decode_message(frame.kind, frame.payload).unwrap()
     }
 
-    /// Bytes that the device has got rid of.
+    /// The bytes that the device has written and the pipe has taken.
     pub(crate) fn taken_bytes(&self) -> usize {
         self.written.load(Ordering::Relaxed) - self.said
     }

@@ -1,5 +1,5 @@
-//! Two devices in memory that reconcile over encoded frames, with everything counted.
-//! Shared by `tests/reconcile.rs` and `benches/reconcile.rs`.
+//! Two devices in memory that reconcile over encoded frames, with everything counted. Shared by
+//! `tests/reconcile.rs` and `benches/reconcile.rs`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use can_sync::core::sketch::{CodedCells, Sketch, SketchKey};
 use can_sync::wire::frame::HEADER_BYTES;
 use can_sync::wire::reconcile::{decode_reconcile, encode_reconcile};
 
-/// The hash of a number: any two numbers, two unrelated hashes.
+/// The hash of a number; hashes of different numbers are unrelated.
 pub(crate) fn hash(n: u64) -> Hash {
     Hash(*blake3::hash(&n.to_le_bytes()).as_bytes())
 }
@@ -25,7 +25,7 @@ pub(crate) struct Device {
     pub(crate) since: Option<Since>,
     pub(crate) sketch: Sketch,
     pub(crate) scan_allowed: bool,
-    /// The index answers nothing any more.
+    /// Makes every query of the index fail.
     pub(crate) index_fails: bool,
     by_hash: BTreeMap<Hash, u64>,
     by_seq: Vec<Hash>,
@@ -65,7 +65,7 @@ impl Device {
         self.by_hash.contains_key(hash)
     }
 
-    /// Ascending.
+    /// The hashes in ascending order.
     pub(crate) fn hashes(&self) -> Vec<Hash> {
         self.by_hash.keys().copied().collect()
     }
@@ -117,32 +117,32 @@ impl Device {
     }
 }
 
-/// What a run came to, for one side.
+/// The result of a run for one side.
 #[derive(Default)]
 pub(crate) struct Side {
     pub(crate) lacks: Vec<Hash>,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) sent_bytes: usize,
-    /// Of these, what only tells the other side what it lacks.
+    /// Of these, the bytes that only tell the other side what it lacks.
     pub(crate) told_bytes: usize,
     pub(crate) sent_frames: usize,
-    /// In the reconciler and the wire.
+    /// The time in the reconciler and the codec.
     pub(crate) work: Duration,
-    /// In the device's index.
+    /// The time in the device's index.
     pub(crate) index_work: Duration,
     inbox: VecDeque<ReconcileMessage>,
     reconciler: Option<Reconciler>,
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Default)]
 pub(crate) struct Run {
     pub(crate) dialer: Side,
     pub(crate) acceptor: Side,
     pub(crate) way: Option<Way>,
-    /// Round trips until the dialer knew all it could.
+    /// Round trips until the dialer knew everything.
     pub(crate) round_trips: usize,
-    /// Bytes both ways until then, without what told the acceptor.
+    /// Bytes in both directions until then, without those that only inform the acceptor.
     pub(crate) bytes_to_know: usize,
     pub(crate) ways: Vec<Way>,
 }
@@ -150,11 +150,11 @@ pub(crate) struct Run {
 type Meanwhile<'a> = Box<dyn FnMut(&mut Device, &mut Device) + 'a>;
 type Tamper<'a> = Box<dyn FnMut(bool, ReconcileMessage) -> ReconcileMessage + 'a>;
 
-/// How a run goes; the default is two healthy devices and the cheapest way.
+/// The parameters of a run; the default is two healthy devices and the cheapest way.
 pub(crate) struct Course<'a> {
     pub(crate) way: Option<Way>,
     pub(crate) room: usize,
-    /// Called between flights.
+    /// Called between flights of messages.
     pub(crate) meanwhile: Meanwhile<'a>,
     /// May change what is sent: (sent by the dialer, message).
     pub(crate) tamper: Tamper<'a>,

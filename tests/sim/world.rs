@@ -1,9 +1,9 @@
-//! A world of engines in virtual time: the real core and the real codec, and around them a network,
-//! stores and indexes that lose, delay, cut and crash as a seed says.
+//! A world of engines in virtual time: the real core and the real codec, with a simulated network,
+//! stores and indexes that lose, delay, cut and crash according to a seed.
 //!
-//! Control messages travel as encoded frames, in order, as QUIC delivers them; what a network loses
-//! shows as delay, and as a lost connection when it lasts. Batches break anywhere. A crash takes
-//! everything but the store, the index up to some moment, and the saved cursors.
+//! Control messages are sent as encoded frames and arrive in order, as with QUIC; packet loss shows
+//! as delay, or as a lost connection when it lasts. Batches break anywhere. After a crash a node
+//! has only its store, the index up to some moment, and the saved cursors.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -26,10 +26,10 @@ const GROUP: GroupId = GroupId([9; 32]);
 /// QUIC's idle timeout.
 const IDLE_MS: u64 = 30_000;
 
-/// How long a stream may take that brings next to nothing.
+/// How long a stream may take that carries almost nothing.
 const STREAM_MS_MAX: u64 = 15 * 60_000;
 
-/// How soon a hostile offer that nothing was wanted of is made again.
+/// How soon a hostile offer is repeated if nothing in it was wanted.
 const USURP_AGAIN_MS: u64 = 500;
 
 /// Random numbers of one seed (SplitMix64, Steele et al. 2014).
@@ -57,13 +57,13 @@ impl Rng {
     }
 }
 
-/// How bad the world is.
+/// The faults of a world.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Faults {
     pub(crate) delay_ms_max: u64,
-    /// Batches of a hundred that break off.
+    /// How many of a hundred batches break off.
     pub(crate) broken_batches: u64,
-    /// Everybody speaks the plain protocol.
+    /// Whether all nodes speak the plain protocol.
     pub(crate) plain: bool,
 }
 
@@ -107,12 +107,12 @@ impl Ord for Timed {
     }
 }
 
-/// One connection, with a number on each side.
+/// A connection; each side has its own number for it.
 struct Link {
     ends: [usize; 2],
     lives: [u32; 2],
     open: bool,
-    /// When the last frame of each direction arrives: later ones come later.
+    /// When the last frame of each direction arrives: later frames arrive later.
     arrives_ms: [u64; 2],
     plain_ready: [bool; 2],
 }
@@ -125,7 +125,8 @@ struct Batch {
     digests: Vec<Digest>,
     unknown: Vec<Digest>,
     wanted: Option<Vec<bool>>,
-    /// A hostile offer: what is wanted of it never comes, and it is made again and again.
+    /// Whether it is a hostile offer: wanted assets are never sent, and the offer is repeated for
+    /// ever.
     is_usurping: bool,
 }
 
@@ -136,16 +137,16 @@ pub(crate) struct Node {
     /// The store: durable, in the order of its feed.
     pub(crate) store: Vec<Digest>,
     held: BTreeSet<Hash>,
-    /// How much of the feed the index has taken in; durable too.
+    /// How much of the feed the index has applied; durable too.
     indexed: usize,
     epoch: [u8; 16],
     cursors: BTreeMap<NodeId, Since>,
     wake_ms: Option<u64>,
-    /// Says what it holds, is asked for it, and sends none of it.
+    /// Whether it announces what it holds, is asked for it, and sends none of it.
     pub(crate) withholds: bool,
 }
 
-/// What is durable of a node.
+/// The durable part of a node.
 pub(crate) struct Backup {
     store: Vec<Digest>,
     held: BTreeSet<Hash>,
@@ -159,15 +160,15 @@ pub(crate) struct World {
     pub(crate) rng: Rng,
     pub(crate) faults: Faults,
     pub(crate) nodes: Vec<Node>,
-    /// Who can reach whom.
+    /// The pairs of nodes that can reach each other.
     pub(crate) reachable: BTreeSet<(usize, usize)>,
     queue: BinaryHeap<Reverse<Timed>>,
     order: u64,
     links: Vec<Link>,
     batches: Vec<Batch>,
-    /// Contents that crossed, by receiver: an asset counts each time.
+    /// The contents sent, by receiver; an asset counts each time.
     pub(crate) crossed: usize,
-    /// Messages and batches sent, ever.
+    /// All messages and batches ever sent.
     pub(crate) moves: usize,
     pub(crate) frame_bytes: usize,
     /// How long a batch with a large asset takes.
@@ -193,7 +194,7 @@ impl World {
         };
         for n in 0..nodes {
             let mut id = [0; 32];
-            // The order of node IDs must not be the order of the nodes.
+            // The order of node IDs must differ from the order of the nodes.
             id[0] = (world.rng.next() & 0xff) as u8;
             id[1] = n as u8;
             let epoch = [n as u8 + 1; 16];
@@ -226,7 +227,7 @@ impl World {
         self.reachable.insert((a.min(b), a.max(b)));
     }
 
-    /// Cuts them apart; their connection dies of silence.
+    /// Cuts two nodes apart; their connection ends by timeout.
     pub(crate) fn cut(&mut self, a: usize, b: usize) {
         self.reachable.remove(&(a.min(b), a.max(b)));
         for link in 0..self.links.len() {
@@ -272,7 +273,7 @@ impl World {
         self.at(1, Event::Feed { node: n, life });
     }
 
-    /// Takes everything that was not durable. The index may fall back behind the store, and starts
+    /// Removes everything that was not durable. The index may fall back behind the store and starts
     /// a new epoch, as the real one does after an unclean stop.
     pub(crate) fn crash(&mut self, n: usize) {
         let lost = self.rng.below(5) as usize;
@@ -290,14 +291,14 @@ impl World {
         }
     }
 
-    /// What a backup of a node keeps.
+    /// The content of a node's backup.
     pub(crate) fn back_up(&self, n: usize) -> Backup {
         let Node { store, held, indexed, epoch, cursors, .. } = &self.nodes[n];
         let (store, held, cursors) = (store.clone(), held.clone(), cursors.clone());
         Backup { store, held, indexed: *indexed, epoch: *epoch, cursors }
     }
 
-    /// Stops a node and puts a backup back, down to the epoch: nothing shows that it is an older one.
+    /// Stops a node and restores a backup including its epoch: nothing shows that it is older.
     pub(crate) fn put_back(&mut self, n: usize, backup: Backup) {
         self.crash(n);
         let Backup { store, held, indexed, epoch, cursors } = backup;
@@ -326,7 +327,8 @@ impl World {
         }
     }
 
-    /// Somebody at a node waits for an asset. How that stands; `None`: it is here, or the node is down.
+    /// Somebody at a node waits for an asset. Returns the state of the fetch; `None`: the asset is
+    /// held, or the node is down.
     pub(crate) fn fetch(&mut self, n: usize, hash: Hash, at_once: bool) -> Option<Fetching> {
         let node = &self.nodes[n];
         if node.store[..node.indexed].iter().any(|digest| digest.hash == hash) {
@@ -340,7 +342,7 @@ impl World {
         self.nodes[n].held.clone()
     }
 
-    /// Connected peers that some node does not see as equal, by node.
+    /// Connected peers that some node does not see as in sync, by node.
     pub(crate) fn not_in_sync(&self) -> Vec<(usize, PeerView)> {
         let mut found = Vec::new();
         for (n, node) in self.nodes.iter().enumerate() {
@@ -427,7 +429,7 @@ impl World {
         self.at(in_ms, Event::Fact { node: n, life, input });
     }
 
-    /// The end of a connection is `2 * link + side`.
+    /// The number of a connection's end is `2 * link + side`.
     fn side(&self, n: usize, conn: ConnId) -> (usize, usize) {
         let (link, side) = (conn.0 as usize / 2, conn.0 as usize % 2);
         assert_eq!(self.links[link].ends[side], n, "a connection of another node");
@@ -627,7 +629,7 @@ impl World {
             return;
         }
         if self.rng.chance(self.faults.broken_batches) {
-            // The stream breaks before anything is wanted: both sides see it.
+            // The stream breaks before anything is wanted; both sides notice it.
             let wait = delay + self.delay();
             self.fact_at_end(
                 link,
@@ -638,8 +640,8 @@ impl World {
         }
     }
 
-    /// Makes node `n` offer assets to `to` unasked, for ever: it lets the receiver wait for as long as
-    /// a stream may take, breaks off and offers them anew.
+    /// Makes node `n` offer assets to `to` unsolicited for ever: it lets the receiver wait for as
+    /// long as a stream may take, breaks off and offers them again.
     pub(crate) fn usurp(&mut self, n: usize, to: usize, digests: Vec<Digest>) {
         let is_between = |link: &Link| link.open && (link.ends == [n, to] || link.ends == [to, n]);
         let link = self.links.iter().position(is_between).expect("a connection");
@@ -674,7 +676,7 @@ impl World {
         self.usurp(ends[from], ends[to], digests);
     }
 
-    /// A batch stream reaches its receiver, which asks its index what it lacks.
+    /// A batch stream reaches its receiver, which queries its index for what it lacks.
     fn offer(&mut self, index: usize) {
         let Batch { link, from, received_id, .. } = self.batches[index];
         let to = &self.nodes[self.links[link].ends[1 - from]];
@@ -730,7 +732,7 @@ impl World {
         let known = batch.digests.iter().filter(|digest| !unknown.contains(digest));
         let mut arrivals: Vec<_> = known.map(|digest| (digest.hash, Arrival::Held)).collect();
         for digest in &wanted[..whole] {
-            // Of a shared asset each source sends a part, and all are through when it is whole.
+            // Each source sends a part of a shared asset, and all end when it is complete.
             let is_whole = is_shared(digest, HashAlgorithm::Blake3)
                 && self.nodes[to].held.contains(&digest.hash);
             self.crossed += usize::from(!is_whole);
@@ -745,7 +747,7 @@ impl World {
             store_failed: false,
             violation: false,
         };
-        // The feed may show an asset before its batch is reported, or after.
+        // The feed may show an asset before or after its batch is reported.
         let wait = self.rng.below(3);
         self.fact_at_end(link, 1 - from, wait, received);
         let delay = self.delay();
