@@ -33,7 +33,7 @@ pub(super) enum Fact {
     /// A peer opened a stream.
     Stream { conn: ConnId, send: SendStream, recv: RecvStream },
     /// It is the journal's.
-    JournalStream { conn: ConnId, recv: Peeked, send: SendStream },
+    JournalStream { conn: ConnId, recv: Peeked<RecvStream>, send: SendStream },
     /// How the journal stands with the peer of a connection.
     Journal { conn: ConnId, status: JournalPeerStatus },
     /// Logs that are forked; all of them.

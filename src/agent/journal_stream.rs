@@ -15,7 +15,7 @@ use crate::core::close::CloseCode;
 use crate::core::ids::LogId;
 use crate::core::peers::ConnId;
 use crate::net::frame::Peeked;
-use crate::net::{Connection, SendStream};
+use crate::net::{Connection, RecvStream, SendStream};
 
 use super::fact::{Fact, Facts};
 use super::live::Live;
@@ -60,7 +60,7 @@ pub(super) fn accept(
     replication: &Replication,
     conn: ConnId,
     live: &mut Live,
-    (recv, send): (Peeked, SendStream),
+    (recv, send): (Peeked<RecvStream>, SendStream),
 ) {
     if live.connection.dialed() || live.journal.is_some() {
         live.connection.close(CloseCode::Protocol, "a journal's stream too many");

@@ -17,8 +17,6 @@ use tokio::time::timeout;
 use crate::core::close::CloseCode;
 use crate::wire::frame::{HEADER_BYTES, Header, HeaderError, Kind};
 
-use super::connection::RecvStream;
-
 /// How much of a stream's first long payload is allocated before it arrives.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
 
@@ -65,14 +63,17 @@ impl FrameError {
 }
 
 /// A stream whose first byte was read, and is read again.
-pub type Peeked = Chain<Cursor<[u8; 1]>, RecvStream>;
+pub type Peeked<R> = Chain<Cursor<[u8; 1]>, R>;
 
 /// Reads the first byte of a stream, the kind of its first frame. Returns `None` if the stream ends
 /// before it or `deadline` passes.
 ///
 /// # Cancel safety
 /// Not safe: the byte may be lost.
-pub async fn peek(mut stream: RecvStream, deadline: Duration) -> Option<(u8, Peeked)> {
+pub async fn peek<R: AsyncRead + Unpin>(
+    mut stream: R,
+    deadline: Duration,
+) -> Option<(u8, Peeked<R>)> {
     let kind = timeout(deadline, stream.read_u8()).await.ok()?.ok()?;
     Some((kind, Cursor::new([kind]).chain(stream)))
 }

@@ -5,22 +5,20 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{OptionalExtension, params};
 
 use crate::core::ids::{LogId, NodeId, OpHash};
 use crate::core::journal::cell::{ALIVE, CellKey, CellValue, cell_digest, fact_digest, writes};
 use crate::core::journal::members::Fact;
 use crate::core::journal::op::{Body, Change, Key, MemberChange, STREAM_MODEL, group_id};
-use crate::core::journal::set_hash::{Element, SetHash};
-use crate::core::journal::stamp::{Hlc, Stamp};
-use crate::wire::journal::decode_body;
+use crate::core::journal::set_hash::Element;
+use crate::core::journal::stamp::Stamp;
 
-use super::facts::{ADD, GENESIS, REMOVE, fact_kind};
-use super::receive::tells_facts;
-use super::schema::{int, row_u64, seq_key};
+use super::Result;
+use super::rows::{ADD, GENESIS, REMOVE, fact_kind, live_above, read_body, row_cell, tells_facts};
+use super::schema::{int, seq_key};
 use super::tx::Tx;
 use super::verify::VerifiedOp;
-use super::{JournalError, Result};
 
 /// How many cells of a record are in memory at a time while it is cleared: a record has no bound of
 /// its own.
@@ -462,35 +460,4 @@ impl Tx<'_> {
         }
         Ok(())
     }
-}
-
-/// Reads a cell's value from five columns: hlc, log_id, seq, removed, value.
-pub(super) fn row_cell(row: &rusqlite::Row<'_>, from: usize) -> rusqlite::Result<CellValue> {
-    Ok(CellValue {
-        stamp: Stamp {
-            hlc: Hlc(row_u64(row, from)?),
-            log: LogId(row.get(from + 1)?),
-            seq: row_u64(row, from + 2)?,
-        },
-        removed: row.get(from + 3)?,
-        bytes: row.get(from + 4)?,
-    })
-}
-
-/// The sum over the live ops of a log above a number.
-pub(super) fn live_above(connection: &Connection, log: i64, seq: u64) -> Result<SetHash> {
-    let mut query = connection.prepare_cached(
-        "SELECT hash FROM ops WHERE log = ?1 AND seq > ?2 AND (refs > 0 OR opaque = 1)",
-    )?;
-    let mut rows = query.query(params![log, int(seq)])?;
-    let mut above = SetHash::default();
-    while let Some(row) = rows.next()? {
-        above.add(&Element(row.get(0)?));
-    }
-    Ok(above)
-}
-
-/// Decodes a stored body, which was checked before it was stored.
-pub(super) fn read_body(bytes: &[u8]) -> Result<Body> {
-    decode_body(bytes).map_err(|error| JournalError::Damaged(format!("a stored op: {error}")))
 }

@@ -14,8 +14,8 @@ use crate::core::ids::{LogId, NodeId, OpHash};
 use crate::core::limits::BRANCHES_MAX;
 
 use super::Result;
-use super::apply::read_body;
 use super::rebase::Held;
+use super::rows::read_body;
 use super::schema::{delete_meta, int, key, meta_u64, row_u64, seq_key, set_meta};
 use super::tx::Tx;
 

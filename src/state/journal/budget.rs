@@ -10,7 +10,7 @@ use crate::core::limits::{
     JOURNAL_FLOOR_FRACTION,
 };
 
-use super::facts::{ADD, GENESIS};
+use super::rows::{ADD, GENESIS};
 use super::schema::row_u64;
 use super::tx::Tx;
 use super::{Journal, Result};

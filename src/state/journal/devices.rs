@@ -14,7 +14,8 @@ use crate::core::journal::stamp::Hlc;
 use crate::core::pairing::{Member, Members, addresses, shown_name};
 
 use super::facts::facts;
-use super::read::{cell_value, member_rows, model_num, scope_num};
+use super::facts::member_rows;
+use super::read::{cell_value, model_num, scope_num};
 use super::schema::{key, meta, meta_array};
 use super::{Journal, JournalError, JournalReader, Owner, Result};
 use crate::core::journal::members::Verdicts;

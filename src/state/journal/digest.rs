@@ -7,7 +7,7 @@ use crate::core::journal::cell::{cell_digest, event_digest, fact_digest};
 use crate::core::journal::set_hash::{Element, SetHash};
 
 use super::Result;
-use super::apply::row_cell;
+use super::rows::row_cell;
 use super::schema::row_u64;
 
 /// The function that hashes an event or a fact into an element of the digest.

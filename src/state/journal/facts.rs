@@ -10,18 +10,12 @@ use std::sync::Arc;
 use rusqlite::{Connection, Row, params};
 
 use crate::core::ids::{NodeId, OpHash};
-use crate::core::journal::members::{Fact, FactKind, Ledger, Removal, Verdicts};
+use crate::core::journal::members::{Fact, FactKind, Ledger, Verdicts};
 use crate::core::journal::op::{Change, MemberChange};
 
-use super::apply::read_body;
-use super::read::member_rows;
+use super::rows::{ADD, GENESIS, REMOVE, fact_kind, read_body};
 use super::tx::Tx;
 use super::{JournalError, JournalReader, MemberRow, Result};
-
-/// The kinds of facts in `members`.
-pub(super) const GENESIS: i64 = 0;
-pub(super) const ADD: i64 = 1;
-pub(super) const REMOVE: i64 = 2;
 
 const FACTS: &str = "SELECT b.id, m.kind, d.id, o.hash, m.idx,
          CASE m.kind WHEN 2 THEN o.body ELSE NULL END
@@ -143,6 +137,23 @@ impl Tx<'_> {
     }
 }
 
+/// See [`JournalReader::members`].
+pub(super) fn member_rows(connection: &Connection, verdicts: &Verdicts) -> Result<Vec<MemberRow>> {
+    let mut query = connection.prepare_cached(
+        "SELECT d.id, m.name FROM members m JOIN devices d USING (dev)
+         WHERE m.kind != 2 ORDER BY d.id, m.op DESC, m.idx DESC",
+    )?;
+    let mut names: BTreeMap<NodeId, String> = BTreeMap::new();
+    let mut rows = query.query([])?;
+    while let Some(row) = rows.next()? {
+        let (device, name) = (NodeId(row.get(0)?), row.get(1)?);
+        names.entry(device).or_insert(name);
+    }
+    let known = names.into_iter().filter(|(device, _)| verdicts.author_ok(device));
+    let row = |(device, name)| MemberRow { device, name, member: verdicts.member(&device) };
+    Ok(known.map(row).collect())
+}
+
 /// Reads all membership facts.
 pub(super) fn facts(connection: &Connection) -> Result<Vec<Fact>> {
     let mut query = connection.prepare_cached(FACTS)?;
@@ -182,17 +193,4 @@ fn fact(row: &Row<'_>) -> Result<Fact> {
         }
     };
     Ok(Fact { by: NodeId(row.get(0)?), op: OpHash(row.get(3)?), index, what })
-}
-
-/// Converts a member change into the content of a fact.
-pub(super) fn fact_kind(change: &MemberChange) -> FactKind {
-    match change {
-        MemberChange::Genesis { .. } => FactKind::Genesis,
-        MemberChange::Add { device, .. } => FactKind::Add(*device),
-        MemberChange::Remove { device, keep, fence } => FactKind::Remove(Removal {
-            device: *device,
-            keep: keep.iter().copied().collect(),
-            fence: fence.as_ref().map(|fence| fence.iter().copied().collect()),
-        }),
-    }
 }

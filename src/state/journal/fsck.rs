@@ -13,8 +13,8 @@ use crate::core::journal::cell::{ALIVE, CLEAR, CellKey, CellValue, writes};
 use crate::core::journal::op::{Change, LogInfo, SignedOp, op_hash};
 use crate::core::journal::set_hash::{Element, SetHash};
 
-use super::apply::{read_body, row_cell};
 use super::digest::state_digest;
+use super::rows::{read_body, row_cell};
 use super::schema::{key, meta, meta_array, meta_set, row_set, row_u64, seq_key};
 use super::verify::verify;
 use super::{JournalReader, Result};

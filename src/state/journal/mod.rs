@@ -42,6 +42,7 @@ mod read;
 mod rebase;
 mod receive;
 mod roster;
+mod rows;
 mod scan;
 mod schema;
 mod session;

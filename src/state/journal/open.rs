@@ -10,10 +10,11 @@ use crate::core::journal::op::{Change, KINDS};
 use crate::state::home::private_database_file;
 use crate::state::identity::Identity;
 
-use super::apply::read_body;
 use super::roster::Roster;
+use super::rows::read_body;
 use super::schema::{key, meta, meta_array, prepare, set_meta};
 use super::tx::{Nonces, Tx};
+use super::upgrade::STEPS;
 use super::{DbIdent, Journal, JournalError, JournalReader, Result};
 
 impl DbIdent {
@@ -74,7 +75,7 @@ impl Journal {
         ident: DbIdent,
     ) -> Result<Self> {
         let mut connection = Connection::open(path)?;
-        prepare(&mut connection, path, &identity.node_id, wall_ms())?;
+        prepare(&mut connection, path, &STEPS, &identity.node_id, wall_ms())?;
         let mut journal = Self {
             path: path.to_owned(),
             identity: identity.clone(),

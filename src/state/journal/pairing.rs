@@ -11,7 +11,7 @@
 
 use std::time::Instant;
 
-use rusqlite::{Connection, params};
+use rusqlite::params;
 
 use crate::clock::instant_now;
 use crate::core::ids::{LogId, NodeId};
@@ -23,7 +23,8 @@ use crate::core::limits::{
 };
 use crate::core::pairing::proof_matches;
 
-use super::facts::ADD;
+use super::roster::tokens_to_verify;
+use super::rows::ADD;
 use super::scan::{OP_OVERHEAD_BYTES, chain_ops, intro};
 use super::schema::{delete_meta, int, key, meta, set_meta};
 use super::tx::Tx;
@@ -173,19 +174,6 @@ impl Journal {
         tx.commit()?;
         Ok(Ok(log))
     }
-}
-
-/// The keys of the outstanding tokens whose digits must be compared.
-pub(super) fn tokens_to_verify(connection: &Connection) -> Result<Vec<[u8; 32]>> {
-    let listed = meta(connection, key::VERIFY_TOKENS)?.unwrap_or_default();
-    let mut query = connection.prepare_cached("SELECT 1 FROM tokens WHERE key = ?1")?;
-    let mut outstanding = Vec::new();
-    for key in listed.as_chunks::<32>().0 {
-        if query.exists([key])? {
-            outstanding.push(*key);
-        }
-    }
-    Ok(outstanding)
 }
 
 impl Tx<'_> {

@@ -11,8 +11,8 @@ use crate::core::journal::op::{Value, value_from_bytes};
 use crate::core::journal::stamp::{Hlc, Stamp};
 use crate::core::limits::{CELL_BYTES, RECORD_BYTES_MAX, RECORDS_PAGE_BYTES};
 
-use super::apply::row_cell;
-use super::facts::facts;
+use super::facts::{facts, member_rows};
+use super::rows::row_cell;
 use super::schema::{configure, int, key, meta_array, row_u64};
 use super::{JournalError, Result};
 
@@ -334,23 +334,6 @@ struct Row {
     scope: i64,
     owner: Owner,
     id: Vec<u8>,
-}
-
-/// See [`JournalReader::members`].
-pub(super) fn member_rows(connection: &Connection, verdicts: &Verdicts) -> Result<Vec<MemberRow>> {
-    let mut query = connection.prepare_cached(
-        "SELECT d.id, m.name FROM members m JOIN devices d USING (dev)
-         WHERE m.kind != 2 ORDER BY d.id, m.op DESC, m.idx DESC",
-    )?;
-    let mut names: BTreeMap<NodeId, String> = BTreeMap::new();
-    let mut rows = query.query([])?;
-    while let Some(row) = rows.next()? {
-        let (device, name) = (NodeId(row.get(0)?), row.get(1)?);
-        names.entry(device).or_insert(name);
-    }
-    let known = names.into_iter().filter(|(device, _)| verdicts.author_ok(device));
-    let row = |(device, name)| MemberRow { device, name, member: verdicts.member(&device) };
-    Ok(known.map(row).collect())
 }
 
 /// The value of one cell of a record. Reads nothing else of the record.

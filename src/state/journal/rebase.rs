@@ -16,7 +16,7 @@ use crate::core::journal::op::{Body, Change, Key, STREAM_MODEL};
 use crate::core::journal::stamp::{Hlc, Stamp};
 use crate::core::limits::FUTURE_MS_MAX;
 
-use super::apply::{live_above, read_body, row_cell};
+use super::rows::{live_above, read_body, row_cell};
 use super::schema::int;
 use super::tx::Tx;
 use super::{Journal, JournalError, Rebased, Result};

@@ -22,6 +22,7 @@ use crate::core::journal::op::{Change, MemberChange, group_id};
 use crate::core::limits::{AUTHORS_MAX, FACTS_PER_AUTHOR_MAX, LOGS_MAX, LOGS_PER_AUTHOR_MAX};
 
 use super::apply::Applied;
+use super::rows::tells_facts;
 use super::schema::{int, row_u64};
 use super::tx::Tx;
 use super::verify::VerifiedOp;
@@ -323,9 +324,4 @@ fn says_who_is_in(op: &VerifiedOp) -> bool {
         matches!(change, Change::Member(MemberChange::Add { .. } | MemberChange::Remove { .. }))
     };
     op.body().changes.iter().all(is_such)
-}
-
-/// Whether an op contains membership facts.
-pub(super) fn tells_facts(op: &VerifiedOp) -> bool {
-    op.body().changes.iter().any(|change| matches!(change, Change::Member(_)))
 }

@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
+use rusqlite::Connection;
+
 use crate::clock::instant_now;
 use crate::core::ids::NodeId;
 use crate::core::journal::members::Verdicts;
@@ -17,7 +19,6 @@ use crate::core::journal::session::Standing;
 use crate::core::pairing::proof_matches;
 
 use super::Result;
-use super::pairing::tokens_to_verify;
 use super::schema::{key, meta, row_u64};
 use super::tx::Tx;
 
@@ -159,4 +160,17 @@ impl Tx<'_> {
         let (now_ms, now) = (self.now_ms, self.now);
         Ok(Next { verdicts, tokens, to_verify, is_founded_anew, has_invited, now_ms, now })
     }
+}
+
+/// The keys of the outstanding tokens whose digits must be compared.
+pub(super) fn tokens_to_verify(connection: &Connection) -> Result<Vec<[u8; 32]>> {
+    let listed = meta(connection, key::VERIFY_TOKENS)?.unwrap_or_default();
+    let mut query = connection.prepare_cached("SELECT 1 FROM tokens WHERE key = ?1")?;
+    let mut outstanding = Vec::new();
+    for key in listed.as_chunks::<32>().0 {
+        if query.exists([key])? {
+            outstanding.push(*key);
+        }
+    }
+    Ok(outstanding)
 }

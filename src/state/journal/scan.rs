@@ -11,8 +11,7 @@ use crate::core::journal::op::{KINDS, LogInfo, SignedOp};
 use crate::core::journal::set_hash::SetDigest;
 use crate::core::limits::{INTRO_OPS_MAX, INTRODUCTION_FRAME_BYTES_MAX};
 
-use super::apply::live_above;
-use super::facts::{ADD, GENESIS, REMOVE};
+use super::rows::{ADD, GENESIS, REMOVE, live_above};
 use super::schema::{int, key, meta_set, row_set, row_u64, seq_key};
 use super::{JournalReader, Result};
 

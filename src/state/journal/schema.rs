@@ -9,9 +9,8 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use crate::core::ids::NodeId;
 use crate::core::journal::set_hash::SetHash;
-use crate::db::migrate::{MigrateError, Outcome, migrate, newest};
+use crate::db::migrate::{MigrateError, Outcome, Step, migrate, newest};
 
-use super::upgrade::STEPS;
 use super::{JournalError, Result};
 
 /// The newest schema; [`super::upgrade`] upgrades older ones to it.
@@ -230,6 +229,7 @@ pub(super) fn configure(connection: &Connection) -> Result<()> {
 pub(super) fn prepare(
     connection: &mut Connection,
     path: &Path,
+    steps: &[Step],
     device: &NodeId,
     now_ms: u64,
 ) -> Result<()> {
@@ -240,13 +240,13 @@ pub(super) fn prepare(
     connection.pragma_update(None, "fullfsync", "ON")?;
     connection.pragma_update(None, "checkpoint_fullfsync", "ON")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
-    let outcome = migrate(connection, path, &STEPS, now_ms).map_err(migrate_error)?;
+    let outcome = migrate(connection, path, steps, now_ms).map_err(migrate_error)?;
     let tx = connection
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(JournalError::of_begin)?;
     if outcome == Outcome::Empty {
         tx.execute_batch(SCHEMA)?;
-        tx.pragma_update(None, "user_version", newest(&STEPS))?;
+        tx.pragma_update(None, "user_version", newest(steps))?;
         set_meta(&tx, key::DEVICE, &device.0)?;
     }
     let owner = meta(&tx, key::DEVICE)?.unwrap_or_default();

@@ -8,8 +8,8 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use crate::core::ids::NodeId;
 use crate::db::migrate::Step;
 
-use super::apply::live_above;
 use super::digest::state_digest;
+use super::rows::live_above;
 use super::schema::{key, meta, set_meta};
 
 /// The steps for [`crate::db::migrate::migrate`].

@@ -215,7 +215,7 @@ impl Device {
         let rows = query.query_map([], |row| {
             let owner = row.get::<_, Option<[u8; 32]>>(6)?.map(NodeId);
             let cell = (row.get(5)?, owner, row.get(7)?, row.get(8)?, row.get(9)?);
-            Ok((cell, super::apply::row_cell(row, 0)?))
+            Ok((cell, super::rows::row_cell(row, 0)?))
         });
         rows.unwrap().map(std::result::Result::unwrap).collect()
     }
