@@ -1,5 +1,5 @@
-//! The index's answers to what the engine asks, and the set of known hashes as it is loaded at
-//! start. Blocking: run on a blocking thread.
+//! Answers the engine's queries from the index, and loads the set of known hashes at the start.
+//! Blocks: run it on a blocking thread.
 
 use anyhow::{Context as _, Result};
 
@@ -9,10 +9,10 @@ use crate::core::reconcile::{Answer, Query, shard_range};
 use crate::core::sketch::{CodedCells, Sketch, SketchKey};
 use crate::state::index::Index;
 
-/// Rows read at a time while the sketch catches up with the index.
+/// The rows read at a time while the sketch catches up with the index.
 const REPLAY_ROWS: usize = 10_000;
 
-/// Answers a reconcile's question.
+/// Answers a reconcile's query.
 pub(crate) fn answer(index: &Index, query: Query) -> Answer {
     try_answer(index, query).unwrap_or_else(|error| {
         tracing::error!("reading the index: {error:#}");
@@ -41,7 +41,7 @@ fn try_answer(index: &Index, query: Query) -> Result<Answer> {
     })
 }
 
-/// Which of the hashes are held, and which are not.
+/// Splits the hashes into those that are held, with sizes, and those that are not.
 pub(crate) fn sizes(index: &Index, hashes: Vec<Hash>) -> (Vec<Digest>, Vec<Hash>) {
     let sizes = index.sizes(&hashes).unwrap_or_else(|error| {
         tracing::error!("reading the index: {error:#}");
@@ -57,8 +57,7 @@ pub(crate) fn sizes(index: &Index, hashes: Vec<Hash>) -> (Vec<Digest>, Vec<Hash>
     (held, missing)
 }
 
-/// Loads the saved sketch and brings it up to the index's head; builds it when there is none that
-/// fits.
+/// Loads the saved sketch and updates it to the index's head; builds a new one if none fits.
 pub(crate) fn load(index: &Index, group_id: &GroupId) -> Result<KnownSet> {
     let saved = index.load_sketch().context("reading the saved sketch")?;
     let sketch = saved.and_then(|(bytes, seq)| {
@@ -71,7 +70,7 @@ pub(crate) fn load(index: &Index, group_id: &GroupId) -> Result<KnownSet> {
     }
 }
 
-/// Builds the sketch from every row of the index.
+/// Builds a sketch from every row of the index.
 pub(crate) fn scan(index: &Index, group_id: &GroupId) -> Result<KnownSet> {
     replay(index, Sketch::new(SketchKey::derive(group_id)), 0)
 }
@@ -89,7 +88,7 @@ fn replay(index: &Index, mut sketch: Sketch, mut seq: u64) -> Result<KnownSet> {
     }
 }
 
-/// Saves the sketch with the group it belongs to.
+/// Saves the sketch together with its group.
 pub(crate) fn save(index: &Index, group_id: &GroupId, known: &KnownSet) -> Result<()> {
     let mut bytes = group_id.as_bytes().to_vec();
     bytes.extend_from_slice(&known.sketch.to_bytes());

@@ -1,11 +1,11 @@
-//! The hash of a content while its bytes come, under either algorithm.
+//! The incremental hash of a content, under either algorithm.
 
 use std::io;
 use std::path::Path;
 
 use crate::core::ids::{Hash, HashAlgorithm};
 
-/// A hash under way.
+/// An incremental hash.
 pub(crate) enum Hasher {
     Blake3(Box<blake3::Hasher>),
     Sha256(sha2::Sha256),
@@ -28,7 +28,7 @@ impl Hasher {
         }
     }
 
-    /// Reads to the end. Blocks.
+    /// Hashes `from` to its end. Blocks.
     pub(crate) fn update_from(&mut self, mut from: impl io::Read) -> io::Result<()> {
         let mut buffer = vec![0; 256 * 1024];
         loop {
@@ -39,7 +39,7 @@ impl Hasher {
         }
     }
 
-    /// Of all that came so far.
+    /// The hash of all bytes so far.
     pub(crate) fn hash(&self) -> Hash {
         match self {
             Self::Blake3(hasher) => Hash(*hasher.finalize().as_bytes()),

@@ -1,7 +1,7 @@
-//! The key that lets a program speak with a store: where it lies and who may read it.
+//! The key with which a program talks to a store: its file, and who may read it.
 //!
-//! A key file that others can read is refused, not repaired: by then the key may be known. The text
-//! of a key reaches a header and nothing else; `Debug` shows none of it.
+//! A key file that others can read is refused and not repaired, because the key may be known by
+//! then. The key's text is used in a header and nowhere else; `Debug` shows none of it.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -16,24 +16,24 @@ use thiserror::Error;
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoreKey(String);
 
-/// Why a key file gives no key.
+/// Why a key cannot be read from its file.
 #[derive(Debug, Error)]
 pub enum KeyError {
-    /// The file cannot be opened, read or made.
+    /// The file cannot be opened, read or created.
     #[error("cannot use the key file {}: {source}", .path.display())]
     Io {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// Somebody else may know the key.
+    /// Other users may have read the key.
     #[error(
         "the key file {} can be read by others (mode {mode:04o}): make a new key and protect it \
          with `chmod 600`", .path.display()
     )]
     Exposed {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
@@ -41,9 +41,9 @@ pub enum KeyError {
     /// The file belongs to another user, who can read and change it.
     #[error("the key file {} belongs to user {uid}, not to us or root", .path.display())]
     Foreign {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Its owner.
+        /// Its owner's user id.
         uid: u32,
     },
     /// The content is not a key.
@@ -52,19 +52,19 @@ pub enum KeyError {
          characters", .path.display()
     )]
     Malformed {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
 }
 
-/// Longer than any key in use, short enough for every server's header limit.
+/// Longer than any key in use, shorter than every server's header limit.
 const KEY_BYTES_MAX: usize = 1024;
 
-/// 256 bit: not to be guessed.
+/// 256 bits, which nobody can guess.
 const NEW_KEY_BYTES: usize = 32;
 
 impl StoreKey {
-    /// Reads the key from a file that only its owner (we, or root) can read.
+    /// Reads the key from a file that only its owner (this user or root) can read.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
         let io = |source| KeyError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
@@ -79,7 +79,8 @@ impl StoreKey {
         }
         let mut text = String::new();
         let malformed = || KeyError::Malformed { path: path.to_owned() };
-        // Two more than the longest key: room for a line end, and a longer file is seen to be one.
+        // Two more than the longest key: room for a line end, and to recognise a file that is too
+        // long.
         let mut start = file.take(KEY_BYTES_MAX as u64 + 2);
         match start.read_to_string(&mut text) {
             Ok(_) => Self::parse(&text).ok_or_else(malformed),
@@ -88,11 +89,12 @@ impl StoreKey {
         }
     }
 
-    /// Makes a new random key in a new file with mode 0600. An existing file is left alone and is
-    /// an error.
+    /// Makes a random key in a new file with mode 0600. Fails if the file exists, and leaves it
+    /// unchanged.
     pub fn create(path: &Path) -> Result<Self, KeyError> {
         let key = Self(data_encoding::HEXLOWER.encode(&rand::random::<[u8; NEW_KEY_BYTES]>()));
-        // Under another name until it is whole: a crash must not leave a key file without a key.
+        // Written under another name first, because a crash must not leave a key file without a
+        // key.
         let mut unfinished = path.as_os_str().to_owned();
         unfinished.push(format!(".{:016x}", rand::random::<u64>()));
         let write = || -> io::Result<()> {
@@ -113,20 +115,20 @@ impl StoreKey {
         Ok(key)
     }
 
-    /// A key from its text, surrounding white space aside.
+    /// Parses a key; surrounding white space is ignored.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         let fits = (1..=KEY_BYTES_MAX).contains(&text.len());
         (fits && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| Self(text.to_owned()))
     }
 
-    /// Whether `given` is this key, in time that does not depend on where they differ.
+    /// Whether `given` is this key, in constant time.
     pub fn matches(&self, given: &[u8]) -> bool {
-        // Comparing BLAKE3 hashes is constant-time, and hides the length too.
+        // Comparing BLAKE3 hashes takes constant time and hides the length too.
         blake3::hash(given) == blake3::hash(self.0.as_bytes())
     }
 
-    /// The key's text, for a header.
+    /// The key's text for a header.
     pub fn expose(&self) -> &str {
         &self.0
     }

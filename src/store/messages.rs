@@ -1,6 +1,6 @@
-//! The messages of `proto/store.proto` to and from the trait's types, for the server and the client
-//! alike. What comes from outside is bounded and brought into canonical form here, once; refusals
-//! are sentences that the server sends with 400 and the client reports as a broken contract.
+//! Converts the messages of `proto/store.proto` to and from the trait's types, for server and
+//! client. Input is bounded and made canonical here, once. Errors are sentences, which the server
+//! sends with 400 and the client reports as a broken contract.
 
 use prost::Message as _;
 
@@ -11,31 +11,32 @@ use crate::wire::proto::store as proto;
 /// The media type of the messages.
 pub(crate) const PROTOBUF_TYPE: &str = "application/x-protobuf";
 
-/// The api version this code speaks.
+/// The API version of this code.
 pub(crate) const API_VERSION: u32 = 1;
 
-/// Hashes of one pull and bundles of one batch (named in the proto file).
+/// The most hashes of one pull and bundles of one batch (stated in the proto file).
 pub(crate) const MESSAGE_ENTRIES_MAX: usize = 1024;
 
-/// An encoded push, pull answer or batch that this program sends or takes (see the proto file).
+/// The longest encoded push, pull answer or batch that this program sends or accepts (see the proto
+/// file).
 pub(crate) const MESSAGE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Elements of any one list in a message; each may have a bound of its own below it.
+/// The most elements of any list in a message; each list may have a smaller bound of its own.
 pub(crate) const MESSAGE_REPEATED_MAX: usize = TAGS_MAX;
 
-/// The header that carries the metadata of a streamed upload: `Metadata` in unpadded base64url.
+/// The header with the metadata of a streamed upload: `Metadata` in unpadded base64url.
 pub(crate) const METADATA_HEADER: &str = "asset-metadata";
 
-/// The header that says how many bytes of an unfinished upload are kept.
+/// The header with the number of bytes kept of an unfinished upload.
 pub(crate) const UPLOAD_OFFSET_HEADER: &str = "upload-offset";
 
-/// Description, names and tags of one asset together.
+/// The most bytes of an asset's description, names and tags together.
 pub(crate) const METADATA_BYTES_MAX: usize = 64 * 1024;
 
-/// Tags of one asset; each costs a row and some bytes of its own.
+/// The most tags of one asset; each costs a row and some bytes.
 pub(crate) const TAGS_MAX: usize = 4096;
 
-/// Metadata within bounds and in canonical form: tags sorted, each once.
+/// Checks the bounds of metadata and makes it canonical: tags sorted, without duplicates.
 pub(crate) fn canonical(mut metadata: Metadata) -> Result<Metadata, String> {
     metadata.tags.sort_unstable();
     metadata.tags.dedup();
@@ -64,7 +65,7 @@ pub(crate) fn hash(bytes: &[u8]) -> Result<Hash, String> {
         .ok_or_else(|| format!("a hash has {} bytes, got {}", Hash::LEN, bytes.len()))
 }
 
-/// Metadata from its message; a missing one is empty.
+/// Metadata from its message; a missing message is empty metadata.
 pub(crate) fn metadata(message: Option<proto::Metadata>) -> Result<Metadata, String> {
     let message = message.unwrap_or_default();
     canonical(Metadata {
@@ -77,7 +78,7 @@ pub(crate) fn metadata(message: Option<proto::Metadata>) -> Result<Metadata, Str
     })
 }
 
-/// The message of a metadata row.
+/// The message for metadata.
 pub(crate) fn metadata_message(metadata: &Metadata) -> proto::Metadata {
     proto::Metadata {
         description: metadata.description.clone(),
@@ -89,7 +90,7 @@ pub(crate) fn metadata_message(metadata: &Metadata) -> proto::Metadata {
     }
 }
 
-/// Metadata as text for [`METADATA_HEADER`].
+/// Metadata as the value of [`METADATA_HEADER`].
 pub(crate) fn metadata_header(metadata: &Metadata) -> String {
     data_encoding::BASE64URL_NOPAD.encode(&metadata_message(metadata).encode_to_vec())
 }
@@ -110,7 +111,7 @@ pub(crate) fn entry(message: &proto::Digest) -> Result<Entry, String> {
     })
 }
 
-/// The message of a feed entry.
+/// The message for a feed entry.
 pub(crate) fn entry_message(entry: &Entry) -> proto::Digest {
     proto::Digest {
         hash: entry.digest.hash.as_bytes().to_vec().into(),
@@ -120,14 +121,14 @@ pub(crate) fn entry_message(entry: &Entry) -> proto::Digest {
     }
 }
 
-/// An asset's row from a bundle, its content left aside.
+/// The asset in a bundle, without its content.
 pub(crate) fn asset(bundle: &proto::Bundle) -> Result<Asset, String> {
     let digest = bundle.digest.as_ref().ok_or("a bundle has no digest")?;
     let metadata = metadata(bundle.metadata.clone())?;
     Ok(Asset { entry: entry(digest)?, metadata, is_damaged: false })
 }
 
-/// What a store says of itself, from its message, with its features.
+/// A store's description from its message, with its features.
 pub(crate) fn info(message: proto::StoreInfo) -> Result<(StoreInfo, Vec<String>), String> {
     if message.api_version != API_VERSION {
         return Err(format!(
@@ -156,7 +157,7 @@ pub(crate) fn info(message: proto::StoreInfo) -> Result<(StoreInfo, Vec<String>)
     Ok((info, message.features))
 }
 
-/// The message of what a store says of itself.
+/// The message for a store's description.
 pub(crate) fn info_message(info: &StoreInfo, features: Vec<String>) -> proto::StoreInfo {
     let hash_algorithm = match info.hash_algorithm {
         HashAlgorithm::Blake3 => proto::HashAlgorithm::Blake3,

@@ -1,7 +1,8 @@
-//! Assets that come from other devices are put into the store with the journal's metadata, and the
-//! shadow knows it before: so that it is no edit of this user, and the arrival is logged as one. With
-//! no metadata nothing could be taken for an edit: shadow and asset become durable at the same time,
-//! and only a crash between the two has the arrival logged as if the user had added it.
+//! Arrivals: assets from other devices are stored with the journal's metadata, and the shadow
+//! records it before. So the metadata does not look like an edit by this user, and the arrival is
+//! logged as received. Without metadata nothing could look like an edit; then shadow and asset
+//! become durable at the same time, and only after a crash between the two is the arrival logged as
+//! if the user had added it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,11 +18,11 @@ use crate::state::journal;
 use crate::store::Metadata;
 use crate::store::messages::{METADATA_BYTES_MAX, TAGS_MAX};
 
-/// Assets whose sender is remembered until their arrival is logged: far more than are under way.
+/// How many senders are remembered until the arrival is logged: far more assets than are under way.
 const SENDERS_MAX: usize = 64 * 1024;
 
-/// Prepares for assets that come from other devices: they are put into the store with the
-/// journal's metadata, and that is no edit of this user.
+/// Prepares the arrival of assets from other devices, so that their metadata does not look like an
+/// edit by this user.
 #[derive(Clone)]
 pub struct Arrivals {
     journal: JournalHandle,
@@ -29,20 +30,21 @@ pub struct Arrivals {
     senders: Arc<Mutex<BTreeMap<Hash, NodeId>>>,
 }
 
-/// What assets are to be put into the store with.
+/// The metadata with which assets are to be stored.
 pub(crate) struct Expected<'a> {
-    /// In the order asked.
+    /// In the order of the request.
     pub(crate) metadata: Vec<Metadata>,
     noted: BoxFuture<'a, ()>,
 }
 
 impl Expected<'_> {
-    /// Of assets that nobody has said anything of.
+    /// Empty metadata for `count` assets.
     pub(crate) fn bare(count: usize) -> Self {
         Self { metadata: vec![Metadata::default(); count], noted: Box::pin(ready(())) }
     }
 
-    /// Returns when the journal has noted that they come. To be waited for beside the store.
+    /// Returns when the journal has recorded the expected assets. Await it in parallel with the
+    /// store.
     pub(crate) async fn noted(self) {
         self.noted.await;
     }
@@ -53,22 +55,21 @@ impl Arrivals {
         Self { journal, from: None, senders: Arc::default() }
     }
 
-    /// Those that come from this device.
+    /// The arrivals from this device.
     pub(crate) fn from(&self, from: NodeId) -> Self {
         Self { from: Some(from), ..self.clone() }
     }
 
-    /// To be called before assets are put into the store: what to put them with, in their order.
-    /// Without the journal they arrive bare, and get their metadata afterwards. The rows are read
-    /// beside the writer, which may be busy with a commit: what comes in after them is a change like
-    /// any other.
+    /// Must be called before assets are stored; returns their metadata in order. If the journal
+    /// fails they are stored without metadata and get it later. The rows are read in parallel with
+    /// the writer, which may be busy with a commit: a later change is handled like any other.
     pub(crate) async fn expect(&self, hashes: Vec<Hash>) -> Expected<'_> {
         self.remember_sender(&hashes);
         let count = hashes.len();
         let read = self.journal.read(move |reader| {
             let rows = hashes.into_iter().map(|hash| {
                 let row = reader.asset(&hash)?.row().canonical();
-                // An asset must not be refused for its row.
+                // A row that the store would refuse must not stop the asset.
                 Ok((hash, if fits(&row) { row } else { Row::default() }))
             });
             Ok((reader.group()?, rows.collect::<journal::Result<Vec<_>>>()?))
@@ -93,7 +94,7 @@ impl Arrivals {
         Expected { metadata, noted: Box::pin(ready(())) }
     }
 
-    /// Whether the journal has noted them; not when this device is in another group by now.
+    /// Records the expected assets. Returns false when this device is in another group by now.
     async fn note(&self, group: Option<GroupId>, shadows: Vec<(Hash, Shadow)>) -> bool {
         let noted = self.journal.run(move |journal, now_ms| {
             if journal.group() != group {
@@ -112,7 +113,8 @@ impl Arrivals {
         let Some(from) = self.from else { return };
         let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
         if senders.len() + hashes.len() > SENDERS_MAX {
-            // Left by assets that never arrived; the log then does not say who sent the rest.
+            // Left over from assets that never arrived. Some later arrivals are then logged without
+            // a sender.
             senders.clear();
         }
         senders.extend(hashes.iter().map(|hash| (*hash, from)));
@@ -127,7 +129,7 @@ impl Arrivals {
     }
 }
 
-/// Whether a store takes the row at all.
+/// Whether a store accepts a row of this size.
 pub(super) fn fits(row: &Row) -> bool {
     let bytes = row.description.len() + row.tags.iter().map(String::len).sum::<usize>();
     bytes <= METADATA_BYTES_MAX && row.tags.len() <= TAGS_MAX

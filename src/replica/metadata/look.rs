@@ -1,4 +1,4 @@
-//! One look at an asset: what is to be done, and the row written to the store.
+//! One look at an asset: decides what to do, and writes its row to the store.
 
 use crate::core::ids::{Digest, Hash, NodeId};
 use crate::core::journal::asset::{Decision, JournalRow, Row, Shadow, reconcile, written};
@@ -11,34 +11,34 @@ use crate::store::{Asset, Metadata, Store, StoreError};
 use super::arrivals::fits;
 use super::call;
 
-/// A draft is closed when it would grow beyond this; what a change takes is estimated.
+/// The size at which a draft is complete; the sizes of changes are estimates.
 const DRAFT_BYTES: usize = OP_BODY_BYTES_MAX * 3 / 4;
 
-/// An asset and its row in the store, to be judged.
+/// An asset and its row in the store, to be judged against the journal.
 pub(super) struct Asked {
     pub(super) asset: Asset,
-    /// Its row in the store is not to be written now.
+    /// Whether its row in the store must not be written now.
     pub(super) frozen: bool,
-    /// This device has come into the group of others, and has not looked at everything since.
+    /// Whether this device has joined a group of others and has not looked at all assets since.
     pub(super) is_brought: bool,
-    /// Who sent it, if it was sent and that is known.
+    /// The device that sent it, if it was sent and the sender is known.
     pub(super) from: Option<NodeId>,
 }
 
-/// What a look at an asset says is to be done.
+/// The result of a look at an asset.
 pub(super) struct Look {
     asset: Asset,
-    /// What is brought along into the group, for the journal.
+    /// Metadata that this device brings into the group, for the journal.
     pub(super) fill: Option<DraftChange>,
-    /// What the user did and what happened, for the journal.
+    /// The user's edits and the events, for the journal.
     pub(super) changes: Vec<DraftChange>,
-    /// The row in the store was another than was last seen or written there.
+    /// Whether the row in the store differs from the one last seen or written there.
     pub(super) is_edit: bool,
-    /// What to remember, in the same transaction.
+    /// The shadow to record in the same transaction.
     pub(super) shadow: Shadow,
-    /// What to write to the store then.
+    /// The row to write to the store afterwards.
     pub(super) write: Option<Row>,
-    /// Not all of it fitted an op: look again at once.
+    /// Whether not everything fitted into one op: look again at once.
     pub(super) again: bool,
 }
 
@@ -47,7 +47,7 @@ impl Asked {
         self.asset.entry.digest.hash
     }
 
-    /// `None`: all is as it should be.
+    /// Judges the asset; `None` when there is nothing to do.
     pub(super) fn judge(&self, shadow: Option<Shadow>, journal: &JournalRow) -> Option<Look> {
         let Asked { asset, frozen, is_brought, .. } = self;
         let hash = self.hash();
@@ -58,7 +58,8 @@ impl Asked {
         }
         let decision = reconcile(&hash, &store, version(&asset.metadata), seen, journal);
         let Decision { edit, shadow: mut next, mut write, again } = decision;
-        // Edits still to be issued are told by the row as it stands: it is written when they are.
+        // While edits wait to be issued, the current row in the store shows them. So it is written
+        // only when they are issued.
         let unfit = write.as_ref().is_some_and(|row| !fits(row));
         if (*frozen || again || unfit) && write.take().is_some() {
             next.pending = None;
@@ -74,7 +75,7 @@ impl Asked {
         };
         let mut changes: Vec<DraftChange> = edit.into_iter().collect();
         changes.extend(events.iter().map(LogEvent::to_change));
-        // Another version of the same row is nothing to write down.
+        // Another version of an equal row need not be recorded.
         let is_known = seen.is_some_and(|seen| {
             !seen.is_expected() && *seen == Shadow { version: seen.version, ..next.clone() }
         });
@@ -84,8 +85,8 @@ impl Asked {
         Some(Look { asset: asset.clone(), fill, changes, is_edit, shadow: next, write, again })
     }
 
-    /// Of an asset of which the journal has more than is read: its arrival is logged, and its row
-    /// stays as it is until there is less.
+    /// The result for an asset whose journal record is too large to read: logs its arrival, and
+    /// leaves its row until the record is smaller.
     fn leave(&self, shadow: Option<&Shadow>) -> Option<Look> {
         let arrival = self.arrival(shadow)?;
         Some(Look {
@@ -99,7 +100,7 @@ impl Asked {
         })
     }
 
-    /// What is to be logged if nothing was yet.
+    /// The event of the asset's arrival, if it was not logged yet.
     fn arrival(&self, shadow: Option<&Shadow>) -> Option<LogEvent> {
         let Digest { hash, size_bytes } = self.asset.entry.digest;
         match shadow {
@@ -118,13 +119,13 @@ impl Look {
     }
 }
 
-/// What became of a row given to the store.
+/// The result of writing a row to the store.
 pub(super) enum Written {
-    /// It stands; what to remember.
+    /// It was written; the shadow to record.
     Row(Shadow),
-    /// The store never takes it: it is not asked again; what to remember.
+    /// The store never accepts it, so it is not written again; the shadow to record.
     Refused(Shadow),
-    /// The user was faster.
+    /// The user changed the row meanwhile.
     Changed,
     /// The asset is gone.
     Gone,
@@ -134,7 +135,7 @@ pub(super) async fn write_row(store: &dyn Store, look: Look) -> Result<Written, 
     let (hash, before) = (look.hash(), look.asset.metadata);
     let Some(write) = look.write else { return Ok(Written::Changed) };
     if before.version == 0 {
-        // It may not compare versions: so we compare, as late as can be.
+        // The store may not compare versions, so compare here as late as possible.
         match call(store.lookup(hash)).await? {
             None => return Ok(Written::Gone),
             Some(asset) if asset.metadata != before => return Ok(Written::Changed),
@@ -155,7 +156,7 @@ pub(super) async fn write_row(store: &dyn Store, look: Look) -> Result<Written, 
     }
 }
 
-/// Puts changes into as few drafts as the bounds of an op allow; what belongs to one asset stays
+/// Packs changes into as few drafts as the bounds of an op allow; the changes of one asset stay
 /// together.
 pub(super) fn pack<'a>(assets: impl Iterator<Item = &'a [DraftChange]>) -> Vec<Draft> {
     let mut drafts: Vec<Draft> = Vec::new();
@@ -179,9 +180,9 @@ pub(super) fn pack<'a>(assets: impl Iterator<Item = &'a [DraftChange]>) -> Vec<D
     drafts
 }
 
-/// About what a change takes of an op's body, rather more.
+/// A generous estimate of the bytes that a change takes in an op's body.
 pub(super) fn change_bytes(change: &DraftChange) -> usize {
-    /// Tags, lengths, a stamp.
+    /// Field tags, lengths and a stamp.
     const EXTRA_BYTES: usize = 64;
     match change {
         DraftChange::Put(put) => {
@@ -213,7 +214,8 @@ pub(super) fn row(metadata: &Metadata) -> Row {
     }
 }
 
-/// The version shadows keep; a store that has none must not seem unseen.
+/// The version for shadows: never 0, which marks an unseen asset, even if the store has no
+/// versions.
 pub(super) fn version(metadata: &Metadata) -> u64 {
     metadata.version.max(1)
 }

@@ -4,13 +4,13 @@
 //! DIR/lock  DIR/store.db  DIR/content/AB/HASH[.outboard]  DIR/temp/  DIR/staging/
 //! ```
 //!
-//! One level of folders, all made at the start: each further level would be one more folder to
-//! sync for every file, and a million files are four thousand in a folder.
+//! One level of folders, all created at the start. Each further level would be one more folder to
+//! sync for every file; a million files are four thousand per folder.
 //!
-//! F1  A name under `content/` is given only to a file that is complete and on the disk; what was
-//!     given is on the disk (file, then folder) before [`Files::place`] returns.
+//! F1  A name under `content/` is given only to a file that is complete and durable; the name is
+//!     durable (file, then folder) before [`Files::place`] returns.
 //! F2  A failed fsync is never retried and stops the store ([`Health`]).
-//! F3  The folder is for its owner alone: folders 0700, files 0600.
+//! F3  Only the owner can access the folder: folders 0700, files 0600.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
@@ -36,7 +36,7 @@ const FILE_MODE: u32 = 0o600;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
-/// The open folder. The lock is held until this is dropped.
+/// The open folder, locked until this is dropped.
 pub(super) struct Files {
     dir: PathBuf,
     floor_bytes: Option<u64>,
@@ -70,7 +70,7 @@ impl Files {
         Ok(files)
     }
 
-    /// Makes the folders inside, on the disk before there is a database that relies on them.
+    /// Creates the folders inside, durably before a database relies on them.
     fn make_folders(&self) -> anyhow::Result<()> {
         let is_new = !self.database().exists();
         for name in ["content", "temp", "staging"] {
@@ -83,8 +83,8 @@ impl Files {
         if is_new {
             self.sync_dir(&content)?;
             self.sync_dir(&self.dir)?;
-            // The folders above may be new too. They are not all ours to read, so this is as good
-            // as it gets.
+            // The folders above may be new too. Not all of them can be opened, so errors are
+            // ignored.
             for above in self.dir.ancestors().skip(1) {
                 let _ = File::open(above).and_then(|folder| folder.sync_all());
             }
@@ -111,13 +111,13 @@ impl Files {
         self.content(hash).with_extension("outboard")
     }
 
-    /// Lets another process (or another open) have the folder.
+    /// Releases the lock for another process (or another open).
     pub(super) fn unlock(&self) {
         lock(&self.lock).take();
     }
 
-    /// Removes what an earlier run left unfinished: temporary and staged files, and files of
-    /// hashes it was about to record (`unrecorded`) and did not.
+    /// Removes what an earlier run left unfinished: temporary and staged files, and files of hashes
+    /// that it was about to record (`unrecorded`) but did not.
     pub(super) fn sweep(&self, unrecorded: &[Hash]) -> Result<()> {
         for name in ["temp", "staging"] {
             let folder = self.dir.join(name);
@@ -144,7 +144,7 @@ impl Files {
         Ok(())
     }
 
-    /// Refuses when `more_bytes` would not fit above the floor.
+    /// Fails when `more_bytes` would not fit above the free-space floor.
     pub(super) fn check_space(&self, more_bytes: u64) -> Result<()> {
         let disk = rustix::fs::statvfs(&self.dir)
             .map_err(|e| failed("measure the disk of", &self.dir, &e.into()))?;
@@ -162,7 +162,7 @@ impl Files {
         )))
     }
 
-    /// A new empty file in `temp/`, gone when dropped unless it was placed.
+    /// Creates an empty file in `temp/`, removed when dropped unless it was placed.
     pub(super) fn temp(&self) -> Result<(Temp, File)> {
         let number = self.temp_count.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join("temp").join(number.to_string());
@@ -176,7 +176,7 @@ impl Files {
         Ok((Temp(path), file))
     }
 
-    /// A synced copy in a temporary file.
+    /// Makes a synced copy in a temporary file.
     pub(super) fn copy_temp(&self, path: &Path) -> Result<Temp> {
         let mut source = File::open(path).map_err(|e| failed("read", path, &e))?;
         let (temp, mut file) = self.temp()?;
@@ -185,8 +185,8 @@ impl Files {
         Ok(temp)
     }
 
-    /// Whether `path` can be moved into the store without copying it. Trying tells more than
-    /// comparing devices: two mounts of one device do not let files move between them.
+    /// Whether `path` can be moved into the store without copying. Tries it, because comparing
+    /// devices is not enough: files cannot move between two mounts of one device.
     pub(super) fn can_move(&self, path: &Path) -> bool {
         let number = self.temp_count.fetch_add(1, Ordering::Relaxed);
         let probe = Temp(self.dir.join("temp").join(number.to_string()));
@@ -194,8 +194,8 @@ impl Files {
         !linked.is_err_and(|error| error.kind() == io::ErrorKind::CrossesDevices)
     }
 
-    /// Makes a file that somebody else wrote ours: private and on the disk. One that did not get
-    /// there is removed: what the page cache keeps of it looks well, and the next sync succeeds.
+    /// Makes a file that another program wrote private and durable. If that fails it is removed,
+    /// because the page cache would still show it and the next sync would succeed.
     pub(super) fn own(&self, path: &Path) -> Result<()> {
         fs::set_permissions(path, Permissions::from_mode(FILE_MODE))
             .map_err(|e| failed("make private", path, &e))?;
@@ -207,8 +207,8 @@ impl Files {
         })
     }
 
-    /// Gives synced files their names, all of them on the disk on return. On an error some may
-    /// have moved: the caller has reserved their hash.
+    /// Moves synced files to their names; all moves are durable on return. On an error some may
+    /// have moved: the caller has reserved their hashes.
     pub(super) fn place(&self, moves: &[Move<'_>]) -> Result<()> {
         let mut changed = BTreeSet::new();
         for Move { from, to } in moves {
@@ -218,7 +218,7 @@ impl Files {
         changed.into_iter().try_for_each(|folder| self.sync_dir(folder))
     }
 
-    /// Undoes [`Files::place`] as far as it got, for hashes that are certainly not recorded.
+    /// Reverts [`Files::place`] as far as it got, for hashes that are certainly not recorded.
     pub(super) fn unplace(&self, moves: &[Move<'_>]) {
         for Move { from, to } in moves {
             if !from.exists()
@@ -230,7 +230,7 @@ impl Files {
         }
     }
 
-    /// Exactly the bytes of `range` of a content file.
+    /// Reads exactly `range` of a content file.
     pub(super) fn read(&self, hash: Hash, range: std::ops::Range<u64>) -> Result<Vec<u8>> {
         let path = self.content(hash);
         let length = usize::try_from(range.end - range.start)
@@ -241,7 +241,7 @@ impl Files {
         Ok(bytes)
     }
 
-    /// A content file, open for reading, of the length it must have.
+    /// Opens a content file for reading and checks its length.
     pub(super) fn open_content(&self, digest: Digest) -> Result<File> {
         let path = self.content(digest.hash);
         let open = || {
@@ -256,7 +256,7 @@ impl Files {
         Ok(file)
     }
 
-    /// Whether there is a content file of the length it must have.
+    /// Whether there is a content file of the right length.
     pub(super) fn has_content(&self, digest: Digest) -> Result<bool> {
         match fs::symlink_metadata(self.content(digest.hash)) {
             Ok(status) => Ok(status.is_file() && status.len() == digest.size_bytes),
@@ -267,15 +267,15 @@ impl Files {
         }
     }
 
-    /// What an error of reading a content means: that this file is lost, or that the disk or this
-    /// process is in trouble.
+    /// Maps an error of reading a content: either this file is lost, or the disk or this process is
+    /// in trouble.
     pub(super) fn read_failed(&self, hash: Hash, error: &io::Error) -> StoreError {
         let path = self.content(hash);
         let error = match failed("read", &path, error) {
             StoreError::Disk(text) => text,
             other => return other,
         };
-        // Without its folder more than one asset is concerned.
+        // If its folder is missing too, more than one asset is affected.
         match path.parent().map(File::open) {
             Some(Ok(_)) => {
                 tracing::warn!(error, "a content is lost");
@@ -285,8 +285,8 @@ impl Files {
         }
     }
 
-    /// Waits until the file is on the disk. What a full disk did not take is lost; after any other
-    /// failure it is not known what else is (fsyncgate).
+    /// Waits until the file is durable. After a full disk the data is lost; after any other failure
+    /// it is not known what else is lost (fsyncgate).
     pub(super) fn sync(&self, file: &File, path: &Path) -> Result<()> {
         self.health.check()?;
         file.sync_all().map_err(|e| match failed("sync", path, &e) {
@@ -302,7 +302,7 @@ impl Files {
     }
 }
 
-/// A synced file, and the name it gets under `content/`.
+/// A synced file, and its future name under `content/`.
 pub(super) struct Move<'a> {
     from: &'a Path,
     to: PathBuf,
@@ -319,7 +319,7 @@ pub(super) struct Temp(pub(super) PathBuf);
 
 impl Drop for Temp {
     fn drop(&mut self) {
-        // Placed, or swept at the next start.
+        // Already moved, or removed at the next start.
         let _ = fs::remove_file(&self.0);
     }
 }
@@ -329,7 +329,7 @@ pub(super) fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|e| failed("read", path, &e))
 }
 
-/// The error of an operation on a path.
+/// The error of a file operation on a path.
 pub(super) fn failed(doing: &str, path: &Path, error: &io::Error) -> StoreError {
     let text = format!("cannot {doing} {}: {error}", path.display());
     match Errno::from_io_error(error) {
@@ -343,7 +343,7 @@ pub(super) fn failed(doing: &str, path: &Path, error: &io::Error) -> StoreError 
     }
 }
 
-/// Removes a file that may not be there.
+/// Removes a file if it exists.
 pub(super) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -361,7 +361,7 @@ fn create_dir(dir: &Path, parents: bool) -> io::Result<()> {
     }
 }
 
-/// Refuses a folder that is not ours, and makes ours private.
+/// Refuses a folder of another user, and makes an own one private.
 fn check_folder(dir: &Path) -> anyhow::Result<()> {
     let metadata = fs::metadata(dir)?;
     if !metadata.is_dir() {
@@ -382,7 +382,7 @@ fn check_folder(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes the lock that keeps a second process out; it says who holds it.
+/// Takes the lock that keeps out a second process; the error names the holder.
 fn take_lock(dir: &Path) -> anyhow::Result<File> {
     let path = dir.join("lock");
     let mut file = OpenOptions::new()

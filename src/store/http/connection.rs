@@ -1,8 +1,9 @@
-//! Requests to a foreign store: where they may go, how long they may take, how much may come back.
+//! Requests to a foreign store: where they may go, how long they may take, and how large answers
+//! may be.
 //!
-//! The address is a literal loopback one, and its listener is ours or root's; no redirect is
-//! followed, no proxy used, no content encoding taken. Every phase has a deadline, counted from the
-//! last sign of progress, so that slow work goes on and a hang ends.
+//! The address is a literal loopback one, and its listener belongs to this user or root; redirects
+//! are not followed, proxies not used, content encodings not accepted. Every phase has a deadline
+//! since the last sign of progress, so that slow work continues and a hang ends.
 
 use std::io::SeekFrom;
 use std::net::{IpAddr, SocketAddr};
@@ -28,15 +29,15 @@ use crate::store::key::{KeyError, StoreKey};
 /// How long each phase of a request may take without progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
-    /// Until the connection is there.
+    /// For establishing the connection.
     pub connect: Duration,
-    /// From the request's last byte to the answer's head.
+    /// From the last byte of the request to the head of the answer.
     pub header: Duration,
     /// Between signs of progress of a body, in either direction, and between lines of an event
-    /// stream (a comment comes every 15 s).
+    /// stream (which has a comment every 15 s).
     pub body: Duration,
-    /// A healthy store takes an upload at least this fast: what is still on the way when the last
-    /// byte was handed over lengthens the header deadline by it.
+    /// The slowest rate at which a healthy store accepts an upload. The header deadline is extended
+    /// by the time that bytes still on the way need at this rate.
     pub slowest_bytes_per_s: u64,
 }
 
@@ -51,42 +52,42 @@ impl Default for Deadlines {
     }
 }
 
-/// A body that brought fewer bytes than this in [`Deadlines::body`] counts as hanging; else a store
-/// could keep us for ever by a byte a minute.
+/// A body with fewer bytes than this within [`Deadlines::body`] counts as hanging; otherwise a
+/// store could block us for ever with a byte per minute.
 const PROGRESS_BYTES: usize = 4 * 1024;
 
-/// Pieces of an upload.
+/// The size of the pieces of an upload.
 const UPLOAD_PIECE_BYTES: usize = 64 * 1024;
 
-/// What buffers on the way can hold when the last byte was handed over.
+/// The most bytes in buffers on the way when the last byte was handed over.
 const IN_FLIGHT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// A store that has all bytes checks and flushes them at least this fast.
+/// The slowest rate at which a store that has all bytes verifies and flushes them.
 const VERIFY_BYTES_PER_S: u64 = 32 * 1024 * 1024;
 
-/// Idle connections are dropped before common servers drop theirs (5 s), which saves the race.
+/// Idle connections are dropped before common servers drop them (5 s), which avoids a race.
 const IDLE_KEPT: Duration = Duration::from_secs(3);
 
 /// How much of an error answer is read.
 const PROBLEM_BYTES_MAX: u64 = 16 * 1024;
 
-/// How much of the store's own words is shown.
+/// How much of the store's error text is shown.
 const DETAIL_CHARS_MAX: usize = 300;
 
-/// A request, ready to be sent again.
+/// A request that can be sent repeatedly.
 pub(super) struct Request {
     pub(super) method: Method,
-    /// From the slash on, with the query.
+    /// The path from the slash on, with the query.
     pub(super) path: String,
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     pub(super) body: RequestBody,
 }
 
-/// What a request carries.
+/// The body of a request.
 pub(super) enum RequestBody {
     Empty,
     Bytes(Bytes),
-    /// The file from an offset on, so many bytes.
+    /// A file, an offset in it, and a length.
     File(PathBuf, u64, u64),
 }
 
@@ -103,7 +104,7 @@ impl Request {
     }
 }
 
-/// The way to a store.
+/// Sends requests to a store.
 pub(super) struct Connection {
     client: Client,
     url: String,
@@ -120,7 +121,7 @@ impl Connection {
     ) -> Result<Self, StoreError> {
         let address = loopback_address(url)?;
         let key = load_key(key_file)?;
-        // iroh takes reqwest's own crypto provider away; without one no client can be built.
+        // iroh disables reqwest's own crypto provider; without one no client can be built.
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| {
             // An error means that one is installed already.
@@ -149,8 +150,8 @@ impl Connection {
         &self.url
     }
 
-    /// Sends a request and returns the answer's head, whatever its status except 401. After a 401
-    /// the key file is read again, and a new key is tried once.
+    /// Sends a request and returns the head of the answer, whatever its status except 401. After a
+    /// 401 the key file is read again, and a new key is tried once.
     pub(super) async fn send(&self, request: &Request) -> Result<Response, StoreError> {
         let key = self.key();
         let answer = self.send_once(request, &key).await?;
@@ -226,14 +227,15 @@ impl Connection {
         Ok(answer)
     }
 
-    /// How long a healthy store may need for an upload of `length` bytes after the last was sent.
+    /// How long a healthy store may take for an upload of `length` bytes after the last byte was
+    /// sent.
     fn settling(&self, length: u64) -> Duration {
         let on_the_way =
             length.min(IN_FLIGHT_BYTES_MAX) / self.deadlines.slowest_bytes_per_s.max(1);
         Duration::from_secs(on_the_way + length / VERIFY_BYTES_PER_S)
     }
 
-    /// The answer's whole body of at most `limit_bytes`.
+    /// Reads the answer's whole body, at most `limit_bytes`.
     pub(super) async fn body(
         &self,
         mut answer: Response,
@@ -270,8 +272,8 @@ impl Connection {
         }
     }
 
-    /// What an answer with an unexpected status means. Statuses that mean something special to a
-    /// call are the call's to look at first.
+    /// Maps an unexpected status to an error. The caller must handle statuses with a special
+    /// meaning first.
     pub(super) async fn failure(&self, call: &str, answer: Response) -> StoreError {
         let status = answer.status();
         if status.is_redirection() {
@@ -300,7 +302,7 @@ impl Connection {
     }
 }
 
-/// The body's length as the answer's head announces it.
+/// The body's length as announced in the answer's head.
 pub(super) fn announced_bytes(answer: &Response) -> Option<u64> {
     let value = answer.headers().get(header::CONTENT_LENGTH)?;
     value.to_str().ok()?.parse().ok()
@@ -316,7 +318,7 @@ fn load_key(path: &Path) -> Result<StoreKey, StoreError> {
     })
 }
 
-/// Where a store's URL leads. Names are refused: they can be made to lead elsewhere.
+/// Parses a store's URL. Host names are refused, because they can be redirected.
 fn loopback_address(text: &str) -> Result<SocketAddr, StoreError> {
     let refuse = |why: &str| {
         StoreError::Unsupported(format!(
@@ -346,7 +348,7 @@ fn loopback_address(text: &str) -> Result<SocketAddr, StoreError> {
     Ok(SocketAddr::new(ip, port))
 }
 
-/// The body as a stream that counts what was handed over, and its length.
+/// The body as a stream that counts the bytes handed over, and its length.
 async fn open_body(
     body: &RequestBody,
     handed_over: Arc<AtomicU64>,
@@ -375,7 +377,7 @@ async fn open_body(
     }
 }
 
-/// The `detail` of a problem document, made safe to print; empty when there is none.
+/// The `detail` of a problem document, made safe to print; empty if there is none.
 fn detail(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Document {
@@ -387,8 +389,8 @@ fn detail(body: &[u8]) -> String {
     format!(": {}", visible(&document.detail, DETAIL_CHARS_MAX))
 }
 
-/// What a request's failure means: what a layer of ours said, or trouble on the way with its causes
-/// on one line.
+/// Maps a failed request to an error: one of our own layers, or a network error with its causes on
+/// one line.
 pub(super) fn failed(error: &reqwest::Error) -> StoreError {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

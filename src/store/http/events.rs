@@ -1,10 +1,10 @@
-//! Server-sent events from bytes (the WHATWG HTML standard, 9.2), with bounds.
+//! Parses server-sent events (the WHATWG HTML standard, 9.2) within bounds.
 //!
-//! Lines end with LF, CR or CRLF, also when a chunk ends in between; a byte order mark at the start
-//! is dropped; an event without data is none. What is longer than the bounds is an error: the
-//! stream is then given up and the listing asked.
+//! Lines end with LF, CR or CRLF, also across chunks; a byte order mark at the start is dropped; an
+//! event without data is ignored. Anything longer than the bounds is an error: the stream is then
+//! given up and the listing used.
 
-/// The longest line, and the longest data of one event: ours have a hundred bytes.
+/// The longest line, and the longest data of one event: real ones have a hundred bytes.
 pub(super) const EVENT_BYTES_MAX: usize = 64 * 1024;
 
 /// An event of the stream.
@@ -12,32 +12,32 @@ pub(super) const EVENT_BYTES_MAX: usize = 64 * 1024;
 pub(super) struct Event {
     /// Its name; `message` when it has none.
     pub(super) name: String,
-    /// Its data, lines joined by LF.
+    /// Its data; lines are joined by LF.
     pub(super) data: String,
-    /// The last id seen, its own or an earlier one's; empty when there was none.
+    /// The last id so far, from this or an earlier event; empty if there was none.
     pub(super) id: String,
 }
 
-/// A line or an event is longer than [`EVENT_BYTES_MAX`].
+/// The error for a line or event longer than [`EVENT_BYTES_MAX`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TooLong;
 
-/// Turns chunks of bytes into events.
+/// Parses chunks of bytes into events.
 #[derive(Debug, Default)]
 pub(super) struct Parser {
     line: Vec<u8>,
-    /// The last byte was a CR: an LF right after it belongs to the same line end.
+    /// Whether the last byte was a CR: an LF after it belongs to the same line end.
     after_cr: bool,
     past_first_line: bool,
     name: String,
     data: Option<String>,
     id: String,
-    /// Lines seen, comments too: a sign of life.
+    /// The number of lines so far, including comments: a sign of life.
     lines: u64,
 }
 
 impl Parser {
-    /// Takes the next bytes in; returns the events that they complete.
+    /// Parses the next bytes; returns the events that they complete.
     pub(super) fn push(&mut self, chunk: &[u8]) -> Result<Vec<Event>, TooLong> {
         let mut events = Vec::new();
         for &byte in chunk {
@@ -58,7 +58,7 @@ impl Parser {
         Ok(events)
     }
 
-    /// Lines seen so far.
+    /// The number of lines so far.
     pub(super) fn lines(&self) -> u64 {
         self.lines
     }
@@ -94,7 +94,7 @@ impl Parser {
                 }
                 self.data = Some(data);
             }
-            // A comment (no name before the colon), or nothing we use.
+            // A comment (empty name), or a field that is not used.
             _ => {}
         }
         Ok(None)

@@ -10,12 +10,12 @@ use crate::store::{
     Asset, Cursor, Entry, Filter, Metadata, PAGE_ENTRIES_MAX, StoreError, messages,
 };
 
-/// Rows of one `/assets` page, and the room for them.
+/// The rows of one `/assets` page, and the most bytes of a page.
 const ROWS_PAGE: usize = 500;
 const ROWS_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 impl Inner {
-    /// [`Store::list`](crate::store::Store::list).
+    /// Implements [`Store::list`](crate::store::Store::list).
     pub(super) async fn list(
         &self,
         filter: &Filter,
@@ -30,7 +30,7 @@ impl Inner {
         let is_hex = |text: &String| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         let prefix = filter.hash_prefix.as_ref();
         if prefix.is_some_and(|prefix| !is_hex(prefix) || prefix.len() > 2 * Hash::LEN) {
-            // No hash begins so, and the store would refuse to look.
+            // No hash can start like this, and the store would refuse the query.
             return Ok(Vec::new());
         }
         let limit = limit.min(PAGE_ENTRIES_MAX);
@@ -82,7 +82,7 @@ struct Row {
     tags: Vec<String>,
     trashed: bool,
     version: u64,
-    /// Not every store says so.
+    /// Absent in the answers of some stores.
     #[serde(default)]
     damaged: bool,
 }

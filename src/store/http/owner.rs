@@ -1,10 +1,10 @@
-//! Who listens on the store's port.
+//! Checks who listens on the store's port.
 //!
-//! While the store is down, any user of the machine can take its port and collect the key and
-//! whatever is sent. So before each new connection the kernel's table of sockets must name us or
-//! root as the owner of the socket that will take it. Once made, a connection stays with whoever
-//! took it: requests on it need no further look (which costs milliseconds where the kernel's tables
-//! are large).
+//! While the store is down, any user of the machine can take its port and collect the key and all
+//! requests. So before each new connection the kernel's table of sockets must show this user or
+//! root as the owner of the listening socket. Requests on an established connection need no further
+//! check, because it stays with the process that accepted it (a check takes milliseconds where the
+//! kernel's tables are large).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -15,8 +15,8 @@ use tower::filter::AsyncPredicate;
 
 use crate::store::StoreError;
 
-/// Lets only connections to our own or root's listener be made. Goes around a connector; what it
-/// refuses is the [`StoreError`] among the causes of the client's error.
+/// Wraps a connector and allows only connections to a listener of this user or root. The
+/// [`StoreError`] for a refusal is among the causes of the client's error.
 #[derive(Clone, Copy)]
 pub(super) struct OwnedBy(pub(super) SocketAddr);
 
@@ -34,11 +34,11 @@ impl<Request: Send + 'static> AsyncPredicate<Request> for OwnedBy {
     }
 }
 
-/// Refuses an address on which somebody else listens. Nothing is sent to it.
+/// Fails if another user listens on the address. Sends nothing to it.
 #[cfg(target_os = "linux")]
 async fn check(address: SocketAddr) -> Result<(), StoreError> {
-    // A listener of the same family comes first for the kernel too; IPv4 may also be taken by an
-    // IPv6 one. Under `self`, since a sandboxed service may not see the rest of /proc.
+    // The kernel too prefers a listener of the same family; an IPv6 one may also take IPv4. Read
+    // below `self`, because a sandboxed service may not see the rest of /proc.
     let tables: &[&str] = match address {
         SocketAddr::V4(_) => &["/proc/self/net/tcp", "/proc/self/net/tcp6"],
         SocketAddr::V6(_) => &["/proc/self/net/tcp6"],
@@ -47,7 +47,7 @@ async fn check(address: SocketAddr) -> Result<(), StoreError> {
     for path in tables {
         let listeners = match tokio::fs::read_to_string(path).await {
             Ok(table) => parse(&table),
-            // Without IPv6 there is no table of it.
+            // A system without IPv6 does not have this table.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.ends_with('6') => {
                 continue;
             }
@@ -65,7 +65,7 @@ async fn check(address: SocketAddr) -> Result<(), StoreError> {
     Err(StoreError::Unreachable(format!("nothing listens on {address}: is the store running?")))
 }
 
-/// Elsewhere the owner cannot be asked for.
+/// On other systems the owner cannot be determined.
 #[cfg(not(target_os = "linux"))]
 #[allow(clippy::unused_async)]
 async fn check(_address: SocketAddr) -> Result<(), StoreError> {
@@ -79,8 +79,7 @@ struct Listener {
     uid: u32,
 }
 
-/// Whether every listener that could be given the connection is to be trusted; `None` when there is
-/// none.
+/// Whether every listener that could get the connection is trusted; `None` when there is none.
 fn judge(
     address: SocketAddr,
     listeners: &[Listener],
@@ -101,15 +100,15 @@ fn judge(
     })
 }
 
-/// Whether a socket listening on `listener` could be given a connection to `target`.
+/// Whether a socket that listens on `listener` could get a connection to `target`.
 fn takes(listener: SocketAddr, target: SocketAddr) -> bool {
     let ip = listener.ip().to_canonical();
-    // `::` may take IPv4 as well; the table does not say.
+    // `::` may accept IPv4 as well; the table does not show it.
     let is_any = ip.is_unspecified() && (target.is_ipv4() || listener.is_ipv6());
     listener.port() == target.port() && (is_any || ip == target.ip())
 }
 
-/// The listening sockets of a `/proc/net/tcp` or `tcp6` table; lines that are none are left out.
+/// Parses the listening sockets in a `/proc/net/tcp` or `tcp6` table; other lines are skipped.
 fn parse(table: &str) -> Vec<Listener> {
     const LISTENING: &str = "0A";
     let line = |line: &str| {
@@ -123,7 +122,7 @@ fn parse(table: &str) -> Vec<Listener> {
     table.lines().skip(1).filter_map(line).collect()
 }
 
-/// `0100007F:1F90`: words of the address in the machine's byte order, and the port.
+/// Parses `0100007F:1F90`: the words of the address in the machine's byte order, and the port.
 fn parse_address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;

@@ -1,4 +1,4 @@
-//! Contents and rows on their way out of a foreign store: by range, or whole in bundles.
+//! Reading contents and rows from a foreign store: by range, or as whole assets in bundles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -15,7 +15,7 @@ use crate::store::{Asset, READ_BYTES_MAX, SMALL_BYTES_MAX, StoreError};
 use crate::wire::proto::store as proto;
 
 impl Inner {
-    /// Asks for bundles. The answer holds only what was asked for, each with a digest.
+    /// Requests bundles. Checks that the answer contains only requested assets, each with a digest.
     pub(super) async fn pull(
         &self,
         hashes: &BTreeSet<Hash>,
@@ -60,7 +60,7 @@ impl Inner {
         Ok(pulled)
     }
 
-    /// A whole content from a store without "blobs".
+    /// Reads a whole content from a store without "blobs".
     pub(super) async fn read_whole(&self, hash: Hash) -> Result<Option<Bytes>, StoreError> {
         let kept = {
             let whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,7 +95,7 @@ impl Inner {
             return Err(out_of_range(hash, &range, size_bytes));
         }
         if range.end == size_bytes {
-            // Read to the end: it will not be asked for again soon.
+            // Read to its end, so it will not be requested again soon.
             self.set_whole(None);
         }
         Ok(Some(slice(&content, range)))
@@ -138,7 +138,7 @@ impl Inner {
                 let content = self.connection.body(answer, length).await?;
                 exactly(length, content).map(Some)
             }
-            // The whole content: right only when it was asked for.
+            // The whole content: correct only if it was requested.
             StatusCode::OK if range.start == 0 => {
                 let content = self.connection.body(answer, length).await?;
                 exactly(length, content).map(Some)
@@ -152,7 +152,7 @@ impl Inner {
         }
     }
 
-    /// [`Store::read_small`](crate::store::Store::read_small).
+    /// Implements [`Store::read_small`](crate::store::Store::read_small).
     pub(super) async fn read_small(
         &self,
         digests: &[Digest],
@@ -203,7 +203,7 @@ impl Inner {
             if let Some(refused) = refused {
                 return Err(refused);
             }
-            // What is in neither list did not fit into the answer and is asked for again.
+            // Assets in neither list did not fit into the answer and are requested again.
             if wanted.len() == before {
                 return Err(contract("it was asked for small assets and sent nothing"));
             }
@@ -212,7 +212,7 @@ impl Inner {
     }
 }
 
-/// What a pull brought.
+/// The answer to a pull.
 #[derive(Default)]
 pub(super) struct Pulled {
     pub(super) bundles: BTreeMap<Hash, (Asset, Bytes)>,
@@ -220,7 +220,7 @@ pub(super) struct Pulled {
 }
 
 fn slice(content: &Bytes, range: Range<u64>) -> Bytes {
-    // The caller has compared the range with the length, which fits a usize.
+    // The caller has checked the range against the length, which fits a usize.
     content.slice(range.start as usize..range.end as usize)
 }
 

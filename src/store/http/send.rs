@@ -1,4 +1,4 @@
-//! Contents on their way into a foreign store: small ones in batches, large ones from files.
+//! Writing contents to a foreign store: small ones in batches, large ones from files.
 
 use prost::Message as _;
 use reqwest::header::{self, HeaderName};
@@ -14,7 +14,7 @@ use crate::store::{NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile, 
 use crate::wire::proto::store as proto;
 
 impl Inner {
-    /// [`Store::put`](crate::store::Store::put).
+    /// Implements [`Store::put`](crate::store::Store::put).
     pub(super) async fn send_small(
         &self,
         assets: Vec<NewAsset>,
@@ -57,7 +57,7 @@ impl Inner {
             match sent {
                 Ok(sent) => results.extend(sent),
                 Err(error) if results.is_empty() => return Err(error),
-                // Some are stored: the others carry the reason each.
+                // Some are stored; each of the others gets the error.
                 Err(error) => {
                     results.extend(rest.iter().map(|_| Err(error.clone())));
                     return Ok(results);
@@ -68,7 +68,7 @@ impl Inner {
         Ok(results)
     }
 
-    /// Stores contents one by one, where there is no batch call.
+    /// Stores one content, for a store without batches.
     async fn push(&self, asset: &NewAsset, algorithm: HashAlgorithm) -> Result<Stored, StoreError> {
         let hash = asset.digest.hash;
         let answer = self.post("/sync/push", &bundle(asset)).await?;
@@ -132,7 +132,7 @@ impl Inner {
             .collect()
     }
 
-    /// Sends a file's content, from where an earlier attempt broke off.
+    /// Sends a file's content, continuing an interrupted attempt.
     pub(super) async fn send_file(&self, file: &VerifiedFile) -> Result<Stored, StoreError> {
         let profile = self.profile().await?;
         let Digest { hash, size_bytes } = file.digest;
@@ -163,7 +163,7 @@ impl Inner {
         };
         match self.put_blob(file, &path, offset).await? {
             Put::Stored(stored) => Ok(stored),
-            // What it kept of an earlier attempt was damaged: once more, all of it.
+            // What the store kept of an earlier attempt was damaged: send everything once more.
             Put::Mismatch if offset > 0 => match self.put_blob(file, &path, 0).await? {
                 Put::Stored(stored) => Ok(stored),
                 Put::Mismatch => Err(file_mismatch(file, profile.algorithm).await),
@@ -230,7 +230,7 @@ impl Inner {
     }
 }
 
-/// What became of an upload.
+/// The result of an upload.
 enum Put {
     Stored(Stored),
     Mismatch,
@@ -252,7 +252,7 @@ fn bundle(asset: &NewAsset) -> proto::Bundle {
     }
 }
 
-/// What need not be sent to be refused.
+/// The reason to refuse an asset without sending it.
 fn refusal(asset: &NewAsset, algorithm: HashAlgorithm) -> Option<StoreError> {
     let length = asset.content.len() as u64;
     if length > SMALL_BYTES_MAX {
@@ -266,7 +266,7 @@ fn refusal(asset: &NewAsset, algorithm: HashAlgorithm) -> Option<StoreError> {
     })
 }
 
-/// The store says that a content does not have its hash. Is it right?
+/// The error after the store claimed that a content does not match its hash, which may be false.
 fn mismatch(asset: &NewAsset, algorithm: HashAlgorithm) -> StoreError {
     judge_mismatch(asset.digest.hash, algorithm.hash(&asset.content))
 }
@@ -296,7 +296,7 @@ fn judge_mismatch(expected: Hash, got: Hash) -> StoreError {
     StoreError::Mismatch { expected, got }
 }
 
-/// How many of `assets` go into one request.
+/// How many of `assets` fit into one request.
 fn batch_length(assets: &[&NewAsset], has_batches: bool) -> usize {
     if !has_batches {
         return 1;
