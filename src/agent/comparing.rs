@@ -1,16 +1,17 @@
-//! The pairings that people see: those whose digits are to be compared, and those of late.
+//! The pairings that the status shows: those whose digits people compare, and the recent ones.
 
 use tokio::sync::oneshot;
 
 use crate::replica::status::{PairingState, PairingStatus};
 
-/// Pairings shown. Strangers have four connections at a time, and people one pairing.
+/// The most pairings in the status. Strangers have at most four connections at a time, and people
+/// make one pairing at a time.
 const PAIRINGS_MAX: usize = 8;
 
-/// A pairing that is through is shown for so long.
+/// How long the status shows a completed pairing.
 const SHOWN_MS: u64 = 10 * 60 * 1000;
 
-/// See the head of this file.
+/// The pairings that the status shows.
 #[derive(Debug, Default)]
 pub(super) struct Comparing(Vec<Pairing>);
 
@@ -18,15 +19,15 @@ pub(super) struct Comparing(Vec<Pairing>);
 struct Pairing {
     id: u64,
     status: PairingStatus,
-    /// Told whether the digits agree.
+    /// Receives whether the digits agree.
     decided: Option<oneshot::Sender<bool>>,
-    /// Since when it is through.
+    /// When the pairing was completed, if it was.
     paired_ms: Option<u64>,
 }
 
 impl Comparing {
-    /// Shows a pairing whose digits are to be compared. Dropped for want of room, `decided` says so to
-    /// its other end.
+    /// Shows a pairing whose digits people have to compare. Without room the pairing is not shown,
+    /// and the dropped `decided` reports that to the receiver.
     pub(super) fn begin(&mut self, id: u64, status: PairingStatus, decided: oneshot::Sender<bool>) {
         if let Some(through) = self.0.iter().position(|pairing| pairing.paired_ms.is_some())
             && self.0.len() >= PAIRINGS_MAX
@@ -38,8 +39,8 @@ impl Comparing {
         }
     }
 
-    /// Somebody says here whether the other device shows `short_code`. Returns the pairing, if one
-    /// waits for that; white space does not count.
+    /// Records a user's answer whether the other device shows `short_code`; white space does not
+    /// count. Returns the pairing, or `None` if no pairing waits for these digits.
     pub(super) fn decide(&mut self, short_code: &str, same: bool) -> Option<PairingStatus> {
         let digits = |text: &str| text.split_whitespace().collect::<String>();
         let meant = digits(short_code);
@@ -48,7 +49,7 @@ impl Comparing {
                 && digits(&pairing.status.short_code) == meant
         };
         let pairing = self.0.iter_mut().find(waits)?;
-        // The other end is gone when the pairing has just ended.
+        // The receiver is gone when the pairing has just ended.
         pairing.decided.take()?.send(same).ok()?;
         if same {
             pairing.status.state = PairingState::Confirmed;
@@ -56,7 +57,7 @@ impl Comparing {
         Some(pairing.status.clone())
     }
 
-    /// A pairing ended; `paired` is what to show of it from now on.
+    /// Ends a pairing; `paired` is what the status shows of it from now on.
     pub(super) fn end(&mut self, now_ms: u64, id: u64, paired: Option<PairingStatus>) {
         self.0.retain(|pairing| pairing.id != id);
         let Some(status) = paired else { return };
@@ -66,7 +67,7 @@ impl Comparing {
         self.0.push(Pairing { id, status, decided: None, paired_ms: Some(now_ms) });
     }
 
-    /// What is shown now.
+    /// The pairings to show now.
     pub(super) fn shown(&mut self, now_ms: u64) -> Vec<PairingStatus> {
         self.0.retain(|pairing| pairing.paired_ms.is_none_or(|at| at + SHOWN_MS > now_ms));
         self.0.iter().map(|pairing| pairing.status.clone()).collect()

@@ -1,7 +1,7 @@
-//! Watches whether the disks of the journal and of the store have room.
-//!
-//! D1  A full disk stops nothing by itself: what would be written is put off or refused where it
-//!     arises. This task only says so, and says when it is over.
+//! //! Watches the free space on the disks of the journal and of the store.
+//! //!
+//! //! D1  This task only reports a full disk, and its end. It stops nothing: each writer delays or
+//! //!     refuses its own writes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::core::limits::{FREE_FLOOR_BYTES, FREE_FLOOR_FRACTION, JOURNAL_FLOOR_F
 use crate::replica::journal::JournalHandle;
 use crate::store::{Store, StoreError};
 
-/// How often the disks are looked at: two system calls.
+/// How often the free space is read: two system calls.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// A store that does not answer by then says nothing about its disk.
+/// The deadline of the store's answer. Without an answer the store counts as having space.
 const STORE_WAIT: Duration = Duration::from_secs(5);
 
 /// With less than this free on its disk, the journal's next writes fail.
@@ -26,15 +26,14 @@ const FREE_BYTES_MIN: u64 = 1024 * 1024;
 
 pub(super) struct DiskWatch {
     pub(super) journal: JournalHandle,
-    /// The journal's folder.
     pub(super) folder: PathBuf,
     pub(super) store: Arc<dyn Store>,
     pub(super) facts: Facts,
-    /// Has the store listed at once.
+    /// Makes the catalogue list the store at once.
     pub(super) nudge: Arc<Notify>,
 }
 
-/// For what there is no room, in words.
+/// What has no space, in words for people.
 #[derive(Debug, Default)]
 struct Shortage {
     journal: Option<String>,
@@ -47,7 +46,8 @@ impl DiskWatch {
         let mut told = Shortage::default();
         loop {
             let found = Shortage { journal: self.journal(), store: self.store().await };
-            // The words hold figures that move all the time: only what is short counts.
+            // The texts hold figures that change all the time: only a change of what is short
+            // counts.
             if !found.is_of(&told) {
                 for text in found.texts() {
                     tracing::warn!("{text}");
@@ -94,7 +94,7 @@ impl Shortage {
     }
 }
 
-/// Whether the journal takes nothing of others, or could write nothing more.
+/// Whether the journal refuses the ops of other devices, or would fail to write its own.
 fn is_low(folder: &Path) -> bool {
     let Ok(disk) = rustix::fs::statvfs(folder) else { return false };
     let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);

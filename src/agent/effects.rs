@@ -1,8 +1,8 @@
-//! What the engine orders, carried out: connections dialled, closed and spoken on, batches sent and
-//! received, each as a task of the loop whose end is a fact.
-//!
-//! E1  An effect is begun at once and waits for nothing: what takes time is a task.
-//! E2  What a batch came to is told once, whatever ended it.
+//! //! Performs the engine's effects: dials and closes connections, sends messages, sends and receives
+//! //! batches. Each takes place in a task of the loop, whose end is a fact.
+//! //!
+//! //! E1  An effect is started at once and waits for nothing: what takes time runs in a task.
+//! //! E2  The result of a batch is reported to the engine once, however the batch ended.
 
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -27,7 +27,7 @@ use crate::replica::query;
 use crate::transfer::plain::PlainReport;
 use crate::transfer::{self, Outcome, Received, TransferError, is_large, plain};
 
-/// A stream that a peer opened comes with its first byte.
+/// The deadline of the first byte of a stream that a peer opened.
 const FIRST_BYTE_WAIT: Duration = Duration::from_secs(5);
 
 impl Loop {
@@ -66,7 +66,7 @@ impl Loop {
             }
             Effect::Decide { batch, wanted } => {
                 if let Some(reply) = self.decisions.remove(&batch) {
-                    // A receiver that ended meanwhile is told of by its own fact.
+                    // A receiver that ended meanwhile reports its end by a fact of its own.
                     let _ = reply.send(wanted);
                 }
             }
@@ -230,8 +230,9 @@ impl Loop {
     }
 }
 
-/// Which stream goes first, see `Connection::open_stream`: what is new and what is wanted at once
-/// before all else. The others share what is left, so that none of them waits for another's end.
+/// The priority of a lane's streams, see `Connection::open_stream`: new assets and those wanted at
+/// once go before all others. The rest share what is left, so that no lane waits for the end of
+/// another.
 fn priority(lane: Lane) -> i32 {
     match lane {
         Lane::Live => 20,
@@ -259,7 +260,8 @@ fn log_sent(digest: &Digest, outcome: &Outcome) {
     }
 }
 
-/// Why the peer takes nothing for now, or that it does; `None` when a batch tells neither.
+/// The reason why the peer accepts no assets for now, or `Some(None)` if it stored one; `None` when
+/// the batch shows neither.
 fn put_off(outcomes: &[Outcome]) -> Option<Option<String>> {
     if outcomes.contains(&Outcome::Stored) {
         return Some(None);
@@ -281,8 +283,8 @@ fn sent_as(outcome: &Outcome) -> Sent {
     }
 }
 
-/// The store takes nothing: it does not answer, or put off even a small asset, and took not one of
-/// the batch.
+/// Whether the store accepts nothing: it does not answer or delays even a small asset, and stored
+/// none of the batch.
 fn store_failed(received: &[Received]) -> bool {
     let put_off = |one: &Received| match one.outcome {
         Outcome::StoreDown(_) => true,
@@ -292,7 +294,7 @@ fn store_failed(received: &[Received]) -> bool {
     received.iter().any(put_off) && !received.iter().any(|one| one.outcome == Outcome::Stored)
 }
 
-/// What a plain exchange means to the engine.
+/// Converts the result of a plain exchange to an input of the engine.
 pub(super) fn plain_done(conn: ConnId, report: PlainReport) -> Input {
     let PlainReport { sent, received, is_complete } = report;
     let received = received.into_iter().map(|received| (received.digest, received.outcome));
@@ -319,7 +321,7 @@ pub(super) fn plain_done(conn: ConnId, report: PlainReport) -> Input {
     Input::PlainDone { conn, held_there, stored_here, failed, more: !is_complete }
 }
 
-/// What an asset of a received batch means to the engine; `None`: it was not to come from here.
+/// Converts the outcome of an asset of a received batch; `None` if it arrives from another peer.
 fn arrival(received: &Received) -> Option<Arrival> {
     match &received.outcome {
         Outcome::Stored => Some(Arrival::Stored),
@@ -372,7 +374,7 @@ mod tests {
         assert!(store_failed(&[received(small, full())]));
         assert!(!store_failed(&[received(small, full()), received(small, Outcome::Stored)]));
         assert_eq!(arrival(&received(small, full())), Some(Arrival::Interrupted));
-        // A store that does not answer takes large ones again as soon as it does.
+        // A store that did not answer accepts large assets again as soon as it answers.
         let down = || Outcome::StoreDown("nothing listens".into());
         assert!(store_failed(&[received(large, down())]));
         assert_eq!(arrival(&received(large, down())), Some(Arrival::Interrupted));

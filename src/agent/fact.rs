@@ -1,5 +1,5 @@
-//! What tasks tell the loop. One bounded queue, which senders wait for: a peer that tells too much
-//! is slowed by QUIC, not buffered.
+//! The facts that tasks report to the loop. They cross one bounded queue whose senders wait for
+//! room: QUIC slows a peer that reports too much, and nothing is buffered for it.
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -17,14 +17,15 @@ use super::handle::{FetchReply, LeaveReply, PairReply, Reply, RequestError};
 use crate::replica::status::{JournalPeerStatus, PairingStatus};
 use crate::transfer::plain::PlainReport;
 
-/// Facts waiting for the loop, each handled in microseconds; deep enough for a burst of every task.
+/// The most facts that wait for the loop. It handles each in microseconds, and the queue is deep
+/// enough for a burst of every task.
 const FACTS_MAX: usize = 1024;
 
-/// Something that happened.
+/// Something that happened outside the loop.
 pub(super) enum Fact {
-    /// For the engine as it is.
+    /// An input for the engine, passed on unchanged.
     Input(Input),
-    /// A peer came in.
+    /// A peer connected.
     Accepted(Accepted),
     /// A dial succeeded.
     Dialed(Connection),
@@ -32,11 +33,11 @@ pub(super) enum Fact {
     Ended { conn: ConnId, ended: Ended },
     /// A peer opened a stream.
     Stream { conn: ConnId, send: SendStream, recv: RecvStream },
-    /// It is the journal's.
+    /// The stream that a peer opened carries the journal.
     JournalStream { conn: ConnId, recv: Peeked<RecvStream>, send: SendStream },
-    /// How the journal stands with the peer of a connection.
+    /// The state of journal replication with the peer of a connection.
     Journal { conn: ConnId, status: JournalPeerStatus },
-    /// Logs that are forked; all of them.
+    /// All logs that are forked now.
     Forked(Vec<LogId>),
     /// A peer offers a batch.
     Offered {
@@ -45,55 +46,56 @@ pub(super) enum Fact {
         digests: Vec<Digest>,
         reply: oneshot::Sender<Vec<bool>>,
     },
-    /// Somebody waits for assets; which of them the index knows.
+    /// A request for assets; each hash with whether the index holds it.
     Fetch { assets: Vec<(Hash, bool)>, now: bool, reply: Reply<FetchReply> },
-    /// The plain exchange is through.
+    /// The plain exchange ended.
     PlainDone { conn: ConnId, report: PlainReport },
-    /// The store answered, and the index is bound to it; the reply says that the engine is, too.
+    /// The store answered, and the index is bound to it. The receiver of the reply waits until the
+    /// engine is bound to it too.
     StoreUp { info: StoreInfo, reply: oneshot::Sender<()> },
     /// The store does not answer.
     StoreDown { error: String },
-    /// For what the disks have no room now, in words; empty when there is room.
+    /// What the disks have no space for now, in words; empty when there is space.
     Shortage(Vec<String>),
-    /// Why the peer of a connection takes no assets for now; `None` when it has taken some.
+    /// Why the peer of a connection accepts no assets for now; `None` when it has stored one.
     PutOff { conn: ConnId, reason: Option<String> },
     /// The store's feed was taken in up to here.
     TakenIn { cursor: Cursor },
-    /// The engine is to be made anew.
+    /// Rebuild the engine.
     Reload(Reload),
-    /// It has been.
+    /// The engine was rebuilt.
     Loaded { engine: Box<Engine>, reload: Reload },
     /// The agent cannot go on.
     Fatal(anyhow::Error),
-    /// The next start is to make a new device of this one: the agent stops, as it was asked to.
+    /// The agent has to stop as requested, and its next start makes this device a new one.
     StartOver,
-    /// The group as it stands on disk.
+    /// The group as it is on disk.
     Group(GroupState),
     /// This device is in a group of its own now.
     Left { reply: Reply<LeaveReply> },
-    /// A device without a right proof tried to pair.
+    /// A device without a valid proof tried to pair.
     NotPaired { joiner: NodeId, source: String, why: String },
-    /// The digits of a pairing are to be compared; `decided` hears whether they agree.
+    /// People have to compare the digits of a pairing; `decided` receives whether they agree.
     Compare { id: u64, pairing: PairingStatus, decided: oneshot::Sender<bool> },
-    /// A pairing ended; what is shown of it when it ended well.
+    /// A pairing ended; `paired` is what the status shows of it if it succeeded.
     PairingEnded { id: u64, paired: Option<PairingStatus> },
-    /// Pairing ended; the answer goes to who asked.
+    /// The joiner's side of a pairing ended; `reply` answers the request.
     Joined { result: Result<PairReply, RequestError>, reply: Reply<PairReply> },
 }
 
-/// How far the store's feed has been taken in, and how often it was looked at.
+/// How far the store has been listed, and in how many passes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct TakenIn {
     pub(super) cursor: Cursor,
     pub(super) passes: u64,
 }
 
-/// Why the engine is made anew from what is on disk, and who waits for it.
+/// Why the engine is rebuilt from disk, and where the rebuilt engine is reported.
 #[derive(Debug)]
 pub(super) enum Reload {
-    /// Another store answers.
+    /// The store is another one than before.
     OtherStore { info: StoreInfo, reply: oneshot::Sender<()> },
-    /// The store holds less than the index knew of.
+    /// The store holds fewer assets than the index.
     StoreLost { reply: oneshot::Sender<()> },
     /// This device is in another group now.
     Joined { joined: PairReply, reply: Reply<PairReply> },
@@ -102,7 +104,7 @@ pub(super) enum Reload {
 }
 
 impl Reload {
-    /// For the log, and the peers whose connections end.
+    /// The reason in words, for the log and for the peers whose connections end.
     pub(super) fn why(&self) -> &'static str {
         match self {
             Self::OtherStore { .. } => "another store",
@@ -113,26 +115,26 @@ impl Reload {
     }
 }
 
-/// The sending end.
+/// The sending end of the queue of facts.
 #[derive(Debug, Clone)]
 pub(super) struct Facts(mpsc::Sender<Fact>);
 
 impl Facts {
-    /// A queue and its ends.
+    /// Makes the queue of facts.
     pub(super) fn channel() -> (Self, mpsc::Receiver<Fact>) {
         let (sender, receiver) = mpsc::channel(FACTS_MAX);
         (Self(sender), receiver)
     }
 
-    /// Waits for room. When the loop has ended the fact is of no use to anybody.
-    ///
-    /// # Cancel safety
-    /// Dropped before it is done, the fact was not told.
+    /// /// Sends a fact; waits while the queue is full. After the end of the loop the fact is dropped.
+    /// ///
+    /// /// # Cancel safety
+    /// /// A future dropped before it completes has not sent the fact.
     pub(super) async fn send(&self, fact: Fact) {
         let _ = self.0.send(fact).await;
     }
 
-    /// The same from a blocking thread.
+    /// Sends a fact from a blocking thread.
     pub(super) fn blocking_send(&self, fact: Fact) {
         let _ = self.0.blocking_send(fact);
     }

@@ -1,4 +1,4 @@
-//! The group on disk: the loop hears of each change, and tasks read it and note addresses in it.
+//! Keeps the loop's view of the group current, and gives tasks access to the group on disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,14 +15,15 @@ use super::fact::{Fact, Facts};
 use super::handle::{RequestError, internal, journal_error};
 use super::parts::Parts;
 
-/// News of names and addresses waits so long for company; that of members does not.
+/// How long a change of names or addresses waits for further ones. A change of members does not
+/// wait.
 const COALESCE: Duration = Duration::from_millis(200);
 
-/// Before the group is read again after its database could not be read.
+/// How long to wait before the group is read again after a database error.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 
-/// Sends [`Fact::Group`] at the start, after every commit that changed the group, and when told to
-/// by `again`. Ends with the journal.
+/// Sends [`Fact::Group`] at the start, after every commit that changed the group, and after each
+/// notification of `again`. Ends when the journal is closed.
 pub(super) async fn follow(
     journal: JournalHandle,
     node_id: NodeId,
@@ -32,7 +33,7 @@ pub(super) async fn follow(
     let mut commits = journal.commits();
     let mut told = None;
     loop {
-        // Marked before the read: what is committed meanwhile is read next time.
+        // Marked as seen before the read, so that a commit during the read causes another one.
         commits.borrow_and_update();
         let version = journal.roster().version();
         match journal.read(move |reader| reader.group_state(&node_id)).await {
@@ -54,7 +55,7 @@ pub(super) async fn follow(
                 if changed.is_err() {
                     return;
                 }
-                // Late or early, the group is read next.
+                // Whether the members changed or the time is over, the group is read next.
                 let _ = timeout(COALESCE, members_change(&journal, version, &mut commits)).await;
             }
         }
@@ -69,7 +70,7 @@ async fn members_change(
     while journal.roster().version() == version && commits.changed().await.is_ok() {}
 }
 
-/// Notes where a member was reached.
+/// Writes in a task at which addresses a member was reached.
 pub(super) fn record_addresses(parts: &mut Parts, peer: NodeId, addresses: Vec<String>) {
     let journal = parts.journal.clone();
     parts.tasks.spawn("record addresses", async move {
@@ -77,7 +78,7 @@ pub(super) fn record_addresses(parts: &mut Parts, peer: NodeId, addresses: Vec<S
     });
 }
 
-/// Writes where a member was reached. It is a hint, so an error is only logged.
+/// Writes at which addresses a member was reached. They are a hint, so an error is only logged.
 pub(super) async fn note_addresses(
     journal: &JournalHandle,
     device: NodeId,

@@ -1,10 +1,10 @@
-//! How the rest of the process talks to the agent's loop: questions are answered from the latest
-//! [`Status`], orders travel as [`Request`]s over a bounded queue and are answered once each.
-//!
-//! I1  Every call ends: with the loop's answer, or with [`RequestError::Temporary`] when the agent
-//!     stops or does not answer within [`REQUEST_TIMEOUT`].
-//! I2  Dropping a call's future is safe. An order that the loop has taken is carried out all the
-//!     same; only its answer is lost.
+//! //! How the rest of the process uses the agent: reads come from the latest [`Status`], and requests
+//! //! cross a bounded queue of [`Request`]s to the loop, which answers each once.
+//! //!
+//! //! I1  Every call ends: with the loop's answer, or with [`RequestError::Temporary`] when the agent
+//! //!     stops or does not answer within [`REQUEST_TIMEOUT`].
+//! //! I2  Dropping a call's future is safe. The loop still carries out a request that it has received;
+//! //!     only the answer is lost.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,14 +24,15 @@ use crate::replica::status::{PairingStatus, Status};
 use crate::state::journal::JournalError;
 use crate::store::Store;
 
-/// Orders waiting for the loop. People and scripts give them one by one; a full queue makes the
-/// next caller wait.
+/// The most requests that wait for the loop. People and scripts make them one by one; a full queue
+/// makes the next caller wait.
 const REQUESTS_MAX: usize = 16;
 
-/// Pairing is the slowest order: it dials, with the network's own deadlines inside this one.
+/// The deadline of a request. Pairing is the slowest one: it dials, and the network's own deadlines
+/// fit in this one.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// The same when people have to compare the digits first.
+/// The deadline of a pairing in which people may have to compare the digits.
 pub const PAIR_TIMEOUT: Duration =
     Duration::from_secs(REQUEST_TIMEOUT.as_secs() + 2 * COMPARE_DEADLINE.as_secs());
 
@@ -46,26 +47,26 @@ pub struct Handle {
     settles: mpsc::Sender<Settle>,
 }
 
-/// Where the loop answers a [`Request`].
+/// Where the loop sends the answer to a [`Request`].
 pub type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
 
-/// An order to the loop. Not `Debug`: it carries tickets.
+/// A request to the loop. Not `Debug`: it carries tickets.
 pub enum Request {
-    /// Make an invitation that lives this long; with `true`, people must compare the digits.
+    /// Make an invitation that is valid for this long; with `true`, people must compare the digits.
     Ticket(Duration, bool, Reply<TicketReply>),
     /// Redeem an invitation; with `true`, people must compare the digits.
     Pair(String, bool, Reply<PairReply>),
-    /// Say whether the device that is pairing with this one shows these digits, too.
+    /// Record whether the device that is pairing with this one shows the same digits.
     Confirm(String, bool, Reply<PairingStatus>),
-    /// Put a device out of the group.
+    /// Remove a device from the group.
     Remove(RemoveOrder, Reply<RemoveReply>),
     /// Give this device another name.
     Rename(String, Reply<RenameReply>),
     /// Leave the group.
     Leave(Reply<LeaveReply>),
-    /// Fetch assets, and tell how they stand.
+    /// Fetch assets, and report the state of each.
     Fetch(FetchOrder, Reply<FetchReply>),
-    /// Answer once everything that the store held when this was asked shows in the status.
+    /// Answer once the status includes everything that the store held when the request was made.
     Check(Reply<()>),
 }
 
@@ -254,7 +255,7 @@ impl From<LookupError> for RequestError {
     }
 }
 
-/// Maps a journal error to a request error; `tried` says what failed.
+/// Maps a journal error to a request error; `tried` names what failed.
 pub(super) fn journal_error(tried: &str, error: &AskError) -> RequestError {
     let AskError::Journal(journal) = error else {
         return RequestError::Temporary(error.to_string());
@@ -280,12 +281,12 @@ pub(super) fn journal_error(tried: &str, error: &AskError) -> RequestError {
     }
 }
 
-/// The agent itself failed to do what `tried` says.
+/// Maps any other error to a request error; `tried` names what failed.
 pub(super) fn internal(tried: &str, error: &dyn std::fmt::Display) -> RequestError {
     RequestError::Internal(format!("{tried}: {error:#}"))
 }
 
-/// Makes a handle, and the queue that the loop serves.
+/// Makes a handle, and the queue of requests that the loop reads.
 pub fn channel(
     store: Arc<dyn Store>,
     staging_dir: PathBuf,
@@ -298,31 +299,32 @@ pub fn channel(
 }
 
 impl Handle {
-    /// The picture of this moment.
+    /// The latest status.
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
     }
 
-    /// Returns once the status is newer than `revision`, or the agent is gone.
-    ///
-    /// # Cancel safety
-    /// Safe.
+    /// /// Returns once the status is newer than `revision`, or the agent has ended.
+    /// ///
+    /// /// # Cancel safety
+    /// /// Safe.
     pub async fn changed(&self, revision: u64) {
         let mut status = self.status.clone();
-        // An error means that the loop has ended: nothing newer will come.
+        // An error means that the loop has ended: no newer status will come.
         let _ = status.wait_for(|status| status.revision > revision).await;
     }
 
-    /// The picture as it changes.
+    /// A receiver of every new status.
     pub(super) fn watch(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
 
-    /// Brings an asset's metadata in the store and in the journal together; returns when what was
-    /// written to either before the call is in both. An asset that the store does not hold is left.
-    ///
-    /// # Cancel safety
-    /// Dropped, it may be done all the same.
+    /// /// Reconciles an asset's metadata between the store and the journal. Returns when each holds what
+    /// /// was written to the other before the call. Does nothing for an asset that the store does not
+    /// /// hold.
+    /// ///
+    /// /// # Cancel safety
+    /// /// A dropped call may still be carried out.
     pub async fn settle(&self, hash: Hash) -> Result<(), RequestError> {
         let (reply, answer) = oneshot::channel();
         let asked = async {
@@ -332,42 +334,44 @@ impl Handle {
         in_time(REQUEST_TIMEOUT, asked).await
     }
 
-    /// The store beside the agent.
+    /// The store that the agent syncs.
     pub fn store(&self) -> Arc<dyn Store> {
         Arc::clone(&self.store)
     }
 
-    /// Where uploads are written before the store adopts them; on the store's volume.
+    /// The folder in which uploads are written before the store adopts them. It is on the store's
+    /// volume.
     pub fn staging_dir(&self) -> &Path {
         &self.staging_dir
     }
 
-    /// The journal.
     pub fn journal(&self) -> JournalHandle {
         self.journal.clone()
     }
 
-    /// Makes an invitation that lives for `ttl`.
+    /// Makes an invitation that is valid for `ttl`.
     pub async fn ticket(&self, ttl: Duration) -> Result<TicketReply, RequestError> {
         self.ask(|reply| Request::Ticket(ttl, false, reply)).await
     }
 
-    /// The same, for a device that comes in only when people have compared the digits on both.
+    /// Makes an invitation for a device that joins only after people have compared the digits on
+    /// both devices.
     pub async fn ticket_to_verify(&self, ttl: Duration) -> Result<TicketReply, RequestError> {
         self.ask(|reply| Request::Ticket(ttl, true, reply)).await
     }
 
-    /// Redeems an invitation. Whoever made it may want people to compare the digits on both devices.
+    /// Redeems an invitation. Its inviter may require that people compare the digits on both
+    /// devices.
     pub async fn pair(&self, ticket: String) -> Result<PairReply, RequestError> {
         self.ask_for(PAIR_TIMEOUT, |reply| Request::Pair(ticket, false, reply)).await
     }
 
-    /// The same, only when people have compared the digits on both devices.
+    /// Redeems an invitation, and requires that people compare the digits on both devices.
     pub async fn pair_to_verify(&self, ticket: String) -> Result<PairReply, RequestError> {
         self.ask_for(PAIR_TIMEOUT, |reply| Request::Pair(ticket, true, reply)).await
     }
 
-    /// Says whether the device that is pairing with this one shows the same digits.
+    /// Records whether the device that is pairing with this one shows the same digits.
     pub async fn confirm(
         &self,
         short_code: String,
@@ -376,7 +380,7 @@ impl Handle {
         self.ask(|reply| Request::Confirm(short_code, same, reply)).await
     }
 
-    /// Puts a device out of the group.
+    /// Removes a device from the group.
     pub async fn remove(&self, order: impl Into<RemoveOrder>) -> Result<RemoveReply, RequestError> {
         self.ask(|reply| Request::Remove(order.into(), reply)).await
     }
@@ -386,18 +390,18 @@ impl Handle {
         self.ask(|reply| Request::Rename(name, reply)).await
     }
 
-    /// Leaves the group: this device is then alone in one of its own.
+    /// Leaves the group: this device is then alone in a new one.
     pub async fn leave(&self) -> Result<LeaveReply, RequestError> {
         self.ask(Request::Leave).await
     }
 
-    /// Sees to it that assets of other devices come here, and tells how they stand now.
+    /// Requests assets of other devices, and reports the state of each now.
     pub async fn fetch(&self, order: FetchOrder) -> Result<FetchReply, RequestError> {
         self.ask(|reply| Request::Fetch(order, reply)).await
     }
 
-    /// Returns once everything that the store held at the call shows in [`Handle::status`], so that
-    /// `in_sync` said afterwards covers an asset added before.
+    /// Returns once [`Handle::status`] includes everything that the store held at the call, so that
+    /// a later `in_sync` covers an asset added before.
     pub async fn check(&self) -> Result<(), RequestError> {
         self.ask(Request::Check).await
     }

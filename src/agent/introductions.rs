@@ -1,5 +1,5 @@
-//! How a device that one member added comes to be known to the others, and how a removed device
-//! learns of its removal. Each runs as a task.
+//! How other members learn of a device that one member added, and how a removed device learns of
+//! its removal. Each introduction runs as a task.
 
 use tokio::task::spawn_blocking;
 
@@ -19,7 +19,7 @@ use super::parts::Parts;
 use crate::replica::events::EventLog;
 use crate::replica::journal::JournalHandle;
 
-/// The ops of an introduction, if each is what its author signed.
+/// Verifies the signatures of an introduction's ops.
 pub(super) async fn verified(
     group: GroupId,
     ops: Vec<SignedOp>,
@@ -29,8 +29,9 @@ pub(super) async fn verified(
     verified.map_err(|error| internal("the other device's introduction is not genuine", &error))
 }
 
-/// A member has refused this device. It may not have heard yet that another has added it; or the group
-/// has removed this device, which is true only if the member shows a removal that counts.
+/// Introduces this device to a member that refused it. The member may not yet know that another
+/// member added this device. If the group has removed this device instead, the member proves it by
+/// a removal that counts.
 pub(super) fn introduce(parts: &mut Parts, member: NodeId, addresses: Vec<String>) {
     let (journal, net) = (parts.journal.clone(), parts.net.clone());
     let (me, facts) = (parts.node_id, parts.facts.clone());
@@ -50,7 +51,7 @@ pub(super) fn introduce(parts: &mut Parts, member: NodeId, addresses: Vec<String
     });
 }
 
-/// Takes in the removals of this device that a member shows.
+/// Applies the removals of this device that a member sends.
 async fn take_removal(
     journal: &JournalHandle,
     me: NodeId,
@@ -75,7 +76,7 @@ async fn take_removal(
     }
 }
 
-/// A device came in that this one does not know, or that was removed.
+/// Answers the introduction of a device that this one does not know, or that was removed.
 pub(super) fn be_introduced(parts: &mut Parts, connection: Connection) {
     let (journal, events) = (parts.journal.clone(), parts.events.clone());
     let (me, newcomer) = (parts.node_id, connection.peer());
@@ -91,7 +92,7 @@ pub(super) fn be_introduced(parts: &mut Parts, connection: Connection) {
     });
 }
 
-/// How a device stands by what is known here, and by its introduction.
+/// Judges an introduced device by the roster and by its introduction.
 async fn judge(
     journal: &JournalHandle,
     events: &EventLog,
@@ -102,7 +103,7 @@ async fn judge(
     let Introduction { group_id, intro } = introduction;
     let group = journal.read(|reader| reader.group()).await;
     let ours = group.map_err(|error| journal_error("reading the group", &error))?;
-    // A stranger does not know it, and costs no signature's check.
+    // A stranger does not know the group's ID, so it causes no signature check.
     if ours != Some(group_id) {
         return Ok(Introduced::Refused);
     }
@@ -113,7 +114,7 @@ async fn judge(
             journal.run(move |journal, now_ms| journal.introduce(&newcomer, &intro, now_ms));
         introduced.await.map_err(|error| journal_error("taking in an introduction", &error))?;
         if by_us && journal.roster().standing(&newcomer) == Standing::Member {
-            // It paired with this device, which did not hear that it had joined.
+            // The device had paired with this one, which did not receive its confirmation.
             tracing::warn!(peer = %newcomer.short(), "a device joined the group that this one had let in");
             let (name, short_code) = (newcomer.short(), None);
             events.tell(LogEvent::DevicePaired { device: newcomer, name, short_code });

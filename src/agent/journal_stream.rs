@@ -1,9 +1,9 @@
-//! The journal's stream of every connection: who opens it, how the loop knows it among the streams
-//! that a peer opens, and what its end means.
-//!
-//! The dialer opens one, right after Hello, when the peer knows of journals. Its end is the
-//! connection's, as what the two lack of one another can then not be told; unless they have other
-//! versions of the journal's protocol.
+//! //! The journal's stream of each connection: which side opens it, how the loop recognises it among
+//! //! the peer's streams, and what its end means.
+//! //!
+//! //! The dialer opens one stream right after Hello if the peer supports journals. When the stream
+//! //! ends the connection is closed too, because without it neither side learns what the other lacks;
+//! //! except when the two have different versions of the journal's protocol.
 
 use std::time::Duration;
 
@@ -23,13 +23,13 @@ use super::parts::Parts;
 use crate::replica::replicate::Replication;
 use crate::replica::status::{JournalPeerState, JournalPeerStatus, JournalStatus};
 
-/// After control messages, before assets: ops are small, and tell what assets mean.
+/// After control messages and before assets: ops are small, and they describe the assets.
 const JOURNAL_PRIORITY: i32 = 50;
 
-/// A peer that has refused us closes the connection within this time, or we do.
+/// How long a peer that refused this device has to close the connection before this device does.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
-/// Prunes the journal and looks for forks, as long as the agent runs.
+/// Starts the tasks that prune the journal and look for forks while the agent runs.
 pub(super) fn look_after(parts: &mut Parts, replication: &Replication) {
     let pruning = replication.clone();
     parts.tasks.spawn("journal pruning", async move { pruning.prune().await });
@@ -54,7 +54,7 @@ pub(super) fn open(parts: &mut Parts, replication: &Replication, conn: ConnId, l
     });
 }
 
-/// Takes the stream that a peer opened.
+/// Accepts the stream that a peer opened.
 pub(super) fn accept(
     parts: &mut Parts,
     replication: &Replication,
@@ -112,7 +112,7 @@ impl Task {
             return;
         }
         if ended.is_peers_to_close() {
-            // Its reason is worth more than ours; without one ours has to do.
+            // The peer's reason says more than ours; ours is used when the peer gives none.
             let _ = timeout(CLOSE_WAIT, connection.closed()).await;
         }
         if connection.ended().is_some() {
@@ -124,7 +124,7 @@ impl Task {
     }
 }
 
-/// Tells the loop of every change until the sender is gone.
+/// Sends every change to the loop until the watch's sender is gone.
 async fn pass_on<T: Clone>(
     mut watched: watch::Receiver<T>,
     facts: &Facts,
@@ -136,7 +136,7 @@ async fn pass_on<T: Clone>(
     }
 }
 
-/// The journal's part of the status.
+/// Builds the journal's part of the status.
 pub(super) fn status<'a>(
     peers: impl Iterator<Item = &'a JournalPeerStatus>,
     forked: &[LogId],

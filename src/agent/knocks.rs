@@ -1,14 +1,15 @@
-//! Failed tries to pair, for the log: a device that tries on and on costs one line a minute.
+//! Failed attempts to pair, for the log: a device that tries without end costs one line a minute.
 
 use std::collections::BTreeMap;
 
-/// Lines are at least this far apart.
+/// The shortest time between two lines.
 const LINE_EVERY_MS: u64 = 60_000;
 
-/// Sources counted apart; who changes its address this often is counted with the others.
+/// The most sources that are counted separately. Further ones share one count, so that a device
+/// that changes its address often costs no memory.
 const SOURCES_MAX: usize = 64;
 
-/// How often devices tried to pair in vain since the start, by where they came from.
+/// The failed attempts to pair since the start, counted by source address.
 #[derive(Debug, Default)]
 pub(super) struct Knocks {
     tries: BTreeMap<String, u64>,
@@ -17,7 +18,7 @@ pub(super) struct Knocks {
 }
 
 impl Knocks {
-    /// Notes a try. Returns how many there were from that source, when it is time for a line.
+    /// Counts an attempt. Returns the attempts from that source if a line is due.
     pub(super) fn note(&mut self, now_ms: u64, source: &str) -> Option<u64> {
         let is_full = self.tries.len() >= SOURCES_MAX;
         let tries = match self.tries.get_mut(source) {

@@ -1,8 +1,9 @@
-//! One connection's task: the control stream both ways, and the streams the peer opens.
-//!
-//! I1  A peer that does not read or write stalls this task alone: the loop hands messages over
-//!     without waiting, and closes a connection whose queue is full.
-//! I2  Bad bytes close the connection with a code and the words for it.
+//! //! The task of one connection: the control stream in both directions, and the streams that the peer
+//! //! opens.
+//! //!
+//! //! I1  A peer that does not read or write stalls only this task: the loop queues messages without
+//! //!     waiting, and closes a connection whose queue is full.
+//! //! I2  Malformed bytes close the connection with a code and a description.
 
 use std::time::Duration;
 
@@ -23,30 +24,31 @@ use crate::wire::control::{decode_message, encode_message};
 use crate::transfer::throttle::LinkThrottle;
 use crate::transfer::{Context, Counters, plain};
 
-/// Messages waiting to be written to one peer. The engine says little at a time: 128 pages of
-/// hashes, or the coded cells of a whole sketch, fit many times.
+/// The most messages that wait to be written to one peer. The engine sends little at a time: the
+/// queue has room for several rounds of 128 pages of hashes or of the coded cells of a whole
+/// sketch.
 pub(super) const CONTROL_QUEUE: usize = 256;
 
-/// Control messages go before anything else on a connection.
+/// Control messages go before everything else on a connection.
 pub(super) const CONTROL_PRIORITY: i32 = 100;
 
-/// What is said on a stream that the peer opened for a batch: what is wanted of it, and what was
-/// stored. It is little, and the peer waits for it, whatever else goes its way.
+/// The priority of the answers on a batch's stream that the peer opened: which assets are wanted,
+/// and which were stored. They are small and the peer waits for them.
 const ANSWER_PRIORITY: i32 = 90;
 
-/// The plain protocol's one stream carries the assets too: behind those that are new.
+/// The only stream of the plain protocol carries the assets too, so it goes behind new assets.
 const PLAIN_PRIORITY: i32 = 0;
 
 /// A peer that accepted a connection opens its control stream within this time.
 const CONTROL_WAIT: Duration = Duration::from_secs(10);
 
-/// A peer that takes none of a message for this long is given up.
+/// A peer that accepts no byte of a message for this long is given up.
 const WRITE_STALL: Duration = Duration::from_secs(60);
 
-/// What the loop tells the task.
+/// What the loop sends to the task.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// Send this.
+    /// Write this message to the peer.
     Send(Message),
     /// Exchange whole sets by the plain protocol.
     RunPlain,
@@ -59,7 +61,7 @@ struct Fault {
     detail: String,
 }
 
-/// Runs the connection until it ends, and says how it ended.
+/// Runs the connection until it ends, and reports how it ended.
 pub(super) async fn run(
     conn: ConnId,
     connection: Connection,
@@ -102,7 +104,7 @@ pub(super) async fn run(
         _ = connection.closed() => None,
         ended = work => ended.err(),
     };
-    // A stream that was lost because the connection ended is no fault of its own.
+    // A stream that ended together with the connection is no fault of its own.
     let fault = fault.filter(|_| connection.ended().is_none());
     if let Some(fault) = &fault {
         tracing::warn!(peer = %connection.peer().short(), code = %fault.code, detail = fault.detail, "closing");
@@ -153,7 +155,7 @@ async fn write(
     std::future::pending().await
 }
 
-/// Hands the streams the peer opens to the loop. QUIC bounds how many are open.
+/// Passes the streams that the peer opens to the loop. QUIC limits how many are open.
 async fn accept_streams(conn: ConnId, connection: &Connection, facts: &Facts) -> Result<(), Fault> {
     while let Ok((send, recv)) = connection.accept_stream(ANSWER_PRIORITY).await {
         facts.send(Fact::Stream { conn, send, recv }).await;
@@ -161,7 +163,8 @@ async fn accept_streams(conn: ConnId, connection: &Connection, facts: &Facts) ->
     Ok(())
 }
 
-/// The plain protocol's one stream: Hello both ways, then whole sets and what is missing.
+/// Runs the only stream of the plain protocol: Hello in both directions, then whole sets and the
+/// missing assets.
 async fn run_plain(
     conn: ConnId,
     mut reader: FrameReader<impl AsyncRead + Unpin + Send>,
@@ -201,7 +204,7 @@ async fn run_plain(
         }
         Err(error) if error.is_violation() => Err(fault(CloseCode::Protocol, &error.to_string())),
         Err(error) => {
-            // The reason may name folders of this device.
+            // The error may name folders of this device, so the peer does not get it.
             tracing::warn!(%error, "the exchange with a peer broke off");
             Err(fault(CloseCode::Internal, "the exchange broke off"))
         }

@@ -1,4 +1,4 @@
-//! A live connection and what belongs to it.
+//! A live connection and the state that the loop keeps for it.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::transfer::throttle::LinkThrottle;
 use super::link::Order;
 use super::picture::{LinkFigures, LinkView};
 
-/// See the head of this file.
+/// A live connection.
 pub(super) struct Live {
     pub(super) connection: Connection,
     pub(super) orders: mpsc::Sender<Order>,
@@ -21,7 +21,7 @@ pub(super) struct Live {
     pub(super) figures: LinkFigures,
     /// `Some` once the journal's stream is open.
     pub(super) journal: Option<JournalPeerStatus>,
-    /// Why the peer takes no assets for now.
+    /// Why the peer accepts no assets for now.
     pub(super) put_off: Option<String>,
 }
 

@@ -1,7 +1,7 @@
-//! The engine made from the disk: at the start, and anew when the store or the group is another.
-//!
-//! L1  Only one is being made at a time, and what the old one saves meanwhile is not taken for the
-//!     new one's.
+//! //! Builds the engine from disk: at the start, and again when the store or the group changes.
+//! //!
+//! //! L1  At most one engine is being built at a time, and what the old engine saves meanwhile is not
+//! //!     taken for the new one's.
 
 use std::collections::BTreeMap;
 
@@ -22,10 +22,10 @@ use super::run::Loop;
 use crate::replica::journal::JournalHandle;
 use crate::replica::query;
 
-/// The id of the store before any has answered.
+/// The store's id before any store has answered.
 pub(super) const NO_STORE: StoreId = StoreId([0; StoreId::LEN]);
 
-/// What an engine is made from.
+/// What an engine is built from.
 pub(super) struct Loading {
     node_id: NodeId,
     index: Index,
@@ -68,8 +68,8 @@ impl Loading {
 }
 
 impl Loop {
-    /// Makes the engine anew from the disk; it comes back as [`Fact::Loaded`]. Until then the old
-    /// one goes on: nothing it saves is taken for the new one's (X5 of the index).
+    /// Rebuilds the engine from disk; it arrives as [`Fact::Loaded`]. Until then the old engine
+    /// keeps working, and nothing that it saves is taken for the new one's (X5 of the index).
     pub(super) fn reload(&mut self, reload: Reload) {
         tracing::info!(why = reload.why(), "starting over");
         let (loading, gate) = (Loading::of(&self.parts), self.gate.clone());
@@ -85,7 +85,7 @@ impl Loop {
     }
 
     pub(super) fn on_loaded(&mut self, engine: Engine, reload: Reload) {
-        // An engine that has been told to stop is not replaced by one that has not.
+        // A stopping engine must not be replaced by one that does not know that it is to stop.
         if !self.stopping {
             for (_, live) in std::mem::take(&mut self.live) {
                 live.connection.close(CloseCode::Ok, reload.why());
@@ -100,7 +100,7 @@ impl Loop {
                 self.handle(Input::Indexed { entries: Vec::new(), behind });
             }
         }
-        // Who asked may have gone.
+        // The requester may have gone.
         match reload {
             Reload::OtherStore { info, reply } => {
                 self.greet_store(&info);

@@ -1,10 +1,10 @@
-//! The shell around the engine: one loop that carries facts in and effects out.
-//!
-//! [`Agent::start`] opens what is on disk, binds the network and starts the loop; [`Agent::handle`]
-//! is how the rest of the process talks to it; [`Agent::stop`] ends it in order.
-//!
-//! Reading order: `run` (the loop), `fact` and `link` (what comes in, what goes out to a peer),
-//! `follow` (the store), then `requests` and `picture`.
+//! //! The shell around the engine: one loop that turns facts into inputs and performs the effects.
+//! //!
+//! //! [`Agent::start`] opens what is on disk, binds the network and starts the loop; the rest of the
+//! //! process uses [`Agent::handle`]; [`Agent::stop`] ends the agent in order.
+//! //!
+//! //! Reading order: `run` (the loop), `fact` and `link` (its inputs, and a peer's connection),
+//! //! `follow` (the store), then `requests` and `picture`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -62,46 +62,46 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 
-/// At the end, calls of the store that are under way are given this long.
+/// At the end, calls of the store that are under way get this long to complete.
 const STORE_CLOSE_WAIT: Duration = Duration::from_secs(10);
 
-/// What an agent is started with.
+/// The configuration of an agent.
 #[derive(Debug)]
 pub struct Config {
-    /// Where its files are.
+    /// The folder of its files.
     pub home: Home,
-    /// Which store it keeps in step.
+    /// The store to sync.
     pub store: StoreChoice,
-    /// The local network alone.
+    /// Use the local network alone.
     pub offline: bool,
-    /// Which relay helps.
+    /// The relay to use.
     pub relay: Relay,
-    /// How fast contents may move.
+    /// The limits of the transfer rates.
     pub rate_limits: RateLimits,
-    /// What is not for people to set.
+    /// Settings that users cannot change.
     pub net: NetOverrides,
 }
 
 /// Settings of the network that tests and benchmarks need.
 #[derive(Debug, Clone, Default)]
 pub struct NetOverrides {
-    /// Bind one UDP address only.
+    /// Bind only this UDP address.
     pub bind: Option<std::net::SocketAddr>,
-    /// Speak the plain protocol only.
+    /// Speak only the plain protocol.
     pub plain_only: bool,
-    /// Devices that are out of reach: their addresses are not used.
+    /// Devices whose addresses are never used.
     pub unreachable: Vec<NodeId>,
-    /// Where the QUIC library panics when a test demands it.
+    /// Makes the QUIC library panic when a test demands it.
     #[cfg(test)]
     pub(crate) panics: Option<Arc<crate::net::inject::Panics>>,
 }
 
-/// Which store an agent keeps in step.
+/// The store that an agent syncs.
 #[derive(Debug)]
 pub enum StoreChoice {
-    /// The one it brings along.
+    /// The built-in store.
     Embedded,
-    /// Another program's.
+    /// The store of another program.
     Foreign {
         /// Its base URL, on a loopback address.
         url: String,
@@ -115,11 +115,11 @@ pub struct Agent {
     handle: Handle,
     embedded: Option<EmbeddedStore>,
     stop: CancellationToken,
-    /// `None` once it has ended.
+    /// `None` once the loop has ended.
     running: Option<JoinHandle<Result<()>>>,
 }
 
-/// What stands on disk, opened.
+/// What is on disk, opened.
 struct Opened {
     journal: Journal,
     index: Index,
@@ -127,10 +127,10 @@ struct Opened {
 }
 
 impl Agent {
-    /// Starts the agent of the home that `lock` is for. Waits for no network and no foreign store.
-    ///
-    /// # Errors
-    /// Something on disk cannot be used, or the network not bound; said in a sentence.
+    /// /// Starts the agent of the home that `lock` locks. Waits for no network and no foreign store.
+    /// ///
+    /// /// # Errors
+    /// /// Something on disk is unusable or the network cannot be bound; the error names it.
     pub async fn start(config: Config, lock: &Lock) -> Result<Self> {
         let Config { home, store, offline, relay, rate_limits, net: net_overrides } = config;
         let partials_dir = home.partials_dir();
@@ -236,7 +236,7 @@ impl Agent {
         let running = tokio::spawn(run::run(parts, inbox, tellers));
         let running = Some(running);
         let mut agent = Self { handle, embedded, stop, running };
-        // The first picture is drawn before anybody is answered.
+        // The first status is ready before the first request is answered.
         let handle = agent.handle();
         tokio::select! {
             () = handle.changed(0) => {}
@@ -245,23 +245,23 @@ impl Agent {
         Ok(agent)
     }
 
-    /// How to talk to it.
+    /// The handle for the rest of the process.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// The embedded store, when that is the one in use.
+    /// The embedded store, if it is in use.
     pub fn embedded_store(&self) -> Option<EmbeddedStore> {
         self.embedded.clone()
     }
 
-    /// Returns when the agent has ended by itself, with the reason.
-    ///
-    /// # Cancel safety
-    /// Safe.
-    ///
-    /// # Errors
-    /// Why it ended.
+    /// /// Returns when the agent has ended by itself.
+    /// ///
+    /// /// # Cancel safety
+    /// /// Safe.
+    /// ///
+    /// /// # Errors
+    /// /// Why it ended.
     pub async fn ended(&mut self) -> Result<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
         let ended = running.await;
@@ -269,10 +269,10 @@ impl Agent {
         ended.context("the agent's loop panicked")?
     }
 
-    /// Stops in order; returns when nothing of it is left.
-    ///
-    /// # Errors
-    /// What went wrong on the way; it has ended all the same.
+    /// /// Stops the agent in order. Returns when all its tasks have ended.
+    /// ///
+    /// /// # Errors
+    /// /// What failed on the way; the agent has ended nevertheless.
     pub async fn stop(mut self) -> Result<()> {
         self.stop.cancel();
         let ended = self.ended().await;

@@ -1,11 +1,11 @@
-//! Tickets and pairing, on both sides. Each runs as a task.
-//!
-//! G1  Nobody is a member here before it has joined: the joiner checks everything, joins durably, and
-//!     says so; only then is it added. See [`crate::net::pairing`].
-//! G2  Where either side wants the digits compared, neither goes on before its own user has said that they
-//!     agree, and the other device that its user has.
-//! G3  A wrong proof costs no disk and no ticket: a secret of 128 bits is not guessed. It is logged, and
-//!     counted against its source by [`crate::net`].
+//! //! Tickets and pairing, on both sides. Each request runs as a task.
+//! //!
+//! //! G1  A device is added here only after it has joined: the joiner checks everything, joins
+//! //!     durably and reports it; only then is it added. See [`crate::net::pairing`].
+//! //! G2  If either side requires that the digits are compared, each waits until its own user and the
+//! //!     other side's user have confirmed them.
+//! //! G3  A wrong proof uses up no ticket and writes nothing to disk: nobody guesses a secret of 128
+//! //!     bits. It is logged, and [`crate::net`] counts it against its source.
 
 use std::time::Duration;
 
@@ -35,14 +35,14 @@ use crate::replica::events::EventLog;
 use crate::replica::journal::{AskError, JournalHandle};
 use crate::replica::status::{PairingState, PairingStatus};
 
-/// How long a ticket may be good for.
+/// The longest validity of a ticket.
 const TICKET_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Makes a ticket.
 pub(super) fn ticket(parts: &mut Parts, ttl: Duration, verify: bool, reply: Reply<TicketReply>) {
     let (journal, net) = (parts.journal.clone(), parts.net.clone());
     parts.tasks.spawn("make a ticket", async move {
-        // Who asked may have gone.
+        // The requester may have gone.
         let _ = reply.send(make_ticket(&journal, &net, ttl, verify).await);
     });
 }
@@ -91,7 +91,7 @@ pub(super) fn pair(parts: &mut Parts, text: String, verify: bool, reply: Reply<P
     });
 }
 
-/// Said to the other device when somebody did not confirm the digits here.
+/// Sent to the other device when the user here did not confirm the digits.
 const NOT_CONFIRMED: &str = "the digits were not confirmed on both devices";
 
 /// What the joiner's side of a pairing works with.
@@ -154,7 +154,7 @@ impl Redeemer {
         Ok(PairReply { node_id, name, short_code, members: members as usize })
     }
 
-    /// Whether this device may leave its group, `own`, for that of the inviter.
+    /// Whether this device may leave its group, `own`, for the inviter's.
     fn may_join(&self, own: &GroupState, inviter: NodeId) -> Result<(), RequestError> {
         let (me, members) = (self.net.node_id(), &own.members.members);
         let others = members.iter().filter(|member| member.node_id != me).count();
@@ -169,7 +169,7 @@ impl Redeemer {
         Ok(())
     }
 
-    /// Joins the group, durably.
+    /// Joins the group durably.
     async fn join(
         &self,
         joining: &Joining,
@@ -181,13 +181,14 @@ impl Redeemer {
         let joined =
             self.journal.run(move |journal, now_ms| journal.join(group_id, &intro, now_ms));
         joined.await.map_err(|error| journal_error("joining the group", &error))?;
-        // Before the inviter hears of it: if it does not, this device has to find it.
+        // Written before the inviter learns of the join: if that message is lost, this device has
+        // to find the inviter.
         note_addresses(&self.journal, ticket.inviter, ticket.addresses.clone()).await;
         Ok(())
     }
 }
 
-/// The part of a pairing that people see.
+/// Shows a pairing to people, and collects their answer.
 struct Compare {
     id: u64,
     facts: Facts,
@@ -198,8 +199,8 @@ impl Compare {
         Self { id: parts.ids.next(), facts: parts.facts.clone() }
     }
 
-    /// Shows the digits, and waits until somebody says here whether the other device shows the same.
-    /// Nobody says so in time: they do not agree.
+    /// Shows the digits, and waits for the answer whether the other device shows the same. No
+    /// answer in time counts as no.
     async fn agree(&self, pairing: PairingStatus) -> bool {
         let (decided, decision) = oneshot::channel();
         self.facts.send(Fact::Compare { id: self.id, pairing, decided }).await;
@@ -212,13 +213,13 @@ impl Compare {
         self.facts.send(Fact::PairingEnded { id: self.id, paired }).await;
     }
 
-    /// Takes the digits away, if they are shown.
+    /// Stops showing the digits, if they are shown.
     async fn failed(&self) {
         self.facts.send(Fact::PairingEnded { id: self.id, paired: None }).await;
     }
 }
 
-/// Answers somebody who says whether the device that is pairing with this one shows the same digits.
+/// Records the answer whether the device that is pairing with this one shows the same digits.
 pub(super) fn confirm(
     comparing: &mut Comparing,
     short_code: &str,
@@ -247,7 +248,7 @@ fn request_error(error: JoinError) -> RequestError {
     }
 }
 
-/// A joiner came in.
+/// Runs the inviter's side of a pairing with a joiner that connected.
 pub(super) fn host(parts: &mut Parts, connection: Connection) {
     let host = Host {
         compare: Compare::new(parts),
@@ -279,7 +280,7 @@ pub(super) fn log_try(knocks: &mut Knocks, now_ms: u64, joiner: NodeId, source: 
     }
 }
 
-/// An address without its port, which differs at every try.
+/// The host of an address. Its port differs at every attempt.
 fn host_of(address: &str) -> &str {
     address.rsplit_once(':').map_or(address, |(host, _)| host)
 }
@@ -293,7 +294,7 @@ struct Host {
     algorithm: HashAlgorithm,
 }
 
-/// Why a joiner was not let in; for the log.
+/// Why a joiner was not admitted, for the log.
 #[derive(Debug, thiserror::Error)]
 enum NotPaired {
     #[error(transparent)]
@@ -313,7 +314,7 @@ enum NotPaired {
 }
 
 impl NotPaired {
-    /// Whether it may be of anybody, as often as anybody likes.
+    /// Whether any stranger can cause this error, as often as it likes.
     fn is_strangers(&self) -> bool {
         match self {
             Self::Host(HostError::Silent | HostError::Malformed(_))
@@ -332,7 +333,7 @@ impl NotPaired {
         }
     }
 
-    /// What a joiner whose proof is right is told.
+    /// What a joiner with a valid proof learns of the error.
     fn answer(&self) -> (CloseCode, String) {
         match self {
             Self::Token(TokenError::NoToken | TokenError::WrongProof | TokenError::Expired) => {
@@ -408,8 +409,8 @@ impl Host {
         }
     }
 
-    /// All that comes before the op that adds the joiner leaves this device; returns the digits, and
-    /// what makes the joiner a member.
+    /// Does everything up to, but not including, the sending of the op that adds the joiner.
+    /// Returns the digits, and the ops that make the joiner a member.
     async fn prepare(&self, hosting: &mut Hosting) -> Result<(String, Admitted), NotPaired> {
         let request = hosting.request().clone();
         let joiner = request.joiner;

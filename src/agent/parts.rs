@@ -1,4 +1,5 @@
-//! What the loop and its tasks work with: the rooms below, the tasks, and the queue back to the loop.
+//! What the loop and its tasks work with: the subsystems, the tasks, and the queue back to the
+//! loop.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,13 +23,13 @@ use super::fact::Facts;
 use super::handle::Request;
 use super::tasks::Tasks;
 
-/// See the head of this file.
+/// What the loop and its tasks work with.
 pub(super) struct Parts {
     pub(super) node_id: NodeId,
     pub(super) home: Home,
     pub(super) net: Net,
     pub(super) store: Arc<dyn Store>,
-    /// The same store, if it is the embedded one.
+    /// The same store if it is the embedded one.
     pub(super) embedded: Option<EmbeddedStore>,
     pub(super) store_location: String,
     pub(super) journal: JournalHandle,
@@ -40,7 +41,7 @@ pub(super) struct Parts {
     pub(super) unreachable: Vec<NodeId>,
     pub(super) throttle: Throttle,
     pub(super) events: EventLog,
-    /// How many assets' metadata is held back.
+    /// The number of assets whose metadata is held back.
     pub(super) frozen: watch::Receiver<usize>,
     /// The addresses of another device with this device's key, if there is one.
     pub(super) twin: watch::Receiver<Option<BTreeSet<String>>>,
@@ -50,7 +51,7 @@ pub(super) struct Parts {
     pub(super) ids: Ids,
 }
 
-/// Numbers for connections, batches and pairings: none is used twice while the agent runs.
+/// Numbers for connections, batches and pairings. None is used twice while the agent runs.
 #[derive(Debug, Default)]
 pub(super) struct Ids(u64);
 

@@ -1,4 +1,4 @@
-//! Draws the [`Status`] from the engine, the connections and the store.
+//! Builds the [`Status`] from the engine, the connections and the store.
 
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ use crate::replica::status::{
 use crate::transfer::Counters;
 use crate::transfer::throttle::Throttle;
 
-/// Rates are averaged over about this long.
+/// The window over which rates are averaged.
 const RATE_WINDOW_MS: f64 = 2_000.0;
 
-/// Slower than this is shown as standing still, bytes a second.
+/// Rates below this, in bytes per second, count as zero.
 const RATE_BYTES_MIN: f64 = 1.0;
 
-/// Bytes moved on one connection, and how fast.
+/// The bytes that moved on a connection, and their rates.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LinkFigures {
     at_ms: u64,
@@ -32,19 +32,19 @@ pub(super) struct LinkFigures {
     receive_rate: f64,
 }
 
-/// A connection as it stands.
+/// A connection as the status shows it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LinkView {
     pub(super) figures: LinkFigures,
     pub(super) path: Option<Path>,
     pub(super) wire_bytes: WireBytes,
     pub(super) journal: Option<JournalPeerStatus>,
-    /// Why the peer takes no assets for now.
+    /// Why the peer accepts no assets for now.
     pub(super) put_off: Option<String>,
 }
 
 impl LinkFigures {
-    /// Takes the counters' reading at `now_ms`.
+    /// Updates the rates from the counters' values at `now_ms`.
     pub(super) fn measure(&mut self, now_ms: u64, counters: &Arc<Counters>) {
         let (sent_bytes, received_bytes) = (counters.sent_bytes(), counters.received_bytes());
         let elapsed_ms = now_ms.saturating_sub(self.at_ms) as f64;
@@ -69,23 +69,23 @@ impl LinkFigures {
     }
 }
 
-/// The store as the agent last saw it.
+/// The store's state as the agent last saw it.
 #[derive(Debug, Default)]
 pub(super) struct StoreView {
     pub(super) up: bool,
     pub(super) error: Option<String>,
-    /// What the store's disk, or the journal's, has no room for.
+    /// What the disks of the store and of the journal have no space for.
     pub(super) shortage: Vec<String>,
 }
 
-/// Parts of the picture that others draw.
+/// Parts of the status that other modules build.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     pub(super) journal: JournalStatus,
     pub(super) pairings: Vec<PairingStatus>,
 }
 
-/// Remembers the last picture, to number the changes.
+/// Keeps the last status, to number the changes.
 #[derive(Debug, Default)]
 pub(super) struct Picture {
     revision: u64,
@@ -94,12 +94,12 @@ pub(super) struct Picture {
 }
 
 impl Picture {
-    /// When the last picture was drawn.
+    /// When the last status was built.
     pub(super) fn published_ms(&self) -> u64 {
         self.published_ms
     }
 
-    /// The picture of this moment. `link` shows a connection.
+    /// Builds the status of this moment. `link` returns a connection's state.
     pub(super) fn draw(
         &mut self,
         now_ms: u64,
@@ -172,7 +172,7 @@ fn rate_limits(throttle: &Throttle) -> Option<RateLimitStatus> {
     })
 }
 
-/// What a device is told that has a key and no journal.
+/// The warning for a device that has a key but had no journal.
 pub(super) fn founded_anew(device: &NodeId) -> String {
     format!(
         "this device has its key ({}) and had no journal.db, so it is alone in a new group: to have its \
@@ -206,7 +206,7 @@ fn warnings(parts: &Parts) -> Vec<String> {
     warnings
 }
 
-/// The part of a picture whose change counts.
+/// The part of a status whose change makes a new revision.
 fn essence(status: &Status) -> Status {
     let mut essence = status.clone();
     essence.revision = 0;
@@ -254,7 +254,7 @@ fn peer_status(now_ms: u64, view: PeerView, link: LinkView) -> PeerStatus {
     }
 }
 
-/// What keeps this device and a peer from being the same, and waiting does not change.
+/// Reasons why this device and a peer differ that do not go away by waiting.
 fn obstacles(same_assets: bool, link: &LinkView) -> Vec<String> {
     let mut obstacles = Vec::new();
     if let Some(reason) = link.put_off.as_ref().filter(|_| !same_assets) {
@@ -284,7 +284,7 @@ fn obstacles(same_assets: bool, link: &LinkView) -> Vec<String> {
     obstacles
 }
 
-/// How far two clocks are apart, in the unit that fits.
+/// The difference of two clocks in the unit that fits.
 fn apart(ms: u64) -> String {
     let minutes = ms / 60_000;
     match minutes {

@@ -1,9 +1,8 @@
-//! Requests of people and programs: removal, names, leaving, assets to fetch. Tickets and pairing are
-//! in `pairing`. Each request runs as a task that answers it, by way of a fact if the loop has to
-//! do something first.
-//!
-//! I1  The group on disk is changed first; the loop is told of it afterwards. So what the engine
-//!     knows of the group has always been durable.
+//! //! Requests of people and programs: remove, rename, leave, fetch. `pairing` has tickets and pairing.
+//! //! Each request runs as a task that answers it, by way of a fact if the loop has to act first.
+//! //!
+//! //! I1  A change of the group is written to disk first, and the loop learns of it afterwards. So
+//! //!     everything that the engine knows of the group is durable.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -42,10 +41,10 @@ use crate::replica::status::{PeerStatus, Status};
 /// How long a request that was carried out waits until the status shows it.
 const SHOWN_WAIT: Duration = Duration::from_secs(2);
 
-/// How long [`Request::Check`] waits for the store's feed to be taken in.
+/// How long [`Request::Check`] waits until the store is listed.
 const CHECK_WAIT: Duration = Duration::from_secs(60);
 
-/// The accept loop with this group's members let in.
+/// Makes the acceptor, which admits the members of this group.
 pub(super) fn admission(parts: &Parts) -> Acceptor {
     let roster = parts.journal.roster();
     let (members, tokens, others) = (roster.clone(), roster.clone(), roster.clone());
@@ -74,7 +73,7 @@ pub(super) fn remove(parts: &mut Parts, order: RemoveOrder, reply: Reply<RemoveR
             let is_gone = |peer: &PeerStatus| peer.node_id != removed.node_id;
             until_shown(status, |status| status.peers.iter().all(is_gone)).await;
         }
-        // Who asked may have gone.
+        // The requester may have gone.
         let _ = reply.send(result);
     });
 }
@@ -127,7 +126,7 @@ pub(super) fn leave(parts: &mut Parts, reply: Reply<LeaveReply>) {
             Ok(LeaveReply { new_device: false }) => Fact::Left { reply },
             ended => {
                 let stop = ended.is_ok();
-                // Who asked may have gone.
+                // The requester may have gone.
                 let _ = reply.send(ended);
                 if !stop {
                     return;
@@ -164,19 +163,19 @@ pub(super) fn rename(parts: &mut Parts, name: String, reply: Reply<RenameReply>)
         if let Ok(name) = &result {
             until_shown(status, |status| status.device.name == *name).await;
         }
-        // Who asked may have gone.
+        // The requester may have gone.
         let _ = reply.send(result.map(|name| RenameReply { name }));
     });
 }
 
-/// Waits until the status shows what a request did, so that a status read after the answer has it. A
-/// loop that is very busy or stopping is not waited for: the request was carried out in any case.
+/// Waits until the status shows what a request did, so that a status read after the answer includes
+/// it. Gives up on a loop that is very busy or stopping: the request was carried out in any case.
 async fn until_shown(mut status: watch::Receiver<Status>, shows: impl FnMut(&Status) -> bool) {
     let _ = timeout(SHOWN_WAIT, status.wait_for(shows)).await;
 }
 
-/// The name is a field of this device's own record, so it goes wherever the journal goes. Returns it
-/// as it is shown.
+/// Renames this device. The name is a field of the device's own record, so the journal replicates
+/// it. Returns the name as it is shown.
 async fn rename_device(journal: &JournalHandle, name: &str) -> Result<String, RequestError> {
     let cleaned = device_name(name);
     if cleaned.is_empty() {
@@ -213,7 +212,7 @@ pub(super) fn fetch(
     let hashes = match meant_assets(engine, &order.hashes) {
         Ok(hashes) => hashes,
         Err(error) => {
-            // Who asked may have gone.
+            // The requester may have gone.
             let _ = reply.send(Err(error));
             return;
         }
@@ -225,7 +224,7 @@ pub(super) fn fetch(
             facts.blocking_send(Fact::Fetch { assets, now: order.now, reply });
         }
         Err(error) => {
-            // Who asked may have gone.
+            // The requester may have gone.
             let _ = reply.send(Err(internal("reading the index", &error)));
         }
     });
@@ -239,7 +238,7 @@ fn meant_assets(engine: &Engine, texts: &[String]) -> Result<Vec<Hash>, RequestE
     texts.iter().map(|text| meant_asset(engine, text)).collect()
 }
 
-/// The asset of a hash, or the one known to be missing whose hash starts so.
+/// Finds an asset by its whole hash, or by the start of the hash of an asset known to be missing.
 fn meant_asset(engine: &Engine, text: &str) -> Result<Hash, RequestError> {
     let prefix = HashPrefix::parse(text)?;
     if let Some(hash) = prefix.whole() {
@@ -256,7 +255,7 @@ fn meant_asset(engine: &Engine, text: &str) -> Result<Hash, RequestError> {
     })
 }
 
-/// How the fetches of assets stand; each with whether the index knows it to be here.
+/// Builds the reply to a fetch; each hash comes with whether the index holds it.
 pub(super) fn fetch_views(parts: &Parts, engine: &Engine, assets: Vec<(Hash, bool)>) -> FetchReply {
     let now_ms = parts.clock.now_ms();
     let view = |(hash, known): (Hash, bool)| FetchView {
@@ -270,7 +269,7 @@ pub(super) fn fetch_views(parts: &Parts, engine: &Engine, assets: Vec<(Hash, boo
     FetchReply { assets: assets.into_iter().map(view).collect() }
 }
 
-/// Answers once the store's feed has been taken in up to what it holds now.
+/// Answers once the store is listed up to what it holds now.
 pub(super) fn check(
     parts: &mut Parts,
     nudge: Arc<Notify>,
@@ -284,8 +283,8 @@ pub(super) fn check(
             let passes = taken_in.borrow().passes;
             loop {
                 let now = *taken_in.borrow_and_update();
-                // A store that does not tell its newest cursor is listed twice: the first listing
-                // may have begun before the question.
+                // A store that does not report its newest cursor is listed twice: the first listing
+                // may have begun before the request.
                 let done = if newest > 0 { now.cursor >= newest } else { now.passes >= passes + 2 };
                 if done {
                     return anyhow::Ok(());
@@ -304,7 +303,7 @@ pub(super) fn check(
                 )))
             }
         };
-        // Who asked may have gone.
+        // The requester may have gone.
         let _ = reply.send(result);
     });
 }

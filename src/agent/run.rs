@@ -1,12 +1,12 @@
-//! The one loop: facts in, effects out. It owns every task and every queue's far end, and never
-//! waits for a peer, the disk or the store.
-//!
-//! I1  Facts reach the engine in the order they were told; effects are carried out in the order the
-//!     engine gave them.
-//! I2  Every task stands in one [`JoinSet`], with a name. One that panics, and a disk that fails
-//!     (only a restart tells what it holds), stop the agent in order.
-//! I3  Stopping: no new work, the batches under way, the connections, the tasks, the endpoint, the
-//!     index; each step with a deadline.
+//! //! The agent's loop: facts in, effects out. It owns every task and the receiving end of every queue,
+//! //! and never waits for a peer, the disk or the store.
+//! //!
+//! //! I1  Facts reach the engine in the order in which they were sent; effects are performed in the
+//! //!     order in which the engine returned them.
+//! //! I2  Every task is in one [`JoinSet`], with a name. A task that panics stops the agent in order,
+//! //!     and so does a failing disk, because only a restart shows what it holds.
+//! //! I3  Stopping: no new work, the batches under way, the connections, the tasks, the endpoint, the
+//! //!     index; each step with a deadline.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ use crate::replica::query;
 use crate::replica::replicate::Replication;
 use crate::transfer::Counters;
 
-/// Facts handled before the loop looks at its other sources again.
+/// The most facts handled before the loop looks at its other sources again.
 const FACTS_PER_TURN: usize = 64;
 
 /// The sketch is saved after this many new assets ...
@@ -60,17 +60,18 @@ const SAVE_ASSETS: u64 = 10_000;
 /// ... or this long after the last change that was not saved.
 const SAVE_MS: u64 = 30_000;
 
-/// Status is made anew at most this often while facts pour in, and this often while bytes flow.
+/// The status is built at most this often while facts pour in, and this often while bytes flow.
 const STATUS_MS_MIN: u64 = 20;
 const STATUS_MS_ACTIVE: u64 = 500;
 
-/// How often the loop looks whether the device slept.
+/// How often the loop checks whether the device slept.
 const SLEEP_LOOK_MS: u64 = 5_000;
 
-/// At the end, tasks and then the index are given this long; what they leave undone a restart does.
+/// At the end the tasks, and then the index, get this long to complete. A restart does what they
+/// leave.
 const WIND_UP_WAIT: Duration = Duration::from_secs(10);
 
-/// Tasks around the journal, to be started with the loop.
+/// The journal's tasks, which start together with the loop.
 pub(super) struct Tellers {
     pub(super) writer: JournalWriter,
     pub(super) settler: Settler,
@@ -94,7 +95,7 @@ pub(super) struct Loop {
     pub(super) taken_in: watch::Sender<TakenIn>,
     /// See [`Follower::gate`].
     pub(super) gate: Arc<Mutex<()>>,
-    /// Asks for the group as it stands to be told again.
+    /// Makes the group's task send the group again.
     pub(super) regroup: Arc<Notify>,
     saved_seq: u64,
     save_at_ms: Option<u64>,
@@ -150,7 +151,7 @@ pub(super) async fn run(
     this.fatal.map_or(Ok(()), Err)
 }
 
-/// Where members are dialled.
+/// The addresses at which members are dialled.
 fn addresses(members: &Members, unreachable: &[NodeId]) -> BTreeMap<NodeId, Vec<String>> {
     let members = members.members.iter();
     members
@@ -261,7 +262,7 @@ impl Loop {
             if now_ms >= look_at_ms {
                 look_at_ms = now_ms + SLEEP_LOOK_MS;
                 if !self.parts.throttle.limits().is_empty() {
-                    // A timetable may have come to its next entry.
+                    // A schedule of the rate limits may have reached its next entry.
                     self.publish_soon();
                 }
                 if sleep_watch.slept(now_ms, wall_ms()) {
@@ -278,14 +279,14 @@ impl Loop {
         }
     }
 
-    /// Stops in order, because the agent cannot go on.
+    /// Stops the agent in order because it cannot continue.
     fn fail(&mut self, reason: anyhow::Error) {
         tracing::error!("{reason:#}: stopping");
         self.fatal.get_or_insert(reason);
         self.parts.stop.cancel();
     }
 
-    /// Ends what is left, in order. What was acknowledged is durable already.
+    /// Ends what is left, in order. What was acknowledged is already durable.
     async fn wind_up(&mut self) {
         self.parts.tasks.abort_all();
         self.parts.journal.close().await;
@@ -391,7 +392,7 @@ impl Loop {
                 self.reload(Reload::Joined { joined, reply });
             }
             Fact::Joined { result, reply } => {
-                // Who asked may have gone.
+                // The requester may have gone.
                 let _ = reply.send(result);
             }
             Fact::Compare { id, pairing, decided } => {
@@ -439,7 +440,7 @@ impl Loop {
         }
     }
 
-    /// Goes on with [`Request::Fetch`] when the index has told which of the assets it knows.
+    /// Completes [`Request::Fetch`] once the index has reported which of the assets it holds.
     fn fetch_lacking(&mut self, assets: Vec<(Hash, bool)>, now: bool, reply: Reply<FetchReply>) {
         let lacking = assets.iter().filter(|(_, known)| !known).map(|(hash, _)| *hash);
         self.handle(Input::Fetch { hashes: lacking.collect(), at_once: now });
@@ -533,11 +534,11 @@ impl Loop {
 
     // ---- the group ---------------------------------------------------------------------------
 
-    /// The group changed on disk.
+    /// Applies a change of the group on disk.
     fn on_group(&mut self, state: GroupState) {
         let GroupState { group, name, members } = state;
         if group != self.engine.identity().group_id {
-            // An engine for that group is being made, and will ask again.
+            // An engine for that group is being built, and will request the group again.
             return;
         }
         self.addresses = addresses(&members, &self.parts.unreachable);

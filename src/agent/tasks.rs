@@ -1,18 +1,18 @@
-//! The tasks of an agent. Each has a name, for the log, and stands in one [`JoinSet`]: none outlives
+//! The tasks of an agent. Each has a name, for the log, and is in one [`JoinSet`]: no task outlives
 //! the loop.
 
 use std::collections::HashMap;
 
 use tokio::task::{Id, JoinSet};
 
-/// Every task that runs.
+/// The tasks that run.
 #[derive(Debug, Default)]
 pub(super) struct Tasks {
     set: JoinSet<()>,
     names: HashMap<Id, &'static str>,
 }
 
-/// A task panicked.
+/// A task that panicked.
 #[derive(Debug, thiserror::Error)]
 #[error("the task {name:?} failed: {error}")]
 pub(super) struct TaskPanic {
@@ -31,7 +31,7 @@ impl Tasks {
         self.names.insert(id, name);
     }
 
-    /// Starts a task that blocks its thread. It cannot be aborted once it runs.
+    /// Starts a task that blocks its thread. Once it runs it cannot be aborted.
     pub(super) fn spawn_blocking(
         &mut self,
         name: &'static str,
@@ -61,7 +61,7 @@ impl Tasks {
         })
     }
 
-    /// Aborts all tasks; each ends at its next await.
+    /// Aborts all tasks. Each ends at its next await.
     pub(super) fn abort_all(&mut self) {
         self.set.abort_all();
     }

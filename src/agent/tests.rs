@@ -1,4 +1,4 @@
-//! Agents whose QUIC library panics: nothing is lost, and all end with the same.
+//! Agents whose QUIC library panics: no data is lost, and all devices end with the same assets.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,10 +15,10 @@ use crate::net::inject::Panics;
 use crate::net::outlive_panics;
 use crate::store::{Metadata, NewAsset};
 
-/// Far more than one step takes, far less than a hang.
+/// Far longer than one step takes, far shorter than a hang.
 const SOON: Duration = Duration::from_secs(60);
 
-/// How long the child may take: ten panics take ten seconds.
+/// The child's deadline: ten panics take ten seconds.
 const CHILD_DEADLINE: Duration = Duration::from_secs(180);
 
 const ASSET_BYTES: usize = 20_000;
@@ -104,14 +104,14 @@ fn survive_panics(count: usize) {
             tokio::time::timeout(SOON, device.agent.stop()).await.unwrap().unwrap();
         }
     });
-    // A thread that was given up keeps the panic hook, which the test program takes at its end.
+    // An abandoned thread keeps the panic hook, which the test program would take at its end.
     std::process::exit(OUTLIVED);
 }
 
-/// The exit status of a child that outlived its panics.
+/// The exit status of a child that survived its panics.
 const OUTLIVED: i32 = 71;
 
-/// Runs a test of this file in a process of its own, which is killed when it stands still.
+/// Runs a test of this file in its own process, which is killed when it hangs.
 fn in_a_child(test: &str) {
     let mut program = Command::new(std::env::current_exe().unwrap());
     let child = format!("agent::tests::{test}");
