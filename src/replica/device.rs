@@ -1,10 +1,11 @@
-//! Publishes how this device stands, as its own record in the journal, for the others to show.
-//!
-//! D1  Nothing is written while nothing worth telling changed: an idle device leaves its disk alone.
-//! D2  Who and where it is, is told at once, and anew in another group; figures at most every
-//!     [`PACE_MS`].
-//! D3  A name that was told stands: only a renaming changes it.
-//! D4  Another device that tells of itself under the same key, because a home was copied, is noticed.
+//! //! Publishes the state of this device in its own journal record, for the other devices to show.
+//! //!
+//! //! D1  Nothing is written unless something worth publishing changed: an idle device leaves its disk
+//! //!     alone.
+//! //! D2  A change of name, group or addresses is published at once; figures at most every
+//! //!     [`PACE_MS`].
+//! //! D3  The record keeps its name: only a rename changes it.
+//! //! D4  Another device that publishes under the same key, because a home was copied, is noticed.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -23,25 +24,25 @@ use crate::store::Store;
 use super::journal::{AskError, JournalHandle};
 use super::status::{PeerState, Status};
 
-/// Figures are told no more often than this.
+/// The shortest time between two writes of figures.
 const PACE_MS: u64 = 3 * 60 * 1000;
 
-/// Changes that come together are told together.
+/// How long a change waits for others, to be written together.
 const GATHER_MS: u64 = 2 * 1000;
 
-/// How often the disk's free space is looked at.
+/// How often the disk's free space is read.
 const LOOK_MS: u64 = 10 * 60 * 1000;
 
-/// Free space is told when it changed by this part of what was told ...
+/// A change of the free space is published if it exceeds this fraction of the published value ...
 const FREE_CHANGE: u64 = 10;
 
 /// ... and by this many bytes.
 const FREE_CHANGE_BYTES: u64 = 1 << 30;
 
-/// The store is asked for its figures this long.
+/// The deadline of the store's answer.
 const STORE_WAIT: Duration = Duration::from_secs(10);
 
-/// What the task works with.
+/// The task that publishes this device's state.
 pub(crate) struct Publisher {
     pub(crate) node_id: NodeId,
     pub(crate) journal: JournalHandle,
@@ -49,7 +50,7 @@ pub(crate) struct Publisher {
     pub(crate) status: watch::Receiver<Status>,
     /// A folder on the store's disk.
     pub(crate) folder: PathBuf,
-    /// Told where another device with the same key is.
+    /// Receives the addresses of another device with the same key.
     pub(crate) twin: watch::Sender<Option<BTreeSet<String>>>,
 }
 
@@ -130,7 +131,7 @@ impl Publisher {
         }
     }
 
-    /// Writes what changed, if it is worth it; returns whether.
+    /// Writes what changed if it is worth a write. Returns whether it wrote.
     async fn publish(&self, shown: &Shown) -> Result<bool, AskError> {
         let device = self.node_id;
         let fields = self.journal.read(move |reader| reader.device_fields(&device)).await?;
@@ -180,13 +181,13 @@ impl Publisher {
 
     async fn free_bytes(&self) -> Option<u64> {
         let folder = self.folder.clone();
-        // A worker that panicked knows as little as a disk that does not tell.
+        // A panic of the worker counts like a disk that does not report its free space.
         let disk = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&folder)).await.ok()?;
         disk.ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 }
 
-/// When another device was last met, or left.
+/// Whether another device is connected, and when that last changed.
 #[derive(Debug, Default)]
 struct Contact {
     connected: bool,
@@ -211,7 +212,7 @@ fn is_worth_telling(told: &DeviceState, now: &DeviceState) -> bool {
         }
         (told, now) => told != now,
     };
-    // All the rest is told as soon as it is another.
+    // Any other change is published at once.
     let rest = DeviceState { free_bytes: told.free_bytes, ..now.clone() };
     free_bytes || rest != *told
 }
@@ -234,7 +235,7 @@ mod tests {
         ] {
             assert_eq!(is_worth_telling(&told, &state(free_bytes)), worth, "{free_bytes:?}");
         }
-        // A tenth of little is nothing.
+        // Less than `FREE_CHANGE_BYTES`, so not published although it is half of the space.
         assert!(!is_worth_telling(&state(Some(GIB)), &state(Some(GIB / 2))));
         let other = DeviceState { store_assets: 1, ..told.clone() };
         assert!(is_worth_telling(&told, &other));

@@ -1,11 +1,11 @@
-//! Writes the device's own events into the journal: what tasks tell, and which devices came and
-//! went. (What becomes of assets, `metadata` writes, together with what it is about.)
-//!
-//! N1  Numbers are the journal's: contiguous per device, across restarts.
-//! N2  What cannot be written now waits, and so do its followers; the queue is bounded, and what
-//!     finds it full is counted and reported. Where events have used up the space they may take,
-//!     they are left out.
-//! N3  A connection that breaks and comes back soon is no news.
+//! //! Writes the device's own events into the journal: those that tasks report, and devices that
+//! //! connect or are lost. (`metadata` writes the events of assets together with their cause.)
+//! //!
+//! //! N1  The journal numbers the events: contiguously per device, across restarts.
+//! //! N2  An event that cannot be written now waits, and so do those after it. The queue is bounded;
+//! //!     events that find it full are counted and reported. When the events have used up their share
+//! //!     of the space, further ones are dropped.
+//! //! N3  A connection that breaks and soon comes back causes no event.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,28 +24,29 @@ use super::journal::{AskError, JournalHandle};
 use super::status::{PeerState, PeerStatus, Status};
 use crate::store::Damages;
 
-/// Events waiting to be written. They are told by people and by alarms, which are told once each;
-/// so many wait only while nothing can be written.
+/// The most events that wait to be written. People cause them, or alarms, each of which is reported
+/// once; so many wait only while nothing can be written.
 const TOLD_MAX: usize = 1024;
 
-/// A device is lost when it stays away this long.
+/// A device counts as lost after it was away for this long.
 const LOST_AFTER_MS: u64 = 60 * 1000;
 
-/// Different alarms told in the agent's life; a rotten disk would otherwise fill the journal.
+/// The most different alarms in the agent's life; otherwise a rotten disk would fill the journal.
 const ALARMS_MAX: usize = 1000;
 
-/// Where tasks tell what happened. Cheap to clone.
+/// The queue to which tasks report events. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct EventLog(mpsc::Sender<LogEvent>);
 
-/// A log and its far end, for [`record`].
+/// Makes the queue; [`record`] reads its other end.
 pub(crate) fn channel() -> (EventLog, mpsc::Receiver<LogEvent>) {
     let (sender, told) = mpsc::channel(TOLD_MAX);
     (EventLog(sender), told)
 }
 
 impl EventLog {
-    /// Does not wait.
+    /// Queues an event without waiting. If the queue is full the event is dropped, and the loss is
+    /// logged.
     pub(crate) fn tell(&self, event: LogEvent) {
         match self.0.try_send(event) {
             // Closed: the agent is stopping.
@@ -57,7 +58,7 @@ impl EventLog {
     }
 }
 
-/// Tells of damage as the store finds it, until the store is closed.
+/// Reports damage as the store finds it, until the store is closed.
 pub(crate) async fn tell_damages(mut damages: watch::Receiver<Damages>, events: EventLog) {
     let mut seen = 0;
     loop {
@@ -106,7 +107,7 @@ pub(crate) async fn record(
     }
 }
 
-/// Writes one op; tries until it is written. An error: the journal is closed.
+/// Writes one op; retries until it is written. An error means that the journal is closed.
 async fn write(journal: &JournalHandle, events: &[LogEvent]) -> Result<(), AskError> {
     let changes: Vec<DraftChange> = events.iter().map(LogEvent::to_change).collect();
     let mut backoff = Backoff::default();
@@ -127,7 +128,7 @@ async fn write(journal: &JournalHandle, events: &[LogEvent]) -> Result<(), AskEr
     }
 }
 
-/// Lets every alarm through once.
+/// Passes each alarm once.
 #[derive(Debug, Default)]
 struct Alarms(BTreeSet<(String, Option<Hash>, Option<NodeId>)>);
 
@@ -138,7 +139,7 @@ impl Alarms {
     }
 }
 
-/// Which devices are here.
+/// The devices that are connected, or were until a moment ago.
 #[derive(Debug, Default)]
 struct Presence(BTreeMap<NodeId, Seen>);
 
@@ -146,18 +147,18 @@ struct Presence(BTreeMap<NodeId, Seen>);
 struct Seen {
     name: String,
     reason: Option<String>,
-    /// Since when it is away; `None` while it is here.
+    /// Since when it is away; `None` while it is connected.
     away_ms: Option<u64>,
 }
 
 impl Presence {
-    /// When somebody may be lost.
+    /// The next time at which a device may count as lost.
     fn deadline_ms(&self) -> Option<u64> {
         self.0.values().filter_map(|seen| seen.away_ms).min().map(|away| away + LOST_AFTER_MS)
     }
 
-    /// Takes in how the peers stand; returns what that means. Who was put out of the group is
-    /// neither here nor lost.
+    /// Takes the peers' current states and returns the events that follow. A device that was
+    /// removed from the group is forgotten without an event.
     fn see(&mut self, now_ms: u64, peers: &[PeerStatus]) -> Vec<LogEvent> {
         let mut events = Vec::new();
         let mut members = BTreeSet::new();
@@ -238,7 +239,7 @@ mod tests {
         assert!(presence.see(6, &[peer(1, PeerState::Syncing)]).is_empty());
         assert_eq!(presence.deadline_ms(), None);
 
-        // Away for a moment is no news.
+        // A short absence causes no event.
         assert!(presence.see(10, &[peer(1, away)]).is_empty());
         assert!(presence.see(10 + LOST_AFTER_MS - 1, &[peer(1, here)]).is_empty());
         assert!(presence.see(100_000, &[peer(1, away)]).is_empty());

@@ -20,23 +20,23 @@ use crate::state::journal::{self, Journal, JournalError, JournalReader, News, Ro
 /// several times.
 const JOBS_MAX: usize = 1024;
 
-/// Drafts in one transaction: enough to share its fsync, few enough to end soon.
+/// The most drafts in one transaction: enough to share its fsync, few enough to end soon.
 const GROUP_DRAFTS_MAX: usize = 256;
 
-/// Reading connections. A read takes milliseconds; each has a cache of its own.
+/// The reading connections. A read takes milliseconds; each connection has a cache of its own.
 const READERS: usize = 4;
 
-/// A full disk counts as full for so long after the last write that failed. Refused ops are tried
-/// again every 30 s.
+/// How long after a write that failed for lack of space the disk counts as full. Refused ops are
+/// retried every 30 s.
 const FULL_FOR: Duration = Duration::from_secs(60);
 
-/// What became of a draft; `None` when there was nothing to write.
+/// The result of a draft; `None` when there was nothing to write.
 pub type DraftResult = Result<Option<Written>, DraftError>;
 
-/// Why the journal did not do something.
+/// Why the journal did not carry out a call.
 #[derive(Debug, Clone, Error)]
 pub enum AskError {
-    /// The journal itself.
+    /// The journal refused or failed.
     #[error(transparent)]
     Journal(Arc<JournalError>),
     /// The agent is stopping, or the journal's database failed.
@@ -45,7 +45,7 @@ pub enum AskError {
 }
 
 impl AskError {
-    /// Nothing was written, for want of space: everything else goes on.
+    /// Whether nothing was written for lack of space. Everything else still works.
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::Journal(error) if matches!(**error, JournalError::DiskFull))
     }
@@ -67,18 +67,18 @@ pub struct JournalHandle {
     full: Arc<Full>,
 }
 
-/// When a write failed last for want of space, if none has succeeded since.
+/// When the last write failed for lack of space, if none has succeeded since.
 #[derive(Debug, Default)]
 struct Full(Mutex<Option<Instant>>);
 
-/// How often the journal changed, by what changed. To be compared with an earlier one.
+/// Counts the changes of the journal by kind. Compare with an earlier value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Commits {
-    /// There was something new to read.
+    /// Commits with anything new to read.
     pub all: u64,
-    /// This device wrote.
+    /// Commits with ops of this device.
     pub own: u64,
-    /// Facts about members changed.
+    /// Commits with facts about members.
     pub members: u64,
 }
 
@@ -144,26 +144,26 @@ pub fn share(journal: Journal) -> journal::Result<(JournalHandle, JournalWriter)
 }
 
 impl JournalHandle {
-    /// Writes one op, or says why not; durable on return. `None`: there was nothing to write.
-    ///
-    /// # Cancel safety
-    /// Dropped, the draft may be written all the same.
-    ///
-    /// # Errors
-    /// The journal cannot take anything now; a draft that is wrong is in the `Ok`.
+    /// /// Writes one op, or returns why not; durable on return. `None`: there was nothing to write.
+    /// ///
+    /// /// # Cancel safety
+    /// /// A dropped call may still write the draft.
+    /// ///
+    /// /// # Errors
+    /// /// The journal cannot write anything now; a draft that is wrong is in the `Ok`.
     pub async fn write(&self, draft: Draft) -> Result<DraftResult, AskError> {
         let (reply, answer) = oneshot::channel();
         self.jobs.send(Job::Write(draft, reply)).await.map_err(|_| AskError::Closed)?;
         answer.await.map_err(|_| AskError::Closed)?
     }
 
-    /// Runs `work` on the writer's thread with the wall clock's milliseconds.
-    ///
-    /// # Cancel safety
-    /// Dropped, the work may be done all the same.
-    ///
-    /// # Errors
-    /// What the work returns, or that the journal is closed.
+    /// /// Runs `work` on the writer's thread with the wall clock's milliseconds.
+    /// ///
+    /// /// # Cancel safety
+    /// /// A dropped call may still do the work.
+    /// ///
+    /// /// # Errors
+    /// /// The error of `work`, or the journal is closed.
     pub async fn run<T, F>(&self, work: F) -> Result<T, AskError>
     where
         T: Send + 'static,
@@ -191,13 +191,13 @@ impl JournalHandle {
         answer.blocking_recv().map_err(|_| AskError::Closed)?
     }
 
-    /// Reads what is committed.
-    ///
-    /// # Cancel safety
-    /// Safe; the read itself goes on to its end.
-    ///
-    /// # Errors
-    /// The database cannot be read.
+    /// /// Reads the committed journal.
+    /// ///
+    /// /// # Cancel safety
+    /// /// Safe; a read that has started runs to its end.
+    /// ///
+    /// /// # Errors
+    /// /// The database cannot be read.
     pub async fn read<T, F>(&self, read: F) -> Result<T, AskError>
     where
         T: Send + 'static,
@@ -218,14 +218,15 @@ impl JournalHandle {
         result.map_err(|_| AskError::Closed)?
     }
 
-    /// Checks the journal against itself, and all signatures; empty when all is well. On a connection
-    /// of its own, so that neither writers nor readers wait, however large the journal is.
-    ///
-    /// # Cancel safety
-    /// Safe; the check itself goes on to its end.
-    ///
-    /// # Errors
-    /// The database cannot be read.
+    /// /// Checks the journal's consistency and all signatures. Returns its findings, none for a sound
+    /// /// journal. Uses its own connection, so that neither writers nor readers wait, however large the
+    /// /// journal is.
+    /// ///
+    /// /// # Cancel safety
+    /// /// Safe; a check that has started runs to its end.
+    /// ///
+    /// /// # Errors
+    /// /// The database cannot be read.
     pub async fn fsck(&self) -> Result<Vec<String>, AskError> {
         let reader = self.read(JournalReader::another).await?;
         let check = move || {
@@ -237,31 +238,31 @@ impl JournalHandle {
         Ok(tokio::task::spawn_blocking(check).await.map_err(|_| AskError::Closed)??)
     }
 
-    /// Moves with every commit that changed something, local or received.
+    /// Changes with every commit that changed something, local or received.
     pub fn commits(&self) -> watch::Receiver<Commits> {
         self.commits.clone()
     }
 
-    /// What is asked of the group at every connection.
+    /// The roster, which every new connection is checked against.
     pub fn roster(&self) -> &Roster {
         &self.roster
     }
 
-    /// Whether the last write failed for want of space, a moment ago. Whatever waits for space
-    /// tries again more often than that.
+    /// Whether a write failed for lack of space in the last [`FULL_FOR`]. Everything that waits for
+    /// space retries more often than that.
     pub fn is_full(&self) -> bool {
         let failed = *self.full.0.lock().unwrap_or_else(PoisonError::into_inner);
         failed.is_some_and(|at| instant_now().duration_since(at) < FULL_FOR)
     }
 
-    /// Lets the writer end after what was asked before.
+    /// Ends the writer after the jobs that are queued.
     pub async fn close(&self) {
-        // A writer that has ended needs no telling.
+        // A writer that has ended needs no job.
         let _ = self.jobs.send(Job::Stop).await;
     }
 }
 
-/// A job of `work`, and where its result will be.
+/// Makes a job of `work`, and the receiver of its result.
 fn task<T, F>(work: F) -> (Job, oneshot::Receiver<Result<T, AskError>>)
 where
     T: Send + 'static,
@@ -271,7 +272,7 @@ where
     let job = Job::Run(Box::new(move |journal, now_ms| {
         let result = work(journal, now_ms);
         let fate = Fate::of(&result);
-        // Nobody waits any more: it is done all the same.
+        // The job is done even if its caller is gone.
         let _ = reply.send(result.map_err(AskError::from));
         fate
     }));
@@ -293,10 +294,10 @@ impl Fate {
 }
 
 impl JournalWriter {
-    /// Serves the handles until [`JournalHandle::close`], or until all of them are gone. Blocks.
-    ///
-    /// # Errors
-    /// The database failed; the agent must stop.
+    /// /// Serves the handles until [`JournalHandle::close`], or until all handles are dropped. Blocks.
+    /// ///
+    /// /// # Errors
+    /// /// The database failed; the agent must stop.
     pub fn serve(mut self) -> Result<(), AskError> {
         let mut next = None;
         loop {
@@ -357,7 +358,7 @@ impl JournalWriter {
         match result {
             Ok(results) => {
                 for (reply, result) in replies.into_iter().zip(results) {
-                    // Nobody waits any more: it is written all the same.
+                    // The draft is written even if its caller is gone.
                     let _ = reply.send(Ok(result));
                 }
             }

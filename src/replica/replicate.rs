@@ -1,11 +1,12 @@
-//! The journal's stream with one peer: performs what the [`Session`] orders, and tells it what came
-//! of it. Works on any byte stream; what is sent, and what is believed, the session decides.
-//!
-//! P1  Reading, writing and the journal's work never wait for one another, and one peer's never for
-//!     another's: a peer that does not read keeps one batch of ours in memory, and that is all.
-//! P2  In memory at a time: a frame read ahead, a batch being taken in, one being sent.
-//! P3  An op is taken in only after its signature was checked over the bytes that came, and a peer
-//!     hears of it, as an acknowledgement or passed on, after its commit.
+//! //! The journal's stream with one peer: performs the effects of the [`Session`], and reports the
+//! //! results to it. Works on any byte stream; the session decides what is sent and what is accepted.
+//! //!
+//! //! P1  Reading, writing and the journal's work never wait for one another, nor one peer's stream for
+//! //!     another's: a peer that does not read keeps one of our batches in memory and nothing more.
+//! //! P2  In memory at a time: a frame read ahead, a batch being applied, a batch being sent.
+//! //! P3  An op is applied only after its signature was verified over the received bytes, and any peer
+//! //!     learns of it, by an acknowledgement or by the op itself, only after its commit.
+//! //! P4  A peer that neither reads nor writes for long is given up; so is one that breaks the protocol.
 //! P4  A peer that neither reads nor writes for long is given up; so is one that breaks the protocol.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,39 +40,39 @@ use crate::state::journal::{VerifiedOp, verify};
 use crate::wire::WireError;
 use crate::wire::journal::{decode_message, encode_message};
 
-/// A peer of which nothing arrives for so long is given up: several clocks are overdue.
+/// A peer that sends nothing for this long is given up: several of its clocks are overdue.
 const READ_STALL: Duration = Duration::from_millis(3 * CLOCK_EVERY_MS);
 
-/// A peer that takes nothing of a frame for so long is given up. Longer than it may need to take in
-/// the batches before it on a slow disk.
+/// A peer that accepts no byte of a frame for this long is given up. Longer than a peer with a slow
+/// disk may need to apply the batches before it.
 const WRITE_STALL: Duration = Duration::from_secs(120);
 
-/// A last word is sent if the stream takes it within this time.
+/// A refusal is sent if the stream accepts it within this time.
 const LAST_WORD_WAIT: Duration = Duration::from_millis(500);
 
-/// Ops are verified by threads of at least this many: fewer are not worth a thread.
+/// The fewest ops that a verifying thread gets: fewer are not worth a thread.
 const VERIFY_OPS_MIN: usize = 64;
 
 /// How often the journal is pruned ...
 const PRUNE_EVERY: Duration = Duration::from_secs(10 * 60);
 
-/// ... and how many rows at once, with writers let in between.
+/// ... and how many rows at once; writers may run between two rounds.
 const PRUNE_ROWS: usize = 1_000;
 
-/// Forks are looked for this long after a commit at most.
+/// The longest time between a commit and the search for forks.
 const FORKS_EVERY: Duration = Duration::from_secs(10);
 
-/// Logs held back that a status names.
+/// The most held-back logs that a status names.
 const HELD_SHOWN_MAX: usize = 16;
 
-/// What the streams with all peers share. Cheap to clone.
+/// The state that the streams of all peers share. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Replication {
     journal: JournalHandle,
     device: NodeId,
     clock: Clock,
     threads: usize,
-    /// What was last sent again to a peer. Only members get that far.
+    /// What was last sent again to each peer. Only members get that far.
     repaired: Arc<Mutex<BTreeMap<NodeId, Repaired>>>,
     repairs: Arc<AtomicU64>,
 }
@@ -79,28 +80,28 @@ pub struct Replication {
 /// Why a stream ended.
 #[derive(Debug, Error)]
 pub enum Ended {
-    /// By its rules.
+    /// The session ended it.
     #[error("the journal's stream: {}", .0)]
     Session(#[from] End),
-    /// The stream itself.
+    /// The stream failed.
     #[error("the journal's stream: {0}")]
     Frame(#[from] FrameError),
-    /// The peer ended it, which it may not.
+    /// The peer ended it, which the protocol does not allow.
     #[error("the journal's stream ended")]
     Finished,
-    /// A frame that says nothing, or something out of bounds.
+    /// A frame is malformed, or a value in it is out of bounds.
     #[error("the journal's stream: {0}")]
     Wire(#[from] WireError),
-    /// Our own journal.
+    /// This device's journal failed.
     #[error("{0}")]
     Journal(#[from] AskError),
-    /// There is nothing to replicate.
+    /// This device is in no group, so there is nothing to replicate.
     #[error("this device is in no group")]
     NoGroup,
 }
 
 impl Ended {
-    /// With what the connection is to be closed.
+    /// The code with which to close the connection.
     pub fn close_code(&self) -> CloseCode {
         match self {
             Self::Session(End::Refused(code) | End::RefusedByPeer(code)) => match code {
@@ -125,7 +126,7 @@ impl Ended {
         }
     }
 
-    /// What the peer may read of it: nothing of this device's disk.
+    /// What the peer may learn of the reason: nothing of this device's disk.
     pub fn close_detail(&self) -> String {
         match self {
             Self::Journal(_) => "the journal cannot be used now".to_owned(),
@@ -133,37 +134,36 @@ impl Ended {
         }
     }
 
-    /// Whether it ends the connection too. Devices with other versions of the journal's protocol still
-    /// keep their assets the same.
+    /// Whether it ends the connection too. Devices with different versions of the journal's
+    /// protocol still sync their assets.
     pub fn is_connections(&self) -> bool {
         let version = RefuseCode::Version;
         !matches!(self, Self::Session(End::Refused(code) | End::RefusedByPeer(code)) if *code == version)
     }
 
-    /// The peer has refused us, and is about to close the connection itself with its reason.
+    /// Whether the peer has refused us, and is about to close the connection with its reason.
     pub fn is_peers_to_close(&self) -> bool {
         matches!(self, Self::Session(End::RefusedByPeer(_)))
     }
 }
 
 impl Replication {
-    /// For the journal of this device.
     pub fn new(journal: JournalHandle, device: NodeId, clock: Clock) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let (repaired, repairs) = Default::default();
         Self { journal, device, clock, threads, repaired, repairs }
     }
 
-    /// How often everything was sent again because contents differed that should not.
+    /// How often a whole journal was sent again because contents differed that should be equal.
     pub fn repairs(&self) -> u64 {
         self.repairs.load(Ordering::Relaxed)
     }
 
-    /// Keeps the journals of this device and `peer`, which the connection has proved, in step until
-    /// the stream ends, and says why it did. Shows how it stands in `view`.
-    ///
-    /// # Cancel safety
-    /// Dropped, the stream ends; what is being written to the journal is written all the same.
+    /// /// Replicates the journals of this device and `peer`, whose identity the connection has proved,
+    /// /// until the stream ends. Shows its state in `view`, and returns why the stream ended.
+    /// ///
+    /// /// # Cancel safety
+    /// /// Dropping it ends the stream; a write to the journal that has started still takes place.
     pub async fn run<R, W>(
         &self,
         peer: NodeId,
@@ -175,7 +175,7 @@ impl Replication {
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
-        // Watched from before the start is read, so that nothing falls in between.
+        // Watched before the start is read, so that no commit between the two is missed.
         let mut commits = self.journal.commits();
         let seen = *commits.borrow_and_update();
         let start = match self.start(peer).await {
@@ -209,8 +209,8 @@ impl Replication {
         ended
     }
 
-    /// Drops from time to time what nothing needs any more, until the journal is closed. Where there
-    /// is nothing to drop, nothing is written.
+    /// Removes what nothing needs any more, at intervals, until the journal is closed. Writes
+    /// nothing when there is nothing to remove.
     pub async fn prune(&self) {
         loop {
             sleep(PRUNE_EVERY).await;
@@ -228,7 +228,8 @@ impl Replication {
         }
     }
 
-    /// Tells which logs are forked, and whenever they become more, until the journal is closed.
+    /// Reports the forked logs, and again whenever another one is forked, until the journal is
+    /// closed.
     pub async fn watch_forks(&self, forked: &watch::Sender<Vec<LogId>>) {
         let mut commits = self.journal.commits();
         loop {
@@ -276,8 +277,8 @@ impl Replication {
         self.repaired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Verifies ops on as many threads as there are processors; what is wrong with the first that
-    /// is not as its author signed it is in the inner result.
+    /// Verifies ops on as many threads as there are processors. The inner error describes the first
+    /// op that its author did not sign.
     async fn verify(
         &self,
         group: GroupId,
@@ -299,7 +300,8 @@ impl Replication {
     }
 }
 
-/// An introduction that fits a frame. Without one we are known only to those that know us already.
+/// Returns the introduction if it fits into a frame, else an empty one. Without an introduction
+/// only devices that already know us accept us.
 fn sendable(intro: Vec<SignedOp>) -> Vec<SignedOp> {
     let bytes: usize = intro.iter().map(|op| op.body.len()).sum();
     if intro.len() <= INTRO_OPS_MAX && bytes <= OPS_FRAME_BYTES {
@@ -313,7 +315,7 @@ fn sendable(intro: Vec<SignedOp>) -> Vec<SignedOp> {
     Vec::new()
 }
 
-/// What is under way and has come to its end.
+/// Work that has ended.
 enum Done<R, W> {
     Read(FrameReader<R>, Result<Option<Frame>, FrameError>),
     Wrote(FrameWriter<W>, Result<(), FrameError>),
@@ -330,7 +332,7 @@ struct Stream<'a, R, W> {
     reader: Option<FrameReader<R>>,
     /// `None` while it writes.
     writer: Option<FrameWriter<W>>,
-    /// Read ahead, until the session takes it.
+    /// A frame read ahead, until the session accepts it.
     arrived: Option<Frame>,
     work: FuturesUnordered<BoxFuture<'static, Done<R, W>>>,
     is_applying: bool,
@@ -339,14 +341,14 @@ struct Stream<'a, R, W> {
     view: &'a watch::Sender<JournalPeerStatus>,
 }
 
-/// What a status tells that the session does not keep.
+/// Details for the status that the session does not keep.
 #[derive(Default)]
 struct Notes {
     skew_ms: Option<i64>,
     repairs: u64,
     held: BTreeMap<LogId, NotTaken>,
     refused: Option<JournalRefusal>,
-    /// What was told in the log: it is told once.
+    /// Texts that were logged: each is logged once.
     logged: BTreeSet<String>,
 }
 
@@ -414,8 +416,8 @@ where
         }
     }
 
-    /// Waits until the batch that is being taken in is. On a path that breaks all the time there
-    /// would be no progress without.
+    /// Waits until the current batch is applied. Without this, a path that breaks all the time
+    /// would allow no progress.
     async fn take_in_rest(&mut self) {
         while self.is_applying {
             match self.work.next().await {
@@ -471,7 +473,7 @@ where
                 self.work(apply(shared, peer, group, ops));
             }
             Effect::Report(report) => self.note(report),
-            // It ends the loop.
+            // The caller's loop ends the stream.
             Effect::End { .. } => {}
         }
     }
@@ -501,7 +503,7 @@ where
             writer.write_payload(kind, &payload).await?;
             writer.finish().await
         };
-        // The connection is closed with the reason as well.
+        // The connection is closed with the same reason.
         let _ = timeout(LAST_WORD_WAIT, said).await;
     }
 

@@ -1,11 +1,11 @@
-//! A foreign store over loopback HTTP, as a client of `proto/store.proto`. It is not trusted: every
-//! answer is bounded, checked for shape, count, order and size, and given a deadline. Hashes of
-//! bytes are the caller's to check.
-//!
-//! Nothing runs in the background and nothing is retried here (one place does that, above), except
-//! once with a key that was changed. A store without `GET /sync/info` is a *core-only* one: its id
-//! comes from its address, its algorithm is taken to be BLAKE3, whole contents travel in messages,
-//! and where it gives no cursors its timestamps (ms) serve as such.
+//! //! A foreign store over loopback HTTP, as a client of `proto/store.proto`. It is not trusted: every
+//! //! answer is bounded, checked for shape, count, order and size, and given a deadline. The caller
+//! //! verifies the hashes of contents.
+//! //!
+//! //! Nothing runs in the background, and nothing is retried here (the caller retries in one place),
+//! //! except once with a key that was changed. A store without `GET /sync/info` is *core-only*: its id
+//! //! is derived from its address, its algorithm is assumed to be BLAKE3, whole contents travel in
+//! //! messages, and if it gives no cursors its timestamps (ms) serve as cursors.
 
 mod connection;
 mod events;
@@ -43,12 +43,12 @@ use crate::core::limits::RESTING_MAX;
 use crate::wire::parse;
 use crate::wire::proto::store as proto;
 
-/// The largest content that travels as one message to or from a store without "blobs". It is in
-/// memory whole.
+/// The largest content in one message to or from a store without "blobs". It is in memory as a
+/// whole.
 const WHOLE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// Contents asked for or sent in one message when there are many. Small enough to be on its way
-/// within seconds, large enough to make a durable commit worth it.
+/// The bytes of contents in one message when there are many. Small enough to be transferred within
+/// seconds, large enough to be worth a durable commit.
 const BATCH_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Room for a bundle's metadata in a message: its bounds, encoded.
@@ -57,17 +57,17 @@ const BUNDLE_EXTRA_BYTES_MAX: u64 = 128 * 1024;
 /// Room for one digest in a listing; it encodes to about 60 bytes.
 const LISTED_BYTES_MAX: u64 = 128;
 
-/// The least a digest in a listing takes: its hash.
+/// The fewest bytes of a digest in a listing: its hash.
 const LISTED_BYTES_MIN: u64 = 32;
 
-/// A listing by `since` comes in one piece: about a million assets.
+/// The largest listing by `since`, which comes in one piece: about a million assets.
 const LISTING_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// Room for an answer that holds little.
+/// The largest answer of calls that return little.
 const SHORT_BYTES_MAX: u64 = 256 * 1024;
 
-/// A listing by `since` goes back so far behind the cursor: what a store took in while it listed
-/// may carry an earlier timestamp. Entries within it come twice.
+/// How far before the cursor a listing by `since` begins: an asset that a store stored while it
+/// listed may have an earlier timestamp. Entries in this range are listed twice.
 const SINCE_MARGIN_MS: i64 = 10_000;
 
 /// A store that another program serves.
@@ -76,20 +76,20 @@ pub struct HttpStore(Arc<Inner>);
 
 struct Inner {
     connection: Connection,
-    /// What the store is, as far as is known.
+    /// What the store reported about itself, if it did.
     profile: Mutex<Option<Profile>>,
-    /// The newest cursor a core-only store has shown.
+    /// The newest cursor that a core-only store has returned.
     newest_seen: AtomicU64,
-    /// A core-only store gave no cursors: list it by `since`.
+    /// Whether a core-only store gave no cursors, so that it is listed by `since`.
     lists_by_since: AtomicBool,
-    /// The last content taken whole, since it is read in ranges.
+    /// The last content that was fetched whole, because callers read it in ranges.
     whole: Mutex<Option<(Hash, Bytes)>>,
-    /// What was found damaged; the store cannot be told to mark it.
+    /// The assets found damaged. There is no call to mark them in the store.
     damaged: Mutex<BTreeSet<Hash>>,
     damages: watch::Sender<Damages>,
 }
 
-/// What a store offers.
+/// What a store reported about itself.
 #[derive(Debug, Clone)]
 struct Profile {
     store_id: StoreId,
@@ -110,7 +110,7 @@ fn contract(what: impl Into<String>) -> StoreError {
 
 impl HttpStore {
     /// A client of the store at `url` (a literal loopback `http://` address) with the key in
-    /// `key_file`. Nothing is sent yet.
+    /// `key_file`. Sends nothing yet.
     pub fn new(url: &str, key_file: &Path) -> Result<Self, StoreError> {
         Self::with_deadlines(url, key_file, Deadlines::default())
     }
@@ -134,7 +134,7 @@ impl HttpStore {
 }
 
 impl Inner {
-    /// Asks the store what it is, and remembers.
+    /// Requests the store's info, and keeps its profile.
     async fn ask_info(&self) -> Result<StoreInfo, StoreError> {
         let answer = self.connection.send(&Request::new(Method::GET, "/sync/info")).await?;
         let (info, profile) = match answer.status() {
@@ -162,7 +162,7 @@ impl Inner {
         Ok(info)
     }
 
-    /// What is assumed of a store that says nothing of itself.
+    /// The profile assumed for a store that reports none.
     fn core_only(&self) -> (StoreInfo, Profile) {
         let derived = blake3::derive_key(
             "can-sync 2026 id of a core-only store from its url",
@@ -206,7 +206,7 @@ impl Inner {
         self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(hash)
     }
 
-    /// Notes how an asset was found.
+    /// Records the condition of an asset.
     fn note(&self, hash: Hash, condition: Condition) {
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         let found = match condition {
@@ -225,7 +225,8 @@ impl Inner {
         *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = whole;
     }
 
-    /// The error of an unexpected answer. A store that lost a feature is asked anew what it is.
+    /// The error for an unexpected answer. If the store lacks a feature, its profile is requested
+    /// again.
     async fn failure(&self, call: &str, answer: Response) -> StoreError {
         let error = self.connection.failure(call, answer).await;
         if matches!(error, StoreError::Unsupported(_)) {
@@ -273,7 +274,7 @@ impl Inner {
         Ok((entries.map_err(contract)?, message))
     }
 
-    /// A page of a store that has cursors.
+    /// Builds a page from a store that has cursors.
     fn page(
         &self,
         after: Cursor,
@@ -307,7 +308,7 @@ impl Inner {
         Ok(Changes { entries, gone, next, has_more: message.has_more })
     }
 
-    /// A page of a core-only store: by cursor if it gives any, else by timestamp.
+    /// Lists a page of a core-only store: by cursor if it gives any, else by timestamp.
     async fn core_only_changes(&self, after: Cursor, limit: usize) -> Result<Changes, StoreError> {
         if !self.lists_by_since.load(Ordering::Relaxed) {
             let query = format!("after={after}&limit={limit}");
@@ -331,8 +332,8 @@ impl Inner {
                 "its listing by timestamp says there is more and does not move on",
             ));
         }
-        // The answer's end is where the store set it; cutting it at `limit` could stand still
-        // within equal timestamps.
+        // The store determines where the answer ends; cutting it at `limit` could make no progress
+        // among equal timestamps.
         Ok(Changes { entries, next, has_more: message.has_more, ..Changes::default() })
     }
 }
@@ -372,7 +373,7 @@ impl Store for HttpStore {
     }
 
     async fn lookup(&self, hash: Hash) -> Result<Option<Asset>, StoreError> {
-        // A core-only store may not know how to leave the content out.
+        // A core-only store may not be able to leave out the content.
         let content_bytes = match self.0.profile().await?.is_core_only {
             true => WHOLE_BYTES_MAX,
             false => 0,
@@ -484,7 +485,7 @@ impl Store for HttpStore {
         let status = answer.status();
         match status {
             StatusCode::OK | StatusCode::CONFLICT => {}
-            // The path is a core one: what is not found is the asset.
+            // Every store has this path, so 404 means that the asset is missing.
             StatusCode::NOT_FOUND => return Err(StoreError::NotFound(hash)),
             _ => return Err(self.0.failure("POST /sync/meta", answer).await),
         }

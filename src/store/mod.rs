@@ -1,16 +1,17 @@
-//! The content store beside the agent: the one trait of the house, and its contract.
-//!
-//! [`Store`] has two implementations: [`embedded`] (SQLite + files, in this process) and [`http`]
-//! (any service that speaks `proto/store.proto`). One suite, `tests/store_conformance.rs`, holds
-//! both to the contract below. `http/` serves it over HTTP, for other programs and for people.
-//!
+//! //! The content store that the agent syncs: the only trait here with several implementations, and
+//! //! its contract.
+//! //!
+//! //! [`Store`] has two implementations: [`embedded`] (SQLite + files, in this process) and [`http`]
+//! //! (any service that speaks `proto/store.proto`). One suite, `tests/store_conformance.rs`, holds
+//! //! both to the contract below. `http/` serves it over HTTP, for other programs and for people.
 //! I1  An asset that [`Store::put`] or [`Store::adopt`] reports as stored survives a power cut.
-//! I2  Bytes are stored only under the hash they have; a mismatch keeps nothing. An asset whose bytes
-//!     turn out damaged is not held from then on, until its bytes come anew ([`Store::verify`]).
+//! //! I2  Content is stored only under its hash; content that does not match is not kept. An asset
+//! //!     whose content turns out damaged is not held until the content is stored again
+//! //!     ([`Store::verify`]).
 //! I3  Cursors rise strictly and are never reused; [`Store::changes`] after a cursor misses nothing.
 //! I4  Bytes are never deleted by this trait. Trashing is metadata.
-//! I5  No call blocks for ever: every one ends, with an error if need be, within its own deadline.
-//! I6  Dropping a call's future is safe: the work is then done whole or not at all.
+//! I5  No call blocks for ever: each ends within its own deadline, if need be with an error.
+//! I6  Dropping a call's future is safe: the work is then done as a whole or not at all.
 
 use std::any::Any;
 use std::fs::File;
@@ -33,11 +34,11 @@ pub mod http;
 pub mod key;
 pub(crate) mod messages;
 
-/// A place in a store's change feed; 0 is before the first change. Meaningful only to the store
-/// (and store id) that gave it.
+/// A position in a store's change feed; 0 is before the first change. It is valid only for the
+/// store (and store id) that returned it.
 pub type Cursor = u64;
 
-/// The group of chunks an outboard's leaves stand for: 16 KiB.
+/// The number of chunks that a leaf of an outboard covers: 16 KiB.
 pub(crate) const GROUP: BlockSize = BlockSize::from_chunk_log(4);
 
 /// The longest range one [`Store::read`] returns.
@@ -46,31 +47,32 @@ pub const READ_BYTES_MAX: u64 = 1024 * 1024;
 /// The most entries one [`Store::changes`] or [`Store::list`] page returns.
 pub const PAGE_ENTRIES_MAX: usize = 10_000;
 
-/// What a store says of itself.
+/// What a store reports about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreInfo {
-    /// The store's identity; another id at the same address is another store.
+    /// The identity of the store; a different id at the same address means a different store.
     pub store_id: StoreId,
-    /// How its assets are named.
+    /// The algorithm of its assets' hashes.
     pub hash_algorithm: HashAlgorithm,
-    /// The newest cursor given out.
+    /// The newest cursor.
     pub newest_cursor: Cursor,
-    /// Assets held, trashed ones included. A core-only store does not tell: 0, and 0 bytes.
+    /// The number of held assets, trashed ones included. A core-only store reports neither this nor
+    /// the bytes: both are 0.
     pub asset_count: u64,
-    /// Their bytes.
+    /// The total size of the held assets.
     pub asset_bytes: u64,
-    /// The largest asset it takes; `None` = no limit but the disk.
+    /// The largest asset that it accepts; `None`: only the disk limits it.
     pub largest_asset_bytes: Option<u64>,
 }
 
 /// One line of the change feed: an asset that is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// Which asset.
+    /// The asset.
     pub digest: Digest,
-    /// When this store took it in, ms since the Unix epoch. Never compared across devices.
+    /// When this store stored it, ms since the Unix epoch. Never compared across devices.
     pub timestamp_ms: i64,
-    /// Its place in the feed.
+    /// Its position in the feed.
     pub cursor: Cursor,
 }
 
@@ -81,9 +83,9 @@ pub struct Changes {
     pub entries: Vec<Entry>,
     /// Assets that are not held any more: their bytes were found to be damaged.
     pub gone: Vec<Hash>,
-    /// Where to ask on from, also when nothing is listed.
+    /// The cursor for the next call, also when nothing is listed.
     pub next: Cursor,
-    /// More is there now.
+    /// Whether more can be listed now.
     pub has_more: bool,
 }
 
@@ -111,7 +113,7 @@ pub enum Touched {
     Gap,
 }
 
-/// What people wrote about an asset.
+/// What users wrote about an asset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metadata {
     /// Free text.
@@ -128,44 +130,44 @@ pub struct Metadata {
     pub media_type: String,
 }
 
-/// An asset with what people wrote about it.
+/// An asset with its metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asset {
     /// Its line in the feed.
     pub entry: Entry,
     /// Its metadata.
     pub metadata: Metadata,
-    /// Its bytes were found to be damaged: it has a row, and is not held.
+    /// Its content is known to be damaged: it has a row but is not held.
     pub is_damaged: bool,
 }
 
-/// How an asset stands when its bytes are compared with its hash.
+/// The result of comparing an asset's content with its hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
-    /// Its bytes are those of its hash.
+    /// The content matches the hash.
     Whole,
-    /// They are not, or cannot be read.
+    /// The content does not match or cannot be read.
     Damaged,
     /// The store has no such asset.
     Absent,
 }
 
-/// Hashes that [`Damages::recent`] keeps: whoever follows them looks sooner than so many are found.
+/// The most hashes that [`Damages::recent`] keeps. A follower looks before so many are found.
 const RECENT_DAMAGES_MAX: usize = 64;
 
-/// The damage that is known of in a store.
+/// The known damage of a store.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Damages {
     /// Assets that are damaged now.
     pub count: u64,
     /// How often damage was found since the store was opened.
     pub found: u64,
-    /// The last ones found, the newest last.
+    /// The most recently found ones, the newest last.
     pub recent: Vec<Hash>,
 }
 
 impl Damages {
-    /// Takes in what was found; true when anything changed.
+    /// Records what was found. Returns whether anything changed.
     pub(crate) fn set(&mut self, count: u64, found: &[Hash]) -> bool {
         let is_news = self.count != count || !found.is_empty();
         self.count = count;
@@ -176,14 +178,14 @@ impl Damages {
         is_news
     }
 
-    /// Those found after the first `seen`, as far as they are kept.
+    /// The damaged assets found after the first `seen`, as far as they are kept.
     pub fn since(&self, seen: u64) -> &[Hash] {
         let news = usize::try_from(self.found.saturating_sub(seen)).unwrap_or(usize::MAX);
         &self.recent[self.recent.len().saturating_sub(news)..]
     }
 }
 
-/// Which assets [`Store::list`] returns. All conditions given must hold.
+/// Which assets [`Store::list`] returns: those that satisfy every condition given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Has this tag.
@@ -198,7 +200,7 @@ pub struct Filter {
     pub hash_prefix: Option<String>,
 }
 
-/// A small content to store, with what is known about it at ingest.
+/// A small content to store, with the metadata known at ingest.
 #[derive(Debug, Clone)]
 pub struct NewAsset {
     /// The hash and size it must have.
@@ -209,22 +211,22 @@ pub struct NewAsset {
     pub metadata: Metadata,
 }
 
-/// A complete file whose content was checked against its digest by the caller in this process,
-/// on a path only the caller writes to. [`Store::adopt`] consumes the file: afterwards it is gone
-/// from `path`, whatever the outcome was, unless the error [is temporary](StoreError::is_temporary).
-/// A file that a full disk did not take is gone then, too: its bytes have to come anew.
+/// A complete file whose content the caller has verified in this process against its digest, on a
+/// path that only the caller writes to. [`Store::adopt`] consumes the file: whatever the outcome,
+/// it is gone from `path` afterwards, unless the error [is temporary](StoreError::is_temporary). A
+/// file that failed for lack of space is gone too: its content has to be transferred again.
 #[derive(Debug)]
 pub struct VerifiedFile {
     /// The hash and size it has.
     pub digest: Digest,
     /// Where it is.
     pub path: PathBuf,
-    /// Its BLAKE3 outboard (bao pre-order, 16 KiB groups) when the caller has it; consumed too.
+    /// Its BLAKE3 outboard (bao pre-order, 16 KiB groups) if the caller has one; consumed too.
     pub outboard: Option<PathBuf>,
     /// Kept only when the asset is new.
     pub metadata: Metadata,
-    /// What keeps others from the files. The store drops it when it is done with them, which may be
-    /// after the call: one that is given up, or late, ends its wait and not its work.
+    /// Keeps others from the files. The store drops it when it no longer uses them, which may be
+    /// after the call: a call that was dropped or timed out ends its wait, not its work.
     pub guard: Option<Box<dyn Any + Send + Sync>>,
 }
 
@@ -237,7 +239,7 @@ pub struct BaoFiles {
     pub outboard: File,
 }
 
-/// What became of a content that is now held.
+/// The outcome for a content that is now held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
     /// It is new and durable.
@@ -249,30 +251,30 @@ pub enum Stored {
 /// Why a store call failed, sorted by what the caller can do.
 #[derive(Debug, Clone, Error)]
 pub enum StoreError {
-    /// Down, slow, restarting or busy: try again later.
+    /// The store is down, slow, restarting or busy: try again later.
     #[error("the store did not answer: {0}")]
     Unreachable(String),
-    /// No key, one that the store does not take, or nobody to whom it may be sent.
+    /// There is no key, the store does not accept it, or it must not be sent to that address.
     #[error("{0}")]
     Unauthorized(String),
     /// No space, or below the free-space floor: pause until there is space.
     #[error("the store is full: {0}")]
     Full(String),
-    /// The content does not have the hash it was announced under; nothing was kept.
+    /// The content does not match the announced hash; nothing was kept.
     #[error("content does not match its hash: expected {expected}, got {got}")]
     Mismatch {
-        /// The hash announced.
+        /// The announced hash.
         expected: Hash,
-        /// The hash the bytes have.
+        /// The hash of the content.
         got: Hash,
     },
-    /// Larger than the store takes.
+    /// The asset is larger than the store accepts.
     #[error("the asset is too large for the store: {0}")]
     TooLarge(String),
     /// No such asset.
     #[error("the store has no asset {0}")]
     NotFound(Hash),
-    /// The asset's bytes are gone, cannot be read or are not those of its hash.
+    /// The asset's content is gone, unreadable or does not match its hash.
     #[error(
         "the bytes of asset {0} are damaged on this device: it comes back from another device that \
          has it, or when the file is added again"
@@ -281,10 +283,10 @@ pub enum StoreError {
     /// `expected_version` is not current; nothing was written.
     #[error("the metadata was changed meanwhile, its version is now {}", .0.version)]
     Conflict(Box<Metadata>),
-    /// The store does not offer what was asked for.
+    /// The store does not support the call.
     #[error("the store cannot do this: {0}")]
     Unsupported(String),
-    /// The store answered something the contract does not allow.
+    /// The store's answer violates the contract.
     #[error("the store broke its contract: {0}")]
     Contract(String),
     /// The disk failed. After a failed fsync nothing is retried: restart and recover.
@@ -293,7 +295,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// True when the same call may succeed later with nothing changed by us.
+    /// Whether the same call may succeed later without any change here.
     pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Unreachable(_) | Self::Unauthorized(_) | Self::Full(_))
     }
@@ -302,12 +304,12 @@ impl StoreError {
 /// A content store. See the module head for the invariants every implementation holds.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// What the store is and holds.
+    /// Reports the store's identity and contents.
     async fn info(&self) -> Result<StoreInfo, StoreError>;
 
-    /// The assets stored after `after`, at most `limit` (and [`PAGE_ENTRIES_MAX`]). Metadata changes
-    /// move `next` on and show no entry. A foreign store that lists by time alone gives its answer
-    /// whole, whatever the limit, and some entries again.
+    /// Lists the assets stored after `after`, at most `limit` (and [`PAGE_ENTRIES_MAX`]). Changes
+    /// of metadata move `next` on without an entry. A foreign store that lists by time alone
+    /// returns its whole answer, whatever the limit, and repeats some entries.
     async fn changes(&self, after: Cursor, limit: usize) -> Result<Changes, StoreError>;
 
     /// Hints about changes after `after`, for ever; the stream ends with an error when the store is
@@ -319,7 +321,7 @@ pub trait Store: Send + Sync + 'static {
     /// ends with an error when the store is lost, and is then to be asked for again.
     fn touched(&self, after: Cursor) -> BoxStream<'static, Result<Touched, StoreError>>;
 
-    /// The asset's row, or `None`. A file that is gone or cut short makes it a damaged one.
+    /// The asset's row, or `None`. An asset whose file is missing or truncated is damaged.
     async fn lookup(&self, hash: Hash) -> Result<Option<Asset>, StoreError>;
 
     /// The assets that match, in cursor order, after `after`, at most `limit`.
@@ -330,30 +332,30 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<Asset>, StoreError>;
 
-    /// A range of a content: exactly `range` bytes, at most [`READ_BYTES_MAX`] of them. `None`: not
-    /// held. The bytes are not verified: who passes them on checks them, and calls
-    /// [`Self::verify`] when they are wrong.
+    /// Reads a range of a content: exactly `range` bytes, at most [`READ_BYTES_MAX`] of them.
+    /// `None`: not held. The bytes are not verified: a caller that passes them on checks them, and
+    /// calls [`Self::verify`] when they are wrong.
     async fn read(&self, hash: Hash, range: Range<u64>) -> Result<Option<Bytes>, StoreError>;
 
-    /// Many small contents whole, in the order asked; `None` for those not held. For assets of at
-    /// most [`SMALL_BYTES_MAX`]; not verified either.
+    /// Reads many small contents whole, in the order of `digests`; `None` for those not held. For
+    /// assets of at most [`SMALL_BYTES_MAX`]; not verified either.
     async fn read_small(&self, digests: &[Digest]) -> Result<Vec<Option<Bytes>>, StoreError>;
 
-    /// What proves parts of a large asset, open for reading; `None` when the store keeps no outboard
-    /// (small assets, SHA-256, foreign stores): the caller computes one and reads the content by
-    /// [`Self::read`].
+    /// Opens a large asset's content and the outboard that proves its parts; `None` when the store
+    /// keeps no outboard (small assets, SHA-256, foreign stores): then the caller computes one and
+    /// reads the content by [`Self::read`].
     async fn bao_files(&self, hash: Hash) -> Result<Option<BaoFiles>, StoreError>;
 
-    /// Reads an asset whole and compares it with its hash. One found damaged is marked so, durably
-    /// where the store can: it is not held from then on, shows in [`Changes::gone`], and is stored
-    /// like a new one by the next put or adopt of its bytes. A rotten outboard is made anew.
+    /// Reads a whole asset and compares it with its hash. A damaged asset is marked, durably where
+    /// the store can: from then on it is not held, appears in [`Changes::gone`], and the next put
+    /// or adopt of its content stores it like a new one. A damaged outboard is rebuilt.
     async fn verify(&self, hash: Hash) -> Result<Condition, StoreError>;
 
-    /// The damage known of, as it is found and mended.
+    /// The known damage, updated as damage is found and repaired.
     fn damages(&self) -> watch::Receiver<Damages>;
 
-    /// Stores small contents in one durable commit, a result for each, in order. A bad one does not
-    /// hold up the others; the outer error means that none was stored.
+    /// Stores small contents in one durable commit, and returns a result for each, in order. A bad
+    /// content does not hold up the others; the outer error means that none was stored.
     async fn put(
         &self,
         assets: Vec<NewAsset>,
@@ -362,8 +364,8 @@ pub trait Store: Send + Sync + 'static {
     /// Stores a content of any size from a verified file.
     async fn adopt(&self, file: VerifiedFile) -> Result<Stored, StoreError>;
 
-    /// Replaces description, tags and trashed; the rest of `metadata` is ignored. With
-    /// `expected_version` not current: [`StoreError::Conflict`]. Returns the row that stands.
+    /// Replaces description, tags and trashed; the rest of `metadata` is ignored. If
+    /// `expected_version` is not current: [`StoreError::Conflict`]. Returns the current row.
     async fn set_metadata(
         &self,
         hash: Hash,
@@ -371,7 +373,7 @@ pub trait Store: Send + Sync + 'static {
         expected_version: Option<u64>,
     ) -> Result<Metadata, StoreError>;
 
-    /// Refuses with [`StoreError::Full`] when `size_bytes` more would not fit above the free-space
-    /// floor. A foreign store answers when the content comes.
+    /// Fails with [`StoreError::Full`] when `size_bytes` more would not fit above the free-space
+    /// floor. A foreign store reports it only when the content arrives.
     async fn check_space(&self, size_bytes: u64) -> Result<(), StoreError>;
 }

@@ -38,21 +38,21 @@ pub use self::arrivals::Arrivals;
 pub(crate) use self::arrivals::Expected;
 use self::look::{Asked, Look, Written, pack, write_row};
 
-/// How long what the store tells is gathered before it is looked at: an asset itself is on its way to
-/// other devices just then, and what is said of it may come after it.
+/// How long changes of the store are collected before a look: the asset itself is on its way to
+/// other devices just then, and its metadata may come after it.
 const GATHER: Duration = Duration::from_millis(5);
 
 /// Assets looked at together: they share a transaction. With the longest texts they are 16 MiB.
 const LOOK_ASSETS: usize = 256;
 
-/// Looks at one asset in a row: for an edit of many tags, which takes several ops, or while the
-/// user edits at the same moment. Whatever is left then comes again by itself.
+/// The most looks at one asset in a row: an edit of many tags takes several ops, and the user may
+/// edit meanwhile. Whatever is left then comes again by itself.
 const ROUNDS_MAX: usize = 8;
 
-/// Store calls at once; a store on the same device has few cores.
+/// The most store calls at once; a store on the same device has few cores.
 const CALLS_AT_ONCE: usize = 8;
 
-/// No single store call takes longer.
+/// The deadline of a store call.
 const CALL_WAIT: Duration = Duration::from_secs(60);
 
 /// How often everything is looked at: for a store that changed without saying so.
@@ -61,18 +61,19 @@ const SCAN_EVERY_MS: u64 = 3600 * 1000;
 /// What could not be written is tried again after this, and no two scans are closer than this.
 const SCAN_AGAIN_MS: u64 = 10 * 60 * 1000;
 
-/// How far both feeds were read is noted this long after it changed. What is read again after a
-/// crash costs a look.
+/// How long after a change the cursors of both feeds are saved. Lines that are read again after a
+/// crash cost one look.
 const SAVE_MS: u64 = 10 * 1000;
 
-/// Where the store's feed was read up to: the store's id and its cursor, 0 until everything was
-/// looked at.
+/// The name of the saved cursor of the store's feed: the store's id and a cursor, 0 until
+/// everything was looked at.
 const STORE_CURSOR: &str = "metadata-store";
 
-/// Where the journal's changes were read up to.
+/// The name of the saved cursor of the journal's changes.
 const JOURNAL_CURSOR: &str = "metadata-journal";
 
-/// Calls of [`Settle`] that wait: people and scripts, each of them waiting itself.
+/// The most calls of [`Settle`] that wait. People and scripts make them, and each waits for its
+/// answer.
 pub(crate) const SETTLES_MAX: usize = 64;
 
 /// The journal has another epoch than before, as when a device comes into a group: no failure.
@@ -80,38 +81,38 @@ pub(crate) const SETTLES_MAX: usize = 64;
 #[error("the journal was begun anew")]
 struct BegunAnew;
 
-/// "Bring this asset together now, and say when it is done."
+/// A request to reconcile one asset now and to report the end.
 #[derive(Debug)]
 pub struct Settle {
     pub(crate) hash: Hash,
     pub(crate) reply: oneshot::Sender<Result<(), String>>,
 }
 
-/// See the head of this file.
+/// The task that reconciles metadata.
 pub(crate) struct Settler {
     store: Arc<dyn Store>,
     journal: JournalHandle,
     arrivals: Arrivals,
     events: EventLog,
     settles: mpsc::Receiver<Settle>,
-    /// Asked for while the journal was begun anew: done first thing.
+    /// A request that arrived while the journal began anew: it is handled first.
     put_off: Option<Settle>,
     frozen: watch::Sender<usize>,
     clock: Clock,
     brake: Brake,
-    /// When everything was looked at last.
+    /// When everything was last looked at.
     scanned_ms: Option<u64>,
     at: Place,
 }
 
-/// How far a session with the store is.
+/// The progress of a session with one store and one journal.
 #[derive(Debug, Default)]
 struct Place {
     /// The group whose journal it is.
     group: Option<GroupId>,
     store: Option<Cursor>,
     journal: Option<Cursor>,
-    /// As noted in the journal.
+    /// The cursors as saved in the journal.
     saved: (Option<Cursor>, Option<Cursor>),
     save_at_ms: Option<u64>,
     /// The scan under way: looked at up to this cursor of the store.
@@ -170,7 +171,7 @@ impl Settler {
                 tokio::select! {
                     () = &mut pause => break,
                     Some(settle) = self.settles.recv() => {
-                        // Who asked may have gone.
+                        // The requester may have gone.
                         let _ = settle.reply.send(Err(error.clone()));
                     }
                 }
@@ -222,7 +223,7 @@ impl Settler {
             return settled;
         }
         let told = settled.as_ref().copied().map_err(|error| format!("{error:#}"));
-        // Who asked may have gone.
+        // The requester may have gone.
         let _ = settle.reply.send(told);
         settled
     }
@@ -244,10 +245,10 @@ impl Settler {
         self.at.scan_at_ms = self.clock.now_ms() + SCAN_EVERY_MS;
         let epoch = LogId(info.store_id.0);
         let is_same = store.is_some_and(|at| at.epoch == epoch);
-        // A store that does not tell what it holds does not tell its newest cursor either.
+        // A store that does not report its asset count does not report its newest cursor either.
         let went_back = info.asset_count > 0 && store.is_some_and(|at| at.arr > info.newest_cursor);
         if !is_same || went_back {
-            // Before anything is remembered of it: a shadow belongs to the store it was made of.
+            // Done before anything else is recorded for it: a shadow belongs to one store.
             let is_other = store.is_some();
             let begun = Cursor { epoch, arr: 0 };
             self.journal
@@ -303,7 +304,7 @@ impl Settler {
         lost.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// A page of what changed in the journal.
+    /// Reads a page of the journal's changes, and looks at their assets.
     async fn read_journal(&mut self) -> Result<()> {
         let since = self.at.journal;
         let page = self
@@ -333,7 +334,7 @@ impl Settler {
                 self.look(again).await?;
                 next
             }
-            // Not searchable: one by one.
+            // Not searchable: look up each asset.
             Err(StoreError::Unsupported(_)) => {
                 let page = call(self.store.changes(after, LOOK_ASSETS)).await?;
                 let hashes: Vec<Hash> =
@@ -396,8 +397,8 @@ impl Settler {
 
     // ---- one look -----------------------------------------------------------------------------
 
-    /// Brings assets together; returns when they are. Those not in the store are left: their
-    /// arrival comes here too.
+    /// Reconciles assets; returns when all are done. Skips those that are not in the store: their
+    /// arrival causes another look.
     async fn look(&mut self, mut hashes: Vec<Hash>) -> Result<()> {
         hashes.sort_unstable();
         hashes.dedup();
@@ -419,7 +420,7 @@ impl Settler {
         Ok(())
     }
 
-    /// Brings rows just read together with the journal; returns the assets to be looked at again.
+    /// Reconciles rows just read with the journal. Returns the assets that need another look.
     async fn bring_together(&mut self, assets: Vec<Asset>) -> Result<Vec<Hash>> {
         let is_brought = !self.at.is_whole && self.journal.roster().member_count() > 1;
         let asked: Vec<Asked> = assets
@@ -430,7 +431,7 @@ impl Settler {
                 Asked { asset, frozen, is_brought, from }
             })
             .collect();
-        // Mostly there is nothing to do, and the writer need not be asked.
+        // Mostly there is nothing to do, and then the writer is not needed.
         let asked = self
             .journal
             .read(move |reader| {
@@ -452,13 +453,13 @@ impl Settler {
         self.write_to_store(looks).await
     }
 
-    /// T6: writes what the user did into the journal, with its events and the shadows.
+    /// T6: writes the user's edits into the journal, with their events and the shadows.
     async fn issue(&mut self, asked: Vec<Asked>) -> Result<Vec<Look>> {
         let group = self.at.group;
         let issued = self
             .journal
             .run(move |journal, now_ms| {
-                // What was looked at was looked at for another group.
+                // The looks were made for another group.
                 if journal.group() != group {
                     return Ok(None);
                 }
@@ -478,7 +479,7 @@ impl Settler {
                 if write(&looks)?.is_none() {
                     return Ok(Some((looks, None)));
                 }
-                // One by one, so that what can be written is.
+                // One by one, so that one bad change does not hold up the others.
                 let (mut done, mut refused) = (Vec::new(), None);
                 for look in looks {
                     match write(std::slice::from_ref(&look))? {
@@ -503,7 +504,7 @@ impl Settler {
         Ok(looks)
     }
 
-    /// Writes what the journal has to the store; returns the assets to be looked at again.
+    /// Writes the journal's rows to the store. Returns the assets that need another look.
     async fn write_to_store(&mut self, looks: Vec<Look>) -> Result<Vec<Hash>> {
         let mut again: Vec<Hash> = looks.iter().filter(|look| look.again).map(Look::hash).collect();
         let writes: Vec<Look> = looks.into_iter().filter(|look| look.write.is_some()).collect();
@@ -524,7 +525,7 @@ impl Settler {
                 Ok(Written::Refused(shadow)) => shadows.push((hash, shadow)),
                 Ok(Written::Changed) => again.push(hash),
                 Ok(Written::Gone) => {}
-                // What is pending is known, and the next look goes on from there.
+                // The shadow records the pending write, and the next look continues from there.
                 Err(error) if error.is_temporary() => lost = Some(error),
                 Err(error) => {
                     tracing::warn!(hash = hash.short(), %error, "the store did not take metadata");
@@ -536,7 +537,7 @@ impl Settler {
         if !shadows.is_empty() {
             let group = self.at.group;
             let noted = self.journal.run(move |journal, now_ms| {
-                // The rows were of another group: in this one nobody has heard of them.
+                // The rows belong to another group, and must not enter this one.
                 if journal.group() != group {
                     return Ok(None);
                 }

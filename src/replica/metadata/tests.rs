@@ -32,12 +32,12 @@ fn an_asset_of_which_too_much_was_said_is_logged_once_and_left_alone() {
         assert_eq!((look.changes.len(), look.is_edit, &look.write), (1, false, &None));
         assert!(look.fill.is_none() && !look.again);
         assert!(asked("mine").judge(Some(look.shadow.clone()), &too_much).is_none());
-        // When there is less, it is looked at as for the first time.
+        // Once the record is smaller, the asset is handled like a new one.
         let theirs = JournalRow { description: Some("theirs".into()), ..JournalRow::default() };
         let look = asked("mine").judge(Some(look.shadow), &theirs).unwrap();
         assert_eq!((look.changes.len(), look.write.unwrap().description), (0, "theirs".into()));
     }
-    // An edit made meanwhile is one when there is less.
+    // An edit made while the record was too large counts as an edit once it is smaller.
     let seen = asked("before").judge(None, &JournalRow::default()).unwrap().shadow;
     assert!(asked("mine").judge(Some(seen.clone()), &too_much).is_none());
     assert!(asked("mine").judge(Some(seen), &JournalRow::default()).unwrap().is_edit);

@@ -15,30 +15,30 @@ const TOUCHED_PAGE_ROWS: usize = 1000;
 /// One line of the feed in full, for a server of it: what [`Store::follow`](crate::store::Store::follow) only hints at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeedLine {
-    /// Its place in the feed.
+    /// Its position in the feed.
     pub cursor: Cursor,
-    /// What happened.
+    /// The change.
     pub kind: FeedKind,
 }
 
-/// What a line of the feed says.
+/// The kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeedKind {
     /// An asset was stored.
     Asset {
         /// The asset.
         digest: Digest,
-        /// When, ms since the Unix epoch.
+        /// When it was stored, ms since the Unix epoch.
         timestamp_ms: i64,
     },
     /// An asset's metadata was changed. Only the last change of an asset is in the feed.
     Meta {
         /// The asset.
         hash: Hash,
-        /// The version it has since.
+        /// Its version since then.
         version: u64,
     },
-    /// An asset is not held any more: its bytes were found to be damaged.
+    /// An asset is no longer held: its content was found damaged.
     Gone {
         /// The asset.
         hash: Hash,

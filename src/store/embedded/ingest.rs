@@ -1,15 +1,15 @@
-//! How a content comes in: what is checked, and the order in which it reaches the disk.
-//!
-//! A content of up to [`SMALL_BYTES_MAX`] goes into the database, in the commit that records it.
-//! A larger one is a file:
-//!
-//! 1. sync the file that was handed over, and its outboard;
-//! 2. reserve its hash (a commit of its own), so that a crash from here on leaves a note to sweep;
-//! 3. give the files their names, and sync the folder;
-//! 4. record it (the commit that is answered), which also drops the reservation.
-//!
-//! One caller at a time does this for a hash ([`Claims`]). So a hash that is not held has no file
-//! but ours, or a damaged one that ours replaces, and a failed step 4 may take it away again.
+//! //! How a content is stored: what is checked, and the order in which it reaches the disk.
+//! //!
+//! //! A content of up to [`SMALL_BYTES_MAX`] goes into the database, in the commit that records it.
+//! //! A larger one is a file:
+//! //!
+//! //! 1. sync the caller's file and its outboard;
+//! //! 2. reserve its hash in a commit of its own, so that a later start finds files that a crash left;
+//! //! 3. give the files their names, and sync the folder;
+//! //! 4. record the asset and drop the reservation, in the commit after which the call returns.
+//! //!
+//! //! At most one caller does this for a hash at a time ([`Claims`]). So the only file of a hash that is
+//! //! not held is ours, or a damaged one that ours replaces, and a failed step 4 may remove it again.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -33,15 +33,15 @@ use crate::store::{
     Condition, Cursor, GROUP, Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile,
 };
 
-/// What people wrote about one asset, all texts together: keeps a page of them in memory.
+/// The longest metadata of one asset, all texts together: keeps a page of them in memory.
 const METADATA_BYTES_MAX: usize = 64 * 1024;
 
-/// How much of a file is read at once while it is hashed.
+/// The size of a read while a file is hashed.
 const HASH_BUFFER_BYTES: usize = 1 << 20;
 
 type Result<T> = std::result::Result<T, StoreError>;
 
-/// The taking in of contents. Every method blocks on the disk.
+/// Stores contents. Every method blocks on the disk.
 pub(super) struct Ingest<'a> {
     pub(super) database: &'a Database,
     pub(super) files: &'a Files,
@@ -124,7 +124,7 @@ impl Ingest<'_> {
         }
 
         let copied: Option<Temp> = if self.files.can_move(path) {
-            // It is on the disk already and takes no more of it.
+            // It is already on this disk and takes no more space.
             self.files.check_space(0)?;
             self.files.own(path)?;
             None
@@ -152,7 +152,7 @@ impl Ingest<'_> {
         self.place_and_record(&moves, row)
     }
 
-    /// Computes the outboard of a held asset that lacks it, and keeps it.
+    /// Computes the outboard of a held asset that has none, and keeps it.
     pub(super) fn rebuild_outboard(&self, digest: Digest) -> Result<File> {
         let content = self.files.content(digest.hash);
         let temp = self.compute_outboard(digest, &content)?;
@@ -169,8 +169,8 @@ impl Ingest<'_> {
             .files
             .place(moves)
             .and_then(|()| self.database.write(move |txn| rows::record(txn, &[row])));
-        // After a failure of the disk it is not known whether the record was kept: the files then
-        // stay, and the next start decides.
+        // After a disk failure it is unknown whether the record was kept: then the files stay, and
+        // the next start decides.
         if recorded.as_ref().is_err_and(StoreError::is_temporary) {
             self.files.unplace(moves);
         }
@@ -179,7 +179,7 @@ impl Ingest<'_> {
 
     /// See [`crate::store::Store::verify`].
     pub(super) fn verify(&self, hash: Hash) -> Result<Condition> {
-        // Nobody replaces the file meanwhile.
+        // The claim keeps others from replacing the file meanwhile.
         let _claim = self.claims.claim(hash);
         let Some(recorded) = self.recorded(hash)? else { return Ok(Condition::Absent) };
         if recorded.is_damaged {
@@ -198,7 +198,7 @@ impl Ingest<'_> {
         Ok(Condition::Damaged)
     }
 
-    /// By its length.
+    /// Compares only the length.
     fn looks_whole(&self, digest: Digest, recorded: &Recorded) -> Result<bool> {
         match &recorded.content {
             Content::Inline(content) => Ok(content.len() as u64 == digest.size_bytes),
@@ -206,13 +206,14 @@ impl Ingest<'_> {
         }
     }
 
-    /// Hashes a content file. The outboard that comes of it replaces the one that is kept.
+    /// Hashes a content file. The computed outboard replaces the kept one.
     fn is_file_whole(&self, digest: Digest) -> Result<bool> {
         if self.algorithm == HashAlgorithm::Blake3 && digest.size_bytes > SMALL_BYTES_MAX {
             match self.rebuild_outboard(digest) {
                 Ok(_) => return Ok(true),
                 Err(StoreError::Mismatch { .. }) => return Ok(false),
-                // Content, outboard or the space for it: reading the content alone tells.
+                // The content, the outboard or the space for it failed: read the content alone to
+                // find out.
                 Err(error) => tracing::debug!(%error, "an outboard is not made anew"),
             }
         }
@@ -250,7 +251,7 @@ impl Ingest<'_> {
         Ok(())
     }
 
-    /// The outboard given, when it can be right, else a computed one; on the disk in any case.
+    /// Uses the given outboard if it can be right, else computes one; durable in any case.
     fn outboard_for(
         &self,
         digest: Digest,
@@ -288,7 +289,7 @@ impl Ingest<'_> {
     }
 }
 
-/// The hashes whose files are being taken in: as many as there are calls at once.
+/// The hashes whose files are being stored. There are at most as many as concurrent calls.
 #[derive(Default)]
 pub(super) struct Claims {
     taken: Mutex<BTreeSet<Hash>>,
@@ -296,7 +297,7 @@ pub(super) struct Claims {
 }
 
 impl Claims {
-    /// Waits until nobody else works on the hash, and keeps others from it.
+    /// Waits until no other caller works on the hash, and keeps others from it.
     fn claim(&self, hash: Hash) -> Claim<'_> {
         let mut taken = lock(&self.taken);
         while !taken.insert(hash) {
@@ -333,7 +334,7 @@ impl Outboard {
     }
 }
 
-/// Hash pairs on their way into a pre-order outboard file.
+/// Receives hash pairs, and writes them into a pre-order outboard file.
 struct Pairs<'a> {
     tree: BaoTree,
     file: &'a File,
@@ -359,7 +360,7 @@ impl OutboardMut for Pairs<'_> {
     }
 }
 
-/// Whether the file has the length of the asset's outboard and its top pair gives the hash.
+/// Whether the file has the length of the asset's outboard and its top pair yields the hash.
 pub(super) fn fits(digest: Digest, outboard: &Path) -> bool {
     let top = || -> io::Result<bool> {
         let file = File::open(outboard)?;

@@ -1,17 +1,16 @@
-//! The embedded store: a content store inside this process, SQLite and files in one folder.
-//!
-//! Contents up to [`SMALL_BYTES_MAX`] live in the database (there they cost one sync for a whole
-//! batch, as files several for each), larger ones in files beside it. [`ingest`] says in which
-//! order a content reaches the disk, [`db`] who writes the database and when a write is answered,
-//! [`files`] how the folder looks, [`rows`] what is asked of the tables, [`schema`] what they are,
-//! [`feed`] how their changes are followed.
-//!
-//! A row alone does not make an asset held. Its content file is looked for when the asset is looked
-//! up, and by every put and adopt (not by listings: a million files are not touched for one); what is
-//! read and turns out wrong is hashed whole once more and then marked ([`Store::verify`]).
-//!
-//! All work that touches the disk runs on blocking threads, never more than the gates below let
-//! in. A call once started there is done whole, also when its future is dropped.
+//! //! The embedded store: a content store inside this process, SQLite and files in one folder.
+//! //!
+//! //! Contents up to [`SMALL_BYTES_MAX`] are in the database (there a whole batch costs one sync, where
+//! //! files cost several each), larger ones in files beside it. [`ingest`] has the order in which a
+//! //! content reaches the disk, [`db`] the writer of the database, [`files`] the layout of the folder,
+//! //! [`rows`] the statements, [`schema`] the tables, and [`feed`] the followers of their changes.
+//! //!
+//! //! A row alone does not make an asset held. Its content file is checked when the asset is looked up,
+//! //! and by every put and adopt (not by listings, which would touch a million files); content that is
+//! //! read and found wrong is hashed once more as a whole and then marked ([`Store::verify`]).
+//! //!
+//! //! All work that touches the disk runs on blocking threads, and the gates below limit how many. A
+//! //! call that has started there is completed even if its future is dropped.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -46,31 +45,33 @@ mod ingest;
 mod rows;
 mod schema;
 
-/// Writes at once. They wait for one disk; more of them make a commit larger, up to a point.
+/// The most writes at once. They wait for one disk; up to a point, more of them make a commit
+/// larger.
 const WRITES: usize = 8;
 
 /// Large files hashed at once: some can hash while others wait for the disk.
 const HASHINGS: usize = 4;
 
-/// Large files taken in at once that came with their outboards. Apart from those above, which take
-/// minutes where these take milliseconds.
+/// The most large files with outboards stored at once. Apart from the hashings, which take minutes
+/// where these take milliseconds.
 const ADOPTIONS: usize = 4;
 
-/// The longest a call takes, and the slowest disk a large file may come from.
+/// The longest a call takes, and the slowest disk that a large file may come from.
 const DEADLINE: Duration = Duration::from_secs(60);
 const SLOWEST_BYTES_PER_S: u64 = 4 << 20;
 
 /// How a store is opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Options {
-    /// How assets are named. Fixed when the store is made; asking for another later is an error.
+    /// The algorithm of the hashes. Fixed when the store is made; opening it with another one
+    /// fails.
     pub hash_algorithm: HashAlgorithm,
-    /// Bytes to leave free on the disk; new assets are refused below. By default 1 GiB, or 1 % of
-    /// a disk smaller than 100 GiB.
+    /// The bytes to leave free on the disk; new assets are refused below that. By default 1 GiB, or
+    /// 1 % of a disk smaller than 100 GiB.
     pub free_floor_bytes: Option<u64>,
 }
 
-/// The store. Clones are handles to the same one.
+/// A handle to the store; clones share it.
 #[derive(Clone)]
 pub struct EmbeddedStore(Arc<Shared>);
 
@@ -83,15 +84,16 @@ struct Shared {
     adoptions: Arc<Semaphore>,
     claims: Claims,
     health: Arc<Health>,
-    // Closed in this order when dropped: the lock goes last.
+    // Dropped in this order: the lock goes last.
     database: Database,
     files: Files,
 }
 
 impl EmbeddedStore {
-    /// Opens the store in `dir`, or makes one there, and takes away what a crash left unfinished.
-    /// Fails, with what to do about it, when another process has it open, when it was made for
-    /// another algorithm or by a newer program, and when the folder cannot be used. Blocks.
+    /// Opens the store in `dir`, or makes one there, and removes what a crash left unfinished.
+    /// Fails with a text that names the remedy: when another process has the store open, when it
+    /// was made for another algorithm or by a newer program, or when the folder cannot be used.
+    /// Blocks.
     pub fn open(dir: &Path, options: Options) -> anyhow::Result<Self> {
         let health = Arc::new(Health::default());
         let files = Files::open(dir, options.free_floor_bytes, health.clone())?;
@@ -112,8 +114,8 @@ impl EmbeddedStore {
         })))
     }
 
-    /// Lets the calls under way end, then closes the store and gives up its lock. Later calls are
-    /// refused. Dropping the last handle does the same.
+    /// Waits for the calls under way, then closes the store and releases its lock. Refuses later
+    /// calls. Dropping the last handle has the same effect.
     pub async fn close(&self) {
         let shared = &self.0;
         for (gate, size) in [
@@ -122,7 +124,7 @@ impl EmbeddedStore {
             (&shared.writes, WRITES),
             (&shared.reads, READERS),
         ] {
-            // An error: it was closed before.
+            // An error means that it was already closed.
             let _all = gate.acquire_many(size as u32).await;
             gate.close();
         }
@@ -136,11 +138,11 @@ impl EmbeddedStore {
         }
     }
 
-    /// Returns once the disk has failed: nothing more is written then, and only a restart tells what
-    /// was kept.
-    ///
-    /// # Cancel safety
-    /// Safe.
+    /// /// Returns once the disk has failed: then nothing more is written, and only a restart shows what
+    /// /// was kept.
+    /// ///
+    /// /// # Cancel safety
+    /// /// Safe.
     pub async fn failed(&self) -> StoreError {
         self.0.health.failed().await
     }
@@ -151,7 +153,7 @@ impl EmbeddedStore {
         &self.0.staging
     }
 
-    /// The newest cursor, as it moves on. The sender goes when the store is closed or fails.
+    /// The newest cursor, as it changes. Its sender is dropped when the store is closed or fails.
     pub fn subscribe(&self) -> watch::Receiver<Cursor> {
         self.0.database.newest()
     }
@@ -162,7 +164,7 @@ impl EmbeddedStore {
         self.query(move |conn| rows::feed(conn, after, limit)).await
     }
 
-    /// Runs `work` on a blocking thread once the gate lets it in.
+    /// Runs `work` on a blocking thread once the gate has a permit.
     async fn run<T: Send + 'static>(
         &self,
         gate: &Arc<Semaphore>,
@@ -175,7 +177,8 @@ impl EmbeddedStore {
             let shared = self.0.clone();
             let work = tokio::task::spawn_blocking(move || {
                 let result = work(&shared);
-                // In this order: `close` waits for the permits and then takes the store apart.
+                // Dropped in this order: `close` waits for the permits and then takes the store
+                // apart.
                 drop(permit);
                 result
             });
@@ -189,7 +192,7 @@ impl EmbeddedStore {
         tokio::time::timeout(deadline, done).await.map_err(late)?
     }
 
-    /// Makes sure of damage that a read came upon, and marks it.
+    /// Verifies an asset that a read found damaged, and marks it.
     async fn sure<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
         let hash = match read {
             Err(StoreError::Damaged(hash)) => hash,
@@ -209,7 +212,7 @@ impl EmbeddedStore {
         }
     }
 
-    /// Runs a query, and stops it when it takes too long.
+    /// Runs a query, and interrupts it when it takes too long.
     async fn query<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
@@ -444,7 +447,7 @@ impl Store for EmbeddedStore {
     }
 }
 
-/// Whether the disk can still be trusted with writes. Once it failed, only a restart helps.
+/// Whether the disk can still be trusted with writes. After a failure only a restart helps.
 #[derive(Debug, Default)]
 struct Health(watch::Sender<Option<String>>);
 
@@ -456,7 +459,7 @@ impl Health {
         }
     }
 
-    /// Notes the failure, the first one for good, and returns it as an error.
+    /// Records the first failure for good, and returns the error.
     fn fail(&self, reason: &str) -> StoreError {
         self.0.send_if_modified(|first| {
             if first.is_some() {
@@ -469,16 +472,16 @@ impl Health {
         StoreError::Disk(self.0.borrow().clone().unwrap_or_default())
     }
 
-    /// Returns once it has failed.
+    /// Returns once the disk has failed.
     async fn failed(&self) -> StoreError {
         let mut failure = self.0.subscribe();
         let failed = failure.wait_for(Option::is_some).await;
-        // Never an error: the sender is here.
+        // Never an error: `self` holds the sender.
         StoreError::Disk(failed.ok().and_then(|reason| reason.clone()).unwrap_or_default())
     }
 }
 
-/// What is recorded of an asset that is held.
+/// The record of an asset's content, if it is recorded; an error if it is damaged.
 fn held(conn: &Connection, hash: Hash) -> Result<Option<Recorded>, StoreError> {
     match rows::recorded(conn, hash).map_err(db::sql_error)? {
         Some(recorded) if recorded.is_damaged => Err(StoreError::Damaged(hash)),

@@ -1,8 +1,8 @@
-//! The statements: what is read from and written to the tables of [`super::db`].
-//!
-//! A cursor is taken from the totals only by a row that is really new or changed, inside the
-//! writer's transaction. Rows are never deleted, so a cursor is never given twice. A damaged asset
-//! keeps its row and what people wrote; whole again, it gets a new place in the feed.
+//! //! The statements that read and write the tables of [`super::schema`].
+//! //!
+//! //! Only a row that is really new or changed takes a cursor from the totals, inside the writer's
+//! //! transaction. Rows are never deleted, so no cursor is given twice. A damaged asset keeps its row
+//! //! and its metadata; once whole again, it gets a new position in the feed.
 
 use std::collections::BTreeSet;
 
@@ -16,13 +16,14 @@ use super::{FeedKind, FeedLine};
 use crate::core::ids::{Digest, Hash};
 use crate::store::{Asset, Changes, Cursor, Entry, Filter, Metadata, StoreError, Stored};
 
-/// What [`crate::store::StoreInfo`] counts.
+/// The totals of [`crate::store::StoreInfo`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Totals {
     pub(super) newest_cursor: Cursor,
     pub(super) asset_count: u64,
     pub(super) asset_bytes: u64,
-    /// Not among those above; counted when the store is opened and kept up from there.
+    /// Not included in the counts above; counted when the store is opened and kept current from
+    /// there.
     pub(super) damaged_count: u64,
 }
 
@@ -31,7 +32,7 @@ pub(super) struct NewRow {
     pub(super) digest: Digest,
     pub(super) metadata: Metadata,
     pub(super) timestamp_ms: i64,
-    /// `None`: the content is a file, already in place and durable.
+    /// `None`: the content is a file that is already in place and durable.
     pub(super) inline: Option<Bytes>,
 }
 
@@ -41,7 +42,7 @@ pub(super) enum Content {
     File,
 }
 
-/// What is recorded of an asset's content.
+/// The record of an asset's content.
 pub(super) struct Recorded {
     pub(super) cursor: Cursor,
     pub(super) size_bytes: u64,
@@ -49,7 +50,7 @@ pub(super) struct Recorded {
     pub(super) content: Content,
 }
 
-/// An asset's columns, in the order [`asset`] reads them.
+/// An asset's columns, in the order in which [`asset`] reads them.
 const ASSET: &str = "
     cursor, hash, size_bytes, timestamp_ms, version, is_trashed, file_name, media_type, description,
     damaged,
@@ -85,7 +86,7 @@ pub(super) fn save_totals(conn: &Connection, totals: &Totals) -> Result<()> {
         .map_err(sql_error)
 }
 
-/// Notes that files of this hash may come into place before its asset is recorded.
+/// Records that files of this hash may be in place before the asset is recorded.
 pub(super) fn reserve(txn: &mut Txn<'_>, hash: Hash) -> Result<()> {
     txn.conn
         .prepare_cached("INSERT OR IGNORE INTO pending VALUES (?1)")
@@ -94,7 +95,7 @@ pub(super) fn reserve(txn: &mut Txn<'_>, hash: Hash) -> Result<()> {
         .map_err(sql_error)
 }
 
-/// The hashes reserved by a run that ended before it could record them.
+/// The hashes that an earlier run reserved but did not record.
 pub(super) fn pending(conn: &Connection) -> rusqlite::Result<Vec<Hash>> {
     conn.prepare("SELECT hash FROM pending")?.query_map([], |row| Ok(Hash(row.get(0)?)))?.collect()
 }
@@ -152,8 +153,8 @@ fn insert_content(conn: &Connection, cursor: i64, content: Option<&Bytes>) -> ru
     Ok(())
 }
 
-/// The asset has a row. When its content is damaged, the new one takes its place, and the row moves
-/// to the end of the feed: it is held anew.
+/// Stores a content whose asset has a row already. If the old content is damaged, the new one
+/// replaces it, and the row moves to the end of the feed.
 fn make_whole(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
     let hash = new.digest.hash;
     let Some(recorded) = recorded(txn.conn, hash)? else {
@@ -162,7 +163,7 @@ fn make_whole(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
     let is_whole = match (&recorded.content, &new.inline) {
         _ if recorded.is_damaged => false,
         (Content::Inline(content), Some(whole)) => content == whole,
-        // Whether a file is whole was looked at before.
+        // The caller has checked whether a file is whole.
         _ => true,
     };
     if is_whole {
@@ -194,8 +195,8 @@ fn make_whole(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
     Ok(Stored::New)
 }
 
-/// Notes that the content of an asset is damaged: it is not held from now on. Does nothing when the
-/// asset was stored anew since it was looked at, under another cursor.
+/// Marks the content of an asset as damaged: the asset is not held from now on. Does nothing if the
+/// asset was stored again, under another cursor, since it was read.
 pub(super) fn mark_damaged(txn: &mut Txn<'_>, hash: Hash, seen: Cursor) -> Result<()> {
     let mark = || {
         let size_bytes: Option<i64> = txn
@@ -220,7 +221,7 @@ pub(super) fn mark_damaged(txn: &mut Txn<'_>, hash: Hash, seen: Cursor) -> Resul
     Ok(())
 }
 
-/// Replaces what people wrote. What changes nothing is not a change: it takes no cursor.
+/// Replaces the metadata. An edit that changes nothing takes no cursor.
 pub(super) fn edit(
     txn: &mut Txn<'_>,
     hash: Hash,
@@ -265,7 +266,7 @@ enum Listed {
     Gone(Hash),
 }
 
-/// One consistent look at the feed.
+/// Reads a consistent page of the feed.
 pub(super) fn changes(conn: &Connection, after: Cursor, limit: usize) -> Result<Changes> {
     let read = || {
         // One statement is one snapshot; so are two in a transaction.
@@ -350,7 +351,7 @@ pub(super) fn is_held(conn: &Connection, hash: Hash) -> rusqlite::Result<bool> {
         .exists([hash.as_bytes()])
 }
 
-/// What is recorded of an asset's content, and the content when that is in the database.
+/// The record of an asset's content, with the content if it is in the database.
 pub(super) fn recorded(conn: &Connection, hash: Hash) -> rusqlite::Result<Option<Recorded>> {
     conn.prepare_cached(
         "SELECT cursor, size_bytes, damaged IS NOT NULL, is_file, content FROM assets
@@ -359,7 +360,7 @@ pub(super) fn recorded(conn: &Connection, hash: Hash) -> rusqlite::Result<Option
     .query_row([hash.as_bytes()], |row| {
         let content = match row.get(3)? {
             true => Content::File,
-            // A content that is not there is as one cut short.
+            // A missing content counts like a truncated one.
             false => Content::Inline(row.get::<_, Option<Vec<u8>>>(4)?.unwrap_or_default().into()),
         };
         Ok(Recorded {
@@ -423,7 +424,7 @@ pub(super) fn list(
     read().map_err(sql_error)
 }
 
-/// The first and last hash whose hex starts with `prefix`; `None` when no hash can.
+/// The first and last hash whose hex starts with `prefix`; `None` if there is no such hash.
 fn hash_range(prefix: &str) -> Option<(Hash, Hash)> {
     let fill = |digit: char| {
         let rest = (2 * Hash::LEN).checked_sub(prefix.len())?;

@@ -1,4 +1,4 @@
-//! The tables of `store.db`: made in a new file, stepped forward in an old one.
+//! The tables of `store.db`: created in a new file, migrated in an old one.
 
 use std::path::Path;
 
