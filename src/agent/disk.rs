@@ -1,7 +1,7 @@
-//! //! Watches the free space on the disks of the journal and of the store.
-//! //!
-//! //! D1  This task only reports a full disk, and its end. It stops nothing: each writer delays or
-//! //!     refuses its own writes.
+//! Watches the free space on the disks of the journal and of the store.
+//!
+//! D1  This task only reports a full disk, and its end. It stops nothing: each writer delays or
+//!     refuses its own writes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
-//! //! Performs the engine's effects: dials and closes connections, sends messages, sends and receives
-//! //! batches. Each takes place in a task of the loop, whose end is a fact.
-//! //!
-//! //! E1  An effect is started at once and waits for nothing: what takes time runs in a task.
-//! //! E2  The result of a batch is reported to the engine once, however the batch ended.
+//! Performs the engine's effects: dials and closes connections, sends messages, sends and receives
+//! batches. Each takes place in a task of the loop, whose end is a fact.
+//!
+//! E1  An effect is started at once and waits for nothing: what takes time runs in a task.
+//! E2  The result of a batch is reported to the engine once, however the batch ended.
 
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};

@@ -126,10 +126,10 @@ impl Facts {
         (Self(sender), receiver)
     }
 
-    /// /// Sends a fact; waits while the queue is full. After the end of the loop the fact is dropped.
-    /// ///
-    /// /// # Cancel safety
-    /// /// A future dropped before it completes has not sent the fact.
+    /// Sends a fact; waits while the queue is full. After the end of the loop the fact is dropped.
+    ///
+    /// # Cancel safety
+    /// A future dropped before it completes has not sent the fact.
     pub(super) async fn send(&self, fact: Fact) {
         let _ = self.0.send(fact).await;
     }

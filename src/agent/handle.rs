@@ -1,10 +1,10 @@
-//! //! How the rest of the process uses the agent: reads come from the latest [`Status`], and requests
-//! //! cross a bounded queue of [`Request`]s to the loop, which answers each once.
-//! //!
-//! //! I1  Every call ends: with the loop's answer, or with [`RequestError::Temporary`] when the agent
-//! //!     stops or does not answer within [`REQUEST_TIMEOUT`].
-//! //! I2  Dropping a call's future is safe. The loop still carries out a request that it has received;
-//! //!     only the answer is lost.
+//! How the rest of the process uses the agent: reads come from the latest [`Status`], and requests
+//! cross a bounded queue of [`Request`]s to the loop, which answers each once.
+//!
+//! I1  Every call ends: with the loop's answer, or with [`RequestError::Temporary`] when the agent
+//!     stops or does not answer within [`REQUEST_TIMEOUT`].
+//! I2  Dropping a call's future is safe. The loop still carries out a request that it has received;
+//!     only the answer is lost.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -304,10 +304,10 @@ impl Handle {
         self.status.borrow().clone()
     }
 
-    /// /// Returns once the status is newer than `revision`, or the agent has ended.
-    /// ///
-    /// /// # Cancel safety
-    /// /// Safe.
+    /// Returns once the status is newer than `revision`, or the agent has ended.
+    ///
+    /// # Cancel safety
+    /// Safe.
     pub async fn changed(&self, revision: u64) {
         let mut status = self.status.clone();
         // An error means that the loop has ended: no newer status will come.
@@ -319,12 +319,12 @@ impl Handle {
         self.status.clone()
     }
 
-    /// /// Reconciles an asset's metadata between the store and the journal. Returns when each holds what
-    /// /// was written to the other before the call. Does nothing for an asset that the store does not
-    /// /// hold.
-    /// ///
-    /// /// # Cancel safety
-    /// /// A dropped call may still be carried out.
+    /// Reconciles an asset's metadata between the store and the journal. Returns when each holds what
+    /// was written to the other before the call. Does nothing for an asset that the store does not
+    /// hold.
+    ///
+    /// # Cancel safety
+    /// A dropped call may still be carried out.
     pub async fn settle(&self, hash: Hash) -> Result<(), RequestError> {
         let (reply, answer) = oneshot::channel();
         let asked = async {

@@ -1,9 +1,9 @@
-//! //! The journal's stream of each connection: which side opens it, how the loop recognises it among
-//! //! the peer's streams, and what its end means.
-//! //!
-//! //! The dialer opens one stream right after Hello if the peer supports journals. When the stream
-//! //! ends the connection is closed too, because without it neither side learns what the other lacks;
-//! //! except when the two have different versions of the journal's protocol.
+//! The journal's stream of each connection: which side opens it, how the loop recognises it among
+//! the peer's streams, and what its end means.
+//!
+//! The dialer opens one stream right after Hello if the peer supports journals. When the stream
+//! ends the connection is closed too, because without it neither side learns what the other lacks;
+//! except when the two have different versions of the journal's protocol.
 
 use std::time::Duration;
 

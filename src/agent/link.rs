@@ -1,9 +1,9 @@
-//! //! The task of one connection: the control stream in both directions, and the streams that the peer
-//! //! opens.
-//! //!
-//! //! I1  A peer that does not read or write stalls only this task: the loop queues messages without
-//! //!     waiting, and closes a connection whose queue is full.
-//! //! I2  Malformed bytes close the connection with a code and a description.
+//! The task of one connection: the control stream in both directions, and the streams that the peer
+//! opens.
+//!
+//! I1  A peer that does not read or write stalls only this task: the loop queues messages without
+//!     waiting, and closes a connection whose queue is full.
+//! I2  Malformed bytes close the connection with a code and a description.
 
 use std::time::Duration;
 

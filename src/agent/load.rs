@@ -1,7 +1,7 @@
-//! //! Builds the engine from disk: at the start, and again when the store or the group changes.
-//! //!
-//! //! L1  At most one engine is being built at a time, and what the old engine saves meanwhile is not
-//! //!     taken for the new one's.
+//! Builds the engine from disk: at the start, and again when the store or the group changes.
+//!
+//! L1  At most one engine is being built at a time, and what the old engine saves meanwhile is not
+//!     taken for the new one's.
 
 use std::collections::BTreeMap;
 

@@ -1,10 +1,10 @@
-//! //! The shell around the engine: one loop that turns facts into inputs and performs the effects.
-//! //!
-//! //! [`Agent::start`] opens what is on disk, binds the network and starts the loop; the rest of the
-//! //! process uses [`Agent::handle`]; [`Agent::stop`] ends the agent in order.
-//! //!
-//! //! Reading order: `run` (the loop), `fact` and `link` (its inputs, and a peer's connection),
-//! //! `follow` (the store), then `requests` and `picture`.
+//! The shell around the engine: one loop that turns facts into inputs and performs the effects.
+//!
+//! [`Agent::start`] opens what is on disk, binds the network and starts the loop; the rest of the
+//! process uses [`Agent::handle`]; [`Agent::stop`] ends the agent in order.
+//!
+//! Reading order: `run` (the loop), `fact` and `link` (its inputs, and a peer's connection),
+//! `follow` (the store), then `requests` and `picture`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -127,10 +127,10 @@ struct Opened {
 }
 
 impl Agent {
-    /// /// Starts the agent of the home that `lock` locks. Waits for no network and no foreign store.
-    /// ///
-    /// /// # Errors
-    /// /// Something on disk is unusable or the network cannot be bound; the error names it.
+    /// Starts the agent of the home that `lock` locks. Waits for no network and no foreign store.
+    ///
+    /// # Errors
+    /// Something on disk is unusable or the network cannot be bound; the error names it.
     pub async fn start(config: Config, lock: &Lock) -> Result<Self> {
         let Config { home, store, offline, relay, rate_limits, net: net_overrides } = config;
         let partials_dir = home.partials_dir();
@@ -255,13 +255,13 @@ impl Agent {
         self.embedded.clone()
     }
 
-    /// /// Returns when the agent has ended by itself.
-    /// ///
-    /// /// # Cancel safety
-    /// /// Safe.
-    /// ///
-    /// /// # Errors
-    /// /// Why it ended.
+    /// Returns when the agent has ended by itself.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    ///
+    /// # Errors
+    /// Why it ended.
     pub async fn ended(&mut self) -> Result<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
         let ended = running.await;
@@ -269,10 +269,10 @@ impl Agent {
         ended.context("the agent's loop panicked")?
     }
 
-    /// /// Stops the agent in order. Returns when all its tasks have ended.
-    /// ///
-    /// /// # Errors
-    /// /// What failed on the way; the agent has ended nevertheless.
+    /// Stops the agent in order. Returns when all its tasks have ended.
+    ///
+    /// # Errors
+    /// What failed on the way; the agent has ended nevertheless.
     pub async fn stop(mut self) -> Result<()> {
         self.stop.cancel();
         let ended = self.ended().await;

@@ -1,11 +1,11 @@
-//! //! Tickets and pairing, on both sides. Each request runs as a task.
-//! //!
-//! //! G1  A device is added here only after it has joined: the joiner checks everything, joins
-//! //!     durably and reports it; only then is it added. See [`crate::net::pairing`].
-//! //! G2  If either side requires that the digits are compared, each waits until its own user and the
-//! //!     other side's user have confirmed them.
-//! //! G3  A wrong proof uses up no ticket and writes nothing to disk: nobody guesses a secret of 128
-//! //!     bits. It is logged, and [`crate::net`] counts it against its source.
+//! Tickets and pairing, on both sides. Each request runs as a task.
+//!
+//! G1  A device is added here only after it has joined: the joiner checks everything, joins
+//!     durably and reports it; only then is it added. See [`crate::net::pairing`].
+//! G2  If either side requires that the digits are compared, each waits until its own user and the
+//!     other side's user have confirmed them.
+//! G3  A wrong proof uses up no ticket and writes nothing to disk: nobody guesses a secret of 128
+//!     bits. It is logged, and [`crate::net`] counts it against its source.
 
 use std::time::Duration;
 

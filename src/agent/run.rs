@@ -1,12 +1,12 @@
-//! //! The agent's loop: facts in, effects out. It owns every task and the receiving end of every queue,
-//! //! and never waits for a peer, the disk or the store.
-//! //!
-//! //! I1  Facts reach the engine in the order in which they were sent; effects are performed in the
-//! //!     order in which the engine returned them.
-//! //! I2  Every task is in one [`JoinSet`], with a name. A task that panics stops the agent in order,
-//! //!     and so does a failing disk, because only a restart shows what it holds.
-//! //! I3  Stopping: no new work, the batches under way, the connections, the tasks, the endpoint, the
-//! //!     index; each step with a deadline.
+//! The agent's loop: facts in, effects out. It owns every task and the receiving end of every queue,
+//! and never waits for a peer, the disk or the store.
+//!
+//! I1  Facts reach the engine in the order in which they were sent; effects are performed in the
+//!     order in which the engine returned them.
+//! I2  Every task is in one [`JoinSet`], with a name. A task that panics stops the agent in order,
+//!     and so does a failing disk, because only a restart shows what it holds.
+//! I3  Stopping: no new work, the batches under way, the connections, the tasks, the endpoint, the
+//!     index; each step with a deadline.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

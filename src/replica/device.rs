@@ -1,11 +1,11 @@
-//! //! Publishes the state of this device in its own journal record, for the other devices to show.
-//! //!
-//! //! D1  Nothing is written unless something worth publishing changed: an idle device leaves its disk
-//! //!     alone.
-//! //! D2  A change of name, group or addresses is published at once; figures at most every
-//! //!     [`PACE_MS`].
-//! //! D3  The record keeps its name: only a rename changes it.
-//! //! D4  Another device that publishes under the same key, because a home was copied, is noticed.
+//! Publishes the state of this device in its own journal record, for the other devices to show.
+//!
+//! D1  Nothing is written unless something worth publishing changed: an idle device leaves its disk
+//!     alone.
+//! D2  A change of name, group or addresses is published at once; figures at most every
+//!     [`PACE_MS`].
+//! D3  The record keeps its name: only a rename changes it.
+//! D4  Another device that publishes under the same key, because a home was copied, is noticed.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

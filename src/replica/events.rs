@@ -1,11 +1,11 @@
-//! //! Writes the device's own events into the journal: those that tasks report, and devices that
-//! //! connect or are lost. (`metadata` writes the events of assets together with their cause.)
-//! //!
-//! //! N1  The journal numbers the events: contiguously per device, across restarts.
-//! //! N2  An event that cannot be written now waits, and so do those after it. The queue is bounded;
-//! //!     events that find it full are counted and reported. When the events have used up their share
-//! //!     of the space, further ones are dropped.
-//! //! N3  A connection that breaks and soon comes back causes no event.
+//! Writes the device's own events into the journal: those that tasks report, and devices that
+//! connect or are lost. (`metadata` writes the events of assets together with their cause.)
+//!
+//! N1  The journal numbers the events: contiguously per device, across restarts.
+//! N2  An event that cannot be written now waits, and so do those after it. The queue is bounded;
+//!     events that find it full are counted and reported. When the events have used up their share
+//!     of the space, further ones are dropped.
+//! N3  A connection that breaks and soon comes back causes no event.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

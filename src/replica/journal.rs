@@ -144,26 +144,26 @@ pub fn share(journal: Journal) -> journal::Result<(JournalHandle, JournalWriter)
 }
 
 impl JournalHandle {
-    /// /// Writes one op, or returns why not; durable on return. `None`: there was nothing to write.
-    /// ///
-    /// /// # Cancel safety
-    /// /// A dropped call may still write the draft.
-    /// ///
-    /// /// # Errors
-    /// /// The journal cannot write anything now; a draft that is wrong is in the `Ok`.
+    /// Writes one op, or returns why not; durable on return. `None`: there was nothing to write.
+    ///
+    /// # Cancel safety
+    /// A dropped call may still write the draft.
+    ///
+    /// # Errors
+    /// The journal cannot write anything now; a draft that is wrong is in the `Ok`.
     pub async fn write(&self, draft: Draft) -> Result<DraftResult, AskError> {
         let (reply, answer) = oneshot::channel();
         self.jobs.send(Job::Write(draft, reply)).await.map_err(|_| AskError::Closed)?;
         answer.await.map_err(|_| AskError::Closed)?
     }
 
-    /// /// Runs `work` on the writer's thread with the wall clock's milliseconds.
-    /// ///
-    /// /// # Cancel safety
-    /// /// A dropped call may still do the work.
-    /// ///
-    /// /// # Errors
-    /// /// The error of `work`, or the journal is closed.
+    /// Runs `work` on the writer's thread with the wall clock's milliseconds.
+    ///
+    /// # Cancel safety
+    /// A dropped call may still do the work.
+    ///
+    /// # Errors
+    /// The error of `work`, or the journal is closed.
     pub async fn run<T, F>(&self, work: F) -> Result<T, AskError>
     where
         T: Send + 'static,
@@ -191,13 +191,13 @@ impl JournalHandle {
         answer.blocking_recv().map_err(|_| AskError::Closed)?
     }
 
-    /// /// Reads the committed journal.
-    /// ///
-    /// /// # Cancel safety
-    /// /// Safe; a read that has started runs to its end.
-    /// ///
-    /// /// # Errors
-    /// /// The database cannot be read.
+    /// Reads the committed journal.
+    ///
+    /// # Cancel safety
+    /// Safe; a read that has started runs to its end.
+    ///
+    /// # Errors
+    /// The database cannot be read.
     pub async fn read<T, F>(&self, read: F) -> Result<T, AskError>
     where
         T: Send + 'static,
@@ -218,15 +218,15 @@ impl JournalHandle {
         result.map_err(|_| AskError::Closed)?
     }
 
-    /// /// Checks the journal's consistency and all signatures. Returns its findings, none for a sound
-    /// /// journal. Uses its own connection, so that neither writers nor readers wait, however large the
-    /// /// journal is.
-    /// ///
-    /// /// # Cancel safety
-    /// /// Safe; a check that has started runs to its end.
-    /// ///
-    /// /// # Errors
-    /// /// The database cannot be read.
+    /// Checks the journal's consistency and all signatures. Returns its findings, none for a sound
+    /// journal. Uses its own connection, so that neither writers nor readers wait, however large the
+    /// journal is.
+    ///
+    /// # Cancel safety
+    /// Safe; a check that has started runs to its end.
+    ///
+    /// # Errors
+    /// The database cannot be read.
     pub async fn fsck(&self) -> Result<Vec<String>, AskError> {
         let reader = self.read(JournalReader::another).await?;
         let check = move || {
@@ -294,10 +294,10 @@ impl Fate {
 }
 
 impl JournalWriter {
-    /// /// Serves the handles until [`JournalHandle::close`], or until all handles are dropped. Blocks.
-    /// ///
-    /// /// # Errors
-    /// /// The database failed; the agent must stop.
+    /// Serves the handles until [`JournalHandle::close`], or until all handles are dropped. Blocks.
+    ///
+    /// # Errors
+    /// The database failed; the agent must stop.
     pub fn serve(mut self) -> Result<(), AskError> {
         let mut next = None;
         loop {

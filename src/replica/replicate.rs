@@ -1,12 +1,12 @@
-//! //! The journal's stream with one peer: performs the effects of the [`Session`], and reports the
-//! //! results to it. Works on any byte stream; the session decides what is sent and what is accepted.
-//! //!
-//! //! P1  Reading, writing and the journal's work never wait for one another, nor one peer's stream for
-//! //!     another's: a peer that does not read keeps one of our batches in memory and nothing more.
-//! //! P2  In memory at a time: a frame read ahead, a batch being applied, a batch being sent.
-//! //! P3  An op is applied only after its signature was verified over the received bytes, and any peer
-//! //!     learns of it, by an acknowledgement or by the op itself, only after its commit.
-//! //! P4  A peer that neither reads nor writes for long is given up; so is one that breaks the protocol.
+//! The journal's stream with one peer: performs the effects of the [`Session`], and reports the
+//! results to it. Works on any byte stream; the session decides what is sent and what is accepted.
+//!
+//! P1  Reading, writing and the journal's work never wait for one another, nor one peer's stream for
+//!     another's: a peer that does not read keeps one of our batches in memory and nothing more.
+//! P2  In memory at a time: a frame read ahead, a batch being applied, a batch being sent.
+//! P3  An op is applied only after its signature was verified over the received bytes, and any peer
+//!     learns of it, by an acknowledgement or by the op itself, only after its commit.
+//! P4  A peer that neither reads nor writes for long is given up; so is one that breaks the protocol.
 //! P4  A peer that neither reads nor writes for long is given up; so is one that breaks the protocol.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -159,11 +159,11 @@ impl Replication {
         self.repairs.load(Ordering::Relaxed)
     }
 
-    /// /// Replicates the journals of this device and `peer`, whose identity the connection has proved,
-    /// /// until the stream ends. Shows its state in `view`, and returns why the stream ended.
-    /// ///
-    /// /// # Cancel safety
-    /// /// Dropping it ends the stream; a write to the journal that has started still takes place.
+    /// Replicates the journals of this device and `peer`, whose identity the connection has proved,
+    /// until the stream ends. Shows its state in `view`, and returns why the stream ended.
+    ///
+    /// # Cancel safety
+    /// Dropping it ends the stream; a write to the journal that has started still takes place.
     pub async fn run<R, W>(
         &self,
         peer: NodeId,

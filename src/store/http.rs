@@ -1,11 +1,11 @@
-//! //! A foreign store over loopback HTTP, as a client of `proto/store.proto`. It is not trusted: every
-//! //! answer is bounded, checked for shape, count, order and size, and given a deadline. The caller
-//! //! verifies the hashes of contents.
-//! //!
-//! //! Nothing runs in the background, and nothing is retried here (the caller retries in one place),
-//! //! except once with a key that was changed. A store without `GET /sync/info` is *core-only*: its id
-//! //! is derived from its address, its algorithm is assumed to be BLAKE3, whole contents travel in
-//! //! messages, and if it gives no cursors its timestamps (ms) serve as cursors.
+//! A foreign store over loopback HTTP, as a client of `proto/store.proto`. It is not trusted: every
+//! answer is bounded, checked for shape, count, order and size, and given a deadline. The caller
+//! verifies the hashes of contents.
+//!
+//! Nothing runs in the background, and nothing is retried here (the caller retries in one place),
+//! except once with a key that was changed. A store without `GET /sync/info` is *core-only*: its id
+//! is derived from its address, its algorithm is assumed to be BLAKE3, whole contents travel in
+//! messages, and if it gives no cursors its timestamps (ms) serve as cursors.
 
 mod connection;
 mod events;

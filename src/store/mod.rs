@@ -1,13 +1,13 @@
-//! //! The content store that the agent syncs: the only trait here with several implementations, and
-//! //! its contract.
-//! //!
-//! //! [`Store`] has two implementations: [`embedded`] (SQLite + files, in this process) and [`http`]
-//! //! (any service that speaks `proto/store.proto`). One suite, `tests/store_conformance.rs`, holds
-//! //! both to the contract below. `http/` serves it over HTTP, for other programs and for people.
+//! The content store that the agent syncs: the only trait here with several implementations, and
+//! its contract.
+//!
+//! [`Store`] has two implementations: [`embedded`] (SQLite + files, in this process) and [`http`]
+//! (any service that speaks `proto/store.proto`). One suite, `tests/store_conformance.rs`, holds
+//! both to the contract below. `http/` serves it over HTTP, for other programs and for people.
 //! I1  An asset that [`Store::put`] or [`Store::adopt`] reports as stored survives a power cut.
-//! //! I2  Content is stored only under its hash; content that does not match is not kept. An asset
-//! //!     whose content turns out damaged is not held until the content is stored again
-//! //!     ([`Store::verify`]).
+//! I2  Content is stored only under its hash; content that does not match is not kept. An asset
+//!     whose content turns out damaged is not held until the content is stored again
+//!     ([`Store::verify`]).
 //! I3  Cursors rise strictly and are never reused; [`Store::changes`] after a cursor misses nothing.
 //! I4  Bytes are never deleted by this trait. Trashing is metadata.
 //! I5  No call blocks for ever: each ends within its own deadline, if need be with an error.

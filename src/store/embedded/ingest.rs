@@ -1,15 +1,15 @@
-//! //! How a content is stored: what is checked, and the order in which it reaches the disk.
-//! //!
-//! //! A content of up to [`SMALL_BYTES_MAX`] goes into the database, in the commit that records it.
-//! //! A larger one is a file:
-//! //!
-//! //! 1. sync the caller's file and its outboard;
-//! //! 2. reserve its hash in a commit of its own, so that a later start finds files that a crash left;
-//! //! 3. give the files their names, and sync the folder;
-//! //! 4. record the asset and drop the reservation, in the commit after which the call returns.
-//! //!
-//! //! At most one caller does this for a hash at a time ([`Claims`]). So the only file of a hash that is
-//! //! not held is ours, or a damaged one that ours replaces, and a failed step 4 may remove it again.
+//! How a content is stored: what is checked, and the order in which it reaches the disk.
+//!
+//! A content of up to [`SMALL_BYTES_MAX`] goes into the database, in the commit that records it.
+//! A larger one is a file:
+//!
+//! 1. sync the caller's file and its outboard;
+//! 2. reserve its hash in a commit of its own, so that a later start finds files that a crash left;
+//! 3. give the files their names, and sync the folder;
+//! 4. record the asset and drop the reservation, in the commit after which the call returns.
+//!
+//! At most one caller does this for a hash at a time ([`Claims`]). So the only file of a hash that is
+//! not held is ours, or a damaged one that ours replaces, and a failed step 4 may remove it again.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

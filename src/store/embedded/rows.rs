@@ -1,8 +1,8 @@
-//! //! The statements that read and write the tables of [`super::schema`].
-//! //!
-//! //! Only a row that is really new or changed takes a cursor from the totals, inside the writer's
-//! //! transaction. Rows are never deleted, so no cursor is given twice. A damaged asset keeps its row
-//! //! and its metadata; once whole again, it gets a new position in the feed.
+//! The statements that read and write the tables of [`super::schema`].
+//!
+//! Only a row that is really new or changed takes a cursor from the totals, inside the writer's
+//! transaction. Rows are never deleted, so no cursor is given twice. A damaged asset keeps its row
+//! and its metadata; once whole again, it gets a new position in the feed.
 
 use std::collections::BTreeSet;
 
