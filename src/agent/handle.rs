@@ -319,9 +319,9 @@ impl Handle {
         self.status.clone()
     }
 
-    /// Reconciles an asset's metadata between the store and the journal. Returns when each holds what
-    /// was written to the other before the call. Does nothing for an asset that the store does not
-    /// hold.
+    /// Reconciles an asset's metadata between the store and the journal. Returns when each holds
+    /// what was written to the other before the call. Does nothing for an asset that the store does
+    /// not hold.
     ///
     /// # Cancel safety
     /// A dropped call may still be carried out.

@@ -1,5 +1,6 @@
-//! Requests of people and programs: remove, rename, leave, fetch. `pairing` has tickets and pairing.
-//! Each request runs as a task that answers it, by way of a fact if the loop has to act first.
+//! Requests of people and programs: remove, rename, leave, fetch. `pairing` has tickets and
+//! pairing. Each request runs as a task that answers it, by way of a fact if the loop has to act
+//! first.
 //!
 //! I1  A change of the group is written to disk first, and the loop learns of it afterwards. So
 //!     everything that the engine knows of the group is durable.

@@ -1,5 +1,5 @@
-//! The agent's loop: facts in, effects out. It owns every task and the receiving end of every queue,
-//! and never waits for a peer, the disk or the store.
+//! The agent's loop: facts in, effects out. It owns every task and the receiving end of every
+//! queue, and never waits for a peer, the disk or the store.
 //!
 //! I1  Facts reach the engine in the order in which they were sent; effects are performed in the
 //!     order in which the engine returned them.

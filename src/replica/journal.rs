@@ -2,8 +2,8 @@
 //!
 //! W1  A write is answered, and [`JournalHandle::commits`] moved, after its commit.
 //! W2  Drafts that wait together are committed together, in the order they came.
-//! W3  A database that failed is not written to again: the thread ends with the error, and the agent
-//!     is to stop.
+//! W3  A database that failed is not written to again: the thread ends with the error, and the
+//!     agent is to stop.
 //! W4  After an orderly end the main file alone is the journal.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -219,8 +219,8 @@ impl JournalHandle {
     }
 
     /// Checks the journal's consistency and all signatures. Returns its findings, none for a sound
-    /// journal. Uses its own connection, so that neither writers nor readers wait, however large the
-    /// journal is.
+    /// journal. Uses its own connection, so that neither writers nor readers wait, however large
+    /// the journal is.
     ///
     /// # Cancel safety
     /// Safe; a check that has started runs to its end.

@@ -1,13 +1,14 @@
 //! The journal's stream with one peer: performs the effects of the [`Session`], and reports the
 //! results to it. Works on any byte stream; the session decides what is sent and what is accepted.
 //!
-//! P1  Reading, writing and the journal's work never wait for one another, nor one peer's stream for
-//!     another's: a peer that does not read keeps one of our batches in memory and nothing more.
+//! P1  Reading, writing and the journal's work never wait for one another, nor one peer's stream
+//!     for another's: a peer that does not read keeps one of our batches in memory and nothing
+//!     more.
 //! P2  In memory at a time: a frame read ahead, a batch being applied, a batch being sent.
 //! P3  An op is applied only after its signature was verified over the received bytes, and any peer
 //!     learns of it, by an acknowledgement or by the op itself, only after its commit.
-//! P4  A peer that neither reads nor writes for long is given up; so is one that breaks the protocol.
-//! P4  A peer that neither reads nor writes for long is given up; so is one that breaks the protocol.
+//! P4  A peer that neither reads nor writes for long is given up; so is one that breaks the
+//!     protocol.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -8,7 +8,8 @@
 //! I2  Content is stored only under its hash; content that does not match is not kept. An asset
 //!     whose content turns out damaged is not held until the content is stored again
 //!     ([`Store::verify`]).
-//! I3  Cursors rise strictly and are never reused; [`Store::changes`] after a cursor misses nothing.
+//! I3  Cursors rise strictly and are never reused; [`Store::changes`] after a cursor misses
+//!     nothing.
 //! I4  Bytes are never deleted by this trait. Trashing is metadata.
 //! I5  No call blocks for ever: each ends within its own deadline, if need be with an error.
 //! I6  Dropping a call's future is safe: the work is then done as a whole or not at all.
@@ -316,9 +317,9 @@ pub trait Store: Send + Sync + 'static {
     /// lost, and is then to be asked for again.
     fn follow(&self, after: Cursor) -> BoxStream<'static, Result<FeedEvent, StoreError>>;
 
-    /// The assets stored or edited after `after`, for ever; of several changes of one the last alone
-    /// may show. Begins with [`Touched::Gap`] when the store cannot go on from `after`. The stream
-    /// ends with an error when the store is lost, and is then to be asked for again.
+    /// The assets stored or edited after `after`, for ever; of several changes of one the last
+    /// alone may show. Begins with [`Touched::Gap`] when the store cannot go on from `after`. The
+    /// stream ends with an error when the store is lost, and is then to be asked for again.
     fn touched(&self, after: Cursor) -> BoxStream<'static, Result<Touched, StoreError>>;
 
     /// The asset's row, or `None`. An asset whose file is missing or truncated is damaged.

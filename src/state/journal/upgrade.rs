@@ -1,7 +1,7 @@
-//! The steps of `journal.db`'s schema from one version to the next.
+//! The migrations of `journal.db`'s schema from one version to the next.
 //!
-//! A step leaves what [`super::schema`] would have made of the same content: values stored twice
-//! are computed again, nothing else changes.
+//! A migration leaves what [`super::schema`] would have made of the same content: derived values are
+//! computed again, nothing else changes.
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
@@ -12,11 +12,12 @@ use super::digest::state_digest;
 use super::rows::live_above;
 use super::schema::{key, meta, set_meta};
 
-/// The steps for [`crate::db::migrate::migrate`].
+/// The migrations for [`crate::db::migrate::migrate`].
 pub(super) const STEPS: [Step; 1] = [one_to_two];
 
-/// Two: sums that nobody can make collide instead of XORs, branches of a log by their hash, an epoch
-/// that does not follow from the log this device writes, and no columns that nothing reads.
+/// To version 2: sums for which nobody can find a collision instead of XORs, branches of a log by
+/// their hash, an epoch of its own instead of the log that this device writes, and no unused
+/// columns.
 fn one_to_two(tx: &Transaction<'_>) -> anyhow::Result<()> {
     rebuild_ops(tx)?;
     tx.execute_batch(
@@ -37,7 +38,7 @@ fn one_to_two(tx: &Transaction<'_>) -> anyhow::Result<()> {
     if meta(tx, key::DIGEST)?.is_some() {
         set_meta(tx, key::DIGEST, &state_digest(tx)?.to_bytes())?;
     }
-    // Cursors that were handed out stay valid.
+    // Cursors that readers hold stay valid.
     if let Some(open) = meta(tx, key::OPEN_LOG)? {
         set_meta(tx, key::FEED_EPOCH, &open)?;
     }

@@ -12,7 +12,8 @@ use crate::store::{Cursor, FeedEvent, StoreError, Touched};
 /// Lines of the feed read at once for one who is told of every change.
 const TOUCHED_PAGE_ROWS: usize = 1000;
 
-/// One line of the feed in full, for a server of it: what [`Store::follow`](crate::store::Store::follow) only hints at.
+/// One line of the feed in full, for a server of it: what
+/// [`Store::follow`](crate::store::Store::follow) only hints at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeedLine {
     /// Its position in the feed.

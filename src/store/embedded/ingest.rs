@@ -8,8 +8,9 @@
 //! 3. give the files their names, and sync the folder;
 //! 4. record the asset and drop the reservation, in the commit after which the call returns.
 //!
-//! At most one caller does this for a hash at a time ([`Claims`]). So the only file of a hash that is
-//! not held is ours, or a damaged one that ours replaces, and a failed step 4 may remove it again.
+//! At most one caller does this for a hash at a time ([`Claims`]). So the only file of a hash that
+//! is not held is ours, or a damaged one that ours replaces, and a failed step 4 may remove it
+//! again.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

@@ -1,13 +1,14 @@
 //! The embedded store: a content store inside this process, SQLite and files in one folder.
 //!
-//! Contents up to [`SMALL_BYTES_MAX`] are in the database (there a whole batch costs one sync, where
-//! files cost several each), larger ones in files beside it. [`ingest`] has the order in which a
-//! content reaches the disk, [`db`] the writer of the database, [`files`] the layout of the folder,
-//! [`rows`] the statements, [`schema`] the tables, and [`feed`] the followers of their changes.
+//! Contents up to [`SMALL_BYTES_MAX`] are in the database (there a whole batch costs one sync,
+//! where files cost several each), larger ones in files beside it. [`ingest`] has the order in
+//! which a content reaches the disk, [`db`] the writer of the database, [`files`] the layout of the
+//! folder, [`rows`] the statements, [`schema`] the tables, and [`feed`] the followers of their
+//! changes.
 //!
-//! A row alone does not make an asset held. Its content file is checked when the asset is looked up,
-//! and by every put and adopt (not by listings, which would touch a million files); content that is
-//! read and found wrong is hashed once more as a whole and then marked ([`Store::verify`]).
+//! A row alone does not make an asset held. Its content file is checked when the asset is looked
+//! up, and by every put and adopt (not by listings, which would touch a million files); content
+//! that is read and found wrong is hashed once more as a whole and then marked ([`Store::verify`]).
 //!
 //! All work that touches the disk runs on blocking threads, and the gates below limit how many. A
 //! call that has started there is completed even if its future is dropped.
@@ -138,8 +139,8 @@ impl EmbeddedStore {
         }
     }
 
-    /// Returns once the disk has failed: then nothing more is written, and only a restart shows what
-    /// was kept.
+    /// Returns once the disk has failed: then nothing more is written, and only a restart shows
+    /// what was kept.
     ///
     /// # Cancel safety
     /// Safe.
