@@ -546,13 +546,13 @@ async fn the_feed_merges_assets_and_the_last_edit_of_each() {
 }
 
 #[tokio::test]
-async fn a_follower_ends_with_an_error_when_the_store_closes() {
+async fn a_reader_of_the_feed_ends_with_an_error_when_the_store_closes() {
     let tmp = tempfile::tempdir().unwrap();
     let store = open(tmp.path());
-    let mut follow = store.follow(0);
+    let mut touched = store.touched(0);
     store.close().await;
-    assert!(follow.next().await.unwrap().is_err());
-    assert!(follow.next().await.is_none());
+    assert!(touched.next().await.unwrap().is_err());
+    assert!(touched.next().await.is_none());
 }
 
 #[tokio::test]

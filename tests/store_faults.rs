@@ -15,7 +15,7 @@ use can_sync::http::store_api::Features;
 use can_sync::store::http::{Deadlines, HttpStore};
 use can_sync::store::key::StoreKey;
 use can_sync::store::{
-    FeedEvent, Filter, Metadata, NewAsset, Store, StoreError, Stored, VerifiedFile,
+    Filter, Metadata, NewAsset, Store, StoreError, Stored, Touched, VerifiedFile,
 };
 use can_sync::wire::proto::store as proto;
 use common::{asset, content, file};
@@ -187,7 +187,7 @@ const CALLS: [&str; 10] = [
     "put two",
     "adopt",
     "set_metadata",
-    "follow",
+    "touched",
 ];
 
 async fn call(name: &str, client: &HttpStore, folder: &Path) -> Result<(), StoreError> {
@@ -210,7 +210,7 @@ async fn call(name: &str, client: &HttpStore, folder: &Path) -> Result<(), Store
             let metadata = Metadata::default();
             client.set_metadata(hash, &metadata, None).await.map(drop)
         }
-        "follow" => client.follow(0).next().await.unwrap().map(drop),
+        "touched" => client.touched(0).next().await.unwrap().map(drop),
         _ => panic!("there is no call {name}"),
     }
 }
@@ -330,9 +330,9 @@ async fn a_trickle_is_a_hang_and_slow_is_not() {
 
 const STREAM: &str = "HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\n\r\n";
 
-async fn first_hints(store: &BadStore, count: usize) -> Vec<Result<FeedEvent, StoreError>> {
-    let follow = store.client().follow(3);
-    timeout(WAIT, follow.take(count).collect()).await.expect("hints in time")
+async fn first_lines(store: &BadStore, count: usize) -> Vec<Result<Touched, StoreError>> {
+    let touched = store.client().touched(3);
+    timeout(WAIT, touched.take(count).collect()).await.expect("lines in time")
 }
 
 #[tokio::test]
@@ -357,32 +357,43 @@ async fn an_event_stream_in_trouble_ends_with_an_error() {
         ("missing", respond(404, "", b""), true),
     ] {
         let store = bad(move |_, _| reply.clone()).await;
-        let hints = first_hints(&store, 5).await;
-        assert_eq!(hints.len(), 1, "{what}: {hints:?}");
-        match hints[0].as_ref().unwrap_err() {
+        let lines = first_lines(&store, 5).await;
+        assert_eq!(lines.len(), 1, "{what}: {lines:?}");
+        match lines[0].as_ref().unwrap_err() {
             StoreError::Unreachable(_) => assert!(!is_contract, "{what}"),
-            _ => assert!(is_contract, "{what}: {hints:?}"),
+            _ => assert!(is_contract, "{what}: {lines:?}"),
         }
     }
 }
 
 #[tokio::test]
-async fn every_event_is_a_hint_and_comments_keep_the_stream_alive() {
-    let text = "\u{feff}: hello\r\rid: 3\revent: asset\rdata: {\"hash\":\"zz\"}\r\r\
-                event: reset\r\ndata: {}\r\n\r\nevent: of-the-future\ndata: ?\n\n";
+async fn every_event_counts_and_comments_keep_the_stream_alive() {
+    let (stored, edited) = (Hash([1; 32]), Hash([2; 32]));
+    let text = format!(
+        "\u{feff}: hello\r\rid: 3\revent: asset\rdata: {{\"hash\":\"zz\"}}\r\r\
+         event: reset\r\ndata: {{}}\r\n\r\nevent: of-the-future\ndata: ?\n\n\
+         id: 4\nevent: asset\ndata: {{\"hash\":\"{stored}\"}}\n\n\
+         id: 5\nevent: meta\ndata: {{\"hash\":\"{edited}\"}}\n\n"
+    );
     let first = format!("{STREAM}{text}").into_bytes();
     let store = bad(move |_, _| {
         Reply::Drip(first.clone(), b": alive\n".into(), Duration::from_millis(100))
     })
     .await;
     let client = store.client();
-    let mut follow = client.follow(3);
-    for expected in [FeedEvent::Changed, FeedEvent::Reset, FeedEvent::Changed] {
-        let hint = timeout(WAIT, follow.next()).await.unwrap().unwrap().unwrap();
-        assert_eq!(hint, expected);
+    let mut touched = client.touched(3);
+    for expected in [
+        Touched::Changed,
+        Touched::Gap,
+        Touched::Changed,
+        Touched::Stored { hash: stored, cursor: 4 },
+        Touched::Edited { hash: edited, cursor: 5 },
+    ] {
+        let line = timeout(WAIT, touched.next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(line, expected);
     }
     // Much longer than the deadline, but not silent.
-    let more = timeout(SHORT.body * 4, follow.next()).await;
+    let more = timeout(SHORT.body * 4, touched.next()).await;
     assert!(more.is_err(), "{more:?}");
     let head = store.heads().pop().unwrap().to_lowercase();
     assert!(head.contains("last-event-id: 3\r\n"), "{head}");
@@ -818,22 +829,28 @@ async fn a_core_only_store_can_be_listed_filled_and_read() {
         assert_eq!(row.entry.digest.size_bytes, 3_000_000);
         let listed = client.list(&Filter::default(), 0, 10).await;
         assert!(matches!(listed, Err(StoreError::Unsupported(_))));
-        let mut follow = client.follow(cursor);
-        let hint = timeout(WAIT, follow.next()).await.unwrap().unwrap().unwrap();
-        assert_eq!(hint, FeedEvent::Changed);
+        let mut touched = client.touched(cursor);
+        let line = timeout(WAIT, touched.next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(line, Touched::Changed, "it may not resume, and is to be listed");
+        let hash = small(2000).digest.hash;
+        client.put(vec![small(2000)]).await.unwrap().remove(0).unwrap();
+        // Its cursors are not those of its listing.
+        let stored = Touched::Stored { hash, cursor: 0 };
+        let told = touched.any(async |line| line.unwrap() == stored);
+        assert!(timeout(WAIT, told).await.unwrap());
     }
 }
 
 #[tokio::test]
 async fn a_core_only_store_without_events_is_polled() {
     let store = BadStore::new(|_, _| respond(404, "", b"")).await;
-    let mut follow = store.client().follow(0);
-    let hint = timeout(WAIT, follow.next()).await.unwrap().unwrap();
-    assert_eq!(hint.unwrap(), FeedEvent::Changed);
+    let mut touched = store.client().touched(0);
+    let line = timeout(WAIT, touched.next()).await.unwrap().unwrap();
+    assert_eq!(line.unwrap(), Touched::Changed);
     tokio::time::pause();
     let start = tokio::time::Instant::now();
     for _ in 0..3 {
-        assert_eq!(follow.next().await.unwrap().unwrap(), FeedEvent::Changed);
+        assert_eq!(touched.next().await.unwrap().unwrap(), Touched::Changed);
     }
     let passed = start.elapsed().as_secs();
     assert!((89..=91).contains(&passed), "{passed} s for three polls");

@@ -50,7 +50,7 @@ struct Rule {
     reason: &'static str,
 }
 
-const RULES: [Rule; 7] = [
+const RULES: [Rule; 8] = [
     Rule {
         name: "the core is pure",
         words: &[
@@ -113,6 +113,12 @@ const RULES: [Rule; 7] = [
         reason: "another one must be a change of one folder; the identity is its kind of key",
     },
     Rule {
+        name: "one reader of the store's feed",
+        words: &[".touched("],
+        applies: |path, _| !path.starts_with("store/") && path != "replica/catalogue/mod.rs",
+        reason: "a second reader is a second connection, cursor and backoff; see the catalogue",
+    },
+    Rule {
         name: "one place prints",
         words: &["println!", "print!", "eprintln!", "eprint!", "dbg!"],
         applies: |path, _| path != "cli/output.rs",
@@ -156,6 +162,7 @@ fn a_bad_file_breaks_the_rule_that_is_for_it() {
         ("cli/a.rs", "tokio::spawn(async {});", "tasks are owned"),
         ("net/a.rs", "std::thread::spawn(|| 1);", "tasks are owned"),
         ("agent/a.rs", "use iroh::Endpoint;", "the QUIC library stays in net/"),
+        ("agent/a.rs", "let feed = store.touched(0);", "one reader of the store's feed"),
         ("agent/a.rs", "println!(\"x\");", "one place prints"),
         ("wire/a.rs", "use crate::store::Store;", "imports point down"),
         ("net/a.rs", "use crate::state::group::Group;", "imports point down"),

@@ -14,6 +14,7 @@ use crate::state::journal::GroupState;
 use crate::store::{Cursor, StoreInfo};
 
 use super::handle::{FetchReply, LeaveReply, PairReply, Reply, RequestError};
+use crate::replica::catalogue::StoreEvent;
 use crate::replica::status::{JournalPeerStatus, PairingStatus};
 use crate::transfer::plain::PlainReport;
 
@@ -59,7 +60,7 @@ pub(super) enum Fact {
     Shortage(Vec<String>),
     /// Why the peer of a connection accepts no assets for now; `None` when it has stored one.
     PutOff { conn: ConnId, reason: Option<String> },
-    /// The store's feed was taken in up to here.
+    /// The store was listed up to here.
     TakenIn { cursor: Cursor },
     /// Rebuild the engine.
     Reload(Reload),
@@ -88,6 +89,20 @@ pub(super) enum Fact {
 pub(super) struct TakenIn {
     pub(super) cursor: Cursor,
     pub(super) passes: u64,
+}
+
+impl From<StoreEvent> for Fact {
+    fn from(event: StoreEvent) -> Self {
+        match event {
+            StoreEvent::Up { info, reply } => Self::StoreUp { info, reply },
+            StoreEvent::Down { error } => Self::StoreDown { error },
+            StoreEvent::Indexed { entries, behind } => {
+                Self::Input(Input::Indexed { entries, behind })
+            }
+            StoreEvent::Listed { cursor } => Self::TakenIn { cursor },
+            StoreEvent::Lost { reply } => Self::Reload(Reload::StoreLost { reply }),
+        }
+    }
 }
 
 /// Why the engine is rebuilt from disk, and where the rebuilt engine is reported.
@@ -132,6 +147,11 @@ impl Facts {
     /// A future dropped before it completes has not sent the fact.
     pub(super) async fn send(&self, fact: Fact) {
         let _ = self.0.send(fact).await;
+    }
+
+    /// The queue itself, for a task below the agent that makes facts of what it knows.
+    pub(super) fn sender(&self) -> mpsc::Sender<Fact> {
+        self.0.clone()
     }
 
     /// Sends a fact from a blocking thread.

@@ -4,7 +4,7 @@
 //! process uses [`Agent::handle`]; [`Agent::stop`] ends the agent in order.
 //!
 //! Reading order: `run` (the loop), `fact` and `link` (its inputs, and a peer's connection),
-//! `follow` (the store), then `requests` and `picture`.
+//! then `requests` and `picture`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,6 +34,7 @@ use self::fact::Facts;
 use self::handle::Handle;
 use self::parts::{Ids, Parts};
 use self::tasks::Tasks;
+use crate::replica::catalogue::Backlog;
 use crate::replica::metadata::{Arrivals, Settler};
 use crate::replica::status::Status;
 use crate::replica::{device, events, journal, metadata};
@@ -44,7 +45,6 @@ mod comparing;
 mod disk;
 mod effects;
 mod fact;
-mod follow;
 mod group;
 pub mod handle;
 mod introductions;
@@ -181,8 +181,10 @@ impl Agent {
         let (events, told) = events::channel();
         let (frozen, watched_frozen) = watch::channel(0);
         let arrivals = Arrivals::new(journal.clone());
+        let backlog = Backlog::new(metadata::read_to(&journal).await?);
         let settler = Settler::new(
             store.clone(),
+            backlog.clone(),
             journal.clone(),
             arrivals.clone(),
             events.clone(),
@@ -221,6 +223,7 @@ impl Agent {
             },
             throttle: Throttle::new(rate_limits),
             events,
+            backlog,
             frozen: watched_frozen,
             twin: watched_twin,
             requests,

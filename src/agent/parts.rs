@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::core::ids::NodeId;
 use crate::net::Net;
+use crate::replica::catalogue::Backlog;
 use crate::replica::events::EventLog;
 use crate::replica::journal::JournalHandle;
 use crate::replica::status::Status;
@@ -41,6 +42,8 @@ pub(super) struct Parts {
     pub(super) unreachable: Vec<NodeId>,
     pub(super) throttle: Throttle,
     pub(super) events: EventLog,
+    /// What the catalogue hands to the settler.
+    pub(super) backlog: Backlog,
     /// The number of assets whose metadata is held back.
     pub(super) frozen: watch::Receiver<usize>,
     /// The addresses of another device with this device's key, if there is one.

@@ -34,7 +34,6 @@ use super::comparing::Comparing;
 use super::disk::DiskWatch;
 use super::effects::plain_done;
 use super::fact::{Fact, Reload, TakenIn};
-use super::follow::Follower;
 use super::handle::{FetchReply, Reply, Request};
 use super::knocks::Knocks;
 use super::link::CONTROL_QUEUE;
@@ -43,8 +42,9 @@ use super::load::{Loading, NO_STORE};
 use super::parts::Parts;
 use super::picture::{LinkFigures, Picture, StoreView, Told};
 use super::{group, introductions, journal_stream, link, pairing, requests};
+use crate::replica::catalogue::Catalogue;
 use crate::replica::device::Publisher;
-use crate::replica::events::{self};
+use crate::replica::events;
 use crate::replica::journal::JournalWriter;
 use crate::replica::metadata::Settler;
 use crate::replica::query;
@@ -93,7 +93,7 @@ pub(super) struct Loop {
     pub(super) store: StoreView,
     pub(super) nudge: Arc<Notify>,
     pub(super) taken_in: watch::Sender<TakenIn>,
-    /// See [`Follower::gate`].
+    /// See [`Catalogue::gate`].
     pub(super) gate: Arc<Mutex<()>>,
     /// Makes the group's task send the group again.
     pub(super) regroup: Arc<Notify>,
@@ -199,14 +199,15 @@ impl Loop {
                 facts.send(Fact::Input(input)).await;
             }
         });
-        let follower = Follower {
+        let catalogue = Catalogue {
             store: self.parts.store.clone(),
             index: self.parts.ctx.index.clone(),
-            facts: self.parts.facts.clone(),
+            events: self.parts.facts.sender(),
+            backlog: self.parts.backlog.clone(),
             nudge: self.nudge.clone(),
             gate: self.gate.clone(),
         };
-        self.parts.tasks.spawn("store follower", follower.run());
+        self.parts.tasks.spawn("catalogue", catalogue.run());
         if let Some(store) = self.parts.embedded.clone() {
             let facts = self.parts.facts.clone();
             self.parts.tasks.spawn("store health", async move {
@@ -520,7 +521,7 @@ impl Loop {
             return;
         }
         self.greet_store(&info);
-        // The follower may have been told to stop.
+        // The catalogue may have been told to stop.
         let _ = reply.send(());
     }
 

@@ -34,9 +34,8 @@ use self::connection::{Connection, Request, RequestBody};
 use super::hasher::Hasher;
 use super::messages::{self, MESSAGE_REPEATED_MAX, PROTOBUF_TYPE};
 use super::{
-    Asset, BaoFiles, Changes, Condition, Cursor, Damages, Entry, FeedEvent, Filter, Metadata,
-    NewAsset, PAGE_ENTRIES_MAX, READ_BYTES_MAX, Store, StoreError, StoreInfo, Stored, Touched,
-    VerifiedFile,
+    Asset, BaoFiles, Changes, Condition, Cursor, Damages, Entry, Filter, Metadata, NewAsset,
+    PAGE_ENTRIES_MAX, READ_BYTES_MAX, Store, StoreError, StoreInfo, Stored, Touched, VerifiedFile,
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
 use crate::core::limits::RESTING_MAX;
@@ -362,10 +361,6 @@ impl Store for HttpStore {
             )));
         }
         inner.page(after, entries, &message)
-    }
-
-    fn follow(&self, after: Cursor) -> BoxStream<'static, Result<FeedEvent, StoreError>> {
-        follow::follow(self.0.clone(), after)
     }
 
     fn touched(&self, after: Cursor) -> BoxStream<'static, Result<Touched, StoreError>> {

@@ -90,27 +90,27 @@ pub struct Changes {
     pub has_more: bool,
 }
 
-/// A hint that [`Store::changes`] has something new. Hints may be merged, repeated or late; the
-/// listing is the truth.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FeedEvent {
-    /// Something was added or changed.
-    Changed,
-    /// The cursor asked for is unknown to the store: list from the start.
-    Reset,
-}
-
-/// What [`Store::touched`] says: the feed as it is, where [`FeedEvent`] only hints.
+/// A line of the change feed. Lines may be repeated or late, and which assets are held
+/// [`Store::changes`] alone says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Touched {
-    /// The asset was stored, or its metadata edited.
-    Asset {
+    /// An asset was stored.
+    Stored {
         /// The asset.
         hash: Hash,
-        /// Where in the feed; 0 from a store that gives no cursors.
+        /// Its place in the feed; 0 from a store that gives no cursors.
         cursor: Cursor,
     },
-    /// What came before this is not all told: look at every asset.
+    /// An asset's metadata was edited.
+    Edited {
+        /// The asset.
+        hash: Hash,
+        /// The edit's place in the feed; 0 from a store that gives no cursors.
+        cursor: Cursor,
+    },
+    /// [`Store::changes`] may have something new. A store may say so before it says what.
+    Changed,
+    /// Lines before this one are missing: list from the start, and look at every asset.
     Gap,
 }
 
@@ -313,13 +313,11 @@ pub trait Store: Send + Sync + 'static {
     /// returns its whole answer, whatever the limit, and repeats some entries.
     async fn changes(&self, after: Cursor, limit: usize) -> Result<Changes, StoreError>;
 
-    /// Hints about changes after `after`, for ever; the stream ends with an error when the store is
-    /// lost, and is then to be asked for again.
-    fn follow(&self, after: Cursor) -> BoxStream<'static, Result<FeedEvent, StoreError>>;
-
-    /// The assets stored or edited after `after`, for ever; of several changes of one the last
-    /// alone may show. Begins with [`Touched::Gap`] when the store cannot go on from `after`. The
-    /// stream ends with an error when the store is lost, and is then to be asked for again.
+    /// The change feed after `after`, for ever; of several edits of one asset the last alone may
+    /// show. Begins with [`Touched::Gap`] when the store does not know the cursor `after`. A foreign
+    /// store that cannot resume its feed at all does not say what it holds either, see
+    /// [`StoreInfo::asset_count`]. The stream ends with an error when the store is lost, and is then
+    /// to be asked for again.
     fn touched(&self, after: Cursor) -> BoxStream<'static, Result<Touched, StoreError>>;
 
     /// The asset's row, or `None`. An asset whose file is missing or truncated is damaged.

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use can_sync::store::{Metadata, Store as _};
+
 use super::*;
 
 /// A device beside a foreign store, paired with an ordinary one.
@@ -43,6 +45,29 @@ async fn a_store_that_comes_later_and_goes_for_a_while_is_caught_up_with() {
     assert_eq!(store.hashes().await, held);
     assert!(b.sees(&a).in_sync);
     b.verify().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_serves_one_event_stream_for_assets_and_metadata_both() {
+    let (mut store, a, b) = beside_foreign().await;
+    let streams = |store: &Foreign| store.faults.event_streams.load(Ordering::Relaxed);
+    for served in 1..=2 {
+        let added = store.add(MIXED).await;
+        b.add(MIXED_OWN).await;
+        let edit = Metadata { description: format!("edit {served}"), ..Metadata::default() };
+        store.store().set_metadata(added[0].hash, &edit, None).await.unwrap();
+        all_in_sync(&[&a, &b], 1).await;
+        until("the edit is at the other device", &[&a, &b], async || {
+            let row = b.store().lookup(added[0].hash).await.unwrap().unwrap();
+            row.metadata.description == edit.description
+        })
+        .await;
+        assert_eq!(streams(&store), served, "one for each time the store was up");
+        store.down().await;
+        until("the store is missed", &[&a], async || !a.status().store.up).await;
+        store.up().await;
+        until("the store is found again", &[&a], async || a.status().store.up).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

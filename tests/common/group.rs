@@ -408,6 +408,8 @@ pub struct Faults {
     pub lost_meta: AtomicU64,
     /// The number of listings from the start.
     pub listed_anew: AtomicU64,
+    /// Times its event stream was asked for.
+    pub event_streams: AtomicU64,
 }
 
 impl Foreign {
@@ -504,6 +506,9 @@ impl Faults {
         let writes = path.starts_with("/sync/push") || method == axum::http::Method::PUT;
         if path == "/sync/hashes" && query.contains("after=0") {
             self.listed_anew.fetch_add(1, Ordering::Relaxed);
+        }
+        if path == "/sync/events" {
+            self.event_streams.fetch_add(1, Ordering::Relaxed);
         }
         if writes {
             self.writes.fetch_add(1, Ordering::Relaxed);

@@ -1,8 +1,8 @@
 //! Brings assets' metadata in the store and in the journal together, both ways, and logs what
 //! becomes of assets. What is decided about one asset, `core::journal::asset` decides.
 //!
-//! M1  Level-triggered: the store's feed, the journal's commits, a scan of everything and the API
-//!     only say which assets to look at; a look brings the two together whatever happened before.
+//! M1  Level-triggered: the catalogue's backlog, the journal's commits, a scan of everything and the
+//!     API only say which assets to look at; a look brings the two together whatever happened before.
 //! M2  What the user did, its events and the shadow that remembers it are one transaction: nothing
 //!     is issued twice, and nothing lost, by a crash anywhere.
 //! M3  A row is written to the store only over the row it was decided on (compare-and-set).
@@ -14,20 +14,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use futures_util::stream::{self, BoxStream};
-use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use futures_util::future::OptionFuture;
+use futures_util::stream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::clock::Clock;
-use crate::core::ids::{GroupId, Hash, LogId};
+use crate::core::ids::{GroupId, Hash, LogId, StoreId};
 use crate::core::journal::asset::{ASSET_MODEL, Shadow};
 use crate::core::journal::brake::Brake;
 use crate::core::journal::log::LogEvent;
 use crate::core::peers::Backoff;
 use crate::state::journal::{self, Cursor};
-use crate::store::{Asset, Filter, Store, StoreError, Touched};
+use crate::store::{self, Asset, Filter, Store, StoreError};
 
+use super::catalogue::{Answer, Backlog, Opened, Work};
 use super::events::EventLog;
 use super::journal::{AskError, DraftResult, JournalHandle};
 
@@ -42,6 +44,9 @@ use self::look::{Asked, Look, Written, pack, write_row};
 /// other devices just then, and its metadata may come after it.
 const GATHER: Duration = Duration::from_millis(5);
 
+/// Lines of the backlog taken together.
+const TAKE_LINES: usize = 4 * LOOK_ASSETS;
+
 /// Assets looked at together: they share a transaction. With the longest texts they are 16 MiB.
 const LOOK_ASSETS: usize = 256;
 
@@ -54,9 +59,6 @@ const CALLS_AT_ONCE: usize = 8;
 
 /// The deadline of a store call.
 const CALL_WAIT: Duration = Duration::from_secs(60);
-
-/// How often everything is looked at: for a store that changed without saying so.
-const SCAN_EVERY_MS: u64 = 3600 * 1000;
 
 /// What could not be written is tried again after this, and no two scans are closer than this.
 const SCAN_AGAIN_MS: u64 = 10 * 60 * 1000;
@@ -76,9 +78,10 @@ const JOURNAL_CURSOR: &str = "metadata-journal";
 /// answer.
 pub(crate) const SETTLES_MAX: usize = 64;
 
-/// The journal has another epoch than before, as when a device comes into a group: no failure.
+/// The journal has another epoch than before, as when a device comes into a group, or another store
+/// answers: no failure.
 #[derive(Debug, thiserror::Error)]
-#[error("the journal was begun anew")]
+#[error("the journal or the store is another one")]
 struct BegunAnew;
 
 /// A request to reconcile one asset now and to report the end.
@@ -91,6 +94,9 @@ pub struct Settle {
 /// The task that reconciles metadata.
 pub(crate) struct Settler {
     store: Arc<dyn Store>,
+    backlog: Backlog,
+    /// Whether a store answers, and which.
+    answer: watch::Receiver<Answer>,
     journal: JournalHandle,
     arrivals: Arrivals,
     events: EventLog,
@@ -108,6 +114,8 @@ pub(crate) struct Settler {
 /// The progress of a session with one store and one journal.
 #[derive(Debug, Default)]
 struct Place {
+    /// See [`Opened::number`].
+    number: u64,
     /// The group whose journal it is.
     group: Option<GroupId>,
     store: Option<Cursor>,
@@ -115,18 +123,31 @@ struct Place {
     /// The cursors as saved in the journal.
     saved: (Option<Cursor>, Option<Cursor>),
     save_at_ms: Option<u64>,
-    /// The scan under way: looked at up to this cursor of the store.
-    scanned: Option<u64>,
+    /// Taken from the backlog and not finished.
+    in_hand: Work,
+    /// Up to where lines of the backlog were looked at.
+    looked_to: store::Cursor,
+    scan: Option<Scan>,
+    scan_at_ms: Option<u64>,
     /// Everything was looked at since this store answered first: the cursors stand for it.
     is_whole: bool,
-    scan_at_ms: u64,
     /// There is more in the journal than was read.
     journal_behind: bool,
+}
+
+/// A walk through the store's assets in the order of its feed.
+#[derive(Debug)]
+struct Scan {
+    /// Assets up to this cursor were looked at.
+    after: store::Cursor,
+    /// It began at the first asset.
+    is_whole: bool,
 }
 
 impl Settler {
     pub(crate) fn new(
         store: Arc<dyn Store>,
+        backlog: Backlog,
         journal: JournalHandle,
         arrivals: Arrivals,
         events: EventLog,
@@ -135,6 +156,8 @@ impl Settler {
     ) -> Self {
         Self {
             store,
+            answer: backlog.answer(),
+            backlog,
             journal,
             arrivals,
             events,
@@ -154,6 +177,7 @@ impl Settler {
         loop {
             let started_ms = self.clock.now_ms();
             let Err(error) = self.session().await;
+            self.put_back();
             if matches!(error.downcast_ref(), Some(AskError::Closed)) {
                 return;
             }
@@ -170,6 +194,7 @@ impl Settler {
             loop {
                 tokio::select! {
                     () = &mut pause => break,
+                    Ok(()) = self.answer.changed() => break,
                     Some(settle) = self.settles.recv() => {
                         // The requester may have gone.
                         let _ = settle.reply.send(Err(error.clone()));
@@ -179,20 +204,19 @@ impl Settler {
         }
     }
 
-    /// Follows one store and one journal until either is lost or replaced.
+    /// Keeps one store and one journal together until either is lost or replaced.
     async fn session(&mut self) -> Result<std::convert::Infallible> {
-        let feed_from = self.take_place().await?;
-        let feed = self.store.touched(feed_from).ready_chunks(LOOK_ASSETS);
-        let mut feed: BoxStream<'static, _> = feed.boxed();
+        let opened = self.opened().await?;
+        self.take_place(opened).await?;
         let mut commits = self.journal.commits();
         commits.mark_changed();
         if let Some(settle) = self.put_off.take() {
             self.settle(settle).await?;
         }
         loop {
-            let timers = [self.at.save_at_ms, self.brake.next_thaw_ms(), Some(self.at.scan_at_ms)];
-            let wake_ms = timers.into_iter().flatten().min().unwrap_or(self.at.scan_at_ms);
-            let wake = sleep_until(self.clock.instant(wake_ms).into());
+            let timers = [self.at.save_at_ms, self.brake.next_thaw_ms(), self.at.scan_at_ms];
+            let wake_ms = timers.into_iter().flatten().min();
+            let wake = wake_ms.map(|at_ms| sleep_until(self.clock.instant(at_ms).into()));
             tokio::select! {
                 biased;
                 Some(settle) = self.settles.recv() => self.settle(settle).await?,
@@ -200,15 +224,14 @@ impl Settler {
                     changed.map_err(|_| AskError::Closed)?;
                     self.at.journal_behind = true;
                 }
-                lines = feed.next() => {
-                    let mut lines = lines.context("the store ended its feed")?;
+                Ok(()) = self.answer.changed() => self.check_store()?,
+                () = self.backlog.ready() => {
                     sleep(GATHER).await;
-                    lines.extend(feed.next().now_or_never().flatten().unwrap_or_default());
-                    self.on_feed(lines).await?;
+                    self.work_off().await?;
                 }
                 () = std::future::ready(()), if self.at.journal_behind => self.read_journal().await?,
-                () = wake => self.on_time().await?,
-                () = std::future::ready(()), if self.at.scanned.is_some() => self.scan().await?,
+                Some(()) = OptionFuture::from(wake) => self.on_time().await?,
+                () = std::future::ready(()), if self.at.scan.is_some() => self.scan().await?,
             }
         }
     }
@@ -228,10 +251,31 @@ impl Settler {
         settled
     }
 
-    /// Where to go on in both feeds, or that everything is to be looked at. Returns the cursor of
-    /// the store's feed.
-    async fn take_place(&mut self) -> Result<u64> {
+    /// Waits until it is known whether a store answers.
+    async fn opened(&mut self) -> Result<Opened> {
+        loop {
+            let answer = self.answer.borrow_and_update().clone();
+            match answer {
+                Some(answer) => return answer.map_err(anyhow::Error::msg),
+                // The sender is a part of the backlog, which `self` holds.
+                None => self.answer.changed().await?,
+            }
+        }
+    }
+
+    /// Ends the session when another store answers.
+    fn check_store(&mut self) -> Result<()> {
+        match &*self.answer.borrow_and_update() {
+            Some(Ok(opened)) if opened.number != self.at.number => Err(BegunAnew.into()),
+            // A store that is down shows in the calls.
+            _ => Ok(()),
+        }
+    }
+
+    /// Where to go on in the backlog and the journal, or that everything is to be looked at.
+    async fn take_place(&mut self, opened: Opened) -> Result<()> {
         let info = call(self.store.info()).await?;
+        anyhow::ensure!(info.store_id == opened.store_id, "another store answers by now");
         let (group, store, journal, now) = self
             .journal
             .read(|reader| {
@@ -241,8 +285,8 @@ impl Settler {
             })
             .await?;
         let now = now.context("this device is in no group")?;
-        self.at = Place { group, saved: (store, journal), ..Place::default() };
-        self.at.scan_at_ms = self.clock.now_ms() + SCAN_EVERY_MS;
+        self.at =
+            Place { number: opened.number, group, saved: (store, journal), ..Place::default() };
         let epoch = LogId(info.store_id.0);
         let is_same = store.is_some_and(|at| at.epoch == epoch);
         // A store that does not report its asset count does not report its newest cursor either.
@@ -268,40 +312,65 @@ impl Settler {
                 self.at.is_whole = true;
             }
             _ => {
-                // What changes from here on the feeds tell; what is there the scan looks at.
+                // What changes from here on the backlog and the journal tell; what is there the
+                // scan looks at.
                 self.at.store = Some(Cursor { epoch, arr: info.newest_cursor });
                 self.at.journal = Some(now);
-                self.at.scanned = Some(0);
+                self.at.scan = Some(Scan::whole());
             }
         }
-        Ok(self.at.store.map_or(0, |at| at.arr))
+        Ok(())
     }
 
-    async fn on_feed(&mut self, lines: Vec<Result<Touched, StoreError>>) -> Result<()> {
-        let mut hashes = Vec::new();
-        let (mut reached, mut lost) = (0, None);
-        for line in lines {
-            match line {
-                Ok(Touched::Asset { hash, cursor }) => {
-                    hashes.push(hash);
-                    reached = reached.max(cursor);
-                }
-                Ok(Touched::Gap) => {
-                    // A store that comes and goes is not to be asked for everything each time.
-                    let soonest_ms = self.scanned_ms.map_or(0, |at| at + SCAN_AGAIN_MS);
-                    self.at.scan_at_ms = self.at.scan_at_ms.min(soonest_ms);
-                }
-                Err(error) => lost = Some(error),
-            }
+    /// Gives what was not finished back to the backlog, for the next session.
+    fn put_back(&mut self) {
+        let mut unfinished = std::mem::take(&mut self.at.in_hand);
+        match self.at.scan.take() {
+            Some(Scan { is_whole: true, .. }) => unfinished.is_gap = true,
+            Some(Scan { after, .. }) => unfinished.list_from = Some(after),
+            None => {}
         }
+        self.backlog.put_back(self.at.number, unfinished);
+    }
+
+    /// Looks at what the backlog holds, or a part of it.
+    async fn work_off(&mut self) -> Result<()> {
+        let work = self.backlog.take(self.at.number, TAKE_LINES).ok_or(BegunAnew)?;
+        let Work { lines, list_from, is_gap } = work;
+        self.at.in_hand.lines = lines;
+        if is_gap {
+            self.at.in_hand.is_gap = true;
+            // A store that comes and goes is not to be asked for everything each time.
+            self.scan_at(self.scanned_ms.map_or(0, |at| at + SCAN_AGAIN_MS));
+        }
+        if let Some(from) = list_from {
+            let scan = self.at.scan.get_or_insert(Scan { after: from, is_whole: false });
+            scan.after = scan.after.min(from);
+        }
+        let lines = &self.at.in_hand.lines;
+        let hashes = lines.iter().map(|(hash, _)| *hash).collect();
         self.look(hashes).await?;
+        if let Some((_, cursor)) = self.at.in_hand.lines.back() {
+            self.at.looked_to = self.at.looked_to.max(*cursor);
+        }
+        self.at.in_hand.lines.clear();
+        self.move_on();
+        Ok(())
+    }
+
+    /// Moves the cursor of the store on, unless there is an asset below it that is still to be
+    /// looked at.
+    fn move_on(&mut self) {
+        let looked_to = self.at.looked_to;
+        if self.at.scan.is_some() || self.at.in_hand.is_gap {
+            return;
+        }
         if let Some(at) = &mut self.at.store
-            && reached > at.arr
+            && looked_to > at.arr
         {
-            at.arr = reached;
+            at.arr = looked_to;
             self.save_soon();
         }
-        lost.map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// Reads a page of the journal's changes, and looks at their assets.
@@ -324,9 +393,9 @@ impl Settler {
         Ok(())
     }
 
-    /// A page of everything there is.
+    /// A page of the scan under way.
     async fn scan(&mut self) -> Result<()> {
-        let Some(after) = self.at.scanned else { return Ok(()) };
+        let Some(Scan { after, is_whole }) = self.at.scan else { return Ok(()) };
         let next = match call(self.store.list(&Filter::default(), after, LOOK_ASSETS)).await {
             Ok(assets) => {
                 let next = assets.last().map(|asset| asset.entry.cursor);
@@ -344,20 +413,29 @@ impl Settler {
             }
             Err(error) => return Err(error.into()),
         };
-        self.at.scanned = next.filter(|next| *next > after);
-        if self.at.scanned.is_none() {
-            self.scanned_ms = Some(self.clock.now_ms());
-            self.at.is_whole = true;
-            self.save_soon();
+        self.at.scan = next.filter(|next| *next > after).map(|after| Scan { after, is_whole });
+        if self.at.scan.is_none() {
+            if is_whole {
+                self.scanned_ms = Some(self.clock.now_ms());
+                self.at.is_whole = true;
+                self.save_soon();
+            }
+            self.move_on();
         }
         Ok(())
     }
 
+    /// Has everything looked at by then.
+    fn scan_at(&mut self, at_ms: u64) {
+        self.at.scan_at_ms = Some(self.at.scan_at_ms.map_or(at_ms, |at| at.min(at_ms)));
+    }
+
     async fn on_time(&mut self) -> Result<()> {
         let now_ms = self.clock.now_ms();
-        if self.at.scan_at_ms <= now_ms {
-            self.at.scan_at_ms = now_ms + SCAN_EVERY_MS;
-            self.at.scanned.get_or_insert(0);
+        if self.at.scan_at_ms.is_some_and(|at| at <= now_ms) {
+            self.at.scan_at_ms = None;
+            self.at.in_hand.is_gap = false;
+            self.at.scan = Some(Scan::whole());
         }
         let thawed = self.brake.thaw(now_ms);
         if !thawed.is_empty() {
@@ -493,7 +571,7 @@ impl Settler {
         let (looks, refused) = issued.ok_or(BegunAnew)?;
         if let Some((hash, error)) = refused {
             tracing::warn!(hash = hash.short(), %error, "metadata was not taken by the journal");
-            self.at.scan_at_ms = self.at.scan_at_ms.min(self.clock.now_ms() + SCAN_AGAIN_MS);
+            self.scan_at(self.clock.now_ms() + SCAN_AGAIN_MS);
         }
         for look in &looks {
             self.arrivals.arrived(&look.hash());
@@ -529,8 +607,7 @@ impl Settler {
                 Err(error) if error.is_temporary() => lost = Some(error),
                 Err(error) => {
                     tracing::warn!(hash = hash.short(), %error, "the store did not take metadata");
-                    self.at.scan_at_ms =
-                        self.at.scan_at_ms.min(self.clock.now_ms() + SCAN_AGAIN_MS);
+                    self.scan_at(self.clock.now_ms() + SCAN_AGAIN_MS);
                 }
             }
         }
@@ -558,6 +635,25 @@ impl Settler {
         let alarm = LogEvent::IntegrityAlarm { what: what.into(), hash: Some(hash), device: None };
         self.events.tell(alarm);
     }
+}
+
+impl Scan {
+    fn whole() -> Self {
+        Self { after: 0, is_whole: true }
+    }
+}
+
+/// Where the settler stands in the feed of which store, as the journal has it; `None` when
+/// everything is to be looked at.
+///
+/// # Errors
+/// The journal cannot be read.
+pub(crate) async fn read_to(
+    journal: &JournalHandle,
+) -> Result<Option<(StoreId, store::Cursor)>, AskError> {
+    let noted = journal.read(|reader| reader.cursor(STORE_CURSOR)).await?;
+    let noted = noted.filter(|at| at.arr > 0);
+    Ok(noted.map(|at| (StoreId(at.epoch.0), at.arr)))
 }
 
 /// A call to the store with its deadline.

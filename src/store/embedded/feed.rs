@@ -1,4 +1,4 @@
-//! The feed as followers see it: its lines, hints that there are new ones, and what they touch.
+//! The feed as a reader of it sees it: its lines, and a word ahead of them that there are new ones.
 
 use std::sync::{Arc, Weak};
 
@@ -7,13 +7,12 @@ use tokio::sync::watch;
 use super::db::closed;
 use super::{EmbeddedStore, Health, Shared};
 use crate::core::ids::{Digest, Hash};
-use crate::store::{Cursor, FeedEvent, StoreError, Touched};
+use crate::store::{Cursor, StoreError, Touched};
 
-/// Lines of the feed read at once for one who is told of every change.
+/// Lines of the feed read at once.
 const TOUCHED_PAGE_ROWS: usize = 1000;
 
-/// One line of the feed in full, for a server of it: what
-/// [`Store::follow`](crate::store::Store::follow) only hints at.
+/// One line of the feed in full, for a server of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeedLine {
     /// Its position in the feed.
@@ -46,48 +45,15 @@ pub enum FeedKind {
     },
 }
 
-/// A follower between two hints.
-pub(super) enum Following {
-    /// Nothing said yet; knows the feed up to the cursor.
-    Asked(watch::Receiver<Cursor>, Cursor, Arc<Health>),
-    /// Knows what the receiver has marked as seen.
-    Live(watch::Receiver<Cursor>, Arc<Health>),
-    Ended,
-}
-
-impl Following {
-    pub(super) async fn next(self) -> Option<(Result<FeedEvent, StoreError>, Self)> {
-        let (mut newest, health) = match self {
-            Self::Asked(mut newest, after, health) => {
-                let seen = *newest.borrow_and_update();
-                if seen != after {
-                    let hint = match seen > after {
-                        true => FeedEvent::Changed,
-                        false => FeedEvent::Reset,
-                    };
-                    return Some((Ok(hint), Self::Live(newest, health)));
-                }
-                (newest, health)
-            }
-            Self::Live(newest, health) => (newest, health),
-            Self::Ended => return None,
-        };
-        match newest.changed().await {
-            Ok(()) => Some((Ok(FeedEvent::Changed), Self::Live(newest, health))),
-            Err(_) => {
-                let error = health.check().err().unwrap_or_else(closed);
-                Some((Err(error), Self::Ended))
-            }
-        }
-    }
-}
-
-/// Who is told of every change. Does not keep the store open either.
+/// A reader of the feed. Does not keep the store open.
 pub(super) struct Touching {
     pub(super) shared: Weak<Shared>,
     pub(super) newest: watch::Receiver<Cursor>,
     pub(super) health: Arc<Health>,
+    /// Every line up to here was given.
     pub(super) after: Cursor,
+    /// That there are lines up to here was said.
+    pub(super) announced: Cursor,
 }
 
 impl Touching {
@@ -98,11 +64,16 @@ impl Touching {
                 self.after = newest;
                 return Ok(Some((vec![Touched::Gap], self)));
             }
+            if newest > self.after && newest > self.announced {
+                // A listing need not wait until the lines are read.
+                self.announced = newest;
+                return Ok(Some((vec![Touched::Changed], self)));
+            }
             if newest > self.after {
                 let store = EmbeddedStore(self.shared.upgrade().ok_or_else(closed)?);
                 let lines = store.feed(self.after, TOUCHED_PAGE_ROWS).await?;
                 self.after = lines.last().map_or(newest, |line| line.cursor);
-                return Ok(Some((lines.iter().filter_map(FeedLine::touched).collect(), self)));
+                return Ok(Some((lines.iter().map(FeedLine::touched).collect(), self)));
             }
             if self.newest.changed().await.is_err() {
                 return Err(self.health.check().err().unwrap_or_else(closed));
@@ -112,13 +83,12 @@ impl Touching {
 }
 
 impl FeedLine {
-    fn touched(&self) -> Option<Touched> {
-        let hash = match self.kind {
-            FeedKind::Asset { digest, .. } => digest.hash,
-            FeedKind::Meta { hash, .. } => hash,
-            // Nothing was stored, and nobody edited anything.
-            FeedKind::Gone { .. } => return None,
-        };
-        Some(Touched::Asset { hash, cursor: self.cursor })
+    fn touched(&self) -> Touched {
+        let cursor = self.cursor;
+        match self.kind {
+            FeedKind::Asset { digest, .. } => Touched::Stored { hash: digest.hash, cursor },
+            FeedKind::Meta { hash, .. } => Touched::Edited { hash, cursor },
+            FeedKind::Gone { .. } => Touched::Changed,
+        }
     }
 }

@@ -27,13 +27,13 @@ use rusqlite::{Connection, InterruptHandle};
 use tokio::sync::{Semaphore, watch};
 
 use self::db::{Database, READERS, closed};
+use self::feed::Touching;
 pub use self::feed::{FeedKind, FeedLine};
-use self::feed::{Following, Touching};
 use self::files::Files;
 use self::ingest::{Claims, Ingest};
 use self::rows::{Content, Recorded};
 use super::{
-    Asset, BaoFiles, Changes, Condition, Cursor, Damages, FeedEvent, Filter, Metadata, NewAsset,
+    Asset, BaoFiles, Changes, Condition, Cursor, Damages, Filter, Metadata, NewAsset,
     PAGE_ENTRIES_MAX, READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError, StoreInfo, Stored,
     Touched, VerifiedFile,
 };
@@ -277,18 +277,14 @@ impl Store for EmbeddedStore {
         self.query(move |conn| rows::changes(conn, after, limit)).await
     }
 
-    fn follow(&self, after: Cursor) -> BoxStream<'static, Result<FeedEvent, StoreError>> {
-        // Holds no handle of the store: who follows does not keep it open.
-        let following = Following::Asked(self.subscribe(), after, self.0.health.clone());
-        stream::unfold(following, Following::next).boxed()
-    }
-
     fn touched(&self, after: Cursor) -> BoxStream<'static, Result<Touched, StoreError>> {
+        // Holds no handle of the store: a reader of the feed does not keep it open.
         let touching = Touching {
             shared: Arc::downgrade(&self.0),
             newest: self.subscribe(),
             health: self.0.health.clone(),
             after,
+            announced: 0,
         };
         stream::try_unfold(touching, Touching::next)
             .flat_map(|page| match page {

@@ -1,7 +1,7 @@
-//! Following a foreign store's events: as hints, or as what they say.
+//! Reads a foreign store's event stream.
 //!
-//! Nothing here is remembered across a break: any trouble ends the stream with an error, and who
-//! followed lists anew. A core-only store is also due for a listing every [`POLL_EVERY`].
+//! Nothing here is remembered across a break: any trouble ends the stream with an error, and the
+//! reader asks for it again. A core-only store is also to be listed every [`POLL_EVERY`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,103 +17,48 @@ use super::connection::{Request, failed};
 use super::events::{Event, Parser};
 use super::{Inner, contract};
 use crate::core::ids::Hash;
-use crate::store::{Cursor, FeedEvent, StoreError, Touched};
+use crate::store::{Cursor, StoreError, Touched};
 
 /// A core-only store is listed anew so often: its events may not resume, or may not exist.
 const POLL_EVERY: Duration = Duration::from_secs(30);
 
-/// The hints of `store` about changes after `after`.
-pub(super) fn follow(
-    store: Arc<Inner>,
-    after: Cursor,
-) -> BoxStream<'static, Result<FeedEvent, StoreError>> {
-    let hints = |lines: Vec<Line>| {
-        let hint = |line| match line {
-            Line::Reset => FeedEvent::Reset,
-            // Whatever it is called: a hint too many costs a short listing.
-            Line::Touched(_) | Line::Due | Line::Other => FeedEvent::Changed,
-        };
-        let mut hints: Vec<FeedEvent> = lines.into_iter().map(hint).collect();
-        hints.dedup();
-        hints
-    };
-    lines(store, after)
-        .map_ok(move |lines| stream::iter(hints(lines)).map(Ok))
-        .try_flatten()
-        .boxed()
-}
-
-/// What the store says of changes after `after`.
+/// The event stream of `store` after `after`.
 pub(super) fn touched(
     store: Arc<Inner>,
     after: Cursor,
 ) -> BoxStream<'static, Result<Touched, StoreError>> {
-    let told = |lines: Vec<Line>| {
-        let told = lines.into_iter().filter_map(|line| match line {
-            Line::Touched(touched) => Some(touched),
-            Line::Reset => Some(Touched::Gap),
-            Line::Due | Line::Other => None,
-        });
-        told.collect::<Vec<_>>()
-    };
-    let told = lines(store.clone(), after)
-        .map_ok(move |lines| stream::iter(told(lines)).map(Ok))
-        .try_flatten();
-    // A core-only store may not resume: what happened before this moment it does not tell.
-    let gap = async move {
-        match store.profile().await {
-            Ok(profile) => profile.is_core_only.then_some(Ok(Touched::Gap)),
-            Err(error) => Some(Err(error)),
-        }
-    };
-    stream::once(gap).filter_map(std::future::ready).chain(told).boxed()
-}
-
-/// The lines of the event stream, some at a time.
-fn lines(
-    store: Arc<Inner>,
-    after: Cursor,
-) -> impl futures_util::Stream<Item = Result<Vec<Line>, StoreError>> + Send + 'static {
     let follower = Follower { store, after, state: State::Start, next_poll: None };
-    stream::try_unfold(follower, async |mut follower| {
+    let pages = stream::try_unfold(follower, async |mut follower| {
         let lines = follower.next().await?;
         Ok(Some((lines, follower)))
-    })
+    });
+    pages.map_ok(|lines| stream::iter(lines).map(Ok)).try_flatten().boxed()
 }
 
-/// What a line of the event stream means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
-    Touched(Touched),
-    /// List anew.
-    Reset,
-    /// It is time to list.
-    Due,
-    /// Something happened.
-    Other,
-}
-
-impl Line {
-    fn of(event: &Event) -> Self {
-        #[derive(Deserialize)]
-        struct Data {
-            hash: Hash,
-        }
-        match event.name.as_str() {
-            "reset" => Self::Reset,
-            "asset" | "meta" => match serde_json::from_str(&event.data) {
-                Ok(Data { hash }) => {
-                    let cursor = event.id.parse().unwrap_or(0);
-                    Self::Touched(Touched::Asset { hash, cursor })
+/// What an event says. Cursors of a core-only store are left out: its listing may have others.
+fn line(event: &Event, is_core_only: bool) -> Touched {
+    #[derive(Deserialize)]
+    struct Data {
+        hash: Hash,
+    }
+    let name = event.name.as_str();
+    match name {
+        "reset" => Touched::Gap,
+        "asset" | "meta" => match serde_json::from_str(&event.data) {
+            Ok(Data { hash }) => {
+                let cursor = if is_core_only { 0 } else { event.id.parse().unwrap_or(0) };
+                match name {
+                    "asset" => Touched::Stored { hash, cursor },
+                    _ => Touched::Edited { hash, cursor },
                 }
-                Err(error) => {
-                    tracing::debug!(%error, event.name, "an event of the store cannot be read");
-                    Self::Other
-                }
-            },
-            // `gone`, and what later versions say.
-            _ => Self::Other,
-        }
+            }
+            Err(error) => {
+                tracing::debug!(%error, name, "an event of the store cannot be read");
+                Touched::Changed
+            }
+        },
+        // `gone`, and what later versions say. One listing too many is short.
+        _ => Touched::Changed,
     }
 }
 
@@ -136,6 +81,7 @@ enum State {
 struct Streaming {
     answer: Response,
     parser: Parser,
+    is_core_only: bool,
     /// Between two lines.
     pause_max: Duration,
     /// The next line has come by then.
@@ -144,7 +90,7 @@ struct Streaming {
 
 impl Streaming {
     /// The next piece of the stream. Dropping the future loses nothing.
-    async fn next(&mut self) -> Result<Vec<Line>, StoreError> {
+    async fn next(&mut self) -> Result<Vec<Touched>, StoreError> {
         let chunk = timeout_at(self.deadline, self.answer.chunk())
             .await
             .map_err(|_| {
@@ -161,12 +107,12 @@ impl Streaming {
         if self.parser.lines() > lines {
             self.deadline = Instant::now() + self.pause_max;
         }
-        Ok(events.iter().map(Line::of).collect())
+        Ok(events.iter().map(|event| line(event, self.is_core_only)).collect())
     }
 }
 
 impl Follower {
-    async fn next(&mut self) -> Result<Vec<Line>, StoreError> {
+    async fn next(&mut self) -> Result<Vec<Touched>, StoreError> {
         loop {
             match &mut self.state {
                 State::Start => {
@@ -213,15 +159,16 @@ impl Follower {
         self.state = State::Streaming(Box::new(Streaming {
             answer,
             parser: Parser::default(),
+            is_core_only,
             pause_max,
             deadline: Instant::now() + pause_max,
         }));
         Ok(is_core_only)
     }
 
-    fn due(&mut self) -> Vec<Line> {
+    fn due(&mut self) -> Vec<Touched> {
         self.next_poll = Some(Instant::now() + POLL_EVERY);
-        vec![Line::Due]
+        vec![Touched::Changed]
     }
 }
 

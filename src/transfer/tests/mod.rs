@@ -26,8 +26,8 @@ use crate::state::index::Index;
 use crate::state::partials::Partials;
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::{
-    Asset, BaoFiles, Changes, Condition, Cursor, Damages, FeedEvent, Filter, Metadata, NewAsset,
-    Store, StoreError, StoreInfo, Stored, Touched, VerifiedFile,
+    Asset, BaoFiles, Changes, Condition, Cursor, Damages, Filter, Metadata, NewAsset, Store,
+    StoreError, StoreInfo, Stored, Touched, VerifiedFile,
 };
 use crate::wire::batch::Verdict;
 use crate::wire::frame::Kind;
@@ -256,10 +256,6 @@ impl Store for FaultyStore {
 
     async fn changes(&self, after: Cursor, limit: usize) -> Result<Changes, StoreError> {
         self.inner.changes(after, limit).await
-    }
-
-    fn follow(&self, after: Cursor) -> BoxStream<'static, Result<FeedEvent, StoreError>> {
-        self.inner.follow(after)
     }
 
     fn touched(&self, after: Cursor) -> BoxStream<'static, Result<Touched, StoreError>> {

@@ -1,30 +1,41 @@
-//! Follows the store: takes its change feed into the index and tells the loop.
+//! The catalogue: the one reader of the store's change feed. It keeps the index in step with the
+//! store, tells the agent's loop at once what is new, and hands every asset that was stored or edited
+//! to the metadata stage.
 //!
-//! I1  The listing is the truth; feed events only say when to list. Nothing is missed, whatever the
-//!     feed drops, repeats or reorders.
+//! I1  The listing is the truth; lines of the feed only say when to list. Nothing is missed, whatever
+//!     the feed drops, repeats or reorders.
 //! I2  A store that is down, slow or restarting is tried again with backoff, for ever; peers stay
 //!     connected meanwhile.
-//! I3  The whole store is listed anew on a timer, on `reset`, and when it shows that it is not the
-//!     one that was listed: its cursor went back, or it holds less. What a whole listing does not
-//!     show, or the feed calls gone, is forgotten, and fetched again from the peers that hold it.
+//! I3  The whole store is listed anew, and all metadata looked at, on a timer, on a gap in the feed,
+//!     and when the store shows that it is not the one that was listed: its cursor went back, or it
+//!     holds less. What a whole listing does not show, or the feed calls gone, is forgotten, and
+//!     fetched again from the peers that hold it.
+//! I4  New assets reach the loop without waiting for the metadata stage, see [`Backlog`].
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use futures_util::StreamExt;
-use tokio::sync::{Mutex, Notify, oneshot};
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::core::engine::Input;
 use crate::core::ids::{Digest, Hash};
 use crate::core::peers::Backoff;
 use crate::state::index::{Head, Index, Listing};
-use crate::store::{Changes, Cursor, FeedEvent, PAGE_ENTRIES_MAX, Store, StoreInfo};
+use crate::store::{Changes, Cursor, PAGE_ENTRIES_MAX, Store, StoreError, StoreInfo, Touched};
 
-use super::fact::{Fact, Facts, Reload};
+pub(crate) use self::backlog::{Answer, Backlog, Opened, Work};
+
+#[cfg(test)]
+pub(crate) use self::backlog::LINES_MAX as BACKLOG_LINES_MAX;
+
+mod backlog;
+#[cfg(test)]
+mod tests;
 
 /// How often everything is listed anew, in case the store changed without saying so.
 const RELIST_EVERY: Duration = Duration::from_secs(3600);
@@ -33,7 +44,10 @@ const RELIST_EVERY: Duration = Duration::from_secs(3600);
 /// 15 s, which the client sees and we do not; so this bounds a feed that died silently.
 const FEED_QUIET_MAX: Duration = Duration::from_secs(300);
 
-/// No single store call of the follower takes longer.
+/// Lines of the feed read together: they share a listing.
+const LINES_MAX: usize = 1000;
+
+/// No single store call of the catalogue takes longer.
 const CALL_WAIT: Duration = Duration::from_secs(120);
 
 /// A store that was followed for this long is tried again at once when it is lost.
@@ -43,25 +57,48 @@ const FOLLOWED_WELL: Duration = Duration::from_secs(60);
 /// disk fails.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
 
-pub(super) struct Follower {
-    pub(super) store: Arc<dyn Store>,
-    pub(super) index: Index,
-    pub(super) facts: Facts,
-    /// Makes it list at once.
-    pub(super) nudge: Arc<Notify>,
-    /// Held from a write of the index to the fact that tells of it, so that whoever holds it reads
-    /// what the loop has been told, no more and no less.
-    pub(super) gate: Arc<Mutex<()>>,
+/// What the catalogue tells the agent's loop.
+#[derive(Debug)]
+pub(crate) enum StoreEvent {
+    /// The store answers, and the index is bound to it; the loop replies when the engine is, too.
+    Up { info: StoreInfo, reply: oneshot::Sender<()> },
+    /// The store does not answer.
+    Down { error: String },
+    /// New entries of the index, with their sequence numbers. `behind`: there are more to come at
+    /// once.
+    Indexed { entries: Vec<(u64, Digest)>, behind: bool },
+    /// The store was listed up to here.
+    Listed { cursor: Cursor },
+    /// The store no longer holds what the index knew of: the loop replies when the engine was made
+    /// anew.
+    Lost { reply: oneshot::Sender<()> },
 }
 
-impl Follower {
+/// What the task works with. Its events go straight into the loop's own queue: their order among the
+/// other facts there counts, see `gate`.
+pub(crate) struct Catalogue<F> {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) index: Index,
+    pub(crate) events: mpsc::Sender<F>,
+    pub(crate) backlog: Backlog,
+    /// Makes it list at once.
+    pub(crate) nudge: Arc<Notify>,
+    /// Held from a write of the index until the event that tells of it is in the loop's queue, so
+    /// that whoever holds it reads what the loop has been told, no more and no less.
+    pub(crate) gate: Arc<Mutex<()>>,
+}
+
+/// Lines of the feed, those together that are there at once.
+type Feed = BoxStream<'static, Vec<Result<Touched, StoreError>>>;
+
+impl<F: From<StoreEvent>> Catalogue<F> {
     /// Runs until dropped.
-    pub(super) async fn run(self) {
+    pub(crate) async fn run(self) {
         let mut backoff = Backoff::default();
         let mut relist_at = Instant::now() + RELIST_EVERY;
         loop {
             let started = Instant::now();
-            let Err(error) = self.follow(&mut relist_at).await;
+            let Err(error) = self.session(&mut relist_at).await;
             if started.elapsed() > FOLLOWED_WELL {
                 backoff.reset();
             }
@@ -72,7 +109,8 @@ impl Follower {
                 tracing::warn!(error, "what is new in the store waits");
             } else {
                 tracing::debug!(error, "store lost");
-                self.facts.send(Fact::StoreDown { error }).await;
+                self.backlog.close(error.clone());
+                self.tell(StoreEvent::Down { error }).await;
             }
             let pause = Duration::from_millis(backoff.next_ms(rand::random()));
             tokio::select! {
@@ -82,52 +120,98 @@ impl Follower {
         }
     }
 
-    async fn follow(&self, relist_at: &mut Instant) -> Result<std::convert::Infallible> {
+    /// Waits for room in the loop's queue. When the loop has ended nobody needs the event.
+    async fn tell(&self, event: StoreEvent) {
+        let _ = self.events.send(event.into()).await;
+    }
+
+    /// Reads the feed of one store until it is lost.
+    async fn session(&self, relist_at: &mut Instant) -> Result<std::convert::Infallible> {
         let asked = timeout(CALL_WAIT, self.store.info()).await;
         let info = asked.context("asking the store what it is")??;
         self.bind(&info).await?;
         let (reply, known) = oneshot::channel();
-        self.facts.send(Fact::StoreUp { info: info.clone(), reply }).await;
+        self.tell(StoreEvent::Up { info: info.clone(), reply }).await;
         known.await.context("the agent is stopping")?;
         let head = self.index.head();
-        let mut cursor = head.store_cursor;
+        let mut feed = self.feed(self.backlog.open(&info));
+        let mut listed = head.store_cursor;
+        let mut list_from = Some(listed);
         if is_not_what_was_listed(&info, &head) {
             tracing::info!(
-                cursor,
+                cursor = listed,
                 newest = info.newest_cursor,
                 known = head.count,
                 held = info.asset_count,
                 "the store may have lost something: listing it anew"
             );
-            cursor = 0;
+            list_from = Some(self.begin_whole());
         }
-        let mut feed = self.store.follow(cursor);
         // Lost with an error, it shows in the store's count at the next start.
         let mut gone = BTreeSet::new();
         let mut forget_at = Instant::now();
         loop {
-            cursor = self.take_in(cursor, &mut gone).await?;
-            self.facts.send(Fact::TakenIn { cursor }).await;
-            tokio::select! {
-                event = timeout(FEED_QUIET_MAX, feed.next()) => match event {
-                    Ok(Some(event)) => if event? == FeedEvent::Reset {
-                        tracing::info!("the store's feed was reset: listing it anew");
-                        cursor = 0;
-                    },
+            if let Some(from) = list_from {
+                listed = self.take_in(from, &mut gone).await?;
+                self.tell(StoreEvent::Listed { cursor: listed }).await;
+            }
+            list_from = tokio::select! {
+                lines = timeout(FEED_QUIET_MAX, feed.next()) => match lines {
+                    Ok(Some(lines)) => self.hand_over(lines, listed)?,
                     Ok(None) => anyhow::bail!("the store ended its feed"),
-                    Err(_) => feed = self.store.follow(cursor),
+                    Err(_) => {
+                        feed = self.feed(self.backlog.read_to());
+                        Some(listed)
+                    }
                 },
-                () = self.nudge.notified() => {}
+                () = self.nudge.notified() => Some(listed),
                 () = sleep_until(forget_at), if !gone.is_empty() => {
                     self.forget(std::mem::take(&mut gone)).await?;
                     forget_at = Instant::now() + FORGET_EVERY;
+                    Some(listed)
                 }
                 () = sleep_until(*relist_at) => {
                     *relist_at = Instant::now() + RELIST_EVERY;
-                    cursor = 0;
+                    Some(self.begin_whole())
                 }
             }
         }
+    }
+
+    fn feed(&self, from: Cursor) -> Feed {
+        self.store.touched(from).ready_chunks(LINES_MAX).boxed()
+    }
+
+    /// Has everything looked at; returns the cursor to list everything from.
+    fn begin_whole(&self) -> Cursor {
+        self.backlog.add(Touched::Gap);
+        0
+    }
+
+    /// Hands lines of the feed to the metadata stage. Returns where to list the store from, if they
+    /// say more than was listed.
+    fn hand_over(
+        &self,
+        lines: Vec<Result<Touched, StoreError>>,
+        listed: Cursor,
+    ) -> Result<Option<Cursor>> {
+        let mut list_from = None;
+        for line in lines {
+            let line = line?;
+            match line {
+                Touched::Gap => {
+                    tracing::info!("the store's feed has a gap: listing it anew");
+                    list_from = Some(0);
+                }
+                Touched::Stored { cursor, .. } | Touched::Edited { cursor, .. }
+                    if (1..=listed).contains(&cursor) => {}
+                Touched::Stored { .. } | Touched::Edited { .. } | Touched::Changed => {
+                    list_from = list_from.or(Some(listed));
+                }
+            }
+            self.backlog.add(line);
+        }
+        Ok(list_from)
     }
 
     async fn bind(&self, info: &StoreInfo) -> Result<()> {
@@ -156,7 +240,7 @@ impl Follower {
     async fn begin_anew(&self, lost: u64) -> Result<()> {
         tracing::warn!(assets = lost, "the store no longer holds what it held");
         let (reply, known) = oneshot::channel();
-        self.facts.send(Fact::Reload(Reload::StoreLost { reply })).await;
+        self.tell(StoreEvent::Lost { reply }).await;
         known.await.context("the agent is stopping")
     }
 
@@ -193,7 +277,7 @@ impl Follower {
                 // Read from the index with the rest.
                 entries.clear();
             }
-            self.facts.send(Fact::Input(Input::Indexed { entries, behind: has_more })).await;
+            self.tell(StoreEvent::Indexed { entries, behind: has_more }).await;
             cursor = next;
             if !has_more {
                 return Ok(cursor);
@@ -212,7 +296,8 @@ fn is_disk_full(error: &anyhow::Error) -> bool {
 /// Whether the store lost something since it was listed up to the index's cursor, as after the
 /// restoring of a backup. A store that does not tell its count is taken to have.
 fn is_not_what_was_listed(info: &StoreInfo, head: &Head) -> bool {
-    info.newest_cursor < head.store_cursor
+    info.asset_count == 0
+        || info.newest_cursor < head.store_cursor
         || info.asset_count < head.count
         || info.newest_cursor == head.store_cursor && info.asset_count != head.count
 }
