@@ -501,7 +501,7 @@ async fn a_member_that_says_removed_and_shows_no_removal_is_not_believed() {
     let asked = timeout(SOON, incoming.next()).await.expect("the victim asks");
     let Some(Accepted::Introduction(connection)) = asked else { panic!("{asked:?}") };
     introduction::host(connection, async |_| Introduced::Removed(Vec::new())).await;
-    until("it is noted", &[&victim], async || was_logged(&["shows no removal that counts"])).await;
+    until("it is noted", &[&victim], async || was_logged(&["proves no removal that counts"])).await;
     assert!(!victim.status().device.removed);
     still_syncs(&victim, &honest).await;
 }

@@ -53,7 +53,7 @@ impl DiskWatch {
                     tracing::warn!("{text}");
                 }
                 if found.texts().next().is_none() {
-                    tracing::info!("the disk has room again");
+                    tracing::info!("the disk has space again");
                     self.nudge.notify_one();
                 }
                 self.facts.send(Fact::Shortage(found.texts().cloned().collect())).await;

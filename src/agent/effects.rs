@@ -246,11 +246,11 @@ fn log_sent(digest: &Digest, outcome: &Outcome) {
     let hash = digest.hash.short();
     match outcome {
         Outcome::Damaged => {
-            tracing::warn!(hash, "a peer is not sent an asset that is damaged here");
+            tracing::warn!(hash, "cannot send an asset: its content is damaged here");
         }
         Outcome::Refused(reason) => tracing::warn!(hash, reason, "a peer refuses an asset"),
         Outcome::Later(reason) | Outcome::StoreDown(reason) => {
-            tracing::info!(hash, reason, "a peer takes an asset later")
+            tracing::info!(hash, reason, "a peer accepts an asset later")
         }
         Outcome::Stored
         | Outcome::AlreadyHeld

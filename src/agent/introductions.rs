@@ -26,7 +26,8 @@ pub(super) async fn verified(
 ) -> Result<Vec<VerifiedOp>, RequestError> {
     let verify = move || ops.into_iter().map(|op| verify(&group, op)).collect::<Result<_, _>>();
     let verified = spawn_blocking(verify).await.map_err(|error| internal("verifying", &error))?;
-    verified.map_err(|error| internal("the other device's introduction is not genuine", &error))
+    verified
+        .map_err(|error| internal("the other device's introduction has a bad signature", &error))
 }
 
 /// Introduces this device to a member that refused it. The member may not yet know that another
@@ -63,7 +64,7 @@ async fn take_removal(
     let ops = match verified(group, ops).await {
         Ok(ops) => ops,
         Err(error) => {
-            return tracing::warn!(%by, "a removal of this device is not genuine: {error}");
+            return tracing::warn!(%by, "a removal of this device has a bad signature: {error}");
         }
     };
     let taken = journal.run(move |journal, now_ms| journal.take_removal(&member, &ops, now_ms));
@@ -72,7 +73,7 @@ async fn take_removal(
     } else if journal.roster().standing(&me) == Standing::Removed {
         tracing::warn!(%by, "this device was removed from its group");
     } else {
-        tracing::warn!(%by, "a member says that this device was removed, and shows no removal that counts");
+        tracing::warn!(%by, "a member reports that this device was removed, but proves no removal that counts");
     }
 }
 
@@ -84,7 +85,7 @@ pub(super) fn be_introduced(parts: &mut Parts, connection: Connection) {
         introduction::host(connection, |introduction| async move {
             let judged = judge(&journal, &events, me, newcomer, introduction).await;
             judged.unwrap_or_else(|error| {
-                tracing::info!(peer = %newcomer.short(), "an introduction was not taken in: {error}");
+                tracing::info!(peer = %newcomer.short(), "cannot apply an introduction: {error}");
                 Introduced::Refused
             })
         })
@@ -115,7 +116,7 @@ async fn judge(
         introduced.await.map_err(|error| journal_error("taking in an introduction", &error))?;
         if by_us && journal.roster().standing(&newcomer) == Standing::Member {
             // The device had paired with this one, which did not receive its confirmation.
-            tracing::warn!(peer = %newcomer.short(), "a device joined the group that this one had let in");
+            tracing::warn!(peer = %newcomer.short(), "a device that this one admitted had already joined the group");
             let (name, short_code) = (newcomer.short(), None);
             events.tell(LogEvent::DevicePaired { device: newcomer, name, short_code });
         }

@@ -106,8 +106,8 @@ impl Task {
         if !ended.is_connections() {
             tracing::warn!(
                 peer = %peer.short(),
-                "this device and the peer have other versions of the journal's protocol: assets are \
-                 kept the same, metadata, records and members are not; upgrade the older one"
+                "this device and the peer have different versions of the journal's protocol: assets \
+                 are synced, metadata, records and members are not; upgrade the older device"
             );
             return;
         }

@@ -71,7 +71,7 @@ impl Loop {
     /// Rebuilds the engine from disk; it arrives as [`Fact::Loaded`]. Until then the old engine
     /// keeps working, and nothing that it saves is taken for the new one's (X5 of the index).
     pub(super) fn reload(&mut self, reload: Reload) {
-        tracing::info!(why = reload.why(), "starting over");
+        tracing::info!(why = reload.why(), "rebuilding the engine");
         let (loading, gate) = (Loading::of(&self.parts), self.gate.clone());
         let facts = self.parts.facts.clone();
         self.parts.tasks.spawn("load", async move {

@@ -282,7 +282,7 @@ impl Agent {
         if let Some(store) = self.embedded
             && timeout(STORE_CLOSE_WAIT, store.close()).await.is_err()
         {
-            tracing::warn!("the store was not closed in time: the next start sees to it");
+            tracing::warn!("the store was not closed in time: the next start recovers it");
         }
         ended
     }

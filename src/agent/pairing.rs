@@ -141,7 +141,7 @@ impl Redeemer {
         let PairOffer { device_name: name, members, .. } = joining.offer().clone();
         let short_code = joining.short_code().to_owned();
         if !joining.joined().await {
-            tracing::info!("the other device did not say that it has this one for a member yet");
+            tracing::info!("the other device has not confirmed yet that this one is a member");
         }
         let inviter = ticket.inviter;
         self.events.tell(LogEvent::DevicePaired {

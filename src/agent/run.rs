@@ -267,7 +267,7 @@ impl Loop {
                     self.publish_soon();
                 }
                 if sleep_watch.slept(now_ms, wall_ms()) {
-                    tracing::info!("the device slept: dialling everyone anew");
+                    tracing::info!("the device slept: dialling all members again");
                     self.handle(Input::NetworkChanged);
                 }
             }
@@ -300,7 +300,7 @@ impl Loop {
         };
         if timeout(WIND_UP_WAIT, tasks).await.is_err() {
             let names = self.parts.tasks.names();
-            tracing::warn!(?names, "tasks that wait for the disk are left behind");
+            tracing::warn!(?names, "tasks still wait for the disk: stopping without them");
         }
         self.parts.net.close().await;
         let (index, known) = (self.parts.ctx.index.clone(), self.engine.known().clone());
@@ -515,7 +515,7 @@ impl Loop {
         if (bound.store_id, bound.algorithm) != (info.store_id, info.hash_algorithm) {
             if bound.store_id != NO_STORE {
                 let (old, new) = (bound.store_id, info.store_id);
-                tracing::warn!(%old, %new, "another store answers: its assets are taken in anew");
+                tracing::warn!(%old, %new, "another store answers: listing all its assets");
             }
             self.reload(Reload::OtherStore { info, reply });
             return;

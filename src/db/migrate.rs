@@ -266,7 +266,7 @@ fn drop_old_copies(path: &Path, made: &Path) {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) => {
-            tracing::warn!(%error, "old copies in {} are not looked for", folder.display());
+            tracing::warn!(%error, "cannot look for old copies in {}", folder.display());
             return;
         }
     };
@@ -293,7 +293,7 @@ fn drop_old_copies(path: &Path, made: &Path) {
 
 fn remove_copy(copy: &Path) {
     if let Err(error) = remove_if_there(copy) {
-        tracing::warn!(%error, "the copy {} stays: remove it by hand", copy.display());
+        tracing::warn!(%error, "cannot remove the copy {}: remove it by hand", copy.display());
     }
 }
 

@@ -261,7 +261,7 @@ impl Acceptor {
 
     async fn begin_anew(&mut self) {
         tracing::error!(
-            "the QUIC library failed: the endpoint is bound anew, with all connections"
+            "the QUIC library failed: binding the endpoint again, and dialling all peers"
         );
         self.stranger_config = None;
         // Each of these holds the old endpoint. They are not awaited, because their threads may be
@@ -311,7 +311,10 @@ impl Acceptor {
         if now >= self.quiet_until {
             self.quiet_until = now + REFUSALS_COUNTED_FOR;
             let source = caller.source.map(|source| source.ip());
-            tracing::info!(?source, "refused a device; more of them are not logged for a minute");
+            tracing::info!(
+                ?source,
+                "refused a device; further refusals are not logged for a minute"
+            );
         }
     }
 }

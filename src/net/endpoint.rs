@@ -313,7 +313,7 @@ impl Net {
             let port = Some(port).filter(|port| *port != 0 && attempt < SAME_PORT_ATTEMPTS);
             match bind_endpoint(&self.inner.config, &self.inner.relay_mode, port).await {
                 Ok(endpoint) => return self.install(endpoint),
-                Err(error) => tracing::debug!("binding the endpoint anew: {error:#}"),
+                Err(error) => tracing::debug!("cannot bind the endpoint again: {error:#}"),
             }
             sleep(REBIND_PAUSE).await;
         }
@@ -396,7 +396,7 @@ impl Net {
         }
         let Bound { endpoint: Some(endpoint), fate } = self.bound() else { return };
         if timeout(CLOSE_DEADLINE, contain::run(&fate, endpoint.close())).await.is_err() {
-            tracing::debug!("some peers were not told that this device stops");
+            tracing::debug!("some peers did not learn that this device stops");
         }
     }
 

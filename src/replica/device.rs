@@ -107,7 +107,7 @@ impl Publisher {
                     Ok(wrote) => wrote,
                     Err(AskError::Closed) => return,
                     Err(error) => {
-                        tracing::debug!(%error, "this device's state waits");
+                        tracing::debug!(%error, "cannot publish this device's state now");
                         false
                     }
                 };
@@ -155,7 +155,7 @@ impl Publisher {
         let Some(put) = now.put_over(fields.as_ref()) else { return Ok(false) };
         let draft = Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() };
         if let Err(error) = self.journal.write(draft).await? {
-            tracing::debug!(%error, "this device's state waits");
+            tracing::debug!(%error, "cannot publish this device's state now");
             return Ok(false);
         }
         Ok(true)
@@ -174,7 +174,7 @@ impl Publisher {
                 }
             }
             Err(error) => {
-                tracing::debug!(%error, "another device with this key is looked for later")
+                tracing::debug!(%error, "cannot look for another device with this key now")
             }
         }
     }

@@ -123,7 +123,7 @@ async fn write(journal: &JournalHandle, events: &[LogEvent]) -> Result<(), AskEr
             Err(AskError::Closed) => return Err(AskError::Closed),
             Err(error) => error.to_string(),
         };
-        tracing::debug!(why, "events wait");
+        tracing::debug!(why, "cannot write events now");
         sleep(Duration::from_millis(backoff.next_ms(rand::random()))).await;
     }
 }

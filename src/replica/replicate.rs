@@ -221,7 +221,7 @@ impl Replication {
                     Ok(_) => break,
                     Err(AskError::Closed) => return,
                     Err(error) => {
-                        tracing::warn!(%error, "the journal was not pruned");
+                        tracing::warn!(%error, "cannot prune the journal");
                         break;
                     }
                 }
@@ -246,7 +246,7 @@ impl Replication {
                     });
                 }
                 Err(AskError::Closed) => return,
-                Err(error) => tracing::warn!(%error, "the journal's clock was not read"),
+                Err(error) => tracing::warn!(%error, "cannot read the journal's clock"),
             }
             sleep(FORKS_EVERY).await;
             if commits.changed().await.is_err() {
@@ -539,7 +539,7 @@ where
                 let NotTaken { log, seq, why } = held;
                 if self.notes.is_news(format!("holding {log} {}", reason(&why))) {
                     let why = reason(&why);
-                    tracing::warn!(peer, %log, seq, why, "ops are not taken in for now");
+                    tracing::warn!(peer, %log, seq, why, "ops are not applied for now");
                 }
                 self.notes.held.insert(log, held);
             }
@@ -628,12 +628,12 @@ async fn apply(
         }
         received => received?,
     };
-    tracing::trace!(applied = received.applied, known = received.known, "ops taken in");
+    tracing::trace!(applied = received.applied, known = received.known, "ops applied");
     Ok(Input::Applied(received.refused.iter().map(NotTaken::from).collect()))
 }
 
 fn forged(peer: &NodeId, error: &str) -> Input {
-    tracing::warn!(peer = %peer.short(), error, "a peer sent an op that is not one");
+    tracing::warn!(peer = %peer.short(), error, "a peer sent an invalid op");
     Input::Forged
 }
 

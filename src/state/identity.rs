@@ -121,7 +121,7 @@ fn start_over_if_asked(home: &Home) -> Result<()> {
         }
         sync_folder(&path)?;
     }
-    tracing::warn!("this home is a new device now, as was asked");
+    tracing::warn!("as requested, this home is a new device now");
     Ok(())
 }
 

@@ -402,7 +402,7 @@ impl Partial {
     fn sync(&self, file: &File) -> io::Result<()> {
         file.sync_all().inspect_err(|_| {
             if let Err(error) = self.files.remove() {
-                tracing::warn!(%error, "a file that did not reach the disk stays");
+                tracing::warn!(%error, "cannot remove a file that did not reach the disk");
             }
         })
     }
@@ -428,7 +428,7 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         if let Err(error) = self.discard_empty() {
-            tracing::warn!(%error, "an empty partial asset stays");
+            tracing::warn!(%error, "cannot remove an empty partial asset");
         }
     }
 }

@@ -282,8 +282,12 @@ async fn adopt(ctx: &Context, gathering: Arc<Gathering>) -> Result<Outcome, Corr
             let partials = ctx.partials.clone();
             match blocking(move || partials.remove_all_of(&hash)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "partials of a stored asset stay"),
-                Err(error) => tracing::warn!(%error, "partials of a stored asset stay"),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "cannot remove the partials of a stored asset")
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot remove the partials of a stored asset")
+                }
             }
             stored_as(stored)
         }

@@ -119,7 +119,7 @@ impl<'a> Intake<'a> {
         });
         if let Some((digest, reason)) = failed.next() {
             let others = failed.count();
-            tracing::info!(hash = digest.hash.short(), reason, others, "assets were not taken");
+            tracing::info!(hash = digest.hash.short(), reason, others, "assets were not accepted");
         }
     }
 

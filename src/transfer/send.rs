@@ -382,7 +382,9 @@ async fn made_sure(ctx: &Context, digest: &Digest, outcome: Outcome) -> Outcome 
         }
         Ok(Condition::Absent) => return Outcome::Unavailable,
         Ok(Condition::Damaged) => {}
-        Err(error) => tracing::warn!(hash = %digest.hash, %error, "damage is not marked"),
+        Err(error) => {
+            tracing::warn!(hash = %digest.hash, %error, "cannot mark an asset as damaged")
+        }
     }
     ctx.damaged.found(digest.hash);
     Outcome::Damaged
@@ -393,7 +395,7 @@ async fn healed(ctx: &Context, hash: &Hash) {
     if ctx.damaged.healed(hash)
         && let Err(error) = ctx.store.verify(*hash).await
     {
-        tracing::debug!(%hash, %error, "an asset that is whole again is not looked at");
+        tracing::debug!(%hash, %error, "cannot check an asset that was damaged before");
     }
 }
 

@@ -77,7 +77,7 @@ impl Arrivals {
         let (group, rows) = match read.await {
             Ok(read) => read,
             Err(error) => {
-                tracing::warn!(%error, "assets arrive and the journal could not be asked");
+                tracing::warn!(%error, "cannot read the metadata of arriving assets from the journal");
                 return Expected::bare(count);
             }
         };
@@ -104,7 +104,7 @@ impl Arrivals {
             Ok(true)
         });
         noted.await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "assets arrive and the journal could not be told");
+            tracing::warn!(%error, "cannot record arriving assets in the journal");
             false
         })
     }

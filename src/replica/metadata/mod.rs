@@ -188,7 +188,7 @@ impl Settler {
                 backoff.reset();
             }
             let error = format!("{error:#}");
-            tracing::debug!(error, "metadata waits");
+            tracing::debug!(error, "cannot reconcile metadata now");
             let pause = sleep(Duration::from_millis(backoff.next_ms(rand::random())));
             tokio::pin!(pause);
             loop {
@@ -298,7 +298,9 @@ impl Settler {
             self.journal
                 .run(move |journal, _| {
                     if is_other {
-                        tracing::info!("another store, or an older state of it: it is filled in");
+                        tracing::info!(
+                            "another store, or an older state of it: writing all metadata again"
+                        );
                         journal.forget_shadows()?;
                     }
                     journal.set_cursor(STORE_CURSOR, &begun)

@@ -184,7 +184,7 @@ impl Tx<'_> {
     pub(super) fn set_forked(&mut self, log: i64) -> Result<()> {
         let above = live_above(&self.db, log, 0)?;
         let row = self.log(log)?;
-        tracing::warn!(log = %row.id, "two ops of one number are in a log: a copied device or backup");
+        tracing::warn!(log = %row.id, "a log has two ops of one number: a device was copied or restored from a backup");
         row.forked = true;
         row.above = above;
         Ok(())

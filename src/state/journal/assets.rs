@@ -57,8 +57,8 @@ impl Journal {
         tx.commit()?;
         if is_full && !std::mem::replace(&mut self.is_log_full, is_full) {
             tracing::warn!(
-                "what happens on this device is not logged any more: its events fill the space they \
-                 may; `keep_days` of the stream `{DEVICE_STREAM}` makes room"
+                "events of this device are no longer logged: they fill their share of the space; \
+                 `keep_days` of the stream `{DEVICE_STREAM}` makes room"
             );
         }
         Ok(results)

@@ -158,8 +158,8 @@ impl Journal {
             // then.
             tx.forget_shadows()?;
             tracing::warn!(
-                "the journal is another file than before (a backup or a copy): this device writes to \
-                 a new log from now on"
+                "the journal is not the file of the last run but a backup or a copy: this device \
+                 writes to a new log from now on"
             );
         }
         set_meta(&tx.db, key::IDENT, &ident.to_bytes())?;
@@ -197,7 +197,7 @@ impl Tx<'_> {
             Ok(body) => body,
             // It was valid enough to be stored, and is no reason to refuse all other ops.
             Err(error) => {
-                tracing::warn!(%error, "an op of a later version stays unread");
+                tracing::warn!(%error, "cannot read an op of a later version yet");
                 return Ok(());
             }
         };

@@ -124,7 +124,7 @@ impl Tx<'_> {
         // Stays above all stamps ever admitted from others: such an op may have been dropped since
         // as dominated by an op taken out here, so the rewritten op must dominate it too.
         self.hlc_max = self.hlc_max.min(Hlc::from_ms(self.now_ms.saturating_add(FUTURE_MS_MAX)));
-        tracing::warn!(device = %me.short(), ops = doomed.len(), "ops of a wrong clock are written anew");
+        tracing::warn!(device = %me.short(), ops = doomed.len(), "writing ops with a wrong clock again");
         Ok(())
     }
 

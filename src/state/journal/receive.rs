@@ -197,8 +197,8 @@ impl Tx<'_> {
         if forgotten {
             self.close_log();
             tracing::warn!(
-                "a peer knew ops of this device that were forgotten here: it writes to a new log from \
-                 now on"
+                "a peer has ops of this device that this device lost: it writes to a new log from now \
+                 on"
             );
             received.rotated = true;
         }

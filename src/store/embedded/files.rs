@@ -202,7 +202,7 @@ impl Files {
         let file = File::open(path).map_err(|e| failed("read", path, &e))?;
         self.sync(&file, path).inspect_err(|_| {
             if let Err(error) = remove(path) {
-                tracing::warn!(%error, "a file that did not reach the disk stays");
+                tracing::warn!(%error, "cannot remove a file that did not reach the disk");
             }
         })
     }
@@ -225,7 +225,7 @@ impl Files {
                 && let Err(error) = fs::rename(to, from)
             {
                 let path = to.display();
-                tracing::warn!(%error, %path, "an unrecorded file stays until the next start");
+                tracing::warn!(%error, %path, "cannot take back an unrecorded file; it stays until the next start");
             }
         }
     }
@@ -278,7 +278,7 @@ impl Files {
         // If its folder is missing too, more than one asset is affected.
         match path.parent().map(File::open) {
             Some(Ok(_)) => {
-                tracing::warn!(error, "a content is lost");
+                tracing::warn!(error, "cannot read the content of an asset");
                 StoreError::Damaged(hash)
             }
             _ => StoreError::Disk(error),

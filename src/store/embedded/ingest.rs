@@ -87,7 +87,7 @@ impl Ingest<'_> {
         if !matches!(&result, Err(error) if error.is_temporary()) {
             for path in paths.iter().flatten() {
                 if let Err(error) = remove(path) {
-                    tracing::warn!(%error, "a file that is no longer needed stays");
+                    tracing::warn!(%error, "cannot remove a file that is no longer needed");
                 }
             }
         }
@@ -215,7 +215,7 @@ impl Ingest<'_> {
                 Err(StoreError::Mismatch { .. }) => return Ok(false),
                 // The content, the outboard or the space for it failed: read the content alone to
                 // find out.
-                Err(error) => tracing::debug!(%error, "an outboard is not made anew"),
+                Err(error) => tracing::debug!(%error, "cannot rebuild an outboard"),
             }
         }
         match hash_file(&self.files.content(digest.hash), self.algorithm) {

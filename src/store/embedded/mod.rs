@@ -207,7 +207,7 @@ impl EmbeddedStore {
             ))),
             Err(error @ StoreError::Unreachable(_)) => Err(error),
             Err(error) => {
-                tracing::warn!(%hash, %error, "damage is not marked");
+                tracing::warn!(%hash, %error, "cannot mark an asset as damaged");
                 Err(StoreError::Damaged(hash))
             }
         }
@@ -386,7 +386,7 @@ impl Store for EmbeddedStore {
         let outboard = match outboard {
             Some(outboard) => outboard,
             None => {
-                tracing::info!(hash = %hash.short(), "computing a lost outboard anew");
+                tracing::info!(hash = %hash.short(), "computing a lost outboard again");
                 let rebuild = move |shared: &Shared| shared.ingest().rebuild_outboard(digest);
                 let rebuilt = self.run(&self.0.hashings, digest.size_bytes, rebuild).await;
                 let rebuilt = rebuilt.map_err(|error| match error {
@@ -463,7 +463,8 @@ impl Health {
                 return false;
             }
             tracing::error!(reason, "the store's disk failed: no more writes until a restart");
-            *first = Some(format!("{reason}; nothing more is written: check the disk and restart"));
+            *first =
+                Some(format!("{reason}; nothing is written any more: check the disk and restart"));
             true
         });
         StoreError::Disk(self.0.borrow().clone().unwrap_or_default())
