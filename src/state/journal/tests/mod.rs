@@ -14,6 +14,7 @@ use crate::core::journal::op::{Body, Change as OpChange, Elem, Key, LogInfo, Val
 use crate::core::journal::set_hash::SetDigest;
 use crate::core::limits::{OPS_FRAME_BYTES, OPS_PER_FRAME_MAX};
 
+mod bounds;
 mod durable;
 mod fences;
 mod group;
