@@ -6,9 +6,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use can_sync::clock::wall_ms;
 use can_sync::core::close::CloseCode;
 use can_sync::core::ids::{GroupId, Hash, HashAlgorithm, NodeId};
 use can_sync::core::joining::Introduced;
+use can_sync::core::journal::message::{self as journal, JournalMessage, RefuseCode, VERSION};
 use can_sync::net::frame::FrameReader;
 use can_sync::net::introduction;
 use can_sync::net::pairing::{JoinError, Joiner, ask};
@@ -18,6 +20,7 @@ use can_sync::net::{
     Verdict,
 };
 use can_sync::wire::frame::{Header, Kind};
+use can_sync::wire::journal::{decode_message, encode_message};
 use can_sync::wire::proto::peer;
 use prost::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -504,6 +507,41 @@ async fn a_member_that_says_removed_and_shows_no_removal_is_not_believed() {
     until("it is noted", &[&victim], async || was_logged(&["proves no removal that counts"])).await;
     assert!(!victim.status().device.removed);
     still_syncs(&victim, &honest).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_version_of_the_journal_ends_its_stream_alone_and_status_says_so() {
+    let _shared = PROCESS.read().await;
+    let (victim, honest) = victim_and_honest().await;
+    let member = Member::join(&victim).await;
+    for version in [1, VERSION + 1, u32::MAX] {
+        let control = member.greet().await;
+        let (mut send, mut recv) = control.connection.open_stream(0).await.unwrap();
+        let (group, now_ms) = (member.group_id, wall_ms() as i64);
+        let hello = journal::Hello { version, group, now_ms, intro: Vec::new(), features: 0 };
+        let (kind, payload) = encode_message(&JournalMessage::Hello(hello));
+        send.write_all(&frame(kind, &payload)).await.unwrap();
+        send.flush().await.unwrap();
+        let mut reader = FrameReader::new(&mut recv, Some(SOON));
+        let refused = loop {
+            let frame = reader.read().await.unwrap().expect("a refusal before the end");
+            if let JournalMessage::Refuse(refuse) =
+                decode_message(frame.kind, frame.payload).unwrap()
+            {
+                break refuse.code;
+            }
+        };
+        assert_eq!(refused, RefuseCode::Version, "version {version}");
+        let member_id = member.net.node_id();
+        until("status says so", &[&victim], async || {
+            let obstacles = victim.sees_node(member_id).obstacles;
+            obstacles.iter().any(|said| said.contains("versions of the journal's protocol"))
+        })
+        .await;
+        still_syncs(&victim, &honest).await;
+        assert_eq!(control.connection.ended(), None, "version {version}");
+        control.connection.close(CloseCode::Ok, "");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

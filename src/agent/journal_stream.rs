@@ -21,7 +21,7 @@ use super::fact::{Fact, Facts};
 use super::live::Live;
 use super::parts::Parts;
 use crate::replica::replicate::Replication;
-use crate::replica::status::{JournalPeerState, JournalPeerStatus, JournalStatus};
+use crate::replica::status::{JournalPeerState, JournalPeerStatus, JournalRefusal, JournalStatus};
 
 /// After control messages and before assets: ops are small, and they describe the assets.
 const JOURNAL_PRIORITY: i32 = 50;
@@ -109,7 +109,8 @@ impl Task {
                 "this device and the peer have different versions of the journal's protocol: assets \
                  are synced, metadata, records and members are not; upgrade the older device"
             );
-            return;
+            let status = version_differs(view.borrow().clone());
+            return facts.send(Fact::Journal { conn, status }).await;
         }
         if ended.is_peers_to_close() {
             // The peer's reason says more than ours; ours is used when the peer gives none.
@@ -122,6 +123,14 @@ impl Task {
         tracing::warn!(peer = %peer.short(), %code, detail = %ended, "closing");
         connection.close(code, &ended.close_detail());
     }
+}
+
+/// The status of a stream that ended while its connection stays: it says why edits do not flow.
+fn version_differs(last: JournalPeerStatus) -> JournalPeerStatus {
+    let reason =
+        "the two devices have other versions of the journal's protocol, upgrade the older one";
+    let refused = JournalRefusal { reason: reason.to_owned(), log: None, seq: None };
+    JournalPeerStatus { refused: Some(refused), ..last }
 }
 
 /// Sends every change to the loop until the watch's sender is gone.
