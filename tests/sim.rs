@@ -1,7 +1,8 @@
 //! Engines in a seeded world: whatever network, crashes and late joiners do, once the faults end
 //! all sets are equal and nothing moves.
 //!
-//! A failure prints its seed. `SEED=n cargo test --test sim` replays it; `SEEDS=n` runs more.
+//! A failure prints its seed. `SEED=n cargo test --test sim` replays it, `SEEDS=n` runs more,
+//! `FIRST=n` others: the long run is `SEEDS=50000 cargo test --release --test sim`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -28,9 +29,10 @@ const QUIET_MS: u64 = 1_200_000;
 
 fn seeds(default: u64) -> Vec<u64> {
     let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse().ok());
+    let first = number("FIRST").unwrap_or(0);
     match number("SEED") {
         Some(seed) => vec![seed],
-        None => (0..number("SEEDS").unwrap_or(default)).collect(),
+        None => (first..first + number("SEEDS").unwrap_or(default)).collect(),
     }
 }
 
