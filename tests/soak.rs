@@ -40,9 +40,8 @@ fn what_was_acknowledged_is_on_every_device_after_a_few_kills() {
     soak(number("ROUNDS").unwrap_or(6).min(6));
 }
 
-/// `cargo test --release --test soak -- --ignored --nocapture`
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes minutes: ROUNDS=2000 cargo test --release --test soak -- --ignored --nocapture"]
 fn what_was_acknowledged_is_on_every_device_after_many_kills() {
     soak(number("ROUNDS").unwrap_or(100));
 }

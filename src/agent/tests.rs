@@ -149,7 +149,7 @@ fn child_that_survives_ten_panics() {
 }
 
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes minutes: cargo test --release --lib a_thousand_panics -- --ignored"]
 fn a_thousand_panics_of_the_quic_library_end_no_agent_and_lose_no_asset() {
     survive_panics(1_000);
 }

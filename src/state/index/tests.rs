@@ -426,9 +426,8 @@ fn an_index_killed_at_work_holds_what_its_cursor_says() {
     }
 }
 
-/// `cargo test --release index_bench -- --ignored --nocapture`
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement: cargo test --release index_bench -- --ignored --nocapture"]
 #[allow(clippy::print_stdout)]
 fn index_bench() {
     const ROWS: u64 = 1_000_000;

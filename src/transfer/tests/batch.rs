@@ -446,7 +446,7 @@ async fn both_halves_can_be_spawned_and_dropped_at_any_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "moves a gigabyte"]
+#[ignore = "moves a gigabyte: cargo test --release memory_stays_flat -- --ignored"]
 async fn memory_stays_flat_whatever_the_size_of_an_asset() {
     let peak_kib = || {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();

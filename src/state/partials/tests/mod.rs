@@ -511,9 +511,8 @@ proptest! {
     }
 }
 
-/// `cargo test --release beyond_four -- --ignored`
 #[test]
-#[ignore = "hashes 5 GiB twice"]
+#[ignore = "hashes 5 GiB twice: cargo test --release beyond_four -- --ignored"]
 fn offsets_beyond_four_gib_are_right() {
     const SIZE: u64 = (5 << 30) + 5;
     const HELD: u64 = (5 << 30) - GROUP_BYTES;
@@ -536,9 +535,8 @@ fn offsets_beyond_four_gib_are_right() {
     assert_eq!(fs::metadata(complete.path).unwrap().len(), SIZE);
 }
 
-/// `cargo test --release partials_bench -- --ignored --nocapture`
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement: cargo test --release partials_bench -- --ignored --nocapture"]
 #[allow(clippy::print_stdout)]
 fn partials_bench() {
     let sender = Sender::new(256 << 20);
