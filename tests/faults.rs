@@ -1,8 +1,9 @@
-//! Local faults of a real agent: a full disk, no file descriptors left, a read-only disk. Each is
-//! caused and then removed: the agent lives, serves what it can, reports the fault, and recovers by
-//! itself. Tests that need `mount` are skipped unless run by root.
+//! Local faults of a real agent: a full disk, no file descriptors left, a read-only disk.
+//! Each is caused, and then removed where that can be: the agent serves what it can, reports the
+//! fault, and loses nothing. Tests that need `mount` are skipped, with a line that says so, unless
+//! run by root.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -65,6 +66,9 @@ impl Mount {
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", "size=64m,mode=0700", "tmpfs"]).arg(folder);
         let mounted = mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+        if !mounted {
+            println!("left out: mount is not allowed here");
+        }
         mounted.then(|| Self(folder.to_owned()))
     }
 
@@ -143,6 +147,43 @@ fn an_agent_whose_disk_is_full_says_so_sends_what_it_has_and_goes_on_when_there_
         })
     });
     assert_eq!(full.stop_with("-TERM").code(), Some(0));
+}
+
+#[test]
+fn an_agent_that_begins_on_a_full_disk_says_so_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mount) = Mount::new(&folder.path().join("mount")) else { return };
+    let log = folder.path().join("log");
+    let refused = || {
+        let home = mount.0.join("home");
+        let mut up = assert_cmd::Command::from_std(agent::program());
+        up.args(["up", "--offline", "--listen", "127.0.0.1:0", "--home"]).arg(home);
+        let refused = up.timeout(DEADLINE).assert().code(1);
+        let said = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+        assert!(said.contains("no room") && said.contains("free some space"), "{said}");
+        assert!(said.contains(mount.0.to_str().unwrap()), "{said}");
+    };
+    // A home that is about to be made; it has a folder, a token and a key, as after an attempt.
+    let filler = mount.fill();
+    fs::remove_file(&filler).unwrap();
+    fs::write(&filler, vec![0; 64 * 1024 * 1024 - 100_000]).unwrap();
+    refused();
+    fs::remove_file(filler).unwrap();
+    let mut agent = start_on(&mount, &log);
+    let hash = add(&agent, 200_000, 1);
+    for signal in ["-TERM", "-KILL"] {
+        agent.output(&["records", "put", "note", signal.trim_matches('-'), "v=1"]);
+        agent.stop_with(signal);
+        let filler = mount.fill();
+        refused();
+        fs::remove_file(filler).unwrap();
+        agent = start_on(&mount, &log);
+        agent.output(&["records", "get", "note", signal.trim_matches('-')]);
+        agent.output(&["journal", "fsck"]);
+        agent.command(&["cat", &hash]).assert().success();
+    }
+    let more = add(&agent, 200_000, 2);
+    assert_eq!(held(&agent), BTreeSet::from([hash, more]));
 }
 
 #[cfg(target_os = "linux")]

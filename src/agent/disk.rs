@@ -94,6 +94,20 @@ impl Shortage {
     }
 }
 
+/// Whether a disk is so full that the journal's next writes fail.
+pub(super) fn is_full(folder: &Path) -> bool {
+    rustix::fs::statvfs(folder)
+        .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < FREE_BYTES_MIN)
+}
+
+/// What a user is told whose agent does not start on a full disk.
+pub(super) fn no_room_to_start(folder: &Path) -> String {
+    format!(
+        "there is no room on the disk of {}: free some space and start again, what is stored is kept",
+        folder.display()
+    )
+}
+
 /// Whether the journal refuses the ops of other devices, or would fail to write its own.
 fn is_low(folder: &Path) -> bool {
     let Ok(disk) = rustix::fs::statvfs(folder) else { return false };

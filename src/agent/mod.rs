@@ -132,6 +132,15 @@ impl Agent {
     /// # Errors
     /// Something on disk is unusable or the network cannot be bound; the error names it.
     pub async fn start(config: Config, lock: &Lock) -> Result<Self> {
+        let folder = config.home.state_dir().to_owned();
+        // SQLite names a full disk by many errors, most of them "disk I/O error".
+        Self::start_all(config, lock).await.map_err(|error| match disk::is_full(&folder) {
+            true => error.context(disk::no_room_to_start(&folder)),
+            false => error,
+        })
+    }
+
+    async fn start_all(config: Config, lock: &Lock) -> Result<Self> {
         let Config { home, store, offline, relay, rate_limits, net: net_overrides } = config;
         let partials_dir = home.partials_dir();
         let scratch_folder = partials_dir.clone();
