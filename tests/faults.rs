@@ -1,11 +1,11 @@
-//! Local faults of a real agent: a full disk, no file descriptors left, a read-only disk.
+//! Local faults of a real agent: a full disk, no file descriptors left, a read-only disk, no log left to write to.
 //! Each is caused, and then removed where that can be: the agent serves what it can, reports the
 //! fault, and loses nothing. Tests that need `mount` are skipped, with a line that says so, unless
 //! run by root.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write as _;
 #[cfg(target_os = "linux")]
@@ -14,7 +14,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use can_sync::core::journal::draft::{Draft, DraftChange, DraftPut};
+use can_sync::core::journal::op::{Key, Value};
+use can_sync::core::limits::LOGS_PER_AUTHOR_MAX;
 use can_sync::replica::status::{PeerState, Status};
+use can_sync::state::home::Home;
+use can_sync::state::identity::Identity;
+use can_sync::state::journal::Journal;
 #[cfg(target_os = "linux")]
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
@@ -182,6 +188,51 @@ fn an_agent_that_begins_on_a_full_disk_says_so_and_loses_nothing() {
         agent.output(&["journal", "fsck"]);
         agent.command(&["cat", &hash]).assert().success();
     }
+    let more = add(&agent, 200_000, 2);
+    assert_eq!(held(&agent), BTreeSet::from([hash, more]));
+}
+
+#[test]
+fn a_device_that_has_used_up_its_logs_says_so_and_refuses_edits_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let mut agent = Agent::start_in(&home);
+    let hash = add(&agent, 200_000, 1);
+    assert_eq!(agent.stop_with("-TERM").code(), Some(0));
+    let opened = Home::open(Some(home.clone())).unwrap();
+    let lock = opened.lock().unwrap();
+    let identity = Identity::load_or_create(&opened, &lock).unwrap();
+    let mut journal = Journal::open(&opened.journal_db_path(), &identity, rand::random()).unwrap();
+    let used = |journal: &Journal| journal.reader().unwrap().stats().unwrap().logs.len();
+    for number in used(&journal)..LOGS_PER_AUTHOR_MAX {
+        journal.restored().unwrap();
+        let key = Key { model: "note".into(), id: number.to_string().into(), owned: false };
+        let set = BTreeMap::from([("v".into(), Some(Value::Int(1)))]);
+        let put = DraftPut {
+            key,
+            create: true,
+            set,
+            add: Default::default(),
+            remove: Default::default(),
+        };
+        let draft = Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() };
+        let written = journal.write(&[draft], can_sync::clock::wall_ms()).unwrap();
+        assert!(written.iter().all(Result::is_ok), "{written:?}");
+    }
+    assert_eq!(used(&journal), LOGS_PER_AUTHOR_MAX);
+    journal.restored().unwrap();
+    journal.close().unwrap();
+    drop(lock);
+
+    let agent = Agent::start_in(&home);
+    let warnings = status(&agent).device.warnings;
+    assert!(warnings.iter().any(|said| said.contains("can be edited")), "{warnings:?}");
+    let refused = agent.command(&["records", "put", "note", "more", "v=1"]).assert().code(9);
+    let said = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+    assert!(said.contains("64 logs of one device"), "{said}");
+    agent.output(&["records", "get", "note", "63"]);
+    agent.command(&["cat", &hash]).assert().success();
+    // Assets are no edits.
     let more = add(&agent, 200_000, 2);
     assert_eq!(held(&agent), BTreeSet::from([hash, more]));
 }

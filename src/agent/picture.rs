@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::core::engine::{Engine, PeerView};
 use crate::core::ids::NodeId;
+use crate::core::limits::LOGS_PER_AUTHOR_MAX;
 use crate::core::peers::ConnId;
 use crate::net::{Path, WireBytes};
 
@@ -195,6 +196,14 @@ fn warnings(parts: &Parts) -> Vec<String> {
     }
     if parts.journal.roster().is_founded_anew() {
         warnings.push(founded_anew(&parts.node_id));
+    }
+    if parts.journal.roster().is_out_of_logs() {
+        warnings.push(format!(
+            "nothing can be edited on this device any more: its journal was copied or put back from a \
+             backup {LOGS_PER_AUTHOR_MAX} times, and the group takes no more logs of one device. Edit \
+             on another device, or start this one over as a new device by moving `key` and \
+             `journal.db` with its -wal and -shm away"
+        ));
     }
     let frozen = *parts.frozen.borrow();
     if frozen > 0 {

@@ -33,6 +33,7 @@ struct State {
     tokens: BTreeMap<[u8; 32], Token>,
     is_founded_anew: bool,
     has_invited: bool,
+    is_out_of_logs: bool,
 }
 
 /// An outstanding token.
@@ -53,6 +54,7 @@ pub(super) struct Next {
     to_verify: Vec<[u8; 32]>,
     is_founded_anew: bool,
     has_invited: bool,
+    is_out_of_logs: bool,
     now_ms: u64,
     now: Instant,
 }
@@ -109,6 +111,11 @@ impl Roster {
         state.is_founded_anew && state.verdicts.members().count() <= 1
     }
 
+    /// Whether this device can write no more: it is to begin a log, and has as many as may be.
+    pub fn is_out_of_logs(&self) -> bool {
+        self.read().is_out_of_logs
+    }
+
     /// Increases with every change.
     pub fn version(&self) -> u64 {
         self.read().version
@@ -117,7 +124,16 @@ impl Roster {
     pub(super) fn set(&self, next: Next) {
         // The state behind a poisoned lock is whole: it is only ever replaced below.
         let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let Next { verdicts, tokens, to_verify, is_founded_anew, has_invited, now_ms, now } = next;
+        let Next {
+            verdicts,
+            tokens,
+            to_verify,
+            is_founded_anew,
+            has_invited,
+            is_out_of_logs,
+            now_ms,
+            now,
+        } = next;
         let tokens = tokens.into_iter().map(|(key, created_ms, expires_ms)| {
             let left_ms = expires_ms.saturating_sub(now_ms.max(created_ms));
             let fresh = now + Duration::from_millis(left_ms);
@@ -127,7 +143,7 @@ impl Roster {
         });
         let tokens = tokens.collect();
         let version = state.version + 1;
-        *state = State { version, verdicts, tokens, is_founded_anew, has_invited };
+        *state = State { version, verdicts, tokens, is_founded_anew, has_invited, is_out_of_logs };
     }
 
     /// Whether a token has not expired.
@@ -157,8 +173,18 @@ impl Tx<'_> {
         let to_verify = tokens_to_verify(&self.db)?;
         let is_founded_anew = meta(&self.db, key::FOUNDED_ANEW)?.is_some();
         let has_invited = meta(&self.db, key::INVITED)?.is_some();
+        let is_out_of_logs = self.is_out_of_logs()?;
         let (now_ms, now) = (self.now_ms, self.now);
-        Ok(Next { verdicts, tokens, to_verify, is_founded_anew, has_invited, now_ms, now })
+        Ok(Next {
+            verdicts,
+            tokens,
+            to_verify,
+            is_founded_anew,
+            has_invited,
+            is_out_of_logs,
+            now_ms,
+            now,
+        })
     }
 }
 

@@ -249,6 +249,7 @@ impl<'a> Tx<'a> {
         self.open_log = None;
         self.feed_epoch = Some(LogId(self.nonces.draw()));
         self.news.ops = true;
+        self.roster_changed = true;
     }
 
     /// Begins a new log of this device, which it writes from now on.
@@ -266,9 +267,24 @@ impl<'a> Tx<'a> {
             if self.log_num(&id)?.is_none() {
                 self.intern_log(&id, &info)?;
                 self.open_log = Some(id);
+                self.roster_changed = true;
                 return Ok(id);
             }
         }
+    }
+
+    /// Whether the next op needs a log that nobody would take.
+    pub(super) fn is_out_of_logs(&self) -> Result<bool> {
+        if self.open_log.is_some() || self.group.is_none() {
+            return Ok(false);
+        }
+        let written = self.db.query_row(
+            "SELECT count(*) FROM logs WHERE dev = (SELECT dev FROM devices WHERE id = ?1)
+                 AND (seq > 0 OR EXISTS (SELECT 1 FROM ops WHERE ops.log = logs.log))",
+            [self.me().0],
+            |row| row_u64(row, 0),
+        )?;
+        Ok(written >= LOGS_PER_AUTHOR_MAX as u64)
     }
 
     /// Drops the logs of this device that are empty. They are not reused, because a copy of this

@@ -63,11 +63,14 @@ fn a_device_begins_no_more_logs_than_others_take_of_it_and_opens_all_the_same() 
         device.journal.restored().unwrap();
         device.set("1", "f", n as i64);
     }
+    assert!(!device.journal.roster().is_out_of_logs());
     device.journal.restored().unwrap();
+    assert!(device.journal.roster().is_out_of_logs());
     let draft = || Draft { changes: vec![DraftChange::Put(put("2"))], expect: vec![] };
     let refused = device.journal.write(&[draft()], NOW_MS);
     assert!(matches!(refused, Err(JournalError::UsedUp { .. })), "{refused:?}");
     device.restart();
+    assert!(device.journal.roster().is_out_of_logs());
     assert_eq!(device.field("1", "f"), Some(LOGS_PER_AUTHOR_MAX as i64 - 1));
     device.fsck();
 }
