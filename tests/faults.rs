@@ -1,7 +1,7 @@
-//! Local faults of a real agent: a full disk, no file descriptors left, a read-only disk, no log left to write to.
-//! Each is caused, and then removed where that can be: the agent serves what it can, reports the
-//! fault, and loses nothing. Tests that need `mount` are skipped, with a line that says so, unless
-//! run by root.
+//! Local faults of a real agent: a full disk, no file descriptors left, a read-only disk, one that
+//! fails, no log left to write to. Each is caused, and then removed where that can be: the agent
+//! serves what it can, reports the fault, and loses nothing. Tests that need `mount` are skipped,
+//! with a line that says so, unless run by root.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -62,7 +62,7 @@ fn pair(inviter: &Agent, joiner: &Agent) {
     joiner.command(&["pair"]).write_stdin(ticket).assert().success();
 }
 
-/// A small file system in memory; unmounted when dropped.
+/// A small file system, in memory unless it is to fail; unmounted when dropped.
 struct Mount(PathBuf);
 
 impl Mount {
@@ -76,6 +76,35 @@ impl Mount {
             println!("left out: mount is not allowed here");
         }
         mounted.then(|| Self(folder.to_owned()))
+    }
+
+    /// In a file, of a kind that becomes read-only when it finds itself damaged.
+    fn of_image(image: &Path, folder: &Path) -> Option<Self> {
+        let run = |command: &mut Command| {
+            command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+        };
+        if !image.exists() {
+            File::create(image).unwrap().set_len(128 * 1024 * 1024).unwrap();
+            run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image));
+        }
+        fs::create_dir_all(folder).unwrap();
+        let options = ["-t", "ext4", "-o", "loop,errors=remount-ro"];
+        let mounted = run(Command::new("mount").args(options).arg(image).arg(folder));
+        if !mounted {
+            println!("left out: an image cannot be mounted here");
+        }
+        mounted.then(|| Self(folder.to_owned()))
+    }
+
+    /// Has the kernel find an error on it.
+    fn fail(&self) {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let here = self.0.to_str().unwrap();
+        let mount = mounts.lines().find(|line| line.split(' ').nth(1) == Some(here)).unwrap();
+        let device = Path::new(mount.split(' ').next().unwrap()).file_name().unwrap();
+        let trigger = Path::new("/sys/fs/ext4").join(device).join("trigger_fs_error");
+        fs::write(trigger, "a test").unwrap();
+        until("nothing can be written", || File::create(self.0.join("probe")).is_err());
     }
 
     fn remount(&self, how: &str) {
@@ -235,6 +264,32 @@ fn a_device_that_has_used_up_its_logs_says_so_and_refuses_edits_and_nothing_else
     // Assets are no edits.
     let more = add(&agent, 200_000, 2);
     assert_eq!(held(&agent), BTreeSet::from([hash, more]));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_fails_under_a_running_agent_stops_it_with_the_reason_and_nothing_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image, place) = (folder.path().join("image"), folder.path().join("mount"));
+    let log = folder.path().join("log");
+    let Some(mount) = Mount::of_image(&image, &place) else { return };
+    let mut failing = start_on(&mount, &log);
+    let hash = add(&failing, 200_000, 1);
+    failing.output(&["records", "put", "note", "before", "v=1"]);
+    mount.fail();
+    // Answered by nobody, or refused; never acknowledged.
+    failing.command(&["records", "put", "note", "after", "v=1"]).assert().failure();
+    assert_eq!(failing.ended().code(), Some(1));
+    let said = fs::read_to_string(&log).unwrap();
+    let last = said.lines().last().unwrap();
+    assert!(last.contains("see to the disk, and start again"), "{last}");
+    drop(mount);
+
+    let mount = Mount::of_image(&image, &place).unwrap();
+    let agent = start_on(&mount, &log);
+    agent.output(&["records", "get", "note", "before"]);
+    agent.output(&["journal", "fsck"]);
+    agent.command(&["cat", &hash]).assert().success();
 }
 
 #[cfg(target_os = "linux")]

@@ -276,6 +276,7 @@ pub(super) fn journal_error(tried: &str, error: &AskError) -> RequestError {
         | JournalError::Corrupt(_)
         | JournalError::Newer { .. }
         | JournalError::OtherDevice(_)
+        | JournalError::Stopped(_)
         | JournalError::Open(_)
         | JournalError::Database(_) => internal(tried, journal),
     }

@@ -41,6 +41,7 @@ impl From<AskError> for Problem {
                 | JournalError::Corrupt(_)
                 | JournalError::Newer { .. }
                 | JournalError::OtherDevice(_)
+                | JournalError::Stopped(_)
                 | JournalError::Open(_)
                 | JournalError::Database(_) => StatusCode::INTERNAL_SERVER_ERROR,
             },

@@ -110,14 +110,14 @@ impl std::fmt::Debug for Job {
 }
 
 /// Whether the database can be written to after a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Fate {
     Committed,
     Refused,
     /// There was no space. Nothing was written.
     Full,
     /// And why not.
-    Failed(&'static str),
+    Failed(String),
 }
 
 #[derive(Debug)]
@@ -283,10 +283,9 @@ impl Fate {
     fn of<T>(result: &journal::Result<T>) -> Self {
         match result {
             Ok(_) => Self::Committed,
-            Err(JournalError::Database(_)) => {
-                Self::Failed("an earlier write failed: what is on disk is not known")
+            Err(JournalError::Database(error) | JournalError::Corrupt(error)) => {
+                Self::Failed(error.to_string())
             }
-            Err(JournalError::Corrupt(_)) => Self::Failed("its database is damaged"),
             Err(JournalError::DiskFull) => Self::Full,
             Err(_) => Self::Refused,
         }
@@ -328,7 +327,7 @@ impl JournalWriter {
             }
             match fate {
                 Fate::Committed | Fate::Refused | Fate::Full => self.tell(),
-                Fate::Failed(why) => return Err(JournalError::Open(why.into()).into()),
+                Fate::Failed(why) => return Err(JournalError::Stopped(why).into()),
             }
         }
     }

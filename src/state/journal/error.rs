@@ -76,6 +76,12 @@ pub enum JournalError {
         "the journal belongs to another device, {0}: put key and state of the same device together"
     )]
     OtherDevice(String),
+    /// A write failed, so the agent stops. See [`JournalError::Database`].
+    #[error(
+        "a write to the journal failed ({0}), and what is on its disk now is not known: see to the \
+         disk, and start again; what was acknowledged is kept"
+    )]
+    Stopped(String),
     /// The file cannot be opened.
     #[error("opening the journal: {0}")]
     Open(String),
