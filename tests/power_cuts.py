@@ -167,6 +167,10 @@ def unmount(where):
     raise Fault(f"{where} cannot be unmounted")
 
 
+def acknowledged(writers):
+    return sum(len(w.records) + len(w.events) + len(w.assets) for w in writers)
+
+
 def cut(number, folder, totals):
     rng = random.Random(SEED * 1_000_003 + number)
     system, way = ("ext4", "xfs")[number % 2], ("shutdown", "copy")[number // 2 % 2]
@@ -181,7 +185,15 @@ def cut(number, folder, totals):
     writers = [Writer(agent, n, rng.random()) for n in range(WRITERS)]
     for writer in writers:
         writer.start()
-    time.sleep(rng.uniform(0.1, 1.5))
+    # On a busy machine by writes, not by time.
+    wanted, deadline = rng.randrange(1, 100), time.monotonic() + 30
+    while acknowledged(writers) < wanted and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(rng.uniform(0, 0.05))
+    # What is acknowledged until the cut begins must be there; what comes later may be. After a real
+    # cut nobody hears more, while here the agent lives on: an fsync that is under way when the file
+    # system is shut down may be told that it succeeded, when its transaction ended in the shutdown.
+    before = [(dict(w.records), dict(w.events), dict(w.assets)) for w in writers]
     if way == "shutdown":
         handle = os.open(where, os.O_RDONLY)
         fcntl.ioctl(handle, FS_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
@@ -193,8 +205,6 @@ def cut(number, folder, totals):
             pass
         kept = image
     else:
-        # What is acknowledged until the clone begins must be in it; what comes later may be.
-        before = [(dict(w.records), dict(w.events), dict(w.assets)) for w in writers]
         kept = folder / "copy"
         kept.unlink(missing_ok=True)
         command("cp", "--reflink=always", image, kept)
@@ -206,9 +216,10 @@ def cut(number, folder, totals):
     agent.kill()
     for writer in writers:
         writer.join()
-    if way == "copy":
-        for writer, (records, events, assets) in zip(writers, before):
-            writer.records, writer.events, writer.assets = records, events, assets
+    later = acknowledged(writers)
+    for writer, (records, events, assets) in zip(writers, before):
+        writer.records, writer.events, writer.assets = records, events, assets
+    later -= acknowledged(writers)
     unmount(where)
     mount(kept, where, system)
     try:
@@ -219,9 +230,9 @@ def cut(number, folder, totals):
             agent.kill()
     finally:
         unmount(where)
-    acknowledged = sum(len(w.records) + len(w.events) + len(w.assets) for w in writers)
-    totals[system, way] = totals.get((system, way), 0) + acknowledged
-    print(f"{number + 1}/{CUTS} {system} {way}: {acknowledged} acknowledged, all there", flush=True)
+    count = acknowledged(writers)
+    totals[system, way] = totals.get((system, way), 0) + count
+    print(f"{number + 1}/{CUTS} {system} {way}: {count} acknowledged, all there ({later} later)", flush=True)
 
 
 def main():
