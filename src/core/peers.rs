@@ -99,7 +99,10 @@ pub enum Placed {
         close: Option<ConnId>,
     },
     /// Keep it open: the peer closes it, or it becomes the current one.
-    Standby,
+    Standby {
+        /// The connection that stood by before, if there was one.
+        close: Option<ConnId>,
+    },
     /// Close it as a duplicate.
     Duplicate,
 }
@@ -201,14 +204,19 @@ impl Link {
             if old.dialed {
                 return Placed::Current { close: Some(old.id) };
             }
-            self.standby = Some(Standby { conn: old, since_ms: new.since_ms, was_current: true });
-            return Placed::Current { close: None };
+            let close = self.stand_by(old, new.since_ms, true);
+            return Placed::Current { close };
         }
         if new.dialed {
             return Placed::Duplicate;
         }
-        self.standby = Some(Standby { conn: new, since_ms: new.since_ms, was_current: false });
-        Placed::Standby
+        Placed::Standby { close: self.stand_by(new, new.since_ms, false) }
+    }
+
+    /// Lets a connection stand by. Returns the one that stood by before.
+    fn stand_by(&mut self, conn: Conn, since_ms: u64, was_current: bool) -> Option<ConnId> {
+        let standby = Standby { conn, since_ms, was_current };
+        self.standby.replace(standby).map(|before| before.conn.id)
     }
 
     /// The standby connection.
@@ -292,7 +300,7 @@ mod tests {
                     .connected(conn(id, dialed, 0))
                 {
                     Placed::Current { close } => closed.extend(close),
-                    Placed::Standby => {}
+                    Placed::Standby { close } => closed.extend(close),
                     Placed::Duplicate => closed.push(ConnId(id)),
                 };
                 for id in lower_order {
@@ -319,10 +327,27 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_stands_by_in_place_of_another_has_that_one_closed() {
+        let mut link = Link::new(0, true);
+        link.connected(conn(1, true, 0));
+        assert_eq!(link.connected(conn(2, false, 5)), Placed::Standby { close: None });
+        assert_eq!(link.connected(conn(3, false, 6)), Placed::Standby { close: Some(ConnId(2)) });
+        // The same where the current connection is the one that has to stand by.
+        let mut link = Link::new(0, false);
+        link.connected(conn(1, true, 0));
+        assert_eq!(link.connected(conn(2, false, 5)), Placed::Current { close: Some(ConnId(1)) });
+        let mut link = Link::new(0, true);
+        link.connected(conn(1, false, 0));
+        assert_eq!(link.connected(conn(2, true, 5)), Placed::Current { close: None });
+        assert_eq!(link.standby(), Some(conn(1, false, 0)));
+        assert_eq!(link.connected(conn(3, false, 6)), Placed::Standby { close: Some(ConnId(1)) });
+    }
+
+    #[test]
     fn a_connection_that_stood_by_takes_over() {
         let mut link = Link::new(0, true);
         link.connected(conn(1, true, 0));
-        assert_eq!(link.connected(conn(2, false, 5)), Placed::Standby);
+        assert_eq!(link.connected(conn(2, false, 5)), Placed::Standby { close: None });
         let change = link.ended(ConnId(1), 30_000, false, 0);
         assert_eq!(change, Change { run: Some(conn(2, false, 5)), close: None });
         assert_eq!(link.ended(ConnId(2), 30_001, false, 0), Change::default());

@@ -82,7 +82,9 @@ impl Engine {
             Placed::Current { close } => {
                 self.follow_link(now_ms, node_id, Change { run: Some(conn), close }, out);
             }
-            Placed::Standby => {}
+            Placed::Standby { close } => {
+                self.follow_link(now_ms, node_id, Change { run: None, close }, out);
+            }
             Placed::Duplicate => out.push(close(conn.id, CloseCode::Duplicate, "")),
         }
     }
