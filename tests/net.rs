@@ -351,6 +351,32 @@ async fn a_third_connection_of_the_same_peer_replaces_the_oldest() {
 }
 
 #[tokio::test]
+async fn a_member_that_pairs_again_keeps_its_connections() {
+    let (net, at) = (bind().await, bind().await);
+    let member = admitting(&[net.node_id()]);
+    let mut incoming = at.acceptor(Admission { pairing_open: Box::new(|| true), ..member });
+    let addresses = at.addresses();
+    let (mut dialed, mut accepted) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let (dial, next) = tokio::join!(net.dial(at.node_id(), &addresses), incoming.next());
+        let Some(Accepted::Session(connection)) = next else { panic!("{next:?}") };
+        dialed.push(dial.unwrap());
+        accepted.push(connection);
+    }
+    let ticket = Ticket { inviter: at.node_id(), addresses, secret: [7; 16], expires_ms: 60_000 };
+    let turned_away = async {
+        let next = incoming.next().await;
+        let Some(Accepted::Pairing(connection)) = next else { panic!("{next:?}") };
+        connection.close(CloseCode::NotMember, "");
+    };
+    let (refused, ()) = tokio::join!(ask(&net, &ticket, joiner(), 0), turned_away);
+    assert_eq!(refused.unwrap_err(), JoinError::Refused);
+    let alive = |connection: &Connection| connection.ended().is_none();
+    assert!(dialed.iter().chain(&accepted).all(alive));
+    tokio::join!(net.close(), at.close());
+}
+
+#[tokio::test]
 async fn the_sixty_fifth_connection_is_refused_until_one_has_ended() {
     let _alone = MEMORY.lock().await;
     let at = bind().await;

@@ -85,7 +85,8 @@ const REBIND_PAUSE: Duration = Duration::from_millis(50);
 /// should be connected all to all has 20 devices.
 pub(super) const CONNECTIONS_MAX: usize = 64;
 
-/// The most live connections with one peer: two when both dial at once.
+/// The most live connections with one peer: two when both dial at once. Those that strangers may
+/// have, too, as for pairing, count apart.
 const CONNECTIONS_PER_PEER_MAX: usize = 2;
 
 /// The most live connections of each protocol for strangers.
@@ -409,14 +410,16 @@ impl Net {
         live.retain(|live| {
             live.connection.upgrade().is_some_and(|connection| connection.ended().is_none())
         });
-        let of_peer = live.iter().filter(|live| live.peer == peer).count();
-        if of_peer >= CONNECTIONS_PER_PEER_MAX
-            && let Some(oldest) = live.iter().position(|live| live.peer == peer)
+        let protocol = connection.protocol();
+        let is_alike = |live: &Live| {
+            live.peer == peer && live.protocol.is_for_strangers() == protocol.is_for_strangers()
+        };
+        if live.iter().filter(|live| is_alike(live)).count() >= CONNECTIONS_PER_PEER_MAX
+            && let Some(oldest) = live.iter().position(is_alike)
             && let Some(connection) = live.remove(oldest).connection.upgrade()
         {
             connection.close(CloseCode::Duplicate, "");
         }
-        let protocol = connection.protocol();
         let alike = live.iter().filter(|live| live.protocol == protocol).count();
         if live.len() >= CONNECTIONS_MAX
             || (protocol.is_for_strangers() && alike >= STRANGER_CONNECTIONS_MAX)
