@@ -290,7 +290,9 @@ impl Loop {
     /// Ends what is left, in order. What was acknowledged is already durable.
     async fn wind_up(&mut self) {
         self.parts.tasks.abort_all();
-        self.parts.journal.close().await;
+        if timeout(WIND_UP_WAIT, self.parts.journal.close()).await.is_err() {
+            tracing::warn!("the journal was not closed in time: the next start checks it");
+        }
         let tasks = async {
             while let Some(ended) = self.parts.tasks.join_next().await {
                 if let Err(panic) = ended {
@@ -328,6 +330,16 @@ impl Loop {
                     self.note_unsaved();
                 }
                 self.handle(input);
+            }
+            Fact::Accepted(
+                Accepted::Session(connection)
+                | Accepted::Pairing(connection)
+                | Accepted::Introduction(connection),
+            )
+            | Fact::Dialed(connection)
+                if self.stopping =>
+            {
+                connection.close(CloseCode::Shutdown, "");
             }
             Fact::Accepted(Accepted::Session(connection)) | Fact::Dialed(connection) => {
                 self.on_connection(connection);
@@ -420,6 +432,10 @@ impl Loop {
     }
 
     fn on_request(&mut self, request: Request) {
+        if self.stopping {
+            // Dropped, it is answered with "the agent is stopping".
+            return;
+        }
         let parts = &mut self.parts;
         match request {
             Request::Ticket(ttl, verify, reply) => pairing::ticket(parts, ttl, verify, reply),

@@ -111,3 +111,21 @@ async fn a_small_new_asset_does_not_wait_for_a_limited_backlog() {
         assert!(b.sees(&a).missing_here > 0, "the backlog is still under way");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_stops_takes_no_requests_while_a_transfer_comes_to_its_end() {
+    let mut a = limited(RateLimits { all: at("64K"), ..RateLimits::default() }).await;
+    let b = Device::start().await;
+    a.add([4 * MIB]).await;
+    pair(&a, &b).await;
+    until("the transfer has begun", &[&a], async || a.sees(&b).sent_bytes > 0).await;
+    let handle = a.handle();
+    let refused = async {
+        let start = Instant::now();
+        while handle.ticket(Duration::from_secs(60)).await.is_ok() {}
+        start.elapsed()
+    };
+    let (refused_after, ()) = tokio::join!(refused, a.down());
+    // The transfer is given five seconds.
+    assert!(refused_after < Duration::from_secs(2), "{refused_after:?}");
+}
