@@ -346,6 +346,7 @@ impl Handle {
         &self.staging_dir
     }
 
+    /// The journal of this device.
     pub fn journal(&self) -> JournalHandle {
         self.journal.clone()
     }

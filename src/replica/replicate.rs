@@ -149,6 +149,7 @@ impl Ended {
 }
 
 impl Replication {
+    /// Replication of this device's journal with any number of peers.
     pub fn new(journal: JournalHandle, device: NodeId, clock: Clock) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let (repaired, repairs) = Default::default();
