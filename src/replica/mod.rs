@@ -1,9 +1,10 @@
-//! What this device knows and tells the group: the journal's writer and streams, metadata settled
-//! between store and journal, device events, the index's answers, and the status that people read.
+//! What this device knows and reports to the group: the catalogue of the store, the journal's writer
+//! and streams, metadata reconciled between store and journal, device events, queries of the index,
+//! and the status for people.
 //!
-//! [`catalogue`] is the one reader of the store's feed, [`journal`] is the one writer of the journal,
-//! [`replicate`] brings two journals into step, [`metadata`] carries edits between the store's rows
-//! and the journal, [`status`] is the picture the agent publishes.
+//! [`catalogue`] is the only reader of the store's feed, [`journal`] the only writer of the journal,
+//! [`replicate`] syncs two journals, [`metadata`] carries edits between the store's rows and the
+//! journal, [`status`] is what the agent publishes.
 
 pub(crate) mod catalogue;
 pub(crate) mod device;

@@ -4,6 +4,7 @@
 //! [`Store`] has two implementations: [`embedded`] (SQLite + files, in this process) and [`http`]
 //! (any service that speaks `proto/store.proto`). One suite, `tests/store_conformance.rs`, holds
 //! both to the contract below. `http/` serves it over HTTP, for other programs and for people.
+//!
 //! I1  An asset that [`Store::put`] or [`Store::adopt`] reports as stored survives a power cut.
 //! I2  Content is stored only under its hash; content that does not match is not kept. An asset
 //!     whose content turns out damaged is not held until the content is stored again
@@ -90,25 +91,25 @@ pub struct Changes {
     pub has_more: bool,
 }
 
-/// A line of the change feed. Lines may be repeated or late, and which assets are held
-/// [`Store::changes`] alone says.
+/// A line of the change feed. Lines may be repeated or late; only [`Store::changes`] says which
+/// assets are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Touched {
     /// An asset was stored.
     Stored {
         /// The asset.
         hash: Hash,
-        /// Its place in the feed; 0 from a store that gives no cursors.
+        /// Its position in the feed; 0 if the store gives no cursors.
         cursor: Cursor,
     },
     /// An asset's metadata was edited.
     Edited {
         /// The asset.
         hash: Hash,
-        /// The edit's place in the feed; 0 from a store that gives no cursors.
+        /// The position of the edit in the feed; 0 if the store gives no cursors.
         cursor: Cursor,
     },
-    /// [`Store::changes`] may have something new. A store may say so before it says what.
+    /// [`Store::changes`] may have something new. A store may report this before the line itself.
     Changed,
     /// Lines before this one are missing: list from the start, and look at every asset.
     Gap,
@@ -313,11 +314,11 @@ pub trait Store: Send + Sync + 'static {
     /// returns its whole answer, whatever the limit, and repeats some entries.
     async fn changes(&self, after: Cursor, limit: usize) -> Result<Changes, StoreError>;
 
-    /// The change feed after `after`, for ever; of several edits of one asset the last alone may
-    /// show. Begins with [`Touched::Gap`] when the store does not know the cursor `after`. A foreign
-    /// store that cannot resume its feed at all does not say what it holds either, see
-    /// [`StoreInfo::asset_count`]. The stream ends with an error when the store is lost, and is then
-    /// to be asked for again.
+    /// The change feed after `after`, without end; several edits of one asset may be merged into
+    /// the last. Begins with [`Touched::Gap`] when the store does not know the cursor `after`. A
+    /// foreign store that cannot resume its feed at all does not report what it holds either, see
+    /// [`StoreInfo::asset_count`]. When the store is lost, the stream ends with an error; call
+    /// again.
     fn touched(&self, after: Cursor) -> BoxStream<'static, Result<Touched, StoreError>>;
 
     /// The asset's row, or `None`. An asset whose file is missing or truncated is damaged.

@@ -1,12 +1,13 @@
-//! What the metadata stage has still to look at: the catalogue adds to it, the settler takes from it.
+//! The assets that the metadata stage has yet to look at: the catalogue adds them, the settler
+//! takes them.
 //!
-//! B1  The catalogue never waits here. The backlog is bounded; what does not fit in is noted by where
-//!     it stands in the store's feed, and the settler lists the store from there.
-//! B2  Every line of the feed up to [`Lines::read_to`] was taken by the settler, is in the backlog,
-//!     or is covered by a listing that the backlog demands. So a new session with the store reads its
-//!     feed from there on.
-//! B3  A settler that could not finish puts back what it took.
-//! B4  Lines of one store are never taken for another's: they go when another store answers.
+//! B1  The catalogue never waits here. The backlog is bounded; of lines that do not fit only the
+//!     position in the store's feed is kept, and the settler lists the store from there.
+//! B2  The settler has taken every line of the feed up to [`Lines::read_to`], or the line is in the
+//!     backlog, or a listing that the backlog demands covers it. So a new session with the store
+//!     reads the feed from there on.
+//! B3  A settler that cannot finish puts back what it took.
+//! B4  The backlog never mixes lines of two stores: it is emptied when another store answers.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,35 +17,35 @@ use tokio::sync::{Notify, watch};
 use crate::core::ids::{Hash, StoreId};
 use crate::store::{Cursor, StoreInfo, Touched};
 
-/// Lines kept: some seconds of a fast import, and less than 1 MiB.
+/// The most lines in the backlog: some seconds of a fast import, less than 1 MiB.
 pub(crate) const LINES_MAX: usize = 16 * 1024;
 
-/// The store that answers.
+/// A store that answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Opened {
-    /// Another number: another store, or an older state of the same.
+    /// A new number means another store, or an older state of the same one.
     pub(crate) number: u64,
     pub(crate) store_id: StoreId,
 }
 
-/// The store, or why it does not answer; `None` until that is known.
+/// The store, or why it does not answer; `None` until either is known.
 pub(crate) type Answer = Option<Result<Opened, String>>;
 
-/// An asset that was stored or edited, and its place in the store's feed.
+/// An asset that was stored or edited, and its position in the store's feed.
 pub(crate) type Line = (Hash, Cursor);
 
-/// What is to be looked at.
+/// What the settler has to look at.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Work {
     /// In the order of the feed.
     pub(crate) lines: VecDeque<Line>,
-    /// Assets stored after this cursor are to be listed: their lines did not fit in.
+    /// List the assets stored after this cursor: their lines did not fit.
     pub(crate) list_from: Option<Cursor>,
-    /// Every asset is to be looked at: edits are missing.
+    /// Look at every asset: lines of edits are missing.
     pub(crate) is_gap: bool,
 }
 
-/// See the head of this file. Clones share it.
+/// The lines that the catalogue has read and the settler has not taken. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Backlog(Arc<Shared>);
 
@@ -57,15 +58,16 @@ struct Shared {
 
 #[derive(Debug)]
 struct Lines {
-    /// Of the store that answered last, see [`Opened::number`].
+    /// The number of the store that answered last, see [`Opened::number`].
     number: u64,
-    /// Up to where the feed was read, and of which store.
+    /// How far the feed was read, and of which store.
     read_to: Option<(StoreId, Cursor)>,
     work: Work,
 }
 
 impl Backlog {
-    /// An empty one. `read_to` is where the settler of an earlier run stood in a store's feed.
+    /// An empty backlog. `read_to` is the position that an earlier run's settler reached in a
+    /// store's feed.
     pub(crate) fn new(read_to: Option<(StoreId, Cursor)>) -> Self {
         let lines = Lines { number: 0, read_to, work: Work::default() };
         let (lines, answer) = (Mutex::new(lines), watch::channel(None).0);
@@ -78,17 +80,18 @@ impl Backlog {
 
     // ---- the catalogue's side ----------------------------------------------------------------
 
-    /// Begins a session with the store that answered. Returns from where its feed is to be read.
+    /// Begins a session with the store that answered. Returns the cursor from which to read its
+    /// feed.
     pub(crate) fn open(&self, info: &StoreInfo) -> Cursor {
         let mut lines = self.lines();
         let read_to = match lines.read_to {
             Some((store_id, read_to)) if store_id == info.store_id => Some(read_to),
             _ => None,
         };
-        // A store that does not tell what it holds does not tell its newest cursor either.
+        // A store that does not report its asset count does not report its newest cursor either.
         let went_back = info.asset_count > 0 && read_to.is_some_and(|at| at > info.newest_cursor);
         if read_to.is_none() || went_back {
-            // Of what changed before this moment the feed does not tell.
+            // The feed does not report changes before this moment.
             lines.work = Work { is_gap: true, ..Work::default() };
             lines.read_to = Some((info.store_id, info.newest_cursor));
         }
@@ -103,12 +106,12 @@ impl Backlog {
         from
     }
 
-    /// The store does not answer.
+    /// Records that the store does not answer.
     pub(super) fn close(&self, error: String) {
         self.0.answer.send_replace(Some(Err(error)));
     }
 
-    /// Up to where the store's feed was read.
+    /// How far the store's feed was read.
     pub(super) fn read_to(&self) -> Cursor {
         self.lines().cursor()
     }
@@ -121,7 +124,7 @@ impl Backlog {
 
     // ---- the settler's side ------------------------------------------------------------------
 
-    /// The store that answers, as it changes.
+    /// The store that answers; changes when another one does.
     pub(crate) fn answer(&self) -> watch::Receiver<Answer> {
         self.0.answer.subscribe()
     }
@@ -129,15 +132,15 @@ impl Backlog {
     /// Waits until there is something to look at.
     ///
     /// # Cancel safety
-    /// Safe. One may wait at a time.
+    /// Safe. At most one caller may wait.
     pub(crate) async fn ready(&self) {
         while self.lines().work == Work::default() {
             self.0.news.notified().await;
         }
     }
 
-    /// Takes at most `lines_max` lines, and every demand for a listing; `None` when another store
-    /// answers by now.
+    /// Takes at most `lines_max` lines and every demand for a listing; `None` if another store
+    /// answers now.
     pub(crate) fn take(&self, number: u64, lines_max: usize) -> Option<Work> {
         let mut all = self.lines();
         if all.number != number {
@@ -149,7 +152,8 @@ impl Backlog {
         Some(Work { lines, list_from: list_from.take(), is_gap: std::mem::take(is_gap) })
     }
 
-    /// Puts back what was taken from the store of this number and not finished.
+    /// Puts back the unfinished work for the store of this number. Does nothing if another store
+    /// answers now.
     pub(crate) fn put_back(&self, number: u64, unfinished: Work) {
         let mut all = self.lines();
         if all.number != number {
@@ -192,7 +196,7 @@ impl Lines {
         } else if is_stored && cursor > 0 {
             self.work.list_from(cursor - 1);
         } else {
-            // No listing shows what was edited, but one of everything.
+            // Only a listing of everything shows edits.
             self.work.is_gap = true;
         }
     }
@@ -300,7 +304,7 @@ mod tests {
         backlog.put_back(first, work);
         backlog.add(edited(newest + 1));
         assert!(backlog.take(first, 1).unwrap().is_gap);
-        // Of a store without cursors nothing can be listed from a place.
+        // A store without cursors cannot be listed from a position.
         backlog.add(stored(newest + 2));
         backlog.add(stored(0));
         assert!(backlog.take(first, 1).unwrap().is_gap);

@@ -1,15 +1,15 @@
-//! The catalogue: the one reader of the store's change feed. It keeps the index in step with the
-//! store, tells the agent's loop at once what is new, and hands every asset that was stored or edited
-//! to the metadata stage.
+//! The catalogue: the only reader of the store's change feed. It keeps the index equal to the
+//! store, reports new assets to the agent's loop at once, and passes every asset that was stored or
+//! edited to the metadata stage.
 //!
-//! I1  The listing is the truth; lines of the feed only say when to list. Nothing is missed, whatever
-//!     the feed drops, repeats or reorders.
-//! I2  A store that is down, slow or restarting is tried again with backoff, for ever; peers stay
+//! I1  Only the listing is reliable; lines of the feed say when to list. So nothing is missed,
+//!     whatever the feed drops, repeats or reorders.
+//! I2  A store that is down, slow or restarting is retried with backoff, for ever; peers stay
 //!     connected meanwhile.
-//! I3  The whole store is listed anew, and all metadata looked at, on a timer, on a gap in the feed,
-//!     and when the store shows that it is not the one that was listed: its cursor went back, or it
-//!     holds less. What a whole listing does not show, or the feed calls gone, is forgotten, and
-//!     fetched again from the peers that hold it.
+//! I3  The whole store is listed again, and all metadata looked at, at intervals, after a gap in
+//!     the feed, and when the store is not the one that was listed: its cursor went back, or it
+//!     holds fewer assets. Assets that a whole listing does not contain, or that the feed reports
+//!     gone, are removed from the index and fetched again from the peers that hold them.
 //! I4  New assets reach the loop without waiting for the metadata stage, see [`Backlog`].
 
 use std::collections::BTreeSet;
@@ -37,58 +37,57 @@ mod backlog;
 #[cfg(test)]
 mod tests;
 
-/// How often everything is listed anew, in case the store changed without saying so.
+/// How often everything is listed, in case the store changed without an event.
 const RELIST_EVERY: Duration = Duration::from_secs(3600);
 
-/// A feed that says nothing at all for this long is asked for again. Stores send a comment every
-/// 15 s, which the client sees and we do not; so this bounds a feed that died silently.
+/// A feed that is silent for this long is opened again. Stores send a comment every 15 s, which
+/// only the HTTP client sees; so this detects a feed that died silently.
 const FEED_QUIET_MAX: Duration = Duration::from_secs(300);
 
-/// Lines of the feed read together: they share a listing.
+/// The most lines of the feed that share a listing.
 const LINES_MAX: usize = 1000;
 
-/// No single store call of the catalogue takes longer.
+/// The deadline of a store call.
 const CALL_WAIT: Duration = Duration::from_secs(120);
 
-/// A store that was followed for this long is tried again at once when it is lost.
+/// A store that was followed for this long is retried at once when it is lost.
 const FOLLOWED_WELL: Duration = Duration::from_secs(60);
 
-/// To forget an asset is to begin anew with every peer: not done more often than this, however fast a
-/// disk fails.
+/// The shortest time between two removals from the index, however fast a disk fails: after each,
+/// all peers begin anew.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
 
-/// What the catalogue tells the agent's loop.
+/// What the catalogue reports to the agent's loop.
 #[derive(Debug)]
 pub(crate) enum StoreEvent {
-    /// The store answers, and the index is bound to it; the loop replies when the engine is, too.
+    /// The store answers, and the index is bound to it. The loop replies once the engine is bound
+    /// too.
     Up { info: StoreInfo, reply: oneshot::Sender<()> },
     /// The store does not answer.
     Down { error: String },
-    /// New entries of the index, with their sequence numbers. `behind`: there are more to come at
-    /// once.
+    /// New entries of the index, with their sequence numbers. `behind`: more follow at once.
     Indexed { entries: Vec<(u64, Digest)>, behind: bool },
     /// The store was listed up to here.
     Listed { cursor: Cursor },
-    /// The store no longer holds what the index knew of: the loop replies when the engine was made
-    /// anew.
+    /// The store no longer holds assets of the index. The loop replies once the engine is rebuilt.
     Lost { reply: oneshot::Sender<()> },
 }
 
-/// What the task works with. Its events go straight into the loop's own queue: their order among the
-/// other facts there counts, see `gate`.
+/// The task that reads the feed. Its events go straight into the loop's own queue, because their
+/// order among the other facts counts, see `gate`.
 pub(crate) struct Catalogue<F> {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) index: Index,
     pub(crate) events: mpsc::Sender<F>,
     pub(crate) backlog: Backlog,
-    /// Makes it list at once.
+    /// Makes the task list the store at once.
     pub(crate) nudge: Arc<Notify>,
-    /// Held from a write of the index until the event that tells of it is in the loop's queue, so
-    /// that whoever holds it reads what the loop has been told, no more and no less.
+    /// Held from a write of the index until its event is in the loop's queue. So whoever holds it
+    /// reads exactly the state that was reported to the loop.
     pub(crate) gate: Arc<Mutex<()>>,
 }
 
-/// Lines of the feed, those together that are there at once.
+/// Lines of the feed; those that arrive together are one item.
 type Feed = BoxStream<'static, Vec<Result<Touched, StoreError>>>;
 
 impl<F: From<StoreEvent>> Catalogue<F> {
@@ -104,7 +103,7 @@ impl<F: From<StoreEvent>> Catalogue<F> {
             }
             let is_full = is_disk_full(&error);
             let error = format!("{error:#}");
-            // The store itself is well, and what it holds can be sent: see `DiskWatch`.
+            // The store itself works, and its assets can be sent: see `DiskWatch`.
             if is_full {
                 tracing::warn!(error, "what is new in the store waits");
             } else {
@@ -120,12 +119,13 @@ impl<F: From<StoreEvent>> Catalogue<F> {
         }
     }
 
-    /// Waits for room in the loop's queue. When the loop has ended nobody needs the event.
+    /// Sends an event; waits while the loop's queue is full. After the end of the loop the event is
+    /// dropped.
     async fn tell(&self, event: StoreEvent) {
         let _ = self.events.send(event.into()).await;
     }
 
-    /// Reads the feed of one store until it is lost.
+    /// Reads the feed of one store until the store is lost.
     async fn session(&self, relist_at: &mut Instant) -> Result<std::convert::Infallible> {
         let asked = timeout(CALL_WAIT, self.store.info()).await;
         let info = asked.context("asking the store what it is")??;
@@ -147,7 +147,8 @@ impl<F: From<StoreEvent>> Catalogue<F> {
             );
             list_from = Some(self.begin_whole());
         }
-        // Lost with an error, it shows in the store's count at the next start.
+        // If an error loses this set, the store's asset count shows the difference at the next
+        // start.
         let mut gone = BTreeSet::new();
         let mut forget_at = Instant::now();
         loop {
@@ -182,14 +183,14 @@ impl<F: From<StoreEvent>> Catalogue<F> {
         self.store.touched(from).ready_chunks(LINES_MAX).boxed()
     }
 
-    /// Has everything looked at; returns the cursor to list everything from.
+    /// Demands that all metadata is looked at. Returns the cursor for a whole listing.
     fn begin_whole(&self) -> Cursor {
         self.backlog.add(Touched::Gap);
         0
     }
 
-    /// Hands lines of the feed to the metadata stage. Returns where to list the store from, if they
-    /// say more than was listed.
+    /// Passes lines of the feed to the metadata stage. Returns the cursor to list the store from if
+    /// the lines report something that was not listed.
     fn hand_over(
         &self,
         lines: Vec<Result<Touched, StoreError>>,
@@ -223,7 +224,7 @@ impl<F: From<StoreEvent>> Catalogue<F> {
         Ok(())
     }
 
-    /// Forgets assets that the store says it holds no longer.
+    /// Removes assets from the index that the store no longer holds.
     async fn forget(&self, gone: BTreeSet<Hash>) -> Result<()> {
         let gate = self.gate.lock().await;
         let index = self.index.clone();
@@ -236,7 +237,7 @@ impl<F: From<StoreEvent>> Catalogue<F> {
         }
     }
 
-    /// Has the engine made anew, without assets that the store lost.
+    /// Demands a rebuilt engine without the assets that the store lost.
     async fn begin_anew(&self, lost: u64) -> Result<()> {
         tracing::warn!(assets = lost, "the store no longer holds what it held");
         let (reply, known) = oneshot::channel();
@@ -244,8 +245,8 @@ impl<F: From<StoreEvent>> Catalogue<F> {
         known.await.context("the agent is stopping")
     }
 
-    /// Lists what came after `cursor`, page by page, into the index. What is not held any more is
-    /// added to `gone`, and what is held again is taken out of it.
+    /// Lists the changes after `cursor` into the index, page by page. Adds to `gone` what is no
+    /// longer held, and removes from it what is held again.
     async fn take_in(&self, mut cursor: Cursor, gone: &mut BTreeSet<Hash>) -> Result<Cursor> {
         let is_whole = cursor == 0 && self.index.head().count > 0;
         let mut listing = is_whole.then(Listing::default);
@@ -274,7 +275,7 @@ impl<F: From<StoreEvent>> Catalogue<F> {
             if lost > 0 {
                 drop(gate);
                 self.begin_anew(lost).await?;
-                // Read from the index with the rest.
+                // The rebuilt engine has read these entries from the index.
                 entries.clear();
             }
             self.tell(StoreEvent::Indexed { entries, behind: has_more }).await;
@@ -286,15 +287,15 @@ impl<F: From<StoreEvent>> Catalogue<F> {
     }
 }
 
-/// Whether the index could not be written for want of space.
+/// Whether the index could not be written for lack of space.
 fn is_disk_full(error: &anyhow::Error) -> bool {
     let of_index = error.chain().filter_map(|cause| cause.downcast_ref::<rusqlite::Error>());
     let mut codes = of_index.filter_map(rusqlite::Error::sqlite_error_code);
     codes.any(|code| code == rusqlite::ErrorCode::DiskFull)
 }
 
-/// Whether the store lost something since it was listed up to the index's cursor, as after the
-/// restoring of a backup. A store that does not tell its count is taken to have.
+/// Whether the store lost assets since it was listed up to the index's cursor, as after a restored
+/// backup. A store that does not report its asset count is assumed to have lost some.
 fn is_not_what_was_listed(info: &StoreInfo, head: &Head) -> bool {
     info.asset_count == 0
         || info.newest_cursor < head.store_cursor

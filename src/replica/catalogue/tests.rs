@@ -8,10 +8,10 @@ use super::*;
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::{Metadata, NewAsset};
 
-/// No event takes longer.
+/// The deadline of an event.
 const WAIT: Duration = Duration::from_secs(20);
 
-/// A catalogue of an embedded store, and what it tells.
+/// A catalogue of an embedded store, and its events.
 struct Fixture {
     store: EmbeddedStore,
     backlog: Backlog,
@@ -55,7 +55,8 @@ impl Fixture {
         hash
     }
 
-    /// The assets of the next event that has some. Says that the engine is bound when asked.
+    /// The assets of the next event that has some. Replies that the engine is bound where the
+    /// catalogue waits for that.
     async fn indexed(&mut self) -> Vec<Hash> {
         let next = async {
             loop {
@@ -78,7 +79,7 @@ async fn new_assets_reach_the_loop_while_the_metadata_stage_stands_still() {
     let mut f = Fixture::new().await;
     let first = f.put("first").await;
     assert_eq!(f.indexed().await, [first]);
-    // Nobody takes anything out.
+    // The test takes nothing out of the backlog.
     for _ in 0..BACKLOG_LINES_MAX {
         f.backlog.add(Touched::Stored { hash: first, cursor: 1 });
     }

@@ -1,13 +1,15 @@
-//! Brings assets' metadata in the store and in the journal together, both ways, and logs what
-//! becomes of assets. What is decided about one asset, `core::journal::asset` decides.
+//! Reconciles the metadata of assets between the store and the journal in both directions, and logs
+//! the events of assets. `core::journal::asset` decides for each asset.
 //!
-//! M1  Level-triggered: the catalogue's backlog, the journal's commits, a scan of everything and the
-//!     API only say which assets to look at; a look brings the two together whatever happened before.
-//! M2  What the user did, its events and the shadow that remembers it are one transaction: nothing
-//!     is issued twice, and nothing lost, by a crash anywhere.
-//! M3  A row is written to the store only over the row it was decided on (compare-and-set).
-//! M4  At rest nothing is written: neither to the store nor to the journal.
-//! M5  An asset's arrival is logged when its shadow is made, in that transaction: exactly once.
+//! M1  Level-triggered: the catalogue's backlog, the journal's commits, a scan of everything and
+//!     the API only say which assets to look at. A look reconciles an asset whatever happened
+//!     before.
+//! M2  The user's edits, their events and the shadow that records them are one transaction: no
+//!     crash loses an edit or issues it twice.
+//! M3  A row is written to the store only over the row that the decision was based on
+//!     (compare-and-set).
+//! M4  At rest nothing is written, neither to the store nor to the journal.
+//! M5  The arrival of an asset is logged in the transaction that makes its shadow: exactly once.
 //! M6  The trash is a flag. Nothing here deletes bytes.
 
 use std::sync::Arc;
@@ -44,10 +46,10 @@ use self::look::{Asked, Look, Written, pack, write_row};
 /// other devices just then, and its metadata may come after it.
 const GATHER: Duration = Duration::from_millis(5);
 
-/// Lines of the backlog taken together.
+/// The most lines of the backlog taken together.
 const TAKE_LINES: usize = 4 * LOOK_ASSETS;
 
-/// Assets looked at together: they share a transaction. With the longest texts they are 16 MiB.
+/// The most assets in one look: they share a transaction. With the longest texts they are 16 MiB.
 const LOOK_ASSETS: usize = 256;
 
 /// The most looks at one asset in a row: an edit of many tags takes several ops, and the user may
@@ -60,7 +62,7 @@ const CALLS_AT_ONCE: usize = 8;
 /// The deadline of a store call.
 const CALL_WAIT: Duration = Duration::from_secs(60);
 
-/// What could not be written is tried again after this, and no two scans are closer than this.
+/// When a failed write is retried; also the shortest time between two scans.
 const SCAN_AGAIN_MS: u64 = 10 * 60 * 1000;
 
 /// How long after a change the cursors of both feeds are saved. Lines that are read again after a
@@ -78,8 +80,8 @@ const JOURNAL_CURSOR: &str = "metadata-journal";
 /// answer.
 pub(crate) const SETTLES_MAX: usize = 64;
 
-/// The journal has another epoch than before, as when a device comes into a group, or another store
-/// answers: no failure.
+/// The journal has another epoch than before, as when a device joins a group, or another store
+/// answers. Not a failure.
 #[derive(Debug, thiserror::Error)]
 #[error("the journal or the store is another one")]
 struct BegunAnew;
@@ -95,7 +97,7 @@ pub struct Settle {
 pub(crate) struct Settler {
     store: Arc<dyn Store>,
     backlog: Backlog,
-    /// Whether a store answers, and which.
+    /// The store that answers, or why none does.
     answer: watch::Receiver<Answer>,
     journal: JournalHandle,
     arrivals: Arrivals,
@@ -116,31 +118,32 @@ pub(crate) struct Settler {
 struct Place {
     /// See [`Opened::number`].
     number: u64,
-    /// The group whose journal it is.
+    /// The group of the journal.
     group: Option<GroupId>,
     store: Option<Cursor>,
     journal: Option<Cursor>,
     /// The cursors as saved in the journal.
     saved: (Option<Cursor>, Option<Cursor>),
     save_at_ms: Option<u64>,
-    /// Taken from the backlog and not finished.
+    /// Work from the backlog that is not finished.
     in_hand: Work,
-    /// Up to where lines of the backlog were looked at.
+    /// The position in the store's feed up to which lines of the backlog were looked at.
     looked_to: store::Cursor,
     scan: Option<Scan>,
     scan_at_ms: Option<u64>,
-    /// Everything was looked at since this store answered first: the cursors stand for it.
+    /// Whether everything was looked at since this store first answered, so that the cursors are
+    /// valid.
     is_whole: bool,
-    /// There is more in the journal than was read.
+    /// Whether the journal has more changes than were read.
     journal_behind: bool,
 }
 
-/// A walk through the store's assets in the order of its feed.
+/// A scan of the store's assets in the order of its feed.
 #[derive(Debug)]
 struct Scan {
     /// Assets up to this cursor were looked at.
     after: store::Cursor,
-    /// It began at the first asset.
+    /// Whether it began at the first asset.
     is_whole: bool,
 }
 
@@ -204,7 +207,7 @@ impl Settler {
         }
     }
 
-    /// Keeps one store and one journal together until either is lost or replaced.
+    /// Reconciles one store and one journal until either is lost or replaced.
     async fn session(&mut self) -> Result<std::convert::Infallible> {
         let opened = self.opened().await?;
         self.take_place(opened).await?;
@@ -257,7 +260,7 @@ impl Settler {
             let answer = self.answer.borrow_and_update().clone();
             match answer {
                 Some(answer) => return answer.map_err(anyhow::Error::msg),
-                // The sender is a part of the backlog, which `self` holds.
+                // The backlog holds the sender, and `self` the backlog.
                 None => self.answer.changed().await?,
             }
         }
@@ -267,12 +270,13 @@ impl Settler {
     fn check_store(&mut self) -> Result<()> {
         match &*self.answer.borrow_and_update() {
             Some(Ok(opened)) if opened.number != self.at.number => Err(BegunAnew.into()),
-            // A store that is down shows in the calls.
+            // Calls to a store that is down fail by themselves.
             _ => Ok(()),
         }
     }
 
-    /// Where to go on in the backlog and the journal, or that everything is to be looked at.
+    /// Decides where to continue in the backlog and the journal, or that everything has to be
+    /// looked at.
     async fn take_place(&mut self, opened: Opened) -> Result<()> {
         let info = call(self.store.info()).await?;
         anyhow::ensure!(info.store_id == opened.store_id, "another store answers by now");
@@ -314,8 +318,8 @@ impl Settler {
                 self.at.is_whole = true;
             }
             _ => {
-                // What changes from here on the backlog and the journal tell; what is there the
-                // scan looks at.
+                // The backlog and the journal report what changes from here on; the scan looks at
+                // what is there.
                 self.at.store = Some(Cursor { epoch, arr: info.newest_cursor });
                 self.at.journal = Some(now);
                 self.at.scan = Some(Scan::whole());
@@ -324,7 +328,7 @@ impl Settler {
         Ok(())
     }
 
-    /// Gives what was not finished back to the backlog, for the next session.
+    /// Returns unfinished work to the backlog, for the next session.
     fn put_back(&mut self) {
         let mut unfinished = std::mem::take(&mut self.at.in_hand);
         match self.at.scan.take() {
@@ -335,14 +339,14 @@ impl Settler {
         self.backlog.put_back(self.at.number, unfinished);
     }
 
-    /// Looks at what the backlog holds, or a part of it.
+    /// Looks at assets of the backlog.
     async fn work_off(&mut self) -> Result<()> {
         let work = self.backlog.take(self.at.number, TAKE_LINES).ok_or(BegunAnew)?;
         let Work { lines, list_from, is_gap } = work;
         self.at.in_hand.lines = lines;
         if is_gap {
             self.at.in_hand.is_gap = true;
-            // A store that comes and goes is not to be asked for everything each time.
+            // A store that disconnects often must not cause a scan each time.
             self.scan_at(self.scanned_ms.map_or(0, |at| at + SCAN_AGAIN_MS));
         }
         if let Some(from) = list_from {
@@ -360,8 +364,7 @@ impl Settler {
         Ok(())
     }
 
-    /// Moves the cursor of the store on, unless there is an asset below it that is still to be
-    /// looked at.
+    /// Advances the cursor of the store, unless an asset below it is yet to be looked at.
     fn move_on(&mut self) {
         let looked_to = self.at.looked_to;
         if self.at.scan.is_some() || self.at.in_hand.is_gap {
@@ -395,7 +398,7 @@ impl Settler {
         Ok(())
     }
 
-    /// A page of the scan under way.
+    /// Looks at the next page of the current scan.
     async fn scan(&mut self) -> Result<()> {
         let Some(Scan { after, is_whole }) = self.at.scan else { return Ok(()) };
         let next = match call(self.store.list(&Filter::default(), after, LOOK_ASSETS)).await {
@@ -427,7 +430,7 @@ impl Settler {
         Ok(())
     }
 
-    /// Has everything looked at by then.
+    /// Schedules a scan of everything, at the latest at `at_ms`.
     fn scan_at(&mut self, at_ms: u64) {
         self.at.scan_at_ms = Some(self.at.scan_at_ms.map_or(at_ms, |at| at.min(at_ms)));
     }
@@ -645,8 +648,8 @@ impl Scan {
     }
 }
 
-/// Where the settler stands in the feed of which store, as the journal has it; `None` when
-/// everything is to be looked at.
+/// Reads the settler's saved position and its store from the journal; `None` when everything has to
+/// be looked at.
 ///
 /// # Errors
 /// The journal cannot be read.
@@ -658,7 +661,7 @@ pub(crate) async fn read_to(
     Ok(noted.map(|at| (StoreId(at.epoch.0), at.arr)))
 }
 
-/// A call to the store with its deadline.
+/// Calls the store with a deadline.
 async fn call<T>(call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     timeout(CALL_WAIT, call).await.unwrap_or_else(|_| {
         Err(StoreError::Unreachable(format!("no answer within {} s", CALL_WAIT.as_secs())))

@@ -1,4 +1,4 @@
-//! The feed as a reader of it sees it: its lines, and a word ahead of them that there are new ones.
+//! The feed as its readers see it: its lines, preceded by a hint that there are new ones.
 
 use std::sync::{Arc, Weak};
 
@@ -9,10 +9,10 @@ use super::{EmbeddedStore, Health, Shared};
 use crate::core::ids::{Digest, Hash};
 use crate::store::{Cursor, StoreError, Touched};
 
-/// Lines of the feed read at once.
+/// The most lines of the feed read at once.
 const TOUCHED_PAGE_ROWS: usize = 1000;
 
-/// One line of the feed in full, for a server of it.
+/// A line of the feed with all its details, for a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeedLine {
     /// Its position in the feed.
@@ -45,14 +45,14 @@ pub enum FeedKind {
     },
 }
 
-/// A reader of the feed. Does not keep the store open.
+/// A reader of the feed. It does not keep the store open.
 pub(super) struct Touching {
     pub(super) shared: Weak<Shared>,
     pub(super) newest: watch::Receiver<Cursor>,
     pub(super) health: Arc<Health>,
-    /// Every line up to here was given.
+    /// All lines up to here were returned.
     pub(super) after: Cursor,
-    /// That there are lines up to here was said.
+    /// A hint was returned that there are lines up to here.
     pub(super) announced: Cursor,
 }
 

@@ -1,7 +1,7 @@
 //! Reads a foreign store's event stream.
 //!
-//! Nothing here is remembered across a break: any trouble ends the stream with an error, and the
-//! reader asks for it again. A core-only store is also to be listed every [`POLL_EVERY`].
+//! Nothing is remembered across a break: any error ends the stream, and the reader opens a new one.
+//! A core-only store must be listed every [`POLL_EVERY`] as well.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +19,10 @@ use super::{Inner, contract};
 use crate::core::ids::Hash;
 use crate::store::{Cursor, StoreError, Touched};
 
-/// A core-only store is listed anew so often: its events may not resume, or may not exist.
+/// How often a core-only store is listed: its events may not resume, or may not exist.
 const POLL_EVERY: Duration = Duration::from_secs(30);
 
-/// The event stream of `store` after `after`.
+/// The store's event stream after the cursor `after`.
 pub(super) fn touched(
     store: Arc<Inner>,
     after: Cursor,
@@ -35,7 +35,8 @@ pub(super) fn touched(
     pages.map_ok(|lines| stream::iter(lines).map(Ok)).try_flatten().boxed()
 }
 
-/// What an event says. Cursors of a core-only store are left out: its listing may have others.
+/// Converts an event to a line. The cursors of a core-only store are dropped, because its listing
+/// may use others.
 fn line(event: &Event, is_core_only: bool) -> Touched {
     #[derive(Deserialize)]
     struct Data {
@@ -57,7 +58,7 @@ fn line(event: &Event, is_core_only: bool) -> Touched {
                 Touched::Changed
             }
         },
-        // `gone`, and what later versions say. One listing too many is short.
+        // `gone`, and events of later versions. A superfluous listing costs little.
         _ => Touched::Changed,
     }
 }
@@ -67,14 +68,14 @@ struct Follower {
     store: Arc<Inner>,
     after: Cursor,
     state: State,
-    /// When a core-only store is due to be listed again.
+    /// When to list a core-only store again.
     next_poll: Option<Instant>,
 }
 
 enum State {
     Start,
     Streaming(Box<Streaming>),
-    /// There are no events: only the poll is left.
+    /// The store has no events: it is only listed.
     Polling,
 }
 
@@ -82,14 +83,14 @@ struct Streaming {
     answer: Response,
     parser: Parser,
     is_core_only: bool,
-    /// Between two lines.
+    /// The longest silence between two lines.
     pause_max: Duration,
-    /// The next line has come by then.
+    /// The time by which the next line must arrive.
     deadline: Instant,
 }
 
 impl Streaming {
-    /// The next piece of the stream. Dropping the future loses nothing.
+    /// Reads the next piece of the stream. Dropping the future loses nothing.
     async fn next(&mut self) -> Result<Vec<Touched>, StoreError> {
         let chunk = timeout_at(self.deadline, self.answer.chunk())
             .await
@@ -135,7 +136,8 @@ impl Follower {
         }
     }
 
-    /// Opens the stream; true when the store is to be listed, as it may not resume.
+    /// Opens the stream. Returns whether the store must be listed because its events may not
+    /// resume.
     async fn start(&mut self) -> Result<bool, StoreError> {
         let is_core_only = self.store.profile().await?.is_core_only;
         let request = Request::new(Method::GET, "/sync/events")
