@@ -78,7 +78,7 @@ impl Mount {
         mounted.then(|| Self(folder.to_owned()))
     }
 
-    /// In a file, of a kind that becomes read-only when it finds itself damaged.
+    /// A file system in a file, which becomes read-only when it finds an error.
     fn of_image(image: &Path, folder: &Path) -> Option<Self> {
         let run = |command: &mut Command| {
             command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
@@ -96,7 +96,7 @@ impl Mount {
         mounted.then(|| Self(folder.to_owned()))
     }
 
-    /// Has the kernel find an error on it.
+    /// Makes the kernel find an error in it.
     fn fail(&self) {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         let here = self.0.to_str().unwrap();
@@ -261,7 +261,7 @@ fn a_device_that_has_used_up_its_logs_says_so_and_refuses_edits_and_nothing_else
     assert!(said.contains("64 logs of one device"), "{said}");
     agent.output(&["records", "get", "note", "63"]);
     agent.command(&["cat", &hash]).assert().success();
-    // Assets are no edits.
+    // An asset is not an edit, so it is stored.
     let more = add(&agent, 200_000, 2);
     assert_eq!(held(&agent), BTreeSet::from([hash, more]));
 }
@@ -277,7 +277,7 @@ fn a_disk_that_fails_under_a_running_agent_stops_it_with_the_reason_and_nothing_
     let hash = add(&failing, 200_000, 1);
     failing.output(&["records", "put", "note", "before", "v=1"]);
     mount.fail();
-    // Answered by nobody, or refused; never acknowledged.
+    // There is no answer or a refusal, but no acknowledgement.
     failing.command(&["records", "put", "note", "after", "v=1"]).assert().failure();
     assert_eq!(failing.ended().code(), Some(1));
     let said = fs::read_to_string(&log).unwrap();

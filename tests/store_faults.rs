@@ -834,7 +834,7 @@ async fn a_core_only_store_can_be_listed_filled_and_read() {
         assert_eq!(line, Touched::Changed, "it may not resume, and is to be listed");
         let hash = small(2000).digest.hash;
         client.put(vec![small(2000)]).await.unwrap().remove(0).unwrap();
-        // Its cursors are not those of its listing.
+        // The cursors of its events are not those of its listing.
         let stored = Touched::Stored { hash, cursor: 0 };
         let told = touched.any(async |line| line.unwrap() == stored);
         assert!(timeout(WAIT, told).await.unwrap());

@@ -100,7 +100,7 @@ pub(super) fn is_full(folder: &Path) -> bool {
         .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < FREE_BYTES_MIN)
 }
 
-/// What a user is told whose agent does not start on a full disk.
+/// The error of an agent that cannot start because the disk is full.
 pub(super) fn no_room_to_start(folder: &Path) -> String {
     format!(
         "there is no room on the disk of {}: free some space and start again, what is stored is kept",

@@ -42,7 +42,7 @@ pub(super) struct Parts {
     pub(super) unreachable: Vec<NodeId>,
     pub(super) throttle: Throttle,
     pub(super) events: EventLog,
-    /// What the catalogue hands to the settler.
+    /// The assets that the catalogue passes to the settler.
     pub(super) backlog: Backlog,
     /// The number of assets whose metadata is held back.
     pub(super) frozen: watch::Receiver<usize>,

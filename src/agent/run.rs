@@ -433,7 +433,7 @@ impl Loop {
 
     fn on_request(&mut self, request: Request) {
         if self.stopping {
-            // Dropped, it is answered with "the agent is stopping".
+            // A dropped request is answered with "the agent is stopping".
             return;
         }
         let parts = &mut self.parts;

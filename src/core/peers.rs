@@ -332,7 +332,7 @@ mod tests {
         link.connected(conn(1, true, 0));
         assert_eq!(link.connected(conn(2, false, 5)), Placed::Standby { close: None });
         assert_eq!(link.connected(conn(3, false, 6)), Placed::Standby { close: Some(ConnId(2)) });
-        // The same where the current connection is the one that has to stand by.
+        // Also when it is the current connection that has to stand by.
         let mut link = Link::new(0, false);
         link.connected(conn(1, true, 0));
         assert_eq!(link.connected(conn(2, false, 5)), Placed::Current { close: Some(ConnId(1)) });

@@ -85,8 +85,8 @@ const REBIND_PAUSE: Duration = Duration::from_millis(50);
 /// should be connected all to all has 20 devices.
 pub(super) const CONNECTIONS_MAX: usize = 64;
 
-/// The most live connections with one peer: two when both dial at once. Those that strangers may
-/// have, too, as for pairing, count apart.
+/// The most live connections with one peer: two when both dial at once. Connections that strangers
+/// may have too, such as for pairing, count separately.
 const CONNECTIONS_PER_PEER_MAX: usize = 2;
 
 /// The most live connections of each protocol for strangers.

@@ -408,7 +408,7 @@ pub struct Faults {
     pub lost_meta: AtomicU64,
     /// The number of listings from the start.
     pub listed_anew: AtomicU64,
-    /// Times its event stream was asked for.
+    /// How often its event stream was requested.
     pub event_streams: AtomicU64,
 }
 

@@ -318,7 +318,7 @@ async fn an_edit_moves_the_feed_on_without_an_entry(f: &Fixture) {
     assert_eq!(after.next, f.newest().await);
 }
 
-/// The next line that says more than that there is something to list.
+/// The next line other than [`Touched::Changed`].
 async fn next_line(touched: &mut BoxStream<'static, Result<Touched, StoreError>>) -> Touched {
     let next = async {
         loop {
@@ -346,7 +346,7 @@ async fn the_feed_says_which_assets_were_stored_and_which_edited(f: &Fixture) {
     let edited = Touched::Edited { hash: first, cursor: f.newest().await };
     assert_eq!(next_line(&mut touched).await, edited);
 
-    // Later it goes on from a cursor, and misses nothing.
+    // A later stream continues from a cursor and misses nothing.
     let mut touched = f.store.touched(then);
     assert_eq!(next_line(&mut touched).await, edited);
 }

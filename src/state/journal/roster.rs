@@ -111,7 +111,7 @@ impl Roster {
         state.is_founded_anew && state.verdicts.members().count() <= 1
     }
 
-    /// Whether this device can write no more: it is to begin a log, and has as many as may be.
+    /// Whether this device can no longer write: it needs a new log, and has reached the limit.
     pub fn is_out_of_logs(&self) -> bool {
         self.read().is_out_of_logs
     }

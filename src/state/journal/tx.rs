@@ -273,7 +273,7 @@ impl<'a> Tx<'a> {
         }
     }
 
-    /// Whether the next op needs a log that nobody would take.
+    /// Whether the next op needs a new log, which other devices would refuse as one too many.
     pub(super) fn is_out_of_logs(&self) -> Result<bool> {
         if self.open_log.is_some() || self.group.is_none() {
             return Ok(false);

@@ -254,7 +254,7 @@ fn of_what_a_device_tells_of_itself_only_the_fields_that_count_are_read() {
     b.write(vec![DraftChange::Put(state.put_over(None).unwrap())]);
     fill(b, &DeviceState::key(), 0..3);
     sync(a, b);
-    // What is not read cannot be found damaged.
+    // A damaged field that is not read causes no error.
     let plant = "UPDATE cells SET value = x'09' WHERE field = 'f1'";
     assert_eq!(a.journal.connection.execute(plant, []).unwrap(), 1);
     let members = a.reader.group_state(&a.id()).unwrap().unwrap().members.members;
