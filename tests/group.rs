@@ -299,7 +299,7 @@ async fn an_asset_can_be_edited_at_any_moment_of_pairing() {
     let hash = add(&b, 7_000, meta("mine", &[], false)).await;
     b.handle().settle(hash).await.unwrap();
     pair(&a, &b).await;
-    // Its metadata starts anew in the journal of the group.
+    // Its metadata starts again, in the journal of the group.
     until("it is in the group's journal", &[&a, &b], async || {
         b.handle().settle(hash).await.unwrap();
         let journal = a.handle().journal();

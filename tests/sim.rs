@@ -346,8 +346,8 @@ fn a_peer_that_promises_and_does_not_deliver_is_passed_over_and_another_asked() 
 
 #[test]
 fn whoever_offers_assets_for_ever_and_sends_none_keeps_nobody_from_giving_them() {
-    // How long an asset that is not shared may take before other holders are asked, plus the
-    // longest redial pause.
+    // How long an asset that is not shared may take before it is requested from other holders,
+    // plus the longest redial pause.
     const BOUND_MS: u64 = 7 * 60_000;
     for seed in seeds(8) {
         let mut world = World::new(seed, 3, Faults::NONE);

@@ -92,7 +92,7 @@ pub struct PairReply {
     pub members: usize,
 }
 
-/// A device to put out of the group.
+/// A request to remove a device from the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoveOrder {
     /// Its name, its node ID or a unique prefix of it.

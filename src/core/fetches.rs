@@ -1,5 +1,5 @@
-//! Fetches: requests for assets that somebody waits for. Decides which peer is asked, and which
-//! fetches go first.
+//! Fetches: requests for assets that a user or program waits for. Decides from which peer an asset
+//! is requested, and which fetches go first.
 //!
 //! F1  An asset that no peer is known to hold is requested from every connected peer, one after
 //!     another, and from each once. When all have denied it, it is nowhere.

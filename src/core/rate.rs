@@ -209,8 +209,8 @@ pub enum Turn {
     Ahead,
 }
 
-/// A token bucket as a plain value. It fills at its rate; a caller that takes too much is told how
-/// long to wait.
+/// A token bucket as a plain value. It fills at its rate; to a caller that takes too much it
+/// returns how long to wait.
 #[derive(Debug, Clone)]
 pub struct Bucket {
     rate_bytes: u64,

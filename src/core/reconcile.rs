@@ -70,7 +70,7 @@ pub struct Outcome {
     pub peer: Since,
 }
 
-/// How a peer broke the protocol. The connection is to be closed.
+/// How a peer broke the protocol. The caller closes the connection.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ReconcileError {
     /// A message is not expected at this point.

@@ -3,17 +3,17 @@
 //! I1  A hash is requested from one peer at a time: from another only when the first failed, or has
 //!     owed it for longer than [`ASK_MS_MAX`]. Until then an unsolicited offer by another peer is
 //!     accepted only if both can send the asset together: once a shared asset (a large one, with
-//!     BLAKE3) is arriving, its other holders are asked as well, and up to
+//!     BLAKE3) is arriving, it is requested from its other holders too, and up to
 //!     [`crate::core::limits::SOURCES_MAX`] send it. [`crate::core::spans`] decides which part each
 //!     sends, so that no byte crosses twice.
-//! I2  When the last source of an asset fails, another holder is asked. When none is left the want
-//!     is forgotten, and the next reconcile finds it again.
+//! I2  When the last source of an asset fails, it is requested from another holder. When none is
+//!     left the want is forgotten, and the next reconcile finds it again.
 //! I3  An asset that failed, found no room or was interrupted is not accepted again from the same
 //!     peer for a while, which doubles each time. This holds up no other asset and no other peer:
 //!     content and size are what that peer claims they are.
 //! I4  No source keeps another holder out for long, whatever size it claims. A holder that claims
-//!     another size sends beside it. When an asset takes longer than [`sources::patience_ms`], all
-//!     its other holders are asked as well.
+//!     another size sends beside it. When an asset takes longer than [`sources::patience_ms`], it
+//!     is requested from all its other holders too.
 //! I5  Memory is bounded per peer by [`WANTS_PER_PEER_MAX`], whatever peers announce: a peer is a
 //!     holder of at most this many wants, and only those are in its queue, each once. Assets that
 //!     somebody waits for ([`crate::core::fetches`]) come on top and have a bound of their own.
@@ -428,8 +428,8 @@ impl Wants {
     }
 
     /// Requests `hash` from `peer` before everything else, even if it was requested before. Returns
-    /// false if `peer` is not known to hold it, or if another peer was asked or is to be asked
-    /// because this one is slow.
+    /// false if `peer` is not known to hold it, or if the asset was or will be requested from
+    /// another peer because this one is slow.
     pub fn ask_first(&mut self, now_ms: u64, peer: NodeId, hash: Hash) -> bool {
         let Some(want) = self.wants.get_mut(&hash) else { return false };
         let source = self.sources.entry(peer).or_default();
@@ -529,7 +529,7 @@ impl Wants {
         }
     }
 
-    /// Removes the want. A peer that was asked for it still owes an answer.
+    /// Removes the want. A peer from which it was requested still owes an answer.
     fn take(&mut self, hash: &Hash) -> Option<Want> {
         let want = self.wants.remove(hash)?;
         if let State::Arriving(sources) = &want.state {

@@ -442,7 +442,7 @@ const HASHING_BYTES: usize = 256 * 1024;
 /// The most page cache that one large asset uses while it arrives in order: what a slow disk writes
 /// in a second.
 const CACHED_BYTES: u64 = 64 * 1024 * 1024;
-/// The step in which the system is told to start writing; divides [`CACHED_BYTES`].
+/// After how many bytes the system starts to write them to disk; divides [`CACHED_BYTES`].
 const WRITE_STEP_BYTES: u64 = 2 * 1024 * 1024;
 /// The most groups per system call; every system accepts this many.
 const GATHERED_GROUPS_MAX: usize = 64;

@@ -59,7 +59,7 @@ const LISTED_BYTES_MAX: u64 = 128;
 /// The fewest bytes of a digest in a listing: its hash.
 const LISTED_BYTES_MIN: u64 = 32;
 
-/// The largest listing by `since`, which comes in one piece: about a million assets.
+/// The largest listing by `since`, which is a single answer: about a million assets.
 const LISTING_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// The largest answer of calls that return little.

@@ -102,7 +102,7 @@ pub enum TransferError {
 }
 
 impl TransferError {
-    /// Whether the peer broke the protocol, so that the connection is to be closed.
+    /// Whether the peer broke the protocol, so that the caller has to close the connection.
     pub fn is_violation(&self) -> bool {
         match self {
             Self::Frame(e) => matches!(e, FrameError::Header(_)),

@@ -74,8 +74,8 @@ async fn of_three_copies_damaged_in_two_places_the_third_is_used_and_all_are_who
     pair(&a, &d).await;
     until("the newcomer has it", &[&a, &b, &c, &d], async || d.status().store.assets == 1).await;
     assert!(is_whole(&d, &asset).await);
-    // A device that was asked for it has found the damage; the others find it when something
-    // checks.
+    // A device from which it was requested has found the damage; the others find it when they
+    // verify the asset.
     for device in [&a, &b] {
         let _ = device.store().verify(asset.hash).await.unwrap();
     }

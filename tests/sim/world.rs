@@ -132,7 +132,7 @@ pub(crate) struct Node {
     epoch: [u8; 16],
     cursors: BTreeMap<NodeId, Since>,
     wake_ms: Option<u64>,
-    /// Whether it announces what it holds, is asked for it, and sends none of it.
+    /// Whether it announces its assets but sends none when they are requested.
     pub(crate) withholds: bool,
 }
 

@@ -246,7 +246,7 @@ impl Engine {
         self.wants.batch_ended(now_ms, node_id, batch);
     }
 
-    /// Takes in the end of the plain exchange of whole sets.
+    /// Handles the end of the plain exchange of whole sets.
     pub(super) fn on_exchanged(
         &mut self,
         now_ms: u64,

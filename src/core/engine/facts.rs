@@ -274,7 +274,7 @@ pub enum Effect {
         /// The connection.
         conn: ConnId,
     },
-    /// Save how far a peer's set was taken in.
+    /// Save how far a peer's set is known.
     SaveCursor {
         /// The peer.
         peer: NodeId,

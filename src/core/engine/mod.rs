@@ -91,8 +91,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine over a loaded index. `seed` is fresh randomness, `cursors` say how far each peer's
-    /// set was taken in.
+    /// An engine over a loaded index. `seed` is fresh randomness, `cursors` hold how far each
+    /// peer's set is known.
     pub fn new(
         identity: Identity,
         known: KnownSet,

@@ -19,7 +19,7 @@ pub const WINDOW_MS: u64 = 60 * 1000;
 pub const FREEZE_MS: u64 = 10 * 60 * 1000;
 
 /// The most assets watched. No disk takes writes to more within [`WINDOW_MS`]; beyond it all counts
-/// start anew.
+/// start again at zero.
 const WATCHED_MAX: usize = 64 * 1024;
 
 /// Counts writes per asset. All times are from one monotonic clock, in ms.

@@ -43,7 +43,7 @@
 //! voids what this remover alone has said. If two devices removed it, it cannot answer either. A
 //! stolen founder key is closer than everybody: if only one device removed it, it can remove that
 //! one, and stays heard through devices that it adds, until a second device removes it. Such a
-//! device can also undo a removal by removing the remover. Where that is to be feared, found a new
+//! device can also undo a removal by removing the remover. If that is a risk, found a new
 //! group.
 
 mod judge;

@@ -1,5 +1,5 @@
 //! The state machine of one journal stream with one peer, in both directions: inputs in, effects
-//! out. It sends ops that the peer lacks and takes in ops that we lack. It keeps no ops: it reads
+//! out. It sends ops that the peer lacks and applies ops that we lack. It keeps no ops: it reads
 //! them from the journal through effects.
 //!
 //! N1  No content of the journal is sent before the peer is judged a member, nor after it stops
@@ -8,15 +8,15 @@
 //!     this session cover. Sending an op does not cover the ops before it: one of them may still
 //!     arrive here.
 //! N3  A clock marked `drained` is read in the same snapshot that showed nothing left to send.
-//! N4  A gap is jumped only on a drained clock, with everything before it on the stream taken in,
-//!     and never after an op was refused in this session. An op for which the disk had no room
+//! N4  A gap is jumped only on a drained clock, with everything before it on the stream applied,
+//!     and never after an op was refused in this session. An op for which the disk had no space
 //!     forbids it for its log until the op was received again.
 //! N5  At most one batch of ops is under way in each direction, and one effect of each kind.
 //! N6  Equal clocks with unequal digests end in sending everything again; a forked log that differs
 //!     is sent again as a whole. Either happens at most once in [`REPAIR_PAUSE_MS`] per peer, and
 //!     only after the peer has answered what was sent before.
 //! N7  When the peer refuses an op, nothing more of that log is sent, and our clock says so, until
-//!     the peer has the op or requests what it refused. If the peer refused for want of room, this
+//!     the peer has the op or requests what it refused. If the peer refused for lack of space, this
 //!     holds beyond the session, for [`WITHHOLD_MS`].
 //! N8  The work that a small clock can cause is bounded in time: expensive reads and writes are put
 //!     off and done together ([`incoming`]).
@@ -145,7 +145,7 @@ pub enum Input {
     Compared(Compared),
     /// The outcome of [`Effect::Scan`].
     Scanned(Scanned),
-    /// The outcome of [`Effect::Apply`]: the ops that were not taken in.
+    /// The outcome of [`Effect::Apply`]: the ops that were not applied.
     Applied(Vec<NotTaken>),
     /// The other outcome of [`Effect::Apply`]: an op has a wrong signature or is out of bounds.
     Forged,
@@ -241,7 +241,7 @@ pub struct Scanned {
     pub drained: Option<Clock>,
 }
 
-/// An op that was not taken in.
+/// An op that was not applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotTaken {
     /// Its log.
@@ -252,7 +252,7 @@ pub struct NotTaken {
     pub why: Why,
 }
 
-/// Why an op was not taken in.
+/// Why an op was not applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
     /// Its stamp is too far in the future until this wall-clock time.
@@ -286,7 +286,7 @@ pub enum Report {
     Matching,
     /// The peer refused something.
     Refused(Refuse),
-    /// Ops of a log are not taken in for now.
+    /// Ops of a log are not applied for now.
     Holding(NotTaken),
 }
 
@@ -367,7 +367,7 @@ impl Session {
         self.judging == Judging::Member
     }
 
-    /// Whether ops of this log are not taken in for now.
+    /// Whether ops of this log are not applied for now.
     pub fn holds(&self, log: &LogId) -> bool {
         self.incoming.holds(log)
     }

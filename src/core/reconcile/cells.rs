@@ -139,7 +139,7 @@ impl Recovery {
         Some((sharding.query(self.shard, up_to_seq), span))
     }
 
-    /// Takes in our own cells of the shard.
+    /// Adds our own cells of the shard.
     pub(super) fn on_own(&mut self, own: CodedCells) -> Step {
         self.scanned = self.scanned.plus(own.cell(0));
         self.own = Some(own);
@@ -147,7 +147,7 @@ impl Recovery {
         self.decode(&early)
     }
 
-    /// Takes in cells as sent, that is, with the expected counts subtracted.
+    /// Adds cells as sent, that is, with the expected counts subtracted.
     pub(super) fn on_cells(
         &mut self,
         shard: u32,
@@ -261,7 +261,7 @@ impl CellServer {
         }
     }
 
-    /// Takes in a request for more cells. [`CellServer::serve`] returns them, at once or when the
+    /// Records a request for more cells. [`CellServer::serve`] returns them, at once or when the
     /// index has built them.
     pub(super) fn on_more(&mut self, span: Span) -> Result<(), ReconcileError> {
         if self.wanted.is_some() {
@@ -297,7 +297,7 @@ impl CellServer {
         Some(self.sharding?.query(self.shard?, up_to_seq))
     }
 
-    /// Takes in our own cells of the shard.
+    /// Adds our own cells of the shard.
     pub(super) fn on_own(&mut self, own: CodedCells) {
         self.scanned = self.scanned.plus(own.cell(0));
         self.own = Some(own);

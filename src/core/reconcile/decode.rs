@@ -56,7 +56,7 @@ impl Decoder {
         self.cells.len()
     }
 
-    /// Takes in the next cells of the other set and recovers symbols from them.
+    /// Adds the next cells of the other set and recovers symbols from them.
     pub(super) fn push(&mut self, theirs: &[Cell], ours: &CodedCells) {
         let first = self.cells.len();
         for (index, cell) in (first..).zip(theirs) {

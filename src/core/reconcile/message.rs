@@ -26,14 +26,14 @@ pub struct SetSummary {
     pub fingerprint: [u8; 32],
     /// [`Sketch::counters`]. Only in Compare.
     pub counters: Option<Box<[i32; COUNTERS]>>,
-    /// How far this device has taken in the other device's set.
+    /// How far this device knows the other device's set.
     pub since: Option<Since>,
     /// Whether more will follow soon because this device is still indexing its own store.
     pub busy: bool,
 }
 
 impl SetSummary {
-    /// The summary without the counters, as it is announced when nothing is to be compared.
+    /// The summary without the counters, as it is announced when there is nothing to compare.
     pub fn announced(&self) -> Self {
         Self { counters: None, ..self.clone() }
     }

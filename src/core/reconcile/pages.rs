@@ -120,7 +120,7 @@ impl PageServer {
         Self { cursor, head_seq, count, served: 0, state: State::Ready }
     }
 
-    /// Takes in a Pull. Returns the query whose answer makes the page.
+    /// Handles a Pull. Returns the query whose answer makes the page.
     pub(super) fn on_pull(&mut self, from: Cursor) -> Result<Query, ReconcileError> {
         if self.state != State::Ready || from != self.cursor {
             return Err(ReconcileError::Unexpected {

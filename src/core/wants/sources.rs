@@ -14,7 +14,7 @@ const SLOW_BYTES_PER_S: u64 = 64 * 1024;
 /// The longest time for which two peers can keep others out by claiming the same huge size.
 const PATIENCE_MS_MAX: u64 = 6 * 3_600_000;
 
-/// How long an asset may take before all its holders are asked.
+/// How long an asset may take before it is requested from all its holders.
 pub(super) fn patience_ms(size_bytes: u64) -> u64 {
     let moving_ms = size_bytes.saturating_mul(1000) / SLOW_BYTES_PER_S;
     (ASK_MS_MAX + moving_ms).min(PATIENCE_MS_MAX)
@@ -54,7 +54,7 @@ impl Sources {
         }
     }
 
-    /// Whether other holders are to be asked as well.
+    /// Whether the asset may be requested from other holders too.
     pub(super) fn asks_others(&self) -> bool {
         (self.is_shared || self.is_open) && self.batches.len() < SOURCES_MAX
     }

@@ -1,4 +1,4 @@
-//! Which peer is asked for what, in scripted and in random sequences of events.
+//! Which asset is requested from which peer, in scripted and in random sequences of events.
 
 use super::rests::REST_MS_MIN;
 use super::sources::patience_ms;

@@ -34,7 +34,7 @@ impl Journal {
     }
 }
 
-/// An op that is to be taken out.
+/// An op to remove.
 pub(super) struct Held {
     pub(super) arr: i64,
     pub(super) log: i64,

@@ -169,13 +169,13 @@ struct FaultyStore {
     inner: Arc<dyn Store>,
     /// Every call fails as if the store were down.
     down: AtomicBool,
-    /// `put` and `adopt` fail for want of space once this many bytes were stored.
+    /// `put` and `adopt` fail for lack of space once this many bytes were stored.
     space_bytes: AtomicU64,
     /// Keeps no outboards, as a foreign store does.
     is_foreign: AtomicBool,
     /// Returns outboards of zeros.
     has_rotten_outboards: AtomicBool,
-    /// `put` and `adopt` fail for want of space although [`Store::check_space`] succeeded.
+    /// `put` and `adopt` fail for lack of space although [`Store::check_space`] succeeded.
     commits_fail: AtomicBool,
     /// `put` says of every content that it does not match its hash.
     accuses: AtomicBool,

@@ -37,8 +37,8 @@ pub(super) struct Incoming {
     holds: BTreeMap<LogId, Hold>,
     /// Whether an op was refused in this session. See N4.
     refused: bool,
-    /// Logs for which the disk had no room, each with the last op of the first batch that was not
-    /// taken in.
+    /// Logs for which the disk had no space, each with the last op of the first batch that was not
+    /// applied.
     full: BTreeMap<LogId, OpHash>,
 }
 
@@ -56,7 +56,7 @@ enum Busy {
     Ops(Vec<(LogId, OpHash)>),
 }
 
-/// Why no ops of a log are taken in for now.
+/// Why no ops of a log are applied for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hold {
     /// Until this wall-clock time.
@@ -87,7 +87,7 @@ impl Incoming {
         &self.peer
     }
 
-    /// Takes in a clock. Returns an effect to perform, or the protocol error.
+    /// Processes a clock of the peer. Returns an effect to perform, or the protocol error.
     pub(super) fn on_clock(
         &mut self,
         clock: Clock,
@@ -199,7 +199,7 @@ impl Incoming {
         whole
     }
 
-    /// Takes in a batch. Returns the ops of it whose logs are not held back.
+    /// Accepts a batch. Returns those of its ops whose logs are not held back.
     pub(super) fn on_ops(
         &mut self,
         ops: Ops,
@@ -245,7 +245,7 @@ impl Incoming {
         ops.into_iter().map(|(_, hash)| hash).collect()
     }
 
-    /// Holds a log back for want of space until this wall-clock time. See [`Self::hold`].
+    /// Holds a log back for lack of space until this wall-clock time. See [`Self::hold`].
     pub(super) fn hold_for_space(
         &mut self,
         log: LogId,
@@ -272,7 +272,7 @@ impl Incoming {
         self.holds.contains_key(log)
     }
 
-    /// The first wall-clock time at which a log is to be released.
+    /// The first wall-clock time at which to release a log.
     pub(super) fn hold_ends_ms(&self) -> Option<u64> {
         let until = |hold: &Hold| match hold {
             Hold::UntilMs(at) => Some(*at),

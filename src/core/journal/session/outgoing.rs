@@ -168,7 +168,7 @@ impl Outgoing {
         self.tell_ms = self.tell_ms.min(self.now_ms + COALESCE_MS);
     }
 
-    /// Takes in the peer's clock and looks at once whether the two differ.
+    /// Records the peer's clock and compares at once whether the two differ.
     pub(super) fn on_peer_clock(&mut self, clock: &Clock) {
         self.peer_answered = true;
         self.look_within(0);
@@ -222,7 +222,7 @@ impl Outgoing {
         self.look_within(0);
     }
 
-    /// Takes in the outcome of a scan. Returns a report if ops are to be sent again.
+    /// Processes the result of a scan. Returns a report if ops have to be sent again.
     pub(super) fn on_scanned(&mut self, scanned: Scanned, peer: &PeerClock) -> Option<Report> {
         self.reading = false;
         if self.moved {
