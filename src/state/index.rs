@@ -286,7 +286,7 @@ impl Index {
         })
     }
 
-    /// How far this device knows a peer's set: the peer's epoch and sequence number.
+    /// How far this device has taken in a peer's set: the peer's epoch and sequence number.
     pub fn peer_cursor(&self, peer: &NodeId) -> rusqlite::Result<Option<(Epoch, u64)>> {
         self.read(|connection| {
             connection
