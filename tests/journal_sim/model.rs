@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use can_sync::core::ids::{NodeId, OpHash};
-use can_sync::core::journal::members::{Fact, FactKind, Removal, Verdicts};
+use can_sync::core::journal::members::{FactKind, MemberFact, Removal, Verdicts};
 use can_sync::core::journal::op::{
     self, Body, Change, KEEP_DAYS, Key, MemberChange, Put, STREAM_MODEL, value_from_bytes,
     value_to_bytes,
@@ -52,7 +52,7 @@ pub(crate) type Row = (i64, [u8; 32], [u8; 16], Vec<u8>);
 pub(crate) struct State {
     pub(crate) cells: BTreeMap<Cell, Value>,
     pub(crate) events: BTreeSet<Event>,
-    pub(crate) facts: BTreeSet<Fact>,
+    pub(crate) facts: BTreeSet<MemberFact>,
 }
 
 impl State {
@@ -131,7 +131,7 @@ impl State {
 
     /// Whether a member removed the device.
     pub(crate) fn is_removed(&self, device: &Id, rules: Rules) -> bool {
-        let adds = |fact: &&Fact| fact.what == FactKind::Add(NodeId(*device));
+        let adds = |fact: &&MemberFact| fact.what == FactKind::Add(NodeId(*device));
         let is_added_again = rules.add_undoes && self.facts.iter().filter(adds).count() > 1;
         self.judged(rules).removed(&NodeId(*device)) && !is_added_again
     }
@@ -144,7 +144,7 @@ impl State {
     /// The real verdicts over facts changed according to `rules`. Other tests check the verdicts;
     /// here it matters that all devices come to the same ones.
     fn judged(&self, rules: Rules) -> Verdicts {
-        let mut facts: Vec<Fact> = self.facts.iter().cloned().collect();
+        let mut facts: Vec<MemberFact> = self.facts.iter().cloned().collect();
         for fact in &mut facts {
             let FactKind::Remove(removal) = &mut fact.what else { continue };
             if rules.keep_ignored {
@@ -199,7 +199,7 @@ impl State {
 }
 
 /// The fact in a change of an op.
-fn fact(by: &NodeId, op: &OpHash, index: usize, told: &MemberChange) -> Fact {
+fn fact(by: &NodeId, op: &OpHash, index: usize, told: &MemberChange) -> MemberFact {
     let what = match told {
         MemberChange::Genesis { .. } => FactKind::Genesis,
         MemberChange::Add { device, .. } => FactKind::Add(*device),
@@ -209,10 +209,10 @@ fn fact(by: &NodeId, op: &OpHash, index: usize, told: &MemberChange) -> Fact {
             fence: fence.as_ref().map(|fence| fence.iter().copied().collect()),
         }),
     };
-    Fact { by: *by, op: *op, index, what }
+    MemberFact { by: *by, op: *op, index, what }
 }
 
-fn added(fact: &Fact) -> Option<NodeId> {
+fn added(fact: &MemberFact) -> Option<NodeId> {
     match &fact.what {
         FactKind::Add(device) => Some(*device),
         _ => None,

@@ -1,7 +1,7 @@
 //! A thief has the key of a removed device and adds an accomplice. Both send any facts to members
 //! that do not know of the removal.
 
-use can_sync::core::journal::members::{Fact, FactKind, Verdicts};
+use can_sync::core::journal::members::{FactKind, MemberFact, Verdicts};
 use can_sync::core::journal::op::MemberChange;
 use can_sync::wire::journal::encode_body;
 
@@ -106,7 +106,7 @@ impl World {
     pub(super) fn check_thief(&mut self, n: usize) {
         let Some(stolen) = &self.stolen else { return };
         let crimes: BTreeSet<OpHash> = stolen.said.iter().flatten().map(VerifiedOp::hash).collect();
-        let mut facts: Vec<Fact> = self.nodes[n].memory.state.facts.iter().cloned().collect();
+        let mut facts: Vec<MemberFact> = self.nodes[n].memory.state.facts.iter().cloned().collect();
         if self.is(Mutant::NoFence) {
             for fact in &mut facts {
                 let is_crime = crimes.contains(&fact.op);

@@ -61,7 +61,7 @@ pub use ledger::Ledger;
 
 /// A statement by a device about the group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Fact {
+pub struct MemberFact {
     /// Its author.
     pub by: NodeId,
     /// The op that contains it.
@@ -109,7 +109,7 @@ pub struct Verdicts {
 
 impl Verdicts {
     /// Judges the facts; their order does not matter.
-    pub fn of(facts: &[Fact]) -> Self {
+    pub fn of(facts: &[MemberFact]) -> Self {
         Verdicts::clone(Ledger::of(facts).verdicts())
     }
 

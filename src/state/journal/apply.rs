@@ -9,7 +9,7 @@ use rusqlite::{OptionalExtension, params};
 
 use crate::core::ids::{LogId, NodeId, OpHash};
 use crate::core::journal::cell::{ALIVE, CellKey, CellValue, cell_digest, fact_digest, writes};
-use crate::core::journal::members::Fact;
+use crate::core::journal::members::MemberFact;
 use crate::core::journal::op::{Body, Change, Key, MemberChange, STREAM_MODEL, group_id};
 use crate::core::journal::set_hash::Element;
 use crate::core::journal::stamp::Stamp;
@@ -456,7 +456,7 @@ impl Tx<'_> {
         if added == 1 {
             self.add_refs(arr, 1)?;
             self.digest.add(&fact_digest(hash, index));
-            self.tell_fact(&Fact { by: *author, op: *hash, index, what: fact_kind(fact) })?;
+            self.tell_fact(&MemberFact { by: *author, op: *hash, index, what: fact_kind(fact) })?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, Row, params};
 
 use crate::core::ids::{NodeId, OpHash};
-use crate::core::journal::members::{Fact, FactKind, Ledger, Verdicts};
+use crate::core::journal::members::{FactKind, Ledger, MemberFact, Verdicts};
 use crate::core::journal::op::{Change, MemberChange};
 
 use super::rows::{ADD, GENESIS, REMOVE, fact_kind, read_body};
@@ -59,7 +59,8 @@ impl JournalReader {
             false => ledger.removal(device),
         });
         // No op has this hash.
-        let _ = ledger.insert(&Fact { by: *me, op: OpHash([0; OpHash::LEN]), index: 0, what });
+        let _ =
+            ledger.insert(&MemberFact { by: *me, op: OpHash([0; OpHash::LEN]), index: 0, what });
         ledger.settle();
         let after = ledger.verdicts();
         let rows = member_rows(&tx, &before)?.into_iter();
@@ -94,7 +95,7 @@ impl Tx<'_> {
     }
 
     /// Adds a fact to memory after its row was written.
-    pub(super) fn tell_fact(&mut self, fact: &Fact) -> Result<()> {
+    pub(super) fn tell_fact(&mut self, fact: &MemberFact) -> Result<()> {
         let Some(known) = &mut self.ledger else {
             self.facts_changed();
             return Ok(());
@@ -110,7 +111,7 @@ impl Tx<'_> {
 
     /// Whether the fence of some removal of `author` names the op.
     pub(super) fn is_named(&self, author: &NodeId, op: &OpHash) -> Result<bool> {
-        let names = |fact: &Fact| match &fact.what {
+        let names = |fact: &MemberFact| match &fact.what {
             FactKind::Remove(removal) => removal.fence.as_ref().is_some_and(|f| f.contains(op)),
             _ => false,
         };
@@ -155,7 +156,7 @@ pub(super) fn member_rows(connection: &Connection, verdicts: &Verdicts) -> Resul
 }
 
 /// Reads all membership facts.
-pub(super) fn facts(connection: &Connection) -> Result<Vec<Fact>> {
+pub(super) fn facts(connection: &Connection) -> Result<Vec<MemberFact>> {
     let mut query = connection.prepare_cached(FACTS)?;
     let mut rows = query.query([])?;
     let mut facts = Vec::new();
@@ -166,7 +167,7 @@ pub(super) fn facts(connection: &Connection) -> Result<Vec<Fact>> {
 }
 
 /// Reads the facts that remove a device.
-fn removals_of(connection: &Connection, device: &NodeId) -> Result<Vec<Fact>> {
+fn removals_of(connection: &Connection, device: &NodeId) -> Result<Vec<MemberFact>> {
     let mut query =
         connection.prepare_cached(&format!("{FACTS} WHERE d.id = ?1 AND m.kind = ?2"))?;
     let mut rows = query.query(params![device.0, REMOVE])?;
@@ -177,7 +178,7 @@ fn removals_of(connection: &Connection, device: &NodeId) -> Result<Vec<Fact>> {
     Ok(facts)
 }
 
-fn fact(row: &Row<'_>) -> Result<Fact> {
+fn fact(row: &Row<'_>) -> Result<MemberFact> {
     let index: i64 = row.get(4)?;
     let index = usize::try_from(index).unwrap_or(usize::MAX);
     let device = NodeId(row.get(2)?);
@@ -192,5 +193,5 @@ fn fact(row: &Row<'_>) -> Result<Fact> {
             }
         }
     };
-    Ok(Fact { by: NodeId(row.get(0)?), op: OpHash(row.get(3)?), index, what })
+    Ok(MemberFact { by: NodeId(row.get(0)?), op: OpHash(row.get(3)?), index, what })
 }

@@ -7,7 +7,7 @@ use crate::core::ids::{NodeId, OpHash};
 use crate::core::limits::FACTS_PER_AUTHOR_MAX;
 
 use super::judge::judge;
-use super::{Fact, FactKind, Removal, Verdicts};
+use super::{FactKind, MemberFact, Removal, Verdicts};
 
 /// All facts that are known, and the verdicts over them.
 #[derive(Debug, Clone, Default)]
@@ -25,7 +25,7 @@ pub(super) type Said = BTreeMap<(OpHash, usize), FactKind>;
 
 impl Ledger {
     /// Makes a ledger of these facts, in any order.
-    pub fn of(facts: &[Fact]) -> Self {
+    pub fn of(facts: &[MemberFact]) -> Self {
         let mut ledger = Self::default();
         facts.iter().for_each(|fact| ledger.enter(fact, FactKind::bare(&fact.what)));
         facts.iter().for_each(|fact| ledger.fill(fact));
@@ -37,7 +37,7 @@ impl Ledger {
     /// Adds a fact. Returns true if the removals of its author must be passed to
     /// [`Ledger::retell`]: what they say about this fact was not kept before (M6).
     #[must_use]
-    pub fn insert(&mut self, fact: &Fact) -> bool {
+    pub fn insert(&mut self, fact: &MemberFact) -> bool {
         self.is_stale = self.is_stale || !self.updates(fact);
         self.enter(fact, FactKind::bare(&fact.what));
         self.fill(fact);
@@ -45,7 +45,7 @@ impl Ledger {
     }
 
     /// Keeps from a known removal what was not needed before.
-    pub fn retell(&mut self, fact: &Fact) {
+    pub fn retell(&mut self, fact: &MemberFact) {
         self.fill(fact);
         self.is_stale = true;
     }
@@ -123,7 +123,7 @@ impl Ledger {
         (facts.count(), named.sum())
     }
 
-    fn enter(&mut self, fact: &Fact, what: FactKind) {
+    fn enter(&mut self, fact: &MemberFact, what: FactKind) {
         if let FactKind::Remove(Removal { device, .. }) = &what {
             self.targets.insert(*device);
         }
@@ -132,7 +132,7 @@ impl Ledger {
     }
 
     /// Adds to a removal what is known about its target (M6).
-    fn fill(&mut self, fact: &Fact) {
+    fn fill(&mut self, fact: &MemberFact) {
         let FactKind::Remove(told) = &fact.what else { return };
         let nothing = Said::new();
         let target = self.said.get(&told.device).cloned();
@@ -152,7 +152,7 @@ impl Ledger {
 
     /// Updates the verdicts with one new fact where that is simple. Returns false where all facts
     /// must be judged again.
-    fn updates(&mut self, fact: &Fact) -> bool {
+    fn updates(&mut self, fact: &MemberFact) -> bool {
         let by = &fact.by;
         let is_plain = self.verdicts.member(by)
             && !self.targets.contains(by)

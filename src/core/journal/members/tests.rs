@@ -13,7 +13,7 @@ const fn dev(n: u8) -> NodeId {
 
 /// Facts in the order in which they were stated, each in an op of its own.
 #[derive(Debug, Clone, Default)]
-struct Told(Vec<Fact>);
+struct Told(Vec<MemberFact>);
 
 impl Told {
     /// Device 1 founds the group and adds the others.
@@ -29,7 +29,7 @@ impl Told {
     fn tell(&mut self, by: u8, what: FactKind) -> OpHash {
         let mut op = [by; 32];
         op[..8].copy_from_slice(&(self.0.len() as u64).to_be_bytes());
-        let fact = Fact { by: dev(by), op: OpHash(op), index: 0, what };
+        let fact = MemberFact { by: dev(by), op: OpHash(op), index: 0, what };
         self.0.push(fact);
         OpHash(op)
     }
@@ -65,12 +65,12 @@ impl Told {
     /// A ledger that learns the facts one by one in this order.
     fn learned(&self, order: &[usize]) -> Ledger {
         let mut ledger = Ledger::default();
-        let mut heard: Vec<&Fact> = Vec::new();
+        let mut heard: Vec<&MemberFact> = Vec::new();
         for at in order {
             let fact = &self.0[*at];
             heard.push(fact);
             if ledger.insert(fact) {
-                let aims = |fact: &&&Fact, at: &NodeId| matches!(&fact.what, FactKind::Remove(removal) if removal.device == *at);
+                let aims = |fact: &&&MemberFact, at: &NodeId| matches!(&fact.what, FactKind::Remove(removal) if removal.device == *at);
                 let again = heard.iter().filter(|other| aims(other, &fact.by));
                 again.for_each(|removal| ledger.retell(removal));
             }
@@ -257,7 +257,7 @@ fn a_fact_signed_anew_under_an_old_number_is_beyond_the_fence() {
     told.remove(1, 2);
     let real = told.0[2].clone();
     assert_eq!(told.members(), [1, 3]);
-    told.0.push(Fact { op: OpHash([0xee; 32]), what: FactKind::Add(dev(9)), ..real });
+    told.0.push(MemberFact { op: OpHash([0xee; 32]), what: FactKind::Add(dev(9)), ..real });
     assert_eq!(told.members(), [1, 3]);
 }
 
@@ -391,7 +391,7 @@ fn what_a_removal_names_and_nobody_told_is_not_kept() {
     assert_eq!(ledger.size(), (4, 0));
     // The fact counts also when the device stated it later.
     let op = OpHash([7; 32]);
-    told.0.push(Fact { by: dev(2), op, index: 0, what: FactKind::Add(dev(10)) });
+    told.0.push(MemberFact { by: dev(2), op, index: 0, what: FactKind::Add(dev(10)) });
     let order: Vec<usize> = (0..told.0.len()).collect();
     assert!(told.learned(&order).verdicts().member(&dev(10)));
     assert_eq!(told.learned(&order).size(), (5, 2));
@@ -599,7 +599,7 @@ fn adding_fresh_devices_is_judged_without_looking_at_other_facts() {
         };
         let mut op = [2; 32];
         op[..8].copy_from_slice(&n.to_be_bytes());
-        assert!(!ledger.insert(&Fact { by: dev(2), op: OpHash(op), index: 0, what }));
+        assert!(!ledger.insert(&MemberFact { by: dev(2), op: OpHash(op), index: 0, what }));
         assert!(ledger.is_settled(), "fact {n} was judged with all others");
     }
     assert_eq!(ledger.verdicts().members().count(), 3 + FACTS_PER_AUTHOR_MAX / 2);
