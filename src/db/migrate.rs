@@ -109,6 +109,39 @@ pub enum MigrateError {
     },
 }
 
+/// Refuses a file of another program, and one of a newer version than this program knows. Writes
+/// nothing. `application_id` is the mark in the file's header, 0 for none.
+pub(super) fn check(
+    connection: &Connection,
+    path: &Path,
+    application_id: i64,
+    steps: &[Step],
+) -> Result<(), MigrateError> {
+    let database = |error| MigrateError::Database { path: path.to_owned(), error };
+    let pragma = |name: &str| -> Result<i64, MigrateError> {
+        connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0)).map_err(database)
+    };
+    if has_tables(connection).map_err(database)? && pragma("application_id")? != application_id {
+        return Err(MigrateError::Foreign(path.to_owned()));
+    }
+    found(connection, path, newest(steps)).map(|_| ())
+}
+
+/// The version of the file; `None` for an empty one.
+fn found(connection: &Connection, path: &Path, known: i64) -> Result<Option<i64>, MigrateError> {
+    let database = |error| MigrateError::Database { path: path.to_owned(), error };
+    match version(connection).map_err(database)? {
+        0 if !has_tables(connection).map_err(database)? => Ok(None),
+        ..=0 => Err(MigrateError::Foreign(path.to_owned())),
+        found if found > known => Err(MigrateError::Newer { path: path.to_owned(), found, known }),
+        found => Ok(Some(found)),
+    }
+}
+
+fn has_tables(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get(0))
+}
+
 /// Migrates the database at `path`, open as `connection`, to the newest version. The connection
 /// must commit durably (`synchronous = FULL`), and nobody else may write the file meanwhile.
 /// `now_ms`, the wall clock since the Unix epoch, names the copy. Blocks.
@@ -118,21 +151,12 @@ pub fn migrate(
     steps: &[Step],
     now_ms: u64,
 ) -> Result<Outcome, MigrateError> {
-    let database = |error| MigrateError::Database { path: path.to_owned(), error };
     let known = newest(steps);
-    let found = version(connection).map_err(database)?;
-    let table_count: i64 = connection
-        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-        .map_err(database)?;
-    match found {
-        0 if table_count == 0 => return Ok(Outcome::Empty),
-        ..=0 => return Err(MigrateError::Foreign(path.to_owned())),
-        _ if found == known => return Ok(Outcome::Current),
-        _ if found > known => {
-            return Err(MigrateError::Newer { path: path.to_owned(), found, known });
-        }
-        _ => {}
-    }
+    let found = match found(connection, path, known)? {
+        None => return Ok(Outcome::Empty),
+        Some(found) if found == known => return Ok(Outcome::Current),
+        Some(found) => found,
+    };
     let copy = copy_name(path, found, now_ms);
     tracing::info!(
         from = found, to = known, copy = %copy.display(),

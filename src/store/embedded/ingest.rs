@@ -234,7 +234,7 @@ impl Ingest<'_> {
 
     fn recorded(&self, hash: Hash) -> Result<Option<Recorded>> {
         let reader = self.database.reader()?;
-        rows::recorded(reader.conn(), hash).map_err(sql_error)
+        rows::recorded(&reader, hash).map_err(sql_error)
     }
 
     fn check(&self, asset: &NewAsset) -> Result<()> {

@@ -230,8 +230,8 @@ impl EmbeddedStore {
         let result = self
             .run(&self.0.reads, 0, move |shared| {
                 let reader = shared.database.reader()?;
-                let _ = running.set(reader.interrupt_handle());
-                work(&shared.files, reader.conn())
+                let _ = running.set(reader.get_interrupt_handle());
+                work(&shared.files, &reader)
             })
             .await;
         if let (Err(StoreError::Unreachable(_)), Some(query)) = (&result, stop.get()) {
@@ -511,8 +511,8 @@ fn sweep(database: &Database, files: &Files) -> Result<(), StoreError> {
     let reader = database.reader()?;
     let unrecorded = || {
         let mut hashes = Vec::new();
-        for hash in rows::pending(reader.conn())? {
-            if !rows::is_held(reader.conn(), hash)? {
+        for hash in rows::pending(&reader)? {
+            if !rows::is_held(&reader, hash)? {
                 hashes.push(hash);
             }
         }

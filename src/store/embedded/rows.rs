@@ -14,6 +14,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row};
 use super::db::{Txn, sql_error};
 use super::{FeedKind, FeedLine};
 use crate::core::ids::{Digest, Hash};
+use crate::db::{int, row_u64};
 use crate::store::{Asset, Changes, Cursor, Entry, Filter, Metadata, StoreError, Stored};
 
 /// The totals of [`crate::store::StoreInfo`].
@@ -65,10 +66,10 @@ pub(super) fn totals(conn: &Connection) -> rusqlite::Result<Totals> {
     )?
     .query_row([], |row| {
         Ok(Totals {
-            newest_cursor: uint(row.get(0)?),
-            asset_count: uint(row.get(1)?),
-            asset_bytes: uint(row.get(2)?),
-            damaged_count: uint(row.get(3)?),
+            newest_cursor: row_u64(row, 0)?,
+            asset_count: row_u64(row, 1)?,
+            asset_bytes: row_u64(row, 2)?,
+            damaged_count: row_u64(row, 3)?,
         })
     })
 }
@@ -109,7 +110,7 @@ pub(super) fn record(txn: &mut Txn<'_>, rows: &[NewRow]) -> Result<Vec<Stored>> 
 }
 
 fn record_one(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
-    let cursor = int(txn.totals.newest_cursor + 1);
+    let cursor = int(txn.state.totals.newest_cursor + 1);
     let metadata = &new.metadata;
     let inserted = txn
         .conn
@@ -139,9 +140,9 @@ fn record_one(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
     }
     insert_content(txn.conn, cursor, new.inline.as_ref())?;
     insert_tags(txn.conn, cursor, &metadata.tags)?;
-    txn.totals.newest_cursor += 1;
-    txn.totals.asset_count += 1;
-    txn.totals.asset_bytes += new.digest.size_bytes;
+    txn.state.totals.newest_cursor += 1;
+    txn.state.totals.asset_count += 1;
+    txn.state.totals.asset_bytes += new.digest.size_bytes;
     Ok(Stored::New)
 }
 
@@ -169,7 +170,7 @@ fn make_whole(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
     if is_whole {
         return Ok(Stored::Existed);
     }
-    let (old, cursor) = (int(recorded.cursor), int(txn.totals.newest_cursor + 1));
+    let (old, cursor) = (int(recorded.cursor), int(txn.state.totals.newest_cursor + 1));
     // Tags and content follow the row to its new key.
     txn.conn.execute_batch("PRAGMA defer_foreign_keys = ON")?;
     txn.conn
@@ -184,13 +185,13 @@ fn make_whole(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
         .execute((old, cursor))?;
     txn.conn.prepare_cached("DELETE FROM contents WHERE asset = ?1")?.execute([old])?;
     insert_content(txn.conn, cursor, new.inline.as_ref())?;
-    txn.totals.newest_cursor += 1;
+    txn.state.totals.newest_cursor += 1;
     if recorded.is_damaged {
-        txn.totals.asset_count += 1;
-        txn.totals.asset_bytes += recorded.size_bytes;
-        txn.totals.damaged_count -= 1;
+        txn.state.totals.asset_count += 1;
+        txn.state.totals.asset_bytes += recorded.size_bytes;
+        txn.state.totals.damaged_count -= 1;
     } else {
-        txn.found_damaged.push(hash);
+        txn.state.found_damaged.push(hash);
     }
     Ok(Stored::New)
 }
@@ -199,24 +200,23 @@ fn make_whole(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
 /// asset was stored again, under another cursor, since it was read.
 pub(super) fn mark_damaged(txn: &mut Txn<'_>, hash: Hash, seen: Cursor) -> Result<()> {
     let mark = || {
-        let size_bytes: Option<i64> = txn
-            .conn
+        txn.conn
             .prepare_cached(
                 "UPDATE assets SET damaged = ?3
                  WHERE hash = ?1 AND cursor = ?2 AND damaged IS NULL RETURNING size_bytes",
             )?
-            .query_row((hash.as_bytes(), int(seen), int(txn.totals.newest_cursor + 1)), |row| {
-                row.get(0)
-            })
-            .optional()?;
-        Ok(size_bytes)
+            .query_row(
+                (hash.as_bytes(), int(seen), int(txn.state.totals.newest_cursor + 1)),
+                |row| row_u64(row, 0),
+            )
+            .optional()
     };
     if let Some(size_bytes) = mark().map_err(sql_error)? {
-        txn.totals.newest_cursor += 1;
-        txn.totals.asset_count -= 1;
-        txn.totals.asset_bytes -= uint(size_bytes);
-        txn.totals.damaged_count += 1;
-        txn.found_damaged.push(hash);
+        txn.state.totals.newest_cursor += 1;
+        txn.state.totals.asset_count -= 1;
+        txn.state.totals.asset_bytes -= size_bytes;
+        txn.state.totals.damaged_count += 1;
+        txn.state.found_damaged.push(hash);
     }
     Ok(())
 }
@@ -244,7 +244,7 @@ pub(super) fn edit(
     if edited == current {
         return Ok(current);
     }
-    let version = txn.totals.newest_cursor + 1;
+    let version = txn.state.totals.newest_cursor + 1;
     let asset = int(asset.entry.cursor);
     let write = || {
         txn.conn
@@ -257,7 +257,7 @@ pub(super) fn edit(
         insert_tags(txn.conn, asset, &edited.tags)
     };
     write().map_err(sql_error)?;
-    txn.totals.newest_cursor = version;
+    txn.state.totals.newest_cursor = version;
     Ok(Metadata { version, ..edited })
 }
 
@@ -286,7 +286,7 @@ pub(super) fn changes(conn: &Connection, after: Cursor, limit: usize) -> Result<
                     Some(_) => Listed::Held(entry(row)?),
                     None => Listed::Gone(Hash(row.get(1)?)),
                 };
-                Ok((uint(row.get(0)?), listed))
+                Ok((row_u64(row, 0)?, listed))
             })?
             .collect::<rusqlite::Result<_>>()?;
         let has_more = lines.len() > limit;
@@ -322,12 +322,12 @@ pub(super) fn feed(conn: &Connection, after: Cursor, limit: usize) -> Result<Vec
              ORDER BY place LIMIT ?2",
         )?
         .query_map((int(after), int(limit as u64)), |row| {
-            let cursor = uint(row.get(0)?);
+            let cursor = row_u64(row, 0)?;
             let hash = Hash(row.get(1)?);
             let size: Option<i64> = row.get(2)?;
             let kind = match size {
-                Some(size) => FeedKind::Asset {
-                    digest: Digest { hash, size_bytes: uint(size) },
+                Some(_) => FeedKind::Asset {
+                    digest: Digest { hash, size_bytes: row_u64(row, 2)? },
                     timestamp_ms: row.get(3)?,
                 },
                 None if row.get(4)? => FeedKind::Gone { hash },
@@ -364,8 +364,8 @@ pub(super) fn recorded(conn: &Connection, hash: Hash) -> rusqlite::Result<Option
             false => Content::Inline(row.get::<_, Option<Vec<u8>>>(4)?.unwrap_or_default().into()),
         };
         Ok(Recorded {
-            cursor: uint(row.get(0)?),
-            size_bytes: uint(row.get(1)?),
+            cursor: row_u64(row, 0)?,
+            size_bytes: row_u64(row, 1)?,
             is_damaged: row.get(2)?,
             content,
         })
@@ -449,8 +449,8 @@ fn sorted(tags: &[String]) -> impl Iterator<Item = &str> {
 
 fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
     Ok(Entry {
-        cursor: uint(row.get(0)?),
-        digest: Digest { hash: Hash(row.get(1)?), size_bytes: uint(row.get(2)?) },
+        cursor: row_u64(row, 0)?,
+        digest: Digest { hash: Hash(row.get(1)?), size_bytes: row_u64(row, 2)? },
         timestamp_ms: row.get(3)?,
     })
 }
@@ -461,7 +461,7 @@ fn asset(row: &Row<'_>) -> rusqlite::Result<Asset> {
         entry: entry(row)?,
         is_damaged: row.get::<_, Option<i64>>(9)?.is_some(),
         metadata: Metadata {
-            version: uint(row.get(4)?),
+            version: row_u64(row, 4)?,
             trashed: row.get(5)?,
             file_name: row.get(6)?,
             media_type: row.get(7)?,
@@ -471,14 +471,4 @@ fn asset(row: &Row<'_>) -> rusqlite::Result<Asset> {
             })?,
         },
     })
-}
-
-// SQLite's integers are signed. No cursor or size comes near the bound; one asked for may, and
-// then means "beyond everything".
-fn int(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn uint(value: i64) -> u64 {
-    u64::try_from(value).unwrap_or(0)
 }

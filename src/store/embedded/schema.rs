@@ -6,10 +6,23 @@ use anyhow::bail;
 use rusqlite::{Connection, OptionalExtension as _};
 
 use crate::core::ids::{HashAlgorithm, StoreId};
-use crate::db::migrate::{Outcome, Step, migrate, newest};
+use crate::db::migrate::{Outcome, Step, newest};
+use crate::db::{Spec, open};
 
-/// Marks the file as ours: "CAN1".
-const APPLICATION_ID: i64 = 0x4341_4e31;
+/// What is special about the store's database.
+pub(super) const SPEC: Spec = Spec {
+    name: "store",
+    // "CAN1".
+    application_id: 0x4341_4e31,
+    steps: &STEPS,
+    writer_cache_kib: 16_000,
+    reader_cache_kib: 2000,
+    statements: 64,
+    // Seldom enough to be cheap, often enough that opening after a crash has little to read.
+    checkpoint_pages: 4096,
+    log_bytes_kept: Some(64 << 20),
+    has_incremental_vacuum: false,
+};
 
 /// What each version changed of the one before it.
 const STEPS: [Step; 1] = [
@@ -72,34 +85,22 @@ const SCHEMA: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
-/// Sets the writing connection up, makes the tables in a new file or steps an old one forward, and
+/// Opens the writing connection, makes the tables in a new file or steps an old one forward, and
 /// checks that it is ours. `now_ms` is the wall clock.
 pub(super) fn prepare(
-    conn: &mut Connection,
     path: &Path,
     algorithm: HashAlgorithm,
     now_ms: u64,
-) -> anyhow::Result<StoreId> {
-    let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
-    let application_id: i64 = conn.pragma_query_value(None, "application_id", |r| r.get(0))?;
-    if tables > 0 && application_id != APPLICATION_ID {
-        bail!("it is a database of another program: choose another folder for the store");
-    }
-    let mode: String =
-        conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+) -> anyhow::Result<(Connection, StoreId)> {
+    let (conn, outcome) = open(path, &SPEC, now_ms)?;
+    let mode: String = conn.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
     if mode != "wal" {
         bail!("its disk cannot keep a write-ahead log (got {mode:?}): use a local disk");
     }
-    // The writer checkpoints itself, between groups, so that it sees a failure.
-    conn.execute_batch(
-        "PRAGMA synchronous = FULL; PRAGMA fullfsync = ON; PRAGMA checkpoint_fullfsync = ON;
-         PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = 67108864;
-         PRAGMA cache_size = -16000;",
-    )?;
-    if migrate(conn, path, &STEPS, now_ms)? == Outcome::Empty {
+    if outcome == Outcome::Empty {
         let id: [u8; StoreId::LEN] = rand::random();
         conn.execute_batch("BEGIN IMMEDIATE")?;
-        conn.pragma_update(None, "application_id", APPLICATION_ID)?;
+        conn.pragma_update(None, "application_id", SPEC.application_id)?;
         conn.pragma_update(None, "user_version", newest(&STEPS))?;
         conn.execute_batch(SCHEMA)?;
         conn.execute("INSERT INTO store VALUES (1, ?1, ?2, 0, 0, 0)", (id, algorithm.name()))?;
@@ -121,7 +122,7 @@ pub(super) fn prepare(
             algorithm.name()
         );
     }
-    Ok(StoreId(id))
+    Ok((conn, StoreId(id)))
 }
 
 #[cfg(test)]
@@ -132,9 +133,7 @@ mod tests {
     const NOW_MS: u64 = 1_796_007_906_000;
 
     fn open(path: &Path) -> (Connection, StoreId) {
-        let mut conn = Connection::open(path).unwrap();
-        let id = prepare(&mut conn, path, HashAlgorithm::Blake3, NOW_MS).unwrap();
-        (conn, id)
+        prepare(path, HashAlgorithm::Blake3, NOW_MS).unwrap()
     }
 
     fn columns_and_indexes(conn: &Connection) -> Vec<(String, String)> {

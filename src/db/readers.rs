@@ -1,0 +1,165 @@
+//! A fixed number of connections that read, lent to one caller at a time.
+
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::open::{Spec, open_reader};
+use super::{DbError, Result};
+
+/// The longest wait for a connection: longer than any query may take, so that it tells of readers that
+/// are stuck, not of busy ones.
+const READER_WAIT: Duration = Duration::from_secs(60);
+
+/// The connections. Clones share them. They are wrapped as `R` for those whose queries are methods.
+#[derive(Debug)]
+pub struct Readers<R = Connection>(Arc<Shared<R>>);
+
+#[derive(Debug)]
+struct Shared<R> {
+    /// Those nobody uses just now; `None` once closed.
+    idle: Mutex<Option<Vec<R>>>,
+    returned: Condvar,
+}
+
+/// A lent connection; it goes back when dropped.
+#[derive(Debug)]
+pub struct Lent<R = Connection> {
+    /// `None` only while it goes back.
+    reader: Option<R>,
+    readers: Arc<Shared<R>>,
+}
+
+impl Readers {
+    /// Opens `count` connections to the database at `path`.
+    pub fn open(path: &Path, spec: &Spec, count: usize) -> rusqlite::Result<Self> {
+        let readers = (0..count).map(|_| open_reader(path, spec)).collect::<rusqlite::Result<_>>();
+        Ok(Self::new(readers?))
+    }
+
+    /// Reads within one transaction: all that `read` sees is of one moment. Blocks.
+    pub fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        let connection = self.lend()?;
+        let snapshot = connection.unchecked_transaction()?;
+        let found = read(&snapshot)?;
+        snapshot.commit()?;
+        Ok(found)
+    }
+}
+
+impl<R> Readers<R> {
+    /// Lends these.
+    pub fn new(readers: Vec<R>) -> Self {
+        let idle = Mutex::new(Some(readers));
+        Self(Arc::new(Shared { idle, returned: Condvar::new() }))
+    }
+
+    /// Lends one that is idle. Waits for one, but not longer than [`READER_WAIT`]. Blocks.
+    pub fn lend(&self) -> Result<Lent<R>> {
+        self.lend_within(READER_WAIT)
+    }
+
+    fn lend_within(&self, wait: Duration) -> Result<Lent<R>> {
+        let is_none_idle = |idle: &mut Option<Vec<R>>| idle.as_ref().is_some_and(Vec::is_empty);
+        let waited = self.0.returned.wait_timeout_while(self.0.idle(), wait, is_none_idle);
+        let (mut idle, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let reader = idle.as_mut().ok_or(DbError::Closed)?.pop().ok_or(DbError::NoReader)?;
+        Ok(Lent { reader: Some(reader), readers: self.0.clone() })
+    }
+
+    /// Closes the idle ones now and the lent ones when they come back. None is lent any more.
+    pub fn close(&self) {
+        self.0.idle().take();
+        self.0.returned.notify_all();
+    }
+}
+
+impl<R> Clone for Readers<R> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<R> Shared<R> {
+    /// A panic elsewhere cannot leave the list half changed.
+    fn idle(&self) -> MutexGuard<'_, Option<Vec<R>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<R> Deref for Lent<R> {
+    type Target = R;
+
+    fn deref(&self) -> &R {
+        self.reader.as_ref().expect("taken only by drop")
+    }
+}
+
+impl<R> Drop for Lent<R> {
+    fn drop(&mut self) {
+        if let (Some(reader), Some(idle)) = (self.reader.take(), self.readers.idle().as_mut()) {
+            idle.push(reader);
+            self.readers.returned.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::db::tests::{fixture, insert};
+
+    #[test]
+    fn a_reader_comes_back_also_from_a_panic_and_waiting_for_one_has_an_end() {
+        let readers = Readers::new(vec!["the only one"]);
+        let lent = readers.lend().unwrap();
+        let late = readers.lend_within(Duration::from_millis(1));
+        assert!(matches!(late, Err(DbError::NoReader)), "{late:?}");
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _lent = lent;
+            panic!("in a query");
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(*readers.lend_within(Duration::ZERO).unwrap(), "the only one");
+    }
+
+    #[test]
+    fn who_waits_for_a_reader_gets_the_next_that_comes_back_or_hears_that_all_are_closed() {
+        let readers = Readers::new(vec![1]);
+        let lent = readers.lend().unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| readers.lend().map(|lent| *lent));
+            drop(lent);
+            assert_eq!(waiting.join().unwrap().unwrap(), 1);
+        });
+        let lent = readers.lend().unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| readers.lend().map(|lent| *lent));
+            readers.close();
+            assert!(matches!(waiting.join().unwrap(), Err(DbError::Closed)));
+        });
+        drop(lent);
+        assert!(matches!(readers.lend(), Err(DbError::Closed)));
+    }
+
+    #[test]
+    fn a_reader_sees_one_moment_and_holds_up_no_write() {
+        let fixture = fixture();
+        let database = &fixture.database;
+        database.write(|txn| insert(txn, 1)).unwrap();
+        let counts = database
+            .readers()
+            .read(|conn| {
+                let count = || conn.query_row("SELECT count(*) FROM numbers", [], |row| row.get(0));
+                let before: i64 = count()?;
+                database.write(|txn| insert(txn, 2)).unwrap();
+                Ok((before, count()?))
+            })
+            .unwrap();
+        assert_eq!(counts, (1, 1));
+    }
+}
