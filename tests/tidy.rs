@@ -32,14 +32,13 @@ const ARROWS: [(&str, &[&str]); 13] = [
 ];
 
 /// The only files that may start tasks and threads, each with the code that waits for their end.
-const OWNERS: [(&str, &str); 8] = [
+const OWNERS: [(&str, &str); 7] = [
     ("agent/mod.rs", "the agent's loop, awaited by `Agent::ended`"),
     ("agent/tasks.rs", "the `JoinSet` of all the agent's tasks, emptied at stop"),
     ("transfer/intake.rs", "a batch's `JoinSet` of commits"),
     ("net/accept.rs", "the acceptor's `JoinSet` of handshakes"),
     ("http/serve.rs", "the server's `JoinSet` of connections"),
     ("cli/logging.rs", "the thread that writes the log, flushed at the end of `run`"),
-    ("store/embedded/db.rs", "the writer thread, joined by `close`"),
     ("db/writer.rs", "the writer thread, joined by `close`"),
 ];
 

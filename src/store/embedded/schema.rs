@@ -14,7 +14,6 @@ pub(super) const SPEC: Spec = Spec {
     name: "store",
     // "CAN1".
     application_id: 0x4341_4e31,
-    steps: &STEPS,
     writer_cache_kib: 16_000,
     reader_cache_kib: 2000,
     statements: 64,
@@ -92,7 +91,7 @@ pub(super) fn prepare(
     algorithm: HashAlgorithm,
     now_ms: u64,
 ) -> anyhow::Result<(Connection, StoreId)> {
-    let (conn, outcome) = open(path, &SPEC, now_ms)?;
+    let (conn, outcome) = open(path, &SPEC, &STEPS, now_ms)?;
     let mode: String = conn.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
     if mode != "wal" {
         bail!("its disk cannot keep a write-ahead log (got {mode:?}): use a local disk");
