@@ -57,6 +57,11 @@ impl DbError {
             _ => None,
         }
     }
+
+    /// Whether nothing was written because the disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        self.sqlite_code() == Some(ErrorCode::DiskFull)
+    }
 }
 
 impl From<rusqlite::Error> for DbError {

@@ -16,20 +16,24 @@
 //! X5  What belongs to one epoch (a peer's cursor, a sketch) is not saved in another.
 
 use std::fs;
-use std::ops::{Deref, RangeInclusive};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result, bail, ensure};
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use anyhow::{Context, Result, ensure};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 
+use crate::clock::wall_ms;
 use crate::core::ids::{Digest, Hash, HashAlgorithm, NodeId, StoreId};
+use crate::db::migrate::{MigrateError, Outcome, Step, newest};
+use crate::db::{self, Database, DbError, Owner, Spec, Txn, int, row_u64};
 use crate::state::home::private_database_file;
 
 /// The index. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Index {
-    shared: Arc<Shared>,
+    database: Arc<Database<Published>>,
+    head: Arc<Mutex<Head>>,
 }
 
 /// The state of the index.
@@ -45,11 +49,14 @@ pub struct Head {
     pub store_cursor: u64,
 }
 
+/// Why the index could not be read or written.
+pub type IndexError = DbError;
+
 /// Random; see X2.
 pub type Epoch = [u8; 16];
 
 /// The rows seen so far in a listing of the whole store: one bit per sequence number.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Listing {
     seen: Vec<u64>,
     count: u64,
@@ -65,7 +72,7 @@ pub struct Bound {
 impl Index {
     /// Opens the index at `path`, or begins a new one there.
     pub fn open(path: &Path) -> Result<Self> {
-        let shared = match Shared::open(path) {
+        let index = match Self::try_open(path) {
             Err(error) if path.symlink_metadata().is_ok() && is_fault_of_the_file(&error) => {
                 let aside = move_aside(path)?;
                 tracing::warn!(
@@ -74,57 +81,61 @@ impl Index {
                     path.display(),
                     aside.display()
                 );
-                Shared::open(path)
+                Self::try_open(path)
             }
             opened => opened,
         };
-        let shared = shared.with_context(|| format!("opening {}", path.display()))?;
-        Ok(Self { shared: Arc::new(shared) })
+        index.with_context(|| format!("opening {}", path.display()))
+    }
+
+    fn try_open(path: &Path) -> Result<Self> {
+        private_database_file(path)?;
+        let (writer, state) = open_writer(path)?;
+        let head = Arc::new(Mutex::new(state));
+        let owner = Published(head.clone());
+        let database = Database::start(writer, path, &SPEC, READERS, owner, state)?;
+        Ok(Self { database: Arc::new(database), head })
     }
 
     /// The store that the index belongs to and its hash algorithm, if there is one yet.
-    pub fn bound(&self) -> rusqlite::Result<Option<(StoreId, HashAlgorithm)>> {
-        bound(&lock(&self.shared.writer))
+    pub fn bound(&self) -> db::Result<Option<(StoreId, HashAlgorithm)>> {
+        self.read(bound)
     }
 
     /// Assigns the index to a store. An index of another store is emptied and gets a new epoch.
-    pub fn bind(&self, store_id: &StoreId, algorithm: HashAlgorithm) -> rusqlite::Result<Bound> {
-        let mut writer = lock(&self.shared.writer);
-        if bound(&writer)? == Some((*store_id, algorithm)) {
-            return Ok(Bound { same: true });
-        }
-        let epoch: Epoch = rand::random();
-        let tx = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        for table in ["known", "sketch", "peers"] {
-            tx.execute(&format!("DELETE FROM {table}"), [])?;
-        }
-        tx.execute(
-            "UPDATE state SET store_id = ?1, algorithm = ?2, epoch = ?3, count = 0, store_cursor = 0",
-            params![store_id.0, algorithm.name(), epoch],
-        )?;
-        tx.commit()?;
-        *lock(&self.shared.head) = Head { epoch, seq: 0, count: 0, store_cursor: 0 };
-        Ok(Bound { same: false })
+    pub fn bind(&self, store_id: &StoreId, algorithm: HashAlgorithm) -> db::Result<Bound> {
+        let store_id = *store_id;
+        self.database.write(move |tx| {
+            if bound(tx.conn)? == Some((store_id, algorithm)) {
+                return Ok(Bound { same: true });
+            }
+            let epoch: Epoch = rand::random();
+            for table in ["known", "sketch", "peers"] {
+                tx.conn.execute(&format!("DELETE FROM {table}"), [])?;
+            }
+            tx.conn.execute(
+                "UPDATE state
+                 SET store_id = ?1, algorithm = ?2, epoch = ?3, count = 0, store_cursor = 0",
+                params![store_id.0, algorithm.name(), epoch],
+            )?;
+            tx.state = Head { epoch, seq: 0, count: 0, store_cursor: 0 };
+            Ok(Bound { same: false })
+        })
     }
 
     /// The state of the index. Does not read the disk.
     pub fn head(&self) -> Head {
-        *lock(&self.shared.head)
+        *lock(&self.head)
     }
 
     /// Adds the digests whose hashes are not known yet, and moves the store cursor. Returns the
     /// added ones with their sequence numbers.
-    pub fn insert(
-        &self,
-        digests: &[Digest],
-        store_cursor: u64,
-    ) -> rusqlite::Result<Vec<(u64, Digest)>> {
-        let mut writer = lock(&self.shared.writer);
-        let mut head = self.head();
-        let mut added = Vec::new();
-        let tx = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        {
-            let mut insert = tx.prepare_cached(
+    pub fn insert(&self, digests: &[Digest], store_cursor: u64) -> db::Result<Vec<(u64, Digest)>> {
+        let digests = digests.to_vec();
+        self.database.write(move |tx| {
+            let head = &mut tx.state;
+            let mut added = Vec::new();
+            let mut insert = tx.conn.prepare_cached(
                 "INSERT INTO known (seq, hash, size) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
             )?;
             for digest in digests {
@@ -132,17 +143,16 @@ impl Index {
                 let row = params![int(seq), digest.hash.0, int(digest.size_bytes)];
                 if insert.execute(row)? == 1 {
                     head.seq = seq;
-                    added.push((seq, *digest));
+                    added.push((seq, digest));
                 }
             }
             head.count += added.len() as u64;
             head.store_cursor = store_cursor;
-            tx.prepare_cached("UPDATE state SET count = ?1, store_cursor = ?2")?
+            tx.conn
+                .prepare_cached("UPDATE state SET count = ?1, store_cursor = ?2")?
                 .execute(params![int(head.count), int(store_cursor)])?;
-        }
-        tx.commit()?;
-        *lock(&self.shared.head) = head;
-        Ok(added)
+            Ok(added)
+        })
     }
 
     /// Adds a page of a listing of the whole store. Unlike [`insert`](Self::insert) it does not
@@ -151,7 +161,7 @@ impl Index {
         &self,
         listing: &mut Listing,
         digests: &[Digest],
-    ) -> rusqlite::Result<Vec<(u64, Digest)>> {
+    ) -> db::Result<Vec<(u64, Digest)>> {
         let added = self.insert(digests, self.head().store_cursor)?;
         let hashes: Vec<Hash> = digests.iter().map(|digest| digest.hash).collect();
         self.seqs(&hashes)?.into_iter().flatten().for_each(|seq| listing.mark(seq));
@@ -161,39 +171,32 @@ impl Index {
     /// Ends a listing: forgets the hashes that it did not show, and moves the store cursor to its
     /// end. Returns how many were forgotten; if any, a new epoch begins and all peers' cursors are
     /// lost.
-    pub fn finish_listing(&self, listing: &Listing, store_cursor: u64) -> rusqlite::Result<u64> {
-        let mut writer = lock(&self.shared.writer);
-        let mut head = self.head();
-        let tx = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let lost = if listing.count == head.count { Vec::new() } else { listing.not_seen(&tx)? };
-        head.store_cursor = store_cursor;
-        forget_rows(&tx, &mut head, &lost)?;
-        tx.commit()?;
-        *lock(&self.shared.head) = head;
-        Ok(lost.len() as u64)
+    pub fn finish_listing(&self, listing: &Listing, store_cursor: u64) -> db::Result<u64> {
+        let listing = listing.clone();
+        self.database.write(move |tx| {
+            let is_complete = listing.count == tx.state.count;
+            let lost = if is_complete { Vec::new() } else { listing.not_seen(tx.conn)? };
+            tx.state.store_cursor = store_cursor;
+            Ok(forget_rows(tx, &lost)?)
+        })
     }
 
     /// Forgets hashes that the store no longer holds. Returns how many of them were known; if any,
     /// a new epoch begins as after [`finish_listing`](Self::finish_listing).
-    pub fn forget(&self, hashes: &[Hash]) -> rusqlite::Result<u64> {
-        let mut writer = lock(&self.shared.writer);
-        let mut head = self.head();
-        let tx = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut lost = Vec::new();
-        {
-            let mut query = tx.prepare_cached("SELECT seq FROM known WHERE hash = ?1")?;
+    pub fn forget(&self, hashes: &[Hash]) -> db::Result<u64> {
+        let hashes = hashes.to_vec();
+        self.database.write(move |tx| {
+            let mut lost = Vec::new();
+            let mut query = tx.conn.prepare_cached("SELECT seq FROM known WHERE hash = ?1")?;
             for hash in hashes {
                 lost.extend(query.query_row([hash.0], |row| row_u64(row, 0)).optional()?);
             }
-        }
-        forget_rows(&tx, &mut head, &lost)?;
-        tx.commit()?;
-        *lock(&self.shared.head) = head;
-        Ok(lost.len() as u64)
+            Ok(forget_rows(tx, &lost)?)
+        })
     }
 
     /// Whether each of the hashes is known, in their order.
-    pub fn known(&self, hashes: &[Hash]) -> rusqlite::Result<Vec<bool>> {
+    pub fn known(&self, hashes: &[Hash]) -> db::Result<Vec<bool>> {
         self.read(|connection| {
             let mut query = connection.prepare_cached("SELECT 1 FROM known WHERE hash = ?1")?;
             hashes.iter().map(|hash| query.exists([hash.0])).collect()
@@ -201,7 +204,7 @@ impl Index {
     }
 
     /// The sizes in bytes of the hashes, in their order; `None` for unknown ones.
-    pub fn sizes(&self, hashes: &[Hash]) -> rusqlite::Result<Vec<Option<u64>>> {
+    pub fn sizes(&self, hashes: &[Hash]) -> db::Result<Vec<Option<u64>>> {
         self.read(|connection| {
             let mut query = connection.prepare_cached("SELECT size FROM known WHERE hash = ?1")?;
             hashes
@@ -212,7 +215,7 @@ impl Index {
     }
 
     /// The sequence numbers of the hashes, in their order; `None` for unknown ones.
-    pub fn seqs(&self, hashes: &[Hash]) -> rusqlite::Result<Vec<Option<u64>>> {
+    pub fn seqs(&self, hashes: &[Hash]) -> db::Result<Vec<Option<u64>>> {
         self.read(|connection| {
             let mut query = connection.prepare_cached("SELECT seq FROM known WHERE hash = ?1")?;
             hashes
@@ -229,7 +232,7 @@ impl Index {
         after_seq: u64,
         up_to_seq: u64,
         limit: usize,
-    ) -> rusqlite::Result<(Vec<(u64, Hash)>, bool)> {
+    ) -> db::Result<(Vec<(u64, Hash)>, bool)> {
         self.read(|connection| {
             let rows = connection
                 .prepare_cached(
@@ -250,7 +253,7 @@ impl Index {
         after: Option<Hash>,
         up_to_seq: u64,
         limit: usize,
-    ) -> rusqlite::Result<(Vec<Hash>, bool)> {
+    ) -> db::Result<(Vec<Hash>, bool)> {
         // The empty blob is below all 32 bytes.
         let after = after.as_ref().map_or(&[][..], |hash| hash.as_bytes());
         self.read(|connection| {
@@ -273,7 +276,7 @@ impl Index {
         range: RangeInclusive<Hash>,
         up_to_seq: u64,
         mut visit: impl FnMut(Hash),
-    ) -> rusqlite::Result<()> {
+    ) -> db::Result<()> {
         self.read(|connection| {
             let mut query = connection.prepare_cached(
                 "SELECT hash FROM known WHERE hash BETWEEN ?1 AND ?2 AND seq <= ?3 ORDER BY hash",
@@ -287,7 +290,7 @@ impl Index {
     }
 
     /// How far this device has taken in a peer's set: the peer's epoch and sequence number.
-    pub fn peer_cursor(&self, peer: &NodeId) -> rusqlite::Result<Option<(Epoch, u64)>> {
+    pub fn peer_cursor(&self, peer: &NodeId) -> db::Result<Option<(Epoch, u64)>> {
         self.read(|connection| {
             connection
                 .prepare_cached("SELECT epoch, seq FROM peers WHERE node_id = ?1")?
@@ -304,20 +307,23 @@ impl Index {
         peer: &NodeId,
         epoch: &Epoch,
         seq: u64,
-    ) -> rusqlite::Result<()> {
-        lock(&self.shared.writer)
-            .prepare_cached(
-                "INSERT INTO peers (node_id, epoch, seq) SELECT ?1, ?2, ?3 FROM state
-                 WHERE state.epoch = ?4
-                 ON CONFLICT (node_id) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq",
-            )?
-            .execute(params![peer.0, epoch, int(seq), own_epoch])?;
-        Ok(())
+    ) -> db::Result<()> {
+        let (own_epoch, peer, epoch) = (*own_epoch, *peer, *epoch);
+        self.database.write(move |tx| {
+            tx.conn
+                .prepare_cached(
+                    "INSERT INTO peers (node_id, epoch, seq) SELECT ?1, ?2, ?3 FROM state
+                     WHERE state.epoch = ?4
+                     ON CONFLICT (node_id) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq",
+                )?
+                .execute(params![peer.0, epoch, int(seq), own_epoch])?;
+            Ok(())
+        })
     }
 
     /// The sketch saved last and the sequence number that it covers; later hashes must be added to
     /// it.
-    pub fn load_sketch(&self) -> rusqlite::Result<Option<(Vec<u8>, u64)>> {
+    pub fn load_sketch(&self) -> db::Result<Option<(Vec<u8>, u64)>> {
         self.read(|connection| {
             connection
                 .prepare_cached("SELECT bytes, seq FROM sketch")?
@@ -327,36 +333,48 @@ impl Index {
     }
 
     /// Saves the sketch of all hashes up to `seq`, unless the epoch is no longer `own_epoch`.
-    pub fn save_sketch(&self, own_epoch: &Epoch, bytes: &[u8], seq: u64) -> rusqlite::Result<()> {
-        lock(&self.shared.writer)
-            .prepare_cached(
-                "INSERT OR REPLACE INTO sketch (one, bytes, seq)
-                 SELECT 1, ?1, ?2 FROM state WHERE epoch = ?3",
-            )?
-            .execute(params![bytes, int(seq), own_epoch])?;
-        Ok(())
+    pub fn save_sketch(&self, own_epoch: &Epoch, bytes: &[u8], seq: u64) -> db::Result<()> {
+        let (own_epoch, bytes) = (*own_epoch, bytes.to_vec());
+        self.database.write(move |tx| {
+            tx.conn
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO sketch (one, bytes, seq)
+                     SELECT 1, ?1, ?2 FROM state WHERE epoch = ?3",
+                )?
+                .execute(params![bytes, int(seq), own_epoch])?;
+            Ok(())
+        })
     }
 
     /// Writes everything to the disk, so that the next [`open`](Self::open) need not check the
-    /// file. Every later write fails.
-    pub fn close(&self) -> rusqlite::Result<()> {
-        let writer = lock(&self.shared.writer);
-        writer.pragma_update(None, "synchronous", "FULL")?;
-        writer.execute("UPDATE state SET clean = 1", [])?;
-        writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
-        writer.pragma_update(None, "query_only", "ON")
+    /// file. Every later call fails.
+    pub fn close(&self) -> db::Result<()> {
+        // Reaches the disk with the log, which the end of the writer copies into the database: the
+        // mark is there only together with all before it.
+        self.database.write(|tx| Ok(tx.conn.execute("UPDATE state SET clean = 1", [])?))?;
+        self.database.close();
+        Ok(())
     }
 
     /// Reads within one transaction, so that everything read is of one snapshot.
-    fn read<T>(
-        &self,
-        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-    ) -> rusqlite::Result<T> {
-        let connection = self.shared.readers.lend();
-        let tx = connection.unchecked_transaction()?;
-        let found = read(&tx)?;
-        tx.commit()?;
-        Ok(found)
+    fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> db::Result<T> {
+        self.database.readers().read(read)
+    }
+}
+
+/// Publishes the state of the index after each commit.
+struct Published(Arc<Mutex<Head>>);
+
+impl Owner for Published {
+    type State = Head;
+    type Error = DbError;
+
+    fn error_of(error: DbError) -> DbError {
+        error
+    }
+
+    fn committed(&mut self, head: &mut Head) {
+        *lock(&self.0) = *head;
     }
 }
 
@@ -392,13 +410,23 @@ impl Listing {
 const READERS: usize = 3;
 /// The page cache per connection: the upper levels of the hash tree of a million rows fit.
 const CACHE_KIB: i64 = 8 * 1024;
-/// The size to which the WAL is truncated after a burst.
-const WAL_BYTES_KEPT: i64 = 32 * 1024 * 1024;
-/// The number of WAL pages that triggers a checkpoint. Each new hash touches another page, so with
-/// SQLite's default every thousand hashes would cost a checkpoint with its two fsyncs.
-const CHECKPOINT_PAGES: i64 = 8192;
 
-const SCHEMA_VERSION: i64 = 1;
+/// A cache needs no steps: an index of another version is begun anew.
+const STEPS: [Step; 0] = [];
+
+const SPEC: Spec = Spec {
+    name: "index",
+    application_id: 0,
+    writer_cache_kib: CACHE_KIB,
+    reader_cache_kib: CACHE_KIB,
+    statements: 16,
+    // Each new hash touches another page, so with SQLite's default every thousand hashes would cost
+    // a checkpoint with its two fsyncs.
+    checkpoint_pages: 8192,
+    log_bytes_kept: Some(32 << 20),
+    has_incremental_vacuum: false,
+};
+
 const SCHEMA: &str = "
 CREATE TABLE state (
     one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -426,62 +454,6 @@ CREATE TABLE peers (
 ) STRICT, WITHOUT ROWID;
 ";
 
-#[derive(Debug)]
-struct Shared {
-    writer: Mutex<Connection>,
-    readers: Readers,
-    /// The state as of the last commit. Locked after `writer`, never the other way round.
-    head: Mutex<Head>,
-}
-
-impl Shared {
-    fn open(path: &Path) -> Result<Self> {
-        private_database_file(path)?;
-        let (writer, head) = open_writer(path)?;
-        let readers = (0..READERS).map(|_| open_reader(path)).collect::<rusqlite::Result<_>>()?;
-        let readers = Readers { idle: Mutex::new(readers), returned: Condvar::new() };
-        Ok(Self { writer: Mutex::new(writer), readers, head: Mutex::new(head) })
-    }
-}
-
-/// Connections that only read. A reader takes any idle one, and waits only when all are lent.
-#[derive(Debug)]
-struct Readers {
-    idle: Mutex<Vec<Connection>>,
-    returned: Condvar,
-}
-
-impl Readers {
-    fn lend(&self) -> Lent<'_> {
-        let idle = lock(&self.idle);
-        let idle = self.returned.wait_while(idle, |idle| idle.is_empty());
-        let connection = idle.unwrap_or_else(PoisonError::into_inner).pop();
-        Lent { readers: self, connection }
-    }
-}
-
-/// A lent connection; dropping it returns it.
-struct Lent<'a> {
-    readers: &'a Readers,
-    /// `None` only while it is returned.
-    connection: Option<Connection>,
-}
-
-impl Deref for Lent<'_> {
-    type Target = Connection;
-
-    fn deref(&self) -> &Connection {
-        self.connection.as_ref().expect("it goes back at the drop")
-    }
-}
-
-impl Drop for Lent<'_> {
-    fn drop(&mut self) {
-        lock(&self.readers.idle).extend(self.connection.take());
-        self.readers.returned.notify_one();
-    }
-}
-
 fn bound(connection: &Connection) -> rusqlite::Result<Option<(StoreId, HashAlgorithm)>> {
     connection.query_row("SELECT store_id, algorithm FROM state", [], |row| {
         let (store_id, algorithm): (Option<[u8; 16]>, Option<String>) = (row.get(0)?, row.get(1)?);
@@ -496,29 +468,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn open_writer(path: &Path) -> Result<(Connection, Head)> {
-    let mut connection = Connection::open(path)?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
-    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
-    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
-    // The mark that the index is open must be durable; later writes need not be.
-    connection.pragma_update(None, "synchronous", "FULL")?;
-
-    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let (mut connection, outcome) = db::open(path, &SPEC, &STEPS, wall_ms())?;
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    match version {
-        0 => {
-            tx.execute_batch(SCHEMA)?;
-            tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-            tx.execute(
-                "INSERT INTO state (one, epoch, count, store_cursor, clean) VALUES (1, ?1, 0, 0, 1)",
-                [rand::random::<Epoch>()],
-            )?;
-        }
-        SCHEMA_VERSION => {}
-        newer => bail!(
-            "a newer can-sync wrote it: its version is {newer}, this program knows {SCHEMA_VERSION}"
-        ),
+    if outcome == Outcome::Empty {
+        tx.execute_batch(SCHEMA)?;
+        tx.pragma_update(None, "user_version", newest(&STEPS))?;
+        tx.execute(
+            "INSERT INTO state (one, epoch, count, store_cursor, clean) VALUES (1, ?1, 0, 0, 1)",
+            [rand::random::<Epoch>()],
+        )?;
     }
     let clean: bool = tx.query_row("SELECT clean FROM state", [], |row| row.get(0))?;
     if !clean {
@@ -537,30 +495,33 @@ fn open_writer(path: &Path) -> Result<(Connection, Head)> {
     head.seq =
         tx.query_row("SELECT coalesce(max(seq), 0) FROM known", [], |row| row_u64(row, 0))?;
     tx.commit()?;
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    // The mark that the index is open must be durable, as `open` has it; later writes need not be.
+    connection.execute_batch(
+        "PRAGMA synchronous = NORMAL; PRAGMA fullfsync = OFF; PRAGMA checkpoint_fullfsync = OFF",
+    )?;
     Ok((connection, head))
-}
-
-fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(path)?;
-    connection.pragma_update(None, "query_only", "ON")?;
-    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
-    Ok(connection)
 }
 
 /// Whether replacing the file would help. It would not if the disk is full or read-only, or if
 /// another process has the file open.
 fn is_fault_of_the_file(error: &anyhow::Error) -> bool {
-    let Some(rusqlite::Error::SqliteFailure(failure, _)) = error.downcast_ref() else {
-        return true;
+    let code = match error.downcast_ref() {
+        Some(MigrateError::Database { error, .. }) => error.sqlite_error_code(),
+        Some(_) => None,
+        None => match error.downcast_ref::<DbError>() {
+            Some(error) => error.sqlite_code(),
+            None => error.downcast_ref().and_then(rusqlite::Error::sqlite_error_code),
+        },
     };
     !matches!(
-        failure.code,
-        rusqlite::ErrorCode::DiskFull
-            | rusqlite::ErrorCode::ReadOnly
-            | rusqlite::ErrorCode::OutOfMemory
-            | rusqlite::ErrorCode::DatabaseBusy
-            | rusqlite::ErrorCode::DatabaseLocked
+        code,
+        Some(
+            ErrorCode::DiskFull
+                | ErrorCode::ReadOnly
+                | ErrorCode::OutOfMemory
+                | ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+        )
     )
 }
 
@@ -585,23 +546,24 @@ fn move_aside(path: &Path) -> Result<PathBuf> {
 }
 
 /// Deletes rows by their sequence numbers; if there are any, also the sketch and all peers'
-/// cursors.
-fn forget_rows(tx: &Transaction<'_>, head: &mut Head, lost: &[u64]) -> rusqlite::Result<()> {
+/// cursors. Returns how many there were.
+fn forget_rows(tx: &mut Txn<'_, Published>, lost: &[u64]) -> rusqlite::Result<u64> {
+    let head = &mut tx.state;
     if !lost.is_empty() {
-        let mut delete = tx.prepare("DELETE FROM known WHERE seq = ?1")?;
+        let mut delete = tx.conn.prepare("DELETE FROM known WHERE seq = ?1")?;
         for seq in lost {
             delete.execute([int(*seq)])?;
         }
-        tx.execute("DELETE FROM sketch", [])?;
-        tx.execute("DELETE FROM peers", [])?;
+        tx.conn.execute("DELETE FROM sketch", [])?;
+        tx.conn.execute("DELETE FROM peers", [])?;
         head.epoch = rand::random();
         head.count -= lost.len() as u64;
     }
-    tx.execute(
+    tx.conn.execute(
         "UPDATE state SET epoch = ?1, count = ?2, store_cursor = ?3",
         params![head.epoch, int(head.count), int(head.store_cursor)],
     )?;
-    Ok(())
+    Ok(lost.len() as u64)
 }
 
 fn page<T>(mut rows: Vec<T>, limit: usize) -> (Vec<T>, bool) {
@@ -616,17 +578,6 @@ fn one_more(limit: usize) -> i64 {
 
 fn count(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
-/// SQLite's integers are signed. No size, count or cursor of ours reaches the 64th bit, and an
-/// invented one of a peer may be clamped.
-fn int(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn row_u64(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
-    let value: i64 = row.get(column)?;
-    u64::try_from(value).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, value))
 }
 
 #[cfg(test)]

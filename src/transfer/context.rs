@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::core::ids::{Hash, HashAlgorithm, NodeId};
 use crate::replica::metadata::{Arrivals, Expected};
-use crate::state::index::Index;
+use crate::state::index::{Index, IndexError};
 use crate::state::partials::Partials;
 use crate::store::Store;
 
@@ -65,7 +65,7 @@ impl Context {
     }
 }
 
-pub(super) fn index_failed(error: rusqlite::Error) -> TransferError {
+pub(super) fn index_failed(error: IndexError) -> TransferError {
     TransferError::Local(format!("the index failed: {}", with_causes(error)))
 }
 

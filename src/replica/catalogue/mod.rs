@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::core::ids::{Digest, Hash};
 use crate::core::peers::Backoff;
-use crate::state::index::{Head, Index, Listing};
+use crate::state::index::{Head, Index, IndexError, Listing};
 use crate::store::{Changes, Cursor, PAGE_ENTRIES_MAX, Store, StoreError, StoreInfo, Touched};
 
 pub(crate) use self::backlog::{Answer, Backlog, Opened, Work};
@@ -289,9 +289,8 @@ impl<F: From<StoreEvent>> Catalogue<F> {
 
 /// Whether the index could not be written for lack of space.
 fn is_disk_full(error: &anyhow::Error) -> bool {
-    let of_index = error.chain().filter_map(|cause| cause.downcast_ref::<rusqlite::Error>());
-    let mut codes = of_index.filter_map(rusqlite::Error::sqlite_error_code);
-    codes.any(|code| code == rusqlite::ErrorCode::DiskFull)
+    let mut of_index = error.chain().filter_map(|cause| cause.downcast_ref::<IndexError>());
+    of_index.any(IndexError::is_disk_full)
 }
 
 /// Whether the store lost assets since it was listed up to the index's cursor, as after a restored
