@@ -5,6 +5,11 @@
 //! W3  A database that failed is not written to again: the thread ends with the error, and the
 //!     agent is to stop.
 //! W4  After an orderly end the main file alone is the journal.
+//!
+//! Opening and reading are those of every database (`db/`), the writer is not. There each job is rolled
+//! back alone by a savepoint. A transaction of the journal has rows, sums and facts in memory until its
+//! end, and a savepoint would not restore those. It needs none either: a wrong draft is refused before
+//! it changes anything, and each call that is not a draft is a transaction of its own.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +19,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::clock::{instant_now, wall_ms};
 use crate::core::journal::draft::{Draft, DraftError};
-use crate::state::journal::{self, Journal, JournalError, JournalReader, News, Roster, Written};
+use crate::state::journal::{
+    self, Journal, JournalError, JournalReader, News, Readers, Roster, Written,
+};
 
 /// Jobs waiting for the writer; a full queue makes the next caller wait. One group of drafts fits
 /// several times.
@@ -63,7 +70,9 @@ pub struct JournalHandle {
     jobs: mpsc::Sender<Job>,
     commits: watch::Receiver<Commits>,
     roster: Roster,
-    readers: Arc<Readers>,
+    readers: Readers<JournalReader>,
+    /// Lets in as many reads as there are readers: the others wait here, not on a thread each.
+    reads: Arc<Semaphore>,
     full: Arc<Full>,
 }
 
@@ -120,26 +129,20 @@ enum Fate {
     Failed(String),
 }
 
-#[derive(Debug)]
-struct Readers {
-    idle: Mutex<Vec<JournalReader>>,
-    permits: Arc<Semaphore>,
-}
-
 /// Splits a journal into its handle and the writer that serves it.
 ///
 /// # Errors
 /// A reading connection cannot be opened.
 pub fn share(journal: Journal) -> journal::Result<(JournalHandle, JournalWriter)> {
-    let idle = (0..READERS).map(|_| journal.reader()).collect::<journal::Result<Vec<_>>>()?;
-    let readers =
-        Arc::new(Readers { idle: Mutex::new(idle), permits: Arc::new(Semaphore::new(READERS)) });
+    let readers = journal.readers(READERS)?;
+    let reads = Arc::new(Semaphore::new(READERS));
     let (sender, jobs) = mpsc::channel(JOBS_MAX);
     let (commits, watched) = watch::channel(Commits::default());
     let roster = journal.roster();
     let full = Arc::<Full>::default();
+    let full_since = full.clone();
     let handle =
-        JournalHandle { jobs: sender, commits: watched, roster, readers, full: full.clone() };
+        JournalHandle { jobs: sender, commits: watched, roster, readers, reads, full: full_since };
     Ok((handle, JournalWriter { journal, jobs, commits, full }))
 }
 
@@ -203,16 +206,13 @@ impl JournalHandle {
         T: Send + 'static,
         F: FnOnce(&JournalReader) -> journal::Result<T> + Send + 'static,
     {
-        let pool = Arc::clone(&self.readers);
+        let readers = self.readers.clone();
         // The semaphore is never closed.
-        let permit = pool.permits.clone().acquire_owned().await.map_err(|_| AskError::Closed)?;
+        let permit = self.reads.clone().acquire_owned().await.map_err(|_| AskError::Closed)?;
         let result = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let idle = || pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            let reader = idle().pop().ok_or(AskError::Closed)?;
-            let result = read(&reader);
-            idle().push(reader);
-            Ok(result?)
+            let reader = readers.lend().map_err(|_| AskError::Closed)?;
+            Ok(read(&reader)?)
         })
         .await;
         result.map_err(|_| AskError::Closed)?

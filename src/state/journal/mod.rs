@@ -54,6 +54,7 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
+pub use crate::db::Readers;
 pub use author::DraftResult;
 pub use devices::GroupState;
 pub use error::JournalError;

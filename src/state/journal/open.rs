@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use rusqlite::Connection;
-
 use crate::clock::wall_ms;
 use crate::core::ids::{GroupId, NodeId, OpHash};
 use crate::core::journal::op::{Change, KINDS};
+use crate::db::Readers;
 use crate::state::home::private_database_file;
 use crate::state::identity::Identity;
 
@@ -74,8 +73,7 @@ impl Journal {
         seed: [u8; 32],
         ident: DbIdent,
     ) -> Result<Self> {
-        let mut connection = Connection::open(path)?;
-        prepare(&mut connection, path, &STEPS, &identity.node_id, wall_ms())?;
+        let connection = prepare(path, &STEPS, &identity.node_id, wall_ms())?;
         let mut journal = Self {
             path: path.to_owned(),
             identity: identity.clone(),
@@ -100,6 +98,11 @@ impl Journal {
     /// Opens a reader of the same journal.
     pub fn reader(&self) -> Result<JournalReader> {
         JournalReader::open(&self.path)
+    }
+
+    /// Opens readers of the same journal, to be lent to one caller each.
+    pub fn readers(&self, count: usize) -> Result<Readers<JournalReader>> {
+        Ok(Readers::new((0..count).map(|_| self.reader()).collect::<Result<_>>()?))
     }
 
     /// Moves all commits into the main file, so that it alone is the whole journal.

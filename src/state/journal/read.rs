@@ -3,17 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::core::ids::{GroupId, LogId, NodeId};
 use crate::core::journal::members::Verdicts;
 use crate::core::journal::op::{Value, value_from_bytes};
 use crate::core::journal::stamp::{Hlc, Stamp};
 use crate::core::limits::{CELL_BYTES, RECORD_BYTES_MAX, RECORDS_PAGE_BYTES};
+use crate::db::open_reader;
 
 use super::facts::{facts, member_rows};
 use super::rows::row_cell;
-use super::schema::{configure, int, key, meta_array, row_u64};
+use super::schema::{SPEC, int, key, meta_array, row_u64};
 use super::{JournalError, Result};
 
 /// Reads the journal on a connection of its own; it sees committed data only.
@@ -139,10 +140,7 @@ pub struct MemberRow {
 
 impl JournalReader {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags)?;
-        configure(&connection)?;
-        Ok(Self { connection })
+        Ok(Self { connection: open_reader(path, &SPEC)? })
     }
 
     /// Opens another reader of the same file.

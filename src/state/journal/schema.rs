@@ -9,7 +9,9 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use crate::core::ids::NodeId;
 use crate::core::journal::set_hash::SetHash;
-use crate::db::migrate::{MigrateError, Outcome, Step, migrate, newest};
+use crate::db::migrate::{MigrateError, Outcome, Step, newest};
+use crate::db::{Spec, open};
+pub(super) use crate::db::{int, row_u64};
 
 use super::{JournalError, Result};
 
@@ -208,39 +210,31 @@ pub(super) mod key {
     pub(in super::super) const REMERGED: &str = "remerged";
 }
 
-/// The capacity for prepared statements: more than there are.
-const STATEMENTS: usize = 128;
+/// The settings of the journal's database.
+pub(super) const SPEC: Spec = Spec {
+    name: "journal",
+    application_id: 0,
+    writer_cache_kib: 16_384,
+    reader_cache_kib: 16_384,
+    // More than there are.
+    statements: 128,
+    // SQLite's default.
+    checkpoint_pages: 1000,
+    log_bytes_kept: None,
+    has_incremental_vacuum: true,
+};
 
-/// How long to wait for another connection's lock; only checkpoints and recovery take long.
-const BUSY_MS: u64 = 10_000;
-
-/// Settings of the writer and of readers.
-pub(super) fn configure(connection: &Connection) -> Result<()> {
-    connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    connection.busy_timeout(std::time::Duration::from_millis(BUSY_MS))?;
-    connection.pragma_update(None, "cache_size", -16_384)?;
-    Ok(())
-}
-
-/// Creates the tables in a new file, upgrades those of an old one, and checks that the file belongs
-/// to this device.
+/// Opens the database at `path` for writing, creates the tables in a new file, upgrades those of an
+/// old one, and checks that the file belongs to this device.
 ///
 /// `synchronous = FULL`: a committed op may be at a peer at once, so it must not be lost.
 pub(super) fn prepare(
-    connection: &mut Connection,
     path: &Path,
     steps: &[Step],
     device: &NodeId,
     now_ms: u64,
-) -> Result<()> {
-    configure(connection)?;
-    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "fullfsync", "ON")?;
-    connection.pragma_update(None, "checkpoint_fullfsync", "ON")?;
-    connection.pragma_update(None, "foreign_keys", "ON")?;
-    let outcome = migrate(connection, path, steps, now_ms).map_err(migrate_error)?;
+) -> Result<Connection> {
+    let (mut connection, outcome) = open(path, &SPEC, steps, now_ms).map_err(migrate_error)?;
     let tx = connection
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(JournalError::of_begin)?;
@@ -254,7 +248,8 @@ pub(super) fn prepare(
         let owner = NodeId::from_slice(&owner).map_or_else(|| "?".into(), |id| id.short());
         return Err(JournalError::OtherDevice(owner));
     }
-    Ok(tx.commit()?)
+    tx.commit()?;
+    Ok(connection)
 }
 
 fn migrate_error(error: MigrateError) -> JournalError {
@@ -311,12 +306,6 @@ pub(super) fn set_meta(tx: &Transaction<'_>, key: &str, value: &[u8]) -> Result<
     Ok(())
 }
 
-/// A number as SQLite holds it. Numbers of ours are below 2^63; a larger bound is clamped, which
-/// excludes nothing.
-pub(super) fn int(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
 /// The number of an op to look up; NULL, which no op has, for a number that does not fit.
 pub(super) fn seq_key(seq: u64) -> Option<i64> {
     i64::try_from(seq).ok()
@@ -333,9 +322,4 @@ pub(super) fn row_set(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Resul
             detail.into(),
         )
     })
-}
-
-/// Reads an unsigned number from a row.
-pub(super) fn row_u64(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
-    row.get::<_, i64>(column).map(|value| u64::try_from(value).unwrap_or(0))
 }
