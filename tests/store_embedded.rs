@@ -142,7 +142,9 @@ fn a_foreign_newer_or_broken_database_is_refused() {
         conn.execute_batch(pragma).unwrap();
     };
     set("PRAGMA user_version = 99");
+    let before = fs::read(&database).unwrap();
     let text = refusal(tmp.path(), options());
+    assert!(fs::read(&database).unwrap() == before, "a newer database is changed");
     assert!(text.contains("version 99") && text.contains("store.db"));
     set("PRAGMA user_version = 1; PRAGMA application_id = 5");
     assert!(refusal(tmp.path(), options()).contains("another program"));

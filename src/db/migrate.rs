@@ -340,7 +340,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(crate) mod tests {
     use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 
     use super::*;
@@ -378,6 +378,17 @@ mod tests {
         let mut select = connection.prepare("SELECT id, text FROM notes ORDER BY id").unwrap();
         let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
         rows.map(Result::unwrap).collect()
+    }
+
+    /// Makes a closed database look far larger than any disk; returns its new size.
+    pub(crate) fn make_huge(path: &Path) -> u64 {
+        const HUGE_BYTES: u64 = 8 << 40;
+        // Without the mark that SQLite's own page count is valid, the length of the file counts.
+        // The file has holes and takes no space.
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        file.write_all_at(&[0xff; 4], 92).unwrap();
+        file.set_len(HUGE_BYTES).unwrap();
+        HUGE_BYTES
     }
 
     fn names(dir: &Path) -> Vec<String> {
@@ -502,7 +513,6 @@ mod tests {
 
     #[test]
     fn a_copy_that_does_not_fit_is_refused_with_the_bytes_needed_and_nothing_is_changed() {
-        const HUGE_BYTES: u64 = 8 << 40;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notes.db");
         let connection = Connection::open(&path).unwrap();
@@ -515,19 +525,15 @@ mod tests {
             )
             .unwrap();
         drop(connection);
-        // Without the mark that SQLite's own page count is valid, the length of the file counts.
-        // The file has holes and takes no space.
-        let file = OpenOptions::new().write(true).open(&path).unwrap();
-        file.write_all_at(&[0xff; 4], 92).unwrap();
-        file.set_len(HUGE_BYTES).unwrap();
+        let huge_bytes = make_huge(&path);
         let mut connection = Connection::open(&path).unwrap();
 
         let error = migrate(&mut connection, &path, &STEPS, NOW_MS).unwrap_err();
         let MigrateError::NoSpace { needed_bytes, free_bytes, .. } = error else {
             panic!("{error}");
         };
-        assert_eq!(needed_bytes, HUGE_BYTES);
-        assert!(free_bytes < HUGE_BYTES);
+        assert_eq!(needed_bytes, huge_bytes);
+        assert!(free_bytes < huge_bytes);
         assert_eq!(version(&connection).unwrap(), 1);
         assert_eq!(texts(&connection), [(7, "kept".to_owned())]);
         assert_eq!(names(dir.path()), ["notes.db"]);

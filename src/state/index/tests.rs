@@ -345,11 +345,15 @@ fn whatever_lies_where_the_index_should_be_the_index_opens() {
     for (what, make) in made {
         let fixture = fixture();
         make(&fixture.path);
+        let before = fs::read(&fixture.path).ok();
         let index = fixture.open();
         assert!(!index.bind(&STORE, BLAKE3).unwrap().same, "{what}");
         assert_eq!(index.insert(&digests(0..2), 2).unwrap().len(), 2, "{what}");
         let aside = fixture.path.with_file_name("index.db.aside");
         assert!(aside.symlink_metadata().is_ok(), "{what} is kept");
+        if what == "a newer version's" {
+            assert!(fs::read(aside).ok() == before, "{what} is kept as it was");
+        }
     }
 }
 

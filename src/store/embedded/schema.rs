@@ -135,6 +135,9 @@ mod tests {
         prepare(path, HashAlgorithm::Blake3, NOW_MS).unwrap()
     }
 
+    const TO_VERSION_1: &str = "
+        DROP INDEX damages; ALTER TABLE assets DROP COLUMN damaged; PRAGMA user_version = 1;";
+
     fn columns_and_indexes(conn: &Connection) -> Vec<(String, String)> {
         let mut select = conn
             .prepare(
@@ -152,13 +155,16 @@ mod tests {
         let path = dir.path().join("store.db");
         let (conn, id) = open(&path);
         let new = columns_and_indexes(&conn);
+        conn.execute_batch(TO_VERSION_1).unwrap();
         conn.execute_batch(
-            "DROP INDEX damages; ALTER TABLE assets DROP COLUMN damaged; PRAGMA user_version = 1;
-             INSERT INTO assets VALUES (1, zeroblob(32), 3, 4, 1, 0, 0, 'name', '', '');
+            "INSERT INTO assets VALUES (1, zeroblob(32), 3, 4, 1, 0, 0, 'name', '', '');
              INSERT INTO contents VALUES (1, x'616263'); INSERT INTO tags VALUES (1, 'kept');",
         )
         .unwrap();
         drop(conn);
+        for older in ["20240101-000000", "20250101-000000"] {
+            std::fs::write(dir.path().join(format!("store.db.v1-{older}.bak")), "x").unwrap();
+        }
 
         let (conn, same_id) = open(&path);
         assert_eq!(same_id, id);
@@ -172,6 +178,33 @@ mod tests {
             )
             .unwrap();
         assert_eq!(kept, (b"abc".to_vec(), "kept".to_owned(), None));
-        assert!(dir.path().join("store.db.v1-20261130-030506.bak").exists());
+        let copies = ["store.db.v1-20250101-000000.bak", "store.db.v1-20261130-030506.bak"];
+        drop(conn);
+        assert_eq!(names(dir.path()), ["store.db", copies[0], copies[1]], "the last two are kept");
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(dir).unwrap();
+        let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name();
+        let mut names: Vec<_> = entries.map(|entry| name(entry).into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_store_whose_copy_does_not_fit_is_refused_with_the_bytes_needed_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let (conn, _) = open(&path);
+        conn.execute_batch(TO_VERSION_1).unwrap();
+        drop(conn);
+        let bytes = crate::db::migrate::tests::make_huge(&path);
+        let error = prepare(&path, HashAlgorithm::Blake3, NOW_MS).unwrap_err().to_string();
+        assert!(error.contains(&format!("{bytes} bytes are needed")), "{error}");
+        let conn = Connection::open(&path).unwrap();
+        let version: i64 = conn.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+        assert_eq!(version, 1);
+        drop(conn);
+        assert_eq!(names(dir.path()), ["store.db"]);
     }
 }

@@ -120,3 +120,66 @@ fn a_journal_of_0_1_0_opens_with_all_that_was_in_it_and_a_copy_beside() {
         assert_eq!(journal.reader().unwrap().fsck().unwrap(), Vec::<String>::new(), "{device}");
     }
 }
+
+/// The names of the files in the folder of `path` that start with its name.
+fn names(path: &Path) -> Vec<String> {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let mut names: Vec<String> = std::fs::read_dir(path.parent().unwrap())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|other| other.starts_with(name))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_last_two_copies_of_a_journal_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::open(Some(thawed("desk", dir.path()))).unwrap();
+    let identity = Identity::load_or_create(&home, &home.lock().unwrap()).unwrap();
+    let path = home.journal_db_path();
+    for older in ["20240101-000000", "20250101-000000"] {
+        std::fs::write(path.with_file_name(format!("journal.db.v1-{older}.bak")), "x").unwrap();
+    }
+    drop(Journal::open(&path, &identity, [7; 32]).unwrap());
+    let names = names(&path);
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert_eq!(names[..2], ["journal.db", "journal.db.v1-20250101-000000.bak"], "{names:?}");
+    assert!(names[2].starts_with("journal.db.v1-20") && names[2].ends_with(".bak"), "{names:?}");
+}
+
+#[test]
+fn a_journal_of_a_newer_version_is_refused_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    let identity = Identity::from_bytes(&[1; 32]);
+    Journal::open(&path, &identity, [1; 32]).unwrap().close().unwrap();
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    let before = std::fs::read(&path).unwrap();
+
+    let error = Journal::open(&path, &identity, [1; 32]).unwrap_err();
+    assert!(matches!(error, JournalError::Newer { found: 99, known: 2 }), "{error}");
+    assert!(std::fs::read(&path).unwrap() == before, "it is changed");
+    assert_eq!(names(&path), ["journal.db"]);
+}
+
+#[test]
+fn a_journal_whose_copy_does_not_fit_is_refused_with_the_bytes_needed_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::open(Some(thawed("desk", dir.path()))).unwrap();
+    let identity = Identity::load_or_create(&home, &home.lock().unwrap()).unwrap();
+    let path = home.journal_db_path();
+    let connection = Connection::open(&path).unwrap();
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    drop(connection);
+    let bytes = crate::db::migrate::tests::make_huge(&path);
+
+    let error = Journal::open(&path, &identity, [7; 32]).unwrap_err().to_string();
+    assert!(error.contains(&format!("{bytes} bytes are needed")), "{error}");
+    let connection = Connection::open(&path).unwrap();
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+    assert_eq!(version, 1);
+    drop(connection);
+    assert_eq!(names(&path), ["journal.db"]);
+}
