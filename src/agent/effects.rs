@@ -21,7 +21,7 @@ use crate::wire::frame::Kind;
 
 use super::fact::Fact;
 use super::journal_stream;
-use super::link::Order;
+use super::link::Command;
 use super::run::Loop;
 use crate::replica::query;
 use crate::transfer::plain::PlainReport;
@@ -40,8 +40,8 @@ impl Loop {
                     live.connection.close(code, &detail);
                 }
             }
-            Effect::Send { conn, message } => self.order(conn, Order::Send(message)),
-            Effect::RunPlain { conn } => self.order(conn, Order::RunPlain),
+            Effect::Send { conn, message } => self.command(conn, Command::Send(message)),
+            Effect::RunPlain { conn } => self.command(conn, Command::RunPlain),
             Effect::OpenJournal { conn } => {
                 if let Some(live) = self.live.get_mut(&conn) {
                     journal_stream::open(&mut self.parts, &self.replication, conn, live);
@@ -97,9 +97,9 @@ impl Loop {
         }
     }
 
-    fn order(&mut self, conn: ConnId, order: Order) {
+    fn command(&mut self, conn: ConnId, command: Command) {
         let Some(live) = self.live.get(&conn) else { return };
-        if let Err(mpsc::error::TrySendError::Full(_)) = live.orders.try_send(order) {
+        if let Err(mpsc::error::TrySendError::Full(_)) = live.commands.try_send(command) {
             tracing::warn!(peer = %live.connection.peer().short(), "takes no messages: closing");
             live.connection.close(CloseCode::Slow, "takes no messages");
         }

@@ -47,7 +47,7 @@ const WRITE_STALL: Duration = Duration::from_secs(60);
 
 /// What the loop sends to the task.
 #[derive(Debug)]
-pub(super) enum Order {
+pub(super) enum Command {
     /// Write this message to the peer.
     Send(Message),
     /// Exchange whole sets by the plain protocol.
@@ -65,7 +65,7 @@ struct Fault {
 pub(super) async fn run(
     conn: ConnId,
     connection: Connection,
-    mut orders: mpsc::Receiver<Order>,
+    mut commands: mpsc::Receiver<Command>,
     facts: Facts,
     ctx: Context,
     counters: std::sync::Arc<Counters>,
@@ -88,14 +88,14 @@ pub(super) async fn run(
         if connection.protocol() == Protocol::Plain {
             let reader = FrameReader::new(throttle.down(recv), None);
             let writer = FrameWriter::new(throttle.up(send, None), WRITE_STALL);
-            run_plain(conn, reader, writer, &mut orders, &facts, &ctx, &counters).await?;
+            run_plain(conn, reader, writer, &mut commands, &facts, &ctx, &counters).await?;
             return accept_streams(conn, &connection, &facts).await;
         }
         let mut reader = FrameReader::new(recv, None);
         let mut writer = FrameWriter::new(send, WRITE_STALL);
         tokio::select! {
             fault = read(conn, &mut reader, &facts) => fault,
-            fault = write(&mut writer, &mut orders) => fault,
+            fault = write(&mut writer, &mut commands) => fault,
             fault = accept_streams(conn, &connection, &facts) => fault,
         }
     };
@@ -136,17 +136,17 @@ async fn read(
 
 async fn write(
     writer: &mut FrameWriter<SendStream>,
-    orders: &mut mpsc::Receiver<Order>,
+    commands: &mut mpsc::Receiver<Command>,
 ) -> Result<(), Fault> {
-    while let Some(order) = orders.recv().await {
-        let mut next = Some(order);
-        while let Some(order) = next {
-            if let Order::Send(message) = order
+    while let Some(command) = commands.recv().await {
+        let mut next = Some(command);
+        while let Some(command) = next {
+            if let Command::Send(message) = command
                 && let Err(error) = write_message(writer, &message).await
             {
                 return Err(frame_fault(error));
             }
-            next = orders.try_recv().ok();
+            next = commands.try_recv().ok();
         }
         if let Err(error) = writer.flush().await {
             return Err(frame_fault(error));
@@ -169,13 +169,13 @@ async fn run_plain(
     conn: ConnId,
     mut reader: FrameReader<impl AsyncRead + Unpin + Send>,
     mut writer: FrameWriter<impl TakeBytes + Send>,
-    orders: &mut mpsc::Receiver<Order>,
+    commands: &mut mpsc::Receiver<Command>,
     facts: &Facts,
     ctx: &Context,
     counters: &std::sync::Arc<Counters>,
 ) -> Result<(), Fault> {
     let hello = async {
-        while let Some(Order::Send(message)) = orders.recv().await {
+        while let Some(Command::Send(message)) = commands.recv().await {
             write_message(&mut writer, &message).await?;
             writer.flush().await?;
         }

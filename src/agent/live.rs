@@ -9,13 +9,13 @@ use crate::replica::status::JournalPeerStatus;
 use crate::transfer::Counters;
 use crate::transfer::throttle::LinkThrottle;
 
-use super::link::Order;
+use super::link::Command;
 use super::picture::{LinkFigures, LinkView};
 
 /// A live connection.
 pub(super) struct Live {
     pub(super) connection: Connection,
-    pub(super) orders: mpsc::Sender<Order>,
+    pub(super) commands: mpsc::Sender<Command>,
     pub(super) counters: Arc<Counters>,
     pub(super) throttle: LinkThrottle,
     pub(super) figures: LinkFigures,

@@ -484,7 +484,7 @@ impl Loop {
 
     fn on_connection(&mut self, connection: Connection) {
         let conn = ConnId(self.parts.ids.next());
-        let (orders, queue) = mpsc::channel(CONTROL_QUEUE);
+        let (commands, queue) = mpsc::channel(CONTROL_QUEUE);
         let counters = Arc::new(Counters::default());
         let throttle = self.parts.throttle.link(&connection);
         let (peer, dialed) = (connection.peer(), connection.dialed());
@@ -504,7 +504,7 @@ impl Loop {
         );
         group::record_addresses(&mut self.parts, peer, connection.remote_addresses());
         let (figures, journal, put_off) = (LinkFigures::default(), None, None);
-        let live = Live { connection, orders, counters, throttle, figures, journal, put_off };
+        let live = Live { connection, commands, counters, throttle, figures, journal, put_off };
         self.live.insert(conn, live);
         self.handle(Input::Connected { conn, peer, dialed, plain });
     }

@@ -186,14 +186,14 @@ impl Replication {
             Err(error) => return error.into(),
         };
         let group = start.hello.group;
-        let mut orders = Vec::new();
-        let session = Session::start(start, self.now(), &mut orders);
+        let mut effects = Vec::new();
+        let session = Session::start(start, self.now(), &mut effects);
         let mut stream = Stream {
             shared: self,
             peer,
             group,
             session,
-            orders,
+            effects,
             reader: Some(FrameReader::new(recv, Some(READ_STALL))),
             writer: Some(FrameWriter::new(send, WRITE_STALL)),
             arrived: None,
@@ -329,7 +329,7 @@ struct Stream<'a, R, W> {
     peer: NodeId,
     group: GroupId,
     session: Session,
-    orders: Vec<Effect>,
+    effects: Vec<Effect>,
     /// `None` while it reads.
     reader: Option<FrameReader<R>>,
     /// `None` while it writes.
@@ -361,12 +361,12 @@ where
 {
     async fn run(&mut self, mut commits: watch::Receiver<Commits>) -> Ended {
         loop {
-            for order in std::mem::take(&mut self.orders) {
-                if let Effect::End { last, why } = order {
+            for effect in std::mem::take(&mut self.effects) {
+                if let Effect::End { last, why } = effect {
                     self.say_last(last).await;
                     return why.into();
                 }
-                self.perform(order);
+                self.perform(effect);
             }
             if self.session.reads()
                 && let Some(frame) = self.arrived.take()
@@ -433,12 +433,12 @@ where
         if matches!(input, Input::Applied(_) | Input::Forged) {
             self.is_applying = false;
         }
-        self.session.handle(self.shared.now(), input, &mut self.orders);
+        self.session.handle(self.shared.now(), input, &mut self.effects);
     }
 
-    fn perform(&mut self, order: Effect) {
+    fn perform(&mut self, effect: Effect) {
         let (shared, peer, group) = (self.shared.clone(), self.peer, self.group);
-        match order {
+        match effect {
             Effect::Send(message) => self.send(&message),
             Effect::ReadClock => self.work(async move {
                 let clock = shared.journal.read(|reader| reader.clock()).await?;
