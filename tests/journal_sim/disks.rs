@@ -136,6 +136,8 @@ impl World {
                 self.check(n);
             }
             Err(JournalError::Removed) => {}
+            // A ticket is refused where ops of a later version would have to be written anew first.
+            Err(JournalError::Unreadable) if self.faults.later_kinds => {}
             Err(error) => self.blame(|| format!("device {n}: {error}")),
         }
         None

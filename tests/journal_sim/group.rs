@@ -140,6 +140,8 @@ impl World {
 
     /// Makes a ticket with this secret if the inviter may and can.
     fn invite(&mut self, inviter: usize, secret: &TicketSecret) -> bool {
+        // A device that was always alone does this by itself before it makes a ticket.
+        self.rebase(inviter);
         let wall_ms = self.wall_ms(inviter);
         let journal = self.nodes[inviter].journal();
         let made = journal.create_token(&ticket_key(secret), false, wall_ms, wall_ms + TICKET_MS);
