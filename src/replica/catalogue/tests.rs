@@ -11,6 +11,9 @@ use crate::store::{Metadata, NewAsset};
 /// The deadline of an event.
 const WAIT: Duration = Duration::from_secs(20);
 
+/// After this time without an event none is under way.
+const QUIET: Duration = Duration::from_millis(500);
+
 /// A catalogue of an embedded store, and its events.
 struct Fixture {
     store: EmbeddedStore,
@@ -53,6 +56,23 @@ impl Fixture {
         let new = NewAsset { digest, content, metadata: Metadata::default() };
         self.store.put(vec![new]).await.unwrap().remove(0).unwrap();
         hash
+    }
+
+    /// Returns when the store is listed once more.
+    async fn listed(&mut self) {
+        while !matches!(self.events.recv().await.unwrap(), StoreEvent::Listed { .. }) {}
+    }
+
+    /// Returns when the feed was read to its end and nothing more is listed.
+    async fn quiet(&mut self) {
+        let newest = self.store.info().await.unwrap().newest_cursor;
+        let quiet = async {
+            while self.backlog.read_to() < newest {
+                tokio::task::yield_now().await;
+            }
+            while timeout(QUIET, self.events.recv()).await.is_ok() {}
+        };
+        timeout(WAIT, quiet).await.unwrap();
     }
 
     /// The assets of the next event that has some. Replies that the engine is bound where the
@@ -111,4 +131,32 @@ async fn lines_that_were_listed_are_handed_over_and_have_nothing_listed_again() 
     let lost = Err(StoreError::Unreachable("gone".into()));
     assert!(catalogue.hand_over(vec![stored(10), lost], 5).is_err());
     assert_eq!(catalogue.backlog.read_to(), 10, "lines before the error count");
+}
+
+#[tokio::test]
+async fn a_silent_feed_is_opened_again_and_the_whole_store_is_listed_every_hour() {
+    let mut f = Fixture::new().await;
+    let first = f.put("first").await;
+    assert_eq!(f.indexed().await, [first]);
+    f.quiet().await;
+    let number = f.backlog.answer().borrow().clone().unwrap().unwrap().number;
+    f.backlog.take(number, usize::MAX).unwrap();
+    tokio::time::pause();
+    let paused = Instant::now();
+    f.listed().await;
+    let silent_s = paused.elapsed().as_secs();
+    assert!(silent_s.abs_diff(FEED_QUIET_MAX.as_secs()) <= 5, "{silent_s} s");
+    tokio::time::resume();
+    let second = f.put("second").await;
+    assert_eq!(f.indexed().await, [second]);
+    f.quiet().await;
+    f.backlog.take(number, usize::MAX).unwrap();
+
+    tokio::time::pause();
+    while !f.backlog.take(number, usize::MAX).unwrap().is_gap {
+        f.listed().await;
+    }
+    let whole_s = paused.elapsed().as_secs();
+    assert!(whole_s.abs_diff(RELIST_EVERY.as_secs()) <= WAIT.as_secs(), "{whole_s} s");
+    f.running.abort();
 }
