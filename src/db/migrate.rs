@@ -109,8 +109,8 @@ pub enum MigrateError {
     },
 }
 
-/// Refuses a file of another program, and one of a newer version than this program knows. Writes
-/// nothing. `application_id` is the mark in the file's header, 0 for none.
+/// Refuses a file of another program, and one of a newer version than this program supports. Writes
+/// nothing. `application_id` is the one in the file's header, 0 for none.
 pub(super) fn check(
     connection: &Connection,
     path: &Path,
@@ -127,7 +127,7 @@ pub(super) fn check(
     found(connection, path, newest(steps)).map(|_| ())
 }
 
-/// The version of the file; `None` for an empty one.
+/// The schema version of the file; `None` for an empty one.
 fn found(connection: &Connection, path: &Path, known: i64) -> Result<Option<i64>, MigrateError> {
     let database = |error| MigrateError::Database { path: path.to_owned(), error };
     match version(connection).map_err(database)? {
@@ -383,8 +383,8 @@ pub(crate) mod tests {
     /// Makes a closed database look far larger than any disk; returns its new size.
     pub(crate) fn make_huge(path: &Path) -> u64 {
         const HUGE_BYTES: u64 = 8 << 40;
-        // Without the mark that SQLite's own page count is valid, the length of the file counts.
-        // The file has holes and takes no space.
+        // Without the mark that SQLite's own page count is valid, the file's length counts. The
+        // file has holes and takes no space.
         let file = OpenOptions::new().write(true).open(path).unwrap();
         file.write_all_at(&[0xff; 4], 92).unwrap();
         file.set_len(HUGE_BYTES).unwrap();

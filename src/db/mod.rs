@@ -1,13 +1,14 @@
-//! One way to a SQLite file of ours: how it is opened ([`open()`]), written ([`Database::write`]), read
-//! ([`Readers`]), and how its schema is upgraded ([`migrate`]). The tables are its owner's matter.
+//! The access to one SQLite file of can-sync: opening it ([`open()`]), writing
+//! ([`Database::write`]), reading ([`Readers`]), and upgrading its schema ([`migrate`]). Its owner
+//! defines the tables.
 //!
-//! One thread has the only writing connection. Jobs that wait together are done in one transaction, each
+//! One thread has the only writing connection. Jobs that wait together run in one transaction, each
 //! in its own savepoint, and each is answered after the commit (group commit).
 //!
 //! S1  Nothing is answered or announced before its commit.
-//! S2  A job that fails or panics is rolled back alone; its caller gets the error or the panic.
+//! S2  A job that fails or panics is rolled back alone; its caller receives the error or the panic.
 //! S3  An owner's state in memory changes together with its tables ([`Owner::State`]).
-//! S4  A closed database is one file: no write-ahead log beside it.
+//! S4  A closed database is one file, without a write-ahead log beside it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,31 +27,31 @@ pub use readers::{Lent, Readers};
 pub use rows::{int, row_u64};
 pub use writer::{Next, Owner, Txn};
 
-/// Why a database did not do something.
+/// Why a call to a database failed.
 #[derive(Debug, Clone, Error)]
 pub enum DbError {
     /// SQLite refused or failed.
     #[error("{0}")]
     Sqlite(Arc<rusqlite::Error>),
-    /// It was closed before.
+    /// The database was closed before the call.
     #[error("the database is closed")]
     Closed,
-    /// The writer's thread ended: whether it wrote is not known.
+    /// The writer's thread ended: it is unknown whether it wrote.
     #[error("the writer of the database ended")]
     Ended,
     /// Every reading connection was in use for too long.
     #[error("all readers of the database are busy: try again")]
     NoReader,
-    /// A job panicked, and what it wrote could not be rolled back by itself.
+    /// A job panicked, and its writes could not be rolled back alone.
     #[error("a write to the database panicked")]
     Panicked,
 }
 
-/// A call's outcome.
+/// The result of a call to a database.
 pub type Result<T> = std::result::Result<T, DbError>;
 
 impl DbError {
-    /// SQLite's code of the error, if it is one of SQLite.
+    /// SQLite's code of the error, if it is an error of SQLite.
     pub fn sqlite_code(&self) -> Option<ErrorCode> {
         match self {
             Self::Sqlite(error) => error.sqlite_error_code(),
@@ -77,8 +78,9 @@ pub struct Database<O: Owner> {
 }
 
 impl<O: Owner> Database<O> {
-    /// Starts the writer's thread on `connection`, which [`open()`] opened for the file at `path`, and
-    /// opens `readers` reading connections. `state` is what the tables say.
+    /// Starts the writer's thread on `connection`, which [`open()`] opened for the file at `path`,
+    /// and opens `readers` reading connections. `state` is the owner's state as read from the
+    /// tables.
     pub fn start(
         connection: Connection,
         path: &Path,
@@ -91,11 +93,11 @@ impl<O: Owner> Database<O> {
         Ok(Self { writer: writer::Writer::start(connection, spec, owner, state)?, readers })
     }
 
-    /// Does `work` in a transaction of the writer's thread and returns after its commit. An error of
-    /// `work` undoes what it did. Blocks.
+    /// Runs `work` in a transaction on the writer's thread and returns after the commit. If `work`
+    /// fails, its writes are rolled back. Blocks.
     ///
     /// # Panics
-    /// As `work` does.
+    /// If `work` panics.
     pub fn write<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Txn<'_, O>) -> std::result::Result<T, O::Error> + Send + 'static,
@@ -108,9 +110,10 @@ impl<O: Owner> Database<O> {
         &self.readers
     }
 
-    /// Ends the writer after the jobs it has, and closes the connections. Blocks.
+    /// Ends the writer after the queued jobs, and closes all connections. Blocks.
     pub fn close(&self) {
-        // First: the last connection to go folds the log in and removes it, which a reader cannot.
+        // Readers first: the last connection to close copies the log into the database and removes
+        // it, which a reading connection cannot do.
         self.readers.close();
         self.writer.close();
     }
@@ -146,7 +149,7 @@ mod tests {
         has_incremental_vacuum: false,
     };
 
-    /// A table of numbers, whose sum its owner knows.
+    /// The state of a test's owner: the sum of a table of numbers, and the number of commits.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub(super) struct Told {
         pub(super) commits: u64,

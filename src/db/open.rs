@@ -1,5 +1,5 @@
-//! Opens a SQLite file: refuses one that is not ours before anything is written, sets the connection
-//! up, and brings the schema to the newest version.
+//! Opens a SQLite file: refuses a foreign file before it writes anything, configures the
+//! connection, and upgrades the schema to the newest version.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,39 +8,39 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::migrate::{MigrateError, Outcome, Step, check, migrate};
 
-/// How long to wait for another program (a backup, a person with a SQL shell) to let go.
+/// How long to wait for a lock that another program holds (a backup, a person with a SQL shell).
 const BUSY_WAIT: Duration = Duration::from_secs(10);
 
-/// What is special about a database. All else is the same for every one.
+/// The settings in which databases differ. Everything else is the same for all.
 #[derive(Debug, Clone, Copy)]
 pub struct Spec {
-    /// Its name in messages and in the name of its writer's thread.
+    /// The name for messages and for the writer's thread.
     pub name: &'static str,
-    /// The mark of the file in its header; 0 for a file without one.
+    /// The application ID in the file's header; 0 for a file without one.
     pub application_id: i64,
-    /// Memory for pages of the writing connection.
+    /// The page cache of the writing connection.
     pub writer_cache_kib: i64,
-    /// Memory for pages of each reading connection.
+    /// The page cache of each reading connection.
     pub reader_cache_kib: i64,
-    /// Prepared statements that each connection keeps.
+    /// The number of prepared statements that each connection caches.
     pub statements: usize,
-    /// The log is copied into the database when it has so many pages.
+    /// The number of pages in the log at which it is copied into the database.
     pub checkpoint_pages: i64,
-    /// The log's file is cut back to this size after a burst; `None` leaves it as large as it was.
+    /// The size to which the log's file is truncated after a burst; `None` keeps its size.
     pub log_bytes_kept: Option<i64>,
-    /// Whether pages that rows have left can be given back to the file system. Counts for a new file.
+    /// Whether free pages can be returned to the file system. Takes effect only in a new file.
     pub has_incremental_vacuum: bool,
 }
 
-/// Opens the database at `path` for writing, at the newest version of its schema. The caller makes the
-/// tables of an empty one. A commit is on the disk (`synchronous = FULL`). For `steps` and `now_ms`, see
-/// [`migrate`].
+/// Opens the database at `path` for writing, with the newest version of its schema. The caller
+/// creates the tables of an empty database. Every commit is durable (`synchronous = FULL`). For
+/// `steps` and `now_ms`, see [`migrate`].
 ///
-/// SQLite gives the files it makes beside this one the permissions of this one: it should be there
-/// already, readable for its owner alone.
+/// The files that SQLite makes beside this one get its permissions. So this file should exist
+/// already, readable only for its owner.
 ///
 /// # Errors
-/// A file that cannot be used; it is as it was.
+/// The file is unusable; it is unchanged.
 pub fn open(
     path: &Path,
     spec: &Spec,
@@ -70,14 +70,14 @@ fn connect(
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_WAIT)?;
     connection.set_prepared_statement_cache_capacity(spec.statements);
-    // Negative: KiB, not pages.
+    // A negative size is in KiB, a positive one in pages.
     connection.pragma_update(None, "cache_size", -cache_kib)?;
     Ok(connection)
 }
 
 fn set_up(connection: &Connection, spec: &Spec) -> rusqlite::Result<()> {
     if spec.has_incremental_vacuum {
-        // Before the first page is written, which changing to a log does.
+        // Must precede the first page, which the change to a write-ahead log writes.
         connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     }
     connection.pragma_update(None, "journal_mode", "WAL")?;

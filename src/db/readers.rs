@@ -1,4 +1,4 @@
-//! A fixed number of connections that read, lent to one caller at a time.
+//! A fixed number of reading connections, each lent to one caller at a time.
 
 use std::ops::Deref;
 use std::path::Path;
@@ -10,25 +10,26 @@ use rusqlite::Connection;
 use super::open::{Spec, open_reader};
 use super::{DbError, Result};
 
-/// The longest wait for a connection: longer than any query may take, so that it tells of readers that
-/// are stuck, not of busy ones.
+/// The longest wait for a connection. Longer than any query may take, so that only a stuck reader
+/// causes the error, not busy ones.
 const READER_WAIT: Duration = Duration::from_secs(60);
 
-/// The connections. Clones share them. They are wrapped as `R` for those whose queries are methods.
+/// The reading connections; clones share them. `R` is a connection, or a wrapper whose methods are
+/// the queries.
 #[derive(Debug)]
 pub struct Readers<R = Connection>(Arc<Shared<R>>);
 
 #[derive(Debug)]
 struct Shared<R> {
-    /// Those nobody uses just now; `None` once closed.
+    /// The connections that are not lent; `None` once closed.
     idle: Mutex<Option<Vec<R>>>,
     returned: Condvar,
 }
 
-/// A lent connection; it goes back when dropped.
+/// A lent connection. Dropping it returns it.
 #[derive(Debug)]
 pub struct Lent<R = Connection> {
-    /// `None` only while it goes back.
+    /// `None` only while it is being returned.
     reader: Option<R>,
     readers: Arc<Shared<R>>,
 }
@@ -40,7 +41,7 @@ impl Readers {
         Ok(Self::new(readers?))
     }
 
-    /// Reads within one transaction: all that `read` sees is of one moment. Blocks.
+    /// Reads in one transaction: everything that `read` sees is one snapshot. Blocks.
     pub fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
         let connection = self.lend()?;
         let snapshot = connection.unchecked_transaction()?;
@@ -51,13 +52,13 @@ impl Readers {
 }
 
 impl<R> Readers<R> {
-    /// Lends these.
+    /// Makes a pool of these connections.
     pub fn new(readers: Vec<R>) -> Self {
         let idle = Mutex::new(Some(readers));
         Self(Arc::new(Shared { idle, returned: Condvar::new() }))
     }
 
-    /// Lends one that is idle. Waits for one, but not longer than [`READER_WAIT`]. Blocks.
+    /// Lends an idle connection. Waits for one, at most [`READER_WAIT`]. Blocks.
     pub fn lend(&self) -> Result<Lent<R>> {
         self.lend_within(READER_WAIT)
     }
@@ -70,7 +71,7 @@ impl<R> Readers<R> {
         Ok(Lent { reader: Some(reader), readers: self.0.clone() })
     }
 
-    /// Closes the idle ones now and the lent ones when they come back. None is lent any more.
+    /// Closes the idle connections now, and the lent ones when they are returned. Later calls fail.
     pub fn close(&self) {
         self.0.idle().take();
         self.0.returned.notify_all();
@@ -84,7 +85,7 @@ impl<R> Clone for Readers<R> {
 }
 
 impl<R> Shared<R> {
-    /// A panic elsewhere cannot leave the list half changed.
+    /// Recovers a poisoned lock: no panic can leave the list inconsistent.
     fn idle(&self) -> MutexGuard<'_, Option<Vec<R>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }

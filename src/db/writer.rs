@@ -1,4 +1,4 @@
-//! The writer thread: groups the jobs that wait, commits, answers.
+//! The writer's thread: groups waiting jobs, commits them, and answers.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -10,22 +10,22 @@ use rusqlite::Connection;
 use super::DbError;
 use super::open::Spec;
 
-/// Jobs that may wait for the writer; the next caller waits to hand its job over. As many as one
+/// The most jobs that wait for the writer; a full queue makes the next caller wait. As many as one
 /// commit takes: while one group is committed, the next one forms.
 const JOBS_MAX: usize = GROUP_JOBS_MAX;
 
-/// Jobs in one commit: what they add to the wait of the first stays in the milliseconds.
+/// The most jobs in one commit. So many delay the answer to the first by no more than milliseconds.
 const GROUP_JOBS_MAX: usize = 64;
 
-/// The owner of a database: the hooks that the writer thread calls.
+/// The owner of a database: the hooks that the writer's thread calls.
 pub trait Owner: Send + 'static {
-    /// A copy in memory of some of the tables' content. Jobs change it together with the tables; when
-    /// a job or a commit fails, it is reset to what it was before.
+    /// A copy in memory of some content of the tables. Jobs change it together with the tables;
+    /// when a job or a commit fails, the earlier state is restored.
     type State: Clone + Send + 'static;
-    /// Why a job is not done.
+    /// The owner's error of a failed job.
     type Error: Clone + Send + 'static;
 
-    /// Maps an error of the database to one of the owner.
+    /// Converts an error of the database to the owner's.
     fn error_of(error: DbError) -> Self::Error;
 
     /// Writes the state to the tables, as the last part of a transaction.
@@ -42,42 +42,42 @@ pub trait Owner: Send + 'static {
     /// Called after a commit, before the jobs of its group are answered.
     fn committed(&mut self, state: &mut Self::State);
 
-    /// Whether this error of one job makes the commit of its whole group fail.
+    /// Whether this error of one job fails the commit of its whole group.
     fn is_fatal(error: &Self::Error) -> bool {
         let _ = error;
         false
     }
 
-    /// Called when a commit failed, or a checkpoint. Returns whether the writer goes on.
+    /// Called when a commit or a checkpoint failed. Returns whether the writer continues.
     fn failed(&mut self, error: &Self::Error) -> Next {
         let _ = error;
         Next::GoOn
     }
 }
 
-/// Whether the writer goes on after a failure.
+/// Whether the writer continues after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// It takes the next jobs.
+    /// It runs the next jobs.
     GoOn,
     /// It ends; every later write fails.
     End,
 }
 
-/// One transaction, as a job sees it.
+/// A transaction, as a job sees it.
 pub struct Txn<'a, O: Owner> {
     /// The writing connection.
     pub conn: &'a Connection,
-    /// See [`Owner::State`].
+    /// The owner's state. See [`Owner::State`].
     pub state: O::State,
-    /// Set when the transaction as a whole cannot be committed any more.
+    /// Set when the transaction as a whole can no longer be committed.
     broken: Option<O::Error>,
 }
 
 type Answer<O> = Box<dyn FnOnce(Result<(), <O as Owner>::Error>) + Send>;
 type Job<O> = Box<dyn FnOnce(&mut Txn<'_, O>) -> Answer<O> + Send>;
 
-/// A handle to the thread.
+/// A handle to the writer's thread.
 pub(super) struct Writer<O: Owner> {
     jobs: Mutex<Option<SyncSender<Job<O>>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -90,7 +90,7 @@ impl<O: Owner> Writer<O> {
         owner: O,
         state: O::State,
     ) -> Result<Self, DbError> {
-        // The thread does it itself, between groups, so that it sees a failure.
+        // The thread runs the checkpoints itself, between groups, so that it sees a failure.
         conn.pragma_update(None, "wal_autocheckpoint", 0)?;
         let (jobs, queue) = sync_channel(JOBS_MAX);
         let (name, checkpoint_pages) = (spec.name, spec.checkpoint_pages);
@@ -108,7 +108,7 @@ impl<O: Owner> Writer<O> {
         let jobs = lock(&self.jobs).clone().ok_or_else(|| O::error_of(DbError::Closed))?;
         jobs.send(job).map_err(|_| O::error_of(DbError::Ended))?;
         drop(jobs);
-        // Every job is answered, unless the thread ended.
+        // Every job is answered unless the thread ended.
         match answer.recv().map_err(|_| O::error_of(DbError::Ended))? {
             Ok(result) => result,
             Err(panic) => resume_unwind(panic),
@@ -124,7 +124,7 @@ impl<O: Owner> Writer<O> {
     }
 }
 
-/// A job of `work`, and where what became of it will be.
+/// Makes a job of `work`, and the receiver of its result.
 fn job<O: Owner, T: Send + 'static>(
     work: impl FnOnce(&mut Txn<'_, O>) -> Result<T, O::Error> + Send + 'static,
 ) -> (Job<O>, Receiver<Caught<Result<T, O::Error>>>) {
@@ -132,20 +132,21 @@ fn job<O: Owner, T: Send + 'static>(
     let job: Job<O> = Box::new(move |txn| {
         let done = txn.savepoint(work);
         Box::new(move |committed| {
-            // Nobody waits any more: it is done all the same.
+            // The job is done even if its caller is gone.
             let _ = reply.send(done.map(|result| committed.and(result)));
         })
     });
     (job, answer)
 }
 
-/// A lock on what a panic elsewhere cannot leave half changed.
+/// Locks a mutex whose content no panic can leave inconsistent.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<O: Owner> Txn<'_, O> {
-    /// Does one job so that its error or panic undoes it alone. A panic is caught, for its caller.
+    /// Runs one job so that its error or panic rolls back only this job. Returns a panic to the
+    /// caller.
     fn savepoint<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, O::Error>,
@@ -158,7 +159,7 @@ impl<O: Owner> Txn<'_, O> {
             self.broken = Some(error.clone());
             return Ok(Err(error));
         }
-        // The state and the tables, which a panic may leave half changed, are put back.
+        // Restores the state and the tables, which a panic may have left inconsistent.
         let done: Caught<_> = catch_unwind(AssertUnwindSafe(|| {
             let value = work(self)?;
             batch::<O>(self.conn, "RELEASE job").map(|()| value)
@@ -168,7 +169,7 @@ impl<O: Owner> Txn<'_, O> {
         }
         let fault = done.as_ref().ok().and_then(|result| result.as_ref().err());
         self.state = before;
-        // SQLite undoes the whole transaction by itself on some errors (disk full, I/O).
+        // On some errors (disk full, I/O) SQLite rolls back the whole transaction by itself.
         let is_undone = fault.is_none_or(|error| !O::is_fatal(error))
             && !self.conn.is_autocommit()
             && batch::<O>(self.conn, "ROLLBACK TO job; RELEASE job").is_ok();
@@ -183,7 +184,7 @@ fn batch<O: Owner>(conn: &Connection, sql: &str) -> Result<(), O::Error> {
     conn.execute_batch(sql).map_err(|error| O::error_of(error.into()))
 }
 
-/// The thread's own.
+/// What the writer's thread owns.
 struct Run<O: Owner> {
     conn: Connection,
     name: &'static str,
@@ -207,7 +208,7 @@ impl<O: Owner> Run<O> {
         self.fold("TRUNCATE", 0);
     }
 
-    /// Does the jobs in one transaction. On an error nothing of any of them is kept.
+    /// Runs the jobs in one transaction. On an error nothing of any job is kept.
     fn commit(&mut self, group: Vec<Job<O>>) -> (Vec<Answer<O>>, Result<(), O::Error>) {
         let conn = &self.conn;
         let broken = batch::<O>(conn, "BEGIN IMMEDIATE").err();
@@ -225,15 +226,15 @@ impl<O: Owner> Run<O> {
             }
             Err(_) if conn.is_autocommit() => {}
             Err(_) => {
-                // Nothing more can be done about a rollback that fails: the next BEGIN tells.
+                // If the rollback fails too, the next BEGIN fails and reports it.
                 let _ = batch::<O>(conn, "ROLLBACK");
             }
         }
         (answers, committed)
     }
 
-    /// Copies the log into the database once it has `pages` pages. The log keeps what could not be
-    /// copied: the next group, or the next start, tries again.
+    /// Copies the log into the database once it has `pages` pages. Pages that cannot be copied now
+    /// stay in the log until after the next group, or until the next start.
     fn fold(&mut self, mode: &str, pages: i64) -> Next {
         let fold = || -> rusqlite::Result<()> {
             // A NOOP checkpoint copies nothing and answers (busy, pages in the log, pages copied).
@@ -256,7 +257,7 @@ mod tests {
     use super::*;
     use crate::db::tests::{Fixture, Numbers, fixture, insert, numbers, sql};
 
-    /// Does jobs as one group: they wait while another one holds the writer.
+    /// Runs jobs as one group: they wait while another one holds the writer.
     fn together<T: Send + 'static>(
         fixture: &Fixture,
         count: u64,
@@ -347,7 +348,7 @@ mod tests {
     fn a_commit_that_fails_is_heard_by_all_of_its_group_and_kept_by_none() {
         let fixture = fixture();
         fixture.database.write(|txn| insert(txn, 1)).unwrap();
-        // A transaction that is gone before its commit is what a failed disk looks like.
+        // A failed disk too ends a transaction before its commit.
         let results = together(&fixture, 4, |number, txn| {
             insert(txn, number + 10)?;
             if number == 3 { sql(txn, "ROLLBACK") } else { Ok(()) }

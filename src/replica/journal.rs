@@ -1,15 +1,16 @@
-//! The way to the journal: one thread writes, in groups, and a few connections read.
+//! Access to the journal: one thread writes in groups, and a few connections read.
 //!
-//! W1  A write is answered, and [`JournalHandle::commits`] moved, after its commit.
-//! W2  Drafts that wait together are committed together, in the order they came.
-//! W3  A database that failed is not written to again: the thread ends with the error, and the
-//!     agent is to stop.
-//! W4  After an orderly end the main file alone is the journal.
+//! W1  A write is answered, and [`JournalHandle::commits`] changes, only after the commit.
+//! W2  Drafts that wait together are committed together, in the order of arrival.
+//! W3  A database that failed is not written again: the thread ends with the error, and the agent
+//!     has to stop.
+//! W4  After an orderly end the main file alone holds the journal.
 //!
-//! Opening and reading are those of every database (`db/`), the writer is not. There each job is rolled
-//! back alone by a savepoint. A transaction of the journal has rows, sums and facts in memory until its
-//! end, and a savepoint would not restore those. It needs none either: a wrong draft is refused before
-//! it changes anything, and each call that is not a draft is a transaction of its own.
+//! The journal is opened and read like every database (`db/`), but has its own writer. The writer
+//! of `db/` rolls back a single job by a savepoint. A transaction of the journal keeps rows, sums
+//! and facts in memory until its end, and a savepoint would not restore those. It needs none
+//! either: a wrong draft is refused before it changes anything, and each call that is not a draft
+//! is a transaction of its own.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,8 +24,8 @@ use crate::state::journal::{
     self, Journal, JournalError, JournalReader, News, Readers, Roster, Written,
 };
 
-/// Jobs waiting for the writer; a full queue makes the next caller wait. One group of drafts fits
-/// several times.
+/// The most jobs that wait for the writer; a full queue makes the next caller wait. It holds
+/// several groups of drafts.
 const JOBS_MAX: usize = 1024;
 
 /// The most drafts in one transaction: enough to share its fsync, few enough to end soon.
@@ -71,7 +72,7 @@ pub struct JournalHandle {
     commits: watch::Receiver<Commits>,
     roster: Roster,
     readers: Readers<JournalReader>,
-    /// Lets in as many reads as there are readers: the others wait here, not on a thread each.
+    /// Admits as many reads as there are readers. Other reads wait here, without a thread each.
     reads: Arc<Semaphore>,
     full: Arc<Full>,
 }
@@ -118,14 +119,14 @@ impl std::fmt::Debug for Job {
     }
 }
 
-/// Whether the database can be written to after a job.
+/// Whether the database can still be written after a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Fate {
     Committed,
     Refused,
     /// There was no space. Nothing was written.
     Full,
-    /// And why not.
+    /// The database failed; what failed, for the log.
     Failed(String),
 }
 

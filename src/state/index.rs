@@ -346,11 +346,11 @@ impl Index {
         })
     }
 
-    /// Writes everything to the disk, so that the next [`open`](Self::open) need not check the
-    /// file. Every later call fails.
+    /// Syncs everything to disk, so that the next [`open`](Self::open) need not check the file.
+    /// Every later call fails.
     pub fn close(&self) -> db::Result<()> {
-        // Reaches the disk with the log, which the end of the writer copies into the database: the
-        // mark is there only together with all before it.
+        // Reaches the database when the writer ends and copies the log: so the mark is durable only
+        // together with all writes before it.
         self.database.write(|tx| Ok(tx.conn.execute("UPDATE state SET clean = 1", [])?))?;
         self.database.close();
         Ok(())
@@ -411,7 +411,7 @@ const READERS: usize = 3;
 /// The page cache per connection: the upper levels of the hash tree of a million rows fit.
 const CACHE_KIB: i64 = 8 * 1024;
 
-/// A cache needs no steps: an index of another version is begun anew.
+/// A cache needs no migrations: an index of another version is rebuilt.
 const STEPS: [Step; 0] = [];
 
 const SPEC: Spec = Spec {
@@ -420,7 +420,7 @@ const SPEC: Spec = Spec {
     writer_cache_kib: CACHE_KIB,
     reader_cache_kib: CACHE_KIB,
     statements: 16,
-    // Each new hash touches another page, so with SQLite's default every thousand hashes would cost
+    // Each new hash changes another page, so with SQLite's default every thousand hashes would cost
     // a checkpoint with its two fsyncs.
     checkpoint_pages: 8192,
     log_bytes_kept: Some(32 << 20),

@@ -100,7 +100,7 @@ impl Journal {
         JournalReader::open(&self.path)
     }
 
-    /// Opens readers of the same journal, to be lent to one caller each.
+    /// Opens reading connections to the same journal, for a pool.
     pub fn readers(&self, count: usize) -> Result<Readers<JournalReader>> {
         Ok(Readers::new((0..count).map(|_| self.reader()).collect::<Result<_>>()?))
     }

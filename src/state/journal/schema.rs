@@ -216,7 +216,7 @@ pub(super) const SPEC: Spec = Spec {
     application_id: 0,
     writer_cache_kib: 16_384,
     reader_cache_kib: 16_384,
-    // More than there are.
+    // More than the journal has statements.
     statements: 128,
     // SQLite's default.
     checkpoint_pages: 1000,

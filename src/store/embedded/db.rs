@@ -1,5 +1,5 @@
-//! The store's database on the shell of [`crate::db`]: what happens at a commit, and how an error of
-//! SQLite is mapped to one of the store.
+//! The store's database, by means of [`crate::db`]: what happens at a commit, and how errors of
+//! SQLite map to errors of the store.
 //!
 //! D1  Nothing is answered or announced before its commit is durable (WAL, `synchronous=FULL`).
 //! D2  A commit that fails on the disk is not retried: what the kernel still holds of it is not
@@ -86,7 +86,7 @@ impl Database {
     ) -> Result<T, StoreError> {
         self.health.check()?;
         self.database.write(work).map_err(|error| match error {
-            // Also when the writer is gone: then it is not known what was kept.
+            // Also when the writer is gone: then it is unknown what was kept.
             StoreError::Disk(reason) => self.health.fail(&reason),
             other => other,
         })
@@ -103,7 +103,7 @@ impl Database {
     }
 }
 
-/// What the writer knows of the tables.
+/// The writer's state: values derived from the tables.
 #[derive(Clone)]
 pub(super) struct State {
     pub(super) totals: Totals,
@@ -111,7 +111,7 @@ pub(super) struct State {
     pub(super) found_damaged: Vec<Hash>,
 }
 
-/// Tells followers of each commit, and stops the writer when the disk has failed.
+/// Announces each commit to followers, and stops the writer after a disk failure.
 pub(super) struct Announcer {
     newest: watch::Sender<Cursor>,
     damages: watch::Sender<Damages>,
@@ -126,7 +126,7 @@ impl Owner for Announcer {
         db_error(error)
     }
 
-    /// D3.
+    /// Writes the totals, see D3.
     fn save(&self, conn: &Connection, before: &State, now: &State) -> Result<(), StoreError> {
         match before.totals == now.totals {
             true => Ok(()),
@@ -145,7 +145,7 @@ impl Owner for Announcer {
         matches!(error, StoreError::Disk(_))
     }
 
-    /// D2.
+    /// Stops all writes after a disk failure, see D2.
     fn failed(&mut self, error: &StoreError) -> Next {
         if let StoreError::Disk(reason) = error {
             self.health.fail(reason);

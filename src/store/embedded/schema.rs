@@ -9,21 +9,21 @@ use crate::core::ids::{HashAlgorithm, StoreId};
 use crate::db::migrate::{Outcome, Step, newest};
 use crate::db::{Spec, open};
 
-/// What is special about the store's database.
+/// The settings of the store's database.
 pub(super) const SPEC: Spec = Spec {
     name: "store",
-    // "CAN1".
+    // The bytes "CAN1".
     application_id: 0x4341_4e31,
     writer_cache_kib: 16_000,
     reader_cache_kib: 2000,
     statements: 64,
-    // Seldom enough to be cheap, often enough that opening after a crash has little to read.
+    // Rare enough to be cheap, frequent enough that the start after a crash has little to read.
     checkpoint_pages: 4096,
     log_bytes_kept: Some(64 << 20),
     has_incremental_vacuum: false,
 };
 
-/// What each version changed of the one before it.
+/// The migration to each version from the one before it.
 const STEPS: [Step; 1] = [
     // 2: damage is recorded, see `assets.damaged` below.
     |tx| {
@@ -84,8 +84,8 @@ const SCHEMA: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
-/// Opens the writing connection, makes the tables in a new file or steps an old one forward, and
-/// checks that it is ours. `now_ms` is the wall clock.
+/// Opens the writing connection, creates the tables in a new file or upgrades those of an old one,
+/// and checks that the file is a can-sync store. `now_ms` is the wall clock.
 pub(super) fn prepare(
     path: &Path,
     algorithm: HashAlgorithm,
