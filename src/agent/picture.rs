@@ -123,6 +123,9 @@ impl Picture {
             .collect();
         peers.sort_by(|a, b| (&a.name, &a.node_id).cmp(&(&b.name, &b.node_id)));
         let identity = engine.identity();
+        let damaged = parts.store.damages().borrow().count;
+        let mut obstacles = store.shortage.clone();
+        obstacles.extend(damage_obstacle(damaged, &peers));
         let mut status = Status {
             device: DeviceStatus {
                 node_id: identity.node_id.to_string(),
@@ -132,7 +135,7 @@ impl Picture {
                 addresses: parts.net.addresses(),
                 removed: engine.is_removed(),
                 warnings: warnings(parts),
-                obstacles: store.shortage.clone(),
+                obstacles,
             },
             store: StoreStatus {
                 location: parts.store_location.clone(),
@@ -141,7 +144,7 @@ impl Picture {
                 hash_algorithm: identity.algorithm.name().to_owned(),
                 assets: engine.known().sketch.count(),
                 quarantined: engine.quarantined(now_ms) as u64,
-                damaged: parts.store.damages().borrow().count,
+                damaged,
                 last_error: store.error.clone(),
             },
             in_sync: !engine.is_behind() && store.up && connected_in_sync && told.journal.ready,
@@ -293,6 +296,28 @@ fn obstacles(same_assets: bool, link: &LinkView) -> Vec<String> {
     obstacles
 }
 
+/// What is said of damaged assets that no connected peer can send again; `None` when there are none.
+fn damage_obstacle(damaged: u64, peers: &[PeerStatus]) -> Option<String> {
+    let connected: Vec<_> = peers
+        .iter()
+        .filter(|peer| matches!(peer.state, PeerState::Syncing | PeerState::Idle))
+        .collect();
+    let is_compared =
+        |peer: &&PeerStatus| peer.in_sync || peer.missing_here + peer.missing_there > 0;
+    if !connected.iter().all(is_compared) {
+        return None;
+    }
+    // Whichever assets the peers still owe may be the damaged ones, so this counts too few at most.
+    let to_come = connected.iter().map(|peer| peer.missing_here).sum();
+    let lost = damaged.saturating_sub(to_come);
+    (lost > 0).then(|| {
+        format!(
+            "{lost} asset(s) of the store are damaged, and no connected device holds them: add their \
+             files again, or connect a device that has them"
+        )
+    })
+}
+
 /// The difference of two clocks in the unit that fits.
 fn apart(ms: u64) -> String {
     let minutes = ms / 60_000;
@@ -334,6 +359,38 @@ mod tests {
             "it holds edits from here back: my disk is full",
         ];
         assert_eq!(said, expected);
+    }
+
+    #[test]
+    fn a_damaged_asset_is_an_obstacle_once_no_connected_peer_can_send_it() {
+        let peer = |conn, in_sync, missing_here| {
+            let view = PeerView {
+                node_id: NodeId([1; 32]),
+                name: String::new(),
+                conn,
+                ready: true,
+                dialing: false,
+                in_sync,
+                active: false,
+                missing_here,
+                missing_there: 0,
+                last_error: None,
+                retry_at_ms: None,
+            };
+            peer_status(0, view, LinkView::default())
+        };
+        let conn = Some(ConnId(1));
+        assert_eq!(damage_obstacle(0, &[peer(conn, true, 0)]), None);
+        for nobody_has_it in [vec![], vec![peer(conn, true, 0)], vec![peer(None, false, 1)]] {
+            let said = damage_obstacle(1, &nobody_has_it).unwrap_or_default();
+            assert!(said.starts_with("1 asset(s) of the store are damaged"), "{said}");
+        }
+        let still_comparing = peer(conn, false, 0);
+        for may_come in [peer(conn, false, 1), still_comparing] {
+            assert_eq!(damage_obstacle(1, &[peer(conn, true, 0), may_come]), None);
+        }
+        let said = damage_obstacle(3, &[peer(conn, false, 1)]).unwrap_or_default();
+        assert!(said.starts_with("2 asset(s)"), "{said}");
     }
 
     #[test]

@@ -63,6 +63,9 @@ pub(crate) async fn wait(
             if status.peers.is_empty() {
                 output.note("There is no other device to wait for.");
             }
+            for obstacle in obstacles(&status, peer.as_deref()) {
+                output.note(obstacle);
+            }
             if output.json {
                 output.json(&status)?;
             }

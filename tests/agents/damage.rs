@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use can_sync::core::ids::Digest;
-use can_sync::store::{Condition, StoreError};
+use can_sync::store::{Condition, Metadata, StoreError, Stored, VerifiedFile};
 
 use super::*;
 
@@ -84,4 +84,24 @@ async fn of_three_copies_damaged_in_two_places_the_third_is_used_and_all_are_who
     })
     .await;
     all_in_sync(&[&a, &b, &c, &d], 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_asset_that_nobody_else_holds_is_an_obstacle_until_it_is_added_again() {
+    let a = Device::start().await;
+    let asset = a.add([LARGE]).await.remove(0);
+    let path = content_file(&a, &asset);
+    let whole = std::fs::read(&path).unwrap();
+    flip(&a, &asset, 10);
+    assert_eq!(a.store().verify(asset.hash).await.unwrap(), Condition::Damaged);
+    let names_it = |text: &String| text.starts_with("1 asset(s) of the store are damaged");
+    until("it is said", &[&a], async || a.status().device.obstacles.iter().any(names_it)).await;
+    assert_eq!(a.status().store.damaged, 1);
+
+    let path = a.home.store_dir().join("again");
+    std::fs::write(&path, whole).unwrap();
+    let metadata = Metadata::default();
+    let again = VerifiedFile { digest: asset, path, outboard: None, metadata, guard: None };
+    assert_eq!(a.store().adopt(again).await.unwrap(), Stored::New);
+    until("it is well", &[&a], async || a.status().device.obstacles.is_empty()).await;
 }
