@@ -55,7 +55,7 @@ fn the_ready_line_names_the_device_and_the_api_and_the_status_is_one() {
     let agent = Agent::start();
     assert_eq!(agent.ready()["ready"], true);
     let status: Status = serde_json::from_str(&agent.output(&["--json", "status"])).unwrap();
-    assert_eq!(agent.ready()["node_id"], status.device.node_id.as_str());
+    assert_eq!(agent.ready()["node_id"], status.device.node_id.to_string());
     assert_eq!(status.store.location, "embedded");
     assert!(agent.output(&["status"]).contains(&status.device.node_id));
 }

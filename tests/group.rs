@@ -263,7 +263,7 @@ async fn a_device_that_left_may_come_back_and_finds_what_it_had_written() {
     }
     write(&b, with_text("1", "text", "after")).await;
     until("it is heard", &[&a], async || read(&a, "1").await.unwrap().0["text"] == "after").await;
-    assert_eq!(a.status().journal.forked_logs, Vec::<String>::new());
+    assert_eq!(a.status().journal.forked_logs, Vec::<LogId>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

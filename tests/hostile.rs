@@ -79,7 +79,7 @@ impl Member {
         joining.confirm().await.unwrap();
         let group_id = joining.offer().group_id;
         assert!(joining.joined().await);
-        let me = net.node_id().to_string();
+        let me = net.node_id();
         until("the member is known", &[victim], async || {
             victim.status().peers.iter().any(|peer| peer.node_id == me)
         })

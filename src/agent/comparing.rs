@@ -79,9 +79,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::core::ids::NodeId;
 
     fn status(short_code: &str, state: PairingState) -> PairingStatus {
-        let (node_id, name) = ("07".repeat(32), "phone".to_owned());
+        let (node_id, name) = (NodeId([7; 32]), "phone".to_owned());
         PairingStatus { node_id, name, short_code: short_code.to_owned(), state }
     }
 

@@ -15,8 +15,8 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::core::fetches::Fetching;
-use crate::core::ids::Hash;
-use crate::core::lookup::LookupError;
+use crate::core::ids::{Hash, NodeId};
+use crate::core::lookup::{HashPrefix, LookupError};
 use crate::net::pairing::COMPARE_DEADLINE;
 use crate::replica::journal::{AskError, JournalHandle};
 use crate::replica::metadata::Settle;
@@ -82,8 +82,8 @@ pub struct TicketReply {
 /// The device that let this one in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PairReply {
-    /// Its node ID, in hex.
-    pub node_id: String,
+    /// Its node ID.
+    pub node_id: NodeId,
     /// Its name.
     pub name: String,
     /// Shown on both devices, to compare by eye.
@@ -113,8 +113,8 @@ impl From<String> for RemoveOrder {
 /// The device that was put out, or would be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoveReply {
-    /// Its node ID, in hex.
-    pub node_id: String,
+    /// Its node ID.
+    pub node_id: NodeId,
     /// Its name.
     pub name: String,
     /// The devices that go with it.
@@ -126,8 +126,8 @@ pub struct RemoveReply {
 /// A device that goes with one that is removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemovedToo {
-    /// Its node ID, in hex.
-    pub node_id: String,
+    /// Its node ID.
+    pub node_id: NodeId,
     /// Its name.
     pub name: String,
     /// The name of the device that let it in.
@@ -140,7 +140,7 @@ pub struct RemovedToo {
 pub struct FetchOrder {
     /// Whole hashes in hex, or the unique starts of those of assets known to be missing; at most
     /// [`crate::core::limits::FETCHES_MAX`].
-    pub hashes: Vec<String>,
+    pub hashes: Vec<HashPrefix>,
     /// Before everything else that is to arrive.
     #[serde(default)]
     pub now: bool,
@@ -156,8 +156,8 @@ pub struct FetchReply {
 /// How a fetched asset stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FetchView {
-    /// Its whole hash, in hex.
-    pub hash: String,
+    /// Its whole hash.
+    pub hash: Hash,
     /// How it stands.
     pub state: FetchState,
     /// Of a large asset that is arriving: what is yet to come.

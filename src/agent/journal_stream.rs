@@ -77,8 +77,7 @@ fn begin(
     conn: ConnId,
     live: &mut Live,
 ) -> (Connection, Task) {
-    let node_id = live.connection.peer().to_string();
-    live.journal = Some(JournalPeerStatus { node_id, ..JournalPeerStatus::default() });
+    live.journal = Some(JournalPeerStatus::begun(live.connection.peer()));
     let (replication, facts) = (replication.clone(), parts.facts.clone());
     (live.connection.clone(), Task { conn, replication, facts })
 }
@@ -97,7 +96,7 @@ impl Task {
     {
         let Self { conn, replication, facts } = self;
         let peer = connection.peer();
-        let (view, watched) = watch::channel(JournalPeerStatus::default());
+        let (view, watched) = watch::channel(JournalPeerStatus::begun(peer));
         let show = pass_on(watched, &facts, |status| Fact::Journal { conn, status });
         let ended = tokio::select! {
             ended = replication.run(peer, recv, send, &view) => ended,
@@ -156,7 +155,7 @@ pub(super) fn status<'a>(
     JournalStatus {
         ready: peers.iter().all(|peer| peer.state == JournalPeerState::InSync),
         peers,
-        forked_logs: forked.iter().map(ToString::to_string).collect(),
+        forked_logs: forked.to_vec(),
         repairs,
     }
 }

@@ -181,7 +181,8 @@ impl Agent {
             home.write_udp_port(lock, port)?;
         }
         let algorithm = index.bound()?.map_or_else(Default::default, |(_, algorithm)| algorithm);
-        let (status, watched) = watch::channel(Status::default());
+        let group_id = journal.group().context("the journal has no group")?;
+        let (status, watched) = watch::channel(Status::starting(identity.node_id, group_id));
         let (journal, journal_writer) = journal::share(journal)?;
         let (settles, to_settle) = mpsc::channel(metadata::SETTLES_MAX);
         let folder = staging_dir.clone();

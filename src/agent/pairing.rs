@@ -118,7 +118,7 @@ impl Redeemer {
         let mut joining =
             pairing::ask(&self.net, &ticket, joiner, wall_ms()).await.map_err(request_error)?;
         let pairing = PairingStatus {
-            node_id: ticket.inviter.to_string(),
+            node_id: ticket.inviter,
             name: joining.offer().device_name.clone(),
             short_code: joining.short_code().to_owned(),
             state: PairingState::Compare,
@@ -150,8 +150,7 @@ impl Redeemer {
             short_code: Some(short_code.clone()),
         });
         self.compare.paired(pairing).await;
-        let node_id = inviter.to_string();
-        Ok(PairReply { node_id, name, short_code, members: members as usize })
+        Ok(PairReply { node_id: inviter, name, short_code, members: members as usize })
     }
 
     /// Whether this device may leave its group, `own`, for the inviter's.
@@ -402,7 +401,7 @@ impl Host {
 
     fn pairing(&self, request: &PairRequest, short_code: &str) -> PairingStatus {
         PairingStatus {
-            node_id: request.joiner.to_string(),
+            node_id: request.joiner,
             name: shown_name(&request.device_name, &request.joiner),
             short_code: short_code.to_owned(),
             state: PairingState::Compare,

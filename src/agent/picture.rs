@@ -128,9 +128,9 @@ impl Picture {
         obstacles.extend(damage_obstacle(damaged, &peers));
         let mut status = Status {
             device: DeviceStatus {
-                node_id: identity.node_id.to_string(),
+                node_id: identity.node_id,
                 name: identity.device_name.clone(),
-                group_id: identity.group_id.to_string(),
+                group_id: identity.group_id,
                 version: identity.build.clone(),
                 addresses: parts.net.addresses(),
                 removed: engine.is_removed(),
@@ -140,7 +140,7 @@ impl Picture {
             store: StoreStatus {
                 location: parts.store_location.clone(),
                 up: store.up,
-                store_id: identity.store_id.to_string(),
+                store_id: identity.store_id,
                 hash_algorithm: identity.algorithm.name().to_owned(),
                 assets: engine.known().sketch.count(),
                 quarantined: engine.quarantined(now_ms) as u64,
@@ -245,7 +245,7 @@ fn peer_status(now_ms: u64, view: PeerView, link: LinkView) -> PeerStatus {
     let LinkView { figures, path, wire_bytes, .. } = link;
     let name = if view.name.is_empty() { view.node_id.short() } else { view.name };
     PeerStatus {
-        node_id: view.node_id.to_string(),
+        node_id: view.node_id,
         name,
         state,
         path: path.map(|path| path.kind.name().to_owned()),
@@ -341,7 +341,7 @@ mod tests {
             held_logs: 2,
             held: vec![refusal("from the future"), refusal("from the future")],
             refused: Some(refusal("my disk is full")),
-            ..JournalPeerStatus::default()
+            ..JournalPeerStatus::begun(NodeId([1; 32]))
         };
         let (journal, put_off) = (Some(journal), Some("no room".into()));
         LinkView { journal, put_off, ..LinkView::default() }

@@ -87,7 +87,7 @@ async fn remove_device(
 ) -> Result<RemoveReply, RequestError> {
     let group = group_state(journal, me).await?;
     let (who, members) = (&order.device, &group.members.members);
-    let found = lookup::device(who, members, |member| (member.node_id.to_string(), &member.name));
+    let found = lookup::device(who, members, |member| (member.node_id, &member.name));
     let Member { node_id, name, .. } = found?.clone();
     if node_id == me {
         return Err(RequestError::Invalid(
@@ -110,12 +110,12 @@ async fn remove_device(
     }
     let also = preview.goes.into_iter().filter(|gone| gone.device != node_id);
     let also = also.map(|gone| RemovedToo {
-        node_id: gone.device.to_string(),
+        node_id: gone.device,
         name: shown_name(&gone.name, &gone.device),
         introducer: gone.introducer.map_or(String::new(), |(id, name)| shown_name(&name, &id)),
     });
     let members = preview.members_left;
-    Ok(RemoveReply { node_id: node_id.to_string(), name, also: also.collect(), members })
+    Ok(RemoveReply { node_id, name, also: also.collect(), members })
 }
 
 pub(super) fn leave(parts: &mut Parts, reply: Reply<LeaveReply>) {
@@ -231,17 +231,17 @@ pub(super) fn fetch(
     });
 }
 
-fn meant_assets(engine: &Engine, texts: &[String]) -> Result<Vec<Hash>, RequestError> {
-    if texts.len() > FETCHES_MAX {
-        let text = format!("{} assets are too many at once: at most {FETCHES_MAX}", texts.len());
+fn meant_assets(engine: &Engine, prefixes: &[HashPrefix]) -> Result<Vec<Hash>, RequestError> {
+    if prefixes.len() > FETCHES_MAX {
+        let count = prefixes.len();
+        let text = format!("{count} assets are too many at once: at most {FETCHES_MAX}");
         return Err(RequestError::Invalid(text));
     }
-    texts.iter().map(|text| meant_asset(engine, text)).collect()
+    prefixes.iter().map(|prefix| meant_asset(engine, prefix)).collect()
 }
 
 /// Finds an asset by its whole hash, or by the start of the hash of an asset known to be missing.
-fn meant_asset(engine: &Engine, text: &str) -> Result<Hash, RequestError> {
-    let prefix = HashPrefix::parse(text)?;
+fn meant_asset(engine: &Engine, prefix: &HashPrefix) -> Result<Hash, RequestError> {
     if let Some(hash) = prefix.whole() {
         return Ok(hash);
     }
@@ -260,7 +260,7 @@ fn meant_asset(engine: &Engine, text: &str) -> Result<Hash, RequestError> {
 pub(super) fn fetch_views(parts: &Parts, engine: &Engine, assets: Vec<(Hash, bool)>) -> FetchReply {
     let now_ms = parts.clock.now_ms();
     let view = |(hash, known): (Hash, bool)| FetchView {
-        hash: hash.to_string(),
+        hash,
         state: match known {
             true => FetchState::Here,
             false => engine.fetching(now_ms, &hash).into(),

@@ -133,12 +133,12 @@ fn whose(api: &Api, owned: bool, owner: Option<&str>) -> Result<Owner, Problem> 
         (false, None) => Ok(Owner::Shared),
         (false, Some(_)) => Err(bad_request("shared records have no owner: see /v1/own")),
         (true, Some(device)) => Ok(Owner::Device(parse_device(device)?)),
-        (true, None) => Ok(Owner::Device(this_device(api)?)),
+        (true, None) => Ok(Owner::Device(this_device(api))),
     }
 }
 
-fn this_device(api: &Api) -> Result<NodeId, Problem> {
-    parse_device(&api.handle.status().device.node_id)
+fn this_device(api: &Api) -> NodeId {
+    api.handle.status().device.node_id
 }
 
 async fn put(
@@ -322,7 +322,7 @@ pub(super) async fn write(api: &Api, draft: Draft) -> Result<Response, Problem> 
     let cursor = cursor_text(epoch, arr);
     let answer = json!({
         "cursor": cursor,
-        "author": this_device(api)?.to_string(),
+        "author": this_device(api).to_string(),
         "log": stamp.log.to_string(),
         "hlc": format!("{:016x}", stamp.hlc.0),
         "event_seqs": event_seqs,

@@ -141,18 +141,14 @@ fn details(row: &Row) -> String {
 
 /// Finds the asset that `text` names.
 pub(crate) async fn find(client: &Client, text: &str) -> Result<Row, Failure> {
-    Ok(lookup(client, text).await??)
+    Ok(lookup(client, &HashPrefix::parse(text)?).await??)
 }
 
-/// Like [`find`]; the inner error says why `text` names no single asset of this store.
+/// The asset whose hash starts so; the inner error says why it is no single asset of this store.
 pub(crate) async fn lookup(
     client: &Client,
-    text: &str,
+    prefix: &HashPrefix,
 ) -> Result<Result<Row, LookupError>, Failure> {
-    let prefix = match HashPrefix::parse(text) {
-        Ok(prefix) => prefix,
-        Err(error) => return Ok(Err(error)),
-    };
     let limit = (CANDIDATES_MAX + 1).to_string();
     let query = [("hash", prefix.as_str()), ("limit", limit.as_str())];
     let found = client.get::<Page>(&["assets"], &query).await?.assets;

@@ -20,9 +20,9 @@ use crate::core::lookup;
 const PAGE_RECORDS: &str = "1000";
 
 /// A device.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 pub(crate) struct Device {
-    pub(crate) node_id: String,
+    pub(crate) node_id: NodeId,
     pub(crate) name: String,
     this_device: bool,
     /// The connection; `None` for this device.
@@ -59,7 +59,7 @@ struct Members {
 
 #[derive(Deserialize)]
 struct Member {
-    device: String,
+    device: NodeId,
     name: String,
     member: bool,
 }
@@ -71,9 +71,25 @@ struct Records {
 
 #[derive(Deserialize)]
 struct Record {
-    owner: String,
+    owner: NodeId,
     fields: Told,
     changed_ms: u64,
+}
+
+impl Device {
+    /// A device of which only this is known.
+    fn named(node_id: NodeId, name: String) -> Self {
+        Self {
+            node_id,
+            name,
+            this_device: false,
+            connection: None,
+            in_sync: None,
+            age_ms: None,
+            addresses: Vec::new(),
+            told: Told::default(),
+        }
+    }
 }
 
 /// `can-sync devices`
@@ -89,19 +105,21 @@ pub(crate) async fn all(client: &Client) -> Result<Vec<Device>, Failure> {
     let query = [("owner", "any"), ("limit", PAGE_RECORDS)];
     let Records { records } = client.get(&["v1", "own", DEVICE_MODEL], &query).await?;
 
-    let mut devices: BTreeMap<String, Device> = BTreeMap::new();
-    for member in members.into_iter().filter(|member| member.member) {
-        let Member { device: node_id, name, .. } = member;
-        devices.insert(node_id.clone(), Device { node_id, name, ..Device::default() });
+    let mut devices: BTreeMap<NodeId, Device> = BTreeMap::new();
+    for Member { device, name, .. } in members.into_iter().filter(|member| member.member) {
+        devices.insert(device, Device::named(device, name));
     }
     for peer in &status.peers {
-        let device = devices.entry(peer.node_id.clone()).or_default();
-        (device.node_id, device.name) = (peer.node_id.clone(), peer.name.clone());
+        let device = devices
+            .entry(peer.node_id)
+            .or_insert_with(|| Device::named(peer.node_id, String::new()));
+        device.name.clone_from(&peer.name);
         device.connection = Some(state_name(peer.state));
         device.in_sync = Some(peer.in_sync && status.has_same_edits(peer));
     }
-    let here = devices.entry(status.device.node_id.clone()).or_default();
-    (here.node_id, here.name) = (status.device.node_id, status.device.name);
+    let me = status.device.node_id;
+    let here = devices.entry(me).or_insert_with(|| Device::named(me, String::new()));
+    here.name = status.device.name;
     here.this_device = true;
     let now_ms = wall_ms();
     for Record { owner, fields, changed_ms } in records {
@@ -121,12 +139,12 @@ pub(crate) async fn all(client: &Client) -> Result<Vec<Device>, Failure> {
 
 /// The node ID of the device that `text` names. A device that is not in the group is named by its
 /// whole node ID.
-pub(crate) fn node_id(devices: &[Device], text: &str) -> Result<String, Failure> {
-    if let Ok(node_id) = text.parse::<NodeId>() {
-        return Ok(node_id.to_string());
+pub(crate) fn node_id(devices: &[Device], text: &str) -> Result<NodeId, Failure> {
+    if let Ok(node_id) = text.parse() {
+        return Ok(node_id);
     }
-    let found = lookup::device(text, devices, |device| (device.node_id.clone(), &device.name));
-    Ok(found?.node_id.clone())
+    let found = lookup::device(text, devices, |device| (device.node_id, &device.name));
+    Ok(found?.node_id)
 }
 
 fn line(device: &Device) -> String {
@@ -134,7 +152,7 @@ fn line(device: &Device) -> String {
         true => "this device",
         false => "unknown",
     });
-    let mut parts = vec![device.node_id.clone(), shown(&device.name), connection.to_owned()];
+    let mut parts = vec![device.node_id.to_string(), shown(&device.name), connection.to_owned()];
     parts.extend(device.in_sync.filter(|in_sync| *in_sync).map(|_| "in sync".to_owned()));
     let Told { platform, version, store_assets, free_bytes, .. } = &device.told;
     parts.extend([platform, version].into_iter().filter(|t| !t.is_empty()).map(|t| shown(t)));

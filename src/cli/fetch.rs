@@ -14,7 +14,7 @@ use super::output::{Output, Results};
 use super::text::{duration, parse_duration};
 use crate::agent::handle::{FetchOrder, FetchReply, FetchState, FetchView};
 use crate::core::ids::Hash;
-use crate::core::lookup::LookupError;
+use crate::core::lookup::{HashPrefix, LookupError};
 
 /// How often the agent is asked; it drops a fetch that nobody asks about for long.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -58,7 +58,7 @@ pub(crate) async fn fetch(
                 bar.shown.suspend(|| output.error(format_args!("{}: {why}", asset.hash)));
             }
             if output.json || asset.state == FetchState::Here {
-                bar.shown.suspend(|| results.value(&asset, |asset| asset.hash.clone()))?;
+                bar.shown.suspend(|| results.value(&asset, |asset| asset.hash.to_string()))?;
             }
         }
         if open.is_empty() {
@@ -73,23 +73,25 @@ pub(crate) async fn fetch(
         if let Some(timeout) = args.timeout
             && start.elapsed() >= timeout
         {
-            let hashes: Vec<_> = open.iter().map(|asset| &asset.hash[..]).collect();
+            let hashes: Vec<_> = open.iter().map(|asset| asset.hash.to_string()).collect();
             let message = format!("not here after {}: {}", duration(timeout), hashes.join(", "));
             return Err(Failure::new(Exit::Timeout, message));
         }
-        order.hashes = open.into_iter().map(|asset| asset.hash).collect();
+        order.hashes = open.into_iter().map(|asset| asset.hash.into()).collect();
         sleep(LOOK_AGAIN).await;
     }
 }
 
-/// The whole hash of an asset that is here already; else the text, which the agent may complete.
-async fn full_hash(client: &Client, text: &str) -> Result<String, Failure> {
-    if text.len() == 2 * Hash::LEN {
-        return Ok(text.to_owned());
+/// The whole hash of an asset that is here already; else the start of it, which the agent may
+/// complete.
+async fn full_hash(client: &Client, text: &str) -> Result<HashPrefix, Failure> {
+    let prefix = HashPrefix::parse(text)?;
+    if prefix.whole().is_some() {
+        return Ok(prefix);
     }
-    match lookup(client, text).await? {
-        Ok(row) => Ok(row.hash.0.to_string()),
-        Err(LookupError::Unknown(_)) => Ok(text.to_owned()),
+    match lookup(client, &prefix).await? {
+        Ok(row) => Ok(row.hash.0.into()),
+        Err(LookupError::Unknown(_)) => Ok(prefix),
         Err(error) => Err(error.into()),
     }
 }
@@ -129,7 +131,7 @@ async fn judge_alone(client: &Client) -> Result<(), Failure> {
 struct Bar {
     shown: ProgressBar,
     /// By hash: bytes that were missing at first, and now.
-    to_come: BTreeMap<String, (u64, u64)>,
+    to_come: BTreeMap<Hash, (u64, u64)>,
 }
 
 impl Bar {
@@ -140,7 +142,7 @@ impl Bar {
                 _ => *left_bytes,
             };
             if let Some(now) = left_bytes {
-                let (first, left) = self.to_come.entry(hash.clone()).or_insert((now, now));
+                let (first, left) = self.to_come.entry(*hash).or_insert((now, now));
                 (*first, *left) = ((*first).max(now), now);
             }
         }

@@ -55,12 +55,12 @@ pub(crate) async fn log(client: &Client, args: LogArgs, output: Output) -> Resul
         Some(text) => Some(assets::find(client, &text).await?.hash.0.to_string()),
         None => None,
     };
-    let author = author.transpose()?;
+    let author = author.transpose()?.map(|author| author.to_string());
     let given = [("author", &author), ("since_ms", &since_ms), ("hash", &hash)];
     let filters: Vec<(&str, &str)> =
         given.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?))).collect();
     let names: BTreeMap<_, _> =
-        devices.into_iter().map(|device| (device.node_id, device.name)).collect();
+        devices.into_iter().map(|device| (device.node_id.to_string(), device.name)).collect();
 
     if args.follow {
         let mut events = client.events(&["v1", "events", DEVICE_STREAM, "watch"], &filters).await?;

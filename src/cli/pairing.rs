@@ -174,7 +174,7 @@ impl Compared {
                     output.note(format_args!(
                         "{} ({}) shows the digits  {}  if nobody stands in between.",
                         shown(&pairing.name),
-                        shown(&pairing.node_id),
+                        pairing.node_id,
                         shown(&code)
                     ));
                     ask(client, code, output).await?;

@@ -99,7 +99,7 @@ pub(crate) async fn records(
     let scope = if own || owner.is_some() { "own" } else { "records" };
     let owner = match owner.as_deref() {
         None | Some("any") => owner,
-        Some(text) => Some(devices::node_id(&devices::all(client).await?, text)?),
+        Some(text) => Some(devices::node_id(&devices::all(client).await?, text)?.to_string()),
     };
     let whose: Vec<(&str, &str)> = owner.iter().map(|owner| ("owner", owner.as_str())).collect();
     match command {
@@ -132,7 +132,7 @@ pub(crate) async fn records(
         }
         RecordsCommand::Watch { model, since } => {
             let owner = match own {
-                true => Some(client.status().await?.device.node_id),
+                true => Some(client.status().await?.device.node_id.to_string()),
                 false => owner,
             };
             let given = [("model", &model), ("since", &since)];

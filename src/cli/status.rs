@@ -149,7 +149,7 @@ fn is_connected(peer: &PeerStatus) -> bool {
 }
 
 fn find_peer<'a>(peers: &'a [PeerStatus], name: &str) -> Result<&'a PeerStatus, Failure> {
-    Ok(lookup::device(name, peers, |peer| (peer.node_id.clone(), &peer.name))?)
+    Ok(lookup::device(name, peers, |peer| (peer.node_id, &peer.name))?)
 }
 
 fn what_is_missing(last: Option<&Status>) -> String {
@@ -280,11 +280,12 @@ fn sync_text(status: &Status, peer: &PeerStatus) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::core::ids::{GroupId, NodeId, StoreId};
     use crate::replica::status::{DeviceStatus, JournalPeerStatus, StoreStatus};
 
-    fn peer(name: &str, node_id: &str, state: PeerState, in_sync: bool) -> PeerStatus {
+    fn peer(name: &str, node_id: u8, state: PeerState, in_sync: bool) -> PeerStatus {
         PeerStatus {
-            node_id: node_id.into(),
+            node_id: NodeId([node_id; 32]),
             name: name.into(),
             state,
             path: None,
@@ -308,9 +309,9 @@ mod tests {
     fn status(peers: Vec<PeerStatus>, in_sync: bool) -> Status {
         Status {
             device: DeviceStatus {
-                node_id: "ab".repeat(32),
+                node_id: NodeId([0xab; 32]),
                 name: "desk".into(),
-                group_id: "cd".repeat(32),
+                group_id: GroupId([0xcd; 32]),
                 version: "0.1.0".into(),
                 addresses: Vec::new(),
                 removed: false,
@@ -320,7 +321,7 @@ mod tests {
             store: StoreStatus {
                 location: "embedded".into(),
                 up: true,
-                store_id: String::new(),
+                store_id: StoreId([0xef; 16]),
                 hash_algorithm: "blake3".into(),
                 assets: 3,
                 quarantined: 0,
@@ -350,15 +351,15 @@ mod tests {
 
     #[test]
     fn peers_that_are_all_away_are_waited_for() {
-        let away = vec![peer("phone", "aa", PeerState::Offline, true)];
+        let away = vec![peer("phone", 0xaa, PeerState::Offline, true)];
         assert!(!is_settled(&status(away, true), None).unwrap());
     }
 
     #[test]
     fn one_peer_away_does_not_hold_up_the_others_unless_it_is_the_one_asked_for() {
         let peers = vec![
-            peer("phone", "aaaaaaaa", PeerState::Offline, false),
-            peer("nas", "bbbbbbbb", PeerState::Idle, true),
+            peer("phone", 0xaa, PeerState::Offline, false),
+            peer("nas", 0xbb, PeerState::Idle, true),
         ];
         let status = status(peers, true);
         assert!(is_settled(&status, None).unwrap());
@@ -374,10 +375,10 @@ mod tests {
 
     #[test]
     fn a_peer_with_other_edits_is_not_in_sync_and_what_holds_them_back_is_said() {
-        let mut desk = peer("desk", "aa", PeerState::Idle, true);
+        let mut desk = peer("desk", 0xaa, PeerState::Idle, true);
         desk.obstacles = vec!["its clock is 2 days ahead".into()];
-        let mut status = status(vec![desk, peer("nas", "bb", PeerState::Idle, true)], false);
-        let with_desk = JournalPeerStatus { node_id: "aa".into(), ..Default::default() };
+        let mut status = status(vec![desk, peer("nas", 0xbb, PeerState::Idle, true)], false);
+        let with_desk = JournalPeerStatus::begun(NodeId([0xaa; 32]));
         status.journal.peers = vec![with_desk];
         status.device.obstacles = vec!["the disk is full".into()];
         assert!(!is_settled(&status, None).unwrap());
@@ -420,7 +421,7 @@ mod tests {
 
     #[test]
     fn the_picture_shows_what_a_peer_lacks_and_no_escape_codes_of_its_name() {
-        let mut phone = peer("ph\u{1b}[31mone", "aa", PeerState::Syncing, false);
+        let mut phone = peer("ph\u{1b}[31mone", 0xaa, PeerState::Syncing, false);
         phone.missing_there = 7;
         phone.path = Some("relay".into());
         phone.rtt_ms = Some(12.34);

@@ -5,9 +5,10 @@
 //! L3  A text that matches several is refused: a device whose name looks like the start of another
 //!     device's node ID is not preferred over it, nor the other way round.
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::core::ids::Hash;
+use crate::core::ids::{Hash, NodeId};
 
 /// The fewest characters of a node ID; fewer are more likely a mistyped name.
 pub const ID_PREFIX_CHARS_MIN: usize = 4;
@@ -32,23 +33,23 @@ pub enum LookupError {
     Ambiguous(String),
 }
 
-/// The device that `text` names. `describe` returns a device's node ID in hex and its name.
+/// The device that `text` names. `describe` returns a device's node ID and its name.
 pub fn device<'a, T>(
     text: &str,
     devices: &'a [T],
-    describe: impl Fn(&T) -> (String, &str),
+    describe: impl Fn(&T) -> (NodeId, &str),
 ) -> Result<&'a T, LookupError> {
     if text.is_empty() {
         return Err(LookupError::Malformed("the device's name is empty".into()));
     }
     let id = text.to_ascii_lowercase();
-    if let Some(device) = devices.iter().find(|device| describe(device).0 == id) {
+    if let Some(device) = devices.iter().find(|device| describe(device).0.to_string() == id) {
         return Ok(device);
     }
     let is_prefix = id.len() >= ID_PREFIX_CHARS_MIN;
     let fits = |device: &&T| {
         let (node_id, name) = describe(device);
-        name == text || is_prefix && node_id.starts_with(&id)
+        name == text || is_prefix && node_id.to_string().starts_with(&id)
     };
     let found: Vec<_> = devices.iter().filter(fits).collect();
     match found[..] {
@@ -70,8 +71,23 @@ pub fn device<'a, T>(
 }
 
 /// A hash or the start of one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct HashPrefix(String);
+
+impl From<Hash> for HashPrefix {
+    fn from(hash: Hash) -> Self {
+        Self(hash.to_string())
+    }
+}
+
+impl TryFrom<String> for HashPrefix {
+    type Error = LookupError;
+
+    fn try_from(text: String) -> Result<Self, LookupError> {
+        Self::parse(&text)
+    }
+}
 
 impl HashPrefix {
     /// Parses what a person typed.
@@ -123,19 +139,29 @@ fn listed(candidates: impl Iterator<Item = String>, count: usize) -> String {
 mod tests {
     use super::*;
 
-    const DEVICES: [(&str, &str); 4] =
-        [("aa110000", "desk"), ("aa220000", "phone"), ("cc330000", "aa22"), ("dd440000", "ab")];
+    const DEVICES: [(NodeId, &str); 4] = [
+        (node_id([0xaa, 0x11]), "desk"),
+        (node_id([0xaa, 0x22]), "phone"),
+        (node_id([0xcc, 0x33]), "aa22"),
+        (node_id([0xdd, 0x44]), "ab"),
+    ];
+
+    const fn node_id(start: [u8; 2]) -> NodeId {
+        let mut bytes = [0; NodeId::LEN];
+        (bytes[0], bytes[1]) = (start[0], start[1]);
+        NodeId(bytes)
+    }
 
     fn meant(text: &str) -> Result<&'static str, LookupError> {
-        device(text, &DEVICES, |(node_id, name)| ((*node_id).to_owned(), name)).map(|found| found.0)
+        device(text, &DEVICES, |(node_id, name)| (*node_id, name)).map(|found| found.1)
     }
 
     #[test]
     fn a_device_is_meant_by_its_name_or_its_node_id_or_the_start_of_it() {
-        assert_eq!(meant("desk"), Ok("aa110000"));
-        assert_eq!(meant("AA220000"), Ok("aa220000"));
-        assert_eq!(meant("aa11"), Ok("aa110000"));
-        assert_eq!(meant("ab"), Ok("dd440000"));
+        assert_eq!(meant("desk"), Ok("desk"));
+        assert_eq!(meant(&DEVICES[1].0.to_string().to_uppercase()), Ok("phone"));
+        assert_eq!(meant("aa11"), Ok("desk"));
+        assert_eq!(meant("ab"), Ok("ab"));
         for text in ["aa1", "aa", "tv", "Desk"] {
             assert!(matches!(meant(text), Err(LookupError::Unknown(_))), "{text}");
         }
@@ -145,7 +171,7 @@ mod tests {
     #[test]
     fn a_device_named_like_the_start_of_anothers_node_id_is_ambiguous() {
         let Err(LookupError::Ambiguous(text)) = meant("aa22") else { panic!("it is taken") };
-        assert!(text.contains("phone (aa220000)") && text.contains("aa22 (cc330000)"), "{text}");
+        assert!(text.contains("phone (aa2200") && text.contains("aa22 (cc3300"), "{text}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep_until, timeout};
 
 use crate::clock::{Clock, wall_ms};
-use crate::core::ids::NodeId;
+use crate::core::ids::{GroupId, NodeId};
 use crate::core::journal::draft::{Draft, DraftChange};
 use crate::core::journal::log::DeviceState;
 use crate::store::Store;
@@ -55,7 +55,7 @@ pub(crate) struct Publisher {
 }
 
 /// What the loop shows of this device; a change of it is a reason to look.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Shown {
     who: Who,
     assets: u64,
@@ -63,9 +63,9 @@ struct Shown {
 }
 
 /// What others need to know it and to find it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Who {
-    group_id: String,
+    group_id: GroupId,
     name: String,
     addresses: BTreeSet<String>,
 }
@@ -78,9 +78,12 @@ impl Publisher {
         let mut commits = self.journal.commits();
         let mut twin_at_ms = None;
         let mut contact = Contact::default();
-        let mut looked = Shown::default();
-        // When to look next, and from when on figures may be told again. The first picture of the
-        // agent is looked at as soon as it is drawn: before it nothing is known to tell.
+        // Before the first picture of the agent nothing is known to tell.
+        if self.status.wait_for(|status| status.revision > 0).await.is_err() {
+            return;
+        }
+        let mut looked: Option<Shown> = None;
+        // When to look next, and from when on figures may be told again.
         let (mut look_at_ms, mut figures_at_ms) = (clock.now_ms() + LOOK_MS, 0);
         loop {
             let shown = {
@@ -88,7 +91,7 @@ impl Publisher {
                 contact.see(&status);
                 Shown {
                     who: Who {
-                        group_id: status.device.group_id.clone(),
+                        group_id: status.device.group_id,
                         name: status.device.name.clone(),
                         addresses: status.device.addresses.iter().cloned().collect(),
                     },
@@ -97,9 +100,9 @@ impl Publisher {
                 }
             };
             let now_ms = clock.now_ms();
-            if shown.who != looked.who {
+            if looked.as_ref().is_none_or(|looked| shown.who != looked.who) {
                 look_at_ms = now_ms;
-            } else if shown != looked {
+            } else if looked.as_ref() != Some(&shown) {
                 look_at_ms = look_at_ms.min(figures_at_ms.max(now_ms + GATHER_MS));
             }
             if look_at_ms <= now_ms {
@@ -114,7 +117,7 @@ impl Publisher {
                 if wrote {
                     figures_at_ms = now_ms + PACE_MS;
                 }
-                (looked, look_at_ms) = (shown, now_ms + LOOK_MS);
+                (looked, look_at_ms) = (Some(shown), now_ms + LOOK_MS);
             }
             if twin_at_ms.take_if(|at_ms| *at_ms <= now_ms).is_some() {
                 self.look_for_twin(begun_ms).await;

@@ -163,7 +163,7 @@ impl Presence {
         let mut events = Vec::new();
         let mut members = BTreeSet::new();
         for peer in peers {
-            let Ok(device) = peer.node_id.parse::<NodeId>() else { continue };
+            let device = peer.node_id;
             members.insert(device);
             let name = peer.name.clone();
             let here = match peer.state {
@@ -204,7 +204,7 @@ mod tests {
 
     fn peer(n: u8, state: PeerState) -> PeerStatus {
         PeerStatus {
-            node_id: NodeId([n; 32]).to_string(),
+            node_id: NodeId([n; 32]),
             name: format!("peer {n}"),
             state,
             path: None,

@@ -530,9 +530,16 @@ where
             Report::Matching => self.remember_repaired(),
             Report::Refused(Refuse { code, text, op }) => {
                 let (log, seq) = op.unzip();
-                let log = log.map(|log| log.to_string());
+                let named = log.map(|log| log.to_string());
                 if self.notes.is_news(format!("refused {code:?} {log:?}")) {
-                    tracing::warn!(peer, ?code, text, log, seq, "a peer does not take something");
+                    tracing::warn!(
+                        peer,
+                        ?code,
+                        text,
+                        log = named,
+                        seq,
+                        "a peer does not take something"
+                    );
                 }
                 self.notes.refused = Some(JournalRefusal { reason: text, log, seq });
             }
@@ -561,7 +568,7 @@ where
         };
         let shown = self.notes.held.values().take(HELD_SHOWN_MAX);
         let status = JournalPeerStatus {
-            node_id: self.peer.to_string(),
+            node_id: self.peer,
             state,
             skew_ms: self.notes.skew_ms,
             repairs: self.notes.repairs,
@@ -652,5 +659,5 @@ fn reason(why: &Why) -> &'static str {
 
 fn refusal(held: &NotTaken) -> JournalRefusal {
     let reason = reason(&held.why).to_owned();
-    JournalRefusal { reason, log: Some(held.log.to_string()), seq: Some(held.seq) }
+    JournalRefusal { reason, log: Some(held.log), seq: Some(held.seq) }
 }

@@ -3,8 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::ids::{GroupId, LogId, NodeId, StoreId};
+
 /// The agent at one moment.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// This device.
     pub device: DeviceStatus,
@@ -27,6 +29,38 @@ pub struct Status {
 }
 
 impl Status {
+    /// What is known before the first picture is drawn, with revision 0.
+    pub fn starting(node_id: NodeId, group_id: GroupId) -> Self {
+        Self {
+            device: DeviceStatus {
+                node_id,
+                name: String::new(),
+                group_id,
+                version: String::new(),
+                addresses: Vec::new(),
+                removed: false,
+                warnings: Vec::new(),
+                obstacles: Vec::new(),
+            },
+            store: StoreStatus {
+                location: String::new(),
+                up: false,
+                store_id: StoreId([0; 16]),
+                hash_algorithm: String::new(),
+                assets: 0,
+                quarantined: 0,
+                damaged: 0,
+                last_error: None,
+            },
+            peers: Vec::new(),
+            journal: JournalStatus::default(),
+            pairings: Vec::new(),
+            rate_limits: None,
+            in_sync: false,
+            revision: 0,
+        }
+    }
+
     /// Whether a peer has the same edits as this device, as far as both have said.
     pub fn has_same_edits(&self, peer: &PeerStatus) -> bool {
         let with_peer = |journal: &&JournalPeerStatus| journal.node_id == peer.node_id;
@@ -36,14 +70,14 @@ impl Status {
 }
 
 /// This device.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DeviceStatus {
-    /// Its node ID, in hex.
-    pub node_id: String,
+    /// Its node ID.
+    pub node_id: NodeId,
     /// Its name.
     pub name: String,
-    /// The group's id, in hex.
-    pub group_id: String,
+    /// The group's id.
+    pub group_id: GroupId,
     /// Program version.
     pub version: String,
     /// Where other devices can reach it, as text.
@@ -60,8 +94,8 @@ pub struct DeviceStatus {
 /// A pairing with another device, on either side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PairingStatus {
-    /// The other device's node ID, in hex.
-    pub node_id: String,
+    /// The other device's node ID.
+    pub node_id: NodeId,
     /// Its name, as it says itself.
     pub name: String,
     /// The twelve digits; the other device shows the same, unless somebody stands in between.
@@ -83,14 +117,14 @@ pub enum PairingState {
 }
 
 /// The state of the store beside the agent.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StoreStatus {
     /// `embedded` or the URL of a foreign store.
     pub location: String,
     /// It answers.
     pub up: bool,
-    /// Its id in hex; empty before the first contact.
-    pub store_id: String,
+    /// Its id.
+    pub store_id: StoreId,
     /// `blake3` or `sha256`.
     pub hash_algorithm: String,
     /// Hashes known, trashed assets included.
@@ -123,8 +157,8 @@ pub struct RateLimitStatus {
 /// Another device of the group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PeerStatus {
-    /// Its node ID, in hex.
-    pub node_id: String,
+    /// Its node ID.
+    pub node_id: NodeId,
     /// Its name.
     pub name: String,
     /// Where the connection stands.
@@ -183,18 +217,18 @@ pub struct JournalStatus {
     pub ready: bool,
     /// The peers with which journals are kept in step now.
     pub peers: Vec<JournalPeerStatus>,
-    /// Logs that hold two ops of one number, in hex: a device was copied, or its backup restored.
-    /// Both branches count.
-    pub forked_logs: Vec<String>,
+    /// Logs that hold two ops of one number: a device was copied, or its backup restored. Both
+    /// branches count.
+    pub forked_logs: Vec<LogId>,
     /// How often all was sent again because contents differed that should not, since the start.
     pub repairs: u64,
 }
 
 /// How the journal stands with a peer.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JournalPeerStatus {
-    /// Its node ID, in hex.
-    pub node_id: String,
+    /// Its node ID.
+    pub node_id: NodeId,
     /// Where the stream stands.
     pub state: JournalPeerState,
     /// By how much its clock is ahead of this device's, when that is too much, milliseconds.
@@ -209,12 +243,26 @@ pub struct JournalPeerStatus {
     pub refused: Option<JournalRefusal>,
 }
 
+impl JournalPeerStatus {
+    /// A stream that has just begun.
+    pub fn begun(node_id: NodeId) -> Self {
+        Self {
+            node_id,
+            state: JournalPeerState::Greeting,
+            skew_ms: None,
+            repairs: 0,
+            held_logs: 0,
+            held: Vec::new(),
+            refused: None,
+        }
+    }
+}
+
 /// Where the journal's stream with a peer stands.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JournalPeerState {
     /// Each finds out whether the other is a member.
-    #[default]
     Greeting,
     /// One of them lacks something, or they do not know yet.
     CatchingUp,
@@ -227,8 +275,8 @@ pub enum JournalPeerState {
 pub struct JournalRefusal {
     /// Why, for people.
     pub reason: String,
-    /// The op's log, in hex.
-    pub log: Option<String>,
+    /// The op's log.
+    pub log: Option<LogId>,
     /// The op's number.
     pub seq: Option<u64>,
 }

@@ -2,12 +2,13 @@
 
 use can_sync::agent::handle::{FetchOrder, FetchState};
 use can_sync::core::ids::{Digest, Hash};
+use can_sync::core::lookup::HashPrefix;
 use can_sync::core::rate::RateLimits;
 
 use super::*;
 
 async fn fetch(device: &Device, hash: Hash, now: bool) -> FetchState {
-    let order = FetchOrder { hashes: vec![hash.to_string()], now };
+    let order = FetchOrder { hashes: vec![hash.into()], now };
     device.handle().fetch(order).await.unwrap().assets[0].state
 }
 
@@ -64,11 +65,10 @@ async fn a_fetch_says_when_nobody_has_it_and_ends_when_somebody_does() {
     }
     assert_eq!(fetch(&b, mine, true).await, FetchState::Here);
     quiet(&[&a, &b]).await;
-    let order = |hashes: Vec<String>| FetchOrder { hashes, now: false };
-    let wrong = b.handle().fetch(order(vec!["xyz".into()])).await;
-    assert!(matches!(wrong, Err(RequestError::Invalid(_))), "{wrong:?}");
-    let unknown = b.handle().fetch(order(vec!["0707".into()])).await;
+    let order = |hashes: Vec<HashPrefix>| FetchOrder { hashes, now: false };
+    let start = HashPrefix::parse("0707").unwrap();
+    let unknown = b.handle().fetch(order(vec![start])).await;
     assert!(matches!(unknown, Err(RequestError::Unknown(_))), "{unknown:?}");
-    let many = b.handle().fetch(order(vec![nobodys.to_string(); 257])).await;
+    let many = b.handle().fetch(order(vec![nobodys.into(); 257])).await;
     assert!(matches!(many, Err(RequestError::Invalid(_))), "{many:?}");
 }

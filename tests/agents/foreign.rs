@@ -123,7 +123,7 @@ async fn another_store_at_the_same_address_is_taken_in_anew_and_takes_nothing_fr
     .await;
     all_in_sync(&[&a, &b], 1).await;
     assert_eq!(store.hashes().await, hashes_of(old.iter().chain(&new)));
-    assert!(was_logged(&[" WARN ", "another store answers", &old_id]));
+    assert!(was_logged(&[" WARN ", "another store answers", &old_id.to_string()]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -165,9 +165,8 @@ impl Device {
     }
 
     pub fn sees_node(&self, node_id: NodeId) -> PeerStatus {
-        let id = node_id.to_string();
         let peers = self.status().peers;
-        peers.into_iter().find(|peer| peer.node_id == id).expect("a member of the group")
+        peers.into_iter().find(|peer| peer.node_id == node_id).expect("a member of the group")
     }
 
     pub fn store(&self) -> Arc<dyn Store> {
@@ -293,7 +292,7 @@ pub async fn pair(inviter: &Device, joiner: &Device) {
     let ticket = inviter.handle().ticket(Duration::from_secs(60)).await.unwrap().ticket;
     keep_ticket_secret(&ticket);
     let reply = joiner.handle().pair(ticket).await.unwrap();
-    assert_eq!(reply.node_id, inviter.node_id.to_string());
+    assert_eq!(reply.node_id, inviter.node_id);
 }
 
 fn keep_ticket_secret(text: &str) {

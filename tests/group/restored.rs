@@ -87,7 +87,7 @@ async fn nothing_is_lost_by_a_restore(same_file: bool) {
         // The restore was noticed before the first write, and what its store shows is not taken for
         // an edit.
         all_show(&[&a, &b, &c], hash, &otherwise).await;
-        assert_eq!(a.status().journal.forked_logs, Vec::<String>::new());
+        assert_eq!(a.status().journal.forked_logs, Vec::<LogId>::new());
         let after = log(&c).await;
         assert!(before.iter().all(|(number, kind)| after.get(number) == Some(kind)));
     }
@@ -142,5 +142,5 @@ async fn two_devices_on_one_key_lose_nothing_of_what_either_says() {
     // Each wrote a log of its own.
     assert_eq!(logs_of(&a, c.node_id).await, 2);
     log(&a).await;
-    assert_eq!(a.status().journal.forked_logs, Vec::<String>::new());
+    assert_eq!(a.status().journal.forked_logs, Vec::<LogId>::new());
 }

@@ -162,7 +162,7 @@ pub(crate) async fn child_main() {
     let stream = UnixStream::connect(std::env::var(CHILD_SOCKET).unwrap()).await.unwrap();
     let (recv, send) = stream.into_split();
     let peer: NodeId = std::env::var(CHILD_PEER).unwrap().parse().unwrap();
-    let (view, _) = watch::channel(JournalPeerStatus::default());
+    let (view, _) = watch::channel(JournalPeerStatus::begun(peer));
     node.replication.run(peer, recv, send, &view).await;
 }
 
@@ -363,7 +363,7 @@ impl Side {
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
-        let (view, watched) = watch::channel(JournalPeerStatus::default());
+        let (view, watched) = watch::channel(JournalPeerStatus::begun(peer));
         let replication = node.replication.clone();
         let task = tokio::spawn(async move { replication.run(peer, recv, send, &view).await });
         Self { task, view: watched }
