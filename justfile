@@ -22,6 +22,11 @@ power-cuts cuts="500":
     cargo build --release --locked
     CUTS={{cuts}} tests/power_cuts.py
 
+# A running agent against its own description (needs `pip install schemathesis`)
+description:
+    cargo build --locked
+    tests/schemathesis.sh
+
 # One fuzz target, for so many seconds
 fuzz target="op_body" seconds="3600":
     RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} -- -max_total_time={{seconds}}

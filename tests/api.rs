@@ -524,18 +524,56 @@ fn an_edit_of_an_asset_is_in_the_store_when_it_is_answered() {
     assert_eq!(call(&agent, "PATCH", &none, Some(&json!({ "add": ["x"] }))).status, 404);
 }
 
-// ---- the description -----------------------------------------------------------------------------
-
-fn openapi() -> Value {
-    serde_json::from_str(include_str!("../src/api/openapi.json")).unwrap()
+#[test]
+fn an_edit_of_an_asset_means_the_same_at_both_routes() {
+    let agent = Agent::start();
+    let assets = [("/assets", "one"), ("/v1/assets", "two")].map(|(route, content)| {
+        agent.command(&["add", "-"]).write_stdin(content).assert().success();
+        let hash = blake3::hash(content.as_bytes());
+        (format!("{route}/{hash}/meta"), format!("/assets/{hash}/meta"))
+    });
+    for (edit, status) in [
+        (json!({ "tags": ["b", " a "], "description": " text ", "trashed": true }), 200),
+        (json!({ "add": ["c", "a"], "remove": ["b", "none"] }), 200),
+        (json!({ "trashed": false }), 200),
+        (json!({ "tags": ["u\u{308}", "c"] }), 200),
+        (json!({ "add": ["\u{fc}"] }), 200),
+        (json!({ "remove": ["\u{fc}"], "description": "" }), 200),
+        (json!({ "tags": [] }), 200),
+        (json!({}), 400),
+        (json!([]), 400),
+        (json!({ "add": [""] }), 400),
+        (json!({ "add": ["x"], "remove": [" x"] }), 400),
+        (json!({ "tags": ["x"], "add": ["y"] }), 400),
+        (json!({ "tag": ["x"] }), 400),
+        (json!({ "description": "x".repeat(16_385) }), 400),
+    ] {
+        let after = assets.each_ref().map(|(route, row)| {
+            assert_eq!(call(&agent, "PATCH", route, Some(&edit)).status, status, "{route} {edit}");
+            let row = get(&agent, row);
+            ["description", "tags", "trashed"].map(|member| row[member].clone())
+        });
+        assert_eq!(after[0], after[1], "{edit}");
+    }
+    for (route, row) in &assets {
+        let seen = call(&agent, "PATCH", route, Some(&json!({ "add": ["seen"] }))).etag.unwrap();
+        let if_seen = format!("If-Match: {seen}");
+        let edit = |tag: &str| {
+            let edit = json!({ "add": [tag] });
+            call_if(&agent, "PATCH", route, Some(&edit), &[&if_seen]).status
+        };
+        assert_eq!((edit("first"), edit("second")), (200, 412), "{route}");
+        assert_eq!(get(&agent, row)["tags"], json!(["first", "seen"]), "{route}");
+    }
 }
 
+// ---- the description -----------------------------------------------------------------------------
+
 /// The methods under each path of the description.
-fn described() -> BTreeMap<String, BTreeSet<String>> {
+fn described(openapi: &Value) -> BTreeMap<String, BTreeSet<String>> {
     let methods = |item: &Value| -> BTreeSet<String> {
         item.as_object().unwrap().keys().map(|method| method.to_uppercase()).collect()
     };
-    let openapi = openapi();
     let paths = openapi["paths"].as_object().unwrap();
     paths.iter().map(|(path, item)| (path.clone(), methods(item))).collect()
 }
@@ -557,14 +595,14 @@ fn every_route_of_the_sources_is_described_and_no_other() {
             }
         }
     }
-    assert_eq!(described().into_keys().collect::<BTreeSet<_>>(), routes);
+    let openapi = get(&Agent::start(), "/openapi.json");
+    assert_eq!(described(&openapi).into_keys().collect::<BTreeSet<_>>(), routes);
 }
 
 #[test]
 fn every_path_takes_the_methods_that_are_described_and_no_other() {
     let agent = Agent::start();
-    assert_eq!(get(&agent, "/openapi.json"), openapi());
-    for (path, methods) in described() {
+    for (path, methods) in described(&get(&agent, "/openapi.json")) {
         // Nothing has these names, so a described method answers 2xx or an error other than 405.
         let path = path
             .replace("{hash}", &"0".repeat(64))
@@ -586,7 +624,7 @@ fn every_path_takes_the_methods_that_are_described_and_no_other() {
 
 #[test]
 fn the_description_is_consistent() {
-    let openapi = openapi();
+    let openapi = get(&Agent::start(), "/openapi.json");
     assert_eq!(openapi["openapi"], "3.1.0");
     let mut names = BTreeSet::new();
     for (path, item) in openapi["paths"].as_object().unwrap() {
@@ -620,6 +658,28 @@ fn the_description_is_consistent() {
             Value::Array(items) => values.extend(items),
             _ => {}
         }
+    }
+}
+
+#[test]
+fn the_status_is_described_to_its_last_member() {
+    let agent = Agent::start();
+    let (openapi, status) = (get(&agent, "/openapi.json"), get(&agent, "/v1/status"));
+    for (schema, answer) in [
+        ("Status", &status),
+        ("DeviceStatus", &status["device"]),
+        ("StoreStatus", &status["store"]),
+        ("JournalStatus", &status["journal"]),
+    ] {
+        let properties = &openapi["components"]["schemas"][schema]["properties"];
+        let names = |object: &Value| -> BTreeSet<String> {
+            object.as_object().unwrap().keys().cloned().collect()
+        };
+        assert_eq!(names(answer), names(properties), "{schema}");
+    }
+    let properties = &openapi["components"]["schemas"];
+    for (schema, member) in [("DeviceStatus", "obstacles"), ("StoreStatus", "damaged")] {
+        assert!(properties[schema]["properties"][member].is_object(), "{schema}.{member}");
     }
 }
 

@@ -57,7 +57,7 @@ fn the_ready_line_names_the_device_and_the_api_and_the_status_is_one() {
     let status: Status = serde_json::from_str(&agent.output(&["--json", "status"])).unwrap();
     assert_eq!(agent.ready()["node_id"], status.device.node_id.to_string());
     assert_eq!(status.store.location, "embedded");
-    assert!(agent.output(&["status"]).contains(&status.device.node_id));
+    assert!(agent.output(&["status"]).contains(&status.device.node_id.to_string()));
 }
 
 #[test]

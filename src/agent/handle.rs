@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
+use utoipa::ToSchema;
 
 use crate::core::fetches::Fetching;
 use crate::core::ids::{Hash, NodeId};
@@ -71,7 +72,7 @@ pub enum Request {
 }
 
 /// A fresh invitation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TicketReply {
     /// The ticket. A secret until it is used.
     pub ticket: String,
@@ -80,7 +81,7 @@ pub struct TicketReply {
 }
 
 /// The device that let this one in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PairReply {
     /// Its node ID.
     pub node_id: NodeId,
@@ -111,7 +112,7 @@ impl From<String> for RemoveOrder {
 }
 
 /// The device that was put out, or would be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RemoveReply {
     /// Its node ID.
     pub node_id: NodeId,
@@ -124,7 +125,7 @@ pub struct RemoveReply {
 }
 
 /// A device that goes with one that is removed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RemovedToo {
     /// Its node ID.
     pub node_id: NodeId,
@@ -135,11 +136,12 @@ pub struct RemovedToo {
 }
 
 /// Assets that somebody waits for. The agent knows of it for half a minute: who waits asks again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FetchOrder {
     /// Whole hashes in hex, or the unique starts of those of assets known to be missing; at most
     /// [`crate::core::limits::FETCHES_MAX`].
+    #[schema(max_items = 256)]
     pub hashes: Vec<HashPrefix>,
     /// Before everything else that is to arrive.
     #[serde(default)]
@@ -147,20 +149,21 @@ pub struct FetchOrder {
 }
 
 /// How the assets of an order stand, in its order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FetchReply {
     /// One for each.
     pub assets: Vec<FetchView>,
 }
 
 /// How a fetched asset stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FetchView {
     /// Its whole hash.
     pub hash: Hash,
     /// How it stands.
     pub state: FetchState,
     /// Of a large asset that is arriving: what is yet to come.
+    #[schema(required)]
     pub left_bytes: Option<u64>,
 }
 
@@ -178,7 +181,7 @@ impl FetchView {
 }
 
 /// See [`Fetching`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FetchState {
     /// In the store.
@@ -212,7 +215,7 @@ impl From<Fetching> for FetchState {
 }
 
 /// What leaving the group made of this device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LeaveReply {
     /// The group had removed this device, and a removal is final for its key: the agent stops, and
     /// is a new device when it is started again.
@@ -220,7 +223,7 @@ pub struct LeaveReply {
 }
 
 /// What this device is called now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RenameReply {
     /// The name given, made fit for people.
     pub name: String,

@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::routing::patch;
-use serde::Deserialize;
+use utoipa::OpenApi;
 
-use super::json::{bad_request, parse_hash};
-use super::records::write;
-use super::{Api, json_body};
+use super::Api;
+use super::answers::Written;
+use super::records::{conditions, write};
 use crate::core::ids::Hash;
 use crate::core::journal::asset::{
     ASSET_MODEL, DESCRIPTION, JournalRow, TAGS, TRASHED, asset_key, canonical_text,
@@ -21,9 +21,10 @@ use crate::core::journal::asset::{
 use crate::core::journal::draft::{Draft, DraftChange, DraftPut};
 use crate::core::journal::log::LogEvent;
 use crate::core::journal::op::{Elem, Value};
-use crate::http::people::written_by_people;
+use crate::http::asset::{AssetEdit, CheckedEdit, TagEdit};
+use crate::http::extract::{Path, json_body};
 use crate::http::problem::{Problem, problem};
-use crate::store::{Metadata, StoreError};
+use crate::store::StoreError;
 
 /// A body: the longest description and many tags, every byte escaped.
 const EDIT_BYTES_MAX: u64 = 512 * 1024;
@@ -33,28 +34,45 @@ pub(super) fn router() -> Router<Api> {
     Router::new().route("/v1/assets/{hash}/meta", patch(edit))
 }
 
-/// What an edit changes; what it leaves out stays.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Edit {
-    add: Vec<String>,
-    remove: Vec<String>,
-    description: Option<String>,
-    trashed: Option<bool>,
-}
+/// What the document of the API says of this route.
+#[derive(OpenApi)]
+#[openapi(paths(edit))]
+pub(super) struct Described;
 
+/// Edits an asset's metadata for all devices
+///
+/// Tag edits of several devices merge tag by tag. The store shows the edit when this is answered. It
+/// means the same as at `PATCH /assets/{hash}/meta`; this answers where the journal has it.
+#[utoipa::path(
+    patch,
+    path = "/v1/assets/{hash}/meta",
+    operation_id = "editAsset",
+    tag = "assets",
+    params(
+        ("hash" = Hash, Path, description = "The asset's hash."),
+        ("If-Match" = Option<String>, Header, description = "The ETag of the asset's record, as this route and `/v1/records/asset/{hash}` give it: edit only if it has not changed on this device since; else 412."),
+    ),
+    request_body = AssetEdit,
+    responses(
+        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The place of the write."))),
+        (status = 404),
+        (status = 409),
+        (status = 412),
+        (status = 502),
+        (status = 507),
+    )
+)]
 async fn edit(
     State(api): State<Api>,
-    Path(hash): Path<String>,
+    Path(hash): Path<Hash>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let edit: Edit = json_body(&headers, body, EDIT_BYTES_MAX).await?;
-    let hash = parse_hash(&hash)?;
+    let edit: AssetEdit = json_body(&headers, body, EDIT_BYTES_MAX).await?;
+    let edit = edit.checked()?;
     if api.handle.store().lookup(hash).await?.is_none() {
         return Err(StoreError::NotFound(hash).into());
     }
-    let mut put = edit.into_put(&hash)?;
     // What stands in the store goes first: a tag that is still on its way into the journal could
     // not be taken out of it, and would come back.
     api.handle.settle(hash).await?;
@@ -66,41 +84,42 @@ async fn edit(
         );
         return Err(problem(StatusCode::CONFLICT, detail));
     }
+    let mut put = writes(edit, &hash, &journal);
     drop_what_is_so(&mut put, &journal);
     let mut changes: Vec<_> =
         LogEvent::of_edit(hash, &put).iter().map(LogEvent::to_change).collect();
     if !changes.is_empty() {
         changes.push(DraftChange::Put(put));
     }
-    let answer = write(&api, Draft { changes, expect: Vec::new() }).await?;
+    let expect = conditions(&api, &asset_key(&hash), &headers).await?;
+    let answer = write(&api, Draft { changes, expect }).await?;
     if let Err(error) = api.handle.settle(hash).await {
         tracing::warn!(hash = hash.short(), %error, "an edit has not reached the store yet");
     }
     Ok(answer)
 }
 
-impl Edit {
-    /// The writes to the asset's record.
-    fn into_put(self, hash: &Hash) -> Result<DraftPut, Problem> {
-        let mut set = BTreeMap::new();
-        if let Some(trashed) = self.trashed {
-            set.insert(TRASHED.to_owned(), Some(Value::Bool(trashed)));
-        }
-        if let Some(description) = self.description {
-            let metadata = written_by_people(Metadata { description, ..Metadata::default() })?;
-            let description = canonical_text(&metadata.description);
-            set.insert(DESCRIPTION.to_owned(), Some(Value::Text(description)));
-        }
-        let (add, remove) = (tags(self.add)?, tags(self.remove)?);
-        if let Some(tag) = add.intersection(&remove).next() {
-            return Err(bad_request(format!("the tag {:?} is both added and removed", tag.elem)));
-        }
-        if set.is_empty() && add.is_empty() && remove.is_empty() {
-            let detail = "nothing to change: give add, remove, description or trashed";
-            return Err(bad_request(detail));
-        }
-        Ok(DraftPut { key: asset_key(hash), create: true, set, add, remove })
+/// The writes to the asset's record, which the journal has so.
+fn writes(edit: CheckedEdit, hash: &Hash, journal: &JournalRow) -> DraftPut {
+    let CheckedEdit { description, tags, trashed } = edit;
+    let mut set = BTreeMap::new();
+    if let Some(trashed) = trashed {
+        set.insert(TRASHED.to_owned(), Some(Value::Bool(trashed)));
     }
+    if let Some(description) = description {
+        set.insert(DESCRIPTION.to_owned(), Some(Value::Text(description)));
+    }
+    let (add, remove) = match tags {
+        TagEdit::Change { add, remove } => (add, remove),
+        TagEdit::Replace(tags) => {
+            let standing: BTreeSet<_> =
+                journal.tags.iter().map(|tag| canonical_text(tag)).collect();
+            let remove = standing.difference(&tags).cloned().collect();
+            (tags, remove)
+        }
+    };
+    let elems = |tags: BTreeSet<String>| tags.into_iter().map(elem).collect();
+    DraftPut { key: asset_key(hash), create: true, set, add: elems(add), remove: elems(remove) }
 }
 
 /// Leaves out of an edit what would change nothing.
@@ -121,9 +140,4 @@ fn drop_what_is_so(put: &mut DraftPut, journal: &JournalRow) {
 
 fn elem(tag: String) -> Elem {
     Elem { field: TAGS.to_owned(), elem: tag }
-}
-
-fn tags(tags: Vec<String>) -> Result<BTreeSet<Elem>, Problem> {
-    let tags = written_by_people(Metadata { tags, ..Metadata::default() })?.tags;
-    Ok(tags.iter().map(|tag| elem(canonical_text(tag))).collect())
 }

@@ -2,20 +2,24 @@
 //! the order of arrival. `device` is the stream in which every agent tells what happens on it.
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
+use utoipa::{IntoParams, OpenApi, ToSchema};
 
-use super::json::{EventPlace, bad_request, event_data, event_json, parse_device, parse_hash};
+use super::answers::{EventsPage, Written};
+use super::json::{event, event_data};
+use super::places::EventPlace;
 use super::records::write;
-use super::{Api, gone, json_body, watch};
-use crate::core::ids::{LogId, NodeId};
+use super::{Api, gone, watch};
+use crate::core::ids::{Hash, LogId, NodeId};
 use crate::core::journal::draft::{Draft, DraftChange};
-use crate::http::problem::Problem;
+use crate::http::extract::{Path, Query, json_body};
+use crate::http::problem::{Problem, bad_request};
 use crate::state::journal::{Cursor, EventRow, JournalError, JournalReader};
 
 /// A body: the longest data, every byte escaped.
@@ -35,60 +39,71 @@ pub(super) fn router() -> Router<Api> {
         .route("/v1/events/{stream}/watch", get(watch::events))
 }
 
+/// What the document of the API says of these routes.
+#[derive(OpenApi)]
+#[openapi(paths(list, append, watch::events))]
+pub(super) struct Described;
+
 /// Which events are wanted; all conditions given must hold.
 #[derive(Debug, Clone, Default)]
 pub(super) struct EventFilter {
-    since_ms: u64,
-    author: Option<NodeId>,
-    hash: Option<String>,
+    pub(super) since_ms: Option<u64>,
+    pub(super) author: Option<NodeId>,
+    pub(super) hash: Option<Hash>,
 }
 
 impl EventFilter {
-    /// Reads the conditions of a query.
-    pub(super) fn parse(
-        since_ms: Option<u64>,
-        author: Option<&str>,
-        hash: Option<&str>,
-    ) -> Result<Self, Problem> {
-        Ok(Self {
-            since_ms: since_ms.unwrap_or(0),
-            author: author.map(parse_device).transpose()?,
-            hash: hash.map(|hash| parse_hash(hash).map(|hash| hash.to_string())).transpose()?,
-        })
-    }
-
     pub(super) fn fits(&self, event: &EventRow) -> bool {
-        event.hlc.ms() >= self.since_ms
+        self.since_ms.is_none_or(|since_ms| event.hlc.ms() >= since_ms)
             && self.author.is_none_or(|author| author == event.author)
-            && self.hash.as_ref().is_none_or(|hash| {
+            && self.hash.is_none_or(|hash| {
                 let data: Option<Value> = serde_json::from_slice(&event.data).ok();
-                data.is_some_and(|data| data["hash"] == **hash)
+                data.is_some_and(|data| data["hash"] == hash.to_string())
             })
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct ListQuery {
-    after: Option<String>,
+    /// `next` of an earlier page.
+    after: Option<EventPlace>,
+    /// At most so many; 100 when left out.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
+    /// Only events written since then, milliseconds since the Unix epoch.
     since_ms: Option<u64>,
-    author: Option<String>,
-    hash: Option<String>,
+    /// Only events of this device.
+    author: Option<NodeId>,
+    /// Only events whose data has this `hash`.
+    hash: Option<Hash>,
 }
 
+/// Lists a stream's events in the order of arrival here
+#[utoipa::path(
+    get,
+    path = "/v1/events/{stream}",
+    operation_id = "listEvents",
+    tag = "events",
+    params(("stream" = String, Path, description = "The stream's name, at most 64 bytes."), ListQuery),
+    responses(
+        (status = 200, description = "Done.", body = EventsPage),
+        (status = 409),
+        (status = 410),
+    )
+)]
 async fn list(
     State(api): State<Api>,
     Path(stream): Path<String>,
     Query(query): Query<ListQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<EventsPage>, Problem> {
     let limit = query.limit.unwrap_or(LIST_DEFAULT);
     if !(1..=LIST_MAX).contains(&limit) {
         return Err(bad_request(format!("limit must be 1 to {LIST_MAX}, got {limit}")));
     }
-    let filter =
-        EventFilter::parse(query.since_ms, query.author.as_deref(), query.hash.as_deref())?;
-    let after = query.after.as_deref().map(EventPlace::parse).transpose()?;
+    let ListQuery { after, since_ms, author, hash, .. } = query;
+    let filter = EventFilter { since_ms, author, hash };
     let read = move |journal: &JournalReader| {
         let Some(epoch) = epoch_for(journal, after)? else { return Ok(None) };
         let mut place = after.map_or((0, 0), |after| (after.arr, after.index));
@@ -103,8 +118,7 @@ async fn list(
         Ok(Some((events, EventPlace { epoch, arr, index }, more)))
     };
     let (events, next, more) = api.handle.journal().read(read).await?.ok_or_else(gone)?;
-    let events: Vec<_> = events.iter().map(event_json).collect();
-    Ok(Json(json!({ "events": events, "next": next.text(), "more": more })))
+    Ok(Json(EventsPage { events: events.iter().map(event).collect(), next, more }))
 }
 
 /// The journal's epoch; `None` when the journal does not know the place to read on from.
@@ -120,22 +134,40 @@ pub(super) fn epoch_for(
     Ok(is_known.then_some(epoch))
 }
 
-#[derive(Deserialize)]
+/// An event to append.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Append {
+struct NewEvent {
+    /// What happened, at most 64 bytes.
     #[serde(rename = "type")]
     kind: String,
+    /// Any JSON, at most 32 KiB; `{"bytes": "<base64>"}` is kept as bytes.
     #[serde(default)]
+    #[schema(required = false)]
     data: Value,
 }
 
+/// Appends an event to a stream
+#[utoipa::path(
+    post,
+    path = "/v1/events/{stream}",
+    operation_id = "appendEvent",
+    tag = "events",
+    params(("stream" = String, Path, description = "The stream's name, at most 64 bytes.")),
+    request_body = NewEvent,
+    responses(
+        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The place of the write."))),
+        (status = 409),
+        (status = 507),
+    )
+)]
 async fn append(
     State(api): State<Api>,
     Path(stream): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let Append { kind, data } = json_body(&headers, body, EVENT_BODY_BYTES_MAX).await?;
+    let NewEvent { kind, data } = json_body(&headers, body, EVENT_BODY_BYTES_MAX).await?;
     let event = DraftChange::Event { stream, kind, data: event_data(&data) };
     write(&api, Draft { changes: vec![event], expect: Vec::new() }).await
 }

@@ -16,8 +16,10 @@ use bytes::Bytes;
 use prost::Message as _;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use utoipa::OpenApi;
 
 use crate::core::ids::{Digest, HashAlgorithm};
+use crate::http::describe::Binary;
 use crate::http::people::written_by_people;
 use crate::http::problem::{Problem, problem};
 use crate::http::upload::{check_announced, check_type, collect_in_turn};
@@ -44,12 +46,31 @@ pub(super) fn router(store: Arc<dyn Store>) -> Router {
     Router::new().route("/v1/ingest", post(ingest)).with_state(Ingest { store, turns })
 }
 
+/// What the document of the API says of this route.
+#[derive(OpenApi)]
+#[openapi(paths(ingest))]
+pub(super) struct Described;
+
 #[derive(Clone)]
 struct Ingest {
     store: Arc<dyn Store>,
     turns: Arc<Semaphore>,
 }
 
+/// Adds many small assets in one durable commit
+#[utoipa::path(
+    post,
+    path = "/v1/ingest",
+    operation_id = "ingest",
+    tag = "assets",
+    request_body(content = Binary, content_type = PROTOBUF_TYPE, description = "PushBatchRequest of `proto/store.proto`, digests left out."),
+    responses(
+        (status = 200, description = "PushBatchResponse of `proto/store.proto`.", body = Binary, content_type = PROTOBUF_TYPE),
+        (status = 408),
+        (status = 502),
+        (status = 507),
+    )
+)]
 async fn ingest(
     State(Ingest { store, turns }): State<Ingest>,
     headers: HeaderMap,

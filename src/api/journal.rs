@@ -5,9 +5,11 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde_json::{Value, json};
+use utoipa::OpenApi;
 
-use super::{Api, NoArguments, order};
+use super::answers::{Findings, JournalStats, Member, Members, RebasedOps};
+use super::requests::NoArguments;
+use super::{Api, order};
 use crate::clock::wall_ms;
 use crate::core::journal::draft::DraftError;
 use crate::http::problem::{Problem, problem};
@@ -22,6 +24,11 @@ pub(super) fn router() -> Router<Api> {
         .route("/v1/journal/fsck", post(fsck))
         .route("/v1/journal/rebase", post(rebase))
 }
+
+/// What the document of the API says of these routes.
+#[derive(OpenApi)]
+#[openapi(paths(members, stats, fsck, rebase))]
+pub(super) struct Described;
 
 impl From<AskError> for Problem {
     fn from(error: AskError) -> Self {
@@ -65,60 +72,72 @@ impl From<DraftError> for Problem {
     }
 }
 
-async fn members(State(api): State<Api>) -> Result<Json<Value>, Problem> {
+/// Every device that is or was a member
+#[utoipa::path(
+    get,
+    path = "/v1/members",
+    operation_id = "members",
+    tag = "agent",
+    responses((status = 200, description = "Done.", body = Members), (status = 409))
+)]
+async fn members(State(api): State<Api>) -> Result<Json<Members>, Problem> {
     let members = api.handle.journal().read(|journal| journal.members()).await?;
-    let row = |row: &crate::state::journal::MemberRow| json!({ "device": row.device.to_string(), "name": row.name, "member": row.member });
-    Ok(Json(json!({ "members": members.iter().map(row).collect::<Vec<_>>() })))
+    Ok(Json(Members { members: members.into_iter().map(Member::from).collect() }))
 }
 
-async fn stats(State(api): State<Api>) -> Result<Json<Value>, Problem> {
+/// The journal in numbers
+#[utoipa::path(
+    get,
+    path = "/v1/journal/stats",
+    operation_id = "journalStats",
+    tag = "journal",
+    responses((status = 200, description = "Done.", body = JournalStats), (status = 409))
+)]
+async fn stats(State(api): State<Api>) -> Result<Json<JournalStats>, Problem> {
     let stats = api.handle.journal().read(|journal| journal.stats()).await?;
-    let logs = stats.logs.iter().map(|log| {
-        json!({
-            "log": log.log.to_string(),
-            "author": log.author.to_string(),
-            "seq": log.seq,
-            "ops": log.ops,
-            "bytes": log.bytes,
-            "forked": log.forked,
-            "open": log.open,
-        })
-    });
-    let logs: Vec<_> = logs.collect();
-    Ok(Json(json!({
-        "logs": logs,
-        "live_ops": stats.live_ops,
-        "live_bytes": stats.live_bytes,
-        "opaque_ops": stats.opaque_ops,
-        "cells": stats.cells,
-        "cell_bytes": stats.cell_bytes,
-        "events": stats.events,
-        "newest_ms": stats.hlc_max.ms(),
-        "ahead_ms": stats.hlc_max.ms().saturating_sub(wall_ms()),
-    })))
+    Ok(Json(JournalStats::new(stats, wall_ms())))
 }
 
+/// Checks the journal against itself, signatures included
+///
+/// Reads everything: on a large journal it takes minutes.
+#[utoipa::path(
+    post,
+    path = "/v1/journal/fsck",
+    operation_id = "journalFsck",
+    tag = "journal",
+    request_body = NoArguments,
+    responses((status = 200, description = "Done.", body = Findings), (status = 409))
+)]
 async fn fsck(
     State(api): State<Api>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Findings>, Problem> {
     let NoArguments {} = order(&headers, body).await?;
-    let journal = api.handle.journal();
-    let findings = journal.fsck().await?;
-    Ok(Json(json!({ "findings": findings })))
+    let findings = api.handle.journal().fsck().await?;
+    Ok(Json(Findings { findings }))
 }
 
+/// Writes what this device wrote while its clock was ahead anew
+#[utoipa::path(
+    post,
+    path = "/v1/journal/rebase",
+    operation_id = "journalRebase",
+    tag = "journal",
+    request_body = NoArguments,
+    responses((status = 200, description = "Done.", body = RebasedOps), (status = 409), (status = 507))
+)]
 async fn rebase(
     State(api): State<Api>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<RebasedOps>, Problem> {
     let NoArguments {} = order(&headers, body).await?;
     let rebased = api.handle.journal().run(|journal, now_ms| journal.rebase(now_ms)).await?;
     Ok(Json(match rebased {
-        Rebased::Nothing => json!({ "ops": 0 }),
-        Rebased::Done { ops, log } => json!({ "ops": ops, "log": log.to_string() }),
+        Rebased::Nothing => RebasedOps { ops: 0, log: None },
+        Rebased::Done { ops, log } => RebasedOps { ops: ops as u64, log: Some(log) },
         Rebased::OurClockIsSlow => {
             let detail = "others' ops are in the future as well, or they have ours already: it is \
                           this device's clock that is slow; set it";

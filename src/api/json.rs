@@ -1,31 +1,54 @@
 //! The journal's things as JSON. Pure: what is malformed is refused here, once, with 400.
 //!
 //! Values are JSON's own: `true`, `7`, `7.5`, `"text"`, `null`; bytes are `{"bytes": "<base64>"}`.
-//! Ids are text, those of the model `asset` the asset's hash in hex. A cursor is
-//! `<epoch>-<number of arrival>`; an ETag is the cursor of a record's last change.
+//! Ids are text, those of the model `asset` the asset's hash in hex.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use axum::http::StatusCode;
-use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
-use serde::Deserialize;
+use data_encoding::{BASE64, HEXLOWER};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, OneOfBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
+use super::answers::{DeletedRecord, Event, Record, WatchedRecord};
 use crate::core::ids::{Hash, LogId, NodeId};
 use crate::core::journal::asset::ASSET_MODEL;
 use crate::core::journal::draft::DraftPut;
 use crate::core::journal::op::{Elem, Key, Value};
-use crate::http::problem::{Problem, problem};
-use crate::state::journal::{Change, Cursor, EventRow, Owner, Record};
+use crate::core::journal::stamp::Hlc;
+use crate::http::problem::{Problem, bad_request};
+use crate::state::journal::{self, Change, Cursor, EventRow, Owner};
 
 /// The one member of an object that stands for bytes.
 const BYTES: &str = "bytes";
 
-pub(super) fn bad_request(detail: impl Into<String>) -> Problem {
-    problem(StatusCode::BAD_REQUEST, detail)
+// ---- values --------------------------------------------------------------------------------------
+
+/// A field's value, in the description of the API.
+pub(super) struct FieldValue;
+
+impl PartialSchema for FieldValue {
+    fn schema() -> RefOr<Schema> {
+        let one = |kind| ObjectBuilder::new().schema_type(kind);
+        let bytes = one(Type::Object)
+            .property(BYTES, one(Type::String).content_encoding("base64"))
+            .required(BYTES)
+            .additional_properties(Some(AdditionalProperties::<Schema>::FreeForm(false)));
+        let kinds = [Type::Null, Type::Boolean, Type::Number, Type::String];
+        let plain = kinds.into_iter().fold(OneOfBuilder::new(), |any, kind| any.item(one(kind)));
+        let description =
+            "A field's value, at most 16 KiB. Whole numbers have 64 bits with a sign.";
+        plain.item(bytes).description(Some(description)).into()
+    }
 }
 
-// ---- values --------------------------------------------------------------------------------------
+impl ToSchema for FieldValue {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "FieldValue".into()
+    }
+}
 
 /// A field's value as JSON.
 fn value_json(value: Option<&Value>) -> Json {
@@ -72,12 +95,16 @@ fn parse_bytes(members: &Map<String, Json>) -> Result<Vec<u8>, Problem> {
 // ---- records -------------------------------------------------------------------------------------
 
 /// What a request writes to a record.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Writes {
-    pub(super) set: BTreeMap<String, Json>,
-    pub(super) add: BTreeMap<String, BTreeSet<String>>,
-    pub(super) remove: BTreeMap<String, BTreeSet<String>>,
+pub struct Writes {
+    /// Fields to set.
+    #[schema(value_type = BTreeMap<String, FieldValue>)]
+    pub set: BTreeMap<String, Json>,
+    /// Elements to put into sets, by the field of the set.
+    pub add: BTreeMap<String, BTreeSet<String>>,
+    /// Elements to take out of sets, by the field of the set.
+    pub remove: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Writes {
@@ -99,18 +126,13 @@ fn elems(sets: BTreeMap<String, BTreeSet<String>>) -> BTreeSet<Elem> {
 /// The record of a path or a batch.
 pub(super) fn key(model: String, id: &str, owned: bool) -> Result<Key, Problem> {
     let id = match model.as_str() {
-        ASSET_MODEL if !owned => parse_hash(id)?.0.to_vec(),
+        ASSET_MODEL if !owned => {
+            let hash: Result<Hash, _> = id.parse();
+            hash.map_err(|error| bad_request(format!("this is no hash: {error}")))?.0.to_vec()
+        }
         _ => id.as_bytes().to_vec(),
     };
     Ok(Key { model, id, owned })
-}
-
-pub(super) fn parse_hash(text: &str) -> Result<Hash, Problem> {
-    text.parse().map_err(|error| bad_request(format!("this is no hash: {error}")))
-}
-
-pub(super) fn parse_device(text: &str) -> Result<NodeId, Problem> {
-    text.parse().map_err(|error| bad_request(format!("this is no node ID: {error}")))
 }
 
 /// The start of ids.
@@ -130,126 +152,60 @@ fn id_text(model: &str, owner: Owner, id: &[u8]) -> String {
     }
 }
 
-fn owner_json(owner: Owner) -> Json {
+fn node_id(owner: Owner) -> Option<NodeId> {
     match owner {
-        Owner::Shared => Json::Null,
-        Owner::Device(device) => json!(device.to_string()),
+        Owner::Shared => None,
+        Owner::Device(device) => Some(device),
     }
 }
 
 /// A record as it is.
-pub(super) fn record_json(epoch: LogId, record: &Record) -> Json {
-    let fields: Map<String, Json> =
-        record.fields.iter().map(|(name, v)| (name.clone(), value_json(v.as_ref()))).collect();
-    let mut json = json!({
-        "model": record.model,
-        "id": id_text(&record.model, record.owner, &record.id),
-        "owner": owner_json(record.owner),
-        "fields": fields,
-        "sets": record.sets,
-        "changed_ms": record.newest.hlc.ms(),
-        "etag": cursor_text(epoch, record.arr),
-    });
-    if record.is_too_large {
-        json["too_large"] = true.into();
+pub(super) fn record(epoch: LogId, record: &journal::Record) -> Record {
+    let fields = record.fields.iter();
+    Record {
+        model: record.model.clone(),
+        id: id_text(&record.model, record.owner, &record.id),
+        owner: node_id(record.owner),
+        fields: fields.map(|(name, v)| (name.clone(), value_json(v.as_ref()))).collect(),
+        sets: record.sets.clone(),
+        changed_ms: record.newest.hlc.ms(),
+        too_large: record.is_too_large,
+        etag: Cursor { epoch, arr: record.arr },
     }
-    json
 }
 
 /// A record as a watcher is told of it.
-pub(super) fn change_json(epoch: LogId, change: &Change) -> Json {
+pub(super) fn change(epoch: LogId, change: &Change) -> WatchedRecord {
     match &change.record {
-        Some(record) => record_json(epoch, record),
-        None => json!({
-            "model": change.model,
-            "id": id_text(&change.model, change.owner, &change.id),
-            "owner": owner_json(change.owner),
-            "deleted": true,
-            "etag": cursor_text(epoch, change.arr),
+        Some(written) => WatchedRecord::Written(record(epoch, written)),
+        None => WatchedRecord::Deleted(DeletedRecord {
+            model: change.model.clone(),
+            id: id_text(&change.model, change.owner, &change.id),
+            owner: node_id(change.owner),
+            deleted: true,
+            etag: Cursor { epoch, arr: change.arr },
         }),
     }
-}
-
-// ---- places --------------------------------------------------------------------------------------
-
-/// A cursor as text.
-pub(super) fn cursor_text(epoch: LogId, arr: u64) -> String {
-    format!("{epoch}-{arr}")
-}
-
-/// Reads a cursor.
-pub(super) fn parse_cursor(text: &str) -> Result<Cursor, Problem> {
-    let parts = text.split_once('-');
-    let parsed = parts.and_then(|(epoch, arr)| {
-        Some(Cursor { epoch: epoch.parse().ok()?, arr: arr.parse().ok()? })
-    });
-    parsed.ok_or_else(|| bad_request(format!("{text:?} is no cursor or ETag of this API")))
-}
-
-/// A place in an event stream: after the op of a number of arrival, or after one of its events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct EventPlace {
-    pub(super) epoch: LogId,
-    pub(super) arr: u64,
-    /// [`u64::MAX`]: after all of them.
-    pub(super) index: u64,
-}
-
-impl EventPlace {
-    /// As text: a cursor, with `.<index>` when it is inside an op.
-    pub(super) fn text(self) -> String {
-        let whole = cursor_text(self.epoch, self.arr);
-        if self.index == u64::MAX { whole } else { format!("{whole}.{}", self.index) }
-    }
-
-    /// Reads a place.
-    pub(super) fn parse(text: &str) -> Result<Self, Problem> {
-        let (whole, index) = match text.split_once('.') {
-            None => (text, Some(u64::MAX)),
-            Some((whole, index)) => (whole, index.parse().ok()),
-        };
-        let Cursor { epoch, arr } = parse_cursor(whole)?;
-        let index = index.ok_or_else(|| bad_request(format!("{text:?} is no event cursor")))?;
-        Ok(Self { epoch, arr, index })
-    }
-}
-
-/// Where the next page of records starts; opaque to the caller.
-pub(super) fn page_text((owner, id): &(Owner, Vec<u8>)) -> String {
-    let owner: &[u8] = match owner {
-        Owner::Shared => &[],
-        Owner::Device(device) => &device.0,
-    };
-    let length = [u8::try_from(owner.len()).unwrap_or_default()];
-    BASE64URL_NOPAD.encode(&[&length[..], owner, id].concat())
-}
-
-/// Reads what [`page_text`] made.
-pub(super) fn parse_page(text: &str) -> Result<(Owner, Vec<u8>), Problem> {
-    let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).ok();
-    let parsed = bytes.as_deref().and_then(|bytes| match bytes.split_first()? {
-        (0, id) => Some((Owner::Shared, id.to_vec())),
-        (&length, rest) => {
-            let (owner, id) = rest.split_at_checked(length.into())?;
-            Some((Owner::Device(NodeId::from_slice(owner)?), id.to_vec()))
-        }
-    });
-    parsed.ok_or_else(|| bad_request("after must be the `next` of an earlier page"))
 }
 
 // ---- events --------------------------------------------------------------------------------------
 
 /// An event. Data that is JSON shows as it is, other data as bytes.
-pub(super) fn event_json(event: &EventRow) -> Json {
-    json!({
-        "author": event.author.to_string(),
-        "log": event.log.to_string(),
-        "event_seq": event.event_seq,
-        "hlc": format!("{:016x}", event.hlc.0),
-        "time_ms": event.hlc.ms(),
-        "type": event.kind,
-        "data": serde_json::from_slice(&event.data).unwrap_or_else(|_| bytes_json(&event.data)),
-    })
+pub(super) fn event(row: &EventRow) -> Event {
+    Event {
+        author: row.author,
+        log: row.log,
+        event_seq: row.event_seq,
+        hlc: hlc_text(row.hlc),
+        time_ms: row.hlc.ms(),
+        kind: row.kind.clone(),
+        data: serde_json::from_slice(&row.data).unwrap_or_else(|_| bytes_json(&row.data)),
+    }
+}
+
+/// A hybrid time; later is greater.
+pub(super) fn hlc_text(hlc: Hlc) -> String {
+    format!("{:016x}", hlc.0)
 }
 
 /// An event's data from JSON: bytes are kept as they are, anything else as its JSON.
@@ -295,29 +251,6 @@ mod tests {
             json!(u64::MAX),
         ] {
             assert_eq!(parse_value(&value).unwrap_err().status, 400, "{value}");
-        }
-    }
-
-    #[test]
-    fn places_come_back_from_their_text() {
-        let epoch = LogId([0xab; 16]);
-        assert_eq!(parse_cursor(&cursor_text(epoch, 7)).unwrap(), Cursor { epoch, arr: 7 });
-        for index in [0, 3, u64::MAX] {
-            let place = EventPlace { epoch, arr: 7, index };
-            assert_eq!(EventPlace::parse(&place.text()).unwrap(), place);
-        }
-        for page in [
-            (Owner::Shared, b"x".to_vec()),
-            (Owner::Shared, vec![]),
-            (Owner::Device(NodeId([7; 32])), vec![0, 255]),
-        ] {
-            assert_eq!(parse_page(&page_text(&page)).unwrap(), page);
-        }
-        for text in ["", "-", "1-1", "x", &format!("{epoch}-"), &format!("{epoch}--1")] {
-            assert!(parse_cursor(text).is_err() && EventPlace::parse(text).is_err(), "{text}");
-        }
-        for text in ["", "!", "BQ", "IAAA"] {
-            assert!(parse_page(text).is_err(), "{text}");
         }
     }
 

@@ -30,37 +30,41 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use utoipa::{IntoParams, OpenApi};
 
 use crate::agent::handle::{
     FetchOrder, FetchReply, Handle, LeaveReply, PairReply, RemoveOrder, RemoveReply, RenameReply,
     RequestError, TicketReply,
 };
+use crate::http::extract::{Path, Query, json_body, secret_json_body};
 use crate::http::problem::{Problem, problem};
-use crate::http::upload::{check_announced, check_type, collect};
 use crate::replica::status::{PairingStatus, Status};
 
+use answers::Done;
+use requests::{ConfirmOrder, NoArguments, PairOrder, RenameOrder, TicketOrder};
 use watch::WATCHERS_MAX;
 
+pub mod answers;
 mod assets;
 mod events;
 pub mod ingest;
 mod journal;
-mod json;
+pub mod json;
+mod openapi;
+pub mod places;
 mod records;
+pub mod requests;
 mod watch;
-
-/// The description of every route that an agent serves; `tests/api.rs` holds the two together.
-const OPENAPI: &str = include_str!("openapi.json");
 
 /// Orders are a name or a ticket.
 const ORDER_BYTES_MAX: u64 = 64 * 1024;
@@ -75,8 +79,8 @@ const TICKET_TTL_DEFAULT: Duration = Duration::from_secs(600);
 pub fn router(handle: Handle, stop: CancellationToken) -> Router {
     let ingest = ingest::router(handle.store());
     Router::new()
-        .route("/healthz", get(async || StatusCode::NO_CONTENT))
-        .route("/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI)))
+        .route("/healthz", get(health))
+        .route("/openapi.json", get(description))
         .route("/v1/status", get(status))
         .route("/v1/check", post(check))
         .route("/v1/ticket", post(ticket))
@@ -94,6 +98,23 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
         .with_state(Api { handle, stop, watchers: Arc::new(Semaphore::new(WATCHERS_MAX)) })
         .merge(ingest)
 }
+
+/// What the document of the API says of these routes.
+#[derive(OpenApi)]
+#[openapi(paths(
+    health,
+    description,
+    status,
+    check,
+    ticket,
+    pair,
+    confirm,
+    remove,
+    rename,
+    leave,
+    fetch
+))]
+struct Described;
 
 #[derive(Clone)]
 struct Api {
@@ -115,13 +136,52 @@ impl From<RequestError> for Problem {
     }
 }
 
-#[derive(Deserialize)]
+/// Says that the agent lives
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    operation_id = "health",
+    tag = "agent",
+    security(()),
+    responses((status = 204, description = "It does; there is nothing to say."))
+)]
+async fn health() -> StatusCode {
+    StatusCode::NO_CONTENT
+}
+
+/// This document
+#[utoipa::path(
+    get,
+    path = "/openapi.json",
+    operation_id = "describe",
+    tag = "agent",
+    responses((status = 200, description = "Done.", body = serde_json::Value))
+)]
+async fn description() -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], openapi::document())
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct StatusQuery {
+    /// Answer as soon as the status is newer than this.
     revision: Option<u64>,
+    /// Answer at the latest then; at most 60,000.
     timeout_ms: Option<u64>,
 }
 
+/// The agent at this moment
+#[utoipa::path(
+    get,
+    path = "/v1/status",
+    operation_id = "status",
+    tag = "agent",
+    params(StatusQuery),
+    responses(
+        (status = 200, description = "Done.", body = Status),
+    )
+)]
 async fn status(State(api): State<Api>, Query(query): Query<StatusQuery>) -> Json<Status> {
     if let Some(revision) = query.revision {
         let asked = query.timeout_ms.map_or(STATUS_WAIT_MAX, Duration::from_millis);
@@ -139,26 +199,6 @@ async fn order<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T
     json_body(headers, body, ORDER_BYTES_MAX).await
 }
 
-/// A body that is a JSON object.
-async fn json_body<T: DeserializeOwned>(
-    headers: &HeaderMap,
-    body: Body,
-    limit_bytes: u64,
-) -> Result<T, Problem> {
-    check_type(headers, "application/json")?;
-    check_announced(headers, limit_bytes)?;
-    let body = collect(body, limit_bytes).await?;
-    // serde would take an array for an object's members in their order.
-    if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err(problem(StatusCode::BAD_REQUEST, "the body is not a JSON object"));
-    }
-    // serde's message may quote the body, and the body may hold a ticket.
-    serde_json::from_slice(&body).map_err(|error| {
-        let place = format!("line {}, column {}", error.line(), error.column());
-        problem(StatusCode::BAD_REQUEST, format!("the body is not the JSON expected: {place}"))
-    })
-}
-
 /// The cursor is none that the journal gave out.
 fn gone() -> Problem {
     let detail = "the journal does not know this cursor: it began anew or was put back to an \
@@ -166,20 +206,43 @@ fn gone() -> Problem {
     problem(StatusCode::GONE, detail)
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NoArguments {}
-
+/// Answers once all that the store held at the call shows in the status
+#[utoipa::path(
+    post,
+    path = "/v1/check",
+    operation_id = "check",
+    tag = "agent",
+    request_body = NoArguments,
+    responses(
+        (status = 200, description = "Done.", body = Done),
+    )
+)]
 async fn check(
     State(api): State<Api>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Done>, Problem> {
     let NoArguments {} = order(&headers, body).await?;
     api.handle.check().await?;
-    Ok(Json(json!({})))
+    Ok(Json(Done {}))
 }
 
+/// Has assets of other devices sent here, and tells how they stand
+///
+/// The agent knows of it for half a minute: who waits asks again until all are `here`. `nowhere`: no
+/// connected device holds it. `resting`: it came damaged or found no room, and is tried again after a
+/// while. A hash may be cut to its unique start when the asset is known to be missing.
+#[utoipa::path(
+    post,
+    path = "/v1/fetch",
+    operation_id = "fetch",
+    tag = "agent",
+    request_body = FetchOrder,
+    responses(
+        (status = 200, description = "How each stands, in their order.", body = FetchReply),
+        (status = 404),
+    )
+)]
 async fn fetch(
     State(api): State<Api>,
     headers: HeaderMap,
@@ -189,15 +252,17 @@ async fn fetch(
     Ok(Json(api.handle.fetch(order).await?))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TicketOrder {
-    ttl_ms: Option<u64>,
-    /// People must compare the digits.
-    #[serde(default)]
-    verify: bool,
-}
-
+/// Makes a one-time ticket that lets another device join
+#[utoipa::path(
+    post,
+    path = "/v1/ticket",
+    operation_id = "invite",
+    tag = "agent",
+    request_body = TicketOrder,
+    responses(
+        (status = 200, description = "Done.", body = TicketReply),
+    )
+)]
 async fn ticket(
     State(api): State<Api>,
     headers: HeaderMap,
@@ -211,34 +276,41 @@ async fn ticket(
     }))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PairOrder {
-    ticket: String,
-    /// People must compare the digits.
-    #[serde(default)]
-    verify: bool,
-}
-
+/// Joins the group of the device that made a ticket
+#[utoipa::path(
+    post,
+    path = "/v1/pair",
+    operation_id = "join",
+    tag = "agent",
+    request_body = PairOrder,
+    responses(
+        (status = 200, description = "Done.", body = PairReply),
+    )
+)]
 async fn pair(
     State(api): State<Api>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<PairReply>, Problem> {
-    let order: PairOrder = order(&headers, body).await?;
+    let order: PairOrder = secret_json_body(&headers, body, ORDER_BYTES_MAX).await?;
     Ok(Json(match order.verify {
         true => api.handle.pair_to_verify(order.ticket).await?,
         false => api.handle.pair(order.ticket).await?,
     }))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ConfirmOrder {
-    short_code: String,
-    same: bool,
-}
-
+/// Says whether the device that is pairing with this one shows the same digits
+#[utoipa::path(
+    post,
+    path = "/v1/pair/confirm",
+    operation_id = "confirmPairing",
+    tag = "agent",
+    request_body = ConfirmOrder,
+    responses(
+        (status = 200, description = "Done.", body = PairingStatus),
+        (status = 404),
+    )
+)]
 async fn confirm(
     State(api): State<Api>,
     headers: HeaderMap,
@@ -248,15 +320,30 @@ async fn confirm(
     Ok(Json(api.handle.confirm(short_code, same).await?))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct RemoveQuery {
+    /// The devices that it let in go too, but those through which this device is a member.
     #[serde(default)]
     with_introduced: bool,
+    /// Only say who would go.
     #[serde(default)]
     dry_run: bool,
 }
 
+/// Puts a device out of the group, for good
+#[utoipa::path(
+    delete,
+    path = "/v1/peers/{device}",
+    operation_id = "removeDevice",
+    tag = "agent",
+    params(("device" = String, Path, description = "Its name, its node ID or the unique start of it."), RemoveQuery),
+    responses(
+        (status = 200, description = "Done.", body = RemoveReply),
+        (status = 404),
+    )
+)]
 async fn remove(
     State(api): State<Api>,
     Path(device): Path<String>,
@@ -265,25 +352,37 @@ async fn remove(
     Ok(Json(api.handle.remove(RemoveOrder { device, with_introduced, dry_run }).await?))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LeaveOrder {}
-
+/// Leaves the group; a device that was removed from it starts over as a new one
+#[utoipa::path(
+    post,
+    path = "/v1/leave",
+    operation_id = "leave",
+    tag = "agent",
+    request_body = NoArguments,
+    responses(
+        (status = 200, description = "Done.", body = LeaveReply),
+    )
+)]
 async fn leave(
     State(api): State<Api>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<LeaveReply>, Problem> {
-    let LeaveOrder {} = order(&headers, body).await?;
+    let NoArguments {} = order(&headers, body).await?;
     Ok(Json(api.handle.leave().await?))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RenameOrder {
-    name: String,
-}
-
+/// Gives this device another name
+#[utoipa::path(
+    post,
+    path = "/v1/rename",
+    operation_id = "rename",
+    tag = "agent",
+    request_body = RenameOrder,
+    responses(
+        (status = 200, description = "Done.", body = RenameReply),
+    )
+)]
 async fn rename(
     State(api): State<Api>,
     headers: HeaderMap,

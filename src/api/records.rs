@@ -6,25 +6,29 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use utoipa::openapi::path::{Parameter, PathItem};
+use utoipa::openapi::{OpenApi, RefOr};
+use utoipa::{IntoParams, OpenApi as _, ToSchema};
 
-use super::json::{
-    Writes, bad_request, cursor_text, event_data, key, page_text, parse_cursor, parse_device,
-    parse_page, parse_prefix, record_json,
-};
-use super::{Api, json_body};
+use super::Api;
+use super::answers::{Record, RecordsPage, Written};
+use super::json::{FieldValue, Writes, event_data, hlc_text, key, parse_prefix, record};
+use super::places::RecordPlace;
 use crate::core::ids::NodeId;
 use crate::core::journal::draft::{Draft, DraftChange, Expect};
 use crate::core::journal::op::Key;
 use crate::core::limits::{RECORD_BYTES_MAX, RECORD_ID_BYTES_MAX};
-use crate::http::problem::{Problem, problem};
-use crate::state::journal::{JournalError, JournalReader, Owner, Written};
+use crate::http::extract::{Path, Query, json_body};
+use crate::http::problem::{Problem, bad_request, problem};
+use crate::state::journal::{Cursor, JournalError, JournalReader, Owner};
 
 /// A body of writes: the longest op, every byte escaped.
 const WRITES_BYTES_MAX: u64 = 512 * 1024;
@@ -50,31 +54,121 @@ pub(super) fn router() -> Router<Api> {
     shared.merge(own).route("/v1/batch", post(batch))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ListQuery {
-    prefix: Option<String>,
-    after: Option<String>,
-    limit: Option<usize>,
-    owner: Option<String>,
+/// The record of a path.
+struct RecordKey(Key);
+
+impl<S: Send + Sync> FromRequestParts<S> for RecordKey {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let owned = parts.extensions.get::<Owned>().is_some_and(|owned| owned.0);
+        let Path((model, id)) = Path::<(String, String)>::from_request_parts(parts, state).await?;
+        Ok(Self(key(model, &id, owned)?))
+    }
 }
 
+/// What the document of the API says of these routes. Every path of shared records has its like for
+/// own ones.
+pub(super) fn described() -> OpenApi {
+    #[derive(utoipa::OpenApi)]
+    #[openapi(paths(list, read, put, patch, remove, batch))]
+    struct Described;
+
+    let mut described = Described::openapi();
+    let paths = &mut described.paths.paths;
+    let shared = paths.iter_mut().filter(|(path, _)| path.starts_with("/v1/records/"));
+    let own: Vec<_> = shared
+        .map(|(path, item)| {
+            let own = (path.replacen("records", "own", 1), own_records(item.clone()));
+            let reads = item.get.iter_mut().filter_map(|read| read.parameters.as_mut());
+            reads.for_each(|parameters| parameters.retain(|it| !is_owner(it)));
+            own
+        })
+        .collect();
+    paths.extend(own);
+    described
+}
+
+fn is_owner(parameter: &RefOr<Parameter>) -> bool {
+    matches!(parameter, RefOr::T(parameter) if parameter.name == "owner")
+}
+
+/// The operations on a path of own records, from those on shared ones.
+fn own_records(mut item: PathItem) -> PathItem {
+    let PathItem { get, put, patch, delete, .. } = &mut item;
+    for operation in [get, put, patch, delete].into_iter().flatten() {
+        let name = operation.operation_id.take().unwrap_or_default();
+        operation.operation_id = Some(name.replacen("Record", "OwnRecord", 1));
+        operation.tags = Some(vec!["own records".into()]);
+    }
+    item
+}
+
+/// Whose own records are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// Every device's.
+    Any,
+    /// One device's.
+    Device(NodeId),
+}
+
+impl<'de> Deserialize<'de> for Whose {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "any" {
+            return Ok(Self::Any);
+        }
+        text.parse().map(Self::Device).map_err(serde::de::Error::custom)
+    }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    /// Only ids that start with this; of the shared model `asset` an even number of hex characters.
+    prefix: Option<String>,
+    /// `next` of an earlier page.
+    after: Option<RecordPlace>,
+    /// At most so many; 100 when left out.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// The node ID of the owner, or `any` for all devices; this device when left out.
+    #[param(value_type = Option<String>, pattern = "^([0-9a-f]{64}|any)$")]
+    owner: Option<Whose>,
+}
+
+/// Lists the records of a model, ascending by owner and id
+#[utoipa::path(
+    get,
+    path = "/v1/records/{model}",
+    operation_id = "listRecords",
+    tag = "records",
+    params(("model" = String, Path, description = "The kind of records, at most 64 bytes."), ListQuery),
+    responses(
+        (status = 200, description = "Done.", body = RecordsPage),
+        (status = 409),
+    )
+)]
 async fn list(
     State(api): State<Api>,
     Extension(Owned(owned)): Extension<Owned>,
     Path(model): Path<String>,
     Query(query): Query<ListQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<RecordsPage>, Problem> {
     let limit = query.limit.unwrap_or(LIST_DEFAULT);
     if !(1..=LIST_MAX).contains(&limit) {
         return Err(bad_request(format!("limit must be 1 to {LIST_MAX}, got {limit}")));
     }
     let prefix = parse_prefix(&model, query.prefix.as_deref().unwrap_or_default(), owned)?;
-    let mut after = query.after.as_deref().map(parse_page).transpose()?;
-    let owner = match query.owner.as_deref() {
-        Some("any") if owned => None,
-        owner => Some(whose(&api, owned, owner)?),
+    let owner = match query.owner {
+        Some(Whose::Any) if owned => None,
+        Some(Whose::Device(device)) => Some(whose(&api, owned, Some(device))?),
+        None => Some(whose(&api, owned, None)?),
+        Some(Whose::Any) => return Err(shared_has_no_owner()),
     };
+    let mut after = query.after.map(|RecordPlace(owner, id)| (owner, id));
     if owner.is_none() && after.is_none() {
         // Past the last shared record that there can be: ids are shorter.
         after = Some((Owner::Shared, vec![0xff; RECORD_ID_BYTES_MAX + 1]));
@@ -88,154 +182,275 @@ async fn list(
             Ok((cursor, journal.records(&model, owner, &prefix, after.as_ref(), limit)?))
         })
         .await?;
-    let records: Vec<_> =
-        page.records.iter().map(|record| record_json(cursor.epoch, record)).collect();
-    let next = page.next.as_ref().map(page_text);
-    let cursor = cursor_text(cursor.epoch, cursor.arr);
-    Ok(Json(json!({ "records": records, "next": next, "cursor": cursor })))
+    let records = page.records.iter().map(|found| record(cursor.epoch, found)).collect();
+    let next = page.next.map(|(owner, id)| RecordPlace(owner, id));
+    Ok(Json(RecordsPage { records, next, cursor }))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct ReadQuery {
-    owner: Option<String>,
+    /// The node ID of the owner; this device when left out.
+    owner: Option<NodeId>,
 }
 
+/// Reads a record
+#[utoipa::path(
+    get,
+    path = "/v1/records/{model}/{id}",
+    operation_id = "getRecord",
+    tag = "records",
+    params(
+        ("model" = String, Path, description = "The kind of records, at most 64 bytes."),
+        ("id" = String, Path, description = "The record's name among its kind: 1 to 128 bytes of UTF-8, percent-encoded. Of the shared model `asset` it is the asset's hash in hex."),
+        ReadQuery,
+    ),
+    responses(
+        (status = 200, description = "Done.", body = Record, headers(("ETag" = String, description = "The place of the record's last change."))),
+        (status = 404),
+        (status = 409),
+    )
+)]
 async fn read(
     State(api): State<Api>,
     Extension(Owned(owned)): Extension<Owned>,
-    Path((model, id)): Path<(String, String)>,
+    RecordKey(key): RecordKey,
     Query(query): Query<ReadQuery>,
 ) -> Result<Response, Problem> {
-    let key = key(model, &id, owned)?;
-    let owner = whose(&api, owned, query.owner.as_deref())?;
+    let owner = whose(&api, owned, query.owner)?;
     let read = move |journal: &JournalReader| {
         let cursor = journal.cursor_now()?.ok_or(JournalError::NoGroup)?;
         Ok((cursor.epoch, journal.record(&key.model, owner, &key.id)?))
     };
-    let (epoch, record) = api.handle.journal().read(read).await?;
-    let record = record.ok_or_else(|| problem(StatusCode::NOT_FOUND, "there is no such record"))?;
-    if record.is_too_large {
+    let (epoch, found) = api.handle.journal().read(read).await?;
+    let found = found.ok_or_else(|| problem(StatusCode::NOT_FOUND, "there is no such record"))?;
+    if found.is_too_large {
         let detail = format!(
             "the record has more than the {RECORD_BYTES_MAX} bytes that are read of one: take \
              something out of it, or delete it"
         );
         return Err(problem(StatusCode::CONFLICT, detail));
     }
-    let mut response = Json(record_json(epoch, &record)).into_response();
-    put_etag(&mut response, &cursor_text(epoch, record.arr));
+    let record: Record = record(epoch, &found);
+    let etag = record.etag;
+    let mut response = Json(record).into_response();
+    put_etag(&mut response, etag);
     Ok(response)
 }
 
-/// Whose records are read: `owner` is a node ID, this device when left out.
-fn whose(api: &Api, owned: bool, owner: Option<&str>) -> Result<Owner, Problem> {
+/// Whose records are read: this device's when `owner` is left out.
+fn whose(api: &Api, owned: bool, owner: Option<NodeId>) -> Result<Owner, Problem> {
     match (owned, owner) {
         (false, None) => Ok(Owner::Shared),
-        (false, Some(_)) => Err(bad_request("shared records have no owner: see /v1/own")),
-        (true, Some(device)) => Ok(Owner::Device(parse_device(device)?)),
+        (false, Some(_)) => Err(shared_has_no_owner()),
+        (true, Some(device)) => Ok(Owner::Device(device)),
         (true, None) => Ok(Owner::Device(this_device(api))),
     }
+}
+
+fn shared_has_no_owner() -> Problem {
+    bad_request("shared records have no owner: see /v1/own")
 }
 
 fn this_device(api: &Api) -> NodeId {
     api.handle.status().device.node_id
 }
 
+/// Writes to a record, and makes it when there is none
+#[utoipa::path(
+    put,
+    path = "/v1/records/{model}/{id}",
+    operation_id = "putRecord",
+    tag = "records",
+    params(
+        ("model" = String, Path, description = "The kind of records, at most 64 bytes."),
+        ("id" = String, Path, description = "The record's name among its kind: 1 to 128 bytes of UTF-8, percent-encoded. Of the shared model `asset` it is the asset's hash in hex."),
+        ("If-Match" = Option<String>, Header, description = "The record's ETag: write only if the record has not changed on this device since; else 412."),
+        ("If-None-Match" = Option<String>, Header, description = "`*`: write only if the record is not there; else 412.", pattern = r"^\*$"),
+    ),
+    request_body = Writes,
+    responses(
+        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The place of the write."))),
+        (status = 404),
+        (status = 409),
+        (status = 412),
+        (status = 507),
+    )
+)]
 async fn put(
     State(api): State<Api>,
-    Extension(Owned(owned)): Extension<Owned>,
-    Path((model, id)): Path<(String, String)>,
+    RecordKey(key): RecordKey,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let writes: Writes = json_body(&headers, body, WRITES_BYTES_MAX).await?;
-    let key = key(model, &id, owned)?;
     let expect = conditions(&api, &key, &headers).await?;
     let change = DraftChange::Put(writes.into_put(key, true)?);
     write(&api, Draft { changes: vec![change], expect }).await
 }
 
+/// Writes to a record that is there
+#[utoipa::path(
+    patch,
+    path = "/v1/records/{model}/{id}",
+    operation_id = "patchRecord",
+    tag = "records",
+    params(
+        ("model" = String, Path, description = "The kind of records, at most 64 bytes."),
+        ("id" = String, Path, description = "The record's name among its kind: 1 to 128 bytes of UTF-8, percent-encoded. Of the shared model `asset` it is the asset's hash in hex."),
+        ("If-Match" = Option<String>, Header, description = "The record's ETag: write only if the record has not changed on this device since; else 412."),
+    ),
+    request_body = Writes,
+    responses(
+        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The place of the write."))),
+        (status = 404),
+        (status = 409),
+        (status = 412),
+        (status = 507),
+    )
+)]
 async fn patch(
     State(api): State<Api>,
-    Extension(Owned(owned)): Extension<Owned>,
-    Path((model, id)): Path<(String, String)>,
+    RecordKey(key): RecordKey,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let writes: Writes = json_body(&headers, body, WRITES_BYTES_MAX).await?;
-    let key = key(model, &id, owned)?;
     let mut expect = conditions(&api, &key, &headers).await?;
     expect.push(Expect::Alive(key.clone()));
     let change = DraftChange::Put(writes.into_put(key, false)?);
     write(&api, Draft { changes: vec![change], expect }).await
 }
 
+/// Deletes a record
+///
+/// Wins over writes made at the same time on other devices; only a later `PUT` brings the record back.
+#[utoipa::path(
+    delete,
+    path = "/v1/records/{model}/{id}",
+    operation_id = "deleteRecord",
+    tag = "records",
+    params(
+        ("model" = String, Path, description = "The kind of records, at most 64 bytes."),
+        ("id" = String, Path, description = "The record's name among its kind: 1 to 128 bytes of UTF-8, percent-encoded. Of the shared model `asset` it is the asset's hash in hex."),
+        ("If-Match" = Option<String>, Header, description = "The record's ETag: write only if the record has not changed on this device since; else 412."),
+    ),
+    responses(
+        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The place of the write."))),
+        (status = 404),
+        (status = 409),
+        (status = 412),
+        (status = 507),
+        (status = 413),
+    )
+)]
 async fn remove(
     State(api): State<Api>,
-    Extension(Owned(owned)): Extension<Owned>,
-    Path((model, id)): Path<(String, String)>,
+    RecordKey(key): RecordKey,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let key = key(model, &id, owned)?;
     let mut expect = conditions(&api, &key, &headers).await?;
     expect.push(Expect::Alive(key.clone()));
     write(&api, Draft { changes: vec![DraftChange::Delete(key)], expect }).await
 }
 
-#[derive(Deserialize)]
+/// Changes to make at once.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Batch {
+    /// All of them are made, or none.
+    #[schema(max_items = 64)]
     changes: Vec<BatchChange>,
 }
 
 /// A change of a batch.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum BatchChange {
+    /// Write to a record, and make it when there is none.
     Put(BatchWrite),
+    /// Write to a record that is there.
     Patch(BatchWrite),
+    /// Delete a record.
     Delete(BatchDelete),
+    /// Append an event.
     Event(BatchEvent),
 }
 
-#[derive(Deserialize)]
+/// A write to a record.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct BatchWrite {
+    /// The kind of record.
     model: String,
+    /// Its name among its kind.
     id: String,
+    /// It is this device's own.
     #[serde(default)]
     own: bool,
-    if_match: Option<String>,
+    /// Only if the record has not changed on this device since this ETag.
+    if_match: Option<Cursor>,
+    /// Only if the record is not there.
     #[serde(default)]
     if_absent: bool,
+    /// Fields to set.
     #[serde(default)]
+    #[schema(value_type = BTreeMap<String, FieldValue>)]
     set: BTreeMap<String, Value>,
+    /// Elements to put into sets, by the field of the set.
     #[serde(default)]
     add: BTreeMap<String, BTreeSet<String>>,
+    /// Elements to take out of sets, by the field of the set.
     #[serde(default)]
     remove: BTreeMap<String, BTreeSet<String>>,
 }
 
-#[derive(Deserialize)]
+/// A deletion of a record.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct BatchDelete {
+    /// The kind of record.
     model: String,
+    /// Its name among its kind.
     id: String,
+    /// It is this device's own.
     #[serde(default)]
     own: bool,
-    if_match: Option<String>,
+    /// Only if the record has not changed on this device since this ETag.
+    if_match: Option<Cursor>,
 }
 
-#[derive(Deserialize)]
+/// An event to append.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct BatchEvent {
+    /// The stream's name, at most 64 bytes.
     stream: String,
+    /// What happened, at most 64 bytes.
     #[serde(rename = "type")]
     kind: String,
+    /// Any JSON, at most 32 KiB; `{"bytes": "<base64>"}` is kept as bytes.
     #[serde(default)]
+    #[schema(required = false)]
     data: Value,
 }
 
+/// Makes several changes at once, all or none
+#[utoipa::path(
+    post,
+    path = "/v1/batch",
+    operation_id = "batch",
+    tag = "records",
+    request_body = Batch,
+    responses(
+        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The place of the write."))),
+        (status = 404),
+        (status = 409),
+        (status = 412),
+        (status = 507),
+    )
+)]
 async fn batch(
     State(api): State<Api>,
     headers: HeaderMap,
@@ -249,8 +464,8 @@ async fn batch(
             BatchChange::Patch(write) => write.into_change(&api, false, &mut draft.expect).await?,
             BatchChange::Delete(BatchDelete { model, id, own, if_match }) => {
                 let key = key(model, &id, own)?;
-                if let Some(etag) = &if_match {
-                    draft.expect.push(unchanged(&api, &key, etag).await?);
+                if let Some(seen) = if_match {
+                    draft.expect.push(unchanged(&api, &key, seen).await?);
                 }
                 draft.expect.push(Expect::Alive(key.clone()));
                 DraftChange::Delete(key)
@@ -274,8 +489,8 @@ impl BatchWrite {
     ) -> Result<DraftChange, Problem> {
         let Self { model, id, own, if_match, if_absent, set, add, remove } = self;
         let key = key(model, &id, own)?;
-        if let Some(etag) = &if_match {
-            expect.push(unchanged(api, &key, etag).await?);
+        if let Some(seen) = if_match {
+            expect.push(unchanged(api, &key, seen).await?);
         }
         if if_absent {
             expect.push(Expect::Absent(key.clone()));
@@ -288,12 +503,16 @@ impl BatchWrite {
 }
 
 /// The conditions that the headers of a write make.
-async fn conditions(api: &Api, key: &Key, headers: &HeaderMap) -> Result<Vec<Expect>, Problem> {
+pub(super) async fn conditions(
+    api: &Api,
+    key: &Key,
+    headers: &HeaderMap,
+) -> Result<Vec<Expect>, Problem> {
     let mut expect = Vec::new();
     if let Some(etag) = headers.get(header::IF_MATCH) {
         let quoted = etag.to_str().ok().and_then(|text| text.strip_prefix('"')?.strip_suffix('"'));
         let etag = quoted.ok_or_else(|| bad_request("If-Match takes one ETag in quotes"))?;
-        expect.push(unchanged(api, key, etag).await?);
+        expect.push(unchanged(api, key, etag.parse().map_err(bad_request)?).await?);
     }
     if let Some(condition) = headers.get(header::IF_NONE_MATCH) {
         if condition != "*" {
@@ -304,8 +523,7 @@ async fn conditions(api: &Api, key: &Key, headers: &HeaderMap) -> Result<Vec<Exp
     Ok(expect)
 }
 
-async fn unchanged(api: &Api, key: &Key, etag: &str) -> Result<Expect, Problem> {
-    let seen = parse_cursor(etag)?;
+async fn unchanged(api: &Api, key: &Key, seen: Cursor) -> Result<Expect, Problem> {
     if !api.handle.journal().read(move |journal| journal.knows(&seen)).await? {
         let detail = "the ETag is from before this device began anew: read the record again";
         return Err(problem(StatusCode::PRECONDITION_FAILED, detail));
@@ -315,24 +533,23 @@ async fn unchanged(api: &Api, key: &Key, etag: &str) -> Result<Expect, Problem> 
 
 /// Writes a draft and says where it stands.
 pub(super) async fn write(api: &Api, draft: Draft) -> Result<Response, Problem> {
-    let written = api.handle.journal().write(draft).await??;
-    let Some(Written { stamp, epoch, arr, event_seqs }) = written else {
-        return Ok(Json(json!({ "cursor": null, "event_seqs": [] })).into_response());
+    let Some(written) = api.handle.journal().write(draft).await?? else {
+        return Ok(Json(Written::default()).into_response());
     };
-    let cursor = cursor_text(epoch, arr);
-    let answer = json!({
-        "cursor": cursor,
-        "author": this_device(api).to_string(),
-        "log": stamp.log.to_string(),
-        "hlc": format!("{:016x}", stamp.hlc.0),
-        "event_seqs": event_seqs,
-    });
+    let cursor = Cursor { epoch: written.epoch, arr: written.arr };
+    let answer = Written {
+        cursor: Some(cursor),
+        author: Some(this_device(api)),
+        log: Some(written.stamp.log),
+        hlc: Some(hlc_text(written.stamp.hlc)),
+        event_seqs: written.event_seqs,
+    };
     let mut response = Json(answer).into_response();
-    put_etag(&mut response, &cursor);
+    put_etag(&mut response, cursor);
     Ok(response)
 }
 
-fn put_etag(response: &mut Response, etag: &str) {
+fn put_etag(response: &mut Response, etag: Cursor) {
     // Hex and digits: always a header's value.
     if let Ok(value) = HeaderValue::from_str(&format!("\"{etag}\"")) {
         response.headers_mut().insert(header::ETAG, value);

@@ -8,25 +8,29 @@
 //! First comes what is there since the cursor, then `ready`, then what happens. `reset` says that
 //! the cursors given out so far mean nothing any more, and ends the stream.
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures_util::{Stream, TryStreamExt as _, stream};
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use utoipa::{IntoParams, OpenApi};
 
+use super::answers::{Event as EventAnswer, Ready, WatchedRecord};
 use super::events::{EventFilter, epoch_for};
-use super::json::{EventPlace, bad_request, change_json, cursor_text, event_json, parse_cursor};
+use super::json;
+use super::places::EventPlace;
 use super::{Api, gone};
-use crate::core::ids::LogId;
-use crate::http::problem::{Problem, problem};
+use crate::core::ids::{Hash, LogId, NodeId};
+use crate::http::extract::{Path, Query};
+use crate::http::problem::{Problem, bad_request, problem};
 use crate::replica::journal::{AskError, Commits, JournalHandle};
 use crate::state::journal::{ChangesPage, Cursor, EventsPage, JournalError, JournalReader};
 
@@ -43,6 +47,11 @@ const PAGE_ROWS: usize = 256;
 pub(super) fn router() -> Router<Api> {
     Router::new().route("/v1/watch", get(records))
 }
+
+/// What the document of the API says of this route.
+#[derive(OpenApi)]
+#[openapi(paths(records), components(schemas(WatchedRecord, EventAnswer, Ready)))]
+pub(super) struct Described;
 
 /// What a watcher has come to.
 struct Watcher<P> {
@@ -68,22 +77,71 @@ impl<P> Watcher<P> {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RecordsQuery {
-    model: Option<String>,
-    since: Option<String>,
+/// From where on changes are told.
+#[derive(Debug, Clone, Copy)]
+enum Since {
+    /// Those to come.
+    Now,
+    /// Those after this place.
+    Place(Cursor),
 }
 
+impl FromStr for Since {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "now" { Ok(Self::Now) } else { text.parse().map(Self::Place) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Since {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct RecordsQuery {
+    /// Only this kind of records.
+    model: Option<String>,
+    /// Only changes after this cursor; `now` for those to come. From the beginning when left out.
+    #[param(value_type = Option<String>, pattern = "^([0-9a-f]{32}-[0-9]+|now)$")]
+    since: Option<Since>,
+}
+
+/// Records as they are, then as they change
+///
+/// `event: record`, data: a WatchedRecord; the id is a cursor. `event: ready`, data: a Ready, once
+/// everything that was there has been told. `event: reset` before the end when cursors mean nothing
+/// any more. Comment lines keep it alive.
+#[utoipa::path(
+    get,
+    path = "/v1/watch",
+    operation_id = "watchRecords",
+    tag = "records",
+    params(
+        RecordsQuery,
+        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event seen; goes before the cursor of the query."),
+    ),
+    responses(
+        (status = 200, description = "The events.", body = String, content_type = "text/event-stream"),
+        (status = 409),
+        (status = 410),
+    )
+)]
 async fn records(
     State(api): State<Api>,
     Query(query): Query<RecordsQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let model = query.model;
-    let since = match last_event_id(&headers)?.or(query.since.as_deref()) {
-        Some("now") => api.handle.journal().read(|journal| journal.cursor_now()).await?,
-        given => given.map(parse_cursor).transpose()?,
+    let RecordsQuery { model, since } = query;
+    let since = match last_event_id(&headers)?.or(since) {
+        Some(Since::Now) => api.handle.journal().read(|journal| journal.cursor_now()).await?,
+        Some(Since::Place(cursor)) => Some(cursor),
+        None => None,
     };
     // A cursor that means nothing is told by the status, not by the stream.
     let probe =
@@ -116,7 +174,7 @@ async fn next_records(
         watcher.place = Some(page.cursor);
         if !page.more && !watcher.is_ready {
             watcher.is_ready = true;
-            events.push(ready(cursor_text(page.cursor.epoch, page.cursor.arr)));
+            events.push(ready(page.cursor.into()));
         }
         if !events.is_empty() {
             return Ok(Some((events, watcher)));
@@ -132,34 +190,59 @@ fn record_events(page: &ChangesPage) -> Vec<Event> {
     let mut changes = page.changes.iter().peekable();
     let mut events = Vec::with_capacity(page.changes.len());
     while let Some(change) = changes.next() {
-        let data = change_json(epoch, change).to_string();
-        let event = Event::default().event("record").data(data);
+        let event = told("record", &json::change(epoch, change));
         let is_last = changes.peek().is_none_or(|next| next.arr != change.arr);
-        events.push(if is_last { event.id(cursor_text(epoch, change.arr)) } else { event });
+        events.push(if is_last {
+            event.id(Cursor { epoch, arr: change.arr }.to_string())
+        } else {
+            event
+        });
     }
     events
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EventsQuery {
-    after: Option<String>,
+    /// Only events after this cursor.
+    after: Option<EventPlace>,
+    /// Only events written since then, milliseconds since the Unix epoch.
     since_ms: Option<u64>,
-    author: Option<String>,
-    hash: Option<String>,
+    /// Only events of this device.
+    author: Option<NodeId>,
+    /// Only events whose data has this `hash`.
+    hash: Option<Hash>,
 }
 
-/// `GET /v1/events/{stream}/watch`
+/// A stream's events as they were, then as they come
+///
+/// `event: event`, data: an Event; the id is a cursor. `ready` and `reset` as in `/v1/watch`.
+#[utoipa::path(
+    get,
+    path = "/v1/events/{stream}/watch",
+    operation_id = "watchEvents",
+    tag = "events",
+    params(
+        ("stream" = String, Path, description = "The stream's name, at most 64 bytes."),
+        EventsQuery,
+        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event seen; goes before the cursor of the query."),
+    ),
+    responses(
+        (status = 200, description = "The events.", body = String, content_type = "text/event-stream"),
+        (status = 409),
+        (status = 410),
+    )
+)]
 pub(super) async fn events(
     State(api): State<Api>,
     Path(stream): Path<String>,
     Query(query): Query<EventsQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let filter =
-        EventFilter::parse(query.since_ms, query.author.as_deref(), query.hash.as_deref())?;
-    let after = last_event_id(&headers)?.or(query.after.as_deref());
-    let after = after.map(EventPlace::parse).transpose()?;
+    let EventsQuery { after, since_ms, author, hash } = query;
+    let filter = EventFilter { since_ms, author, hash };
+    let after = last_event_id(&headers)?.or(after);
     let epoch = api.handle.journal().read(move |journal| epoch_for(journal, after)).await?;
     let epoch = epoch.ok_or_else(gone)?;
     let place = after.unwrap_or(EventPlace { epoch, arr: 0, index: 0 });
@@ -195,7 +278,7 @@ async fn next_events(
         watcher.place = EventPlace { epoch, arr, index };
         if !page.more && !watcher.is_ready {
             watcher.is_ready = true;
-            events.push(ready(watcher.place.text()));
+            events.push(ready(watcher.place));
         }
         if !events.is_empty() {
             return Ok(Some((events, watcher)));
@@ -210,7 +293,7 @@ fn stream_events(epoch: LogId, page: &EventsPage, filter: &EventFilter) -> Vec<E
     let mut rows = page.events.iter().filter(|event| filter.fits(event)).peekable();
     let mut events = Vec::new();
     while let Some(row) = rows.next() {
-        let event = Event::default().event("event").data(event_json(row).to_string());
+        let event = told("event", &json::event(row));
         // The op that ends a page may go on in the next one.
         let place = match row.arr == page.next.0 {
             true => page.next,
@@ -218,24 +301,30 @@ fn stream_events(epoch: LogId, page: &EventsPage, filter: &EventFilter) -> Vec<E
         };
         let is_last = rows.peek().is_none_or(|next| next.arr != row.arr);
         let (arr, index) = place;
-        let id = EventPlace { epoch, arr, index }.text();
+        let id = EventPlace { epoch, arr, index }.to_string();
         events.push(if is_last { event.id(id) } else { event });
     }
     events
 }
 
-fn ready(cursor: String) -> Event {
-    let data = json!({ "cursor": cursor }).to_string();
-    Event::default().event("ready").id(cursor).data(data)
+fn ready(cursor: EventPlace) -> Event {
+    told("ready", &Ready { cursor }).id(cursor.to_string())
 }
 
 fn reset() -> Event {
     Event::default().event("reset").data("{}")
 }
 
-fn last_event_id(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
-    let text = headers.get("last-event-id").map(|id| id.to_str());
-    text.transpose().map_err(|_| bad_request("Last-Event-ID is no cursor of this API"))
+fn told(name: &str, answer: &impl Serialize) -> Event {
+    // Maps have texts for keys, and numbers are finite: this cannot fail.
+    Event::default().event(name).data(serde_json::to_string(answer).unwrap_or_default())
+}
+
+/// The place at which an interrupted watcher goes on.
+fn last_event_id<T: FromStr<Err = String>>(headers: &HeaderMap) -> Result<Option<T>, Problem> {
+    let Some(id) = headers.get("last-event-id") else { return Ok(None) };
+    let text = id.to_str().map_err(|_| bad_request("Last-Event-ID is no cursor of this API"))?;
+    text.parse().map(Some).map_err(bad_request)
 }
 
 fn sse(batches: impl Stream<Item = Result<Vec<Event>, AskError>> + Send + 'static) -> Response {

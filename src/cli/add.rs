@@ -20,22 +20,22 @@ use clap::Args;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use indicatif::ProgressBar;
 use prost::Message as _;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::mpsc;
 use tokio_util::io::ReaderStream;
 
-use super::assets::{Hex, Row};
 use super::client::{Client, finish};
 use super::exit::{Exit, Failure};
 use super::output::{Output, Results};
 use super::source::{ReadError, Small, Source, TRIES_MAX, Why, read_small};
 use super::text::{causes, lossy_path, shown};
 use super::walk::{Homes, Unit, count_bytes, walk};
+use crate::api::answers::Written;
 use crate::api::ingest::INGEST_BYTES_MAX;
 use crate::core::ids::Hash;
 use crate::core::journal::asset::canonical_text;
+use crate::http::asset::{AddedAsset, AssetEdit, AssetRow};
 use crate::store::SMALL_BYTES_MAX;
 use crate::store::messages::PROTOBUF_TYPE;
 use crate::wire::proto::store::{
@@ -82,7 +82,7 @@ enum Outcome {
 
 #[derive(Serialize)]
 struct Added {
-    hash: Hex,
+    hash: Hash,
     #[serde(serialize_with = "lossy_path")]
     path: PathBuf,
     size: u64,
@@ -90,14 +90,6 @@ struct Added {
     /// Says which of the given metadata an asset that was here already did not get.
     #[serde(skip)]
     kept: Option<String>,
-}
-
-/// The API's answer to an upload.
-#[derive(Deserialize)]
-struct Uploaded {
-    hash: Hex,
-    size: u64,
-    existed: bool,
 }
 
 /// `can-sync add`
@@ -177,7 +169,7 @@ fn is_shared(status: Exit) -> bool {
 
 fn line(added: &Added) -> String {
     let known = if added.existed { "  (here already)" } else { "" };
-    format!("{}  {}{known}", added.hash.0, shown(&added.path.to_string_lossy()))
+    format!("{}  {}{known}", added.hash, shown(&added.path.to_string_lossy()))
 }
 
 struct Uploader<'a> {
@@ -293,7 +285,7 @@ impl Uploader<'_> {
     }
 
     /// Uploads a file. The inner error is about the file, the outer one about the agent.
-    async fn large_once(&self, path: &Path) -> Result<Result<Uploaded, ReadError>, Failure> {
+    async fn large_once(&self, path: &Path) -> Result<Result<AddedAsset, ReadError>, Failure> {
         let (wanted, homes) = (path.to_owned(), Arc::clone(self.homes));
         let opened = tokio::task::spawn_blocking(move || {
             let source = Source::open(&wanted, &homes)?;
@@ -319,7 +311,7 @@ impl Uploader<'_> {
         }
     }
 
-    async fn stdin(&self) -> Result<Uploaded, Failure> {
+    async fn stdin(&self) -> Result<AddedAsset, Failure> {
         // What fits in memory is read to its end first: a pipe that fails early then sends nothing.
         let mut start = Vec::new();
         let mut stdin = tokio::io::stdin();
@@ -337,7 +329,7 @@ impl Uploader<'_> {
         pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
         size_bytes: Option<u64>,
         name: &str,
-    ) -> Result<Uploaded, Failure> {
+    ) -> Result<AddedAsset, Failure> {
         let mut query = vec![("name", name), ("description", self.args.description.as_str())];
         query.push(("type", self.args.media_type.as_str()));
         query.extend(self.args.tags.iter().map(|tag| ("tag", tag.as_str())));
@@ -354,10 +346,10 @@ impl Uploader<'_> {
         self.client.send(finish(request, Body::from_stream(pieces))?).await?.json().await
     }
 
-    async fn outcome(&self, path: PathBuf, added: Result<Uploaded, Failure>) -> Outcome {
+    async fn outcome(&self, path: PathBuf, added: Result<AddedAsset, Failure>) -> Outcome {
         let settled = async {
-            let Uploaded { hash, size, existed } = added?;
-            let kept = if existed { self.describe(hash.0).await? } else { None };
+            let AddedAsset { hash, size, existed } = added?;
+            let kept = if existed { self.describe(hash).await? } else { None };
             Ok((hash, size, existed, kept))
         };
         match settled.await {
@@ -377,16 +369,15 @@ impl Uploader<'_> {
             return Ok(None);
         }
         let hash = hash.to_string();
-        let row: Row = self.client.get(&["assets", &hash, "meta"], &[]).await?;
-        let mut edit = Map::new();
-        if !tags.is_empty() {
-            edit.insert("add".into(), json!(tags));
-        }
-        if !description.is_empty() && row.description.is_empty() {
-            edit.insert("description".into(), json!(description));
-        }
-        if !edit.is_empty() {
-            let _: Value = self.client.patch(&["v1", "assets", &hash, "meta"], &edit).await?;
+        let row: AssetRow = self.client.get(&["assets", &hash, "meta"], &[]).await?;
+        let lacks_description = !description.is_empty() && row.description.is_empty();
+        let edit = AssetEdit {
+            description: lacks_description.then(|| description.clone()),
+            add: tags.clone(),
+            ..AssetEdit::default()
+        };
+        if edit != AssetEdit::default() {
+            let _: Written = self.client.patch(&["v1", "assets", &hash, "meta"], &edit).await?;
         }
         let has_other = |given: &str, has: &str| !given.is_empty() && given != has;
         Ok(if !row.description.is_empty() && has_other(&description, &row.description) {
@@ -420,19 +411,18 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn cut_off() -> Result<Uploaded, Failure> {
+fn cut_off() -> Result<AddedAsset, Failure> {
     Err(anyhow!("the agent's answer is cut off").into())
 }
 
 /// The result of one file of a batch; its status is one of HTTP.
-fn judge(result: &PushResult, size: u64) -> Result<Uploaded, Failure> {
+fn judge(result: &PushResult, size: u64) -> Result<AddedAsset, Failure> {
     let hash = || {
-        let hash = Hash::from_slice(&result.hash).context("reading the agent's answer")?;
-        Ok::<_, Failure>(Hex(hash))
+        Hash::from_slice(&result.hash).context("reading the agent's answer").map_err(Failure::from)
     };
     match result.status {
-        200 => Ok(Uploaded { hash: hash()?, size, existed: false }),
-        208 => Ok(Uploaded { hash: hash()?, size, existed: true }),
+        200 => Ok(AddedAsset { hash: hash()?, size, existed: false }),
+        208 => Ok(AddedAsset { hash: hash()?, size, existed: true }),
         503 | 507 => Err(Failure::new(Exit::Temporary, &result.detail)),
         _ => Err(Failure::new(Exit::Error, &result.detail)),
     }

@@ -1,14 +1,13 @@
 //! `ls` and `info`: what is in the store. Also finds the asset that an argument names.
 
 use clap::Args;
-use serde::{Deserialize, Serialize};
 
 use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{bytes, shown};
-use crate::core::ids::Hash;
 use crate::core::lookup::{CANDIDATES_MAX, HashPrefix, LookupError};
+use crate::http::asset::{AssetRow, AssetsPage};
 
 /// Rows asked for at once.
 const PAGE_ROWS: &str = "1000";
@@ -33,52 +32,6 @@ pub(crate) struct LsArgs {
     all: bool,
 }
 
-/// An asset as the API shows it.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Row {
-    pub(crate) hash: Hex,
-    pub(crate) size: u64,
-    /// The name it was added under; empty when unknown.
-    pub(crate) name: String,
-    #[serde(rename = "type")]
-    pub(crate) media_type: String,
-    pub(crate) description: String,
-    tags: Vec<String>,
-    trashed: bool,
-    /// Its bytes on this device are lost or wrong.
-    #[serde(default)]
-    pub(crate) damaged: bool,
-    /// When this store took it in, ms since the Unix epoch.
-    timestamp: i64,
-    version: u64,
-}
-
-/// A hash in JSON.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub(crate) struct Hex(pub(crate) Hash);
-
-impl TryFrom<String> for Hex {
-    type Error = crate::core::ids::ParseIdError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse().map(Self)
-    }
-}
-
-impl From<Hex> for String {
-    fn from(hash: Hex) -> Self {
-        hash.0.to_string()
-    }
-}
-
-/// A page of rows.
-#[derive(Deserialize)]
-struct Page {
-    assets: Vec<Row>,
-    next: Option<u64>,
-}
-
 /// `can-sync ls`
 pub(crate) async fn ls(client: &Client, args: LsArgs, output: Output) -> Result<Exit, Failure> {
     let mut filters = vec![("limit", PAGE_ROWS)];
@@ -91,7 +44,7 @@ pub(crate) async fn ls(client: &Client, args: LsArgs, output: Output) -> Result<
     loop {
         let after_text = after.to_string();
         let query = [&filters[..], &[("after", after_text.as_str())]].concat();
-        let page: Page = client.get(&["assets"], &query).await?;
+        let page: AssetsPage = client.get(&["assets"], &query).await?;
         output.values(&page.assets, line)?;
         match page.next {
             // A cursor that does not rise would list for ever.
@@ -102,8 +55,8 @@ pub(crate) async fn ls(client: &Client, args: LsArgs, output: Output) -> Result<
 }
 
 /// A row as `ls` shows it.
-pub(crate) fn line(row: &Row) -> String {
-    let mut line = format!("{}  {:>10}  {}", row.hash.0, bytes(row.size), shown(&row.name));
+pub(crate) fn line(row: &AssetRow) -> String {
+    let mut line = format!("{}  {:>10}  {}", row.hash, bytes(row.size), shown(&row.name));
     if !row.tags.is_empty() {
         line.push_str(&format!("  [{}]", shown(&row.tags.join(", "))));
     }
@@ -123,11 +76,11 @@ pub(crate) async fn info(client: &Client, hash: &str, output: Output) -> Result<
     Ok(Exit::Ok)
 }
 
-fn details(row: &Row) -> String {
+fn details(row: &AssetRow) -> String {
     let size = format!("{} ({} bytes)", bytes(row.size), row.size);
     let trashed = if row.trashed { "yes" } else { "" };
     let fields = [
-        ("hash", row.hash.0.to_string()),
+        ("hash", row.hash.to_string()),
         ("size", size),
         ("name", shown(&row.name)),
         ("type", shown(&row.media_type)),
@@ -140,7 +93,7 @@ fn details(row: &Row) -> String {
 }
 
 /// Finds the asset that `text` names.
-pub(crate) async fn find(client: &Client, text: &str) -> Result<Row, Failure> {
+pub(crate) async fn find(client: &Client, text: &str) -> Result<AssetRow, Failure> {
     Ok(lookup(client, &HashPrefix::parse(text)?).await??)
 }
 
@@ -148,9 +101,9 @@ pub(crate) async fn find(client: &Client, text: &str) -> Result<Row, Failure> {
 pub(crate) async fn lookup(
     client: &Client,
     prefix: &HashPrefix,
-) -> Result<Result<Row, LookupError>, Failure> {
+) -> Result<Result<AssetRow, LookupError>, Failure> {
     let limit = (CANDIDATES_MAX + 1).to_string();
     let query = [("hash", prefix.as_str()), ("limit", limit.as_str())];
-    let found = client.get::<Page>(&["assets"], &query).await?.assets;
-    Ok(prefix.only(found, |row| row.hash.0))
+    let found = client.get::<AssetsPage>(&["assets"], &query).await?.assets;
+    Ok(prefix.only(found, |row| row.hash))
 }

@@ -23,14 +23,15 @@ use futures_util::future::BoxFuture;
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tower::Service;
 
 use super::exit::{Exit, Failure};
 use crate::agent::handle::REQUEST_TIMEOUT;
+use crate::http::problem::ProblemBody;
 use crate::replica::status::Status;
 use crate::state::home::Home;
 
@@ -56,12 +57,6 @@ pub(crate) struct Client {
 
 /// The body of an answer that is a success.
 pub(crate) struct Answer(BodyDataStream);
-
-/// An error answer (RFC 9457).
-#[derive(Deserialize)]
-struct ProblemBody {
-    detail: String,
-}
 
 impl Client {
     /// The agent of `home`. That it has answered is not known yet.
@@ -367,6 +362,11 @@ impl Service<Uri> for SocketConnector {
             connected.map_err(|_| io::Error::from(ErrorKind::TimedOut))?.map(TokioIo::new)
         })
     }
+}
+
+/// Reads what an event of a stream says.
+pub(crate) fn read_event<T: DeserializeOwned>(data: &str) -> Result<T, Failure> {
+    Ok(serde_json::from_str(data).context("reading an event of the agent's")?)
 }
 
 async fn problem_detail(mut answer: Answer) -> Option<String> {

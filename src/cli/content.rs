@@ -19,13 +19,14 @@ use rustix::fs::{CWD, RenameFlags};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::assets::{Hex, Row, find};
+use super::assets::find;
 use super::client::{Client, finish};
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{lossy_path, shown};
 use crate::core::export_name::{export_name, suffixed_name};
 use crate::core::ids::{Hash, HashAlgorithm};
+use crate::http::asset::AssetRow;
 use crate::store::hasher::Hasher;
 
 /// `can-sync cat`
@@ -38,7 +39,7 @@ pub(crate) async fn cat(client: &Client, hash: &str, output: Output) -> Result<E
 /// What `get` wrote.
 #[derive(Serialize)]
 struct Written {
-    hash: Hex,
+    hash: Hash,
     size: u64,
     #[serde(serialize_with = "lossy_path")]
     path: PathBuf,
@@ -94,11 +95,11 @@ fn interrupted() -> Result<impl Future<Output = ()>, Failure> {
 /// Streams a content to `sink`, and fails at its end when it is not the one asked for.
 async fn copy_verified(
     client: &Client,
-    row: &Row,
+    row: &AssetRow,
     mut sink: impl FnMut(&[u8]) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let algorithm = algorithm(client).await?;
-    let text = row.hash.0.to_string();
+    let text = row.hash.to_string();
     let request = client.request(Method::GET, &["assets", &text], &[]);
     let mut answer = client.send_for_content(finish(request, Body::empty())?).await?;
     let mut hasher = Hasher::new(algorithm);
@@ -112,7 +113,7 @@ async fn copy_verified(
         sink(&piece)?;
     }
     let got: Hash = hasher.hash();
-    if got != row.hash.0 {
+    if got != row.hash {
         return Err(damaged(&text));
     }
     Ok(())
@@ -155,7 +156,7 @@ enum Target {
 }
 
 impl Target {
-    fn choose(given: Option<PathBuf>, row: &Row) -> Result<Self, Failure> {
+    fn choose(given: Option<PathBuf>, row: &AssetRow) -> Result<Self, Failure> {
         let folder = match given {
             None => PathBuf::from("."),
             Some(path) => match fs::metadata(&path) {
@@ -179,8 +180,8 @@ impl Target {
                 Err(_) => return Ok(Self::New(path)),
             },
         };
-        let name = export_name(&row.name).unwrap_or_else(|| row.hash.0.to_string());
-        let other = suffixed_name(&name, &row.hash.0);
+        let name = export_name(&row.name).unwrap_or_else(|| row.hash.to_string());
+        let other = suffixed_name(&name, &row.hash);
         Ok(Self::FirstFree(folder, [name, other]))
     }
 

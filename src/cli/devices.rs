@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 
 use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::pairing::state_name;
 use super::text::{bytes, duration, shown};
+use crate::api::answers::{Member, Members, Record, RecordsPage};
 use crate::clock::wall_ms;
 use crate::core::ids::NodeId;
 use crate::core::journal::log::DEVICE_MODEL;
@@ -52,30 +54,6 @@ struct Told {
     addresses: String,
 }
 
-#[derive(Deserialize)]
-struct Members {
-    members: Vec<Member>,
-}
-
-#[derive(Deserialize)]
-struct Member {
-    device: NodeId,
-    name: String,
-    member: bool,
-}
-
-#[derive(Deserialize)]
-struct Records {
-    records: Vec<Record>,
-}
-
-#[derive(Deserialize)]
-struct Record {
-    owner: NodeId,
-    fields: Told,
-    changed_ms: u64,
-}
-
 impl Device {
     /// A device of which only this is known.
     fn named(node_id: NodeId, name: String) -> Self {
@@ -103,7 +81,7 @@ pub(crate) async fn all(client: &Client) -> Result<Vec<Device>, Failure> {
     let status = client.status().await?;
     let Members { members } = client.get(&["v1", "members"], &[]).await?;
     let query = [("owner", "any"), ("limit", PAGE_RECORDS)];
-    let Records { records } = client.get(&["v1", "own", DEVICE_MODEL], &query).await?;
+    let RecordsPage { records, .. } = client.get(&["v1", "own", DEVICE_MODEL], &query).await?;
 
     let mut devices: BTreeMap<NodeId, Device> = BTreeMap::new();
     for Member { device, name, .. } in members.into_iter().filter(|member| member.member) {
@@ -122,8 +100,11 @@ pub(crate) async fn all(client: &Client) -> Result<Vec<Device>, Failure> {
     here.name = status.device.name;
     here.this_device = true;
     let now_ms = wall_ms();
-    for Record { owner, fields, changed_ms } in records {
-        if let Some(device) = devices.get_mut(&owner) {
+    for Record { owner, fields, changed_ms, .. } in records {
+        let device = owner.and_then(|owner| devices.get_mut(&owner));
+        // A record that another version wrote, and this one cannot read, tells nothing.
+        let told = serde_json::from_value::<Told>(Json::Object(fields.into_iter().collect()));
+        if let (Some(device), Ok(fields)) = (device, told) {
             if !device.this_device && !fields.name.is_empty() {
                 device.name.clone_from(&fields.name);
             }

@@ -1,12 +1,13 @@
 //! `tag`, `describe`, `trash`, `restore`: what people say about an asset, for all devices.
 
 use clap::Args;
-use serde_json::{Value, json};
 
-use super::assets::{Row, find, line};
+use super::assets::{find, line};
 use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
+use crate::api::answers::Written;
+use crate::http::asset::{AssetEdit, AssetRow};
 
 /// What `can-sync tag` takes.
 #[derive(Debug, Args)]
@@ -28,15 +29,16 @@ pub(crate) async fn tag(client: &Client, args: TagArgs, output: Output) -> Resul
                 let message = format!("{change} stands behind the hash: options go before it");
                 return Err(Failure::new(Exit::Usage, message));
             }
-            Some(("+", tag)) if !tag.is_empty() => add.push(tag),
-            Some(("-", tag)) if !tag.is_empty() => remove.push(tag),
+            Some(("+", tag)) if !tag.is_empty() => add.push(tag.to_owned()),
+            Some(("-", tag)) if !tag.is_empty() => remove.push(tag.to_owned()),
             _ => {
                 let message = format!("expected +TAG or -TAG, got {change:?}");
                 return Err(Failure::new(Exit::Usage, message));
             }
         }
     }
-    edit(client, &args.hash, &json!({ "add": add, "remove": remove }), output).await
+    let change = AssetEdit { add, remove, ..AssetEdit::default() };
+    edit(client, &args.hash, &change, output).await
 }
 
 /// Whether this, after a hyphen, is one of the options that every command takes.
@@ -52,7 +54,8 @@ pub(crate) async fn describe(
     text: &str,
     output: Output,
 ) -> Result<Exit, Failure> {
-    edit(client, hash, &json!({ "description": text }), output).await
+    let change = AssetEdit { description: Some(text.to_owned()), ..AssetEdit::default() };
+    edit(client, hash, &change, output).await
 }
 
 /// `can-sync trash` and `can-sync restore`
@@ -62,14 +65,20 @@ pub(crate) async fn trash(
     trashed: bool,
     output: Output,
 ) -> Result<Exit, Failure> {
-    edit(client, hash, &json!({ "trashed": trashed }), output).await
+    let change = AssetEdit { trashed: Some(trashed), ..AssetEdit::default() };
+    edit(client, hash, &change, output).await
 }
 
 /// Makes an edit and shows the asset as it is then.
-async fn edit(client: &Client, hash: &str, edit: &Value, output: Output) -> Result<Exit, Failure> {
-    let hash = find(client, hash).await?.hash.0.to_string();
-    let _: Value = client.patch(&["v1", "assets", &hash, "meta"], edit).await?;
-    let row: Row = client.get(&["assets", &hash, "meta"], &[]).await?;
+async fn edit(
+    client: &Client,
+    hash: &str,
+    edit: &AssetEdit,
+    output: Output,
+) -> Result<Exit, Failure> {
+    let hash = find(client, hash).await?.hash.to_string();
+    let _: Written = client.patch(&["v1", "assets", &hash, "meta"], edit).await?;
+    let row: AssetRow = client.get(&["assets", &hash, "meta"], &[]).await?;
     output.value(&row, line)?;
     Ok(Exit::Ok)
 }

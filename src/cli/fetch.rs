@@ -90,7 +90,7 @@ async fn full_hash(client: &Client, text: &str) -> Result<HashPrefix, Failure> {
         return Ok(prefix);
     }
     match lookup(client, &prefix).await? {
-        Ok(row) => Ok(row.hash.0.into()),
+        Ok(row) => Ok(row.hash.into()),
         Err(LookupError::Unknown(_)) => Ok(prefix),
         Err(error) => Err(error.into()),
     }

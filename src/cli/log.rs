@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::assets;
-use super::client::Client;
+use super::client::{Client, read_event};
 use super::devices;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{bytes, shown};
 use super::time::{Since, parse_since, utc};
+use crate::api::answers::{Event, EventsPage};
 use crate::clock::wall_ms;
-use crate::core::ids::Hash;
+use crate::core::ids::NodeId;
 use crate::core::journal::log::DEVICE_STREAM;
 
 /// Events asked for at once.
@@ -37,13 +37,6 @@ pub(crate) struct LogArgs {
     follow: bool,
 }
 
-#[derive(Deserialize)]
-struct Page {
-    events: Vec<Value>,
-    next: String,
-    more: bool,
-}
-
 /// `can-sync log`
 pub(crate) async fn log(client: &Client, args: LogArgs, output: Output) -> Result<Exit, Failure> {
     let devices = devices::all(client).await?;
@@ -51,49 +44,47 @@ pub(crate) async fn log(client: &Client, args: LogArgs, output: Output) -> Resul
     let since_ms = args.since.map(|since| since.ms(wall_ms()).to_string());
     let hash = match args.asset {
         // A whole hash need not be of an asset that is here.
-        Some(text) if text.parse::<Hash>().is_ok() => Some(text),
-        Some(text) => Some(assets::find(client, &text).await?.hash.0.to_string()),
+        Some(text) => Some(match text.parse() {
+            Ok(hash) => hash,
+            Err(_) => assets::find(client, &text).await?.hash,
+        }),
         None => None,
     };
     let author = author.transpose()?.map(|author| author.to_string());
+    let hash = hash.map(|hash| hash.to_string());
     let given = [("author", &author), ("since_ms", &since_ms), ("hash", &hash)];
     let filters: Vec<(&str, &str)> =
         given.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?))).collect();
     let names: BTreeMap<_, _> =
-        devices.into_iter().map(|device| (device.node_id.to_string(), device.name)).collect();
+        devices.into_iter().map(|device| (device.node_id, device.name)).collect();
 
     if args.follow {
         let mut events = client.events(&["v1", "events", DEVICE_STREAM, "watch"], &filters).await?;
         loop {
             let (name, data) = events.next().await?;
-            let event: Value = serde_json::from_str(&data).unwrap_or_default();
             if name == "event" {
+                let event: Event = read_event(&data)?;
                 output.value(&event, |event| line(event, &names))?;
             }
         }
     }
-    let mut after: Option<String> = None;
+    let mut after = None;
     loop {
         let mut query = [&filters[..], &[("limit", PAGE_EVENTS)]].concat();
         query.extend(after.as_deref().map(|after| ("after", after)));
-        let page: Page = client.get(&["v1", "events", DEVICE_STREAM], &query).await?;
+        let page: EventsPage = client.get(&["v1", "events", DEVICE_STREAM], &query).await?;
         output.values(&page.events, |event| line(event, &names))?;
         if !page.more {
             return Ok(Exit::Ok);
         }
-        after = Some(page.next);
+        after = Some(page.next.to_string());
     }
 }
 
 /// An event for people: when, on which device, what, and about what.
-fn line(event: &Value, names: &BTreeMap<String, String>) -> String {
-    let text = |name: &str| event[name].as_str().unwrap_or_default();
-    let mut parts = vec![
-        utc(event["time_ms"].as_u64().unwrap_or_default()),
-        device_text(text("author"), names),
-        shown(text("type")),
-    ];
-    match &event["data"] {
+fn line(event: &Event, names: &BTreeMap<NodeId, String>) -> String {
+    let mut parts = vec![utc(event.time_ms), device_name(event.author, names), shown(&event.kind)];
+    match &event.data {
         Value::Object(data) => parts.extend(details(data, names)),
         Value::Null => {}
         other => parts.push(shown(&other.to_string())),
@@ -102,7 +93,7 @@ fn line(event: &Value, names: &BTreeMap<String, String>) -> String {
 }
 
 /// The members of an event's data, the ones every reader knows first.
-fn details(data: &Map<String, Value>, names: &BTreeMap<String, String>) -> Vec<String> {
+fn details(data: &Map<String, Value>, names: &BTreeMap<NodeId, String>) -> Vec<String> {
     let mut data = data.clone();
     let mut parts = Vec::new();
     if let Some(Value::String(hash)) = data.remove("hash") {
@@ -135,14 +126,17 @@ fn details(data: &Map<String, Value>, names: &BTreeMap<String, String>) -> Vec<S
 }
 
 /// A device's name, or the start of its node ID.
-fn device_text(node_id: &str, names: &BTreeMap<String, String>) -> String {
-    match names.get(node_id) {
-        Some(name) => shown(name),
-        None => shown(node_id.get(..10).unwrap_or(node_id)),
-    }
+fn device_name(node_id: NodeId, names: &BTreeMap<NodeId, String>) -> String {
+    names.get(&node_id).map_or_else(|| node_id.short(), |name| shown(name))
+}
+
+/// What an event's data has for a device: any program may have written it.
+fn device_text(text: &str, names: &BTreeMap<NodeId, String>) -> String {
+    text.parse().map_or_else(|_| shown(text), |node_id| device_name(node_id, names))
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use serde_json::json;
 
@@ -150,9 +144,12 @@ mod tests {
 
     #[test]
     fn an_event_is_a_line_that_cannot_act_on_the_terminal() {
-        let names = BTreeMap::from([("aa".repeat(32), "desk".to_owned())]);
+        let names = BTreeMap::from([(NodeId([0xaa; 32]), "desk".to_owned())]);
         let event = json!({
             "author": "aa".repeat(32),
+            "log": "ee".repeat(16),
+            "event_seq": 0,
+            "hlc": "0",
             "time_ms": 1_795_273_924_000_u64,
             "type": "asset-received",
             "data": {
@@ -162,7 +159,7 @@ mod tests {
         });
         let hash = "cd".repeat(32);
         assert_eq!(
-            line(&event, &names),
+            line(&serde_json::from_value(event).unwrap(), &names),
             format!(
                 "2026-11-21T15:12:04Z  desk  asset-received  {hash}  2.0 KiB  from bbbbbbbbbb  \
                  x: \\u{{1b}}[2J"

@@ -6,7 +6,6 @@ use std::io::{self, IsTerminal as _, Read as _};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use serde_json::json;
 use tokio::time::sleep;
 
 use super::client::Client;
@@ -14,6 +13,7 @@ use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{duration, shown};
 use crate::agent::handle::{LeaveReply, PairReply, RemoveReply, RenameReply, TicketReply};
+use crate::api::requests::{ConfirmOrder, NoArguments, PairOrder, RenameOrder, TicketOrder};
 use crate::clock::wall_ms;
 use crate::net::pairing::COMPARE_DEADLINE;
 use crate::net::ticket::Ticket;
@@ -34,7 +34,7 @@ pub(crate) async fn ticket(
     output: Output,
 ) -> Result<Exit, Failure> {
     let ttl_ms = u64::try_from(expires.as_millis()).unwrap_or(u64::MAX);
-    let order = json!({ "ttl_ms": ttl_ms, "verify": verify });
+    let order = TicketOrder { ttl_ms: Some(ttl_ms), verify };
     let reply: TicketReply = client.post(&["v1", "ticket"], &order).await?;
     if qr {
         let code = parse_ticket(&reply.ticket)?.qr();
@@ -94,7 +94,7 @@ pub(crate) async fn pair(
     // Judged here first: a slip of the mouse needs no agent to be found out.
     let ticket = parse_ticket(&text)?.to_string();
     output.note("Pairing…");
-    let order = json!({ "ticket": ticket, "verify": verify });
+    let order = PairOrder { ticket, verify };
     // The agent's own deadline ends it: people may have to compare the digits.
     let paired = client.post_unhurried(&["v1", "pair"], &order);
     let reply: PairReply = tokio::select! {
@@ -136,7 +136,7 @@ pub(crate) async fn confirm(
 }
 
 async fn say(client: &Client, digits: &str, same: bool) -> Result<PairingStatus, Failure> {
-    let order = json!({ "short_code": digits, "same": same });
+    let order = ConfirmOrder { short_code: digits.to_owned(), same };
     client.post(&["v1", "pair", "confirm"], &order).await
 }
 
@@ -284,7 +284,7 @@ pub(crate) async fn leave(client: &Client, yes: bool, output: Output) -> Result<
              assets stay. Say `can-sync leave --yes` to do it",
         ));
     }
-    let reply: LeaveReply = client.post(&["v1", "leave"], &json!({})).await?;
+    let reply: LeaveReply = client.post(&["v1", "leave"], &NoArguments {}).await?;
     output.value(&reply, |reply| match reply.new_device {
         true => "left the group, which had removed this device: start the agent again, and it is \
                  a new one"
@@ -296,7 +296,8 @@ pub(crate) async fn leave(client: &Client, yes: bool, output: Output) -> Result<
 
 /// `can-sync rename`
 pub(crate) async fn rename(client: &Client, name: &str, output: Output) -> Result<Exit, Failure> {
-    let reply: RenameReply = client.post(&["v1", "rename"], &json!({ "name": name })).await?;
+    let order = RenameOrder { name: name.to_owned() };
+    let reply: RenameReply = client.post(&["v1", "rename"], &order).await?;
     if output.json {
         output.json(&reply)?;
     }

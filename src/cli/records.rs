@@ -2,14 +2,16 @@
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
-use super::client::Client;
+use super::client::{Client, read_event};
 use super::devices;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::shown;
+use crate::api::answers::{DeletedRecord, Record, RecordsPage, WatchedRecord, Written};
+use crate::api::json::Writes;
+use crate::core::ids::NodeId;
 
 /// Records asked for at once.
 const PAGE_RECORDS: &str = "1000";
@@ -79,10 +81,11 @@ enum RecordsCommand {
     },
 }
 
-#[derive(Deserialize)]
-struct Page {
-    records: Vec<Value>,
-    next: Option<String>,
+/// Whose own records are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Any,
+    Device(NodeId),
 }
 
 /// `can-sync records`
@@ -98,10 +101,15 @@ pub(crate) async fn records(
     }
     let scope = if own || owner.is_some() { "own" } else { "records" };
     let owner = match owner.as_deref() {
-        None | Some("any") => owner,
-        Some(text) => Some(devices::node_id(&devices::all(client).await?, text)?.to_string()),
+        None => None,
+        Some("any") => Some(Whose::Any),
+        Some(text) => Some(Whose::Device(devices::node_id(&devices::all(client).await?, text)?)),
     };
-    let whose: Vec<(&str, &str)> = owner.iter().map(|owner| ("owner", owner.as_str())).collect();
+    let owner_text = owner.map(|owner| match owner {
+        Whose::Any => "any".to_owned(),
+        Whose::Device(device) => device.to_string(),
+    });
+    let whose: Vec<(&str, &str)> = owner_text.iter().map(|owner| ("owner", &owner[..])).collect();
     match command {
         RecordsCommand::Ls { model, prefix } => {
             let mut after: Option<String> = None;
@@ -109,30 +117,30 @@ pub(crate) async fn records(
                 let filters = [("prefix", prefix.as_str()), ("limit", PAGE_RECORDS)];
                 let mut query = [&whose[..], &filters].concat();
                 query.extend(after.as_deref().map(|after| ("after", after)));
-                let page: Page = client.get(&["v1", scope, &model], &query).await?;
+                let page: RecordsPage = client.get(&["v1", scope, &model], &query).await?;
                 output.values(&page.records, line)?;
                 after = Some(match page.next {
-                    Some(next) => next,
+                    Some(next) => next.to_string(),
                     None => return Ok(Exit::Ok),
                 });
             }
         }
         RecordsCommand::Get { model, id } => {
-            let record: Value = client.get(&["v1", scope, &model, &id], &whose).await?;
+            let record: Record = client.get(&["v1", scope, &model, &id], &whose).await?;
             output.value(&record, line)?;
         }
         RecordsCommand::Put { model, id, writes } => {
-            let written: Value =
+            let written: Written =
                 client.put(&["v1", scope, &model, &id], &parse_writes(&writes)?).await?;
             answer(&written, output)?;
         }
         RecordsCommand::Delete { model, id } => {
-            let written: Value = client.delete(&["v1", scope, &model, &id]).await?;
+            let written: Written = client.delete(&["v1", scope, &model, &id]).await?;
             answer(&written, output)?;
         }
         RecordsCommand::Watch { model, since } => {
             let owner = match own {
-                true => Some(client.status().await?.device.node_id.to_string()),
+                true => Some(Whose::Device(client.status().await?.device.node_id)),
                 false => owner,
             };
             let given = [("model", &model), ("since", &since)];
@@ -141,10 +149,12 @@ pub(crate) async fn records(
             let mut events = client.events(&["v1", "watch"], &query).await?;
             loop {
                 let (name, data) = events.next().await?;
-                let record: Value = serde_json::from_str(&data).unwrap_or_default();
-                let is_wanted = owner.as_deref().is_none_or(|owner| is_of(&record, owner));
-                if name == "record" && is_wanted {
-                    output.value(&record, line)?;
+                if name != "record" {
+                    continue;
+                }
+                let record: WatchedRecord = read_event(&data)?;
+                if owner.is_none_or(|owner| is_of(&record, owner)) {
+                    output.value(&record, watched_line)?;
                 }
             }
         }
@@ -153,66 +163,71 @@ pub(crate) async fn records(
 }
 
 /// Whether a record is a device's own.
-fn is_of(record: &Value, owner: &str) -> bool {
-    record["owner"].as_str().is_some_and(|whose| owner == "any" || owner == whose)
+fn is_of(record: &WatchedRecord, owner: Whose) -> bool {
+    match owner {
+        Whose::Any => record.owner().is_some(),
+        Whose::Device(device) => record.owner() == Some(device),
+    }
 }
 
 /// Prints the answer to a write, which only programs need.
-fn answer(written: &Value, output: Output) -> Result<(), Failure> {
+fn answer(written: &Written, output: Output) -> Result<(), Failure> {
     if output.json { output.json(written) } else { Ok(()) }
 }
 
 /// What to write, from `FIELD=VALUE`, `FIELD+=TEXT` and `FIELD-=TEXT`.
-fn parse_writes(writes: &[String]) -> Result<Value, Failure> {
-    let mut set = Map::new();
-    let (mut add, mut remove) = (Map::new(), Map::new());
-    for write in writes {
+fn parse_writes(given: &[String]) -> Result<Writes, Failure> {
+    let mut writes = Writes::default();
+    for write in given {
         let Some((field, value)) = write.split_once('=') else {
             let message =
                 format!("expected FIELD=VALUE, FIELD+=TEXT or FIELD-=TEXT, got {write:?}");
             return Err(Failure::new(Exit::Usage, message));
         };
-        let sets = [(field.strip_suffix('+'), &mut add), (field.strip_suffix('-'), &mut remove)];
-        match sets.into_iter().find_map(|(field, sets)| Some((field?, sets))) {
-            Some((field, sets)) => {
-                let elems = sets.entry(field).or_insert_with(|| json!([]));
-                if let Value::Array(elems) = elems {
-                    elems.push(json!(value));
-                }
-            }
-            None => {
-                let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
-                set.insert(field.to_owned(), value);
-            }
+        if let Some(field) = field.strip_suffix('+') {
+            writes.add.entry(field.to_owned()).or_default().insert(value.to_owned());
+        } else if let Some(field) = field.strip_suffix('-') {
+            writes.remove.entry(field.to_owned()).or_default().insert(value.to_owned());
+        } else {
+            let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+            writes.set.insert(field.to_owned(), value);
         }
     }
-    Ok(json!({ "set": set, "add": add, "remove": remove }))
+    Ok(writes)
 }
 
 /// A record for people.
-fn line(record: &Value) -> String {
-    let text = |name: &str| record[name].as_str().unwrap_or_default();
-    let mut parts = vec![format!("{}/{}", shown(text("model")), shown(text("id")))];
-    parts.extend(
-        record["owner"]
-            .as_str()
-            .map(|owner| format!("of {}", shown(owner.get(..10).unwrap_or(owner)))),
-    );
-    if record["deleted"] == true {
-        parts.push("(deleted)".into());
-    }
-    if record["too_large"] == true {
+fn line(record: &Record) -> String {
+    let mut parts = named(&record.model, &record.id, record.owner);
+    if record.too_large {
         parts.push("(too large to be shown)".into());
     }
-    for (name, value) in record["fields"].as_object().into_iter().flatten() {
+    for (name, value) in &record.fields {
         parts.push(format!("{}={}", shown(name), shown(&value.to_string())));
     }
-    for (name, elems) in record["sets"].as_object().into_iter().flatten() {
-        let elems: Vec<_> =
-            elems.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    for (name, elems) in &record.sets {
+        let elems: Vec<_> = elems.iter().map(String::as_str).collect();
         parts.push(format!("{}={{{}}}", shown(name), shown(&elems.join(", "))));
     }
     parts.join("  ")
+}
+
+/// A record for people, as it was written or deleted.
+fn watched_line(record: &WatchedRecord) -> String {
+    match record {
+        WatchedRecord::Written(record) => line(record),
+        WatchedRecord::Deleted(DeletedRecord { model, id, owner, .. }) => {
+            let mut parts = named(model, id, *owner);
+            parts.push("(deleted)".into());
+            parts.join("  ")
+        }
+    }
+}
+
+fn named(model: &str, id: &str, owner: Option<NodeId>) -> Vec<String> {
+    let mut parts = vec![format!("{}/{}", shown(model), shown(id))];
+    parts.extend(owner.map(|owner| format!("of {}", owner.short())));
+    parts
 }
 
 #[cfg(test)]
@@ -228,7 +243,7 @@ mod tests {
         let set = json!({ "n": 7, "t": "milk", "q": "7", "e": "", "z": null });
         let expected =
             json!({ "set": set, "add": { "tags": ["a=b", "d"] }, "remove": { "tags": ["c"] } });
-        assert_eq!(parsed, expected);
+        assert_eq!(serde_json::to_value(parsed).unwrap(), expected);
         assert!(parse_writes(&["field".into()]).is_err());
     }
 
@@ -237,7 +252,9 @@ mod tests {
         let record = json!({
             "model": "note", "id": "1", "owner": null,
             "fields": { "n": 7, "t": "a\u{1b}" }, "sets": { "tags": ["x", "y"] },
+            "changed_ms": 0, "etag": format!("{}-1", "ab".repeat(16)),
         });
+        let record: Record = serde_json::from_value(record).unwrap();
         assert_eq!(line(&record), "note/1  n=7  t=\"a\\u001b\"  tags={x, y}");
     }
 }

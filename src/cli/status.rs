@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
 use super::client::Client;
@@ -10,6 +9,8 @@ use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::pairing::state_name;
 use super::text::{bytes, duration, shown};
+use crate::api::answers::Done;
+use crate::api::requests::NoArguments;
 use crate::core::lookup;
 use crate::replica::status::{PeerState, PeerStatus, RateLimitStatus, Status};
 
@@ -98,7 +99,8 @@ async fn settle(
     let mut checked = false;
     loop {
         if !checked {
-            let answer: Result<Value, Failure> = client.post(&["v1", "check"], &json!({})).await;
+            let answer: Result<Done, Failure> =
+                client.post(&["v1", "check"], &NoArguments {}).await;
             checked = match answer {
                 Ok(_) => true,
                 Err(Failure::Report(Exit::Temporary, _)) => false,

@@ -3,11 +3,15 @@
 //! Every id prints in full with `Display` and as its first five bytes with [`Hash::short`] and
 //! friends, which is what logs use. Serialized it is the full text.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 /// A text that is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -15,6 +19,12 @@ use thiserror::Error;
 pub struct ParseIdError {
     expected: usize,
     got: String,
+}
+
+/// An id in the description of the API.
+fn hex_schema(chars: usize) -> RefOr<Schema> {
+    let pattern = format!("^[0-9a-f]{{{chars}}}$");
+    ObjectBuilder::new().schema_type(Type::String).pattern(Some(pattern)).into()
 }
 
 macro_rules! id {
@@ -65,6 +75,18 @@ macro_rules! id {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text = String::deserialize(deserializer)?;
                 text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                hex_schema(2 * $len)
+            }
+        }
+
+        impl ToSchema for $name {
+            fn name() -> Cow<'static, str> {
+                stringify!($name).into()
             }
         }
 

@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use utoipa::ToSchema;
 
 use crate::core::ids::{Hash, NodeId};
 
@@ -71,8 +72,9 @@ pub fn device<'a, T>(
 }
 
 /// A hash or the start of one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String")]
+#[schema(pattern = "^[0-9a-fA-F]{4,64}$")]
 pub struct HashPrefix(String);
 
 impl From<Hash> for HashPrefix {

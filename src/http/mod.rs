@@ -5,11 +5,15 @@
 //! for people and programs over any store; the agent's own are in `api/`. All of them run behind a
 //! [`guard`], on the connections of [`serve`].
 
+pub mod asset;
 mod content;
+pub(crate) mod describe;
+pub(crate) mod extract;
 pub mod guard;
 pub mod people;
 pub mod places;
 pub mod problem;
 pub mod serve;
+mod served;
 pub mod store_api;
 pub(crate) mod upload;

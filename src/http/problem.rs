@@ -7,6 +7,9 @@ use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
 use crate::store::StoreError;
 
 /// The media type of an error answer.
@@ -21,9 +24,29 @@ pub struct Problem {
     pub detail: String,
 }
 
+/// What an error answer says (RFC 9457).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct ProblemBody {
+    /// `about:blank`: the status says it all.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What the status is called.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// For people: what was seen, what was expected, what to do.
+    pub detail: String,
+}
+
 /// Makes a problem; the only place that does.
 pub fn problem(status: StatusCode, detail: impl Into<String>) -> Problem {
     Problem { status, detail: detail.into() }
+}
+
+/// The request makes no sense.
+pub(crate) fn bad_request(detail: impl Into<String>) -> Problem {
+    problem(StatusCode::BAD_REQUEST, detail)
 }
 
 impl From<StoreError> for Problem {
@@ -47,13 +70,15 @@ impl From<StoreError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = serde_json::json!({
-            "type": "about:blank",
-            "title": self.status.canonical_reason().unwrap_or("Error"),
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-        });
-        let mut response = Response::new(Body::from(body.to_string()));
+        let body = ProblemBody {
+            kind: "about:blank".into(),
+            title: self.status.canonical_reason().unwrap_or("Error").into(),
+            status: self.status.as_u16(),
+            detail: self.detail,
+        };
+        // Texts and a number: this cannot fail.
+        let body = serde_json::to_vec(&body).unwrap_or_default();
+        let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_TYPE));

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -18,14 +18,17 @@ use axum::routing::{get, post};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use prost::Message;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
+use utoipa::{IntoParams, OpenApi};
 
 use self::blobs::Uploads;
 use crate::core::ids::{Digest, Hash};
+use crate::http::describe::Binary;
+use crate::http::extract::Query;
 use crate::http::people;
-use crate::http::problem::{Problem, problem};
+use crate::http::problem::{Problem, bad_request, problem};
 use crate::http::upload::{
     check_announced, check_largest, check_type, collect, collect_in_turn, receive,
 };
@@ -120,6 +123,11 @@ pub fn router(store: EmbeddedStore, features: Features) -> Router {
     router
 }
 
+/// What the document of the API says of these routes.
+#[derive(OpenApi)]
+#[openapi(paths(info, hashes, pull, push, push_batch, meta, events, blobs::fetch, blobs::upload))]
+pub(crate) struct Described;
+
 #[derive(Clone)]
 struct Server {
     store: EmbeddedStore,
@@ -150,33 +158,52 @@ impl Server {
     }
 }
 
-fn bad_request(detail: impl Into<String>) -> Problem {
-    problem(StatusCode::BAD_REQUEST, detail)
-}
-
 /// A message as an answer.
 fn protobuf(message: &impl Message) -> Response {
     ([(header::CONTENT_TYPE, PROTOBUF_TYPE)], message.encode_to_vec()).into_response()
 }
 
-fn parse_hash(text: &str) -> Result<Hash, Problem> {
-    text.parse().map_err(|error| bad_request(format!("this is no hash: {error}")))
-}
-
-/// `GET /sync/info`.
+/// What the store is and holds
+#[utoipa::path(
+    get,
+    path = "/sync/info",
+    operation_id = "storeInfo",
+    tag = "store",
+    responses(
+        (status = 200, description = "StoreInfo of `proto/store.proto`.", body = Binary, content_type = PROTOBUF_TYPE),
+    )
+)]
 async fn info(State(server): State<Server>) -> Result<Response, Problem> {
     let info = server.store.info().await?;
     Ok(protobuf(&messages::info_message(&info, server.features.names())))
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct HashesQuery {
+    /// Only of this time or later, milliseconds since the Unix epoch.
     since: Option<i64>,
+    /// Only after this cursor.
     after: Option<Cursor>,
+    /// At most so many.
     limit: Option<usize>,
 }
 
-/// `POST /sync/hashes`.
+/// Lists digests
+#[utoipa::path(
+    post,
+    path = "/sync/hashes",
+    operation_id = "storeHashes",
+    tag = "store",
+    params(
+        HashesQuery,
+    ),
+    responses(
+        (status = 200, description = "HashesResponse of `proto/store.proto`.", body = Binary, content_type = PROTOBUF_TYPE),
+        (status = 413),
+        (status = 415),
+    )
+)]
 async fn hashes(
     State(server): State<Server>,
     Query(query): Query<HashesQuery>,
@@ -217,7 +244,17 @@ async fn hashes(
     Ok(protobuf(&proto::HashesResponse { digests, has_more, next_cursor: next, gone }))
 }
 
-/// `POST /sync/pull`.
+/// Reads assets whole
+#[utoipa::path(
+    post,
+    path = "/sync/pull",
+    operation_id = "storePull",
+    tag = "store",
+    request_body(content = Binary, content_type = PROTOBUF_TYPE, description = "PullRequest of `proto/store.proto`."),
+    responses(
+        (status = 200, description = "PullResponse of `proto/store.proto`.", body = Binary, content_type = PROTOBUF_TYPE),
+    )
+)]
 async fn pull(
     State(server): State<Server>,
     headers: HeaderMap,
@@ -339,7 +376,19 @@ fn bundle_parts(bundle: proto::Bundle) -> Result<NewAsset, Problem> {
     Ok(NewAsset { digest: entry.digest, content: bundle.content, metadata })
 }
 
-/// `POST /sync/push`.
+/// Stores an asset
+#[utoipa::path(
+    post,
+    path = "/sync/push",
+    operation_id = "storePush",
+    tag = "store",
+    request_body(content = Binary, content_type = PROTOBUF_TYPE, description = "Bundle of `proto/store.proto`."),
+    responses(
+        (status = 200, description = "PushResponse of `proto/store.proto`.", body = Binary, content_type = PROTOBUF_TYPE),
+        (status = 422),
+        (status = 507),
+    )
+)]
 async fn push(
     State(server): State<Server>,
     headers: HeaderMap,
@@ -367,7 +416,18 @@ async fn push(
     }))
 }
 
-/// `POST /sync/push-batch`.
+/// Stores many small assets
+#[utoipa::path(
+    post,
+    path = "/sync/push-batch",
+    operation_id = "storePushBatch",
+    tag = "store",
+    request_body(content = Binary, content_type = PROTOBUF_TYPE, description = "PushBatchRequest of `proto/store.proto`."),
+    responses(
+        (status = 200, description = "PushBatchResponse of `proto/store.proto`.", body = Binary, content_type = PROTOBUF_TYPE),
+        (status = 507),
+    )
+)]
 async fn push_batch(
     State(server): State<Server>,
     headers: HeaderMap,
@@ -414,7 +474,20 @@ async fn push_batch(
     Ok(protobuf(&proto::PushBatchResponse { results }))
 }
 
-/// `POST /sync/meta`.
+/// Sets an asset's metadata
+#[utoipa::path(
+    post,
+    path = "/sync/meta",
+    operation_id = "storeMeta",
+    tag = "store",
+    request_body(content = Binary, content_type = PROTOBUF_TYPE, description = "MetaRequest of `proto/store.proto`."),
+    responses(
+        (status = 200, description = "MetaResponse of `proto/store.proto`.", body = Binary, content_type = PROTOBUF_TYPE),
+        (status = 409, description = "`expected_version` is not current. MetaResponse of `proto/store.proto`, with the row that stands.", body = Binary, content_type = PROTOBUF_TYPE),
+        (status = 404),
+        (status = 507),
+    )
+)]
 async fn meta(
     State(server): State<Server>,
     headers: HeaderMap,
@@ -443,7 +516,20 @@ async fn meta(
     Ok(response)
 }
 
-/// `GET /sync/events`.
+/// The store's change feed
+#[utoipa::path(
+    get,
+    path = "/sync/events",
+    operation_id = "storeEvents",
+    tag = "store",
+    params(
+        ("key" = Option<String>, Query, description = "The token, for browsers' EventSource."),
+        ("Last-Event-ID" = Option<String>, Header, description = "The cursor of the last line seen."),
+    ),
+    responses(
+        (status = 200, description = "`asset`, `meta`, `gone` and `reset` events; see `proto/store.proto`.", body = String, content_type = "text/event-stream"),
+    )
+)]
 async fn events(State(server): State<Server>, headers: HeaderMap) -> Result<Response, Problem> {
     let permit = server.event_streams.clone().try_acquire_owned().map_err(|_| {
         problem(
@@ -492,21 +578,25 @@ fn feed(store: EmbeddedStore, after: Cursor) -> impl Stream<Item = Result<Event,
     pages.map_ok(|lines| stream::iter(lines.into_iter().map(|line| Ok(event(&line))))).try_flatten()
 }
 
+/// What an event of the feed says.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum FeedData {
+    Asset { hash: Hash, size: u64, timestamp: i64 },
+    Meta { hash: Hash, version: u64 },
+    Gone { hash: Hash },
+}
+
 /// A line of the feed as an event.
 fn event(line: &FeedLine) -> Event {
     let (name, data) = match line.kind {
-        FeedKind::Asset { digest, timestamp_ms } => (
-            "asset",
-            serde_json::json!({
-                "hash": digest.hash.to_string(),
-                "size": digest.size_bytes,
-                "timestamp": timestamp_ms,
-            }),
-        ),
-        FeedKind::Meta { hash, version } => {
-            ("meta", serde_json::json!({ "hash": hash.to_string(), "version": version }))
+        FeedKind::Asset { digest, timestamp_ms: timestamp } => {
+            ("asset", FeedData::Asset { hash: digest.hash, size: digest.size_bytes, timestamp })
         }
-        FeedKind::Gone { hash } => ("gone", serde_json::json!({ "hash": hash.to_string() })),
+        FeedKind::Meta { hash, version } => ("meta", FeedData::Meta { hash, version }),
+        FeedKind::Gone { hash } => ("gone", FeedData::Gone { hash }),
     };
-    Event::default().event(name).id(line.cursor.to_string()).data(data.to_string())
+    // Ids and numbers: this cannot fail.
+    let data = serde_json::to_string(&data).unwrap_or_default();
+    Event::default().event(name).id(line.cursor.to_string()).data(data)
 }

@@ -2,11 +2,12 @@
 //! see it. Plain data; the loop fills it in.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::core::ids::{GroupId, LogId, NodeId, StoreId};
 
 /// The agent at one moment.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// This device.
     pub device: DeviceStatus,
@@ -70,7 +71,7 @@ impl Status {
 }
 
 /// This device.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceStatus {
     /// Its node ID.
     pub node_id: NodeId,
@@ -92,7 +93,7 @@ pub struct DeviceStatus {
 }
 
 /// A pairing with another device, on either side.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PairingStatus {
     /// The other device's node ID.
     pub node_id: NodeId,
@@ -105,7 +106,7 @@ pub struct PairingStatus {
 }
 
 /// How far a pairing is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PairingState {
     /// Somebody has to say here whether the other device shows the same digits.
@@ -117,7 +118,7 @@ pub enum PairingState {
 }
 
 /// The state of the store beside the agent.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StoreStatus {
     /// `embedded` or the URL of a foreign store.
     pub location: String,
@@ -140,7 +141,7 @@ pub struct StoreStatus {
 }
 
 /// The rate limits in force now, bytes a second; `None`: no limit at this time.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RateLimitStatus {
     /// Of what is sent, to all peers together.
     pub up_bytes: Option<u64>,
@@ -155,7 +156,7 @@ pub struct RateLimitStatus {
 }
 
 /// Another device of the group.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PeerStatus {
     /// Its node ID.
     pub node_id: NodeId,
@@ -197,7 +198,7 @@ pub struct PeerStatus {
 }
 
 /// Where the connection to a peer stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PeerState {
     /// Not reachable; tried again at `next_retry_ms`.
@@ -211,7 +212,7 @@ pub enum PeerState {
 }
 
 /// The journal.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JournalStatus {
     /// The journal of every connected peer is the same as this device's, as far as both have said.
     pub ready: bool,
@@ -225,7 +226,7 @@ pub struct JournalStatus {
 }
 
 /// How the journal stands with a peer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JournalPeerStatus {
     /// Its node ID.
     pub node_id: NodeId,
@@ -259,7 +260,7 @@ impl JournalPeerStatus {
 }
 
 /// Where the journal's stream with a peer stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JournalPeerState {
     /// Each finds out whether the other is a member.
@@ -271,7 +272,7 @@ pub enum JournalPeerState {
 }
 
 /// Something of the journal that was not taken in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JournalRefusal {
     /// Why, for people.
     pub reason: String,

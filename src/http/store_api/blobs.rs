@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio::fs::{self, File, OpenOptions};
@@ -20,10 +20,12 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Server, bad_request, held, parse_hash};
+use super::{Server, held};
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::http::content;
-use crate::http::problem::{Problem, problem};
+use crate::http::describe::Binary;
+use crate::http::extract::Path;
+use crate::http::problem::{Problem, bad_request, problem};
 use crate::http::upload::{
     SPACE_CHECK_BYTES, announced_bytes, check_largest, check_type, next_chunk, write_failed,
 };
@@ -41,14 +43,29 @@ const UPLOAD_TURN_DEADLINE: Duration = Duration::from_secs(20);
 /// How long an unfinished upload is kept after its last write.
 const UNFINISHED_UPLOAD_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// `GET` and `HEAD /sync/blobs/{hash}`.
+/// An asset's bytes
+#[utoipa::path(
+    get,
+    path = "/sync/blobs/{hash}",
+    operation_id = "fetchBlob",
+    tag = "store",
+    params(
+        ("hash" = Hash, Path, description = "The asset's hash."),
+        ("Range" = Option<String>, Header, description = "A part of it."),
+    ),
+    responses(
+        (status = 200, description = "All of it.", body = Binary, content_type = "application/octet-stream"),
+        (status = 206, description = "A part.", body = Binary, content_type = "application/octet-stream"),
+        (status = 404),
+        (status = 416),
+    )
+)]
 pub(super) async fn fetch(
     State(server): State<Server>,
-    Path(hash): Path<String>,
+    Path(hash): Path<Hash>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let hash = parse_hash(&hash)?;
     let Some(asset) = held(&server.store, hash).await? else {
         let mut response = Problem::from(StoreError::NotFound(hash)).into_response();
         if let Ok(status) = fs::symlink_metadata(server.uploads.path(hash)).await {
@@ -118,14 +135,33 @@ fn parse_content_range(value: &[u8]) -> Option<Part> {
     Some(Part { first, length: Some(last - first + 1), whole: Some(whole) })
 }
 
-/// `PUT /sync/blobs/{hash}`.
+/// Streams an asset in, whole or in parts
+#[utoipa::path(
+    put,
+    path = "/sync/blobs/{hash}",
+    operation_id = "putBlob",
+    tag = "store",
+    params(
+        ("hash" = Hash, Path, description = "The asset's hash."),
+        ("Content-Range" = Option<String>, Header, description = "Which part this is: `bytes FIRST-LAST/SIZE`."),
+        ("Asset-Metadata" = Option<String>, Header, description = "Metadata of `proto/store.proto` in unpadded base64url."),
+    ),
+    request_body(content = Binary, content_type = "application/octet-stream", description = "The content, or the part."),
+    responses(
+        (status = 200, description = "It is held already."),
+        (status = 201, description = "Stored."),
+        (status = 202, description = "This part is taken."),
+        (status = 409),
+        (status = 422),
+        (status = 507),
+    )
+)]
 pub(super) async fn upload(
     State(server): State<Server>,
-    Path(hash): Path<String>,
+    Path(hash): Path<Hash>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let hash = parse_hash(&hash)?;
     check_type(&headers, "application/octet-stream")?;
     let part = Part::from_headers(&headers)?;
     let metadata = match headers.get(METADATA_HEADER) {

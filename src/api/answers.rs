@@ -1,0 +1,262 @@
+//! What the agent's routes answer about the journal, as the server writes it and the command line
+//! reads it. Answers about the agent itself: [`crate::replica::status`], [`crate::agent::handle`];
+//! about assets: [`crate::http::asset`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+use utoipa::ToSchema;
+
+use super::json::FieldValue;
+use super::places::{EventPlace, RecordPlace};
+use crate::core::ids::{LogId, NodeId};
+use crate::state::journal::{Cursor, LogStats, MemberRow, Stats};
+
+/// It was done, and there is nothing to say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Done {}
+
+/// Where a write stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Written {
+    /// The place of the write; also the record's ETag. Null: there was nothing to do, and `author`,
+    /// `log` and `hlc` are absent.
+    #[schema(required)]
+    pub cursor: Option<Cursor>,
+    /// This device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub author: Option<NodeId>,
+    /// The log it stands in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub log: Option<LogId>,
+    /// The hybrid time of the write, in hex; later is greater.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub hlc: Option<String>,
+    /// The numbers of the events written, in their order.
+    pub event_seqs: Vec<u64>,
+}
+
+/// A record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Record {
+    /// Its kind.
+    pub model: String,
+    /// Its name among its kind; of the shared model `asset` the asset's hash in hex.
+    pub id: String,
+    /// The device whose own it is. Null: it is shared.
+    #[schema(required)]
+    pub owner: Option<NodeId>,
+    /// Its fields.
+    #[schema(value_type = BTreeMap<String, FieldValue>)]
+    pub fields: BTreeMap<String, Json>,
+    /// Its sets that are not empty.
+    pub sets: BTreeMap<String, BTreeSet<String>>,
+    /// When it was last written to, by the writer's clock, milliseconds since the Unix epoch.
+    pub changed_ms: u64,
+    /// Only when true: there is more of it than is read, and fields and sets are left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    pub too_large: bool,
+    /// The place of its last change.
+    pub etag: Cursor,
+}
+
+/// A record that is not there any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeletedRecord {
+    /// Its kind.
+    pub model: String,
+    /// Its name among its kind.
+    pub id: String,
+    /// The device whose own it was. Null: it was shared.
+    #[schema(required)]
+    pub owner: Option<NodeId>,
+    /// True.
+    pub deleted: bool,
+    /// The place of its deletion.
+    pub etag: Cursor,
+}
+
+/// A record as a watcher is told of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum WatchedRecord {
+    /// It was written to.
+    Written(Record),
+    /// It was deleted.
+    Deleted(DeletedRecord),
+}
+
+impl WatchedRecord {
+    /// The device whose own it is; `None` when it is shared.
+    pub fn owner(&self) -> Option<NodeId> {
+        match self {
+            Self::Written(Record { owner, .. }) | Self::Deleted(DeletedRecord { owner, .. }) => {
+                *owner
+            }
+        }
+    }
+}
+
+/// A page of records, ascending by owner and id.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RecordsPage {
+    /// The records.
+    pub records: Vec<Record>,
+    /// Where the next page starts: `after`. Null at the end.
+    #[schema(required)]
+    pub next: Option<RecordPlace>,
+    /// Changes after this place are not in this page: watch from here.
+    pub cursor: Cursor,
+}
+
+/// An event.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// The device that wrote it.
+    pub author: NodeId,
+    /// In which log.
+    pub log: LogId,
+    /// Contiguous from 0 for each stream and log.
+    pub event_seq: u64,
+    /// The hybrid time it was written at, in hex; later is greater.
+    pub hlc: String,
+    /// The same in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// What happened.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// With what: any JSON. Data that is not JSON shows as `{"bytes": "<base64>"}`.
+    pub data: Json,
+}
+
+/// A page of a stream, in the order of arrival on this device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EventsPage {
+    /// The events.
+    pub events: Vec<Event>,
+    /// Read on from here: `after`.
+    pub next: EventPlace,
+    /// There is more now, also when this page has few events or none.
+    pub more: bool,
+}
+
+/// Says to a watcher that everything there was has been told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Ready {
+    /// The place up to which it was told.
+    pub cursor: EventPlace,
+}
+
+/// Every device that is or was a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Members {
+    /// The devices.
+    pub members: Vec<Member>,
+}
+
+/// A device that is or was a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Member {
+    /// Its node ID.
+    pub device: NodeId,
+    /// The name it was added under.
+    pub name: String,
+    /// False: it was removed.
+    pub member: bool,
+}
+
+impl From<MemberRow> for Member {
+    fn from(MemberRow { device, name, member }: MemberRow) -> Self {
+        Self { device, name, member }
+    }
+}
+
+/// The journal in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JournalStats {
+    /// Every log.
+    pub logs: Vec<JournalLog>,
+    /// Ops that hold something.
+    pub live_ops: u64,
+    /// Their bytes.
+    pub live_bytes: u64,
+    /// Ops of kinds this version cannot read.
+    pub opaque_ops: u64,
+    /// Cells kept.
+    pub cells: u64,
+    /// Bytes of their values.
+    pub cell_bytes: u64,
+    /// Events kept.
+    pub events: u64,
+    /// The newest time given or taken in, milliseconds since the Unix epoch.
+    pub newest_ms: u64,
+    /// How far the newest time is ahead of this device's clock, milliseconds.
+    pub ahead_ms: u64,
+}
+
+impl JournalStats {
+    /// The numbers, told at `now_ms`.
+    pub(super) fn new(stats: Stats, now_ms: u64) -> Self {
+        let newest_ms = stats.hlc_max.ms();
+        Self {
+            logs: stats.logs.into_iter().map(JournalLog::from).collect(),
+            live_ops: stats.live_ops,
+            live_bytes: stats.live_bytes,
+            opaque_ops: stats.opaque_ops,
+            cells: stats.cells,
+            cell_bytes: stats.cell_bytes,
+            events: stats.events,
+            newest_ms,
+            ahead_ms: newest_ms.saturating_sub(now_ms),
+        }
+    }
+}
+
+/// A log of the journal in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JournalLog {
+    /// The log.
+    pub log: LogId,
+    /// The device that writes it.
+    pub author: NodeId,
+    /// The number of its newest op.
+    pub seq: u64,
+    /// Ops held.
+    pub ops: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Two ops of one number are known.
+    pub forked: bool,
+    /// This device writes it.
+    pub open: bool,
+}
+
+impl From<LogStats> for JournalLog {
+    fn from(LogStats { log, author, seq, ops, bytes, forked, open }: LogStats) -> Self {
+        Self { log, author, seq, ops, bytes, forked, open }
+    }
+}
+
+/// What a check of the journal found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Findings {
+    /// Empty when all is well.
+    pub findings: Vec<String>,
+}
+
+/// What was written anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Rebased)]
+pub struct RebasedOps {
+    /// How many ops.
+    pub ops: u64,
+    /// The log they stand in now; absent when there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub log: Option<LogId>,
+}

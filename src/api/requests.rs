@@ -1,0 +1,52 @@
+//! What the agent's routes are asked, as the command line writes it and the server reads it. Requests
+//! about records: [`super::json`]; about assets: [`crate::http::asset`], [`crate::agent::handle`].
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Nothing more is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NoArguments {}
+
+/// A ticket to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TicketOrder {
+    /// How long it is good for, milliseconds; ten minutes when left out.
+    pub ttl_ms: Option<u64>,
+    /// People must compare the digits on both devices before anything is shared; see `pairings` in
+    /// the status.
+    #[serde(default)]
+    pub verify: bool,
+}
+
+/// A ticket to redeem. Not `Debug`: a ticket is a secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PairOrder {
+    /// The ticket.
+    pub ticket: String,
+    /// People must compare the digits on both devices before anything is shared; see `pairings` in
+    /// the status.
+    #[serde(default)]
+    pub verify: bool,
+}
+
+/// What people found when they compared the digits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConfirmOrder {
+    /// The digits shown here.
+    pub short_code: String,
+    /// The other device shows the same.
+    pub same: bool,
+}
+
+/// Another name for this device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RenameOrder {
+    /// The name.
+    pub name: String,
+}
