@@ -85,8 +85,8 @@ fn two_programs_paired_by_one_paste_end_with_the_same() {
     fs::write(folder.path().join("large.bin"), &large).unwrap();
     hashes.insert(hash(&large));
     a.output(&["add", folder.path().to_str().unwrap()]);
-    a.output(&["wait", "--timeout", "30s", "--peer", &status(&b).device.node_id]);
-    b.output(&["wait", "--timeout", "30s", "--peer", &status(&a).device.node_id]);
+    a.output(&["wait", "--timeout", "30s", "--peer", &status(&b).device.node_id.to_string()]);
+    b.output(&["wait", "--timeout", "30s", "--peer", &status(&a).device.node_id.to_string()]);
     assert_eq!(held(&a), hashes);
     assert_eq!(held(&b), hashes);
     let target = folder.path().join("out");
@@ -122,7 +122,7 @@ fn a_receiver_killed_in_the_midst_of_a_large_asset_goes_on_with_it() {
         kill(&mut b);
         b = Agent::start_in(&home);
     }
-    a.output(&["wait", "--timeout", "30s", "--peer", &status(&b).device.node_id]);
+    a.output(&["wait", "--timeout", "30s", "--peer", &status(&b).device.node_id.to_string()]);
     assert_eq!(held(&b), hashes);
     for hash in &hashes {
         let target = folder.path().join("out");
@@ -178,7 +178,7 @@ fn nothing_that_was_acknowledged_is_lost_by_ten_kills() {
         assert!(held(&a).is_superset(&acknowledged), "lost in round {round}");
     }
     assert!(!acknowledged.is_empty(), "no round got as far as one acknowledgement");
-    a.output(&["wait", "--timeout", "30s", "--peer", &status(&b).device.node_id]);
+    a.output(&["wait", "--timeout", "30s", "--peer", &status(&b).device.node_id.to_string()]);
     assert_eq!(held(&a), held(&b));
     for hash in &acknowledged {
         let content = b.command(&["cat", hash]).assert().success().get_output().stdout.clone();
@@ -351,7 +351,7 @@ fn a_removed_device_is_told_to_start_over_and_comes_back_as_a_new_one() {
     let home = folder.path().join("home");
     let (a, mut b) = (Agent::start(), Agent::start_in(&home));
     pair(&a, &b);
-    let removed = status(&b).device.node_id;
+    let removed = status(&b).device.node_id.to_string();
     a.output(&["wait", "--timeout", "30s", "--peer", &removed]);
     a.output(&["remove", &removed]);
     let waited = b.command(&["wait", "--timeout", "30s"]).assert().code(6);
@@ -371,7 +371,7 @@ fn a_removed_device_is_told_to_start_over_and_comes_back_as_a_new_one() {
     assert!(!b.log().contains("ERROR"), "{}", b.log());
     let b = Agent::start_in(&home);
     let device = status(&b).device;
-    assert!(device.node_id != removed && !device.removed);
+    assert!(device.node_id.to_string() != removed && !device.removed);
     pair(&a, &b);
-    a.output(&["wait", "--timeout", "30s", "--peer", &device.node_id]);
+    a.output(&["wait", "--timeout", "30s", "--peer", &device.node_id.to_string()]);
 }

@@ -144,7 +144,7 @@ fn an_agent_whose_disk_is_full_says_so_sends_what_it_has_and_goes_on_when_there_
     let mut other = Agent::start_in(&home);
     pair(&full, &other);
     let id = status(&full).device.node_id;
-    other.output(&["wait", "--timeout", "30s", "--peer", &id]);
+    other.output(&["wait", "--timeout", "30s", "--peer", &id.to_string()]);
     other.stop_with("-TERM");
     let before = add(&full, 200_000, 1);
 
