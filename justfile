@@ -27,6 +27,15 @@ description:
     cargo build --locked
     tests/schemathesis.sh
 
+# Five agents with churn: nothing lost, nothing grows (Linux)
+churn minutes="120":
+    cargo build --release --locked
+    MINUTES={{minutes}} tests/churn.py
+
+# A thousand panics of the QUIC library
+panics:
+    cargo test --release --lib a_thousand_panics -- --ignored
+
 # One fuzz target, for so many seconds
 fuzz target="op_body" seconds="3600":
     RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} -- -max_total_time={{seconds}}
