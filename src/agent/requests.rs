@@ -42,7 +42,7 @@ use crate::replica::status::{PeerStatus, Status};
 /// How long a request that was carried out waits until the status shows it.
 const SHOWN_WAIT: Duration = Duration::from_secs(2);
 
-/// How long [`Request::Check`] waits until the store is listed.
+/// How long `Request::Check` waits until the store is listed.
 const CHECK_WAIT: Duration = Duration::from_secs(60);
 
 /// Makes the acceptor, which admits the members of this group.

@@ -3,7 +3,7 @@
 //!
 //! I1  Facts reach the engine in the order in which they were sent; effects are performed in the
 //!     order in which the engine returned them.
-//! I2  Every task is in one [`JoinSet`], with a name. A task that panics stops the agent in order,
+//! I2  Every task is in one `JoinSet`, with a name. A task that panics stops the agent in order,
 //!     and so does a failing disk, because only a restart shows what it holds.
 //! I3  Stopping: no new work, the batches under way, the connections, the tasks, the endpoint, the
 //!     index; each step with a deadline.
