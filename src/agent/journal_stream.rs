@@ -151,7 +151,7 @@ pub(super) fn status<'a>(
     repairs: u64,
 ) -> JournalStatus {
     let mut peers: Vec<_> = peers.cloned().collect();
-    peers.sort_by(|a, b| a.node_id.cmp(&b.node_id));
+    peers.sort_by_key(|peer| peer.node_id);
     JournalStatus {
         ready: peers.iter().all(|peer| peer.state == JournalPeerState::InSync),
         peers,
