@@ -8,7 +8,7 @@ use std::time::Duration;
 use can_sync::agent::Agent;
 use can_sync::agent::handle::RequestError;
 use can_sync::core::ids::HashAlgorithm;
-use can_sync::core::journal::log::{DEVICE_ID, DEVICE_MODEL};
+use can_sync::core::journal::device_events::{DEVICE_ID, DEVICE_MODEL};
 use can_sync::replica::status::PeerState;
 use can_sync::state::journal::Owner;
 use tokio::time::{Instant, timeout};

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use can_sync::core::ids::{Hash, HashAlgorithm, LogId, NodeId};
+use can_sync::core::journal::device_events::{DEVICE_ID, DEVICE_MODEL, DEVICE_STREAM, DeviceState};
 use can_sync::core::journal::draft::{Draft, DraftChange, DraftPut};
-use can_sync::core::journal::log::{DEVICE_ID, DEVICE_MODEL, DEVICE_STREAM, DeviceState};
 use can_sync::core::journal::op::{Elem, Key, Value};
 use can_sync::replica::status::PeerState;
 use can_sync::state::journal::{Journal, Owner};

@@ -9,8 +9,10 @@ use std::sync::atomic::Ordering;
 use can_sync::core::ids::{Hash, HashAlgorithm};
 use can_sync::core::journal::asset::{DESCRIPTION, JournalRow, TAGS, TRASHED, asset_key};
 use can_sync::core::journal::brake::WRITES_MAX;
+use can_sync::core::journal::device_events::{
+    DEVICE_ID, DEVICE_MODEL, DEVICE_STREAM, DeviceState, LogEvent,
+};
 use can_sync::core::journal::draft::{Draft, DraftChange, DraftPut};
-use can_sync::core::journal::log::{DEVICE_ID, DEVICE_MODEL, DEVICE_STREAM, DeviceState, LogEvent};
 use can_sync::core::journal::op::{Elem, Value};
 use can_sync::state::journal::Owner;
 use can_sync::store::embedded::{EmbeddedStore, Options};

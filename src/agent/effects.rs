@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Input, Sent};
 use crate::core::ids::{Digest, NodeId};
-use crate::core::journal::log::LogEvent;
+use crate::core::journal::device_events::LogEvent;
 use crate::core::peers::ConnId;
 use crate::core::reconcile::Since;
 use crate::core::session::Lane;

@@ -6,7 +6,7 @@ use tokio::task::spawn_blocking;
 use crate::core::engine::Input;
 use crate::core::ids::{GroupId, NodeId};
 use crate::core::joining::{Introduced, Introduction};
-use crate::core::journal::log::LogEvent;
+use crate::core::journal::device_events::LogEvent;
 use crate::core::journal::op::{Change, MemberChange, SignedOp};
 use crate::core::journal::session::Standing;
 use crate::net::Connection;

@@ -16,7 +16,7 @@ use crate::clock::wall_ms;
 use crate::core::close::CloseCode;
 use crate::core::ids::{HashAlgorithm, NodeId};
 use crate::core::joining::{PairAccept, PairOffer, PairRequest};
-use crate::core::journal::log::LogEvent;
+use crate::core::journal::device_events::LogEvent;
 use crate::core::journal::session::Standing;
 use crate::core::pairing::{shown_name, ticket_key};
 use crate::net::pairing::{self, HostError, Hosting, JoinError, Joiner, Joining};

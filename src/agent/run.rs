@@ -21,7 +21,7 @@ use crate::clock::{SleepWatch, wall_ms};
 use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Engine, Input, KnownSet};
 use crate::core::ids::{Hash, LogId, NodeId};
-use crate::core::journal::log::LogEvent;
+use crate::core::journal::device_events::LogEvent;
 use crate::core::pairing::Members;
 use crate::core::peers::ConnId;
 use crate::core::wants::BatchId;

@@ -18,8 +18,8 @@ use crate::core::ids::Hash;
 use crate::core::journal::asset::{
     ASSET_MODEL, DESCRIPTION, JournalRow, TAGS, TRASHED, asset_key, canonical_text,
 };
+use crate::core::journal::device_events::LogEvent;
 use crate::core::journal::draft::{Draft, DraftChange, DraftPut};
-use crate::core::journal::log::LogEvent;
 use crate::core::journal::op::{Elem, Value};
 use crate::http::asset::{AssetEdit, CheckedEdit, TagEdit};
 use crate::http::extract::{Path, json_body};

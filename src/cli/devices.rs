@@ -15,7 +15,7 @@ use super::text::{bytes, duration, shown};
 use crate::api::answers::{Member, Members, Record, RecordsPage};
 use crate::clock::wall_ms;
 use crate::core::ids::NodeId;
-use crate::core::journal::log::DEVICE_MODEL;
+use crate::core::journal::device_events::DEVICE_MODEL;
 use crate::core::lookup;
 
 /// Records asked for at once; a group has fewer devices.

@@ -15,7 +15,7 @@ use super::time::{Since, parse_since, utc};
 use crate::api::answers::{Event, EventsPage};
 use crate::clock::wall_ms;
 use crate::core::ids::NodeId;
-use crate::core::journal::log::DEVICE_STREAM;
+use crate::core::journal::device_events::DEVICE_STREAM;
 
 /// Events asked for at once.
 const PAGE_EVENTS: &str = "1000";

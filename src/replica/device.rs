@@ -17,8 +17,8 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::clock::{Clock, wall_ms};
 use crate::core::ids::{GroupId, NodeId};
+use crate::core::journal::device_events::DeviceState;
 use crate::core::journal::draft::{Draft, DraftChange};
-use crate::core::journal::log::DeviceState;
 use crate::store::Store;
 
 use super::journal::{AskError, JournalHandle};

@@ -15,8 +15,8 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::clock::Clock;
 use crate::core::ids::{Hash, NodeId};
+use crate::core::journal::device_events::LogEvent;
 use crate::core::journal::draft::{Draft, DraftChange, DraftError};
-use crate::core::journal::log::LogEvent;
 use crate::core::limits::OP_CHANGES_MAX;
 use crate::core::peers::Backoff;
 

@@ -2,8 +2,8 @@
 
 use crate::core::ids::{Digest, Hash, NodeId};
 use crate::core::journal::asset::{Decision, JournalRow, Row, Shadow, reconcile, written};
+use crate::core::journal::device_events::LogEvent;
 use crate::core::journal::draft::{Draft, DraftChange};
-use crate::core::journal::log::LogEvent;
 use crate::core::journal::op::Value;
 use crate::core::limits::{OP_BODY_BYTES_MAX, OP_CHANGES_MAX};
 use crate::store::{Asset, Metadata, Store, StoreError};

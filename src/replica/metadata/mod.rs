@@ -26,7 +26,7 @@ use crate::clock::Clock;
 use crate::core::ids::{GroupId, Hash, LogId, StoreId};
 use crate::core::journal::asset::{ASSET_MODEL, Shadow};
 use crate::core::journal::brake::Brake;
-use crate::core::journal::log::LogEvent;
+use crate::core::journal::device_events::LogEvent;
 use crate::core::peers::Backoff;
 use crate::state::journal::{self, Cursor};
 use crate::store::{self, Asset, Filter, Store, StoreError};

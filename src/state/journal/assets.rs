@@ -9,8 +9,8 @@ use crate::core::journal::asset::{
     ASSET_MODEL, DESCRIPTION, JournalRow, Row, Shadow, TAGS, TRASHED, UNSEEN,
 };
 use crate::core::journal::cell::ALIVE;
+use crate::core::journal::device_events::DEVICE_STREAM;
 use crate::core::journal::draft::{Draft, DraftChange};
-use crate::core::journal::log::DEVICE_STREAM;
 use crate::core::journal::op::{Value, value_from_bytes};
 use crate::core::journal::stamp::Hlc;
 use crate::core::limits::{ASSET_TAGS_BYTES_MAX, CELL_BYTES};

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use crate::core::ids::NodeId;
 use crate::core::journal::cell::CellKey;
+use crate::core::journal::device_events::DEVICE_STREAM;
 use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut, Expect};
-use crate::core::journal::log::DEVICE_STREAM;
 use crate::core::journal::op::{
     Body, Change, Event, KEEP_DAYS, Key, LogInfo, Put, Removal, STREAM_MODEL, Value,
 };

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::core::ids::{GroupId, NodeId};
 use crate::core::journal::cell::ALIVE;
-use crate::core::journal::log::{DEVICE_ID, DEVICE_MODEL, DeviceState};
+use crate::core::journal::device_events::{DEVICE_ID, DEVICE_MODEL, DeviceState};
 use crate::core::journal::op::{Value, value_from_bytes};
 use crate::core::journal::stamp::Hlc;
 use crate::core::pairing::{Member, Members, addresses, shown_name};

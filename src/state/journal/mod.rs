@@ -86,7 +86,7 @@ pub struct Journal {
     ledger: Option<Arc<Ledger>>,
     /// Whether it was reported that there is no room for events of [`DEVICE_STREAM`].
     ///
-    /// [`DEVICE_STREAM`]: crate::core::journal::log::DEVICE_STREAM
+    /// [`DEVICE_STREAM`]: crate::core::journal::device_events::DEVICE_STREAM
     is_log_full: bool,
 }
 

@@ -4,7 +4,7 @@ use super::hostile::{body, now};
 use super::*;
 use crate::core::ids::Hash;
 use crate::core::journal::asset::{JournalRow, TAGS, asset_key};
-use crate::core::journal::log::DeviceState;
+use crate::core::journal::device_events::DeviceState;
 use crate::core::journal::stamp::Hlc;
 use crate::core::limits::{
     ASSET_TAGS_BYTES_MAX, AUTHORS_MAX, BRANCHES_MAX, CELL_BYTES, LOGS_PER_AUTHOR_MAX,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::core::journal::log::DeviceState;
+use crate::core::journal::device_events::DeviceState;
 use crate::core::journal::op::MemberChange;
 use crate::core::journal::session::Standing;
 use crate::core::limits::FACTS_PER_AUTHOR_MAX;

@@ -3,8 +3,8 @@
 use super::*;
 use crate::core::ids::Hash;
 use crate::core::journal::asset::{Row, Shadow, asset_key, reconcile};
+use crate::core::journal::device_events::DEVICE_STREAM;
 use crate::core::journal::draft::{DraftError, Expect};
-use crate::core::journal::log::DEVICE_STREAM;
 use crate::core::journal::op::{KEEP_DAYS, STREAM_MODEL};
 use crate::core::limits::{LOGGED_QUOTA_FRACTION, OP_BODY_BYTES_MAX, VALUE_BYTES_MAX};
 
