@@ -60,13 +60,13 @@ pub enum Request {
     /// Record whether the device that is pairing with this one shows the same digits.
     Confirm(String, bool, Reply<PairingStatus>),
     /// Remove a device from the group.
-    Remove(RemoveOrder, Reply<RemoveReply>),
+    Remove(RemoveRequest, Reply<RemoveReply>),
     /// Give this device another name.
     Rename(String, Reply<RenameReply>),
     /// Leave the group.
     Leave(Reply<LeaveReply>),
     /// Fetch assets, and report the state of each.
-    Fetch(FetchOrder, Reply<FetchReply>),
+    Fetch(FetchRequest, Reply<FetchReply>),
     /// Answer once the status includes everything that the store held when the request was made.
     Check(Reply<()>),
 }
@@ -95,7 +95,7 @@ pub struct PairReply {
 
 /// A request to remove a device from the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoveOrder {
+pub struct RemoveRequest {
     /// Its name, its node ID or a unique prefix of it.
     pub device: String,
     /// The devices that it let in go too, but those through which this device is a member.
@@ -104,7 +104,7 @@ pub struct RemoveOrder {
     pub dry_run: bool,
 }
 
-impl From<String> for RemoveOrder {
+impl From<String> for RemoveRequest {
     /// Puts out that device alone.
     fn from(device: String) -> Self {
         Self { device, with_introduced: false, dry_run: false }
@@ -138,7 +138,7 @@ pub struct RemovedToo {
 /// Assets that somebody waits for. The agent knows of it for half a minute: who waits asks again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct FetchOrder {
+pub struct FetchRequest {
     /// Whole hashes in hex, or the unique starts of those of assets known to be missing; at most
     /// [`crate::core::limits::FETCHES_MAX`].
     #[schema(max_items = 256)]
@@ -386,8 +386,11 @@ impl Handle {
     }
 
     /// Removes a device from the group.
-    pub async fn remove(&self, order: impl Into<RemoveOrder>) -> Result<RemoveReply, RequestError> {
-        self.ask(|reply| Request::Remove(order.into(), reply)).await
+    pub async fn remove(
+        &self,
+        request: impl Into<RemoveRequest>,
+    ) -> Result<RemoveReply, RequestError> {
+        self.ask(|reply| Request::Remove(request.into(), reply)).await
     }
 
     /// Gives this device another name.
@@ -401,8 +404,8 @@ impl Handle {
     }
 
     /// Requests assets of other devices, and reports the state of each now.
-    pub async fn fetch(&self, order: FetchOrder) -> Result<FetchReply, RequestError> {
-        self.ask(|reply| Request::Fetch(order, reply)).await
+    pub async fn fetch(&self, request: FetchRequest) -> Result<FetchReply, RequestError> {
+        self.ask(|reply| Request::Fetch(request, reply)).await
     }
 
     /// Returns once [`Handle::status`] includes everything that the store held at the call, so that

@@ -31,7 +31,7 @@ use crate::state::identity::Identity;
 use super::fact::{Fact, TakenIn};
 use super::group::group_state;
 use super::handle::{
-    FetchOrder, FetchReply, FetchState, FetchView, LeaveReply, RemoveOrder, RemoveReply,
+    FetchReply, FetchRequest, FetchState, FetchView, LeaveReply, RemoveReply, RemoveRequest,
     RemovedToo, RenameReply, Reply, RequestError, internal, journal_error,
 };
 use super::parts::Parts;
@@ -63,13 +63,13 @@ pub(super) fn admission(parts: &Parts) -> Acceptor {
     })
 }
 
-pub(super) fn remove(parts: &mut Parts, order: RemoveOrder, reply: Reply<RemoveReply>) {
+pub(super) fn remove(parts: &mut Parts, request: RemoveRequest, reply: Reply<RemoveReply>) {
     let (journal, me) = (parts.journal.clone(), parts.node_id);
     let (events, status) = (parts.events.clone(), parts.status.subscribe());
     parts.tasks.spawn("remove a device", async move {
-        let result = remove_device(&journal, &events, me, &order).await;
+        let result = remove_device(&journal, &events, me, &request).await;
         if let Ok(removed) = &result
-            && !order.dry_run
+            && !request.dry_run
         {
             let is_gone = |peer: &PeerStatus| peer.node_id != removed.node_id;
             until_shown(status, |status| status.peers.iter().all(is_gone)).await;
@@ -83,10 +83,10 @@ async fn remove_device(
     journal: &JournalHandle,
     events: &EventLog,
     me: NodeId,
-    order: &RemoveOrder,
+    request: &RemoveRequest,
 ) -> Result<RemoveReply, RequestError> {
     let group = group_state(journal, me).await?;
-    let (who, members) = (&order.device, &group.members.members);
+    let (who, members) = (&request.device, &group.members.members);
     let found = lookup::device(who, members, |member| (member.node_id, &member.name));
     let Member { node_id, name, .. } = found?.clone();
     if node_id == me {
@@ -96,11 +96,11 @@ async fn remove_device(
                 .into(),
         ));
     }
-    let with_introduced = order.with_introduced;
+    let with_introduced = request.with_introduced;
     let preview =
         journal.read(move |reader| reader.preview_removal(&me, &node_id, with_introduced)).await;
     let preview = preview.map_err(|error| journal_error("reading the group", &error))?;
-    if !order.dry_run {
+    if !request.dry_run {
         let removed = journal.run(move |journal, now_ms| match with_introduced {
             true => journal.remove_with_introduced(&node_id, now_ms).map(Some),
             false => journal.remove(&node_id, now_ms),
@@ -207,10 +207,10 @@ async fn rename_device(journal: &JournalHandle, name: &str) -> Result<String, Re
 pub(super) fn fetch(
     parts: &mut Parts,
     engine: &Engine,
-    order: FetchOrder,
+    request: FetchRequest,
     reply: Reply<FetchReply>,
 ) {
-    let hashes = match meant_assets(engine, &order.hashes) {
+    let hashes = match meant_assets(engine, &request.hashes) {
         Ok(hashes) => hashes,
         Err(error) => {
             // The requester may have gone.
@@ -222,7 +222,7 @@ pub(super) fn fetch(
     parts.tasks.spawn_blocking("fetch", move || match index.known(&hashes) {
         Ok(known) => {
             let assets = hashes.into_iter().zip(known).collect();
-            facts.blocking_send(Fact::Fetch { assets, now: order.now, reply });
+            facts.blocking_send(Fact::Fetch { assets, now: request.now, reply });
         }
         Err(error) => {
             // The requester may have gone.

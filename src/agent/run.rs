@@ -446,10 +446,10 @@ impl Loop {
                 // The requester may have gone.
                 let _ = reply.send(confirmed);
             }
-            Request::Remove(order, reply) => requests::remove(parts, order, reply),
+            Request::Remove(request, reply) => requests::remove(parts, request, reply),
             Request::Rename(name, reply) => requests::rename(parts, name, reply),
             Request::Leave(reply) => requests::leave(parts, reply),
-            Request::Fetch(order, reply) => requests::fetch(parts, &self.engine, order, reply),
+            Request::Fetch(request, reply) => requests::fetch(parts, &self.engine, request, reply),
             Request::Check(reply) => {
                 let (nudge, taken_in) = (self.nudge.clone(), self.taken_in.subscribe());
                 requests::check(parts, nudge, taken_in, reply);

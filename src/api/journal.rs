@@ -9,7 +9,7 @@ use utoipa::OpenApi;
 
 use super::answers::{Findings, JournalStats, Member, Members, RebasedOps};
 use super::requests::NoArguments;
-use super::{Api, order};
+use super::{Api, request};
 use crate::clock::wall_ms;
 use crate::core::journal::draft::DraftError;
 use crate::http::problem::{Problem, problem};
@@ -114,7 +114,7 @@ async fn fsck(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Findings>, Problem> {
-    let NoArguments {} = order(&headers, body).await?;
+    let NoArguments {} = request(&headers, body).await?;
     let findings = api.handle.journal().fsck().await?;
     Ok(Json(Findings { findings }))
 }
@@ -133,7 +133,7 @@ async fn rebase(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<RebasedOps>, Problem> {
-    let NoArguments {} = order(&headers, body).await?;
+    let NoArguments {} = request(&headers, body).await?;
     let rebased = api.handle.journal().run(|journal, now_ms| journal.rebase(now_ms)).await?;
     Ok(Json(match rebased {
         Rebased::Nothing => RebasedOps { ops: 0, log: None },

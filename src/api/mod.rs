@@ -43,15 +43,15 @@ use tokio_util::sync::CancellationToken;
 use utoipa::{IntoParams, OpenApi};
 
 use crate::agent::handle::{
-    FetchOrder, FetchReply, Handle, LeaveReply, PairReply, RemoveOrder, RemoveReply, RenameReply,
-    RequestError, TicketReply,
+    FetchReply, FetchRequest, Handle, LeaveReply, PairReply, RemoveReply, RemoveRequest,
+    RenameReply, RequestError, TicketReply,
 };
 use crate::http::extract::{Path, Query, json_body, secret_json_body};
 use crate::http::problem::{Problem, problem};
 use crate::replica::status::{PairingStatus, Status};
 
 use answers::Done;
-use requests::{ConfirmOrder, NoArguments, PairOrder, RenameOrder, TicketOrder};
+use requests::{ConfirmRequest, NoArguments, RedeemRequest, RenameRequest, TicketRequest};
 use watch::WATCHERS_MAX;
 
 pub mod answers;
@@ -67,7 +67,7 @@ pub mod requests;
 mod watch;
 
 /// Orders are a name or a ticket.
-const ORDER_BYTES_MAX: u64 = 64 * 1024;
+const REQUEST_BYTES_MAX: u64 = 64 * 1024;
 
 /// A watcher asks anew at least this often, so that a lost one does not hold its place for ever.
 const STATUS_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -195,8 +195,8 @@ async fn status(State(api): State<Api>, Query(query): Query<StatusQuery>) -> Jso
 }
 
 /// An order's body, when it is what it must be.
-async fn order<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
-    json_body(headers, body, ORDER_BYTES_MAX).await
+async fn request<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
+    json_body(headers, body, REQUEST_BYTES_MAX).await
 }
 
 /// The cursor is none that the journal gave out.
@@ -222,7 +222,7 @@ async fn check(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Done>, Problem> {
-    let NoArguments {} = order(&headers, body).await?;
+    let NoArguments {} = request(&headers, body).await?;
     api.handle.check().await?;
     Ok(Json(Done {}))
 }
@@ -237,7 +237,7 @@ async fn check(
     path = "/v1/fetch",
     operation_id = "fetch",
     tag = "agent",
-    request_body = FetchOrder,
+    request_body = FetchRequest,
     responses(
         (status = 200, description = "How each stands, in their order.", body = FetchReply),
         (status = 404),
@@ -248,8 +248,8 @@ async fn fetch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<FetchReply>, Problem> {
-    let order: FetchOrder = order(&headers, body).await?;
-    Ok(Json(api.handle.fetch(order).await?))
+    let request: FetchRequest = request(&headers, body).await?;
+    Ok(Json(api.handle.fetch(request).await?))
 }
 
 /// Makes a one-time ticket that lets another device join
@@ -258,7 +258,7 @@ async fn fetch(
     path = "/v1/ticket",
     operation_id = "invite",
     tag = "agent",
-    request_body = TicketOrder,
+    request_body = TicketRequest,
     responses(
         (status = 200, description = "Done.", body = TicketReply),
     )
@@ -268,9 +268,9 @@ async fn ticket(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<TicketReply>, Problem> {
-    let order: TicketOrder = order(&headers, body).await?;
-    let ttl = order.ttl_ms.map_or(TICKET_TTL_DEFAULT, Duration::from_millis);
-    Ok(Json(match order.verify {
+    let request: TicketRequest = request(&headers, body).await?;
+    let ttl = request.ttl_ms.map_or(TICKET_TTL_DEFAULT, Duration::from_millis);
+    Ok(Json(match request.verify {
         true => api.handle.ticket_to_verify(ttl).await?,
         false => api.handle.ticket(ttl).await?,
     }))
@@ -282,7 +282,7 @@ async fn ticket(
     path = "/v1/pair",
     operation_id = "join",
     tag = "agent",
-    request_body = PairOrder,
+    request_body = RedeemRequest,
     responses(
         (status = 200, description = "Done.", body = PairReply),
     )
@@ -292,10 +292,10 @@ async fn pair(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<PairReply>, Problem> {
-    let order: PairOrder = secret_json_body(&headers, body, ORDER_BYTES_MAX).await?;
-    Ok(Json(match order.verify {
-        true => api.handle.pair_to_verify(order.ticket).await?,
-        false => api.handle.pair(order.ticket).await?,
+    let request: RedeemRequest = secret_json_body(&headers, body, REQUEST_BYTES_MAX).await?;
+    Ok(Json(match request.verify {
+        true => api.handle.pair_to_verify(request.ticket).await?,
+        false => api.handle.pair(request.ticket).await?,
     }))
 }
 
@@ -305,7 +305,7 @@ async fn pair(
     path = "/v1/pair/confirm",
     operation_id = "confirmPairing",
     tag = "agent",
-    request_body = ConfirmOrder,
+    request_body = ConfirmRequest,
     responses(
         (status = 200, description = "Done.", body = PairingStatus),
         (status = 404),
@@ -316,7 +316,7 @@ async fn confirm(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<PairingStatus>, Problem> {
-    let ConfirmOrder { short_code, same } = order(&headers, body).await?;
+    let ConfirmRequest { short_code, same } = request(&headers, body).await?;
     Ok(Json(api.handle.confirm(short_code, same).await?))
 }
 
@@ -349,7 +349,7 @@ async fn remove(
     Path(device): Path<String>,
     Query(RemoveQuery { with_introduced, dry_run }): Query<RemoveQuery>,
 ) -> Result<Json<RemoveReply>, Problem> {
-    Ok(Json(api.handle.remove(RemoveOrder { device, with_introduced, dry_run }).await?))
+    Ok(Json(api.handle.remove(RemoveRequest { device, with_introduced, dry_run }).await?))
 }
 
 /// Leaves the group; a device that was removed from it starts over as a new one
@@ -368,7 +368,7 @@ async fn leave(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<LeaveReply>, Problem> {
-    let NoArguments {} = order(&headers, body).await?;
+    let NoArguments {} = request(&headers, body).await?;
     Ok(Json(api.handle.leave().await?))
 }
 
@@ -378,7 +378,7 @@ async fn leave(
     path = "/v1/rename",
     operation_id = "rename",
     tag = "agent",
-    request_body = RenameOrder,
+    request_body = RenameRequest,
     responses(
         (status = 200, description = "Done.", body = RenameReply),
     )
@@ -388,6 +388,6 @@ async fn rename(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<RenameReply>, Problem> {
-    let order: RenameOrder = order(&headers, body).await?;
-    Ok(Json(api.handle.rename(order.name).await?))
+    let request: RenameRequest = request(&headers, body).await?;
+    Ok(Json(api.handle.rename(request.name).await?))
 }

@@ -12,7 +12,7 @@ pub struct NoArguments {}
 /// A ticket to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct TicketOrder {
+pub struct TicketRequest {
     /// How long it is good for, milliseconds; ten minutes when left out.
     pub ttl_ms: Option<u64>,
     /// People must compare the digits on both devices before anything is shared; see `pairings` in
@@ -24,7 +24,7 @@ pub struct TicketOrder {
 /// A ticket to redeem. Not `Debug`: a ticket is a secret.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct PairOrder {
+pub struct RedeemRequest {
     /// The ticket.
     pub ticket: String,
     /// People must compare the digits on both devices before anything is shared; see `pairings` in
@@ -36,7 +36,7 @@ pub struct PairOrder {
 /// What people found when they compared the digits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ConfirmOrder {
+pub struct ConfirmRequest {
     /// The digits shown here.
     pub short_code: String,
     /// The other device shows the same.
@@ -46,7 +46,7 @@ pub struct ConfirmOrder {
 /// Another name for this device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct RenameOrder {
+pub struct RenameRequest {
     /// The name.
     pub name: String,
 }

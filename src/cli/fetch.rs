@@ -12,7 +12,7 @@ use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::{Output, Results};
 use super::text::{duration, parse_duration};
-use crate::agent::handle::{FetchOrder, FetchReply, FetchState, FetchView};
+use crate::agent::handle::{FetchReply, FetchRequest, FetchState, FetchView};
 use crate::core::ids::Hash;
 use crate::core::lookup::{HashPrefix, LookupError};
 
@@ -40,16 +40,16 @@ pub(crate) async fn fetch(
     output: Output,
 ) -> Result<Exit, Failure> {
     let start = Instant::now();
-    let mut order = FetchOrder { hashes: Vec::new(), now: args.now };
+    let mut request = FetchRequest { hashes: Vec::new(), now: args.now };
     for text in &args.hashes {
-        order.hashes.push(full_hash(client, text).await?);
+        request.hashes.push(full_hash(client, text).await?);
     }
     let mut bar = Bar { shown: output.progress(0), to_come: BTreeMap::new() };
     let mut results = Results::new(output);
     let mut exit = Exit::Ok;
     let mut told_alone = false;
     loop {
-        let FetchReply { assets } = client.post(&["v1", "fetch"], &order).await?;
+        let FetchReply { assets } = client.post(&["v1", "fetch"], &request).await?;
         bar.show(&assets);
         let (ended, open): (Vec<_>, Vec<_>) = assets.into_iter().partition(FetchView::is_over);
         for asset in ended {
@@ -77,7 +77,7 @@ pub(crate) async fn fetch(
             let message = format!("not here after {}: {}", duration(timeout), hashes.join(", "));
             return Err(Failure::new(Exit::Timeout, message));
         }
-        order.hashes = open.into_iter().map(|asset| asset.hash.into()).collect();
+        request.hashes = open.into_iter().map(|asset| asset.hash.into()).collect();
         sleep(LOOK_AGAIN).await;
     }
 }

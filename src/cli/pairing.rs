@@ -13,7 +13,9 @@ use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{duration, shown};
 use crate::agent::handle::{LeaveReply, PairReply, RemoveReply, RenameReply, TicketReply};
-use crate::api::requests::{ConfirmOrder, NoArguments, PairOrder, RenameOrder, TicketOrder};
+use crate::api::requests::{
+    ConfirmRequest, NoArguments, RedeemRequest, RenameRequest, TicketRequest,
+};
 use crate::clock::wall_ms;
 use crate::net::pairing::COMPARE_DEADLINE;
 use crate::net::ticket::Ticket;
@@ -34,8 +36,8 @@ pub(crate) async fn ticket(
     output: Output,
 ) -> Result<Exit, Failure> {
     let ttl_ms = u64::try_from(expires.as_millis()).unwrap_or(u64::MAX);
-    let order = TicketOrder { ttl_ms: Some(ttl_ms), verify };
-    let reply: TicketReply = client.post(&["v1", "ticket"], &order).await?;
+    let request = TicketRequest { ttl_ms: Some(ttl_ms), verify };
+    let reply: TicketReply = client.post(&["v1", "ticket"], &request).await?;
     if qr {
         let code = parse_ticket(&reply.ticket)?.qr();
         output.note(code.unwrap_or_else(|| "The ticket is too long for a QR code.".into()));
@@ -94,9 +96,9 @@ pub(crate) async fn pair(
     // Judged here first: a slip of the mouse needs no agent to be found out.
     let ticket = parse_ticket(&text)?.to_string();
     output.note("Pairing…");
-    let order = PairOrder { ticket, verify };
+    let request = RedeemRequest { ticket, verify };
     // The agent's own deadline ends it: people may have to compare the digits.
-    let paired = client.post_unhurried(&["v1", "pair"], &order);
+    let paired = client.post_unhurried(&["v1", "pair"], &request);
     let reply: PairReply = tokio::select! {
         reply = paired => reply?,
         failed = compare(client, output) => match failed? {},
@@ -136,8 +138,8 @@ pub(crate) async fn confirm(
 }
 
 async fn say(client: &Client, digits: &str, same: bool) -> Result<PairingStatus, Failure> {
-    let order = ConfirmOrder { short_code: digits.to_owned(), same };
-    client.post(&["v1", "pair", "confirm"], &order).await
+    let request = ConfirmRequest { short_code: digits.to_owned(), same };
+    client.post(&["v1", "pair", "confirm"], &request).await
 }
 
 /// Shows digits that are to be compared, for as long as it is polled.
@@ -296,8 +298,8 @@ pub(crate) async fn leave(client: &Client, yes: bool, output: Output) -> Result<
 
 /// `can-sync rename`
 pub(crate) async fn rename(client: &Client, name: &str, output: Output) -> Result<Exit, Failure> {
-    let order = RenameOrder { name: name.to_owned() };
-    let reply: RenameReply = client.post(&["v1", "rename"], &order).await?;
+    let request = RenameRequest { name: name.to_owned() };
+    let reply: RenameReply = client.post(&["v1", "rename"], &request).await?;
     if output.json {
         output.json(&reply)?;
     }

@@ -1,6 +1,6 @@
 //! Assets that somebody waits for.
 
-use can_sync::agent::handle::{FetchOrder, FetchState};
+use can_sync::agent::handle::{FetchRequest, FetchState};
 use can_sync::core::ids::{Digest, Hash};
 use can_sync::core::lookup::HashPrefix;
 use can_sync::core::rate::RateLimits;
@@ -8,8 +8,8 @@ use can_sync::core::rate::RateLimits;
 use super::*;
 
 async fn fetch(device: &Device, hash: Hash, now: bool) -> FetchState {
-    let order = FetchOrder { hashes: vec![hash.into()], now };
-    device.handle().fetch(order).await.unwrap().assets[0].state
+    let request = FetchRequest { hashes: vec![hash.into()], now };
+    device.handle().fetch(request).await.unwrap().assets[0].state
 }
 
 /// Fetches an asset with `now` until it is held, and returns how long that took.
@@ -65,10 +65,10 @@ async fn a_fetch_says_when_nobody_has_it_and_ends_when_somebody_does() {
     }
     assert_eq!(fetch(&b, mine, true).await, FetchState::Here);
     quiet(&[&a, &b]).await;
-    let order = |hashes: Vec<HashPrefix>| FetchOrder { hashes, now: false };
+    let request = |hashes: Vec<HashPrefix>| FetchRequest { hashes, now: false };
     let start = HashPrefix::parse("0707").unwrap();
-    let unknown = b.handle().fetch(order(vec![start])).await;
+    let unknown = b.handle().fetch(request(vec![start])).await;
     assert!(matches!(unknown, Err(RequestError::Unknown(_))), "{unknown:?}");
-    let many = b.handle().fetch(order(vec![nobodys.into(); 257])).await;
+    let many = b.handle().fetch(request(vec![nobodys.into(); 257])).await;
     assert!(matches!(many, Err(RequestError::Invalid(_))), "{many:?}");
 }
