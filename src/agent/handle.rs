@@ -98,33 +98,33 @@ pub struct PairReply {
 pub struct RemoveRequest {
     /// Its name, its node ID or a unique prefix of it.
     pub device: String,
-    /// The devices that it let in go too, but those through which this device is a member.
+    /// Also remove the devices that it let in, except those through which this device is a member.
     pub with_introduced: bool,
-    /// Only say what would happen.
+    /// Only report what would happen.
     pub dry_run: bool,
 }
 
 impl From<String> for RemoveRequest {
-    /// Puts out that device alone.
+    /// A request that removes that device alone.
     fn from(device: String) -> Self {
         Self { device, with_introduced: false, dry_run: false }
     }
 }
 
-/// The device that was put out, or would be.
+/// The device that was removed, or would be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RemoveReply {
     /// Its node ID.
     pub node_id: NodeId,
     /// Its name.
     pub name: String,
-    /// The devices that go with it.
+    /// The devices that are removed with it.
     pub also: Vec<RemovedToo>,
-    /// How many devices the group has then, this one included.
+    /// The number of devices in the group afterwards, this one included.
     pub members: usize,
 }
 
-/// A device that goes with one that is removed.
+/// A device that is removed together with another one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RemovedToo {
     /// Its node ID.
@@ -135,40 +135,41 @@ pub struct RemovedToo {
     pub introducer: String,
 }
 
-/// Assets that somebody waits for. The agent knows of it for half a minute: who waits asks again.
+/// A request for assets. The agent remembers it for half a minute: a caller that still waits
+/// repeats it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FetchRequest {
-    /// Whole hashes in hex, or the unique starts of those of assets known to be missing; at most
+    /// Whole hashes in hex, or unique prefixes of the hashes of assets known to be missing; at most
     /// [`crate::core::limits::FETCHES_MAX`].
     #[schema(max_items = 256)]
     pub hashes: Vec<HashPrefix>,
-    /// Before everything else that is to arrive.
+    /// Whether to fetch them before all other assets.
     #[serde(default)]
     pub now: bool,
 }
 
-/// How the assets of an order stand, in its order.
+/// The states of the requested assets, in the order of the request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FetchReply {
-    /// One for each.
+    /// One state per asset.
     pub assets: Vec<FetchView>,
 }
 
-/// How a fetched asset stands.
+/// The state of a fetched asset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FetchView {
     /// Its whole hash.
     pub hash: Hash,
-    /// How it stands.
+    /// Its state.
     pub state: FetchState,
-    /// Of a large asset that is arriving: what is yet to come.
+    /// For a large asset that is arriving: the bytes that are still missing.
     #[schema(required)]
     pub left_bytes: Option<u64>,
 }
 
 impl FetchView {
-    /// Waiting does not change it any more, or not soon.
+    /// Whether waiting will not change the state any more, or not soon.
     pub fn is_over(&self) -> bool {
         match self.state {
             FetchState::Here | FetchState::Resting | FetchState::Nowhere => true,
@@ -188,15 +189,15 @@ pub enum FetchState {
     Here,
     /// A peer is sending it.
     Arriving,
-    /// It stands in a queue, here or at a peer.
+    /// It is in a queue, here or at a peer.
     Waiting,
-    /// Left alone for a while: it came with wrong bytes, or there is no room for it.
+    /// It is not requested for a while: its content was wrong, or there is no space for it.
     Resting,
     /// No connected peer holds it.
     Nowhere,
     /// No peer is connected.
     NoPeer,
-    /// As much is fetched as there can be: it is noted when others are here.
+    /// Too many fetches are under way: it is fetched once others are complete.
     TooMany,
 }
 
@@ -214,34 +215,34 @@ impl From<Fetching> for FetchState {
     }
 }
 
-/// What leaving the group made of this device.
+/// The result of leaving the group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LeaveReply {
-    /// The group had removed this device, and a removal is final for its key: the agent stops, and
-    /// is a new device when it is started again.
+    /// Whether this device becomes a new one: the group had removed it, and a removal is final for
+    /// its key. The agent stops, and its next start makes a new device.
     pub new_device: bool,
 }
 
-/// What this device is called now.
+/// The new name of this device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RenameReply {
-    /// The name given, made fit for people.
+    /// The requested name, cleaned for display.
     pub name: String,
 }
 
-/// Why an order was not carried out; the text is for people.
+/// Why a request failed; the text is for people.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RequestError {
     /// No such device.
     #[error("{0}")]
     Unknown(String),
-    /// Another device or a rule said no; asking again does not help.
+    /// Another device or a rule refused it; repeating it does not help.
     #[error("{0}")]
     Refused(String),
-    /// May work later.
+    /// The same request may succeed later.
     #[error("{0}")]
     Temporary(String),
-    /// The order itself makes no sense.
+    /// The request is malformed.
     #[error("{0}")]
     Invalid(String),
     /// The agent failed.

@@ -1,6 +1,6 @@
-//! What the agent's routes answer about the journal, as the server writes it and the command line
-//! reads it. Answers about the agent itself: [`crate::replica::status`], [`crate::agent::handle`];
-//! about assets: [`crate::http::asset`].
+//! The answers of the agent's routes about the journal, written by the server and read by the
+//! command line. Answers about the agent itself: [`crate::replica::status`],
+//! [`crate::agent::handle`]; about assets: [`crate::http::asset`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,11 +13,11 @@ use super::places::{EventPlace, RecordPlace};
 use crate::core::ids::{LogId, NodeId};
 use crate::state::journal::{Cursor, LogStats, MemberRow, Stats};
 
-/// It was done, and there is nothing to say.
+/// Done; there is nothing to report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Done {}
 
-/// Where a write stands.
+/// The position of a write in the journal.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Written {
     /// The place of the write; also the record's ETag. Null: there was nothing to do, and `author`,
@@ -28,7 +28,7 @@ pub struct Written {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub author: Option<NodeId>,
-    /// The log it stands in.
+    /// The log that contains it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub log: Option<LogId>,
@@ -36,18 +36,18 @@ pub struct Written {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub hlc: Option<String>,
-    /// The numbers of the events written, in their order.
+    /// The numbers of the written events, in order.
     pub event_seqs: Vec<u64>,
 }
 
 /// A record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Record {
-    /// Its kind.
+    /// Its model.
     pub model: String,
-    /// Its name among its kind; of the shared model `asset` the asset's hash in hex.
+    /// Its id within the model; for the shared model `asset` the asset's hash in hex.
     pub id: String,
-    /// The device whose own it is. Null: it is shared.
+    /// The device that owns it. Null: it is shared.
     #[schema(required)]
     pub owner: Option<NodeId>,
     /// Its fields.
@@ -57,31 +57,31 @@ pub struct Record {
     pub sets: BTreeMap<String, BTreeSet<String>>,
     /// When it was last written to, by the writer's clock, milliseconds since the Unix epoch.
     pub changed_ms: u64,
-    /// Only when true: there is more of it than is read, and fields and sets are left out.
+    /// Only when true: the record is too large to read, and fields and sets are left out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false)]
     pub too_large: bool,
-    /// The place of its last change.
+    /// The position of its last change.
     pub etag: Cursor,
 }
 
-/// A record that is not there any more.
+/// A record that was deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeletedRecord {
-    /// Its kind.
+    /// Its model.
     pub model: String,
-    /// Its name among its kind.
+    /// Its id within the model.
     pub id: String,
-    /// The device whose own it was. Null: it was shared.
+    /// The device that owned it. Null: it was shared.
     #[schema(required)]
     pub owner: Option<NodeId>,
     /// True.
     pub deleted: bool,
-    /// The place of its deletion.
+    /// The position of its deletion.
     pub etag: Cursor,
 }
 
-/// A record as a watcher is told of it.
+/// A record in the stream of a watcher.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum WatchedRecord {
@@ -92,7 +92,7 @@ pub enum WatchedRecord {
 }
 
 impl WatchedRecord {
-    /// The device whose own it is; `None` when it is shared.
+    /// The device that owns it; `None` when it is shared.
     pub fn owner(&self) -> Option<NodeId> {
         match self {
             Self::Written(Record { owner, .. }) | Self::Deleted(DeletedRecord { owner, .. }) => {
@@ -127,10 +127,10 @@ pub struct Event {
     pub hlc: String,
     /// The same in milliseconds since the Unix epoch.
     pub time_ms: u64,
-    /// What happened.
+    /// The kind of the event.
     #[serde(rename = "type")]
     pub kind: String,
-    /// With what: any JSON. Data that is not JSON shows as `{"bytes": "<base64>"}`.
+    /// Its data: any JSON. Data that is not JSON appears as `{"bytes": "<base64>"}`.
     pub data: Json,
 }
 
@@ -145,10 +145,10 @@ pub struct EventsPage {
     pub more: bool,
 }
 
-/// Says to a watcher that everything there was has been told.
+/// Reports to a watcher that it has received everything there was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Ready {
-    /// The place up to which it was told.
+    /// The position up to which it has received everything.
     pub cursor: EventPlace,
 }
 
@@ -249,13 +249,13 @@ pub struct Findings {
     pub findings: Vec<String>,
 }
 
-/// What was written anew.
+/// The ops that were written again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = Rebased)]
 pub struct RebasedOps {
     /// How many ops.
     pub ops: u64,
-    /// The log they stand in now; absent when there were none.
+    /// The log that contains them now; absent when there were none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub log: Option<LogId>,

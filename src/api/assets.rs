@@ -41,8 +41,8 @@ pub(super) struct Described;
 
 /// Edits an asset's metadata for all devices
 ///
-/// Tag edits of several devices merge tag by tag. The store shows the edit when this is answered. It
-/// means the same as at `PATCH /assets/{hash}/meta`; this answers where the journal has it.
+/// Tag edits of several devices merge tag by tag. The store shows the edit when this is answered.
+/// It means the same as at `PATCH /assets/{hash}/meta`; this answers where the journal has it.
 #[utoipa::path(
     patch,
     path = "/v1/assets/{hash}/meta",

@@ -66,10 +66,11 @@ mod records;
 pub mod requests;
 mod watch;
 
-/// Orders are a name or a ticket.
+/// The largest body of a request: a name, a ticket or hashes.
 const REQUEST_BYTES_MAX: u64 = 64 * 1024;
 
-/// A watcher asks anew at least this often, so that a lost one does not hold its place for ever.
+/// The longest wait for a status, after which a watcher has to ask again: so a watcher that is gone
+/// does not occupy its place for ever.
 const STATUS_WAIT_MAX: Duration = Duration::from_secs(60);
 
 const TICKET_TTL_DEFAULT: Duration = Duration::from_secs(600);
@@ -194,12 +195,12 @@ async fn status(State(api): State<Api>, Query(query): Query<StatusQuery>) -> Jso
     Json(api.handle.status())
 }
 
-/// An order's body, when it is what it must be.
+/// Reads a request's body, or refuses it.
 async fn request<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
     json_body(headers, body, REQUEST_BYTES_MAX).await
 }
 
-/// The cursor is none that the journal gave out.
+/// The problem for a cursor that the journal did not give out.
 fn gone() -> Problem {
     let detail = "the journal does not know this cursor: it began anew or was put back to an \
                   earlier state since, so read everything again";
@@ -229,9 +230,9 @@ async fn check(
 
 /// Has assets of other devices sent here, and tells how they stand
 ///
-/// The agent knows of it for half a minute: who waits asks again until all are `here`. `nowhere`: no
-/// connected device holds it. `resting`: it came damaged or found no room, and is tried again after a
-/// while. A hash may be cut to its unique start when the asset is known to be missing.
+/// The agent knows of it for half a minute: who waits asks again until all are `here`. `nowhere`:
+/// no connected device holds it. `resting`: it came damaged or found no room, and is tried again
+/// after a while. A hash may be cut to its unique start when the asset is known to be missing.
 #[utoipa::path(
     post,
     path = "/v1/fetch",

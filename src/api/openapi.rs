@@ -1,5 +1,6 @@
 //! The description of every route that an agent serves, as OpenAPI 3.1. It is made of what stands
-//! beside the routes and of the types they read and answer; here is what all of them have in common.
+//! beside the routes and of the types they read and answer; here is what all of them have in
+//! common.
 
 use std::sync::LazyLock;
 

@@ -325,7 +325,8 @@ async fn patch(
 
 /// Deletes a record
 ///
-/// Wins over writes made at the same time on other devices; only a later `PUT` brings the record back.
+/// Wins over writes made at the same time on other devices; only a later `PUT` brings the record
+/// back.
 #[utoipa::path(
     delete,
     path = "/v1/records/{model}/{id}",

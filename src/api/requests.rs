@@ -1,10 +1,11 @@
-//! What the agent's routes are asked, as the command line writes it and the server reads it. Requests
-//! about records: [`super::json`]; about assets: [`crate::http::asset`], [`crate::agent::handle`].
+//! The requests that the agent's routes accept, written by the command line and read by the server.
+//! Requests about records: [`super::json`]; about assets: [`crate::http::asset`],
+//! [`crate::agent::handle`].
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Nothing more is said.
+/// A request without arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NoArguments {}
@@ -13,7 +14,7 @@ pub struct NoArguments {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TicketRequest {
-    /// How long it is good for, milliseconds; ten minutes when left out.
+    /// How long it is valid, in milliseconds; ten minutes when left out.
     pub ttl_ms: Option<u64>,
     /// People must compare the digits on both devices before anything is shared; see `pairings` in
     /// the status.
@@ -33,7 +34,7 @@ pub struct RedeemRequest {
     pub verify: bool,
 }
 
-/// What people found when they compared the digits.
+/// The user's answer after comparing the digits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConfirmRequest {

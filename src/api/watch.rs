@@ -2,11 +2,12 @@
 //!
 //! W1  Nothing is missed: a watcher reads on from its cursor in the database, and a commit only
 //!     wakes it. So one that is slow costs nothing, and may come back with `Last-Event-ID`.
-//! W2  An id is sent with the last event of an op alone: who resumes never skips half of one.
-//! W3  A watch of records tells states, not steps: a record that changed twice may show once.
+//! W2  Only the last event of an op carries an id, so that a watcher that resumes never skips half
+//!     an op.
+//! W3  A watch of records reports states, not steps: a record that changed twice may appear once.
 //!
-//! First comes what is there since the cursor, then `ready`, then what happens. `reset` says that
-//! the cursors given out so far mean nothing any more, and ends the stream.
+//! First comes what is there since the cursor, then `ready`, then each change. `reset` means that
+//! all earlier cursors are invalid, and ends the stream.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -34,13 +35,13 @@ use crate::http::problem::{Problem, bad_request, problem};
 use crate::replica::journal::{AskError, Commits, JournalHandle};
 use crate::state::journal::{ChangesPage, Cursor, EventsPage, JournalError, JournalReader};
 
-/// Watchers at once: with the store's event streams still fewer than there are connections.
+/// The most watchers: together with the store's event streams fewer than the connections.
 pub(super) const WATCHERS_MAX: usize = 16;
 
-/// A comment line so often on a quiet stream.
+/// How often a quiet stream gets a comment line.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 
-/// Rows read at once for a watcher: what it may hold in memory.
+/// The most rows read at once for a watcher, which bounds its memory.
 const PAGE_ROWS: usize = 256;
 
 /// The route of records; that of events is beside its stream.
@@ -53,14 +54,14 @@ pub(super) fn router() -> Router<Api> {
 #[openapi(paths(records), components(schemas(WatchedRecord, EventAnswer, Ready)))]
 pub(super) struct Described;
 
-/// What a watcher has come to.
+/// The state of a watcher.
 struct Watcher<P> {
     journal: JournalHandle,
     commits: watch::Receiver<Commits>,
     place: P,
-    /// It was told that it has seen everything there was.
+    /// Whether `ready` was sent.
     is_ready: bool,
-    /// It was told to begin anew.
+    /// Whether `reset` was sent.
     has_ended: bool,
     _permit: OwnedSemaphorePermit,
 }
@@ -77,7 +78,7 @@ impl<P> Watcher<P> {
     }
 }
 
-/// From where on changes are told.
+/// From where a watcher receives changes.
 #[derive(Debug, Clone, Copy)]
 enum Since {
     /// Those to come.
@@ -143,7 +144,7 @@ async fn records(
         Some(Since::Place(cursor)) => Some(cursor),
         None => None,
     };
-    // A cursor that means nothing is told by the status, not by the stream.
+    // An invalid cursor is reported by the status code, not by the stream.
     let probe =
         move |journal: &JournalReader| since.map_or(Ok(true), |since| journal.knows(&since));
     if !api.handle.journal().read(probe).await? {
@@ -320,7 +321,7 @@ fn told(name: &str, answer: &impl Serialize) -> Event {
     Event::default().event(name).data(serde_json::to_string(answer).unwrap_or_default())
 }
 
-/// The place at which an interrupted watcher goes on.
+/// The position from which an interrupted watcher resumes.
 fn last_event_id<T: FromStr<Err = String>>(headers: &HeaderMap) -> Result<Option<T>, Problem> {
     let Some(id) = headers.get("last-event-id") else { return Ok(None) };
     let text = id.to_str().map_err(|_| bad_request("Last-Event-ID is no cursor of this API"))?;

@@ -1,12 +1,12 @@
-//! What the agent says of itself: one picture of a moment, as the API, the command line and tests
-//! see it. Plain data; the loop fills it in.
+//! The status that the agent publishes: a snapshot for the API, the command line and tests. Plain
+//! data; the loop fills it in.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::core::ids::{GroupId, LogId, NodeId, StoreId};
 
-/// The agent at one moment.
+/// The status of the agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// This device.
@@ -17,20 +17,20 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// The journal.
     pub journal: JournalStatus,
-    /// Pairings whose digits people compare now, and those of late; the newest last.
+    /// Pairings whose digits people compare now, and recent ones; the newest last.
     #[serde(default)]
     pub pairings: Vec<PairingStatus>,
-    /// How fast contents may move; `None` when no limit is set.
+    /// The limits of the transfer rates in force; `None` when no limit is set.
     pub rate_limits: Option<RateLimitStatus>,
-    /// Every connected peer holds the same assets and edits as this device, and the store has been
-    /// taken in.
+    /// Every connected peer holds the same assets and edits as this device, and the whole store is
+    /// indexed.
     pub in_sync: bool,
-    /// Rises with every change of this picture but rates and times.
+    /// Increases with every change of the status other than rates and times.
     pub revision: u64,
 }
 
 impl Status {
-    /// What is known before the first picture is drawn, with revision 0.
+    /// The status before the first one is built, with revision 0.
     pub fn starting(node_id: NodeId, group_id: GroupId) -> Self {
         Self {
             device: DeviceStatus {
@@ -62,7 +62,7 @@ impl Status {
         }
     }
 
-    /// Whether a peer has the same edits as this device, as far as both have said.
+    /// Whether a peer has the same edits as this device, as far as both have reported.
     pub fn has_same_edits(&self, peer: &PeerStatus) -> bool {
         let with_peer = |journal: &&JournalPeerStatus| journal.node_id == peer.node_id;
         let journals = self.journal.peers.iter().filter(with_peer);
@@ -85,9 +85,10 @@ pub struct DeviceStatus {
     pub addresses: Vec<String>,
     /// This device was removed from the group: it syncs with nobody, and starts over as a new one.
     pub removed: bool,
-    /// What a user should know and can do something about; empty when all is well.
+    /// Warnings that a user can act on; empty when all is well.
     pub warnings: Vec<String>,
-    /// What keeps this device from taking in what others have, in words; empty when nothing does.
+    /// Reasons why this device does not accept what others have, in words; empty when there are
+    /// none.
     #[serde(default)]
     pub obstacles: Vec<String>,
 }
@@ -97,61 +98,62 @@ pub struct DeviceStatus {
 pub struct PairingStatus {
     /// The other device's node ID.
     pub node_id: NodeId,
-    /// Its name, as it says itself.
+    /// The name that it reports.
     pub name: String,
-    /// The twelve digits; the other device shows the same, unless somebody stands in between.
+    /// The twelve digits. The other device shows the same, unless an attacker stands between the
+    /// two.
     pub short_code: String,
-    /// How far it is.
+    /// The state of the pairing.
     pub state: PairingState,
 }
 
-/// How far a pairing is.
+/// The state of a pairing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PairingState {
-    /// Somebody has to say here whether the other device shows the same digits.
+    /// A user has to confirm here whether the other device shows the same digits.
     Compare,
-    /// Somebody has said so here, and has yet to say so there.
+    /// A user has confirmed here, but not yet on the other device.
     Confirmed,
     /// The devices are paired.
     Paired,
 }
 
-/// The state of the store beside the agent.
+/// The state of the store that the agent syncs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StoreStatus {
     /// `embedded` or the URL of a foreign store.
     pub location: String,
-    /// It answers.
+    /// Whether it answers.
     pub up: bool,
     /// Its id.
     pub store_id: StoreId,
     /// `blake3` or `sha256`.
     pub hash_algorithm: String,
-    /// Hashes known, trashed assets included.
+    /// The number of indexed assets, trashed ones included.
     pub assets: u64,
-    /// Assets that do not move for now: peers sent them wrong, or this store refused them. Each is
-    /// tried again after a while.
+    /// Assets that are not transferred for now: peers sent wrong content, or this store refused
+    /// them. Each is retried later.
     pub quarantined: u64,
-    /// Assets of this store whose bytes are lost or not those of their hash. Each is asked of the
-    /// other devices; the rest need their files added again.
+    /// Assets of this store whose content is lost or does not match the hash. Each is requested
+    /// from the other devices; if none has it, its file must be added again.
     pub damaged: u64,
-    /// The last failure, for people; `None` when it answers.
+    /// The last failure, for people; `None` when the store answers.
     pub last_error: Option<String>,
 }
 
-/// The rate limits in force now, bytes a second; `None`: no limit at this time.
+/// The rate limits in force now, in bytes per second; `None`: no limit at this time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RateLimitStatus {
-    /// Of what is sent, to all peers together.
+    /// For sending, to all peers together.
     pub up_bytes: Option<u64>,
-    /// Of what is received, from all peers together.
+    /// For receiving, from all peers together.
     pub down_bytes: Option<u64>,
-    /// Of what is sent to each peer.
+    /// For sending, to each peer.
     pub up_per_peer_bytes: Option<u64>,
-    /// Of what is received from each peer.
+    /// For receiving, from each peer.
     pub down_per_peer_bytes: Option<u64>,
-    /// What stays within the local network is not limited.
+    /// Whether traffic within the local network is not limited.
     pub lan_exempt: bool,
 }
 
@@ -162,42 +164,43 @@ pub struct PeerStatus {
     pub node_id: NodeId,
     /// Its name.
     pub name: String,
-    /// Where the connection stands.
+    /// The state of the connection.
     pub state: PeerState,
     /// `lan`, `direct` or `relay`; `None` when not connected.
     pub path: Option<String>,
     /// Round-trip time, milliseconds.
     pub rtt_ms: Option<f64>,
-    /// Both sides hold the same assets, as far as both have said. Of edits, see [`JournalStatus`].
+    /// Both sides hold the same assets, as far as both have reported. For edits see
+    /// [`JournalStatus`].
     pub in_sync: bool,
-    /// Assets it has that this device lacks, as far as known.
+    /// Assets that it has and this device lacks, as far as known.
     pub missing_here: u64,
-    /// Assets this device has that it lacks, as far as known.
+    /// Assets that this device has and it lacks, as far as known.
     pub missing_there: u64,
     /// Asset bytes received in this connection.
     pub received_bytes: u64,
     /// Asset bytes sent in this connection.
     pub sent_bytes: u64,
-    /// Bytes of all datagrams received in this connection, whatever was in them.
+    /// Bytes of all datagrams received in this connection.
     pub wire_received_bytes: u64,
-    /// The same sent.
+    /// Bytes of all datagrams sent in this connection.
     pub wire_sent_bytes: u64,
-    /// Asset bytes received a second, of late.
+    /// Asset bytes received per second, averaged over the last seconds.
     pub receive_rate_bytes: f64,
-    /// Asset bytes sent a second, of late.
+    /// Asset bytes sent per second, averaged over the last seconds.
     pub send_rate_bytes: f64,
-    /// Seconds until what is under way is through, when it can be told.
+    /// Seconds until the transfers under way are complete, if known.
     pub eta_s: Option<f64>,
     /// Why the last connection or attempt ended, for people.
     pub last_error: Option<String>,
-    /// What keeps the two devices from being the same, in words, as long as they are connected.
+    /// Reasons why the two devices do not become the same, in words, while they are connected.
     #[serde(default)]
     pub obstacles: Vec<String>,
     /// When the next attempt is made, in milliseconds from now; `None` when connected.
     pub next_retry_ms: Option<u64>,
 }
 
-/// Where the connection to a peer stands.
+/// The state of the connection to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PeerState {
@@ -214,33 +217,35 @@ pub enum PeerState {
 /// The journal.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JournalStatus {
-    /// The journal of every connected peer is the same as this device's, as far as both have said.
+    /// The journal of every connected peer is the same as this device's, as far as both have
+    /// reported.
     pub ready: bool,
-    /// The peers with which journals are kept in step now.
+    /// The peers whose journals are synced now.
     pub peers: Vec<JournalPeerStatus>,
-    /// Logs that hold two ops of one number: a device was copied, or its backup restored. Both
+    /// Logs that hold two ops with one number: a device was copied, or restored from a backup. Both
     /// branches count.
     pub forked_logs: Vec<LogId>,
-    /// How often all was sent again because contents differed that should not, since the start.
+    /// How often a whole journal was sent again because contents differed that should be equal,
+    /// since the start.
     pub repairs: u64,
 }
 
-/// How the journal stands with a peer.
+/// The state of the journal with a peer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JournalPeerStatus {
     /// Its node ID.
     pub node_id: NodeId,
-    /// Where the stream stands.
+    /// The state of the stream.
     pub state: JournalPeerState,
-    /// By how much its clock is ahead of this device's, when that is too much, milliseconds.
+    /// How far its clock is ahead of this device's, in milliseconds, when that is too much.
     pub skew_ms: Option<i64>,
-    /// How often all was sent again in this connection.
+    /// How often a whole journal was sent again in this connection.
     pub repairs: u64,
-    /// Logs of which nothing is taken in for now.
+    /// The number of logs whose ops are not applied for now.
     pub held_logs: u64,
-    /// The first of them, and why.
+    /// The first of them, each with the reason.
     pub held: Vec<JournalRefusal>,
-    /// What the peer refused last in this connection.
+    /// What the peer last refused in this connection.
     pub refused: Option<JournalRefusal>,
 }
 
@@ -259,19 +264,19 @@ impl JournalPeerStatus {
     }
 }
 
-/// Where the journal's stream with a peer stands.
+/// The state of the journal's stream with a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JournalPeerState {
-    /// Each finds out whether the other is a member.
+    /// The two devices check whether the other is a member.
     Greeting,
-    /// One of them lacks something, or they do not know yet.
+    /// One of them lacks something, or it is not known yet.
     CatchingUp,
     /// Both have the same.
     InSync,
 }
 
-/// Something of the journal that was not taken in.
+/// A part of the journal that was not applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JournalRefusal {
     /// Why, for people.
