@@ -14,7 +14,7 @@
 //! | [`session`] | what is sent to a peer and when, and which of its messages are accepted |
 //! | [`asset`] | how an asset's metadata in the store and in the journal are merged |
 //! | [`brake`] | which assets have their metadata written too often |
-//! | [`log`] | what devices report about themselves: events, and a record of their state |
+//! | [`device_events`] | what devices report about themselves: events, and a record of their state |
 
 pub mod asset;
 pub mod brake;
