@@ -125,12 +125,12 @@ impl<O: Owner> Writer<O> {
 }
 
 /// Where the result of a job will be.
-type Answer<O, T> = Receiver<Caught<Result<T, <O as Owner>::Error>>>;
+type Reply<O, T> = Receiver<Caught<Result<T, <O as Owner>::Error>>>;
 
 /// Makes a job of `work`, and the receiver of its result.
 fn job<O: Owner, T: Send + 'static>(
     work: impl FnOnce(&mut Txn<'_, O>) -> Result<T, O::Error> + Send + 'static,
-) -> (Job<O>, Answer<O, T>) {
+) -> (Job<O>, Reply<O, T>) {
     let (reply, answer) = sync_channel(1);
     let job: Job<O> = Box::new(move |txn| {
         let done = txn.savepoint(work);

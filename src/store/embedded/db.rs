@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::watch;
 
-use super::Health;
+use super::health::Health;
 use super::rows::{self, Totals};
 use super::schema::{SPEC, prepare};
 use crate::clock::wall_ms;

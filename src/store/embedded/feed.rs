@@ -5,45 +5,13 @@ use std::sync::{Arc, Weak};
 use tokio::sync::watch;
 
 use super::db::closed;
-use super::{EmbeddedStore, Health, Shared};
-use crate::core::ids::{Digest, Hash};
+use super::health::Health;
+use super::rows::{FeedKind, FeedLine};
+use super::{EmbeddedStore, Shared};
 use crate::store::{Cursor, StoreError, Touched};
 
 /// The most lines of the feed read at once.
 const TOUCHED_PAGE_ROWS: usize = 1000;
-
-/// A line of the feed with all its details, for a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FeedLine {
-    /// Its position in the feed.
-    pub cursor: Cursor,
-    /// The change.
-    pub kind: FeedKind,
-}
-
-/// The kind of a change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FeedKind {
-    /// An asset was stored.
-    Asset {
-        /// The asset.
-        digest: Digest,
-        /// When it was stored, ms since the Unix epoch.
-        timestamp_ms: i64,
-    },
-    /// An asset's metadata was changed. Only the last change of an asset is in the feed.
-    Meta {
-        /// The asset.
-        hash: Hash,
-        /// Its version since then.
-        version: u64,
-    },
-    /// An asset is no longer held: its content was found damaged.
-    Gone {
-        /// The asset.
-        hash: Hash,
-    },
-}
 
 /// A reader of the feed. It does not keep the store open.
 pub(super) struct Touching {

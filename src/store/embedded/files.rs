@@ -25,8 +25,8 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context as _, bail};
 use rustix::io::Errno;
 
-use super::Health;
 use super::db::lock;
+use super::health::Health;
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{FREE_FLOOR_BYTES, FREE_FLOOR_FRACTION};
 use crate::store::StoreError;

@@ -23,9 +23,9 @@ use bao_tree::io::sync::OutboardMut;
 use bao_tree::{BaoTree, TreeNode};
 use blake3::hazmat;
 
-use super::Health;
 use super::db::{Database, lock, sql_error};
 use super::files::{Files, Move, Temp, failed, remove};
+use super::health::Health;
 use super::rows::{self, Content, NewRow, Recorded};
 use crate::clock::wall_ms_signed;
 use crate::core::ids::{Digest, Hash, HashAlgorithm};

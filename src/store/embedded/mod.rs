@@ -28,10 +28,11 @@ use tokio::sync::{Semaphore, watch};
 
 use self::db::{Database, READERS, closed};
 use self::feed::Touching;
-pub use self::feed::{FeedKind, FeedLine};
 use self::files::Files;
+use self::health::Health;
 use self::ingest::{Claims, Ingest};
 use self::rows::{Content, Recorded};
+pub use self::rows::{FeedKind, FeedLine};
 use super::{
     Asset, BaoFiles, Changes, Condition, Cursor, Damages, Filter, Metadata, NewAsset,
     PAGE_ENTRIES_MAX, READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError, StoreInfo, Stored,
@@ -42,6 +43,7 @@ use crate::core::ids::{Digest, Hash, HashAlgorithm};
 mod db;
 mod feed;
 mod files;
+mod health;
 mod ingest;
 mod rows;
 mod schema;
@@ -441,41 +443,6 @@ impl Store for EmbeddedStore {
 
     async fn check_space(&self, size_bytes: u64) -> Result<(), StoreError> {
         self.run(&self.0.reads, 0, move |shared| shared.files.check_space(size_bytes)).await
-    }
-}
-
-/// Whether the disk can still be trusted with writes. After a failure only a restart helps.
-#[derive(Debug, Default)]
-struct Health(watch::Sender<Option<String>>);
-
-impl Health {
-    fn check(&self) -> Result<(), StoreError> {
-        match &*self.0.borrow() {
-            Some(reason) => Err(StoreError::Disk(reason.clone())),
-            None => Ok(()),
-        }
-    }
-
-    /// Records the first failure for good, and returns the error.
-    fn fail(&self, reason: &str) -> StoreError {
-        self.0.send_if_modified(|first| {
-            if first.is_some() {
-                return false;
-            }
-            tracing::error!(reason, "the store's disk failed: no more writes until a restart");
-            *first =
-                Some(format!("{reason}; nothing is written any more: check the disk and restart"));
-            true
-        });
-        StoreError::Disk(self.0.borrow().clone().unwrap_or_default())
-    }
-
-    /// Returns once the disk has failed.
-    async fn failed(&self) -> StoreError {
-        let mut failure = self.0.subscribe();
-        let failed = failure.wait_for(Option::is_some).await;
-        // Never an error: `self` holds the sender.
-        StoreError::Disk(failed.ok().and_then(|reason| reason.clone()).unwrap_or_default())
     }
 }
 

@@ -12,10 +12,42 @@ use rusqlite::types::{Type, Value};
 use rusqlite::{Connection, OptionalExtension as _, Row};
 
 use super::db::{Txn, sql_error};
-use super::{FeedKind, FeedLine};
 use crate::core::ids::{Digest, Hash};
 use crate::db::{int, row_u64};
 use crate::store::{Asset, Changes, Cursor, Entry, Filter, Metadata, StoreError, Stored};
+
+/// A line of the feed with all its details, for a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FeedLine {
+    /// Its position in the feed.
+    pub cursor: Cursor,
+    /// The change.
+    pub kind: FeedKind,
+}
+
+/// The kind of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeedKind {
+    /// An asset was stored.
+    Asset {
+        /// The asset.
+        digest: Digest,
+        /// When it was stored, ms since the Unix epoch.
+        timestamp_ms: i64,
+    },
+    /// An asset's metadata was changed. Only the last change of an asset is in the feed.
+    Meta {
+        /// The asset.
+        hash: Hash,
+        /// Its version since then.
+        version: u64,
+    },
+    /// An asset is no longer held: its content was found damaged.
+    Gone {
+        /// The asset.
+        hash: Hash,
+    },
+}
 
 /// The totals of [`crate::store::StoreInfo`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
