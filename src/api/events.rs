@@ -12,15 +12,16 @@ use serde_json::Value;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 
 use super::answers::{EventsPage, Written};
+use super::filter::{EventFilter, epoch_for};
 use super::json::{event, event_data};
 use super::places::EventPlace;
 use super::records::write;
 use super::{Api, gone, watch};
-use crate::core::ids::{Hash, LogId, NodeId};
+use crate::core::ids::{Hash, NodeId};
 use crate::core::journal::draft::{Draft, DraftChange};
 use crate::http::extract::{Path, Query, json_body};
 use crate::http::problem::{Problem, bad_request};
-use crate::state::journal::{Cursor, EventRow, JournalError, JournalReader};
+use crate::state::journal::JournalReader;
 
 /// A body: the longest data, every byte escaped.
 const EVENT_BODY_BYTES_MAX: u64 = 256 * 1024;
@@ -29,8 +30,8 @@ const EVENT_BODY_BYTES_MAX: u64 = 256 * 1024;
 const LIST_DEFAULT: usize = 100;
 const LIST_MAX: usize = 1000;
 
-/// Events looked at for one listing: a filter that fits few may end a page early.
-const SCANNED_MAX: usize = 20_000;
+/// The most events read for one listing: where few fit, a page may end early.
+const READ_MAX: usize = 20_000;
 
 /// The routes.
 pub(super) fn router() -> Router<Api> {
@@ -43,25 +44,6 @@ pub(super) fn router() -> Router<Api> {
 #[derive(OpenApi)]
 #[openapi(paths(list, append, watch::events))]
 pub(super) struct Described;
-
-/// Which events are wanted; all conditions given must hold.
-#[derive(Debug, Clone, Default)]
-pub(super) struct EventFilter {
-    pub(super) since_ms: Option<u64>,
-    pub(super) author: Option<NodeId>,
-    pub(super) hash: Option<Hash>,
-}
-
-impl EventFilter {
-    pub(super) fn fits(&self, event: &EventRow) -> bool {
-        self.since_ms.is_none_or(|since_ms| event.hlc.ms() >= since_ms)
-            && self.author.is_none_or(|author| author == event.author)
-            && self.hash.is_none_or(|hash| {
-                let data: Option<Value> = serde_json::from_slice(&event.data).ok();
-                data.is_some_and(|data| data["hash"] == hash.to_string())
-            })
-    }
-}
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -106,32 +88,13 @@ async fn list(
     let filter = EventFilter { since_ms, author, hash };
     let read = move |journal: &JournalReader| {
         let Some(epoch) = epoch_for(journal, after)? else { return Ok(None) };
-        let mut place = after.map_or((0, 0), |after| (after.arr, after.index));
-        let (mut events, mut scanned, mut more) = (Vec::new(), 0, true);
-        while more && events.len() < limit && scanned < SCANNED_MAX {
-            let page = journal.events(&stream, place, limit - events.len())?;
-            scanned += page.events.len();
-            (place, more) = (page.next, page.more);
-            events.extend(page.events.into_iter().filter(|event| filter.fits(event)));
-        }
-        let (arr, index) = place;
-        Ok(Some((events, EventPlace { epoch, arr, index }, more)))
+        let place = after.map_or((0, 0), |after| (after.arr, after.index));
+        let page = journal.events_that(&stream, place, limit, READ_MAX, |row| filter.fits(row))?;
+        let (arr, index) = page.next;
+        Ok(Some((page.events, EventPlace { epoch, arr, index }, page.more)))
     };
     let (events, next, more) = api.handle.journal().read(read).await?.ok_or_else(gone)?;
     Ok(Json(EventsPage { events: events.iter().map(event).collect(), next, more }))
-}
-
-/// The journal's epoch; `None` when the journal does not know the place to read on from.
-pub(super) fn epoch_for(
-    journal: &JournalReader,
-    after: Option<EventPlace>,
-) -> Result<Option<LogId>, JournalError> {
-    let epoch = journal.cursor_now()?.ok_or(JournalError::NoGroup)?.epoch;
-    let is_known = match after {
-        Some(EventPlace { epoch, arr, .. }) => journal.knows(&Cursor { epoch, arr })?,
-        None => true,
-    };
-    Ok(is_known.then_some(epoch))
 }
 
 /// An event to append.

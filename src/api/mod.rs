@@ -57,6 +57,7 @@ use watch::WATCHERS_MAX;
 pub mod answers;
 mod assets;
 mod events;
+mod filter;
 pub mod ingest;
 mod journal;
 pub mod json;

@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa::{IntoParams, OpenApi};
 
 use super::answers::{Event as EventAnswer, Ready, WatchedRecord};
-use super::events::{EventFilter, epoch_for};
+use super::filter::{EventFilter, epoch_for};
 use super::json;
 use super::places::EventPlace;
 use super::{Api, gone};

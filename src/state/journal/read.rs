@@ -286,31 +286,48 @@ impl JournalReader {
 
     /// At most `limit` events of a stream after a position ([`EventsPage::next`], or `(0, 0)`).
     pub fn events(&self, stream: &str, after: (u64, u64), limit: usize) -> Result<EventsPage> {
+        self.events_that(stream, after, limit, usize::MAX, |_| true)
+    }
+
+    /// The same with a condition. Reads at most `read_max` events, so a page may hold few or none
+    /// though there are more.
+    pub fn events_that(
+        &self,
+        stream: &str,
+        after: (u64, u64),
+        limit: usize,
+        read_max: usize,
+        fits: impl Fn(&EventRow) -> bool,
+    ) -> Result<EventsPage> {
         let mut query = self.connection.prepare_cached(
             "SELECT e.arr, e.idx, d.id, l.log_id, e.event_seq, e.hlc, e.type, e.data
              FROM events e JOIN logs l USING (log) JOIN devices d USING (dev)
-             WHERE e.stream = ?1 AND (e.arr, e.idx) > (?2, ?3) ORDER BY e.arr, e.idx LIMIT ?4",
+             WHERE e.stream = ?1 AND (e.arr, e.idx) > (?2, ?3) ORDER BY e.arr, e.idx",
         )?;
-        let rows = query.query_map(
-            params![stream, int(after.0), int(after.1), int(limit as u64).saturating_add(1)],
-            |row| {
-                let event = EventRow {
-                    author: NodeId(row.get(2)?),
-                    log: LogId(row.get(3)?),
-                    event_seq: row_u64(row, 4)?,
-                    hlc: Hlc(row_u64(row, 5)?),
-                    kind: row.get(6)?,
-                    data: row.get(7)?,
-                    arr: row_u64(row, 0)?,
-                };
-                Ok((event, row_u64(row, 1)?))
-            },
-        )?;
-        let mut found: Vec<(EventRow, u64)> = rows.collect::<rusqlite::Result<_>>()?;
-        let more = found.len() > limit;
-        found.truncate(limit);
-        let next = found.last().map_or(after, |(event, index)| (event.arr, *index));
-        Ok(EventsPage { events: found.into_iter().map(|(event, _)| event).collect(), next, more })
+        let mut rows = query.query(params![stream, int(after.0), int(after.1)])?;
+        let mut page = EventsPage { events: Vec::new(), next: after, more: false };
+        let mut read = 0;
+        while let Some(row) = rows.next()? {
+            if page.events.len() == limit || read == read_max {
+                page.more = true;
+                break;
+            }
+            read += 1;
+            let event = EventRow {
+                author: NodeId(row.get(2)?),
+                log: LogId(row.get(3)?),
+                event_seq: row_u64(row, 4)?,
+                hlc: Hlc(row_u64(row, 5)?),
+                kind: row.get(6)?,
+                data: row.get(7)?,
+                arr: row_u64(row, 0)?,
+            };
+            page.next = (event.arr, row_u64(row, 1)?);
+            if fits(&event) {
+                page.events.push(event);
+            }
+        }
+        Ok(page)
     }
 
     /// Every device that was ever a member as far as is known, ascending.
