@@ -40,7 +40,7 @@ fn catalogue(
 }
 
 impl Fixture {
-    async fn new() -> Self {
+    fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = EmbeddedStore::open(&dir.path().join("store"), Options::default()).unwrap();
         let (catalogue, events) = catalogue(dir.path(), &store);
@@ -96,7 +96,7 @@ impl Fixture {
 
 #[tokio::test]
 async fn new_assets_reach_the_loop_while_the_metadata_stage_stands_still() {
-    let mut f = Fixture::new().await;
+    let mut f = Fixture::new();
     let first = f.put("first").await;
     assert_eq!(f.indexed().await, [first]);
     // The test takes nothing out of the backlog.
@@ -135,7 +135,7 @@ async fn lines_that_were_listed_are_handed_over_and_have_nothing_listed_again() 
 
 #[tokio::test]
 async fn a_silent_feed_is_opened_again_and_the_whole_store_is_listed_every_hour() {
-    let mut f = Fixture::new().await;
+    let mut f = Fixture::new();
     let first = f.put("first").await;
     assert_eq!(f.indexed().await, [first]);
     f.quiet().await;
