@@ -4,6 +4,9 @@
 use std::fs;
 use std::path::Path;
 
+#[path = "tidy/circles.rs"]
+mod circles;
+
 /// The folders that each folder may import: only those below it. `main.rs` and `lib.rs` are above
 /// all.
 const ARROWS: [(&str, &[&str]); 13] = [
@@ -141,6 +144,14 @@ fn the_sources_keep_the_rules_of_the_house() {
         assert!(code_of(&text).contains("spawn("), "{owner} spawns nothing and is no owner");
     }
     assert!(broken.is_empty(), "\n{}\n", broken.join("\n"));
+}
+
+#[test]
+fn no_more_than_three_files_are_tied_in_a_circle() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let sources: Vec<_> =
+        sources(&root).into_iter().map(|(path, text)| (path, code_of(&text))).collect();
+    assert_eq!(circles::large_circles(&sources), Vec::<String>::new());
 }
 
 #[test]
