@@ -140,7 +140,7 @@ fn live_through(world: &mut World, seed: u64) -> BTreeSet<Hash> {
 
 #[test]
 fn whatever_happens_all_end_with_the_same_set_and_then_nothing_moves() {
-    for seed in seeds(300) {
+    for seed in seeds(60) {
         let faults =
             Faults { delay_ms_max: 1 + seed % 400, broken_batches: seed % 30, plain: false };
         let nodes = 2 + (seed % 4) as usize;
@@ -154,7 +154,7 @@ fn whatever_happens_all_end_with_the_same_set_and_then_nothing_moves() {
 
 #[test]
 fn the_plain_protocol_ends_with_the_same_sets() {
-    for seed in seeds(100) {
+    for seed in seeds(20) {
         let nodes = 2 + (seed % 3) as usize;
         let mut ends = Vec::new();
         for plain in [false, true] {
