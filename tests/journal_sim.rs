@@ -176,7 +176,7 @@ fn sending_only_what_our_clock_covers_is_noticed() {
 }
 
 #[test]
-#[ignore = "since joiners are added when they have joined, no seed shows it: it needs another one"]
+#[ignore = "not run: no seed tried shows the mutant since joiners are added when they have joined"]
 fn taking_what_was_sent_for_what_the_peer_has_is_noticed() {
     must_fail(Mutant::SentCountsAsHad, 0..500, |_| Faults::NONE, "I");
 }
@@ -192,7 +192,7 @@ fn claiming_to_be_drained_from_the_start_is_noticed() {
 }
 
 #[test]
-#[ignore = "since joiners are added when they have joined, no seed shows it: it needs another one"]
+#[ignore = "not run: no seed tried shows the mutant since joiners are added when they have joined"]
 fn a_drained_clock_of_a_later_snapshot_is_noticed() {
     must_fail(Mutant::DrainedClockOfALaterSnapshot, 0..500, |_| Faults::NONE, "I1");
 }
@@ -239,7 +239,7 @@ fn doing_without_digests_among_liars_is_noticed() {
 }
 
 #[test]
-#[ignore = "schema 2 heals this course of events without a repair: it needs another one"]
+#[ignore = "not run: schema 2 heals this course of events without a repair; it needs another course"]
 fn doing_without_digests_while_there_are_gaps_is_noticed_and_with_them_all_is_healed() {
     let wrong = end(a_hidden_fork_beside_a_gap(Some(Mutant::NoDigestWhileThereAreGaps)));
     assert!(wrong.as_ref().is_err_and(|what| what.contains("I2")), "{wrong:?}");

@@ -143,7 +143,7 @@ fn a_panic_of_the_quic_library_ends_no_agent_and_loses_no_asset() {
 }
 
 #[test]
-#[ignore = "a child process of the test above"]
+#[ignore = "run by a_panic_of_the_quic_library_ends_no_agent_and_loses_no_asset"]
 fn child_that_survives_ten_panics() {
     survive_panics(10);
 }

@@ -253,7 +253,7 @@ mod tests {
     const OUTLIVED: i32 = 71;
 
     #[test]
-    #[ignore = "a child process of the test above"]
+    #[ignore = "run by a_panic_in_a_destructor_during_unwinding_does_not_abort"]
     fn child_that_panics_while_it_unwinds() {
         outlive_panics();
         let mut runtime = tokio::runtime::Builder::new_multi_thread();

@@ -383,7 +383,7 @@ fn a_reader_waits_for_no_other_while_a_connection_is_idle() {
 
 /// Runs until it is killed: inserts, and prints each number that was reported as inserted.
 #[test]
-#[ignore = "a child process of the test below"]
+#[ignore = "run by an_index_killed_at_work_holds_what_its_cursor_says"]
 fn child_inserts_for_ever() {
     let Ok(path) = std::env::var("CAN_SYNC_TEST_INDEX") else {
         return;
