@@ -128,6 +128,10 @@ id!(
     LogId, 16
 );
 id!(
+    /// The id of a shared folder, random.
+    FolderId, 16
+);
+id!(
     /// The hash of an op of the journal.
     OpHash, 32
 );

@@ -5,6 +5,7 @@ pub mod close;
 pub mod engine;
 pub mod export_name;
 pub mod fetches;
+pub mod folder;
 pub mod foreign_text;
 pub mod ids;
 pub mod joining;
