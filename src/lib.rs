@@ -107,6 +107,7 @@ pub mod cli;
 pub mod clock;
 pub mod core;
 pub mod db;
+pub mod folders;
 pub mod http;
 pub mod net;
 pub mod replica;

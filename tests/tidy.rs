@@ -9,7 +9,7 @@ mod circles;
 
 /// The folders that each folder may import: only those below it. `main.rs` and `lib.rs` are above
 /// all.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("core", &[]),
     ("clock", &[]),
     ("db", &[]),
@@ -20,16 +20,23 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("http", &["core", "wire", "clock", "store"]),
     ("replica", &["core", "wire", "clock", "store", "net", "state"]),
     ("transfer", &["core", "wire", "clock", "store", "net", "state", "replica"]),
-    ("agent", &["core", "wire", "clock", "store", "net", "state", "replica", "transfer"]),
+    ("folders", &["core", "wire", "clock", "db", "store", "state", "replica"]),
+    (
+        "agent",
+        &["core", "wire", "clock", "store", "net", "state", "replica", "transfer", "folders"],
+    ),
     (
         "api",
-        &["core", "wire", "clock", "store", "net", "state", "replica", "transfer", "http", "agent"],
+        &[
+            "core", "wire", "clock", "store", "net", "state", "replica", "transfer", "folders",
+            "http", "agent",
+        ],
     ),
     (
         "cli",
         &[
-            "core", "wire", "clock", "store", "net", "state", "replica", "transfer", "http",
-            "agent", "api",
+            "core", "wire", "clock", "store", "net", "state", "replica", "transfer", "folders",
+            "http", "agent", "api",
         ],
     ),
 ];

@@ -1,0 +1,98 @@
+//! What a stat shows of a path. Two equal stats mean that nothing changed in between; `read.rs` says
+//! when that holds.
+
+use rustix::fs::{FileType, Mode, Stat};
+
+/// What is at a path, by its type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SeenKind {
+    /// A regular file.
+    File,
+    /// A symbolic link.
+    Symlink,
+    /// A directory.
+    Directory,
+    /// A FIFO, a socket or a device.
+    Other,
+}
+
+/// What a stat shows. Of a directory only kind, inode and mode are set, because the rest changes with
+/// what is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Seen {
+    /// Its type.
+    pub kind: SeenKind,
+    /// Its size.
+    pub size_bytes: u64,
+    /// When its content last changed, seconds since the Unix epoch. Programs can set it.
+    pub mtime_secs: i64,
+    /// The nanoseconds of that second.
+    pub mtime_nanos: u32,
+    /// When its content, mode, links or name last changed. Programs cannot set it.
+    pub ctime_secs: i64,
+    /// The nanoseconds of that second.
+    pub ctime_nanos: u32,
+    /// The file's number in its file system.
+    pub inode: u64,
+    /// The permission bits.
+    pub mode: u32,
+}
+
+impl Seen {
+    /// Milliseconds since the Unix epoch at which the content last changed, rounded down.
+    pub fn modified_ms(&self) -> i64 {
+        self.mtime_secs.saturating_mul(1000).saturating_add(i64::from(self.mtime_nanos / 1_000_000))
+    }
+
+    /// Whether its owner may execute it.
+    pub fn is_executable(&self) -> bool {
+        self.kind == SeenKind::File && self.mode & 0o100 != 0
+    }
+
+    /// Whether both are equal except for the time of the last change of the inode, which a rename
+    /// changes too.
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        let (ctime_secs, ctime_nanos) = (other.ctime_secs, other.ctime_nanos);
+        Self { ctime_secs, ctime_nanos, ..*self } == *other
+    }
+}
+
+impl From<Stat> for Seen {
+    // The types of the fields differ by operating system and processor.
+    #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
+    fn from(stat: Stat) -> Self {
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => SeenKind::File,
+            FileType::Symlink => SeenKind::Symlink,
+            FileType::Directory => SeenKind::Directory,
+            _ => SeenKind::Other,
+        };
+        let inode = stat.st_ino as u64;
+        let mode = Mode::from_raw_mode(stat.st_mode).bits() as u32;
+        if kind == SeenKind::Directory {
+            let [mtime_secs, ctime_secs] = [0; 2];
+            let [mtime_nanos, ctime_nanos] = [0; 2];
+            let size_bytes = 0;
+            return Self {
+                kind,
+                size_bytes,
+                mtime_secs,
+                mtime_nanos,
+                ctime_secs,
+                ctime_nanos,
+                inode,
+                mode,
+            };
+        }
+        Self {
+            kind,
+            size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
+            mtime_secs: stat.st_mtime as i64,
+            mtime_nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+            ctime_secs: stat.st_ctime as i64,
+            ctime_nanos: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
+            inode,
+            mode,
+        }
+    }
+}
