@@ -2,7 +2,10 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(["store.proto", "peer.proto", "journal.proto"], ["proto"])?;
+    let files = protox::compile(
+        ["store.proto", "peer.proto", "journal.proto", "folders.proto"],
+        ["proto"],
+    )?;
     prost_build::Config::new().bytes(["."]).compile_fds(files)?;
     Ok(())
 }

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 pub mod batch;
 pub mod control;
+pub mod folder;
 pub mod frame;
 pub mod journal;
 pub mod pairing;
@@ -26,6 +27,10 @@ pub mod proto {
     /// The journal.
     pub mod journal {
         include!(concat!(env!("OUT_DIR"), "/cansync.journal.v1.rs"));
+    }
+    /// Shared folders.
+    pub mod folders {
+        include!(concat!(env!("OUT_DIR"), "/cansync.folders.v1.rs"));
     }
 }
 

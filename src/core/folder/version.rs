@@ -1,12 +1,20 @@
 //! A version of a path, and the order of two versions by their vectors.
+//!
+//! V1  The counter of a device in a version that it writes is the time of the op that carries the
+//!     version. A device's next op is later than every op that it wrote or admitted, so a counter is
+//!     never used twice, whatever a device forgot.
+//! V2  No counter is later than the op that carries the version: what is above counts as the op's
+//!     time ([`Vector::clamped`]). So no member can use up the counters of another device.
 
 use std::collections::BTreeMap;
 
 use crate::core::ids::{Hash, NodeId};
+use crate::core::journal::stamp::Hlc;
 
 use super::path::FolderPath;
 
-/// The most devices in a vector: as many as a group ever admits.
+/// The most devices in a vector: as many as write in a group at a time. Beyond, the device with the
+/// oldest change is left out: versions may then count as concurrent that are not, and both stay.
 pub const VECTOR_DEVICES_MAX: usize = 128;
 
 /// A device in a version vector: the first 8 bytes of its node ID, big-endian.
@@ -21,8 +29,8 @@ impl From<&NodeId> for ShortId {
     }
 }
 
-/// For each device the number of its last change that is contained in a version. A device that is
-/// absent counts as 0.
+/// For each device the time ([`Hlc`]) of its last change that is contained in a version. A device
+/// that is absent counts as 0.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Vector(pub BTreeMap<ShortId, u64>);
 
@@ -62,7 +70,36 @@ impl Vector {
             let own = joined.0.entry(*device).or_default();
             *own = (*own).max(*n);
         }
-        joined
+        joined.trimmed()
+    }
+
+    /// This vector with a change of `device` at `hlc`.
+    pub fn grown(&self, device: ShortId, hlc: Hlc) -> Self {
+        let mut grown = self.clone();
+        grown.0.insert(device, hlc.0);
+        grown.trimmed()
+    }
+
+    /// This vector as carried by an op of `hlc`. See V2.
+    pub fn clamped(mut self, hlc: Hlc) -> Self {
+        self.0.values_mut().for_each(|n| *n = (*n).min(hlc.0));
+        self
+    }
+
+    /// The device of the newest change, and the time of that change.
+    pub fn newest(&self) -> Option<(ShortId, Hlc)> {
+        let newest = self.0.iter().max_by_key(|(device, n)| (**n, **device))?;
+        Some((*newest.0, Hlc(*newest.1)))
+    }
+
+    /// Without the oldest changes beyond [`VECTOR_DEVICES_MAX`].
+    fn trimmed(mut self) -> Self {
+        while self.0.len() > VECTOR_DEVICES_MAX {
+            let oldest = self.0.iter().min_by_key(|(device, n)| (**n, **device));
+            let Some(device) = oldest.map(|(device, _)| *device) else { break };
+            self.0.remove(&device);
+        }
+        self
     }
 }
 
@@ -87,8 +124,11 @@ pub enum Content {
         /// Its target as text of the link; never followed.
         target: Vec<u8>,
     },
-    /// A directory that is empty. Others exist by what is in them.
+    /// A directory that was empty. Others exist by what is in them.
     Directory,
+    /// Something of a later version of this program, as it is encoded. It is kept and passed on, and
+    /// never brought to a disk.
+    Later(Vec<u8>),
 }
 
 impl Content {
@@ -113,4 +153,59 @@ pub struct Version {
     pub content: Content,
     /// Which earlier versions it contains.
     pub vector: Vector,
+    /// The name of the device that wrote it, at that time: for the names of conflict copies.
+    pub device_name: String,
+}
+
+impl Version {
+    /// Whether both are one version. Names of devices do not count.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.path, &self.content, &self.vector) == (&other.path, &other.content, &other.vector)
+    }
+
+    /// Whether the path is removed.
+    pub fn is_absent(&self) -> bool {
+        self.content == Content::Absent
+    }
+
+    /// When it was written, milliseconds since the Unix epoch: the time of the newest change in it.
+    /// A version that resolves a conflict is as old as the newest version in it.
+    pub fn written_at_ms(&self) -> u64 {
+        self.vector.newest().map_or(0, |(_, hlc)| hlc.ms())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vector(entries: &[(u64, u64)]) -> Vector {
+        Vector(entries.iter().map(|(device, n)| (ShortId(*device), *n)).collect())
+    }
+
+    #[test]
+    fn a_vector_is_newer_only_when_it_contains_every_change_of_the_other() {
+        let (a, b) = (vector(&[(1, 5)]), vector(&[(1, 5), (2, 1)]));
+        assert_eq!(a.relation(&b), Relation::Older);
+        assert_eq!(b.relation(&a), Relation::Newer);
+        assert_eq!(a.relation(&a.clone()), Relation::Same);
+        assert_eq!(vector(&[(1, 6)]).relation(&b), Relation::Concurrent);
+        assert_eq!(Vector::default().relation(&a), Relation::Older);
+        assert_eq!(vector(&[(1, 6)]).joined(&b), vector(&[(1, 6), (2, 1)]));
+    }
+
+    #[test]
+    fn a_vector_beyond_its_bound_leaves_out_the_oldest_change() {
+        let full: Vec<_> = (0..VECTOR_DEVICES_MAX as u64).map(|n| (n, 100 + n)).collect();
+        let grown = vector(&full).grown(ShortId(7777), Hlc(9999));
+        assert_eq!(grown.0.len(), VECTOR_DEVICES_MAX);
+        assert!(!grown.0.contains_key(&ShortId(0)));
+        assert_eq!(grown.newest(), Some((ShortId(7777), Hlc(9999))));
+    }
+
+    #[test]
+    fn a_counter_of_the_far_future_counts_as_the_time_of_its_op() {
+        let forged = vector(&[(1, 1 << 63), (2, 3)]);
+        assert_eq!(forged.clamped(Hlc(50)), vector(&[(1, 50), (2, 3)]));
+    }
 }

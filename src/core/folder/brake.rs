@@ -1,0 +1,154 @@
+//! Holds a folder when very much of it changes at once: ransomware, `rm -rf`, a broken tool.
+//!
+//! B1  More than [`HELD_PATHS_MIN`] paths *and* more than one in [`HELD_FRACTION`] of a folder's
+//!     files, gone or changed within [`WINDOW_MS`] by one source, are over the limit. New files do
+//!     not count.
+//! B2  The counts of sources are bounded, and so is the memory of each: a window is counted in
+//!     steps of time, not path by path.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::core::ids::NodeId;
+
+/// The changes within this time count together.
+pub const WINDOW_MS: u64 = 5 * 60 * 1000;
+
+/// Fewer paths are never held.
+pub const HELD_PATHS_MIN: u64 = 50;
+
+/// Of a folder's files more than one in this many must have changed.
+pub const HELD_FRACTION: u64 = 10;
+
+/// The steps in which a window is counted.
+const STEP_MS: u64 = WINDOW_MS / 60;
+
+/// The most sources that are counted at a time, as many as there are members; beyond, the one that
+/// was quiet longest is forgotten.
+const SOURCES_MAX: usize = 129;
+
+/// Where changes come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// The directory on this device.
+    Disk,
+    /// Another device.
+    Device(NodeId),
+}
+
+/// Counts the changes of a folder.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Brake(BTreeMap<Source, VecDeque<Step>>);
+
+/// The changes in one step of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Step {
+    since_ms: u64,
+    changed: u64,
+}
+
+impl Brake {
+    /// Counts `changed` paths, gone or changed, of a folder that has `folder_files` files; those
+    /// gone included. Returns whether the source is over the limit now.
+    pub fn count(
+        &mut self,
+        now_ms: u64,
+        source: Source,
+        changed: usize,
+        folder_files: u64,
+    ) -> bool {
+        self.forget_quiet(source);
+        let steps = self.0.entry(source).or_default();
+        // A clock that was set back begins a new window.
+        steps.retain(|step| step.since_ms <= now_ms && now_ms - step.since_ms < WINDOW_MS);
+        match steps.back_mut() {
+            Some(step) if now_ms - step.since_ms < STEP_MS => step.changed += changed as u64,
+            _ => steps.push_back(Step { since_ms: now_ms, changed: changed as u64 }),
+        }
+        let counted: u64 = steps.iter().map(|step| step.changed).sum();
+        counted > HELD_PATHS_MIN && counted > folder_files / HELD_FRACTION
+    }
+
+    /// Begins to count a source anew, after its changes were confirmed or undone.
+    pub fn reset(&mut self, source: Source) {
+        self.0.remove(&source);
+    }
+
+    /// Makes room for one more source.
+    fn forget_quiet(&mut self, source: Source) {
+        if self.0.len() < SOURCES_MAX || self.0.contains_key(&source) {
+            return;
+        }
+        let last = |steps: &VecDeque<Step>| steps.back().map_or(0, |step| step.since_ms);
+        let quiet = self.0.iter().min_by_key(|(_, steps)| last(steps));
+        if let Some(quiet) = quiet.map(|(source, _)| *source) {
+            self.0.remove(&quiet);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEVICE: Source = Source::Device(NodeId([1; 32]));
+    const NOW_MS: u64 = 1_900_000_000_000;
+
+    #[test]
+    fn more_than_fifty_paths_and_a_tenth_of_a_folder_are_over_the_limit() {
+        for (changed, files, is_over) in [
+            (50, 50, false),
+            (51, 100, true),
+            (51, 509, true),
+            (51, 510, false),
+            (1000, 10_000, false),
+            (1001, 10_000, true),
+        ] {
+            let over = Brake::default().count(NOW_MS, Source::Disk, changed, files);
+            assert_eq!(over, is_over, "{changed} of {files}");
+        }
+    }
+
+    #[test]
+    fn changes_spread_over_more_than_five_minutes_do_not_add_up() {
+        let mut brake = Brake::default();
+        for minute in 0..100 {
+            let now_ms = NOW_MS + minute * 60_000;
+            assert!(!brake.count(now_ms, Source::Disk, 10, 100), "minute {minute}");
+        }
+        let mut brake = Brake::default();
+        let over: Vec<bool> = (0..60)
+            .map(|second| brake.count(NOW_MS + second * 1000, Source::Disk, 1, 100))
+            .collect();
+        assert_eq!(over.iter().position(|over| *over), Some(50), "the 51st");
+    }
+
+    #[test]
+    fn each_source_is_counted_by_itself_and_anew_after_a_reset() {
+        let mut brake = Brake::default();
+        assert!(!brake.count(NOW_MS, Source::Disk, 40, 100));
+        assert!(!brake.count(NOW_MS, DEVICE, 40, 100));
+        assert!(brake.count(NOW_MS, DEVICE, 11, 100));
+        brake.reset(DEVICE);
+        assert!(!brake.count(NOW_MS, DEVICE, 11, 100));
+    }
+
+    #[test]
+    fn the_brake_keeps_a_bounded_number_of_counts_whatever_comes() {
+        let mut brake = Brake::default();
+        for n in 0..10_000_u64 {
+            let mut id = [0; 32];
+            id[..8].copy_from_slice(&n.to_be_bytes());
+            brake.count(NOW_MS + n * 7, Source::Device(NodeId(id)), 1, 1);
+            brake.count(NOW_MS + n * 7, Source::Disk, 1, 1);
+        }
+        assert!(brake.0.len() <= SOURCES_MAX);
+        assert!(brake.0.values().all(|steps| steps.len() <= 61));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_disarm_the_brake() {
+        let mut brake = Brake::default();
+        brake.count(NOW_MS, Source::Disk, 10, 100);
+        assert!(brake.count(NOW_MS - 3_600_000, Source::Disk, 60, 100));
+    }
+}
