@@ -4,11 +4,13 @@
 //!
 //! [`catalogue`] is the only reader of the store's feed, [`journal`] the only writer of the journal,
 //! [`replicate`] syncs two journals, [`metadata`] carries edits between the store's rows and the
-//! journal, [`status`] is what the agent publishes.
+//! journal, [`folders`] reads and writes the versions of shared folders, [`status`] is what the agent
+//! publishes.
 
 pub(crate) mod catalogue;
 pub(crate) mod device;
 pub(crate) mod events;
+pub mod folders;
 pub mod journal;
 pub mod metadata;
 pub(crate) mod query;

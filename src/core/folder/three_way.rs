@@ -138,8 +138,9 @@ fn both(base: Option<&Version>, was: &Content, disk: &Content, journal: &Version
     match (disk, &journal.content) {
         // An edit elsewhere wins over a removal here, and an edit here over one elsewhere.
         (Content::Absent, _) => Action::Apply,
-        (_, Content::Absent) => edit(disk, base, both()),
-        _ => edit(disk, base, own()),
+        (_, Content::Absent) => edit(disk, None, both()),
+        // Concurrent: the journal's version is what the edit replaces at this path.
+        _ => edit(disk, Some(journal), own()),
     }
 }
 

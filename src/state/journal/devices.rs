@@ -116,7 +116,7 @@ impl Journal {
 
 /// See [`JournalReader::device_fields`]. A device can write anything into its record: only the
 /// known fields are read.
-fn device_fields(connection: &Connection, device: &NodeId) -> Result<Option<Fields>> {
+pub(super) fn device_fields(connection: &Connection, device: &NodeId) -> Result<Option<Fields>> {
     let model = model_num(connection, DEVICE_MODEL)?;
     let scope = scope_num(connection, Owner::Device(*device))?;
     let (Some(model), Some(scope)) = (model, scope) else { return Ok(None) };

@@ -33,6 +33,7 @@ mod digest;
 mod error;
 mod events;
 mod facts;
+mod folders;
 mod fsck;
 mod group;
 mod open;
@@ -59,6 +60,10 @@ pub use author::DraftResult;
 pub use devices::GroupState;
 pub use error::JournalError;
 pub use facts::{Departure, RemovalPreview};
+pub use folders::{
+    FileChange, FileChangesPage, FileRow, HistoryEntry, HistoryPage, HistoryPlace, Stamping,
+    VersionsPage,
+};
 pub use read::{
     Change, ChangesPage, Cursor, EventRow, EventsPage, JournalReader, MemberRow, Owner, Record,
     RecordsPage,

@@ -477,7 +477,7 @@ fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// See [`JournalReader::knows`].
-fn knows(connection: &Connection, cursor: &Cursor) -> Result<bool> {
+pub(super) fn knows(connection: &Connection, cursor: &Cursor) -> Result<bool> {
     let epoch = meta_array(connection, key::FEED_EPOCH)?.map(LogId);
     let newest = "SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = 'ops'";
     let newest = connection.prepare_cached(newest)?.query_row([], |row| row_u64(row, 0))?;

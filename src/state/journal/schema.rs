@@ -92,6 +92,8 @@ CREATE TABLE events (
     PRIMARY KEY (stream, log, event_seq, arr, idx)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX events_arr ON events (stream, arr, idx);
+CREATE INDEX events_of_file ON events (stream, type, arr, idx)
+    WHERE stream >= 'folder/' AND stream < 'folder0';
 CREATE TABLE streams (
     stream TEXT NOT NULL,
     log INTEGER NOT NULL,
@@ -138,10 +140,21 @@ CREATE TABLE cursors (
     epoch BLOB NOT NULL,
     arr INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE superseded (
+    id BLOB NOT NULL,
+    version BLOB NOT NULL,
+    is_replaced INTEGER NOT NULL,
+    due_ms INTEGER NOT NULL,
+    by_ms INTEGER NOT NULL,
+    by_dev INTEGER NOT NULL,
+    PRIMARY KEY (id, version)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX superseded_due ON superseded (due_ms);
 ";
 
 /// All tables that belong to a group, children before parents.
-pub(super) const GROUP_TABLES: [&str; 15] = [
+pub(super) const GROUP_TABLES: [&str; 16] = [
+    "superseded",
     "reached",
     "shadows",
     "cursors",

@@ -13,7 +13,7 @@ use super::rows::live_above;
 use super::schema::{key, meta, set_meta};
 
 /// The migrations for [`crate::db::migrate::migrate`].
-pub(super) const STEPS: [Step; 1] = [one_to_two];
+pub(super) const STEPS: [Step; 2] = [one_to_two, two_to_three];
 
 /// To version 2: sums for which nobody can find a collision instead of XORs, branches of a log by
 /// their hash, an epoch of its own instead of the log that this device writes, and no unused
@@ -83,6 +83,26 @@ fn rebuild_ops(tx: &Transaction<'_>) -> anyhow::Result<()> {
          ALTER TABLE ops_2 RENAME TO ops;
          CREATE INDEX ops_dead ON ops (log, seq) WHERE refs = 0 AND opaque = 0;
          CREATE INDEX ops_opaque ON ops (arr) WHERE opaque = 1;",
+    )?;
+    Ok(())
+}
+
+/// To version 3: versions of paths that lost their cells and are still to be looked at, and the
+/// history of each path.
+fn two_to_three(tx: &Transaction<'_>) -> anyhow::Result<()> {
+    tx.execute_batch(
+        "CREATE TABLE superseded (
+             id BLOB NOT NULL,
+             version BLOB NOT NULL,
+             is_replaced INTEGER NOT NULL,
+             due_ms INTEGER NOT NULL,
+             by_ms INTEGER NOT NULL,
+             by_dev INTEGER NOT NULL,
+             PRIMARY KEY (id, version)
+         ) STRICT, WITHOUT ROWID;
+         CREATE INDEX superseded_due ON superseded (due_ms);
+         CREATE INDEX events_of_file ON events (stream, type, arr, idx)
+             WHERE stream >= 'folder/' AND stream < 'folder0';",
     )?;
     Ok(())
 }

@@ -1,0 +1,242 @@
+//! Shared folders as the rest of the agent sees them: which folders there are, the version of each
+//! path, and its history. The journal holds all of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::core::folder::path::{FolderPath, PathKey};
+use crate::core::folder::version::Version;
+use crate::core::folder::{FOLDER_CREATED_BY, FOLDER_MODEL, FOLDER_NAME, FOLDER_NAME_BYTES_MAX};
+use crate::core::foreign_text::visible;
+use crate::core::ids::{FolderId, NodeId};
+use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut, Expect};
+use crate::core::journal::op::{Key, Value};
+pub use crate::state::journal::{
+    Cursor, FileChange, FileChangesPage, FileRow, HistoryEntry, HistoryPage, HistoryPlace,
+    VersionsPage,
+};
+use crate::state::journal::{JournalError, Owner, Record, Stamping};
+
+use super::journal::{AskError, Commits, JournalHandle};
+
+/// The most folders that are shown. Any member can add more, and people look at a list of them.
+pub const FOLDERS_MAX: usize = 1000;
+
+/// The most changes in one transaction of the journal's writer, so that others get their turn.
+const CHANGES_PER_WRITE: usize = 1024;
+
+/// The folders of the group. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct FolderJournal {
+    journal: JournalHandle,
+    node_id: NodeId,
+}
+
+/// A shared folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folder {
+    /// Its id.
+    pub id: FolderId,
+    /// Its name, fit for people; several folders may have one.
+    pub name: String,
+    /// The device that created it, if it says so.
+    pub created_by: Option<NodeId>,
+}
+
+/// Why nothing was written.
+#[derive(Debug, Clone, Error)]
+pub enum WriteError {
+    /// The journal cannot write anything now.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// The journal refuses the change.
+    #[error(transparent)]
+    Draft(#[from] DraftError),
+}
+
+impl FolderJournal {
+    /// The folders in `journal`, that of the device `node_id`.
+    pub fn new(journal: JournalHandle, node_id: NodeId) -> Self {
+        Self { journal, node_id }
+    }
+
+    /// The folders of the group, by id; at most [`FOLDERS_MAX`].
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub async fn folders(&self) -> Result<Vec<Folder>, AskError> {
+        let read = |reader: &crate::state::journal::JournalReader| {
+            reader.records(FOLDER_MODEL, Some(Owner::Shared), &[], None, FOLDERS_MAX)
+        };
+        Ok(self.journal.read(read).await?.records.iter().filter_map(folder).collect())
+    }
+
+    /// Creates a folder. Its id must be new and random.
+    ///
+    /// # Errors
+    /// The journal cannot write, or refuses: [`DraftError::Alive`] for an id that is taken.
+    pub async fn create(&self, id: FolderId, name: &str) -> Result<(), WriteError> {
+        let got = name.len();
+        if name.is_empty() {
+            return Err(DraftError::Empty("a folder's name").into());
+        }
+        if got > FOLDER_NAME_BYTES_MAX {
+            let (what, limit) = ("a folder's name in bytes", FOLDER_NAME_BYTES_MAX);
+            return Err(DraftError::OutOfBounds { what, got, limit }.into());
+        }
+        let key = Key { model: FOLDER_MODEL.into(), id: id.0.to_vec(), owned: false };
+        let set = BTreeMap::from([
+            (FOLDER_NAME.to_owned(), Some(Value::Text(name.to_owned()))),
+            (FOLDER_CREATED_BY.to_owned(), Some(Value::Bytes(self.node_id.0.to_vec()))),
+        ]);
+        let (add, remove) = (BTreeSet::new(), BTreeSet::new());
+        let put = DraftPut { key: key.clone(), create: true, set, add, remove };
+        let draft =
+            Draft { changes: vec![DraftChange::Put(put)], expect: vec![Expect::Absent(key)] };
+        self.journal.write(draft).await??;
+        Ok(())
+    }
+
+    /// The version of a path; `None` when the journal does not know the path.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub async fn version(
+        &self,
+        folder: FolderId,
+        path: &FolderPath,
+    ) -> Result<Option<Version>, AskError> {
+        let rows = self.versions_at(folder, vec![path.clone()]).await?;
+        Ok(rows.into_iter().flatten().next().map(|row| row.version))
+    }
+
+    /// The versions of paths, in the order of `paths`; `None` for a path that the journal does not
+    /// know.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub async fn versions_at(
+        &self,
+        folder: FolderId,
+        paths: Vec<FolderPath>,
+    ) -> Result<Vec<Option<FileRow>>, AskError> {
+        self.journal.read(move |reader| reader.versions_at(folder, &paths)).await
+    }
+
+    /// Versions of a folder, ascending by key; `after` is [`VersionsPage::next`].
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub async fn versions(
+        &self,
+        folder: FolderId,
+        after: Option<PathKey>,
+        limit: usize,
+    ) -> Result<VersionsPage, AskError> {
+        self.journal.read(move |reader| reader.versions(folder, after, limit)).await
+    }
+
+    /// Versions of all folders that changed since a cursor, in order of arrival. Starts over with
+    /// [`FileChangesPage::is_restart`] when the journal does not know the cursor.
+    ///
+    /// # Errors
+    /// The journal cannot be read, or this device is in no group.
+    pub async fn changes(
+        &self,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<FileChangesPage, AskError> {
+        let page = self.journal.read(move |reader| reader.file_changes(after.as_ref(), limit));
+        page.await?.ok_or_else(|| JournalError::NoGroup.into())
+    }
+
+    /// Writes changes of this device, in the given order, in ops of up to 64 paths. Adds the counter
+    /// of this device to each vector, and its name. Returns the versions as written; they are
+    /// durable. What the journal holds by now is not compared: a concurrent version loses nothing.
+    ///
+    /// # Errors
+    /// The journal cannot write, or refuses. Of many changes the first may be written.
+    pub async fn write(
+        &self,
+        folder: FolderId,
+        changes: Vec<FileChange>,
+    ) -> Result<Vec<Version>, WriteError> {
+        self.write_as(folder, changes, Stamping::AsChanges).await
+    }
+
+    /// Writes versions as they are, with their vectors: bases that the journal has forgotten, and
+    /// what [`make_way`] says.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    ///
+    /// [`make_way`]: crate::core::folder::resolve::make_way
+    pub async fn write_as_they_are(
+        &self,
+        folder: FolderId,
+        changes: Vec<FileChange>,
+    ) -> Result<Vec<Version>, WriteError> {
+        self.write_as(folder, changes, Stamping::AsTheyAre).await
+    }
+
+    async fn write_as(
+        &self,
+        folder: FolderId,
+        mut changes: Vec<FileChange>,
+        stamping: Stamping,
+    ) -> Result<Vec<Version>, WriteError> {
+        let mut written = Vec::with_capacity(changes.len());
+        while !changes.is_empty() {
+            let rest = changes.split_off(changes.len().min(CHANGES_PER_WRITE));
+            let now = std::mem::replace(&mut changes, rest);
+            let work = move |journal: &mut crate::state::journal::Journal, now_ms| {
+                journal.write_files(folder, now, stamping, now_ms)
+            };
+            written.extend(self.journal.run(work).await??);
+        }
+        Ok(written)
+    }
+
+    /// The history of a path, or of all paths of a folder without one: what was changed or removed
+    /// since a time, newest arrivals first. `after` is [`HistoryPage::next`].
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub async fn history(
+        &self,
+        folder: FolderId,
+        path: Option<&FolderPath>,
+        since_ms: Option<u64>,
+        after: Option<HistoryPlace>,
+        limit: usize,
+    ) -> Result<HistoryPage, AskError> {
+        let (key, since_ms) = (path.map(FolderPath::key), since_ms.unwrap_or(0));
+        let read = move |reader: &crate::state::journal::JournalReader| {
+            reader.file_history(folder, key, since_ms, after, limit)
+        };
+        self.journal.read(read).await
+    }
+
+    /// Changes with every commit of the journal.
+    pub fn commits(&self) -> watch::Receiver<Commits> {
+        self.journal.commits()
+    }
+}
+
+/// Reads a folder's record; `None` when its id is none of a folder. Any member can write anything
+/// into its fields.
+fn folder(record: &Record) -> Option<Folder> {
+    let id = FolderId::from_slice(&record.id)?;
+    let name = match record.fields.get(FOLDER_NAME) {
+        Some(Some(Value::Text(name))) => visible(name, FOLDER_NAME_BYTES_MAX),
+        _ => String::new(),
+    };
+    let created_by = match record.fields.get(FOLDER_CREATED_BY) {
+        Some(Some(Value::Bytes(bytes))) => NodeId::from_slice(bytes),
+        _ => None,
+    };
+    let name = if name.is_empty() { id.to_string() } else { name };
+    Some(Folder { id, name, created_by })
+}

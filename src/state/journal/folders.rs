@@ -1,0 +1,470 @@
+//! Shared folders in the journal: the versions of paths, and the history of changes.
+//!
+//! F1  The version of a path is read by its record's id, and only if it is of that path: what a
+//!     member writes anywhere else, or what is no version, is ignored.
+//! F2  A version is written as the op of this device that carries it is stamped: its own counter is
+//!     the time of the op, later than every counter that this device has seen.
+
+use std::collections::BTreeSet;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use crate::core::folder::path::{FolderPath, PathKey};
+use crate::core::folder::version::{ShortId, Version};
+use crate::core::folder::{
+    FILE_MODEL, FILE_VERSION, file_id, history_kind, history_stream, split_file_id,
+};
+use crate::core::ids::{FolderId, LogId, NodeId};
+use crate::core::journal::device_events::DeviceState;
+use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut};
+use crate::core::journal::op::{Key, Value, value_from_bytes};
+use crate::core::journal::stamp::Hlc;
+use crate::core::limits::{FUTURE_MS_MAX, OP_BODY_BYTES_MAX, OP_CHANGES_MAX};
+use crate::core::pairing::device_name;
+use crate::wire::folder::{HistoryEvent, history_from_bytes, history_to_bytes};
+use crate::wire::folder::{version_from_bytes, version_to_bytes};
+
+use super::devices::device_fields;
+use super::read::{knows, model_num};
+use super::schema::{int, key, meta_array, row_u64};
+use super::tx::Tx;
+use super::{Cursor, Journal, JournalReader, Result};
+
+/// What a change takes in an op beside its version: key, names and lengths.
+const CHANGE_BYTES: usize = 160;
+
+/// The most events that are read for one page of a history.
+const EVENTS_READ_MAX: usize = 100_000;
+
+/// Cells with their authors. The log of a stored cell is never dropped; were it, the version must
+/// still be found.
+const FILES: &str = "SELECT c.id, c.hlc, c.value, d.id FROM cells c
+    LEFT JOIN logs l ON l.log_id = c.log_id LEFT JOIN devices d ON d.dev = l.dev";
+
+/// The version of a path, as the journal holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileRow {
+    /// The folder.
+    pub folder: FolderId,
+    /// The version.
+    pub version: Version,
+    /// When the op that carries it was written.
+    pub changed_at_ms: u64,
+    /// The author of that op. For a resolved conflict that is whoever resolved it.
+    pub device: NodeId,
+}
+
+/// A page of the versions of a folder, ascending by the key of the path.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VersionsPage {
+    /// The versions; those of removed paths too.
+    pub rows: Vec<FileRow>,
+    /// The key after which the next page starts.
+    pub next: Option<PathKey>,
+}
+
+/// A page of changed versions, of all folders, in order of arrival.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileChangesPage {
+    /// The versions as they are now. Several changes of one path appear as one.
+    pub rows: Vec<FileRow>,
+    /// The cursor for the next page.
+    pub cursor: Cursor,
+    /// Whether there are more now.
+    pub more: bool,
+    /// Whether this page starts over, because this journal does not know the cursor.
+    pub is_restart: bool,
+}
+
+/// A change of a path, to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileChange {
+    /// The new version. Its vector is that of the versions that it contains.
+    pub version: Version,
+    /// The version that the history must have; `None` for none.
+    pub before: Option<Version>,
+}
+
+/// A version in the history of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryEntry {
+    /// The version before the change.
+    pub version: Version,
+    /// When it was changed or removed.
+    pub changed_at_ms: u64,
+    /// Who changed or removed it.
+    pub device: NodeId,
+}
+
+/// A page of a history, newest arrivals first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HistoryPage {
+    /// The entries.
+    pub entries: Vec<HistoryEntry>,
+    /// The place after which the next page starts.
+    pub next: Option<HistoryPlace>,
+}
+
+/// A place in a history: an arrival number and an index within that op.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryPlace(pub u64, pub u64);
+
+/// How versions are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stamping {
+    /// As changes of this device.
+    AsChanges,
+    /// As they are: they repeat what is known, or resolve a conflict.
+    AsTheyAre,
+}
+
+impl Journal {
+    /// Writes versions of paths of a folder, in the given order, each with its event. Nothing is
+    /// written when one is refused. Returns the versions as written.
+    pub fn write_files(
+        &mut self,
+        folder: FolderId,
+        changes: Vec<FileChange>,
+        stamping: Stamping,
+        now_ms: u64,
+    ) -> Result<std::result::Result<Vec<Version>, DraftError>> {
+        let mut tx = self.begin(now_ms)?;
+        match tx.write_files(folder, changes, stamping)? {
+            Ok(written) => {
+                tx.commit()?;
+                Ok(Ok(written))
+            }
+            Err(error) => Ok(Err(error)),
+        }
+    }
+}
+
+impl Tx<'_> {
+    /// See [`Journal::write_files`].
+    pub(super) fn write_files(
+        &mut self,
+        folder: FolderId,
+        changes: Vec<FileChange>,
+        stamping: Stamping,
+    ) -> Result<std::result::Result<Vec<Version>, DraftError>> {
+        self.catch_up(&changes);
+        let me = self.me();
+        let name = own_name(&self.db, &me)?;
+        let mut written = Vec::with_capacity(changes.len());
+        for mut op in ops(changes) {
+            let hlc = self.hlc_max.next(self.now_ms).unwrap_or(Hlc::MAX);
+            if stamping == Stamping::AsChanges {
+                for FileChange { version, .. } in &mut op {
+                    version.vector = version.vector.grown(ShortId::from(&me), hlc);
+                    version.device_name.clone_from(&name);
+                }
+            }
+            let changes = op.iter().flat_map(|change| draft_changes(folder, change)).collect();
+            if let Err(error) = self.write(&Draft { changes, expect: vec![] }, Some(hlc))? {
+                return Ok(Err(error));
+            }
+            written.extend(op.into_iter().map(|change| change.version));
+        }
+        Ok(Ok(written))
+    }
+
+    /// Stamps what is written next later than all counters in `changes`. Some are later than the
+    /// journal when it was restored from a backup and the bases were not. As far as other devices
+    /// admit it.
+    fn catch_up(&mut self, changes: &[FileChange]) {
+        let newest = changes.iter().filter_map(|change| change.version.vector.newest());
+        let newest = newest.map(|(_, hlc)| hlc).max().unwrap_or_default();
+        let limit = Hlc::from_ms(self.now_ms.saturating_add(FUTURE_MS_MAX));
+        self.hlc_max = self.hlc_max.max(newest.min(limit));
+    }
+}
+
+/// Splits changes into ops, in order. An op writes a path once.
+fn ops(changes: Vec<FileChange>) -> Vec<Vec<FileChange>> {
+    let mut ops = Vec::new();
+    let mut op: Vec<FileChange> = Vec::new();
+    let (mut paths, mut count, mut bytes) = (BTreeSet::new(), 0, 0);
+    for change in changes {
+        let change_bytes = encoded_bytes(&change);
+        let change_count = 1 + usize::from(change.before.is_some());
+        let is_full = count + change_count > OP_CHANGES_MAX
+            || bytes + change_bytes > OP_BODY_BYTES_MAX - CHANGE_BYTES;
+        if !op.is_empty() && (is_full || paths.contains(&change.version.path)) {
+            ops.push(std::mem::take(&mut op));
+            (count, bytes) = (0, 0);
+            paths.clear();
+        }
+        (count, bytes) = (count + change_count, bytes + change_bytes);
+        paths.insert(change.version.path.clone());
+        op.push(change);
+    }
+    ops.extend(Some(op).filter(|op| !op.is_empty()));
+    ops
+}
+
+/// At most what a change takes in an op: a counter and the device's name may be added to it.
+fn encoded_bytes(change: &FileChange) -> usize {
+    let bytes = |version: &Version| {
+        let spare = 4 * crate::core::pairing::NAME_CHARS_MAX;
+        version_to_bytes(version).len() + CHANGE_BYTES + spare
+    };
+    bytes(&change.version) + change.before.as_ref().map_or(0, bytes)
+}
+
+fn draft_changes(folder: FolderId, change: &FileChange) -> Vec<DraftChange> {
+    let FileChange { version, before } = change;
+    let id = file_id(folder, version.path.key()).to_vec();
+    let value = Value::Bytes(version_to_bytes(version));
+    let put = DraftChange::Put(DraftPut {
+        key: Key { model: FILE_MODEL.into(), id, owned: false },
+        create: true,
+        set: [(FILE_VERSION.to_owned(), Some(value))].into(),
+        add: BTreeSet::new(),
+        remove: BTreeSet::new(),
+    });
+    let event = before.as_ref().map(|before| history_change(folder, before.clone(), None));
+    std::iter::once(put).chain(event).collect()
+}
+
+/// The event that `before` was changed: now, or as `change` says.
+pub(super) fn history_change(
+    folder: FolderId,
+    before: Version,
+    change: Option<(u64, NodeId)>,
+) -> DraftChange {
+    DraftChange::Event {
+        stream: history_stream(folder),
+        kind: history_kind(before.path.key()),
+        data: history_to_bytes(&HistoryEvent { before, change }),
+    }
+}
+
+/// The name of this device, for names of conflict copies; empty before it has one.
+fn own_name(connection: &Connection, me: &NodeId) -> Result<String> {
+    let fields = device_fields(connection, me)?;
+    let told = fields.as_ref().map(|fields| DeviceState::from_fields(fields).name);
+    if let Some(name) = told.filter(|name| !name.is_empty()) {
+        return Ok(device_name(&name));
+    }
+    let added = connection
+        .prepare_cached(
+            "SELECT m.name FROM members m JOIN devices d ON d.dev = m.dev
+             WHERE d.id = ?1 AND m.name != '' ORDER BY m.op, m.idx LIMIT 1",
+        )?
+        .query_row([me.0], |row| row.get::<_, String>(0))
+        .optional()?;
+    Ok(device_name(&added.unwrap_or_default()))
+}
+
+impl JournalReader {
+    /// The versions of paths, in the order of `paths`; `None` for a path that the journal does not
+    /// know.
+    pub fn versions_at(
+        &self,
+        folder: FolderId,
+        paths: &[FolderPath],
+    ) -> Result<Vec<Option<FileRow>>> {
+        let tx = self.connection.unchecked_transaction()?;
+        let Some(model) = model_num(&tx, FILE_MODEL)? else {
+            return Ok(vec![None; paths.len()]);
+        };
+        let id = |path: &FolderPath| file_id(folder, path.key());
+        paths.iter().map(|path| file_at(&tx, model, &id(path))).collect()
+    }
+
+    /// Versions of a folder after a key, at most `limit`.
+    pub fn versions(
+        &self,
+        folder: FolderId,
+        after: Option<PathKey>,
+        limit: usize,
+    ) -> Result<VersionsPage> {
+        let tx = self.connection.unchecked_transaction()?;
+        let mut page = VersionsPage::default();
+        let Some(model) = model_num(&tx, FILE_MODEL)? else { return Ok(page) };
+        let first = file_id(folder, after.unwrap_or(PathKey([0; 16])));
+        let last = file_id(folder, PathKey([0xff; 16]));
+        let mut query = tx.prepare_cached(&format!(
+            "{FILES} WHERE c.model = ?1 AND c.scope = 0 AND c.id >= ?2 AND c.id <= ?3
+                 AND c.field = ?6 AND c.elem = '' AND (?4 OR c.id > ?2)
+             ORDER BY c.id LIMIT ?5"
+        ))?;
+        let limit_row = int(limit as u64);
+        let mut rows =
+            query.query(params![model, first, last, after.is_none(), limit_row, FILE_VERSION])?;
+        let mut read = 0;
+        while let Some(row) = rows.next()? {
+            read += 1;
+            let (id, file) = file_row(row)?;
+            page.next = split_file_id(&id).map(|(_, key)| key);
+            page.rows.extend(file);
+        }
+        if read < limit {
+            page.next = None;
+        }
+        Ok(page)
+    }
+
+    /// Versions that changed since a cursor, in order of arrival; from the start without one, or
+    /// when this journal does not know it. `None` without a group. The records of one op are never
+    /// split, so a page may exceed `limit` by them.
+    pub fn file_changes(
+        &self,
+        after: Option<&Cursor>,
+        limit: usize,
+    ) -> Result<Option<FileChangesPage>> {
+        let tx = self.connection.unchecked_transaction()?;
+        let Some(epoch) = meta_array(&tx, key::FEED_EPOCH)?.map(LogId) else { return Ok(None) };
+        let known = match after {
+            Some(cursor) if knows(&tx, cursor)? => Some(cursor),
+            _ => None,
+        };
+        let newest: u64 =
+            tx.query_row("SELECT ifnull(max(arr), 0) FROM records", [], |row| row_u64(row, 0))?;
+        let mut page = FileChangesPage {
+            rows: Vec::new(),
+            cursor: Cursor { epoch, arr: newest },
+            more: false,
+            is_restart: after.is_some() && known.is_none(),
+        };
+        let after = known.map_or(0, |cursor| cursor.arr);
+        let Some(model) = model_num(&tx, FILE_MODEL)? else { return Ok(Some(page)) };
+        let last: Option<u64> = tx
+            .prepare_cached(
+                "SELECT arr FROM records WHERE arr > ?1 AND model = ?2 AND scope = 0
+                 ORDER BY arr LIMIT 1 OFFSET ?3",
+            )?
+            .query_row(params![int(after), model, int(limit.max(1) as u64 - 1)], |row| {
+                row_u64(row, 0)
+            })
+            .optional()?;
+        if let Some(last) = last.filter(|last| *last < newest) {
+            page.cursor.arr = last;
+            page.more = true;
+        }
+        let mut query = tx.prepare_cached(
+            "SELECT id FROM records WHERE arr > ?1 AND arr <= ?2 AND model = ?3 AND scope = 0
+             ORDER BY arr, id",
+        )?;
+        let mut rows = query.query(params![int(after), int(page.cursor.arr), model])?;
+        while let Some(row) = rows.next()? {
+            let id: Vec<u8> = row.get(0)?;
+            page.rows.extend(file_at(&tx, model, &id)?);
+        }
+        Ok(Some(page))
+    }
+
+    /// The history of a path, or of all paths of a folder: changes made since a time, at most
+    /// `limit`, newest arrivals first. Of equal entries a page has the oldest only.
+    pub fn file_history(
+        &self,
+        folder: FolderId,
+        path: Option<PathKey>,
+        since_ms: u64,
+        after: Option<HistoryPlace>,
+        limit: usize,
+    ) -> Result<HistoryPage> {
+        let HistoryPlace(arr, idx) = after.unwrap_or(HistoryPlace(u64::MAX >> 1, 0));
+        let columns = "SELECT e.arr, e.idx, d.id, e.hlc, e.data
+             FROM events e JOIN logs l USING (log) JOIN devices d USING (dev)";
+        let since = int(Hlc::from_ms(since_ms).0);
+        let (arr, idx, limit_row) = (int(arr), int(idx), int(EVENTS_READ_MAX as u64));
+        let mut page = HistoryPage::default();
+        let stream = history_stream(folder);
+        let mut query;
+        let mut rows = match path {
+            // The index `events_of_file`.
+            Some(key) => {
+                query = self.connection.prepare_cached(&format!(
+                    "{columns} WHERE e.stream = ?1 AND e.type = ?2
+                         AND e.stream >= 'folder/' AND e.stream < 'folder0'
+                         AND (e.arr, e.idx) < (?3, ?4) AND e.hlc >= ?5
+                     ORDER BY e.arr DESC, e.idx DESC LIMIT ?6"
+                ))?;
+                query.query(params![stream, history_kind(key), arr, idx, since, limit_row])?
+            }
+            None => {
+                query = self.connection.prepare_cached(&format!(
+                    "{columns} WHERE e.stream = ?1 AND (e.arr, e.idx) < (?2, ?3) AND e.hlc >= ?4
+                     ORDER BY e.arr DESC, e.idx DESC LIMIT ?5"
+                ))?;
+                query.query(params![stream, arr, idx, since, limit_row])?
+            }
+        };
+        let mut read = 0;
+        while let Some(row) = rows.next()? {
+            read += 1;
+            let place = HistoryPlace(row_u64(row, 0)?, row_u64(row, 1)?);
+            let (author, hlc) = (NodeId(row.get(2)?), Hlc(row_u64(row, 3)?));
+            let data: Vec<u8> = row.get(4)?;
+            let entry = history_entry(author, hlc, &data);
+            let entry = entry.filter(|entry| entry.changed_at_ms >= since_ms);
+            page.entries.extend(entry);
+            if page.entries.len() == limit || read == EVENTS_READ_MAX {
+                page.next = Some(place);
+                break;
+            }
+        }
+        page.entries.sort_by_key(|entry| entry.changed_at_ms);
+        let mut kept: Vec<HistoryEntry> = Vec::new();
+        let mut seen = BTreeSet::new();
+        for entry in std::mem::take(&mut page.entries) {
+            if seen.insert(version_to_bytes(&entry.version)) {
+                kept.push(entry);
+            }
+        }
+        kept.reverse();
+        page.entries = kept;
+        Ok(page)
+    }
+}
+
+/// The version at a record's id.
+fn file_at(connection: &Connection, model: i64, id: &[u8]) -> Result<Option<FileRow>> {
+    let mut query = connection.prepare_cached(&format!(
+        "{FILES} WHERE c.model = ?1 AND c.scope = 0 AND c.id = ?2 AND c.field = ?3 AND c.elem = ''"
+    ))?;
+    let mut rows = query.query(params![model, id, FILE_VERSION])?;
+    Ok(rows.next()?.map(file_row).transpose()?.and_then(|(_, file)| file))
+}
+
+/// Reads a row of [`FILES`]: its id, and what it holds if that is a version.
+fn file_row(row: &Row<'_>) -> Result<(Vec<u8>, Option<FileRow>)> {
+    let (id, hlc, bytes): (Vec<u8>, _, Vec<u8>) = (row.get(0)?, row_u64(row, 1)?, row.get(2)?);
+    let author: Option<[u8; 32]> = row.get(3)?;
+    let file = read_version(&id, &bytes, Hlc(hlc)).ok().zip(split_file_id(&id));
+    let file = file.map(|(version, (folder, _))| FileRow {
+        folder,
+        version,
+        changed_at_ms: Hlc(hlc).ms(),
+        device: NodeId(author.unwrap_or_default()),
+    });
+    Ok((id, file))
+}
+
+/// Reads the event of a history; `None` when it is none.
+fn history_entry(author: NodeId, hlc: Hlc, data: &[u8]) -> Option<HistoryEntry> {
+    let HistoryEvent { before, change } = history_from_bytes(data).ok()?;
+    let (changed_at_ms, device) = change.unwrap_or((hlc.ms(), author));
+    let version = Version { vector: before.vector.clone().clamped(hlc), ..before };
+    Some(HistoryEntry { version, changed_at_ms: changed_at_ms.min(hlc.ms()), device })
+}
+
+/// Reads the version in a cell of the record `id`, of an op stamped `hlc`. See F1.
+pub(super) fn read_version(
+    id: &[u8],
+    bytes: &[u8],
+    hlc: Hlc,
+) -> std::result::Result<Version, String> {
+    let Some((_, key)) = split_file_id(id) else {
+        return Err("its id is not that of a path in a folder".into());
+    };
+    let Some(Some(Value::Bytes(bytes))) = value_from_bytes(bytes) else {
+        return Err("its value is not bytes".into());
+    };
+    let version = version_from_bytes(&bytes).map_err(|error| error.to_string())?;
+    if version.path.key() != key {
+        return Err("its id is that of another path".into());
+    }
+    Ok(Version { vector: version.vector.clamped(hlc), ..version })
+}
