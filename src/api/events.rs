@@ -1,5 +1,5 @@
 //! Event streams under `/v1/events`: append-only, numbered from 0 for each stream and log, read in
-//! the order of arrival. `device` is the stream in which every agent tells what happens on it.
+//! the order of arrival. Every agent writes what happens on its device to the stream `device`.
 
 use axum::body::Body;
 use axum::extract::State;
@@ -23,14 +23,14 @@ use crate::http::extract::{Path, Query, json_body};
 use crate::http::problem::{Problem, bad_request};
 use crate::state::journal::JournalReader;
 
-/// A body: the longest data, every byte escaped.
+/// The largest body: the longest data with every byte escaped as JSON.
 const EVENT_BODY_BYTES_MAX: u64 = 256 * 1024;
 
-/// Events of a listing when the request does not say how many, and the most of them.
+/// The default and the largest number of events in a page.
 const LIST_DEFAULT: usize = 100;
 const LIST_MAX: usize = 1000;
 
-/// The most events read for one listing: where few fit, a page may end early.
+/// The most events read for one page. With a filter that few events match, a page may end early.
 const READ_MAX: usize = 20_000;
 
 /// The routes.
@@ -40,7 +40,7 @@ pub(super) fn router() -> Router<Api> {
         .route("/v1/events/{stream}/watch", get(watch::events))
 }
 
-/// What the document of the API says of these routes.
+/// The description of these routes.
 #[derive(OpenApi)]
 #[openapi(paths(list, append, watch::events))]
 pub(super) struct Described;
@@ -49,12 +49,12 @@ pub(super) struct Described;
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct ListQuery {
-    /// `next` of an earlier page.
+    /// `next` of the page before.
     after: Option<EventPlace>,
-    /// At most so many; 100 when left out.
+    /// The size of the page; default 100.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
-    /// Only events written since then, milliseconds since the Unix epoch.
+    /// Only events written since this time, in milliseconds since the Unix epoch.
     since_ms: Option<u64>,
     /// Only events of this device.
     author: Option<NodeId>,
@@ -101,7 +101,7 @@ async fn list(
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewEvent {
-    /// What happened, at most 64 bytes.
+    /// The event's type, at most 64 bytes.
     #[serde(rename = "type")]
     kind: String,
     /// Any JSON, at most 32 KiB; `{"bytes": "<base64>"}` is kept as bytes.
@@ -119,7 +119,7 @@ struct NewEvent {
     params(("stream" = String, Path, description = "The stream's name, at most 64 bytes.")),
     request_body = NewEvent,
     responses(
-        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The place of the write."))),
+        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The position of the write."))),
         (status = 409),
         (status = 507),
     )

@@ -1,4 +1,4 @@
-//! Which events a listing or a feed is asked for, and whether the place to read on from is known.
+//! The filter of an event listing or feed, and the check of its cursor.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use super::places::EventPlace;
 use crate::core::ids::{Hash, LogId, NodeId};
 use crate::state::journal::{Cursor, EventRow, JournalError, JournalReader};
 
-/// Which events are wanted; all conditions given must hold.
+/// The requested events; all given conditions must hold.
 #[derive(Debug, Clone, Default)]
 pub(super) struct EventFilter {
     pub(super) since_ms: Option<u64>,
@@ -25,7 +25,7 @@ impl EventFilter {
     }
 }
 
-/// The journal's epoch; `None` when the journal does not know the place to read on from.
+/// The journal's epoch; `None` when the journal does not know the cursor.
 pub(super) fn epoch_for(
     journal: &JournalReader,
     after: Option<EventPlace>,

@@ -1,7 +1,8 @@
-//! `POST /v1/ingest`: many small contents in one request and one durable commit, for whoever adds
-//! files by the thousand. The body is a `PushBatchRequest` of `proto/store.proto` whose bundles
-//! leave the digest out: the agent hashes. The answer is a `PushBatchResponse`, a result for each
-//! bundle in its order; a bad one does not hold up the others. Larger contents go to `POST /assets`.
+//! `POST /v1/ingest`: many small contents in one request and one durable commit, for programs that
+//! add thousands of files. The body is a `PushBatchRequest` of `proto/store.proto` whose bundles
+//! leave the digest out: the agent computes it. The answer is a `PushBatchResponse` with a result
+//! for each bundle, in order; a bad bundle does not affect the others. Larger contents go to
+//! `POST /assets`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,16 +29,16 @@ use crate::store::{NewAsset, SMALL_BYTES_MAX, Store, StoreError, Stored};
 use crate::wire::parse;
 use crate::wire::proto::store::{Bundle, PushBatchRequest, PushBatchResponse, PushResult};
 
-/// Contents in one request: as many as one commit is worth.
+/// The most contents in one request: enough to share the cost of a commit.
 pub const INGEST_ASSETS_MAX: usize = 512;
 
-/// The body of one request.
+/// The largest body of a request.
 pub const INGEST_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// Requests in memory at once, 32 MiB in all; more wait for their turn.
+/// The most requests in memory at once, 32 MiB in all; others wait.
 const INGESTS_MAX: usize = 4;
 
-/// How long a request waits for its turn; then 503.
+/// How long a request waits for memory; then it is answered 503.
 const TURN_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The route, over `store`.
@@ -46,7 +47,7 @@ pub(super) fn router(store: Arc<dyn Store>) -> Router {
     Router::new().route("/v1/ingest", post(ingest)).with_state(Ingest { store, turns })
 }
 
-/// What the document of the API says of this route.
+/// The description of this route.
 #[derive(OpenApi)]
 #[openapi(paths(ingest))]
 pub(super) struct Described;
@@ -87,7 +88,7 @@ async fn ingest(
     let bundles = request.bundles;
     if bundles.len() > INGEST_ASSETS_MAX {
         let got = bundles.len();
-        let detail = format!("{got} assets in one request, at most {INGEST_ASSETS_MAX} are taken");
+        let detail = format!("{got} assets in one request, the limit is {INGEST_ASSETS_MAX}");
         return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, detail));
     }
     let info = store.info().await?;
@@ -110,7 +111,7 @@ async fn ingest(
     Ok(([(header::CONTENT_TYPE, PROTOBUF_TYPE)], response.encode_to_vec()))
 }
 
-/// The asset that a bundle is, or the result that says why it is none.
+/// Converts a bundle to an asset, or to the result that says why it is refused.
 fn judge(
     bundle: Bundle,
     algorithm: HashAlgorithm,
@@ -118,7 +119,9 @@ fn judge(
 ) -> Result<NewAsset, PushResult> {
     let size_bytes = bundle.content.len() as u64;
     if size_bytes > largest_bytes {
-        let detail = format!("{size_bytes} bytes, at most {largest_bytes} are taken here");
+        let detail = format!(
+            "the content has {size_bytes} bytes, the limit is {largest_bytes}: send it to POST /assets"
+        );
         return Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, detail));
     }
     if bundle.digest.is_some() {

@@ -1,4 +1,5 @@
-//! The journal as a whole: members, numbers, checks. Also which status an error of the journal is.
+//! Routes about the whole journal: members, statistics, checks. Also maps errors of the journal to
+//! statuses.
 
 use axum::body::Body;
 use axum::extract::State;
@@ -25,7 +26,7 @@ pub(super) fn router() -> Router<Api> {
         .route("/v1/journal/rebase", post(rebase))
 }
 
-/// What the document of the API says of these routes.
+/// The description of these routes.
 #[derive(OpenApi)]
 #[openapi(paths(members, stats, fsck, rebase))]
 pub(super) struct Described;
@@ -72,7 +73,7 @@ impl From<DraftError> for Problem {
     }
 }
 
-/// Every device that is or was a member
+/// Lists all devices that are or were members
 #[utoipa::path(
     get,
     path = "/v1/members",
@@ -85,7 +86,7 @@ async fn members(State(api): State<Api>) -> Result<Json<Members>, Problem> {
     Ok(Json(Members { members: members.into_iter().map(Member::from).collect() }))
 }
 
-/// The journal in numbers
+/// Statistics of the journal
 #[utoipa::path(
     get,
     path = "/v1/journal/stats",
@@ -98,9 +99,9 @@ async fn stats(State(api): State<Api>) -> Result<Json<JournalStats>, Problem> {
     Ok(Json(JournalStats::new(stats, wall_ms())))
 }
 
-/// Checks the journal against itself, signatures included
+/// Checks the journal's consistency and all signatures
 ///
-/// Reads everything: on a large journal it takes minutes.
+/// Reads the whole journal, which may take minutes.
 #[utoipa::path(
     post,
     path = "/v1/journal/fsck",
@@ -119,7 +120,7 @@ async fn fsck(
     Ok(Json(Findings { findings }))
 }
 
-/// Writes what this device wrote while its clock was ahead anew
+/// Writes again what this device wrote while its clock was ahead
 #[utoipa::path(
     post,
     path = "/v1/journal/rebase",

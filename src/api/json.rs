@@ -1,7 +1,8 @@
-//! The journal's things as JSON. Pure: what is malformed is refused here, once, with 400.
+//! Converts records, values and events of the journal from and to JSON. Pure. Malformed JSON is
+//! refused here, with status 400.
 //!
-//! Values are JSON's own: `true`, `7`, `7.5`, `"text"`, `null`; bytes are `{"bytes": "<base64>"}`.
-//! Ids are text, those of the model `asset` the asset's hash in hex.
+//! Values are JSON values: `true`, `7`, `7.5`, `"text"`, `null`; bytes are
+//! `{"bytes": "<base64>"}`. Ids are text; in the model `asset` an id is the asset's hash in hex.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,12 +22,12 @@ use crate::core::journal::stamp::Hlc;
 use crate::http::problem::{Problem, bad_request};
 use crate::state::journal::{self, Change, Cursor, EventRow, Owner};
 
-/// The one member of an object that stands for bytes.
+/// The only member of an object that represents bytes.
 const BYTES: &str = "bytes";
 
 // ---- values --------------------------------------------------------------------------------------
 
-/// A field's value, in the description of the API.
+/// The schema of a field's value.
 pub(super) struct FieldValue;
 
 impl PartialSchema for FieldValue {
@@ -56,7 +57,7 @@ fn value_json(value: Option<&Value>) -> Json {
         None => Json::Null,
         Some(Value::Bool(b)) => json!(b),
         Some(Value::Int(i)) => json!(i),
-        // What is no number has no JSON: it can only come from another program than this one.
+        // NaN and infinity have no JSON; only other programs can write them.
         Some(Value::Double(d)) => serde_json::Number::from_f64(*d)
             .map_or_else(|| json!({ "double": d.to_string() }), Json::Number),
         Some(Value::Text(text)) => json!(text),
@@ -76,39 +77,47 @@ fn parse_value(value: &Json) -> Result<Option<Value>, Problem> {
         Json::Number(number) => match (number.as_i64(), number.as_f64()) {
             (Some(i), _) => Value::Int(i),
             (None, Some(d)) if number.is_f64() => Value::Double(d),
-            _ => return Err(bad_request(format!("{number} does not fit 64 bits with a sign"))),
+            _ => {
+                return Err(bad_request(format!(
+                    "{number} does not fit into a signed 64-bit integer"
+                )));
+            }
         },
         Json::String(text) => Value::Text(text.clone()),
         Json::Object(members) => Value::Bytes(parse_bytes(members)?),
         Json::Array(_) => {
-            return Err(bad_request("a value is no array: use a set, or text that holds JSON"));
+            return Err(bad_request(
+                "a value must not be an array: use a set, or a text that contains JSON",
+            ));
         }
     }))
 }
 
 fn parse_bytes(members: &Map<String, Json>) -> Result<Vec<u8>, Problem> {
     let text = members.get(BYTES).and_then(Json::as_str).filter(|_| members.len() == 1);
-    let text = text.ok_or_else(|| bad_request("the only object is {\"bytes\": \"<base64>\"}"))?;
+    let text = text.ok_or_else(|| {
+        bad_request("the only object allowed as a value is {\"bytes\": \"<base64>\"}")
+    })?;
     BASE64.decode(text.as_bytes()).map_err(|error| bad_request(format!("bytes: {error}")))
 }
 
 // ---- records -------------------------------------------------------------------------------------
 
-/// What a request writes to a record.
+/// The writes of a request to one record.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Writes {
     /// Fields to set.
     #[schema(value_type = BTreeMap<String, FieldValue>)]
     pub set: BTreeMap<String, Json>,
-    /// Elements to put into sets, by the field of the set.
+    /// Elements to add to sets, by field.
     pub add: BTreeMap<String, BTreeSet<String>>,
-    /// Elements to take out of sets, by the field of the set.
+    /// Elements to remove from sets, by field.
     pub remove: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Writes {
-    /// The writes to a record.
+    /// Converts to a draft put.
     pub(super) fn into_put(self, key: Key, create: bool) -> Result<DraftPut, Problem> {
         let value = |(field, value): (String, Json)| Ok((field, parse_value(&value)?));
         let set = self.set.into_iter().map(value).collect::<Result<_, Problem>>()?;
@@ -123,23 +132,23 @@ fn elems(sets: BTreeMap<String, BTreeSet<String>>) -> BTreeSet<Elem> {
     sets.into_iter().flat_map(elems).collect()
 }
 
-/// The record of a path or a batch.
+/// The key of the record that a path or a batch names.
 pub(super) fn key(model: String, id: &str, owned: bool) -> Result<Key, Problem> {
     let id = match model.as_str() {
         ASSET_MODEL if !owned => {
             let hash: Result<Hash, _> = id.parse();
-            hash.map_err(|error| bad_request(format!("this is no hash: {error}")))?.0.to_vec()
+            hash.map_err(|error| bad_request(format!("not a hash: {error}")))?.0.to_vec()
         }
         _ => id.as_bytes().to_vec(),
     };
     Ok(Key { model, id, owned })
 }
 
-/// The start of ids.
+/// Parses a prefix of ids.
 pub(super) fn parse_prefix(model: &str, text: &str, owned: bool) -> Result<Vec<u8>, Problem> {
     match model {
         ASSET_MODEL if !owned => HEXLOWER.decode(text.as_bytes()).map_err(|_| {
-            bad_request("of assets a prefix is an even number of lower-case hex characters")
+            bad_request("a prefix of asset ids must be an even number of lower-case hex characters")
         }),
         _ => Ok(text.as_bytes().to_vec()),
     }
@@ -159,7 +168,7 @@ fn node_id(owner: Owner) -> Option<NodeId> {
     }
 }
 
-/// A record as it is.
+/// A record as JSON.
 pub(super) fn record(epoch: LogId, record: &journal::Record) -> Record {
     let fields = record.fields.iter();
     Record {
@@ -174,7 +183,7 @@ pub(super) fn record(epoch: LogId, record: &journal::Record) -> Record {
     }
 }
 
-/// A record as a watcher is told of it.
+/// A changed record as JSON for a watcher.
 pub(super) fn change(epoch: LogId, change: &Change) -> WatchedRecord {
     match &change.record {
         Some(written) => WatchedRecord::Written(record(epoch, written)),
@@ -190,7 +199,7 @@ pub(super) fn change(epoch: LogId, change: &Change) -> WatchedRecord {
 
 // ---- events --------------------------------------------------------------------------------------
 
-/// An event. Data that is JSON shows as it is, other data as bytes.
+/// An event as JSON. Data that is not JSON is represented as bytes.
 pub(super) fn event(row: &EventRow) -> Event {
     Event {
         author: row.author,
@@ -203,12 +212,12 @@ pub(super) fn event(row: &EventRow) -> Event {
     }
 }
 
-/// A hybrid time; later is greater.
+/// A hybrid clock's time as text; later times sort after earlier ones.
 pub(super) fn hlc_text(hlc: Hlc) -> String {
     format!("{:016x}", hlc.0)
 }
 
-/// An event's data from JSON: bytes are kept as they are, anything else as its JSON.
+/// Converts an event's data from JSON: bytes are stored as they are, other values as JSON text.
 pub(super) fn event_data(data: &Json) -> Vec<u8> {
     let bytes = data.as_object().and_then(|members| parse_bytes(members).ok());
     bytes.unwrap_or_else(|| data.to_string().into_bytes())

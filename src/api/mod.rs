@@ -4,13 +4,13 @@
 //! |---|---|
 //! | `GET /healthz` | 204 while the agent runs; no data, no token |
 //! | `GET /v1/status[?revision=N&timeout_ms=T]` | the [`Status`]; with `revision`, as soon as it is newer than that, or after `timeout_ms` |
-//! | `POST /v1/check` `{}` | answers once all that the store held at the call shows in the status |
+//! | `POST /v1/check` `{}` | answers once the status includes everything that the store held at the call |
 //! | `POST /v1/ticket` `{"ttl_ms", "verify"}` | a [`TicketReply`] |
 //! | `POST /v1/pair` `{"ticket", "verify"}` | a [`PairReply`] |
 //! | `POST /v1/pair/confirm` `{"short_code", "same"}` | a [`PairingStatus`] |
-//! | `DELETE /v1/peers/{device}` | a [`RemoveReply`]; name, node ID or unique start of it; `?dry_run=true`, `?with_introduced=true` |
+//! | `DELETE /v1/peers/{device}` | a [`RemoveReply`]; removes a device, given by name, node ID or a unique start of either; `?dry_run=true`, `?with_introduced=true` |
 //! | `POST /v1/rename` `{"name"}` | gives this device another name; a [`RenameReply`] |
-//! | `POST /v1/fetch` `{"hashes","now"}` | has assets of other devices sent here; a [`FetchReply`] tells how they stand |
+//! | `POST /v1/fetch` `{"hashes","now"}` | requests assets from other devices; a [`FetchReply`] reports the state of each |
 //! | `POST /v1/ingest` | many small assets at once, see [`ingest`] |
 //! | `PATCH /v1/assets/{hash}/meta` | edits an asset's metadata, see `assets` |
 //! | `/v1/records/…`, `/v1/own/…`, `POST /v1/batch` | records, see `records` |
@@ -22,9 +22,9 @@
 //! Beside them, `up` serves the people's endpoints ([`crate::http::people`]), and with the embedded
 //! store the whole store API ([`crate::http::store_api`]).
 //!
-//! Errors are problem documents (RFC 9457). `Host`, `Origin`, `Referer` and the token are judged
-//! before any of this is reached, by [`crate::http::guard`]. A body is read only when its content
-//! type is exactly the one expected, which keeps web forms out; `GET` and `HEAD` change nothing.
+//! Errors are problem documents (RFC 9457). [`crate::http::guard`] checks `Host`, `Origin`,
+//! `Referer` and the token before any route. A body is read only when its content type is exactly
+//! the one expected, which keeps web forms out; `GET` and `HEAD` change nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,14 +70,14 @@ mod watch;
 /// The largest body of a request: a name, a ticket or hashes.
 const REQUEST_BYTES_MAX: u64 = 64 * 1024;
 
-/// The longest wait for a status, after which a watcher has to ask again: so a watcher that is gone
-/// does not occupy its place for ever.
+/// The longest wait for a new status. A watcher asks again after it; so one that is gone does not
+/// occupy a place for ever.
 const STATUS_WAIT_MAX: Duration = Duration::from_secs(60);
 
 const TICKET_TTL_DEFAULT: Duration = Duration::from_secs(600);
 
-/// The routes of the API over a running agent, but the people's. When `stop` is cancelled, watchers
-/// get their answer. Goes behind a [`crate::http::guard::Guard`].
+/// The routes of a running agent, without those of [`crate::http::people`]. When `stop` is cancelled,
+/// waiting requests are answered. Must be served behind a [`crate::http::guard::Guard`].
 pub fn router(handle: Handle, stop: CancellationToken) -> Router {
     let ingest = ingest::router(handle.store());
     Router::new()
@@ -101,7 +101,7 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
         .merge(ingest)
 }
 
-/// What the document of the API says of these routes.
+/// The description of these routes.
 #[derive(OpenApi)]
 #[openapi(paths(
     health,
@@ -138,14 +138,14 @@ impl From<RequestError> for Problem {
     }
 }
 
-/// Says that the agent lives
+/// Reports that the agent runs
 #[utoipa::path(
     get,
     path = "/healthz",
     operation_id = "health",
     tag = "agent",
     security(()),
-    responses((status = 204, description = "It does; there is nothing to say."))
+    responses((status = 204, description = "The agent runs."))
 )]
 fn health() -> StatusCode {
     StatusCode::NO_CONTENT
@@ -167,13 +167,13 @@ fn description() -> impl IntoResponse {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct StatusQuery {
-    /// Answer as soon as the status is newer than this.
+    /// Answer as soon as the status is newer than this revision.
     revision: Option<u64>,
-    /// Answer at the latest then; at most 60,000.
+    /// Answer after this time at the latest; at most 60,000.
     timeout_ms: Option<u64>,
 }
 
-/// The agent at this moment
+/// The current status
 #[utoipa::path(
     get,
     path = "/v1/status",
@@ -196,19 +196,19 @@ async fn status(State(api): State<Api>, Query(query): Query<StatusQuery>) -> Jso
     Json(api.handle.status())
 }
 
-/// Reads a request's body, or refuses it.
+/// Reads and checks a request's body.
 async fn request<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
     json_body(headers, body, REQUEST_BYTES_MAX).await
 }
 
-/// The problem for a cursor that the journal did not give out.
+/// The problem for a cursor that the journal does not know.
 fn gone() -> Problem {
     let detail = "the journal does not know this cursor: it began anew or was put back to an \
                   earlier state since, so read everything again";
     problem(StatusCode::GONE, detail)
 }
 
-/// Answers once all that the store held at the call shows in the status
+/// Answers once the status includes everything that the store held at the call
 #[utoipa::path(
     post,
     path = "/v1/check",
@@ -229,11 +229,11 @@ async fn check(
     Ok(Json(Done {}))
 }
 
-/// Has assets of other devices sent here, and tells how they stand
+/// Requests assets from other devices and reports the state of each
 ///
-/// The agent knows of it for half a minute: who waits asks again until all are `here`. `nowhere`:
-/// no connected device holds it. `resting`: it came damaged or found no room, and is tried again
-/// after a while. A hash may be cut to its unique start when the asset is known to be missing.
+/// A request is remembered for 30 s: repeat it until all assets are `here`. `nowhere`: no connected
+/// device holds the asset. `resting`: it arrived damaged or there was no space; it is tried again
+/// later. A unique prefix of a hash suffices if the asset is known to be missing.
 #[utoipa::path(
     post,
     path = "/v1/fetch",
@@ -241,7 +241,7 @@ async fn check(
     tag = "agent",
     request_body = FetchRequest,
     responses(
-        (status = 200, description = "How each stands, in their order.", body = FetchReply),
+        (status = 200, description = "The state of each, in the order of the request.", body = FetchReply),
         (status = 404),
     )
 )]
@@ -301,7 +301,7 @@ async fn pair(
     }))
 }
 
-/// Says whether the device that is pairing with this one shows the same digits
+/// Confirms or denies that the device that is pairing with this one shows the same digits
 #[utoipa::path(
     post,
     path = "/v1/pair/confirm",
@@ -326,21 +326,21 @@ async fn confirm(
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct RemoveQuery {
-    /// The devices that it let in go too, but those through which this device is a member.
+    /// Also remove the devices that it added, except those through which this device is a member.
     #[serde(default)]
     with_introduced: bool,
-    /// Only say who would go.
+    /// Only report which devices would be removed.
     #[serde(default)]
     dry_run: bool,
 }
 
-/// Puts a device out of the group, for good
+/// Removes a device from the group, for good
 #[utoipa::path(
     delete,
     path = "/v1/peers/{device}",
     operation_id = "removeDevice",
     tag = "agent",
-    params(("device" = String, Path, description = "Its name, its node ID or the unique start of it."), RemoveQuery),
+    params(("device" = String, Path, description = "Its name, its node ID or a unique start of either."), RemoveQuery),
     responses(
         (status = 200, description = "Done.", body = RemoveReply),
         (status = 404),
@@ -354,7 +354,7 @@ async fn remove(
     Ok(Json(api.handle.remove(RemoveRequest { device, with_introduced, dry_run }).await?))
 }
 
-/// Leaves the group; a device that was removed from it starts over as a new one
+/// Leaves the group; a device that was removed starts over as a new one
 #[utoipa::path(
     post,
     path = "/v1/leave",

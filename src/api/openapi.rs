@@ -1,6 +1,6 @@
-//! The description of every route that an agent serves, as OpenAPI 3.1. It is made of what stands
-//! beside the routes and of the types they read and answer; here is what all of them have in
-//! common.
+//! The description of every route that an agent serves, as OpenAPI 3.1. It is generated
+//! from the annotations of the routes and from their request and answer types; this file adds what
+//! all routes have in common.
 
 use std::sync::LazyLock;
 
@@ -13,9 +13,9 @@ use super::{Described, assets, events, ingest, journal, records, watch};
 use crate::http::problem::{PROBLEM_TYPE, ProblemBody};
 use crate::http::{people, store_api};
 
-/// What each error status means.
+/// The meaning of each error status.
 const ERRORS: [(&str, &str); 17] = [
-    ("400", "The request makes no sense; the detail says what was expected."),
+    ("400", "The request is malformed; the detail says what was expected."),
     ("401", "The token is missing or wrong."),
     ("403", "Not a request of a program on this machine, or a rule says no."),
     ("404", "There is no such thing."),
@@ -27,7 +27,7 @@ const ERRORS: [(&str, &str); 17] = [
              asset: its bytes are damaged here.",
     ),
     ("412", "It is not as the writer saw it."),
-    ("413", "Larger than its bound; the detail says which."),
+    ("413", "The body is larger than its limit, which the detail names."),
     ("415", "Another content type is expected."),
     ("416", "The range lies outside."),
     ("422", "The content does not have its hash."),
@@ -38,26 +38,26 @@ const ERRORS: [(&str, &str); 17] = [
     ("507", "The disk is full, or this device's space in the journal."),
 ];
 
-/// Any request may be answered with these.
+/// The statuses of every request.
 const ERRORS_OF_ALL: [&str; 4] = ["401", "403", "500", "503"];
 
-/// A request that takes parameters or a body, with this.
+/// The status of requests with parameters or a body.
 const ERRORS_OF_INPUT: [&str; 1] = ["400"];
 
-/// A request that takes a body, with these.
+/// The statuses of requests with a body.
 const ERRORS_OF_BODY: [&str; 3] = ["408", "413", "415"];
 
 /// The document, as JSON.
 pub(super) fn document() -> &'static str {
     static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
         let document = Document::openapi();
-        // Texts and numbers: this cannot fail.
+        // The document holds texts and numbers only, so this cannot fail.
         serde_json::to_string(&document).unwrap_or_default()
     });
     &DOCUMENT
 }
 
-/// What is not said beside the routes.
+/// The parts that belong to no route.
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -86,7 +86,7 @@ pub(super) fn document() -> &'static str {
             write is durable here when it is answered, and reaches the others by itself."),
         (name = "own records", description = "Records that only their device writes and all can \
             read."),
-        (name = "events", description = "Append-only streams. The agents tell what happens on them \
+        (name = "events", description = "Append-only streams. Agents write what happens on their devices \
             in the stream `device`."),
         (name = "journal", description = "The journal as a whole."),
         (name = "assets", description = "The content store, for people and programs."),
@@ -97,7 +97,7 @@ pub(super) fn document() -> &'static str {
 )]
 struct Document;
 
-/// Puts the parts together, and adds what all operations have in common.
+/// Merges the parts and adds what all operations have in common.
 struct Common;
 
 impl Modify for Common {
@@ -134,7 +134,7 @@ impl Modify for Common {
     }
 }
 
-/// Adds the errors that are not said beside the route, and what each means.
+/// Adds the common errors to each operation, with their meaning.
 fn add_errors(operation: &mut Operation) {
     let responses = &mut operation.responses.responses;
     let has_body = operation.request_body.is_some();
@@ -145,7 +145,7 @@ fn add_errors(operation: &mut Operation) {
         responses.entry((*status).to_owned()).or_insert_with(|| error(status));
     }
     for (status, response) in responses {
-        // What says more than the status has a body of its own.
+        // An answer that describes its own body keeps it.
         let is_bare = matches!(response, RefOr::T(response) if response.content.is_empty());
         if is_bare && status.starts_with(['4', '5']) {
             *response = error(status);

@@ -1,6 +1,6 @@
-//! Places to read on from, as text: cursors of records and events, and pages of records.
+//! The text form of positions in a listing: cursors of records and events, and pages of records.
 //!
-//! A cursor is `<epoch>-<number of arrival>`, with `.<index>` when it is inside an op's events; an
+//! A cursor is `<epoch>-<arrival number>`, with `.<index>` if it is between the events of one op. An
 //! ETag is the cursor of a record's last change.
 
 use std::borrow::Cow;
@@ -16,7 +16,7 @@ use utoipa::{PartialSchema, ToSchema};
 use crate::core::ids::{LogId, NodeId};
 use crate::state::journal::{Cursor, Owner};
 
-/// Gives a type whose text is its JSON the traits of serde and its schema.
+/// Implements serde and a schema for a type whose JSON is its text.
 macro_rules! text {
     ($name:ident, $pattern:literal, $description:literal) => {
         impl Serialize for $name {
@@ -77,17 +77,17 @@ impl FromStr for Cursor {
     }
 }
 
-/// A place in an event stream: after the op of a number of arrival, or after one of its events.
+/// A position in an event stream: after an op, or after one of the op's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventPlace {
     pub(super) epoch: LogId,
     pub(super) arr: u64,
-    /// [`u64::MAX`]: after all of them.
+    /// [`u64::MAX`]: after all events of the op.
     pub(super) index: u64,
 }
 
 impl From<Cursor> for EventPlace {
-    /// After all events of that op.
+    /// The position after all events of the op.
     fn from(Cursor { epoch, arr }: Cursor) -> Self {
         Self { epoch, arr, index: u64::MAX }
     }
@@ -113,7 +113,7 @@ impl FromStr for EventPlace {
     }
 }
 
-/// After a record: of this owner, with this id.
+/// The position after the record with this owner and id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordPlace(pub(super) Owner, pub(super) Vec<u8>);
 

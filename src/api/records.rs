@@ -1,7 +1,7 @@
 //! Records: shared ones under `/v1/records`, a device's own under `/v1/own`, several at once under
 //! `/v1/batch`. A write is one op of the journal, durable when it is answered; it reaches the other
-//! devices by itself. `If-Match` with a record's ETag ties a write to what its writer saw on this
-//! device; between devices nothing is ever refused, the later write stays.
+//! devices by itself. `If-Match` with a record's ETag makes a write conditional: it is refused if the
+//! record has changed on this device. Writes of several devices are never refused; the latest wins.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,14 +30,14 @@ use crate::http::extract::{Path, Query, json_body};
 use crate::http::problem::{Problem, bad_request, problem};
 use crate::state::journal::{Cursor, JournalError, JournalReader, Owner};
 
-/// A body of writes: the longest op, every byte escaped.
+/// The largest body with writes: the longest op with every byte escaped as JSON.
 const WRITES_BYTES_MAX: u64 = 512 * 1024;
 
-/// Records of a listing when the request does not say how many, and the most of them.
+/// The default and the largest number of records in a page.
 const LIST_DEFAULT: usize = 100;
 const LIST_MAX: usize = 1000;
 
-/// Whose records a path is about.
+/// Whether a path is about own records or shared ones.
 #[derive(Debug, Clone, Copy)]
 struct Owned(bool);
 
@@ -54,7 +54,7 @@ pub(super) fn router() -> Router<Api> {
     shared.merge(own).route("/v1/batch", post(batch))
 }
 
-/// The record of a path.
+/// The key of the record that a path names.
 struct RecordKey(Key);
 
 impl<S: Send + Sync> FromRequestParts<S> for RecordKey {
@@ -67,8 +67,7 @@ impl<S: Send + Sync> FromRequestParts<S> for RecordKey {
     }
 }
 
-/// What the document of the API says of these routes. Every path of shared records has its like for
-/// own ones.
+/// The description of these routes. Each path of shared records also exists for own records.
 pub(super) fn described() -> OpenApi {
     #[derive(utoipa::OpenApi)]
     #[openapi(paths(list, read, put, patch, remove, batch))]
@@ -93,7 +92,7 @@ fn is_owner(parameter: &RefOr<Parameter>) -> bool {
     matches!(parameter, RefOr::T(parameter) if parameter.name == "owner")
 }
 
-/// The operations on a path of own records, from those on shared ones.
+/// Derives the operations on own records from those on shared records.
 fn own_records(mut item: PathItem) -> PathItem {
     let PathItem { get, put, patch, delete, .. } = &mut item;
     for operation in [get, put, patch, delete].into_iter().flatten() {
@@ -104,12 +103,12 @@ fn own_records(mut item: PathItem) -> PathItem {
     item
 }
 
-/// Whose own records are meant.
+/// The owner of the requested own records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Whose {
-    /// Every device's.
+    /// All devices.
     Any,
-    /// One device's.
+    /// One device.
     Device(NodeId),
 }
 
@@ -127,14 +126,14 @@ impl<'de> Deserialize<'de> for Whose {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct ListQuery {
-    /// Only ids that start with this; of the shared model `asset` an even number of hex characters.
+    /// Only ids that start with this; for the shared model `asset` an even number of hex characters.
     prefix: Option<String>,
-    /// `next` of an earlier page.
+    /// `next` of the page before.
     after: Option<RecordPlace>,
-    /// At most so many; 100 when left out.
+    /// The size of the page; default 100.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
-    /// The node ID of the owner, or `any` for all devices; this device when left out.
+    /// The node ID of the owner, or `any` for all devices; default: this device.
     #[param(value_type = Option<String>, pattern = "^([0-9a-f]{64}|any)$")]
     owner: Option<Whose>,
 }
@@ -145,7 +144,7 @@ struct ListQuery {
     path = "/v1/records/{model}",
     operation_id = "listRecords",
     tag = "records",
-    params(("model" = String, Path, description = "The kind of records, at most 64 bytes."), ListQuery),
+    params(("model" = String, Path, description = "The model, at most 64 bytes."), ListQuery),
     responses(
         (status = 200, description = "Done.", body = RecordsPage),
         (status = 409),
@@ -170,14 +169,14 @@ async fn list(
     };
     let mut after = query.after.map(|RecordPlace(owner, id)| (owner, id));
     if owner.is_none() && after.is_none() {
-        // Past the last shared record that there can be: ids are shorter.
+        // Skips all shared records: their ids are shorter than this one.
         after = Some((Owner::Shared, vec![0xff; RECORD_ID_BYTES_MAX + 1]));
     }
     let (cursor, page) = api
         .handle
         .journal()
         .read(move |journal| {
-            // The cursor first: what changes in between shows twice rather than never.
+            // Read the cursor first: a change in between then appears twice instead of never.
             let cursor = journal.cursor_now()?.ok_or(JournalError::NoGroup)?;
             Ok((cursor, journal.records(&model, owner, &prefix, after.as_ref(), limit)?))
         })
@@ -191,7 +190,7 @@ async fn list(
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct ReadQuery {
-    /// The node ID of the owner; this device when left out.
+    /// The node ID of the owner; default: this device.
     owner: Option<NodeId>,
 }
 
@@ -202,12 +201,12 @@ struct ReadQuery {
     operation_id = "getRecord",
     tag = "records",
     params(
-        ("model" = String, Path, description = "The kind of records, at most 64 bytes."),
-        ("id" = String, Path, description = "The record's name among its kind: 1 to 128 bytes of UTF-8, percent-encoded. Of the shared model `asset` it is the asset's hash in hex."),
+        ("model" = String, Path, description = "The model, at most 64 bytes."),
+        ("id" = String, Path, description = "The record's id: 1 to 128 bytes of UTF-8, percent-encoded; for the shared model `asset` the asset's hash in hex."),
         ReadQuery,
     ),
     responses(
-        (status = 200, description = "Done.", body = Record, headers(("ETag" = String, description = "The place of the record's last change."))),
+        (status = 200, description = "Done.", body = Record, headers(("ETag" = String, description = "The position of the record's last change."))),
         (status = 404),
         (status = 409),
     )
@@ -227,8 +226,8 @@ async fn read(
     let found = found.ok_or_else(|| problem(StatusCode::NOT_FOUND, "there is no such record"))?;
     if found.is_too_large {
         let detail = format!(
-            "the record has more than the {RECORD_BYTES_MAX} bytes that are read of one: take \
-             something out of it, or delete it"
+            "the record is larger than {RECORD_BYTES_MAX} bytes and cannot be read: remove fields \
+             or set elements, or delete it"
         );
         return Err(problem(StatusCode::CONFLICT, detail));
     }
@@ -239,7 +238,7 @@ async fn read(
     Ok(response)
 }
 
-/// Whose records are read: this device's when `owner` is left out.
+/// The owner of the records to read; by default this device.
 fn whose(api: &Api, owned: bool, owner: Option<NodeId>) -> Result<Owner, Problem> {
     match (owned, owner) {
         (false, None) => Ok(Owner::Shared),
@@ -250,28 +249,28 @@ fn whose(api: &Api, owned: bool, owner: Option<NodeId>) -> Result<Owner, Problem
 }
 
 fn shared_has_no_owner() -> Problem {
-    bad_request("shared records have no owner: see /v1/own")
+    bad_request("shared records have no owner: leave `owner` out, or use /v1/own")
 }
 
 fn this_device(api: &Api) -> NodeId {
     api.handle.status().device.node_id
 }
 
-/// Writes to a record, and makes it when there is none
+/// Writes to a record; creates it if it does not exist
 #[utoipa::path(
     put,
     path = "/v1/records/{model}/{id}",
     operation_id = "putRecord",
     tag = "records",
     params(
-        ("model" = String, Path, description = "The kind of records, at most 64 bytes."),
-        ("id" = String, Path, description = "The record's name among its kind: 1 to 128 bytes of UTF-8, percent-encoded. Of the shared model `asset` it is the asset's hash in hex."),
+        ("model" = String, Path, description = "The model, at most 64 bytes."),
+        ("id" = String, Path, description = "The record's id: 1 to 128 bytes of UTF-8, percent-encoded; for the shared model `asset` the asset's hash in hex."),
         ("If-Match" = Option<String>, Header, description = "The record's ETag: write only if the record has not changed on this device since; else 412."),
-        ("If-None-Match" = Option<String>, Header, description = "`*`: write only if the record is not there; else 412.", pattern = r"^\*$"),
+        ("If-None-Match" = Option<String>, Header, description = "`*`: write only if the record does not exist; else 412.", pattern = r"^\*$"),
     ),
     request_body = Writes,
     responses(
-        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The place of the write."))),
+        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The position of the write."))),
         (status = 404),
         (status = 409),
         (status = 412),
@@ -290,20 +289,20 @@ async fn put(
     write(&api, Draft { changes: vec![change], expect }).await
 }
 
-/// Writes to a record that is there
+/// Writes to an existing record
 #[utoipa::path(
     patch,
     path = "/v1/records/{model}/{id}",
     operation_id = "patchRecord",
     tag = "records",
     params(
-        ("model" = String, Path, description = "The kind of records, at most 64 bytes."),
-        ("id" = String, Path, description = "The record's name among its kind: 1 to 128 bytes of UTF-8, percent-encoded. Of the shared model `asset` it is the asset's hash in hex."),
+        ("model" = String, Path, description = "The model, at most 64 bytes."),
+        ("id" = String, Path, description = "The record's id: 1 to 128 bytes of UTF-8, percent-encoded; for the shared model `asset` the asset's hash in hex."),
         ("If-Match" = Option<String>, Header, description = "The record's ETag: write only if the record has not changed on this device since; else 412."),
     ),
     request_body = Writes,
     responses(
-        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The place of the write."))),
+        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The position of the write."))),
         (status = 404),
         (status = 409),
         (status = 412),
@@ -325,20 +324,19 @@ async fn patch(
 
 /// Deletes a record
 ///
-/// Wins over writes made at the same time on other devices; only a later `PUT` brings the record
-/// back.
+/// Wins over concurrent writes on other devices; only a later `PUT` creates the record again.
 #[utoipa::path(
     delete,
     path = "/v1/records/{model}/{id}",
     operation_id = "deleteRecord",
     tag = "records",
     params(
-        ("model" = String, Path, description = "The kind of records, at most 64 bytes."),
-        ("id" = String, Path, description = "The record's name among its kind: 1 to 128 bytes of UTF-8, percent-encoded. Of the shared model `asset` it is the asset's hash in hex."),
+        ("model" = String, Path, description = "The model, at most 64 bytes."),
+        ("id" = String, Path, description = "The record's id: 1 to 128 bytes of UTF-8, percent-encoded; for the shared model `asset` the asset's hash in hex."),
         ("If-Match" = Option<String>, Header, description = "The record's ETag: write only if the record has not changed on this device since; else 412."),
     ),
     responses(
-        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The place of the write."))),
+        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The position of the write."))),
         (status = 404),
         (status = 409),
         (status = 412),
@@ -356,11 +354,11 @@ async fn remove(
     write(&api, Draft { changes: vec![DraftChange::Delete(key)], expect }).await
 }
 
-/// Changes to make at once.
+/// Changes to make in one op.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Batch {
-    /// All of them are made, or none.
+    /// All of them are made or none.
     #[schema(max_items = 64)]
     changes: Vec<BatchChange>,
 }
@@ -369,9 +367,9 @@ struct Batch {
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum BatchChange {
-    /// Write to a record, and make it when there is none.
+    /// Write to a record; create it if it does not exist.
     Put(BatchWrite),
-    /// Write to a record that is there.
+    /// Write to an existing record.
     Patch(BatchWrite),
     /// Delete a record.
     Delete(BatchDelete),
@@ -383,26 +381,26 @@ enum BatchChange {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct BatchWrite {
-    /// The kind of record.
+    /// The model of the record.
     model: String,
-    /// Its name among its kind.
+    /// Its id within the model.
     id: String,
-    /// It is this device's own.
+    /// The record is owned by this device; else it is shared.
     #[serde(default)]
     own: bool,
     /// Only if the record has not changed on this device since this ETag.
     if_match: Option<Cursor>,
-    /// Only if the record is not there.
+    /// Only if the record does not exist.
     #[serde(default)]
     if_absent: bool,
     /// Fields to set.
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, FieldValue>)]
     set: BTreeMap<String, Value>,
-    /// Elements to put into sets, by the field of the set.
+    /// Elements to add to sets, by field.
     #[serde(default)]
     add: BTreeMap<String, BTreeSet<String>>,
-    /// Elements to take out of sets, by the field of the set.
+    /// Elements to remove from sets, by field.
     #[serde(default)]
     remove: BTreeMap<String, BTreeSet<String>>,
 }
@@ -411,11 +409,11 @@ struct BatchWrite {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct BatchDelete {
-    /// The kind of record.
+    /// The model of the record.
     model: String,
-    /// Its name among its kind.
+    /// Its id within the model.
     id: String,
-    /// It is this device's own.
+    /// The record is owned by this device; else it is shared.
     #[serde(default)]
     own: bool,
     /// Only if the record has not changed on this device since this ETag.
@@ -428,7 +426,7 @@ struct BatchDelete {
 struct BatchEvent {
     /// The stream's name, at most 64 bytes.
     stream: String,
-    /// What happened, at most 64 bytes.
+    /// The event's type, at most 64 bytes.
     #[serde(rename = "type")]
     kind: String,
     /// Any JSON, at most 32 KiB; `{"bytes": "<base64>"}` is kept as bytes.
@@ -437,7 +435,7 @@ struct BatchEvent {
     data: Value,
 }
 
-/// Makes several changes at once, all or none
+/// Makes several changes in one op, all or none
 #[utoipa::path(
     post,
     path = "/v1/batch",
@@ -445,7 +443,7 @@ struct BatchEvent {
     tag = "records",
     request_body = Batch,
     responses(
-        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The place of the write."))),
+        (status = 200, description = "Done.", body = Written, headers(("ETag" = String, description = "The position of the write."))),
         (status = 404),
         (status = 409),
         (status = 412),
@@ -481,7 +479,7 @@ async fn batch(
 }
 
 impl BatchWrite {
-    /// The change; its conditions go to `expect`.
+    /// Converts to a draft change; adds its conditions to `expect`.
     async fn into_change(
         self,
         api: &Api,
@@ -503,7 +501,7 @@ impl BatchWrite {
     }
 }
 
-/// The conditions that the headers of a write make.
+/// The conditions in the headers of a write.
 pub(super) async fn conditions(
     api: &Api,
     key: &Key,
@@ -512,12 +510,15 @@ pub(super) async fn conditions(
     let mut expect = Vec::new();
     if let Some(etag) = headers.get(header::IF_MATCH) {
         let quoted = etag.to_str().ok().and_then(|text| text.strip_prefix('"')?.strip_suffix('"'));
-        let etag = quoted.ok_or_else(|| bad_request("If-Match takes one ETag in quotes"))?;
+        let etag =
+            quoted.ok_or_else(|| bad_request("If-Match must be one ETag in double quotes"))?;
         expect.push(unchanged(api, key, etag.parse().map_err(bad_request)?).await?);
     }
     if let Some(condition) = headers.get(header::IF_NONE_MATCH) {
         if condition != "*" {
-            return Err(bad_request("If-None-Match of a write is *: the record is not there yet"));
+            return Err(bad_request(
+                "If-None-Match must be `*` in a write: write only if the record does not exist",
+            ));
         }
         expect.push(Expect::Absent(key.clone()));
     }
@@ -526,13 +527,13 @@ pub(super) async fn conditions(
 
 async fn unchanged(api: &Api, key: &Key, seen: Cursor) -> Result<Expect, Problem> {
     if !api.handle.journal().read(move |journal| journal.knows(&seen)).await? {
-        let detail = "the ETag is from before this device began anew: read the record again";
+        let detail = "the ETag is older than this device's journal: read the record again";
         return Err(problem(StatusCode::PRECONDITION_FAILED, detail));
     }
     Ok(Expect::Unchanged(key.clone(), seen.arr))
 }
 
-/// Writes a draft and says where it stands.
+/// Writes a draft and answers its position in the journal.
 pub(super) async fn write(api: &Api, draft: Draft) -> Result<Response, Problem> {
     let Some(written) = api.handle.journal().write(draft).await?? else {
         return Ok(Json(Written::default()).into_response());
@@ -551,7 +552,7 @@ pub(super) async fn write(api: &Api, draft: Draft) -> Result<Response, Problem> 
 }
 
 fn put_etag(response: &mut Response, etag: Cursor) {
-    // Hex and digits: always a header's value.
+    // Hex characters, digits and dashes are always a valid header value.
     if let Ok(value) = HeaderValue::from_str(&format!("\"{etag}\"")) {
         response.headers_mut().insert(header::ETAG, value);
     }

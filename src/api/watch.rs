@@ -1,12 +1,12 @@
-//! Watching: records and events as they come, as server-sent events.
+//! Watching records and events: changes as server-sent events.
 //!
-//! W1  Nothing is missed: a watcher reads on from its cursor in the database, and a commit only
-//!     wakes it. So one that is slow costs nothing, and may come back with `Last-Event-ID`.
+//! W1  Nothing is missed: a watcher reads from its cursor in the database, and a commit only wakes
+//!     it. So a slow watcher costs no memory, and may reconnect with `Last-Event-ID`.
 //! W2  Only the last event of an op carries an id, so that a watcher that resumes never skips half
 //!     an op.
 //! W3  A watch of records reports states, not steps: a record that changed twice may appear once.
 //!
-//! First comes what is there since the cursor, then `ready`, then each change. `reset` means that
+//! A stream starts with everything after the cursor, then `ready`, then each new change. `reset` means that
 //! all earlier cursors are invalid, and ends the stream.
 
 use std::str::FromStr;
@@ -35,7 +35,7 @@ use crate::http::problem::{Problem, bad_request, problem};
 use crate::replica::journal::{AskError, Commits, JournalHandle};
 use crate::state::journal::{ChangesPage, Cursor, EventsPage, JournalError, JournalReader};
 
-/// The most watchers: together with the store's event streams fewer than the connections.
+/// The most watchers. Together with the store's event streams they are fewer than the connections.
 pub(super) const WATCHERS_MAX: usize = 16;
 
 /// How often a quiet stream gets a comment line.
@@ -44,12 +44,12 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 /// The most rows read at once for a watcher, which bounds its memory.
 const PAGE_ROWS: usize = 256;
 
-/// The route of records; that of events is beside its stream.
+/// The route for records; the route for events is in [`super::events`].
 pub(super) fn router() -> Router<Api> {
     Router::new().route("/v1/watch", get(records))
 }
 
-/// What the document of the API says of this route.
+/// The description of this route.
 #[derive(OpenApi)]
 #[openapi(paths(records), components(schemas(WatchedRecord, EventAnswer, Ready)))]
 pub(super) struct Described;
@@ -69,7 +69,7 @@ struct Watcher<P> {
 impl<P> Watcher<P> {
     fn new(api: &Api, place: P) -> Result<Self, Problem> {
         let permit = Arc::clone(&api.watchers).try_acquire_owned().map_err(|_| {
-            let detail = format!("all {WATCHERS_MAX} places of watchers are taken");
+            let detail = format!("there are {WATCHERS_MAX} watchers already, which is the limit");
             problem(StatusCode::SERVICE_UNAVAILABLE, detail)
         })?;
         let journal = api.handle.journal();
@@ -78,12 +78,12 @@ impl<P> Watcher<P> {
     }
 }
 
-/// From where a watcher receives changes.
+/// The first change that a watcher receives.
 #[derive(Debug, Clone, Copy)]
 enum Since {
-    /// Those to come.
+    /// The next one.
     Now,
-    /// Those after this place.
+    /// The one after this position.
     Place(Cursor),
 }
 
@@ -106,18 +106,18 @@ impl<'de> Deserialize<'de> for Since {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct RecordsQuery {
-    /// Only this kind of records.
+    /// Only records of this model.
     model: Option<String>,
-    /// Only changes after this cursor; `now` for those to come. From the beginning when left out.
+    /// Only changes after this cursor; `now` for future ones only; default: from the beginning.
     #[param(value_type = Option<String>, pattern = "^([0-9a-f]{32}-[0-9]+|now)$")]
     since: Option<Since>,
 }
 
-/// Records as they are, then as they change
+/// Watches records: first their current states, then each change
 ///
 /// `event: record`, data: a WatchedRecord; the id is a cursor. `event: ready`, data: a Ready, once
-/// everything that was there has been told. `event: reset` before the end when cursors mean nothing
-/// any more. Comment lines keep it alive.
+/// all current states have been sent. `event: reset` ends the stream when earlier cursors are invalid.
+/// Comment lines keep the connection alive.
 #[utoipa::path(
     get,
     path = "/v1/watch",
@@ -125,7 +125,7 @@ struct RecordsQuery {
     tag = "records",
     params(
         RecordsQuery,
-        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event seen; goes before the cursor of the query."),
+        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event seen; takes precedence over the cursor of the query."),
     ),
     responses(
         (status = 200, description = "The events.", body = String, content_type = "text/event-stream"),
@@ -208,7 +208,7 @@ fn record_events(page: &ChangesPage) -> Vec<Event> {
 pub(super) struct EventsQuery {
     /// Only events after this cursor.
     after: Option<EventPlace>,
-    /// Only events written since then, milliseconds since the Unix epoch.
+    /// Only events written since this time, in milliseconds since the Unix epoch.
     since_ms: Option<u64>,
     /// Only events of this device.
     author: Option<NodeId>,
@@ -216,7 +216,7 @@ pub(super) struct EventsQuery {
     hash: Option<Hash>,
 }
 
-/// A stream's events as they were, then as they come
+/// Watches a stream: first its events so far, then each new one
 ///
 /// `event: event`, data: an Event; the id is a cursor. `ready` and `reset` as in `/v1/watch`.
 #[utoipa::path(
@@ -227,7 +227,7 @@ pub(super) struct EventsQuery {
     params(
         ("stream" = String, Path, description = "The stream's name, at most 64 bytes."),
         EventsQuery,
-        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event seen; goes before the cursor of the query."),
+        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event seen; takes precedence over the cursor of the query."),
     ),
     responses(
         (status = 200, description = "The events.", body = String, content_type = "text/event-stream"),
@@ -295,7 +295,7 @@ fn stream_events(epoch: LogId, page: &EventsPage, filter: &EventFilter) -> Vec<E
     let mut events = Vec::new();
     while let Some(row) = rows.next() {
         let event = told("event", &json::event(row));
-        // The op that ends a page may go on in the next one.
+        // The op at the end of a page may continue on the next page.
         let place = match row.arr == page.next.0 {
             true => page.next,
             false => (row.arr, u64::MAX),
@@ -317,14 +317,14 @@ fn reset() -> Event {
 }
 
 fn told(name: &str, answer: &impl Serialize) -> Event {
-    // Maps have texts for keys, and numbers are finite: this cannot fail.
+    // All keys are texts and all numbers are finite, so this cannot fail.
     Event::default().event(name).data(serde_json::to_string(answer).unwrap_or_default())
 }
 
 /// The position from which an interrupted watcher resumes.
 fn last_event_id<T: FromStr<Err = String>>(headers: &HeaderMap) -> Result<Option<T>, Problem> {
     let Some(id) = headers.get("last-event-id") else { return Ok(None) };
-    let text = id.to_str().map_err(|_| bad_request("Last-Event-ID is no cursor of this API"))?;
+    let text = id.to_str().map_err(|_| bad_request("Last-Event-ID is not a cursor of this API"))?;
     text.parse().map(Some).map_err(bad_request)
 }
 
