@@ -9,11 +9,12 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, stream};
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::io::AsyncReadExt as _;
 
@@ -167,13 +168,13 @@ pub(crate) struct Why(Arc<Mutex<Option<ReadError>>>);
 impl Why {
     /// Keeps the reason, and returns the error that ends the request.
     pub(crate) fn tell(&self, error: ReadError) -> io::Error {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        *self.0.lock() = Some(error);
         io::Error::other("the file could not be read to its end")
     }
 
     /// The reason, if there is one.
     pub(crate) fn take(&self) -> Option<ReadError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().take()
     }
 }
 

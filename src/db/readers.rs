@@ -2,9 +2,10 @@
 
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use rusqlite::Connection;
 
 use super::open::{Spec, open_reader};
@@ -65,15 +66,15 @@ impl<R> Readers<R> {
 
     fn lend_within(&self, wait: Duration) -> Result<Lent<R>> {
         let is_none_idle = |idle: &mut Option<Vec<R>>| idle.as_ref().is_some_and(Vec::is_empty);
-        let waited = self.0.returned.wait_timeout_while(self.0.idle(), wait, is_none_idle);
-        let (mut idle, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.0.idle.lock();
+        self.0.returned.wait_while_for(&mut idle, is_none_idle, wait);
         let reader = idle.as_mut().ok_or(DbError::Closed)?.pop().ok_or(DbError::NoReader)?;
         Ok(Lent { reader: Some(reader), readers: self.0.clone() })
     }
 
     /// Closes the idle connections now, and the lent ones when they are returned. Later calls fail.
     pub fn close(&self) {
-        self.0.idle().take();
+        self.0.idle.lock().take();
         self.0.returned.notify_all();
     }
 }
@@ -81,13 +82,6 @@ impl<R> Readers<R> {
 impl<R> Clone for Readers<R> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
-    }
-}
-
-impl<R> Shared<R> {
-    /// Recovers a poisoned lock: no panic can leave the list inconsistent.
-    fn idle(&self) -> MutexGuard<'_, Option<Vec<R>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -101,7 +95,8 @@ impl<R> Deref for Lent<R> {
 
 impl<R> Drop for Lent<R> {
     fn drop(&mut self) {
-        if let (Some(reader), Some(idle)) = (self.reader.take(), self.readers.idle().as_mut()) {
+        if let (Some(reader), Some(idle)) = (self.reader.take(), self.readers.idle.lock().as_mut())
+        {
             idle.push(reader);
             self.readers.returned.notify_one();
         }

@@ -2,9 +2,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle, Result as Caught};
 
+use parking_lot::Mutex;
 use rusqlite::Connection;
 
 use super::DbError;
@@ -105,7 +105,7 @@ impl<O: Owner> Writer<O> {
         work: impl FnOnce(&mut Txn<'_, O>) -> Result<T, O::Error> + Send + 'static,
     ) -> Result<T, O::Error> {
         let (job, answer) = job(work);
-        let jobs = lock(&self.jobs).clone().ok_or_else(|| O::error_of(DbError::Closed))?;
+        let jobs = self.jobs.lock().clone().ok_or_else(|| O::error_of(DbError::Closed))?;
         jobs.send(job).map_err(|_| O::error_of(DbError::Ended))?;
         drop(jobs);
         // Every job is answered unless the thread ended.
@@ -116,8 +116,8 @@ impl<O: Owner> Writer<O> {
     }
 
     pub(super) fn close(&self) {
-        lock(&self.jobs).take();
-        let thread = lock(&self.thread).take();
+        self.jobs.lock().take();
+        let thread = self.thread.lock().take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("a database's writer thread panicked");
         }
@@ -140,11 +140,6 @@ fn job<O: Owner, T: Send + 'static>(
         })
     });
     (job, answer)
-}
-
-/// Locks a mutex whose content no panic can leave inconsistent.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<O: Owner> Txn<'_, O> {
@@ -268,7 +263,7 @@ mod tests {
     ) -> Vec<Caught<Result<T, DbError>>> {
         let (start, started) = sync_channel(1);
         let (release, released) = sync_channel::<()>(1);
-        let queue = lock(&fixture.database.writer.jobs).clone().unwrap();
+        let queue = fixture.database.writer.jobs.lock().clone().unwrap();
         let (holds, held) = job(move |_| {
             start.send(()).unwrap();
             released.recv().unwrap();

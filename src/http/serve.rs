@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
@@ -193,7 +194,7 @@ impl Service<hyper::Request<Incoming>> for Requests {
                 .get(header::CONTENT_TYPE)
                 .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
             let stop = ends_on_stop.then(|| Box::pin(stop.cancelled_owned()) as BoxFuture<_>);
-            let rest = rest.filter(|rest| !lock(rest).is_end_stream());
+            let rest = rest.filter(|rest| !rest.lock().is_end_stream());
             let linger = rest.map(|rest| (rest, Box::pin(sleep(LINGER))));
             if linger.is_some() {
                 // An answer of known length would end at its last byte, without lingering.
@@ -206,10 +207,6 @@ impl Service<hyper::Request<Incoming>> for Requests {
 
 /// A request's body, shared by its reader and by the lingering after an early answer.
 type SharedBody = Arc<Mutex<Incoming>>;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A request whose answer is not complete.
 struct UnderWay(Arc<Place>);
@@ -235,7 +232,7 @@ impl HttpBody for Impatient {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let polled = Pin::new(&mut *lock(&self.body)).poll_frame(cx);
+        let polled = Pin::new(&mut *self.body.lock()).poll_frame(cx);
         if let Poll::Ready(frame) = polled {
             self.pause = None;
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
@@ -248,11 +245,11 @@ impl HttpBody for Impatient {
     }
 
     fn is_end_stream(&self) -> bool {
-        lock(&self.body).is_end_stream()
+        self.body.lock().is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        lock(&self.body).size_hint()
+        self.body.lock().size_hint()
     }
 }
 
@@ -281,7 +278,7 @@ impl HttpBody for Answer {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
         if let (None, Some((rest, end))) = (&frame, &mut self.linger) {
             while end.as_mut().poll(cx).is_pending() {
-                let unread = Pin::new(&mut *lock(rest)).poll_frame(cx);
+                let unread = Pin::new(&mut *rest.lock()).poll_frame(cx);
                 if !matches!(std::task::ready!(unread), Some(Ok(_))) {
                     break;
                 }

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::BoxStream;
@@ -14,6 +14,7 @@ use futures_util::{Stream, StreamExt, future};
 use iroh::address_lookup::{AddressLookup, EndpointData, EndpointInfo, Error as LookupError, Item};
 use iroh::{Endpoint, EndpointAddr, EndpointId, TransportAddr};
 use iroh_mdns_address_lookup::{DiscoveryEvent, MdnsAddressLookup};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::core::ids::NodeId;
@@ -218,7 +219,7 @@ impl Lan {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

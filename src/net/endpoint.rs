@@ -11,8 +11,8 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -24,6 +24,7 @@ use iroh::endpoint::{
 use iroh::{
     Endpoint, EndpointAddr, EndpointId, RelayMode, RelayUrl, SecretKey, TransportAddr, Watcher,
 };
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -302,7 +303,7 @@ impl Net {
             sleep(HANDLES_LOOK).await;
         }
         let failed = {
-            let mut bound = lock(&self.inner.bound);
+            let mut bound = self.inner.bound.lock();
             Contained::new(bound.endpoint.take(), bound.fate.clone())
         };
         drop(failed);
@@ -326,7 +327,7 @@ impl Net {
             let _ = endpoint.address_lookup().map(|lookup| lookup.add(lan.clone()));
         }
         self.inner.port.store(port_of(&endpoint).unwrap_or(0), Ordering::Relaxed);
-        *lock(&self.inner.bound) = Bound::new(endpoint);
+        *self.inner.bound.lock() = Bound::new(endpoint);
         self.inner.bindings.send_modify(|count| *count += 1);
     }
 
@@ -380,11 +381,11 @@ impl Net {
     /// others.
     pub fn set_member_addresses<'a>(&self, addresses: impl Iterator<Item = &'a String>) {
         let addresses = addresses.filter_map(|text| text.parse().ok()).map(canonical).collect();
-        *lock(&self.inner.member_addresses) = addresses;
+        *self.inner.member_addresses.lock() = addresses;
     }
 
     pub(super) fn is_member_at(&self, address: SocketAddr) -> bool {
-        lock(&self.inner.member_addresses).contains(&canonical(address))
+        self.inner.member_addresses.lock().contains(&canonical(address))
     }
 
     /// Closes every connection with SHUTDOWN, then the endpoint. Notifies the peers that can be
@@ -431,7 +432,7 @@ impl Net {
     }
 
     pub(super) fn bound(&self) -> Bound {
-        lock(&self.inner.bound).clone()
+        self.inner.bound.lock().clone()
     }
 
     /// Changes when the endpoint was bound again.
@@ -474,7 +475,7 @@ impl Net {
     }
 
     fn live(&self) -> MutexGuard<'_, Vec<Live>> {
-        lock(&self.inner.live)
+        self.inner.live.lock()
     }
 
     pub(super) fn has_relay(&self) -> bool {
@@ -485,11 +486,6 @@ impl Net {
 fn port_of(endpoint: &Endpoint) -> Option<u16> {
     let sockets = endpoint.bound_sockets();
     sockets.into_iter().find(SocketAddr::is_ipv4).map(|socket| socket.port())
-}
-
-/// The state behind these locks is whole between any two steps, so poisoning is ignored.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn relay_url(text: &str) -> anyhow::Result<RelayUrl> {

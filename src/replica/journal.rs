@@ -12,9 +12,10 @@
 //! either: a wrong draft is refused before it changes anything, and each call that is not a draft
 //! is a transaction of its own.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
@@ -252,7 +253,7 @@ impl JournalHandle {
     /// Whether a write failed for lack of space in the last [`FULL_FOR`]. Everything that waits for
     /// space retries more often than that.
     pub fn is_full(&self) -> bool {
-        let failed = *self.full.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = *self.full.0.lock();
         failed.is_some_and(|at| instant_now().duration_since(at) < FULL_FOR)
     }
 
@@ -323,7 +324,7 @@ impl JournalWriter {
                 Job::Stop => return self.end(),
             };
             if fate != Fate::Refused {
-                let mut full = self.full.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut full = self.full.0.lock();
                 *full = (fate == Fate::Full).then(instant_now);
             }
             match fate {

@@ -11,13 +11,14 @@
 //!     protocol.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::future::{BoxFuture, try_join_all};
 use futures_util::stream::FuturesUnordered;
+use parking_lot::{Mutex, MutexGuard};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -276,7 +277,7 @@ impl Replication {
     }
 
     fn repaired(&self) -> MutexGuard<'_, BTreeMap<NodeId, Repaired>> {
-        self.repaired.lock().unwrap_or_else(PoisonError::into_inner)
+        self.repaired.lock()
     }
 
     /// Verifies ops on as many threads as there are processors. The inner error describes the first

@@ -18,9 +18,10 @@
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 
 use crate::clock::wall_ms;
@@ -125,7 +126,7 @@ impl Index {
 
     /// The state of the index. Does not read the disk.
     pub fn head(&self) -> Head {
-        *lock(&self.head)
+        *self.head.lock()
     }
 
     /// Adds the digests whose hashes are not known yet, and moves the store cursor. Returns the
@@ -374,7 +375,7 @@ impl Owner for Published {
     }
 
     fn committed(&mut self, head: &mut Head) {
-        *lock(&self.0) = *head;
+        *self.0.lock() = *head;
     }
 }
 
@@ -460,11 +461,6 @@ fn bound(connection: &Connection) -> rusqlite::Result<Option<(StoreId, HashAlgor
         let algorithm = algorithm.as_deref().and_then(HashAlgorithm::from_name);
         Ok(store_id.map(StoreId).zip(algorithm))
     })
-}
-
-/// A panic rolled its transaction back, so the state behind a poisoned lock is whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn open_writer(path: &Path) -> Result<(Connection, Head)> {

@@ -18,9 +18,10 @@ use std::io::{self, IoSlice, Read, Seek};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
@@ -351,7 +352,7 @@ impl Partial {
     }
 
     fn held(&self) -> MutexGuard<'_, Ranges> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// Makes the whole content durable for the store to adopt. Nobody may write to it any more.

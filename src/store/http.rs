@@ -18,12 +18,13 @@ mod send;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use parking_lot::Mutex;
 use prost::Message;
 use reqwest::header;
 use reqwest::{Method, Response, StatusCode};
@@ -193,8 +194,8 @@ impl Inner {
         known.ok_or_else(|| StoreError::Unreachable("its profile was just forgotten".into()))
     }
 
-    fn lock_profile(&self) -> std::sync::MutexGuard<'_, Option<Profile>> {
-        self.profile.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_profile(&self) -> parking_lot::MutexGuard<'_, Option<Profile>> {
+        self.profile.lock()
     }
 
     fn set_profile(&self, profile: Option<Profile>) -> Option<Profile> {
@@ -202,12 +203,12 @@ impl Inner {
     }
 
     fn is_damaged(&self, hash: &Hash) -> bool {
-        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(hash)
+        self.damaged.lock().contains(hash)
     }
 
     /// Records the condition of an asset.
     fn note(&self, hash: Hash, condition: Condition) {
-        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut damaged = self.damaged.lock();
         let found = match condition {
             Condition::Damaged if damaged.len() < RESTING_MAX => damaged.insert(hash),
             Condition::Damaged => false,
@@ -221,7 +222,7 @@ impl Inner {
     }
 
     fn set_whole(&self, whole: Option<(Hash, Bytes)>) {
-        *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = whole;
+        *self.whole.lock() = whole;
     }
 
     /// The error for an unexpected answer. If the store lacks a feature, its profile is requested

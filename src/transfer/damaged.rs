@@ -3,9 +3,10 @@
 //! damage means reading the whole asset. So the pause doubles each time.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::core::ids::Hash;
@@ -51,7 +52,7 @@ impl Damaged {
     }
 
     fn assets(&self) -> MutexGuard<'_, BTreeMap<Hash, Rest>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -11,9 +11,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{OnceCell, watch};
 use tokio::time::Instant;
 
@@ -95,7 +96,7 @@ impl Gatherings {
     }
 
     fn find(&self, key: Key) -> Arc<Gathering> {
-        let mut gatherings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gatherings = self.0.lock();
         if let Some(gathering) = gatherings.get(&key).and_then(Weak::upgrade) {
             return gathering;
         }
@@ -146,7 +147,7 @@ impl Open {
     }
 
     fn spans(&self) -> MutexGuard<'_, Spans> {
-        self.spans.lock().unwrap_or_else(PoisonError::into_inner)
+        self.spans.lock()
     }
 
     fn now_ms(&self) -> u64 {

@@ -13,11 +13,12 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::sleep;
 
@@ -151,7 +152,7 @@ impl Link {
 
     fn is_exempt(&self) -> bool {
         let Some((connection, look)) = &self.exempt else { return false };
-        let mut look = lock(look);
+        let mut look = look.lock();
         let now_ms = self.clock.now_ms();
         if now_ms >= look.again_ms {
             look.is_lan = connection.path().is_some_and(|path| path.kind == PathKind::Lan);
@@ -206,13 +207,13 @@ impl Gate {
     }
 
     fn take(&self, bytes: u64, turn: Turn) -> u64 {
-        let mut bucket = lock(&self.bucket);
+        let mut bucket = self.bucket.lock();
         let now_ms = self.clock.now_ms();
         self.in_force(&mut bucket, now_ms).map_or(0, |bucket| bucket.take(now_ms, bytes, turn))
     }
 
     fn charge(&self, bytes: u64) {
-        let mut bucket = lock(&self.bucket);
+        let mut bucket = self.bucket.lock();
         let now_ms = self.clock.now_ms();
         if let Some(bucket) = self.in_force(&mut bucket, now_ms) {
             bucket.charge(now_ms, bytes);
@@ -220,7 +221,7 @@ impl Gate {
     }
 
     fn portion_bytes(&self) -> Option<u64> {
-        let mut bucket = lock(&self.bucket);
+        let mut bucket = self.bucket.lock();
         let now_ms = self.clock.now_ms();
         self.in_force(&mut bucket, now_ms).map(|bucket| bucket.portion_bytes())
     }
@@ -240,10 +241,6 @@ impl Gate {
         bucket.set_rate(now_ms, rate_bytes);
         Some(bucket)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // --- a stream -------------------------------------------------------------------------------------

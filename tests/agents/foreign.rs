@@ -134,7 +134,7 @@ async fn wrong_bytes_for_one_asset_hold_up_no_other() {
     // The agent may not have read them before this, or read them correctly: add more.
     let later = {
         let digests = store.add([903]).await;
-        store.faults.wrong.lock().unwrap().extend(hashes_of(&wrong));
+        store.faults.wrong.lock().extend(hashes_of(&wrong));
         digests
     };
     let expected = hashes_of(sound.iter().chain(&later));

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use axum::Router;
@@ -33,6 +33,7 @@ use can_sync::store::key::StoreKey;
 use can_sync::store::{Metadata, NewAsset, SMALL_BYTES_MAX, Store, VerifiedFile};
 use can_sync::wire::proto::store as proto;
 use futures_util::future::select_all;
+use parking_lot::Mutex;
 use prost::Message as _;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -521,7 +522,7 @@ impl Faults {
             self.lost_meta.fetch_add(1, Ordering::Relaxed);
             return StatusCode::SERVICE_UNAVAILABLE.into_response();
         }
-        let wrong = self.wrong.lock().unwrap().clone();
+        let wrong = self.wrong.lock().clone();
         if wrong.is_empty() || !answer.status().is_success() {
             return answer;
         }
@@ -569,7 +570,7 @@ struct Keep;
 
 impl std::io::Write for Keep {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        lock(&LOG).extend_from_slice(bytes);
+        LOG.lock().extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -586,10 +587,6 @@ impl MakeWriter<'_> for Keep {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Collects everything that is logged from now on, as `-vv` would show it.
 pub fn keep_logs() {
     static ONCE: Once = Once::new();
@@ -601,23 +598,23 @@ pub fn keep_logs() {
 
 /// From now on this text must not be logged.
 pub fn keep_secret(secret: &[u8]) {
-    lock(&SECRETS).push(secret.trim_ascii().to_vec());
+    SECRETS.lock().push(secret.trim_ascii().to_vec());
 }
 
 /// Whether a logged line contains all of these.
 pub fn was_logged(parts: &[&str]) -> bool {
-    let log = lock(&LOG);
+    let log = LOG.lock();
     let log = String::from_utf8_lossy(&log);
     log.lines().any(|line| parts.iter().all(|part| line.contains(part)))
 }
 
 /// Checks that no error and no secret was logged.
 pub fn judge_logs() {
-    let log = lock(&LOG);
+    let log = LOG.lock();
     let text = String::from_utf8_lossy(&log);
     let errors: Vec<&str> = text.lines().filter(|line| line.contains(" ERROR ")).collect();
     assert!(errors.is_empty(), "logged as ERROR: {errors:#?}");
-    for secret in lock(&SECRETS).iter() {
+    for secret in SECRETS.lock().iter() {
         let needle = String::from_utf8_lossy(secret);
         let line = text.lines().find(|line| line.contains(&*needle));
         assert!(line.is_none(), "a secret was logged: {line:?}");

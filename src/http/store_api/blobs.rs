@@ -8,13 +8,14 @@ use std::any::Any;
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use parking_lot::Mutex;
 use tokio::fs::{self, File, OpenOptions};
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Notify;
@@ -297,13 +298,9 @@ struct Uploading {
 
 impl Drop for Uploading {
     fn drop(&mut self) {
-        lock(&self.uploads.under_way).remove(&self.hash);
+        self.uploads.under_way.lock().remove(&self.hash);
         self.uploads.ended.notify_waiters();
     }
-}
-
-fn lock(hashes: &Mutex<BTreeSet<Hash>>) -> MutexGuard<'_, BTreeSet<Hash>> {
-    hashes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Unfinished uploads, each in a file named by its hash.
@@ -330,7 +327,7 @@ impl Uploads {
         loop {
             // Created before the check, so that an end in between is not missed.
             let ended = self.ended.notified();
-            if lock(&self.under_way).insert(hash) {
+            if self.under_way.lock().insert(hash) {
                 return Ok(Uploading { hash, uploads: self.clone() });
             }
             timeout_at(deadline, ended).await.map_err(|_| {
@@ -369,7 +366,7 @@ impl Uploads {
         while let Some(entry) = folder.next_entry().await? {
             let touched = entry.metadata().await.and_then(|status| status.modified());
             let name = entry.file_name().to_string_lossy().parse::<Hash>().ok();
-            if !name.is_some_and(|hash| lock(&self.under_way).contains(&hash)) {
+            if !name.is_some_and(|hash| self.under_way.lock().contains(&hash)) {
                 kept.push((touched.unwrap_or(SystemTime::UNIX_EPOCH), entry.path()));
             }
         }

@@ -10,8 +10,9 @@
 //! B4  The backlog never mixes lines of two stores: it is emptied when another store answers.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 
 use crate::core::ids::{Hash, StoreId};
@@ -75,7 +76,7 @@ impl Backlog {
     }
 
     fn lines(&self) -> MutexGuard<'_, Lines> {
-        self.0.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lines.lock()
     }
 
     // ---- the catalogue's side ----------------------------------------------------------------

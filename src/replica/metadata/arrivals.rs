@@ -5,10 +5,11 @@
 //! if the user had added it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
+use parking_lot::Mutex;
 
 use super::look::metadata;
 use crate::core::ids::{GroupId, Hash, NodeId};
@@ -111,7 +112,7 @@ impl Arrivals {
 
     fn remember_sender(&self, hashes: &[Hash]) {
         let Some(from) = self.from else { return };
-        let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut senders = self.senders.lock();
         if senders.len() + hashes.len() > SENDERS_MAX {
             // Left over from assets that never arrived. Some later arrivals are then logged without
             // a sender.
@@ -121,11 +122,11 @@ impl Arrivals {
     }
 
     pub(super) fn sender(&self, hash: &Hash) -> Option<NodeId> {
-        self.senders.lock().unwrap_or_else(PoisonError::into_inner).get(hash).copied()
+        self.senders.lock().get(hash).copied()
     }
 
     pub(super) fn arrived(&self, hash: &Hash) {
-        self.senders.lock().unwrap_or_else(PoisonError::into_inner).remove(hash);
+        self.senders.lock().remove(hash);
     }
 }
 

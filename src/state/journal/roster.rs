@@ -7,9 +7,10 @@
 //!     from then.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{RwLock, RwLockReadGuard};
 use rusqlite::Connection;
 
 use crate::clock::instant_now;
@@ -123,7 +124,7 @@ impl Roster {
 
     pub(super) fn set(&self, next: Next) {
         // The state behind a poisoned lock is whole: it is only ever replaced below.
-        let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.write();
         let Next {
             verdicts,
             tokens,
@@ -152,7 +153,7 @@ impl Roster {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.0.read()
     }
 }
 

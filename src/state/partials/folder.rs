@@ -6,8 +6,10 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{Key, OpenError};
 use crate::core::ids::{Digest, Hash, NodeId};
@@ -24,7 +26,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn claimed(&self) -> MutexGuard<'_, BTreeMap<Name, u64>> {
-        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.claimed.lock()
     }
 
     pub(super) fn files(&self, name: &Name) -> Files {

@@ -10,7 +10,7 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use rusqlite::{Connection, ErrorCode};
@@ -184,11 +184,6 @@ pub(super) fn sql_error(error: rusqlite::Error) -> StoreError {
 
 pub(super) fn closed() -> StoreError {
     StoreError::Unreachable("the store is closed".into())
-}
-
-/// A lock on state that a panic elsewhere cannot leave half changed.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -19,13 +19,13 @@ use std::os::unix::fs::{
     DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, bail};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::db::lock;
 use super::health::Health;
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{FREE_FLOOR_BYTES, FREE_FLOOR_FRACTION};
@@ -113,7 +113,7 @@ impl Files {
 
     /// Releases the lock for another process (or another open).
     pub(super) fn unlock(&self) {
-        lock(&self.lock).take();
+        self.lock.lock().take();
     }
 
     /// Removes what an earlier run left unfinished: temporary and staged files, and files of hashes

@@ -17,13 +17,13 @@ use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, PoisonError};
 
 use bao_tree::io::sync::OutboardMut;
 use bao_tree::{BaoTree, TreeNode};
 use blake3::hazmat;
+use parking_lot::{Condvar, Mutex};
 
-use super::db::{Database, lock, sql_error};
+use super::db::{Database, sql_error};
 use super::files::{Files, Move, Temp, failed, remove};
 use super::health::Health;
 use super::rows::{self, Content, NewRow, Recorded};
@@ -300,10 +300,9 @@ pub(super) struct Claims {
 impl Claims {
     /// Waits until no other caller works on the hash, and keeps others from it.
     fn claim(&self, hash: Hash) -> Claim<'_> {
-        let mut taken = lock(&self.taken);
+        let mut taken = self.taken.lock();
         while !taken.insert(hash) {
-            let waited = self.freed.wait(taken);
-            taken = waited.unwrap_or_else(PoisonError::into_inner);
+            self.freed.wait(&mut taken);
         }
         Claim { claims: self, hash }
     }
@@ -316,7 +315,7 @@ struct Claim<'a> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        lock(&self.claims.taken).remove(&self.hash);
+        self.claims.taken.lock().remove(&self.hash);
         self.claims.freed.notify_all();
     }
 }

@@ -9,11 +9,12 @@ use std::io::SeekFrom;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{TryStreamExt as _, stream};
+use parking_lot::Mutex;
 use reqwest::header::{self, HeaderName, HeaderValue};
 use reqwest::{Body, Client, Method, Response, StatusCode, Url};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
@@ -166,12 +167,12 @@ impl Connection {
         if answer.status() == StatusCode::UNAUTHORIZED {
             return Err(self.refused());
         }
-        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = rotated;
+        *self.key.lock() = rotated;
         Ok(answer)
     }
 
     fn key(&self) -> StoreKey {
-        let key = self.key.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = self.key.lock();
         key.clone()
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::PoisonError;
 
 use bytes::Bytes;
 use reqwest::{Method, StatusCode, header};
@@ -63,7 +62,7 @@ impl Inner {
     /// Reads a whole content from a store without "blobs".
     pub(super) async fn read_whole(&self, hash: Hash) -> Result<Option<Bytes>, StoreError> {
         let kept = {
-            let whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+            let whole = self.whole.lock();
             whole.clone().filter(|(kept, _)| *kept == hash)
         };
         if let Some((_, content)) = kept {
