@@ -179,23 +179,6 @@ impl JournalHandle {
         answer.await.map_err(|_| AskError::Closed)?
     }
 
-    /// [`Self::run`] from a thread that may block.
-    ///
-    /// # Errors
-    /// As [`Self::run`].
-    ///
-    /// # Panics
-    /// Within an async task.
-    pub fn run_blocking<T, F>(&self, work: F) -> Result<T, AskError>
-    where
-        T: Send + 'static,
-        F: FnOnce(&mut Journal, u64) -> journal::Result<T> + Send + 'static,
-    {
-        let (job, answer) = task(work);
-        self.jobs.blocking_send(job).map_err(|_| AskError::Closed)?;
-        answer.blocking_recv().map_err(|_| AskError::Closed)?
-    }
-
     /// Reads the committed journal.
     ///
     /// # Cancel safety
@@ -383,18 +366,18 @@ mod tests {
     use super::*;
     use crate::state::identity::Identity;
 
-    #[test]
-    fn the_writer_goes_on_when_it_was_locked_out_and_ends_when_its_database_is_damaged() {
+    #[tokio::test]
+    async fn the_writer_goes_on_when_it_was_locked_out_and_ends_when_its_database_is_damaged() {
         let dir = tempfile::tempdir().unwrap();
         let identity = Identity::from_bytes(&[1; 32]);
         let path = dir.path().join("journal.db");
         let (handle, writer) = share(Journal::open(&path, &identity, [1; 32]).unwrap()).unwrap();
         let writer = std::thread::spawn(move || writer.serve());
-        let locked = handle.run_blocking(|_, _| journal::Result::<()>::Err(JournalError::Busy));
+        let locked = handle.run(|_, _| journal::Result::<()>::Err(JournalError::Busy)).await;
         assert!(matches!(locked, Err(AskError::Journal(_))));
-        handle.run_blocking(|journal, now_ms| journal.found("one", now_ms)).unwrap();
+        handle.run(|journal, now_ms| journal.found("one", now_ms)).await.unwrap();
         let damage = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), None);
-        let damaged = handle.run_blocking(|_, _| journal::Result::<()>::Err(damage.into()));
+        let damaged = handle.run(|_, _| journal::Result::<()>::Err(damage.into())).await;
         assert!(matches!(damaged, Err(AskError::Journal(_))));
         drop(handle);
         assert!(writer.join().unwrap().is_err(), "what is damaged is not written to");
