@@ -9,12 +9,14 @@
 //! | `scan.rs` | lists what is in it, in bounded memory |
 //! | `rules.rs` | what is ignored |
 //! | `read.rs` | reads files that do not change meanwhile |
-//! | `place.rs` | writes, replaces and removes |
+//! | `place.rs` | writes, replaces and removes, with `fresh.rs` (new content) and `moves.rs` |
 //! | `keep.rs` | keeps what was replaced until nobody writes to it any more |
 //! | `watch.rs` | hints about changes, from the operating system |
 //! | `traits.rs` | what the file system can do |
 
+mod fresh;
 pub mod keep;
+mod moves;
 mod names;
 pub mod place;
 pub mod read;

@@ -7,6 +7,7 @@
 //! DIR/.can-sync-tmp-RUN-KEY-new     new content, being written: worthless after a crash
 //! DIR/.can-sync-tmp-RUN-KEY-INODE   new content before it is exchanged with the file of this name,
 //!                                   afterwards what was replaced: then the inode is another one
+//! DIR/.can-sync-tmp-RUN-KEY-away-N  what was replaced or removed where it cannot be moved to the top
 //! ```
 //! `RUN` tells runs of the agent apart, `KEY` is the key of the path.
 
@@ -31,6 +32,8 @@ pub(super) enum Stage {
     New,
     /// It is complete and has this inode.
     Complete(u64),
+    /// It is not new content: it was taken away from its name. The number tells it from others.
+    Away(u64),
 }
 
 /// The parts of a temporary file's name.
@@ -48,6 +51,7 @@ impl Temp {
         match stage {
             Stage::New => format!("{TEMP}{run:016x}-{key}-new"),
             Stage::Complete(inode) => format!("{TEMP}{run:016x}-{key}-{inode:x}"),
+            Stage::Away(count) => format!("{TEMP}{run:016x}-{key}-away-{count:x}"),
         }
     }
 
@@ -56,13 +60,15 @@ impl Temp {
         let (run, key, stage) = parts(rest)?;
         let stage = match stage {
             "new" => Stage::New,
-            inode => Stage::Complete(u64::from_str_radix(inode, 16).ok()?),
+            other => match other.strip_prefix("away-") {
+                Some(count) => Stage::Away(u64::from_str_radix(count, 16).ok()?),
+                None => Stage::Complete(u64::from_str_radix(other, 16).ok()?),
+            },
         };
         Some(Self { run, key, stage })
     }
 }
 
-#[allow(dead_code)]
 /// The name of kept content within [`KEPT`].
 pub(super) fn kept_name(run: u64, key: PathKey, count: u64) -> String {
     format!("{run:016x}-{}-{count:x}", data_encoding::HEXLOWER.encode(&key.0))
@@ -87,7 +93,7 @@ mod tests {
 
     #[test]
     fn the_name_of_a_temporary_file_tells_what_it_is() {
-        for stage in [Stage::New, Stage::Complete(0), Stage::Complete(u64::MAX)] {
+        for stage in [Stage::New, Stage::Complete(7), Stage::Away(u64::MAX)] {
             let temp = Temp { run: 7, key: PathKey([0xab; 16]), stage };
             assert_eq!(Temp::parse(temp.name().as_bytes()), Some(temp));
             assert!(temp.name().len() < 100);

@@ -3,7 +3,7 @@
 //! E1  What was read is the content that the file had while its stat was the expected one: the stat
 //!     is the same before and after, through the open file and by the path.
 //! E2  A later change shows in the stat, even one of the same length in the same tick of the clock:
-//!     reading ends only when a new change would get another time ([`Root::tick`]).
+//!     reading ends only when a new change would get another time.
 //! E3  A program that writes through a memory map changes the time only with its first write to a
 //!     page since the last write-back. A large file that changed in the last minute is therefore
 //!     written back before it is read. Smaller ones are not: it costs milliseconds for each, and
@@ -61,7 +61,7 @@ impl Stable<'_> {
     /// # Errors
     /// It changed.
     pub fn finish(self) -> Result<(), ReadError> {
-        self.root.await_tick(&self.expected);
+        self.root.await_tick(self.file.get_ref(), &self.expected);
         let dir = self.root.open_parent(self.path).map_err(read_error)?;
         let there = stat_at(&dir, self.path.name()).map_err(read_error)?;
         if there == self.expected && stat_file(self.file.get_ref())? == self.expected {
@@ -94,7 +94,7 @@ impl Root {
                 < WRITE_BACK_MS.unsigned_abs()
         {
             // See E3. A file system that cannot do it has no later moment to do it either.
-            let _ = rustix::fs::fdatasync(&file);
+            let _ = file.sync_data();
         }
         Ok(Stable { root: self, path, expected, file: file.take(expected.size_bytes) })
     }

@@ -11,8 +11,8 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, renameat, statat};
 use rustix::io::Errno;
@@ -83,8 +83,9 @@ pub struct Root {
     /// Tells the temporary files of this run from those of earlier ones.
     pub(super) run: u64,
     has_openat2: AtomicBool,
-    #[allow(dead_code)]
     pub(super) keeping: Mutex<Keeping>,
+    /// See `traits.rs`.
+    pub(super) fine_times: OnceLock<bool>,
 }
 
 impl Root {
@@ -103,6 +104,7 @@ impl Root {
             run: rand::random(),
             has_openat2: AtomicBool::new(true),
             keeping: Mutex::default(),
+            fine_times: OnceLock::new(),
         };
         root.check_marker()?;
         Ok(root)
@@ -203,7 +205,6 @@ impl Root {
         Ok(rustix::fs::readlinkat(&dir, path.name(), Vec::new())?.into_bytes())
     }
 
-    #[allow(dead_code)]
     /// The directory itself.
     pub(super) fn top(&self) -> &OwnedFd {
         &self.dir

@@ -14,12 +14,16 @@ use rustix::fs::{AtFlags, Dir, unlinkat};
 use thiserror::Error;
 
 use super::keep::Displaced;
+use super::moves::show_directory;
 use super::names::{KEPT, Stage, Temp, parse_kept};
 use super::root::{Root, RootError, is_absence, stat_at};
 use super::rules::Rules;
 use super::seen::{Seen, SeenKind};
 use super::watch::Watch;
 use crate::core::folder::path::FolderPath;
+
+/// What the name of a directory at the top begins with that an earlier run took from its name.
+const RECOVERED: &[u8] = b"recovered";
 
 /// One thing that a scan found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -224,7 +228,20 @@ impl Walk<'_> {
             }
             return ControlFlow::Continue(());
         }
-        (self.each)(Scanned::Leftover(Displaced { kept: path, key: temp.key, seen }))
+        self.leftover(Displaced { kept: path, key: temp.key, seen })
+    }
+
+    /// What an earlier run took from its name. A directory is nothing that anybody could account for,
+    /// so it is shown to the user.
+    fn leftover(&mut self, displaced: Displaced) -> ControlFlow<()> {
+        if displaced.seen.kind != SeenKind::Directory {
+            return (self.each)(Scanned::Leftover(displaced));
+        }
+        match self.root.open_parent(&displaced.kept) {
+            Ok(dir) => show_directory(&dir, displaced.kept.name(), self.root.top(), RECOVERED),
+            Err(error) => tracing::warn!(%error, "cannot show a directory of an earlier run"),
+        }
+        ControlFlow::Continue(())
     }
 
     /// What earlier runs kept.
@@ -243,8 +260,7 @@ impl Walk<'_> {
             if run == self.root.run {
                 continue;
             }
-            let leftover = Displaced { kept: path, key, seen };
-            if (self.each)(Scanned::Leftover(leftover)).is_break() {
+            if self.leftover(Displaced { kept: path, key, seen }).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
