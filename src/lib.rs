@@ -99,6 +99,12 @@
 //! | partial | the verified part of a large asset under way |
 //! | source, span | a peer that sends a large asset, alone or with others; a part requested from it |
 //! | quarantine | hashes left alone for a while because their content was wrong |
+//! | folder | a set of paths that devices keep in step |
+//! | version | what is at a path of a folder, with the changes that it contains |
+//! | vector | for each device the last of its changes that a version contains |
+//! | base | the version of a path that was last equal on the disk and in the journal |
+//! | conflict copy | the version that lost to a concurrent one, kept beside it |
+//! | history | the earlier versions of a folder's paths |
 //! | fact, effect | an input of the engine, and what it tells the shell to do |
 
 pub mod agent;

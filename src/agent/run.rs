@@ -44,11 +44,11 @@ use super::picture::{LinkFigures, Picture, StoreView, Told};
 use super::{group, introductions, journal_stream, link, pairing, requests};
 use crate::replica::catalogue::Catalogue;
 use crate::replica::device::Publisher;
-use crate::replica::events;
 use crate::replica::journal::JournalWriter;
 use crate::replica::metadata::Settler;
 use crate::replica::query;
 use crate::replica::replicate::Replication;
+use crate::replica::{events, folders};
 use crate::transfer::Counters;
 
 /// The most facts handled before the loop looks at its other sources again.
@@ -177,6 +177,7 @@ impl Loop {
         let damages = self.parts.store.damages();
         self.parts.tasks.spawn("damage", events::tell_damages(damages, self.parts.events.clone()));
         self.parts.tasks.spawn("device state", publisher.run());
+        self.parts.tasks.spawn("conflicts", folders::resolve_conflicts(self.parts.journal.clone()));
     }
 
     fn start_sources(&mut self) {

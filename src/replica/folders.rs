@@ -1,11 +1,17 @@
 //! Shared folders as the rest of the agent sees them: which folders there are, the version of each
 //! path, and its history. The journal holds all of it.
+//!
+//! Every device resolves the conflicts that it sees, whether it has a directory for the folder or not:
+//! [`resolve_conflicts`] is the task that does so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
+use crate::clock::wall_ms;
 use crate::core::folder::path::{FolderPath, PathKey};
 use crate::core::folder::version::Version;
 use crate::core::folder::{FOLDER_CREATED_BY, FOLDER_MODEL, FOLDER_NAME, FOLDER_NAME_BYTES_MAX};
@@ -17,12 +23,23 @@ pub use crate::state::journal::{
     Cursor, FileChange, FileChangesPage, FileRow, HistoryEntry, HistoryPage, HistoryPlace,
     VersionsPage,
 };
-use crate::state::journal::{JournalError, Owner, Record, Stamping};
+use crate::state::journal::{
+    HISTORY_WAIT_MS, Journal, JournalError, JournalReader, Owner, Record, Stamping,
+};
 
 use super::journal::{AskError, Commits, JournalHandle};
 
 /// The most folders that are shown. Any member can add more, and people look at a list of them.
 pub const FOLDERS_MAX: usize = 1000;
+
+/// The most versions that are resolved in one transaction of the journal's writer.
+const RESOLVED_PER_WRITE: usize = 256;
+
+/// How long versions that lose gather before they are resolved: those of one batch of ops, together.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// How long to wait when they cannot be resolved now.
+const RETRY: Duration = Duration::from_secs(30);
 
 /// The most changes in one transaction of the journal's writer, so that others get their turn.
 const CHANGES_PER_WRITE: usize = 1024;
@@ -67,7 +84,7 @@ impl FolderJournal {
     /// # Errors
     /// The journal cannot be read.
     pub async fn folders(&self) -> Result<Vec<Folder>, AskError> {
-        let read = |reader: &crate::state::journal::JournalReader| {
+        let read = |reader: &JournalReader| {
             reader.records(FOLDER_MODEL, Some(Owner::Shared), &[], None, FOLDERS_MAX)
         };
         Ok(self.journal.read(read).await?.records.iter().filter_map(folder).collect())
@@ -191,7 +208,7 @@ impl FolderJournal {
         while !changes.is_empty() {
             let rest = changes.split_off(changes.len().min(CHANGES_PER_WRITE));
             let now = std::mem::replace(&mut changes, rest);
-            let work = move |journal: &mut crate::state::journal::Journal, now_ms| {
+            let work = move |journal: &mut Journal, now_ms| {
                 journal.write_files(folder, now, stamping, now_ms)
             };
             written.extend(self.journal.run(work).await??);
@@ -213,15 +230,58 @@ impl FolderJournal {
         limit: usize,
     ) -> Result<HistoryPage, AskError> {
         let (key, since_ms) = (path.map(FolderPath::key), since_ms.unwrap_or(0));
-        let read = move |reader: &crate::state::journal::JournalReader| {
-            reader.file_history(folder, key, since_ms, after, limit)
-        };
+        let read =
+            move |reader: &JournalReader| reader.file_history(folder, key, since_ms, after, limit);
         self.journal.read(read).await
     }
 
     /// Changes with every commit of the journal.
     pub fn commits(&self) -> watch::Receiver<Commits> {
         self.journal.commits()
+    }
+}
+
+/// Resolves versions that lost their cells, as they appear and as they become due, until the journal
+/// is closed.
+pub async fn resolve_conflicts(journal: JournalHandle) {
+    let mut commits = journal.commits();
+    loop {
+        commits.borrow_and_update();
+        let wait = match resolve_due(&journal).await {
+            Ok(wait) => wait,
+            Err(WriteError::Ask(AskError::Closed)) => return,
+            Err(error) => {
+                tracing::debug!(%error, "cannot resolve conflicts of files now");
+                sleep(RETRY).await;
+                continue;
+            }
+        };
+        // A wait that ends is a reason to look, too.
+        if let Ok(Err(_)) = timeout(wait, commits.changed()).await {
+            return;
+        }
+        sleep(GATHER).await;
+    }
+}
+
+/// Resolves what is due now. Returns for how long nothing more is.
+async fn resolve_due(journal: &JournalHandle) -> Result<Duration, WriteError> {
+    loop {
+        let next_ms = journal.read(|reader| reader.next_superseded_ms()).await?;
+        // A row that seems further away is from before the clock was set back.
+        let wait_ms = match next_ms {
+            Some(due_ms) => due_ms.saturating_sub(wall_ms()),
+            None => return Ok(Duration::from_millis(HISTORY_WAIT_MS)),
+        };
+        if (1..=HISTORY_WAIT_MS).contains(&wait_ms) {
+            return Ok(Duration::from_millis(wait_ms));
+        }
+        let work =
+            |journal: &mut Journal, now_ms| journal.resolve_superseded(RESOLVED_PER_WRITE, now_ms);
+        let resolved = journal.run(work).await??;
+        if resolved.ops > 0 {
+            tracing::debug!(versions = resolved.versions, ops = resolved.ops, "resolved conflicts");
+        }
     }
 }
 

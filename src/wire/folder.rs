@@ -14,6 +14,10 @@ use super::{Repeated, WireError, bounded, parse_counted};
 /// The longest name of a device in a version: the longest device name, in UTF-8.
 const DEVICE_NAME_BYTES_MAX: usize = 256;
 
+/// The longest content of a later version of this program: with the longest path and vector it fits
+/// a field, so that the version can always be written again.
+const LATER_BYTES_MAX: usize = 8 * 1024;
+
 /// An event of a folder's history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryEvent {
@@ -118,7 +122,10 @@ fn content_from_bytes(bytes: &Bytes) -> Result<Content, WireError> {
     }
     let wire: proto::Content = parse_counted("Content", bytes.clone(), &[])?;
     Ok(match wire.kind {
-        None => Content::Later(bytes.to_vec()),
+        None => {
+            bounded("Version.content in bytes", bytes.len() as u64, LATER_BYTES_MAX as u64)?;
+            Content::Later(bytes.to_vec())
+        }
         Some(Kind::Directory(_)) => Content::Directory,
         Some(Kind::Symlink(proto::Symlink { target })) => {
             bounded("Symlink.target in bytes", target.len() as u64, PATH_BYTES_MAX as u64)?;

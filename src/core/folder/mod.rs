@@ -47,11 +47,14 @@ pub const FILE_MODEL: &str = "file";
 /// The field of a [`FILE_MODEL`] record: bytes, an encoded [`version::Version`].
 pub const FILE_VERSION: &str = "version";
 
+/// The length of the id of a [`FILE_MODEL`] record.
+pub const FILE_ID_BYTES: usize = FolderId::LEN + 16;
+
 /// The id of the record of a path.
-pub fn file_id(folder: FolderId, key: PathKey) -> [u8; 32] {
-    let mut id = [0; 32];
-    id[..16].copy_from_slice(&folder.0);
-    id[16..].copy_from_slice(&key.0);
+pub fn file_id(folder: FolderId, key: PathKey) -> [u8; FILE_ID_BYTES] {
+    let mut id = [0; FILE_ID_BYTES];
+    id[..FolderId::LEN].copy_from_slice(&folder.0);
+    id[FolderId::LEN..].copy_from_slice(&key.0);
     id
 }
 

@@ -17,6 +17,7 @@ use crate::core::journal::stamp::Stamp;
 use super::Result;
 use super::rows::{ADD, GENESIS, REMOVE, fact_kind, live_above, read_body, row_cell, tells_facts};
 use super::schema::{int, seq_key};
+use super::superseded::{Lost, is_version};
 use super::tx::Tx;
 use super::verify::VerifiedOp;
 
@@ -122,7 +123,11 @@ impl Tx<'_> {
     ) -> Result<()> {
         let mut touched = BTreeSet::new();
         for (key, value) in writes(body, *log_id) {
-            if self.merge_cell(arr, author, hash, &key, value)? {
+            let changed = match is_version(&key) {
+                true => self.merge_version(arr, author, hash, &key, value)?,
+                false => self.merge_cell(arr, author, hash, &key, value)?,
+            };
+            if changed {
                 touched.insert(key.record);
             }
         }
@@ -138,7 +143,28 @@ impl Tx<'_> {
                 Change::Put(_) | Change::Delete(_) | Change::Unknown => {}
             }
         }
-        Ok(())
+        self.keep_lost(author, body.hlc)
+    }
+
+    /// Merges the version of a path, and notes the one that loses. Returns whether the record
+    /// changed.
+    fn merge_version(
+        &mut self,
+        arr: i64,
+        author: &NodeId,
+        hash: &OpHash,
+        key: &CellKey,
+        value: CellValue,
+    ) -> Result<bool> {
+        let before = self.cell(key, author)?.map(|held| held.value);
+        let changed = self.merge_cell(arr, author, hash, key, value.clone())?;
+        let loser = match (changed, before) {
+            (true, before) => before,
+            (false, Some(before)) if before == value => None,
+            (false, _) => Some(value),
+        };
+        self.lost.extend(loser.map(|loser| Lost::new(key, loser)));
+        Ok(changed)
     }
 
     fn refs(&self, arr: i64) -> Result<i64> {
@@ -397,6 +423,9 @@ impl Tx<'_> {
                 .execute(params![place.model, place.scope, record.id, key.field, key.elem])?;
             self.add_refs(held.op, -1)?;
             self.toggle_cell(&Place { key: &key, ..*place }, &held.value, false);
+            if is_version(&key) {
+                self.lost.push(Lost::new(&key, held.value));
+            }
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut};
 use crate::core::journal::op::{Key, Value, value_from_bytes};
 use crate::core::journal::stamp::Hlc;
 use crate::core::limits::{FUTURE_MS_MAX, OP_BODY_BYTES_MAX, OP_CHANGES_MAX};
-use crate::core::pairing::device_name;
+use crate::core::pairing::{NAME_CHARS_MAX, device_name};
 use crate::wire::folder::{HistoryEvent, history_from_bytes, history_to_bytes};
 use crate::wire::folder::{version_from_bytes, version_to_bytes};
 
@@ -139,9 +139,47 @@ impl Journal {
     }
 }
 
+/// What an op writes about one path.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct PathWrite {
+    /// The version.
+    pub(super) version: Option<Version>,
+    /// The event of the history.
+    pub(super) event: Option<HistoryEvent>,
+}
+
+impl From<FileChange> for PathWrite {
+    fn from(FileChange { version, before }: FileChange) -> Self {
+        let event = before.map(|before| HistoryEvent { before, change: None });
+        Self { version: Some(version), event }
+    }
+}
+
+impl PathWrite {
+    fn versions(&self) -> impl Iterator<Item = &Version> {
+        self.version.iter().chain(self.event.as_ref().map(|event| &event.before))
+    }
+
+    /// At most what it takes in an op: a counter and the device's name may be added.
+    fn bytes(&self) -> usize {
+        let spare = CHANGE_BYTES + 4 * NAME_CHARS_MAX;
+        self.versions().map(|version| version_to_bytes(version).len() + spare).sum()
+    }
+
+    fn changes(&self, folder: FolderId) -> impl Iterator<Item = DraftChange> {
+        let put = self.version.as_ref().map(|version| put_version(folder, version));
+        let event = self.event.as_ref().map(|event| DraftChange::Event {
+            stream: history_stream(folder),
+            kind: history_kind(event.before.path.key()),
+            data: history_to_bytes(event),
+        });
+        put.into_iter().chain(event)
+    }
+}
+
 impl Tx<'_> {
     /// See [`Journal::write_files`].
-    pub(super) fn write_files(
+    fn write_files(
         &mut self,
         folder: FolderId,
         changes: Vec<FileChange>,
@@ -151,19 +189,18 @@ impl Tx<'_> {
         let me = self.me();
         let name = own_name(&self.db, &me)?;
         let mut written = Vec::with_capacity(changes.len());
-        for mut op in ops(changes) {
+        for mut op in ops(changes.into_iter().map(PathWrite::from)) {
             let hlc = self.hlc_max.next(self.now_ms).unwrap_or(Hlc::MAX);
             if stamping == Stamping::AsChanges {
-                for FileChange { version, .. } in &mut op {
+                for version in op.iter_mut().filter_map(|write| write.version.as_mut()) {
                     version.vector = version.vector.grown(ShortId::from(&me), hlc);
                     version.device_name.clone_from(&name);
                 }
             }
-            let changes = op.iter().flat_map(|change| draft_changes(folder, change)).collect();
-            if let Err(error) = self.write(&Draft { changes, expect: vec![] }, Some(hlc))? {
+            if let Err(error) = self.write(&draft(folder, &op), Some(hlc))? {
                 return Ok(Err(error));
             }
-            written.extend(op.into_iter().map(|change| change.version));
+            written.extend(op.into_iter().filter_map(|write| write.version));
         }
         Ok(Ok(written))
     }
@@ -179,64 +216,45 @@ impl Tx<'_> {
     }
 }
 
-/// Splits changes into ops, in order. An op writes a path once.
-fn ops(changes: Vec<FileChange>) -> Vec<Vec<FileChange>> {
+/// Splits writes into ops, in order. An op writes a path once.
+pub(super) fn ops(writes: impl IntoIterator<Item = PathWrite>) -> Vec<Vec<PathWrite>> {
     let mut ops = Vec::new();
-    let mut op: Vec<FileChange> = Vec::new();
+    let mut op: Vec<PathWrite> = Vec::new();
     let (mut paths, mut count, mut bytes) = (BTreeSet::new(), 0, 0);
-    for change in changes {
-        let change_bytes = encoded_bytes(&change);
-        let change_count = 1 + usize::from(change.before.is_some());
-        let is_full = count + change_count > OP_CHANGES_MAX
-            || bytes + change_bytes > OP_BODY_BYTES_MAX - CHANGE_BYTES;
-        if !op.is_empty() && (is_full || paths.contains(&change.version.path)) {
+    for write in writes {
+        let (write_bytes, write_count) = (write.bytes(), write.versions().count());
+        let path = write.version.as_ref().map(|version| version.path.clone());
+        let is_full = count + write_count > OP_CHANGES_MAX
+            || bytes + write_bytes > OP_BODY_BYTES_MAX - CHANGE_BYTES;
+        if !op.is_empty() && (is_full || path.as_ref().is_some_and(|path| paths.contains(path))) {
             ops.push(std::mem::take(&mut op));
             (count, bytes) = (0, 0);
             paths.clear();
         }
-        (count, bytes) = (count + change_count, bytes + change_bytes);
-        paths.insert(change.version.path.clone());
-        op.push(change);
+        (count, bytes) = (count + write_count, bytes + write_bytes);
+        paths.extend(path);
+        op.push(write);
     }
     ops.extend(Some(op).filter(|op| !op.is_empty()));
     ops
 }
 
-/// At most what a change takes in an op: a counter and the device's name may be added to it.
-fn encoded_bytes(change: &FileChange) -> usize {
-    let bytes = |version: &Version| {
-        let spare = 4 * crate::core::pairing::NAME_CHARS_MAX;
-        version_to_bytes(version).len() + CHANGE_BYTES + spare
-    };
-    bytes(&change.version) + change.before.as_ref().map_or(0, bytes)
+/// The draft of an op.
+pub(super) fn draft(folder: FolderId, op: &[PathWrite]) -> Draft {
+    let changes = op.iter().flat_map(|write| write.changes(folder)).collect();
+    Draft { changes, expect: Vec::new() }
 }
 
-fn draft_changes(folder: FolderId, change: &FileChange) -> Vec<DraftChange> {
-    let FileChange { version, before } = change;
+fn put_version(folder: FolderId, version: &Version) -> DraftChange {
     let id = file_id(folder, version.path.key()).to_vec();
     let value = Value::Bytes(version_to_bytes(version));
-    let put = DraftChange::Put(DraftPut {
+    DraftChange::Put(DraftPut {
         key: Key { model: FILE_MODEL.into(), id, owned: false },
         create: true,
         set: [(FILE_VERSION.to_owned(), Some(value))].into(),
         add: BTreeSet::new(),
         remove: BTreeSet::new(),
-    });
-    let event = before.as_ref().map(|before| history_change(folder, before.clone(), None));
-    std::iter::once(put).chain(event).collect()
-}
-
-/// The event that `before` was changed: now, or as `change` says.
-pub(super) fn history_change(
-    folder: FolderId,
-    before: Version,
-    change: Option<(u64, NodeId)>,
-) -> DraftChange {
-    DraftChange::Event {
-        stream: history_stream(folder),
-        kind: history_kind(before.path.key()),
-        data: history_to_bytes(&HistoryEvent { before, change }),
-    }
+    })
 }
 
 /// The name of this device, for names of conflict copies; empty before it has one.
@@ -443,7 +461,7 @@ fn file_row(row: &Row<'_>) -> Result<(Vec<u8>, Option<FileRow>)> {
 }
 
 /// Reads the event of a history; `None` when it is none.
-fn history_entry(author: NodeId, hlc: Hlc, data: &[u8]) -> Option<HistoryEntry> {
+pub(super) fn history_entry(author: NodeId, hlc: Hlc, data: &[u8]) -> Option<HistoryEntry> {
     let HistoryEvent { before, change } = history_from_bytes(data).ok()?;
     let (changed_at_ms, device) = change.unwrap_or((hlc.ms(), author));
     let version = Version { vector: before.vector.clone().clamped(hlc), ..before };

@@ -48,6 +48,7 @@ mod scan;
 mod schema;
 mod session;
 mod stats;
+mod superseded;
 mod tx;
 mod upgrade;
 mod verify;
@@ -71,6 +72,7 @@ pub use read::{
 pub use roster::Roster;
 pub use scan::{LogState, Scan, ScanLimits};
 pub use stats::{LogStats, Stats};
+pub use superseded::{HISTORY_WAIT_MS, Resolved};
 pub use verify::{OpError, VerifiedOp, verify};
 
 /// The result of a call.

@@ -26,6 +26,7 @@ use super::schema::{
     GROUP_KEYS, GROUP_TABLES, delete_meta, int, key, meta_array, meta_set, meta_u64, row_set,
     row_u64, set_meta,
 };
+use super::superseded::Lost;
 use super::{JournalError, News, Result};
 
 /// The random source of log and group nonces.
@@ -68,6 +69,8 @@ pub(super) struct Tx<'a> {
     /// Whether facts or tokens changed, so that the roster must be replaced.
     pub(super) roster_changed: bool,
     pub(super) news: News,
+    /// The versions of paths that lost their cells since the last [`Tx::keep_lost`].
+    pub(super) lost: Vec<Lost>,
     /// Receives `news` at the commit.
     told: &'a mut News,
     /// Receives `ledger` at the commit.
@@ -166,6 +169,7 @@ impl<'a> Tx<'a> {
             kept,
             roster_changed: false,
             news: News::default(),
+            lost: Vec::new(),
             told,
             before,
         })

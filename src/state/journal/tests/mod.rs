@@ -17,6 +17,7 @@ use crate::core::limits::{OPS_FRAME_BYTES, OPS_PER_FRAME_MAX};
 mod bounds;
 mod durable;
 mod fences;
+mod folders;
 mod group;
 mod hostile;
 mod local;
