@@ -45,7 +45,7 @@ pub struct Written {
 pub struct Record {
     /// Its model.
     pub model: String,
-    /// Its id within the model; for the shared model `asset` the asset's hash in hex.
+    /// Its id within the model; for the shared models `asset`, `file` and `folder` in hex.
     pub id: String,
     /// The device that owns it. Null: it is shared.
     #[schema(required)]

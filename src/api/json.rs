@@ -2,7 +2,8 @@
 //! refused here, with status 400.
 //!
 //! Values are JSON values: `true`, `7`, `7.5`, `"text"`, `null`; bytes are
-//! `{"bytes": "<base64>"}`. Ids are text; in the model `asset` an id is the asset's hash in hex.
+//! `{"bytes": "<base64>"}`. Ids are text; in the shared models `asset`,
+//! `file` and `folder` they are bytes in hex.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +15,8 @@ use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, OneOfBuilder,
 use utoipa::{PartialSchema, ToSchema};
 
 use super::answers::{DeletedRecord, Event, Record, WatchedRecord};
-use crate::core::ids::{Hash, LogId, NodeId};
+use crate::core::folder::{FILE_ID_BYTES, FILE_MODEL, FOLDER_MODEL};
+use crate::core::ids::{FolderId, Hash, LogId, NodeId};
 use crate::core::journal::asset::ASSET_MODEL;
 use crate::core::journal::draft::DraftPut;
 use crate::core::journal::op::{Elem, Key, Value};
@@ -132,12 +134,28 @@ fn elems(sets: BTreeMap<String, BTreeSet<String>>) -> BTreeSet<Elem> {
     sets.into_iter().flat_map(elems).collect()
 }
 
+/// The length of the ids of a shared model whose ids are bytes; `None` for text.
+fn id_bytes(model: &str) -> Option<usize> {
+    match model {
+        ASSET_MODEL => Some(Hash::LEN),
+        FILE_MODEL => Some(FILE_ID_BYTES),
+        FOLDER_MODEL => Some(FolderId::LEN),
+        _ => None,
+    }
+}
+
 /// The key of the record that a path or a batch names.
 pub(super) fn key(model: String, id: &str, owned: bool) -> Result<Key, Problem> {
-    let id = match model.as_str() {
-        ASSET_MODEL if !owned => {
-            let hash: Result<Hash, _> = id.parse();
-            hash.map_err(|error| bad_request(format!("not a hash: {error}")))?.0.to_vec()
+    let id = match id_bytes(&model) {
+        Some(length) if !owned => {
+            let bytes = HEXLOWER.decode(id.as_bytes()).ok().filter(|bytes| bytes.len() == length);
+            bytes.ok_or_else(|| {
+                let chars = 2 * length;
+                let got: String = id.chars().take(80).collect();
+                bad_request(format!(
+                    "an id of the model {model:?} is {chars} lower-case hex characters, got {got:?}"
+                ))
+            })?
         }
         _ => id.as_bytes().to_vec(),
     };
@@ -146,17 +164,19 @@ pub(super) fn key(model: String, id: &str, owned: bool) -> Result<Key, Problem> 
 
 /// Parses a prefix of ids.
 pub(super) fn parse_prefix(model: &str, text: &str, owned: bool) -> Result<Vec<u8>, Problem> {
-    match model {
-        ASSET_MODEL if !owned => HEXLOWER.decode(text.as_bytes()).map_err(|_| {
-            bad_request("a prefix of asset ids must be an even number of lower-case hex characters")
-        }),
-        _ => Ok(text.as_bytes().to_vec()),
+    if id_bytes(model).is_none() || owned {
+        return Ok(text.as_bytes().to_vec());
     }
+    HEXLOWER.decode(text.as_bytes()).map_err(|_| {
+        bad_request(format!(
+            "a prefix of {model} ids must be an even number of lower-case hex characters"
+        ))
+    })
 }
 
 fn id_text(model: &str, owner: Owner, id: &[u8]) -> String {
-    match (model, owner) {
-        (ASSET_MODEL, Owner::Shared) => HEXLOWER.encode(id),
+    match owner {
+        Owner::Shared if id_bytes(model).is_some() => HEXLOWER.encode(id),
         _ => String::from_utf8_lossy(id).into_owned(),
     }
 }
@@ -269,6 +289,11 @@ mod tests {
         assert_eq!(key("asset".into(), &hash, false).unwrap().id, [0xab; 32]);
         assert!(key("asset".into(), "photo", false).is_err());
         assert_eq!(key("asset".into(), "photo", true).unwrap().id, b"photo");
+        assert_eq!(key("file".into(), &hash, false).unwrap().id, [0xab; 32]);
+        assert_eq!(key("folder".into(), &hash[..32], false).unwrap().id, [0xab; 16]);
+        assert!(key("folder".into(), &hash, false).is_err());
+        assert_eq!(parse_prefix("file", "abab", false).unwrap(), [0xab; 2]);
+        assert_eq!(id_text("folder", Owner::Shared, &[0xab; 16]), hash[..32]);
         assert_eq!(key("note".into(), &hash, false).unwrap().id, hash.as_bytes());
     }
 

@@ -126,7 +126,8 @@ impl<'de> Deserialize<'de> for Whose {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct ListQuery {
-    /// Only ids that start with this; for the shared model `asset` an even number of hex characters.
+    /// Only ids that start with this; for the shared models `asset`, `file` and `folder` an even
+    /// number of hex characters.
     prefix: Option<String>,
     /// `next` of the page before.
     after: Option<RecordPlace>,
@@ -202,7 +203,7 @@ struct ReadQuery {
     tag = "records",
     params(
         ("model" = String, Path, description = "The model, at most 64 bytes."),
-        ("id" = String, Path, description = "The record's id: 1 to 128 bytes of UTF-8, percent-encoded; for the shared model `asset` the asset's hash in hex."),
+        ("id" = String, Path, description = "The record's id: 1 to 128 bytes of UTF-8, percent-encoded; for the shared models `asset` (the asset's hash), `file` and `folder` in hex."),
         ReadQuery,
     ),
     responses(
@@ -264,7 +265,7 @@ fn this_device(api: &Api) -> NodeId {
     tag = "records",
     params(
         ("model" = String, Path, description = "The model, at most 64 bytes."),
-        ("id" = String, Path, description = "The record's id: 1 to 128 bytes of UTF-8, percent-encoded; for the shared model `asset` the asset's hash in hex."),
+        ("id" = String, Path, description = "The record's id: 1 to 128 bytes of UTF-8, percent-encoded; for the shared models `asset` (the asset's hash), `file` and `folder` in hex."),
         ("If-Match" = Option<String>, Header, description = "The record's ETag: write only if the record has not changed on this device since; else 412."),
         ("If-None-Match" = Option<String>, Header, description = "`*`: write only if the record does not exist; else 412.", pattern = r"^\*$"),
     ),
@@ -297,7 +298,7 @@ async fn put(
     tag = "records",
     params(
         ("model" = String, Path, description = "The model, at most 64 bytes."),
-        ("id" = String, Path, description = "The record's id: 1 to 128 bytes of UTF-8, percent-encoded; for the shared model `asset` the asset's hash in hex."),
+        ("id" = String, Path, description = "The record's id: 1 to 128 bytes of UTF-8, percent-encoded; for the shared models `asset` (the asset's hash), `file` and `folder` in hex."),
         ("If-Match" = Option<String>, Header, description = "The record's ETag: write only if the record has not changed on this device since; else 412."),
     ),
     request_body = Writes,
@@ -332,7 +333,7 @@ async fn patch(
     tag = "records",
     params(
         ("model" = String, Path, description = "The model, at most 64 bytes."),
-        ("id" = String, Path, description = "The record's id: 1 to 128 bytes of UTF-8, percent-encoded; for the shared model `asset` the asset's hash in hex."),
+        ("id" = String, Path, description = "The record's id: 1 to 128 bytes of UTF-8, percent-encoded; for the shared models `asset` (the asset's hash), `file` and `folder` in hex."),
         ("If-Match" = Option<String>, Header, description = "The record's ETag: write only if the record has not changed on this device since; else 412."),
     ),
     responses(
