@@ -27,6 +27,8 @@ mod fetch;
 mod foreign;
 #[path = "agents/journal.rs"]
 mod journal;
+#[path = "agents/named.rs"]
+mod named;
 #[path = "agents/rate.rs"]
 mod rate;
 #[path = "agents/sources.rs"]

@@ -107,9 +107,19 @@ impl Loop {
 
     fn dial(&mut self, peer: NodeId) {
         let addresses = self.addresses.get(&peer).cloned().unwrap_or_default();
+        let named = self.parts.named_peers.next_for(peer);
         let (net, facts) = (self.parts.net.clone(), self.parts.facts.clone());
         self.parts.tasks.spawn("dial", async move {
-            let fact = match net.dial(peer, &addresses).await {
+            let dialed = match named {
+                // The library looks the peer up beside that.
+                Some(named) if addresses.is_empty() => net.dial_named(peer, &named).await,
+                Some(named) => match net.dial(peer, &addresses).await {
+                    Err(error) if error.is_unreachable() => net.dial_named(peer, &named).await,
+                    dialed => dialed,
+                },
+                None => net.dial(peer, &addresses).await,
+            };
+            let fact = match dialed {
                 Ok(connection) => Fact::Dialed(connection),
                 Err(error) => {
                     tracing::debug!(peer = %peer.short(), %error, "dial failed");

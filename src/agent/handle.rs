@@ -15,6 +15,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use utoipa::ToSchema;
 
+use super::tuning::Tuning;
 use crate::core::fetches::Fetching;
 use crate::core::ids::{Hash, NodeId};
 use crate::core::lookup::{HashPrefix, LookupError};
@@ -69,6 +70,10 @@ pub enum Request {
     Fetch(FetchRequest, Reply<FetchReply>),
     /// Answer once the status includes everything that the store held when the request was made.
     Check(Reply<()>),
+    /// Work by this tuning from now on.
+    Tune(Tuning, Reply<()>),
+    /// Answer at once: the loop turns.
+    Ping(Reply<()>),
 }
 
 /// A fresh invitation.
@@ -413,6 +418,16 @@ impl Handle {
     /// a later `in_sync` covers an asset added before.
     pub async fn check(&self) -> Result<(), RequestError> {
         self.ask(Request::Check).await
+    }
+
+    /// Changes the part of the configuration that may change while the agent runs.
+    pub async fn tune(&self, tuning: Tuning) -> Result<(), RequestError> {
+        self.ask(|reply| Request::Tune(tuning, reply)).await
+    }
+
+    /// Returns once the loop has taken this request: it turns.
+    pub async fn ping(&self) -> Result<(), RequestError> {
+        self.ask(Request::Ping).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, RequestError> {

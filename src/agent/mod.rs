@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock, wall_ms, wall_now};
 use crate::core::ids::NodeId;
 use crate::core::pairing::shown_name;
-use crate::core::rate::RateLimits;
 use crate::net::{Net, NetConfig, Relay};
 use crate::state::home::{Home, Lock};
 use crate::state::identity::Identity;
@@ -34,6 +33,8 @@ use self::fact::Facts;
 use self::handle::Handle;
 use self::parts::{Ids, Parts};
 use self::tasks::Tasks;
+use self::tuning::NamedPeers;
+pub use self::tuning::Tuning;
 use crate::replica::catalogue::Backlog;
 use crate::replica::metadata::{Arrivals, Settler};
 use crate::replica::status::Status;
@@ -61,6 +62,7 @@ mod run;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod tuning;
 
 /// At the end, calls of the store that are under way get this long to complete.
 const STORE_CLOSE_WAIT: Duration = Duration::from_secs(10);
@@ -76,8 +78,8 @@ pub struct Config {
     pub offline: bool,
     /// The relay to use.
     pub relay: Relay,
-    /// The limits of the transfer rates.
-    pub rate_limits: RateLimits,
+    /// What may change while it runs.
+    pub tuning: Tuning,
     /// Settings that users cannot change.
     pub net: NetOverrides,
 }
@@ -141,7 +143,7 @@ impl Agent {
     }
 
     async fn start_all(config: Config, lock: &Lock) -> Result<Self> {
-        let Config { home, store, offline, relay, rate_limits, net: net_overrides } = config;
+        let Config { home, store, offline, relay, tuning, net: net_overrides } = config;
         let partials_dir = home.partials_dir();
         let scratch_folder = partials_dir.clone();
         let store_dir = home.store_dir();
@@ -231,7 +233,8 @@ impl Agent {
                 arrivals: Some(arrivals),
                 source: None,
             },
-            throttle: Throttle::new(rate_limits),
+            throttle: Throttle::new(tuning.rate_limits),
+            named_peers: NamedPeers::new(tuning.named_peers),
             events,
             backlog,
             frozen: watched_frozen,

@@ -23,6 +23,7 @@ use crate::transfer::throttle::Throttle;
 use super::fact::Facts;
 use super::handle::Request;
 use super::tasks::Tasks;
+use super::tuning::NamedPeers;
 
 /// What the loop and its tasks work with.
 pub(super) struct Parts {
@@ -41,6 +42,7 @@ pub(super) struct Parts {
     /// Members that are never dialled, see [`super::NetOverrides`].
     pub(super) unreachable: Vec<NodeId>,
     pub(super) throttle: Throttle,
+    pub(super) named_peers: NamedPeers,
     pub(super) events: EventLog,
     /// The assets that the catalogue passes to the settler.
     pub(super) backlog: Backlog,

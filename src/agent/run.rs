@@ -41,6 +41,7 @@ use super::live::Live;
 use super::load::{Loading, NO_STORE};
 use super::parts::Parts;
 use super::picture::{LinkFigures, Picture, StoreView, Told};
+use super::tuning::Tuning;
 use super::{group, introductions, journal_stream, link, pairing, requests};
 use crate::replica::catalogue::Catalogue;
 use crate::replica::device::Publisher;
@@ -454,6 +455,18 @@ impl Loop {
             Request::Check(reply) => {
                 let (nudge, taken_in) = (self.nudge.clone(), self.taken_in.subscribe());
                 requests::check(parts, nudge, taken_in, reply);
+            }
+            Request::Tune(Tuning { rate_limits, named_peers }, reply) => {
+                parts.throttle.set_limits(rate_limits);
+                parts.named_peers.set(named_peers);
+                // The status shows the limits in force, so it is newer than the answer.
+                self.publish();
+                // The requester may have gone.
+                let _ = reply.send(Ok(()));
+            }
+            Request::Ping(reply) => {
+                // The requester may have gone.
+                let _ = reply.send(Ok(()));
             }
         }
     }

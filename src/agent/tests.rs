@@ -41,7 +41,7 @@ impl Device {
             store: StoreChoice::Embedded,
             offline: true,
             relay: Relay::Off,
-            rate_limits: RateLimits::default(),
+            tuning: Tuning::default(),
             net: NetOverrides {
                 bind: Some("127.0.0.1:0".parse().unwrap()),
                 panics: Some(panics.clone()),

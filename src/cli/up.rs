@@ -111,7 +111,7 @@ pub(crate) async fn up(
         store,
         offline: args.offline,
         relay: args.relay.unwrap_or_default(),
-        rate_limits,
+        tuning: agent::Tuning { rate_limits, ..agent::Tuning::default() },
     };
     let mut agent = tokio::select! {
         started = Agent::start(config, &lock) => started?,

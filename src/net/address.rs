@@ -3,11 +3,52 @@
 //! I1  Text from others is a hint: what cannot be an address of another device is dropped silently,
 //!     and no list is longer than [`ADDRESSES_MAX`].
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 
 use iroh::TransportAddr;
 
 use crate::core::pairing::{ADDRESS_BYTES_MAX, ADDRESSES_MAX};
+
+/// An address that a person gave: `host:port`, where the host is a name or an IP address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedAddress(String);
+
+impl NamedAddress {
+    /// The address as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for NamedAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl FromStr for NamedAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || {
+            format!(
+                "expected host:port, such as nas.example.org:5758 or [fd00::7]:5758, got {text:?}"
+            )
+        };
+        let (host, port) = text.rsplit_once(':').ok_or_else(expected)?;
+        let is_port = port.parse::<u16>().is_ok_and(|port| port > 0);
+        // An IPv6 address without brackets would lose its last part to the port.
+        let is_ip = text.parse::<SocketAddr>().is_ok();
+        let is_name = !host.is_empty()
+            && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+        let is_short = text.len() <= ADDRESS_BYTES_MAX;
+        (is_port && (is_ip || is_name) && is_short)
+            .then(|| Self(text.to_owned()))
+            .ok_or_else(expected)
+    }
+}
 
 /// The addresses that a device may use by its own configuration.
 #[derive(Debug, Clone)]
@@ -109,6 +150,18 @@ mod tests {
     fn usable(texts: &[&str], reach: &Reach) -> Vec<String> {
         let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
         parse_addresses(&texts, reach).iter().map(|a| address_text(a).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_named_address_is_a_host_and_a_port() {
+        for text in ["nas.example.org:5758", "nas:1", "192.0.2.7:4433", "[fd00::7]:65535"] {
+            assert_eq!(text.parse::<NamedAddress>().unwrap().as_str(), text);
+        }
+        for text in
+            ["", "nas", "nas:", ":1", "nas:0", "nas:65536", "fd00::7:1", "a b:1", "http://a:1"]
+        {
+            assert!(text.parse::<NamedAddress>().is_err(), "{text}");
+        }
     }
 
     #[test]

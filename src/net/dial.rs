@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::core::ids::NodeId;
 
-use super::address::{Reach, parse_addresses};
+use super::address::{NamedAddress, Reach, parse_addresses};
 use super::connection::{Connection, Ended, Protocol};
 use super::contain::{self, Fate, Panicked};
 use super::endpoint::{Bound, CONNECTIONS_MAX, Net};
@@ -23,6 +23,9 @@ const DIAL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long a dial may take when a relay may have to be reached first.
 const DIAL_DEADLINE_RELAY: Duration = Duration::from_secs(10);
+
+/// How long the lookup of a host name may take.
+const LOOKUP_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why a peer could not be reached.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -59,7 +62,34 @@ pub enum DialError {
     Failed(String),
 }
 
+impl DialError {
+    /// Whether another address may lead to the device.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::NoAddress | Self::NoAnswer(_) | Self::Failed(_))
+    }
+}
+
 impl Net {
+    /// Dials a peer at an address that a person named. Another device may answer there: then the
+    /// dial fails, because that device does not have the peer's key.
+    ///
+    /// # Cancel safety
+    /// Safe: the attempt is given up.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub async fn dial_named(
+        &self,
+        node: NodeId,
+        named: &NamedAddress,
+    ) -> Result<Connection, DialError> {
+        let found = timeout(LOOKUP_DEADLINE, tokio::net::lookup_host(named.as_str())).await;
+        let found = found.map_err(|_| DialError::NoAnswer(LOOKUP_DEADLINE))?;
+        let found = found.map_err(|error| DialError::Failed(format!("{named}: {error}")))?;
+        let addresses: Vec<String> = found.map(|address| address.to_string()).collect();
+        self.dial(node, &addresses).await
+    }
+
     /// Dials a peer for a session. Among the common protocols the acceptor's order decides. Success
     /// means that the peer proved its key; whether it admits this device shows with its first
     /// frame.

@@ -21,6 +21,7 @@ pub mod pairing;
 pub mod ticket;
 
 pub use accept::{Accepted, Acceptor, Admission, Verdict};
+pub use address::NamedAddress;
 pub use connection::{
     Connection, Ended, Path, PathKind, Protocol, RecvStream, SendStream, WireBytes,
 };

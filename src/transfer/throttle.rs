@@ -5,7 +5,9 @@
 //!     they pay.
 //! T2  What must not wait (offers, small new assets) is paid ahead, as far as the debt allows; the
 //!     streams in line then wait for it.
-//! T3  Without a limit a stream is passed through: no clock is read and no lock is taken.
+//! T3  Without a limit a stream is passed through: one atomic is read, but no clock and no lock.
+//! T4  Limits change while streams move: a stream follows with its next portion, one in line within
+//!     [`LOOK`].
 //!
 //! To receive more slowly it is enough to read more slowly: QUIC's flow control then slows the
 //! sender.
@@ -14,6 +16,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -44,10 +47,18 @@ const PATH_LOOK_MS: u64 = 1_000;
 /// The rate limits of an agent. Clones share them.
 #[derive(Debug, Clone)]
 pub(crate) struct Throttle {
-    limits: Arc<RateLimits>,
+    limits: Arc<Limits>,
     clock: Clock,
     /// The limits up and down for all peers together.
-    all: Option<[Arc<Gate>; 2]>,
+    all: [Arc<Gate>; 2],
+}
+
+/// The configured limits, which may be replaced at any time.
+#[derive(Debug)]
+struct Limits {
+    /// Whether there is any limit.
+    is_limited: AtomicBool,
+    configured: Mutex<Arc<RateLimits>>,
 }
 
 /// The limits of one connection. Clones share them.
@@ -56,12 +67,14 @@ pub(crate) struct LinkThrottle(Option<Arc<Link>>);
 
 #[derive(Debug)]
 struct Link {
+    limits: Arc<Limits>,
     /// First the peer's, then the agent's: a stream that waits for a slow peer holds up no other
     /// peer.
-    gates: [Vec<Arc<Gate>>; 2],
+    gates: [[Arc<Gate>; 2]; 2],
     clock: Clock,
-    /// The connection whose path is checked; `None` unless the local network is exempt.
-    exempt: Option<(Connection, Mutex<PathLook>)>,
+    /// The connection whose path is checked while the local network is exempt.
+    connection: Connection,
+    path: Mutex<PathLook>,
 }
 
 #[derive(Debug, Default)]
@@ -76,41 +89,64 @@ enum Way {
     Down,
 }
 
+/// The peers whom a limit is for.
+#[derive(Debug, Clone, Copy)]
+enum Scope {
+    All,
+    Each,
+}
+
+impl Limits {
+    fn is_limited(&self) -> bool {
+        self.is_limited.load(Ordering::Relaxed)
+    }
+
+    fn configured(&self) -> Arc<RateLimits> {
+        self.configured.lock().clone()
+    }
+}
+
 impl Throttle {
     /// Enforces these limits from the start.
     pub(crate) fn new(limits: RateLimits) -> Self {
         let clock = Clock::start();
-        let all = limits.all.as_ref().map(|table| Gate::pair(table, clock));
-        Self { limits: Arc::new(limits), clock, all }
+        let limits = Arc::new(Limits {
+            is_limited: AtomicBool::new(!limits.is_empty()),
+            configured: Mutex::new(Arc::new(limits)),
+        });
+        let all = Gate::pair(&limits, Scope::All, clock);
+        Self { limits, clock, all }
+    }
+
+    /// Enforces these limits from now on, on the streams under way too.
+    pub(crate) fn set_limits(&self, limits: RateLimits) {
+        let is_limited = !limits.is_empty();
+        *self.limits.configured.lock() = Arc::new(limits);
+        self.limits.is_limited.store(is_limited, Ordering::Relaxed);
     }
 
     /// The limits of a connection.
     pub(crate) fn link(&self, connection: &Connection) -> LinkThrottle {
-        if self.limits.is_empty() {
-            return LinkThrottle::default();
-        }
-        let each = self.limits.each.as_ref().map(|table| Gate::pair(table, self.clock));
-        let both = [each, self.all.clone()];
-        let gates = [0, 1].map(|way| {
-            both.iter().flatten().map(|gates: &[Arc<Gate>; 2]| gates[way].clone()).collect()
-        });
-        let exempt = self.limits.lan_exempt.then(|| (connection.clone(), Mutex::default()));
-        LinkThrottle(Some(Arc::new(Link { gates, clock: self.clock, exempt })))
+        let each = Gate::pair(&self.limits, Scope::Each, self.clock);
+        let gates = [0, 1].map(|way| [each[way].clone(), self.all[way].clone()]);
+        let (limits, clock) = (self.limits.clone(), self.clock);
+        let (connection, path) = (connection.clone(), Mutex::default());
+        LinkThrottle(Some(Arc::new(Link { limits, gates, clock, connection, path })))
     }
 
     /// The configured limits.
-    pub(crate) fn limits(&self) -> &RateLimits {
-        &self.limits
+    pub(crate) fn limits(&self) -> Arc<RateLimits> {
+        self.limits.configured()
     }
 
     /// The limits in force now: for all peers together, and for each.
     pub(crate) fn in_force(&self) -> [Rates; 2] {
-        if self.limits.is_empty() {
+        if !self.limits.is_limited() {
             return Default::default();
         }
-        let minute = local_week_minute();
+        let (limits, minute) = (self.limits.configured(), local_week_minute());
         let at = |table: &Option<Timetable>| table.as_ref().map(|table| table.at(minute));
-        [at(&self.limits.all), at(&self.limits.each)].map(Option::unwrap_or_default)
+        [at(&limits.all), at(&limits.each)].map(Option::unwrap_or_default)
     }
 }
 
@@ -144,18 +180,20 @@ impl Link {
 
     /// The most bytes to move before paying; `None`: there is no limit now.
     fn portion_bytes(&self, way: Way) -> Option<u64> {
-        if self.is_exempt() {
+        if !self.limits.is_limited() || self.is_exempt() {
             return None;
         }
         self.gates(way).iter().filter_map(|gate| gate.portion_bytes()).min()
     }
 
     fn is_exempt(&self) -> bool {
-        let Some((connection, look)) = &self.exempt else { return false };
-        let mut look = look.lock();
+        if !self.limits.configured().lan_exempt {
+            return false;
+        }
+        let mut look = self.path.lock();
         let now_ms = self.clock.now_ms();
         if now_ms >= look.again_ms {
-            look.is_lan = connection.path().is_some_and(|path| path.kind == PathKind::Lan);
+            look.is_lan = self.connection.path().is_some_and(|path| path.kind == PathKind::Lan);
             look.again_ms = now_ms + PATH_LOOK_MS;
         }
         look.is_lan
@@ -172,7 +210,8 @@ impl Link {
 
 #[derive(Debug)]
 struct Gate {
-    table: Timetable,
+    limits: Arc<Limits>,
+    scope: Scope,
     way: Way,
     clock: Clock,
     /// `None` while there is no limit.
@@ -182,10 +221,10 @@ struct Gate {
 }
 
 impl Gate {
-    fn pair(table: &Timetable, clock: Clock) -> [Arc<Self>; 2] {
+    fn pair(limits: &Arc<Limits>, scope: Scope, clock: Clock) -> [Arc<Self>; 2] {
         [Way::Up, Way::Down].map(|way| {
             let (bucket, line) = (Mutex::default(), tokio::sync::Mutex::default());
-            Arc::new(Self { table: table.clone(), way, clock, bucket, line })
+            Arc::new(Self { limits: limits.clone(), scope, way, clock, bucket, line })
         })
     }
 
@@ -228,10 +267,15 @@ impl Gate {
 
     /// The bucket at the rate of this minute.
     fn in_force<'a>(&self, bucket: &'a mut Option<Bucket>, now_ms: u64) -> Option<&'a mut Bucket> {
-        let Rates { up, down } = self.table.at(local_week_minute());
+        let limits = self.limits.configured();
+        let table = match self.scope {
+            Scope::All => limits.all.as_ref(),
+            Scope::Each => limits.each.as_ref(),
+        };
+        let rates = table.map(|table| table.at(local_week_minute())).unwrap_or_default();
         let rate = match self.way {
-            Way::Up => up,
-            Way::Down => down,
+            Way::Up => rates.up,
+            Way::Down => rates.down,
         };
         let Some(rate_bytes) = rate else {
             *bucket = None;

@@ -30,7 +30,7 @@ async fn missing(device: &Device, of: &[Digest]) -> Vec<Hash> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_fetched_at_once_comes_before_a_backlog_of_thousands() {
     let mut a = Device::new();
-    a.rate_limits = RateLimits { all: Some("2M".parse().unwrap()), ..RateLimits::default() };
+    a.tuning.rate_limits = RateLimits { all: Some("2M".parse().unwrap()), ..RateLimits::default() };
     a.up().await;
     let b = Device::start().await;
     let small = a.add([4 * KIB; 5_000]).await;

@@ -1,5 +1,6 @@
 //! Rate limits: how long contents take to send, and what does not wait for them.
 
+use can_sync::agent::Tuning;
 use can_sync::core::rate::{RateLimits, Timetable};
 use can_sync::replica::status::RateLimitStatus;
 
@@ -13,7 +14,7 @@ fn at(rate: &str) -> Option<Timetable> {
 
 async fn limited(rate_limits: RateLimits) -> Device {
     let mut device = Device::new();
-    device.rate_limits = rate_limits;
+    device.tuning.rate_limits = rate_limits;
     device.up().await;
     device
 }
@@ -51,7 +52,7 @@ async fn contents_keep_to_the_limit_of_the_sender_and_to_that_of_the_receiver() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_plain_protocol_keeps_to_the_limit_too() {
     let mut a = Device::new();
-    (a.net.plain_only, a.rate_limits.all) = (true, at("2M"));
+    (a.net.plain_only, a.tuning.rate_limits.all) = (true, at("2M"));
     a.up().await;
     let b = Device::start().await;
     a.add([2 * MIB, 2 * MIB]).await;
@@ -110,6 +111,28 @@ async fn a_small_new_asset_does_not_wait_for_a_limited_backlog() {
         }
         assert!(b.sees(&a).missing_here > 0, "the backlog is still under way");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_set_or_lifted_while_an_asset_crosses_holds_from_then_on() {
+    let a = limited(RateLimits { all: at("256K"), ..RateLimits::default() }).await;
+    let b = Device::start().await;
+    a.add([8 * MIB]).await;
+    pair(&a, &b).await;
+    until("the transfer has begun", &[&a], async || a.sees(&b).sent_bytes > 0).await;
+    let start = Instant::now();
+    a.handle().tune(Tuning::default()).await.unwrap();
+    assert_eq!(a.status().rate_limits, None);
+    until("all of it is there", &[&a, &b], async || b.hashes().await.len() == 1).await;
+    assert!(start.elapsed() < Duration::from_secs(8), "at 256 KiB/s it takes half a minute");
+    // The other way about, on the same connection.
+    let rate_limits = RateLimits { all: at("1M"), ..RateLimits::default() };
+    a.handle().tune(Tuning { rate_limits, ..Tuning::default() }).await.unwrap();
+    assert_eq!(a.status().rate_limits.unwrap().up_bytes, Some(MIB as u64));
+    let start = Instant::now();
+    a.add([3 * MIB]).await;
+    until("the other is there", &[&a, &b], async || b.hashes().await.len() == 2).await;
+    assert!(start.elapsed() > Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,9 +17,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use can_sync::agent::handle::Handle;
-use can_sync::agent::{Agent, Config, NetOverrides, StoreChoice};
+use can_sync::agent::{Agent, Config, NetOverrides, StoreChoice, Tuning};
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
-use can_sync::core::rate::RateLimits;
 use can_sync::http::guard::Guard;
 use can_sync::http::serve::serve;
 use can_sync::http::store_api::{self, Features};
@@ -58,7 +57,7 @@ pub struct Device {
     pub home: Home,
     pub node_id: NodeId,
     pub net: NetOverrides,
-    pub rate_limits: RateLimits,
+    pub tuning: Tuning,
     foreign: Option<(String, PathBuf)>,
     running: Option<(Agent, Lock)>,
     folder: TempDir,
@@ -99,8 +98,8 @@ impl Device {
         keep_secret(&key);
         let bind = Some("127.0.0.1:0".parse().unwrap());
         let net = NetOverrides { bind, ..NetOverrides::default() };
-        let rate_limits = RateLimits::default();
-        Self { home, node_id, net, rate_limits, foreign: None, running: None, folder }
+        let tuning = Tuning::default();
+        Self { home, node_id, net, tuning, foreign: None, running: None, folder }
     }
 
     /// A device on a copy of this one's home: the same key on another disk. This one must not be
@@ -114,8 +113,8 @@ impl Device {
         let home = Home::open(Some(path)).unwrap();
         let bind = Some("127.0.0.1:0".parse().unwrap());
         let net = NetOverrides { bind, ..NetOverrides::default() };
-        let (node_id, rate_limits) = (self.node_id, self.rate_limits.clone());
-        Self { home, node_id, net, rate_limits, foreign: None, running: None, folder }
+        let (node_id, tuning) = (self.node_id, self.tuning.clone());
+        Self { home, node_id, net, tuning, foreign: None, running: None, folder }
     }
 
     /// Starts it.
@@ -140,7 +139,7 @@ impl Device {
             store,
             offline: true,
             relay: Relay::Off,
-            rate_limits: self.rate_limits.clone(),
+            tuning: self.tuning.clone(),
             net: self.net.clone(),
         }
     }
