@@ -50,7 +50,7 @@
 //! 5. [`net`], [`wire`] and [`state`], as questions lead there; [`api`] and [`cli`] last.
 //!
 //! Imports point down: `core` <- `wire` <- `store`, `net`, `state` <- `replica` <- `transfer` <-
-//! `agent` <- `api` <- `cli`, and `store` <- `http` <- `api`. `store`, `net` and `state` do not
+//! `agent` <- `api` <- `cli`, `store` <- `http` <- `api`, and `config` <- `api`. `store`, `net` and `state` do not
 //! import each other; [`db`] is below `store` and `state`; [`clock`] is the only reader of time,
 //! and below all that need it.
 //!
@@ -81,6 +81,7 @@
 //! | ticket | an invitation into the group, valid once; the inviter keeps its token |
 //! | introduction | the ops that made a device a member: the founder's, then each add on the way to it |
 //! | home | the folders of one agent |
+//! | setting | a value of the configuration, named by its key |
 //! | store | the content store beside the agent |
 //! | asset | immutable bytes, named by their hash |
 //! | hash | the name of an asset: BLAKE3 or SHA-256 of its whole content |
@@ -111,6 +112,7 @@ pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod core;
 pub mod db;
 pub mod folders;

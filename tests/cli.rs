@@ -340,7 +340,7 @@ fn a_hostile_name_stays_in_the_folder_and_off_the_terminal() {
 fn every_failure_has_its_exit_status() {
     let agent = Agent::start();
     let none = "0".repeat(64);
-    let table: [(&[&str], i32); 14] = [
+    let table: [(&[&str], i32); 15] = [
         (&["status"], 0),
         (&["wait"], 0),
         (&["ls"], 0),
@@ -354,7 +354,8 @@ fn every_failure_has_its_exit_status() {
         (&["pair", "no-ticket"], 2),
         (&["wait", "--timeout", "soon"], 2),
         (&["nonsense"], 2),
-        (&["up", "--listen", "0.0.0.0:0"], 1),
+        (&["up", "--listen", "0.0.0.0:0"], 2),
+        (&["up"], 1),
     ];
     for (args, code) in table {
         agent.command(args).assert().code(code);

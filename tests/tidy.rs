@@ -9,7 +9,7 @@ mod circles;
 
 /// The folders that each folder may import: only those below it. `main.rs` and `lib.rs` are above
 /// all.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("core", &[]),
     ("clock", &[]),
     ("db", &[]),
@@ -18,6 +18,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("net", &["core", "wire", "clock"]),
     ("state", &["core", "wire", "clock", "db"]),
     ("http", &["core", "wire", "clock", "store"]),
+    ("config", &["core", "net", "state"]),
     ("replica", &["core", "wire", "clock", "store", "net", "state"]),
     ("transfer", &["core", "wire", "clock", "store", "net", "state", "replica"]),
     ("folders", &["core", "wire", "clock", "db", "store", "state", "replica"]),
@@ -28,15 +29,15 @@ const ARROWS: [(&str, &[&str]); 14] = [
     (
         "api",
         &[
-            "core", "wire", "clock", "store", "net", "state", "replica", "transfer", "folders",
-            "http", "agent",
+            "core", "wire", "clock", "store", "net", "state", "config", "replica", "transfer",
+            "folders", "http", "agent",
         ],
     ),
     (
         "cli",
         &[
-            "core", "wire", "clock", "store", "net", "state", "replica", "transfer", "folders",
-            "http", "agent", "api",
+            "core", "wire", "clock", "store", "net", "state", "config", "replica", "transfer",
+            "folders", "http", "agent", "api",
         ],
     ),
 ];

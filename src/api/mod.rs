@@ -10,6 +10,7 @@
 //! | `POST /v1/pair/confirm` `{"short_code", "same"}` | a [`PairingStatus`] |
 //! | `DELETE /v1/peers/{device}` | a [`RemoveReply`]; removes a device, given by name, node ID or a unique start of either; `?dry_run=true`, `?with_introduced=true` |
 //! | `POST /v1/rename` `{"name"}` | gives this device another name; a [`RenameReply`] |
+//! | `GET`, `PATCH /v1/config` | the configuration, see [`config`] |
 //! | `POST /v1/fetch` `{"hashes","now"}` | requests assets from other devices; a [`FetchReply`] reports the state of each |
 //! | `POST /v1/ingest` | many small assets at once, see [`ingest`] |
 //! | `PATCH /v1/assets/{hash}/meta` | edits an asset's metadata, see `assets` |
@@ -56,6 +57,7 @@ use watch::WATCHERS_MAX;
 
 pub mod answers;
 mod assets;
+pub mod config;
 mod events;
 mod filter;
 pub mod ingest;

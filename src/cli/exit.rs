@@ -13,7 +13,7 @@ pub(crate) enum Exit {
     Ok = 0,
     /// Not done, for a reason that none of the others names.
     Error = 1,
-    /// The command line makes no sense. clap uses the same number.
+    /// The command line or the configuration makes no sense. clap uses the same number.
     Usage = 2,
     /// No agent runs for this home.
     NotRunning = 3,

@@ -13,6 +13,7 @@ use tracing_subscriber::EnvFilter;
 mod add;
 mod assets;
 mod client;
+mod config;
 mod content;
 mod devices;
 mod edit;
@@ -21,6 +22,7 @@ mod fetch;
 mod journal;
 mod log;
 mod logging;
+mod options;
 mod output;
 mod pairing;
 mod records;
@@ -70,9 +72,9 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent in the foreground, until SIGTERM or Ctrl-C
-    Up(up::UpArgs),
+    Up(options::UpArgs),
     /// Run the embedded store alone, without syncing
-    Store(up::StoreArgs),
+    Store(options::StoreArgs),
     /// Make a one-time ticket that lets another device join
     Ticket {
         /// How long the ticket is good for
@@ -193,6 +195,11 @@ enum Command {
         #[arg(long, value_name = "DEVICE")]
         peer: Option<String>,
     },
+    /// Show, check and change the configuration
+    Config {
+        #[command(subcommand)]
+        command: config::ConfigCommand,
+    },
     /// Print the completion script for a shell
     Completions {
         /// Which shell
@@ -289,6 +296,7 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Wait { timeout, peer } => {
                 status::wait(&Client::connect(home).await?, timeout, peer, output).await
             }
+            Command::Config { command } => config::config(home, command, output).await,
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "can-sync", &mut script);

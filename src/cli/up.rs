@@ -3,30 +3,32 @@
 //! U1  `ready` is said once requests are served and the state folder tells where.
 //! U2  The first SIGTERM or SIGINT stops in order; the second, or one during the start, leaves at
 //!     once, which loses nothing that was acknowledged.
-//! U3  All that is created is for this user alone, whatever the umask was.
+//! U3  SIGHUP reads the configuration anew, unless the terminal of the process was closed.
+//! U4  All that is created is for this user alone, whatever the umask was.
 
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
-use clap::Args;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::config;
 use super::exit::{Exit, Failure};
+use super::options::{StoreArgs, UpArgs};
 use super::output::Output;
 use super::text::shown;
 use crate::agent::{self, Agent, StoreChoice};
-use crate::api;
-use crate::core::rate::{RateLimits, Timetable};
+use crate::api::{self, config::LiveConfig};
 use crate::http::guard::{Guard, own_user};
 use crate::http::people;
 use crate::http::serve::{serve, serve_own_user};
 use crate::http::store_api::{self, Features};
-use crate::net::{Relay, outlive_panics};
+use crate::net::outlive_panics;
 use crate::state::home::{ApiAddress, Home};
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::key::StoreKey;
@@ -36,72 +38,24 @@ const PORT_DEFAULT: u16 = 5757;
 /// Ports tried from [`PORT_DEFAULT`] on: one agent and one store for each of many users.
 const PORTS_TRIED: u16 = 100;
 
-/// What `can-sync up` takes.
-#[derive(Debug, Args)]
-pub(crate) struct UpArgs {
-    /// Sync this store instead of the embedded one: its URL on a loopback address
-    #[arg(long, value_name = "URL", requires = "store_key_file")]
-    store: Option<String>,
-    /// The file that holds the store's key
-    #[arg(long, value_name = "FILE", requires = "store")]
-    store_key_file: Option<PathBuf>,
-    #[command(flatten)]
-    listen: ListenArgs,
-    /// Use the local network alone: no relay, no discovery service
-    #[arg(long)]
-    offline: bool,
-    /// Use this relay instead of the public ones; `off` for none
-    #[arg(long, value_name = "URL", value_parser = parse_relay)]
-    relay: Option<Relay>,
-    #[command(flatten)]
-    rate: RateArgs,
-}
-
-#[derive(Debug, Args)]
-struct RateArgs {
-    /// How fast contents may move, all peers together: `10M` bytes a second, `1M:500k` up and down,
-    /// or a timetable, "08:00,512k 18:00,off" or "Mon-08:00,1M Fri-18:00,off", in local time
-    #[arg(long, value_name = "LIMIT")]
-    bwlimit: Option<Timetable>,
-    /// The same for each peer alone; both limits hold
-    #[arg(long, value_name = "LIMIT")]
-    bwlimit_per_peer: Option<Timetable>,
-    /// Do not limit what stays within the local network
-    #[arg(long)]
-    bwlimit_lan_exempt: bool,
-}
-
-/// What `can-sync store` takes.
-#[derive(Debug, Args)]
-pub(crate) struct StoreArgs {
-    #[command(flatten)]
-    listen: ListenArgs,
-}
-
-#[derive(Debug, Args)]
-struct ListenArgs {
-    /// Where to serve the API, a loopback address; port 0 for any [default: 127.0.0.1:5757, or the
-    /// next free port]
-    #[arg(long, value_name = "ADDR")]
-    listen: Option<SocketAddr>,
-}
-
 /// `can-sync up`
 pub(crate) async fn up(
     home: Option<PathBuf>,
     args: UpArgs,
     output: Output,
 ) -> Result<Exit, Failure> {
-    let rate_limits = args.rate.limits()?;
+    let configuration = config::load(home.clone(), args.layer())?;
+    let settings = configuration.settings().clone();
     outlive_panics();
     restrict_umask();
     let mut signals = Signals::listen()?;
     let home = Home::open(home)?;
     let lock = home.lock()?;
     let token = home.load_or_create_token(&lock)?;
-    let listener = args.listen.bind().await?;
+    let tuning = api::config::tuning(&settings);
+    let listener = bind(settings.listen).await?;
     let address = listener.local_addr().context("looking up the API's address")?;
-    let store = match (args.store, args.store_key_file) {
+    let store = match (settings.store, settings.store_key_file) {
         (Some(url), Some(key_file)) => StoreChoice::Foreign { url, key_file },
         _ => StoreChoice::Embedded,
     };
@@ -109,14 +63,14 @@ pub(crate) async fn up(
         net: agent::NetOverrides::default(),
         home: home.clone(),
         store,
-        offline: args.offline,
-        relay: args.relay.unwrap_or_default(),
-        tuning: agent::Tuning { rate_limits, ..agent::Tuning::default() },
+        offline: settings.offline,
+        relay: settings.relay,
+        tuning,
     };
     let mut agent = tokio::select! {
         started = Agent::start(config, &lock) => started?,
         // Whatever was begun is like after a crash: the next start sees to it.
-        () = signals.next() => return Ok(Exit::Ok),
+        () = signals.stop() => return Ok(Exit::Ok),
     };
 
     let stop = CancellationToken::new();
@@ -126,7 +80,10 @@ pub(crate) async fn up(
         None => people::router(handle.store(), handle.staging_dir().to_owned()),
     };
     let key = StoreKey::parse(&token).context("reading the API token")?;
-    let router = api::router(handle, stop.clone()).merge(store_routes);
+    let config = LiveConfig::new(configuration, handle.clone());
+    let router = api::router(handle, stop.clone())
+        .merge(api::config::router(config.clone()))
+        .merge(store_routes);
     let socket = home.listen_for_commands(&lock)?;
     let commands = UnixListener::from_std(socket.listener).context("listening for commands")?;
     let mut serving = std::pin::pin!(async {
@@ -152,10 +109,15 @@ pub(crate) async fn up(
         )
     });
 
-    let ended = tokio::select! {
-        () = signals.next() => Ok(()),
-        served = &mut serving => served.context("serving the API"),
-        ended = agent.ended() => ended,
+    let ended = loop {
+        tokio::select! {
+            signalled = signals.next() => match signalled {
+                Signalled::Stop => break Ok(()),
+                Signalled::Reload => reload(&config).await,
+            },
+            served = &mut serving => break served.context("serving the API"),
+            ended = agent.ended() => break ended,
+        }
     };
     let stopped = async {
         let removed = home.remove_api_address(&lock);
@@ -181,7 +143,7 @@ pub(crate) async fn store(
     let store = EmbeddedStore::open(&home.store_dir(), Options::default())?;
     let key_file = home.store_key_path();
     let key = load_or_create_key(&key_file)?;
-    let listener = args.listen.bind().await?;
+    let listener = bind(args.listen).await?;
     let address = listener.local_addr().context("looking up the API's address")?;
 
     let stop = CancellationToken::new();
@@ -195,7 +157,7 @@ pub(crate) async fn store(
     });
 
     let ended = tokio::select! {
-        () = signals.next() => Ok(()),
+        () = signals.stop() => Ok(()),
         served = &mut serving => served.context("serving the API"),
         failure = store.failed() => Err(failure.into()),
     };
@@ -232,58 +194,57 @@ fn restrict_umask() {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
 }
 
-fn parse_relay(text: &str) -> Result<Relay, String> {
-    match text {
-        "off" | "none" => Ok(Relay::Off),
-        _ if text.starts_with("https://") || text.starts_with("http://") => {
-            Ok(Relay::Url(text.to_owned()))
-        }
-        _ => Err("expected a URL, or `off`".into()),
-    }
-}
-
-impl RateArgs {
-    fn limits(self) -> Result<RateLimits, Failure> {
-        let limits = RateLimits {
-            all: self.bwlimit,
-            each: self.bwlimit_per_peer,
-            lan_exempt: self.bwlimit_lan_exempt,
-        };
-        if limits.lan_exempt && limits.is_empty() {
-            let message = "--bwlimit-lan-exempt exempts from a limit: give --bwlimit or \
-                           --bwlimit-per-peer, too";
-            return Err(Failure::new(Exit::Usage, message));
-        }
-        Ok(limits)
-    }
-}
-
-impl ListenArgs {
-    async fn bind(&self) -> Result<TcpListener, Failure> {
-        if let Some(address) = self.listen {
-            if !address.ip().is_loopback() {
-                let message = format!("--listen takes a loopback address, got {address}");
-                return Err(Failure::new(Exit::Usage, message));
-            }
-            let listener = TcpListener::bind(address).await;
-            return Ok(listener.with_context(|| format!("listening on {address}"))?);
-        }
-        for port in PORT_DEFAULT..PORT_DEFAULT + PORTS_TRIED {
-            let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-            match TcpListener::bind(address).await {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                bound => return Ok(bound.with_context(|| format!("listening on {address}"))?),
+/// Applies the configuration's file anew.
+async fn reload(config: &LiveConfig) {
+    match config.reload().await {
+        Ok(view) => {
+            let waiting = view.settings.iter().filter(|setting| setting.waits_for_restart);
+            let waiting: Vec<_> = waiting.map(|setting| setting.key.as_str()).collect();
+            tracing::info!(file = %view.file.display(), "the configuration was read again");
+            if !waiting.is_empty() {
+                tracing::warn!(
+                    "changed, but in effect only after a restart: {}",
+                    waiting.join(", ")
+                );
             }
         }
-        let last = PORT_DEFAULT + PORTS_TRIED - 1;
-        Err(anyhow!("the ports {PORT_DEFAULT} to {last} are all taken: use --listen").into())
+        Err(error) => tracing::error!("the configuration stays as it was: {error}"),
     }
 }
 
-/// SIGTERM and SIGINT.
+async fn bind(listen: Option<SocketAddr>) -> Result<TcpListener, Failure> {
+    if let Some(address) = listen {
+        let listener = TcpListener::bind(address).await;
+        return Ok(listener.with_context(|| format!("listening on {address}"))?);
+    }
+    for port in PORT_DEFAULT..PORT_DEFAULT + PORTS_TRIED {
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return Ok(bound.with_context(|| format!("listening on {address}"))?),
+        }
+    }
+    let last = PORT_DEFAULT + PORTS_TRIED - 1;
+    Err(anyhow!("the ports {PORT_DEFAULT} to {last} are all taken: use --listen").into())
+}
+
+/// The terminal of a process that has one.
+const TERMINAL: &str = "/dev/tty";
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Signalled {
+    Stop,
+    /// Read the configuration anew.
+    Reload,
+}
+
+/// SIGTERM, SIGINT and SIGHUP.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
+    had_terminal: bool,
 }
 
 impl Signals {
@@ -293,23 +254,38 @@ impl Signals {
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
+            hang_up: listen(SignalKind::hangup())?,
+            had_terminal: File::open(TERMINAL).is_ok(),
         })
     }
 
     /// # Cancel safety
     /// Safe.
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Signalled {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Signalled::Stop,
+            _ = self.interrupt.recv() => Signalled::Stop,
+            // Sent by a person, or by the system because the terminal was closed.
+            _ = self.hang_up.recv() => match self.had_terminal && File::open(TERMINAL).is_err() {
+                true => Signalled::Stop,
+                false => Signalled::Reload,
+            },
         }
+    }
+
+    /// Returns when the process is to end.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    async fn stop(&mut self) {
+        while self.next().await != Signalled::Stop {}
     }
 
     /// Finishes `stopping`, unless another signal comes first: then the process ends here.
     async fn or_leave<T>(&mut self, stopping: impl Future<Output = T>) -> T {
         tokio::select! {
             stopped = stopping => stopped,
-            () = self.next() => std::process::exit(Exit::Error as i32),
+            () = self.stop() => std::process::exit(Exit::Error as i32),
         }
     }
 }

@@ -79,6 +79,21 @@ impl Home {
         Ok(Some(home))
     }
 
+    /// Where the configuration is: `config.toml` in the home; without one there, that in the XDG
+    /// folder. A file that is to be made belongs in the home given, else in the XDG folder. Creates
+    /// nothing.
+    pub fn config_path(explicit: Option<PathBuf>) -> Result<PathBuf> {
+        let is_given = explicit.is_some();
+        let home = Self::locate(explicit, |name| std::env::var_os(name))?.state.join(CONFIG_NAME);
+        let xdg = xdg_folder(&|name| std::env::var_os(name), "XDG_CONFIG_HOME", ".config");
+        let xdg = xdg.ok().map(|folder| folder.join(CONFIG_NAME));
+        let is_there = |path: &PathBuf| path.symlink_metadata().is_ok();
+        Ok(match xdg {
+            Some(xdg) if !is_there(&home) && (!is_given || is_there(&xdg)) => xdg,
+            _ => home,
+        })
+    }
+
     fn locate(
         explicit: Option<PathBuf>,
         variable: impl Fn(&str) -> Option<OsString>,
@@ -89,18 +104,9 @@ impl Home {
                 .with_context(|| format!("making {} absolute", folder.display()))?;
             return Ok(Self { state: folder.clone(), data: folder });
         }
-        // The XDG Base Directory Specification: a relative value counts as unset.
-        let xdg = |name: &str, below_home: &str| -> Result<PathBuf> {
-            let absolute = |name| variable(name).map(PathBuf::from).filter(|p| p.is_absolute());
-            let base = absolute(name).or_else(|| absolute("HOME").map(|p| p.join(below_home)));
-            let base = base.with_context(|| {
-                format!("neither {name} nor HOME is set: name the home folder with --home")
-            })?;
-            Ok(base.join("can-sync"))
-        };
         Ok(Self {
-            state: xdg("XDG_STATE_HOME", ".local/state")?,
-            data: xdg("XDG_DATA_HOME", ".local/share")?,
+            state: xdg_folder(&variable, "XDG_STATE_HOME", ".local/state")?,
+            data: xdg_folder(&variable, "XDG_DATA_HOME", ".local/share")?,
         })
     }
 
@@ -305,6 +311,20 @@ impl Home {
     }
 }
 
+/// Our folder by the XDG Base Directory Specification, in which a relative value counts as unset.
+fn xdg_folder(
+    variable: &impl Fn(&str) -> Option<OsString>,
+    name: &str,
+    below_home: &str,
+) -> Result<PathBuf> {
+    let absolute = |name| variable(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let base = absolute(name).or_else(|| absolute("HOME").map(|p| p.join(below_home)));
+    let base = base.with_context(|| {
+        format!("neither {name} nor HOME is set: name the home folder with --home")
+    })?;
+    Ok(base.join("can-sync"))
+}
+
 /// Names that occur together only in a home or in the store of a home.
 const SIGNS: [&[&str]; 5] = [
     &["key", "journal.db"],
@@ -329,6 +349,12 @@ pub fn random_token() -> String {
 /// file. A crash leaves the whole file or none.
 pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<()> {
     write_private(path, bytes, RenameFlags::NOREPLACE)
+}
+
+/// Puts a file with `bytes` in place of the one at `path`, 0600 whatever the umask, durable on
+/// return. A crash leaves the old file or the new one.
+pub fn replace_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_private(path, bytes, RenameFlags::empty())
 }
 
 /// The content of a file that only this user can read; `None` when it does not exist.
@@ -362,6 +388,7 @@ pub(super) fn private_database_file(path: &Path) -> Result<()> {
     }
 }
 
+const CONFIG_NAME: &str = "config.toml";
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const OTHERS: u32 = 0o077;

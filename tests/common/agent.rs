@@ -30,9 +30,15 @@ pub struct Agent {
 /// The program without the parts of the tester's environment that it would read.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_can-sync"));
-    for variable in ["CAN_SYNC_HOME", "CAN_SYNC_LOG", "RUST_LOG", "HTTP_PROXY", "http_proxy"] {
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("CAN_SYNC_") {
+            command.env_remove(variable);
+        }
+    }
+    for variable in ["RUST_LOG", "HTTP_PROXY", "http_proxy", "NOTIFY_SOCKET", "WATCHDOG_USEC"] {
         command.env_remove(variable);
     }
+    command.env("XDG_CONFIG_HOME", "/nonexistent");
     command
 }
 

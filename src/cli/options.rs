@@ -1,0 +1,127 @@
+//! The options of `up` and `store`.
+
+use std::net::{AddrParseError, SocketAddr};
+
+use clap::Args;
+
+use crate::config::{Given, Layer, Source, Value, check};
+
+/// What `can-sync up` takes. Each option is also a variable and a key of `config.toml`; see
+/// [`crate::config::KEYS`].
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Each option may also stand in the environment, as CAN_SYNC_ and its name in \
+    capitals with underscores (CAN_SYNC_BWLIMIT), or in config.toml (bwlimit = \"10M\"). The command \
+    line goes first, then the environment, then the file: `can-sync config show`."
+)]
+pub(crate) struct UpArgs {
+    /// Sync this store instead of the embedded one: its URL on a loopback address
+    #[arg(long, value_name = "URL", value_parser = |text: &str| check("store", text))]
+    store: Option<Value>,
+    /// The file that holds the store's key
+    #[arg(long, value_name = "FILE", value_parser = |text: &str| check("store_key_file", text))]
+    store_key_file: Option<Value>,
+    /// Where to serve the API, a loopback address; port 0 for any [default: 127.0.0.1:5757, or the
+    /// next free port]
+    #[arg(long, value_name = "ADDR", value_parser = |text: &str| check("listen", text))]
+    listen: Option<Value>,
+    /// Use the local network alone: no relay, no discovery service
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_parser = |text: &str| check("offline", text))]
+    offline: Option<Value>,
+    /// Use this relay instead of the public ones; `off` for none
+    #[arg(long, value_name = "URL", value_parser = |text: &str| check("relay", text))]
+    relay: Option<Value>,
+    /// Look here for members that are not found otherwise: an address or a host name, and the port;
+    /// may be given several times
+    #[arg(long, value_name = "HOST:PORT", value_parser = |text: &str| check("peer", text))]
+    peer: Vec<Value>,
+    /// How fast contents may move, all peers together: `10M` bytes a second, `1M:500k` up and down,
+    /// or a timetable, "08:00,512k 18:00,off" or "Mon-08:00,1M Fri-18:00,off", in local time
+    #[arg(long, value_name = "LIMIT", value_parser = |text: &str| check("bwlimit", text))]
+    bwlimit: Option<Value>,
+    /// The same for each peer alone; both limits hold
+    #[arg(long, value_name = "LIMIT", value_parser = |text: &str| check("bwlimit_per_peer", text))]
+    bwlimit_per_peer: Option<Value>,
+    /// Do not limit what stays within the local network
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_parser = |text: &str| check("bwlimit_lan_exempt", text))]
+    bwlimit_lan_exempt: Option<Value>,
+}
+
+/// What `can-sync store` takes.
+#[derive(Debug, Args)]
+pub(crate) struct StoreArgs {
+    /// Where to serve the API, a loopback address; port 0 for any [default: 127.0.0.1:5757, or the
+    /// next free port]
+    #[arg(long, value_name = "ADDR", value_parser = parse_listen)]
+    pub(super) listen: Option<SocketAddr>,
+}
+
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let Value::Text(text) = check("listen", text)? else {
+        return Err("expected an address".into());
+    };
+    text.parse().map_err(|error: AddrParseError| error.to_string())
+}
+
+impl UpArgs {
+    /// What the command line sets.
+    pub(super) fn layer(self) -> Layer {
+        let peers = (!self.peer.is_empty()).then(|| {
+            let texts = self.peer.into_iter().flat_map(|value| match value {
+                Value::List(texts) => texts,
+                Value::Text(text) => vec![text],
+                Value::Switch(_) => Vec::new(),
+            });
+            Value::List(texts.collect())
+        });
+        let given = [
+            ("store", self.store),
+            ("store_key_file", self.store_key_file.map(below_this_folder)),
+            ("listen", self.listen),
+            ("offline", self.offline),
+            ("relay", self.relay),
+            ("peer", peers),
+            ("bwlimit", self.bwlimit),
+            ("bwlimit_per_peer", self.bwlimit_per_peer),
+            ("bwlimit_lan_exempt", self.bwlimit_lan_exempt),
+        ];
+        let given = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        given.map(|(key, value)| (key, Given { value, source: Source::Flag })).collect()
+    }
+}
+
+/// A path of the command line is relative to the current folder, one of the file to the file's.
+fn below_this_folder(path: Value) -> Value {
+    let absolute = std::path::absolute(path.to_string());
+    absolute.map_or(path, |path| Value::Text(path.to_string_lossy().into_owned()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::config::KEYS;
+
+    #[derive(Parser)]
+    struct Up {
+        #[command(flatten)]
+        args: UpArgs,
+    }
+
+    #[test]
+    fn every_option_of_up_is_a_key_of_the_configuration_and_every_key_an_option() {
+        for key in KEYS {
+            let option = format!("--{}", key.name.replace('_', "-"));
+            let texts = ["off", "true", "127.0.0.1:1"].map(|text| format!("{option}={text}"));
+            let given = texts.iter().find_map(|text| Up::try_parse_from(["up", text]).ok());
+            let layer = given.unwrap_or_else(|| panic!("{option} takes nothing")).args.layer();
+            assert_eq!(layer.keys().collect::<Vec<_>>(), [&key.name]);
+        }
+        let options = <Up as clap::CommandFactory>::command().get_arguments().count();
+        assert_eq!(options, KEYS.len());
+    }
+}

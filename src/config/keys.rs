@@ -1,0 +1,250 @@
+//! What can be configured: the keys, and how their values are read. To add a setting, add it to
+//! [`KEYS`], to [`Settings`] and to [`Settings::set`].
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::core::rate::{RateLimits, Timetable};
+use crate::net::{NamedAddress, Relay};
+
+/// The most addresses in `peer`; each is dialled in turn, so more would make each a rare one.
+const PEERS_MAX: usize = 32;
+
+/// A key of the configuration. `a_b` is `--a-b` on the command line and `CAN_SYNC_A_B` in the
+/// environment.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Its name in the file.
+    pub name: &'static str,
+    /// The kind of its values.
+    pub kind: Kind,
+    /// Whether it may change while the agent runs.
+    pub is_live: bool,
+    /// What holds when nobody sets it.
+    pub default: &'static str,
+}
+
+/// The kind of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A text.
+    Text,
+    /// True or false.
+    Switch,
+    /// A list of texts.
+    List,
+}
+
+/// A value as it stands in the file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum Value {
+    /// True or false.
+    Switch(bool),
+    /// A text.
+    Text(String),
+    /// A list of texts.
+    List(Vec<String>),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Switch(is_on) => write!(formatter, "{is_on}"),
+            Self::Text(text) => formatter.write_str(text),
+            Self::List(texts) => formatter.write_str(&texts.join(" ")),
+        }
+    }
+}
+
+const fn key(name: &'static str, kind: Kind, is_live: bool, default: &'static str) -> Key {
+    Key { name, kind, is_live, default }
+}
+
+/// Every key, in the order in which they are shown.
+pub const KEYS: &[Key] = &[
+    key("store", Kind::Text, false, "the embedded store"),
+    key("store_key_file", Kind::Text, false, "none"),
+    key("listen", Kind::Text, false, "127.0.0.1:5757, or the next free port"),
+    key("offline", Kind::Switch, false, "false"),
+    key("relay", Kind::Text, false, "the public relays"),
+    key("peer", Kind::List, true, "none"),
+    key("bwlimit", Kind::Text, true, "off"),
+    key("bwlimit_per_peer", Kind::Text, true, "off"),
+    key("bwlimit_lan_exempt", Kind::Switch, true, "false"),
+];
+
+/// The values of all keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// The base URL of another program's store; `None`: the embedded one.
+    pub store: Option<String>,
+    /// The file that holds that store's key.
+    pub store_key_file: Option<PathBuf>,
+    /// Where to serve the API.
+    pub listen: Option<SocketAddr>,
+    /// Use the local network alone.
+    pub offline: bool,
+    /// The relay to use.
+    pub relay: Relay,
+    /// Where members are looked for of which nothing else is known.
+    pub peers: Vec<NamedAddress>,
+    /// The limit for all peers together.
+    pub bwlimit: Option<Timetable>,
+    /// The limit for each peer.
+    pub bwlimit_per_peer: Option<Timetable>,
+    /// Whether the local network is exempt from the limits.
+    pub bwlimit_lan_exempt: bool,
+}
+
+impl Settings {
+    /// The limits of the transfer rates.
+    pub fn rate_limits(&self) -> RateLimits {
+        RateLimits {
+            all: self.bwlimit.clone(),
+            each: self.bwlimit_per_peer.clone(),
+            lan_exempt: self.bwlimit_lan_exempt,
+        }
+    }
+
+    /// Sets the value of a key. A relative path is below `folder`.
+    pub(super) fn set(&mut self, key: &str, value: &Value, folder: &Path) -> Result<(), String> {
+        match (key, value) {
+            ("store", Value::Text(text)) => self.store = Some(text.clone()),
+            ("store_key_file", Value::Text(text)) => self.store_key_file = Some(folder.join(text)),
+            ("listen", Value::Text(text)) => self.listen = Some(parse_listen(text)?),
+            ("offline", Value::Switch(is_on)) => self.offline = *is_on,
+            ("relay", Value::Text(text)) => self.relay = parse_relay(text)?,
+            ("peer", Value::List(texts)) if texts.len() > PEERS_MAX => {
+                return Err(format!("expected at most {PEERS_MAX} addresses, got {}", texts.len()));
+            }
+            ("peer", Value::List(texts)) => {
+                self.peers = texts.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+            }
+            ("bwlimit", Value::Text(text)) => self.bwlimit = Some(parse_limit(text)?),
+            ("bwlimit_per_peer", Value::Text(text)) => {
+                self.bwlimit_per_peer = Some(parse_limit(text)?);
+            }
+            ("bwlimit_lan_exempt", Value::Switch(is_on)) => self.bwlimit_lan_exempt = *is_on,
+            _ => return Err(format!("expected {}", find(key)?.kind.expected())),
+        }
+        Ok(())
+    }
+
+    /// Checks what no key shows alone.
+    pub(super) fn check_together(&self) -> Result<(), String> {
+        if self.store.is_some() != self.store_key_file.is_some() {
+            let (one, other) = match self.store {
+                Some(_) => ("store", "store_key_file"),
+                None => ("store_key_file", "store"),
+            };
+            return Err(format!("{one} needs {other}, too"));
+        }
+        if self.bwlimit_lan_exempt && self.rate_limits().is_empty() {
+            return Err("bwlimit_lan_exempt (--bwlimit-lan-exempt) exempts from a limit: give \
+                        bwlimit (--bwlimit) or bwlimit_per_peer, too"
+                .into());
+        }
+        Ok(())
+    }
+}
+
+impl Key {
+    /// Reads a value from the text of a variable or an option.
+    pub fn read(&self, text: &str) -> Result<Value, String> {
+        let value = match self.kind {
+            Kind::Text => Value::Text(text.to_owned()),
+            Kind::Switch => Value::Switch(match &text.to_ascii_lowercase()[..] {
+                "true" | "1" | "yes" | "on" => true,
+                "false" | "0" | "no" | "off" => false,
+                _ => return Err(format!("expected {}, got {text:?}", Kind::Switch.expected())),
+            }),
+            Kind::List => {
+                let is_between = |c: char| c.is_whitespace() || c == ',';
+                let texts = text.split(is_between).filter(|text| !text.is_empty());
+                Value::List(texts.map(str::to_owned).collect())
+            }
+        };
+        Settings::default().set(self.name, &value, Path::new("/"))?;
+        Ok(value)
+    }
+}
+
+impl Kind {
+    /// What is expected of a value in the file.
+    pub(super) fn expected(self) -> &'static str {
+        match self {
+            Self::Text => "a text in quotes",
+            Self::Switch => "true or false",
+            Self::List => "a list of texts, such as [\"one\", \"two\"]",
+        }
+    }
+}
+
+/// Checks the text of an option's value, and returns it.
+pub fn check(key: &'static str, text: &str) -> Result<Value, String> {
+    find(key)?.read(text)
+}
+
+/// The key of this name.
+pub(super) fn find(name: &str) -> Result<&'static Key, String> {
+    KEYS.iter().find(|key| key.name == name).ok_or_else(|| {
+        let near = KEYS.iter().map(|key| (distance(key.name, &name.replace('-', "_")), key.name));
+        match near.min().filter(|(distance, _)| *distance <= 3) {
+            Some((_, near)) => format!("unknown key {name:?}: did you mean {near}?"),
+            None => {
+                let all: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+                format!("unknown key {name:?}: expected one of {}", all.join(", "))
+            }
+        }
+    })
+}
+
+/// The option of a key on the command line.
+pub(super) fn flag(key: &str) -> String {
+    format!("--{}", key.replace('_', "-"))
+}
+
+/// The variable of a key.
+pub(super) fn variable(key: &str) -> String {
+    format!("CAN_SYNC_{}", key.to_ascii_uppercase())
+}
+
+/// How many letters must be changed, added or left out to get from one word to the other.
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
+    for (above, a) in one.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], above + 1);
+        for (at, b) in other.chars().enumerate() {
+            let changed = diagonal + usize::from(a != b);
+            diagonal = row[at + 1];
+            row[at + 1] = changed.min(diagonal + 1).min(row[at] + 1);
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+/// Commands reach the agent on the machine alone, so no other address is of use.
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let expected = || format!("expected a loopback address, such as 127.0.0.1:5757, got {text:?}");
+    let address: SocketAddr = text.parse().map_err(|_| expected())?;
+    address.ip().is_loopback().then_some(address).ok_or_else(expected)
+}
+
+fn parse_relay(text: &str) -> Result<Relay, String> {
+    match text {
+        "off" | "none" => Ok(Relay::Off),
+        _ if text.starts_with("https://") || text.starts_with("http://") => {
+            Ok(Relay::Url(text.to_owned()))
+        }
+        _ => Err(format!("expected a URL, or off; got {text:?}")),
+    }
+}
+
+fn parse_limit(text: &str) -> Result<Timetable, String> {
+    text.parse().map_err(|error: crate::core::rate::RateError| error.to_string())
+}
