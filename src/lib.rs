@@ -51,7 +51,7 @@
 //!
 //! Imports point down: `core` <- `wire` <- `store`, `net`, `state` <- `replica` <- `transfer` <-
 //! `agent` <- `api` <- `cli`, `store` <- `http` <- `api`, and `config` <- `api`. `store`, `net` and `state` do not
-//! import each other; [`db`] is below `store` and `state`; [`clock`] is the only reader of time,
+//! import each other; [`db`] and [`bao`] are below `store` and `state`; [`clock`] is the only reader of time,
 //! and below all that need it.
 //!
 //! # Where the guarantees are
@@ -110,6 +110,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod bao;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -5,11 +5,10 @@
 //! | `key` ([`identity`]) | the device's secret key | the device is a stranger to its group |
 //! | `index.db` ([`index`]) | the hashes the store knows, numbered | rebuilt from the store |
 //! | `journal.db` ([`journal`]) | the group, its records and events | the device must pair again |
-//! | `partials/` ([`partials`], [`bao`]) | large transfers under way | transferred again |
+//! | `partials/` ([`partials`], [`crate::bao`]) | large transfers under way | transferred again |
 //!
 //! [`home`] defines where these files are and who may read them.
 
-pub mod bao;
 pub mod home;
 pub mod identity;
 pub mod index;

@@ -27,10 +27,10 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use self::folder::{CONTENT_SUFFIX, Claim, Files, Found, Name, Shared, asset_of};
+use crate::bao::{Decoded, GROUP_BYTES, decode_piece, outboard_bytes, verified_ranges};
 use crate::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
 use crate::core::limits::{ASSET_BYTES_MAX, FREE_FLOOR_BYTES, FREE_FLOOR_FRACTION};
 use crate::core::ranges::Ranges;
-use crate::state::bao::{Decoded, GROUP_BYTES, decode_piece, outboard_bytes, verified_ranges};
 
 /// The key of a partial: an asset of one size and, with SHA-256, from one device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

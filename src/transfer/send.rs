@@ -20,10 +20,10 @@ use super::outcome::{Outcome, TransferError, is_large, with_causes};
 use super::pace::{
     ANSWER_WAIT, KEEP_ALIVE, READ_STALL, WRITE_STALL, expect_frame, keep_alive, keeping_alive,
 };
+use crate::bao::{self, EncodeError, encode_piece, encode_piece_of_file};
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::core::limits::{INLINE_BYTES_MAX, OFFER_ENTRIES_MAX};
 use crate::net::frame::{FrameReader, FrameWriter, TakeBytes};
-use crate::state::bao::{self, EncodeError, encode_piece, encode_piece_of_file};
 use crate::store::{BaoFiles, Condition, READ_BYTES_MAX, StoreError};
 use crate::wire::batch::{
     Content, Label, Offer, OfferEntry, Piece, Want, WantEntry, decode_ack, encode_contents,

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use can_sync::bao::{GROUP_BYTES, build_outboard, encode_piece};
 use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, LogId, NodeId, OpHash, StoreId};
 use can_sync::core::joining::{Introduction, PairAccept, PairOffer, PairRequest};
 use can_sync::core::journal::message::{
@@ -20,7 +21,6 @@ use can_sync::core::message::{Hello, Message};
 use can_sync::core::reconcile::{Cursor, ReconcileMessage, SetSummary, Since, Way};
 use can_sync::core::sketch::Cell;
 use can_sync::net::ticket::Ticket;
-use can_sync::state::bao::{GROUP_BYTES, build_outboard, encode_piece};
 use can_sync::wire::batch::{
     Content, Label, Piece, SetPage, Verdict, Want, WantEntry, encode_ack, encode_contents,
     encode_drop,

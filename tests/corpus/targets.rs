@@ -7,11 +7,11 @@
 use std::fmt::Debug;
 
 use bytes::Bytes;
+use can_sync::bao::{GROUP_BYTES, decode_piece};
 use can_sync::core::ids::{Digest, Hash, NodeId};
 use can_sync::core::journal::op::Change;
 use can_sync::core::limits::{PIECE_ALIGN_BYTES, SMALL_BYTES_MAX};
 use can_sync::net::ticket::Ticket;
-use can_sync::state::bao::{GROUP_BYTES, decode_piece};
 use can_sync::wire::batch::{self, Naming, Offer, OfferEntry, Piece, SetPage, Want};
 use can_sync::wire::frame::{HEADER_BYTES, Header, Kind};
 use can_sync::wire::proto::peer;

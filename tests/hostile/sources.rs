@@ -3,8 +3,8 @@
 
 use std::fs::File;
 
+use can_sync::bao;
 use can_sync::core::ids::Digest;
-use can_sync::state::bao;
 use can_sync::store::{Metadata, VerifiedFile};
 use tokio::time::Instant;
 

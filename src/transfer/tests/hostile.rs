@@ -5,8 +5,8 @@ use prost::Message;
 use tokio::io::AsyncReadExt;
 
 use super::*;
+use crate::bao;
 use crate::core::limits::OFFER_ENTRIES_MAX;
-use crate::state::bao;
 use crate::wire::batch::{
     Content, Label, Offer, OfferEntry, Piece, Want, WantEntry, encode_ack, encode_contents,
     encode_drop,

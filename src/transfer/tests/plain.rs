@@ -5,7 +5,7 @@ use prost::Message;
 
 use super::hostile::Script;
 use super::*;
-use crate::state::bao;
+use crate::bao;
 use crate::transfer::plain::{PlainReport, receive_plain_live, run_plain, send_plain_live};
 use crate::wire::batch::{Content, Label, Piece, SetPage, encode_ack, encode_contents};
 

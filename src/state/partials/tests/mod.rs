@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::folder::OUTBOARD_SUFFIX;
 use super::*;
-use crate::state::bao::{EncodeError, build_outboard, encode_piece, encode_piece_of_file};
+use crate::bao::{EncodeError, build_outboard, encode_piece, encode_piece_of_file};
 
 mod damage;
 

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
 use bao_tree::io::outboard::PreOrderOutboard;
-use bao_tree::io::sync::{Outboard, outboard, valid_ranges};
+use bao_tree::io::sync::{Outboard, outboard};
 use bao_tree::iter::BaoChunk;
 use bao_tree::{BaoTree, BlockSize, ChunkNum, ChunkRanges, TreeNode};
 use blake3::hazmat::{HasherExt as _, Mode, merge_subtrees_non_root, merge_subtrees_root};
@@ -209,24 +209,34 @@ pub fn decode_piece<'a>(
 }
 
 /// The ranges of `content`, in whole groups, that match the hash pairs in `outboard`. Reads and
-/// hashes everything that may match, up to the first place that cannot be read.
-pub(super) fn verified_ranges(digest: &Digest, content: &File, outboard: &File) -> Ranges {
-    let stored = PreOrderOutboard {
-        root: blake3::Hash::from_bytes(digest.hash.0),
-        tree: tree(digest.size_bytes),
-        data: outboard,
-    };
+/// hashes everything that may match, and goes on after a place that cannot be read.
+pub(crate) fn verified_ranges(digest: &Digest, content: &File, outboard: &File) -> Ranges {
+    let tree = tree(digest.size_bytes);
     let mut verified = Ranges::default();
-    for range in valid_ranges(stored, content, &ChunkRanges::all()) {
-        let range = match range {
-            Ok(range) => range,
-            Err(error) => {
-                let hash = digest.hash.short();
-                tracing::warn!(%error, hash, "a partial asset cannot be read to its end");
-                break;
+    let mut group = vec![0; GROUP_BYTES as usize];
+    // `None`: a pair above is wrong, so nothing below can be verified.
+    let mut expected = vec![Some(digest.hash.0)];
+    for item in tree.ranges_pre_order_chunks_iter_ref(&ChunkRanges::all(), 0) {
+        let hash = expected.pop().expect("a parent comes before its children");
+        match item {
+            BaoChunk::Parent { node, is_root, left, right, .. } => {
+                let pair = hash.and_then(|hash| {
+                    let pair = stored_pair(tree, node, Some(outboard)).ok()?;
+                    (pair_hash(&pair, is_root) == hash).then_some(pair)
+                });
+                expected.extend(right.then_some(pair.map(|pair| pair[1])));
+                expected.extend(left.then_some(pair.map(|pair| pair[0])));
             }
-        };
-        verified.insert(range.start.to_bytes()..range.end.to_bytes().min(digest.size_bytes));
+            BaoChunk::Leaf { start_chunk, size, is_root, .. } => {
+                let (start, group) = (start_chunk.to_bytes(), &mut group[..size]);
+                if let Some(hash) = hash
+                    && content.read_exact_at(group, start).is_ok()
+                    && group_hash(start, group, is_root) == hash
+                {
+                    verified.insert(start..start + size as u64);
+                }
+            }
+        }
     }
     verified
 }
