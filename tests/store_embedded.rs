@@ -6,10 +6,12 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use can_sync::bao::GROUP_BYTES;
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm};
+use can_sync::core::ranges::Ranges;
 use can_sync::store::embedded::{EmbeddedStore, FeedKind, Options};
 use can_sync::store::{
     Condition, Damages, Filter, Metadata, SMALL_BYTES_MAX, Store, StoreError, Stored,
@@ -269,7 +271,7 @@ async fn a_missing_or_torn_outboard_is_computed_anew() {
     fs::remove_file(&path).unwrap();
     let result = store.bao_files(digest.hash).await;
     assert!(matches!(result, Err(StoreError::Damaged(_))));
-    assert_eq!(store.verify(digest.hash).await.unwrap(), Condition::Damaged);
+    assert_eq!(store.verify(digest.hash).await.unwrap(), wrong(0..digest.size_bytes));
 }
 
 #[tokio::test]
@@ -285,6 +287,112 @@ async fn an_outboard_that_has_rotted_within_is_made_anew_when_its_asset_is_verif
     assert_eq!(store.verify(digest.hash).await.unwrap(), Condition::Whole);
     assert_eq!(fs::read(&path).unwrap(), whole);
     assert_eq!(*store.damages().borrow(), Damages::default());
+}
+
+/// The condition of an asset in which these bytes are wrong.
+fn wrong(bytes: std::ops::Range<u64>) -> Condition {
+    let mut ranges = Ranges::default();
+    ranges.insert(bytes);
+    Condition::Damaged(ranges)
+}
+
+fn flip(path: &Path, at: u64) {
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+#[tokio::test]
+async fn the_groups_that_are_wrong_are_named_as_often_as_one_asks_and_what_is_left_is_kept() {
+    let tmp = tempfile::tempdir().unwrap();
+    let store = open(tmp.path());
+    let digest = adopt(&store, 1, LARGE).await;
+    let path = content_path(tmp.path(), digest.hash);
+    assert!(store.remains(digest.hash).await.unwrap().is_none(), "a whole asset");
+    flip(&path, 3 * GROUP_BYTES + 7);
+    let rotten = fs::read(&path).unwrap();
+    for _ in 0..2 {
+        let group = 3 * GROUP_BYTES..4 * GROUP_BYTES;
+        assert_eq!(store.verify(digest.hash).await.unwrap(), wrong(group));
+    }
+    fs::File::options().write(true).open(&path).unwrap().set_len(5 * GROUP_BYTES + 1).unwrap();
+    let mut ranges = Ranges::default();
+    ranges.insert(3 * GROUP_BYTES..4 * GROUP_BYTES);
+    ranges.insert(5 * GROUP_BYTES..digest.size_bytes);
+    assert_eq!(store.verify(digest.hash).await.unwrap(), Condition::Damaged(ranges));
+    assert_eq!(store.damages().borrow().found, 1, "found once");
+    assert!(store.remains(digest.hash).await.unwrap().is_some());
+    assert!(fs::read(&path).unwrap() == rotten[..5 * GROUP_BYTES as usize + 1]);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(store.verify(digest.hash).await.unwrap(), wrong(0..digest.size_bytes));
+    assert!(store.remains(digest.hash).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn an_asset_that_was_found_damaged_and_is_whole_after_all_is_held_again() {
+    let tmp = tempfile::tempdir().unwrap();
+    let store = open(tmp.path());
+    let large = adopt(&store, 1, LARGE).await;
+    let (small, _) = take_in(&store, 2, true).await;
+    let before = store.info().await.unwrap();
+    flip(&content_path(tmp.path(), large.hash), 100_000);
+    on_row(tmp.path(), small, "UPDATE contents SET content = zeroblob(length(content))");
+    for digest in [large, small] {
+        let found = store.verify(digest.hash).await.unwrap();
+        assert!(matches!(found, Condition::Damaged(_)), "{found:?}");
+    }
+    assert_eq!(store.info().await.unwrap().asset_count, 0);
+    let seen = store.info().await.unwrap().newest_cursor;
+
+    flip(&content_path(tmp.path(), large.hash), 100_000);
+    let conn = rusqlite::Connection::open(tmp.path().join("store.db")).unwrap();
+    let put_back = content(2, 5000);
+    conn.execute("UPDATE contents SET content = ?1", [put_back.as_ref()]).unwrap();
+    drop(conn);
+    for digest in [large, small] {
+        assert_eq!(store.verify(digest.hash).await.unwrap(), Condition::Whole);
+    }
+    let after = store.info().await.unwrap();
+    assert_eq!((after.asset_count, after.asset_bytes), (2, before.asset_bytes));
+    let page = store.changes(seen, 100).await.unwrap();
+    let listed: Vec<_> = page.entries.iter().map(|entry| entry.digest).collect();
+    assert_eq!((page.gone, listed), (vec![], vec![large, small]));
+    assert_eq!(store.damages().borrow().count, 0);
+}
+
+#[tokio::test]
+async fn whatever_a_kill_leaves_of_a_repair_is_kept_and_can_be_made_whole() {
+    let whole = content(1, LARGE);
+    // Before the new files have their names, between the two, and before the row is written.
+    for step in 0..3 {
+        let tmp = tempfile::tempdir().unwrap();
+        let store = open(tmp.path());
+        let digest = adopt(&store, 1, LARGE).await;
+        let path = content_path(tmp.path(), digest.hash);
+        let outboard = fs::read(path.with_extension("outboard")).unwrap();
+        flip(&path, 100_000);
+        flip(&path.with_extension("outboard"), outboard.len() as u64 - 1);
+        assert!(matches!(store.verify(digest.hash).await.unwrap(), Condition::Damaged(_)));
+        store.close().await;
+        pend(tmp.path(), digest.hash);
+        if step > 0 {
+            fs::write(&path, &whole).unwrap();
+        }
+        if step > 1 {
+            fs::write(path.with_extension("outboard"), &outboard).unwrap();
+        }
+
+        let store = open(tmp.path());
+        assert_eq!(content_files(tmp.path()).len(), 2, "step {step}");
+        assert!(store.lookup(digest.hash).await.unwrap().unwrap().is_damaged);
+        let found = store.verify(digest.hash).await.unwrap();
+        assert_eq!(found == Condition::Whole, step > 0, "step {step}: {found:?}");
+        if step == 0 {
+            assert_eq!(take_in(&store, 1, false).await.1, Stored::New);
+        }
+        assert!(is_whole(&store, digest, 1).await, "step {step}");
+    }
 }
 
 /// A way to damage the content of an asset behind the store's back.
@@ -353,7 +461,8 @@ async fn a_damaged_asset_is_not_held_until_its_bytes_come_anew_and_keeps_what_pe
             let before = store.info().await.unwrap();
 
             ruin(tmp.path(), digest);
-            assert_eq!(store.verify(digest.hash).await.unwrap(), Condition::Damaged);
+            let found = store.verify(digest.hash).await.unwrap();
+            assert!(matches!(found, Condition::Damaged(_)), "{found:?}");
             assert_eq!(store.verify(other.hash).await.unwrap(), Condition::Whole);
             let read = store.read(digest.hash, 0..10).await;
             assert!(matches!(read, Err(StoreError::Damaged(_))), "{read:?}");

@@ -294,7 +294,7 @@ impl Pieces {
                 "asset {hash} was read wrong once and right the next time: try again"
             )),
             Ok(Condition::Absent) => StoreError::NotFound(hash),
-            Ok(Condition::Damaged) | Err(_) => StoreError::Damaged(hash),
+            Ok(Condition::Damaged(_)) | Err(_) => StoreError::Damaged(hash),
         }
     }
 }

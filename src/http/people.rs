@@ -172,7 +172,7 @@ pub(crate) async fn keep(
         Received::Large(digest, temp) => {
             let hash = digest.hash;
             let was_damaged = store.lookup(hash).await?.is_some()
-                && store.verify(hash).await? == Condition::Damaged;
+                && matches!(store.verify(hash).await?, Condition::Damaged(_));
             let path = temp.path().to_owned();
             // When dropped, it removes what a temporary failure leaves.
             let guard: Option<Box<dyn Any + Send + Sync>> = Some(Box::new(temp));

@@ -27,7 +27,9 @@ use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use self::folder::{CONTENT_SUFFIX, Claim, Files, Found, Name, Shared, asset_of};
-use crate::bao::{Decoded, GROUP_BYTES, decode_piece, outboard_bytes, verified_ranges};
+use crate::bao::{
+    Decoded, GROUP_BYTES, decode_piece, encode_piece_of_file, outboard_bytes, verified_ranges,
+};
 use crate::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
 use crate::core::limits::{ASSET_BYTES_MAX, FREE_FLOOR_BYTES, FREE_FLOOR_FRACTION};
 use crate::core::ranges::Ranges;
@@ -333,6 +335,42 @@ impl Partial {
         Ok(())
     }
 
+    /// Adds what `content` has and is missing here, as far as `outboard` proves it: a damaged file
+    /// of the asset is one more source of verified pieces.
+    pub fn take_from(&self, content: &File, outboard: &File) -> io::Result<()> {
+        if self.outboard.is_none() {
+            return Ok(());
+        }
+        for missing in self.missing().iter() {
+            let mut start = missing.start;
+            while start < missing.end {
+                let end = missing.end.min(start - start % TAKEN_BYTES + TAKEN_BYTES);
+                if !self.take_piece(start..end, content, outboard)? {
+                    for start in (start..end).step_by(GROUP_BYTES as usize) {
+                        let group = start..end.min(start + GROUP_BYTES);
+                        self.take_piece(group, content, outboard)?;
+                    }
+                }
+                start = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns whether the piece was right.
+    fn take_piece(&self, piece: Range<u64>, content: &File, outboard: &File) -> io::Result<bool> {
+        let (start, length_bytes) = (piece.start, piece.end - piece.start);
+        let encoded = match encode_piece_of_file(&self.digest, piece, content, Some(outboard)) {
+            Ok(encoded) => encoded,
+            Err(_) => return Ok(false),
+        };
+        match self.write_piece(start, length_bytes, &encoded) {
+            Ok(()) => Ok(true),
+            Err(PieceError::Io(error)) => Err(error),
+            Err(PieceError::Corrupt { .. } | PieceError::Misplaced { .. }) => Ok(false),
+        }
+    }
+
     fn write(&self, outboard: &File, good: &Range<u64>, decoded: &Decoded<'_>) -> io::Result<()> {
         let before = good.start.saturating_sub(GROUP_BYTES)..good.start;
         if !self.held().contains(&before) {
@@ -440,6 +478,8 @@ pub const PARTIALS_MAX: usize = 256;
 /// How long an idle partial is kept: a device away for a month is probably gone with its asset.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const HASHING_BYTES: usize = 256 * 1024;
+/// How much is taken from a damaged file at a time; a wrong piece is tried again group by group.
+const TAKEN_BYTES: u64 = 256 * 1024;
 /// The most page cache that one large asset uses while it arrives in order: what a slow disk writes
 /// in a second.
 const CACHED_BYTES: u64 = 64 * 1024 * 1024;

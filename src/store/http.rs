@@ -40,6 +40,7 @@ use super::{
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
 use crate::core::limits::RESTING_MAX;
+use crate::core::ranges::Ranges;
 use crate::wire::parse;
 use crate::wire::proto::store as proto;
 
@@ -133,6 +134,27 @@ impl HttpStore {
     }
 }
 
+impl HttpStore {
+    /// Reads an asset as a whole. Returns the hash of what it got, `None` if the store has it not.
+    async fn read_hash(
+        &self,
+        hash: Hash,
+        size_bytes: u64,
+        algorithm: HashAlgorithm,
+    ) -> Result<Option<Hash>, StoreError> {
+        self.0.set_whole(None);
+        let mut hasher = Hasher::new(algorithm);
+        let mut start = 0;
+        while start < size_bytes {
+            let end = size_bytes.min(start + READ_BYTES_MAX);
+            let Some(bytes) = self.read(hash, start..end).await? else { return Ok(None) };
+            hasher.update(&bytes);
+            start = end;
+        }
+        Ok(Some(hasher.hash()))
+    }
+}
+
 impl Inner {
     /// Requests the store's info, and keeps its profile.
     async fn ask_info(&self) -> Result<StoreInfo, StoreError> {
@@ -207,11 +229,11 @@ impl Inner {
     }
 
     /// Records the condition of an asset.
-    fn note(&self, hash: Hash, condition: Condition) {
+    fn note(&self, hash: Hash, condition: &Condition) {
         let mut damaged = self.damaged.lock();
         let found = match condition {
-            Condition::Damaged if damaged.len() < RESTING_MAX => damaged.insert(hash),
-            Condition::Damaged => false,
+            Condition::Damaged(_) if damaged.len() < RESTING_MAX => damaged.insert(hash),
+            Condition::Damaged(_) => false,
             Condition::Whole | Condition::Absent => {
                 damaged.remove(&hash);
                 false
@@ -418,26 +440,20 @@ impl Store for HttpStore {
     async fn verify(&self, hash: Hash) -> Result<Condition, StoreError> {
         let profile = self.0.profile().await?;
         let Some(asset) = self.lookup(hash).await? else {
-            self.0.note(hash, Condition::Absent);
+            self.0.note(hash, &Condition::Absent);
             return Ok(Condition::Absent);
         };
         let size_bytes = asset.entry.digest.size_bytes;
-        let mut hasher = Hasher::new(profile.algorithm);
-        let mut start = 0;
-        while start < size_bytes {
-            let end = size_bytes.min(start + READ_BYTES_MAX);
-            let Some(bytes) = self.read(hash, start..end).await? else {
-                self.0.note(hash, Condition::Absent);
-                return Ok(Condition::Absent);
-            };
-            hasher.update(&bytes);
-            start = end;
+        let mut got = self.read_hash(hash, size_bytes, profile.algorithm).await?;
+        if got.is_some_and(|got| got != hash) {
+            got = self.read_hash(hash, size_bytes, profile.algorithm).await?;
         }
-        let condition = match hasher.hash() == hash {
-            true => Condition::Whole,
-            false => Condition::Damaged,
+        let condition = match got {
+            None => Condition::Absent,
+            Some(got) if got == hash => Condition::Whole,
+            Some(_) => Condition::Damaged(Ranges::default().gaps(size_bytes)),
         };
-        self.0.note(hash, condition);
+        self.0.note(hash, &condition);
         Ok(condition)
     }
 

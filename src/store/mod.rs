@@ -7,8 +7,8 @@
 //!
 //! I1  An asset that [`Store::put`] or [`Store::adopt`] reports as stored survives a power cut.
 //! I2  Content is stored only under its hash; content that does not match is not kept. An asset
-//!     whose content turns out damaged is not held until the content is stored again
-//!     ([`Store::verify`]).
+//!     whose content turns out damaged is not held until the content is stored again or is found
+//!     whole after all ([`Store::verify`]).
 //! I3  Cursors rise strictly and are never reused; [`Store::changes`] after a cursor misses
 //!     nothing.
 //! I4  Bytes are never deleted by this trait. Trashing is metadata.
@@ -29,6 +29,7 @@ use tokio::sync::watch;
 
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
 pub use crate::core::limits::SMALL_BYTES_MAX;
+use crate::core::ranges::Ranges;
 
 pub mod embedded;
 pub(crate) mod hasher;
@@ -144,12 +145,14 @@ pub struct Asset {
 }
 
 /// The result of comparing an asset's content with its hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
     /// The content matches the hash.
     Whole,
-    /// The content does not match or cannot be read.
-    Damaged,
+    /// The content does not match or cannot be read. The ranges that are wrong, in whole groups of
+    /// 16 KiB where an outboard shows them, else the whole content. None if only the length is
+    /// wrong.
+    Damaged(Ranges),
     /// The store has no such asset.
     Absent,
 }
@@ -346,10 +349,19 @@ pub trait Store: Send + Sync + 'static {
     /// reads the content by [`Self::read`].
     async fn bao_files(&self, hash: Hash) -> Result<Option<BaoFiles>, StoreError>;
 
-    /// Reads a whole asset and compares it with its hash. A damaged asset is marked, durably where
-    /// the store can: from then on it is not held, appears in [`Changes::gone`], and the next put
-    /// or adopt of its content stores it like a new one. A damaged outboard is rebuilt.
+    /// Reads a whole asset and compares it with its hash, twice if it is found wrong. A damaged
+    /// asset is marked, durably where the store can: from then on it is not held, appears in
+    /// [`Changes::gone`], and the next put or adopt of its content exchanges it in one step and
+    /// stores it like a new one. What is left of it is kept until then. A marked asset that is
+    /// whole after all is held again, like a new one. A damaged outboard is rebuilt.
     async fn verify(&self, hash: Hash) -> Result<Condition, StoreError>;
+
+    /// Opens what is left of a large asset that is marked as damaged, with the outboard that shows
+    /// which groups of it are right; `None` when there is nothing that could be used.
+    async fn remains(&self, hash: Hash) -> Result<Option<BaoFiles>, StoreError> {
+        let _ = hash;
+        Ok(None)
+    }
 
     /// The known damage, updated as damage is found and repaired.
     fn damages(&self) -> watch::Receiver<Damages>;

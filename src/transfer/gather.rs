@@ -131,8 +131,12 @@ impl Open {
             Err(OpenError::InUse(_) | OpenError::TooMany) => return Err(Outcome::Interrupted),
             Err(e) => return Err(Outcome::Later(with_causes(e))),
         };
-        let missing = partial.missing();
         check_space(ctx, &partial).await.map_err(Outcome::Later)?;
+        let partial = match part {
+            Part::Asked => take_remains(ctx, partial).await.map_err(Outcome::Later)?,
+            Part::FromStart => partial,
+        };
+        let missing = partial.missing();
         let sharing = match part {
             Part::Asked => Sharing::of(&key.digest, algorithm),
             Part::FromStart => Sharing::Alone,
@@ -153,6 +157,28 @@ impl Open {
     fn now_ms(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
+}
+
+/// Adds to the partial what is right in the store's damaged file of the asset, so that only what is
+/// wrong there has to be sent.
+async fn take_remains(ctx: &Context, partial: Partial) -> Result<Partial, String> {
+    let digest = partial.digest();
+    let remains = match ctx.store.remains(digest.hash).await {
+        Ok(Some(remains)) if !partial.is_complete() => remains,
+        Ok(_) => return Ok(partial),
+        Err(error) => {
+            tracing::info!(%error, hash = digest.hash.short(), "fetching all of a damaged asset");
+            return Ok(partial);
+        }
+    };
+    let taken = blocking(move || {
+        let taken = partial.take_from(&remains.content, &remains.outboard);
+        taken.map(|()| partial)
+    });
+    let partial = taken.await.map_err(|e| e.to_string())?.map_err(with_causes)?;
+    let wrong_bytes = partial.missing().bytes();
+    tracing::info!(hash = digest.hash.short(), wrong_bytes, "fetching what is wrong of an asset");
+    Ok(partial)
 }
 
 /// Checks that there is space for the rest of the asset beside everything under way, in the folder

@@ -381,7 +381,7 @@ async fn made_sure(ctx: &Context, digest: &Digest, outcome: Outcome) -> Outcome 
             return Outcome::Later("it was read wrong once and right the next time".into());
         }
         Ok(Condition::Absent) => return Outcome::Unavailable,
-        Ok(Condition::Damaged) => {}
+        Ok(Condition::Damaged(_)) => {}
         Err(error) => {
             tracing::warn!(hash = %digest.hash, %error, "cannot mark an asset as damaged")
         }

@@ -45,7 +45,7 @@ async fn what_is_lost_or_rotten_here_is_said_and_comes_back_from_another_device(
     let read = a.store().read(assets[0].hash, 0..1).await;
     assert!(matches!(read, Err(StoreError::Damaged(_))), "{read:?}");
     for digest in &assets[1..] {
-        assert_eq!(a.store().verify(digest.hash).await.unwrap(), Condition::Damaged);
+        assert!(!is_whole(&a, digest).await);
     }
     assert_eq!(a.store().damages().borrow().found, 3);
     until("all of them whole again", &[&a, &b], async || {
@@ -58,6 +58,60 @@ async fn what_is_lost_or_rotten_here_is_said_and_comes_back_from_another_device(
     all_in_sync(&[&a, &b], 1).await;
     let told = was_logged(&["bytes of a stored asset are damaged", &assets[0].hash.to_string()]);
     assert!(told);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_large_asset_only_the_group_that_is_wrong_is_sent_again() {
+    let (a, b) = (Device::start().await, Device::start().await);
+    let asset = a.add([8 * LARGE]).await.remove(0);
+    pair(&a, &b).await;
+    all_in_sync(&[&a, &b], 1).await;
+    quiet(&[&a, &b]).await;
+    flip(&a, &asset, 5 * LARGE);
+    assert!(!is_whole(&a, &asset).await);
+    // Marked at once: nobody is told that it is here.
+    assert!(!a.hashes().await.contains(&asset.hash));
+    until("whole again", &[&a, &b], async || is_whole(&a, &asset).await).await;
+    all_in_sync(&[&a, &b], 1).await;
+    // The loss has ended the connection, and this one has brought the group alone.
+    assert_eq!(a.received_bytes(), 16 * KIB as u64, "{}", tell(&[&a]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_asset_is_kept_and_mended_when_a_device_with_a_good_copy_comes() {
+    let (a, b) = (Device::start().await, Device::start().await);
+    let asset = a.add([LARGE]).await.remove(0);
+    pair(&a, &b).await;
+    all_in_sync(&[&a, &b], 1).await;
+    flip(&a, &asset, 10);
+    let kept = std::fs::read(content_file(&a, &asset)).unwrap();
+    assert!(!is_whole(&a, &asset).await);
+    flip(&b, &asset, LARGE - 10);
+    assert!(!is_whole(&b, &asset).await);
+    until("said on both", &[&a, &b], async || {
+        a.status().store.damaged == 1 && b.status().store.damaged == 1
+    })
+    .await;
+    assert_eq!(std::fs::read(content_file(&a, &asset)).unwrap(), kept, "what is left is kept");
+
+    // A third device has a good copy.
+    let c = Device::start().await;
+    flip(&a, &asset, 10);
+    let whole = std::fs::read(content_file(&a, &asset)).unwrap();
+    flip(&a, &asset, 10);
+    let path = c.home.store_dir().join("good");
+    std::fs::write(&path, whole).unwrap();
+    let metadata = Metadata::default();
+    let good = VerifiedFile { digest: asset, path, outboard: None, metadata, guard: None };
+    assert_eq!(c.store().adopt(good).await.unwrap(), Stored::New);
+    pair(&a, &c).await;
+    until("whole on all", &[&a, &b, &c], async || {
+        a.status().store.damaged == 0 && b.status().store.damaged == 0
+    })
+    .await;
+    for device in [&a, &b, &c] {
+        assert!(is_whole(device, &asset).await);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -93,7 +147,7 @@ async fn a_damaged_asset_that_nobody_else_holds_is_an_obstacle_until_it_is_added
     let path = content_file(&a, &asset);
     let whole = std::fs::read(&path).unwrap();
     flip(&a, &asset, 10);
-    assert_eq!(a.store().verify(asset.hash).await.unwrap(), Condition::Damaged);
+    assert!(!is_whole(&a, &asset).await);
     let names_it = |text: &String| text.starts_with("1 asset(s) of the store are damaged");
     until("it is said", &[&a], async || a.status().device.obstacles.iter().any(names_it)).await;
     assert_eq!(a.status().store.damaged, 1);

@@ -218,6 +218,17 @@ impl Files {
         changed.into_iter().try_for_each(|folder| self.sync_dir(folder))
     }
 
+    /// Makes files of the store and their names durable, whoever wrote them. A missing one is left
+    /// out.
+    pub(super) fn make_durable(&self, paths: &[PathBuf]) -> Result<()> {
+        let mut changed = BTreeSet::new();
+        for path in paths.iter().filter(|path| path.exists()) {
+            self.sync(&open(path)?, path)?;
+            changed.extend(path.parent());
+        }
+        changed.into_iter().try_for_each(|folder| self.sync_dir(folder))
+    }
+
     /// Reverts [`Files::place`] as far as it got, for hashes that are certainly not recorded.
     pub(super) fn unplace(&self, moves: &[Move<'_>]) {
         for Move { from, to } in moves {

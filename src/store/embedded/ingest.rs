@@ -31,7 +31,7 @@ use crate::clock::wall_ms_signed;
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::store::hasher::hash_file;
 use crate::store::{
-    Condition, Cursor, GROUP, Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile,
+    Cursor, GROUP, Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile,
 };
 
 /// The longest metadata of one asset, all texts together: keeps a page of them in memory.
@@ -178,61 +178,20 @@ impl Ingest<'_> {
         Ok(recorded?.remove(0))
     }
 
-    /// See [`crate::store::Store::verify`].
-    pub(super) fn verify(&self, hash: Hash) -> Result<Condition> {
-        // The claim keeps others from replacing the file meanwhile.
-        let _claim = self.claims.claim(hash);
-        let Some(recorded) = self.recorded(hash)? else { return Ok(Condition::Absent) };
-        if recorded.is_damaged {
-            return Ok(Condition::Damaged);
-        }
-        let digest = Digest { hash, size_bytes: recorded.size_bytes };
-        let is_whole = self.looks_whole(digest, &recorded)?
-            && match &recorded.content {
-                Content::Inline(content) => self.algorithm.hash(content) == hash,
-                Content::File => self.is_file_whole(digest)?,
-            };
-        if is_whole {
-            return Ok(Condition::Whole);
-        }
-        self.mark_damaged(hash, recorded.cursor)?;
-        Ok(Condition::Damaged)
-    }
-
     /// Compares only the length.
-    fn looks_whole(&self, digest: Digest, recorded: &Recorded) -> Result<bool> {
+    pub(super) fn looks_whole(&self, digest: Digest, recorded: &Recorded) -> Result<bool> {
         match &recorded.content {
             Content::Inline(content) => Ok(content.len() as u64 == digest.size_bytes),
             Content::File => self.files.has_content(digest),
         }
     }
 
-    /// Hashes a content file. The computed outboard replaces the kept one.
-    fn is_file_whole(&self, digest: Digest) -> Result<bool> {
-        if self.algorithm == HashAlgorithm::Blake3 && digest.size_bytes > SMALL_BYTES_MAX {
-            match self.rebuild_outboard(digest) {
-                Ok(_) => return Ok(true),
-                Err(StoreError::Mismatch { .. }) => return Ok(false),
-                // The content, the outboard or the space for it failed: read the content alone to
-                // find out.
-                Err(error) => tracing::debug!(%error, "cannot rebuild an outboard"),
-            }
-        }
-        match hash_file(&self.files.content(digest.hash), self.algorithm) {
-            Ok(got) => Ok(got == digest.hash),
-            Err(error) => match self.files.read_failed(digest.hash, &error) {
-                StoreError::Damaged(_) => Ok(false),
-                other => Err(other),
-            },
-        }
-    }
-
-    fn mark_damaged(&self, hash: Hash, seen: Cursor) -> Result<()> {
+    pub(super) fn mark_damaged(&self, hash: Hash, seen: Cursor) -> Result<()> {
         tracing::warn!(%hash, "the bytes of a stored asset are damaged or gone");
         self.database.write(move |txn| rows::mark_damaged(txn, hash, seen))
     }
 
-    fn recorded(&self, hash: Hash) -> Result<Option<Recorded>> {
+    pub(super) fn recorded(&self, hash: Hash) -> Result<Option<Recorded>> {
         let reader = self.database.reader()?;
         rows::recorded(&reader, hash).map_err(sql_error)
     }
@@ -299,7 +258,7 @@ pub(super) struct Claims {
 
 impl Claims {
     /// Waits until no other caller works on the hash, and keeps others from it.
-    fn claim(&self, hash: Hash) -> Claim<'_> {
+    pub(super) fn claim(&self, hash: Hash) -> Claim<'_> {
         let mut taken = self.taken.lock();
         while !taken.insert(hash) {
             self.freed.wait(&mut taken);
@@ -308,7 +267,7 @@ impl Claims {
     }
 }
 
-struct Claim<'a> {
+pub(super) struct Claim<'a> {
     claims: &'a Claims,
     hash: Hash,
 }

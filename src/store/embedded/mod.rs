@@ -8,7 +8,8 @@
 //!
 //! A row alone does not make an asset held. Its content file is checked when the asset is looked
 //! up, and by every put and adopt (not by listings, which would touch a million files); content
-//! that is read and found wrong is hashed once more as a whole and then marked ([`Store::verify`]).
+//! that is read and found wrong is hashed once more as a whole and then marked ([`Store::verify`],
+//! [`mod@verify`]).
 //!
 //! All work that touches the disk runs on blocking threads, and the gates below limit how many. A
 //! call that has started there is completed even if its future is dropped.
@@ -47,6 +48,7 @@ mod health;
 mod ingest;
 mod rows;
 mod schema;
+mod verify;
 
 /// The most writes at once. They wait for one disk; up to a point, more of them make a commit
 /// larger.
@@ -201,8 +203,9 @@ impl EmbeddedStore {
             Err(StoreError::Damaged(hash)) => hash,
             other => return other,
         };
-        match self.verify(hash).await {
-            Ok(Condition::Damaged) => Err(StoreError::Damaged(hash)),
+        let confirmed = self.run(&self.0.hashings, 0, move |shared| shared.ingest().confirm(hash));
+        match confirmed.await {
+            Ok(Condition::Damaged(_)) => Err(StoreError::Damaged(hash)),
             Ok(Condition::Absent) => Err(StoreError::NotFound(hash)),
             Ok(Condition::Whole) => Err(StoreError::Unreachable(format!(
                 "asset {hash} was read wrong once and right the next time: try again"
@@ -407,6 +410,31 @@ impl Store for EmbeddedStore {
         self.run(&self.0.hashings, size_bytes, move |shared| shared.ingest().verify(hash)).await
     }
 
+    async fn remains(&self, hash: Hash) -> Result<Option<BaoFiles>, StoreError> {
+        if self.0.options.hash_algorithm != HashAlgorithm::Blake3 {
+            return Ok(None);
+        }
+        self.read_with(move |files, conn| {
+            let recorded = rows::recorded(conn, hash).map_err(db::sql_error)?;
+            let is_left = recorded.is_some_and(|recorded| {
+                recorded.is_damaged && recorded.size_bytes > SMALL_BYTES_MAX
+            });
+            if !is_left {
+                return Ok(None);
+            }
+            let opened = files::open(&files.content(hash))
+                .and_then(|content| Ok((content, files::open(&files.outboard(hash))?)));
+            match opened {
+                Ok((content, outboard)) => Ok(Some(BaoFiles { content, outboard })),
+                Err(error) => {
+                    tracing::debug!(%error, "nothing is left of a damaged asset");
+                    Ok(None)
+                }
+            }
+        })
+        .await
+    }
+
     fn damages(&self) -> watch::Receiver<Damages> {
         self.0.database.damages()
     }
@@ -473,13 +501,14 @@ fn read_content(
     }
 }
 
-/// Removes what an earlier run left unfinished.
+/// Removes what an earlier run left unfinished. The files of a damaged asset stay, whether they are
+/// what is left of it or the whole ones that were about to replace that: [`Store::verify`] tells.
 fn sweep(database: &Database, files: &Files) -> Result<(), StoreError> {
     let reader = database.reader()?;
     let unrecorded = || {
         let mut hashes = Vec::new();
         for hash in rows::pending(&reader)? {
-            if !rows::is_held(&reader, hash)? {
+            if !rows::is_recorded(&reader, hash)? {
                 hashes.push(hash);
             }
         }

@@ -378,9 +378,9 @@ pub(super) fn lookup(conn: &Connection, hash: Hash) -> Result<Option<Asset>> {
         .map_err(sql_error)
 }
 
-pub(super) fn is_held(conn: &Connection, hash: Hash) -> rusqlite::Result<bool> {
-    conn.prepare_cached("SELECT 1 FROM assets WHERE hash = ?1 AND damaged IS NULL")?
-        .exists([hash.as_bytes()])
+/// Whether there is a row, damaged or not.
+pub(super) fn is_recorded(conn: &Connection, hash: Hash) -> rusqlite::Result<bool> {
+    conn.prepare_cached("SELECT 1 FROM assets WHERE hash = ?1")?.exists([hash.as_bytes()])
 }
 
 /// The record of an asset's content, with the content if it is in the database.

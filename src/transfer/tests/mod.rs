@@ -317,7 +317,7 @@ impl Store for FaultyStore {
 
     async fn verify(&self, hash: Hash) -> Result<Condition, StoreError> {
         if self.rotten.lock().unwrap().contains_key(&hash) {
-            return Ok(Condition::Damaged);
+            return Ok(Condition::Damaged(Default::default()));
         }
         self.inner.verify(hash).await
     }

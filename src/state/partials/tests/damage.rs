@@ -149,6 +149,37 @@ fn of_what_was_damaged_in_the_middle_the_rest_stays() {
 }
 
 #[test]
+fn a_damaged_file_brings_all_its_right_groups_and_nothing_else() {
+    let sender = Sender::new(4 * PIECE + 3);
+    let kept = Folder::new();
+    let partial = start(&kept.open(), sender.digest);
+    sender.send_all(&partial, PIECE);
+    drop(partial);
+    let wrong = (PIECE + 5 * GROUP) as u64;
+    flip(&kept.file(&sender.digest, CONTENT_SUFFIX), wrong + 7);
+    let cut_bytes = 4 * PIECE as u64 - 1;
+    let content = kept.file(&sender.digest, CONTENT_SUFFIX);
+    std::fs::File::options().write(true).open(&content).unwrap().set_len(cut_bytes).unwrap();
+    let open = |suffix| std::fs::File::open(kept.file(&sender.digest, suffix)).unwrap();
+
+    let folder = Folder::new();
+    let partial = start(&folder.open(), sender.digest);
+    sender.send_at(&partial, 2 * PIECE, PIECE).unwrap();
+    for _ in 0..2 {
+        partial.take_from(&open(CONTENT_SUFFIX), &open(OUTBOARD_SUFFIX)).unwrap();
+        let missing: Vec<_> = partial.missing().iter().collect();
+        let tail = 4 * PIECE as u64 - GROUP_BYTES..sender.digest.size_bytes;
+        assert_eq!(missing, [wrong..wrong + GROUP_BYTES, tail]);
+    }
+    // It is verified like everything else after a restart.
+    drop(partial);
+    let partial = start(&folder.open(), sender.digest);
+    assert_eq!(partial.missing().bytes(), 2 * GROUP_BYTES + 3);
+    sender.send_all(&partial, PIECE);
+    sender.assert_finishes(partial);
+}
+
+#[test]
 fn a_wrong_group_in_the_middle_costs_what_follows_it_in_its_piece_and_nothing_else() {
     let sender = Sender::new(4 * PIECE);
     let folder = Folder::new();
