@@ -99,6 +99,9 @@
 //! | fetch | the request for an asset that somebody waits for |
 //! | partial | the verified part of a large asset under way |
 //! | source, span | a peer that sends a large asset, alone or with others; a part requested from it |
+//! | scrub | read every asset of the store again, to find what has rotted |
+//! | cycle | one pass of the scrub over the whole store |
+//! | stray | a file in the store's folder that belongs to no asset |
 //! | quarantine | hashes left alone for a while because their content was wrong |
 //! | folder | a set of paths that devices keep in step |
 //! | version | what is at a path of a folder, with the changes that it contains |

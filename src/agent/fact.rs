@@ -58,6 +58,8 @@ pub(super) enum Fact {
     StoreDown { error: String },
     /// What the disks have no space for now, in words; empty when there is space.
     Shortage(Vec<String>),
+    /// The state of the scrub changed.
+    Scrub,
     /// Why the peer of a connection accepts no assets for now; `None` when it has stored one.
     PutOff { conn: ConnId, reason: Option<String> },
     /// The store was listed up to here.

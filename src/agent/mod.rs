@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock, wall_ms, wall_now};
 use crate::core::ids::NodeId;
 use crate::core::pairing::shown_name;
+use crate::core::scrub::ScrubRate;
 use crate::net::{Net, NetConfig, Relay};
 use crate::state::home::{Home, Lock};
 use crate::state::identity::Identity;
@@ -59,6 +60,7 @@ mod parts;
 mod picture;
 mod requests;
 mod run;
+mod scrub;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -80,6 +82,8 @@ pub struct Config {
     pub relay: Relay,
     /// What may change while it runs.
     pub tuning: Tuning,
+    /// How fast the store is read again to find damage.
+    pub scrub_rate: ScrubRate,
     /// Settings that users cannot change.
     pub net: NetOverrides,
 }
@@ -143,7 +147,7 @@ impl Agent {
     }
 
     async fn start_all(config: Config, lock: &Lock) -> Result<Self> {
-        let Config { home, store, offline, relay, tuning, net: net_overrides } = config;
+        let Config { home, store, offline, relay, tuning, scrub_rate, net: net_overrides } = config;
         let partials_dir = home.partials_dir();
         let scratch_folder = partials_dir.clone();
         let store_dir = home.store_dir();
@@ -235,6 +239,8 @@ impl Agent {
             },
             throttle: Throttle::new(tuning.rate_limits),
             named_peers: NamedPeers::new(tuning.named_peers),
+            scrub_rate,
+            scrub: watch::Sender::default(),
             events,
             backlog,
             frozen: watched_frozen,

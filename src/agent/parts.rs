@@ -9,11 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::core::ids::NodeId;
+use crate::core::scrub::ScrubRate;
 use crate::net::Net;
 use crate::replica::catalogue::Backlog;
 use crate::replica::events::EventLog;
 use crate::replica::journal::JournalHandle;
-use crate::replica::status::Status;
+use crate::replica::status::{ScrubStatus, Status};
 use crate::state::home::Home;
 use crate::store::Store;
 use crate::store::embedded::EmbeddedStore;
@@ -43,6 +44,8 @@ pub(super) struct Parts {
     pub(super) unreachable: Vec<NodeId>,
     pub(super) throttle: Throttle,
     pub(super) named_peers: NamedPeers,
+    pub(super) scrub_rate: ScrubRate,
+    pub(super) scrub: watch::Sender<ScrubStatus>,
     pub(super) events: EventLog,
     /// The assets that the catalogue passes to the settler.
     pub(super) backlog: Backlog,

@@ -11,7 +11,7 @@ use crate::net::{Path, WireBytes};
 use super::parts::Parts;
 use crate::replica::status::{
     DeviceStatus, JournalPeerState, JournalPeerStatus, JournalStatus, PairingStatus, PeerState,
-    PeerStatus, RateLimitStatus, Status, StoreStatus,
+    PeerStatus, RateLimitStatus, ScrubStatus, Status, StoreStatus,
 };
 use crate::transfer::Counters;
 use crate::transfer::throttle::Throttle;
@@ -126,6 +126,12 @@ impl Picture {
         let damaged = parts.store.damages().borrow().count;
         let mut obstacles = store.shortage.clone();
         obstacles.extend(damage_obstacle(damaged, &peers));
+        let scrub = parts.scrub.borrow().clone();
+        obstacles.extend(scrub.stopped.as_ref().map(|reason| {
+            format!(
+                "the store is not checked for damage until the next start: {reason}. Check its disk"
+            )
+        }));
         let mut status = Status {
             device: DeviceStatus {
                 node_id: identity.node_id,
@@ -152,6 +158,7 @@ impl Picture {
             journal: told.journal,
             pairings: told.pairings,
             rate_limits: rate_limits(&parts.throttle),
+            scrub,
             revision: self.revision,
         };
         let essence = essence(&status);
@@ -222,6 +229,8 @@ fn warnings(parts: &Parts) -> Vec<String> {
 fn essence(status: &Status) -> Status {
     let mut essence = status.clone();
     essence.revision = 0;
+    let ScrubStatus { done_permille, read_bytes, assets, .. } = &mut essence.scrub;
+    (*done_permille, *read_bytes, *assets) = (0, 0, 0);
     for peer in &mut essence.peers {
         peer.rtt_ms = None;
         peer.eta_s = None;

@@ -41,6 +41,7 @@ use super::live::Live;
 use super::load::{Loading, NO_STORE};
 use super::parts::Parts;
 use super::picture::{LinkFigures, Picture, StoreView, Told};
+use super::scrub::Scrub;
 use super::tuning::Tuning;
 use super::{group, introductions, journal_stream, link, pairing, requests};
 use crate::replica::catalogue::Catalogue;
@@ -225,6 +226,16 @@ impl Loop {
             nudge: self.nudge.clone(),
         };
         self.parts.tasks.spawn("disk watch", disk_watch.run());
+        let scrub = Scrub {
+            store: self.parts.store.clone(),
+            embedded: self.parts.embedded.clone(),
+            index: self.parts.ctx.index.clone(),
+            home: self.parts.home.clone(),
+            rate: self.parts.scrub_rate,
+            status: self.parts.scrub.clone(),
+            facts: self.parts.facts.clone(),
+        };
+        self.parts.tasks.spawn("scrub", scrub.run());
         journal_stream::look_after(&mut self.parts, &self.replication);
         let again = self.regroup.clone();
         let (journal, facts) = (self.parts.journal.clone(), self.parts.facts.clone());
@@ -390,6 +401,7 @@ impl Loop {
                 self.store.shortage = shortage;
                 self.publish_soon();
             }
+            Fact::Scrub => self.publish_soon(),
             Fact::PutOff { conn, reason } => {
                 if let Some(live) = self.live.get_mut(&conn) {
                     live.put_off = reason;

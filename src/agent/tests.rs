@@ -42,6 +42,7 @@ impl Device {
             offline: true,
             relay: Relay::Off,
             tuning: Tuning::default(),
+            scrub_rate: ScrubRate::Off,
             net: NetOverrides {
                 bind: Some("127.0.0.1:0".parse().unwrap()),
                 panics: Some(panics.clone()),

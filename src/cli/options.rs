@@ -47,6 +47,10 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_parser = |text: &str| check("bwlimit_lan_exempt", text))]
     bwlimit_lan_exempt: Option<Value>,
+    /// How fast the store is read again to find what has rotted: `10M` bytes a second, `off`, or
+    /// `auto`, which reads all of it within 30 days [default: auto]
+    #[arg(long, value_name = "RATE", value_parser = |text: &str| check("scrub_rate", text))]
+    scrub_rate: Option<Value>,
 }
 
 /// What `can-sync store` takes.
@@ -86,6 +90,7 @@ impl UpArgs {
             ("bwlimit", self.bwlimit),
             ("bwlimit_per_peer", self.bwlimit_per_peer),
             ("bwlimit_lan_exempt", self.bwlimit_lan_exempt),
+            ("scrub_rate", self.scrub_rate),
         ];
         let given = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
         given.map(|(key, value)| (key, Given { value, source: Source::Flag })).collect()

@@ -12,7 +12,9 @@ use super::text::{bytes, duration, shown};
 use crate::api::answers::Done;
 use crate::api::requests::NoArguments;
 use crate::core::lookup;
-use crate::replica::status::{PeerState, PeerStatus, RateLimitStatus, Status};
+use crate::replica::status::{
+    PeerState, PeerStatus, RateLimitStatus, ScrubState, ScrubStatus, Status,
+};
 
 /// Rates and times move without a new revision: repaint this often.
 const REPAINT: Duration = Duration::from_secs(1);
@@ -198,6 +200,7 @@ fn picture(status: &Status) -> String {
     lines.extend(
         status.rate_limits.as_ref().map(|limits| format!("limit   {}", limit_text(limits))),
     );
+    lines.extend(scrub_text(&status.scrub).map(|text| format!("scrub   {text}")));
     if status.peers.is_empty() {
         lines.push("peers   none yet: `can-sync ticket` makes an invitation".into());
     }
@@ -231,6 +234,26 @@ fn store_text(status: &Status) -> String {
         text.push_str(&format!(": {}", shown(error)));
     }
     text
+}
+
+/// What the scrub does, while it does something or has found something.
+fn scrub_text(scrub: &ScrubStatus) -> Option<String> {
+    let mut parts = match scrub.state {
+        ScrubState::Running => vec![format!(
+            "{} % of the store read again, at {}/s",
+            scrub.done_permille / 10,
+            bytes(scrub.rate_bytes)
+        )],
+        ScrubState::Waiting => vec!["waits for the store".to_owned()],
+        ScrubState::Off | ScrubState::Resting | ScrubState::Stopped => Vec::new(),
+    };
+    if scrub.damaged > 0 {
+        parts.push(format!("{} damaged asset(s) found", scrub.damaged));
+    }
+    if scrub.strays > 0 {
+        parts.push(format!("{} file(s) of no asset in the store's folder", scrub.strays));
+    }
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 fn limit_text(limits: &RateLimitStatus) -> String {
@@ -334,6 +357,7 @@ mod tests {
             journal: Default::default(),
             pairings: Vec::new(),
             rate_limits: None,
+            scrub: ScrubStatus::default(),
             in_sync,
             revision: 1,
         }

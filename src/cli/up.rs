@@ -66,6 +66,7 @@ pub(crate) async fn up(
         offline: settings.offline,
         relay: settings.relay,
         tuning,
+        scrub_rate: settings.scrub_rate,
     };
     let mut agent = tokio::select! {
         started = Agent::start(config, &lock) => started?,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::core::rate::{RateLimits, Timetable};
+use crate::core::scrub::ScrubRate;
 use crate::net::{NamedAddress, Relay};
 
 /// The most addresses in `peer`; each is dialled in turn, so more would make each a rare one.
@@ -76,6 +77,7 @@ pub const KEYS: &[Key] = &[
     key("bwlimit", Kind::Text, true, "off"),
     key("bwlimit_per_peer", Kind::Text, true, "off"),
     key("bwlimit_lan_exempt", Kind::Switch, true, "false"),
+    key("scrub_rate", Kind::Text, false, "auto"),
 ];
 
 /// The values of all keys.
@@ -99,6 +101,8 @@ pub struct Settings {
     pub bwlimit_per_peer: Option<Timetable>,
     /// Whether the local network is exempt from the limits.
     pub bwlimit_lan_exempt: bool,
+    /// How fast the store is read again to find damage.
+    pub scrub_rate: ScrubRate,
 }
 
 impl Settings {
@@ -130,6 +134,7 @@ impl Settings {
                 self.bwlimit_per_peer = Some(parse_limit(text)?);
             }
             ("bwlimit_lan_exempt", Value::Switch(is_on)) => self.bwlimit_lan_exempt = *is_on,
+            ("scrub_rate", Value::Text(text)) => self.scrub_rate = text.parse()?,
             _ => return Err(format!("expected {}", find(key)?.kind.expected())),
         }
         Ok(())

@@ -18,6 +18,7 @@ pub mod peers;
 pub mod ranges;
 pub mod rate;
 pub mod reconcile;
+pub mod scrub;
 pub mod session;
 pub mod sketch;
 pub mod spans;

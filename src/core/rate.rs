@@ -172,7 +172,7 @@ fn parse_rates(text: &str) -> Result<Rates, RateError> {
     Ok(Rates { up: parse_rate(up)?, down: parse_rate(down)? })
 }
 
-fn parse_rate(text: &str) -> Result<Option<u64>, RateError> {
+pub(super) fn parse_rate(text: &str) -> Result<Option<u64>, RateError> {
     if text.eq_ignore_ascii_case("off") {
         return Ok(None);
     }

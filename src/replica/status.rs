@@ -22,6 +22,9 @@ pub struct Status {
     pub pairings: Vec<PairingStatus>,
     /// The limits of the transfer rates in force; `None` when no limit is set.
     pub rate_limits: Option<RateLimitStatus>,
+    /// How the store is read again in the background, to find what has rotted.
+    #[serde(default)]
+    pub scrub: ScrubStatus,
     /// Every connected peer holds the same assets and edits as this device, and the whole store is
     /// indexed.
     pub in_sync: bool,
@@ -57,6 +60,7 @@ impl Status {
             journal: JournalStatus::default(),
             pairings: Vec::new(),
             rate_limits: None,
+            scrub: ScrubStatus::default(),
             in_sync: false,
             revision: 0,
         }
@@ -140,6 +144,50 @@ pub struct StoreStatus {
     pub damaged: u64,
     /// The last failure, for people; `None` when the store answers.
     pub last_error: Option<String>,
+}
+
+/// What the scrub does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScrubState {
+    /// Nothing: it was turned off.
+    #[default]
+    Off,
+    /// It reads the store.
+    Running,
+    /// It waits for the store, which does not answer.
+    Waiting,
+    /// The cycle is done, and the next one begins later.
+    Resting,
+    /// It gave up until the next start, see `stopped`.
+    Stopped,
+}
+
+/// How the store is read again in the background. The figures are of the cycle under way, or of the
+/// last one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScrubStatus {
+    /// What it does now.
+    pub state: ScrubState,
+    /// How fast it may read, in bytes per second.
+    pub rate_bytes: u64,
+    /// When the cycle began, ms since the Unix epoch.
+    pub begun_ms: Option<u64>,
+    /// When a cycle last came to its end.
+    pub finished_ms: Option<u64>,
+    /// How much of the cycle is done, in thousandths.
+    pub done_permille: u64,
+    /// The bytes read.
+    pub read_bytes: u64,
+    /// The assets read.
+    pub assets: u64,
+    /// The assets found damaged.
+    pub damaged: u64,
+    /// Files in the store's folder that belong to no asset. They are named in the log and left
+    /// alone.
+    pub strays: u64,
+    /// Why it gave up.
+    pub stopped: Option<String>,
 }
 
 /// The rate limits in force now, in bytes per second; `None`: no limit at this time.

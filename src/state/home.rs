@@ -125,6 +125,7 @@ impl Home {
             self.api_token_path(),
             self.api_address_path(),
             self.udp_port_path(),
+            self.scrub_path(),
             self.store_key_path(),
             self.lock_path(),
         ] {
@@ -192,6 +193,10 @@ impl Home {
     /// The folder of large transfers under way.
     pub fn partials_dir(&self) -> PathBuf {
         self.data.join("partials")
+    }
+
+    fn scrub_path(&self) -> PathBuf {
+        self.state.join("scrub")
     }
 
     fn udp_port_path(&self) -> PathBuf {
@@ -276,6 +281,16 @@ impl Home {
     /// Saves the UDP port for the next start.
     pub fn write_udp_port(&self, _lock: &Lock, port: u16) -> Result<()> {
         write_private(&self.udp_port_path(), format!("{port}\n").as_bytes(), RenameFlags::empty())
+    }
+
+    /// Writes down how far the scrub has come.
+    pub fn write_scrub(&self, json: &[u8]) -> Result<()> {
+        write_private(&self.scrub_path(), json, RenameFlags::empty())
+    }
+
+    /// How far the scrub had come, if that can be read.
+    pub fn scrub(&self) -> Option<Vec<u8>> {
+        fs::read(self.scrub_path()).ok()
     }
 
     /// The UDP port of the last run, if it can be read.

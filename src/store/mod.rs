@@ -36,6 +36,7 @@ pub(crate) mod hasher;
 pub mod http;
 pub mod key;
 pub(crate) mod messages;
+pub mod reading;
 
 /// A position in a store's change feed; 0 is before the first change. It is valid only for the
 /// store (and store id) that returned it.

@@ -9,19 +9,19 @@ use super::*;
 
 const LARGE: usize = 3 * KIB * KIB;
 
-fn content_file(device: &Device, digest: &Digest) -> PathBuf {
+pub fn content_file(device: &Device, digest: &Digest) -> PathBuf {
     let hex = digest.hash.to_string();
     device.home.store_dir().join("content").join(&hex[..2]).join(hex)
 }
 
-fn flip(device: &Device, digest: &Digest, at: usize) {
+pub fn flip(device: &Device, digest: &Digest, at: usize) {
     let path = content_file(device, digest);
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[at] ^= 1;
     std::fs::write(path, bytes).unwrap();
 }
 
-async fn is_whole(device: &Device, digest: &Digest) -> bool {
+pub async fn is_whole(device: &Device, digest: &Digest) -> bool {
     device.store().verify(digest.hash).await.unwrap() == Condition::Whole
 }
 

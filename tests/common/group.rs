@@ -19,6 +19,7 @@ use bytes::Bytes;
 use can_sync::agent::handle::Handle;
 use can_sync::agent::{Agent, Config, NetOverrides, StoreChoice, Tuning};
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
+use can_sync::core::scrub::ScrubRate;
 use can_sync::http::guard::Guard;
 use can_sync::http::serve::serve;
 use can_sync::http::store_api::{self, Features};
@@ -58,6 +59,7 @@ pub struct Device {
     pub node_id: NodeId,
     pub net: NetOverrides,
     pub tuning: Tuning,
+    pub scrub_rate: ScrubRate,
     foreign: Option<(String, PathBuf)>,
     running: Option<(Agent, Lock)>,
     folder: TempDir,
@@ -98,8 +100,8 @@ impl Device {
         keep_secret(&key);
         let bind = Some("127.0.0.1:0".parse().unwrap());
         let net = NetOverrides { bind, ..NetOverrides::default() };
-        let tuning = Tuning::default();
-        Self { home, node_id, net, tuning, foreign: None, running: None, folder }
+        let (tuning, scrub_rate) = (Tuning::default(), ScrubRate::Off);
+        Self { home, node_id, net, tuning, scrub_rate, foreign: None, running: None, folder }
     }
 
     /// A device on a copy of this one's home: the same key on another disk. This one must not be
@@ -114,7 +116,8 @@ impl Device {
         let bind = Some("127.0.0.1:0".parse().unwrap());
         let net = NetOverrides { bind, ..NetOverrides::default() };
         let (node_id, tuning) = (self.node_id, self.tuning.clone());
-        Self { home, node_id, net, tuning, foreign: None, running: None, folder }
+        let scrub_rate = self.scrub_rate;
+        Self { home, node_id, net, tuning, scrub_rate, foreign: None, running: None, folder }
     }
 
     /// Starts it.
@@ -140,6 +143,7 @@ impl Device {
             offline: true,
             relay: Relay::Off,
             tuning: self.tuning.clone(),
+            scrub_rate: self.scrub_rate,
             net: self.net.clone(),
         }
     }

@@ -218,6 +218,21 @@ impl Files {
         changed.into_iter().try_for_each(|folder| self.sync_dir(folder))
     }
 
+    /// The names in one folder of contents.
+    pub(super) fn names(&self, fan: u8) -> Result<Vec<(PathBuf, Option<Hash>)>> {
+        let folder = self.dir.join("content").join(format!("{fan:02x}"));
+        let entries = fs::read_dir(&folder).map_err(|e| failed("list", &folder, &e))?;
+        let named = entries.map(|entry| {
+            let path = entry.map_err(|e| failed("list", &folder, &e))?.path();
+            let hash: Option<Hash> = path
+                .file_stem()
+                .and_then(|stem| stem.to_str()?.parse().ok())
+                .filter(|hash| path == self.content(*hash) || path == self.outboard(*hash));
+            Ok((path, hash))
+        });
+        named.collect()
+    }
+
     /// Makes files of the store and their names durable, whoever wrote them. A missing one is left
     /// out.
     pub(super) fn make_durable(&self, paths: &[PathBuf]) -> Result<()> {

@@ -169,6 +169,34 @@ impl EmbeddedStore {
         self.query(move |conn| rows::feed(conn, after, limit)).await
     }
 
+    /// The files in one of the 256 folders of contents that belong to no asset. Nothing uses them,
+    /// and nothing deletes them.
+    pub async fn strays(&self, fan: u8) -> Result<Vec<PathBuf>, StoreError> {
+        self.read_with(move |files, conn| {
+            let mut strays = Vec::new();
+            // Listed before the rows are read: what is stored in between has its row by then.
+            for (path, hash) in files.names(fan)? {
+                let has_asset = hash.map(|hash| rows::has_files(conn, hash)).transpose();
+                if !has_asset.map_err(db::sql_error)?.unwrap_or(false) {
+                    strays.push(path);
+                }
+            }
+            Ok(strays)
+        })
+        .await
+    }
+
+    /// The assets that were marked as damaged after the cursor `after`, at most `limit`, each with
+    /// the cursor of its mark.
+    pub async fn marked(
+        &self,
+        after: Cursor,
+        limit: usize,
+    ) -> Result<Vec<(Cursor, Digest)>, StoreError> {
+        let limit = limit.min(PAGE_ENTRIES_MAX);
+        self.query(move |conn| rows::marked(conn, after, limit).map_err(db::sql_error)).await
+    }
+
     /// Runs `work` on a blocking thread once the gate has a permit.
     async fn run<T: Send + 'static>(
         &self,

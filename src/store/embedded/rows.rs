@@ -383,6 +383,32 @@ pub(super) fn is_recorded(conn: &Connection, hash: Hash) -> rusqlite::Result<boo
     conn.prepare_cached("SELECT 1 FROM assets WHERE hash = ?1")?.exists([hash.as_bytes()])
 }
 
+/// Whether files of the hash have a reason to be there: a row whose content is a file, or one about
+/// to be written.
+pub(super) fn has_files(conn: &Connection, hash: Hash) -> rusqlite::Result<bool> {
+    conn.prepare_cached(
+        "SELECT 1 FROM assets WHERE hash = ?1 AND is_file
+         UNION ALL SELECT 1 FROM pending WHERE hash = ?1",
+    )?
+    .exists([hash.as_bytes()])
+}
+
+/// The assets that are marked as damaged, by the time of the mark, at most `limit`; with the cursor
+/// of each mark.
+pub(super) fn marked(
+    conn: &Connection,
+    after: Cursor,
+    limit: usize,
+) -> rusqlite::Result<Vec<(Cursor, Digest)>> {
+    conn.prepare_cached(
+        "SELECT damaged, hash, size_bytes FROM assets WHERE damaged > ?1 ORDER BY damaged LIMIT ?2",
+    )?
+    .query_map((int(after), int(limit as u64)), |row| {
+        Ok((row_u64(row, 0)?, Digest { hash: Hash(row.get(1)?), size_bytes: row_u64(row, 2)? }))
+    })?
+    .collect()
+}
+
 /// The record of an asset's content, with the content if it is in the database.
 pub(super) fn recorded(conn: &Connection, hash: Hash) -> rusqlite::Result<Option<Recorded>> {
     conn.prepare_cached(

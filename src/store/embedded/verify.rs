@@ -11,11 +11,12 @@ use std::fs::File;
 
 use super::ingest::Ingest;
 use super::rows::{self, Content, NewRow, Recorded};
-use crate::bao::verified_ranges;
+use crate::bao::{outboard_bytes, verified_ranges};
 use crate::clock::wall_ms_signed;
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::core::ranges::Ranges;
 use crate::store::hasher::hash_file;
+use crate::store::reading::drop_cached;
 use crate::store::{Condition, Metadata, SMALL_BYTES_MAX, StoreError};
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -99,8 +100,8 @@ impl Ingest<'_> {
             .and_then(|content| Ok((content, File::open(self.files.outboard(digest.hash))?)));
         let right = match opened {
             Ok((content, outboard)) => {
-                drop_cached(&content);
-                drop_cached(&outboard);
+                drop_cached(&content, &(0..digest.size_bytes));
+                drop_cached(&outboard, &(0..outboard_bytes(digest.size_bytes)));
                 verified_ranges(&digest, &content, &outboard)
             }
             Err(_) => Ranges::default(),
@@ -113,7 +114,7 @@ impl Ingest<'_> {
     fn has_hash(&self, digest: Digest, has_outboard: bool) -> Result<bool> {
         let path = self.files.content(digest.hash);
         if let Ok(content) = File::open(&path) {
-            drop_cached(&content);
+            drop_cached(&content, &(0..digest.size_bytes));
         }
         if has_outboard {
             match self.rebuild_outboard(digest) {
@@ -139,12 +140,4 @@ impl Ingest<'_> {
 
 fn all_of(size_bytes: u64) -> Condition {
     Condition::Damaged(Ranges::default().gaps(size_bytes))
-}
-
-/// Makes the system read a file from the disk again, and not from memory. A hint.
-fn drop_cached(file: &File) {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    let _ = file;
 }

@@ -1,0 +1,176 @@
+//! Reads a stored asset in small steps and says whether it is right: the first look at an asset,
+//! which can be slowed down and interrupted. [`Store::verify`] is the second, and acts.
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
+
+use super::hasher::Hasher;
+use super::{BaoFiles, Store, StoreError};
+use crate::bao::encode_piece_of_file;
+use crate::core::ids::{Digest, HashAlgorithm};
+
+/// How much one step reads: little enough that nobody waits long for the disk.
+pub const STEP_BYTES: u64 = 256 * 1024;
+
+/// What the first look shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The content has its hash.
+    Right,
+    /// It has not, or it cannot be read: the store should look again.
+    Wrong,
+    /// The store does not hold the asset.
+    Gone,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It read so many bytes, and they are right as far as can be known.
+    Read(u64),
+    /// The asset was read to its end, or to where it is wrong.
+    End(Verdict),
+}
+
+/// An asset that is being read.
+pub struct Reading {
+    store: Arc<dyn Store>,
+    digest: Digest,
+    at_bytes: u64,
+    proof: Proof,
+}
+
+enum Proof {
+    /// Each group is proven by itself.
+    Groups(Arc<BaoFiles>),
+    /// The end shows whether the whole is right.
+    Whole(Hasher),
+    /// The store has said already.
+    Said(Verdict),
+}
+
+impl Reading {
+    /// Begins to read an asset. An asset whose groups are proven one by one is read from
+    /// `from_bytes` on; any other from its start.
+    ///
+    /// # Errors
+    /// The store cannot tell now.
+    pub async fn begin(
+        store: Arc<dyn Store>,
+        algorithm: HashAlgorithm,
+        digest: Digest,
+        from_bytes: u64,
+    ) -> Result<Self, StoreError> {
+        let (at_bytes, proof) = match store.bao_files(digest.hash).await {
+            Ok(Some(files)) => (from_bytes, Proof::Groups(Arc::new(files))),
+            Ok(None) => (0, Proof::Whole(Hasher::new(algorithm))),
+            Err(error) => (0, Proof::Said(judged(error)?)),
+        };
+        Ok(Self { store, digest, at_bytes, proof })
+    }
+
+    /// How far the asset was read.
+    pub fn at_bytes(&self) -> u64 {
+        self.at_bytes
+    }
+
+    /// Reads on.
+    ///
+    /// # Errors
+    /// The store cannot tell now.
+    pub async fn step(&mut self) -> Result<Step, StoreError> {
+        let Digest { hash, size_bytes } = self.digest;
+        let range = self.at_bytes..size_bytes.min(self.at_bytes + STEP_BYTES);
+        let bytes = range.end.saturating_sub(range.start);
+        match &mut self.proof {
+            Proof::Said(verdict) => return Ok(Step::End(*verdict)),
+            Proof::Whole(hasher) if bytes == 0 => {
+                let is_right = hasher.hash() == hash;
+                return Ok(Step::End(if is_right { Verdict::Right } else { Verdict::Wrong }));
+            }
+            Proof::Groups(_) if bytes == 0 => return Ok(Step::End(Verdict::Right)),
+            Proof::Groups(files) => {
+                let (files, digest) = (files.clone(), self.digest);
+                let look = spawn_blocking(move || are_right(&digest, range, &files));
+                let ended = |error| StoreError::Disk(format!("reading an asset ended: {error}"));
+                if !look.await.map_err(ended)? {
+                    return Ok(Step::End(Verdict::Wrong));
+                }
+            }
+            Proof::Whole(hasher) => match self.store.read(hash, range).await {
+                Ok(Some(read)) => hasher.update(&read),
+                Ok(None) => return Ok(Step::End(Verdict::Gone)),
+                Err(error) => return Ok(Step::End(judged(error)?)),
+            },
+        }
+        self.at_bytes += bytes;
+        Ok(Step::Read(bytes))
+    }
+}
+
+/// Looks at assets of at most [`super::SMALL_BYTES_MAX`] bytes, in the order of `digests`.
+///
+/// # Errors
+/// The store cannot tell now.
+pub async fn look_at_small(
+    store: &dyn Store,
+    algorithm: HashAlgorithm,
+    digests: &[Digest],
+) -> Result<Vec<Verdict>, StoreError> {
+    let contents = match store.read_small(digests).await {
+        Ok(contents) => contents,
+        Err(error) if digests.len() == 1 => return Ok(vec![judged(error)?]),
+        Err(error) if error.is_temporary() => return Err(error),
+        Err(_) => {
+            let mut verdicts = Vec::with_capacity(digests.len());
+            for digest in digests {
+                let one = store.read_small(std::slice::from_ref(digest)).await;
+                verdicts.push(match one {
+                    Ok(mut one) => judge(algorithm, digest, one.pop().flatten().as_deref()),
+                    Err(error) => judged(error)?,
+                });
+            }
+            return Ok(verdicts);
+        }
+    };
+    let looked = digests.iter().zip(contents);
+    Ok(looked.map(|(digest, read)| judge(algorithm, digest, read.as_deref())).collect())
+}
+
+fn judge(algorithm: HashAlgorithm, digest: &Digest, content: Option<&[u8]>) -> Verdict {
+    match content {
+        None => Verdict::Gone,
+        Some(content) if algorithm.hash(content) == digest.hash => Verdict::Right,
+        Some(_) => Verdict::Wrong,
+    }
+}
+
+fn judged(error: StoreError) -> Result<Verdict, StoreError> {
+    match error {
+        StoreError::Damaged(_) => Ok(Verdict::Wrong),
+        StoreError::NotFound(_) => Ok(Verdict::Gone),
+        error => Err(error),
+    }
+}
+
+/// Reads from the disk and leaves nothing in the cache: the scrub must not push out what is used.
+fn are_right(digest: &Digest, range: Range<u64>, files: &BaoFiles) -> bool {
+    drop_cached(&files.content, &range);
+    let read = encode_piece_of_file(digest, range.clone(), &files.content, Some(&files.outboard));
+    drop_cached(&files.content, &range);
+    read.is_ok()
+}
+
+/// Makes the system read a part of a file from the disk again, and not from memory. A hint.
+pub(super) fn drop_cached(file: &File, range: &Range<u64>) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        let length = std::num::NonZeroU64::new(range.end.saturating_sub(range.start));
+        let _ = rustix::fs::fadvise(file, range.start, length, rustix::fs::Advice::DontNeed);
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let _ = (file, range);
+}
