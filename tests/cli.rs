@@ -138,6 +138,47 @@ fn a_damaged_asset_has_an_exit_status_of_its_own_and_a_good_file_added_again_men
     assert!(log.contains("integrity-alarm") && log.contains(&hash), "{log}");
 }
 
+#[test]
+fn verify_says_what_is_damaged_and_whether_another_device_has_mended_it() {
+    let (a, b) = (Agent::start(), Agent::start());
+    let folder = tempfile::tempdir().unwrap();
+    let lost = write(folder.path(), "lost", &noise(600_000, 1));
+    let fine = write(folder.path(), "fine", &noise(600_000, 2));
+    let (lost_hash, fine_hash) = (blake3(&noise(600_000, 1)), blake3(&noise(600_000, 2)));
+    a.output(&["add", &lost, &fine]);
+    let all = a.command(&["verify", "--all"]).assert().success().stdout("");
+    let said = String::from_utf8_lossy(&all.get_output().stderr).into_owned();
+    assert!(said.contains("2 assets") && said.contains("0 damaged, 0 repaired"), "{said}");
+
+    let stored = a.home().join("store/content").join(&lost_hash[..2]).join(&lost_hash);
+    let mut bytes = fs::read(&stored).unwrap();
+    bytes[100_000] ^= 1;
+    fs::write(&stored, bytes).unwrap();
+    let all = a.command(&["verify", "--all", "--json", "--jobs", "3"]).assert().code(7);
+    let text = String::from_utf8_lossy(&all.get_output().stdout).into_owned();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |hash: &str| lines.iter().find(|line| line["hash"] == *hash).unwrap();
+    assert_eq!(of(&fine_hash)["condition"], "whole");
+    assert_eq!(of(&lost_hash)["condition"], "damaged");
+    assert_eq!(of(&lost_hash)["repaired"], false);
+    assert_eq!(of(&lost_hash)["wrong"], json!([[98_304, 114_688]]));
+
+    b.output(&["add", &lost]);
+    let ticket = a.output(&["ticket"]).trim().to_owned();
+    b.output(&["pair", &ticket]);
+    until_status(&a, |status| !status.contains("DAMAGED"));
+    a.command(&["verify", &lost_hash[..12]]).assert().success();
+    let mut bytes = fs::read(&stored).unwrap();
+    bytes[500_000] ^= 1;
+    fs::write(&stored, bytes).unwrap();
+    let found = a.command(&["verify", &lost_hash[..12]]).assert().success();
+    let said = String::from_utf8_lossy(&found.get_output().stdout).into_owned();
+    assert!(said.starts_with(&lost_hash) && said.contains("repaired  16.0 KiB of"), "{said}");
+    a.command(&["verify"]).assert().code(2);
+    a.command(&["verify", "0123456789"]).assert().code(4);
+}
+
 fn until_status(agent: &Agent, is_so: impl Fn(&str) -> bool) {
     let start = Instant::now();
     loop {

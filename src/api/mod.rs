@@ -12,6 +12,7 @@
 //! | `POST /v1/rename` `{"name"}` | gives this device another name; a [`RenameReply`] |
 //! | `GET`, `PATCH /v1/config` | the configuration, see [`config`] |
 //! | `POST /v1/fetch` `{"hashes","now"}` | requests assets from other devices; a [`FetchReply`] reports the state of each |
+//! | `POST /v1/verify` `{"hashes"}` | reads assets now, see [`verify`] |
 //! | `POST /v1/ingest` | many small assets at once, see [`ingest`] |
 //! | `PATCH /v1/assets/{hash}/meta` | edits an asset's metadata, see `assets` |
 //! | `/v1/records/…`, `/v1/own/…`, `POST /v1/batch` | records, see `records` |
@@ -67,6 +68,7 @@ mod openapi;
 pub mod places;
 mod records;
 pub mod requests;
+pub mod verify;
 mod watch;
 
 /// The largest body of a request: a name, a ticket or hashes.
@@ -99,7 +101,13 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
         .merge(events::router())
         .merge(watch::router())
         .merge(journal::router())
-        .with_state(Api { handle, stop, watchers: Arc::new(Semaphore::new(WATCHERS_MAX)) })
+        .merge(verify::router())
+        .with_state(Api {
+            handle,
+            stop,
+            watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
+            verifies: Arc::new(Semaphore::new(verify::VERIFIES_MAX)),
+        })
         .merge(ingest)
 }
 
@@ -125,6 +133,7 @@ struct Api {
     handle: Handle,
     stop: CancellationToken,
     watchers: Arc<Semaphore>,
+    verifies: Arc<Semaphore>,
 }
 
 impl From<RequestError> for Problem {

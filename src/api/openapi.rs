@@ -9,7 +9,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
-use super::{Described, assets, config, events, ingest, journal, records, watch};
+use super::{Described, assets, config, events, ingest, journal, records, verify, watch};
 use crate::http::problem::{PROBLEM_TYPE, ProblemBody};
 use crate::http::{people, store_api};
 
@@ -110,6 +110,7 @@ impl Modify for Common {
             watch::Described::openapi(),
             journal::Described::openapi(),
             config::Described::openapi(),
+            verify::Described::openapi(),
             ingest::Described::openapi(),
             people::Described::openapi(),
             store_api::Described::openapi(),

@@ -10,7 +10,7 @@ use crate::core::lookup::{CANDIDATES_MAX, HashPrefix, LookupError};
 use crate::http::asset::{AssetRow, AssetsPage};
 
 /// Rows asked for at once.
-const PAGE_ROWS: &str = "1000";
+pub(crate) const PAGE_ROWS: &str = "1000";
 
 /// What `can-sync ls` takes.
 #[derive(Debug, Args)]

@@ -162,6 +162,16 @@ impl Client {
         Ok(Events { answer: self.send(request).await?, unread: Vec::new() })
     }
 
+    /// `POST` of JSON, answered by an event stream.
+    pub(crate) async fn post_for_events(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<Events, Failure> {
+        let request = self.with_json(Method::POST, path, body)?;
+        Ok(Events { answer: self.send(request).await?, unread: Vec::new() })
+    }
+
     fn with_json(
         &self,
         method: Method,

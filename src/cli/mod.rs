@@ -31,6 +31,7 @@ mod status;
 mod text;
 mod time;
 mod up;
+mod verify;
 mod walk;
 
 use client::Client;
@@ -186,6 +187,8 @@ enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Read assets again now, and have what is damaged mended by other devices
+    Verify(verify::VerifyArgs),
     /// Wait until every connected peer holds the same assets and edits as this device
     Wait {
         /// Give up after this long, with exit status 8
@@ -292,6 +295,9 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             }
             Command::Status { watch } => {
                 status::status(&Client::connect(home).await?, watch, output).await
+            }
+            Command::Verify(args) => {
+                verify::verify(&Client::connect(home).await?, args, output).await
             }
             Command::Wait { timeout, peer } => {
                 status::wait(&Client::connect(home).await?, timeout, peer, output).await
