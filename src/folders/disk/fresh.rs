@@ -81,6 +81,14 @@ impl Fresh {
         }
     }
 
+    /// Whether what is at a name is still as expected. If the new content is a link to the same file,
+    /// making it changed the time of the inode.
+    pub(super) fn is_still(&self, now: Option<Seen>, expected: &Seen) -> bool {
+        now == Some(*expected)
+            || self.seen.inode == expected.inode
+                && now.is_some_and(|now| now.is_same_file(expected))
+    }
+
     /// Removes the temporary file, as long as it is this one.
     pub(super) fn discard(&self, dir: &OwnedFd) {
         for name in [&self.temp, &self.complete] {

@@ -22,8 +22,8 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{MutexGuard, PoisonError};
 
+use parking_lot::MutexGuard;
 use rustix::fs::{AtFlags, Mode, mkdirat, renameat, unlinkat};
 use rustix::io::Errno;
 
@@ -41,7 +41,7 @@ pub const QUIET_MS: u64 = 1_000;
 /// The most files that are kept. Beyond, the oldest is removed early if it is accounted for.
 pub const KEPT_MAX: usize = 4096;
 
-/// Content that was at a path and is not any more.
+/// Content that was at a path and is not any more: a file or a symbolic link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Displaced {
     /// Where it is now. It is read like any path of the folder, and is never synchronised.
@@ -163,7 +163,7 @@ impl Root {
         keeping.count
     }
 
-    fn open_kept(&self) -> io::Result<OwnedFd> {
+    pub(super) fn open_kept(&self) -> io::Result<OwnedFd> {
         match open_child(self.top(), KEPT.as_bytes()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => return other,
@@ -186,7 +186,7 @@ impl Root {
     }
 
     fn keeping(&self) -> MutexGuard<'_, Keeping> {
-        self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
+        self.keeping.lock()
     }
 }
 

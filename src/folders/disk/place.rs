@@ -415,11 +415,14 @@ impl Batch<'_> {
     fn put(&self, ready: &Ready<'_>, fresh: &Fresh) -> Result<Placed, PlaceError> {
         let (dir, name) = (&*ready.dir, ready.path.name());
         let complete = fresh.complete.as_bytes();
-        // What comes out needs a path even if it cannot be moved to the kept content.
-        let beside = beside(ready.path, complete)?;
+        let beside = self.beside(ready, complete)?;
         rename_new(dir, fresh.temp.as_bytes(), dir, complete)?;
         match ready.expected {
             None => {}
+            // A batch takes a while.
+            Some(expected) if !fresh.is_still(stat_name(dir, name)?, &expected) => {
+                return Err(PlaceError::Changed);
+            }
             Some(expected) if expected.kind == SeenKind::Directory => remove_dir(dir, name)?,
             Some(expected) => match exchange(dir, complete, name) {
                 Ok(()) => {
@@ -440,6 +443,17 @@ impl Batch<'_> {
         Ok(Placed::Done(Some(fresh.seen_at(dir, name))))
     }
 
+    /// The path that what comes out of an exchange has if it cannot be moved to the kept content.
+    /// `None` if that is too long for a path but the move is possible.
+    fn beside(&self, ready: &Ready<'_>, name: &[u8]) -> Result<Option<FolderPath>, PlaceError> {
+        let beside = beside(ready.path, name);
+        let device = |dir: BorrowedFd<'_>| rustix::fs::fstat(dir).map(|stat| stat.st_dev);
+        if beside.is_none() && device(ready.dir.as_fd()) != device(self.root.open_kept()?.as_fd()) {
+            return Err(PlaceError::NameRefused);
+        }
+        Ok(beside)
+    }
+
     /// Keeps what came out of an exchange. Nothing here may fail: the exchange is made.
     fn exchanged(
         &self,
@@ -447,7 +461,7 @@ impl Batch<'_> {
         expected: &Seen,
         seen: Seen,
         complete: &[u8],
-        beside: FolderPath,
+        beside: Option<FolderPath>,
     ) -> Placed {
         let (dir, key) = (&*ready.dir, ready.path.key());
         let out = stat_at(dir, complete);
@@ -455,9 +469,13 @@ impl Batch<'_> {
             show_directory(dir, complete, dir, ready.path.name());
             return Placed::Done(Some(seen));
         }
-        let (kept, now) = match self.root.take_to_kept(dir, complete, key) {
-            Ok(kept) => kept,
-            Err(_) => (beside, stat_at(dir, complete)),
+        let (kept, now) = match (self.root.take_to_kept(dir, complete, key), beside) {
+            (Ok(kept), _) => kept,
+            (Err(_), Some(beside)) => (beside, stat_at(dir, complete)),
+            (Err(error), None) => {
+                tracing::error!(%error, "what was replaced stays under a temporary name");
+                return Placed::Done(Some(seen));
+            }
         };
         match (out, now) {
             (Ok(out), Ok(now)) if out.is_same_file(expected) && now.is_same_file(expected) => {
@@ -476,6 +494,10 @@ impl Batch<'_> {
     fn remove(&self, ready: &Ready<'_>) -> Result<Placed, PlaceError> {
         let (dir, name, key) = (&*ready.dir, ready.path.name(), ready.path.key());
         let Some(expected) = ready.expected else { return Ok(Placed::Done(None)) };
+        // A batch takes a while.
+        if stat_name(dir, name)? != Some(expected) {
+            return Err(PlaceError::Changed);
+        }
         if expected.kind == SeenKind::Directory {
             remove_dir(dir, name)?;
             return Ok(Placed::Done(None));
@@ -484,10 +506,12 @@ impl Batch<'_> {
             Ok(kept) => kept,
             Err(error) if is_absence(&error) => return Err(PlaceError::Changed),
             // Another file system is mounted here, or the top of the folder cannot be written.
-            Err(_) => {
+            Err(error) => {
                 let stage = Stage::Away(self.root.next_count());
                 let away = Temp { run: self.root.run, key, stage }.name();
-                let beside = beside(ready.path, away.as_bytes())?;
+                let Some(beside) = beside(ready.path, away.as_bytes()) else {
+                    return Err(error.into());
+                };
                 renameat(dir, name, dir, &away).map_err(io::Error::from)?;
                 (beside, stat_at(dir, away.as_bytes()))
             }
@@ -594,13 +618,12 @@ fn stat_name(dir: &OwnedFd, name: &[u8]) -> io::Result<Option<Seen>> {
     }
 }
 
-/// The path of another name in the directory of `path`.
-fn beside(path: &FolderPath, name: &[u8]) -> Result<FolderPath, PlaceError> {
-    let beside = match path.parent() {
-        Some(parent) => parent.join(name),
-        None => FolderPath::from_bytes(name),
-    };
-    beside.map_err(|_| PlaceError::NameRefused)
+/// The path of another name in the directory of `path`; `None` if it is too long.
+fn beside(path: &FolderPath, name: &[u8]) -> Option<FolderPath> {
+    match path.parent() {
+        Some(parent) => parent.join(name).ok(),
+        None => FolderPath::from_bytes(name).ok(),
+    }
 }
 
 /// The permissions of a file: those of the file that it replaces, else as its directory can be read

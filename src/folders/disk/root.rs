@@ -11,9 +11,10 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock};
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, renameat, statat};
 use rustix::io::Errno;
 use thiserror::Error;
@@ -77,7 +78,8 @@ pub enum RootError {
 pub struct Root {
     dir: OwnedFd,
     path: PathBuf,
-    id: FolderId,
+    /// `None` while it is only looked at.
+    id: Option<FolderId>,
     /// Device and inode.
     identity: (u64, u64),
     /// Tells the temporary files of this run from those of earlier ones.
@@ -94,9 +96,23 @@ impl Root {
     /// # Errors
     /// It is not there, not marked, or cannot be read.
     pub fn open(dir: &Path, id: FolderId) -> Result<Self, RootError> {
+        let root = Self::open_as(dir, Some(id))?;
+        root.check_marker()?;
+        Ok(root)
+    }
+
+    /// Opens the directory at `dir` to look at it before it is bound: no marker is needed.
+    ///
+    /// # Errors
+    /// It is not there, or cannot be read.
+    pub fn open_unmarked(dir: &Path) -> Result<Self, RootError> {
+        Self::open_as(dir, None)
+    }
+
+    fn open_as(dir: &Path, id: Option<FolderId>) -> Result<Self, RootError> {
         let fd = open_top(dir)?;
         let identity = identity(&fd).map_err(|error| failed("look at", dir, error))?;
-        let root = Self {
+        Ok(Self {
             dir: fd,
             path: dir.to_owned(),
             id,
@@ -105,9 +121,7 @@ impl Root {
             has_openat2: AtomicBool::new(true),
             keeping: Mutex::default(),
             fine_times: OnceLock::new(),
-        };
-        root.check_marker()?;
-        Ok(root)
+        })
     }
 
     /// Marks the directory at `dir` for the folder `id`, durably. A directory that is marked for it
@@ -158,8 +172,9 @@ impl Root {
     }
 
     fn check_marker(&self) -> Result<(), RootError> {
+        let Some(id) = self.id else { return Ok(()) };
         match read_marker(&self.dir, &self.path)? {
-            Some(found) if found == self.id => Ok(()),
+            Some(found) if found == id => Ok(()),
             Some(found) => Err(RootError::OtherFolder { dir: self.path.clone(), found }),
             None => Err(RootError::Unmarked(self.path.clone())),
         }

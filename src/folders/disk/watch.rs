@@ -12,13 +12,14 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RenameMode};
 use notify::{
     Config, ErrorKind, Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
 };
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::names::{MARKER, OWN};
@@ -115,9 +116,7 @@ impl Watch {
             Some(dir) => self.root.join(OsStr::from_bytes(dir.as_bytes())),
             None => self.root.clone(),
         };
-        let watched =
-            self.watcher.lock().unwrap_or_else(PoisonError::into_inner).watch(&path, mode);
-        let Err(error) = watched else { return };
+        let Err(error) = self.watcher.lock().watch(&path, mode) else { return };
         let told = match &error.kind {
             // It is gone already.
             ErrorKind::PathNotFound => return,

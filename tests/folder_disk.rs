@@ -1,0 +1,16 @@
+//! The bound directory: hostile names and links, edits in the same moment, crashes, hints.
+
+#[path = "folder_disk/common.rs"]
+mod common;
+#[path = "folder_disk/keep.rs"]
+mod keep;
+#[path = "folder_disk/mounts.rs"]
+mod mounts;
+#[path = "folder_disk/place.rs"]
+mod place;
+#[path = "folder_disk/races.rs"]
+mod races;
+#[path = "folder_disk/scan.rs"]
+mod scan;
+#[path = "folder_disk/watch.rs"]
+mod watch;
