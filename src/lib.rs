@@ -86,7 +86,8 @@
 //! | asset | immutable bytes, named by their hash |
 //! | hash | the name of an asset: BLAKE3 or SHA-256 of its whole content |
 //! | digest | hash and size of an asset |
-//! | metadata | what people write about an asset: description, tags, trashed |
+//! | metadata | what is known about an asset: description, tags, trashed, attributes |
+//! | attribute | what is known of the file that an asset came from: name, path, type, times, application, user |
 //! | cursor | a position in a store's change feed |
 //! | index | the hashes that the store holds, as far as this agent has read the store's feed |
 //! | sketch | a set of hashes folded into a constant size |

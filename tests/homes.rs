@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -60,6 +61,14 @@ fn expected_records(device: &Value) -> Vec<Value> {
     device["records"].as_array().unwrap().iter().map(parts).collect()
 }
 
+/// The hash and the name of each asset that has one.
+fn names_of(assets: &Value) -> BTreeSet<(String, String)> {
+    let text = |asset: &Value, part: &str| asset[part].as_str().unwrap().to_owned();
+    let assets = assets.as_array().unwrap().iter();
+    let named = assets.filter(|asset| asset["name"] != "");
+    named.map(|asset| (text(asset, "hash"), text(asset, "name"))).collect()
+}
+
 fn expected(version: &str) -> Value {
     let text = std::fs::read_to_string(frozen(version).join("expected.json")).unwrap();
     serde_json::from_str(&text).unwrap()
@@ -107,6 +116,26 @@ fn devices_of_an_earlier_version_go_on_where_they_were_after_an_upgrade() {
             std::thread::yield_now();
         }
         phone.output(&["get", partial, "-o", folder.path().join("partial").to_str().unwrap()]);
+        // A name that was given on one device before names travelled reaches the other.
+        let started = Instant::now();
+        let names = names_of(&expected["desk"]["assets"]);
+        assert!(names.len() > 10, "{version}: {names:?}");
+        while !names
+            .iter()
+            .all(|name| names_of(&Value::Array(phone.json(&["ls", "--all"]))).contains(name))
+        {
+            assert!(started.elapsed() < DEADLINE, "{version}: names are missing on the phone");
+            std::thread::yield_now();
+        }
+        assert!(
+            names_of(&Value::Array(desk.json(&["ls", "--all"]))).is_superset(&names),
+            "{version}"
+        );
+        // It is no edit of a user.
+        let changed = |event: &&Value| event["data"]["fields"].to_string().contains("name");
+        for agent in [&desk, &phone] {
+            assert_eq!(agent.json(&["log"]).iter().filter(changed).count(), 0, "{version}");
+        }
         for agent in [&desk, &phone] {
             agent.output(&["journal", "fsck"]);
             assert!(!agent.log().contains("ERROR"), "{version}: {}", agent.log());

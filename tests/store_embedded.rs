@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use can_sync::bao::GROUP_BYTES;
+use can_sync::core::attributes::{Attribute, Attributes};
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm};
 use can_sync::core::ranges::Ranges;
 use can_sync::store::embedded::{EmbeddedStore, FeedKind, Options};
@@ -692,10 +693,12 @@ async fn any_text_comes_back_as_it_was() {
     new.metadata = Metadata {
         description: texts.concat(),
         tags: tags.clone(),
-        file_name: texts.concat(),
-        media_type: texts.concat(),
+        attributes: Attributes::named(&texts.concat())
+            .with_text(Attribute::MediaType, &texts.concat())
+            .with_text(Attribute::User, &texts.concat()),
         ..Metadata::default()
     };
+    assert!(new.metadata.attributes.name().contains("DROP TABLE"));
     let hash = new.digest.hash;
     store.put(vec![new.clone()]).await.unwrap();
     let row = store.lookup(hash).await.unwrap().unwrap().metadata;

@@ -8,6 +8,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use can_sync::core::attributes::Attributes;
 use can_sync::core::ids::{Hash, HashAlgorithm};
 use can_sync::http::places::STRANGERS_MAX;
 use can_sync::http::serve::{HEADER_DEADLINE, STOP_DEADLINE};
@@ -764,6 +765,35 @@ async fn events_resume_by_cursor_with_nothing_lost() {
     store.put(vec![new]).await.unwrap().remove(0).unwrap();
     let live = events(live, 1).await;
     assert!(live[0].contains("id: 602"), "{live:?}");
+}
+
+#[tokio::test]
+async fn an_edit_of_an_agent_that_knows_no_attributes_leaves_them_as_they_are() {
+    let (served, store) = full().await;
+    let mut new = asset(HashAlgorithm::Blake3, content(1, 10));
+    new.metadata.attributes = Attributes::named("a.txt");
+    let hash = new.digest.hash;
+    store.put(vec![new]).await.unwrap().remove(0).unwrap();
+    let old = proto::MetaRequest {
+        hash: hash.0.to_vec().into(),
+        description: "new".into(),
+        ..proto::MetaRequest::default()
+    };
+    let (status, said): (_, proto::MetaResponse) = post(&served, "/sync/meta", &old).await;
+    let row = said.metadata.unwrap();
+    assert_eq!(
+        (status, row.description, row.file_name),
+        (StatusCode::OK, "new".into(), "a.txt".into())
+    );
+
+    let attributes = proto::Attributes { modified_ms: Some(-1), ..proto::Attributes::default() };
+    let request = proto::MetaRequest { attributes: Some(attributes), ..old.clone() };
+    let (_, said): (_, proto::MetaResponse) = post(&served, "/sync/meta", &request).await;
+    let row = said.metadata.unwrap();
+    assert_eq!((row.file_name, row.modified_ms), (String::new(), Some(-1)), "these are all");
+    let stale = proto::MetaRequest { expected_version: Some(1), ..old };
+    let (status, _): (_, proto::MetaResponse) = post(&served, "/sync/meta", &stale).await;
+    assert_eq!(status, StatusCode::CONFLICT);
 }
 
 #[tokio::test]

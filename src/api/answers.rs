@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 
 use super::json::FieldValue;
 use super::places::{EventPlace, RecordPlace};
-use crate::core::ids::{LogId, NodeId};
+use crate::core::ids::{Hash, LogId, NodeId};
+use crate::http::asset::AssetRow;
 use crate::state::journal::{Cursor, LogStats, MemberRow, Stats};
 
 /// Done; there is nothing to report.
@@ -114,6 +115,21 @@ pub struct RecordsPage {
     pub cursor: Cursor,
 }
 
+/// The asset that a text names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = FoundAsset)]
+pub struct FoundAsset {
+    /// Its hash.
+    pub hash: Hash,
+    /// The folder it was added from; empty when unknown.
+    pub path: String,
+    /// Its name; empty when unknown.
+    pub name: String,
+    /// The asset in this device's store. Null: it is not here.
+    #[schema(required)]
+    pub asset: Option<AssetRow>,
+}
+
 /// An event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
@@ -130,6 +146,11 @@ pub struct Event {
     /// The kind of the event.
     #[serde(rename = "type")]
     pub kind: String,
+    /// Of the stream `device`: the path and name that the asset of `data.hash` has now, where they are
+    /// known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub asset_name: Option<String>,
     /// Its data: any JSON. Data that is not JSON appears as `{"bytes": "<base64>"}`.
     pub data: Json,
 }

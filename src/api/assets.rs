@@ -1,43 +1,206 @@
-//! `PATCH /v1/assets/{hash}/meta`: edits of an asset's metadata, written to the journal first, so
-//! that edits of several devices merge tag by tag. The store shows them when this is answered.
+//! Assets as the store and the journal know them together: listing them with the devices that added
+//! them, finding the one that a text names, and editing metadata. An edit is written to the journal
+//! first, so that edits of several devices merge tag by tag; the store shows it when it is answered.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
-use axum::routing::patch;
-use utoipa::OpenApi;
+use axum::routing::{get, patch};
+use axum::{Json, Router};
+use serde::Deserialize;
+use utoipa::{IntoParams, OpenApi};
 
 use super::Api;
-use super::answers::Written;
+use super::answers::{FoundAsset, Written};
 use super::records::{conditions, write};
-use crate::core::ids::Hash;
+use crate::agent::handle::RequestError;
+use crate::core::attributes::{Attribute, canonical_text};
+use crate::core::ids::{Hash, NodeId};
 use crate::core::journal::asset::{
-    ASSET_MODEL, DESCRIPTION, JournalRow, TAGS, TRASHED, asset_key, canonical_text,
+    ASSET_MODEL, DESCRIPTION, JournalRow, TAGS, TRASHED, asset_key, attribute_of_value,
+    attribute_value,
 };
 use crate::core::journal::device_events::LogEvent;
 use crate::core::journal::draft::{Draft, DraftChange, DraftPut};
 use crate::core::journal::op::{Elem, Value};
-use crate::http::asset::{AssetEdit, CheckedEdit, TagEdit};
-use crate::http::extract::{Path, json_body};
-use crate::http::problem::{Problem, problem};
-use crate::store::StoreError;
+use crate::core::lookup::{AssetCandidate, AssetText, AssetTier, CANDIDATES_MAX};
+use crate::http::asset::{AssetEdit, AssetRow, AssetsPage, CheckedEdit, TagEdit};
+use crate::http::extract::{Path, Query, json_body};
+use crate::http::people::Listing;
+use crate::http::problem::{Problem, bad_request, problem};
+use crate::state::journal::JournalReader;
+use crate::store::{Asset, Filter, Store, StoreError};
 
 /// A body: the longest description and many tags, every byte escaped.
 const EDIT_BYTES_MAX: u64 = 512 * 1024;
 
-/// The route.
+/// The routes.
 pub(super) fn router() -> Router<Api> {
-    Router::new().route("/v1/assets/{hash}/meta", patch(edit))
+    Router::new()
+        .route("/v1/assets", get(list))
+        .route("/v1/assets/find", get(find))
+        .route("/v1/assets/{hash}/meta", patch(edit))
 }
 
-/// What the document of the API says of this route.
+/// What the document of the API says of these routes.
 #[derive(OpenApi)]
-#[openapi(paths(edit))]
+#[openapi(paths(list, find, edit))]
 pub(super) struct Described;
+
+/// The most rows read for one listing: where few fit, a page may end early.
+const READ_MAX: usize = 20_000;
+
+/// Lists assets, with the devices that added them
+#[utoipa::path(
+    get,
+    path = "/v1/assets",
+    operation_id = "listAssetsOfGroup",
+    tag = "assets",
+    params(
+        ("after" = Option<u64>, Query, description = "`next` of an earlier page."),
+        ("limit" = Option<u16>, Query, description = "At most so many; 100 when left out.", minimum = 1, maximum = 1000),
+        ("tag" = Option<String>, Query, description = "Only with this tag."),
+        ("type" = Option<String>, Query, description = "Only of this media type, or of those that start with it when it ends in `/`."),
+        ("q" = Option<String>, Query, description = "Only with this in the name or description."),
+        ("trashed" = Option<bool>, Query, description = "Only those in the trash, or only the others."),
+        ("hash" = Option<String>, Query, description = "Only hashes that start with this.", pattern = "^[0-9a-f]{1,64}$"),
+        ("name" = Option<String>, Query, description = "Only names that match this glob (`*`, `?`, `[a-z]`); with a `/` in it path and name."),
+        ("since_ms" = Option<i64>, Query, description = "Only those stored here since then, milliseconds since the Unix epoch."),
+        ("until_ms" = Option<i64>, Query, description = "Only those stored here before then, milliseconds since the Unix epoch."),
+        ("device" = Option<NodeId>, Query, description = "Only those that this device added."),
+    ),
+    responses((status = 200, description = "Done. A page may have few rows or none and go on.", body = AssetsPage), (status = 502))
+)]
+async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<AssetsPage>, Problem> {
+    let (Listing { filter, mut after, limit }, apart) = Listing::parse(&uri, &["device"])?;
+    let mut device: Option<NodeId> = None;
+    for (_, text) in apart {
+        let wrong = |_| bad_request(format!("device must be a node ID, got {text:?}"));
+        device = Some(text.parse().map_err(wrong)?);
+    }
+    let store = api.handle.store();
+    let mut page = AssetsPage { assets: Vec::new(), next: None };
+    let mut read = 0;
+    while page.assets.len() < limit {
+        let assets = store.list(&filter, after, limit).await?;
+        let is_end = assets.len() < limit;
+        read += assets.len();
+        let hashes: Vec<Hash> = assets.iter().map(|asset| asset.entry.digest.hash).collect();
+        let adders = api.handle.journal().read(move |journal| journal.adders(&hashes)).await?;
+        page.next = None;
+        for (asset, added_by) in assets.iter().zip(adders) {
+            after = asset.entry.cursor;
+            if device.is_none() || device == added_by {
+                page.assets.push(AssetRow { added_by, ..AssetRow::from(asset) });
+            }
+            if page.assets.len() == limit {
+                page.next = Some(after);
+                break;
+            }
+        }
+        if is_end && page.next.is_none() {
+            break;
+        }
+        page.next = Some(after);
+        if read >= READ_MAX {
+            break;
+        }
+    }
+    Ok(Json(page))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct FindQuery {
+    /// A hash or the start of one; a name, the start of one or a glob, with as much of the path before
+    /// it as is needed.
+    text: String,
+    /// Of those that fit equally well, those in the trash go first.
+    #[serde(default)]
+    trashed: bool,
+}
+
+/// Finds the asset that a text names
+///
+/// A name or the start of a hash goes before the start of a name and a glob, what is here before
+/// what is not. 404: there is none, or several, and then the detail lists some.
+#[utoipa::path(
+    get,
+    path = "/v1/assets/find",
+    operation_id = "findAsset",
+    tag = "assets",
+    params(FindQuery),
+    responses((status = 200, description = "Done.", body = FoundAsset), (status = 404), (status = 502))
+)]
+async fn find(
+    State(api): State<Api>,
+    Query(FindQuery { text, trashed }): Query<FindQuery>,
+) -> Result<Json<FoundAsset>, Problem> {
+    let text = AssetText::parse(&text).map_err(RequestError::from)?;
+    let store = api.handle.store();
+    for tier in text.tiers() {
+        for trashed in [trashed, !trashed] {
+            let found = candidates(&*store, &tier, trashed).await?;
+            if found.is_empty() {
+                continue;
+            }
+            let only = text.only(found, |asset| {
+                let attributes = &asset.metadata.attributes;
+                let (path, name) = (attributes.path().to_owned(), attributes.name().to_owned());
+                AssetCandidate { hash: asset.entry.digest.hash, path, name }
+            });
+            let asset = AssetRow::from(&only.map_err(RequestError::from)?);
+            let (hash, path, name) = (asset.hash, asset.path.clone(), asset.name.clone());
+            return Ok(Json(FoundAsset { hash, path, name, asset: Some(asset) }));
+        }
+    }
+    // The journal names assets that have not arrived, and those of a store that cannot be searched.
+    let tiers = text.tiers();
+    let called = move |journal: &JournalReader| {
+        for tier in &tiers {
+            let found = journal.assets_called(tier, CANDIDATES_MAX + 1)?;
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        Ok(Vec::new())
+    };
+    let mut found = api.handle.journal().read(called).await?;
+    if let (Some(hash), true) = (text.whole_hash(), found.is_empty())
+        && store.lookup(hash).await?.is_some()
+    {
+        found.push(AssetCandidate { hash, path: String::new(), name: String::new() });
+    }
+    let only = text.only(found, Clone::clone).map_err(RequestError::from)?;
+    let AssetCandidate { hash, path, name } = only;
+    let asset = store.lookup(hash).await?.as_ref().map(AssetRow::from);
+    Ok(Json(FoundAsset { hash, path, name, asset }))
+}
+
+/// The assets of the store that are named so; none if it cannot be searched.
+async fn candidates(
+    store: &dyn Store,
+    tier: &AssetTier,
+    trashed: bool,
+) -> Result<Vec<Asset>, StoreError> {
+    let any = Filter { trashed: Some(trashed), ..Filter::default() };
+    let hash = tier.hash.as_ref().map(|prefix| prefix.as_str().to_owned());
+    let of_hash = hash.map(|hash| Filter { hash_prefix: Some(hash), ..any.clone() });
+    let of_name = Filter { name: Some(tier.name.clone()), ..any };
+    let mut found = Vec::new();
+    for filter in of_hash.into_iter().chain([of_name]) {
+        match store.list(&filter, 0, CANDIDATES_MAX + 1).await {
+            Ok(assets) => found.extend(assets),
+            Err(StoreError::Unsupported(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
 
 /// Edits an asset's metadata for all devices
 ///
@@ -101,13 +264,16 @@ async fn edit(
 
 /// The writes to the asset's record, which the journal has so.
 fn writes(edit: CheckedEdit, hash: &Hash, journal: &JournalRow) -> DraftPut {
-    let CheckedEdit { description, tags, trashed } = edit;
+    let CheckedEdit { description, tags, trashed, attributes } = edit;
     let mut set = BTreeMap::new();
     if let Some(trashed) = trashed {
         set.insert(TRASHED.to_owned(), Some(Value::Bool(trashed)));
     }
     if let Some(description) = description {
         set.insert(DESCRIPTION.to_owned(), Some(Value::Text(description)));
+    }
+    for (attribute, value) in attributes {
+        set.insert(attribute.field().to_owned(), value.as_ref().map(attribute_value));
     }
     let (add, remove) = match tags {
         TagEdit::Change { add, remove } => (add, remove),
@@ -131,7 +297,10 @@ fn drop_what_is_so(put: &mut DraftPut, journal: &JournalRow) {
         Some(Value::Bool(trashed)) if field == TRASHED => {
             *trashed != journal.trashed.unwrap_or_default()
         }
-        _ => true,
+        value => Attribute::of_field(field).is_none_or(|attribute| {
+            let value = attribute_of_value(attribute, value.clone());
+            journal.attributes.get(&attribute) != Some(&value)
+        }),
     });
     put.add.retain(|tag| journal.spellings(&tag.elem).next().is_none());
     let here = put.remove.iter().flat_map(|tag| journal.spellings(&tag.elem));

@@ -12,7 +12,7 @@ use serde_json::Value;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 
 use super::answers::{EventsPage, Written};
-use super::filter::{EventFilter, epoch_for};
+use super::filter::{EventFilter, asset_names, epoch_for};
 use super::json::{event, event_data};
 use super::places::EventPlace;
 use super::records::write;
@@ -90,11 +90,13 @@ async fn list(
         let Some(epoch) = epoch_for(journal, after)? else { return Ok(None) };
         let place = after.map_or((0, 0), |after| (after.arr, after.index));
         let page = journal.events_that(&stream, place, limit, READ_MAX, |row| filter.fits(row))?;
+        let names = asset_names(journal, &stream, &page.events)?;
+        let events = page.events.iter().map(|row| event(row, &names)).collect();
         let (arr, index) = page.next;
-        Ok(Some((page.events, EventPlace { epoch, arr, index }, page.more)))
+        let next = EventPlace { epoch, arr, index };
+        Ok(Some(EventsPage { events, next, more: page.more }))
     };
-    let (events, next, more) = api.handle.journal().read(read).await?.ok_or_else(gone)?;
-    Ok(Json(EventsPage { events: events.iter().map(event).collect(), next, more }))
+    api.handle.journal().read(read).await?.ok_or_else(gone).map(Json)
 }
 
 /// An event to append.

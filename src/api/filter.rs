@@ -1,9 +1,13 @@
-//! The filter of an event listing or feed, and the check of its cursor.
+//! The filter of an event listing or feed, the check of its cursor, and the names of the assets that
+//! events are about.
 
-use serde_json::Value;
+use std::collections::BTreeMap;
 
+use super::json::event_hash;
 use super::places::EventPlace;
 use crate::core::ids::{Hash, LogId, NodeId};
+use crate::core::journal::device_events::DEVICE_STREAM;
+use crate::core::names::full_name;
 use crate::state::journal::{Cursor, EventRow, JournalError, JournalReader};
 
 /// The requested events; all given conditions must hold.
@@ -18,10 +22,7 @@ impl EventFilter {
     pub(super) fn fits(&self, event: &EventRow) -> bool {
         self.since_ms.is_none_or(|since_ms| event.hlc.ms() >= since_ms)
             && self.author.is_none_or(|author| author == event.author)
-            && self.hash.is_none_or(|hash| {
-                let data: Option<Value> = serde_json::from_slice(&event.data).ok();
-                data.is_some_and(|data| data["hash"] == hash.to_string())
-            })
+            && self.hash.is_none_or(|hash| event_hash(event) == Some(hash))
     }
 }
 
@@ -36,4 +37,23 @@ pub(super) fn epoch_for(
         None => true,
     };
     Ok(is_known.then_some(epoch))
+}
+
+/// The paths and names of the assets that events of `stream` are about, as far as they are known.
+pub(super) fn asset_names(
+    journal: &JournalReader,
+    stream: &str,
+    events: &[EventRow],
+) -> Result<BTreeMap<Hash, String>, JournalError> {
+    let mut names = BTreeMap::new();
+    if stream != DEVICE_STREAM {
+        return Ok(names);
+    }
+    for hash in events.iter().filter_map(event_hash) {
+        let (path, name) = journal.path_and_name(&hash)?;
+        if !name.is_empty() {
+            names.insert(hash, full_name(&path, &name));
+        }
+    }
+    Ok(names)
 }

@@ -1,9 +1,11 @@
 //! `POST /v1/ingest`: many small contents in one request and one durable commit, for programs that
 //! add thousands of files. The body is a `PushBatchRequest` of `proto/store.proto` whose bundles
-//! leave the digest out: the agent computes it. The answer is a `PushBatchResponse` with a result
+//! leave the digest out: the agent computes it, and finds attributes that are left out in the
+//! contents. The answer is a `PushBatchResponse` with a result
 //! for each bundle, in order; a bad bundle does not affect the others. Larger contents go to
 //! `POST /assets`.
 
+use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +27,7 @@ use crate::http::people::written_by_people;
 use crate::http::problem::{Problem, problem};
 use crate::http::upload::{check_announced, check_type, collect_in_turn};
 use crate::store::messages::{self, MESSAGE_REPEATED_MAX, PROTOBUF_TYPE};
-use crate::store::{NewAsset, SMALL_BYTES_MAX, Store, StoreError, Stored};
+use crate::store::{NewAsset, SMALL_BYTES_MAX, Store, StoreError, Stored, sniff};
 use crate::wire::parse;
 use crate::wire::proto::store::{Bundle, PushBatchRequest, PushBatchResponse, PushResult};
 
@@ -129,8 +131,9 @@ fn judge(
     }
     let metadata = messages::metadata(bundle.metadata)
         .map_err(|detail| refusal(StatusCode::BAD_REQUEST, detail))?;
-    let metadata = written_by_people(metadata)
+    let mut metadata = written_by_people(metadata)
         .map_err(|Problem { status, detail }| refusal(status, detail))?;
+    sniff::fill_in(&mut metadata.attributes, &mut Cursor::new(&bundle.content));
     let digest = Digest { hash: algorithm.hash(&bundle.content), size_bytes };
     Ok(NewAsset { digest, content: bundle.content, metadata })
 }

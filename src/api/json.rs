@@ -219,9 +219,10 @@ pub(super) fn change(epoch: LogId, change: &Change) -> WatchedRecord {
 
 // ---- events --------------------------------------------------------------------------------------
 
-/// An event as JSON. Data that is not JSON is represented as bytes.
-pub(super) fn event(row: &EventRow) -> Event {
+/// An event as JSON. Data that is not JSON is represented as bytes. `names` are those of assets.
+pub(super) fn event(row: &EventRow, names: &BTreeMap<Hash, String>) -> Event {
     Event {
+        asset_name: event_hash(row).and_then(|hash| names.get(&hash).cloned()),
         author: row.author,
         log: row.log,
         event_seq: row.event_seq,
@@ -230,6 +231,12 @@ pub(super) fn event(row: &EventRow) -> Event {
         kind: row.kind.clone(),
         data: serde_json::from_slice(&row.data).unwrap_or_else(|_| bytes_json(&row.data)),
     }
+}
+
+/// The asset that an event's data names.
+pub(super) fn event_hash(row: &EventRow) -> Option<Hash> {
+    let data: Json = serde_json::from_slice(&row.data).ok()?;
+    data["hash"].as_str()?.parse().ok()
 }
 
 /// A hybrid clock's time as text; later times sort after earlier ones.

@@ -14,6 +14,7 @@
 //! | `POST /v1/fetch` `{"hashes","now"}` | requests assets from other devices; a [`FetchReply`] reports the state of each |
 //! | `POST /v1/verify` `{"hashes"}` | reads assets now, see [`verify`] |
 //! | `POST /v1/ingest` | many small assets at once, see [`ingest`] |
+//! | `GET /v1/assets`, `GET /v1/assets/find` | lists assets, finds the one that a text names, see `assets` |
 //! | `PATCH /v1/assets/{hash}/meta` | edits an asset's metadata, see `assets` |
 //! | `/v1/records/…`, `/v1/own/…`, `POST /v1/batch` | records, see `records` |
 //! | `/v1/events/…` | event streams, see `events` |

@@ -9,6 +9,7 @@
 //! A stream starts with everything after the cursor, then `ready`, then each new change. `reset` means that
 //! all earlier cursors are invalid, and ends the stream.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa::{IntoParams, OpenApi};
 
 use super::answers::{Event as EventAnswer, Ready, WatchedRecord};
-use super::filter::{EventFilter, epoch_for};
+use super::filter::{EventFilter, asset_names, epoch_for};
 use super::json;
 use super::places::EventPlace;
 use super::{Api, gone};
@@ -268,13 +269,15 @@ async fn next_events(
             if journal.cursor_now()?.is_none_or(|now| now.epoch != epoch) {
                 return Ok::<_, JournalError>(None);
             }
-            journal.events(&wanted, (arr, index), PAGE_ROWS).map(Some)
+            let page = journal.events(&wanted, (arr, index), PAGE_ROWS)?;
+            let names = asset_names(journal, &wanted, &page.events)?;
+            Ok(Some((page, names)))
         };
-        let Some(page) = watcher.journal.read(read).await? else {
+        let Some((page, names)) = watcher.journal.read(read).await? else {
             watcher.has_ended = true;
             return Ok(Some((vec![reset()], watcher)));
         };
-        let mut events = stream_events(epoch, &page, &filter);
+        let mut events = stream_events(epoch, &page, &filter, &names);
         let (arr, index) = page.next;
         watcher.place = EventPlace { epoch, arr, index };
         if !page.more && !watcher.is_ready {
@@ -290,11 +293,16 @@ async fn next_events(
     }
 }
 
-fn stream_events(epoch: LogId, page: &EventsPage, filter: &EventFilter) -> Vec<Event> {
+fn stream_events(
+    epoch: LogId,
+    page: &EventsPage,
+    filter: &EventFilter,
+    names: &BTreeMap<Hash, String>,
+) -> Vec<Event> {
     let mut rows = page.events.iter().filter(|event| filter.fits(event)).peekable();
     let mut events = Vec::new();
     while let Some(row) = rows.next() {
-        let event = told("event", &json::event(row));
+        let event = told("event", &json::event(row, names));
         // The op at the end of a page may continue on the next page.
         let place = match row.arr == page.next.0 {
             true => page.next,

@@ -30,11 +30,11 @@ use super::exit::{Exit, Failure};
 use super::output::{Output, Results};
 use super::source::{ReadError, Small, Source, TRIES_MAX, Why, read_small};
 use super::text::{causes, lossy_path, shown};
-use super::walk::{Homes, Unit, count_bytes, walk};
+use super::walk::{Found, Homes, Unit, count_bytes, walk};
 use crate::api::answers::Written;
 use crate::api::ingest::INGEST_BYTES_MAX;
+use crate::core::attributes::canonical_text;
 use crate::core::ids::Hash;
-use crate::core::journal::asset::canonical_text;
 use crate::http::asset::{AddedAsset, AssetEdit, AssetRow};
 use crate::store::SMALL_BYTES_MAX;
 use crate::store::messages::PROTOBUF_TYPE;
@@ -182,18 +182,18 @@ struct Uploader<'a> {
 impl Uploader<'_> {
     async fn upload(&self, unit: Unit) -> Vec<Outcome> {
         match unit {
-            Unit::Small(paths) => self.small(paths).await,
-            Unit::Large(path) => vec![self.large(path).await],
+            Unit::Small(files) => self.small(files).await,
+            Unit::Large(file) => vec![self.large(file).await],
             Unit::Stdin => vec![self.outcome("-".into(), self.stdin().await).await],
             Unit::Unreadable(path, error) => vec![Outcome::Failed(path, error.into())],
             Unit::Skipped(path, why) => vec![Outcome::Skipped(path, why)],
         }
     }
 
-    async fn small(&self, paths: Vec<PathBuf>) -> Vec<Outcome> {
+    async fn small(&self, files: Vec<Found>) -> Vec<Outcome> {
         let homes = Arc::clone(self.homes);
         let read = tokio::task::spawn_blocking(move || {
-            paths.into_iter().map(|path| (read_small(&path, &homes), path)).collect::<Vec<_>>()
+            files.into_iter().map(|file| (read_small(&file.path, &homes), file)).collect::<Vec<_>>()
         });
         let read = match read.await {
             Ok(read) => read,
@@ -202,23 +202,25 @@ impl Uploader<'_> {
                 return vec![Outcome::Stopped(error.into())];
             }
         };
-        let contents = read.iter().filter_map(|(content, path)| match content {
-            Ok(Small::Whole(content)) => Some(self.bundle(path, content.clone())),
+        let contents = read.iter().filter_map(|(content, file)| match content {
+            Ok(Small::Whole(content, modified_ms)) => {
+                Some(self.bundle(file, *modified_ms, content.clone()))
+            }
             _ => None,
         });
         let mut results = self.ingest(contents.collect()).await.map(Vec::into_iter);
         let mut outcomes = Vec::with_capacity(read.len());
-        for (content, path) in read {
+        for (content, file) in read {
             outcomes.push(match (content, &mut results) {
-                (Err(error), _) => Outcome::Failed(path, unreadable(error)),
-                (Ok(Small::Grown), _) => self.large(path).await,
-                (Ok(Small::Whole(content)), Ok(results)) => {
+                (Err(error), _) => Outcome::Failed(file.path, unreadable(error)),
+                (Ok(Small::Grown), _) => self.large(file).await,
+                (Ok(Small::Whole(content, _)), Ok(results)) => {
                     let size = content.len() as u64;
                     self.progress.inc(size);
                     let added = results.next().map_or_else(cut_off, |result| judge(&result, size));
-                    self.outcome(path, added).await
+                    self.outcome(file.path, added).await
                 }
-                (Ok(Small::Whole(_)), Err(failure)) => {
+                (Ok(Small::Whole(..)), Err(failure)) => {
                     let failure = std::mem::replace(failure, Failure::OutputClosed);
                     outcomes.push(Outcome::Stopped(failure));
                     return outcomes;
@@ -228,14 +230,17 @@ impl Uploader<'_> {
         outcomes
     }
 
-    fn bundle(&self, path: &Path, content: Bytes) -> Bundle {
+    fn bundle(&self, file: &Found, modified_ms: i64, content: Bytes) -> Bundle {
         let metadata = Metadata {
             description: self.args.description.clone(),
             tags: self.args.tags.clone(),
             is_trashed: false,
             version: 0,
-            file_name: file_name(path),
+            file_name: file_name(&file.path),
+            path: file.folder.clone(),
             media_type: self.args.media_type.clone(),
+            modified_ms: Some(modified_ms),
+            ..Metadata::default()
         };
         Bundle { digest: None, content, metadata: Some(metadata) }
     }
@@ -270,10 +275,10 @@ impl Uploader<'_> {
         Ok(answer.results)
     }
 
-    async fn large(&self, path: PathBuf) -> Outcome {
+    async fn large(&self, file: Found) -> Outcome {
         let mut added = Err(unreadable(ReadError::Changed));
         for _ in 0..TRIES_MAX {
-            added = match self.large_once(&path).await {
+            added = match self.large_once(&file).await {
                 Ok(Err(ReadError::Changed)) => continue,
                 Ok(Err(error)) => Err(unreadable(error)),
                 Ok(Ok(uploaded)) => Ok(uploaded),
@@ -281,12 +286,12 @@ impl Uploader<'_> {
             };
             break;
         }
-        self.outcome(path, added).await
+        self.outcome(file.path, added).await
     }
 
     /// Uploads a file. The inner error is about the file, the outer one about the agent.
-    async fn large_once(&self, path: &Path) -> Result<Result<AddedAsset, ReadError>, Failure> {
-        let (wanted, homes) = (path.to_owned(), Arc::clone(self.homes));
+    async fn large_once(&self, found: &Found) -> Result<Result<AddedAsset, ReadError>, Failure> {
+        let (wanted, homes) = (found.path.clone(), Arc::clone(self.homes));
         let opened = tokio::task::spawn_blocking(move || {
             let source = Source::open(&wanted, &homes)?;
             let size_bytes = source.size_bytes()?;
@@ -296,11 +301,16 @@ impl Uploader<'_> {
             Ok(opened) => opened,
             Err(error) => return Ok(Err(error)),
         };
-        let (why, name) = (Why::default(), file_name(path));
+        let why = Why::default();
+        let modified_ms = size_bytes.map(|_| source.modified_ms().to_string());
+        let mut about = vec![("name", file_name(&found.path)), ("path", found.folder.clone())];
+        about.extend(modified_ms.map(|ms| ("modified_ms", ms)));
         let before = self.progress.position();
         let sent = match size_bytes {
-            Some(size) => self.send(source.pieces(size, why.clone()), size_bytes, &name).await,
-            None => self.send(unsized_pieces(source.into_stream(), why.clone()), None, &name).await,
+            Some(size) => self.send(source.pieces(size, why.clone()), size_bytes, &about).await,
+            None => {
+                self.send(unsized_pieces(source.into_stream(), why.clone()), None, &about).await
+            }
         };
         match why.take() {
             Some(error) => {
@@ -319,18 +329,19 @@ impl Uploader<'_> {
         first.read_to_end(&mut start).await.map_err(|error| unreadable(error.into()))?;
         let content = tokio::io::AsyncReadExt::chain(io::Cursor::new(start), stdin);
         let why = Why::default();
-        let sent = self.send(unsized_pieces(content, why.clone()), None, "").await;
+        let sent = self.send(unsized_pieces(content, why.clone()), None, &[]).await;
         why.take().map_or(sent, |error| Err(unreadable(error)))
     }
 
-    /// Uploads a content.
+    /// Uploads a content. `about` are attributes, as parameters of the request.
     async fn send(
         &self,
         pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
         size_bytes: Option<u64>,
-        name: &str,
+        about: &[(&str, String)],
     ) -> Result<AddedAsset, Failure> {
-        let mut query = vec![("name", name), ("description", self.args.description.as_str())];
+        let mut query = vec![("description", self.args.description.as_str())];
+        query.extend(about.iter().map(|(name, value)| (*name, value.as_str())));
         query.push(("type", self.args.media_type.as_str()));
         query.extend(self.args.tags.iter().map(|tag| ("tag", tag.as_str())));
         query.retain(|(_, value)| !value.is_empty());

@@ -81,8 +81,8 @@ impl Version {
 
 /// A small file, read whole.
 pub(crate) enum Small {
-    /// Its content.
-    Whole(Bytes),
+    /// Its content, and when it was last modified, ms since the Unix epoch.
+    Whole(Bytes, i64),
     /// It is not small any more.
     Grown,
 }
@@ -108,6 +108,11 @@ impl Source {
     /// Its length; `None` for a pipe or a device, which ends when it ends.
     pub(crate) fn size_bytes(&self) -> io::Result<Option<u64>> {
         Ok(self.file.metadata()?.is_file().then_some(self.before.size_bytes))
+    }
+
+    /// When it was last modified, ms since the Unix epoch.
+    pub(crate) fn modified_ms(&self) -> i64 {
+        i64::try_from(self.before.modified_ns.div_euclid(1_000_000)).unwrap_or(i64::MAX)
     }
 
     /// The file, to be read until it ends.
@@ -189,7 +194,9 @@ pub(crate) fn read_small(path: &Path, homes: &Homes) -> Result<Small, ReadError>
         }
         match Source::check(&source.file, source.before) {
             Err(ReadError::Changed) => {}
-            checked => return checked.map(|()| Small::Whole(content.into())),
+            checked => {
+                return checked.map(|()| Small::Whole(content.into(), source.modified_ms()));
+            }
         }
     }
     Err(ReadError::Changed)

@@ -23,12 +23,20 @@ use crate::store::SMALL_BYTES_MAX;
 /// A batch is sent when it holds this many bytes; below the API's bound by one small file at least.
 const BATCH_BYTES: u64 = 4 * 1024 * 1024;
 
+/// A file that is to be added.
+pub(crate) struct Found {
+    pub(crate) path: PathBuf,
+    /// The folder it is in, from the folder on that was named: `pictures/2024`. Empty of a file that was
+    /// named itself.
+    pub(crate) folder: String,
+}
+
 /// What is uploaded with one request.
 pub(crate) enum Unit {
     /// Files that were small when they were seen.
-    Small(Vec<PathBuf>),
+    Small(Vec<Found>),
     /// A file to stream.
-    Large(PathBuf),
+    Large(Found),
     Stdin,
     /// Something that was to be added and cannot be.
     Unreadable(PathBuf, anyhow::Error),
@@ -106,9 +114,23 @@ pub(crate) fn walk(paths: &[PathBuf], homes: &Homes, units: &mpsc::Sender<Unit>)
     let _ = walk.flush();
 }
 
+impl Found {
+    fn named(path: &Path) -> Self {
+        Self { path: path.to_owned(), folder: String::new() }
+    }
+
+    /// A file below the folder `top`. Of `.` and `/` the name is not known, so nothing stands for it.
+    fn below(top: &Path, path: PathBuf) -> Self {
+        let inside = path.parent().and_then(|parent| parent.strip_prefix(top).ok());
+        let parts = top.file_name().into_iter().chain(inside.into_iter().flat_map(Path::iter));
+        let parts: Vec<_> = parts.map(|part| part.to_string_lossy()).collect();
+        Self { folder: parts.join("/"), path }
+    }
+}
+
 struct Walk<'a> {
     homes: &'a Homes,
-    batch: Vec<PathBuf>,
+    batch: Vec<Found>,
     batch_bytes: u64,
     units: &'a mpsc::Sender<Unit>,
 }
@@ -132,10 +154,10 @@ impl Walk<'_> {
             return self.folder(path);
         }
         if found.is_file() {
-            return self.file(path.to_owned(), found.len());
+            return self.file(Found::named(path), found.len());
         }
         // A pipe or device is read only when it is named as an argument.
-        self.send(Unit::Large(path.to_owned()))
+        self.send(Unit::Large(Found::named(path)))
     }
 
     fn folder(&mut self, folder: &Path) -> Result<(), Unwanted> {
@@ -155,7 +177,7 @@ impl Walk<'_> {
                 self.skip(entry.into_path(), "the folder of a can-sync agent")?;
             } else if kind.is_file() {
                 match entry.metadata() {
-                    Ok(found) => self.file(entry.into_path(), found.len())?,
+                    Ok(found) => self.file(Found::below(folder, entry.into_path()), found.len())?,
                     Err(error) => self.send(Unit::Unreadable(entry.into_path(), cause(error)))?,
                 }
             } else if kind.is_symlink() {
@@ -167,11 +189,11 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn file(&mut self, path: PathBuf, size_bytes: u64) -> Result<(), Unwanted> {
+    fn file(&mut self, found: Found, size_bytes: u64) -> Result<(), Unwanted> {
         if size_bytes > SMALL_BYTES_MAX {
-            return self.send(Unit::Large(path));
+            return self.send(Unit::Large(found));
         }
-        self.batch.push(path);
+        self.batch.push(found);
         self.batch_bytes += size_bytes;
         if self.batch.len() >= INGEST_ASSETS_MAX || self.batch_bytes >= BATCH_BYTES {
             self.flush()?;
@@ -204,5 +226,25 @@ fn cause(error: walkdir::Error) -> anyhow::Error {
     match error.into_io_error() {
         Some(error) => error.into(),
         None => anyhow!("the folder contains itself"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_in_the_folder_that_was_named_and_those_below() {
+        for (top, path, folder) in [
+            ("pictures", "pictures/sea.jpg", "pictures"),
+            ("pictures/", "pictures/2024/may/sea.jpg", "pictures/2024/may"),
+            ("/home/me/pictures", "/home/me/pictures/2024/sea.jpg", "pictures/2024"),
+            (".", "./2024/sea.jpg", "2024"),
+            ("..", "../sea.jpg", ""),
+            ("/", "/etc/fstab", "etc"),
+        ] {
+            assert_eq!(Found::below(Path::new(top), path.into()).folder, folder, "{top}");
+        }
+        assert_eq!(Found::named(Path::new("pictures/sea.jpg")).folder, "");
     }
 }

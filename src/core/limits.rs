@@ -252,3 +252,21 @@ pub const RETENTION_CHANGE_BYTES_MAX: usize = 512;
 /// The most membership facts by one author; with more it is removed. Many times the devices of a
 /// person, each added and removed. Every verdict reads all facts.
 pub const FACTS_PER_AUTHOR_MAX: usize = 256;
+
+/// The longest name of an asset: what the common file systems allow, times four for UTF-8.
+pub const ASSET_NAME_BYTES_MAX: usize = 1020;
+
+/// The longest path of an asset: `PATH_MAX` of Linux and macOS's is shorter.
+pub const ASSET_PATH_BYTES_MAX: usize = 4096;
+
+/// The longest media type, by RFC 6838 4.2: twice 127 and a slash.
+pub const MEDIA_TYPE_BYTES_MAX: usize = 255;
+
+/// The longest name of an application or a user that an asset comes from.
+pub const AGENT_TEXT_BYTES_MAX: usize = 255;
+
+/// The earliest and the latest time of a file, ms since the Unix epoch: the years 1 to 9999, which
+/// RFC 3339 can write.
+pub const TIME_MS_MIN: i64 = -62_135_596_800_000;
+/// See [`TIME_MS_MIN`].
+pub const TIME_MS_MAX: i64 = 253_402_300_799_999;

@@ -1,6 +1,7 @@
 //! The pure core: every decision, and no side effect. No async, clock, lock, random source or I/O
 //! here; time and randomness are arguments. `tests/tidy.rs` enforces this.
 
+pub mod attributes;
 pub mod close;
 pub mod engine;
 pub mod export_name;
@@ -13,6 +14,7 @@ pub mod journal;
 pub mod limits;
 pub mod lookup;
 pub mod message;
+pub mod names;
 pub mod pairing;
 pub mod peers;
 pub mod ranges;

@@ -1,15 +1,16 @@
 //! Assets as JSON: what the routes of `/assets` answer and the command line reads, and how an edit of
 //! metadata is said. An edit means the same at every route that takes one, and is judged here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::people::written_by_people;
 use super::problem::{Problem, bad_request};
-use crate::core::ids::Hash;
-use crate::core::journal::asset::canonical_text;
+use crate::core::attributes::{Attribute, AttributeValue, Attributes, canonical_text};
+use crate::core::ids::{Hash, NodeId};
+use crate::core::names::full_name;
 use crate::store::{Asset, Cursor, Metadata};
 
 /// An asset of the store.
@@ -20,11 +21,23 @@ pub struct AssetRow {
     pub hash: Hash,
     /// Its size in bytes.
     pub size: u64,
-    /// The name it was added under; empty when unknown.
+    /// The name of the file; empty when unknown.
     pub name: String,
+    /// The folder it was added from, such as `pictures/2024`; empty when unknown.
+    pub path: String,
     /// Its media type; empty when unknown.
     #[serde(rename = "type")]
     pub media_type: String,
+    /// When the file was last modified, milliseconds since the Unix epoch. Null: not known.
+    #[schema(required)]
+    pub modified_ms: Option<i64>,
+    /// When the picture was taken, milliseconds since the Unix epoch. Null: not known.
+    #[schema(required)]
+    pub captured_ms: Option<i64>,
+    /// The program it comes from; empty when unknown.
+    pub application: String,
+    /// The user of that program; empty when unknown.
+    pub user: String,
     /// Its description.
     pub description: String,
     /// Its tags, sorted.
@@ -39,6 +52,17 @@ pub struct AssetRow {
     pub cursor: Cursor,
     /// Changes with every edit; also the ETag.
     pub version: u64,
+    /// The device that added it. Only at `/v1/assets`, and where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub added_by: Option<NodeId>,
+}
+
+impl AssetRow {
+    /// Path and name together; empty when the name is unknown.
+    pub fn full_name(&self) -> String {
+        if self.name.is_empty() { String::new() } else { full_name(&self.path, &self.name) }
+    }
 }
 
 impl From<&Asset> for AssetRow {
@@ -46,8 +70,13 @@ impl From<&Asset> for AssetRow {
         Self {
             hash: entry.digest.hash,
             size: entry.digest.size_bytes,
-            name: metadata.file_name.clone(),
-            media_type: metadata.media_type.clone(),
+            name: metadata.attributes.name().to_owned(),
+            path: metadata.attributes.path().to_owned(),
+            media_type: metadata.attributes.media_type().to_owned(),
+            modified_ms: metadata.attributes.time_ms(Attribute::ModifiedMs),
+            captured_ms: metadata.attributes.time_ms(Attribute::CapturedMs),
+            application: metadata.attributes.text(Attribute::Application).to_owned(),
+            user: metadata.attributes.text(Attribute::User).to_owned(),
             description: metadata.description.clone(),
             tags: metadata.tags.clone(),
             trashed: metadata.trashed,
@@ -55,6 +84,7 @@ impl From<&Asset> for AssetRow {
             timestamp: entry.timestamp_ms,
             cursor: entry.cursor,
             version: metadata.version,
+            added_by: None,
         }
     }
 }
@@ -104,6 +134,39 @@ pub struct AssetEdit {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub trashed: Option<bool>,
+    /// The name of the file; empty to clear it. So are the other texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub name: Option<String>,
+    /// The folder it was added from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub path: Option<String>,
+    /// Its media type.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub media_type: Option<String>,
+    /// When the file was last modified, milliseconds since the Unix epoch; null to clear it.
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<i64>)]
+    pub modified_ms: Option<Option<i64>>,
+    /// When the picture was taken, milliseconds since the Unix epoch; null to clear it.
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<i64>)]
+    pub captured_ms: Option<Option<i64>>,
+    /// The program it comes from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub application: Option<String>,
+    /// The user of that program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub user: Option<String>,
+}
+
+/// Tells null from a member that is left out.
+fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<i64>>, D::Error> {
+    Option::deserialize(value).map(Some)
 }
 
 /// An [`AssetEdit`] that makes sense, its texts in canonical form.
@@ -112,6 +175,8 @@ pub(crate) struct CheckedEdit {
     pub(crate) description: Option<String>,
     pub(crate) tags: TagEdit,
     pub(crate) trashed: Option<bool>,
+    /// `None`: to be cleared.
+    pub(crate) attributes: BTreeMap<Attribute, Option<AttributeValue>>,
 }
 
 /// What an edit does to tags.
@@ -126,10 +191,13 @@ pub(crate) enum TagEdit {
 impl AssetEdit {
     /// Judges what people have written.
     pub(crate) fn checked(self) -> Result<CheckedEdit, Problem> {
-        let Self { description, tags, add, remove, trashed } = self;
+        let attributes = self.checked_attributes()?;
+        let Self { description, tags, add, remove, trashed, .. } = self;
         let changes_tags = !add.is_empty() || !remove.is_empty();
-        if description.is_none() && tags.is_none() && trashed.is_none() && !changes_tags {
-            let detail = "nothing to change: give description, tags, add, remove or trashed";
+        let changes_others = trashed.is_some() || !attributes.is_empty();
+        if description.is_none() && tags.is_none() && !changes_tags && !changes_others {
+            let detail = "nothing to change: give description, tags, add, remove, trashed, name, \
+                          path, type, modified_ms, captured_ms, application or user";
             return Err(bad_request(detail));
         }
         let tags = match tags {
@@ -153,7 +221,72 @@ impl AssetEdit {
                 Ok::<_, Problem>(canonical_text(&metadata.description))
             })
             .transpose()?;
-        Ok(CheckedEdit { description, tags, trashed })
+        Ok(CheckedEdit { description, tags, trashed, attributes })
+    }
+
+    fn checked_attributes(&self) -> Result<BTreeMap<Attribute, Option<AttributeValue>>, Problem> {
+        let text =
+            |text: &Option<String>| text.clone().map(|text| Some(AttributeValue::Text(text)));
+        let time = |ms: Option<Option<i64>>| ms.map(|ms| ms.map(AttributeValue::TimeMs));
+        let given = [
+            (Attribute::Name, text(&self.name)),
+            (Attribute::Path, text(&self.path)),
+            (Attribute::MediaType, text(&self.media_type)),
+            (Attribute::ModifiedMs, time(self.modified_ms)),
+            (Attribute::CapturedMs, time(self.captured_ms)),
+            (Attribute::Application, text(&self.application)),
+            (Attribute::User, text(&self.user)),
+        ];
+        let given = given.into_iter().filter_map(|(attribute, value)| Some((attribute, value?)));
+        given
+            .map(|(attribute, value)| {
+                let value = value.map(|value| checked_attribute(attribute, value)).transpose()?;
+                Ok((attribute, value.flatten()))
+            })
+            .collect()
+    }
+}
+
+/// Judges an attribute that people have written. `None`: it is empty.
+pub(crate) fn checked_attribute(
+    attribute: Attribute,
+    value: AttributeValue,
+) -> Result<Option<AttributeValue>, Problem> {
+    if matches!(&value, AttributeValue::Text(text) if text.trim().is_empty()) {
+        return Ok(None);
+    }
+    let got = match &value {
+        AttributeValue::Text(text) => format!("has {} bytes", text.len()),
+        AttributeValue::TimeMs(ms) => format!("is {ms}"),
+    };
+    let fitting = attribute.fit(value).ok_or_else(|| {
+        let field = attribute.field();
+        bad_request(match attribute {
+            Attribute::ModifiedMs | Attribute::CapturedMs => {
+                format!("{field} {got}: expected milliseconds since 1970, of the years 1 to 9999")
+            }
+            _ => format!(
+                "{field} {got}: expected at most {}, and more than dots and slashes",
+                attribute.bytes_max()
+            ),
+        })
+    })?;
+    Ok(Some(fitting))
+}
+
+impl CheckedEdit {
+    /// An edit that puts an asset into the trash.
+    pub(crate) fn to_trash() -> Self {
+        let tags = TagEdit::Change { add: BTreeSet::new(), remove: BTreeSet::new() };
+        Self { description: None, tags, trashed: Some(true), attributes: BTreeMap::new() }
+    }
+
+    /// The attributes that come of those that stand.
+    pub(crate) fn apply_to_attributes(&self, mut standing: Attributes) -> Attributes {
+        for (attribute, value) in &self.attributes {
+            standing.set(*attribute, value.clone());
+        }
+        standing
     }
 }
 
@@ -209,9 +342,23 @@ mod tests {
             json!({ "tags": ["x"], "add": ["y"] }),
             json!({ "tags": [" "] }),
             json!({ "add": ["x".repeat(129)] }),
+            json!({ "name": "x".repeat(1021) }),
+            json!({ "path": "../.." }),
+            json!({ "modified_ms": i64::MAX }),
         ] {
             assert_eq!(edit(bad.clone()).unwrap_err().status, 400, "{bad}");
         }
         assert_eq!(edit(json!({ "tags": [] })).unwrap().tags, TagEdit::Replace(BTreeSet::new()));
+    }
+
+    #[test]
+    fn an_attribute_is_set_cleared_or_left_alone() {
+        use serde_json::json;
+        let standing = Attributes::named("a").with_time(Attribute::ModifiedMs, Some(5));
+        let after = |json| edit(json).unwrap().apply_to_attributes(standing.clone());
+        assert_eq!(after(json!({ "name": "b" })).name(), "b");
+        assert_eq!(after(json!({ "name": "" })).get(Attribute::Name), None);
+        assert_eq!(after(json!({ "modified_ms": null })), Attributes::named("a"));
+        assert_eq!(after(json!({ "trashed": true })), standing);
     }
 }

@@ -7,7 +7,8 @@
 //! moves into the trash.
 
 use std::any::Any;
-use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,17 +20,20 @@ use axum::routing::get;
 use axum::{Json, Router};
 use utoipa::OpenApi;
 
-use super::asset::{AddedAsset, AssetEdit, AssetRow, AssetsPage, CheckedEdit, TagEdit};
+use super::asset::{AddedAsset, AssetEdit, AssetRow, AssetsPage, CheckedEdit, checked_attribute};
 use super::content::{self, insert, lists_etag};
 use super::describe::Binary;
 use super::extract::{Path, json_body};
 use super::problem::{Problem, bad_request, problem};
 use super::served::{content_disposition, served_type};
 use super::upload::{Received, announced_bytes, check_largest, receive};
+use crate::core::attributes::{Attribute, AttributeValue, Attributes};
 use crate::core::ids::{Digest, Hash};
+use crate::core::names::NamePattern;
 use crate::store::messages::{at_most, canonical};
 use crate::store::{
-    Asset, Condition, Filter, Metadata, NewAsset, Store, StoreError, Stored, VerifiedFile,
+    Asset, Condition, Cursor, Filter, Metadata, NewAsset, Store, StoreError, Stored, VerifiedFile,
+    sniff,
 };
 
 /// The rows of a listing when the request does not set a limit.
@@ -50,12 +54,6 @@ const DESCRIPTION_BYTES_MAX: usize = 16 * 1024;
 /// The most tags of one asset, and the longest tag.
 const TAGS_MAX: usize = 256;
 const TAG_BYTES_MAX: usize = 128;
-
-/// The longest file name: what common file systems allow, times four for UTF-8.
-const FILE_NAME_BYTES_MAX: usize = 1020;
-
-/// The longest media type, by RFC 6838 4.2: twice 127 and a slash.
-const MEDIA_TYPE_BYTES_MAX: usize = 255;
 
 /// How often an edit is tried again after another one came first.
 const EDIT_TRIES_MAX: usize = 8;
@@ -109,7 +107,12 @@ fn parse_number<T: std::str::FromStr>(name: &str, text: &str) -> Result<T, Probl
     tag = "assets",
     params(
         ("name" = Option<String>, Query, description = "Its file name."),
-        ("type" = Option<String>, Query, description = "Its media type; the content type when left out."),
+        ("path" = Option<String>, Query, description = "The folder it comes from, such as `pictures/2024`."),
+        ("type" = Option<String>, Query, description = "Its media type; when left out the content type, else what name and content tell."),
+        ("modified_ms" = Option<i64>, Query, description = "When the file was last modified, milliseconds since the Unix epoch."),
+        ("captured_ms" = Option<i64>, Query, description = "When the picture was taken, milliseconds since the Unix epoch; when left out what the content tells."),
+        ("application" = Option<String>, Query, description = "The program it comes from."),
+        ("user" = Option<String>, Query, description = "The user of that program."),
         ("description" = Option<String>, Query, description = "Its description."),
         ("tag" = Option<Vec<String>>, Query, description = "A tag; may be given many times."),
     ),
@@ -140,6 +143,8 @@ async fn add(
     let received =
         receive(body, &staging_dir, info.hash_algorithm, store.as_ref(), info.largest_asset_bytes)
             .await?;
+    let (received, attributes) = sniffed(received, metadata.attributes).await?;
+    let metadata = Metadata { attributes, ..metadata };
     let (digest, stored) = keep(store.as_ref(), received, metadata).await?;
     let status = match stored {
         Stored::New => StatusCode::CREATED,
@@ -153,6 +158,29 @@ async fn add(
     let mut response = (status, Json(added)).into_response();
     insert(response.headers_mut(), header::LOCATION, &format!("/assets/{}", digest.hash));
     Ok(response)
+}
+
+/// Adds what the content tells of itself to its attributes.
+async fn sniffed(
+    received: Received,
+    mut attributes: Attributes,
+) -> Result<(Received, Attributes), Problem> {
+    let sniff = move || {
+        match &received {
+            Received::Small(_, content) => {
+                sniff::fill_in(&mut attributes, &mut io::Cursor::new(content));
+            }
+            // A file that cannot be read here fails when it is stored.
+            Received::Large(_, temp) => {
+                if let Ok(mut file) = File::open(temp.path()) {
+                    sniff::fill_in(&mut attributes, &mut file);
+                }
+            }
+        }
+        (received, attributes)
+    };
+    let failed = |_| problem(StatusCode::INTERNAL_SERVER_ERROR, "reading the content failed");
+    tokio::task::spawn_blocking(sniff).await.map_err(failed)
 }
 
 /// Stores a received content. A copy that is held already is verified first, because a user who
@@ -191,17 +219,35 @@ pub(crate) async fn keep(
 fn metadata_given(uri: &Uri, headers: &HeaderMap) -> Result<Metadata, Problem> {
     let mut metadata = Metadata::default();
     for (name, value) in parameters(uri)? {
-        match name.as_str() {
-            "name" => metadata.file_name = value,
-            "type" => metadata.media_type = value,
-            "description" => metadata.description = value,
-            "tag" => metadata.tags.push(value),
+        let text = |value| AttributeValue::Text(value);
+        let (attribute, value) = match name.as_str() {
+            "description" => {
+                metadata.description = value;
+                continue;
+            }
+            "tag" => {
+                metadata.tags.push(value);
+                continue;
+            }
+            "name" => (Attribute::Name, text(value)),
+            "path" => (Attribute::Path, text(value)),
+            "type" => (Attribute::MediaType, text(value)),
+            "application" => (Attribute::Application, text(value)),
+            "user" => (Attribute::User, text(value)),
+            "modified_ms" => {
+                (Attribute::ModifiedMs, AttributeValue::TimeMs(parse_number(&name, &value)?))
+            }
+            "captured_ms" => {
+                (Attribute::CapturedMs, AttributeValue::TimeMs(parse_number(&name, &value)?))
+            }
             _ => {
                 return Err(bad_request(format!(
-                    "unknown parameter {name:?}; there are name, type, description and tag"
+                    "unknown parameter {name:?}; there are name, path, type, modified_ms, \
+                     captured_ms, application, user, description and tag"
                 )));
             }
-        }
+        };
+        metadata.attributes.set(attribute, checked_attribute(attribute, value)?);
     }
     let sent_as =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -219,8 +265,10 @@ fn metadata_given(uri: &Uri, headers: &HeaderMap) -> Result<Metadata, Problem> {
             ),
         ));
     }
-    if metadata.media_type.is_empty() && essence != "application/octet-stream" {
-        metadata.media_type = sent_as.to_owned();
+    if metadata.attributes.media_type().is_empty() && essence != "application/octet-stream" {
+        let sent_as = AttributeValue::Text(sent_as.to_owned());
+        let media_type = checked_attribute(Attribute::MediaType, sent_as)?;
+        metadata.attributes.set(Attribute::MediaType, media_type);
     }
     written_by_people(metadata)
 }
@@ -235,12 +283,10 @@ pub(crate) fn written_by_people(mut metadata: Metadata) -> Result<Metadata, Prob
         at_most("a tag's length in bytes", tag.len(), TAG_BYTES_MAX).map_err(bad_request)?;
     }
     let metadata = canonical(metadata).map_err(bad_request)?;
-    let Metadata { description, tags, file_name, media_type, .. } = &metadata;
+    let Metadata { description, tags, .. } = &metadata;
     for (what, got, limit) in [
         ("the number of tags", tags.len(), TAGS_MAX),
         ("the description's length in bytes", description.len(), DESCRIPTION_BYTES_MAX),
-        ("the file name's length in bytes", file_name.len(), FILE_NAME_BYTES_MAX),
-        ("the media type's length in bytes", media_type.len(), MEDIA_TYPE_BYTES_MAX),
     ] {
         at_most(what, got, limit).map_err(bad_request)?;
     }
@@ -261,40 +307,67 @@ pub(crate) fn written_by_people(mut metadata: Metadata) -> Result<Metadata, Prob
         ("q" = Option<String>, Query, description = "Only with this in the name or description."),
         ("trashed" = Option<bool>, Query, description = "Only those in the trash, or only the others."),
         ("hash" = Option<String>, Query, description = "Only hashes that start with this.", pattern = "^[0-9a-f]{1,64}$"),
+        ("name" = Option<String>, Query, description = "Only names that match this glob (`*`, `?`, `[a-z]`); with a `/` in it path and name."),
+        ("since_ms" = Option<i64>, Query, description = "Only those stored here since then, milliseconds since the Unix epoch."),
+        ("until_ms" = Option<i64>, Query, description = "Only those stored here before then, milliseconds since the Unix epoch."),
     ),
     responses((status = 200, description = "Done.", body = AssetsPage), (status = 502))
 )]
 async fn list(State(people): State<People>, uri: Uri) -> Result<Json<AssetsPage>, Problem> {
-    let mut filter = Filter::default();
-    let mut after = 0;
-    let mut limit = LIST_ROWS_DEFAULT;
-    for (name, value) in parameters(&uri)? {
-        if value.len() > FILTER_BYTES_MAX {
-            return Err(bad_request(format!("{name} is longer than {FILTER_BYTES_MAX} bytes")));
-        }
-        match name.as_str() {
-            "after" => after = parse_number("after", &value)?,
-            "limit" => limit = parse_number("limit", &value)?,
-            "tag" => filter.tag = Some(value),
-            "type" => filter.media_type = Some(value),
-            "q" => filter.query = Some(value),
-            "trashed" => filter.trashed = Some(parse_bool("trashed", &value)?),
-            "hash" => filter.hash_prefix = Some(parse_prefix(value)?),
-            _ => {
-                return Err(bad_request(format!(
-                    "unknown parameter {name:?}; there are after, limit, tag, type, q, trashed and \
-                     hash"
-                )));
-            }
-        }
-    }
-    if !(1..=LIST_ROWS_MAX).contains(&limit) {
-        return Err(bad_request(format!("limit must be 1 to {LIST_ROWS_MAX}, got {limit}")));
-    }
+    let (Listing { filter, after, limit }, _) = Listing::parse(&uri, &[])?;
     let assets = people.store.list(&filter, after, limit).await?;
     let next =
         (assets.len() >= limit).then(|| assets.last().map(|asset| asset.entry.cursor)).flatten();
     Ok(Json(AssetsPage { assets: assets.iter().map(AssetRow::from).collect(), next }))
+}
+
+/// Which assets a listing is to show.
+pub(crate) struct Listing {
+    pub(crate) filter: Filter,
+    pub(crate) after: Cursor,
+    pub(crate) limit: usize,
+}
+
+impl Listing {
+    /// Reads a query, and returns the parameters that only the caller knows apart.
+    pub(crate) fn parse(
+        uri: &Uri,
+        others: &[&str],
+    ) -> Result<(Self, Vec<(String, String)>), Problem> {
+        let mut listing = Self { filter: Filter::default(), after: 0, limit: LIST_ROWS_DEFAULT };
+        let filter = &mut listing.filter;
+        let mut apart = Vec::new();
+        for (name, value) in parameters(uri)? {
+            if value.len() > FILTER_BYTES_MAX {
+                return Err(bad_request(format!("{name} is longer than {FILTER_BYTES_MAX} bytes")));
+            }
+            match name.as_str() {
+                "after" => listing.after = parse_number("after", &value)?,
+                "limit" => listing.limit = parse_number("limit", &value)?,
+                "tag" => filter.tag = Some(value),
+                "type" => filter.media_type = Some(value),
+                "q" => filter.query = Some(value),
+                "trashed" => filter.trashed = Some(parse_bool("trashed", &value)?),
+                "hash" => filter.hash_prefix = Some(parse_prefix(value)?),
+                "name" => filter.name = Some(NamePattern::glob(&value)),
+                "since_ms" => filter.since_ms = Some(parse_number("since_ms", &value)?),
+                "until_ms" => filter.until_ms = Some(parse_number("until_ms", &value)?),
+                _ if others.contains(&name.as_str()) => apart.push((name, value)),
+                _ => {
+                    let others: String = others.iter().map(|other| format!(", {other}")).collect();
+                    return Err(bad_request(format!(
+                        "unknown parameter {name:?}; there are after, limit, tag, type, q, trashed, \
+                         name, since_ms, until_ms{others} and hash"
+                    )));
+                }
+            }
+        }
+        if !(1..=LIST_ROWS_MAX).contains(&listing.limit) {
+            let limit = listing.limit;
+            return Err(bad_request(format!("limit must be 1 to {LIST_ROWS_MAX}, got {limit}")));
+        }
+        Ok((listing, apart))
+    }
 }
 
 fn parse_prefix(text: String) -> Result<String, Problem> {
@@ -369,7 +442,7 @@ async fn fetch(
     if !response.status().is_success() {
         return Ok(response);
     }
-    let served = served_type(&asset.metadata.media_type);
+    let served = served_type(asset.metadata.attributes.media_type());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(served.content_type));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
@@ -378,7 +451,7 @@ async fn fetch(
     insert(
         headers,
         header::CONTENT_DISPOSITION,
-        &content_disposition(disposition, &asset.metadata.file_name),
+        &content_disposition(disposition, asset.metadata.attributes.name()),
     );
     Ok(response)
 }
@@ -470,9 +543,7 @@ async fn trash(
     Path(hash): Path<Hash>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let tags = TagEdit::Change { add: BTreeSet::new(), remove: BTreeSet::new() };
-    let edit = CheckedEdit { description: None, tags, trashed: Some(true) };
-    apply(store.as_ref(), hash, &headers, &edit).await
+    apply(store.as_ref(), hash, &headers, &CheckedEdit::to_trash()).await
 }
 
 /// Applies an edit to the current metadata by compare-and-set, so that no other edit is lost.
@@ -498,9 +569,8 @@ async fn apply(
             description: edit.description.clone().unwrap_or(standing.description),
             tags: edit.tags.apply(standing.tags),
             trashed: edit.trashed.unwrap_or(standing.trashed),
-            // Not part of an edit, and not limited as people's input is: the store keeps these
-            // fields.
-            ..Metadata::default()
+            attributes: edit.apply_to_attributes(standing.attributes),
+            version,
         })?;
         match store.set_metadata(hash, &edited, Some(version)).await {
             Ok(metadata) => {
@@ -536,8 +606,6 @@ mod tests {
             assert_eq!(fits(&|m| m.tags = vec![text(TAG_BYTES_MAX + over)]), expected);
             let tags = (0..TAGS_MAX + over).map(|tag| tag.to_string());
             assert_eq!(fits(&|m| m.tags = tags.clone().collect()), expected);
-            assert_eq!(fits(&|m| m.file_name = text(FILE_NAME_BYTES_MAX + over)), expected);
-            assert_eq!(fits(&|m| m.media_type = text(MEDIA_TYPE_BYTES_MAX + over)), expected);
         }
         assert!(!fits(&|m| m.tags = vec!["  ".into()]));
     }

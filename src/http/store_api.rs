@@ -67,11 +67,14 @@ impl Default for Features {
 impl Features {
     /// The names of `StoreInfo.features`.
     fn names(self) -> Vec<String> {
-        [(self.blobs, "blobs"), (self.batch, "batch"), (self.assets, "assets")]
-            .into_iter()
-            .filter(|(offered, _)| *offered)
-            .map(|(_, name)| name.to_owned())
-            .collect()
+        let offered = [
+            (self.blobs, "blobs"),
+            (self.batch, "batch"),
+            (self.assets, "assets"),
+            (self.assets, "attributes"),
+        ];
+        let names = offered.into_iter().filter(|(is_offered, _)| *is_offered);
+        names.map(|(_, name)| name.to_owned()).collect()
     }
 }
 
@@ -89,6 +92,9 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 
 /// The feed rows read at once for an event stream.
 const EVENT_PAGE_ROWS: usize = 256;
+
+/// How often an edit without a version is tried again after another one came first.
+const EDIT_TRIES_MAX: usize = 8;
 
 /// The router of the store API over `store`. It checks no key: put it behind a
 /// [`Guard`](crate::http::guard::Guard).
@@ -495,14 +501,36 @@ async fn meta(
 ) -> Result<Response, Problem> {
     let (request, _turn) = server.message::<proto::MetaRequest>(&headers, body).await?;
     let hash = messages::hash(&request.hash).map_err(bad_request)?;
-    let metadata = messages::canonical(Metadata {
+    let mut metadata = messages::canonical(Metadata {
         description: request.description,
         tags: request.tags,
         trashed: request.is_trashed,
         ..Metadata::default()
     })
     .map_err(bad_request)?;
-    let written = server.store.set_metadata(hash, &metadata, request.expected_version).await;
+    let written = match request.attributes {
+        Some(attributes) => {
+            metadata.attributes = messages::attributes(attributes);
+            server.store.set_metadata(hash, &metadata, request.expected_version).await
+        }
+        None => {
+            // The attributes stay as they are, also when another edit comes in between.
+            let mut tries_left = EDIT_TRIES_MAX;
+            loop {
+                let standing =
+                    server.store.lookup(hash).await?.ok_or(StoreError::NotFound(hash))?;
+                metadata.attributes = standing.metadata.attributes;
+                let expected = request.expected_version.or(Some(standing.metadata.version));
+                let written = server.store.set_metadata(hash, &metadata, expected).await;
+                tries_left -= 1;
+                match written {
+                    Err(StoreError::Conflict(_))
+                        if request.expected_version.is_none() && tries_left > 0 => {}
+                    other => break other,
+                }
+            }
+        }
+    };
     let (status, standing) = match written {
         Ok(metadata) => (StatusCode::OK, metadata),
         Err(StoreError::Conflict(metadata)) => (StatusCode::CONFLICT, *metadata),

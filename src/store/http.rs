@@ -492,6 +492,7 @@ impl Store for HttpStore {
             tags: metadata.tags.clone(),
             is_trashed: metadata.trashed,
             expected_version,
+            attributes: Some(messages::attributes_message(&metadata.attributes)),
         };
         let answer = self.0.post("/sync/meta", &request).await?;
         let status = answer.status();

@@ -5,6 +5,7 @@
 use prost::Message as _;
 
 use super::{Asset, Entry, Metadata, StoreInfo};
+use crate::core::attributes::{Attribute, Attributes};
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
 use crate::wire::proto::store as proto;
 
@@ -30,7 +31,7 @@ pub(crate) const METADATA_HEADER: &str = "asset-metadata";
 /// The header with the number of bytes kept of an unfinished upload.
 pub(crate) const UPLOAD_OFFSET_HEADER: &str = "upload-offset";
 
-/// The most bytes of an asset's description, names and tags together.
+/// The most bytes of an asset's description, attributes and tags together.
 pub(crate) const METADATA_BYTES_MAX: usize = 64 * 1024;
 
 /// The most tags of one asset; each costs a row and some bytes.
@@ -42,10 +43,9 @@ pub(crate) fn canonical(mut metadata: Metadata) -> Result<Metadata, String> {
     metadata.tags.dedup();
     at_most("the number of tags", metadata.tags.len(), TAGS_MAX)?;
     let tags: usize = metadata.tags.iter().map(String::len).sum();
-    let names = metadata.file_name.len() + metadata.media_type.len();
     at_most(
-        "the length of description, names and tags in bytes",
-        metadata.description.len() + names + tags,
+        "the length of description, attributes and tags in bytes",
+        metadata.description.len() + metadata.attributes.text_bytes() + tags,
         METADATA_BYTES_MAX,
     )?;
     Ok(metadata)
@@ -68,25 +68,64 @@ pub(crate) fn hash(bytes: &[u8]) -> Result<Hash, String> {
 /// Metadata from its message; a missing message is empty metadata.
 pub(crate) fn metadata(message: Option<proto::Metadata>) -> Result<Metadata, String> {
     let message = message.unwrap_or_default();
+    let attributes = attributes(proto::Attributes {
+        file_name: message.file_name,
+        media_type: message.media_type,
+        path: message.path,
+        modified_ms: message.modified_ms,
+        captured_ms: message.captured_ms,
+        application: message.application,
+        user: message.user,
+    });
     canonical(Metadata {
         description: message.description,
         tags: message.tags,
         trashed: message.is_trashed,
         version: message.version,
-        file_name: message.file_name,
-        media_type: message.media_type,
+        attributes,
     })
+}
+
+/// Attributes from their message.
+pub(crate) fn attributes(message: proto::Attributes) -> Attributes {
+    Attributes::named(&message.file_name)
+        .with_text(Attribute::MediaType, &message.media_type)
+        .with_text(Attribute::Path, &message.path)
+        .with_time(Attribute::ModifiedMs, message.modified_ms)
+        .with_time(Attribute::CapturedMs, message.captured_ms)
+        .with_text(Attribute::Application, &message.application)
+        .with_text(Attribute::User, &message.user)
+}
+
+/// The message for attributes.
+pub(crate) fn attributes_message(attributes: &Attributes) -> proto::Attributes {
+    let text = |attribute| attributes.text(attribute).to_owned();
+    proto::Attributes {
+        file_name: text(Attribute::Name),
+        media_type: text(Attribute::MediaType),
+        path: text(Attribute::Path),
+        modified_ms: attributes.time_ms(Attribute::ModifiedMs),
+        captured_ms: attributes.time_ms(Attribute::CapturedMs),
+        application: text(Attribute::Application),
+        user: text(Attribute::User),
+    }
 }
 
 /// The message for metadata.
 pub(crate) fn metadata_message(metadata: &Metadata) -> proto::Metadata {
+    let attributes = attributes_message(&metadata.attributes);
     proto::Metadata {
         description: metadata.description.clone(),
         tags: metadata.tags.clone(),
         is_trashed: metadata.trashed,
         version: metadata.version,
-        file_name: metadata.file_name.clone(),
-        media_type: metadata.media_type.clone(),
+        file_name: attributes.file_name,
+        media_type: attributes.media_type,
+        path: attributes.path,
+        modified_ms: attributes.modified_ms,
+        captured_ms: attributes.captured_ms,
+        application: attributes.application,
+        user: attributes.user,
     }
 }
 
@@ -192,7 +231,7 @@ mod tests {
         for (over, fits) in [(0, true), (1, false)] {
             let long = Metadata {
                 description: "x".repeat(METADATA_BYTES_MAX - 2 + over),
-                file_name: "n".into(),
+                attributes: Attributes::named("n"),
                 tags: vec!["t".into(), "t".into()],
                 ..Metadata::default()
             };
@@ -212,8 +251,13 @@ mod tests {
             tags: vec!["a".into()],
             trashed: true,
             version: 7,
-            file_name: "ü.txt".into(),
-            media_type: "text/plain".into(),
+            attributes: Attributes::named("ü.txt")
+                .with_text(Attribute::MediaType, "text/plain")
+                .with_text(Attribute::Path, "a/b")
+                .with_time(Attribute::ModifiedMs, Some(-1))
+                .with_time(Attribute::CapturedMs, Some(0))
+                .with_text(Attribute::Application, "camera")
+                .with_text(Attribute::User, "me"),
         };
         let header = metadata_header(&metadata);
         assert_eq!(metadata_from_header(header.as_bytes()), Ok(metadata));

@@ -27,9 +27,11 @@ use futures_util::stream::BoxStream;
 use thiserror::Error;
 use tokio::sync::watch;
 
+use crate::core::attributes::Attributes;
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
 pub use crate::core::limits::SMALL_BYTES_MAX;
 use crate::core::ranges::Ranges;
+use crate::core::names::NamePattern;
 
 pub mod embedded;
 pub(crate) mod hasher;
@@ -37,6 +39,7 @@ pub mod http;
 pub mod key;
 pub(crate) mod messages;
 pub mod reading;
+pub mod sniff;
 
 /// A position in a store's change feed; 0 is before the first change. It is valid only for the
 /// store (and store id) that returned it.
@@ -117,7 +120,7 @@ pub enum Touched {
     Gap,
 }
 
-/// What users wrote about an asset.
+/// What is known about an asset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metadata {
     /// Free text.
@@ -128,10 +131,8 @@ pub struct Metadata {
     pub trashed: bool,
     /// Changes with every edit; compared by [`Store::set_metadata`].
     pub version: u64,
-    /// The name it was added under; empty when unknown. Set by ingest only.
-    pub file_name: String,
-    /// The media type given at ingest; empty when unknown. Set by ingest only.
-    pub media_type: String,
+    /// What is known of the file.
+    pub attributes: Attributes,
 }
 
 /// An asset with its metadata.
@@ -204,6 +205,12 @@ pub struct Filter {
     pub trashed: Option<bool>,
     /// Hash in hex starts with this.
     pub hash_prefix: Option<String>,
+    /// The name is of these.
+    pub name: Option<NamePattern>,
+    /// Stored here at this time or later, ms since the Unix epoch.
+    pub since_ms: Option<i64>,
+    /// Stored here before this time, ms since the Unix epoch.
+    pub until_ms: Option<i64>,
 }
 
 /// A small content to store, with the metadata known at ingest.
@@ -377,8 +384,8 @@ pub trait Store: Send + Sync + 'static {
     /// Stores a content of any size from a verified file.
     async fn adopt(&self, file: VerifiedFile) -> Result<Stored, StoreError>;
 
-    /// Replaces description, tags and trashed; the rest of `metadata` is ignored. If
-    /// `expected_version` is not current: [`StoreError::Conflict`]. Returns the current row.
+    /// Replaces description, tags, trashed and attributes. If `expected_version` is not current:
+    /// [`StoreError::Conflict`]. Returns the current row: a foreign store may keep no attributes.
     async fn set_metadata(
         &self,
         hash: Hash,

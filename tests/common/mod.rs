@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use bytes::Bytes;
+use can_sync::core::attributes::{Attribute, Attributes};
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm};
+use can_sync::core::names::NamePattern;
 use can_sync::store::{
     Asset, Condition, Filter, Metadata, NewAsset, READ_BYTES_MAX, SMALL_BYTES_MAX, Store,
     StoreError, Stored, Touched, VerifiedFile,
@@ -248,6 +250,17 @@ async fn a_cursor_beyond_the_feed_shows_nothing(f: &Fixture) {
     }
 }
 
+/// Every attribute, under this name.
+pub fn all_attributes(name: &str) -> Attributes {
+    Attributes::named(name)
+        .with_text(Attribute::Path, "pets/2024")
+        .with_text(Attribute::MediaType, "text/plain")
+        .with_time(Attribute::ModifiedMs, Some(-1_500))
+        .with_time(Attribute::CapturedMs, Some(1_700_000_000_123))
+        .with_text(Attribute::Application, "camera")
+        .with_text(Attribute::User, "m\u{fc}ller")
+}
+
 async fn metadata_is_kept_normalised_and_versioned(f: &Fixture) {
     let mut new = f.asset(1, 30);
     new.metadata = Metadata {
@@ -255,27 +268,26 @@ async fn metadata_is_kept_normalised_and_versioned(f: &Fixture) {
         tags: vec!["zoo".into(), "cat".into(), "zoo".into()],
         trashed: false,
         version: 77,
-        file_name: "cat.txt".into(),
-        media_type: "text/plain".into(),
+        attributes: all_attributes("cat.txt"),
     };
     let hash = f.put(new.clone()).await.hash;
     let row = f.store.lookup(hash).await.unwrap().unwrap().metadata;
     assert_eq!(row.description, new.metadata.description);
     assert_eq!(row.tags, ["cat", "zoo"]);
-    assert_eq!((row.file_name.as_str(), row.media_type.as_str()), ("cat.txt", "text/plain"));
+    assert_eq!(row.attributes, new.metadata.attributes);
 
     let edit = Metadata {
         description: "a dog".into(),
         tags: vec!["dog".into(), "a".into(), "dog".into()],
         trashed: true,
-        file_name: "not taken over".into(),
+        attributes: Attributes::named("dog.txt").with_time(Attribute::CapturedMs, Some(0)),
         ..Metadata::default()
     };
     let edited = f.store.set_metadata(hash, &edit, None).await.unwrap();
     assert_ne!(edited.version, row.version);
     assert_eq!(edited.tags, ["a", "dog"]);
     assert!(edited.trashed);
-    assert_eq!(edited.file_name, "cat.txt");
+    assert_eq!(edited.attributes, edit.attributes, "what an edit leaves out is cleared");
     let stands = f.store.lookup(hash).await.unwrap().unwrap().metadata;
     assert_eq!(stands, edited);
 
@@ -395,13 +407,13 @@ async fn a_file_of_any_size_is_adopted_and_consumed(f: &Fixture) {
     for (seed, size) in (0..).zip(sizes) {
         let content = content(seed, size);
         let mut new = file(f.algorithm, &f.scratch, &content);
-        new.metadata.file_name = "a.bin".into();
+        new.metadata.attributes = all_attributes("a.bin");
         let (digest, path) = (new.digest, new.path.clone());
         assert_eq!(f.store.adopt(new).await.unwrap(), Stored::New, "{size}");
         assert!(!path.exists());
         let row = f.store.lookup(digest.hash).await.unwrap().unwrap();
         assert_eq!(row.entry.digest, digest);
-        assert_eq!(row.metadata.file_name, "a.bin");
+        assert_eq!(row.metadata.attributes, all_attributes("a.bin"));
         let mut read = Vec::new();
         while read.len() < size {
             let start = read.len() as u64;
@@ -503,8 +515,12 @@ async fn lists_filter_and_page(f: &Fixture) {
             }),
             trashed: seed % 4 == 0,
             version: 0,
-            file_name: format!("file{seed}.PNG"),
-            media_type: if seed % 2 == 0 { "image/png" } else { "text/plain" }.into(),
+            attributes: Attributes::named(&format!("file{seed}.PNG"))
+                .with_text(Attribute::Path, if seed % 3 == 0 { "a/b" } else { "b" })
+                .with_text(
+                    Attribute::MediaType,
+                    if seed % 2 == 0 { "image/png" } else { "text/plain" },
+                ),
         };
         let hash = f.put(new).await.hash;
         all.push(f.store.lookup(hash).await.unwrap().unwrap());
@@ -521,7 +537,7 @@ async fn lists_filter_and_page(f: &Fixture) {
     let expected = matching(&|a| a.metadata.tags.contains(&"tag0".to_owned()));
     assert_eq!(list(tag).await, expected);
     let exact = Filter { media_type: text("image/png"), ..any() };
-    let expected = matching(&|a| a.metadata.media_type == "image/png");
+    let expected = matching(&|a| a.metadata.attributes.media_type() == "image/png");
     assert_eq!(list(exact).await, expected);
     let kind = Filter { media_type: text("image/"), ..any() };
     assert_eq!(list(kind).await, expected);
@@ -529,7 +545,28 @@ async fn lists_filter_and_page(f: &Fixture) {
     let query = Filter { query: text("tHE s"), ..any() };
     assert_eq!(list(query).await, matching(&|a| a.metadata.description == "The Sea"));
     let query = Filter { query: text("e7.png"), ..any() };
-    assert_eq!(list(query).await, matching(&|a| a.metadata.file_name == "file7.PNG"));
+    let named = |a: &Asset| a.metadata.attributes.name().to_owned();
+    assert_eq!(list(query).await, matching(&|a| named(a) == "file7.PNG"));
+    for pattern in [
+        NamePattern::glob("*7.PNG"),
+        NamePattern::exact("file7.PNG"),
+        NamePattern::start("file7"),
+        NamePattern::glob("file[67].P?G"),
+        NamePattern::exact("b/file3.PNG"),
+        NamePattern::glob("a/*"),
+        NamePattern::exact("file"),
+    ] {
+        let fits = |a: &Asset| pattern.fits(a.metadata.attributes.path(), &named(a));
+        let filter = Filter { name: Some(pattern.clone()), ..any() };
+        assert_eq!(list(filter).await, matching(&fits), "{pattern:?}");
+        let filter = Filter { name: Some(pattern.clone()), trashed: Some(false), ..any() };
+        assert_eq!(list(filter).await, matching(&|a| fits(a) && !a.metadata.trashed));
+    }
+    let since_ms = all[3].entry.timestamp_ms;
+    let since = Filter { since_ms: Some(since_ms), ..any() };
+    assert_eq!(list(since).await, matching(&|a| a.entry.timestamp_ms >= since_ms));
+    let until = Filter { until_ms: Some(since_ms), ..any() };
+    assert_eq!(list(until).await, matching(&|a| a.entry.timestamp_ms < since_ms));
     assert!(list(Filter { query: text("%"), ..any() }).await.is_empty());
     for trashed in [true, false] {
         let filter = Filter { trashed: Some(trashed), ..any() };

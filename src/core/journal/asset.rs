@@ -7,11 +7,13 @@
 //!     equal: both sides are compared as [`canonical_text`].
 //! A2  `pending` is durable before a row is written to the store. Otherwise a crash in between
 //!     would make another device's value look like an edit of this user.
+//! A3  Attributes are filled in where the journal has none, and only a value that this user changed
+//!     overwrites another. A row that lacks an attribute never clears it: some stores do not keep
+//!     attributes, and older versions of this program did not.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use unicode_normalization::UnicodeNormalization;
-
+use crate::core::attributes::{Attribute, AttributeValue, Attributes, canonical_text};
 use crate::core::ids::Hash;
 use crate::core::journal::draft::DraftPut;
 use crate::core::journal::op::{Elem, Key, Value};
@@ -45,6 +47,8 @@ pub struct Row {
     pub trashed: bool,
     /// Tags.
     pub tags: BTreeSet<String>,
+    /// What is known of the file.
+    pub attributes: Attributes,
 }
 
 /// What the journal holds about an asset; `None` in fields that were never written.
@@ -60,6 +64,8 @@ pub struct JournalRow {
     pub tags: BTreeSet<String>,
     /// Tags that were removed. The first look at an asset in the store does not add them again.
     pub removed_tags: BTreeSet<String>,
+    /// Attributes that were ever written; `None`: cleared, or a value that no store can show.
+    pub attributes: BTreeMap<Attribute, Option<AttributeValue>>,
     /// The record has more tags than the journal reads, so `tags` and `removed_tags` are empty.
     pub is_too_large: bool,
 }
@@ -75,6 +81,9 @@ pub struct Shadow {
     pub written: Option<Row>,
     /// The store's version of the row.
     pub version: u64,
+    /// Whether the rows include attributes. An earlier version of this program did not record them;
+    /// then the row's attributes are seen for the first time.
+    pub knows_attributes: bool,
 }
 
 /// The [`Shadow::version`] of an asset whose current row in the store has not been read yet.
@@ -83,7 +92,10 @@ pub const UNSEEN: u64 = 0;
 /// What to do about an asset.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decision {
-    /// The user's edits, to write into the journal.
+    /// Attributes that the journal lacks, of an asset that was seen before: to write into the journal
+    /// so that they overwrite nothing.
+    pub fill: Option<DraftPut>,
+    /// The user's edits, and at first sight whatever the journal lacks, to write into the journal.
     pub edit: Option<DraftPut>,
     /// The shadow to write in the same transaction.
     pub shadow: Shadow,
@@ -91,12 +103,6 @@ pub struct Decision {
     pub write: Option<Row>,
     /// One op could not hold all edits: look at the asset again at once.
     pub again: bool,
-}
-
-/// The form in which texts are compared and written: trimmed, and composed (Unicode NFC, UAX #15),
-/// because keyboards and file systems produce the same letter in several encodings.
-pub fn canonical_text(text: &str) -> String {
-    text.trim().nfc().collect()
 }
 
 fn canonical_tags(tags: &BTreeSet<String>) -> BTreeSet<String> {
@@ -110,7 +116,14 @@ impl Row {
             description: canonical_text(&self.description),
             trashed: self.trashed,
             tags: canonical_tags(&self.tags),
+            attributes: self.attributes.clone(),
         }
+    }
+
+    /// The bytes of all texts.
+    pub fn text_bytes(&self) -> usize {
+        let tags: usize = self.tags.iter().map(String::len).sum();
+        self.description.len() + tags + self.attributes.text_bytes()
     }
 }
 
@@ -123,6 +136,7 @@ impl JournalRow {
             description: self.description.as_deref().map(canonical_text),
             removed_tags: removed_tags.difference(&tags).cloned().collect(),
             tags,
+            attributes: self.attributes.clone(),
             ..*self
         }
     }
@@ -138,7 +152,17 @@ impl JournalRow {
             description: self.description.clone().unwrap_or_default(),
             trashed: self.trashed.unwrap_or_default(),
             tags: self.tags.clone(),
+            attributes: self
+                .attributes
+                .iter()
+                .filter_map(|(attribute, value)| Some((*attribute, value.clone()?)))
+                .collect(),
         }
+    }
+
+    /// The value of an attribute, if it has one.
+    pub fn attribute(&self, attribute: Attribute) -> Option<&AttributeValue> {
+        self.attributes.get(&attribute)?.as_ref()
     }
 }
 
@@ -147,7 +171,7 @@ impl Shadow {
     /// was not seen there, an empty row does not count as an edit: the asset may also arrive
     /// another way.
     pub fn expected(row: Row) -> Self {
-        Self { base: Row::default(), pending: Some(row), written: None, version: UNSEEN }
+        Self { pending: Some(row), version: UNSEEN, knows_attributes: true, ..Self::default() }
     }
 
     /// Whether this is a shadow made by [`Shadow::expected`] and the asset was not seen since.
@@ -180,6 +204,12 @@ pub fn reconcile(
         None => first_sight(&store, &canonical),
         Some(shadow) => edits(&store, shadow, &canonical),
     };
+    let fills = match shadow {
+        Some(shadow) if !shadow.knows_attributes || shadow.is_expected() => {
+            unheard_attributes(&store, &canonical)
+        }
+        _ => Attributes::default(),
+    };
 
     // The journal's row once the edits are applied, with the values that only this store can hold.
     let mut merged = canonical.row();
@@ -193,9 +223,17 @@ pub fn reconcile(
     merged.tags.extend(edits.add.iter().cloned());
     let stays = |tag: &&String| edits.later.contains(*tag) || !fits_elem(tag);
     merged.tags.extend(store.tags.iter().filter(stays).cloned());
+    for (attribute, value) in store.attributes.iter() {
+        let is_edit = edits.attributes.get(attribute).is_some();
+        if is_edit || !canonical.attributes.contains_key(&attribute) {
+            merged.attributes.set(attribute, Some(value.clone()));
+        }
+    }
 
     let again = !edits.later.is_empty();
-    let written = shadow.and_then(|shadow| shadow.written.clone());
+    // Whether the store keeps attributes is not known from a row without them.
+    let written = shadow.filter(|shadow| shadow.knows_attributes);
+    let written = written.and_then(|shadow| shadow.written.clone());
     let mut base = store.clone();
     for tag in &edits.later {
         // An edit that is still to be issued must differ from the base at the next look.
@@ -203,24 +241,28 @@ pub fn reconcile(
             base.tags.insert(tag.clone());
         }
     }
+    let fill = Edits { attributes: fills, ..Edits::default() };
+    let fill = (!fill.is_empty()).then(|| fill.into_put(hash, &store, journal));
     let edit = (!edits.is_empty()).then(|| edits.into_put(hash, &store, journal));
-    let mut next = Shadow { base, pending: None, written, version };
+    let mut next = Shadow { base, pending: None, written, version, knows_attributes: true };
     if merged == store {
         next.written = Some(merged);
-        return Decision { edit, shadow: next, write: None, again };
+        return Decision { fill, edit, shadow: next, write: None, again };
     }
     if next.written.as_ref() == Some(&merged) {
         // The store was given this value before and chose another: do not write it again.
-        return Decision { edit, shadow: next, write: None, again };
+        return Decision { fill, edit, shadow: next, write: None, again };
     }
     next.pending = Some(merged.clone());
-    Decision { edit, shadow: next, write: Some(merged), again }
+    Decision { fill, edit, shadow: next, write: Some(merged), again }
 }
 
-/// The shadow after the store took `row` and gave it `version`.
-pub fn written(row: &Row, version: u64) -> Shadow {
+/// The shadow after the store took `row`, of which it kept the attributes `kept`, and gave it
+/// `version`.
+pub fn written(row: &Row, kept: Attributes, version: u64) -> Shadow {
     let row = row.canonical();
-    Shadow { base: row.clone(), pending: None, written: Some(row), version }
+    let base = Row { attributes: kept, ..row.clone() };
+    Shadow { base, pending: None, written: Some(row), version, knows_attributes: true }
 }
 
 /// What the user did to a row.
@@ -230,13 +272,18 @@ struct Edits {
     trashed: bool,
     add: BTreeSet<String>,
     remove: BTreeSet<String>,
+    attributes: Attributes,
     /// Added or removed tags that did not fit into this op.
     later: BTreeSet<String>,
 }
 
 impl Edits {
     fn is_empty(&self) -> bool {
-        !self.description && !self.trashed && self.add.is_empty() && self.remove.is_empty()
+        !self.description
+            && !self.trashed
+            && self.add.is_empty()
+            && self.remove.is_empty()
+            && self.attributes.iter().next().is_none()
     }
 
     fn with_tags(mut self, add: Vec<&String>, remove: Vec<&String>) -> Self {
@@ -263,6 +310,9 @@ impl Edits {
         if self.trashed {
             set.insert(TRASHED.to_owned(), Some(Value::Bool(store.trashed)));
         }
+        for (attribute, value) in self.attributes.iter() {
+            set.insert(attribute.field().to_owned(), Some(attribute_value(value)));
+        }
         let elem = |elem: &String| Elem { field: TAGS.to_owned(), elem: elem.clone() };
         DraftPut {
             key: asset_key(hash),
@@ -279,6 +329,36 @@ pub fn asset_key(hash: &Hash) -> Key {
     Key { model: ASSET_MODEL.to_owned(), id: hash.0.to_vec(), owned: false }
 }
 
+/// The write that makes an asset's record without telling anything.
+pub fn new_record(hash: &Hash) -> DraftPut {
+    let (add, remove) = (BTreeSet::new(), BTreeSet::new());
+    DraftPut { key: asset_key(hash), create: true, set: BTreeMap::new(), add, remove }
+}
+
+/// An attribute's value as the journal holds it.
+pub fn attribute_value(value: &AttributeValue) -> Value {
+    match value {
+        AttributeValue::Text(text) => Value::Text(text.clone()),
+        AttributeValue::TimeMs(ms) => Value::Int(*ms),
+    }
+}
+
+/// The attribute's value that a field of the journal holds. `None`: null, or nothing that a store
+/// can show.
+pub fn attribute_of_value(attribute: Attribute, value: Option<Value>) -> Option<AttributeValue> {
+    match value? {
+        Value::Text(text) => attribute.fit(AttributeValue::Text(text)),
+        Value::Int(ms) => attribute.fit(AttributeValue::TimeMs(ms)),
+        _ => None,
+    }
+}
+
+/// The attributes of the row in the store for which the journal never had a value.
+fn unheard_attributes(store: &Row, journal: &JournalRow) -> Attributes {
+    let unheard = store.attributes.iter().filter(|(a, _)| !journal.attributes.contains_key(a));
+    unheard.map(|(attribute, value)| (attribute, value.clone())).collect()
+}
+
 fn first_sight(store: &Row, journal: &JournalRow) -> Edits {
     let unheard = |tag: &&String| {
         !journal.tags.contains(*tag) && !journal.removed_tags.contains(*tag) && fits_elem(tag)
@@ -287,6 +367,7 @@ fn first_sight(store: &Row, journal: &JournalRow) -> Edits {
     Edits {
         description: !known && !store.description.is_empty() && fits_value(&store.description),
         trashed: journal.trashed.is_none() && store.trashed,
+        attributes: unheard_attributes(store, journal),
         ..Edits::default()
     }
     .with_tags(store.tags.iter().filter(unheard).collect(), Vec::new())
@@ -306,7 +387,17 @@ fn edits(store: &Row, shadow: &Shadow, journal: &JournalRow) -> Edits {
         .filter(|tag| !store.tags.contains(*tag) && journal.tags.contains(*tag));
     let text = &store.description;
     let in_journal = journal.description.as_deref().unwrap_or_default();
+    let knows_attributes = shadow.knows_attributes && !shadow.is_expected();
+    let changed = store.attributes.iter().filter(|(attribute, value)| {
+        let known = [
+            base.attributes.get(*attribute),
+            pending.attributes.get(*attribute),
+            journal.attribute(*attribute),
+        ];
+        knows_attributes && !known.contains(&Some(*value))
+    });
     Edits {
+        attributes: changed.map(|(attribute, value)| (attribute, value.clone())).collect(),
         description: *text != base.description
             && *text != pending.description
             && text != in_journal
@@ -328,207 +419,4 @@ fn fits_elem(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-
-    const HASH: Hash = Hash([3; 32]);
-
-    fn tags(tags: &[&str]) -> BTreeSet<String> {
-        tags.iter().map(|tag| (*tag).to_owned()).collect()
-    }
-
-    fn row(description: &str, trashed: bool, of: &[&str]) -> Row {
-        Row { description: description.into(), trashed, tags: tags(of) }
-    }
-
-    fn has(description: &str, trashed: bool, of: &[&str]) -> JournalRow {
-        JournalRow {
-            alive: true,
-            description: Some(description.into()),
-            trashed: Some(trashed),
-            tags: tags(of),
-            ..JournalRow::default()
-        }
-    }
-
-    fn settled(row: &Row) -> Shadow {
-        written(row, 1)
-    }
-
-    /// Applies an edit to the journal's row.
-    fn apply(journal: &mut JournalRow, edit: Option<&DraftPut>) {
-        let Some(edit) = edit else { return };
-        journal.alive |= edit.create;
-        for (field, value) in &edit.set {
-            match (field.as_str(), value) {
-                (DESCRIPTION, Some(Value::Text(text))) => journal.description = Some(text.clone()),
-                (TRASHED, Some(Value::Bool(trashed))) => journal.trashed = Some(*trashed),
-                other => panic!("{other:?}"),
-            }
-        }
-        for elem in &edit.add {
-            journal.tags.insert(elem.elem.clone());
-            journal.removed_tags.remove(&elem.elem);
-        }
-        for elem in &edit.remove {
-            assert!(journal.tags.remove(&elem.elem), "{elem:?} was not in");
-            journal.removed_tags.insert(elem.elem.clone());
-        }
-    }
-
-    #[test]
-    fn the_first_sight_fills_and_never_overwrites() {
-        let store = row("mine", true, &["red", "old"]);
-        let empty = reconcile(&HASH, &store, 1, None, &JournalRow::default());
-        let edit = empty.edit.unwrap();
-        assert!(edit.create && edit.set.len() == 2 && edit.add.len() == 2);
-        assert_eq!(empty.write, None);
-
-        let mut journal = has("theirs", false, &["blue"]);
-        journal.removed_tags = tags(&["old"]);
-        let decision = reconcile(&HASH, &store, 1, None, &journal);
-        let edit = decision.edit.unwrap();
-        assert!(!edit.create && edit.set.is_empty());
-        assert_eq!(edit.add.iter().map(|e| e.elem.as_str()).collect::<Vec<_>>(), ["red"]);
-        assert_eq!(decision.write, Some(row("theirs", false, &["blue", "red"])));
-    }
-
-    #[test]
-    fn a_user_edit_is_issued_once_with_just_its_fields() {
-        let before = row("a", false, &["x", "y"]);
-        let mut journal = has("a", false, &["x", "y"]);
-        let after = row("a", true, &["x", "z"]);
-        let first = reconcile(&HASH, &after, 2, Some(&settled(&before)), &journal);
-        let edit = first.edit.as_ref().unwrap();
-        assert_eq!(edit.set.keys().collect::<Vec<_>>(), [TRASHED]);
-        assert_eq!((edit.add.len(), edit.remove.len()), (1, 1));
-        assert_eq!(first.write, None);
-        apply(&mut journal, first.edit.as_ref());
-        let second = reconcile(&HASH, &after, 2, Some(&first.shadow), &journal);
-        assert_eq!((second.edit, second.write), (None, None));
-    }
-
-    #[test]
-    fn our_own_write_that_comes_back_is_no_edit_also_after_a_crash_in_between() {
-        let before = row("a", false, &["x"]);
-        let journal = has("b", true, &["y"]);
-        let first = reconcile(&HASH, &before, 1, Some(&settled(&before)), &journal);
-        let pending = first.write.clone().unwrap();
-        assert_eq!(pending, row("b", true, &["y"]));
-        // The write succeeded, but a crash lost the answer. The journal has moved on meanwhile.
-        let newer = has("c", true, &["y", "z"]);
-        let second = reconcile(&HASH, &pending, 2, Some(&first.shadow), &newer);
-        assert_eq!(second.edit, None);
-        assert_eq!(second.write, Some(row("c", true, &["y", "z"])));
-        // Or the write never reached the store.
-        let third = reconcile(&HASH, &before, 1, Some(&first.shadow), &newer);
-        assert_eq!(third.edit, None);
-    }
-
-    #[test]
-    fn an_asset_put_with_the_journals_row_is_no_edit_whatever_becomes_of_it() {
-        let put = row("theirs", false, &["x"]);
-        let shadow = Shadow::expected(put.clone());
-        assert!(shadow.is_expected() && !shadow.is_forgotten());
-        let newer = has("newer", true, &[]);
-        // Three cases: the asset arrived with the row; it arrived without; the user added it with a
-        // row of his own.
-        let arrived = reconcile(&HASH, &put, 1, Some(&shadow), &newer);
-        assert_eq!((arrived.edit, arrived.write), (None, Some(row("newer", true, &[]))));
-        let bare = reconcile(&HASH, &Row::default(), 1, Some(&shadow), &newer);
-        assert_eq!((bare.edit, bare.write), (None, Some(row("newer", true, &[]))));
-        let own = reconcile(&HASH, &row("mine", false, &["x"]), 1, Some(&shadow), &newer);
-        assert_eq!(own.edit.unwrap().set.keys().collect::<Vec<_>>(), [DESCRIPTION]);
-    }
-
-    #[test]
-    fn a_store_that_chooses_otherwise_is_asked_once() {
-        let base = row("a", false, &[]);
-        let journal = has("b", false, &[]);
-        let first = reconcile(&HASH, &base, 1, Some(&settled(&base)), &journal);
-        let shadow = written(first.write.as_ref().unwrap(), 2);
-        // The store kept a third value. It may be an edit by the user, so it is issued.
-        let odd = row("B", false, &[]);
-        let second = reconcile(&HASH, &odd, 2, Some(&shadow), &journal);
-        assert!(second.edit.is_some());
-        // The store kept its old value. That would repeat for ever, so it is left alone.
-        let same = Shadow { base: base.clone(), ..shadow };
-        let third = reconcile(&HASH, &base, 2, Some(&same), &journal);
-        assert_eq!((third.edit, third.write), (None, None));
-    }
-
-    #[test]
-    fn more_tags_than_an_op_takes_are_issued_over_several_looks() {
-        let names: Vec<String> = (0..900).map(|n| format!("{n:0>100}")).collect();
-        let store = Row { tags: names.iter().cloned().collect(), ..Row::default() };
-        let mut journal = JournalRow::default();
-        let mut decision = reconcile(&HASH, &store, 1, None, &journal);
-        let mut looks = 1;
-        while decision.again {
-            assert_eq!(decision.write, None, "nothing is taken from the store meanwhile");
-            apply(&mut journal, decision.edit.as_ref());
-            decision = reconcile(&HASH, &store, 1, Some(&decision.shadow), &journal);
-            looks += 1;
-        }
-        apply(&mut journal, decision.edit.as_ref());
-        assert_eq!(journal.tags, store.tags);
-
-        let bare = Row::default();
-        let mut decision = reconcile(&HASH, &bare, 2, Some(&settled(&store)), &journal);
-        while decision.again {
-            assert_eq!(decision.write, None);
-            apply(&mut journal, decision.edit.as_ref());
-            decision = reconcile(&HASH, &bare, 2, Some(&decision.shadow), &journal);
-            looks += 1;
-        }
-        apply(&mut journal, decision.edit.as_ref());
-        assert!(journal.tags.is_empty() && looks > 4, "{looks} looks");
-    }
-
-    #[test]
-    fn texts_too_long_for_the_journal_stay_here_and_disturb_nothing() {
-        let long = "x".repeat(VALUE_BYTES_MAX + 1);
-        let tag = "t".repeat(SET_ELEM_BYTES_MAX + 1);
-        let store = row(&long, false, &[&tag, "short"]);
-        let decision = reconcile(&HASH, &store, 1, None, &JournalRow::default());
-        let edit = decision.edit.unwrap();
-        assert!(edit.set.is_empty());
-        assert_eq!(edit.add.len(), 1);
-        assert_eq!(decision.write, None);
-    }
-
-    #[test]
-    fn texts_that_look_the_same_are_the_same_whoever_wrote_them() {
-        let (composed, decomposed) = ("\u{e9}t\u{e9}", "e\u{301}te\u{301}");
-        let store = row(decomposed, false, &[decomposed]);
-        let first = reconcile(&HASH, &store, 1, None, &JournalRow::default());
-        let edit = first.edit.unwrap();
-        assert_eq!(edit.set[DESCRIPTION], Some(Value::Text(composed.into())));
-        assert_eq!(edit.add.iter().map(|e| e.elem.as_str()).collect::<Vec<_>>(), [composed]);
-
-        for (here, there) in [(composed, decomposed), (decomposed, composed)] {
-            let (store, journal) = (row(here, false, &[here]), has(there, false, &[there]));
-            for shadow in [None, Some(settled(&store)), Some(settled(&journal.row()))] {
-                let decision = reconcile(&HASH, &store, 1, shadow.as_ref(), &journal);
-                assert_eq!((decision.edit, decision.write), (None, None), "{here:?} {there:?}");
-            }
-            // Taking the tag out takes it out as it stands in the journal.
-            let bare = row(here, false, &[]);
-            let decision = reconcile(&HASH, &bare, 2, Some(&settled(&store)), &journal);
-            let edit = decision.edit.unwrap();
-            assert_eq!(edit.remove.iter().map(|e| e.elem.as_str()).collect::<Vec<_>>(), [there]);
-        }
-    }
-
-    #[test]
-    fn rows_are_compared_in_canonical_form() {
-        let plain = row("a b", false, &["x"]);
-        let padded = row(" a b \n", false, &["x ", " "]);
-        assert_eq!(padded.canonical(), plain);
-        let decision =
-            reconcile(&HASH, &padded, 1, Some(&settled(&plain)), &has("a b", false, &["x"]));
-        assert_eq!((decision.edit, decision.write), (None, None));
-    }
-}
+mod tests;

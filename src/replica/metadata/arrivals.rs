@@ -132,6 +132,5 @@ impl Arrivals {
 
 /// Whether a store accepts a row of this size.
 pub(super) fn fits(row: &Row) -> bool {
-    let bytes = row.description.len() + row.tags.iter().map(String::len).sum::<usize>();
-    bytes <= METADATA_BYTES_MAX && row.tags.len() <= TAGS_MAX
+    row.text_bytes() <= METADATA_BYTES_MAX && row.tags.len() <= TAGS_MAX
 }

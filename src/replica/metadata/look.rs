@@ -1,7 +1,9 @@
 //! One look at an asset: decides what to do, and writes its row to the store.
 
 use crate::core::ids::{Digest, Hash, NodeId};
-use crate::core::journal::asset::{Decision, JournalRow, Row, Shadow, reconcile, written};
+use crate::core::journal::asset::{
+    Decision, JournalRow, Row, Shadow, new_record, reconcile, written,
+};
 use crate::core::journal::device_events::LogEvent;
 use crate::core::journal::draft::{Draft, DraftChange};
 use crate::core::journal::op::Value;
@@ -28,7 +30,8 @@ pub(super) struct Asked {
 /// The result of a look at an asset.
 pub(super) struct Look {
     asset: Asset,
-    /// Metadata that this device brings into the group, for the journal.
+    /// Metadata that this device brings into the group, or attributes given under an earlier version,
+    /// for the journal.
     pub(super) fill: Option<DraftChange>,
     /// The user's edits and the events, for the journal.
     pub(super) changes: Vec<DraftChange>,
@@ -57,7 +60,7 @@ impl Asked {
             return self.leave(shadow.as_ref());
         }
         let decision = reconcile(&hash, &store, version(&asset.metadata), seen, journal);
-        let Decision { edit, shadow: mut next, mut write, again } = decision;
+        let Decision { fill, mut edit, shadow: mut next, mut write, again } = decision;
         // While edits wait to be issued, the current row in the store shows them. So it is written
         // only when they are issued.
         let unfit = write.as_ref().is_some_and(|row| !fits(row));
@@ -65,19 +68,25 @@ impl Asked {
             next.pending = None;
         }
         let mut events: Vec<LogEvent> = self.arrival(shadow.as_ref()).into_iter().collect();
+        if matches!(events[..], [LogEvent::AssetAdded { .. }]) && !journal.alive {
+            // Its record tells who added it, also when there is nothing else to tell.
+            edit.get_or_insert_with(|| new_record(&hash));
+        }
         if let (Some(edit), Some(_)) = (&edit, seen) {
             events.extend(LogEvent::of_edit(hash, edit));
         }
         let is_edit = edit.is_some() && seen.is_some();
-        let (fill, edit) = match edit.map(DraftChange::Put) {
-            fill if *is_brought && !is_edit => (fill, None),
-            edit => (None, edit),
+        let (fill, edit) = match edit {
+            brought if *is_brought && !is_edit => (fill.or(brought), None),
+            edit => (fill, edit),
         };
-        let mut changes: Vec<DraftChange> = edit.into_iter().collect();
+        let fill = fill.map(DraftChange::Put);
+        let mut changes: Vec<DraftChange> = edit.map(DraftChange::Put).into_iter().collect();
         changes.extend(events.iter().map(LogEvent::to_change));
-        // Another version of an equal row need not be recorded.
+        // Another version of an equal row need not be recorded, nor that it has no attributes.
         let is_known = seen.is_some_and(|seen| {
-            !seen.is_expected() && *seen == Shadow { version: seen.version, ..next.clone() }
+            let Shadow { version, knows_attributes, .. } = *seen;
+            !seen.is_expected() && *seen == Shadow { version, knows_attributes, ..next.clone() }
         });
         if changes.is_empty() && fill.is_none() && write.is_none() && !again && is_known {
             return None;
@@ -94,7 +103,7 @@ impl Asked {
             fill: None,
             changes: vec![arrival.to_change()],
             is_edit: false,
-            shadow: Shadow::default(),
+            shadow: Shadow { knows_attributes: true, ..Shadow::default() },
             write: None,
             again: false,
         })
@@ -144,7 +153,10 @@ pub(super) async fn write_row(store: &dyn Store, look: Look) -> Result<Written, 
     }
     let row = metadata(Some(write.clone()));
     match call(store.set_metadata(hash, &row, Some(before.version))).await {
-        Ok(stands) => Ok(Written::Row(written(&write, version(&stands)))),
+        Ok(stands) => {
+            let version = version(&stands);
+            Ok(Written::Row(written(&write, stands.attributes, version)))
+        }
         Err(StoreError::Conflict(_)) => Ok(Written::Changed),
         Err(StoreError::NotFound(_)) => Ok(Written::Gone),
         Err(error @ (StoreError::TooLarge(_) | StoreError::Unsupported(_))) => {
@@ -202,8 +214,8 @@ pub(super) fn change_bytes(change: &DraftChange) -> usize {
 }
 
 pub(super) fn metadata(row: Option<Row>) -> Metadata {
-    let Row { description, trashed, tags } = row.unwrap_or_default();
-    Metadata { description, trashed, tags: tags.into_iter().collect(), ..Metadata::default() }
+    let Row { description, trashed, tags, attributes } = row.unwrap_or_default();
+    Metadata { description, trashed, tags: tags.into_iter().collect(), attributes, version: 0 }
 }
 
 pub(super) fn row(metadata: &Metadata) -> Row {
@@ -211,6 +223,7 @@ pub(super) fn row(metadata: &Metadata) -> Row {
         description: metadata.description.clone(),
         trashed: metadata.trashed,
         tags: metadata.tags.iter().cloned().collect(),
+        attributes: metadata.attributes.clone(),
     }
 }
 

@@ -4,9 +4,10 @@ use std::borrow::Cow;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
-use crate::core::ids::{Hash, LogId};
+use crate::core::attributes::{Attribute, AttributeValue, Attributes};
+use crate::core::ids::{Hash, LogId, NodeId};
 use crate::core::journal::asset::{
-    ASSET_MODEL, DESCRIPTION, JournalRow, Row, Shadow, TAGS, TRASHED, UNSEEN,
+    ASSET_MODEL, DESCRIPTION, JournalRow, Row, Shadow, TAGS, TRASHED, UNSEEN, attribute_of_value,
 };
 use crate::core::journal::cell::ALIVE;
 use crate::core::journal::device_events::DEVICE_STREAM;
@@ -14,15 +15,23 @@ use crate::core::journal::draft::{Draft, DraftChange};
 use crate::core::journal::op::{Value, value_from_bytes};
 use crate::core::journal::stamp::Hlc;
 use crate::core::limits::{ASSET_TAGS_BYTES_MAX, CELL_BYTES};
+use crate::core::lookup::{AssetCandidate, AssetTier};
 
 use super::author::DraftResult;
-use super::read::{cell_value, model_num};
+use super::read::model_num;
 use super::schema::{int, row_u64};
 use super::tx::Tx;
 use super::{Cursor, Journal, JournalError, JournalReader, Result};
 
 /// The scope of shared records.
 const SHARED: i64 = 0;
+
+/// The cells of an asset's record that mean something to a store. Other programs may have written
+/// more, of any size.
+const ASSET_CELLS: &str = "SELECT field, elem, removed, value FROM cells
+     WHERE model = ?1 AND scope = ?2 AND id = ?3 AND field IN
+         ('', 'description', 'trashed', 'tags', 'name', 'path', 'media_type', 'modified_ms',
+          'captured_ms', 'application', 'user')";
 
 impl Journal {
     /// T6: writes drafts and new shadows of assets in one transaction. If a draft fails, nothing is
@@ -119,6 +128,74 @@ impl JournalReader {
         shadow(&self.connection, hash)
     }
 
+    /// The devices that added these assets, in their order; `None` where it is not known.
+    pub fn adders(&self, hashes: &[Hash]) -> Result<Vec<Option<NodeId>>> {
+        let Some(model) = model_num(&self.connection, ASSET_MODEL)? else {
+            return Ok(vec![None; hashes.len()]);
+        };
+        hashes.iter().map(|hash| adder(&self.connection, model, hash)).collect()
+    }
+
+    /// The path and the name of an asset, as far as they are known.
+    pub fn path_and_name(&self, hash: &Hash) -> Result<(String, String)> {
+        let Some(model) = model_num(&self.connection, ASSET_MODEL)? else {
+            return Ok(Default::default());
+        };
+        let mut query = self.connection.prepare_cached(
+            "SELECT field, value FROM cells WHERE model = ?1 AND scope = ?2 AND id = ?3
+             AND field IN ('name', 'path') AND elem = ''",
+        )?;
+        let mut attributes = Attributes::default();
+        let mut rows = query.query(params![model, SHARED, hash.0])?;
+        while let Some(row) = rows.next()? {
+            set_attribute(&mut attributes, &row.get::<_, String>(0)?, &row.get::<_, Vec<u8>>(1)?);
+        }
+        Ok((attributes.path().to_owned(), attributes.name().to_owned()))
+    }
+
+    /// Assets that a text may name, at most `limit`, whether this device holds them or not. Reads the
+    /// names of all assets.
+    pub fn assets_called(&self, tier: &AssetTier, limit: usize) -> Result<Vec<AssetCandidate>> {
+        let Some(model) = model_num(&self.connection, ASSET_MODEL)? else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        if let Some(prefix) = &tier.hash {
+            let (first, last) = prefix.range();
+            let mut query = self.connection.prepare_cached(
+                "SELECT id FROM records WHERE model = ?1 AND scope = ?2 AND id BETWEEN ?3 AND ?4
+                 AND length(id) = 32 LIMIT ?5",
+            )?;
+            let limit = int(limit as u64);
+            let ids = query.query_map(params![model, SHARED, first.0, last.0, limit], |row| {
+                Ok(Hash(row.get(0)?))
+            })?;
+            for hash in ids {
+                let hash = hash?;
+                let (path, name) = self.path_and_name(&hash)?;
+                found.push(AssetCandidate { hash, path, name });
+            }
+        }
+        let mut query = self.connection.prepare_cached(
+            "SELECT id, field, value FROM cells WHERE model = ?1 AND scope = ?2
+             AND field IN ('name', 'path') AND elem = '' AND length(id) = 32 ORDER BY id",
+        )?;
+        let mut rows = query.query(params![model, SHARED])?;
+        let mut at: Option<(Hash, Attributes)> = None;
+        while found.len() < limit {
+            let row = rows.next()?;
+            let next = row.map(|row| row.get(0)).transpose()?.map(Hash);
+            if let Some((hash, attributes)) = at.take_if(|(hash, _)| Some(*hash) != next)
+                && tier.name.fits(attributes.path(), attributes.name())
+            {
+                let (path, name) = (attributes.path().to_owned(), attributes.name().to_owned());
+                found.push(AssetCandidate { hash, path, name });
+            }
+            let (Some(row), Some(hash)) = (row, next) else { break };
+            let (_, attributes) = at.get_or_insert_with(|| (hash, Attributes::default()));
+            set_attribute(attributes, &row.get::<_, String>(1)?, &row.get::<_, Vec<u8>>(2)?);
+        }
+        Ok(found)
+    }
+
     /// How far a local consumer has read.
     pub fn cursor(&self, name: &str) -> Result<Option<Cursor>> {
         let mut query =
@@ -156,9 +233,10 @@ fn shadow(connection: &Connection, hash: &Hash) -> Result<Option<Shadow>> {
     let read = |bytes: Option<Vec<u8>>| {
         bytes.map(|bytes| row_from_bytes(&bytes).ok_or_else(damaged)).transpose()
     };
-    let base = read(base)?.ok_or_else(damaged)?;
-    let (pending, written) = (read(pending)?, read(written)?);
-    Ok(Some(Shadow { base, pending, written, version }))
+    let (base, knows_attributes) = read(base)?.ok_or_else(damaged)?;
+    let row = |read: Option<(Row, bool)>| read.map(|(row, _)| row);
+    let (pending, written) = (row(read(pending)?), row(read(written)?));
+    Ok(Some(Shadow { base, pending, written, version, knows_attributes }))
 }
 
 fn put_shadow(tx: &Transaction<'_>, hash: &Hash, shadow: &Shadow) -> Result<()> {
@@ -181,60 +259,170 @@ fn asset(connection: &Connection, hash: &Hash) -> Result<JournalRow> {
     let Some(model) = model_num(connection, ASSET_MODEL)? else {
         return Ok(JournalRow::default());
     };
-    let cell = |field, elem| -> Result<Option<Option<Value>>> {
-        let bytes = cell_value(connection, (model, SHARED, &hash.0), field, elem)?;
-        Ok(bytes.map(|bytes| value_from_bytes(&bytes).flatten()))
-    };
     // A value of another type is nothing that the store can show.
     let text = |value| match value {
         Some(Value::Text(text)) => text,
         _ => String::new(),
     };
-    let mut found = JournalRow {
-        alive: cell("", ALIVE)?.is_some(),
-        description: cell(DESCRIPTION, "")?.map(text),
-        trashed: cell(TRASHED, "")?.map(|value| value == Some(Value::Bool(true))),
-        ..JournalRow::default()
-    };
-    let mut query = connection.prepare_cached(
-        "SELECT elem, removed FROM cells
-         WHERE model = ?1 AND scope = ?2 AND id = ?3 AND field = ?4 AND elem > ''",
-    )?;
-    let mut rows = query.query(params![model, SHARED, hash.0, TAGS])?;
-    let mut bytes = 0;
+    let mut found = JournalRow::default();
+    let mut query = connection.prepare_cached(ASSET_CELLS)?;
+    let mut rows = query.query(params![model, SHARED, hash.0])?;
+    let mut tags_bytes = 0;
     while let Some(row) = rows.next()? {
-        let (tag, removed): (String, bool) = (row.get(0)?, row.get(1)?);
-        bytes += tag.len() + CELL_BYTES;
-        if bytes > ASSET_TAGS_BYTES_MAX {
-            (found.tags, found.removed_tags) = Default::default();
-            found.is_too_large = true;
-            break;
+        let (field, elem): (String, String) = (row.get(0)?, row.get(1)?);
+        if field == TAGS {
+            let removed = row.get(2)?;
+            tags_bytes += elem.len() + CELL_BYTES;
+            if tags_bytes > ASSET_TAGS_BYTES_MAX {
+                (found.tags, found.removed_tags) = Default::default();
+                found.is_too_large = true;
+                break;
+            }
+            if !elem.is_empty() {
+                if removed { &mut found.removed_tags } else { &mut found.tags }.insert(elem);
+            }
+            continue;
         }
-        if removed { &mut found.removed_tags } else { &mut found.tags }.insert(tag);
+        let value = value_from_bytes(&row.get::<_, Vec<u8>>(3)?).flatten();
+        match (field.as_str(), elem.as_str()) {
+            ("", ALIVE) => found.alive = true,
+            (DESCRIPTION, "") => found.description = Some(text(value)),
+            (TRASHED, "") => found.trashed = Some(value == Some(Value::Bool(true))),
+            (field, "") => {
+                if let Some(attribute) = Attribute::of_field(field) {
+                    found.attributes.insert(attribute, attribute_of_value(attribute, value));
+                }
+            }
+            _ => {}
+        }
     }
     Ok(found)
 }
 
-/// Encodes the row of a shadow: the trashed flag, then each text preceded by its length.
+/// Sets the attribute of a field from its cell.
+fn set_attribute(attributes: &mut Attributes, field: &str, value: &[u8]) {
+    if let Some(attribute) = Attribute::of_field(field) {
+        let value = value_from_bytes(value).flatten();
+        attributes.set(attribute, attribute_of_value(attribute, value));
+    }
+}
+
+/// The device that created an asset's record, which is the one that added the asset.
+fn adder(connection: &Connection, model: i64, hash: &Hash) -> Result<Option<NodeId>> {
+    let mut query = connection.prepare_cached(
+        "SELECT d.id FROM cells c JOIN logs l USING (log_id) JOIN devices d USING (dev)
+         WHERE c.model = ?1 AND c.scope = ?2 AND c.id = ?3 AND c.field = '' AND c.elem = ?4",
+    )?;
+    let id = query.query_row(params![model, SHARED, hash.0, ALIVE], |row| row.get(0));
+    Ok(id.optional()?.map(NodeId))
+}
+
+/// The flags in the first byte of an encoded row.
+const IS_TRASHED: u8 = 1;
+/// Attributes follow the first byte.
+const HAS_ATTRIBUTES: u8 = 2;
+
+/// Encodes the row of a shadow: flags; the number of attributes and each with its code and its value;
+/// the description and the tags. Each value and text is preceded by its length.
 fn row_to_bytes(row: &Row) -> Vec<u8> {
-    let mut bytes = vec![u8::from(row.trashed)];
+    let mut bytes = vec![u8::from(row.trashed) * IS_TRASHED | HAS_ATTRIBUTES, 0];
+    let push = |bytes: &mut Vec<u8>, part: &[u8]| {
+        bytes.extend((part.len() as u64).to_be_bytes());
+        bytes.extend(part);
+    };
+    for (attribute, value) in row.attributes.iter() {
+        bytes[1] += 1;
+        bytes.push(code(attribute));
+        match value {
+            AttributeValue::Text(text) => push(&mut bytes, text.as_bytes()),
+            AttributeValue::TimeMs(ms) => push(&mut bytes, &ms.to_be_bytes()),
+        }
+    }
     for text in std::iter::once(&row.description).chain(&row.tags) {
-        bytes.extend((text.len() as u64).to_be_bytes());
-        bytes.extend(text.as_bytes());
+        push(&mut bytes, text.as_bytes());
     }
     bytes
 }
 
-fn row_from_bytes(bytes: &[u8]) -> Option<Row> {
-    let (flag, mut rest) = bytes.split_first()?;
+/// The number of an attribute in an encoded row. Numbers are never used again.
+const fn code(attribute: Attribute) -> u8 {
+    match attribute {
+        Attribute::Name => 1,
+        Attribute::Path => 2,
+        Attribute::MediaType => 3,
+        Attribute::ModifiedMs => 4,
+        Attribute::CapturedMs => 5,
+        Attribute::Application => 6,
+        Attribute::User => 7,
+    }
+}
+
+/// Decodes a row, and whether it includes attributes: those of earlier versions do not.
+fn row_from_bytes(bytes: &[u8]) -> Option<(Row, bool)> {
+    let (flags, mut rest) = bytes.split_first()?;
+    let has_attributes = flags & HAS_ATTRIBUTES != 0;
+    let mut attributes = Attributes::default();
+    if has_attributes {
+        let (count, after) = rest.split_first()?;
+        rest = after;
+        for _ in 0..*count {
+            let (number, after) = rest.split_first()?;
+            let (value, after) = part_of(after)?;
+            let attribute = Attribute::ALL.into_iter().find(|a| code(*a) == *number)?;
+            let value = match attribute.is_time() {
+                true => AttributeValue::TimeMs(i64::from_be_bytes(value.try_into().ok()?)),
+                false => AttributeValue::Text(String::from_utf8(value.to_vec()).ok()?),
+            };
+            attributes.set(attribute, Some(value));
+            rest = after;
+        }
+    }
     let mut texts = Vec::new();
     while !rest.is_empty() {
-        let (length, after) = rest.split_first_chunk::<8>()?;
-        let length = usize::try_from(u64::from_be_bytes(*length)).ok()?;
-        let (text, after) = after.split_at_checked(length)?;
+        let (text, after) = part_of(rest)?;
         texts.push(String::from_utf8(text.to_vec()).ok()?);
         rest = after;
     }
     let mut texts = texts.into_iter();
-    Some(Row { description: texts.next()?, trashed: *flag == 1, tags: texts.collect() })
+    let (description, trashed) = (texts.next()?, flags & IS_TRASHED != 0);
+    Some((Row { description, trashed, tags: texts.collect(), attributes }, has_attributes))
+}
+
+/// Splits off a part that is preceded by its length.
+fn part_of(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, after) = bytes.split_first_chunk::<8>()?;
+    after.split_at_checked(usize::try_from(u64::from_be_bytes(*length)).ok()?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_comes_back_and_one_of_an_earlier_version_has_no_attributes() {
+        let mut row = Row { description: "d".into(), trashed: true, ..Row::default() };
+        row.tags.extend(["a".to_owned(), String::new()]);
+        let old = [&[1_u8][..], &1_u64.to_be_bytes(), b"d", &0_u64.to_be_bytes()].concat();
+        let plain = Row { tags: [String::new()].into(), ..row.clone() };
+        assert_eq!(row_from_bytes(&old), Some((plain, false)));
+        for attribute in Attribute::ALL {
+            let value = match attribute.is_time() {
+                true => AttributeValue::TimeMs(-1),
+                false => AttributeValue::Text("x".into()),
+            };
+            row.attributes.set(attribute, Some(value));
+            let bytes = row_to_bytes(&row);
+            assert_eq!(row_from_bytes(&bytes), Some((row.clone(), true)));
+            assert_eq!(row_from_bytes(&bytes[..bytes.len() - 1]), None);
+        }
+    }
+
+    #[test]
+    fn every_field_that_a_store_shows_is_read() {
+        let fields = Attribute::ALL.map(Attribute::field);
+        for field in fields.into_iter().chain([DESCRIPTION, TRASHED, TAGS]) {
+            assert!(ASSET_CELLS.contains(&format!("'{field}'")), "{field}");
+        }
+    }
 }

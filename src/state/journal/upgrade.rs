@@ -13,7 +13,7 @@ use super::rows::live_above;
 use super::schema::{key, meta, set_meta};
 
 /// The migrations for [`crate::db::migrate::migrate`].
-pub(super) const STEPS: [Step; 2] = [one_to_two, two_to_three];
+pub(super) const STEPS: [Step; 3] = [one_to_two, two_to_three, three_to_four];
 
 /// To version 2: sums for which nobody can find a collision instead of XORs, branches of a log by
 /// their hash, an epoch of its own instead of the log that this device writes, and no unused
@@ -55,6 +55,14 @@ fn one_to_two(tx: &Transaction<'_>) -> anyhow::Result<()> {
     if let Some(newest) = newest {
         set_meta(tx, key::HLC_OTHERS, &newest.to_be_bytes())?;
     }
+    Ok(())
+}
+
+/// To version 4: the rows of shadows include attributes. Those of an earlier version stay as they are
+/// and tell that they have none, see [`super::assets`]. All assets are looked at again once, so that
+/// attributes given before reach the journal.
+fn three_to_four(tx: &Transaction<'_>) -> anyhow::Result<()> {
+    tx.execute("UPDATE cursors SET arr = 0 WHERE name = 'metadata-store'", [])?;
     Ok(())
 }
 

@@ -338,11 +338,10 @@ pub(super) fn fits(digest: Digest, outboard: &Path) -> bool {
 
 pub(super) fn check_metadata(metadata: &Metadata) -> Result<()> {
     let tags = metadata.tags.iter().map(String::len).sum::<usize>();
-    let bytes =
-        metadata.description.len() + metadata.file_name.len() + metadata.media_type.len() + tags;
+    let bytes = metadata.description.len() + metadata.attributes.text_bytes() + tags;
     if bytes > METADATA_BYTES_MAX {
         return Err(StoreError::TooLarge(format!(
-            "description, tags and names have {bytes} bytes, at most {METADATA_BYTES_MAX} are kept"
+            "description, tags and attributes have {bytes} bytes, at most {METADATA_BYTES_MAX} are kept"
         )));
     }
     Ok(())

@@ -9,10 +9,12 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use data_encoding::HEXLOWER_PERMISSIVE;
 use rusqlite::types::{Type, Value};
-use rusqlite::{Connection, OptionalExtension as _, Row};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::db::{Txn, sql_error};
+use crate::core::attributes::{Attribute, AttributeValue, Attributes};
 use crate::core::ids::{Digest, Hash};
+use crate::core::names::NamePattern;
 use crate::db::{int, row_u64};
 use crate::store::{Asset, Changes, Cursor, Entry, Filter, Metadata, StoreError, Stored};
 
@@ -86,7 +88,7 @@ pub(super) struct Recorded {
 /// An asset's columns, in the order in which [`asset`] reads them.
 const ASSET: &str = "
     cursor, hash, size_bytes, timestamp_ms, version, is_trashed, file_name, media_type, description,
-    damaged,
+    damaged, path, modified_ms, captured_ms, application, user,
     (SELECT json_group_array(tag ORDER BY tag) FROM tags WHERE tags.asset = assets.cursor)";
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -144,24 +146,32 @@ pub(super) fn record(txn: &mut Txn<'_>, rows: &[NewRow]) -> Result<Vec<Stored>> 
 fn record_one(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
     let cursor = int(txn.state.totals.newest_cursor + 1);
     let metadata = &new.metadata;
+    let attributes = &metadata.attributes;
     let inserted = txn
         .conn
         .prepare_cached(
             "INSERT INTO assets (cursor, hash, size_bytes, timestamp_ms, version, is_file,
-                                 is_trashed, file_name, media_type, description)
-             VALUES (?1, ?2, ?3, ?4, ?1, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (hash) DO NOTHING",
+                                 is_trashed, description, file_name, media_type, path,
+                                 modified_ms, captured_ms, application, user)
+             VALUES (?1, ?2, ?3, ?4, ?1, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
+             ON CONFLICT (hash) DO NOTHING",
         )?
-        .execute((
+        .execute(params![
             cursor,
             new.digest.hash.as_bytes(),
             int(new.digest.size_bytes),
             new.timestamp_ms,
             new.inline.is_none(),
             metadata.trashed,
-            &metadata.file_name,
-            &metadata.media_type,
             &metadata.description,
-        ))?;
+            attributes.name(),
+            attributes.media_type(),
+            attributes.path(),
+            attributes.time_ms(Attribute::ModifiedMs),
+            attributes.time_ms(Attribute::CapturedMs),
+            attributes.text(Attribute::Application),
+            attributes.text(Attribute::User),
+        ])?;
     if new.inline.is_none() {
         txn.conn
             .prepare_cached("DELETE FROM pending WHERE hash = ?1")?
@@ -271,7 +281,8 @@ pub(super) fn edit(
         description: metadata.description.clone(),
         tags: sorted(&metadata.tags).map(str::to_owned).collect(),
         trashed: metadata.trashed,
-        ..current.clone()
+        attributes: metadata.attributes.clone(),
+        version: current.version,
     };
     if edited == current {
         return Ok(current);
@@ -281,10 +292,24 @@ pub(super) fn edit(
     let write = || {
         txn.conn
             .prepare_cached(
-                "UPDATE assets SET version = ?2, is_trashed = ?3, description = ?4
+                "UPDATE assets SET version = ?2, is_trashed = ?3, description = ?4, file_name = ?5,
+                     media_type = ?6, path = ?7, modified_ms = ?8, captured_ms = ?9,
+                     application = ?10, user = ?11
                  WHERE cursor = ?1",
             )?
-            .execute((asset, int(version), edited.trashed, &edited.description))?;
+            .execute(params![
+                asset,
+                int(version),
+                edited.trashed,
+                &edited.description,
+                edited.attributes.name(),
+                edited.attributes.media_type(),
+                edited.attributes.path(),
+                edited.attributes.time_ms(Attribute::ModifiedMs),
+                edited.attributes.time_ms(Attribute::CapturedMs),
+                edited.attributes.text(Attribute::Application),
+                edited.attributes.text(Attribute::User),
+            ])?;
         txn.conn.prepare_cached("DELETE FROM tags WHERE asset = ?1")?.execute([asset])?;
         insert_tags(txn.conn, asset, &edited.tags)
     };
@@ -437,9 +462,26 @@ pub(super) fn list(
     after: Cursor,
     limit: usize,
 ) -> Result<Vec<Asset>> {
-    let mut sql = format!("SELECT {ASSET} FROM assets WHERE cursor > ?");
+    let Filter { tag, media_type, query, trashed, hash_prefix, name, since_ms, until_ms } = filter;
+    let start = name.as_ref().map_or("", NamePattern::name_start);
+    // Left to itself, SQLite would rather read all rows in their order than sort the few that fit.
+    let index = if start.is_empty() { "" } else { "INDEXED BY names" };
+    let mut sql = format!("SELECT {ASSET} FROM assets {index} WHERE cursor > ?");
     let mut values: Vec<Value> = vec![int(after).into()];
-    let Filter { tag, media_type, query, trashed, hash_prefix } = filter;
+    if !start.is_empty() {
+        sql += " AND file_name >= ? AND file_name < ?";
+        values.push(start.to_owned().into());
+        // No text has a character beyond this one.
+        values.push(format!("{start}{}", char::MAX).into());
+    }
+    for (condition, time_ms) in
+        [(" AND timestamp_ms >= ?", since_ms), (" AND timestamp_ms < ?", until_ms)]
+    {
+        if let Some(time_ms) = time_ms {
+            sql += condition;
+            values.push((*time_ms).into());
+        }
+    }
     if let Some(tag) = tag {
         sql += " AND cursor IN (SELECT asset FROM tags WHERE tag = ?)";
         values.push(tag.clone().into());
@@ -472,12 +514,18 @@ pub(super) fn list(
         values.push(first.as_bytes().to_vec().into());
         values.push(last.as_bytes().to_vec().into());
     }
-    sql += " ORDER BY cursor LIMIT ?";
-    values.push(int(limit as u64).into());
+    sql += " ORDER BY cursor";
+    let fits = |row: &rusqlite::Result<Asset>| match (row, name) {
+        (Ok(asset), Some(name)) => {
+            let attributes = &asset.metadata.attributes;
+            name.fits(attributes.path(), attributes.name())
+        }
+        _ => true,
+    };
     let read = || {
-        conn.prepare_cached(&sql)?
-            .query_map(rusqlite::params_from_iter(values), asset)?
-            .collect::<rusqlite::Result<_>>()
+        let mut statement = conn.prepare_cached(&sql)?;
+        let rows = statement.query_map(rusqlite::params_from_iter(values), asset)?;
+        rows.filter(fits).take(limit).collect::<rusqlite::Result<_>>()
     };
     read().map_err(sql_error)
 }
@@ -514,18 +562,30 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
 }
 
 fn asset(row: &Row<'_>) -> rusqlite::Result<Asset> {
-    let tags: String = row.get(10)?;
+    let tags: String = row.get(15)?;
+    let text = |attribute, column| -> rusqlite::Result<_> {
+        Ok((attribute, AttributeValue::Text(row.get(column)?)))
+    };
+    let texts = [
+        text(Attribute::Name, 6)?,
+        text(Attribute::MediaType, 7)?,
+        text(Attribute::Path, 10)?,
+        text(Attribute::Application, 13)?,
+        text(Attribute::User, 14)?,
+    ];
+    let attributes = Attributes::from_iter(texts)
+        .with_time(Attribute::ModifiedMs, row.get(11)?)
+        .with_time(Attribute::CapturedMs, row.get(12)?);
     Ok(Asset {
         entry: entry(row)?,
         is_damaged: row.get::<_, Option<i64>>(9)?.is_some(),
         metadata: Metadata {
             version: row_u64(row, 4)?,
             trashed: row.get(5)?,
-            file_name: row.get(6)?,
-            media_type: row.get(7)?,
+            attributes,
             description: row.get(8)?,
             tags: serde_json::from_str(&tags).map_err(|error| {
-                rusqlite::Error::FromSqlConversionFailure(10, Type::Text, error.into())
+                rusqlite::Error::FromSqlConversionFailure(15, Type::Text, error.into())
             })?,
         },
     })

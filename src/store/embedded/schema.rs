@@ -24,12 +24,23 @@ pub(super) const SPEC: Spec = Spec {
 };
 
 /// The migration to each version from the one before it.
-const STEPS: [Step; 1] = [
+const STEPS: [Step; 2] = [
     // 2: damage is recorded, see `assets.damaged` below.
     |tx| {
         Ok(tx.execute_batch(
             "ALTER TABLE assets ADD COLUMN damaged INTEGER;
              CREATE INDEX damages ON assets (damaged) WHERE damaged IS NOT NULL;",
+        )?)
+    },
+    // 3: all attributes of assets are kept, and assets are found by their names.
+    |tx| {
+        Ok(tx.execute_batch(
+            "ALTER TABLE assets ADD COLUMN path TEXT NOT NULL DEFAULT '';
+             ALTER TABLE assets ADD COLUMN modified_ms INTEGER;
+             ALTER TABLE assets ADD COLUMN captured_ms INTEGER;
+             ALTER TABLE assets ADD COLUMN application TEXT NOT NULL DEFAULT '';
+             ALTER TABLE assets ADD COLUMN user TEXT NOT NULL DEFAULT '';
+             CREATE INDEX names ON assets (file_name);",
         )?)
     },
 ];
@@ -60,10 +71,16 @@ const SCHEMA: &str = "
         file_name    TEXT    NOT NULL,
         media_type   TEXT    NOT NULL,
         description  TEXT    NOT NULL,
-        damaged      INTEGER
+        damaged      INTEGER,
+        path         TEXT    NOT NULL DEFAULT '',
+        modified_ms  INTEGER,
+        captured_ms  INTEGER,
+        application  TEXT    NOT NULL DEFAULT '',
+        user         TEXT    NOT NULL DEFAULT ''
     ) STRICT;
     CREATE INDEX edits ON assets (version) WHERE version > cursor;
     CREATE INDEX damages ON assets (damaged) WHERE damaged IS NOT NULL;
+    CREATE INDEX names ON assets (file_name);
 
     CREATE TABLE tags (
         asset INTEGER NOT NULL REFERENCES assets (cursor),
@@ -136,6 +153,9 @@ mod tests {
     }
 
     const TO_VERSION_1: &str = "
+        DROP INDEX names; ALTER TABLE assets DROP COLUMN path;
+        ALTER TABLE assets DROP COLUMN modified_ms; ALTER TABLE assets DROP COLUMN captured_ms;
+        ALTER TABLE assets DROP COLUMN application; ALTER TABLE assets DROP COLUMN user;
         DROP INDEX damages; ALTER TABLE assets DROP COLUMN damaged; PRAGMA user_version = 1;";
 
     fn columns_and_indexes(conn: &Connection) -> Vec<(String, String)> {

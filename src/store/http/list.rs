@@ -5,7 +5,9 @@ use serde::Deserialize;
 
 use super::connection::Request;
 use super::{Inner, contract};
+use crate::core::attributes::{Attribute, Attributes};
 use crate::core::ids::{Digest, Hash};
+use crate::core::names::NamePattern;
 use crate::store::{
     Asset, Cursor, Entry, Filter, Metadata, PAGE_ENTRIES_MAX, StoreError, messages,
 };
@@ -34,7 +36,7 @@ impl Inner {
             return Ok(Vec::new());
         }
         let limit = limit.min(PAGE_ENTRIES_MAX);
-        let query = filter_query(filter);
+        let query = filter_query(filter, self.profile().await?.offers("attributes"));
         let mut assets: Vec<Asset> = Vec::new();
         let mut after = after;
         while assets.len() < limit {
@@ -58,7 +60,9 @@ impl Inner {
                     return Err(contract("its rows are not in cursor order"));
                 }
                 after = asset.entry.cursor;
-                assets.push(asset);
+                if fits(filter, &asset) {
+                    assets.push(asset);
+                }
             }
             if rows.next.is_none_or(|next| next != after) {
                 break;
@@ -66,6 +70,15 @@ impl Inner {
         }
         Ok(assets)
     }
+}
+
+/// Whether an asset meets the conditions that the store may not know.
+fn fits(filter: &Filter, asset: &Asset) -> bool {
+    let (attributes, timestamp_ms) = (&asset.metadata.attributes, asset.entry.timestamp_ms);
+    let fits = |name: &NamePattern| name.fits(attributes.path(), attributes.name());
+    filter.name.as_ref().is_none_or(fits)
+        && filter.since_ms.is_none_or(|since_ms| timestamp_ms >= since_ms)
+        && filter.until_ms.is_none_or(|until_ms| timestamp_ms < until_ms)
 }
 
 /// A row of `GET /assets`.
@@ -82,9 +95,19 @@ struct Row {
     tags: Vec<String>,
     trashed: bool,
     version: u64,
-    /// Absent in the answers of some stores.
+    // Absent in the answers of some stores.
     #[serde(default)]
     damaged: bool,
+    #[serde(default)]
+    path: String,
+    #[serde(default)]
+    modified_ms: Option<i64>,
+    #[serde(default)]
+    captured_ms: Option<i64>,
+    #[serde(default)]
+    application: String,
+    #[serde(default)]
+    user: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -100,8 +123,13 @@ fn row_asset(row: Row) -> Result<Asset, StoreError> {
         tags: row.tags,
         trashed: row.trashed,
         version: row.version,
-        file_name: row.name,
-        media_type: row.media_type,
+        attributes: Attributes::named(&row.name)
+            .with_text(Attribute::MediaType, &row.media_type)
+            .with_text(Attribute::Path, &row.path)
+            .with_time(Attribute::ModifiedMs, row.modified_ms)
+            .with_time(Attribute::CapturedMs, row.captured_ms)
+            .with_text(Attribute::Application, &row.application)
+            .with_text(Attribute::User, &row.user),
     })
     .map_err(contract)?;
     Ok(Asset {
@@ -115,9 +143,13 @@ fn row_asset(row: Row) -> Result<Asset, StoreError> {
     })
 }
 
-/// The query of a filtered listing, without its paging.
-fn filter_query(filter: &Filter) -> String {
+/// The query of a filtered listing, without its paging. A store that keeps no attributes may refuse
+/// the conditions for them.
+fn filter_query(filter: &Filter, knows_attributes: bool) -> String {
     let mut query = String::new();
+    let name = filter.name.as_ref().filter(|_| knows_attributes).map(NamePattern::to_glob);
+    let [since_ms, until_ms] = [filter.since_ms, filter.until_ms]
+        .map(|ms| ms.filter(|_| knows_attributes).map(|ms| ms.to_string()));
     let trashed = filter.trashed.map(|trashed| trashed.to_string());
     for (name, value) in [
         ("tag", &filter.tag),
@@ -125,6 +157,9 @@ fn filter_query(filter: &Filter) -> String {
         ("q", &filter.query),
         ("hash", &filter.hash_prefix),
         ("trashed", &trashed),
+        ("name", &name),
+        ("since_ms", &since_ms),
+        ("until_ms", &until_ms),
     ] {
         let Some(value) = value.as_ref().filter(|value| !value.is_empty()) else {
             continue;

@@ -197,11 +197,13 @@ fn another_file_than_before_gets_another_log() {
 
 #[test]
 fn what_the_store_shows_is_no_edit_to_a_journal_put_back_from_a_backup() {
+    use crate::core::attributes::Attributes;
     use crate::core::ids::Hash;
     use crate::core::journal::asset::{Row, written};
     let mut device = Device::founder();
     let hash = Hash([5; 32]);
-    let shadow = written(&Row { description: "then".into(), ..Row::default() }, 7);
+    let shadow =
+        written(&Row { description: "then".into(), ..Row::default() }, Attributes::default(), 7);
     device.journal.write_with_shadows(&[], &[], &[(hash, shadow.clone())], NOW_MS).unwrap();
     device.restart();
     assert_eq!(device.reader.shadow(&hash).unwrap(), Some(shadow));

@@ -1,6 +1,7 @@
 //! What local writers and readers see.
 
 use super::*;
+use crate::core::attributes::Attributes;
 use crate::core::ids::Hash;
 use crate::core::journal::asset::{Row, Shadow, asset_key, reconcile};
 use crate::core::journal::device_events::DEVICE_STREAM;
@@ -267,7 +268,7 @@ fn what_a_device_logs_by_itself_leaves_room_for_what_users_write() {
     let data = vec![7; 8_000];
     let (stream, kind) = (DEVICE_STREAM.to_owned(), "asset-added".to_owned());
     let arrival = DraftChange::Event { stream, kind, data };
-    let shadow = Shadow { base: Row::default(), pending: None, written: None, version: 1 };
+    let shadow = Shadow { version: 1, knows_attributes: true, ..Shadow::default() };
     for n in 0..64 {
         let hash = Hash([n; 32]);
         let edit = DraftPut { set: [("f".into(), None)].into(), ..put(&n.to_string()) };
@@ -319,7 +320,12 @@ fn what_a_device_logs_by_itself_leaves_room_for_what_users_write() {
 fn a_shadow_is_written_with_its_edit_or_not_at_all() {
     let mut device = Device::founder();
     let hash = Hash([5; 32]);
-    let row = Row { description: "mine".into(), trashed: true, tags: BTreeSet::from(["x".into()]) };
+    let row = Row {
+        description: "mine".into(),
+        trashed: true,
+        tags: BTreeSet::from(["x".into()]),
+        attributes: Attributes::named("a.txt"),
+    };
     let decision = reconcile(&hash, &row, u64::MAX, None, &device.journal.asset(&hash).unwrap());
     let edit = Draft { changes: vec![DraftChange::Put(decision.edit.unwrap())], expect: vec![] };
     let shadow = Shadow { pending: Some(Row::default()), ..decision.shadow };
