@@ -6,15 +6,19 @@
 //!     never replaces anything and never leaves the folder.
 //! F3  `cat` prints as it reads; a content that turns out wrong ends it with an error.
 //! F4  Ctrl-C, SIGTERM and SIGHUP remove the unfinished file.
+//! F5  A file that is written has the time at which the asset's file was last modified, if it is known.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 use axum::body::Body;
 use axum::http::Method;
+use clap::Args;
+use indicatif::ProgressBar;
 use rustix::fs::{CWD, RenameFlags};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,15 +28,17 @@ use super::client::{Client, finish};
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{lossy_path, shown};
+use super::tree;
 use crate::core::export_name::{export_name, suffixed_name};
 use crate::core::ids::{Hash, HashAlgorithm};
 use crate::http::asset::AssetRow;
 use crate::store::hasher::Hasher;
 
 /// `can-sync cat`
-pub(crate) async fn cat(client: &Client, hash: &str, output: Output) -> Result<Exit, Failure> {
-    let row = find(client, hash).await?;
-    copy_verified(client, &row, |piece| output.bytes(piece)).await?;
+pub(crate) async fn cat(client: &Client, text: &str, output: Output) -> Result<Exit, Failure> {
+    let row = find(client, text).await?;
+    let algorithm = algorithm(client).await?;
+    copy_verified(client, &row, algorithm, |piece| output.bytes(piece)).await?;
     Ok(Exit::Ok)
 }
 
@@ -45,40 +51,84 @@ struct Written {
     path: PathBuf,
 }
 
+/// What `can-sync get` takes.
+#[derive(Debug, Args)]
+pub(crate) struct GetArgs {
+    /// Its name or hash, or the unique start of either
+    #[arg(required_unless_present_any = ["all", "tag"], conflicts_with_all = ["all", "tag"])]
+    asset: Option<String>,
+    /// Every asset that is not in the trash
+    #[arg(long, conflicts_with = "tag")]
+    all: bool,
+    /// Every asset with this tag
+    #[arg(long)]
+    tag: Option<String>,
+    /// The file or folder to write to, `-` for standard output; of many assets the folder, in which
+    /// they get the folders they came from [default: the asset's own name, in this folder]
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
 /// `can-sync get`
-pub(crate) async fn get(
-    client: &Client,
-    hash: &str,
-    target: Option<PathBuf>,
-    output: Output,
-) -> Result<Exit, Failure> {
+pub(crate) async fn get(client: &Client, args: GetArgs, output: Output) -> Result<Exit, Failure> {
+    let GetArgs { asset, tag, output: target, .. } = args;
+    let Some(text) = asset else {
+        let mut filters = vec![("trashed", "false".to_owned())];
+        filters.extend(tag.map(|tag| ("tag", tag)));
+        let target = target.unwrap_or_else(|| PathBuf::from("."));
+        return tree::get(client, filters, &target, output).await;
+    };
     if target.as_deref() == Some(Path::new("-")) {
-        return cat(client, hash, output).await;
+        return cat(client, &text, output).await;
     }
-    let row = find(client, hash).await?;
+    let row = find(client, &text).await?;
     let target = Target::choose(target, &row)?;
     // From here on a signal ends the command by way of its cleanup.
     let interrupted = interrupted()?;
-    let mut temp = TempFile::create(&target)?;
     let progress = output.progress(row.size);
-    let copying = copy_verified(client, &row, |piece| {
-        progress.inc(piece.len() as u64);
-        temp.file.write_all(piece).with_context(|| format!("writing to {}", target.shown()))?;
-        Ok(())
-    });
-    tokio::select! {
-        copied = copying => copied?,
+    let algorithm = algorithm(client).await?;
+    let path = tokio::select! {
+        written = write(client, &row, algorithm, &target, &progress) => written?,
         () = interrupted => return Err(anyhow!("interrupted: nothing was written").into()),
-    }
+    };
     progress.finish_and_clear();
-    let path = temp.place(&target)?;
     let written = Written { hash: row.hash, size: row.size, path };
     output.value(&written, |written| shown(&written.path.to_string_lossy()))?;
     Ok(Exit::Ok)
 }
 
+/// Writes an asset to where it goes, and returns its path. When dropped, nothing was written.
+pub(super) async fn write(
+    client: &Client,
+    row: &AssetRow,
+    algorithm: HashAlgorithm,
+    target: &Target,
+    progress: &ProgressBar,
+) -> Result<PathBuf, Failure> {
+    let mut temp = TempFile::create(target)?;
+    let writing = || format!("writing to {}", target.shown());
+    copy_verified(client, row, algorithm, |piece| {
+        progress.inc(piece.len() as u64);
+        temp.file.write_all(piece).with_context(writing)?;
+        Ok(())
+    })
+    .await?;
+    if let Some(time) = row.modified_ms.and_then(system_time) {
+        temp.file.set_modified(time).with_context(writing)?;
+    }
+    temp.place(target)
+}
+
+fn system_time(ms: i64) -> Option<SystemTime> {
+    let since = Duration::from_millis(ms.unsigned_abs());
+    match ms < 0 {
+        true => SystemTime::UNIX_EPOCH.checked_sub(since),
+        false => SystemTime::UNIX_EPOCH.checked_add(since),
+    }
+}
+
 /// Waits for one of the signals that ask a command to end.
-fn interrupted() -> Result<impl Future<Output = ()>, Failure> {
+pub(super) fn interrupted() -> Result<impl Future<Output = ()>, Failure> {
     let listen = |kind| signal(kind).context("listening for signals");
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
@@ -96,9 +146,9 @@ fn interrupted() -> Result<impl Future<Output = ()>, Failure> {
 async fn copy_verified(
     client: &Client,
     row: &AssetRow,
+    algorithm: HashAlgorithm,
     mut sink: impl FnMut(&[u8]) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let algorithm = algorithm(client).await?;
     let text = row.hash.to_string();
     let request = client.request(Method::GET, &["assets", &text], &[]);
     let mut answer = client.send_for_content(finish(request, Body::empty())?).await?;
@@ -135,7 +185,7 @@ fn damaged(hash: &str) -> Failure {
     Failure::new(Exit::Damaged, detail)
 }
 
-async fn algorithm(client: &Client) -> Result<HashAlgorithm, Failure> {
+pub(super) async fn algorithm(client: &Client) -> Result<HashAlgorithm, Failure> {
     let name = client.status().await?.store.hash_algorithm;
     [HashAlgorithm::Blake3, HashAlgorithm::Sha256]
         .into_iter()
@@ -146,7 +196,7 @@ async fn algorithm(client: &Client) -> Result<HashAlgorithm, Failure> {
 }
 
 /// Where a content goes.
-enum Target {
+pub(super) enum Target {
     /// A file of this name that is not there yet.
     New(PathBuf),
     /// This file, to be replaced. The path shown, and the real one if that is a link.

@@ -2,19 +2,20 @@
 
 use clap::Args;
 
-use super::assets::{find, line};
+use super::assets::{find, find_trashed, line};
 use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use crate::api::answers::Written;
+use crate::core::ids::Hash;
 use crate::http::asset::{AssetEdit, AssetRow};
 
 /// What `can-sync tag` takes.
 #[derive(Debug, Args)]
 pub(crate) struct TagArgs {
-    /// The asset's hash, or the unique start of it
-    hash: String,
-    /// `+TAG` puts a tag on, `-TAG` takes it off. Options go before the hash; after `--` comes what
+    /// The asset: its name or hash, or the unique start of either
+    asset: String,
+    /// `+TAG` puts a tag on, `-TAG` takes it off. Options go before the asset; after `--` comes what
     /// looks like one, such as the tag q: `-- -q`
     #[arg(required = true, allow_hyphen_values = true, value_name = "+TAG|-TAG")]
     changes: Vec<String>,
@@ -26,7 +27,7 @@ pub(crate) async fn tag(client: &Client, args: TagArgs, output: Output) -> Resul
     for change in &args.changes {
         match change.split_at_checked(1) {
             Some(("-", rest)) if is_option(rest) => {
-                let message = format!("{change} stands behind the hash: options go before it");
+                let message = format!("{change} stands behind the asset: options go before it");
                 return Err(Failure::new(Exit::Usage, message));
             }
             Some(("+", tag)) if !tag.is_empty() => add.push(tag.to_owned()),
@@ -38,7 +39,7 @@ pub(crate) async fn tag(client: &Client, args: TagArgs, output: Output) -> Resul
         }
     }
     let change = AssetEdit { add, remove, ..AssetEdit::default() };
-    edit(client, &args.hash, &change, output).await
+    edit(client, find(client, &args.asset).await?.hash, &change, output).await
 }
 
 /// Whether this, after a hyphen, is one of the options that every command takes.
@@ -50,33 +51,35 @@ fn is_option(text: &str) -> bool {
 /// `can-sync describe`
 pub(crate) async fn describe(
     client: &Client,
-    hash: &str,
+    asset: &str,
     text: &str,
     output: Output,
 ) -> Result<Exit, Failure> {
     let change = AssetEdit { description: Some(text.to_owned()), ..AssetEdit::default() };
-    edit(client, hash, &change, output).await
+    edit(client, find(client, asset).await?.hash, &change, output).await
 }
 
 /// `can-sync trash` and `can-sync restore`
 pub(crate) async fn trash(
     client: &Client,
-    hash: &str,
+    asset: &str,
     trashed: bool,
     output: Output,
 ) -> Result<Exit, Failure> {
     let change = AssetEdit { trashed: Some(trashed), ..AssetEdit::default() };
-    edit(client, hash, &change, output).await
+    let row =
+        if trashed { find(client, asset).await? } else { find_trashed(client, asset).await? };
+    edit(client, row.hash, &change, output).await
 }
 
 /// Makes an edit and shows the asset as it is then.
 async fn edit(
     client: &Client,
-    hash: &str,
+    hash: Hash,
     edit: &AssetEdit,
     output: Output,
 ) -> Result<Exit, Failure> {
-    let hash = find(client, hash).await?.hash.to_string();
+    let hash = hash.to_string();
     let _: Written = client.patch(&["v1", "assets", &hash, "meta"], edit).await?;
     let row: AssetRow = client.get(&["assets", &hash, "meta"], &[]).await?;
     output.value(&row, line)?;

@@ -14,7 +14,7 @@ use super::output::{Output, Results};
 use super::text::{duration, parse_duration};
 use crate::agent::handle::{FetchReply, FetchRequest, FetchState, FetchView};
 use crate::core::ids::Hash;
-use crate::core::lookup::{HashPrefix, LookupError};
+use crate::core::lookup::HashPrefix;
 
 /// How often the agent is asked; it drops a fetch that nobody asks about for long.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -22,9 +22,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// What `can-sync fetch` takes.
 #[derive(Debug, Args)]
 pub(crate) struct FetchArgs {
-    /// Their hashes; of an asset known to be missing, the unique start of it
-    #[arg(required = true, value_name = "HASH")]
-    hashes: Vec<String>,
+    /// Their names or hashes, or the unique start of either
+    #[arg(required = true, value_name = "ASSET")]
+    assets: Vec<String>,
     /// Before everything else that is to arrive
     #[arg(long)]
     now: bool,
@@ -41,7 +41,7 @@ pub(crate) async fn fetch(
 ) -> Result<Exit, Failure> {
     let start = Instant::now();
     let mut request = FetchRequest { hashes: Vec::new(), now: args.now };
-    for text in &args.hashes {
+    for text in &args.assets {
         request.hashes.push(full_hash(client, text).await?);
     }
     let mut bar = Bar { shown: output.progress(0), to_come: BTreeMap::new() };
@@ -82,17 +82,19 @@ pub(crate) async fn fetch(
     }
 }
 
-/// The whole hash of an asset that is here already; else the start of it, which the agent may
-/// complete.
+/// The hash of an asset that is here or was told of; else the start of one, which the agent may
+/// complete from what other devices hold.
 async fn full_hash(client: &Client, text: &str) -> Result<HashPrefix, Failure> {
-    let prefix = HashPrefix::parse(text)?;
-    if prefix.whole().is_some() {
-        return Ok(prefix);
+    let prefix = HashPrefix::parse(text);
+    if let Ok(prefix) = &prefix
+        && prefix.whole().is_some()
+    {
+        return Ok(prefix.clone());
     }
-    match lookup(client, &prefix).await? {
-        Ok(row) => Ok(row.hash.into()),
-        Err(LookupError::Unknown(_)) => Ok(prefix),
-        Err(error) => Err(error.into()),
+    match (lookup(client, text, false).await, prefix) {
+        (Ok(found), _) => Ok(found.hash.into()),
+        (Err(Failure::Report(Exit::Unknown, _)), Ok(prefix)) => Ok(prefix),
+        (Err(failure), _) => Err(failure),
     }
 }
 

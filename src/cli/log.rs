@@ -29,8 +29,8 @@ pub(crate) struct LogArgs {
     /// Only what happened since then: `2h`, `7d` or a time such as `2026-01-31T15:04:05Z`
     #[arg(long, value_name = "TIME", value_parser = parse_since)]
     since: Option<Since>,
-    /// Only what happened to this asset: its hash, or the unique start of it
-    #[arg(long, value_name = "HASH")]
+    /// Only what happened to this asset: its name or hash, or the unique start of either
+    #[arg(long)]
     asset: Option<String>,
     /// Go on showing what happens until stopped
     #[arg(long, short)]
@@ -46,7 +46,7 @@ pub(crate) async fn log(client: &Client, args: LogArgs, output: Output) -> Resul
         // A whole hash need not be of an asset that is here.
         Some(text) => Some(match text.parse() {
             Ok(hash) => hash,
-            Err(_) => assets::find(client, &text).await?.hash,
+            Err(_) => assets::lookup(client, &text, false).await?.hash,
         }),
         None => None,
     };
@@ -85,7 +85,7 @@ pub(crate) async fn log(client: &Client, args: LogArgs, output: Output) -> Resul
 fn line(event: &Event, names: &BTreeMap<NodeId, String>) -> String {
     let mut parts = vec![utc(event.time_ms), device_name(event.author, names), shown(&event.kind)];
     match &event.data {
-        Value::Object(data) => parts.extend(details(data, names)),
+        Value::Object(data) => parts.extend(details(data, event.asset_name.as_deref(), names)),
         Value::Null => {}
         other => parts.push(shown(&other.to_string())),
     }
@@ -93,12 +93,17 @@ fn line(event: &Event, names: &BTreeMap<NodeId, String>) -> String {
 }
 
 /// The members of an event's data, the ones every reader knows first.
-fn details(data: &Map<String, Value>, names: &BTreeMap<NodeId, String>) -> Vec<String> {
+fn details(
+    data: &Map<String, Value>,
+    asset_name: Option<&str>,
+    names: &BTreeMap<NodeId, String>,
+) -> Vec<String> {
     let mut data = data.clone();
     let mut parts = Vec::new();
     if let Some(Value::String(hash)) = data.remove("hash") {
         parts.push(shown(&hash));
     }
+    parts.extend(asset_name.map(shown));
     if let Some(size_bytes) = data.remove("size_bytes").and_then(|size| size.as_u64()) {
         parts.push(bytes(size_bytes));
     }
@@ -152,6 +157,7 @@ mod tests {
             "hlc": "0",
             "time_ms": 1_795_273_924_000_u64,
             "type": "asset-received",
+            "asset_name": "pictures/se\u{1b}a.jpg",
             "data": {
                 "hash": "cd".repeat(32), "size_bytes": 2048, "from": "bb".repeat(32),
                 "x": "\u{1b}[2J",
@@ -161,8 +167,8 @@ mod tests {
         assert_eq!(
             line(&serde_json::from_value(event).unwrap(), &names),
             format!(
-                "2026-11-21T15:12:04Z  desk  asset-received  {hash}  2.0 KiB  from bbbbbbbbbb  \
-                 x: \\u{{1b}}[2J"
+                "2026-11-21T15:12:04Z  desk  asset-received  {hash}  pictures/se\\u{{1b}}a.jpg  \
+                 2.0 KiB  from bbbbbbbbbb  x: \\u{{1b}}[2J"
             )
         );
     }

@@ -30,6 +30,7 @@ mod source;
 mod status;
 mod text;
 mod time;
+mod tree;
 mod up;
 mod verify;
 mod walk;
@@ -130,45 +131,38 @@ enum Command {
     Add(add::AddArgs),
     /// List assets
     Ls(assets::LsArgs),
-    /// Write an asset to a file
-    Get {
-        /// Its hash, or the unique start of it
-        hash: String,
-        /// The file or folder to write to, `-` for standard output [default: the asset's own name, in
-        /// this folder]
-        #[arg(long, short, value_name = "FILE")]
-        output: Option<PathBuf>,
-    },
+    /// Write an asset to a file, or many into a folder
+    Get(content::GetArgs),
     /// Wait until assets of other devices are here; `--now` lets them jump the queue
     Fetch(fetch::FetchArgs),
     /// Print an asset's content
     Cat {
-        /// Its hash, or the unique start of it
-        hash: String,
+        /// Its name or hash, or the unique start of either
+        asset: String,
     },
     /// Show what is known about an asset
     Info {
-        /// Its hash, or the unique start of it
-        hash: String,
+        /// Its name or hash, or the unique start of either
+        asset: String,
     },
     /// Put tags on an asset and take tags off it
     Tag(edit::TagArgs),
     /// Describe an asset
     Describe {
-        /// Its hash, or the unique start of it
-        hash: String,
+        /// Its name or hash, or the unique start of either
+        asset: String,
         /// The description; empty to take it away
         text: String,
     },
     /// Put an asset into the trash
     Trash {
-        /// Its hash, or the unique start of it
-        hash: String,
+        /// Its name or hash, or the unique start of either
+        asset: String,
     },
     /// Take an asset out of the trash
     Restore {
-        /// Its hash, or the unique start of it
-        hash: String,
+        /// Its name or hash, or the unique start of either
+        asset: String,
     },
     /// Show what happened, on which device
     Log(log::LogArgs),
@@ -265,25 +259,23 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             }
             Command::Add(args) => add::add(&Client::connect(home).await?, args, output).await,
             Command::Ls(args) => assets::ls(&Client::connect(home).await?, args, output).await,
-            Command::Get { hash, output: target } => {
-                content::get(&Client::connect(home).await?, &hash, target, output).await
-            }
+            Command::Get(args) => content::get(&Client::connect(home).await?, args, output).await,
             Command::Fetch(args) => fetch::fetch(&Client::connect(home).await?, args, output).await,
-            Command::Cat { hash } => {
-                content::cat(&Client::connect(home).await?, &hash, output).await
+            Command::Cat { asset } => {
+                content::cat(&Client::connect(home).await?, &asset, output).await
             }
-            Command::Info { hash } => {
-                assets::info(&Client::connect(home).await?, &hash, output).await
+            Command::Info { asset } => {
+                assets::info(&Client::connect(home).await?, &asset, output).await
             }
             Command::Tag(args) => edit::tag(&Client::connect(home).await?, args, output).await,
-            Command::Describe { hash, text } => {
-                edit::describe(&Client::connect(home).await?, &hash, &text, output).await
+            Command::Describe { asset, text } => {
+                edit::describe(&Client::connect(home).await?, &asset, &text, output).await
             }
-            Command::Trash { hash } => {
-                edit::trash(&Client::connect(home).await?, &hash, true, output).await
+            Command::Trash { asset } => {
+                edit::trash(&Client::connect(home).await?, &asset, true, output).await
             }
-            Command::Restore { hash } => {
-                edit::trash(&Client::connect(home).await?, &hash, false, output).await
+            Command::Restore { asset } => {
+                edit::trash(&Client::connect(home).await?, &asset, false, output).await
             }
             Command::Log(args) => log::log(&Client::connect(home).await?, args, output).await,
             Command::Devices => devices::devices(&Client::connect(home).await?, output).await,

@@ -42,6 +42,12 @@ pub(crate) fn utc(ms: u64) -> String {
     time.unwrap_or(DateTime::<Utc>::MAX_UTC).format("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// A time in RFC 3339, to the second, before 1970 too.
+pub(crate) fn utc_signed(ms: i64) -> String {
+    let time = DateTime::from_timestamp_millis(ms).unwrap_or(DateTime::<Utc>::MAX_UTC);
+    time.format("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
 /// Reads a time of RFC 3339, in milliseconds since the Unix epoch. `None`: it is malformed, or before
 /// 1970.
 fn parse_time(text: &str) -> Option<u64> {
@@ -65,6 +71,7 @@ mod tests {
             assert_eq!(utc(ms + 999), text);
             assert_eq!(parse_time(text), Some(ms), "{text}");
         }
+        assert_eq!(utc_signed(-1_000), "1969-12-31T23:59:59Z");
         // Any number that a device may send has a text.
         assert!(utc(u64::MAX).ends_with('Z'));
     }
