@@ -3,11 +3,11 @@
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
-use super::agent::Agent;
+use super::agent::{Agent, DEADLINE};
 use super::{blake3, names_in, noise, request, write};
 
 /// Two devices of one group.
@@ -41,6 +41,14 @@ fn modified_ms(path: &Path) -> i64 {
     since.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64
 }
 
+/// Waits until it is so: what a device heard shows in its store a moment later.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < DEADLINE, "it does not come to pass: {what}");
+    }
+}
+
 fn full_names(rows: &[Value]) -> Vec<String> {
     let text = |row: &Value, part: &str| row[part].as_str().unwrap().to_owned();
     let full = |row: &Value| format!("{}/{}", text(row, "path"), text(row, "name"));
@@ -61,9 +69,10 @@ fn a_file_has_its_name_its_folder_and_its_times_on_every_device() {
     desk.output(&["add", &note, pictures.to_str().unwrap()]);
     desk.output(&["wait", "--timeout", "20s"]);
 
-    let mut names = full_names(&phone.json(&["ls"]));
-    names.sort();
-    assert_eq!(names, ["note.txt", "pictures/2024/sea.jpg", "pictures/film.mp4"]);
+    until("names are there", || {
+        full_names(&phone.json(&["ls", "--sort", "name"]))
+            == ["note.txt", "pictures/2024/sea.jpg", "pictures/film.mp4"]
+    });
     for agent in [&desk, &phone] {
         let row = &agent.json(&["info", "sea.jpg"])[0];
         assert_eq!((&row["path"], &row["type"]), (&"pictures/2024".into(), &"image/jpeg".into()));
@@ -98,7 +107,7 @@ fn content_that_is_here_already_keeps_its_name_whoever_adds_it_again() {
     phone.output(&["add", &write(folder.path(), "second.txt", b"same")]);
     phone.output(&["wait", "--timeout", "20s"]);
     for agent in [&desk, &phone] {
-        assert_eq!(full_names(&agent.json(&["ls"])), ["first.txt"]);
+        until("the first name", || full_names(&agent.json(&["ls"])) == ["first.txt"]);
     }
 }
 
@@ -116,8 +125,8 @@ fn a_name_that_is_changed_on_one_device_changes_on_the_other() {
     assert_eq!(status, 200, "{answer}");
     phone.output(&["wait", "--timeout", "20s"]);
     for agent in [&desk, &phone] {
-        let row = &agent.json(&["info", "y/b.txt"])[0];
-        assert_eq!(row["modified_ms"], Value::Null);
+        until("the name is another", || full_names(&agent.json(&["ls"])) == ["x/y/b.txt"]);
+        assert_eq!(agent.json(&["info", "y/b.txt"])[0]["modified_ms"], Value::Null);
         agent.command(&["info", "a.txt"]).assert().code(4);
     }
     let log = desk.output(&["log", "--asset", "b.txt"]);
@@ -180,6 +189,9 @@ fn ls_shows_what_its_filters_leave_in_the_order_that_is_asked_for() {
     desk.output(&["wait", "--timeout", "20s"]);
     phone.output(&["wait", "--timeout", "20s"]);
 
+    until("names are there", || {
+        full_names(&desk.json(&["ls"])).iter().all(|name| !name.is_empty())
+    });
     let ls = |args: &[&str]| full_names(&desk.json(&[&["ls"][..], args].concat()));
     assert_eq!(ls(&["--sort", "name"]), ["d/a.txt", "d/b.txt", "d/c.md", "p.txt"]);
     assert_eq!(ls(&["--sort", "size"]), ["p.txt", "d/c.md", "d/b.txt", "d/a.txt"]);
@@ -247,6 +259,12 @@ fn a_hostile_path_stays_in_the_folder_and_off_the_terminal() {
         desk.output(&["records", "put", "asset", &hash, &path, &name]);
     }
     desk.output(&["wait", "--timeout", "20s"]);
+    until("names are there", || {
+        phone.command(&["info", "passwd"]).output().unwrap().status.success()
+    });
+    until("names are there", || {
+        full_names(&phone.json(&["ls"])).iter().filter(|n| !n.is_empty()).count() == 4
+    });
     for args in [&["ls"][..], &["ls", "-l"], &["--json", "ls"], &["log"], &["info", "passwd"]] {
         let text = phone.output(args);
         assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text:?}");
@@ -271,10 +289,9 @@ fn an_asset_that_is_not_here_yet_is_fetched_by_its_name() {
     desk.output(&["add", &write(folder.path(), "film.mp4", &noise(8_000_000, 2))]);
     desk.output(&["log"]);
     let hash = blake3(&noise(8_000_000, 2));
-    let started = std::time::Instant::now();
-    while !phone.command(&["log", "--asset", "film.mp4"]).output().unwrap().status.success() {
-        assert!(started.elapsed() < super::DEADLINE, "its name does not come");
-    }
+    until("its name is known", || {
+        phone.command(&["log", "--asset", "film.mp4"]).output().unwrap().status.success()
+    });
     let early = phone.command(&["cat", "film.mp4"]).assert().code(4);
     let said = String::from_utf8_lossy(&early.get_output().stderr).into_owned();
     assert!(said.contains("can-sync fetch"), "{said}");
