@@ -30,8 +30,8 @@ use tokio::sync::watch;
 use crate::core::attributes::Attributes;
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
 pub use crate::core::limits::SMALL_BYTES_MAX;
-use crate::core::ranges::Ranges;
 use crate::core::names::NamePattern;
+use crate::core::ranges::Ranges;
 
 pub mod embedded;
 pub(crate) mod hasher;
