@@ -383,7 +383,7 @@ fn a_hostile_name_stays_in_the_folder_and_off_the_terminal() {
 fn every_failure_has_its_exit_status() {
     let agent = Agent::start();
     let none = "0".repeat(64);
-    let table: [(&[&str], i32); 15] = [
+    let table: [(&[&str], i32); 16] = [
         (&["status"], 0),
         (&["wait"], 0),
         (&["ls"], 0),
