@@ -108,7 +108,8 @@ async fn judge(
     if ours != Some(group_id) {
         return Ok(Introduced::Refused);
     }
-    if journal.roster().standing(&newcomer) == Standing::Stranger {
+    // A removed device is heard too: it may hold a removal of its remover that is unknown here.
+    if journal.roster().standing(&newcomer) != Standing::Member {
         let intro = verified(group_id, intro).await?;
         let by_us = intro.iter().any(|op| op.signed().log.author == me && adds(op, &newcomer));
         let introduced =

@@ -187,13 +187,11 @@ impl World {
                 if known != Standing::Member && !intro.is_empty() {
                     let intro = self.verify_all(&intro);
                     let wall_ms = self.wall_ms(node);
-                    let before = self.nodes[node].reader().standing(&peer_id).unwrap();
                     let taken = self.nodes[node].journal().introduce(&peer_id, &intro, wall_ms);
                     let Some(received) = self.unless_full(node, taken) else {
                         return self.cut(link);
                     };
-                    let after = self.nodes[node].reader().standing(&peer_id).unwrap();
-                    if before != Standing::Member && after == Standing::Member {
+                    if received.applied > 0 {
                         self.took(node, &intro, &received.refused);
                     }
                     if self.crashes_now(node) {

@@ -143,6 +143,11 @@ impl Verdicts {
         self.legit.difference(&self.removed)
     }
 
+    /// Whether any device is a member that was none by the verdicts `before`.
+    pub fn restores_members(&self, before: &Self) -> bool {
+        self.members().any(|device| !before.member(device))
+    }
+
     /// The removed devices that once were in the group, in ascending order.
     pub fn all_removed(&self) -> impl Iterator<Item = &NodeId> {
         self.removed.iter().filter(|device| self.author_ok(device))

@@ -43,21 +43,23 @@ impl Journal {
         Ok(received)
     }
 
-    /// Receives the membership facts that a newcomer presents, if they make it a member: the adds
-    /// that lead to it, and the removals that void facts against it. Otherwise nothing of them is
-    /// stored, so that a stranger cannot fill the journal.
+    /// Receives the membership facts that a device presents which is not a member here: the adds that
+    /// lead to it, and the removals that void facts against it. They are stored only if they make
+    /// some device a member, the presenter or another, so that a stranger cannot fill the journal.
+    /// The presenter may stay out: a thief that it removed has removed it in return.
     pub fn introduce(
         &mut self,
-        newcomer: &NodeId,
+        presenter: &NodeId,
         intro: &[VerifiedOp],
         now_ms: u64,
     ) -> Result<Received> {
         let mut tx = self.begin(now_ms)?;
-        if tx.verdicts()?.member(newcomer) {
+        let before = tx.verdicts()?.clone();
+        if before.member(presenter) {
             return Ok(Received::default());
         }
         let received = tx.receive(intro, Tx::why_no_introduction)?;
-        if !tx.verdicts()?.member(newcomer) {
+        if !tx.verdicts()?.restores_members(&before) {
             return Ok(Received { refused: received.refused, ..Received::default() });
         }
         tx.commit()?;

@@ -314,6 +314,30 @@ fn a_device_learns_of_its_removal_from_signed_ops_alone() {
 }
 
 #[test]
+fn a_member_that_a_thief_deceived_first_hears_of_the_thiefs_removal_from_the_device_it_removed_in_return()
+ {
+    let mut devices = Device::group(3);
+    let [founder, thief, remover] = &mut devices[..] else { unreachable!() };
+    remover.journal.remove(&thief.id(), NOW_MS).unwrap();
+    for member in [&*founder, &*remover] {
+        thief.journal.remove(&member.id(), NOW_MS).unwrap();
+    }
+    push(thief, founder);
+    let standings =
+        |at: &Device, of: [&Device; 3]| of.map(|of| at.journal.roster().standing(&of.id()));
+    let at_founder = standings(founder, [&*founder, &*thief, &*remover]);
+    assert_eq!(at_founder, [Standing::Removed, Standing::Member, Standing::Removed], "deceived");
+
+    let group = remover.group_id();
+    let intro = remover.reader.intro(&remover.id()).unwrap();
+    let intro: Vec<_> = intro.into_iter().map(|op| verify(&group, op).unwrap()).collect();
+    founder.journal.introduce(&remover.id(), &intro, NOW_MS).unwrap();
+    let at_founder = standings(founder, [&*founder, &*thief, &*remover]);
+    assert_eq!(at_founder, [Standing::Member, Standing::Removed, Standing::Removed]);
+    founder.fsck();
+}
+
+#[test]
 fn whom_the_remover_knew_stays_and_whom_it_did_not_goes() {
     let mut devices = Device::group(2);
     let [a, b] = &mut devices[..] else { unreachable!() };
