@@ -12,6 +12,8 @@ pub(super) struct Stolen {
     thief: usize,
     remover: usize,
     accomplice: Identity,
+    /// The thief removed the remover.
+    answered: bool,
     /// The ops of the thief and of its accomplice.
     said: [Vec<VerifiedOp>; 2],
 }
@@ -24,7 +26,8 @@ impl World {
         if self.faults.thief && self.stolen.is_none() && distance(remover) <= distance(thief) {
             let accomplice = Identity::from_bytes(&self.rng.bytes());
             let said = [Vec::new(), Vec::new()];
-            self.stolen = Some(Stolen { thief, remover, accomplice, said });
+            let answered = false;
+            self.stolen = Some(Stolen { thief, remover, accomplice, answered, said });
         }
     }
 
@@ -33,7 +36,7 @@ impl World {
         let Some(mut stolen) = self.stolen.take() else { return };
         if self.is_up(to) && to != stolen.thief {
             let who = self.rng.index(2);
-            let fact = self.crime(&stolen, who);
+            let fact = self.crime(&mut stolen, who);
             let op = self.sign_crime(&stolen, who, fact, to);
             stolen.said[who].push(op);
             let from = self.nodes[stolen.thief].identity.node_id;
@@ -57,7 +60,7 @@ impl World {
         self.stolen = Some(stolen);
     }
 
-    fn crime(&mut self, stolen: &Stolen, who: usize) -> MemberChange {
+    fn crime(&mut self, stolen: &mut Stolen, who: usize) -> MemberChange {
         if stolen.said[0].is_empty() || self.rng.chance(20) {
             let device = match who {
                 0 => stolen.accomplice.node_id,
@@ -65,10 +68,14 @@ impl World {
             };
             return MemberChange::Add { device, name: "friend".into() };
         }
-        // A removal of the remover would rightly remove it too.
-        let others = (0..self.nodes.len()).filter(|n| who == 1 || *n != stolen.remover);
+        // The checks tell the members by the founder's facts, so the founder must stay one.
+        let others = (0..self.nodes.len()).filter(|n| who == 1 || *n != stolen.remover || *n > 0);
         let others: Vec<usize> = others.collect();
         let of = others[self.rng.index(others.len())];
+        if (who, of) == (0, stolen.remover) {
+            stolen.answered = true;
+            self.count(Happened::RemoverAnswered, 1);
+        }
         let device = self.nodes[of].identity.node_id;
         let mut fence: Vec<OpHash> = self.ops.keys().copied().collect();
         let percent = [0, 50, 100][self.rng.index(3)];
@@ -102,7 +109,8 @@ impl World {
     }
 
     /// Checks that the thief's facts after its removal make no device a member or stop one from
-    /// being one.
+    /// being one. Only its removal of the remover counts: it puts out the remover, and the devices
+    /// that the remover alone added.
     pub(super) fn check_thief(&mut self, n: usize) {
         let Some(stolen) = &self.stolen else { return };
         let crimes: BTreeSet<OpHash> = stolen.said.iter().flatten().map(VerifiedOp::hash).collect();
@@ -121,7 +129,10 @@ impl World {
         facts.retain(|fact| !crimes.contains(&fact.op));
         let honest = Verdicts::of(&facts);
         let thief = self.nodes[stolen.thief].identity.node_id;
-        let differs = |id: &NodeId| *id != thief && all.member(id) != honest.member(id);
+        let remover = self.nodes[stolen.remover].identity.node_id;
+        let is_answer = |id: &NodeId| stolen.answered && honest.chain(id).contains(&remover);
+        let differs =
+            |id: &NodeId| *id != thief && !is_answer(id) && all.member(id) != honest.member(id);
         if !honest.member(&thief)
             && let Some(id) = all.members().chain(honest.members()).find(|id| differs(id))
         {

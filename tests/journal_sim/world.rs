@@ -53,6 +53,9 @@ const WALL_MS: u64 = 1_800_000_000_000;
 /// The most frames in a stream before its reader must read one.
 const WINDOW: usize = 3;
 
+/// Steps of a hundred in which a thief says something: it has little time until all know of it.
+const CRIME_PERCENT: u64 = 5;
+
 const HOUR_MS: u64 = 60 * 60 * 1000;
 
 const DAY_MS: u64 = 24 * HOUR_MS;
@@ -203,6 +206,8 @@ pub(crate) enum Happened {
     TicketMisused,
     /// A member that did not know of the removal believed the thief.
     SleeperDeceived,
+    /// The thief removed the device that had removed it.
+    RemoverAnswered,
 }
 
 impl Happened {
@@ -429,6 +434,9 @@ impl World {
             }
             return;
         }
+        if self.stolen.is_some() && self.rng.chance(CRIME_PERCENT) {
+            return self.commit_crime(n);
+        }
         match self.rng.below(100) {
             0..32 => self.write(n),
             32..48 => {
@@ -452,7 +460,6 @@ impl World {
                 let inviter = self.rng.index(self.nodes.len());
                 self.join(n, inviter);
             }
-            93 if self.stolen.is_some() => self.commit_crime(n),
             93 => self.remove(n),
             94 if self.faults.loss => self.lose(n),
             94 => {}
