@@ -22,10 +22,12 @@ mod fetch;
 mod journal;
 mod log;
 mod logging;
+mod notify;
 mod options;
 mod output;
 mod pairing;
 mod records;
+mod service;
 mod source;
 mod status;
 mod text;
@@ -197,10 +199,21 @@ enum Command {
         #[command(subcommand)]
         command: config::ConfigCommand,
     },
+    /// Have the agent run in the background, from login or from the machine's start on
+    Service {
+        #[command(subcommand)]
+        command: service::ServiceCommand,
+    },
     /// Print the completion script for a shell
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a folder, for packages
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        folder: PathBuf,
     },
     /// Print the version
     Version,
@@ -295,10 +308,17 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
                 status::wait(&Client::connect(home).await?, timeout, peer, output).await
             }
             Command::Config { command } => config::config(home, command, output).await,
+            Command::Service { command } => service::service(home, command, output).await,
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "can-sync", &mut script);
                 output.bytes(&script)?;
+                Ok(Exit::Ok)
+            }
+            Command::Man { folder } => {
+                std::fs::create_dir_all(&folder)
+                    .and_then(|()| clap_mangen::generate_to(Cli::command(), &folder))
+                    .with_context(|| format!("writing to {}", folder.display()))?;
                 Ok(Exit::Ok)
             }
             Command::Version => {

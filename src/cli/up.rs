@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::config;
 use super::exit::{Exit, Failure};
+use super::notify;
 use super::options::{StoreArgs, UpArgs};
 use super::output::Output;
 use super::text::shown;
@@ -44,6 +45,7 @@ pub(crate) async fn up(
     args: UpArgs,
     output: Output,
 ) -> Result<Exit, Failure> {
+    let home_option = home.as_ref().map(|home| format!("--home {} ", home.display()));
     let configuration = config::load(home.clone(), args.layer())?;
     let settings = configuration.settings().clone();
     outlive_panics();
@@ -82,7 +84,7 @@ pub(crate) async fn up(
     };
     let key = StoreKey::parse(&token).context("reading the API token")?;
     let config = LiveConfig::new(configuration, handle.clone());
-    let router = api::router(handle, stop.clone())
+    let router = api::router(handle.clone(), stop.clone())
         .merge(api::config::router(config.clone()))
         .merge(store_routes);
     let socket = home.listen_for_commands(&lock)?;
@@ -101,25 +103,40 @@ pub(crate) async fn up(
     let ready = json!({ "ready": true, "node_id": status.device.node_id, "api": api });
     say_ready(&ready, output, || {
         let device = &status.device;
+        let permanent = match notify::is_managed() {
+            true => String::new(),
+            false => format!(
+                "\nTo have it run by itself from now on: stop it, and `can-sync {}service install`.",
+                home_option.unwrap_or_default()
+            ),
+        };
         format!(
             "can-sync {}: this device is {} ({})\nAPI: {api}\nTo pair another device, run \
-             `can-sync ticket` here and `can-sync pair` there.",
+             `can-sync ticket` here and `can-sync pair` there.{permanent}",
             device.version,
             shown(&device.name),
             device.node_id
         )
     });
 
+    notify::ready(&status);
+    let mut alive = std::pin::pin!(notify::keep_alive(&handle));
     let ended = loop {
         tokio::select! {
+            () = &mut alive => {}
             signalled = signals.next() => match signalled {
                 Signalled::Stop => break Ok(()),
-                Signalled::Reload => reload(&config).await,
+                Signalled::Reload => {
+                    notify::reloading();
+                    reload(&config).await;
+                    notify::ready(&handle.status());
+                }
             },
             served = &mut serving => break served.context("serving the API"),
             ended = agent.ended() => break ended,
         }
     };
+    notify::stopping();
     let stopped = async {
         let removed = home.remove_api_address(&lock);
         stop.cancel();
