@@ -7,10 +7,14 @@
 //! W3  A time of modification alone makes neither an event of the history nor a conflict, and an
 //!     edit or removal elsewhere wins over it.
 
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
 use super::version::{Content, Relation, Vector, Version};
 
 /// How a directory takes part in a folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Changes go both ways.
     #[default]
@@ -20,6 +24,32 @@ pub enum Mode {
     In,
     /// The directory shows the folder: changes in it are set aside.
     Out,
+}
+
+impl Mode {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TwoWay => "two-way",
+            Self::In => "in",
+            Self::Out => "out",
+        }
+    }
+
+    /// The mode with this word.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::TwoWay, Self::In, Self::Out].into_iter().find(|mode| mode.name() == name)
+    }
+
+    /// Whether changes in the directory become changes of the folder.
+    pub fn reads(self) -> bool {
+        matches!(self, Self::TwoWay | Self::In)
+    }
+
+    /// Whether changes of the folder become changes in the directory.
+    pub fn writes(self) -> bool {
+        matches!(self, Self::TwoWay | Self::Out)
+    }
 }
 
 /// What is on the disk at the path.
