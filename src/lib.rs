@@ -110,6 +110,11 @@
 //! | base | the version of a path that was last equal on the disk and in the journal |
 //! | conflict copy | the version that lost to a concurrent one, kept beside it |
 //! | history | the earlier versions of a folder's paths |
+//! | folder | a set of paths that all devices of the group share; each path has a version in the journal |
+//! | version | what is at a path of a folder, with a vector that says which versions it contains |
+//! | binding | a directory of a device that is kept equal to a folder |
+//! | base | the version of a path that was last equal in the directory and in the journal |
+//! | held | very many changes at once, which wait for the user |
 //! | fact, effect | an input of the engine, and what it tells the shell to do |
 
 pub mod agent;

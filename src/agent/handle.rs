@@ -19,6 +19,7 @@ use super::tuning::Tuning;
 use crate::core::fetches::Fetching;
 use crate::core::ids::{Hash, NodeId};
 use crate::core::lookup::{HashPrefix, LookupError};
+use crate::folders::handle::Folders;
 use crate::net::pairing::COMPARE_DEADLINE;
 use crate::replica::journal::{AskError, JournalHandle};
 use crate::replica::metadata::Settle;
@@ -47,6 +48,7 @@ pub struct Handle {
     staging_dir: Arc<Path>,
     journal: JournalHandle,
     settles: mpsc::Sender<Settle>,
+    folders: Folders,
 }
 
 /// Where the loop sends the answer to a [`Request`].
@@ -302,10 +304,12 @@ pub fn channel(
     staging_dir: PathBuf,
     journal: JournalHandle,
     settles: mpsc::Sender<Settle>,
+    folders: Folders,
     status: watch::Receiver<Status>,
 ) -> (Handle, mpsc::Receiver<Request>) {
     let (requests, queue) = mpsc::channel(REQUESTS_MAX);
-    (Handle { requests, status, store, staging_dir: staging_dir.into(), journal, settles }, queue)
+    let staging_dir = staging_dir.into();
+    (Handle { requests, status, store, staging_dir, journal, settles, folders }, queue)
 }
 
 impl Handle {
@@ -358,6 +362,11 @@ impl Handle {
     /// The journal of this device.
     pub fn journal(&self) -> JournalHandle {
         self.journal.clone()
+    }
+
+    /// The shared folders and the directories that are bound to them.
+    pub fn folders(&self) -> Folders {
+        self.folders.clone()
     }
 
     /// Makes an invitation that is valid for `ttl`.

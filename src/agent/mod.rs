@@ -20,6 +20,8 @@ use crate::clock::{Clock, wall_ms, wall_now};
 use crate::core::ids::NodeId;
 use crate::core::pairing::shown_name;
 use crate::core::scrub::ScrubRate;
+use crate::folders;
+use crate::folders::handle::Ingredients;
 use crate::net::{Net, NetConfig, Relay};
 use crate::state::home::{Home, Lock};
 use crate::state::identity::Identity;
@@ -192,8 +194,27 @@ impl Agent {
         let (journal, journal_writer) = journal::share(journal)?;
         let (settles, to_settle) = mpsc::channel(metadata::SETTLES_MAX);
         let folder = staging_dir.clone();
-        let (handle, requests) =
-            handle::channel(store.clone(), staging_dir, journal.clone(), settles, watched);
+        let (listed, watched_listed) = watch::channel(0);
+        let ingredients = Ingredients {
+            me: identity.node_id,
+            home: home.clone(),
+            journal: journal.clone(),
+            store: store.clone(),
+            embedded: embedded.clone(),
+            index: index.clone(),
+            staging_dir: staging_dir.clone(),
+            listed: watched_listed,
+        };
+        let opening = tokio::task::spawn_blocking(move || folders::handle::open(ingredients));
+        let (folders, manager) = opening.await??;
+        let (handle, requests) = handle::channel(
+            store.clone(),
+            staging_dir,
+            journal.clone(),
+            settles,
+            folders.clone(),
+            watched,
+        );
         let (events, told) = events::channel();
         let (frozen, watched_frozen) = watch::channel(0);
         let arrivals = Arrivals::new(journal.clone());
@@ -249,12 +270,14 @@ impl Agent {
             status,
             stop: stop.clone(),
             unreachable: net_overrides.unreachable,
+            folders,
+            listed,
             tasks: Tasks::default(),
             facts,
             clock: Clock::start(),
             ids: Ids::default(),
         };
-        let tellers = run::Tellers { writer: journal_writer, settler, publisher, told };
+        let tellers = run::Tellers { writer: journal_writer, settler, publisher, told, manager };
         let running = tokio::spawn(run::run(parts, inbox, tellers));
         let running = Some(running);
         let mut agent = Self { handle, embedded, stop, running };

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::core::ids::NodeId;
 use crate::core::scrub::ScrubRate;
+use crate::folders::handle::Folders;
 use crate::net::Net;
 use crate::replica::catalogue::Backlog;
 use crate::replica::events::EventLog;
@@ -53,6 +54,9 @@ pub(super) struct Parts {
     pub(super) frozen: watch::Receiver<usize>,
     /// The addresses of another device with this device's key, if there is one.
     pub(super) twin: watch::Receiver<Option<BTreeSet<String>>>,
+    pub(super) folders: Folders,
+    /// Counts the listings of the store that the index has taken up.
+    pub(super) listed: watch::Sender<u64>,
     pub(super) tasks: Tasks,
     pub(super) facts: Facts,
     pub(super) clock: Clock,

@@ -44,6 +44,7 @@ use super::picture::{LinkFigures, Picture, StoreView, Told};
 use super::scrub::Scrub;
 use super::tuning::Tuning;
 use super::{group, introductions, journal_stream, link, pairing, requests};
+use crate::folders::manager::Manager;
 use crate::replica::catalogue::Catalogue;
 use crate::replica::device::Publisher;
 use crate::replica::journal::JournalWriter;
@@ -79,6 +80,7 @@ pub(super) struct Tellers {
     pub(super) settler: Settler,
     pub(super) publisher: Publisher,
     pub(super) told: mpsc::Receiver<LogEvent>,
+    pub(super) manager: Manager,
 }
 
 pub(super) struct Loop {
@@ -164,7 +166,7 @@ fn addresses(members: &Members, unreachable: &[NodeId]) -> BTreeMap<NodeId, Vec<
 
 impl Loop {
     fn start_journal(&mut self, tellers: Tellers) {
-        let Tellers { writer, settler, publisher, told } = tellers;
+        let Tellers { writer, settler, publisher, told, manager } = tellers;
         let facts = self.parts.facts.clone();
         self.parts.tasks.spawn_blocking("journal writer", move || {
             if let Err(error) = writer.serve() {
@@ -180,6 +182,7 @@ impl Loop {
         self.parts.tasks.spawn("damage", events::tell_damages(damages, self.parts.events.clone()));
         self.parts.tasks.spawn("device state", publisher.run());
         self.parts.tasks.spawn("conflicts", folders::resolve_conflicts(self.parts.journal.clone()));
+        self.parts.tasks.spawn("folders", manager.run());
     }
 
     fn start_sources(&mut self) {
@@ -318,6 +321,10 @@ impl Loop {
             tracing::warn!(?names, "tasks still wait for the disk: stopping without them");
         }
         self.parts.net.close().await;
+        let folders = self.parts.folders.clone();
+        if timeout(WIND_UP_WAIT, spawn_blocking(move || folders.close())).await.is_err() {
+            tracing::warn!("folders.db was not closed in time: the next start recovers it");
+        }
         let (index, known) = (self.parts.ctx.index.clone(), self.engine.known().clone());
         let group_id = self.engine.identity().group_id;
         let closing = spawn_blocking(move || {
@@ -410,6 +417,7 @@ impl Loop {
             }
             Fact::TakenIn { cursor } => {
                 self.publish();
+                self.parts.listed.send_modify(|listed| *listed += 1);
                 self.taken_in.send_modify(|taken_in| {
                     *taken_in = TakenIn { cursor, passes: taken_in.passes + 1 };
                 });

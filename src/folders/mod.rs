@@ -1,7 +1,85 @@
-//! Shared folders on this device: a directory is bound to a folder, and both are kept alike. The
-//! decisions are in `core/folder/`; here they are carried out.
+//! Shared folders on this device: a directory that is bound to a folder of the journal is kept equal
+//! to it, both ways.
 //!
-//! `disk/` is all that touches the directory. It knows paths, stats and bytes, and nothing of the
-//! journal.
+//! `core::folder` decides, [`disk`] touches the directory, `replica::folders` reads and writes the
+//! journal, the store keeps the bytes. Here these are brought together:
+//!
+//! | file | does |
+//! |---|---|
+//! | `handle` | what the rest of the process may ask |
+//! | `manager` | owns the bindings: one driver each |
+//! | `driver` | waits for hints, changes of the journal and arrived assets, and reconciles paths |
+//! | `scan` | compares the whole directory with the base |
+//! | `look` | what is at a path: base, directory, content |
+//! | `reconcile` | performs what `core::folder::three_way` decides about paths |
+//! | `guard` | the brake |
+//! | `ingest` | contents into the store, versions into the journal |
+//! | `apply` | versions of the journal into the directory |
+//! | `undo`, `past` | history, restore and undo |
+//! | `db` | `folders.db` |
+//! | `status` | what people and programs are told |
 
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+pub use crate::core::folder::three_way::Mode;
+use crate::core::ids::FolderId;
+
+mod apply;
+pub(crate) mod db;
 pub mod disk;
+mod driver;
+mod guard;
+pub mod handle;
+mod ingest;
+mod look;
+pub(crate) mod manager;
+mod past;
+mod reconcile;
+mod scan;
+mod shared;
+pub mod status;
+mod undo;
+
+/// How the directory keeps a content that the store keeps too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// As a copy, which shares its blocks with the store where the file system can do that.
+    #[default]
+    Copy,
+    /// As a hard link to the store's file, read-only. Only for large files.
+    Link,
+}
+
+impl Keep {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Link => "link",
+        }
+    }
+
+    /// The way to keep contents with this word.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Copy, Self::Link].into_iter().find(|keep| keep.name() == name)
+    }
+}
+
+/// A directory of this device that is kept equal to a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// The folder.
+    pub folder: FolderId,
+    /// The directory; absolute.
+    pub dir: PathBuf,
+    /// Which way changes go.
+    pub mode: Mode,
+    /// How the directory keeps contents.
+    pub keep: Keep,
+    /// Whether symbolic links are synced, as links.
+    pub symlinks: bool,
+}

@@ -121,6 +121,7 @@ impl Home {
             self.key_path(),
             self.index_db_path(),
             self.journal_db_path(),
+            self.folders_db_path(),
             self.start_over_path(),
             self.api_token_path(),
             self.api_address_path(),
@@ -154,6 +155,11 @@ impl Home {
     /// The path of the database with the group and its journal.
     pub fn journal_db_path(&self) -> PathBuf {
         self.state.join("journal.db")
+    }
+
+    /// The database of bound directories.
+    pub fn folders_db_path(&self) -> PathBuf {
+        self.state.join("folders.db")
     }
 
     /// Whether there is a key but no journal. This is not a first start, unless the first start was
@@ -391,7 +397,7 @@ pub fn read_secret(path: &Path) -> Result<Option<Vec<u8>>> {
 
 /// Prepares `path` for a database by creating an empty private file: SQLite would give a new file
 /// the mode of the umask, and gives the WAL the mode of the database.
-pub(super) fn private_database_file(path: &Path) -> Result<()> {
+pub fn private_database_file(path: &Path) -> Result<()> {
     match private_file_options().create_new(true).open(path) {
         Ok(file) => file
             .set_permissions(fs::Permissions::from_mode(FILE_MODE))

@@ -158,6 +158,11 @@ impl EmbeddedStore {
         &self.0.staging
     }
 
+    /// Where the content of a large asset is, if it is held.
+    pub fn content_path(&self, hash: Hash) -> PathBuf {
+        self.0.files.content(hash)
+    }
+
     /// The newest cursor, as it changes. Its sender is dropped when the store is closed or fails.
     pub fn subscribe(&self) -> watch::Receiver<Cursor> {
         self.0.database.newest()

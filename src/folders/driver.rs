@@ -1,0 +1,778 @@
+//! The driver of one binding: waits for hints from the directory, changes of the journal, arrived
+//! assets and the scan, and reconciles the paths that they name.
+//!
+//! D1  Hints, changes and arrivals only say where to look. The scan at the start, every hour and
+//!     after lost hints finds what they missed.
+//! D2  The cursor into the journal moves only when what was before it is done or pending.
+//! D3  A directory that cannot be used stops the binding until it can; nothing counts as gone then.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use futures_util::FutureExt as _;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::Binding;
+use super::db::{BindingId, Pendings, StoredBinding};
+use super::disk::{Displaced, Hint, Hints, Root, Rules, Watch};
+use super::guard::Fresh;
+use super::ingest;
+use super::look::{self, Unusable};
+use super::reconcile::ROUND_PATHS;
+use super::scan::{self, Found, Scan};
+use super::shared::{Shared, blocking};
+use super::status::BindingState;
+use crate::clock::Clock;
+use crate::core::folder::brake::{Brake, Source};
+use crate::core::folder::path::{FolderPath, PathKey};
+use crate::core::ids::Hash;
+use crate::replica::journal::{AskError, Commits};
+use crate::state::journal::Cursor;
+
+/// How long a path must be quiet after a hint that is not final.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// The most paths that wait to be quiet; beyond, a scan finds them.
+const QUIET_PATHS_MAX: usize = 10_000;
+
+/// How often everything is compared.
+const SCAN_EVERY: Duration = Duration::from_secs(3600);
+
+/// How often, where hints are not to be had.
+const SCAN_UNWATCHED: Duration = Duration::from_secs(60);
+
+/// The pause between two scans, however often hints are lost.
+const SCAN_PAUSE: Duration = Duration::from_secs(2);
+
+/// How often a directory that cannot be used is tried again.
+const REOPEN_EVERY: Duration = Duration::from_secs(5);
+
+/// How often what could not be brought to the directory is tried again: at first, and at last.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LAST: Duration = Duration::from_secs(60);
+
+/// How often kept content is looked at.
+const SETTLE_EVERY: Duration = Duration::from_secs(2);
+
+/// Assets of the index that are compared with what is missing, at once.
+const ARRIVED_MAX: usize = 4096;
+
+/// Commands that wait for a driver: people give them one by one.
+pub(super) const COMMANDS_MAX: usize = 8;
+
+/// What a driver is told.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Stop writing anything.
+    Pause(oneshot::Sender<()>),
+    /// Go on.
+    Resume(oneshot::Sender<()>),
+    /// Let the held changes pass.
+    Confirm(oneshot::Sender<()>),
+    /// Take in everything that is in the directory, held or not; answers when that is done.
+    TakeIn(oneshot::Sender<()>),
+}
+
+/// Drives one binding.
+pub(super) struct Driver {
+    pub(super) shared: Shared,
+    pub(super) id: BindingId,
+    pub(super) binding: Binding,
+    pub(super) root: Option<Arc<Root>>,
+    pub(super) rules: Arc<Rules>,
+    pub(super) brake: Brake,
+    pub(super) fresh: Fresh,
+    /// The paths of the binding, for the brake.
+    pub(super) files: u64,
+    /// The user let everything pass until all is equal.
+    pub(super) is_confirmed: bool,
+    is_paused: bool,
+    pub(super) held: Option<Source>,
+    pub(super) cursor: Option<Cursor>,
+    watch: Option<Arc<Watch>>,
+    quiet: Quiet,
+    scan: Option<mpsc::Receiver<Found>>,
+    below: VecDeque<FolderPath>,
+    scan_at: Instant,
+    is_watched: bool,
+    /// How far the index was compared with what is missing; `None`: not yet.
+    arrived: Option<([u8; 16], u64)>,
+    retry_at: Option<Instant>,
+    retry_pause: Duration,
+    has_pending: bool,
+    takers: Vec<oneshot::Sender<()>>,
+    /// Changes of the journal were left alone while nothing could be written.
+    is_behind: bool,
+    clock: Clock,
+}
+
+/// Paths that wait until they are quiet.
+#[derive(Debug, Default)]
+struct Quiet {
+    due: BTreeMap<FolderPath, Instant>,
+    order: BTreeSet<(Instant, FolderPath)>,
+}
+
+impl Quiet {
+    fn put(&mut self, path: FolderPath, at: Instant) {
+        if let Some(before) = self.due.insert(path.clone(), at) {
+            self.order.remove(&(before, path.clone()));
+        }
+        self.order.insert((at, path));
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.order.first().map(|(at, _)| *at)
+    }
+
+    fn take_due(&mut self, now: Instant, max: usize) -> Vec<FolderPath> {
+        let mut paths = Vec::new();
+        while paths.len() < max
+            && self.order.first().is_some_and(|(at, _)| *at <= now)
+            && let Some((_, path)) = self.order.pop_first()
+        {
+            self.due.remove(&path);
+            paths.push(path);
+        }
+        paths
+    }
+}
+
+/// What woke a driver.
+enum Wake {
+    Command(Option<Command>),
+    Hint(Option<Hint>),
+    Listed,
+    Committed,
+    Scanned(Option<Found>),
+    Time,
+}
+
+impl Driver {
+    pub(super) fn new(shared: Shared, stored: StoredBinding) -> Self {
+        let StoredBinding { id, binding, is_paused, held, cursor } = stored;
+        Self {
+            shared,
+            id,
+            binding,
+            root: None,
+            rules: Arc::new(Rules::from_text("")),
+            brake: Brake::default(),
+            fresh: Fresh::default(),
+            files: 0,
+            is_confirmed: false,
+            is_paused,
+            held,
+            cursor,
+            watch: None,
+            quiet: Quiet::default(),
+            scan: None,
+            below: VecDeque::new(),
+            scan_at: Instant::now(),
+            is_watched: false,
+            arrived: None,
+            retry_at: None,
+            retry_pause: RETRY_FIRST,
+            has_pending: false,
+            takers: Vec::new(),
+            is_behind: false,
+            clock: Clock::start(),
+        }
+    }
+
+    /// Runs until the other end of `commands` is dropped.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        loop {
+            let error = match self.session(&mut commands).await {
+                Ok(()) => return,
+                Err(error) => error,
+            };
+            self.close();
+            if is_closed(&error) {
+                return;
+            }
+            let text = format!("{error:#}");
+            tracing::warn!(dir = %self.binding.dir.display(), "a folder waits: {text}");
+            self.problem("directory", Some(text));
+            self.show(BindingState::Stopped);
+            let again = Instant::now() + REOPEN_EVERY;
+            loop {
+                tokio::select! {
+                    () = sleep_until(again) => break,
+                    command = commands.recv() => match command {
+                        Some(command) => {
+                            if let Err(error) = self.obey(command).await {
+                                tracing::warn!("{error:#}");
+                            }
+                        }
+                        None => return,
+                    },
+                }
+            }
+        }
+    }
+
+    /// Serves the directory until it cannot be used, or the binding is removed.
+    async fn session(&mut self, commands: &mut mpsc::Receiver<Command>) -> Result<()> {
+        let mut hints = self.open().await?;
+        let mut commits = self.shared.journal.commits();
+        let mut listed = self.shared.listed.clone();
+        // What was committed before the first look counts as new.
+        commits.mark_changed();
+        listed.mark_changed();
+        loop {
+            self.begin_scan();
+            if self.is_behind && !self.is_idle() {
+                self.is_behind = false;
+                self.take_changes().await?;
+                self.take_arrived().await?;
+            }
+            self.tell(&commits);
+            let wake = self.wait(commands, &mut hints, &mut commits, &mut listed).await;
+            match wake {
+                Wake::Command(None) => return Ok(()),
+                Wake::Command(Some(command)) => self.obey(command).await?,
+                Wake::Hint(hint) => self.hinted(hint, &mut hints).await?,
+                Wake::Committed => self.take_changes().await?,
+                Wake::Listed => self.take_arrived().await?,
+                Wake::Scanned(found) => self.scanned(found).await?,
+                Wake::Time => self.on_time().await?,
+            }
+        }
+    }
+
+    async fn wait(
+        &mut self,
+        commands: &mut mpsc::Receiver<Command>,
+        hints: &mut Option<Hints>,
+        commits: &mut watch::Receiver<Commits>,
+        listed: &mut watch::Receiver<u64>,
+    ) -> Wake {
+        let is_idle = self.is_idle();
+        let scan_at = self.scan.is_none().then_some(self.scan_at);
+        let timers = [self.quiet.next(), self.retry_at, scan_at].into_iter().flatten();
+        let settle_at = Instant::now() + SETTLE_EVERY;
+        let at = if is_idle { settle_at } else { timers.fold(settle_at, Instant::min) };
+        let next_hint = async {
+            match hints {
+                Some(hints) => hints.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        let scan = &mut self.scan;
+        let next_found = async {
+            match scan {
+                Some(scan) => scan.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            command = commands.recv() => Wake::Command(command),
+            hint = next_hint => Wake::Hint(hint),
+            Ok(()) = commits.changed(), if !is_idle => Wake::Committed,
+            Ok(()) = listed.changed(), if !is_idle => Wake::Listed,
+            () = sleep_until(at) => Wake::Time,
+            found = next_found => Wake::Scanned(found),
+        }
+    }
+
+    // ---- the directory ---------------------------------------------------------------------------
+
+    async fn open(&mut self) -> Result<Option<Hints>> {
+        let (dir, folder) = (self.binding.dir.clone(), self.binding.folder);
+        let (db, id) = (self.shared.db.clone(), self.id);
+        let opened = blocking(move || {
+            let root = Root::open(&dir, folder).map_err(Unusable)?;
+            let rules = Rules::load(&root).context("reading .cansyncignore")?;
+            let watch = Watch::start(&root);
+            Ok((root, rules, watch, db.count(id)?))
+        });
+        let (root, rules, watch, files) = opened.await?;
+        self.problem("directory", None);
+        self.set_rules(rules);
+        self.root = Some(Arc::new(root));
+        self.files = files;
+        self.arrived = None;
+        self.retry_at = Some(Instant::now());
+        self.scan_at = Instant::now();
+        Ok(match watch {
+            Ok((watch, hints)) => {
+                self.watch = Some(Arc::new(watch));
+                self.is_watched = true;
+                Some(hints)
+            }
+            Err(error) => {
+                self.unwatched(format!("the directory is not watched: {error}"));
+                None
+            }
+        })
+    }
+
+    fn close(&mut self) {
+        self.scan = None;
+        self.below.clear();
+        self.watch = None;
+        self.root = None;
+        self.quiet = Quiet::default();
+    }
+
+    fn set_rules(&mut self, rules: Rules) {
+        let problems = (!rules.problems.is_empty()).then(|| rules.problems.join("; "));
+        self.problem("rules", problems);
+        self.rules = Arc::new(rules);
+    }
+
+    fn unwatched(&mut self, why: String) {
+        self.is_watched = false;
+        let seconds = SCAN_UNWATCHED.as_secs();
+        self.problem("watch", Some(format!("{why}; it is scanned every {seconds} s instead")));
+        self.scan_at = self.scan_at.min(Instant::now() + SCAN_UNWATCHED);
+    }
+
+    fn begin_scan(&mut self) {
+        let (Some(root), None, false) = (&self.root, &self.scan, self.is_idle()) else { return };
+        let below = self.below.pop_front();
+        if below.is_none() {
+            if Instant::now() < self.scan_at {
+                return;
+            }
+            let every = if self.is_watched { SCAN_EVERY } else { SCAN_UNWATCHED };
+            self.scan_at = Instant::now() + every;
+        }
+        self.scan = Some(scan::start(Scan {
+            root: root.clone(),
+            rules: self.rules.clone(),
+            watch: self.watch.clone(),
+            db: self.shared.db.clone(),
+            id: self.id,
+            symlinks: self.binding.symlinks,
+            below,
+        }));
+    }
+
+    async fn scanned(&mut self, found: Option<Found>) -> Result<()> {
+        match found {
+            Some(Found::Paths(paths)) => self.reconcile(paths).await,
+            Some(Found::Leftover(leftover)) => self.take_leftover(leftover, true).await,
+            Some(Found::End { is_whole, skipped }) => {
+                self.scan = None;
+                let skipped = skipped?;
+                if is_whole {
+                    let folder = self.binding.folder;
+                    self.shared.reports.change(folder, |report| report.scanned(skipped));
+                    if self.below.is_empty() && self.held.is_none() {
+                        for taker in self.takers.drain(..) {
+                            // Its caller may have gone.
+                            let _ = taker.send(());
+                        }
+                    }
+                }
+                Ok(())
+            }
+            None => {
+                self.scan = None;
+                anyhow::bail!("the scan ended early")
+            }
+        }
+    }
+
+    // ---- what woke it ----------------------------------------------------------------------------
+
+    async fn hinted(&mut self, first: Option<Hint>, hints: &mut Option<Hints>) -> Result<()> {
+        let mut now = Vec::new();
+        let mut next = first;
+        let mut is_new_rules = false;
+        for _ in 0..ROUND_PATHS {
+            match next {
+                Some(Hint::Path { path, is_final }) => {
+                    is_new_rules |= path.as_bytes() == super::disk::rules::IGNORE_FILE.as_bytes();
+                    if is_final {
+                        now.push(path);
+                    } else {
+                        self.look_again(path);
+                    }
+                }
+                Some(Hint::Below(dir)) => {
+                    self.look_again(dir.clone());
+                    if self.below.len() < QUIET_PATHS_MAX {
+                        self.below.push_back(dir);
+                    } else {
+                        self.scan_soon();
+                    }
+                }
+                Some(Hint::Overflow) => self.scan_soon(),
+                Some(Hint::Failed(why)) => self.unwatched(why),
+                None => {
+                    *hints = None;
+                    self.unwatched("the directory is no longer watched".into());
+                    break;
+                }
+            }
+            let waiting = hints.as_mut().and_then(|hints| hints.next().now_or_never());
+            let Some(hint) = waiting else { break };
+            next = hint;
+        }
+        if is_new_rules && let Some(root) = self.root.clone() {
+            let rules = blocking(move || Ok(Rules::load(&root)?)).await?;
+            self.set_rules(rules);
+            self.scan_soon();
+        }
+        now.sort_unstable();
+        now.dedup();
+        self.reconcile(now).await
+    }
+
+    fn scan_soon(&mut self) {
+        self.scan_at = self.scan_at.min(Instant::now() + SCAN_PAUSE);
+    }
+
+    /// Looks at a path once it is quiet.
+    pub(super) fn look_again(&mut self, path: FolderPath) {
+        if self.quiet.due.len() >= QUIET_PATHS_MAX {
+            return self.scan_soon();
+        }
+        self.quiet.put(path, Instant::now() + QUIET);
+    }
+
+    async fn on_time(&mut self) -> Result<()> {
+        let now = Instant::now();
+        if let Some(root) = self.root.clone() {
+            let now_ms = self.clock.now_ms();
+            let written = blocking(move || Ok(root.settle(now_ms))).await?;
+            for edit in written {
+                self.take_leftover(edit, false).await?;
+            }
+        }
+        self.check().await?;
+        if self.is_idle() {
+            return self.release().await;
+        }
+        let due = self.quiet.take_due(now, ROUND_PATHS);
+        self.reconcile(due).await?;
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry().await?;
+        }
+        Ok(())
+    }
+
+    async fn check(&self) -> Result<()> {
+        let root = self.root.clone().context("the directory is not open")?;
+        blocking(move || Ok(root.check().map_err(Unusable)?)).await
+    }
+
+    /// Tries again what could not be brought to the directory.
+    async fn retry(&mut self) -> Result<()> {
+        self.retry_pause = (self.retry_pause * 2).min(RETRY_LAST);
+        self.retry_at = Some(Instant::now() + self.retry_pause);
+        let mut after = None;
+        loop {
+            let (db, id, from) = (self.shared.db.clone(), self.id, after.clone());
+            let paths = blocking(move || Ok(db.to_retry(id, from.as_ref(), ROUND_PATHS)?)).await?;
+            let Some(last) = paths.last() else { break };
+            after = Some(last.clone());
+            self.reconcile(paths).await?;
+        }
+        self.note_pending(Pendings::of(&self.shared.db, self.id).await?);
+        Ok(())
+    }
+
+    /// Notes what is pending.
+    pub(super) fn note_pending(&mut self, pendings: Pendings) {
+        self.has_pending = pendings.any;
+        if !pendings.to_retry {
+            (self.retry_at, self.retry_pause) = (None, RETRY_FIRST);
+        } else if self.retry_at.is_none() {
+            self.retry_at = Some(Instant::now() + RETRY_FIRST);
+        }
+    }
+
+    /// Takes up what is new in the journal.
+    async fn take_changes(&mut self) -> Result<()> {
+        loop {
+            if self.is_idle() {
+                return Ok(());
+            }
+            let page = self.shared.journal.changes(self.cursor, ROUND_PATHS).await?;
+            let rows = page.rows.into_iter().filter(|row| row.folder == self.binding.folder);
+            let (versions, paths): (Vec<_>, Vec<_>) =
+                rows.map(|row| (row.version.clone(), row.version.path)).unzip();
+            if !paths.is_empty() && self.binding.mode.writes() {
+                let (db, id, asked) = (self.shared.db.clone(), self.id, paths.clone());
+                let bases = blocking(move || Ok(db.bases(id, &asked)?)).await?;
+                let news = paths.into_iter().zip(versions).zip(bases);
+                let news = news.filter_map(|((path, version), base)| {
+                    let is_known = match &base {
+                        Some(base) => base.version.is_same(&version),
+                        None => version.is_absent(),
+                    };
+                    (!is_known).then_some(path)
+                });
+                self.reconcile(news.collect()).await?;
+                if self.is_idle() {
+                    return Ok(());
+                }
+            }
+            if self.cursor != Some(page.cursor) {
+                self.cursor = Some(page.cursor);
+                let (db, id) = (self.shared.db.clone(), self.id);
+                blocking(move || Ok(db.record(id, Vec::new(), Some(page.cursor))?)).await?;
+            }
+            if !page.more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Brings what waited for assets that are here now.
+    async fn take_arrived(&mut self) -> Result<()> {
+        let head = self.shared.index.head();
+        let from = match self.arrived {
+            Some((epoch, seq)) if epoch == head.epoch => seq,
+            // Everything that is missing is compared with the index.
+            _ => return self.look_for_missing(head.epoch, head.seq).await,
+        };
+        let (mut at, index) = (from, self.shared.index.clone());
+        while at < head.seq {
+            let (index, after) = (index.clone(), at);
+            let page = blocking(move || Ok(index.since(after, head.seq, ARRIVED_MAX)?)).await?;
+            let (entries, has_more) = page;
+            at = entries.last().map_or(head.seq, |(seq, _)| *seq);
+            let hashes: Vec<Hash> = entries.into_iter().map(|(_, hash)| hash).collect();
+            if self.has_pending {
+                self.bring_waiting(hashes).await?;
+            }
+            if !has_more {
+                break;
+            }
+        }
+        if !self.is_behind {
+            self.arrived = Some((head.epoch, head.seq));
+        }
+        Ok(())
+    }
+
+    async fn bring_waiting(&mut self, hashes: Vec<Hash>) -> Result<()> {
+        let (db, id) = (self.shared.db.clone(), self.id);
+        let waiting = blocking(move || Ok(db.waiting_for(id, &hashes, ARRIVED_MAX)?)).await?;
+        if waiting.len() == ARRIVED_MAX {
+            // Perhaps more wait for the same few contents.
+            self.is_behind = true;
+            self.arrived = None;
+        }
+        for paths in waiting.chunks(ROUND_PATHS) {
+            self.reconcile(paths.to_vec()).await?;
+        }
+        Ok(())
+    }
+
+    async fn look_for_missing(&mut self, epoch: [u8; 16], seq: u64) -> Result<()> {
+        let mut after = None;
+        loop {
+            let (db, index, id) = (self.shared.db.clone(), self.shared.index.clone(), self.id);
+            let from: Option<FolderPath> = after.clone();
+            let found = blocking(move || {
+                let page = db.pending(id, from.as_ref(), ROUND_PATHS)?;
+                let last = page.last().map(|(path, _)| path.clone());
+                let missing: Vec<_> =
+                    page.into_iter().filter_map(|(path, hash)| Some((path, hash?))).collect();
+                let hashes: Vec<Hash> = missing.iter().map(|(_, hash)| *hash).collect();
+                let known = index.known(&hashes)?;
+                let here = missing.into_iter().zip(known).filter(|(_, is_known)| *is_known);
+                Ok((last, here.map(|((path, _), _)| path).collect::<Vec<_>>()))
+            });
+            let (last, here) = found.await?;
+            if last.is_none() {
+                break;
+            }
+            after = last;
+            self.reconcile(here).await?;
+        }
+        self.arrived = Some((epoch, seq));
+        Ok(())
+    }
+
+    // ---- the user --------------------------------------------------------------------------------
+
+    async fn obey(&mut self, command: Command) -> Result<()> {
+        let (db, id) = (self.shared.db.clone(), self.id);
+        let reply = match command {
+            Command::Pause(reply) => {
+                self.is_paused = true;
+                blocking(move || Ok(db.set_paused(id, true)?)).await?;
+                self.scan = None;
+                reply
+            }
+            Command::Resume(reply) => {
+                self.is_paused = false;
+                blocking(move || Ok(db.set_paused(id, false)?)).await?;
+                self.begin_anew();
+                reply
+            }
+            Command::Confirm(reply) => {
+                self.let_pass(true).await?;
+                reply
+            }
+            Command::TakeIn(reply) => {
+                self.let_pass(true).await?;
+                self.scan = None;
+                self.takers.push(reply);
+                return Ok(());
+            }
+        };
+        self.show_now();
+        // Its caller may have gone.
+        let _ = reply.send(());
+        Ok(())
+    }
+
+    /// Ends the hold; `all`: whatever comes passes until all is equal.
+    pub(super) async fn let_pass(&mut self, all: bool) -> Result<()> {
+        let (db, id) = (self.shared.db.clone(), self.id);
+        blocking(move || Ok(db.set_held(id, None)?)).await?;
+        self.held = None;
+        self.brake = Brake::default();
+        self.is_confirmed = all;
+        self.begin_anew();
+        Ok(())
+    }
+
+    /// Looks at everything again.
+    fn begin_anew(&mut self) {
+        self.scan_at = Instant::now();
+        self.arrived = None;
+        self.retry_at = Some(Instant::now());
+        self.is_behind = true;
+    }
+
+    /// Holds all changes until the user decides.
+    pub(super) async fn hold(&mut self, source: Source) -> Result<()> {
+        tracing::warn!(dir = %self.binding.dir.display(), "{}", held_text(&source));
+        self.held = Some(source);
+        self.scan = None;
+        let (db, id) = (self.shared.db.clone(), self.id);
+        blocking(move || Ok(db.set_held(id, Some(source))?)).await
+    }
+
+    /// Whether nothing may be written.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_paused || self.held.is_some()
+    }
+
+    // ---- what is told ----------------------------------------------------------------------------
+
+    fn tell(&mut self, commits: &watch::Receiver<Commits>) {
+        let is_scanned = self.shared.reports.get(&self.binding.folder).is_scanned;
+        let is_busy = self.has_pending
+            || self.scan.is_some()
+            || !self.below.is_empty()
+            || !self.quiet.due.is_empty()
+            || commits.has_changed().unwrap_or(false);
+        if is_scanned && !is_busy {
+            self.is_confirmed = false;
+        }
+        let state = match (is_scanned, is_busy) {
+            _ if self.held.is_some() => BindingState::Held,
+            _ if self.is_paused => BindingState::Paused,
+            (false, _) => BindingState::Scanning,
+            (true, true) => BindingState::Syncing,
+            (true, false) => BindingState::UpToDate,
+        };
+        self.show(state);
+    }
+
+    fn show_now(&self) {
+        let state = match () {
+            () if self.held.is_some() => BindingState::Held,
+            () if self.is_paused => BindingState::Paused,
+            () if self.root.is_none() => BindingState::Stopped,
+            () => BindingState::Syncing,
+        };
+        self.show(state);
+    }
+
+    fn show(&self, state: BindingState) {
+        self.shared.reports.change(self.binding.folder, |report| report.state = state);
+    }
+
+    /// Tells what is wrong; `None`: no longer.
+    pub(super) fn problem(&self, kind: &'static str, text: Option<String>) {
+        self.shared.reports.change(self.binding.folder, |report| match text {
+            Some(text) => {
+                report.problems.insert(kind, text);
+            }
+            None => {
+                report.problems.remove(kind);
+            }
+        });
+    }
+
+    /// Takes in what was written to something after it was replaced. Of what an earlier run kept it is
+    /// not known whether it was written to: it is safe if the store holds it.
+    async fn take_leftover(&mut self, leftover: Displaced, is_old: bool) -> Result<()> {
+        let folder = self.binding.folder;
+        // Pages begin after a key.
+        let before = u128::from_be_bytes(leftover.key.0).checked_sub(1);
+        let before = before.map(|number| PathKey(number.to_be_bytes()));
+        let page = self.shared.journal.versions(folder, before, 1).await?;
+        let row = page.rows.into_iter().find(|row| row.version.path.key() == leftover.key);
+        match row {
+            Some(_) if is_old && self.is_safe(&leftover).await? => {
+                if let Some(root) = self.root.clone() {
+                    blocking(move || {
+                        root.release(leftover);
+                        Ok(())
+                    })
+                    .await?;
+                }
+                Ok(())
+            }
+            Some(row) => self.take_displaced(&row.version.path, leftover).await,
+            None => {
+                let text = format!("something of an unknown path is kept in {}", leftover.kept);
+                self.problem("kept", Some(text));
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the store holds what is kept.
+    async fn is_safe(&self, leftover: &Displaced) -> Result<bool> {
+        let root = self.root.clone().context("the directory is not open")?;
+        let (kept, seen) = (leftover.kept.clone(), leftover.seen);
+        let algorithm = self.shared.algorithm()?;
+        let read = blocking(move || Ok(look::content_of(&root, &kept, &seen, algorithm).ok()));
+        let Some((content, _)) = read.await? else { return Ok(false) };
+        let Some(hash) = ingest::hash(&content) else { return Ok(false) };
+        let found = self.shared.store.lookup(hash).await;
+        Ok(found.is_ok_and(|asset| asset.is_some_and(|asset| !asset.is_damaged)))
+    }
+
+    /// Counts a path that is left out.
+    pub(super) fn skip(&self, reason: &str, path: &FolderPath) {
+        self.shared.reports.change(self.binding.folder, |report| {
+            report.skip(reason, path);
+        });
+    }
+}
+
+/// What a hold is, in words for people.
+pub(super) fn held_text(source: &Source) -> String {
+    let by = match source {
+        Source::Device(device) => format!("came from the device {}", device.short()),
+        Source::Disk => "were made in this directory".into(),
+    };
+    format!(
+        "very many files were changed or removed within five minutes; the changes {by}. Nothing is \
+         synced until you decide: `can-sync folder confirm` lets them pass, `can-sync folder undo` \
+         puts the folder back"
+    )
+}
+
+/// Whether the agent is stopping.
+fn is_closed(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(AskError::Closed)))
+}

@@ -1,0 +1,604 @@
+//! Reconciles paths: what is in the directory, what was last equal, and what is in the journal. Decides
+//! by `core::folder::three_way`, then performs: contents into the store, versions into the journal,
+//! versions into the directory, and at last the new bases.
+//!
+//! R1  The order makes every crash harmless: a content is in the store before its version is in the
+//!     journal, and a base is recorded after the disk and the journal hold what it says. Whatever is
+//!     repeated finds its work done.
+//! R2  Nothing is written, here or there, while the binding is paused or held.
+//! R3  Changes that free a name go before those that need it; among the others, removals go last, so
+//!     that a rename is never without a name.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+
+use super::apply::{self, Ended, ToPlace};
+use super::db::Became;
+use super::disk::{Displaced, Seen};
+use super::driver::Driver;
+use super::guard::Counted;
+use super::ingest::{self, NotStored, ToStore};
+use super::look::{Disk, Look, Looker, Unusable};
+use super::shared::blocking;
+use crate::clock::wall_ms;
+use crate::core::folder::brake::Source;
+use crate::core::folder::path::FolderPath;
+use crate::core::folder::resolve::make_way;
+use crate::core::folder::three_way::{Action, DiskSays, Edit, decide};
+use crate::core::folder::version::{Content, Version};
+use crate::core::ids::NodeId;
+use crate::replica::folders::{FileChange, FileRow};
+
+/// The most paths that are reconciled at once.
+pub(super) const ROUND_PATHS: usize = 512;
+
+/// An edit in the directory that is to be written to the journal.
+struct Written {
+    path: FolderPath,
+    edit: Edit,
+    /// The base as it is, which the journal has forgotten.
+    is_base: bool,
+    seen: Option<Seen>,
+    bytes: Option<Bytes>,
+    /// The content that was at the path before.
+    was: Option<Content>,
+}
+
+/// A version that is to be brought to the directory.
+struct Brought {
+    item: ToPlace,
+    was: Option<Content>,
+    from: NodeId,
+}
+
+/// What a round is to do.
+#[derive(Default)]
+struct Plan {
+    writes: Vec<Written>,
+    brings: Vec<Brought>,
+    /// Edits in a directory that only shows the folder: keep them beside.
+    asides: Vec<(FolderPath, Seen, Version)>,
+    became: Vec<(FolderPath, Became)>,
+}
+
+impl Plan {
+    /// What the brake counts.
+    fn counted(&self) -> Vec<Counted<'_>> {
+        let here = self.writes.iter().map(|write| Counted {
+            path: &write.path,
+            was: write.was.as_ref(),
+            now: &write.edit.content,
+            by: Source::Disk,
+        });
+        let there = self.brings.iter().map(|bring| Counted {
+            path: &bring.item.path,
+            was: bring.was.as_ref(),
+            now: &bring.item.version.content,
+            by: Source::Device(bring.from),
+        });
+        here.chain(there).collect()
+    }
+}
+
+impl Driver {
+    /// Reconciles these paths and those that hang together with them.
+    pub(super) async fn reconcile(&mut self, paths: Vec<FolderPath>) -> Result<()> {
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let root = self.root.clone().context("the directory is not open")?;
+        let (rules, db, id) = (self.rules.clone(), self.shared.db.clone(), self.id);
+        let (symlinks, algorithm) = (self.binding.symlinks, self.shared.algorithm()?);
+        let looker = (root.clone(), rules, db);
+        let mut queue = blocking({
+            let (root, rules, db) = looker.clone();
+            move || {
+                Looker { root: &root, rules: &rules, db: &db, id, symlinks, algorithm }
+                    .with_relatives(paths)
+            }
+        })
+        .await?;
+        while !queue.is_empty() {
+            let (root, rules, db) = looker.clone();
+            let (looks, rest) = blocking(move || {
+                let looker =
+                    Looker { root: &root, rules: &rules, db: &db, id, symlinks, algorithm };
+                let looks = looker.look(&mut queue, ROUND_PATHS)?;
+                Ok((looks, queue))
+            })
+            .await?;
+            queue = rest;
+            self.round(looks).await?;
+        }
+        Ok(())
+    }
+
+    async fn round(&mut self, looks: Vec<Look>) -> Result<()> {
+        if looks.is_empty() || self.is_idle() {
+            return Ok(());
+        }
+        let paths = looks.iter().map(|look| look.path.clone()).collect();
+        let rows = self.shared.journal.versions_at(self.binding.folder, paths).await?;
+        let mut plan = Plan::default();
+        for (look, row) in looks.into_iter().zip(rows) {
+            self.judge(look, row, &mut plan);
+        }
+        if let Some(source) = self.over_limit(&plan.counted()).await? {
+            return self.hold(source).await;
+        }
+        if !plan.writes.is_empty() || !plan.brings.is_empty() || !plan.asides.is_empty() {
+            let root = self.root.clone().context("the directory is not open")?;
+            blocking(move || Ok(root.check().map_err(Unusable)?)).await?;
+        }
+        let Plan { writes, brings, asides, mut became } = plan;
+        self.write(writes, &mut became).await?;
+        let mut brings: Vec<ToPlace> = brings.into_iter().map(|bring| bring.item).collect();
+        self.set_aside(asides, &mut brings).await?;
+        self.bring(brings, &mut became).await?;
+        self.record(became).await
+    }
+
+    fn judge(&mut self, look: Look, row: Option<FileRow>, plan: &mut Plan) {
+        let Look { path, base, disk } = look;
+        let journal = row.as_ref().map(|row| &row.version);
+        let is_asked = journal.is_some_and(|journal| !journal.is_absent());
+        let (says, seen, bytes) = match disk {
+            Disk::Same(seen) => (DiskSays::Base, Some(seen), None),
+            Disk::Occupied(seen) => (DiskSays::Occupied, Some(seen), None),
+            Disk::Found { seen, content, bytes } => (DiskSays::Content(content), Some(seen), bytes),
+            Disk::Gone => (DiskSays::Content(Content::Absent), None, None),
+            Disk::Skipped(reason) => {
+                self.skip(reason, &path);
+                if is_asked {
+                    plan.became.push((path, Became::Pending(None)));
+                }
+                return;
+            }
+            Disk::Unstable => return self.look_again(path),
+            Disk::Failed(why) => {
+                self.skip(&format!("cannot be read: {why}"), &path);
+                plan.became.push((path, Became::Pending(None)));
+                return;
+            }
+        };
+        let action =
+            decide(self.binding.mode, base.as_ref().map(|base| &base.version), &says, journal);
+        let was = base.as_ref().map(|base| base.version.content.clone());
+        match action {
+            Action::Nothing => {
+                let became = match (base, seen, &says) {
+                    // The same content with another stat.
+                    (Some(base), Some(seen), DiskSays::Content(_)) => {
+                        Became::Equal(base.version, seen)
+                    }
+                    _ => Became::Left,
+                };
+                plan.became.push((path, became));
+            }
+            Action::Adopt => {
+                let became = match (row, seen) {
+                    (Some(row), Some(seen)) if !row.version.is_absent() => {
+                        Became::Equal(row.version, seen)
+                    }
+                    _ => Became::Gone,
+                };
+                plan.became.push((path, became));
+            }
+            Action::Touch | Action::Apply => {
+                let Some(FileRow { version, device, .. }) = row else { return };
+                if matches!(version.content, Content::Symlink { .. }) && !self.binding.symlinks {
+                    self.skip("symbolic links of the folder (bind it with --symlinks)", &path);
+                    plan.became.push((path, Became::Left));
+                    return;
+                }
+                let item = ToPlace { path, version, expected: seen };
+                plan.brings.push(Brought { item, was, from: device });
+            }
+            Action::Write(edit) => {
+                plan.writes.push(Written { path, edit, is_base: false, seen, bytes, was });
+            }
+            Action::WriteBase => {
+                let Some(base) = base else { return };
+                let Version { content, vector, .. } = base.version;
+                let edit = Edit { content, vector, before: None };
+                plan.writes.push(Written { path, edit, is_base: true, seen, bytes: None, was });
+            }
+            Action::SetAside => {
+                let (Some(row), Some(seen)) = (row, seen) else { return };
+                if says == DiskSays::Occupied {
+                    self.skip("a directory with files is in the way", &path);
+                    plan.became.push((path, Became::Pending(None)));
+                    return;
+                }
+                plan.asides.push((path, seen, row.version));
+            }
+            Action::LeaveExtra => {
+                self.skip("only in this directory, which shows the folder (mode out)", &path);
+                plan.became.push((path, Became::Left));
+            }
+            Action::Hold => {
+                self.skip("written by a later version of can-sync: update this device", &path);
+                plan.became.push((path, Became::Left));
+            }
+        }
+    }
+
+    /// Writes edits to the journal, their contents before that to the store.
+    async fn write(
+        &mut self,
+        mut writes: Vec<Written>,
+        became: &mut Vec<(FolderPath, Became)>,
+    ) -> Result<()> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let root = self.root.clone().context("the directory is not open")?;
+        let contents: Vec<ToStore> = writes
+            .iter()
+            .map(|write| ToStore {
+                path: write.path.clone(),
+                seen: write.seen,
+                // The asset of a base was stored with it.
+                content: if write.is_base { Content::Absent } else { write.edit.content.clone() },
+                bytes: write.bytes.clone(),
+            })
+            .collect();
+        let stored = ingest::store(&self.shared, &root, &contents).await?;
+        drop(contents);
+        let mut failed = None;
+        let mut stored = stored.into_iter();
+        writes.retain(|write| match stored.next() {
+            Some(Ok(())) | None => true,
+            Some(Err(NotStored::Unstable)) => {
+                self.look_again(write.path.clone());
+                false
+            }
+            Some(Err(NotStored::Why(why))) => {
+                failed = Some(why);
+                became.push((write.path.clone(), Became::Pending(None)));
+                false
+            }
+        });
+        self.problem("store", failed.map(|why| format!("files wait to be stored: {why}")));
+        in_safe_order(&mut writes, |write| (&write.path, write.edit.content == Content::Absent));
+        let (bases, edits): (Vec<Written>, Vec<Written>) =
+            writes.into_iter().partition(|write| write.is_base);
+        self.write_versions(bases, true, became).await?;
+        self.write_versions(edits, false, became).await
+    }
+
+    /// Writes versions to the journal: as changes of this device, or as they are.
+    async fn write_versions(
+        &mut self,
+        writes: Vec<Written>,
+        as_they_are: bool,
+        became: &mut Vec<(FolderPath, Became)>,
+    ) -> Result<()> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let changes = writes.iter().map(|write| change(&write.path, &write.edit)).collect();
+        let (journal, folder) = (&self.shared.journal, self.binding.folder);
+        let versions = match as_they_are {
+            true => journal.write_as_they_are(folder, changes).await,
+            false => journal.write(folder, changes).await,
+        };
+        let versions = match versions {
+            Ok(versions) => {
+                self.problem("journal", None);
+                versions
+            }
+            Err(error) => {
+                self.problem("journal", Some(format!("changes wait to be recorded: {error}")));
+                became.extend(writes.into_iter().map(|w| (w.path, Became::Pending(None))));
+                return Ok(());
+            }
+        };
+        for (write, version) in writes.into_iter().zip(versions) {
+            let is_new = write.was.is_none();
+            let end = match write.seen {
+                Some(seen) if !version.is_absent() => Became::Equal(version, seen),
+                _ => Became::Gone,
+            };
+            self.count_file(is_new, &end);
+            became.push((write.path, end));
+        }
+        Ok(())
+    }
+
+    /// Keeps edits in a directory that only shows the folder under another name, which is not synced.
+    async fn set_aside(
+        &mut self,
+        asides: Vec<(FolderPath, Seen, Version)>,
+        brings: &mut Vec<ToPlace>,
+    ) -> Result<()> {
+        for (path, seen, version) in asides {
+            let root = self.root.clone().context("the directory is not open")?;
+            let from = path.clone();
+            let set = blocking(move || {
+                let to = apply::aside(&from, wall_ms());
+                Ok(to.is_some_and(|to| root.set_aside(&from, &to, &seen).is_ok()))
+            });
+            if set.await? {
+                brings.push(ToPlace { path, version, expected: None });
+            } else {
+                self.look_again(path);
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings versions to the directory.
+    async fn bring(
+        &mut self,
+        mut brings: Vec<ToPlace>,
+        became: &mut Vec<(FolderPath, Became)>,
+    ) -> Result<()> {
+        if brings.is_empty() {
+            return Ok(());
+        }
+        let root = self.root.clone().context("the directory is not open")?;
+        in_safe_order(&mut brings, |item| (&item.path, item.version.is_absent()));
+        let ended = apply::place(&self.shared, &root, self.binding.keep, brings).await?;
+        let mut emptied = BTreeSet::new();
+        for (item, end) in ended {
+            let ToPlace { path, version, expected } = item;
+            let end = match end {
+                Ended::Done(seen) => placed(version, seen),
+                Ended::Displaced(seen, edit) => {
+                    self.take_displaced(&path, edit).await?;
+                    placed(version, seen)
+                }
+                Ended::Missing(hash) => Became::Pending(Some(hash)),
+                Ended::Changed => {
+                    self.look_again(path.clone());
+                    Became::Pending(None)
+                }
+                Ended::Blocked => {
+                    self.make_way(&path, &version).await?;
+                    Became::Pending(None)
+                }
+                Ended::Failed(why) => {
+                    self.skip(&format!("cannot be written: {why}"), &path);
+                    Became::Pending(None)
+                }
+            };
+            if matches!(end, Became::Gone) {
+                emptied.extend(path.parent());
+            }
+            self.count_file(expected.is_none(), &end);
+            became.push((path, end));
+        }
+        self.remove_empty(emptied).await
+    }
+
+    /// Removes directories that are empty now and are not empty directories of the folder.
+    async fn remove_empty(&mut self, mut dirs: BTreeSet<FolderPath>) -> Result<()> {
+        // The innermost is the last.
+        while let Some(dir) = dirs.pop_last() {
+            let rows =
+                self.shared.journal.versions_at(self.binding.folder, vec![dir.clone()]).await?;
+            if rows.into_iter().flatten().any(|row| row.version.content == Content::Directory) {
+                continue;
+            }
+            let root = self.root.clone().context("the directory is not open")?;
+            let is_removed = blocking({
+                let dir = dir.clone();
+                move || Ok(root.remove_empty_directory(&dir).unwrap_or(false))
+            });
+            if is_removed.await? {
+                dirs.extend(dir.parent());
+            }
+        }
+        Ok(())
+    }
+
+    /// A file of the folder stands where another path of the folder needs a directory: the file gets
+    /// its conflict name.
+    async fn make_way(&mut self, path: &FolderPath, version: &Version) -> Result<()> {
+        let mut above = Vec::new();
+        let mut next = path.parent();
+        while let Some(dir) = next {
+            next = dir.parent();
+            above.push(dir);
+        }
+        let folder = self.binding.folder;
+        let rows = self.shared.journal.versions_at(folder, above).await?;
+        let is_file =
+            |content: &Content| matches!(content, Content::File { .. } | Content::Symlink { .. });
+        let file_above = rows.into_iter().flatten().find(|row| is_file(&row.version.content));
+        let in_the_way = match file_above {
+            Some(row) => row.version,
+            // The path itself is a file, and the directory in its place has files of the folder.
+            None if is_file(&version.content) && self.has_below(path).await? => version.clone(),
+            None => {
+                self.skip("something that is not synced is in the way", path);
+                return Ok(());
+            }
+        };
+        let [copy, removal] = make_way(&in_the_way);
+        let changes = vec![
+            FileChange { version: copy, before: None },
+            FileChange { version: removal, before: Some(in_the_way) },
+        ];
+        let written = self.shared.journal.write_as_they_are(folder, changes).await;
+        if let Err(error) = written {
+            self.problem("journal", Some(format!("changes wait to be recorded: {error}")));
+        }
+        Ok(())
+    }
+
+    /// Whether the folder has files below this path.
+    async fn has_below(&self, path: &FolderPath) -> Result<bool> {
+        let (db, id, path) = (self.shared.db.clone(), self.id, path.clone());
+        blocking(move || Ok(!db.below(id, &path, None, 1)?.is_empty())).await
+    }
+
+    /// Takes in what the user wrote in the moment in which a version was brought to the directory: an
+    /// edit of what was there before.
+    pub(super) async fn take_displaced(
+        &mut self,
+        path: &FolderPath,
+        edit: Displaced,
+    ) -> Result<()> {
+        let root = self.root.clone().context("the directory is not open")?;
+        let (db, id, algorithm) = (self.shared.db.clone(), self.id, self.shared.algorithm()?);
+        let (kept, seen, at) = (edit.kept.clone(), edit.seen, path.clone());
+        let read = blocking({
+            let root = root.clone();
+            move || {
+                let base = db.bases(id, &[at])?.pop().flatten();
+                Ok((base, super::look::content_of(&root, &kept, &seen, algorithm)))
+            }
+        });
+        let (base, read) = read.await?;
+        let Ok((content, bytes)) = read else {
+            // It is still being written to: it comes again.
+            root.release(edit);
+            return Ok(());
+        };
+        let before = base.map(|base| base.version);
+        let item = ToStore {
+            path: edit.kept.clone(),
+            seen: Some(edit.seen),
+            content: content.clone(),
+            bytes,
+        };
+        let stored = ingest::store(&self.shared, &root, &[item]).await?.pop();
+        if let Some(Err(NotStored::Why(why))) = stored {
+            // It stays where it is kept, and the next start finds it.
+            self.problem(
+                "kept",
+                Some(format!("an edit is kept in {} until it can be stored: {why}", edit.kept)),
+            );
+            return Ok(());
+        }
+        let vector = before.as_ref().map(|before| before.vector.clone()).unwrap_or_default();
+        let change = change(path, &Edit { content, vector, before });
+        match self.shared.journal.write(self.binding.folder, vec![change]).await {
+            Ok(_) => root.release(edit),
+            Err(error) => self.problem(
+                "kept",
+                Some(format!("an edit is kept in {} until it can be recorded: {error}", edit.kept)),
+            ),
+        }
+        Ok(())
+    }
+
+    pub(super) async fn record(&mut self, became: Vec<(FolderPath, Became)>) -> Result<()> {
+        if became.is_empty() {
+            return Ok(());
+        }
+        self.shared.reports.change(self.binding.folder, |report| {
+            for (path, became) in &became {
+                if matches!(became, Became::Equal(..) | Became::Gone) {
+                    report.done(path);
+                }
+            }
+        });
+        let (db, id) = (self.shared.db.clone(), self.id);
+        let pendings = blocking(move || {
+            db.record(id, became, None).context("writing folders.db")?;
+            Ok(db.pendings(id)?)
+        });
+        self.note_pending(pendings.await?);
+        Ok(())
+    }
+
+    fn count_file(&mut self, is_new: bool, end: &Became) {
+        match end {
+            Became::Equal(..) if is_new => self.files += 1,
+            Became::Gone => self.files = self.files.saturating_sub(1),
+            Became::Equal(..) | Became::Pending(_) | Became::Left => {}
+        }
+    }
+}
+
+/// An edit as the journal takes it, which adds the counter and the name of this device.
+pub(super) fn change(path: &FolderPath, edit: &Edit) -> FileChange {
+    let Edit { content, vector, before } = edit.clone();
+    let version = Version { path: path.clone(), content, vector, device_name: String::new() };
+    FileChange { version, before }
+}
+
+fn placed(version: Version, seen: Option<Seen>) -> Became {
+    match seen {
+        Some(seen) if !version.is_absent() => Became::Equal(version, seen),
+        _ => Became::Gone,
+    }
+}
+
+/// Sorts changes, of which some are removals: what frees a name that another one needs as a file or
+/// as a directory is first, the innermost before all; other removals are last.
+fn in_safe_order<T>(changes: &mut Vec<T>, of: impl Fn(&T) -> (&FolderPath, bool)) {
+    let mut needed_as_dir = BTreeSet::new();
+    let mut new = BTreeSet::new();
+    for change in changes.iter() {
+        let (path, is_removal) = of(change);
+        if is_removal {
+            continue;
+        }
+        new.insert(path.clone());
+        let mut next = path.parent();
+        while let Some(dir) = next {
+            next = dir.parent();
+            if !needed_as_dir.insert(dir) {
+                break;
+            }
+        }
+    }
+    let frees = |path: &FolderPath| {
+        let mut above = std::iter::successors(path.parent(), FolderPath::parent);
+        needed_as_dir.contains(path) || above.any(|dir| new.contains(&dir))
+    };
+    let mut ranked: VecDeque<(u8, T)> = VecDeque::with_capacity(changes.len());
+    for change in changes.drain(..) {
+        let (path, is_removal) = of(&change);
+        let rank = match is_removal {
+            true if frees(path) => 0,
+            false => 1,
+            true => 2,
+        };
+        ranked.push_back((rank, change));
+    }
+    let mut ranked = Vec::from(ranked);
+    ranked.sort_by(|(rank, one), (other_rank, other)| {
+        let (one, is_removal) = of(one);
+        let (other, _) = of(other);
+        rank.cmp(other_rank).then_with(|| match is_removal {
+            // What is in a directory before the directory.
+            true => other.cmp(one),
+            false => one.cmp(other),
+        })
+    });
+    changes.extend(ranked.into_iter().map(|(_, change)| change));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_frees_a_name_goes_first_and_a_rename_is_never_without_a_name() {
+        let path = |text: &str| FolderPath::from_text(text).unwrap();
+        let mut changes: Vec<(FolderPath, bool)> = [
+            ("z", true),
+            ("new", false),
+            ("d/x", false),
+            ("d", true),
+            ("f/a/b", true),
+            ("f/a", true),
+            ("f", false),
+            ("old", true),
+        ]
+        .into_iter()
+        .map(|(text, is_removal)| (path(text), is_removal))
+        .collect();
+        in_safe_order(&mut changes, |(path, is_removal)| (path, *is_removal));
+        let order: Vec<String> = changes.iter().map(|(path, _)| path.to_text()).collect();
+        assert_eq!(order, ["f/a/b", "f/a", "d", "d/x", "f", "new", "z", "old"]);
+    }
+}

@@ -1,0 +1,145 @@
+//! What the manager, the drivers and the API work with, and what drivers report.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result};
+use tokio::sync::watch;
+
+use super::db::FoldersDb;
+use super::scan::OF_SCANS;
+use super::status::{BindingState, SkipCount, Skipped};
+use crate::core::folder::path::FolderPath;
+use crate::core::ids::{FolderId, HashAlgorithm, NodeId};
+use crate::replica::folders::FolderJournal;
+use crate::state::home::Home;
+use crate::state::index::Index;
+use crate::store::Store;
+use crate::store::embedded::EmbeddedStore;
+
+/// What everything about folders works with. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) me: NodeId,
+    pub(crate) home: Home,
+    pub(crate) db: FoldersDb,
+    pub(crate) journal: FolderJournal,
+    pub(crate) store: Arc<dyn Store>,
+    /// The same store if it is the embedded one.
+    pub(crate) embedded: Option<EmbeddedStore>,
+    pub(crate) index: Index,
+    /// A folder for files that the store adopts.
+    pub(crate) staging_dir: PathBuf,
+    /// Changes when the index has taken up what is new in the store.
+    pub(crate) listed: watch::Receiver<u64>,
+    pub(crate) reports: Reports,
+}
+
+impl Shared {
+    /// The hash function of the store.
+    pub(crate) fn algorithm(&self) -> Result<HashAlgorithm> {
+        let bound = self.index.bound().context("reading the index")?;
+        Ok(bound.map_or_else(HashAlgorithm::default, |(_, algorithm)| algorithm))
+    }
+}
+
+/// Runs work that blocks.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.context("a task about folders was ended")?
+}
+
+/// What the drivers report, by folder.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reports(Arc<Mutex<BTreeMap<FolderId, Report>>>);
+
+/// How a binding stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Report {
+    pub(crate) state: BindingState,
+    /// What is wrong, by kind: a kind is reported once.
+    pub(crate) problems: BTreeMap<&'static str, String>,
+    pub(crate) skipped: SkipCount,
+    /// Paths left out since the last scan, by reason.
+    pub(crate) later: BTreeMap<String, BTreeSet<String>>,
+    /// The directory was scanned since the start.
+    pub(crate) is_scanned: bool,
+}
+
+/// The most paths of one reason that are kept between two scans.
+const LATER_MAX: usize = 1000;
+
+impl Report {
+    /// Notes a path that is left out.
+    pub(crate) fn skip(&mut self, reason: &str, path: &FolderPath) {
+        self.done(path);
+        let paths = self.later.entry(reason.to_owned()).or_default();
+        if paths.len() < LATER_MAX {
+            paths.insert(path.to_text());
+        }
+    }
+
+    /// Notes that a path is not left out any more.
+    pub(crate) fn done(&mut self, path: &FolderPath) {
+        if self.later.is_empty() {
+            return;
+        }
+        let text = path.to_text();
+        self.later.retain(|_, paths| {
+            paths.remove(&text);
+            !paths.is_empty()
+        });
+    }
+
+    /// Takes up what a scan of the whole directory left out.
+    pub(crate) fn scanned(&mut self, skipped: SkipCount) {
+        self.later.retain(|reason, _| !OF_SCANS.contains(&reason.as_str()));
+        self.skipped = skipped;
+        self.is_scanned = true;
+    }
+
+    /// Everything that is left out.
+    pub(crate) fn skipped(&self) -> Vec<Skipped> {
+        let mut all = self.skipped.clone();
+        for (reason, paths) in &self.later {
+            paths.iter().for_each(|path| all.add(reason, path.clone()));
+        }
+        all.told()
+    }
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self {
+            state: BindingState::Scanning,
+            problems: BTreeMap::new(),
+            skipped: SkipCount::default(),
+            later: BTreeMap::new(),
+            is_scanned: false,
+        }
+    }
+}
+
+impl Reports {
+    /// The report about a binding.
+    pub(crate) fn get(&self, folder: &FolderId) -> Report {
+        self.lock().get(folder).cloned().unwrap_or_default()
+    }
+
+    /// Changes the report about a binding.
+    pub(crate) fn change(&self, folder: FolderId, change: impl FnOnce(&mut Report)) {
+        change(self.lock().entry(folder).or_default());
+    }
+
+    /// Forgets a binding.
+    pub(crate) fn remove(&self, folder: &FolderId) {
+        self.lock().remove(folder);
+    }
+
+    /// No panic can leave a report inconsistent.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<FolderId, Report>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,225 @@
+//! Undo: puts every path of a folder back to what it was at a time.
+//!
+//! U1  An undo only writes new versions. What it replaces stays in the history, so an undo can be
+//!     undone.
+//! U2  Before an undo everything in the directory is taken in, held or not: nothing that was written
+//!     since is lost.
+//! U3  What was made since has no event. A path without an event whose version is younger is such a
+//!     path, unless its content is older and no path gets the same content back: then only its time
+//!     of modification was changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::handle::{FolderError, Folders, Result};
+use super::ingest;
+use super::past::back_to;
+use super::reconcile::change;
+use super::status::{BindingState, EXAMPLES_MAX, UndoRequest, UndoStep, Undone};
+use crate::core::folder::path::{FolderPath, PathKey};
+use crate::core::folder::version::{Content, Version};
+use crate::core::ids::{FolderId, Hash, NodeId};
+use crate::replica::folders::{FileChange, FileRow, Folder};
+
+/// The most paths of one undo: as many as are kept in memory, some hundred bytes each.
+const UNDO_PATHS_MAX: usize = 200_000;
+
+/// Paths that are read or written at once.
+const PAGE: usize = 512;
+
+/// A path that changed since the time of an undo.
+struct Changed {
+    /// The time of the first change that is known.
+    at_ms: u64,
+    before: Version,
+    /// A device that is not to be undone changed it too.
+    is_mixed: bool,
+}
+
+impl Folders {
+    /// Puts a folder back to what it was, or says what that would change.
+    pub async fn undo(&self, folder: &str, request: UndoRequest) -> Result<Undone> {
+        let folder = self.find(folder).await?;
+        let bound = self.bound(folder.id).await?;
+        let held = bound.as_ref().is_some_and(|bound| bound.held.is_some());
+        if let Some(bound) = bound
+            && !request.dry_run
+        {
+            if bound.is_paused {
+                let text = "the folder is paused: `can-sync folder resume` first, so that the undo \
+                            can take in what is in the directory";
+                return Err(FolderError::Refused(text.into()));
+            }
+            let state = self.shared.reports.get(&folder.id).state;
+            if state != BindingState::Stopped {
+                self.take_in(&folder).await?;
+            }
+        }
+        let mut undo = Undo {
+            folders: self,
+            folder: &folder,
+            since_ms: request.since_ms,
+            device: request.device,
+            told: Undone { held, ..Undone::default() },
+            is_preview: request.dry_run,
+            returning: BTreeSet::new(),
+        };
+        let changed = undo.changed().await?;
+        undo.bring_back(&changed).await?;
+        undo.remove_new(&changed).await?;
+        Ok(undo.told)
+    }
+}
+
+struct Undo<'a> {
+    folders: &'a Folders,
+    folder: &'a Folder,
+    since_ms: u64,
+    device: Option<NodeId>,
+    told: Undone,
+    is_preview: bool,
+    /// The contents that paths get back.
+    returning: BTreeSet<Hash>,
+}
+
+impl Undo<'_> {
+    /// The paths that were changed or removed since, each with what was there before.
+    async fn changed(&self) -> Result<BTreeMap<PathKey, Changed>> {
+        let mut changed: BTreeMap<PathKey, Changed> = BTreeMap::new();
+        let mut after = None;
+        loop {
+            let journal = &self.folders.shared.journal;
+            let page =
+                journal.history(self.folder.id, None, Some(self.since_ms), after, PAGE).await?;
+            for entry in page.entries {
+                let (at_ms, before) = (entry.changed_at_ms, entry.version);
+                let is_other = self.device.is_some_and(|device| device != entry.device);
+                let key = before.path.key();
+                match changed.get_mut(&key) {
+                    Some(known) => {
+                        known.is_mixed |= is_other;
+                        if at_ms < known.at_ms {
+                            (known.at_ms, known.before) = (at_ms, before);
+                        }
+                    }
+                    None => {
+                        changed.insert(key, Changed { at_ms, before, is_mixed: is_other });
+                    }
+                }
+            }
+            if changed.len() > UNDO_PATHS_MAX {
+                let text = format!(
+                    "more than {UNDO_PATHS_MAX} paths changed since then, which is more than one undo \
+                     can hold: give a later time, and go back step by step"
+                );
+                return Err(FolderError::Refused(text));
+            }
+            after = page.next;
+            if after.is_none() {
+                return Ok(changed);
+            }
+        }
+    }
+
+    async fn bring_back(&mut self, changed: &BTreeMap<PathKey, Changed>) -> Result<()> {
+        let all: Vec<&Changed> = changed.values().collect();
+        for page in all.chunks(PAGE) {
+            let paths = page.iter().map(|changed| changed.before.path.clone()).collect();
+            let current = self.folders.current(self.folder.id, paths).await?;
+            let mut steps = Vec::new();
+            for (changed, row) in page.iter().zip(current) {
+                let Some(row) = row else { continue };
+                let before = &changed.before.content;
+                if changed.is_mixed || row.version.content.is_like(before) {
+                    self.told.unchanged += 1;
+                    continue;
+                }
+                self.returning.extend(ingest::hash(before));
+                match before {
+                    Content::Absent => self.told.removed += 1,
+                    _ => self.told.brought_back += 1,
+                }
+                steps.push((row.version, before.clone()));
+            }
+            self.carry_out(steps).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes what was made since. See U3.
+    async fn remove_new(&mut self, changed: &BTreeMap<PathKey, Changed>) -> Result<()> {
+        let mut after = None;
+        loop {
+            let journal = &self.folders.shared.journal;
+            let page = journal.versions(self.folder.id, after, PAGE).await?;
+            let mut young: Vec<FileRow> = page.rows;
+            young.retain(|row| {
+                let is_meant = self.device.is_none_or(|device| device == row.device);
+                let is_known = changed.contains_key(&row.version.path.key());
+                row.changed_at_ms >= self.since_ms
+                    && !row.version.is_absent()
+                    && is_meant
+                    && !is_known
+            });
+            let mut steps = Vec::new();
+            for row in young {
+                if self.is_new(&row).await? {
+                    self.told.removed += 1;
+                    steps.push((row.version, Content::Absent));
+                }
+            }
+            self.carry_out(steps).await?;
+            after = page.next;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn is_new(&self, row: &FileRow) -> Result<bool> {
+        let Some(hash) = ingest::hash(&row.version.content) else { return Ok(true) };
+        if self.returning.contains(&hash) {
+            return Ok(true);
+        }
+        let found = self.folders.shared.store.lookup(hash).await;
+        let asset = found.map_err(|error| FolderError::Temporary(error.to_string()))?;
+        let stored_ms = asset.map_or(i64::MAX, |asset| asset.entry.timestamp_ms);
+        Ok(u64::try_from(stored_ms).unwrap_or_default() >= self.since_ms)
+    }
+
+    /// Shows the steps, and writes them unless this is a preview.
+    async fn carry_out(&mut self, steps: Vec<(Version, Content)>) -> Result<()> {
+        if steps.is_empty() {
+            return Ok(());
+        }
+        let hashes: Vec<Hash> = steps.iter().filter_map(|(_, to)| ingest::hash(to)).collect();
+        let here = self.folders.are_here(hashes).await?;
+        self.told.missing += here.iter().filter(|is_here| !**is_here).count() as u64;
+        for (from, to) in &steps {
+            if self.told.examples.len() >= EXAMPLES_MAX {
+                break;
+            }
+            let mut views =
+                self.folders.views(&[from.content.clone(), to.clone()]).await?.into_iter();
+            if let (Some(before), Some(after)) = (views.next(), views.next()) {
+                let path = from.path.to_text();
+                self.told.examples.push(UndoStep { path, from: before, to: after });
+            }
+        }
+        if self.is_preview {
+            return Ok(());
+        }
+        self.write(self.folder.id, steps).await
+    }
+
+    async fn write(&self, folder: FolderId, steps: Vec<(Version, Content)>) -> Result<()> {
+        let changes: Vec<FileChange> = steps
+            .into_iter()
+            .map(|(current, content)| {
+                let path: FolderPath = current.path.clone();
+                change(&path, &back_to(&current, content))
+            })
+            .collect();
+        let written = self.folders.shared.journal.write(folder, changes).await;
+        written.map(|_| ()).map_err(|error| FolderError::Temporary(error.to_string()))
+    }
+}
