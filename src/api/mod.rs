@@ -18,6 +18,7 @@
 //! | `PATCH /v1/assets/{hash}/meta` | edits an asset's metadata, see `assets` |
 //! | `/v1/records/…`, `/v1/own/…`, `POST /v1/batch` | records, see `records` |
 //! | `/v1/events/…` | event streams, see `events` |
+//! | `/v1/folders/…`, `GET /v1/locate` | shared folders, see `folders` |
 //! | `GET /v1/watch` | records as they change, see `watch` |
 //! | `GET /v1/members`, `/v1/journal/…` | the journal as a whole, see `journal` |
 //! | `GET /openapi.json` | all of this and of the store's API, as OpenAPI 3.1 |
@@ -62,6 +63,7 @@ mod assets;
 pub mod config;
 mod events;
 mod filter;
+mod folders;
 pub mod ingest;
 mod journal;
 pub mod json;
@@ -103,6 +105,7 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
         .merge(watch::router())
         .merge(journal::router())
         .merge(verify::router())
+        .merge(folders::router())
         .with_state(Api {
             handle,
             stop,

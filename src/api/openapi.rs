@@ -9,7 +9,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
-use super::{Described, assets, config, events, ingest, journal, records, verify, watch};
+use super::{Described, assets, config, events, folders, ingest, journal, records, verify, watch};
 use crate::http::problem::{PROBLEM_TYPE, ProblemBody};
 use crate::http::{people, store_api};
 
@@ -88,6 +88,9 @@ pub(super) fn document() -> &'static str {
             read."),
         (name = "events", description = "Append-only streams. Agents write what happens on their devices \
             in the stream `device`."),
+        (name = "folders", description = "Directories that are kept equal on all devices. A path is \
+            written with `/` between its components, `\\\\` for a backslash and `\\xff` for a byte that \
+            is no UTF-8 or does not show."),
         (name = "journal", description = "The journal as a whole."),
         (name = "assets", description = "The content store, for people and programs."),
         (name = "store", description = "The store API."),
@@ -111,6 +114,7 @@ impl Modify for Common {
             journal::Described::openapi(),
             config::Described::openapi(),
             verify::Described::openapi(),
+            folders::Described::openapi(),
             ingest::Described::openapi(),
             people::Described::openapi(),
             store_api::Described::openapi(),
