@@ -19,6 +19,7 @@ mod devices;
 mod edit;
 mod exit;
 mod fetch;
+mod folder;
 mod journal;
 mod log;
 mod logging;
@@ -42,6 +43,7 @@ use exit::{Exit, Failure};
 use logging::LogOutput;
 use output::Output;
 use text::{causes, parse_duration};
+use time::{Since, parse_since};
 
 use crate::net::LOG_DIRECTIVES;
 
@@ -161,11 +163,27 @@ enum Command {
         /// Its name or hash, or the unique start of either
         asset: String,
     },
-    /// Take an asset out of the trash
+    /// Bring back an earlier version of a file of a folder; or take an asset out of the trash
     Restore {
-        /// Its name or hash, or the unique start of either
-        asset: String,
+        /// The path: of a file in a bound directory, or `FOLDER:PATH`. Or an asset's name or hash, or
+        /// the unique start of either
+        what: PathBuf,
+        /// The number of the version, as `history` shows it [default: what was there before]
+        #[arg(long, value_name = "N", conflicts_with = "at")]
+        version: Option<u64>,
+        /// The version that was there then: `2h`, `7d` or a time such as `2026-01-31T15:04:05Z`
+        #[arg(long, value_name = "TIME", value_parser = parse_since)]
+        at: Option<Since>,
     },
+    /// Share directories: each is kept equal on all devices, with every version of every file
+    Folder {
+        #[command(subcommand)]
+        command: folder::FolderCommand,
+    },
+    /// Show the versions of a file of a folder
+    History(folder::PathArgs),
+    /// Show why a file of a folder is as it is on this device
+    Why(folder::PathArgs),
     /// Show what happened, on which device
     Log(log::LogArgs),
     /// Show every device of the group as it told of itself, and how long ago
@@ -287,9 +305,23 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Trash { asset } => {
                 edit::trash(&Client::connect(home).await?, &asset, true, output).await
             }
-            Command::Restore { asset } => {
-                edit::trash(&Client::connect(home).await?, &asset, false, output).await
+            Command::Restore { what, version, at } => {
+                let client = Client::connect(home).await?;
+                let is_path = version.is_some()
+                    || at.is_some()
+                    || hash_prefix(&what).is_none() && folder::is_path(&client, &what).await?;
+                match what.to_str().filter(|_| !is_path) {
+                    Some(asset) => edit::trash(&client, asset, false, output).await,
+                    None => folder::restore(&client, &what, version, at, output).await,
+                }
             }
+            Command::Folder { command } => {
+                folder::folder(&Client::connect(home).await?, command, output).await
+            }
+            Command::History(args) => {
+                folder::history(&Client::connect(home).await?, args, output).await
+            }
+            Command::Why(args) => folder::why(&Client::connect(home).await?, args, output).await,
             Command::Log(args) => log::log(&Client::connect(home).await?, args, output).await,
             Command::Devices => devices::devices(&Client::connect(home).await?, output).await,
             Command::Records(args) => {
@@ -332,6 +364,13 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
     // A blocked read of a terminal cannot be cancelled, so it is not waited for.
     runtime.shutdown_background();
     ended
+}
+
+/// The text of what may be the start of a hash; what is there as a file is none.
+fn hash_prefix(what: &std::path::Path) -> Option<&str> {
+    let text = what.to_str()?;
+    let is_hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (is_hex && what.symlink_metadata().is_err()).then_some(text)
 }
 
 /// Logs go to standard error. `CAN_SYNC_LOG` takes a filter as of tracing-subscriber and goes first;
