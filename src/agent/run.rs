@@ -237,6 +237,7 @@ impl Loop {
             rate: self.parts.scrub_rate,
             status: self.parts.scrub.clone(),
             facts: self.parts.facts.clone(),
+            nudge: self.nudge.clone(),
         };
         self.parts.tasks.spawn("scrub", scrub.run());
         journal_stream::look_after(&mut self.parts, &self.replication);

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -65,6 +65,8 @@ pub(super) struct Scrub {
     pub(super) rate: ScrubRate,
     pub(super) status: watch::Sender<ScrubStatus>,
     pub(super) facts: Facts,
+    /// Makes the catalogue list the store: a foreign one does not tell what was found here.
+    pub(super) nudge: Arc<Notify>,
 }
 
 /// What is saved.
@@ -258,6 +260,7 @@ impl Scrub {
                     let (hash, wrong_bytes) = (digest.hash, wrong.bytes());
                     tracing::warn!(%hash, wrong_bytes, "the scrub found a damaged asset");
                     pass.cycle().damaged += 1;
+                    self.nudge.notify_one();
                     pass.fail("the assets read last are all damaged")?;
                 }
                 Ok(Condition::Whole | Condition::Absent) => pass.failures = 0,

@@ -15,6 +15,8 @@ use super::exit::{Exit, Failure};
 use super::output::{Output, Results};
 use super::text::bytes;
 use crate::agent::handle::{FetchReply, FetchRequest, FetchState};
+use crate::api::answers::Done;
+use crate::api::requests::NoArguments;
 use crate::api::verify::{
     VERIFY_ASSETS_MAX, Verified, VerifiedCondition, VerifyReading, VerifyRequest,
 };
@@ -99,6 +101,8 @@ pub(crate) async fn verify(
     bar.finish_and_clear();
     let found = damaged.len();
     if found > 0 {
+        // So that the agent has taken in what was found.
+        let _: Done = client.post(&["v1", "check"], &NoArguments {}).await?;
         output.note(format_args!("{found} damaged: fetching what is wrong from other devices."));
     }
     let mended = wait_until_mended(client, damaged, &mut results, output).await?;

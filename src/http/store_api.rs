@@ -72,6 +72,7 @@ impl Features {
             (self.batch, "batch"),
             (self.assets, "assets"),
             (self.assets, "attributes"),
+            (self.blobs, "repair"),
         ];
         let names = offered.into_iter().filter(|(is_offered, _)| *is_offered);
         names.map(|(_, name)| name.to_owned()).collect()

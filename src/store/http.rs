@@ -15,7 +15,7 @@ mod owner;
 mod receive;
 mod send;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -85,8 +85,10 @@ struct Inner {
     lists_by_since: AtomicBool,
     /// The last content that was fetched whole, because callers read it in ranges.
     whole: Mutex<Option<(Hash, Bytes)>>,
-    /// The assets found damaged. There is no call to mark them in the store.
-    damaged: Mutex<BTreeSet<Hash>>,
+    /// The assets found damaged, with their cursors. There is no call to mark them in the store.
+    damaged: Mutex<BTreeMap<Hash, Cursor>>,
+    /// Those of them that no listing has reported as gone yet; see [`Inner::leave_out_damaged`].
+    untold: Mutex<Vec<Hash>>,
     damages: watch::Sender<Damages>,
 }
 
@@ -129,6 +131,7 @@ impl HttpStore {
             lists_by_since: AtomicBool::new(false),
             whole: Mutex::default(),
             damaged: Mutex::default(),
+            untold: Mutex::default(),
             damages: watch::channel(Damages::default()).0,
         })))
     }
@@ -225,14 +228,20 @@ impl Inner {
     }
 
     fn is_damaged(&self, hash: &Hash) -> bool {
-        self.damaged.lock().contains(hash)
+        self.damaged.lock().contains_key(hash)
     }
 
-    /// Records the condition of an asset.
-    fn note(&self, hash: Hash, condition: &Condition) {
+    /// Records the condition of an asset that has this cursor.
+    fn note(&self, hash: Hash, cursor: Cursor, condition: &Condition) {
         let mut damaged = self.damaged.lock();
         let found = match condition {
-            Condition::Damaged(_) if damaged.len() < RESTING_MAX => damaged.insert(hash),
+            Condition::Damaged(_) if damaged.len() < RESTING_MAX => {
+                let is_new = damaged.insert(hash, cursor).is_none();
+                if is_new {
+                    self.untold.lock().push(hash);
+                }
+                is_new
+            }
             Condition::Damaged(_) => false,
             Condition::Whole | Condition::Absent => {
                 damaged.remove(&hash);
@@ -241,6 +250,26 @@ impl Inner {
         };
         let found: &[Hash] = if found { &[hash] } else { &[] };
         self.damages.send_if_modified(|known| known.set(damaged.len() as u64, found));
+    }
+
+    /// Takes damaged assets out of a listing, and reports each as gone once: a store that can be
+    /// repaired does not hold them until they come anew. One with a newer cursor has come anew.
+    fn leave_out_damaged(&self, changes: &mut Changes) {
+        let mut anew = Vec::new();
+        changes.entries.retain(|entry| {
+            let hash = entry.digest.hash;
+            let known = self.damaged.lock().get(&hash).copied();
+            let is_new = known.is_some_and(|cursor| entry.cursor > cursor);
+            anew.extend(is_new.then_some(hash));
+            known.is_none() || is_new
+        });
+        for hash in anew {
+            self.note(hash, 0, &Condition::Whole);
+        }
+        if !changes.has_more {
+            let untold = std::mem::take(&mut *self.untold.lock());
+            changes.gone.extend(untold.into_iter().filter(|hash| self.is_damaged(hash)));
+        }
     }
 
     fn set_whole(&self, whole: Option<(Hash, Bytes)>) {
@@ -374,6 +403,7 @@ impl Store for HttpStore {
             inner.newest_seen.fetch_max(changes.next, Ordering::Relaxed);
             return Ok(changes);
         }
+        let can_repair = inner.profile().await?.offers("repair");
         let limit_bytes = SHORT_BYTES_MAX + limit as u64 * LISTED_BYTES_MAX;
         let query = format!("after={after}&limit={limit}");
         let (entries, message) = inner.hashes(&query, limit_bytes).await?;
@@ -383,7 +413,11 @@ impl Store for HttpStore {
                 entries.len()
             )));
         }
-        inner.page(after, entries, &message)
+        let mut changes = inner.page(after, entries, &message)?;
+        if can_repair {
+            inner.leave_out_damaged(&mut changes);
+        }
+        Ok(changes)
     }
 
     fn touched(&self, after: Cursor) -> BoxStream<'static, Result<Touched, StoreError>> {
@@ -440,7 +474,7 @@ impl Store for HttpStore {
     async fn verify(&self, hash: Hash) -> Result<Condition, StoreError> {
         let profile = self.0.profile().await?;
         let Some(asset) = self.lookup(hash).await? else {
-            self.0.note(hash, &Condition::Absent);
+            self.0.note(hash, 0, &Condition::Absent);
             return Ok(Condition::Absent);
         };
         let size_bytes = asset.entry.digest.size_bytes;
@@ -453,7 +487,7 @@ impl Store for HttpStore {
             Some(got) if got == hash => Condition::Whole,
             Some(_) => Condition::Damaged(Ranges::default().gaps(size_bytes)),
         };
-        self.0.note(hash, &condition);
+        self.0.note(hash, asset.entry.cursor, &condition);
         Ok(condition)
     }
 

@@ -28,6 +28,9 @@ pub(crate) const MESSAGE_REPEATED_MAX: usize = TAGS_MAX;
 /// The header with the metadata of a streamed upload: `Metadata` in unpadded base64url.
 pub(crate) const METADATA_HEADER: &str = "asset-metadata";
 
+/// The header of an upload that is to replace a damaged content.
+pub(crate) const REPAIR_HEADER: &str = "asset-repair";
+
 /// The header with the number of bytes kept of an unfinished upload.
 pub(crate) const UPLOAD_OFFSET_HEADER: &str = "upload-offset";
 

@@ -3,6 +3,7 @@
 use can_sync::core::ids::Digest;
 use can_sync::core::scrub::ScrubRate;
 use can_sync::replica::status::ScrubState;
+use can_sync::store::{Condition, Store as _};
 
 use super::damage::{content_file, flip, is_whole};
 use super::*;
@@ -79,13 +80,40 @@ async fn whatever_has_rotted_is_found_within_a_cycle_mended_by_others_and_nothin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreign_store_that_offers_it_is_repaired_by_what_other_devices_hold() {
+    let store = Foreign::start(HashAlgorithm::Blake3).await;
+    let (mut a, b) = (Device::beside(&store).await, Device::start().await);
+    until("the store is up", &[&a], async || a.status().store.up).await;
+    pair(&b, &a).await;
+    let assets = store.add([LARGE, 5000, LARGE, 70]).await;
+    all_in_sync(&[&a, &b], 1).await;
+    a.down().await;
+    store.faults.wrong.lock().extend([assets[0].hash, assets[1].hash]);
+    a.scrub_rate = FAST;
+    a.up().await;
+    until("both are replaced", &[&a, &b], async || {
+        store.faults.repairs.load(std::sync::atomic::Ordering::Relaxed) == 2
+            && a.status().store.damaged == 0
+            && a.status().store.assets == 4
+    })
+    .await;
+    assert_eq!(a.status().scrub.damaged, 2);
+    for digest in &assets {
+        assert_eq!(store.store().verify(digest.hash).await.unwrap(), Condition::Whole);
+    }
+    all_in_sync(&[&a, &b], 1).await;
+    assert_eq!(store.hashes().await, b.hashes().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_fails_under_the_scrub_stops_the_scrub_and_not_the_agent() {
     let mut a = Device::start().await;
-    let assets: Vec<Digest> = a.add([300 * KIB; 40]).await;
+    let assets: Vec<Digest> = a.add([300 * KIB; 70]).await;
     let kept = a.add([300 * KIB]).await.remove(0);
     a.down().await;
+    // Of the right length: only reading shows it.
     for digest in &assets {
-        std::fs::remove_file(content_file(&a, digest)).unwrap();
+        flip(&a, digest, 1000);
     }
     a.scrub_rate = FAST;
     a.up().await;

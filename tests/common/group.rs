@@ -413,6 +413,11 @@ pub struct Faults {
     pub listed_anew: AtomicU64,
     /// How often its event stream was requested.
     pub event_streams: AtomicU64,
+    /// The number of repairs that it was asked for. The asset then rots on its disk, too, and is
+    /// answered right from then on.
+    pub repairs: AtomicU64,
+    /// The folder of the store.
+    pub folder: Mutex<PathBuf>,
 }
 
 impl Foreign {
@@ -453,6 +458,7 @@ impl Foreign {
         let dir = self.dir.path().join(format!("store{}", self.stores));
         let store = EmbeddedStore::open(&dir, options).unwrap();
         let faults = self.faults.clone();
+        *faults.folder.lock() = dir;
         let router = store_api::router(store.clone(), Features::default());
         let router: Router = router.layer(middleware::from_fn(move |request, next| {
             let faults = faults.clone();
@@ -520,6 +526,10 @@ impl Faults {
                 return StatusCode::INSUFFICIENT_STORAGE.into_response();
             }
         }
+        if request.headers().contains_key("asset-repair") {
+            self.repairs.fetch_add(1, Ordering::Relaxed);
+            self.rot(path.trim_start_matches("/sync/blobs/"));
+        }
         let answer = next.run(request).await;
         if path == "/sync/meta" && self.loses_meta.load(Ordering::Relaxed) {
             self.lost_meta.fetch_add(1, Ordering::Relaxed);
@@ -550,6 +560,21 @@ impl Faults {
         };
         parts.headers.remove(axum::http::header::CONTENT_LENGTH);
         Response::from_parts(parts, Body::from(body))
+    }
+
+    fn rot(&self, hex: &str) {
+        self.wrong.lock().retain(|wrong| wrong.to_string() != hex);
+        let folder = self.folder.lock().clone();
+        let file = folder.join("content").join(&hex[..2]).join(hex);
+        if file.exists() {
+            std::fs::write(file, "rot").unwrap();
+            return;
+        }
+        let rows = rusqlite::Connection::open(folder.join("store.db")).unwrap();
+        let hash: Hash = hex.parse().unwrap();
+        let rot = "UPDATE contents SET content = zeroblob(length(content)) WHERE asset =
+                   (SELECT cursor FROM assets WHERE hash = ?1)";
+        assert_eq!(rows.execute(rot, [hash.as_bytes()]).unwrap(), 1);
     }
 
     fn spoil(&self, bytes: &Bytes) -> Bytes {

@@ -32,7 +32,7 @@ use crate::http::upload::{
 };
 use crate::store::embedded::EmbeddedStore;
 use crate::store::hasher::Hasher;
-use crate::store::messages::{self, METADATA_HEADER, UPLOAD_OFFSET_HEADER};
+use crate::store::messages::{self, METADATA_HEADER, REPAIR_HEADER, UPLOAD_OFFSET_HEADER};
 use crate::store::{Metadata, Store, StoreError, Stored, VerifiedFile};
 
 /// The most unfinished uploads kept for resuming: more than any agent has under way.
@@ -145,6 +145,7 @@ fn parse_content_range(value: &[u8]) -> Option<Part> {
     params(
         ("hash" = Hash, Path, description = "The asset's hash."),
         ("Content-Range" = Option<String>, Header, description = "Which part this is: `bytes FIRST-LAST/SIZE`."),
+        ("Asset-Repair" = Option<String>, Header, description = "`1`: verify what is held, and replace it if it is damaged."),
         ("Asset-Metadata" = Option<String>, Header, description = "Metadata of `proto/store.proto` in unpadded base64url."),
     ),
     request_body(content = Binary, content_type = "application/octet-stream", description = "The content, or the part."),
@@ -170,6 +171,9 @@ pub(super) async fn upload(
         None => Metadata::default(),
     };
     let uploading = server.uploads.begin(hash).await?;
+    if headers.contains_key(REPAIR_HEADER) {
+        server.store.verify(hash).await?;
+    }
     if held(&server.store, hash).await?.is_some() {
         return Ok(StatusCode::OK.into_response());
     }

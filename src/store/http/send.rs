@@ -8,9 +8,12 @@ use super::connection::{Request, RequestBody, announced_bytes};
 use super::{BATCH_BYTES_MAX, Inner, Profile, SHORT_BYTES_MAX, WHOLE_BYTES_MAX, contract};
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::store::messages::{
-    self, MESSAGE_ENTRIES_MAX, MESSAGE_REPEATED_MAX, METADATA_HEADER, UPLOAD_OFFSET_HEADER,
+    self, MESSAGE_ENTRIES_MAX, MESSAGE_REPEATED_MAX, METADATA_HEADER, REPAIR_HEADER,
+    UPLOAD_OFFSET_HEADER,
 };
-use crate::store::{NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile, hasher};
+use crate::store::{
+    Condition, Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile, hasher,
+};
 use crate::wire::proto::store as proto;
 
 impl Inner {
@@ -20,22 +23,57 @@ impl Inner {
         assets: Vec<NewAsset>,
     ) -> Result<Vec<Result<Stored, StoreError>>, StoreError> {
         let profile = self.profile().await?;
-        let refusals: Vec<Option<StoreError>> =
-            assets.iter().map(|asset| refusal(asset, profile.algorithm)).collect();
+        let mut done: Vec<Option<Result<Stored, StoreError>>> = Vec::with_capacity(assets.len());
+        for asset in &assets {
+            done.push(match refusal(asset, profile.algorithm) {
+                Some(error) => Some(Err(error)),
+                None if self.may_repair(&asset.digest.hash, &profile) => {
+                    let body = RequestBody::Bytes(asset.content.clone());
+                    Some(self.repair(asset.digest, &asset.metadata, body).await)
+                }
+                None => None,
+            });
+        }
         let good: Vec<&NewAsset> = assets
             .iter()
-            .zip(&refusals)
-            .filter_map(|(asset, refusal)| refusal.is_none().then_some(asset))
+            .zip(&done)
+            .filter_map(|(asset, done)| done.is_none().then_some(asset))
             .collect();
         let mut sent = self.send_batches(&good, &profile).await?.into_iter();
         let short = || Err(contract("it answered for fewer assets than it was given"));
-        Ok(refusals
+        Ok(done
             .into_iter()
-            .map(|refusal| match refusal {
-                Some(error) => Err(error),
+            .map(|done| match done {
+                Some(result) => result,
                 None => sent.next().unwrap_or_else(short),
             })
             .collect())
+    }
+
+    /// Whether the store holds a damaged copy that it lets us replace.
+    fn may_repair(&self, hash: &Hash, profile: &Profile) -> bool {
+        profile.offers("repair") && self.is_damaged(hash)
+    }
+
+    /// Replaces the store's damaged copy of an asset.
+    async fn repair(
+        &self,
+        digest: Digest,
+        metadata: &Metadata,
+        body: RequestBody,
+    ) -> Result<Stored, StoreError> {
+        let Digest { hash, size_bytes } = digest;
+        match self.put_blob(digest, metadata, body, 0, true).await? {
+            Put::Stored(Stored::New) => {
+                tracing::info!(%hash, size_bytes, "the store has replaced a damaged asset");
+                self.note(hash, 0, &Condition::Whole);
+                Ok(Stored::New)
+            }
+            Put::Stored(Stored::Existed) => Err(contract(format!(
+                "it says that its copy of asset {hash} is right, but what it sends is not"
+            ))),
+            Put::Mismatch => Err(contract(format!("it refuses to repair asset {hash}"))),
+        }
     }
 
     async fn send_batches(
@@ -144,9 +182,13 @@ impl Inner {
         if !profile.offers("blobs") {
             return self.upload_whole(file, profile.algorithm).await;
         }
+        if self.may_repair(&hash, &profile) {
+            let body = RequestBody::File(file.path.clone(), 0, size_bytes);
+            return self.repair(file.digest, &file.metadata, body).await;
+        }
         let path = format!("/sync/blobs/{hash}");
         let call = "HEAD /sync/blobs";
-        let answer = self.connection.send(&Request::new(Method::HEAD, path.clone())).await?;
+        let answer = self.connection.send(&Request::new(Method::HEAD, path)).await?;
         let offset = match answer.status() {
             StatusCode::OK => match announced_bytes(&answer) {
                 Some(held) if held != size_bytes => {
@@ -161,10 +203,10 @@ impl Inner {
                 .unwrap_or(0),
             _ => return Err(self.failure(call, answer).await),
         };
-        match self.put_blob(file, &path, offset).await? {
+        match self.put_file(file, offset).await? {
             Put::Stored(stored) => Ok(stored),
             // What the store kept of an earlier attempt was damaged: send everything once more.
-            Put::Mismatch if offset > 0 => match self.put_blob(file, &path, 0).await? {
+            Put::Mismatch if offset > 0 => match self.put_file(file, 0).await? {
                 Put::Stored(stored) => Ok(stored),
                 Put::Mismatch => Err(file_mismatch(file, profile.algorithm).await),
             },
@@ -172,25 +214,36 @@ impl Inner {
         }
     }
 
+    async fn put_file(&self, file: &VerifiedFile, offset: u64) -> Result<Put, StoreError> {
+        let length = file.digest.size_bytes - offset;
+        let body = RequestBody::File(file.path.clone(), offset, length);
+        self.put_blob(file.digest, &file.metadata, body, offset, false).await
+    }
+
     async fn put_blob(
         &self,
-        file: &VerifiedFile,
-        path: &str,
+        digest: Digest,
+        metadata: &Metadata,
+        body: RequestBody,
         offset: u64,
+        is_repair: bool,
     ) -> Result<Put, StoreError> {
         let call = "PUT /sync/blobs";
-        let size_bytes = file.digest.size_bytes;
-        let mut request = Request::new(Method::PUT, path)
+        let Digest { hash, size_bytes } = digest;
+        let mut request = Request::new(Method::PUT, format!("/sync/blobs/{hash}"))
             .header(header::CONTENT_TYPE, "application/octet-stream")?
             .header(
                 HeaderName::from_static(METADATA_HEADER),
-                &messages::metadata_header(&file.metadata),
+                &messages::metadata_header(metadata),
             )?;
         if offset > 0 {
             let range = format!("bytes {offset}-{}/{size_bytes}", size_bytes - 1);
             request = request.header(header::CONTENT_RANGE, &range)?;
         }
-        request.body = RequestBody::File(file.path.clone(), offset, size_bytes - offset);
+        if is_repair {
+            request = request.header(HeaderName::from_static(REPAIR_HEADER), "1")?;
+        }
+        request.body = body;
         let answer = self.connection.send(&request).await?;
         match answer.status() {
             StatusCode::CREATED => Ok(Put::Stored(Stored::New)),
@@ -198,7 +251,7 @@ impl Inner {
             StatusCode::UNPROCESSABLE_ENTITY => Ok(Put::Mismatch),
             StatusCode::ACCEPTED | StatusCode::CONFLICT => Err(StoreError::Unreachable(format!(
                 "{call} kept a part of {}: to be continued",
-                file.digest.hash
+                hash
             ))),
             _ => Err(self.failure(call, answer).await),
         }
