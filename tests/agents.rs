@@ -31,6 +31,8 @@ mod journal;
 mod named;
 #[path = "agents/rate.rs"]
 mod rate;
+#[path = "agents/rot.rs"]
+mod rot;
 #[path = "agents/scrub.rs"]
 mod scrub;
 #[path = "agents/sources.rs"]
