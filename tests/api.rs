@@ -570,6 +570,57 @@ fn an_edit_of_an_asset_means_the_same_at_both_routes() {
 // ---- the description -----------------------------------------------------------------------------
 
 /// The methods under each path of the description.
+#[test]
+fn an_upload_says_what_is_known_of_the_file_and_is_found_by_its_name() {
+    let agent = Agent::start();
+    let add = |query: &str, content: &str| -> (u16, Value) {
+        let (status, answer) = agent.http(&format!(
+            "POST /assets?{query} HTTP/1.0\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {}\r\n\
+             Content-Length: {}\r\n\r\n{content}",
+            agent.token(),
+            content.len()
+        ));
+        let body = answer.split_once("\r\n\r\n").unwrap().1;
+        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    };
+    let about = "name=a.svg&path=pictures%2F2024&modified_ms=-1&application=camera&user=me";
+    let (status, added) = add(about, "<?xml version=\"1.0\"?><svg/>");
+    assert_eq!(status, 201);
+    let hash = added["hash"].as_str().unwrap();
+    let row = get(&agent, &format!("/assets/{hash}/meta"));
+    for (part, value) in [
+        ("name", json!("a.svg")),
+        ("path", json!("pictures/2024")),
+        ("type", json!("image/svg+xml")),
+        ("modified_ms", json!(-1)),
+        ("captured_ms", Value::Null),
+        ("application", json!("camera")),
+        ("user", json!("me")),
+    ] {
+        assert_eq!(row[part], value, "{part}");
+    }
+    for bad in ["path=..%2F..", "modified_ms=soon", "modified_ms=999999999999999999", "nme=x"] {
+        assert_eq!(add(bad, "x").0, 400, "{bad}");
+    }
+
+    let found = get(&agent, "/v1/assets/find?text=2024%2Fa.svg");
+    assert_eq!((&found["hash"], &found["asset"]["size"]), (&added["hash"], &added["size"]));
+    let listed = get(&agent, "/v1/assets?name=pictures%2F*&type=image%2F&limit=1");
+    assert_eq!(listed["assets"][0]["hash"], added["hash"]);
+    let me = agent.ready()["node_id"].as_str().unwrap();
+    let mine = get(&agent, &format!("/v1/assets?device={me}"));
+    assert_eq!(mine["assets"][0]["added_by"], me);
+    let nobodys = get(&agent, &format!("/v1/assets?device={}", "ab".repeat(32)));
+    assert_eq!(nobodys, json!({ "assets": [], "next": null }));
+    add("name=a.txt", "x");
+    for (query, status) in [("find?text=a", 404), ("find?text=", 400), ("find", 400), ("find?text=b", 404)] {
+        assert_eq!(call(&agent, "GET", &format!("/v1/assets/{query}"), None).status, status, "{query}");
+    }
+    assert_eq!(call(&agent, "GET", "/v1/assets?device=me", None).status, 400);
+    let events = get(&agent, &format!("/v1/events/device?hash={hash}"));
+    assert_eq!(events["events"][0]["asset_name"], "pictures/2024/a.svg");
+}
+
 fn described(openapi: &Value) -> BTreeMap<String, BTreeSet<String>> {
     let methods = |item: &Value| -> BTreeSet<String> {
         item.as_object().unwrap().keys().map(|method| method.to_uppercase()).collect()

@@ -36,8 +36,8 @@ const HOPE: Duration = Duration::from_secs(20);
 /// What `can-sync verify` takes.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
-    /// Their hashes, or the unique starts of them
-    #[arg(value_name = "HASH", required_unless_present = "all")]
+    /// Their names or hashes, or the unique start of either
+    #[arg(value_name = "ASSET", required_unless_present = "all")]
     hashes: Vec<String>,
     /// Every asset of the store
     #[arg(long, conflicts_with = "hashes")]

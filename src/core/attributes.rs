@@ -3,7 +3,7 @@
 //!
 //! T1  A value is in canonical form, within its bound and never empty. A value that is not is left
 //!     out: it comes from another device or another program, and must not stop the asset.
-//! T2  A name has no `/`, and a path is relative and has no `.`, `..` or empty component. That makes
+//! T2  A name has no `/` and is neither `.` nor `..`, and a path is relative and has no `.`, `..` or empty component. That makes
 //!     neither safe as a file name: see [`crate::core::export_name`].
 
 use std::collections::BTreeMap;
@@ -111,15 +111,22 @@ impl Attribute {
 
     fn canonical(self, text: &str) -> String {
         match self {
-            Self::Name => canonical_text(text.rsplit('/').next().unwrap_or_default()),
+            Self::Name => {
+                let name = canonical_text(text.rsplit('/').next().unwrap_or_default());
+                if is_component(&name) { name } else { String::new() }
+            }
             Self::Path => {
                 let components = text.split('/').map(canonical_text);
-                let real = components.filter(|c| !matches!(c.as_str(), "" | "." | ".."));
-                real.collect::<Vec<_>>().join("/")
+                components.filter(|text| is_component(text)).collect::<Vec<_>>().join("/")
             }
             _ => canonical_text(text),
         }
     }
+}
+
+/// Whether a text names a file or a folder, and not where one is already.
+fn is_component(text: &str) -> bool {
+    !matches!(text, "" | "." | "..")
 }
 
 /// The form in which texts are compared and written: trimmed, and composed (Unicode NFC, UAX #15),
@@ -254,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_name_has_no_folder_and_a_path_leads_nowhere_else() {
-        for (name, kept) in [("a.txt", "a.txt"), ("../a.txt", "a.txt"), ("x/", ""), (" b ", "b")] {
+        for (name, kept) in [("a.txt", "a.txt"), ("../a.txt", "a.txt"), ("x/", ""), (" b ", "b"), ("a/..", "")] {
             assert_eq!(Attributes::named(name).name(), kept, "{name}");
         }
         for (path, kept) in [
