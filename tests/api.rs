@@ -613,8 +613,14 @@ fn an_upload_says_what_is_known_of_the_file_and_is_found_by_its_name() {
     let nobodys = get(&agent, &format!("/v1/assets?device={}", "ab".repeat(32)));
     assert_eq!(nobodys, json!({ "assets": [], "next": null }));
     add("name=a.txt", "x");
-    for (query, status) in [("find?text=a", 404), ("find?text=", 400), ("find", 400), ("find?text=b", 404)] {
-        assert_eq!(call(&agent, "GET", &format!("/v1/assets/{query}"), None).status, status, "{query}");
+    for (query, status) in
+        [("find?text=a", 404), ("find?text=", 400), ("find", 400), ("find?text=b", 404)]
+    {
+        assert_eq!(
+            call(&agent, "GET", &format!("/v1/assets/{query}"), None).status,
+            status,
+            "{query}"
+        );
     }
     assert_eq!(call(&agent, "GET", "/v1/assets?device=me", None).status, 400);
     let events = get(&agent, &format!("/v1/events/device?hash={hash}"));

@@ -261,7 +261,9 @@ mod tests {
 
     #[test]
     fn a_name_has_no_folder_and_a_path_leads_nowhere_else() {
-        for (name, kept) in [("a.txt", "a.txt"), ("../a.txt", "a.txt"), ("x/", ""), (" b ", "b"), ("a/..", "")] {
+        for (name, kept) in
+            [("a.txt", "a.txt"), ("../a.txt", "a.txt"), ("x/", ""), (" b ", "b"), ("a/..", "")]
+        {
             assert_eq!(Attributes::named(name).name(), kept, "{name}");
         }
         for (path, kept) in [

@@ -130,7 +130,7 @@ impl HashPrefix {
                     Some(letter) => letter - b'a' + 10,
                     None => digit,
                 });
-                *byte = digits[0] << 4 | digits[1];
+                *byte = (digits[0] << 4) | digits[1];
             }
             Hash(hash)
         };

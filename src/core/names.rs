@@ -133,9 +133,9 @@ fn one(glob: &str, character: char) -> Option<&str> {
         '[' => match set(elements.as_str()) {
             Some((set, after)) => is_in(set, character).then_some(after),
             // Without its end it is an ordinary character.
-            None => (character == '[').then(|| elements.as_str()),
+            None => (character == '[').then_some(elements.as_str()),
         },
-        other => (other == character).then(|| elements.as_str()),
+        other => (other == character).then_some(elements.as_str()),
     }
 }
 

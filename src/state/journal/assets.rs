@@ -325,7 +325,7 @@ const HAS_ATTRIBUTES: u8 = 2;
 /// Encodes the row of a shadow: flags; the number of attributes and each with its code and its value;
 /// the description and the tags. Each value and text is preceded by its length.
 fn row_to_bytes(row: &Row) -> Vec<u8> {
-    let mut bytes = vec![u8::from(row.trashed) * IS_TRASHED | HAS_ATTRIBUTES, 0];
+    let mut bytes = vec![(u8::from(row.trashed) * IS_TRASHED) | HAS_ATTRIBUTES, 0];
     let push = |bytes: &mut Vec<u8>, part: &[u8]| {
         bytes.extend((part.len() as u64).to_be_bytes());
         bytes.extend(part);
