@@ -109,6 +109,10 @@
 //! | vector | for each device the last of its changes that a version contains |
 //! | base | the version of a path that was last equal on the disk and in the journal |
 //! | conflict copy | the version that lost to a concurrent one, kept beside it |
+//! | bound directory | a directory on this device that is kept in step with a folder |
+//! | marker | the file `.can-sync-folder` in a bound directory: which folder it is bound to |
+//! | kept content | what was replaced in a bound directory, kept until nobody writes to it any more |
+//! | hint | a notice of the operating system that something changed in a bound directory |
 //! | history | the earlier versions of a folder's paths |
 //! | folder | a set of paths that all devices of the group share; each path has a version in the journal |
 //! | version | what is at a path of a folder, with a vector that says which versions it contains |

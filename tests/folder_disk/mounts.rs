@@ -1,6 +1,6 @@
 //! Other file systems, mounted from images: btrfs and XFS (shared blocks), small and read-only ones, ones
 //! that fold case, ones that cannot exchange names, and mounts within the folder. They need Linux and root:
-//! `cargo test --test folder_disk mounted -- --ignored --test-threads=1`. A file system whose tools or
+//! `cargo test --test folder_disk -- --ignored --test-threads=1`. A file system whose tools or
 //! kernel support is missing is named, and fails its test.
 
 use std::fs::File;
@@ -22,12 +22,16 @@ struct Mounted {
 
 impl Mounted {
     fn new(mkfs: &[&str], mebibytes: u64) -> Self {
+        Self::with(mkfs, mebibytes, &["-o", "loop"])
+    }
+
+    fn with(mkfs: &[&str], mebibytes: u64, options: &[&str]) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let (image, dir) = (temp.path().join("image"), temp.path().join("mount"));
         File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
         std::fs::create_dir(&dir).unwrap();
         run(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image));
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&dir));
+        run(Command::new("mount").args(options).arg(&image).arg(&dir));
         Self { dir, _temp: temp }
     }
 
@@ -67,6 +71,7 @@ fn run(command: &mut Command) {
 const BTRFS: &[&str] = &["mkfs.btrfs", "-q"];
 const XFS: &[&str] = &["mkfs.xfs", "-q"];
 const EXT4: &[&str] = &["mkfs.ext4", "-q"];
+const NTFS: &[&str] = &["mkfs.ntfs", "-F", "-Q", "-q"];
 
 /// A large content is on the disk once, whether it goes into the folder or out of it.
 fn shares_blocks_both_ways(mkfs: &[&str]) {
@@ -109,21 +114,21 @@ fn shares_blocks_both_ways(mkfs: &[&str]) {
 }
 
 #[test]
-#[ignore = "needs root: cargo test --test folder_disk mounted -- --ignored --test-threads=1"]
+#[ignore = "needs root: cargo test --test folder_disk -- --ignored --test-threads=1"]
 fn mounted_btrfs_shares_blocks_and_loses_no_line() {
     shares_blocks_both_ways(BTRFS);
 }
 
 #[test]
-#[ignore = "needs root: cargo test --test folder_disk mounted -- --ignored --test-threads=1"]
+#[ignore = "needs root: cargo test --test folder_disk -- --ignored --test-threads=1"]
 fn mounted_xfs_shares_blocks_and_loses_no_line() {
     shares_blocks_both_ways(XFS);
 }
 
 #[test]
-#[ignore = "needs root: cargo test --test folder_disk mounted -- --ignored --test-threads=1"]
+#[ignore = "needs root: cargo test --test folder_disk -- --ignored --test-threads=1"]
 fn mounted_ntfs_cannot_exchange_names_and_loses_no_line() {
-    let mounted = Mounted::new(&["mkfs.ntfs", "-F", "-Q", "-q"], 64);
+    let mounted = Mounted::new(NTFS, 64);
     assert!(!mounted.traits().can_exchange, "{:?}", mounted.traits());
     let bound = mounted.bound();
     let seen = done(bound.place("file", "1", None));
@@ -135,25 +140,26 @@ fn mounted_ntfs_cannot_exchange_names_and_loses_no_line() {
 }
 
 #[test]
-#[ignore = "needs root: cargo test --test folder_disk mounted -- --ignored --test-threads=1"]
-fn mounted_ext4_that_folds_case_never_replaces_a_twin() {
-    let mounted = Mounted::new(&["mkfs.ext4", "-q", "-O", "casefold"], 64);
-    let folds = mounted.dir.join("folds");
-    std::fs::create_dir(&folds).unwrap();
-    run(Command::new("chattr").arg("+F").arg(&folds));
-    let bound = Bound::within(&folds);
-    let traits = bound.root.traits(&mounted.dir).unwrap();
-    assert!(traits.folds_case && traits.folds_normalisation, "{traits:?}");
-    bound.write("Readme", "mine");
-    for twin in ["README", "readme"] {
+#[ignore = "needs root: cargo test --test folder_disk -- --ignored --test-threads=1"]
+fn mounted_ntfs_that_folds_case_never_replaces_a_twin_and_refuses_names_clearly() {
+    let options = ["-t", "lowntfs-3g", "-o", "loop,ignore_case,windows_names"];
+    let mounted = Mounted::with(NTFS, 64, &options);
+    let bound = mounted.bound();
+    let traits = mounted.traits();
+    assert!(traits.folds_case && !traits.folds_normalisation, "{traits:?}");
+    bound.write("readme", "mine");
+    for twin in ["README", "Readme"] {
         assert!(matches!(bound.place(twin, "other", None), Err(PlaceError::Changed)));
     }
-    assert_eq!(bound.read("Readme"), "mine");
-    assert_eq!(bound.listed(), ["Readme"]);
+    assert_eq!(bound.read("readme"), "mine");
+    assert_eq!(bound.listed(), ["readme"]);
+    let refused = bound.place("a:b", "1", None);
+    assert!(matches!(refused, Err(PlaceError::NameRefused)), "{refused:?}");
+    assert_eq!(bound.own_names(""), Vec::<String>::new());
 }
 
 #[test]
-#[ignore = "needs root: cargo test --test folder_disk mounted -- --ignored --test-threads=1"]
+#[ignore = "needs root: cargo test --test folder_disk -- --ignored --test-threads=1"]
 fn mounted_full_and_read_only_disks_lose_nothing() {
     let mounted = Mounted::new(EXT4, 16);
     let bound = mounted.bound();
@@ -176,7 +182,7 @@ fn mounted_full_and_read_only_disks_lose_nothing() {
 }
 
 #[test]
-#[ignore = "needs root: cargo test --test folder_disk mounted -- --ignored --test-threads=1"]
+#[ignore = "needs root: cargo test --test folder_disk -- --ignored --test-threads=1"]
 fn mounted_within_the_folder_another_file_system_loses_no_line() {
     let bound = Bound::new();
     let inner = bound.dir.join("inner");
@@ -193,6 +199,19 @@ fn mounted_within_the_folder_another_file_system_loses_no_line() {
     assert_eq!(bound.own_names("inner"), Vec::<String>::new());
     symlink("/etc", inner.join("out")).unwrap();
     assert_eq!(bound.seen("inner/out/passwd"), None);
+}
+
+/// In a user namespace of its own, because the limit is the user's.
+#[test]
+#[ignore = "needs root: cargo test --test folder_disk -- --ignored --test-threads=1"]
+fn too_few_watches_are_reported_once_with_what_to_do() {
+    let limited = "echo 8 > /proc/sys/user/max_inotify_watches && exec \"$0\" \"$@\"";
+    let this = std::env::current_exe().unwrap();
+    run(Command::new("unshare")
+        .args(["--user", "--map-root-user", "sh", "-c", limited])
+        .arg(this)
+        .args(["--exact", "watch::with_few_watches_everything_is_still_listed"])
+        .env("FEW_WATCHES", "1"));
 }
 
 struct Unmount<'a>(&'a Path);

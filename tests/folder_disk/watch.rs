@@ -134,3 +134,31 @@ async fn our_own_files_and_ignored_directories_give_no_hints() {
     timeout(WAIT, until_end).await.unwrap();
     assert_eq!(hinted, BTreeSet::from(["file".to_owned()]));
 }
+
+/// With a low limit this is run by `too_few_watches_are_reported_once_with_what_to_do`.
+#[tokio::test]
+async fn with_few_watches_everything_is_still_listed() {
+    let bound = Bound::new();
+    for n in 0..20 {
+        bound.write(&format!("{n}/file"), "");
+    }
+    let (watch, mut hints) = Watch::start(&bound.root).unwrap();
+    assert_eq!(scan_below(&bound, None, &watch).len(), 20);
+    assert_eq!(scan_below(&bound, None, &watch).len(), 20);
+    bound.write("19/end", "");
+    std::fs::remove_file(bound.dir.join(can_sync::folders::disk::MARKER)).unwrap();
+    let mut failures = Vec::new();
+    let until_end = async {
+        loop {
+            match hints.next().await.unwrap() {
+                Hint::Failed(text) => failures.push(text),
+                Hint::Overflow => break,
+                _ => {}
+            }
+        }
+    };
+    timeout(WAIT, until_end).await.expect("the top is watched");
+    let is_limited = std::env::var_os("FEW_WATCHES").is_some();
+    assert_eq!(failures.len(), usize::from(is_limited), "{failures:?}");
+    assert!(failures.iter().all(|text| text.contains("sysctl -w fs.inotify.max_user_watches")));
+}
