@@ -1,5 +1,7 @@
 //! The bound directory: hostile names and links, edits in the same moment, crashes, hints.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "folder_disk/common.rs"]
 mod common;
 #[path = "folder_disk/keep.rs"]

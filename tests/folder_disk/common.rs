@@ -25,6 +25,11 @@ impl Bound {
         Self::within(&std::env::temp_dir())
     }
 
+    /// In memory where possible: for tests of thousands of files.
+    pub(crate) fn quick() -> Self {
+        Self::within(&quick_dir())
+    }
+
     pub(crate) fn within(parent: &Path) -> Self {
         let temp = tempfile::tempdir_in(parent).unwrap();
         let dir = temp.path().join("bound");
@@ -125,6 +130,11 @@ impl Bound {
         let entries = std::fs::read_dir(self.dir.join(".can-sync-kept")).into_iter().flatten();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
+}
+
+pub(crate) fn quick_dir() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    if memory.is_dir() { memory } else { std::env::temp_dir() }
 }
 
 pub(crate) fn path(text: &str) -> FolderPath {

@@ -81,7 +81,7 @@ fn an_edit_that_arrives_between_reading_and_releasing_is_returned_again() {
 
 #[test]
 fn more_than_the_most_kept_files_make_room_for_each_other() {
-    let bound = Bound::new();
+    let bound = Bound::quick();
     let paths: Vec<_> = (0..keep::KEPT_MAX + 10).map(|n| path(&n.to_string())).collect();
     let placements = paths.iter().map(|path| {
         let expected = Some(bound.write(&path.to_string(), "content"));

@@ -1,11 +1,14 @@
-//! Moves of names within a bound directory that never replace what somebody else put there.
+//! Steps within a directory of a bound one: moves that never replace what somebody else put there,
+//! permissions, durability.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, RenameFlags, linkat, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, Mode, RenameFlags, linkat, mkdirat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
+use super::root::{open_child, stat_at};
+use super::seen::Seen;
 use crate::core::folder::path::COMPONENT_BYTES_MAX;
 
 /// The most names tried for a directory that appeared in place of a file.
@@ -59,4 +62,46 @@ pub(super) fn show_directory(from_dir: &OwnedFd, from: &[u8], to_dir: &OwnedFd, 
 /// Whether an error means that the file system does not know a flag of rename.
 fn is_unsupported(error: Errno) -> bool {
     matches!(error, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)
+}
+
+/// What is in a directory under a name.
+pub(super) fn stat_name(dir: &OwnedFd, name: &[u8]) -> io::Result<Option<Seen>> {
+    match stat_at(dir, name) {
+        Ok(seen) => Ok(Some(seen)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The permissions of a file: those of the file that it replaces, else as its directory can be read
+/// and written.
+pub(super) fn file_mode(
+    dir: &OwnedFd,
+    replaced: Option<Seen>,
+    is_executable: bool,
+) -> io::Result<u32> {
+    let mode = match replaced {
+        Some(seen) => seen.mode & 0o777,
+        None => stat_at(dir, b".")?.mode & 0o666 | 0o600,
+    };
+    Ok(if is_executable { mode | 0o100 | (mode & 0o444) >> 2 } else { mode & !0o111 })
+}
+
+/// Creates a directory with the permissions of the one that it is in.
+pub(super) fn make_dir(dir: &OwnedFd, name: &[u8]) -> io::Result<()> {
+    mkdirat(dir, name, Mode::RWXU)?;
+    let mode = Mode::from_raw_mode((stat_at(dir, b".")?.mode & 0o2777 | 0o700) as _);
+    Ok(rustix::fs::fchmod(open_child(dir, name)?, mode)?)
+}
+
+/// Writes back the whole file system of a directory.
+#[cfg(target_os = "linux")]
+pub(super) fn sync_file_system(dir: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(dir)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn sync_file_system(_: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::fs::sync();
+    Ok(())
 }

@@ -23,13 +23,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
-use rustix::fs::{AtFlags, Mode, mkdirat, renameat, unlinkat};
+use rustix::fs::{AtFlags, renameat, unlinkat};
 use rustix::io::Errno;
 use thiserror::Error;
 
 use super::fresh::{Fresh, FreshFile};
 use super::keep::Displaced;
-use super::moves::{exchange, rename_new, show_directory};
+use super::moves::{
+    exchange, file_mode, make_dir, rename_new, show_directory, stat_name, sync_file_system,
+};
 use super::names::{Stage, Temp};
 use super::root::{Root, is_absence, open_child, stat_at};
 use super::seen::{Seen, SeenKind};
@@ -204,53 +206,6 @@ impl Root {
         self.place_all(vec![placement]).pop().unwrap_or(Err(PlaceError::Changed))
     }
 
-    /// Removes the directories above a path that are empty, innermost first.
-    pub fn remove_empty_parents(&self, path: &FolderPath) {
-        let mut above = path.parent();
-        while let Some(dir) = above {
-            if !self.remove_empty_directory(&dir).unwrap_or(false) {
-                return;
-            }
-            above = dir.parent();
-        }
-    }
-
-    /// Whether there is a directory with nothing in it. Ignored files count.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    pub fn is_empty_directory(&self, path: &FolderPath) -> io::Result<bool> {
-        let dir = match self.open_dir(Some(path)) {
-            Ok(dir) => dir,
-            Err(error) if is_absence(&error) => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        for entry in rustix::fs::Dir::read_from(&dir)? {
-            if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Removes a directory if nothing is in it. Returns whether it did.
-    ///
-    /// # Errors
-    /// The operating system refuses.
-    pub fn remove_empty_directory(&self, path: &FolderPath) -> io::Result<bool> {
-        let removed = self
-            .open_parent(path)
-            .and_then(|dir| Ok(unlinkat(&dir, path.name(), AtFlags::REMOVEDIR)?));
-        match removed {
-            Ok(()) => Ok(true),
-            Err(error) if is_absence(&error) => Ok(false),
-            Err(error) => match Errno::from_io_error(&error) {
-                Some(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
-                _ => Err(error),
-            },
-        }
-    }
-
     /// Renames `from`, which must be as `expected`, to `to`, durably and without replacing anything.
     ///
     /// # Errors
@@ -408,8 +363,8 @@ impl Batch<'_> {
         {
             return Ok(displaced);
         }
-        make_dir(&*ready.dir, ready.path.name())?;
-        Ok(Placed::Done(Some(stat_at(&*ready.dir, ready.path.name())?)))
+        make_dir(&ready.dir, ready.path.name())?;
+        Ok(Placed::Done(Some(stat_at(&ready.dir, ready.path.name())?)))
     }
 
     fn put(&self, ready: &Ready<'_>, fresh: &Fresh) -> Result<Placed, PlaceError> {
@@ -593,28 +548,8 @@ impl Ready<'_> {
     /// Removes the temporary file.
     fn discard(&self) {
         if let ReadyWhat::Fresh(fresh) = &self.what {
-            fresh.discard(&*self.dir);
+            fresh.discard(&self.dir);
         }
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn sync_file_system(dir: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(rustix::fs::syncfs(dir)?)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn sync_file_system(_: BorrowedFd<'_>) -> io::Result<()> {
-    rustix::fs::sync();
-    Ok(())
-}
-
-/// What is in a directory under a name.
-fn stat_name(dir: &OwnedFd, name: &[u8]) -> io::Result<Option<Seen>> {
-    match stat_at(dir, name) {
-        Ok(seen) => Ok(Some(seen)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
     }
 }
 
@@ -624,23 +559,6 @@ fn beside(path: &FolderPath, name: &[u8]) -> Option<FolderPath> {
         Some(parent) => parent.join(name).ok(),
         None => FolderPath::from_bytes(name).ok(),
     }
-}
-
-/// The permissions of a file: those of the file that it replaces, else as its directory can be read
-/// and written.
-fn file_mode(dir: &OwnedFd, replaced: Option<Seen>, is_executable: bool) -> io::Result<u32> {
-    let mode = match replaced {
-        Some(seen) => seen.mode & 0o777,
-        None => stat_at(dir, b".")?.mode & 0o666 | 0o600,
-    };
-    Ok(if is_executable { mode | 0o100 | (mode & 0o444) >> 2 } else { mode & !0o111 })
-}
-
-/// Creates a directory with the permissions of the one that it is in.
-fn make_dir(dir: &OwnedFd, name: &[u8]) -> io::Result<()> {
-    mkdirat(dir, name, Mode::RWXU)?;
-    let mode = Mode::from_raw_mode((stat_at(dir, b".")?.mode & 0o2777 | 0o700) as _);
-    Ok(rustix::fs::fchmod(open_child(dir, name)?, mode)?)
 }
 
 fn remove_dir(dir: &OwnedFd, name: &[u8]) -> Result<(), PlaceError> {

@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, renameat, statat};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -218,6 +218,53 @@ impl Root {
     pub fn read_link(&self, path: &FolderPath) -> io::Result<Vec<u8>> {
         let dir = self.open_parent(path)?;
         Ok(rustix::fs::readlinkat(&dir, path.name(), Vec::new())?.into_bytes())
+    }
+
+    /// Removes the directories above a path that are empty, innermost first.
+    pub fn remove_empty_parents(&self, path: &FolderPath) {
+        let mut above = path.parent();
+        while let Some(dir) = above {
+            if !self.remove_empty_directory(&dir).unwrap_or(false) {
+                return;
+            }
+            above = dir.parent();
+        }
+    }
+
+    /// Whether there is a directory with nothing in it. Ignored files count.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn is_empty_directory(&self, path: &FolderPath) -> io::Result<bool> {
+        let dir = match self.open_dir(Some(path)) {
+            Ok(dir) => dir,
+            Err(error) if is_absence(&error) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        for entry in Dir::read_from(&dir)? {
+            if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Removes a directory if nothing is in it. Returns whether it did.
+    ///
+    /// # Errors
+    /// The operating system refuses.
+    pub fn remove_empty_directory(&self, path: &FolderPath) -> io::Result<bool> {
+        let removed = self
+            .open_parent(path)
+            .and_then(|dir| Ok(unlinkat(&dir, path.name(), AtFlags::REMOVEDIR)?));
+        match removed {
+            Ok(()) => Ok(true),
+            Err(error) if is_absence(&error) => Ok(false),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
+                _ => Err(error),
+            },
+        }
     }
 
     /// The directory itself.
