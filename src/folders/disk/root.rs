@@ -309,8 +309,29 @@ pub(super) fn open_child(dir: &impl AsFd, name: &[u8]) -> io::Result<OwnedFd> {
     Ok(openat(dir, name, READ_DIR, Mode::empty())?)
 }
 
-/// What is in a directory under a name.
+/// What is in a directory under a name now: network and user-space file systems are asked, and do not
+/// answer from what the kernel remembers.
+#[cfg(target_os = "linux")]
 pub(super) fn stat_at(dir: &impl AsFd, name: &[u8]) -> io::Result<Seen> {
+    use rustix::fs::{StatxFlags, statx};
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+    match statx(dir, name, flags, StatxFlags::BASIC_STATS) {
+        Ok(stat) => Ok(Seen::from(stat)),
+        // A sandbox that does not know the call.
+        Err(Errno::NOSYS | Errno::PERM) => remembered_stat_at(dir, name),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What is in a directory under a name now.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn stat_at(dir: &impl AsFd, name: &[u8]) -> io::Result<Seen> {
+    remembered_stat_at(dir, name)
+}
+
+/// What is in a directory under a name, perhaps as it was some seconds ago on a network file system.
+/// For scans, which look at very many.
+pub(super) fn remembered_stat_at(dir: &impl AsFd, name: &[u8]) -> io::Result<Seen> {
     Ok(Seen::from(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?))
 }
 

@@ -16,7 +16,7 @@ use thiserror::Error;
 use super::keep::Displaced;
 use super::moves::show_directory;
 use super::names::{KEPT, Stage, Temp, parse_kept};
-use super::root::{Root, RootError, is_absence, stat_at};
+use super::root::{Root, RootError, is_absence, remembered_stat_at, stat_at};
 use super::rules::Rules;
 use super::seen::{Seen, SeenKind};
 use super::watch::Watch;
@@ -168,7 +168,7 @@ impl Walk<'_> {
             if matches!(name, b"." | b"..") {
                 continue;
             }
-            let flow = match stat_at(&dir, name) {
+            let flow = match remembered_stat_at(&dir, name) {
                 Ok(seen) => self.entry(&mut level, name, seen),
                 Err(error) if is_absence(&error) => ControlFlow::Continue(()),
                 Err(error) => {

@@ -16,6 +16,17 @@ pub enum SeenKind {
     Other,
 }
 
+impl SeenKind {
+    fn of(file_type: FileType) -> Self {
+        match file_type {
+            FileType::RegularFile => Self::File,
+            FileType::Symlink => Self::Symlink,
+            FileType::Directory => Self::Directory,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// What a stat shows. Of a directory only kind, inode and mode are set, because the rest changes with
 /// what is in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,6 +60,14 @@ impl Seen {
         self.kind == SeenKind::File && self.mode & 0o100 != 0
     }
 
+    /// Leaves out what changes with the content of a directory.
+    fn without_times_of_a_directory(self) -> Self {
+        if self.kind != SeenKind::Directory {
+            return self;
+        }
+        Self { size_bytes: 0, mtime_secs: 0, mtime_nanos: 0, ctime_secs: 0, ctime_nanos: 0, ..self }
+    }
+
     /// Whether both are equal except for the time of the last change of the inode, which a rename
     /// changes too.
     pub fn is_same_file(&self, other: &Self) -> bool {
@@ -57,42 +76,38 @@ impl Seen {
     }
 }
 
+#[cfg(target_os = "linux")]
+impl From<rustix::fs::Statx> for Seen {
+    fn from(stat: rustix::fs::Statx) -> Self {
+        let kind = SeenKind::of(FileType::from_raw_mode(stat.stx_mode.into()));
+        let seen = Self {
+            kind,
+            size_bytes: stat.stx_size,
+            mtime_secs: stat.stx_mtime.tv_sec,
+            mtime_nanos: stat.stx_mtime.tv_nsec,
+            ctime_secs: stat.stx_ctime.tv_sec,
+            ctime_nanos: stat.stx_ctime.tv_nsec,
+            inode: stat.stx_ino,
+            mode: u32::from(stat.stx_mode) & 0o7777,
+        };
+        seen.without_times_of_a_directory()
+    }
+}
+
 impl From<Stat> for Seen {
     // The types of the fields differ by operating system and processor.
     #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
     fn from(stat: Stat) -> Self {
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => SeenKind::File,
-            FileType::Symlink => SeenKind::Symlink,
-            FileType::Directory => SeenKind::Directory,
-            _ => SeenKind::Other,
-        };
-        let inode = stat.st_ino as u64;
-        let mode = Mode::from_raw_mode(stat.st_mode).bits() as u32;
-        if kind == SeenKind::Directory {
-            let [mtime_secs, ctime_secs] = [0; 2];
-            let [mtime_nanos, ctime_nanos] = [0; 2];
-            let size_bytes = 0;
-            return Self {
-                kind,
-                size_bytes,
-                mtime_secs,
-                mtime_nanos,
-                ctime_secs,
-                ctime_nanos,
-                inode,
-                mode,
-            };
-        }
-        Self {
-            kind,
+        let seen = Self {
+            kind: SeenKind::of(FileType::from_raw_mode(stat.st_mode)),
             size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
             mtime_secs: stat.st_mtime as i64,
             mtime_nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
             ctime_secs: stat.st_ctime as i64,
             ctime_nanos: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
-            inode,
-            mode,
-        }
+            inode: stat.st_ino as u64,
+            mode: Mode::from_raw_mode(stat.st_mode).bits() as u32,
+        };
+        seen.without_times_of_a_directory()
     }
 }
