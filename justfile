@@ -12,6 +12,7 @@ test:
 simulate seeds="50000":
     SEEDS={{seeds}} cargo test --release --test journal_sim whatever_happens
     SEEDS={{seeds}} cargo test --release --test sim
+    SEEDS={{seeds}} cargo test --release --test folder_sim whatever_happens
 
 # Three agents, killed at random while clients write
 soak rounds="2000":

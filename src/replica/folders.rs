@@ -198,6 +198,31 @@ impl FolderJournal {
         self.write_as(folder, changes, Stamping::AsTheyAre).await
     }
 
+    /// Hands over bases that the journal may have forgotten, see [`may_be_forgotten`], before they are
+    /// replaced. What the journal knows changes nothing.
+    ///
+    /// # Errors
+    /// The journal cannot write.
+    ///
+    /// [`may_be_forgotten`]: crate::core::folder::resolve::may_be_forgotten
+    pub async fn keep(&self, folder: FolderId, bases: Vec<Version>) -> Result<(), AskError> {
+        let work =
+            move |journal: &mut Journal, now_ms| journal.keep_versions(folder, &bases, now_ms);
+        self.journal.run(work).await
+    }
+
+    /// The version of the path with a key.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub async fn version_of_key(
+        &self,
+        folder: FolderId,
+        key: PathKey,
+    ) -> Result<Option<FileRow>, AskError> {
+        self.journal.read(move |reader| reader.version_of_key(folder, key)).await
+    }
+
     async fn write_as(
         &self,
         folder: FolderId,

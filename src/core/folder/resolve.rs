@@ -49,6 +49,14 @@ pub fn needs_history(before: &Version, after: &Version) -> bool {
     !before.is_absent() && !before.content.is_like(&after.content)
 }
 
+/// Whether the journal may not know `base`, which is about to be replaced as the base of a directory
+/// by `next`. If `next` does not contain it, either it lost its place and was kept, or the journal
+/// was restored from a backup and only this device knows it.
+pub fn may_be_forgotten(base: &Version, next: &Version) -> bool {
+    let is_contained = base.vector.relation(&next.vector) == Relation::Older;
+    !base.is_absent() && !base.is_same(next) && !is_contained
+}
+
 fn concurrent(current: &Version, other: &Version) -> Resolution {
     if current.content.is_like(&other.content) {
         return Resolution::Write(joined(newest(current, other), current, other));

@@ -115,7 +115,7 @@ pub fn decide(
     let disk = match disk {
         DiskSays::Base => was,
         DiskSays::Content(content) => content,
-        DiskSays::Occupied => occupied(was, journal),
+        DiskSays::Occupied => occupied(base, was, journal),
     };
     let action = match journal {
         None => journal_knows_nothing(base, was, disk),
@@ -124,11 +124,22 @@ pub fn decide(
     in_mode(mode, action, disk, journal)
 }
 
-/// What a directory with entries counts as.
-fn occupied<'a>(was: &'a Content, journal: Option<&'a Version>) -> &'a Content {
-    let is_directory = |content: &&Content| **content == Content::Directory;
-    let told = journal.map(|journal| &journal.content);
-    Some(was).filter(is_directory).or(told.filter(is_directory)).unwrap_or(&Content::Absent)
+/// What a directory with entries counts as: an empty one, or nothing, whichever the journal or the
+/// base says.
+fn occupied<'a>(
+    base: Option<&Version>,
+    was: &'a Content,
+    journal: Option<&'a Version>,
+) -> &'a Content {
+    let is_stale = |journal: &&Version| {
+        base.is_some_and(|base| base.vector.relation(&journal.vector) == Relation::Newer)
+    };
+    let told = journal.filter(|journal| !is_stale(journal)).map(|journal| &journal.content);
+    match told {
+        Some(content @ (Content::Directory | Content::Absent)) => content,
+        _ if *was == Content::Directory => was,
+        _ => &Content::Absent,
+    }
 }
 
 fn journal_knows_nothing(base: Option<&Version>, was: &Content, disk: &Content) -> Action {
@@ -149,15 +160,15 @@ fn both(base: Option<&Version>, was: &Content, disk: &Content, journal: &Version
             _ => bring(disk, journal),
         };
     }
-    // The disk was changed.
-    if *disk == journal.content {
-        return Action::Adopt;
-    }
-    // What the next version contains: the journal's version too if that changed nothing but times.
+    // The disk was changed. What the next version contains: the journal's version too, if that
+    // changed nothing but times.
     let own = || base.map_or_else(Vector::default, |base| base.vector.clone());
     let both = || own().joined(&journal.vector);
     if is_base || relation == Some(Relation::Newer) {
         return edit(disk, base, own());
+    }
+    if *disk == journal.content {
+        return Action::Adopt;
     }
     if disk.is_like(&journal.content) || disk.is_like(was) {
         return bring(disk, journal);
@@ -203,5 +214,212 @@ fn in_mode(mode: Mode, action: Action, disk: &Content, journal: Option<&Version>
             _ => Action::LeaveExtra,
         },
         (_, action) => action,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::core::folder::path::FolderPath;
+    use crate::core::folder::version::ShortId;
+    use crate::core::ids::Hash;
+    use crate::core::journal::stamp::Hlc;
+
+    fn file(n: u8, modified_ms: i64) -> Content {
+        Content::File { hash: Hash([n; 32]), size_bytes: 1, modified_ms, is_executable: false }
+    }
+
+    fn version(content: &Content, entries: &[(u64, u64)]) -> Version {
+        let entries = entries.iter().map(|(device, n)| (ShortId(*device), *n));
+        Version {
+            path: FolderPath::from_bytes(b"plan").unwrap(),
+            content: content.clone(),
+            vector: Vector(entries.collect()),
+            device_name: String::new(),
+        }
+    }
+
+    fn contents() -> [Content; 5] {
+        [Content::Absent, file(1, 0), file(1, 5), file(2, 0), Content::Directory]
+    }
+
+    /// No version, and all small ones.
+    fn versions() -> Vec<Option<Version>> {
+        let vectors: [&[(u64, u64)]; 5] =
+            [&[(1, 1)], &[(1, 2)], &[(2, 1)], &[(1, 1), (2, 1)], &[(1, 2), (2, 1)]];
+        let contents = contents();
+        let some = contents
+            .iter()
+            .flat_map(|content| vectors.iter().map(move |vector| Some(version(content, vector))));
+        std::iter::once(None).chain(some).collect()
+    }
+
+    /// All bases, disks and journals.
+    fn every(mut check: impl FnMut(Option<&Version>, &DiskSays, Option<&Version>)) {
+        let all = versions();
+        let disks: Vec<DiskSays> = contents()
+            .into_iter()
+            .map(DiskSays::Content)
+            .chain([DiskSays::Base, DiskSays::Occupied])
+            .collect();
+        for base in &all {
+            for journal in &all {
+                for disk in &disks {
+                    check(base.as_ref(), disk, journal.as_ref());
+                }
+            }
+        }
+    }
+
+    fn was(base: Option<&Version>) -> Content {
+        base.map_or(Content::Absent, |base| base.content.clone())
+    }
+
+    #[test]
+    fn the_table_of_the_design_holds() {
+        let (base, edited) = (version(&file(1, 0), &[(1, 1)]), file(2, 0));
+        let newer = version(&edited, &[(1, 1), (2, 2)]);
+        let now = |content: &Content| DiskSays::Content(content.clone());
+        let decide = |base: Option<&Version>, disk: &DiskSays, journal: Option<&Version>| {
+            decide(Mode::TwoWay, base, disk, journal)
+        };
+        assert_eq!(decide(Some(&base), &DiskSays::Base, Some(&base)), Action::Nothing);
+        assert_eq!(decide(Some(&base), &DiskSays::Base, Some(&newer)), Action::Apply);
+        assert_eq!(decide(Some(&base), &now(&edited), Some(&newer)), Action::Adopt);
+        let Action::Write(edit) = decide(Some(&base), &now(&edited), Some(&base)) else { panic!() };
+        assert_eq!((edit.content, edit.vector), (edited, base.vector.clone()));
+        assert_eq!(edit.before, Some(base.clone()));
+        // Both changed: the edit contains the base, not what it has not seen.
+        let Action::Write(edit) = decide(Some(&base), &now(&file(3, 0)), Some(&newer)) else {
+            panic!()
+        };
+        assert_eq!(edit.vector, base.vector);
+        assert_eq!(edit.before, Some(newer.clone()), "what is replaced at the name");
+        // Edit against removal, either way.
+        let removed = version(&Content::Absent, &[(1, 1), (2, 2)]);
+        assert_eq!(decide(Some(&base), &now(&Content::Absent), Some(&newer)), Action::Apply);
+        let Action::Write(edit) = decide(Some(&base), &now(&file(3, 0)), Some(&removed)) else {
+            panic!()
+        };
+        assert_eq!(edit.vector, removed.vector, "it contains the removal, too");
+    }
+
+    #[test]
+    fn what_the_journal_does_not_know_is_never_removed_or_replaced_on_the_disk() {
+        every(|base, disk, journal| {
+            if journal.is_none() {
+                let action = decide(Mode::TwoWay, base, disk, None);
+                let is_safe =
+                    matches!(action, Action::Nothing | Action::Write(_) | Action::WriteBase);
+                assert!(is_safe, "{base:?} {disk:?}: {action:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn an_edit_on_the_disk_is_never_replaced_before_the_journal_has_it() {
+        every(|base, disk, journal| {
+            let DiskSays::Content(content) = disk else { return };
+            let is_edit = !matches!(content, Content::Absent | Content::Directory)
+                && !content.is_like(&was(base))
+                && !journal.is_some_and(|journal| journal.content.is_like(content));
+            let action = decide(Mode::TwoWay, base, disk, journal);
+            let is_written = matches!(&action, Action::Write(edit) if edit.content == *content);
+            assert_eq!(is_written, is_edit || is_written, "{base:?} {disk:?} {journal:?}");
+            if is_edit {
+                assert!(is_written, "{base:?} {disk:?} {journal:?}: {action:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_path_comes_to_rest_within_three_actions_with_disk_and_journal_equal() {
+        every(|base, disk, journal| {
+            let (mut base, mut journal) = (base.cloned(), journal.cloned());
+            let mut disk = match disk {
+                DiskSays::Base => was(base.as_ref()),
+                DiskSays::Content(content) => content.clone(),
+                DiskSays::Occupied => return,
+            };
+            let start = (base.clone(), disk.clone(), journal.clone());
+            for time in 100.. {
+                assert!(time < 104, "{start:?}");
+                let says = DiskSays::Content(disk.clone());
+                match decide(Mode::TwoWay, base.as_ref(), &says, journal.as_ref()) {
+                    Action::Nothing => break,
+                    Action::Adopt => base = journal.clone(),
+                    Action::Touch | Action::Apply => {
+                        disk = was(journal.as_ref());
+                        base = journal.clone();
+                    }
+                    Action::Write(edit) => {
+                        let vector = edit.vector.grown(ShortId(9), Hlc(time));
+                        let written = Version { vector, ..version(&edit.content, &[]) };
+                        (base, journal) = (Some(written.clone()), Some(written));
+                    }
+                    Action::WriteBase => journal = base.clone(),
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(disk, was(journal.as_ref()), "{start:?}");
+        });
+    }
+
+    #[test]
+    fn mode_in_writes_no_disk_and_passes_on_no_removal_and_mode_out_writes_no_journal() {
+        every(|base, disk, journal| {
+            let action = decide(Mode::In, base, disk, journal);
+            let is_removal =
+                matches!(&action, Action::Write(edit) if edit.content == Content::Absent);
+            let is_disk = matches!(action, Action::Apply | Action::Touch | Action::SetAside);
+            assert!(!is_removal && !is_disk, "{base:?} {disk:?} {journal:?}: {action:?}");
+            let action = decide(Mode::Out, base, disk, journal);
+            assert!(!matches!(action, Action::Write(_)), "{base:?} {disk:?} {journal:?}");
+        });
+    }
+
+    #[test]
+    fn a_change_of_times_alone_has_no_event_and_gives_way_to_an_edit_elsewhere() {
+        let base = version(&file(1, 0), &[(1, 1)]);
+        let touched = DiskSays::Content(file(1, 5));
+        let Action::Write(edit) = decide(Mode::TwoWay, Some(&base), &touched, Some(&base)) else {
+            panic!()
+        };
+        assert_eq!((edit.content, edit.before), (file(1, 5), None));
+        let edited = version(&file(2, 0), &[(1, 1), (2, 2)]);
+        assert_eq!(decide(Mode::TwoWay, Some(&base), &touched, Some(&edited)), Action::Apply);
+        let touched_there = version(&file(1, 7), &[(1, 1), (2, 2)]);
+        let action = decide(Mode::TwoWay, Some(&base), &touched, Some(&touched_there));
+        assert_eq!(action, Action::Touch);
+    }
+
+    #[test]
+    fn a_directory_with_entries_is_an_empty_one_or_nothing_but_never_a_file() {
+        let (file, directory) =
+            (version(&file(1, 0), &[(1, 1)]), version(&Content::Directory, &[(1, 1)]));
+        let decide = |base, journal| decide(Mode::TwoWay, base, &DiskSays::Occupied, journal);
+        assert_eq!(decide(None, None), Action::Nothing);
+        assert_eq!(decide(Some(&directory), Some(&directory)), Action::Nothing);
+        assert_eq!(decide(None, Some(&directory)), Action::Adopt);
+        let Action::Write(edit) = decide(Some(&file), Some(&file)) else { panic!() };
+        assert_eq!(edit.content, Content::Absent, "a directory took the place of the file");
+        let removed = version(&Content::Absent, &[(1, 2)]);
+        assert_eq!(decide(Some(&directory), Some(&removed)), Action::Adopt);
+        every(|base, disk, journal| {
+            if *disk == DiskSays::Occupied && journal.is_some_and(Version::is_absent) {
+                let action = super::decide(Mode::TwoWay, base, disk, journal);
+                assert_ne!(action, Action::Apply, "{base:?} {journal:?}: it removes the entries");
+            }
+        });
+    }
+
+    #[test]
+    fn a_version_of_a_later_program_leaves_the_path_alone() {
+        let later = version(&Content::Later(vec![9]), &[(1, 1)]);
+        every(|base, disk, _| {
+            assert_eq!(decide(Mode::TwoWay, base, disk, Some(&later)), Action::Hold);
+        });
     }
 }

@@ -290,6 +290,13 @@ impl JournalReader {
         paths.iter().map(|path| file_at(&tx, model, &id(path))).collect()
     }
 
+    /// The version of the path with a key.
+    pub fn version_of_key(&self, folder: FolderId, key: PathKey) -> Result<Option<FileRow>> {
+        let tx = self.connection.unchecked_transaction()?;
+        let Some(model) = model_num(&tx, FILE_MODEL)? else { return Ok(None) };
+        file_at(&tx, model, &file_id(folder, key))
+    }
+
     /// Versions of a folder after a key, at most `limit`.
     pub fn versions(
         &self,

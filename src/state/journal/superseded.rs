@@ -74,6 +74,24 @@ impl Lost {
 }
 
 impl Journal {
+    /// Keeps versions that this device knows and the journal may not: it may have been restored from
+    /// a backup. What it knows changes nothing.
+    pub fn keep_versions(
+        &mut self,
+        folder: FolderId,
+        versions: &[Version],
+        now_ms: u64,
+    ) -> Result<()> {
+        let mut tx = self.begin(now_ms)?;
+        tx.group()?;
+        let (me, hlc) = (tx.me(), Hlc::from_ms(now_ms));
+        for version in versions {
+            tx.keep_version(&file_id(folder, version.path.key()), version, &me, hlc)?;
+        }
+        tx.news.ops |= !versions.is_empty();
+        tx.commit()
+    }
+
     /// Decides about at most `limit` versions that lost their cells, and writes what becomes of
     /// them, in one transaction. An error leaves all as it was.
     pub fn resolve_superseded(
@@ -107,30 +125,43 @@ impl Tx<'_> {
     pub(super) fn keep_lost(&mut self, author: &NodeId, hlc: Hlc) -> Result<()> {
         for Lost { id, value } in std::mem::take(&mut self.lost) {
             // What nobody can read is nobody's work.
-            let Ok(version) = read_version(&id, &value.bytes, value.stamp.hlc) else { continue };
-            let cell = self.cell_of_file(&id)?;
-            let (is_replaced, due_ms) =
-                match resolve(self.read_cell(&id, cell.as_ref()).as_ref(), &version) {
-                    Resolution::Nothing => continue,
-                    Resolution::Remember if self.has_history(&id, &version)? => continue,
-                    Resolution::Remember => (true, self.now_ms.saturating_add(HISTORY_WAIT_MS)),
-                    Resolution::Write(_) => (false, self.now_ms),
-                };
-            let (by_ms, by_dev) = match &cell {
-                Some(cell) => (cell.stamp.hlc.ms(), self.dev_of_log(&cell.stamp.log)?),
-                None => (hlc.ms(), self.device(author)?),
-            };
-            let bytes = version_to_bytes(&version);
-            self.db
-                .prepare_cached(
-                    "INSERT INTO superseded (id, version, is_replaced, due_ms, by_ms, by_dev)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-                     ON CONFLICT DO UPDATE SET is_replaced = excluded.is_replaced,
-                         due_ms = excluded.due_ms
-                     WHERE excluded.is_replaced < superseded.is_replaced",
-                )?
-                .execute(params![id, bytes, is_replaced, int(due_ms), int(by_ms), by_dev])?;
+            if let Ok(version) = read_version(&id, &value.bytes, value.stamp.hlc) {
+                self.keep_version(&id, &version, author, hlc)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Keeps a version that is not in its cell. `author` and `hlc` replaced it if the cell is empty.
+    fn keep_version(
+        &mut self,
+        id: &[u8],
+        version: &Version,
+        author: &NodeId,
+        hlc: Hlc,
+    ) -> Result<()> {
+        let cell = self.cell_of_file(id)?;
+        let (is_replaced, due_ms) =
+            match resolve(self.read_cell(id, cell.as_ref()).as_ref(), version) {
+                Resolution::Nothing => return Ok(()),
+                Resolution::Remember if self.has_history(id, version)? => return Ok(()),
+                Resolution::Remember => (true, self.now_ms.saturating_add(HISTORY_WAIT_MS)),
+                Resolution::Write(_) => (false, self.now_ms),
+            };
+        let (by_ms, by_dev) = match &cell {
+            Some(cell) => (cell.stamp.hlc.ms(), self.dev_of_log(&cell.stamp.log)?),
+            None => (hlc.ms(), self.device(author)?),
+        };
+        let bytes = version_to_bytes(version);
+        self.db
+            .prepare_cached(
+                "INSERT INTO superseded (id, version, is_replaced, due_ms, by_ms, by_dev)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                 ON CONFLICT DO UPDATE SET is_replaced = excluded.is_replaced,
+                     due_ms = excluded.due_ms
+                 WHERE excluded.is_replaced < superseded.is_replaced",
+            )?
+            .execute(params![id, bytes, is_replaced, int(due_ms), int(by_ms), by_dev])?;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::core::folder::names::conflict_path;
 use crate::core::folder::path::FolderPath;
-use crate::core::folder::resolve::make_way;
+use crate::core::folder::resolve::{make_way, may_be_forgotten};
 use crate::core::folder::version::{Content, ShortId, Vector, Version};
 use crate::core::folder::{FILE_MODEL, FILE_VERSION, file_id, history_stream};
 use crate::core::ids::{FolderId, Hash};
@@ -383,6 +383,30 @@ fn a_device_restored_from_a_backup_gives_no_counter_twice() {
     quiet(&mut devices);
     for device in &devices {
         assert_eq!(device.content("plan"), Some(file(3)), "the edit is the newest");
+    }
+}
+
+#[test]
+fn a_version_that_only_a_directory_knows_after_a_restore_is_kept_beside_the_one_that_came() {
+    let mut devices = Device::group(2);
+    let backup = TempDir::new().unwrap();
+    durable::copy(devices[0].dir.path(), backup.path());
+    let base = devices[0].edit("plan", file(1));
+    devices[1].edit("plan", file(2));
+    devices[0].restore(backup.path());
+    devices[0].journal.restored().unwrap();
+    quiet(&mut devices);
+    let journal = devices[0].version("plan").unwrap();
+    assert!(may_be_forgotten(&base, &journal));
+    let now_ms = devices[0].now_ms;
+    for _ in 0..2 {
+        devices[0].journal.keep_versions(FOLDER, &[base.clone()], now_ms).unwrap();
+        quiet(&mut devices);
+    }
+    for device in &devices {
+        assert_eq!(device.content("plan"), Some(file(2)));
+        assert_eq!(device.content(&conflict_path(&base).to_text()), Some(file(1)));
+        assert_eq!(device.history("plan"), [file(1)]);
     }
 }
 
