@@ -3,8 +3,8 @@
 //!
 //! F1  A base is recorded after the disk and the journal hold what it says, never before. A base that
 //!     is too old costs a look at the file; one that is too new would look like an edit by the user.
-//! F2  The cursor into the journal moves in the transaction that records what became of the changes
-//!     before it: a path is done, or it is in `pending`.
+//! F2  The cursor into the journal moves after it is recorded what became of the changes before it: a
+//!     path is done, or it is in `pending`.
 //! F3  A path that is absent in both has no row.
 //! F4  A million paths are never in memory: whoever walks over them asks for pages.
 
@@ -21,6 +21,7 @@ use super::disk::{Seen, SeenKind};
 use super::{Binding, Keep, Mode};
 use crate::clock::wall_ms;
 use crate::core::folder::brake::Source;
+use crate::core::folder::collide::Folding;
 use crate::core::folder::path::FolderPath;
 use crate::core::folder::version::{Content, Version};
 use crate::core::ids::{FolderId, Hash, LogId, ParseIdError};
@@ -79,8 +80,10 @@ CREATE TABLE base (
     ctime_nanos INTEGER NOT NULL,
     inode INTEGER NOT NULL,
     mode INTEGER NOT NULL,
+    form BLOB,
     UNIQUE (binding, path)
 ) STRICT;
+CREATE INDEX base_form ON base (binding, form) WHERE form IS NOT NULL;
 CREATE INDEX base_inode ON base (inode);
 CREATE TABLE pending (
     binding INTEGER NOT NULL,
@@ -327,22 +330,48 @@ impl FoldersDb {
         })
     }
 
-    /// Records what became of paths, and how far the journal's changes are taken up.
+    /// The path that has the place of this one in a file system that cannot tell the two apart.
+    pub(crate) fn twin(
+        &self,
+        id: BindingId,
+        path: &FolderPath,
+        folding: Folding,
+    ) -> db::Result<Option<FolderPath>> {
+        let Some(form) = form(path, folding) else { return Ok(None) };
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT path FROM base WHERE binding = ?1 AND form = ?2 AND path != ?3",
+                )?
+                .query_row(params![int(id.0), form, path.as_bytes()], |row| self::path(row, 0))
+                .optional()
+        })
+    }
+
+    /// Records how far the journal's changes are taken up.
+    pub(crate) fn move_to(&self, id: BindingId, cursor: Cursor) -> db::Result<()> {
+        self.write(move |tx| {
+            tx.prepare_cached("UPDATE bindings SET epoch = ?2, arr = ?3 WHERE id = ?1")?
+                .execute(params![int(id.0), cursor.epoch.0, int(cursor.arr)])
+                .map(|_| ())
+        })
+    }
+
+    /// Records what became of paths. `folding`: which names the directory cannot tell apart.
     pub(crate) fn record(
         &self,
         id: BindingId,
         outcomes: Vec<(FolderPath, Became)>,
-        cursor: Option<Cursor>,
+        folding: Folding,
     ) -> db::Result<()> {
-        if outcomes.is_empty() && cursor.is_none() {
-            return Ok(());
-        }
         self.write(move |tx| {
             let binding = int(id.0);
             for (path, outcome) in outcomes {
                 let path = path.as_bytes();
                 match &outcome {
-                    Became::Equal(version, seen) => put_base(tx, binding, path, version, seen)?,
+                    Became::Equal(version, seen) => {
+                        put_base(tx, binding, form(&version.path, folding), version, seen)?;
+                    }
                     Became::Gone => {
                         tx.prepare_cached("DELETE FROM base WHERE binding = ?1 AND path = ?2")?
                             .execute(params![binding, path])?;
@@ -360,10 +389,6 @@ impl FoldersDb {
                         .prepare_cached("DELETE FROM pending WHERE binding = ?1 AND path = ?2")?
                         .execute(params![binding, path])?,
                 };
-            }
-            if let Some(cursor) = cursor {
-                tx.prepare_cached("UPDATE bindings SET epoch = ?2, arr = ?3 WHERE id = ?1")?
-                    .execute(params![binding, cursor.epoch.0, int(cursor.arr)])?;
             }
             Ok(())
         })
@@ -499,10 +524,15 @@ impl FoldersDb {
     }
 }
 
+/// The form of a path in which names are compared that the directory cannot tell apart.
+fn form(path: &FolderPath, folding: Folding) -> Option<Vec<u8>> {
+    (folding != Folding::default()).then(|| folding.form(path.as_bytes()))
+}
+
 fn put_base(
     tx: &Connection,
     binding: i64,
-    path: &[u8],
+    form: Option<Vec<u8>>,
     version: &Version,
     seen: &Seen,
 ) -> rusqlite::Result<()> {
@@ -513,17 +543,18 @@ fn put_base(
     tx.prepare_cached(
         "INSERT INTO base
              (binding, path, version, size, kind, seen_size, mtime_secs, mtime_nanos, ctime_secs,
-              ctime_nanos, inode, mode)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
+              ctime_nanos, inode, mode, form)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
          ON CONFLICT (binding, path) DO UPDATE SET
              version = excluded.version, size = excluded.size, kind = excluded.kind,
              seen_size = excluded.seen_size, mtime_secs = excluded.mtime_secs,
              mtime_nanos = excluded.mtime_nanos, ctime_secs = excluded.ctime_secs,
-             ctime_nanos = excluded.ctime_nanos, inode = excluded.inode, mode = excluded.mode",
+             ctime_nanos = excluded.ctime_nanos, inode = excluded.inode, mode = excluded.mode,
+             form = excluded.form",
     )?
     .execute(params![
         binding,
-        path,
+        version.path.as_bytes(),
         version_to_bytes(version),
         int(size_bytes),
         kind_number(seen.kind),
@@ -534,6 +565,7 @@ fn put_base(
         seen.ctime_nanos,
         signed(seen.inode),
         seen.mode,
+        form,
     ])?;
     Ok(())
 }

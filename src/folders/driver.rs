@@ -6,7 +6,8 @@
 //! D2  The cursor into the journal moves only when what was before it is done or pending.
 //! D3  A directory that cannot be used stops the binding until it can; nothing counts as gone then.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,19 +17,20 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::Binding;
-use super::db::{BindingId, Pendings, StoredBinding};
+use super::db::{BindingId, StoredBinding};
 use super::disk::{Displaced, Hint, Hints, Root, Rules, Watch};
 use super::guard::Fresh;
 use super::ingest;
 use super::look::{self, Unusable};
+use super::quiet::{Quiet, RETRY_FIRST};
 use super::reconcile::ROUND_PATHS;
 use super::scan::{self, Found, Scan};
 use super::shared::{Shared, blocking};
 use super::status::BindingState;
 use crate::clock::Clock;
 use crate::core::folder::brake::{Brake, Source};
+use crate::core::folder::collide::Folding;
 use crate::core::folder::path::{FolderPath, PathKey};
-use crate::core::ids::Hash;
 use crate::replica::journal::{AskError, Commits};
 use crate::state::journal::Cursor;
 
@@ -50,15 +52,8 @@ const SCAN_PAUSE: Duration = Duration::from_secs(2);
 /// How often a directory that cannot be used is tried again.
 const REOPEN_EVERY: Duration = Duration::from_secs(5);
 
-/// How often what could not be brought to the directory is tried again: at first, and at last.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_LAST: Duration = Duration::from_secs(60);
-
 /// How often kept content is looked at.
 const SETTLE_EVERY: Duration = Duration::from_secs(2);
-
-/// Assets of the index that are compared with what is missing, at once.
-const ARRIVED_MAX: usize = 4096;
 
 /// Commands that wait for a driver: people give them one by one.
 pub(super) const COMMANDS_MAX: usize = 8;
@@ -83,6 +78,8 @@ pub(super) struct Driver {
     pub(super) binding: Binding,
     pub(super) root: Option<Arc<Root>>,
     pub(super) rules: Arc<Rules>,
+    /// Which names the directory cannot tell apart.
+    pub(super) folding: Folding,
     pub(super) brake: Brake,
     pub(super) fresh: Fresh,
     /// The paths of the binding, for the brake.
@@ -99,46 +96,14 @@ pub(super) struct Driver {
     scan_at: Instant,
     is_watched: bool,
     /// How far the index was compared with what is missing; `None`: not yet.
-    arrived: Option<([u8; 16], u64)>,
-    retry_at: Option<Instant>,
-    retry_pause: Duration,
-    has_pending: bool,
+    pub(super) arrived: Option<([u8; 16], u64)>,
+    pub(super) retry_at: Option<Instant>,
+    pub(super) retry_pause: Duration,
+    pub(super) has_pending: bool,
     takers: Vec<oneshot::Sender<()>>,
     /// Changes of the journal were left alone while nothing could be written.
-    is_behind: bool,
+    pub(super) is_behind: bool,
     clock: Clock,
-}
-
-/// Paths that wait until they are quiet.
-#[derive(Debug, Default)]
-struct Quiet {
-    due: BTreeMap<FolderPath, Instant>,
-    order: BTreeSet<(Instant, FolderPath)>,
-}
-
-impl Quiet {
-    fn put(&mut self, path: FolderPath, at: Instant) {
-        if let Some(before) = self.due.insert(path.clone(), at) {
-            self.order.remove(&(before, path.clone()));
-        }
-        self.order.insert((at, path));
-    }
-
-    fn next(&self) -> Option<Instant> {
-        self.order.first().map(|(at, _)| *at)
-    }
-
-    fn take_due(&mut self, now: Instant, max: usize) -> Vec<FolderPath> {
-        let mut paths = Vec::new();
-        while paths.len() < max
-            && self.order.first().is_some_and(|(at, _)| *at <= now)
-            && let Some((_, path)) = self.order.pop_first()
-        {
-            self.due.remove(&path);
-            paths.push(path);
-        }
-        paths
-    }
 }
 
 /// What woke a driver.
@@ -160,6 +125,7 @@ impl Driver {
             binding,
             root: None,
             rules: Arc::new(Rules::from_text("")),
+            folding: Folding::default(),
             brake: Brake::default(),
             fresh: Fresh::default(),
             files: 0,
@@ -283,15 +249,19 @@ impl Driver {
     // ---- the directory ---------------------------------------------------------------------------
 
     async fn open(&mut self) -> Result<Option<Hints>> {
+        self.check_folder().await?;
+        let writes = self.binding.mode.writes();
         let (dir, folder) = (self.binding.dir.clone(), self.binding.folder);
-        let (db, id) = (self.shared.db.clone(), self.id);
+        let (db, id, near) = (self.shared.db.clone(), self.id, self.shared.staging_dir.clone());
         let opened = blocking(move || {
             let root = Root::open(&dir, folder).map_err(Unusable)?;
             let rules = Rules::load(&root).context("reading .cansyncignore")?;
+            let folding = if writes { folding(&root, &near) } else { Folding::default() };
             let watch = Watch::start(&root);
-            Ok((root, rules, watch, db.count(id)?))
+            Ok((root, rules, folding, watch, db.count(id)?))
         });
-        let (root, rules, watch, files) = opened.await?;
+        let (root, rules, folding, watch, files) = opened.await?;
+        self.folding = folding;
         self.problem("directory", None);
         self.set_rules(rules);
         self.root = Some(Arc::new(root));
@@ -310,6 +280,20 @@ impl Driver {
                 None
             }
         })
+    }
+
+    /// Checks that the group has the folder: after this device left its group, the folders of that
+    /// group must not enter the next one.
+    pub(super) async fn check_folder(&self) -> Result<()> {
+        let folders = self.shared.journal.folders().await?;
+        let is_there = folders.iter().any(|folder| folder.id == self.binding.folder);
+        anyhow::ensure!(
+            is_there,
+            "the group does not have the folder (yet): after leaving a group, unbind its folders with \
+             `can-sync folder remove {}`",
+            self.binding.folder
+        );
+        Ok(())
     }
 
     fn close(&mut self) {
@@ -420,19 +404,23 @@ impl Driver {
             let rules = blocking(move || Ok(Rules::load(&root)?)).await?;
             self.set_rules(rules);
             self.scan_soon();
+            // What was ignored until now was passed over in the journal, too.
+            self.cursor = None;
+            self.is_behind = true;
         }
         now.sort_unstable();
         now.dedup();
         self.reconcile(now).await
     }
 
-    fn scan_soon(&mut self) {
+    /// Scans the whole directory as soon as that is not too often.
+    pub(super) fn scan_soon(&mut self) {
         self.scan_at = self.scan_at.min(Instant::now() + SCAN_PAUSE);
     }
 
     /// Looks at a path once it is quiet.
     pub(super) fn look_again(&mut self, path: FolderPath) {
-        if self.quiet.due.len() >= QUIET_PATHS_MAX {
+        if self.quiet.len() >= QUIET_PATHS_MAX {
             return self.scan_soon();
         }
         self.quiet.put(path, Instant::now() + QUIET);
@@ -462,137 +450,6 @@ impl Driver {
     async fn check(&self) -> Result<()> {
         let root = self.root.clone().context("the directory is not open")?;
         blocking(move || Ok(root.check().map_err(Unusable)?)).await
-    }
-
-    /// Tries again what could not be brought to the directory.
-    async fn retry(&mut self) -> Result<()> {
-        self.retry_pause = (self.retry_pause * 2).min(RETRY_LAST);
-        self.retry_at = Some(Instant::now() + self.retry_pause);
-        let mut after = None;
-        loop {
-            let (db, id, from) = (self.shared.db.clone(), self.id, after.clone());
-            let paths = blocking(move || Ok(db.to_retry(id, from.as_ref(), ROUND_PATHS)?)).await?;
-            let Some(last) = paths.last() else { break };
-            after = Some(last.clone());
-            self.reconcile(paths).await?;
-        }
-        self.note_pending(Pendings::of(&self.shared.db, self.id).await?);
-        Ok(())
-    }
-
-    /// Notes what is pending.
-    pub(super) fn note_pending(&mut self, pendings: Pendings) {
-        self.has_pending = pendings.any;
-        if !pendings.to_retry {
-            (self.retry_at, self.retry_pause) = (None, RETRY_FIRST);
-        } else if self.retry_at.is_none() {
-            self.retry_at = Some(Instant::now() + RETRY_FIRST);
-        }
-    }
-
-    /// Takes up what is new in the journal.
-    async fn take_changes(&mut self) -> Result<()> {
-        loop {
-            if self.is_idle() {
-                return Ok(());
-            }
-            let page = self.shared.journal.changes(self.cursor, ROUND_PATHS).await?;
-            let rows = page.rows.into_iter().filter(|row| row.folder == self.binding.folder);
-            let (versions, paths): (Vec<_>, Vec<_>) =
-                rows.map(|row| (row.version.clone(), row.version.path)).unzip();
-            if !paths.is_empty() && self.binding.mode.writes() {
-                let (db, id, asked) = (self.shared.db.clone(), self.id, paths.clone());
-                let bases = blocking(move || Ok(db.bases(id, &asked)?)).await?;
-                let news = paths.into_iter().zip(versions).zip(bases);
-                let news = news.filter_map(|((path, version), base)| {
-                    let is_known = match &base {
-                        Some(base) => base.version.is_same(&version),
-                        None => version.is_absent(),
-                    };
-                    (!is_known).then_some(path)
-                });
-                self.reconcile(news.collect()).await?;
-                if self.is_idle() {
-                    return Ok(());
-                }
-            }
-            if self.cursor != Some(page.cursor) {
-                self.cursor = Some(page.cursor);
-                let (db, id) = (self.shared.db.clone(), self.id);
-                blocking(move || Ok(db.record(id, Vec::new(), Some(page.cursor))?)).await?;
-            }
-            if !page.more {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Brings what waited for assets that are here now.
-    async fn take_arrived(&mut self) -> Result<()> {
-        let head = self.shared.index.head();
-        let from = match self.arrived {
-            Some((epoch, seq)) if epoch == head.epoch => seq,
-            // Everything that is missing is compared with the index.
-            _ => return self.look_for_missing(head.epoch, head.seq).await,
-        };
-        let (mut at, index) = (from, self.shared.index.clone());
-        while at < head.seq {
-            let (index, after) = (index.clone(), at);
-            let page = blocking(move || Ok(index.since(after, head.seq, ARRIVED_MAX)?)).await?;
-            let (entries, has_more) = page;
-            at = entries.last().map_or(head.seq, |(seq, _)| *seq);
-            let hashes: Vec<Hash> = entries.into_iter().map(|(_, hash)| hash).collect();
-            if self.has_pending {
-                self.bring_waiting(hashes).await?;
-            }
-            if !has_more {
-                break;
-            }
-        }
-        if !self.is_behind {
-            self.arrived = Some((head.epoch, head.seq));
-        }
-        Ok(())
-    }
-
-    async fn bring_waiting(&mut self, hashes: Vec<Hash>) -> Result<()> {
-        let (db, id) = (self.shared.db.clone(), self.id);
-        let waiting = blocking(move || Ok(db.waiting_for(id, &hashes, ARRIVED_MAX)?)).await?;
-        if waiting.len() == ARRIVED_MAX {
-            // Perhaps more wait for the same few contents.
-            self.is_behind = true;
-            self.arrived = None;
-        }
-        for paths in waiting.chunks(ROUND_PATHS) {
-            self.reconcile(paths.to_vec()).await?;
-        }
-        Ok(())
-    }
-
-    async fn look_for_missing(&mut self, epoch: [u8; 16], seq: u64) -> Result<()> {
-        let mut after = None;
-        loop {
-            let (db, index, id) = (self.shared.db.clone(), self.shared.index.clone(), self.id);
-            let from: Option<FolderPath> = after.clone();
-            let found = blocking(move || {
-                let page = db.pending(id, from.as_ref(), ROUND_PATHS)?;
-                let last = page.last().map(|(path, _)| path.clone());
-                let missing: Vec<_> =
-                    page.into_iter().filter_map(|(path, hash)| Some((path, hash?))).collect();
-                let hashes: Vec<Hash> = missing.iter().map(|(_, hash)| *hash).collect();
-                let known = index.known(&hashes)?;
-                let here = missing.into_iter().zip(known).filter(|(_, is_known)| *is_known);
-                Ok((last, here.map(|((path, _), _)| path).collect::<Vec<_>>()))
-            });
-            let (last, here) = found.await?;
-            if last.is_none() {
-                break;
-            }
-            after = last;
-            self.reconcile(here).await?;
-        }
-        self.arrived = Some((epoch, seq));
-        Ok(())
     }
 
     // ---- the user --------------------------------------------------------------------------------
@@ -669,7 +526,7 @@ impl Driver {
         let is_busy = self.has_pending
             || self.scan.is_some()
             || !self.below.is_empty()
-            || !self.quiet.due.is_empty()
+            || self.quiet.len() > 0
             || commits.has_changed().unwrap_or(false);
         if is_scanned && !is_busy {
             self.is_confirmed = false;
@@ -757,6 +614,14 @@ impl Driver {
             report.skip(reason, path);
         });
     }
+}
+
+/// Which names a directory cannot tell apart. Where that cannot be found out, it tells all apart.
+fn folding(root: &Root, near: &Path) -> Folding {
+    root.traits(near).map_or_else(
+        |_| Folding::default(),
+        |traits| Folding { case: traits.folds_case, normalisation: traits.folds_normalisation },
+    )
 }
 
 /// What a hold is, in words for people.

@@ -1,7 +1,8 @@
 //! The brake of a binding: counts what changes, and holds it when it is very much at once.
 //!
 //! G1  A rename is not counted: the content that is gone at one path is new at another.
-//! G2  What another device brings back from the history is not counted either: it undoes a loss.
+//! G2  What another device brings back from the history is not counted either, nor what it removes of
+//!     what it wrote itself not long ago: it undoes a loss.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,11 +15,15 @@ use super::shared::blocking;
 use crate::clock::wall_ms;
 use crate::core::folder::brake::{HELD_PATHS_MIN, Source};
 use crate::core::folder::path::{FolderPath, PathKey};
-use crate::core::folder::version::{Content, Version};
-use crate::core::ids::Hash;
+use crate::core::folder::version::{Content, ShortId, Version};
+use crate::core::ids::{Hash, NodeId};
+use crate::replica::folders::FileRow;
 
 /// The most contents whose paths are remembered, 56 bytes each.
 const FRESH_MAX: usize = 64 * 1024;
+
+/// For how long a device may take back what it wrote without being counted.
+const TAKEN_BACK_MS: u64 = 24 * 3600 * 1000;
 
 /// The changes that are compared at once.
 const PAGE: usize = 512;
@@ -49,6 +54,16 @@ pub(super) struct Counted<'a> {
     pub(super) was: Option<&'a Content>,
     pub(super) now: &'a Content,
     pub(super) by: Source,
+    /// See [`takes_back`].
+    pub(super) is_taken_back: bool,
+}
+
+/// Whether `device` removes what it wrote itself not long ago, such as the files that an undo removes.
+pub(super) fn takes_back(base: &Version, now: &Content, device: &NodeId) -> bool {
+    let is_own = base.vector.newest().is_some_and(|(author, _)| author == ShortId::from(device));
+    *now == Content::Absent
+        && is_own
+        && base.written_at_ms().saturating_add(TAKEN_BACK_MS) >= wall_ms()
 }
 
 impl Driver {
@@ -88,21 +103,20 @@ impl Driver {
         loop {
             let page = self.shared.journal.changes(at, PAGE).await?;
             at = Some(page.cursor);
-            let rows: Vec<Version> = page
-                .rows
-                .into_iter()
-                .filter(|row| row.folder == self.binding.folder)
-                .map(|row| row.version)
-                .collect();
-            let paths: Vec<FolderPath> = rows.iter().map(|version| version.path.clone()).collect();
+            let folder = self.binding.folder;
+            let rows: Vec<FileRow> =
+                page.rows.into_iter().filter(|row| row.folder == folder).collect();
+            let paths: Vec<FolderPath> = rows.iter().map(|row| row.version.path.clone()).collect();
             let (db, id) = (self.shared.db.clone(), self.id);
             let bases = blocking(move || Ok(db.bases(id, &paths)?)).await?;
-            let is_changed = |version: &Version, base: Option<Base>| {
-                base.is_some_and(|base| !base.version.content.is_like(&version.content))
+            let is_changed = |row: &FileRow, base: &Base| {
+                let (was, now) = (&base.version, &row.version.content);
+                !was.content.is_like(now) && !takes_back(was, now, &row.device)
             };
-            let count =
-                rows.iter().zip(bases).filter(|(version, base)| is_changed(version, base.clone()));
-            changed += count.count() as u64;
+            let changes = rows.iter().zip(bases);
+            changed += changes
+                .filter(|(row, base)| base.as_ref().is_some_and(|base| is_changed(row, base)))
+                .count() as u64;
             if changed > HELD_PATHS_MIN {
                 return Ok(());
             }
@@ -113,7 +127,7 @@ impl Driver {
     }
 
     fn counts(&self, change: &Counted<'_>) -> bool {
-        let Some(was) = change.was else { return false };
+        let Some(was) = change.was.filter(|_| !change.is_taken_back) else { return false };
         match change.now {
             Content::Absent => {
                 ingest::hash(was).is_some_and(|hash| !self.fresh.is_elsewhere(&hash, change.path))

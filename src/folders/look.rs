@@ -15,6 +15,7 @@ use bytes::Bytes;
 use super::db::{Base, BindingId, FoldersDb};
 use super::disk::{ReadError, Root, RootError, Rules, Scanned, Seen, SeenKind};
 use super::scan::{LINKS, SPECIAL};
+use crate::core::folder::collide::Folding;
 use crate::core::folder::path::FolderPath;
 use crate::core::folder::version::Content;
 use crate::core::ids::{Hash, HashAlgorithm};
@@ -58,6 +59,8 @@ pub(crate) struct Looker<'a> {
     pub(crate) db: &'a FoldersDb,
     pub(crate) id: BindingId,
     pub(crate) symlinks: bool,
+    /// Which names the directory cannot tell apart.
+    pub(crate) folding: Folding,
     pub(crate) algorithm: HashAlgorithm,
 }
 
@@ -100,6 +103,13 @@ impl Looker<'_> {
     }
 
     fn disk(&self, path: &FolderPath, base: Option<&Base>) -> Disk {
+        if base.is_none() {
+            match self.db.twin(self.id, path, self.folding) {
+                Ok(None) => {}
+                Ok(Some(_)) => return Disk::Skipped(TWIN),
+                Err(error) => return Disk::Failed(error.to_string()),
+            }
+        }
         let seen = match self.root.stat(path) {
             Ok(Some(seen)) => seen,
             Ok(None) => return Disk::Gone,
@@ -178,8 +188,13 @@ impl Looker<'_> {
     }
 
     /// Adds the paths without which these cannot be judged: a file that stood where a directory is
-    /// now, what was in a directory that is gone or replaced, and directories that may be empty now.
-    pub(crate) fn with_relatives(&self, paths: Vec<FolderPath>) -> Result<VecDeque<FolderPath>> {
+    /// now, what was in a directory that is gone or replaced, and directories that may be empty now. Returns whether these
+    /// are all; of very many a scan finds the rest.
+    pub(crate) fn with_relatives(
+        &self,
+        paths: Vec<FolderPath>,
+    ) -> Result<(VecDeque<FolderPath>, bool)> {
+        let mut is_whole = true;
         let mut all: BTreeSet<FolderPath> = paths.iter().cloned().collect();
         let mut above = BTreeSet::new();
         for path in &paths {
@@ -209,13 +224,23 @@ impl Looker<'_> {
             loop {
                 let page = self.db.below(self.id, path, after.as_ref(), BELOW_PAGE)?;
                 let Some(last) = page.last() else { break };
+                if all.len() >= RELATIVES_MAX {
+                    is_whole = false;
+                    break;
+                }
                 after = Some(last.version.path.clone());
                 all.extend(page.into_iter().map(|base| base.version.path));
             }
         }
-        Ok(all.into_iter().collect())
+        Ok((all.into_iter().collect(), is_whole))
     }
 }
+
+/// Why a path is left out whose name the file system takes for another one.
+const TWIN: &str = "names that this file system takes for the name of another file here";
+
+/// The most paths that are looked at because of others, in memory.
+const RELATIVES_MAX: usize = 20_000;
 
 /// Bases of paths below a directory that are read at once.
 const BELOW_PAGE: usize = 1000;

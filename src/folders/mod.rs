@@ -9,6 +9,7 @@
 //! | `handle` | what the rest of the process may ask |
 //! | `manager` | owns the bindings: one driver each |
 //! | `driver` | waits for hints, changes of the journal and arrived assets, and reconciles paths |
+//! | `news` | what is new in the journal and in the store, and what is to be tried again |
 //! | `scan` | compares the whole directory with the base |
 //! | `look` | what is at a path: base, directory, content |
 //! | `reconcile` | performs what `core::folder::three_way` decides about paths |
@@ -36,7 +37,9 @@ pub mod handle;
 mod ingest;
 mod look;
 pub(crate) mod manager;
+mod news;
 mod past;
+mod quiet;
 mod reconcile;
 mod scan;
 mod shared;

@@ -14,6 +14,7 @@ use super::look::{Disk, Looker};
 use super::reconcile::change;
 use super::shared::blocking;
 use super::status::{ContentView, PastVersion, PathHistory, RestoreRequest, Restored, Why};
+use crate::core::folder::collide::Folding;
 use crate::core::folder::path::FolderPath;
 use crate::core::folder::resolve::needs_history;
 use crate::core::folder::three_way::Edit;
@@ -193,8 +194,9 @@ impl Folders {
                 lines.push("it is ignored, by .cansyncignore or as litter of programs".into());
             }
             let none = Rules::from_text("");
-            let symlinks = binding.symlinks;
-            let looker = Looker { root: &root, rules: &none, db: &db, id, symlinks, algorithm };
+            let (symlinks, folding) = (binding.symlinks, Folding::default());
+            let looker =
+                Looker { root: &root, rules: &none, db: &db, id, symlinks, folding, algorithm };
             let mut queue = [path].into();
             let look = looker.look(&mut queue, 1)?.pop();
             let Some(look) = look else {

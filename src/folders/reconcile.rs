@@ -18,7 +18,7 @@ use super::apply::{self, Ended, ToPlace};
 use super::db::Became;
 use super::disk::{Displaced, Seen};
 use super::driver::Driver;
-use super::guard::Counted;
+use super::guard::{Counted, takes_back};
 use super::ingest::{self, NotStored, ToStore};
 use super::look::{Disk, Look, Looker, Unusable};
 use super::shared::blocking;
@@ -51,6 +51,7 @@ struct Brought {
     item: ToPlace,
     was: Option<Content>,
     from: NodeId,
+    is_taken_back: bool,
 }
 
 /// What a round is to do.
@@ -71,12 +72,14 @@ impl Plan {
             was: write.was.as_ref(),
             now: &write.edit.content,
             by: Source::Disk,
+            is_taken_back: false,
         });
         let there = self.brings.iter().map(|bring| Counted {
             path: &bring.item.path,
             was: bring.was.as_ref(),
             now: &bring.item.version.content,
             by: Source::Device(bring.from),
+            is_taken_back: bring.is_taken_back,
         });
         here.chain(there).collect()
     }
@@ -90,21 +93,32 @@ impl Driver {
         }
         let root = self.root.clone().context("the directory is not open")?;
         let (rules, db, id) = (self.rules.clone(), self.shared.db.clone(), self.id);
-        let (symlinks, algorithm) = (self.binding.symlinks, self.shared.algorithm()?);
+        let (symlinks, folding) = (self.binding.symlinks, self.folding);
+        let algorithm = self.shared.algorithm()?;
         let looker = (root.clone(), rules, db);
-        let mut queue = blocking({
+        let (mut queue, is_whole) = blocking({
             let (root, rules, db) = looker.clone();
             move || {
-                Looker { root: &root, rules: &rules, db: &db, id, symlinks, algorithm }
+                Looker { root: &root, rules: &rules, db: &db, id, symlinks, folding, algorithm }
                     .with_relatives(paths)
             }
         })
         .await?;
+        if !is_whole {
+            self.scan_soon();
+        }
         while !queue.is_empty() {
             let (root, rules, db) = looker.clone();
             let (looks, rest) = blocking(move || {
-                let looker =
-                    Looker { root: &root, rules: &rules, db: &db, id, symlinks, algorithm };
+                let looker = Looker {
+                    root: &root,
+                    rules: &rules,
+                    db: &db,
+                    id,
+                    symlinks,
+                    folding,
+                    algorithm,
+                };
                 let looks = looker.look(&mut queue, ROUND_PATHS)?;
                 Ok((looks, queue))
             })
@@ -170,7 +184,9 @@ impl Driver {
             Action::Nothing => {
                 let became = match (base, seen, &says) {
                     // The same content with another stat.
-                    (Some(base), Some(seen), DiskSays::Content(_)) => {
+                    (Some(base), Some(seen), DiskSays::Content(content))
+                        if content.is_like(&base.version.content) =>
+                    {
                         Became::Equal(base.version, seen)
                     }
                     _ => Became::Left,
@@ -193,8 +209,11 @@ impl Driver {
                     plan.became.push((path, Became::Left));
                     return;
                 }
+                let is_taken_back = base
+                    .as_ref()
+                    .is_some_and(|base| takes_back(&base.version, &version.content, &device));
                 let item = ToPlace { path, version, expected: seen };
-                plan.brings.push(Brought { item, was, from: device });
+                plan.brings.push(Brought { item, was, from: device, is_taken_back });
             }
             Action::Write(edit) => {
                 plan.writes.push(Written { path, edit, is_base: false, seen, bytes, was });
@@ -498,9 +517,9 @@ impl Driver {
                 }
             }
         });
-        let (db, id) = (self.shared.db.clone(), self.id);
+        let (db, id, folding) = (self.shared.db.clone(), self.id, self.folding);
         let pendings = blocking(move || {
-            db.record(id, became, None).context("writing folders.db")?;
+            db.record(id, became, folding).context("writing folders.db")?;
             Ok(db.pendings(id)?)
         });
         self.note_pending(pendings.await?);

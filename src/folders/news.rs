@@ -1,0 +1,175 @@
+//! What is new for a binding: changes of the journal, assets that arrived, and what is to be tried
+//! again.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::time::Instant;
+
+use super::db::Pendings;
+use super::driver::Driver;
+use super::quiet::RETRY_FIRST;
+use super::reconcile::ROUND_PATHS;
+use super::shared::blocking;
+use crate::core::folder::path::FolderPath;
+use crate::core::ids::Hash;
+
+/// How often what could not be brought to the directory is tried again at last.
+const RETRY_LAST: Duration = Duration::from_secs(60);
+
+/// Assets of the index that are compared with what is missing, at once.
+const ARRIVED_MAX: usize = 4096;
+
+impl Driver {
+    /// Tries again what could not be brought to the directory.
+    pub(super) async fn retry(&mut self) -> Result<()> {
+        self.retry_pause = (self.retry_pause * 2).min(RETRY_LAST);
+        self.retry_at = Some(Instant::now() + self.retry_pause);
+        let mut after = None;
+        loop {
+            let (db, id, from) = (self.shared.db.clone(), self.id, after.clone());
+            let paths = blocking(move || Ok(db.to_retry(id, from.as_ref(), ROUND_PATHS)?)).await?;
+            let Some(last) = paths.last() else { break };
+            after = Some(last.clone());
+            self.reconcile(paths).await?;
+        }
+        self.note_pending(Pendings::of(&self.shared.db, self.id).await?);
+        Ok(())
+    }
+
+    /// Notes what is pending.
+    pub(super) fn note_pending(&mut self, pendings: Pendings) {
+        self.has_pending = pendings.any;
+        if !pendings.to_retry {
+            (self.retry_at, self.retry_pause) = (None, RETRY_FIRST);
+        } else if self.retry_at.is_none() {
+            self.retry_at = Some(Instant::now() + RETRY_FIRST);
+        }
+    }
+
+    /// Takes up what is new in the journal.
+    pub(super) async fn take_changes(&mut self) -> Result<()> {
+        loop {
+            if self.is_idle() {
+                return Ok(());
+            }
+            let page = self.shared.journal.changes(self.cursor, ROUND_PATHS).await?;
+            if page.is_restart {
+                self.check_folder().await?;
+                self.compare_bases().await?;
+            }
+            let rows = page.rows.into_iter().filter(|row| row.folder == self.binding.folder);
+            let (versions, paths): (Vec<_>, Vec<_>) =
+                rows.map(|row| (row.version.clone(), row.version.path)).unzip();
+            if !paths.is_empty() && self.binding.mode.writes() {
+                let (db, id, asked) = (self.shared.db.clone(), self.id, paths.clone());
+                let bases = blocking(move || Ok(db.bases(id, &asked)?)).await?;
+                let news = paths.into_iter().zip(versions).zip(bases);
+                let news = news.filter_map(|((path, version), base)| {
+                    let is_known = match &base {
+                        Some(base) => base.version.is_same(&version),
+                        None => version.is_absent(),
+                    };
+                    (!is_known).then_some(path)
+                });
+                self.reconcile(news.collect()).await?;
+                if self.is_idle() {
+                    return Ok(());
+                }
+            }
+            if self.cursor != Some(page.cursor) {
+                self.cursor = Some(page.cursor);
+                let (db, id) = (self.shared.db.clone(), self.id);
+                blocking(move || Ok(db.move_to(id, page.cursor)?)).await?;
+            }
+            if !page.more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Compares all bases with the journal, which may have forgotten some.
+    async fn compare_bases(&mut self) -> Result<()> {
+        let mut after = 0;
+        loop {
+            let (db, id) = (self.shared.db.clone(), self.id);
+            let page = blocking(move || Ok(db.page(id, after, ROUND_PATHS)?)).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = last.row;
+            let paths = page.iter().map(|base| base.version.path.clone()).collect();
+            let rows = self.shared.journal.versions_at(self.binding.folder, paths).await?;
+            let differ = page.into_iter().zip(rows).filter(|(base, row)| {
+                row.as_ref().is_none_or(|row| !row.version.is_same(&base.version))
+            });
+            self.reconcile(differ.map(|(base, _)| base.version.path).collect()).await?;
+        }
+    }
+
+    /// Brings what waited for assets that are here now.
+    pub(super) async fn take_arrived(&mut self) -> Result<()> {
+        let head = self.shared.index.head();
+        let from = match self.arrived {
+            Some((epoch, seq)) if epoch == head.epoch => seq,
+            // Everything that is missing is compared with the index.
+            _ => return self.look_for_missing(head.epoch, head.seq).await,
+        };
+        let (mut at, index) = (from, self.shared.index.clone());
+        while at < head.seq {
+            let (index, after) = (index.clone(), at);
+            let page = blocking(move || Ok(index.since(after, head.seq, ARRIVED_MAX)?)).await?;
+            let (entries, has_more) = page;
+            at = entries.last().map_or(head.seq, |(seq, _)| *seq);
+            let hashes: Vec<Hash> = entries.into_iter().map(|(_, hash)| hash).collect();
+            if self.has_pending {
+                self.bring_waiting(hashes).await?;
+            }
+            if !has_more {
+                break;
+            }
+        }
+        if !self.is_behind {
+            self.arrived = Some((head.epoch, head.seq));
+        }
+        Ok(())
+    }
+
+    async fn bring_waiting(&mut self, hashes: Vec<Hash>) -> Result<()> {
+        let (db, id) = (self.shared.db.clone(), self.id);
+        let waiting = blocking(move || Ok(db.waiting_for(id, &hashes, ARRIVED_MAX)?)).await?;
+        if waiting.len() == ARRIVED_MAX {
+            // Perhaps more wait for the same few contents.
+            self.is_behind = true;
+            self.arrived = None;
+        }
+        for paths in waiting.chunks(ROUND_PATHS) {
+            self.reconcile(paths.to_vec()).await?;
+        }
+        Ok(())
+    }
+
+    async fn look_for_missing(&mut self, epoch: [u8; 16], seq: u64) -> Result<()> {
+        let mut after = None;
+        loop {
+            let (db, index, id) = (self.shared.db.clone(), self.shared.index.clone(), self.id);
+            let from: Option<FolderPath> = after.clone();
+            let found = blocking(move || {
+                let page = db.pending(id, from.as_ref(), ROUND_PATHS)?;
+                let last = page.last().map(|(path, _)| path.clone());
+                let missing: Vec<_> =
+                    page.into_iter().filter_map(|(path, hash)| Some((path, hash?))).collect();
+                let hashes: Vec<Hash> = missing.iter().map(|(_, hash)| *hash).collect();
+                let known = index.known(&hashes)?;
+                let here = missing.into_iter().zip(known).filter(|(_, is_known)| *is_known);
+                Ok((last, here.map(|((path, _), _)| path).collect::<Vec<_>>()))
+            });
+            let (last, here) = found.await?;
+            if last.is_none() {
+                break;
+            }
+            after = last;
+            self.reconcile(here).await?;
+        }
+        self.arrived = Some((epoch, seq));
+        Ok(())
+    }
+}
