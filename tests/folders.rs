@@ -13,11 +13,18 @@ use tempfile::TempDir;
 
 mod common;
 
+#[path = "common/agent.rs"]
+mod agent;
+
 use common::content;
 use common::group::{Device, pair, until};
 
 #[path = "folders/guards.rs"]
 mod guards;
+#[path = "folders/killed.rs"]
+mod killed;
+#[path = "folders/mounts.rs"]
+mod mounts;
 #[path = "folders/past.rs"]
 mod past;
 
