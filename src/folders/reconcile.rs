@@ -25,7 +25,7 @@ use super::shared::blocking;
 use crate::clock::wall_ms;
 use crate::core::folder::brake::Source;
 use crate::core::folder::path::FolderPath;
-use crate::core::folder::resolve::make_way;
+use crate::core::folder::resolve::{make_way, may_be_forgotten};
 use crate::core::folder::three_way::{Action, DiskSays, Edit, decide};
 use crate::core::folder::version::{Content, Version};
 use crate::core::ids::NodeId;
@@ -61,6 +61,8 @@ struct Plan {
     brings: Vec<Brought>,
     /// Edits in a directory that only shows the folder: keep them beside.
     asides: Vec<(FolderPath, Seen, Version)>,
+    /// Bases that the journal may have forgotten.
+    keeps: Vec<Version>,
     became: Vec<(FolderPath, Became)>,
 }
 
@@ -146,7 +148,10 @@ impl Driver {
             let root = self.root.clone().context("the directory is not open")?;
             blocking(move || Ok(root.check().map_err(Unusable)?)).await?;
         }
-        let Plan { writes, brings, asides, mut became } = plan;
+        let Plan { writes, brings, asides, keeps, mut became } = plan;
+        if !keeps.is_empty() {
+            self.shared.journal.keep(self.binding.folder, keeps).await?;
+        }
         self.write(writes, &mut became).await?;
         let mut brings: Vec<ToPlace> = brings.into_iter().map(|bring| bring.item).collect();
         self.set_aside(asides, &mut brings).await?;
@@ -179,6 +184,12 @@ impl Driver {
         };
         let action =
             decide(self.binding.mode, base.as_ref().map(|base| &base.version), &says, journal);
+        if !matches!(action, Action::Nothing | Action::Hold | Action::LeaveExtra) {
+            let bases = base.iter().map(|base| &base.version);
+            let lost =
+                bases.filter(|base| journal.is_some_and(|next| may_be_forgotten(base, next)));
+            plan.keeps.extend(lost.cloned());
+        }
         let was = base.as_ref().map(|base| base.version.content.clone());
         match action {
             Action::Nothing => {
