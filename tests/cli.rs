@@ -383,8 +383,9 @@ fn a_hostile_name_stays_in_the_folder_and_off_the_terminal() {
 fn every_failure_has_its_exit_status() {
     let agent = Agent::start();
     let none = "0".repeat(64);
-    let table: [(&[&str], i32); 16] = [
+    let table: [(&[&str], i32); 17] = [
         (&["status"], 0),
+        (&["status", "--check"], 0),
         (&["wait"], 0),
         (&["ls"], 0),
         (&["version"], 0),
@@ -520,13 +521,57 @@ fn completions_and_version_need_no_home() {
         let mut command = program();
         command.args(["completions", shell]);
         let output = assert_cmd::Command::from_std(command).assert().success();
-        assert!(output.get_output().stdout.len() > 1000);
+        let script = String::from_utf8_lossy(&output.get_output().stdout).into_owned();
+        assert!(script.len() > 1000 && script.contains("complete-values --"), "{script}");
     }
     let mut command = program();
     command.arg("version");
     let output = assert_cmd::Command::from_std(command).assert().success();
     let expected = concat!("can-sync ", env!("CARGO_PKG_VERSION"), "\n");
     assert_eq!(String::from_utf8_lossy(&output.get_output().stdout), expected);
+}
+
+/// What bash offers for the last word of a line, by the script that `completions` prints.
+fn offered(words: &[&str], home: &Path) -> Vec<String> {
+    let program = env!("CARGO_BIN_EXE_can-sync");
+    let words: Vec<_> = words.iter().map(|word| format!("'{word}'")).collect();
+    let line = format!(
+        "source <({program} completions bash); COMP_WORDS=({program} {}); COMP_CWORD={}; \
+         _can_sync_live {program} {}; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+        words.join(" "),
+        words.len(),
+        words.last().map_or("", String::as_str)
+    );
+    let mut bash = std::process::Command::new("bash");
+    bash.args(["-c", &line]).env("CAN_SYNC_HOME", home);
+    let output = bash.output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "completion is silent");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_shell_completes_devices_folders_tags_and_hashes_of_the_running_agent() {
+    let (desk, phone) = (Agent::start(), Agent::start());
+    phone.output(&["rename", "phone"]);
+    phone.command(&["pair"]).write_stdin(desk.output(&["ticket"])).assert().success();
+    desk.command(&["add", "-", "--tag", "holiday"]).write_stdin("a note").assert().success();
+    let (hash, home) = (blake3(b"a note"), desk.home());
+    phone.output(&["fetch", &hash, "--timeout", "20s"]);
+    assert_eq!(offered(&["cat", &hash[..6]], home), [hash.as_str()]);
+    assert_eq!(offered(&["remove", "ph"], home), ["phone"]);
+    assert_eq!(offered(&["ls", "--tag", "h"], home), ["holiday"]);
+    assert_eq!(offered(&["tag", &hash, "+h"], home), ["+holiday"]);
+    assert_eq!(offered(&["config", "set", "bwlimit_p"], home), ["bwlimit_per_peer"]);
+    assert_eq!(offered(&["stat"], home), ["status"], "commands as before");
+    let photos = tempfile::tempdir().unwrap();
+    desk.output(&["folder", "add", photos.path().to_str().unwrap(), "--name", "photos"]);
+    assert_eq!(offered(&["folder", "pause", "ph"], home), ["photos"]);
+    // The home that the line names goes before that of the environment.
+    let named = ["--home", phone.home().to_str().unwrap(), "cat", &hash[..6]];
+    let nowhere = Path::new("/nonexistent");
+    assert_eq!(offered(&named, nowhere), [hash.as_str()]);
+    assert_eq!(offered(&["cat", "a"], nowhere), [""; 0]);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use tracing_subscriber::EnvFilter;
 mod add;
 mod assets;
 mod client;
+mod complete;
 mod config;
 mod content;
 mod devices;
@@ -200,6 +201,9 @@ enum Command {
         /// Go on showing until stopped
         #[arg(long)]
         watch: bool,
+        /// Only answer whether everything is on every device, with exit status 0 or 6
+        #[arg(long, conflicts_with = "watch")]
+        check: bool,
     },
     /// Read assets again now, and have what is damaged mended by other devices
     Verify(verify::VerifyArgs),
@@ -226,6 +230,13 @@ enum Command {
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
+    },
+    /// Print what may stand in place of the last word of a line, for the scripts of `completions`
+    #[command(hide = true)]
+    CompleteValues {
+        /// The line's words, the program first
+        #[arg(last = true)]
+        words: Vec<String>,
     },
     /// Write the man pages into a folder, for packages
     #[command(hide = true)]
@@ -330,8 +341,8 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Journal { command } => {
                 journal::journal(&Client::connect(home).await?, command, output).await
             }
-            Command::Status { watch } => {
-                status::status(&Client::connect(home).await?, watch, output).await
+            Command::Status { watch, check } => {
+                status::status(&Client::connect(home).await?, watch, check, output).await
             }
             Command::Verify(args) => {
                 verify::verify(&Client::connect(home).await?, args, output).await
@@ -342,10 +353,11 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Config { command } => config::config(home, command, output).await,
             Command::Service { command } => service::service(home, command, output).await,
             Command::Completions { shell } => {
-                let mut script = Vec::new();
-                clap_complete::generate(shell, &mut Cli::command(), "can-sync", &mut script);
-                output.bytes(&script)?;
+                output.bytes(complete::script(shell, &mut Cli::command()).as_bytes())?;
                 Ok(Exit::Ok)
+            }
+            Command::CompleteValues { words } => {
+                complete::values(&Cli::command(), home, words, output).await
             }
             Command::Man { folder } => {
                 std::fs::create_dir_all(&folder)

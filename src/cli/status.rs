@@ -29,8 +29,19 @@ const CHECK_AGAIN: Duration = Duration::from_millis(500);
 const FIRST_LOOK_MIN: Duration = Duration::from_secs(2);
 
 /// `can-sync status`
-pub(crate) async fn status(client: &Client, watch: bool, output: Output) -> Result<Exit, Failure> {
+pub(crate) async fn status(
+    client: &Client,
+    watch: bool,
+    check: bool,
+    output: Output,
+) -> Result<Exit, Failure> {
     let mut status = client.status().await?;
+    if check {
+        let (is_well, sentence) = answer(&status);
+        let view = serde_json::json!({ "in_sync": is_well, "sentence": sentence });
+        output.value(&view, |_| shown(&sentence))?;
+        return Ok(if is_well { Exit::Ok } else { Exit::NotInSync });
+    }
     if !watch {
         output.value(&status, picture)?;
         return Ok(Exit::Ok);
@@ -182,10 +193,38 @@ fn obstacles(status: &Status, peer: Option<&str>) -> Vec<String> {
     of_device.chain((quarantined > 0).then_some(of_store)).chain(of_peers).collect()
 }
 
+/// Whether everything is everywhere, and the sentence that says so or what is missing.
+fn answer(status: &Status) -> (bool, String) {
+    if status.device.removed {
+        return (false, "This device was removed from its group and syncs with nobody.".into());
+    }
+    if !status.store.up {
+        return (false, "The store does not answer.".into());
+    }
+    let mut missing: Vec<_> = status
+        .peers
+        .iter()
+        .filter(|peer| !(peer.in_sync && status.has_same_edits(peer)))
+        .map(|peer| format!("{}: {}", peer.name, sync_text(status, peer)))
+        .collect();
+    missing.extend(obstacles(status, None));
+    match (missing.is_empty(), status.peers.len()) {
+        (true, 0) => (true, "Everything is here, and no other device is in the group.".into()),
+        (true, others) => {
+            let devices = others + 1;
+            (true, format!("Everything is on {devices} of {devices} devices."))
+        }
+        (false, _) => {
+            (false, format!("Not everything is on every device: {}.", missing.join("; ")))
+        }
+    }
+}
+
 /// The whole status for people.
 fn picture(status: &Status) -> String {
     let device = &status.device;
     let mut lines = vec![
+        shown(&answer(status).1),
         format!("device  {}  {}", shown(&device.name), device.node_id),
         format!("store   {}", store_text(status)),
     ];
@@ -421,6 +460,31 @@ mod tests {
         let of_desk = "desk: its clock is 2 days ahead";
         assert_eq!(obstacles(&status, None), ["the disk is full", of_desk]);
         assert_eq!(obstacles(&status, Some("nas")), ["the disk is full"]);
+    }
+
+    #[test]
+    fn the_answer_is_one_sentence_that_names_what_is_missing_where() {
+        let of = |peers: Vec<PeerStatus>| answer(&status(peers, true));
+        let said = |is_well: bool, sentence: &str| (is_well, sentence.to_owned());
+        assert_eq!(
+            of(Vec::new()),
+            said(true, "Everything is here, and no other device is in the group.")
+        );
+        let nas = || peer("nas", 0xbb, PeerState::Idle, true);
+        assert_eq!(of(vec![nas()]), said(true, "Everything is on 2 of 2 devices."));
+        let mut phone = peer("phone", 0xaa, PeerState::Offline, false);
+        let sentence = "Not everything is on every device: phone: not connected.";
+        assert_eq!(of(vec![phone.clone(), nas()]), said(false, sentence));
+        phone.missing_there = 12;
+        let sentence = "Not everything is on every device: phone: 12 missing there.";
+        assert_eq!(of(vec![phone, nas()]), said(false, sentence));
+        let mut down = status(vec![nas()], true);
+        down.store.up = false;
+        assert_eq!(answer(&down), said(false, "The store does not answer."));
+        let mut full = status(vec![nas()], true);
+        full.device.obstacles = vec!["the disk is full".into()];
+        let sentence = "Not everything is on every device: the disk is full.";
+        assert_eq!(answer(&full), said(false, sentence));
     }
 
     #[test]
