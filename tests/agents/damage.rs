@@ -9,19 +9,19 @@ use super::*;
 
 const LARGE: usize = 3 * KIB * KIB;
 
-pub fn content_file(device: &Device, digest: &Digest) -> PathBuf {
+pub(super) fn content_file(device: &Device, digest: &Digest) -> PathBuf {
     let hex = digest.hash.to_string();
     device.home.store_dir().join("content").join(&hex[..2]).join(hex)
 }
 
-pub fn flip(device: &Device, digest: &Digest, at: usize) {
+pub(super) fn flip(device: &Device, digest: &Digest, at: usize) {
     let path = content_file(device, digest);
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[at] ^= 1;
     std::fs::write(path, bytes).unwrap();
 }
 
-pub async fn is_whole(device: &Device, digest: &Digest) -> bool {
+pub(super) async fn is_whole(device: &Device, digest: &Digest) -> bool {
     device.store().verify(digest.hash).await.unwrap() == Condition::Whole
 }
 
