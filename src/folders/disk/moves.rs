@@ -33,6 +33,18 @@ pub(super) fn rename_new(
     }
 }
 
+/// Renames in one step, unless something has the new name already, or the file system does not know
+/// how. What a program has open may be moved so: with a link, some file systems (FUSE) take the two
+/// names for two files for a while, and a program that appends overwrites what another one wrote.
+pub(super) fn rename_back(
+    from_dir: &OwnedFd,
+    from: &[u8],
+    to_dir: &OwnedFd,
+    to: &[u8],
+) -> io::Result<()> {
+    Ok(renameat_with(from_dir, from, to_dir, to, RenameFlags::NOREPLACE)?)
+}
+
 /// Exchanges two names of a directory in one step. `Unsupported` where the file system cannot.
 pub(super) fn exchange(dir: &OwnedFd, one: &[u8], other: &[u8]) -> io::Result<()> {
     match renameat_with(dir, one, dir, other, RenameFlags::EXCHANGE) {

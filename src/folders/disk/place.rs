@@ -30,7 +30,8 @@ use thiserror::Error;
 use super::fresh::{Fresh, FreshFile};
 use super::keep::Displaced;
 use super::moves::{
-    exchange, file_mode, make_dir, rename_new, show_directory, stat_name, sync_file_system,
+    exchange, file_mode, make_dir, rename_back, rename_new, show_directory, stat_name,
+    sync_file_system,
 };
 use super::names::{Stage, Temp};
 use super::root::{Root, is_absence, open_child, stat_at};
@@ -480,10 +481,10 @@ impl Batch<'_> {
             Err(_) => return Ok(Placed::Done(None)),
         };
         let from = self.root.open_parent(&kept)?;
-        if rename_new(&from, kept.name(), dir, name).is_ok() {
+        if rename_back(&from, kept.name(), dir, name).is_ok() {
             return Err(PlaceError::Changed);
         }
-        // Somebody took the name in this moment: both edits stay.
+        // Somebody took the name in this moment, or it cannot be put back safely: both edits stay.
         if now.kind == SeenKind::Directory {
             show_directory(&from, kept.name(), dir, name);
             return Err(PlaceError::Changed);
