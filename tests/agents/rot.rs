@@ -103,8 +103,8 @@ async fn whatever_rots_again_and_again_is_found_in_each_cycle_and_mended() {
     let number = |name: &str, default| {
         std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
     };
-    let (seconds, seed) = (number("ROT_SECONDS", 60), number("ROT_SEED", 1));
-    let mut dice = Dice(seed * 0x9e37_79b9_7f4a_7c15 | 1);
+    let (seconds, seed): (u64, u64) = (number("ROT_SECONDS", 60), number("ROT_SEED", 1));
+    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let (mut a, b) = (Device::start().await, Device::start().await);
     let sizes = (0..30).map(|_| 300_000 + dice.below(3_000_000) as usize).collect::<Vec<_>>();
     let large = a.add(sizes).await;
