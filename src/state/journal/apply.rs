@@ -17,8 +17,8 @@ use crate::core::journal::stamp::Stamp;
 use super::Result;
 use super::rows::{ADD, GENESIS, REMOVE, fact_kind, live_above, read_body, row_cell, tells_facts};
 use super::schema::{int, seq_key};
-use super::superseded::{Lost, is_version};
-use super::tx::Tx;
+use super::superseded::is_version;
+use super::tx::{Lost, Tx};
 use super::verify::VerifiedOp;
 
 /// How many cells of a record are in memory at a time while it is cleared: a record has no bound of

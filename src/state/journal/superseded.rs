@@ -32,7 +32,7 @@ use crate::wire::folder::{HistoryEvent, version_from_bytes, version_to_bytes};
 
 use super::folders::{PathWrite, draft, history_entry, ops, read_version};
 use super::schema::{int, row_u64};
-use super::tx::Tx;
+use super::tx::{Lost, Tx};
 use super::{Journal, JournalReader, Result};
 
 /// How long the event of a change may arrive after the change.
@@ -47,12 +47,6 @@ pub struct Resolved {
     pub ops: usize,
 }
 
-/// A value of a cell that lost.
-pub(super) struct Lost {
-    id: Vec<u8>,
-    value: CellValue,
-}
-
 /// A row of `superseded`.
 struct Row {
     id: Vec<u8>,
@@ -65,12 +59,6 @@ struct Row {
 pub(super) fn is_version(key: &CellKey) -> bool {
     let Key { model, owned, .. } = &key.record;
     model == FILE_MODEL && !owned && key.field == FILE_VERSION && key.elem.is_empty()
-}
-
-impl Lost {
-    pub(super) fn new(key: &CellKey, value: CellValue) -> Self {
-        Self { id: key.record.id.clone(), value }
-    }
 }
 
 impl Journal {

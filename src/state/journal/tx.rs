@@ -13,6 +13,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use crate::clock::instant_now;
 use crate::core::ids::{GroupId, LogId, NodeId, OpHash};
+use crate::core::journal::cell::{CellKey, CellValue};
 use crate::core::journal::members::Ledger;
 use crate::core::journal::op::LogInfo;
 use crate::core::journal::set_hash::{Element, SetHash};
@@ -26,7 +27,6 @@ use super::schema::{
     GROUP_KEYS, GROUP_TABLES, delete_meta, int, key, meta_array, meta_set, meta_u64, row_set,
     row_u64, set_meta,
 };
-use super::superseded::Lost;
 use super::{JournalError, News, Result};
 
 /// The random source of log and group nonces.
@@ -34,6 +34,18 @@ use super::{JournalError, News, Result};
 pub(super) struct Nonces {
     seed: [u8; 32],
     drawn: u64,
+}
+
+/// A value that lost its cell.
+pub(super) struct Lost {
+    pub(super) id: Vec<u8>,
+    pub(super) value: CellValue,
+}
+
+impl Lost {
+    pub(super) fn new(key: &CellKey, value: CellValue) -> Self {
+        Self { id: key.record.id.clone(), value }
+    }
 }
 
 /// A transaction of the writer. See the head of this file.
