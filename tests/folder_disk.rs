@@ -1,6 +1,6 @@
 //! The bound directory: hostile names and links, edits in the same moment, crashes, hints.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "folder_disk/common.rs"]
 mod common;

@@ -115,14 +115,16 @@ async fn place_chunk(
         let mut ended: Vec<Option<Ended>> = items.iter().map(|_| None).collect();
         let mut ready: Vec<(usize, Opened)> = Vec::new();
         for (at, item) in items.iter().enumerate() {
-            let source = sources.remove(&at).unwrap_or(Ok(Source::Nothing));
-            let opened = source.and_then(|source| {
-                opened(source, &item.version.content, algorithm)
-                    .map_err(|error| Ended::Failed(error.to_string()))
-            });
-            match opened {
+            let source = match sources.remove(&at).unwrap_or(Ok(Source::Nothing)) {
+                Ok(source) => source,
+                Err(end) => {
+                    ended[at] = Some(end);
+                    continue;
+                }
+            };
+            match opened(source, &item.version.content, algorithm) {
                 Ok(opened) => ready.push((at, opened)),
-                Err(end) => ended[at] = Some(end),
+                Err(error) => ended[at] = Some(Ended::Failed(error.to_string())),
             }
         }
         let of: Vec<usize> = ready.iter().map(|(at, _)| *at).collect();

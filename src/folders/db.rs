@@ -41,7 +41,7 @@ const STEPS: [Step; 0] = [];
 
 const SPEC: Spec = Spec {
     name: "folders",
-    application_id: 0x63_73_66_64,
+    application_id: 0x6373_6664,
     writer_cache_kib: CACHE_KIB,
     reader_cache_kib: CACHE_KIB,
     statements: 32,

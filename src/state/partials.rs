@@ -360,9 +360,8 @@ impl Partial {
     /// Returns whether the piece was right.
     fn take_piece(&self, piece: Range<u64>, content: &File, outboard: &File) -> io::Result<bool> {
         let (start, length_bytes) = (piece.start, piece.end - piece.start);
-        let encoded = match encode_piece_of_file(&self.digest, piece, content, Some(outboard)) {
-            Ok(encoded) => encoded,
-            Err(_) => return Ok(false),
+        let Ok(encoded) = encode_piece_of_file(&self.digest, piece, content, Some(outboard)) else {
+            return Ok(false);
         };
         match self.write_piece(start, length_bytes, &encoded) {
             Ok(()) => Ok(true),

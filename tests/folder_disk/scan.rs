@@ -203,7 +203,7 @@ fn a_directory_that_cannot_be_read_is_reported_and_the_rest_is_listed() {
     bound.write("closed/file", "1");
     bound.write("open/file", "2");
     let closed = bound.dir.join("closed");
-    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o000)).unwrap();
     let scanned = bound.scan();
     std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).unwrap();
     assert!(scanned.iter().any(

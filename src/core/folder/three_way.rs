@@ -66,6 +66,7 @@ pub enum DiskSays {
 
 /// What to do about a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "an action is decided and carried out at once")]
 pub enum Action {
     /// Nothing.
     Nothing,

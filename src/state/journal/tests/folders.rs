@@ -400,7 +400,7 @@ fn a_version_that_only_a_directory_knows_after_a_restore_is_kept_beside_the_one_
     assert!(may_be_forgotten(&base, &journal));
     let now_ms = devices[0].now_ms;
     for _ in 0..2 {
-        devices[0].journal.keep_versions(FOLDER, &[base.clone()], now_ms).unwrap();
+        devices[0].journal.keep_versions(FOLDER, std::slice::from_ref(&base), now_ms).unwrap();
         quiet(&mut devices);
     }
     for device in &devices {
