@@ -78,10 +78,18 @@ impl Device {
             }
             action = Action::Nothing;
         }
+        // What is left out is looked at again and again.
+        let is_still = action == Action::Nothing || self.disk.is_left_out(path);
+        if let (Some(base), Some(journal), false) = (&base, &journal, is_still)
+            && may_be_forgotten(base, journal)
+            && self.mutant != Mutant::BasesTrusted
+        {
+            self.journal.keep(base.clone(), now_ms, self.mutant);
+        }
         match action {
             Action::Nothing | Action::Hold | Action::SetAside | Action::LeaveExtra => false,
             Action::Adopt => {
-                self.set_base(journal.expect("it is adopted"), now_ms);
+                self.bases.extend(journal.map(|journal| (path.clone(), journal)));
                 true
             }
             Action::Touch | Action::Apply => {
@@ -101,7 +109,7 @@ impl Device {
                 }
                 match self.apply(path, &journal, now_ms, journaled) {
                     Placed::Done if !middle.is_killed => {
-                        self.set_base(journal, now_ms);
+                        self.bases.insert(path.clone(), journal);
                         true
                     }
                     Placed::Done | Placed::MadeWay => true,
@@ -113,7 +121,7 @@ impl Device {
                 let events = before.into_iter().collect();
                 let mut written = self.write(vec![version], true, events, now_ms, journaled);
                 if !middle.is_killed {
-                    self.set_base(written.remove(0), now_ms);
+                    self.bases.insert(path.clone(), written.remove(0));
                 }
                 true
             }
@@ -121,14 +129,6 @@ impl Device {
                 self.write(base.into_iter().collect(), false, vec![], now_ms, journaled);
                 true
             }
-        }
-    }
-
-    fn set_base(&mut self, base: Version, now_ms: u64) {
-        let old = self.bases.insert(base.path.clone(), base.clone());
-        let old = old.filter(|old| may_be_forgotten(old, &base));
-        if let Some(old) = old.filter(|_| self.mutant != Mutant::BasesTrusted) {
-            self.journal.keep(old, now_ms, self.mutant);
         }
     }
 

@@ -97,7 +97,8 @@ impl Disk {
 
     /// A user renames a file or directory; nothing where that is not possible.
     pub(crate) fn user_renames(&mut self, from: &FolderPath, to: &FolderPath) {
-        let is_same_place = self.found(to) == *from;
+        // A change of case alone; of the last name, since directories keep theirs.
+        let is_same_place = self.found(to) == *from && to.parent() == from.parent();
         let to = if is_same_place { to.clone() } else { self.found(to) };
         let is_blocked = (self.nodes.contains_key(&to) && !is_same_place)
             || is_below(&to, from)

@@ -71,6 +71,10 @@ impl Journal {
     /// Takes the next op of a log.
     pub(crate) fn take(&mut self, op: Option<Rc<Op>>, log: usize, now_ms: u64, mutant: Mutant) {
         self.logs.entry(log).or_default().push(op.clone());
+        self.merge(op, now_ms, mutant);
+    }
+
+    fn merge(&mut self, op: Option<Rc<Op>>, now_ms: u64, mutant: Mutant) {
         let Some(op) = op else { return };
         self.hlc_max = self.hlc_max.max(op.stamp.0);
         let mut lost = Vec::new();
@@ -175,6 +179,19 @@ impl Journal {
             self.cells.get(&version.path).is_some_and(|(stamp, _)| *stamp == op.stamp)
         };
         op.events.is_empty() && !op.writes.iter().any(holds)
+    }
+
+    /// Takes the ops that a peer had dropped and `other` has: the repair after unequal digests.
+    pub(crate) fn repair_from(&mut self, other: &Self, now_ms: u64, mutant: Mutant) {
+        for (log, theirs) in &other.logs {
+            let ours = self.logs.get(log).cloned().unwrap_or_default();
+            for (at, (our, their)) in ours.iter().zip(theirs).enumerate() {
+                if our.is_none() && their.is_some() {
+                    self.logs.entry(*log).or_default()[at].clone_from(their);
+                    self.merge(their.clone(), now_ms, mutant);
+                }
+            }
+        }
     }
 
     /// Takes at most `limit` ops that `other` has. Dead ones that `drops` chooses are not sent.
