@@ -141,7 +141,9 @@ async fn an_agent_that_stops_takes_no_requests_while_a_transfer_comes_to_its_end
     let b = Device::start().await;
     a.add([4 * MIB]).await;
     pair(&a, &b).await;
-    until("the transfer has begun", &[&a], async || a.sees(&b).sent_bytes > 0).await;
+    let has_begun =
+        || a.status().peers.iter().any(|peer| peer.node_id == b.node_id && peer.sent_bytes > 0);
+    until("the transfer has begun", &[&a], async || has_begun()).await;
     let handle = a.handle();
     let refused = async {
         let start = Instant::now();
