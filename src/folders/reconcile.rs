@@ -38,8 +38,9 @@ pub(super) const ROUND_PATHS: usize = 512;
 struct Written {
     path: FolderPath,
     edit: Edit,
-    /// The base as it is, which the journal has forgotten.
-    is_base: bool,
+    /// Set for a base that the journal has forgotten: the device that wrote it, by its name then. Such a
+    /// version is written as it is, because its conflict name must be the same on every device.
+    base_of: Option<String>,
     seen: Option<Seen>,
     bytes: Option<Bytes>,
     /// The content that was at the path before.
@@ -227,13 +228,14 @@ impl Driver {
                 plan.brings.push(Brought { item, was, from: device, is_taken_back });
             }
             Action::Write(edit) => {
-                plan.writes.push(Written { path, edit, is_base: false, seen, bytes, was });
+                plan.writes.push(Written { path, edit, base_of: None, seen, bytes, was });
             }
             Action::WriteBase => {
                 let Some(base) = base else { return };
-                let Version { content, vector, .. } = base.version;
+                let Version { content, vector, device_name, .. } = base.version;
                 let edit = Edit { content, vector, before: None };
-                plan.writes.push(Written { path, edit, is_base: true, seen, bytes: None, was });
+                let base_of = Some(device_name);
+                plan.writes.push(Written { path, edit, base_of, seen, bytes: None, was });
             }
             Action::SetAside => {
                 let (Some(row), Some(seen)) = (row, seen) else { return };
@@ -271,7 +273,11 @@ impl Driver {
                 path: write.path.clone(),
                 seen: write.seen,
                 // The asset of a base was stored with it.
-                content: if write.is_base { Content::Absent } else { write.edit.content.clone() },
+                content: if write.base_of.is_some() {
+                    Content::Absent
+                } else {
+                    write.edit.content.clone()
+                },
                 bytes: write.bytes.clone(),
             })
             .collect();
@@ -294,7 +300,7 @@ impl Driver {
         self.problem("store", failed.map(|why| format!("files wait to be stored: {why}")));
         in_safe_order(&mut writes, |write| (&write.path, write.edit.content == Content::Absent));
         let (bases, edits): (Vec<Written>, Vec<Written>) =
-            writes.into_iter().partition(|write| write.is_base);
+            writes.into_iter().partition(|write| write.base_of.is_some());
         self.write_versions(bases, true, became).await?;
         self.write_versions(edits, false, became).await
     }
@@ -309,7 +315,12 @@ impl Driver {
         if writes.is_empty() {
             return Ok(());
         }
-        let changes = writes.iter().map(|write| change(&write.path, &write.edit)).collect();
+        let changes = writes.iter().map(|write| {
+            let mut change = change(&write.path, &write.edit);
+            change.version.device_name = write.base_of.clone().unwrap_or_default();
+            change
+        });
+        let changes = changes.collect();
         let (journal, folder) = (&self.shared.journal, self.binding.folder);
         let versions = match as_they_are {
             true => journal.write_as_they_are(folder, changes).await,
