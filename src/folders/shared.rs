@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use super::db::FoldersDb;
@@ -138,8 +139,7 @@ impl Reports {
         self.lock().remove(folder);
     }
 
-    /// No panic can leave a report inconsistent.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<FolderId, Report>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
