@@ -1,7 +1,7 @@
 //! Whole agents over real QUIC, real HTTP and real SQLite: what devices hold in the end, what is
 //! sent on the way, and what devices outside the group get to know.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::time::Duration;
 

@@ -9,7 +9,7 @@
 //! A failure prints its seed. `SEED=n cargo test --test folder_sim` replays it, `SEEDS=n` runs more,
 //! `FIRST=n` others: the long run is `SEEDS=50000 cargo test --release --test folder_sim`.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +26,7 @@ mod disk;
 #[path = "folder_sim/journal.rs"]
 mod journal;
 
-use device::{Device, Middle, hash};
+use device::{Device, Middle, User, hash};
 use disk::Disk;
 use journal::HISTORY_WAIT_MS;
 
@@ -200,8 +200,7 @@ impl World {
                     disk.user_puts(path, content(rng, serial));
                 }
             };
-            let user: Option<&mut dyn FnMut(&mut Disk, &FolderPath)> =
-                if edits { Some(&mut edit) } else { None };
+            let user: Option<User<'_>> = if edits { Some(&mut edit) } else { None };
             let middle = Middle { is_killed, user };
             if self.devices[n].step(&path, self.now_ms, &mut self.journaled, middle) {
                 return true;

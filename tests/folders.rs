@@ -1,6 +1,6 @@
 //! Shared folders between real agents: directories that are edited on both sides, at once or apart.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
 use std::fs;

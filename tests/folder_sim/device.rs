@@ -24,12 +24,15 @@ pub(crate) struct Device {
     pub(crate) mutant: Mutant,
 }
 
+/// What a user does to a disk around a path.
+pub(crate) type User<'a> = &'a mut dyn FnMut(&mut Disk, &FolderPath);
+
 /// What happens in the middle of a step.
 pub(crate) struct Middle<'a> {
     /// The process is killed between the two halves of the step.
     pub(crate) is_killed: bool,
     /// What a user does between the decision and the exchange.
-    pub(crate) user: Option<&'a mut dyn FnMut(&mut Disk, &FolderPath)>,
+    pub(crate) user: Option<User<'a>>,
 }
 
 impl Device {

@@ -158,7 +158,7 @@ async fn strange_names_and_things_are_synced_or_told_and_hold_up_nothing() {
     std::os::unix::fs::symlink("loop", a.path("loop")).unwrap();
     rustix::fs::mknodat(
         rustix::fs::CWD,
-        &a.path("pipe"),
+        a.path("pipe"),
         rustix::fs::FileType::Fifo,
         rustix::fs::Mode::RUSR,
         0,
