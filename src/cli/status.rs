@@ -12,6 +12,7 @@ use super::text::{bytes, duration, shown};
 use crate::api::answers::Done;
 use crate::api::requests::NoArguments;
 use crate::core::lookup;
+use crate::folders::status::{BindingState, FolderView, FoldersPage};
 use crate::replica::status::{
     PeerState, PeerStatus, RateLimitStatus, ScrubState, ScrubStatus, Status,
 };
@@ -36,24 +37,44 @@ pub(crate) async fn status(
     output: Output,
 ) -> Result<Exit, Failure> {
     let mut status = client.status().await?;
+    let mut folders = waiting_folders(client).await?;
     if check {
-        let (is_well, sentence) = answer(&status);
+        let (is_well, sentence) = answer(&status, &folders);
         let view = serde_json::json!({ "in_sync": is_well, "sentence": sentence });
         output.value(&view, |_| shown(&sentence))?;
         return Ok(if is_well { Exit::Ok } else { Exit::NotInSync });
     }
     if !watch {
-        output.value(&status, picture)?;
+        output.value(&status, |status| picture(status, &folders))?;
         return Ok(Exit::Ok);
     }
     loop {
         if output.json {
             output.json(&status)?;
         } else {
-            output.picture(&picture(&status))?;
+            output.picture(&picture(&status, &folders))?;
         }
         status = newer(client, status.revision, REPAINT).await?;
+        folders = waiting_folders(client).await?;
     }
+}
+
+/// The folders of this device that wait for its user, for people: held or stopped ones.
+async fn waiting_folders(client: &Client) -> Result<Vec<String>, Failure> {
+    let page: FoldersPage = client.get(&["v1", "folders"], &[]).await?;
+    Ok(page.folders.iter().filter_map(waiting_folder).collect())
+}
+
+fn waiting_folder(folder: &FolderView) -> Option<String> {
+    let state = match folder.binding.as_ref()?.state {
+        BindingState::Held => "is held back, because very many files were changed at once",
+        BindingState::Stopped => "is stopped",
+        BindingState::Scanning
+        | BindingState::Syncing
+        | BindingState::UpToDate
+        | BindingState::Paused => return None,
+    };
+    Some(format!("folder {} {state}: see `can-sync folder status`", shown(&folder.name)))
 }
 
 /// The status once it is newer than `revision`, at the latest after `pause`.
@@ -194,7 +215,7 @@ fn obstacles(status: &Status, peer: Option<&str>) -> Vec<String> {
 }
 
 /// Whether everything is everywhere, and the sentence that says so or what is missing.
-fn answer(status: &Status) -> (bool, String) {
+fn answer(status: &Status, folders: &[String]) -> (bool, String) {
     if status.device.removed {
         return (false, "This device was removed from its group and syncs with nobody.".into());
     }
@@ -208,6 +229,7 @@ fn answer(status: &Status) -> (bool, String) {
         .map(|peer| format!("{}: {}", peer.name, sync_text(status, peer)))
         .collect();
     missing.extend(obstacles(status, None));
+    missing.extend(folders.iter().cloned());
     match (missing.is_empty(), status.peers.len()) {
         (true, 0) => (true, "Everything is here, and no other device is in the group.".into()),
         (true, others) => {
@@ -221,10 +243,10 @@ fn answer(status: &Status) -> (bool, String) {
 }
 
 /// The whole status for people.
-fn picture(status: &Status) -> String {
+fn picture(status: &Status, folders: &[String]) -> String {
     let device = &status.device;
     let mut lines = vec![
-        shown(&answer(status).1),
+        shown(&answer(status, folders).1),
         format!("device  {}  {}", shown(&device.name), device.node_id),
         format!("store   {}", store_text(status)),
     ];
@@ -449,7 +471,7 @@ mod tests {
         assert!(!is_settled(&status, None).unwrap());
         assert!(!is_settled(&status, Some("desk")).unwrap());
         assert!(is_settled(&status, Some("nas")).unwrap());
-        let text = picture(&status);
+        let text = picture(&status, &[]);
         for line in [
             "warning the disk is full",
             "peer    desk  connected  assets in sync, edits not\n          its clock is 2 days ahead",
@@ -464,7 +486,7 @@ mod tests {
 
     #[test]
     fn the_answer_is_one_sentence_that_names_what_is_missing_where() {
-        let of = |peers: Vec<PeerStatus>| answer(&status(peers, true));
+        let of = |peers: Vec<PeerStatus>| answer(&status(peers, true), &[]);
         let said = |is_well: bool, sentence: &str| (is_well, sentence.to_owned());
         assert_eq!(
             of(Vec::new()),
@@ -480,11 +502,32 @@ mod tests {
         assert_eq!(of(vec![phone, nas()]), said(false, sentence));
         let mut down = status(vec![nas()], true);
         down.store.up = false;
-        assert_eq!(answer(&down), said(false, "The store does not answer."));
+        assert_eq!(answer(&down, &[]), said(false, "The store does not answer."));
         let mut full = status(vec![nas()], true);
         full.device.obstacles = vec!["the disk is full".into()];
         let sentence = "Not everything is on every device: the disk is full.";
-        assert_eq!(answer(&full), said(false, sentence));
+        assert_eq!(answer(&full, &[]), said(false, sentence));
+    }
+
+    #[test]
+    fn a_folder_that_waits_for_its_user_is_named_before_all_else() {
+        let folder = |state: BindingState| FolderView {
+            id: crate::core::ids::FolderId([1; 16]),
+            name: "papers".into(),
+            created_by: None,
+            binding: Some(crate::folders::status::BindingView {
+                dir: "/home/ann/papers".into(),
+                mode: crate::core::folder::three_way::Mode::TwoWay,
+                keep: crate::folders::Keep::Copy,
+                symlinks: false,
+                state,
+                problems: Vec::new(),
+            }),
+        };
+        assert_eq!(waiting_folder(&folder(BindingState::UpToDate)), None);
+        let held: Vec<_> = waiting_folder(&folder(BindingState::Held)).into_iter().collect();
+        let (is_well, sentence) = answer(&status(Vec::new(), true), &held);
+        assert!(!is_well && sentence.contains("folder papers is held back"), "{sentence}");
     }
 
     #[test]
@@ -497,16 +540,16 @@ mod tests {
     #[test]
     fn the_picture_shows_the_limits_in_force() {
         let mut status = status(Vec::new(), true);
-        assert!(!picture(&status).contains("limit"));
+        assert!(!picture(&status, &[]).contains("limit"));
         let mut limits = RateLimitStatus::default();
         status.rate_limits = Some(limits.clone());
-        assert!(picture(&status).contains("limit   none at this time"));
+        assert!(picture(&status, &[]).contains("limit   none at this time"));
         (limits.up_bytes, limits.down_per_peer_bytes) = (Some(2 << 20), Some(512 << 10));
         limits.lan_exempt = true;
         status.rate_limits = Some(limits);
         let expected =
             "limit   up 2.0 MiB/s  down per peer 512.0 KiB/s  not within the local network";
-        assert!(picture(&status).contains(expected), "{}", picture(&status));
+        assert!(picture(&status, &[]).contains(expected), "{}", picture(&status, &[]));
     }
 
     #[test]
@@ -517,7 +560,7 @@ mod tests {
         phone.rtt_ms = Some(12.34);
         phone.send_rate_bytes = 2048.0;
         phone.eta_s = Some(65.0);
-        let text = picture(&status(vec![phone], false));
+        let text = picture(&status(vec![phone], false), &[]);
         let expected = "syncing  relay  12.3 ms  7 missing there  out 2.0 KiB/s  1m 05s left";
         assert!(text.contains(expected), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
