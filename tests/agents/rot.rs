@@ -98,7 +98,7 @@ fn rot_page(pages: &mut [u8], content: &[u8], dice: &mut Dice) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "runs for ROT_SECONDS, 60 if not set; nobody runs it by itself"]
+#[ignore = "the damage campaign, run by hand before a release; CONTRIBUTING has the command"]
 async fn whatever_rots_again_and_again_is_found_in_each_cycle_and_mended() {
     let number = |name: &str, default| {
         std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -173,7 +173,7 @@ async fn whatever_rots_again_and_again_is_found_in_each_cycle_and_mended() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "measures; nobody runs it by itself"]
+#[ignore = "a measurement, run by hand on a quiet machine: cargo test --release --test agents live_push -- --ignored --nocapture"]
 async fn how_long_a_live_push_takes_beside_a_scrub() {
     let (mut a, b) = (Device::start().await, Device::start().await);
     a.add([8 * KIB * KIB; 100]).await;

@@ -57,8 +57,7 @@ async fn undo_brings_every_byte_of_an_encrypted_folder_back_on_all_devices() {
     let before = a.tree();
     let devices = [&a.device, &b.device];
     let since_ms = wall_ms();
-    // The changes are later than that, by any clock.
-    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    until("the changes are later than that", &devices, async || wall_ms() > since_ms).await;
     encrypt(&a);
     until("the brake holds", &devices, async || a.state().await == BindingState::Held).await;
 
