@@ -1,6 +1,7 @@
 //! Into the directory: versions of the journal, once their assets are here.
 //!
-//! A1  A content is compared with its hash before it gets its name.
+//! A1  A content is compared with its hash before it gets its name. One that differs is verified by
+//!     the store, which then counts it as missing, so that it comes again from another device.
 //! A2  What is replaced is what the base said, or it is kept and taken in as an edit by the user.
 
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ use crate::core::folder::path::FolderPath;
 use crate::core::folder::version::{Content, Version};
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::store::hasher::Hasher;
-use crate::store::{READ_BYTES_MAX, SMALL_BYTES_MAX, StoreError};
+use crate::store::{Condition, READ_BYTES_MAX, SMALL_BYTES_MAX, StoreError};
 
 /// The bytes of small files that are in memory at once.
 const BYTES_MAX: u64 = 8 << 20;
@@ -55,6 +56,9 @@ pub(crate) enum Ended {
     /// Why not, for people: try again later.
     Failed(String),
 }
+
+/// The content in the store is not what its hash says.
+struct WrongContent;
 
 /// Where a content comes from.
 enum Source {
@@ -111,20 +115,21 @@ async fn place_chunk(
     let algorithm = shared.algorithm()?;
     let mut sources = fetch(shared, keep, &items).await?;
     let root = root.clone();
-    blocking(move || {
-        let mut ended: Vec<Option<Ended>> = items.iter().map(|_| None).collect();
+    let placed = blocking(move || {
+        let mut ended: Vec<Option<Result<Ended, WrongContent>>> =
+            items.iter().map(|_| None).collect();
         let mut ready: Vec<(usize, Opened)> = Vec::new();
         for (at, item) in items.iter().enumerate() {
             let source = match sources.remove(&at).unwrap_or(Ok(Source::Nothing)) {
                 Ok(source) => source,
                 Err(end) => {
-                    ended[at] = Some(end);
+                    ended[at] = Some(Ok(end));
                     continue;
                 }
             };
             match opened(source, &item.version.content, algorithm) {
                 Ok(opened) => ready.push((at, opened)),
-                Err(error) => ended[at] = Some(Ended::Failed(error.to_string())),
+                Err(error) => ended[at] = Some(end_of(Err(PlaceError::Io(error)))),
             }
         }
         let of: Vec<usize> = ready.iter().map(|(at, _)| *at).collect();
@@ -139,21 +144,48 @@ async fn place_chunk(
         for (at, placed) in of.into_iter().zip(root.place_all(placements)) {
             ended[at] = Some(end_of(placed));
         }
-        let unknown = || Ended::Failed("it was not written".into());
+        let unknown = || Ok(Ended::Failed("it was not written".into()));
         let ended = ended.into_iter().map(|ended| ended.unwrap_or_else(unknown));
-        Ok(items.into_iter().zip(ended.collect::<Vec<_>>()).collect())
+        Ok(items.into_iter().zip(ended).collect::<Vec<_>>())
     })
-    .await
+    .await?;
+    let mut results = Vec::with_capacity(placed.len());
+    for (item, ended) in placed {
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(WrongContent) => verified_by_the_store(shared, &item.version.content).await,
+        };
+        results.push((item, ended));
+    }
+    Ok(results)
 }
 
-fn end_of(placed: Result<Placed, PlaceError>) -> Ended {
-    match placed {
+/// Has the store verify a content that was read wrong. A damaged one is not held from then on.
+async fn verified_by_the_store(shared: &Shared, content: &Content) -> Ended {
+    let Some(digest) = digest(content) else {
+        return Ended::Failed("a content without a hash was read wrong".into());
+    };
+    match shared.store.verify(digest.hash).await {
+        Ok(Condition::Whole) => {
+            Ended::Failed("its content was read wrong, and is whole now".into())
+        }
+        Ok(_) => Ended::Missing(digest.hash),
+        Err(error) => Ended::Failed(error.to_string()),
+    }
+}
+
+fn end_of(placed: Result<Placed, PlaceError>) -> Result<Ended, WrongContent> {
+    Ok(match placed {
         Ok(Placed::Done(seen)) => Ended::Done(seen),
         Ok(Placed::Displaced { seen, edit }) => Ended::Displaced(seen, edit),
         Err(PlaceError::Changed) => Ended::Changed,
         Err(PlaceError::ParentIsNoDirectory(_) | PlaceError::NotEmpty) => Ended::Blocked,
+        Err(PlaceError::WrongSize { .. }) => return Err(WrongContent),
+        Err(PlaceError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+            return Err(WrongContent);
+        }
         Err(error) => Ended::Failed(error.to_string()),
-    }
+    })
 }
 
 /// A source that is open.

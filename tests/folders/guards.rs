@@ -68,6 +68,33 @@ async fn a_paused_folder_changes_nothing_until_it_is_resumed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_content_that_rots_before_it_is_written_comes_again_from_the_other_device() {
+    let (a, b) = two().await;
+    a.write("one", b"1");
+    equal(&a, &b, 1).await;
+    b.device.handle().folders().pause(NAME).await.unwrap();
+    a.write("large", &content(9, 3 * 1024 * 1024));
+    let devices = [&a.device, &b.device];
+    until("b holds it", &devices, async || b.device.status().store.assets == 2).await;
+    let (_, stored) = files_below(&b.device.home.store_dir().join("content"))
+        .into_iter()
+        .map(|path| (path.metadata().unwrap().len(), path))
+        .max()
+        .unwrap();
+    let mut bytes = fs::read(&stored).unwrap();
+    bytes[2_000_000] ^= 1;
+    fs::write(&stored, bytes).unwrap();
+    b.device.handle().folders().resume(NAME).await.unwrap();
+    equal(&a, &b, 2).await;
+    assert_eq!(b.device.status().store.damaged, 0);
+}
+
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_directory_inside_another_bound_one_or_around_the_home_is_refused() {
     let a = Bound::new().await;
     let folders = a.device.handle().folders();
