@@ -30,7 +30,7 @@ use super::status::BindingState;
 use crate::clock::Clock;
 use crate::core::folder::brake::{Brake, Source};
 use crate::core::folder::collide::Folding;
-use crate::core::folder::path::{FolderPath, PathKey};
+use crate::core::folder::path::FolderPath;
 use crate::replica::journal::{AskError, Commits};
 use crate::state::journal::Cursor;
 
@@ -571,11 +571,7 @@ impl Driver {
     /// not known whether it was written to: it is safe if the store holds it.
     async fn take_leftover(&mut self, leftover: Displaced, is_old: bool) -> Result<()> {
         let folder = self.binding.folder;
-        // Pages begin after a key.
-        let before = u128::from_be_bytes(leftover.key.0).checked_sub(1);
-        let before = before.map(|number| PathKey(number.to_be_bytes()));
-        let page = self.shared.journal.versions(folder, before, 1).await?;
-        let row = page.rows.into_iter().find(|row| row.version.path.key() == leftover.key);
+        let row = self.shared.journal.version_of_key(folder, leftover.key).await?;
         match row {
             Some(_) if is_old && self.is_safe(&leftover).await? => {
                 if let Some(root) = self.root.clone() {
@@ -589,7 +585,10 @@ impl Driver {
             }
             Some(row) => self.take_displaced(&row.version.path, leftover).await,
             None => {
-                let text = format!("something of an unknown path is kept in {}", leftover.kept);
+                let text = format!(
+                    "{} holds the content of a path that the folder does not know",
+                    leftover.kept
+                );
                 self.problem("kept", Some(text));
                 Ok(())
             }
