@@ -405,7 +405,8 @@ fn status_text(status: &FolderStatus) -> String {
     }
     if status.conflicts > 0 {
         let examples = examples(&status.conflict_examples, status.conflicts);
-        lines.push(format!("  {} conflict copies: {examples}", status.conflicts));
+        let copies = if status.conflicts == 1 { "copy" } else { "copies" };
+        lines.push(format!("  {} conflict {copies}: {examples}", status.conflicts));
     }
     lines.extend(status.skipped.iter().map(|skipped| format!("  {}", skipped_line(skipped))));
     lines.join("\n")
