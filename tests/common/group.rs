@@ -297,6 +297,11 @@ pub async fn pair(inviter: &Device, joiner: &Device) {
     keep_ticket_secret(&ticket);
     let reply = joiner.handle().pair(ticket).await.unwrap();
     assert_eq!(reply.node_id, inviter.node_id);
+    let names = |device: &Device, other: &Device| {
+        device.status().peers.iter().any(|peer| peer.node_id == other.node_id)
+    };
+    let both = async || names(inviter, joiner) && names(joiner, inviter);
+    until("each names the other in its status", &[inviter, joiner], both).await;
 }
 
 fn keep_ticket_secret(text: &str) {
