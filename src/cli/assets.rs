@@ -174,7 +174,7 @@ fn sort(rows: &mut [AssetRow], by: SortBy) {
 
 /// A row as `ls` shows it.
 pub(crate) fn line(row: &AssetRow) -> String {
-    let name = shown(&row.full_name());
+    let name = shown(&row.name);
     let line = format!("{}  {:>10}  {name}{}", row.hash, bytes(row.size), marks(row));
     line.trim_end().to_owned()
 }
