@@ -119,6 +119,10 @@
 //! | binding | a directory of a device that is kept equal to a folder |
 //! | base | the version of a path that was last equal in the directory and in the journal |
 //! | held | very many changes at once, which wait for the user |
+//! | proof | the hash of a whole content under a fresh key, which only a holder can compute |
+//! | lease | a device's promise to keep an asset for a while, given with a proof |
+//! | evict | delete the copy of an asset here, while enough other devices have proven theirs |
+//! | intent | the record that this device is evicting an asset |
 //! | fact, effect | an input of the engine, and what it tells the shell to do |
 
 pub mod agent;

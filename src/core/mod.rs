@@ -11,6 +11,7 @@ pub mod foreign_text;
 pub mod ids;
 pub mod joining;
 pub mod journal;
+pub mod leases;
 pub mod limits;
 pub mod lookup;
 pub mod message;

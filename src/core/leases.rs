@@ -1,0 +1,390 @@
+//! When a device may let go of a copy: promises to others, and the proofs that it needs itself.
+//!
+//! A device that proves that it holds an asset gives a **lease** with its answer: until the lease
+//! ends it keeps the asset. A device that wants to delete its copy (the evictor) first writes down
+//! that it does (the **intent**), and then gathers leases from others.
+//!
+//! L1  While a lease that it gave runs, a device does not begin to evict the asset; while it is
+//!     evicting it, it gives none. Both are read and written in one transaction ([`Standing`]).
+//! L2  The evictor deletes only while the leases of enough devices run. It counts each from the
+//!     moment it *sent* the request, less a margin, so its count ends before the promise does,
+//!     however slow the answer was and as long as no clock is wrong by more than the margin.
+//! L3  So at the moment of every eviction that many other honest devices hold the bytes, and may not
+//!     let go of them: two devices that each rely on the other are both refused.
+//! L4  A promise outlives a restart: leases that are found at the start run anew in full, because
+//!     the clock that they were measured by may have begun again.
+//!
+//! Times are milliseconds of a clock that counts sleep and is never set (`clock::BootClock`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::core::ids::NodeId;
+
+/// How long a device keeps an asset after it answered with a proof.
+pub const LEASE_MS: u64 = 15 * 60 * 1000;
+
+/// The evictor leaves one part in this many of each lease unused: for clocks that run at different
+/// rates, and for the time that deleting takes.
+pub const MARGIN_FRACTION: u64 = 10;
+
+/// The most leases that one device may have at another: all that it can use in one lease's time at
+/// hundreds of proofs a second. Beyond, it gets no more until some have ended.
+pub const LEASES_PER_DEVICE_MAX: u64 = 262_144;
+
+/// Context of the key under which a content is hashed as proof.
+const PROOF_CONTEXT: &str = "can-sync proof of possession v1";
+
+/// The key under which `prover` hashes a content to prove to `asker` that it holds it. The names
+/// keep a device from passing on a proof of another one.
+pub fn proof_key(asker: &NodeId, prover: &NodeId, nonce: &[u8; 32]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key(PROOF_CONTEXT);
+    hasher.update(&asker.0).update(&prover.0).update(nonce);
+    *hasher.finalize().as_bytes()
+}
+
+/// What this device has promised and intends about one asset. Durable: read, changed and written
+/// back in one transaction.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The ends of the leases that run, by the device that has each.
+    pub leases: BTreeMap<NodeId, u64>,
+    /// Whether the copy here is kept.
+    pub keeping: Keeping,
+}
+
+/// Whether a device keeps its copy of an asset.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Keeping {
+    /// It does.
+    #[default]
+    Kept,
+    /// It gathers proofs, or is deleting its copy.
+    Evicting,
+    /// It deleted its copy on purpose, and does not want it back.
+    Evicted,
+}
+
+/// Why a lease is not given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoLease {
+    /// This device is letting go of the asset itself.
+    Evicting,
+    /// This device has let go of it.
+    Evicted,
+}
+
+/// A lease that forbids an eviction: who has it and when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promised {
+    /// The device that relies on the copy here.
+    pub device: NodeId,
+    /// When it no longer does.
+    pub until_ms: u64,
+}
+
+impl Standing {
+    /// Gives `device` a lease. Durable before the device hears of it.
+    ///
+    /// # Errors
+    /// This device does not keep the asset.
+    pub fn grant(&mut self, now_ms: u64, device: NodeId) -> Result<(), NoLease> {
+        match self.keeping {
+            Keeping::Kept => {}
+            Keeping::Evicting => return Err(NoLease::Evicting),
+            Keeping::Evicted => return Err(NoLease::Evicted),
+        }
+        let until_ms = self.leases.entry(device).or_default();
+        *until_ms = (*until_ms).max(now_ms + LEASE_MS);
+        Ok(())
+    }
+
+    /// Begins an eviction. Durable before any device is asked.
+    ///
+    /// # Errors
+    /// A lease runs.
+    pub fn begin(&mut self, now_ms: u64) -> Result<(), Promised> {
+        self.leases.retain(|_, until_ms| now_ms < *until_ms);
+        let latest = self.leases.iter().max_by_key(|(_, until_ms)| **until_ms);
+        if let Some((device, until_ms)) = latest {
+            return Err(Promised { device: *device, until_ms: *until_ms });
+        }
+        self.keeping = Keeping::Evicting;
+        Ok(())
+    }
+
+    /// Ends an eviction. `is_held` is whether the bytes are still here.
+    pub fn end(&mut self, is_held: bool) {
+        if self.keeping == Keeping::Evicting {
+            self.keeping = if is_held { Keeping::Kept } else { Keeping::Evicted };
+        }
+    }
+
+    /// Wants an evicted asset back.
+    pub fn take_back(&mut self) {
+        if self.keeping == Keeping::Evicted {
+            self.keeping = Keeping::Kept;
+        }
+    }
+
+    /// What is left after a restart, see L4. An eviction that was under way has either deleted the
+    /// bytes or never will.
+    pub fn restart(&mut self, now_ms: u64, is_held: bool) {
+        for until_ms in self.leases.values_mut() {
+            *until_ms = now_ms + LEASE_MS;
+        }
+        self.end(is_held);
+    }
+}
+
+/// Why a device's copy does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lack {
+    /// It is not connected.
+    Offline,
+    /// Its version of can-sync cannot prove.
+    TooOld,
+    /// It does not hold the asset.
+    NotHeld,
+    /// Its copy is damaged.
+    Damaged,
+    /// It is letting go of its copy too.
+    Evicting,
+    /// Its store belongs to another program, which may delete at any time.
+    CannotPromise,
+    /// It has too much to prove at the moment.
+    Busy,
+    /// It did not answer in time.
+    NoAnswer,
+    /// Its proof was wrong.
+    WrongProof,
+    /// This device cannot check its proof.
+    Unchecked,
+}
+
+/// What one device answered to the evictor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answer {
+    Asked { at_ms: u64 },
+    Proven { until_ms: u64, site: String },
+    Lacking(Lack),
+}
+
+/// The proofs gathered for one eviction. Nothing of it is kept when it ends: a proof is never used
+/// twice.
+#[derive(Debug, Clone)]
+pub struct Gathering {
+    copies: usize,
+    sites: usize,
+    answers: BTreeMap<NodeId, Answer>,
+}
+
+/// What the evictor may do now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Wait for the devices that were asked.
+    Wait,
+    /// Delete, and be done before this time.
+    Delete {
+        /// The time.
+        before_ms: u64,
+        /// The devices that it relies on.
+        by: Vec<NodeId>,
+    },
+    /// Keep the copy.
+    Short {
+        /// The devices whose proofs counted.
+        proven: Vec<NodeId>,
+        /// Why the others' did not.
+        lacking: Vec<(NodeId, Lack)>,
+    },
+}
+
+impl Gathering {
+    /// Begins to gather proofs of that many copies, on that many sites.
+    pub fn new(copies: usize, sites: usize) -> Self {
+        Self { copies: copies.max(1), sites, answers: BTreeMap::new() }
+    }
+
+    /// Notes that a device is being asked, from just before the request is sent.
+    pub fn asked(&mut self, now_ms: u64, device: NodeId) {
+        self.answers.insert(device, Answer::Asked { at_ms: now_ms });
+    }
+
+    /// Notes a proof that was checked and found right. The lease counts from when the request was
+    /// sent, see L2. `lease_ms` is what the device promised, counted from when the request reached
+    /// it.
+    pub fn proven(&mut self, device: NodeId, site: &str, lease_ms: u64) {
+        let Some(Answer::Asked { at_ms }) = self.answers.get(&device) else { return };
+        let until_ms = at_ms.saturating_add(lease_ms - lease_ms.div_ceil(MARGIN_FRACTION));
+        self.answers.insert(device, Answer::Proven { until_ms, site: site.to_owned() });
+    }
+
+    /// Notes that a device has no proof.
+    pub fn lacking(&mut self, device: NodeId, lack: Lack) {
+        self.answers.insert(device, Answer::Lacking(lack));
+    }
+
+    /// Waits no longer for the devices that were asked.
+    pub fn give_up(&mut self) {
+        for answer in self.answers.values_mut() {
+            if matches!(answer, Answer::Asked { .. }) {
+                *answer = Answer::Lacking(Lack::NoAnswer);
+            }
+        }
+    }
+
+    /// The devices whose leases have run out since they proved, and may be asked again.
+    pub fn run_out(&self, now_ms: u64) -> Vec<NodeId> {
+        let is_over = |answer: &Answer| matches!(answer, Answer::Proven { until_ms, .. } if *until_ms <= now_ms);
+        self.answers.iter().filter(|(_, answer)| is_over(answer)).map(|(id, _)| *id).collect()
+    }
+
+    /// What may be done at `now_ms`.
+    pub fn verdict(&self, now_ms: u64) -> Verdict {
+        if let Some((before_ms, by)) = self.enough()
+            && now_ms < before_ms
+        {
+            return Verdict::Delete { before_ms, by };
+        }
+        if self.answers.values().any(|answer| matches!(answer, Answer::Asked { .. })) {
+            return Verdict::Wait;
+        }
+        let (mut proven, mut lacking) = (Vec::new(), Vec::new());
+        for (device, answer) in &self.answers {
+            match answer {
+                Answer::Proven { until_ms, .. } if now_ms < *until_ms => proven.push(*device),
+                Answer::Proven { .. } | Answer::Asked { .. } => {
+                    lacking.push((*device, Lack::NoAnswer));
+                }
+                Answer::Lacking(lack) => lacking.push((*device, *lack)),
+            }
+        }
+        Verdict::Short { proven, lacking }
+    }
+
+    /// Until when enough leases run, and whose: those that run longest are taken.
+    fn enough(&self) -> Option<(u64, Vec<NodeId>)> {
+        let proven = self.answers.iter().filter_map(|(device, answer)| match answer {
+            Answer::Proven { until_ms, site } => Some((*until_ms, site.as_str(), *device)),
+            Answer::Asked { .. } | Answer::Lacking(_) => None,
+        });
+        let mut proven: Vec<(u64, &str, NodeId)> = proven.collect();
+        proven.sort_unstable_by(|a, b| b.cmp(a));
+        let (mut sites, mut by) = (BTreeSet::new(), Vec::new());
+        for (until_ms, site, device) in proven {
+            sites.insert(site);
+            by.push(device);
+            if by.len() >= self.copies && sites.len() >= self.sites {
+                return Some((until_ms, by));
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const A: NodeId = NodeId([1; 32]);
+    const B: NodeId = NodeId([2; 32]);
+    const C: NodeId = NodeId([3; 32]);
+
+    #[test]
+    fn a_device_that_gave_a_lease_does_not_evict_until_it_ends() {
+        let mut standing = Standing::default();
+        standing.grant(1000, A).unwrap();
+        let until_ms = 1000 + LEASE_MS;
+        assert_eq!(standing.begin(until_ms - 1), Err(Promised { device: A, until_ms }));
+        assert_eq!(standing.begin(until_ms), Ok(()));
+    }
+
+    #[test]
+    fn a_device_that_is_evicting_gives_no_lease() {
+        let mut standing = Standing::default();
+        standing.begin(0).unwrap();
+        assert_eq!(standing.grant(1, A), Err(NoLease::Evicting));
+        standing.end(false);
+        assert_eq!(standing.grant(1, A), Err(NoLease::Evicted));
+        standing.take_back();
+        assert_eq!(standing.grant(1, A), Ok(()));
+    }
+
+    #[test]
+    fn a_second_lease_of_a_device_never_shortens_the_first() {
+        let mut standing = Standing::default();
+        standing.grant(1000, A).unwrap();
+        standing.grant(10, A).unwrap();
+        assert_eq!(standing.leases[&A], 1000 + LEASE_MS);
+    }
+
+    #[test]
+    fn leases_run_anew_after_a_restart_and_an_intent_ends_as_the_bytes_are() {
+        let mut standing = Standing::default();
+        standing.grant(1_000_000, A).unwrap();
+        standing.restart(5, true);
+        assert_eq!(standing.leases[&A], 5 + LEASE_MS);
+        for (is_held, expected) in [(true, Keeping::Kept), (false, Keeping::Evicted)] {
+            let mut standing = Standing { keeping: Keeping::Evicting, ..Standing::default() };
+            standing.restart(0, is_held);
+            assert_eq!(standing.keeping, expected);
+        }
+    }
+
+    #[test]
+    fn a_lease_counts_from_when_the_request_was_sent_less_a_tenth() {
+        let mut gathering = Gathering::new(1, 1);
+        gathering.asked(1000, A);
+        assert_eq!(gathering.verdict(900_000), Verdict::Wait);
+        gathering.proven(A, "", 1_000_000);
+        let delete = Verdict::Delete { before_ms: 901_000, by: vec![A] };
+        assert_eq!(gathering.verdict(900_999), delete);
+        let late = Verdict::Short { proven: vec![], lacking: vec![(A, Lack::NoAnswer)] };
+        assert_eq!(gathering.verdict(901_000), late);
+        assert_eq!(gathering.run_out(901_000), [A]);
+    }
+
+    #[test]
+    fn the_shortest_of_the_leases_that_are_needed_ends_the_time() {
+        let mut gathering = Gathering::new(2, 1);
+        for (device, lease_ms) in [(A, 1000), (B, 2000), (C, 3000)] {
+            gathering.asked(0, device);
+            gathering.proven(device, "", lease_ms);
+        }
+        let delete = Verdict::Delete { before_ms: 1800, by: vec![C, B] };
+        assert_eq!(gathering.verdict(0), delete);
+    }
+
+    #[test]
+    fn copies_on_too_few_sites_are_not_enough() {
+        let mut gathering = Gathering::new(2, 2);
+        for (device, site) in [(A, "home"), (B, "home")] {
+            gathering.asked(0, device);
+            gathering.proven(device, site, 1000);
+        }
+        assert!(matches!(gathering.verdict(0), Verdict::Short { .. }));
+        gathering.asked(0, C);
+        gathering.proven(C, "office", 500);
+        let delete = Verdict::Delete { before_ms: 450, by: vec![B, A, C] };
+        assert_eq!(gathering.verdict(0), delete);
+    }
+
+    #[test]
+    fn an_answer_that_was_not_asked_for_does_not_count() {
+        let mut gathering = Gathering::new(1, 1);
+        gathering.proven(A, "", 1000);
+        assert!(matches!(gathering.verdict(0), Verdict::Short { .. }));
+    }
+
+    #[test]
+    fn the_key_of_a_proof_differs_for_each_asker_and_prover_and_nonce() {
+        let keys = [
+            proof_key(&A, &B, &[0; 32]),
+            proof_key(&B, &A, &[0; 32]),
+            proof_key(&A, &C, &[0; 32]),
+            proof_key(&A, &B, &[1; 32]),
+        ];
+        assert_eq!(BTreeSet::from(keys).len(), 4);
+    }
+}
