@@ -23,6 +23,7 @@ use crate::core::scrub::ScrubRate;
 use crate::folders;
 use crate::folders::handle::Ingredients;
 use crate::net::{Net, NetConfig, Relay};
+use crate::state::copies::Copies;
 use crate::state::home::{Home, Lock};
 use crate::state::identity::Identity;
 use crate::state::index::Index;
@@ -132,6 +133,7 @@ struct Opened {
     journal: Journal,
     index: Index,
     partials: Partials,
+    copies: Copies,
 }
 
 impl Agent {
@@ -157,7 +159,7 @@ impl Agent {
         let identity = Identity::load_or_create(&home, lock)?;
         let (opened, own) = (home.clone(), identity.clone());
         let opening = tokio::task::spawn_blocking(move || open(&opened, &own, is_journal_lost));
-        let Opened { journal, index, partials } = opening.await??;
+        let Opened { journal, index, partials, copies } = opening.await??;
         let (store, embedded, store_location, staging_dir) = match store {
             StoreChoice::Embedded => {
                 let embedded = tokio::task::spawn_blocking(move || {
@@ -271,6 +273,7 @@ impl Agent {
             stop: stop.clone(),
             unreachable: net_overrides.unreachable,
             folders,
+            copies,
             listed,
             tasks: Tasks::default(),
             facts,
@@ -348,5 +351,6 @@ fn open(home: &Home, identity: &Identity, is_journal_lost: bool) -> Result<Opene
     let index = Index::open(&home.index_db_path())?;
     let partials = Partials::open(&home.partials_dir(), wall_now())
         .with_context(|| format!("opening {}", home.partials_dir().display()))?;
-    Ok(Opened { journal, index, partials })
+    let copies = Copies::open(&home.copies_db_path())?;
+    Ok(Opened { journal, index, partials, copies })
 }

@@ -16,6 +16,7 @@ use crate::replica::catalogue::Backlog;
 use crate::replica::events::EventLog;
 use crate::replica::journal::JournalHandle;
 use crate::replica::status::{ScrubStatus, Status};
+use crate::state::copies::Copies;
 use crate::state::home::Home;
 use crate::store::Store;
 use crate::store::embedded::EmbeddedStore;
@@ -55,6 +56,7 @@ pub(super) struct Parts {
     /// The addresses of another device with this device's key, if there is one.
     pub(super) twin: watch::Receiver<Option<BTreeSet<String>>>,
     pub(super) folders: Folders,
+    pub(super) copies: Copies,
     /// Counts the listings of the store that the index has taken up.
     pub(super) listed: watch::Sender<u64>,
     pub(super) tasks: Tasks,

@@ -326,6 +326,10 @@ impl Loop {
         if timeout(WIND_UP_WAIT, spawn_blocking(move || folders.close())).await.is_err() {
             tracing::warn!("folders.db was not closed in time: the next start recovers it");
         }
+        let copies = self.parts.copies.clone();
+        if timeout(WIND_UP_WAIT, spawn_blocking(move || copies.close())).await.is_err() {
+            tracing::warn!("copies.db was not closed in time: the next start recovers it");
+        }
         let (index, known) = (self.parts.ctx.index.clone(), self.engine.known().clone());
         let group_id = self.engine.identity().group_id;
         let closing = spawn_blocking(move || {

@@ -270,3 +270,10 @@ pub const AGENT_TEXT_BYTES_MAX: usize = 255;
 pub const TIME_MS_MIN: i64 = -62_135_596_800_000;
 /// See [`TIME_MS_MIN`].
 pub const TIME_MS_MAX: i64 = 253_402_300_799_999;
+
+/// The longest expression over assets: people write them by hand, and every look at an asset
+/// evaluates them.
+pub const EXPRESSION_BYTES_MAX: usize = 4 * 1024;
+
+/// The most levels of an expression: reading and evaluating it are recursive.
+pub const EXPRESSION_DEPTH_MAX: usize = 32;

@@ -122,6 +122,7 @@ impl Home {
             self.index_db_path(),
             self.journal_db_path(),
             self.folders_db_path(),
+            self.copies_db_path(),
             self.start_over_path(),
             self.api_token_path(),
             self.api_address_path(),
@@ -160,6 +161,11 @@ impl Home {
     /// The database of bound directories.
     pub fn folders_db_path(&self) -> PathBuf {
         self.state.join("folders.db")
+    }
+
+    /// The database of what this device wants and evicted.
+    pub fn copies_db_path(&self) -> PathBuf {
+        self.state.join("copies.db")
     }
 
     /// Whether there is a key but no journal. This is not a first start, unless the first start was

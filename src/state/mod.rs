@@ -5,10 +5,12 @@
 //! | `key` ([`identity`]) | the device's secret key | the device is a stranger to its group |
 //! | `index.db` ([`index`]) | the hashes the store knows, numbered | rebuilt from the store |
 //! | `journal.db` ([`journal`]) | the group, its records and events | the device must pair again |
+//! | `copies.db` ([`copies`]) | what this device wants | it wants everything |
 //! | `partials/` ([`partials`], [`crate::bao`]) | large transfers under way | transferred again |
 //!
 //! [`home`] defines where these files are and who may read them.
 
+pub mod copies;
 pub mod home;
 pub mod identity;
 pub mod index;

@@ -1,0 +1,177 @@
+//! `copies.db`: what this device decided about copies. What it wants; and what becomes of contents
+//! that it lets go of.
+//!
+//! What other devices hold is in the index instead: it is kept as a difference from the index's own
+//! rows, and must go back in time together with them when a power cut or a backup takes them back.
+//!
+//! C1  Every change is durable when its call returns: what is wanted is written before anything
+//!     acts on it.
+//! C2  A file that is lost means: this device wants everything, and evicted nothing.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
+
+use crate::clock::wall_ms;
+use crate::core::expression::Expression;
+use crate::core::want::Want;
+use crate::db::migrate::{Outcome, Step, newest};
+use crate::db::{self, Database, DbError, Owner, Spec, Txn};
+use crate::state::home::private_database_file;
+
+/// The readers: one for the API, one for whoever acts on it.
+const READERS: usize = 2;
+
+/// The page cache of each connection.
+const CACHE_KIB: i64 = 2 * 1024;
+
+const STEPS: [Step; 0] = [];
+
+const SPEC: Spec = Spec {
+    name: "copies",
+    application_id: 0x6373_6370,
+    writer_cache_kib: CACHE_KIB,
+    reader_cache_kib: CACHE_KIB,
+    statements: 32,
+    checkpoint_pages: 1024,
+    log_bytes_kept: Some(4 << 20),
+    has_incremental_vacuum: false,
+};
+
+/// The row of `want` is missing while everything is wanted.
+const SCHEMA: &str = "
+CREATE TABLE want (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    expression TEXT NOT NULL
+) STRICT;
+";
+
+/// The open database. Clones share it. Every call blocks.
+#[derive(Debug, Clone)]
+pub struct Copies(Arc<Database<Nobody>>);
+
+/// The owner of the database keeps nothing in memory.
+pub(super) struct Nobody;
+
+impl Owner for Nobody {
+    type State = ();
+    type Error = DbError;
+
+    fn error_of(error: DbError) -> DbError {
+        error
+    }
+
+    fn committed(&mut self, (): &mut ()) {}
+}
+
+impl Copies {
+    /// Opens the database at `path`, or makes it.
+    ///
+    /// # Errors
+    /// The file is unusable; it is unchanged.
+    pub fn open(path: &Path) -> Result<Self> {
+        let open = || {
+            private_database_file(path)?;
+            let (mut connection, outcome) = db::open(path, &SPEC, &STEPS, wall_ms())?;
+            if outcome == Outcome::Empty {
+                let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                tx.execute_batch(SCHEMA)?;
+                tx.pragma_update(None, "application_id", SPEC.application_id)?;
+                tx.pragma_update(None, "user_version", newest(&STEPS))?;
+                tx.commit()?;
+            }
+            let database = Database::start(connection, path, &SPEC, READERS, Nobody, ())?;
+            anyhow::Ok(Self(Arc::new(database)))
+        };
+        open().with_context(|| format!("opening {}", path.display()))
+    }
+
+    /// Closes it.
+    pub fn close(&self) {
+        self.0.close();
+    }
+
+    /// What this device wants.
+    ///
+    /// # Errors
+    /// The database cannot be read, or holds an expression of a later version: this version must not
+    /// guess what was meant.
+    pub fn want(&self) -> Result<Want> {
+        let text = self.read(|connection| {
+            let query = "SELECT expression FROM want";
+            connection.query_row(query, [], |row| row.get::<_, String>(0)).optional()
+        })?;
+        let parse = |text: String| {
+            Expression::parse(&text).with_context(|| format!("reading what is wanted here: {text}"))
+        };
+        Ok(Want { expression: text.map(parse).transpose()? })
+    }
+
+    /// Sets what this device wants.
+    ///
+    /// # Errors
+    /// The database cannot be written; what was wanted before is still wanted.
+    pub fn set_want(&self, want: &Want) -> db::Result<()> {
+        let text = want.expression.as_ref().map(ToString::to_string);
+        self.write(move |tx| {
+            tx.conn.execute("DELETE FROM want", [])?;
+            if let Some(text) = text {
+                tx.conn.execute("INSERT INTO want (one, expression) VALUES (1, ?1)", [text])?;
+            }
+            Ok(())
+        })
+    }
+
+    pub(super) fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Txn<'_, Nobody>) -> db::Result<T> + Send + 'static,
+    ) -> db::Result<T> {
+        self.0.write(work)
+    }
+
+    pub(super) fn read<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> db::Result<T> {
+        self.0.readers().read(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn what_is_wanted_is_there_again_after_the_database_was_opened_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("copies.db");
+        let copies = Copies::open(&path).unwrap();
+        assert!(copies.want().unwrap().is_all(), "a new database wants everything");
+        let expression = Expression::parse("type=image/* and age<365d").unwrap();
+        let want = Want { expression: Some(expression) };
+        copies.set_want(&want).unwrap();
+        copies.close();
+        let copies = Copies::open(&path).unwrap();
+        assert_eq!(copies.want().unwrap(), want);
+        copies.set_want(&Want::default()).unwrap();
+        assert!(copies.want().unwrap().is_all());
+    }
+
+    #[test]
+    fn an_expression_that_this_version_cannot_read_is_an_error_and_not_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        let copies = Copies::open(&dir.path().join("copies.db")).unwrap();
+        copies
+            .write(|tx| {
+                tx.conn.execute("INSERT INTO want VALUES (1, 'stars>3')", [])?;
+                Ok(())
+            })
+            .unwrap();
+        let error = format!("{:#}", copies.want().unwrap_err());
+        assert!(error.contains("stars>3") && error.contains("expected"), "{error}");
+    }
+}
