@@ -274,9 +274,7 @@ async fn an_author_that_floods_is_held_back_and_shown_and_the_rest_goes_on() {
     let a = Node::founder();
     let (b, c) = (a.welcome().await, a.welcome().await);
     let b_id = b.id();
-    let limit =
-        |bytes| a.journal.run(move |journal: &mut Journal, _| journal.set_quota(&b_id, bytes));
-    limit(Some(100_000)).await.unwrap();
+    a.set_quota(&b_id, Some(100_000));
     b.write_many(0..500, 1_000).await;
     let (ab, ac) = (Link::between(&a, &b), Link::between(&a, &c));
     until("the hold", async || ab.views().0.held_logs == 1).await;
@@ -292,7 +290,7 @@ async fn an_author_that_floods_is_held_back_and_shown_and_the_rest_goes_on() {
     c.write(draft(1_000, 10)).await;
     until("what another writes", async || a.has(1_000).await && b.has(1_000).await).await;
     assert!(held_bytes(&a).await <= 100_000);
-    limit(None).await.unwrap();
+    a.set_quota(&b_id, None);
     ab.close().await;
     let _ab = Link::between(&a, &b);
     equal(&[&a, &b, &c]).await;

@@ -264,14 +264,14 @@ async fn a_stopping_device_says_so() {
 }
 
 #[tokio::test]
-async fn a_reset_or_stopped_stream_fails_while_the_connection_lives() {
+async fn a_reset_or_dropped_stream_fails_while_the_connection_lives() {
     let pair = Pair::connect().await;
-    let (mut send, mut recv) = pair.dialed.open_stream(0).await.unwrap();
+    let (mut send, recv) = pair.dialed.open_stream(0).await.unwrap();
     send.write_all(b"half").await.unwrap();
     let (mut send_back, mut received) = pair.accepted.accept_stream(0).await.unwrap();
     send.reset(CloseCode::Slow);
     assert!(timeout(SOON, received.read_to_end(&mut Vec::new())).await.unwrap().is_err());
-    recv.stop(CloseCode::Internal);
+    drop(recv);
     let refused = async { while send_back.write_all(&[0; 1024]).await.is_ok() {} };
     timeout(SOON, refused).await.unwrap();
     assert_eq!(pair.dialed.ended(), None);

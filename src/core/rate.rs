@@ -13,8 +13,7 @@ use thiserror::Error;
 
 use crate::core::limits::RATE_BYTES_MIN;
 
-/// The minutes of a week, counted from Sunday, 00:00.
-pub const WEEK_MINUTES: u16 = 7 * DAY_MINUTES;
+/// The minutes of a day.
 const DAY_MINUTES: u16 = 24 * 60;
 
 /// What a bucket saves up while nothing moves: enough to make up for a late timer.
@@ -296,6 +295,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const WEEK_MINUTES: u16 = 7 * DAY_MINUTES;
     const SUN: u16 = 0;
     const MON: u16 = DAY_MINUTES;
     const WED: u16 = 3 * DAY_MINUTES;

@@ -438,14 +438,6 @@ pub struct RecvStream {
     _connection: Arc<Shared>,
 }
 
-impl RecvStream {
-    /// Refuses everything that has not arrived yet: the peer's writes fail with `code`.
-    pub fn stop(&mut self, code: CloseCode) {
-        // A stream that has ended needs no stop.
-        let _ = self.quic.with_mut(|quic| quic.stop(quic_code(code)));
-    }
-}
-
 impl AsyncRead for RecvStream {
     fn poll_read(
         mut self: Pin<&mut Self>,

@@ -470,14 +470,6 @@ impl Hosting {
         }
     }
 
-    /// Returns the reason when the joiner is gone.
-    ///
-    /// # Cancel safety
-    /// Safe.
-    pub async fn lost(&self) -> HostError {
-        HostError::CalledOff(self.stream.connection.closed().await.text)
-    }
-
     /// Sends the joiner the ops that make it a member, and waits until it has joined. The caller
     /// must make it a member durably and then call [`Self::done`].
     ///

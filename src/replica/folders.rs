@@ -116,19 +116,6 @@ impl FolderJournal {
         Ok(())
     }
 
-    /// The version of a path; `None` when the journal does not know the path.
-    ///
-    /// # Errors
-    /// The journal cannot be read.
-    pub async fn version(
-        &self,
-        folder: FolderId,
-        path: &FolderPath,
-    ) -> Result<Option<Version>, AskError> {
-        let rows = self.versions_at(folder, vec![path.clone()]).await?;
-        Ok(rows.into_iter().flatten().next().map(|row| row.version))
-    }
-
     /// The versions of paths, in the order of `paths`; `None` for a path that the journal does not
     /// know.
     ///

@@ -310,9 +310,8 @@ impl World {
         }
         let of = self.rng.index(self.nodes.len());
         let author = self.nodes[of].identity.node_id;
-        let bytes = self.rng.chance(50).then(|| self.rng.below(8_000));
-        let set = self.nodes[n].journal().set_quota(&author, bytes);
-        self.unless_full(n, set);
+        let bytes = self.rng.chance(50).then(|| self.rng.below(8_000).cast_signed());
+        self.nodes[n].set_quota(&author, bytes);
     }
 }
 

@@ -481,7 +481,7 @@ impl World {
             self.set_full(n, false);
             for of in 0..self.nodes.len() {
                 let author = self.nodes[of].identity.node_id;
-                self.nodes[n].journal().set_quota(&author, None).unwrap();
+                self.nodes[n].set_quota(&author, None);
             }
             self.rebase(n);
         }
@@ -583,6 +583,14 @@ impl World {
 }
 
 impl Node {
+    /// Sets how many bytes of ops the device keeps by an author; `None` for the default. An author
+    /// that it does not know keeps the default.
+    fn set_quota(&self, author: &NodeId, bytes: Option<i64>) {
+        let set = "UPDATE devices SET quota_bytes = ?2 WHERE id = ?1";
+        let connection = rusqlite::Connection::open(&self.path).unwrap();
+        connection.execute(set, rusqlite::params![author.0, bytes]).unwrap();
+    }
+
     fn journal(&mut self) -> &mut Journal {
         &mut self.open.as_mut().unwrap().journal
     }

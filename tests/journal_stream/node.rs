@@ -167,6 +167,15 @@ pub(crate) async fn child_main() {
 }
 
 impl Node {
+    /// Sets how many bytes of ops this device keeps by an author; `None` for the default.
+    pub(crate) fn set_quota(&self, author: &NodeId, bytes: Option<i64>) {
+        let set = "UPDATE devices SET quota_bytes = ?2 WHERE id = ?1";
+        let database = self.asleep.home.journal_db_path();
+        let connection = rusqlite::Connection::open(database).unwrap();
+        let changed = connection.execute(set, rusqlite::params![author.0, bytes]).unwrap();
+        assert_eq!(changed, 1, "the author is known");
+    }
+
     /// The first device of a group.
     pub(crate) fn founder() -> Self {
         let asleep = Asleep::new();

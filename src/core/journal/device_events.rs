@@ -155,22 +155,6 @@ impl LogEvent {
         }]
     }
 
-    /// The asset that the event is about, if any.
-    pub fn hash(&self) -> Option<&Hash> {
-        match self {
-            Self::AssetAdded { hash, .. }
-            | Self::AssetReceived { hash, .. }
-            | Self::AssetTrashed { hash }
-            | Self::AssetRestored { hash }
-            | Self::AssetChanged { hash, .. } => Some(hash),
-            Self::IntegrityAlarm { hash, .. } => hash.as_ref(),
-            Self::DevicePaired { .. }
-            | Self::DeviceRemoved { .. }
-            | Self::DeviceConnected { .. }
-            | Self::DeviceLost { .. } => None,
-        }
-    }
-
     /// The event's data as a JSON object.
     pub fn data(&self) -> Vec<u8> {
         let tagged = serde_json::to_value(self).unwrap_or_default();

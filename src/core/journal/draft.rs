@@ -149,11 +149,6 @@ impl Draft {
         }
         at_most("the number of cells", cells, OP_CELLS_MAX)
     }
-
-    /// Whether the draft has no changes.
-    pub fn is_empty(&self) -> bool {
-        self.changes.is_empty()
-    }
 }
 
 fn check_key(key: &Key) -> Result<(), DraftError> {

@@ -71,16 +71,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Forgets the group and everything in the journal. Arrival numbers are not reused.
-    pub fn leave(&mut self) -> Result<()> {
-        let mut tx = self.begin(0)?;
-        tx.forget_group()?;
-        tx.commit()?;
-        self.group = None;
-        Ok(())
-    }
-
-    /// [`Journal::leave`] and [`Journal::found`] in one transaction.
+    /// Forgets the group and everything in the journal, and founds a new group. Arrival numbers are
+    /// not reused.
     pub fn start_over(&mut self, name: &str, now_ms: u64) -> Result<GroupId> {
         let mut tx = self.begin(now_ms)?;
         tx.forget_group()?;

@@ -128,11 +128,6 @@ impl Journal {
         self.roster.clone()
     }
 
-    /// The node ID of this device.
-    pub fn device(&self) -> NodeId {
-        self.identity.node_id
-    }
-
     /// Begins a new log because the user says that this is a restored backup.
     pub fn restored(&mut self) -> Result<()> {
         let mut tx = self.begin(0)?;

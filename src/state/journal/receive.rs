@@ -113,17 +113,6 @@ impl Journal {
         tx.ack(peer, ack)?;
         tx.commit()
     }
-
-    /// Sets the bytes that an author may use; `None` for the default.
-    pub fn set_quota(&mut self, author: &NodeId, bytes: Option<u64>) -> Result<()> {
-        let mut tx = self.begin(0)?;
-        let dev = tx.device(author)?;
-        tx.db.execute(
-            "UPDATE devices SET quota_bytes = ?2 WHERE dev = ?1",
-            params![dev, bytes.map(int)],
-        )?;
-        tx.commit()
-    }
 }
 
 impl Tx<'_> {

@@ -24,7 +24,7 @@ fn an_author_over_its_quota_is_refused_and_its_dead_ops_make_room() {
         logs.iter().filter(|log| log.author == by).map(|log| log.bytes).sum()
     };
     let limit = used(b, a.id()) + 10;
-    b.journal.set_quota(&a.id(), Some(limit)).unwrap();
+    b.set_quota(&a.id(), Some(limit));
     for n in 0..5 {
         a.set(&format!("other {n}"), "f", n);
     }
@@ -37,7 +37,7 @@ fn an_author_over_its_quota_is_refused_and_its_dead_ops_make_room() {
     assert!(!refused.is_empty() && refused.iter().all(|r| r.why == RefusedWhy::Quota));
     assert!(used(b, a.id()) <= limit);
     b.fsck();
-    b.journal.set_quota(&a.id(), None).unwrap();
+    b.set_quota(&a.id(), None);
     assert_eq!(push(a, b), vec![]);
     assert_eq!(a.digest(), b.digest());
 }

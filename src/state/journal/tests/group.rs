@@ -266,12 +266,10 @@ fn what_comes_for_a_group_that_was_left_says_nothing_of_its_sender() {
     let [a, b] = &mut devices[..] else { unreachable!() };
     b.set("1", "f", 1);
     let under_way: Vec<_> = b.ops().into_iter().filter(|op| op.log() == b.open_log()).collect();
-    for leave in [|a: &mut Journal| a.start_over("one", NOW_MS).map(drop), Journal::leave] {
-        leave(&mut a.journal).unwrap();
-        let received = a.journal.receive(&b.id(), &under_way, NOW_MS).unwrap();
-        let why: Vec<_> = received.refused.iter().map(|refused| refused.why).collect();
-        assert_eq!(why, [RefusedWhy::OtherGroup]);
-    }
+    a.journal.start_over("one", NOW_MS).unwrap();
+    let received = a.journal.receive(&b.id(), &under_way, NOW_MS).unwrap();
+    let why: Vec<_> = received.refused.iter().map(|refused| refused.why).collect();
+    assert_eq!(why, [RefusedWhy::OtherGroup]);
 }
 
 #[test]
@@ -431,21 +429,16 @@ fn strangers_that_introduce_each_other_in_a_circle_stay_strangers() {
 }
 
 #[test]
-fn whoever_leaves_forgets_all_and_may_found_or_join_again() {
+fn whoever_leaves_forgets_all_and_is_alone_in_a_new_group() {
     let mut devices = Device::group(2);
     let [a, b] = &mut devices[..] else { unreachable!() };
     a.set("1", "f", 1);
     sync(a, b);
     let group = b.group_id();
     let arr = b.set("1", "f", 2).unwrap().arr;
-    b.journal.leave().unwrap();
-    assert_eq!((b.journal.group(), b.record("1")), (None, None));
-    assert!(matches!(
-        b.journal.add(&a.id(), "a", NOW_MS),
-        Err(JournalError::NoGroup | JournalError::Removed)
-    ));
+    assert_ne!(b.journal.start_over("alone", NOW_MS).unwrap(), group);
+    assert_eq!(b.record("1"), None);
     b.fsck();
-    assert_ne!(b.journal.found("alone", NOW_MS).unwrap(), group);
     assert!(b.set("1", "f", 3).unwrap().arr > arr, "numbers of arrival are not used again");
     b.fsck();
 }

@@ -261,7 +261,7 @@ fn pruning_waits_for_the_members_and_not_for_ever() {
 fn what_a_device_logs_by_itself_leaves_room_for_what_users_write() {
     let mut device = Device::founder();
     let (id, quota) = (device.id(), 4 * OP_BODY_BYTES_MAX as u64);
-    device.journal.set_quota(&id, Some(quota)).unwrap();
+    device.set_quota(&id, Some(quota));
     let used = |device: &Device| -> u64 {
         device.reader.stats().unwrap().logs.iter().map(|log| log.bytes).sum()
     };

@@ -91,6 +91,14 @@ impl Device {
         self.identity.node_id
     }
 
+    /// Sets how many bytes of ops this device keeps by an author; `None` for the default.
+    fn set_quota(&self, author: &NodeId, bytes: Option<u64>) {
+        let set = "INSERT INTO devices(id, quota_bytes) VALUES (?1, ?2)
+                   ON CONFLICT(id) DO UPDATE SET quota_bytes = ?2";
+        let params = rusqlite::params![author.0, bytes.map(crate::db::int)];
+        self.journal.connection.execute(set, params).unwrap();
+    }
+
     fn group_id(&self) -> GroupId {
         self.journal.group().unwrap()
     }
