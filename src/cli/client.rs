@@ -6,6 +6,7 @@
 //! C2  A part of a path reaches the agent byte for byte. URL libraries drop tabs and line ends and
 //!     resolve `..` even when it is percent-encoded, so the path is written here and never parsed.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ use crate::agent::handle::REQUEST_TIMEOUT;
 use crate::http::problem::ProblemBody;
 use crate::replica::status::Status;
 use crate::state::home::Home;
+use crate::wire::event_stream::{Event, Parser, TooLong};
 
 /// The agent's own deadline ends first, with a better message.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(REQUEST_TIMEOUT.as_secs() + 10);
@@ -46,8 +48,8 @@ const READ_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The longest problem document that is read; ours are a few hundred bytes.
 const PROBLEM_BYTES_MAX: usize = 64 * 1024;
 
-/// A line of an event stream: a record of very many fields.
-const LINE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// The longest event: a record of very many fields.
+const EVENT_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// A connection to the running agent.
 pub(crate) struct Client {
@@ -159,7 +161,7 @@ impl Client {
         query: &[(&str, &str)],
     ) -> Result<Events, Failure> {
         let request = finish(self.request(Method::GET, path, query), Body::empty())?;
-        Ok(Events { answer: self.send(request).await?, unread: Vec::new() })
+        Ok(Events::new(self.send(request).await?))
     }
 
     /// `POST` of JSON, answered by an event stream.
@@ -169,7 +171,7 @@ impl Client {
         body: &impl Serialize,
     ) -> Result<Events, Failure> {
         let request = self.with_json(Method::POST, path, body)?;
-        Ok(Events { answer: self.send(request).await?, unread: Vec::new() })
+        Ok(Events::new(self.send(request).await?))
     }
 
     fn with_json(
@@ -296,47 +298,40 @@ impl Answer {
     }
 }
 
-/// An event stream of the agent, which sends one line of data to an event.
+/// An event stream of the agent.
 pub(crate) struct Events {
     answer: Answer,
-    unread: Vec<u8>,
+    parser: Parser,
+    /// Events that arrived together with the last one returned.
+    parsed: VecDeque<Event>,
 }
 
 impl Events {
+    fn new(answer: Answer) -> Self {
+        Self { answer, parser: Parser::new(EVENT_BYTES_MAX), parsed: VecDeque::new() }
+    }
+
     /// The next event's name and data.
     ///
     /// # Errors
     /// [`Exit::Temporary`] when the agent has stopped or the journal began anew.
     pub(crate) async fn next(&mut self) -> Result<(String, String), Failure> {
-        let mut name = String::new();
         loop {
-            let line = self.line().await?;
-            let (field, value) = line.split_once(": ").unwrap_or((&line, ""));
-            match field {
-                "event" if value == "reset" => {
+            match self.parsed.pop_front() {
+                Some(event) if event.name == "reset" => {
                     let message = "the journal of this device began anew: watch again";
                     return Err(Failure::new(Exit::Temporary, message));
                 }
-                "event" => name = value.to_owned(),
-                "data" => return Ok((name, value.to_owned())),
-                _ => {}
-            }
-        }
-    }
-
-    async fn line(&mut self) -> Result<String, Failure> {
-        loop {
-            if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.unread.drain(..=end).collect();
-                return Ok(String::from_utf8_lossy(&line[..end]).into_owned());
+                Some(event) => return Ok((event.name, event.data)),
+                None => {}
             }
             let Some(piece) = self.answer.next_piece().await? else {
                 return Err(Failure::new(Exit::Temporary, "the agent has stopped"));
             };
-            self.unread.extend_from_slice(&piece);
-            if self.unread.len() > LINE_BYTES_MAX {
-                return Err(anyhow!("the agent sent a line longer than any record").into());
-            }
+            let events = self.parser.push(&piece).map_err(|TooLong| {
+                anyhow!("the agent sent an event of more than {EVENT_BYTES_MAX} bytes")
+            })?;
+            self.parsed.extend(events);
         }
     }
 }

@@ -8,7 +8,6 @@
 //! messages, and if it gives no cursors its timestamps (ms) serve as cursors.
 
 mod connection;
-mod events;
 mod follow;
 mod list;
 mod owner;

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 pub mod batch;
 pub mod control;
+pub(crate) mod event_stream;
 pub mod folder;
 pub mod frame;
 pub mod journal;

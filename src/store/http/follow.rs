@@ -14,13 +14,17 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::connection::{Request, failed};
-use super::events::{Event, Parser};
 use super::{Inner, contract};
 use crate::core::ids::Hash;
 use crate::store::{Cursor, StoreError, Touched};
+use crate::wire::event_stream::{Event, Parser};
 
 /// How often a core-only store is listed: its events may not resume, or may not exist.
 const POLL_EVERY: Duration = Duration::from_secs(30);
+
+/// The longest event: real ones have a hundred bytes. After a longer one the stream is given up, and
+/// the store is listed.
+const EVENT_BYTES_MAX: usize = 64 * 1024;
 
 /// The store's event stream after the cursor `after`.
 pub(super) fn touched(
@@ -160,7 +164,7 @@ impl Follower {
         let pause_max = self.store.connection.deadlines.body;
         self.state = State::Streaming(Box::new(Streaming {
             answer,
-            parser: Parser::default(),
+            parser: Parser::new(EVENT_BYTES_MAX),
             is_core_only,
             pause_max,
             deadline: Instant::now() + pause_max,

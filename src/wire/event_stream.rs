@@ -1,30 +1,32 @@
 //! Parses server-sent events (the WHATWG HTML standard, 9.2) within bounds.
 //!
 //! Lines end with LF, CR or CRLF, also across chunks; a byte order mark at the start is dropped; an
-//! event without data is ignored. Anything longer than the bounds is an error: the stream is then
-//! given up and the listing used.
-
-/// The longest line, and the longest data of one event: real ones have a hundred bytes.
-pub(super) const EVENT_BYTES_MAX: usize = 64 * 1024;
+//! event without data is ignored. A line or an event that is longer than its reader allows is an
+//! error.
+//!
+//! No library does this within bounds: `eventsource-stream` and `sse-stream` keep an event of any
+//! size in memory, and the former parses an unfinished line again with every chunk.
 
 /// An event of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Event {
+pub(crate) struct Event {
     /// Its name; `message` when it has none.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Its data; lines are joined by LF.
-    pub(super) data: String,
+    pub(crate) data: String,
     /// The last id so far, from this or an earlier event; empty if there was none.
-    pub(super) id: String,
+    pub(crate) id: String,
 }
 
-/// The error for a line or event longer than [`EVENT_BYTES_MAX`].
+/// The error for a line or an event longer than the parser allows.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooLong;
+pub(crate) struct TooLong;
 
 /// Parses chunks of bytes into events.
-#[derive(Debug, Default)]
-pub(super) struct Parser {
+#[derive(Debug)]
+pub(crate) struct Parser {
+    /// The longest line, and the longest data of one event.
+    event_bytes_max: usize,
     line: Vec<u8>,
     /// Whether the last byte was a CR: an LF after it belongs to the same line end.
     after_cr: bool,
@@ -37,8 +39,22 @@ pub(super) struct Parser {
 }
 
 impl Parser {
+    /// A parser at the start of a stream, for events of at most this size.
+    pub(crate) fn new(event_bytes_max: usize) -> Self {
+        Self {
+            event_bytes_max,
+            line: Vec::new(),
+            after_cr: false,
+            past_first_line: false,
+            name: String::new(),
+            data: None,
+            id: String::new(),
+            lines: 0,
+        }
+    }
+
     /// Parses the next bytes; returns the events that they complete.
-    pub(super) fn push(&mut self, chunk: &[u8]) -> Result<Vec<Event>, TooLong> {
+    pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<Vec<Event>, TooLong> {
         let mut events = Vec::new();
         for &byte in chunk {
             match byte {
@@ -48,7 +64,7 @@ impl Parser {
                     let line = std::mem::take(&mut self.line);
                     events.extend(self.line(&line)?);
                 }
-                _ if self.line.len() >= EVENT_BYTES_MAX => return Err(TooLong),
+                _ if self.line.len() >= self.event_bytes_max => return Err(TooLong),
                 _ => {
                     self.after_cr = false;
                     self.line.push(byte);
@@ -59,7 +75,7 @@ impl Parser {
     }
 
     /// The number of lines so far.
-    pub(super) fn lines(&self) -> u64 {
+    pub(crate) fn lines(&self) -> u64 {
         self.lines
     }
 
@@ -89,7 +105,7 @@ impl Parser {
                     None => value.to_owned(),
                     Some(before) => format!("{before}\n{value}"),
                 };
-                if data.len() > EVENT_BYTES_MAX {
+                if data.len() > self.event_bytes_max {
                     return Err(TooLong);
                 }
                 self.data = Some(data);
@@ -108,8 +124,10 @@ mod tests {
 
     use super::*;
 
+    const EVENT_BYTES_MAX: usize = 64 * 1024;
+
     fn events(text: &str) -> Vec<(String, String)> {
-        let events = Parser::default().push(text.as_bytes()).unwrap();
+        let events = Parser::new(EVENT_BYTES_MAX).push(text.as_bytes()).unwrap();
         events.into_iter().map(|event| (event.name, event.data)).collect()
     }
 
@@ -139,14 +157,14 @@ mod tests {
         assert_eq!(events("event: a\n\ndata: x\n\n"), [event("message", "x")]);
         assert_eq!(events("\n\u{feff}data: x\n\n"), []);
         assert_eq!(events(""), []);
-        let lossy = Parser::default().push(b"data: \xff\n\n").unwrap();
+        let lossy = Parser::new(EVENT_BYTES_MAX).push(b"data: \xff\n\n").unwrap();
         assert_eq!(lossy[0].data, "\u{fffd}");
     }
 
     #[test]
     fn an_id_counts_until_the_next() {
         let text = b"id: 5\ndata: a\n\ndata: b\n\nid: 7\ndata: c\n\nid: x\0\ndata: d\n\n";
-        let events = Parser::default().push(text).unwrap();
+        let events = Parser::new(EVENT_BYTES_MAX).push(text).unwrap();
         let ids: Vec<_> = events.iter().map(|event| event.id.as_str()).collect();
         assert_eq!(ids, ["5", "5", "7", "7"]);
     }
@@ -159,9 +177,9 @@ mod tests {
         assert_eq!(events(&text), [event("message", &longest)]);
 
         let line = vec![b'x'; EVENT_BYTES_MAX + 1];
-        assert_eq!(Parser::default().push(&line), Err(TooLong));
+        assert_eq!(Parser::new(EVENT_BYTES_MAX).push(&line), Err(TooLong));
 
-        let mut parser = Parser::default();
+        let mut parser = Parser::new(EVENT_BYTES_MAX);
         let piece = format!("data:{}\n", "x".repeat(1000));
         let ended = (0..100).any(|_| parser.push(piece.as_bytes()).is_err());
         assert!(ended, "an event of many lines is bounded too");
@@ -169,7 +187,7 @@ mod tests {
 
     #[test]
     fn comments_count_as_signs_of_life() {
-        let mut parser = Parser::default();
+        let mut parser = Parser::new(EVENT_BYTES_MAX);
         parser.push(b": a\n: b\n: unfinished").unwrap();
         assert_eq!(parser.lines(), 2);
     }
@@ -181,11 +199,11 @@ mod tests {
             cuts in prop::collection::vec(0usize..200, 0..6),
         ) {
             let bytes = text.as_bytes();
-            let whole = Parser::default().push(bytes).unwrap();
+            let whole = Parser::new(EVENT_BYTES_MAX).push(bytes).unwrap();
             let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
             cuts.extend([0, bytes.len()]);
             cuts.sort_unstable();
-            let mut parser = Parser::default();
+            let mut parser = Parser::new(EVENT_BYTES_MAX);
             let mut pieces = Vec::new();
             for pair in cuts.windows(2) {
                 pieces.extend(parser.push(&bytes[pair[0]..pair[1]]).unwrap());
@@ -195,7 +213,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
-            let _ = Parser::default().push(&bytes);
+            let _ = Parser::new(EVENT_BYTES_MAX).push(&bytes);
         }
     }
 }
