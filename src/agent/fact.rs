@@ -1,7 +1,7 @@
 //! The facts that tasks report to the loop. They cross one bounded queue whose senders wait for
 //! room: QUIC slows a peer that reports too much, and nothing is buffered for it.
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::core::engine::{Engine, Input};
 use crate::core::ids::{Digest, Hash, LogId, NodeId};
@@ -149,6 +149,18 @@ impl Facts {
     /// A future dropped before it completes has not sent the fact.
     pub(super) async fn send(&self, fact: Fact) {
         let _ = self.0.send(fact).await;
+    }
+
+    /// Sends every change of a watched value until its sender is gone.
+    pub(super) async fn pass_on<T: Clone>(
+        &self,
+        mut watched: watch::Receiver<T>,
+        fact: impl Fn(T) -> Fact,
+    ) {
+        while watched.changed().await.is_ok() {
+            let value = watched.borrow_and_update().clone();
+            self.send(fact(value)).await;
+        }
     }
 
     /// The queue itself, for a task below the agent that makes facts of what it knows.

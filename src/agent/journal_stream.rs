@@ -38,7 +38,7 @@ pub(super) fn look_after(parts: &mut Parts, replication: &Replication) {
         let (forked, watched) = watch::channel(Vec::new());
         tokio::select! {
             () = replication.watch_forks(&forked) => {}
-            () = pass_on(watched, &facts, Fact::Forked) => {}
+            () = facts.pass_on(watched, Fact::Forked) => {}
         }
     });
 }
@@ -97,7 +97,7 @@ impl Task {
         let Self { conn, replication, facts } = self;
         let peer = connection.peer();
         let (view, watched) = watch::channel(JournalPeerStatus::begun(peer));
-        let show = pass_on(watched, &facts, |status| Fact::Journal { conn, status });
+        let show = facts.pass_on(watched, |status| Fact::Journal { conn, status });
         let ended = tokio::select! {
             ended = replication.run(peer, recv, send, &view) => ended,
             () = show => return,
@@ -130,18 +130,6 @@ fn version_differs(last: JournalPeerStatus) -> JournalPeerStatus {
         "the two devices have other versions of the journal's protocol, upgrade the older one";
     let refused = JournalRefusal { reason: reason.to_owned(), log: None, seq: None };
     JournalPeerStatus { refused: Some(refused), ..last }
-}
-
-/// Sends every change to the loop until the watch's sender is gone.
-async fn pass_on<T: Clone>(
-    mut watched: watch::Receiver<T>,
-    facts: &Facts,
-    fact: impl Fn(T) -> Fact,
-) {
-    while watched.changed().await.is_ok() {
-        let value = watched.borrow_and_update().clone();
-        facts.send(fact(value)).await;
-    }
 }
 
 /// Builds the journal's part of the status.

@@ -10,7 +10,7 @@ use crate::transfer::Counters;
 use crate::transfer::throttle::LinkThrottle;
 
 use super::link::Command;
-use super::picture::{LinkFigures, LinkView};
+use crate::replica::picture::{LinkFigures, LinkView, Moved};
 
 /// A live connection.
 pub(super) struct Live {
@@ -26,6 +26,17 @@ pub(super) struct Live {
 }
 
 impl Live {
+    /// Updates the rates.
+    pub(super) fn measure(&mut self, now_ms: u64) {
+        let counters = &self.counters;
+        let moved = Moved {
+            sent_bytes: counters.sent_bytes(),
+            received_bytes: counters.received_bytes(),
+            left_bytes: counters.left_to_send_bytes() + counters.left_to_receive_bytes(),
+        };
+        self.figures.measure(now_ms, moved);
+    }
+
     /// The connection as the status shows it.
     pub(super) fn view(&self) -> LinkView {
         LinkView {

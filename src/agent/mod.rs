@@ -4,7 +4,7 @@
 //! process uses [`Agent::handle`]; [`Agent::stop`] ends the agent in order.
 //!
 //! Reading order: `run` (the loop), `fact` and `link` (its inputs, and a peer's connection),
-//! then `requests` and `picture`.
+//! then `requests`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,13 +41,13 @@ use self::tuning::NamedPeers;
 pub use self::tuning::Tuning;
 use crate::replica::catalogue::Backlog;
 use crate::replica::metadata::{Arrivals, Settler};
-use crate::replica::status::Status;
-use crate::replica::{device, events, journal, metadata};
+use crate::replica::picture::{Picture, Sources};
+use crate::replica::status::{ScrubStatus, Status};
+use crate::replica::{device, disk, events, journal, metadata};
 use crate::transfer;
 use crate::transfer::throttle::Throttle;
 
 mod comparing;
-mod disk;
 mod effects;
 mod fact;
 mod group;
@@ -60,10 +60,8 @@ mod live;
 mod load;
 mod pairing;
 mod parts;
-mod picture;
 mod requests;
 mod run;
-mod scrub;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -239,6 +237,17 @@ impl Agent {
             folder,
             twin,
         };
+        let (scrub, watched_scrub) = watch::channel(ScrubStatus::default());
+        let picture = Picture::new(Sources {
+            node_id: identity.node_id,
+            net: net.clone(),
+            store: store.clone(),
+            store_location,
+            journal: journal.clone(),
+            scrub: watched_scrub,
+            frozen: watched_frozen,
+            twin: watched_twin,
+        });
         let stop = CancellationToken::new();
         let (facts, inbox) = Facts::channel();
         let parts = Parts {
@@ -247,7 +256,6 @@ impl Agent {
             net,
             store: store.clone(),
             embedded: embedded.clone(),
-            store_location,
             journal,
             ctx: transfer::Context {
                 store,
@@ -263,11 +271,9 @@ impl Agent {
             throttle: Throttle::new(tuning.rate_limits),
             named_peers: NamedPeers::new(tuning.named_peers),
             scrub_rate,
-            scrub: watch::Sender::default(),
+            scrub,
             events,
             backlog,
-            frozen: watched_frozen,
-            twin: watched_twin,
             requests,
             status,
             stop: stop.clone(),
@@ -281,7 +287,7 @@ impl Agent {
             ids: Ids::default(),
         };
         let tellers = run::Tellers { writer: journal_writer, settler, publisher, told, manager };
-        let running = tokio::spawn(run::run(parts, inbox, tellers));
+        let running = tokio::spawn(run::run(parts, inbox, tellers, picture));
         let running = Some(running);
         let mut agent = Self { handle, embedded, stop, running };
         // The first status is ready before the first request is answered.
@@ -346,7 +352,7 @@ fn open(home: &Home, identity: &Identity, is_journal_lost: bool) -> Result<Opene
         .context("beginning the journal")?;
     }
     if journal.roster().is_founded_anew() {
-        tracing::warn!("{}", picture::founded_anew(&identity.node_id));
+        tracing::warn!("{}", crate::replica::picture::founded_anew(&identity.node_id));
     }
     let index = Index::open(&home.index_db_path())?;
     let partials = Partials::open(&home.partials_dir(), wall_now())

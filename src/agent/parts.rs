@@ -1,7 +1,6 @@
 //! What the loop and its tasks work with: the subsystems, the tasks, and the queue back to the
 //! loop.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
@@ -36,7 +35,6 @@ pub(super) struct Parts {
     pub(super) store: Arc<dyn Store>,
     /// The same store if it is the embedded one.
     pub(super) embedded: Option<EmbeddedStore>,
-    pub(super) store_location: String,
     pub(super) journal: JournalHandle,
     pub(super) ctx: Context,
     pub(super) requests: mpsc::Receiver<Request>,
@@ -51,10 +49,6 @@ pub(super) struct Parts {
     pub(super) events: EventLog,
     /// The assets that the catalogue passes to the settler.
     pub(super) backlog: Backlog,
-    /// The number of assets whose metadata is held back.
-    pub(super) frozen: watch::Receiver<usize>,
-    /// The addresses of another device with this device's key, if there is one.
-    pub(super) twin: watch::Receiver<Option<BTreeSet<String>>>,
     pub(super) folders: Folders,
     pub(super) copies: Copies,
     /// Counts the listings of the store that the index has taken up.

@@ -31,7 +31,6 @@ use crate::state::journal::GroupState;
 use crate::store::StoreInfo;
 
 use super::comparing::Comparing;
-use super::disk::DiskWatch;
 use super::effects::plain_done;
 use super::fact::{Fact, Reload, TakenIn};
 use super::handle::{FetchReply, Reply, Request};
@@ -40,17 +39,18 @@ use super::link::CONTROL_QUEUE;
 use super::live::Live;
 use super::load::{Loading, NO_STORE};
 use super::parts::Parts;
-use super::picture::{LinkFigures, Picture, StoreView, Told};
-use super::scrub::Scrub;
 use super::tuning::Tuning;
 use super::{group, introductions, journal_stream, link, pairing, requests};
 use crate::folders::manager::Manager;
 use crate::replica::catalogue::Catalogue;
 use crate::replica::device::Publisher;
+use crate::replica::disk::DiskWatch;
 use crate::replica::journal::JournalWriter;
 use crate::replica::metadata::Settler;
+use crate::replica::picture::{LinkFigures, Picture, StoreView, Told};
 use crate::replica::query;
 use crate::replica::replicate::Replication;
+use crate::replica::scrub::Scrub;
 use crate::replica::{events, folders};
 use crate::transfer::Counters;
 
@@ -118,6 +118,7 @@ pub(super) async fn run(
     parts: Parts,
     mut inbox: mpsc::Receiver<Fact>,
     tellers: Tellers,
+    picture: Picture,
 ) -> Result<()> {
     let engine = Loading::of(&parts).load().await?;
     let saved_seq = engine.known().head_seq;
@@ -139,7 +140,7 @@ pub(super) async fn run(
         regroup: Arc::default(),
         saved_seq,
         save_at_ms: None,
-        picture: Picture::default(),
+        picture,
         publish_at_ms: Some(0),
         stopping: false,
         stopped: false,
@@ -221,11 +222,16 @@ impl Loop {
                 facts.send(Fact::Fatal(reason.into())).await;
             });
         }
+        let (shortage, watched) = watch::channel(Vec::new());
+        let facts = self.parts.facts.clone();
+        self.parts.tasks.spawn("disk shortage", async move {
+            facts.pass_on(watched, Fact::Shortage).await;
+        });
         let disk_watch = DiskWatch {
             journal: self.parts.journal.clone(),
             folder: self.parts.home.state_dir().to_owned(),
             store: self.parts.store.clone(),
-            facts: self.parts.facts.clone(),
+            shortage,
             nudge: self.nudge.clone(),
         };
         self.parts.tasks.spawn("disk watch", disk_watch.run());
@@ -236,10 +242,13 @@ impl Loop {
             home: self.parts.home.clone(),
             rate: self.parts.scrub_rate,
             status: self.parts.scrub.clone(),
-            facts: self.parts.facts.clone(),
             nudge: self.nudge.clone(),
         };
         self.parts.tasks.spawn("scrub", scrub.run());
+        let (watched, facts) = (self.parts.scrub.subscribe(), self.parts.facts.clone());
+        self.parts.tasks.spawn("scrub status", async move {
+            facts.pass_on(watched, |_| Fact::Scrub).await;
+        });
         journal_stream::look_after(&mut self.parts, &self.replication);
         let again = self.regroup.clone();
         let (journal, facts) = (self.parts.journal.clone(), self.parts.facts.clone());
@@ -628,15 +637,15 @@ impl Loop {
     fn publish(&mut self) {
         let now_ms = self.parts.clock.now_ms();
         for live in self.live.values_mut() {
-            live.figures.measure(now_ms, &live.counters);
+            live.measure(now_ms);
         }
         let link = |conn: ConnId| self.live.get(&conn).map(Live::view);
         let journals = self.live.values().filter_map(|live| live.journal.as_ref());
         let journal = journal_stream::status(journals, &self.forked, self.replication.repairs());
         let pairings = self.comparing.shown(now_ms);
-        let (parts, engine) = (&self.parts, &self.engine);
-        let told = Told { journal, pairings };
-        let status = self.picture.draw(now_ms, parts, engine, &self.store, told, link);
+        let rate_limits = self.parts.throttle.status();
+        let told = Told { journal, pairings, rate_limits };
+        let status = self.picture.draw(now_ms, &self.engine, &self.store, told, link);
         let active = status.peers.iter().any(|peer| {
             peer.state == crate::replica::status::PeerState::Syncing
                 || peer.send_rate_bytes + peer.receive_rate_bytes > 0.0

@@ -4,15 +4,19 @@
 //!
 //! [`catalogue`] is the only reader of the store's feed, [`journal`] the only writer of the journal,
 //! [`replicate`] syncs two journals, [`metadata`] carries edits between the store's rows and the
-//! journal, [`folders`] reads and writes the versions of shared folders, [`status`] is what the agent
-//! publishes.
+//! journal, [`folders`] reads and writes the versions of shared folders, [`scrub`] reads every asset
+//! again, [`disk`] watches the free space, [`status`] is what the agent publishes and [`picture`]
+//! builds it.
 
 pub(crate) mod catalogue;
 pub(crate) mod device;
+pub(crate) mod disk;
 pub(crate) mod events;
 pub mod folders;
 pub mod journal;
 pub mod metadata;
+pub(crate) mod picture;
 pub(crate) mod query;
 pub mod replicate;
+pub(crate) mod scrub;
 pub mod status;

@@ -31,6 +31,7 @@ use crate::core::rate::{Bucket, RateLimits, Rates, Timetable, Turn};
 use crate::core::session::Lane;
 use crate::net::frame::TakeBytes;
 use crate::net::{Connection, PathKind};
+use crate::replica::status::RateLimitStatus;
 
 /// What each stream may pay ahead: the longest offer that is sent, and a small content or two.
 const AHEAD_BYTES: u64 = 32 * 1024;
@@ -139,8 +140,21 @@ impl Throttle {
         self.limits.configured()
     }
 
+    /// The limits in force now as the status shows them; `None` when none is configured.
+    pub(crate) fn status(&self) -> Option<RateLimitStatus> {
+        let limits = self.limits.configured();
+        let [all, each] = self.in_force();
+        (!limits.is_empty()).then_some(RateLimitStatus {
+            up_bytes: all.up,
+            down_bytes: all.down,
+            up_per_peer_bytes: each.up,
+            down_per_peer_bytes: each.down,
+            lan_exempt: limits.lan_exempt,
+        })
+    }
+
     /// The limits in force now: for all peers together, and for each.
-    pub(crate) fn in_force(&self) -> [Rates; 2] {
+    fn in_force(&self) -> [Rates; 2] {
         if !self.limits.is_limited() {
             return Default::default();
         }

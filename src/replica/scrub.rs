@@ -17,11 +17,10 @@ use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::fact::{Fact, Facts};
+use super::status::{ScrubState, ScrubStatus};
 use crate::clock::wall_ms;
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::core::scrub::{CYCLE_MS, Cycle, ScrubRate, part_of};
-use crate::replica::status::{ScrubState, ScrubStatus};
 use crate::state::home::Home;
 use crate::state::index::Index;
 use crate::store::embedded::EmbeddedStore;
@@ -31,8 +30,8 @@ use crate::store::{Condition, SMALL_BYTES_MAX, Store, StoreError};
 /// How often the position is saved: reading this much again costs little.
 const SAVE_EVERY: Duration = Duration::from_secs(30);
 
-/// How often the status shows progress.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+/// How often progress is shown.
+const SHOW_EVERY: Duration = Duration::from_secs(1);
 
 /// How long it leaves the disk to a device that just started. A rate that a user chose holds at
 /// once.
@@ -56,17 +55,17 @@ const FAILURES_MAX: u32 = 32;
 /// Marked assets looked at again at a time.
 const MARKED_ASSETS: usize = 64;
 
-pub(super) struct Scrub {
-    pub(super) store: Arc<dyn Store>,
+pub(crate) struct Scrub {
+    pub(crate) store: Arc<dyn Store>,
     /// The same store if it is the embedded one.
-    pub(super) embedded: Option<EmbeddedStore>,
-    pub(super) index: Index,
-    pub(super) home: Home,
-    pub(super) rate: ScrubRate,
-    pub(super) status: watch::Sender<ScrubStatus>,
-    pub(super) facts: Facts,
+    pub(crate) embedded: Option<EmbeddedStore>,
+    pub(crate) index: Index,
+    pub(crate) home: Home,
+    pub(crate) rate: ScrubRate,
+    /// What the agent shows of the scrub.
+    pub(crate) status: watch::Sender<ScrubStatus>,
     /// Makes the catalogue list the store: a foreign one does not tell what was found here.
-    pub(super) nudge: Arc<Notify>,
+    pub(crate) nudge: Arc<Notify>,
 }
 
 /// What is saved.
@@ -97,14 +96,14 @@ struct Pass {
     /// When the bytes read so far are paid for.
     free_at: Instant,
     save_at: Instant,
-    tell_at: Instant,
+    show_at: Instant,
     /// How many assets in a row failed.
     failures: u32,
 }
 
 impl Scrub {
     /// Runs until dropped, or until it gives up.
-    pub(super) async fn run(self) {
+    pub(crate) async fn run(self) {
         if self.rate == ScrubRate::Off {
             return;
         }
@@ -120,7 +119,7 @@ impl Scrub {
                 _ => now_ms,
             };
             if due_ms > now_ms {
-                self.tell(&saved, ScrubState::Resting, 0, None).await;
+                self.show(&saved, ScrubState::Resting, 0, None);
                 sleep(Duration::from_millis(due_ms - now_ms).min(REST_MAX)).await;
                 continue;
             }
@@ -134,13 +133,13 @@ impl Scrub {
                 }
                 Err(Trouble::Later(reason)) => {
                     tracing::info!(reason, "the scrub waits for the store");
-                    self.tell(&saved, ScrubState::Waiting, 0, None).await;
+                    self.show(&saved, ScrubState::Waiting, 0, None);
                     sleep(RETRY_WAIT).await;
                 }
                 Err(Trouble::Stop(reason)) => {
                     tracing::warn!(reason, "the scrub stops until the next start");
                     self.save(&saved).await;
-                    self.tell(&saved, ScrubState::Stopped, 0, Some(reason)).await;
+                    self.show(&saved, ScrubState::Stopped, 0, Some(reason));
                     return;
                 }
             }
@@ -156,7 +155,7 @@ impl Scrub {
             rate_bytes: self.rate.bytes_per_s(info.asset_bytes).unwrap_or(1).max(1),
             free_at: now,
             save_at: now + SAVE_EVERY,
-            tell_at: now,
+            show_at: now,
             failures: 0,
         };
         let gone = self.visit_all(&mut pass).await;
@@ -338,13 +337,13 @@ impl Scrub {
             pass.save_at = now + SAVE_EVERY;
             self.save(&pass.saved).await;
         }
-        if now >= pass.tell_at {
-            pass.tell_at = now + TELL_EVERY;
-            self.tell(&pass.saved, ScrubState::Running, pass.rate_bytes, None).await;
+        if now >= pass.show_at {
+            pass.show_at = now + SHOW_EVERY;
+            self.show(&pass.saved, ScrubState::Running, pass.rate_bytes, None);
         }
     }
 
-    async fn tell(&self, saved: &Saved, state: ScrubState, rate: u64, stopped: Option<String>) {
+    fn show(&self, saved: &Saved, state: ScrubState, rate: u64, stopped: Option<String>) {
         let cycle = saved.cycle.as_ref();
         self.status.send_replace(ScrubStatus {
             state,
@@ -358,7 +357,6 @@ impl Scrub {
             strays: saved.strays,
             stopped,
         });
-        self.facts.send(Fact::Scrub).await;
     }
 
     /// What an earlier run saved. A file that cannot be read only costs a cycle from its start.

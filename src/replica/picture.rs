@@ -1,20 +1,23 @@
-//! Builds the [`Status`] from the engine, the connections and the store.
+//! Builds the [`Status`] from the engine, the connections, the store and the journal. A change that
+//! people notice makes a new revision; figures that change all the time do not.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+use tokio::sync::watch;
 
 use crate::core::engine::{Engine, PeerView};
 use crate::core::ids::NodeId;
 use crate::core::limits::LOGS_PER_AUTHOR_MAX;
 use crate::core::peers::ConnId;
-use crate::net::{Path, WireBytes};
+use crate::net::{Net, Path, WireBytes};
 
-use super::parts::Parts;
-use crate::replica::status::{
+use super::journal::JournalHandle;
+use super::status::{
     DeviceStatus, JournalPeerState, JournalPeerStatus, JournalStatus, PairingStatus, PeerState,
     PeerStatus, RateLimitStatus, ScrubStatus, Status, StoreStatus,
 };
-use crate::transfer::Counters;
-use crate::transfer::throttle::Throttle;
+use crate::store::Store;
 
 /// The window over which rates are averaged.
 const RATE_WINDOW_MS: f64 = 2_000.0;
@@ -24,7 +27,7 @@ const RATE_BYTES_MIN: f64 = 1.0;
 
 /// The bytes that moved on a connection, and their rates.
 #[derive(Debug, Clone, Default)]
-pub(super) struct LinkFigures {
+pub(crate) struct LinkFigures {
     at_ms: u64,
     sent_bytes: u64,
     received_bytes: u64,
@@ -33,21 +36,29 @@ pub(super) struct LinkFigures {
     receive_rate: f64,
 }
 
+/// What a connection has moved since it began, and what is left of the batches under way.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moved {
+    pub(crate) sent_bytes: u64,
+    pub(crate) received_bytes: u64,
+    pub(crate) left_bytes: u64,
+}
+
 /// A connection as the status shows it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct LinkView {
-    pub(super) figures: LinkFigures,
-    pub(super) path: Option<Path>,
-    pub(super) wire_bytes: WireBytes,
-    pub(super) journal: Option<JournalPeerStatus>,
+pub(crate) struct LinkView {
+    pub(crate) figures: LinkFigures,
+    pub(crate) path: Option<Path>,
+    pub(crate) wire_bytes: WireBytes,
+    pub(crate) journal: Option<JournalPeerStatus>,
     /// Why the peer accepts no assets for now.
-    pub(super) put_off: Option<String>,
+    pub(crate) put_off: Option<String>,
 }
 
 impl LinkFigures {
-    /// Updates the rates from the counters' values at `now_ms`.
-    pub(super) fn measure(&mut self, now_ms: u64, counters: &Arc<Counters>) {
-        let (sent_bytes, received_bytes) = (counters.sent_bytes(), counters.received_bytes());
+    /// Updates the rates from what has moved until `now_ms`.
+    pub(crate) fn measure(&mut self, now_ms: u64, moved: Moved) {
+        let Moved { sent_bytes, received_bytes, left_bytes } = moved;
         let elapsed_ms = now_ms.saturating_sub(self.at_ms) as f64;
         if elapsed_ms > 0.0 {
             // Exponential decay, so that readings may come at any interval.
@@ -61,7 +72,7 @@ impl LinkFigures {
             self.at_ms = now_ms;
             (self.sent_bytes, self.received_bytes) = (sent_bytes, received_bytes);
         }
-        self.left_bytes = counters.left_to_send_bytes() + counters.left_to_receive_bytes();
+        self.left_bytes = left_bytes;
     }
 
     fn eta_s(&self) -> Option<f64> {
@@ -72,45 +83,64 @@ impl LinkFigures {
 
 /// The store's state as the agent last saw it.
 #[derive(Debug, Default)]
-pub(super) struct StoreView {
-    pub(super) up: bool,
-    pub(super) error: Option<String>,
+pub(crate) struct StoreView {
+    pub(crate) up: bool,
+    pub(crate) error: Option<String>,
     /// What the disks of the store and of the journal have no space for.
-    pub(super) shortage: Vec<String>,
+    pub(crate) shortage: Vec<String>,
 }
 
 /// Parts of the status that other modules build.
 #[derive(Debug, Default)]
-pub(super) struct Told {
-    pub(super) journal: JournalStatus,
-    pub(super) pairings: Vec<PairingStatus>,
+pub(crate) struct Told {
+    pub(crate) journal: JournalStatus,
+    pub(crate) pairings: Vec<PairingStatus>,
+    pub(crate) rate_limits: Option<RateLimitStatus>,
 }
 
-/// Keeps the last status, to number the changes.
-#[derive(Debug, Default)]
-pub(super) struct Picture {
+/// Where the status is read from, beside the engine.
+pub(crate) struct Sources {
+    pub(crate) node_id: NodeId,
+    pub(crate) net: Net,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) store_location: String,
+    pub(crate) journal: JournalHandle,
+    pub(crate) scrub: watch::Receiver<ScrubStatus>,
+    /// The number of assets whose metadata is held back.
+    pub(crate) frozen: watch::Receiver<usize>,
+    /// The addresses of another device with this device's key, if there is one.
+    pub(crate) twin: watch::Receiver<Option<BTreeSet<String>>>,
+}
+
+/// Builds each status, and keeps the last one to number the changes.
+pub(crate) struct Picture {
+    sources: Sources,
     revision: u64,
     last: Option<Status>,
     published_ms: u64,
 }
 
 impl Picture {
+    pub(crate) fn new(sources: Sources) -> Self {
+        Self { sources, revision: 0, last: None, published_ms: 0 }
+    }
+
     /// When the last status was built.
-    pub(super) fn published_ms(&self) -> u64 {
+    pub(crate) fn published_ms(&self) -> u64 {
         self.published_ms
     }
 
     /// Builds the status of this moment. `link` returns a connection's state.
-    pub(super) fn draw(
+    pub(crate) fn draw(
         &mut self,
         now_ms: u64,
-        parts: &Parts,
         engine: &Engine,
         store: &StoreView,
         told: Told,
         link: impl Fn(ConnId) -> Option<LinkView>,
     ) -> Status {
         self.published_ms = now_ms;
+        let sources = &self.sources;
         let views = engine.peer_views();
         let connected_in_sync =
             views.iter().filter(|view| view.conn.is_some()).all(|view| view.in_sync);
@@ -123,10 +153,10 @@ impl Picture {
             .collect();
         peers.sort_by(|a, b| (&a.name, &a.node_id).cmp(&(&b.name, &b.node_id)));
         let identity = engine.identity();
-        let damaged = parts.store.damages().borrow().count;
+        let damaged = sources.store.damages().borrow().count;
         let mut obstacles = store.shortage.clone();
         obstacles.extend(damage_obstacle(damaged, &peers));
-        let scrub = parts.scrub.borrow().clone();
+        let scrub = sources.scrub.borrow().clone();
         obstacles.extend(scrub.stopped.as_ref().map(|reason| {
             format!(
                 "the store is not checked for damage until the next start: {reason}. Check its disk"
@@ -138,13 +168,13 @@ impl Picture {
                 name: identity.device_name.clone(),
                 group_id: identity.group_id,
                 version: identity.build.clone(),
-                addresses: parts.net.addresses(),
+                addresses: sources.net.addresses(),
                 removed: engine.is_removed(),
-                warnings: warnings(parts),
+                warnings: warnings(sources),
                 obstacles,
             },
             store: StoreStatus {
-                location: parts.store_location.clone(),
+                location: sources.store_location.clone(),
                 up: store.up,
                 store_id: identity.store_id,
                 hash_algorithm: identity.algorithm.name().to_owned(),
@@ -157,7 +187,7 @@ impl Picture {
             peers,
             journal: told.journal,
             pairings: told.pairings,
-            rate_limits: rate_limits(&parts.throttle),
+            rate_limits: told.rate_limits,
             scrub,
             revision: self.revision,
         };
@@ -171,20 +201,8 @@ impl Picture {
     }
 }
 
-fn rate_limits(throttle: &Throttle) -> Option<RateLimitStatus> {
-    let limits = throttle.limits();
-    let [all, each] = throttle.in_force();
-    (!limits.is_empty()).then_some(RateLimitStatus {
-        up_bytes: all.up,
-        down_bytes: all.down,
-        up_per_peer_bytes: each.up,
-        down_per_peer_bytes: each.down,
-        lan_exempt: limits.lan_exempt,
-    })
-}
-
 /// The warning for a device that has a key but had no journal.
-pub(super) fn founded_anew(device: &NodeId) -> String {
+pub(crate) fn founded_anew(device: &NodeId) -> String {
     format!(
         "this device has its key ({}) and had no journal.db, so it is alone in a new group: to have its \
          group and metadata back, stop the agent and put journal.db back from a backup, or pair with \
@@ -193,9 +211,9 @@ pub(super) fn founded_anew(device: &NodeId) -> String {
     )
 }
 
-fn warnings(parts: &Parts) -> Vec<String> {
-    let mut warnings = parts.net.warnings();
-    if let Some(addresses) = &*parts.twin.borrow() {
+fn warnings(sources: &Sources) -> Vec<String> {
+    let mut warnings = sources.net.warnings();
+    if let Some(addresses) = &*sources.twin.borrow() {
         let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
         warnings.push(format!(
             "another device has this key, at {}: its home is a copy of this one's, or this one's of \
@@ -204,10 +222,10 @@ fn warnings(parts: &Parts) -> Vec<String> {
             addresses.join(", ")
         ));
     }
-    if parts.journal.roster().is_founded_anew() {
-        warnings.push(founded_anew(&parts.node_id));
+    if sources.journal.roster().is_founded_anew() {
+        warnings.push(founded_anew(&sources.node_id));
     }
-    if parts.journal.roster().is_out_of_logs() {
+    if sources.journal.roster().is_out_of_logs() {
         warnings.push(format!(
             "nothing can be edited on this device any more: its journal was copied or put back from a \
              backup {LOGS_PER_AUTHOR_MAX} times, and the group takes no more logs of one device. Edit \
@@ -215,7 +233,7 @@ fn warnings(parts: &Parts) -> Vec<String> {
              `journal.db` with its -wal and -shm away"
         ));
     }
-    let frozen = *parts.frozen.borrow();
+    let frozen = *sources.frozen.borrow();
     if frozen > 0 {
         warnings.push(format!(
             "the metadata of {frozen} asset(s) changes again and again, and is not written to the \

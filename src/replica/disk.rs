@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use super::fact::{Fact, Facts};
+use super::journal::JournalHandle;
 use crate::core::limits::{FREE_FLOOR_BYTES, FREE_FLOOR_FRACTION, JOURNAL_FLOOR_FRACTION};
-use crate::replica::journal::JournalHandle;
 use crate::store::{Store, StoreError};
 
 /// How often the free space is read: two system calls.
@@ -24,13 +23,14 @@ const STORE_WAIT: Duration = Duration::from_secs(5);
 /// With less than this free on its disk, the journal's next writes fail.
 const FREE_BYTES_MIN: u64 = 1024 * 1024;
 
-pub(super) struct DiskWatch {
-    pub(super) journal: JournalHandle,
-    pub(super) folder: PathBuf,
-    pub(super) store: Arc<dyn Store>,
-    pub(super) facts: Facts,
+pub(crate) struct DiskWatch {
+    pub(crate) journal: JournalHandle,
+    pub(crate) folder: PathBuf,
+    pub(crate) store: Arc<dyn Store>,
+    /// What the disks have no space for now, in words; empty when there is space.
+    pub(crate) shortage: watch::Sender<Vec<String>>,
     /// Makes the catalogue list the store at once.
-    pub(super) nudge: Arc<Notify>,
+    pub(crate) nudge: Arc<Notify>,
 }
 
 /// What has no space, in words for people.
@@ -42,7 +42,7 @@ struct Shortage {
 
 impl DiskWatch {
     /// Runs until dropped.
-    pub(super) async fn run(self) {
+    pub(crate) async fn run(self) {
         let mut told = Shortage::default();
         loop {
             let found = Shortage { journal: self.journal(), store: self.store().await };
@@ -56,7 +56,7 @@ impl DiskWatch {
                     tracing::info!("the disk has space again");
                     self.nudge.notify_one();
                 }
-                self.facts.send(Fact::Shortage(found.texts().cloned().collect())).await;
+                self.shortage.send_replace(found.texts().cloned().collect());
                 told = found;
             }
             sleep(LOOK_EVERY).await;
@@ -95,13 +95,13 @@ impl Shortage {
 }
 
 /// Whether a disk is so full that the journal's next writes fail.
-pub(super) fn is_full(folder: &Path) -> bool {
+pub(crate) fn is_full(folder: &Path) -> bool {
     rustix::fs::statvfs(folder)
         .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < FREE_BYTES_MIN)
 }
 
 /// The error of an agent that cannot start because the disk is full.
-pub(super) fn no_room_to_start(folder: &Path) -> String {
+pub(crate) fn no_room_to_start(folder: &Path) -> String {
     format!(
         "there is no room on the disk of {}: free some space and start again, what is stored is kept",
         folder.display()
