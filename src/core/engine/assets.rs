@@ -9,7 +9,7 @@ use crate::core::ids::{Digest, Hash, NodeId};
 use crate::core::limits::HASHES_PER_FRAME_MAX;
 use crate::core::message::Message;
 use crate::core::peers::ConnId;
-use crate::core::session::{Lane, Session};
+use crate::core::session::Lane;
 use crate::core::spans::is_shared;
 use crate::core::wants::{Arrival, BatchId};
 
@@ -32,10 +32,14 @@ impl Engine {
         };
         let conn = session.conn;
         // A plain peer cannot say what it wants, so what it is sending must be known first.
-        if session.plain && (!session.plain_done || !session.receiving.is_empty()) {
+        if session
+            .plain
+            .as_ref()
+            .is_some_and(|plain| !plain.is_exchanged() || !session.receiving.is_empty())
+        {
             return;
         }
-        if self.store_paused_until_ms.is_none() && !session.plain {
+        if self.store_paused_until_ms.is_none() && session.plain.is_none() {
             let urgent = self.fetches.urge(now_ms, &mut self.wants, node_id);
             for chunk in urgent.chunks(HASHES_PER_FRAME_MAX) {
                 out.push(Effect::Send { conn, message: Message::SolicitNow(chunk.to_vec()) });
@@ -48,7 +52,7 @@ impl Engine {
                 out.push(Effect::Send { conn, message: Message::Solicit(chunk.to_vec()) });
             }
         }
-        while let Some(load) = session.next_batch() {
+        while let Some(load) = session.lanes.next_batch() {
             let batch = BatchId(self.next_batch);
             self.next_batch += 1;
             let hashes = load.digests.iter().map(|digest| digest.hash).collect();
@@ -63,7 +67,7 @@ impl Engine {
         }
         let room = self.wants.room(node_id);
         let mut outputs = Vec::new();
-        if let Some(reconciler) = &mut session.reconciler {
+        if let Some(reconciler) = &mut session.compare.reconciler {
             reconciler.resume(room, &mut outputs);
         }
         self.carry_out(now_ms, conn, outputs, out);
@@ -88,7 +92,7 @@ impl Engine {
             for (node_id, peer) in &mut self.peers {
                 let Some(session) = &mut peer.session else { continue };
                 if session.hello.is_some() && !holders.contains(node_id) {
-                    session.push_live(*digest, holders.is_empty());
+                    session.lanes.push_live(*digest, holders.is_empty());
                 }
             }
         }
@@ -99,12 +103,12 @@ impl Engine {
             return;
         }
         for session in self.peers.values_mut().filter_map(|peer| peer.session.as_mut()) {
-            session.touch(now_ms + SETTLE_MS);
+            session.compare.touch(now_ms + SETTLE_MS);
         }
     }
 
     pub(super) fn on_fetch(&mut self, now_ms: u64, hashes: Vec<Hash>, at_once: bool) {
-        let ready = self.ready_sessions().filter(|(_, session)| !session.plain);
+        let ready = self.ready_sessions().filter(|(_, session)| session.plain.is_none());
         let peers: Vec<NodeId> = ready.map(|(node_id, _)| node_id).collect();
         for hash in hashes {
             self.fetches.fetch(now_ms, &mut self.wants, &peers, hash, at_once);
@@ -119,7 +123,7 @@ impl Engine {
         out: &mut Vec<Effect>,
     ) {
         let Some(session) = self.session(conn) else { return };
-        session.push_solicited(held);
+        session.lanes.push_solicited(held);
         self.ask_sizes(conn, out);
         for chunk in missing.chunks(HASHES_PER_FRAME_MAX) {
             out.push(Effect::Send { conn, message: Message::Lacking(chunk.to_vec()) });
@@ -127,7 +131,10 @@ impl Engine {
     }
 
     pub(super) fn ask_sizes(&mut self, conn: ConnId, out: &mut Vec<Effect>) {
-        let Some(hashes) = self.session(conn).and_then(Session::next_to_size) else { return };
+        let Some(hashes) = self.session(conn).and_then(|session| session.lanes.next_to_size())
+        else {
+            return;
+        };
         out.push(Effect::AskSizes { conn, hashes });
     }
 
@@ -142,20 +149,23 @@ impl Engine {
         let Some(sending) = self.sending.remove(&(conn, batch)) else { return };
         let Some(session) = self.session(conn) else { return };
         session.heard(now_ms);
-        session.lane_freed(sending.lane);
-        session.touch(now_ms + SETTLE_MS);
+        session.lanes.lane_freed(sending.lane);
+        session.compare.touch(now_ms + SETTLE_MS);
         if outcomes.iter().any(|(_, sent)| *sent == Sent::Held) {
-            session.compare_backoff.reset();
+            session.compare.backoff.reset();
         }
-        if session.plain && outcomes.iter().any(|(_, sent)| *sent != Sent::Held) {
-            session.repeat_plain(now_ms);
+        if let Some(plain) = &mut session.plain {
+            if outcomes.iter().any(|(_, sent)| *sent != Sent::Held) {
+                plain.repeat(now_ms);
+            }
+            return;
         }
         let missing: Vec<Hash> = outcomes
             .iter()
             .filter(|(hash, sent)| *sent == Sent::Unavailable && sending.hashes.contains(hash))
             .map(|(hash, _)| *hash)
             .collect();
-        if !missing.is_empty() && !session.plain {
+        if !missing.is_empty() {
             out.push(Effect::Send { conn, message: Message::Lacking(missing) });
         }
     }
@@ -170,11 +180,11 @@ impl Engine {
     ) {
         let Some(sending) = self.sending.remove(&(conn, batch)) else { return };
         let Some(session) = self.session(conn) else { return };
-        session.lane_freed(sending.lane);
-        session.touch(now_ms + SETTLE_MS);
+        session.lanes.lane_freed(sending.lane);
+        session.compare.touch(now_ms + SETTLE_MS);
         if violation {
             self.close(conn, CloseCode::Protocol, "a batch broke the protocol", out);
-        } else if session.plain {
+        } else if session.plain.is_some() {
             // The plain protocol cannot compare sets again on a connection, but a new connection
             // can.
             self.close(conn, CloseCode::Internal, "a batch broke off", out);
@@ -222,19 +232,12 @@ impl Engine {
         let Some((node_id, session)) = self.session_of(conn) else { return };
         session.heard(now_ms);
         session.receiving.remove(&batch);
-        session.touch(now_ms + SETTLE_MS);
+        session.compare.touch(now_ms + SETTLE_MS);
         if arrivals.iter().any(|(_, arrival)| *arrival == Arrival::Stored) {
-            session.compare_backoff.reset();
+            session.compare.backoff.reset();
         }
-        if session.plain {
-            let is_here = |arrival: Arrival| matches!(arrival, Arrival::Stored | Arrival::Held);
-            if arrivals.iter().any(|(_, arrival)| !is_here(*arrival)) {
-                session.repeat_plain(now_ms);
-            }
-            let stored = arrivals.into_iter().filter(|(_, arrival)| *arrival == Arrival::Stored);
-            let stored: Vec<Hash> = stored.map(|(hash, _)| hash).collect();
-            session.forget_live(&stored);
-            stored.into_iter().for_each(|hash| self.wants.held_by(node_id, hash));
+        if session.plain.is_some() {
+            self.note_plain_arrivals(now_ms, conn, &arrivals);
             return;
         }
         for (hash, arrival) in arrivals {
@@ -244,24 +247,5 @@ impl Engine {
             self.wants.arrived(now_ms, node_id, batch, hash, arrival);
         }
         self.wants.batch_ended(now_ms, node_id, batch);
-    }
-
-    /// Handles the end of the plain exchange of whole sets.
-    pub(super) fn on_exchanged(
-        &mut self,
-        now_ms: u64,
-        conn: ConnId,
-        held_there: &[Hash],
-        stored_here: &[Hash],
-        failed: bool,
-    ) {
-        let Some((node_id, session)) = self.session_of(conn) else { return };
-        session.forget_live(held_there);
-        session.forget_live(stored_here);
-        session.plain_done = true;
-        if failed {
-            session.repeat_plain(now_ms);
-        }
-        stored_here.iter().for_each(|hash| self.wants.held_by(node_id, *hash));
     }
 }

@@ -180,13 +180,13 @@ impl Engine {
             }
             return;
         }
-        if session.hello.is_none() || session.plain {
+        if session.hello.is_none() || session.plain.is_some() {
             self.close(conn, CloseCode::Protocol, "a message before Hello", out);
             return;
         }
         match message {
             Message::Hello(_) => {}
-            Message::Summary(summary) => session.theirs = Some(*summary),
+            Message::Summary(summary) => session.compare.theirs = Some(*summary),
             Message::Reconcile(ReconcileMessage::Compare { round, summary }) => {
                 self.on_compare(now_ms, conn, round, summary, out);
             }
@@ -196,23 +196,23 @@ impl Engine {
                 });
             }
             Message::Solicit(hashes) => {
-                if session.solicited() + hashes.len() > SOLICITED_PER_PEER_MAX {
+                if session.lanes.solicited() + hashes.len() > SOLICITED_PER_PEER_MAX {
                     self.close(conn, CloseCode::TooLarge, "too much solicited at once", out);
                     return;
                 }
-                session.push_to_size(hashes);
+                session.lanes.push_to_size(hashes);
                 self.ask_sizes(conn, out);
             }
             Message::SolicitNow(hashes) => {
-                if session.solicited() + hashes.len() > SOLICITED_PER_PEER_MAX {
+                if session.lanes.solicited() + hashes.len() > SOLICITED_PER_PEER_MAX {
                     self.close(conn, CloseCode::TooLarge, "too much solicited at once", out);
                     return;
                 }
-                session.push_now(hashes);
+                session.lanes.push_now(hashes);
                 self.ask_sizes(conn, out);
             }
             Message::Lacking(hashes) => {
-                session.touch(now_ms + SETTLE_MS);
+                session.compare.touch(now_ms + SETTLE_MS);
                 for hash in hashes {
                     self.fetches.denied(node_id, &hash);
                     self.wants.unavailable(node_id, hash);
@@ -258,7 +258,7 @@ impl Engine {
         let opens_journal = hello.journal && session.dialed;
         session.hello = Some(hello);
         session.heard(now_ms);
-        if session.plain {
+        if session.plain.is_some() {
             out.push(Effect::RunPlain { conn });
         } else if opens_journal {
             out.push(Effect::OpenJournal { conn });

@@ -18,6 +18,7 @@
 mod assets;
 mod facts;
 mod links;
+mod plain;
 mod sets;
 
 use std::collections::BTreeMap;
@@ -29,7 +30,7 @@ use crate::core::message::Hello;
 use crate::core::pairing::Members;
 use crate::core::peers::{Conn, ConnId, Link};
 use crate::core::reconcile::Since;
-use crate::core::session::Session;
+use crate::core::session::{Plain, Session};
 use crate::core::wants::{BatchId, Standing, Wants};
 
 use self::assets::Sending;
@@ -182,16 +183,12 @@ impl Engine {
                 }
             }
             Input::PlainDone { conn, held_there, stored_here, failed, more } => {
-                self.on_exchanged(now_ms, conn, &held_there, &stored_here, failed);
+                self.on_plain_done(now_ms, conn, &held_there, &stored_here, failed);
                 if more {
                     self.close(conn, CloseCode::Ok, "the next connection carries the rest", out);
                 }
             }
-            Input::PlainStream { conn, batch } => {
-                if let Some(session) = self.session(conn) {
-                    session.receiving.insert(batch);
-                }
-            }
+            Input::PlainStream { conn, batch } => self.on_plain_stream(conn, batch),
             Input::Fetch { hashes, at_once } => self.on_fetch(now_ms, hashes, at_once),
             Input::Tick => {}
             Input::Stop => {
@@ -252,7 +249,9 @@ impl Engine {
             return Fetching::NoPeer;
         }
         // A plain peer cannot be asked for an asset: it sends all that it has anyway.
-        match ready.any(|(_, session)| session.plain && !session.plain_done) {
+        match ready
+            .any(|(_, session)| session.plain.as_ref().is_some_and(|plain| !plain.is_exchanged()))
+        {
             true => Fetching::Waiting,
             false => Fetching::Nowhere,
         }
@@ -341,7 +340,8 @@ impl Engine {
                 self.close(conn, CloseCode::Slow, "no answer", out);
                 continue;
             }
-            if session.plain_again_ms.is_some_and(|at_ms| now_ms >= at_ms) {
+            if session.plain.as_ref().and_then(Plain::again_ms).is_some_and(|at_ms| now_ms >= at_ms)
+            {
                 self.close(conn, CloseCode::Ok, "to try again what did not arrive", out);
                 continue;
             }
@@ -372,7 +372,7 @@ impl Engine {
 
     fn owes_answer(&self, node_id: NodeId, session: &Session) -> bool {
         let idle = session.receiving.is_empty() && session.missing_there() == 0;
-        idle && (self.wants.owed(node_id) > 0 || session.reconciler.is_some())
+        idle && (self.wants.owed(node_id) > 0 || session.compare.reconciler.is_some())
     }
 
     fn session_deadline(&self, session: &Session) -> Option<u64> {
@@ -385,7 +385,7 @@ impl Engine {
         let node_id = *self.conns.get(&session.conn)?;
         let silent = self.owes_answer(node_id, session).then_some(session.heard_ms + SILENT_MS_MAX);
         let sets = self.sets_deadline(node_id, session);
-        [silent, sets, session.plain_again_ms].into_iter().flatten().min()
+        [silent, sets, session.plain.as_ref().and_then(Plain::again_ms)].into_iter().flatten().min()
     }
 
     fn session(&mut self, conn: ConnId) -> Option<&mut Session> {

@@ -6,14 +6,11 @@ use crate::core::close::CloseCode;
 use crate::core::ids::{Hash, NodeId};
 use crate::core::limits::SCAN_RETRY_MS;
 use crate::core::message::Message;
-use crate::core::peers::{Backoff, ConnId};
+use crate::core::peers::ConnId;
 use crate::core::reconcile::{
     Answer, Output, Query, ReconcileError, Reconciler, SetSummary, Since, Snapshot, Way,
 };
 use crate::core::session::Session;
-
-/// The shortest pause between two saves of a peer's cursor. An older cursor costs a longer delta.
-const SAVE_CURSOR_MS: u64 = 1_000;
 
 /// The shortest pause between comparisons beside a large transfer: what was missed meanwhile should
 /// not wait for the end of the transfer, which may be hours away ...
@@ -22,10 +19,6 @@ const BESIDE_MS_MIN: u64 = 60_000;
 /// ... and how much longer for each asset known to be missing here, which costs 62 bytes to find
 /// again: a kilobyte a second.
 const BESIDE_MS_PER_ASSET: u64 = 60;
-
-/// The most open queries to the index for one connection: one of the current round, and those of
-/// rounds that just ended.
-const ASKS_MAX: usize = 4;
 
 /// The most rounds with one peer that may begin to read the whole index before one of them
 /// completes: connections break. Beginnings are counted, because a peer that breaks off pays
@@ -96,43 +89,37 @@ impl Engine {
     ) {
         let Some(peer) = self.peers.get(&node_id) else { return };
         let Some(session) = &peer.session else { return };
-        if session.plain {
+        if session.plain.is_some() {
             return;
         }
         let is_quiet = self.is_quiet(node_id, session);
         let lacking = self.wants.source_load(node_id) + session.missing_there();
         let next_ms = now_ms + BESIDE_MS_MIN.max(lacking as u64 * BESIDE_MS_PER_ASSET);
-        let beside_at_ms = session.beside_at_ms.unwrap_or(next_ms);
+        let beside_at_ms = session.compare.beside_at_ms.unwrap_or(next_ms);
         let is_beside = session.waits_for_large() && now_ms >= beside_at_ms;
         let conn = session.conn;
         let told = (*fingerprint, self.behind);
-        let tell = (session.told != Some(told)).then(|| self.summary(peer.since));
-        let equal = session
-            .theirs
-            .as_ref()
-            .filter(|theirs| theirs.fingerprint == *fingerprint && !theirs.busy && !self.behind)
-            .map(|theirs| Since { epoch: theirs.epoch, seq: theirs.head_seq });
-        let is_settled = session.round == 0 || now_ms >= session.compare_not_before_ms;
+        let tell = (session.compare.announced != Some(told)).then(|| self.summary(peer.since));
+        let equal = session.compare.equal_since(fingerprint).filter(|_| !self.behind);
+        let is_settled = session.compare.is_due(now_ms);
         let compare = self.may_compare(session, fingerprint) && (is_settled || is_beside);
         let Some(session) = self.session(conn) else { return };
-        session.beside_at_ms = (!is_quiet).then_some(beside_at_ms);
+        session.compare.beside_at_ms = (!is_quiet).then_some(beside_at_ms);
         if !is_quiet && !is_beside {
             return;
         }
         if is_beside && (tell.is_some() || compare) {
-            session.beside_at_ms = Some(next_ms);
+            session.compare.beside_at_ms = Some(next_ms);
         }
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
         let Some(session) = &mut peer.session else { return };
         if let Some(summary) = tell {
-            session.told = Some(told);
+            session.compare.announced = Some(told);
             out.push(Effect::Send { conn, message: Message::Summary(Box::new(summary)) });
         }
         if let Some(since) = equal {
-            session.compare_backoff = Backoff::default();
-            session.was_delta = false;
-            if peer.since != Some(since) && now_ms >= session.save_cursor_at_ms {
-                session.save_cursor_at_ms = now_ms + SAVE_CURSOR_MS;
+            if session.compare.note_equal(now_ms) && peer.since != Some(since) {
+                session.compare.note_saved_cursor(now_ms);
                 peer.since = Some(since);
                 out.push(Effect::SaveCursor { peer: node_id, since });
             }
@@ -155,12 +142,11 @@ impl Engine {
         {
             return false;
         }
-        if session.plain {
-            return session.plain_done && session.plain_again_ms.is_none();
+        if let Some(plain) = &session.plain {
+            return plain.is_in_sync();
         }
-        let told = session.told == Some((*fingerprint, false));
-        let equal = |theirs: &SetSummary| theirs.fingerprint == *fingerprint && !theirs.busy;
-        told && session.theirs.as_ref().is_some_and(equal)
+        let told = session.compare.announced == Some((*fingerprint, false));
+        told && session.compare.equal_since(fingerprint).is_some()
     }
 
     fn summary(&self, since: Option<Since>) -> SetSummary {
@@ -177,12 +163,9 @@ impl Engine {
     }
 
     fn may_compare(&self, session: &Session, fingerprint: &[u8; 32]) -> bool {
-        let differ = session
-            .theirs
-            .as_ref()
-            .is_some_and(|theirs| theirs.fingerprint != *fingerprint && !theirs.busy);
+        let differ = session.compare.differs_from(fingerprint);
         let is_ready = !self.behind && self.store_up && self.rebuilding.is_none();
-        session.dialed && !session.plain && differ && is_ready
+        session.dialed && session.plain.is_none() && differ && is_ready
     }
 
     /// When [`Self::settle_sets`] has something to do, if no input comes before.
@@ -190,10 +173,11 @@ impl Engine {
         let fingerprint = self.known.sketch.fingerprint();
         let compare = self.may_compare(session, &fingerprint);
         if self.is_quiet(node_id, session) {
-            return compare.then_some(session.compare_not_before_ms);
+            return compare.then_some(session.compare.not_before_ms());
         }
-        let tell = !session.plain && session.told != Some((fingerprint, self.behind));
-        let beside_at_ms = session.beside_at_ms.filter(|_| session.waits_for_large());
+        let tell = session.plain.is_none()
+            && session.compare.announced != Some((fingerprint, self.behind));
+        let beside_at_ms = session.compare.beside_at_ms.filter(|_| session.waits_for_large());
         beside_at_ms.filter(|_| compare || tell)
     }
 
@@ -202,7 +186,7 @@ impl Engine {
     /// backup. The next rounds find the difference without cursors until the sets are equal.
     fn distrust_cursor(&mut self, node_id: NodeId) {
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
-        if peer.session.as_mut().is_some_and(|session| std::mem::take(&mut session.was_delta)) {
+        if peer.session.as_mut().is_some_and(|session| session.compare.take_was_delta()) {
             peer.since = None;
         }
     }
@@ -214,13 +198,10 @@ impl Engine {
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
         let scan_allowed = peer.scans.may_begin(now_ms);
         let Some(session) = &mut peer.session else { return };
-        session.round += 1;
-        let pause_ms = session.compare_backoff.next_ms(random);
-        session.touch(now_ms + pause_ms);
+        let round = session.compare.begin_round(now_ms, random);
         let mut outputs = Vec::new();
-        let reconciler =
-            Reconciler::initiate(session.round, snapshot, nonce, scan_allowed, &mut outputs);
-        session.reconciler = Some(reconciler);
+        let reconciler = Reconciler::initiate(round, snapshot, nonce, scan_allowed, &mut outputs);
+        session.compare.reconciler = Some(reconciler);
         let conn = session.conn;
         self.carry_out(now_ms, conn, outputs, out);
     }
@@ -238,12 +219,11 @@ impl Engine {
             self.close(conn, CloseCode::Protocol, "Compare comes from the dialer", out);
             return;
         }
-        if round <= session.round {
+        if round <= session.compare.round() {
             self.close(conn, CloseCode::Protocol, "a round of the past", out);
             return;
         }
-        session.round = round;
-        session.reconciler = None;
+        session.compare.follow_round(round);
         self.distrust_cursor(node_id);
         let scan_allowed =
             self.peers.get(&node_id).is_some_and(|peer| peer.scans.may_begin(now_ms));
@@ -253,7 +233,7 @@ impl Engine {
         match Reconciler::respond(round, snapshot, theirs, nonce, scan_allowed, &mut outputs) {
             Ok(reconciler) => {
                 if let Some(session) = self.session(conn) {
-                    session.reconciler = Some(reconciler);
+                    session.compare.reconciler = Some(reconciler);
                 }
                 self.carry_out(now_ms, conn, outputs, out);
             }
@@ -270,7 +250,7 @@ impl Engine {
         out: &mut Vec<Effect>,
     ) {
         if let Some(session) = self.session(conn) {
-            session.asks = session.asks.saturating_sub(1);
+            session.compare.end_query();
         }
         self.drive(now_ms, conn, out, |reconciler, out| {
             if reconciler.round() == round {
@@ -289,7 +269,7 @@ impl Engine {
         step: impl FnOnce(&mut Reconciler, &mut Vec<Output>) -> Result<(), ReconcileError>,
     ) {
         let Some(session) = self.session(conn) else { return };
-        let Some(reconciler) = &mut session.reconciler else { return };
+        let Some(reconciler) = &mut session.compare.reconciler else { return };
         let mut outputs = Vec::new();
         match step(reconciler, &mut outputs) {
             Ok(()) => self.carry_out(now_ms, conn, outputs, out),
@@ -311,16 +291,15 @@ impl Engine {
                     out.push(Effect::Send { conn, message: Message::Reconcile(message) });
                 }
                 Output::Ask(query) => {
-                    session.asks += 1;
-                    if session.asks > ASKS_MAX {
+                    if !session.compare.begin_query() {
                         self.close(conn, CloseCode::TooLarge, "too many rounds at once", out);
                         return;
                     }
-                    let round = session.round;
+                    let round = session.compare.round();
                     let is_scan = matches!(query, Query::Shard { .. });
                     out.push(Effect::Ask { conn, round, query });
                     if is_scan
-                        && std::mem::replace(&mut session.scanned_round, round) != round
+                        && session.compare.begin_scan()
                         && let Some(peer) = self.peers.get_mut(&node_id)
                     {
                         peer.scans.begin(now_ms);
@@ -332,10 +311,9 @@ impl Engine {
                     }
                 }
                 Output::Finished(outcome) => {
-                    session.reconciler = None;
-                    session.was_delta = outcome.way == Way::Delta;
-                    session.touch(now_ms + SETTLE_MS.max(outcome.retry_ms.unwrap_or(0)));
-                    session.beside_at_ms = outcome.retry_ms.map(|retry_ms| now_ms + retry_ms);
+                    let compare = &mut session.compare;
+                    compare.end_round(now_ms, outcome.way == Way::Delta, outcome.retry_ms);
+                    compare.touch(now_ms + SETTLE_MS.max(outcome.retry_ms.unwrap_or(0)));
                     if outcome.scanned
                         && let Some(peer) = self.peers.get_mut(&node_id)
                     {
