@@ -134,6 +134,7 @@ pub mod config;
 pub mod core;
 pub mod db;
 pub mod folders;
+pub mod group;
 pub mod http;
 pub mod net;
 pub mod replica;

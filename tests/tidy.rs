@@ -9,7 +9,7 @@ mod circles;
 
 /// The folders that each folder may import: only those below it. `main.rs` and `lib.rs` are above
 /// all.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("core", &[]),
     ("clock", &[]),
     ("db", &[]),
@@ -21,24 +21,28 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("http", &["core", "wire", "clock", "store"]),
     ("config", &["core", "net", "state"]),
     ("replica", &["core", "wire", "clock", "store", "net", "state"]),
+    ("group", &["core", "wire", "clock", "net", "state", "replica"]),
     ("transfer", &["core", "wire", "clock", "store", "net", "state", "replica", "bao"]),
     ("folders", &["core", "wire", "clock", "db", "store", "state", "replica"]),
     (
         "agent",
-        &["core", "wire", "clock", "store", "net", "state", "replica", "transfer", "folders"],
+        &[
+            "core", "wire", "clock", "store", "net", "state", "replica", "transfer", "folders",
+            "group",
+        ],
     ),
     (
         "api",
         &[
             "core", "wire", "clock", "store", "net", "state", "config", "replica", "transfer",
-            "folders", "http", "agent",
+            "folders", "group", "http", "agent",
         ],
     ),
     (
         "cli",
         &[
             "core", "wire", "clock", "store", "net", "state", "config", "replica", "transfer",
-            "folders", "http", "agent", "api",
+            "folders", "group", "http", "agent", "api",
         ],
     ),
 ];

@@ -14,8 +14,9 @@ use crate::state::journal::GroupState;
 use crate::store::{Cursor, StoreInfo};
 
 use super::handle::{FetchReply, LeaveReply, PairReply, Reply, RequestError};
+use crate::group::comparing::PairingEvent;
 use crate::replica::catalogue::StoreEvent;
-use crate::replica::status::{JournalPeerStatus, PairingStatus};
+use crate::replica::status::JournalPeerStatus;
 use crate::transfer::plain::PlainReport;
 
 /// The most facts that wait for the loop. It handles each in microseconds, and the queue is deep
@@ -78,10 +79,8 @@ pub(super) enum Fact {
     Left { reply: Reply<LeaveReply> },
     /// A device without a valid proof tried to pair.
     NotPaired { joiner: NodeId, source: String, why: String },
-    /// People have to compare the digits of a pairing; `decided` receives whether they agree.
-    Compare { id: u64, pairing: PairingStatus, decided: oneshot::Sender<bool> },
-    /// A pairing ended; `paired` is what the status shows of it if it succeeded.
-    PairingEnded { id: u64, paired: Option<PairingStatus> },
+    /// A pairing reports whether people have to compare its digits, or that it ended.
+    Pairing(PairingEvent),
     /// The joiner's side of a pairing ended; `reply` answers the request.
     Joined { result: Result<PairReply, RequestError>, reply: Reply<PairReply> },
 }
@@ -104,6 +103,18 @@ impl From<StoreEvent> for Fact {
             StoreEvent::Listed { cursor } => Self::TakenIn { cursor },
             StoreEvent::Lost { reply } => Self::Reload(Reload::StoreLost { reply }),
         }
+    }
+}
+
+impl From<PairingEvent> for Fact {
+    fn from(event: PairingEvent) -> Self {
+        Self::Pairing(event)
+    }
+}
+
+impl From<GroupState> for Fact {
+    fn from(state: GroupState) -> Self {
+        Self::Group(state)
     }
 }
 

@@ -11,20 +11,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use utoipa::ToSchema;
 
 use super::tuning::Tuning;
 use crate::core::fetches::Fetching;
-use crate::core::ids::{Hash, NodeId};
-use crate::core::lookup::{HashPrefix, LookupError};
+use crate::core::ids::Hash;
+use crate::core::lookup::HashPrefix;
 use crate::folders::handle::Folders;
+pub use crate::group::{
+    LeaveReply, PairReply, RemoveReply, RemoveRequest, RemovedToo, RenameReply, RequestError,
+    TicketReply,
+};
 use crate::net::pairing::COMPARE_DEADLINE;
-use crate::replica::journal::{AskError, JournalHandle};
+use crate::replica::journal::JournalHandle;
 use crate::replica::metadata::Settle;
 use crate::replica::status::{PairingStatus, Status};
-use crate::state::journal::JournalError;
 use crate::store::Store;
 
 /// The most requests that wait for the loop. People and scripts make them one by one; a full queue
@@ -76,70 +78,6 @@ pub enum Request {
     Tune(Tuning, Reply<()>),
     /// Answer at once: the loop turns.
     Ping(Reply<()>),
-}
-
-/// A fresh invitation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct TicketReply {
-    /// The ticket. A secret until it is used.
-    pub ticket: String,
-    /// When it ends, milliseconds since the Unix epoch.
-    pub expires_ms: u64,
-}
-
-/// The device that let this one in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PairReply {
-    /// Its node ID.
-    pub node_id: NodeId,
-    /// Its name.
-    pub name: String,
-    /// Shown on both devices, to compare by eye.
-    pub short_code: String,
-    /// Devices in the group now, this one included.
-    pub members: usize,
-}
-
-/// A request to remove a device from the group.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoveRequest {
-    /// Its name, its node ID or a unique prefix of it.
-    pub device: String,
-    /// Also remove the devices that it let in, except those through which this device is a member.
-    pub with_introduced: bool,
-    /// Only report what would happen.
-    pub dry_run: bool,
-}
-
-impl From<String> for RemoveRequest {
-    /// A request that removes that device alone.
-    fn from(device: String) -> Self {
-        Self { device, with_introduced: false, dry_run: false }
-    }
-}
-
-/// The device that was removed, or would be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct RemoveReply {
-    /// Its node ID.
-    pub node_id: NodeId,
-    /// Its name.
-    pub name: String,
-    /// The devices that are removed with it.
-    pub also: Vec<RemovedToo>,
-    /// The number of devices in the group afterwards, this one included.
-    pub members: usize,
-}
-
-/// A device that is removed together with another one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct RemovedToo {
-    /// Its node ID.
-    pub node_id: NodeId,
-    /// Its name.
-    pub name: String,
-    /// The name of the device that let it in.
-    pub introducer: String,
 }
 
 /// A request for assets. The agent remembers it for half a minute: a caller that still waits
@@ -220,82 +158,6 @@ impl From<Fetching> for FetchState {
             Fetching::TooMany => Self::TooMany,
         }
     }
-}
-
-/// The result of leaving the group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct LeaveReply {
-    /// Whether this device becomes a new one: the group had removed it, and a removal is final for
-    /// its key. The agent stops, and its next start makes a new device.
-    pub new_device: bool,
-}
-
-/// The new name of this device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct RenameReply {
-    /// The requested name, cleaned for display.
-    pub name: String,
-}
-
-/// Why a request failed; the text is for people.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum RequestError {
-    /// No such device.
-    #[error("{0}")]
-    Unknown(String),
-    /// Another device or a rule refused it; repeating it does not help.
-    #[error("{0}")]
-    Refused(String),
-    /// The same request may succeed later.
-    #[error("{0}")]
-    Temporary(String),
-    /// The request is malformed.
-    #[error("{0}")]
-    Invalid(String),
-    /// The agent failed.
-    #[error("{0}")]
-    Internal(String),
-}
-
-impl From<LookupError> for RequestError {
-    fn from(error: LookupError) -> Self {
-        match error {
-            LookupError::Malformed(text) => Self::Invalid(text),
-            LookupError::Unknown(text) | LookupError::Ambiguous(text) => Self::Unknown(text),
-        }
-    }
-}
-
-/// Maps a journal error to a request error; `tried` names what failed.
-pub(super) fn journal_error(tried: &str, error: &AskError) -> RequestError {
-    let AskError::Journal(journal) = error else {
-        return RequestError::Temporary(error.to_string());
-    };
-    match **journal {
-        JournalError::InGroup
-        | JournalError::Removed
-        | JournalError::BadIntro
-        | JournalError::ClockBehind
-        | JournalError::ClockNotSet
-        | JournalError::UsedUp { .. }
-        | JournalError::Unreadable => RequestError::Refused(journal.to_string()),
-        JournalError::DiskFull | JournalError::Busy => {
-            RequestError::Temporary(format!("{tried}: {journal}"))
-        }
-        JournalError::NoGroup
-        | JournalError::Damaged(_)
-        | JournalError::Corrupt(_)
-        | JournalError::Newer { .. }
-        | JournalError::OtherDevice(_)
-        | JournalError::Stopped(_)
-        | JournalError::Open(_)
-        | JournalError::Database(_) => internal(tried, journal),
-    }
-}
-
-/// Maps any other error to a request error; `tried` names what failed.
-pub(super) fn internal(tried: &str, error: &dyn std::fmt::Display) -> RequestError {
-    RequestError::Internal(format!("{tried}: {error:#}"))
 }
 
 /// Makes a handle, and the queue of requests that the loop reads.

@@ -30,18 +30,19 @@ use crate::net::{Connection, Ended, Protocol};
 use crate::state::journal::GroupState;
 use crate::store::StoreInfo;
 
-use super::comparing::Comparing;
 use super::effects::plain_done;
 use super::fact::{Fact, Reload, TakenIn};
 use super::handle::{FetchReply, Reply, Request};
-use super::knocks::Knocks;
 use super::link::CONTROL_QUEUE;
 use super::live::Live;
 use super::load::{Loading, NO_STORE};
 use super::parts::Parts;
 use super::tuning::Tuning;
-use super::{group, introductions, journal_stream, link, pairing, requests};
+use super::{journal_stream, link, membership, requests};
 use crate::folders::manager::Manager;
+use crate::group::comparing::Comparing;
+use crate::group::knocks::Knocks;
+use crate::group::{follow, pairing};
 use crate::replica::catalogue::Catalogue;
 use crate::replica::device::Publisher;
 use crate::replica::disk::DiskWatch;
@@ -187,7 +188,7 @@ impl Loop {
     }
 
     fn start_sources(&mut self) {
-        let acceptor = requests::admission(&self.parts);
+        let acceptor = membership::admission(&self.parts);
         let facts = self.parts.facts.clone();
         self.parts.tasks.spawn("accept", async move {
             let mut acceptor = acceptor;
@@ -251,8 +252,8 @@ impl Loop {
         });
         journal_stream::look_after(&mut self.parts, &self.replication);
         let again = self.regroup.clone();
-        let (journal, facts) = (self.parts.journal.clone(), self.parts.facts.clone());
-        self.parts.tasks.spawn("group", group::follow(journal, self.parts.node_id, facts, again));
+        let (journal, facts) = (self.parts.journal.clone(), self.parts.facts.sender());
+        self.parts.tasks.spawn("group", follow::follow(journal, self.parts.node_id, facts, again));
     }
 
     async fn turn_until_stopped(&mut self, inbox: &mut mpsc::Receiver<Fact>) {
@@ -379,10 +380,10 @@ impl Loop {
                 self.on_connection(connection);
             }
             Fact::Accepted(Accepted::Pairing(connection)) => {
-                pairing::host(&mut self.parts, connection);
+                membership::host(&mut self.parts, connection);
             }
             Fact::Accepted(Accepted::Introduction(connection)) => {
-                introductions::be_introduced(&mut self.parts, connection);
+                membership::be_introduced(&mut self.parts, connection);
             }
             Fact::Ended { conn, ended } => self.on_ended(conn, ended),
             Fact::Stream { conn, send, recv } => self.receive(conn, send, recv),
@@ -444,12 +445,8 @@ impl Loop {
                 // The requester may have gone.
                 let _ = reply.send(result);
             }
-            Fact::Compare { id, pairing, decided } => {
-                self.comparing.begin(id, pairing, decided);
-                self.publish_soon();
-            }
-            Fact::PairingEnded { id, paired } => {
-                self.comparing.end(self.parts.clock.now_ms(), id, paired);
+            Fact::Pairing(event) => {
+                self.comparing.note(self.parts.clock.now_ms(), event);
                 self.publish_soon();
             }
             Fact::NotPaired { joiner, source, why } => {
@@ -474,17 +471,17 @@ impl Loop {
         }
         let parts = &mut self.parts;
         match request {
-            Request::Ticket(ttl, verify, reply) => pairing::ticket(parts, ttl, verify, reply),
-            Request::Pair(ticket, verify, reply) => pairing::pair(parts, ticket, verify, reply),
+            Request::Ticket(ttl, verify, reply) => membership::ticket(parts, ttl, verify, reply),
+            Request::Pair(ticket, verify, reply) => membership::pair(parts, ticket, verify, reply),
             Request::Confirm(short_code, same, reply) => {
                 let confirmed = pairing::confirm(&mut self.comparing, &short_code, same);
                 self.publish_soon();
                 // The requester may have gone.
                 let _ = reply.send(confirmed);
             }
-            Request::Remove(request, reply) => requests::remove(parts, request, reply),
-            Request::Rename(name, reply) => requests::rename(parts, name, reply),
-            Request::Leave(reply) => requests::leave(parts, reply),
+            Request::Remove(request, reply) => membership::remove(parts, request, reply),
+            Request::Rename(name, reply) => membership::rename(parts, name, reply),
+            Request::Leave(reply) => membership::leave(parts, reply),
             Request::Fetch(request, reply) => requests::fetch(parts, &self.engine, request, reply),
             Request::Check(reply) => {
                 let (nudge, taken_in) = (self.nudge.clone(), self.taken_in.subscribe());
@@ -550,7 +547,7 @@ impl Loop {
                 throttle.clone(),
             ),
         );
-        group::record_addresses(&mut self.parts, peer, connection.remote_addresses());
+        membership::record_addresses(&mut self.parts, peer, connection.remote_addresses());
         let (figures, journal, put_off) = (LinkFigures::default(), None, None);
         let live = Live { connection, commands, counters, throttle, figures, journal, put_off };
         self.live.insert(conn, live);
@@ -568,7 +565,7 @@ impl Loop {
         };
         if is_unknown_there {
             let addresses = self.addresses.get(&peer).cloned().unwrap_or_default();
-            introductions::introduce(&mut self.parts, peer, addresses);
+            membership::introduce(&mut self.parts, peer, addresses);
         }
         let violation = ended.code.is_some_and(CloseCode::is_violation);
         self.handle(Input::Disconnected { conn, reason: ended.text, violation });

@@ -1,26 +1,22 @@
 //! How other members learn of a device that one member added, and how a removed device learns of
-//! its removal. Each introduction runs as a task.
+//! its removal.
 
 use tokio::task::spawn_blocking;
 
-use crate::core::engine::Input;
 use crate::core::ids::{GroupId, NodeId};
 use crate::core::joining::{Introduced, Introduction};
 use crate::core::journal::device_events::LogEvent;
 use crate::core::journal::op::{Change, MemberChange, SignedOp};
 use crate::core::journal::session::Standing;
-use crate::net::Connection;
-use crate::net::introduction;
+use crate::net::{Connection, Net, introduction};
 use crate::state::journal::{VerifiedOp, verify};
 
-use super::fact::Fact;
-use super::handle::{RequestError, internal, journal_error};
-use super::parts::Parts;
+use super::{RequestError, internal, journal_error};
 use crate::replica::events::EventLog;
 use crate::replica::journal::JournalHandle;
 
 /// Verifies the signatures of an introduction's ops.
-pub(super) async fn verified(
+pub(crate) async fn verified(
     group: GroupId,
     ops: Vec<SignedOp>,
 ) -> Result<Vec<VerifiedOp>, RequestError> {
@@ -32,24 +28,32 @@ pub(super) async fn verified(
 
 /// Introduces this device to a member that refused it. The member may not yet know that another
 /// member added this device. If the group has removed this device instead, the member proves it by
-/// a removal that counts.
-pub(super) fn introduce(parts: &mut Parts, member: NodeId, addresses: Vec<String>) {
-    let (journal, net) = (parts.journal.clone(), parts.net.clone());
-    let (me, facts) = (parts.node_id, parts.facts.clone());
-    parts.tasks.spawn("introduce this device", async move {
-        let read = journal.read(move |reader| Ok((reader.group()?, reader.intro(&me)?)));
-        let (group_id, intro) = match read.await {
-            Ok((Some(group_id), intro)) => (group_id, intro),
-            Ok((None, _)) => return,
-            Err(error) => return tracing::warn!("reading our introduction: {error:#}"),
-        };
-        let introduction = Introduction { group_id, intro };
-        match introduction::introduce(&net, member, &addresses, &introduction).await {
-            Introduced::LetIn => facts.send(Fact::Input(Input::Seen(member))).await,
-            Introduced::Refused => {}
-            Introduced::Removed(ops) => take_removal(&journal, me, member, group_id, ops).await,
+/// a removal that counts. Returns whether the member knows this device now.
+pub(crate) async fn introduce(
+    journal: &JournalHandle,
+    net: &Net,
+    member: NodeId,
+    addresses: &[String],
+) -> bool {
+    let me = net.node_id();
+    let read = journal.read(move |reader| Ok((reader.group()?, reader.intro(&me)?)));
+    let (group_id, intro) = match read.await {
+        Ok((Some(group_id), intro)) => (group_id, intro),
+        Ok((None, _)) => return false,
+        Err(error) => {
+            tracing::warn!("reading our introduction: {error:#}");
+            return false;
         }
-    });
+    };
+    let introduction = Introduction { group_id, intro };
+    match introduction::introduce(net, member, addresses, &introduction).await {
+        Introduced::LetIn => true,
+        Introduced::Refused => false,
+        Introduced::Removed(ops) => {
+            take_removal(journal, me, member, group_id, ops).await;
+            false
+        }
+    }
 }
 
 /// Applies the removals of this device that a member sends.
@@ -78,19 +82,21 @@ async fn take_removal(
 }
 
 /// Answers the introduction of a device that this one does not know, or that was removed.
-pub(super) fn be_introduced(parts: &mut Parts, connection: Connection) {
-    let (journal, events) = (parts.journal.clone(), parts.events.clone());
-    let (me, newcomer) = (parts.node_id, connection.peer());
-    parts.tasks.spawn("introduction", async move {
-        introduction::host(connection, |introduction| async move {
-            let judged = judge(&journal, &events, me, newcomer, introduction).await;
-            judged.unwrap_or_else(|error| {
-                tracing::info!(peer = %newcomer.short(), "cannot apply an introduction: {error}");
-                Introduced::Refused
-            })
+pub(crate) async fn be_introduced(
+    journal: &JournalHandle,
+    events: &EventLog,
+    me: NodeId,
+    connection: Connection,
+) {
+    let newcomer = connection.peer();
+    introduction::host(connection, |introduction| async move {
+        let judged = judge(journal, events, me, newcomer, introduction).await;
+        judged.unwrap_or_else(|error| {
+            tracing::info!(peer = %newcomer.short(), "cannot apply an introduction: {error}");
+            Introduced::Refused
         })
-        .await;
-    });
+    })
+    .await;
 }
 
 /// Judges an introduced device by the roster and by its introduction.

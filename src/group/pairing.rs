@@ -1,4 +1,4 @@
-//! Tickets and pairing, on both sides. Each request runs as a task.
+//! Tickets and pairing, on both sides.
 //!
 //! G1  A device is added here only after it has joined: the joiner checks everything, joins
 //!     durably and reports it; only then is it added. See [`crate::net::pairing`].
@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::clock::wall_ms;
@@ -24,13 +24,11 @@ use crate::net::ticket::Ticket;
 use crate::net::{Connection, Net};
 use crate::state::journal::{Admitted, GroupState, JournalError, TokenError, verify};
 
-use super::comparing::Comparing;
-use super::fact::{Fact, Facts};
-use super::group::{group_state, note_addresses};
-use super::handle::{PairReply, Reply, RequestError, TicketReply, journal_error};
+use super::comparing::{Comparing, PairingEvent};
+use super::follow::{group_state, note_addresses};
 use super::introductions::verified;
 use super::knocks::Knocks;
-use super::parts::Parts;
+use super::{PairReply, RequestError, TicketReply, journal_error};
 use crate::replica::events::EventLog;
 use crate::replica::journal::{AskError, JournalHandle};
 use crate::replica::status::{PairingState, PairingStatus};
@@ -38,16 +36,8 @@ use crate::replica::status::{PairingState, PairingStatus};
 /// The longest validity of a ticket.
 const TICKET_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// Makes a ticket.
-pub(super) fn ticket(parts: &mut Parts, ttl: Duration, verify: bool, reply: Reply<TicketReply>) {
-    let (journal, net) = (parts.journal.clone(), parts.net.clone());
-    parts.tasks.spawn("make a ticket", async move {
-        // The requester may have gone.
-        let _ = reply.send(make_ticket(&journal, &net, ttl, verify).await);
-    });
-}
-
-async fn make_ticket(
+/// Makes a ticket that is valid for `ttl`.
+pub(crate) async fn make_ticket(
     journal: &JournalHandle,
     net: &Net,
     ttl: Duration,
@@ -72,39 +62,29 @@ async fn make_ticket(
     Ok(TicketReply { ticket: ticket.to_string(), expires_ms })
 }
 
-/// Redeems a ticket.
-pub(super) fn pair(parts: &mut Parts, text: String, verify: bool, reply: Reply<PairReply>) {
-    let joiner = Redeemer {
-        compare: Compare::new(parts),
-        journal: parts.journal.clone(),
-        net: parts.net.clone(),
-        events: parts.events.clone(),
-        algorithm: parts.ctx.algorithm,
-    };
-    let facts = parts.facts.clone();
-    parts.tasks.spawn("pair", async move {
-        let result = joiner.redeem(&text, verify).await;
-        if result.is_err() {
-            joiner.compare.failed().await;
-        }
-        facts.send(Fact::Joined { result, reply }).await;
-    });
-}
-
 /// Sent to the other device when the user here did not confirm the digits.
 const NOT_CONFIRMED: &str = "the digits were not confirmed on both devices";
 
 /// What the joiner's side of a pairing works with.
-struct Redeemer {
-    compare: Compare,
-    journal: JournalHandle,
-    net: Net,
-    events: EventLog,
-    algorithm: HashAlgorithm,
+pub(crate) struct Redeemer<E> {
+    pub(crate) compare: Compare<E>,
+    pub(crate) journal: JournalHandle,
+    pub(crate) net: Net,
+    pub(crate) events: EventLog,
+    pub(crate) algorithm: HashAlgorithm,
 }
 
-impl Redeemer {
-    async fn redeem(&self, text: &str, verify: bool) -> Result<PairReply, RequestError> {
+impl<E: From<PairingEvent>> Redeemer<E> {
+    /// Redeems a ticket; with `verify`, people must compare the digits.
+    pub(crate) async fn redeem(&self, text: &str, verify: bool) -> Result<PairReply, RequestError> {
+        let result = self.pair(text, verify).await;
+        if result.is_err() {
+            self.compare.failed().await;
+        }
+        result
+    }
+
+    async fn pair(&self, text: &str, verify: bool) -> Result<PairReply, RequestError> {
         let ticket: Ticket =
             text.trim().parse().map_err(|error| RequestError::Invalid(format!("{error}")))?;
         let own = group_state(&self.journal, self.net.node_id()).await?;
@@ -188,38 +168,40 @@ impl Redeemer {
 }
 
 /// Shows a pairing to people, and collects their answer.
-struct Compare {
-    id: u64,
-    facts: Facts,
+pub(crate) struct Compare<E> {
+    /// The pairing's number, used for no other.
+    pub(crate) id: u64,
+    pub(crate) events: mpsc::Sender<E>,
 }
 
-impl Compare {
-    fn new(parts: &mut Parts) -> Self {
-        Self { id: parts.ids.next(), facts: parts.facts.clone() }
+impl<E: From<PairingEvent>> Compare<E> {
+    /// After the end of the agent's loop nobody listens.
+    async fn report(&self, event: PairingEvent) {
+        let _ = self.events.send(event.into()).await;
     }
 
     /// Shows the digits, and waits for the answer whether the other device shows the same. No
     /// answer in time counts as no.
     async fn agree(&self, pairing: PairingStatus) -> bool {
         let (decided, decision) = oneshot::channel();
-        self.facts.send(Fact::Compare { id: self.id, pairing, decided }).await;
+        self.report(PairingEvent::Compare { id: self.id, pairing, decided }).await;
         matches!(timeout(pairing::COMPARE_DEADLINE, decision).await, Ok(Ok(true)))
     }
 
     /// Shows that the devices are paired.
     async fn paired(&self, pairing: PairingStatus) {
         let paired = Some(PairingStatus { state: PairingState::Paired, ..pairing });
-        self.facts.send(Fact::PairingEnded { id: self.id, paired }).await;
+        self.report(PairingEvent::Ended { id: self.id, paired }).await;
     }
 
     /// Stops showing the digits, if they are shown.
     async fn failed(&self) {
-        self.facts.send(Fact::PairingEnded { id: self.id, paired: None }).await;
+        self.report(PairingEvent::Ended { id: self.id, paired: None }).await;
     }
 }
 
 /// Records the answer whether the device that is pairing with this one shows the same digits.
-pub(super) fn confirm(
+pub(crate) fn confirm(
     comparing: &mut Comparing,
     short_code: &str,
     same: bool,
@@ -247,32 +229,8 @@ fn request_error(error: JoinError) -> RequestError {
     }
 }
 
-/// Runs the inviter's side of a pairing with a joiner that connected.
-pub(super) fn host(parts: &mut Parts, connection: Connection) {
-    let host = Host {
-        compare: Compare::new(parts),
-        journal: parts.journal.clone(),
-        events: parts.events.clone(),
-        me: parts.node_id,
-        algorithm: parts.ctx.algorithm,
-    };
-    let facts = parts.facts.clone();
-    parts.tasks.spawn("pairing", async move {
-        let joiner = connection.peer();
-        let source = connection.remote_addresses().into_iter().next().unwrap_or_default();
-        let Err(error) = host.run(connection).await else { return };
-        host.compare.failed().await;
-        if error.is_strangers() {
-            let why = error.to_string();
-            facts.send(Fact::NotPaired { joiner, source, why }).await;
-        } else {
-            tracing::warn!(peer = %joiner.short(), source, %error, "a device was not paired");
-        }
-    });
-}
-
 /// Logs that a device without a valid ticket tried to pair.
-pub(super) fn log_try(knocks: &mut Knocks, now_ms: u64, joiner: NodeId, source: &str, why: &str) {
+pub(crate) fn log_try(knocks: &mut Knocks, now_ms: u64, joiner: NodeId, source: &str, why: &str) {
     if let Some(tries) = knocks.note(now_ms, host_of(source)) {
         let peer = joiner.short();
         tracing::warn!(%peer, source, tries, why, "a device without a valid ticket tried to pair");
@@ -285,17 +243,17 @@ fn host_of(address: &str) -> &str {
 }
 
 /// What the inviter's side of a pairing works with.
-struct Host {
-    compare: Compare,
-    journal: JournalHandle,
-    events: EventLog,
-    me: NodeId,
-    algorithm: HashAlgorithm,
+pub(crate) struct Host<E> {
+    pub(crate) compare: Compare<E>,
+    pub(crate) journal: JournalHandle,
+    pub(crate) events: EventLog,
+    pub(crate) me: NodeId,
+    pub(crate) algorithm: HashAlgorithm,
 }
 
 /// Why a joiner was not admitted, for the log.
 #[derive(Debug, thiserror::Error)]
-enum NotPaired {
+pub(crate) enum NotPaired {
     #[error(transparent)]
     Host(#[from] HostError),
     #[error(transparent)]
@@ -314,7 +272,7 @@ enum NotPaired {
 
 impl NotPaired {
     /// Whether any stranger can cause this error, as often as it likes.
-    fn is_strangers(&self) -> bool {
+    pub(crate) fn is_strangers(&self) -> bool {
         match self {
             Self::Host(HostError::Silent | HostError::Malformed(_))
             | Self::Token(TokenError::NoToken | TokenError::WrongProof | TokenError::Expired) => {
@@ -357,8 +315,17 @@ impl NotPaired {
     }
 }
 
-impl Host {
-    async fn run(&self, connection: Connection) -> Result<(), NotPaired> {
+impl<E: From<PairingEvent>> Host<E> {
+    /// Pairs with a joiner that connected.
+    pub(crate) async fn run(&self, connection: Connection) -> Result<(), NotPaired> {
+        let result = self.pair(connection).await;
+        if result.is_err() {
+            self.compare.failed().await;
+        }
+        result
+    }
+
+    async fn pair(&self, connection: Connection) -> Result<(), NotPaired> {
         let mut hosting = pairing::receive(connection).await?;
         let admitted = match self.prepare(&mut hosting).await {
             Ok(admitted) => admitted,

@@ -1,19 +1,17 @@
-//! Keeps the loop's view of the group current, and gives tasks access to the group on disk.
+//! Reports the group as it is on disk after each change of it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::core::ids::NodeId;
 use crate::replica::journal::{AskError, Commits, JournalHandle};
 use crate::state::journal::GroupState;
 
-use super::fact::{Fact, Facts};
-use super::handle::{RequestError, internal, journal_error};
-use super::parts::Parts;
+use super::{RequestError, internal, journal_error};
 
 /// How long a change of names or addresses waits for further ones. A change of members does not
 /// wait.
@@ -22,12 +20,13 @@ const COALESCE: Duration = Duration::from_millis(200);
 /// How long to wait before the group is read again after a database error.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 
-/// Sends [`Fact::Group`] at the start, after every commit that changed the group, and after each
-/// notification of `again`. Ends when the journal is closed.
-pub(super) async fn follow(
+/// Sends the group at the start, after every commit that changed the group, and after each
+/// notification of `again`. Ends when the journal is
+/// closed or nobody listens.
+pub(crate) async fn follow<F: From<GroupState>>(
     journal: JournalHandle,
     node_id: NodeId,
-    facts: Facts,
+    groups: mpsc::Sender<F>,
     again: Arc<Notify>,
 ) {
     let mut commits = journal.commits();
@@ -38,7 +37,9 @@ pub(super) async fn follow(
         let version = journal.roster().version();
         match journal.read(move |reader| reader.group_state(&node_id)).await {
             Ok(Some(state)) if told.as_ref() != Some(&state) => {
-                facts.send(Fact::Group(state.clone())).await;
+                if groups.send(state.clone().into()).await.is_err() {
+                    return;
+                }
                 told = Some(state);
             }
             Ok(_) => {}
@@ -70,16 +71,8 @@ async fn members_change(
     while journal.roster().version() == version && commits.changed().await.is_ok() {}
 }
 
-/// Writes in a task at which addresses a member was reached.
-pub(super) fn record_addresses(parts: &mut Parts, peer: NodeId, addresses: Vec<String>) {
-    let journal = parts.journal.clone();
-    parts.tasks.spawn("record addresses", async move {
-        note_addresses(&journal, peer, addresses).await;
-    });
-}
-
 /// Writes at which addresses a member was reached. They are a hint, so an error is only logged.
-pub(super) async fn note_addresses(
+pub(crate) async fn note_addresses(
     journal: &JournalHandle,
     device: NodeId,
     addresses: Vec<String>,
@@ -91,7 +84,7 @@ pub(super) async fn note_addresses(
 }
 
 /// Reads this device's group.
-pub(super) async fn group_state(
+pub(crate) async fn group_state(
     journal: &JournalHandle,
     me: NodeId,
 ) -> Result<GroupState, RequestError> {

@@ -11,7 +11,7 @@ const SOURCES_MAX: usize = 64;
 
 /// The failed attempts to pair since the start, counted by source address.
 #[derive(Debug, Default)]
-pub(super) struct Knocks {
+pub(crate) struct Knocks {
     tries: BTreeMap<String, u64>,
     others: u64,
     next_line_ms: u64,
@@ -19,7 +19,7 @@ pub(super) struct Knocks {
 
 impl Knocks {
     /// Counts an attempt. Returns the attempts from that source if a line is due.
-    pub(super) fn note(&mut self, now_ms: u64, source: &str) -> Option<u64> {
+    pub(crate) fn note(&mut self, now_ms: u64, source: &str) -> Option<u64> {
         let is_full = self.tries.len() >= SOURCES_MAX;
         let tries = match self.tries.get_mut(source) {
             Some(tries) => tries,

@@ -11,9 +11,18 @@ const PAIRINGS_MAX: usize = 8;
 /// How long the status shows a completed pairing.
 const SHOWN_MS: u64 = 10 * 60 * 1000;
 
+/// What a pairing reports to the agent's loop.
+#[derive(Debug)]
+pub(crate) enum PairingEvent {
+    /// People have to compare the digits of a pairing; `decided` receives whether they agree.
+    Compare { id: u64, pairing: PairingStatus, decided: oneshot::Sender<bool> },
+    /// A pairing ended; `paired` is what the status shows of it if it succeeded.
+    Ended { id: u64, paired: Option<PairingStatus> },
+}
+
 /// The pairings that the status shows.
 #[derive(Debug, Default)]
-pub(super) struct Comparing(Vec<Pairing>);
+pub(crate) struct Comparing(Vec<Pairing>);
 
 #[derive(Debug)]
 struct Pairing {
@@ -26,9 +35,17 @@ struct Pairing {
 }
 
 impl Comparing {
+    /// Shows what a pairing reports.
+    pub(crate) fn note(&mut self, now_ms: u64, event: PairingEvent) {
+        match event {
+            PairingEvent::Compare { id, pairing, decided } => self.begin(id, pairing, decided),
+            PairingEvent::Ended { id, paired } => self.end(now_ms, id, paired),
+        }
+    }
+
     /// Shows a pairing whose digits people have to compare. Without room the pairing is not shown,
     /// and the dropped `decided` reports that to the receiver.
-    pub(super) fn begin(&mut self, id: u64, status: PairingStatus, decided: oneshot::Sender<bool>) {
+    fn begin(&mut self, id: u64, status: PairingStatus, decided: oneshot::Sender<bool>) {
         if let Some(through) = self.0.iter().position(|pairing| pairing.paired_ms.is_some())
             && self.0.len() >= PAIRINGS_MAX
         {
@@ -41,7 +58,7 @@ impl Comparing {
 
     /// Records a user's answer whether the other device shows `short_code`; white space does not
     /// count. Returns the pairing, or `None` if no pairing waits for these digits.
-    pub(super) fn decide(&mut self, short_code: &str, same: bool) -> Option<PairingStatus> {
+    pub(crate) fn decide(&mut self, short_code: &str, same: bool) -> Option<PairingStatus> {
         let digits = |text: &str| text.split_whitespace().collect::<String>();
         let meant = digits(short_code);
         let waits = |pairing: &&mut Pairing| {
@@ -58,7 +75,7 @@ impl Comparing {
     }
 
     /// Ends a pairing; `paired` is what the status shows of it from now on.
-    pub(super) fn end(&mut self, now_ms: u64, id: u64, paired: Option<PairingStatus>) {
+    fn end(&mut self, now_ms: u64, id: u64, paired: Option<PairingStatus>) {
         self.0.retain(|pairing| pairing.id != id);
         let Some(status) = paired else { return };
         if self.0.len() >= PAIRINGS_MAX {
@@ -68,7 +85,7 @@ impl Comparing {
     }
 
     /// The pairings to show now.
-    pub(super) fn shown(&mut self, now_ms: u64) -> Vec<PairingStatus> {
+    pub(crate) fn shown(&mut self, now_ms: u64) -> Vec<PairingStatus> {
         self.0.retain(|pairing| pairing.paired_ms.is_none_or(|at| at + SHOWN_MS > now_ms));
         self.0.iter().map(|pairing| pairing.status.clone()).collect()
     }

@@ -1,0 +1,85 @@
+//! What requests about the group ask and answer.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::core::ids::NodeId;
+
+/// A fresh invitation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TicketReply {
+    /// The ticket. A secret until it is used.
+    pub ticket: String,
+    /// When it ends, milliseconds since the Unix epoch.
+    pub expires_ms: u64,
+}
+
+/// The device that let this one in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PairReply {
+    /// Its node ID.
+    pub node_id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Shown on both devices, to compare by eye.
+    pub short_code: String,
+    /// Devices in the group now, this one included.
+    pub members: usize,
+}
+
+/// A request to remove a device from the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoveRequest {
+    /// Its name, its node ID or a unique prefix of it.
+    pub device: String,
+    /// Also remove the devices that it let in, except those through which this device is a member.
+    pub with_introduced: bool,
+    /// Only report what would happen.
+    pub dry_run: bool,
+}
+
+impl From<String> for RemoveRequest {
+    /// A request that removes that device alone.
+    fn from(device: String) -> Self {
+        Self { device, with_introduced: false, dry_run: false }
+    }
+}
+
+/// The device that was removed, or would be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RemoveReply {
+    /// Its node ID.
+    pub node_id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The devices that are removed with it.
+    pub also: Vec<RemovedToo>,
+    /// The number of devices in the group afterwards, this one included.
+    pub members: usize,
+}
+
+/// A device that is removed together with another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RemovedToo {
+    /// Its node ID.
+    pub node_id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The name of the device that let it in.
+    pub introducer: String,
+}
+
+/// The result of leaving the group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeaveReply {
+    /// Whether this device becomes a new one: the group had removed it, and a removal is final for
+    /// its key. The agent stops, and its next start makes a new device.
+    pub new_device: bool,
+}
+
+/// The new name of this device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RenameReply {
+    /// The requested name, cleaned for display.
+    pub name: String,
+}
