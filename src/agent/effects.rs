@@ -1,16 +1,19 @@
-//! Performs the engine's effects: dials and closes connections, sends messages, sends and receives
-//! batches. Each takes place in a task of the loop, whose end is a fact.
+//! The live connections, and the engine's effects on them: dials and closes connections, sends
+//! messages, sends and receives batches. Each takes place in a task of the loop, whose end is a fact.
 //!
 //! E1  An effect is started at once and waits for nothing: what takes time runs in a task.
 //! E2  The result of a batch is reported to the engine once, however the batch ended.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
 use tokio::sync::{mpsc, oneshot};
 
 use crate::core::close::CloseCode;
-use crate::core::engine::{Effect, Input, Sent};
+use crate::core::engine::{Effect, Engine, Input, Sent};
 use crate::core::ids::{Digest, NodeId};
 use crate::core::journal::device_events::LogEvent;
+use crate::core::pairing::Members;
 use crate::core::peers::ConnId;
 use crate::core::reconcile::Since;
 use crate::core::session::Lane;
@@ -22,18 +25,49 @@ use crate::wire::frame::Kind;
 use super::fact::Fact;
 use super::journal_stream;
 use super::link::Command;
-use super::run::Loop;
+use super::live::Live;
+use super::parts::Parts;
 use crate::replica::query;
+use crate::replica::replicate::Replication;
 use crate::transfer::plain::PlainReport;
 use crate::transfer::{self, Outcome, Received, TransferError, is_large, plain};
 
 /// The deadline of the first byte of a stream that a peer opened.
 const FIRST_BYTE_WAIT: Duration = Duration::from_secs(5);
 
-impl Loop {
-    pub(super) fn perform(&mut self, effect: Effect) {
+/// The live connections and what belongs to them.
+pub(super) struct Links {
+    pub(super) live: BTreeMap<ConnId, Live>,
+    /// The batches offered to this device whose receivers wait for the engine's answer.
+    pub(super) decisions: BTreeMap<BatchId, oneshot::Sender<Vec<bool>>>,
+    /// The addresses at which members are dialled.
+    pub(super) addresses: BTreeMap<NodeId, Vec<String>>,
+    pub(super) replication: Replication,
+}
+
+impl Links {
+    pub(super) fn new(parts: &Parts) -> Self {
+        let replication = Replication::new(parts.journal.clone(), parts.node_id, parts.clock);
+        Self {
+            live: BTreeMap::new(),
+            decisions: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            replication,
+        }
+    }
+
+    /// Takes the addresses of the members, except of those that are never dialled.
+    pub(super) fn set_addresses(&mut self, parts: &Parts, members: &Members) {
+        let dialled = members.members.iter();
+        let dialled = dialled.filter(|member| !parts.unreachable.contains(&member.node_id));
+        self.addresses = dialled.map(|member| (member.node_id, member.addresses.clone())).collect();
+        parts.net.set_member_addresses(self.addresses.values().flatten());
+    }
+
+    /// Starts an effect of the engine. [`Effect::Stopped`] is left to the loop.
+    pub(super) fn perform(&mut self, parts: &mut Parts, engine: &Engine, effect: Effect) {
         match effect {
-            Effect::Dial(peer) => self.dial(peer),
+            Effect::Dial(peer) => self.dial(parts, peer),
             Effect::Close { conn, code, detail } => {
                 if let Some(live) = self.live.get(&conn) {
                     tracing::debug!(peer = %live.connection.peer().short(), %code, detail, "closing");
@@ -44,25 +78,25 @@ impl Loop {
             Effect::RunPlain { conn } => self.command(conn, Command::RunPlain),
             Effect::OpenJournal { conn } => {
                 if let Some(live) = self.live.get_mut(&conn) {
-                    journal_stream::open(&mut self.parts, &self.replication, conn, live);
+                    journal_stream::open(parts, &self.replication, conn, live);
                 }
             }
             Effect::Ask { conn, round, query } => {
-                let (index, facts) = (self.parts.ctx.index.clone(), self.parts.facts.clone());
-                self.parts.tasks.spawn_blocking("index query", move || {
+                let (index, facts) = (parts.ctx.index.clone(), parts.facts.clone());
+                parts.tasks.spawn_blocking("index query", move || {
                     let answer = query::answer(&index, query);
                     facts.blocking_send(Fact::Input(Input::Answer { conn, round, answer }));
                 });
             }
             Effect::AskSizes { conn, hashes } => {
-                let (index, facts) = (self.parts.ctx.index.clone(), self.parts.facts.clone());
-                self.parts.tasks.spawn_blocking("index query", move || {
+                let (index, facts) = (parts.ctx.index.clone(), parts.facts.clone());
+                parts.tasks.spawn_blocking("index query", move || {
                     let (held, missing) = query::sizes(&index, hashes);
                     facts.blocking_send(Fact::Input(Input::Sizes { conn, held, missing }));
                 });
             }
             Effect::SendBatch { conn, batch, digests, lane, inline } => {
-                self.send_batch(conn, batch, digests, lane, inline);
+                self.send_batch(parts, conn, batch, digests, lane, inline);
             }
             Effect::Decide { batch, wanted } => {
                 if let Some(reply) = self.decisions.remove(&batch) {
@@ -71,9 +105,9 @@ impl Loop {
                 }
             }
             Effect::SaveCursor { peer, since } => {
-                let index = self.parts.ctx.index.clone();
-                let own_epoch = self.engine.known().epoch;
-                self.parts.tasks.spawn_blocking("save cursor", move || {
+                let index = parts.ctx.index.clone();
+                let own_epoch = engine.known().epoch;
+                parts.tasks.spawn_blocking("save cursor", move || {
                     let Since { epoch, seq } = since;
                     if let Err(error) = index.set_peer_cursor(&own_epoch, &peer, &epoch, seq) {
                         tracing::warn!("saving a peer's cursor: {error:#}");
@@ -82,9 +116,9 @@ impl Loop {
             }
             Effect::RebuildSketch => {
                 tracing::warn!("the sketch does not match the index: rebuilding it");
-                let (index, facts) = (self.parts.ctx.index.clone(), self.parts.facts.clone());
-                let group_id = self.engine.identity().group_id;
-                self.parts.tasks.spawn_blocking("rebuild sketch", move || {
+                let (index, facts) = (parts.ctx.index.clone(), parts.facts.clone());
+                let group_id = engine.identity().group_id;
+                parts.tasks.spawn_blocking("rebuild sketch", move || {
                     let scanned = query::scan(&index, &group_id);
                     let input = scanned.map(Input::Rebuilt).unwrap_or_else(|error| {
                         tracing::error!("rebuilding the sketch: {error:#}");
@@ -93,11 +127,11 @@ impl Loop {
                     facts.blocking_send(Fact::Input(input));
                 });
             }
-            Effect::Stopped => self.stopped = true,
+            Effect::Stopped => {}
         }
     }
 
-    fn command(&mut self, conn: ConnId, command: Command) {
+    fn command(&self, conn: ConnId, command: Command) {
         let Some(live) = self.live.get(&conn) else { return };
         if let Err(mpsc::error::TrySendError::Full(_)) = live.commands.try_send(command) {
             tracing::warn!(peer = %live.connection.peer().short(), "takes no messages: closing");
@@ -105,11 +139,11 @@ impl Loop {
         }
     }
 
-    fn dial(&mut self, peer: NodeId) {
+    fn dial(&self, parts: &mut Parts, peer: NodeId) {
         let addresses = self.addresses.get(&peer).cloned().unwrap_or_default();
-        let named = self.parts.named_peers.next_for(peer);
-        let (net, facts) = (self.parts.net.clone(), self.parts.facts.clone());
-        self.parts.tasks.spawn("dial", async move {
+        let named = parts.named_peers.next_for(peer);
+        let (net, facts) = (parts.net.clone(), parts.facts.clone());
+        parts.tasks.spawn("dial", async move {
             let dialed = match named {
                 // The library looks the peer up beside that.
                 Some(named) if addresses.is_empty() => net.dial_named(peer, &named).await,
@@ -131,7 +165,8 @@ impl Loop {
     }
 
     fn send_batch(
-        &mut self,
+        &self,
+        parts: &mut Parts,
         conn: ConnId,
         batch: BatchId,
         digests: Vec<Digest>,
@@ -141,10 +176,10 @@ impl Loop {
         let Some(live) = self.live.get(&conn) else { return };
         let (connection, counters) = (live.connection.clone(), live.counters.clone());
         let throttle = live.throttle.clone();
-        let (ctx, facts) = (self.parts.ctx.clone(), self.parts.facts.clone());
+        let (ctx, facts) = (parts.ctx.clone(), parts.facts.clone());
         let priority = priority(lane);
         let solicited = lane.is_solicited();
-        self.parts.tasks.spawn("send batch", async move {
+        parts.tasks.spawn("send batch", async move {
             let sent = async {
                 let (send, recv) = connection
                     .open_stream(priority)
@@ -184,19 +219,22 @@ impl Loop {
         });
     }
 
-    pub(super) fn receive(&mut self, conn: ConnId, send: SendStream, recv: RecvStream) {
-        let batch = BatchId(self.parts.ids.next());
+    /// Receives a batch, or the journal, on a stream that a peer opened.
+    pub(super) fn receive(
+        &self,
+        parts: &mut Parts,
+        conn: ConnId,
+        batch: BatchId,
+        (send, recv): (SendStream, RecvStream),
+    ) {
         let Some(live) = self.live.get(&conn) else { return };
         let (counters, plain) =
             (live.counters.clone(), live.connection.protocol() == Protocol::Plain);
         let throttle = live.throttle.clone();
         let peer = live.connection.peer();
-        if plain {
-            self.handle(Input::PlainStream { conn, batch });
-        }
-        let (ctx, facts) = (self.parts.ctx.with_peer(peer), self.parts.facts.clone());
-        let events = self.parts.events.clone();
-        self.parts.tasks.spawn("receive batch", async move {
+        let (ctx, facts) = (parts.ctx.with_peer(peer), parts.facts.clone());
+        let events = parts.events.clone();
+        parts.tasks.spawn("receive batch", async move {
             let receipt = if plain {
                 plain::receive_plain_live(&ctx, throttle.down(recv), send, &counters).await
             } else {

@@ -4,21 +4,20 @@
 //!     taken for the new one's.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
-use crate::core::close::CloseCode;
-use crate::core::engine::{Engine, Identity, Input};
+use crate::core::engine::{Engine, Identity};
 use crate::core::ids::{HashAlgorithm, NodeId, StoreId};
 use crate::core::reconcile::Since;
 use crate::state::index::Index;
 use crate::state::journal::GroupState;
 
 use super::fact::{Fact, Reload};
-use super::handle::LeaveReply;
 use super::parts::Parts;
-use super::run::Loop;
 use crate::replica::journal::JournalHandle;
 use crate::replica::query;
 
@@ -67,54 +66,18 @@ impl Loading {
     }
 }
 
-impl Loop {
-    /// Rebuilds the engine from disk; it arrives as [`Fact::Loaded`]. Until then the old engine
-    /// keeps working, and nothing that it saves is taken for the new one's (X5 of the index).
-    pub(super) fn reload(&mut self, reload: Reload) {
-        tracing::info!(why = reload.why(), "rebuilding the engine");
-        let (loading, gate) = (Loading::of(&self.parts), self.gate.clone());
-        let facts = self.parts.facts.clone();
-        self.parts.tasks.spawn("load", async move {
-            let _gate = gate.lock().await;
-            let fact = match loading.load().await {
-                Ok(engine) => Fact::Loaded { engine: Box::new(engine), reload },
-                Err(error) => Fact::Fatal(error.context("reading the index and the group")),
-            };
-            facts.send(fact).await;
-        });
-    }
-
-    pub(super) fn on_loaded(&mut self, engine: Engine, reload: Reload) {
-        // A stopping engine must not be replaced by one that does not know that it is to stop.
-        if !self.stopping {
-            for (_, live) in std::mem::take(&mut self.live) {
-                live.connection.close(CloseCode::Ok, reload.why());
-            }
-            self.decisions.clear();
-            let behind = std::mem::replace(&mut self.engine, engine).is_behind();
-            self.parts.ctx.algorithm = self.engine.identity().algorithm;
-            self.note_unsaved();
-            self.regroup.notify_one();
-            self.handle(Input::Store { up: self.store.up });
-            if matches!(reload, Reload::Joined { .. } | Reload::Left { .. }) && self.store.up {
-                self.handle(Input::Indexed { entries: Vec::new(), behind });
-            }
-        }
-        // The requester may have gone.
-        match reload {
-            Reload::OtherStore { info, reply } => {
-                self.greet_store(&info);
-                let _ = reply.send(());
-            }
-            Reload::StoreLost { reply } => {
-                let _ = reply.send(());
-            }
-            Reload::Joined { joined, reply } => {
-                let _ = reply.send(Ok(joined));
-            }
-            Reload::Left { reply } => {
-                let _ = reply.send(Ok(LeaveReply { new_device: false }));
-            }
-        }
-    }
+/// Rebuilds the engine from disk; it arrives as [`Fact::Loaded`]. Until then the old engine keeps
+/// working, and nothing that it saves is taken for the new one's (X5 of the index). `gate` is the
+/// catalogue's.
+pub(super) fn reload(parts: &mut Parts, gate: Arc<Mutex<()>>, reload: Reload) {
+    tracing::info!(why = reload.why(), "rebuilding the engine");
+    let (loading, facts) = (Loading::of(parts), parts.facts.clone());
+    parts.tasks.spawn("load", async move {
+        let _gate = gate.lock().await;
+        let fact = match loading.load().await {
+            Ok(engine) => Fact::Loaded { engine: Box::new(engine), reload },
+            Err(error) => Fact::Fatal(error.context("reading the index and the group")),
+        };
+        facts.send(fact).await;
+    });
 }

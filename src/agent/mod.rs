@@ -58,6 +58,7 @@ mod membership;
 mod parts;
 mod requests;
 mod run;
+mod start;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -282,7 +283,7 @@ impl Agent {
             clock: Clock::start(),
             ids: Ids::default(),
         };
-        let tellers = run::Tellers { writer: journal_writer, settler, publisher, told, manager };
+        let tellers = start::Tellers { writer: journal_writer, settler, publisher, told, manager };
         let running = tokio::spawn(run::run(parts, inbox, tellers, picture));
         let running = Some(running);
         let mut agent = Self { handle, embedded, stop, running };

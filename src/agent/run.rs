@@ -8,51 +8,40 @@
 //! I3  Stopping: no new work, the batches under way, the connections, the tasks, the endpoint, the
 //!     index; each step with a deadline.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::sync::{Mutex, Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep_until, timeout};
 
 use crate::clock::{SleepWatch, wall_ms};
 use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Engine, Input, KnownSet};
-use crate::core::ids::{Hash, LogId, NodeId};
-use crate::core::journal::device_events::LogEvent;
-use crate::core::pairing::Members;
+use crate::core::ids::{Hash, LogId};
 use crate::core::peers::ConnId;
 use crate::core::wants::BatchId;
-use crate::net::Accepted;
-use crate::net::{Connection, Ended, Protocol};
+use crate::net::{Accepted, Connection, Ended, Protocol, RecvStream, SendStream};
 use crate::state::journal::GroupState;
 use crate::store::StoreInfo;
 
-use super::effects::plain_done;
+use super::effects::{Links, plain_done};
 use super::fact::{Fact, Reload, TakenIn};
-use super::handle::{FetchReply, Reply, Request};
+use super::handle::{FetchReply, LeaveReply, Reply, Request};
 use super::link::CONTROL_QUEUE;
 use super::live::Live;
 use super::load::{Loading, NO_STORE};
 use super::parts::Parts;
+use super::start::{Tellers, Wakers, start_journal, start_sources};
 use super::tuning::Tuning;
-use super::{journal_stream, link, membership, requests};
-use crate::folders::manager::Manager;
+use super::{journal_stream, link, load, membership, requests};
 use crate::group::comparing::Comparing;
 use crate::group::knocks::Knocks;
-use crate::group::{follow, pairing};
-use crate::replica::catalogue::Catalogue;
-use crate::replica::device::Publisher;
-use crate::replica::disk::DiskWatch;
-use crate::replica::journal::JournalWriter;
-use crate::replica::metadata::Settler;
+use crate::group::pairing;
 use crate::replica::picture::{LinkFigures, Picture, StoreView, Told};
 use crate::replica::query;
-use crate::replica::replicate::Replication;
-use crate::replica::scrub::Scrub;
-use crate::replica::{events, folders};
+use crate::replica::status::PeerState;
 use crate::transfer::Counters;
 
 /// The most facts handled before the loop looks at its other sources again.
@@ -75,39 +64,23 @@ const SLEEP_LOOK_MS: u64 = 5_000;
 /// leave.
 const WIND_UP_WAIT: Duration = Duration::from_secs(10);
 
-/// The journal's tasks, which start together with the loop.
-pub(super) struct Tellers {
-    pub(super) writer: JournalWriter,
-    pub(super) settler: Settler,
-    pub(super) publisher: Publisher,
-    pub(super) told: mpsc::Receiver<LogEvent>,
-    pub(super) manager: Manager,
-}
-
-pub(super) struct Loop {
-    pub(super) parts: Parts,
-    pub(super) engine: Engine,
+struct Loop {
+    parts: Parts,
+    engine: Engine,
     effects: Vec<Effect>,
-    pub(super) live: BTreeMap<ConnId, Live>,
-    pub(super) replication: Replication,
+    links: Links,
     forked: Vec<LogId>,
-    pub(super) knocks: Knocks,
-    pub(super) comparing: Comparing,
-    pub(super) decisions: BTreeMap<BatchId, oneshot::Sender<Vec<bool>>>,
-    pub(super) addresses: BTreeMap<NodeId, Vec<String>>,
-    pub(super) store: StoreView,
-    pub(super) nudge: Arc<Notify>,
-    pub(super) taken_in: watch::Sender<TakenIn>,
-    /// See [`Catalogue::gate`].
-    pub(super) gate: Arc<Mutex<()>>,
-    /// Makes the group's task send the group again.
-    pub(super) regroup: Arc<Notify>,
+    knocks: Knocks,
+    comparing: Comparing,
+    store: StoreView,
+    taken_in: watch::Sender<TakenIn>,
+    wakers: Wakers,
     saved_seq: u64,
     save_at_ms: Option<u64>,
     picture: Picture,
     publish_at_ms: Option<u64>,
-    pub(super) stopping: bool,
-    pub(super) stopped: bool,
+    stopping: bool,
+    stopped: bool,
     fatal: Option<anyhow::Error>,
 }
 
@@ -125,20 +98,15 @@ pub(super) async fn run(
     let saved_seq = engine.known().head_seq;
     let (taken_in, _) = watch::channel(TakenIn::default());
     let mut this = Loop {
-        addresses: addresses(engine.members(), &parts.unreachable),
         engine,
         effects: Vec::new(),
-        live: BTreeMap::new(),
-        replication: Replication::new(parts.journal.clone(), parts.node_id, parts.clock),
+        links: Links::new(&parts),
         forked: Vec::new(),
         knocks: Knocks::default(),
         comparing: Comparing::default(),
-        decisions: BTreeMap::new(),
         store: StoreView::default(),
-        nudge: Arc::new(Notify::new()),
         taken_in,
-        gate: Arc::default(),
-        regroup: Arc::default(),
+        wakers: Wakers::default(),
         saved_seq,
         save_at_ms: None,
         picture,
@@ -148,114 +116,16 @@ pub(super) async fn run(
         fatal: None,
         parts,
     };
-    this.parts.net.set_member_addresses(this.addresses.values().flatten());
-    this.start_journal(tellers);
-    this.start_sources();
+    this.links.set_addresses(&this.parts, this.engine.members());
+    start_journal(&mut this.parts, tellers);
+    start_sources(&mut this.parts, &this.links.replication, &this.wakers);
     this.turn_until_stopped(&mut inbox).await;
     drop(inbox);
     this.wind_up().await;
     this.fatal.map_or(Ok(()), Err)
 }
 
-/// The addresses at which members are dialled.
-fn addresses(members: &Members, unreachable: &[NodeId]) -> BTreeMap<NodeId, Vec<String>> {
-    let members = members.members.iter();
-    members
-        .filter(|member| !unreachable.contains(&member.node_id))
-        .map(|member| (member.node_id, member.addresses.clone()))
-        .collect()
-}
-
 impl Loop {
-    fn start_journal(&mut self, tellers: Tellers) {
-        let Tellers { writer, settler, publisher, told, manager } = tellers;
-        let facts = self.parts.facts.clone();
-        self.parts.tasks.spawn_blocking("journal writer", move || {
-            if let Err(error) = writer.serve() {
-                facts.blocking_send(Fact::Fatal(
-                    anyhow::Error::new(error).context("writing the journal"),
-                ));
-            }
-        });
-        let (journal, status) = (self.parts.journal.clone(), self.parts.status.subscribe());
-        self.parts.tasks.spawn("metadata", settler.run());
-        self.parts.tasks.spawn("event log", events::record(journal, told, status));
-        let damages = self.parts.store.damages();
-        self.parts.tasks.spawn("damage", events::tell_damages(damages, self.parts.events.clone()));
-        self.parts.tasks.spawn("device state", publisher.run());
-        self.parts.tasks.spawn("conflicts", folders::resolve_conflicts(self.parts.journal.clone()));
-        self.parts.tasks.spawn("folders", manager.run());
-    }
-
-    fn start_sources(&mut self) {
-        let acceptor = membership::admission(&self.parts);
-        let facts = self.parts.facts.clone();
-        self.parts.tasks.spawn("accept", async move {
-            let mut acceptor = acceptor;
-            while let Some(accepted) = acceptor.next().await {
-                facts.send(Fact::Accepted(accepted)).await;
-            }
-        });
-        let (net, facts) = (self.parts.net.clone(), self.parts.facts.clone());
-        self.parts.tasks.spawn("network events", async move {
-            let mut events = net.events().await;
-            loop {
-                let input = match events.next().await {
-                    crate::net::NetEvent::Seen(node_id) => Input::Seen(node_id),
-                    crate::net::NetEvent::AddressesChanged => Input::NetworkChanged,
-                };
-                facts.send(Fact::Input(input)).await;
-            }
-        });
-        let catalogue = Catalogue {
-            store: self.parts.store.clone(),
-            index: self.parts.ctx.index.clone(),
-            events: self.parts.facts.sender(),
-            backlog: self.parts.backlog.clone(),
-            nudge: self.nudge.clone(),
-            gate: self.gate.clone(),
-        };
-        self.parts.tasks.spawn("catalogue", catalogue.run());
-        if let Some(store) = self.parts.embedded.clone() {
-            let facts = self.parts.facts.clone();
-            self.parts.tasks.spawn("store health", async move {
-                let reason = store.failed().await;
-                facts.send(Fact::Fatal(reason.into())).await;
-            });
-        }
-        let (shortage, watched) = watch::channel(Vec::new());
-        let facts = self.parts.facts.clone();
-        self.parts.tasks.spawn("disk shortage", async move {
-            facts.pass_on(watched, Fact::Shortage).await;
-        });
-        let disk_watch = DiskWatch {
-            journal: self.parts.journal.clone(),
-            folder: self.parts.home.state_dir().to_owned(),
-            store: self.parts.store.clone(),
-            shortage,
-            nudge: self.nudge.clone(),
-        };
-        self.parts.tasks.spawn("disk watch", disk_watch.run());
-        let scrub = Scrub {
-            store: self.parts.store.clone(),
-            embedded: self.parts.embedded.clone(),
-            index: self.parts.ctx.index.clone(),
-            home: self.parts.home.clone(),
-            rate: self.parts.scrub_rate,
-            status: self.parts.scrub.clone(),
-            nudge: self.nudge.clone(),
-        };
-        self.parts.tasks.spawn("scrub", scrub.run());
-        let (watched, facts) = (self.parts.scrub.subscribe(), self.parts.facts.clone());
-        self.parts.tasks.spawn("scrub status", async move {
-            facts.pass_on(watched, |_| Fact::Scrub).await;
-        });
-        journal_stream::look_after(&mut self.parts, &self.replication);
-        let again = self.regroup.clone();
-        let (journal, facts) = (self.parts.journal.clone(), self.parts.facts.sender());
-        self.parts.tasks.spawn("group", follow::follow(journal, self.parts.node_id, facts, again));
-    }
-
     async fn turn_until_stopped(&mut self, inbox: &mut mpsc::Receiver<Fact>) {
         let mut sleep_watch = SleepWatch::new(self.parts.clock.now_ms(), wall_ms());
         let mut look_at_ms = SLEEP_LOOK_MS;
@@ -386,15 +256,21 @@ impl Loop {
                 membership::be_introduced(&mut self.parts, connection);
             }
             Fact::Ended { conn, ended } => self.on_ended(conn, ended),
-            Fact::Stream { conn, send, recv } => self.receive(conn, send, recv),
+            Fact::Stream { conn, send, recv } => self.on_stream(conn, send, recv),
             Fact::JournalStream { conn, recv, send } => {
-                if let Some(live) = self.live.get_mut(&conn) {
+                if let Some(live) = self.links.live.get_mut(&conn) {
                     let streams = (recv, send);
-                    journal_stream::accept(&mut self.parts, &self.replication, conn, live, streams);
+                    journal_stream::accept(
+                        &mut self.parts,
+                        &self.links.replication,
+                        conn,
+                        live,
+                        streams,
+                    );
                 }
             }
             Fact::Journal { conn, status } => {
-                if let Some(live) = self.live.get_mut(&conn) {
+                if let Some(live) = self.links.live.get_mut(&conn) {
                     live.journal = Some(status);
                     self.publish_soon();
                 }
@@ -404,7 +280,7 @@ impl Loop {
                 self.publish_soon();
             }
             Fact::Offered { conn, batch, digests, reply } => {
-                self.decisions.insert(batch, reply);
+                self.links.decisions.insert(batch, reply);
                 self.handle(Input::Offered { conn, batch, digests });
             }
             Fact::Fetch { assets, now, reply } => self.fetch_lacking(assets, now, reply),
@@ -425,7 +301,7 @@ impl Loop {
             }
             Fact::Scrub => self.publish_soon(),
             Fact::PutOff { conn, reason } => {
-                if let Some(live) = self.live.get_mut(&conn) {
+                if let Some(live) = self.links.live.get_mut(&conn) {
                     live.put_off = reason;
                     self.publish_soon();
                 }
@@ -439,7 +315,7 @@ impl Loop {
             }
             Fact::Group(state) => self.on_group(state),
             Fact::Joined { result: Ok(joined), reply } => {
-                self.reload(Reload::Joined { joined, reply });
+                self.rebuild(Reload::Joined { joined, reply });
             }
             Fact::Joined { result, reply } => {
                 // The requester may have gone.
@@ -453,8 +329,8 @@ impl Loop {
                 let now_ms = self.parts.clock.now_ms();
                 pairing::log_try(&mut self.knocks, now_ms, joiner, &source, &why);
             }
-            Fact::Left { reply } => self.reload(Reload::Left { reply }),
-            Fact::Reload(reload) => self.reload(reload),
+            Fact::Left { reply } => self.rebuild(Reload::Left { reply }),
+            Fact::Reload(reload) => self.rebuild(reload),
             Fact::Loaded { engine, reload } => self.on_loaded(*engine, reload),
             Fact::Fatal(reason) => self.fail(reason),
             Fact::StartOver => {
@@ -484,7 +360,7 @@ impl Loop {
             Request::Leave(reply) => membership::leave(parts, reply),
             Request::Fetch(request, reply) => requests::fetch(parts, &self.engine, request, reply),
             Request::Check(reply) => {
-                let (nudge, taken_in) = (self.nudge.clone(), self.taken_in.subscribe());
+                let (nudge, taken_in) = (self.wakers.nudge.clone(), self.taken_in.subscribe());
                 requests::check(parts, nudge, taken_in, reply);
             }
             Request::Tune(Tuning { rate_limits, named_peers }, reply) => {
@@ -510,18 +386,19 @@ impl Loop {
         let _ = reply.send(Ok(requests::fetch_views(&self.parts, &self.engine, assets)));
     }
 
-    pub(super) fn handle(&mut self, input: Input) {
+    fn handle(&mut self, input: Input) {
         let now_ms = self.parts.clock.now_ms();
         self.engine.handle(now_ms, input, &mut self.effects);
         let mut effects = std::mem::take(&mut self.effects);
         for effect in effects.drain(..) {
-            self.perform(effect);
+            self.stopped |= effect == Effect::Stopped;
+            self.links.perform(&mut self.parts, &self.engine, effect);
         }
         self.effects = effects;
         self.publish_soon();
     }
 
-    pub(super) fn publish_soon(&mut self) {
+    fn publish_soon(&mut self) {
         if self.publish_at_ms.is_none_or(|at| at > self.parts.clock.now_ms() + STATUS_MS_MIN) {
             self.publish_at_ms = Some(self.picture.published_ms() + STATUS_MS_MIN);
         }
@@ -550,12 +427,12 @@ impl Loop {
         membership::record_addresses(&mut self.parts, peer, connection.remote_addresses());
         let (figures, journal, put_off) = (LinkFigures::default(), None, None);
         let live = Live { connection, commands, counters, throttle, figures, journal, put_off };
-        self.live.insert(conn, live);
+        self.links.live.insert(conn, live);
         self.handle(Input::Connected { conn, peer, dialed, plain });
     }
 
     fn on_ended(&mut self, conn: ConnId, ended: Ended) {
-        let Some(live) = self.live.remove(&conn) else { return };
+        let Some(live) = self.links.live.remove(&conn) else { return };
         tracing::info!(peer = %live.connection.peer().short(), reason = ended.text, "disconnected");
         let peer = live.connection.peer();
         let is_unknown_there = match ended.code.filter(|_| ended.by_peer) {
@@ -564,11 +441,20 @@ impl Loop {
             _ => false,
         };
         if is_unknown_there {
-            let addresses = self.addresses.get(&peer).cloned().unwrap_or_default();
+            let addresses = self.links.addresses.get(&peer).cloned().unwrap_or_default();
             membership::introduce(&mut self.parts, peer, addresses);
         }
         let violation = ended.code.is_some_and(CloseCode::is_violation);
         self.handle(Input::Disconnected { conn, reason: ended.text, violation });
+    }
+
+    fn on_stream(&mut self, conn: ConnId, send: SendStream, recv: RecvStream) {
+        let Some(live) = self.links.live.get(&conn) else { return };
+        let batch = BatchId(self.parts.ids.next());
+        if live.connection.protocol() == Protocol::Plain {
+            self.handle(Input::PlainStream { conn, batch });
+        }
+        self.links.receive(&mut self.parts, conn, batch, (send, recv));
     }
 
     fn on_store_up(&mut self, info: StoreInfo, reply: oneshot::Sender<()>) {
@@ -578,7 +464,7 @@ impl Loop {
                 let (old, new) = (bound.store_id, info.store_id);
                 tracing::warn!(%old, %new, "another store answers: listing all its assets");
             }
-            self.reload(Reload::OtherStore { info, reply });
+            self.rebuild(Reload::OtherStore { info, reply });
             return;
         }
         self.greet_store(&info);
@@ -586,12 +472,50 @@ impl Loop {
         let _ = reply.send(());
     }
 
-    pub(super) fn greet_store(&mut self, info: &StoreInfo) {
+    fn greet_store(&mut self, info: &StoreInfo) {
         if !self.store.up {
             tracing::info!(assets = info.asset_count, "the store answers");
         }
         (self.store.up, self.store.error) = (true, None);
         self.handle(Input::Store { up: true });
+    }
+
+    fn rebuild(&mut self, reload: Reload) {
+        load::reload(&mut self.parts, self.wakers.gate.clone(), reload);
+    }
+
+    fn on_loaded(&mut self, engine: Engine, reload: Reload) {
+        // A stopping engine must not be replaced by one that does not know that it is to stop.
+        if !self.stopping {
+            for (_, live) in std::mem::take(&mut self.links.live) {
+                live.connection.close(CloseCode::Ok, reload.why());
+            }
+            self.links.decisions.clear();
+            let behind = std::mem::replace(&mut self.engine, engine).is_behind();
+            self.parts.ctx.algorithm = self.engine.identity().algorithm;
+            self.note_unsaved();
+            self.wakers.regroup.notify_one();
+            self.handle(Input::Store { up: self.store.up });
+            if matches!(reload, Reload::Joined { .. } | Reload::Left { .. }) && self.store.up {
+                self.handle(Input::Indexed { entries: Vec::new(), behind });
+            }
+        }
+        // The requester may have gone.
+        match reload {
+            Reload::OtherStore { info, reply } => {
+                self.greet_store(&info);
+                let _ = reply.send(());
+            }
+            Reload::StoreLost { reply } => {
+                let _ = reply.send(());
+            }
+            Reload::Joined { joined, reply } => {
+                let _ = reply.send(Ok(joined));
+            }
+            Reload::Left { reply } => {
+                let _ = reply.send(Ok(LeaveReply { new_device: false }));
+            }
+        }
     }
 
     // ---- the group ---------------------------------------------------------------------------
@@ -603,15 +527,14 @@ impl Loop {
             // An engine for that group is being built, and will request the group again.
             return;
         }
-        self.addresses = addresses(&members, &self.parts.unreachable);
-        self.parts.net.set_member_addresses(self.addresses.values().flatten());
+        self.links.set_addresses(&self.parts, &members);
         self.handle(Input::Renamed(name));
         self.handle(Input::Members(members));
     }
 
     // ---- saving and showing ------------------------------------------------------------------
 
-    pub(super) fn note_unsaved(&mut self) {
+    fn note_unsaved(&mut self) {
         let now_ms = self.parts.clock.now_ms();
         let unsaved = self.engine.known().head_seq.saturating_sub(self.saved_seq);
         let at_ms = if unsaved >= SAVE_ASSETS { now_ms } else { now_ms + SAVE_MS };
@@ -633,19 +556,19 @@ impl Loop {
 
     fn publish(&mut self) {
         let now_ms = self.parts.clock.now_ms();
-        for live in self.live.values_mut() {
+        for live in self.links.live.values_mut() {
             live.measure(now_ms);
         }
-        let link = |conn: ConnId| self.live.get(&conn).map(Live::view);
-        let journals = self.live.values().filter_map(|live| live.journal.as_ref());
-        let journal = journal_stream::status(journals, &self.forked, self.replication.repairs());
+        let link = |conn: ConnId| self.links.live.get(&conn).map(Live::view);
+        let journals = self.links.live.values().filter_map(|live| live.journal.as_ref());
+        let journal =
+            journal_stream::status(journals, &self.forked, self.links.replication.repairs());
         let pairings = self.comparing.shown(now_ms);
         let rate_limits = self.parts.throttle.status();
         let told = Told { journal, pairings, rate_limits };
         let status = self.picture.draw(now_ms, &self.engine, &self.store, told, link);
         let active = status.peers.iter().any(|peer| {
-            peer.state == crate::replica::status::PeerState::Syncing
-                || peer.send_rate_bytes + peer.receive_rate_bytes > 0.0
+            peer.state == PeerState::Syncing || peer.send_rate_bytes + peer.receive_rate_bytes > 0.0
         });
         self.publish_at_ms = active.then_some(now_ms + STATUS_MS_ACTIVE);
         self.parts.status.send_replace(status);
