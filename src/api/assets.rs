@@ -26,6 +26,7 @@ use crate::core::journal::asset::{
 use crate::core::journal::device_events::LogEvent;
 use crate::core::journal::draft::{Draft, DraftChange, DraftPut};
 use crate::core::journal::op::{Elem, Value};
+use crate::core::limits::{EDIT_JSON_BYTES_MAX, PAGE_READS_MAX};
 use crate::core::lookup::{AssetCandidate, AssetText, AssetTier, CANDIDATES_MAX};
 use crate::http::asset::{AssetEdit, AssetRow, AssetsPage, CheckedEdit, TagEdit};
 use crate::http::extract::{Path, Query, json_body};
@@ -33,9 +34,6 @@ use crate::http::people::Listing;
 use crate::http::problem::{Problem, bad_request, problem};
 use crate::state::journal::JournalReader;
 use crate::store::{Asset, Filter, Store, StoreError};
-
-/// A body: the longest description and many tags, every byte escaped.
-const EDIT_BYTES_MAX: u64 = 512 * 1024;
 
 /// The routes.
 pub(super) fn router() -> Router<Api> {
@@ -49,9 +47,6 @@ pub(super) fn router() -> Router<Api> {
 #[derive(OpenApi)]
 #[openapi(paths(list, find, edit))]
 pub(super) struct Described;
-
-/// The most rows read for one listing: where few fit, a page may end early.
-const READ_MAX: usize = 20_000;
 
 /// Lists assets, with the devices that added them
 #[utoipa::path(
@@ -105,7 +100,7 @@ async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<AssetsPage>, Prob
             break;
         }
         page.next = Some(after);
-        if read >= READ_MAX {
+        if read >= PAGE_READS_MAX {
             break;
         }
     }
@@ -231,7 +226,7 @@ async fn edit(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let edit: AssetEdit = json_body(&headers, body, EDIT_BYTES_MAX).await?;
+    let edit: AssetEdit = json_body(&headers, body, EDIT_JSON_BYTES_MAX).await?;
     let edit = edit.checked()?;
     if api.handle.store().lookup(hash).await?.is_none() {
         return Err(StoreError::NotFound(hash).into());

@@ -19,6 +19,7 @@ use super::records::write;
 use super::{Api, gone, watch};
 use crate::core::ids::{Hash, NodeId};
 use crate::core::journal::draft::{Draft, DraftChange};
+use crate::core::limits::{PAGE_READS_MAX, PAGE_ROWS_MAX};
 use crate::http::extract::{Path, Query, json_body};
 use crate::http::problem::{Problem, bad_request};
 use crate::state::journal::JournalReader;
@@ -28,11 +29,6 @@ const EVENT_BODY_BYTES_MAX: u64 = 256 * 1024;
 
 /// The default and the largest number of events in a page.
 const LIST_DEFAULT: usize = 100;
-const LIST_MAX: usize = 1000;
-
-/// The most events read for one page. With a filter that few events match, a page may end early.
-const READ_MAX: usize = 20_000;
-
 /// The routes.
 pub(super) fn router() -> Router<Api> {
     Router::new()
@@ -81,15 +77,16 @@ async fn list(
     Query(query): Query<ListQuery>,
 ) -> Result<Json<EventsPage>, Problem> {
     let limit = query.limit.unwrap_or(LIST_DEFAULT);
-    if !(1..=LIST_MAX).contains(&limit) {
-        return Err(bad_request(format!("limit must be 1 to {LIST_MAX}, got {limit}")));
+    if !(1..=PAGE_ROWS_MAX).contains(&limit) {
+        return Err(bad_request(format!("limit must be 1 to {PAGE_ROWS_MAX}, got {limit}")));
     }
     let ListQuery { after, since_ms, author, hash, .. } = query;
     let filter = EventFilter { since_ms, author, hash };
     let read = move |journal: &JournalReader| {
         let Some(epoch) = epoch_for(journal, after)? else { return Ok(None) };
         let place = after.map_or((0, 0), |after| (after.arr, after.index));
-        let page = journal.events_that(&stream, place, limit, READ_MAX, |row| filter.fits(row))?;
+        let page =
+            journal.events_that(&stream, place, limit, PAGE_READS_MAX, |row| filter.fits(row))?;
         let names = asset_names(journal, &stream, &page.events)?;
         let events = page.events.iter().map(|row| event(row, &names)).collect();
         let (arr, index) = page.next;

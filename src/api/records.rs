@@ -25,7 +25,7 @@ use super::places::RecordPlace;
 use crate::core::ids::NodeId;
 use crate::core::journal::draft::{Draft, DraftChange, Expect};
 use crate::core::journal::op::Key;
-use crate::core::limits::{RECORD_BYTES_MAX, RECORD_ID_BYTES_MAX};
+use crate::core::limits::{PAGE_ROWS_MAX, RECORD_BYTES_MAX, RECORD_ID_BYTES_MAX};
 use crate::http::extract::{Path, Query, json_body};
 use crate::http::problem::{Problem, bad_request, problem};
 use crate::state::journal::{Cursor, JournalError, JournalReader, Owner};
@@ -35,8 +35,6 @@ const WRITES_BYTES_MAX: u64 = 512 * 1024;
 
 /// The default and the largest number of records in a page.
 const LIST_DEFAULT: usize = 100;
-const LIST_MAX: usize = 1000;
-
 /// Whether a path is about own records or shared ones.
 #[derive(Debug, Clone, Copy)]
 struct Owned(bool);
@@ -158,8 +156,8 @@ async fn list(
     Query(query): Query<ListQuery>,
 ) -> Result<Json<RecordsPage>, Problem> {
     let limit = query.limit.unwrap_or(LIST_DEFAULT);
-    if !(1..=LIST_MAX).contains(&limit) {
-        return Err(bad_request(format!("limit must be 1 to {LIST_MAX}, got {limit}")));
+    if !(1..=PAGE_ROWS_MAX).contains(&limit) {
+        return Err(bad_request(format!("limit must be 1 to {PAGE_ROWS_MAX}, got {limit}")));
     }
     let prefix = parse_prefix(&model, query.prefix.as_deref().unwrap_or_default(), owned)?;
     let owner = match query.owner {

@@ -1,4 +1,10 @@
-//! Every bound that a peer, a store or a user can reach, with its reason, in one place.
+//! The bounds on what others can make this device hold or do, with their reasons: every bound of the
+//! protocols between devices, and every bound that more than one file applies.
+//!
+//! A bound stands in the file that applies it when no other file needs it and it follows from that
+//! file alone: the queue between two tasks, a deadline or a pause, the size of one answer of a store
+//! or of the API. Its name ends in `_MAX`, or in `_DEADLINE` or `_WAIT` for a time, so that a search
+//! finds it. The bounds of paths and versions in shared folders stand in [`crate::core::folder`].
 
 /// The longest frame except content frames: 2,048 hashes are 70 KB, 1,024 cells 52 KB; the longest
 /// message is a list of 1,024 members with 16 addresses each.
@@ -277,3 +283,58 @@ pub const EXPRESSION_BYTES_MAX: usize = 4 * 1024;
 
 /// The most levels of an expression: reading and evaluating it are recursive.
 pub const EXPRESSION_DEPTH_MAX: usize = 32;
+
+/// The most devices of a group, removed ones included.
+pub const GROUP_ENTRIES_MAX: usize = 1024;
+
+/// The most addresses kept for a member; more would only slow the dial down.
+pub const ADDRESSES_MAX: usize = 16;
+
+/// The longest address kept, in bytes; relay URLs are the longest there are.
+pub const ADDRESS_BYTES_MAX: usize = 256;
+
+/// The longest device name, in characters.
+pub const NAME_CHARS_MAX: usize = 64;
+
+/// The longest device name, encoded: at most four bytes for each character.
+pub const DEVICE_NAME_BYTES_MAX: usize = 4 * NAME_CHARS_MAX;
+
+/// The most features that a peer may list, including those of later versions.
+pub const FEATURES_MAX: usize = 64;
+
+/// The most streams that a peer may have open: the control stream, the journal's, and batches. The
+/// QUIC library replaces ended streams in eighths of this, so plan with two fewer.
+pub const STREAMS_MAX: u32 = 16;
+
+/// The most live connections; together with the windows this bounds memory. The largest group that
+/// should be connected all to all has 20 devices.
+pub const CONNECTIONS_MAX: usize = 64;
+
+/// The most live connections with one peer: two when both dial at once. Connections that strangers
+/// may have too, such as for pairing, count separately.
+pub const CONNECTIONS_PER_PEER_MAX: usize = 2;
+
+/// The most live connections of each protocol for strangers.
+pub const STRANGER_CONNECTIONS_MAX: usize = 4;
+
+/// The most assets that one side sends on one plain stream: it bounds what both remember. The rest
+/// is sent over the next connection.
+pub const PLAIN_ASSETS_MAX: usize = 64 * 1024;
+
+/// The most bytes of an asset's description, attributes and tags together: keeps a page of them in
+/// memory.
+pub const METADATA_BYTES_MAX: usize = 64 * 1024;
+
+/// The longest JSON document of an edit of an asset: the longest description and many tags, every byte
+/// escaped.
+pub const EDIT_JSON_BYTES_MAX: u64 = 512 * 1024;
+
+/// The most rows in one page of an answer to a program: with the longest descriptions it stays below
+/// 64 MiB.
+pub const PAGE_ROWS_MAX: usize = 1000;
+
+/// The most rows read for one page. With a filter that few rows match, a page may end early.
+pub const PAGE_READS_MAX: usize = 20_000;
+
+/// How often an edit is tried again after another one came first.
+pub const EDIT_TRIES_MAX: usize = 8;

@@ -5,21 +5,10 @@ use std::collections::BTreeSet;
 
 use crate::core::foreign_text::is_unshowable;
 use crate::core::ids::NodeId;
+use crate::core::limits::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, NAME_CHARS_MAX};
 
 /// The one-time secret of a ticket.
 pub type TicketSecret = [u8; 16];
-
-/// The most devices of a group, removed ones included.
-pub const GROUP_ENTRIES_MAX: usize = 1024;
-
-/// The most addresses kept for a member; more would only slow the dial down.
-pub const ADDRESSES_MAX: usize = 16;
-
-/// The longest address kept, in bytes; relay URLs are the longest there are.
-pub const ADDRESS_BYTES_MAX: usize = 256;
-
-/// The longest device name, in characters.
-pub const NAME_CHARS_MAX: usize = 64;
 
 /// A member of the group as another device knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]

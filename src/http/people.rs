@@ -29,6 +29,7 @@ use super::served::{content_disposition, served_type};
 use super::upload::{Received, announced_bytes, check_largest, receive};
 use crate::core::attributes::{Attribute, AttributeValue, Attributes};
 use crate::core::ids::{Digest, Hash};
+use crate::core::limits::{EDIT_JSON_BYTES_MAX, EDIT_TRIES_MAX, PAGE_ROWS_MAX};
 use crate::core::names::NamePattern;
 use crate::store::messages::{at_most, canonical};
 use crate::store::{
@@ -39,14 +40,8 @@ use crate::store::{
 /// The rows of a listing when the request does not set a limit.
 const LIST_ROWS_DEFAULT: usize = 100;
 
-/// The most rows of one listing: with the longest descriptions it stays below 64 MiB.
-const LIST_ROWS_MAX: usize = 1000;
-
 /// The longest filter text; longer than any useful tag, type or name.
 const FILTER_BYTES_MAX: usize = 1024;
-
-/// The longest JSON document of an edit: the longest description and tags, every byte escaped.
-const EDIT_BYTES_MAX: u64 = 512 * 1024;
 
 /// The longest description; a longer one belongs into an asset of its own.
 const DESCRIPTION_BYTES_MAX: usize = 16 * 1024;
@@ -54,9 +49,6 @@ const DESCRIPTION_BYTES_MAX: usize = 16 * 1024;
 /// The most tags of one asset, and the longest tag.
 const TAGS_MAX: usize = 256;
 const TAG_BYTES_MAX: usize = 128;
-
-/// How often an edit is tried again after another one came first.
-const EDIT_TRIES_MAX: usize = 8;
 
 /// The router of the `/assets` endpoints. Large uploads pass through `staging_dir`. It must exist,
 /// be private, and for the embedded store be on the store's volume; its owner removes what a crash
@@ -362,9 +354,9 @@ impl Listing {
                 }
             }
         }
-        if !(1..=LIST_ROWS_MAX).contains(&listing.limit) {
+        if !(1..=PAGE_ROWS_MAX).contains(&listing.limit) {
             let limit = listing.limit;
-            return Err(bad_request(format!("limit must be 1 to {LIST_ROWS_MAX}, got {limit}")));
+            return Err(bad_request(format!("limit must be 1 to {PAGE_ROWS_MAX}, got {limit}")));
         }
         Ok((listing, apart))
     }
@@ -516,7 +508,7 @@ async fn edit(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let edit: AssetEdit = json_body(&headers, body, EDIT_BYTES_MAX).await?;
+    let edit: AssetEdit = json_body(&headers, body, EDIT_JSON_BYTES_MAX).await?;
     apply(store.as_ref(), hash, &headers, &edit.checked()?).await
 }
 

@@ -25,6 +25,7 @@ use utoipa::{IntoParams, OpenApi};
 
 use self::blobs::Uploads;
 use crate::core::ids::{Digest, Hash};
+use crate::core::limits::EDIT_TRIES_MAX;
 use crate::http::describe::Binary;
 use crate::http::extract::Query;
 use crate::http::people;
@@ -93,9 +94,6 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 
 /// The feed rows read at once for an event stream.
 const EVENT_PAGE_ROWS: usize = 256;
-
-/// How often an edit without a version is tried again after another one came first.
-const EDIT_TRIES_MAX: usize = 8;
 
 /// The router of the store API over `store`. It checks no key: put it behind a
 /// [`Guard`](crate::http::guard::Guard).

@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use iroh::TransportAddr;
 
-use crate::core::pairing::{ADDRESS_BYTES_MAX, ADDRESSES_MAX};
+use crate::core::limits::{ADDRESS_BYTES_MAX, ADDRESSES_MAX};
 
 /// An address that a person gave: `host:port`, where the host is a name or an IP address.
 #[derive(Debug, Clone, PartialEq, Eq)]

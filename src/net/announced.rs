@@ -13,9 +13,9 @@ use std::time::Duration;
 use iroh::EndpointId;
 use tokio::time::Instant;
 
-use crate::core::pairing::ADDRESSES_MAX;
-
 use super::address::{canonical, is_near};
+
+use crate::core::limits::ADDRESSES_MAX;
 
 /// The first pause; the announced device may only not be ready yet.
 const PAUSE_MIN: Duration = Duration::from_secs(4);

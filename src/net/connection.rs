@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::core::close::CloseCode;
 use crate::core::foreign_text::visible;
 use crate::core::ids::NodeId;
-use crate::core::pairing::ADDRESSES_MAX;
+use crate::core::limits::ADDRESSES_MAX;
 
 use super::address::{address_text, is_near};
 use super::contain::{Contained, Fate, Panicked, run};

@@ -12,11 +12,12 @@ use thiserror::Error;
 use tokio::time::timeout;
 
 use crate::core::ids::NodeId;
+use crate::core::limits::CONNECTIONS_MAX;
 
 use super::address::{NamedAddress, Reach, parse_addresses};
 use super::connection::{Connection, Ended, Protocol};
 use super::contain::{self, Fate, Panicked};
-use super::endpoint::{Bound, CONNECTIONS_MAX, Net};
+use super::endpoint::{Bound, Net};
 
 /// How long a dial may take when only direct paths are tried.
 const DIAL_DEADLINE: Duration = Duration::from_secs(5);

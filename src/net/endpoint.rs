@@ -30,18 +30,16 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::core::close::CloseCode;
 use crate::core::ids::NodeId;
-use crate::core::limits::PAIR_FRAME_BYTES_MAX;
-use crate::core::pairing::ADDRESSES_MAX;
+use crate::core::limits::{
+    ADDRESSES_MAX, CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX, PAIR_FRAME_BYTES_MAX,
+    STRANGER_CONNECTIONS_MAX, STREAMS_MAX,
+};
 use crate::wire::frame::HEADER_BYTES;
 
 use super::address::{address_text, canonical};
 use super::connection::{Connection, Protocol, WeakConnection};
 use super::contain::{self, Contained, Fate};
 use super::discovery::Lan;
-
-/// The most streams that a peer may have open: the control stream, the journal's, and batches. The
-/// QUIC library replaces ended streams in eighths of this, so plan with two fewer.
-const STREAMS_MAX: u32 = 16;
 
 /// The most unread bytes of one stream. Below the size at which a stalled reader of small pieces
 /// makes the QUIC library give up the connection (it keeps at most 1,024 pieces).
@@ -81,17 +79,6 @@ const HANDLES_LOOK: Duration = Duration::from_millis(2);
 
 /// The pause between two attempts to bind again.
 const REBIND_PAUSE: Duration = Duration::from_millis(50);
-
-/// The most live connections; together with the windows this bounds memory. The largest group that
-/// should be connected all to all has 20 devices.
-pub(super) const CONNECTIONS_MAX: usize = 64;
-
-/// The most live connections with one peer: two when both dial at once. Connections that strangers
-/// may have too, such as for pairing, count separately.
-const CONNECTIONS_PER_PEER_MAX: usize = 2;
-
-/// The most live connections of each protocol for strangers.
-const STRANGER_CONNECTIONS_MAX: usize = 4;
 
 /// Which relay is used when no direct path is found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -19,7 +19,8 @@ use qrcode::{EcLevel, QrCode};
 use thiserror::Error;
 
 use crate::core::ids::NodeId;
-use crate::core::pairing::{ADDRESSES_MAX, TicketSecret};
+use crate::core::limits::ADDRESSES_MAX;
+use crate::core::pairing::TicketSecret;
 
 const PREFIX: &str = "cansync";
 const VERSION: u8 = 1;

@@ -7,6 +7,7 @@ use prost::Message as _;
 use super::{Asset, Entry, Metadata, StoreInfo};
 use crate::core::attributes::{Attribute, Attributes};
 use crate::core::ids::{Digest, Hash, HashAlgorithm, StoreId};
+use crate::core::limits::METADATA_BYTES_MAX;
 use crate::wire::proto::store as proto;
 
 /// The media type of the messages.
@@ -33,9 +34,6 @@ pub(crate) const REPAIR_HEADER: &str = "asset-repair";
 
 /// The header with the number of bytes kept of an unfinished upload.
 pub(crate) const UPLOAD_OFFSET_HEADER: &str = "upload-offset";
-
-/// The most bytes of an asset's description, attributes and tags together.
-pub(crate) const METADATA_BYTES_MAX: usize = 64 * 1024;
 
 /// The most tags of one asset; each costs a row and some bytes.
 pub(crate) const TAGS_MAX: usize = 4096;

@@ -18,7 +18,7 @@ use super::outcome::{Outcome, Receipt, Received, TransferError, is_large, with_c
 use super::pace::{KEEP_ALIVE, out_of_place};
 use super::slot::{Expects, Slot};
 use crate::core::ids::{Digest, Hash};
-use crate::core::limits::PIECE_ALIGN_BYTES;
+use crate::core::limits::{PIECE_ALIGN_BYTES, PLAIN_ASSETS_MAX};
 use crate::core::spans::{SPAN_BYTES_MAX, SPANS_AHEAD};
 use crate::net::frame::Frame;
 use crate::state::partials::PieceError;
@@ -27,10 +27,6 @@ use crate::wire::batch::{
     Content, Label, Naming, Offer, Piece, Verdict, WantEntry, decode_contents, decode_drop,
 };
 use crate::wire::frame::Kind;
-
-/// The most assets that one side sends on one plain stream: it bounds what both remember. The rest
-/// is sent over the next connection.
-pub(super) const PLAIN_ASSETS_MAX: usize = 64 * 1024;
 
 /// A group of small assets is passed to the store when it has this many bytes ...
 pub(super) const PUT_BYTES_MAX: u64 = 1024 * 1024;

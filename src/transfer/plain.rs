@@ -17,14 +17,14 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, blocking, index_failed};
-use super::intake::{Intake, PLAIN_ASSETS_MAX};
+use super::intake::Intake;
 use super::meter::{Counters, Meter};
 use super::outcome::{Outcome, Receipt, Received, TransferError};
 use super::pace::{READ_STALL, WRITE_STALL, keeping_alive, out_of_place};
 use super::receive::take_contents;
 use super::send::{Asset, LastProof, Lost, send_contents};
 use crate::core::ids::{Digest, Hash};
-use crate::core::limits::{HASHES_PER_FRAME_MAX, OFFER_ENTRIES_MAX};
+use crate::core::limits::{HASHES_PER_FRAME_MAX, OFFER_ENTRIES_MAX, PLAIN_ASSETS_MAX};
 use crate::net::frame::{FrameReader, FrameWriter, TakeBytes};
 use crate::wire::batch::{Label, Naming, SetPage, Verdict, decode_plain_ack, encode_ack};
 use crate::wire::frame::Kind;

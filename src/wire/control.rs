@@ -4,20 +4,14 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::core::ids::{GroupId, Hash, HashAlgorithm, StoreId};
-use crate::core::limits::HASHES_PER_FRAME_MAX;
+use crate::core::limits::{DEVICE_NAME_BYTES_MAX, FEATURES_MAX, HASHES_PER_FRAME_MAX};
 use crate::core::message::{Hello, Message};
-use crate::core::pairing::{NAME_CHARS_MAX, device_name};
+use crate::core::pairing::device_name;
 use crate::wire::frame::Kind;
 use crate::wire::reconcile::{
     decode_reconcile, decode_set_summary, encode_reconcile, encode_set_summary,
 };
 use crate::wire::{WireError, parse, proto::peer};
-
-/// The longest encoded name: at most four bytes for each character.
-const NAME_BYTES_MAX: usize = 4 * NAME_CHARS_MAX;
-
-/// The most features that a peer may list, including those of later versions.
-const FEATURES_MAX: usize = 64;
 
 /// How much of an unknown hash algorithm's name is shown.
 const ALGORITHM_CHARS_SHOWN: usize = 32;
@@ -83,8 +77,8 @@ fn hello_to_wire(hello: &Hello) -> peer::Hello {
 }
 
 fn hello_from_wire(hello: peer::Hello) -> Result<Hello, WireError> {
-    bounded("Hello.device_name", hello.device_name.len(), NAME_BYTES_MAX)?;
-    bounded("Hello.build", hello.build.len(), NAME_BYTES_MAX)?;
+    bounded("Hello.device_name", hello.device_name.len(), DEVICE_NAME_BYTES_MAX)?;
+    bounded("Hello.build", hello.build.len(), DEVICE_NAME_BYTES_MAX)?;
     let algorithm = HashAlgorithm::from_name(&hello.hash_algorithm)
         .ok_or_else(|| unknown_algorithm(&hello.hash_algorithm))?;
     Ok(Hello {
@@ -167,7 +161,7 @@ mod tests {
         let short = peer::Lacking { hashes: vec![Bytes::from_static(b"short")] };
         assert!(decode_message(Kind::Lacking, short.encode_to_vec().into()).is_err());
         let mut long = hello_to_wire(&hello());
-        long.device_name = "x".repeat(NAME_BYTES_MAX + 1);
+        long.device_name = "x".repeat(DEVICE_NAME_BYTES_MAX + 1);
         assert!(decode_message(Kind::Hello, long.encode_to_vec().into()).is_err());
     }
 

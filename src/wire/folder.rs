@@ -6,13 +6,12 @@ use prost::Message as _;
 use crate::core::folder::path::{FolderPath, PATH_BYTES_MAX};
 use crate::core::folder::version::{Content, ShortId, VECTOR_DEVICES_MAX, Vector, Version};
 use crate::core::ids::{Hash, NodeId};
-use crate::core::limits::{ASSET_BYTES_MAX, EVENT_DATA_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::core::limits::{
+    ASSET_BYTES_MAX, DEVICE_NAME_BYTES_MAX, EVENT_DATA_BYTES_MAX, VALUE_BYTES_MAX,
+};
 
 use super::proto::folders as proto;
 use super::{Repeated, WireError, bounded, parse_counted};
-
-/// The longest name of a device in a version: the longest device name, in UTF-8.
-const DEVICE_NAME_BYTES_MAX: usize = 256;
 
 /// The longest content of a later version of this program: with the longest path and vector it fits
 /// a field, so that the version can always be written again.

@@ -5,7 +5,8 @@ use prost::Message as _;
 use crate::core::ids::{GroupId, HashAlgorithm, NodeId};
 use crate::core::joining::{Introduction, PairAccept, PairNonce, PairOffer, PairRequest};
 use crate::core::journal::op::SignedOp;
-use crate::core::pairing::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, device_name};
+use crate::core::limits::{ADDRESS_BYTES_MAX, ADDRESSES_MAX};
+use crate::core::pairing::device_name;
 
 use super::WireError;
 use super::journal::{decode_intro, intro_to_wire};
@@ -160,8 +161,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::core::journal::op::LogInfo;
+    use crate::core::limits::NAME_CHARS_MAX;
     use crate::core::limits::{INTRO_OPS_MAX, INTRODUCTION_FRAME_BYTES_MAX, PAIR_FRAME_BYTES_MAX};
-    use crate::core::pairing::NAME_CHARS_MAX;
 
     const LONGEST_NAME: [char; NAME_CHARS_MAX] = ['\u{10348}'; NAME_CHARS_MAX];
 

@@ -14,10 +14,11 @@ use parking_lot::Mutex;
 use super::look::metadata;
 use crate::core::ids::{GroupId, Hash, NodeId};
 use crate::core::journal::asset::{Row, Shadow};
+use crate::core::limits::METADATA_BYTES_MAX;
 use crate::replica::journal::JournalHandle;
 use crate::state::journal;
 use crate::store::Metadata;
-use crate::store::messages::{METADATA_BYTES_MAX, TAGS_MAX};
+use crate::store::messages::TAGS_MAX;
 
 /// How many senders are remembered until the arrival is logged: far more assets than are under way.
 const SENDERS_MAX: usize = 64 * 1024;

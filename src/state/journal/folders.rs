@@ -19,8 +19,8 @@ use crate::core::journal::device_events::DeviceState;
 use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut};
 use crate::core::journal::op::{Key, Value, value_from_bytes};
 use crate::core::journal::stamp::Hlc;
-use crate::core::limits::{FUTURE_MS_MAX, OP_BODY_BYTES_MAX, OP_CHANGES_MAX};
-use crate::core::pairing::{NAME_CHARS_MAX, device_name};
+use crate::core::limits::{FUTURE_MS_MAX, NAME_CHARS_MAX, OP_BODY_BYTES_MAX, OP_CHANGES_MAX};
+use crate::core::pairing::device_name;
 use crate::wire::folder::{HistoryEvent, history_from_bytes, history_to_bytes};
 use crate::wire::folder::{version_from_bytes, version_to_bytes};
 

@@ -29,13 +29,11 @@ use super::health::Health;
 use super::rows::{self, Content, NewRow, Recorded};
 use crate::clock::wall_ms_signed;
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
+use crate::core::limits::METADATA_BYTES_MAX;
 use crate::store::hasher::hash_file;
 use crate::store::{
     Cursor, GROUP, Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile,
 };
-
-/// The longest metadata of one asset, all texts together: keeps a page of them in memory.
-const METADATA_BYTES_MAX: usize = 64 * 1024;
 
 /// The size of a read while a file is hashed.
 const HASH_BUFFER_BYTES: usize = 1 << 20;

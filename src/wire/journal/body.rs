@@ -12,11 +12,11 @@ use crate::core::ids::{LogId, NodeId, OpHash};
 use crate::core::journal::op::{Body, Change, Elem, Event, Key, MemberChange, Put, Removal, Value};
 use crate::core::journal::stamp::{Hlc, Stamp};
 use crate::core::limits::{
-    EVENT_DATA_BYTES_MAX, FACTS_PER_AUTHOR_MAX, JOURNAL_NAME_BYTES_MAX, OP_BODY_BYTES_MAX,
-    OP_CELLS_MAX, OP_CHANGES_MAX, OP_SEQ_MAX, RECORD_ID_BYTES_MAX, SET_ELEM_BYTES_MAX,
-    VALUE_BYTES_MAX,
+    DEVICE_NAME_BYTES_MAX, EVENT_DATA_BYTES_MAX, FACTS_PER_AUTHOR_MAX, GROUP_ENTRIES_MAX,
+    JOURNAL_NAME_BYTES_MAX, OP_BODY_BYTES_MAX, OP_CELLS_MAX, OP_CHANGES_MAX, OP_SEQ_MAX,
+    RECORD_ID_BYTES_MAX, SET_ELEM_BYTES_MAX, VALUE_BYTES_MAX,
 };
-use crate::core::pairing::{GROUP_ENTRIES_MAX, NAME_CHARS_MAX, device_name};
+use crate::core::pairing::device_name;
 use crate::wire::proto::journal as proto;
 use crate::wire::{Repeated, WireError, parse_counted};
 
@@ -29,9 +29,6 @@ const BODY: [Repeated; 5] = [
     Repeated { path: &[4, 1, 5], max: OP_CELLS_MAX },
     Repeated { path: &[4, 4, 3, 2], max: OP_CHANGES_MAX * GROUP_ENTRIES_MAX },
 ];
-
-/// The longest encoded device name: at most four bytes for each character.
-const DEVICE_NAME_BYTES_MAX: usize = 4 * NAME_CHARS_MAX;
 
 /// Encodes the body of a new op. For its author only: received bodies are kept as they are.
 ///
