@@ -15,6 +15,7 @@ pub mod journal;
 pub mod leases;
 pub mod limits;
 pub mod lookup;
+pub mod lt_hash;
 pub mod message;
 pub mod names;
 pub mod pairing;

@@ -24,6 +24,7 @@ use thiserror::Error;
 
 use crate::core::ids::{GroupId, Hash};
 use crate::core::limits::SKETCH_CELLS;
+use crate::core::lt_hash::LtHash;
 
 /// The number of signed counters. The estimate's standard error is 12.5 % with this many.
 pub const COUNTERS: usize = 128;
@@ -31,8 +32,6 @@ pub const COUNTERS: usize = 128;
 /// The number of cells copied together when a shared chunk is written: 12 KB.
 const CHUNK_CELLS: usize = 256;
 const CHUNKS: usize = SKETCH_CELLS / CHUNK_CELLS;
-
-const LANES: usize = 1024;
 
 /// Everything that a device keeps to compare its set with others: about 0.8 MB, whatever the count.
 ///
@@ -160,7 +159,7 @@ const MAGIC: &[u8; 8] = b"cansketc";
 const FILE_VERSION: u32 = 1;
 const CHECKSUM_BYTES: usize = 32;
 const FILE_BYTES: usize =
-    8 + 4 + 16 + 8 + 8 * COUNTERS + 2 * LANES + 48 * SKETCH_CELLS + CHECKSUM_BYTES;
+    8 + 4 + 16 + 8 * COUNTERS + LtHash::BYTES + 48 * SKETCH_CELLS + CHECKSUM_BYTES;
 
 /// Why bytes cannot be used as a sketch.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -414,78 +413,6 @@ impl CodedCells {
     /// The cell at `index`, which is below [`SKETCH_CELLS`].
     pub fn cell(&self, index: usize) -> &Cell {
         &self.chunks[index / CHUNK_CELLS][index % CHUNK_CELLS]
-    }
-}
-
-/// A hash of a set to which elements can be added and subtracted: LtHash with 1,024 lanes of 16
-/// bits.
-#[derive(Clone, PartialEq, Eq)]
-pub struct LtHash {
-    lanes: Box<[u16; LANES]>,
-    count: u64,
-}
-
-impl Default for LtHash {
-    fn default() -> Self {
-        Self { lanes: Box::new([0; LANES]), count: 0 }
-    }
-}
-
-impl LtHash {
-    /// The length of [`Self::to_bytes`].
-    pub const BYTES: usize = 2 * LANES + 8;
-
-    /// Adds a hash.
-    pub fn add(&mut self, hash: &Hash) {
-        self.apply(hash, u16::wrapping_add);
-        self.count = self.count.wrapping_add(1);
-    }
-
-    /// Subtracts a hash.
-    pub fn subtract(&mut self, hash: &Hash) {
-        self.apply(hash, u16::wrapping_sub);
-        self.count = self.count.wrapping_sub(1);
-    }
-
-    /// The number of hashes added minus those subtracted.
-    pub fn count(&self) -> u64 {
-        self.count
-    }
-
-    /// The BLAKE3 hash of lanes and count.
-    pub fn fingerprint(&self) -> [u8; 32] {
-        *blake3::hash(&self.to_bytes()).as_bytes()
-    }
-
-    /// Lanes and count, little-endian.
-    pub fn to_bytes(&self) -> [u8; Self::BYTES] {
-        let mut bytes = [0; Self::BYTES];
-        for (bytes, lane) in bytes.chunks_exact_mut(2).zip(self.lanes.iter()) {
-            bytes.copy_from_slice(&lane.to_le_bytes());
-        }
-        bytes[2 * LANES..].copy_from_slice(&self.count.to_le_bytes());
-        bytes
-    }
-
-    /// Reads what [`Self::to_bytes`] wrote.
-    pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Self {
-        let mut hash = Self::default();
-        let (numbers, _) = bytes.as_chunks::<2>();
-        for (lane, bytes) in hash.lanes.iter_mut().zip(numbers) {
-            *lane = u16::from_le_bytes(*bytes);
-        }
-        let mut count = [0; 8];
-        count.copy_from_slice(&bytes[2 * LANES..]);
-        hash.count = u64::from_le_bytes(count);
-        hash
-    }
-
-    fn apply(&mut self, hash: &Hash, change: impl Fn(u16, u16) -> u16) {
-        let mut expanded = [0; 2 * LANES];
-        blake3::Hasher::new().update(hash.as_bytes()).finalize_xof().fill(&mut expanded);
-        for (lane, bytes) in self.lanes.iter_mut().zip(expanded.chunks_exact(2)) {
-            *lane = change(*lane, u16::from_le_bytes([bytes[0], bytes[1]]));
-        }
     }
 }
 

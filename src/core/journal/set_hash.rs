@@ -7,7 +7,7 @@
 //!     them is linear algebra.
 
 use crate::core::ids::Hash;
-use crate::core::sketch::LtHash;
+use crate::core::lt_hash::LtHash;
 
 /// The hash of an element of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,11 +8,12 @@
 
 use crate::core::ids::Hash;
 use crate::core::limits::{CELLS_PER_FRAME_MAX, MORES_MAX, SKETCH_CELLS};
+use crate::core::lt_hash::LtHash;
 use crate::core::reconcile::cost::{first_cells, next_cells, usual_count};
 use crate::core::reconcile::decode::{Decoder, Difference};
 use crate::core::reconcile::pages::{ascending, at_most};
 use crate::core::reconcile::{Query, ReconcileError, SetSummary};
-use crate::core::sketch::{Cell, CodedCells, LtHash, Sketch, SketchKey};
+use crate::core::sketch::{Cell, CodedCells, Sketch, SketchKey};
 
 /// How the sets are split into shards after a Rekey.
 #[derive(Clone, Copy)]

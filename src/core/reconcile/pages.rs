@@ -7,8 +7,8 @@
 
 use crate::core::ids::Hash;
 use crate::core::limits::HASHES_PER_FRAME_MAX;
+use crate::core::lt_hash::LtHash;
 use crate::core::reconcile::{Answer, Cursor, Query, ReconcileError, SetSummary};
-use crate::core::sketch::LtHash;
 
 /// A page of the other side's hashes, as it is sent.
 #[derive(Debug, PartialEq, Eq)]
