@@ -43,7 +43,7 @@ pub(super) fn router() -> Router<Api> {
         .route("/v1/assets/{hash}/meta", patch(edit))
 }
 
-/// What the document of the API says of these routes.
+/// The OpenAPI description of these routes.
 #[derive(OpenApi)]
 #[openapi(paths(list, find, edit))]
 pub(super) struct Described;
@@ -176,7 +176,7 @@ async fn find(
     Ok(Json(FoundAsset { hash, path, name, asset }))
 }
 
-/// The assets of the store that are named so; none if it cannot be searched.
+/// The assets of the store with such a name; none if the store cannot be searched.
 async fn candidates(
     store: &dyn Store,
     tier: &AssetTier,
@@ -231,8 +231,8 @@ async fn edit(
     if api.handle.store().lookup(hash).await?.is_none() {
         return Err(StoreError::NotFound(hash).into());
     }
-    // What stands in the store goes first: a tag that is still on its way into the journal could
-    // not be taken out of it, and would come back.
+    // The store's row is brought into the journal first. Otherwise a tag that is not in the journal
+    // yet could not be removed from it, and would come back.
     api.handle.settle(hash).await?;
     let journal = api.handle.journal().read(move |journal| journal.asset(&hash)).await?;
     if journal.is_too_large {
@@ -257,7 +257,7 @@ async fn edit(
     Ok(answer)
 }
 
-/// The writes to the asset's record, which the journal has so.
+/// The writes to the asset's record that the edit means, given the journal's row.
 fn writes(edit: CheckedEdit, hash: &Hash, journal: &JournalRow) -> DraftPut {
     let CheckedEdit { description, tags, trashed, attributes } = edit;
     let mut set = BTreeMap::new();
@@ -283,7 +283,7 @@ fn writes(edit: CheckedEdit, hash: &Hash, journal: &JournalRow) -> DraftPut {
     DraftPut { key: asset_key(hash), create: true, set, add: elems(add), remove: elems(remove) }
 }
 
-/// Leaves out of an edit what would change nothing.
+/// Removes the parts of an edit that would change nothing.
 fn drop_what_is_so(put: &mut DraftPut, journal: &JournalRow) {
     put.set.retain(|field, value| match value {
         Some(Value::Text(text)) if field == DESCRIPTION => {

@@ -68,7 +68,7 @@ pub enum SourceName {
 }
 
 impl ConfigReply {
-    /// What `now` says, and where `next` will differ after a restart.
+    /// The values of `now`, and where those of `next` differ, which apply after a restart.
     pub fn of(now: &Configuration, next: &Configuration) -> Self {
         let views = KEYS.iter().map(|key| {
             let in_force = if key.is_live { next } else { now };
@@ -95,7 +95,7 @@ impl ConfigReply {
     }
 }
 
-/// What of the configuration may change while the agent runs.
+/// The part of the configuration that may change while the agent runs.
 pub fn tuning(settings: &Settings) -> Tuning {
     Tuning { rate_limits: settings.rate_limits(), named_peers: settings.peers.clone() }
 }
@@ -109,9 +109,9 @@ pub struct LiveConfig {
 }
 
 struct Configurations {
-    /// What the agent was started with.
+    /// The configuration that the agent was started with.
     started: Configuration,
-    /// What it works by, as far as that needs no restart.
+    /// The newest configuration, which is in force as far as it needs no restart.
     latest: Configuration,
 }
 
@@ -133,10 +133,10 @@ impl LiveConfig {
         Self { configurations: Arc::new(Mutex::new(configurations)), handle }
     }
 
-    /// Reads the file anew, and applies what may change now.
+    /// Reads the file again, and applies what may change now.
     ///
     /// # Errors
-    /// The agent keeps its old values then.
+    /// The agent then keeps its old values.
     pub async fn reload(&self) -> Result<ConfigReply, ChangeError> {
         self.replace(Configuration::reloaded).await
     }
@@ -174,7 +174,7 @@ pub fn router(config: LiveConfig) -> Router {
     Router::new().route("/v1/config", get(show).patch(change)).with_state(config)
 }
 
-/// What the document of the API says of these routes.
+/// The OpenAPI description of these routes.
 #[derive(OpenApi)]
 #[openapi(paths(show, change))]
 pub(super) struct Described;

@@ -39,7 +39,7 @@ pub(super) fn router() -> Router<Api> {
         .route("/v1/locate", get(locate))
 }
 
-/// What the document of the API says of these routes.
+/// The OpenAPI description of these routes.
 #[derive(OpenApi)]
 #[openapi(paths(
     list, add, status, join, remove, pause, resume, confirm, history, restore, undo, why, locate

@@ -77,8 +77,8 @@ mod watch;
 /// The largest body of a request: a name, a ticket or hashes.
 const REQUEST_BYTES_MAX: u64 = 64 * 1024;
 
-/// The longest wait for a new status. A watcher asks again after it; so one that is gone does not
-/// occupy a place for ever.
+/// The longest wait for a new status. A watcher then asks again. So a watcher that is gone does not
+/// occupy a connection for ever.
 const STATUS_WAIT_MAX: Duration = Duration::from_secs(60);
 
 const TICKET_TTL_DEFAULT: Duration = Duration::from_secs(600);

@@ -35,7 +35,7 @@ pub const VERIFY_ASSETS_MAX: usize = 256;
 /// The most ranges named of one asset.
 const WRONG_RANGES_MAX: usize = 100;
 
-/// How often the progress of a large asset is told.
+/// How often the progress of a large asset is reported.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
 /// How often a quiet stream gets a comment line.
@@ -46,7 +46,7 @@ pub(super) fn router() -> Router<Api> {
     Router::new().route("/v1/verify", post(verify))
 }
 
-/// What the document of the API says of this route.
+/// The OpenAPI description of this route.
 #[derive(OpenApi)]
 #[openapi(paths(verify), components(schemas(VerifyReading, Verified)))]
 pub(super) struct Described;
@@ -169,7 +169,7 @@ impl Work {
         Some(event("verified", &told))
     }
 
-    /// Reads on for a moment. Returns what was found when the asset is at its end.
+    /// Reads the asset's next bytes. Returns the finding once the end is reached.
     async fn read(&mut self, hash: Hash) -> Result<Option<Verified>, StoreError> {
         let (digest, mut reading) = match self.reading.take() {
             Some(reading) => reading,

@@ -75,7 +75,7 @@ pub(crate) struct AddArgs {
 enum Outcome {
     Added(Added),
     Failed(PathBuf, Failure),
-    /// Neither this path nor those after it in its unit could be taken.
+    /// Neither this path nor those after it in its unit could be uploaded.
     Stopped(Failure),
     Skipped(PathBuf, &'static str),
 }
@@ -87,7 +87,8 @@ struct Added {
     path: PathBuf,
     size: u64,
     existed: bool,
-    /// Says which of the given metadata an asset that was here already did not get.
+    /// Names the metadata of this command that was not applied, because the asset was stored
+    /// before.
     #[serde(skip)]
     kept: Option<String>,
 }
@@ -117,7 +118,7 @@ pub(crate) async fn add(client: &Client, args: AddArgs, output: Output) -> Resul
     Ok(exit)
 }
 
-/// Prints what became of each path; stops at a failure that the next path would share.
+/// Prints the result for each path. Stops at a failure that would hit the next path too.
 async fn report(
     outcomes: impl Stream<Item = Vec<Outcome>>,
     progress: &ProgressBar,
@@ -322,7 +323,8 @@ impl Uploader<'_> {
     }
 
     async fn stdin(&self) -> Result<AddedAsset, Failure> {
-        // What fits in memory is read to its end first: a pipe that fails early then sends nothing.
+        // Content that fits in memory is read to its end first, so a pipe that fails early sends
+        // nothing.
         let mut start = Vec::new();
         let mut stdin = tokio::io::stdin();
         let mut first = (&mut stdin).take(SMALL_BYTES_MAX);
@@ -333,7 +335,7 @@ impl Uploader<'_> {
         why.take().map_or(sent, |error| Err(unreadable(error)))
     }
 
-    /// Uploads a content. `about` are attributes, as parameters of the request.
+    /// Uploads a content. `about` holds its attributes as parameters of the request.
     async fn send(
         &self,
         pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
@@ -426,7 +428,7 @@ fn cut_off() -> Result<AddedAsset, Failure> {
     Err(anyhow!("the agent's answer is cut off").into())
 }
 
-/// The result of one file of a batch; its status is one of HTTP.
+/// Converts the result of one file of a batch. Its status is an HTTP status.
 fn judge(result: &PushResult, size: u64) -> Result<AddedAsset, Failure> {
     let hash = || {
         Hash::from_slice(&result.hash).context("reading the agent's answer").map_err(Failure::from)

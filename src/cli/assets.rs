@@ -23,7 +23,7 @@ pub(crate) const PAGE_ROWS: &str = "1000";
 /// Sorted rows printed at once.
 const SHOWN_ROWS: usize = 1000;
 
-/// The most rows that are sorted, some hundred bytes each: they are all in memory then.
+/// The most rows that are sorted. Sorting holds all of them in memory, some hundred bytes each.
 const SORTED_ROWS_MAX: usize = 2_000_000;
 
 /// What `can-sync ls` takes.
@@ -226,7 +226,7 @@ pub(crate) async fn info(client: &Client, text: &str, output: Output) -> Result<
     let found = client.get::<AssetsPage>(&["v1", "assets"], &query).await;
     let row = match found.map(|page| page.assets.into_iter().next()) {
         Ok(Some(row)) => row,
-        // A store that cannot be searched still tells of one asset.
+        // A store that cannot be searched can still return one asset.
         _ => client.get(&["assets", &hash, "meta"], &[]).await?,
     };
     let device = match row.added_by {
@@ -264,12 +264,12 @@ fn details(row: &AssetRow, device: &str) -> String {
     lines.map(|(name, value)| format!("{name:<12} {value}")).collect::<Vec<_>>().join("\n")
 }
 
-/// The asset of this device that `text` names.
+/// Finds the asset of this device that `text` names.
 pub(crate) async fn find(client: &Client, text: &str) -> Result<AssetRow, Failure> {
     here(lookup(client, text, false).await?)
 }
 
-/// The asset that `text` names; of those that fit equally well, one in the trash goes first.
+/// Finds the asset that `text` names. Among equally good matches, one in the trash is preferred.
 pub(crate) async fn find_trashed(client: &Client, text: &str) -> Result<AssetRow, Failure> {
     here(lookup(client, text, true).await?)
 }
@@ -284,7 +284,7 @@ fn here(found: FoundAsset) -> Result<AssetRow, Failure> {
     })
 }
 
-/// The asset that `text` names, wherever it is.
+/// Finds the asset that `text` names, on this device or another one.
 pub(crate) async fn lookup(
     client: &Client,
     text: &str,

@@ -57,11 +57,11 @@ pub(crate) struct Client {
     home: Home,
 }
 
-/// The body of an answer that is a success.
+/// The body of a successful answer.
 pub(crate) struct Answer(BodyDataStream);
 
 impl Client {
-    /// The agent of `home`. That it has answered is not known yet.
+    /// A client of the agent of `home`. Does not check that the agent answers.
     pub(crate) async fn connect(home: Option<PathBuf>) -> Result<Self, Failure> {
         let home = Home::find(home)?.ok_or_else(not_running)?;
         let address = home.api_address()?.ok_or_else(not_running)?;
@@ -145,7 +145,7 @@ impl Client {
         self.answered(request).await
     }
 
-    /// `POST` of JSON, answered in JSON after however long it takes.
+    /// `POST` of JSON, answered in JSON. Has no deadline.
     pub(crate) async fn post_unhurried<T: DeserializeOwned>(
         &self,
         path: &[&str],
@@ -185,7 +185,7 @@ impl Client {
         finish(request, body.into())
     }
 
-    /// A request to `path`, whose parts may hold anything; [`finish`] gives it a body.
+    /// Begins a request to `path`, whose parts may contain any bytes. [`finish`] adds the body.
     pub(crate) fn request(
         &self,
         method: Method,
@@ -196,12 +196,13 @@ impl Client {
         Request::builder().method(method).uri(uri)
     }
 
-    /// Sends; an answer that is not a success is a failure that says what the agent said.
+    /// Sends a request. An answer other than a success becomes a failure with the agent's message.
     pub(crate) async fn send(&self, request: Request<Body>) -> Result<Answer, Failure> {
         self.send_for(request, exit_for).await
     }
 
-    /// The same of a content: one that is damaged has an exit status of its own.
+    /// Sends a request for content, as [`Self::send`]. A damaged asset has an exit status of its
+    /// own.
     pub(crate) async fn send_for_content(&self, request: Request<Body>) -> Result<Answer, Failure> {
         let exit_for = |status| match status {
             StatusCode::GONE => Exit::Damaged,
@@ -230,7 +231,7 @@ impl Client {
         Err(Failure::new(exit_for(status), detail))
     }
 
-    /// Sends, and reads an answer in JSON, within [`ANSWER_DEADLINE`].
+    /// Sends a request and reads the answer as JSON, within [`ANSWER_DEADLINE`].
     async fn answered<T: DeserializeOwned>(&self, request: Request<Body>) -> Result<T, Failure> {
         let answered = async { self.send(request).await?.json().await };
         timeout(ANSWER_DEADLINE, answered).await.unwrap_or_else(|_| {
@@ -347,7 +348,7 @@ async fn connect(socket: &Path) -> io::Result<UnixStream> {
     Ok(stream)
 }
 
-/// Makes the connections of [`Client`], whatever a request's URL names.
+/// Connects every request of [`Client`] to the socket, whatever its URL names.
 #[derive(Debug, Clone)]
 struct SocketConnector(Arc<Path>);
 
@@ -369,7 +370,7 @@ impl Service<Uri> for SocketConnector {
     }
 }
 
-/// Reads what an event of a stream says.
+/// Parses the data of an event.
 pub(crate) fn read_event<T: DeserializeOwned>(data: &str) -> Result<T, Failure> {
     Ok(serde_json::from_str(data).context("reading an event of the agent's")?)
 }
@@ -402,7 +403,7 @@ fn not_running() -> Failure {
     Failure::new(Exit::NotRunning, message)
 }
 
-/// An agent before there was a socket, or what one that was killed has left.
+/// The failure for an agent of a version without a socket, and for what a killed agent left behind.
 fn too_old() -> Failure {
     let message = "no agent of this version is running for this home: start it with `can-sync up`, \
                    after stopping one of an earlier version";

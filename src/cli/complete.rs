@@ -25,13 +25,13 @@ use crate::http::asset::AssetsPage;
 /// How long a shell waits for the agent.
 const DEADLINE: Duration = Duration::from_millis(400);
 
-/// The most hashes offered; whoever sees as many types another digit.
+/// The most hashes offered. A user who sees this many types another digit.
 const HASHES_MAX: &str = "50";
 
 /// The assets whose tags are offered: the first ones, so that a large store costs no more.
 const ASSETS_READ: &str = "1000";
 
-/// What bash does before it looks at commands and options.
+/// The bash code that runs before commands and options are completed.
 const BASH: &str = r#"
 _can_sync_live() {
     local word
@@ -44,7 +44,7 @@ _can_sync_live() {
 complete -F _can_sync_live -o bashdefault -o default can-sync
 "#;
 
-/// The same for zsh, at the start of the function of commands and options.
+/// The zsh code, at the start of the function that completes commands and options.
 const ZSH: &str = r#"
     local word
     local -a offered
@@ -57,7 +57,7 @@ const ZSH: &str = r#"
     fi
 "#;
 
-/// The same for fish, which offers it beside the others.
+/// The fish code. Fish offers these words beside commands and options.
 const FISH: &str = r#"
 function __can_sync_live
     can-sync complete-values -- (commandline -opc) (commandline -ct) 2>/dev/null
@@ -117,7 +117,7 @@ enum Kind {
     ConfigKey,
 }
 
-/// The kind of the word that is being typed, behind these words of the line.
+/// The kind of the word being typed, given the words before it.
 fn kind(program: &Command, before: &[String], typed: &str) -> Option<Kind> {
     let (mut command, mut name) = (program, String::new());
     let (mut position, mut option) = (0, None);

@@ -76,7 +76,8 @@ pub(crate) async fn config(
         Some(client) => client.patch(&["v1", "config"], &changes).await?,
         None => {
             if home.is_some() {
-                // The file may be the first in its home, which must be for this user alone.
+                // The file may be the first in its home. The home is created here, so that it is
+                // private.
                 Home::open(home.clone())?;
             }
             let changed = load(home, Layer::new())?.change(&changes).map_err(refused)?;
@@ -101,7 +102,7 @@ async fn agent(home: Option<PathBuf>) -> Result<Option<Client>, Failure> {
     }
 }
 
-/// The configuration of this home, as the environment, the file and these options have it.
+/// Loads the configuration of this home from the environment, the file and these options.
 pub(super) fn load(home: Option<PathBuf>, flags: Layer) -> Result<Configuration, Failure> {
     let path = Home::config_path(home)?;
     Configuration::load(path, flags, |name| std::env::var_os(name)).map_err(refused)
@@ -116,7 +117,7 @@ fn refused(error: ConfigError) -> Failure {
     Failure::new(exit, error)
 }
 
-/// The value that these words are for this key.
+/// Parses words of the command line as the value of a key.
 fn value(key: &str, mut words: Vec<String>) -> Result<Value, Failure> {
     // An unknown key is refused with a suggestion where the change is made.
     let Some(known) = KEYS.iter().find(|known| known.name == key) else {

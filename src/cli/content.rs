@@ -83,7 +83,7 @@ pub(crate) async fn get(client: &Client, args: GetArgs, output: Output) -> Resul
     }
     let row = find(client, &text).await?;
     let target = Target::choose(target, &row)?;
-    // From here on a signal ends the command by way of its cleanup.
+    // From here on a signal ends the command after it has cleaned up.
     let interrupted = interrupted()?;
     let progress = output.progress(row.size);
     let algorithm = algorithm(client).await?;
@@ -97,7 +97,7 @@ pub(crate) async fn get(client: &Client, args: GetArgs, output: Output) -> Resul
     Ok(Exit::Ok)
 }
 
-/// Writes an asset to where it goes, and returns its path. When dropped, nothing was written.
+/// Writes an asset to its target and returns the path. Dropping the future leaves nothing behind.
 pub(super) async fn write(
     client: &Client,
     row: &AssetRow,
@@ -142,7 +142,7 @@ pub(super) fn interrupted() -> Result<impl Future<Output = ()>, Failure> {
     })
 }
 
-/// Streams a content to `sink`, and fails at its end when it is not the one asked for.
+/// Streams a content to `sink`. Fails at the end if the content does not have the requested hash.
 async fn copy_verified(
     client: &Client,
     row: &AssetRow,
@@ -169,7 +169,8 @@ async fn copy_verified(
     Ok(())
 }
 
-/// The agent cuts an answer off when it finds the rest damaged, and says so when it is asked again.
+/// Finds out why an answer was cut off. The agent cuts it off when the rest is damaged, and answers
+/// a second request with that error.
 async fn why_cut_off(client: &Client, hash: &str, broken: Failure) -> Failure {
     match find(client, hash).await {
         Ok(row) if row.damaged => damaged(hash),
@@ -197,9 +198,9 @@ pub(super) async fn algorithm(client: &Client) -> Result<HashAlgorithm, Failure>
 
 /// Where a content goes.
 pub(super) enum Target {
-    /// A file of this name that is not there yet.
+    /// A new file of this name.
     New(PathBuf),
-    /// This file, to be replaced. The path shown, and the real one if that is a link.
+    /// An existing file, which is replaced: the path to show, and the real path if that is a link.
     Existing { shown: PathBuf, real: PathBuf },
     /// The first of these names that is free in the folder.
     FirstFree(PathBuf, [String; 2]),
@@ -235,7 +236,8 @@ impl Target {
         Ok(Self::FirstFree(folder, [name, other]))
     }
 
-    /// Where the unfinished file is written: a rename does not leave the file system.
+    /// The folder of the unfinished file. It is on the target's file system, because a rename
+    /// cannot cross to another one.
     fn folder(&self) -> &Path {
         let parent = match self {
             Self::FirstFree(folder, _) => return folder,
@@ -334,10 +336,10 @@ impl Drop for TempFile {
     }
 }
 
-/// Renames, unless something has the name: also when it appears at the same instant.
+/// Renames a file unless the new name is taken, even if it is taken at the same instant.
 fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // Some network file systems cannot do this; a link never replaces either.
+        // Some network file systems cannot do this. A hard link does not replace a file either.
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
             fs::hard_link(from, to)?;
             fs::remove_file(from)

@@ -102,7 +102,7 @@ pub(crate) async fn all(client: &Client) -> Result<Vec<Device>, Failure> {
     let now_ms = wall_ms();
     for Record { owner, fields, changed_ms, .. } in records {
         let device = owner.and_then(|owner| devices.get_mut(&owner));
-        // A record that another version wrote, and this one cannot read, tells nothing.
+        // A record of another version that this one cannot read is ignored.
         let told = serde_json::from_value::<Told>(Json::Object(fields.into_iter().collect()));
         if let (Some(device), Ok(fields)) = (device, told) {
             if !device.this_device && !fields.name.is_empty() {

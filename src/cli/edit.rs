@@ -72,7 +72,7 @@ pub(crate) async fn trash(
     edit(client, row.hash, &change, output).await
 }
 
-/// Makes an edit and shows the asset as it is then.
+/// Makes an edit and shows the edited asset.
 async fn edit(
     client: &Client,
     hash: Hash,

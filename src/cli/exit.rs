@@ -11,9 +11,9 @@ use crate::core::lookup::LookupError;
 pub(crate) enum Exit {
     /// Done.
     Ok = 0,
-    /// Not done, for a reason that none of the others names.
+    /// Not done, for a reason that has no status of its own.
     Error = 1,
-    /// The command line or the configuration makes no sense. clap uses the same number.
+    /// The command line or the configuration is invalid. clap uses the same number.
     Usage = 2,
     /// No agent runs for this home.
     NotRunning = 3,
@@ -21,13 +21,13 @@ pub(crate) enum Exit {
     Unknown = 4,
     /// May work later with nothing changed.
     Temporary = 5,
-    /// Not in sync, and something is in the way that waiting does not change; `status` says what.
+    /// Not in sync, and waiting does not help. `status` names the obstacle.
     NotInSync = 6,
     /// The asset's bytes are damaged on this device.
     Damaged = 7,
     /// The time given was over first.
     Timeout = 8,
-    /// Another device, the agent or a rule said no.
+    /// Another device, the agent or a rule refused it.
     Refused = 9,
 }
 

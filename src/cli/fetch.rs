@@ -16,7 +16,7 @@ use crate::agent::handle::{FetchReply, FetchRequest, FetchState, FetchView};
 use crate::core::ids::Hash;
 use crate::core::lookup::HashPrefix;
 
-/// How often the agent is asked; it drops a fetch that nobody asks about for long.
+/// How often the request is repeated. The agent drops a fetch that is not repeated for long.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What `can-sync fetch` takes.
@@ -82,8 +82,8 @@ pub(crate) async fn fetch(
     }
 }
 
-/// The hash of an asset that is here or was told of; else the start of one, which the agent may
-/// complete from what other devices hold.
+/// Finds the hash of an asset that this device holds or knows of. Otherwise returns the start of a
+/// hash, which the agent completes from the assets that other devices hold.
 async fn full_hash(client: &Client, text: &str) -> Result<HashPrefix, Failure> {
     let prefix = HashPrefix::parse(text);
     if let Ok(prefix) = &prefix
@@ -98,7 +98,7 @@ async fn full_hash(client: &Client, text: &str) -> Result<HashPrefix, Failure> {
     }
 }
 
-/// Why an asset does not come, if so.
+/// The reason why an asset cannot arrive; `None` if it can.
 fn failure(asset: &FetchView) -> Option<(Exit, &'static str)> {
     match asset.state {
         FetchState::Nowhere => Some((Exit::Unknown, "no connected device holds it")),
@@ -115,7 +115,7 @@ fn failure(asset: &FetchView) -> Option<(Exit, &'static str)> {
     }
 }
 
-/// Fails when no device is connected and none can be.
+/// Fails if no device is connected and none can connect.
 async fn judge_alone(client: &Client) -> Result<(), Failure> {
     let status = client.status().await?;
     if status.device.removed {
@@ -132,7 +132,7 @@ async fn judge_alone(client: &Client) -> Result<(), Failure> {
 /// Progress of the large assets, from their first byte on.
 struct Bar {
     shown: ProgressBar,
-    /// By hash: bytes that were missing at first, and now.
+    /// For each hash, the bytes that were missing at first and those missing now.
     to_come: BTreeMap<Hash, (u64, u64)>,
 }
 

@@ -10,7 +10,7 @@ use super::time::utc;
 use crate::api::answers::{Findings, JournalStats, RebasedOps};
 use crate::api::requests::NoArguments;
 
-/// What `can-sync journal` can be told.
+/// The commands of `can-sync journal`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum JournalCommand {
     /// Check the journal against itself; status 1 when something is wrong

@@ -43,7 +43,7 @@ pub(crate) async fn log(client: &Client, args: LogArgs, output: Output) -> Resul
     let author = args.device.map(|text| devices::node_id(&devices, &text));
     let since_ms = args.since.map(|since| since.ms(wall_ms()).to_string());
     let hash = match args.asset {
-        // A whole hash need not be of an asset that is here.
+        // A whole hash may name an asset that this device does not hold.
         Some(text) => Some(match text.parse() {
             Ok(hash) => hash,
             Err(_) => assets::lookup(client, &text, false).await?.hash,
@@ -81,7 +81,7 @@ pub(crate) async fn log(client: &Client, args: LogArgs, output: Output) -> Resul
     }
 }
 
-/// An event for people: when, on which device, what, and about what.
+/// An event as a line for people: time, device, type and details.
 fn line(event: &Event, names: &BTreeMap<NodeId, String>) -> String {
     let mut parts = vec![utc(event.time_ms), device_name(event.author, names), shown(&event.kind)];
     match &event.data {
@@ -135,7 +135,7 @@ fn device_name(node_id: NodeId, names: &BTreeMap<NodeId, String>) -> String {
     names.get(&node_id).map_or_else(|| node_id.short(), |name| shown(name))
 }
 
-/// What an event's data has for a device: any program may have written it.
+/// A device named in an event's data, as text. Any program may have written it.
 fn device_text(text: &str, names: &BTreeMap<NodeId, String>) -> String {
     text.parse().map_or_else(|_| shown(text), |node_id| device_name(node_id, names))
 }

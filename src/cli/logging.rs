@@ -15,11 +15,11 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::clock::instant_now;
 
-/// Lines waiting to be written; what comes when so many wait is lost. Enough for a burst, and a few
+/// The most lines that wait to be written; further ones are lost. Enough for a burst, and a few
 /// hundred KiB.
 const LINES_MAX: usize = 1024;
 
-/// At the end of the program, the lines that wait are given this long.
+/// How long waiting lines may take to be written at the end of the program.
 const FLUSH_WAIT: Duration = Duration::from_secs(1);
 
 /// How often a full queue is tried meanwhile.
@@ -58,7 +58,7 @@ impl LogOutput {
         let (done, written) = mpsc::sync_channel(1);
         let mut flush = Entry::Flush(done);
         let deadline = instant_now() + FLUSH_WAIT;
-        // While so many lines wait that there is no room for one more entry.
+        // The queue is full of lines.
         while let Err(TrySendError::Full(again)) = self.entries.try_send(flush) {
             if instant_now() > deadline {
                 return;
@@ -66,7 +66,7 @@ impl LogOutput {
             flush = again;
             thread::sleep(FLUSH_AGAIN);
         }
-        // Late, or the thread has ended: there is nobody left to tell.
+        // On a timeout, or after the thread has ended, nobody can be told.
         let _ = written.recv_timeout(FLUSH_WAIT);
     }
 }

@@ -248,7 +248,7 @@ enum Command {
     Version,
 }
 
-/// Parses the process's arguments, carries the command out and says how it ended.
+/// Parses the process's arguments, carries the command out and returns its exit status.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let output = Output { json: cli.global.json, quiet: cli.global.quiet };
@@ -378,15 +378,15 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
     ended
 }
 
-/// The text of what may be the start of a hash; what is there as a file is none.
+/// The argument as text if it may be the start of a hash. An existing file is not taken for a hash.
 fn hash_prefix(what: &std::path::Path) -> Option<&str> {
     let text = what.to_str()?;
     let is_hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     (is_hex && what.symlink_metadata().is_err()).then_some(text)
 }
 
-/// Logs go to standard error. `CAN_SYNC_LOG` takes a filter as of tracing-subscriber and goes first;
-/// without it the network libraries speak from `-vv` on.
+/// Starts the log on standard error. `CAN_SYNC_LOG` holds a filter of tracing-subscriber and
+/// overrides the options. Without it the network libraries log from `-vv` on.
 fn start_logging(cli: &Cli, output: Output) -> Option<LogOutput> {
     let log = LogOutput::start(std::io::stderr());
     let log = log.inspect_err(|error| output.error(format_args!("nothing is logged: {error}")));

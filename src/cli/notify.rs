@@ -11,10 +11,11 @@ use tokio::time::sleep;
 use crate::agent::handle::Handle;
 use crate::replica::status::{PeerState, Status};
 
-/// How often the loop is asked and the sentence renewed, unless the watchdog wants it more often.
+/// How often the loop is checked and the status text renewed, unless the watchdog needs it more
+/// often.
 const BEAT: Duration = Duration::from_secs(10);
 
-/// Beats within the watchdog's time: two may be late.
+/// Checks within the watchdog's time, so that two may be late.
 const BEATS_PER_WATCHDOG: u32 = 3;
 
 /// Whether a service manager started this process and listens.
@@ -38,7 +39,7 @@ pub(super) fn stopping() {
     send(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
 }
 
-/// Reports that the agent lives, for as long as it does. Never returns.
+/// Reports to the service manager while the loop answers. Never returns.
 pub(super) async fn keep_alive(handle: &Handle) {
     if !is_managed() {
         return std::future::pending().await;

@@ -6,8 +6,8 @@ use clap::Args;
 
 use crate::config::{Given, Layer, Source, Value, check};
 
-/// What `can-sync up` takes. Each option is also a variable and a key of `config.toml`; see
-/// [`crate::config::KEYS`].
+/// The options of `can-sync up`. Each is also an environment variable and a key of `config.toml`;
+/// see [`crate::config::KEYS`].
 #[derive(Debug, Args)]
 #[command(
     after_help = "Each option may also stand in the environment, as CAN_SYNC_ and its name in \
@@ -97,7 +97,8 @@ impl UpArgs {
     }
 }
 
-/// A path of the command line is relative to the current folder, one of the file to the file's.
+/// Makes a path of the command line absolute. It is relative to the current folder; a path in the
+/// file is relative to the file's folder.
 fn below_this_folder(path: Value) -> Value {
     let absolute = std::path::absolute(path.to_string());
     absolute.map_or(path, |path| Value::Text(path.to_string_lossy().into_owned()))

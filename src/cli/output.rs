@@ -40,12 +40,12 @@ impl Output {
         self.bytes(format!("{line}\n").as_bytes())
     }
 
-    /// A value of data, as a line of JSON.
+    /// Prints a value as a line of JSON.
     pub(crate) fn json(self, value: &impl Serialize) -> Result<(), Failure> {
         self.line(json_line(value)?)
     }
 
-    /// A value of data: as JSON when asked for, else as `text` puts it.
+    /// Prints a value: as JSON with `--json`, otherwise as the text that `text` makes of it.
     pub(crate) fn value<T: Serialize>(
         self,
         value: &T,
@@ -54,7 +54,7 @@ impl Output {
         if self.json { self.json(value) } else { self.line(text(value)) }
     }
 
-    /// Values of data, each like [`Self::value`], written at once.
+    /// Prints values like [`Self::value`], all in one write.
     pub(crate) fn values<T: Serialize>(
         self,
         values: &[T],
@@ -77,25 +77,27 @@ impl Output {
         })
     }
 
-    /// A picture that takes the place of the one before, on a terminal; below it elsewhere.
+    /// Prints a picture of the status. On a terminal it replaces the previous one, elsewhere it
+    /// follows below.
     pub(crate) fn picture(self, text: &str) -> Result<(), Failure> {
         let clear = if io::stdout().is_terminal() { CLEAR } else { "" };
         self.bytes(format!("{clear}{text}\n").as_bytes())
     }
 
-    /// Prose: what happened, what to do next.
+    /// Prints prose to standard error: what happened, what to do next.
     pub(crate) fn note(self, text: impl Display) {
         if !self.quiet {
             let _ = writeln!(io::stderr(), "{text}");
         }
     }
 
-    /// What went wrong; also when quiet.
+    /// Prints an error, also with `--quiet`.
     pub(crate) fn error(self, text: impl Display) {
         let _ = writeln!(io::stderr(), "can-sync: {}", escaped(&text.to_string(), ERROR_CHARS_MAX));
     }
 
-    /// A bar over `total_bytes`, with rate and remaining time; invisible when nobody watches.
+    /// A progress bar over `total_bytes`, with rate and remaining time. Invisible unless standard
+    /// error is a terminal.
     pub(crate) fn progress(self, total_bytes: u64) -> ProgressBar {
         if self.quiet || !io::stderr().is_terminal() {
             return ProgressBar::hidden();
@@ -109,8 +111,8 @@ impl Output {
     }
 }
 
-/// Prints the results of a command that has effects. The command goes on when its reader has gone, so
-/// that its exit status says what happened.
+/// Prints the results of a command that has effects. The command goes on when its reader has gone,
+/// so that the exit status is that of the effects.
 pub(crate) struct Results {
     output: Output,
     is_read: bool,

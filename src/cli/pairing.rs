@@ -24,7 +24,7 @@ use crate::replica::status::{PairingState, PairingStatus, PeerState, PeerStatus}
 /// How often a command looks whether there are digits to compare.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 
-/// Many times a ticket with all its addresses.
+/// Many times the length of a ticket with all its addresses.
 const TICKET_BYTES_MAX: u64 = 16 * 1024;
 
 /// `can-sync ticket`
@@ -54,7 +54,7 @@ pub(crate) async fn ticket(
         return Ok(Exit::Ok);
     }
     output.note("Waiting for the other device, to compare the digits…");
-    // One who came in the last second still compares.
+    // A device that joined in the last second may still be comparing.
     let until_ms = reply.expires_ms + u64::try_from(COMPARE_DEADLINE.as_millis()).unwrap_or(0);
     let mut compared = Compared::default();
     loop {
@@ -93,11 +93,11 @@ pub(crate) async fn pair(
         }
         None => read_ticket(output)?,
     };
-    // Judged here first: a slip of the mouse needs no agent to be found out.
+    // Parsed here first, so that a badly pasted ticket is refused without an agent.
     let ticket = parse_ticket(&text)?.to_string();
     output.note("Pairing…");
     let request = RedeemRequest { ticket, verify };
-    // The agent's own deadline ends it: people may have to compare the digits.
+    // Only the agent's deadline applies, because people may have to compare the digits.
     let paired = client.post_unhurried(&["v1", "pair"], &request);
     let reply: PairReply = tokio::select! {
         reply = paired => reply?,
@@ -151,7 +151,7 @@ async fn compare(client: &Client, output: Output) -> Result<Infallible, Failure>
     }
 }
 
-/// The pairings that a command has seen and asked about.
+/// The pairings that a command has shown, and has asked the user about.
 #[derive(Default)]
 struct Compared {
     asked: BTreeSet<String>,
@@ -162,8 +162,8 @@ impl Compared {
         !self.asked.is_empty()
     }
 
-    /// Shows digits that are to be compared, and asks whether they agree where there is somebody to
-    /// ask. Returns the pairing that was asked about once it is through.
+    /// Shows the digits of waiting pairings, and on a terminal asks whether they agree. Returns the
+    /// pairing that the user was asked about once it has ended.
     async fn look(
         &mut self,
         client: &Client,
@@ -189,7 +189,7 @@ impl Compared {
     }
 }
 
-/// Asks on the terminal whether the digits agree; elsewhere says how to confirm them.
+/// Asks on the terminal whether the digits agree. Without a terminal, prints how to confirm them.
 async fn ask(client: &Client, code: String, output: Output) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
         output
@@ -238,7 +238,7 @@ fn peer_line(peer: &PeerStatus) -> String {
     format!("{}  {}  {}", peer.node_id, state_name(peer.state), shown(&peer.name))
 }
 
-/// One word for where a connection stands.
+/// The state of a connection in one word.
 pub(crate) fn state_name(state: PeerState) -> &'static str {
     match state {
         PeerState::Offline => "offline",

@@ -175,7 +175,7 @@ fn answer(written: &Written, output: Output) -> Result<(), Failure> {
     if output.json { output.json(written) } else { Ok(()) }
 }
 
-/// What to write, from `FIELD=VALUE`, `FIELD+=TEXT` and `FIELD-=TEXT`.
+/// Parses the writes `FIELD=VALUE`, `FIELD+=TEXT` and `FIELD-=TEXT`.
 fn parse_writes(given: &[String]) -> Result<Writes, Failure> {
     let mut writes = Writes::default();
     for write in given {

@@ -304,7 +304,7 @@ impl Manager {
     }
 }
 
-/// What the unit of this program and home says.
+/// The values for the unit of this program and home.
 fn installation(program: PathBuf, home: Option<PathBuf>) -> Result<Installation, Failure> {
     let home = home.map(std::path::absolute).transpose().context("making the home absolute")?;
     let variables = HOME_VARIABLES.iter().filter_map(|name| Some((*name, folder_of(name)?)));
@@ -318,7 +318,7 @@ fn is_packaged(program: &Path, kind: &str) -> bool {
         && Path::new(PACKAGED_UNITS).join(kind).join(UNIT).exists()
 }
 
-/// Whether a user's service may have namespaces of its own, which not every system allows.
+/// Whether a user's service may have its own namespaces, which not every system allows.
 fn has_user_namespaces() -> bool {
     let settings = ["PrivateUsers=yes", "ProtectSystem=strict", "PrivateMounts=yes"];
     let settings = settings.iter().flat_map(|setting| ["--property", setting]);

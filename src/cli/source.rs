@@ -88,7 +88,8 @@ pub(crate) enum Small {
 }
 
 impl Source {
-    /// Opens a file. One that was written just now is waited for until a further write would show.
+    /// Opens a file. If it was written just now, waits until a further write would change its
+    /// modification time.
     pub(crate) fn open(path: &Path, homes: &Homes) -> Result<Self, ReadError> {
         let file = File::open(path)?;
         let mut found = file.metadata()?;

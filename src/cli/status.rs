@@ -20,10 +20,10 @@ use crate::replica::status::{
 /// Rates and times move without a new revision: repaint this often.
 const REPAINT: Duration = Duration::from_secs(1);
 
-/// While waiting: ask anew at least this often.
+/// How often `wait` requests the status again at least.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// Before the next try when the store could not be looked at.
+/// The pause before the next try when the store could not be listed.
 const CHECK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Even `wait --timeout 0` takes one look at everything, and that takes a moment.
@@ -121,8 +121,8 @@ pub(crate) async fn wait(
     }
 }
 
-/// Returns the status that shows everything in sync, or `None` when that took longer than
-/// `timeout`. What the store held at the start is covered: the agent has looked at it since.
+/// Returns the status that shows everything in sync, or `None` after `timeout`. It covers what the
+/// store held at the start, because the agent has listed the store since.
 async fn settle(
     client: &Client,
     timeout: Duration,
@@ -201,7 +201,7 @@ fn what_is_missing(last: Option<&Status>) -> String {
     if behind.is_empty() { String::new() } else { format!(": {}", behind.join(", ")) }
 }
 
-/// What waiting does not change, with whom.
+/// The obstacles that waiting does not remove, each with its peer.
 fn obstacles(status: &Status, peer: Option<&str>) -> Vec<String> {
     let only = peer.and_then(|name| find_peer(&status.peers, name).ok());
     let peers = status.peers.iter().filter(|peer| only.is_none_or(|only| only == *peer));
@@ -214,7 +214,7 @@ fn obstacles(status: &Status, peer: Option<&str>) -> Vec<String> {
     of_device.chain((quarantined > 0).then_some(of_store)).chain(of_peers).collect()
 }
 
-/// Whether everything is everywhere, and the sentence that says so or what is missing.
+/// Whether every device has everything, and a sentence that says so or names what is missing.
 fn answer(status: &Status, folders: &[String]) -> (bool, String) {
     if status.device.removed {
         return (false, "This device was removed from its group and syncs with nobody.".into());
@@ -301,7 +301,7 @@ fn store_text(status: &Status) -> String {
     text
 }
 
-/// What the scrub does, while it does something or has found something.
+/// Describes the scrub while it reads, or after it has found something.
 fn scrub_text(scrub: &ScrubStatus) -> Option<String> {
     let mut parts = match scrub.state {
         ScrubState::Running => vec![format!(

@@ -11,7 +11,7 @@ use serde::Serializer;
 
 use crate::core::foreign_text::is_unshowable;
 
-/// A name or description is cut here on a terminal; combining marks count.
+/// The most characters of a name or description on a terminal; combining marks count.
 const SHOWN_CHARS_MAX: usize = 500;
 
 /// Remote or otherwise untrusted text as it may be shown on a terminal.
@@ -52,7 +52,8 @@ pub(crate) fn shown_json(json: &str) -> String {
     out
 }
 
-/// An error and its causes, each said once: many libraries repeat their cause in their own text.
+/// An error and its causes as text. Each is named once, because many libraries repeat their cause
+/// in their own text.
 pub(crate) fn causes(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -67,7 +68,7 @@ pub(crate) fn causes(error: &anyhow::Error) -> String {
     text
 }
 
-/// A path in JSON: not every path is text, and then the closest text stands for it.
+/// Serialises a path as text. A path that is not UTF-8 becomes the closest text.
 pub(crate) fn lossy_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }

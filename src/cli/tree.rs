@@ -27,7 +27,7 @@ use crate::core::ids::{Hash, HashAlgorithm};
 use crate::http::asset::AssetRow;
 use crate::store::hasher::hash_file;
 
-/// A file that was written or had the content.
+/// The result for one asset: its file, written now or before.
 #[derive(Serialize)]
 struct Exported {
     hash: Hash,
@@ -113,8 +113,8 @@ async fn export(
     Ok(Exported { hash, size, path, existed: false })
 }
 
-/// Makes the folder of an asset below `top`. Where a component is taken by something else, its name
-/// gets an underscore more.
+/// Makes the folder of an asset below `top`. A component whose name is taken by something else gets
+/// an underscore appended.
 fn folder(top: &Path, path: &str) -> Result<PathBuf, Failure> {
     let mut folder = top.to_owned();
     for name in path.split('/').filter_map(export_name) {

@@ -72,7 +72,7 @@ pub(crate) async fn up(
     };
     let mut agent = tokio::select! {
         started = Agent::start(config, &lock) => started?,
-        // Whatever was begun is like after a crash: the next start sees to it.
+        // What has begun is left as after a crash, and the next start cleans it up.
         () = signals.stop() => return Ok(Exit::Ok),
     };
 

@@ -26,11 +26,11 @@ use crate::http::asset::{AssetRow, AssetsPage};
 /// The most bytes of one request: so all jobs have something to do until the end.
 const REQUEST_BYTES: u64 = 16 * 1024 * 1024;
 
-/// How often the agent is asked whether an asset was mended.
+/// How often the agent is asked whether an asset was repaired.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// How long an asset that no device seems to hold is waited for: after a finding all devices are
-/// compared anew.
+/// How long to wait for an asset that no device seems to hold. After damage is found, the sets of
+/// all devices are compared again.
 const HOPE: Duration = Duration::from_secs(20);
 
 /// What `can-sync verify` takes.
@@ -52,7 +52,7 @@ pub(crate) struct VerifyArgs {
 struct Line {
     #[serde(flatten)]
     verified: Verified,
-    /// Whether another device has mended it since.
+    /// Whether it was repaired with the content of another device.
     repaired: bool,
 }
 
@@ -101,7 +101,7 @@ pub(crate) async fn verify(
     bar.finish_and_clear();
     let found = damaged.len();
     if found > 0 {
-        // So that the agent has taken in what was found.
+        // Makes the agent read the store's feed, which names the damaged assets.
         let _: Done = client.post(&["v1", "check"], &NoArguments {}).await?;
         output.note(format_args!("{found} damaged: fetching what is wrong from other devices."));
     }
@@ -172,8 +172,8 @@ async fn verify_some(
     Ok(verified)
 }
 
-/// Waits for each asset until it is whole again or there is no hope. Prints all, and returns how
-/// many were mended.
+/// Waits for each asset until it is repaired or no device can repair it. Prints each, and returns
+/// the number of repaired ones.
 async fn wait_until_mended(
     client: &Client,
     damaged: Vec<Verified>,

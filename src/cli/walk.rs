@@ -26,8 +26,8 @@ const BATCH_BYTES: u64 = 4 * 1024 * 1024;
 /// A file that is to be added.
 pub(crate) struct Found {
     pub(crate) path: PathBuf,
-    /// The folder it is in, from the folder on that was named: `pictures/2024`. Empty of a file that was
-    /// named itself.
+    /// Its folder, starting with the folder that was named: `pictures/2024`. Empty for a file that
+    /// was named itself.
     pub(crate) folder: String,
 }
 
@@ -38,9 +38,9 @@ pub(crate) enum Unit {
     /// A file to stream.
     Large(Found),
     Stdin,
-    /// Something that was to be added and cannot be.
+    /// A path that should be added but cannot be read.
     Unreadable(PathBuf, anyhow::Error),
-    /// Something in a folder that is left out on purpose.
+    /// A path in a folder that is left out on purpose.
     Skipped(PathBuf, &'static str),
 }
 
@@ -67,13 +67,13 @@ impl Homes {
         homes
     }
 
-    /// Whether this file or folder is this agent's, wherever it was found.
+    /// Whether this file or folder belongs to this agent's home, whatever its path.
     pub(crate) fn own(&self, found: &Metadata) -> bool {
         self.own.contains(&(found.dev(), found.ino()))
     }
 
-    /// Whether this folder, met on the way, is a home's. A listing gives the inode below a mount
-    /// point, so the folder itself is looked at.
+    /// Whether this folder, found by the walk, is part of a home. A listing gives the inode below a
+    /// mount point, so the folder itself is examined.
     fn include(&self, entry: &walkdir::DirEntry) -> bool {
         entry.file_type().is_dir()
             && (entry.metadata().is_ok_and(|found| self.own(&found)) || is_home(entry.path()))
@@ -88,7 +88,7 @@ impl Homes {
     }
 }
 
-/// Adds up the bytes to come, for the bar; ends early when the bar does.
+/// Adds up the bytes to upload, for the progress bar. Ends early when the bar is finished.
 pub(crate) fn count_bytes(paths: &[PathBuf], progress: &ProgressBar) {
     for path in paths.iter().filter(|path| path.as_os_str() != "-") {
         for entry in WalkDir::new(path).into_iter().filter_map(Result::ok) {
@@ -110,7 +110,7 @@ pub(crate) fn walk(paths: &[PathBuf], homes: &Homes, units: &mpsc::Sender<Unit>)
             return;
         }
     }
-    // The receiver being gone means that nothing more is wanted.
+    // A dropped receiver wants no more units.
     let _ = walk.flush();
 }
 
@@ -119,7 +119,8 @@ impl Found {
         Self { path: path.to_owned(), folder: String::new() }
     }
 
-    /// A file below the folder `top`. Of `.` and `/` the name is not known, so nothing stands for it.
+    /// A file below the folder `top`. `.` and `/` have no name, so their part of the path is left
+    /// out.
     fn below(top: &Path, path: PathBuf) -> Self {
         let inside = path.parent().and_then(|parent| parent.strip_prefix(top).ok());
         let parts = top.file_name().into_iter().chain(inside.into_iter().flat_map(Path::iter));

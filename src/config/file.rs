@@ -15,7 +15,7 @@ use crate::state::home::replace_private;
 /// The largest file that is read; one with every key is below 4 KiB.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 
-/// Those who may not write the file: it says what the agent does.
+/// The permission bits of other users that must not be set, because the file controls the agent.
 const OTHERS_WRITE: u32 = 0o022;
 
 /// The file's text.
@@ -114,7 +114,7 @@ impl Text {
         Ok(())
     }
 
-    /// Puts it in place of the file, or of the file that a link at `path` leads to.
+    /// Writes the text to the file at `path`, or to the file that a link at `path` leads to.
     pub(super) fn write(&self, path: &Path) -> Result<(), ConfigError> {
         let failed = |error: &dyn std::fmt::Display| {
             ConfigError::File(format!("writing {}: {error}", path.display()))

@@ -12,7 +12,8 @@ use crate::core::rate::{RateLimits, Timetable};
 use crate::core::scrub::ScrubRate;
 use crate::net::{NamedAddress, Relay};
 
-/// The most addresses in `peer`; each is dialled in turn, so more would make each a rare one.
+/// The most addresses in `peer`. They are dialled in turn, so with more each would be dialled
+/// rarely.
 const PEERS_MAX: usize = 32;
 
 /// A key of the configuration. `a_b` is `--a-b` on the command line and `CAN_SYNC_A_B` in the
@@ -25,7 +26,7 @@ pub struct Key {
     pub kind: Kind,
     /// Whether it may change while the agent runs.
     pub is_live: bool,
-    /// What holds when nobody sets it.
+    /// The value when nobody sets the key.
     pub default: &'static str,
 }
 
@@ -93,7 +94,7 @@ pub struct Settings {
     pub offline: bool,
     /// The relay to use.
     pub relay: Relay,
-    /// Where members are looked for of which nothing else is known.
+    /// Addresses at which members without a known address are looked for.
     pub peers: Vec<NamedAddress>,
     /// The limit for all peers together.
     pub bwlimit: Option<Timetable>,
@@ -140,7 +141,7 @@ impl Settings {
         Ok(())
     }
 
-    /// Checks what no key shows alone.
+    /// Checks the keys that depend on each other.
     pub(super) fn check_together(&self) -> Result<(), String> {
         if self.store.is_some() != self.store_key_file.is_some() {
             let (one, other) = match self.store {
@@ -180,7 +181,7 @@ impl Key {
 }
 
 impl Kind {
-    /// What is expected of a value in the file.
+    /// Describes the expected value, for error messages.
     pub(super) fn expected(self) -> &'static str {
         match self {
             Self::Text => "a text in quotes",
@@ -233,7 +234,7 @@ fn distance(one: &str, other: &str) -> usize {
     row.last().copied().unwrap_or_default()
 }
 
-/// Commands reach the agent on the machine alone, so no other address is of use.
+/// Commands reach the agent on this machine only, so no other address is useful.
 fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     let expected = || format!("expected a loopback address, such as 127.0.0.1:5757, got {text:?}");
     let address: SocketAddr = text.parse().map_err(|_| expected())?;

@@ -152,7 +152,7 @@ impl Configuration {
     }
 }
 
-/// How a person names the place of a value.
+/// Names the place of a value, for messages.
 fn place_name(key: &str, source: Source, path: &Path) -> String {
     match source {
         Source::Flag => keys::flag(key),

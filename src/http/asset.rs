@@ -164,7 +164,7 @@ pub struct AssetEdit {
     pub user: Option<String>,
 }
 
-/// Tells null from a member that is left out.
+/// Distinguishes null from a missing member.
 fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<i64>>, D::Error> {
     Option::deserialize(value).map(Some)
 }
@@ -184,12 +184,12 @@ pub(crate) struct CheckedEdit {
 pub(crate) enum TagEdit {
     /// These are all.
     Replace(BTreeSet<String>),
-    /// Some come and some go; no tag does both.
+    /// Adds some tags and removes others. No tag is in both sets.
     Change { add: BTreeSet<String>, remove: BTreeSet<String> },
 }
 
 impl AssetEdit {
-    /// Judges what people have written.
+    /// Checks an edit that a person has written.
     pub(crate) fn checked(self) -> Result<CheckedEdit, Problem> {
         let attributes = self.checked_attributes()?;
         let Self { description, tags, add, remove, trashed, .. } = self;
@@ -247,7 +247,7 @@ impl AssetEdit {
     }
 }
 
-/// Judges an attribute that people have written. `None`: it is empty.
+/// Checks an attribute that a person has written. Returns `None` if it is empty.
 pub(crate) fn checked_attribute(
     attribute: Attribute,
     value: AttributeValue,
@@ -281,7 +281,7 @@ impl CheckedEdit {
         Self { description: None, tags, trashed: Some(true), attributes: BTreeMap::new() }
     }
 
-    /// The attributes that come of those that stand.
+    /// Applies the edit to an asset's attributes.
     pub(crate) fn apply_to_attributes(&self, mut standing: Attributes) -> Attributes {
         for (attribute, value) in &self.attributes {
             standing.set(*attribute, value.clone());
@@ -291,7 +291,7 @@ impl CheckedEdit {
 }
 
 impl TagEdit {
-    /// The tags that come of those that stand. A tag that stays keeps its spelling.
+    /// Applies the edit to an asset's tags. A tag that stays keeps its spelling.
     pub(crate) fn apply(&self, standing: Vec<String>) -> Vec<String> {
         let (add, stays): (_, &dyn Fn(&String) -> bool) = match self {
             Self::Replace(tags) => (tags, &|tag| tags.contains(tag)),

@@ -197,7 +197,7 @@ enum Proof {
     Whole(Hasher),
     /// Each chunk group by its hash pairs.
     Groups(Arc<BaoFiles>),
-    /// Each piece by its hash from an earlier reading of the whole, which was right.
+    /// Each piece by its hash, computed when the whole asset was read and found right.
     Pieces(Vec<blake3::Hash>),
 }
 

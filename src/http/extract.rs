@@ -50,7 +50,7 @@ pub(crate) async fn json_body<T: DeserializeOwned>(
     })
 }
 
-/// Like [`json_body`]; what is said of a bad body quotes nothing of it.
+/// Like [`json_body`], but the error for a bad body quotes nothing of it.
 pub(crate) async fn secret_json_body<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Body,
@@ -67,7 +67,7 @@ async fn json_object(headers: &HeaderMap, body: Body, limit_bytes: u64) -> Resul
     check_type(headers, "application/json")?;
     check_announced(headers, limit_bytes)?;
     let body = collect(body, limit_bytes).await?;
-    // serde would take an array for an object's members in their order.
+    // serde would also accept an array that lists the object's members in order.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(problem(StatusCode::BAD_REQUEST, "the body is not a JSON object"));
     }

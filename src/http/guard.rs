@@ -56,7 +56,8 @@ impl Guard {
 
     /// The router behind this guard. It also gives the router's bare errors a problem document.
     pub fn layer(self, router: Router) -> Router {
-        // As a fallback the inner router runs, with its routing, only after the check.
+        // The inner router is a fallback service, so that it runs, with its routing, only after the
+        // check.
         Router::new().fallback_service(router).layer(middleware::from_fn(
             move |mut request: Request, next: Next| {
                 let place = request.extensions_mut().remove::<Arc<Place>>();

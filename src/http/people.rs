@@ -61,7 +61,7 @@ pub fn router(store: Arc<dyn Store>, staging_dir: PathBuf) -> Router {
         .with_state(People { store, staging_dir })
 }
 
-/// What the document of the API says of these routes.
+/// The OpenAPI description of these routes.
 #[derive(OpenApi)]
 #[openapi(paths(list, add, fetch, trash, describe, edit))]
 pub(crate) struct Described;
@@ -127,7 +127,8 @@ async fn add(
 ) -> Result<Response, Problem> {
     let metadata = metadata_given(&uri, &headers)?;
     let info = store.info().await?;
-    // Refused before the first byte: a client that waits for `100 Continue` has sent none.
+    // A too large upload is refused before its first byte: a client that waits for `100 Continue`
+    // has sent none.
     if let Some(size_bytes) = announced_bytes(&headers) {
         check_largest(size_bytes, info.largest_asset_bytes)?;
         store.check_space(size_bytes).await?;
@@ -152,7 +153,7 @@ async fn add(
     Ok(response)
 }
 
-/// Adds what the content tells of itself to its attributes.
+/// Adds the attributes that are found in the content itself.
 async fn sniffed(
     received: Received,
     mut attributes: Attributes,
@@ -313,7 +314,7 @@ async fn list(State(people): State<People>, uri: Uri) -> Result<Json<AssetsPage>
     Ok(Json(AssetsPage { assets: assets.iter().map(AssetRow::from).collect(), next }))
 }
 
-/// Which assets a listing is to show.
+/// Which assets a listing shows.
 pub(crate) struct Listing {
     pub(crate) filter: Filter,
     pub(crate) after: Cursor,
@@ -321,7 +322,7 @@ pub(crate) struct Listing {
 }
 
 impl Listing {
-    /// Reads a query, and returns the parameters that only the caller knows apart.
+    /// Parses a query. Returns the parameters that only the caller knows separately.
     pub(crate) fn parse(
         uri: &Uri,
         others: &[&str],

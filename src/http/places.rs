@@ -49,9 +49,9 @@ enum Standing {
     /// others.
     Answered,
     New,
-    /// The owner's, between two requests.
+    /// A connection of the owner, between two requests.
     Idle,
-    /// The owner's, with a request under way.
+    /// A connection of the owner, with a request under way.
     Busy,
 }
 

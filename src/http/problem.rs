@@ -39,7 +39,7 @@ pub struct ProblemBody {
     pub detail: String,
 }
 
-/// Makes a problem; the only place that does.
+/// Makes a problem. Nothing else does.
 pub fn problem(status: StatusCode, detail: impl Into<String>) -> Problem {
     Problem { status, detail: detail.into() }
 }

@@ -5,7 +5,7 @@
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Served {
     pub(super) content_type: &'static str,
-    /// Whether a browser can show it and nothing in it can run.
+    /// Whether a browser may show it, because nothing in it can run.
     pub(super) is_inert: bool,
 }
 

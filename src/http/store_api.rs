@@ -44,7 +44,8 @@ use crate::store::{
 use crate::wire::parse;
 use crate::wire::proto::store as proto;
 
-/// What the router offers beyond the core: everything, unless a test plays a smaller store.
+/// The features that the router offers beyond the core: all of them, except in tests of a smaller
+/// store.
 #[derive(Debug, Clone, Copy)]
 pub struct Features {
     /// `GET /sync/info`; without it the store offers the core only.
@@ -128,7 +129,7 @@ pub fn router(store: EmbeddedStore, features: Features) -> Router {
     router
 }
 
-/// What the document of the API says of these routes.
+/// The OpenAPI description of these routes.
 #[derive(OpenApi)]
 #[openapi(paths(info, hashes, pull, push, push_batch, meta, events, blobs::fetch, blobs::upload))]
 pub(crate) struct Described;
@@ -293,7 +294,7 @@ async fn pull(
                     format!("{content_bytes} bytes do not fit into a message: use /sync/blobs"),
                 ));
             }
-            // In neither list, so the client requests it again.
+            // It is in neither list of the answer, so the client requests it again.
             continue;
         }
         room -= needed;
@@ -306,7 +307,7 @@ async fn pull(
     Ok(protobuf(&response))
 }
 
-/// The asset, unless it is damaged: to another device's agent it is then missing.
+/// Looks up an asset. A damaged one counts as missing, as it does for other devices.
 async fn held(store: &EmbeddedStore, hash: Hash) -> Result<Option<Asset>, StoreError> {
     Ok(store.lookup(hash).await?.filter(|asset| !asset.is_damaged))
 }
@@ -605,7 +606,7 @@ fn feed(store: EmbeddedStore, after: Cursor) -> impl Stream<Item = Result<Event,
     pages.map_ok(|lines| stream::iter(lines.into_iter().map(|line| Ok(event(&line))))).try_flatten()
 }
 
-/// What an event of the feed says.
+/// The data of an event of the feed.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum FeedData {

@@ -164,7 +164,7 @@ pub(crate) async fn collect(body: Body, limit_bytes: u64) -> Result<Bytes, Probl
     Ok(whole.freeze())
 }
 
-/// As [`collect`], with a deadline, because others wait for their turn.
+/// Like [`collect`], but with a deadline, because other requests wait for their turn.
 pub(crate) async fn collect_in_turn(body: Body, limit_bytes: u64) -> Result<Bytes, Problem> {
     let late = || problem(StatusCode::REQUEST_TIMEOUT, "the body did not come in time: try again");
     timeout(MESSAGE_DEADLINE, collect(body, limit_bytes)).await.map_err(|_| late())?

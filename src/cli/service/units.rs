@@ -11,14 +11,14 @@ const USER_UNIT: &str = include_str!("../../../packaging/systemd/can-sync.user.s
 const SYSTEM_UNIT: &str = include_str!("../../../packaging/systemd/can-sync.system.service");
 const LAUNCH_AGENT: &str = include_str!("../../../packaging/launchd/org.can-sync.agent.plist");
 
-/// Takes from the user unit what needs namespaces.
+/// The drop-in that removes the settings which need namespaces from the user unit.
 pub(super) const NO_NAMESPACES: &str =
     include_str!("../../../packaging/systemd/no-namespaces.conf");
 
 /// The program in the units of `packaging/`.
 pub(super) const PACKAGED_PROGRAM: &str = "/usr/bin/can-sync";
 
-/// What a unit of this installation says of its own.
+/// The parts of a unit that differ between installations.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Installation {
     /// The program.

@@ -95,13 +95,13 @@ fn set_offset(response: &mut Response, offset: u64) {
     response.headers_mut().insert(UPLOAD_OFFSET_HEADER, HeaderValue::from(offset));
 }
 
-/// The part of a content that a PUT brings.
+/// The part of a content that a `PUT` carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Part {
     first: u64,
-    /// The part's length; `None`: until the body ends.
+    /// The part's length. `None`: the part ends with the body.
     length: Option<u64>,
-    /// The whole content's length; `None`: what is there when the body ends.
+    /// The whole content's length. `None`: the content ends with the body.
     whole: Option<u64>,
 }
 
@@ -294,7 +294,7 @@ async fn remove_file(path: &FilePath) {
     }
 }
 
-/// While it lives, no other upload of this content can begin.
+/// An upload under way. While this exists, no other upload of the content can begin.
 struct Uploading {
     hash: Hash,
     uploads: Uploads,
