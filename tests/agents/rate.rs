@@ -27,9 +27,11 @@ async fn crossing(sender: &Device, receiver: &Device, assets: u64) -> Duration {
     start.elapsed()
 }
 
-fn assert_about(took: Duration, expected: Duration) {
+/// Checks that a transfer took as long as its limit asks for. On a busy machine it may take longer:
+/// `core::rate` has the tests that a limit takes no more than it must.
+fn assert_limited(took: Duration, expected: Duration) {
     assert!(took >= expected.mul_f64(0.85), "{took:?} instead of {expected:?}: not limited");
-    assert!(took <= expected.mul_f64(1.5), "{took:?} instead of {expected:?}");
+    assert!(took <= expected * 5, "{took:?} instead of {expected:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -44,7 +46,7 @@ async fn contents_keep_to_the_limit_of_the_sender_and_to_that_of_the_receiver() 
     ] {
         let (a, b) = (limited(up).await, limited(down).await);
         a.add(sizes()).await;
-        assert_about(crossing(&a, &b, 34).await, expected);
+        assert_limited(crossing(&a, &b, 34).await, expected);
         b.verify().await;
     }
 }
@@ -56,7 +58,7 @@ async fn the_plain_protocol_keeps_to_the_limit_too() {
     a.up().await;
     let b = Device::start().await;
     a.add([2 * MIB, 2 * MIB]).await;
-    assert_about(crossing(&a, &b, 2).await, Duration::from_secs(2));
+    assert_limited(crossing(&a, &b, 2).await, Duration::from_secs(2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,7 +71,7 @@ async fn each_peer_has_a_limit_of_its_own() {
     a.add([2 * MIB, 2 * MIB]).await;
     let start = Instant::now();
     tokio::join!(crossing(&a, &b, 2), crossing(&a, &c, 2));
-    assert_about(start.elapsed(), Duration::from_secs(2));
+    assert_limited(start.elapsed(), Duration::from_secs(2));
     let expected = RateLimitStatus {
         up_per_peer_bytes: Some(2 << 20),
         down_per_peer_bytes: Some(2 << 20),
@@ -107,7 +109,8 @@ async fn a_small_new_asset_does_not_wait_for_a_limited_backlog() {
             let arrived = async || b.hashes().await.contains(&note.hash);
             until("the note is there", &[&b], arrived).await;
             let took = start.elapsed();
-            assert!(took < Duration::from_millis(600), "{took:?}\n{}", tell(&[&a, &b]));
+            // Behind what waits already it would take 14 s, behind one asset of it 3 s.
+            assert!(took < Duration::from_secs(2), "{took:?}\n{}", tell(&[&a, &b]));
         }
         assert!(b.sees(&a).missing_here > 0, "the backlog is still under way");
     }
