@@ -12,16 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::Binding;
 use super::db::{BindingId, StoredBinding};
-use super::disk::{Displaced, Hint, Hints, Root, Rules, Watch};
+use super::disk::{Hint, Hints, Root, Rules, Watch};
 use super::guard::Fresh;
-use super::ingest;
-use super::look::{self, Unusable};
+use super::look::Unusable;
 use super::quiet::{Quiet, RETRY_FIRST};
 use super::reconcile::ROUND_PATHS;
 use super::scan::{self, Found, Scan};
@@ -34,20 +32,11 @@ use crate::core::folder::path::FolderPath;
 use crate::replica::journal::{AskError, Commits};
 use crate::state::journal::Cursor;
 
-/// How long a path must be quiet after a hint that is not final.
-const QUIET: Duration = Duration::from_secs(1);
-
-/// The most paths that wait to be quiet; beyond, a scan finds them.
-const QUIET_PATHS_MAX: usize = 10_000;
-
 /// How often everything is compared.
 const SCAN_EVERY: Duration = Duration::from_secs(3600);
 
 /// How often, where hints are not to be had.
 const SCAN_UNWATCHED: Duration = Duration::from_secs(60);
-
-/// The pause between two scans, however often hints are lost.
-const SCAN_PAUSE: Duration = Duration::from_secs(2);
 
 /// How often a directory that cannot be used is tried again.
 const REOPEN_EVERY: Duration = Duration::from_secs(5);
@@ -90,10 +79,10 @@ pub(super) struct Driver {
     pub(super) held: Option<Source>,
     pub(super) cursor: Option<Cursor>,
     watch: Option<Arc<Watch>>,
-    quiet: Quiet,
+    pub(super) quiet: Quiet,
     scan: Option<mpsc::Receiver<Found>>,
-    below: VecDeque<FolderPath>,
-    scan_at: Instant,
+    pub(super) below: VecDeque<FolderPath>,
+    pub(super) scan_at: Instant,
     is_watched: bool,
     /// How far the index was compared with what is missing; `None`: not yet.
     pub(super) arrived: Option<([u8; 16], u64)>,
@@ -304,13 +293,13 @@ impl Driver {
         self.quiet = Quiet::default();
     }
 
-    fn set_rules(&mut self, rules: Rules) {
+    pub(super) fn set_rules(&mut self, rules: Rules) {
         let problems = (!rules.problems.is_empty()).then(|| rules.problems.join("; "));
         self.problem("rules", problems);
         self.rules = Arc::new(rules);
     }
 
-    fn unwatched(&mut self, why: String) {
+    pub(super) fn unwatched(&mut self, why: String) {
         self.is_watched = false;
         let seconds = SCAN_UNWATCHED.as_secs();
         self.problem("watch", Some(format!("{why}; it is scanned every {seconds} s instead")));
@@ -365,66 +354,6 @@ impl Driver {
     }
 
     // ---- what woke it ----------------------------------------------------------------------------
-
-    async fn hinted(&mut self, first: Option<Hint>, hints: &mut Option<Hints>) -> Result<()> {
-        let mut now = Vec::new();
-        let mut next = first;
-        let mut is_new_rules = false;
-        for _ in 0..ROUND_PATHS {
-            match next {
-                Some(Hint::Path { path, is_final }) => {
-                    is_new_rules |= path.as_bytes() == super::disk::rules::IGNORE_FILE.as_bytes();
-                    if is_final {
-                        now.push(path);
-                    } else {
-                        self.look_again(path);
-                    }
-                }
-                Some(Hint::Below(dir)) => {
-                    self.look_again(dir.clone());
-                    if self.below.len() < QUIET_PATHS_MAX {
-                        self.below.push_back(dir);
-                    } else {
-                        self.scan_soon();
-                    }
-                }
-                Some(Hint::Overflow) => self.scan_soon(),
-                Some(Hint::Failed(why)) => self.unwatched(why),
-                None => {
-                    *hints = None;
-                    self.unwatched("the directory is no longer watched".into());
-                    break;
-                }
-            }
-            let waiting = hints.as_mut().and_then(|hints| hints.next().now_or_never());
-            let Some(hint) = waiting else { break };
-            next = hint;
-        }
-        if is_new_rules && let Some(root) = self.root.clone() {
-            let rules = blocking(move || Ok(Rules::load(&root)?)).await?;
-            self.set_rules(rules);
-            self.scan_soon();
-            // What was ignored until now was passed over in the journal, too.
-            self.cursor = None;
-            self.is_behind = true;
-        }
-        now.sort_unstable();
-        now.dedup();
-        self.reconcile(now).await
-    }
-
-    /// Scans the whole directory as soon as that is not too often.
-    pub(super) fn scan_soon(&mut self) {
-        self.scan_at = self.scan_at.min(Instant::now() + SCAN_PAUSE);
-    }
-
-    /// Looks at a path once it is quiet.
-    pub(super) fn look_again(&mut self, path: FolderPath) {
-        if self.quiet.len() >= QUIET_PATHS_MAX {
-            return self.scan_soon();
-        }
-        self.quiet.put(path, Instant::now() + QUIET);
-    }
 
     async fn on_time(&mut self) -> Result<()> {
         let now = Instant::now();
@@ -565,46 +494,6 @@ impl Driver {
                 report.problems.remove(kind);
             }
         });
-    }
-
-    /// Takes in what was written to something after it was replaced. Of what an earlier run kept it is
-    /// not known whether it was written to: it is safe if the store holds it.
-    async fn take_leftover(&mut self, leftover: Displaced, is_old: bool) -> Result<()> {
-        let folder = self.binding.folder;
-        let row = self.shared.journal.version_of_key(folder, leftover.key).await?;
-        match row {
-            Some(_) if is_old && self.is_safe(&leftover).await? => {
-                if let Some(root) = self.root.clone() {
-                    blocking(move || {
-                        root.release(leftover);
-                        Ok(())
-                    })
-                    .await?;
-                }
-                Ok(())
-            }
-            Some(row) => self.take_displaced(&row.version.path, leftover).await,
-            None => {
-                let text = format!(
-                    "{} holds the content of a path that the folder does not know",
-                    leftover.kept
-                );
-                self.problem("kept", Some(text));
-                Ok(())
-            }
-        }
-    }
-
-    /// Whether the store holds what is kept.
-    async fn is_safe(&self, leftover: &Displaced) -> Result<bool> {
-        let root = self.root.clone().context("the directory is not open")?;
-        let (kept, seen) = (leftover.kept.clone(), leftover.seen);
-        let algorithm = self.shared.algorithm()?;
-        let read = blocking(move || Ok(look::content_of(&root, &kept, &seen, algorithm).ok()));
-        let Some((content, _)) = read.await? else { return Ok(false) };
-        let Some(hash) = ingest::hash(&content) else { return Ok(false) };
-        let found = self.shared.store.lookup(hash).await;
-        Ok(found.is_ok_and(|asset| asset.is_some_and(|asset| !asset.is_damaged)))
     }
 
     /// Counts a path that is left out.

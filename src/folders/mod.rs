@@ -10,9 +10,12 @@
 //! | `manager` | owns the bindings: one driver each |
 //! | `driver` | waits for hints, changes of the journal and arrived assets, and reconciles paths |
 //! | `news` | what is new in the journal and in the store, and what is to be tried again |
+//! | `hints` | what the hints of the watch lead to |
 //! | `scan` | compares the whole directory with the base |
 //! | `look` | what is at a path: base, directory, content |
 //! | `reconcile` | performs what `core::folder::three_way` decides about paths |
+//! | `order` | the order of the changes of a round |
+//! | `displaced` | edits that came out of the directory when a version was brought to it |
 //! | `guard` | the brake |
 //! | `ingest` | contents into the store, versions into the journal |
 //! | `apply` | versions of the journal into the directory |
@@ -31,13 +34,16 @@ use crate::core::ids::FolderId;
 mod apply;
 pub(crate) mod db;
 pub mod disk;
+mod displaced;
 mod driver;
 mod guard;
 pub mod handle;
+mod hints;
 mod ingest;
 mod look;
 pub(crate) mod manager;
 mod news;
+mod order;
 mod past;
 mod quiet;
 mod reconcile;

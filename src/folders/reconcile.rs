@@ -6,21 +6,20 @@
 //!     journal, and a base is recorded after the disk and the journal hold what it says. Whatever is
 //!     repeated finds its work done.
 //! R2  Nothing is written, here or there, while the binding is paused or held.
-//! R3  Changes that free a name go before those that need it; among the others, removals go last, so
-//!     that a rename is never without a name.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 
 use super::apply::{self, Ended, ToPlace};
 use super::db::Became;
-use super::disk::{Displaced, Seen};
+use super::disk::Seen;
 use super::driver::Driver;
 use super::guard::{Counted, takes_back};
 use super::ingest::{self, NotStored, ToStore};
 use super::look::{Disk, Look, Looker, Unusable};
+use super::order::in_safe_order;
 use super::shared::blocking;
 use crate::clock::wall_ms;
 use crate::core::folder::brake::Source;
@@ -477,57 +476,6 @@ impl Driver {
         blocking(move || Ok(!db.below(id, &path, None, 1)?.is_empty())).await
     }
 
-    /// Takes in what the user wrote in the moment in which a version was brought to the directory: an
-    /// edit of what was there before.
-    pub(super) async fn take_displaced(
-        &mut self,
-        path: &FolderPath,
-        edit: Displaced,
-    ) -> Result<()> {
-        let root = self.root.clone().context("the directory is not open")?;
-        let (db, id, algorithm) = (self.shared.db.clone(), self.id, self.shared.algorithm()?);
-        let (kept, seen, at) = (edit.kept.clone(), edit.seen, path.clone());
-        let read = blocking({
-            let root = root.clone();
-            move || {
-                let base = db.bases(id, &[at])?.pop().flatten();
-                Ok((base, super::look::content_of(&root, &kept, &seen, algorithm)))
-            }
-        });
-        let (base, read) = read.await?;
-        let Ok((content, bytes)) = read else {
-            // It is still being written to: it comes again.
-            root.release(edit);
-            return Ok(());
-        };
-        let before = base.map(|base| base.version);
-        let item = ToStore {
-            path: edit.kept.clone(),
-            seen: Some(edit.seen),
-            content: content.clone(),
-            bytes,
-        };
-        let stored = ingest::store(&self.shared, &root, &[item]).await?.pop();
-        if let Some(Err(NotStored::Why(why))) = stored {
-            // It stays where it is kept, and the next start finds it.
-            self.problem(
-                "kept",
-                Some(format!("an edit is kept in {} until it can be stored: {why}", edit.kept)),
-            );
-            return Ok(());
-        }
-        let vector = before.as_ref().map(|before| before.vector.clone()).unwrap_or_default();
-        let change = change(path, &Edit { content, vector, before });
-        match self.shared.journal.write(self.binding.folder, vec![change]).await {
-            Ok(_) => root.release(edit),
-            Err(error) => self.problem(
-                "kept",
-                Some(format!("an edit is kept in {} until it can be recorded: {error}", edit.kept)),
-            ),
-        }
-        Ok(())
-    }
-
     pub(super) async fn record(&mut self, became: Vec<(FolderPath, Became)>) -> Result<()> {
         if became.is_empty() {
             return Ok(());
@@ -568,78 +516,5 @@ fn placed(version: Version, seen: Option<Seen>) -> Became {
     match seen {
         Some(seen) if !version.is_absent() => Became::Equal(version, seen),
         _ => Became::Gone,
-    }
-}
-
-/// Sorts changes, of which some are removals: what frees a name that another one needs as a file or
-/// as a directory is first, the innermost before all; other removals are last.
-fn in_safe_order<T>(changes: &mut Vec<T>, of: impl Fn(&T) -> (&FolderPath, bool)) {
-    let mut needed_as_dir = BTreeSet::new();
-    let mut new = BTreeSet::new();
-    for change in changes.iter() {
-        let (path, is_removal) = of(change);
-        if is_removal {
-            continue;
-        }
-        new.insert(path.clone());
-        let mut next = path.parent();
-        while let Some(dir) = next {
-            next = dir.parent();
-            if !needed_as_dir.insert(dir) {
-                break;
-            }
-        }
-    }
-    let frees = |path: &FolderPath| {
-        let mut above = std::iter::successors(path.parent(), FolderPath::parent);
-        needed_as_dir.contains(path) || above.any(|dir| new.contains(&dir))
-    };
-    let mut ranked: VecDeque<(u8, T)> = VecDeque::with_capacity(changes.len());
-    for change in changes.drain(..) {
-        let (path, is_removal) = of(&change);
-        let rank = match is_removal {
-            true if frees(path) => 0,
-            false => 1,
-            true => 2,
-        };
-        ranked.push_back((rank, change));
-    }
-    let mut ranked = Vec::from(ranked);
-    ranked.sort_by(|(rank, one), (other_rank, other)| {
-        let (one, is_removal) = of(one);
-        let (other, _) = of(other);
-        rank.cmp(other_rank).then_with(|| match is_removal {
-            // What is in a directory before the directory.
-            true => other.cmp(one),
-            false => one.cmp(other),
-        })
-    });
-    changes.extend(ranked.into_iter().map(|(_, change)| change));
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_frees_a_name_goes_first_and_a_rename_is_never_without_a_name() {
-        let path = |text: &str| FolderPath::from_text(text).unwrap();
-        let mut changes: Vec<(FolderPath, bool)> = [
-            ("z", true),
-            ("new", false),
-            ("d/x", false),
-            ("d", true),
-            ("f/a/b", true),
-            ("f/a", true),
-            ("f", false),
-            ("old", true),
-        ]
-        .into_iter()
-        .map(|(text, is_removal)| (path(text), is_removal))
-        .collect();
-        in_safe_order(&mut changes, |(path, is_removal)| (path, *is_removal));
-        let order: Vec<String> = changes.iter().map(|(path, _)| path.to_text()).collect();
-        assert_eq!(order, ["f/a/b", "f/a", "d", "d/x", "f", "new", "z", "old"]);
     }
 }
