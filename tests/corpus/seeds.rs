@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use can_sync::bao::{GROUP_BYTES, build_outboard, encode_piece};
+use can_sync::core::folder::path::FolderPath;
+use can_sync::core::folder::version::{Content as FileContent, ShortId, Vector, Version};
 use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, LogId, NodeId, OpHash, StoreId};
 use can_sync::core::joining::{Introduction, PairAccept, PairOffer, PairRequest};
 use can_sync::core::journal::message::{
@@ -25,6 +27,7 @@ use can_sync::wire::batch::{
     Content, Label, Piece, SetPage, Verdict, Want, WantEntry, encode_ack, encode_contents,
     encode_drop,
 };
+use can_sync::wire::folder::{HistoryEvent, history_to_bytes, version_to_bytes};
 use can_sync::wire::frame::{Header, Kind};
 use can_sync::wire::{control, journal, pairing};
 use prost::Message as _;
@@ -55,6 +58,9 @@ pub(crate) fn seeds() -> Vec<Seed> {
     }
     for (name, body) in bodies() {
         add(&mut seeds, "op_body", name, journal::encode_body(&body).unwrap().to_vec());
+    }
+    for (which, name, bytes) in versions() {
+        add(&mut seeds, "folder", name, [&[which][..], &bytes].concat());
     }
     bad_ones(&mut seeds);
     tickets(&mut seeds);
@@ -269,6 +275,36 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("put", later(vec![Change::Put(put)])),
         ("delete-and-event", later(vec![Change::Delete(key()), Change::Event(event)])),
         ("members", Body { seq: 1, prev: None, ..later(members) }),
+    ]
+}
+
+fn versions() -> Vec<(u8, &'static str, Vec<u8>)> {
+    let version = |content| Version {
+        path: FolderPath::from_bytes(b"a/\xff b").unwrap(),
+        content,
+        vector: Vector([(ShortId(1), 5), (ShortId(u64::MAX), u64::MAX)].into()),
+        device_name: "desk".to_owned(),
+    };
+    let file = version(FileContent::File {
+        hash: Hash([7; 32]),
+        size_bytes: 12,
+        modified_ms: -5,
+        is_executable: true,
+    });
+    let link = version(FileContent::Symlink { target: b"../x".to_vec() });
+    // Field 9, two bytes.
+    let later = version(FileContent::Later(vec![0x4a, 2, 1, 2]));
+    let event =
+        |change, is_undo| history_to_bytes(&HistoryEvent { before: file.clone(), change, is_undo });
+    vec![
+        (0, "file", version_to_bytes(&file)),
+        (0, "link", version_to_bytes(&link)),
+        (0, "directory", version_to_bytes(&version(FileContent::Directory))),
+        (0, "removed", version_to_bytes(&version(FileContent::Absent))),
+        (0, "later-content", version_to_bytes(&later)),
+        (1, "event", event(None, false)),
+        (1, "event-of-another", event(Some((7, NodeId([3; 32]))), false)),
+        (1, "event-of-an-undo", event(None, true)),
     ]
 }
 

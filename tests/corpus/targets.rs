@@ -13,6 +13,9 @@ use can_sync::core::journal::op::Change;
 use can_sync::core::limits::{PIECE_ALIGN_BYTES, SMALL_BYTES_MAX};
 use can_sync::net::ticket::Ticket;
 use can_sync::wire::batch::{self, Naming, Offer, OfferEntry, Piece, SetPage, Want};
+use can_sync::wire::folder::{
+    history_from_bytes, history_to_bytes, version_from_bytes, version_to_bytes,
+};
 use can_sync::wire::frame::{HEADER_BYTES, Header, Kind};
 use can_sync::wire::proto::peer;
 use can_sync::wire::{control, journal, pairing};
@@ -23,13 +26,14 @@ pub type Target = (&'static str, fn(&[u8]) -> bool);
 
 /// All targets.
 #[allow(dead_code, reason = "each fuzz target names its own")]
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("frame", frame),
     ("control", control),
     ("batch", batch),
     ("pairing", pairing),
     ("journal", journal),
     ("op_body", op_body),
+    ("folder", folder),
     ("ticket", ticket),
     ("piece", piece),
 ];
@@ -169,6 +173,16 @@ pub fn op_body(bytes: &[u8]) -> bool {
     assert_eq!(format!("{again:?}"), format!("{body:?}"));
     assert_eq!(journal::encode_body(&again), Ok(written));
     true
+}
+
+/// A version of a path, or an event of a folder's history, preceded by its number.
+pub fn folder(bytes: &[u8]) -> bool {
+    let Some((which, bytes)) = bytes.split_first() else { return false };
+    match which {
+        0 => comes_back(bytes.to_vec(), |bytes| version_from_bytes(&bytes), version_to_bytes),
+        1 => comes_back(bytes.to_vec(), |bytes| history_from_bytes(&bytes), history_to_bytes),
+        _ => false,
+    }
 }
 
 /// A ticket's text, or its content without the checksum, which a fuzzer could not guess.
