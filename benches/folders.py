@@ -222,13 +222,14 @@ class Syncthing:
                 ElementTree.SubElement(element, "address").text = f"tcp://127.0.0.1:{ports[device][1]}"
             folder = ElementTree.SubElement(
                 root, "folder", id=NAME, path=str(dirs[n]), type="sendreceive",
-                rescanIntervalS="3600", fsWatcherEnabled="true", fsWatcherDelayS="0.01")
+                rescanIntervalS="3600", fsWatcherEnabled="true", fsWatcherDelayS="1")
             for device in (0, 1):
                 ElementTree.SubElement(folder, "device", id=ids[device])
             options = root.find("options")
             settings = {"listenAddress": f"tcp://127.0.0.1:{ports[n][1]}", "globalAnnounceEnabled": "false",
                         "localAnnounceEnabled": "false", "relaysEnabled": "false", "natEnabled": "false",
-                        "startBrowser": "false", "urAccepted": "-1", "crashReportingEnabled": "false"}
+                        "startBrowser": "false", "reconnectionIntervalS": "1",
+                        "urAccepted": "-1", "crashReportingEnabled": "false"}
             for name, value in settings.items():
                 for old in options.findall(name):
                     options.remove(old)
