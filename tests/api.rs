@@ -762,3 +762,74 @@ fn the_example_runs_as_it_stands() {
     shown.wait().unwrap();
     assert_eq!(lines, ["[x] oat milk", "[ ] a/b"]);
 }
+
+// ---- folders ---------------------------------------------------------------------------------
+
+#[test]
+fn folders_are_bound_asked_about_and_brought_back_over_http() {
+    let agent = Agent::start();
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().canonicalize().unwrap().join("dir");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("plan.txt"), "one").unwrap();
+    let post = |path: &str, body: Value| call(&agent, "POST", path, Some(&body));
+    let bind = json!({ "dir": dir, "name": "shared" });
+    let preview = post("/v1/folders", json!({ "dir": dir, "name": "shared", "dry_run": true }));
+    assert_eq!((preview.status, &preview.body["files"]), (200, &json!(1)));
+    assert_eq!(get(&agent, "/v1/folders")["folders"], json!([]));
+    assert_eq!(post("/v1/folders", bind.clone()).status, 200);
+    assert_eq!(post("/v1/folders", bind).status, 409, "it is bound already");
+    assert_eq!(post("/v1/folders", json!({ "dir": "not/absolute" })).status, 400);
+    assert_eq!(post("/v1/folders", json!({ "dir": dir, "nonsense": 1 })).status, 400);
+    assert_eq!(post("/v1/folders/none/join", json!({ "dir": dir })).status, 404);
+
+    let until = |what: &str, holds: &dyn Fn() -> bool| {
+        let start = std::time::Instant::now();
+        while !holds() {
+            assert!(start.elapsed() < DEADLINE, "not in time: {what}");
+            std::thread::yield_now();
+        }
+    };
+    let status = || get(&agent, "/v1/folders/shared");
+    let is_up_to_date = || status()["folder"]["binding"]["state"] == "up_to_date";
+    until("it is taken in", &|| status()["files"] == 1 && is_up_to_date());
+    let history = || get(&agent, "/v1/folders/shared/history?path=plan.txt");
+    fs::write(dir.join("plan.txt"), "two").unwrap();
+    until("there are two versions", &|| history()["versions"].as_array().unwrap().len() == 2);
+
+    let restore = |body| post("/v1/folders/shared/restore", body);
+    let first = json!({ "path": "plan.txt", "version": 1 });
+    assert_eq!(restore(first).body["changed"], true);
+    until("the first is back", &|| fs::read(dir.join("plan.txt")).unwrap() == b"one");
+    assert_eq!(restore(json!({ "path": "none", "version": 1 })).status, 404);
+    assert_eq!(restore(json!({ "path": "../out" })).status, 400);
+    assert_eq!(restore(json!({ "path": "plan.txt", "version": 1, "at_ms": 1 })).status, 400);
+
+    let why = get(&agent, "/v1/folders/shared/why?path=plan.txt");
+    assert_eq!(why["folder"]["kind"], "file");
+    let located = get(&agent, &format!("/v1/locate?path={}", dir.join("plan.txt").display()));
+    assert_eq!((&located["name"], &located["path"]), (&json!("shared"), &json!("plan.txt")));
+    assert_eq!(call(&agent, "GET", "/v1/locate?path=/nowhere", None).status, 404);
+
+    let state = |what: &str| {
+        let answer = post(&format!("/v1/folders/shared/{what}"), json!({}));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.body["binding"]["state"].clone()
+    };
+    assert_eq!(state("pause"), "paused");
+    let undo =
+        |dry_run| post("/v1/folders/shared/undo", json!({ "since_ms": 1, "dry_run": dry_run }));
+    assert_eq!(undo(false).status, 409, "a paused folder is not undone");
+    assert_ne!(state("resume"), "paused");
+    assert_ne!(state("confirm"), "held");
+    until("it goes on", &is_up_to_date);
+    let preview = undo(true).body;
+    assert_eq!(preview["removed"], 1, "{preview}");
+    assert!(dir.join("plan.txt").exists());
+    assert_eq!(undo(false).body["removed"], 1);
+    until("it was not there at the time", &|| !dir.join("plan.txt").exists());
+
+    assert_eq!(call(&agent, "DELETE", "/v1/folders/shared/binding", None).status, 200);
+    assert_eq!(call(&agent, "DELETE", "/v1/folders/shared/binding", None).status, 404);
+    assert_eq!(status()["folder"]["binding"], Value::Null);
+}

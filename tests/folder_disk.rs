@@ -6,6 +6,8 @@
 mod common;
 #[path = "folder_disk/keep.rs"]
 mod keep;
+#[path = "folder_disk/killed.rs"]
+mod killed;
 #[path = "folder_disk/mounts.rs"]
 mod mounts;
 #[path = "folder_disk/place.rs"]

@@ -19,8 +19,14 @@ mod agent;
 use common::content;
 use common::group::{Device, pair, until};
 
+#[path = "folders/bind.rs"]
+mod bind;
+#[path = "folders/forgotten.rs"]
+mod forgotten;
 #[path = "folders/guards.rs"]
 mod guards;
+#[path = "folders/habits.rs"]
+mod habits;
 #[path = "folders/killed.rs"]
 mod killed;
 #[path = "folders/mounts.rs"]
@@ -115,6 +121,11 @@ fn list(top: &Path, dir: &Path, tree: &mut BTreeMap<String, String>) {
             tree.insert(name, format!("{} {executable}", hash.unwrap_or_default()));
         }
     }
+}
+
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
 }
 
 /// Two paired devices, each with an empty directory bound to one folder.
@@ -291,74 +302,4 @@ async fn links_are_synced_as_links_where_asked_for_and_counted_elsewhere() {
     b.device.handle().folders().join(NAME, joined).await.unwrap();
     equal(&a, &b, 3).await;
     assert_eq!(fs::read_link(b.path("out")).unwrap(), Path::new("/etc/passwd"));
-}
-
-// ---- habits of programs ----------------------------------------------------------------------
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn editors_save_by_rename_in_place_with_backups_and_with_locks() {
-    let (a, b) = two().await;
-    a.write("plan.md", b"one");
-    equal(&a, &b, 1).await;
-    let devices = [&a.device, &b.device];
-    // In place, truncating first.
-    a.write("plan.md", b"two, in place");
-    until("in place", &devices, async || b.read("plan.md").unwrap() == b"two, in place").await;
-    // By rename.
-    a.write("plan.md.tmp", b"three, by rename");
-    fs::rename(a.path("plan.md.tmp"), a.path("plan.md")).unwrap();
-    until("by rename", &devices, async || b.read("plan.md").unwrap() == b"three, by rename").await;
-    // With a backup.
-    fs::rename(a.path("plan.md"), a.path("plan.md~")).unwrap();
-    a.write("plan.md", b"four, with a backup");
-    until("with a backup", &devices, async || {
-        b.read("plan.md").as_deref() == Some(b"four, with a backup")
-    })
-    .await;
-    // Beside lock and swap files, which stay here.
-    a.write(".~lock.plan.md#", b"lock");
-    a.write(".plan.md.swp", b"swap");
-    a.write("plan.md", b"five, locked");
-    until("locked", &devices, async || b.read("plan.md").as_deref() == Some(b"five, locked")).await;
-    fs::remove_file(a.path("plan.md~")).unwrap();
-    until("the backup is gone", &devices, async || !b.path("plan.md~").exists()).await;
-    assert!(!b.path(".~lock.plan.md#").exists() && !b.path(".plan.md.swp").exists());
-    assert_eq!(a.status().await.conflicts, 0);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_that_grows_is_never_seen_in_part() {
-    use std::io::Write as _;
-    let (a, b) = two().await;
-    let whole = content(5, 4 * 1024 * 1024);
-    let mut file = fs::File::create(a.path("growing.bin")).unwrap();
-    for piece in whole.chunks(64 * 1024) {
-        file.write_all(piece).unwrap();
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        if let Some(seen) = b.read("growing.bin") {
-            assert!(whole.starts_with(&seen));
-        }
-    }
-    drop(file);
-    until("b has it whole", &[&a.device, &b.device], async || {
-        b.read("growing.bin").as_deref() == Some(&whole[..])
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hundreds_of_files_at_once_arrive_and_one_edit_after_another_stays_in_order() {
-    let (a, b) = two().await;
-    for n in 0..600_u64 {
-        a.write(&format!("d{}/{n}.txt", n % 13), &content(n, 700));
-    }
-    equal(&a, &b, 600).await;
-    for n in 0..30_u64 {
-        b.write("d1/1.txt", format!("edit {n}").as_bytes());
-    }
-    until("the last edit is there", &[&a.device, &b.device], async || {
-        a.read("d1/1.txt").as_deref() == Some(b"edit 29")
-    })
-    .await;
-    equal(&a, &b, 600).await;
 }

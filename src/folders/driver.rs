@@ -41,8 +41,12 @@ const SCAN_UNWATCHED: Duration = Duration::from_secs(60);
 /// How often a directory that cannot be used is tried again.
 const REOPEN_EVERY: Duration = Duration::from_secs(5);
 
-/// How often kept content is looked at.
+/// How often kept content is looked at, while there is some.
 const SETTLE_EVERY: Duration = Duration::from_secs(2);
+
+/// How often the directory is checked to be there while nothing happens. Most ways to lose it give a
+/// hint, and it is checked before anything counts as gone: this is for what people are told.
+const CHECK_EVERY: Duration = Duration::from_secs(60);
 
 /// Commands that wait for a driver: people give them one by one.
 pub(super) const COMMANDS_MAX: usize = 8;
@@ -78,11 +82,17 @@ pub(super) struct Driver {
     is_paused: bool,
     pub(super) held: Option<Source>,
     pub(super) cursor: Option<Cursor>,
+    /// When the cursor is written down; `None`: it is.
+    pub(super) save_cursor_at: Option<Instant>,
+    /// The digest of the rules under which the changes before the cursor were taken up.
+    rules_taken_up: Option<[u8; 32]>,
     watch: Option<Arc<Watch>>,
     pub(super) quiet: Quiet,
     scan: Option<mpsc::Receiver<Found>>,
     pub(super) below: VecDeque<FolderPath>,
     pub(super) scan_at: Instant,
+    settle_at: Instant,
+    pub(super) check_at: Instant,
     is_watched: bool,
     /// How far the index was compared with what is missing; `None`: not yet.
     pub(super) arrived: Option<([u8; 16], u64)>,
@@ -93,6 +103,8 @@ pub(super) struct Driver {
     /// Changes of the journal were left alone while nothing could be written.
     pub(super) is_behind: bool,
     clock: Clock,
+    /// Records of the folder that are no versions.
+    pub(super) unreadable: u64,
 }
 
 /// What woke a driver.
@@ -107,7 +119,7 @@ enum Wake {
 
 impl Driver {
     pub(super) fn new(shared: Shared, stored: StoredBinding) -> Self {
-        let StoredBinding { id, binding, is_paused, held, cursor } = stored;
+        let StoredBinding { id, binding, is_paused, held, cursor, rules, is_begun: _ } = stored;
         Self {
             shared,
             id,
@@ -122,11 +134,15 @@ impl Driver {
             is_paused,
             held,
             cursor,
+            save_cursor_at: None,
+            rules_taken_up: rules,
             watch: None,
             quiet: Quiet::default(),
             scan: None,
             below: VecDeque::new(),
             scan_at: Instant::now(),
+            settle_at: Instant::now(),
+            check_at: Instant::now(),
             is_watched: false,
             arrived: None,
             retry_at: None,
@@ -135,6 +151,7 @@ impl Driver {
             takers: Vec::new(),
             is_behind: false,
             clock: Clock::start(),
+            unreadable: 0,
         }
     }
 
@@ -191,6 +208,7 @@ impl Driver {
                 Wake::Command(None) => return Ok(()),
                 Wake::Command(Some(command)) => self.obey(command).await?,
                 Wake::Hint(hint) => self.hinted(hint, &mut hints).await?,
+                Wake::Committed if self.held.is_some() => self.release().await?,
                 Wake::Committed => self.take_changes().await?,
                 Wake::Listed => self.take_arrived().await?,
                 Wake::Scanned(found) => self.scanned(found).await?,
@@ -207,10 +225,14 @@ impl Driver {
         listed: &mut watch::Receiver<u64>,
     ) -> Wake {
         let is_idle = self.is_idle();
+        let is_held_back = self.held.is_some() && !self.is_paused;
         let scan_at = self.scan.is_none().then_some(self.scan_at);
-        let timers = [self.quiet.next(), self.retry_at, scan_at].into_iter().flatten();
-        let settle_at = Instant::now() + SETTLE_EVERY;
-        let at = if is_idle { settle_at } else { timers.fold(settle_at, Instant::min) };
+        let keeps = self.root.as_ref().is_some_and(|root| root.keeps());
+        let settle_at = keeps.then_some(self.settle_at);
+        let timers = [self.quiet.next(), self.retry_at, scan_at];
+        let always = [settle_at, self.save_cursor_at];
+        let timers = timers.into_iter().filter(|_| !is_idle).chain(always).flatten();
+        let at = timers.fold(self.check_at, Instant::min);
         let next_hint = async {
             match hints {
                 Some(hints) => hints.next().await,
@@ -228,7 +250,7 @@ impl Driver {
             biased;
             command = commands.recv() => Wake::Command(command),
             hint = next_hint => Wake::Hint(hint),
-            Ok(()) = commits.changed(), if !is_idle => Wake::Committed,
+            Ok(()) = commits.changed(), if !is_idle || is_held_back => Wake::Committed,
             Ok(()) = listed.changed(), if !is_idle => Wake::Listed,
             () = sleep_until(at) => Wake::Time,
             found = next_found => Wake::Scanned(found),
@@ -240,10 +262,10 @@ impl Driver {
     async fn open(&mut self) -> Result<Option<Hints>> {
         self.check_folder().await?;
         let writes = self.binding.mode.writes();
-        let (dir, folder) = (self.binding.dir.clone(), self.binding.folder);
+        let (dir, mark) = (self.binding.dir.clone(), self.binding.mark(self.shared.me));
         let (db, id, near) = (self.shared.db.clone(), self.id, self.shared.staging_dir.clone());
         let opened = blocking(move || {
-            let root = Root::open(&dir, folder).map_err(Unusable)?;
+            let root = Root::open(&dir, mark).map_err(Unusable)?;
             let rules = Rules::load(&root).context("reading .cansyncignore")?;
             let folding = if writes { folding(&root, &near) } else { Folding::default() };
             let watch = Watch::start(&root);
@@ -252,7 +274,7 @@ impl Driver {
         let (root, rules, folding, watch, files) = opened.await?;
         self.folding = folding;
         self.problem("directory", None);
-        self.set_rules(rules);
+        self.adopt_rules(rules).await?;
         self.root = Some(Arc::new(root));
         self.files = files;
         self.arrived = None;
@@ -293,10 +315,23 @@ impl Driver {
         self.quiet = Quiet::default();
     }
 
-    pub(super) fn set_rules(&mut self, rules: Rules) {
+    /// Takes up the rules of what is ignored. What was ignored until now was passed over in the
+    /// journal, so everything is looked at again when they changed, also while the agent was stopped.
+    pub(super) async fn adopt_rules(&mut self, rules: Rules) -> Result<()> {
         let problems = (!rules.problems.is_empty()).then(|| rules.problems.join("; "));
         self.problem("rules", problems);
+        let digest = rules.digest;
         self.rules = Arc::new(rules);
+        if self.rules_taken_up == Some(digest) {
+            return Ok(());
+        }
+        let (db, id) = (self.shared.db.clone(), self.id);
+        blocking(move || Ok(db.set_rules(id, digest)?)).await?;
+        self.rules_taken_up = Some(digest);
+        self.cursor = None;
+        self.is_behind = true;
+        self.scan_soon();
+        Ok(())
     }
 
     pub(super) fn unwatched(&mut self, why: String) {
@@ -357,21 +392,33 @@ impl Driver {
 
     async fn on_time(&mut self) -> Result<()> {
         let now = Instant::now();
-        if let Some(root) = self.root.clone() {
-            let now_ms = self.clock.now_ms();
-            let written = blocking(move || Ok(root.settle(now_ms))).await?;
-            for edit in written {
-                self.take_leftover(edit, false).await?;
-            }
+        if self.settle_at <= now {
+            self.settle_at = now + SETTLE_EVERY;
+            self.settle().await?;
         }
-        self.check().await?;
+        if self.save_cursor_at.is_some_and(|at| at <= now) {
+            self.save_cursor().await?;
+        }
+        if self.check_at <= now {
+            self.check_at = now + CHECK_EVERY;
+            self.check().await?;
+        }
         if self.is_idle() {
-            return self.release().await;
+            return Ok(());
         }
         let due = self.quiet.take_due(now, ROUND_PATHS);
         self.reconcile(due).await?;
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry().await?;
+        }
+        Ok(())
+    }
+
+    async fn settle(&mut self) -> Result<()> {
+        let root = self.root.clone().context("the directory is not open")?;
+        let now_ms = self.clock.now_ms();
+        for edit in blocking(move || Ok(root.settle(now_ms))).await? {
+            self.take_leftover(edit, false).await?;
         }
         Ok(())
     }
@@ -436,7 +483,8 @@ impl Driver {
 
     /// Holds all changes until the user decides.
     pub(super) async fn hold(&mut self, source: Source) -> Result<()> {
-        tracing::warn!(dir = %self.binding.dir.display(), "{}", held_text(&source));
+        let text = self.shared.held_text(&source).await?;
+        tracing::warn!(dir = %self.binding.dir.display(), "{text}");
         self.held = Some(source);
         self.scan = None;
         let (db, id) = (self.shared.db.clone(), self.id);
@@ -509,19 +557,6 @@ fn folding(root: &Root, near: &Path) -> Folding {
     root.traits(near).map_or_else(
         |_| Folding::default(),
         |traits| Folding { case: traits.folds_case, normalisation: traits.folds_normalisation },
-    )
-}
-
-/// What a hold is, in words for people.
-pub(super) fn held_text(source: &Source) -> String {
-    let by = match source {
-        Source::Device(device) => format!("came from the device {}", device.short()),
-        Source::Disk => "were made in this directory".into(),
-    };
-    format!(
-        "very many files were changed or removed within five minutes; the changes {by}. Nothing is \
-         synced until you decide: `can-sync folder confirm` lets them pass, `can-sync folder undo` \
-         puts the folder back"
     )
 }
 

@@ -1,8 +1,8 @@
 //! The brake of a binding: counts what changes, and holds it when it is very much at once.
 //!
 //! G1  A rename is not counted: the content that is gone at one path is new at another.
-//! G2  What another device brings back from the history is not counted either, nor what it removes of
-//!     what it wrote itself not long ago: it undoes a loss.
+//! G2  What another device did because its user asked to put paths back, by `restore` or `folder undo`,
+//!     is not counted: the history says so.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,21 +15,15 @@ use super::shared::blocking;
 use crate::clock::wall_ms;
 use crate::core::folder::brake::{HELD_PATHS_MIN, Source};
 use crate::core::folder::path::{FolderPath, PathKey};
-use crate::core::folder::version::{Content, ShortId, Version};
+use crate::core::folder::version::Content;
 use crate::core::ids::{Hash, NodeId};
 use crate::replica::folders::FileRow;
 
 /// The most contents whose paths are remembered, 56 bytes each.
 const FRESH_MAX: usize = 64 * 1024;
 
-/// For how long a device may take back what it wrote without being counted.
-const TAKEN_BACK_MS: u64 = 24 * 3600 * 1000;
-
 /// The changes that are compared at once.
 const PAGE: usize = 512;
-
-/// The versions of a path among which one that is brought back is looked for.
-const PAST_MAX: usize = 64;
 
 /// The path that got a content last, for contents that are new at a path.
 #[derive(Debug, Default)]
@@ -54,16 +48,8 @@ pub(super) struct Counted<'a> {
     pub(super) was: Option<&'a Content>,
     pub(super) now: &'a Content,
     pub(super) by: Source,
-    /// See [`takes_back`].
-    pub(super) is_taken_back: bool,
-}
-
-/// Whether `device` removes what it wrote itself not long ago, such as the files that an undo removes.
-pub(super) fn takes_back(base: &Version, now: &Content, device: &NodeId) -> bool {
-    let is_own = base.vector.newest().is_some_and(|(author, _)| author == ShortId::from(device));
-    *now == Content::Absent
-        && is_own
-        && base.written_at_ms().saturating_add(TAKEN_BACK_MS) >= wall_ms()
+    /// When another device made it.
+    pub(super) changed_at_ms: u64,
 }
 
 impl Driver {
@@ -82,17 +68,26 @@ impl Driver {
         }
         let mut over = None;
         for (source, changes) in by {
-            if !self.brake.count(wall_ms(), source, changes.len(), self.files) || self.is_confirmed
-            {
-                continue;
+            let counted = match source {
+                Source::Disk => changes.len(),
+                Source::Device(device) => {
+                    let change =
+                        |change: &&Counted<'_>| (change.path.key(), change.changed_at_ms, device);
+                    self.count_not_undone(changes.iter().map(change).collect()).await?
+                }
+            };
+            let is_over = self.brake.count(wall_ms(), source, counted, self.files);
+            if is_over && !self.is_confirmed {
+                over = Some(source);
             }
-            if source != Source::Disk && self.is_undo(&changes).await? {
-                self.brake.reset(source);
-                continue;
-            }
-            over = Some(source);
         }
         Ok(over)
+    }
+
+    /// The number of those changes of other devices that are not undone by their users. See G2.
+    async fn count_not_undone(&self, changes: Vec<(PathKey, u64, NodeId)>) -> Result<usize> {
+        let undone = self.shared.journal.are_undone(self.binding.folder, changes).await?;
+        Ok(undone.into_iter().filter(|is_undone| !is_undone).count())
     }
 
     /// Lets the changes of another device pass that were very many and are not any more, because that
@@ -109,14 +104,14 @@ impl Driver {
             let paths: Vec<FolderPath> = rows.iter().map(|row| row.version.path.clone()).collect();
             let (db, id) = (self.shared.db.clone(), self.id);
             let bases = blocking(move || Ok(db.bases(id, &paths)?)).await?;
-            let is_changed = |row: &FileRow, base: &Base| {
-                let (was, now) = (&base.version, &row.version.content);
-                !was.content.is_like(now) && !takes_back(was, now, &row.device)
-            };
-            let changes = rows.iter().zip(bases);
-            changed += changes
+            let is_changed =
+                |row: &FileRow, base: &Base| !base.version.content.is_like(&row.version.content);
+            let differ = rows
+                .iter()
+                .zip(bases)
                 .filter(|(row, base)| base.as_ref().is_some_and(|base| is_changed(row, base)))
-                .count() as u64;
+                .map(|(row, _)| (row.version.path.key(), row.changed_at_ms, row.device));
+            changed += self.count_not_undone(differ.collect()).await? as u64;
             if changed > HELD_PATHS_MIN {
                 return Ok(());
             }
@@ -127,25 +122,12 @@ impl Driver {
     }
 
     fn counts(&self, change: &Counted<'_>) -> bool {
-        let Some(was) = change.was.filter(|_| !change.is_taken_back) else { return false };
+        let Some(was) = change.was else { return false };
         match change.now {
             Content::Absent => {
                 ingest::hash(was).is_some_and(|hash| !self.fresh.is_elsewhere(&hash, change.path))
             }
             now => !was.is_like(now),
         }
-    }
-
-    /// Whether most of these changes bring back what was at their paths before.
-    async fn is_undo(&self, changes: &[&Counted<'_>]) -> Result<bool> {
-        let mut known = 0;
-        for change in changes {
-            let (folder, path) = (self.binding.folder, change.path);
-            let past =
-                self.shared.journal.history(folder, Some(path), None, None, PAST_MAX).await?;
-            let mut past = past.entries.iter();
-            known += usize::from(past.any(|entry| entry.version.content.is_like(change.now)));
-        }
-        Ok(known * 10 >= changes.len() * 9)
     }
 }

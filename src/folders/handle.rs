@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::Binding;
 use super::db::{FoldersDb, StoredBinding};
 use super::disk::{MARKER, Root, RootError, Rules, Scanned, SeenKind};
-use super::driver::{Command, held_text};
+use super::driver::Command;
 use super::manager::{Manager, Request};
 use super::shared::{Reports, Shared, blocking};
 use super::status::{
@@ -140,21 +140,30 @@ impl Folders {
     /// All folders of the group.
     pub async fn list(&self) -> Result<FoldersPage> {
         let bindings = self.bindings().await?;
-        let folders = self.shared.journal.folders().await?;
-        let mut views: Vec<FolderView> = folders
-            .into_iter()
-            .map(|folder| {
-                let bound = bindings.iter().find(|bound| bound.binding.folder == folder.id);
-                self.view(folder, bound)
-            })
-            .collect();
+        let mut folders = self.shared.journal.folders().await?;
+        // Of those that the group does not have the directory is still bound.
+        let is_unknown =
+            |bound: &&StoredBinding| folders.iter().all(|folder| folder.id != bound.binding.folder);
+        let unknown: Vec<Folder> = bindings.iter().filter(is_unknown).map(nameless).collect();
+        folders.extend(unknown);
+        let mut views = Vec::with_capacity(folders.len());
+        for folder in folders {
+            let bound = bindings.iter().find(|bound| bound.binding.folder == folder.id);
+            views.push(self.view(folder, bound).await?);
+        }
         views.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
         Ok(FoldersPage { folders: views })
     }
 
-    /// A folder by its name, its id or the unique start of its id.
+    /// A folder by its name, its id or the unique start of its id. One that the group does not have
+    /// is found where a directory of this device is bound to it.
     pub async fn find(&self, text: &str) -> Result<Folder> {
-        let folders = self.shared.journal.folders().await?;
+        let mut folders = self.shared.journal.folders().await?;
+        for bound in self.bindings().await? {
+            if folders.iter().all(|folder| folder.id != bound.binding.folder) {
+                folders.push(nameless(&bound));
+            }
+        }
         let named: Vec<&Folder> = folders.iter().filter(|folder| folder.name == text).collect();
         let found = match named.is_empty() {
             false => named,
@@ -189,7 +198,7 @@ impl Folders {
             .map(|_| self.shared.reports.get(&folder.id).skipped())
             .unwrap_or_default();
         let mut status = FolderStatus {
-            folder: self.view(folder, bound.as_ref()),
+            folder: self.view(folder, bound.as_ref()).await?,
             files: 0,
             bytes: 0,
             missing: 0,
@@ -240,27 +249,34 @@ impl Folders {
         )))
     }
 
-    fn view(&self, folder: Folder, bound: Option<&StoredBinding>) -> FolderView {
-        let binding = bound.map(|stored| {
-            let report = self.shared.reports.get(&folder.id);
-            let Binding { dir, mode, keep, symlinks, .. } = &stored.binding;
-            let mut problems: Vec<String> = report.problems.into_values().collect();
-            problems.extend(stored.held.as_ref().map(held_text));
-            BindingView {
-                dir: dir.to_string_lossy().into_owned(),
-                mode: *mode,
-                keep: *keep,
-                symlinks: *symlinks,
-                state: match stored {
-                    StoredBinding { held: Some(_), .. } => BindingState::Held,
-                    StoredBinding { is_paused: true, .. } => BindingState::Paused,
-                    _ => report.state,
-                },
-                problems,
-            }
-        });
+    async fn view(&self, folder: Folder, bound: Option<&StoredBinding>) -> Result<FolderView> {
+        let binding = match bound {
+            Some(stored) => Some(self.binding_view(stored).await?),
+            None => None,
+        };
         let Folder { id, name, created_by } = folder;
-        FolderView { id, name, created_by, binding }
+        Ok(FolderView { id, name, created_by, binding })
+    }
+
+    async fn binding_view(&self, stored: &StoredBinding) -> Result<BindingView> {
+        let Binding { folder, dir, mode, keep, symlinks } = &stored.binding;
+        let report = self.shared.reports.get(folder);
+        let mut problems: Vec<String> = report.problems.into_values().collect();
+        if let Some(held) = &stored.held {
+            problems.push(self.shared.held_text(held).await?);
+        }
+        Ok(BindingView {
+            dir: dir.to_string_lossy().into_owned(),
+            mode: *mode,
+            keep: *keep,
+            symlinks: *symlinks,
+            state: match stored {
+                StoredBinding { held: Some(_), .. } => BindingState::Held,
+                StoredBinding { is_paused: true, .. } => BindingState::Paused,
+                _ => report.state,
+            },
+            problems,
+        })
     }
 
     async fn bindings(&self) -> Result<Vec<StoredBinding>> {
@@ -325,18 +341,34 @@ impl Folders {
         if request.dry_run {
             return Ok(bound);
         }
-        let marked = dir.clone();
-        blocking(move || Ok(Root::mark(&marked, id))).await?.map_err(refused)?;
-        if folder.is_none() {
-            self.shared.journal.create(id, &name).await.map_err(temporary)?;
-        }
         let BindRequest { mode, keep, symlinks, .. } = request;
         let binding = Binding { folder: id, dir, mode, keep, symlinks };
-        let db = self.shared.db.clone();
-        let stored = blocking(move || Ok(db.add(binding)?)).await?;
+        let new_name = folder.is_none().then_some(name);
+        let stored = self.begin(binding, new_name).await?;
         self.ask(|reply| Request::Start(Box::new(stored), reply)).await?;
         bound.id = Some(id);
         Ok(bound)
+    }
+
+    /// Binds a directory, all or nothing: the binding, the marker, and of a new folder its record.
+    async fn begin(&self, binding: Binding, new_name: Option<String>) -> Result<StoredBinding> {
+        let (folder, dir, mark) =
+            (binding.folder, binding.dir.clone(), binding.mark(self.shared.me));
+        let db = self.shared.db.clone();
+        let stored = blocking(move || Ok(db.begin(binding)?)).await?;
+        if let Err(error) = blocking(move || Ok(Root::mark(&dir, mark))).await? {
+            self.shared.take_back(stored).await?;
+            return Err(refused(error));
+        }
+        if let Some(name) = new_name
+            && let Err(error) = self.shared.journal.create(folder, &name).await
+        {
+            let settled = self.shared.settle_begun(stored).await?;
+            return settled.ok_or_else(|| temporary(error));
+        }
+        let (db, id) = (self.shared.db.clone(), stored.id);
+        blocking(move || Ok(db.finish(id)?)).await?;
+        Ok(StoredBinding { is_begun: false, ..stored })
     }
 
     /// Refuses a directory that overlaps with another bound one or with the agent's own files.
@@ -421,10 +453,10 @@ impl Folders {
         if !was {
             return Err(not_bound(&folder));
         }
-        let marker = bound.binding.dir.join(MARKER);
+        let mark = bound.binding.mark(self.shared.me);
         // A directory that is not there keeps its marker, which does no harm.
-        blocking(move || Ok(std::fs::remove_file(marker).is_ok())).await?;
-        Ok(self.view(folder, None))
+        blocking(move || Ok(Root::unmark(&bound.binding.dir, mark).is_ok())).await?;
+        self.view(folder, None).await
     }
 
     /// Stops writing anything to the directory and to the folder.
@@ -466,7 +498,7 @@ impl Folders {
         };
         timeout(wait, done).await.map_err(|_| late(wait))??;
         let bound = self.bound(folder.id).await?;
-        Ok(self.view(folder, bound.as_ref()))
+        self.view(folder, bound.as_ref()).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T> {
@@ -517,8 +549,19 @@ fn refused(error: RootError) -> FolderError {
              the file {MARKER} in it if that folder is gone",
             dir.display()
         ),
+        RootError::OtherDevice { .. } => format!(
+            "{error}: two devices that keep one directory in step would take each other's work for \
+             yours. Bind another directory, or remove the file {MARKER} in it if that device does \
+             not use it any more"
+        ),
         _ => error.to_string(),
     })
+}
+
+/// A folder that the group does not have, by what its binding says.
+fn nameless(bound: &StoredBinding) -> Folder {
+    let id = bound.binding.folder;
+    Folder { id, name: id.to_string(), created_by: None }
 }
 
 fn temporary(error: impl std::fmt::Display) -> FolderError {

@@ -50,7 +50,11 @@ impl Driver {
                         self.scan_soon();
                     }
                 }
-                Some(Hint::Overflow) => self.scan_soon(),
+                Some(Hint::Overflow) => {
+                    // The directory itself may have gone.
+                    self.check_at = Instant::now();
+                    self.scan_soon();
+                }
                 Some(Hint::Failed(why)) => self.unwatched(why),
                 None => {
                     *hints = None;
@@ -64,11 +68,7 @@ impl Driver {
         }
         if is_new_rules && let Some(root) = self.root.clone() {
             let rules = blocking(move || Ok(Rules::load(&root)?)).await?;
-            self.set_rules(rules);
-            self.scan_soon();
-            // What was ignored until now was passed over in the journal, too.
-            self.cursor = None;
-            self.is_behind = true;
+            self.adopt_rules(rules).await?;
         }
         now.sort_unstable();
         now.dedup();

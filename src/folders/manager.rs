@@ -51,7 +51,18 @@ impl Manager {
         let db = self.shared.db.clone();
         match blocking(move || Ok(db.bindings()?)).await {
             Ok(bindings) => {
-                bindings.into_iter().for_each(|binding| self.start(&mut running, binding));
+                for stored in bindings {
+                    let dir = stored.binding.dir.clone();
+                    match self.shared.settle_begun(stored).await {
+                        Ok(Some(stored)) => self.start(&mut running, stored),
+                        Ok(None) => {
+                            tracing::info!(dir = %dir.display(), "was not bound in the end")
+                        }
+                        Err(error) => {
+                            tracing::error!(dir = %dir.display(), "a folder is left alone: {error:#}");
+                        }
+                    }
+                }
             }
             Err(error) => tracing::error!("reading which folders are bound: {error:#}"),
         }

@@ -29,7 +29,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use crate::core::folder::three_way::Mode;
-use crate::core::ids::FolderId;
+use crate::core::ids::{FolderId, NodeId};
+use disk::Mark;
 
 mod apply;
 pub(crate) mod db;
@@ -91,4 +92,11 @@ pub struct Binding {
     pub keep: Keep,
     /// Whether symbolic links are synced, as links.
     pub symlinks: bool,
+}
+
+impl Binding {
+    /// What the marker of the directory says when the device `device` has bound it.
+    fn mark(&self, device: NodeId) -> Mark {
+        Mark { folder: self.folder, device }
+    }
 }

@@ -12,10 +12,14 @@ use super::quiet::RETRY_FIRST;
 use super::reconcile::ROUND_PATHS;
 use super::shared::blocking;
 use crate::core::folder::path::FolderPath;
-use crate::core::ids::Hash;
+use crate::core::ids::{FolderId, Hash};
 
 /// How often what could not be brought to the directory is tried again at last.
 const RETRY_LAST: Duration = Duration::from_secs(60);
+
+/// How long the cursor waits to be written down, so that a live change does not wait for the disk once
+/// more.
+const SAVE_CURSOR_AFTER: Duration = Duration::from_secs(1);
 
 /// Assets of the index that are compared with what is missing, at once.
 const ARRIVED_MAX: usize = 4096;
@@ -58,6 +62,7 @@ impl Driver {
                 self.check_folder().await?;
                 self.compare_bases().await?;
             }
+            self.tell_unreadable(&page.unreadable);
             let rows = page.rows.into_iter().filter(|row| row.folder == self.binding.folder);
             let (versions, paths): (Vec<_>, Vec<_>) =
                 rows.map(|row| (row.version.clone(), row.version.path)).unzip();
@@ -79,13 +84,38 @@ impl Driver {
             }
             if self.cursor != Some(page.cursor) {
                 self.cursor = Some(page.cursor);
-                let (db, id) = (self.shared.db.clone(), self.id);
-                blocking(move || Ok(db.move_to(id, page.cursor)?)).await?;
+                self.save_cursor_at.get_or_insert_with(|| Instant::now() + SAVE_CURSOR_AFTER);
             }
             if !page.more {
                 return Ok(());
             }
+            self.save_cursor().await?;
         }
+    }
+
+    /// Writes the cursor down. One that is too old costs a look at what came after it.
+    pub(super) async fn save_cursor(&mut self) -> Result<()> {
+        self.save_cursor_at = None;
+        let Some(cursor) = self.cursor else { return Ok(()) };
+        let (db, id) = (self.shared.db.clone(), self.id);
+        blocking(move || Ok(db.move_to(id, cursor)?)).await
+    }
+
+    /// Tells of records that are no versions of paths. Of very many there is one line in the log.
+    fn tell_unreadable(&mut self, records: &[(FolderId, String)]) {
+        let mut own = records.iter().filter(|(folder, _)| *folder == self.binding.folder);
+        let Some((_, why)) = own.next() else { return };
+        let is_first = self.unreadable == 0;
+        self.unreadable += 1 + own.count() as u64;
+        let text = format!(
+            "{} changes of the folder cannot be read and are left alone, the first because {why}: \
+             update can-sync on all devices",
+            self.unreadable
+        );
+        if is_first {
+            tracing::warn!(dir = %self.binding.dir.display(), "{text}");
+        }
+        self.problem("records", Some(text));
     }
 
     /// Compares all bases with the journal, which may have forgotten some.

@@ -7,7 +7,6 @@ use anyhow::Context as _;
 
 use super::db::Base;
 use super::disk::{Root, Rules};
-use super::driver::held_text;
 use super::handle::{FolderError, Folders, Result};
 use super::ingest;
 use super::look::{Disk, Looker};
@@ -20,7 +19,7 @@ use crate::core::folder::resolve::needs_history;
 use crate::core::folder::three_way::Edit;
 use crate::core::folder::version::{Content, Version};
 use crate::core::ids::{FolderId, Hash};
-use crate::replica::folders::{FileRow, Folder, HistoryEntry};
+use crate::replica::folders::{FileChange, FileRow, Folder, HistoryEntry};
 
 /// The most versions of a path that are listed.
 const VERSIONS_MAX: usize = 1000;
@@ -112,7 +111,7 @@ impl Folders {
         };
         let changed = !current.version.content.is_like(&content);
         if changed {
-            let change = change(&path, &back_to(&current.version, content.clone()));
+            let change = put_back(&path, &current.version, content.clone());
             let written = self.shared.journal.write(folder.id, vec![change]).await;
             written.map_err(|error| FolderError::Temporary(error.to_string()))?;
         }
@@ -132,7 +131,7 @@ impl Folders {
             None => lines.push("no directory of this device is bound to the folder".into()),
             Some(bound) => {
                 if let Some(held) = &bound.held {
-                    lines.push(held_text(held));
+                    lines.push(self.shared.held_text(held).await?);
                 }
                 if bound.is_paused {
                     lines.push("the folder is paused: `can-sync folder resume`".into());
@@ -180,8 +179,9 @@ impl Folders {
     ) -> Result<LookedAt> {
         let (db, algorithm) = (self.shared.db.clone(), self.shared.algorithm()?);
         let (id, binding, path) = (bound.id, bound.binding.clone(), path.clone());
+        let mark = binding.mark(self.shared.me);
         let looked = blocking(move || {
-            let root = match Root::open(&binding.dir, binding.folder) {
+            let root = match Root::open(&binding.dir, mark) {
                 Ok(root) => root,
                 Err(error) => {
                     let (lines, directory) = (Vec::new(), error.to_string());
@@ -267,10 +267,11 @@ struct LookedAt {
 }
 
 /// The change that puts a path back to `content`.
-pub(super) fn back_to(current: &Version, content: Content) -> Edit {
+pub(super) fn put_back(path: &FolderPath, current: &Version, content: Content) -> FileChange {
     let after = Version { content: content.clone(), ..current.clone() };
     let before = needs_history(current, &after).then(|| current.clone());
-    Edit { content, vector: current.vector.clone(), before }
+    let edit = Edit { content, vector: current.vector.clone(), before };
+    FileChange { is_undo: true, ..change(path, &edit) }
 }
 
 /// What was at a path at a time. `past` is sorted, the newest first.

@@ -16,7 +16,7 @@ use super::apply::{self, Ended, ToPlace};
 use super::db::Became;
 use super::disk::Seen;
 use super::driver::Driver;
-use super::guard::{Counted, takes_back};
+use super::guard::Counted;
 use super::ingest::{self, NotStored, ToStore};
 use super::look::{Disk, Look, Looker, Unusable};
 use super::order::in_safe_order;
@@ -51,7 +51,7 @@ struct Brought {
     item: ToPlace,
     was: Option<Content>,
     from: NodeId,
-    is_taken_back: bool,
+    changed_at_ms: u64,
 }
 
 /// What a round is to do.
@@ -74,14 +74,14 @@ impl Plan {
             was: write.was.as_ref(),
             now: &write.edit.content,
             by: Source::Disk,
-            is_taken_back: false,
+            changed_at_ms: 0,
         });
         let there = self.brings.iter().map(|bring| Counted {
             path: &bring.item.path,
             was: bring.was.as_ref(),
             now: &bring.item.version.content,
             by: Source::Device(bring.from),
-            is_taken_back: bring.is_taken_back,
+            changed_at_ms: bring.changed_at_ms,
         });
         here.chain(there).collect()
     }
@@ -214,17 +214,14 @@ impl Driver {
                 plan.became.push((path, became));
             }
             Action::Touch | Action::Apply => {
-                let Some(FileRow { version, device, .. }) = row else { return };
+                let Some(FileRow { version, device, changed_at_ms, .. }) = row else { return };
                 if matches!(version.content, Content::Symlink { .. }) && !self.binding.symlinks {
                     self.skip("symbolic links of the folder (bind it with --symlinks)", &path);
                     plan.became.push((path, Became::Left));
                     return;
                 }
-                let is_taken_back = base
-                    .as_ref()
-                    .is_some_and(|base| takes_back(&base.version, &version.content, &device));
                 let item = ToPlace { path, version, expected: seen };
-                plan.brings.push(Brought { item, was, from: device, is_taken_back });
+                plan.brings.push(Brought { item, was, from: device, changed_at_ms });
             }
             Action::Write(edit) => {
                 plan.writes.push(Written { path, edit, base_of: None, seen, bytes, was });
@@ -460,8 +457,8 @@ impl Driver {
         };
         let [copy, removal] = make_way(&in_the_way);
         let changes = vec![
-            FileChange { version: copy, before: None },
-            FileChange { version: removal, before: Some(in_the_way) },
+            FileChange { version: copy, before: None, is_undo: false },
+            FileChange { version: removal, before: Some(in_the_way), is_undo: false },
         ];
         let written = self.shared.journal.write_as_they_are(folder, changes).await;
         if let Err(error) = written {
@@ -509,7 +506,7 @@ impl Driver {
 pub(super) fn change(path: &FolderPath, edit: &Edit) -> FileChange {
     let Edit { content, vector, before } = edit.clone();
     let version = Version { path: path.clone(), content, vector, device_name: String::new() };
-    FileChange { version, before }
+    FileChange { version, before, is_undo: false }
 }
 
 fn placed(version: Version, seen: Option<Seen>) -> Became {

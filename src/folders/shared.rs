@@ -8,9 +8,11 @@ use anyhow::{Context as _, Result};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
-use super::db::FoldersDb;
+use super::db::{FoldersDb, StoredBinding};
+use super::disk::Root;
 use super::scan::OF_SCANS;
 use super::status::{BindingState, SkipCount, Skipped};
+use crate::core::folder::brake::Source;
 use crate::core::folder::path::FolderPath;
 use crate::core::ids::{FolderId, HashAlgorithm, NodeId};
 use crate::replica::folders::FolderJournal;
@@ -38,6 +40,58 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Finishes a binding that was begun when the agent ended, or takes it back where its folder does
+    /// not exist.
+    pub(crate) async fn settle_begun(
+        &self,
+        stored: StoredBinding,
+    ) -> Result<Option<StoredBinding>> {
+        if !stored.is_begun {
+            return Ok(Some(stored));
+        }
+        let folders = self.journal.folders().await?;
+        if !folders.iter().any(|folder| folder.id == stored.binding.folder) {
+            self.take_back(stored).await?;
+            return Ok(None);
+        }
+        let (db, mark) = (self.db.clone(), stored.binding.mark(self.me));
+        blocking(move || {
+            // A directory that is not there is told by the driver.
+            if let Err(error) = Root::mark(&stored.binding.dir, mark) {
+                tracing::warn!("{error}");
+            }
+            db.finish(stored.id)?;
+            Ok(Some(StoredBinding { is_begun: false, ..stored }))
+        })
+        .await
+    }
+
+    /// Takes back a binding that was begun.
+    pub(crate) async fn take_back(&self, stored: StoredBinding) -> Result<()> {
+        let (db, mark) = (self.db.clone(), stored.binding.mark(self.me));
+        blocking(move || {
+            // A directory that is not there keeps its marker, which does no harm.
+            let _ = Root::unmark(&stored.binding.dir, mark);
+            Ok(db.remove(stored.id)?)
+        })
+        .await
+    }
+
+    /// What a hold is, in words for people.
+    pub(crate) async fn held_text(&self, source: &Source) -> Result<String> {
+        let by = match source {
+            Source::Device(device) => {
+                format!("came from {}", self.journal.device_name(*device).await?)
+            }
+            Source::Disk => "were made in this directory".into(),
+        };
+        Ok(format!(
+            "very many files were changed or removed within five minutes; the changes {by}. Nothing is \
+             synced until you decide: `can-sync folder confirm` lets them pass, `can-sync folder undo` \
+             puts the folder back"
+        ))
+    }
+
     /// The hash function of the store.
     pub(crate) fn algorithm(&self) -> Result<HashAlgorithm> {
         let bound = self.index.bound().context("reading the index")?;

@@ -12,8 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::handle::{FolderError, Folders, Result};
 use super::ingest;
-use super::past::back_to;
-use super::reconcile::change;
+use super::past::put_back;
 use super::status::{BindingState, EXAMPLES_MAX, UndoRequest, UndoStep, Undone};
 use crate::core::folder::path::{FolderPath, PathKey};
 use crate::core::folder::version::{Content, Version};
@@ -216,7 +215,7 @@ impl Undo<'_> {
             .into_iter()
             .map(|(current, content)| {
                 let path: FolderPath = current.path.clone();
-                change(&path, &back_to(&current, content))
+                put_back(&path, &current, content)
             })
             .collect();
         let written = self.folders.shared.journal.write(folder, changes).await;

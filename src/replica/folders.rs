@@ -41,6 +41,10 @@ const GATHER: Duration = Duration::from_millis(20);
 /// How long to wait when they cannot be resolved now.
 const RETRY: Duration = Duration::from_secs(30);
 
+/// The most events of one path among which that of its current version is looked for: it is the last
+/// but for what arrives late.
+const ENTRIES_AT_ONCE: usize = 16;
+
 /// The most changes in one transaction of the journal's writer, so that others get their turn.
 const CHANGES_PER_WRITE: usize = 1024;
 
@@ -245,6 +249,39 @@ impl FolderJournal {
         let read =
             move |reader: &JournalReader| reader.file_history(folder, key, since_ms, after, limit);
         self.journal.read(read).await
+    }
+
+    /// Of changes, each given by its path, its time and its device: whether a user of that device asked
+    /// to put the path back to an earlier version.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub async fn are_undone(
+        &self,
+        folder: FolderId,
+        changes: Vec<(PathKey, u64, NodeId)>,
+    ) -> Result<Vec<bool>, AskError> {
+        let read = move |reader: &JournalReader| {
+            let is_undone = |(key, changed_at_ms, device): &(PathKey, u64, NodeId)| {
+                let since_ms = *changed_at_ms;
+                let page =
+                    reader.file_history(folder, Some(*key), since_ms, None, ENTRIES_AT_ONCE)?;
+                Ok(page.entries.iter().any(|entry| {
+                    let by = (entry.changed_at_ms, entry.device);
+                    entry.is_undo && by == (since_ms, *device)
+                }))
+            };
+            changes.iter().map(is_undone).collect()
+        };
+        self.journal.read(read).await
+    }
+
+    /// The name of a device, for people.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub async fn device_name(&self, device: NodeId) -> Result<String, AskError> {
+        self.journal.read(move |reader| reader.device_name(&device)).await
     }
 
     /// Changes with every commit of the journal.

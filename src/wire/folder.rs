@@ -24,6 +24,8 @@ pub struct HistoryEvent {
     pub before: Version,
     /// When the change was made and by which device, where its author did not log it.
     pub change: Option<(u64, NodeId)>,
+    /// The change put the path back to an earlier version because a user asked for that.
+    pub is_undo: bool,
 }
 
 /// Encodes a version: the value of its field.
@@ -48,7 +50,7 @@ pub fn history_to_bytes(event: &HistoryEvent) -> Vec<u8> {
         None => (0, Bytes::new()),
     };
     let before = Some(to_wire(&event.before));
-    proto::HistoryEvent { before, changed_ms, changed_by }.encode_to_vec()
+    proto::HistoryEvent { before, changed_ms, changed_by, undo: event.is_undo }.encode_to_vec()
 }
 
 /// Decodes an event.
@@ -68,7 +70,7 @@ pub fn history_from_bytes(bytes: &[u8]) -> Result<HistoryEvent, WireError> {
             Some((ms, device.ok_or_else(|| malformed("HistoryEvent.changed_by", "not 32 bytes"))?))
         }
     };
-    Ok(HistoryEvent { before: from_wire(before)?, change })
+    Ok(HistoryEvent { before: from_wire(before)?, change, is_undo: wire.undo })
 }
 
 fn to_wire(version: &Version) -> proto::Version {
@@ -185,8 +187,10 @@ mod tests {
             let version = version(content);
             assert_eq!(version_from_bytes(&version_to_bytes(&version)).unwrap(), version);
             for change in [None, Some((7, NodeId([3; 32])))] {
-                let event = HistoryEvent { before: version.clone(), change };
-                assert_eq!(history_from_bytes(&history_to_bytes(&event)).unwrap(), event);
+                for is_undo in [false, true] {
+                    let event = HistoryEvent { before: version.clone(), change, is_undo };
+                    assert_eq!(history_from_bytes(&history_to_bytes(&event)).unwrap(), event);
+                }
             }
         }
     }

@@ -6,12 +6,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use can_sync::core::folder::path::FolderPath;
-use can_sync::core::ids::FolderId;
+use can_sync::core::ids::{FolderId, NodeId};
 use can_sync::folders::disk::{
-    Displaced, Place, PlaceError, Placed, Placement, Root, Rules, Scanned, Seen, Source,
+    Displaced, Mark, Place, PlaceError, Placed, Placement, Root, Rules, Scanned, Seen, Source,
 };
 
 pub(crate) const ID: FolderId = FolderId([7; 16]);
+
+/// What the marker says.
+pub(crate) const MARK: Mark = Mark { folder: ID, device: NodeId([8; 32]) };
 
 /// A directory that is marked and open.
 pub(crate) struct Bound {
@@ -34,8 +37,8 @@ impl Bound {
         let temp = tempfile::tempdir_in(parent).unwrap();
         let dir = temp.path().join("bound");
         std::fs::create_dir(&dir).unwrap();
-        Root::mark(&dir, ID).unwrap();
-        Self { root: Root::open(&dir, ID).unwrap(), dir, _temp: temp }
+        Root::mark(&dir, MARK).unwrap();
+        Self { root: Root::open(&dir, MARK).unwrap(), dir, _temp: temp }
     }
 
     /// A directory beside the bound one, on the same file system.

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use can_sync::folders::disk::{Place, Placement, Root, keep};
 
-use crate::common::{Bound, ID, content, done, path};
+use crate::common::{Bound, MARK, content, done, path};
 
 #[test]
 fn replaced_content_is_removed_when_it_was_quiet_for_ten_seconds() {
@@ -108,7 +108,7 @@ fn what_a_killed_run_replaced_is_reported_and_its_unfinished_files_are_removed()
     std::fs::rename(bound.dir.join("complete"), bound.dir.join(&complete_name)).unwrap();
     assert_eq!(bound.leftovers().len(), 2, "what this run keeps is no leftover");
 
-    let root = Root::open(&bound.dir, ID).unwrap();
+    let root = Root::open(&bound.dir, MARK).unwrap();
     let next = Bound { root, ..bound };
     let mut leftovers: Vec<_> = next
         .leftovers()

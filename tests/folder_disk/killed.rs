@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use can_sync::folders::disk::{Place, Placement, Root, Source, keep};
+use can_sync::folders::disk::{Place, Placed, Placement, Root, Source, keep};
 use rand::RngExt as _;
 
 use crate::common::{Bound, MARK, content, path};
@@ -48,7 +48,8 @@ fn place(root: &Root, at: &str, new: Option<&str>) {
         },
     };
     let expected = root.stat(&at).unwrap();
-    root.place(Placement { path: &at, what, expected }).unwrap();
+    let placed = root.place(Placement { path: &at, what, expected }).unwrap();
+    assert!(matches!(placed, Placed::Done(_)));
 }
 
 /// The child: makes the steps, and says so after each.
@@ -77,7 +78,7 @@ fn child() {
         expected: root.stat(at).unwrap(),
     });
     for placed in root.place_all(placements.collect()) {
-        placed.unwrap();
+        assert!(matches!(placed.unwrap(), Placed::Done(_)));
     }
     println!("\nbatch");
     std::thread::sleep(Duration::from_millis(20));
@@ -90,7 +91,9 @@ fn prepared() -> Bound {
             bound.write(at, old);
         }
     }
-    (0..BATCH).for_each(|at| drop(bound.write(&batch(at), "old")));
+    for at in 0..BATCH {
+        bound.write(&batch(at), "old");
+    }
     bound
 }
 

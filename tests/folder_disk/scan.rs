@@ -8,29 +8,39 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use can_sync::core::folder::path::FolderPath;
-use can_sync::core::ids::FolderId;
-use can_sync::folders::disk::{MARKER, Place, PlaceError, ReadError, Root, RootError, Rules};
+use can_sync::core::ids::{FolderId, NodeId};
+use can_sync::folders::disk::{MARKER, Mark, Place, PlaceError, ReadError, Root, RootError, Rules};
 use can_sync::folders::disk::{Scanned, SeenKind, Skip};
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, mknodat, openat, symlinkat};
 
-use crate::common::{Bound, ID, content, file, is_root, path, scratch};
+use crate::common::{Bound, ID, MARK, content, file, is_root, path, scratch};
+
+const MARKED: NodeId = MARK.device;
 
 #[test]
 fn a_directory_that_is_not_the_bound_one_is_refused() {
     let bound = Bound::new();
-    let other = FolderId([8; 16]);
+    let other = Mark { folder: FolderId([8; 16]), ..MARK };
     let outside = bound.outside();
     assert!(matches!(Root::open(&bound.dir, other), Err(RootError::OtherFolder { found: ID, .. })));
     assert!(matches!(Root::mark(&bound.dir, other), Err(RootError::OtherFolder { found: ID, .. })));
-    assert!(matches!(Root::open(&outside, ID), Err(RootError::Unmarked(_))));
-    assert!(matches!(Root::open(&outside.join("none"), ID), Err(RootError::Missing(_))));
+    assert!(matches!(Root::open(&outside, MARK), Err(RootError::Unmarked(_))));
+    assert!(matches!(Root::open(&outside.join("none"), MARK), Err(RootError::Missing(_))));
+    let of_another = Mark { device: NodeId([9; 32]), ..MARK };
+    for refused in
+        [Root::open(&bound.dir, of_another).map(drop), Root::mark(&bound.dir, of_another)]
+    {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, RootError::OtherDevice { device: MARKED, .. }), "{error}");
+    }
+    assert!(!Root::unmark(&bound.dir, of_another).unwrap());
     let marker = bound.dir.join(MARKER);
-    assert!(matches!(Root::open(&marker, ID), Err(RootError::NotADirectory(_))));
+    assert!(matches!(Root::open(&marker, MARK), Err(RootError::NotADirectory(_))));
     std::fs::write(&marker, "\0\u{fffd}").unwrap();
-    assert!(matches!(Root::open(&bound.dir, ID), Err(RootError::Unmarked(_))));
+    assert!(matches!(Root::open(&bound.dir, MARK), Err(RootError::Unmarked(_))));
     std::fs::remove_file(&marker).unwrap();
     symlink("/etc/passwd", &marker).unwrap();
-    assert!(matches!(Root::open(&bound.dir, ID), Err(RootError::Unmarked(_))));
+    assert!(matches!(Root::open(&bound.dir, MARK), Err(RootError::Unmarked(_))));
 }
 
 #[test]
@@ -47,7 +57,7 @@ fn a_directory_that_goes_away_is_an_error_and_not_an_empty_one() {
     std::fs::rename(&bound.dir, &moved).unwrap();
     assert!(matches!(bound.root.check(), Err(RootError::Missing(_))));
     std::fs::create_dir(&bound.dir).unwrap();
-    Root::mark(&bound.dir, ID).unwrap();
+    Root::mark(&bound.dir, MARK).unwrap();
     assert!(matches!(bound.root.check(), Err(RootError::Replaced(_))));
     assert!(bound.root.scan(None, &rules, None, &mut each).is_err());
 }

@@ -68,11 +68,6 @@ impl Brake {
         counted > HELD_PATHS_MIN && counted > folder_files / HELD_FRACTION
     }
 
-    /// Begins to count a source anew, after its changes were confirmed or undone.
-    pub fn reset(&mut self, source: Source) {
-        self.0.remove(&source);
-    }
-
     /// Makes room for one more source.
     fn forget_quiet(&mut self, source: Source) {
         if self.0.len() < SOURCES_MAX || self.0.contains_key(&source) {
@@ -123,13 +118,12 @@ mod tests {
     }
 
     #[test]
-    fn each_source_is_counted_by_itself_and_anew_after_a_reset() {
+    fn each_source_is_counted_by_itself() {
         let mut brake = Brake::default();
         assert!(!brake.count(NOW_MS, Source::Disk, 40, 100));
         assert!(!brake.count(NOW_MS, DEVICE, 40, 100));
         assert!(brake.count(NOW_MS, DEVICE, 11, 100));
-        brake.reset(DEVICE);
-        assert!(!brake.count(NOW_MS, DEVICE, 11, 100));
+        assert!(!brake.count(NOW_MS, Source::Disk, 10, 100));
     }
 
     #[test]

@@ -22,7 +22,8 @@ impl FoldersDb {
         self.read(|connection| {
             connection
                 .prepare_cached(
-                    "SELECT id, folder, dir, mode, keep, symlinks, paused, held, epoch, arr
+                    "SELECT id, folder, dir, mode, keep, symlinks, paused, held, epoch, arr, rules,
+                            begun
                      FROM bindings ORDER BY id",
                 )?
                 .query_map([], stored_binding)?
@@ -30,13 +31,13 @@ impl FoldersDb {
         })
     }
 
-    /// Adds a binding; durable on return.
-    pub(crate) fn add(&self, binding: Binding) -> db::Result<StoredBinding> {
+    /// Adds a binding that is begun; durable on return. See F4.
+    pub(crate) fn begin(&self, binding: Binding) -> db::Result<StoredBinding> {
         let stored = binding.clone();
         let id = self.write(move |tx| {
             tx.prepare_cached(
-                "INSERT INTO bindings (folder, dir, mode, keep, symlinks, paused, arr)
-                 VALUES (?1, ?2, ?3, ?4, ?5, 0, 0)",
+                "INSERT INTO bindings (folder, dir, mode, keep, symlinks, paused, arr, begun)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 1)",
             )?
             .execute(params![
                 binding.folder.0,
@@ -47,7 +48,31 @@ impl FoldersDb {
             ])?;
             Ok(BindingId(u64::try_from(tx.last_insert_rowid()).unwrap_or_default()))
         })?;
-        Ok(StoredBinding { id, binding: stored, is_paused: false, held: None, cursor: None })
+        Ok(StoredBinding {
+            id,
+            binding: stored,
+            is_paused: false,
+            held: None,
+            cursor: None,
+            rules: None,
+            is_begun: true,
+        })
+    }
+
+    /// Records that a binding is complete.
+    pub(crate) fn finish(&self, id: BindingId) -> db::Result<()> {
+        self.write(move |tx| {
+            tx.execute("UPDATE bindings SET begun = 0 WHERE id = ?1", [int(id.0)]).map(|_| ())
+        })
+    }
+
+    /// Records the rules of what is ignored. All changes of the journal are new then, because some
+    /// were passed over under other rules.
+    pub(crate) fn set_rules(&self, id: BindingId, digest: [u8; 32]) -> db::Result<()> {
+        self.write(move |tx| {
+            let sql = "UPDATE bindings SET rules = ?2, epoch = NULL, arr = 0 WHERE id = ?1";
+            tx.execute(sql, params![int(id.0), digest]).map(|_| ())
+        })
     }
 
     /// Removes a binding with all that is known of its paths.
@@ -113,6 +138,8 @@ fn stored_binding(row: &Row<'_>) -> rusqlite::Result<StoredBinding> {
         is_paused: row.get(6)?,
         held: held.map(|text| held_by(&text)).transpose()?,
         cursor: epoch.map(|epoch| Cursor { epoch: LogId(epoch), arr }),
+        rules: row.get(10)?,
+        is_begun: row.get(11)?,
     })
 }
 

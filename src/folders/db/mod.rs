@@ -6,14 +6,16 @@
 //! F2  The cursor into the journal moves after it is recorded what became of the changes before it: a
 //!     path is done, or it is in `pending`.
 //! F3  A path that is absent in both has no row.
-//! F4  A million paths are never in memory: whoever walks over them asks for pages.
+//! F4  A binding is written before the marker and the folder, as one that is begun. A start after a
+//!     crash finishes it where the folder exists, and takes it back otherwise.
+//! F5  A million paths are never in memory: whoever walks over them asks for pages.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use rusqlite::types::Type;
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::Binding;
 use super::disk::Seen;
@@ -35,7 +37,16 @@ const READERS: usize = 2;
 /// The page cache of each connection: the upper levels of the tree of a million paths.
 const CACHE_KIB: i64 = 4 * 1024;
 
-const STEPS: [Step; 0] = [];
+const STEPS: [Step; 1] = [add_rules_and_begun];
+
+/// Version 2: the rules of what is ignored under which changes were taken up, and bindings that are
+/// under way.
+fn add_rules_and_begun(tx: &Transaction<'_>) -> Result<()> {
+    Ok(tx.execute_batch(
+        "ALTER TABLE bindings ADD COLUMN rules BLOB;
+         ALTER TABLE bindings ADD COLUMN begun INTEGER NOT NULL DEFAULT 0;",
+    )?)
+}
 
 const SPEC: Spec = Spec {
     name: "folders",
@@ -59,7 +70,9 @@ CREATE TABLE bindings (
     paused INTEGER NOT NULL,
     held TEXT,
     epoch BLOB,
-    arr INTEGER NOT NULL
+    arr INTEGER NOT NULL,
+    rules BLOB,
+    begun INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE base (
     id INTEGER PRIMARY KEY,
@@ -104,6 +117,10 @@ pub(crate) struct StoredBinding {
     pub(crate) held: Option<Source>,
     /// How far the journal's changes were taken up.
     pub(crate) cursor: Option<Cursor>,
+    /// The digest of the rules of what is ignored under which that was done.
+    pub(crate) rules: Option<[u8; 32]>,
+    /// The directory is about to be bound: the marker or the folder may be missing.
+    pub(crate) is_begun: bool,
 }
 
 /// What was last equal in the directory and in the journal.
@@ -215,4 +232,40 @@ fn bad(
     error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Blob, error.into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::ids::FolderId;
+    use crate::folders::{Keep, Mode};
+
+    #[test]
+    fn a_database_of_the_first_version_keeps_its_bindings() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("folders.db");
+        private_database_file(&path).unwrap();
+        let old = SCHEMA.replace(",\n    rules BLOB,\n    begun INTEGER NOT NULL DEFAULT 0", "");
+        assert_ne!(old, SCHEMA);
+        let connection = Connection::open(&path).unwrap();
+        connection.execute_batch(&old).unwrap();
+        connection.pragma_update(None, "application_id", SPEC.application_id).unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        connection
+            .execute(
+                "INSERT INTO bindings (folder, dir, mode, keep, symlinks, paused, arr)
+                 VALUES (?1, CAST('/photos' AS BLOB), 'in', 'link', 1, 1, 7)",
+                [[7_u8; 16]],
+            )
+            .unwrap();
+        drop(connection);
+        let db = FoldersDb::open(&path).unwrap();
+        let bindings = db.bindings().unwrap();
+        let [stored] = bindings.as_slice() else { panic!("{bindings:?}") };
+        let (folder, dir) = (FolderId([7; 16]), "/photos".into());
+        let expected = Binding { folder, dir, mode: Mode::In, keep: Keep::Link, symlinks: true };
+        assert_eq!(stored.binding, expected);
+        assert!(stored.is_paused && !stored.is_begun && stored.rules.is_none());
+    }
 }

@@ -114,6 +114,11 @@ impl Root {
         edits
     }
 
+    /// Whether anything is kept.
+    pub fn keeps(&self) -> bool {
+        !self.keeping().entries.is_empty()
+    }
+
     /// Says that the content that `displaced` had when it was seen is safe elsewhere, or not wanted:
     /// it may be removed when it is quiet. If it changes before that, [`Root::settle`] returns it
     /// once more.

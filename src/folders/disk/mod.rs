@@ -32,7 +32,7 @@ pub use keep::Displaced;
 pub use names::MARKER;
 pub use place::{Place, PlaceError, Placed, Placement, Source};
 pub use read::{ReadError, Stable};
-pub use root::{Root, RootError};
+pub use root::{Mark, Root, RootError};
 pub use rules::Rules;
 pub use scan::{Scanned, Skip};
 pub use seen::{Seen, SeenKind};

@@ -23,7 +23,7 @@ use super::keep::Keeping;
 use super::names::{MARKER, Stage, Temp};
 use super::seen::{Seen, SeenKind};
 use crate::core::folder::path::{FolderPath, PathKey};
-use crate::core::ids::FolderId;
+use crate::core::ids::{FolderId, NodeId};
 
 /// The longest marker that is read: an id and a few lines for people.
 const MARKER_BYTES_MAX: u64 = 4096;
@@ -37,6 +37,19 @@ const READ_DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(LOOK);
 /// What every open here has: no link is followed, no FIFO is waited for.
 const LOOK: OFlags =
     OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
+/// The word before the device in a marker.
+const MARKER_DEVICE: &str = "device ";
+
+/// What the marker of a directory says: which folder the directory is bound to, by which device. Two
+/// devices that kept one directory in step would take each other's work for edits by the user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// The folder.
+    pub folder: FolderId,
+    /// The device.
+    pub device: NodeId,
+}
 
 /// Why a directory cannot be used as a bound one.
 #[derive(Debug, Error)]
@@ -54,6 +67,14 @@ pub enum RootError {
         dir: PathBuf,
         /// The folder named in its marker.
         found: FolderId,
+    },
+    /// Another device has bound it.
+    #[error("{dir} is bound by the device {} too: one of the two must let go of it", .device.short())]
+    OtherDevice {
+        /// The directory.
+        dir: PathBuf,
+        /// The device named in its marker.
+        device: NodeId,
     },
     /// Another directory took its place since it was opened.
     #[error("another directory is at {0} now")]
@@ -79,7 +100,7 @@ pub struct Root {
     dir: OwnedFd,
     path: PathBuf,
     /// `None` while it is only looked at.
-    id: Option<FolderId>,
+    mark: Option<Mark>,
     /// Device and inode.
     identity: (u64, u64),
     /// Tells the temporary files of this run from those of earlier ones.
@@ -91,12 +112,12 @@ pub struct Root {
 }
 
 impl Root {
-    /// Opens the directory at `dir`, which must be marked for the folder `id`.
+    /// Opens the directory at `dir`, which must be marked.
     ///
     /// # Errors
-    /// It is not there, not marked, or cannot be read.
-    pub fn open(dir: &Path, id: FolderId) -> Result<Self, RootError> {
-        let root = Self::open_as(dir, Some(id))?;
+    /// It is not there, not marked like that, or cannot be read.
+    pub fn open(dir: &Path, mark: Mark) -> Result<Self, RootError> {
+        let root = Self::open_as(dir, Some(mark))?;
         root.check_marker()?;
         Ok(root)
     }
@@ -109,13 +130,13 @@ impl Root {
         Self::open_as(dir, None)
     }
 
-    fn open_as(dir: &Path, id: Option<FolderId>) -> Result<Self, RootError> {
+    fn open_as(dir: &Path, mark: Option<Mark>) -> Result<Self, RootError> {
         let fd = open_top(dir)?;
         let identity = identity(&fd).map_err(|error| failed("look at", dir, error))?;
         Ok(Self {
             dir: fd,
             path: dir.to_owned(),
-            id,
+            mark,
             identity,
             run: rand::random(),
             has_openat2: AtomicBool::new(true),
@@ -124,23 +145,26 @@ impl Root {
         })
     }
 
-    /// Marks the directory at `dir` for the folder `id`, durably. A directory that is marked for it
-    /// already stays as it is.
+    /// Marks the directory at `dir`, durably. A directory that is marked like that already stays as it
+    /// is.
     ///
     /// # Errors
-    /// It is marked for another folder, is no directory, or cannot be written.
-    pub fn mark(dir: &Path, id: FolderId) -> Result<(), RootError> {
+    /// It is marked for another folder or by another device, is no directory, or cannot be written.
+    pub fn mark(dir: &Path, mark: Mark) -> Result<(), RootError> {
         let fd = open_top(dir)?;
-        match read_marker(&fd, dir)? {
-            Some(found) if found == id => return Ok(()),
-            Some(found) => return Err(RootError::OtherFolder { dir: dir.to_owned(), found }),
-            None => {}
+        if let Some(found) = read_marker(&fd, dir)? {
+            found.agrees(dir, mark)?;
+            if found.device.is_some() {
+                return Ok(());
+            }
         }
         let key = PathKey([0; 16]);
         let temp = Temp { run: rand::random(), key, stage: Stage::New }.name();
         let text = format!(
-            "{id}\n\ncan-sync keeps this directory in step with the shared folder of this id.\n\
-             Without this file it stops doing so: it takes the directory for another one.\n"
+            "{}\n{MARKER_DEVICE}{}\n\n\
+             can-sync on this device keeps this directory in step with the shared folder of this id.\n\
+             Without this file it stops doing so: it takes the directory for another one.\n",
+            mark.folder, mark.device
         );
         let write = || -> io::Result<()> {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | LOOK;
@@ -151,6 +175,23 @@ impl Root {
             Ok(rustix::fs::fsync(&fd)?)
         };
         write().map_err(|error| failed("mark", dir, error))
+    }
+
+    /// Removes the marker of the directory at `dir` if it is this one. Returns whether it did.
+    ///
+    /// # Errors
+    /// The directory is not there, or cannot be written.
+    pub fn unmark(dir: &Path, mark: Mark) -> Result<bool, RootError> {
+        let fd = open_top(dir)?;
+        match read_marker(&fd, dir)? {
+            Some(found) if found.agrees(dir, mark).is_ok() => {}
+            _ => return Ok(false),
+        }
+        let remove = || -> io::Result<()> {
+            unlinkat(&fd, MARKER, AtFlags::empty())?;
+            Ok(rustix::fs::fsync(&fd)?)
+        };
+        remove().map(|()| true).map_err(|error| failed("remove the marker of", dir, error))
     }
 
     /// The path that it was opened at.
@@ -172,10 +213,9 @@ impl Root {
     }
 
     fn check_marker(&self) -> Result<(), RootError> {
-        let Some(id) = self.id else { return Ok(()) };
+        let Some(mark) = self.mark else { return Ok(()) };
         match read_marker(&self.dir, &self.path)? {
-            Some(found) if found == id => Ok(()),
-            Some(found) => Err(RootError::OtherFolder { dir: self.path.clone(), found }),
+            Some(found) => found.agrees(&self.path, mark),
             None => Err(RootError::Unmarked(self.path.clone())),
         }
     }
@@ -376,8 +416,34 @@ fn open_top(dir: &Path) -> Result<OwnedFd, RootError> {
     })
 }
 
-/// The folder that a directory is marked for.
-fn read_marker(fd: &OwnedFd, dir: &Path) -> Result<Option<FolderId>, RootError> {
+/// A marker as it was read. Earlier ones name no device.
+struct FoundMark {
+    folder: FolderId,
+    device: Option<NodeId>,
+}
+
+impl FoundMark {
+    fn parse(text: &str) -> Option<Self> {
+        let mut lines = text.lines().map(str::trim);
+        let folder = lines.next()?.parse().ok()?;
+        let device = lines.find_map(|line| line.strip_prefix(MARKER_DEVICE));
+        Some(Self { folder, device: device.and_then(|device| device.parse().ok()) })
+    }
+
+    fn agrees(&self, dir: &Path, mark: Mark) -> Result<(), RootError> {
+        let dir = dir.to_owned();
+        match self.device {
+            _ if self.folder != mark.folder => {
+                Err(RootError::OtherFolder { dir, found: self.folder })
+            }
+            Some(device) if device != mark.device => Err(RootError::OtherDevice { dir, device }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What the marker of a directory says.
+fn read_marker(fd: &OwnedFd, dir: &Path) -> Result<Option<FoundMark>, RootError> {
     let read = || -> io::Result<String> {
         let file = File::from(openat(fd, MARKER, OFlags::RDONLY | LOOK, Mode::empty())?);
         let mut text = String::new();
@@ -386,10 +452,7 @@ fn read_marker(fd: &OwnedFd, dir: &Path) -> Result<Option<FolderId>, RootError> 
     };
     let unmarked = || RootError::Unmarked(dir.to_owned());
     match read() {
-        Ok(text) => {
-            let id = text.lines().next().unwrap_or_default().trim();
-            id.parse().map(Some).map_err(|_| unmarked())
-        }
+        Ok(text) => FoundMark::parse(&text).map(Some).ok_or_else(unmarked),
         Err(error) if is_absence(&error) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(unmarked()),
         Err(error) => Err(failed("read the marker of", dir, error)),

@@ -41,6 +41,8 @@ const DEFAULTS: [&str; 9] = [
 #[derive(Debug)]
 pub struct Rules {
     globs: Gitignore,
+    /// Differs where something else may be ignored.
+    pub digest: [u8; 32],
     /// Lines of `.cansyncignore` that were left out, in words for people.
     pub problems: Vec<String>,
 }
@@ -73,6 +75,11 @@ impl Rules {
     pub fn from_text(text: &str) -> Self {
         let mut builder = GitignoreBuilder::new("");
         let mut problems = Vec::new();
+        let mut hasher = blake3::Hasher::new();
+        DEFAULTS.iter().for_each(|line| {
+            hasher.update(line.as_bytes()).update(b"\n");
+        });
+        let digest = *hasher.update(text.as_bytes()).finalize().as_bytes();
         let user = text.strip_prefix('\u{feff}').unwrap_or(text).lines();
         for (number, line) in DEFAULTS.into_iter().map(|line| (0, line)).chain((1..).zip(user)) {
             if let Err(error) = builder.add_line(None, line)
@@ -85,7 +92,7 @@ impl Rules {
             problems.push(format!("{IGNORE_FILE} is left out: {error}"));
             Gitignore::empty()
         });
-        Self { globs, problems }
+        Self { globs, digest, problems }
     }
 
     /// Whether a path, or a directory on the way to it, is ignored.

@@ -1,7 +1,7 @@
 //! Shared folders in the journal: the versions of paths, and the history of changes.
 //!
 //! F1  The version of a path is read by its record's id, and only if it is of that path: what a
-//!     member writes anywhere else, or what is no version, is ignored.
+//!     member writes anywhere else, or what is no version, is ignored; pages of changes name it.
 //! F2  A version is written as the op of this device that carries it is stamped: its own counter is
 //!     the time of the op, later than every counter that this device has seen.
 
@@ -20,7 +20,7 @@ use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut};
 use crate::core::journal::op::{Key, Value, value_from_bytes};
 use crate::core::journal::stamp::Hlc;
 use crate::core::limits::{FUTURE_MS_MAX, NAME_CHARS_MAX, OP_BODY_BYTES_MAX, OP_CHANGES_MAX};
-use crate::core::pairing::device_name;
+use crate::core::pairing::{device_name, shown_name};
 use crate::wire::folder::{HistoryEvent, history_from_bytes, history_to_bytes};
 use crate::wire::folder::{version_from_bytes, version_to_bytes};
 
@@ -74,6 +74,8 @@ pub struct FileChangesPage {
     pub more: bool,
     /// Whether this page starts over, because this journal does not know the cursor.
     pub is_restart: bool,
+    /// The records of the page that hold no version, each with its folder and what is wrong with it.
+    pub unreadable: Vec<(FolderId, String)>,
 }
 
 /// A change of a path, to be written.
@@ -83,6 +85,8 @@ pub struct FileChange {
     pub version: Version,
     /// The version that the history must have; `None` for none.
     pub before: Option<Version>,
+    /// A user asked to put the path back to an earlier version.
+    pub is_undo: bool,
 }
 
 /// A version in the history of a path.
@@ -94,6 +98,8 @@ pub struct HistoryEntry {
     pub changed_at_ms: u64,
     /// Who changed or removed it.
     pub device: NodeId,
+    /// The change put the path back to an earlier version because a user asked for that.
+    pub is_undo: bool,
 }
 
 /// A page of a history, newest arrivals first.
@@ -149,8 +155,8 @@ pub(super) struct PathWrite {
 }
 
 impl From<FileChange> for PathWrite {
-    fn from(FileChange { version, before }: FileChange) -> Self {
-        let event = before.map(|before| HistoryEvent { before, change: None });
+    fn from(FileChange { version, before, is_undo }: FileChange) -> Self {
+        let event = before.map(|before| HistoryEvent { before, change: None, is_undo });
         Self { version: Some(version), event }
     }
 }
@@ -187,7 +193,7 @@ impl Tx<'_> {
     ) -> Result<std::result::Result<Vec<Version>, DraftError>> {
         self.catch_up(&changes);
         let me = self.me();
-        let name = own_name(&self.db, &me)?;
+        let name = name_of(&self.db, &me)?;
         let mut written = Vec::with_capacity(changes.len());
         for mut op in ops(changes.into_iter().map(PathWrite::from)) {
             let hlc = self.hlc_max.next(self.now_ms).unwrap_or(Hlc::MAX);
@@ -257,9 +263,9 @@ fn put_version(folder: FolderId, version: &Version) -> DraftChange {
     })
 }
 
-/// The name of this device, for names of conflict copies; empty before it has one.
-fn own_name(connection: &Connection, me: &NodeId) -> Result<String> {
-    let fields = device_fields(connection, me)?;
+/// The name of a device, for people and for names of conflict copies; empty before it has one.
+fn name_of(connection: &Connection, device: &NodeId) -> Result<String> {
+    let fields = device_fields(connection, device)?;
     let told = fields.as_ref().map(|fields| DeviceState::from_fields(fields).name);
     if let Some(name) = told.filter(|name| !name.is_empty()) {
         return Ok(device_name(&name));
@@ -269,12 +275,17 @@ fn own_name(connection: &Connection, me: &NodeId) -> Result<String> {
             "SELECT m.name FROM members m JOIN devices d ON d.dev = m.dev
              WHERE d.id = ?1 AND m.name != '' ORDER BY m.op, m.idx LIMIT 1",
         )?
-        .query_row([me.0], |row| row.get::<_, String>(0))
+        .query_row([device.0], |row| row.get::<_, String>(0))
         .optional()?;
     Ok(device_name(&added.unwrap_or_default()))
 }
 
 impl JournalReader {
+    /// The name of a device, for people; the start of its node ID before it has one.
+    pub fn device_name(&self, device: &NodeId) -> Result<String> {
+        Ok(shown_name(&name_of(&self.connection, device)?, device))
+    }
+
     /// The versions of paths, in the order of `paths`; `None` for a path that the journal does not
     /// know.
     pub fn versions_at(
@@ -351,6 +362,7 @@ impl JournalReader {
             cursor: Cursor { epoch, arr: newest },
             more: false,
             is_restart: after.is_some() && known.is_none(),
+            unreadable: Vec::new(),
         };
         let after = known.map_or(0, |cursor| cursor.arr);
         let Some(model) = model_num(&tx, FILE_MODEL)? else { return Ok(Some(page)) };
@@ -374,7 +386,11 @@ impl JournalReader {
         let mut rows = query.query(params![int(after), int(page.cursor.arr), model])?;
         while let Some(row) = rows.next()? {
             let id: Vec<u8> = row.get(0)?;
-            page.rows.extend(file_at(&tx, model, &id)?);
+            match (read_file_at(&tx, model, &id)?, split_file_id(&id)) {
+                (Some(Ok(file)), _) => page.rows.push(file),
+                (Some(Err(why)), Some((folder, _))) => page.unreadable.push((folder, why)),
+                (Some(Err(_)), None) | (None, _) => {}
+            }
         }
         Ok(Some(page))
     }
@@ -446,20 +462,28 @@ impl JournalReader {
 
 /// The version at a record's id.
 fn file_at(connection: &Connection, model: i64, id: &[u8]) -> Result<Option<FileRow>> {
+    Ok(read_file_at(connection, model, id)?.and_then(std::result::Result::ok))
+}
+
+/// What is at a record's id; `None`: nothing.
+fn read_file_at(
+    connection: &Connection,
+    model: i64,
+    id: &[u8],
+) -> Result<Option<std::result::Result<FileRow, String>>> {
     let mut query = connection.prepare_cached(&format!(
         "{FILES} WHERE c.model = ?1 AND c.scope = 0 AND c.id = ?2 AND c.field = ?3 AND c.elem = ''"
     ))?;
     let mut rows = query.query(params![model, id, FILE_VERSION])?;
-    Ok(rows.next()?.map(file_row).transpose()?.and_then(|(_, file)| file))
+    Ok(rows.next()?.map(file_row).transpose()?.map(|(_, file)| file))
 }
 
-/// Reads a row of [`FILES`]: its id, and what it holds if that is a version.
-fn file_row(row: &Row<'_>) -> Result<(Vec<u8>, Option<FileRow>)> {
+/// Reads a row of [`FILES`]: its id, and the version that it holds, or why that is none.
+fn file_row(row: &Row<'_>) -> Result<(Vec<u8>, std::result::Result<FileRow, String>)> {
     let (id, hlc, bytes): (Vec<u8>, _, Vec<u8>) = (row.get(0)?, row_u64(row, 1)?, row.get(2)?);
     let author: Option<[u8; 32]> = row.get(3)?;
-    let file = read_version(&id, &bytes, Hlc(hlc)).ok().zip(split_file_id(&id));
-    let file = file.map(|(version, (folder, _))| FileRow {
-        folder,
+    let file = read_version(&id, &bytes, Hlc(hlc)).map(|version| FileRow {
+        folder: split_file_id(&id).map_or(FolderId([0; 16]), |(folder, _)| folder),
         version,
         changed_at_ms: Hlc(hlc).ms(),
         device: NodeId(author.unwrap_or_default()),
@@ -469,10 +493,10 @@ fn file_row(row: &Row<'_>) -> Result<(Vec<u8>, Option<FileRow>)> {
 
 /// Reads the event of a history; `None` when it is none.
 pub(super) fn history_entry(author: NodeId, hlc: Hlc, data: &[u8]) -> Option<HistoryEntry> {
-    let HistoryEvent { before, change } = history_from_bytes(data).ok()?;
+    let HistoryEvent { before, change, is_undo } = history_from_bytes(data).ok()?;
     let (changed_at_ms, device) = change.unwrap_or((hlc.ms(), author));
     let version = Version { vector: before.vector.clone().clamped(hlc), ..before };
-    Some(HistoryEntry { version, changed_at_ms: changed_at_ms.min(hlc.ms()), device })
+    Some(HistoryEntry { version, changed_at_ms: changed_at_ms.min(hlc.ms()), device, is_undo })
 }
 
 /// Reads the version in a cell of the record `id`, of an op stamped `hlc`. See F1.

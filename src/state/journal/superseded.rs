@@ -208,7 +208,7 @@ impl Tx<'_> {
         };
         let cell = self.cell_of_file(&row.id)?;
         let current = self.read_cell(&row.id, cell.as_ref());
-        let event = |before| Some(HistoryEvent { before, change: Some(row.by) });
+        let event = |before| Some(HistoryEvent { before, change: Some(row.by), is_undo: false });
         let write = match resolve(current.as_ref(), &version) {
             Resolution::Nothing => PathWrite::default(),
             Resolution::Remember if self.has_history(&row.id, &version)? => PathWrite::default(),

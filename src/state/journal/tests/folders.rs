@@ -26,7 +26,7 @@ fn file(n: u8) -> Content {
 fn change(at: &str, content: Content, base: Option<&Version>) -> FileChange {
     let vector = base.map_or_else(Vector::default, |base| base.vector.clone());
     let version = Version { path: path(at), content, vector, device_name: String::new() };
-    FileChange { before: base.filter(|base| !base.is_absent()).cloned(), version }
+    FileChange { before: base.filter(|base| !base.is_absent()).cloned(), version, is_undo: false }
 }
 
 fn key(at: &str) -> Key {
@@ -436,8 +436,8 @@ fn a_file_moves_aside_for_a_directory_alike_on_every_device() {
     for device in &mut devices {
         let [copy, removal] = make_way(&device.version("d").unwrap());
         let changes = vec![
-            FileChange { version: copy, before: None },
-            FileChange { version: removal, before: device.version("d") },
+            FileChange { version: copy, before: None, is_undo: false },
+            FileChange { version: removal, before: device.version("d"), is_undo: false },
         ];
         device.now_ms += 1;
         let stamping = Stamping::AsTheyAre;
