@@ -71,6 +71,7 @@ mod openapi;
 pub mod places;
 mod records;
 pub mod requests;
+pub mod sentence;
 pub mod verify;
 mod watch;
 

@@ -11,11 +11,10 @@ use super::pairing::state_name;
 use super::text::{bytes, duration, shown};
 use crate::api::answers::Done;
 use crate::api::requests::NoArguments;
+use crate::api::sentence::{self, answer, is_connected, sync_text, waiting_folder};
 use crate::core::lookup;
-use crate::folders::status::{BindingState, FolderView, FoldersPage};
-use crate::replica::status::{
-    PeerState, PeerStatus, RateLimitStatus, ScrubState, ScrubStatus, Status,
-};
+use crate::folders::status::FoldersPage;
+use crate::replica::status::{PeerStatus, RateLimitStatus, ScrubState, ScrubStatus, Status};
 
 /// Rates and times move without a new revision: repaint this often.
 const REPAINT: Duration = Duration::from_secs(1);
@@ -63,18 +62,6 @@ pub(crate) async fn status(
 async fn waiting_folders(client: &Client) -> Result<Vec<String>, Failure> {
     let page: FoldersPage = client.get(&["v1", "folders"], &[]).await?;
     Ok(page.folders.iter().filter_map(waiting_folder).collect())
-}
-
-fn waiting_folder(folder: &FolderView) -> Option<String> {
-    let state = match folder.binding.as_ref()?.state {
-        BindingState::Held => "is held back, because very many files were changed at once",
-        BindingState::Stopped => "is stopped",
-        BindingState::Scanning
-        | BindingState::Syncing
-        | BindingState::UpToDate
-        | BindingState::Paused => return None,
-    };
-    Some(format!("folder {} {state}: see `can-sync folder status`", shown(&folder.name)))
 }
 
 /// The status once it is newer than `revision`, at the latest after `pause`.
@@ -177,13 +164,6 @@ fn is_settled(status: &Status, peer: Option<&str>) -> Result<bool, Failure> {
     Ok(reachable && status.in_sync)
 }
 
-fn is_connected(peer: &PeerStatus) -> bool {
-    match peer.state {
-        PeerState::Offline | PeerState::Connecting => false,
-        PeerState::Syncing | PeerState::Idle => true,
-    }
-}
-
 fn find_peer<'a>(peers: &'a [PeerStatus], name: &str) -> Result<&'a PeerStatus, Failure> {
     Ok(lookup::device(name, peers, |peer| (peer.node_id, &peer.name))?)
 }
@@ -204,46 +184,8 @@ fn what_is_missing(last: Option<&Status>) -> String {
 /// The obstacles that waiting does not remove, each with its peer.
 fn obstacles(status: &Status, peer: Option<&str>) -> Vec<String> {
     let only = peer.and_then(|name| find_peer(&status.peers, name).ok());
-    let peers = status.peers.iter().filter(|peer| only.is_none_or(|only| only == *peer));
-    let of_peers = peers.flat_map(|peer| {
-        peer.obstacles.iter().map(|obstacle| format!("{}: {obstacle}", peer.name))
-    });
-    let quarantined = status.store.quarantined;
-    let of_store = format!("{quarantined} asset(s) are damaged or refused");
-    let of_device = status.device.obstacles.iter().cloned();
-    of_device.chain((quarantined > 0).then_some(of_store)).chain(of_peers).collect()
-}
-
-/// Whether every device has everything, and a sentence that says so or names what is missing.
-fn answer(status: &Status, folders: &[String]) -> (bool, String) {
-    if status.device.removed {
-        return (false, "This device was removed from its group and syncs with nobody.".into());
-    }
-    if !status.store.up {
-        return (false, "The store does not answer.".into());
-    }
-    let mut missing: Vec<_> = status
-        .peers
-        .iter()
-        .filter(|peer| !(peer.in_sync && status.has_same_edits(peer)))
-        .map(|peer| format!("{}: {}", peer.name, sync_text(status, peer)))
-        .collect();
-    missing.extend(obstacles(status, None));
-    missing.extend(folders.iter().cloned());
-    match (missing.is_empty(), status.peers.len()) {
-        (true, 0) => {
-            let name = &status.device.name;
-            let text = "what it holds is nowhere else. Pair another with `can-sync ticket`.";
-            (true, format!("Device {name} is alone in its group: {text}"))
-        }
-        (true, others) => {
-            let devices = others + 1;
-            (true, format!("Everything is on {devices} of {devices} devices."))
-        }
-        (false, _) => {
-            (false, format!("Not everything is on every device: {}.", missing.join("; ")))
-        }
-    }
+    let is_meant = |peer: &&PeerStatus| only.is_none_or(|only| only == *peer);
+    sentence::obstacles(status, status.peers.iter().filter(is_meant))
 }
 
 /// The whole status for people.
@@ -354,24 +296,13 @@ fn peer_text(status: &Status, peer: &PeerStatus) -> String {
     parts.join("  ")
 }
 
-fn sync_text(status: &Status, peer: &PeerStatus) -> String {
-    match (peer.missing_here, peer.missing_there) {
-        _ if peer.in_sync && status.has_same_edits(peer) => "in sync".into(),
-        _ if peer.in_sync => "assets in sync, edits not".into(),
-        (0, 0) if !is_connected(peer) => "not connected".into(),
-        (0, 0) => "comparing".into(),
-        (here, 0) => format!("{here} missing here"),
-        (0, there) => format!("{there} missing there"),
-        (here, there) => format!("{here} missing here, {there} missing there"),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::ids::{GroupId, NodeId, StoreId};
-    use crate::replica::status::{DeviceStatus, JournalPeerStatus, StoreStatus};
+    use crate::folders::status::{BindingState, FolderView};
+    use crate::replica::status::{DeviceStatus, JournalPeerStatus, PeerState, StoreStatus};
 
     fn peer(name: &str, node_id: u8, state: PeerState, in_sync: bool) -> PeerStatus {
         PeerStatus {
