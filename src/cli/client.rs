@@ -3,11 +3,9 @@
 //!
 //! C1  Everything goes over the Unix socket of the home, on which only this user and root can listen:
 //!     each connection is checked. No token is needed, so none can reach a stranger.
-//! C2  A part of a path reaches the agent byte for byte. URL libraries drop tabs and line ends and
-//!     resolve `..` even when it is percent-encoded, so the path is written here and never parsed.
+//! C2  A part of a path reaches the agent byte for byte, see [`crate::http::target`].
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +21,6 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use hyper_util::client::legacy;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -33,6 +30,7 @@ use tower::Service;
 use super::exit::{Exit, Failure};
 use crate::agent::handle::REQUEST_TIMEOUT;
 use crate::http::problem::ProblemBody;
+use crate::http::target::path_and_query;
 use crate::replica::status::Status;
 use crate::state::home::Home;
 use crate::wire::event_stream::{Event, Parser, TooLong};
@@ -255,21 +253,6 @@ pub(crate) fn finish(request: request::Builder, body: Body) -> Result<Request<Bo
     })
 }
 
-/// The target of a request: every byte but ASCII letters and digits is percent-encoded.
-fn path_and_query(path: &[&str], query: &[(&str, &str)]) -> String {
-    let mut target = String::new();
-    for part in path {
-        // Writing to a string never fails.
-        let _ = write!(target, "/{}", utf8_percent_encode(part, NON_ALPHANUMERIC));
-    }
-    let separators = std::iter::once('?').chain(std::iter::repeat('&'));
-    for ((name, value), separator) in query.iter().zip(separators) {
-        let value = utf8_percent_encode(value, NON_ALPHANUMERIC);
-        let _ = write!(target, "{separator}{name}={value}");
-    }
-    target
-}
-
 impl Answer {
     /// The next piece, `None` at the end.
     pub(crate) async fn next_piece(&mut self) -> Result<Option<Bytes>, Failure> {
@@ -414,26 +397,4 @@ fn too_old() -> Failure {
 fn broken(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
     let error = anyhow::Error::new(error);
     Failure::Report(Exit::Temporary, error.context("the connection to the agent broke"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_part_of_a_path_keeps_every_byte() {
-        for (part, encoded) in [
-            ("plain", "plain"),
-            (".", "%2E"),
-            ("..", "%2E%2E"),
-            ("a\tb\nc\r", "a%09b%0Ac%0D"),
-            ("a/b\\c?d#e%41 +&=", "a%2Fb%5Cc%3Fd%23e%2541%20%2B%26%3D"),
-            ("ü\0", "%C3%BC%00"),
-        ] {
-            let target = path_and_query(&["v1", part], &[("q", part), ("n", "1")]);
-            assert_eq!(target, format!("/v1/{encoded}?q={encoded}&n=1"));
-            let uri: Uri = format!("http://127.0.0.1:1{target}").parse().expect("a URI");
-            assert_eq!(uri.path_and_query().map(ToString::to_string), Some(target));
-        }
-    }
 }

@@ -16,4 +16,5 @@ pub mod problem;
 pub mod serve;
 mod served;
 pub mod store_api;
+pub mod target;
 pub(crate) mod upload;
