@@ -65,6 +65,7 @@ pub(super) struct Described;
         ("name" = Option<String>, Query, description = "Only names that match this glob (`*`, `?`, `[a-z]`); with a `/` in it path and name."),
         ("since_ms" = Option<i64>, Query, description = "Only those stored here since then, milliseconds since the Unix epoch."),
         ("until_ms" = Option<i64>, Query, description = "Only those stored here before then, milliseconds since the Unix epoch."),
+        ("order" = Option<String>, Query, description = "`newest` or `oldest` first, as this store took them in; oldest when left out. A store beside the agent may not offer the newest: 501.", pattern = "^(newest|oldest)$"),
         ("device" = Option<NodeId>, Query, description = "Only those that this device added."),
     ),
     responses((status = 200, description = "Done. A page may have few rows or none and go on.", body = AssetsPage), (status = 502))

@@ -303,6 +303,7 @@ pub(crate) fn written_by_people(mut metadata: Metadata) -> Result<Metadata, Prob
         ("name" = Option<String>, Query, description = "Only names that match this glob (`*`, `?`, `[a-z]`); with a `/` in it path and name."),
         ("since_ms" = Option<i64>, Query, description = "Only those stored here since then, milliseconds since the Unix epoch."),
         ("until_ms" = Option<i64>, Query, description = "Only those stored here before then, milliseconds since the Unix epoch."),
+        ("order" = Option<String>, Query, description = "`newest` or `oldest` first, as this store took them in; oldest when left out. A store beside the agent may not offer the newest: 501.", pattern = "^(newest|oldest)$"),
     ),
     responses((status = 200, description = "Done.", body = AssetsPage), (status = 502))
 )]
@@ -345,12 +346,13 @@ impl Listing {
                 "name" => filter.name = Some(NamePattern::glob(&value)),
                 "since_ms" => filter.since_ms = Some(parse_number("since_ms", &value)?),
                 "until_ms" => filter.until_ms = Some(parse_number("until_ms", &value)?),
+                "order" => filter.newest_first = parse_order(&value)?,
                 _ if others.contains(&name.as_str()) => apart.push((name, value)),
                 _ => {
                     let others: String = others.iter().map(|other| format!(", {other}")).collect();
                     return Err(bad_request(format!(
                         "unknown parameter {name:?}; there are after, limit, tag, type, q, trashed, \
-                         name, since_ms, until_ms{others} and hash"
+                         name, since_ms, until_ms, order{others} and hash"
                     )));
                 }
             }
@@ -360,6 +362,14 @@ impl Listing {
             return Err(bad_request(format!("limit must be 1 to {PAGE_ROWS_MAX}, got {limit}")));
         }
         Ok((listing, apart))
+    }
+}
+
+fn parse_order(text: &str) -> Result<bool, Problem> {
+    match text {
+        "newest" => Ok(true),
+        "oldest" => Ok(false),
+        _ => Err(bad_request(format!("order must be newest or oldest, got {text:?}"))),
     }
 }
 

@@ -211,6 +211,9 @@ pub struct Filter {
     pub since_ms: Option<i64>,
     /// Stored here before this time, ms since the Unix epoch.
     pub until_ms: Option<i64>,
+    /// In descending cursor order, so that a page ends before `after`, and 0 is beyond the newest. A
+    /// foreign store cannot do this.
+    pub newest_first: bool,
 }
 
 /// A small content to store, with the metadata known at ingest.

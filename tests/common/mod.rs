@@ -586,6 +586,20 @@ async fn lists_filter_and_page(f: &Fixture) {
         matching(&|a| a.metadata.tags.contains(&"tag1".to_owned()) && !a.metadata.trashed);
     assert_eq!(list(both).await, expected);
 
+    let newest_first = Filter { newest_first: true, ..any() };
+    match f.store.list(&newest_first, 0, 5).await {
+        Err(StoreError::Unsupported(_)) => assert!(!f.embedded),
+        first => {
+            let (mut page, mut paged) = (first.unwrap(), Vec::new());
+            while let Some(last) = page.last() {
+                let before = last.entry.cursor;
+                paged.extend(page);
+                page = f.store.list(&newest_first, before, 5).await.unwrap();
+            }
+            paged.reverse();
+            assert_eq!(paged, all);
+        }
+    }
     let (mut after, mut paged) = (0, Vec::new());
     loop {
         let page = f.store.list(&any(), after, 5).await.unwrap();

@@ -462,12 +462,27 @@ pub(super) fn list(
     after: Cursor,
     limit: usize,
 ) -> Result<Vec<Asset>> {
-    let Filter { tag, media_type, query, trashed, hash_prefix, name, since_ms, until_ms } = filter;
+    let Filter {
+        tag,
+        media_type,
+        query,
+        trashed,
+        hash_prefix,
+        name,
+        since_ms,
+        until_ms,
+        newest_first,
+    } = filter;
     let start = name.as_ref().map_or("", NamePattern::name_start);
     // Left to itself, SQLite would rather read all rows in their order than sort the few that fit.
     let index = if start.is_empty() { "" } else { "INDEXED BY names" };
-    let mut sql = format!("SELECT {ASSET} FROM assets {index} WHERE cursor > ?");
-    let mut values: Vec<Value> = vec![int(after).into()];
+    let (beyond, order, start_at) = match (newest_first, after) {
+        (false, after) => ("cursor > ?", "cursor", int(after)),
+        (true, 0) => ("cursor <= ?", "cursor DESC", i64::MAX),
+        (true, before) => ("cursor < ?", "cursor DESC", int(before)),
+    };
+    let mut sql = format!("SELECT {ASSET} FROM assets {index} WHERE {beyond}");
+    let mut values: Vec<Value> = vec![start_at.into()];
     if !start.is_empty() {
         sql += " AND file_name >= ? AND file_name < ?";
         values.push(start.to_owned().into());
@@ -514,7 +529,7 @@ pub(super) fn list(
         values.push(first.as_bytes().to_vec().into());
         values.push(last.as_bytes().to_vec().into());
     }
-    sql += " ORDER BY cursor";
+    sql += &format!(" ORDER BY {order}");
     let fits = |row: &rusqlite::Result<Asset>| match (row, name) {
         (Ok(asset), Some(name)) => {
             let attributes = &asset.metadata.attributes;

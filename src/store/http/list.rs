@@ -29,6 +29,9 @@ impl Inner {
                 "it does not offer \"assets\", so it cannot be searched".into(),
             ));
         }
+        if filter.newest_first {
+            return Err(StoreError::Unsupported("it lists the oldest assets first".into()));
+        }
         let is_hex = |text: &String| text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         let prefix = filter.hash_prefix.as_ref();
         if prefix.is_some_and(|prefix| !is_hex(prefix) || prefix.len() > 2 * Hash::LEN) {
