@@ -47,6 +47,8 @@ pub(super) struct Described;
 struct ListQuery {
     /// `next` of the page before.
     after: Option<EventPlace>,
+    /// Only events that arrived here up to this place.
+    until: Option<EventPlace>,
     /// The size of the page; default 100.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
@@ -80,8 +82,9 @@ async fn list(
     if !(1..=PAGE_ROWS_MAX).contains(&limit) {
         return Err(bad_request(format!("limit must be 1 to {PAGE_ROWS_MAX}, got {limit}")));
     }
-    let ListQuery { after, since_ms, author, hash, .. } = query;
-    let filter = EventFilter { since_ms, author, hash };
+    let ListQuery { after, until, since_ms, author, hash, .. } = query;
+    let until_arr = until.map(|until| until.arr);
+    let filter = EventFilter { since_ms, author, hash, until_arr };
     let read = move |journal: &JournalReader| {
         let Some(epoch) = epoch_for(journal, after)? else { return Ok(None) };
         let place = after.map_or((0, 0), |after| (after.arr, after.index));

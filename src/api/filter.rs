@@ -16,6 +16,8 @@ pub(super) struct EventFilter {
     pub(super) since_ms: Option<u64>,
     pub(super) author: Option<NodeId>,
     pub(super) hash: Option<Hash>,
+    /// The last op that arrived here.
+    pub(super) until_arr: Option<u64>,
 }
 
 impl EventFilter {
@@ -23,6 +25,7 @@ impl EventFilter {
         self.since_ms.is_none_or(|since_ms| event.hlc.ms() >= since_ms)
             && self.author.is_none_or(|author| author == event.author)
             && self.hash.is_none_or(|hash| event_hash(event) == Some(hash))
+            && self.until_arr.is_none_or(|arr| event.arr <= arr)
     }
 }
 

@@ -243,7 +243,7 @@ pub(super) async fn events(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let EventsQuery { after, since_ms, author, hash } = query;
-    let filter = EventFilter { since_ms, author, hash };
+    let filter = EventFilter { since_ms, author, hash, until_arr: None };
     let after = last_event_id(&headers)?.or(after);
     let epoch = api.handle.journal().read(move |journal| epoch_for(journal, after)).await?;
     let epoch = epoch.ok_or_else(gone)?;
