@@ -6,7 +6,7 @@
 //!   people, other programs                            the other devices
 //!            |  HTTP on loopback                              |  QUIC
 //!   +--------v--------+                              +--------v--------+
-//!   |    api, cli     |                              |       net       |
+//!   | api, page, cli  |                              |       net       |
 //!   +--------+--------+                              +---+---------+---+
 //!            | requests            control stream, facts |         | batch streams
 //!            | <- status                     <- messages |         |
@@ -47,10 +47,10 @@
 //! 3. [`agent`]: `agent/run.rs` is the loop, `agent/effects.rs` performs the engine's effects,
 //!    [`transfer`] moves contents.
 //! 4. [`store`]: the trait of content stores, and its two implementations.
-//! 5. [`net`], [`wire`] and [`state`], as questions lead there; [`api`] and [`cli`] last.
+//! 5. [`net`], [`wire`] and [`state`], as questions lead there; [`api`], [`page`] and [`cli`] last.
 //!
 //! Imports point down: `core` <- `wire` <- `store`, `net`, `state` <- `replica` <- `transfer` <-
-//! `agent` <- `api` <- `cli`, `store` <- `http` <- `api`, and `config` <- `api`. `store`, `net` and `state` do not
+//! `agent` <- `api` <- `page` <- `cli`, `store` <- `http` <- `api`, and `config` <- `api`. `store`, `net` and `state` do not
 //! import each other; [`db`] and [`bao`] are below `store` and `state`; [`clock`] is the only reader of time,
 //! and below all that need it.
 //!
@@ -123,6 +123,8 @@
 //! | lease | a device's promise to keep an asset for a while, given with a proof |
 //! | evict | delete the copy of an asset here, while enough other devices have proven theirs |
 //! | intent | the record that this device is evicting an asset |
+//! | page | what the agent shows to people in a browser |
+//! | sign-in code, session | opens a session of the page, once; a browser that is signed in |
 //! | fact, effect | an input of the engine, and what it tells the shell to do |
 
 pub mod agent;
@@ -137,6 +139,7 @@ pub mod folders;
 pub mod group;
 pub mod http;
 pub mod net;
+pub mod page;
 pub mod replica;
 pub mod state;
 pub mod store;

@@ -9,7 +9,7 @@ mod circles;
 
 /// The folders that each folder may import: only those below it. `main.rs` and `lib.rs` are above
 /// all.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("core", &[]),
     ("clock", &[]),
     ("db", &[]),
@@ -38,17 +38,18 @@ const ARROWS: [(&str, &[&str]); 17] = [
             "folders", "group", "http", "agent",
         ],
     ),
+    ("page", &["core", "clock", "state", "replica", "folders", "group", "http", "agent", "api"]),
     (
         "cli",
         &[
             "core", "wire", "clock", "store", "net", "state", "config", "replica", "transfer",
-            "folders", "group", "http", "agent", "api",
+            "folders", "group", "http", "agent", "api", "page",
         ],
     ),
 ];
 
 /// The only files that may start tasks and threads, each with the code that waits for their end.
-const OWNERS: [(&str, &str); 7] = [
+const OWNERS: [(&str, &str); 8] = [
     ("agent/mod.rs", "the agent's loop, awaited by `Agent::ended`"),
     ("agent/tasks.rs", "the `JoinSet` of all the agent's tasks, emptied at stop"),
     ("transfer/intake.rs", "a batch's `JoinSet` of commits"),
@@ -56,6 +57,7 @@ const OWNERS: [(&str, &str); 7] = [
     ("http/serve.rs", "the server's `JoinSet` of connections"),
     ("cli/logging.rs", "the thread that writes the log, flushed at the end of `run`"),
     ("db/writer.rs", "the writer thread, joined by `close`"),
+    ("page/thumbnails.rs", "a child process, waited for, and killed when its request is dropped"),
 ];
 
 /// A rule: its name, the words that break it, the files that it covers, and its reason.

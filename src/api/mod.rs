@@ -21,6 +21,7 @@
 //! | `/v1/folders/…`, `GET /v1/locate` | shared folders, see `folders` |
 //! | `GET /v1/watch` | records as they change, see `watch` |
 //! | `GET /v1/members`, `/v1/journal/…` | the journal as a whole, see `journal` |
+//! | `POST /v1/page/link`, `POST /v1/page/revoke` | sign browsers in to the page and out of it, see [`page`] |
 //! | `GET /openapi.json` | all of this and of the store's API, as OpenAPI 3.1 |
 //!
 //! Beside them, `up` serves the people's endpoints ([`crate::http::people`]), and with the embedded
@@ -68,6 +69,7 @@ pub mod ingest;
 mod journal;
 pub mod json;
 mod openapi;
+pub mod page;
 pub mod places;
 mod records;
 pub mod requests;

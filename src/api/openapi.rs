@@ -9,7 +9,9 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
-use super::{Described, assets, config, events, folders, ingest, journal, records, verify, watch};
+use super::{
+    Described, assets, config, events, folders, ingest, journal, page, records, verify, watch,
+};
 use crate::http::problem::{PROBLEM_TYPE, ProblemBody};
 use crate::http::{people, store_api};
 
@@ -113,6 +115,7 @@ impl Modify for Common {
             watch::Described::openapi(),
             journal::Described::openapi(),
             config::Described::openapi(),
+            page::Described::openapi(),
             verify::Described::openapi(),
             folders::Described::openapi(),
             ingest::Described::openapi(),

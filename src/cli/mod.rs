@@ -25,6 +25,7 @@ mod journal;
 mod log;
 mod logging;
 mod notify;
+mod open;
 mod options;
 mod output;
 mod pairing;
@@ -47,6 +48,7 @@ use text::{causes, parse_duration};
 use time::{Since, parse_since};
 
 use crate::net::LOG_DIRECTIVES;
+use crate::page::thumbnail;
 
 /// Keeps the content stores of your devices in step, without a server.
 #[derive(Debug, Parser)]
@@ -82,6 +84,8 @@ enum Command {
     Up(options::UpArgs),
     /// Run the embedded store alone, without syncing
     Store(options::StoreArgs),
+    /// Open the page of the running agent in a browser, signed in
+    Open(open::OpenArgs),
     /// Make a one-time ticket that lets another device join
     Ticket {
         /// How long the ticket is good for
@@ -244,6 +248,9 @@ enum Command {
         /// The folder
         folder: PathBuf,
     },
+    /// Make a thumbnail of the picture on standard input; what the page starts for each
+    #[command(hide = true)]
+    Thumbnail,
     /// Print the version
     Version,
 }
@@ -268,6 +275,11 @@ pub fn run() -> ExitCode {
 }
 
 fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
+    if matches!(cli.command, Command::Thumbnail) {
+        // No runtime: the process may start no thread.
+        thumbnail::make().context("making a thumbnail")?;
+        return Ok(Exit::Ok);
+    }
     let home = cli.global.home;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if !matches!(cli.command, Command::Up(_) | Command::Store(_)) {
@@ -279,6 +291,7 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
         match cli.command {
             Command::Up(args) => up::up(home, args, output).await,
             Command::Store(args) => up::store(home, args, output).await,
+            Command::Open(args) => open::open(&Client::connect(home).await?, args, output).await,
             Command::Ticket { expires, qr, verify } => {
                 pairing::ticket(&Client::connect(home).await?, expires, qr, verify, output).await
             }
@@ -365,6 +378,8 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
                     .with_context(|| format!("writing to {}", folder.display()))?;
                 Ok(Exit::Ok)
             }
+            // Carried out above.
+            Command::Thumbnail => Ok(Exit::Ok),
             Command::Version => {
                 let version = serde_json::json!({ "version": env!("CARGO_PKG_VERSION") });
                 let text = concat!("can-sync ", env!("CARGO_PKG_VERSION")).to_owned();

@@ -28,8 +28,10 @@ use crate::api::{self, config::LiveConfig};
 use crate::http::guard::{Guard, own_user};
 use crate::http::people;
 use crate::http::serve::{serve, serve_own_user};
+use crate::http::sessions::Sessions;
 use crate::http::store_api::{self, Features};
 use crate::net::outlive_panics;
+use crate::page::{self, Page};
 use crate::state::home::{ApiAddress, Home};
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::key::StoreKey;
@@ -84,18 +86,23 @@ pub(crate) async fn up(
     };
     let key = StoreKey::parse(&token).context("reading the API token")?;
     let config = LiveConfig::new(configuration, handle.clone());
+    let api = format!("http://{address}");
+    let sessions = Sessions::new(address.port());
     let router = api::router(handle.clone(), stop.clone())
         .merge(api::config::router(config.clone()))
+        .merge(api::page::router(sessions.clone(), api.clone()))
         .merge(store_routes);
+    let page =
+        Page::new(router.clone(), handle.clone(), sessions, home.thumbnails_dir(), stop.clone());
     let socket = home.listen_for_commands(&lock)?;
     let commands = UnixListener::from_std(socket.listener).context("listening for commands")?;
     let mut serving = std::pin::pin!(async {
         let own_user = serve_own_user(commands, own_user(router.clone()), stop.clone());
         let guarded = Guard::new(key, address.port()).layer(router);
-        let (served, ()) = tokio::join!(serve(listener, guarded, stop.clone()), own_user);
+        let doors = page::router(page.clone(), address.port()).fallback_service(guarded);
+        let (served, ()) = tokio::join!(serve(listener, doors, stop.clone()), own_user);
         served
     });
-    let api = format!("http://{address}");
     let pid = std::process::id();
     let api_address = ApiAddress { api: api.clone(), pid, socket: Some(socket.place) };
     home.write_api_address(&lock, &api_address)?;
@@ -112,7 +119,8 @@ pub(crate) async fn up(
         };
         format!(
             "can-sync {}: this device is {} ({})\nAPI: {api}\nTo pair another device, run \
-             `can-sync ticket` here and `can-sync pair` there.{permanent}",
+             `can-sync ticket` here and `can-sync pair` there; to see it all in a browser, run \
+             `can-sync open`.{permanent}",
             device.version,
             shown(&device.name),
             device.node_id
@@ -121,9 +129,11 @@ pub(crate) async fn up(
 
     notify::ready(&status);
     let mut alive = std::pin::pin!(notify::keep_alive(&handle));
+    let mut measuring = std::pin::pin!(page.watch_throughput());
     let ended = loop {
         tokio::select! {
             () = &mut alive => {}
+            () = &mut measuring => {}
             signalled = signals.next() => match signalled {
                 Signalled::Stop => break Ok(()),
                 Signalled::Reload => {

@@ -81,7 +81,7 @@ impl Guard {
         if uri.scheme().is_some() || uri.authority().is_some() {
             return Some(forbidden("the request line must hold a path, not a URL"));
         }
-        if !self.is_our_host(headers) {
+        if !is_our_host(headers, self.port) {
             return Some(forbidden(
                 "exactly one Host header is expected, and it must be 127.0.0.1, [::1] or \
                  localhost, with this server's port or none",
@@ -107,18 +107,6 @@ impl Guard {
         Some(all_busy())
     }
 
-    fn is_our_host(&self, headers: &HeaderMap) -> bool {
-        let mut hosts = headers.get_all(header::HOST).iter();
-        let (Some(host), None) = (hosts.next(), hosts.next()) else {
-            return false;
-        };
-        let port = format!(":{}", self.port);
-        HOST_NAMES.iter().any(|name| {
-            let rest = host.as_bytes().strip_prefix(name.as_bytes());
-            rest.is_some_and(|rest| rest.is_empty() || rest == port.as_bytes())
-        })
-    }
-
     fn holds_key(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
         match (values.next(), values.next()) {
@@ -135,6 +123,19 @@ impl Guard {
             _ => false,
         }
     }
+}
+
+/// Whether the request names this server, by one literal loopback name.
+pub(super) fn is_our_host(headers: &HeaderMap, port: u16) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        return false;
+    };
+    let port = format!(":{port}");
+    HOST_NAMES.iter().any(|name| {
+        let rest = host.as_bytes().strip_prefix(name.as_bytes());
+        rest.is_some_and(|rest| rest.is_empty() || rest == port.as_bytes())
+    })
 }
 
 fn all_busy() -> Problem {

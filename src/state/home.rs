@@ -207,6 +207,11 @@ impl Home {
         self.data.join("partials")
     }
 
+    /// The folder of the page's thumbnails, which can be made again.
+    pub fn thumbnails_dir(&self) -> PathBuf {
+        self.data.join("thumbnails")
+    }
+
     fn scrub_path(&self) -> PathBuf {
         self.state.join("scrub")
     }

@@ -1,0 +1,121 @@
+//! What happened, on which device: the newest events first, live.
+//!
+//! The journal is read in the order of arrival. A window of [`WINDOW`] arrivals is shown, and links to
+//! the one before; so a long journal costs no more than a short one.
+
+use std::collections::BTreeMap;
+
+use axum::Router;
+use axum::extract::Query;
+use axum::routing::get;
+use maud::{Markup, html};
+use serde::Deserialize;
+
+use super::layout::{PageError, View, empty};
+use super::words::{clean, name, size, time_of};
+use super::{Page, Visit};
+use crate::api::answers::{Event, EventsPage};
+use crate::core::ids::NodeId;
+use crate::core::journal::device_events::{DEVICE_STREAM, LogEvent};
+use crate::http::problem::{Problem, bad_request};
+use crate::state::journal::Cursor;
+
+/// How many arrivals are looked at for one page.
+const WINDOW: u64 = 400;
+
+/// The most events of a page.
+const EVENTS: &str = "1000";
+
+/// The routes.
+pub(super) fn router() -> Router<Page> {
+    Router::new().route("/activity", get(show))
+}
+
+#[derive(Deserialize)]
+struct Place {
+    /// Show what arrived before this.
+    before: Option<u64>,
+}
+
+async fn show(visit: Visit, Query(Place { before }): Query<Place>) -> Result<Markup, PageError> {
+    let newest = visit.page.handle.journal().read(|journal| journal.cursor_now()).await;
+    let newest = newest.map_err(Problem::from)?;
+    let newest = newest.ok_or_else(|| bad_request("this device is in no group"))?;
+    let end = before.unwrap_or(u64::MAX).min(newest.arr);
+    let start = end.saturating_sub(WINDOW);
+    let [after, until] = [start, end].map(|arr| Cursor { arr, ..newest }.to_string());
+    let query = [("after", after.as_str()), ("until", &until), ("limit", EVENTS)];
+    let path = ["v1", "events", DEVICE_STREAM];
+    let page: EventsPage = visit.page.agent.get(&path, &query).await?;
+    let names = names(&visit);
+    let content = html! {
+        div #events data-live {
+            @if page.events.is_empty() {
+                (empty("Nothing happened here yet", html! { "What is added, received, changed and paired is listed here." }))
+            } @else {
+                ol.events { @for event in page.events.iter().rev() { li { (row(event, &names)) } } }
+            }
+        }
+        div.buttons {
+            @if before.is_some() { a.button.plain href="/activity" { "Newest" } }
+            @if start > 0 { a.button.plain href=(format!("/activity?before={start}")) { "Older" } }
+        }
+    };
+    Ok(visit.show(View::Activity, "Activity", content))
+}
+
+fn names(visit: &Visit) -> BTreeMap<NodeId, String> {
+    let status = &visit.status;
+    let own = (status.device.node_id, status.device.name.clone());
+    std::iter::once(own)
+        .chain(status.peers.iter().map(|peer| (peer.node_id, peer.name.clone())))
+        .collect()
+}
+
+fn row(event: &Event, names: &BTreeMap<NodeId, String>) -> Markup {
+    let author = device(event.author, names);
+    html! {
+        span.when.number { (time_of(event.time_ms)) }
+        span.what { (name(&author)) " " (what(event, names)) }
+    }
+}
+
+fn device(node_id: NodeId, names: &BTreeMap<NodeId, String>) -> String {
+    names.get(&node_id).cloned().unwrap_or_else(|| node_id.short())
+}
+
+/// The event as the rest of a sentence that begins with its device.
+fn what(event: &Event, names: &BTreeMap<NodeId, String>) -> Markup {
+    let tagged = serde_json::json!({ "type": event.kind, "data": event.data });
+    let Ok(known) = serde_json::from_value::<LogEvent>(tagged) else {
+        return html! { "reports " (name(&event.kind)) };
+    };
+    let asset = |hash: &crate::core::ids::Hash| {
+        let text = event.asset_name.clone().unwrap_or_else(|| format!("asset {}", hash.short()));
+        html! { a href=(format!("/asset/{hash}")) { (name(&text)) } }
+    };
+    html! {
+        @match &known {
+            LogEvent::AssetAdded { hash, size_bytes } => { "added " (asset(hash)) " " span.quiet { (size(*size_bytes)) } }
+            LogEvent::AssetReceived { hash, size_bytes, from } => {
+                "received " (asset(hash))
+                @if let Some(from) = from { " from " (name(&device(*from, names))) }
+                " " span.quiet { (size(*size_bytes)) }
+            }
+            LogEvent::AssetTrashed { hash } => { "put " (asset(hash)) " into the trash" }
+            LogEvent::AssetRestored { hash } => { "restored " (asset(hash)) }
+            LogEvent::AssetChanged { hash, fields } => {
+                "changed " (asset(hash)) " "
+                span.quiet { (clean(&fields.iter().cloned().collect::<Vec<_>>().join(", "))) }
+            }
+            LogEvent::DevicePaired { name: other, .. } => { "paired with " (name(other)) }
+            LogEvent::DeviceRemoved { name: other, .. } => { "removed " (name(other)) " from the group" }
+            LogEvent::DeviceConnected { name: other, .. } => { "connected with " (name(other)) }
+            LogEvent::DeviceLost { name: other, reason, .. } => {
+                "lost " (name(other))
+                @if let Some(reason) = reason { " " span.quiet { (clean(reason)) } }
+            }
+            LogEvent::IntegrityAlarm { what, .. } => { span.problem { "warns: " (clean(what)) } }
+        }
+    }
+}

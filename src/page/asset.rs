@@ -1,0 +1,164 @@
+//! One asset: seen or heard where a browser can, described, tagged, trashed and restored.
+
+use axum::Router;
+use axum::response::Response;
+use axum::routing::{get, post};
+use maud::{Markup, html};
+use serde::Deserialize;
+
+use super::browse::{picture, tags, title};
+use super::form::{Form, token};
+use super::layout::{PageError, View};
+use super::words::{clean, clean_long, kind, name, size, time};
+use super::{Page, Visit};
+use crate::api::answers::Written;
+use crate::core::ids::Hash;
+use crate::http::asset::{AssetEdit, AssetRow, AssetsPage};
+use crate::http::extract::Path;
+use crate::http::problem::{Problem, problem};
+
+/// The routes.
+pub(super) fn router() -> Router<Page> {
+    Router::new().route("/asset/{hash}", get(show)).route("/asset/{hash}/edit", post(edit))
+}
+
+async fn find(visit: &Visit, hash: Hash) -> Result<AssetRow, Problem> {
+    let hash = hash.to_string();
+    let query = [("hash", hash.as_str()), ("limit", "1")];
+    let page: AssetsPage = visit.page.agent.get(&["v1", "assets"], &query).await?;
+    let gone = || problem(axum::http::StatusCode::NOT_FOUND, "this asset is not on this device");
+    page.assets.into_iter().next().ok_or_else(gone)
+}
+
+async fn show(visit: Visit, Path(hash): Path<Hash>) -> Result<Markup, PageError> {
+    let asset = find(&visit, hash).await?;
+    let action = format!("/asset/{hash}/edit");
+    let content = html! {
+        div.asset {
+            div.preview { (preview(&asset)) }
+            div.about {
+                div.buttons {
+                    a.button href=(format!("/file/{hash}?save")) download { "Download" }
+                    form method="post" action=(action) {
+                        (token(&visit.session))
+                        input type="hidden" name="trashed" value=(!asset.trashed);
+                        button.plain { (if asset.trashed { "Restore" } else { "Put into the trash" }) }
+                    }
+                }
+                (facts(&visit, &asset))
+                (edit_tags(&visit, &asset, &action))
+                form.stack method="post" action=(action) {
+                    (token(&visit.session))
+                    label for="description" { "Description" }
+                    textarea #description name="description" rows="4" { (asset.description) }
+                    button.plain { "Save the description" }
+                }
+            }
+        }
+    };
+    Ok(visit.show(View::Browse, &clean(title(&asset)), content))
+}
+
+fn preview(asset: &AssetRow) -> Markup {
+    let source = format!("/file/{}", asset.hash);
+    let label = clean(title(asset));
+    let family = asset.media_type.split('/').next().unwrap_or_default();
+    if asset.damaged {
+        return html! { p.empty { "Its bytes on this device are damaged. They come back from another device that has them." } };
+    }
+    match family {
+        // SVG is a document that can run scripts: it is never shown.
+        "image" if !asset.media_type.starts_with("image/svg") => {
+            html! { a href=(source) { img src=(source) alt=(label); } }
+        }
+        "video" => html! { video controls preload="metadata" src=(source) aria-label=(label) {} },
+        "audio" => html! { audio controls preload="metadata" src=(source) aria-label=(label) {} },
+        _ => {
+            html! { div.nothing { (picture(asset)) p.quiet { "A browser cannot show this safely. Download it to open it." } } }
+        }
+    }
+}
+
+fn facts(visit: &Visit, asset: &AssetRow) -> Markup {
+    let status = &visit.status;
+    let added_by = asset.added_by.map(|device| match device == status.device.node_id {
+        true => status.device.name.clone(),
+        false => {
+            let peer = status.peers.iter().find(|peer| peer.node_id == device);
+            peer.map_or_else(|| device.short(), |peer| peer.name.clone())
+        }
+    });
+    html! {
+        dl.rows {
+            dt { "Kind" } dd { (kind(&asset.media_type)) @if !asset.media_type.is_empty() { " " span.quiet { (clean(&asset.media_type)) } } }
+            dt { "Size" } dd.number { (size(asset.size)) }
+            @if !asset.path.is_empty() { dt { "Folder" } dd { (name(&asset.path)) } }
+            @if let Some(ms) = asset.captured_ms { dt { "Taken" } dd.number { (time(ms)) } }
+            @if let Some(ms) = asset.modified_ms { dt { "Modified" } dd.number { (time(ms)) } }
+            dt { "Stored here" } dd.number { (time(asset.timestamp)) }
+            @if let Some(device) = added_by { dt { "Added on" } dd { (name(&device)) } }
+            @if asset.trashed { dt { "State" } dd { "In the trash" } }
+            dt { "Hash" } dd.id { code { (asset.hash) } }
+        }
+        @if !asset.description.is_empty() { p.description { bdi { (clean_long(&asset.description)) } } }
+    }
+}
+
+fn edit_tags(visit: &Visit, asset: &AssetRow, action: &str) -> Markup {
+    html! {
+        div.stack {
+            h2 { "Tags" }
+            @if !asset.tags.is_empty() { (tags(asset)) }
+            form.line method="post" action=(action) {
+                (token(&visit.session))
+                label.hidden for="add" { "Another tag" }
+                input #add name="add" placeholder="Another tag" required maxlength="128" autocomplete="off";
+                button.plain { "Add" }
+            }
+            @if !asset.tags.is_empty() {
+                form.line method="post" action=(action) {
+                    (token(&visit.session))
+                    label.hidden for="remove" { "A tag to take off" }
+                    select #remove name="remove" { @for tag in &asset.tags { option value=(tag) { (clean(tag)) } } }
+                    button.plain { "Take off" }
+                }
+            }
+        }
+    }
+}
+
+/// What a form changes; one field at a time.
+#[derive(Deserialize)]
+struct Edit {
+    description: Option<String>,
+    add: Option<String>,
+    remove: Option<String>,
+    trashed: Option<bool>,
+}
+
+async fn edit(
+    visit: Visit,
+    Path(hash): Path<Hash>,
+    Form(edit): Form<Edit>,
+) -> Result<Response, PageError> {
+    let Edit { description, add, remove, trashed } = edit;
+    let note = match (&add, &remove, trashed) {
+        (Some(tag), _, _) => format!("Tagged “{}”.", clean(tag.trim())),
+        (_, Some(tag), _) => format!("Took off “{}”.", clean(tag)),
+        (_, _, Some(true)) => "It is in the trash.".into(),
+        (_, _, Some(false)) => "It is restored.".into(),
+        _ => "The description is saved.".into(),
+    };
+    // Browsers send line ends as CR LF.
+    let description = description.map(|text| text.replace("\r\n", "\n"));
+    let edit = AssetEdit {
+        description,
+        add: add.into_iter().collect(),
+        remove: remove.into_iter().collect(),
+        trashed,
+        ..AssetEdit::default()
+    };
+    let hash = hash.to_string();
+    let _: Written = visit.page.agent.patch(&["v1", "assets", &hash, "meta"], &edit).await?;
+    Ok(visit.done(note, &format!("/asset/{hash}")))
+}

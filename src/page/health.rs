@@ -1,0 +1,128 @@
+//! Whether what is stored is whole, and whether there is room.
+
+use axum::Router;
+use axum::response::Response;
+use axum::routing::{get, post};
+use maud::{Markup, html};
+use serde::Deserialize;
+
+use super::form::{Form, button};
+use super::layout::{PageError, View};
+use super::overview::{Report, reports};
+use super::words::{clean_long, count, counted, name, size, time_of};
+use super::{Page, Visit, icons};
+use crate::api::answers::Findings;
+use crate::api::requests::NoArguments;
+use crate::replica::status::{ScrubState, ScrubStatus, Status};
+
+/// The routes.
+pub(super) fn router() -> Router<Page> {
+    Router::new().route("/health", get(show)).route("/health/journal", post(check_journal))
+}
+
+async fn show(visit: Visit) -> Result<Markup, PageError> {
+    let status = &visit.status;
+    let reports = reports(&visit).await?;
+    let own = (status.device.node_id, &status.device.name);
+    let devices = std::iter::once(own)
+        .chain(status.peers.iter().map(|peer| (peer.node_id, &peer.name)))
+        .filter_map(|(node_id, name)| Some((name.as_str(), reports.get(&node_id)?)));
+    let content = html! {
+        div #damage data-live { (damage(status)) }
+        section aria-labelledby="reading" {
+            h2 #reading { "Reading everything again" }
+            div.card #scrub data-live { (scrub(&status.scrub)) }
+        }
+        section aria-labelledby="space" {
+            h2 #space { "Space" }
+            div #space-of data-live { (space(devices)) }
+        }
+        section aria-labelledby="journal" {
+            h2 #journal { "The journal" }
+            div.card {
+                p { "The journal holds names, tags, folders and who belongs to the group. A check reads all of it, which may take a minute." }
+                (button(&visit.session, "/health/journal", "plain", "Check the journal"))
+            }
+        }
+    };
+    Ok(visit.show(View::Health, "Health", content))
+}
+
+fn damage(status: &Status) -> Markup {
+    let store = &status.store;
+    html! {
+        @if store.damaged == 0 && store.quarantined == 0 {
+            div.answer.well role="status" { (icons::well()) p { "No damage is known." } }
+        } @else {
+            div.answer.attention role="status" {
+                (icons::attention())
+                div {
+                    @if store.damaged > 0 {
+                        p { (counted(store.damaged, "asset is damaged", "assets are damaged")) " on this device." }
+                        p.quiet { "Each is fetched again from another device that has it. If none has it, add the file again." }
+                    }
+                    @if store.quarantined > 0 {
+                        p { (counted(store.quarantined, "asset", "assets")) " arrived wrong or could not be stored, and will be tried again." }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn scrub(scrub: &ScrubStatus) -> Markup {
+    let text = match scrub.state {
+        ScrubState::Off => "It is turned off: damage is noticed only when something is read.",
+        ScrubState::Running => "Every asset is read again, to find what has gone bad on the disk.",
+        ScrubState::Waiting => "It waits for the store.",
+        ScrubState::Resting => "Everything was read. The next round begins by itself.",
+        ScrubState::Stopped => "It gave up until the next start.",
+    };
+    html! {
+        p { (text) }
+        @if let Some(reason) = &scrub.stopped { p.problem { (clean_long(reason)) } }
+        @if scrub.state == ScrubState::Running {
+            div.line {
+                progress max="1000" value=(scrub.done_permille) aria-label="Read of this round" {}
+                span.number { (scrub.done_permille / 10) " %" }
+            }
+        }
+        dl.figures.small {
+            div { dt { "Read" } dd { (size(scrub.read_bytes)) } }
+            div { dt { "Assets" } dd { (count(scrub.assets)) } }
+            div { dt { "Found damaged" } dd { (count(scrub.damaged)) } }
+            div { dt { "Files of no asset" } dd { (count(scrub.strays)) } }
+            @if let Some(ms) = scrub.finished_ms { div { dt { "Last round ended" } dd { (time_of(ms)) } } }
+        }
+    }
+}
+
+fn space<'a>(devices: impl Iterator<Item = (&'a str, &'a Report)>) -> Markup {
+    html! {
+        div.scroll { table.list {
+            thead { tr { th scope="col" { "Device" } th.number scope="col" { "Assets" } th.number scope="col" { "Their size" } th.number scope="col" { "Free" } } }
+            tbody { @for (device, report) in devices { tr {
+                td { (name(device)) }
+                td.number { @if let Some(assets) = report.store_assets { (count(assets)) } }
+                td.number { @if let Some(bytes) = report.store_bytes { (size(bytes)) } }
+                td.number { @if let Some(bytes) = report.free_bytes { (size(bytes)) } }
+            } } }
+        } }
+    }
+}
+
+#[derive(Deserialize)]
+struct Nothing {}
+
+async fn check_journal(
+    visit: Visit,
+    Form(Nothing {}): Form<Nothing>,
+) -> Result<Response, PageError> {
+    let found: Findings =
+        visit.page.agent.post(&["v1", "journal", "fsck"], &NoArguments {}).await?;
+    let note = match found.findings.is_empty() {
+        true => "The journal is in order.".to_owned(),
+        false => found.findings.join("\n"),
+    };
+    Ok(visit.done(note, "/health"))
+}

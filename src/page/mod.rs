@@ -1,0 +1,194 @@
+//! The page: what the agent shows to people in a browser, on loopback.
+//!
+//! P1  It is a client of the agent's API like the command line, in the same process (see [`agent`]):
+//!     what it shows and does is what the API's typed answers say, within the API's bounds.
+//! P2  HTML is written by `maud`, which escapes every text. Names and tags come from other devices:
+//!     they are shown by [`words::name`], which also keeps them from acting on what stands beside.
+//! P3  Every view is whole without a script. The script adds what moves: parts marked `data-live`
+//!     are replaced when [`live`] says that something changed.
+//! P4  What changes something is a form with its session's token, and answers with a redirect.
+//! P5  Contents are served from `/file/`, in a sandbox, and as a download unless a browser shows
+//!     them without running anything.
+//!
+//! [`crate::http::browser`] decides who may ask.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{FromRequestParts, Query, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::{get, post};
+use maud::Markup;
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use self::agent::Agent;
+use self::form::Form;
+use self::layout::{PageError, View};
+use self::throughput::Throughput;
+use self::thumbnails::Thumbnails;
+use crate::agent::handle::Handle;
+use crate::clock::wall_ms;
+use crate::http::browser::BrowserGuard;
+use crate::http::problem::problem;
+use crate::http::sessions::{Session, Sessions};
+use crate::replica::status::Status;
+
+mod activity;
+mod agent;
+mod asset;
+mod browse;
+mod devices;
+mod files;
+mod folder;
+mod folders;
+mod form;
+mod health;
+mod icons;
+mod layout;
+mod live;
+mod overview;
+mod qr;
+pub mod throughput;
+pub mod thumbnail;
+mod thumbnails;
+mod words;
+
+/// The paths that need no session: signing in, and what a page without one looks like.
+const OPEN_PATHS: [&str; 4] = ["/open", layout::STYLE_PATH, layout::SCRIPT_PATH, layout::ICON_PATH];
+
+/// Set by the script when it asks for a page's live parts.
+const REFRESH_HEADER: &str = "x-refresh";
+
+/// The page of one agent. Clones share it.
+#[derive(Clone)]
+pub struct Page {
+    agent: Agent,
+    handle: Handle,
+    sessions: Sessions,
+    throughput: Throughput,
+    thumbnails: Thumbnails,
+    /// The places of [`live`]'s streams.
+    streams: Arc<Semaphore>,
+    stop: CancellationToken,
+}
+
+impl Page {
+    /// The page over the agent's own routes, which must have no guard. Thumbnails are kept in
+    /// `thumbnails_dir`.
+    pub fn new(
+        routes: Router,
+        handle: Handle,
+        sessions: Sessions,
+        thumbnails_dir: PathBuf,
+        stop: CancellationToken,
+    ) -> Self {
+        let agent = Agent::new(routes);
+        let thumbnails = Thumbnails::new(thumbnails_dir);
+        let throughput = Throughput::default();
+        let streams = Arc::new(Semaphore::new(live::STREAMS_MAX));
+        Self { agent, handle, sessions, throughput, thumbnails, streams, stop }
+    }
+
+    /// Counts what crosses, for as long as it is polled. Never returns.
+    pub async fn watch_throughput(&self) {
+        self.throughput.watch(&self.handle).await;
+    }
+}
+
+/// The routes behind their guard, on the server of `port`. What is none of them falls to the caller.
+pub fn router(page: Page, port: u16) -> Router {
+    let sessions = page.sessions.clone();
+    let routes = Router::new()
+        .route("/", get(overview::show))
+        .route("/open", get(sign_in))
+        .route("/sign-out", post(sign_out))
+        .route("/live", get(live::stream))
+        .merge(layout::router())
+        .merge(devices::router())
+        .merge(browse::router())
+        .merge(asset::router())
+        .merge(files::router())
+        .merge(folders::router())
+        .merge(folder::router())
+        .merge(health::router())
+        .merge(activity::router())
+        .with_state(page);
+    BrowserGuard::new(sessions, port, &OPEN_PATHS, layout::refused).layer(routes)
+}
+
+/// A request with a session.
+struct Visit {
+    page: Page,
+    session: Session,
+    status: Status,
+    /// The script asks for the live parts only.
+    is_refresh: bool,
+}
+
+impl FromRequestParts<Page> for Visit {
+    type Rejection = PageError;
+
+    async fn from_request_parts(parts: &mut Parts, page: &Page) -> Result<Self, PageError> {
+        let session = parts.extensions.get::<Session>().cloned();
+        let session =
+            session.ok_or_else(|| problem(StatusCode::UNAUTHORIZED, "nobody is signed in"))?;
+        let is_refresh = parts.headers.contains_key(REFRESH_HEADER);
+        Ok(Self { status: page.handle.status(), page: page.clone(), session, is_refresh })
+    }
+}
+
+impl Visit {
+    /// A whole page.
+    fn show(&self, view: View, title: &str, content: Markup) -> Markup {
+        let note = match self.is_refresh {
+            true => None,
+            false => self.page.sessions.take_note(&self.session),
+        };
+        layout::whole(self, view, title, note.as_deref(), content)
+    }
+
+    /// The answer to a form that did something: another page, which says so.
+    fn done(&self, note: impl Into<String>, to: &str) -> Response {
+        self.page.sessions.leave_note(&self.session, note.into());
+        Redirect::to(to).into_response()
+    }
+}
+
+#[derive(Deserialize)]
+struct SignIn {
+    #[serde(default)]
+    code: String,
+}
+
+/// Opens a session, and leads on from here: the cookie is `SameSite=Strict`, so a browser that came
+/// from another program sends it only with a request that starts on a page of this server.
+async fn sign_in(State(page): State<Page>, Query(SignIn { code }): Query<SignIn>) -> Response {
+    let Some(cookie) = page.sessions.redeem(&code, wall_ms()) else {
+        return layout::refused(problem(
+            StatusCode::UNAUTHORIZED,
+            "this link was used already, or is too old",
+        ));
+    };
+    let mut response = layout::signed_in().into_response();
+    if let Ok(cookie) = HeaderValue::from_str(&cookie) {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+    }
+    response
+}
+
+#[derive(Deserialize)]
+struct Nothing {}
+
+async fn sign_out(visit: Visit, Form(Nothing {}): Form<Nothing>) -> Response {
+    let cookie = visit.page.sessions.end(&visit.session);
+    let mut response = Redirect::to("/").into_response();
+    if let Ok(cookie) = HeaderValue::from_str(&cookie) {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+    }
+    response
+}

@@ -1,0 +1,221 @@
+//! The first view: whether everything is everywhere, what needs somebody, the devices, and what
+//! crossed in the last day.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use maud::{Markup, html};
+use serde::Deserialize;
+
+use super::layout::{PageError, View};
+use super::words::{ago, count, counted, name, prose, size, span};
+use super::{Visit, icons};
+use crate::api::answers::{Record, RecordsPage};
+use crate::api::sentence::{answer, is_connected, waiting_folder};
+use crate::clock::wall_ms;
+use crate::core::ids::NodeId;
+use crate::core::journal::device_events::DEVICE_MODEL;
+use crate::folders::status::FoldersPage;
+use crate::http::problem::Problem;
+use crate::replica::status::{PeerState, PeerStatus, Status};
+
+/// Records asked for at once; a group has fewer devices.
+const PAGE_RECORDS: &str = "1000";
+
+/// What a device reports about itself.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Report {
+    pub(super) platform: String,
+    pub(super) version: String,
+    pub(super) store_assets: Option<u64>,
+    pub(super) store_bytes: Option<u64>,
+    pub(super) free_bytes: Option<u64>,
+    /// When it was written, by its clock.
+    #[serde(skip)]
+    pub(super) at_ms: u64,
+}
+
+/// What each device last reported about itself.
+pub(super) async fn reports(visit: &Visit) -> Result<BTreeMap<NodeId, Report>, Problem> {
+    let query = [("owner", "any"), ("limit", PAGE_RECORDS)];
+    let page: RecordsPage = visit.page.agent.get(&["v1", "own", DEVICE_MODEL], &query).await?;
+    let read = |Record { owner, fields, changed_ms, .. }: Record| {
+        // A record that another version wrote, and this one cannot read, tells nothing.
+        let fields = serde_json::Value::Object(fields.into_iter().collect());
+        let report = serde_json::from_value(fields).unwrap_or_default();
+        Some((owner?, Report { at_ms: changed_ms, ..report }))
+    };
+    Ok(page.records.into_iter().filter_map(read).collect())
+}
+
+/// `GET /`
+pub(super) async fn show(visit: Visit) -> Result<Markup, PageError> {
+    let status = &visit.status;
+    let folders: FoldersPage = visit.page.agent.get(&["v1", "folders"], &[]).await?;
+    let waiting: Vec<_> = folders.folders.iter().filter_map(waiting_folder).collect();
+    let reports = reports(&visit).await?;
+    let content = html! {
+        (hero(status, &waiting))
+        (warnings(status))
+        section aria-labelledby="devices" {
+            div.head { h2 #devices { "Devices" } a href="/devices" { "Manage devices" } }
+            (devices(status, &reports))
+        }
+        section aria-labelledby="figures" {
+            div.head { h2 #figures { "This device" } }
+            (figures(status, reports.get(&status.device.node_id)))
+        }
+        section aria-labelledby="traffic" {
+            div.head { h2 #traffic { "Last 24 hours" } }
+            div #throughput data-live { (visit.page.throughput.picture(wall_ms())) }
+        }
+    };
+    Ok(visit.show(View::Overview, "Overview", content))
+}
+
+/// The answer to the first question.
+fn hero(status: &Status, waiting: &[String]) -> Markup {
+    let (is_well, sentence) = answer(status, waiting);
+    let moves = status.peers.iter().any(|peer| peer.state == PeerState::Syncing);
+    let (class, icon) = match (is_well, moves) {
+        (true, _) if status.peers.is_empty() => ("alone", icons::devices()),
+        (true, _) => ("well", icons::well()),
+        (false, true) => ("moving", icons::moving()),
+        (false, false) => ("attention", icons::attention()),
+    };
+    html! {
+        div #answer .answer .(class) data-live role="status" {
+            (icon)
+            p { (prose(&sentence)) }
+        }
+    }
+}
+
+fn warnings(status: &Status) -> Markup {
+    let all = status.device.warnings.iter().chain(&status.device.obstacles);
+    let error = status.store.last_error.as_ref().map(|error| format!("The store: {error}"));
+    let all: Vec<_> = all.cloned().chain(error).collect();
+    html! {
+        div #warnings data-live {
+            @if !all.is_empty() {
+                ul.warnings aria-label="Needs attention" {
+                    @for warning in &all { li { (icons::attention()) span { (prose(warning)) } } }
+                }
+            }
+        }
+    }
+}
+
+fn devices(status: &Status, reports: &BTreeMap<NodeId, Report>) -> Markup {
+    let mut peers: Vec<_> = status.peers.iter().collect();
+    peers.sort_by_key(|peer| !is_connected(peer));
+    html! {
+        div #peers data-live {
+            @if peers.is_empty() {
+                (super::layout::empty("No other device yet", html! {
+                    "Pair a phone, a laptop or a server, and everything here is kept on it too. "
+                    a href="/devices" { "Pair a device" }
+                }))
+            } @else {
+                ul.peers { @for peer in peers { li { (device(status, peer, reports)) } } }
+            }
+        }
+    }
+}
+
+fn device(status: &Status, peer: &PeerStatus, reports: &BTreeMap<NodeId, Report>) -> Markup {
+    let report = reports.get(&peer.node_id);
+    html! {
+        div.peer {
+            span.dot .(dot(peer)) {}
+            div.who {
+                span.strong { (name(&peer.name)) }
+                span.quiet { (state(peer, report)) }
+            }
+            div.facts {
+                @if let Some(path) = &peer.path { span { (way(path)) } }
+                @if let Some(rtt_ms) = peer.rtt_ms { span.number { (format!("{rtt_ms:.0} ms")) } }
+            }
+            div.sync { (transfer(status, peer)) }
+        }
+    }
+}
+
+/// The colour of a device's dot.
+pub(super) fn dot(peer: &PeerStatus) -> &'static str {
+    match peer.state {
+        PeerState::Idle => "on",
+        PeerState::Syncing => "busy",
+        PeerState::Connecting => "trying",
+        PeerState::Offline => "off",
+    }
+}
+
+/// How a device is connected, in words.
+pub(super) fn way(path: &str) -> &'static str {
+    match path {
+        "lan" => "local network",
+        "relay" => "through a relay",
+        _ => "direct",
+    }
+}
+
+/// Where a device stands, in words.
+pub(super) fn state(peer: &PeerStatus, report: Option<&Report>) -> String {
+    let heard = report.map(|report| ago(wall_ms().saturating_sub(report.at_ms)));
+    match peer.state {
+        PeerState::Idle => "Connected".into(),
+        PeerState::Syncing => "Syncing".into(),
+        PeerState::Connecting => "Connecting".into(),
+        PeerState::Offline => match heard {
+            Some(heard) => format!("Away, last heard of {heard}"),
+            None => "Away".into(),
+        },
+    }
+}
+
+/// What is still to move, and how fast it moves.
+fn transfer(status: &Status, peer: &PeerStatus) -> Markup {
+    if peer.in_sync && status.has_same_edits(peer) {
+        return html! { span.quiet { "Has everything" } };
+    }
+    let here = status.store.assets;
+    let (missing, total, text) = match (peer.missing_here, peer.missing_there) {
+        (0, 0) if !is_connected(peer) => return html! { span.quiet { "Unknown until it is back" } },
+        (0, 0) if peer.in_sync => return html! { span.quiet { "Exchanging edits" } },
+        (0, 0) => return html! { span.quiet { "Comparing" } },
+        (0, there) => (there, here, format!("{} to send", count(there))),
+        (missing, 0) => (missing, here + missing, format!("{} to receive", count(missing))),
+        (missing, there) => {
+            let text = format!("{} to receive, {} to send", count(missing), count(there));
+            (missing + there, here + missing, text)
+        }
+    };
+    let rate = (peer.receive_rate_bytes + peer.send_rate_bytes) as u64;
+    let eta = peer.eta_s.and_then(|left| Duration::try_from_secs_f64(left).ok());
+    html! {
+        @if is_connected(peer) {
+            progress max=(total.max(1)) value=(total.saturating_sub(missing))
+                aria-label=(format!("Synced with {}", super::words::clean(&peer.name))) {}
+        }
+        span.number { (text) }
+        @if rate > 0 { span.number.quiet { (size(rate)) "/s" } }
+        @if let Some(eta) = eta { span.quiet { "about " (span(eta.as_secs().max(1))) " left" } }
+    }
+}
+
+fn figures(status: &Status, report: Option<&Report>) -> Markup {
+    html! {
+        dl #own .figures data-live {
+            div { dt { "Assets" } dd { (count(status.store.assets)) } }
+            @if let Some(bytes) = report.and_then(|report| report.store_bytes) {
+                div { dt { "Their size" } dd { (size(bytes)) } }
+            }
+            @if let Some(bytes) = report.and_then(|report| report.free_bytes) {
+                div { dt { "Free on the disk" } dd { (size(bytes)) } }
+            }
+            div { dt { "Damaged" } dd { (counted(status.store.damaged, "asset", "assets")) } }
+        }
+    }
+}
