@@ -41,7 +41,7 @@ fn length(seed: u64) -> usize {
 }
 
 /// The child: stores without end and prints a line for each acknowledged write: `a SEED` for an
-/// asset, `m SEED TEXT` for an edit, `c CURSOR` for the newest cursor seen.
+/// asset, `m SEED TEXT` for an edit, `e SEED` for an eviction, `c CURSOR` for the newest cursor seen.
 #[test]
 fn child() {
     let Ok(dir) = std::env::var(CHILD) else {
@@ -77,6 +77,10 @@ fn child() {
                 };
                 store.set_metadata(hash, &edit, None).await.unwrap();
                 println!("\nm {} edit{step}", small[0]);
+                let evicted = [small[1], seed + (7 - seed % 7)];
+                let hashes = evicted.map(|seed| BLAKE3.hash(&content(seed, length(seed))));
+                store.evict(hashes.into(), Box::new(|| true)).await.unwrap();
+                evicted.iter().for_each(|seed| println!("\ne {seed}"));
                 println!("\nc {}", store.info().await.unwrap().newest_cursor);
             }
         };
@@ -88,6 +92,7 @@ fn child() {
 struct Acknowledged {
     assets: Vec<u64>,
     edits: BTreeMap<u64, String>,
+    evicted: Vec<u64>,
     cursor: u64,
 }
 
@@ -134,6 +139,7 @@ fn run_and_kill(dir: &Path, start: u64, lines: u64, pause: Duration, known: &mut
             ["m", seed, text] => {
                 known.edits.insert(seed.parse().unwrap(), text.to_owned());
             }
+            ["e", seed] => known.evicted.push(seed.parse().unwrap()),
             ["c", cursor] => known.cursor = known.cursor.max(cursor.parse().unwrap()),
             _ => continue,
         }
@@ -183,6 +189,10 @@ async fn check(dir: &Path, known: &Acknowledged) {
         let row = store.lookup(hash).await.unwrap().unwrap();
         assert_eq!(&row.metadata.description, text);
         assert_eq!(row.metadata.tags.len(), 1);
+    }
+    for seed in &known.evicted {
+        let hash = BLAKE3.hash(&content(*seed, length(*seed)));
+        assert!(store.lookup(hash).await.unwrap().unwrap().is_evicted);
     }
     // Every listed asset is complete, acknowledged or not.
     let mut files = 0;

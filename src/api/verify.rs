@@ -179,6 +179,9 @@ impl Work {
                     return Ok(Some(verified(absent, VerifiedCondition::Absent)));
                 };
                 let digest = asset.entry.digest;
+                if asset.is_evicted {
+                    return Ok(Some(verified(absent, VerifiedCondition::Absent)));
+                }
                 if asset.is_damaged {
                     return self.look_again(digest).await.map(Some);
                 }

@@ -213,6 +213,9 @@ fn marks(row: &AssetRow) -> String {
     if row.trashed {
         marks.push_str("  (trashed)");
     }
+    if row.evicted {
+        marks.push_str("  (evicted)");
+    }
     if row.damaged {
         marks.push_str("  (damaged)");
     }

@@ -117,7 +117,7 @@ async fn all(client: &Client) -> Result<Vec<AssetRow>, Failure> {
         let after_text = after.to_string();
         let query = [("limit", PAGE_ROWS), ("after", after_text.as_str())];
         let page: AssetsPage = client.get(&["assets"], &query).await?;
-        rows.extend(page.assets);
+        rows.extend(page.assets.into_iter().filter(|row| !row.evicted));
         match page.next {
             Some(next) if next > after => after = next,
             _ => return Ok(rows),

@@ -310,7 +310,7 @@ async fn fetch(
 /// Asks the store itself about an asset that the index does not know yet.
 async fn is_held(shared: &Shared, hash: Hash) -> bool {
     let found = shared.store.lookup(hash).await;
-    found.is_ok_and(|asset| asset.is_some_and(|asset| !asset.is_damaged))
+    found.is_ok_and(|asset| asset.is_some_and(|asset| asset.is_held()))
 }
 
 async fn large(shared: &Shared, keep: Keep, digest: Digest) -> Result<Source, Ended> {

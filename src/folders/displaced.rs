@@ -51,7 +51,7 @@ impl Driver {
         let Some((content, _)) = read.await? else { return Ok(false) };
         let Some(hash) = ingest::hash(&content) else { return Ok(false) };
         let found = self.shared.store.lookup(hash).await;
-        Ok(found.is_ok_and(|asset| asset.is_some_and(|asset| !asset.is_damaged)))
+        Ok(found.is_ok_and(|asset| asset.is_some_and(|asset| asset.is_held())))
     }
 
     /// Takes in what the user wrote in the moment in which a version was brought to the directory: an

@@ -82,7 +82,7 @@ async fn large(
 ) -> Result<std::result::Result<(), NotStored>> {
     let Some(seen) = item.seen else { return Ok(Err(NotStored::Unstable)) };
     match shared.store.lookup(digest.hash).await {
-        Ok(Some(asset)) if !asset.is_damaged => return Ok(Ok(())),
+        Ok(Some(asset)) if asset.is_held() => return Ok(Ok(())),
         Ok(_) => {}
         Err(error) => return Ok(Err(why(error))),
     }

@@ -46,6 +46,9 @@ pub struct AssetRow {
     pub trashed: bool,
     /// Its bytes on this device are lost or not those of its hash.
     pub damaged: bool,
+    /// Its bytes were deleted on this device on purpose.
+    #[serde(default)]
+    pub evicted: bool,
     /// When this store took it in, milliseconds since the Unix epoch.
     pub timestamp: i64,
     /// Its place in the store's feed.
@@ -66,7 +69,7 @@ impl AssetRow {
 }
 
 impl From<&Asset> for AssetRow {
-    fn from(Asset { entry, metadata, is_damaged }: &Asset) -> Self {
+    fn from(Asset { entry, metadata, is_damaged, is_evicted }: &Asset) -> Self {
         Self {
             hash: entry.digest.hash,
             size: entry.digest.size_bytes,
@@ -81,6 +84,7 @@ impl From<&Asset> for AssetRow {
             tags: metadata.tags.clone(),
             trashed: metadata.trashed,
             damaged: *is_damaged,
+            evicted: *is_evicted,
             timestamp: entry.timestamp_ms,
             cursor: entry.cursor,
             version: metadata.version,

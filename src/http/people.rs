@@ -437,6 +437,12 @@ async fn fetch(
     }
     let asset = find(store.as_ref(), hash).await?;
     let digest = asset.entry.digest;
+    if asset.is_evicted {
+        let detail = format!(
+            "the content of {hash} was evicted from this device: `can-sync fetch {hash}` brings it back"
+        );
+        return Err(problem(StatusCode::NOT_FOUND, detail));
+    }
     if asset.is_damaged && method == Method::HEAD {
         return Err(StoreError::Damaged(digest.hash).into());
     }

@@ -307,9 +307,9 @@ async fn pull(
     Ok(protobuf(&response))
 }
 
-/// Looks up an asset. A damaged one counts as missing, as it does for other devices.
+/// Looks up an asset. A damaged or evicted one counts as missing, as it does for other devices.
 async fn held(store: &EmbeddedStore, hash: Hash) -> Result<Option<Asset>, StoreError> {
-    Ok(store.lookup(hash).await?.filter(|asset| !asset.is_damaged))
+    Ok(store.lookup(hash).await?.filter(Asset::is_held))
 }
 
 /// Reads the contents of bundles, all small ones at once. Wrong content is left out; when requested

@@ -165,7 +165,7 @@ pub(crate) fn entry_message(entry: &Entry) -> proto::Digest {
 pub(crate) fn asset(bundle: &proto::Bundle) -> Result<Asset, String> {
     let digest = bundle.digest.as_ref().ok_or("a bundle has no digest")?;
     let metadata = metadata(bundle.metadata.clone())?;
-    Ok(Asset { entry: entry(digest)?, metadata, is_damaged: false })
+    Ok(Asset { entry: entry(digest)?, metadata, is_damaged: false, is_evicted: false })
 }
 
 /// A store's description from its message, with its features.

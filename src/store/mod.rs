@@ -11,11 +11,13 @@
 //!     whole after all ([`Store::verify`]).
 //! I3  Cursors rise strictly and are never reused; [`Store::changes`] after a cursor misses
 //!     nothing.
-//! I4  Bytes are never deleted by this trait. Trashing is metadata.
+//! I4  Only [`Store::evict`] deletes bytes, when its caller still permits it at that moment. Trashing
+//!     is metadata.
 //! I5  No call blocks for ever: each ends within its own deadline, if need be with an error.
 //! I6  Dropping a call's future is safe: the work is then done as a whole or not at all.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -144,6 +146,15 @@ pub struct Asset {
     pub metadata: Metadata,
     /// Its content is known to be damaged: it has a row but is not held.
     pub is_damaged: bool,
+    /// Its content was evicted: it has a row but is not held.
+    pub is_evicted: bool,
+}
+
+impl Asset {
+    /// Whether the content is there as far as is known.
+    pub fn is_held(&self) -> bool {
+        !self.is_damaged && !self.is_evicted
+    }
 }
 
 /// The result of comparing an asset's content with its hash.
@@ -254,6 +265,9 @@ pub struct BaoFiles {
     /// Its BLAKE3 outboard: bao pre-order, 16 KiB groups.
     pub outboard: File,
 }
+
+/// Whether contents may still be deleted. Called once, on a blocking thread.
+pub type Permit = Box<dyn FnOnce() -> bool + Send>;
 
 /// The outcome for a content that is now held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -386,6 +400,15 @@ pub trait Store: Send + Sync + 'static {
 
     /// Stores a content of any size from a verified file.
     async fn adopt(&self, file: VerifiedFile) -> Result<Stored, StoreError>;
+
+    /// Deletes the contents of assets and keeps their rows, which are then not held
+    /// ([`Asset::is_evicted`]) until the contents are stored again. Returns those that were held;
+    /// of damaged ones everything stays. `permit` is called right before: if it returns false
+    /// nothing is deleted. A crash before the call returns leaves each asset whole or evicted.
+    async fn evict(&self, hashes: BTreeSet<Hash>, permit: Permit) -> Result<Vec<Hash>, StoreError> {
+        let _ = (hashes, permit);
+        Err(StoreError::Unsupported("deleting contents".into()))
+    }
 
     /// Replaces description, tags, trashed and attributes. If `expected_version` is not current:
     /// [`StoreError::Conflict`]. Returns the current row: a foreign store may keep no attributes.

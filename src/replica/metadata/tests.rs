@@ -22,7 +22,7 @@ fn asked(description: &str) -> Asked {
     let digest = Digest { hash: Hash([5; 32]), size_bytes: 1 };
     let entry = Entry { digest, timestamp_ms: 0, cursor: 1 };
     let metadata = Metadata { description: description.into(), version: 7, ..Metadata::default() };
-    let asset = Asset { entry, metadata, is_damaged: false };
+    let asset = Asset { entry, metadata, is_damaged: false, is_evicted: false };
     Asked { asset, frozen: false, is_brought: false, from: None }
 }
 

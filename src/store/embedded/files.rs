@@ -133,15 +133,19 @@ impl Files {
                 }
             }
         }
-        for hash in unrecorded {
+        self.delete(unrecorded)
+    }
+
+    /// Removes the files of hashes durably, if there are any.
+    pub(super) fn delete(&self, hashes: &[Hash]) -> Result<()> {
+        let mut changed = BTreeSet::new();
+        for hash in hashes {
             let content = self.content(*hash);
             remove(&content)?;
             remove(&self.outboard(*hash))?;
-            if let Some(folder) = content.parent().filter(|folder| folder.exists()) {
-                self.sync_dir(folder)?;
-            }
+            changed.extend(content.parent().filter(|folder| folder.exists()).map(Path::to_owned));
         }
-        Ok(())
+        changed.iter().try_for_each(|folder| self.sync_dir(folder))
     }
 
     /// Fails when `more_bytes` would not fit above the free-space floor.

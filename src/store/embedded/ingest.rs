@@ -32,7 +32,7 @@ use crate::core::ids::{Digest, Hash, HashAlgorithm};
 use crate::core::limits::METADATA_BYTES_MAX;
 use crate::store::hasher::hash_file;
 use crate::store::{
-    Cursor, GROUP, Metadata, NewAsset, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile,
+    Cursor, GROUP, Metadata, NewAsset, Permit, SMALL_BYTES_MAX, StoreError, Stored, VerifiedFile,
 };
 
 /// The size of a read while a file is hashed.
@@ -97,7 +97,7 @@ impl Ingest<'_> {
         let digest = file.digest;
         let _claim = self.claims.claim(digest.hash);
         if let Some(recorded) = self.recorded(digest.hash)?
-            && !recorded.is_damaged
+            && recorded.is_held()
         {
             if self.looks_whole(digest, &recorded)? {
                 return Ok(Stored::Existed);
@@ -149,6 +149,33 @@ impl Ingest<'_> {
             inline: None,
         };
         self.place_and_record(&moves, row)
+    }
+
+    /// See [`crate::store::Store::evict`]. First the rows, so that nothing counts as held whose
+    /// files are being removed; then the files, which are reserved until they are gone.
+    pub(super) fn evict(&self, hashes: &BTreeSet<Hash>, permit: Permit) -> Result<Vec<Hash>> {
+        self.health.check()?;
+        // In ascending order, so that two calls never wait for each other.
+        let _claims: Vec<_> = hashes.iter().map(|hash| self.claims.claim(*hash)).collect();
+        let hashes: Vec<Hash> = hashes.iter().copied().collect();
+        let evicted = self.database.write(move |txn| {
+            // Here, because the writer may have been busy for long.
+            if !permit() {
+                return Ok(Vec::new());
+            }
+            let mut evicted = Vec::new();
+            for hash in hashes {
+                if rows::evict(txn, hash)? {
+                    evicted.push(hash);
+                }
+            }
+            Ok(evicted)
+        })?;
+        self.files.delete(&evicted)?;
+        let gone = evicted.clone();
+        self.database
+            .write(move |txn| gone.into_iter().try_for_each(|hash| rows::release(txn, hash)))?;
+        Ok(evicted)
     }
 
     /// Computes the outboard of a held asset that has none, and keeps it.

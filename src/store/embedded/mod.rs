@@ -14,6 +14,7 @@
 //! All work that touches the disk runs on blocking threads, and the gates below limit how many. A
 //! call that has started there is completed even if its future is dropped.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -36,8 +37,8 @@ use self::rows::{Content, Recorded};
 pub use self::rows::{FeedKind, FeedLine};
 use super::{
     Asset, BaoFiles, Changes, Condition, Cursor, Damages, Filter, Metadata, NewAsset,
-    PAGE_ENTRIES_MAX, READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError, StoreInfo, Stored,
-    Touched, VerifiedFile,
+    PAGE_ENTRIES_MAX, Permit, READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError, StoreInfo,
+    Stored, Touched, VerifiedFile,
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 
@@ -338,6 +339,7 @@ impl Store for EmbeddedStore {
                 let Some(asset) = rows::lookup(conn, hash)? else { return Ok(None) };
                 let digest = asset.entry.digest;
                 let is_lost = !asset.is_damaged
+                    && !asset.is_evicted
                     && digest.size_bytes > SMALL_BYTES_MAX
                     && !files.has_content(digest)?;
                 Ok(Some((asset, is_lost)))
@@ -488,6 +490,10 @@ impl Store for EmbeddedStore {
         self.run(gate, bytes, move |shared| shared.ingest().adopt(file)).await
     }
 
+    async fn evict(&self, hashes: BTreeSet<Hash>, permit: Permit) -> Result<Vec<Hash>, StoreError> {
+        self.run(&self.0.adoptions, 0, move |shared| shared.ingest().evict(&hashes, permit)).await
+    }
+
     async fn set_metadata(
         &self,
         hash: Hash,
@@ -511,6 +517,7 @@ impl Store for EmbeddedStore {
 fn held(conn: &Connection, hash: Hash) -> Result<Option<Recorded>, StoreError> {
     match rows::recorded(conn, hash).map_err(db::sql_error)? {
         Some(recorded) if recorded.is_damaged => Err(StoreError::Damaged(hash)),
+        Some(recorded) if recorded.is_evicted => Ok(None),
         other => Ok(other),
     }
 }

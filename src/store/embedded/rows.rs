@@ -82,21 +82,30 @@ pub(super) struct Recorded {
     pub(super) cursor: Cursor,
     pub(super) size_bytes: u64,
     pub(super) is_damaged: bool,
+    pub(super) is_evicted: bool,
     pub(super) content: Content,
+}
+
+impl Recorded {
+    /// Whether the content is there as far as is known.
+    pub(super) fn is_held(&self) -> bool {
+        !self.is_damaged && !self.is_evicted
+    }
 }
 
 /// An asset's columns, in the order in which [`asset`] reads them.
 const ASSET: &str = "
     cursor, hash, size_bytes, timestamp_ms, version, is_trashed, file_name, media_type, description,
     damaged, path, modified_ms, captured_ms, application, user,
-    (SELECT json_group_array(tag ORDER BY tag) FROM tags WHERE tags.asset = assets.cursor)";
+    (SELECT json_group_array(tag ORDER BY tag) FROM tags WHERE tags.asset = assets.cursor), evicted";
 
 type Result<T> = std::result::Result<T, StoreError>;
 
 pub(super) fn totals(conn: &Connection) -> rusqlite::Result<Totals> {
     conn.prepare_cached(
         "SELECT newest_cursor, asset_count, asset_bytes,
-                (SELECT count(*) FROM assets WHERE damaged IS NOT NULL) FROM store",
+                (SELECT count(*) FROM assets WHERE damaged IS NOT NULL AND NOT evicted)
+         FROM store",
     )?
     .query_row([], |row| {
         Ok(Totals {
@@ -204,7 +213,7 @@ fn make_whole(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
         return Ok(Stored::Existed);
     };
     let is_whole = match (&recorded.content, &new.inline) {
-        _ if recorded.is_damaged => false,
+        _ if !recorded.is_held() => false,
         (Content::Inline(content), Some(whole)) => content == whole,
         // The caller has checked whether a file is whole.
         _ => true,
@@ -217,8 +226,8 @@ fn make_whole(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
     txn.conn.execute_batch("PRAGMA defer_foreign_keys = ON")?;
     txn.conn
         .prepare_cached(
-            "UPDATE assets SET cursor = ?2, version = ?2, damaged = NULL, timestamp_ms = ?3,
-                               is_file = ?4
+            "UPDATE assets SET cursor = ?2, version = ?2, damaged = NULL, evicted = 0,
+                               timestamp_ms = ?3, is_file = ?4
              WHERE cursor = ?1",
         )?
         .execute((old, cursor, new.timestamp_ms, new.inline.is_none()))?;
@@ -228,14 +237,52 @@ fn make_whole(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
     txn.conn.prepare_cached("DELETE FROM contents WHERE asset = ?1")?.execute([old])?;
     insert_content(txn.conn, cursor, new.inline.as_ref())?;
     txn.state.totals.newest_cursor += 1;
-    if recorded.is_damaged {
+    if recorded.is_held() {
+        txn.state.found_damaged.push(hash);
+    } else {
         txn.state.totals.asset_count += 1;
         txn.state.totals.asset_bytes += recorded.size_bytes;
-        txn.state.totals.damaged_count -= 1;
-    } else {
-        txn.state.found_damaged.push(hash);
+        txn.state.totals.damaged_count -= u64::from(recorded.is_damaged);
     }
     Ok(Stored::New)
+}
+
+/// Records that the content of an asset is deleted on purpose: it is not held from now on. Returns
+/// false if it was not held before. Content in the database goes with it; files are reserved, so that
+/// a later start deletes what a crash leaves.
+pub(super) fn evict(txn: &mut Txn<'_>, hash: Hash) -> Result<bool> {
+    let evict = |txn: &mut Txn<'_>| {
+        let evicted = txn
+            .conn
+            .prepare_cached(
+                "UPDATE assets SET damaged = ?2, evicted = 1
+                 WHERE hash = ?1 AND damaged IS NULL RETURNING cursor, size_bytes",
+            )?
+            .query_row((hash.as_bytes(), int(txn.state.totals.newest_cursor + 1)), |row| {
+                Ok((row_u64(row, 0)?, row_u64(row, 1)?))
+            })
+            .optional()?;
+        let Some((cursor, size_bytes)) = evicted else { return Ok(false) };
+        txn.conn.prepare_cached("DELETE FROM contents WHERE asset = ?1")?.execute([int(cursor)])?;
+        txn.state.totals.newest_cursor += 1;
+        txn.state.totals.asset_count -= 1;
+        txn.state.totals.asset_bytes -= size_bytes;
+        Ok(true)
+    };
+    let was_held = evict(txn).map_err(sql_error)?;
+    if was_held {
+        reserve(txn, hash)?;
+    }
+    Ok(was_held)
+}
+
+/// Records that no files of an asset are left that is not held.
+pub(super) fn release(txn: &mut Txn<'_>, hash: Hash) -> Result<()> {
+    txn.conn
+        .prepare_cached("DELETE FROM pending WHERE hash = ?1")
+        .and_then(|mut pending| pending.execute([hash.as_bytes()]))
+        .map(|_| ())
+        .map_err(sql_error)
 }
 
 /// Marks the content of an asset as damaged: the asset is not held from now on. Does nothing if the
@@ -403,16 +450,17 @@ pub(super) fn lookup(conn: &Connection, hash: Hash) -> Result<Option<Asset>> {
         .map_err(sql_error)
 }
 
-/// Whether there is a row, damaged or not.
+/// Whether there is a row whose content was not evicted, damaged or not.
 pub(super) fn is_recorded(conn: &Connection, hash: Hash) -> rusqlite::Result<bool> {
-    conn.prepare_cached("SELECT 1 FROM assets WHERE hash = ?1")?.exists([hash.as_bytes()])
+    conn.prepare_cached("SELECT 1 FROM assets WHERE hash = ?1 AND NOT evicted")?
+        .exists([hash.as_bytes()])
 }
 
 /// Whether files of the hash have a reason to be there: a row whose content is a file, or one about
 /// to be written.
 pub(super) fn has_files(conn: &Connection, hash: Hash) -> rusqlite::Result<bool> {
     conn.prepare_cached(
-        "SELECT 1 FROM assets WHERE hash = ?1 AND is_file
+        "SELECT 1 FROM assets WHERE hash = ?1 AND is_file AND NOT evicted
          UNION ALL SELECT 1 FROM pending WHERE hash = ?1",
     )?
     .exists([hash.as_bytes()])
@@ -426,7 +474,8 @@ pub(super) fn marked(
     limit: usize,
 ) -> rusqlite::Result<Vec<(Cursor, Digest)>> {
     conn.prepare_cached(
-        "SELECT damaged, hash, size_bytes FROM assets WHERE damaged > ?1 ORDER BY damaged LIMIT ?2",
+        "SELECT damaged, hash, size_bytes FROM assets WHERE damaged > ?1 AND NOT evicted
+         ORDER BY damaged LIMIT ?2",
     )?
     .query_map((int(after), int(limit as u64)), |row| {
         Ok((row_u64(row, 0)?, Digest { hash: Hash(row.get(1)?), size_bytes: row_u64(row, 2)? }))
@@ -437,7 +486,8 @@ pub(super) fn marked(
 /// The record of an asset's content, with the content if it is in the database.
 pub(super) fn recorded(conn: &Connection, hash: Hash) -> rusqlite::Result<Option<Recorded>> {
     conn.prepare_cached(
-        "SELECT cursor, size_bytes, damaged IS NOT NULL, is_file, content FROM assets
+        "SELECT cursor, size_bytes, damaged IS NOT NULL AND NOT evicted, is_file, content, evicted
+         FROM assets
          LEFT JOIN contents ON contents.asset = assets.cursor WHERE hash = ?1",
     )?
     .query_row([hash.as_bytes()], |row| {
@@ -450,6 +500,7 @@ pub(super) fn recorded(conn: &Connection, hash: Hash) -> rusqlite::Result<Option
             cursor: row_u64(row, 0)?,
             size_bytes: row_u64(row, 1)?,
             is_damaged: row.get(2)?,
+            is_evicted: row.get(5)?,
             content,
         })
     })
@@ -593,7 +644,8 @@ fn asset(row: &Row<'_>) -> rusqlite::Result<Asset> {
         .with_time(Attribute::CapturedMs, row.get(12)?);
     Ok(Asset {
         entry: entry(row)?,
-        is_damaged: row.get::<_, Option<i64>>(9)?.is_some(),
+        is_damaged: row.get::<_, Option<i64>>(9)?.is_some() && !row.get::<_, bool>(16)?,
+        is_evicted: row.get(16)?,
         metadata: Metadata {
             version: row_u64(row, 4)?,
             trashed: row.get(5)?,

@@ -24,7 +24,7 @@ pub(super) const SPEC: Spec = Spec {
 };
 
 /// The migration to each version from the one before it.
-const STEPS: [Step; 2] = [
+const STEPS: [Step; 3] = [
     // 2: damage is recorded, see `assets.damaged` below.
     |tx| {
         Ok(tx.execute_batch(
@@ -43,6 +43,8 @@ const STEPS: [Step; 2] = [
              CREATE INDEX names ON assets (file_name);",
         )?)
     },
+    // 4: contents that were deleted on purpose are told from damaged ones.
+    |tx| Ok(tx.execute_batch("ALTER TABLE assets ADD COLUMN evicted INTEGER NOT NULL DEFAULT 0;")?),
 ];
 
 /// The tables of the newest version.
@@ -59,7 +61,8 @@ const SCHEMA: &str = "
     -- The key is the asset's place in the feed, so that listing the feed is reading the table.
     -- `version` is the cursor of the last metadata change, or `cursor` when there was none: the
     -- second half of the feed is the index over it. `damaged` is the cursor at which the content was
-    -- found to be damaged, and NULL while the asset is held: the third part of the feed.
+    -- found to be damaged or was evicted, and NULL while the asset is held: the third part of the
+    -- feed. `evicted` is 1 if the content was evicted.
     CREATE TABLE assets (
         cursor       INTEGER PRIMARY KEY,
         hash         BLOB    NOT NULL UNIQUE CHECK (length(hash) = 32),
@@ -76,7 +79,8 @@ const SCHEMA: &str = "
         modified_ms  INTEGER,
         captured_ms  INTEGER,
         application  TEXT    NOT NULL DEFAULT '',
-        user         TEXT    NOT NULL DEFAULT ''
+        user         TEXT    NOT NULL DEFAULT '',
+        evicted      INTEGER NOT NULL DEFAULT 0
     ) STRICT;
     CREATE INDEX edits ON assets (version) WHERE version > cursor;
     CREATE INDEX damages ON assets (damaged) WHERE damaged IS NOT NULL;
@@ -95,7 +99,8 @@ const SCHEMA: &str = "
         content BLOB    NOT NULL
     ) STRICT;
 
-    -- Hashes whose files may be in place although their assets are not recorded yet.
+    -- Hashes whose files may be in place although their assets are not recorded yet, or no longer
+    -- held.
     CREATE TABLE pending (
         hash BLOB PRIMARY KEY
     ) STRICT, WITHOUT ROWID;
@@ -153,6 +158,7 @@ mod tests {
     }
 
     const TO_VERSION_1: &str = "
+        ALTER TABLE assets DROP COLUMN evicted;
         DROP INDEX names; ALTER TABLE assets DROP COLUMN path;
         ALTER TABLE assets DROP COLUMN modified_ms; ALTER TABLE assets DROP COLUMN captured_ms;
         ALTER TABLE assets DROP COLUMN application; ALTER TABLE assets DROP COLUMN user;

@@ -25,7 +25,8 @@ impl Ingest<'_> {
     /// See [`crate::store::Store::verify`].
     pub(super) fn verify(&self, hash: Hash) -> Result<Condition> {
         let _claim = self.claims.claim(hash);
-        let Some(recorded) = self.recorded(hash)? else { return Ok(Condition::Absent) };
+        let recorded = self.recorded(hash)?.filter(|recorded| !recorded.is_evicted);
+        let Some(recorded) = recorded else { return Ok(Condition::Absent) };
         let digest = Digest { hash, size_bytes: recorded.size_bytes };
         let condition = self.examine(digest, &recorded)?;
         match &condition {

@@ -102,6 +102,8 @@ struct Row {
     #[serde(default)]
     damaged: bool,
     #[serde(default)]
+    evicted: bool,
+    #[serde(default)]
     path: String,
     #[serde(default)]
     modified_ms: Option<i64>,
@@ -143,6 +145,7 @@ fn row_asset(row: Row) -> Result<Asset, StoreError> {
         },
         metadata,
         is_damaged: row.damaged,
+        is_evicted: row.evicted,
     })
 }
 
