@@ -41,6 +41,19 @@ pub fn instant_now() -> Instant {
     Instant::now()
 }
 
+/// Milliseconds since some moment, on a clock that counts the time that the device sleeps, and that
+/// nobody sets. It goes on when this process ends, and may start over with the system.
+pub fn boot_ms() -> u64 {
+    // The monotonic clock of Linux stands still while the device sleeps, that of others does not.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let clock = rustix::time::ClockId::Boottime;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let clock = rustix::time::ClockId::Monotonic;
+    let now = rustix::time::clock_gettime(clock);
+    let (secs, nanos) = (now.tv_sec.cast_unsigned(), now.tv_nsec.cast_unsigned());
+    secs.saturating_mul(1000).saturating_add(nanos / 1_000_000)
+}
+
 /// The time of the wall clock, for the age of files.
 pub fn wall_now() -> SystemTime {
     SystemTime::now()

@@ -14,7 +14,7 @@
 //! L4  A promise outlives a restart: leases that are found at the start run anew in full, because
 //!     the clock that they were measured by may have begun again.
 //!
-//! Times are milliseconds of a clock that counts sleep and is never set (`clock::BootClock`).
+//! Times are milliseconds of a clock that counts sleep and is never set (`clock::boot_ms`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,10 +26,6 @@ pub const LEASE_MS: u64 = 15 * 60 * 1000;
 /// The evictor leaves one part in this many of each lease unused: for clocks that run at different
 /// rates, and for the time that deleting takes.
 pub const MARGIN_FRACTION: u64 = 10;
-
-/// The most leases that one device may have at another: all that it can use in one lease's time at
-/// hundreds of proofs a second. Beyond, it gets no more until some have ended.
-pub const LEASES_PER_DEVICE_MAX: u64 = 262_144;
 
 /// Context of the key under which a content is hashed as proof.
 const PROOF_CONTEXT: &str = "can-sync proof of possession v1";

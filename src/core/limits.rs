@@ -338,3 +338,11 @@ pub const PAGE_READS_MAX: usize = 20_000;
 
 /// How often an edit is tried again after another one came first.
 pub const EDIT_TRIES_MAX: usize = 8;
+
+/// The most assets of one request for proofs: small ones together, so that one commit keeps all their
+/// leases.
+pub const PROVE_HASHES_MAX: usize = 64;
+
+/// The most groups that a device without the bytes checks: of a copy that lacks a quarter of its bytes,
+/// one in a hundred escapes.
+pub const PROOF_GROUPS_MAX: usize = 16;

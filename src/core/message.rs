@@ -36,4 +36,6 @@ pub struct Hello {
     pub build: String,
     /// Whether the sender keeps a journal, so that the journal's stream may be opened.
     pub journal: bool,
+    /// Whether the sender answers proof streams.
+    pub proofs: bool,
 }

@@ -3,14 +3,18 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
 
 use tokio::task::spawn_blocking;
 
 use super::hasher::Hasher;
-use super::{BaoFiles, Store, StoreError};
+use super::{BaoFiles, READ_BYTES_MAX, Store, StoreError};
 use crate::bao::encode_piece_of_file;
-use crate::core::ids::{Digest, HashAlgorithm};
+use crate::core::ids::{Digest, Hash, HashAlgorithm};
 
 /// How much one step reads: little enough that nobody waits long for the disk.
 pub const STEP_BYTES: u64 = 256 * 1024;
@@ -173,4 +177,111 @@ pub(super) fn drop_cached(file: &File, range: &Range<u64>) {
     }
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     let _ = (file, range);
+}
+
+/// How much is read between two looks at whether anybody still waits.
+const FRESH_STEP_BYTES: u64 = 4 * 1024 * 1024;
+
+/// A content that is hashed under its own algorithm and under keys.
+struct Keyed {
+    content: Hasher,
+    keyed: Vec<blake3::Hasher>,
+}
+
+impl Keyed {
+    fn new(algorithm: HashAlgorithm, keys: &[[u8; 32]]) -> Self {
+        let keyed = keys.iter().map(blake3::Hasher::new_keyed).collect();
+        Self { content: Hasher::new(algorithm), keyed }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.content.update(bytes);
+        for hasher in &mut self.keyed {
+            hasher.update(bytes);
+        }
+    }
+
+    /// The keyed hashes, if the content had its own hash.
+    fn end(self, hash: Hash) -> Result<Option<Vec<[u8; 32]>>, StoreError> {
+        if self.content.hash() != hash {
+            return Err(StoreError::Damaged(hash));
+        }
+        Ok(Some(self.keyed.iter().map(|hasher| *hasher.finalize().as_bytes()).collect()))
+    }
+}
+
+/// Reads a whole content, from the disk where the system lets it, and hashes it under each of the
+/// keys with BLAKE3. `None`: it is not held. `read_bytes` follows.
+///
+/// # Errors
+/// It is damaged, or the store cannot tell now.
+pub async fn keyed_hashes(
+    store: &Arc<dyn Store>,
+    algorithm: HashAlgorithm,
+    digest: Digest,
+    keys: &[[u8; 32]],
+    read_bytes: &AtomicU64,
+) -> Result<Option<Vec<[u8; 32]>>, StoreError> {
+    let mut hashing = Keyed::new(algorithm, keys);
+    let files = store.bao_files(digest.hash).await?.map(Arc::new);
+    let mut at = 0;
+    while at < digest.size_bytes {
+        let step = if files.is_some() { FRESH_STEP_BYTES } else { READ_BYTES_MAX };
+        let range = at..digest.size_bytes.min(at + step);
+        if let Some(files) = &files {
+            let (files, range) = (files.clone(), range.clone());
+            let read = spawn_blocking(move || {
+                let mut bytes = vec![0; (range.end - range.start) as usize];
+                drop_cached(&files.content, &range);
+                let read = files.content.read_exact_at(&mut bytes, range.start);
+                drop_cached(&files.content, &range);
+                read.map(|()| {
+                    hashing.update(&bytes);
+                    hashing
+                })
+            });
+            let ended = |error| StoreError::Disk(format!("reading an asset ended: {error}"));
+            hashing = read.await.map_err(ended)?.map_err(|_| StoreError::Damaged(digest.hash))?;
+        } else {
+            match store.read(digest.hash, range.clone()).await? {
+                Some(bytes) => hashing.update(&bytes),
+                None => return Ok(None),
+            }
+        }
+        at = range.end;
+        read_bytes.store(at, Ordering::Relaxed);
+    }
+    hashing.end(digest.hash)
+}
+
+/// The same of many assets of at most [`super::SMALL_BYTES_MAX`] bytes, in the order of `digests`.
+///
+/// # Errors
+/// The store cannot tell now.
+pub async fn keyed_hashes_of_small(
+    store: &dyn Store,
+    algorithm: HashAlgorithm,
+    digests: &[Digest],
+    keys: &[[u8; 32]],
+) -> Result<Vec<Result<Option<Vec<[u8; 32]>>, StoreError>>, StoreError> {
+    let hash = |digest: &Digest, content: Option<Bytes>| {
+        let Some(content) = content else { return Ok(None) };
+        let mut hashing = Keyed::new(algorithm, keys);
+        hashing.update(&content);
+        hashing.end(digest.hash)
+    };
+    if let Ok(contents) = store.read_small(digests).await {
+        let read = digests.iter().zip(contents);
+        return Ok(read.map(|(digest, content)| hash(digest, content)).collect());
+    }
+    let mut hashed = Vec::with_capacity(digests.len());
+    for digest in digests {
+        let read = store.read_small(std::slice::from_ref(digest)).await;
+        hashed.push(match read {
+            Ok(mut one) => hash(digest, one.pop().flatten()),
+            Err(error) if error.is_temporary() => return Err(error),
+            Err(error) => Err(error),
+        });
+    }
+    Ok(hashed)
 }

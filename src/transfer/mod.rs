@@ -32,6 +32,7 @@ mod meter;
 mod outcome;
 mod pace;
 pub mod plain;
+pub mod prove;
 mod receive;
 mod send;
 mod slot;

@@ -19,6 +19,9 @@ const ALGORITHM_CHARS_SHOWN: usize = 32;
 /// The name of [`Hello::journal`] in the list of features.
 const JOURNAL_FEATURE: &str = "journal";
 
+/// The name of [`Hello::proofs`] in the list of features.
+const PROOFS_FEATURE: &str = "proofs";
+
 /// Encodes a message as its frame: kind and payload.
 pub fn encode_message(message: &Message) -> (Kind, Bytes) {
     let (kind, payload) = match message {
@@ -72,7 +75,10 @@ fn hello_to_wire(hello: &Hello) -> peer::Hello {
         store_id: Bytes::copy_from_slice(hello.store_id.as_bytes()),
         hash_algorithm: hello.algorithm.name().to_owned(),
         build: hello.build.clone(),
-        features: hello.journal.then(|| JOURNAL_FEATURE.to_owned()).into_iter().collect(),
+        features: [(hello.journal, JOURNAL_FEATURE), (hello.proofs, PROOFS_FEATURE)]
+            .into_iter()
+            .filter_map(|(has, feature)| has.then(|| feature.to_owned()))
+            .collect(),
     }
 }
 
@@ -90,6 +96,7 @@ fn hello_from_wire(hello: peer::Hello) -> Result<Hello, WireError> {
         algorithm,
         build: hello.build,
         journal: hello.features.iter().any(|feature| feature == JOURNAL_FEATURE),
+        proofs: hello.features.iter().any(|feature| feature == PROOFS_FEATURE),
     })
 }
 
@@ -134,6 +141,7 @@ mod tests {
             algorithm: HashAlgorithm::Sha256,
             build: "0.1.0".to_owned(),
             journal: true,
+            proofs: true,
         }
     }
 

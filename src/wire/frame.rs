@@ -41,6 +41,10 @@ pub enum Kind {
     Drop,
     Done,
     Ack,
+    Prove,
+    Proving,
+    Proofs,
+    ProofGroup,
     JournalHello,
     JournalClock,
     JournalOps,
@@ -57,7 +61,7 @@ pub enum Kind {
     Extension(u8),
 }
 
-const KINDS: [(u8, Kind); 32] = [
+const KINDS: [(u8, Kind); 36] = [
     (1, Kind::Hello),
     (3, Kind::SetSummary),
     (4, Kind::Compare),
@@ -78,6 +82,10 @@ const KINDS: [(u8, Kind); 32] = [
     (36, Kind::Drop),
     (37, Kind::Done),
     (38, Kind::Ack),
+    (40, Kind::Prove),
+    (41, Kind::Proving),
+    (42, Kind::Proofs),
+    (43, Kind::ProofGroup),
     (48, Kind::JournalHello),
     (49, Kind::JournalClock),
     (50, Kind::JournalOps),

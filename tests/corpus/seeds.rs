@@ -18,8 +18,10 @@ use can_sync::core::journal::op::{
 };
 use can_sync::core::journal::set_hash::SetDigest;
 use can_sync::core::journal::stamp::{Hlc, Stamp};
+use can_sync::core::leases::Lack;
 use can_sync::core::limits::{OP_CHANGES_MAX, PIECE_ALIGN_BYTES};
 use can_sync::core::message::{Hello, Message};
+use can_sync::core::proof::{Proof, Prove};
 use can_sync::core::reconcile::{Cursor, ReconcileMessage, SetSummary, Since, Way};
 use can_sync::core::sketch::Cell;
 use can_sync::net::ticket::Ticket;
@@ -29,10 +31,10 @@ use can_sync::wire::batch::{
 };
 use can_sync::wire::folder::{HistoryEvent, history_to_bytes, version_to_bytes};
 use can_sync::wire::frame::{Header, Kind};
-use can_sync::wire::{control, journal, pairing};
+use can_sync::wire::{control, journal, pairing, proof};
 use prost::Message as _;
 
-use super::targets::{offer, piece_content, piece_digest};
+use super::targets::{PROOFS, offer, piece_content, piece_digest};
 
 /// A seed: its target, its name, its bytes.
 pub(crate) type Seed = (&'static str, String, Vec<u8>);
@@ -52,6 +54,9 @@ pub(crate) fn seeds() -> Vec<Seed> {
     }
     for (which, name, payload) in batch_messages() {
         add(&mut seeds, "batch", name, [&[which][..], &payload].concat());
+    }
+    for (which, name, payload) in proof_messages() {
+        add(&mut seeds, "proof", name, [&[which][..], &payload].concat());
     }
     for (which, name, payload) in pairing_messages() {
         add(&mut seeds, "pairing", name, [&[which][..], &payload].concat());
@@ -99,6 +104,7 @@ fn control_messages() -> Vec<(&'static str, Message)> {
         algorithm: HashAlgorithm::Sha256,
         build: "0.1.0".to_owned(),
         journal: true,
+        proofs: true,
     };
     let plan = ReconcileMessage::Plan {
         round,
@@ -207,6 +213,23 @@ fn batch_messages() -> Vec<(u8, &'static str, Vec<u8>)> {
         (7, "ack", encode_ack(verdicts.iter().map(|verdict| (None, verdict))).encode_to_vec()),
         (8, "plain-ack", encode_ack(plain).encode_to_vec()),
         (9, "set-page", page.encode().encode_to_vec()),
+    ]
+}
+
+fn proof_messages() -> Vec<(u8, &'static str, Vec<u8>)> {
+    let hashes = vec![Hash([1; 32]), Hash([2; 32])];
+    let prove = Prove { nonce: [3; 32], hashes, lease: true, groups: Vec::new() };
+    let groups =
+        Prove { hashes: vec![Hash([1; 32])], groups: vec![0, PIECE_ALIGN_BYTES], ..prove.clone() };
+    let lacks = [Lack::NotHeld, Lack::Damaged, Lack::Evicting, Lack::Busy].map(Proof::Lacks);
+    let proofs: Vec<Proof> =
+        lacks.into_iter().chain([Proof::Holds { proof: [4; 32], lease_ms: 900_000 }]).collect();
+    assert_eq!(proofs.len(), PROOFS);
+    vec![
+        (0, "prove", proof::encode_prove(&prove).encode_to_vec()),
+        (0, "prove-groups", proof::encode_prove(&groups).encode_to_vec()),
+        (1, "proofs", proof::encode_proofs(&proofs).encode_to_vec()),
+        (2, "group", proof::encode_group(PIECE_ALIGN_BYTES, vec![1, 2, 3]).encode_to_vec()),
     ]
 }
 

@@ -18,19 +18,23 @@ use can_sync::wire::folder::{
 };
 use can_sync::wire::frame::{HEADER_BYTES, Header, Kind};
 use can_sync::wire::proto::peer;
-use can_sync::wire::{control, journal, pairing};
+use can_sync::wire::{control, journal, pairing, proof};
 use prost::Message as _;
+
+/// The assets that a request for proofs named.
+pub const PROOFS: usize = 5;
 
 /// A target by name; its corpus is in the folder with that name.
 pub type Target = (&'static str, fn(&[u8]) -> bool);
 
 /// All targets.
 #[allow(dead_code, reason = "each fuzz target names its own")]
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("frame", frame),
     ("control", control),
     ("batch", batch),
     ("pairing", pairing),
+    ("proof", proof),
     ("journal", journal),
     ("op_body", op_body),
     ("folder", folder),
@@ -106,6 +110,24 @@ pub fn batch(bytes: &[u8]) -> bool {
             wire(&batch::encode_ack(verdicts.iter().map(|(hash, verdict)| (Some(*hash), verdict))))
         }),
         9 => comes_back(payload, |bytes| SetPage::decode(bytes, None), |page| wire(&page.encode())),
+        _ => false,
+    }
+}
+
+/// The payload of a message of a proof, preceded by its number.
+pub fn proof(bytes: &[u8]) -> bool {
+    let Some((which, payload)) = bytes.split_first() else { return false };
+    let payload = Bytes::copy_from_slice(payload);
+    match which {
+        0 => comes_back(payload, proof::decode_prove, |prove| wire(&proof::encode_prove(prove))),
+        1 => comes_back(
+            payload,
+            |bytes| proof::decode_proofs(bytes, PROOFS),
+            |proofs| wire(&proof::encode_proofs(proofs)),
+        ),
+        2 => comes_back(payload, proof::decode_group, |(offset_bytes, encoded)| {
+            wire(&proof::encode_group(*offset_bytes, encoded.to_vec()))
+        }),
         _ => false,
     }
 }

@@ -113,6 +113,7 @@ impl Engine {
             algorithm: self.identity.algorithm,
             build: self.identity.build.clone(),
             journal: true,
+            proofs: true,
         };
         out.push(Effect::Send { conn: conn.id, message: Message::Hello(hello) });
         if let Some((_, hello)) = peer.standby_hello.take_if(|(said_on, _)| *said_on == conn.id) {

@@ -269,6 +269,15 @@ impl Engine {
         sessions.filter(|(_, session)| session.hello.is_some() && session.closing.is_none())
     }
 
+    /// The connected peers that may be asked for proofs, each with whether its version can prove.
+    pub fn provers(&self) -> impl Iterator<Item = (NodeId, ConnId, bool)> {
+        let ready = self.ready_sessions().filter(|(_, session)| session.plain.is_none());
+        ready.map(|(node_id, session)| {
+            let proves = session.hello.as_ref().is_some_and(|hello| hello.proofs);
+            (node_id, session.conn, proves)
+        })
+    }
+
     /// How this device presents itself to peers.
     pub fn identity(&self) -> &Identity {
         &self.identity

@@ -444,6 +444,7 @@ impl Bench {
             algorithm: HashAlgorithm::Blake3,
             build: "test".into(),
             journal: false,
+            proofs: false,
         };
         self.tell(Input::Message { conn, message: Message::Hello(hello) });
     }

@@ -21,6 +21,9 @@ use crate::db::migrate::{Outcome, Step, newest};
 use crate::db::{self, Database, DbError, Owner, Spec, Txn};
 use crate::state::home::private_database_file;
 
+mod leases;
+mod wishes;
+
 /// The readers: one for the API, one for whoever acts on it.
 const READERS: usize = 2;
 
@@ -78,6 +81,8 @@ impl Copies {
             if outcome == Outcome::Empty {
                 let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
                 tx.execute_batch(SCHEMA)?;
+                tx.execute_batch(leases::SCHEMA)?;
+                tx.execute_batch(wishes::SCHEMA)?;
                 tx.pragma_update(None, "application_id", SPEC.application_id)?;
                 tx.pragma_update(None, "user_version", newest(&STEPS))?;
                 tx.commit()?;
