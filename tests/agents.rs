@@ -21,10 +21,14 @@ use common::group::{
 
 #[path = "agents/damage.rs"]
 mod damage;
+#[path = "agents/evict.rs"]
+mod evict;
 #[path = "agents/fetch.rs"]
 mod fetch;
 #[path = "agents/foreign.rs"]
 mod foreign;
+#[path = "agents/forget.rs"]
+mod forget;
 #[path = "agents/journal.rs"]
 mod journal;
 #[path = "agents/named.rs"]

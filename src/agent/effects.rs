@@ -231,7 +231,8 @@ impl Links {
         let (counters, plain) =
             (live.counters.clone(), live.connection.protocol() == Protocol::Plain);
         let throttle = live.throttle.clone();
-        let peer = live.connection.peer();
+        let (connection, prover) = (live.connection.clone(), parts.prover.clone());
+        let peer = connection.peer();
         let (ctx, facts) = (parts.ctx.with_peer(peer), parts.facts.clone());
         let events = parts.events.clone();
         parts.tasks.spawn("receive batch", async move {
@@ -250,6 +251,16 @@ impl Links {
                 match peek(recv, FIRST_BYTE_WAIT).await {
                     Some((kind, recv)) if kind == Kind::JournalHello.number() => {
                         return facts.send(Fact::JournalStream { conn, recv, send }).await;
+                    }
+                    Some((kind, recv)) if kind == Kind::Prove.number() => {
+                        let proven = prover.serve(peer, recv, send).await;
+                        if let Err(error) = proven {
+                            tracing::debug!(peer = %peer.short(), %error, "a proof broke off");
+                            if error.is_violation() {
+                                connection.close(CloseCode::Protocol, &error.to_string());
+                            }
+                        }
+                        return;
                     }
                     Some((_, recv)) => {
                         let recv = throttle.down(recv);

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use utoipa::ToSchema;
 
+use super::gathered::{GATHER_ASSETS_MAX, GatherRequest, Gathered};
 use super::tuning::Tuning;
 use crate::core::fetches::Fetching;
 use crate::core::ids::Hash;
@@ -76,6 +77,8 @@ pub enum Request {
     Check(Reply<()>),
     /// Work by this tuning from now on.
     Tune(Tuning, Reply<()>),
+    /// Gather proofs of other devices, and tell what came of each asset.
+    Gather(GatherRequest, mpsc::Sender<Gathered>),
     /// Answer at once: the loop turns.
     Ping(Reply<()>),
 }
@@ -294,6 +297,25 @@ impl Handle {
     /// Changes the part of the configuration that may change while the agent runs.
     pub async fn tune(&self, tuning: Tuning) -> Result<(), RequestError> {
         self.ask(|reply| Request::Tune(tuning, reply)).await
+    }
+
+    /// Gathers proofs of other devices for assets, and deletes copies here if that is the purpose.
+    /// What comes of each asset is received in any order; then the channel is closed. Dropping the
+    /// receiver ends it after the assets that are under way.
+    pub async fn gather(
+        &self,
+        request: GatherRequest,
+    ) -> Result<mpsc::Receiver<Gathered>, RequestError> {
+        if request.hashes.len() > GATHER_ASSETS_MAX {
+            let count = request.hashes.len();
+            let text = format!("{count} assets are too many at once: at most {GATHER_ASSETS_MAX}");
+            return Err(RequestError::Invalid(text));
+        }
+        let (tell, told) = mpsc::channel(GATHER_ASSETS_MAX);
+        let asked = self.requests.send(Request::Gather(request, tell));
+        let sent = async { asked.await.map_err(|_| stopping()) };
+        in_time(REQUEST_TIMEOUT, sent).await?;
+        Ok(told)
     }
 
     /// Returns once the loop has taken this request: it turns.

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, wall_ms, wall_now};
+use crate::core::forgetting::ForgottenRule;
 use crate::core::ids::NodeId;
 use crate::core::pairing::shown_name;
 use crate::core::scrub::ScrubRate;
@@ -45,10 +46,13 @@ use crate::replica::picture::{Picture, Sources};
 use crate::replica::status::{ScrubStatus, Status};
 use crate::replica::{device, disk, events, journal, metadata};
 use crate::transfer;
+use crate::transfer::prove::Prover;
 use crate::transfer::throttle::Throttle;
 
 mod effects;
 mod fact;
+pub mod forgetting;
+pub mod gathered;
 pub mod handle;
 mod journal_stream;
 mod link;
@@ -56,6 +60,7 @@ mod live;
 mod load;
 mod membership;
 mod parts;
+mod proofs;
 mod requests;
 mod run;
 mod start;
@@ -82,6 +87,8 @@ pub struct Config {
     pub tuning: Tuning,
     /// How fast the store is read again to find damage.
     pub scrub_rate: ScrubRate,
+    /// What becomes of the bytes of forgotten assets.
+    pub forgotten: ForgottenRule,
     /// Settings that users cannot change.
     pub net: NetOverrides,
 }
@@ -146,7 +153,16 @@ impl Agent {
     }
 
     async fn start_all(config: Config, lock: &Lock) -> Result<Self> {
-        let Config { home, store, offline, relay, tuning, scrub_rate, net: net_overrides } = config;
+        let Config {
+            home,
+            store,
+            offline,
+            relay,
+            tuning,
+            scrub_rate,
+            forgotten,
+            net: net_overrides,
+        } = config;
         let partials_dir = home.partials_dir();
         let scratch_folder = partials_dir.clone();
         let store_dir = home.store_dir();
@@ -170,6 +186,7 @@ impl Agent {
                 (store, None, url, partials_dir)
             }
         };
+        proofs::restart(&copies, &*store).await.context("settling interrupted evictions")?;
         let mut net_config = NetConfig::new(identity.secret_key);
         (net_config.offline, net_config.relay, net_config.bind) =
             (offline, relay, net_overrides.bind);
@@ -268,6 +285,7 @@ impl Agent {
             throttle: Throttle::new(tuning.rate_limits),
             named_peers: NamedPeers::new(tuning.named_peers),
             scrub_rate,
+            forgotten,
             scrub,
             events,
             backlog,
@@ -276,6 +294,13 @@ impl Agent {
             stop: stop.clone(),
             unreachable: net_overrides.unreachable,
             folders,
+            prover: Prover::new(
+                identity.node_id,
+                handle.store(),
+                copies.clone(),
+                embedded.is_some(),
+            ),
+            wrong_proofs: gathered::WrongProofs::default(),
             copies,
             listed,
             tasks: Tasks::default(),

@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
+use crate::core::forgetting::ForgottenRule;
 use crate::core::ids::NodeId;
 use crate::core::scrub::ScrubRate;
 use crate::folders::handle::Folders;
@@ -20,9 +21,11 @@ use crate::state::home::Home;
 use crate::store::Store;
 use crate::store::embedded::EmbeddedStore;
 use crate::transfer::Context;
+use crate::transfer::prove::Prover;
 use crate::transfer::throttle::Throttle;
 
 use super::fact::Facts;
+use super::gathered::WrongProofs;
 use super::handle::Request;
 use super::tasks::Tasks;
 use super::tuning::NamedPeers;
@@ -45,12 +48,16 @@ pub(super) struct Parts {
     pub(super) throttle: Throttle,
     pub(super) named_peers: NamedPeers,
     pub(super) scrub_rate: ScrubRate,
+    pub(super) forgotten: ForgottenRule,
     pub(super) scrub: watch::Sender<ScrubStatus>,
     pub(super) events: EventLog,
     /// The assets that the catalogue passes to the settler.
     pub(super) backlog: Backlog,
     pub(super) folders: Folders,
     pub(super) copies: Copies,
+    /// Answers the proofs that peers request.
+    pub(super) prover: Prover,
+    pub(super) wrong_proofs: WrongProofs,
     /// Counts the listings of the store that the index has taken up.
     pub(super) listed: watch::Sender<u64>,
     pub(super) tasks: Tasks,

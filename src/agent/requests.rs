@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
@@ -16,6 +17,8 @@ use super::fact::{Fact, TakenIn};
 use super::handle::{FetchReply, FetchRequest, FetchState, FetchView, Reply, RequestError};
 use super::parts::Parts;
 use crate::group::internal;
+use crate::state::copies::Copies;
+use crate::state::index::Index;
 
 /// How long `Request::Check` waits until the store is listed.
 const CHECK_WAIT: Duration = Duration::from_secs(60);
@@ -35,16 +38,25 @@ pub(super) fn fetch(
         }
     };
     let (index, facts) = (parts.ctx.index.clone(), parts.facts.clone());
-    parts.tasks.spawn_blocking("fetch", move || match index.known(&hashes) {
-        Ok(known) => {
-            let assets = hashes.into_iter().zip(known).collect();
-            facts.blocking_send(Fact::Fetch { assets, now: request.now, reply });
-        }
-        Err(error) => {
-            // The requester may have gone.
-            let _ = reply.send(Err(internal("reading the index", &error)));
+    let copies = parts.copies.clone();
+    parts.tasks.spawn_blocking("fetch", move || {
+        match take_back_and_look(&copies, &index, &hashes) {
+            Ok(known) => {
+                let assets = hashes.into_iter().zip(known).collect();
+                facts.blocking_send(Fact::Fetch { assets, now: request.now, reply });
+            }
+            Err(error) => {
+                // The requester may have gone.
+                let _ = reply.send(Err(internal("reading the index", &error)));
+            }
         }
     });
+}
+
+/// Wants what was evicted here back, and returns which of the assets the index holds.
+fn take_back_and_look(copies: &Copies, index: &Index, hashes: &[Hash]) -> Result<Vec<bool>> {
+    copies.take_back(hashes.to_vec()).context("wanting evicted assets back")?;
+    Ok(index.known(hashes)?)
 }
 
 fn meant_assets(engine: &Engine, prefixes: &[HashPrefix]) -> Result<Vec<Hash>, RequestError> {

@@ -35,7 +35,7 @@ use super::load::{Loading, NO_STORE};
 use super::parts::Parts;
 use super::start::{Tellers, Wakers, start_journal, start_sources};
 use super::tuning::Tuning;
-use super::{journal_stream, link, load, membership, requests};
+use super::{journal_stream, link, load, membership, proofs, requests};
 use crate::group::comparing::Comparing;
 use crate::group::knocks::Knocks;
 use crate::group::pairing;
@@ -370,6 +370,9 @@ impl Loop {
                 self.publish();
                 // The requester may have gone.
                 let _ = reply.send(Ok(()));
+            }
+            Request::Gather(request, tell) => {
+                proofs::start(parts, &self.engine, &self.links.live, request, tell);
             }
             Request::Ping(reply) => {
                 // The requester may have gone.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 
 use super::fact::Fact;
+use super::forgetting::Forgetting;
 use super::parts::Parts;
 use super::{journal_stream, membership};
 use crate::core::engine::Input;
@@ -59,6 +60,15 @@ pub(super) fn start_journal(parts: &mut Parts, tellers: Tellers) {
     parts.tasks.spawn("device state", publisher.run());
     parts.tasks.spawn("conflicts", folders::resolve_conflicts(parts.journal.clone()));
     parts.tasks.spawn("folders", manager.run());
+    let forgetting = Forgetting {
+        journal: parts.journal.clone(),
+        store: parts.store.clone(),
+        can_evict: parts.embedded.is_some(),
+        copies: parts.copies.clone(),
+        folders: parts.folders.clone(),
+        rule: parts.forgotten,
+    };
+    parts.tasks.spawn("forgetting", forgetting.run());
 }
 
 /// Starts the tasks that report what happens outside: connections, the network, the store, the

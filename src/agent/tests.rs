@@ -43,6 +43,7 @@ impl Device {
             relay: Relay::Off,
             tuning: Tuning::default(),
             scrub_rate: ScrubRate::Off,
+            forgotten: Default::default(),
             net: NetOverrides {
                 bind: Some("127.0.0.1:0".parse().unwrap()),
                 panics: Some(panics.clone()),

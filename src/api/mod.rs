@@ -13,6 +13,9 @@
 //! | `GET`, `PATCH /v1/config` | the configuration, see [`config`] |
 //! | `POST /v1/fetch` `{"hashes","now"}` | requests assets from other devices; a [`FetchReply`] reports the state of each |
 //! | `POST /v1/verify` `{"hashes"}` | reads assets now, see [`verify`] |
+//! | `POST /v1/safe` `{"hashes","copies","sites","within_ms"}` | asks other devices for proofs, see [`proofs`] |
+//! | `POST /v1/evict` `{"hashes","copies","sites","dry_run"}` | deletes copies here that others keep, see [`proofs`] |
+//! | `GET`, `POST /v1/forget` `{"hash","reason"}` or `{"hash","undo":true}` | wishes to forget assets, see [`forgetting`] |
 //! | `POST /v1/ingest` | many small assets at once, see [`ingest`] |
 //! | `GET /v1/assets`, `GET /v1/assets/find` | lists assets, finds the one that a text names, see `assets` |
 //! | `PATCH /v1/assets/{hash}/meta` | edits an asset's metadata, see `assets` |
@@ -65,12 +68,14 @@ pub mod config;
 mod events;
 mod filter;
 mod folders;
+pub mod forgetting;
 pub mod ingest;
 mod journal;
 pub mod json;
 mod openapi;
 pub mod page;
 pub mod places;
+pub mod proofs;
 mod records;
 pub mod requests;
 pub mod sentence;
@@ -108,12 +113,15 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
         .merge(watch::router())
         .merge(journal::router())
         .merge(verify::router())
+        .merge(proofs::router())
+        .merge(forgetting::router())
         .merge(folders::router())
         .with_state(Api {
             handle,
             stop,
             watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
             verifies: Arc::new(Semaphore::new(verify::VERIFIES_MAX)),
+            gathers: Arc::new(Semaphore::new(proofs::GATHERS_MAX)),
         })
         .merge(ingest)
 }
@@ -141,6 +149,7 @@ struct Api {
     stop: CancellationToken,
     watchers: Arc<Semaphore>,
     verifies: Arc<Semaphore>,
+    gathers: Arc<Semaphore>,
 }
 
 impl From<RequestError> for Problem {

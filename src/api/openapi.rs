@@ -10,7 +10,8 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    Described, assets, config, events, folders, ingest, journal, page, records, verify, watch,
+    Described, assets, config, events, folders, forgetting, ingest, journal, page, proofs, records,
+    verify, watch,
 };
 use crate::http::problem::{PROBLEM_TYPE, ProblemBody};
 use crate::http::{people, store_api};
@@ -116,6 +117,8 @@ impl Modify for Common {
             journal::Described::openapi(),
             config::Described::openapi(),
             page::Described::openapi(),
+            proofs::Described::openapi(),
+            forgetting::Described::openapi(),
             verify::Described::openapi(),
             folders::Described::openapi(),
             ingest::Described::openapi(),

@@ -21,6 +21,7 @@ mod edit;
 mod exit;
 mod fetch;
 mod folder;
+mod forget;
 mod journal;
 mod log;
 mod logging;
@@ -29,6 +30,7 @@ mod open;
 mod options;
 mod output;
 mod pairing;
+mod proofs;
 mod records;
 mod service;
 mod source;
@@ -211,6 +213,12 @@ enum Command {
     },
     /// Read assets again now, and have what is damaged mended by other devices
     Verify(verify::VerifyArgs),
+    /// Ask other devices to prove that they hold assets: may the copies here be deleted?
+    Safe(proofs::SafeArgs),
+    /// Delete copies here, while enough other devices have proven that they keep theirs
+    Evict(proofs::EvictArgs),
+    /// Wish for the whole group that an asset be forgotten, or take that back
+    Forget(forget::ForgetArgs),
     /// Wait until every connected peer holds the same assets and edits as this device
     Wait {
         /// Give up after this long, with exit status 8
@@ -359,6 +367,13 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             }
             Command::Verify(args) => {
                 verify::verify(&Client::connect(home).await?, args, output).await
+            }
+            Command::Forget(args) => {
+                forget::forget(&Client::connect(home).await?, args, output).await
+            }
+            Command::Safe(args) => proofs::safe(&Client::connect(home).await?, args, output).await,
+            Command::Evict(args) => {
+                proofs::evict(&Client::connect(home).await?, args, output).await
             }
             Command::Wait { timeout, peer } => {
                 status::wait(&Client::connect(home).await?, timeout, peer, output).await

@@ -51,6 +51,9 @@ pub(crate) struct UpArgs {
     /// `auto`, which reads all of it within 30 days [default: auto]
     #[arg(long, value_name = "RATE", value_parser = |text: &str| check("scrub_rate", text))]
     scrub_rate: Option<Value>,
+    /// What becomes of the bytes here of assets that `forget` named: `keep` or `delete`
+    #[arg(long, value_name = "RULE", value_parser = |text: &str| check("forgotten", text))]
+    forgotten: Option<Value>,
 }
 
 /// What `can-sync store` takes.
@@ -91,6 +94,7 @@ impl UpArgs {
             ("bwlimit_per_peer", self.bwlimit_per_peer),
             ("bwlimit_lan_exempt", self.bwlimit_lan_exempt),
             ("scrub_rate", self.scrub_rate),
+            ("forgotten", self.forgotten),
         ];
         let given = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
         given.map(|(key, value)| (key, Given { value, source: Source::Flag })).collect()

@@ -71,6 +71,7 @@ pub(crate) async fn up(
         relay: settings.relay,
         tuning,
         scrub_rate: settings.scrub_rate,
+        forgotten: settings.forgotten,
     };
     let mut agent = tokio::select! {
         started = Agent::start(config, &lock) => started?,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::core::forgetting::ForgottenRule;
 use crate::core::rate::{RateLimits, Timetable};
 use crate::core::scrub::ScrubRate;
 use crate::net::{NamedAddress, Relay};
@@ -79,6 +80,7 @@ pub const KEYS: &[Key] = &[
     key("bwlimit_per_peer", Kind::Text, true, "off"),
     key("bwlimit_lan_exempt", Kind::Switch, true, "false"),
     key("scrub_rate", Kind::Text, false, "auto"),
+    key("forgotten", Kind::Text, false, "keep"),
 ];
 
 /// The values of all keys.
@@ -104,6 +106,8 @@ pub struct Settings {
     pub bwlimit_lan_exempt: bool,
     /// How fast the store is read again to find damage.
     pub scrub_rate: ScrubRate,
+    /// What becomes of the bytes of forgotten assets.
+    pub forgotten: ForgottenRule,
 }
 
 impl Settings {
@@ -136,6 +140,7 @@ impl Settings {
             }
             ("bwlimit_lan_exempt", Value::Switch(is_on)) => self.bwlimit_lan_exempt = *is_on,
             ("scrub_rate", Value::Text(text)) => self.scrub_rate = text.parse()?,
+            ("forgotten", Value::Text(text)) => self.forgotten = text.parse()?,
             _ => return Err(format!("expected {}", find(key)?.kind.expected())),
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! What the rest of the process may ask about folders. Every call ends within its deadline.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt as _;
@@ -24,7 +25,7 @@ use super::status::{
 };
 use crate::core::folder::names::is_conflict_path;
 use crate::core::folder::path::FolderPath;
-use crate::core::ids::{FolderId, NodeId};
+use crate::core::ids::{FolderId, Hash, NodeId};
 use crate::replica::folders::{Folder, FolderJournal};
 use crate::replica::journal::{AskError, JournalHandle};
 use crate::state::home::Home;
@@ -133,6 +134,15 @@ impl Folders {
     /// Closes the database. Blocks.
     pub(crate) fn close(&self) {
         self.shared.db.close();
+    }
+
+    /// Which of these assets a bound directory of this device is made of, each with one path.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn uses(&self, hashes: BTreeSet<Hash>) -> Result<BTreeMap<Hash, FolderPath>> {
+        let db = self.shared.db.clone();
+        Ok(blocking(move || Ok(db.uses(&hashes)?)).await?)
     }
 
     // ---- reading ---------------------------------------------------------------------------------

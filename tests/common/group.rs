@@ -18,6 +18,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use can_sync::agent::handle::Handle;
 use can_sync::agent::{Agent, Config, NetOverrides, StoreChoice, Tuning};
+use can_sync::core::forgetting::ForgottenRule;
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
 use can_sync::core::scrub::ScrubRate;
 use can_sync::http::guard::Guard;
@@ -60,6 +61,7 @@ pub struct Device {
     pub net: NetOverrides,
     pub tuning: Tuning,
     pub scrub_rate: ScrubRate,
+    pub forgotten: ForgottenRule,
     foreign: Option<(String, PathBuf)>,
     running: Option<(Agent, Lock)>,
     folder: TempDir,
@@ -101,7 +103,17 @@ impl Device {
         let bind = Some("127.0.0.1:0".parse().unwrap());
         let net = NetOverrides { bind, ..NetOverrides::default() };
         let (tuning, scrub_rate) = (Tuning::default(), ScrubRate::Off);
-        Self { home, node_id, net, tuning, scrub_rate, foreign: None, running: None, folder }
+        Self {
+            home,
+            node_id,
+            net,
+            tuning,
+            scrub_rate,
+            forgotten: ForgottenRule::default(),
+            foreign: None,
+            running: None,
+            folder,
+        }
     }
 
     /// A device on a copy of this one's home: the same key on another disk. This one must not be
@@ -117,7 +129,17 @@ impl Device {
         let net = NetOverrides { bind, ..NetOverrides::default() };
         let (node_id, tuning) = (self.node_id, self.tuning.clone());
         let scrub_rate = self.scrub_rate;
-        Self { home, node_id, net, tuning, scrub_rate, foreign: None, running: None, folder }
+        Self {
+            home,
+            node_id,
+            net,
+            tuning,
+            scrub_rate,
+            forgotten: ForgottenRule::default(),
+            foreign: None,
+            running: None,
+            folder,
+        }
     }
 
     /// Starts it.
@@ -144,6 +166,7 @@ impl Device {
             relay: Relay::Off,
             tuning: self.tuning.clone(),
             scrub_rate: self.scrub_rate,
+            forgotten: self.forgotten,
             net: self.net.clone(),
         }
     }

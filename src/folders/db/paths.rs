@@ -1,5 +1,7 @@
 //! The paths of a binding: their bases, and what is pending.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{Base, Became, BindingId, Figures, FoldersDb, Pendings, bad};
@@ -184,6 +186,32 @@ impl FoldersDb {
                 )?
                 .query_map(params![int(id.0), after, int(limit as u64)], |row| path(row, 0))?
                 .collect()
+        })
+    }
+
+    /// Which of these assets are at a path of a bound directory, or about to be, each with one such
+    /// path. Reads all rows.
+    pub(crate) fn uses(&self, hashes: &BTreeSet<Hash>) -> db::Result<BTreeMap<Hash, FolderPath>> {
+        self.read(|connection| {
+            let mut uses = BTreeMap::new();
+            let mut query = connection.prepare_cached("SELECT path, version FROM base")?;
+            let mut rows = query.query([])?;
+            while let Some(row) = rows.next()? {
+                let bytes = row.get_ref(1)?.as_blob().map_err(|error| bad(1, error))?;
+                let version = version_from_bytes(bytes).map_err(|error| bad(1, error))?;
+                if let Content::File { hash, .. } = version.content
+                    && hashes.contains(&hash)
+                {
+                    uses.insert(hash, path(row, 0)?);
+                }
+            }
+            let mut query =
+                connection.prepare_cached("SELECT path FROM pending WHERE hash = ?1")?;
+            for hash in hashes {
+                let pending = query.query_row([hash.0], |row| path(row, 0)).optional()?;
+                uses.extend(pending.map(|path| (*hash, path)));
+            }
+            Ok(uses)
         })
     }
 

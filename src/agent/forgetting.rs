@@ -1,0 +1,185 @@
+//! Follows the wishes of the group to forget assets, by this device's own rule, see
+//! [`crate::core::forgetting`].
+//!
+//! F4  Bytes are deleted like evicted ones: with a durable intent, and not while another device relies
+//!     on them or a bound directory needs them. Then the wish is looked at again later.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+
+use crate::clock::{boot_ms, wall_ms};
+use crate::core::foreign_text::visible;
+use crate::core::forgetting::{
+    FORGET_MODEL, FORGET_REASON, FORGET_REASON_BYTES_MAX, ForgottenRule, WISHES_MAX, is_due,
+    wish_key,
+};
+use crate::core::ids::Hash;
+use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut};
+use crate::core::journal::op::Value;
+use crate::folders::handle::Folders;
+use crate::replica::journal::{AskError, JournalHandle};
+use crate::state::copies::Copies;
+use crate::state::journal::{JournalReader, Owner};
+use crate::store::Store;
+
+use crate::group::{RequestError, journal_error};
+
+/// How often wishes are looked at although nothing was written: one may be due, or a lease over.
+const LOOK_EVERY: Duration = Duration::from_secs(3600);
+
+/// How long new entries of the journal gather before wishes are read again.
+const GATHER: Duration = Duration::from_secs(20);
+
+/// A wish of the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// The asset to forget.
+    pub hash: Hash,
+    /// Why, fit for people.
+    pub reason: String,
+}
+
+/// The task's parts.
+pub(super) struct Forgetting {
+    pub(super) journal: JournalHandle,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) can_evict: bool,
+    pub(super) copies: Copies,
+    pub(super) folders: Folders,
+    pub(super) rule: ForgottenRule,
+}
+
+impl Forgetting {
+    /// Runs until dropped or the journal is closed.
+    pub(super) async fn run(self) {
+        let mut commits = self.journal.commits();
+        loop {
+            commits.borrow_and_update();
+            if let Err(error) = self.look(wall_ms()).await {
+                tracing::debug!("cannot follow wishes now: {error:#}");
+            }
+            // A wait that ends is a reason to look, too.
+            if let Ok(Err(_)) = timeout(LOOK_EVERY, commits.changed()).await {
+                return;
+            }
+            sleep(GATHER).await;
+        }
+    }
+
+    /// Takes up the wishes as they are at `now_ms`, and follows those that are due.
+    async fn look(&self, now_ms: u64) -> Result<()> {
+        let wished = wishes(&self.journal).await?.into_iter().map(|wish| wish.hash).collect();
+        let copies = self.copies.clone();
+        let open = spawn_blocking(move || {
+            copies.note_wishes(wished, now_ms)?;
+            copies.open_wishes()
+        });
+        for (hash, seen_ms) in open.await?? {
+            if is_due(seen_ms, now_ms) {
+                self.follow(hash, now_ms).await.with_context(|| format!("forgetting {hash}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn follow(&self, hash: Hash, now_ms: u64) -> Result<()> {
+        let is_held =
+            self.store.lookup(hash).await?.is_some_and(|asset| asset.is_held() || asset.is_damaged);
+        let deletes = self.rule == ForgottenRule::Delete && self.can_evict;
+        if is_held && !(deletes && self.delete(hash).await?) {
+            return Ok(());
+        }
+        let copies = self.copies.clone();
+        Ok(spawn_blocking(move || copies.apply_wish(hash, now_ms)).await??)
+    }
+
+    /// Deletes the bytes here, see F4. Returns false if something stands against it for now.
+    async fn delete(&self, hash: Hash) -> Result<bool> {
+        if !self.folders.uses(BTreeSet::from([hash])).await?.is_empty() {
+            return Ok(false);
+        }
+        let copies = self.copies.clone();
+        let begin = move || copies.begin_evictions(vec![hash], boot_ms(), wall_ms());
+        if spawn_blocking(begin).await??.contains(&Ok(())) {
+            let gone = self.store.evict(BTreeSet::from([hash]), Box::new(|| true)).await;
+            let is_gone = gone.as_ref().is_ok_and(|gone| !gone.is_empty());
+            let copies = self.copies.clone();
+            let end = move || copies.end_evictions(vec![(hash, !is_gone)], wall_ms());
+            spawn_blocking(end).await??;
+            gone?;
+            tracing::info!(%hash, is_gone, "a forgotten asset");
+            return Ok(is_gone);
+        }
+        Ok(false)
+    }
+}
+
+/// The wishes of the group.
+///
+/// # Errors
+/// The journal cannot be read.
+pub async fn wishes(journal: &JournalHandle) -> Result<Vec<Wish>, AskError> {
+    let read = |reader: &JournalReader| {
+        let mut records = Vec::new();
+        let mut after = None;
+        while records.len() < WISHES_MAX {
+            let page =
+                reader.records(FORGET_MODEL, Some(Owner::Shared), &[], after.as_ref(), 1000)?;
+            records.extend(page.records);
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        Ok(records)
+    };
+    let records = journal.read(read).await?;
+    let wish = |record: &crate::state::journal::Record| {
+        let reason = match record.fields.get(FORGET_REASON) {
+            Some(Some(Value::Text(text))) => visible(text, FORGET_REASON_BYTES_MAX),
+            _ => String::new(),
+        };
+        Some(Wish { hash: Hash::from_slice(&record.id)?, reason })
+    };
+    Ok(records.iter().filter_map(wish).collect())
+}
+
+/// Tells the group the wish to forget an asset, or takes it back.
+///
+/// # Errors
+/// The reason is missing or too long, or the journal cannot be written.
+pub async fn wish(
+    journal: &JournalHandle,
+    hash: Hash,
+    reason: Option<String>,
+) -> Result<(), RequestError> {
+    let key = wish_key(&hash);
+    let change = match reason {
+        None => DraftChange::Delete(key),
+        Some(reason) => {
+            let got = reason.len();
+            if reason.trim().is_empty() || got > FORGET_REASON_BYTES_MAX {
+                return Err(RequestError::Invalid(format!(
+                    "expected a reason of at most {FORGET_REASON_BYTES_MAX} bytes, got {got}"
+                )));
+            }
+            let set = BTreeMap::from([(FORGET_REASON.to_owned(), Some(Value::Text(reason)))]);
+            let (add, remove) = (BTreeSet::new(), BTreeSet::new());
+            DraftChange::Put(DraftPut { key, create: true, set, add, remove })
+        }
+    };
+    let draft = Draft { changes: vec![change], expect: Vec::new() };
+    let written = journal.write(draft).await;
+    match written.map_err(|error| journal_error("writing the wish", &error))? {
+        Ok(_) => Ok(()),
+        Err(DraftError::NotMember) => {
+            Err(RequestError::Refused("this device was removed from its group".into()))
+        }
+        Err(error) => Err(RequestError::Temporary(error.to_string())),
+    }
+}

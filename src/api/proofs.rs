@@ -1,0 +1,143 @@
+//! `POST /v1/safe` and `POST /v1/evict`: asks other devices to prove that they hold assets, and
+//! deletes copies here that enough of them have promised to keep.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use futures_util::stream;
+use serde::{Deserialize, Serialize};
+use utoipa::{OpenApi, ToSchema};
+
+use super::{Api, request};
+use crate::agent::gathered::{GatherRequest, Gathered, Purpose};
+use crate::core::ids::Hash;
+use crate::http::problem::{Problem, problem};
+
+/// The most requests at once: each reads disks on several devices.
+pub(super) const GATHERS_MAX: usize = 8;
+
+/// How often a quiet stream gets a comment line.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
+
+/// The routes.
+pub(super) fn router() -> Router<Api> {
+    Router::new().route("/v1/safe", post(safe)).route("/v1/evict", post(evict))
+}
+
+/// What the document of the API says of these routes.
+#[derive(OpenApi)]
+#[openapi(paths(safe, evict), components(schemas(Gathered)))]
+pub(super) struct Described;
+
+/// Assets whose copies are to be proven.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SafeRequest {
+    /// Their hashes, at most 64.
+    #[schema(max_items = 64)]
+    pub hashes: Vec<Hash>,
+    /// On how many other devices; 2 when left out.
+    #[serde(default = "copies_default")]
+    pub copies: usize,
+    /// On how many sites; 1 when left out.
+    #[serde(default = "sites_default")]
+    pub sites: usize,
+    /// Proofs of at most this age count too, in milliseconds; 0 for none.
+    #[serde(default)]
+    pub within_ms: u64,
+}
+
+/// Assets whose copies here are to be deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EvictRequest {
+    /// Their hashes, at most 64.
+    #[schema(max_items = 64)]
+    pub hashes: Vec<Hash>,
+    /// How many other devices must have a copy; 2 when left out.
+    #[serde(default = "copies_default")]
+    pub copies: usize,
+    /// On how many sites; 1 when left out.
+    #[serde(default = "sites_default")]
+    pub sites: usize,
+    /// Only say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+fn copies_default() -> usize {
+    2
+}
+
+fn sites_default() -> usize {
+    1
+}
+
+/// Asks other devices to prove that they hold assets
+///
+/// `event: gathered`, data: a Gathered, once for each asset, in any order; then the stream ends.
+/// Comment lines keep it alive. A device reads the whole content anew for each proof.
+#[utoipa::path(
+    post,
+    path = "/v1/safe",
+    operation_id = "proveAssets",
+    tag = "assets",
+    request_body = SafeRequest,
+    responses(
+        (status = 200, description = "The events.", body = String, content_type = "text/event-stream"),
+    )
+)]
+async fn safe(State(api): State<Api>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    let SafeRequest { hashes, copies, sites, within_ms } = request(&headers, body).await?;
+    let purpose = Purpose::Safe { within_ms };
+    gather(api, GatherRequest { hashes, copies, sites, purpose }).await
+}
+
+/// Deletes copies of assets here that other devices have proven and promised to keep
+///
+/// `event: gathered`, data: a Gathered, once for each asset, in any order; then the stream ends.
+/// Comment lines keep it alive. What is known about an evicted asset stays; `POST /v1/fetch` brings its
+/// content back.
+#[utoipa::path(
+    post,
+    path = "/v1/evict",
+    operation_id = "evictAssets",
+    tag = "assets",
+    request_body = EvictRequest,
+    responses(
+        (status = 200, description = "The events.", body = String, content_type = "text/event-stream"),
+    )
+)]
+async fn evict(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let EvictRequest { hashes, copies, sites, dry_run } = request(&headers, body).await?;
+    let purpose = Purpose::Evict { dry_run };
+    gather(api, GatherRequest { hashes, copies, sites, purpose }).await
+}
+
+async fn gather(api: Api, request: GatherRequest) -> Result<Response, Problem> {
+    let permit = Arc::clone(&api.gathers).try_acquire_owned().map_err(|_| {
+        let detail = format!("{GATHERS_MAX} requests for proofs are under way: try again");
+        problem(StatusCode::SERVICE_UNAVAILABLE, detail)
+    })?;
+    let told = api.handle.gather(request).await?;
+    let events = stream::unfold((told, permit), async |(mut told, permit)| {
+        let gathered = told.recv().await?;
+        // Maps have texts for keys, and numbers are finite: this cannot fail.
+        let data = serde_json::to_string(&gathered).unwrap_or_default();
+        Some((Ok::<_, Infallible>(Event::default().event("gathered").data(data)), (told, permit)))
+    });
+    let alive = KeepAlive::new().interval(KEEP_ALIVE_EVERY);
+    Ok(Sse::new(Box::pin(events)).keep_alive(alive).into_response())
+}
