@@ -61,6 +61,8 @@ pub(super) enum Fact {
     Shortage(Vec<String>),
     /// The state of the scrub changed.
     Scrub,
+    /// What is known about copies changed.
+    Copies,
     /// Why the peer of a connection accepts no assets for now; `None` when it has stored one.
     PutOff { conn: ConnId, reason: Option<String> },
     /// The store was listed up to here.
@@ -100,6 +102,9 @@ impl From<StoreEvent> for Fact {
             StoreEvent::Indexed { entries, behind } => {
                 Self::Input(Input::Indexed { entries, behind })
             }
+            StoreEvent::Absent { absent, missing } => {
+                Self::Input(Input::Noted { entries: Vec::new(), absent, missing })
+            }
             StoreEvent::Listed { cursor } => Self::TakenIn { cursor },
             StoreEvent::Lost { reply } => Self::Reload(Reload::StoreLost { reply }),
         }
@@ -129,6 +134,8 @@ pub(super) enum Reload {
     Joined { joined: PairReply, reply: Reply<PairReply> },
     /// This device is in a group of its own now.
     Left { reply: Reply<LeaveReply> },
+    /// This device wants other assets than before.
+    OtherWant { reply: Reply<()> },
 }
 
 impl Reload {
@@ -139,6 +146,7 @@ impl Reload {
             Self::StoreLost { .. } => "the store changed",
             Self::Joined { .. } => "joined a group",
             Self::Left { .. } => "left the group",
+            Self::OtherWant { .. } => "other assets are wanted",
         }
     }
 }

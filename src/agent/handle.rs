@@ -19,12 +19,14 @@ use super::tuning::Tuning;
 use crate::core::fetches::Fetching;
 use crate::core::ids::Hash;
 use crate::core::lookup::HashPrefix;
+use crate::core::want::Want;
 use crate::folders::handle::Folders;
 pub use crate::group::{
     LeaveReply, PairReply, RemoveReply, RemoveRequest, RemovedToo, RenameReply, RequestError,
     TicketReply,
 };
 use crate::net::pairing::COMPARE_DEADLINE;
+use crate::replica::copies::Keeper;
 use crate::replica::journal::JournalHandle;
 use crate::replica::metadata::Settle;
 use crate::replica::status::{PairingStatus, Status};
@@ -52,6 +54,7 @@ pub struct Handle {
     journal: JournalHandle,
     settles: mpsc::Sender<Settle>,
     folders: Folders,
+    keeper: Keeper,
 }
 
 /// Where the loop sends the answer to a [`Request`].
@@ -71,6 +74,8 @@ pub enum Request {
     Rename(String, Reply<RenameReply>),
     /// Leave the group.
     Leave(Reply<LeaveReply>),
+    /// Want these assets from now on.
+    Want(Want, Reply<()>),
     /// Fetch assets, and report the state of each.
     Fetch(FetchRequest, Reply<FetchReply>),
     /// Answer once the status includes everything that the store held when the request was made.
@@ -170,11 +175,12 @@ pub fn channel(
     journal: JournalHandle,
     settles: mpsc::Sender<Settle>,
     folders: Folders,
+    keeper: Keeper,
     status: watch::Receiver<Status>,
 ) -> (Handle, mpsc::Receiver<Request>) {
     let (requests, queue) = mpsc::channel(REQUESTS_MAX);
     let staging_dir = staging_dir.into();
-    (Handle { requests, status, store, staging_dir, journal, settles, folders }, queue)
+    (Handle { requests, status, store, staging_dir, journal, settles, folders, keeper }, queue)
 }
 
 impl Handle {
@@ -232,6 +238,16 @@ impl Handle {
     /// The shared folders and the directories that are bound to them.
     pub fn folders(&self) -> Folders {
         self.folders.clone()
+    }
+
+    /// What this device wants, and how many copies there are.
+    pub fn keeper(&self) -> Keeper {
+        self.keeper.clone()
+    }
+
+    /// Sets what this device wants; durable on return.
+    pub async fn set_want(&self, want: Want) -> Result<(), RequestError> {
+        self.ask(|reply| Request::Want(want, reply)).await
     }
 
     /// Makes an invitation that is valid for `ttl`.

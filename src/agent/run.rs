@@ -26,6 +26,7 @@ use crate::net::{Accepted, Connection, Ended, Protocol, RecvStream, SendStream};
 use crate::state::journal::GroupState;
 use crate::store::StoreInfo;
 
+use super::copies::{self, Judge};
 use super::effects::{Links, plain_done};
 use super::fact::{Fact, Reload, TakenIn};
 use super::handle::{FetchReply, LeaveReply, Reply, Request};
@@ -97,16 +98,17 @@ pub(super) async fn run(
     let engine = Loading::of(&parts).load().await?;
     let saved_seq = engine.known().head_seq;
     let (taken_in, _) = watch::channel(TakenIn::default());
+    let wakers = Wakers::default();
     let mut this = Loop {
         engine,
         effects: Vec::new(),
-        links: Links::new(&parts),
+        links: Links::new(&parts, wakers.gate.clone()),
         forked: Vec::new(),
         knocks: Knocks::default(),
         comparing: Comparing::default(),
         store: StoreView::default(),
         taken_in,
-        wakers: Wakers::default(),
+        wakers,
         saved_seq,
         save_at_ms: None,
         picture,
@@ -229,9 +231,12 @@ impl Loop {
     fn on_fact(&mut self, fact: Fact) {
         match fact {
             Fact::Input(input) => {
-                if let Input::Indexed { entries, .. } = &input
-                    && !entries.is_empty()
-                {
+                let has_entries = match &input {
+                    Input::Indexed { entries, .. } => !entries.is_empty(),
+                    Input::Noted { entries, .. } => !entries.is_empty(),
+                    _ => false,
+                };
+                if has_entries {
                     self.note_unsaved();
                 }
                 self.handle(input);
@@ -299,7 +304,7 @@ impl Loop {
                 self.store.shortage = shortage;
                 self.publish_soon();
             }
-            Fact::Scrub => self.publish_soon(),
+            Fact::Scrub | Fact::Copies => self.publish_soon(),
             Fact::PutOff { conn, reason } => {
                 if let Some(live) = self.links.live.get_mut(&conn) {
                     live.put_off = reason;
@@ -358,6 +363,10 @@ impl Loop {
             Request::Remove(request, reply) => membership::remove(parts, request, reply),
             Request::Rename(name, reply) => membership::rename(parts, name, reply),
             Request::Leave(reply) => membership::leave(parts, reply),
+            Request::Want(want, reply) => {
+                let judge = Judge::of(parts, self.wakers.gate.clone());
+                copies::set_want(judge, want, reply, &mut parts.tasks);
+            }
             Request::Fetch(request, reply) => requests::fetch(parts, &self.engine, request, reply),
             Request::Check(reply) => {
                 let (nudge, taken_in) = (self.wakers.nudge.clone(), self.taken_in.subscribe());
@@ -499,7 +508,11 @@ impl Loop {
             self.note_unsaved();
             self.wakers.regroup.notify_one();
             self.handle(Input::Store { up: self.store.up });
-            if matches!(reload, Reload::Joined { .. } | Reload::Left { .. }) && self.store.up {
+            let is_same_store = matches!(
+                reload,
+                Reload::Joined { .. } | Reload::Left { .. } | Reload::OtherWant { .. }
+            );
+            if is_same_store && self.store.up {
                 self.handle(Input::Indexed { entries: Vec::new(), behind });
             }
         }
@@ -514,6 +527,9 @@ impl Loop {
             }
             Reload::Joined { joined, reply } => {
                 let _ = reply.send(Ok(joined));
+            }
+            Reload::OtherWant { reply } => {
+                let _ = reply.send(Ok(()));
             }
             Reload::Left { reply } => {
                 let _ = reply.send(Ok(LeaveReply { new_device: false }));
