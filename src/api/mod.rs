@@ -12,6 +12,7 @@
 //! | `POST /v1/rename` `{"name"}` | gives this device another name; a [`RenameReply`] |
 //! | `GET`, `PATCH /v1/config` | the configuration, see [`config`] |
 //! | `POST /v1/fetch` `{"hashes","now"}` | requests assets from other devices; a [`FetchReply`] reports the state of each |
+//! | `GET`, `POST /v1/want`, `POST /v1/copies`, `POST /v1/site`, `GET /v1/assets/{hash}/holders` | what this device wants and who holds what, see [`copies`] |
 //! | `POST /v1/verify` `{"hashes"}` | reads assets now, see [`verify`] |
 //! | `POST /v1/safe` `{"hashes","copies","sites","within_ms"}` | asks other devices for proofs, see [`proofs`] |
 //! | `POST /v1/evict` `{"hashes","copies","sites","dry_run"}` | deletes copies here that others keep, see [`proofs`] |
@@ -65,6 +66,7 @@ use watch::WATCHERS_MAX;
 pub mod answers;
 mod assets;
 pub mod config;
+pub mod copies;
 mod events;
 mod filter;
 mod folders;
@@ -108,6 +110,7 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
         .route("/v1/leave", post(leave))
         .route("/v1/fetch", post(fetch))
         .merge(assets::router())
+        .merge(copies::router())
         .merge(records::router())
         .merge(events::router())
         .merge(watch::router())
