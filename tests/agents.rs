@@ -41,6 +41,8 @@ mod rot;
 mod scrub;
 #[path = "agents/sources.rs"]
 mod sources;
+#[path = "agents/why.rs"]
+mod why;
 
 const KIB: usize = 1024;
 

@@ -10,7 +10,7 @@ use can_sync::core::ids::{Hash, HashAlgorithm};
 use can_sync::core::journal::asset::{DESCRIPTION, JournalRow, TAGS, TRASHED, asset_key};
 use can_sync::core::journal::brake::WRITES_MAX;
 use can_sync::core::journal::device_events::{
-    DEVICE_ID, DEVICE_MODEL, DEVICE_STREAM, DeviceState, LogEvent,
+    DEVICE_ID, DEVICE_MODEL, DEVICE_STREAM, DeviceState, Held, LogEvent,
 };
 use can_sync::core::journal::draft::{Draft, DraftChange, DraftPut};
 use can_sync::core::journal::op::{Elem, Value};
@@ -132,10 +132,17 @@ async fn an_edit_in_the_store_is_in_the_journal_and_in_the_log_once() {
     until("it is restored", &[&a], async || in_journal(&a, hash).await.trashed == Some(false))
         .await;
     let fields = BTreeSet::from([DESCRIPTION.to_owned(), TAGS.to_owned()]);
+    let held = |description: &str, tags: [&str; 2]| {
+        Held::from([
+            (DESCRIPTION.to_owned(), description.into()),
+            (TAGS.to_owned(), tags.map(str::to_owned).to_vec().into()),
+        ])
+    };
+    let (before, after) = (held("cat", ["x", "y"]), held("dog", ["y", "z"]));
     let expected = [
         LogEvent::AssetAdded { hash, size_bytes: 64 },
         LogEvent::AssetTrashed { hash },
-        LogEvent::AssetChanged { hash, fields },
+        LogEvent::AssetChanged { hash, fields, before, after },
         LogEvent::AssetRestored { hash },
     ];
     assert_eq!(asset_events(&a).await, expected);

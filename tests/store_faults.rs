@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm};
 use can_sync::http::store_api::Features;
-use can_sync::store::http::{Deadlines, HttpStore};
+use can_sync::store::http::{Deadlines, HttpStore, Stated};
 use can_sync::store::key::StoreKey;
 use can_sync::store::{
-    Filter, Metadata, NewAsset, Store, StoreError, Stored, Touched, VerifiedFile,
+    Condition, Filter, Metadata, NewAsset, Store, StoreError, Stored, Touched, VerifiedFile,
 };
 use can_sync::wire::proto::store as proto;
 use common::{asset, content, file};
@@ -85,7 +85,16 @@ impl BadStore {
     }
 
     fn client(&self) -> HttpStore {
-        HttpStore::with_deadlines(&self.url(), &self.key_file, SHORT).unwrap()
+        self.client_of(Stated::default())
+    }
+
+    /// A client of a store that does not tell its hash algorithm.
+    fn client_of_core_only(&self) -> HttpStore {
+        self.client_of(Stated { hash_algorithm: Some(BLAKE3), key_header: None })
+    }
+
+    fn client_of(&self, stated: Stated) -> HttpStore {
+        HttpStore::with_deadlines(&self.url(), &self.key_file, SHORT, stated).unwrap()
     }
 
     fn heads(&self) -> Vec<String> {
@@ -786,7 +795,7 @@ async fn core_only(after: bool) -> common::http::Served {
 async fn a_core_only_store_can_be_listed_filled_and_read() {
     for after in [true, false] {
         let served = core_only(after).await;
-        let client = served.client();
+        let client = served.client_with(BLAKE3);
         let info = client.info().await.unwrap();
         assert_eq!(info.hash_algorithm, BLAKE3);
         assert_eq!(client.info().await.unwrap().store_id, info.store_id);
@@ -842,9 +851,58 @@ async fn a_core_only_store_can_be_listed_filled_and_read() {
 }
 
 #[tokio::test]
+async fn the_hashes_of_a_core_only_store_are_stated_or_found_out_and_never_assumed() {
+    for algorithm in [BLAKE3, HashAlgorithm::Sha256] {
+        let features =
+            Features { info: false, after: true, blobs: false, batch: false, assets: false };
+        let (served, store) = common::http::served(algorithm, features).await;
+        let client = served.client();
+        let said = client.info().await.unwrap_err().to_string();
+        assert!(said.contains("state it with store_hash"), "{said}");
+        assert!(
+            client.put(vec![small(1)]).await.is_err(),
+            "nothing is put under a hash of another kind"
+        );
+        assert_eq!(served.client_with(algorithm).info().await.unwrap().hash_algorithm, algorithm);
+        let content = content(5, 100);
+        let asset = common::asset(algorithm, content.clone());
+        let hash = asset.digest.hash;
+        store.put(vec![asset]).await.unwrap().remove(0).unwrap();
+        assert_eq!(
+            client.info().await.unwrap().hash_algorithm,
+            algorithm,
+            "its first asset shows it"
+        );
+        assert_eq!(client.verify(hash).await.unwrap(), Condition::Whole);
+    }
+    // A store that tells it is believed, unless the configuration says otherwise.
+    let (served, _store) = common::http::served(BLAKE3, Features::default()).await;
+    let said = served.client_with(HashAlgorithm::Sha256).info().await.unwrap_err().to_string();
+    assert!(said.contains("blake3, and store_hash says otherwise"), "{said}");
+}
+
+#[tokio::test]
+async fn a_store_may_take_its_key_in_another_header() {
+    let key_in = |header: &'static str| async move {
+        let store = BadStore::new(move |_, head| {
+            let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with(header));
+            let has_key = line.is_some_and(|line| line.len() > header.len() + 20);
+            respond(if has_key { 404 } else { 401 }, "", b"")
+        })
+        .await;
+        let key_header = Some("X-Api-Key".to_owned());
+        let stated = Stated { hash_algorithm: Some(BLAKE3), key_header };
+        HttpStore::with_stated(&store.url(), &store.key_file, stated).unwrap().info().await
+    };
+    assert!(key_in("x-api-key").await.is_ok());
+    let refused = key_in("authorization").await;
+    assert!(matches!(refused, Err(StoreError::Unauthorized(_))), "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_core_only_store_without_events_is_polled() {
     let store = BadStore::new(|_, _| respond(404, "", b"")).await;
-    let mut touched = store.client().touched(0);
+    let mut touched = store.client_of_core_only().touched(0);
     let line = timeout(WAIT, touched.next()).await.unwrap().unwrap();
     assert_eq!(line.unwrap(), Touched::Changed);
     tokio::time::pause();
@@ -873,7 +931,7 @@ async fn listing_by_time_looks_back_a_little_and_never_stands_still() {
         message(&page)
     })
     .await;
-    let client = store.client();
+    let client = store.client_of_core_only();
     let changes = client.changes(0, 2).await.unwrap();
     assert_eq!(changes.entries.len(), 3);
     assert!(changes.entries.is_sorted_by_key(|entry| entry.cursor));

@@ -5,14 +5,13 @@
 //! E2  The result of a batch is reported to the engine once, however the batch ended.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Engine, Input, Sent};
-use crate::core::ids::{Digest, NodeId};
+use crate::core::ids::{Digest, Hash, NodeId};
 use crate::core::journal::device_events::LogEvent;
 use crate::core::pairing::Members;
 use crate::core::peers::ConnId;
@@ -23,7 +22,6 @@ use crate::net::frame::peek;
 use crate::net::{Protocol, RecvStream, SendStream};
 use crate::wire::frame::Kind;
 
-use super::copies::{self, Judge};
 use super::fact::Fact;
 use super::journal_stream;
 use super::link::Command;
@@ -45,20 +43,16 @@ pub(super) struct Links {
     /// The addresses at which members are dialled.
     pub(super) addresses: BTreeMap<NodeId, Vec<String>>,
     pub(super) replication: Replication,
-    /// The gate of the catalogue.
-    gate: Arc<Mutex<()>>,
 }
 
 impl Links {
-    /// `gate` is the catalogue's.
-    pub(super) fn new(parts: &Parts, gate: Arc<Mutex<()>>) -> Self {
+    pub(super) fn new(parts: &Parts) -> Self {
         let replication = Replication::new(parts.journal.clone(), parts.node_id, parts.clock);
         Self {
             live: BTreeMap::new(),
             decisions: BTreeMap::new(),
             addresses: BTreeMap::new(),
             replication,
-            gate,
         }
     }
 
@@ -134,16 +128,6 @@ impl Links {
                 });
             }
             Effect::Stopped => {}
-            Effect::ReadAbsent { .. }
-            | Effect::ReadSizes { .. }
-            | Effect::TakeAbsent { .. }
-            | Effect::AskMissing { .. }
-            | Effect::Judge { .. }
-            | Effect::Confirm { .. }
-            | Effect::Doubt { .. } => {
-                let judge = Judge::of(parts, self.gate.clone());
-                copies::perform(effect, judge, engine.known().epoch, &mut parts.tasks);
-            }
         }
     }
 
@@ -216,6 +200,10 @@ impl Links {
             };
             let input = match sent.await {
                 Ok(outcomes) => {
+                    let refused = refused(&digests, &outcomes);
+                    if !refused.is_empty() {
+                        facts.send(Fact::Refused { conn, refused }).await;
+                    }
                     if let Some(reason) = put_off(&outcomes) {
                         facts.send(Fact::PutOff { conn, reason }).await;
                     }
@@ -251,28 +239,17 @@ impl Links {
         let peer = connection.peer();
         let (ctx, facts) = (parts.ctx.with_peer(peer), parts.facts.clone());
         let events = parts.events.clone();
-        let judge = Judge::of(parts, self.gate.clone());
         parts.tasks.spawn("receive batch", async move {
             let receipt = if plain {
                 plain::receive_plain_live(&ctx, throttle.down(recv), send, &counters).await
             } else {
-                let decide = |digests: Vec<Digest>, solicited: bool| {
-                    let (facts, judge) = (facts.clone(), judge.clone());
+                let decide = |digests: Vec<Digest>, _solicited| {
+                    let facts = facts.clone();
                     async move {
-                        let mut accepted = match solicited {
-                            true => vec![true; digests.len()],
-                            false => judge.offered(conn, &digests).await,
-                        };
-                        let asked = digests.iter().zip(&accepted).filter(|(_, wanted)| **wanted);
-                        let digests: Vec<Digest> = asked.map(|(digest, _)| *digest).collect();
                         let none = vec![false; digests.len()];
                         let (reply, wanted) = oneshot::channel();
                         facts.send(Fact::Offered { conn, batch, digests, reply }).await;
-                        let mut wanted = wanted.await.unwrap_or(none).into_iter();
-                        for is_accepted in accepted.iter_mut().filter(|is| **is) {
-                            *is_accepted = wanted.next().unwrap_or(false);
-                        }
-                        accepted
+                        wanted.await.unwrap_or(none)
                     }
                 };
                 match peek(recv, FIRST_BYTE_WAIT).await {
@@ -358,6 +335,16 @@ fn put_off(outcomes: &[Outcome]) -> Option<Option<String>> {
     })
 }
 
+/// The assets that the peer refuses, each with the reason.
+fn refused(digests: &[Digest], outcomes: &[Outcome]) -> Vec<(Hash, String)> {
+    let each = digests.iter().zip(outcomes);
+    each.filter_map(|(digest, outcome)| match outcome {
+        Outcome::Refused(reason) => Some((digest.hash, reason.clone())),
+        _ => None,
+    })
+    .collect()
+}
+
 fn sent_as(outcome: &Outcome) -> Sent {
     match outcome {
         Outcome::Stored | Outcome::AlreadyHeld => Sent::Held,
@@ -425,7 +412,6 @@ fn arrival(received: &Received) -> Option<Arrival> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::ids::Hash;
     use crate::core::limits::SMALL_BYTES_MAX;
 
     fn received(size_bytes: u64, outcome: Outcome) -> Received {

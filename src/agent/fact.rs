@@ -7,6 +7,7 @@ use crate::core::engine::{Engine, Input};
 use crate::core::ids::{Digest, Hash, LogId, NodeId};
 use crate::core::peers::ConnId;
 use crate::core::wants::BatchId;
+use crate::core::why::{AssetWhy, Seen};
 use crate::net::Accepted;
 use crate::net::frame::Peeked;
 use crate::net::{Connection, Ended, RecvStream, SendStream};
@@ -50,6 +51,8 @@ pub(super) enum Fact {
     },
     /// A request for assets; each hash with whether the index holds it.
     Fetch { assets: Vec<(Hash, bool)>, now: bool, reply: Reply<FetchReply> },
+    /// A question about an asset; what the store and the journal have of it was looked up.
+    Why { hash: Hash, seen: Seen, reply: Reply<AssetWhy> },
     /// The plain exchange ended.
     PlainDone { conn: ConnId, report: PlainReport },
     /// The store answered, and the index is bound to it. The receiver of the reply waits until the
@@ -61,10 +64,10 @@ pub(super) enum Fact {
     Shortage(Vec<String>),
     /// The state of the scrub changed.
     Scrub,
-    /// What is known about copies changed.
-    Copies,
     /// Why the peer of a connection accepts no assets for now; `None` when it has stored one.
     PutOff { conn: ConnId, reason: Option<String> },
+    /// A peer refused these assets, each for a reason.
+    Refused { conn: ConnId, refused: Vec<(Hash, String)> },
     /// The store was listed up to here.
     TakenIn { cursor: Cursor },
     /// Rebuild the engine.
@@ -102,9 +105,6 @@ impl From<StoreEvent> for Fact {
             StoreEvent::Indexed { entries, behind } => {
                 Self::Input(Input::Indexed { entries, behind })
             }
-            StoreEvent::Absent { absent, missing } => {
-                Self::Input(Input::Noted { entries: Vec::new(), absent, missing })
-            }
             StoreEvent::Listed { cursor } => Self::TakenIn { cursor },
             StoreEvent::Lost { reply } => Self::Reload(Reload::StoreLost { reply }),
         }
@@ -134,8 +134,6 @@ pub(super) enum Reload {
     Joined { joined: PairReply, reply: Reply<PairReply> },
     /// This device is in a group of its own now.
     Left { reply: Reply<LeaveReply> },
-    /// This device wants other assets than before.
-    OtherWant { reply: Reply<()> },
 }
 
 impl Reload {
@@ -146,7 +144,6 @@ impl Reload {
             Self::StoreLost { .. } => "the store changed",
             Self::Joined { .. } => "joined a group",
             Self::Left { .. } => "left the group",
-            Self::OtherWant { .. } => "other assets are wanted",
         }
     }
 }

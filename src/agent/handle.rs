@@ -16,17 +16,17 @@ use utoipa::ToSchema;
 
 use super::gathered::{GATHER_ASSETS_MAX, GatherRequest, Gathered};
 use super::tuning::Tuning;
+use crate::core::doctor::NetworkFacts;
 use crate::core::fetches::Fetching;
 use crate::core::ids::Hash;
 use crate::core::lookup::HashPrefix;
-use crate::core::want::Want;
+use crate::core::why::AssetWhy;
 use crate::folders::handle::Folders;
 pub use crate::group::{
     LeaveReply, PairReply, RemoveReply, RemoveRequest, RemovedToo, RenameReply, RequestError,
-    TicketReply,
+    RevokeReply, TicketReply, TicketTerms,
 };
 use crate::net::pairing::COMPARE_DEADLINE;
-use crate::replica::copies::Keeper;
 use crate::replica::journal::JournalHandle;
 use crate::replica::metadata::Settle;
 use crate::replica::status::{PairingStatus, Status};
@@ -54,7 +54,6 @@ pub struct Handle {
     journal: JournalHandle,
     settles: mpsc::Sender<Settle>,
     folders: Folders,
-    keeper: Keeper,
 }
 
 /// Where the loop sends the answer to a [`Request`].
@@ -62,8 +61,10 @@ pub type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
 
 /// A request to the loop. Not `Debug`: it carries tickets.
 pub enum Request {
-    /// Make an invitation that is valid for this long; with `true`, people must compare the digits.
-    Ticket(Duration, bool, Reply<TicketReply>),
+    /// Make an invitation.
+    Ticket(TicketTerms, Reply<TicketReply>),
+    /// End the invitation of this name, or all.
+    Revoke(Option<String>, Reply<RevokeReply>),
     /// Redeem an invitation; with `true`, people must compare the digits.
     Pair(String, bool, Reply<PairReply>),
     /// Record whether the device that is pairing with this one shows the same digits.
@@ -74,16 +75,18 @@ pub enum Request {
     Rename(String, Reply<RenameReply>),
     /// Leave the group.
     Leave(Reply<LeaveReply>),
-    /// Want these assets from now on.
-    Want(Want, Reply<()>),
     /// Fetch assets, and report the state of each.
     Fetch(FetchRequest, Reply<FetchReply>),
+    /// Explain how an asset stands on each device.
+    Why(HashPrefix, Reply<AssetWhy>),
     /// Answer once the status includes everything that the store held when the request was made.
     Check(Reply<()>),
     /// Work by this tuning from now on.
     Tune(Tuning, Reply<()>),
     /// Gather proofs of other devices, and tell what came of each asset.
     Gather(GatherRequest, mpsc::Sender<Gathered>),
+    /// Measure the network.
+    Measure(Reply<NetworkFacts>),
     /// Answer at once: the loop turns.
     Ping(Reply<()>),
 }
@@ -175,12 +178,11 @@ pub fn channel(
     journal: JournalHandle,
     settles: mpsc::Sender<Settle>,
     folders: Folders,
-    keeper: Keeper,
     status: watch::Receiver<Status>,
 ) -> (Handle, mpsc::Receiver<Request>) {
     let (requests, queue) = mpsc::channel(REQUESTS_MAX);
     let staging_dir = staging_dir.into();
-    (Handle { requests, status, store, staging_dir, journal, settles, folders, keeper }, queue)
+    (Handle { requests, status, store, staging_dir, journal, settles, folders }, queue)
 }
 
 impl Handle {
@@ -240,25 +242,25 @@ impl Handle {
         self.folders.clone()
     }
 
-    /// What this device wants, and how many copies there are.
-    pub fn keeper(&self) -> Keeper {
-        self.keeper.clone()
-    }
-
-    /// Sets what this device wants; durable on return.
-    pub async fn set_want(&self, want: Want) -> Result<(), RequestError> {
-        self.ask(|reply| Request::Want(want, reply)).await
-    }
-
-    /// Makes an invitation that is valid for `ttl`.
+    /// Makes an invitation for one device that is valid for `ttl`.
     pub async fn ticket(&self, ttl: Duration) -> Result<TicketReply, RequestError> {
-        self.ask(|reply| Request::Ticket(ttl, false, reply)).await
+        self.ticket_on(TicketTerms { ttl, verify: false, uses: 1 }).await
     }
 
     /// Makes an invitation for a device that joins only after people have compared the digits on
     /// both devices.
     pub async fn ticket_to_verify(&self, ttl: Duration) -> Result<TicketReply, RequestError> {
-        self.ask(|reply| Request::Ticket(ttl, true, reply)).await
+        self.ticket_on(TicketTerms { ttl, verify: true, uses: 1 }).await
+    }
+
+    /// Makes an invitation on these terms.
+    pub async fn ticket_on(&self, terms: TicketTerms) -> Result<TicketReply, RequestError> {
+        self.ask(|reply| Request::Ticket(terms, reply)).await
+    }
+
+    /// Ends the invitation of this name, or all. What it returns is durable.
+    pub async fn revoke(&self, id: Option<String>) -> Result<RevokeReply, RequestError> {
+        self.ask(|reply| Request::Revoke(id, reply)).await
     }
 
     /// Redeems an invitation. Its inviter may require that people compare the digits on both
@@ -304,6 +306,12 @@ impl Handle {
         self.ask(|reply| Request::Fetch(request, reply)).await
     }
 
+    /// Explains why an asset is, or is not, on each device. The hash may be the unique start of one
+    /// that is known to be missing.
+    pub async fn why(&self, hash: HashPrefix) -> Result<AssetWhy, RequestError> {
+        self.ask(|reply| Request::Why(hash, reply)).await
+    }
+
     /// Returns once [`Handle::status`] includes everything that the store held at the call, so that
     /// a later `in_sync` covers an asset added before.
     pub async fn check(&self) -> Result<(), RequestError> {
@@ -332,6 +340,11 @@ impl Handle {
         let sent = async { asked.await.map_err(|_| stopping()) };
         in_time(REQUEST_TIMEOUT, sent).await?;
         Ok(told)
+    }
+
+    /// Measures the network; takes some seconds.
+    pub async fn measure(&self) -> Result<NetworkFacts, RequestError> {
+        self.ask(Request::Measure).await
     }
 
     /// Returns once the loop has taken this request: it turns.

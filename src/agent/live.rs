@@ -1,5 +1,6 @@
 //! A live connection and the state that the loop keeps for it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -9,8 +10,15 @@ use crate::replica::status::JournalPeerStatus;
 use crate::transfer::Counters;
 use crate::transfer::throttle::LinkThrottle;
 
+use crate::core::ids::Hash;
+use crate::core::silence::{Heard, Silence};
+
 use super::link::Command;
 use crate::replica::picture::{LinkFigures, LinkView, Moved};
+
+/// The most refused assets remembered for a connection, for `why`. Others are refused again when
+/// they are offered again.
+const REFUSED_MAX: usize = 1024;
 
 /// A live connection.
 pub(super) struct Live {
@@ -21,8 +29,12 @@ pub(super) struct Live {
     pub(super) figures: LinkFigures,
     /// `Some` once the journal's stream is open.
     pub(super) journal: Option<JournalPeerStatus>,
+    /// How long the peer has been silent.
+    pub(super) silence: Silence,
     /// Why the peer accepts no assets for now.
     pub(super) put_off: Option<String>,
+    /// The assets that the peer refused, when and why; at most [`REFUSED_MAX`].
+    pub(super) refused: BTreeMap<Hash, (u64, String)>,
 }
 
 impl Live {
@@ -35,6 +47,20 @@ impl Live {
             left_bytes: counters.left_to_send_bytes() + counters.left_to_receive_bytes(),
         };
         self.figures.measure(now_ms, moved);
+    }
+
+    /// Looks whether the peer is heard.
+    pub(super) fn look(&mut self, now_ms: u64) -> Option<Heard> {
+        self.silence.look(now_ms, self.connection.wire_bytes().received)
+    }
+
+    /// Remembers that the peer refused assets.
+    pub(super) fn note_refused(&mut self, now_ms: u64, refused: Vec<(Hash, String)>) {
+        for (hash, reason) in refused {
+            if self.refused.len() < REFUSED_MAX || self.refused.contains_key(&hash) {
+                self.refused.insert(hash, (now_ms, reason));
+            }
+        }
     }
 
     /// The connection as the status shows it.

@@ -8,14 +8,15 @@ use tokio::time::timeout;
 
 use super::fact::Fact;
 use super::handle::{
-    LeaveReply, PairReply, RemoveReply, RemoveRequest, RenameReply, Reply, TicketReply,
+    LeaveReply, PairReply, RemoveReply, RemoveRequest, RenameReply, Reply, RevokeReply,
+    TicketReply, TicketTerms,
 };
 use super::parts::Parts;
 use crate::clock::wall_ms;
 use crate::core::engine::Input;
 use crate::core::ids::NodeId;
 use crate::core::journal::session::Standing;
-use crate::group::pairing::{Compare, Host, Redeemer, make_ticket};
+use crate::group::pairing::{Compare, Host, Redeemer, make_ticket, revoke_tickets};
 use crate::group::{changes, follow, introductions};
 use crate::net::{Acceptor, Admission, Connection, Verdict};
 use crate::replica::status::{PeerStatus, Status};
@@ -101,11 +102,20 @@ async fn until_shown(mut status: watch::Receiver<Status>, shows: impl FnMut(&Sta
 }
 
 /// Makes a ticket.
-pub(super) fn ticket(parts: &mut Parts, ttl: Duration, verify: bool, reply: Reply<TicketReply>) {
+pub(super) fn ticket(parts: &mut Parts, terms: TicketTerms, reply: Reply<TicketReply>) {
     let (journal, net) = (parts.journal.clone(), parts.net.clone());
     parts.tasks.spawn("make a ticket", async move {
         // The requester may have gone.
-        let _ = reply.send(make_ticket(&journal, &net, ttl, verify).await);
+        let _ = reply.send(make_ticket(&journal, &net, terms).await);
+    });
+}
+
+/// Ends tickets before their time.
+pub(super) fn revoke(parts: &mut Parts, id: Option<String>, reply: Reply<RevokeReply>) {
+    let journal = parts.journal.clone();
+    parts.tasks.spawn("revoke tickets", async move {
+        // The requester may have gone.
+        let _ = reply.send(revoke_tickets(&journal, id).await);
     });
 }
 

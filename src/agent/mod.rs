@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, wall_ms, wall_now};
 use crate::core::forgetting::ForgottenRule;
-use crate::core::ids::{Hash, NodeId};
+use crate::core::ids::NodeId;
 use crate::core::pairing::shown_name;
 use crate::core::scrub::ScrubRate;
 use crate::folders;
@@ -32,7 +32,7 @@ use crate::state::journal::Journal;
 use crate::state::partials::Partials;
 use crate::store::Store;
 use crate::store::embedded::{EmbeddedStore, Options};
-use crate::store::http::HttpStore;
+use crate::store::http::{HttpStore, Stated};
 
 use self::fact::Facts;
 use self::handle::Handle;
@@ -41,7 +41,6 @@ use self::tasks::Tasks;
 use self::tuning::NamedPeers;
 pub use self::tuning::Tuning;
 use crate::replica::catalogue::Backlog;
-use crate::replica::copies::Keeper;
 use crate::replica::metadata::{Arrivals, Settler};
 use crate::replica::picture::{Picture, Sources};
 use crate::replica::status::{ScrubStatus, Status};
@@ -50,7 +49,6 @@ use crate::transfer;
 use crate::transfer::prove::Prover;
 use crate::transfer::throttle::Throttle;
 
-mod copies;
 mod effects;
 mod fact;
 pub mod forgetting;
@@ -70,6 +68,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 mod tuning;
+mod why;
 
 /// At the end, calls of the store that are under way get this long to complete.
 const STORE_CLOSE_WAIT: Duration = Duration::from_secs(10);
@@ -120,6 +119,8 @@ pub enum StoreChoice {
         url: String,
         /// The file that holds its key.
         key_file: PathBuf,
+        /// What the configuration says of it.
+        stated: Stated,
     },
 }
 
@@ -183,8 +184,9 @@ impl Agent {
                 let store: Arc<dyn Store> = Arc::new(embedded.clone());
                 (store, Some(embedded), "embedded".to_owned(), staging_dir)
             }
-            StoreChoice::Foreign { url, key_file } => {
-                let store: Arc<dyn Store> = Arc::new(HttpStore::new(&url, &key_file)?);
+            StoreChoice::Foreign { url, key_file, stated } => {
+                let store = HttpStore::with_stated(&url, &key_file, stated)?;
+                let store: Arc<dyn Store> = Arc::new(store);
                 (store, None, url, partials_dir)
             }
         };
@@ -223,19 +225,12 @@ impl Agent {
         };
         let opening = tokio::task::spawn_blocking(move || folders::handle::open(ingredients));
         let (folders, manager) = opening.await??;
-        let waiting = {
-            let folders = folders.clone();
-            Arc::new(move |hashes: &[Hash]| Ok(folders.are_waited_for(hashes)?))
-        };
-        let keeper =
-            Keeper::new(identity.node_id, index.clone(), copies.clone(), journal.clone(), waiting)?;
         let (handle, requests) = handle::channel(
             store.clone(),
             staging_dir,
             journal.clone(),
             settles,
             folders.clone(),
-            keeper.clone(),
             watched,
         );
         let (events, told) = events::channel();
@@ -267,7 +262,6 @@ impl Agent {
             store: store.clone(),
             store_location,
             journal: journal.clone(),
-            keeper: keeper.clone(),
             scrub: watched_scrub,
             frozen: watched_frozen,
             twin: watched_twin,
@@ -312,7 +306,6 @@ impl Agent {
             ),
             wrong_proofs: gathered::WrongProofs::default(),
             copies,
-            keeper,
             listed,
             tasks: Tasks::default(),
             facts,

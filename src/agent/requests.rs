@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
+use crate::core::doctor::NetworkFacts;
 use crate::core::engine::Engine;
 use crate::core::ids::Hash;
 use crate::core::limits::FETCHES_MAX;
@@ -56,7 +57,7 @@ pub(super) fn fetch(
 /// Wants what was evicted here back, and returns which of the assets the index holds.
 fn take_back_and_look(copies: &Copies, index: &Index, hashes: &[Hash]) -> Result<Vec<bool>> {
     copies.take_back(hashes.to_vec()).context("wanting evicted assets back")?;
-    Ok(index.held(hashes)?)
+    Ok(index.known(hashes)?)
 }
 
 fn meant_assets(engine: &Engine, prefixes: &[HashPrefix]) -> Result<Vec<Hash>, RequestError> {
@@ -69,7 +70,7 @@ fn meant_assets(engine: &Engine, prefixes: &[HashPrefix]) -> Result<Vec<Hash>, R
 }
 
 /// Finds an asset by its whole hash, or by the start of the hash of an asset known to be missing.
-fn meant_asset(engine: &Engine, prefix: &HashPrefix) -> Result<Hash, RequestError> {
+pub(super) fn meant_asset(engine: &Engine, prefix: &HashPrefix) -> Result<Hash, RequestError> {
     if let Some(hash) = prefix.whole() {
         return Ok(hash);
     }
@@ -96,6 +97,15 @@ pub(super) fn fetch_views(parts: &Parts, engine: &Engine, assets: Vec<(Hash, boo
         left_bytes: parts.ctx.partials.left_bytes(&hash),
     };
     FetchReply { assets: assets.into_iter().map(view).collect() }
+}
+
+/// Measures the network.
+pub(super) fn measure(parts: &mut Parts, reply: Reply<NetworkFacts>) {
+    let net = parts.net.clone();
+    parts.tasks.spawn("measure the network", async move {
+        // The requester may have gone.
+        let _ = reply.send(Ok(net.measure().await));
+    });
 }
 
 /// Answers once the store is listed up to what it holds now.

@@ -8,6 +8,7 @@
 //! I3  Stopping: no new work, the batches under way, the connections, the tasks, the endpoint, the
 //!     index; each step with a deadline.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,12 +22,12 @@ use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Engine, Input, KnownSet};
 use crate::core::ids::{Hash, LogId};
 use crate::core::peers::ConnId;
+use crate::core::silence::{Heard, Silence};
 use crate::core::wants::BatchId;
 use crate::net::{Accepted, Connection, Ended, Protocol, RecvStream, SendStream};
 use crate::state::journal::GroupState;
 use crate::store::StoreInfo;
 
-use super::copies::{self, Judge};
 use super::effects::{Links, plain_done};
 use super::fact::{Fact, Reload, TakenIn};
 use super::handle::{FetchReply, LeaveReply, Reply, Request};
@@ -36,7 +37,7 @@ use super::load::{Loading, NO_STORE};
 use super::parts::Parts;
 use super::start::{Tellers, Wakers, start_journal, start_sources};
 use super::tuning::Tuning;
-use super::{journal_stream, link, load, membership, proofs, requests};
+use super::{journal_stream, link, load, membership, proofs, requests, why};
 use crate::group::comparing::Comparing;
 use crate::group::knocks::Knocks;
 use crate::group::pairing;
@@ -58,8 +59,8 @@ const SAVE_MS: u64 = 30_000;
 const STATUS_MS_MIN: u64 = 20;
 const STATUS_MS_ACTIVE: u64 = 500;
 
-/// How often the loop checks whether the device slept.
-const SLEEP_LOOK_MS: u64 = 5_000;
+/// How often the loop checks whether the device slept, and which connections are silent.
+const LOOK_MS: u64 = 1_000;
 
 /// At the end the tasks, and then the index, get this long to complete. A restart does what they
 /// leave.
@@ -98,17 +99,16 @@ pub(super) async fn run(
     let engine = Loading::of(&parts).load().await?;
     let saved_seq = engine.known().head_seq;
     let (taken_in, _) = watch::channel(TakenIn::default());
-    let wakers = Wakers::default();
     let mut this = Loop {
         engine,
         effects: Vec::new(),
-        links: Links::new(&parts, wakers.gate.clone()),
+        links: Links::new(&parts),
         forked: Vec::new(),
         knocks: Knocks::default(),
         comparing: Comparing::default(),
         store: StoreView::default(),
         taken_in,
-        wakers,
+        wakers: Wakers::default(),
         saved_seq,
         save_at_ms: None,
         picture,
@@ -130,7 +130,7 @@ pub(super) async fn run(
 impl Loop {
     async fn turn_until_stopped(&mut self, inbox: &mut mpsc::Receiver<Fact>) {
         let mut sleep_watch = SleepWatch::new(self.parts.clock.now_ms(), wall_ms());
-        let mut look_at_ms = SLEEP_LOOK_MS;
+        let mut look_at_ms = LOOK_MS;
         let stop = self.parts.stop.clone();
         self.handle(Input::Tick);
         while !self.stopped {
@@ -160,14 +160,15 @@ impl Loop {
             }
             let now_ms = self.parts.clock.now_ms();
             if now_ms >= look_at_ms {
-                look_at_ms = now_ms + SLEEP_LOOK_MS;
+                look_at_ms = now_ms + LOOK_MS;
+                self.look_at_connections(now_ms);
                 if !self.parts.throttle.limits().is_empty() {
                     // A schedule of the rate limits may have reached its next entry.
                     self.publish_soon();
                 }
                 if sleep_watch.slept(now_ms, wall_ms()) {
                     tracing::info!("the device slept: dialling all members again");
-                    self.handle(Input::NetworkChanged);
+                    self.on_network_changed();
                 }
             }
             if self.save_at_ms.is_some_and(|at| now_ms >= at) {
@@ -230,13 +231,11 @@ impl Loop {
 
     fn on_fact(&mut self, fact: Fact) {
         match fact {
+            Fact::Input(Input::NetworkChanged) => self.on_network_changed(),
             Fact::Input(input) => {
-                let has_entries = match &input {
-                    Input::Indexed { entries, .. } => !entries.is_empty(),
-                    Input::Noted { entries, .. } => !entries.is_empty(),
-                    _ => false,
-                };
-                if has_entries {
+                if let Input::Indexed { entries, .. } = &input
+                    && !entries.is_empty()
+                {
                     self.note_unsaved();
                 }
                 self.handle(input);
@@ -289,6 +288,17 @@ impl Loop {
                 self.handle(Input::Offered { conn, batch, digests });
             }
             Fact::Fetch { assets, now, reply } => self.fetch_lacking(assets, now, reply),
+            Fact::Why { hash, seen, reply } => {
+                // The requester may have gone.
+                let _ = reply.send(Ok(why::explain(
+                    &self.parts,
+                    &self.engine,
+                    &self.store,
+                    &self.links.live,
+                    hash,
+                    seen,
+                )));
+            }
             Fact::PlainDone { conn, report } => {
                 self.handle(plain_done(conn, report));
             }
@@ -304,11 +314,17 @@ impl Loop {
                 self.store.shortage = shortage;
                 self.publish_soon();
             }
-            Fact::Scrub | Fact::Copies => self.publish_soon(),
+            Fact::Scrub => self.publish_soon(),
             Fact::PutOff { conn, reason } => {
                 if let Some(live) = self.links.live.get_mut(&conn) {
                     live.put_off = reason;
                     self.publish_soon();
+                }
+            }
+            Fact::Refused { conn, refused } => {
+                let now_ms = self.parts.clock.now_ms();
+                if let Some(live) = self.links.live.get_mut(&conn) {
+                    live.note_refused(now_ms, refused);
                 }
             }
             Fact::TakenIn { cursor } => {
@@ -352,7 +368,8 @@ impl Loop {
         }
         let parts = &mut self.parts;
         match request {
-            Request::Ticket(ttl, verify, reply) => membership::ticket(parts, ttl, verify, reply),
+            Request::Ticket(terms, reply) => membership::ticket(parts, terms, reply),
+            Request::Revoke(id, reply) => membership::revoke(parts, id, reply),
             Request::Pair(ticket, verify, reply) => membership::pair(parts, ticket, verify, reply),
             Request::Confirm(short_code, same, reply) => {
                 let confirmed = pairing::confirm(&mut self.comparing, &short_code, same);
@@ -363,11 +380,8 @@ impl Loop {
             Request::Remove(request, reply) => membership::remove(parts, request, reply),
             Request::Rename(name, reply) => membership::rename(parts, name, reply),
             Request::Leave(reply) => membership::leave(parts, reply),
-            Request::Want(want, reply) => {
-                let judge = Judge::of(parts, self.wakers.gate.clone());
-                copies::set_want(judge, want, reply, &mut parts.tasks);
-            }
             Request::Fetch(request, reply) => requests::fetch(parts, &self.engine, request, reply),
+            Request::Why(hash, reply) => why::look(parts, &self.engine, &hash, reply),
             Request::Check(reply) => {
                 let (nudge, taken_in) = (self.wakers.nudge.clone(), self.taken_in.subscribe());
                 requests::check(parts, nudge, taken_in, reply);
@@ -383,6 +397,7 @@ impl Loop {
             Request::Gather(request, tell) => {
                 proofs::start(parts, &self.engine, &self.links.live, request, tell);
             }
+            Request::Measure(reply) => requests::measure(parts, reply),
             Request::Ping(reply) => {
                 // The requester may have gone.
                 let _ = reply.send(Ok(()));
@@ -416,6 +431,32 @@ impl Loop {
         }
     }
 
+    /// The network changed or the device woke up: no connection is believed to be alive until its peer
+    /// has answered.
+    fn on_network_changed(&mut self) {
+        let now_ms = self.parts.clock.now_ms();
+        for live in self.links.live.values_mut() {
+            live.look(now_ms);
+            live.silence.asked(now_ms);
+        }
+        self.handle(Input::NetworkChanged);
+    }
+
+    fn look_at_connections(&mut self, now_ms: u64) {
+        let looked: Vec<(ConnId, Heard)> = self
+            .links
+            .live
+            .iter_mut()
+            .filter_map(|(conn, live)| Some((*conn, live.look(now_ms)?)))
+            .collect();
+        for (conn, heard) in looked {
+            self.handle(match heard {
+                Heard::Silent => Input::Silent(conn),
+                Heard::Again => Input::HeardAgain(conn),
+            });
+        }
+    }
+
     fn on_connection(&mut self, connection: Connection) {
         let conn = ConnId(self.parts.ids.next());
         let (commands, queue) = mpsc::channel(CONTROL_QUEUE);
@@ -438,7 +479,18 @@ impl Loop {
         );
         membership::record_addresses(&mut self.parts, peer, connection.remote_addresses());
         let (figures, journal, put_off) = (LinkFigures::default(), None, None);
-        let live = Live { connection, commands, counters, throttle, figures, journal, put_off };
+        let (refused, silence) = (BTreeMap::new(), Silence::begin(self.parts.clock.now_ms()));
+        let live = Live {
+            connection,
+            commands,
+            counters,
+            throttle,
+            figures,
+            journal,
+            silence,
+            put_off,
+            refused,
+        };
         self.links.live.insert(conn, live);
         self.handle(Input::Connected { conn, peer, dialed, plain });
     }
@@ -508,11 +560,7 @@ impl Loop {
             self.note_unsaved();
             self.wakers.regroup.notify_one();
             self.handle(Input::Store { up: self.store.up });
-            let is_same_store = matches!(
-                reload,
-                Reload::Joined { .. } | Reload::Left { .. } | Reload::OtherWant { .. }
-            );
-            if is_same_store && self.store.up {
+            if matches!(reload, Reload::Joined { .. } | Reload::Left { .. }) && self.store.up {
                 self.handle(Input::Indexed { entries: Vec::new(), behind });
             }
         }
@@ -527,9 +575,6 @@ impl Loop {
             }
             Reload::Joined { joined, reply } => {
                 let _ = reply.send(Ok(joined));
-            }
-            Reload::OtherWant { reply } => {
-                let _ = reply.send(Ok(()));
             }
             Reload::Left { reply } => {
                 let _ = reply.send(Ok(LeaveReply { new_device: false }));

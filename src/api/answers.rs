@@ -10,13 +10,52 @@ use utoipa::ToSchema;
 
 use super::json::FieldValue;
 use super::places::{EventPlace, RecordPlace};
+use crate::core::doctor::Check;
 use crate::core::ids::{Hash, LogId, NodeId};
 use crate::http::asset::AssetRow;
-use crate::state::journal::{Cursor, LogStats, MemberRow, Stats};
+use crate::state::journal::{Cursor, LogStats, MemberRow, OutstandingTicket, Stats};
 
 /// Done; there is nothing to report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Done {}
+
+/// The tickets of this device that still let somebody in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TicketsPage {
+    /// The tickets, the oldest first.
+    pub tickets: Vec<TicketView>,
+}
+
+/// A ticket, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TicketView {
+    /// Its name.
+    pub id: String,
+    /// When it was made, milliseconds since the Unix epoch.
+    pub created_ms: u64,
+    /// When it ends.
+    pub expires_ms: u64,
+    /// How many devices it was made for.
+    pub uses: u16,
+    /// How many it may still let in.
+    pub left: u16,
+    /// Whether people must compare the digits.
+    pub verify: bool,
+}
+
+impl From<OutstandingTicket> for TicketView {
+    fn from(ticket: OutstandingTicket) -> Self {
+        let OutstandingTicket { id, created_ms, expires_ms, uses, left, verify } = ticket;
+        Self { id, created_ms, expires_ms, uses, left, verify }
+    }
+}
+
+/// What was checked of a running agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Checkup {
+    /// The checks of the network, and of this device's clock against those of others.
+    pub checks: Vec<Check>,
+}
 
 /// The position of a write in the journal.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -164,6 +203,75 @@ pub struct EventsPage {
     pub next: EventPlace,
     /// There is more now, also when this page has few events or none.
     pub more: bool,
+}
+
+/// A page of the events of one device, in the order of their numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct NumberedEvents {
+    /// The device.
+    pub device: NodeId,
+    /// Its logs in this stream, the oldest first. A device begins a new log when its journal was
+    /// copied or restored; numbers begin at 0 in each.
+    pub logs: Vec<NumberedLog>,
+    /// The log of this page. Null: the device wrote nothing to this stream, as far as is known here.
+    #[schema(required)]
+    pub log: Option<LogId>,
+    /// The events.
+    pub events: Vec<Event>,
+    /// The numbers that are missing in this page: dropped by the stream's retention, or not here yet.
+    pub gaps: Vec<Gap>,
+    /// The number of the last event in this page: `after_seq` of the next one. Null: there is none.
+    #[schema(required)]
+    pub last_seq: Option<u64>,
+    /// There is more now.
+    pub more: bool,
+}
+
+/// A log of a device in a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NumberedLog {
+    /// The log.
+    pub log: LogId,
+    /// The number that its next event has, as far as is known here.
+    pub next_seq: u64,
+}
+
+/// Numbers that are missing, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Gap {
+    /// The first.
+    pub from_seq: u64,
+    /// The last.
+    pub to_seq: u64,
+}
+
+/// Records that changed after a position, in the order of arrival on this device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RecordChanges {
+    /// The records as they are now; one that changed twice appears once.
+    pub changes: Vec<WatchedRecord>,
+    /// Read on from here: `after`.
+    pub cursor: Cursor,
+    /// There is more now.
+    pub more: bool,
+}
+
+/// The models that have records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ModelsPage {
+    /// The models, by name.
+    pub models: Vec<ModelView>,
+}
+
+/// A model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ModelView {
+    /// Its name.
+    pub model: String,
+    /// How many shared records it has.
+    pub shared: u64,
+    /// How many records devices own in it.
+    pub own: u64,
 }
 
 /// Reports to a watcher that it has received everything there was.

@@ -27,7 +27,8 @@ use crate::core::journal::device_events::LogEvent;
 use crate::core::journal::draft::{Draft, DraftChange, DraftPut};
 use crate::core::journal::op::{Elem, Value};
 use crate::core::limits::{EDIT_JSON_BYTES_MAX, PAGE_READS_MAX};
-use crate::core::lookup::{AssetCandidate, AssetText, AssetTier, CANDIDATES_MAX};
+use crate::core::lookup::{AssetCandidate, AssetText, AssetTier, CANDIDATES_MAX, HashPrefix};
+use crate::core::why::AssetWhy;
 use crate::http::asset::{AssetEdit, AssetRow, AssetsPage, CheckedEdit, TagEdit};
 use crate::http::extract::{Path, Query, json_body};
 use crate::http::people::Listing;
@@ -41,11 +42,12 @@ pub(super) fn router() -> Router<Api> {
         .route("/v1/assets", get(list))
         .route("/v1/assets/find", get(find))
         .route("/v1/assets/{hash}/meta", patch(edit))
+        .route("/v1/assets/{hash}/why", get(why))
 }
 
 /// The OpenAPI description of these routes.
 #[derive(OpenApi)]
-#[openapi(paths(list, find, edit))]
+#[openapi(paths(list, find, edit, why))]
 pub(super) struct Described;
 
 /// Lists assets, with the devices that added them
@@ -246,7 +248,7 @@ async fn edit(
     let mut put = writes(edit, &hash, &journal);
     drop_what_is_so(&mut put, &journal);
     let mut changes: Vec<_> =
-        LogEvent::of_edit(hash, &put).iter().map(LogEvent::to_change).collect();
+        LogEvent::of_edit(hash, &put, &journal).iter().map(LogEvent::to_change).collect();
     if !changes.is_empty() {
         changes.push(DraftChange::Put(put));
     }
@@ -256,6 +258,24 @@ async fn edit(
         tracing::warn!(hash = hash.short(), %error, "an edit has not reached the store yet");
     }
     Ok(answer)
+}
+
+/// Explains why an asset is, or is not, on each device
+///
+/// From the agent's own state at this moment, also for an asset that is not here.
+#[utoipa::path(
+    get,
+    path = "/v1/assets/{hash}/why",
+    operation_id = "explainAsset",
+    tag = "assets",
+    params(("hash" = String, Path, description = "Its hash, or the unique start of one that is known to be missing.", pattern = "^[0-9a-fA-F]{4,64}$")),
+    responses((status = 200, description = "Done.", body = AssetWhy), (status = 404))
+)]
+async fn why(
+    State(api): State<Api>,
+    Path(hash): Path<HashPrefix>,
+) -> Result<Json<AssetWhy>, Problem> {
+    Ok(Json(api.handle.why(hash).await?))
 }
 
 /// The writes to the asset's record that the edit means, given the journal's row.

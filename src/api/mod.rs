@@ -5,14 +5,15 @@
 //! | `GET /healthz` | 204 while the agent runs; no data, no token |
 //! | `GET /v1/status[?revision=N&timeout_ms=T]` | the [`Status`]; with `revision`, as soon as it is newer than that, or after `timeout_ms` |
 //! | `POST /v1/check` `{}` | answers once the status includes everything that the store held at the call |
-//! | `POST /v1/ticket` `{"ttl_ms", "verify"}` | a [`TicketReply`] |
+//! | `POST /v1/ticket` `{"ttl_ms", "verify", "uses"}` | a [`TicketReply`] |
+//! | `GET /v1/tickets`, `DELETE /v1/tickets/{id}` | the tickets that still let somebody in; ends one, or `all` |
 //! | `POST /v1/pair` `{"ticket", "verify"}` | a [`PairReply`] |
 //! | `POST /v1/pair/confirm` `{"short_code", "same"}` | a [`PairingStatus`] |
 //! | `DELETE /v1/peers/{device}` | a [`RemoveReply`]; removes a device, given by name, node ID or a unique start of either; `?dry_run=true`, `?with_introduced=true` |
 //! | `POST /v1/rename` `{"name"}` | gives this device another name; a [`RenameReply`] |
+//! | `GET /v1/checkup` | checks of the network and of the clock, for `doctor`; a [`Checkup`](answers::Checkup) |
 //! | `GET`, `PATCH /v1/config` | the configuration, see [`config`] |
 //! | `POST /v1/fetch` `{"hashes","now"}` | requests assets from other devices; a [`FetchReply`] reports the state of each |
-//! | `GET`, `POST /v1/want`, `POST /v1/copies`, `POST /v1/site`, `GET /v1/assets/{hash}/holders` | what this device wants and who holds what, see [`copies`] |
 //! | `POST /v1/verify` `{"hashes"}` | reads assets now, see [`verify`] |
 //! | `POST /v1/safe` `{"hashes","copies","sites","within_ms"}` | asks other devices for proofs, see [`proofs`] |
 //! | `POST /v1/evict` `{"hashes","copies","sites","dry_run"}` | deletes copies here that others keep, see [`proofs`] |
@@ -20,10 +21,11 @@
 //! | `POST /v1/ingest` | many small assets at once, see [`ingest`] |
 //! | `GET /v1/assets`, `GET /v1/assets/find` | lists assets, finds the one that a text names, see `assets` |
 //! | `PATCH /v1/assets/{hash}/meta` | edits an asset's metadata, see `assets` |
+//! | `GET /v1/assets/{hash}/why` | why an asset is, or is not, on each device; an [`AssetWhy`](crate::core::why::AssetWhy) |
 //! | `/v1/records/…`, `/v1/own/…`, `POST /v1/batch` | records, see `records` |
 //! | `/v1/events/…` | event streams, see `events` |
 //! | `/v1/folders/…`, `GET /v1/locate` | shared folders, see `folders` |
-//! | `GET /v1/watch` | records as they change, see `watch` |
+//! | `GET /v1/watch`, `GET /v1/changes` | records as they change, see `watch` |
 //! | `GET /v1/members`, `/v1/journal/…` | the journal as a whole, see `journal` |
 //! | `POST /v1/page/link`, `POST /v1/page/revoke` | sign browsers in to the page and out of it, see [`page`] |
 //! | `GET /openapi.json` | all of this and of the store's API, as OpenAPI 3.1 |
@@ -53,20 +55,21 @@ use utoipa::{IntoParams, OpenApi};
 
 use crate::agent::handle::{
     FetchReply, FetchRequest, Handle, LeaveReply, PairReply, RemoveReply, RemoveRequest,
-    RenameReply, RequestError, TicketReply,
+    RenameReply, RequestError, RevokeReply, TicketReply, TicketTerms,
 };
+use crate::clock::wall_ms;
 use crate::http::extract::{Path, Query, json_body, secret_json_body};
 use crate::http::problem::{Problem, problem};
 use crate::replica::status::{PairingStatus, Status};
 
-use answers::Done;
+use answers::{Done, TicketView, TicketsPage};
 use requests::{ConfirmRequest, NoArguments, RedeemRequest, RenameRequest, TicketRequest};
 use watch::WATCHERS_MAX;
 
 pub mod answers;
 mod assets;
+mod checkup;
 pub mod config;
-pub mod copies;
 mod events;
 mod filter;
 mod folders;
@@ -103,6 +106,8 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/check", post(check))
         .route("/v1/ticket", post(ticket))
+        .route("/v1/tickets", get(tickets))
+        .route("/v1/tickets/{id}", delete(revoke))
         .route("/v1/pair", post(pair))
         .route("/v1/pair/confirm", post(confirm))
         .route("/v1/peers/{device}", delete(remove))
@@ -110,7 +115,7 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
         .route("/v1/leave", post(leave))
         .route("/v1/fetch", post(fetch))
         .merge(assets::router())
-        .merge(copies::router())
+        .merge(checkup::router())
         .merge(records::router())
         .merge(events::router())
         .merge(watch::router())
@@ -137,6 +142,8 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
     status,
     check,
     ticket,
+    tickets,
+    revoke,
     pair,
     confirm,
     remove,
@@ -284,7 +291,7 @@ async fn fetch(
     Ok(Json(api.handle.fetch(request).await?))
 }
 
-/// Makes a one-time ticket that lets another device join
+/// Makes a ticket that lets other devices join
 #[utoipa::path(
     post,
     path = "/v1/ticket",
@@ -302,10 +309,41 @@ async fn ticket(
 ) -> Result<Json<TicketReply>, Problem> {
     let request: TicketRequest = request(&headers, body).await?;
     let ttl = request.ttl_ms.map_or(TICKET_TTL_DEFAULT, Duration::from_millis);
-    Ok(Json(match request.verify {
-        true => api.handle.ticket_to_verify(ttl).await?,
-        false => api.handle.ticket(ttl).await?,
-    }))
+    let (verify, uses) = (request.verify, request.uses.unwrap_or(1));
+    Ok(Json(api.handle.ticket_on(TicketTerms { ttl, verify, uses }).await?))
+}
+
+/// Lists the tickets of this device that still let somebody in
+#[utoipa::path(
+    get,
+    path = "/v1/tickets",
+    operation_id = "tickets",
+    tag = "agent",
+    responses((status = 200, description = "The tickets, the oldest first; their secrets are not kept.", body = TicketsPage))
+)]
+async fn tickets(State(api): State<Api>) -> Json<TicketsPage> {
+    let tickets = api.handle.journal().roster().tickets(wall_ms());
+    Json(TicketsPage { tickets: tickets.into_iter().map(TicketView::from).collect() })
+}
+
+/// Ends a ticket before its time
+#[utoipa::path(
+    delete,
+    path = "/v1/tickets/{id}",
+    operation_id = "revokeTicket",
+    tag = "agent",
+    params(("id" = String, Path, description = "Its name; `all` for all.")),
+    responses(
+        (status = 200, description = "Done, and durable.", body = RevokeReply),
+        (status = 404),
+    )
+)]
+async fn revoke(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<RevokeReply>, Problem> {
+    let id = (id != "all").then_some(id);
+    Ok(Json(api.handle.revoke(id).await?))
 }
 
 /// Joins the group of the device that made a ticket

@@ -10,7 +10,7 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    Described, assets, config, copies, events, folders, forgetting, ingest, journal, page, proofs,
+    Described, assets, checkup, config, events, folders, forgetting, ingest, journal, page, proofs,
     records, verify, watch,
 };
 use crate::http::problem::{PROBLEM_TYPE, ProblemBody};
@@ -111,7 +111,7 @@ impl Modify for Common {
         for part in [
             Described::openapi(),
             assets::Described::openapi(),
-            copies::Described::openapi(),
+            checkup::Described::openapi(),
             records::described(),
             events::Described::openapi(),
             watch::Described::openapi(),

@@ -19,7 +19,7 @@ use utoipa::openapi::{OpenApi, RefOr};
 use utoipa::{IntoParams, OpenApi as _, ToSchema};
 
 use super::Api;
-use super::answers::{Record, RecordsPage, Written};
+use super::answers::{ModelView, ModelsPage, Record, RecordsPage, Written};
 use super::json::{FieldValue, Writes, event_data, hlc_text, key, parse_prefix, record};
 use super::places::RecordPlace;
 use crate::core::ids::NodeId;
@@ -49,7 +49,7 @@ pub(super) fn router() -> Router<Api> {
         .route("/v1/own/{model}", get(list))
         .route("/v1/own/{model}/{id}", get(read).put(put).patch(patch).delete(remove))
         .layer(Extension(Owned(true)));
-    shared.merge(own).route("/v1/batch", post(batch))
+    shared.merge(own).route("/v1/records", get(models)).route("/v1/batch", post(batch))
 }
 
 /// The key of the record that a path names.
@@ -68,7 +68,7 @@ impl<S: Send + Sync> FromRequestParts<S> for RecordKey {
 /// The description of these routes. Each path of shared records also exists for own records.
 pub(super) fn described() -> OpenApi {
     #[derive(utoipa::OpenApi)]
-    #[openapi(paths(list, read, put, patch, remove, batch))]
+    #[openapi(paths(models, list, read, put, patch, remove, batch))]
     struct Described;
 
     let mut described = Described::openapi();
@@ -135,6 +135,23 @@ struct ListQuery {
     /// The node ID of the owner, or `any` for all devices; default: this device.
     #[param(value_type = Option<String>, pattern = "^([0-9a-f]{64}|any)$")]
     owner: Option<Whose>,
+    /// Only records last written to since then, by the writer's clock, milliseconds since the Unix
+    /// epoch. A page may then have few records or none and go on.
+    since_ms: Option<u64>,
+}
+
+/// Lists the models that have records
+#[utoipa::path(
+    get,
+    path = "/v1/records",
+    operation_id = "listModels",
+    tag = "records",
+    responses((status = 200, description = "Done.", body = ModelsPage), (status = 409))
+)]
+async fn models(State(api): State<Api>) -> Result<Json<ModelsPage>, Problem> {
+    let models = api.handle.journal().read(|journal| journal.models()).await?;
+    let view = |(model, shared, own)| ModelView { model, shared, own };
+    Ok(Json(ModelsPage { models: models.into_iter().map(view).collect() }))
 }
 
 /// Lists the records of a model, ascending by owner and id
@@ -180,7 +197,9 @@ async fn list(
             Ok((cursor, journal.records(&model, owner, &prefix, after.as_ref(), limit)?))
         })
         .await?;
-    let records = page.records.iter().map(|found| record(cursor.epoch, found)).collect();
+    let records = page.records.iter().map(|found| record(cursor.epoch, found));
+    let is_new = |record: &Record| query.since_ms.is_none_or(|since| record.changed_ms >= since);
+    let records = records.filter(is_new).collect();
     let next = page.next.map(|(owner, id)| RecordPlace(owner, id));
     Ok(Json(RecordsPage { records, next, cursor }))
 }

@@ -20,6 +20,10 @@ pub struct TicketRequest {
     /// the status.
     #[serde(default)]
     pub verify: bool,
+    /// How many devices it lets in; one when left out.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 64)]
+    pub uses: Option<u16>,
 }
 
 /// A ticket to redeem. Not `Debug`: a ticket is a secret.

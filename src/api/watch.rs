@@ -14,18 +14,18 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
 use futures_util::{Stream, TryStreamExt as _, stream};
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa::{IntoParams, OpenApi};
 
-use super::answers::{Event as EventAnswer, Ready, WatchedRecord};
+use super::answers::{Event as EventAnswer, Ready, RecordChanges, WatchedRecord};
 use super::filter::{EventFilter, asset_names, epoch_for};
 use super::json;
 use super::places::EventPlace;
@@ -42,17 +42,21 @@ pub(super) const WATCHERS_MAX: usize = 16;
 /// How often a quiet stream gets a comment line.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 
+/// The default and the largest number of changes in a page.
+const CHANGES_DEFAULT: usize = 100;
+const CHANGES_MAX: usize = 1000;
+
 /// The most rows read at once for a watcher, which bounds its memory.
 const PAGE_ROWS: usize = 256;
 
 /// The route for records; the route for events is in [`super::events`].
 pub(super) fn router() -> Router<Api> {
-    Router::new().route("/v1/watch", get(records))
+    Router::new().route("/v1/watch", get(records)).route("/v1/changes", get(changes))
 }
 
 /// The description of this route.
 #[derive(OpenApi)]
-#[openapi(paths(records), components(schemas(WatchedRecord, EventAnswer, Ready)))]
+#[openapi(paths(records, changes), components(schemas(WatchedRecord, EventAnswer, Ready)))]
 pub(super) struct Described;
 
 /// The state of a watcher.
@@ -153,6 +157,48 @@ async fn records(
     }
     let watcher = Watcher::new(&api, since)?;
     Ok(sse(stream::try_unfold(watcher, move |watcher| next_records(watcher, model.clone()))))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ChangesQuery {
+    /// `cursor` of the page before; from the beginning when left out.
+    after: Option<Cursor>,
+    /// Only records of this model.
+    model: Option<String>,
+    /// The size of the page; default 100. The records of one write are never split, so a page may
+    /// have some more.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+}
+
+/// Lists the records that changed after a position, once
+///
+/// What `/v1/watch` tells as it happens, for programs that ask now and then.
+#[utoipa::path(
+    get,
+    path = "/v1/changes",
+    operation_id = "listChanges",
+    tag = "records",
+    params(ChangesQuery),
+    responses((status = 200, description = "Done.", body = RecordChanges), (status = 409), (status = 410))
+)]
+async fn changes(
+    State(api): State<Api>,
+    Query(query): Query<ChangesQuery>,
+) -> Result<Json<RecordChanges>, Problem> {
+    let ChangesQuery { after, model, limit } = query;
+    let limit = limit.unwrap_or(CHANGES_DEFAULT);
+    if !(1..=CHANGES_MAX).contains(&limit) {
+        return Err(bad_request(format!("limit must be 1 to {CHANGES_MAX}, got {limit}")));
+    }
+    let read =
+        move |journal: &JournalReader| journal.changes(model.as_deref(), after.as_ref(), limit);
+    let page = api.handle.journal().read(read).await?.ok_or_else(gone)?;
+    let epoch = page.cursor.epoch;
+    let changes = page.changes.iter().map(|change| json::change(epoch, change)).collect();
+    Ok(Json(RecordChanges { changes, cursor: page.cursor, more: page.more }))
 }
 
 async fn next_records(

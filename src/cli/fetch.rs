@@ -84,7 +84,7 @@ pub(crate) async fn fetch(
 
 /// Finds the hash of an asset that this device holds or knows of. Otherwise returns the start of a
 /// hash, which the agent completes from the assets that other devices hold.
-async fn full_hash(client: &Client, text: &str) -> Result<HashPrefix, Failure> {
+pub(crate) async fn full_hash(client: &Client, text: &str) -> Result<HashPrefix, Failure> {
     let prefix = HashPrefix::parse(text);
     if let Ok(prefix) = &prefix
         && prefix.whole().is_some()

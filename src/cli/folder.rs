@@ -1,4 +1,4 @@
-//! `folder`, `history`, `restore` of a path, `why`: shared folders and the directories bound to them.
+//! `folder`, `history`, `restore` and `why` of a path: shared folders and the directories bound to them.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use super::time::{Since, parse_since, utc};
 use crate::api::requests::NoArguments;
 use crate::clock::wall_ms;
 use crate::core::folder::path::FolderPath;
+use crate::core::ids::Hash;
 use crate::folders::status::{
     BindRequest, BindingState, Bound, ContentView, FolderStatus, FolderView, FoldersPage, Located,
     PathHistory, RestoreRequest, Restored, Skipped, UndoRequest, Undone, Why,
@@ -275,9 +276,13 @@ pub(crate) async fn restore(
     Ok(Exit::Ok)
 }
 
-/// `can-sync why`
-pub(crate) async fn why(client: &Client, args: PathArgs, output: Output) -> Result<Exit, Failure> {
-    let (folder, path) = located(client, &args.path).await?;
+/// Why a path of a folder is as it is on this device, with the hash of what the folder holds there.
+pub(crate) async fn why(
+    client: &Client,
+    path: &Path,
+    output: Output,
+) -> Result<Option<Hash>, Failure> {
+    let (folder, path) = located(client, path).await?;
     let route = ["v1", "folders", folder.as_str(), "why"];
     let why: Why = client.get(&route, &[("path", &path)]).await?;
     output.value(&why, |why| {
@@ -289,11 +294,27 @@ pub(crate) async fn why(client: &Client, args: PathArgs, output: Output) -> Resu
         lines.push(format!("directory    {}", shown(&why.directory)));
         lines.join("\n")
     })?;
-    Ok(Exit::Ok)
+    Ok(why.folder.and_then(|content| match content {
+        ContentView::File { hash, .. } => Some(hash),
+        _ => None,
+    }))
+}
+
+/// Whether `what`, an asset or a path, means a path of a folder. What may be the start of a hash means
+/// an asset, unless such a file is there.
+pub(crate) async fn means_path(client: &Client, what: &Path) -> Result<bool, Failure> {
+    Ok(hash_prefix(what).is_none() && is_path(client, what).await?)
+}
+
+/// The text of what may be the start of a hash; what is there as a file is none.
+fn hash_prefix(what: &Path) -> Option<&str> {
+    let text = what.to_str()?;
+    let is_hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (is_hex && what.symlink_metadata().is_err()).then_some(text)
 }
 
 /// Whether this is a path of a folder.
-pub(crate) async fn is_path(client: &Client, path: &Path) -> Result<bool, Failure> {
+async fn is_path(client: &Client, path: &Path) -> Result<bool, Failure> {
     match located(client, path).await {
         Ok(_) => Ok(true),
         Err(Failure::Report(Exit::Unknown | Exit::Usage, _)) => Ok(false),

@@ -1,5 +1,5 @@
-//! The command line: its commands and options. Every command but `up`, `store`, `completions` and
-//! `version` is a client of the running agent's API.
+//! The command line: its commands and options. Every command but `up`, `store`, `doctor`, `completions`
+//! and `version` is a client of the running agent's API.
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -16,8 +16,8 @@ mod client;
 mod complete;
 mod config;
 mod content;
-mod copies;
 mod devices;
+mod doctor;
 mod edit;
 mod exit;
 mod fetch;
@@ -42,6 +42,7 @@ mod tree;
 mod up;
 mod verify;
 mod walk;
+mod why;
 
 use client::Client;
 use exit::{Exit, Failure};
@@ -50,7 +51,6 @@ use output::Output;
 use text::{causes, parse_duration};
 use time::{Since, parse_since};
 
-use crate::api::copies::GoalRequest;
 use crate::net::LOG_DIRECTIVES;
 use crate::page::thumbnail;
 
@@ -90,18 +90,8 @@ enum Command {
     Store(options::StoreArgs),
     /// Open the page of the running agent in a browser, signed in
     Open(open::OpenArgs),
-    /// Make a one-time ticket that lets another device join
-    Ticket {
-        /// How long the ticket is good for
-        #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
-        expires: Duration,
-        /// Also show the ticket as a QR code
-        #[arg(long)]
-        qr: bool,
-        /// Share nothing before you have compared the digits on both devices; waits for the other one
-        #[arg(long)]
-        verify: bool,
-    },
+    /// Make a ticket that lets another device join, once unless said otherwise; list and revoke tickets
+    Ticket(pairing::TicketArgs),
     /// Join the group of the device that made a ticket
     Pair {
         /// The ticket; read from standard input when left out, which keeps it out of the process
@@ -158,25 +148,6 @@ enum Command {
         /// Its name or hash, or the unique start of either
         asset: String,
     },
-    /// Show or set which contents come to this device
-    Want(copies::WantArgs),
-    /// Show or set how many copies of each asset the group wants
-    Copies {
-        /// The number of devices
-        #[arg(value_parser = clap::value_parser!(u64).range(1..=64))]
-        count: Option<u64>,
-    },
-    /// Show or set on how many sites the group wants copies
-    Sites {
-        /// The number of sites
-        #[arg(value_parser = clap::value_parser!(u64).range(1..=64))]
-        count: Option<u64>,
-    },
-    /// Show or say where this device is: devices of one site may be lost together
-    Site {
-        /// Such as home, office or cloud; empty for a site of its own
-        label: Option<String>,
-    },
     /// Put tags on an asset and take tags off it
     Tag(edit::TagArgs),
     /// Describe an asset
@@ -210,8 +181,12 @@ enum Command {
     },
     /// Show the versions of a file of a folder
     History(folder::PathArgs),
-    /// Show why a file of a folder is as it is on this device
-    Why(folder::PathArgs),
+    /// Show why an asset is, or is not, on each device; or why a file of a folder is as it is here
+    Why {
+        /// An asset: its hash or name, or the unique start of either. Or a path: of a file in a bound
+        /// directory, or `FOLDER:PATH`
+        what: PathBuf,
+    },
     /// Show what happened, on which device
     Log(log::LogArgs),
     /// Show every device of the group as it told of itself, and how long ago
@@ -223,6 +198,8 @@ enum Command {
         #[command(subcommand)]
         command: journal::JournalCommand,
     },
+    /// Check this machine, its network, the home and the store; says what to do about what is wrong
+    Doctor(doctor::DoctorArgs),
     /// Show this device, its store, its peers and what is under way
     Status {
         /// Go on showing until stopped
@@ -321,8 +298,8 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Up(args) => up::up(home, args, output).await,
             Command::Store(args) => up::store(home, args, output).await,
             Command::Open(args) => open::open(&Client::connect(home).await?, args, output).await,
-            Command::Ticket { expires, qr, verify } => {
-                pairing::ticket(&Client::connect(home).await?, expires, qr, verify, output).await
+            Command::Ticket(args) => {
+                pairing::ticket(&Client::connect(home).await?, args, output).await
             }
             Command::Pair { ticket, verify } => {
                 pairing::pair(&Client::connect(home).await?, ticket, verify, output).await
@@ -351,18 +328,6 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Info { asset } => {
                 assets::info(&Client::connect(home).await?, &asset, output).await
             }
-            Command::Want(args) => copies::want(&Client::connect(home).await?, args, output).await,
-            Command::Copies { count: copies } => {
-                let request = GoalRequest { copies, sites: None };
-                copies::goal(&Client::connect(home).await?, request, output).await
-            }
-            Command::Sites { count: sites } => {
-                let request = GoalRequest { copies: None, sites };
-                copies::goal(&Client::connect(home).await?, request, output).await
-            }
-            Command::Site { label } => {
-                copies::site(&Client::connect(home).await?, label, output).await
-            }
             Command::Tag(args) => edit::tag(&Client::connect(home).await?, args, output).await,
             Command::Describe { asset, text } => {
                 edit::describe(&Client::connect(home).await?, &asset, &text, output).await
@@ -372,9 +337,8 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             }
             Command::Restore { what, version, at } => {
                 let client = Client::connect(home).await?;
-                let is_path = version.is_some()
-                    || at.is_some()
-                    || hash_prefix(&what).is_none() && folder::is_path(&client, &what).await?;
+                let is_path =
+                    version.is_some() || at.is_some() || folder::means_path(&client, &what).await?;
                 match what.to_str().filter(|_| !is_path) {
                     Some(asset) => edit::trash(&client, asset, false, output).await,
                     None => folder::restore(&client, &what, version, at, output).await,
@@ -386,7 +350,7 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::History(args) => {
                 folder::history(&Client::connect(home).await?, args, output).await
             }
-            Command::Why(args) => folder::why(&Client::connect(home).await?, args, output).await,
+            Command::Why { what } => why::why(&Client::connect(home).await?, &what, output).await,
             Command::Log(args) => log::log(&Client::connect(home).await?, args, output).await,
             Command::Devices => devices::devices(&Client::connect(home).await?, output).await,
             Command::Records(args) => {
@@ -395,6 +359,7 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Journal { command } => {
                 journal::journal(&Client::connect(home).await?, command, output).await
             }
+            Command::Doctor(args) => doctor::doctor(home, args, output).await,
             Command::Status { watch, check } => {
                 status::status(&Client::connect(home).await?, watch, check, output).await
             }
@@ -439,13 +404,6 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
     // A blocked read of a terminal cannot be cancelled, so it is not waited for.
     runtime.shutdown_background();
     ended
-}
-
-/// The argument as text if it may be the start of a hash. An existing file is not taken for a hash.
-fn hash_prefix(what: &std::path::Path) -> Option<&str> {
-    let text = what.to_str()?;
-    let is_hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    (is_hex && what.symlink_metadata().is_err()).then_some(text)
 }
 
 /// Starts the log on standard error. `CAN_SYNC_LOG` holds a filter of tracing-subscriber and

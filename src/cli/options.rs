@@ -21,6 +21,12 @@ pub(crate) struct UpArgs {
     /// The file that holds the store's key
     #[arg(long, value_name = "FILE", value_parser = |text: &str| check("store_key_file", text))]
     store_key_file: Option<Value>,
+    /// The algorithm of the store's hashes, `blake3` or `sha256`, if it does not say it itself
+    #[arg(long, value_name = "NAME", value_parser = |text: &str| check("store_hash", text))]
+    store_hash: Option<Value>,
+    /// The header in which the store takes its key [default: Authorization, as a bearer key]
+    #[arg(long, value_name = "NAME", value_parser = |text: &str| check("store_key_header", text))]
+    store_key_header: Option<Value>,
     /// Where to serve the API, a loopback address; port 0 for any [default: 127.0.0.1:5757, or the
     /// next free port]
     #[arg(long, value_name = "ADDR", value_parser = |text: &str| check("listen", text))]
@@ -86,6 +92,8 @@ impl UpArgs {
         let given = [
             ("store", self.store),
             ("store_key_file", self.store_key_file.map(below_this_folder)),
+            ("store_hash", self.store_hash),
+            ("store_key_header", self.store_key_header),
             ("listen", self.listen),
             ("offline", self.offline),
             ("relay", self.relay),
@@ -126,7 +134,8 @@ mod tests {
     fn every_option_of_up_is_a_key_of_the_configuration_and_every_key_an_option() {
         for key in KEYS {
             let option = format!("--{}", key.name.replace('_', "-"));
-            let texts = ["off", "true", "127.0.0.1:1"].map(|text| format!("{option}={text}"));
+            let texts =
+                ["off", "true", "127.0.0.1:1", "sha256"].map(|text| format!("{option}={text}"));
             let given = texts.iter().find_map(|text| Up::try_parse_from(["up", text]).ok());
             let layer = given.unwrap_or_else(|| panic!("{option} takes nothing")).args.layer();
             assert_eq!(layer.keys().collect::<Vec<_>>(), [&key.name]);

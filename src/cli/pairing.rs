@@ -2,57 +2,214 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::io::{self, IsTerminal as _, Read as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::{Args, Subcommand};
 use tokio::time::sleep;
 
 use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
-use super::text::{duration, shown};
-use crate::agent::handle::{LeaveReply, PairReply, RemoveReply, RenameReply, TicketReply};
+use super::text::{duration, parse_duration, shown};
+use crate::agent::handle::{
+    LeaveReply, PairReply, RemoveReply, RenameReply, RevokeReply, TicketReply,
+};
+use crate::api::answers::{TicketView, TicketsPage};
 use crate::api::requests::{
     ConfirmRequest, NoArguments, RedeemRequest, RenameRequest, TicketRequest,
 };
 use crate::clock::wall_ms;
+use crate::core::pairing::TICKET_USES_MAX;
 use crate::net::pairing::COMPARE_DEADLINE;
 use crate::net::ticket::Ticket;
-use crate::replica::status::{PairingState, PairingStatus, PeerState, PeerStatus};
+use crate::replica::status::{PairingState, PairingStatus, PeerState, PeerStatus, Status};
 
 /// How often a command looks whether there are digits to compare.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 
-/// Many times the length of a ticket with all its addresses.
+/// How long a pairing may take from the use of its ticket to its end: a few round trips.
+const SETTLED_MS: u64 = 10_000;
+
+/// Many times a ticket with all its addresses.
 const TICKET_BYTES_MAX: u64 = 16 * 1024;
+
+/// What `can-sync ticket` takes.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct TicketArgs {
+    #[command(subcommand)]
+    command: Option<TicketCommand>,
+    /// How long the ticket is good for, at most 7d
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
+    expires: Duration,
+    /// How many devices it lets in
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(TICKET_USES_MAX)))]
+    uses: u16,
+    /// Also show the ticket as a QR code
+    #[arg(long)]
+    qr: bool,
+    /// Print the ticket as a link, can-sync://pair/...
+    #[arg(long)]
+    link: bool,
+    /// Share nothing before you have compared the digits on both devices; waits for the other one
+    #[arg(long)]
+    verify: bool,
+    /// Wait, and say who joined and the digits, also where the output is no terminal
+    #[arg(long)]
+    wait: bool,
+    /// Do not wait for the other device
+    #[arg(long, conflicts_with_all = ["wait", "verify"])]
+    no_wait: bool,
+}
+
+/// What can be done with the tickets of this device.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TicketCommand {
+    /// List the tickets that still let somebody in
+    Ls,
+    /// End a ticket before its time
+    Revoke {
+        /// Its name, as `ticket ls` shows it
+        #[arg(required_unless_present = "all")]
+        id: Option<String>,
+        /// End all of them
+        #[arg(long, conflicts_with = "id")]
+        all: bool,
+    },
+}
 
 /// `can-sync ticket`
 pub(crate) async fn ticket(
     client: &Client,
-    expires: Duration,
-    qr: bool,
-    verify: bool,
+    args: TicketArgs,
     output: Output,
 ) -> Result<Exit, Failure> {
+    match args.command {
+        None => make_ticket(client, args, output).await,
+        Some(TicketCommand::Ls) => {
+            let page: TicketsPage = client.get(&["v1", "tickets"], &[]).await?;
+            if page.tickets.is_empty() {
+                output.note("No ticket lets anybody in.");
+            }
+            output.values(&page.tickets, ticket_line)?;
+            Ok(Exit::Ok)
+        }
+        Some(TicketCommand::Revoke { id, all }) => {
+            // The agent takes `all` for all, and no ticket is called so: names are hex.
+            let id = id.filter(|_| !all).unwrap_or_else(|| "all".into());
+            let reply: RevokeReply = client.delete(&["v1", "tickets", &id]).await?;
+            output.value(&reply, |reply| match reply.revoked[..] {
+                [] => "no ticket was good any more".to_owned(),
+                _ => format!("revoked {}", reply.revoked.join(", ")),
+            })?;
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+fn ticket_line(ticket: &TicketView) -> String {
+    let TicketView { id, expires_ms, uses, left, verify, .. } = ticket;
+    let time_left = Duration::from_millis(expires_ms.saturating_sub(wall_ms()));
+    let verify = if *verify { "  digits are compared" } else { "" };
+    format!("{id}  lets in {left} of {uses}  for {}{verify}", duration(time_left))
+}
+
+async fn make_ticket(client: &Client, args: TicketArgs, output: Output) -> Result<Exit, Failure> {
+    let TicketArgs { expires, uses, qr, link, verify, wait, no_wait, .. } = args;
+    let before = paired(&client.status().await?);
     let ttl_ms = u64::try_from(expires.as_millis()).unwrap_or(u64::MAX);
-    let request = TicketRequest { ttl_ms: Some(ttl_ms), verify };
+    let request = TicketRequest { ttl_ms: Some(ttl_ms), verify, uses: Some(uses) };
     let reply: TicketReply = client.post(&["v1", "ticket"], &request).await?;
     if qr {
         let code = parse_ticket(&reply.ticket)?.qr();
         output.note(code.unwrap_or_else(|| "The ticket is too long for a QR code.".into()));
     }
-    output.value(&reply, |reply| reply.ticket.clone())?;
+    let text = match link {
+        true => parse_ticket(&reply.ticket)?.link(),
+        false => reply.ticket.clone(),
+    };
+    output.value(&reply, |_| text)?;
     let left =
         Duration::from_millis(reply.expires_ms).saturating_sub(Duration::from_millis(wall_ms()));
+    let good = if uses == 1 { "once".to_owned() } else { format!("for {uses} devices") };
     output.note(format_args!(
-        "Good once, for {}. Whoever has it can join: run `can-sync pair` on the other device and \
-         give it this ticket.",
-        duration(left + Duration::from_millis(500))
+        "Good {good}, for {}. Whoever has it can join: run `can-sync pair` on the other device and \
+         give it this ticket. `can-sync ticket revoke {}` ends it.",
+        duration(left + Duration::from_millis(500)),
+        reply.id
     ));
-    if !verify {
-        return Ok(Exit::Ok);
+    // Somebody who looks is told; a script that only wants the ticket is not held up.
+    let waits = verify || wait || (!no_wait && io::stdout().is_terminal() && !output.json);
+    match (waits, verify && uses == 1) {
+        (false, _) => Ok(Exit::Ok),
+        (true, true) => wait_and_compare(client, &reply, output).await,
+        (true, false) => wait_for_joiners(client, &reply, before, output).await,
     }
+}
+
+/// The digits of the devices that were paired lately.
+fn paired(status: &Status) -> BTreeSet<String> {
+    let paired = status.pairings.iter().filter(|pairing| pairing.state == PairingState::Paired);
+    paired.map(|pairing| pairing.short_code.clone()).collect()
+}
+
+/// Says who joins until the ticket lets nobody in any more.
+async fn wait_for_joiners(
+    client: &Client,
+    reply: &TicketReply,
+    mut told: BTreeSet<String>,
+    output: Output,
+) -> Result<Exit, Failure> {
+    output.note("Waiting for the other device; Ctrl-C leaves the ticket as it is…");
+    let mut compared = Compared::default();
+    let mut joined = 0;
+    loop {
+        // Looked at first: who joined by the last use is in the status then.
+        let page: TicketsPage = client.get(&["v1", "tickets"], &[]).await?;
+        let is_over = page.tickets.iter().all(|ticket| ticket.id != reply.id);
+        compared.look(client, output).await?;
+        let status = client.status().await?;
+        let is_pairing =
+            status.pairings.iter().any(|pairing| pairing.state != PairingState::Paired);
+        for pairing in status.pairings {
+            if pairing.state == PairingState::Paired && told.insert(pairing.short_code.clone()) {
+                joined += 1;
+                output.note(format_args!(
+                    "paired with {} ({})",
+                    shown(&pairing.name),
+                    shown(&pairing.short_code)
+                ));
+            }
+        }
+        let until_ms = reply.expires_ms + SETTLED_MS;
+        match (is_over && !is_pairing, joined >= u32::from(reply.uses)) {
+            (_, true) => return Ok(Exit::Ok),
+            (true, false) if joined > 0 && wall_ms() > until_ms => return Ok(Exit::Ok),
+            (true, false) if wall_ms() > until_ms => {
+                let message = "the ticket has expired, and nobody was let in";
+                return Err(Failure::new(Exit::Timeout, message));
+            }
+            // Revoked, or its last user has not finished joining.
+            (true, false) if !compared.is_settling(wall_ms()) => {
+                let message = "the ticket lets nobody in any more: it was revoked, or a pairing by it \
+                               broke off";
+                return Err(Failure::new(Exit::Refused, message));
+            }
+            _ => {}
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Waits for the one joiner of a ticket whose digits have to be compared.
+async fn wait_and_compare(
+    client: &Client,
+    reply: &TicketReply,
+    output: Output,
+) -> Result<Exit, Failure> {
     output.note("Waiting for the other device, to compare the digits…");
     // A device that joined in the last second may still be comparing.
     let until_ms = reply.expires_ms + u64::try_from(COMPARE_DEADLINE.as_millis()).unwrap_or(0);
@@ -155,9 +312,16 @@ async fn compare(client: &Client, output: Output) -> Result<Infallible, Failure>
 #[derive(Default)]
 struct Compared {
     asked: BTreeSet<String>,
+    /// When the ticket was first seen to let nobody in any more.
+    over_ms: Option<u64>,
 }
 
 impl Compared {
+    /// Whether a pairing that used the ticket up may still end well. The first call begins the time.
+    fn is_settling(&mut self, now_ms: u64) -> bool {
+        now_ms <= *self.over_ms.get_or_insert(now_ms) + SETTLED_MS
+    }
+
     fn is_under_way(&self) -> bool {
         !self.asked.is_empty()
     }
@@ -214,8 +378,12 @@ fn read_ticket(output: Output) -> Result<String, Failure> {
         output.note("Paste the ticket:");
         stdin.read_line(&mut text).context("reading the ticket")?;
     } else {
+        // To the end of the ticket, not of the input: `ticket | pair` would wait for each other.
         let mut start = stdin.lock().take(TICKET_BYTES_MAX);
-        start.read_to_string(&mut text).context("reading the ticket from standard input")?;
+        while parse_ticket(&text).is_err()
+            && start.read_line(&mut text).context("reading the ticket from standard input")? > 0
+        {
+        }
     }
     Ok(text)
 }
@@ -235,13 +403,7 @@ pub(crate) async fn peers(client: &Client, output: Output) -> Result<Exit, Failu
 }
 
 fn peer_line(peer: &PeerStatus) -> String {
-    let mut line = format!("{}  {}  {}", peer.node_id, state_name(peer.state), shown(&peer.name));
-    for (label, told) in [("site", &peer.site), ("wants", &peer.wants)] {
-        if !told.is_empty() {
-            line.push_str(&format!("  {label} {}", shown(told)));
-        }
-    }
-    line
+    format!("{}  {}  {}", peer.node_id, state_name(peer.state), shown(&peer.name))
 }
 
 /// The state of a connection in one word.

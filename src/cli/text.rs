@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serializer;
 
 use crate::core::foreign_text::is_unshowable;
+pub(crate) use crate::core::units::{bytes, duration};
 
 /// The most characters of a name or description on a terminal; combining marks count.
 const SHOWN_CHARS_MAX: usize = 500;
@@ -73,35 +74,6 @@ pub(crate) fn lossy_path<S: Serializer>(path: &Path, serializer: S) -> Result<S:
     serializer.serialize_str(&path.to_string_lossy())
 }
 
-/// `1.5 MiB`.
-pub(crate) fn bytes(count: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let mut value = count as f64 / 1024.0;
-    let mut unit = UNITS[0];
-    for larger in &UNITS[1..] {
-        if value < 1023.95 {
-            break;
-        }
-        value /= 1024.0;
-        unit = larger;
-    }
-    format!("{value:.1} {unit}")
-}
-
-/// `2m 05s`: two units, the larger ones first.
-pub(crate) fn duration(time: Duration) -> String {
-    let seconds = time.as_secs();
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3_600 => format!("{}m {:02}s", seconds / 60, seconds % 60),
-        3_600..86_400 => format!("{}h {:02}m", seconds / 3_600, seconds / 60 % 60),
-        _ => format!("{}d {:02}h", seconds / 86_400, seconds / 3_600 % 24),
-    }
-}
-
 /// Longer than anyone waits, short enough to be added to any clock.
 const DURATION_MAX: Duration = Duration::from_secs(3_650 * 86_400);
 
@@ -156,15 +128,6 @@ mod tests {
         assert_eq!(causes(&error), "adding: cannot read x: the disk failed");
         let error = anyhow::Error::new(cause()).context("reading y");
         assert_eq!(causes(&error), "reading y: the disk failed");
-    }
-
-    #[test]
-    fn sizes_and_times_are_short() {
-        let sizes = [0, 1023, 1024, 1536, 1024 * 1024 - 1, 5 << 30, u64::MAX];
-        let expected = ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "5.0 GiB", "16.0 EiB"];
-        assert_eq!(sizes.map(bytes), expected);
-        let times = [0, 59, 60, 3_599, 3_600, 90_000].map(|s| duration(Duration::from_secs(s)));
-        assert_eq!(times, ["0s", "59s", "1m 00s", "59m 59s", "1h 00m", "1d 01h"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::text::parse_duration;
+pub(crate) use crate::core::units::utc;
 
 /// From when on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,12 +35,6 @@ pub(crate) fn parse_since(text: &str) -> Result<Since, String> {
     }
     let expected = || format!("expected 2h, 7d or 2026-01-31T15:04:05Z, got {text:?}");
     parse_time(text).map(Since::At).ok_or_else(expected)
-}
-
-/// A time in RFC 3339, to the second.
-pub(crate) fn utc(ms: u64) -> String {
-    let time = i64::try_from(ms).ok().and_then(DateTime::from_timestamp_millis);
-    time.unwrap_or(DateTime::<Utc>::MAX_UTC).format("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// A time in RFC 3339, to the second, before 1970 too.

@@ -34,6 +34,7 @@ use crate::net::outlive_panics;
 use crate::page::{self, Page};
 use crate::state::home::{ApiAddress, Home};
 use crate::store::embedded::{EmbeddedStore, Options};
+use crate::store::http::Stated;
 use crate::store::key::StoreKey;
 
 const PORT_DEFAULT: u16 = 5757;
@@ -60,7 +61,11 @@ pub(crate) async fn up(
     let listener = bind(settings.listen).await?;
     let address = listener.local_addr().context("looking up the API's address")?;
     let store = match (settings.store, settings.store_key_file) {
-        (Some(url), Some(key_file)) => StoreChoice::Foreign { url, key_file },
+        (Some(url), Some(key_file)) => {
+            let (hash_algorithm, key_header) = (settings.store_hash, settings.store_key_header);
+            let stated = Stated { hash_algorithm, key_header };
+            StoreChoice::Foreign { url, key_file, stated }
+        }
         _ => StoreChoice::Embedded,
     };
     let config = agent::Config {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::core::forgetting::ForgottenRule;
+use crate::core::ids::HashAlgorithm;
 use crate::core::rate::{RateLimits, Timetable};
 use crate::core::scrub::ScrubRate;
 use crate::net::{NamedAddress, Relay};
@@ -16,6 +17,9 @@ use crate::net::{NamedAddress, Relay};
 /// The most addresses in `peer`. They are dialled in turn, so with more each would be dialled
 /// rarely.
 const PEERS_MAX: usize = 32;
+
+/// Longer than any name of a header in use.
+const HEADER_BYTES_MAX: usize = 64;
 
 /// A key of the configuration. `a_b` is `--a-b` on the command line and `CAN_SYNC_A_B` in the
 /// environment.
@@ -72,6 +76,8 @@ const fn key(name: &'static str, kind: Kind, is_live: bool, default: &'static st
 pub const KEYS: &[Key] = &[
     key("store", Kind::Text, false, "the embedded store"),
     key("store_key_file", Kind::Text, false, "none"),
+    key("store_hash", Kind::Text, false, "what the store says, or its first asset shows"),
+    key("store_key_header", Kind::Text, false, "Authorization, as a bearer key"),
     key("listen", Kind::Text, false, "127.0.0.1:5757, or the next free port"),
     key("offline", Kind::Switch, false, "false"),
     key("relay", Kind::Text, false, "the public relays"),
@@ -90,6 +96,10 @@ pub struct Settings {
     pub store: Option<String>,
     /// The file that holds that store's key.
     pub store_key_file: Option<PathBuf>,
+    /// The algorithm of that store's hashes, where it does not say it.
+    pub store_hash: Option<HashAlgorithm>,
+    /// The header in which that store takes its key.
+    pub store_key_header: Option<String>,
     /// Where to serve the API.
     pub listen: Option<SocketAddr>,
     /// Use the local network alone.
@@ -125,6 +135,14 @@ impl Settings {
         match (key, value) {
             ("store", Value::Text(text)) => self.store = Some(text.clone()),
             ("store_key_file", Value::Text(text)) => self.store_key_file = Some(folder.join(text)),
+            ("store_hash", Value::Text(text)) => {
+                let found = HashAlgorithm::from_name(text);
+                let expected = || format!("expected blake3 or sha256, got {text:?}");
+                self.store_hash = Some(found.ok_or_else(expected)?);
+            }
+            ("store_key_header", Value::Text(text)) => {
+                self.store_key_header = Some(parse_header(text)?);
+            }
             ("listen", Value::Text(text)) => self.listen = Some(parse_listen(text)?),
             ("offline", Value::Switch(is_on)) => self.offline = *is_on,
             ("relay", Value::Text(text)) => self.relay = parse_relay(text)?,
@@ -154,6 +172,14 @@ impl Settings {
                 None => ("store_key_file", "store"),
             };
             return Err(format!("{one} needs {other}, too"));
+        }
+        for (key, is_set) in [
+            ("store_hash", self.store_hash.is_some()),
+            ("store_key_header", self.store_key_header.is_some()),
+        ] {
+            if is_set && self.store.is_none() {
+                return Err(format!("{key} tells of another program's store: give store, too"));
+            }
         }
         if self.bwlimit_lan_exempt && self.rate_limits().is_empty() {
             return Err("bwlimit_lan_exempt (--bwlimit-lan-exempt) exempts from a limit: give \
@@ -244,6 +270,15 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     let expected = || format!("expected a loopback address, such as 127.0.0.1:5757, got {text:?}");
     let address: SocketAddr = text.parse().map_err(|_| expected())?;
     address.ip().is_loopback().then_some(address).ok_or_else(expected)
+}
+
+/// The name of a header that may carry a key.
+fn parse_header(text: &str) -> Result<String, String> {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    match !text.is_empty() && text.len() <= HEADER_BYTES_MAX && text.bytes().all(is_name) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("expected the name of a header, such as X-Api-Key, got {text:?}")),
+    }
 }
 
 fn parse_relay(text: &str) -> Result<Relay, String> {

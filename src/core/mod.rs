@@ -3,7 +3,7 @@
 
 pub mod attributes;
 pub mod close;
-pub mod copies;
+pub mod doctor;
 pub mod engine;
 pub mod export_name;
 pub mod expression;
@@ -28,7 +28,10 @@ pub mod rate;
 pub mod reconcile;
 pub mod scrub;
 pub mod session;
+pub mod silence;
 pub mod sketch;
 pub mod spans;
+pub mod units;
 pub mod want;
 pub mod wants;
+pub mod why;

@@ -31,6 +31,15 @@ pub struct Members {
     pub removed: Vec<NodeId>,
 }
 
+/// The most devices that one ticket lets in; a group has room for twice as many.
+pub const TICKET_USES_MAX: u16 = 64;
+
+/// The public name of a ticket, from its key. It tells nothing of the key, which lets a device in.
+pub fn ticket_id(key: &[u8; 32]) -> String {
+    let id = blake3::derive_key("can-sync 2026 public name of a ticket", key);
+    id[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Derives a ticket's key: the inviter keeps it to check proofs, instead of the secret itself.
 pub fn ticket_key(secret: &TicketSecret) -> [u8; 32] {
     blake3::derive_key("can-sync pair v1", secret)

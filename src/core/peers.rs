@@ -5,6 +5,8 @@
 //!     only the device that dialled the other one closes it.
 //! I3  A retry is never further away than [`RETRY_MS_MAX`].
 //! I4  A connection carries one session in its life: the peer treats a second Hello as a violation.
+//! I5  A connection that is doubted stays current; another one is dialled beside it until one is up or
+//!     the doubt is over.
 
 /// The pause before the first retry; it doubles with each failure.
 pub const RETRY_MS_MIN: u64 = 1_000;
@@ -114,6 +116,8 @@ pub struct Link {
     current: Option<Conn>,
     standby: Option<Standby>,
     dialing: bool,
+    /// Whether the current connection has been silent for too long.
+    doubted: bool,
     retry_at_ms: u64,
     backoff: Backoff,
     /// Until then announcements are ignored.
@@ -129,6 +133,7 @@ impl Link {
             current: None,
             standby: None,
             dialing: false,
+            doubted: false,
             retry_at_ms: u64::MAX,
             backoff: Backoff::default(),
             deaf_until_ms: 0,
@@ -148,6 +153,24 @@ impl Link {
         (self.current.is_none() && !self.dialing).then_some(self.retry_at_ms)
     }
 
+    /// When [`Self::take_dial`] has something to do, monotonic ms.
+    pub fn dial_at_ms(&self) -> Option<u64> {
+        ((self.current.is_none() || self.doubted) && !self.dialing).then_some(self.retry_at_ms)
+    }
+
+    /// The current connection `id` has been silent for too long: dials beside it.
+    pub fn doubt(&mut self, now_ms: u64, id: ConnId) {
+        if self.current.is_some_and(|conn| conn.id == id) && !self.doubted {
+            self.doubted = true;
+            self.retry_at_ms = now_ms;
+        }
+    }
+
+    /// The connection `id` is heard again.
+    pub fn trust(&mut self, id: ConnId) {
+        self.doubted &= self.current.is_none_or(|conn| conn.id != id);
+    }
+
     /// Whether a dial is under way.
     pub fn is_dialing(&self) -> bool {
         self.dialing
@@ -155,7 +178,7 @@ impl Link {
 
     /// Returns true once when it is time to dial; the caller dials.
     pub fn take_dial(&mut self, now_ms: u64) -> bool {
-        let due = self.retry_at_ms().is_some_and(|at| at <= now_ms);
+        let due = self.dial_at_ms().is_some_and(|at| at <= now_ms);
         self.dialing |= due;
         due
     }
@@ -181,7 +204,11 @@ impl Link {
     /// A dial failed: schedules the next one.
     pub fn dial_failed(&mut self, now_ms: u64, random: u64) {
         self.dialing = false;
-        self.retry_at_ms = now_ms + self.backoff.next_ms(random);
+        let pause_ms = match self.doubted {
+            true => RETRY_MS_MIN,
+            false => self.backoff.next_ms(random),
+        };
+        self.retry_at_ms = now_ms + pause_ms;
     }
 
     /// A connection came up: decides which one stays.
@@ -193,10 +220,12 @@ impl Link {
             self.current = Some(new);
             return Placed::Current { close: None };
         };
-        let crossed =
-            old.dialed != new.dialed && new.since_ms.saturating_sub(old.since_ms) < CROSSING_MS;
+        // A connection that is doubted did not cross: it is as good as lost.
+        let crossed = !self.doubted
+            && old.dialed != new.dialed
+            && new.since_ms.saturating_sub(old.since_ms) < CROSSING_MS;
         if !crossed {
-            self.current = Some(new);
+            (self.current, self.doubted) = (Some(new), false);
             return Placed::Current { close: Some(old.id) };
         }
         if new.dialed == self.we_are_lower {
@@ -240,6 +269,7 @@ impl Link {
         if was_current {
             return Change { run: None, close: Some(conn.id) };
         }
+        self.doubted = false;
         let old = self.current.replace(conn).map(|conn| conn.id);
         Change { run: Some(conn), close: old }
     }
@@ -250,6 +280,7 @@ impl Link {
         let Some(lost) = self.current.take_if(|conn| conn.id == id) else {
             return Change::default();
         };
+        self.doubted = false;
         let standby = self.standby.take();
         if let Some(Standby { conn: next, was_current: false, .. }) = standby {
             self.current = Some(next);
@@ -274,6 +305,35 @@ mod tests {
 
     fn conn(id: u64, dialed: bool, since_ms: u64) -> Conn {
         Conn { id: ConnId(id), dialed, plain: false, since_ms }
+    }
+
+    #[test]
+    fn a_doubted_connection_stays_until_another_one_is_up() {
+        let mut link = Link::new(0, true);
+        assert!(link.take_dial(0));
+        assert_eq!(link.connected(conn(1, true, 0)), Placed::Current { close: None });
+        assert!(!link.take_dial(20_000), "it is connected");
+        link.doubt(20_000, ConnId(7));
+        assert!(!link.take_dial(20_000), "another connection is silent");
+        link.doubt(20_000, ConnId(1));
+        assert_eq!((link.current().map(|c| c.id), link.retry_at_ms()), (Some(ConnId(1)), None));
+        assert!(link.take_dial(20_000) && !link.take_dial(20_000));
+        link.dial_failed(25_000, 0);
+        assert!(!link.take_dial(25_500) && link.take_dial(26_000), "it is tried again soon");
+        assert_eq!(
+            link.connected(conn(2, true, 26_100)),
+            Placed::Current { close: Some(ConnId(1)) }
+        );
+        assert!(!link.take_dial(99_000), "the new one is trusted");
+        let mut fresh = Link::new(0, false);
+        fresh.connected(conn(3, false, 0));
+        fresh.doubt(5_000, ConnId(3));
+        assert!(fresh.take_dial(5_000));
+        let replaced = Placed::Current { close: Some(ConnId(3)) };
+        assert_eq!(fresh.connected(conn(4, true, 5_100)), replaced, "also soon after it came up");
+        link.doubt(99_000, ConnId(2));
+        link.trust(ConnId(2));
+        assert!(!link.take_dial(99_000), "it was heard again");
     }
 
     #[test]

@@ -27,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::ids::{Digest, Hash, NodeId};
 use crate::core::limits::{SOLICIT_WINDOW, WANTS_PER_PEER_MAX};
+use crate::core::why::{self, Wanted};
 
 use self::feed::Feed;
 use self::queue::Queue;
@@ -363,12 +364,6 @@ impl Wants {
         self.feed.was_read();
     }
 
-    /// `hash`, which `peer` offered, is not wanted.
-    pub fn discard(&mut self, peer: NodeId, hash: &Hash) {
-        self.release(peer, hash);
-        self.take(hash);
-    }
-
     /// The number of assets that `peer` owes or is sending.
     pub fn owed(&self, peer: NodeId) -> usize {
         self.sources.get(&peer).map_or(0, |source| source.owed.len())
@@ -409,6 +404,37 @@ impl Wants {
             None if self.rests.last_for_any(now_ms, hash) => Standing::Resting,
             None => Standing::Unknown,
         }
+    }
+
+    /// How it stands with the request for `hash`, and the rests that keep it from being requested.
+    pub fn explain(&self, now_ms: u64, hash: &Hash) -> (Wanted, Vec<why::Rest>) {
+        let owed = |peer| self.owed(peer) as u64;
+        let wanted = match self.state(hash) {
+            _ if self.feed.is_here(hash) => Wanted::Stored,
+            None => Wanted::Not,
+            Some(State::Arriving(sources)) => {
+                Wanted::Arriving(sources.batches.keys().copied().collect())
+            }
+            Some(State::Asked(from, at_ms)) => {
+                let others = owed(*from).saturating_sub(1);
+                Wanted::Requested { from: *from, at_ms: *at_ms, others }
+            }
+            Some(State::Queued) => {
+                let holders = self.holders(hash).to_vec();
+                let ahead = holders.first().map_or(0, |first| {
+                    let queue = self.sources.get(first).map(|source| &source.queue);
+                    let ahead = queue.and_then(|queue| queue.ahead(hash)).unwrap_or_default();
+                    owed(*first) + ahead as u64
+                });
+                Wanted::Queued { holders, ahead }
+            }
+        };
+        (wanted, self.rests.lasting(now_ms, hash))
+    }
+
+    /// The peers that said that they hold `hash`, which is wanted.
+    pub fn holders(&self, hash: &Hash) -> &[NodeId] {
+        self.wants.get(hash).map_or(&[], |want| &want.holders)
     }
 
     /// The first two wanted assets whose hashes, in hex, start with `prefix`.

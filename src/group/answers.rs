@@ -1,17 +1,41 @@
 //! What requests about the group ask and answer.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::core::ids::NodeId;
 
+/// What an invitation is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TicketTerms {
+    /// How long it is valid.
+    pub ttl: Duration,
+    /// Whether people must compare the digits.
+    pub verify: bool,
+    /// How many devices it lets in.
+    pub uses: u16,
+}
+
+/// The invitations that were ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RevokeReply {
+    /// Their names.
+    pub revoked: Vec<String>,
+}
+
 /// A fresh invitation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TicketReply {
-    /// The ticket. A secret until it is used.
+    /// Its name, by which it is listed and revoked. No secret.
+    pub id: String,
+    /// The ticket. A secret until it is used up.
     pub ticket: String,
     /// When it ends, milliseconds since the Unix epoch.
     pub expires_ms: u64,
+    /// How many devices it lets in.
+    pub uses: u16,
 }
 
 /// The device that let this one in.

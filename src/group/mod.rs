@@ -15,7 +15,8 @@ pub(crate) mod knocks;
 pub(crate) mod pairing;
 
 pub use answers::{
-    LeaveReply, PairReply, RemoveReply, RemoveRequest, RemovedToo, RenameReply, TicketReply,
+    LeaveReply, PairReply, RemoveReply, RemoveRequest, RemovedToo, RenameReply, RevokeReply,
+    TicketReply, TicketTerms,
 };
 pub use error::RequestError;
 pub(crate) use error::{internal, journal_error};

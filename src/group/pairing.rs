@@ -18,7 +18,7 @@ use crate::core::ids::{HashAlgorithm, NodeId};
 use crate::core::joining::{PairAccept, PairOffer, PairRequest};
 use crate::core::journal::device_events::LogEvent;
 use crate::core::journal::session::Standing;
-use crate::core::pairing::{shown_name, ticket_key};
+use crate::core::pairing::{TICKET_USES_MAX, shown_name, ticket_id, ticket_key};
 use crate::net::pairing::{self, HostError, Hosting, JoinError, Joiner, Joining};
 use crate::net::ticket::Ticket;
 use crate::net::{Connection, Net};
@@ -28,24 +28,27 @@ use super::comparing::{Comparing, PairingEvent};
 use super::follow::{group_state, note_addresses};
 use super::introductions::verified;
 use super::knocks::Knocks;
-use super::{PairReply, RequestError, TicketReply, journal_error};
+use super::{PairReply, RequestError, RevokeReply, TicketReply, TicketTerms, journal_error};
 use crate::replica::events::EventLog;
 use crate::replica::journal::{AskError, JournalHandle};
 use crate::replica::status::{PairingState, PairingStatus};
 
-/// The longest validity of a ticket.
-const TICKET_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// The longest validity of a ticket: as long as devices are set up one after the other.
+const TICKET_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Makes a ticket that is valid for `ttl`.
+/// Makes a ticket on these terms.
 pub(crate) async fn make_ticket(
     journal: &JournalHandle,
     net: &Net,
-    ttl: Duration,
-    verify: bool,
+    TicketTerms { ttl, verify, uses }: TicketTerms,
 ) -> Result<TicketReply, RequestError> {
     if ttl.is_zero() || ttl > TICKET_TTL_MAX {
-        let hours = TICKET_TTL_MAX.as_secs() / 3600;
-        let text = format!("a ticket is good for more than nothing and at most {hours} hours");
+        let days = TICKET_TTL_MAX.as_secs() / (24 * 3600);
+        let text = format!("a ticket is good for more than nothing and at most {days} days");
+        return Err(RequestError::Invalid(text));
+    }
+    if !(1..=TICKET_USES_MAX).contains(&uses) {
+        let text = format!("a ticket lets in 1 to {TICKET_USES_MAX} devices, got {uses}");
         return Err(RequestError::Invalid(text));
     }
     let secret = rand::random();
@@ -53,13 +56,30 @@ pub(crate) async fn make_ticket(
     let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
     let made = journal.run(move |journal, now_ms| {
         let expires_ms = now_ms.saturating_add(ttl_ms);
-        journal.create_token(&key, verify, now_ms, expires_ms)?;
+        journal.create_token_for(&key, verify, uses, now_ms, expires_ms)?;
         Ok(expires_ms)
     });
     let expires_ms = made.await.map_err(|error| journal_error("making the ticket", &error))?;
     let (inviter, addresses) = (net.node_id(), net.addresses());
     let ticket = Ticket { inviter, addresses, secret, expires_ms };
-    Ok(TicketReply { ticket: ticket.to_string(), expires_ms })
+    Ok(TicketReply { id: ticket_id(&key), ticket: ticket.to_string(), expires_ms, uses })
+}
+
+/// Ends the ticket of this name before its time, or all tickets.
+pub(crate) async fn revoke_tickets(
+    journal: &JournalHandle,
+    id: Option<String>,
+) -> Result<RevokeReply, RequestError> {
+    let named = id.clone();
+    let revoked =
+        journal.run(move |journal, now_ms| journal.revoke_tokens(named.as_deref(), now_ms));
+    let revoked = revoked.await.map_err(|error| journal_error("revoking a ticket", &error))?;
+    match id {
+        Some(id) if revoked.is_empty() => Err(RequestError::Unknown(format!(
+            "no ticket is called {id:?}: it was used up, has expired, or was made on another device"
+        ))),
+        _ => Ok(RevokeReply { revoked }),
+    }
 }
 
 /// Sent to the other device when the user here did not confirm the digits.

@@ -4,10 +4,12 @@
 //! Reading order: `endpoint` (bind, limits), `dial`, `accept` (which connections are admitted),
 //! `connection` (streams and closes), `contain` (what a panic of the QUIC library costs), `frame`,
 //! then `ticket`, `pairing` and `introduction`; `discovery`, `announced` and `address` serve them.
+//! `checkup` measures the network for `doctor`.
 
 mod accept;
 mod address;
 mod announced;
+mod checkup;
 mod connection;
 mod contain;
 mod dial;
@@ -17,6 +19,7 @@ pub mod frame;
 #[cfg(test)]
 pub(crate) mod inject;
 pub mod introduction;
+mod link_local;
 pub mod pairing;
 pub mod ticket;
 

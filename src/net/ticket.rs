@@ -23,6 +23,9 @@ use crate::core::limits::ADDRESSES_MAX;
 use crate::core::pairing::TicketSecret;
 
 const PREFIX: &str = "cansync";
+
+/// What a link to a ticket begins with, in lower case.
+const LINK: &str = "can-sync://pair/";
 const VERSION: u8 = 1;
 const CHECKSUM_BYTES: usize = 4;
 
@@ -91,6 +94,11 @@ pub enum TicketError {
 }
 
 impl Ticket {
+    /// The ticket as a link, which a system may hand to this program.
+    pub fn link(&self) -> String {
+        format!("{LINK}{self}")
+    }
+
     /// The ticket as a QR code for a dark terminal, in half blocks. `None` when it is too long,
     /// which takes more relay URLs than a device has.
     pub fn qr(&self) -> Option<String> {
@@ -159,12 +167,13 @@ impl fmt::Display for Ticket {
 impl FromStr for Ticket {
     type Err = TicketError;
 
-    /// Parses a ticket in either case; skips white space, which mail programs insert.
+    /// Parses a ticket or a link to one, in either case; skips white space, which mail programs insert.
     fn from_str(text: &str) -> Result<Self, TicketError> {
         if text.len() > TEXT_BYTES_MAX {
             return Err(TicketError::TooLong { bytes: text.len() });
         }
         let text: String = text.split_whitespace().collect::<String>().to_ascii_uppercase();
+        let text = text.strip_prefix(&LINK.to_uppercase()).unwrap_or(&text);
         let base32 = text.strip_prefix(&PREFIX.to_uppercase()).ok_or(TicketError::NotATicket)?;
         if let Some((at, character)) =
             base32.chars().enumerate().find(|(_, c)| !matches!(c, 'A'..='Z' | '2'..='7'))
@@ -341,6 +350,17 @@ mod tests {
         newer.pop();
         newer.extend([TAG_IPV4, 1, 2, 3, 4, 0, 1].repeat(ADDRESSES_MAX));
         assert!(matches!(sealed(newer), TicketError::Malformed(_)));
+    }
+
+    #[test]
+    fn a_link_is_a_ticket_in_either_case() {
+        let link = ticket().link();
+        assert!(link.starts_with("can-sync://pair/cansync"), "{link}");
+        for text in [link.clone(), link.to_uppercase(), format!(" {link}\n")] {
+            assert_eq!(text.parse(), Ok(ticket()));
+        }
+        let other = link.replace("pair", "open");
+        assert_eq!(other.parse::<Ticket>(), Err(TicketError::NotATicket));
     }
 
     #[test]

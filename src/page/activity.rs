@@ -104,7 +104,7 @@ fn what(event: &Event, names: &BTreeMap<NodeId, String>) -> Markup {
             }
             LogEvent::AssetTrashed { hash } => { "put " (asset(hash)) " into the trash" }
             LogEvent::AssetRestored { hash } => { "restored " (asset(hash)) }
-            LogEvent::AssetChanged { hash, fields } => {
+            LogEvent::AssetChanged { hash, fields, .. } => {
                 "changed " (asset(hash)) " "
                 span.quiet { (clean(&fields.iter().cloned().collect::<Vec<_>>().join(", "))) }
             }

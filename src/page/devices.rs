@@ -198,7 +198,7 @@ fn facts(report: Option<&Report>) -> Markup {
 struct Nothing {}
 
 async fn invite(visit: Visit, Form(Nothing {}): Form<Nothing>) -> Result<Response, PageError> {
-    let request = TicketRequest { ttl_ms: Some(TICKET_TTL_MS), verify: true };
+    let request = TicketRequest { ttl_ms: Some(TICKET_TTL_MS), verify: true, uses: None };
     let reply: TicketReply = visit.page.agent.post(&["v1", "ticket"], &request).await?;
     let earlier = visit.status.pairings.iter().map(|pairing| pairing.short_code.clone()).collect();
     let invitation = Invitation { ticket: reply.ticket, expires_ms: reply.expires_ms, earlier };

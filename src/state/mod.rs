@@ -10,6 +10,7 @@
 //!
 //! [`home`] defines where these files are and who may read them.
 
+pub mod checkup;
 pub mod copies;
 pub mod home;
 pub mod identity;

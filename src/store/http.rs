@@ -76,6 +76,10 @@ pub struct HttpStore(Arc<Inner>);
 
 struct Inner {
     connection: Connection,
+    /// The algorithm that was stated for the store.
+    stated: Option<HashAlgorithm>,
+    /// The algorithm that was found out from an asset of a core-only store.
+    found: Mutex<Option<HashAlgorithm>>,
     /// What the store reported about itself, if it did.
     profile: Mutex<Option<Profile>>,
     /// The newest cursor that a core-only store has returned.
@@ -110,21 +114,37 @@ fn contract(what: impl Into<String>) -> StoreError {
     StoreError::Contract(what.into())
 }
 
+/// What a person says of a foreign store that it does not say itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stated {
+    /// The algorithm of its hashes. A store with an info says it; of another one it is found out from
+    /// its first asset, and until there is one it must be stated.
+    pub hash_algorithm: Option<HashAlgorithm>,
+    /// The header that carries the key, instead of `Authorization: Bearer`.
+    pub key_header: Option<String>,
+}
+
+/// How many assets are read to find out the algorithm of their hashes.
+const TRIED_ASSETS: usize = 8;
+
 impl HttpStore {
-    /// A client of the store at `url` (a literal loopback `http://` address) with the key in
-    /// `key_file`. Sends nothing yet.
-    pub fn new(url: &str, key_file: &Path) -> Result<Self, StoreError> {
-        Self::with_deadlines(url, key_file, Deadlines::default())
+    /// [`HttpStore::new`] of a store of which something is stated.
+    pub fn with_stated(url: &str, key_file: &Path, stated: Stated) -> Result<Self, StoreError> {
+        Self::with_deadlines(url, key_file, Deadlines::default(), stated)
     }
 
-    /// [`HttpStore::new`] with other deadlines.
+    /// [`HttpStore::with_stated`] with other deadlines.
     pub fn with_deadlines(
         url: &str,
         key_file: &Path,
         deadlines: Deadlines,
+        stated: Stated,
     ) -> Result<Self, StoreError> {
+        let Stated { hash_algorithm, key_header } = stated;
         Ok(Self(Arc::new(Inner {
-            connection: Connection::new(url, key_file, deadlines)?,
+            connection: Connection::new(url, key_file, key_header.as_deref(), deadlines)?,
+            stated: hash_algorithm,
+            found: Mutex::default(),
             profile: Mutex::default(),
             newest_seen: AtomicU64::new(0),
             lists_by_since: AtomicBool::new(false),
@@ -133,6 +153,12 @@ impl HttpStore {
             untold: Mutex::default(),
             damages: watch::channel(Damages::default()).0,
         })))
+    }
+
+    /// A client of the store at `url` (a literal loopback `http://` address) with the key in
+    /// `key_file`. Sends nothing yet.
+    pub fn new(url: &str, key_file: &Path) -> Result<Self, StoreError> {
+        Self::with_stated(url, key_file, Stated::default())
     }
 }
 
@@ -165,6 +191,13 @@ impl Inner {
             StatusCode::OK => {
                 let message = self.message(answer, SHORT_BYTES_MAX, MESSAGE_REPEATED_MAX).await?;
                 let (info, features) = messages::info(message).map_err(contract)?;
+                if self.stated.is_some_and(|stated| stated != info.hash_algorithm) {
+                    let told = info.hash_algorithm.name();
+                    return Err(contract(format!(
+                        "it says that its hashes are {told}, and store_hash says otherwise: \
+                         correct the configuration"
+                    )));
+                }
                 let profile = Profile {
                     store_id: info.store_id,
                     algorithm: info.hash_algorithm,
@@ -173,7 +206,7 @@ impl Inner {
                 };
                 (info, profile)
             }
-            StatusCode::NOT_FOUND => self.core_only(),
+            StatusCode::NOT_FOUND => self.core_only(self.algorithm_of_core_only().await?),
             _ => return Err(self.connection.failure("GET /sync/info", answer).await),
         };
         let before = self.set_profile(Some(profile));
@@ -186,15 +219,14 @@ impl Inner {
         Ok(info)
     }
 
-    /// The profile assumed for a store that reports none.
-    fn core_only(&self) -> (StoreInfo, Profile) {
+    /// The profile of a store that reports none.
+    fn core_only(&self, algorithm: HashAlgorithm) -> (StoreInfo, Profile) {
         let derived = blake3::derive_key(
             "can-sync 2026 id of a core-only store from its url",
             self.connection.url().as_bytes(),
         );
         let mut store_id = StoreId([0; StoreId::LEN]);
         store_id.0.copy_from_slice(&derived[..StoreId::LEN]);
-        let algorithm = HashAlgorithm::Blake3;
         let info = StoreInfo {
             store_id,
             hash_algorithm: algorithm,
@@ -206,6 +238,39 @@ impl Inner {
         let profile =
             Profile { store_id, algorithm, is_core_only: true, features: BTreeSet::new() };
         (info, profile)
+    }
+
+    /// The algorithm of a store that does not tell it: as stated, else the one with which one of its
+    /// assets has its hash. It is never assumed: every asset would count as damaged.
+    async fn algorithm_of_core_only(&self) -> Result<HashAlgorithm, StoreError> {
+        let known = self.stated.or(*self.found.lock());
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let listed = self.core_only_changes(0, TRIED_ASSETS).await?.entries;
+        let readable = listed.iter().filter(|entry| entry.digest.size_bytes <= WHOLE_BYTES_MAX);
+        let mut tried = 0;
+        for Entry { digest, .. } in readable.take(TRIED_ASSETS) {
+            let Some(content) = self.read_whole(digest.hash).await? else { continue };
+            self.set_whole(None);
+            tried += 1;
+            let fits = |algorithm: &HashAlgorithm| algorithm.hash(&content) == digest.hash;
+            let found = [HashAlgorithm::Blake3, HashAlgorithm::Sha256].into_iter().find(fits);
+            if let Some(found) = found {
+                tracing::info!(algorithm = found.name(), "found out the hashes of the store");
+                *self.found.lock() = Some(found);
+                return Ok(found);
+            }
+        }
+        Err(contract(match tried {
+            0 => "it does not tell the algorithm of its hashes, and has no asset to find it out \
+                  from: state it with store_hash = \"blake3\" or \"sha256\""
+                .to_owned(),
+            _ => format!(
+                "the hashes of {tried} of its assets are neither their BLAKE3 nor their SHA-256 \
+                 hashes"
+            ),
+        }))
     }
 
     async fn profile(&self) -> Result<Profile, StoreError> {

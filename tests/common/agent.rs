@@ -64,8 +64,27 @@ impl Agent {
 
     /// As [`Self::serve`], with a standard error other than the log file.
     pub fn serve_with(home: &Path, args: &[&str], stderr: Stdio) -> Self {
+        Self::launch(program(), home, args, stderr)
+    }
+
+    /// Starts it within a network namespace.
+    pub fn start_in_namespace(namespace: &str, home: &Path, args: &[&str]) -> Self {
+        let log = std::fs::File::create(home.with_extension("log")).unwrap();
+        let program = program();
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(program.get_program());
+        for (variable, value) in program.get_envs() {
+            match value {
+                Some(value) => command.env(variable, value),
+                None => command.env_remove(variable),
+            };
+        }
+        Self::launch(command, home, args, log.into())
+    }
+
+    fn launch(mut command: Command, home: &Path, args: &[&str], stderr: Stdio) -> Self {
         let log = home.with_extension("log");
-        let mut child = program()
+        let mut child = command
             .args(args)
             .args(["--json", "--listen", "127.0.0.1:0", "-vv", "--home"])
             .arg(home)

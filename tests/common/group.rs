@@ -30,6 +30,7 @@ use can_sync::replica::status::{PeerState, PeerStatus, Status};
 use can_sync::state::home::{Home, Lock};
 use can_sync::state::identity::Identity;
 use can_sync::store::embedded::{EmbeddedStore, Options};
+use can_sync::store::http::Stated;
 use can_sync::store::key::StoreKey;
 use can_sync::store::{Metadata, NewAsset, SMALL_BYTES_MAX, Store, VerifiedFile};
 use can_sync::wire::proto::store as proto;
@@ -155,9 +156,11 @@ impl Device {
     pub fn config(&self) -> Config {
         let store = match &self.foreign {
             None => StoreChoice::Embedded,
-            Some((url, key_file)) => {
-                StoreChoice::Foreign { url: url.clone(), key_file: key_file.clone() }
-            }
+            Some((url, key_file)) => StoreChoice::Foreign {
+                url: url.clone(),
+                key_file: key_file.clone(),
+                stated: Stated::default(),
+            },
         };
         Config {
             home: self.home.clone(),

@@ -9,7 +9,7 @@ use can_sync::http::guard::Guard;
 use can_sync::http::serve::serve;
 use can_sync::http::store_api::{self, Features};
 use can_sync::store::embedded::{EmbeddedStore, Options};
-use can_sync::store::http::HttpStore;
+use can_sync::store::http::{HttpStore, Stated};
 use can_sync::store::key::StoreKey;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -34,6 +34,12 @@ impl Served {
 
     pub fn client(&self) -> HttpStore {
         HttpStore::new(&self.url(), &self.key_file).unwrap()
+    }
+
+    /// A client that is told the algorithm of the store's hashes.
+    pub fn client_with(&self, hash_algorithm: HashAlgorithm) -> HttpStore {
+        let stated = Stated { hash_algorithm: Some(hash_algorithm), key_header: None };
+        HttpStore::with_stated(&self.url(), &self.key_file, stated).unwrap()
     }
 
     /// A request to the store with the key in its header.

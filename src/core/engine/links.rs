@@ -4,8 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::sets::Scans;
-use super::talk::Talk;
-use super::{Belief, Effect, Engine, Peer, SETTLE_MS, close};
+use super::{Effect, Engine, Peer, SETTLE_MS, close};
 use crate::core::close::CloseCode;
 use crate::core::ids::NodeId;
 use crate::core::limits::SOLICITED_PER_PEER_MAX;
@@ -53,9 +52,8 @@ impl Engine {
                 standby_hello: None,
                 since: None,
                 scans: Scans::default(),
-                belief: Belief::default(),
-                talk: Talk::default(),
                 last_error: None,
+                lost_ms: None,
             });
             peer.name.clone_from(&member.name);
         }
@@ -109,7 +107,6 @@ impl Engine {
         self.end_session(node_id);
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
         peer.session = Some(Session::new(now_ms, conn.id, conn.dialed, conn.plain));
-        peer.talk = Talk::default();
         let hello = Hello {
             group_id: self.identity.group_id,
             device_name: self.identity.device_name.clone(),
@@ -118,8 +115,6 @@ impl Engine {
             build: self.identity.build.clone(),
             journal: true,
             proofs: true,
-            copies: true,
-            chooses: self.own.chooses,
         };
         out.push(Effect::Send { conn: conn.id, message: Message::Hello(hello) });
         if let Some((_, hello)) = peer.standby_hello.take_if(|(said_on, _)| *said_on == conn.id) {
@@ -133,6 +128,20 @@ impl Engine {
         let Some(session) = peer.session.take() else { return };
         self.sending.retain(|(conn, _), _| *conn != session.conn);
         self.wants.peer_gone(node_id);
+    }
+
+    /// Dials every peer that is away, and sends every other one a message: its acknowledgement shows
+    /// that the path still works, and the message shows the peer a new address of this device.
+    pub(super) fn on_network_changed(&mut self, now_ms: u64, out: &mut Vec<Effect>) {
+        self.peers.values_mut().for_each(|peer| peer.link.hurry(now_ms));
+        for peer in self.peers.values() {
+            let Some(session) = &peer.session else { continue };
+            let is_ready = session.hello.is_some() && session.closing.is_none();
+            if is_ready && session.plain.is_none() {
+                let message = Message::Summary(Box::new(self.summary(peer.since)));
+                out.push(Effect::Send { conn: session.conn, message });
+            }
+        }
     }
 
     pub(super) fn on_dial_failed(&mut self, now_ms: u64, node_id: NodeId, reason: String) {
@@ -162,7 +171,7 @@ impl Engine {
         if !was_current {
             return;
         }
-        peer.last_error = Some(reason);
+        (peer.last_error, peer.lost_ms) = (Some(reason), Some(now_ms));
         self.end_session(node_id);
         self.follow_link(now_ms, node_id, change, out);
     }
@@ -202,20 +211,12 @@ impl Engine {
                     reconciler.on_message(message, out)
                 });
             }
-            Message::Absent(absent) => self.on_absent(conn, absent),
-            Message::AbsentPull { log, after_turn } => {
-                self.on_absent_pull(conn, log, after_turn, out);
-            }
-            Message::SizePull(hashes) => self.on_size_pull(conn, hashes, out),
-            Message::Sizes(sizes) => self.on_sizes_told(conn, sizes, out),
-            Message::AbsentPage(page) => self.on_absent_page(conn, *page, out),
             Message::Solicit(hashes) => {
                 if session.lanes.solicited() + hashes.len() > SOLICITED_PER_PEER_MAX {
                     self.close(conn, CloseCode::TooLarge, "too much solicited at once", out);
                     return;
                 }
-                session.lanes.push_to_size(hashes.clone());
-                self.doubt(node_id, &hashes, out);
+                session.lanes.push_to_size(hashes);
                 self.ask_sizes(conn, out);
             }
             Message::SolicitNow(hashes) => {
@@ -223,13 +224,11 @@ impl Engine {
                     self.close(conn, CloseCode::TooLarge, "too much solicited at once", out);
                     return;
                 }
-                session.lanes.push_now(hashes.clone());
-                self.doubt(node_id, &hashes, out);
+                session.lanes.push_now(hashes);
                 self.ask_sizes(conn, out);
             }
             Message::Lacking(hashes) => {
                 session.compare.touch(now_ms + SETTLE_MS);
-                self.doubt(node_id, &hashes, out);
                 for hash in hashes {
                     self.fetches.denied(node_id, &hash);
                     self.wants.unavailable(node_id, hash);
@@ -275,9 +274,7 @@ impl Engine {
         let opens_journal = hello.journal && session.dialed;
         session.hello = Some(hello);
         session.heard(now_ms);
-        let is_plain = session.plain.is_some();
-        self.look_for_missing(now_ms, node_id);
-        if is_plain {
+        if session.plain.is_some() {
             out.push(Effect::RunPlain { conn });
         } else if opens_journal {
             out.push(Effect::OpenJournal { conn });

@@ -16,12 +16,11 @@
 //! I4  One peer never waits for the answer of another.
 
 mod assets;
-mod copies;
 mod facts;
 mod links;
 mod plain;
 mod sets;
-mod talk;
+mod why;
 
 use std::collections::BTreeMap;
 
@@ -37,10 +36,8 @@ use crate::core::wants::{BatchId, Standing, Wants};
 
 use self::assets::Sending;
 use self::sets::{Rebuild, Scans};
-use self::talk::Talk;
 
 pub use self::facts::{Effect, Identity, Input, KnownSet, PeerView, Sent};
-pub use self::talk::{Belief, OwnCopies};
 
 /// How long a peer may take to send its Hello after its connection was accepted.
 const HELLO_MS_MAX: u64 = 10_000;
@@ -67,16 +64,15 @@ struct Peer {
     standby_hello: Option<(ConnId, Hello)>,
     since: Option<Since>,
     scans: Scans,
-    belief: Belief,
-    talk: Talk,
     last_error: Option<String>,
+    /// When its last connection ended.
+    lost_ms: Option<u64>,
 }
 
 /// See the module's head.
 pub struct Engine {
     identity: Identity,
     known: KnownSet,
-    own: OwnCopies,
     rebuilding: Option<Rebuild>,
     /// When the last rebuild ended.
     rebuilt_ms: Option<u64>,
@@ -111,7 +107,6 @@ impl Engine {
         let mut engine = Self {
             identity,
             known,
-            own: OwnCopies::default(),
             rebuilding: None,
             rebuilt_ms: None,
             store_up: false,
@@ -147,8 +142,12 @@ impl Engine {
             Input::Members(members) => self.take_members(now_ms, members, out),
             Input::Renamed(name) => self.identity.device_name = name,
             Input::Seen(node_id) => self.on_seen(now_ms, node_id),
-            Input::NetworkChanged => {
-                self.peers.values_mut().for_each(|peer| peer.link.hurry(now_ms));
+            Input::NetworkChanged => self.on_network_changed(now_ms, out),
+            Input::Silent(conn) => {
+                self.peers.values_mut().for_each(|peer| peer.link.doubt(now_ms, conn));
+            }
+            Input::HeardAgain(conn) => {
+                self.peers.values_mut().for_each(|peer| peer.link.trust(conn));
             }
             Input::Connected { conn, peer, dialed, plain } => {
                 let conn = Conn { id: conn, dialed, plain, since_ms: now_ms };
@@ -170,18 +169,6 @@ impl Engine {
                 }
             }
             Input::Indexed { entries, behind } => self.on_indexed(now_ms, &entries, behind),
-            Input::Noted { entries, absent, missing } => {
-                self.on_noted(now_ms, &entries, absent, missing);
-            }
-            Input::AbsentRead { conn, page } => self.on_absent_read(conn, page, out),
-            Input::Believed { conn, peer, belief, restarts } => {
-                self.on_believed(now_ms, conn, peer, belief, restarts);
-            }
-            Input::Missing { conn, hashes, next } => self.on_missing(now_ms, conn, hashes, next),
-            Input::Confirmed { peer } => self.on_confirmed(now_ms, peer),
-            Input::SizesRead { conn, sizes } => self.on_sizes_read(conn, sizes, out),
-            Input::Unwanted { conn, hashes } => self.on_unwanted(conn, &hashes),
-            Input::Judged { conn, wanted } => self.on_judged(now_ms, conn, wanted),
             Input::Rebuilt(known) => self.on_rebuilt(now_ms, known, out),
             Input::RebuildFailed => self.on_rebuild_failed(now_ms),
             Input::BatchSent { conn, batch, outcomes } => {
@@ -224,7 +211,7 @@ impl Engine {
             return self.stop_at_ms;
         }
         let peers = self.peers.values().filter_map(|peer| {
-            let link = [peer.link.retry_at_ms(), peer.link.standby_until_ms()];
+            let link = [peer.link.dial_at_ms(), peer.link.standby_until_ms()];
             let session = peer.session.as_ref().and_then(|session| self.session_deadline(session));
             link.into_iter().chain([session]).flatten().min()
         });
@@ -374,7 +361,6 @@ impl Engine {
                 self.close(conn, CloseCode::Ok, "to try again what did not arrive", out);
                 continue;
             }
-            self.settle_copies(now_ms, node_id, out);
             self.settle_assets(now_ms, node_id, out);
             self.settle_sets(now_ms, node_id, &fingerprint, out);
         }
@@ -392,8 +378,7 @@ impl Engine {
     }
 
     fn is_quiet(&self, node_id: NodeId, session: &Session) -> bool {
-        let is_busy = self.peers.get(&node_id).is_some_and(|peer| peer.talk.is_busy());
-        session.is_quiet() && self.wants.source_load(node_id) == 0 && !is_busy
+        session.is_quiet() && self.wants.source_load(node_id) == 0
     }
 
     /// Whether the peer owes an answer and has been silent for too long.
@@ -403,8 +388,7 @@ impl Engine {
 
     fn owes_answer(&self, node_id: NodeId, session: &Session) -> bool {
         let idle = session.receiving.is_empty() && session.missing_there() == 0;
-        let awaits = self.peers.get(&node_id).is_some_and(|peer| peer.talk.awaits());
-        idle && (self.wants.owed(node_id) > 0 || session.compare.reconciler.is_some() || awaits)
+        idle && (self.wants.owed(node_id) > 0 || session.compare.reconciler.is_some())
     }
 
     fn session_deadline(&self, session: &Session) -> Option<u64> {
@@ -417,10 +401,7 @@ impl Engine {
         let node_id = *self.conns.get(&session.conn)?;
         let silent = self.owes_answer(node_id, session).then_some(session.heard_ms + SILENT_MS_MAX);
         let sets = self.sets_deadline(node_id, session);
-        let fingerprint = self.known.sketch.fingerprint();
-        let copies = self.copies_deadline(node_id, session, &fingerprint);
-        let plain = session.plain.as_ref().and_then(Plain::again_ms);
-        [silent, sets, copies, plain].into_iter().flatten().min()
+        [silent, sets, session.plain.as_ref().and_then(Plain::again_ms)].into_iter().flatten().min()
     }
 
     fn session(&mut self, conn: ConnId) -> Option<&mut Session> {

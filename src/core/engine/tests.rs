@@ -1,7 +1,5 @@
 #![allow(clippy::unwrap_used)]
 
-mod copies;
-
 use super::*;
 use crate::core::ids::{Digest, GroupId, Hash, HashAlgorithm, StoreId};
 use crate::core::limits::{SCAN_RETRY_MS, SMALL_BYTES_MAX};
@@ -11,6 +9,8 @@ use crate::core::reconcile::{Query, ReconcileMessage, SetSummary, Snapshot};
 use crate::core::session::Lane;
 use crate::core::sketch::{Sketch, SketchKey};
 use crate::core::wants::Arrival;
+
+mod why;
 
 const US: NodeId = NodeId([5; 32]);
 const A: NodeId = NodeId([1; 32]);
@@ -447,8 +447,6 @@ impl Bench {
             build: "test".into(),
             journal: false,
             proofs: false,
-            copies: false,
-            chooses: false,
         };
         self.tell(Input::Message { conn, message: Message::Hello(hello) });
     }

@@ -8,10 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::attributes::{Attribute, AttributeValue};
 use crate::core::ids::{Hash, NodeId};
-use crate::core::journal::asset::TRASHED;
+use crate::core::journal::asset::{JournalRow, TAGS, TRASHED, attribute_value};
 use crate::core::journal::draft::{DraftChange, DraftPut};
 use crate::core::journal::op::{Key, Value};
+use crate::core::limits::EVENT_DATA_BYTES_MAX;
 
 /// The stream of [`LogEvent`]s.
 pub const DEVICE_STREAM: &str = "device";
@@ -59,6 +61,12 @@ pub enum LogEvent {
         hash: Hash,
         /// The names of the changed fields.
         fields: BTreeSet<String>,
+        /// What they held before; see [`Held`].
+        #[serde(default, skip_serializing_if = "Held::is_empty")]
+        before: Held,
+        /// What they held afterwards.
+        #[serde(default, skip_serializing_if = "Held::is_empty")]
+        after: Held,
     },
     /// A device was added to the group, or added the writer.
     DevicePaired {
@@ -107,6 +115,59 @@ pub enum LogEvent {
     },
 }
 
+/// What fields of an asset held, by name: a text, a number, or the sorted tags; null: nothing. Texts are
+/// cut, with an ellipsis, where the event would not fit into its bound; of tags the first 64 are told.
+pub type Held = BTreeMap<String, serde_json::Value>;
+
+/// The most characters of a text that an event tells, an ellipsis included: as many as fit for the
+/// longest edit of all fields if all characters are escaped.
+const HELD_CHARS: [usize; 3] = [4_096, 256, 16];
+
+/// The most tags that an event tells.
+const HELD_TAGS_MAX: usize = 64;
+
+fn held_text(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(chars_max - 1).chain(['…']).collect(),
+    }
+}
+
+fn held_tags<'a>(tags: impl Iterator<Item = &'a String>, chars_max: usize) -> serde_json::Value {
+    tags.take(HELD_TAGS_MAX).map(|tag| held_text(tag, chars_max)).collect()
+}
+
+fn held_value(value: Option<&Value>, chars_max: usize) -> serde_json::Value {
+    match value {
+        Some(Value::Text(text)) => held_text(text, chars_max).into(),
+        Some(Value::Int(number)) => (*number).into(),
+        Some(Value::Bool(is_so)) => (*is_so).into(),
+        Some(Value::Double(_) | Value::Bytes(_)) | None => serde_json::Value::Null,
+    }
+}
+
+/// What the fields that `edit` sets hold before and after it.
+fn held(edit: &DraftPut, journal: &JournalRow, chars_max: usize) -> (Held, Held) {
+    let (mut before, mut after) = (Held::new(), Held::new());
+    for (field, value) in edit.set.iter().filter(|(field, _)| *field != TRASHED) {
+        let stood = match Attribute::of_field(field) {
+            Some(attribute) => journal.attributes.get(&attribute).cloned().flatten(),
+            None => journal.description.clone().map(AttributeValue::Text),
+        };
+        let stood = stood.as_ref().map(attribute_value);
+        before.insert(field.clone(), held_value(stood.as_ref(), chars_max));
+        after.insert(field.clone(), held_value(value.as_ref(), chars_max));
+    }
+    if !(edit.add.is_empty() && edit.remove.is_empty()) {
+        let taken: BTreeSet<&String> = edit.remove.iter().map(|tag| &tag.elem).collect();
+        let stay = journal.tags.iter().filter(|tag| !taken.contains(tag));
+        let now: BTreeSet<&String> = stay.chain(edit.add.iter().map(|tag| &tag.elem)).collect();
+        before.insert(TAGS.to_owned(), held_tags(journal.tags.iter(), chars_max));
+        after.insert(TAGS.to_owned(), held_tags(now.into_iter(), chars_max));
+    }
+    (before, after)
+}
+
 /// The names of the types of [`LogEvent`]s, in the order of its variants.
 pub const EVENT_TYPES: [&str; 10] = [
     "asset-added",
@@ -122,8 +183,9 @@ pub const EVENT_TYPES: [&str; 10] = [
 ];
 
 impl LogEvent {
-    /// The events for the edits of the user that a write contains.
-    pub fn of_edit(hash: Hash, edit: &DraftPut) -> Vec<Self> {
+    /// The events for the edits of the user that a write contains. `journal` is the asset's row before
+    /// it.
+    pub fn of_edit(hash: Hash, edit: &DraftPut, journal: &JournalRow) -> Vec<Self> {
         let mut events = Vec::new();
         match edit.set.get(TRASHED) {
             Some(Some(Value::Bool(true))) => events.push(Self::AssetTrashed { hash }),
@@ -134,7 +196,12 @@ impl LogEvent {
         let fields = edit.set.keys().filter(|field| *field != TRASHED).chain(sets);
         let fields: BTreeSet<String> = fields.cloned().collect();
         if !fields.is_empty() {
-            events.push(Self::AssetChanged { hash, fields });
+            let event = |chars_max| {
+                let (before, after) = held(edit, journal, chars_max);
+                Self::AssetChanged { hash, fields: fields.clone(), before, after }
+            };
+            let fits = |event: &Self| event.data().len() <= EVENT_DATA_BYTES_MAX;
+            events.extend(HELD_CHARS.into_iter().map(event).find(fits));
         }
         events
     }
@@ -193,17 +260,11 @@ pub struct DeviceState {
     pub contact_ms: Option<u64>,
     /// The addresses at which other devices can reach it.
     pub addresses: BTreeSet<String>,
-    /// The site it is on; empty when it has none.
-    #[serde(default)]
-    pub site: String,
-    /// What it wants; empty for everything.
-    #[serde(default)]
-    pub wants: String,
 }
 
 impl DeviceState {
     /// The names of its fields.
-    pub const FIELDS: [&str; 10] = [
+    pub const FIELDS: [&str; 8] = [
         "name",
         "platform",
         "version",
@@ -212,8 +273,6 @@ impl DeviceState {
         "free_bytes",
         "contact_ms",
         "addresses",
-        "site",
-        "wants",
     ];
 
     /// The key of the writer's own record.
@@ -237,8 +296,6 @@ impl DeviceState {
             ("contact_ms", self.contact_ms.and_then(int)),
             // One text field rather than a set: a set remembers every element ever removed.
             ("addresses", text(&addresses.join("\n"))),
-            ("site", text(&self.site)),
-            ("wants", text(&self.wants)),
         ];
         fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -262,8 +319,6 @@ impl DeviceState {
             free_bytes: int("free_bytes"),
             contact_ms: int("contact_ms"),
             addresses: text("addresses").lines().map(str::to_owned).collect(),
-            site: text("site"),
-            wants: text("wants"),
         }
     }
 
@@ -291,7 +346,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::core::journal::asset::{DESCRIPTION, TAGS, asset_key};
+    use crate::core::journal::asset::{DESCRIPTION, asset_key};
     use crate::core::journal::op::Elem;
 
     const HASH: Hash = Hash([0xab; 32]);
@@ -311,7 +366,12 @@ mod tests {
             LogEvent::AssetReceived { hash, size_bytes: 0, from: Some(device) },
             LogEvent::AssetTrashed { hash },
             LogEvent::AssetRestored { hash },
-            LogEvent::AssetChanged { hash, fields: BTreeSet::from(["tags".to_owned()]) },
+            LogEvent::AssetChanged {
+                hash,
+                fields: BTreeSet::from(["tags".to_owned()]),
+                before: Held::from([("tags".to_owned(), serde_json::json!(["x"]))]),
+                after: Held::from([("tags".to_owned(), serde_json::json!([]))]),
+            },
             LogEvent::DevicePaired {
                 device,
                 name: name.clone(),
@@ -345,14 +405,48 @@ mod tests {
             add: BTreeSet::new(),
             remove: BTreeSet::new(),
         };
-        assert_eq!(LogEvent::of_edit(HASH, &edit), [LogEvent::AssetTrashed { hash: HASH }]);
+        let journal = JournalRow {
+            description: Some("a".repeat(5_000)),
+            tags: BTreeSet::from(["x".to_owned(), "y".to_owned()]),
+            ..JournalRow::default()
+        };
+        let of_edit = |edit: &DraftPut| LogEvent::of_edit(HASH, edit, &journal);
+        assert_eq!(of_edit(&edit), [LogEvent::AssetTrashed { hash: HASH }]);
         edit.set.insert(TRASHED.to_owned(), Some(Value::Bool(false)));
         edit.set.insert(DESCRIPTION.to_owned(), None);
         edit.remove.insert(elem("x"));
         let fields = BTreeSet::from([DESCRIPTION.to_owned(), TAGS.to_owned()]);
-        let expected =
-            [LogEvent::AssetRestored { hash: HASH }, LogEvent::AssetChanged { hash: HASH, fields }];
-        assert_eq!(LogEvent::of_edit(HASH, &edit), expected);
+        let events = of_edit(&edit);
+        assert_eq!(events[0], LogEvent::AssetRestored { hash: HASH });
+        let LogEvent::AssetChanged { fields: told, before, after, .. } = &events[1] else {
+            panic!("{events:?}")
+        };
+        assert_eq!(*told, fields);
+        let cut = before[DESCRIPTION].as_str().unwrap();
+        assert!(cut.chars().count() == HELD_CHARS[0] && cut.ends_with('…'), "{cut}");
+        assert_eq!(after[DESCRIPTION], serde_json::Value::Null);
+        assert_eq!(
+            (&before[TAGS], &after[TAGS]),
+            (&serde_json::json!(["x", "y"]), &serde_json::json!(["y"]))
+        );
+    }
+
+    #[test]
+    fn the_longest_edit_still_fits_into_an_event() {
+        let text = "\u{10ffff}".repeat(5_000);
+        let tags: BTreeSet<String> =
+            (0..500).map(|n| format!("{n}{}", "\u{1}".repeat(250))).collect();
+        let elem = |tag: &String| Elem { field: TAGS.into(), elem: tag.clone() };
+        let mut set = BTreeMap::from([(DESCRIPTION.to_owned(), Some(Value::Text(text.clone())))]);
+        for attribute in Attribute::ALL {
+            set.insert(attribute.field().to_owned(), Some(Value::Text(text.clone())));
+        }
+        let (add, remove) = (tags.iter().map(elem).collect(), BTreeSet::new());
+        let edit = DraftPut { key: asset_key(&HASH), create: true, set, add, remove };
+        let journal = JournalRow { description: Some(text), tags, ..JournalRow::default() };
+        let events = LogEvent::of_edit(HASH, &edit, &journal);
+        let bytes = events[0].data().len();
+        assert!(bytes <= EVENT_DATA_BYTES_MAX, "{bytes}");
     }
 
     #[test]
@@ -382,8 +476,6 @@ mod tests {
             free_bytes: Some(5),
             contact_ms: None,
             addresses: BTreeSet::from(["a:1".to_owned(), "b:2".to_owned()]),
-            site: "home".into(),
-            wants: "tag=a".into(),
         };
         let fields = state.fields();
         assert_eq!(DeviceState::from_fields(&fields), state);

@@ -154,6 +154,30 @@ impl Lanes {
         to_size + now + self.small.len() + self.large.len()
     }
 
+    /// How many assets, with how many bytes, are sent before `hash` on its lane; `None`: it is not
+    /// queued. The bytes of those whose sizes are not looked up yet are not counted.
+    pub(crate) fn ahead(&self, hash: &Hash) -> Option<(u64, u64)> {
+        fn place<'a>(
+            mut queue: impl Iterator<Item = &'a Digest> + Clone,
+            hash: &Hash,
+        ) -> Option<(u64, u64)> {
+            let ahead = queue.clone();
+            let at = queue.position(|digest| digest.hash == *hash)?;
+            Some((at as u64, ahead.take(at).map(|digest| digest.size_bytes).sum()))
+        }
+        let news = self.news.iter().map(|news| &news.digest);
+        let unsized_at = |queue: &VecDeque<Hash>| queue.iter().position(|queued| queued == hash);
+        let sized = (self.small.len() + self.now.len()) as u64;
+        place(news, hash)
+            .or_else(|| place(self.large_news.iter(), hash))
+            .or_else(|| place(self.now.iter(), hash))
+            .or_else(|| place(self.now_large.iter(), hash))
+            .or_else(|| place(self.small.iter(), hash))
+            .or_else(|| place(self.large.iter(), hash))
+            .or_else(|| unsized_at(&self.now_to_size).map(|at| (sized + at as u64, 0)))
+            .or_else(|| unsized_at(&self.to_size).map(|at| (sized + at as u64, 0)))
+    }
+
     /// The number of assets that are queued or being sent.
     pub(crate) fn unsent(&self) -> usize {
         let news = self.news.len() + self.large_news.len();

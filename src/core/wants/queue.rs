@@ -39,6 +39,12 @@ impl Queue {
         self.turns.len()
     }
 
+    /// How many are popped before `hash`; `None`: it is not in the queue.
+    pub(super) fn ahead(&self, hash: &Hash) -> Option<usize> {
+        let turn = self.turns.get(hash)?;
+        Some(self.by_turn.range(..turn).count())
+    }
+
     #[cfg(test)]
     pub(super) fn contains(&self, hash: &Hash) -> bool {
         self.turns.contains_key(hash)

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::ids::{Hash, NodeId};
 use crate::core::limits::RESTING_PER_PEER_MAX;
+use crate::core::why;
 
 /// The length of the first rest; it doubles each time.
 pub(super) const REST_MS_MIN: u64 = 30_000;
@@ -47,6 +48,17 @@ struct Rest {
     cause: Cause,
 }
 
+impl Rest {
+    fn told(&self, peer: NodeId) -> why::Rest {
+        let cause = match self.cause {
+            Cause::Bad => why::RestCause::WrongBytes,
+            Cause::NoRoom => why::RestCause::NoSpace,
+            Cause::Interrupted => why::RestCause::Interrupted,
+        };
+        why::Rest { peer, cause, until_ms: self.until_ms }
+    }
+}
+
 /// All rests, including ended ones: the next rest of the same asset and peer is longer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rests {
@@ -79,6 +91,12 @@ impl Rests {
     /// Whether `hash` rests now for at least one peer.
     pub(super) fn last_for_any(&self, now_ms: u64, hash: &Hash) -> bool {
         self.of(hash).any(|(_, rest)| rest.until_ms > now_ms)
+    }
+
+    /// The rests of `hash` that last now.
+    pub(super) fn lasting(&self, now_ms: u64, hash: &Hash) -> Vec<why::Rest> {
+        let lasting = self.of(hash).filter(|(_, rest)| rest.until_ms > now_ms);
+        lasting.map(|(peer, rest)| rest.told(peer)).collect()
     }
 
     /// Ends the rests of `hash`. The next ones are longer all the same.

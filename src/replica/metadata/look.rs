@@ -73,7 +73,7 @@ impl Asked {
             edit.get_or_insert_with(|| new_record(&hash));
         }
         if let (Some(edit), Some(_)) = (&edit, seen) {
-            events.extend(LogEvent::of_edit(hash, edit));
+            events.extend(LogEvent::of_edit(hash, edit, journal));
         }
         let is_edit = edit.is_some() && seen.is_some();
         let (fill, edit) = match edit {

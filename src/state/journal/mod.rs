@@ -69,7 +69,7 @@ pub use read::{
     Change, ChangesPage, Cursor, EventRow, EventsPage, JournalReader, MemberRow, Owner, Record,
     RecordsPage,
 };
-pub use roster::Roster;
+pub use roster::{OutstandingTicket, Roster};
 pub use scan::{LogState, Scan, ScanLimits};
 pub use stats::{LogStats, Stats};
 pub use superseded::{HISTORY_WAIT_MS, Resolved};

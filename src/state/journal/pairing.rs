@@ -1,7 +1,7 @@
 //! Admitting a joiner: the tokens of outstanding tickets, and the op that adds the joiner.
 //!
-//! M1  A token is used up before the op that adds its joiner leaves this device: it admits one
-//!     joiner, once.
+//! M1  A use of a token is used up before the op that adds its joiner leaves this device: a token
+//!     admits as many joiners as it was made for, one unless said otherwise, and never more.
 //! M2  That op is signed and handed to the joiner, but applied here only when the joiner has joined
 //!     with it. So an interrupted pairing leaves no member. If this device does not learn that the
 //!     joiner has joined, the joiner's introduction brings the op.
@@ -21,9 +21,9 @@ use crate::core::limits::{
     AUTHORS_MAX, FACTS_PER_AUTHOR_MAX, FUTURE_MS_MAX, INTRO_OPS_MAX, INTRODUCTION_FRAME_BYTES_MAX,
     LOGS_PER_AUTHOR_MAX,
 };
-use crate::core::pairing::proof_matches;
+use crate::core::pairing::{proof_matches, ticket_id};
 
-use super::roster::tokens_to_verify;
+use super::roster::{TokenUses, set_token_uses, token_uses, tokens_to_verify};
 use super::rows::ADD;
 use super::scan::{OP_OVERHEAD_BYTES, chain_ops, intro};
 use super::schema::{delete_meta, int, key, meta, set_meta};
@@ -49,13 +49,26 @@ impl Journal {
         now_ms: u64,
         expires_ms: u64,
     ) -> Result<()> {
-        self.create_token_at(key, verify, now_ms, instant_now(), expires_ms)
+        self.create_token_for(key, verify, 1, now_ms, expires_ms)
+    }
+
+    /// T5: [`Self::create_token`] for `uses` joiners.
+    pub fn create_token_for(
+        &mut self,
+        key: &[u8; 32],
+        verify: bool,
+        uses: u16,
+        now_ms: u64,
+        expires_ms: u64,
+    ) -> Result<()> {
+        self.create_token_at(key, verify, uses, now_ms, instant_now(), expires_ms)
     }
 
     pub(super) fn create_token_at(
         &mut self,
         key: &[u8; 32],
         verify: bool,
+        uses: u16,
         now_ms: u64,
         now: Instant,
         expires_ms: u64,
@@ -79,8 +92,28 @@ impl Journal {
             to_verify.push(*key);
             set_meta(&tx.db, key::VERIFY_TOKENS, to_verify.as_flattened())?;
         }
+        if uses > 1 {
+            let mut all = token_uses(&tx.db)?;
+            all.push(TokenUses { key: *key, uses, left: uses });
+            set_token_uses(&tx.db, &all)?;
+        }
         tx.roster_changed = true;
         tx.commit()
+    }
+
+    /// T5: drops the outstanding token with this public name (see
+    /// [`crate::core::pairing::ticket_id`]), or all. Returns the names of those dropped. A pairing
+    /// that has used a token up already is not stopped.
+    pub fn revoke_tokens(&mut self, id: Option<&str>, now_ms: u64) -> Result<Vec<String>> {
+        let mut tx = self.begin(now_ms)?;
+        let keys = tx.token_keys()?;
+        let named = keys.iter().map(|key| (key, ticket_id(key)));
+        let meant: Vec<_> = named.filter(|(_, of)| id.is_none_or(|id| id == of)).collect();
+        for (key, _) in &meant {
+            tx.drop_token(key)?;
+        }
+        tx.commit()?;
+        Ok(meant.into_iter().map(|(_, id)| id).collect())
     }
 
     /// T5: uses up the token that the proof matches, and returns the ops with which the joiner can
@@ -168,7 +201,7 @@ impl Journal {
         if let Some(error) = tx.why_not_added(joiner, log.is_some())? {
             return Ok(Err(error));
         }
-        tx.drop_token(&token)?;
+        tx.use_once(&token)?;
         set_meta(&tx.db, key::INVITED, &[])?;
         delete_meta(&tx.db, key::PAIRING_LOG)?;
         tx.commit()?;
@@ -254,11 +287,7 @@ impl Tx<'_> {
         proof: &[u8; 32],
     ) -> Result<std::result::Result<[u8; 32], TokenError>> {
         let me = self.me();
-        let keys: Vec<[u8; 32]> = {
-            let mut query = self.db.prepare_cached("SELECT key FROM tokens")?;
-            let rows = query.query_map([], |row| row.get(0))?;
-            rows.collect::<rusqlite::Result<_>>()?
-        };
+        let keys = self.token_keys()?;
         if keys.is_empty() {
             return Ok(Err(TokenError::NoToken));
         }
@@ -271,6 +300,25 @@ impl Tx<'_> {
             return Ok(Err(TokenError::Expired));
         }
         Ok(Ok(key))
+    }
+
+    /// The keys of the outstanding tokens, expired ones included.
+    fn token_keys(&self) -> Result<Vec<[u8; 32]>> {
+        let mut query = self.db.prepare_cached("SELECT key FROM tokens")?;
+        let rows = query.query_map([], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Uses a token once; drops it after its last use.
+    fn use_once(&mut self, key: &[u8; 32]) -> Result<()> {
+        let mut all = token_uses(&self.db)?;
+        let Some(entry) = all.iter_mut().find(|entry| entry.key == *key && entry.left > 1) else {
+            return self.drop_token(key);
+        };
+        entry.left -= 1;
+        set_token_uses(&self.db, &all)?;
+        self.roster_changed = true;
+        Ok(())
     }
 
     fn drop_token(&mut self, key: &[u8; 32]) -> Result<()> {

@@ -330,6 +330,59 @@ impl JournalReader {
         Ok(page)
     }
 
+    /// The logs in which a device wrote to a stream, the oldest first, each with the number that its
+    /// next event there has.
+    pub fn event_logs(&self, stream: &str, device: &NodeId) -> Result<Vec<(LogId, u64)>> {
+        let mut query = self.connection.prepare_cached(
+            "SELECT l.log_id, s.next FROM streams s JOIN logs l USING (log) JOIN devices d USING (dev)
+             WHERE s.stream = ?1 AND d.id = ?2 ORDER BY l.log",
+        )?;
+        let rows = query.query_map(params![stream, device.0], |row| {
+            Ok((LogId(row.get(0)?), row_u64(row, 1)?))
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// At most `limit` events of a log in a stream, from a number on, in the order of their numbers.
+    pub fn numbered_events(
+        &self,
+        stream: &str,
+        log: &LogId,
+        from_seq: u64,
+        limit: usize,
+    ) -> Result<Vec<EventRow>> {
+        let mut query = self.connection.prepare_cached(
+            "SELECT e.arr, d.id, l.log_id, e.event_seq, e.hlc, e.type, e.data
+             FROM events e JOIN logs l USING (log) JOIN devices d USING (dev)
+             WHERE e.stream = ?1 AND l.log_id = ?2 AND e.event_seq >= ?3
+             ORDER BY e.event_seq, e.arr, e.idx LIMIT ?4",
+        )?;
+        let bounds = params![stream, log.0, int(from_seq), int(limit as u64)];
+        let rows = query.query_map(bounds, |row| {
+            Ok(EventRow {
+                arr: row_u64(row, 0)?,
+                author: NodeId(row.get(1)?),
+                log: LogId(row.get(2)?),
+                event_seq: row_u64(row, 3)?,
+                hlc: Hlc(row_u64(row, 4)?),
+                kind: row.get(5)?,
+                data: row.get(6)?,
+            })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The models that have records, by name: how many are shared, and how many are owned.
+    pub fn models(&self) -> Result<Vec<(String, u64, u64)>> {
+        let mut query = self.connection.prepare_cached(
+            "SELECT m.name, sum(r.scope = 0), sum(r.scope != 0) FROM records r
+             JOIN models m USING (model) WHERE r.alive = 1 GROUP BY m.name ORDER BY m.name",
+        )?;
+        let rows =
+            query.query_map([], |row| Ok((row.get(0)?, row_u64(row, 1)?, row_u64(row, 2)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// Every device that was ever a member as far as is known, ascending.
     pub fn members(&self) -> Result<Vec<MemberRow>> {
         let tx = self.connection.unchecked_transaction()?;

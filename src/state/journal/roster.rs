@@ -11,16 +11,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{RwLock, RwLockReadGuard};
-use rusqlite::Connection;
+use rusqlite::{Connection, Transaction};
 
 use crate::clock::instant_now;
 use crate::core::ids::NodeId;
 use crate::core::journal::members::Verdicts;
 use crate::core::journal::session::Standing;
-use crate::core::pairing::proof_matches;
+use crate::core::pairing::{proof_matches, ticket_id};
 
 use super::Result;
-use super::schema::{key, meta, row_u64};
+use super::schema::{key, meta, row_u64, set_meta};
 use super::tx::Tx;
 
 /// The devices that may connect, and the tokens with which others may pair. Clones share it.
@@ -44,7 +44,37 @@ struct Token {
     expires_ms: u64,
     deadline: Instant,
     verify: bool,
+    uses: u16,
+    left: u16,
 }
+
+/// An outstanding ticket, for people. Tells nothing that lets a device in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutstandingTicket {
+    /// Its public name, see [`ticket_id`].
+    pub id: String,
+    /// When it was made, ms since the Unix epoch.
+    pub created_ms: u64,
+    /// When it ends.
+    pub expires_ms: u64,
+    /// How many devices it was made for.
+    pub uses: u16,
+    /// How many it may still let in.
+    pub left: u16,
+    /// Whether the digits must be compared.
+    pub verify: bool,
+}
+
+/// A token that lets in more than one device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TokenUses {
+    pub(super) key: [u8; 32],
+    pub(super) uses: u16,
+    pub(super) left: u16,
+}
+
+/// The bytes of a [`TokenUses`] in the database.
+const TOKEN_USES_BYTES: usize = 36;
 
 /// The content of the roster after a transaction is committed.
 pub(super) struct Next {
@@ -53,6 +83,8 @@ pub(super) struct Next {
     tokens: Vec<([u8; 32], u64, u64)>,
     /// The keys of those tokens whose digits must be compared.
     to_verify: Vec<[u8; 32]>,
+    /// Those of them that let in more than one device.
+    uses: Vec<TokenUses>,
     is_founded_anew: bool,
     has_invited: bool,
     is_out_of_logs: bool,
@@ -94,6 +126,25 @@ impl Roster {
             .fold(None, |_, (_, token)| Some(token.verify))
     }
 
+    /// The tickets that still let somebody in, the oldest first.
+    pub fn tickets(&self, now_ms: u64) -> Vec<OutstandingTicket> {
+        let now = instant_now();
+        let state = self.read();
+        let live = state.tokens.iter().filter(|(_, token)| token.is_live(now_ms, now));
+        let mut tickets: Vec<_> = live
+            .map(|(key, token)| OutstandingTicket {
+                id: ticket_id(key),
+                created_ms: token.created_ms,
+                expires_ms: token.expires_ms,
+                uses: token.uses,
+                left: token.left,
+                verify: token.verify,
+            })
+            .collect();
+        tickets.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
+        tickets
+    }
+
     /// Whether a stranger could have a valid introduction: there is another member that may have
     /// added it, or this device signed an op that adds it and has not heard from the joiner since.
     pub fn may_be_introduced_to(&self) -> bool {
@@ -129,6 +180,7 @@ impl Roster {
             verdicts,
             tokens,
             to_verify,
+            uses,
             is_founded_anew,
             has_invited,
             is_out_of_logs,
@@ -140,7 +192,9 @@ impl Roster {
             let fresh = now + Duration::from_millis(left_ms);
             let deadline = state.tokens.get(&key).map_or(fresh, |known| known.deadline);
             let verify = to_verify.contains(&key);
-            (key, Token { created_ms, expires_ms, deadline, verify })
+            let entry = uses.iter().find(|entry| entry.key == key);
+            let (uses, left) = entry.map_or((1, 1), |entry| (entry.uses, entry.left));
+            (key, Token { created_ms, expires_ms, deadline, verify, uses, left })
         });
         let tokens = tokens.collect();
         let version = state.version + 1;
@@ -172,6 +226,7 @@ impl Tx<'_> {
             query.query_map([], |row| Ok((row.get(0)?, row_u64(row, 1)?, row_u64(row, 2)?)))?;
         let tokens = tokens.collect::<rusqlite::Result<_>>()?;
         let to_verify = tokens_to_verify(&self.db)?;
+        let uses = token_uses(&self.db)?;
         let is_founded_anew = meta(&self.db, key::FOUNDED_ANEW)?.is_some();
         let has_invited = meta(&self.db, key::INVITED)?.is_some();
         let is_out_of_logs = self.is_out_of_logs()?;
@@ -180,6 +235,7 @@ impl Tx<'_> {
             verdicts,
             tokens,
             to_verify,
+            uses,
             is_founded_anew,
             has_invited,
             is_out_of_logs,
@@ -200,4 +256,32 @@ pub(super) fn tokens_to_verify(connection: &Connection) -> Result<Vec<[u8; 32]>>
         }
     }
     Ok(outstanding)
+}
+
+/// The outstanding tokens that let in more than one device.
+pub(super) fn token_uses(connection: &Connection) -> Result<Vec<TokenUses>> {
+    let listed = meta(connection, key::TOKEN_USES)?.unwrap_or_default();
+    let mut query = connection.prepare_cached("SELECT 1 FROM tokens WHERE key = ?1")?;
+    let mut outstanding = Vec::new();
+    for entry in listed.as_chunks::<TOKEN_USES_BYTES>().0 {
+        let (key, numbers) = entry.split_at(32);
+        let (Ok(key), [uses_high, uses_low, left_high, left_low]) = (key.try_into(), numbers)
+        else {
+            continue;
+        };
+        let uses = u16::from_be_bytes([*uses_high, *uses_low]);
+        let left = u16::from_be_bytes([*left_high, *left_low]);
+        if query.exists([key])? {
+            outstanding.push(TokenUses { key, uses, left });
+        }
+    }
+    Ok(outstanding)
+}
+
+/// Replaces the list of tokens that let in more than one device.
+pub(super) fn set_token_uses(tx: &Transaction<'_>, all: &[TokenUses]) -> Result<()> {
+    let entry = |entry: &TokenUses| {
+        [&entry.key[..], &entry.uses.to_be_bytes(), &entry.left.to_be_bytes()].concat()
+    };
+    set_meta(tx, key::TOKEN_USES, &all.iter().flat_map(entry).collect::<Vec<u8>>())
 }

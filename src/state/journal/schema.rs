@@ -173,13 +173,14 @@ pub(super) const GROUP_TABLES: [&str; 16] = [
 ];
 
 /// The keys of `meta` that belong to a group.
-pub(super) const GROUP_KEYS: [&str; 11] = [
+pub(super) const GROUP_KEYS: [&str; 12] = [
     key::GROUP,
     key::OPEN_LOG,
     key::FEED_EPOCH,
     key::PAIRING_LOG,
     key::INVITED,
     key::VERIFY_TOKENS,
+    key::TOKEN_USES,
     key::FOUNDED_ANEW,
     key::DIGEST,
     key::HLC_MAX,
@@ -209,6 +210,10 @@ pub(super) mod key {
     /// The keys of the tokens whose digits must be compared, 32 bytes each; keys of tokens that are
     /// no longer outstanding are ignored.
     pub(in super::super) const VERIFY_TOKENS: &str = "verify_tokens";
+    /// The tokens that let in more than one device: the key, how many it may let in, and how many are
+    /// left, 32, 2 and 2 bytes each. An earlier version ignores it and lets one device in. Entries of
+    /// tokens that are no longer outstanding are ignored.
+    pub(in super::super) const TOKEN_USES: &str = "token_uses";
     /// The sum over the state, see [`crate::core::journal::set_hash`].
     pub(in super::super) const DIGEST: &str = "digest";
     /// Set when this device founded the group while it had a key but no journal: it may be in

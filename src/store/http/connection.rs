@@ -110,6 +110,8 @@ pub(super) struct Connection {
     client: Client,
     url: String,
     key_file: PathBuf,
+    /// The header that carries the key; `None`: `Authorization`, as a bearer key.
+    key_header: Option<HeaderName>,
     key: Mutex<StoreKey>,
     pub(super) deadlines: Deadlines,
 }
@@ -118,8 +120,14 @@ impl Connection {
     pub(super) fn new(
         url: &str,
         key_file: &Path,
+        key_header: Option<&str>,
         deadlines: Deadlines,
     ) -> Result<Self, StoreError> {
+        let key_header = key_header.map(str::parse).transpose().map_err(|_| {
+            StoreError::Unauthorized(format!(
+                "store_key_header: expected the name of a header, got {key_header:?}"
+            ))
+        })?;
         let address = loopback_address(url)?;
         let key = load_key(key_file)?;
         // iroh disables reqwest's own crypto provider; without one no client can be built.
@@ -142,6 +150,7 @@ impl Connection {
             client,
             url: format!("http://{address}"),
             key_file: key_file.to_owned(),
+            key_header,
             key: Mutex::new(key),
             deadlines,
         })
@@ -185,10 +194,18 @@ impl Connection {
     }
 
     async fn send_once(&self, request: &Request, key: &StoreKey) -> Result<Response, StoreError> {
-        let mut builder = self
-            .client
-            .request(request.method.clone(), format!("{}{}", self.url, request.path))
-            .bearer_auth(key.expose());
+        let mut builder =
+            self.client.request(request.method.clone(), format!("{}{}", self.url, request.path));
+        builder = match &self.key_header {
+            None => builder.bearer_auth(key.expose()),
+            Some(name) => {
+                // A key is visible ASCII.
+                let mut value = HeaderValue::from_str(key.expose())
+                    .map_err(|_| StoreError::Unauthorized("the key fits no header".into()))?;
+                value.set_sensitive(true);
+                builder.header(name, value)
+            }
+        };
         for (name, value) in &request.headers {
             builder = builder.header(name, value);
         }
