@@ -63,6 +63,7 @@
 //! | What is acknowledged survives a power cut | [`store`] I1, [`transfer`] I1 |
 //! | Content is stored and sent under its own hash only | [`store`] I2, [`transfer`] I2 |
 //! | Nothing is missed, whatever is lost on the way | [`core::engine`] I1, [`store`] I3 |
+//! | No peer is taken for a holder of what it only knows | [`core::copies`] P1, [`state::index`] |
 //! | Each asset crosses once | [`core::wants`] I1, [`core::spans`] S1 |
 //! | Only members are admitted; a removal is final | [`state::journal`], [`net`] |
 //! | No peer fills our memory or holds up another | [`core::limits`], [`core::session`] I1 |
@@ -89,7 +90,12 @@
 //! | metadata | what is known about an asset: description, tags, trashed, attributes |
 //! | attribute | what is known of the file that an asset came from: name, path, type, times, application, user |
 //! | cursor | a position in a store's change feed |
-//! | index | the hashes that the store holds, as far as this agent has read the store's feed |
+//! | index | the hashes that this device knows: those that the store holds, as far as this agent has read the store's feed, and absent ones |
+//! | absent | known and not held: missing if it is wanted, else unwanted |
+//! | want | the expression of the assets whose contents come to this device |
+//! | holder | a peer that was confirmed to hold an asset |
+//! | site | a place whose devices may be lost together |
+//! | goal | how many copies of each asset a group wants, on how many sites |
 //! | sketch | a set of hashes folded into a constant size |
 //! | fingerprint | one number for a whole set: equal sets, equal fingerprints |
 //! | reconcile | find the difference of two devices' sets |

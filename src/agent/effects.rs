@@ -5,9 +5,10 @@
 //! E2  The result of a batch is reported to the engine once, however the batch ended.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Engine, Input, Sent};
@@ -22,6 +23,7 @@ use crate::net::frame::peek;
 use crate::net::{Protocol, RecvStream, SendStream};
 use crate::wire::frame::Kind;
 
+use super::copies::{self, Judge};
 use super::fact::Fact;
 use super::journal_stream;
 use super::link::Command;
@@ -43,16 +45,20 @@ pub(super) struct Links {
     /// The addresses at which members are dialled.
     pub(super) addresses: BTreeMap<NodeId, Vec<String>>,
     pub(super) replication: Replication,
+    /// The gate of the catalogue.
+    gate: Arc<Mutex<()>>,
 }
 
 impl Links {
-    pub(super) fn new(parts: &Parts) -> Self {
+    /// `gate` is the catalogue's.
+    pub(super) fn new(parts: &Parts, gate: Arc<Mutex<()>>) -> Self {
         let replication = Replication::new(parts.journal.clone(), parts.node_id, parts.clock);
         Self {
             live: BTreeMap::new(),
             decisions: BTreeMap::new(),
             addresses: BTreeMap::new(),
             replication,
+            gate,
         }
     }
 
@@ -128,6 +134,16 @@ impl Links {
                 });
             }
             Effect::Stopped => {}
+            Effect::ReadAbsent { .. }
+            | Effect::ReadSizes { .. }
+            | Effect::TakeAbsent { .. }
+            | Effect::AskMissing { .. }
+            | Effect::Judge { .. }
+            | Effect::Confirm { .. }
+            | Effect::Doubt { .. } => {
+                let judge = Judge::of(parts, self.gate.clone());
+                copies::perform(effect, judge, engine.known().epoch, &mut parts.tasks);
+            }
         }
     }
 
@@ -239,17 +255,28 @@ impl Links {
         let peer = connection.peer();
         let (ctx, facts) = (parts.ctx.with_peer(peer), parts.facts.clone());
         let events = parts.events.clone();
+        let judge = Judge::of(parts, self.gate.clone());
         parts.tasks.spawn("receive batch", async move {
             let receipt = if plain {
                 plain::receive_plain_live(&ctx, throttle.down(recv), send, &counters).await
             } else {
-                let decide = |digests: Vec<Digest>, _solicited| {
-                    let facts = facts.clone();
+                let decide = |digests: Vec<Digest>, solicited: bool| {
+                    let (facts, judge) = (facts.clone(), judge.clone());
                     async move {
+                        let mut accepted = match solicited {
+                            true => vec![true; digests.len()],
+                            false => judge.offered(conn, &digests).await,
+                        };
+                        let asked = digests.iter().zip(&accepted).filter(|(_, wanted)| **wanted);
+                        let digests: Vec<Digest> = asked.map(|(digest, _)| *digest).collect();
                         let none = vec![false; digests.len()];
                         let (reply, wanted) = oneshot::channel();
                         facts.send(Fact::Offered { conn, batch, digests, reply }).await;
-                        wanted.await.unwrap_or(none)
+                        let mut wanted = wanted.await.unwrap_or(none).into_iter();
+                        for is_accepted in accepted.iter_mut().filter(|is| **is) {
+                            *is_accepted = wanted.next().unwrap_or(false);
+                        }
+                        accepted
                     }
                 };
                 match peek(recv, FIRST_BYTE_WAIT).await {

@@ -64,6 +64,8 @@ pub(super) enum Fact {
     Shortage(Vec<String>),
     /// The state of the scrub changed.
     Scrub,
+    /// What is known about copies changed.
+    Copies,
     /// Why the peer of a connection accepts no assets for now; `None` when it has stored one.
     PutOff { conn: ConnId, reason: Option<String> },
     /// A peer refused these assets, each for a reason.
@@ -105,6 +107,9 @@ impl From<StoreEvent> for Fact {
             StoreEvent::Indexed { entries, behind } => {
                 Self::Input(Input::Indexed { entries, behind })
             }
+            StoreEvent::Absent { absent, missing } => {
+                Self::Input(Input::Noted { entries: Vec::new(), absent, missing })
+            }
             StoreEvent::Listed { cursor } => Self::TakenIn { cursor },
             StoreEvent::Lost { reply } => Self::Reload(Reload::StoreLost { reply }),
         }
@@ -134,6 +139,8 @@ pub(super) enum Reload {
     Joined { joined: PairReply, reply: Reply<PairReply> },
     /// This device is in a group of its own now.
     Left { reply: Reply<LeaveReply> },
+    /// This device wants other assets than before.
+    OtherWant { reply: Reply<()> },
 }
 
 impl Reload {
@@ -144,6 +151,7 @@ impl Reload {
             Self::StoreLost { .. } => "the store changed",
             Self::Joined { .. } => "joined a group",
             Self::Left { .. } => "left the group",
+            Self::OtherWant { .. } => "other assets are wanted",
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::core::doctor::NetworkFacts;
 use crate::core::fetches::Fetching;
 use crate::core::ids::Hash;
 use crate::core::lookup::HashPrefix;
+use crate::core::want::Want;
 use crate::core::why::AssetWhy;
 use crate::folders::handle::Folders;
 pub use crate::group::{
@@ -27,6 +28,7 @@ pub use crate::group::{
     RevokeReply, TicketReply, TicketTerms,
 };
 use crate::net::pairing::COMPARE_DEADLINE;
+use crate::replica::copies::Keeper;
 use crate::replica::journal::JournalHandle;
 use crate::replica::metadata::Settle;
 use crate::replica::status::{PairingStatus, Status};
@@ -54,6 +56,7 @@ pub struct Handle {
     journal: JournalHandle,
     settles: mpsc::Sender<Settle>,
     folders: Folders,
+    keeper: Keeper,
 }
 
 /// Where the loop sends the answer to a [`Request`].
@@ -75,6 +78,8 @@ pub enum Request {
     Rename(String, Reply<RenameReply>),
     /// Leave the group.
     Leave(Reply<LeaveReply>),
+    /// Want these assets from now on.
+    Want(Want, Reply<()>),
     /// Fetch assets, and report the state of each.
     Fetch(FetchRequest, Reply<FetchReply>),
     /// Explain how an asset stands on each device.
@@ -178,11 +183,12 @@ pub fn channel(
     journal: JournalHandle,
     settles: mpsc::Sender<Settle>,
     folders: Folders,
+    keeper: Keeper,
     status: watch::Receiver<Status>,
 ) -> (Handle, mpsc::Receiver<Request>) {
     let (requests, queue) = mpsc::channel(REQUESTS_MAX);
     let staging_dir = staging_dir.into();
-    (Handle { requests, status, store, staging_dir, journal, settles, folders }, queue)
+    (Handle { requests, status, store, staging_dir, journal, settles, folders, keeper }, queue)
 }
 
 impl Handle {
@@ -240,6 +246,16 @@ impl Handle {
     /// The shared folders and the directories that are bound to them.
     pub fn folders(&self) -> Folders {
         self.folders.clone()
+    }
+
+    /// What this device wants, and how many copies there are.
+    pub fn keeper(&self) -> Keeper {
+        self.keeper.clone()
+    }
+
+    /// Sets what this device wants; durable on return.
+    pub async fn set_want(&self, want: Want) -> Result<(), RequestError> {
+        self.ask(|reply| Request::Want(want, reply)).await
     }
 
     /// Makes an invitation for one device that is valid for `ttl`.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
-use crate::core::engine::{Engine, Identity};
+use crate::core::engine::{Belief, Engine, Identity, OwnCopies};
 use crate::core::ids::{HashAlgorithm, NodeId, StoreId};
 use crate::core::reconcile::Since;
 use crate::state::index::Index;
@@ -18,6 +18,7 @@ use crate::state::journal::GroupState;
 
 use super::fact::{Fact, Reload};
 use super::parts::Parts;
+use crate::replica::copies::Keeper;
 use crate::replica::journal::JournalHandle;
 use crate::replica::query;
 
@@ -29,22 +30,24 @@ pub(super) struct Loading {
     node_id: NodeId,
     index: Index,
     journal: JournalHandle,
+    keeper: Keeper,
 }
 
 impl Loading {
     pub(super) fn of(parts: &Parts) -> Self {
         let (index, journal) = (parts.ctx.index.clone(), parts.journal.clone());
-        Self { node_id: parts.node_id, index, journal }
+        Self { node_id: parts.node_id, index, journal, keeper: parts.keeper.clone() }
     }
 
     pub(super) async fn load(self) -> Result<Engine> {
-        let Self { node_id, index, journal } = self;
+        let Self { node_id, index, journal, keeper } = self;
         let group = journal.read(move |reader| reader.group_state(&node_id)).await?;
         let group = group.context("this device is in no group")?;
-        spawn_blocking(move || Self::read(node_id, &index, group)).await?
+        let chooses = keeper.chooses();
+        spawn_blocking(move || Self::read(node_id, &index, group, chooses)).await?
     }
 
-    fn read(node_id: NodeId, index: &Index, group: GroupState) -> Result<Engine> {
+    fn read(node_id: NodeId, index: &Index, group: GroupState, chooses: bool) -> Result<Engine> {
         let GroupState { group: group_id, name: device_name, members } = group;
         let known = query::load(index, &group_id)?;
         let (store_id, algorithm) = index.bound()?.unwrap_or((NO_STORE, HashAlgorithm::default()));
@@ -62,7 +65,15 @@ impl Loading {
             algorithm,
             build: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        Ok(Engine::new(identity, known, members, cursors, rand::random()))
+        let head = index.head();
+        let own = OwnCopies { absent: head.absent, missing: head.missing, chooses };
+        let mut beliefs = Vec::new();
+        for member in &members.members {
+            let (absent, is_confirmed) = index.belief(&member.node_id)?;
+            beliefs.push((member.node_id, Belief { absent, is_confirmed }));
+        }
+        let engine = Engine::new(identity, known, members, cursors, rand::random());
+        Ok(engine.with_copies(own, beliefs))
     }
 }
 

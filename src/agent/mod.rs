@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, wall_ms, wall_now};
 use crate::core::forgetting::ForgottenRule;
-use crate::core::ids::NodeId;
+use crate::core::ids::{Hash, NodeId};
 use crate::core::pairing::shown_name;
 use crate::core::scrub::ScrubRate;
 use crate::folders;
@@ -41,6 +41,7 @@ use self::tasks::Tasks;
 use self::tuning::NamedPeers;
 pub use self::tuning::Tuning;
 use crate::replica::catalogue::Backlog;
+use crate::replica::copies::Keeper;
 use crate::replica::metadata::{Arrivals, Settler};
 use crate::replica::picture::{Picture, Sources};
 use crate::replica::status::{ScrubStatus, Status};
@@ -49,6 +50,7 @@ use crate::transfer;
 use crate::transfer::prove::Prover;
 use crate::transfer::throttle::Throttle;
 
+mod copies;
 mod effects;
 mod fact;
 pub mod forgetting;
@@ -225,12 +227,19 @@ impl Agent {
         };
         let opening = tokio::task::spawn_blocking(move || folders::handle::open(ingredients));
         let (folders, manager) = opening.await??;
+        let waiting = {
+            let folders = folders.clone();
+            Arc::new(move |hashes: &[Hash]| Ok(folders.are_waited_for(hashes)?))
+        };
+        let keeper =
+            Keeper::new(identity.node_id, index.clone(), copies.clone(), journal.clone(), waiting)?;
         let (handle, requests) = handle::channel(
             store.clone(),
             staging_dir,
             journal.clone(),
             settles,
             folders.clone(),
+            keeper.clone(),
             watched,
         );
         let (events, told) = events::channel();
@@ -262,6 +271,7 @@ impl Agent {
             store: store.clone(),
             store_location,
             journal: journal.clone(),
+            keeper: keeper.clone(),
             scrub: watched_scrub,
             frozen: watched_frozen,
             twin: watched_twin,
@@ -306,6 +316,7 @@ impl Agent {
             ),
             wrong_proofs: gathered::WrongProofs::default(),
             copies,
+            keeper,
             listed,
             tasks: Tasks::default(),
             facts,

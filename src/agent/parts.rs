@@ -13,6 +13,7 @@ use crate::core::scrub::ScrubRate;
 use crate::folders::handle::Folders;
 use crate::net::Net;
 use crate::replica::catalogue::Backlog;
+use crate::replica::copies::Keeper;
 use crate::replica::events::EventLog;
 use crate::replica::journal::JournalHandle;
 use crate::replica::status::{ScrubStatus, Status};
@@ -58,6 +59,7 @@ pub(super) struct Parts {
     /// Answers the proofs that peers request.
     pub(super) prover: Prover,
     pub(super) wrong_proofs: WrongProofs,
+    pub(super) keeper: Keeper,
     /// Counts the listings of the store that the index has taken up.
     pub(super) listed: watch::Sender<u64>,
     pub(super) tasks: Tasks,

@@ -57,7 +57,7 @@ pub(super) fn fetch(
 /// Wants what was evicted here back, and returns which of the assets the index holds.
 fn take_back_and_look(copies: &Copies, index: &Index, hashes: &[Hash]) -> Result<Vec<bool>> {
     copies.take_back(hashes.to_vec()).context("wanting evicted assets back")?;
-    Ok(index.known(hashes)?)
+    Ok(index.held(hashes)?)
 }
 
 fn meant_assets(engine: &Engine, prefixes: &[HashPrefix]) -> Result<Vec<Hash>, RequestError> {

@@ -28,6 +28,7 @@ use crate::net::{Accepted, Connection, Ended, Protocol, RecvStream, SendStream};
 use crate::state::journal::GroupState;
 use crate::store::StoreInfo;
 
+use super::copies::{self, Judge};
 use super::effects::{Links, plain_done};
 use super::fact::{Fact, Reload, TakenIn};
 use super::handle::{FetchReply, LeaveReply, Reply, Request};
@@ -99,16 +100,17 @@ pub(super) async fn run(
     let engine = Loading::of(&parts).load().await?;
     let saved_seq = engine.known().head_seq;
     let (taken_in, _) = watch::channel(TakenIn::default());
+    let wakers = Wakers::default();
     let mut this = Loop {
         engine,
         effects: Vec::new(),
-        links: Links::new(&parts),
+        links: Links::new(&parts, wakers.gate.clone()),
         forked: Vec::new(),
         knocks: Knocks::default(),
         comparing: Comparing::default(),
         store: StoreView::default(),
         taken_in,
-        wakers: Wakers::default(),
+        wakers,
         saved_seq,
         save_at_ms: None,
         picture,
@@ -233,9 +235,12 @@ impl Loop {
         match fact {
             Fact::Input(Input::NetworkChanged) => self.on_network_changed(),
             Fact::Input(input) => {
-                if let Input::Indexed { entries, .. } = &input
-                    && !entries.is_empty()
-                {
+                let has_entries = match &input {
+                    Input::Indexed { entries, .. } => !entries.is_empty(),
+                    Input::Noted { entries, .. } => !entries.is_empty(),
+                    _ => false,
+                };
+                if has_entries {
                     self.note_unsaved();
                 }
                 self.handle(input);
@@ -314,7 +319,7 @@ impl Loop {
                 self.store.shortage = shortage;
                 self.publish_soon();
             }
-            Fact::Scrub => self.publish_soon(),
+            Fact::Scrub | Fact::Copies => self.publish_soon(),
             Fact::PutOff { conn, reason } => {
                 if let Some(live) = self.links.live.get_mut(&conn) {
                     live.put_off = reason;
@@ -380,6 +385,10 @@ impl Loop {
             Request::Remove(request, reply) => membership::remove(parts, request, reply),
             Request::Rename(name, reply) => membership::rename(parts, name, reply),
             Request::Leave(reply) => membership::leave(parts, reply),
+            Request::Want(want, reply) => {
+                let judge = Judge::of(parts, self.wakers.gate.clone());
+                copies::set_want(judge, want, reply, &mut parts.tasks);
+            }
             Request::Fetch(request, reply) => requests::fetch(parts, &self.engine, request, reply),
             Request::Why(hash, reply) => why::look(parts, &self.engine, &hash, reply),
             Request::Check(reply) => {
@@ -560,7 +569,11 @@ impl Loop {
             self.note_unsaved();
             self.wakers.regroup.notify_one();
             self.handle(Input::Store { up: self.store.up });
-            if matches!(reload, Reload::Joined { .. } | Reload::Left { .. }) && self.store.up {
+            let is_same_store = matches!(
+                reload,
+                Reload::Joined { .. } | Reload::Left { .. } | Reload::OtherWant { .. }
+            );
+            if is_same_store && self.store.up {
                 self.handle(Input::Indexed { entries: Vec::new(), behind });
             }
         }
@@ -575,6 +588,9 @@ impl Loop {
             }
             Reload::Joined { joined, reply } => {
                 let _ = reply.send(Ok(joined));
+            }
+            Reload::OtherWant { reply } => {
+                let _ = reply.send(Ok(()));
             }
             Reload::Left { reply } => {
                 let _ = reply.send(Ok(LeaveReply { new_device: false }));

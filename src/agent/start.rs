@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 
+use super::copies::{Follow, Judge};
 use super::fact::Fact;
 use super::forgetting::Forgetting;
 use super::parts::Parts;
@@ -136,6 +137,9 @@ pub(super) fn start_sources(parts: &mut Parts, replication: &Replication, wakers
     parts.tasks.spawn("scrub status", async move {
         facts.pass_on(watched, |_| Fact::Scrub).await;
     });
+    let judge = Judge::of(parts, wakers.gate.clone());
+    let (journal, folders) = (parts.journal.clone(), parts.folders.clone());
+    parts.tasks.spawn("copies", Follow { judge, journal, folders }.run());
     journal_stream::look_after(parts, replication);
     let again = wakers.regroup.clone();
     let (journal, facts) = (parts.journal.clone(), parts.facts.sender());

@@ -14,6 +14,7 @@
 //! | `GET /v1/checkup` | checks of the network and of the clock, for `doctor`; a [`Checkup`](answers::Checkup) |
 //! | `GET`, `PATCH /v1/config` | the configuration, see [`config`] |
 //! | `POST /v1/fetch` `{"hashes","now"}` | requests assets from other devices; a [`FetchReply`] reports the state of each |
+//! | `GET`, `POST /v1/want`, `POST /v1/copies`, `POST /v1/site`, `GET /v1/assets/{hash}/holders` | what this device wants and who holds what, see [`copies`] |
 //! | `POST /v1/verify` `{"hashes"}` | reads assets now, see [`verify`] |
 //! | `POST /v1/safe` `{"hashes","copies","sites","within_ms"}` | asks other devices for proofs, see [`proofs`] |
 //! | `POST /v1/evict` `{"hashes","copies","sites","dry_run"}` | deletes copies here that others keep, see [`proofs`] |
@@ -70,6 +71,7 @@ pub mod answers;
 mod assets;
 mod checkup;
 pub mod config;
+pub mod copies;
 mod events;
 mod filter;
 mod folders;
@@ -115,6 +117,7 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
         .route("/v1/leave", post(leave))
         .route("/v1/fetch", post(fetch))
         .merge(assets::router())
+        .merge(copies::router())
         .merge(checkup::router())
         .merge(records::router())
         .merge(events::router())

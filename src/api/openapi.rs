@@ -10,8 +10,8 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    Described, assets, checkup, config, events, folders, forgetting, ingest, journal, page, proofs,
-    records, verify, watch,
+    Described, assets, checkup, config, copies, events, folders, forgetting, ingest, journal, page,
+    proofs, records, verify, watch,
 };
 use crate::http::problem::{PROBLEM_TYPE, ProblemBody};
 use crate::http::{people, store_api};
@@ -111,6 +111,7 @@ impl Modify for Common {
         for part in [
             Described::openapi(),
             assets::Described::openapi(),
+            copies::Described::openapi(),
             checkup::Described::openapi(),
             records::described(),
             events::Described::openapi(),

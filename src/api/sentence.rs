@@ -65,7 +65,12 @@ pub fn answer(status: &Status, folders: &[String]) -> (bool, String) {
         }
         (true, others) => {
             let devices = others + 1;
-            (true, format!("Everything is on {devices} of {devices} devices."))
+            let is_chosen = status.peers.iter().any(|peer| !peer.wants.is_empty());
+            let sentence = match is_chosen || !status.copies.wants.is_empty() {
+                true => format!("Everything that is wanted is on {devices} of {devices} devices."),
+                false => format!("Everything is on {devices} of {devices} devices."),
+            };
+            (true, sentence)
         }
         (false, _) => {
             (false, format!("Not everything is on every device: {}.", missing.join("; ")))

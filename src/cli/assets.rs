@@ -4,14 +4,16 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use super::client::Client;
-use super::devices;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::{bytes, shown};
 use super::time::{Since, parse_since, utc_signed};
+use super::{copies, devices};
 use crate::api::answers::FoundAsset;
+use crate::api::copies::Holders;
 use crate::clock::wall_ms;
 use crate::core::ids::NodeId;
 use crate::http::asset::{AssetRow, AssetsPage};
@@ -222,9 +224,31 @@ fn marks(row: &AssetRow) -> String {
     marks
 }
 
+/// What `info` shows.
+#[derive(Serialize)]
+struct Described<'a> {
+    #[serde(flatten)]
+    row: &'a AssetRow,
+    copies: &'a Holders,
+}
+
 /// `can-sync info`
 pub(crate) async fn info(client: &Client, text: &str, output: Output) -> Result<Exit, Failure> {
-    let hash = find(client, text).await?.hash.to_string();
+    let found = lookup(client, text, false).await?;
+    let holders = copies::holders(client, &found.hash).await?;
+    if found.asset.is_none() {
+        let view = serde_json::json!({ "hash": found.hash, "name": found.name, "copies": holders });
+        output.value(&view, |_| {
+            let fields = [("hash", found.hash.to_string()), ("name", shown(&found.name))];
+            let fields = fields.iter().filter(|(_, value)| !value.is_empty());
+            let mut lines: Vec<_> =
+                fields.map(|(name, value)| format!("{name:<12} {value}")).collect();
+            lines.push(copies::holder_lines(&holders));
+            lines.join("\n")
+        })?;
+        return Ok(Exit::Ok);
+    }
+    let hash = found.hash.to_string();
     let query = [("hash", hash.as_str())];
     let found = client.get::<AssetsPage>(&["v1", "assets"], &query).await;
     let row = match found.map(|page| page.assets.into_iter().next()) {
@@ -240,7 +264,10 @@ pub(crate) async fn info(client: &Client, text: &str, output: Output) -> Result<
         }
         None => String::new(),
     };
-    output.value(&row, |row| details(row, &device))?;
+    let view = Described { row: &row, copies: &holders };
+    output.value(&view, |view| {
+        format!("{}\n{}", details(view.row, &device), copies::holder_lines(view.copies))
+    })?;
     Ok(Exit::Ok)
 }
 

@@ -16,6 +16,7 @@ mod client;
 mod complete;
 mod config;
 mod content;
+mod copies;
 mod devices;
 mod doctor;
 mod edit;
@@ -51,6 +52,7 @@ use output::Output;
 use text::{causes, parse_duration};
 use time::{Since, parse_since};
 
+use crate::api::copies::GoalRequest;
 use crate::net::LOG_DIRECTIVES;
 use crate::page::thumbnail;
 
@@ -147,6 +149,25 @@ enum Command {
     Info {
         /// Its name or hash, or the unique start of either
         asset: String,
+    },
+    /// Show or set which contents come to this device
+    Want(copies::WantArgs),
+    /// Show or set how many copies of each asset the group wants
+    Copies {
+        /// The number of devices
+        #[arg(value_parser = clap::value_parser!(u64).range(1..=64))]
+        count: Option<u64>,
+    },
+    /// Show or set on how many sites the group wants copies
+    Sites {
+        /// The number of sites
+        #[arg(value_parser = clap::value_parser!(u64).range(1..=64))]
+        count: Option<u64>,
+    },
+    /// Show or say where this device is: devices of one site may be lost together
+    Site {
+        /// Such as home, office or cloud; empty for a site of its own
+        label: Option<String>,
     },
     /// Put tags on an asset and take tags off it
     Tag(edit::TagArgs),
@@ -327,6 +348,18 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             }
             Command::Info { asset } => {
                 assets::info(&Client::connect(home).await?, &asset, output).await
+            }
+            Command::Want(args) => copies::want(&Client::connect(home).await?, args, output).await,
+            Command::Copies { count: copies } => {
+                let request = GoalRequest { copies, sites: None };
+                copies::goal(&Client::connect(home).await?, request, output).await
+            }
+            Command::Sites { count: sites } => {
+                let request = GoalRequest { copies: None, sites };
+                copies::goal(&Client::connect(home).await?, request, output).await
+            }
+            Command::Site { label } => {
+                copies::site(&Client::connect(home).await?, label, output).await
             }
             Command::Tag(args) => edit::tag(&Client::connect(home).await?, args, output).await,
             Command::Describe { asset, text } => {

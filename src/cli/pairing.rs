@@ -403,7 +403,13 @@ pub(crate) async fn peers(client: &Client, output: Output) -> Result<Exit, Failu
 }
 
 fn peer_line(peer: &PeerStatus) -> String {
-    format!("{}  {}  {}", peer.node_id, state_name(peer.state), shown(&peer.name))
+    let mut line = format!("{}  {}  {}", peer.node_id, state_name(peer.state), shown(&peer.name));
+    for (label, told) in [("site", &peer.site), ("wants", &peer.wants)] {
+        if !told.is_empty() {
+            line.push_str(&format!("  {label} {}", shown(told)));
+        }
+    }
+    line
 }
 
 /// The state of a connection in one word.

@@ -14,7 +14,9 @@ use crate::api::requests::NoArguments;
 use crate::api::sentence::{self, answer, is_connected, sync_text, waiting_folder};
 use crate::core::lookup;
 use crate::folders::status::FoldersPage;
-use crate::replica::status::{PeerStatus, RateLimitStatus, ScrubState, ScrubStatus, Status};
+use crate::replica::status::{
+    CopiesStatus, PeerStatus, RateLimitStatus, ScrubState, ScrubStatus, Status,
+};
 
 /// Rates and times move without a new revision: repaint this often.
 const REPAINT: Duration = Duration::from_secs(1);
@@ -207,6 +209,8 @@ fn picture(status: &Status, folders: &[String]) -> String {
     lines.extend(
         status.rate_limits.as_ref().map(|limits| format!("limit   {}", limit_text(limits))),
     );
+    lines.extend(wants_text(&status.copies).map(|text| format!("want    {text}")));
+    lines.extend(copies_text(status).map(|text| format!("copies  {text}")));
     lines.extend(scrub_text(&status.scrub).map(|text| format!("scrub   {text}")));
     if status.peers.is_empty() {
         lines.push("peers   none yet: `can-sync ticket` makes an invitation".into());
@@ -241,6 +245,44 @@ fn store_text(status: &Status) -> String {
         text.push_str(&format!(": {}", shown(error)));
     }
     text
+}
+
+/// What this device wants, unless that is everything and all of it is here.
+fn wants_text(copies: &CopiesStatus) -> Option<String> {
+    let mut parts = vec![match copies.wants.as_str() {
+        "" => "all".to_owned(),
+        wants => shown(wants),
+    }];
+    if copies.missing > 0 {
+        parts.push(format!("{} known assets are missing", copies.missing));
+    }
+    if copies.unwanted > 0 {
+        parts.push(format!("{} known assets are not wanted here", copies.unwanted));
+    }
+    let is_usual = copies.wants.is_empty() && parts.len() == 1;
+    (!is_usual).then(|| parts.join(", "))
+}
+
+/// Which assets have too few copies. A device alone cannot have more than one.
+fn copies_text(status: &Status) -> Option<String> {
+    let copies = &status.copies;
+    let census = copies.census.filter(|_| !status.peers.is_empty())?;
+    let mut parts = Vec::new();
+    if census.nowhere > 0 {
+        parts.push(format!("{} assets are on no known device", census.nowhere));
+    }
+    if census.one_copy > 0 {
+        parts.push(format!("{} assets have only one copy", census.one_copy));
+    }
+    if census.below_goal > census.one_copy + census.nowhere || !parts.is_empty() {
+        let sites = match copies.goal_sites {
+            1 => String::new(),
+            sites => format!(" on {sites} sites"),
+        };
+        let goal = copies.goal_copies;
+        parts.push(format!("{} have fewer than {goal} copies{sites}", census.below_goal));
+    }
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 /// Describes the scrub while it reads, or after it has found something.
@@ -286,6 +328,12 @@ fn peer_text(status: &Status, peer: &PeerStatus) -> String {
     parts.extend(peer.path.as_deref().map(shown));
     parts.extend(peer.rtt_ms.map(|rtt| format!("{rtt:.1} ms")));
     parts.push(sync_text(status, peer));
+    if !peer.site.is_empty() {
+        parts.push(format!("site {}", shown(&peer.site)));
+    }
+    if !peer.wants.is_empty() {
+        parts.push(format!("wants {}", shown(&peer.wants)));
+    }
     let rates = [("in", peer.receive_rate_bytes), ("out", peer.send_rate_bytes)];
     let moving = rates.iter().filter(|(_, rate)| *rate >= 1.0);
     parts.extend(moving.map(|(way, rate)| format!("{way} {}/s", bytes(*rate as u64))));
@@ -302,7 +350,9 @@ mod tests {
     use super::*;
     use crate::core::ids::{GroupId, NodeId, StoreId};
     use crate::folders::status::{BindingState, FolderView};
-    use crate::replica::status::{DeviceStatus, JournalPeerStatus, PeerState, StoreStatus};
+    use crate::replica::status::{
+        CensusStatus, DeviceStatus, JournalPeerStatus, PeerState, StoreStatus,
+    };
 
     fn peer(name: &str, node_id: u8, state: PeerState, in_sync: bool) -> PeerStatus {
         PeerStatus {
@@ -324,6 +374,8 @@ mod tests {
             last_error: None,
             obstacles: Vec::new(),
             next_retry_ms: None,
+            site: String::new(),
+            wants: String::new(),
         }
     }
 
@@ -354,6 +406,7 @@ mod tests {
             pairings: Vec::new(),
             rate_limits: None,
             scrub: ScrubStatus::default(),
+            copies: CopiesStatus::default(),
             in_sync,
             revision: 1,
         }
@@ -461,6 +514,26 @@ mod tests {
         let held: Vec<_> = waiting_folder(&folder(BindingState::Held)).into_iter().collect();
         let (is_well, sentence) = answer(&status(Vec::new(), true), &held);
         assert!(!is_well && sentence.contains("folder papers is held back"), "{sentence}");
+    }
+
+    #[test]
+    fn the_picture_says_how_many_assets_have_only_one_copy_and_what_is_not_wanted() {
+        let mut status = status(vec![peer("nas", 0xbb, PeerState::Idle, true)], true);
+        let text = picture(&status, &[]);
+        assert!(!text.contains("copies") && !text.contains("want "), "{text}");
+        let census = CensusStatus { known: 900, one_copy: 412, below_goal: 412, nowhere: 0 };
+        (status.copies.census, status.copies.goal_copies) = (Some(census), 2);
+        (status.copies.wants, status.copies.unwanted) = ("type=image/*".into(), 300);
+        status.peers[0].site = "home".into();
+        let text = picture(&status, &[]);
+        for line in [
+            "Everything that is wanted is on 2 of 2 devices.",
+            "copies  412 assets have only one copy, 412 have fewer than 2 copies",
+            "want    type=image/*, 300 known assets are not wanted here",
+            "in sync  site home",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
     }
 
     #[test]

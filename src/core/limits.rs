@@ -346,3 +346,18 @@ pub const PROVE_HASHES_MAX: usize = 64;
 /// The most groups that a device without the bytes checks: of a copy that lacks a quarter of its bytes,
 /// one in a hundred escapes.
 pub const PROOF_GROUPS_MAX: usize = 16;
+
+/// The most known hashes that the index keeps without their contents. Members tell of them, so a
+/// broken one could fill the disk: 100 bytes each, a gigabyte in all. Whatever is beyond is told
+/// again at each comparison.
+pub const ABSENT_MAX: u64 = 10_000_000;
+
+/// The longest label of a site.
+pub const SITE_CHARS_MAX: usize = 32;
+
+/// The most requests for sizes of one peer that are answered at a time.
+pub const SIZE_PULLS_MAX: usize = 4;
+
+/// How often in one connection a peer's absent hashes are read from the start because their digest
+/// was not as told. Then the peer counts as a holder of nothing new.
+pub const ABSENT_RESTARTS_MAX: u32 = 3;

@@ -1,6 +1,7 @@
 //! The messages of two engines on the control stream. `proto/peer.proto` defines them; `wire`
 //! encodes them and refuses what is out of bounds.
 
+use crate::core::copies::{AbsentPage, AbsentSet};
 use crate::core::ids::{GroupId, Hash, HashAlgorithm, StoreId};
 use crate::core::reconcile::{ReconcileMessage, SetSummary};
 
@@ -19,6 +20,21 @@ pub enum Message {
     SolicitNow(Vec<Hash>),
     /// The sender cannot send these solicited assets.
     Lacking(Vec<Hash>),
+    /// Summarises the hashes of the sender's set that it does not hold.
+    Absent(AbsentSet),
+    /// Requests the changes of the receiver's absent hashes after the position.
+    AbsentPull {
+        /// The log of the position.
+        log: [u8; 16],
+        /// The position.
+        after_turn: u64,
+    },
+    /// Answers a pull.
+    AbsentPage(Box<AbsentPage>),
+    /// Requests the sizes of these hashes, which the receiver's set has.
+    SizePull(Vec<Hash>),
+    /// Answers a request for sizes, in its order; `None` for hashes that the sender does not hold.
+    Sizes(Vec<Option<u64>>),
 }
 
 /// Introduces the sender.
@@ -38,4 +54,8 @@ pub struct Hello {
     pub journal: bool,
     /// Whether the sender answers proof streams.
     pub proofs: bool,
+    /// Whether the sender tells which hashes it knows and does not hold.
+    pub copies: bool,
+    /// Whether the sender does not want everything: contents are not sent to it uninvited.
+    pub chooses: bool,
 }

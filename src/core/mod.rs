@@ -3,6 +3,7 @@
 
 pub mod attributes;
 pub mod close;
+pub mod copies;
 pub mod doctor;
 pub mod engine;
 pub mod export_name;

@@ -364,6 +364,12 @@ impl Wants {
         self.feed.was_read();
     }
 
+    /// `hash`, which `peer` offered, is not wanted.
+    pub fn discard(&mut self, peer: NodeId, hash: &Hash) {
+        self.release(peer, hash);
+        self.take(hash);
+    }
+
     /// The number of assets that `peer` owes or is sending.
     pub fn owed(&self, peer: NodeId) -> usize {
         self.sources.get(&peer).map_or(0, |source| source.owed.len())

@@ -275,7 +275,7 @@ async fn fetch(
         .collect();
     let hashes: Vec<Hash> = wanted.iter().map(|(_, digest)| digest.hash).collect();
     let index = shared.index.clone();
-    let known = blocking(move || index.known(&hashes).context("reading the index")).await?;
+    let known = blocking(move || index.held(&hashes).context("reading the index")).await?;
     let mut sources = BTreeMap::new();
     let mut small = Vec::new();
     for ((at, digest), is_known) in wanted.into_iter().zip(known) {

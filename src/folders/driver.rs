@@ -96,6 +96,8 @@ pub(super) struct Driver {
     is_watched: bool,
     /// How far the index was compared with what is missing; `None`: not yet.
     pub(super) arrived: Option<([u8; 16], u64)>,
+    /// The same for assets that were known before: the newest change that was taken up.
+    pub(super) arrived_turn: u64,
     pub(super) retry_at: Option<Instant>,
     pub(super) retry_pause: Duration,
     pub(super) has_pending: bool,
@@ -145,6 +147,7 @@ impl Driver {
             check_at: Instant::now(),
             is_watched: false,
             arrived: None,
+            arrived_turn: 0,
             retry_at: None,
             retry_pause: RETRY_FIRST,
             has_pending: false,

@@ -26,6 +26,7 @@ use super::status::{
 use crate::core::folder::names::is_conflict_path;
 use crate::core::folder::path::FolderPath;
 use crate::core::ids::{FolderId, Hash, NodeId};
+use crate::db;
 use crate::replica::folders::{Folder, FolderJournal};
 use crate::replica::journal::{AskError, JournalHandle};
 use crate::state::home::Home;
@@ -143,6 +144,16 @@ impl Folders {
     pub async fn uses(&self, hashes: BTreeSet<Hash>) -> Result<BTreeMap<Hash, FolderPath>> {
         let db = self.shared.db.clone();
         Ok(blocking(move || Ok(db.uses(&hashes)?)).await?)
+    }
+
+    /// Whether a file of a bound directory waits for each of the assets, in their order. Blocks.
+    pub(crate) fn are_waited_for(&self, hashes: &[Hash]) -> db::Result<Vec<bool>> {
+        self.shared.db.are_waited_for(hashes)
+    }
+
+    /// The assets above `after` that files of bound directories wait for. Blocks.
+    pub(crate) fn waited_for(&self, after: Option<Hash>, limit: usize) -> db::Result<Vec<Hash>> {
+        self.shared.db.waited_for(after, limit)
     }
 
     // ---- reading ---------------------------------------------------------------------------------

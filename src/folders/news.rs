@@ -141,7 +141,10 @@ impl Driver {
         let from = match self.arrived {
             Some((epoch, seq)) if epoch == head.epoch => seq,
             // Everything that is missing is compared with the index.
-            _ => return self.look_for_missing(head.epoch, head.seq).await,
+            _ => {
+                self.arrived_turn = head.absent.turn;
+                return self.look_for_missing(head.epoch, head.seq).await;
+            }
         };
         let (mut at, index) = (from, self.shared.index.clone());
         while at < head.seq {
@@ -156,6 +159,17 @@ impl Driver {
             if !has_more {
                 break;
             }
+        }
+        // What was known before it came has an old number.
+        while self.has_pending && self.arrived_turn < head.absent.turn {
+            let (index, after) = (self.shared.index.clone(), self.arrived_turn);
+            let page = blocking(move || Ok(index.arrived(after, ARRIVED_MAX)?)).await?;
+            let (entries, has_more) = page;
+            self.arrived_turn = match has_more {
+                true => entries.last().map_or(head.absent.turn, |(turn, _)| *turn),
+                false => head.absent.turn,
+            };
+            self.bring_waiting(entries.into_iter().map(|(_, hash)| hash).collect()).await?;
         }
         if !self.is_behind {
             self.arrived = Some((head.epoch, head.seq));
@@ -188,7 +202,7 @@ impl Driver {
                 let missing: Vec<_> =
                     page.into_iter().filter_map(|(path, hash)| Some((path, hash?))).collect();
                 let hashes: Vec<Hash> = missing.iter().map(|(_, hash)| *hash).collect();
-                let known = index.known(&hashes)?;
+                let known = index.held(&hashes)?;
                 let here = missing.into_iter().zip(known).filter(|(_, is_known)| *is_known);
                 Ok((last, here.map(|((path, _), _)| path).collect::<Vec<_>>()))
             });

@@ -247,7 +247,7 @@ impl Folders {
 
     pub(super) async fn are_here(&self, hashes: Vec<Hash>) -> Result<Vec<bool>> {
         let index = self.shared.index.clone();
-        Ok(blocking(move || Ok(index.known(&hashes)?)).await?)
+        Ok(blocking(move || Ok(index.held(&hashes)?)).await?)
     }
 
     /// The current version of a path of a folder.

@@ -4,7 +4,7 @@
 //!     alone.
 //! D2  A change of name, group or addresses is published at once; figures at most every
 //!     [`PACE_MS`].
-//! D3  The record keeps its name: only a rename changes it.
+//! D3  The record keeps its name and its site: only people change them.
 //! D4  Another device that publishes under the same key, because a home was copied, is noticed.
 
 use std::collections::BTreeSet;
@@ -68,6 +68,7 @@ struct Who {
     group_id: GroupId,
     name: String,
     addresses: BTreeSet<String>,
+    wants: String,
 }
 
 impl Publisher {
@@ -94,6 +95,7 @@ impl Publisher {
                         group_id: status.device.group_id,
                         name: status.device.name.clone(),
                         addresses: status.device.addresses.iter().cloned().collect(),
+                        wants: status.copies.wants.clone(),
                     },
                     assets: status.store.assets,
                     contact_ms: contact.last_ms,
@@ -151,6 +153,8 @@ impl Publisher {
             free_bytes: self.free_bytes().await,
             contact_ms: shown.contact_ms.or(told.as_ref().and_then(|told| told.contact_ms)),
             addresses: shown.who.addresses.clone(),
+            site: told.as_ref().map_or_else(String::new, |told| told.site.clone()),
+            wants: shown.who.wants.clone(),
         };
         if told.is_some_and(|told| !is_worth_telling(&told, &now)) {
             return Ok(false);

@@ -222,6 +222,8 @@ mod tests {
             last_error: Some("timed out".into()),
             obstacles: Vec::new(),
             next_retry_ms: None,
+            site: String::new(),
+            wants: String::new(),
         }
     }
 

@@ -336,7 +336,7 @@ async fn resolve_due(journal: &JournalHandle) -> Result<Duration, WriteError> {
 
 /// Reads a folder's record; `None` when its id is none of a folder. Any member can write anything
 /// into its fields.
-fn folder(record: &Record) -> Option<Folder> {
+pub(super) fn folder(record: &Record) -> Option<Folder> {
     let id = FolderId::from_slice(&record.id)?;
     let name = match record.fields.get(FOLDER_NAME) {
         Some(Some(Value::Text(name))) => visible(name, FOLDER_NAME_BYTES_MAX),

@@ -6,9 +6,10 @@
 //! [`replicate`] syncs two journals, [`metadata`] carries edits between the store's rows and the
 //! journal, [`folders`] reads and writes the versions of shared folders, [`scrub`] reads every asset
 //! again, [`disk`] watches the free space, [`status`] is what the agent publishes and [`picture`]
-//! builds it.
+//! builds it. [`copies`] decides which assets are wanted here, and counts copies.
 
 pub(crate) mod catalogue;
+pub mod copies;
 pub(crate) mod device;
 pub(crate) mod disk;
 pub(crate) mod events;

@@ -1,7 +1,7 @@
 //! Builds the [`Status`] from the engine, the connections, the store and the journal. A change that
 //! people notice makes a new revision; figures that change all the time do not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -12,6 +12,7 @@ use crate::core::limits::LOGS_PER_AUTHOR_MAX;
 use crate::core::peers::ConnId;
 use crate::net::{Net, Path, WireBytes};
 
+use super::copies::Keeper;
 use super::journal::JournalHandle;
 use super::status::{
     DeviceStatus, JournalPeerState, JournalPeerStatus, JournalStatus, PairingStatus, PeerState,
@@ -105,6 +106,7 @@ pub(crate) struct Sources {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) store_location: String,
     pub(crate) journal: JournalHandle,
+    pub(crate) keeper: Keeper,
     pub(crate) scrub: watch::Receiver<ScrubStatus>,
     /// The number of assets whose metadata is held back.
     pub(crate) frozen: watch::Receiver<usize>,
@@ -152,6 +154,12 @@ impl Picture {
             })
             .collect();
         peers.sort_by(|a, b| (&a.name, &a.node_id).cmp(&(&b.name, &b.node_id)));
+        let copies = sources.keeper.view();
+        for peer in &mut peers {
+            let told = |of: &BTreeMap<NodeId, String>| of.get(&peer.node_id).cloned();
+            peer.site = told(&copies.sites).unwrap_or_default();
+            peer.wants = told(&copies.wants).unwrap_or_default();
+        }
         let identity = engine.identity();
         let damaged = sources.store.damages().borrow().count;
         let mut obstacles = store.shortage.clone();
@@ -178,17 +186,22 @@ impl Picture {
                 up: store.up,
                 store_id: identity.store_id,
                 hash_algorithm: identity.algorithm.name().to_owned(),
-                assets: engine.known().sketch.count(),
+                assets: sources.keeper.held(),
                 quarantined: engine.quarantined(now_ms) as u64,
                 damaged,
                 last_error: store.error.clone(),
             },
-            in_sync: !engine.is_behind() && store.up && connected_in_sync && told.journal.ready,
+            in_sync: !engine.is_behind()
+                && store.up
+                && connected_in_sync
+                && engine.missing() == 0
+                && told.journal.ready,
             peers,
             journal: told.journal,
             pairings: told.pairings,
             rate_limits: told.rate_limits,
             scrub,
+            copies: sources.keeper.status(engine.missing()),
             revision: self.revision,
         };
         let essence = essence(&status);
@@ -290,6 +303,8 @@ fn peer_status(now_ms: u64, view: PeerView, link: LinkView) -> PeerStatus {
         last_error: view.last_error,
         obstacles,
         next_retry_ms: view.retry_at_ms.map(|at| at.saturating_sub(now_ms)),
+        site: String::new(),
+        wants: String::new(),
     }
 }
 

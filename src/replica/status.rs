@@ -25,8 +25,11 @@ pub struct Status {
     /// How the store is read again in the background, to find what has rotted.
     #[serde(default)]
     pub scrub: ScrubStatus,
-    /// Every connected peer holds the same assets and edits as this device, and the whole store is
-    /// indexed.
+    /// What this device wants, and how many copies there are.
+    #[serde(default)]
+    pub copies: CopiesStatus,
+    /// This device holds what it wants of what the connected peers hold, they know the same assets and
+    /// edits as this device, and the whole store is indexed.
     pub in_sync: bool,
     /// Increases with every change of the status other than rates and times.
     pub revision: u64,
@@ -61,6 +64,7 @@ impl Status {
             pairings: Vec::new(),
             rate_limits: None,
             scrub: ScrubStatus::default(),
+            copies: CopiesStatus::default(),
             in_sync: false,
             revision: 0,
         }
@@ -134,7 +138,7 @@ pub struct StoreStatus {
     pub store_id: StoreId,
     /// `blake3` or `sha256`.
     pub hash_algorithm: String,
-    /// The number of indexed assets, trashed ones included.
+    /// The number of assets that it holds, trashed ones included.
     pub assets: u64,
     /// Assets that are not transferred for now: peers sent wrong content, or this store refused
     /// them. Each is retried later.
@@ -205,6 +209,41 @@ pub struct RateLimitStatus {
     pub lan_exempt: bool,
 }
 
+/// What this device wants, and how many copies there are of the assets that it knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CopiesStatus {
+    /// The expression of what this device wants; empty for everything.
+    pub wants: String,
+    /// Known assets that are wanted and not here.
+    pub missing: u64,
+    /// Known assets that are not here because they are not wanted.
+    pub unwanted: u64,
+    /// The site of this device; empty when it is one of its own.
+    pub site: String,
+    /// How many copies of each asset the group wants.
+    pub goal_copies: u64,
+    /// On how many sites.
+    pub goal_sites: u64,
+    /// How many assets have how many copies; `None` until they were counted.
+    pub census: Option<CensusStatus>,
+    /// Since when there are assets with only one copy, as far as this agent has counted since its
+    /// start, ms since the Unix epoch.
+    pub one_copy_since_ms: Option<u64>,
+}
+
+/// How many assets have how many copies. Only what a device told counts, so there may be more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CensusStatus {
+    /// The assets that this device knows.
+    pub known: u64,
+    /// Those that no device is known to hold.
+    pub nowhere: u64,
+    /// Those that one device is known to hold.
+    pub one_copy: u64,
+    /// Those with fewer copies, or on fewer sites, than the group wants.
+    pub below_goal: u64,
+}
+
 /// Another device of the group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PeerStatus {
@@ -246,6 +285,12 @@ pub struct PeerStatus {
     pub obstacles: Vec<String>,
     /// When the next attempt is made, in milliseconds from now; `None` when connected.
     pub next_retry_ms: Option<u64>,
+    /// Its site; empty when it is one of its own.
+    #[serde(default)]
+    pub site: String,
+    /// What it wants, as it tells; empty for everything.
+    #[serde(default)]
+    pub wants: String,
 }
 
 /// The state of the connection to a peer.

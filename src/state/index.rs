@@ -1,4 +1,5 @@
-//! The index: which hashes the store knows, in the order this device learnt of them.
+//! The index: which hashes this device knows, in the order it learnt of them, and which devices hold
+//! what. Most known hashes are held by the store. The others are *absent*: missing or not wanted.
 //!
 //! It is a cache for reconciling without querying the store, and can always be rebuilt from the
 //! store's change feed. Hence `synchronous = NORMAL`: a power cut may lose the newest transactions.
@@ -14,27 +15,39 @@
 //! X4  An index that cannot be used (damaged, of a newer version, not a file) is moved aside and
 //!     begun anew. Because it is a cache, it never keeps the agent from starting.
 //! X5  What belongs to one epoch (a peer's cursor, a sketch) is not saved in another.
+//! X6  A number is never given to another hash, also in a later epoch: what other devices hold is
+//!     kept by numbers ([`holders`]).
 
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context, Result, ensure};
 use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 
 use crate::clock::wall_ms;
+use crate::core::copies::AbsentSet;
 use crate::core::ids::{Digest, Hash, HashAlgorithm, NodeId, StoreId};
+use crate::core::journal::set_hash::SetHash;
 use crate::db::migrate::{MigrateError, Outcome, Step, newest};
 use crate::db::{self, Database, DbError, Owner, Spec, Txn, int, row_u64};
 use crate::state::home::private_database_file;
+
+pub use self::holders::{Believed, Holder, KnownRow, Noted};
+
+mod census;
+mod holders;
 
 /// The index. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Index {
     database: Arc<Database<Published>>,
     head: Arc<Mutex<Head>>,
+    /// Counts the changes of what peers hold.
+    changes: Arc<AtomicU64>,
 }
 
 /// The state of the index.
@@ -46,6 +59,12 @@ pub struct Head {
     pub seq: u64,
     /// The number of known hashes.
     pub count: u64,
+    /// How many of them the store holds.
+    pub held: u64,
+    /// How many of the others are wanted.
+    pub missing: u64,
+    /// The hashes that are known and not held.
+    pub absent: AbsentSet,
     /// The position in the store's change feed up to which it was applied.
     pub store_cursor: u64,
 }
@@ -92,10 +111,10 @@ impl Index {
     fn try_open(path: &Path) -> Result<Self> {
         private_database_file(path)?;
         let (writer, state) = open_writer(path)?;
-        let head = Arc::new(Mutex::new(state));
+        let head = Arc::new(Mutex::new(state.head));
         let owner = Published(head.clone());
         let database = Database::start(writer, path, &SPEC, READERS, owner, state)?;
-        Ok(Self { database: Arc::new(database), head })
+        Ok(Self { database: Arc::new(database), head, changes: Arc::default() })
     }
 
     /// The store that the index belongs to and its hash algorithm, if there is one yet.
@@ -111,7 +130,7 @@ impl Index {
                 return Ok(Bound { same: true });
             }
             let epoch: Epoch = rand::random();
-            for table in ["known", "sketch", "peers"] {
+            for table in ["known", "sketch", "peers", "holders", "lacks", "doubts"] {
                 tx.conn.execute(&format!("DELETE FROM {table}"), [])?;
             }
             tx.conn.execute(
@@ -119,7 +138,10 @@ impl Index {
                  SET store_id = ?1, algorithm = ?2, epoch = ?3, count = 0, store_cursor = 0",
                 params![store_id.0, algorithm.name(), epoch],
             )?;
-            tx.state = Head { epoch, seq: 0, count: 0, store_cursor: 0 };
+            let absent = AbsentSet { log: rand::random(), ..AbsentSet::default() };
+            let (seq, count, held, missing, store_cursor) = (0, 0, 0, 0, 0);
+            let head = Head { epoch, seq, count, held, missing, absent, store_cursor };
+            tx.state = Kept { head, sum: SetHash::default() };
             Ok(Bound { same: false })
         })
     }
@@ -129,25 +151,31 @@ impl Index {
         *self.head.lock()
     }
 
-    /// Adds the digests whose hashes are not known yet, and moves the store cursor. Returns the
-    /// added ones with their sequence numbers.
+    /// Adds the digests that were not held yet, and moves the store cursor. Returns them with their
+    /// sequence numbers; those that were known before have an old one.
     pub fn insert(&self, digests: &[Digest], store_cursor: u64) -> db::Result<Vec<(u64, Digest)>> {
         let digests = digests.to_vec();
         self.database.write(move |tx| {
-            let head = &mut tx.state;
             let mut added = Vec::new();
             let mut insert = tx.conn.prepare_cached(
                 "INSERT INTO known (seq, hash, size) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
             )?;
             for digest in digests {
+                let head = &mut tx.state.head;
                 let seq = head.seq + 1;
                 let row = params![int(seq), digest.hash.0, int(digest.size_bytes)];
                 if insert.execute(row)? == 1 {
                     head.seq = seq;
+                    head.count += 1;
+                    head.held += 1;
+                    added.push((seq, digest));
+                } else if head.count > head.held
+                    && let Some(seq) = holders::arrive(tx, &digest)?
+                {
                     added.push((seq, digest));
                 }
             }
-            head.count += added.len() as u64;
+            let head = &mut tx.state.head;
             head.store_cursor = store_cursor;
             tx.conn
                 .prepare_cached("UPDATE state SET count = ?1, store_cursor = ?2")?
@@ -175,9 +203,9 @@ impl Index {
     pub fn finish_listing(&self, listing: &Listing, store_cursor: u64) -> db::Result<u64> {
         let listing = listing.clone();
         self.database.write(move |tx| {
-            let is_complete = listing.count == tx.state.count;
+            let is_complete = listing.count == tx.state.head.held;
             let lost = if is_complete { Vec::new() } else { listing.not_seen(tx.conn)? };
-            tx.state.store_cursor = store_cursor;
+            tx.state.head.store_cursor = store_cursor;
             Ok(forget_rows(tx, &lost)?)
         })
     }
@@ -188,7 +216,8 @@ impl Index {
         let hashes = hashes.to_vec();
         self.database.write(move |tx| {
             let mut lost = Vec::new();
-            let mut query = tx.conn.prepare_cached("SELECT seq FROM known WHERE hash = ?1")?;
+            let mut query =
+                tx.conn.prepare_cached("SELECT seq FROM known WHERE hash = ?1 AND state = 0")?;
             for hash in hashes {
                 lost.extend(query.query_row([hash.0], |row| row_u64(row, 0)).optional()?);
             }
@@ -196,18 +225,21 @@ impl Index {
         })
     }
 
-    /// Whether each of the hashes is known, in their order.
-    pub fn known(&self, hashes: &[Hash]) -> db::Result<Vec<bool>> {
+    /// Whether the store holds each of the hashes, in their order.
+    pub fn held(&self, hashes: &[Hash]) -> db::Result<Vec<bool>> {
         self.read(|connection| {
-            let mut query = connection.prepare_cached("SELECT 1 FROM known WHERE hash = ?1")?;
+            let mut query =
+                connection.prepare_cached("SELECT 1 FROM known WHERE hash = ?1 AND state = 0")?;
             hashes.iter().map(|hash| query.exists([hash.0])).collect()
         })
     }
 
-    /// The sizes in bytes of the hashes, in their order; `None` for unknown ones.
+    /// The sizes in bytes of the hashes, in their order; `None` for those that the store does not
+    /// hold.
     pub fn sizes(&self, hashes: &[Hash]) -> db::Result<Vec<Option<u64>>> {
         self.read(|connection| {
-            let mut query = connection.prepare_cached("SELECT size FROM known WHERE hash = ?1")?;
+            let mut query = connection
+                .prepare_cached("SELECT size FROM known WHERE hash = ?1 AND state = 0")?;
             hashes
                 .iter()
                 .map(|hash| query.query_row([hash.0], |row| row_u64(row, 0)).optional())
@@ -265,6 +297,21 @@ impl Index {
                 .query_map(params![after, int(up_to_seq), one_more(limit)], |row| {
                     row.get(0).map(Hash)
                 })?
+                .collect::<rusqlite::Result<_>>()?;
+            Ok(page(rows, limit))
+        })
+    }
+
+    /// At most `limit` hashes above `after` that the store holds, in ascending order, and whether
+    /// there are more.
+    pub fn held_above(&self, after: Option<Hash>, limit: usize) -> db::Result<(Vec<Hash>, bool)> {
+        let after = after.as_ref().map_or(&[][..], |hash| hash.as_bytes());
+        self.read(|connection| {
+            let rows = connection
+                .prepare_cached(
+                    "SELECT hash FROM known WHERE hash > ?1 AND state = 0 ORDER BY hash LIMIT ?2",
+                )?
+                .query_map(params![after, one_more(limit)], |row| row.get(0).map(Hash))?
                 .collect::<rusqlite::Result<_>>()?;
             Ok(page(rows, limit))
         })
@@ -366,16 +413,28 @@ impl Index {
 /// Publishes the state of the index after each commit.
 struct Published(Arc<Mutex<Head>>);
 
+/// What the writer keeps in memory.
+#[derive(Debug, Clone)]
+struct Kept {
+    head: Head,
+    /// The sum over the absent hashes.
+    sum: SetHash,
+}
+
 impl Owner for Published {
-    type State = Head;
+    type State = Kept;
     type Error = DbError;
 
     fn error_of(error: DbError) -> DbError {
         error
     }
 
-    fn committed(&mut self, head: &mut Head) {
-        *self.0.lock() = *head;
+    fn save(&self, conn: &Connection, before: &Kept, now: &Kept) -> db::Result<()> {
+        holders::save(conn, before, now)
+    }
+
+    fn committed(&mut self, kept: &mut Kept) {
+        *self.0.lock() = kept.head;
     }
 }
 
@@ -394,7 +453,7 @@ impl Listing {
     }
 
     fn not_seen(&self, connection: &Connection) -> rusqlite::Result<Vec<u64>> {
-        let mut query = connection.prepare("SELECT seq FROM known")?;
+        let mut query = connection.prepare("SELECT seq FROM known WHERE state = 0")?;
         let mut rows = query.query([])?;
         let mut not_seen = Vec::new();
         while let Some(row) = rows.next()? {
@@ -412,8 +471,8 @@ const READERS: usize = 3;
 /// The page cache per connection: the upper levels of the hash tree of a million rows fit.
 const CACHE_KIB: i64 = 8 * 1024;
 
-/// A cache needs no migrations: an index of another version is rebuilt.
-const STEPS: [Step; 0] = [];
+/// A cache could be rebuilt, but reading a whole store again takes long.
+const STEPS: [Step; 1] = [holders::add_holders];
 
 const SPEC: Spec = Spec {
     name: "index",
@@ -463,7 +522,7 @@ fn bound(connection: &Connection) -> rusqlite::Result<Option<(StoreId, HashAlgor
     })
 }
 
-fn open_writer(path: &Path) -> Result<(Connection, Head)> {
+fn open_writer(path: &Path) -> Result<(Connection, Kept)> {
     let (mut connection, outcome) = db::open(path, &SPEC, &STEPS, wall_ms())?;
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     if outcome == Outcome::Empty {
@@ -473,6 +532,7 @@ fn open_writer(path: &Path) -> Result<(Connection, Head)> {
             "INSERT INTO state (one, epoch, count, store_cursor, clean) VALUES (1, ?1, 0, 0, 1)",
             [rand::random::<Epoch>()],
         )?;
+        holders::add_holders(&tx)?;
     }
     let clean: bool = tx.query_row("SELECT clean FROM state", [], |row| row.get(0))?;
     if !clean {
@@ -480,22 +540,13 @@ fn open_writer(path: &Path) -> Result<(Connection, Head)> {
         ensure!(check == "ok", "{check}");
     }
     tx.execute("UPDATE state SET epoch = ?1, clean = 0", [rand::random::<Epoch>()])?;
-    let mut head = tx.query_row("SELECT epoch, count, store_cursor FROM state", [], |row| {
-        Ok(Head {
-            epoch: row.get(0)?,
-            seq: 0,
-            count: row_u64(row, 1)?,
-            store_cursor: row_u64(row, 2)?,
-        })
-    })?;
-    head.seq =
-        tx.query_row("SELECT coalesce(max(seq), 0) FROM known", [], |row| row_u64(row, 0))?;
+    let kept = holders::load(&tx)?;
     tx.commit()?;
     // The mark that the index is open must be durable, as `open` has it; later writes need not be.
     connection.execute_batch(
         "PRAGMA synchronous = NORMAL; PRAGMA fullfsync = OFF; PRAGMA checkpoint_fullfsync = OFF",
     )?;
-    Ok((connection, head))
+    Ok((connection, kept))
 }
 
 /// Whether replacing the file would help. It would not if the disk is full or read-only, or if
@@ -541,20 +592,22 @@ fn move_aside(path: &Path) -> Result<PathBuf> {
     Ok(aside)
 }
 
-/// Deletes rows by their sequence numbers; if there are any, also the sketch and all peers'
-/// cursors. Returns how many there were.
+/// Deletes rows of held hashes by their sequence numbers; if there are any, also the sketch and all
+/// peers' cursors. Returns how many there were.
 fn forget_rows(tx: &mut Txn<'_, Published>, lost: &[u64]) -> rusqlite::Result<u64> {
-    let head = &mut tx.state;
     if !lost.is_empty() {
-        let mut delete = tx.conn.prepare("DELETE FROM known WHERE seq = ?1")?;
         for seq in lost {
-            delete.execute([int(*seq)])?;
+            holders::forget(tx, *seq)?;
+            tx.conn.prepare_cached("DELETE FROM known WHERE seq = ?1")?.execute([int(*seq)])?;
         }
         tx.conn.execute("DELETE FROM sketch", [])?;
         tx.conn.execute("DELETE FROM peers", [])?;
+        let head = &mut tx.state.head;
         head.epoch = rand::random();
         head.count -= lost.len() as u64;
+        head.held -= lost.len() as u64;
     }
+    let head = &tx.state.head;
     tx.conn.execute(
         "UPDATE state SET epoch = ?1, count = ?2, store_cursor = ?3",
         params![head.epoch, int(head.count), int(head.store_cursor)],

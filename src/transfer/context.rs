@@ -61,7 +61,7 @@ impl Context {
     /// Whether the index holds each of the hashes, in their order.
     pub(super) async fn known(&self, hashes: Vec<Hash>) -> Result<Vec<bool>, TransferError> {
         let index = self.index.clone();
-        blocking(move || index.known(&hashes)).await?.map_err(index_failed)
+        blocking(move || index.held(&hashes)).await?.map_err(index_failed)
     }
 }
 

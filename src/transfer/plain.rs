@@ -366,9 +366,7 @@ async fn hashes_above(
     after: Option<Hash>,
 ) -> Result<(Vec<Hash>, bool), TransferError> {
     let index = ctx.index.clone();
-    blocking(move || index.above(after, u64::MAX, HASHES_PER_FRAME_MAX))
-        .await?
-        .map_err(index_failed)
+    blocking(move || index.held_above(after, HASHES_PER_FRAME_MAX)).await?.map_err(index_failed)
 }
 
 async fn digests(ctx: &Context, hashes: Vec<Hash>) -> Result<Vec<Digest>, TransferError> {

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use prost::Message as _;
 
+use crate::core::copies::{AbsentPage, AbsentSet};
 use crate::core::ids::{GroupId, Hash, HashAlgorithm, StoreId};
+use crate::core::journal::set_hash::SetDigest;
 use crate::core::limits::{DEVICE_NAME_BYTES_MAX, FEATURES_MAX, HASHES_PER_FRAME_MAX};
 use crate::core::message::{Hello, Message};
 use crate::core::pairing::device_name;
@@ -22,6 +24,12 @@ const JOURNAL_FEATURE: &str = "journal";
 /// The name of [`Hello::proofs`] in the list of features.
 const PROOFS_FEATURE: &str = "proofs";
 
+/// The name of [`Hello::copies`] in the list of features.
+const COPIES_FEATURE: &str = "copies";
+
+/// The name of [`Hello::chooses`] in the list of features.
+const CHOOSES_FEATURE: &str = "chooses";
+
 /// Encodes a message as its frame: kind and payload.
 pub fn encode_message(message: &Message) -> (Kind, Bytes) {
     let (kind, payload) = match message {
@@ -36,6 +44,32 @@ pub fn encode_message(message: &Message) -> (Kind, Bytes) {
         }
         Message::Lacking(hashes) => {
             (Kind::Lacking, peer::Lacking { hashes: raw(hashes) }.encode_to_vec())
+        }
+        Message::Absent(absent) => (Kind::Absent, absent_to_wire(absent).encode_to_vec()),
+        Message::AbsentPull { log, after_turn } => {
+            let log = Bytes::copy_from_slice(log);
+            let pull = peer::AbsentPull { log, after_turn: *after_turn };
+            (Kind::AbsentPull, pull.encode_to_vec())
+        }
+        Message::AbsentPage(page) => {
+            let AbsentPage { now, is_start, absent, held, next, more } = &**page;
+            let page = peer::AbsentPage {
+                now: Some(absent_to_wire(now)),
+                is_start: *is_start,
+                absent: absent.iter().map(|(hash, _)| raw_hash(hash)).collect(),
+                sizes: absent.iter().map(|(_, size)| raw_size(*size)).collect(),
+                held: raw(held),
+                next: *next,
+                more: *more,
+            };
+            (Kind::AbsentPage, page.encode_to_vec())
+        }
+        Message::SizePull(hashes) => {
+            (Kind::SizePull, peer::SizePull { hashes: raw(hashes) }.encode_to_vec())
+        }
+        Message::Sizes(sizes) => {
+            let sizes = sizes.iter().map(|size| raw_size(*size)).collect();
+            (Kind::Sizes, peer::Sizes { sizes }.encode_to_vec())
         }
     };
     (kind, payload.into())
@@ -58,6 +92,43 @@ pub fn decode_message(kind: Kind, payload: Bytes) -> Result<Message, WireError> 
             let message: peer::Lacking = parse("Lacking", payload, HASHES_PER_FRAME_MAX)?;
             Ok(Message::Lacking(hashes("Lacking.hashes", &message.hashes)?))
         }
+        Kind::Absent => {
+            let message: peer::Absent = parse("Absent", payload, HASHES_PER_FRAME_MAX)?;
+            Ok(Message::Absent(absent_from_wire(&message)?))
+        }
+        Kind::AbsentPull => {
+            let message: peer::AbsentPull = parse("AbsentPull", payload, HASHES_PER_FRAME_MAX)?;
+            let (log, after_turn) = (exactly("AbsentPull.log", &message.log)?, message.after_turn);
+            Ok(Message::AbsentPull { log, after_turn })
+        }
+        Kind::AbsentPage => {
+            let message: peer::AbsentPage = parse("AbsentPage", payload, HASHES_PER_FRAME_MAX)?;
+            let missing = || malformed("AbsentPage.now", "missing");
+            let count = message.absent.len() + message.held.len();
+            bounded("AbsentPage", count, HASHES_PER_FRAME_MAX)?;
+            let absent = hashes("AbsentPage.absent", &message.absent)?;
+            if message.sizes.len() != absent.len() {
+                return Err(malformed("AbsentPage.sizes", "not one for each hash"));
+            }
+            let sizes = message.sizes.iter().map(|size| size.checked_sub(1));
+            Ok(Message::AbsentPage(Box::new(AbsentPage {
+                now: absent_from_wire(message.now.as_ref().ok_or_else(missing)?)?,
+                is_start: message.is_start,
+                absent: absent.into_iter().zip(sizes).collect(),
+                held: hashes("AbsentPage.held", &message.held)?,
+                next: message.next,
+                more: message.more,
+            })))
+        }
+        Kind::SizePull => {
+            let message: peer::SizePull = parse("SizePull", payload, HASHES_PER_FRAME_MAX)?;
+            Ok(Message::SizePull(hashes("SizePull.hashes", &message.hashes)?))
+        }
+        Kind::Sizes => {
+            let message: peer::Sizes = parse("Sizes", payload, HASHES_PER_FRAME_MAX)?;
+            bounded("Sizes.sizes", message.sizes.len(), HASHES_PER_FRAME_MAX)?;
+            Ok(Message::Sizes(message.sizes.iter().map(|size| size.checked_sub(1)).collect()))
+        }
         other => match decode_reconcile(other, payload)? {
             Some(message) => Ok(Message::Reconcile(message)),
             None => {
@@ -75,10 +146,7 @@ fn hello_to_wire(hello: &Hello) -> peer::Hello {
         store_id: Bytes::copy_from_slice(hello.store_id.as_bytes()),
         hash_algorithm: hello.algorithm.name().to_owned(),
         build: hello.build.clone(),
-        features: [(hello.journal, JOURNAL_FEATURE), (hello.proofs, PROOFS_FEATURE)]
-            .into_iter()
-            .filter_map(|(has, feature)| has.then(|| feature.to_owned()))
-            .collect(),
+        features: features(hello),
     }
 }
 
@@ -97,11 +165,49 @@ fn hello_from_wire(hello: peer::Hello) -> Result<Hello, WireError> {
         build: hello.build,
         journal: hello.features.iter().any(|feature| feature == JOURNAL_FEATURE),
         proofs: hello.features.iter().any(|feature| feature == PROOFS_FEATURE),
+        copies: hello.features.iter().any(|feature| feature == COPIES_FEATURE),
+        chooses: hello.features.iter().any(|feature| feature == CHOOSES_FEATURE),
     })
 }
 
+fn features(hello: &Hello) -> Vec<String> {
+    let features = [
+        (hello.journal, JOURNAL_FEATURE),
+        (hello.proofs, PROOFS_FEATURE),
+        (hello.copies, COPIES_FEATURE),
+        (hello.chooses, CHOOSES_FEATURE),
+    ];
+    features.iter().filter(|(has, _)| *has).map(|(_, name)| (*name).to_owned()).collect()
+}
+
+fn absent_to_wire(absent: &AbsentSet) -> peer::Absent {
+    peer::Absent {
+        log: Bytes::copy_from_slice(&absent.log),
+        turn: absent.turn,
+        digest: Bytes::copy_from_slice(&absent.digest.0),
+    }
+}
+
+fn absent_from_wire(absent: &peer::Absent) -> Result<AbsentSet, WireError> {
+    let digest = SetDigest(exactly("Absent.digest", &absent.digest)?);
+    Ok(AbsentSet { log: exactly("Absent.log", &absent.log)?, turn: absent.turn, digest })
+}
+
+fn exactly<const N: usize>(what: &'static str, bytes: &[u8]) -> Result<[u8; N], WireError> {
+    bytes.try_into().map_err(|_| malformed(what, &format!("not {N} bytes")))
+}
+
 fn raw(hashes: &[Hash]) -> Vec<Bytes> {
-    hashes.iter().map(|hash| Bytes::copy_from_slice(hash.as_bytes())).collect()
+    hashes.iter().map(raw_hash).collect()
+}
+
+fn raw_hash(hash: &Hash) -> Bytes {
+    Bytes::copy_from_slice(hash.as_bytes())
+}
+
+/// A size as it is sent: 0 is "not known".
+fn raw_size(size: Option<u64>) -> u64 {
+    size.map_or(0, |size| size.saturating_add(1))
 }
 
 fn hashes(what: &'static str, raw: &[Bytes]) -> Result<Vec<Hash>, WireError> {
@@ -142,7 +248,20 @@ mod tests {
             build: "0.1.0".to_owned(),
             journal: true,
             proofs: true,
+            copies: true,
+            chooses: true,
         }
+    }
+
+    fn absent() -> AbsentSet {
+        AbsentSet { log: [8; 16], turn: 5, digest: SetDigest([9; 32]) }
+    }
+
+    fn absent_page(count: usize) -> AbsentPage {
+        let (hash, now, held) = (Hash([1; 32]), absent(), vec![Hash([2; 32])]);
+        let mut absent = vec![(hash, Some(0)); count];
+        absent[0].1 = None;
+        AbsentPage { now, is_start: true, absent, held, next: 5, more: true }
     }
 
     fn there_and_back(message: &Message) -> Result<Message, WireError> {
@@ -157,6 +276,11 @@ mod tests {
             Message::Solicit(vec![Hash([5; 32]); HASHES_PER_FRAME_MAX]),
             Message::SolicitNow(vec![Hash([5; 32])]),
             Message::Lacking(vec![Hash([6; 32])]),
+            Message::Absent(absent()),
+            Message::AbsentPull { log: [3; 16], after_turn: u64::MAX },
+            Message::AbsentPage(Box::new(absent_page(HASHES_PER_FRAME_MAX - 1))),
+            Message::SizePull(vec![Hash([6; 32])]),
+            Message::Sizes(vec![None, Some(0), Some(7)]),
         ] {
             assert_eq!(there_and_back(&message).unwrap(), message);
         }
@@ -166,6 +290,10 @@ mod tests {
     fn what_is_out_of_bounds_is_refused() {
         let many = vec![Hash([7; 32]); HASHES_PER_FRAME_MAX + 1];
         assert!(there_and_back(&Message::Solicit(many)).is_err());
+        let page = absent_page(HASHES_PER_FRAME_MAX);
+        assert!(there_and_back(&Message::AbsentPage(Box::new(page))).is_err());
+        let short = peer::Absent { log: Bytes::from_static(b"short"), ..absent_to_wire(&absent()) };
+        assert!(decode_message(Kind::Absent, short.encode_to_vec().into()).is_err());
         let short = peer::Lacking { hashes: vec![Bytes::from_static(b"short")] };
         assert!(decode_message(Kind::Lacking, short.encode_to_vec().into()).is_err());
         let mut long = hello_to_wire(&hello());
@@ -196,7 +324,8 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
             for kind in [Kind::Hello, Kind::SetSummary, Kind::Compare, Kind::Plan,
-                         Kind::Cells, Kind::Page, Kind::Solicit, Kind::Lacking] {
+                         Kind::Cells, Kind::Page, Kind::Solicit, Kind::Lacking, Kind::Absent,
+                         Kind::AbsentPull, Kind::AbsentPage, Kind::SizePull, Kind::Sizes] {
                 let _ = decode_message(kind, Bytes::from(payload.clone()));
             }
         }

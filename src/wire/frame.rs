@@ -34,6 +34,11 @@ pub enum Kind {
     ReconcileDone,
     Solicit,
     Lacking,
+    Absent,
+    AbsentPull,
+    AbsentPage,
+    SizePull,
+    Sizes,
     Offer,
     Want,
     Contents,
@@ -61,7 +66,7 @@ pub enum Kind {
     Extension(u8),
 }
 
-const KINDS: [(u8, Kind); 36] = [
+const KINDS: [(u8, Kind); 41] = [
     (1, Kind::Hello),
     (3, Kind::SetSummary),
     (4, Kind::Compare),
@@ -75,6 +80,11 @@ const KINDS: [(u8, Kind); 36] = [
     (12, Kind::ReconcileDone),
     (13, Kind::Solicit),
     (14, Kind::Lacking),
+    (15, Kind::Absent),
+    (16, Kind::AbsentPull),
+    (17, Kind::AbsentPage),
+    (18, Kind::SizePull),
+    (19, Kind::Sizes),
     (32, Kind::Offer),
     (33, Kind::Want),
     (34, Kind::Contents),

@@ -105,6 +105,8 @@ fn control_messages() -> Vec<(&'static str, Message)> {
         build: "0.1.0".to_owned(),
         journal: true,
         proofs: true,
+        copies: true,
+        chooses: false,
     };
     let plan = ReconcileMessage::Plan {
         round,

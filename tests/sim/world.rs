@@ -488,7 +488,12 @@ impl World {
                 let delay = self.delay() + if is_large { self.large_ms } else { 0 };
                 self.at(delay, Event::Deliver { batch: index });
             }
-            Effect::OpenJournal { .. } => {}
+            Effect::OpenJournal { .. } | Effect::Confirm { .. } | Effect::Doubt { .. } => {}
+            Effect::ReadAbsent { .. }
+            | Effect::ReadSizes { .. }
+            | Effect::TakeAbsent { .. }
+            | Effect::AskMissing { .. }
+            | Effect::Judge { .. } => panic!("every device here wants everything"),
             Effect::RunPlain { conn } => {
                 let (link, side) = self.side(n, conn);
                 self.links[link].plain_ready[side] = true;

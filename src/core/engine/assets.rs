@@ -26,6 +26,8 @@ impl Engine {
         if !self.store_up {
             return;
         }
+        // All of it may be wanted.
+        let judging = self.judging(node_id);
         let Some(session) = self.peers.get_mut(&node_id).and_then(|peer| peer.session.as_mut())
         else {
             return;
@@ -65,7 +67,7 @@ impl Engine {
                 inline: load.inline,
             });
         }
-        let room = self.wants.room(node_id);
+        let room = self.wants.room(node_id).saturating_sub(judging);
         let mut outputs = Vec::new();
         if let Some(reconciler) = &mut session.compare.reconciler {
             reconciler.resume(room, &mut outputs);
@@ -78,7 +80,8 @@ impl Engine {
         self.behind = behind;
         for (seq, digest) in entries {
             // A scan may have seen an entry before the engine learns of it.
-            if *seq > self.known.head_seq {
+            let is_new = *seq > self.known.head_seq;
+            if is_new {
                 self.known.sketch.insert(&digest.hash);
                 self.known.head_seq = *seq;
             }
@@ -86,13 +89,16 @@ impl Engine {
                 rebuild.note(*seq, digest.hash);
             }
             let holders = self.wants.indexed(digest.hash);
-            if behind {
+            // Peers know already what was absent here, and are told that it is here.
+            if behind || !is_new {
                 continue;
             }
             for (node_id, peer) in &mut self.peers {
                 let Some(session) = &mut peer.session else { continue };
                 if session.hello.is_some() && !holders.contains(node_id) {
-                    session.lanes.push_live(*digest, holders.is_empty());
+                    // Contents are sent uninvited only to who wants all.
+                    let chooses = session.hello.as_ref().is_some_and(|hello| hello.chooses);
+                    session.lanes.push_live(*digest, holders.is_empty() && !chooses);
                 }
             }
         }

@@ -2,6 +2,7 @@
 //! effects in the imperative. An effect that is answered names the input that answers it.
 
 use crate::core::close::CloseCode;
+use crate::core::copies::{AbsentPage, AbsentSet, MissingPlace, SizedHash};
 use crate::core::ids::{Digest, GroupId, Hash, HashAlgorithm, NodeId, StoreId};
 use crate::core::message::Message;
 use crate::core::pairing::Members;
@@ -119,6 +120,68 @@ pub enum Input {
         entries: Vec<(u64, Digest)>,
         /// Whether more changes wait to be applied: at start, or during a large import.
         behind: bool,
+    },
+    /// The index knows more hashes that are not held, or holds others of those.
+    Noted {
+        /// New entries with their sequence numbers.
+        entries: Vec<(u64, Hash)>,
+        /// The hashes that are known and not held.
+        absent: AbsentSet,
+        /// How many of them are wanted.
+        missing: u64,
+    },
+    /// The index answered [`Effect::ReadAbsent`].
+    AbsentRead {
+        /// The connection of the request.
+        conn: ConnId,
+        /// The page; `None` if the index could not be read.
+        page: Option<AbsentPage>,
+    },
+    /// [`Effect::TakeAbsent`] was carried out.
+    Believed {
+        /// The connection of the page.
+        conn: ConnId,
+        /// The peer.
+        peer: NodeId,
+        /// Its absent hashes as known now; `None` if the index could not be written.
+        belief: Option<AbsentSet>,
+        /// Whether they have to be read from the start.
+        restarts: bool,
+    },
+    /// The index answered [`Effect::AskMissing`].
+    Missing {
+        /// The connection of the request.
+        conn: ConnId,
+        /// Missing assets that the peer holds.
+        hashes: Vec<Hash>,
+        /// Where the next page starts, if there are more.
+        next: Option<MissingPlace>,
+    },
+    /// [`Effect::Confirm`] was carried out.
+    Confirmed {
+        /// The peer.
+        peer: NodeId,
+    },
+    /// The index answered [`Effect::ReadSizes`].
+    SizesRead {
+        /// The connection of the request.
+        conn: ConnId,
+        /// The sizes, in the order of the request; `None` for what is not held.
+        sizes: Vec<Option<u64>>,
+    },
+    /// Assets that a peer offered are not wanted. They were noted before.
+    Unwanted {
+        /// The connection of the offer.
+        conn: ConnId,
+        /// The assets.
+        hashes: Vec<Hash>,
+    },
+    /// Answers [`Effect::Judge`]. Those that are not wanted were noted before.
+    Judged {
+        /// The connection of the difference.
+        conn: ConnId,
+        /// The hashes that are wanted.
+        wanted: Vec<Hash>,
     },
     /// [`Effect::RebuildSketch`] succeeded.
     Rebuilt(KnownSet),
@@ -284,6 +347,65 @@ pub enum Effect {
         peer: NodeId,
         /// The position in the peer's index.
         since: Since,
+    },
+    /// Read changes of our absent hashes for the peer. Answered by `AbsentRead`.
+    ReadAbsent {
+        /// The connection.
+        conn: ConnId,
+        /// The log of the position.
+        log: [u8; 16],
+        /// The position.
+        after_turn: u64,
+    },
+    /// Look up the sizes of hashes for the peer. Answered by `SizesRead`.
+    ReadSizes {
+        /// The connection.
+        conn: ConnId,
+        /// The hashes, at most one frame's worth.
+        hashes: Vec<Hash>,
+    },
+    /// Write down which hashes the peer does not hold. Answered by `Noted` and `Believed`.
+    TakeAbsent {
+        /// The connection of the page.
+        conn: ConnId,
+        /// The peer.
+        peer: NodeId,
+        /// The page.
+        page: Box<AbsentPage>,
+    },
+    /// Look up missing assets that the peer holds, a page at most. Answered by `Missing`.
+    AskMissing {
+        /// The connection.
+        conn: ConnId,
+        /// The peer.
+        peer: NodeId,
+        /// Where the page starts.
+        after: MissingPlace,
+    },
+    /// Decide which of the hashes, which are not known here, are wanted. Answered by `Noted` and
+    /// `Judged`.
+    Judge {
+        /// The connection of the difference.
+        conn: ConnId,
+        /// The hashes.
+        hashes: Vec<SizedHash>,
+    },
+    /// Save that the peer holds all known hashes but its absent ones. Answered by `Confirmed`, unless
+    /// the index is another by then.
+    Confirm {
+        /// The peer.
+        peer: NodeId,
+        /// The newest sequence number of the set.
+        to_seq: u64,
+        /// Its absent hashes.
+        absent: AbsentSet,
+    },
+    /// Save that the peer does not hold these hashes.
+    Doubt {
+        /// The peer.
+        peer: NodeId,
+        /// The hashes.
+        hashes: Vec<Hash>,
     },
     /// Scan the index for a new sketch because the sketch seems not to match it. Answered by
     /// `Rebuilt` or `RebuildFailed`.

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::sets::Scans;
-use super::{Effect, Engine, Peer, SETTLE_MS, close};
+use super::talk::Talk;
+use super::{Belief, Effect, Engine, Peer, SETTLE_MS, close};
 use crate::core::close::CloseCode;
 use crate::core::ids::NodeId;
 use crate::core::limits::SOLICITED_PER_PEER_MAX;
@@ -52,6 +53,8 @@ impl Engine {
                 standby_hello: None,
                 since: None,
                 scans: Scans::default(),
+                belief: Belief::default(),
+                talk: Talk::default(),
                 last_error: None,
                 lost_ms: None,
             });
@@ -107,6 +110,7 @@ impl Engine {
         self.end_session(node_id);
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
         peer.session = Some(Session::new(now_ms, conn.id, conn.dialed, conn.plain));
+        peer.talk = Talk::default();
         let hello = Hello {
             group_id: self.identity.group_id,
             device_name: self.identity.device_name.clone(),
@@ -115,6 +119,8 @@ impl Engine {
             build: self.identity.build.clone(),
             journal: true,
             proofs: true,
+            copies: true,
+            chooses: self.own.chooses,
         };
         out.push(Effect::Send { conn: conn.id, message: Message::Hello(hello) });
         if let Some((_, hello)) = peer.standby_hello.take_if(|(said_on, _)| *said_on == conn.id) {
@@ -211,12 +217,20 @@ impl Engine {
                     reconciler.on_message(message, out)
                 });
             }
+            Message::Absent(absent) => self.on_absent(conn, absent),
+            Message::AbsentPull { log, after_turn } => {
+                self.on_absent_pull(conn, log, after_turn, out);
+            }
+            Message::SizePull(hashes) => self.on_size_pull(conn, hashes, out),
+            Message::Sizes(sizes) => self.on_sizes_told(conn, sizes, out),
+            Message::AbsentPage(page) => self.on_absent_page(conn, *page, out),
             Message::Solicit(hashes) => {
                 if session.lanes.solicited() + hashes.len() > SOLICITED_PER_PEER_MAX {
                     self.close(conn, CloseCode::TooLarge, "too much solicited at once", out);
                     return;
                 }
-                session.lanes.push_to_size(hashes);
+                session.lanes.push_to_size(hashes.clone());
+                self.doubt(node_id, &hashes, out);
                 self.ask_sizes(conn, out);
             }
             Message::SolicitNow(hashes) => {
@@ -224,11 +238,13 @@ impl Engine {
                     self.close(conn, CloseCode::TooLarge, "too much solicited at once", out);
                     return;
                 }
-                session.lanes.push_now(hashes);
+                session.lanes.push_now(hashes.clone());
+                self.doubt(node_id, &hashes, out);
                 self.ask_sizes(conn, out);
             }
             Message::Lacking(hashes) => {
                 session.compare.touch(now_ms + SETTLE_MS);
+                self.doubt(node_id, &hashes, out);
                 for hash in hashes {
                     self.fetches.denied(node_id, &hash);
                     self.wants.unavailable(node_id, hash);
@@ -274,7 +290,9 @@ impl Engine {
         let opens_journal = hello.journal && session.dialed;
         session.hello = Some(hello);
         session.heard(now_ms);
-        if session.plain.is_some() {
+        let is_plain = session.plain.is_some();
+        self.look_for_missing(now_ms, node_id);
+        if is_plain {
             out.push(Effect::RunPlain { conn });
         } else if opens_journal {
             out.push(Effect::OpenJournal { conn });

@@ -16,10 +16,12 @@
 //! I4  One peer never waits for the answer of another.
 
 mod assets;
+mod copies;
 mod facts;
 mod links;
 mod plain;
 mod sets;
+mod talk;
 mod why;
 
 use std::collections::BTreeMap;
@@ -36,8 +38,10 @@ use crate::core::wants::{BatchId, Standing, Wants};
 
 use self::assets::Sending;
 use self::sets::{Rebuild, Scans};
+use self::talk::Talk;
 
 pub use self::facts::{Effect, Identity, Input, KnownSet, PeerView, Sent};
+pub use self::talk::{Belief, OwnCopies};
 
 /// How long a peer may take to send its Hello after its connection was accepted.
 const HELLO_MS_MAX: u64 = 10_000;
@@ -64,6 +68,8 @@ struct Peer {
     standby_hello: Option<(ConnId, Hello)>,
     since: Option<Since>,
     scans: Scans,
+    belief: Belief,
+    talk: Talk,
     last_error: Option<String>,
     /// When its last connection ended.
     lost_ms: Option<u64>,
@@ -73,6 +79,7 @@ struct Peer {
 pub struct Engine {
     identity: Identity,
     known: KnownSet,
+    own: OwnCopies,
     rebuilding: Option<Rebuild>,
     /// When the last rebuild ended.
     rebuilt_ms: Option<u64>,
@@ -107,6 +114,7 @@ impl Engine {
         let mut engine = Self {
             identity,
             known,
+            own: OwnCopies::default(),
             rebuilding: None,
             rebuilt_ms: None,
             store_up: false,
@@ -169,6 +177,18 @@ impl Engine {
                 }
             }
             Input::Indexed { entries, behind } => self.on_indexed(now_ms, &entries, behind),
+            Input::Noted { entries, absent, missing } => {
+                self.on_noted(now_ms, &entries, absent, missing);
+            }
+            Input::AbsentRead { conn, page } => self.on_absent_read(conn, page, out),
+            Input::Believed { conn, peer, belief, restarts } => {
+                self.on_believed(now_ms, conn, peer, belief, restarts);
+            }
+            Input::Missing { conn, hashes, next } => self.on_missing(now_ms, conn, hashes, next),
+            Input::Confirmed { peer } => self.on_confirmed(now_ms, peer),
+            Input::SizesRead { conn, sizes } => self.on_sizes_read(conn, sizes, out),
+            Input::Unwanted { conn, hashes } => self.on_unwanted(conn, &hashes),
+            Input::Judged { conn, wanted } => self.on_judged(now_ms, conn, wanted),
             Input::Rebuilt(known) => self.on_rebuilt(now_ms, known, out),
             Input::RebuildFailed => self.on_rebuild_failed(now_ms),
             Input::BatchSent { conn, batch, outcomes } => {
@@ -361,6 +381,7 @@ impl Engine {
                 self.close(conn, CloseCode::Ok, "to try again what did not arrive", out);
                 continue;
             }
+            self.settle_copies(now_ms, node_id, out);
             self.settle_assets(now_ms, node_id, out);
             self.settle_sets(now_ms, node_id, &fingerprint, out);
         }
@@ -378,7 +399,8 @@ impl Engine {
     }
 
     fn is_quiet(&self, node_id: NodeId, session: &Session) -> bool {
-        session.is_quiet() && self.wants.source_load(node_id) == 0
+        let is_busy = self.peers.get(&node_id).is_some_and(|peer| peer.talk.is_busy());
+        session.is_quiet() && self.wants.source_load(node_id) == 0 && !is_busy
     }
 
     /// Whether the peer owes an answer and has been silent for too long.
@@ -388,7 +410,8 @@ impl Engine {
 
     fn owes_answer(&self, node_id: NodeId, session: &Session) -> bool {
         let idle = session.receiving.is_empty() && session.missing_there() == 0;
-        idle && (self.wants.owed(node_id) > 0 || session.compare.reconciler.is_some())
+        let awaits = self.peers.get(&node_id).is_some_and(|peer| peer.talk.awaits());
+        idle && (self.wants.owed(node_id) > 0 || session.compare.reconciler.is_some() || awaits)
     }
 
     fn session_deadline(&self, session: &Session) -> Option<u64> {
@@ -401,7 +424,10 @@ impl Engine {
         let node_id = *self.conns.get(&session.conn)?;
         let silent = self.owes_answer(node_id, session).then_some(session.heard_ms + SILENT_MS_MAX);
         let sets = self.sets_deadline(node_id, session);
-        [silent, sets, session.plain.as_ref().and_then(Plain::again_ms)].into_iter().flatten().min()
+        let fingerprint = self.known.sketch.fingerprint();
+        let copies = self.copies_deadline(node_id, session, &fingerprint);
+        let plain = session.plain.as_ref().and_then(Plain::again_ms);
+        [silent, sets, copies, plain].into_iter().flatten().min()
     }
 
     fn session(&mut self, conn: ConnId) -> Option<&mut Session> {

@@ -102,7 +102,10 @@ impl Engine {
         let tell = (session.compare.announced != Some(told)).then(|| self.summary(peer.since));
         let equal = session.compare.equal_since(fingerprint).filter(|_| !self.behind);
         let is_settled = session.compare.is_due(now_ms);
-        let compare = self.may_compare(session, fingerprint) && (is_settled || is_beside);
+        let compare = self.may_compare(session, fingerprint)
+            && (is_settled || is_beside)
+            && !self.waits_for_absent(node_id);
+        let is_confirmed = equal.is_some() && self.knows_absent(node_id, session);
         let Some(session) = self.session(conn) else { return };
         session.compare.beside_at_ms = (!is_quiet).then_some(beside_at_ms);
         if !is_quiet && !is_beside {
@@ -110,6 +113,10 @@ impl Engine {
         }
         if is_beside && (tell.is_some() || compare) {
             session.compare.beside_at_ms = Some(next_ms);
+        }
+        self.tell_absent(now_ms, node_id, out);
+        if is_confirmed {
+            self.confirm(now_ms, node_id, fingerprint, out);
         }
         let Some(peer) = self.peers.get_mut(&node_id) else { return };
         let Some(session) = &mut peer.session else { return };
@@ -129,6 +136,11 @@ impl Engine {
         }
     }
 
+    /// Whether the peer last told the same set as ours, and neither is still being indexed.
+    pub(super) fn has_equal_set(&self, session: &Session, fingerprint: &[u8; 32]) -> bool {
+        !self.behind && session.compare.equal_since(fingerprint).is_some()
+    }
+
     pub(super) fn is_in_sync(
         &self,
         node_id: NodeId,
@@ -146,7 +158,8 @@ impl Engine {
             return plain.is_in_sync();
         }
         let told = session.compare.announced == Some((*fingerprint, false));
-        told && session.compare.equal_since(fingerprint).is_some()
+        let has_missing = self.peers.get(&node_id).is_some_and(|peer| peer.talk.has_missing());
+        told && !has_missing && self.has_equal_set(session, fingerprint)
     }
 
     pub(super) fn summary(&self, since: Option<Since>) -> SetSummary {
@@ -171,7 +184,7 @@ impl Engine {
     /// When [`Self::settle_sets`] has something to do, if no input comes before.
     pub(super) fn sets_deadline(&self, node_id: NodeId, session: &Session) -> Option<u64> {
         let fingerprint = self.known.sketch.fingerprint();
-        let compare = self.may_compare(session, &fingerprint);
+        let compare = self.may_compare(session, &fingerprint) && !self.waits_for_absent(node_id);
         if self.is_quiet(node_id, session) {
             return compare.then_some(session.compare.not_before_ms());
         }
@@ -306,9 +319,7 @@ impl Engine {
                     }
                 }
                 Output::WeLack(hashes) => {
-                    for hash in hashes {
-                        self.wants.lacking(now_ms, node_id, hash);
-                    }
+                    self.on_difference(now_ms, conn, node_id, hashes, out);
                 }
                 Output::Finished(outcome) => {
                     let compare = &mut session.compare;

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+mod copies;
+
 use super::*;
 use crate::core::ids::{Digest, GroupId, Hash, HashAlgorithm, StoreId};
 use crate::core::limits::{SCAN_RETRY_MS, SMALL_BYTES_MAX};
@@ -447,6 +449,8 @@ impl Bench {
             build: "test".into(),
             journal: false,
             proofs: false,
+            copies: false,
+            chooses: false,
         };
         self.tell(Input::Message { conn, message: Message::Hello(hello) });
     }

@@ -260,11 +260,17 @@ pub struct DeviceState {
     pub contact_ms: Option<u64>,
     /// The addresses at which other devices can reach it.
     pub addresses: BTreeSet<String>,
+    /// The site it is on; empty when it has none.
+    #[serde(default)]
+    pub site: String,
+    /// What it wants; empty for everything.
+    #[serde(default)]
+    pub wants: String,
 }
 
 impl DeviceState {
     /// The names of its fields.
-    pub const FIELDS: [&str; 8] = [
+    pub const FIELDS: [&str; 10] = [
         "name",
         "platform",
         "version",
@@ -273,6 +279,8 @@ impl DeviceState {
         "free_bytes",
         "contact_ms",
         "addresses",
+        "site",
+        "wants",
     ];
 
     /// The key of the writer's own record.
@@ -296,6 +304,8 @@ impl DeviceState {
             ("contact_ms", self.contact_ms.and_then(int)),
             // One text field rather than a set: a set remembers every element ever removed.
             ("addresses", text(&addresses.join("\n"))),
+            ("site", text(&self.site)),
+            ("wants", text(&self.wants)),
         ];
         fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -319,6 +329,8 @@ impl DeviceState {
             free_bytes: int("free_bytes"),
             contact_ms: int("contact_ms"),
             addresses: text("addresses").lines().map(str::to_owned).collect(),
+            site: text("site"),
+            wants: text("wants"),
         }
     }
 
@@ -476,6 +488,8 @@ mod tests {
             free_bytes: Some(5),
             contact_ms: None,
             addresses: BTreeSet::from(["a:1".to_owned(), "b:2".to_owned()]),
+            site: "home".into(),
+            wants: "tag=a".into(),
         };
         let fields = state.fields();
         assert_eq!(DeviceState::from_fields(&fields), state);

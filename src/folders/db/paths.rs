@@ -125,6 +125,28 @@ impl FoldersDb {
         })
     }
 
+    /// Whether a path of any binding waits for each of these assets, in their order.
+    pub(crate) fn are_waited_for(&self, hashes: &[Hash]) -> db::Result<Vec<bool>> {
+        self.read(|connection| {
+            let mut query = connection.prepare_cached("SELECT 1 FROM pending WHERE hash = ?1")?;
+            hashes.iter().map(|hash| query.exists([hash.0])).collect()
+        })
+    }
+
+    /// The assets above `after` that paths wait for, ascending, at most `limit`.
+    pub(crate) fn waited_for(&self, after: Option<Hash>, limit: usize) -> db::Result<Vec<Hash>> {
+        // The empty blob is below all hashes.
+        let after = after.as_ref().map_or(&[][..], |hash| hash.as_bytes());
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT DISTINCT hash FROM pending WHERE hash > ?1 ORDER BY hash LIMIT ?2",
+                )?
+                .query_map(params![after, int(limit as u64)], |row| row.get(0).map(Hash))?
+                .collect()
+        })
+    }
+
     /// The paths that wait for one of these assets, at most `limit`.
     pub(crate) fn waiting_for(
         &self,

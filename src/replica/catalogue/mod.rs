@@ -23,6 +23,7 @@ use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::core::copies::AbsentSet;
 use crate::core::ids::{Digest, Hash};
 use crate::core::peers::Backoff;
 use crate::state::index::{Head, Index, IndexError, Listing};
@@ -67,6 +68,8 @@ pub(crate) enum StoreEvent {
     Down { error: String },
     /// New entries of the index, with their sequence numbers. `behind`: more follow at once.
     Indexed { entries: Vec<(u64, Digest)>, behind: bool },
+    /// Assets that were known and absent are held now.
+    Absent { absent: AbsentSet, missing: u64 },
     /// The store was listed up to here.
     Listed { cursor: Cursor },
     /// The store no longer holds assets of the index. The loop replies once the engine is rebuilt.
@@ -141,7 +144,7 @@ impl<F: From<StoreEvent>> Catalogue<F> {
             tracing::info!(
                 cursor = listed,
                 newest = info.newest_cursor,
-                known = head.count,
+                known = head.held,
                 held = info.asset_count,
                 "the store may have lost something: listing it anew"
             );
@@ -248,7 +251,7 @@ impl<F: From<StoreEvent>> Catalogue<F> {
     /// Lists the changes after `cursor` into the index, page by page. Adds to `gone` what is no
     /// longer held, and removes from it what is held again.
     async fn take_in(&self, mut cursor: Cursor, gone: &mut BTreeSet<Hash>) -> Result<Cursor> {
-        let is_whole = cursor == 0 && self.index.head().count > 0;
+        let is_whole = cursor == 0 && self.index.head().held > 0;
         let mut listing = is_whole.then(Listing::default);
         loop {
             let page = timeout(CALL_WAIT, self.store.changes(cursor, PAGE_ENTRIES_MAX))
@@ -260,6 +263,7 @@ impl<F: From<StoreEvent>> Catalogue<F> {
             gone.retain(|hash| digests.iter().all(|digest| digest.hash != *hash));
             gone.extend(page_gone);
             let gate = self.gate.lock().await;
+            let before = self.index.head().absent;
             let index = self.index.clone();
             let write = move || {
                 let Some(shown) = &mut listing else {
@@ -277,6 +281,11 @@ impl<F: From<StoreEvent>> Catalogue<F> {
                 self.begin_anew(lost).await?;
                 // The rebuilt engine has read these entries from the index.
                 entries.clear();
+            }
+            let head = self.index.head();
+            if head.absent != before {
+                let (absent, missing) = (head.absent, head.missing);
+                self.tell(StoreEvent::Absent { absent, missing }).await;
             }
             self.tell(StoreEvent::Indexed { entries, behind: has_more }).await;
             cursor = next;
@@ -298,6 +307,6 @@ fn is_disk_full(error: &anyhow::Error) -> bool {
 fn is_not_what_was_listed(info: &StoreInfo, head: &Head) -> bool {
     info.asset_count == 0
         || info.newest_cursor < head.store_cursor
-        || info.asset_count < head.count
-        || info.newest_cursor == head.store_cursor && info.asset_count != head.count
+        || info.asset_count < head.held
+        || info.newest_cursor == head.store_cursor && info.asset_count != head.held
 }

@@ -126,7 +126,7 @@ fn another_store_empties_the_index_and_changes_its_epoch() {
     assert_ne!(head.epoch, before.epoch);
     assert_eq!(index.peer_cursor(&PEER).unwrap(), None);
     assert_eq!(index.load_sketch().unwrap(), None);
-    assert_eq!(index.known(&[digest(1).hash]).unwrap(), [false]);
+    assert_eq!(index.held(&[digest(1).hash]).unwrap(), [false]);
     assert_eq!(index.insert(&digests(3..4), 1).unwrap(), [(1, digest(3))]);
 }
 
@@ -151,7 +151,7 @@ fn a_whole_listing_that_does_not_show_a_hash_makes_the_index_forget_it() {
     assert_eq!((head.seq, head.count, head.store_cursor), (101, 61, 61));
     assert_ne!(head.epoch, epoch, "a peer must not go on from the old numbers");
     let known = [digest(9), digest(10), digest(69), digest(70), digest(200)].map(|d| d.hash);
-    assert_eq!(index.known(&known).unwrap(), [false, true, true, false, true]);
+    assert_eq!(index.held(&known).unwrap(), [false, true, true, false, true]);
     assert_eq!(index.peer_cursor(&PEER).unwrap(), None);
     assert_eq!(index.load_sketch().unwrap(), None);
 
@@ -182,7 +182,7 @@ fn hashes_that_are_gone_are_forgotten_and_what_was_known_of_peers_with_them() {
     let head = index.head();
     assert_eq!((head.seq, head.count, head.store_cursor), (10, 8, 10));
     assert_ne!(head.epoch, before.epoch);
-    assert_eq!(index.known(&gone).unwrap(), [false, false, false]);
+    assert_eq!(index.held(&gone).unwrap(), [false, false, false]);
     assert_eq!(index.peer_cursor(&PEER).unwrap(), None);
     // A forgotten hash that is stored again is new.
     assert_eq!(index.insert(&[digest(9)], 12).unwrap(), [(11, digest(9))]);
@@ -208,7 +208,7 @@ fn questions_are_answered_in_their_order() {
     let index = fixture.open_bound();
     index.insert(&digests(0..3), 3).unwrap();
     let asked = [digest(2).hash, digest(9).hash, digest(0).hash];
-    assert_eq!(index.known(&asked).unwrap(), [true, false, true]);
+    assert_eq!(index.held(&asked).unwrap(), [true, false, true]);
     assert_eq!(index.sizes(&asked).unwrap(), [Some(2), None, Some(0)]);
     assert_eq!(index.peer_cursor(&PEER).unwrap(), None);
     index.set_peer_cursor(&index.head().epoch, &PEER, &[1; 16], 1).unwrap();
@@ -370,7 +370,7 @@ fn a_reader_waits_for_no_other_while_a_connection_is_idle() {
             .for_each_in(all, u64::MAX, |hash| {
                 // This keeps one connection lent during the loop.
                 for _ in 0..4 * READERS {
-                    answers += usize::from(index.known(&[hash]).unwrap()[0]);
+                    answers += usize::from(index.held(&[hash]).unwrap()[0]);
                 }
             })
             .unwrap();
@@ -456,13 +456,13 @@ fn index_bench() {
     });
     let asked: Vec<Hash> = all.iter().step_by(100).map(|d| d.hash).collect();
     timed("known, 10,000 held", &mut || {
-        assert!(index.known(&asked).unwrap().iter().all(|k| *k));
+        assert!(index.held(&asked).unwrap().iter().all(|k| *k));
     });
     let unknown: Vec<Hash> = digests(2 * ROWS..2 * ROWS + 10_000).iter().map(|d| d.hash).collect();
     timed("known, 10,000 not held", &mut || {
-        assert!(!index.known(&unknown).unwrap().iter().any(|k| *k));
+        assert!(!index.held(&unknown).unwrap().iter().any(|k| *k));
     });
-    timed("known, 1 held", &mut || assert!(index.known(&asked[..1]).unwrap()[0]));
+    timed("known, 1 held", &mut || assert!(index.held(&asked[..1]).unwrap()[0]));
     timed("since, the newest 2,048", &mut || {
         assert_eq!(index.since(ROWS + 1000 - 2048, u64::MAX, 2048).unwrap().0.len(), 2048);
     });

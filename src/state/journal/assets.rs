@@ -133,7 +133,17 @@ impl JournalReader {
         let Some(model) = model_num(&self.connection, ASSET_MODEL)? else {
             return Ok(vec![None; hashes.len()]);
         };
-        hashes.iter().map(|hash| adder(&self.connection, model, hash)).collect()
+        let adder = |hash| Ok(origin(&self.connection, model, hash)?.map(|(device, _)| device));
+        hashes.iter().map(adder).collect()
+    }
+
+    /// The devices that added these assets, and when, ms since the Unix epoch by their clocks; in
+    /// their order, `None` where it is not known.
+    pub fn origins(&self, hashes: &[Hash]) -> Result<Vec<Option<(NodeId, u64)>>> {
+        let Some(model) = model_num(&self.connection, ASSET_MODEL)? else {
+            return Ok(vec![None; hashes.len()]);
+        };
+        hashes.iter().map(|hash| origin(&self.connection, model, hash)).collect()
     }
 
     /// The path and the name of an asset, as far as they are known.
@@ -307,14 +317,16 @@ fn set_attribute(attributes: &mut Attributes, field: &str, value: &[u8]) {
     }
 }
 
-/// The device that created an asset's record, which is the one that added the asset.
-fn adder(connection: &Connection, model: i64, hash: &Hash) -> Result<Option<NodeId>> {
+/// The device that created an asset's record, which is the one that added the asset, and when.
+fn origin(connection: &Connection, model: i64, hash: &Hash) -> Result<Option<(NodeId, u64)>> {
     let mut query = connection.prepare_cached(
-        "SELECT d.id FROM cells c JOIN logs l USING (log_id) JOIN devices d USING (dev)
+        "SELECT d.id, c.hlc FROM cells c JOIN logs l USING (log_id) JOIN devices d USING (dev)
          WHERE c.model = ?1 AND c.scope = ?2 AND c.id = ?3 AND c.field = '' AND c.elem = ?4",
     )?;
-    let id = query.query_row(params![model, SHARED, hash.0, ALIVE], |row| row.get(0));
-    Ok(id.optional()?.map(NodeId))
+    let origin = query.query_row(params![model, SHARED, hash.0, ALIVE], |row| {
+        Ok((NodeId(row.get(0)?), Hlc(row.get::<_, i64>(1)?.cast_unsigned()).ms()))
+    });
+    Ok(origin.optional()?)
 }
 
 /// The flags in the first byte of an encoded row.

@@ -1,0 +1,103 @@
+//! What two devices tell each other about who holds what.
+//!
+//! Both compare the sets of hashes that they *know*. A device also tells which of these it does not
+//! hold: its *absent* hashes. What it holds is the difference. A device that holds everything has
+//! nothing to tell.
+//!
+//! P1  A peer counts as a holder only of what it is known to hold: at a moment at which both knew the
+//!     same hashes, and its absent ones were known here.
+//! P2  The digest of the absent hashes is checked after each exchange, so that nothing depends on a
+//!     position in a log that a restored backup took back.
+
+use std::collections::BTreeSet;
+
+use crate::core::ids::Hash;
+use crate::core::journal::set_hash::SetDigest;
+
+/// The absent hashes of a device at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AbsentSet {
+    /// The log of its changes; random.
+    pub log: [u8; 16],
+    /// The newest change.
+    pub turn: u64,
+    /// The digest of the hashes.
+    pub digest: SetDigest,
+}
+
+/// A part of the changes of a device's absent hashes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AbsentPage {
+    /// The set as it was when this page was read.
+    pub now: AbsentSet,
+    /// Whether the changes begin at the start of the log: whatever is known before is void.
+    pub is_start: bool,
+    /// Hashes that are absent, with their sizes as far as these are known.
+    pub absent: Vec<SizedHash>,
+    /// Hashes that are no longer absent.
+    pub held: Vec<Hash>,
+    /// The change up to which this page goes.
+    pub next: u64,
+    /// Whether there are more.
+    pub more: bool,
+}
+
+/// A hash with its size in bytes, if that is known.
+pub type SizedHash = (Hash, Option<u64>);
+
+/// Why a known asset is not here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Absence {
+    /// It is wanted: it comes when a holder is there.
+    Missing,
+    /// It is not wanted.
+    Unwanted,
+}
+
+/// A place in the list of missing assets: the most endangered first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct MissingPlace {
+    /// Copies on other devices.
+    pub copies: u64,
+    /// The sequence number in the index.
+    pub seq: u64,
+}
+
+/// How many copies the group wants of each asset, and on how many sites.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopiesGoal {
+    /// Devices.
+    pub copies: u64,
+    /// Different sites. A device without a site is one of its own.
+    pub sites: u64,
+}
+
+impl Default for CopiesGoal {
+    fn default() -> Self {
+        Self { copies: 2, sites: 1 }
+    }
+}
+
+/// How many assets have how many copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Census {
+    /// The assets that this device knows.
+    pub known: u64,
+    /// Those that no device is known to hold.
+    pub nowhere: u64,
+    /// Those that exactly one device is known to hold.
+    pub one_copy: u64,
+    /// Those with fewer copies, or on fewer sites, than the group wants.
+    pub below_goal: u64,
+}
+
+impl Census {
+    /// Counts an asset that is on `copies` devices of the given sites.
+    pub fn count(&mut self, goal: CopiesGoal, copies: u64, sites: &BTreeSet<usize>) {
+        self.known += 1;
+        self.nowhere += u64::from(copies == 0);
+        self.one_copy += u64::from(copies == 1);
+        let is_below = copies < goal.copies || (sites.len() as u64) < goal.sites;
+        self.below_goal += u64::from(is_below);
+    }
+}
