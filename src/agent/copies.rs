@@ -6,6 +6,7 @@
 //! C2  Every absent asset is judged at the start, after a change of what is wanted, and when the journal
 //!     tells something new of it; all of them from time to time, if the answer depends on time.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ use crate::replica::copies::{Keeper, PAGE, sized};
 use crate::replica::journal::JournalHandle;
 use crate::state::index::{Epoch, Head, Index, IndexError};
 use crate::state::journal::Cursor;
+use crate::store::{Permit, Store};
 
 /// How often absent assets are judged again when the answer depends on their age.
 const JUDGE_EVERY: Duration = Duration::from_secs(600);
@@ -186,7 +188,7 @@ impl Judge {
                 Vec::new()
             }
         };
-        let wanted: std::collections::BTreeSet<Hash> = split.into_iter().collect();
+        let wanted: BTreeSet<Hash> = split.into_iter().collect();
         let is_wanted: Vec<bool> =
             digests.iter().map(|digest| wanted.contains(&digest.hash)).collect();
         let unwanted = digests.iter().filter(|digest| !wanted.contains(&digest.hash));
@@ -213,6 +215,31 @@ impl Judge {
     async fn tell(&self, entries: Vec<(u64, Hash)>, head: Head) {
         let Head { absent, missing, .. } = head;
         self.facts.send(Fact::Input(Input::Noted { entries, absent, missing })).await;
+    }
+
+    /// Takes assets for not held and not wanted, and deletes their contents. Peers hear of that, and the
+    /// set of known hashes stays as it is. Returns what was deleted; if that is not all of them, the
+    /// catalogue has to list the store anew.
+    pub(super) async fn delete(
+        &self,
+        store: &dyn Store,
+        hashes: BTreeSet<Hash>,
+        permit: Permit,
+    ) -> Result<Vec<Hash>> {
+        let (index, released) = (self.index.clone(), hashes.clone());
+        {
+            let _gate = self.gate.lock().await;
+            let released: Vec<Hash> = released.into_iter().collect();
+            let head = spawn_blocking(move || index.release(&released)).await?;
+            self.tell(Vec::new(), head.context("writing the index")?).await;
+        }
+        Ok(store.evict(hashes, permit).await?)
+    }
+
+    /// Judges assets again that are no longer evicted, or are from now on.
+    pub(super) async fn reconsider(&self, hashes: Vec<Hash>) -> Result<()> {
+        // Their sizes are not known to the index.
+        self.again(hashes.into_iter().map(|hash| (hash, None)).collect()).await
     }
 
     /// Judges rows of absent assets again.

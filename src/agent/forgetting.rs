@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
@@ -27,6 +28,7 @@ use crate::state::copies::Copies;
 use crate::state::journal::{JournalReader, Owner};
 use crate::store::Store;
 
+use super::copies::Judge;
 use crate::group::{RequestError, journal_error};
 
 /// How often wishes are looked at although nothing was written: one may be due, or a lease over.
@@ -52,6 +54,9 @@ pub(super) struct Forgetting {
     pub(super) copies: Copies,
     pub(super) folders: Folders,
     pub(super) rule: ForgottenRule,
+    pub(super) judge: Judge,
+    /// Makes the catalogue list the store.
+    pub(super) nudge: Arc<Notify>,
 }
 
 impl Forgetting {
@@ -75,11 +80,13 @@ impl Forgetting {
     async fn look(&self, now_ms: u64) -> Result<()> {
         let wished = wishes(&self.journal).await?.into_iter().map(|wish| wish.hash).collect();
         let copies = self.copies.clone();
-        let open = spawn_blocking(move || {
-            copies.note_wishes(wished, now_ms)?;
-            copies.open_wishes()
+        let noted = spawn_blocking(move || {
+            let wanted_again = copies.note_wishes(wished, now_ms)?;
+            Ok::<_, anyhow::Error>((wanted_again, copies.open_wishes()?))
         });
-        for (hash, seen_ms) in open.await?? {
+        let (wanted_again, open) = noted.await??;
+        self.judge.reconsider(wanted_again).await?;
+        for (hash, seen_ms) in open {
             if is_due(seen_ms, now_ms) {
                 self.follow(hash, now_ms).await.with_context(|| format!("forgetting {hash}"))?;
             }
@@ -95,7 +102,8 @@ impl Forgetting {
             return Ok(());
         }
         let copies = self.copies.clone();
-        Ok(spawn_blocking(move || copies.apply_wish(hash, now_ms)).await??)
+        spawn_blocking(move || copies.apply_wish(hash, now_ms)).await??;
+        self.judge.reconsider(vec![hash]).await
     }
 
     /// Deletes the bytes here, see F4. Returns false if something stands against it for now.
@@ -106,8 +114,12 @@ impl Forgetting {
         let copies = self.copies.clone();
         let begin = move || copies.begin_evictions(vec![hash], boot_ms(), wall_ms());
         if spawn_blocking(begin).await??.contains(&Ok(())) {
-            let gone = self.store.evict(BTreeSet::from([hash]), Box::new(|| true)).await;
+            let hashes = BTreeSet::from([hash]);
+            let gone = self.judge.delete(&*self.store, hashes, Box::new(|| true)).await;
             let is_gone = gone.as_ref().is_ok_and(|gone| !gone.is_empty());
+            if !is_gone {
+                self.nudge.notify_one();
+            }
             let copies = self.copies.clone();
             let end = move || copies.end_evictions(vec![(hash, !is_gone)], wall_ms());
             spawn_blocking(end).await??;

@@ -14,14 +14,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use futures_util::future::join_all;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_blocking;
 
+use super::copies::Judge;
 use super::gathered::{
     GatherOutcome, GatherRequest, Gathered, LackingAt, ProvenBy, Purpose, WrongProofs,
 };
 use super::live::Live;
 use super::parts::Parts;
+use super::start::Wakers;
 use crate::clock::{boot_ms, wall_ms};
 use crate::core::close::CloseCode;
 use crate::core::engine::Engine;
@@ -69,6 +71,9 @@ pub(super) struct Gatherer {
     pub(super) wrong_proofs: WrongProofs,
     pub(super) events: EventLog,
     pub(super) folders: Folders,
+    pub(super) judge: Judge,
+    /// Makes the catalogue list the store.
+    pub(super) nudge: Arc<Notify>,
 }
 
 /// One asset of a batch.
@@ -266,13 +271,18 @@ impl Gatherer {
     async fn delete(&self, may_go: &BTreeMap<Hash, u64>) -> (BTreeSet<Hash>, Option<String>) {
         let Some(before_ms) = may_go.values().min().copied() else { return Default::default() };
         let permit = Box::new(move || boot_ms() < before_ms);
-        match self.store.evict(may_go.keys().copied().collect(), permit).await {
+        let hashes: BTreeSet<Hash> = may_go.keys().copied().collect();
+        let deleted = self.judge.delete(&*self.store, hashes, permit).await;
+        if !deleted.as_ref().is_ok_and(|gone| gone.len() == may_go.len()) {
+            self.nudge.notify_one();
+        }
+        match deleted {
             Ok(gone) => {
                 let why = "it was damaged, or the proofs were too old by then: try again";
                 (gone.into_iter().collect(), Some(why.to_owned()))
             }
             Err(error) => {
-                tracing::warn!(%error, "deleting evicted contents");
+                tracing::warn!("deleting evicted contents: {error:#}");
                 // It may have come to its commit.
                 let mut gone = BTreeSet::new();
                 for hash in may_go.keys() {
@@ -282,7 +292,7 @@ impl Gatherer {
                         gone.insert(*hash);
                     }
                 }
-                (gone, Some(error.to_string()))
+                (gone, Some(format!("{error:#}")))
             }
         }
     }
@@ -633,11 +643,13 @@ pub(super) fn start(
     parts: &mut Parts,
     engine: &Engine,
     live: &BTreeMap<ConnId, Live>,
+    wakers: &Wakers,
     request: GatherRequest,
     tell: mpsc::Sender<Gathered>,
 ) {
     let provers: BTreeMap<NodeId, (ConnId, bool)> =
         engine.provers().map(|(node_id, conn, proves)| (node_id, (conn, proves))).collect();
+    let sites = parts.keeper.view().sites;
     let members = engine.members().members.iter();
     let others = members.filter(|member| member.node_id != parts.node_id).map(|member| {
         let session = provers.get(&member.node_id);
@@ -645,7 +657,7 @@ pub(super) fn start(
         Other {
             node_id: member.node_id,
             name: shown_name(&member.name, &member.node_id),
-            site: member.node_id.to_string(),
+            site: sites.get(&member.node_id).cloned().unwrap_or(member.node_id.to_string()),
             connection: live.map(|live| live.connection.clone()),
             proves: session.is_some_and(|(_, proves)| *proves),
         }
@@ -660,6 +672,8 @@ pub(super) fn start(
         wrong_proofs: parts.wrong_proofs.clone(),
         events: parts.events.clone(),
         folders: parts.folders.clone(),
+        judge: Judge::of(parts, wakers.gate.clone()),
+        nudge: wakers.nudge.clone(),
     };
     parts.tasks.spawn("gather proofs", gatherer.run(request, tell));
 }

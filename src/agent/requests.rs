@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::sync::{Notify, watch};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::core::doctor::NetworkFacts;
@@ -14,6 +15,7 @@ use crate::core::ids::Hash;
 use crate::core::limits::FETCHES_MAX;
 use crate::core::lookup::{HashPrefix, LookupError};
 
+use super::copies::Judge;
 use super::fact::{Fact, TakenIn};
 use super::handle::{FetchReply, FetchRequest, FetchState, FetchView, Reply, RequestError};
 use super::parts::Parts;
@@ -27,6 +29,7 @@ const CHECK_WAIT: Duration = Duration::from_secs(60);
 pub(super) fn fetch(
     parts: &mut Parts,
     engine: &Engine,
+    judge: Judge,
     request: FetchRequest,
     reply: Reply<FetchReply>,
 ) {
@@ -40,12 +43,9 @@ pub(super) fn fetch(
     };
     let (index, facts) = (parts.ctx.index.clone(), parts.facts.clone());
     let copies = parts.copies.clone();
-    parts.tasks.spawn_blocking("fetch", move || {
-        match take_back_and_look(&copies, &index, &hashes) {
-            Ok(known) => {
-                let assets = hashes.into_iter().zip(known).collect();
-                facts.blocking_send(Fact::Fetch { assets, now: request.now, reply });
-            }
+    parts.tasks.spawn("fetch", async move {
+        match take_back_and_look(copies, index, judge, hashes).await {
+            Ok(assets) => facts.send(Fact::Fetch { assets, now: request.now, reply }).await,
             Err(error) => {
                 // The requester may have gone.
                 let _ = reply.send(Err(internal("reading the index", &error)));
@@ -55,9 +55,20 @@ pub(super) fn fetch(
 }
 
 /// Wants what was evicted here back, and returns which of the assets the index holds.
-fn take_back_and_look(copies: &Copies, index: &Index, hashes: &[Hash]) -> Result<Vec<bool>> {
-    copies.take_back(hashes.to_vec()).context("wanting evicted assets back")?;
-    Ok(index.held(hashes)?)
+async fn take_back_and_look(
+    copies: Copies,
+    index: Index,
+    judge: Judge,
+    hashes: Vec<Hash>,
+) -> Result<Vec<(Hash, bool)>> {
+    let evicted = hashes.clone();
+    let taken = spawn_blocking(move || copies.take_back(evicted)).await?;
+    judge.reconsider(taken.context("wanting evicted assets back")?).await?;
+    spawn_blocking(move || {
+        let known = index.held(&hashes)?;
+        Ok(hashes.into_iter().zip(known).collect())
+    })
+    .await?
 }
 
 fn meant_assets(engine: &Engine, prefixes: &[HashPrefix]) -> Result<Vec<Hash>, RequestError> {

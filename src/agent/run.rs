@@ -389,7 +389,10 @@ impl Loop {
                 let judge = Judge::of(parts, self.wakers.gate.clone());
                 copies::set_want(judge, want, reply, &mut parts.tasks);
             }
-            Request::Fetch(request, reply) => requests::fetch(parts, &self.engine, request, reply),
+            Request::Fetch(request, reply) => {
+                let judge = Judge::of(parts, self.wakers.gate.clone());
+                requests::fetch(parts, &self.engine, judge, request, reply);
+            }
             Request::Why(hash, reply) => why::look(parts, &self.engine, &hash, reply),
             Request::Check(reply) => {
                 let (nudge, taken_in) = (self.wakers.nudge.clone(), self.taken_in.subscribe());
@@ -404,7 +407,8 @@ impl Loop {
                 let _ = reply.send(Ok(()));
             }
             Request::Gather(request, tell) => {
-                proofs::start(parts, &self.engine, &self.links.live, request, tell);
+                let live = &self.links.live;
+                proofs::start(parts, &self.engine, live, &self.wakers, request, tell);
             }
             Request::Measure(reply) => requests::measure(parts, reply),
             Request::Ping(reply) => {

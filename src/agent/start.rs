@@ -61,15 +61,6 @@ pub(super) fn start_journal(parts: &mut Parts, tellers: Tellers) {
     parts.tasks.spawn("device state", publisher.run());
     parts.tasks.spawn("conflicts", folders::resolve_conflicts(parts.journal.clone()));
     parts.tasks.spawn("folders", manager.run());
-    let forgetting = Forgetting {
-        journal: parts.journal.clone(),
-        store: parts.store.clone(),
-        can_evict: parts.embedded.is_some(),
-        copies: parts.copies.clone(),
-        folders: parts.folders.clone(),
-        rule: parts.forgotten,
-    };
-    parts.tasks.spawn("forgetting", forgetting.run());
 }
 
 /// Starts the tasks that report what happens outside: connections, the network, the store, the
@@ -138,6 +129,17 @@ pub(super) fn start_sources(parts: &mut Parts, replication: &Replication, wakers
         facts.pass_on(watched, |_| Fact::Scrub).await;
     });
     let judge = Judge::of(parts, wakers.gate.clone());
+    let forgetting = Forgetting {
+        journal: parts.journal.clone(),
+        store: parts.store.clone(),
+        can_evict: parts.embedded.is_some(),
+        copies: parts.copies.clone(),
+        folders: parts.folders.clone(),
+        rule: parts.forgotten,
+        judge: judge.clone(),
+        nudge: wakers.nudge.clone(),
+    };
+    parts.tasks.spawn("forgetting", forgetting.run());
     let (journal, folders) = (parts.journal.clone(), parts.folders.clone());
     parts.tasks.spawn("copies", Follow { judge, journal, folders }.run());
     journal_stream::look_after(parts, replication);

@@ -44,12 +44,14 @@ pub struct SafeRequest {
     /// Their hashes, at most 64.
     #[schema(max_items = 64)]
     pub hashes: Vec<Hash>,
-    /// On how many other devices; 2 when left out.
-    #[serde(default = "copies_default")]
-    pub copies: usize,
-    /// On how many sites; 1 when left out.
-    #[serde(default = "sites_default")]
-    pub sites: usize,
+    /// On how many other devices; as many as the group wants when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub copies: Option<usize>,
+    /// On how many sites; as many as the group wants when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub sites: Option<usize>,
     /// Proofs of at most this age count too, in milliseconds; 0 for none.
     #[serde(default)]
     pub within_ms: u64,
@@ -62,23 +64,17 @@ pub struct EvictRequest {
     /// Their hashes, at most 64.
     #[schema(max_items = 64)]
     pub hashes: Vec<Hash>,
-    /// How many other devices must have a copy; 2 when left out.
-    #[serde(default = "copies_default")]
-    pub copies: usize,
-    /// On how many sites; 1 when left out.
-    #[serde(default = "sites_default")]
-    pub sites: usize,
+    /// How many other devices must have a copy; as many as the group wants when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub copies: Option<usize>,
+    /// On how many sites; as many as the group wants when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub sites: Option<usize>,
     /// Only say what would happen.
     #[serde(default)]
     pub dry_run: bool,
-}
-
-fn copies_default() -> usize {
-    2
-}
-
-fn sites_default() -> usize {
-    1
 }
 
 /// Asks other devices to prove that they hold assets
@@ -98,7 +94,7 @@ fn sites_default() -> usize {
 async fn safe(State(api): State<Api>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
     let SafeRequest { hashes, copies, sites, within_ms } = request(&headers, body).await?;
     let purpose = Purpose::Safe { within_ms };
-    gather(api, GatherRequest { hashes, copies, sites, purpose }).await
+    gather(api, hashes, (copies, sites), purpose).await
 }
 
 /// Deletes copies of assets here that other devices have proven and promised to keep
@@ -123,10 +119,20 @@ async fn evict(
 ) -> Result<Response, Problem> {
     let EvictRequest { hashes, copies, sites, dry_run } = request(&headers, body).await?;
     let purpose = Purpose::Evict { dry_run };
-    gather(api, GatherRequest { hashes, copies, sites, purpose }).await
+    gather(api, hashes, (copies, sites), purpose).await
 }
 
-async fn gather(api: Api, request: GatherRequest) -> Result<Response, Problem> {
+async fn gather(
+    api: Api,
+    hashes: Vec<Hash>,
+    (copies, sites): (Option<usize>, Option<usize>),
+    purpose: Purpose,
+) -> Result<Response, Problem> {
+    let goal = api.handle.keeper().view().goal;
+    let of_goal = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+    let copies = copies.unwrap_or_else(|| of_goal(goal.copies));
+    let sites = sites.unwrap_or_else(|| of_goal(goal.sites));
+    let request = GatherRequest { hashes, copies, sites, purpose };
     let permit = Arc::clone(&api.gathers).try_acquire_owned().map_err(|_| {
         let detail = format!("{GATHERS_MAX} requests for proofs are under way: try again");
         problem(StatusCode::SERVICE_UNAVAILABLE, detail)

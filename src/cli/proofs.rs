@@ -28,12 +28,12 @@ struct Chosen {
     /// Every asset that is here
     #[arg(long, conflicts_with = "assets")]
     all: bool,
-    /// How many other devices must hold each
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    copies: u16,
-    /// On how many sites they must be
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    sites: u16,
+    /// How many other devices must hold each [default: as many as the group wants]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    copies: Option<u16>,
+    /// On how many sites they must be [default: as many as the group wants]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    sites: Option<u16>,
 }
 
 /// What `can-sync safe` takes.
@@ -62,12 +62,12 @@ pub(crate) async fn safe(client: &Client, args: SafeArgs, output: Output) -> Res
     let within = args.within.unwrap_or_default();
     let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
     let rows = rows(client, &args.chosen).await?;
-    let mut told = Told::new(output, usize::from(copies));
+    let mut told = Told::new(output);
     for hashes in hashes(&rows).chunks(GATHER_ASSETS_MAX) {
         let request = SafeRequest {
             hashes: hashes.to_vec(),
-            copies: copies.into(),
-            sites: sites.into(),
+            copies: copies.map(usize::from),
+            sites: sites.map(usize::from),
             within_ms,
         };
         let events = client.post_for_events(&["v1", "safe"], &request).await?;
@@ -84,12 +84,12 @@ pub(crate) async fn evict(
 ) -> Result<Exit, Failure> {
     let Chosen { copies, sites, .. } = args.chosen;
     let rows = rows(client, &args.chosen).await?;
-    let mut told = Told::new(output, usize::from(copies));
+    let mut told = Told::new(output);
     for hashes in hashes(&rows).chunks(GATHER_ASSETS_MAX) {
         let request = EvictRequest {
             hashes: hashes.to_vec(),
-            copies: copies.into(),
-            sites: sites.into(),
+            copies: copies.map(usize::from),
+            sites: sites.map(usize::from),
             dry_run: args.dry_run,
         };
         let events = client.post_for_events(&["v1", "evict"], &request).await?;
@@ -170,7 +170,6 @@ fn hashes(rows: &[AssetRow]) -> Vec<Hash> {
 struct Told {
     output: Output,
     results: Results,
-    copies: usize,
     done: usize,
     done_bytes: u64,
     refused: usize,
@@ -178,9 +177,9 @@ struct Told {
 }
 
 impl Told {
-    fn new(output: Output, copies: usize) -> Self {
+    fn new(output: Output) -> Self {
         let results = Results::new(output);
-        Self { output, results, copies, done: 0, done_bytes: 0, refused: 0, weakest: None }
+        Self { output, results, done: 0, done_bytes: 0, refused: 0, weakest: None }
     }
 
     async fn all(&mut self, mut events: Events, count: usize) -> Result<(), Failure> {
@@ -211,10 +210,8 @@ impl Told {
             }
         }
         if let Some(weakest) = &self.weakest {
-            let (hash, proven, copies) = (weakest.hash, weakest.proven.len(), self.copies);
-            self.output.note(format_args!(
-                "Weakest: {hash}, proven on {proven} other device(s) of {copies}."
-            ));
+            let (hash, proven) = (weakest.hash, weakest.proven.len());
+            self.output.note(format_args!("Weakest: {hash}, proven on {proven} other device(s)."));
         }
         Ok(if self.refused == 0 { Exit::Ok } else { Exit::Refused })
     }

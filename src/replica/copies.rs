@@ -148,7 +148,7 @@ impl Keeper {
 
     /// Whether this device does not take whatever comes.
     pub fn chooses(&self) -> bool {
-        !self.want.borrow().is_all()
+        !self.want.borrow().is_all() || self.copies.lets_go()
     }
 
     /// The copies as the status shows them.
@@ -213,16 +213,21 @@ impl Keeper {
 
     async fn judge_by(&self, want: &Want, assets: Vec<SizedHash>) -> Result<Vec<Absence>> {
         let hashes: Vec<Hash> = assets.iter().map(|(hash, _)| *hash).collect();
-        let (waiting, asked) = (self.waiting.clone(), hashes.clone());
-        let is_waiting = spawn_blocking(move || (waiting)(&asked)).await??;
+        let (waiting, copies, asked) = (self.waiting.clone(), self.copies.clone(), hashes.clone());
+        let claims = spawn_blocking(move || -> Result<Vec<Claims>> {
+            let evicted = copies.are_evicted(&asked).context("reading copies.db")?;
+            let claims = evicted.into_iter().zip((waiting)(&asked)?);
+            let claims = claims
+                .map(|(is_evicted, is_in_bound_folder)| Claims { is_evicted, is_in_bound_folder });
+            Ok(claims.collect())
+        });
+        let claims = claims.await??;
         let mut facts = self.facts(want, &assets).await?;
         if want.expression.as_ref().is_some_and(Expression::depends_on_copies) {
             let copies = self.copies_of(hashes.clone()).await?;
             facts.iter_mut().zip(copies).for_each(|(facts, copies)| facts.copies = Some(copies));
         }
-        let wanted = facts.iter().zip(is_waiting).map(|(facts, is_in_bound_folder)| {
-            want.wants(facts, Claims { is_evicted: false, is_in_bound_folder })
-        });
+        let wanted = facts.iter().zip(claims).map(|(facts, claims)| want.wants(facts, claims));
         let why = |wanted| if wanted { Absence::Missing } else { Absence::Unwanted };
         Ok(wanted.map(why).collect())
     }

@@ -77,6 +77,7 @@ impl Copies {
         now_ms: u64,
         at_ms: u64,
     ) -> db::Result<Vec<Result<(), Promised>>> {
+        self.note_letting_go();
         self.write(move |tx| {
             let begin = |hash: &Hash| {
                 let mut standing = load(tx.conn, hash)?;

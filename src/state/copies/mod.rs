@@ -10,6 +10,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
@@ -53,7 +54,11 @@ CREATE TABLE want (
 
 /// The open database. Clones share it. Every call blocks.
 #[derive(Debug, Clone)]
-pub struct Copies(Arc<Database<Nobody>>);
+pub struct Copies {
+    database: Arc<Database<Nobody>>,
+    /// See [`Copies::lets_go`].
+    lets_go: Arc<AtomicBool>,
+}
 
 /// The owner of the database keeps nothing in memory.
 pub(super) struct Nobody;
@@ -87,15 +92,17 @@ impl Copies {
                 tx.pragma_update(None, "user_version", newest(&STEPS))?;
                 tx.commit()?;
             }
+            let lets_go = connection.prepare("SELECT 1 FROM let_go")?.exists([])?;
             let database = Database::start(connection, path, &SPEC, READERS, Nobody, ())?;
-            anyhow::Ok(Self(Arc::new(database)))
+            let lets_go = Arc::new(AtomicBool::new(lets_go));
+            anyhow::Ok(Self { database: Arc::new(database), lets_go })
         };
         open().with_context(|| format!("opening {}", path.display()))
     }
 
     /// Closes it.
     pub fn close(&self) {
-        self.0.close();
+        self.database.close();
     }
 
     /// What this device wants.
@@ -129,18 +136,27 @@ impl Copies {
         })
     }
 
+    /// Whether this device may have let go of an asset: false only if it has not.
+    pub fn lets_go(&self) -> bool {
+        self.lets_go.load(Ordering::Relaxed)
+    }
+
+    fn note_letting_go(&self) {
+        self.lets_go.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn write<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Txn<'_, Nobody>) -> db::Result<T> + Send + 'static,
     ) -> db::Result<T> {
-        self.0.write(work)
+        self.database.write(work)
     }
 
     pub(super) fn read<T>(
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> db::Result<T> {
-        self.0.readers().read(read)
+        self.database.readers().read(read)
     }
 }
 

@@ -20,18 +20,20 @@ CREATE TABLE wishes (
 
 impl Copies {
     /// Takes up all wishes that there are now: new ones are seen now, and those that were taken back
-    /// have no effect any more.
+    /// have no effect any more. Returns the assets of those that had one.
     ///
     /// # Errors
     /// The database cannot be written.
-    pub fn note_wishes(&self, wished: BTreeSet<Hash>, now_ms: u64) -> db::Result<()> {
+    pub fn note_wishes(&self, wished: BTreeSet<Hash>, now_ms: u64) -> db::Result<Vec<Hash>> {
         self.write(move |tx| {
             let known: Vec<(Hash, bool)> = tx
                 .conn
                 .prepare_cached("SELECT hash, applied FROM wishes")?
                 .query_map([], |row| Ok((Hash(row.get(0)?), row.get(1)?)))?
                 .collect::<rusqlite::Result<_>>()?;
+            let mut wanted_again = Vec::new();
             for (hash, is_applied) in known.iter().filter(|(hash, _)| !wished.contains(hash)) {
+                wanted_again.extend(is_applied.then_some(*hash));
                 let hash = [hash.as_bytes()];
                 if *is_applied {
                     let delete = "DELETE FROM let_go WHERE hash = ?1 AND keeping = 2";
@@ -44,7 +46,7 @@ impl Copies {
             for hash in &wished {
                 insert.execute(params![hash.as_bytes(), int(now_ms)])?;
             }
-            Ok(())
+            Ok(wanted_again)
         })
     }
 
@@ -66,6 +68,7 @@ impl Copies {
     /// # Errors
     /// The database cannot be written.
     pub fn apply_wish(&self, hash: Hash, now_ms: u64) -> db::Result<()> {
+        self.note_letting_go();
         self.write(move |tx| {
             let insert = "INSERT OR IGNORE INTO let_go VALUES (?1, 2, ?2)";
             tx.conn.prepare_cached(insert)?.execute(params![hash.as_bytes(), int(now_ms)])?;
