@@ -12,13 +12,14 @@ use super::live::Live;
 use super::parts::Parts;
 use super::requests::meant_asset;
 use crate::clock::wall_ms;
+use crate::core::copies::Absence;
 use crate::core::engine::Engine;
 use crate::core::ids::{Hash, NodeId};
 use crate::core::lookup::HashPrefix;
 use crate::core::pairing::shown_name;
 use crate::core::peers::ConnId;
-use crate::core::why::{self, AssetWhy, Here, Limits, Moment, PeerSeen, Seen};
-use crate::group::journal_error;
+use crate::core::why::{self, AssetWhy, Here, Limits, Moment, PeerSeen, Seen, Unwanted};
+use crate::group::{internal, journal_error};
 use crate::replica::journal::JournalHandle;
 use crate::replica::picture::StoreView;
 use crate::store::Store;
@@ -37,11 +38,28 @@ pub(super) fn look(parts: &mut Parts, engine: &Engine, hash: &HashPrefix, reply:
         }
     };
     let (store, journal, facts) = (parts.store.clone(), parts.journal.clone(), parts.facts.clone());
+    let keeper = parts.keeper.clone();
     parts.tasks.spawn("why", async move {
         match added_by(&journal, hash).await {
             Ok(added_by) => {
-                let (here, store_error) = here(&*store, hash).await;
-                let seen = Seen { here, store_error, added_by, ..Seen::default() };
+                let (here, is_evicted, store_error) = here(&*store, hash).await;
+                let (absence, holders) = match keeper.holders(hash).await {
+                    Ok(found) => found,
+                    Err(error) => {
+                        // The requester may have gone.
+                        let _ = reply.send(Err(internal("reading who holds the asset", &error)));
+                        return;
+                    }
+                };
+                let unwanted = match absence {
+                    _ if is_evicted => Some(Unwanted::Evicted),
+                    Some(Some(Absence::Unwanted)) => Some(Unwanted::Expression),
+                    Some(Some(Absence::Missing) | None) | None => None,
+                };
+                let holders =
+                    holders.iter().map(|peer| (peer.node_id, peer.confirmed_ms)).collect();
+                let seen =
+                    Seen { here, unwanted, holders, store_error, added_by, ..Seen::default() };
                 facts.send(Fact::Why { hash, seen, reply }).await;
             }
             Err(error) => {
@@ -52,16 +70,18 @@ pub(super) fn look(parts: &mut Parts, engine: &Engine, hash: &HashPrefix, reply:
     });
 }
 
-/// What the store has of the asset, and why it does not answer, if so.
-async fn here(store: &dyn Store, hash: Hash) -> (Here, Option<String>) {
+/// What the store has of the asset, whether its copy was deleted on purpose, and why the store does not
+/// answer, if so.
+async fn here(store: &dyn Store, hash: Hash) -> (Here, bool, Option<String>) {
     match timeout(STORE_WAIT, store.lookup(hash)).await {
-        Ok(Ok(Some(asset))) if asset.is_damaged => (Here::Damaged, None),
-        Ok(Ok(Some(_))) => (Here::Whole, None),
-        Ok(Ok(None)) => (Here::Absent, None),
-        Ok(Err(error)) => (Here::Absent, Some(error.to_string())),
+        Ok(Ok(Some(asset))) if asset.is_evicted => (Here::Absent, true, None),
+        Ok(Ok(Some(asset))) if asset.is_damaged => (Here::Damaged, false, None),
+        Ok(Ok(Some(_))) => (Here::Whole, false, None),
+        Ok(Ok(None)) => (Here::Absent, false, None),
+        Ok(Err(error)) => (Here::Absent, false, Some(error.to_string())),
         Err(_) => {
             let seconds = STORE_WAIT.as_secs();
-            (Here::Absent, Some(format!("it did not answer within {seconds} s")))
+            (Here::Absent, false, Some(format!("it did not answer within {seconds} s")))
         }
     }
 }

@@ -94,6 +94,8 @@ pub struct PeerFacts {
     pub link: LinkFacts,
     /// Whether it said that it holds the asset.
     pub holds: bool,
+    /// Whether it tells which assets it lacks on purpose: equal sets do not mean that it holds all.
+    pub tells_absent: bool,
     /// Whether the asset is on its way to it.
     pub sending: Sending,
 }
@@ -148,6 +150,10 @@ pub struct Seen {
     pub store_error: Option<String>,
     /// The bytes that are still missing of a large asset under way.
     pub left_bytes: Option<u64>,
+    /// Why it is not wanted here, if so.
+    pub unwanted: Option<Unwanted>,
+    /// The peers that were known to hold it, and when that was confirmed, ms since the Unix epoch.
+    pub holders: BTreeMap<NodeId, u64>,
     /// The device that added it, as the journal has it, with its name.
     pub added_by: Option<(NodeId, String)>,
     /// The rate limits in force, in bytes per second.
@@ -166,6 +172,16 @@ pub enum Here {
     Damaged,
     /// All of it.
     Whole,
+}
+
+/// Why an asset is not wanted here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Unwanted {
+    /// What this device wants leaves it out.
+    Expression,
+    /// Its copy here was deleted on purpose.
+    Evicted,
 }
 
 /// The rate limits in force, in bytes per second.
@@ -242,6 +258,11 @@ pub enum HereReason {
     Whole,
     /// It has just arrived.
     Stored,
+    /// It is not wanted here.
+    NotWanted {
+        /// Why.
+        because: Unwanted,
+    },
     /// The group removed this device.
     Removed,
     /// The store does not answer.
@@ -303,10 +324,13 @@ pub enum HereReason {
         /// Until then.
         until_ms: u64,
     },
-    /// No connected device has it, and the one that added it is offline.
+    /// No connected device has it, and one that had it is offline.
     HolderOffline {
-        /// The device that added it.
+        /// The device.
         device: NamedDevice,
+        /// When it was known to have it; absent: it added it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        held_at_ms: Option<u64>,
         /// When its last connection ended; absent: it was not connected since this agent started.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         since_ms: Option<u64>,
@@ -377,6 +401,9 @@ pub enum ThereReason {
         /// When its last connection ended; absent: it was not connected since this agent started.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         since_ms: Option<u64>,
+        /// When it was known to have the asset; absent: it was not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        held_at_ms: Option<u64>,
         /// Why the last connection or dial ended.
         error: Option<String>,
         /// When it is dialled next; absent: it is being dialled.
@@ -463,6 +490,9 @@ impl View<'_> {
         if *is_removed {
             return HereReason::Removed;
         }
+        if let (Wanted::Not, Some(because)) = (want, self.seen.unwanted) {
+            return HereReason::NotWanted { because };
+        }
         if !store_up || self.seen.store_error.is_some() {
             return HereReason::StoreDown { error: self.seen.store_error.clone() };
         }
@@ -527,13 +557,27 @@ impl View<'_> {
         if !comparing.is_empty() {
             return HereReason::Comparing { with: comparing };
         }
+        let held = peers.iter().filter_map(|peer| match peer.link {
+            LinkFacts::Offline { since_ms, .. } => {
+                Some((*self.seen.holders.get(&peer.node_id)?, peer, since_ms))
+            }
+            LinkFacts::Greeting | LinkFacts::Connected { .. } => None,
+        });
+        if let Some((at_ms, peer, since_ms)) = held.max_by_key(|(at_ms, ..)| *at_ms) {
+            let since_ms = since_ms.map(|at_ms| self.moment.wall(at_ms));
+            return HereReason::HolderOffline {
+                device: named(peer),
+                held_at_ms: Some(at_ms),
+                since_ms,
+            };
+        }
         let adder = self.seen.added_by.as_ref().map(|(node_id, _)| *node_id);
         let adder = peers.iter().find(|peer| Some(peer.node_id) == adder);
         if let Some(peer) = adder
             && let LinkFacts::Offline { since_ms, .. } = peer.link
         {
             let since_ms = since_ms.map(|at_ms| self.moment.wall(at_ms));
-            return HereReason::HolderOffline { device: named(peer), since_ms };
+            return HereReason::HolderOffline { device: named(peer), held_at_ms: None, since_ms };
         }
         HereReason::Nowhere { asked, offline }
     }
@@ -548,6 +592,7 @@ impl View<'_> {
             LinkFacts::Offline { since_ms, error, retry_at_ms } => {
                 return ThereReason::Offline {
                     since_ms: since_ms.map(|at_ms| self.moment.wall(at_ms)),
+                    held_at_ms: self.seen.holders.get(&peer.node_id).copied(),
                     error: error.clone(),
                     retry_at_ms: retry_at_ms.map(|at_ms| self.moment.wall(at_ms)),
                 };
@@ -555,7 +600,9 @@ impl View<'_> {
             LinkFacts::Greeting => (false, None),
             LinkFacts::Connected { in_sync, compare_at_ms } => (*in_sync, *compare_at_ms),
         };
-        if peer.holds || (in_sync && is_here) {
+        let is_holder = self.seen.holders.contains_key(&peer.node_id);
+        // A peer that does not tell what it lacks holds all that both know.
+        if peer.holds || is_holder || (in_sync && is_here && !peer.tells_absent) {
             return ThereReason::Has;
         }
         if in_sync {
@@ -586,7 +633,10 @@ impl View<'_> {
             Some(Next { step, device: device.cloned(), at_ms })
         };
         match here {
-            HereReason::Whole | HereReason::Stored | HereReason::Removed => None,
+            HereReason::Whole
+            | HereReason::Stored
+            | HereReason::NotWanted { .. }
+            | HereReason::Removed => None,
             HereReason::StoreDown { .. } => next(NextStep::TryStore, None, None),
             HereReason::StorePaused { until_ms } => next(NextStep::TryStore, None, Some(*until_ms)),
             HereReason::NoSpace { until_ms, .. } => next(NextStep::MakeSpace, None, *until_ms),

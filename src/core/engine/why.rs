@@ -18,6 +18,7 @@ impl Engine {
                 name: peer.name.clone(),
                 link: self.link_facts(*node_id, peer, &fingerprint),
                 holds: holders.contains(node_id),
+                tells_absent: tells_absent(peer),
                 sending: self.sending_to(peer, hash),
             })
             .collect();
@@ -61,4 +62,10 @@ impl Engine {
             None => Sending::No,
         }
     }
+}
+
+/// Whether a connected peer tells which assets it lacks on purpose.
+fn tells_absent(peer: &Peer) -> bool {
+    let hello = peer.session.as_ref().and_then(|session| session.hello.as_ref());
+    hello.is_some_and(|hello| hello.copies)
 }

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use super::{AssetWhy, DeviceWhy, HereReason, NamedDevice, Next, NextStep, RestCause, ThereReason};
+use super::{
+    AssetWhy, DeviceWhy, HereReason, NamedDevice, Next, NextStep, RestCause, ThereReason, Unwanted,
+};
 use crate::core::units::{bytes, duration, utc};
 
 /// The paragraph: how it stands here, how on the other devices, what happens next.
@@ -30,6 +32,13 @@ fn here(reason: &HereReason, at_ms: u64) -> String {
         HereReason::Stored => "It has just arrived here.".into(),
         HereReason::Removed => {
             "It is not here: the group removed this device, which syncs with nobody.".into()
+        }
+        HereReason::NotWanted { because: Unwanted::Expression } => {
+            "It is not here: what this device wants leaves it out. `can-sync fetch` brings it."
+                .into()
+        }
+        HereReason::NotWanted { because: Unwanted::Evicted } => {
+            "It is not here: its copy here was evicted. `can-sync fetch` brings it back.".into()
         }
         HereReason::StoreDown { error } => {
             format!("It is not here: the store does not answer{}.", colon(error.as_deref()))
@@ -75,7 +84,13 @@ fn here(reason: &HereReason, at_ms: u64) -> String {
             let until = moment(*until_ms, at_ms);
             format!("It is not here: what came from {} {what} until {until}.", names(from))
         }
-        HereReason::HolderOffline { device, since_ms } => format!(
+        HereReason::HolderOffline { device, held_at_ms: Some(held_ms), since_ms } => format!(
+            "It is not here: {} had it at {}, and is offline {}; no connected device has it.",
+            device.name,
+            ago(*held_ms, at_ms),
+            since(*since_ms, at_ms)
+        ),
+        HereReason::HolderOffline { device, held_at_ms: None, since_ms } => format!(
             "It is not here: it was added on {}, which is offline {}, and no connected device has it.",
             device.name,
             since(*since_ms, at_ms)
@@ -159,7 +174,13 @@ fn there(DeviceWhy { device, reason }: &DeviceWhy, at_ms: u64) -> Option<String>
             let at = ago(*refused_ms, at_ms);
             format!("{name} does not have it: it refused it at {at}: {why}.")
         }
-        ThereReason::Offline { since_ms, error, .. } => format!(
+        ThereReason::Offline { held_at_ms: Some(held_ms), since_ms, error, .. } => format!(
+            "{name} had it at {}, and is offline {}{}.",
+            ago(*held_ms, at_ms),
+            since(*since_ms, at_ms),
+            colon(error.as_deref())
+        ),
+        ThereReason::Offline { held_at_ms: None, since_ms, error, .. } => format!(
             "It is not known whether {name} has it: {name} is offline {}{}.",
             since(*since_ms, at_ms),
             colon(error.as_deref())

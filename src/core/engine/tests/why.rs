@@ -1,7 +1,7 @@
 //! Why an asset is where it is: brings each reason about in an engine, and reads the sentence.
 
 use super::*;
-use crate::core::why::{AssetWhy, Here, HereReason, Limits, Moment, PeerSeen, Seen, why};
+use crate::core::why::{AssetWhy, Here, HereReason, Limits, Moment, PeerSeen, Seen, Unwanted, why};
 
 /// The wall clock when the engine's clock is 0: 2026-11-30T12:00:00Z.
 const NOON_MS: u64 = 1_796_040_000_000;
@@ -207,4 +207,27 @@ fn a_removed_device_says_so_and_so_does_one_that_is_alone() {
     bench.tell(Input::Members(Members { members: vec![], removed: vec![US] }));
     let said = bench.text(asset(1, 10), &Seen::default());
     assert!(said.starts_with("It is not here: the group removed this device"), "{said}");
+}
+
+#[test]
+fn what_is_not_wanted_or_was_evicted_says_so_and_who_had_it_last() {
+    let mut bench = Bench::new();
+    bench.connect(A, A_CONN);
+    let unwanted = Some(Unwanted::Expression);
+    let said = bench.text(asset(1, 10), &Seen { unwanted, ..Seen::default() });
+    assert!(said.starts_with("It is not here: what this device wants leaves it out."), "{said}");
+    let unwanted = Some(Unwanted::Evicted);
+    let said = bench.text(asset(1, 10), &Seen { unwanted, ..Seen::default() });
+    assert!(said.starts_with("It is not here: its copy here was evicted."), "{said}");
+    let (conn, reason) = (A_CONN, "timed out".to_owned());
+    bench.tell(Input::Disconnected { conn, reason, violation: false });
+    let a = name();
+    let holders = [(A, NOON_MS - 60_000)].into();
+    let said = bench.text(asset(1, 10), &Seen { holders, ..Seen::default() });
+    let start =
+        format!("It is not here: {a} had it at 2026-11-30T11:59:00Z (1m 00s ago), and is offline");
+    assert!(said.starts_with(&start), "{said}");
+    let holders = [(A, NOON_MS - 60_000)].into();
+    let said = bench.text(asset(1, 10), &Seen { holders, ..whole() });
+    assert!(said.contains(&format!("{a} had it at 2026-11-30T11:59:00Z")), "{said}");
 }
