@@ -15,9 +15,9 @@
 //!   |     facts --> core::engine (decides) --> effects       |     |
 //!   +----+---------------------^------------------------+----+     |
 //!        | group, index        | the store's changes    | batches  |
-//!   +----v----+        +-------+--------+        +------v----------v---+
-//!   |  state  |        | agent (follow) |        |   transfer   |
-//!   +---------+        +-------^--------+        +----------+----------+
+//!   +----v----+     +----------+----------+      +------v----------v---+
+//!   |  state  |     | replica (catalogue) |      |      transfer       |
+//!   +---------+     +----------^----------+      +----------+----------+
 //!                              |                            | verified contents
 //!                     +--------+----------------------------v---+
 //!                     |  store: embedded, or another program's  |
@@ -45,12 +45,13 @@
 //!    part of a large asset), [`core::session`] (batches), [`core::reconcile`] and [`core::sketch`]
 //!    (the difference of two sets).
 //! 3. [`agent`]: `agent/run.rs` is the loop, `agent/effects.rs` performs the engine's effects,
-//!    [`transfer`] moves contents.
+//!    [`transfer`] moves contents, [`replica`] is what this device knows and reports, [`group`]
+//!    changes who belongs to the group.
 //! 4. [`store`]: the trait of content stores, and its two implementations.
 //! 5. [`net`], [`wire`] and [`state`], as questions lead there; [`api`], [`page`] and [`cli`] last.
 //!
-//! Imports point down: `core` <- `wire` <- `store`, `net`, `state` <- `replica` <- `transfer` <-
-//! `agent` <- `api` <- `page` <- `cli`, `store` <- `http` <- `api`, and `config` <- `api`. `store`, `net` and `state` do not
+//! Imports point down: `core` <- `wire` <- `store`, `net`, `state` <- `replica` <- `transfer`,
+//! `group` <- `agent` <- `api` <- `page` <- `cli`, `store` <- `http` <- `api`, and `config` <- `api`. `store`, `net` and `state` do not
 //! import each other; [`db`] and [`bao`] are below `store` and `state`; [`clock`] is the only reader of time,
 //! and below all that need it.
 //!
