@@ -68,7 +68,7 @@ impl Forgetting {
             if let Err(error) = self.look(wall_ms()).await {
                 tracing::debug!("cannot follow wishes now: {error:#}");
             }
-            // A wait that ends is a reason to look, too.
+            // The end of the wait is also a reason to look.
             if let Ok(Err(_)) = timeout(LOOK_EVERY, commits.changed()).await {
                 return;
             }

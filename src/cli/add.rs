@@ -63,10 +63,10 @@ pub(crate) struct AddArgs {
     /// Give the assets this tag; may be repeated
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
-    /// Give the assets this description; one that has another keeps it
+    /// Give the assets this description; an asset that has one already keeps it
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     description: String,
-    /// Give the assets this media type; one that is here already keeps its own
+    /// Give the assets this media type; an asset that is stored already keeps its own
     #[arg(long = "type", value_name = "TYPE", default_value = "", hide_default_value = true)]
     media_type: String,
 }

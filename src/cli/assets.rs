@@ -31,7 +31,8 @@ const SORTED_ROWS_MAX: usize = 2_000_000;
 /// What `can-sync ls` takes.
 #[derive(Debug, Args)]
 pub(crate) struct LsArgs {
-    /// Only assets whose name matches, with a `/` in it path and name: `*.jpg`, `pictures/2024/*`
+    /// Only assets whose name matches; a pattern with a `/` is compared with path and name:
+    /// `*.jpg`, `pictures/2024/*`
     #[arg(long, value_name = "GLOB")]
     name: Option<String>,
     /// Only assets with this tag
@@ -43,10 +44,11 @@ pub(crate) struct LsArgs {
     /// Only assets whose name or description contains this
     #[arg(long, value_name = "TEXT")]
     query: Option<String>,
-    /// Only what this device took in since then: `2h`, `7d` or a time such as `2026-01-31T15:04:05Z`
+    /// Only assets that this device stored since then: `2h`, `7d` or a time such as
+    /// `2026-01-31T15:04:05Z`
     #[arg(long, value_name = "TIME", value_parser = parse_since)]
     since: Option<Since>,
-    /// Only what this device took in before then
+    /// Only assets that this device stored before then
     #[arg(long, value_name = "TIME", value_parser = parse_since)]
     until: Option<Since>,
     /// Only what was added on this device: its name, node ID or the start of it
@@ -58,7 +60,7 @@ pub(crate) struct LsArgs {
     /// Trashed assets too
     #[arg(long, conflicts_with = "trashed")]
     all: bool,
-    /// Sort by this; without it, in the order in which this device took them in
+    /// Sort by this [default: the order in which this device stored them]
     #[arg(long, value_name = "BY")]
     sort: Option<SortBy>,
     /// Show everything that is known of each
@@ -77,9 +79,9 @@ enum SortBy {
     Type,
     /// The last modified first
     Modified,
-    /// The last picture first; without a time of its own by when it was modified
+    /// By the time when the picture was taken, or else the file modified, the latest first
     Captured,
-    /// The last that this device took in first
+    /// By the time when this device stored them, the latest first
     Added,
 }
 

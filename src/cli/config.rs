@@ -22,7 +22,7 @@ pub(crate) enum ConfigCommand {
     Check,
     /// Set a value in the file; what can change while the agent runs does so at once
     Set {
-        /// Which, as `config show` names it
+        /// The key, as `config show` names it
         key: String,
         /// The value; several for a list
         #[arg(required = true, allow_hyphen_values = true)]
@@ -30,7 +30,7 @@ pub(crate) enum ConfigCommand {
     },
     /// Take a value out of the file
     Unset {
-        /// Which, as `config show` names it
+        /// The key, as `config show` names it
         key: String,
     },
 }

@@ -25,7 +25,7 @@ pub(crate) struct FetchArgs {
     /// Their names or hashes, or the unique start of either
     #[arg(required = true, value_name = "ASSET")]
     assets: Vec<String>,
-    /// Before everything else that is to arrive
+    /// Fetch them before all other assets
     #[arg(long)]
     now: bool,
     /// Give up after this long, with exit status 8 [default: wait as long as it takes]

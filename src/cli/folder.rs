@@ -48,9 +48,10 @@ pub(crate) enum FolderCommand {
     },
     /// List the folders of the group
     Ls,
-    /// Show how folders stand on this device: what is missing, in conflict, left out or held, and why
+    /// Show the state of folders on this device: what is missing, in conflict, left out or held,
+    /// and why
     Status {
-        /// The folder; all that are bound here when left out
+        /// The folder [default: all that are bound on this device]
         folder: Option<String>,
     },
     /// Stop syncing a directory for now
@@ -63,7 +64,7 @@ pub(crate) enum FolderCommand {
         /// The folder
         folder: String,
     },
-    /// Let changes pass that are held because they are very many
+    /// Allow changes that are held because there are very many
     Confirm {
         /// The folder
         folder: String,

@@ -13,9 +13,9 @@ use crate::api::requests::NoArguments;
 /// The commands of `can-sync journal`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum JournalCommand {
-    /// Check the journal against itself; status 1 when something is wrong
+    /// Check the journal's consistency; exit status 1 when something is wrong
     Fsck,
-    /// Give what this device wrote while its clock was ahead the time of now
+    /// Write again, with the current time, what this device wrote while its clock was ahead
     Rebase,
     /// Show the journal in numbers
     Stats,

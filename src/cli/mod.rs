@@ -105,7 +105,7 @@ enum Command {
     },
     /// Confirm that a device that is pairing with this one shows the same digits
     Confirm {
-        /// The digits as the other device shows them; left out, the pairings that wait are listed
+        /// The digits that the other device shows; without them, list the pairings that wait
         digits: Option<String>,
     },
     /// List the other devices of the group
@@ -114,16 +114,17 @@ enum Command {
     Remove {
         /// Its name, its node ID or the unique start of it
         device: String,
-        /// Also put out the devices that it let in
+        /// Also remove the devices that it added
         #[arg(long)]
         with_introduced: bool,
         /// Only say who would go
         #[arg(long)]
         dry_run: bool,
     },
-    /// Leave the group and be alone in one of one's own; if the group removed this device, as a new one
+    /// Leave the group: this device is then alone in a new one. If the group removed it, it becomes
+    /// a new device
     Leave {
-        /// Do it: without this, only say what would happen
+        /// Leave; without this, only show what would happen
         #[arg(long)]
         yes: bool,
     },
@@ -210,7 +211,7 @@ enum Command {
     },
     /// Show what happened, on which device
     Log(log::LogArgs),
-    /// Show every device of the group as it told of itself, and how long ago
+    /// Show every device of the group with its latest report about itself
     Devices,
     /// Read and write records that all devices share
     Records(records::RecordsArgs),
@@ -230,7 +231,7 @@ enum Command {
         #[arg(long, conflicts_with = "watch")]
         check: bool,
     },
-    /// Read assets again now, and have what is damaged mended by other devices
+    /// Read assets again now, and repair damaged ones from other devices
     Verify(verify::VerifyArgs),
     /// Ask other devices to prove that they hold assets: may the copies here be deleted?
     Safe(proofs::SafeArgs),
@@ -252,7 +253,7 @@ enum Command {
         #[command(subcommand)]
         command: config::ConfigCommand,
     },
-    /// Have the agent run in the background, from login or from the machine's start on
+    /// Run the agent in the background, from login or from the start of the machine
     Service {
         #[command(subcommand)]
         command: service::ServiceCommand,

@@ -21,7 +21,7 @@ const PAGE_RECORDS: &str = "1000";
 pub(crate) struct RecordsArgs {
     #[command(subcommand)]
     command: RecordsCommand,
-    /// This device's own records: others can read and not write them
+    /// This device's own records, which other devices can only read
     #[arg(long, global = true)]
     own: bool,
     /// Another device's own records: its name, node ID or the start of it; `any` for all
@@ -49,7 +49,7 @@ enum RecordsCommand {
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
     },
-    /// Write to a record, and make it when there is none
+    /// Write to a record; create it if it does not exist
     Put {
         /// The kind of record
         #[arg(value_parser = NonEmptyStringValueParser::new())]

@@ -38,7 +38,7 @@ pub(crate) enum ServiceCommand {
         #[arg(long)]
         system: bool,
     },
-    /// Stop the agent and run it no more; the data stays
+    /// Stop the agent and remove the service; the data stays
     Uninstall {
         /// The agent of the machine
         #[arg(long)]

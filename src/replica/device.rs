@@ -54,7 +54,7 @@ pub(crate) struct Publisher {
     pub(crate) twin: watch::Sender<Option<BTreeSet<String>>>,
 }
 
-/// What the loop shows of this device; a change of it is a reason to look.
+/// The part of the status that describes this device. When it changes, the task looks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Shown {
     who: Who,
@@ -62,7 +62,7 @@ struct Shown {
     contact_ms: Option<u64>,
 }
 
-/// What others need to know it and to find it.
+/// What other devices need to identify and to reach this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Who {
     group_id: GroupId,
@@ -79,12 +79,12 @@ impl Publisher {
         let mut commits = self.journal.commits();
         let mut twin_at_ms = None;
         let mut contact = Contact::default();
-        // Before the first picture of the agent nothing is known to tell.
+        // Before the agent's first status there is nothing to publish.
         if self.status.wait_for(|status| status.revision > 0).await.is_err() {
             return;
         }
         let mut looked: Option<Shown> = None;
-        // When to look next, and from when on figures may be told again.
+        // When to look next, and from when on figures may be published again.
         let (mut look_at_ms, mut figures_at_ms) = (clock.now_ms() + LOOK_MS, 0);
         loop {
             let shown = {

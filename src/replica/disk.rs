@@ -46,8 +46,8 @@ impl DiskWatch {
         let mut told = Shortage::default();
         loop {
             let found = Shortage { journal: self.journal(), store: self.store().await };
-            // The texts hold figures that change all the time: only a change of what is short
-            // counts.
+            // The texts contain figures that change all the time, so only a change of which disk is
+            // short counts.
             if !found.is_of(&told) {
                 for text in found.texts() {
                     tracing::warn!("{text}");

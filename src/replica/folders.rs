@@ -305,7 +305,7 @@ pub async fn resolve_conflicts(journal: JournalHandle) {
                 continue;
             }
         };
-        // A wait that ends is a reason to look, too.
+        // The end of the wait is also a reason to look.
         if let Ok(Err(_)) = timeout(wait, commits.changed()).await {
             return;
         }
@@ -313,11 +313,11 @@ pub async fn resolve_conflicts(journal: JournalHandle) {
     }
 }
 
-/// Resolves what is due now. Returns for how long nothing more is.
+/// Resolves what is due now. Returns the time until the next version is due.
 async fn resolve_due(journal: &JournalHandle) -> Result<Duration, WriteError> {
     loop {
         let next_ms = journal.read(|reader| reader.next_superseded_ms()).await?;
-        // A row that seems further away is from before the clock was set back.
+        // A row that seems to be due later was written before the clock was set back.
         let wait_ms = match next_ms {
             Some(due_ms) => due_ms.saturating_sub(wall_ms()),
             None => return Ok(Duration::from_millis(HISTORY_WAIT_MS)),
@@ -334,8 +334,8 @@ async fn resolve_due(journal: &JournalHandle) -> Result<Duration, WriteError> {
     }
 }
 
-/// Reads a folder's record; `None` when its id is none of a folder. Any member can write anything
-/// into its fields.
+/// Reads a folder's record. Returns `None` when its id is not one of a folder. Any member can write
+/// anything into its fields.
 pub(super) fn folder(record: &Record) -> Option<Folder> {
     let id = FolderId::from_slice(&record.id)?;
     let name = match record.fields.get(FOLDER_NAME) {

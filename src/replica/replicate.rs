@@ -350,7 +350,7 @@ where
         }
     }
 
-    /// Waits until the current batch is applied. Without this, a path that breaks all the time
+    /// Waits until the current batch is applied. Otherwise a connection that breaks again and again
     /// would allow no progress.
     async fn take_in_rest(&mut self) {
         while self.is_applying {

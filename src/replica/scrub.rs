@@ -33,26 +33,26 @@ const SAVE_EVERY: Duration = Duration::from_secs(30);
 /// How often progress is shown.
 const SHOW_EVERY: Duration = Duration::from_secs(1);
 
-/// How long it leaves the disk to a device that just started. A rate that a user chose holds at
-/// once.
+/// How long the scrub waits after the start, to leave the disk to other work. With a rate that a
+/// user chose it begins at once.
 const START_WAIT: Duration = Duration::from_secs(300);
 
-/// How long it waits for a store that does not answer.
+/// The pause before the next try when the store does not answer.
 const RETRY_WAIT: Duration = Duration::from_secs(60);
 
 /// The longest sleep until the next cycle: the wall clock may be set meanwhile.
 const REST_MAX: Duration = Duration::from_secs(3600);
 
-/// Assets taken from the index at a time.
+/// How many assets are read from the index at a time.
 const PAGE_ASSETS: usize = 64;
 
 /// The most bytes of small assets read at once.
 const SMALL_BATCH_BYTES: u64 = 1024 * 1024;
 
-/// So many assets in a row that are damaged or cannot be read are no rot: the disk fails.
+/// After this many assets in a row that are damaged or cannot be read, the disk counts as failing.
 const FAILURES_MAX: u32 = 32;
 
-/// Marked assets looked at again at a time.
+/// How many damaged assets are listed at a time, to be read again.
 const MARKED_ASSETS: usize = 64;
 
 pub(crate) struct Scrub {
@@ -93,7 +93,7 @@ struct Pass {
     saved: Saved,
     algorithm: HashAlgorithm,
     rate_bytes: u64,
-    /// When the bytes read so far are paid for.
+    /// When the rate allows the next read.
     free_at: Instant,
     save_at: Instant,
     show_at: Instant,
@@ -273,7 +273,7 @@ impl Scrub {
         Ok(())
     }
 
-    /// Goes on after an asset about which the store cannot say anything.
+    /// Counts an asset that the store cannot read, and goes on.
     async fn failed(
         &self,
         pass: &mut Pass,

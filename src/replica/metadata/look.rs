@@ -69,7 +69,7 @@ impl Asked {
         }
         let mut events: Vec<LogEvent> = self.arrival(shadow.as_ref()).into_iter().collect();
         if matches!(events[..], [LogEvent::AssetAdded { .. }]) && !journal.alive {
-            // Its record tells who added it, also when there is nothing else to tell.
+            // Its record says which device added it, even if there is nothing else to say.
             edit.get_or_insert_with(|| new_record(&hash));
         }
         if let (Some(edit), Some(_)) = (&edit, seen) {
