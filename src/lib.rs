@@ -111,20 +111,16 @@
 //! | cycle | one pass of the scrub over the whole store |
 //! | stray | a file in the store's folder that belongs to no asset |
 //! | quarantine | hashes left alone for a while because their content was wrong |
-//! | folder | a set of paths that devices keep in step |
-//! | version | what is at a path of a folder, with the changes that it contains |
+//! | folder | a set of paths that all devices of the group share; each path has a version in the journal |
+//! | version | what is at a path of a folder, with a vector that says which versions it contains |
 //! | vector | for each device the last of its changes that a version contains |
-//! | base | the version of a path that was last equal on the disk and in the journal |
+//! | base | the version of a path that was last equal in the directory and in the journal |
 //! | conflict copy | the version that lost to a concurrent one, kept beside it |
-//! | bound directory | a directory on this device that is kept in step with a folder |
+//! | bound directory, binding | a directory on this device that is kept in step with a folder |
 //! | marker | the file `.can-sync-folder` in a bound directory: which folder it is bound to |
 //! | kept content | what was replaced in a bound directory, kept until nobody writes to it any more |
 //! | hint | a notice of the operating system that something changed in a bound directory |
 //! | history | the earlier versions of a folder's paths |
-//! | folder | a set of paths that all devices of the group share; each path has a version in the journal |
-//! | version | what is at a path of a folder, with a vector that says which versions it contains |
-//! | binding | a directory of a device that is kept equal to a folder |
-//! | base | the version of a path that was last equal in the directory and in the journal |
 //! | held | very many changes at once, which wait for the user |
 //! | proof | the hash of a whole content under a fresh key, which only a holder can compute |
 //! | lease | a device's promise to keep an asset for a while, given with a proof |
