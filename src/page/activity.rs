@@ -21,7 +21,7 @@ use crate::http::problem::{Problem, bad_request};
 use crate::state::journal::Cursor;
 
 /// How many arrivals are looked at for one page.
-const WINDOW: u64 = 400;
+const WINDOW: u64 = 200;
 
 /// The most events of a page.
 const EVENTS: &str = "1000";
@@ -84,6 +84,11 @@ fn device(node_id: NodeId, names: &BTreeMap<NodeId, String>) -> String {
     names.get(&node_id).cloned().unwrap_or_else(|| node_id.short())
 }
 
+/// The last part of a path: the asset's own page has the rest.
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
 /// The event as the rest of a sentence that begins with its device.
 fn what(event: &Event, names: &BTreeMap<NodeId, String>) -> Markup {
     let tagged = serde_json::json!({ "type": event.kind, "data": event.data });
@@ -91,7 +96,11 @@ fn what(event: &Event, names: &BTreeMap<NodeId, String>) -> Markup {
         return html! { "reports " (name(&event.kind)) };
     };
     let asset = |hash: &crate::core::ids::Hash| {
-        let text = event.asset_name.clone().unwrap_or_else(|| format!("asset {}", hash.short()));
+        let text = event
+            .asset_name
+            .as_deref()
+            .map(file_name)
+            .map_or_else(|| format!("asset {}", hash.short()), str::to_owned);
         html! { a href=(format!("/asset/{hash}")) { (name(&text)) } }
     };
     html! {

@@ -66,6 +66,11 @@ impl Search {
         [q, tag, kind, device, since, until].iter().any(|part| !part.is_empty())
     }
 
+    /// The same place without conditions.
+    fn wide(&self) -> Self {
+        Self { r#in: self.r#in.clone(), view: self.view.clone(), ..Self::default() }
+    }
+
     fn is_trash(&self) -> bool {
         self.r#in == "trash"
     }
@@ -174,27 +179,29 @@ fn filters(visit: &Visit, search: &Search) -> Markup {
                 }
                 button { "Search" }
             }
-            details.extra open[more] {
-                summary { "More filters" }
-                div.line {
-                    div.field { label for="tag" { "Tag" } input #tag name="tag" value=(search.tag) autocomplete="off"; }
-                    div.field { label for="device" { "Added on" }
-                        select #device name="device" {
-                            option value="" { "Any device" }
-                            @for (node_id, text) in devices { (device_option(node_id, text, search)) }
+            div.tools {
+                details.extra open[more] {
+                    summary { "More filters" }
+                    div.line {
+                        div.field { label for="tag" { "Tag" } input #tag name="tag" value=(search.tag) autocomplete="off"; }
+                        div.field { label for="device" { "Added on" }
+                            select #device name="device" {
+                                option value="" { "Any device" }
+                                @for (node_id, text) in devices { (device_option(node_id, text, search)) }
+                            }
                         }
+                        div.field { label for="since" { "Stored from" } input #since type="date" name="since" value=(search.since); }
+                        div.field { label for="until" { "to" } input #until type="date" name="until" value=(search.until); }
                     }
-                    div.field { label for="since" { "Stored from" } input #since type="date" name="since" value=(search.since); }
-                    div.field { label for="until" { "to" } input #until type="date" name="until" value=(search.until); }
+                }
+                div.ways {
+                    @if search.is_narrow() { a href=(other(|s| *s = s.wide())) { "Clear the search" } }
+                    @if search.is_list() { a href=(other(|s| s.view.clear())) { "As a grid" } }
+                    @else { a href=(other(|s| s.view = "list".into())) { "As a list" } }
+                    @if search.is_trash() { a href=(other(|s| s.r#in.clear())) { "Out of the trash" } }
+                    @else { a href=(other(|s| s.r#in = "trash".into())) { "Trash" } }
                 }
             }
-        }
-        div.ways {
-            @if search.is_narrow() { a href=(other(|s| { let Search { r#in, view, .. } = std::mem::take(s); (s.r#in, s.view) = (r#in, view); })) { "Clear the search" } }
-            @if search.is_list() { a href=(other(|s| s.view.clear())) { "As a grid" } }
-            @else { a href=(other(|s| s.view = "list".into())) { "As a list" } }
-            @if search.is_trash() { a href=(other(|s| s.r#in.clear())) { "Out of the trash" } }
-            @else { a href=(other(|s| s.r#in = "trash".into())) { "Trash" } }
         }
     }
 }
@@ -259,7 +266,7 @@ fn grid(assets: &[AssetRow]) -> Markup {
 
 fn list(assets: &[AssetRow]) -> Markup {
     html! {
-        div.scroll { table.list {
+        div.scroll role="region" aria-label="Assets" tabindex="0" { table.list {
             thead { tr { th scope="col" { "Name" } th scope="col" { "Kind" } th.number scope="col" { "Size" } th scope="col" { "Stored" } th scope="col" { "Tags" } } }
             tbody { @for asset in assets { tr {
                 td { a href=(format!("/asset/{}", asset.hash)) { (name(title(asset))) } }

@@ -100,8 +100,10 @@ fn pairings(visit: &Visit) -> Markup {
                     }
                 }
                 PairingState::Paired => {
+                    @let peers = &visit.status.peers;
+                    @let peer = peers.iter().find(|peer| peer.node_id == pairing.node_id);
                     p.note role="status" {
-                        (name(&pairing.name)) " is paired with this device. Both showed "
+                        (name(peer.map_or(&pairing.name, |peer| &peer.name))) " is paired with this device. Both showed "
                         span.number { (pairing.short_code) } "."
                     }
                 }

@@ -214,7 +214,7 @@ async fn history(
     let page = html! {
         p { a href=(format!("/folders/{folder}")) { "Back to the folder" } }
         @if history.versions.is_empty() { p { "There was never anything at this path." } }
-        div.scroll { table.list {
+        div.scroll role="region" aria-label="Versions" tabindex="0" { table.list {
             thead { tr { th scope="col" { "Version" } th scope="col" { "Until" } th scope="col" { "By" } th scope="col" { "What" } th scope="col" { span.hidden { "Bring back" } } } }
             tbody { @for version in &history.versions { tr {
                 td.number { @if version.number == 0 { "Now" } @else { (version.number) " before" } }
@@ -339,7 +339,7 @@ async fn undo(
         @if missing > 0 { p { (counted(missing, "path", "paths")) " would come back once another device sends the content." } }
         @if held { p { "Changes in the directory that are held back are taken in first." } }
         @if !undone.examples.is_empty() {
-            div.scroll { table.list {
+            div.scroll role="region" aria-label="Changes" tabindex="0" { table.list {
                 thead { tr { th scope="col" { "Path" } th scope="col" { "Now" } th scope="col" { "Then" } } }
                 tbody { @for step in &undone.examples { tr {
                     td { (name(&step.path)) } td { (content(&step.from)) } td { (content(&step.to)) }

@@ -72,7 +72,9 @@ fn damage(status: &Status) -> Markup {
 
 fn scrub(scrub: &ScrubStatus) -> Markup {
     let text = match scrub.state {
-        ScrubState::Off => "It is turned off: damage is noticed only when something is read.",
+        ScrubState::Off => {
+            "It reads nothing now. It begins some minutes after the start, unless it is turned off."
+        }
         ScrubState::Running => "Every asset is read again, to find what has gone bad on the disk.",
         ScrubState::Waiting => "It waits for the store.",
         ScrubState::Resting => "Everything was read. The next round begins by itself.",
@@ -87,19 +89,19 @@ fn scrub(scrub: &ScrubStatus) -> Markup {
                 span.number { (scrub.done_permille / 10) " %" }
             }
         }
-        dl.figures.small {
+        @if scrub.begun_ms.is_some() { dl.figures.small {
             div { dt { "Read" } dd { (size(scrub.read_bytes)) } }
             div { dt { "Assets" } dd { (count(scrub.assets)) } }
             div { dt { "Found damaged" } dd { (count(scrub.damaged)) } }
             div { dt { "Files of no asset" } dd { (count(scrub.strays)) } }
             @if let Some(ms) = scrub.finished_ms { div { dt { "Last round ended" } dd { (time_of(ms)) } } }
-        }
+        } }
     }
 }
 
 fn space<'a>(devices: impl Iterator<Item = (&'a str, &'a Report)>) -> Markup {
     html! {
-        div.scroll { table.list {
+        div.scroll role="region" aria-label="Space of each device" tabindex="0" { table.list {
             thead { tr { th scope="col" { "Device" } th.number scope="col" { "Assets" } th.number scope="col" { "Their size" } th.number scope="col" { "Free" } } }
             tbody { @for (device, report) in devices { tr {
                 td { (name(device)) }

@@ -8,7 +8,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::layout::{PageError, View};
-use super::words::{ago, count, counted, name, prose, size, span};
+use super::words::{ago, count, name, prose, size, span};
 use super::{Visit, icons};
 use crate::api::answers::{Record, RecordsPage};
 use crate::api::sentence::{answer, is_connected, waiting_folder};
@@ -55,6 +55,9 @@ pub(super) async fn show(visit: Visit) -> Result<Markup, PageError> {
     let folders: FoldersPage = visit.page.agent.get(&["v1", "folders"], &[]).await?;
     let waiting: Vec<_> = folders.folders.iter().filter_map(waiting_folder).collect();
     let reports = reports(&visit).await?;
+    // A store that does not answer has a warning of its own.
+    let store = visit.page.handle.store().info().await.ok();
+    let own = reports.get(&status.device.node_id);
     let content = html! {
         (hero(status, &waiting))
         (warnings(status))
@@ -64,7 +67,7 @@ pub(super) async fn show(visit: Visit) -> Result<Markup, PageError> {
         }
         section aria-labelledby="figures" {
             div.head { h2 #figures { "This device" } }
-            (figures(status, reports.get(&status.device.node_id)))
+            (figures(status, store.map(|store| store.asset_bytes), own))
         }
         section aria-labelledby="traffic" {
             div.head { h2 #traffic { "Last 24 hours" } }
@@ -205,17 +208,19 @@ fn transfer(status: &Status, peer: &PeerStatus) -> Markup {
     }
 }
 
-fn figures(status: &Status, report: Option<&Report>) -> Markup {
+fn figures(status: &Status, bytes: Option<u64>, report: Option<&Report>) -> Markup {
     html! {
         dl #own .figures data-live {
             div { dt { "Assets" } dd { (count(status.store.assets)) } }
-            @if let Some(bytes) = report.and_then(|report| report.store_bytes) {
+            @if let Some(bytes) = bytes {
                 div { dt { "Their size" } dd { (size(bytes)) } }
             }
             @if let Some(bytes) = report.and_then(|report| report.free_bytes) {
                 div { dt { "Free on the disk" } dd { (size(bytes)) } }
             }
-            div { dt { "Damaged" } dd { (counted(status.store.damaged, "asset", "assets")) } }
+            div { dt { "Damaged" } dd {
+                @if status.store.damaged == 0 { "None" } @else { (count(status.store.damaged)) }
+            } }
         }
     }
 }
