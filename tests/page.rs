@@ -190,6 +190,43 @@ fn contents_never_run_and_never_leave_their_place() {
 }
 
 #[test]
+fn a_picture_has_a_thumbnail_that_is_made_once_and_a_broken_one_costs_a_placeholder() {
+    let agent = Agent::start();
+    let cookie = cookie(&agent);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("wide.png");
+    image::RgbImage::from_fn(900, 300, |x, y| image::Rgb([x as u8, y as u8, 99])).save(&file).unwrap();
+    let add = |file: &std::path::Path| {
+        let added = agent.json(&["add", file.to_str().unwrap()]);
+        added[0]["hash"].as_str().unwrap().to_owned()
+    };
+    let thumbnail = |hash: &str| {
+        let (status, answer) = raw(&agent, &format!("GET /thumbnail/{hash} HTTP/1.1\r\nCookie: {cookie}"));
+        assert_eq!(status, 200);
+        header(&answer, "content-type")
+    };
+    let hash = add(&file);
+    assert_eq!(thumbnail(&hash), "image/jpeg");
+    let kept = agent.home().join("thumbnails").join(&hash[..2]).join(&hash[2..]);
+    let small = image::load_from_memory(&std::fs::read(&kept).unwrap()).unwrap();
+    assert_eq!((small.width(), small.height()), (384, 128));
+    let made = std::fs::metadata(&kept).unwrap().modified().unwrap();
+    assert_eq!(thumbnail(&hash), "image/jpeg");
+    assert_eq!(std::fs::metadata(&kept).unwrap().modified().unwrap(), made);
+
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes.truncate(200);
+    std::fs::write(&file, bytes).unwrap();
+    let broken = add(&file);
+    assert_eq!(thumbnail(&broken), "image/svg+xml");
+    let kept = agent.home().join("thumbnails").join(&broken[..2]).join(&broken[2..]);
+    assert_eq!(std::fs::metadata(kept).unwrap().len(), 0, "it is not tried again");
+    let beside = walkdir::WalkDir::new(agent.home().join("thumbnails"));
+    let files = beside.into_iter().flatten().filter(|entry| entry.file_type().is_file()).count();
+    assert_eq!(files, 2, "nothing else is left");
+}
+
+#[test]
 fn two_agents_pair_by_clicking_and_people_compare_the_digits_on_both() {
     let _one = ONE.lock();
     let [desk, phone] = [(); 2].map(|()| Agent::start());
