@@ -195,13 +195,16 @@ fn a_picture_has_a_thumbnail_that_is_made_once_and_a_broken_one_costs_a_placehol
     let cookie = cookie(&agent);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("wide.png");
-    image::RgbImage::from_fn(900, 300, |x, y| image::Rgb([x as u8, y as u8, 99])).save(&file).unwrap();
+    image::RgbImage::from_fn(900, 300, |x, y| image::Rgb([x as u8, y as u8, 99]))
+        .save(&file)
+        .unwrap();
     let add = |file: &std::path::Path| {
         let added = agent.json(&["add", file.to_str().unwrap()]);
         added[0]["hash"].as_str().unwrap().to_owned()
     };
     let thumbnail = |hash: &str| {
-        let (status, answer) = raw(&agent, &format!("GET /thumbnail/{hash} HTTP/1.1\r\nCookie: {cookie}"));
+        let (status, answer) =
+            raw(&agent, &format!("GET /thumbnail/{hash} HTTP/1.1\r\nCookie: {cookie}"));
         assert_eq!(status, 200);
         header(&answer, "content-type")
     };

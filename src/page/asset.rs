@@ -7,10 +7,11 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::browse::{picture, tags, title};
-use super::form::{Form, token};
+use super::form::{Form, button, token};
 use super::layout::{PageError, View};
 use super::words::{clean, clean_long, kind, name, size, time};
 use super::{Page, Visit};
+use crate::agent::handle::{FetchReply, FetchRequest, FetchState};
 use crate::api::answers::Written;
 use crate::core::ids::Hash;
 use crate::http::asset::{AssetEdit, AssetRow, AssetsPage};
@@ -19,7 +20,10 @@ use crate::http::problem::{Problem, problem};
 
 /// The routes.
 pub(super) fn router() -> Router<Page> {
-    Router::new().route("/asset/{hash}", get(show)).route("/asset/{hash}/edit", post(edit))
+    Router::new()
+        .route("/asset/{hash}", get(show))
+        .route("/asset/{hash}/edit", post(edit))
+        .route("/asset/{hash}/fetch", post(fetch))
 }
 
 async fn find(visit: &Visit, hash: Hash) -> Result<AssetRow, Problem> {
@@ -35,10 +39,12 @@ async fn show(visit: Visit, Path(hash): Path<Hash>) -> Result<Markup, PageError>
     let action = format!("/asset/{hash}/edit");
     let content = html! {
         div.asset {
-            div.preview { (preview(&asset)) }
+            div.preview {
+                @if asset.evicted { (elsewhere(&visit, &asset)) } @else { (preview(&asset)) }
+            }
             div.about {
                 div.buttons {
-                    a.button href=(format!("/file/{hash}?save")) download { "Download" }
+                    @if !asset.evicted { a.button href=(format!("/file/{hash}?save")) download { "Download" } }
                     form method="post" action=(action) {
                         (token(&visit.session))
                         input type="hidden" name="trashed" value=(!asset.trashed);
@@ -57,6 +63,17 @@ async fn show(visit: Visit, Path(hash): Path<Hash>) -> Result<Markup, PageError>
         }
     };
     Ok(visit.show(View::Browse, &clean(title(&asset)), content))
+}
+
+/// An asset whose bytes were deleted here on purpose.
+fn elsewhere(visit: &Visit, asset: &AssetRow) -> Markup {
+    html! {
+        div.nothing {
+            (picture(asset))
+            p { "Other devices keep it. Its bytes were deleted here to make room." }
+            (button(&visit.session, &format!("/asset/{}/fetch", asset.hash), "", "Fetch it again"))
+        }
+    }
 }
 
 fn preview(asset: &AssetRow) -> Markup {
@@ -125,6 +142,29 @@ fn edit_tags(visit: &Visit, asset: &AssetRow, action: &str) -> Markup {
             }
         }
     }
+}
+
+#[derive(Deserialize)]
+struct Nothing {}
+
+async fn fetch(
+    visit: Visit,
+    Path(hash): Path<Hash>,
+    Form(Nothing {}): Form<Nothing>,
+) -> Result<Response, PageError> {
+    let request = FetchRequest { hashes: vec![hash.into()], now: true };
+    let reply: FetchReply = visit.page.agent.post(&["v1", "fetch"], &request).await?;
+    let note = match reply.assets.first().map(|asset| asset.state) {
+        Some(FetchState::Here) => "It is here again.",
+        Some(FetchState::Nowhere | FetchState::NoPeer) => {
+            "No device that has it is connected. Try again when one is."
+        }
+        Some(FetchState::Resting) => {
+            "It arrived wrong or there is no space: it is tried again later."
+        }
+        _ => "It is on its way. Load the page again in a moment.",
+    };
+    Ok(visit.done(note, &format!("/asset/{hash}")))
 }
 
 /// What a form changes; one field at a time.

@@ -293,6 +293,7 @@ pub(super) fn picture(asset: &AssetRow) -> Markup {
     let essence = asset.media_type.split(';').next().unwrap_or_default().trim();
     html! {
         @if asset.damaged { span.flag { "Damaged" } }
+        @else if asset.evicted { span.flag { "Not on this device" } }
         @if super::thumbnails::TYPES.contains(&essence) && !asset.damaged {
             img src=(format!("/thumbnail/{}", asset.hash)) alt="" loading="lazy" decoding="async" width="320" height="320";
         } @else { (icons::of_type(&asset.media_type)) }
