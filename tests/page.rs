@@ -312,7 +312,7 @@ fn names_tags_and_descriptions_with_markup_are_text_in_every_view() {
     for (at, attack) in attacks.iter().enumerate() {
         // A name holds no slash; tags and descriptions do.
         let hash = add(&agent, &attack.replace('/', "|"), "image/png", &at.to_string());
-        agent.command(&["tag", &hash, attack]).assert().success();
+        agent.command(&["tag", &hash, &format!("+{attack}")]).assert().success();
         agent.command(&["describe", &hash, attack]).assert().success();
         hashes.push(hash);
     }

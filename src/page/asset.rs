@@ -9,11 +9,14 @@ use serde::Deserialize;
 use super::browse::{picture, tags, title};
 use super::form::{Form, button, token};
 use super::layout::{PageError, View};
-use super::words::{clean, clean_long, kind, name, size, time};
+use super::words::{ago, clean, clean_long, counted, kind, name, prose, size, time};
 use super::{Page, Visit};
 use crate::agent::handle::{FetchReply, FetchRequest, FetchState};
 use crate::api::answers::Written;
+use crate::api::copies::Holders;
+use crate::clock::wall_ms;
 use crate::core::ids::Hash;
+use crate::core::why::AssetWhy;
 use crate::http::asset::{AssetEdit, AssetRow, AssetsPage};
 use crate::http::extract::Path;
 use crate::http::problem::{Problem, problem};
@@ -36,6 +39,7 @@ async fn find(visit: &Visit, hash: Hash) -> Result<AssetRow, Problem> {
 
 async fn show(visit: Visit, Path(hash): Path<Hash>) -> Result<Markup, PageError> {
     let asset = find(&visit, hash).await?;
+    let copies = copies(&visit, hash).await?;
     let action = format!("/asset/{hash}/edit");
     let content = html! {
         div.asset {
@@ -53,6 +57,7 @@ async fn show(visit: Visit, Path(hash): Path<Hash>) -> Result<Markup, PageError>
                 }
                 (facts(&visit, &asset))
                 (edit_tags(&visit, &asset, &action))
+                div.stack #copies data-live { (copies) }
                 form.stack method="post" action=(action) {
                     (token(&visit.session))
                     label for="description" { "Description" }
@@ -119,6 +124,27 @@ fn facts(visit: &Visit, asset: &AssetRow) -> Markup {
         }
         @if !asset.description.is_empty() { p.description { bdi { (clean_long(&asset.description)) } } }
     }
+}
+
+/// The devices that have its bytes, and why it is here or not.
+async fn copies(visit: &Visit, hash: Hash) -> Result<Markup, Problem> {
+    let (agent, hash) = (&visit.page.agent, hash.to_string());
+    let held: Holders = agent.get(&["v1", "assets", &hash, "holders"], &[]).await?;
+    let why: AssetWhy = agent.get(&["v1", "assets", &hash, "why"], &[]).await?;
+    let now_ms = wall_ms();
+    Ok(html! {
+        h2 { (counted(held.copies, "copy", "copies")) }
+        ul.plain { @for holder in &held.holders {
+            li { (name(&holder.name)) " "
+                span.quiet {
+                    @if holder.now { "has it now" }
+                    @else { "had it " (ago(now_ms.saturating_sub(holder.confirmed_ms))) }
+                    @if !holder.site.is_empty() { ", at " (name(&holder.site)) }
+                }
+            }
+        } }
+        p.quiet { (prose(&why.text)) }
+    })
 }
 
 fn edit_tags(visit: &Visit, asset: &AssetRow, action: &str) -> Markup {
