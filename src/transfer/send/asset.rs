@@ -16,7 +16,7 @@ pub(super) const PIECES_AHEAD: usize = 3;
 
 /// An asset to send, or a part of a large one.
 #[derive(Debug, Clone)]
-pub(in super::super) struct Asset {
+pub(crate) struct Asset {
     pub(super) label: Label,
     pub(super) digest: Digest,
     pub(super) range: Range<u64>,
@@ -28,11 +28,11 @@ impl Asset {
     }
 
     /// An asset sent by its hash in the plain protocol.
-    pub(in super::super) fn named(digest: Digest) -> Self {
+    pub(crate) fn named(digest: Digest) -> Self {
         Self { label: Label::Named(digest), digest, range: 0..digest.size_bytes }
     }
 
-    pub(in super::super) fn left_bytes(&self) -> u64 {
+    pub(crate) fn left_bytes(&self) -> u64 {
         self.range.end - self.range.start
     }
 
@@ -43,7 +43,7 @@ impl Asset {
 
 /// The proof of the large asset sent last: its next part needs it again.
 #[derive(Debug, Default)]
-pub(in super::super) struct LastProof(pub(super) Option<(Hash, Proof)>);
+pub(crate) struct LastProof(pub(super) Option<(Hash, Proof)>);
 
 /// The files that the pieces of a large asset are made from.
 #[derive(Debug, Clone)]
@@ -55,11 +55,11 @@ pub(super) struct Proof {
 
 /// An asset that cannot be sent, or not completely.
 #[derive(Debug)]
-pub(in super::super) struct Lost {
+pub(crate) struct Lost {
     /// The asset's name in the stream.
-    pub(in super::super) label: Label,
+    pub(crate) label: Label,
     /// The outcome: Unavailable, Damaged or Later.
-    pub(in super::super) outcome: Outcome,
+    pub(crate) outcome: Outcome,
 }
 
 /// What to write to the stream next.

@@ -19,7 +19,7 @@ use crate::wire::frame::Kind;
 
 /// Sends the contents of `assets`, small ones first; returns those that could not be sent. On
 /// return everything is written.
-pub(in super::super) async fn send_contents<W: TakeBytes>(
+pub(crate) async fn send_contents<W: TakeBytes>(
     ctx: &Context,
     writer: &mut FrameWriter<W>,
     assets: Vec<Asset>,

@@ -23,7 +23,7 @@ use crate::wire::batch::Piece;
 /// Content bytes in one piece. Measured over a pipe, both ends: half of it costs a third more
 /// processor time; twice of it saves a tenth, and doubles memory and what must be sent again after
 /// a cut.
-pub(in super::super) const PIECE_BYTES: u64 = 256 * 1024;
+pub(crate) const PIECE_BYTES: u64 = 256 * 1024;
 
 /// The pieces of `part`, cut at multiples of the piece length.
 fn piece_ranges(part: Range<u64>) -> impl Iterator<Item = Range<u64>> + Send {
