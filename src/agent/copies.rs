@@ -1,10 +1,11 @@
-//! Carries out what the engine decides about copies, and judges absent assets again when what they
-//! are judged by changes.
+//! Carries out what the engine decides about copies, and judges absent assets again when the facts
+//! of the judgement change.
 //!
-//! C1  Whoever writes known hashes into the index holds the gate until the engine is told, so that it
-//!     hears of numbers in their order (see [`crate::replica::catalogue::Catalogue`]).
-//! C2  Every absent asset is judged at the start, after a change of what is wanted, and when the journal
-//!     tells something new of it; all of them from time to time, if the answer depends on time.
+//! C1  Whoever writes known hashes into the index holds the gate until the engine is told, so that
+//!     it hears of numbers in their order (see [`crate::replica::catalogue::Catalogue`]).
+//! C2  Every absent asset is judged at the start, after a change of what is wanted, and when the
+//!     journal has something new about it; all of them from time to time, if the answer depends on
+//!     time.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -217,9 +218,9 @@ impl Judge {
         self.facts.send(Fact::Input(Input::Noted { entries, absent, missing })).await;
     }
 
-    /// Takes assets for not held and not wanted, and deletes their contents. Peers hear of that, and the
-    /// set of known hashes stays as it is. Returns what was deleted; if that is not all of them, the
-    /// catalogue has to list the store anew.
+    /// Marks assets as absent and not wanted, and deletes their contents. Peers learn of that, and
+    /// the set of known hashes stays as it is. Returns the deleted assets. If some are missing from
+    /// these, the catalogue has to list the store again.
     pub(super) async fn delete(
         &self,
         store: &dyn Store,

@@ -1,5 +1,5 @@
-//! What proofs are gathered for, and what comes of each asset: the requests and answers of
-//! [`super::proofs`].
+//! The requests and answers of [`super::proofs`]: why proofs are gathered, and the outcome for each
+//! asset.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

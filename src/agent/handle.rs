@@ -340,7 +340,7 @@ impl Handle {
     }
 
     /// Gathers proofs of other devices for assets, and deletes copies here if that is the purpose.
-    /// What comes of each asset is received in any order; then the channel is closed. Dropping the
+    /// The outcomes of the assets arrive in any order; then the channel is closed. Dropping the
     /// receiver ends it after the assets that are under way.
     pub async fn gather(
         &self,

@@ -90,7 +90,7 @@ pub struct Config {
     pub tuning: Tuning,
     /// How fast the store is read again to find damage.
     pub scrub_rate: ScrubRate,
-    /// What becomes of the bytes of forgotten assets.
+    /// What to do with the bytes of forgotten assets.
     pub forgotten: ForgottenRule,
     /// Settings that users cannot change.
     pub net: NetOverrides,

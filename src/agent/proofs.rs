@@ -1,13 +1,13 @@
 //! `safe` and `evict`: gathers proofs of other devices for assets, and deletes copies here that
 //! enough of them have promised to keep. [`crate::core::leases`] decides.
 //!
-//! E1  An intent is durable before a device is asked, and ends when the outcome is known. One that a
-//!     crash leaves is settled by the next start, before anything is promised.
-//! E2  A copy is deleted only while enough leases run. The store asks for that in the transaction
+//! E1  An intent is durable before a device is asked, and ends when the outcome is known. One that
+//!     a crash leaves is settled by the next start, before anything is promised.
+//! E2  A copy is deleted only while enough leases run. The store checks that in the transaction
 //!     that deletes.
 //! E3  A proof counts only if it equals the hash of the content here, read whole for it, under the
 //!     same key. A device without the bytes checks random groups instead, and evicts nothing.
-//! E4  What a file of a bound folder is made of is not evicted.
+//! E4  The content of a file of a bound folder is not evicted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -86,7 +86,7 @@ struct Open {
 }
 
 impl Gatherer {
-    /// Tells what comes of each asset. Ends early when nobody listens any more.
+    /// Sends the outcome of each asset. Ends early when the receiver is dropped.
     pub(super) async fn run(self, request: GatherRequest, tell: mpsc::Sender<Gathered>) {
         let (mut small, mut alone) = (Vec::new(), Vec::new());
         for hash in &request.hashes {
@@ -678,10 +678,10 @@ pub(super) fn start(
     parts.tasks.spawn("gather proofs", gatherer.run(request, tell));
 }
 
-/// Settles what a crash left of evictions, before anything is promised, see E1.
+/// Settles evictions that a crash interrupted, before anything is promised; see E1.
 ///
 /// # Errors
-/// The store or the database failed: whoever gets this must not promise anything.
+/// The store or the database failed: the caller must not promise anything.
 pub(super) async fn restart(copies: &Copies, store: &dyn Store) -> anyhow::Result<()> {
     let reading = copies.clone();
     let intents = spawn_blocking(move || reading.intents()).await??;

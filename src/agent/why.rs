@@ -1,5 +1,5 @@
-//! Answers why an asset is, or is not, on each device: looks up what the store and the journal have
-//! of it, then has [`crate::core::why`] decide from that and from what the engine knows.
+//! Answers why an asset is, or is not, on each device: looks the asset up in the store and in the
+//! journal, and lets [`crate::core::why`] decide from that and from the state of the engine.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -141,7 +141,7 @@ async fn make_ticket(client: &Client, args: TicketArgs, output: Output) -> Resul
         duration(left + Duration::from_millis(500)),
         reply.id
     ));
-    // Somebody who looks is told; a script that only wants the ticket is not held up.
+    // A person at a terminal learns of it; a script that only needs the ticket does not wait.
     let waits = verify || wait || (!no_wait && io::stdout().is_terminal() && !output.json);
     match (waits, verify && uses == 1) {
         (false, _) => Ok(Exit::Ok),

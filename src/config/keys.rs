@@ -116,7 +116,7 @@ pub struct Settings {
     pub bwlimit_lan_exempt: bool,
     /// How fast the store is read again to find damage.
     pub scrub_rate: ScrubRate,
-    /// What becomes of the bytes of forgotten assets.
+    /// What to do with the bytes of forgotten assets.
     pub forgotten: ForgottenRule,
 }
 

@@ -1,11 +1,10 @@
-//! What two devices tell each other about who holds what.
+//! What two devices report to each other about the assets that they hold.
 //!
-//! Both compare the sets of hashes that they *know*. A device also tells which of these it does not
-//! hold: its *absent* hashes. What it holds is the difference. A device that holds everything has
-//! nothing to tell.
+//! They compare the sets of hashes that they *know*. Each also reports which known hashes it does
+//! not hold: its *absent* hashes. It holds all others. A device that holds everything reports none.
 //!
-//! P1  A peer counts as a holder only of what it is known to hold: at a moment at which both knew the
-//!     same hashes, and its absent ones were known here.
+//! P1  A peer counts as a holder only of what it is known to hold: at a moment at which both knew
+//!     the same hashes, and its absent ones were known here.
 //! P2  The digest of the absent hashes is checked after each exchange, so that nothing depends on a
 //!     position in a log that a restored backup took back.
 

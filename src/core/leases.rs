@@ -79,7 +79,7 @@ pub struct Promised {
 }
 
 impl Standing {
-    /// Gives `device` a lease. Durable before the device hears of it.
+    /// Gives `device` a lease, which must be durable before the device receives it.
     ///
     /// # Errors
     /// This device does not keep the asset.

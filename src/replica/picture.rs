@@ -338,7 +338,8 @@ fn obstacles(same_assets: bool, link: &LinkView) -> Vec<String> {
     obstacles
 }
 
-/// What is said of damaged assets that no connected peer can send again; `None` when there are none.
+/// The obstacle for damaged assets that no connected peer can send again; `None` when there are
+/// none.
 fn damage_obstacle(damaged: u64, peers: &[PeerStatus]) -> Option<String> {
     let connected: Vec<_> = peers
         .iter()

@@ -89,7 +89,7 @@ impl Engine {
                 rebuild.note(*seq, digest.hash);
             }
             let holders = self.wants.indexed(digest.hash);
-            // Peers know already what was absent here, and are told that it is here.
+            // Peers know the hash, which was absent here, and learn that it is held now.
             if behind || !is_new {
                 continue;
             }

@@ -1,13 +1,13 @@
-//! Who holds what, and the missing assets: decides when a peer is told which known hashes are absent
-//! here, when its own are pulled, when it is confirmed as a holder, and when it is asked for assets
-//! that are known and missing.
+//! Who holds what, and the missing assets: decides when to report our absent hashes to a peer, when
+//! to pull those of the peer, when to confirm the peer as a holder, and when to request known
+//! assets that are missing.
 //!
-//! C1  Our absent hashes are told before the set that they belong to, so that no peer takes us for a
-//!     holder of what we only know.
+//! C1  Our absent hashes are reported before the set that they belong to, so that no peer takes us
+//!     for a holder of a hash that we only know.
 //! C2  A peer is confirmed only while both sets are equal and its absent hashes are known here
 //!     ([`crate::core::copies`] P1).
-//! C3  Sets are compared only when the peer's absent hashes are known, so that it is not asked for
-//!     what it does not hold. If it were, it would only say so.
+//! C3  Sets are compared only when the peer's absent hashes are known here, so that no asset is
+//!     requested from a peer that does not hold it.
 //! C4  Hashes of a difference that may not be wanted are judged first. Those that are not wanted
 //!     become known here, and are not found again.
 

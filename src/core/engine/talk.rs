@@ -1,4 +1,5 @@
-//! What is known of the copies on both sides of a connection; [`super::copies`] decides by it.
+//! The state of the exchange about copies on one connection, for both sides. [`super::copies`]
+//! decides by it.
 
 use std::collections::VecDeque;
 

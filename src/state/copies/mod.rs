@@ -25,7 +25,7 @@ use crate::state::home::private_database_file;
 mod leases;
 mod wishes;
 
-/// The readers: one for the API, one for whoever acts on it.
+/// The reading connections: one for the API, one for the task that acts on the contents.
 const READERS: usize = 2;
 
 /// The page cache of each connection.
