@@ -6,7 +6,7 @@
 //!     since is lost.
 //! U3  What was made since has no event. A path without an event whose version is younger is such a
 //!     path, unless its content is older and no path gets the same content back: then only its time
-//!     of modification was changed.
+//!     of modification was changed. What was made since and then changed is removed, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use super::ingest;
 use super::past::put_back;
 use super::status::{BindingState, EXAMPLES_MAX, UndoRequest, UndoStep, Undone};
 use crate::core::folder::path::{FolderPath, PathKey};
-use crate::core::folder::version::{Content, Version};
+use crate::core::folder::version::{Content, ShortId, Version};
 use crate::core::ids::{FolderId, Hash, NodeId};
 use crate::replica::folders::{FileChange, FileRow, Folder};
 
@@ -127,7 +127,10 @@ impl Undo<'_> {
             let mut steps = Vec::new();
             for (changed, row) in page.iter().zip(current) {
                 let Some(row) = row else { continue };
-                let before = &changed.before.content;
+                let before = match self.is_made_since(&changed.before).await? {
+                    true => &Content::Absent,
+                    false => &changed.before.content,
+                };
                 if changed.is_mixed || row.version.content.is_like(before) {
                     self.told.unchanged += 1;
                     continue;
@@ -175,10 +178,27 @@ impl Undo<'_> {
     }
 
     async fn is_new(&self, row: &FileRow) -> Result<bool> {
-        let Some(hash) = ingest::hash(&row.version.content) else { return Ok(true) };
-        if self.returning.contains(&hash) {
-            return Ok(true);
+        let hash = ingest::hash(&row.version.content);
+        match hash.is_some_and(|hash| self.returning.contains(&hash)) {
+            true => Ok(true),
+            false => self.is_stored_since(hash).await,
         }
+    }
+
+    /// Whether the first version of a path that is known to have been changed was made since, by the
+    /// device whose changes are undone.
+    async fn is_made_since(&self, first: &Version) -> Result<bool> {
+        let author = first.vector.newest().map(|(author, _)| author);
+        let is_meant = self.device.is_none_or(|device| author == Some(ShortId::from(&device)));
+        if !is_meant || first.written_at_ms() < self.since_ms {
+            return Ok(false);
+        }
+        self.is_stored_since(ingest::hash(&first.content)).await
+    }
+
+    /// Whether a content came into the store since. What has no asset counts as new.
+    async fn is_stored_since(&self, hash: Option<Hash>) -> Result<bool> {
+        let Some(hash) = hash else { return Ok(true) };
         let found = self.folders.shared.store.lookup(hash).await;
         let asset = found.map_err(|error| FolderError::Temporary(error.to_string()))?;
         let stored_ms = asset.map_or(i64::MAX, |asset| asset.entry.timestamp_ms);
