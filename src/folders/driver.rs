@@ -372,14 +372,16 @@ impl Driver {
             Some(Found::End { is_whole, skipped }) => {
                 self.scan = None;
                 let skipped = skipped?;
-                if is_whole {
-                    let folder = self.binding.folder;
-                    self.shared.reports.change(folder, |report| report.scanned(skipped));
-                    if self.below.is_empty() && self.held.is_none() {
-                        for taker in self.takers.drain(..) {
-                            // Its caller may have gone.
-                            let _ = taker.send(());
-                        }
+                let (reports, folder) = (&self.shared.reports, self.binding.folder);
+                if !is_whole {
+                    reports.change(folder, |report| report.scanned_part(&skipped));
+                    return Ok(());
+                }
+                reports.change(folder, |report| report.scanned(skipped));
+                if self.below.is_empty() && self.held.is_none() {
+                    for taker in self.takers.drain(..) {
+                        // Its caller may have gone.
+                        let _ = taker.send(());
                     }
                 }
                 Ok(())

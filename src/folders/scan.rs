@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::db::{Base, BindingId, FoldersDb};
 use super::disk::{Displaced, Root, Rules, Scanned, Seen, SeenKind, Skip, Watch};
+use super::shared::LATER_MAX;
 use super::status::SkipCount;
 use crate::core::folder::path::FolderPath;
 use crate::core::folder::version::Content;
@@ -66,7 +67,11 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn run(mut self) -> Result<SkipCount> {
-        let mut skipped = SkipCount::default();
+        // Of a part each path is told by itself, because its count is added to that of the whole.
+        let mut skipped = match self.scan.below {
+            Some(_) => SkipCount::naming(LATER_MAX),
+            None => SkipCount::default(),
+        };
         let mut failed = None;
         let (root, rules) = (self.scan.root.clone(), self.scan.rules.clone());
         let (watch, below) = (self.scan.watch.clone(), self.scan.below.clone());
@@ -170,8 +175,11 @@ pub(crate) const LINKS: &str = "symbolic links (`folder add --symlinks` syncs th
 /// Why special files are left out.
 pub(crate) const SPECIAL: &str = "FIFOs, sockets and devices";
 
+/// Why paths are left out that no folder can hold.
+const TOO_LONG: &str = "paths that are too long";
+
 /// The reasons that every scan finds again.
-pub(crate) const OF_SCANS: [&str; 2] = [LINKS, SPECIAL];
+pub(crate) const OF_SCANS: [&str; 3] = [LINKS, SPECIAL, TOO_LONG];
 
 /// Counts what a scan leaves out.
 pub(crate) fn count(skipped: &mut SkipCount, path: &[u8], skip: &Skip) {
@@ -181,7 +189,7 @@ pub(crate) fn count(skipped: &mut SkipCount, path: &[u8], skip: &Skip) {
 fn reason(skip: &Skip) -> String {
     match skip {
         Skip::Special => SPECIAL.into(),
-        Skip::TooLong => "paths that are too long".into(),
+        Skip::TooLong => TOO_LONG.into(),
         Skip::Unreadable(why) => format!("cannot be read: {why}"),
     }
 }

@@ -124,7 +124,7 @@ pub(crate) struct Report {
 }
 
 /// The most paths of one reason that are kept between two scans.
-const LATER_MAX: usize = 1000;
+pub(crate) const LATER_MAX: usize = 1000;
 
 impl Report {
     /// Notes a path that is left out.
@@ -146,6 +146,16 @@ impl Report {
             paths.remove(&text);
             !paths.is_empty()
         });
+    }
+
+    /// Takes up what a scan of a part of the directory left out.
+    pub(crate) fn scanned_part(&mut self, skipped: &SkipCount) {
+        for (reason, path) in skipped.named() {
+            let paths = self.later.entry(reason.to_owned()).or_default();
+            if paths.len() < LATER_MAX {
+                paths.insert(path.to_owned());
+            }
+        }
     }
 
     /// Takes up what a scan of the whole directory left out.

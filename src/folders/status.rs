@@ -300,25 +300,47 @@ pub struct Why {
 }
 
 /// Counts what is left out by reason.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct SkipCount(BTreeMap<String, (u64, Vec<String>)>);
+#[derive(Debug, Clone)]
+pub(crate) struct SkipCount {
+    by_reason: BTreeMap<String, (u64, Vec<String>)>,
+    /// The most paths of one reason that are named.
+    named_max: usize,
+}
+
+impl Default for SkipCount {
+    fn default() -> Self {
+        Self::naming(EXAMPLES_MAX)
+    }
+}
 
 impl SkipCount {
+    /// Counts nothing yet, and names at most `named_max` paths of one reason.
+    pub(crate) fn naming(named_max: usize) -> Self {
+        Self { by_reason: BTreeMap::new(), named_max }
+    }
+
     /// Adds a path.
     pub(crate) fn add(&mut self, reason: &str, path: String) {
-        let (count, examples) = self.0.entry(reason.to_owned()).or_default();
+        let (count, named) = self.by_reason.entry(reason.to_owned()).or_default();
         *count += 1;
-        if examples.len() < EXAMPLES_MAX && !examples.contains(&path) {
-            examples.push(path);
+        if named.len() < self.named_max && !named.contains(&path) {
+            named.push(path);
         }
+    }
+
+    /// The paths that are named, each with its reason.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.by_reason.iter().flat_map(|(reason, (_, named))| {
+            named.iter().map(move |path| (reason.as_str(), path.as_str()))
+        })
     }
 
     /// As it is told.
     pub(crate) fn told(&self) -> Vec<Skipped> {
-        let skipped = self.0.iter().map(|(reason, (count, examples))| Skipped {
+        let skipped = self.by_reason.iter().map(|(reason, (count, named))| Skipped {
             reason: reason.clone(),
             count: *count,
-            examples: examples.clone(),
+            examples: named.iter().take(EXAMPLES_MAX).cloned().collect(),
         });
         skipped.collect()
     }
