@@ -1,7 +1,7 @@
 //! Whole agents over real QUIC of which some do not want everything: what comes, what does not, who
 //! is known to hold what, and what a change of the expression moves.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::BTreeSet;
 

@@ -9,7 +9,6 @@ use std::process::Command;
 
 use serde_json::Value;
 
-#[allow(dead_code)]
 #[path = "common/agent.rs"]
 mod agent;
 

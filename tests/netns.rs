@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use tempfile::TempDir;
 
-#[allow(dead_code)]
 #[path = "common/agent.rs"]
 mod agent;
 

@@ -407,7 +407,17 @@ fn a_stopping_engine_is_woken_for_its_end_alone() {
     let members = Members { members: (1..=3).map(member).collect(), removed: Vec::new() };
     let (device_name, build) = (String::new(), String::new());
     let store_id = StoreId([2; 16]);
-    let hello = Hello { group_id, device_name, store_id, algorithm, build, journal: false };
+    let hello = Hello {
+        group_id,
+        device_name,
+        store_id,
+        algorithm,
+        build,
+        journal: false,
+        proofs: false,
+        copies: false,
+        chooses: false,
+    };
     let identity = Identity {
         node_id: node(1),
         group_id,

@@ -58,13 +58,13 @@ pub(super) fn perform(effect: Effect, judge: Judge, own_epoch: Epoch, tasks: &mu
         Effect::ReadAbsent { conn, log, after_turn } => {
             tasks.spawn_blocking("index query", move || {
                 let page = index.absent_page(log, after_turn, HASHES_PER_FRAME_MAX);
-                let page = page.inspect_err(|error| failed(error)).ok();
+                let page = page.inspect_err(failed).ok();
                 facts.blocking_send(Fact::Input(Input::AbsentRead { conn, page }));
             });
         }
         Effect::ReadSizes { conn, hashes } => {
             tasks.spawn_blocking("index query", move || {
-                let sizes = index.sizes(&hashes).inspect_err(|error| failed(error));
+                let sizes = index.sizes(&hashes).inspect_err(failed);
                 let sizes = sizes.unwrap_or_else(|_| vec![None; hashes.len()]);
                 facts.blocking_send(Fact::Input(Input::SizesRead { conn, sizes }));
             });
@@ -72,7 +72,7 @@ pub(super) fn perform(effect: Effect, judge: Judge, own_epoch: Epoch, tasks: &mu
         Effect::AskMissing { conn, peer, after } => {
             tasks.spawn_blocking("index query", move || {
                 let page = index.missing_at(&peer, after, HASHES_PER_FRAME_MAX);
-                let page = page.inspect_err(|error| failed(error));
+                let page = page.inspect_err(failed);
                 let (hashes, next) = page.unwrap_or_default();
                 facts.blocking_send(Fact::Input(Input::Missing { conn, hashes, next }));
             });

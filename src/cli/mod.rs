@@ -87,7 +87,7 @@ struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent in the foreground, until SIGTERM or Ctrl-C
-    Up(options::UpArgs),
+    Up(Box<options::UpArgs>),
     /// Run the embedded store alone, without syncing
     Store(options::StoreArgs),
     /// Open the page of the running agent in a browser, signed in
@@ -317,7 +317,7 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
     let runtime = runtime.enable_all().build().context("starting")?;
     let ended = runtime.block_on(async {
         match cli.command {
-            Command::Up(args) => up::up(home, args, output).await,
+            Command::Up(args) => up::up(home, *args, output).await,
             Command::Store(args) => up::store(home, args, output).await,
             Command::Open(args) => open::open(&Client::connect(home).await?, args, output).await,
             Command::Ticket(args) => {

@@ -72,6 +72,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::unwrap_used)]
     fn bytes_are_kept_unless_the_device_says_otherwise() {
         assert_eq!(ForgottenRule::default(), ForgottenRule::Keep);
         assert_eq!("delete".parse(), Ok(ForgottenRule::Delete));

@@ -123,7 +123,8 @@ impl BrowserGuard {
             let origin = origin.and_then(|origin| origin.strip_prefix(b"http://"));
             origin.is_some() && origin == headers.get(header::HOST).map(HeaderValue::as_bytes)
         });
-        if !is_own_origin && !(is_read && origin == Ok(None)) {
+        let is_without_origin = origin == Ok(None);
+        if !is_own_origin && (!is_read || !is_without_origin) {
             return Some("the request comes from another page");
         }
         let site = one(headers, &HeaderName::from_static("sec-fetch-site"));

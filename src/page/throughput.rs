@@ -156,6 +156,8 @@ mod tests {
             last_error: None,
             obstacles: Vec::new(),
             next_retry_ms: None,
+            site: String::new(),
+            wants: String::new(),
         });
         status
     }

@@ -124,12 +124,13 @@ impl Engine {
             session.compare.announced = Some(told);
             out.push(Effect::Send { conn, message: Message::Summary(Box::new(summary)) });
         }
-        if let Some(since) = equal {
-            if session.compare.note_equal(now_ms) && peer.since != Some(since) {
-                session.compare.note_saved_cursor(now_ms);
-                peer.since = Some(since);
-                out.push(Effect::SaveCursor { peer: node_id, since });
-            }
+        if let Some(since) = equal
+            && session.compare.note_equal(now_ms)
+            && peer.since != Some(since)
+        {
+            session.compare.note_saved_cursor(now_ms);
+            peer.since = Some(since);
+            out.push(Effect::SaveCursor { peer: node_id, since });
         }
         if compare {
             self.start_compare(now_ms, node_id, out);

@@ -47,11 +47,13 @@ impl Bench {
     }
 
     fn sent(&self) -> Vec<&Message> {
-        let sent = |effect| match effect {
-            &Effect::Send { ref message, .. } => Some(message),
-            _ => None,
-        };
-        self.effects.iter().filter_map(sent).collect()
+        let effects = self.effects.iter();
+        effects
+            .filter_map(|effect| match effect {
+                Effect::Send { message, .. } => Some(message),
+                _ => None,
+            })
+            .collect()
     }
 
     fn confirmations(&self) -> Vec<(u64, AbsentSet)> {
