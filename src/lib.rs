@@ -51,7 +51,7 @@
 //! 5. [`net`], [`wire`] and [`state`], as questions lead there; [`api`], [`page`] and [`cli`] last.
 //!
 //! Imports point down: `core` <- `wire` <- `store`, `net`, `state` <- `replica` <- `transfer`,
-//! `group` <- `agent` <- `api` <- `page` <- `cli`, `store` <- `http` <- `api`, and `config` <- `api`. `store`, `net` and `state` do not
+//! `group` <- `agent` <- `api` <- `page` <- `cli`, `folders` <- `alerts` <- `agent`, `store` <- `http` <- `api`, and `config` <- `api`. `store`, `net` and `state` do not
 //! import each other; [`db`] and [`bao`] are below `store` and `state`; [`clock`] is the only reader of time,
 //! and below all that need it.
 //!
@@ -128,9 +128,11 @@
 //! | intent | the record that this device is evicting an asset |
 //! | page | what the agent shows to people in a browser |
 //! | sign-in code, session | opens a session of the page, once; a browser that is signed in |
+//! | alert | what needs the user's attention; stands until it is mended |
 //! | fact, effect | an input of the engine, and what it tells the shell to do |
 
 pub mod agent;
+pub mod alerts;
 pub mod api;
 pub mod bao;
 pub mod cli;

@@ -9,7 +9,7 @@ mod circles;
 
 /// The folders that each folder may import: only those below it. `main.rs` and `lib.rs` are above
 /// all.
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("core", &[]),
     ("clock", &[]),
     ("db", &[]),
@@ -24,18 +24,19 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("group", &["core", "wire", "clock", "net", "state", "replica"]),
     ("transfer", &["core", "wire", "clock", "store", "net", "state", "replica", "bao"]),
     ("folders", &["core", "wire", "clock", "db", "store", "state", "replica"]),
+    ("alerts", &["core", "clock", "store", "state", "replica", "folders"]),
     (
         "agent",
         &[
             "core", "wire", "clock", "store", "net", "state", "replica", "transfer", "folders",
-            "group",
+            "group", "alerts",
         ],
     ),
     (
         "api",
         &[
             "core", "wire", "clock", "store", "net", "state", "config", "replica", "transfer",
-            "folders", "group", "http", "agent",
+            "folders", "group", "alerts", "http", "agent",
         ],
     ),
     ("page", &["core", "clock", "state", "replica", "folders", "group", "http", "agent", "api"]),
@@ -43,15 +44,16 @@ const ARROWS: [(&str, &[&str]); 18] = [
         "cli",
         &[
             "core", "wire", "clock", "store", "net", "state", "config", "replica", "transfer",
-            "folders", "group", "http", "agent", "api", "page",
+            "folders", "group", "alerts", "http", "agent", "api", "page",
         ],
     ),
 ];
 
 /// The only files that may start tasks and threads, each with the code that waits for their end.
-const OWNERS: [(&str, &str); 8] = [
+const OWNERS: [(&str, &str); 9] = [
     ("agent/mod.rs", "the agent's loop, awaited by `Agent::ended`"),
     ("agent/tasks.rs", "the `JoinSet` of all the agent's tasks, emptied at stop"),
+    ("alerts/program.rs", "the program of a hook, ended and reaped before the call returns"),
     ("transfer/intake.rs", "a batch's `JoinSet` of commits"),
     ("net/accept.rs", "the acceptor's `JoinSet` of handshakes"),
     ("http/serve.rs", "the server's `JoinSet` of connections"),

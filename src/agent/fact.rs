@@ -66,6 +66,8 @@ pub(super) enum Fact {
     Scrub,
     /// What is known about copies changed.
     Copies,
+    /// The alerts changed.
+    Alerts,
     /// Why the peer of a connection accepts no assets for now; `None` when it has stored one.
     PutOff { conn: ConnId, reason: Option<String> },
     /// A peer refused these assets, each for a reason.

@@ -6,6 +6,7 @@
 //! I2  Dropping a call's future is safe. The loop still carries out a request that it has received;
 //!     only the answer is lost.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +17,10 @@ use utoipa::ToSchema;
 
 use super::gathered::{GATHER_ASSETS_MAX, GatherRequest, Gathered};
 use super::tuning::Tuning;
+use crate::alerts::Alerts;
 use crate::core::doctor::NetworkFacts;
 use crate::core::fetches::Fetching;
-use crate::core::ids::Hash;
+use crate::core::ids::{Hash, NodeId};
 use crate::core::lookup::HashPrefix;
 use crate::core::want::Want;
 use crate::core::why::AssetWhy;
@@ -33,6 +35,7 @@ use crate::replica::journal::JournalHandle;
 use crate::replica::metadata::Settle;
 use crate::replica::status::{PairingStatus, Status};
 use crate::store::Store;
+use crate::transfer::totals::PeerTotals;
 
 /// The most requests that wait for the loop. People and scripts make them one by one; a full queue
 /// makes the next caller wait.
@@ -57,6 +60,7 @@ pub struct Handle {
     settles: mpsc::Sender<Settle>,
     folders: Folders,
     keeper: Keeper,
+    alerts: Alerts,
 }
 
 /// Where the loop sends the answer to a [`Request`].
@@ -92,6 +96,8 @@ pub enum Request {
     Gather(GatherRequest, mpsc::Sender<Gathered>),
     /// Measure the network.
     Measure(Reply<NetworkFacts>),
+    /// Report what moved between this device and each member since the start.
+    Totals(Reply<BTreeMap<NodeId, PeerTotals>>),
     /// Answer at once: the loop turns.
     Ping(Reply<()>),
 }
@@ -176,19 +182,23 @@ impl From<Fetching> for FetchState {
     }
 }
 
-/// Makes a handle, and the queue of requests that the loop reads.
+/// Makes a handle, and the queue of requests that the loop reads. The store comes with the folder
+/// for its uploads.
 pub fn channel(
-    store: Arc<dyn Store>,
-    staging_dir: PathBuf,
+    (store, staging_dir): (Arc<dyn Store>, PathBuf),
     journal: JournalHandle,
     settles: mpsc::Sender<Settle>,
     folders: Folders,
     keeper: Keeper,
+    alerts: Alerts,
     status: watch::Receiver<Status>,
 ) -> (Handle, mpsc::Receiver<Request>) {
     let (requests, queue) = mpsc::channel(REQUESTS_MAX);
     let staging_dir = staging_dir.into();
-    (Handle { requests, status, store, staging_dir, journal, settles, folders, keeper }, queue)
+    (
+        Handle { requests, status, store, staging_dir, journal, settles, folders, keeper, alerts },
+        queue,
+    )
 }
 
 impl Handle {
@@ -256,6 +266,11 @@ impl Handle {
     /// Sets what this device wants; durable on return.
     pub async fn set_want(&self, want: Want) -> Result<(), RequestError> {
         self.ask(|reply| Request::Want(want, reply)).await
+    }
+
+    /// What needs the user's attention, and the hooks that are told of it.
+    pub fn alerts(&self) -> Alerts {
+        self.alerts.clone()
     }
 
     /// Makes an invitation for one device that is valid for `ttl`.
@@ -361,6 +376,11 @@ impl Handle {
     /// Measures the network; takes some seconds.
     pub async fn measure(&self) -> Result<NetworkFacts, RequestError> {
         self.ask(Request::Measure).await
+    }
+
+    /// What moved between this device and each member since the start.
+    pub async fn totals(&self) -> Result<BTreeMap<NodeId, PeerTotals>, RequestError> {
+        self.ask(Request::Totals).await
     }
 
     /// Returns once the loop has taken this request: it turns.

@@ -16,6 +16,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::alerts::hooks::{self, Hooks};
+use crate::alerts::watch::Watcher;
+use crate::alerts::{Alerts, MemoryFile};
 use crate::clock::{Clock, wall_ms, wall_now};
 use crate::core::forgetting::ForgottenRule;
 use crate::core::ids::{Hash, NodeId};
@@ -193,6 +196,7 @@ impl Agent {
             }
         };
         proofs::restart(&copies, &*store).await.context("settling interrupted evictions")?;
+        let hook_key = identity.hook_key();
         let mut net_config = NetConfig::new(identity.secret_key);
         (net_config.offline, net_config.relay, net_config.bind) =
             (offline, relay, net_overrides.bind);
@@ -233,13 +237,25 @@ impl Agent {
         };
         let keeper =
             Keeper::new(identity.node_id, index.clone(), copies.clone(), journal.clone(), waiting)?;
+        let (hooks_set, watched_hooks) = watch::channel(tuning.hooks);
+        let ingredients = hooks::Ingredients {
+            home: home.clone(),
+            me: identity.node_id,
+            key: hook_key,
+            hooks: watched_hooks,
+            journal: journal.clone(),
+            status: watched.clone(),
+        };
+        let hooks = tokio::task::spawn_blocking(move || Hooks::open(ingredients)).await?;
+        let (alerts, watcher_ends) = Alerts::channel(hooks.clone());
+        let alerts_told = alerts.told();
         let (handle, requests) = handle::channel(
-            store.clone(),
-            staging_dir,
+            (store.clone(), staging_dir),
             journal.clone(),
             settles,
             folders.clone(),
             keeper.clone(),
+            alerts,
             watched,
         );
         let (events, told) = events::channel();
@@ -263,6 +279,22 @@ impl Agent {
             status: handle.watch(),
             folder,
             twin,
+            twin_seen_ms: None,
+        };
+        let alerts_file = MemoryFile::new(home.clone());
+        let (thresholds, watched_thresholds) = watch::channel(tuning.alerts);
+        let (shortage, watched_shortage) = watch::channel(Vec::new());
+        let watcher = Watcher {
+            home: home.clone(),
+            file: alerts_file.clone(),
+            journal: journal.clone(),
+            folders: folders.clone(),
+            status: handle.watch(),
+            thresholds: watched_thresholds,
+            shortage: watched_shortage,
+            twin: watched_twin.clone(),
+            hooks: hooks.troubles(),
+            ends: watcher_ends,
         };
         let (scrub, watched_scrub) = watch::channel(ScrubStatus::default());
         let picture = Picture::new(Sources {
@@ -307,6 +339,11 @@ impl Agent {
             status,
             stop: stop.clone(),
             unreachable: net_overrides.unreachable,
+            shortage,
+            alerts: alerts_told,
+            alerts_file,
+            thresholds,
+            hooks: hooks_set,
             folders,
             prover: Prover::new(
                 identity.node_id,
@@ -323,7 +360,15 @@ impl Agent {
             clock: Clock::start(),
             ids: Ids::default(),
         };
-        let tellers = start::Tellers { writer: journal_writer, settler, publisher, told, manager };
+        let tellers = start::Tellers {
+            writer: journal_writer,
+            settler,
+            publisher,
+            told,
+            manager,
+            watcher,
+            hooks,
+        };
         let running = tokio::spawn(run::run(parts, inbox, tellers, picture));
         let running = Some(running);
         let mut agent = Self { handle, embedded, stop, running };

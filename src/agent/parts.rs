@@ -6,8 +6,11 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::alerts::{MemoryFile, Told};
 use crate::clock::Clock;
+use crate::core::alerts::Thresholds;
 use crate::core::forgetting::ForgottenRule;
+use crate::core::hooks::Hook;
 use crate::core::ids::NodeId;
 use crate::core::scrub::ScrubRate;
 use crate::folders::handle::Folders;
@@ -54,6 +57,12 @@ pub(super) struct Parts {
     pub(super) events: EventLog,
     /// The assets that the catalogue passes to the settler.
     pub(super) backlog: Backlog,
+    /// What is not taken in for lack of space, in words.
+    pub(super) shortage: watch::Sender<Vec<String>>,
+    pub(super) alerts: watch::Receiver<Told>,
+    pub(super) alerts_file: MemoryFile,
+    pub(super) thresholds: watch::Sender<Thresholds>,
+    pub(super) hooks: watch::Sender<Vec<Hook>>,
     pub(super) folders: Folders,
     pub(super) copies: Copies,
     /// Answers the proofs that peers request.

@@ -20,7 +20,8 @@ use tokio::time::{sleep_until, timeout};
 use crate::clock::{SleepWatch, wall_ms};
 use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Engine, Input, KnownSet};
-use crate::core::ids::{Hash, LogId};
+use crate::core::ids::{Hash, LogId, NodeId};
+use crate::core::journal::session::Standing;
 use crate::core::peers::ConnId;
 use crate::core::silence::{Heard, Silence};
 use crate::core::wants::BatchId;
@@ -46,6 +47,7 @@ use crate::replica::picture::{LinkFigures, Picture, StoreView, Told};
 use crate::replica::query;
 use crate::replica::status::PeerState;
 use crate::transfer::Counters;
+use crate::transfer::totals::Totals;
 
 /// The most facts handled before the loop looks at its other sources again.
 const FACTS_PER_TURN: usize = 64;
@@ -72,6 +74,7 @@ struct Loop {
     engine: Engine,
     effects: Vec<Effect>,
     links: Links,
+    totals: Totals,
     forked: Vec<LogId>,
     knocks: Knocks,
     comparing: Comparing,
@@ -105,6 +108,7 @@ pub(super) async fn run(
         engine,
         effects: Vec::new(),
         links: Links::new(&parts, wakers.gate.clone()),
+        totals: Totals::default(),
         forked: Vec::new(),
         knocks: Knocks::default(),
         comparing: Comparing::default(),
@@ -207,6 +211,13 @@ impl Loop {
             tracing::warn!(?names, "tasks still wait for the disk: stopping without them");
         }
         self.parts.net.close().await;
+        if self.fatal.is_none() {
+            let file = self.parts.alerts_file.clone();
+            let ending = spawn_blocking(move || file.end(wall_ms()));
+            if !matches!(timeout(WIND_UP_WAIT, ending).await, Ok(Ok(Ok(())))) {
+                tracing::warn!("the next start will count as one after a crash");
+            }
+        }
         let folders = self.parts.folders.clone();
         if timeout(WIND_UP_WAIT, spawn_blocking(move || folders.close())).await.is_err() {
             tracing::warn!("folders.db was not closed in time: the next start recovers it");
@@ -319,7 +330,7 @@ impl Loop {
                 self.store.shortage = shortage;
                 self.publish_soon();
             }
-            Fact::Scrub | Fact::Copies => self.publish_soon(),
+            Fact::Scrub | Fact::Copies | Fact::Alerts => self.publish_soon(),
             Fact::PutOff { conn, reason } => {
                 if let Some(live) = self.links.live.get_mut(&conn) {
                     live.put_off = reason;
@@ -398,9 +409,15 @@ impl Loop {
                 let (nudge, taken_in) = (self.wakers.nudge.clone(), self.taken_in.subscribe());
                 requests::check(parts, nudge, taken_in, reply);
             }
-            Request::Tune(Tuning { rate_limits, named_peers }, reply) => {
+            Request::Tune(Tuning { rate_limits, named_peers, alerts, hooks }, reply) => {
                 parts.throttle.set_limits(rate_limits);
                 parts.named_peers.set(named_peers);
+                parts.thresholds.send_replace(alerts);
+                parts.hooks.send_if_modified(|known| {
+                    let changed = *known != hooks;
+                    *known = hooks;
+                    changed
+                });
                 // The status shows the limits in force, so it is newer than the answer.
                 self.publish();
                 // The requester may have gone.
@@ -411,6 +428,11 @@ impl Loop {
                 proofs::start(parts, &self.engine, live, &self.wakers, request, tell);
             }
             Request::Measure(reply) => requests::measure(parts, reply),
+            Request::Totals(reply) => {
+                let live = self.links.live.values().map(|live| (&live.connection, &*live.counters));
+                // The requester may have gone.
+                let _ = reply.send(Ok(self.totals.now(live)));
+            }
             Request::Ping(reply) => {
                 // The requester may have gone.
                 let _ = reply.send(Ok(()));
@@ -512,6 +534,9 @@ impl Loop {
         let Some(live) = self.links.live.remove(&conn) else { return };
         tracing::info!(peer = %live.connection.peer().short(), reason = ended.text, "disconnected");
         let peer = live.connection.peer();
+        let roster = self.parts.journal.roster();
+        let is_member = |device: &NodeId| roster.standing(device) == Standing::Member;
+        self.totals.ended(&live.connection, &live.counters, is_member);
         let is_unknown_there = match ended.code.filter(|_| ended.by_peer) {
             Some(CloseCode::NotMember) => live.connection.dialed(),
             Some(CloseCode::Removed) => !self.engine.is_removed(),
@@ -649,7 +674,11 @@ impl Loop {
             journal_stream::status(journals, &self.forked, self.links.replication.repairs());
         let pairings = self.comparing.shown(now_ms);
         let rate_limits = self.parts.throttle.status();
-        let told = Told { journal, pairings, rate_limits };
+        let (alerts, last_seen) = {
+            let told = self.parts.alerts.borrow();
+            (told.alerts.clone(), told.last_seen.clone())
+        };
+        let told = Told { journal, pairings, rate_limits, alerts, last_seen };
         let status = self.picture.draw(now_ms, &self.engine, &self.store, told, link);
         let active = status.peers.iter().any(|peer| {
             peer.state == PeerState::Syncing || peer.send_rate_bytes + peer.receive_rate_bytes > 0.0

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, Notify, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc};
 
 use super::copies::{Follow, Judge};
 use super::fact::Fact;
 use super::forgetting::Forgetting;
 use super::parts::Parts;
 use super::{journal_stream, membership};
+use crate::alerts::hooks::Hooks;
+use crate::alerts::watch::Watcher;
 use crate::core::engine::Input;
 use crate::core::journal::device_events::LogEvent;
 use crate::folders::manager::Manager;
@@ -29,6 +31,8 @@ pub(super) struct Tellers {
     pub(super) publisher: Publisher,
     pub(super) told: mpsc::Receiver<LogEvent>,
     pub(super) manager: Manager,
+    pub(super) watcher: Watcher,
+    pub(super) hooks: Hooks,
 }
 
 /// What the loop shares with its sources, to make them act.
@@ -44,7 +48,7 @@ pub(super) struct Wakers {
 
 /// Starts the tasks of the journal, of metadata and of folders.
 pub(super) fn start_journal(parts: &mut Parts, tellers: Tellers) {
-    let Tellers { writer, settler, publisher, told, manager } = tellers;
+    let Tellers { writer, settler, publisher, told, manager, watcher, hooks } = tellers;
     let facts = parts.facts.clone();
     parts.tasks.spawn_blocking("journal writer", move || {
         if let Err(error) = writer.serve() {
@@ -61,6 +65,12 @@ pub(super) fn start_journal(parts: &mut Parts, tellers: Tellers) {
     parts.tasks.spawn("device state", publisher.run());
     parts.tasks.spawn("conflicts", folders::resolve_conflicts(parts.journal.clone()));
     parts.tasks.spawn("folders", manager.run());
+    parts.tasks.spawn("alerts", watcher.run());
+    parts.tasks.spawn("hooks", hooks.run());
+    let (alerts, facts) = (parts.alerts.clone(), parts.facts.clone());
+    parts.tasks.spawn("alerts in the status", async move {
+        facts.pass_on(alerts, |_| Fact::Alerts).await;
+    });
 }
 
 /// Starts the tasks that report what happens outside: connections, the network, the store, the
@@ -101,7 +111,8 @@ pub(super) fn start_sources(parts: &mut Parts, replication: &Replication, wakers
             facts.send(Fact::Fatal(reason.into())).await;
         });
     }
-    let (shortage, watched) = watch::channel(Vec::new());
+    let shortage = parts.shortage.clone();
+    let watched = shortage.subscribe();
     let facts = parts.facts.clone();
     parts.tasks.spawn("disk shortage", async move {
         facts.pass_on(watched, Fact::Shortage).await;

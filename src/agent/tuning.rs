@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::core::alerts::Thresholds;
+use crate::core::hooks::Hook;
 use crate::core::ids::NodeId;
 use crate::core::rate::RateLimits;
 use crate::net::NamedAddress;
@@ -14,6 +16,10 @@ pub struct Tuning {
     pub rate_limits: RateLimits,
     /// Where members are looked for when the addresses known of them lead nowhere.
     pub named_peers: Vec<NamedAddress>,
+    /// From when on the user is alerted.
+    pub alerts: Thresholds,
+    /// What is called with events.
+    pub hooks: Vec<Hook>,
 }
 
 /// The addresses that a person named. Which member is at which of them is not known, so each dial

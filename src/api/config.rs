@@ -97,7 +97,12 @@ impl ConfigReply {
 
 /// The part of the configuration that may change while the agent runs.
 pub fn tuning(settings: &Settings) -> Tuning {
-    Tuning { rate_limits: settings.rate_limits(), named_peers: settings.peers.clone() }
+    Tuning {
+        rate_limits: settings.rate_limits(),
+        named_peers: settings.peers.clone(),
+        alerts: settings.alerts,
+        hooks: settings.hooks.clone(),
+    }
 }
 
 /// The configuration of a running agent. Clones share it.

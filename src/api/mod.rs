@@ -3,6 +3,8 @@
 //! | call | does |
 //! |---|---|
 //! | `GET /healthz` | 204 while the agent runs; no data, no token |
+//! | `GET /readyz` | 200 when the agent can work, else 503; no token, see [`ready`] |
+//! | `GET /metrics` | the agent in numbers, for Prometheus, see `metrics` |
 //! | `GET /v1/status[?revision=N&timeout_ms=T]` | the [`Status`]; with `revision`, as soon as it is newer than that, or after `timeout_ms` |
 //! | `POST /v1/check` `{}` | answers once the status includes everything that the store held at the call |
 //! | `POST /v1/ticket` `{"ttl_ms", "verify", "uses"}` | a [`TicketReply`] |
@@ -12,6 +14,8 @@
 //! | `DELETE /v1/peers/{device}` | a [`RemoveReply`]; removes a device, given by name, node ID or a unique start of either; `?dry_run=true`, `?with_introduced=true` |
 //! | `POST /v1/rename` `{"name"}` | gives this device another name; a [`RenameReply`] |
 //! | `GET /v1/checkup` | checks of the network and of the clock, for `doctor`; a [`Checkup`](answers::Checkup) |
+//! | `GET /v1/alerts`, `POST /v1/alerts/{alert}/ack` `{}` | what needs attention, see [`alerts`] |
+//! | `GET /v1/hooks`, `POST /v1/hooks/{hook}/test` `{}`, `GET /v1/hooks/{hook}/secret` | what is called with events, see [`hooks`] |
 //! | `GET`, `PATCH /v1/config` | the configuration, see [`config`] |
 //! | `POST /v1/fetch` `{"hashes","now"}` | requests assets from other devices; a [`FetchReply`] reports the state of each |
 //! | `GET`, `POST /v1/want`, `POST /v1/copies`, `POST /v1/site`, `GET /v1/assets/{hash}/holders` | what this device wants and who holds what, see [`copies`] |
@@ -67,6 +71,7 @@ use answers::{Done, TicketView, TicketsPage};
 use requests::{ConfirmRequest, NoArguments, RedeemRequest, RenameRequest, TicketRequest};
 use watch::WATCHERS_MAX;
 
+pub mod alerts;
 pub mod answers;
 mod assets;
 mod checkup;
@@ -76,13 +81,16 @@ mod events;
 mod filter;
 mod folders;
 pub mod forgetting;
+pub mod hooks;
 pub mod ingest;
 mod journal;
 pub mod json;
+mod metrics;
 mod openapi;
 pub mod page;
 pub mod places;
 pub mod proofs;
+pub mod ready;
 mod records;
 pub mod requests;
 pub mod sentence;
@@ -127,12 +135,17 @@ pub fn router(handle: Handle, stop: CancellationToken) -> Router {
         .merge(proofs::router())
         .merge(forgetting::router())
         .merge(folders::router())
+        .merge(alerts::router())
+        .merge(hooks::router())
+        .merge(metrics::router())
+        .merge(ready::router())
         .with_state(Api {
             handle,
             stop,
             watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
             verifies: Arc::new(Semaphore::new(verify::VERIFIES_MAX)),
             gathers: Arc::new(Semaphore::new(proofs::GATHERS_MAX)),
+            probe: ready::DiskProbe::default(),
         })
         .merge(ingest)
 }
@@ -163,6 +176,7 @@ struct Api {
     watchers: Arc<Semaphore>,
     verifies: Arc<Semaphore>,
     gathers: Arc<Semaphore>,
+    probe: ready::DiskProbe,
 }
 
 impl From<RequestError> for Problem {

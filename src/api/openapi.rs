@@ -10,8 +10,8 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    Described, assets, checkup, config, copies, events, folders, forgetting, ingest, journal, page,
-    proofs, records, verify, watch,
+    Described, alerts, assets, checkup, config, copies, events, folders, forgetting, hooks, ingest,
+    journal, metrics, page, proofs, ready, records, verify, watch,
 };
 use crate::http::problem::{PROBLEM_TYPE, ProblemBody};
 use crate::http::{people, store_api};
@@ -67,7 +67,7 @@ pub(super) fn document() -> &'static str {
         title = "can-sync local API",
         version = "1",
         description = "What a running agent serves on loopback. A bearer token is needed for \
-            everything but `/healthz`: the content of `api-token` in the agent's home. \
+            everything but `/healthz` and `/readyz`: the content of `api-token` in the agent's home. \
             `api-address` there tells the URL. `Host` must name a literal loopback address, and \
             requests with `Origin` or `Referer` are refused. Bodies are read only under exactly the \
             content type given here. Errors are RFC 9457 problem documents.\n\nThe device that lets \
@@ -123,6 +123,10 @@ impl Modify for Common {
             forgetting::Described::openapi(),
             verify::Described::openapi(),
             folders::Described::openapi(),
+            alerts::Described::openapi(),
+            hooks::Described::openapi(),
+            metrics::Described::openapi(),
+            ready::Described::openapi(),
             ingest::Described::openapi(),
             people::Described::openapi(),
             store_api::Described::openapi(),

@@ -2,6 +2,8 @@
 //!
 //! The texts hold names that other devices gave: whoever shows them makes them harmless first.
 
+use crate::clock::wall_ms;
+use crate::core::alerts::ago;
 use crate::folders::status::{BindingState, FolderView};
 use crate::replica::status::{PeerState, PeerStatus, Status};
 
@@ -83,7 +85,10 @@ pub fn sync_text(status: &Status, peer: &PeerStatus) -> String {
     match (peer.missing_here, peer.missing_there) {
         _ if peer.in_sync && status.has_same_edits(peer) => "in sync".into(),
         _ if peer.in_sync => "assets in sync, edits not".into(),
-        (0, 0) if !is_connected(peer) => "not connected".into(),
+        (0, 0) if !is_connected(peer) => match peer.last_seen_ms {
+            Some(seen_ms) => format!("last seen {}", ago(wall_ms(), seen_ms)),
+            None => "not connected".into(),
+        },
         (0, 0) => "comparing".into(),
         (here, 0) => format!("{here} missing here"),
         (0, there) => format!("{there} missing there"),

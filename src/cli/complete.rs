@@ -18,6 +18,7 @@ use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::text::shown;
+use crate::api::alerts::AlertsPage;
 use crate::config::KEYS;
 use crate::folders::status::FoldersPage;
 use crate::http::asset::AssetsPage;
@@ -114,6 +115,7 @@ enum Kind {
     Tag,
     /// A tag behind `+` or `-`.
     TagChange,
+    Alert,
     ConfigKey,
 }
 
@@ -148,6 +150,7 @@ fn kind(program: &Command, before: &[String], typed: &str) -> Option<Kind> {
         ("cat" | "describe" | "info" | "restore" | "tag" | "trash", 0) => Some(Kind::Hash),
         ("fetch" | "get" | "verify", _) => Some(Kind::Hash),
         ("remove", 0) => Some(Kind::Device),
+        ("alerts ack", _) => Some(Kind::Alert),
         ("config set" | "config unset", 0) => Some(Kind::ConfigKey),
         (_, 0) if name.starts_with("folder ") => {
             let takes_folder = |argument: &Arg| argument.get_id() == "folder";
@@ -215,6 +218,11 @@ async fn candidates(
             let tags = tags(&client).await?.into_iter();
             tags.map(|tag| (format!("{sign}{tag}"), String::new())).collect()
         }
+        Kind::Alert => {
+            let page: AlertsPage = client.get(&["v1", "alerts"], &[]).await?;
+            let open = page.alerts.into_iter().filter(|alert| alert.acked_ms.is_none());
+            open.filter(|alert| is_plain(&alert.id)).map(|alert| (alert.id, alert.text)).collect()
+        }
         Kind::ConfigKey => Vec::new(),
     })
 }
@@ -265,6 +273,7 @@ mod tests {
             ("folder remove ", Some(Kind::Folder)),
             ("folder add ", None),
             ("folder undo photos --device ", Some(Kind::Device)),
+            ("alerts ack ", Some(Kind::Alert)),
             ("config set ", Some(Kind::ConfigKey)),
             ("config set peer ", None),
             ("", None),

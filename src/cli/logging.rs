@@ -3,6 +3,8 @@
 //! L1  Nothing that logs waits for standard error or fails with it. A closed pipe, a full disk and a
 //!     reader that has stopped reading cost log lines, and nothing else.
 //! L2  When standard error takes lines again, the first one says how many are missing.
+//! L3  A line of JSON holds no character that acts on a terminal. (Of text lines, the library that
+//!     writes them sees to it.)
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::text::shown_json;
 use crate::clock::instant_now;
 
 /// The most lines that wait to be written; further ones are lost. Enough for a burst, and a few
@@ -24,6 +27,15 @@ const FLUSH_WAIT: Duration = Duration::from_secs(1);
 
 /// How often a full queue is tried meanwhile.
 const FLUSH_AGAIN: Duration = Duration::from_millis(1);
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line, for programs
+    Json,
+}
 
 /// Takes log lines for the writing thread. Cheap to clone.
 #[derive(Clone)]
@@ -43,13 +55,16 @@ impl LogOutput {
     ///
     /// # Errors
     /// The system has no more threads.
-    pub(super) fn start(target: impl Write + Send + 'static) -> io::Result<Self> {
+    pub(super) fn start(
+        target: impl Write + Send + 'static,
+        format: LogFormat,
+    ) -> io::Result<Self> {
         let (entries, queue) = mpsc::sync_channel(LINES_MAX);
         let lost = Arc::new(AtomicU64::new(0));
         let counted = lost.clone();
         thread::Builder::new()
             .name("log".into())
-            .spawn(move || write_lines(&queue, target, &counted))?;
+            .spawn(move || write_lines(&queue, target, format, &counted))?;
         Ok(Self { entries, lost })
     }
 
@@ -93,10 +108,15 @@ impl<'a> MakeWriter<'a> for LogOutput {
     }
 }
 
-fn write_lines(queue: &Receiver<Entry>, mut target: impl Write, lost: &AtomicU64) {
+fn write_lines(
+    queue: &Receiver<Entry>,
+    mut target: impl Write,
+    format: LogFormat,
+    lost: &AtomicU64,
+) {
     for entry in queue {
         let line = match entry {
-            Entry::Line(line) => line,
+            Entry::Line(line) => shown_line(line, format),
             Entry::Flush(done) => {
                 // Whoever waited may have given up.
                 let _ = done.send(());
@@ -106,13 +126,31 @@ fn write_lines(queue: &Receiver<Entry>, mut target: impl Write, lost: &AtomicU64
         let missing = lost.swap(0, Ordering::Relaxed);
         let notice = match missing {
             0 => Ok(()),
-            _ => writeln!(target, "can-sync: {missing} log line(s) could not be written"),
+            _ => target.write_all(missing_notice(missing, format).as_bytes()),
         };
         let written = notice.and_then(|()| target.write_all(&line).and_then(|()| target.flush()));
         if written.is_err() {
             lost.fetch_add(missing + 1, Ordering::Relaxed);
         }
     }
+}
+
+/// The line that says how many are missing before it.
+fn missing_notice(missing: u64, format: LogFormat) -> String {
+    let text = format!("{missing} log line(s) could not be written");
+    match format {
+        LogFormat::Text => format!("can-sync: {text}\n"),
+        LogFormat::Json => format!("{}\n", serde_json::json!({ "level": "WARN", "message": text })),
+    }
+}
+
+/// See L3. JSON escapes C0 by itself, and not what turns text around or hides it.
+fn shown_line(line: Vec<u8>, format: LogFormat) -> Vec<u8> {
+    if format == LogFormat::Text {
+        return line;
+    }
+    let text = String::from_utf8_lossy(&line);
+    format!("{}\n", shown_json(text.trim_end_matches('\n'))).into_bytes()
 }
 
 #[cfg(test)]
@@ -157,7 +195,7 @@ mod tests {
     #[test]
     fn lines_that_could_not_be_written_are_counted_and_the_log_goes_on() {
         let target = Target::default();
-        let mut log = LogOutput::start(target.clone()).unwrap();
+        let mut log = LogOutput::start(target.clone(), LogFormat::Text).unwrap();
         for (line, broken) in [("a\n", false), ("b\n", true), ("c\n", true), ("d\n", false)] {
             target.state().broken = broken;
             log.write_all(line.as_bytes()).unwrap();
@@ -170,7 +208,7 @@ mod tests {
     #[test]
     fn a_reader_that_has_stopped_reading_holds_up_nobody() {
         let target = Target::default();
-        let mut log = LogOutput::start(target.clone()).unwrap();
+        let mut log = LogOutput::start(target.clone(), LogFormat::Text).unwrap();
         let stuck = target.state();
         for _ in 0..LINES_MAX + 50 {
             log.write_all(b"x\n").unwrap();
@@ -185,5 +223,26 @@ mod tests {
         assert!((LINES_MAX..=LINES_MAX + 1).contains(&written), "{written}");
         let missing = LINES_MAX + 50 - written;
         assert!(text.contains(&format!("{missing} log line(s) could not be written\n")));
+    }
+
+    #[test]
+    fn every_line_of_json_is_json_and_acts_on_no_terminal() {
+        let target = Target::default();
+        let mut log = LogOutput::start(target.clone(), LogFormat::Json).unwrap();
+        let line = "{\"message\":\"ph\u{202e}one\"}\n";
+        for broken in [false, true, false] {
+            target.state().broken = broken;
+            log.write_all(line.as_bytes()).unwrap();
+            LogOutput::flush(&log);
+        }
+        let text = target.state().text.clone();
+        let messages: Vec<String> = text
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .map(|line| line["message"].as_str().unwrap().to_owned())
+            .collect();
+        let phone = "ph\u{202e}one";
+        assert_eq!(messages, [phone, "1 log line(s) could not be written", phone]);
+        assert!(!text.contains('\u{202e}'), "{text}");
     }
 }

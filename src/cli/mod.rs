@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 mod add;
+mod alerts;
 mod assets;
 mod client;
 mod complete;
@@ -24,6 +25,7 @@ mod exit;
 mod fetch;
 mod folder;
 mod forget;
+mod hooks;
 mod journal;
 mod log;
 mod logging;
@@ -47,7 +49,7 @@ mod why;
 
 use client::Client;
 use exit::{Exit, Failure};
-use logging::LogOutput;
+use logging::{LogFormat, LogOutput};
 use output::Output;
 use text::{causes, parse_duration};
 use time::{Since, parse_since};
@@ -79,6 +81,16 @@ struct Global {
     /// No prose, no progress
     #[arg(long, short, global = true)]
     quiet: bool,
+    /// How the log is written
+    #[arg(
+        long,
+        global = true,
+        env = "CAN_SYNC_LOG_FORMAT",
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t = LogFormat::Text
+    )]
+    log_format: LogFormat,
     /// Log more; twice for everything
     #[arg(short, long = "verbose", global = true, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -230,6 +242,16 @@ enum Command {
         /// Only answer whether everything is on every device, with exit status 0 or 6
         #[arg(long, conflicts_with = "watch")]
         check: bool,
+    },
+    /// Show what needs your attention, and acknowledge it
+    Alerts {
+        #[command(subcommand)]
+        command: Option<alerts::AlertsCommand>,
+    },
+    /// Show how the hooks of `config.toml` do, and try them
+    Hooks {
+        #[command(subcommand)]
+        command: Option<hooks::HooksCommand>,
     },
     /// Read assets again now, and repair damaged ones from other devices
     Verify(verify::VerifyArgs),
@@ -397,6 +419,12 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Status { watch, check } => {
                 status::status(&Client::connect(home).await?, watch, check, output).await
             }
+            Command::Alerts { command } => {
+                alerts::alerts(&Client::connect(home).await?, command, output).await
+            }
+            Command::Hooks { command } => {
+                hooks::hooks(&Client::connect(home).await?, command, output).await
+            }
             Command::Verify(args) => {
                 verify::verify(&Client::connect(home).await?, args, output).await
             }
@@ -443,7 +471,8 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
 /// Starts the log on standard error. `CAN_SYNC_LOG` holds a filter of tracing-subscriber and
 /// overrides the options. Without it the network libraries log from `-vv` on.
 fn start_logging(cli: &Cli, output: Output) -> Option<LogOutput> {
-    let log = LogOutput::start(std::io::stderr());
+    let format = cli.global.log_format;
+    let log = LogOutput::start(std::io::stderr(), format);
     let log = log.inspect_err(|error| output.error(format_args!("nothing is logged: {error}")));
     let log = log.ok()?;
     let serves = matches!(cli.command, Command::Up(_) | Command::Store(_));
@@ -459,12 +488,15 @@ fn start_logging(cli: &Cli, output: Output) -> Option<LogOutput> {
         0 | 1 => format!("{default},{}", LOG_DIRECTIVES.join(",")),
         _ => default.to_owned(),
     };
-    tracing_subscriber::fmt()
+    let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new(default)))
         .with_writer(log.clone())
-        .with_ansi(std::io::stderr().is_terminal())
-        .log_internal_errors(false)
-        .init();
+        .with_ansi(format == LogFormat::Text && std::io::stderr().is_terminal())
+        .log_internal_errors(false);
+    match format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
     Some(log)
 }
 

@@ -77,7 +77,14 @@ fn sentence(status: &Status) -> String {
         .filter(|peer| matches!(peer.state, PeerState::Syncing | PeerState::Idle));
     let sync = if status.in_sync { "in sync" } else { "not in sync" };
     let (assets, peers) = (status.store.assets, status.peers.len());
-    format!("{assets} assets; {} of {peers} other devices connected; {sync}", connected.count())
+    let connected = connected.count();
+    let alerts = status.alerts.iter().filter(|alert| alert.acked_ms.is_none()).count();
+    let alerts = match alerts {
+        0 => String::new(),
+        1 => "; 1 alert".to_owned(),
+        _ => format!("; {alerts} alerts"),
+    };
+    format!("{assets} assets; {connected} of {peers} other devices connected; {sync}{alerts}")
 }
 
 fn send(states: &[NotifyState<'_>]) {

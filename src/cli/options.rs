@@ -60,6 +60,19 @@ pub(crate) struct UpArgs {
     /// What becomes of the bytes here of assets that `forget` named: `keep` or `delete`
     #[arg(long, value_name = "RULE", value_parser = |text: &str| check("forgotten", text))]
     forgotten: Option<Value>,
+    /// Alert when a device of the group was not seen for so long, or `off` [default: 7d]
+    #[arg(long, value_name = "TIME", value_parser = |text: &str| check("alert_away", text))]
+    alert_away: Option<Value>,
+    /// Alert when a device was connected for so long without becoming the same [default: 1d]
+    #[arg(long, value_name = "TIME", value_parser = |text: &str| check("alert_out_of_sync", text))]
+    alert_out_of_sync: Option<Value>,
+    /// Alert when assets were on one device alone for so long [default: 1d]
+    #[arg(long, value_name = "TIME", value_parser = |text: &str| check("alert_one_copy", text))]
+    alert_one_copy: Option<Value>,
+    /// Alert when less than this is free on the disk, before assets are not taken in any more
+    /// [default: off]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| check("alert_free_space", text))]
+    alert_free_space: Option<Value>,
 }
 
 /// What `can-sync store` takes.
@@ -103,6 +116,10 @@ impl UpArgs {
             ("bwlimit_lan_exempt", self.bwlimit_lan_exempt),
             ("scrub_rate", self.scrub_rate),
             ("forgotten", self.forgotten),
+            ("alert_away", self.alert_away),
+            ("alert_out_of_sync", self.alert_out_of_sync),
+            ("alert_one_copy", self.alert_one_copy),
+            ("alert_free_space", self.alert_free_space),
         ];
         let given = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
         given.map(|(key, value)| (key, Given { value, source: Source::Flag })).collect()

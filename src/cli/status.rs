@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
+use super::alerts;
 use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
@@ -12,6 +13,7 @@ use super::text::{bytes, duration, shown};
 use crate::api::answers::Done;
 use crate::api::requests::NoArguments;
 use crate::api::sentence::{self, answer, is_connected, sync_text, waiting_folder};
+use crate::core::alerts::Alert;
 use crate::core::lookup;
 use crate::folders::status::FoldersPage;
 use crate::replica::status::{
@@ -193,11 +195,20 @@ fn obstacles(status: &Status, peer: Option<&str>) -> Vec<String> {
 /// The whole status for people.
 fn picture(status: &Status, folders: &[String]) -> String {
     let device = &status.device;
-    let mut lines = vec![
+    let (acked, open): (Vec<_>, Vec<_>) =
+        status.alerts.iter().partition(|alert| alert.acked_ms.is_some());
+    let mut lines: Vec<_> = open
+        .iter()
+        .map(|alert| format!("ALERT   {}  [{}]", alerts::text(alert), shown(&alert.id)))
+        .collect();
+    lines.extend([
         shown(&answer(status, folders).1),
         format!("device  {}  {}", shown(&device.name), device.node_id),
         format!("store   {}", store_text(status)),
-    ];
+    ]);
+    if !acked.is_empty() {
+        lines.push(format!("alerts  {} acknowledged: `can-sync alerts`", acked.len()));
+    }
     if device.removed {
         lines.push(
             "        removed from its group: start over as a new device with `can-sync leave`"
@@ -205,6 +216,7 @@ fn picture(status: &Status, folders: &[String]) -> String {
         );
     }
     let warnings = device.obstacles.iter().chain(&device.warnings);
+    let warnings = warnings.filter(|warning| !open.iter().any(|alert| says(alert, warning)));
     lines.extend(warnings.map(|warning| format!("warning {}", shown(warning))));
     lines.extend(
         status.rate_limits.as_ref().map(|limits| format!("limit   {}", limit_text(limits))),
@@ -224,6 +236,14 @@ fn picture(status: &Status, folders: &[String]) -> String {
         }
     }
     lines.join("\n")
+}
+
+/// Whether an alert says the same as a warning, as a sentence of its own.
+fn says(alert: &Alert, warning: &str) -> bool {
+    const ENOUGH_CHARS: usize = 80;
+    // The sentence begins with a capital.
+    let start: String = warning.chars().skip(1).take(ENOUGH_CHARS).collect();
+    alert.text.contains(&start)
 }
 
 fn store_text(status: &Status) -> String {
@@ -348,6 +368,7 @@ fn peer_text(status: &Status, peer: &PeerStatus) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::clock::wall_ms;
     use crate::core::ids::{GroupId, NodeId, StoreId};
     use crate::folders::status::{BindingState, FolderView};
     use crate::replica::status::{
@@ -359,6 +380,7 @@ mod tests {
             node_id: NodeId([node_id; 32]),
             name: name.into(),
             state,
+            last_seen_ms: None,
             path: None,
             rtt_ms: None,
             in_sync,
@@ -381,6 +403,7 @@ mod tests {
 
     fn status(peers: Vec<PeerStatus>, in_sync: bool) -> Status {
         Status {
+            alerts: Vec::new(),
             device: DeviceStatus {
                 node_id: NodeId([0xab; 32]),
                 name: "desk".into(),
@@ -534,6 +557,41 @@ mod tests {
         ] {
             assert!(text.contains(line), "{text}");
         }
+    }
+
+    #[test]
+    fn alerts_come_first_and_what_they_say_is_said_once() {
+        let alert = |id: &str, text: &str, acked_ms| Alert {
+            id: id.into(),
+            kind: crate::core::alerts::Kind::LowSpace,
+            text: text.into(),
+            device: None,
+            since_ms: 0,
+            raised_ms: 0,
+            acked_ms,
+        };
+        let mut status = status(Vec::new(), true);
+        status.device.obstacles = vec!["no assets are taken in: the disk is full".into()];
+        let full = "No assets are taken in: the disk is full. Free some space there.";
+        status.alerts = vec![
+            alert("low-space", full, None),
+            alert("folder-paused-1d6a0bc55d", "The folder \u{1b}[31m is paused.", Some(7)),
+        ];
+        let text = picture(&status, &[]);
+        let first = format!("ALERT   {full}  [low-space]\n");
+        assert!(text.starts_with(&first), "{text}");
+        assert!(text.contains("alerts  1 acknowledged: `can-sync alerts`"), "{text}");
+        assert!(!text.contains("warning") && !text.contains('\u{1b}'), "{text}");
+        status.alerts.clear();
+        assert!(picture(&status, &[]).contains("warning no assets are taken in"));
+    }
+
+    #[test]
+    fn a_device_that_is_away_is_shown_with_its_age() {
+        let mut phone = peer("phone", 0xaa, PeerState::Offline, false);
+        phone.last_seen_ms = Some(wall_ms() - 9 * 86_400_000);
+        let (_, sentence) = answer(&status(vec![phone], false), &[]);
+        assert_eq!(sentence, "Not everything is on every device: phone: last seen 9 days ago.");
     }
 
     #[test]

@@ -8,12 +8,16 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{Key, Value, find};
+use super::keys::{Key, Kind, Value, find};
 use super::{ConfigError, Given, Layer, Source};
+use crate::core::hooks::{HOOKS_MAX, Hook};
 use crate::state::home::replace_private;
 
 /// The largest file that is read; one with every key is below 4 KiB.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
+
+/// What the sections of hooks begin with.
+const HOOK: &str = "hook";
 
 /// The permission bits of other users that must not be set, because the file controls the agent.
 const OTHERS_WRITE: u32 = 0o022;
@@ -94,7 +98,10 @@ impl Text {
 
     /// Sets the value of a key; `None` takes the key out.
     pub(super) fn set(&mut self, key: &Key, value: Option<&Value>) -> Result<(), LineError> {
-        let entry = self.entries()?.into_iter().find(|entry| entry.name == key.name);
+        let mut entries = self.entries()?;
+        let last_end = entries.iter().map(|entry| entry.value_span.end).max();
+        let at = entries.iter().position(|entry| entry.name == key.name);
+        let entry = at.map(|at| entries.swap_remove(at));
         match (entry, value.map(toml_text)) {
             (Some(entry), Some(value)) => self.0.replace_range(entry.value_span, &value),
             (Some(entry), None) => {
@@ -104,10 +111,16 @@ impl Text {
                 self.0.replace_range(start..end, "");
             }
             (None, Some(value)) => {
-                if !self.0.is_empty() && !self.0.ends_with('\n') {
-                    self.0.push('\n');
-                }
-                self.0 += &format!("{} = {value}\n", key.name);
+                let at = match (self.has_hooks(), last_end) {
+                    (false, _) => self.0.len(),
+                    // Behind the first section it would be a key of that.
+                    (true, None) => 0,
+                    (true, Some(end)) => {
+                        self.0[end..].find('\n').map_or(self.0.len(), |at| end + at + 1)
+                    }
+                };
+                let gap = if at > 0 && !self.0[..at].ends_with('\n') { "\n" } else { "" };
+                self.0.insert_str(at, &format!("{gap}{} = {value}\n", key.name));
             }
             (None, None) => {}
         }
@@ -132,6 +145,9 @@ impl Text {
         let mut entries = Vec::new();
         for (key, spanned) in table.get_ref() {
             let name = key.get_ref().to_string();
+            if name == HOOK {
+                continue;
+            }
             let line = self.line(key.span().start);
             let expected = match find(&name) {
                 Ok(key) => key.kind.expected(),
@@ -144,6 +160,71 @@ impl Text {
             entries.push(Entry { name, value, key_span: key.span(), value_span: spanned.span() });
         }
         Ok(entries)
+    }
+
+    /// The hooks: sections `[hook.NAME]`.
+    pub(super) fn hooks(&self) -> Result<Vec<Hook>, LineError> {
+        let table = DeTable::parse(&self.0).map_err(|error| self.syntax_error(&error))?;
+        let Some((key, sections)) = table.get_ref().get_key_value(HOOK) else {
+            return Ok(Vec::new());
+        };
+        let no_section = |line, name: &str| LineError {
+            line,
+            text: format!("{name}: expected a section [hook.NAME]"),
+        };
+        let DeValue::Table(sections) = sections.get_ref() else {
+            return Err(no_section(self.line(key.span().start), HOOK));
+        };
+        let mut hooks = Vec::new();
+        for (name, section) in sections {
+            let line = self.line(name.span().start);
+            let at = format!("{HOOK}.{}", name.get_ref());
+            let DeValue::Table(section) = section.get_ref() else {
+                return Err(no_section(line, &at));
+            };
+            hooks.push((line, self.hook(name.get_ref(), &at, line, section)?));
+        }
+        // In the order in which they stand in the file.
+        hooks.sort_by_key(|(line, _)| *line);
+        if let Some((line, _)) = hooks.get(HOOKS_MAX) {
+            let text = format!("{HOOK}: expected at most {HOOKS_MAX} hooks");
+            return Err(LineError { line: *line, text });
+        }
+        Ok(hooks.into_iter().map(|(_, hook)| hook).collect())
+    }
+
+    fn hook(
+        &self,
+        name: &str,
+        at: &str,
+        line: usize,
+        section: &DeTable<'_>,
+    ) -> Result<Hook, LineError> {
+        let (mut on, mut exec, mut url) = (None, None, None);
+        for (key, spanned) in section {
+            let wrong = |expected: &str| LineError {
+                line: self.line(key.span().start),
+                text: format!("{at}.{}: expected {expected}", key.get_ref()),
+            };
+            match (key.get_ref().as_ref(), value(spanned.get_ref())) {
+                ("on", Some(Value::List(texts))) => on = Some(texts),
+                ("exec", Some(Value::List(texts))) => exec = Some(texts),
+                ("url", Some(Value::Text(text))) => url = Some(text),
+                ("on" | "exec", _) => return Err(wrong(Kind::List.expected())),
+                ("url", _) => return Err(wrong(Kind::Text.expected())),
+                _ => return Err(wrong("on, exec or url")),
+            }
+        }
+        Hook::new(name, on, exec, url).map_err(|(key, text)| {
+            let span = section.get_key_value(key).map(|(key, _)| key.span());
+            let line = span.map_or(line, |span| self.line(span.start));
+            let dot = if key.is_empty() { "" } else { "." };
+            LineError { line, text: format!("{at}{dot}{key}: {text}") }
+        })
+    }
+
+    fn has_hooks(&self) -> bool {
+        DeTable::parse(&self.0).is_ok_and(|table| table.get_ref().contains_key(HOOK))
     }
 
     fn syntax_error(&self, error: &toml::de::Error) -> LineError {

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::core::alerts::{Thresholds, parse_after, parse_free};
 use crate::core::forgetting::ForgottenRule;
+use crate::core::hooks::Hook;
 use crate::core::ids::HashAlgorithm;
 use crate::core::rate::{RateLimits, Timetable};
 use crate::core::scrub::ScrubRate;
@@ -87,6 +89,10 @@ pub const KEYS: &[Key] = &[
     key("bwlimit_lan_exempt", Kind::Switch, true, "false"),
     key("scrub_rate", Kind::Text, false, "auto"),
     key("forgotten", Kind::Text, false, "keep"),
+    key("alert_away", Kind::Text, true, "7d"),
+    key("alert_out_of_sync", Kind::Text, true, "1d"),
+    key("alert_one_copy", Kind::Text, true, "1d"),
+    key("alert_free_space", Kind::Text, true, "off: when nothing is taken in any more"),
 ];
 
 /// The values of all keys.
@@ -118,6 +124,11 @@ pub struct Settings {
     pub scrub_rate: ScrubRate,
     /// What to do with the bytes of forgotten assets.
     pub forgotten: ForgottenRule,
+    /// From when on the user is alerted.
+    pub alerts: Thresholds,
+    /// What is called with events. Only the file has hooks: whoever may change it can have programs
+    /// run, and who may use the API cannot.
+    pub hooks: Vec<Hook>,
 }
 
 impl Settings {
@@ -159,6 +170,12 @@ impl Settings {
             ("bwlimit_lan_exempt", Value::Switch(is_on)) => self.bwlimit_lan_exempt = *is_on,
             ("scrub_rate", Value::Text(text)) => self.scrub_rate = text.parse()?,
             ("forgotten", Value::Text(text)) => self.forgotten = text.parse()?,
+            ("alert_away", Value::Text(text)) => self.alerts.away_ms = parse_after(text)?,
+            ("alert_out_of_sync", Value::Text(text)) => {
+                self.alerts.out_of_sync_ms = parse_after(text)?;
+            }
+            ("alert_one_copy", Value::Text(text)) => self.alerts.one_copy_ms = parse_after(text)?,
+            ("alert_free_space", Value::Text(text)) => self.alerts.free_bytes = parse_free(text)?,
             _ => return Err(format!("expected {}", find(key)?.kind.expected())),
         }
         Ok(())

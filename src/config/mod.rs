@@ -89,7 +89,8 @@ impl Configuration {
         for layer in above.iter().rev() {
             given.extend(layer.iter().map(|(key, value)| (*key, value.clone())));
         }
-        let mut settings = Settings::default();
+        let hooks = file.hooks().map_err(|error| ConfigError::Invalid(error.at(&path)))?;
+        let mut settings = Settings { hooks, ..Settings::default() };
         let folder = path.parent().unwrap_or(Path::new("/"));
         for (key, Given { value, source }) in &given {
             let place = place_name(key, *source, &path);
@@ -233,12 +234,44 @@ mod tests {
             ("listen = \"0.0.0.0:1\"\n", ["line 1", "listen", "loopback"]),
             ("relay = \"off\"\nrelay = \"off\"\n", ["line 2", "relay", "duplicate"]),
             ("[alerts]\nx = 1\n", ["line 1", "alerts", "unknown key"]),
+            ("alert_away = \"7 days\"\n", ["line 1", "alert_away", "such as 12h or 7d"]),
+            ("alert_free_space = \"much\"\n", ["line 1", "alert_free_space", "such as 10G"]),
+            ("hook = 1\n", ["line 1", "hook", "a section [hook.NAME]"]),
+            ("[hook]\non = [\"alert\"]\n", ["line 2", "hook.on", "a section [hook.NAME]"]),
+            ("\n[hook.a]\non = [\"alert\"]\n", ["line 2", "hook.a", "either exec or url"]),
+            ("[hook.a]\non = \"alert\"\n", ["line 2", "hook.a.on", "expected a list"]),
+            ("[hook.a]\nexec = [\"x\"]\n", ["line 1", "hook.a.on", "device-lost"]),
+            ("[hook.a]\nrun = [\"x\"]\n", ["line 2", "hook.a.run", "expected on, exec or url"]),
             ("bw_limit = \"1M\"\n", ["line 1", "bw_limit", "did you mean bwlimit?"]),
             ("store-key-file = \"x\"\n", ["line 1", "store-key-file", "mean store_key_file?"]),
             ("store = \"http://127.0.0.1:1\"\n", ["store", "needs", "store_key_file"]),
         ] {
             let said = refused(text);
             assert!(parts.iter().all(|part| said.contains(part)), "{text:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn hooks_are_sections_and_a_setting_that_is_added_stays_before_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        let hook = "\n# tell me\n[hook.tell]\non = [\"alert\"]\nexec = [\"/bin/tell\", \"me\"]\n";
+        let web = "[hook.web]\non = [\"device-lost\"]\nurl = \"https://example.org/x\"\n";
+        for (before, after) in [
+            ("", "bwlimit = \"1M\"\n"),
+            ("relay = \"off\"\n", "relay = \"off\"\nbwlimit = \"1M\"\n"),
+            ("peer = [\n  \"nas:1\",\n]\n", "peer = [\n  \"nas:1\",\n]\nbwlimit = \"1M\"\n"),
+        ] {
+            fs::write(&path, format!("{before}{hook}{web}")).unwrap();
+            let config = Configuration::load(path.clone(), Layer::new(), |_| None).unwrap();
+            let names: Vec<_> = config.settings().hooks.iter().map(|hook| &hook.name).collect();
+            assert_eq!(names, ["tell", "web"]);
+            let limit = Some(Value::Text("1M".into()));
+            let changed = config.change(&BTreeMap::from([("bwlimit".into(), limit)])).unwrap();
+            assert_eq!(changed.settings().hooks, config.settings().hooks);
+            assert_eq!(fs::read_to_string(&path).unwrap(), format!("{after}{hook}{web}"));
+            changed.change(&BTreeMap::from([("bwlimit".into(), None)])).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), format!("{before}{hook}{web}"));
         }
     }
 

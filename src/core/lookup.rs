@@ -75,6 +75,29 @@ pub fn device<'a, T>(
     }
 }
 
+/// The only one of `all` whose id is `text` or starts so. `what` names their kind.
+pub fn start<'a, T>(
+    text: &str,
+    what: &str,
+    all: &'a [T],
+    id: impl Fn(&T) -> &str,
+) -> Result<&'a T, LookupError> {
+    if let Some(found) = all.iter().find(|one| id(one) == text) {
+        return Ok(found);
+    }
+    let starts = |one: &&T| !text.is_empty() && id(one).starts_with(text);
+    let found: Vec<_> = all.iter().filter(starts).collect();
+    match found[..] {
+        [one] => Ok(one),
+        [] => Err(LookupError::Unknown(format!("no {what} has an id that starts with {text:?}"))),
+        _ => {
+            let candidates = listed(found.iter().map(|one| id(one).to_owned()), found.len());
+            let text = format!("{text:?} could be any {what} of these: {candidates}");
+            Err(LookupError::Ambiguous(text))
+        }
+    }
+}
+
 /// A hash or the start of one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String")]

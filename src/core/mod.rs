@@ -1,10 +1,12 @@
 //! The pure core: every decision, and no side effect. No async, clock, lock, random source or I/O
 //! here; time and randomness are arguments. `tests/tidy.rs` enforces this.
 
+pub mod alerts;
 pub mod attributes;
 pub mod close;
 pub mod copies;
 pub mod doctor;
+pub mod duration;
 pub mod engine;
 pub mod export_name;
 pub mod expression;
@@ -12,6 +14,7 @@ pub mod fetches;
 pub mod folder;
 pub mod foreign_text;
 pub mod forgetting;
+pub mod hooks;
 pub mod ids;
 pub mod joining;
 pub mod journal;

@@ -25,8 +25,8 @@ const HOST_NAMES: [&str; 3] = ["127.0.0.1", "[::1]", "localhost"];
 /// The one path that takes the key as `?key=`: browsers' EventSource cannot set headers.
 const KEY_IN_QUERY_PATH: &str = "/sync/events";
 
-/// The only path that needs no key: it shows that the server is alive and carries no data.
-const KEYLESS_PATH: &str = "/healthz";
+/// The only paths that need no key: they say that the server is alive, and that it can work.
+const KEYLESS_PATHS: [&str; 2] = ["/healthz", "/readyz"];
 
 /// A router for connections known to be this user's, which need no key. It also gives the router's
 /// bare errors a problem document.
@@ -90,7 +90,7 @@ impl Guard {
         if headers.contains_key(header::ORIGIN) || headers.contains_key(header::REFERER) {
             return Some(forbidden("requests from web pages are refused"));
         }
-        if uri.path() != KEYLESS_PATH && !self.holds_key(method, uri, headers) {
+        if !KEYLESS_PATHS.contains(&uri.path()) && !self.holds_key(method, uri, headers) {
             // The same text for a missing, a malformed and a wrong key.
             return Some(problem(StatusCode::UNAUTHORIZED, "a valid key is needed"));
         }
@@ -253,8 +253,11 @@ mod tests {
     }
 
     #[test]
-    fn the_path_without_a_key_is_guarded_against_web_pages_all_the_same() {
+    fn the_paths_without_a_key_are_guarded_against_web_pages_all_the_same() {
         assert_eq!(judge(Method::GET, "/healthz", &[HOST]), 200);
+        assert_eq!(judge(Method::GET, "/readyz", &[HOST]), 200);
+        assert_eq!(judge(Method::GET, "/readyz", &[("host", "evil.com")]), 403);
+        assert_eq!(judge(Method::GET, "/metrics", &[HOST]), 401);
         assert_eq!(judge(Method::GET, "/healthz", &[("host", "evil.com")]), 403);
         assert_eq!(judge(Method::GET, "/healthz", &[HOST, ("origin", "null")]), 403);
         assert_eq!(judge(Method::GET, "/healthz/", &[HOST]), 401);

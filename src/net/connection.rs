@@ -149,6 +149,38 @@ pub struct WireBytes {
     pub received: u64,
 }
 
+/// QUIC's own counters of a connection, over all its paths.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QuicStats {
+    /// Bytes of all datagrams sent.
+    pub sent_bytes: u64,
+    /// Bytes of all datagrams received.
+    pub received_bytes: u64,
+    /// Datagrams sent.
+    pub sent_datagrams: u64,
+    /// Datagrams received.
+    pub received_datagrams: u64,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Packets that were sent and lost.
+    pub lost_packets: u64,
+    /// Bytes in packets that were sent and lost.
+    pub lost_bytes: u64,
+}
+
+impl QuicStats {
+    /// Adds the counters of another connection.
+    pub fn add(&mut self, other: &Self) {
+        self.sent_bytes += other.sent_bytes;
+        self.received_bytes += other.received_bytes;
+        self.sent_datagrams += other.sent_datagrams;
+        self.received_datagrams += other.received_datagrams;
+        self.sent_packets += other.sent_packets;
+        self.lost_packets += other.lost_packets;
+        self.lost_bytes += other.lost_bytes;
+    }
+}
+
 /// The path a connection uses now.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Path {
@@ -292,6 +324,21 @@ impl Connection {
         let bytes =
             stats.map(|stats| WireBytes { sent: stats.udp_tx.bytes, received: stats.udp_rx.bytes });
         bytes.unwrap_or_default()
+    }
+
+    /// QUIC's own counters so far; zero once the connection is lost by a fault of this device.
+    pub fn quic_stats(&self) -> QuicStats {
+        let stats = self.0.quic.with(|quic| quic.stats());
+        let counters = stats.map(|stats| QuicStats {
+            sent_bytes: stats.udp_tx.bytes,
+            received_bytes: stats.udp_rx.bytes,
+            sent_datagrams: stats.udp_tx.datagrams,
+            received_datagrams: stats.udp_rx.datagrams,
+            sent_packets: stats.sent_packets,
+            lost_packets: stats.lost_packets,
+            lost_bytes: stats.lost_bytes,
+        });
+        counters.unwrap_or_default()
     }
 
     /// The addresses at which the peer is reached now, as text.

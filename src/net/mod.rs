@@ -26,7 +26,7 @@ pub mod ticket;
 pub use accept::{Accepted, Acceptor, Admission, Verdict};
 pub use address::NamedAddress;
 pub use connection::{
-    Connection, Ended, Path, PathKind, Protocol, RecvStream, SendStream, WireBytes,
+    Connection, Ended, Path, PathKind, Protocol, QuicStats, RecvStream, SendStream, WireBytes,
 };
 pub use contain::outlive_panics;
 pub use dial::DialError;

@@ -125,6 +125,8 @@ fn what(event: &Event, names: &BTreeMap<NodeId, String>) -> Markup {
                 @if let Some(reason) = reason { " " span.quiet { (clean(reason)) } }
             }
             LogEvent::IntegrityAlarm { what, .. } => { span.problem { "warns: " (clean(what)) } }
+            LogEvent::Alert { what, .. } => { span.problem { "alerts: " (clean(what)) } }
+            LogEvent::AlertCleared { what, .. } => { "no longer alerts: " span.quiet { (clean(what)) } }
         }
     }
 }

@@ -141,6 +141,7 @@ mod tests {
             node_id: NodeId([3; 32]),
             name: String::new(),
             state: PeerState::Idle,
+            last_seen_ms: None,
             path: None,
             rtt_ms: None,
             in_sync: true,

@@ -39,6 +39,10 @@ const FREE_CHANGE: u64 = 10;
 /// ... and by this many bytes.
 const FREE_CHANGE_BYTES: u64 = 1 << 30;
 
+/// A twin that has written nothing for so long is gone: one that runs writes about every
+/// [`LOOK_MS`], because this device's addresses are not its own.
+const TWIN_GONE_MS: u64 = 3 * LOOK_MS;
+
 /// The deadline of the store's answer.
 const STORE_WAIT: Duration = Duration::from_secs(10);
 
@@ -52,6 +56,8 @@ pub(crate) struct Publisher {
     pub(crate) folder: PathBuf,
     /// Receives the addresses of another device with the same key.
     pub(crate) twin: watch::Sender<Option<BTreeSet<String>>>,
+    /// When it was last seen to have written.
+    pub(crate) twin_seen_ms: Option<u64>,
 }
 
 /// The part of the status that describes this device. When it changes, the task looks.
@@ -124,6 +130,10 @@ impl Publisher {
             if twin_at_ms.take_if(|at_ms| *at_ms <= now_ms).is_some() {
                 self.look_for_twin(begun_ms).await;
             }
+            if self.twin.borrow().is_some() {
+                // Also while nobody writes anything.
+                twin_at_ms = twin_at_ms.or(Some(now_ms + LOOK_MS));
+            }
             let wake_ms = look_at_ms.min(twin_at_ms.unwrap_or(look_at_ms));
             tokio::select! {
                 changed = self.status.changed() => if changed.is_err() { return },
@@ -168,11 +178,19 @@ impl Publisher {
         Ok(true)
     }
 
-    async fn look_for_twin(&self, begun_ms: u64) {
+    async fn look_for_twin(&mut self, begun_ms: u64) {
         let device = self.node_id;
         match self.journal.read(move |reader| reader.twin_addresses(&device, begun_ms)).await {
-            Ok(None) => {}
+            Ok(None) => {
+                let is_gone = self
+                    .twin_seen_ms
+                    .is_some_and(|seen_ms| wall_ms().saturating_sub(seen_ms) >= TWIN_GONE_MS);
+                if is_gone {
+                    (self.twin_seen_ms, _) = (None, self.twin.send_replace(None));
+                }
+            }
             Ok(Some(addresses)) => {
+                self.twin_seen_ms = Some(wall_ms());
                 let is_new = self.twin.send_if_modified(|twin| {
                     twin.replace(addresses.clone()).as_ref() != Some(&addresses)
                 });

@@ -207,6 +207,7 @@ mod tests {
             node_id: NodeId([n; 32]),
             name: format!("peer {n}"),
             state,
+            last_seen_ms: None,
             path: None,
             rtt_ms: None,
             in_sync: false,

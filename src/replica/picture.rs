@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::core::alerts::{Alert, twin_text};
 use crate::core::engine::{Engine, PeerView};
 use crate::core::ids::NodeId;
 use crate::core::limits::LOGS_PER_AUTHOR_MAX;
@@ -97,6 +98,9 @@ pub(crate) struct Told {
     pub(crate) journal: JournalStatus,
     pub(crate) pairings: Vec<PairingStatus>,
     pub(crate) rate_limits: Option<RateLimitStatus>,
+    pub(crate) alerts: Vec<Alert>,
+    /// When each device that is not connected was last seen, ms since the Unix epoch.
+    pub(crate) last_seen: BTreeMap<NodeId, u64>,
 }
 
 /// Where the status is read from, beside the engine.
@@ -150,7 +154,9 @@ impl Picture {
             .into_iter()
             .map(|view| {
                 let link = view.conn.and_then(&link).unwrap_or_default();
-                peer_status(now_ms, view, link)
+                let last_seen_ms = told.last_seen.get(&view.node_id).copied();
+                let last_seen_ms = last_seen_ms.filter(|_| view.conn.is_none());
+                PeerStatus { last_seen_ms, ..peer_status(now_ms, view, link) }
             })
             .collect();
         peers.sort_by(|a, b| (&a.name, &a.node_id).cmp(&(&b.name, &b.node_id)));
@@ -171,6 +177,7 @@ impl Picture {
             )
         }));
         let mut status = Status {
+            alerts: told.alerts,
             device: DeviceStatus {
                 node_id: identity.node_id,
                 name: identity.device_name.clone(),
@@ -227,13 +234,8 @@ pub(crate) fn founded_anew(device: &NodeId) -> String {
 fn warnings(sources: &Sources) -> Vec<String> {
     let mut warnings = sources.net.warnings();
     if let Some(addresses) = &*sources.twin.borrow() {
-        let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-        warnings.push(format!(
-            "another device has this key, at {}: its home is a copy of this one's, or this one's of \
-             it. Each interrupts the other's connections: stop one of them, and start it over as a \
-             new device by moving `key` and `journal.db` with its -wal and -shm away",
-            addresses.join(", ")
-        ));
+        let addresses: Vec<String> = addresses.iter().cloned().collect();
+        warnings.push(twin_text(&addresses));
     }
     if sources.journal.roster().is_founded_anew() {
         warnings.push(founded_anew(&sources.node_id));
@@ -260,6 +262,8 @@ fn warnings(sources: &Sources) -> Vec<String> {
 fn essence(status: &Status) -> Status {
     let mut essence = status.clone();
     essence.revision = 0;
+    // Their texts tell how long ago something was.
+    essence.alerts.iter_mut().for_each(|alert| alert.text.clear());
     let ScrubStatus { done_permille, read_bytes, assets, .. } = &mut essence.scrub;
     (*done_permille, *read_bytes, *assets) = (0, 0, 0);
     for peer in &mut essence.peers {
@@ -288,6 +292,7 @@ fn peer_status(now_ms: u64, view: PeerView, link: LinkView) -> PeerStatus {
         node_id: view.node_id,
         name,
         state,
+        last_seen_ms: None,
         path: path.map(|path| path.kind.name().to_owned()),
         rtt_ms: path.map(|path| path.rtt_ms),
         in_sync: view.in_sync,

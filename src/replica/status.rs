@@ -4,11 +4,15 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::core::alerts::Alert;
 use crate::core::ids::{GroupId, LogId, NodeId, StoreId};
 
 /// The status of the agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
+    /// What needs the user's attention, the most pressing first; acknowledged alerts last.
+    #[serde(default)]
+    pub alerts: Vec<Alert>,
     /// This device.
     pub device: DeviceStatus,
     /// Its store.
@@ -39,6 +43,7 @@ impl Status {
     /// The status before the first one is built, with revision 0.
     pub fn starting(node_id: NodeId, group_id: GroupId) -> Self {
         Self {
+            alerts: Vec::new(),
             device: DeviceStatus {
                 node_id,
                 name: String::new(),
@@ -253,6 +258,9 @@ pub struct PeerStatus {
     pub name: String,
     /// The state of the connection.
     pub state: PeerState,
+    /// When it was last connected, ms since the Unix epoch; `None` while it is.
+    #[serde(default)]
+    pub last_seen_ms: Option<u64>,
     /// `lan`, `direct` or `relay`; `None` when not connected.
     pub path: Option<String>,
     /// Round-trip time, milliseconds.

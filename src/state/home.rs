@@ -128,6 +128,8 @@ impl Home {
             self.api_address_path(),
             self.udp_port_path(),
             self.scrub_path(),
+            self.alerts_path(),
+            self.hooks_path(),
             self.store_key_path(),
             self.lock_path(),
         ] {
@@ -214,6 +216,14 @@ impl Home {
 
     fn scrub_path(&self) -> PathBuf {
         self.state.join("scrub")
+    }
+
+    fn alerts_path(&self) -> PathBuf {
+        self.state.join("alerts")
+    }
+
+    fn hooks_path(&self) -> PathBuf {
+        self.state.join("hooks")
     }
 
     fn udp_port_path(&self) -> PathBuf {
@@ -308,6 +318,31 @@ impl Home {
     /// How far the scrub had come, if that can be read.
     pub fn scrub(&self) -> Option<Vec<u8>> {
         fs::read(self.scrub_path()).ok()
+    }
+
+    /// Writes down what is remembered of alerts.
+    pub fn write_alerts(&self, json: &[u8]) -> Result<()> {
+        write_private(&self.alerts_path(), json, RenameFlags::empty())
+    }
+
+    /// What is remembered of alerts, if that can be read.
+    pub fn alerts(&self) -> Option<Vec<u8>> {
+        fs::read(self.alerts_path()).ok()
+    }
+
+    /// Writes down how far each hook has come.
+    pub fn write_hooks(&self, json: &[u8]) -> Result<()> {
+        write_private(&self.hooks_path(), json, RenameFlags::empty())
+    }
+
+    /// How far each hook had come, if that can be read.
+    pub fn hooks(&self) -> Option<Vec<u8>> {
+        fs::read(self.hooks_path()).ok()
+    }
+
+    /// The folder that was given for this home; `None` when it is in the XDG folders.
+    pub fn given(&self) -> Option<&Path> {
+        (self.state == self.data).then_some(&*self.state)
     }
 
     /// The UDP port of the last run, if it can be read.

@@ -68,6 +68,11 @@ impl Identity {
         self.secret_key.sign(message).to_bytes()
     }
 
+    /// The key from which the secrets of hooks are derived. It says nothing about the secret key.
+    pub fn hook_key(&self) -> [u8; KEY_BYTES] {
+        blake3::derive_key("can-sync secrets of hooks v1", &self.secret_key.to_bytes())
+    }
+
     /// The identity of a given key. Only [`Identity::load_or_create`] saves keys.
     pub fn from_bytes(bytes: &[u8; KEY_BYTES]) -> Self {
         let secret_key = SecretKey::from_bytes(bytes);

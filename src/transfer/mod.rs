@@ -37,6 +37,7 @@ mod receive;
 mod send;
 mod slot;
 pub(crate) mod throttle;
+pub mod totals;
 
 pub use context::Context;
 pub use damaged::Damaged;

@@ -113,6 +113,31 @@ pub enum LogEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         device: Option<NodeId>,
     },
+    /// An alert was raised.
+    Alert {
+        /// Its id.
+        alert: String,
+        /// What is seen, and what to do about it, for people.
+        what: String,
+        /// The device concerned.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<NodeId>,
+        /// When it was raised, ms since the Unix epoch. Together with the id it names this raising:
+        /// a crash may have written the event twice.
+        raised_ms: u64,
+    },
+    /// An alert has ended.
+    AlertCleared {
+        /// Its id.
+        alert: String,
+        /// What it said last.
+        what: String,
+        /// The device concerned.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<NodeId>,
+        /// When it was raised.
+        raised_ms: u64,
+    },
 }
 
 /// What fields of an asset held, by name: a text, a number, or the sorted tags; null: nothing. Texts are
@@ -169,7 +194,7 @@ fn held(edit: &DraftPut, journal: &JournalRow, chars_max: usize) -> (Held, Held)
 }
 
 /// The names of the types of [`LogEvent`]s, in the order of its variants.
-pub const EVENT_TYPES: [&str; 10] = [
+pub const EVENT_TYPES: [&str; 12] = [
     "asset-added",
     "asset-received",
     "asset-trashed",
@@ -180,6 +205,8 @@ pub const EVENT_TYPES: [&str; 10] = [
     "device-connected",
     "device-lost",
     "integrity-alarm",
+    "alert",
+    "alert-cleared",
 ];
 
 impl LogEvent {
@@ -219,6 +246,8 @@ impl LogEvent {
             Self::DeviceConnected { .. } => 7,
             Self::DeviceLost { .. } => 8,
             Self::IntegrityAlarm { .. } => 9,
+            Self::Alert { .. } => 10,
+            Self::AlertCleared { .. } => 11,
         }]
     }
 
@@ -371,8 +400,9 @@ mod tests {
         assert!(DeviceState::FIELDS.iter().all(|name| fields.contains_key(*name)));
     }
 
-    fn events() -> [LogEvent; 10] {
+    fn events() -> [LogEvent; 12] {
         let (hash, device, name) = (HASH, DEVICE, "desk".to_owned());
+        let (alert, what) = ("damaged".to_owned(), "1 asset is damaged".to_owned());
         [
             LogEvent::AssetAdded { hash, size_bytes: 1 << 40 },
             LogEvent::AssetReceived { hash, size_bytes: 0, from: Some(device) },
@@ -393,6 +423,13 @@ mod tests {
             LogEvent::DeviceConnected { device, name: name.clone() },
             LogEvent::DeviceLost { device, name, reason: Some("timed out".into()) },
             LogEvent::IntegrityAlarm { what: "bad".into(), hash: Some(hash), device: None },
+            LogEvent::Alert {
+                alert: alert.clone(),
+                what: what.clone(),
+                device: None,
+                raised_ms: 7,
+            },
+            LogEvent::AlertCleared { alert, what, device: Some(device), raised_ms: 7 },
         ]
     }
 

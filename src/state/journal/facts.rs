@@ -12,6 +12,7 @@ use rusqlite::{Connection, Row, params};
 use crate::core::ids::{NodeId, OpHash};
 use crate::core::journal::members::{FactKind, Ledger, MemberFact, Verdicts};
 use crate::core::journal::op::{Change, MemberChange};
+use crate::core::pairing::shown_name;
 
 use super::rows::{ADD, GENESIS, REMOVE, fact_kind, read_body};
 use super::tx::Tx;
@@ -21,6 +22,21 @@ const FACTS: &str = "SELECT b.id, m.kind, d.id, o.hash, m.idx,
          CASE m.kind WHEN 2 THEN o.body ELSE NULL END
      FROM members m JOIN ops o ON o.arr = m.op
      JOIN devices b ON b.dev = m.by_dev JOIN devices d ON d.dev = m.dev";
+
+/// A device that was added to the group or removed from it, by the verdicts of now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MembershipRow {
+    /// The device.
+    pub device: NodeId,
+    /// The name it was added under.
+    pub name: String,
+    /// It is a member; otherwise it was removed.
+    pub is_member: bool,
+    /// The device that added it, or one that removed it.
+    pub by: NodeId,
+    /// The name that that device was added under.
+    pub by_name: String,
+}
 
 /// The effect that a removal of a device would have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +92,36 @@ impl JournalReader {
             }
         });
         Ok(RemovalPreview { goes: goes.collect(), members_left: after.members().count() })
+    }
+}
+
+impl JournalReader {
+    /// Every device that another one added or removed, with the device that did.
+    pub fn memberships(&self) -> Result<Vec<MembershipRow>> {
+        let tx = self.connection.unchecked_transaction()?;
+        let facts = facts(&tx)?;
+        let verdicts = Verdicts::of(&facts);
+        let rows = member_rows(&tx, &verdicts)?;
+        let names: BTreeMap<NodeId, &str> =
+            rows.iter().map(|row| (row.device, row.name.as_str())).collect();
+        let remover = |device: &NodeId| {
+            let removes = |fact: &&MemberFact| match &fact.what {
+                FactKind::Remove(removal) => removal.device == *device,
+                FactKind::Genesis | FactKind::Add(_) => false,
+            };
+            facts.iter().find(removes).map(|fact| fact.by)
+        };
+        let changed = rows.iter().filter_map(|row| {
+            let by = match row.member {
+                true => verdicts.introducer(&row.device).copied(),
+                false => remover(&row.device),
+            };
+            let by = by.filter(|by| *by != row.device)?;
+            let by_name = shown_name(names.get(&by).copied().unwrap_or_default(), &by);
+            let name = shown_name(&row.name, &row.device);
+            Some(MembershipRow { device: row.device, name, is_member: row.member, by, by_name })
+        });
+        Ok(changed.collect())
     }
 }
 

@@ -60,7 +60,7 @@ pub use crate::db::Readers;
 pub use author::DraftResult;
 pub use devices::GroupState;
 pub use error::JournalError;
-pub use facts::{Departure, RemovalPreview};
+pub use facts::{Departure, MembershipRow, RemovalPreview};
 pub use folders::{
     FileChange, FileChangesPage, FileRow, HistoryEntry, HistoryPage, HistoryPlace, Stamping,
     VersionsPage,
