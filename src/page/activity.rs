@@ -12,8 +12,8 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::layout::{PageError, View, empty};
+use super::visit::{Page, Visit};
 use super::words::{clean, name, size, time_of};
-use super::{Page, Visit};
 use crate::api::answers::{Event, EventsPage};
 use crate::core::ids::NodeId;
 use crate::core::journal::device_events::{DEVICE_STREAM, LogEvent};

@@ -11,9 +11,10 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::form::token;
+use super::icons;
 use super::layout::{PageError, View, empty};
+use super::visit::{Page, Visit};
 use super::words::{clean, kind, name, size, time};
-use super::{Page, Visit, icons};
 use crate::core::ids::NodeId;
 use crate::http::asset::{AssetRow, AssetsPage};
 use crate::http::problem::{Problem, bad_request};

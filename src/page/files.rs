@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 use super::form::check_token;
 use super::layout::PageError;
 use super::thumbnails::Thumbnail;
-use super::{Page, Visit};
+use super::visit::{Page, Visit};
 use crate::core::ids::Hash;
 use crate::http::extract::Path;
 use crate::http::problem::bad_request;

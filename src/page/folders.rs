@@ -7,9 +7,10 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::form::{Form, token};
+use super::icons;
 use super::layout::{PageError, View, empty};
+use super::visit::{Page, Visit};
 use super::words::{clean, counted, name, size};
-use super::{Page, Visit, icons};
 use crate::folders::status::{
     BindRequest, BindingState, BindingView, Bound, FolderView, FoldersPage,
 };

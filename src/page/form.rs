@@ -7,7 +7,6 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::Page;
 use super::layout::PageError;
 use crate::http::problem::{Problem, problem};
 use crate::http::sessions::Session;
@@ -28,24 +27,27 @@ struct Token {
     csrf: String,
 }
 
-impl<T: DeserializeOwned> FromRequest<Page> for Form<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Form<T> {
     type Rejection = PageError;
 
-    async fn from_request(request: Request, page: &Page) -> Result<Self, PageError> {
+    async fn from_request(request: Request, state: &S) -> Result<Self, PageError> {
         let (parts, body) = request.into_parts();
         let body = collect(body, FORM_BYTES_MAX).await?;
         let again = || Request::from_parts(parts.clone(), Body::from(body.clone()));
-        let Token { csrf } = read(again(), page).await?;
+        let Token { csrf } = read(again(), state).await?;
         let session = parts.extensions.get::<Session>();
         if !session.is_some_and(|session| session.made(&csrf)) {
             return Err(not_ours().into());
         }
-        Ok(Self(read(again(), page).await?))
+        Ok(Self(read(again(), state).await?))
     }
 }
 
-async fn read<T: DeserializeOwned>(request: Request, page: &Page) -> Result<T, Problem> {
-    let form = axum::Form::from_request(request, page).await;
+async fn read<T: DeserializeOwned, S: Send + Sync>(
+    request: Request,
+    state: &S,
+) -> Result<T, Problem> {
+    let form = axum::Form::from_request(request, state).await;
     form.map(|axum::Form(fields)| fields)
         .map_err(|refused| problem(refused.status(), refused.body_text()))
 }

@@ -7,10 +7,11 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::form::{Form, button};
+use super::icons;
 use super::layout::{PageError, View};
 use super::overview::{Report, reports};
+use super::visit::{Page, Visit};
 use super::words::{clean_long, count, counted, name, size, time_of};
-use super::{Page, Visit, icons};
 use crate::api::answers::Findings;
 use crate::api::requests::NoArguments;
 use crate::replica::status::{ScrubState, ScrubStatus, Status};

@@ -10,9 +10,10 @@ use axum::routing::get;
 use maud::{DOCTYPE, Markup, html};
 
 use super::form::token;
+use super::icons;
 use super::words::{name, prose};
-use super::{Page, Visit, icons};
 use crate::http::problem::Problem;
+use crate::http::sessions::Session;
 
 /// The path of the style sheet.
 pub(super) const STYLE_PATH: &str = "/page.css";
@@ -65,7 +66,7 @@ impl View {
 }
 
 /// The routes of the files that all views use.
-pub(super) fn router() -> Router<Page> {
+pub(super) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     let file = |content_type: &'static str, content: &'static str| {
         get(async move || {
             ([(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, KEEP)], content)
@@ -79,13 +80,13 @@ pub(super) fn router() -> Router<Page> {
 
 /// A whole page.
 pub(super) fn whole(
-    visit: &Visit,
+    device: &str,
+    session: &Session,
     view: View,
     title: &str,
     note: Option<&str>,
     content: Markup,
 ) -> Markup {
-    let device = &visit.status.device.name;
     let frame = html! {
         header.top {
             a.brand href="/" { img src=(versioned(ICON_PATH)) alt="" width="28" height="28"; span { (name(device)) } }
@@ -98,7 +99,7 @@ pub(super) fn whole(
                 }
             }
             form.leave method="post" action="/sign-out" {
-                (token(&visit.session))
+                (token(session))
                 button.plain { "Sign out" }
             }
         }
@@ -108,11 +109,7 @@ pub(super) fn whole(
             (content)
         }
     };
-    document(
-        &format!("{title} · {}", super::words::clean(device)),
-        Some(&visit.session.csrf),
-        frame,
-    )
+    document(&format!("{title} · {}", super::words::clean(device)), Some(&session.csrf), frame)
 }
 
 fn document(title: &str, csrf: Option<&str>, body: Markup) -> Markup {

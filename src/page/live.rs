@@ -17,14 +17,11 @@ use futures_util::stream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::sleep;
 
-use super::Visit;
 use super::layout::PageError;
+use super::visit::{STREAMS_MAX, Visit};
 use crate::http::problem::problem;
 use crate::replica::journal::Commits;
 use crate::replica::status::Status;
-
-/// The most open streams: tabs that are looked at. Fewer than a server's connections.
-pub(super) const STREAMS_MAX: usize = 16;
 
 /// The least time between two notices.
 const PAUSE: Duration = Duration::from_millis(500);

@@ -12,31 +12,19 @@
 //!
 //! [`crate::http::browser`] decides who may ask.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
 use axum::Router;
-use axum::extract::{FromRequestParts, Query, State};
-use axum::http::request::Parts;
+use axum::extract::{Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
-use maud::Markup;
 use serde::Deserialize;
-use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
-use self::agent::Agent;
 use self::form::Form;
-use self::layout::{PageError, View};
-use self::throughput::Throughput;
-use self::thumbnails::Thumbnails;
-use crate::agent::handle::Handle;
+pub use self::visit::Page;
+use self::visit::Visit;
 use crate::clock::wall_ms;
 use crate::http::browser::BrowserGuard;
 use crate::http::problem::problem;
-use crate::http::sessions::{Session, Sessions};
-use crate::replica::status::Status;
 
 mod activity;
 mod agent;
@@ -53,52 +41,14 @@ mod layout;
 mod live;
 mod overview;
 mod qr;
-pub mod throughput;
+mod throughput;
 pub mod thumbnail;
 mod thumbnails;
+mod visit;
 mod words;
 
 /// The paths that need no session: signing in, and what a page without one looks like.
 const OPEN_PATHS: [&str; 4] = ["/open", layout::STYLE_PATH, layout::SCRIPT_PATH, layout::ICON_PATH];
-
-/// Set by the script when it asks for a page's live parts.
-const REFRESH_HEADER: &str = "x-refresh";
-
-/// The page of one agent. Clones share it.
-#[derive(Clone)]
-pub struct Page {
-    agent: Agent,
-    handle: Handle,
-    sessions: Sessions,
-    throughput: Throughput,
-    thumbnails: Thumbnails,
-    /// The places of [`live`]'s streams.
-    streams: Arc<Semaphore>,
-    stop: CancellationToken,
-}
-
-impl Page {
-    /// The page over the agent's own routes, which must have no guard. Thumbnails are kept in
-    /// `thumbnails_dir`.
-    pub fn new(
-        routes: Router,
-        handle: Handle,
-        sessions: Sessions,
-        thumbnails_dir: PathBuf,
-        stop: CancellationToken,
-    ) -> Self {
-        let agent = Agent::new(routes);
-        let thumbnails = Thumbnails::new(thumbnails_dir);
-        let throughput = Throughput::default();
-        let streams = Arc::new(Semaphore::new(live::STREAMS_MAX));
-        Self { agent, handle, sessions, throughput, thumbnails, streams, stop }
-    }
-
-    /// Counts what crosses, for as long as it is polled. Never returns.
-    pub async fn watch_throughput(&self) {
-        self.throughput.watch(&self.handle).await;
-    }
-}
 
 /// The routes behind their guard, on the server of `port`. What is none of them falls to the caller.
 pub fn router(page: Page, port: u16) -> Router {
@@ -119,44 +69,6 @@ pub fn router(page: Page, port: u16) -> Router {
         .merge(activity::router())
         .with_state(page);
     BrowserGuard::new(sessions, port, &OPEN_PATHS, layout::refused).layer(routes)
-}
-
-/// A request with a session.
-struct Visit {
-    page: Page,
-    session: Session,
-    status: Status,
-    /// The script asks for the live parts only.
-    is_refresh: bool,
-}
-
-impl FromRequestParts<Page> for Visit {
-    type Rejection = PageError;
-
-    async fn from_request_parts(parts: &mut Parts, page: &Page) -> Result<Self, PageError> {
-        let session = parts.extensions.get::<Session>().cloned();
-        let session =
-            session.ok_or_else(|| problem(StatusCode::UNAUTHORIZED, "nobody is signed in"))?;
-        let is_refresh = parts.headers.contains_key(REFRESH_HEADER);
-        Ok(Self { status: page.handle.status(), page: page.clone(), session, is_refresh })
-    }
-}
-
-impl Visit {
-    /// A whole page.
-    fn show(&self, view: View, title: &str, content: Markup) -> Markup {
-        let note = match self.is_refresh {
-            true => None,
-            false => self.page.sessions.take_note(&self.session),
-        };
-        layout::whole(self, view, title, note.as_deref(), content)
-    }
-
-    /// The answer to a form that did something: another page, which says so.
-    fn done(&self, note: impl Into<String>, to: &str) -> Response {
-        self.page.sessions.leave_note(&self.session, note.into());
-        Redirect::to(to).into_response()
-    }
 }
 
 #[derive(Deserialize)]

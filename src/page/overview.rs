@@ -7,9 +7,10 @@ use std::time::Duration;
 use maud::{Markup, html};
 use serde::Deserialize;
 
+use super::icons;
 use super::layout::{PageError, View};
+use super::visit::Visit;
 use super::words::{ago, count, name, prose, size, span};
-use super::{Visit, icons};
 use crate::api::answers::{Record, RecordsPage};
 use crate::api::sentence::{answer, is_connected, waiting_folder};
 use crate::clock::wall_ms;
