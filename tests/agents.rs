@@ -16,7 +16,8 @@ use tokio::time::{Instant, timeout};
 mod common;
 
 use common::group::{
-    Device, Foreign, SOON, all_in_sync, bytes_of, hashes_of, pair, quiet, tell, until, was_logged,
+    Device, Foreign, SOON, all_in_sync, all_in_sync_as_wanted, bytes_of, hashes_of, pair, quiet,
+    tell, until, was_logged,
 };
 
 #[path = "agents/damage.rs"]

@@ -147,8 +147,10 @@ fn kind(program: &Command, before: &[String], typed: &str) -> Option<Kind> {
     match (name.as_str(), position) {
         ("tag", 1..) => Some(Kind::TagChange),
         _ if typed.starts_with('-') => None,
-        ("cat" | "describe" | "info" | "restore" | "tag" | "trash", 0) => Some(Kind::Hash),
-        ("fetch" | "get" | "verify", _) => Some(Kind::Hash),
+        ("cat" | "describe" | "forget" | "info" | "restore" | "tag" | "trash" | "why", 0) => {
+            Some(Kind::Hash)
+        }
+        ("evict" | "fetch" | "get" | "safe" | "verify", _) => Some(Kind::Hash),
         ("remove", 0) => Some(Kind::Device),
         ("alerts ack", _) => Some(Kind::Alert),
         ("config set" | "config unset", 0) => Some(Kind::ConfigKey),

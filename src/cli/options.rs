@@ -151,8 +151,8 @@ mod tests {
     fn every_option_of_up_is_a_key_of_the_configuration_and_every_key_an_option() {
         for key in KEYS {
             let option = format!("--{}", key.name.replace('_', "-"));
-            let texts =
-                ["off", "true", "127.0.0.1:1", "sha256"].map(|text| format!("{option}={text}"));
+            let texts = ["off", "true", "127.0.0.1:1", "sha256", "keep", "7d", "1G"]
+                .map(|text| format!("{option}={text}"));
             let given = texts.iter().find_map(|text| Up::try_parse_from(["up", text]).ok());
             let layer = given.unwrap_or_else(|| panic!("{option} takes nothing")).args.layer();
             assert_eq!(layer.keys().collect::<Vec<_>>(), [&key.name]);

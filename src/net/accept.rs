@@ -260,12 +260,9 @@ impl Acceptor {
     }
 
     async fn begin_anew(&mut self) {
-        match self.net.take_renewing() {
-            true => tracing::info!("other link-local addresses: binding the endpoint again"),
-            false => tracing::error!(
-                "the QUIC library failed: binding the endpoint again, and dialling all peers"
-            ),
-        }
+        tracing::error!(
+            "the QUIC library failed: binding the endpoint again, and dialling all peers"
+        );
         self.stranger_config = None;
         // Each of these holds the old endpoint. They are not awaited, because their threads may be
         // lost.

@@ -14,7 +14,6 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::endpoint::{Net, NetConfig, Relay};
-use super::link_local::{self, is_link_local};
 use crate::clock::wall_ms;
 use crate::core::doctor::{NetworkFacts, PortMappingFacts, ProbeFacts};
 
@@ -84,8 +83,7 @@ impl Net {
             offline,
             has_relay,
             ipv4_addresses: count(IpAddr::is_ipv4),
-            ipv6_addresses: count(|ip| ip.is_ipv6() && !is_link_local(ip)),
-            link_local_addresses: count(is_link_local),
+            ipv6_addresses: count(IpAddr::is_ipv6),
             udp_error,
             probes,
             relay_connected: has_relay.then(|| relay.as_ref().is_some_and(|(_, up, _)| *up)),
@@ -131,7 +129,6 @@ impl Net {
             })
             .filter(|ip| !ip.is_loopback() && is_of_this_machine(*ip))
             .collect();
-        own.extend(link_local::own().iter().map(|address| IpAddr::V6(*address.ip())));
         own.sort_unstable();
         own.dedup();
         own
@@ -140,7 +137,7 @@ impl Net {
     /// Sends a packet to each of this machine's own addresses until one arrives.
     async fn udp_error(&self) -> Option<String> {
         let mut last = "this machine has no address".to_owned();
-        for ip in self.own_addresses().into_iter().filter(|ip| !is_link_local(ip)) {
+        for ip in self.own_addresses() {
             match echo(SocketAddr::new(ip, 0)).await {
                 Ok(()) => return None,
                 Err(error) => last = error.to_string(),

@@ -3,7 +3,7 @@
 //! I1  Every dial has a deadline.
 //! I2  Only addresses that this device's configuration admits are dialled.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use iroh::endpoint::{ConnectOptions, ConnectWithOptsError, ConnectingError, ConnectionError};
@@ -150,9 +150,11 @@ impl Net {
 
     fn reach(&self) -> Reach {
         let own = |endpoint: &Endpoint| endpoint.addr().ip_addrs().map(SocketAddr::ip).collect();
-        let mut own: Vec<IpAddr> = self.bound().ask(own).unwrap_or_default();
-        own.extend(self.link_local_addresses().iter().map(SocketAddr::ip));
-        Reach { own, lan_only: self.is_lan_only(), relay: self.has_relay() }
+        Reach {
+            own: self.bound().ask(own).unwrap_or_default(),
+            lan_only: self.is_lan_only(),
+            relay: self.has_relay(),
+        }
     }
 }
 

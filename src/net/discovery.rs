@@ -1,8 +1,7 @@
 //! Finds devices in the local network by mDNS, and notices that the network changed.
 //!
 //! The mDNS service joins the multicast group of the interfaces present when it starts, and never
-//! again. It sends over IPv4 alone where that can be bound; a network without a route for that, and with
-//! link-local addresses, is queried over IPv6 by a service of its own, which the others answer. So it is restarted whenever this device's own addresses change: a laptop that wakes up in
+//! again. So it is restarted whenever this device's own addresses change: a laptop that wakes up in
 //! another network finds its peers there.
 
 use std::net::SocketAddr;
@@ -16,14 +15,12 @@ use iroh::address_lookup::{AddressLookup, EndpointData, EndpointInfo, Error as L
 use iroh::{Endpoint, EndpointAddr, EndpointId, TransportAddr};
 use iroh_mdns_address_lookup::{DiscoveryEvent, MdnsAddressLookup};
 use parking_lot::{Mutex, MutexGuard};
-use swarm_discovery::{Discoverer, DropGuard, IpClass};
 use tokio::sync::watch;
 
 use crate::core::ids::NodeId;
 
 use super::announced::Announced;
 use super::endpoint::Net;
-use super::link_local;
 
 /// The name of the service; devices of other programs do not match it.
 const SERVICE_NAME: &str = "cansync";
@@ -31,9 +28,6 @@ const SERVICE_NAME: &str = "cansync";
 /// How often the local network is queried: roughly the longest time until a moved device is found.
 /// The library's default, 700 ms, suits programs that people look at; this one runs for years.
 const QUERY_EVERY: Duration = Duration::from_secs(4);
-
-/// How often link-local addresses are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// The address of mDNS packets (RFC 6762, 3).
 const MDNS_GROUP: &str = "224.0.0.251:5353";
@@ -55,8 +49,6 @@ pub struct NetEvents {
     bindings: watch::Receiver<u64>,
     known: Vec<String>,
     seen: Option<Pin<Box<dyn Stream<Item = DiscoveryEvent> + Send>>>,
-    /// When to look for link-local addresses, whose changes the library does not tell.
-    look: tokio::time::Interval,
 }
 
 impl std::fmt::Debug for NetEvents {
@@ -83,7 +75,6 @@ impl Net {
             addresses: self.watch_addresses(),
             known: self.addresses(),
             seen,
-            look: tokio::time::interval(LOOK_EVERY),
         }
     }
 }
@@ -107,11 +98,6 @@ impl NetEvents {
                         return NetEvent::AddressesChanged;
                     }
                 }
-                _ = self.look.tick() => {
-                    if self.have_changed().await {
-                        return NetEvent::AddressesChanged;
-                    }
-                }
                 Some(event) = next_of(&mut self.seen) => {
                     if let DiscoveryEvent::Discovered { endpoint_info, .. } = event
                         && self.net.lan().is_some_and(|lan| lan.heard_one(&endpoint_info.data))
@@ -128,7 +114,6 @@ impl NetEvents {
 impl NetEvents {
     /// Whether this device's addresses changed. If so, mDNS joins the network anew.
     async fn have_changed(&mut self) -> bool {
-        self.net.renew_link_local();
         let addresses = self.net.addresses();
         if addresses == self.known {
             return false;
@@ -160,10 +145,6 @@ pub(super) struct Lan {
 struct State {
     service: Option<MdnsAddressLookup>,
     failure: Option<String>,
-    /// Queries a network over IPv6 where IPv4 has no way to its group.
-    querier: Option<Querier>,
-    /// The link-local addresses that the endpoint is bound to, without their interfaces.
-    bound_link_local: Vec<SocketAddr>,
     /// The addresses that the endpoint last published.
     published: Option<EndpointData>,
     announced: Announced,
@@ -171,52 +152,17 @@ struct State {
     heard: u64,
 }
 
-/// Sends mDNS queries over IPv6 until it is dropped.
-struct Querier(#[expect(dead_code, reason = "its drop ends the queries")] DropGuard);
-
-impl std::fmt::Debug for Querier {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Querier")
-    }
-}
-
 impl State {
-    /// What to announce: the addresses of the endpoint, and the link-local ones where it has no others.
-    fn announcement(&self) -> Option<EndpointData> {
-        let data = self.published.as_ref()?;
-        let mut addresses: Vec<TransportAddr> = data.addrs().cloned().collect();
-        addresses.extend(self.link_local().into_iter().map(TransportAddr::Ip));
-        Some(EndpointData::new(addresses))
-    }
-
-    /// The link-local addresses of this device, where the endpoint has no others.
-    fn link_local(&self) -> Vec<SocketAddr> {
-        let mut published = self.published.iter().flat_map(EndpointData::ip_addrs).peekable();
-        match published.peek().is_some() && published.all(|address| address.ip().is_loopback()) {
-            true => self.bound_link_local.clone(),
-            false => Vec::new(),
-        }
-    }
-
-    /// Announces the addresses, and queries over IPv6 where IPv4 has no way to its group.
-    fn announce(&mut self, id: EndpointId) {
-        if let Some(service) = &self.service
-            && let Some(data) = self.announcement()
-        {
-            service.publish(&data);
-        }
-        if link_local::own().is_empty() || no_multicast_route().is_none() {
-            self.querier = None;
-        } else if self.querier.is_none() {
-            self.querier = querier(id);
+    fn announce(&self) {
+        if let (Some(service), Some(data)) = (&self.service, &self.published) {
+            service.publish(data);
         }
     }
 
     /// The announced addresses to dial now.
     fn worth_a_dial(&mut self, data: &EndpointData) -> Vec<SocketAddr> {
         let own = self.published.iter().flat_map(EndpointData::ip_addrs);
-        let mut own: Vec<_> = own.map(SocketAddr::ip).collect();
-        own.extend(self.link_local().iter().map(SocketAddr::ip));
+        let own: Vec<_> = own.map(SocketAddr::ip).collect();
         self.announced.worth_a_dial(data.ip_addrs().copied(), &own)
     }
 }
@@ -226,24 +172,15 @@ impl Lan {
     /// not an error.
     pub(super) fn start(endpoint: &Endpoint) -> anyhow::Result<Self> {
         let lan = Self { id: endpoint.id(), state: Arc::default() };
-        lan.set_link_local(link_local::told(endpoint.bound_sockets()));
         lan.restart();
         endpoint.address_lookup()?.add(lan.clone());
         Ok(lan)
     }
 
-    /// Sets the link-local addresses that the endpoint is bound to.
-    pub(super) fn set_link_local(&self, addresses: Vec<SocketAddr>) {
-        self.state().bound_link_local = addresses;
-    }
-
     /// Why the service does not work now.
     pub(super) fn failure(&self) -> Option<String> {
-        let state = self.state();
-        if state.failure.is_some() || state.querier.is_some() {
-            return state.failure.clone();
-        }
-        Some(no_multicast_route()?.to_string())
+        let failure = self.state().failure.clone();
+        failure.or_else(|| Some(no_multicast_route()?.to_string()))
     }
 
     /// How many announcements of other devices were heard.
@@ -288,14 +225,14 @@ impl Lan {
 
     fn restart(&self) {
         let mut state = self.state();
-        // The old services must release their sockets first.
-        (state.service, state.querier) = (None, None);
+        // The old service must release its socket first.
+        state.service = None;
         let service =
             MdnsAddressLookup::builder().service_name(SERVICE_NAME).discovery_cadence(QUERY_EVERY);
         match service.build(self.id) {
             Ok(service) => {
                 (state.service, state.failure) = (Some(service), None);
-                state.announce(self.id);
+                state.announce();
             }
             Err(error) => state.failure = Some(error.to_string()),
         }
@@ -315,7 +252,7 @@ impl AddressLookup for Lan {
     fn publish(&self, data: &EndpointData) {
         let mut state = self.state();
         state.published = Some(data.clone());
-        state.announce(self.id);
+        state.announce();
     }
 
     fn resolve(&self, id: EndpointId) -> Option<BoxStream<'static, Result<Item, LookupError>>> {
@@ -329,16 +266,6 @@ impl AddressLookup for Lan {
         });
         Some(admitted.boxed())
     }
-}
-
-/// Queries a network over IPv6. It announces nothing: it is the service of this device that hears the
-/// answers, and announces this device to those that query.
-fn querier(id: EndpointId) -> Option<Querier> {
-    let name = data_encoding::BASE32_NOPAD.encode(id.as_bytes()).to_ascii_lowercase();
-    let discoverer = Discoverer::new_interactive(SERVICE_NAME.to_owned(), name)
-        .with_cadence(QUERY_EVERY)
-        .with_ip_class(IpClass::V6Only);
-    discoverer.spawn(&tokio::runtime::Handle::current()).ok().map(Querier)
 }
 
 /// Queries the kernel for a route to the mDNS group; sends nothing.

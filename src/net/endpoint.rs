@@ -10,7 +10,7 @@
 //! an own relay or none, devices find each other by the addresses that they exchange and by mDNS.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
@@ -40,7 +40,6 @@ use super::address::{address_text, canonical};
 use super::connection::{Connection, Protocol, WeakConnection};
 use super::contain::{self, Contained, Fate};
 use super::discovery::Lan;
-use super::link_local;
 
 /// The most unread bytes of one stream. Below the size at which a stalled reader of small pieces
 /// makes the QUIC library give up the connection (it keeps at most 1,024 pieces).
@@ -150,12 +149,6 @@ struct Inner {
     /// The IPv4 UDP port of the endpoint; 0 when it has none.
     port: AtomicU16,
     closing: AtomicBool,
-    /// Whether the endpoint was given up only to be bound anew.
-    renewing: AtomicBool,
-    /// The link-local addresses for which it was given up last.
-    link_local_tried: Mutex<Vec<SocketAddrV6>>,
-    /// Whether link-local addresses are bound, too: this device had no others.
-    is_link_local: AtomicBool,
     lan: Option<Lan>,
     live: Mutex<Vec<Live>>,
     /// The known addresses of members, as many as the member list holds.
@@ -203,7 +196,6 @@ async fn bind_endpoint(
     config: &NetConfig,
     relay_mode: &RelayMode,
     port: Option<u16>,
-    is_link_local: bool,
 ) -> anyhow::Result<Endpoint> {
     let mut builder = match relay_mode {
         RelayMode::Default => Endpoint::builder(presets::N0),
@@ -228,15 +220,6 @@ async fn bind_endpoint(
             .clear_ip_transports()
             .bind_addr((Ipv4Addr::UNSPECIFIED, port))?
             .bind_addr_with_opts((Ipv6Addr::UNSPECIFIED, 0), optional)?;
-    }
-    if is_link_local {
-        let optional = BindOpts::default()
-            .set_prefix_len(64)
-            .set_is_default_route(false)
-            .set_is_required(false);
-        for address in link_local::own() {
-            builder = builder.bind_addr_with_opts(address, optional.clone())?;
-        }
     }
     let alpns = config.protocols.iter().map(|protocol| protocol.alpn().to_vec()).collect();
     let transport = transport_limits(STREAMS_MAX, STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES);
@@ -268,11 +251,11 @@ impl Net {
         };
         let loopback = config.bind.is_some_and(|address| address.ip().is_loopback());
         let endpoint = match config.port {
-            Some(port) => match bind_endpoint(&config, &relay_mode, Some(port), false).await {
-                Err(_) => bind_endpoint(&config, &relay_mode, None, false).await?,
+            Some(port) => match bind_endpoint(&config, &relay_mode, Some(port)).await {
+                Err(_) => bind_endpoint(&config, &relay_mode, None).await?,
                 Ok(endpoint) => endpoint,
             },
-            None => bind_endpoint(&config, &relay_mode, None, false).await?,
+            None => bind_endpoint(&config, &relay_mode, None).await?,
         };
         let lan = (!loopback).then(|| Lan::start(&endpoint)).transpose()?;
         Ok(Self {
@@ -284,9 +267,6 @@ impl Net {
                 bound: Mutex::new(Bound::new(endpoint)),
                 bindings: watch::Sender::new(0),
                 closing: AtomicBool::new(false),
-                renewing: AtomicBool::new(false),
-                link_local_tried: Mutex::default(),
-                is_link_local: AtomicBool::new(false),
                 lan,
                 live: Mutex::new(Vec::new()),
                 member_addresses: Mutex::default(),
@@ -315,15 +295,12 @@ impl Net {
         };
         drop(failed);
         self.live().clear();
-        let is_link_local = self.inner.is_link_local.load(Ordering::Relaxed);
         for attempt in 0_u32.. {
             if self.is_closing() {
                 return;
             }
             let port = Some(port).filter(|port| *port != 0 && attempt < SAME_PORT_ATTEMPTS);
-            match bind_endpoint(&self.inner.config, &self.inner.relay_mode, port, is_link_local)
-                .await
-            {
+            match bind_endpoint(&self.inner.config, &self.inner.relay_mode, port).await {
                 Ok(endpoint) => return self.install(endpoint),
                 Err(error) => tracing::debug!("cannot bind the endpoint again: {error:#}"),
             }
@@ -335,7 +312,6 @@ impl Net {
         if let Some(lan) = self.lan() {
             // Fails only on an endpoint that is closed already.
             let _ = endpoint.address_lookup().map(|lookup| lookup.add(lan.clone()));
-            lan.set_link_local(link_local::told(endpoint.bound_sockets()));
         }
         self.inner.port.store(port_of(&endpoint).unwrap_or(0), Ordering::Relaxed);
         *self.inner.bound.lock() = Bound::new(endpoint);
@@ -367,11 +343,8 @@ impl Net {
         let Some(addresses) = self.bound().ask(|endpoint| endpoint.addr().addrs) else {
             return Vec::new();
         };
-        let link_local = self.link_local_addresses();
-        let only_loopback = link_local.is_empty()
-            && !addresses
-                .iter()
-                .any(|a| matches!(a, TransportAddr::Ip(s) if !s.ip().is_loopback()));
+        let only_loopback =
+            !addresses.iter().any(|a| matches!(a, TransportAddr::Ip(s) if !s.ip().is_loopback()));
         addresses
             .iter()
             .filter(|address| match address {
@@ -382,44 +355,8 @@ impl Net {
                 _ => true,
             })
             .filter_map(address_text)
-            .chain(link_local.iter().map(ToString::to_string))
             .take(ADDRESSES_MAX)
             .collect()
-    }
-
-    /// This device's link-local addresses without their interfaces, where it has no others.
-    pub(super) fn link_local_addresses(&self) -> Vec<SocketAddr> {
-        let bound = |endpoint: &Endpoint| match has_loopback_alone(endpoint) {
-            true => link_local::told(endpoint.bound_sockets()),
-            false => Vec::new(),
-        };
-        self.bound().ask(bound).unwrap_or_default()
-    }
-
-    /// Binds the endpoint anew if link-local addresses are all that this device has, and they are
-    /// others than those that are bound. No connection can be lost then that still works.
-    pub(super) fn renew_link_local(&self) {
-        if self.inner.config.bind.is_some() {
-            return;
-        }
-        let bound = self.bound();
-        if bound.ask(has_loopback_alone) != Some(true) {
-            return;
-        }
-        let own = link_local::own();
-        // Each set of addresses is tried once: one that cannot be bound is not tried for ever.
-        let is_new =
-            std::mem::replace(&mut *self.inner.link_local_tried.lock(), own.clone()) != own;
-        if is_new && !own.is_empty() {
-            self.inner.is_link_local.store(true, Ordering::Relaxed);
-            self.inner.renewing.store(true, Ordering::Relaxed);
-            bound.fate.lose();
-        }
-    }
-
-    /// Whether the endpoint was given up to be bound anew, and not because it failed. Says so once.
-    pub(super) fn take_renewing(&self) -> bool {
-        self.inner.renewing.swap(false, Ordering::Relaxed)
     }
 
     /// Problems of the network that a user can fix; empty when there are none.
@@ -531,13 +468,6 @@ impl Net {
     pub(super) fn has_relay(&self) -> bool {
         self.inner.relay_mode != RelayMode::Disabled
     }
-}
-
-/// Whether the library has found this device's addresses, and none but loopback ones.
-fn has_loopback_alone(endpoint: &Endpoint) -> bool {
-    let addresses = endpoint.addr();
-    let mut addresses = addresses.ip_addrs().peekable();
-    addresses.peek().is_some() && addresses.all(|address| address.ip().is_loopback())
 }
 
 fn port_of(endpoint: &Endpoint) -> Option<u16> {

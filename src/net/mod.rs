@@ -19,7 +19,6 @@ pub mod frame;
 #[cfg(test)]
 pub(crate) mod inject;
 pub mod introduction;
-mod link_local;
 pub mod pairing;
 pub mod ticket;
 

@@ -81,7 +81,7 @@ async fn assets_that_two_others_hold_are_evicted_stay_away_and_come_back_when_fe
     }
     let row = a.store().lookup(assets[3].hash).await.unwrap().unwrap();
     assert_eq!(row.metadata.description, "kept");
-    all_in_sync(&[&a, &b, &c], 2).await;
+    all_in_sync_as_wanted(&[&a, &b, &c], 2).await;
     quiet(&[&a, &b, &c]).await;
     assert_eq!(a.hashes().await.len(), 0, "sync does not bring it back");
 
@@ -198,7 +198,7 @@ async fn an_eviction_that_a_crash_interrupted_ends_with_the_next_start() {
     assert_eq!(gone, [assets[1].hash]);
     drop(store);
     a.up().await;
-    all_in_sync(&[&a, &b, &c], 2).await;
+    all_in_sync_as_wanted(&[&a, &b, &c], 2).await;
     quiet(&[&a, &b, &c]).await;
     assert!(!holds(&a, assets[1].hash).await, "it stays evicted");
     let why = reasons(&b, assets[1], 2, SAFE).await;

@@ -130,7 +130,7 @@ fn a_name_that_is_changed_on_one_device_changes_on_the_other() {
         agent.command(&["info", "a.txt"]).assert().code(4);
     }
     let log = desk.output(&["log", "--asset", "b.txt"]);
-    assert!(log.contains("fields: modified_ms, name, path"), "{log}");
+    assert!(log.contains("name: \"a.txt\" -> \"b.txt\"  path: nothing -> \"x/y\""), "{log}");
 }
 
 #[test]

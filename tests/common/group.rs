@@ -376,6 +376,21 @@ pub async fn all_in_sync(devices: &[&Device], peers: usize) {
     }
 }
 
+/// As [`all_in_sync`], for devices of which some do not want everything: what they hold may differ.
+pub async fn all_in_sync_as_wanted(devices: &[&Device], peers: usize) {
+    for device in devices {
+        device.handle().check().await.unwrap();
+    }
+    until("all in sync", devices, async || {
+        devices.iter().all(|device| {
+            let status = device.status();
+            let is_idle = |peer: &&PeerStatus| peer.state == PeerState::Idle && peer.in_sync;
+            status.in_sync && status.peers.iter().filter(is_idle).count() == peers
+        })
+    })
+    .await;
+}
+
 /// Returns once nothing happens any more: no status changes, no byte moves.
 pub async fn quiet(devices: &[&Device]) {
     let figures = || -> Vec<(u64, u64, u64)> {

@@ -30,7 +30,9 @@ async fn a_directory_that_another_device_has_bound_is_refused_and_its_marker_sta
     // An agent whose directory another device took over stops, and leaves the marker alone.
     let other = String::from_utf8(marker.unwrap()).unwrap();
     let other = other.replace(&a.device.node_id.to_string(), &b.device.node_id.to_string());
-    a.write(MARKER, other.as_bytes());
+    let new = a.dir.with_extension("marker");
+    fs::write(&new, &other).unwrap();
+    fs::rename(new, a.path(MARKER)).unwrap();
     until("a stops", &[&a.device], async || a.state().await == BindingState::Stopped).await;
     assert!(a.problems().await.contains("bound by the device"), "{}", a.problems().await);
     a.device.handle().folders().remove(NAME).await.unwrap();

@@ -137,7 +137,7 @@ mod tests {
             ("from 192.168.1.2:5758, late".into(), "from <address>, late"),
             ("from [fe80::1%eth0]:5758".into(), "from [<address>]:5758"),
             ("at 2001:db8::1".into(), "at <address>"),
-            ("cannot open /home/ann/x: no".into(), "cannot open <path>: no"),
+            ("could not open /home/ann/x: no".into(), "could not open <path>: no"),
             ("https://nas.example.org/ fails".into(), "<url> fails"),
             ("3 of 12345678 bytes".into(), "3 of 12345678 bytes"),
         ] {
