@@ -25,7 +25,9 @@ const EXPRESSIONS: [&str; 4] =
 /// The names of the assets that an agent holds.
 fn names(agent: &Agent) -> BTreeSet<String> {
     let rows = agent.json(&["ls"]);
-    rows.iter().map(|row| row["name"].as_str().unwrap().to_owned()).collect()
+    // The name may come after the bytes.
+    let names = rows.iter().map(|row| row["name"].as_str().unwrap());
+    names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {

@@ -26,7 +26,10 @@ async fn every_version_of_a_file_can_be_brought_back_on_any_device() {
     assert_eq!(history.versions.len(), 4);
     let version = |n| RestoreRequest { path: "plan".into(), version: Some(n), at_ms: None };
     folders.restore(NAME, version(3)).await.unwrap();
-    until("the first is back", &devices, async || a.read("plan").as_deref() == Some(b"one")).await;
+    until("the first is back", &devices, async || {
+        [&a, &b].iter().all(|device| device.read("plan").as_deref() == Some(b"one"))
+    })
+    .await;
     // The numbers moved: there is one more.
     let last = RestoreRequest { path: "plan".into(), version: None, at_ms: None };
     fs::remove_file(b.path("plan")).unwrap();

@@ -588,7 +588,10 @@ impl Node {
     fn set_quota(&self, author: &NodeId, bytes: Option<i64>) {
         let set = "UPDATE devices SET quota_bytes = ?2 WHERE id = ?1";
         let connection = rusqlite::Connection::open(&self.path).unwrap();
-        connection.execute(set, rusqlite::params![author.0, bytes]).unwrap();
+        match connection.execute(set, rusqlite::params![author.0, bytes]) {
+            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) => {}
+            set => assert!(set.is_ok(), "{set:?}"),
+        }
     }
 
     fn journal(&mut self) -> &mut Journal {
