@@ -398,6 +398,11 @@ impl Wants {
 
     // ---- what somebody waits for ---------------------------------------------------------------
 
+    /// `hash` is not held, whatever the feed has shown: it was evicted since.
+    pub fn was_evicted(&mut self, hash: &Hash) {
+        self.feed.was_evicted(hash);
+    }
+
     /// The state of `hash`.
     pub fn standing(&self, now_ms: u64, hash: &Hash) -> Standing {
         if self.feed.is_here(hash) {

@@ -74,6 +74,11 @@ impl Feed {
         self.arrived.remove(&hash).map(|arrived| arrived.holders)
     }
 
+    /// `hash` is no longer stored, although the feed has shown it: it was evicted.
+    pub(super) fn was_evicted(&mut self, hash: &Hash) {
+        self.recent.remove(hash);
+    }
+
     /// The feed was read to its end, or is read from the start. What was stored before that reading
     /// began and did not appear in it was lost by the store.
     pub(super) fn was_read(&mut self) {
