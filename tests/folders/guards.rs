@@ -189,7 +189,10 @@ async fn strange_names_and_things_are_synced_or_told_and_hold_up_nothing() {
     )
     .unwrap();
     let devices = [&a.device, &b.device];
-    until("b has all that can be synced", &devices, async || b.tree().len() == 7).await;
+    until("b has all that can be synced", &devices, async || {
+        b.tree().len() == 7 && b.dir.join(&deep).join("x").exists()
+    })
+    .await;
     for name in names {
         let path = b.dir.join(std::ffi::OsStr::from_bytes(name));
         assert_eq!(fs::read(path).unwrap(), name);
