@@ -1,5 +1,5 @@
 //! Which alerts stand: what the user must hear about without asking. Facts and the time go in;
-//! alerts that were raised or have ended come out. [`conditions`] says what is worth an alert, and
+//! alerts that were raised or have ended come out. [`mod@conditions`] says what is worth an alert, and
 //! its words.
 //!
 //! A1  An alert is raised once its condition has held for the time that belongs to it, and ends by
