@@ -163,7 +163,6 @@ fn two_devices(lab: &Lab) -> (Agent, Agent) {
 }
 
 #[test]
-#[ignore = "it has not been seen to pass since the last change of the rule for crossing connections"]
 fn an_address_that_changes_holds_up_nothing_new_for_long() {
     let Some(lab) = Lab::set_up() else { return };
     let (a, b) = two_devices(&lab);

@@ -115,7 +115,7 @@ pub struct DeletedRecord {
     /// The device that owned it. Null: it was shared.
     #[schema(required)]
     pub owner: Option<NodeId>,
-    /// True.
+    /// Always true: it tells a deletion from a change.
     pub deleted: bool,
     /// The position of its deletion.
     pub etag: Cursor,

@@ -72,10 +72,10 @@ pub struct WantReply {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GoalRequest {
-    /// Devices.
+    /// On how many devices each asset is to be.
     #[schema(minimum = 1, maximum = 64)]
     pub copies: Option<u64>,
-    /// Sites.
+    /// On how many sites each asset is to be.
     #[schema(minimum = 1, maximum = 64)]
     pub sites: Option<u64>,
 }
@@ -83,9 +83,9 @@ pub struct GoalRequest {
 /// How many copies the group wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GoalReply {
-    /// Devices.
+    /// On how many devices each asset is to be.
     pub copies: u64,
-    /// Sites.
+    /// On how many sites each asset is to be.
     pub sites: u64,
 }
 

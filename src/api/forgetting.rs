@@ -44,7 +44,7 @@ pub struct ForgetRequest {
 pub struct WishView {
     /// The asset.
     pub hash: Hash,
-    /// Why.
+    /// Why it is to be forgotten, as the user gave it.
     pub reason: String,
 }
 

@@ -33,7 +33,7 @@ const PROBE: [u8; 4096] = [0; 4096];
 /// The agent can work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ReadyReply {
-    /// True.
+    /// Always true: an agent that is not ready answers with an error.
     pub ready: bool,
 }
 

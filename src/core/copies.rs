@@ -65,7 +65,7 @@ pub struct MissingPlace {
 /// How many copies the group wants of each asset, and on how many sites.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopiesGoal {
-    /// Devices.
+    /// On how many devices each asset is to be.
     pub copies: u64,
     /// Different sites. A device without a site is one of its own.
     pub sites: u64,

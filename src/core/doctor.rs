@@ -121,11 +121,11 @@ pub struct ProbeFacts {
 /// What the router offers for port mapping.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PortMappingFacts {
-    /// UPnP.
+    /// Whether it answers UPnP.
     pub upnp: bool,
-    /// PCP.
+    /// Whether it answers PCP (RFC 6887).
     pub pcp: bool,
-    /// NAT-PMP.
+    /// Whether it answers NAT-PMP (RFC 6886).
     pub nat_pmp: bool,
 }
 

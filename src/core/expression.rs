@@ -102,7 +102,7 @@ pub enum TextField {
 /// A number of an asset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NumberField {
-    /// Bytes.
+    /// Its size in bytes.
     Size,
     /// Milliseconds since it came into the group.
     Age,

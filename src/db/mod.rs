@@ -25,7 +25,7 @@ mod writer;
 pub use open::{Spec, open, open_reader};
 pub use readers::{Lent, Readers};
 pub use rows::{int, row_u64};
-pub use writer::{Next, Owner, Txn};
+pub use writer::{Next, Owner, Stateless, Txn};
 
 /// Why a call to a database failed.
 #[derive(Debug, Clone, Error)]

@@ -55,6 +55,20 @@ pub trait Owner: Send + 'static {
     }
 }
 
+/// The owner of a database of which nothing is kept in memory.
+pub struct Stateless;
+
+impl Owner for Stateless {
+    type State = ();
+    type Error = DbError;
+
+    fn error_of(error: DbError) -> DbError {
+        error
+    }
+
+    fn committed(&mut self, (): &mut ()) {}
+}
+
 /// Whether the writer continues after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {

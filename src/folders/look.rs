@@ -42,7 +42,7 @@ pub(crate) enum Disk {
     Occupied(Seen),
     /// Something else; the bytes of a small file come with it.
     Found { seen: Seen, content: Content, bytes: Option<Bytes> },
-    /// Nothing.
+    /// Nothing is at the path.
     Gone,
     /// Something that is not synced, and why.
     Skipped(&'static str),

@@ -93,7 +93,7 @@ pub struct FolderStatus {
 /// Paths that are left out for one reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Skipped {
-    /// Why.
+    /// Why they are left out.
     pub reason: String,
     /// How many paths.
     pub count: u64,
@@ -191,7 +191,7 @@ pub struct PastVersion {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum ContentView {
-    /// Nothing.
+    /// Nothing is at the path.
     Absent,
     /// A file.
     File {

@@ -101,15 +101,18 @@ impl Device {
         let node_id = Identity::load_or_create(&home, &lock).unwrap().node_id;
         let key = std::fs::read(home.key_path()).unwrap();
         keep_secret(&key);
+        Self::on(home, node_id, folder)
+    }
+
+    /// A device that is not running, with this home below `folder`.
+    fn on(home: Home, node_id: NodeId, folder: TempDir) -> Self {
         let bind = Some("127.0.0.1:0".parse().unwrap());
-        let net = NetOverrides { bind, ..NetOverrides::default() };
-        let (tuning, scrub_rate) = (Tuning::default(), ScrubRate::Off);
         Self {
             home,
             node_id,
-            net,
-            tuning,
-            scrub_rate,
+            net: NetOverrides { bind, ..NetOverrides::default() },
+            tuning: Tuning::default(),
+            scrub_rate: ScrubRate::Off,
             forgotten: ForgottenRule::default(),
             foreign: None,
             running: None,
@@ -126,21 +129,9 @@ impl Device {
         let copied = std::process::Command::new("cp").arg("-a").args([&from, &path]).status();
         assert!(copied.unwrap().success());
         let home = Home::open(Some(path)).unwrap();
-        let bind = Some("127.0.0.1:0".parse().unwrap());
-        let net = NetOverrides { bind, ..NetOverrides::default() };
-        let (node_id, tuning) = (self.node_id, self.tuning.clone());
-        let scrub_rate = self.scrub_rate;
-        Self {
-            home,
-            node_id,
-            net,
-            tuning,
-            scrub_rate,
-            forgotten: ForgottenRule::default(),
-            foreign: None,
-            running: None,
-            folder,
-        }
+        let mut copied = Self::on(home, self.node_id, folder);
+        (copied.tuning, copied.scrub_rate) = (self.tuning.clone(), self.scrub_rate);
+        copied
     }
 
     /// Starts it.

@@ -57,7 +57,7 @@ impl Mode {
 pub enum DiskSays {
     /// What the base says: the file's facts have not changed since.
     Base,
-    /// This.
+    /// A content that differs from the base.
     Content(Content),
     /// A directory with entries. It counts as an empty one, or as nothing where the path has no
     /// version of its own: such directories exist by what is in them.
@@ -68,7 +68,7 @@ pub enum DiskSays {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "an action is decided and carried out at once")]
 pub enum Action {
-    /// Nothing.
+    /// Nothing has to change.
     Nothing,
     /// The journal's version becomes the base: the disk has it already.
     Adopt,

@@ -45,7 +45,7 @@ pub struct Row {
     pub description: String,
     /// Whether the asset is in the trash.
     pub trashed: bool,
-    /// Tags.
+    /// The tags that are set.
     pub tags: BTreeSet<String>,
     /// What is known of the file.
     pub attributes: Attributes,
@@ -60,7 +60,7 @@ pub struct JournalRow {
     pub description: Option<String>,
     /// Whether the asset is in the trash.
     pub trashed: Option<bool>,
-    /// Tags.
+    /// The tags that are set.
     pub tags: BTreeSet<String>,
     /// Tags that were removed. The first look at an asset in the store does not add them again.
     pub removed_tags: BTreeSet<String>,

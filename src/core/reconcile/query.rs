@@ -11,9 +11,9 @@ use crate::core::sketch::{CodedCells, SketchKey};
 pub enum Query {
     /// The first `limit` above `after_seq`, in sequence order: [`Answer::Since`].
     Since {
-        /// Exclusive.
+        /// The number before the first.
         after_seq: u64,
-        /// Inclusive.
+        /// The last number that is covered.
         up_to_seq: u64,
         /// The most items to return.
         limit: usize,
@@ -22,7 +22,7 @@ pub enum Query {
     Above {
         /// Exclusive; `None`: from the first.
         after: Option<Hash>,
-        /// Inclusive.
+        /// The last number that is covered.
         up_to_seq: u64,
         /// The most items to return.
         limit: usize,
@@ -40,7 +40,7 @@ pub enum Query {
         shard_bits: u32,
         /// The number of the shard.
         shard: u32,
-        /// Inclusive.
+        /// The last number that is covered.
         up_to_seq: u64,
     },
 }

@@ -45,14 +45,14 @@ pub enum HereReason {
     Stored,
     /// It is not wanted here.
     NotWanted {
-        /// Why.
+        /// What makes it unwanted.
         because: Unwanted,
     },
     /// The group removed this device.
     Removed,
     /// The store does not answer.
     StoreDown {
-        /// Why.
+        /// What the store, or the connection to it, said.
         error: Option<String>,
     },
     /// The store could not take what came last, so nothing is requested for a while.
@@ -102,7 +102,7 @@ pub enum HereReason {
     },
     /// It is not accepted for a while from the devices that hold it.
     Resting {
-        /// Why.
+        /// Why it is not accepted.
         cause: RestCause,
         /// The devices.
         from: Vec<NamedDevice>,
@@ -206,7 +206,7 @@ pub enum ThereReason {
 /// What happens next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Next {
-    /// What.
+    /// The step that this device takes.
     pub step: NextStep,
     /// With which device.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -58,7 +58,7 @@ pub enum Wanted {
 pub struct Rest {
     /// The peer.
     pub peer: NodeId,
-    /// Why.
+    /// Why it is not accepted.
     pub cause: RestCause,
     /// Until then.
     pub until_ms: u64,
@@ -158,7 +158,7 @@ pub struct Seen {
 /// What the store has of an asset.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Here {
-    /// Nothing.
+    /// The store does not know it.
     #[default]
     Absent,
     /// Bytes that are known to be damaged.
@@ -200,7 +200,7 @@ pub struct PeerSeen {
 /// The same moment on both clocks.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
-    /// Monotonic.
+    /// On the clock that only goes forward.
     pub mono_ms: u64,
     /// Since the Unix epoch.
     pub wall_ms: u64,

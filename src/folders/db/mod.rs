@@ -24,7 +24,7 @@ use crate::core::folder::brake::Source;
 use crate::core::folder::version::Version;
 use crate::core::ids::Hash;
 use crate::db::migrate::{Outcome, Step, newest};
-use crate::db::{self, Database, DbError, Owner, Spec, Txn};
+use crate::db::{self, Database, Spec, Stateless, Txn};
 use crate::state::home::private_database_file;
 use crate::state::journal::Cursor;
 
@@ -147,7 +147,7 @@ pub(crate) enum Became {
 /// What is pending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pendings {
-    /// Anything.
+    /// At least one path is pending.
     pub(crate) any: bool,
     /// Something that waits for something other than an asset.
     pub(crate) to_retry: bool,
@@ -176,20 +176,7 @@ pub(crate) struct Figures {
 
 /// The open database. Clones share it. Every call blocks.
 #[derive(Debug, Clone)]
-pub(crate) struct FoldersDb(Arc<Database<Nobody>>);
-
-struct Nobody;
-
-impl Owner for Nobody {
-    type State = ();
-    type Error = DbError;
-
-    fn error_of(error: DbError) -> DbError {
-        error
-    }
-
-    fn committed(&mut self, (): &mut ()) {}
-}
+pub(crate) struct FoldersDb(Arc<Database<Stateless>>);
 
 impl FoldersDb {
     /// Opens the database at `path`, or makes it.
@@ -204,7 +191,7 @@ impl FoldersDb {
                 tx.pragma_update(None, "user_version", newest(&STEPS))?;
                 tx.commit()?;
             }
-            let database = Database::start(connection, path, &SPEC, READERS, Nobody, ())?;
+            let database = Database::start(connection, path, &SPEC, READERS, Stateless, ())?;
             anyhow::Ok(Self(Arc::new(database)))
         };
         open().with_context(|| format!("opening {}", path.display()))
@@ -223,7 +210,7 @@ impl FoldersDb {
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> db::Result<T> {
-        self.0.write(move |tx: &mut Txn<'_, Nobody>| Ok(work(tx.conn)?))
+        self.0.write(move |tx: &mut Txn<'_, Stateless>| Ok(work(tx.conn)?))
     }
 }
 

@@ -76,7 +76,7 @@ pub enum Place<'a> {
     },
     /// An empty directory.
     Directory,
-    /// Nothing.
+    /// Nothing: what is at the path is removed.
     Nothing,
 }
 

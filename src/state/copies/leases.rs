@@ -10,10 +10,10 @@
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::{Copies, Nobody};
+use super::Copies;
 use crate::core::ids::{Hash, NodeId};
 use crate::core::leases::{Keeping, LEASE_MS, NoLease, Promised, Standing};
-use crate::db::{self, Txn, int, row_u64};
+use crate::db::{self, Stateless, Txn, int, row_u64};
 
 /// `let_go.keeping`: 1 while it is being evicted, 2 once it was. `leases.until_ms` is on the clock
 /// that counts sleep, all other times on the wall clock.
@@ -214,7 +214,7 @@ impl Copies {
     }
 }
 
-fn end(tx: &mut Txn<'_, Nobody>, ended: &[(Hash, bool)], at_ms: u64) -> db::Result<()> {
+fn end(tx: &mut Txn<'_, Stateless>, ended: &[(Hash, bool)], at_ms: u64) -> db::Result<()> {
     for (hash, is_held) in ended {
         let mut standing = load(tx.conn, hash)?;
         standing.end(*is_held);

@@ -19,7 +19,7 @@ use crate::clock::wall_ms;
 use crate::core::expression::Expression;
 use crate::core::want::Want;
 use crate::db::migrate::{Outcome, Step, newest};
-use crate::db::{self, Database, DbError, Owner, Spec, Txn};
+use crate::db::{self, Database, Spec, Stateless, Txn};
 use crate::state::home::private_database_file;
 
 mod leases;
@@ -55,23 +55,9 @@ CREATE TABLE want (
 /// The open database. Clones share it. Every call blocks.
 #[derive(Debug, Clone)]
 pub struct Copies {
-    database: Arc<Database<Nobody>>,
+    database: Arc<Database<Stateless>>,
     /// See [`Copies::lets_go`].
     lets_go: Arc<AtomicBool>,
-}
-
-/// The owner of the database keeps nothing in memory.
-pub(super) struct Nobody;
-
-impl Owner for Nobody {
-    type State = ();
-    type Error = DbError;
-
-    fn error_of(error: DbError) -> DbError {
-        error
-    }
-
-    fn committed(&mut self, (): &mut ()) {}
 }
 
 impl Copies {
@@ -93,7 +79,7 @@ impl Copies {
                 tx.commit()?;
             }
             let lets_go = connection.prepare("SELECT 1 FROM let_go")?.exists([])?;
-            let database = Database::start(connection, path, &SPEC, READERS, Nobody, ())?;
+            let database = Database::start(connection, path, &SPEC, READERS, Stateless, ())?;
             let lets_go = Arc::new(AtomicBool::new(lets_go));
             anyhow::Ok(Self { database: Arc::new(database), lets_go })
         };
@@ -147,7 +133,7 @@ impl Copies {
 
     pub(super) fn write<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Txn<'_, Nobody>) -> db::Result<T> + Send + 'static,
+        work: impl FnOnce(&mut Txn<'_, Stateless>) -> db::Result<T> + Send + 'static,
     ) -> db::Result<T> {
         self.database.write(work)
     }

@@ -26,7 +26,7 @@ pub struct JournalReader {
 /// The owner of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owner {
-    /// Everybody.
+    /// All devices: each may write it.
     Shared,
     /// One device.
     Device(NodeId),

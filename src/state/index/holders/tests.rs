@@ -383,7 +383,7 @@ fn whatever_happens_what_is_claimed_was_so_when_it_was_last_confirmed() {
 /// What it costs to know of a device with a tenth of a million assets, and of one with all of them.
 /// `cargo test --lib -- --ignored --nocapture holders_of_a_million`
 #[test]
-#[ignore = "measures"]
+#[ignore = "a measurement of minutes: cargo test --release --lib holders_of_a_million -- --ignored --nocapture"]
 #[allow(clippy::print_stdout)]
 fn holders_of_a_million_assets_take_little_memory_and_their_changes_few_bytes() {
     const ASSETS: u64 = 1_000_000;
