@@ -46,12 +46,13 @@
 //!    (the difference of two sets).
 //! 3. [`agent`]: `agent/run.rs` is the loop, `agent/effects.rs` performs the engine's effects,
 //!    [`transfer`] moves contents, [`replica`] is what this device knows and reports, [`group`]
-//!    changes who belongs to the group.
+//!    changes who belongs to the group, [`copies`] decides which copies are wanted and deletes those
+//!    that others hold.
 //! 4. [`store`]: the trait of content stores, and its two implementations.
 //! 5. [`net`], [`wire`] and [`state`], as questions lead there; [`api`], [`page`] and [`cli`] last.
 //!
 //! Imports point down: `core` <- `wire` <- `store`, `net`, `state` <- `replica` <- `transfer`,
-//! `group` <- `agent` <- `api` <- `page` <- `cli`, `folders` <- `alerts` <- `agent`, `store` <- `http` <- `api`, and `config` <- `api`. `store`, `net` and `state` do not
+//! `group` <- `copies` <- `agent` <- `api` <- `page` <- `cli`, `folders` <- `alerts` <- `agent`, `store` <- `http` <- `api`, and `config` <- `api`. `store`, `net` and `state` do not
 //! import each other; [`db`] and [`bao`] are below `store` and `state`; [`clock`] is the only reader of time,
 //! and below all that need it.
 //!
@@ -138,6 +139,7 @@ pub mod bao;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod copies;
 pub mod core;
 pub mod db;
 pub mod folders;

@@ -9,7 +9,7 @@ mod circles;
 
 /// The folders that each folder may import: only those below it. `main.rs` and `lib.rs` are above
 /// all.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("core", &[]),
     ("clock", &[]),
     ("db", &[]),
@@ -26,17 +26,21 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("folders", &["core", "wire", "clock", "db", "store", "state", "replica"]),
     ("alerts", &["core", "clock", "store", "state", "replica", "folders"]),
     (
+        "copies",
+        &["core", "clock", "store", "net", "state", "replica", "transfer", "folders", "group"],
+    ),
+    (
         "agent",
         &[
             "core", "wire", "clock", "store", "net", "state", "replica", "transfer", "folders",
-            "group", "alerts",
+            "group", "copies", "alerts",
         ],
     ),
     (
         "api",
         &[
             "core", "wire", "clock", "store", "net", "state", "config", "replica", "transfer",
-            "folders", "group", "alerts", "http", "agent",
+            "folders", "group", "copies", "alerts", "http", "agent",
         ],
     ),
     ("page", &["core", "clock", "state", "replica", "folders", "group", "http", "agent", "api"]),
@@ -44,7 +48,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
         "cli",
         &[
             "core", "wire", "clock", "store", "net", "state", "config", "replica", "transfer",
-            "folders", "group", "alerts", "http", "agent", "api", "page",
+            "folders", "group", "copies", "alerts", "http", "agent", "api", "page",
         ],
     ),
 ];

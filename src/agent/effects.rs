@@ -23,7 +23,7 @@ use crate::net::frame::peek;
 use crate::net::{Protocol, RecvStream, SendStream};
 use crate::wire::frame::Kind;
 
-use super::copies::{self, Judge};
+use super::copies;
 use super::fact::Fact;
 use super::journal_stream;
 use super::link::Command;
@@ -141,8 +141,9 @@ impl Links {
             | Effect::Judge { .. }
             | Effect::Confirm { .. }
             | Effect::Doubt { .. } => {
-                let judge = Judge::of(parts, self.gate.clone());
-                copies::perform(effect, judge, engine.known().epoch, &mut parts.tasks);
+                let judge = parts.judge(self.gate.clone());
+                let own_epoch = engine.known().epoch;
+                copies::perform(effect, judge, own_epoch, &parts.facts, &mut parts.tasks);
             }
         }
     }
@@ -255,7 +256,7 @@ impl Links {
         let peer = connection.peer();
         let (ctx, facts) = (parts.ctx.with_peer(peer), parts.facts.clone());
         let events = parts.events.clone();
-        let judge = Judge::of(parts, self.gate.clone());
+        let judge = parts.judge(self.gate.clone());
         parts.tasks.spawn("receive batch", async move {
             let receipt = if plain {
                 plain::receive_plain_live(&ctx, throttle.down(recv), send, &counters).await

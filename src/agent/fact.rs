@@ -101,6 +101,12 @@ pub(super) struct TakenIn {
     pub(super) passes: u64,
 }
 
+impl From<Input> for Fact {
+    fn from(input: Input) -> Self {
+        Self::Input(input)
+    }
+}
+
 impl From<StoreEvent> for Fact {
     fn from(event: StoreEvent) -> Self {
         match event {

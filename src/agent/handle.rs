@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use utoipa::ToSchema;
 
-use super::gathered::{GATHER_ASSETS_MAX, GatherRequest, Gathered};
 use super::tuning::Tuning;
 use crate::alerts::Alerts;
+use crate::copies::gathered::{GATHER_ASSETS_MAX, GatherRequest, Gathered};
 use crate::core::doctor::NetworkFacts;
 use crate::core::fetches::Fetching;
 use crate::core::ids::{Hash, NodeId};

@@ -20,6 +20,8 @@ use crate::alerts::hooks::{self, Hooks};
 use crate::alerts::watch::Watcher;
 use crate::alerts::{Alerts, MemoryFile};
 use crate::clock::{Clock, wall_ms, wall_now};
+use crate::copies::evicting;
+use crate::copies::gathered::WrongProofs;
 use crate::core::forgetting::ForgottenRule;
 use crate::core::ids::{Hash, NodeId};
 use crate::core::pairing::shown_name;
@@ -56,8 +58,6 @@ use crate::transfer::throttle::Throttle;
 mod copies;
 mod effects;
 mod fact;
-pub mod forgetting;
-pub mod gathered;
 pub mod handle;
 mod journal_stream;
 mod link;
@@ -195,7 +195,7 @@ impl Agent {
                 (store, None, url, partials_dir)
             }
         };
-        proofs::restart(&copies, &*store).await.context("settling interrupted evictions")?;
+        evicting::restart(&copies, &*store).await.context("settling interrupted evictions")?;
         let hook_key = identity.hook_key();
         let mut net_config = NetConfig::new(identity.secret_key);
         (net_config.offline, net_config.relay, net_config.bind) =
@@ -351,7 +351,7 @@ impl Agent {
                 copies.clone(),
                 embedded.is_some(),
             ),
-            wrong_proofs: gathered::WrongProofs::default(),
+            wrong_proofs: WrongProofs::default(),
             copies,
             keeper,
             listed,

@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::alerts::{MemoryFile, Told};
 use crate::clock::Clock;
+use crate::copies::gathered::WrongProofs;
+use crate::copies::judge::Judge;
 use crate::core::alerts::Thresholds;
 use crate::core::forgetting::ForgottenRule;
 use crate::core::hooks::Hook;
@@ -28,8 +30,7 @@ use crate::transfer::Context;
 use crate::transfer::prove::Prover;
 use crate::transfer::throttle::Throttle;
 
-use super::fact::Facts;
-use super::gathered::WrongProofs;
+use super::fact::{Fact, Facts};
 use super::handle::Request;
 use super::tasks::Tasks;
 use super::tuning::NamedPeers;
@@ -75,6 +76,14 @@ pub(super) struct Parts {
     pub(super) facts: Facts,
     pub(super) clock: Clock,
     pub(super) ids: Ids,
+}
+
+impl Parts {
+    /// What judges absent assets. `gate` is the catalogue's.
+    pub(super) fn judge(&self, gate: Arc<Mutex<()>>) -> Judge<Fact> {
+        let (index, inputs) = (self.ctx.index.clone(), self.facts.sender());
+        Judge { keeper: self.keeper.clone(), index, gate, inputs }
+    }
 }
 
 /// Numbers for connections, batches and pairings. None is used twice while the agent runs.

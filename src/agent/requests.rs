@@ -9,13 +9,13 @@ use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use crate::copies::judge::Judge;
 use crate::core::doctor::NetworkFacts;
 use crate::core::engine::Engine;
 use crate::core::ids::Hash;
 use crate::core::limits::FETCHES_MAX;
 use crate::core::lookup::{HashPrefix, LookupError};
 
-use super::copies::Judge;
 use super::fact::{Fact, TakenIn};
 use super::handle::{FetchReply, FetchRequest, FetchState, FetchView, Reply, RequestError};
 use super::parts::Parts;
@@ -29,7 +29,7 @@ const CHECK_WAIT: Duration = Duration::from_secs(60);
 pub(super) fn fetch(
     parts: &mut Parts,
     engine: &Engine,
-    judge: Judge,
+    judge: Judge<Fact>,
     request: FetchRequest,
     reply: Reply<FetchReply>,
 ) {
@@ -58,7 +58,7 @@ pub(super) fn fetch(
 async fn take_back_and_look(
     copies: Copies,
     index: Index,
-    judge: Judge,
+    judge: Judge<Fact>,
     hashes: Vec<Hash>,
 ) -> Result<Vec<(Hash, bool)>> {
     let evicted = hashes.clone();

@@ -29,7 +29,7 @@ use crate::net::{Accepted, Connection, Ended, Protocol, RecvStream, SendStream};
 use crate::state::journal::GroupState;
 use crate::store::StoreInfo;
 
-use super::copies::{self, Judge};
+use super::copies;
 use super::effects::{Links, plain_done};
 use super::fact::{Fact, Reload, TakenIn};
 use super::handle::{FetchReply, LeaveReply, Reply, Request};
@@ -397,11 +397,10 @@ impl Loop {
             Request::Rename(name, reply) => membership::rename(parts, name, reply),
             Request::Leave(reply) => membership::leave(parts, reply),
             Request::Want(want, reply) => {
-                let judge = Judge::of(parts, self.wakers.gate.clone());
-                copies::set_want(judge, want, reply, &mut parts.tasks);
+                copies::set_want(parts, want, reply);
             }
             Request::Fetch(request, reply) => {
-                let judge = Judge::of(parts, self.wakers.gate.clone());
+                let judge = parts.judge(self.wakers.gate.clone());
                 requests::fetch(parts, &self.engine, judge, request, reply);
             }
             Request::Why(hash, reply) => why::look(parts, &self.engine, &hash, reply),

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, Notify, mpsc};
 
-use super::copies::{Follow, Judge};
 use super::fact::Fact;
-use super::forgetting::Forgetting;
 use super::parts::Parts;
 use super::{journal_stream, membership};
 use crate::alerts::hooks::Hooks;
 use crate::alerts::watch::Watcher;
+use crate::copies::follow::Follow;
+use crate::copies::forgetting::Forgetting;
 use crate::core::engine::Input;
 use crate::core::journal::device_events::LogEvent;
 use crate::folders::manager::Manager;
@@ -139,7 +139,7 @@ pub(super) fn start_sources(parts: &mut Parts, replication: &Replication, wakers
     parts.tasks.spawn("scrub status", async move {
         facts.pass_on(watched, |_| Fact::Scrub).await;
     });
-    let judge = Judge::of(parts, wakers.gate.clone());
+    let judge = parts.judge(wakers.gate.clone());
     let forgetting = Forgetting {
         journal: parts.journal.clone(),
         store: parts.store.clone(),
@@ -153,6 +153,10 @@ pub(super) fn start_sources(parts: &mut Parts, replication: &Replication, wakers
     parts.tasks.spawn("forgetting", forgetting.run());
     let (journal, folders) = (parts.journal.clone(), parts.folders.clone());
     parts.tasks.spawn("copies", Follow { judge, journal, folders }.run());
+    let (views, facts) = (parts.keeper.views(), parts.facts.clone());
+    parts.tasks.spawn("copies in the status", async move {
+        facts.pass_on(views, |_| Fact::Copies).await;
+    });
     journal_stream::look_after(parts, replication);
     let again = wakers.regroup.clone();
     let (journal, facts) = (parts.journal.clone(), parts.facts.sender());

@@ -10,7 +10,7 @@ use utoipa::{OpenApi, ToSchema};
 
 use super::answers::Done;
 use super::{Api, request};
-use crate::agent::forgetting::{Wish, wish, wishes};
+use crate::copies::forgetting::{Wish, wish, wishes};
 use crate::core::ids::Hash;
 use crate::http::problem::{Problem, bad_request, problem};
 

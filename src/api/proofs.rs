@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 
 use super::{Api, request};
-use crate::agent::gathered::{GatherRequest, Gathered, Purpose};
+use crate::copies::gathered::{GatherRequest, Gathered, Purpose};
 use crate::core::ids::Hash;
 use crate::http::problem::{Problem, problem};
 

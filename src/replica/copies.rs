@@ -2,7 +2,7 @@
 //! [`crate::core::want`] decides by, gathered from the journal, the index and the folders.
 //!
 //! K1  What is wanted is durable before anybody acts on it.
-//! K2  An asset of which nothing is known yet is not wanted yet. The task of `agent::copies` judges it
+//! K2  An asset of which nothing is known yet is not wanted yet. The task of `copies::follow` judges it
 //!     again when the journal tells of it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -154,6 +154,11 @@ impl Keeper {
     /// The copies as the status shows them.
     pub fn view(&self) -> CopiesView {
         self.view.borrow().clone()
+    }
+
+    /// Changes with [`Keeper::view`].
+    pub(crate) fn views(&self) -> watch::Receiver<CopiesView> {
+        self.view.subscribe()
     }
 
     /// The number of assets that are held here.

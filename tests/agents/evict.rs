@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use can_sync::agent::gathered::{GatherOutcome, GatherRequest, Gathered, Purpose};
 use can_sync::clock::{boot_ms, wall_ms};
+use can_sync::copies::gathered::{GatherOutcome, GatherRequest, Gathered, Purpose};
 use can_sync::core::ids::{Digest, Hash};
 use can_sync::state::copies::Copies;
 use can_sync::store::Metadata;

@@ -1,6 +1,6 @@
 //! Wishes to forget assets, and what devices do about them.
 
-use can_sync::agent::forgetting::{wish, wishes};
+use can_sync::copies::forgetting::{wish, wishes};
 use can_sync::core::forgetting::ForgottenRule;
 use can_sync::core::ids::Hash;
 use can_sync::state::copies::Copies;

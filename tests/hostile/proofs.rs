@@ -1,6 +1,6 @@
 //! A member that lies about what it holds, or floods the victim with requests for proofs.
 
-use can_sync::agent::gathered::{GatherOutcome, GatherRequest, Gathered, Purpose};
+use can_sync::copies::gathered::{GatherOutcome, GatherRequest, Gathered, Purpose};
 use can_sync::core::ids::Digest;
 
 use super::*;

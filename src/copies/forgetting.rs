@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::{boot_ms, wall_ms};
+use crate::core::engine::Input;
 use crate::core::foreign_text::visible;
 use crate::core::forgetting::{
     FORGET_MODEL, FORGET_REASON, FORGET_REASON_BYTES_MAX, ForgottenRule, WISHES_MAX, is_due,
@@ -28,7 +29,7 @@ use crate::state::copies::Copies;
 use crate::state::journal::{JournalReader, Owner};
 use crate::store::Store;
 
-use super::copies::Judge;
+use super::judge::Judge;
 use crate::group::{RequestError, journal_error};
 
 /// How often wishes are looked at although nothing was written: one may be due, or a lease over.
@@ -47,21 +48,21 @@ pub struct Wish {
 }
 
 /// The task's parts.
-pub(super) struct Forgetting {
-    pub(super) journal: JournalHandle,
-    pub(super) store: Arc<dyn Store>,
-    pub(super) can_evict: bool,
-    pub(super) copies: Copies,
-    pub(super) folders: Folders,
-    pub(super) rule: ForgottenRule,
-    pub(super) judge: Judge,
+pub(crate) struct Forgetting<F> {
+    pub(crate) journal: JournalHandle,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) can_evict: bool,
+    pub(crate) copies: Copies,
+    pub(crate) folders: Folders,
+    pub(crate) rule: ForgottenRule,
+    pub(crate) judge: Judge<F>,
     /// Makes the catalogue list the store.
-    pub(super) nudge: Arc<Notify>,
+    pub(crate) nudge: Arc<Notify>,
 }
 
-impl Forgetting {
+impl<F: From<Input>> Forgetting<F> {
     /// Runs until dropped or the journal is closed.
-    pub(super) async fn run(self) {
+    pub(crate) async fn run(self) {
         let mut commits = self.journal.commits();
         loop {
             commits.borrow_and_update();

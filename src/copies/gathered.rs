@@ -1,4 +1,4 @@
-//! The requests and answers of [`super::proofs`]: why proofs are gathered, and the outcome for each
+//! The requests and answers of [`super::gatherer`]: why proofs are gathered, and the outcome for each
 //! asset.
 
 use std::collections::BTreeMap;
@@ -98,4 +98,4 @@ pub struct LackingAt {
 }
 
 /// The wrong proofs of each device since the start; at most as many devices as the group has.
-pub(super) type WrongProofs = Arc<Mutex<BTreeMap<NodeId, u32>>>;
+pub(crate) type WrongProofs = Arc<Mutex<BTreeMap<NodeId, u32>>>;
