@@ -203,15 +203,17 @@ impl Told {
 
     fn end(self, done: &str) -> Result<Exit, Failure> {
         let (count, size) = (self.done, bytes(self.done_bytes));
+        let assets = if count == 1 { "asset" } else { "assets" };
         match self.refused {
-            0 => self.output.note(format_args!("{count} assets {done}, {size}.")),
-            refused => {
-                self.output.note(format_args!("{count} assets {done}, {size}; {refused} refused."))
-            }
+            0 => self.output.note(format_args!("{count} {assets} {done}, {size}.")),
+            refused => self
+                .output
+                .note(format_args!("{count} {assets} {done}, {size}; {refused} refused.")),
         }
         if let Some(weakest) = &self.weakest {
             let (hash, proven) = (weakest.hash, weakest.proven.len());
-            self.output.note(format_args!("Weakest: {hash}, proven on {proven} other device(s)."));
+            self.output
+                .note(format_args!("Weakest: {hash}, proven on {proven} of the other devices."));
         }
         Ok(if self.refused == 0 { Exit::Ok } else { Exit::Refused })
     }

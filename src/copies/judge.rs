@@ -124,8 +124,11 @@ impl<F: From<Input>> Judge<F> {
         {
             let _gate = self.gate.lock().await;
             let released: Vec<Hash> = released.into_iter().collect();
+            let hashes = released.clone();
             let head = spawn_blocking(move || index.release(&released)).await?;
-            self.tell(Vec::new(), head.context("writing the index")?).await;
+            let head = head.context("writing the index")?;
+            self.send(Input::Released { hashes }).await;
+            self.tell(Vec::new(), head).await;
         }
         Ok(store.evict(hashes, permit).await?)
     }

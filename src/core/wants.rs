@@ -396,12 +396,12 @@ impl Wants {
         bad.filter(|hash| !self.wants.contains_key(hash)).count()
     }
 
-    // ---- what somebody waits for ---------------------------------------------------------------
-
-    /// `hash` is not held, whatever the feed has shown: it was evicted since.
-    pub fn was_evicted(&mut self, hash: &Hash) {
-        self.feed.was_evicted(hash);
+    /// This device lets go of `hash`, which the feed has shown.
+    pub fn was_released(&mut self, hash: &Hash) {
+        self.feed.was_released(hash);
     }
+
+    // ---- what somebody waits for ---------------------------------------------------------------
 
     /// The state of `hash`.
     pub fn standing(&self, now_ms: u64, hash: &Hash) -> Standing {

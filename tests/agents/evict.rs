@@ -77,6 +77,8 @@ async fn assets_that_two_others_hold_are_evicted_stay_away_and_come_back_when_fe
     for digest in &assets {
         let row = a.store().lookup(digest.hash).await.unwrap().unwrap();
         assert!(row.is_evicted, "a stub is left");
+        let why = a.handle().why(digest.hash.into()).await.unwrap().text;
+        assert!(why.contains("evicted"), "{why}");
         assert!(holds(&b, digest.hash).await && holds(&c, digest.hash).await);
     }
     let row = a.store().lookup(assets[3].hash).await.unwrap().unwrap();

@@ -114,8 +114,6 @@ impl Engine {
     }
 
     pub(super) fn on_fetch(&mut self, now_ms: u64, hashes: Vec<Hash>, at_once: bool) {
-        // The index does not hold them. One that the feed has just shown was evicted since.
-        hashes.iter().for_each(|hash| self.wants.was_evicted(hash));
         let ready = self.ready_sessions().filter(|(_, session)| session.plain.is_none());
         let peers: Vec<NodeId> = ready.map(|(node_id, _)| node_id).collect();
         for hash in hashes {

@@ -130,6 +130,11 @@ pub enum Input {
         /// How many of them are wanted.
         missing: u64,
     },
+    /// This device lets go of assets that the store's feed has shown.
+    Released {
+        /// Their hashes.
+        hashes: Vec<Hash>,
+    },
     /// The index answered [`Effect::ReadAbsent`].
     AbsentRead {
         /// The connection of the request.

@@ -177,6 +177,9 @@ impl Engine {
                 }
             }
             Input::Indexed { entries, behind } => self.on_indexed(now_ms, &entries, behind),
+            Input::Released { hashes } => {
+                hashes.iter().for_each(|hash| self.wants.was_released(hash));
+            }
             Input::Noted { entries, absent, missing } => {
                 self.on_noted(now_ms, &entries, absent, missing);
             }

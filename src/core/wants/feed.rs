@@ -74,8 +74,8 @@ impl Feed {
         self.arrived.remove(&hash).map(|arrived| arrived.holders)
     }
 
-    /// `hash` is no longer stored, although the feed has shown it: it was evicted.
-    pub(super) fn was_evicted(&mut self, hash: &Hash) {
+    /// This device lets go of `hash`: that the feed has shown it counts no more.
+    pub(super) fn was_released(&mut self, hash: &Hash) {
         self.recent.remove(hash);
     }
 
