@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,12 +20,15 @@ use can_sync::net::{
     Accepted, Admission, Connection, Ended, Net, NetConfig, RecvStream, SecretKey, SendStream,
     Verdict,
 };
+use can_sync::replica::status::PeerState;
 use can_sync::wire::frame::{Header, Kind};
 use can_sync::wire::journal::{decode_message, encode_message};
 use can_sync::wire::proto::peer;
 use prost::Message;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::timeout;
+use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 
 mod common;
 
@@ -44,6 +48,7 @@ const GROWTH_BYTES_MAX: usize = 48 * 1024 * 1024;
 
 /// A member of the group that breaks the protocol.
 struct Member {
+    key: SecretKey,
     net: Net,
     group_id: GroupId,
     victim: NodeId,
@@ -57,6 +62,15 @@ struct Control {
     recv: RecvStream,
 }
 
+async fn bind(key: &SecretKey) -> Net {
+    let config = NetConfig {
+        offline: true,
+        bind: Some("127.0.0.1:0".parse().unwrap()),
+        ..NetConfig::new(key.clone())
+    };
+    Net::bind(config).await.unwrap()
+}
+
 impl Member {
     async fn join(victim: &Device) -> Self {
         let reply = victim.handle().ticket(Duration::from_secs(60)).await.unwrap();
@@ -64,12 +78,8 @@ impl Member {
     }
 
     async fn join_by(victim: &Device, ticket: &str, now_ms: u64) -> Self {
-        let config = NetConfig {
-            offline: true,
-            bind: Some("127.0.0.1:0".parse().unwrap()),
-            ..NetConfig::new(SecretKey::generate())
-        };
-        let net = Net::bind(config).await.unwrap();
+        let key = SecretKey::generate();
+        let net = bind(&key).await;
         let ticket: Ticket = ticket.parse().unwrap();
         let own = Joiner {
             device_name: "hostile".into(),
@@ -87,7 +97,7 @@ impl Member {
         })
         .await;
         let addresses = victim.status().device.addresses;
-        Self { net, group_id, victim: victim.node_id, addresses }
+        Self { key, net, group_id, victim: victim.node_id, addresses }
     }
 
     fn hello(&self) -> peer::Hello {
@@ -571,4 +581,52 @@ async fn a_removed_device_that_dials_on_and_on_costs_no_memory_and_no_word_in_th
     assert!(said < DIALS / 10, "{said} ops");
     assert!(grown < GROWTH_BYTES_MAX / 3, "{grown} bytes more");
     still_syncs(&victim, &honest).await;
+}
+
+/// Carries packets between a caller and `at`, each 700 ms late.
+async fn carry_slowly(front: UdpSocket, at: String) {
+    const LATE: Duration = Duration::from_millis(700);
+    let front = Arc::new(front);
+    let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    back.connect(at).await.unwrap();
+    let (mut there, mut here) = (vec![0; 2048], vec![0; 2048]);
+    let (mut caller, mut late) = (None, JoinSet::new());
+    loop {
+        tokio::select! {
+            Ok((n, from)) = front.recv_from(&mut there) => {
+                caller = Some(from);
+                let (back, packet) = (back.clone(), there[..n].to_vec());
+                late.spawn(async move { sleep(LATE).await; back.send(&packet).await });
+            }
+            Ok(n) = back.recv(&mut here) => {
+                let (front, packet, to) = (front.clone(), here[..n].to_vec(), caller.unwrap());
+                late.spawn(async move { sleep(LATE).await; front.send_to(&packet, to).await });
+            }
+            Some(_) = late.join_next() => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_stops_within_seconds_and_logs_no_error_when_a_far_peer_is_gone() {
+    let victim = Device::start().await;
+    let mut member = Member::join(&victim).await;
+    let front = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut path = JoinSet::new();
+    let through = front.local_addr().unwrap().to_string();
+    path.spawn(carry_slowly(front, std::mem::replace(&mut member.addresses[0], through)));
+    // Its new address is known to nobody, so that there is no path but the slow one.
+    member.net.close().await;
+    member.net = bind(&member.key).await;
+    let mut control = member.connect().await;
+    control.send(Kind::Hello, &member.hello()).await;
+    until("the far peer is connected", &[&victim], async || {
+        matches!(victim.status().peers[0].state, PeerState::Syncing | PeerState::Idle)
+    })
+    .await;
+    path.shutdown().await;
+    let began = Instant::now();
+    drop(victim);
+    assert!(began.elapsed() < SOON / 2, "{:?}", began.elapsed());
+    assert!(was_logged(&["some peers did not learn"]), "the peer was too near");
 }
