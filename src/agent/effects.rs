@@ -26,12 +26,10 @@ use crate::wire::frame::Kind;
 use super::copies;
 use super::fact::Fact;
 use super::journal_stream;
-use super::link::Command;
-use super::live::Live;
+use super::live::{Command, Live};
 use super::parts::Parts;
 use crate::replica::query;
 use crate::replica::replicate::Replication;
-use crate::transfer::plain::PlainReport;
 use crate::transfer::{self, Outcome, Received, TransferError, is_large, plain};
 
 /// The deadline of the first byte of a stream that a peer opened.
@@ -373,7 +371,7 @@ fn refused(digests: &[Digest], outcomes: &[Outcome]) -> Vec<(Hash, String)> {
     .collect()
 }
 
-fn sent_as(outcome: &Outcome) -> Sent {
+pub(super) fn sent_as(outcome: &Outcome) -> Sent {
     match outcome {
         Outcome::Stored | Outcome::AlreadyHeld => Sent::Held,
         Outcome::Elsewhere | Outcome::Later(_) | Outcome::StoreDown(_) | Outcome::Interrupted => {
@@ -393,33 +391,6 @@ fn store_failed(received: &[Received]) -> bool {
         _ => false,
     };
     received.iter().any(put_off) && !received.iter().any(|one| one.outcome == Outcome::Stored)
-}
-
-/// Converts the result of a plain exchange to an input of the engine.
-pub(super) fn plain_done(conn: ConnId, report: PlainReport) -> Input {
-    let PlainReport { sent, received, is_complete } = report;
-    let received = received.into_iter().map(|received| (received.digest, received.outcome));
-    let (mut held_there, mut stored_here, mut failed) = (Vec::new(), Vec::new(), false);
-    for (digest, outcome) in sent {
-        match sent_as(&outcome) {
-            Sent::Held => held_there.push(digest.hash),
-            Sent::Elsewhere | Sent::Refused | Sent::Unavailable => failed = true,
-        }
-    }
-    for (digest, outcome) in received {
-        match outcome {
-            Outcome::Stored => stored_here.push(digest.hash),
-            Outcome::AlreadyHeld => held_there.push(digest.hash),
-            Outcome::Elsewhere
-            | Outcome::Later(_)
-            | Outcome::StoreDown(_)
-            | Outcome::Refused(_)
-            | Outcome::Unavailable
-            | Outcome::Interrupted
-            | Outcome::Damaged => failed = true,
-        }
-    }
-    Input::PlainDone { conn, held_there, stored_here, failed, more: !is_complete }
 }
 
 /// Converts the outcome of an asset of a received batch; `None` if it arrives from another peer.
@@ -444,25 +415,6 @@ mod tests {
 
     fn received(size_bytes: u64, outcome: Outcome) -> Received {
         Received { digest: Digest { hash: Hash([1; 32]), size_bytes }, outcome }
-    }
-
-    #[test]
-    fn what_did_not_arrive_in_a_plain_exchange_counts_as_held_by_nobody() {
-        let of = |n: u8, outcome| {
-            (Digest { hash: Hash([n; 32]), size_bytes: 1 }, outcome) as (Digest, Outcome)
-        };
-        let later = || Outcome::Later("full".into());
-        let sent = vec![of(1, Outcome::Stored), of(2, later())];
-        let received = [of(3, Outcome::Stored), of(4, later()), of(5, Outcome::Unavailable)];
-        let received = received.map(|(digest, outcome)| Received { digest, outcome }).to_vec();
-        let report = PlainReport { sent, received, is_complete: true };
-        let Input::PlainDone { held_there, stored_here, failed, more, .. } =
-            plain_done(ConnId(1), report)
-        else {
-            panic!("another input");
-        };
-        assert_eq!((held_there, stored_here), (vec![Hash([1; 32])], vec![Hash([3; 32])]));
-        assert!(failed && !more);
     }
 
     #[test]

@@ -7,22 +7,23 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::agent::fact::{Fact, Facts};
 use crate::core::close::CloseCode;
 use crate::core::engine::Input;
-use crate::core::message::Message;
 use crate::core::peers::ConnId;
-use crate::net::frame::{FrameError, FrameReader, FrameWriter, TakeBytes};
+use crate::net::frame::{FrameReader, FrameWriter};
 use crate::net::{Connection, Protocol, RecvStream, SendStream};
-use crate::wire::WireError;
-use crate::wire::control::{decode_message, encode_message};
+use crate::wire::control::decode_message;
 
 use crate::transfer::throttle::LinkThrottle;
-use crate::transfer::{Context, Counters, plain};
+use crate::transfer::{Context, Counters};
+
+use super::fact::{Fact, Facts};
+use super::fault::{Fault, fault, frame_fault, wire_fault, write_message};
+use super::live::Command;
+use super::plain;
 
 /// The most messages that wait to be written to one peer. The engine sends little at a time: the
 /// queue has room for several rounds of 128 pages of hashes or of the coded cells of a whole
@@ -44,22 +45,6 @@ const CONTROL_WAIT: Duration = Duration::from_secs(10);
 
 /// A peer that accepts no byte of a message for this long is given up.
 const WRITE_STALL: Duration = Duration::from_secs(60);
-
-/// What the loop sends to the task.
-#[derive(Debug)]
-pub(super) enum Command {
-    /// Write this message to the peer.
-    Send(Message),
-    /// Exchange whole sets by the plain protocol.
-    RunPlain,
-}
-
-/// Why a connection is closed from this side.
-#[derive(Debug)]
-struct Fault {
-    code: CloseCode,
-    detail: String,
-}
 
 /// Runs the connection until it ends, and reports how it ended.
 pub(super) async fn run(
@@ -88,7 +73,7 @@ pub(super) async fn run(
         if connection.protocol() == Protocol::Plain {
             let reader = FrameReader::new(throttle.down(recv), None);
             let writer = FrameWriter::new(throttle.up(send, None), WRITE_STALL);
-            run_plain(conn, reader, writer, &mut commands, &facts, &ctx, &counters).await?;
+            plain::run(conn, reader, writer, &mut commands, &facts, &ctx, &counters).await?;
             return accept_streams(conn, &connection, &facts).await;
         }
         let mut reader = FrameReader::new(recv, None);
@@ -161,76 +146,4 @@ async fn accept_streams(conn: ConnId, connection: &Connection, facts: &Facts) ->
         facts.send(Fact::Stream { conn, send, recv }).await;
     }
     Ok(())
-}
-
-/// Runs the only stream of the plain protocol: Hello in both directions, then whole sets and the
-/// missing assets.
-async fn run_plain(
-    conn: ConnId,
-    mut reader: FrameReader<impl AsyncRead + Unpin + Send>,
-    mut writer: FrameWriter<impl TakeBytes + Send>,
-    commands: &mut mpsc::Receiver<Command>,
-    facts: &Facts,
-    ctx: &Context,
-    counters: &std::sync::Arc<Counters>,
-) -> Result<(), Fault> {
-    let hello = async {
-        while let Some(Command::Send(message)) = commands.recv().await {
-            write_message(&mut writer, &message).await?;
-            writer.flush().await?;
-        }
-        Ok(())
-    };
-    let greeting = async {
-        match reader.read().await {
-            Ok(Some(frame)) => {
-                let message = decode_message(frame.kind, frame.payload).map_err(wire_fault)?;
-                facts.send(Fact::Input(Input::Message { conn, message })).await;
-                Ok(())
-            }
-            Ok(None) => Err(fault(CloseCode::Protocol, "the stream ended before Hello")),
-            Err(error) => Err(frame_fault(error)),
-        }
-    };
-    let (said, heard) = tokio::join!(hello, greeting);
-    heard?;
-    if let Err(error) = said {
-        return Err(frame_fault(error));
-    }
-    match plain::run_plain(ctx, reader, writer, counters).await {
-        Ok(report) => {
-            facts.send(Fact::PlainDone { conn, report }).await;
-            Ok(())
-        }
-        Err(error) if error.is_violation() => Err(fault(CloseCode::Protocol, &error.to_string())),
-        Err(error) => {
-            // The error may name folders of this device, so the peer does not get it.
-            tracing::warn!(%error, "the exchange with a peer broke off");
-            Err(fault(CloseCode::Internal, "the exchange broke off"))
-        }
-    }
-}
-
-async fn write_message(
-    writer: &mut FrameWriter<impl AsyncWrite + Unpin>,
-    message: &Message,
-) -> Result<(), FrameError> {
-    let (kind, payload) = encode_message(message);
-    writer.write_payload(kind, &payload).await
-}
-
-fn fault(code: CloseCode, detail: &str) -> Fault {
-    Fault { code, detail: detail.to_owned() }
-}
-
-fn wire_fault(error: WireError) -> Fault {
-    let code = match error {
-        WireError::UnknownAlgorithm(_) => CloseCode::HashAlgorithm,
-        WireError::Malformed { .. } | WireError::OutOfBounds { .. } => CloseCode::Protocol,
-    };
-    fault(code, &error.to_string())
-}
-
-fn frame_fault(error: FrameError) -> Fault {
-    fault(error.close_code(), &error.to_string())
 }

@@ -11,14 +11,23 @@ use crate::transfer::Counters;
 use crate::transfer::throttle::LinkThrottle;
 
 use crate::core::ids::Hash;
+use crate::core::message::Message;
 use crate::core::silence::{Heard, Silence};
 
-use super::link::Command;
 use crate::replica::picture::{LinkFigures, LinkView, Moved};
 
 /// The most refused assets remembered for a connection, for `why`. Others are refused again when
 /// they are offered again.
 const REFUSED_MAX: usize = 1024;
+
+/// What the loop sends to the task of a connection.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Write this message to the peer.
+    Send(Message),
+    /// Exchange whole sets by the plain protocol.
+    RunPlain,
+}
 
 /// A live connection.
 pub(super) struct Live {

@@ -30,7 +30,7 @@ use crate::state::journal::GroupState;
 use crate::store::StoreInfo;
 
 use super::copies;
-use super::effects::{Links, plain_done};
+use super::effects::Links;
 use super::fact::{Fact, Reload, TakenIn};
 use super::handle::{FetchReply, LeaveReply, Reply, Request};
 use super::link::CONTROL_QUEUE;
@@ -39,7 +39,7 @@ use super::load::{Loading, NO_STORE};
 use super::parts::Parts;
 use super::start::{Tellers, Wakers, start_journal, start_sources};
 use super::tuning::Tuning;
-use super::{journal_stream, link, load, membership, proofs, requests, why};
+use super::{journal_stream, link, load, membership, plain, proofs, requests, why};
 use crate::group::comparing::Comparing;
 use crate::group::knocks::Knocks;
 use crate::group::pairing;
@@ -316,7 +316,7 @@ impl Loop {
                 )));
             }
             Fact::PlainDone { conn, report } => {
-                self.handle(plain_done(conn, report));
+                self.handle(plain::done(conn, report));
             }
             Fact::StoreUp { info, reply } => self.on_store_up(info, reply),
             Fact::StoreDown { error } => {

@@ -26,8 +26,9 @@ use super::send::{Asset, LastProof, Lost, send_contents};
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{HASHES_PER_FRAME_MAX, OFFER_ENTRIES_MAX, PLAIN_ASSETS_MAX};
 use crate::net::frame::{FrameReader, FrameWriter, TakeBytes};
-use crate::wire::batch::{Label, Naming, SetPage, Verdict, decode_plain_ack, encode_ack};
+use crate::wire::batch::{Label, Naming, Verdict, encode_ack};
 use crate::wire::frame::Kind;
+use crate::wire::plain::{SetPage, decode_plain_ack};
 use crate::wire::proto::peer;
 
 /// The result of a plain stream.

@@ -1,4 +1,5 @@
-//! The messages of a batch stream and of the plain protocol, between protobuf and core types.
+//! The messages of a batch stream, between protobuf and core types. The plain protocol shares the
+//! frames that carry contents; [`super::plain`] has what it alone uses.
 //!
 //! I1  What decodes here is within every bound that can be checked without knowing the batch:
 //!     counts, sizes, indexes into the offer, alignment. The receiver checks what depends on
@@ -17,8 +18,8 @@ use prost::encoding::{
 use crate::core::foreign_text::visible;
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::{
-    ASSET_BYTES_MAX, HASHES_PER_FRAME_MAX, INLINE_BYTES_MAX, OFFER_ENTRIES_MAX, OFFER_LARGE_MAX,
-    PIECE_ALIGN_BYTES, PIECE_BYTES_MAX, PIECE_PROOF_BYTES_MAX, REASON_CHARS_MAX,
+    ASSET_BYTES_MAX, INLINE_BYTES_MAX, OFFER_ENTRIES_MAX, OFFER_LARGE_MAX, PIECE_ALIGN_BYTES,
+    PIECE_BYTES_MAX, PIECE_PROOF_BYTES_MAX, REASON_CHARS_MAX,
 };
 use crate::wire::proto::peer;
 use crate::wire::{WireError, bounded, parse};
@@ -118,11 +119,11 @@ pub enum Verdict {
     Refused(String),
 }
 
-fn malformed(what: &'static str, detail: impl Into<String>) -> WireError {
+pub(super) fn malformed(what: &'static str, detail: impl Into<String>) -> WireError {
     WireError::Malformed { what, detail: detail.into() }
 }
 
-fn hash(what: &'static str, bytes: &[u8]) -> Result<Hash, WireError> {
+pub(super) fn hash(what: &'static str, bytes: &[u8]) -> Result<Hash, WireError> {
     Hash::from_slice(bytes)
         .ok_or_else(|| malformed(what, format!("a hash of {} bytes, expected 32", bytes.len())))
 }
@@ -374,21 +375,6 @@ pub fn decode_ack(payload: Bytes, entries: usize) -> Result<Vec<Verdict>, WireEr
     ack.entries.into_iter().map(decode_verdict).collect()
 }
 
-/// Reads an Ack of the plain protocol: a verdict by hash for each asset, at most
-/// [`OFFER_ENTRIES_MAX`].
-///
-/// # Errors
-/// [`WireError`] when it is malformed or too long.
-pub fn decode_plain_ack(payload: Bytes) -> Result<Vec<(Hash, Verdict)>, WireError> {
-    let ack: peer::Ack = parse("Ack", payload, OFFER_ENTRIES_MAX)?;
-    bounded("Ack.entries", ack.entries.len() as u64, OFFER_ENTRIES_MAX as u64)?;
-    let verdicts = ack.entries.into_iter().map(|entry| {
-        let hash = hash("Ack.entries.hash", &entry.hash)?;
-        Ok((hash, decode_verdict(entry)?))
-    });
-    verdicts.collect()
-}
-
 /// The message for `verdicts`, each with its hash in the plain protocol.
 pub fn encode_ack<'a>(
     verdicts: impl IntoIterator<Item = (Option<Hash>, &'a Verdict)>,
@@ -407,7 +393,7 @@ pub fn encode_ack<'a>(
     peer::Ack { entries: entries.collect() }
 }
 
-fn decode_verdict(entry: peer::AckEntry) -> Result<Verdict, WireError> {
+pub(super) fn decode_verdict(entry: peer::AckEntry) -> Result<Verdict, WireError> {
     match entry.outcome() {
         peer::ack::Outcome::Stored => Ok(Verdict::Stored),
         peer::ack::Outcome::AlreadyHeld => Ok(Verdict::AlreadyHeld),
@@ -422,46 +408,6 @@ fn decode_verdict(entry: peer::AckEntry) -> Result<Verdict, WireError> {
 
 fn for_people(reason: &str) -> String {
     visible(reason, REASON_CHARS_MAX)
-}
-
-/// A page of a whole set in the plain protocol.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SetPage {
-    /// The hashes, strictly ascending, at most [`HASHES_PER_FRAME_MAX`].
-    pub hashes: Vec<Hash>,
-    /// Whether another page follows.
-    pub more: bool,
-}
-
-impl SetPage {
-    /// Reads a page whose hashes must all be above `after`.
-    ///
-    /// # Errors
-    /// [`WireError`] when it is malformed, too long, out of order, or empty with more to follow.
-    pub fn decode(payload: Bytes, after: Option<Hash>) -> Result<Self, WireError> {
-        let page: peer::Page = parse("Page", payload, HASHES_PER_FRAME_MAX)?;
-        bounded("Page.hashes", page.hashes.len() as u64, HASHES_PER_FRAME_MAX as u64)?;
-        let mut above = after;
-        let mut hashes = Vec::with_capacity(page.hashes.len());
-        for bytes in &page.hashes {
-            let hash = hash("Page.hashes", bytes)?;
-            if above.is_some_and(|above| hash <= above) {
-                return Err(malformed("Page.hashes", format!("{hash} is out of order")));
-            }
-            above = Some(hash);
-            hashes.push(hash);
-        }
-        if page.more && hashes.is_empty() {
-            return Err(malformed("Page.more", "an empty page that promises more"));
-        }
-        Ok(Self { hashes, more: page.more })
-    }
-
-    /// The message for this page.
-    pub fn encode(&self) -> peer::Page {
-        let hashes = self.hashes.iter().map(|h| Bytes::copy_from_slice(h.as_bytes()));
-        peer::Page { round: 0, hashes: hashes.collect(), more: self.more, next_seq: 0 }
-    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub mod folder;
 pub mod frame;
 pub mod journal;
 pub mod pairing;
+pub mod plain;
 pub mod proof;
 pub mod reconcile;
 

@@ -26,8 +26,7 @@ use can_sync::core::reconcile::{Cursor, ReconcileMessage, SetSummary, Since, Way
 use can_sync::core::sketch::Cell;
 use can_sync::net::ticket::Ticket;
 use can_sync::wire::batch::{
-    Content, Label, Piece, SetPage, Verdict, Want, WantEntry, encode_ack, encode_contents,
-    encode_drop,
+    Content, Label, Piece, Verdict, Want, WantEntry, encode_ack, encode_contents, encode_drop,
 };
 use can_sync::wire::folder::{HistoryEvent, history_to_bytes, version_to_bytes};
 use can_sync::wire::frame::{Header, Kind};

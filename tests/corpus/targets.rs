@@ -12,11 +12,12 @@ use can_sync::core::ids::{Digest, Hash, NodeId};
 use can_sync::core::journal::op::Change;
 use can_sync::core::limits::{PIECE_ALIGN_BYTES, SMALL_BYTES_MAX};
 use can_sync::net::ticket::Ticket;
-use can_sync::wire::batch::{self, Naming, Offer, OfferEntry, Piece, SetPage, Want};
+use can_sync::wire::batch::{self, Naming, Offer, OfferEntry, Piece, Want};
 use can_sync::wire::folder::{
     history_from_bytes, history_to_bytes, version_from_bytes, version_to_bytes,
 };
 use can_sync::wire::frame::{HEADER_BYTES, Header, Kind};
+use can_sync::wire::plain::{SetPage, decode_plain_ack};
 use can_sync::wire::proto::peer;
 use can_sync::wire::{control, journal, pairing, proof};
 use prost::Message as _;
@@ -106,7 +107,7 @@ pub fn batch(bytes: &[u8]) -> bool {
             |bytes| batch::decode_ack(bytes, entries),
             |verdicts| wire(&batch::encode_ack(verdicts.iter().map(|verdict| (None, verdict)))),
         ),
-        8 => comes_back(payload, batch::decode_plain_ack, |verdicts| {
+        8 => comes_back(payload, decode_plain_ack, |verdicts| {
             wire(&batch::encode_ack(verdicts.iter().map(|(hash, verdict)| (Some(*hash), verdict))))
         }),
         9 => comes_back(payload, |bytes| SetPage::decode(bytes, None), |page| wire(&page.encode())),

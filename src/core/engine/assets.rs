@@ -243,7 +243,8 @@ impl Engine {
             session.compare.backoff.reset();
         }
         if session.plain.is_some() {
-            self.note_plain_arrivals(now_ms, conn, &arrivals);
+            let stored = session.plain_arrived(now_ms, &arrivals);
+            stored.into_iter().for_each(|hash| self.wants.held_by(node_id, hash));
             return;
         }
         for (hash, arrival) in arrivals {

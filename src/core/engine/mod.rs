@@ -19,7 +19,6 @@ mod assets;
 mod copies;
 mod facts;
 mod links;
-mod plain;
 mod sets;
 mod talk;
 mod why;
@@ -213,12 +212,19 @@ impl Engine {
                 }
             }
             Input::PlainDone { conn, held_there, stored_here, failed, more } => {
-                self.on_plain_done(now_ms, conn, &held_there, &stored_here, failed);
+                if let Some((node_id, session)) = self.session_of(conn) {
+                    session.plain_done(now_ms, &held_there, &stored_here, failed);
+                    stored_here.iter().for_each(|hash| self.wants.held_by(node_id, *hash));
+                }
                 if more {
                     self.close(conn, CloseCode::Ok, "the next connection carries the rest", out);
                 }
             }
-            Input::PlainStream { conn, batch } => self.on_plain_stream(conn, batch),
+            Input::PlainStream { conn, batch } => {
+                if let Some(session) = self.session(conn) {
+                    session.receiving.insert(batch);
+                }
+            }
             Input::Fetch { hashes, at_once } => self.on_fetch(now_ms, hashes, at_once),
             Input::Tick => {}
             Input::Stop => {

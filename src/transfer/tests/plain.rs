@@ -7,7 +7,8 @@ use super::hostile::Script;
 use super::*;
 use crate::bao;
 use crate::transfer::plain::{PlainReport, receive_plain_live, run_plain, send_plain_live};
-use crate::wire::batch::{Content, Label, Piece, SetPage, encode_ack, encode_contents};
+use crate::wire::batch::{Content, Label, Piece, encode_ack, encode_contents};
+use crate::wire::plain::SetPage;
 
 const BLAKE3: HashAlgorithm = HashAlgorithm::Blake3;
 const BOTH: [HashAlgorithm; 2] = [HashAlgorithm::Blake3, HashAlgorithm::Sha256];

@@ -165,9 +165,6 @@ fn the_longest_messages_fit_their_frames() {
     assert!(batch.encoded_len() <= CONTROL_FRAME_BYTES_MAX as usize);
     let longest = offer(&[ASSET_BYTES_MAX; OFFER_ENTRIES_MAX]).encode();
     assert!(longest.encoded_len() <= CONTROL_FRAME_BYTES_MAX as usize);
-    let hashes = vec![digest(u64::MAX, 0).hash; HASHES_PER_FRAME_MAX];
-    let page = SetPage { hashes, more: true }.encode();
-    assert!(page.encoded_len() <= CONTROL_FRAME_BYTES_MAX as usize);
     let piece = PIECE_BYTES_MAX as usize + PIECE_PROOF_BYTES_MAX + 100;
     assert!(piece <= CONTENT_FRAME_BYTES_MAX as usize);
 }
@@ -192,37 +189,10 @@ fn verdicts_come_back_in_order_and_a_peers_reason_is_safe_to_print() {
 }
 
 #[test]
-fn a_plain_ack_names_its_assets() {
-    let verdicts = [Verdict::Stored, Verdict::Later("full".into())];
-    let named = verdicts.iter().enumerate();
-    let named = named.map(|(n, v)| (Some(digest(n as u64, 0).hash), v));
-    let read = decode_plain_ack(bytes(&encode_ack(named))).unwrap();
-    assert_eq!(read[1], (digest(1, 0).hash, Verdict::Later("full".into())));
-    assert!(decode_plain_ack(bytes(&encode_ack([(None, &Verdict::Stored)]))).is_err());
-}
-
-#[test]
-fn the_pages_of_a_set_must_ascend() {
-    let [a, b] = [digest(1, 0).hash, digest(2, 0).hash];
-    let read = |hashes: &[Hash], more, after| {
-        SetPage::decode(bytes(&SetPage { hashes: hashes.to_vec(), more }.encode()), after)
-    };
-    assert_eq!(read(&[a, b], true, None).unwrap().hashes, [a, b]);
-    assert!(read(&[b], false, Some(a)).is_ok());
-    assert!(read(&[], false, Some(a)).is_ok());
-    assert!(read(&[b, a], false, None).is_err());
-    assert!(read(&[a, a], false, None).is_err());
-    assert!(read(&[a], false, Some(a)).is_err());
-    assert!(read(&[], true, None).is_err());
-}
-
-#[test]
 fn a_frame_of_a_million_empty_elements_is_refused_before_they_are_decoded() {
     let flood = Bytes::from([0x0a, 0].repeat(512 * 1024));
     assert!(Offer::decode(flood.clone(), SMALL).is_err());
     assert!(decode_contents(flood.clone(), Naming::Plain).is_err());
-    assert!(decode_plain_ack(flood.clone()).is_err());
-    assert!(SetPage::decode(flood.clone(), None).is_err());
     assert!(Piece::decode(flood, Naming::Plain).is_err());
 }
 
@@ -240,8 +210,6 @@ proptest! {
             let _ = Piece::decode_cut_off(payload.clone(), naming);
         }
         let _ = decode_drop(payload.clone(), 3);
-        let _ = decode_ack(payload.clone(), 3);
-        let _ = decode_plain_ack(payload.clone());
-        let _ = SetPage::decode(payload, None);
+        let _ = decode_ack(payload, 3);
     }
 }
