@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use can_sync::core::engine::{Effect, Engine, Identity, Input, KnownSet};
-use can_sync::core::fetches::Fetching;
+use can_sync::core::fetches::FetchState;
 use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, NodeId, StoreId};
 use can_sync::core::message::{Hello, Message};
 use can_sync::core::pairing::{Member, Members};
@@ -184,9 +184,9 @@ fn what_nobody_holds_is_asked_for_once_and_is_nowhere() {
         world.run(5_000);
         let hash = asset(1).hash;
         for at_once in [false, true] {
-            assert_eq!(world.fetch(0, hash, at_once), Some(Fetching::Waiting), "SEED={seed}");
+            assert_eq!(world.fetch(0, hash, at_once), Some(FetchState::Waiting), "SEED={seed}");
             world.run(world.now_ms + 2_000);
-            assert_eq!(world.fetch(0, hash, at_once), Some(Fetching::Nowhere), "SEED={seed}");
+            assert_eq!(world.fetch(0, hash, at_once), Some(FetchState::Nowhere), "SEED={seed}");
             let moves = world.moves;
             world.run(world.now_ms + 2_000);
             world.fetch(0, hash, at_once);

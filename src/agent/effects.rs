@@ -11,14 +11,14 @@ use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::core::close::CloseCode;
-use crate::core::engine::{Effect, Engine, Input, Sent};
-use crate::core::ids::{Digest, Hash, NodeId};
+use crate::core::engine::{Effect, Engine, Input};
+use crate::core::ids::{Digest, NodeId};
 use crate::core::journal::device_events::LogEvent;
 use crate::core::pairing::Members;
 use crate::core::peers::ConnId;
 use crate::core::reconcile::Since;
 use crate::core::session::Lane;
-use crate::core::wants::{Arrival, BatchId};
+use crate::core::wants::BatchId;
 use crate::net::frame::peek;
 use crate::net::{Protocol, RecvStream, SendStream};
 use crate::wire::frame::Kind;
@@ -30,7 +30,7 @@ use super::live::{Command, Live};
 use super::parts::Parts;
 use crate::replica::query;
 use crate::replica::replicate::Replication;
-use crate::transfer::{self, Outcome, Received, TransferError, is_large, plain};
+use crate::transfer::{self, TransferError, outgoing, plain, report};
 
 /// The deadline of the first byte of a stream that a peer opened.
 const FIRST_BYTE_WAIT: Duration = Duration::from_secs(5);
@@ -192,42 +192,23 @@ impl Links {
         let (connection, counters) = (live.connection.clone(), live.counters.clone());
         let throttle = live.throttle.clone();
         let (ctx, facts) = (parts.ctx.clone(), parts.facts.clone());
-        let priority = priority(lane);
-        let solicited = lane.is_solicited();
         parts.tasks.spawn("send batch", async move {
-            let sent = async {
-                let (send, recv) = connection
-                    .open_stream(priority)
-                    .await
-                    .map_err(|error| TransferError::Frame(error.into()))?;
-                let send = throttle.up(send, Some(lane));
-                match connection.protocol() {
-                    Protocol::Plain => {
-                        plain::send_plain_live(&ctx, recv, send, &digests, &counters).await
-                    }
-                    Protocol::Two | Protocol::Pairing | Protocol::Introduction => {
-                        transfer::send_batch(
-                            &ctx, recv, send, &digests, solicited, inline, &counters,
-                        )
-                        .await
-                    }
-                }
-            };
+            let sent =
+                outgoing::send(&connection, &throttle, &ctx, &digests, lane, inline, &counters);
             let input = match sent.await {
                 Ok(outcomes) => {
-                    let refused = refused(&digests, &outcomes);
+                    let refused = report::refused(&digests, &outcomes);
                     if !refused.is_empty() {
                         facts.send(Fact::Refused { conn, refused }).await;
                     }
-                    if let Some(reason) = put_off(&outcomes) {
+                    if let Some(reason) = report::put_off(&outcomes) {
                         facts.send(Fact::PutOff { conn, reason }).await;
                     }
                     let outcomes = digests.iter().zip(&outcomes);
-                    let outcomes = outcomes.map(|(digest, outcome)| {
-                        log_sent(digest, outcome);
-                        (digest.hash, sent_as(outcome))
-                    });
-                    Input::BatchSent { conn, batch, outcomes: outcomes.collect() }
+                    let outcomes = outcomes
+                        .map(|(digest, outcome)| (digest.hash, report::sent_as(outcome)))
+                        .collect();
+                    Input::BatchSent { conn, batch, outcomes }
                 }
                 Err(error) => {
                     tracing::debug!(peer = %connection.peer().short(), %error, "a batch broke off");
@@ -308,127 +289,10 @@ impl Links {
             if let Err(error) = &receipt.end {
                 tracing::debug!(peer = %peer.short(), %error, "a received batch broke off");
             }
-            let store_failed = store_failed(&receipt.received);
-            let arrivals = receipt.received.iter();
-            let arrivals = arrivals
-                .filter_map(|received| Some((received.digest.hash, arrival(received)?)))
-                .collect();
+            let store_failed = report::store_failed(&receipt.received);
+            let arrivals = report::arrivals(&receipt.received);
             let input = Input::Received { conn, batch, arrivals, store_failed, violation };
             facts.send(Fact::Input(input)).await;
         });
-    }
-}
-
-/// The priority of a lane's streams, see `Connection::open_stream`: new assets and those wanted at
-/// once go before all others. The rest share what is left, so that no lane waits for the end of
-/// another.
-fn priority(lane: Lane) -> i32 {
-    match lane {
-        Lane::Live => 20,
-        Lane::Now => 18,
-        Lane::NowLarge => 16,
-        Lane::LiveLarge | Lane::Small | Lane::Large => 10,
-    }
-}
-
-fn log_sent(digest: &Digest, outcome: &Outcome) {
-    let hash = digest.hash.short();
-    match outcome {
-        Outcome::Damaged => {
-            tracing::warn!(hash, "cannot send an asset: its content is damaged here");
-        }
-        Outcome::Refused(reason) => tracing::warn!(hash, reason, "a peer refuses an asset"),
-        Outcome::Later(reason) | Outcome::StoreDown(reason) => {
-            tracing::info!(hash, reason, "a peer accepts an asset later")
-        }
-        Outcome::Stored
-        | Outcome::AlreadyHeld
-        | Outcome::Elsewhere
-        | Outcome::Interrupted
-        | Outcome::Unavailable => {}
-    }
-}
-
-/// The reason why the peer accepts no assets for now, or `Some(None)` if it stored one; `None` when
-/// the batch shows neither.
-fn put_off(outcomes: &[Outcome]) -> Option<Option<String>> {
-    if outcomes.contains(&Outcome::Stored) {
-        return Some(None);
-    }
-    outcomes.iter().find_map(|outcome| match outcome {
-        Outcome::Later(reason) => Some(Some(reason.clone())),
-        _ => None,
-    })
-}
-
-/// The assets that the peer refuses, each with the reason.
-fn refused(digests: &[Digest], outcomes: &[Outcome]) -> Vec<(Hash, String)> {
-    let each = digests.iter().zip(outcomes);
-    each.filter_map(|(digest, outcome)| match outcome {
-        Outcome::Refused(reason) => Some((digest.hash, reason.clone())),
-        _ => None,
-    })
-    .collect()
-}
-
-pub(super) fn sent_as(outcome: &Outcome) -> Sent {
-    match outcome {
-        Outcome::Stored | Outcome::AlreadyHeld => Sent::Held,
-        Outcome::Elsewhere | Outcome::Later(_) | Outcome::StoreDown(_) | Outcome::Interrupted => {
-            Sent::Elsewhere
-        }
-        Outcome::Refused(_) => Sent::Refused,
-        Outcome::Unavailable | Outcome::Damaged => Sent::Unavailable,
-    }
-}
-
-/// Whether the store accepts nothing: it does not answer or delays even a small asset, and stored
-/// none of the batch.
-fn store_failed(received: &[Received]) -> bool {
-    let put_off = |one: &Received| match one.outcome {
-        Outcome::StoreDown(_) => true,
-        Outcome::Later(_) => !is_large(&one.digest),
-        _ => false,
-    };
-    received.iter().any(put_off) && !received.iter().any(|one| one.outcome == Outcome::Stored)
-}
-
-/// Converts the outcome of an asset of a received batch; `None` if it arrives from another peer.
-fn arrival(received: &Received) -> Option<Arrival> {
-    match &received.outcome {
-        Outcome::Stored => Some(Arrival::Stored),
-        Outcome::AlreadyHeld => Some(Arrival::Held),
-        Outcome::Elsewhere => None,
-        Outcome::Later(_) if is_large(&received.digest) => Some(Arrival::NoRoom),
-        Outcome::Later(_) | Outcome::StoreDown(_) | Outcome::Interrupted => {
-            Some(Arrival::Interrupted)
-        }
-        Outcome::Unavailable => Some(Arrival::Unavailable),
-        Outcome::Refused(_) | Outcome::Damaged => Some(Arrival::Refused),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::limits::SMALL_BYTES_MAX;
-
-    fn received(size_bytes: u64, outcome: Outcome) -> Received {
-        Received { digest: Digest { hash: Hash([1; 32]), size_bytes }, outcome }
-    }
-
-    #[test]
-    fn only_a_store_that_takes_not_even_small_assets_has_failed() {
-        let full = || Outcome::Later("full".into());
-        let (small, large) = (1, SMALL_BYTES_MAX + 1);
-        assert!(!store_failed(&[received(large, full())]));
-        assert_eq!(arrival(&received(large, full())), Some(Arrival::NoRoom));
-        assert!(store_failed(&[received(small, full())]));
-        assert!(!store_failed(&[received(small, full()), received(small, Outcome::Stored)]));
-        assert_eq!(arrival(&received(small, full())), Some(Arrival::Interrupted));
-        // A store that did not answer accepts large assets again as soon as it answers.
-        let down = || Outcome::StoreDown("nothing listens".into());
-        assert!(store_failed(&[received(large, down())]));
-        assert_eq!(arrival(&received(large, down())), Some(Arrival::Interrupted));
     }
 }

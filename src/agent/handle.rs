@@ -19,7 +19,7 @@ use super::tuning::Tuning;
 use crate::alerts::Alerts;
 use crate::copies::gathered::{GATHER_ASSETS_MAX, GatherRequest, Gathered};
 use crate::core::doctor::NetworkFacts;
-use crate::core::fetches::Fetching;
+pub use crate::core::fetches::FetchState;
 use crate::core::ids::{Hash, NodeId};
 use crate::core::lookup::HashPrefix;
 use crate::core::want::Want;
@@ -133,53 +133,6 @@ pub struct FetchView {
     /// For a large asset that is arriving: the bytes that are still missing.
     #[schema(required)]
     pub left_bytes: Option<u64>,
-}
-
-impl FetchView {
-    /// Whether waiting will not change the state any more, or not soon.
-    pub fn is_over(&self) -> bool {
-        match self.state {
-            FetchState::Here | FetchState::Resting | FetchState::Nowhere => true,
-            FetchState::Arriving
-            | FetchState::Waiting
-            | FetchState::NoPeer
-            | FetchState::TooMany => false,
-        }
-    }
-}
-
-/// See [`Fetching`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum FetchState {
-    /// In the store.
-    Here,
-    /// A peer is sending it.
-    Arriving,
-    /// It is in a queue, here or at a peer.
-    Waiting,
-    /// It is not requested for a while: its content was wrong, or there is no space for it.
-    Resting,
-    /// No connected peer holds it.
-    Nowhere,
-    /// No peer is connected.
-    NoPeer,
-    /// Too many fetches are under way: it is fetched once others are complete.
-    TooMany,
-}
-
-impl From<Fetching> for FetchState {
-    fn from(fetching: Fetching) -> Self {
-        match fetching {
-            Fetching::Here => Self::Here,
-            Fetching::Arriving => Self::Arriving,
-            Fetching::Waiting => Self::Waiting,
-            Fetching::Resting => Self::Resting,
-            Fetching::Nowhere => Self::Nowhere,
-            Fetching::NoPeer => Self::NoPeer,
-            Fetching::TooMany => Self::TooMany,
-        }
-    }
 }
 
 /// Makes a handle, and the queue of requests that the loop reads. The store comes with the folder

@@ -12,7 +12,6 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::core::close::CloseCode;
-use crate::core::ids::LogId;
 use crate::core::peers::ConnId;
 use crate::net::frame::Peeked;
 use crate::net::{Connection, RecvStream, SendStream};
@@ -21,7 +20,7 @@ use super::fact::{Fact, Facts};
 use super::live::Live;
 use super::parts::Parts;
 use crate::replica::replicate::Replication;
-use crate::replica::status::{JournalPeerState, JournalPeerStatus, JournalRefusal, JournalStatus};
+use crate::replica::status::JournalPeerStatus;
 
 /// After control messages and before assets: ops are small, and they describe the assets.
 const JOURNAL_PRIORITY: i32 = 50;
@@ -108,7 +107,7 @@ impl Task {
                 "this device and the peer have different versions of the journal's protocol: assets \
                  are synced, metadata, records and members are not; upgrade the older device"
             );
-            let status = version_differs(view.borrow().clone());
+            let status = view.borrow().clone().version_differs();
             return facts.send(Fact::Journal { conn, status }).await;
         }
         if ended.is_peers_to_close() {
@@ -121,29 +120,5 @@ impl Task {
         let code = ended.close_code();
         tracing::warn!(peer = %peer.short(), %code, detail = %ended, "closing");
         connection.close(code, &ended.close_detail());
-    }
-}
-
-/// The status of a stream that ended while its connection stays: it says why edits do not flow.
-fn version_differs(last: JournalPeerStatus) -> JournalPeerStatus {
-    let reason =
-        "the two devices have other versions of the journal's protocol, upgrade the older one";
-    let refused = JournalRefusal { reason: reason.to_owned(), log: None, seq: None };
-    JournalPeerStatus { refused: Some(refused), ..last }
-}
-
-/// Builds the journal's part of the status.
-pub(super) fn status<'a>(
-    peers: impl Iterator<Item = &'a JournalPeerStatus>,
-    forked: &[LogId],
-    repairs: u64,
-) -> JournalStatus {
-    let mut peers: Vec<_> = peers.cloned().collect();
-    peers.sort_by_key(|peer| peer.node_id);
-    JournalStatus {
-        ready: peers.iter().all(|peer| peer.state == JournalPeerState::InSync),
-        peers,
-        forked_logs: forked.to_vec(),
-        repairs,
     }
 }

@@ -16,11 +16,12 @@ use crate::core::hooks::Hook;
 use crate::core::ids::NodeId;
 use crate::core::scrub::ScrubRate;
 use crate::folders::handle::Folders;
-use crate::net::Net;
+use crate::net::{NamedPeers, Net};
 use crate::replica::catalogue::Backlog;
 use crate::replica::copies::Keeper;
 use crate::replica::events::EventLog;
 use crate::replica::journal::JournalHandle;
+use crate::replica::loading::Loading;
 use crate::replica::status::{ScrubStatus, Status};
 use crate::state::copies::Copies;
 use crate::state::home::Home;
@@ -33,7 +34,6 @@ use crate::transfer::throttle::Throttle;
 use super::fact::{Fact, Facts};
 use super::handle::Request;
 use super::tasks::Tasks;
-use super::tuning::NamedPeers;
 
 /// What the loop and its tasks work with.
 pub(super) struct Parts {
@@ -79,6 +79,12 @@ pub(super) struct Parts {
 }
 
 impl Parts {
+    /// What an engine is built from.
+    pub(super) fn loading(&self) -> Loading {
+        let (index, journal) = (self.ctx.index.clone(), self.journal.clone());
+        Loading { node_id: self.node_id, index, journal, keeper: self.keeper.clone() }
+    }
+
     /// What judges absent assets. `gate` is the catalogue's.
     pub(super) fn judge(&self, gate: Arc<Mutex<()>>) -> Judge<Fact> {
         let (index, inputs) = (self.ctx.index.clone(), self.facts.sender());

@@ -14,10 +14,10 @@ use crate::core::engine::{Input, Sent};
 use crate::core::peers::ConnId;
 use crate::net::frame::{FrameReader, FrameWriter, TakeBytes};
 use crate::transfer::plain::PlainReport;
+use crate::transfer::report::sent_as;
 use crate::transfer::{Context, Counters, Outcome, plain};
 use crate::wire::control::decode_message;
 
-use super::effects::sent_as;
 use super::fact::{Fact, Facts};
 use super::fault::{Fault, fault, frame_fault, wire_fault, write_message};
 use super::live::Command;

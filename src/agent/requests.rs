@@ -103,7 +103,7 @@ pub(super) fn fetch_views(parts: &Parts, engine: &Engine, assets: Vec<(Hash, boo
         hash,
         state: match known {
             true => FetchState::Here,
-            false => engine.fetching(now_ms, &hash).into(),
+            false => engine.fetching(now_ms, &hash),
         },
         left_bytes: parts.ctx.partials.left_bytes(&hash),
     };

@@ -35,7 +35,6 @@ use super::fact::{Fact, Reload, TakenIn};
 use super::handle::{FetchReply, LeaveReply, Reply, Request};
 use super::link::CONTROL_QUEUE;
 use super::live::Live;
-use super::load::{Loading, NO_STORE};
 use super::parts::Parts;
 use super::start::{Tellers, Wakers, start_journal, start_sources};
 use super::tuning::Tuning;
@@ -43,9 +42,10 @@ use super::{journal_stream, link, load, membership, plain, proofs, requests, why
 use crate::group::comparing::Comparing;
 use crate::group::knocks::Knocks;
 use crate::group::pairing;
+use crate::replica::loading::NO_STORE;
 use crate::replica::picture::{LinkFigures, Picture, StoreView, Told};
 use crate::replica::query;
-use crate::replica::status::PeerState;
+use crate::replica::status::{JournalStatus, PeerState};
 use crate::transfer::Counters;
 use crate::transfer::totals::Totals;
 
@@ -100,7 +100,7 @@ pub(super) async fn run(
     tellers: Tellers,
     picture: Picture,
 ) -> Result<()> {
-    let engine = Loading::of(&parts).load().await?;
+    let engine = parts.loading().load().await?;
     let saved_seq = engine.known().head_seq;
     let (taken_in, _) = watch::channel(TakenIn::default());
     let wakers = Wakers::default();
@@ -669,8 +669,7 @@ impl Loop {
         }
         let link = |conn: ConnId| self.links.live.get(&conn).map(Live::view);
         let journals = self.links.live.values().filter_map(|live| live.journal.as_ref());
-        let journal =
-            journal_stream::status(journals, &self.forked, self.links.replication.repairs());
+        let journal = JournalStatus::of(journals, &self.forked, self.links.replication.repairs());
         let pairings = self.comparing.shown(now_ms);
         let rate_limits = self.parts.throttle.status();
         let (alerts, last_seen) = {

@@ -51,7 +51,8 @@ pub(crate) async fn fetch(
     loop {
         let FetchReply { assets } = client.post(&["v1", "fetch"], &request).await?;
         bar.show(&assets);
-        let (ended, open): (Vec<_>, Vec<_>) = assets.into_iter().partition(FetchView::is_over);
+        let (ended, open): (Vec<_>, Vec<_>) =
+            assets.into_iter().partition(|asset: &FetchView| asset.state.is_over());
         for asset in ended {
             if let Some((worse, why)) = failure(&asset) {
                 exit = worse;

@@ -10,6 +10,9 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
 use crate::core::ids::{Hash, NodeId};
 use crate::core::limits::FETCHES_MAX;
 use crate::core::wants::{Standing, Wants};
@@ -18,22 +21,33 @@ use crate::core::wants::{Standing, Wants};
 const FETCH_MS_MAX: u64 = 30_000;
 
 /// The state of a fetch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fetching {
-    /// Stored; the index shows it soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FetchState {
+    /// In the store.
     Here,
     /// A peer is sending it.
     Arriving,
-    /// It is queued, here or at a peer.
+    /// It is in a queue, here or at a peer.
     Waiting,
-    /// It is left alone for a while: its content was wrong, or there is no room for it.
+    /// It is not requested for a while: its content was wrong, or there is no space for it.
     Resting,
     /// No connected peer holds it.
     Nowhere,
     /// No peer is connected.
     NoPeer,
-    /// The most fetches are under way: request it later.
+    /// Too many fetches are under way: it is fetched once others are complete.
     TooMany,
+}
+
+impl FetchState {
+    /// Whether waiting will not change the state any more, or not soon.
+    pub fn is_over(self) -> bool {
+        match self {
+            Self::Here | Self::Resting | Self::Nowhere => true,
+            Self::Arriving | Self::Waiting | Self::NoPeer | Self::TooMany => false,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -19,6 +19,7 @@ pub mod frame;
 #[cfg(test)]
 pub(crate) mod inject;
 pub mod introduction;
+mod named;
 pub mod pairing;
 pub mod ticket;
 
@@ -32,6 +33,7 @@ pub use dial::DialError;
 pub use discovery::{NetEvent, NetEvents};
 pub use endpoint::{Net, NetConfig, Relay};
 pub use iroh::SecretKey;
+pub(crate) use named::NamedPeers;
 
 /// Directives for the log filter. Without a network or multicast these libraries repeat themselves
 /// for ever; [`Net::warnings`] reports it once.

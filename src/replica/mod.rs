@@ -5,7 +5,7 @@
 //! [`catalogue`] is the only reader of the store's feed, [`journal`] the only writer of the journal,
 //! [`replicate`] syncs two journals, [`metadata`] carries edits between the store's rows and the
 //! journal, [`folders`] reads and writes the versions of shared folders, [`scrub`] reads every asset
-//! again, [`disk`] watches the free space, [`status`] is what the agent publishes and [`picture`]
+//! again, [`loading`] builds the engine, [`disk`] watches the free space, [`status`] is what the agent publishes and [`picture`]
 //! builds it. [`copies`] decides which assets are wanted here, and counts copies.
 
 pub(crate) mod catalogue;
@@ -15,6 +15,7 @@ pub(crate) mod disk;
 pub(crate) mod events;
 pub mod folders;
 pub mod journal;
+pub(crate) mod loading;
 pub mod metadata;
 pub(crate) mod picture;
 pub(crate) mod query;

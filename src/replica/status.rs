@@ -331,6 +331,24 @@ pub struct JournalStatus {
     pub repairs: u64,
 }
 
+impl JournalStatus {
+    /// The status of all streams.
+    pub(crate) fn of<'a>(
+        peers: impl Iterator<Item = &'a JournalPeerStatus>,
+        forked: &[LogId],
+        repairs: u64,
+    ) -> Self {
+        let mut peers: Vec<_> = peers.cloned().collect();
+        peers.sort_by_key(|peer| peer.node_id);
+        Self {
+            ready: peers.iter().all(|peer| peer.state == JournalPeerState::InSync),
+            peers,
+            forked_logs: forked.to_vec(),
+            repairs,
+        }
+    }
+}
+
 /// The state of the journal with a peer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JournalPeerStatus {
@@ -362,6 +380,15 @@ impl JournalPeerStatus {
             held: Vec::new(),
             refused: None,
         }
+    }
+
+    /// The status of a stream that ended while its connection stays, because the two devices speak
+    /// different versions of the journal's protocol.
+    pub(crate) fn version_differs(self) -> Self {
+        let reason =
+            "the two devices have other versions of the journal's protocol, upgrade the older one";
+        let refused = JournalRefusal { reason: reason.to_owned(), log: None, seq: None };
+        Self { refused: Some(refused), ..self }
     }
 }
 

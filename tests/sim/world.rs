@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use can_sync::core::engine::{Effect, Engine, Identity, Input, KnownSet, PeerView};
-use can_sync::core::fetches::Fetching;
+use can_sync::core::fetches::FetchState;
 use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, NodeId, StoreId};
 use can_sync::core::limits::SMALL_BYTES_MAX;
 use can_sync::core::pairing::{Member, Members};
@@ -319,7 +319,7 @@ impl World {
 
     /// Somebody at a node waits for an asset. Returns the state of the fetch; `None`: the asset is
     /// held, or the node is down.
-    pub(crate) fn fetch(&mut self, n: usize, hash: Hash, at_once: bool) -> Option<Fetching> {
+    pub(crate) fn fetch(&mut self, n: usize, hash: Hash, at_once: bool) -> Option<FetchState> {
         let node = &self.nodes[n];
         if node.store[..node.indexed].iter().any(|digest| digest.hash == hash) {
             return None;

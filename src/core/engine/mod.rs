@@ -26,7 +26,7 @@ mod why;
 use std::collections::BTreeMap;
 
 use crate::core::close::CloseCode;
-use crate::core::fetches::{Fetches, Fetching};
+use crate::core::fetches::{FetchState, Fetches};
 use crate::core::ids::{Hash, NodeId};
 use crate::core::message::Hello;
 use crate::core::pairing::Members;
@@ -271,25 +271,25 @@ impl Engine {
     }
 
     /// The state of the fetch of `hash`, which the index does not hold.
-    pub fn fetching(&self, now_ms: u64, hash: &Hash) -> Fetching {
+    pub fn fetching(&self, now_ms: u64, hash: &Hash) -> FetchState {
         match self.wants.standing(now_ms, hash) {
-            Standing::Here => return Fetching::Here,
-            Standing::Arriving => return Fetching::Arriving,
-            Standing::Asked(_) | Standing::Queued => return Fetching::Waiting,
-            Standing::Resting => return Fetching::Resting,
-            Standing::Unknown if !self.fetches.contains(hash) => return Fetching::TooMany,
+            Standing::Here => return FetchState::Here,
+            Standing::Arriving => return FetchState::Arriving,
+            Standing::Asked(_) | Standing::Queued => return FetchState::Waiting,
+            Standing::Resting => return FetchState::Resting,
+            Standing::Unknown if !self.fetches.contains(hash) => return FetchState::TooMany,
             Standing::Unknown => {}
         }
         let mut ready = self.ready_sessions().peekable();
         if ready.peek().is_none() {
-            return Fetching::NoPeer;
+            return FetchState::NoPeer;
         }
         // A plain peer cannot be asked for an asset: it sends all that it has anyway.
         match ready
             .any(|(_, session)| session.plain.as_ref().is_some_and(|plain| !plain.is_exchanged()))
         {
-            true => Fetching::Waiting,
-            false => Fetching::Nowhere,
+            true => FetchState::Waiting,
+            false => FetchState::Nowhere,
         }
     }
 

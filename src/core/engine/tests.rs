@@ -101,20 +101,20 @@ fn what_nobody_is_known_to_hold_is_asked_for_and_is_nowhere_when_all_have_said_n
     let hash = asset(1, 1).hash;
     let fetch = || Input::Fetch { hashes: vec![hash], at_once: true };
     bench.tell(fetch());
-    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), Fetching::NoPeer);
+    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), FetchState::NoPeer);
     bench.connect(A, A_CONN);
     bench.tell(fetch());
-    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), Fetching::Waiting);
+    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), FetchState::Waiting);
     let urged = Effect::Send { conn: A_CONN, message: Message::SolicitNow(vec![hash]) };
     assert_eq!(bench.effects.iter().filter(|effect| **effect == urged).count(), 1);
     bench.tell(Input::Message { conn: A_CONN, message: Message::Lacking(vec![hash]) });
     bench.tell(fetch());
-    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), Fetching::Nowhere);
+    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), FetchState::Nowhere);
     // An asset that it sends later is accepted.
     assert_eq!(bench.offer(A_CONN, BatchId(1), &[asset(1, 1)]), [true]);
-    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), Fetching::Arriving);
+    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), FetchState::Arriving);
     bench.received(A_CONN, BatchId(1), &[(asset(1, 1), Arrival::Stored)]);
-    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), Fetching::Here);
+    assert_eq!(bench.engine.fetching(bench.now_ms, &hash), FetchState::Here);
 }
 
 #[test]
