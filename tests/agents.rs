@@ -20,6 +20,8 @@ use common::group::{
     tell, until, was_logged,
 };
 
+#[path = "agents/alerts.rs"]
+mod alerts;
 #[path = "agents/damage.rs"]
 mod damage;
 #[path = "agents/evict.rs"]

@@ -14,7 +14,7 @@ use crate::core::limits::{FREE_FLOOR_BYTES, FREE_FLOOR_FRACTION};
 use crate::folders::handle::Folders;
 use crate::folders::status::{BindingState, FolderView};
 use crate::replica::journal::JournalHandle;
-use crate::replica::status::{PeerState, PeerStatus, Status};
+use crate::replica::status::{CensusStatus, PeerState, PeerStatus, Status};
 use crate::state::journal::MembershipRow;
 
 /// The facts that are read now and then.
@@ -81,7 +81,7 @@ impl Read {
             store_error: status.store.last_error.clone(),
             damaged: status.store.damaged,
             quarantined: status.store.quarantined,
-            one_copy: status.copies.census.map(|census| census.one_copy),
+            one_copy: status.copies.census.and_then(one_copy),
             twin: twin.map(|addresses| addresses.into_iter().collect()),
             forked: self.forked.clone(),
             folders: self.folders.clone(),
@@ -106,6 +106,11 @@ fn device(status: &Status, peer: &PeerStatus) -> DeviceFacts {
         missing_there: peer.missing_there,
         skew_ms: journal.and_then(|journal| journal.skew_ms),
     }
+}
+
+/// The assets with one copy; `None` while none is known and that may change.
+fn one_copy(census: CensusStatus) -> Option<u64> {
+    (census.one_copy > 0 || census.unconfirmed == 0).then_some(census.one_copy)
 }
 
 fn change(row: MembershipRow) -> MemberChange {

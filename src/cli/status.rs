@@ -544,7 +544,8 @@ mod tests {
         let mut status = status(vec![peer("nas", 0xbb, PeerState::Idle, true)], true);
         let text = picture(&status, &[]);
         assert!(!text.contains("copies") && !text.contains("want "), "{text}");
-        let census = CensusStatus { known: 900, one_copy: 412, below_goal: 412, nowhere: 0 };
+        let census =
+            CensusStatus { known: 900, one_copy: 412, below_goal: 412, ..Default::default() };
         (status.copies.census, status.copies.goal_copies) = (Some(census), 2);
         (status.copies.wants, status.copies.unwanted) = ("type=image/*".into(), 300);
         status.peers[0].site = "home".into();

@@ -70,14 +70,16 @@ impl<F: From<Input>> Follow<F> {
                     report(self.judge_waited_for().await);
                 }
                 let (head, view) = (self.judge.index.head(), keeper.view());
+                let awaited = keeper.awaited();
                 let holders = self.judge.index.holders_changed();
-                let state = (head.seq, head.held, head.absent, holders, view.goal, view.sites);
+                let group = (view.goal, view.sites, awaited.clone());
+                let state = (head.seq, head.held, head.absent, holders, group);
                 if counted.as_ref() != Some(&state) {
                     let expression = keeper.want().expression;
                     if expression.is_some_and(|expression| expression.depends_on_copies()) {
                         report(self.judge.all_again().await);
                     }
-                    report(keeper.count().await);
+                    report(keeper.count(awaited.confirming).await);
                     counted = Some(state);
                 }
                 let took = Instant::now() - begun;

@@ -471,7 +471,9 @@ impl Memory {
             .filter(|(id, entry)| {
                 let is_early = !entry.is_confirmed && awake_for_ms < GRACE_MS;
                 let may_be_unknown = is_early && !is_refuted(entry.kind, entry.device, id, facts);
-                !holding.contains_key(*id) && !may_be_unknown
+                // Devices that connect say soon what they hold.
+                let is_counting = entry.kind == Kind::OneCopy && facts.one_copy.is_none();
+                !holding.contains_key(*id) && !may_be_unknown && !is_counting
             })
             .map(|(id, _)| id.clone())
             .collect();

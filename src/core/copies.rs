@@ -88,15 +88,29 @@ pub struct Census {
     pub one_copy: u64,
     /// Those with fewer copies, or on fewer sites, than the group wants.
     pub below_goal: u64,
+    /// Those that have too few known copies, while a connected device has yet to say whether it holds
+    /// them. They are not counted in the other numbers.
+    pub unconfirmed: u64,
 }
 
 impl Census {
-    /// Counts an asset that is on `copies` devices of the given sites.
-    pub fn count(&mut self, goal: CopiesGoal, copies: u64, sites: &BTreeSet<usize>) {
+    /// Counts an asset that is on `copies` devices of the given sites. `may_have_more`: a device that
+    /// is not counted may hold it, and is about to say so.
+    pub fn count(
+        &mut self,
+        goal: CopiesGoal,
+        copies: u64,
+        sites: &BTreeSet<usize>,
+        may_have_more: bool,
+    ) {
         self.known += 1;
+        let is_below = copies < goal.copies || (sites.len() as u64) < goal.sites;
+        if may_have_more && (copies <= 1 || is_below) {
+            self.unconfirmed += 1;
+            return;
+        }
         self.nowhere += u64::from(copies == 0);
         self.one_copy += u64::from(copies == 1);
-        let is_below = copies < goal.copies || (sites.len() as u64) < goal.sites;
         self.below_goal += u64::from(is_below);
     }
 }

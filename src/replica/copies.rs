@@ -66,6 +66,7 @@ pub struct Keeper {
     waiting: Waiting,
     want: watch::Sender<Want>,
     view: watch::Sender<CopiesView>,
+    awaited: watch::Sender<Awaited>,
     folder_files: Arc<Mutex<FolderFiles>>,
 }
 
@@ -80,8 +81,19 @@ pub struct CopiesView {
     pub wants: BTreeMap<NodeId, String>,
     /// How many assets have how many copies, once they were counted.
     pub census: Option<Census>,
+    /// The other devices of the group when they were counted.
+    pub counted: BTreeSet<NodeId>,
     /// Since when every count found assets with only one copy, ms since the Unix epoch.
     pub one_copy_since_ms: Option<u64>,
+}
+
+/// The other devices of the group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Awaited {
+    /// All of them.
+    pub(crate) members: BTreeSet<NodeId>,
+    /// Those that are connected and will be confirmed as holders of what both know.
+    pub(crate) confirming: BTreeSet<NodeId>,
 }
 
 /// A decision about an asset that is not here.
@@ -133,7 +145,8 @@ impl Keeper {
     ) -> Result<Self> {
         let want = watch::Sender::new(copies.want()?);
         let (view, folder_files) = (watch::Sender::default(), Arc::default());
-        Ok(Self { node_id, index, copies, journal, waiting, want, view, folder_files })
+        let awaited = watch::Sender::default();
+        Ok(Self { node_id, index, copies, journal, waiting, want, view, awaited, folder_files })
     }
 
     /// What this device wants.
@@ -161,6 +174,20 @@ impl Keeper {
         self.view.subscribe()
     }
 
+    /// Notes whose confirmations are awaited, for the next count.
+    pub(crate) fn await_confirmations(&self, awaited: Awaited) {
+        self.awaited.send_if_modified(|now| {
+            let is_new = *now != awaited;
+            *now = awaited;
+            is_new
+        });
+    }
+
+    /// Whose confirmations are awaited.
+    pub(crate) fn awaited(&self) -> Awaited {
+        self.awaited.borrow().clone()
+    }
+
     /// The number of assets that are held here.
     pub(crate) fn held(&self) -> u64 {
         self.index.head().held
@@ -169,11 +196,14 @@ impl Keeper {
     /// The part of the status; `missing` is what the engine counts.
     pub(crate) fn status(&self, missing: u64) -> CopiesStatus {
         let (head, view, expression) = (self.index.head(), self.view(), self.want().expression);
-        let census = view.census.map(|census| CensusStatus {
+        // Of a device that came after the count, nothing was known then.
+        let is_current = self.awaited.borrow().members.is_subset(&view.counted);
+        let census = view.census.filter(|_| is_current).map(|census| CensusStatus {
             known: census.known,
             nowhere: census.nowhere,
             one_copy: census.one_copy,
             below_goal: census.below_goal,
+            unconfirmed: census.unconfirmed,
         });
         CopiesStatus {
             wants: expression.map(|expression| expression.to_string()).unwrap_or_default(),
@@ -436,20 +466,18 @@ impl Keeper {
         };
         let (sites, wants) = (told(|state| &state.site), told(|state| &state.wants));
         self.view.send_if_modified(|view| {
-            let CopiesView { census, one_copy_since_ms, .. } = *view;
-            let now = CopiesView { goal, sites, wants, census, one_copy_since_ms };
-            let is_new = *view != now;
-            *view = now;
+            let is_new = (&view.goal, &view.sites, &view.wants) != (&goal, &sites, &wants);
+            (view.goal, view.sites, view.wants) = (goal, sites, wants);
             is_new
         });
         Ok(())
     }
 
-    /// Counts the copies of all assets, into the view.
+    /// Counts the copies of all assets, into the view. `confirming`: see [`Awaited`].
     ///
     /// # Errors
     /// The journal or the index cannot be read.
-    pub(crate) async fn count(&self) -> Result<()> {
+    pub(crate) async fn count(&self, confirming: BTreeSet<NodeId>) -> Result<()> {
         let me = self.node_id;
         let read = move |reader: &JournalReader| reader.group_state(&me);
         let group = self.journal.read(read).await?;
@@ -473,14 +501,18 @@ impl Keeper {
         let sites: Vec<(NodeId, usize)> =
             others.map(|member| (member.node_id, site_of(&member.node_id))).collect();
         let (index, goal) = (self.index.clone(), view.goal);
-        let census = spawn_blocking(move || index.census(goal, &sites, own_site)).await?;
-        let census = census.context("reading the index")?;
+        let counted = sites.iter().map(|(node_id, _)| *node_id).collect();
+        let count = move || index.census(goal, &sites, own_site, &confirming);
+        let census = spawn_blocking(count).await?.context("reading the index")?;
         self.view.send_if_modified(|view| {
-            view.one_copy_since_ms = match census.one_copy {
-                0 => None,
+            view.one_copy_since_ms = match (census.one_copy, census.unconfirmed) {
+                (0, 0) => None,
+                (0, _) => view.one_copy_since_ms,
                 _ => view.one_copy_since_ms.or(Some(wall_ms())),
             };
-            view.census.replace(census) != Some(census)
+            let is_new = view.census != Some(census) || view.counted != counted;
+            (view.census, view.counted) = (Some(census), counted);
+            is_new
         });
         Ok(())
     }

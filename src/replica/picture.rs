@@ -13,7 +13,7 @@ use crate::core::limits::LOGS_PER_AUTHOR_MAX;
 use crate::core::peers::ConnId;
 use crate::net::{Net, Path, WireBytes};
 
-use super::copies::Keeper;
+use super::copies::{Awaited, Keeper};
 use super::journal::JournalHandle;
 use super::status::{
     DeviceStatus, JournalPeerState, JournalPeerStatus, JournalStatus, PairingStatus, PeerState,
@@ -150,6 +150,13 @@ impl Picture {
         let views = engine.peer_views();
         let connected_in_sync =
             views.iter().filter(|view| view.conn.is_some()).all(|view| view.in_sync);
+        let ids = |views: &[PeerView], of: fn(&&PeerView) -> bool| -> BTreeSet<NodeId> {
+            views.iter().filter(of).map(|view| view.node_id).collect()
+        };
+        sources.keeper.await_confirmations(Awaited {
+            members: ids(&views, |_| true),
+            confirming: ids(&views, |view| view.confirms),
+        });
         let mut peers: Vec<PeerStatus> = views
             .into_iter()
             .map(|view| {
@@ -419,6 +426,7 @@ mod tests {
                 ready: true,
                 dialing: false,
                 in_sync,
+                confirms: false,
                 active: false,
                 missing_here,
                 missing_there: 0,

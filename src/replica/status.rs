@@ -229,7 +229,8 @@ pub struct CopiesStatus {
     pub goal_copies: u64,
     /// On how many sites.
     pub goal_sites: u64,
-    /// How many assets have how many copies; `None` until they were counted.
+    /// How many assets have how many copies; `None` until they were counted, also after a device was
+    /// added.
     pub census: Option<CensusStatus>,
     /// Since when there are assets with only one copy, as far as this agent has counted since its
     /// start, ms since the Unix epoch.
@@ -247,6 +248,10 @@ pub struct CensusStatus {
     pub one_copy: u64,
     /// Those with fewer copies, or on fewer sites, than the group wants.
     pub below_goal: u64,
+    /// Those with too few known copies, while a connected device has yet to confirm which it holds.
+    /// They are not counted in the other numbers.
+    #[serde(default)]
+    pub unconfirmed: u64,
 }
 
 /// Another device of the group.

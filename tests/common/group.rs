@@ -18,6 +18,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use can_sync::agent::handle::Handle;
 use can_sync::agent::{Agent, Config, NetOverrides, StoreChoice, Tuning};
+use can_sync::core::alerts::{Alert, Kind};
 use can_sync::core::forgetting::ForgottenRule;
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
 use can_sync::core::scrub::ScrubRate;
@@ -403,6 +404,11 @@ pub async fn quiet(devices: &[&Device]) {
         }
         assert!(Instant::now() < deadline, "never quiet:\n{}", tell(devices));
     }
+}
+
+/// The alert of this kind that stands on a device.
+pub fn alert(device: &Device, kind: Kind) -> Option<Alert> {
+    device.status().alerts.into_iter().find(|alert| alert.kind == kind)
 }
 
 /// The status of the devices, for the message of a failure.

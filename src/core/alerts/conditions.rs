@@ -43,7 +43,8 @@ pub struct Facts {
     pub damaged: u64,
     /// Assets that were refused, or came with wrong content.
     pub quarantined: u64,
-    /// Assets that are on one device alone, as far as is known; `None`: not known.
+    /// Assets that are on one device alone, as far as is known; `None`: devices that are connected have
+    /// yet to confirm what they hold.
     pub one_copy: Option<u64>,
     /// The addresses of another device with the key of this one; `None`: there is none.
     pub twin: Option<Vec<String>>,
@@ -70,7 +71,7 @@ impl Facts {
             store_error: None,
             damaged: 0,
             quarantined: 0,
-            one_copy: None,
+            one_copy: Some(0),
             twin: None,
             forked: Vec::new(),
             folders: None,

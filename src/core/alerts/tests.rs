@@ -214,6 +214,23 @@ fn assets_on_one_device_alone_are_an_alert_after_a_day() {
 }
 
 #[test]
+fn while_devices_confirm_what_they_hold_the_alert_about_one_copy_neither_comes_nor_goes() {
+    let mut agent = Agent::start();
+    agent.facts.one_copy = None;
+    agent.pass(2 * DAY_MS);
+    assert_eq!(agent.ids(), Vec::<String>::new());
+    agent.facts.one_copy = Some(3);
+    agent.look();
+    agent.pass(DAY_MS);
+    agent.facts.one_copy = None;
+    agent.pass(DAY_MS);
+    assert_eq!(agent.ids(), ["one-copy"]);
+    agent.facts.one_copy = Some(0);
+    agent.look();
+    assert_eq!(agent.ids(), Vec::<String>::new());
+}
+
+#[test]
 fn a_copied_home_is_an_alert() {
     let twin = |facts: &mut Facts| facts.twin = Some(vec!["192.0.2.7:5758".into()]);
     let words = ["Another device has this key, at 192.0.2.7:5758", "stop one of them"];

@@ -434,6 +434,9 @@ pub struct PeerView {
     pub dialing: bool,
     /// Whether both sides hold the same set.
     pub in_sync: bool,
+    /// Whether it is connected, or about to be for the first time, and will be confirmed as a holder of
+    /// what both know.
+    pub confirms: bool,
     /// Whether something is under way.
     pub active: bool,
     /// How many assets this device still wants from it.

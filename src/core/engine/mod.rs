@@ -74,6 +74,22 @@ struct Peer {
     lost_ms: Option<u64>,
 }
 
+impl Peer {
+    /// See [`PeerView::confirms`].
+    fn confirms(&self) -> bool {
+        match &self.session {
+            Some(session) if session.plain.is_some() => false,
+            Some(session) if session.hello.is_some() => true,
+            // One that was confirmed before may be dialled in vain for days.
+            _ if self.belief.is_confirmed => false,
+            _ => {
+                let is_connecting = self.link.is_dialing() || self.link.current().is_some();
+                is_connecting || self.last_error.is_none()
+            }
+        }
+    }
+}
+
 /// See the module's head.
 pub struct Engine {
     identity: Identity,
@@ -260,6 +276,7 @@ impl Engine {
                 ready: session.is_some_and(|s| s.hello.is_some()),
                 dialing: peer.link.is_dialing(),
                 in_sync: session.is_some_and(|s| self.is_in_sync(*node_id, s, &fingerprint)),
+                confirms: peer.confirms(),
                 active: session.is_some_and(|s| !self.is_quiet(*node_id, s)),
                 missing_here: self.wants.held(*node_id) as u64,
                 missing_there: session.map_or(0, |s| s.missing_there() as u64),

@@ -12,20 +12,27 @@ use crate::db::{self, row_u64};
 
 impl Index {
     /// Counts the assets by the number of their copies. `sites` has the members of the group with the
-    /// number of the site of each; `own_site` is that of this device. Reads the whole index in order,
-    /// a row at a time.
+    /// number of the site of each; `own_site` is that of this device. Members in `awaited` are about to
+    /// be confirmed as holders: what is newer than their last confirmation is not known of them yet.
+    /// Reads the whole index in order, a row at a time.
     pub fn census(
         &self,
         goal: CopiesGoal,
         sites: &[(NodeId, usize)],
         own_site: usize,
+        awaited: &BTreeSet<NodeId>,
     ) -> db::Result<Census> {
         self.read(|connection| {
             let mut peers = Vec::new();
+            // Up to this number every awaited member is confirmed.
+            let mut confirmed_to = u64::MAX;
             for (node_id, site) in sites {
-                if let Some(holder) = holder(connection, node_id)? {
-                    peers.push((holder.holds_to, holder.num, *site));
+                let holder = holder(connection, node_id)?;
+                if awaited.contains(node_id) {
+                    let holds_to = holder.as_ref().map_or(0, |holder| holder.holds_to);
+                    confirmed_to = confirmed_to.min(holds_to);
                 }
+                peers.extend(holder.map(|holder| (holder.holds_to, holder.num, *site)));
             }
             let mut queries = Vec::new();
             for (_, num, _) in &peers {
@@ -71,7 +78,7 @@ impl Index {
                         on_sites.insert(*site);
                     }
                 }
-                census.count(goal, copies, &on_sites);
+                census.count(goal, copies, &on_sites, seq > confirmed_to);
             }
             Ok(census)
         })

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::core::copies::{Census, CopiesGoal};
 use crate::core::ids::{HashAlgorithm, StoreId};
@@ -260,16 +262,40 @@ fn the_census_counts_devices_and_sites() {
     here.learn(&THERE, &there);
     here.confirm_as(&THERE, &there.told());
     here.index.doubt(&THERE, &[hash(1)]).unwrap();
-    let census = |goal, sites: &[(NodeId, usize)]| here.index.census(goal, sites, 1).unwrap();
+    let nobody = BTreeSet::new();
+    let census =
+        |goal, sites: &[(NodeId, usize)]| here.index.census(goal, sites, 1, &nobody).unwrap();
     // On both: 0. Here alone: 1 (in doubt there), 2, 3. There alone: 4. Nowhere: 5.
     let goal = CopiesGoal::default();
-    let expected = Census { known: 6, nowhere: 1, one_copy: 4, below_goal: 5 };
+    let expected = Census { known: 6, nowhere: 1, one_copy: 4, below_goal: 5, unconfirmed: 0 };
     assert_eq!(census(goal, &[(THERE, 2)]), expected);
     let two_sites = CopiesGoal { copies: 2, sites: 2 };
     assert_eq!(census(two_sites, &[(THERE, 1)]).below_goal, 6, "both are on one site");
     let alone = census(goal, &[]);
     assert_eq!((alone.nowhere, alone.one_copy), (2, 4), "who left the group does not count");
     assert_eq!(census(goal, &[(HERE, 7), (THERE, 2)]), expected, "nothing is known of it");
+}
+
+#[test]
+fn what_a_connected_device_has_yet_to_confirm_is_not_counted_as_one_copy() {
+    let (here, there) = (Device::new(), Device::new());
+    here.hold(0..2);
+    there.hold(0..1);
+    there.note(1..2, Absence::Missing);
+    let census = |awaited: &[NodeId]| {
+        let awaited = awaited.iter().copied().collect();
+        here.index.census(CopiesGoal::default(), &[(THERE, 2)], 1, &awaited).unwrap()
+    };
+    let undecided = Census { known: 2, unconfirmed: 2, ..Census::default() };
+    assert_eq!(census(&[THERE]), undecided, "it was never confirmed");
+    assert_eq!(census(&[]).one_copy, 2, "it is away, and nothing is known of it");
+    here.learn(&THERE, &there);
+    here.confirm_as(&THERE, &there.told());
+    let decided = Census { known: 2, one_copy: 1, below_goal: 1, ..Census::default() };
+    assert_eq!(census(&[THERE]), decided, "it lacks one of them");
+    here.hold(2..3);
+    let one_more = Census { known: 3, unconfirmed: 1, ..decided };
+    assert_eq!(census(&[THERE]), one_more, "the new one is newer than the confirmation");
 }
 
 #[test]
@@ -437,7 +463,10 @@ fn holders_of_a_million_assets_take_little_memory_and_their_changes_few_bytes() 
     });
     let sites: Vec<(NodeId, usize)> = peers.iter().zip(2..).map(|(peer, n)| (*peer, n)).collect();
     timed("the census", &mut || {
-        format!("{:?}", here.index.census(CopiesGoal::default(), &sites, 1).unwrap())
+        format!(
+            "{:?}",
+            here.index.census(CopiesGoal::default(), &sites, 1, &BTreeSet::new()).unwrap()
+        )
     });
     let after = resident_bytes();
     println!("memory: {} KiB more, {} KiB in all", (after - before) / 1024, after / 1024);
