@@ -156,6 +156,26 @@ fn a_folder_that_is_paused_and_a_directory_that_is_gone_are_alerts() {
 }
 
 #[test]
+fn a_folder_of_which_very_much_goes_at_once_is_an_alert_until_its_user_lets_the_changes_pass() {
+    let agent = Agent::start();
+    let dir = agent.home().with_extension("papers");
+    fs::create_dir(&dir).unwrap();
+    let path = |n: usize| dir.join(format!("{n}.txt"));
+    (0..120).for_each(|n| fs::write(path(n), format!("paper {n}")).unwrap());
+    agent.output(&["folder", "add", dir.to_str().unwrap(), "--name", "papers"]);
+    until("all is taken in", || {
+        agent.json(&["ls"]).len() == 120
+            && get(&agent, "/v1/folders").1.contains("\"state\":\"up_to_date\"")
+    });
+    (0..100).for_each(|n| fs::remove_file(path(n)).unwrap());
+    until("it is an alert", || stands(&agent, "folder-held-"));
+    let text = agent.output(&["status"]);
+    assert!(text.contains("`can-sync folder confirm papers` lets the changes pass"), "{text}");
+    agent.output(&["folder", "confirm", "papers"]);
+    until("it has ended", || alerts(&agent).is_empty());
+}
+
+#[test]
 fn a_damaged_asset_is_an_alert_until_its_file_is_added_again() {
     let agent = Agent::start();
     let path = agent.home().with_extension("bin");

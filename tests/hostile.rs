@@ -35,6 +35,8 @@ mod common;
 use common::group::{Device, SOON, all_in_sync, hashes_of, pair, until, was_logged};
 use common::{content, digest};
 
+#[path = "hostile/alerts.rs"]
+mod alerts;
 #[path = "hostile/proofs.rs"]
 mod proofs;
 #[path = "hostile/sources.rs"]

@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use can_sync::core::alerts::Kind;
+use common::group::alert;
+
 use super::*;
 
 const FILES: [&str; 3] = ["journal.db", "journal.db-wal", "journal.db-shm"];
@@ -104,6 +107,35 @@ async fn a_device_whose_journal_went_back_unnoticed_is_found_out_and_loses_nothi
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_was_written_on_from_an_old_copy_is_an_alert_until_it_is_acknowledged() {
+    let [mut a, mut c] = group().await;
+    c.down().await;
+    let backup = back_up(&c);
+    c.up().await;
+    write(&c, with_text("1", "text", "since the backup")).await;
+    same_journal(&[&a, &c]).await;
+    a.down().await;
+    c.down().await;
+    put_back(&c, backup.path(), true);
+    c.up().await;
+    // With nobody there to say that these numbers are taken.
+    write(&c, with_text("1", "text", "after it was put back")).await;
+    write(&c, with_text("2", "text", "after it was put back")).await;
+    a.up().await;
+    same_journal(&[&a, &c]).await;
+    for device in [&a, &c] {
+        let stands = || alert(device, Kind::ForkedLog);
+        until("it is an alert", &[device], async || stands().is_some()).await;
+        let said = stands().unwrap();
+        assert_eq!(said.device, Some(c.node_id));
+        assert!(said.text.contains("have the same number"), "{}", said.text);
+        let acked = device.handle().alerts().ack(&said.id).await.unwrap();
+        assert!(acked.acked_ms.is_some());
+        until("that is shown", &[device], async || stands().unwrap().acked_ms.is_some()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_devices_on_one_key_lose_nothing_of_what_either_says() {
     let [a, b, mut c] = group().await;
     c.down().await;
@@ -135,6 +167,10 @@ async fn two_devices_on_one_key_lose_nothing_of_what_either_says() {
                 .iter()
                 .any(|warning| warning.contains("another device has this key, at 127.0.0.1:"))
         })
+    })
+    .await;
+    until("it is an alert on one", &[&c, &copy], async || {
+        [&c, &copy].iter().any(|device| alert(device, Kind::ClonedDevice).is_some())
     })
     .await;
     copy.down().await;
