@@ -388,6 +388,123 @@ fn a_watcher_sees_what_is_there_then_what_happens_and_resumes_without_loss() {
 }
 
 #[test]
+fn changed_records_are_listed_once_from_where_the_last_listing_ended() {
+    let agent = Agent::start();
+    let changes = |query: &str| get(&agent, &format!("/v1/changes{query}"));
+    let seen = |page: &Value| -> Vec<String> {
+        let changes = page["changes"].as_array().unwrap().iter();
+        changes.map(|change| change["id"].as_str().unwrap().to_owned()).collect()
+    };
+    for id in ["1", "2", "3"] {
+        put(&agent, &format!("/v1/records/note/{id}"), &json!({ "set": { "id": id } }));
+    }
+    put(&agent, "/v1/records/other/1", &json!({}));
+    // A page of two may hold fewer of one model.
+    let (mut cursor, mut found) = (String::new(), Vec::new());
+    loop {
+        let after = if cursor.is_empty() { String::new() } else { format!("&after={cursor}") };
+        let page = changes(&format!("?model=note&limit=2{after}"));
+        assert!(seen(&page).len() <= 2, "{page}");
+        found.extend(seen(&page));
+        page["cursor"].as_str().unwrap().clone_into(&mut cursor);
+        if page["more"] == false {
+            break;
+        }
+    }
+    assert_eq!(found, ["1", "2", "3"]);
+    let after = &cursor;
+    assert_eq!(seen(&changes(&format!("?model=note&after={after}"))), Vec::<String>::new());
+
+    // A listing tells states: what changed twice is there once, what was deleted is said to be.
+    for n in [1, 2] {
+        put(&agent, "/v1/records/note/2", &json!({ "set": { "n": n } }));
+    }
+    assert_eq!(call(&agent, "DELETE", "/v1/records/note/1", None).status, 200);
+    let third = changes(&format!("?model=note&after={after}"));
+    assert_eq!(seen(&third), ["2", "1"]);
+    assert_eq!(third["changes"][0]["fields"]["n"], 2);
+    assert_eq!(third["changes"][1]["deleted"], true);
+    let all = changes("?limit=1000");
+    let models: BTreeSet<_> =
+        all["changes"].as_array().unwrap().iter().map(|it| it["model"].as_str().unwrap()).collect();
+    assert!(models.is_superset(&BTreeSet::from(["note", "other"])), "{models:?}");
+
+    for (query, status) in
+        [("limit=0", 400), ("limit=1001", 400), ("after=x", 400), ("since=1", 400)]
+    {
+        let path = format!("/v1/changes?{query}");
+        assert_eq!(call(&agent, "GET", &path, None).status, status, "{query}");
+    }
+    let foreign = format!("/v1/changes?after={}-1", "ab".repeat(16));
+    assert_eq!(call(&agent, "GET", &foreign, None).status, 410);
+}
+
+#[test]
+fn the_models_that_have_records_are_listed_and_records_by_when_they_were_written() {
+    let agent = Agent::start();
+    let models = || -> BTreeMap<String, Value> {
+        let page = get(&agent, "/v1/records");
+        let models = page["models"].as_array().unwrap().iter();
+        models.map(|it| (it["model"].as_str().unwrap().to_owned(), it.clone())).collect()
+    };
+    assert!(!models().contains_key("note"));
+    put(&agent, "/v1/records/note/old", &json!({}));
+    // The next millisecond, so that the two writes differ in time.
+    let written = |id: &str| {
+        let record = get(&agent, &format!("/v1/records/note/{id}"));
+        record["changed_ms"].as_u64().unwrap_or_else(|| panic!("{record}"))
+    };
+    let old_ms = written("old");
+    let started = std::time::Instant::now();
+    while started.elapsed() < std::time::Duration::from_millis(2) {
+        std::thread::yield_now();
+    }
+    put(&agent, "/v1/records/note/new", &json!({}));
+    put(&agent, "/v1/own/note/mine", &json!({}));
+    assert!(models().contains_key("note"), "{:?}", models());
+    let since = |ms: u64| get(&agent, &format!("/v1/records/note?since_ms={ms}"));
+    assert_eq!(ids(&since(old_ms)), ["new", "old"]);
+    assert_eq!(ids(&since(old_ms + 1)), ["new"]);
+    assert_eq!(ids(&since(written("new") + 1)), Vec::<&str>::new());
+    put(&agent, "/v1/records/note/old", &json!({ "set": { "n": 1 } }));
+    assert_eq!(ids(&since(old_ms + 1)), ["new", "old"], "it was written to again");
+    assert_eq!(call(&agent, "GET", "/v1/records/note?since_ms=yesterday", None).status, 400);
+}
+
+#[test]
+fn assets_and_events_are_listed_from_a_time_on() {
+    let agent = Agent::start();
+    let stored = |name: &str| -> u64 {
+        agent.command(&["add", "-"]).write_stdin(name).assert().success();
+        let rows = agent.json(&["ls"]);
+        rows.iter().map(|row| row["timestamp"].as_u64().unwrap()).max().unwrap()
+    };
+    let first_ms = stored("one");
+    let mut second_ms = first_ms;
+    for n in 0.. {
+        second_ms = stored(&format!("two {n}"));
+        if second_ms > first_ms {
+            break;
+        }
+    }
+    let count = |path: &str, list: &str| {
+        let page = get(&agent, path);
+        page[list].as_array().unwrap_or_else(|| panic!("{page}")).len()
+    };
+    let assets = |ms: u64| count(&format!("/v1/assets?since_ms={ms}"), "assets");
+    assert_eq!(assets(second_ms), 1);
+    assert!(assets(first_ms) >= 2);
+    assert_eq!(assets(second_ms + 60_000), 0);
+    let events = |ms: u64| count(&format!("/v1/events/device?since_ms={ms}"), "events");
+    let started = std::time::Instant::now();
+    while events(first_ms.saturating_sub(60_000)) < 2 {
+        assert!(started.elapsed() < DEADLINE, "the arrivals are not logged");
+        std::thread::yield_now();
+    }
+    assert_eq!(events(second_ms + 60_000), 0);
+}
+
+#[test]
 fn a_cursor_beyond_the_newest_op_is_refused_wherever_one_is_taken() {
     let agent = Agent::start();
     let etag = put(&agent, "/v1/records/note/1", &json!({ "set": { "n": 1 } }));

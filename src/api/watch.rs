@@ -168,7 +168,7 @@ struct ChangesQuery {
     /// Only records of this model.
     model: Option<String>,
     /// The size of the page; default 100. The records of one write are never split, so a page may
-    /// have some more.
+    /// have some more. With a model it may have fewer or none and go on.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
