@@ -725,7 +725,15 @@ fn an_upload_says_what_is_known_of_the_file_and_is_found_by_its_name() {
     let listed = get(&agent, "/v1/assets?name=pictures%2F*&type=image%2F&limit=1");
     assert_eq!(listed["assets"][0]["hash"], added["hash"]);
     let me = agent.ready()["node_id"].as_str().unwrap();
-    let mine = get(&agent, &format!("/v1/assets?device={me}"));
+    // Who added it is in the journal a moment later.
+    let started = std::time::Instant::now();
+    let mine = loop {
+        let mine = get(&agent, &format!("/v1/assets?device={me}"));
+        if mine["assets"] != json!([]) {
+            break mine;
+        }
+        assert!(started.elapsed() < DEADLINE, "the device is not known to have added it");
+    };
     assert_eq!(mine["assets"][0]["added_by"], me);
     let nobodys = get(&agent, &format!("/v1/assets?device={}", "ab".repeat(32)));
     assert_eq!(nobodys, json!({ "assets": [], "next": null }));
