@@ -21,6 +21,8 @@ use common::group::{Device, pair, until};
 
 #[path = "folders/bind.rs"]
 mod bind;
+#[path = "folders/cut_short.rs"]
+mod cut_short;
 #[path = "folders/forgotten.rs"]
 mod forgotten;
 #[path = "folders/guards.rs"]
@@ -121,6 +123,12 @@ fn list(top: &Path, dir: &Path, tree: &mut BTreeMap<String, String>) {
             tree.insert(name, format!("{} {executable}", hash.unwrap_or_default()));
         }
     }
+}
+
+/// Changes `folders.db` of a device that is stopped.
+fn in_folders_db(device: &Device, sql: &str) -> usize {
+    let connection = rusqlite::Connection::open(device.home.folders_db_path()).unwrap();
+    connection.execute(sql, []).unwrap()
 }
 
 fn files_below(dir: &Path) -> Vec<PathBuf> {

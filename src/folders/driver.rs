@@ -3,7 +3,8 @@
 //!
 //! D1  Hints, changes and arrivals only say where to look. The scan at the start, every hour and
 //!     after lost hints finds what they missed.
-//! D2  The cursor into the journal moves only when what was before it is done or pending.
+//! D2  The cursor into the journal moves past a change only when the change is in the directory or
+//!     noted as pending.
 //! D3  A directory that cannot be used stops the binding until it can; nothing counts as gone then.
 
 use std::collections::VecDeque;
@@ -266,20 +267,22 @@ impl Driver {
         self.check_folder().await?;
         let writes = self.binding.mode.writes();
         let (dir, mark) = (self.binding.dir.clone(), self.binding.mark(self.shared.me));
-        let (db, id, near) = (self.shared.db.clone(), self.id, self.shared.staging_dir.clone());
+        let near = self.shared.staging_dir.clone();
         let opened = blocking(move || {
             let root = Root::open(&dir, mark).map_err(Unusable)?;
             let rules = Rules::load(&root).context("reading .cansyncignore")?;
             let folding = if writes { folding(&root, &near) } else { Folding::default() };
             let watch = Watch::start(&root);
-            Ok((root, rules, folding, watch, db.count(id)?))
+            Ok((root, rules, folding, watch))
         });
-        let (root, rules, folding, watch, files) = opened.await?;
+        let (root, rules, folding, watch) = opened.await?;
         self.folding = folding;
         self.problem("directory", None);
         self.adopt_rules(rules).await?;
         self.root = Some(Arc::new(root));
-        self.files = files;
+        self.settle_under_way().await?;
+        let (db, id) = (self.shared.db.clone(), self.id);
+        self.files = blocking(move || Ok(db.count(id)?)).await?;
         self.arrived = None;
         self.retry_at = Some(Instant::now());
         self.scan_at = Instant::now();
@@ -440,13 +443,13 @@ impl Driver {
         let reply = match command {
             Command::Pause(reply) => {
                 self.is_paused = true;
-                blocking(move || Ok(db.set_paused(id, true)?)).await?;
+                blocking(move || db.set_paused(id, true)).await?;
                 self.scan = None;
                 reply
             }
             Command::Resume(reply) => {
                 self.is_paused = false;
-                blocking(move || Ok(db.set_paused(id, false)?)).await?;
+                blocking(move || db.set_paused(id, false)).await?;
                 self.begin_anew();
                 reply
             }
@@ -470,7 +473,7 @@ impl Driver {
     /// Ends the hold; `all`: whatever comes passes until all is equal.
     pub(super) async fn let_pass(&mut self, all: bool) -> Result<()> {
         let (db, id) = (self.shared.db.clone(), self.id);
-        blocking(move || Ok(db.set_held(id, None)?)).await?;
+        blocking(move || db.set_held(id, None)).await?;
         self.held = None;
         self.brake = Brake::default();
         self.is_confirmed = all;
@@ -493,7 +496,7 @@ impl Driver {
         self.held = Some(source);
         self.scan = None;
         let (db, id) = (self.shared.db.clone(), self.id);
-        blocking(move || Ok(db.set_held(id, Some(source))?)).await
+        blocking(move || db.set_held(id, Some(source))).await
     }
 
     /// Whether nothing may be written.

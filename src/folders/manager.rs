@@ -121,7 +121,7 @@ impl Manager {
     async fn ended(&mut self, folder: FolderId) {
         let Some((id, reply)) = self.leaving.remove(&folder) else { return };
         let db = self.shared.db.clone();
-        if let Err(error) = blocking(move || Ok(db.remove(id)?)).await {
+        if let Err(error) = blocking(move || db.remove(id)).await {
             tracing::error!(%folder, "forgetting a folder: {error:#}");
         }
         self.shared.reports.remove(&folder);

@@ -16,6 +16,7 @@
 //! | `reconcile` | performs what `core::folder::three_way` decides about paths |
 //! | `order` | the order of the changes of a round |
 //! | `displaced` | edits that came out of the directory when a version was brought to it |
+//! | `under_way` | paths that a crash left half written |
 //! | `guard` | the brake |
 //! | `ingest` | contents into the store, versions into the journal |
 //! | `apply` | versions of the journal into the directory |
@@ -53,6 +54,7 @@ mod shared;
 pub mod status;
 mod undo;
 
+mod under_way;
 /// How the directory keeps a content that the store keeps too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]

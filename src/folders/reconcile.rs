@@ -3,8 +3,8 @@
 //! versions into the directory, and at last the new bases.
 //!
 //! R1  The order makes every crash harmless: a content is in the store before its version is in the
-//!     journal, and a base is recorded after the disk and the journal hold what it says. Whatever is
-//!     repeated finds its work done.
+//!     journal, and a base is recorded after the disk and the journal hold what it says. What is about
+//!     to be written is noted before, see `under_way`. Whatever is repeated finds its work done.
 //! R2  Nothing is written, here or there, while the binding is paused or held.
 
 use std::collections::BTreeSet;
@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 
 use super::apply::{self, Ended, ToPlace};
-use super::db::Became;
+use super::db::{Became, UnderWay};
 use super::disk::Seen;
 use super::driver::Driver;
 use super::guard::Counted;
@@ -85,6 +85,24 @@ impl Plan {
         });
         here.chain(there).collect()
     }
+
+    /// The paths that are about to be written.
+    fn under_way(&self) -> Vec<UnderWay> {
+        let edits = self.writes.iter().filter(|write| write.base_of.is_none());
+        let edits = edits.map(|Written { path, edit, .. }| UnderWay {
+            version: Version {
+                path: path.clone(),
+                content: edit.content.clone(),
+                vector: edit.vector.clone(),
+                device_name: String::new(),
+            },
+            is_edit: true,
+        });
+        let brought = self.brings.iter().map(|bring| &bring.item.version);
+        let brought = brought.chain(self.asides.iter().map(|(_, _, version)| version));
+        let brought = brought.map(|version| UnderWay { version: version.clone(), is_edit: false });
+        edits.chain(brought).collect()
+    }
 }
 
 impl Driver {
@@ -146,7 +164,12 @@ impl Driver {
         }
         if !plan.writes.is_empty() || !plan.brings.is_empty() || !plan.asides.is_empty() {
             let root = self.root.clone().context("the directory is not open")?;
-            blocking(move || Ok(root.check().map_err(Unusable)?)).await?;
+            let (db, id, under_way) = (self.shared.db.clone(), self.id, plan.under_way());
+            blocking(move || {
+                root.check().map_err(Unusable)?;
+                db.note_under_way(id, under_way).context("writing folders.db")
+            })
+            .await?;
         }
         let Plan { writes, brings, asides, keeps, mut became } = plan;
         if !keeps.is_empty() {

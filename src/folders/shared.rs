@@ -72,7 +72,7 @@ impl Shared {
         blocking(move || {
             // A directory that is not there keeps its marker, which does no harm.
             let _ = Root::unmark(&stored.binding.dir, mark);
-            Ok(db.remove(stored.id)?)
+            db.remove(stored.id)
         })
         .await
     }

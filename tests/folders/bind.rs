@@ -4,12 +4,6 @@ use can_sync::folders::disk::MARKER;
 
 use super::*;
 
-/// Changes `folders.db` of a device that is stopped.
-fn in_folders_db(device: &Device, sql: &str) -> usize {
-    let connection = rusqlite::Connection::open(device.home.folders_db_path()).unwrap();
-    connection.execute(sql, []).unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_directory_that_another_device_has_bound_is_refused_and_its_marker_stays() {
     let (a, b) = (Bound::new().await, Bound::new().await);

@@ -168,6 +168,14 @@ impl Version {
         self.content == Content::Absent
     }
 
+    /// Whether this is what `device` wrote when it changed the path to `content`, knowing `known`.
+    pub fn is_change_of(&self, device: ShortId, content: &Content, known: &Vector) -> bool {
+        let counter = |vector: &Vector| vector.0.get(&device).copied();
+        self.content == *content
+            && self.vector.contains(known)
+            && counter(&self.vector) > counter(known)
+    }
+
     /// When it was written, milliseconds since the Unix epoch: the time of the newest change in it.
     /// A version that resolves a conflict is as old as the newest version in it.
     pub fn written_at_ms(&self) -> u64 {
@@ -201,6 +209,25 @@ mod tests {
         assert_eq!(grown.0.len(), VECTOR_DEVICES_MAX);
         assert!(!grown.0.contains_key(&ShortId(0)));
         assert_eq!(grown.newest(), Some((ShortId(7777), Hlc(9999))));
+    }
+
+    #[test]
+    fn the_change_of_a_device_is_told_from_what_was_there_and_from_changes_of_others() {
+        let (content, other) = (Content::Directory, Content::Absent);
+        let version = |content: &Content, entries: &[(u64, u64)]| Version {
+            path: FolderPath::from_bytes(b"a").unwrap(),
+            content: content.clone(),
+            vector: vector(entries),
+            device_name: String::new(),
+        };
+        let known = vector(&[(1, 5), (2, 7)]);
+        let is_change = |version: &Version| version.is_change_of(ShortId(1), &content, &known);
+        assert!(is_change(&version(&content, &[(1, 9), (2, 7)])));
+        assert!(is_change(&version(&content, &[(1, 9), (2, 8)])), "with a later change in it");
+        assert!(!is_change(&version(&content, &[(1, 5), (2, 7)])), "it was there");
+        assert!(!is_change(&version(&content, &[(1, 5), (2, 9)])), "another device's");
+        assert!(!is_change(&version(&content, &[(1, 9)])), "it does not know the same");
+        assert!(!is_change(&version(&other, &[(1, 9), (2, 7)])), "another content");
     }
 
     #[test]

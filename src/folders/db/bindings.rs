@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 
+use anyhow::Result;
 use rusqlite::{Row, params};
 
 use super::{BindingId, FoldersDb, StoredBinding, bad};
@@ -32,9 +33,9 @@ impl FoldersDb {
     }
 
     /// Adds a binding that is begun; durable on return. See F4.
-    pub(crate) fn begin(&self, binding: Binding) -> db::Result<StoredBinding> {
+    pub(crate) fn begin(&self, binding: Binding) -> Result<StoredBinding> {
         let stored = binding.clone();
-        let id = self.write(move |tx| {
+        let id = self.write_durably(move |tx| {
             tx.prepare_cached(
                 "INSERT INTO bindings (folder, dir, mode, keep, symlinks, paused, arr, begun)
                  VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 1)",
@@ -75,10 +76,11 @@ impl FoldersDb {
         })
     }
 
-    /// Removes a binding with all that is known of its paths.
-    pub(crate) fn remove(&self, id: BindingId) -> db::Result<()> {
-        self.write(move |tx| {
+    /// Removes a binding with all that is known of its paths; durable on return.
+    pub(crate) fn remove(&self, id: BindingId) -> Result<()> {
+        self.write_durably(move |tx| {
             for sql in [
+                "DELETE FROM under_way WHERE binding = ?1",
                 "DELETE FROM pending WHERE binding = ?1",
                 "DELETE FROM base WHERE binding = ?1",
                 "DELETE FROM bindings WHERE id = ?1",
@@ -89,21 +91,21 @@ impl FoldersDb {
         })
     }
 
-    /// Records that the user paused the binding, or resumed it.
-    pub(crate) fn set_paused(&self, id: BindingId, is_paused: bool) -> db::Result<()> {
-        self.write(move |tx| {
+    /// Records that the user paused the binding, or resumed it; durable on return.
+    pub(crate) fn set_paused(&self, id: BindingId, is_paused: bool) -> Result<()> {
+        self.write_durably(move |tx| {
             let sql = "UPDATE bindings SET paused = ?2 WHERE id = ?1";
             tx.execute(sql, params![int(id.0), is_paused]).map(|_| ())
         })
     }
 
-    /// Records whose changes are held back; `None`: none are.
-    pub(crate) fn set_held(&self, id: BindingId, held: Option<Source>) -> db::Result<()> {
+    /// Records whose changes are held back; `None`: none are. Durable on return.
+    pub(crate) fn set_held(&self, id: BindingId, held: Option<Source>) -> Result<()> {
         let held = held.map(|source| match source {
             Source::Disk => DISK.to_owned(),
             Source::Device(device) => device.to_string(),
         });
-        self.write(move |tx| {
+        self.write_durably(move |tx| {
             let sql = "UPDATE bindings SET held = ?2 WHERE id = ?1";
             tx.execute(sql, params![int(id.0), held]).map(|_| ())
         })

@@ -1,16 +1,20 @@
 //! `folders.db`: the bindings of this device, and for each path of a binding the *base*: the version
 //! that was last equal in the directory and in the journal, with what a stat showed then.
 //!
-//! F1  A base is recorded after the disk and the journal hold what it says, never before. A base that
-//!     is too old costs a look at the file; one that is too new would look like an edit by the user.
+//! F1  A base is recorded after the disk and the journal hold what it says, never before: one that is
+//!     too new would look like an edit by the user. Before a path is written, here or there, that is
+//!     noted in `under_way`, so that after a crash the base is known all the same.
 //! F2  The cursor into the journal moves after it is recorded what became of the changes before it: a
 //!     path is done, or it is in `pending`.
 //! F3  A path that is absent in both has no row.
 //! F4  A binding is written before the marker and the folder, as one that is begun. A start after a
 //!     crash finishes it where the folder exists, and takes it back otherwise.
 //! F5  A million paths are never in memory: whoever walks over them asks for pages.
+//! F6  A commit outlives a killed process. What users decided outlives a power cut, too; bases need
+//!     not: after a cut the newest may be too old, which costs a look at the file.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -30,6 +34,9 @@ use crate::state::journal::Cursor;
 
 mod bindings;
 mod paths;
+mod under_way;
+
+pub(crate) use under_way::UnderWay;
 
 /// The readers: the drivers take turns, and the API reads beside them.
 const READERS: usize = 2;
@@ -37,7 +44,7 @@ const READERS: usize = 2;
 /// The page cache of each connection: the upper levels of the tree of a million paths.
 const CACHE_KIB: i64 = 4 * 1024;
 
-const STEPS: [Step; 1] = [add_rules_and_begun];
+const STEPS: [Step; 2] = [add_rules_and_begun, add_under_way];
 
 /// Version 2: the rules of what is ignored under which changes were taken up, and bindings that are
 /// under way.
@@ -46,6 +53,11 @@ fn add_rules_and_begun(tx: &Transaction<'_>) -> Result<()> {
         "ALTER TABLE bindings ADD COLUMN rules BLOB;
          ALTER TABLE bindings ADD COLUMN begun INTEGER NOT NULL DEFAULT 0;",
     )?)
+}
+
+/// Version 3: the paths that are being written.
+fn add_under_way(tx: &Transaction<'_>) -> Result<()> {
+    Ok(tx.execute_batch(UNDER_WAY)?)
 }
 
 const SPEC: Spec = Spec {
@@ -101,6 +113,16 @@ CREATE TABLE pending (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX pending_hash ON pending (hash) WHERE hash IS NOT NULL;
 CREATE INDEX pending_retry ON pending (binding, path) WHERE hash IS NULL;
+";
+
+const UNDER_WAY: &str = "
+CREATE TABLE under_way (
+    binding INTEGER NOT NULL,
+    path BLOB NOT NULL,
+    version BLOB NOT NULL,
+    is_edit INTEGER NOT NULL,
+    PRIMARY KEY (binding, path)
+) STRICT, WITHOUT ROWID;
 ";
 
 /// The number of a binding's rows.
@@ -176,7 +198,11 @@ pub(crate) struct Figures {
 
 /// The open database. Clones share it. Every call blocks.
 #[derive(Debug, Clone)]
-pub(crate) struct FoldersDb(Arc<Database<Stateless>>);
+pub(crate) struct FoldersDb {
+    database: Arc<Database<Stateless>>,
+    /// SQLite's write-ahead log.
+    log: PathBuf,
+}
 
 impl FoldersDb {
     /// Opens the database at `path`, or makes it.
@@ -187,30 +213,46 @@ impl FoldersDb {
             if outcome == Outcome::Empty {
                 let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
                 tx.execute_batch(SCHEMA)?;
+                tx.execute_batch(UNDER_WAY)?;
                 tx.pragma_update(None, "application_id", SPEC.application_id)?;
                 tx.pragma_update(None, "user_version", newest(&STEPS))?;
                 tx.commit()?;
             }
+            // See F6.
+            connection.pragma_update(None, "synchronous", "NORMAL")?;
             let database = Database::start(connection, path, &SPEC, READERS, Stateless, ())?;
-            anyhow::Ok(Self(Arc::new(database)))
+            let mut log = path.as_os_str().to_owned();
+            log.push("-wal");
+            anyhow::Ok(Self { database: Arc::new(database), log: log.into() })
         };
         open().with_context(|| format!("opening {}", path.display()))
     }
 
     /// Closes it.
     pub(crate) fn close(&self) {
-        self.0.close();
+        self.database.close();
     }
 
     fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> db::Result<T> {
-        self.0.readers().read(read)
+        self.database.readers().read(read)
     }
 
     fn write<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> db::Result<T> {
-        self.0.write(move |tx: &mut Txn<'_, Stateless>| Ok(work(tx.conn)?))
+        self.database.write(move |tx: &mut Txn<'_, Stateless>| Ok(work(tx.conn)?))
+    }
+
+    /// As [`Self::write`], and the commit outlives a power cut.
+    fn write_durably<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let written = self.write(work)?;
+        let log = File::open(&self.log).and_then(|log| log.sync_all());
+        log.with_context(|| format!("writing {}", self.log.display()))?;
+        Ok(written)
     }
 }
 
@@ -225,8 +267,49 @@ fn bad(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::core::folder::collide::Folding;
+    use crate::core::folder::path::FolderPath;
+    use crate::core::folder::version::{Content, Vector};
     use crate::core::ids::FolderId;
     use crate::folders::{Keep, Mode};
+
+    #[test]
+    fn what_users_decide_waits_for_the_disk_and_what_is_under_way_is_noted_until_it_is_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = FoldersDb::open(&dir.path().join("folders.db")).unwrap();
+        let binding = Binding {
+            folder: FolderId([7; 16]),
+            dir: "/photos".into(),
+            mode: Mode::TwoWay,
+            keep: Keep::Copy,
+            symlinks: false,
+        };
+        let id = db.begin(binding).unwrap().id;
+        let folding = Folding::default();
+        let version = |name: &str| Version {
+            path: FolderPath::from_text(name).unwrap(),
+            content: Content::Directory,
+            vector: Vector::default(),
+            device_name: String::new(),
+        };
+        let noted = |name: &str, is_edit| UnderWay { version: version(name), is_edit };
+        db.note_under_way(id, vec![noted("a", true), noted("b", false), noted("c", true)]).unwrap();
+        db.note_under_way(id, vec![noted("a", false)]).unwrap();
+        assert_eq!(
+            db.under_way(id, 2).unwrap(),
+            [noted("a", false), noted("b", false)],
+            "the newest of each path"
+        );
+        let path = |name: &str| FolderPath::from_text(name).unwrap();
+        db.record(id, vec![(path("a"), Became::Pending(None))], folding).unwrap();
+        db.settle(id, vec![(path("b"), Became::Equal(version("b"), Seen::UNKNOWN))], folding)
+            .unwrap();
+        assert_eq!(db.under_way(id, 9).unwrap(), [noted("c", true)]);
+        assert_eq!(db.bases(id, &[path("b")]).unwrap()[0].as_ref().unwrap().version, version("b"));
+        assert_eq!(db.to_retry(id, None, 9).unwrap(), [path("a"), path("b")], "it is looked at");
+        db.remove(id).unwrap();
+        assert!(db.under_way(id, 9).unwrap().is_empty());
+    }
 
     #[test]
     fn a_database_of_the_first_version_keeps_its_bindings() {
@@ -254,5 +337,6 @@ mod tests {
         let expected = Binding { folder, dir, mode: Mode::In, keep: Keep::Link, symlinks: true };
         assert_eq!(stored.binding, expected);
         assert!(stored.is_paused && !stored.is_begun && stored.rules.is_none());
+        assert!(db.under_way(stored.id, 9).unwrap().is_empty());
     }
 }

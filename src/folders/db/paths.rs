@@ -98,17 +98,16 @@ impl FoldersDb {
         self.write(move |tx| {
             let binding = int(id.0);
             for (path, outcome) in outcomes {
-                let path = path.as_bytes();
                 match &outcome {
                     Became::Equal(version, seen) => {
                         put_base(tx, binding, form(&version.path, folding), version, seen)?;
                     }
-                    Became::Gone => {
-                        tx.prepare_cached("DELETE FROM base WHERE binding = ?1 AND path = ?2")?
-                            .execute(params![binding, path])?;
-                    }
+                    Became::Gone => delete_base(tx, binding, &path)?,
                     Became::Pending(_) | Became::Left => {}
                 }
+                let path = path.as_bytes();
+                tx.prepare_cached("DELETE FROM under_way WHERE binding = ?1 AND path = ?2")?
+                    .execute(params![binding, path])?;
                 match outcome {
                     Became::Pending(hash) => tx
                         .prepare_cached(
@@ -293,11 +292,21 @@ impl FoldersDb {
 }
 
 /// The form of a path in which names are compared that the directory cannot tell apart.
-fn form(path: &FolderPath, folding: Folding) -> Option<Vec<u8>> {
+pub(super) fn form(path: &FolderPath, folding: Folding) -> Option<Vec<u8>> {
     (folding != Folding::default()).then(|| folding.form(path.as_bytes()))
 }
 
-fn put_base(
+pub(super) fn delete_base(
+    tx: &Connection,
+    binding: i64,
+    path: &FolderPath,
+) -> rusqlite::Result<()> {
+    tx.prepare_cached("DELETE FROM base WHERE binding = ?1 AND path = ?2")?
+        .execute(params![binding, path.as_bytes()])?;
+    Ok(())
+}
+
+pub(super) fn put_base(
     tx: &Connection,
     binding: i64,
     form: Option<Vec<u8>>,

@@ -50,6 +50,18 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// Differs from the stat of every file: what has it is read before it counts as unchanged.
+    pub const UNKNOWN: Self = Self {
+        kind: SeenKind::Other,
+        size_bytes: 0,
+        mtime_secs: 0,
+        mtime_nanos: 0,
+        ctime_secs: 0,
+        ctime_nanos: 0,
+        inode: 0,
+        mode: 0,
+    };
+
     /// Milliseconds since the Unix epoch at which the content last changed, rounded down.
     pub fn modified_ms(&self) -> i64 {
         self.mtime_secs.saturating_mul(1000).saturating_add(i64::from(self.mtime_nanos / 1_000_000))
