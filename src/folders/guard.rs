@@ -3,6 +3,8 @@
 //! G1  A rename is not counted: the content that is gone at one path is new at another.
 //! G2  What another device did because its user asked to put paths back, by `restore` or `folder undo`,
 //!     is not counted: the history says so.
+//! G3  What git moves into a new pack is not counted: objects that are gone from an object store which
+//!     got a pack in the same five minutes.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,7 +15,8 @@ use super::driver::Driver;
 use super::ingest;
 use super::shared::blocking;
 use crate::clock::wall_ms;
-use crate::core::folder::brake::{HELD_PATHS_MIN, Source};
+use crate::core::folder::brake::{HELD_PATHS_MIN, Source, WINDOW_MS};
+use crate::core::folder::git::{GitFileKind, git_file};
 use crate::core::folder::path::{FolderPath, PathKey};
 use crate::core::folder::version::Content;
 use crate::core::ids::{Hash, NodeId};
@@ -25,20 +28,42 @@ const FRESH_MAX: usize = 64 * 1024;
 /// The changes that are compared at once.
 const PAGE: usize = 512;
 
-/// The path that got a content last, for contents that are new at a path.
+/// The most object stores of git whose newest pack is remembered: one for each repository that is
+/// packed within five minutes.
+const STORES_MAX: usize = 1024;
+
+/// What is new at a path.
 #[derive(Debug, Default)]
-pub(super) struct Fresh(HashMap<Hash, PathKey>);
+pub(super) struct Fresh {
+    /// The path that got a content last.
+    paths: HashMap<Hash, PathKey>,
+    /// When an object store of git got a pack last.
+    packed_ms: HashMap<Vec<u8>, u64>,
+}
 
 impl Fresh {
-    fn add(&mut self, hash: Hash, path: &FolderPath) {
-        if self.0.len() >= FRESH_MAX {
-            self.0.clear();
+    fn add(&mut self, path: &FolderPath, content: &Content, now_ms: u64) {
+        if let Some(hash) = ingest::hash(content) {
+            if self.paths.len() >= FRESH_MAX {
+                self.paths.clear();
+            }
+            self.paths.insert(hash, path.key());
         }
-        self.0.insert(hash, path.key());
+        if let Some(file) = git_file(path).filter(|file| file.kind == GitFileKind::Pack) {
+            if self.packed_ms.len() >= STORES_MAX {
+                self.packed_ms.clear();
+            }
+            self.packed_ms.insert(file.store.to_vec(), now_ms);
+        }
     }
 
     fn is_elsewhere(&self, hash: &Hash, path: &FolderPath) -> bool {
-        self.0.get(hash).is_some_and(|key| *key != path.key())
+        self.paths.get(hash).is_some_and(|key| *key != path.key())
+    }
+
+    fn is_packed(&self, path: &FolderPath, now_ms: u64) -> bool {
+        let packed_ms = git_file(path).and_then(|file| self.packed_ms.get(file.store));
+        packed_ms.is_some_and(|packed_ms| now_ms.abs_diff(*packed_ms) < WINDOW_MS)
     }
 }
 
@@ -55,14 +80,13 @@ pub(super) struct Counted<'a> {
 impl Driver {
     /// Counts changes. Returns whose are so many at once that the user has to decide.
     pub(super) async fn over_limit(&mut self, changes: &[Counted<'_>]) -> Result<Option<Source>> {
+        let now_ms = wall_ms();
         for change in changes.iter().filter(|change| change.was.is_none()) {
-            if let Some(hash) = ingest::hash(change.now) {
-                self.fresh.add(hash, change.path);
-            }
+            self.fresh.add(change.path, change.now, now_ms);
         }
         let mut by: BTreeMap<Source, Vec<&Counted<'_>>> = BTreeMap::new();
         for change in changes {
-            if change.by != Source::Device(self.shared.me) && self.counts(change) {
+            if change.by != Source::Device(self.shared.me) && self.counts(change, now_ms) {
                 by.entry(change.by).or_default().push(change);
             }
         }
@@ -76,7 +100,7 @@ impl Driver {
                     self.count_not_undone(changes.iter().map(change).collect()).await?
                 }
             };
-            let is_over = self.brake.count(wall_ms(), source, counted, self.files);
+            let is_over = self.brake.count(now_ms, source, counted, self.files);
             if is_over && !self.is_confirmed {
                 over = Some(source);
             }
@@ -121,12 +145,13 @@ impl Driver {
         }
     }
 
-    fn counts(&self, change: &Counted<'_>) -> bool {
+    fn counts(&self, change: &Counted<'_>, now_ms: u64) -> bool {
         let Some(was) = change.was else { return false };
         match change.now {
-            Content::Absent => {
-                ingest::hash(was).is_some_and(|hash| !self.fresh.is_elsewhere(&hash, change.path))
-            }
+            Content::Absent => ingest::hash(was).is_some_and(|hash| {
+                !self.fresh.is_elsewhere(&hash, change.path)
+                    && !self.fresh.is_packed(change.path, now_ms)
+            }),
             now => !was.is_like(now),
         }
     }

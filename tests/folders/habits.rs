@@ -3,6 +3,8 @@
 use std::io::{Seek as _, Write as _};
 use std::process::{Command, Stdio};
 
+use common::group::was_logged;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -123,6 +125,33 @@ async fn a_repository_that_is_cloned_built_and_committed_to_inside_is_whole_on_b
     git(&a.path("project"), &["fsck", "--strict"]);
     git(&a.path("project"), &["diff", "--quiet", "topic"]);
     assert_eq!(a.status().await.conflicts, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repository_that_git_packs_is_not_held_and_one_that_is_removed_is() {
+    let (a, b) = two().await;
+    let project = a.path("project");
+    fs::create_dir_all(project.join("src")).unwrap();
+    for n in 0..150 {
+        fs::write(project.join(format!("src/f{n}.c")), format!("int f{n}(void);\n")).unwrap();
+    }
+    git(&project, &["init", "-q"]);
+    git(&project, &["add", "."]);
+    git(&project, &["commit", "-q", "-m", "one"]);
+    let count = a.tree().len();
+    equal(&a, &b, count).await;
+    git(&project, &["gc", "-q", "--prune=now"]);
+    let packed = a.tree().len();
+    assert!(packed + 100 < count, "{packed} of {count} files are left");
+    // Each device says so at once when it holds something.
+    equal(&a, &b, packed).await;
+    for bound in [&a, &b] {
+        assert!(!was_logged(&["very many files", bound.dir.to_str().unwrap()]));
+    }
+    git(&b.path("project"), &["fsck", "--strict"]);
+    fs::remove_dir_all(&project).unwrap();
+    let devices = [&a.device, &b.device];
+    until("a is held", &devices, async || a.state().await == BindingState::Held).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

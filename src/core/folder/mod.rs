@@ -14,6 +14,7 @@
 //! | [`names`] | the names of conflict copies |
 //! | [`three_way`] | what is done about a path when disk, base and journal differ |
 //! | [`brake`] | when so much changes at once that the folder is held |
+//! | [`git`] | which files git moves into a pack |
 //! | [`collide`] | which names a file system cannot hold beside each other, or at all |
 
 use crate::core::ids::FolderId;
@@ -22,6 +23,7 @@ use path::PathKey;
 
 pub mod brake;
 pub mod collide;
+pub mod git;
 pub mod names;
 pub mod path;
 pub mod resolve;
@@ -39,6 +41,16 @@ pub const FOLDER_CREATED_BY: &str = "created_by";
 
 /// The longest name of a folder, in bytes.
 pub const FOLDER_NAME_BYTES_MAX: usize = 255;
+
+/// The model of the records in which a device says which directory it has bound to a folder: owned by
+/// it, with the folder's id in lower-case hex as their id.
+pub const BINDING_MODEL: &str = "folder_binding";
+
+/// The field of a [`BINDING_MODEL`] record: a text, the directory.
+pub const BINDING_DIR: &str = "dir";
+
+/// The field of a [`BINDING_MODEL`] record: a text, which way changes go.
+pub const BINDING_MODE: &str = "mode";
 
 /// The model of the records that hold the versions of paths. Each has an id of [`file_id`] and one
 /// field.
