@@ -470,8 +470,8 @@ fn undone_text(undone: &Undone, is_preview: bool) -> String {
     }
     if *held && is_preview {
         lines.push(
-            "changes in the directory are held: the undo takes them in first, and this preview does \
-             not know them"
+            "changes in the directory are held: the undo takes them in first, and they are counted \
+             here"
                 .into(),
         );
     }

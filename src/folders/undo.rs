@@ -4,18 +4,28 @@
 //!     undone.
 //! U2  Before an undo everything in the directory is taken in, held or not: nothing that was written
 //!     since is lost.
+//!     A preview takes nothing in, and counts what would be taken in.
 //! U3  What was made since has no event. A path without an event whose version is younger is such a
 //!     path, unless its content is older and no path gets the same content back: then only its time
 //!     of modification was changed. What was made since and then changed is removed, too.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
+use anyhow::Context as _;
+
+use super::db::StoredBinding;
+use super::disk::{Root, Rules};
 use super::handle::{FolderError, Folders, Result};
 use super::ingest;
+use super::look::{Disk, Look, Looker};
 use super::past::put_back;
+use super::scan::{self, Found, Scan};
+use super::shared::blocking;
 use super::status::{BindingState, EXAMPLES_MAX, UndoRequest, UndoStep, Undone};
+use crate::core::folder::collide::Folding;
 use crate::core::folder::path::{FolderPath, PathKey};
-use crate::core::folder::version::{Content, ShortId, Version};
+use crate::core::folder::version::{Content, ShortId, Vector, Version};
 use crate::core::ids::{FolderId, Hash, NodeId};
 use crate::replica::folders::{FileChange, FileRow, Folder};
 
@@ -40,16 +50,18 @@ impl Folders {
         let folder = self.find(folder).await?;
         let bound = self.bound(folder.id).await?;
         let held = bound.as_ref().is_some_and(|bound| bound.held.is_some());
-        if let Some(bound) = bound
-            && !request.dry_run
-        {
-            if bound.is_paused {
+        let mut not_taken_in = BTreeMap::new();
+        if let Some(bound) = bound {
+            let is_stopped = self.shared.reports.get(&folder.id).state == BindingState::Stopped;
+            if request.dry_run && !is_stopped && bound.binding.mode.reads() {
+                not_taken_in = self.not_taken_in(&bound).await?;
+            }
+            if bound.is_paused && !request.dry_run {
                 let text = "the folder is paused: `can-sync folder resume` first, so that the undo \
                             can take in what is in the directory";
                 return Err(FolderError::Refused(text.into()));
             }
-            let state = self.shared.reports.get(&folder.id).state;
-            if state != BindingState::Stopped {
+            if !is_stopped && !request.dry_run {
                 self.take_in(&folder).await?;
             }
         }
@@ -61,12 +73,91 @@ impl Folders {
             told: Undone { held, ..Undone::default() },
             is_preview: request.dry_run,
             returning: BTreeSet::new(),
+            not_taken_in,
         };
         let changed = undo.changed().await?;
         undo.bring_back(&changed).await?;
         undo.remove_new(&changed).await?;
         Ok(undo.told)
     }
+
+    /// The changes in a directory that the folder does not have yet.
+    async fn not_taken_in(&self, bound: &StoredBinding) -> Result<BTreeMap<PathKey, Edited>> {
+        let (id, binding, mark) =
+            (bound.id, bound.binding.clone(), bound.binding.mark(self.shared.me));
+        let opened = blocking(move || {
+            let root = Root::open(&binding.dir, mark)?;
+            let rules = Rules::load(&root).context("reading .cansyncignore")?;
+            Ok((Arc::new(root), Arc::new(rules)))
+        });
+        let (root, rules) = opened.await?;
+        let (db, symlinks) = (self.shared.db.clone(), bound.binding.symlinks);
+        let algorithm = self.shared.algorithm()?;
+        let mut found = scan::start(Scan {
+            root: root.clone(),
+            rules: rules.clone(),
+            watch: None,
+            db: db.clone(),
+            id,
+            symlinks,
+            below: None,
+        });
+        let mut edited = BTreeMap::new();
+        while let Some(found) = found.recv().await {
+            let paths = match found {
+                Found::Paths(paths) => paths,
+                Found::Leftover(_) => continue,
+                Found::End { skipped, .. } => {
+                    skipped?;
+                    break;
+                }
+            };
+            let (root, rules, db) = (root.clone(), rules.clone(), db.clone());
+            let looked = blocking(move || {
+                let folding = Folding::default();
+                let (root, rules, db) = (&*root, &*rules, &db);
+                let looker = Looker { root, rules, db, id, symlinks, folding, algorithm };
+                let (mut queue, mut looks) = (VecDeque::from(paths), Vec::new());
+                while !queue.is_empty() {
+                    looks.extend(looker.look(&mut queue, PAGE)?.into_iter().filter_map(edit));
+                }
+                Ok(looks)
+            });
+            edited.extend(looked.await?);
+            if edited.len() > UNDO_PATHS_MAX {
+                return Err(too_many("are not synced yet"));
+            }
+        }
+        Ok(edited)
+    }
+}
+
+/// A change in a directory that the folder does not have yet.
+struct Edited {
+    path: FolderPath,
+    before: Option<Version>,
+    content: Content,
+}
+
+fn edit(look: Look) -> Option<(PathKey, Edited)> {
+    let before = look.base.map(|base| base.version);
+    let content = match look.disk {
+        Disk::Found { content, .. } => content,
+        Disk::Gone => Content::Absent,
+        Disk::Same(_) | Disk::Occupied(_) | Disk::Skipped(_) => return None,
+        // They are taken in later, as something else.
+        Disk::Unstable | Disk::Failed(_) => return None,
+    };
+    let was = before.as_ref().map_or(&Content::Absent, |before| &before.content);
+    let is_changed = !content.is_like(was);
+    is_changed.then(|| (look.path.key(), Edited { path: look.path, before, content }))
+}
+
+fn too_many(what: &str) -> FolderError {
+    FolderError::Refused(format!(
+        "more than {UNDO_PATHS_MAX} paths {what}, which is more than one undo can hold: give a later \
+         time, and go back step by step"
+    ))
 }
 
 struct Undo<'a> {
@@ -78,6 +169,8 @@ struct Undo<'a> {
     is_preview: bool,
     /// The contents that paths get back.
     returning: BTreeSet<Hash>,
+    /// Of a preview: what the undo would take in before.
+    not_taken_in: BTreeMap<PathKey, Edited>,
 }
 
 impl Undo<'_> {
@@ -91,7 +184,7 @@ impl Undo<'_> {
                 journal.history(self.folder.id, None, Some(self.since_ms), after, PAGE).await?;
             for entry in page.entries {
                 let (at_ms, before) = (entry.changed_at_ms, entry.version);
-                let is_other = self.device.is_some_and(|device| device != entry.device);
+                let is_other = !self.is_meant(entry.device);
                 let key = before.path.key();
                 match changed.get_mut(&key) {
                     Some(known) => {
@@ -106,17 +199,25 @@ impl Undo<'_> {
                 }
             }
             if changed.len() > UNDO_PATHS_MAX {
-                let text = format!(
-                    "more than {UNDO_PATHS_MAX} paths changed since then, which is more than one undo \
-                     can hold: give a later time, and go back step by step"
-                );
-                return Err(FolderError::Refused(text));
+                return Err(too_many("changed since then"));
             }
             after = page.next;
             if after.is_none() {
-                return Ok(changed);
+                break;
             }
         }
+        let is_other = !self.is_meant(self.folders.shared.me);
+        for (key, edited) in &self.not_taken_in {
+            let Some(before) = edited.before.clone() else { continue };
+            let new = Changed { at_ms: u64::MAX, before, is_mixed: false };
+            changed.entry(*key).or_insert(new).is_mixed |= is_other;
+        }
+        Ok(changed)
+    }
+
+    /// Whether the changes of a device are undone.
+    fn is_meant(&self, device: NodeId) -> bool {
+        self.device.is_none_or(|meant| meant == device)
     }
 
     async fn bring_back(&mut self, changed: &BTreeMap<PathKey, Changed>) -> Result<()> {
@@ -126,12 +227,15 @@ impl Undo<'_> {
             let current = self.folders.current(self.folder.id, paths).await?;
             let mut steps = Vec::new();
             for (changed, row) in page.iter().zip(current) {
-                let Some(row) = row else { continue };
+                let Some(FileRow { version: mut current, .. }) = row else { continue };
+                if let Some(edited) = self.not_taken_in.get(&current.path.key()) {
+                    current.content = edited.content.clone();
+                }
                 let before = match self.is_made_since(&changed.before).await? {
                     true => &Content::Absent,
                     false => &changed.before.content,
                 };
-                if changed.is_mixed || row.version.content.is_like(before) {
+                if changed.is_mixed || current.content.is_like(before) {
                     self.told.unchanged += 1;
                     continue;
                 }
@@ -140,7 +244,7 @@ impl Undo<'_> {
                     Content::Absent => self.told.removed += 1,
                     _ => self.told.brought_back += 1,
                 }
-                steps.push((row.version, before.clone()));
+                steps.push((current, before.clone()));
             }
             self.carry_out(steps).await?;
         }
@@ -155,16 +259,16 @@ impl Undo<'_> {
             let page = journal.versions(self.folder.id, after, PAGE).await?;
             let mut young: Vec<FileRow> = page.rows;
             young.retain(|row| {
-                let is_meant = self.device.is_none_or(|device| device == row.device);
-                let is_known = changed.contains_key(&row.version.path.key());
+                let key = row.version.path.key();
+                let is_known = changed.contains_key(&key) || self.not_taken_in.contains_key(&key);
                 row.changed_at_ms >= self.since_ms
                     && !row.version.is_absent()
-                    && is_meant
+                    && self.is_meant(row.device)
                     && !is_known
             });
             let mut steps = Vec::new();
             for row in young {
-                if self.is_new(&row).await? {
+                if self.is_new(&row.version.content).await? {
                     self.told.removed += 1;
                     steps.push((row.version, Content::Absent));
                 }
@@ -172,13 +276,27 @@ impl Undo<'_> {
             self.carry_out(steps).await?;
             after = page.next;
             if after.is_none() {
-                return Ok(());
+                break;
             }
         }
+        let edited = std::mem::take(&mut self.not_taken_in).into_iter();
+        let is_new = |(key, edited): &(PathKey, Edited)| {
+            !changed.contains_key(key) && edited.content != Content::Absent
+        };
+        let mut steps = Vec::new();
+        for (_, Edited { path, content, .. }) in edited.filter(is_new) {
+            if self.is_meant(self.folders.shared.me) && self.is_new(&content).await? {
+                self.told.removed += 1;
+                let (vector, device_name) = (Vector::default(), String::new());
+                let version = Version { path, content, vector, device_name };
+                steps.push((version, Content::Absent));
+            }
+        }
+        self.carry_out(steps).await
     }
 
-    async fn is_new(&self, row: &FileRow) -> Result<bool> {
-        let hash = ingest::hash(&row.version.content);
+    async fn is_new(&self, content: &Content) -> Result<bool> {
+        let hash = ingest::hash(content);
         match hash.is_some_and(|hash| self.returning.contains(&hash)) {
             true => Ok(true),
             false => self.is_stored_since(hash).await,

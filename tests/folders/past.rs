@@ -175,8 +175,9 @@ async fn undo_brings_every_byte_of_an_encrypted_folder_back_on_all_devices() {
     let preview = folders.undo(NAME, undo.clone()).await.unwrap();
     assert!(preview.held);
     assert_ne!(a.tree(), before, "a preview changes nothing");
+    assert_eq!((preview.brought_back, preview.removed), (300, 301), "what is held is counted");
     let undone = folders.undo(NAME, UndoRequest { dry_run: false, ..undo }).await.unwrap();
-    assert_eq!((undone.brought_back, undone.missing), (300, 0));
+    assert_eq!((undone.brought_back, undone.removed, undone.missing), (300, 301, 0));
     until("all is as it was", &devices, async || a.tree() == before && b.tree() == before).await;
 
     // The encrypted ones are in the history, and the undo can be undone.
