@@ -29,6 +29,7 @@ use crate::core::ids::{FolderId, NodeId};
 const MARKER_BYTES_MAX: u64 = 4096;
 
 /// How often `openat2` is called again when renames elsewhere disturb it.
+#[cfg(target_os = "linux")]
 const TRIES_MAX: u32 = 16;
 
 /// Reads a directory.

@@ -22,7 +22,7 @@ use crate::core::folder::path::PathKey;
 
 /// The longest tick of the clock that stamps files, where it has nanoseconds: 100 ticks a second, and
 /// one more.
-const TICK_MS: u64 = 20;
+const TICK_MS_MAX: u64 = 20;
 
 /// The tick of file systems that keep no fractions of seconds; on FAT they are even.
 const COARSE_TICK_MS: u64 = 2_000;
@@ -92,7 +92,7 @@ impl Root {
         let tick_ms = match (seen.ctime_nanos, seen.mtime_nanos) {
             (0, 0) => COARSE_TICK_MS,
             _ if self.is_on_top(file) && self.has_fine_times() => return,
-            _ => TICK_MS,
+            _ => tick_ms(),
         };
         let changed_ms =
             seen.ctime_secs.saturating_mul(1000) + i64::from(seen.ctime_nanos / 1_000_000);
@@ -135,6 +135,21 @@ impl Root {
         use rustix::fd::AsFd as _;
         device(file.as_fd()).is_ok_and(|found| device(self.top().as_fd()) == Ok(found))
     }
+}
+
+/// Within this time the clock that stamps files ticks, where it has nanoseconds: two ticks of the
+/// clock of which Linux says that it stamps files.
+#[cfg(target_os = "linux")]
+fn tick_ms() -> u64 {
+    use rustix::time::{ClockId, clock_getres};
+    let tick = clock_getres(ClockId::RealtimeCoarse);
+    let tick_ms = u64::try_from(tick.tv_nsec).unwrap_or(u64::MAX).div_ceil(1_000_000);
+    if tick.tv_sec == 0 { tick_ms.saturating_mul(2).min(TICK_MS_MAX) } else { TICK_MS_MAX }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn tick_ms() -> u64 {
+    TICK_MS_MAX
 }
 
 /// The names that [`probe`] uses: `é` composed, and others.
