@@ -16,8 +16,8 @@ use crate::clock::wall_ms;
 use crate::core::folder::path::FolderPath;
 use crate::core::ids::Hash;
 use crate::folders::status::{
-    BindRequest, BindingState, Bound, ContentView, FolderStatus, FolderView, FoldersPage, Located,
-    PathHistory, RestoreRequest, Restored, Skipped, UndoRequest, Undone, Why,
+    BindRequest, BindingState, Bound, BoundElsewhere, ContentView, FolderStatus, FolderView,
+    FoldersPage, Located, PathHistory, RestoreRequest, Restored, Skipped, UndoRequest, Undone, Why,
 };
 use crate::folders::{Keep, Mode};
 
@@ -381,6 +381,14 @@ fn bound_text(bound: &Bound, is_preview: bool) -> String {
             false => format!("the store keeps a copy: up to {} more", bytes(bound.needed_bytes)),
         },
     ];
+    if bound.arriving_files > 0 {
+        let arriving = bytes(bound.arriving_bytes);
+        lines.push(format!("{} files, {arriving}, come from the folder", bound.arriving_files));
+    }
+    if bound.in_both > 0 {
+        lines
+            .push(format!("{} files are in both: where they differ, both are kept", bound.in_both));
+    }
     lines.extend(bound.skipped.iter().map(skipped_line));
     lines.join("\n")
 }
@@ -388,7 +396,13 @@ fn bound_text(bound: &Bound, is_preview: bool) -> String {
 fn view_line(view: &FolderView) -> String {
     let name = shown(&view.name);
     match &view.binding {
-        None => format!("{}  {name}  not on this device", view.id),
+        None => {
+            let names: Vec<String> =
+                view.elsewhere.iter().map(|there| shown(&there.device_name)).collect();
+            let there =
+                if names.is_empty() { String::new() } else { format!("  on {}", names.join(", ")) };
+            format!("{}  {name}  not on this device{there}", view.id)
+        }
         Some(binding) => {
             let mode = binding.mode.name();
             format!(
@@ -431,6 +445,10 @@ fn status_text(status: &FolderStatus) -> String {
         lines.push(format!("  {} conflict {copies}: {examples}", status.conflicts));
     }
     lines.extend(status.skipped.iter().map(|skipped| format!("  {}", skipped_line(skipped))));
+    lines.extend(status.folder.elsewhere.iter().map(|there| {
+        let BoundElsewhere { device_name, dir, mode, .. } = there;
+        format!("  also on {}: {} ({})", shown(device_name), shown(dir), shown(mode))
+    }));
     lines.join("\n")
 }
 

@@ -521,6 +521,7 @@ mod tests {
     #[test]
     fn a_folder_that_waits_for_its_user_is_named_before_all_else() {
         let folder = |state: BindingState| FolderView {
+            elsewhere: Vec::new(),
             id: crate::core::ids::FolderId([1; 16]),
             name: "papers".into(),
             created_by: None,

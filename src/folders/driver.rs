@@ -265,6 +265,7 @@ impl Driver {
 
     async fn open(&mut self) -> Result<Option<Hints>> {
         self.check_folder().await?;
+        self.tell_bound().await;
         let writes = self.binding.mode.writes();
         let (dir, mark) = (self.binding.dir.clone(), self.binding.mark(self.shared.me));
         let near = self.shared.staging_dir.clone();
@@ -311,6 +312,15 @@ impl Driver {
             self.binding.folder
         );
         Ok(())
+    }
+
+    /// Tells the group of the binding. Nothing depends on that: it is for people.
+    async fn tell_bound(&self) {
+        let Binding { folder, dir, mode, .. } = &self.binding;
+        let dir = dir.to_string_lossy();
+        if let Err(error) = self.shared.journal.tell_bound(*folder, &dir, mode.name()).await {
+            tracing::debug!(%error, "the group is not told which directory is bound");
+        }
     }
 
     fn close(&mut self) {

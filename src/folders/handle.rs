@@ -2,32 +2,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use thiserror::Error;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::Binding;
 use super::db::{FoldersDb, StoredBinding};
-use super::disk::{MARKER, Root, RootError, Rules, Scanned, SeenKind};
 use super::driver::Command;
 use super::manager::{Manager, Request};
 use super::shared::{Reports, Shared, blocking};
 use super::status::{
-    BindRequest, BindingState, BindingView, Bound, EXAMPLES_MAX, FolderStatus, FolderView,
-    FoldersPage, Located, SkipCount,
+    BindingState, BindingView, BoundElsewhere, EXAMPLES_MAX, FolderStatus, FolderView, FoldersPage,
+    Located,
 };
 use crate::core::folder::names::is_conflict_path;
 use crate::core::folder::path::FolderPath;
 use crate::core::ids::{FolderId, Hash, NodeId};
 use crate::db;
-use crate::replica::folders::{Folder, FolderJournal};
+use crate::replica::folders::{Folder, FolderJournal, ToldBinding};
 use crate::replica::journal::{AskError, JournalHandle};
 use crate::state::home::Home;
 use crate::state::index::Index;
@@ -39,9 +36,6 @@ const COMMAND_WAIT: Duration = Duration::from_secs(60);
 
 /// The deadline of taking in a whole directory.
 const TAKE_IN_WAIT: Duration = Duration::from_secs(3600);
-
-/// The longest name of a folder, bytes.
-const NAME_BYTES_MAX: usize = 200;
 
 /// Candidates for conflict copies that are read for a status.
 const CONFLICTS_MAX: usize = 100_000;
@@ -92,7 +86,7 @@ pub struct Folders {
     pub(super) shared: Shared,
     requests: mpsc::Sender<Request>,
     /// Held while a directory is bound, so that two cannot be bound into each other.
-    binding: Arc<Mutex<()>>,
+    pub(super) binding: Arc<Mutex<()>>,
 }
 
 /// What the folders are made of.
@@ -270,13 +264,24 @@ impl Folders {
         )))
     }
 
-    async fn view(&self, folder: Folder, bound: Option<&StoredBinding>) -> Result<FolderView> {
+    pub(super) async fn view(
+        &self,
+        folder: Folder,
+        bound: Option<&StoredBinding>,
+    ) -> Result<FolderView> {
         let binding = match bound {
             Some(stored) => Some(self.binding_view(stored).await?),
             None => None,
         };
         let Folder { id, name, created_by } = folder;
-        Ok(FolderView { id, name, created_by, binding })
+        let mut told = self.shared.journal.told_bindings().await?;
+        told.retain(|told| told.folder == id && told.device != self.shared.me);
+        let mut elsewhere = Vec::with_capacity(told.len());
+        for ToldBinding { device, dir, mode, .. } in told {
+            let device_name = self.shared.journal.device_name(device).await?;
+            elsewhere.push(BoundElsewhere { device, device_name, dir, mode });
+        }
+        Ok(FolderView { id, name, created_by, binding, elsewhere })
     }
 
     async fn binding_view(&self, stored: &StoredBinding) -> Result<BindingView> {
@@ -300,7 +305,7 @@ impl Folders {
         })
     }
 
-    async fn bindings(&self) -> Result<Vec<StoredBinding>> {
+    pub(super) async fn bindings(&self) -> Result<Vec<StoredBinding>> {
         let db = self.shared.db.clone();
         Ok(blocking(move || Ok(db.bindings()?)).await?)
     }
@@ -311,174 +316,7 @@ impl Folders {
         Ok(bindings.into_iter().find(|bound| bound.binding.folder == folder))
     }
 
-    // ---- binding ---------------------------------------------------------------------------------
-
-    /// Makes a folder of a directory.
-    pub async fn add(&self, request: BindRequest) -> Result<Bound> {
-        self.bind(None, request).await
-    }
-
-    /// Binds a directory to an existing folder.
-    pub async fn join(&self, folder: &str, request: BindRequest) -> Result<Bound> {
-        let folder = self.find(folder).await?;
-        if self.bound(folder.id).await?.is_some() {
-            return Err(FolderError::Refused(format!(
-                "a directory of this device is bound to {:?} already",
-                folder.name
-            )));
-        }
-        self.bind(Some(folder), request).await
-    }
-
-    async fn bind(&self, folder: Option<Folder>, request: BindRequest) -> Result<Bound> {
-        let _one_at_a_time = self.binding.lock().await;
-        let given = absolute(&request.dir)?;
-        let dir =
-            blocking(move || Ok(std::fs::canonicalize(&given).map_err(|e| (given, e)))).await?;
-        let dir = dir.map_err(|(given, error)| {
-            FolderError::Invalid(format!("cannot open {}: {error}", given.display()))
-        })?;
-        self.check_place(&dir).await?;
-        let name = match (&folder, &request.name) {
-            (Some(folder), _) => folder.name.clone(),
-            (None, Some(name)) => name.clone(),
-            (None, None) => dir.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        };
-        check_name(&name)?;
-        let id = folder.as_ref().map_or_else(|| FolderId(rand::random()), |folder| folder.id);
-        let mut bound = self.survey(dir.clone(), request.symlinks).await?;
-        bound.name = name.clone();
-        bound.id = folder.as_ref().map(|folder| folder.id);
-        if request.mode.reads() && bound.needed_bytes > 0 {
-            let space = self.shared.store.check_space(bound.needed_bytes).await;
-            space.map_err(|error| {
-                FolderError::Refused(format!(
-                    "the directory has {} bytes in {} files, and the store keeps a copy of each: \
-                     {error}",
-                    bound.bytes, bound.files
-                ))
-            })?;
-        }
-        if request.dry_run {
-            return Ok(bound);
-        }
-        let BindRequest { mode, keep, symlinks, .. } = request;
-        let binding = Binding { folder: id, dir, mode, keep, symlinks };
-        let new_name = folder.is_none().then_some(name);
-        let stored = self.begin(binding, new_name).await?;
-        self.ask(|reply| Request::Start(Box::new(stored), reply)).await?;
-        bound.id = Some(id);
-        Ok(bound)
-    }
-
-    /// Binds a directory, all or nothing: the binding, the marker, and of a new folder its record.
-    async fn begin(&self, binding: Binding, new_name: Option<String>) -> Result<StoredBinding> {
-        let (folder, dir, mark) =
-            (binding.folder, binding.dir.clone(), binding.mark(self.shared.me));
-        let db = self.shared.db.clone();
-        let stored = blocking(move || Ok(db.begin(binding)?)).await?;
-        if let Err(error) = blocking(move || Ok(Root::mark(&dir, mark))).await? {
-            self.shared.take_back(stored).await?;
-            return Err(refused(error));
-        }
-        if let Some(name) = new_name
-            && let Err(error) = self.shared.journal.create(folder, &name).await
-        {
-            let settled = self.shared.settle_begun(stored).await?;
-            return settled.ok_or_else(|| temporary(error));
-        }
-        let (db, id) = (self.shared.db.clone(), stored.id);
-        blocking(move || Ok(db.finish(id)?)).await?;
-        Ok(StoredBinding { is_begun: false, ..stored })
-    }
-
-    /// Refuses a directory that overlaps with another bound one or with the agent's own files.
-    async fn check_place(&self, dir: &Path) -> Result<()> {
-        let home = self.shared.home.clone();
-        let own = blocking(move || {
-            let own = [home.state_dir().to_owned(), home.store_dir()];
-            Ok(own.map(|dir| std::fs::canonicalize(&dir).unwrap_or(dir)))
-        });
-        let shown = dir.display();
-        for own in own.await? {
-            if own.starts_with(dir) || dir.starts_with(&own) {
-                return Err(FolderError::Refused(format!(
-                    "{shown} overlaps with {}, where can-sync keeps its own files: bind another \
-                     directory",
-                    own.display()
-                )));
-            }
-        }
-        for bound in self.bindings().await? {
-            let other = &bound.binding.dir;
-            if other == dir {
-                return Err(FolderError::Refused(format!("{shown} is bound to a folder already")));
-            }
-            if other.starts_with(dir) || dir.starts_with(other) {
-                return Err(FolderError::Refused(format!(
-                    "{shown} overlaps with {}, which is bound to a folder: bind one of them only",
-                    other.display()
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    /// What is in a directory, and what it costs to bind it.
-    async fn survey(&self, dir: PathBuf, symlinks: bool) -> Result<Bound> {
-        let store_dir = self.shared.staging_dir.clone();
-        let surveyed = blocking(move || {
-            let root = match Root::open_unmarked(&dir) {
-                Ok(root) => root,
-                Err(error) => return Ok(Err(error)),
-            };
-            let rules = Rules::load(&root).context("reading .cansyncignore")?;
-            let shares_blocks = root.traits(&store_dir).is_ok_and(|traits| traits.can_reflink);
-            let (mut files, mut bytes, mut skipped) = (0, 0, SkipCount::default());
-            root.scan(None, &rules, None, &mut |scanned| {
-                match scanned {
-                    Scanned::Entry(path, seen) => match seen.kind {
-                        SeenKind::Symlink if !symlinks => {
-                            skipped.add(super::scan::LINKS, path.to_text());
-                        }
-                        _ => {
-                            files += 1;
-                            bytes += seen.size_bytes;
-                        }
-                    },
-                    Scanned::Skipped(path, skip) => super::scan::count(&mut skipped, &path, &skip),
-                    Scanned::EmptyDirectory(..) | Scanned::Leftover(_) => {}
-                }
-                ControlFlow::Continue(())
-            })?;
-            let needed_bytes = if shares_blocks { 0 } else { bytes };
-            Ok(Ok(Bound {
-                id: None,
-                name: String::new(),
-                dir: dir.to_string_lossy().into_owned(),
-                files,
-                bytes,
-                needed_bytes,
-                shares_blocks,
-                skipped: skipped.told(),
-            }))
-        });
-        surveyed.await?.map_err(refused)
-    }
-
-    /// Ends a binding. The directory stays as it is, but for its marker.
-    pub async fn remove(&self, folder: &str) -> Result<FolderView> {
-        let folder = self.find(folder).await?;
-        let Some(bound) = self.bound(folder.id).await? else { return Err(not_bound(&folder)) };
-        let was = self.ask(|reply| Request::Remove(folder.id, reply)).await?;
-        if !was {
-            return Err(not_bound(&folder));
-        }
-        let mark = bound.binding.mark(self.shared.me);
-        // A directory that is not there keeps its marker, which does no harm.
-        blocking(move || Ok(Root::unmark(&bound.binding.dir, mark).is_ok())).await?;
-        self.view(folder, None).await
-    }
+    // ---- commands -------------------------------------------------------------------------------
 
     /// Stops writing anything to the directory and to the folder.
     pub async fn pause(&self, folder: &str) -> Result<FolderView> {
@@ -522,7 +360,10 @@ impl Folders {
         self.view(folder, bound.as_ref()).await
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T> {
+    pub(super) async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         let done = async {
             self.requests.send(request(reply)).await.map_err(|_| stopping())?;
@@ -533,7 +374,7 @@ impl Folders {
 }
 
 /// An absolute path from its text form.
-fn absolute(text: &str) -> Result<PathBuf> {
+pub(super) fn absolute(text: &str) -> Result<PathBuf> {
     let invalid = || FolderError::Invalid(format!("expected an absolute path, got {text:?}"));
     let rest = text.strip_prefix('/').ok_or_else(invalid)?;
     let rest = rest.trim_end_matches('/');
@@ -545,7 +386,7 @@ fn absolute(text: &str) -> Result<PathBuf> {
 
 /// The path without symbolic links in what exists of its directories. Its last component is not
 /// followed.
-fn resolved(path: &Path) -> PathBuf {
+pub(super) fn resolved(path: &Path) -> PathBuf {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return path.to_owned();
     };
@@ -555,41 +396,17 @@ fn resolved(path: &Path) -> PathBuf {
     }
 }
 
-fn check_name(name: &str) -> Result<()> {
-    if name.trim().is_empty() || name.len() > NAME_BYTES_MAX {
-        let text = format!("a folder's name has 1 to {NAME_BYTES_MAX} bytes, got {name:?}");
-        return Err(FolderError::Invalid(text));
-    }
-    Ok(())
-}
-
-fn refused(error: RootError) -> FolderError {
-    FolderError::Refused(match &error {
-        RootError::OtherFolder { dir, found } => format!(
-            "{} belongs to the folder {found} already: `can-sync folder join {found} DIR`, or remove \
-             the file {MARKER} in it if that folder is gone",
-            dir.display()
-        ),
-        RootError::OtherDevice { .. } => format!(
-            "{error}: two devices that keep one directory in step would take each other's work for \
-             yours. Bind another directory, or remove the file {MARKER} in it if that device does \
-             not use it any more"
-        ),
-        _ => error.to_string(),
-    })
-}
-
 /// A folder that the group does not have, by what its binding says.
 fn nameless(bound: &StoredBinding) -> Folder {
     let id = bound.binding.folder;
     Folder { id, name: id.to_string(), created_by: None }
 }
 
-fn temporary(error: impl std::fmt::Display) -> FolderError {
+pub(super) fn temporary(error: impl std::fmt::Display) -> FolderError {
     FolderError::Temporary(error.to_string())
 }
 
-fn not_bound(folder: &Folder) -> FolderError {
+pub(super) fn not_bound(folder: &Folder) -> FolderError {
     FolderError::Unknown(format!("no directory of this device is bound to {:?}", folder.name))
 }
 

@@ -66,7 +66,16 @@ impl Manager {
             }
             Err(error) => tracing::error!("reading which folders are bound: {error:#}"),
         }
+        self.tell_unbound().await;
         self.serve(running).await;
+    }
+
+    /// Tells the group of which folders this device has no directory any more.
+    async fn tell_unbound(&self) {
+        let bound: Vec<FolderId> = self.drivers.keys().copied().collect();
+        if let Err(error) = self.shared.journal.tell_unbound_but(&bound).await {
+            tracing::debug!(%error, "the group is not told which directories are unbound");
+        }
     }
 
     async fn serve(&mut self, mut running: Running) {
@@ -125,6 +134,7 @@ impl Manager {
             tracing::error!(%folder, "forgetting a folder: {error:#}");
         }
         self.shared.reports.remove(&folder);
+        self.tell_unbound().await;
         // Its caller may have gone.
         let _ = reply.send(true);
     }

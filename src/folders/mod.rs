@@ -7,6 +7,7 @@
 //! | file | does |
 //! |---|---|
 //! | `handle` | what the rest of the process may ask |
+//! | `bind` | binding a directory, and what that costs |
 //! | `manager` | owns the bindings: one driver each |
 //! | `driver` | waits for hints, changes of the journal and arrived assets, and reconciles paths |
 //! | `news` | what is new in the journal and in the store, and what is to be tried again |
@@ -15,8 +16,8 @@
 //! | `look` | what is at a path: base, directory, content |
 //! | `reconcile` | performs what `core::folder::three_way` decides about paths |
 //! | `order` | the order of the changes of a round |
-//! | `displaced` | edits that came out of the directory when a version was brought to it |
 //! | `under_way` | paths that a crash left half written |
+//! | `displaced` | edits that came out of the directory when a version was brought to it |
 //! | `guard` | the brake |
 //! | `ingest` | contents into the store, versions into the journal |
 //! | `apply` | versions of the journal into the directory |
@@ -34,6 +35,7 @@ use crate::core::ids::{FolderId, NodeId};
 use disk::Mark;
 
 mod apply;
+mod bind;
 pub(crate) mod db;
 pub mod disk;
 mod displaced;
@@ -52,9 +54,9 @@ mod reconcile;
 mod scan;
 mod shared;
 pub mod status;
+mod under_way;
 mod undo;
 
-mod under_way;
 /// How the directory keeps a content that the store keeps too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]

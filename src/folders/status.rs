@@ -32,6 +32,22 @@ pub struct FolderView {
     /// The directory of this device that is bound to it. Null: none.
     #[schema(required)]
     pub binding: Option<BindingView>,
+    /// The directories that other devices have bound to it, as they say.
+    #[serde(default)]
+    pub elsewhere: Vec<BoundElsewhere>,
+}
+
+/// A directory of another device that is bound to a folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BoundElsewhere {
+    /// The device.
+    pub device: NodeId,
+    /// Its name.
+    pub device_name: String,
+    /// The directory there.
+    pub dir: String,
+    /// Which way changes go there, such as `two-way`.
+    pub mode: String,
 }
 
 /// A directory that is bound to a folder.
@@ -126,7 +142,7 @@ pub struct BindRequest {
 }
 
 /// A directory that was bound, or would be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct Bound {
     /// The folder; of a folder that would be made the id is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -144,6 +160,16 @@ pub struct Bound {
     pub needed_bytes: u64,
     /// The directory and the store can share blocks: then nothing is kept twice.
     pub shares_blocks: bool,
+    /// Files of an existing folder that the directory does not have.
+    #[serde(default)]
+    pub arriving_files: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub arriving_bytes: u64,
+    /// Files of an existing folder at whose path the directory has something. Where the two differ,
+    /// both are kept.
+    #[serde(default)]
+    pub in_both: u64,
     /// What is left out, and why.
     pub skipped: Vec<Skipped>,
 }

@@ -12,13 +12,18 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::wall_ms;
+use crate::core::folder::path::PATH_BYTES_MAX;
 use crate::core::folder::path::{FolderPath, PathKey};
 use crate::core::folder::version::Version;
-use crate::core::folder::{FOLDER_CREATED_BY, FOLDER_MODEL, FOLDER_NAME, FOLDER_NAME_BYTES_MAX};
+use crate::core::folder::{
+    BINDING_DIR, BINDING_MODE, BINDING_MODEL, FOLDER_CREATED_BY, FOLDER_MODEL, FOLDER_NAME,
+    FOLDER_NAME_BYTES_MAX,
+};
 use crate::core::foreign_text::visible;
 use crate::core::ids::{FolderId, NodeId};
 use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut, Expect};
 use crate::core::journal::op::{Key, Value};
+use crate::core::journal::session::Standing;
 pub use crate::state::journal::{
     Cursor, FileChange, FileChangesPage, FileRow, HistoryEntry, HistoryPage, HistoryPlace,
     VersionsPage,
@@ -34,6 +39,12 @@ pub const FOLDERS_MAX: usize = 1000;
 
 /// The most versions that are resolved in one transaction of the journal's writer.
 const RESOLVED_PER_WRITE: usize = 256;
+
+/// The most directories of all devices that are shown. Any member can say that it has more.
+pub const TOLD_BINDINGS_MAX: usize = 1000;
+
+/// The longest word for a mode that is shown.
+const MODE_BYTES_MAX: usize = 32;
 
 /// How long versions that lose gather before they are resolved: those of one batch of ops, together.
 const GATHER: Duration = Duration::from_millis(20);
@@ -64,6 +75,19 @@ pub struct Folder {
     pub name: String,
     /// The device that created it, if it says so.
     pub created_by: Option<NodeId>,
+}
+
+/// A directory that a member says it has bound to a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToldBinding {
+    /// The device.
+    pub device: NodeId,
+    /// The folder.
+    pub folder: FolderId,
+    /// The directory on that device, fit for people.
+    pub dir: String,
+    /// The word for which way changes go.
+    pub mode: String,
 }
 
 /// Why nothing was written.
@@ -118,6 +142,68 @@ impl FolderJournal {
             Draft { changes: vec![DraftChange::Put(put)], expect: vec![Expect::Absent(key)] };
         self.journal.write(draft).await??;
         Ok(())
+    }
+
+    /// Tells the group that this device has bound a directory to a folder.
+    ///
+    /// # Errors
+    /// The journal cannot write.
+    pub async fn tell_bound(
+        &self,
+        folder: FolderId,
+        dir: &str,
+        mode: &str,
+    ) -> Result<(), WriteError> {
+        let told = self.told_bindings().await?;
+        let now = ToldBinding {
+            device: self.node_id,
+            folder,
+            dir: visible(dir, PATH_BYTES_MAX),
+            mode: mode.to_owned(),
+        };
+        if told.contains(&now) {
+            return Ok(());
+        }
+        let set = BTreeMap::from([
+            (BINDING_DIR.to_owned(), Some(Value::Text(now.dir))),
+            (BINDING_MODE.to_owned(), Some(Value::Text(now.mode))),
+        ]);
+        let (key, add, remove) = (binding_key(folder), BTreeSet::new(), BTreeSet::new());
+        let put = DraftChange::Put(DraftPut { key, create: true, set, add, remove });
+        self.journal.write(Draft { changes: vec![put], expect: Vec::new() }).await??;
+        Ok(())
+    }
+
+    /// Tells the group that this device has bound no directory to any folder but these.
+    ///
+    /// # Errors
+    /// The journal cannot write.
+    pub async fn tell_unbound_but(&self, folders: &[FolderId]) -> Result<(), WriteError> {
+        let mut told = self.told_bindings().await?;
+        told.retain(|told| told.device == self.node_id && !folders.contains(&told.folder));
+        for told in told {
+            let changes = vec![DraftChange::Delete(binding_key(told.folder))];
+            self.journal.write(Draft { changes, expect: Vec::new() }).await??;
+        }
+        Ok(())
+    }
+
+    /// The directories that members have bound to folders, this device among them; at most
+    /// [`TOLD_BINDINGS_MAX`].
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub async fn told_bindings(&self) -> Result<Vec<ToldBinding>, AskError> {
+        let read = |reader: &JournalReader| {
+            reader.records(BINDING_MODEL, None, &[], None, TOLD_BINDINGS_MAX)
+        };
+        let page = self.journal.read(read).await?;
+        let mut told: Vec<ToldBinding> = page.records.iter().filter_map(told_binding).collect();
+        told.retain(|told| {
+            let is_member = self.journal.roster().standing(&told.device) == Standing::Member;
+            is_member || told.device == self.node_id
+        });
+        Ok(told)
     }
 
     /// The versions of paths, in the order of `paths`; `None` for a path that the journal does not
@@ -348,4 +434,20 @@ pub(super) fn folder(record: &Record) -> Option<Folder> {
     };
     let name = if name.is_empty() { id.to_string() } else { name };
     Some(Folder { id, name, created_by })
+}
+
+fn binding_key(folder: FolderId) -> Key {
+    Key { model: BINDING_MODEL.into(), id: folder.to_string().into_bytes(), owned: true }
+}
+
+/// Reads what a device says that it has bound. `None` when it is about no folder, or not by a device.
+fn told_binding(record: &Record) -> Option<ToldBinding> {
+    let Owner::Device(device) = record.owner else { return None };
+    let folder = std::str::from_utf8(&record.id).ok()?.parse().ok()?;
+    let text = |field: &str, bytes_max| match record.fields.get(field) {
+        Some(Some(Value::Text(text))) => visible(text, bytes_max),
+        _ => String::new(),
+    };
+    let (dir, mode) = (text(BINDING_DIR, PATH_BYTES_MAX), text(BINDING_MODE, MODE_BYTES_MAX));
+    Some(ToldBinding { device, folder, dir, mode })
 }

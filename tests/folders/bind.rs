@@ -34,6 +34,54 @@ async fn a_directory_that_another_device_has_bound_is_refused_and_its_marker_sta
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_device_tells_which_directory_it_has_bound_until_it_is_unbound() {
+    let (a, b) = two().await;
+    let devices = [&a.device, &b.device];
+    let elsewhere = async |of: &Bound| of.status().await.folder.elsewhere;
+    until("each knows the directory of the other", &devices, async || {
+        elsewhere(&a).await.len() == 1 && elsewhere(&b).await.len() == 1
+    })
+    .await;
+    let [there] = <[_; 1]>::try_from(elsewhere(&b).await).unwrap();
+    assert_eq!(there.device, a.device.node_id);
+    assert_eq!(there.device_name, a.device.status().device.name);
+    assert_eq!((there.dir.as_str(), there.mode.as_str()), (a.dir.to_str().unwrap(), "two-way"));
+    a.device.handle().folders().remove(NAME).await.unwrap();
+    until("b knows that a has none", &devices, async || elsewhere(&b).await.is_empty()).await;
+    assert_eq!(elsewhere(&a).await.len(), 1, "a knows where the folder still is");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trial_of_joining_counts_what_comes_and_what_meets_and_makes_nothing() {
+    let (a, b) = (Bound::new().await, Bound::new().await);
+    pair(&a.device, &b.device).await;
+    for name in ["one", "two", "deep/three"] {
+        a.write(name, name.as_bytes());
+    }
+    b.write("two", b"another two");
+    b.write("own", b"own");
+    a.device.handle().folders().add(request(&a.dir)).await.unwrap();
+    until("b knows all of it", &[&a.device, &b.device], async || {
+        let history = b.device.handle().folders();
+        history.history(NAME, "deep/three").await.is_ok()
+            && history.history(NAME, "one").await.is_ok()
+            && history.history(NAME, "two").await.is_ok()
+    })
+    .await;
+    let folders = b.device.handle().folders();
+    let trial = BindRequest { name: None, dry_run: true, ..request(&b.dir) };
+    let bound = folders.join(NAME, trial.clone()).await.unwrap();
+    assert_eq!((bound.files, bound.arriving_files, bound.in_both), (2, 2, 1));
+    assert_eq!(bound.arriving_bytes, 3 + 10);
+    let new = b.dir.join("to be made");
+    let trial = BindRequest { dir: new.to_str().unwrap().to_owned(), ..trial };
+    let bound = folders.join(NAME, trial).await.unwrap();
+    assert_eq!((bound.files, bound.arriving_files, bound.in_both), (0, 3, 0));
+    assert!(!new.exists() && !b.path(MARKER).exists());
+    assert!(folders.list().await.unwrap().folders[0].binding.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_folder_whose_making_a_crash_cut_short_is_gone_after_the_next_start() {
     let mut a = Bound::new().await;
     a.write("one", b"1");
