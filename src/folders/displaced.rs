@@ -1,4 +1,5 @@
-//! What came out of the directory when a version was brought to it, and may hold an edit.
+//! Edits that were made in the moment in which a version was brought to the directory. The exchange of
+//! the two files moved them out of the directory.
 //!
 //! T1  It is released only after its content is in the store and its version in the journal.
 

@@ -1,5 +1,5 @@
-//! What the hints of the watch lead to: paths are looked at now or once they are quiet, directories
-//! and lost hints make a scan.
+//! Takes hints from the watch. A file that was closed or renamed is looked at now, any other path once
+//! it is quiet; a new directory and lost hints are followed by a scan.
 
 use std::time::Duration;
 

@@ -187,9 +187,9 @@ impl Looker<'_> {
         }
     }
 
-    /// Adds the paths without which these cannot be judged: a file that stood where a directory is
-    /// now, what was in a directory that is gone or replaced, and directories that may be empty now. Returns whether these
-    /// are all; of very many a scan finds the rest.
+    /// Adds the paths that change together with these: a file that stood where a directory is now,
+    /// what was in a directory that is gone or replaced, and directories that may be empty now. Returns
+    /// false when there are more than [`RELATIVES_MAX`]: a scan finds the rest.
     pub(crate) fn with_relatives(
         &self,
         paths: Vec<FolderPath>,

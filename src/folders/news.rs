@@ -1,5 +1,5 @@
-//! What is new for a binding: changes of the journal, assets that arrived, and what is to be tried
-//! again.
+//! Brings to the directory what is new outside of it: changes of the journal, and contents that
+//! arrived. What could not be brought is tried again.
 
 use std::time::Duration;
 

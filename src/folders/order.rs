@@ -1,7 +1,7 @@
 //! The order in which the changes of a round are made.
 //!
-//! O1  Changes that free a name go before those that need it; among the others, removals go last, so
-//!     that a rename is never without a name.
+//! O1  A removal goes before the change that needs its name. Every other removal goes last, so that a
+//!     renamed file has its new name before it loses the old one.
 
 use std::collections::{BTreeSet, VecDeque};
 

@@ -3,7 +3,7 @@
 //!
 //! W1  Decisions compare values, and absence is a value. Where an event came from never counts, so
 //!     what this device wrote itself is no edit.
-//! W2  What the journal does not know is never removed from the disk for that.
+//! W2  A file is never removed from the disk because the journal has no version of it.
 //! W3  A time of modification alone makes neither an event of the history nor a conflict, and an
 //!     edit or removal elsewhere wins over it.
 
