@@ -70,6 +70,7 @@ mod proofs;
 mod requests;
 mod run;
 mod start;
+mod stop;
 mod tasks;
 #[cfg(test)]
 mod tests;

@@ -8,24 +8,16 @@
 //! I3  Stopping: no new work, the batches under way, the connections, the tasks, the endpoint, the
 //!     index; each step with a deadline.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::spawn_blocking;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::sleep_until;
 
 use crate::clock::{SleepWatch, wall_ms};
 use crate::core::close::CloseCode;
 use crate::core::engine::{Effect, Engine, Input, KnownSet};
-use crate::core::ids::{Hash, LogId, NodeId};
-use crate::core::journal::session::Standing;
+use crate::core::ids::{Hash, LogId};
 use crate::core::peers::ConnId;
-use crate::core::silence::{Heard, Silence};
-use crate::core::wants::BatchId;
-use crate::net::{Accepted, Connection, Ended, Protocol, RecvStream, SendStream};
+use crate::net::Accepted;
 use crate::state::journal::GroupState;
 use crate::store::StoreInfo;
 
@@ -33,21 +25,21 @@ use super::copies;
 use super::effects::Links;
 use super::fact::{Fact, Reload, TakenIn};
 use super::handle::{FetchReply, LeaveReply, Reply, Request};
-use super::link::CONTROL_QUEUE;
 use super::live::Live;
 use super::parts::Parts;
 use super::start::{Tellers, Wakers, start_journal, start_sources};
 use super::tuning::Tuning;
-use super::{journal_stream, link, load, membership, plain, proofs, requests, why};
+use super::{journal_stream, load, membership, plain, proofs, requests, stop, why};
 use crate::group::comparing::Comparing;
 use crate::group::knocks::Knocks;
 use crate::group::pairing;
 use crate::replica::loading::NO_STORE;
-use crate::replica::picture::{LinkFigures, Picture, StoreView, Told};
+use crate::replica::picture::{Picture, StoreView, Told};
 use crate::replica::query;
 use crate::replica::status::{JournalStatus, PeerState};
-use crate::transfer::Counters;
 use crate::transfer::totals::Totals;
+
+mod connections;
 
 /// The most facts handled before the loop looks at its other sources again.
 const FACTS_PER_TURN: usize = 64;
@@ -64,10 +56,6 @@ const STATUS_MS_ACTIVE: u64 = 500;
 
 /// How often the loop checks whether the device slept, and which connections are silent.
 const LOOK_MS: u64 = 1_000;
-
-/// At the end the tasks, and then the index, get this long to complete. A restart does what they
-/// leave.
-const WIND_UP_WAIT: Duration = Duration::from_secs(10);
 
 struct Loop {
     parts: Parts,
@@ -129,7 +117,7 @@ pub(super) async fn run(
     start_sources(&mut this.parts, &this.links.replication, &this.wakers);
     this.turn_until_stopped(&mut inbox).await;
     drop(inbox);
-    this.wind_up().await;
+    stop::wind_up(&mut this.parts, &this.engine, this.fatal.is_none()).await;
     this.fatal.map_or(Ok(()), Err)
 }
 
@@ -191,53 +179,6 @@ impl Loop {
         tracing::error!("{reason:#}: stopping");
         self.fatal.get_or_insert(reason);
         self.parts.stop.cancel();
-    }
-
-    /// Ends what is left, in order. What was acknowledged is already durable.
-    async fn wind_up(&mut self) {
-        self.parts.tasks.abort_all();
-        if timeout(WIND_UP_WAIT, self.parts.journal.close()).await.is_err() {
-            tracing::warn!("the journal was not closed in time: the next start checks it");
-        }
-        let tasks = async {
-            while let Some(ended) = self.parts.tasks.join_next().await {
-                if let Err(panic) = ended {
-                    tracing::error!("{panic}");
-                }
-            }
-        };
-        if timeout(WIND_UP_WAIT, tasks).await.is_err() {
-            let names = self.parts.tasks.names();
-            tracing::warn!(?names, "tasks still wait for the disk: stopping without them");
-        }
-        self.parts.net.close().await;
-        if self.fatal.is_none() {
-            let file = self.parts.alerts_file.clone();
-            let ending = spawn_blocking(move || file.end(wall_ms()));
-            if !matches!(timeout(WIND_UP_WAIT, ending).await, Ok(Ok(Ok(())))) {
-                tracing::warn!("the next start will count as one after a crash");
-            }
-        }
-        let folders = self.parts.folders.clone();
-        if timeout(WIND_UP_WAIT, spawn_blocking(move || folders.close())).await.is_err() {
-            tracing::warn!("folders.db was not closed in time: the next start recovers it");
-        }
-        let copies = self.parts.copies.clone();
-        if timeout(WIND_UP_WAIT, spawn_blocking(move || copies.close())).await.is_err() {
-            tracing::warn!("copies.db was not closed in time: the next start recovers it");
-        }
-        let (index, known) = (self.parts.ctx.index.clone(), self.engine.known().clone());
-        let group_id = self.engine.identity().group_id;
-        let closing = spawn_blocking(move || {
-            query::save(&index, &group_id, &known)?;
-            index.close().context("closing the index")
-        });
-        match timeout(WIND_UP_WAIT, closing).await {
-            Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => tracing::warn!("{error:#}"),
-            Ok(Err(error)) => tracing::error!(%error, "closing the index panicked"),
-            Err(_) => tracing::warn!("the index was not closed in time: the next start checks it"),
-        }
     }
 
     // ---- facts in ----------------------------------------------------------------------------
@@ -463,99 +404,6 @@ impl Loop {
         if self.publish_at_ms.is_none_or(|at| at > self.parts.clock.now_ms() + STATUS_MS_MIN) {
             self.publish_at_ms = Some(self.picture.published_ms() + STATUS_MS_MIN);
         }
-    }
-
-    /// The network changed or the device woke up: no connection is believed to be alive until its peer
-    /// has answered.
-    fn on_network_changed(&mut self) {
-        let now_ms = self.parts.clock.now_ms();
-        for live in self.links.live.values_mut() {
-            live.look(now_ms);
-            live.silence.asked(now_ms);
-        }
-        self.handle(Input::NetworkChanged);
-    }
-
-    fn look_at_connections(&mut self, now_ms: u64) {
-        let looked: Vec<(ConnId, Heard)> = self
-            .links
-            .live
-            .iter_mut()
-            .filter_map(|(conn, live)| Some((*conn, live.look(now_ms)?)))
-            .collect();
-        for (conn, heard) in looked {
-            self.handle(match heard {
-                Heard::Silent => Input::Silent(conn),
-                Heard::Again => Input::HeardAgain(conn),
-            });
-        }
-    }
-
-    fn on_connection(&mut self, connection: Connection) {
-        let conn = ConnId(self.parts.ids.next());
-        let (commands, queue) = mpsc::channel(CONTROL_QUEUE);
-        let counters = Arc::new(Counters::default());
-        let throttle = self.parts.throttle.link(&connection);
-        let (peer, dialed) = (connection.peer(), connection.dialed());
-        let plain = connection.protocol() == Protocol::Plain;
-        tracing::info!(peer = %peer.short(), dialed, plain, "connected");
-        self.parts.tasks.spawn(
-            "connection",
-            link::run(
-                conn,
-                connection.clone(),
-                queue,
-                self.parts.facts.clone(),
-                self.parts.ctx.with_peer(peer),
-                counters.clone(),
-                throttle.clone(),
-            ),
-        );
-        membership::record_addresses(&mut self.parts, peer, connection.remote_addresses());
-        let (figures, journal, put_off) = (LinkFigures::default(), None, None);
-        let (refused, silence) = (BTreeMap::new(), Silence::begin(self.parts.clock.now_ms()));
-        let live = Live {
-            connection,
-            commands,
-            counters,
-            throttle,
-            figures,
-            journal,
-            silence,
-            put_off,
-            refused,
-        };
-        self.links.live.insert(conn, live);
-        self.handle(Input::Connected { conn, peer, dialed, plain });
-    }
-
-    fn on_ended(&mut self, conn: ConnId, ended: Ended) {
-        let Some(live) = self.links.live.remove(&conn) else { return };
-        tracing::info!(peer = %live.connection.peer().short(), reason = ended.text, "disconnected");
-        let peer = live.connection.peer();
-        let roster = self.parts.journal.roster();
-        let is_member = |device: &NodeId| roster.standing(device) == Standing::Member;
-        self.totals.ended(&live.connection, &live.counters, is_member);
-        let is_unknown_there = match ended.code.filter(|_| ended.by_peer) {
-            Some(CloseCode::NotMember) => live.connection.dialed(),
-            Some(CloseCode::Removed) => !self.engine.is_removed(),
-            _ => false,
-        };
-        if is_unknown_there {
-            let addresses = self.links.addresses.get(&peer).cloned().unwrap_or_default();
-            membership::introduce(&mut self.parts, peer, addresses);
-        }
-        let violation = ended.code.is_some_and(CloseCode::is_violation);
-        self.handle(Input::Disconnected { conn, reason: ended.text, violation });
-    }
-
-    fn on_stream(&mut self, conn: ConnId, send: SendStream, recv: RecvStream) {
-        let Some(live) = self.links.live.get(&conn) else { return };
-        let batch = BatchId(self.parts.ids.next());
-        if live.connection.protocol() == Protocol::Plain {
-            self.handle(Input::PlainStream { conn, batch });
-        }
-        self.links.receive(&mut self.parts, conn, batch, (send, recv));
     }
 
     fn on_store_up(&mut self, info: StoreInfo, reply: oneshot::Sender<()>) {

@@ -3,14 +3,12 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::post;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
@@ -19,13 +17,11 @@ use utoipa::{OpenApi, ToSchema};
 use super::{Api, request};
 use crate::copies::gathered::{GatherRequest, Gathered, Purpose};
 use crate::core::ids::Hash;
+use crate::http::events::{self, event};
 use crate::http::problem::{Problem, problem};
 
 /// The most requests at once: each reads disks on several devices.
 pub(super) const GATHERS_MAX: usize = 8;
-
-/// How often a quiet stream gets a comment line.
-const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 
 /// The routes.
 pub(super) fn router() -> Router<Api> {
@@ -138,12 +134,9 @@ async fn gather(
         problem(StatusCode::SERVICE_UNAVAILABLE, detail)
     })?;
     let told = api.handle.gather(request).await?;
-    let events = stream::unfold((told, permit), async |(mut told, permit)| {
+    let answers = stream::unfold((told, permit), async |(mut told, permit)| {
         let gathered = told.recv().await?;
-        // Maps have texts for keys, and numbers are finite: this cannot fail.
-        let data = serde_json::to_string(&gathered).unwrap_or_default();
-        Some((Ok::<_, Infallible>(Event::default().event("gathered").data(data)), (told, permit)))
+        Some((Ok::<_, Infallible>(event("gathered", &gathered)), (told, permit)))
     });
-    let alive = KeepAlive::new().interval(KEEP_ALIVE_EVERY);
-    Ok(Sse::new(Box::pin(events)).keep_alive(alive).into_response())
+    Ok(events::answer(Box::pin(answers)))
 }

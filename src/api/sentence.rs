@@ -95,3 +95,62 @@ pub fn sync_text(status: &Status, peer: &PeerStatus) -> String {
         (here, there) => format!("{here} missing here, {there} missing there"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replica::status::samples::{peer, status};
+
+    #[test]
+    fn the_answer_is_one_sentence_that_names_what_is_missing_where() {
+        let of = |peers: Vec<PeerStatus>| answer(&status(peers, true), &[]);
+        let said = |is_well: bool, sentence: &str| (is_well, sentence.to_owned());
+        let (is_well, sentence) = of(Vec::new());
+        assert!(is_well && sentence.starts_with("Device desk is alone in its group"), "{sentence}");
+        let nas = || peer("nas", 0xbb, PeerState::Idle, true);
+        assert_eq!(of(vec![nas()]), said(true, "Everything is on 2 of 2 devices."));
+        let mut phone = peer("phone", 0xaa, PeerState::Offline, false);
+        let sentence = "Not everything is on every device: phone: not connected.";
+        assert_eq!(of(vec![phone.clone(), nas()]), said(false, sentence));
+        phone.missing_there = 12;
+        let sentence = "Not everything is on every device: phone: 12 missing there.";
+        assert_eq!(of(vec![phone, nas()]), said(false, sentence));
+        let mut down = status(vec![nas()], true);
+        down.store.up = false;
+        assert_eq!(answer(&down, &[]), said(false, "The store does not answer."));
+        let mut full = status(vec![nas()], true);
+        full.device.obstacles = vec!["the disk is full".into()];
+        let sentence = "Not everything is on every device: the disk is full.";
+        assert_eq!(answer(&full, &[]), said(false, sentence));
+    }
+
+    #[test]
+    fn a_folder_that_waits_for_its_user_is_named_before_all_else() {
+        let folder = |state: BindingState| FolderView {
+            elsewhere: Vec::new(),
+            id: crate::core::ids::FolderId([1; 16]),
+            name: "papers".into(),
+            created_by: None,
+            binding: Some(crate::folders::status::BindingView {
+                dir: "/home/ann/papers".into(),
+                mode: crate::core::folder::three_way::Mode::TwoWay,
+                keep: crate::folders::Keep::Copy,
+                symlinks: false,
+                state,
+                problems: Vec::new(),
+            }),
+        };
+        assert_eq!(waiting_folder(&folder(BindingState::UpToDate)), None);
+        let held: Vec<_> = waiting_folder(&folder(BindingState::Held)).into_iter().collect();
+        let (is_well, sentence) = answer(&status(Vec::new(), true), &held);
+        assert!(!is_well && sentence.contains("folder papers is held back"), "{sentence}");
+    }
+
+    #[test]
+    fn a_device_that_is_away_is_shown_with_its_age() {
+        let mut phone = peer("phone", 0xaa, PeerState::Offline, false);
+        phone.last_seen_ms = Some(wall_ms() - 9 * 86_400_000);
+        let (_, sentence) = answer(&status(vec![phone], false), &[]);
+        assert_eq!(sentence, "Not everything is on every device: phone: last seen 9 days ago.");
+    }
+}

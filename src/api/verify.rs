@@ -11,8 +11,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+use axum::response::sse::Event;
 use axum::routing::post;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,7 @@ use utoipa::{OpenApi, ToSchema};
 
 use super::{Api, request};
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
+use crate::http::events::{self, event};
 use crate::http::problem::{Problem, bad_request, problem};
 use crate::store::reading::{Reading, Step, Verdict};
 use crate::store::{Condition, Store, StoreError};
@@ -37,9 +38,6 @@ const WRONG_RANGES_MAX: usize = 100;
 
 /// How often the progress of a large asset is reported.
 const TELL_EVERY: Duration = Duration::from_millis(250);
-
-/// How often a quiet stream gets a comment line.
-const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 
 /// The route.
 pub(super) fn router() -> Router<Api> {
@@ -133,12 +131,11 @@ async fn verify(
     let store = api.handle.store();
     let algorithm = store.info().await?.hash_algorithm;
     let work = Work { store, algorithm, left: hashes.into(), reading: None, _permit: permit };
-    let events = stream::unfold(work, async |mut work| {
+    let answers = stream::unfold(work, async |mut work| {
         let event = work.next().await?;
         Some((Ok::<_, Infallible>(event), work))
     });
-    let alive = KeepAlive::new().interval(KEEP_ALIVE_EVERY);
-    Ok(Sse::new(Box::pin(events)).keep_alive(alive).into_response())
+    Ok(events::answer(Box::pin(answers)))
 }
 
 /// The assets of a request that are left to verify.
@@ -221,9 +218,4 @@ impl Work {
 fn verified(digest: Digest, condition: VerifiedCondition) -> Verified {
     let Digest { hash, size_bytes } = digest;
     Verified { hash, size: size_bytes, condition, wrong_bytes: 0, wrong: Vec::new(), error: None }
-}
-
-fn event(name: &str, answer: &impl Serialize) -> Event {
-    // Maps have texts for keys, and numbers are finite: this cannot fail.
-    Event::default().event(name).data(serde_json::to_string(answer).unwrap_or_default())
 }

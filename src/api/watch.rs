@@ -12,16 +12,15 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+use axum::response::sse::Event;
 use axum::routing::get;
 use axum::{Json, Router};
 use futures_util::{Stream, TryStreamExt as _, stream};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa::{IntoParams, OpenApi};
 
@@ -31,6 +30,7 @@ use super::json;
 use super::places::EventPlace;
 use super::{Api, gone};
 use crate::core::ids::{Hash, LogId, NodeId};
+use crate::http::events::{answer, event};
 use crate::http::extract::{Path, Query};
 use crate::http::problem::{Problem, bad_request, problem};
 use crate::replica::journal::{AskError, Commits, JournalHandle};
@@ -38,9 +38,6 @@ use crate::state::journal::{ChangesPage, Cursor, EventsPage, JournalError, Journ
 
 /// The most watchers. Together with the store's event streams they are fewer than the connections.
 pub(super) const WATCHERS_MAX: usize = 16;
-
-/// How often a quiet stream gets a comment line.
-const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 
 /// The default and the largest number of changes in a page.
 const CHANGES_DEFAULT: usize = 100;
@@ -238,7 +235,7 @@ fn record_events(page: &ChangesPage) -> Vec<Event> {
     let mut changes = page.changes.iter().peekable();
     let mut events = Vec::with_capacity(page.changes.len());
     while let Some(change) = changes.next() {
-        let event = told("record", &json::change(epoch, change));
+        let event = event("record", &json::change(epoch, change));
         let is_last = changes.peek().is_none_or(|next| next.arr != change.arr);
         events.push(if is_last {
             event.id(Cursor { epoch, arr: change.arr }.to_string())
@@ -348,7 +345,7 @@ fn stream_events(
     let mut rows = page.events.iter().filter(|event| filter.fits(event)).peekable();
     let mut events = Vec::new();
     while let Some(row) = rows.next() {
-        let event = told("event", &json::event(row, names));
+        let event = event("event", &json::event(row, names));
         // The op at the end of a page may continue on the next page.
         let place = match row.arr == page.next.0 {
             true => page.next,
@@ -363,16 +360,11 @@ fn stream_events(
 }
 
 fn ready(cursor: EventPlace) -> Event {
-    told("ready", &Ready { cursor }).id(cursor.to_string())
+    event("ready", &Ready { cursor }).id(cursor.to_string())
 }
 
 fn reset() -> Event {
     Event::default().event("reset").data("{}")
-}
-
-fn told(name: &str, answer: &impl Serialize) -> Event {
-    // All keys are texts and all numbers are finite, so this cannot fail.
-    Event::default().event(name).data(serde_json::to_string(answer).unwrap_or_default())
 }
 
 /// The position from which an interrupted watcher resumes.
@@ -386,5 +378,5 @@ fn sse(batches: impl Stream<Item = Result<Vec<Event>, AskError>> + Send + 'stati
     let events = batches
         .map_ok(|batch| stream::iter(batch.into_iter().map(Ok::<_, AskError>)))
         .try_flatten();
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE_EVERY)).into_response()
+    answer(events)
 }

@@ -34,6 +34,7 @@ mod open;
 mod options;
 mod output;
 mod pairing;
+mod picture;
 mod proofs;
 mod records;
 mod service;

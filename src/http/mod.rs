@@ -9,6 +9,7 @@ pub mod asset;
 pub mod browser;
 mod content;
 pub(crate) mod describe;
+pub(crate) mod events;
 pub(crate) mod extract;
 pub mod guard;
 pub mod people;

@@ -4,6 +4,7 @@
 //! streamed contents. The guard decides who may call.
 
 mod blobs;
+mod feed;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,18 +13,17 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use prost::Message;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use utoipa::{IntoParams, OpenApi};
 
 use self::blobs::Uploads;
+use self::feed::EVENT_STREAMS_MAX;
 use crate::core::ids::{Digest, Hash};
 use crate::core::limits::EDIT_TRIES_MAX;
 use crate::http::describe::Binary;
@@ -33,7 +33,7 @@ use crate::http::problem::{Problem, bad_request, problem};
 use crate::http::upload::{
     check_announced, check_largest, check_type, collect, collect_in_turn, receive,
 };
-use crate::store::embedded::{EmbeddedStore, FeedKind, FeedLine};
+use crate::store::embedded::EmbeddedStore;
 use crate::store::messages::{
     self, MESSAGE_BYTES_MAX, MESSAGE_ENTRIES_MAX, MESSAGE_REPEATED_MAX, PROTOBUF_TYPE,
 };
@@ -87,15 +87,6 @@ const MESSAGES_AT_ONCE_MAX: usize = 4;
 /// How long a message waits for its turn; then the answer is 503.
 const TURN_DEADLINE: Duration = Duration::from_secs(30);
 
-/// The most event streams: half of the connections, so that they never take all.
-const EVENT_STREAMS_MAX: usize = 32;
-
-/// How often a quiet event stream sends a comment line (stated in the proto file).
-const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
-
-/// The feed rows read at once for an event stream.
-const EVENT_PAGE_ROWS: usize = 256;
-
 /// The router of the store API over `store`. It checks no key: put it behind a
 /// [`Guard`](crate::http::guard::Guard).
 pub fn router(store: EmbeddedStore, features: Features) -> Router {
@@ -112,7 +103,7 @@ pub fn router(store: EmbeddedStore, features: Features) -> Router {
         .route("/sync/pull", post(pull))
         .route("/sync/push", post(push))
         .route("/sync/meta", post(meta))
-        .route("/sync/events", get(events));
+        .route("/sync/events", get(feed::events));
     if features.info {
         router = router.route("/sync/info", get(info));
     }
@@ -131,7 +122,17 @@ pub fn router(store: EmbeddedStore, features: Features) -> Router {
 
 /// The OpenAPI description of these routes.
 #[derive(OpenApi)]
-#[openapi(paths(info, hashes, pull, push, push_batch, meta, events, blobs::fetch, blobs::upload))]
+#[openapi(paths(
+    info,
+    hashes,
+    pull,
+    push,
+    push_batch,
+    meta,
+    feed::events,
+    blobs::fetch,
+    blobs::upload
+))]
 pub(crate) struct Described;
 
 #[derive(Clone)]
@@ -542,89 +543,4 @@ async fn meta(
     });
     *response.status_mut() = status;
     Ok(response)
-}
-
-/// The store's change feed
-#[utoipa::path(
-    get,
-    path = "/sync/events",
-    operation_id = "storeEvents",
-    tag = "store",
-    params(
-        ("key" = Option<String>, Query, description = "The token, for browsers' EventSource."),
-        ("Last-Event-ID" = Option<String>, Header, description = "The cursor of the last line seen."),
-    ),
-    responses(
-        (status = 200, description = "`asset`, `meta`, `gone` and `reset` events; see `proto/store.proto`.", body = String, content_type = "text/event-stream"),
-    )
-)]
-async fn events(State(server): State<Server>, headers: HeaderMap) -> Result<Response, Problem> {
-    let permit = server.event_streams.clone().try_acquire_owned().map_err(|_| {
-        problem(
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("all {EVENT_STREAMS_MAX} event streams are taken"),
-        )
-    })?;
-    let newest = server.store.info().await?.newest_cursor;
-    let (after, first) = match headers.get("last-event-id") {
-        None => (newest, None),
-        Some(id) => match id.to_str().ok().and_then(|text| text.parse::<Cursor>().ok()) {
-            Some(cursor) if cursor <= newest => (cursor, None),
-            // A cursor that this store never gave out: it was replaced, or restored from an older
-            // copy.
-            _ => {
-                let reset = Event::default().event("reset").id(newest.to_string());
-                (newest, Some(reset.data("{}")))
-            }
-        },
-    };
-    let feed = feed(server.store.clone(), after);
-    let feed = stream::iter(first.map(Ok)).chain(feed).map(move |event| {
-        let _held = &permit;
-        event
-    });
-    let sse = Sse::new(feed).keep_alive(KeepAlive::new().interval(KEEP_ALIVE_EVERY));
-    Ok(sse.into_response())
-}
-
-/// The feed after a cursor, without end; it ends with an error when the store fails or is closed.
-fn feed(store: EmbeddedStore, after: Cursor) -> impl Stream<Item = Result<Event, StoreError>> {
-    // Subscribes before reading the feed, so that a later addition wakes it again.
-    let newest = store.subscribe();
-    let pages = stream::try_unfold((store, newest, after), async |(store, mut newest, after)| {
-        loop {
-            newest.mark_unchanged();
-            let lines = store.feed(after, EVENT_PAGE_ROWS).await?;
-            if let Some(last) = lines.last() {
-                let after = last.cursor;
-                return Ok(Some((lines, (store, newest, after))));
-            }
-            let gone = |_| StoreError::Unreachable("the store is closed".into());
-            newest.changed().await.map_err(gone)?;
-        }
-    });
-    pages.map_ok(|lines| stream::iter(lines.into_iter().map(|line| Ok(event(&line))))).try_flatten()
-}
-
-/// The data of an event of the feed.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum FeedData {
-    Asset { hash: Hash, size: u64, timestamp: i64 },
-    Meta { hash: Hash, version: u64 },
-    Gone { hash: Hash },
-}
-
-/// A line of the feed as an event.
-fn event(line: &FeedLine) -> Event {
-    let (name, data) = match line.kind {
-        FeedKind::Asset { digest, timestamp_ms: timestamp } => {
-            ("asset", FeedData::Asset { hash: digest.hash, size: digest.size_bytes, timestamp })
-        }
-        FeedKind::Meta { hash, version } => ("meta", FeedData::Meta { hash, version }),
-        FeedKind::Gone { hash } => ("gone", FeedData::Gone { hash }),
-    };
-    // Ids and numbers: this cannot fail.
-    let data = serde_json::to_string(&data).unwrap_or_default();
-    Event::default().event(name).id(line.cursor.to_string()).data(data)
 }

@@ -132,35 +132,11 @@ fn picture(slots: &[Slot]) -> Markup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::ids::GroupId;
-    use crate::replica::status::{PeerState, PeerStatus};
+    use crate::replica::status::{PeerState, PeerStatus, samples};
 
     fn status(received_bytes: u64, sent_bytes: u64) -> Status {
-        let mut status = Status::starting(NodeId([1; 32]), GroupId([2; 32]));
-        status.peers.push(PeerStatus {
-            node_id: NodeId([3; 32]),
-            name: String::new(),
-            state: PeerState::Idle,
-            last_seen_ms: None,
-            path: None,
-            rtt_ms: None,
-            in_sync: true,
-            missing_here: 0,
-            missing_there: 0,
-            received_bytes,
-            sent_bytes,
-            wire_received_bytes: 0,
-            wire_sent_bytes: 0,
-            receive_rate_bytes: 0.0,
-            send_rate_bytes: 0.0,
-            eta_s: None,
-            last_error: None,
-            obstacles: Vec::new(),
-            next_retry_ms: None,
-            site: String::new(),
-            wants: String::new(),
-        });
-        status
+        let peer = samples::peer("", 3, PeerState::Idle, true);
+        samples::status(vec![PeerStatus { received_bytes, sent_bytes, ..peer }], true)
     }
 
     #[test]

@@ -201,31 +201,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::replica::status::samples;
 
     fn peer(n: u8, state: PeerState) -> PeerStatus {
-        PeerStatus {
-            node_id: NodeId([n; 32]),
-            name: format!("peer {n}"),
-            state,
-            last_seen_ms: None,
-            path: None,
-            rtt_ms: None,
-            in_sync: false,
-            missing_here: 0,
-            missing_there: 0,
-            received_bytes: 0,
-            sent_bytes: 0,
-            wire_received_bytes: 0,
-            wire_sent_bytes: 0,
-            receive_rate_bytes: 0.0,
-            send_rate_bytes: 0.0,
-            eta_s: None,
-            last_error: Some("timed out".into()),
-            obstacles: Vec::new(),
-            next_retry_ms: None,
-            site: String::new(),
-            wants: String::new(),
-        }
+        let peer = samples::peer(&format!("peer {n}"), n, state, false);
+        PeerStatus { last_error: Some("timed out".into()), ..peer }
     }
 
     fn kinds(events: &[LogEvent]) -> Vec<&str> {

@@ -419,3 +419,46 @@ pub struct JournalRefusal {
     /// The op's number.
     pub seq: Option<u64>,
 }
+
+/// What tests show.
+#[cfg(test)]
+pub(crate) mod samples {
+    use super::*;
+
+    /// A peer of which nothing moves.
+    pub(crate) fn peer(name: &str, node_id: u8, state: PeerState, in_sync: bool) -> PeerStatus {
+        PeerStatus {
+            node_id: NodeId([node_id; 32]),
+            name: name.into(),
+            state,
+            last_seen_ms: None,
+            path: None,
+            rtt_ms: None,
+            in_sync,
+            missing_here: 0,
+            missing_there: 0,
+            received_bytes: 0,
+            sent_bytes: 0,
+            wire_received_bytes: 0,
+            wire_sent_bytes: 0,
+            receive_rate_bytes: 0.0,
+            send_rate_bytes: 0.0,
+            eta_s: None,
+            last_error: None,
+            obstacles: Vec::new(),
+            next_retry_ms: None,
+            site: String::new(),
+            wants: String::new(),
+        }
+    }
+
+    /// A device with three assets in its store.
+    pub(crate) fn status(peers: Vec<PeerStatus>, in_sync: bool) -> Status {
+        let mut status = Status::starting(NodeId([0xab; 32]), GroupId([0xcd; 32]));
+        (status.device.name, status.device.version) = ("desk".into(), "0.1.0".into());
+        (status.store.location, status.store.up) = ("embedded".into(), true);
+        (status.store.store_id, status.store.assets) = (StoreId([0xef; 16]), 3);
+        status.store.hash_algorithm = "blake3".into();
+        Status { peers, in_sync, revision: 1, ..status }
+    }
+}

@@ -18,28 +18,29 @@
 //! X6  A number is never given to another hash, also in a later epoch: what other devices hold is
 //!     kept by numbers ([`holders`]).
 
-use std::fs;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use parking_lot::Mutex;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::clock::wall_ms;
 use crate::core::copies::AbsentSet;
 use crate::core::ids::{Digest, Hash, HashAlgorithm, NodeId, StoreId};
 use crate::core::journal::set_hash::SetHash;
-use crate::db::migrate::{MigrateError, Outcome, Step, newest};
-use crate::db::{self, Database, DbError, Owner, Spec, Txn, int, row_u64};
+use crate::db::{self, Database, DbError, Owner, Txn, int, row_u64};
 use crate::state::home::private_database_file;
 
-pub use self::holders::{Believed, Holder, KnownRow, Noted};
+pub use self::absent::{KnownRow, Noted};
+pub use self::holders::{Believed, Holder};
+use self::open::{READERS, SPEC, is_fault_of_the_file, move_aside, open_writer};
 
+mod absent;
 mod census;
 mod holders;
+mod open;
 
 /// The index. Clones share it.
 #[derive(Debug, Clone)]
@@ -170,7 +171,7 @@ impl Index {
                     head.held += 1;
                     added.push((seq, digest));
                 } else if head.count > head.held
-                    && let Some(seq) = holders::arrive(tx, &digest)?
+                    && let Some(seq) = absent::arrive(tx, &digest)?
                 {
                     added.push((seq, digest));
                 }
@@ -430,7 +431,7 @@ impl Owner for Published {
     }
 
     fn save(&self, conn: &Connection, before: &Kept, now: &Kept) -> db::Result<()> {
-        holders::save(conn, before, now)
+        absent::save(conn, before, now)
     }
 
     fn committed(&mut self, kept: &mut Kept) {
@@ -466,130 +467,12 @@ impl Listing {
     }
 }
 
-/// Enough for the cores of a small device; each connection has a page cache of its own.
-const READERS: usize = 3;
-/// The page cache per connection: the upper levels of the hash tree of a million rows fit.
-const CACHE_KIB: i64 = 8 * 1024;
-
-/// A cache could be rebuilt, but reading a whole store again takes long.
-const STEPS: [Step; 1] = [holders::add_holders];
-
-const SPEC: Spec = Spec {
-    name: "index",
-    application_id: 0,
-    writer_cache_kib: CACHE_KIB,
-    reader_cache_kib: CACHE_KIB,
-    statements: 16,
-    // Each new hash changes another page, so with SQLite's default every thousand hashes would cost
-    // a checkpoint with its two fsyncs.
-    checkpoint_pages: 8192,
-    log_bytes_kept: Some(32 << 20),
-    has_incremental_vacuum: false,
-};
-
-const SCHEMA: &str = "
-CREATE TABLE state (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    store_id BLOB,
-    algorithm TEXT,
-    epoch BLOB NOT NULL,
-    count INTEGER NOT NULL,
-    store_cursor INTEGER NOT NULL,
-    clean INTEGER NOT NULL
-) STRICT;
-CREATE TABLE known (
-    seq INTEGER PRIMARY KEY,
-    hash BLOB NOT NULL UNIQUE,
-    size INTEGER NOT NULL
-) STRICT;
-CREATE TABLE sketch (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    bytes BLOB NOT NULL,
-    seq INTEGER NOT NULL
-) STRICT;
-CREATE TABLE peers (
-    node_id BLOB PRIMARY KEY,
-    epoch BLOB NOT NULL,
-    seq INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-";
-
 fn bound(connection: &Connection) -> rusqlite::Result<Option<(StoreId, HashAlgorithm)>> {
     connection.query_row("SELECT store_id, algorithm FROM state", [], |row| {
         let (store_id, algorithm): (Option<[u8; 16]>, Option<String>) = (row.get(0)?, row.get(1)?);
         let algorithm = algorithm.as_deref().and_then(HashAlgorithm::from_name);
         Ok(store_id.map(StoreId).zip(algorithm))
     })
-}
-
-fn open_writer(path: &Path) -> Result<(Connection, Kept)> {
-    let (mut connection, outcome) = db::open(path, &SPEC, &STEPS, wall_ms())?;
-    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    if outcome == Outcome::Empty {
-        tx.execute_batch(SCHEMA)?;
-        tx.pragma_update(None, "user_version", newest(&STEPS))?;
-        tx.execute(
-            "INSERT INTO state (one, epoch, count, store_cursor, clean) VALUES (1, ?1, 0, 0, 1)",
-            [rand::random::<Epoch>()],
-        )?;
-        holders::add_holders(&tx)?;
-    }
-    let clean: bool = tx.query_row("SELECT clean FROM state", [], |row| row.get(0))?;
-    if !clean {
-        let check: String = tx.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        ensure!(check == "ok", "{check}");
-    }
-    tx.execute("UPDATE state SET epoch = ?1, clean = 0", [rand::random::<Epoch>()])?;
-    let kept = holders::load(&tx)?;
-    tx.commit()?;
-    // The mark that the index is open must be durable, as `open` has it; later writes need not be.
-    connection.execute_batch(
-        "PRAGMA synchronous = NORMAL; PRAGMA fullfsync = OFF; PRAGMA checkpoint_fullfsync = OFF",
-    )?;
-    Ok((connection, kept))
-}
-
-/// Whether replacing the file would help. It would not if the disk is full or read-only, or if
-/// another process has the file open.
-fn is_fault_of_the_file(error: &anyhow::Error) -> bool {
-    let code = match error.downcast_ref() {
-        Some(MigrateError::Database { error, .. }) => error.sqlite_error_code(),
-        Some(_) => None,
-        None => match error.downcast_ref::<DbError>() {
-            Some(error) => error.sqlite_code(),
-            None => error.downcast_ref().and_then(rusqlite::Error::sqlite_error_code),
-        },
-    };
-    !matches!(
-        code,
-        Some(
-            ErrorCode::DiskFull
-                | ErrorCode::ReadOnly
-                | ErrorCode::OutOfMemory
-                | ErrorCode::DatabaseBusy
-                | ErrorCode::DatabaseLocked
-        )
-    )
-}
-
-fn move_aside(path: &Path) -> Result<PathBuf> {
-    let beside = |suffix: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
-    let aside = beside(".aside");
-    fs::rename(path, &aside).with_context(|| format!("renaming {}", path.display()))?;
-    for suffix in ["-wal", "-shm"] {
-        match fs::remove_file(beside(suffix)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error)
-                    .with_context(|| format!("removing {}", beside(suffix).display()));
-            }
-            _ => {}
-        }
-    }
-    Ok(aside)
 }
 
 /// Deletes rows of held hashes by their sequence numbers; if there are any, also the sketch and all

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 
+use super::look::Asked;
 use super::*;
 use crate::core::ids::Digest;
-use crate::core::journal::asset::{JournalRow, Row};
+use crate::core::journal::asset::{JournalRow, Row, Shadow};
 use crate::replica::catalogue::BACKLOG_LINES_MAX;
 use crate::replica::events;
 use crate::replica::journal::share;
@@ -15,7 +16,7 @@ use crate::state::identity::Identity;
 use crate::state::journal::Journal;
 use crate::store::embedded::{EmbeddedStore, Options};
 use crate::store::messages::TAGS_MAX;
-use crate::store::{Entry, Metadata, NewAsset, Touched};
+use crate::store::{Asset, Entry, Metadata, NewAsset, Touched};
 
 /// An asset whose row in the store has this description.
 fn asked(description: &str) -> Asked {

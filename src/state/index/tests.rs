@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 

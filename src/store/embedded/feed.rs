@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::db::closed;
 use super::health::Health;
-use super::rows::{FeedKind, FeedLine};
+use super::listing::{FeedKind, FeedLine};
 use super::{EmbeddedStore, Shared};
 use crate::store::{Cursor, StoreError, Touched};
 

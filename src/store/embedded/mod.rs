@@ -33,8 +33,8 @@ use self::feed::Touching;
 use self::files::Files;
 use self::health::Health;
 use self::ingest::{Claims, Ingest};
+pub use self::listing::{FeedKind, FeedLine};
 use self::rows::{Content, Recorded};
-pub use self::rows::{FeedKind, FeedLine};
 use super::{
     Asset, BaoFiles, Changes, Condition, Cursor, Damages, Filter, Metadata, NewAsset,
     PAGE_ENTRIES_MAX, Permit, READ_BYTES_MAX, SMALL_BYTES_MAX, Store, StoreError, StoreInfo,
@@ -47,6 +47,7 @@ mod feed;
 mod files;
 mod health;
 mod ingest;
+mod listing;
 mod rows;
 mod schema;
 mod verify;
@@ -172,7 +173,7 @@ impl EmbeddedStore {
     /// The feed after `after` in cursor order, at most `limit` lines (and [`PAGE_ENTRIES_MAX`]).
     pub async fn feed(&self, after: Cursor, limit: usize) -> Result<Vec<FeedLine>, StoreError> {
         let limit = limit.min(PAGE_ENTRIES_MAX);
-        self.query(move |conn| rows::feed(conn, after, limit)).await
+        self.query(move |conn| listing::feed(conn, after, limit)).await
     }
 
     /// The files in one of the 256 folders of contents that belong to no asset. Nothing uses them,
@@ -313,7 +314,7 @@ impl Store for EmbeddedStore {
 
     async fn changes(&self, after: Cursor, limit: usize) -> Result<Changes, StoreError> {
         let limit = limit.min(PAGE_ENTRIES_MAX);
-        self.query(move |conn| rows::changes(conn, after, limit)).await
+        self.query(move |conn| listing::changes(conn, after, limit)).await
     }
 
     fn touched(&self, after: Cursor) -> BoxStream<'static, Result<Touched, StoreError>> {
@@ -360,7 +361,7 @@ impl Store for EmbeddedStore {
     ) -> Result<Vec<Asset>, StoreError> {
         let filter = filter.clone();
         let limit = limit.min(PAGE_ENTRIES_MAX);
-        self.query(move |conn| rows::list(conn, &filter, after, limit)).await
+        self.query(move |conn| listing::list(conn, &filter, after, limit)).await
     }
 
     async fn read(&self, hash: Hash, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {

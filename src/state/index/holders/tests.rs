@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::core::copies::{Census, CopiesGoal};
+use crate::core::ids::Digest;
 use crate::core::ids::{HashAlgorithm, StoreId};
 
 const HERE: NodeId = NodeId([1; 32]);
@@ -304,7 +305,7 @@ fn an_index_of_the_first_version_keeps_its_numbers() {
     let path = dir.path().join("index.db");
     crate::state::home::private_database_file(&path).unwrap();
     let old = Connection::open(&path).unwrap();
-    old.execute_batch(super::super::SCHEMA).unwrap();
+    old.execute_batch(super::super::open::SCHEMA).unwrap();
     old.execute_batch(
         "PRAGMA user_version = 1;
          INSERT INTO state VALUES (1, zeroblob(16), 'blake3', zeroblob(16), 2, 9, 1);",

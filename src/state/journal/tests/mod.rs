@@ -22,6 +22,7 @@ mod group;
 mod hostile;
 mod local;
 mod merge;
+mod tickets;
 mod upgrade;
 
 const NOW_MS: u64 = 1_900_000_000_000;
