@@ -7,6 +7,7 @@ use tokio::io::AsyncReadExt;
 use super::*;
 use crate::bao;
 use crate::core::limits::OFFER_ENTRIES_MAX;
+use crate::transfer::outcome::is_large;
 use crate::wire::batch::{
     Content, Label, Offer, OfferEntry, Piece, Want, WantEntry, encode_ack, encode_contents,
     encode_drop,
