@@ -30,17 +30,21 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::core::copies::AbsentSet;
 use crate::core::ids::{Digest, Hash, HashAlgorithm, NodeId, StoreId};
 use crate::core::journal::set_hash::SetHash;
-use crate::db::{self, Database, DbError, Owner, Txn, int, row_u64};
+use crate::db::{self, Database, DbError, Txn, int, row_u64};
 use crate::state::home::private_database_file;
 
 pub use self::absent::{KnownRow, Noted};
 pub use self::holders::{Believed, Holder};
 use self::open::{READERS, SPEC, is_fault_of_the_file, move_aside, open_writer};
+pub use self::rows::{Epoch, Head};
+use self::rows::{Kept, Published, arrive};
 
 mod absent;
 mod census;
 mod holders;
 mod open;
+mod peers;
+mod rows;
 
 /// The index. Clones share it.
 #[derive(Debug, Clone)]
@@ -51,30 +55,8 @@ pub struct Index {
     changes: Arc<AtomicU64>,
 }
 
-/// The state of the index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
-    /// The epoch: sequence numbers of another epoch have no meaning here.
-    pub epoch: Epoch,
-    /// The newest sequence number; 0 when there is none.
-    pub seq: u64,
-    /// The number of known hashes.
-    pub count: u64,
-    /// How many of them the store holds.
-    pub held: u64,
-    /// How many of the others are wanted.
-    pub missing: u64,
-    /// The hashes that are known and not held.
-    pub absent: AbsentSet,
-    /// The position in the store's change feed up to which it was applied.
-    pub store_cursor: u64,
-}
-
 /// Why the index could not be read or written.
 pub type IndexError = DbError;
-
-/// Random; see X2.
-pub type Epoch = [u8; 16];
 
 /// The rows seen so far in a listing of the whole store: one bit per sequence number.
 #[derive(Debug, Clone, Default)]
@@ -171,7 +153,7 @@ impl Index {
                     head.held += 1;
                     added.push((seq, digest));
                 } else if head.count > head.held
-                    && let Some(seq) = absent::arrive(tx, &digest)?
+                    && let Some(seq) = arrive(tx, &digest)?
                 {
                     added.push((seq, digest));
                 }
@@ -411,34 +393,6 @@ impl Index {
     }
 }
 
-/// Publishes the state of the index after each commit.
-struct Published(Arc<Mutex<Head>>);
-
-/// What the writer keeps in memory.
-#[derive(Debug, Clone)]
-struct Kept {
-    head: Head,
-    /// The sum over the absent hashes.
-    sum: SetHash,
-}
-
-impl Owner for Published {
-    type State = Kept;
-    type Error = DbError;
-
-    fn error_of(error: DbError) -> DbError {
-        error
-    }
-
-    fn save(&self, conn: &Connection, before: &Kept, now: &Kept) -> db::Result<()> {
-        absent::save(conn, before, now)
-    }
-
-    fn committed(&mut self, kept: &mut Kept) {
-        *self.0.lock() = kept.head;
-    }
-}
-
 impl Listing {
     fn mark(&mut self, seq: u64) {
         let (word, bit) = ((seq / 64) as usize, 1 << (seq % 64));
@@ -480,7 +434,7 @@ fn bound(connection: &Connection) -> rusqlite::Result<Option<(StoreId, HashAlgor
 fn forget_rows(tx: &mut Txn<'_, Published>, lost: &[u64]) -> rusqlite::Result<u64> {
     if !lost.is_empty() {
         for seq in lost {
-            holders::forget(tx, *seq)?;
+            peers::forget(tx, *seq)?;
             tx.conn.prepare_cached("DELETE FROM known WHERE seq = ?1")?.execute([int(*seq)])?;
         }
         tx.conn.execute("DELETE FROM sketch", [])?;

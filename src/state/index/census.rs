@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rusqlite::Rows;
 
 use super::Index;
-use super::holders::holder;
+use super::peers::holder;
 use crate::core::copies::{Census, CopiesGoal};
 use crate::core::ids::NodeId;
 use crate::db::{self, row_u64};

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
-use super::{Epoch, Kept, absent, holders};
+use super::peers::add_holders;
+use super::rows::{Epoch, Kept, load};
 use crate::clock::wall_ms;
 use crate::db::migrate::{MigrateError, Outcome, Step, newest};
 use crate::db::{self, DbError, Spec};
@@ -17,7 +18,7 @@ pub(super) const READERS: usize = 3;
 const CACHE_KIB: i64 = 8 * 1024;
 
 /// A cache could be rebuilt, but reading a whole store again takes long.
-const STEPS: [Step; 1] = [holders::add_holders];
+const STEPS: [Step; 1] = [add_holders];
 
 pub(super) const SPEC: Spec = Spec {
     name: "index",
@@ -69,7 +70,7 @@ pub(super) fn open_writer(path: &Path) -> Result<(Connection, Kept)> {
             "INSERT INTO state (one, epoch, count, store_cursor, clean) VALUES (1, ?1, 0, 0, 1)",
             [rand::random::<Epoch>()],
         )?;
-        holders::add_holders(&tx)?;
+        add_holders(&tx)?;
     }
     let clean: bool = tx.query_row("SELECT clean FROM state", [], |row| row.get(0))?;
     if !clean {
@@ -77,7 +78,7 @@ pub(super) fn open_writer(path: &Path) -> Result<(Connection, Kept)> {
         ensure!(check == "ok", "{check}");
     }
     tx.execute("UPDATE state SET epoch = ?1, clean = 0", [rand::random::<Epoch>()])?;
-    let kept = absent::load(&tx)?;
+    let kept = load(&tx)?;
     tx.commit()?;
     // The mark that the index is open must be durable, as `open` has it; later writes need not be.
     connection.execute_batch(

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeSet;
 
+use rusqlite::Connection;
+
 use super::*;
 use crate::core::copies::{Census, CopiesGoal};
 use crate::core::ids::Digest;
