@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::alerts::{MemoryFile, Told};
 use crate::clock::Clock;
+use crate::copies::evicting::Evictor;
 use crate::copies::gathered::WrongProofs;
 use crate::copies::judge::Judge;
 use crate::core::alerts::Thresholds;
@@ -79,6 +80,18 @@ pub(super) struct Parts {
 }
 
 impl Parts {
+    /// What deletes copies here. `gate` and `nudge` are the catalogue's.
+    pub(super) fn evictor(&self, gate: Arc<Mutex<()>>, nudge: Arc<Notify>) -> Evictor<Fact> {
+        Evictor {
+            store: self.store.clone(),
+            can_evict: self.embedded.is_some(),
+            copies: self.copies.clone(),
+            folders: self.folders.clone(),
+            judge: self.judge(gate),
+            nudge,
+        }
+    }
+
     /// What an engine is built from.
     pub(super) fn loading(&self) -> Loading {
         let (index, journal) = (self.ctx.index.clone(), self.journal.clone());

@@ -5,12 +5,10 @@ use std::collections::BTreeMap;
 
 use tokio::sync::mpsc;
 
-use super::fact::Fact;
 use super::live::Live;
 use super::parts::Parts;
 use super::start::Wakers;
 use crate::copies::asking::{Asker, Other};
-use crate::copies::evicting::Evictor;
 use crate::copies::gathered::{GatherRequest, Gathered};
 use crate::copies::gatherer::Gatherer;
 use crate::core::engine::Engine;
@@ -51,17 +49,7 @@ pub(super) fn start(
         wrong_proofs: parts.wrong_proofs.clone(),
         events: parts.events.clone(),
     };
-    let gatherer = Gatherer { asker, evictor: evictor(parts, wakers) };
+    let gatherer =
+        Gatherer { asker, evictor: parts.evictor(wakers.gate.clone(), wakers.nudge.clone()) };
     parts.tasks.spawn("gather proofs", gatherer.run(request, tell));
-}
-
-fn evictor(parts: &Parts, wakers: &Wakers) -> Evictor<Fact> {
-    Evictor {
-        store: parts.store.clone(),
-        can_evict: parts.embedded.is_some(),
-        copies: parts.copies.clone(),
-        folders: parts.folders.clone(),
-        judge: parts.judge(wakers.gate.clone()),
-        nudge: wakers.nudge.clone(),
-    }
 }

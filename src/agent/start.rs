@@ -142,13 +142,8 @@ pub(super) fn start_sources(parts: &mut Parts, replication: &Replication, wakers
     let judge = parts.judge(wakers.gate.clone());
     let forgetting = Forgetting {
         journal: parts.journal.clone(),
-        store: parts.store.clone(),
-        can_evict: parts.embedded.is_some(),
-        copies: parts.copies.clone(),
-        folders: parts.folders.clone(),
         rule: parts.forgotten,
-        judge: judge.clone(),
-        nudge: wakers.nudge.clone(),
+        evictor: parts.evictor(wakers.gate.clone(), wakers.nudge.clone()),
     };
     parts.tasks.spawn("forgetting", forgetting.run());
     let (journal, folders) = (parts.journal.clone(), parts.folders.clone());

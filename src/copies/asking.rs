@@ -27,20 +27,22 @@ use crate::store::reading::{keyed_hashes, keyed_hashes_of_small};
 use crate::store::{Store, StoreError};
 use crate::transfer::prove::{are_right, ask};
 
-/// So many wrong proofs of one device are an alarm: one or two may be a disk that begins to fail.
+/// After this many wrong proofs of one device the user is alarmed. One or two may come from a disk that
+/// begins to fail.
 const WRONG_PROOFS_ALARM: u32 = 3;
 
-/// How often a device is asked again because its lease ran out while slower ones answered.
+/// How often a device is asked at most. It is asked again if its lease ended while slower devices were
+/// answering.
 const ROUNDS: usize = 2;
 
 /// Another device of the group.
 pub(crate) struct Other {
     pub(crate) node_id: NodeId,
     pub(crate) name: String,
-    /// Where it is. A device without a site is one of its own.
+    /// Its site. A device without one has a site of its own.
     pub(crate) site: String,
     pub(crate) connection: Option<Connection>,
-    /// Whether its version can prove.
+    /// Whether its version of can-sync can prove.
     pub(crate) proves: bool,
 }
 
@@ -56,7 +58,11 @@ pub(crate) struct Asker {
 }
 
 impl Asker {
-    /// Asks the other devices. `is_held`: the bytes are here, to check proofs against.
+    /// Asks the other devices for proofs, and records the answers in `open`. `is_held`: the bytes are here,
+    /// to check proofs against. `lease`: ask for leases too.
+    ///
+    /// # Errors
+    /// The contents here cannot be read, in words.
     pub(super) async fn gather(
         &self,
         open: &mut [Open],
@@ -110,7 +116,7 @@ impl Asker {
         let keys: Vec<[u8; 32]> = asked.iter().zip(&nonces).map(key).collect();
         let hashes: Vec<Hash> = open.iter().map(|open| open.digest.hash).collect();
         let bytes = open.iter().map(|open| open.digest.size_bytes).sum();
-        // The leases count from here: no request is sent before.
+        // Leases count from this moment, because no request is sent earlier.
         let now_ms = boot_ms();
         for open in &mut *open {
             for other in asked {
@@ -213,7 +219,7 @@ impl Asker {
         }
     }
 
-    /// Counts wrong proofs, and names a device that proves wrongly again and again.
+    /// Counts wrong proofs, and logs an alarm for a device that sends them repeatedly.
     fn alarm(&self, wrong: BTreeSet<(NodeId, Hash)>) {
         for (device, hash) in wrong {
             let mut counts = self.wrong_proofs.lock();
@@ -228,7 +234,7 @@ impl Asker {
         }
     }
 
-    /// Keeps what was proven for a later [`Purpose::Safe`].
+    /// Saves what was proven for a later request whose purpose is [`super::gathered::Purpose::Safe`].
     async fn note(&self, open: &[Open]) {
         let mut proofs = Vec::new();
         for open in open {
@@ -277,7 +283,7 @@ impl Asker {
         Ok(own)
     }
 
-    /// The proofs of other devices since then that were kept.
+    /// The saved proofs of other devices that are not older than `since_ms`: when each device proved.
     pub(super) async fn known_proofs(&self, hash: Hash, since_ms: u64) -> BTreeMap<NodeId, u64> {
         let copies = self.copies.clone();
         let known = blocking(move || copies.proofs(&hash, since_ms)).await.unwrap_or_default();
@@ -288,6 +294,6 @@ impl Asker {
     /// The name of a device.
     pub(super) fn name(&self, node_id: &NodeId) -> String {
         let other = self.others.iter().find(|other| other.node_id == *node_id);
-        other.map_or_else(|| node_id.short().to_string(), |other| other.name.clone())
+        other.map_or_else(|| node_id.short(), |other| other.name.clone())
     }
 }

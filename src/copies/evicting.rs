@@ -35,7 +35,11 @@ pub(crate) struct Evictor<F> {
 }
 
 impl<F: From<Input>> Evictor<F> {
-    /// Begins evictions, see E1; for each asset why not, if not.
+    /// Begins evictions, see E1. Returns for each asset, in their order, why it cannot be evicted, if so. A
+    /// dry run writes nothing.
+    ///
+    /// # Errors
+    /// The bound folders or `copies.db` failed, in words.
     pub(super) async fn begin(
         &self,
         digests: &[Digest],
@@ -71,7 +75,8 @@ impl<F: From<Input>> Evictor<F> {
         format!("{name} relies on the copy here for another {minutes} min: try again then")
     }
 
-    /// Deletes what may go, see E2. Returns what is gone, and why the rest is not.
+    /// Deletes the contents of the given assets, each before its time in ms, see E2. Returns the deleted
+    /// ones, and why the others were not deleted.
     pub(super) async fn delete(
         &self,
         may_go: &BTreeMap<Hash, u64>,
@@ -90,7 +95,7 @@ impl<F: From<Input>> Evictor<F> {
             }
             Err(error) => {
                 tracing::warn!("deleting evicted contents: {error:#}");
-                // It may have come to its commit.
+                // The store may have committed the deletion before it failed.
                 let mut gone = BTreeSet::new();
                 for hash in may_go.keys() {
                     if let Ok(Some(asset)) = self.store.lookup(*hash).await
@@ -104,7 +109,7 @@ impl<F: From<Input>> Evictor<F> {
         }
     }
 
-    /// Ends the intents of evictions; the assets in `gone` are evicted from now on.
+    /// Ends the intents of evictions. The assets in `gone` count as evicted, the others as kept.
     pub(super) async fn end(&self, hashes: &[Hash], gone: &BTreeSet<Hash>) {
         let ended = hashes.iter().map(|hash| (*hash, !gone.contains(hash))).collect();
         let copies = self.copies.clone();

@@ -5,37 +5,33 @@
 //!     on them or a bound directory needs them. Then the wish is looked at again later.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
-use crate::clock::{boot_ms, wall_ms};
+use crate::clock::wall_ms;
 use crate::core::engine::Input;
 use crate::core::foreign_text::visible;
 use crate::core::forgetting::{
     FORGET_MODEL, FORGET_REASON, FORGET_REASON_BYTES_MAX, ForgottenRule, WISHES_MAX, is_due,
     wish_key,
 };
-use crate::core::ids::Hash;
+use crate::core::ids::{Digest, Hash, NodeId};
 use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut};
 use crate::core::journal::op::Value;
-use crate::folders::handle::Folders;
 use crate::replica::journal::{AskError, JournalHandle};
-use crate::state::copies::Copies;
 use crate::state::journal::{JournalReader, Owner};
-use crate::store::Store;
 
-use super::judge::Judge;
+use super::evicting::Evictor;
 use crate::group::{RequestError, journal_error};
 
-/// How often wishes are looked at although nothing was written: one may be due, or a lease over.
+/// How often wishes are checked although the journal did not change: one may have become due, or a lease
+/// that kept the bytes may have ended.
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
 
-/// How long new entries of the journal gather before wishes are read again.
+/// How long changes of the journal are collected before wishes are read again.
 const GATHER: Duration = Duration::from_secs(20);
 
 /// A wish of the group.
@@ -50,14 +46,8 @@ pub struct Wish {
 /// The task's parts.
 pub(crate) struct Forgetting<F> {
     pub(crate) journal: JournalHandle,
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) can_evict: bool,
-    pub(crate) copies: Copies,
-    pub(crate) folders: Folders,
     pub(crate) rule: ForgottenRule,
-    pub(crate) judge: Judge<F>,
-    /// Makes the catalogue list the store.
-    pub(crate) nudge: Arc<Notify>,
+    pub(crate) evictor: Evictor<F>,
 }
 
 impl<F: From<Input>> Forgetting<F> {
@@ -69,7 +59,7 @@ impl<F: From<Input>> Forgetting<F> {
             if let Err(error) = self.look(wall_ms()).await {
                 tracing::debug!("cannot follow wishes now: {error:#}");
             }
-            // The end of the wait is also a reason to look.
+            // A timeout is a reason to check, too.
             if let Ok(Err(_)) = timeout(LOOK_EVERY, commits.changed()).await {
                 return;
             }
@@ -77,16 +67,17 @@ impl<F: From<Input>> Forgetting<F> {
         }
     }
 
-    /// Takes up the wishes as they are at `now_ms`, and follows those that are due.
+    /// Saves the wishes of the group, with when each was first seen, and follows those that are due at
+    /// `now_ms`.
     async fn look(&self, now_ms: u64) -> Result<()> {
         let wished = wishes(&self.journal).await?.into_iter().map(|wish| wish.hash).collect();
-        let copies = self.copies.clone();
+        let copies = self.evictor.copies.clone();
         let noted = spawn_blocking(move || {
             let wanted_again = copies.note_wishes(wished, now_ms)?;
             Ok::<_, anyhow::Error>((wanted_again, copies.open_wishes()?))
         });
         let (wanted_again, open) = noted.await??;
-        self.judge.reconsider(wanted_again).await?;
+        self.evictor.judge.reconsider(wanted_again).await?;
         for (hash, seen_ms) in open {
             if is_due(seen_ms, now_ms) {
                 self.follow(hash, now_ms).await.with_context(|| format!("forgetting {hash}"))?;
@@ -96,39 +87,32 @@ impl<F: From<Input>> Forgetting<F> {
     }
 
     async fn follow(&self, hash: Hash, now_ms: u64) -> Result<()> {
-        let is_held =
-            self.store.lookup(hash).await?.is_some_and(|asset| asset.is_held() || asset.is_damaged);
-        let deletes = self.rule == ForgottenRule::Delete && self.can_evict;
-        if is_held && !(deletes && self.delete(hash).await?) {
+        let asset = self.evictor.store.lookup(hash).await?;
+        let deletes = self.rule == ForgottenRule::Delete && self.evictor.can_evict;
+        if let Some(asset) = asset.filter(|asset| asset.is_held() || asset.is_damaged)
+            && !(deletes && self.delete(asset.entry.digest).await?)
+        {
             return Ok(());
         }
-        let copies = self.copies.clone();
+        let copies = self.evictor.copies.clone();
         spawn_blocking(move || copies.apply_wish(hash, now_ms)).await??;
-        self.judge.reconsider(vec![hash]).await
+        self.evictor.judge.reconsider(vec![hash]).await
     }
 
-    /// Deletes the bytes here, see F4. Returns false if something stands against it for now.
-    async fn delete(&self, hash: Hash) -> Result<bool> {
-        if !self.folders.uses(BTreeSet::from([hash])).await?.is_empty() {
+    /// Deletes the bytes here, see F4. Returns false if another device relies on them, a bound directory
+    /// needs them, or the store failed.
+    async fn delete(&self, digest: Digest) -> Result<bool> {
+        let hash = digest.hash;
+        let begun = self.evictor.begin(&[digest], false, NodeId::short).await;
+        if begun.map_err(anyhow::Error::msg)?.iter().any(Result::is_err) {
             return Ok(false);
         }
-        let copies = self.copies.clone();
-        let begin = move || copies.begin_evictions(vec![hash], boot_ms(), wall_ms());
-        if spawn_blocking(begin).await??.contains(&Ok(())) {
-            let hashes = BTreeSet::from([hash]);
-            let gone = self.judge.delete(&*self.store, hashes, Box::new(|| true)).await;
-            let is_gone = gone.as_ref().is_ok_and(|gone| !gone.is_empty());
-            if !is_gone {
-                self.nudge.notify_one();
-            }
-            let copies = self.copies.clone();
-            let end = move || copies.end_evictions(vec![(hash, !is_gone)], wall_ms());
-            spawn_blocking(end).await??;
-            gone?;
-            tracing::info!(%hash, is_gone, "a forgotten asset");
-            return Ok(is_gone);
-        }
-        Ok(false)
+        // No lease is needed, so there is no time before which it must be done.
+        let (gone, _) = self.evictor.delete(&BTreeMap::from([(hash, u64::MAX)])).await;
+        self.evictor.end(&[hash], &gone).await;
+        let is_gone = gone.contains(&hash);
+        tracing::info!(%hash, is_gone, "a forgotten asset");
+        Ok(is_gone)
     }
 }
 
