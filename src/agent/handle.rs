@@ -231,12 +231,6 @@ impl Handle {
         self.ticket_on(TicketTerms { ttl, verify: false, uses: 1 }).await
     }
 
-    /// Makes an invitation for a device that joins only after people have compared the digits on
-    /// both devices.
-    pub async fn ticket_to_verify(&self, ttl: Duration) -> Result<TicketReply, RequestError> {
-        self.ticket_on(TicketTerms { ttl, verify: true, uses: 1 }).await
-    }
-
     /// Makes an invitation on these terms.
     pub async fn ticket_on(&self, terms: TicketTerms) -> Result<TicketReply, RequestError> {
         self.ask(|reply| Request::Ticket(terms, reply)).await

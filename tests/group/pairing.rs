@@ -1,7 +1,7 @@
 //! Pairings that break off at each step, on either side: no device lists one that has not joined,
 //! and the next pairing works.
 
-use can_sync::agent::handle::RequestError;
+use can_sync::agent::handle::{RequestError, TicketTerms};
 use can_sync::clock::wall_ms;
 use can_sync::core::joining::{PairAccept, PairOffer};
 use can_sync::net::pairing::{Joiner, ask, receive};
@@ -163,7 +163,7 @@ async fn with_verify_on_either_side_nothing_is_shared_before_both_have_confirmed
         a.add([7; 3]).await;
         let ttl = Duration::from_secs(60);
         let made = match inviter_asks {
-            true => a.handle().ticket_to_verify(ttl).await,
+            true => a.handle().ticket_on(TicketTerms { ttl, verify: true, uses: 1 }).await,
             false => a.handle().ticket(ttl).await,
         };
         let ticket = made.unwrap().ticket;
@@ -203,7 +203,8 @@ async fn with_verify_on_either_side_nothing_is_shared_before_both_have_confirmed
 async fn digits_that_differ_on_either_side_end_the_pairing_with_nobody_added() {
     let (a, b) = (Device::start().await, Device::start().await);
     for inviter_refuses in [true, false] {
-        let ticket = a.handle().ticket_to_verify(Duration::from_secs(60)).await.unwrap().ticket;
+        let terms = TicketTerms { ttl: Duration::from_secs(60), verify: true, uses: 1 };
+        let ticket = a.handle().ticket_on(terms).await.unwrap().ticket;
         keep_secret(ticket.as_bytes());
         let handle = b.handle();
         let pairing = tokio::spawn(async move { handle.pair(ticket).await });

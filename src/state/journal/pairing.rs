@@ -39,20 +39,9 @@ const TOKENS_MAX: usize = 16;
 const INTRO_BYTES_MAX: usize = INTRODUCTION_FRAME_BYTES_MAX as usize - 1024;
 
 impl Journal {
-    /// T5: creates a token with this key (see [`crate::core::pairing::ticket_key`]), valid until
-    /// `expires_ms`. The oldest tokens are dropped when there are too many. With `verify` its
+    /// T5: creates a token with this key (see [`crate::core::pairing::ticket_key`]) for `uses` joiners,
+    /// valid until `expires_ms`. The oldest tokens are dropped when there are too many. With `verify` its
     /// digits must be compared.
-    pub fn create_token(
-        &mut self,
-        key: &[u8; 32],
-        verify: bool,
-        now_ms: u64,
-        expires_ms: u64,
-    ) -> Result<()> {
-        self.create_token_for(key, verify, 1, now_ms, expires_ms)
-    }
-
-    /// T5: [`Self::create_token`] for `uses` joiners.
     pub fn create_token_for(
         &mut self,
         key: &[u8; 32],

@@ -30,6 +30,19 @@ const IDENT: DbIdent = DbIdent { device: 1, inode: 2, born_ns: 3 };
 const LIMITS: ScanLimits =
     ScanLimits { ops: OPS_PER_FRAME_MAX, bytes: OPS_FRAME_BYTES, rows: 4096 };
 
+impl Journal {
+    /// A token for one joiner.
+    fn create_token(
+        &mut self,
+        key: &[u8; 32],
+        verify: bool,
+        now_ms: u64,
+        expires_ms: u64,
+    ) -> Result<()> {
+        self.create_token_for(key, verify, 1, now_ms, expires_ms)
+    }
+}
+
 /// A device with its journal.
 struct Device {
     journal: Journal,
