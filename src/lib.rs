@@ -101,6 +101,7 @@
 //! | sketch | a set of hashes folded into a constant size |
 //! | fingerprint | one number for a whole set: equal sets, equal fingerprints |
 //! | reconcile | find the difference of two devices' sets |
+//! | plain protocol | `can-sync/1`: two devices exchange whole sets and contents on one stream |
 //! | batch | assets moved on one stream |
 //! | offer, want, ack | the assets that a sender has, those that the receiver wants, those that it committed |
 //! | solicit | request assets from a peer that is known to hold them |

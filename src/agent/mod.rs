@@ -3,8 +3,9 @@
 //! [`Agent::start`] opens what is on disk, binds the network and starts the loop; the rest of the
 //! process uses [`Agent::handle`]; [`Agent::stop`] ends the agent in order.
 //!
-//! Reading order: `run` (the loop), `fact` and `link` (its inputs, and a peer's connection),
-//! then `requests`.
+//! Reading order: `run` (the loop), `fact` and `link` (its inputs, and a peer's connection), `effects`
+//! (what the engine has it do), then `requests`. `parts` holds the subsystems, `start` and `stop` begin and
+//! end the tasks.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -44,7 +44,7 @@ impl From<AckError> for Problem {
 
 /// What needs the user's attention
 ///
-/// An alert stands until what it says is mended; then it goes by itself.
+/// An alert stands until its cause is gone; then it ends by itself.
 #[utoipa::path(
     get,
     path = "/v1/alerts",

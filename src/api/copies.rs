@@ -1,4 +1,5 @@
-//! What this device wants, who holds what, and how many copies the group wants.
+//! Routes about copies: which assets this device wants, which devices hold an asset, and how many copies the
+//! group wants.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,7 +35,7 @@ pub(super) fn router() -> Router<Api> {
         .route("/v1/assets/{hash}/holders", get(holders))
 }
 
-/// What the document of the API says of these routes.
+/// The OpenAPI description of these routes.
 #[derive(OpenApi)]
 #[openapi(paths(want, set_want, set_goal, set_site, holders))]
 pub(super) struct Described;
@@ -53,7 +54,7 @@ pub struct WantView {
 pub struct WantRequest {
     /// The expression. Null: everything.
     pub expression: Option<String>,
-    /// Only say what would change.
+    /// Change nothing, only report what would change.
     #[serde(default)]
     pub dry_run: bool,
 }
@@ -93,7 +94,7 @@ pub struct GoalReply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SiteRequest {
-    /// Its label; empty for a site of its own.
+    /// The site's name; empty: the device counts as a site of its own.
     pub site: String,
 }
 
@@ -207,7 +208,7 @@ async fn set_goal(
     Ok(Json(GoalReply { copies: goal.copies, sites: goal.sites }))
 }
 
-/// Says on which site this device is
+/// Sets the site of this device
 #[utoipa::path(
     post,
     path = "/v1/site",
@@ -245,7 +246,7 @@ async fn put(api: &Api, key: Key, set: BTreeMap<String, Option<Value>>) -> Resul
 
 /// The devices that hold an asset
 ///
-/// Only what a device told counts; so there may be more copies than this shows.
+/// Only confirmed holders are listed, so there may be more copies than this shows.
 #[utoipa::path(
     get,
     path = "/v1/assets/{hash}/holders",

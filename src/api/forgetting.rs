@@ -19,7 +19,7 @@ pub(super) fn router() -> Router<Api> {
     Router::new().route("/v1/forget", get(list).post(forget))
 }
 
-/// What the document of the API says of this route.
+/// The OpenAPI description of this route.
 #[derive(OpenApi)]
 #[openapi(paths(list, forget))]
 pub(super) struct Described;

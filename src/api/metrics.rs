@@ -171,7 +171,7 @@ fn of_alerts(page: &mut Page, alerts: &[Alert]) {
     page.metric(Type::Gauge, "can_sync_alerts", "Alerts that stand.", all);
 }
 
-/// The labels that name a peer: its name for people, and what makes it the only one.
+/// The labels that name a peer: its name for people, and its node ID, which is unique.
 struct Labels {
     device: String,
     peer: String,

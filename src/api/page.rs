@@ -45,7 +45,7 @@ pub fn router(sessions: Sessions, base: String) -> Router {
         .with_state(Doors { sessions, base })
 }
 
-/// What the document of the API says of these routes.
+/// The OpenAPI description of these routes.
 #[derive(OpenApi)]
 #[openapi(paths(link, revoke))]
 pub(super) struct Described;

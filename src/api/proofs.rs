@@ -28,7 +28,7 @@ pub(super) fn router() -> Router<Api> {
     Router::new().route("/v1/safe", post(safe)).route("/v1/evict", post(evict))
 }
 
-/// What the document of the API says of these routes.
+/// The OpenAPI description of these routes.
 #[derive(OpenApi)]
 #[openapi(paths(safe, evict), components(schemas(Gathered)))]
 pub(super) struct Described;
@@ -40,15 +40,15 @@ pub struct SafeRequest {
     /// Their hashes, at most 64.
     #[schema(max_items = 64)]
     pub hashes: Vec<Hash>,
-    /// On how many other devices; as many as the group wants when left out.
+    /// The number of other devices that must prove it; when left out, as many as the group wants copies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub copies: Option<usize>,
-    /// On how many sites; as many as the group wants when left out.
+    /// The number of different sites on which these must be; when left out, as many as the group wants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub sites: Option<usize>,
-    /// Proofs of at most this age count too, in milliseconds; 0 for none.
+    /// Saved proofs that are not older than this count too, in milliseconds; 0 for none.
     #[serde(default)]
     pub within_ms: u64,
 }
@@ -60,15 +60,15 @@ pub struct EvictRequest {
     /// Their hashes, at most 64.
     #[schema(max_items = 64)]
     pub hashes: Vec<Hash>,
-    /// How many other devices must have a copy; as many as the group wants when left out.
+    /// The number of other devices that must prove it; when left out, as many as the group wants copies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub copies: Option<usize>,
-    /// On how many sites; as many as the group wants when left out.
+    /// The number of different sites on which these must be; when left out, as many as the group wants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub sites: Option<usize>,
-    /// Only say what would happen.
+    /// Delete nothing, only report what would be deleted.
     #[serde(default)]
     pub dry_run: bool,
 }

@@ -27,7 +27,7 @@ const TRY_EVERY: Duration = Duration::from_secs(5);
 /// The deadline of each check. A disk or a loop that takes longer is not ready.
 const CHECK_WAIT: Duration = Duration::from_secs(2);
 
-/// What is written to try the disk; all of it must fit.
+/// The bytes written to test the disk; all of them must fit.
 const PROBE: [u8; 4096] = [0; 4096];
 
 /// The agent can work.
@@ -78,7 +78,7 @@ async fn ready(State(api): State<Api>) -> Result<Json<ReadyReply>, Problem> {
 
 impl DiskProbe {
     async fn takes_writes(&self, folder: PathBuf) -> bool {
-        // Whoever comes meanwhile waits for the same answer.
+        // Requests that come meanwhile wait for the same answer.
         let mut last = self.0.lock().await;
         if let Some((at, takes)) = *last
             && instant_now().duration_since(at) < TRY_EVERY

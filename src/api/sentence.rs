@@ -1,6 +1,6 @@
 //! Whether everything is on every device, in one sentence. The command line and the page say the same.
 //!
-//! The texts hold names that other devices gave: whoever shows them makes them harmless first.
+//! The texts contain names that other devices chose: a caller that shows them must escape them first.
 
 use crate::clock::wall_ms;
 use crate::core::alerts::ago;

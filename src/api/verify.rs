@@ -1,6 +1,5 @@
-//! `POST /v1/verify`: reads assets now and tells which of them are whole. A finding is looked at
-//! twice, and the store then no longer holds the asset: like every missing one it is fetched from
-//! the other devices.
+//! `POST /v1/verify`: reads assets now and reports which of them are whole. A damaged one is read twice;
+//! then the store no longer holds the asset, which is fetched from other devices like every missing one.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -80,7 +79,7 @@ pub struct Verified {
     pub wrong_bytes: u64,
     /// The first hundred ranges that are wrong, each with its end.
     pub wrong: Vec<[u64; 2]>,
-    /// Why it cannot be said, if so.
+    /// Why the condition is unknown, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub error: Option<String>,
@@ -100,7 +99,7 @@ pub enum VerifiedCondition {
     Unknown,
 }
 
-/// Reads assets now, and tells which are whole
+/// Reads assets now, and reports which are whole
 ///
 /// `event: reading`, data: a VerifyReading, while a large asset is read. `event: verified`, data: a
 /// Verified, once for each asset in their order; then the stream ends. Comment lines keep it alive.

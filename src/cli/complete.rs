@@ -26,7 +26,7 @@ use crate::http::asset::AssetsPage;
 /// How long a shell waits for the agent.
 const DEADLINE: Duration = Duration::from_millis(400);
 
-/// The most hashes offered. A user who sees this many types another digit.
+/// The most hashes offered; with more, the user types another digit.
 const HASHES_MAX: &str = "50";
 
 /// The assets whose tags are offered: the first ones, so that a large store costs no more.

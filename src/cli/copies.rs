@@ -1,5 +1,5 @@
 //! `want`, `copies`, `sites` and `site`: which contents come to this device, and how many copies the
-//! group wants. The lines of `info` about who holds an asset.
+//! group wants. Also the lines of `info` about which devices hold an asset.
 
 use std::time::Duration;
 

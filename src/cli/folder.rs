@@ -307,7 +307,7 @@ pub(crate) async fn means_path(client: &Client, what: &Path) -> Result<bool, Fai
     Ok(hash_prefix(what).is_none() && is_path(client, what).await?)
 }
 
-/// The text of what may be the start of a hash; what is there as a file is none.
+/// The text as the start of a hash, unless a file of that name exists.
 fn hash_prefix(what: &Path) -> Option<&str> {
     let text = what.to_str()?;
     let is_hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());

@@ -1,6 +1,7 @@
 //! The one place that prints. Data goes to standard output, prose and progress to standard error.
 //!
-//! O1  A reader who goes away (`| head`) ends the command quietly: [`Failure::OutputClosed`].
+//! O1  If the reader of the output is gone (`| head`), the command ends quietly:
+//!     [`Failure::OutputClosed`].
 //! O2  Nothing here panics when a stream is closed or full.
 //! O3  Progress shows on a terminal only.
 

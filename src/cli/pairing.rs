@@ -156,7 +156,7 @@ fn paired(status: &Status) -> BTreeSet<String> {
     paired.map(|pairing| pairing.short_code.clone()).collect()
 }
 
-/// Says who joins until the ticket lets nobody in any more.
+/// Prints the devices that join, until the ticket is used up or has expired.
 async fn wait_for_joiners(
     client: &Client,
     reply: &TicketReply,
@@ -167,7 +167,7 @@ async fn wait_for_joiners(
     let mut compared = Compared::default();
     let mut joined = 0;
     loop {
-        // Looked at first: who joined by the last use is in the status then.
+        // Read before the status, so that the status shows the device that used the ticket last.
         let page: TicketsPage = client.get(&["v1", "tickets"], &[]).await?;
         let is_over = page.tickets.iter().all(|ticket| ticket.id != reply.id);
         compared.look(client, output).await?;
@@ -308,7 +308,7 @@ async fn compare(client: &Client, output: Output) -> Result<Infallible, Failure>
     }
 }
 
-/// The pairings that a command has shown, and has asked the user about.
+/// The pairings that a command has shown to the user, and those whose digits it asked about.
 #[derive(Default)]
 struct Compared {
     asked: BTreeSet<String>,

@@ -166,7 +166,7 @@ fn hashes(rows: &[AssetRow]) -> Vec<Hash> {
     rows.iter().map(|row| row.hash).filter(|hash| seen.insert(*hash)).collect()
 }
 
-/// What was told so far.
+/// The results so far.
 struct Told {
     output: Output,
     results: Results,

@@ -173,7 +173,7 @@ pub(crate) async fn store(
     restrict_umask();
     let mut signals = Signals::listen()?;
     let home = Home::open(home)?;
-    // The store's own lock comes first: whoever holds it may make the key.
+    // Opening the store locks it, so only one process creates the key.
     let store = EmbeddedStore::open(&home.store_dir(), Options::default())?;
     let key_file = home.store_key_path();
     let key = load_or_create_key(&key_file)?;

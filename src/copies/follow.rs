@@ -25,16 +25,16 @@ use super::judge::Judge;
 /// How often absent assets are judged again when the answer depends on their age.
 const JUDGE_EVERY: Duration = Duration::from_secs(600);
 
-/// As long as nothing else is a reason to judge.
+/// Far longer than an agent runs: when the answer does not depend on age.
 const NEVER: Duration = Duration::from_secs(1 << 32);
 
-/// How often the state of the index is looked at for something to count.
+/// How often the task checks whether the index changed, so that copies have to be counted again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// A look takes this part of the time at most.
+/// Counting takes at most one part in this many of the time: the next check waits as long.
 const LOOK_PART: u32 = 20;
 
-/// The changes of the journal read at a time.
+/// The most changes of the journal read at a time.
 const CHANGES: usize = 256;
 
 /// The task that judges again and counts copies.
@@ -88,7 +88,7 @@ impl<F: From<Input>> Follow<F> {
             tokio::select! {
                 changed = wants.changed() => {
                     if changed.is_err() { return }
-                    // Nothing was followed while everything was wanted.
+                    // The journal's changes were not read while everything was wanted.
                     cursor = self.newest().await;
                     judge_at = Instant::now();
                 }
@@ -107,7 +107,7 @@ impl<F: From<Input>> Follow<F> {
         }
     }
 
-    /// The end of the journal's changes.
+    /// The position after the journal's newest change.
     async fn newest(&self) -> Option<Cursor> {
         self.journal.read(|reader| reader.cursor_now()).await.ok().flatten()
     }
@@ -131,7 +131,7 @@ impl<F: From<Input>> Follow<F> {
         }
     }
 
-    /// Judges the assets again of which the journal tells something new.
+    /// Judges the assets again that the journal changed after `cursor`. Returns the new position.
     async fn take_changes(&self, mut cursor: Option<Cursor>) -> Result<Option<Cursor>> {
         loop {
             let since = cursor;
@@ -140,7 +140,7 @@ impl<F: From<Input>> Follow<F> {
                 .read(move |reader| reader.changes(Some(ASSET_MODEL), since.as_ref(), CHANGES))
                 .await?;
             let Some(page) = page else {
-                // The journal began anew.
+                // The journal was replaced, so the position means nothing: judge everything.
                 let newest = self.newest().await;
                 self.judge.all_again().await?;
                 return Ok(newest);

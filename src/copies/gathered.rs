@@ -17,14 +17,14 @@ pub const GATHER_ASSETS_MAX: usize = PROVE_HASHES_MAX;
 /// What proofs are gathered for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// To say whether the copy here could be spared. Proofs of that age may be reused.
+    /// To say whether enough other devices hold the asset. Saved proofs may be reused.
     Safe {
-        /// The age.
+        /// The greatest age of a saved proof, in milliseconds; 0 for none.
         within_ms: u64,
     },
     /// To delete the copy here.
     Evict {
-        /// Only say whether it would be.
+        /// Only say whether the copy would be deleted.
         dry_run: bool,
     },
 }
@@ -34,26 +34,26 @@ pub enum Purpose {
 pub struct GatherRequest {
     /// The assets, at most [`GATHER_ASSETS_MAX`].
     pub hashes: Vec<Hash>,
-    /// On how many other devices.
+    /// The number of other devices that must prove it.
     pub copies: usize,
-    /// On how many sites.
+    /// The number of different sites on which these must be.
     pub sites: usize,
-    /// What for.
+    /// What the proofs are for.
     pub purpose: Purpose,
 }
 
-/// What came of an asset.
+/// The result for one asset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Gathered {
     /// The asset.
     pub hash: Hash,
-    /// Its size; 0 if it is unknown.
+    /// Its size in bytes; 0 if it is unknown.
     pub size: u64,
     /// The outcome.
     pub outcome: GatherOutcome,
     /// The other devices that have proven that they hold it.
     pub proven: Vec<ProvenBy>,
-    /// The other devices that have not.
+    /// The other devices that have not proven it, each with the reason.
     pub lacking: Vec<LackingAt>,
     /// Why it was refused, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,7 +82,7 @@ pub struct ProvenBy {
     pub node_id: NodeId,
     /// Its name.
     pub name: String,
-    /// When, milliseconds since the Unix epoch.
+    /// When it proved that, milliseconds since the Unix epoch.
     pub at_ms: u64,
 }
 

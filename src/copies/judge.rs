@@ -18,11 +18,11 @@ use crate::replica::copies::{Keeper, PAGE, sized};
 use crate::state::index::{Head, Index};
 use crate::store::{Permit, Store};
 
-/// Decides about assets, and writes the decisions into the index.
+/// Decides which absent assets are wanted, writes that into the index, and tells the engine.
 pub(crate) struct Judge<F> {
     pub(crate) keeper: Keeper,
     pub(crate) index: Index,
-    /// The catalogue's.
+    /// The catalogue's gate, see C1.
     pub(crate) gate: Arc<Mutex<()>>,
     /// The queue of the agent's loop.
     pub(crate) inputs: mpsc::Sender<F>,
@@ -89,7 +89,8 @@ impl<F: From<Input>> Judge<F> {
         is_wanted
     }
 
-    /// Writes down what a peer does not hold.
+    /// Saves which hashes are absent at a peer. Returns the peer's absent set as known now, and whether it
+    /// has to be read again from the start.
     pub(crate) async fn take_absent(
         &self,
         peer: NodeId,

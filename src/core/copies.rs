@@ -3,10 +3,10 @@
 //! They compare the sets of hashes that they *know*. Each also reports which known hashes it does
 //! not hold: its *absent* hashes. It holds all others. A device that holds everything reports none.
 //!
-//! P1  A peer counts as a holder only of what it is known to hold: at a moment at which both knew
-//!     the same hashes, and its absent ones were known here.
-//! P2  The digest of the absent hashes is checked after each exchange, so that nothing depends on a
-//!     position in a log that a restored backup took back.
+//! P1  A peer counts as the holder of an asset only if that was confirmed: at one moment both devices
+//!     knew the same hashes, and this device knew which of them were absent at the peer.
+//! P2  The digest of the absent hashes is compared after each exchange. So a position in the peer's log
+//!     need not be trusted, which a restored backup may have set back.
 
 use std::collections::BTreeSet;
 
@@ -16,11 +16,11 @@ use crate::core::journal::set_hash::SetDigest;
 /// The absent hashes of a device at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct AbsentSet {
-    /// The log of its changes; random.
+    /// The random id of the log of changes; positions in another log mean nothing.
     pub log: [u8; 16],
-    /// The newest change.
+    /// The number of the newest change in the log.
     pub turn: u64,
-    /// The digest of the hashes.
+    /// The digest of the absent hashes.
     pub digest: SetDigest,
 }
 
@@ -29,15 +29,16 @@ pub struct AbsentSet {
 pub struct AbsentPage {
     /// The set as it was when this page was read.
     pub now: AbsentSet,
-    /// Whether the changes begin at the start of the log: whatever is known before is void.
+    /// Whether the page begins at the start of the log: the receiver first forgets what it knew of the
+    /// sender's absent hashes.
     pub is_start: bool,
     /// Hashes that are absent, with their sizes as far as these are known.
     pub absent: Vec<SizedHash>,
     /// Hashes that are no longer absent.
     pub held: Vec<Hash>,
-    /// The change up to which this page goes.
+    /// The number of the last change that this page covers.
     pub next: u64,
-    /// Whether there are more.
+    /// Whether the log has more changes.
     pub more: bool,
 }
 
@@ -47,16 +48,16 @@ pub type SizedHash = (Hash, Option<u64>);
 /// Why a known asset is not here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Absence {
-    /// It is wanted: it comes when a holder is there.
+    /// It is wanted, and is requested as soon as a holder is connected.
     Missing,
     /// It is not wanted.
     Unwanted,
 }
 
-/// A place in the list of missing assets: the most endangered first.
+/// A place in the list of missing assets, which begins with those that have the fewest copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct MissingPlace {
-    /// Copies on other devices.
+    /// The number of copies on other devices.
     pub copies: u64,
     /// The sequence number in the index.
     pub seq: u64,
@@ -65,9 +66,10 @@ pub struct MissingPlace {
 /// How many copies the group wants of each asset, and on how many sites.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopiesGoal {
-    /// On how many devices each asset is to be.
+    /// The number of devices that should hold each asset.
     pub copies: u64,
-    /// Different sites. A device without a site is one of its own.
+    /// The number of different sites on which they should be. A device without a site counts as a site of
+    /// its own.
     pub sites: u64,
 }
 
@@ -80,13 +82,13 @@ impl Default for CopiesGoal {
 /// How many assets have how many copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Census {
-    /// The assets that this device knows.
+    /// The number of assets that this device knows.
     pub known: u64,
-    /// Those that no device is known to hold.
+    /// The number of assets that no device is known to hold.
     pub nowhere: u64,
-    /// Those that exactly one device is known to hold.
+    /// The number of assets that exactly one device is known to hold.
     pub one_copy: u64,
-    /// Those with fewer copies, or on fewer sites, than the group wants.
+    /// The number of assets with fewer copies, or on fewer sites, than the group wants.
     pub below_goal: u64,
     /// Those that have too few known copies, while a connected device has yet to say whether it holds
     /// them. They are not counted in the other numbers.

@@ -1,5 +1,5 @@
-//! Expressions over assets: `type=image/* and not tag=private`. Decides how a text is read, and
-//! whether an asset fits.
+//! Expressions that select assets, such as `type=image/* and not tag=private`: their syntax, and whether
+//! an asset matches.
 //!
 //! ```text
 //! or    = and { "or" and }
@@ -9,13 +9,13 @@
 //!       | ("size" | "age" | "copies") ("<" | "<=" | ">" | ">=") number
 //! ```
 //!
-//! X1  Every text is read or refused with the place and what was expected there; its length and its
-//!     depth are bounded.
-//! X2  A printed expression is read as the same expression.
-//! X3  What is not known about an asset makes a test neither true nor false. Only an expression that
-//!     is certainly true matches.
-//! X4  Following an expression does not change its truth. So there is no test for what this device
-//!     holds, and `copies` counts the copies on other devices only.
+//! X1  A text that does not parse is refused with the position and what was expected there. The length
+//!     and the depth of nesting are bounded.
+//! X2  An expression that is printed and parsed again is the same expression.
+//! X3  Logic is three-valued: a test on an unknown property is neither true nor false. An asset matches
+//!     only if the expression is true.
+//! X4  Fetching or evicting an asset does not change whether it matches. So there is no test for what
+//!     this device holds, and `copies` counts the copies on other devices only.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -42,7 +42,7 @@ const TIMES: [(&str, u64); 6] = [
     ("s", 1000),
 ];
 
-/// Words for what this device holds. Acting on them would change their truth.
+/// Words that a user may try for what this device holds. There is no such test, see X4.
 const HELD_WORDS: [&str; 4] = ["present", "here", "held", "missing"];
 
 const TESTS: &str =
@@ -59,32 +59,33 @@ pub struct AssetFacts {
     pub name: Option<String>,
     /// The names of the shared folders that it is in.
     pub folders: Option<BTreeSet<String>>,
-    /// What the device is called that added it: its name and its node ID.
+    /// The name and the node ID of the device that added it.
     pub added_by: Option<Vec<String>>,
     /// Its size.
     pub size_bytes: Option<u64>,
-    /// How long ago it came into the group.
+    /// How long ago it was added to the group.
     pub age_ms: Option<u64>,
     /// On how many other devices it is known to be.
     pub copies: Option<u64>,
 }
 
-/// An expression that was read.
+/// A parsed expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expression {
-    /// All are true.
+    /// True if all parts are true.
     And(Vec<Expression>),
-    /// At least one is true.
+    /// True if at least one part is true.
     Or(Vec<Expression>),
-    /// It is false.
+    /// True if the part is false.
     Not(Box<Expression>),
-    /// A text fits.
+    /// True if a text of the asset matches the pattern.
     Text(TextField, String),
-    /// A number compares.
+    /// True if a number of the asset compares so with the given one, which is in bytes, milliseconds or
+    /// copies.
     Number(NumberField, Compare, u64),
 }
 
-/// A text of an asset.
+/// A property of an asset that is a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TextField {
     /// A tag.
@@ -99,14 +100,14 @@ pub enum TextField {
     AddedBy,
 }
 
-/// A number of an asset.
+/// A property of an asset that is a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NumberField {
     /// Its size in bytes.
     Size,
-    /// Milliseconds since it came into the group.
+    /// Milliseconds since it was added to the group.
     Age,
-    /// Copies on other devices.
+    /// The number of copies on other devices.
     Copies,
 }
 
@@ -123,15 +124,15 @@ pub enum Compare {
     AtLeast,
 }
 
-/// Where and why a text is no expression.
+/// Where a text does not parse, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("at character {}: expected {expected}, found {found}", .at + 1)]
 pub struct ParseError {
-    /// The number of characters before the place.
+    /// The number of characters before that place.
     pub at: usize,
     /// What was expected there.
     pub expected: String,
-    /// What is there.
+    /// What was found there.
     pub found: String,
 }
 
@@ -160,7 +161,8 @@ impl NumberField {
         }
     }
 
-    /// The units of its numbers. The first in which a number is whole is printed.
+    /// The units of its numbers, largest first. A number is printed in the first unit in which it is a
+    /// whole number.
     const fn units(self) -> &'static [(&'static str, u64)] {
         match self {
             Self::Size => &SIZES,
@@ -201,10 +203,11 @@ impl Compare {
 }
 
 impl Expression {
-    /// Reads a text.
+    /// Parses a text.
     ///
     /// # Errors
-    /// The first place that does not fit.
+    /// The first position at which the text does not parse; or the text is longer or nested deeper than
+    /// the limits allow.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         if text.len() > EXPRESSION_BYTES_MAX {
             return Err(ParseError {
@@ -221,12 +224,12 @@ impl Expression {
         }
     }
 
-    /// Whether the asset certainly fits.
+    /// Whether the asset matches. False while too little is known about it.
     pub fn matches(&self, facts: &AssetFacts) -> bool {
         self.judge(facts) == Some(true)
     }
 
-    /// Whether the asset fits; `None` if that depends on what is not known about it.
+    /// Whether the asset matches; `None` if that depends on a property that is not known.
     pub fn judge(&self, facts: &AssetFacts) -> Option<bool> {
         match self {
             Self::And(parts) => all(parts.iter().map(|part| part.judge(facts))),
@@ -247,17 +250,17 @@ impl Expression {
         }
     }
 
-    /// Whether the truth of the expression can change although nobody changes the asset.
+    /// Whether the result changes with time alone, because the expression tests the age.
     pub fn depends_on_age(&self) -> bool {
         self.has(&|part| matches!(part, Self::Number(NumberField::Age, ..)))
     }
 
-    /// Whether it counts copies.
+    /// Whether the expression tests the number of copies.
     pub fn depends_on_copies(&self) -> bool {
         self.has(&|part| matches!(part, Self::Number(NumberField::Copies, ..)))
     }
 
-    /// Whether it asks for shared folders.
+    /// Whether the expression tests shared folders.
     pub fn depends_on_folders(&self) -> bool {
         self.has(&|part| matches!(part, Self::Text(TextField::Folder, _)))
     }
@@ -275,7 +278,7 @@ impl Expression {
     }
 }
 
-/// Three-valued "and": false wins over what is not known.
+/// Three-valued "and": false if one part is false, unknown if none is false but one is unknown.
 fn all(parts: impl Iterator<Item = Option<bool>>) -> Option<bool> {
     let mut known = true;
     for part in parts {
@@ -302,7 +305,8 @@ fn judge_text(field: TextField, text: &str, facts: &AssetFacts) -> Option<bool> 
     }
 }
 
-/// Whether `text` fits `pattern`, where `*` stands for any characters. Case does not count.
+/// Whether `text` matches `pattern`, in which `*` stands for any characters; upper and lower case are
+/// the same.
 fn fits(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.to_lowercase(), text.to_lowercase());
     let mut parts = pattern.split('*');

@@ -1,4 +1,5 @@
-//! When a device may let go of a copy: promises to others, and the proofs that it needs itself.
+//! When a device may delete its copy of an asset: the leases that it gave to others, and the leases that
+//! it needs from others.
 //!
 //! A device that proves that it holds an asset gives a **lease** with its answer: until the lease
 //! ends it keeps the asset. A device that wants to delete its copy (the evictor) first writes down
@@ -9,10 +10,10 @@
 //! L2  The evictor deletes only while the leases of enough devices run. It counts each from the
 //!     moment it *sent* the request, less a margin, so its count ends before the promise does,
 //!     however slow the answer was and as long as no clock is wrong by more than the margin.
-//! L3  So at the moment of every eviction that many other honest devices hold the bytes, and may not
-//!     let go of them: two devices that each rely on the other are both refused.
-//! L4  A promise outlives a restart: leases that are found at the start run anew in full, because
-//!     the clock that they were measured by may have begun again.
+//! L3  So at the moment of each eviction as many other devices as are required hold the bytes and may not
+//!     delete them, as far as they are honest. If two devices each rely on the other, both are refused.
+//! L4  A lease survives a restart: it then runs again for its full time, because the clock that measured
+//!     it may have started again from zero.
 //!
 //! Times are milliseconds of a clock that counts sleep and is never set (`clock::boot_ms`).
 
@@ -27,22 +28,22 @@ pub const LEASE_MS: u64 = 15 * 60 * 1000;
 /// rates, and for the time that deleting takes.
 pub const MARGIN_FRACTION: u64 = 10;
 
-/// Context of the key under which a content is hashed as proof.
+/// The context string from which the keys of proofs are derived; see BLAKE3's `derive_key`.
 const PROOF_CONTEXT: &str = "can-sync proof of possession v1";
 
-/// The key under which `prover` hashes a content to prove to `asker` that it holds it. The names
-/// keep a device from passing on a proof of another one.
+/// The key under which `prover` hashes a content to prove to `asker` that it holds the content. Both
+/// node IDs go into the key, so that a device cannot pass on the proof of another device.
 pub fn proof_key(asker: &NodeId, prover: &NodeId, nonce: &[u8; 32]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key(PROOF_CONTEXT);
     hasher.update(&asker.0).update(&prover.0).update(nonce);
     *hasher.finalize().as_bytes()
 }
 
-/// What this device has promised and intends about one asset. Durable: read, changed and written
-/// back in one transaction.
+/// The leases that this device gave on one asset, and whether it is evicting the asset. Durable: read,
+/// changed and written back in one transaction.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// The ends of the leases that run, by the device that has each.
+    /// When each lease ends, by the device that it was given to.
     pub leases: BTreeMap<NodeId, u64>,
     /// Whether the copy here is kept.
     pub keeping: Keeping,
@@ -51,7 +52,7 @@ pub struct Standing {
 /// Whether a device keeps its copy of an asset.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Keeping {
-    /// It does.
+    /// It keeps its copy, or never had one.
     #[default]
     Kept,
     /// It gathers proofs, or is deleting its copy.
@@ -63,9 +64,9 @@ pub enum Keeping {
 /// Why a lease is not given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoLease {
-    /// This device is letting go of the asset itself.
+    /// This device is evicting the asset itself.
     Evicting,
-    /// This device has let go of it.
+    /// This device has evicted the asset.
     Evicted,
 }
 
@@ -74,7 +75,7 @@ pub enum NoLease {
 pub struct Promised {
     /// The device that relies on the copy here.
     pub device: NodeId,
-    /// When it no longer does.
+    /// When its lease ends.
     pub until_ms: u64,
 }
 
@@ -94,10 +95,10 @@ impl Standing {
         Ok(())
     }
 
-    /// Begins an eviction. Durable before any device is asked.
+    /// Begins an eviction, which must be durable before any device is asked for a lease.
     ///
     /// # Errors
-    /// A lease runs.
+    /// Another device has a lease that has not ended; the one that ends last is named.
     pub fn begin(&mut self, now_ms: u64) -> Result<(), Promised> {
         self.leases.retain(|_, until_ms| now_ms < *until_ms);
         let latest = self.leases.iter().max_by_key(|(_, until_ms)| **until_ms);
@@ -122,8 +123,8 @@ impl Standing {
         }
     }
 
-    /// What is left after a restart, see L4. An eviction that was under way has either deleted the
-    /// bytes or never will.
+    /// Renews the leases after a restart, see L4, and ends an eviction that was under way: it has either
+    /// deleted the bytes or never will. `is_held`: the bytes are here.
     pub fn restart(&mut self, now_ms: u64, is_held: bool) {
         for until_ms in self.leases.values_mut() {
             *until_ms = now_ms + LEASE_MS;
@@ -143,11 +144,11 @@ pub enum Lack {
     NotHeld,
     /// Its copy is damaged.
     Damaged,
-    /// It is letting go of its copy too.
+    /// It is evicting its own copy.
     Evicting,
     /// Its store belongs to another program, which may delete at any time.
     CannotPromise,
-    /// It has too much to prove at the moment.
+    /// It is busy with other proofs.
     Busy,
     /// It did not answer in time.
     NoAnswer,
@@ -165,8 +166,7 @@ enum Answer {
     Lacking(Lack),
 }
 
-/// The proofs gathered for one eviction. Nothing of it is kept when it ends: a proof is never used
-/// twice.
+/// The leases gathered for one eviction. They are dropped when it ends: no lease serves two evictions.
 #[derive(Debug, Clone)]
 pub struct Gathering {
     copies: usize,
@@ -179,11 +179,11 @@ pub struct Gathering {
 pub enum Verdict {
     /// Wait for the devices that were asked.
     Wait,
-    /// Delete, and be done before this time.
+    /// Delete the copy; the deletion must be complete before the given time.
     Delete {
-        /// The time.
+        /// When the first of the leases that are needed ends.
         before_ms: u64,
-        /// The devices that it relies on.
+        /// The devices whose leases are needed.
         by: Vec<NodeId>,
     },
     /// Keep the copy.
@@ -196,31 +196,32 @@ pub enum Verdict {
 }
 
 impl Gathering {
-    /// Begins to gather proofs of that many copies, on that many sites.
+    /// Begins to gather leases on `copies` copies (at least one) on `sites` different sites.
     pub fn new(copies: usize, sites: usize) -> Self {
         Self { copies: copies.max(1), sites, answers: BTreeMap::new() }
     }
 
-    /// Notes that a device is being asked, from just before the request is sent.
+    /// Records that a device is asked. Call it before the request is sent: the lease counts from
+    /// `now_ms`, see L2.
     pub fn asked(&mut self, now_ms: u64, device: NodeId) {
         self.answers.insert(device, Answer::Asked { at_ms: now_ms });
     }
 
-    /// Notes a proof that was checked and found right. The lease counts from when the request was
-    /// sent, see L2. `lease_ms` is what the device promised, counted from when the request reached
-    /// it.
+    /// Records a proof that was checked and found right. The device promised to keep its copy for
+    /// `lease_ms` from when the request reached it; here the lease counts from when the request was sent,
+    /// see L2. A proof that was not asked for is ignored.
     pub fn proven(&mut self, device: NodeId, site: &str, lease_ms: u64) {
         let Some(Answer::Asked { at_ms }) = self.answers.get(&device) else { return };
         let until_ms = at_ms.saturating_add(lease_ms - lease_ms.div_ceil(MARGIN_FRACTION));
         self.answers.insert(device, Answer::Proven { until_ms, site: site.to_owned() });
     }
 
-    /// Notes that a device has no proof.
+    /// Records why a device's copy does not count.
     pub fn lacking(&mut self, device: NodeId, lack: Lack) {
         self.answers.insert(device, Answer::Lacking(lack));
     }
 
-    /// Waits no longer for the devices that were asked.
+    /// Stops waiting: devices that have not answered count as [`Lack::NoAnswer`].
     pub fn give_up(&mut self) {
         for answer in self.answers.values_mut() {
             if matches!(answer, Answer::Asked { .. }) {
@@ -229,7 +230,7 @@ impl Gathering {
         }
     }
 
-    /// The devices whose leases have run out since they proved, and may be asked again.
+    /// The devices whose leases have ended since they answered; they may be asked again.
     pub fn run_out(&self, now_ms: u64) -> Vec<NodeId> {
         let is_over = |answer: &Answer| matches!(answer, Answer::Proven { until_ms, .. } if *until_ms <= now_ms);
         self.answers.iter().filter(|(_, answer)| is_over(answer)).map(|(id, _)| *id).collect()
@@ -258,7 +259,8 @@ impl Gathering {
         Verdict::Short { proven, lacking }
     }
 
-    /// Until when enough leases run, and whose: those that run longest are taken.
+    /// The devices whose leases are enough, those that end last first, and when the first of them ends;
+    /// `None` if they are too few.
     fn enough(&self) -> Option<(u64, Vec<NodeId>)> {
         let proven = self.answers.iter().filter_map(|(device, answer)| match answer {
             Answer::Proven { until_ms, site } => Some((*until_ms, site.as_str(), *device)),

@@ -1,8 +1,8 @@
-//! Which contents this device wants. Names, tags and history are everywhere; contents come where
-//! they are wanted.
+//! Which contents this device wants. Every device has the names, tags and history of all assets; it
+//! fetches the contents of those that it wants.
 //!
-//! W1  This is the only place that decides whether an asset is wanted here. Everybody else asks it.
-//! W2  Not wanted means only that the asset is not fetched. What is here stays until it is evicted.
+//! W1  No other code decides whether an asset is wanted here.
+//! W2  An asset that is not wanted is not fetched. A copy that is here stays until it is evicted.
 //! W3  A file of a bound folder is always wanted, whatever the expression says, unless it was
 //!     evicted.
 
@@ -15,23 +15,24 @@ pub struct Want {
     pub expression: Option<Expression>,
 }
 
-/// What the decision about an asset depends on beside its facts.
+/// What this device itself says of an asset: evicted, or in use. The decision depends on it beside the
+/// asset's facts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Claims {
-    /// Whether it was evicted here and not fetched since.
+    /// Whether the asset was evicted here and not fetched since.
     pub is_evicted: bool,
     /// Whether a file of a bound folder has this content.
     pub is_in_bound_folder: bool,
 }
 
 impl Want {
-    /// Whether it wants whatever comes.
+    /// Whether this device wants every asset.
     pub fn is_all(&self) -> bool {
         self.expression.is_none()
     }
 
-    /// Whether the asset is wanted. An asset of which too little is known is not wanted yet: it is
-    /// judged again when more is known, and its holder keeps it.
+    /// Whether the asset is wanted. Returns false while too little is known about it to decide; the
+    /// caller asks again when more is known.
     pub fn wants(&self, facts: &AssetFacts, claims: Claims) -> bool {
         let is_chosen = || self.expression.as_ref().is_none_or(|chosen| chosen.matches(facts));
         !claims.is_evicted && (claims.is_in_bound_folder || is_chosen())

@@ -1,7 +1,8 @@
-//! What happened, on which device: the newest events first, live.
+//! The view of device events: what happened on which device, the newest first, updated live.
 //!
-//! The journal is read in the order of arrival. A window of [`WINDOW`] arrivals is shown, and links to
-//! the one before; so a long journal costs no more than a short one.
+//! Events are read from the journal in the order in which they arrived here. A page shows a window of
+//! [`WINDOW`] of them and links to the window before, so a page of a long journal costs no more than one
+//! of a short journal.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +21,7 @@ use crate::core::journal::device_events::{DEVICE_STREAM, LogEvent};
 use crate::http::problem::{Problem, bad_request};
 use crate::state::journal::Cursor;
 
-/// How many arrivals are looked at for one page.
+/// The events read for one page.
 const WINDOW: u64 = 200;
 
 /// The most events of a page.
@@ -33,7 +34,7 @@ pub(super) fn router() -> Router<Page> {
 
 #[derive(Deserialize)]
 struct Place {
-    /// Show what arrived before this.
+    /// Show the events that arrived before this one.
     before: Option<u64>,
 }
 
@@ -84,12 +85,12 @@ fn device(node_id: NodeId, names: &BTreeMap<NodeId, String>) -> String {
     names.get(&node_id).cloned().unwrap_or_else(|| node_id.short())
 }
 
-/// The last part of a path: the asset's own page has the rest.
+/// The last part of a path; the asset's page shows the whole path.
 fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// The event as the rest of a sentence that begins with its device.
+/// The event as a sentence without its subject, which is the device.
 fn what(event: &Event, names: &BTreeMap<NodeId, String>) -> Markup {
     let tagged = serde_json::json!({ "type": event.kind, "data": event.data });
     let Ok(known) = serde_json::from_value::<LogEvent>(tagged) else {

@@ -1,4 +1,4 @@
-//! The page's side of the agent's API: requests that never leave the process, and their typed answers.
+//! Calls the agent's API from the page: requests within the process, and their typed answers.
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -12,7 +12,7 @@ use tower::Service as _;
 use crate::http::problem::{Problem, ProblemBody, problem};
 use crate::http::target::path_and_query;
 
-/// The longest answer that is read whole: a page of assets with the longest descriptions.
+/// The longest answer that is read into memory: a page of assets with the longest descriptions.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The agent's routes.
@@ -85,7 +85,7 @@ impl Agent {
         Err(problem(status, said.unwrap_or_else(|_| format!("the agent answered {status}"))))
     }
 
-    /// A request as it is: contents and uploads.
+    /// Passes on a request with its body, for contents and uploads.
     pub(super) async fn pass(&self, request: Request) -> Response {
         // A router is always ready, and its error cannot happen.
         self.0.clone().call(request).await.unwrap_or_else(|never| match never {})

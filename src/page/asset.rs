@@ -1,4 +1,5 @@
-//! One asset: seen or heard where a browser can, described, tagged, trashed and restored.
+//! The view of one asset: shows or plays its content where a browser can, and has forms to describe it,
+//! tag it, trash and restore it.
 
 use axum::Router;
 use axum::response::Response;
@@ -70,7 +71,7 @@ async fn show(visit: Visit, Path(hash): Path<Hash>) -> Result<Markup, PageError>
     Ok(visit.show(View::Browse, &clean(title(&asset)), content))
 }
 
-/// An asset whose bytes were deleted here on purpose.
+/// The notice on an asset that was evicted here.
 fn elsewhere(visit: &Visit, asset: &AssetRow) -> Markup {
     html! {
         div.nothing {
@@ -89,7 +90,7 @@ fn preview(asset: &AssetRow) -> Markup {
         return html! { p.empty { "Its bytes on this device are damaged. They come back from another device that has them." } };
     }
     match family {
-        // SVG is a document that can run scripts: it is never shown.
+        // An SVG can run scripts, so it is never shown.
         "image" if !asset.media_type.starts_with("image/svg") => {
             html! { a href=(source) { img src=(source) alt=(label); } }
         }
@@ -193,7 +194,7 @@ async fn fetch(
     Ok(visit.done(note, &format!("/asset/{hash}")))
 }
 
-/// What a form changes; one field at a time.
+/// The change that a form requests: one field at a time.
 #[derive(Deserialize)]
 struct Edit {
     description: Option<String>,

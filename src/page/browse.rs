@@ -1,7 +1,8 @@
-//! The assets: a grid or a list of what fits a search, a page at a time, and a place to drop files.
+//! The view of assets: those that match a search, as a grid or a list, a page at a time; and a place to
+//! drop files.
 //!
-//! A page of results links to the next by cursor, so the millionth asset costs what the first does.
-//! The script fetches pages as they are scrolled to and empties those that are far away.
+//! A page of results links to the next by cursor, so the last page costs no more than the first. The
+//! script fetches pages as the user scrolls, and empties those that are far away.
 
 use axum::Router;
 use axum::extract::Query;
@@ -20,7 +21,7 @@ use crate::http::asset::{AssetRow, AssetsPage};
 use crate::http::problem::{Problem, bad_request};
 use crate::http::target::path_and_query;
 
-/// Assets on a page: a few screens of a phone, one of a wide screen.
+/// The assets on a page. They fill a few screens of a phone, or one wide screen.
 const PAGE_ASSETS: &str = "60";
 
 /// The kinds to choose from, and the media types that they stand for.
@@ -38,11 +39,11 @@ pub(super) fn router() -> Router<Page> {
     Router::new().route("/browse", get(show))
 }
 
-/// What is looked for, as it stands in the URL.
+/// The search, as the query of the URL.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct Search {
-    /// In the name or the description.
+    /// A text in the name or the description.
     q: String,
     tag: String,
     /// A media type, or the start of one.
@@ -67,7 +68,7 @@ impl Search {
         [q, tag, kind, device, since, until].iter().any(|part| !part.is_empty())
     }
 
-    /// The same place without conditions.
+    /// The search without conditions, in the same layout.
     fn wide(&self) -> Self {
         Self { r#in: self.r#in.clone(), view: self.view.clone(), ..Self::default() }
     }
@@ -102,7 +103,7 @@ impl Search {
         path_and_query(&["browse"], &given)
     }
 
-    /// What the API is asked.
+    /// The query of the request to the API.
     fn asked(&self) -> Result<Vec<(&'static str, String)>, Problem> {
         let mut asked = vec![("limit", PAGE_ASSETS.to_owned())];
         asked.push(("trashed", self.is_trash().to_string()));
@@ -146,7 +147,7 @@ async fn show(visit: Visit, Query(search): Query<Search>) -> Result<Markup, Page
     Ok(visit.show(View::Browse, if search.is_trash() { "Trash" } else { "Browse" }, content))
 }
 
-/// The newest first, where the store can list them so.
+/// The newest assets first, if the store supports that order.
 async fn assets(visit: &Visit, asked: &[(&str, &str)]) -> Result<AssetsPage, Problem> {
     let newest = [asked, &[("order", "newest")]].concat();
     match visit.page.agent.get(&["v1", "assets"], &newest).await {
@@ -212,7 +213,7 @@ fn device_option(node_id: NodeId, text: &str, search: &Search) -> Markup {
     html! { option value=(value) selected[value == search.device] { (clean(text)) } }
 }
 
-/// Where files are dropped. It does nothing without the script.
+/// The area to drop files on. It needs the script.
 fn add(visit: &Visit) -> Markup {
     html! {
         form.drop #drop method="post" enctype="multipart/form-data" hidden {
@@ -280,7 +281,7 @@ fn list(assets: &[AssetRow]) -> Markup {
     }
 }
 
-/// The tags of an asset, as links to what else has them.
+/// The tags of an asset, each as a link to the assets that have it.
 pub(super) fn tags(asset: &AssetRow) -> Markup {
     html! {
         span.tags { @for tag in &asset.tags {
@@ -301,7 +302,7 @@ pub(super) fn picture(asset: &AssetRow) -> Markup {
     }
 }
 
-/// What an asset is called.
+/// The name to show for an asset.
 pub(super) fn title(asset: &AssetRow) -> &str {
     if asset.name.is_empty() { "Without a name" } else { &asset.name }
 }

@@ -1,8 +1,7 @@
-//! The devices of the group: pair another one by clicking, compare the digits, rename this one,
-//! remove one.
+//! The view of devices: pair a device, compare the digits, rename this device, remove a device.
 //!
-//! Both sides always compare the twelve digits: nothing is shared before people have confirmed them
-//! on both devices.
+//! Pairing by this view always requires that people compare the twelve digits: nothing is shared before
+//! they have confirmed them on both devices.
 
 use axum::Router;
 use axum::response::{IntoResponse, Redirect, Response};
@@ -23,7 +22,7 @@ use crate::http::extract::Path;
 use crate::http::sessions::Invitation;
 use crate::replica::status::{PairingState, PairingStatus, PeerStatus};
 
-/// How long a ticket made here is good for.
+/// How long a ticket made here is valid.
 const TICKET_TTL_MS: u64 = 10 * 60 * 1000;
 
 /// The routes.
@@ -87,7 +86,7 @@ async fn show(visit: Visit) -> Result<Markup, PageError> {
     Ok(visit.show(View::Devices, "Devices", content))
 }
 
-/// Digits to compare now, and who joined of late.
+/// The pairings whose digits people must compare now, and the devices that joined recently.
 fn pairings(visit: &Visit) -> Markup {
     let all = &visit.status.pairings;
     html! {

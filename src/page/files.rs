@@ -1,4 +1,4 @@
-//! Contents: shown or downloaded in a sandbox, added from a browser, and their thumbnails.
+//! The routes of contents: shown or downloaded in a sandbox, uploaded by the script, and thumbnails.
 
 use axum::Router;
 use axum::body::Body;
@@ -17,21 +17,22 @@ use crate::http::problem::bad_request;
 use crate::http::sessions::Session;
 use crate::http::target::path_and_query;
 
-/// A content is data of unknown origin: whatever a browser takes it for, nothing in it runs.
+/// The policy of answers with a content, which may come from anybody: nothing in it runs, whatever type
+/// a browser takes it for.
 const SANDBOX: &str = "sandbox; script-src 'none'; object-src 'none'; frame-ancestors 'none'";
 
 /// The families of media types that are shown in place, of those that the API calls harmless.
 const SHOWN: [&[u8]; 3] = [b"image/", b"video/", b"audio/"];
 
-/// What a request for a content may say beside its path.
+/// The query of a request for a content.
 const PASSED: [HeaderName; 3] = [header::RANGE, header::IF_RANGE, header::IF_NONE_MATCH];
 
-/// How long a browser may keep a content, which can be damaged meanwhile, and a thumbnail, which
-/// cannot.
+/// How long a browser may cache a content, whose asset may be found damaged meanwhile; and a thumbnail,
+/// which stays right.
 const KEEP_CONTENT: &str = "private, max-age=600";
 const KEEP_THUMBNAIL: &str = "private, max-age=604800, immutable";
 
-/// A thumbnail that could not be made, or not now.
+/// The answer when a thumbnail cannot be made, or not now.
 const PLACEHOLDER: &str = include_str!("placeholder.svg");
 
 /// The routes.
@@ -68,7 +69,7 @@ async fn content(
         let disposition = disposition.and_then(|value| value.to_str().ok()).unwrap_or_default();
         let rest = disposition.strip_prefix("inline").unwrap_or_default();
         let disposition = format!("attachment{rest}");
-        // What it was made of could stand in a header.
+        // A part of a valid header is valid too, so this does not fail.
         if let Ok(disposition) = HeaderValue::from_str(&disposition) {
             headers.insert(header::CONTENT_DISPOSITION, disposition);
         }
@@ -92,7 +93,7 @@ async fn thumbnail(visit: Visit, Path(hash): Path<Hash>) -> Response {
     (headers, body).into_response()
 }
 
-/// Stores a file that the script sends: the body is its content, the query what is known of it.
+/// Stores a file that the script uploads: the body is its content, the query its attributes.
 async fn add(
     State(page): State<Page>,
     session: axum::Extension<Session>,

@@ -1,4 +1,5 @@
-//! One folder: its figures, its conflicts side by side, the history of a file, and undoing.
+//! The view of one folder: its state, each conflict copy beside the file that won, the history of a file,
+//! and undo.
 
 use axum::Router;
 use axum::extract::Query;
@@ -23,7 +24,7 @@ use crate::http::extract::Path;
 use crate::http::problem::{Problem, bad_request};
 use crate::http::target::path_and_query;
 
-/// How far back an undo may go, and how it is said.
+/// The choices of how far back to undo, each with its label.
 const UNDO: [(&str, u64); 4] = [
     ("the last hour", 3_600),
     ("the last day", 86_400),
@@ -138,7 +139,7 @@ async fn history_of(visit: &Visit, id: &str, path: &str) -> Result<PathHistory, 
     visit.page.agent.get(&["v1", "folders", id, "history"], &[("path", path)]).await
 }
 
-/// The path that a conflict copy was made of: `a.txt` for `a (conflict, laptop, 2026-…).txt`.
+/// The path of the file that a conflict copy belongs to: `a.txt` for `a (conflict, laptop, 2026-…).txt`.
 fn copy_of(copy: &str) -> String {
     let parts = copy.rfind(" (conflict, ").and_then(|start| {
         let end = start + copy[start..].find(')')? + 1;
@@ -182,7 +183,7 @@ fn left_out(status: &FolderStatus) -> Markup {
     }
 }
 
-/// What is or was at a path.
+/// One version of a path.
 fn content(content: &ContentView) -> Markup {
     html! {
         @match content {

@@ -1,4 +1,4 @@
-//! The folders of the group: how each stands on this device, sharing a directory, and binding one.
+//! The view of shared folders: the state of each on this device; share a directory, bind a directory.
 
 use axum::Router;
 use axum::response::Response;
@@ -69,7 +69,7 @@ fn row(folder: &FolderView) -> Markup {
     }
 }
 
-/// How a directory stands, in a word.
+/// The state of a bound directory, in a word.
 pub(super) fn state(binding: &BindingView) -> Markup {
     let (class, text) = match binding.state {
         BindingState::Scanning => ("busy", "Reading the directory"),
@@ -102,7 +102,7 @@ async fn share(visit: Visit, Form(share): Form<Share>) -> Result<Response, PageE
     Ok(visit.done(said(&bound, dry_run), &target))
 }
 
-/// A request to bind a directory, kept equal both ways.
+/// A request to bind a directory and to sync it in both directions.
 pub(super) fn bind(dir: String) -> BindRequest {
     BindRequest {
         dir: dir.trim().to_owned(),
@@ -114,7 +114,7 @@ pub(super) fn bind(dir: String) -> BindRequest {
     }
 }
 
-/// What was bound, or would be.
+/// The result of binding a directory, or of a dry run.
 pub(super) fn said(bound: &Bound, is_trial: bool) -> String {
     let files = counted(bound.files, "file", "files");
     let left_out: u64 = bound.skipped.iter().map(|skipped| skipped.count).sum();

@@ -1,4 +1,4 @@
-//! Forms: what a browser sends of them, with the token of its session.
+//! Forms: their fields as a browser sends them, with the token of the session.
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
@@ -15,7 +15,7 @@ use crate::http::upload::collect;
 /// The longest form: a description, with every byte percent-encoded.
 const FORM_BYTES_MAX: u64 = 64 * 1024;
 
-/// The header of requests by the script.
+/// The header that carries the token in requests of the script.
 pub(super) const TOKEN_HEADER: &str = "x-csrf";
 
 /// The fields of a form that a page of this session made.

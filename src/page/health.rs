@@ -1,4 +1,4 @@
-//! Whether what is stored is whole, and whether there is room.
+//! The view of the store's health: whether contents are whole, and whether the disks have space.
 
 use axum::Router;
 use axum::response::Response;

@@ -1,4 +1,4 @@
-//! The page's few drawings, as SVG in the text's colour. Pure.
+//! The page's icons, as SVG in the colour of the text. Pure.
 
 use maud::{Markup, html};
 
@@ -71,7 +71,7 @@ pub(super) fn sound() -> Markup {
     )
 }
 
-/// The drawing for contents of a media type.
+/// The icon for contents of a media type.
 pub(super) fn of_type(media_type: &str) -> Markup {
     match media_type.split('/').next().unwrap_or_default() {
         "image" => browse(),

@@ -1,5 +1,5 @@
-//! What all views have in common: the frame around them, the style and the script, and how a refusal
-//! looks.
+//! What all views share: the frame around them, the style sheet and the script, and the page that shows an
+//! error.
 
 use std::sync::LazyLock;
 
@@ -28,10 +28,10 @@ const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 const ICON: &str = include_str!("icon.svg");
 
-/// Their addresses change with their content.
+/// How long browsers may cache them: their URLs change with their content.
 const KEEP: &str = "private, max-age=31536000, immutable";
 
-/// Told apart in the URLs of the style sheet and the script, so that a new version is fetched.
+/// Part of the URLs of the style sheet and the script, so that browsers fetch a new version.
 static EDITION: LazyLock<String> = LazyLock::new(|| {
     let files = [STYLE, SCRIPT, ICON].concat();
     blake3::hash(files.as_bytes()).to_hex()[..12].to_owned()
@@ -52,7 +52,7 @@ impl View {
     const ALL: [Self; 6] =
         [Self::Overview, Self::Devices, Self::Browse, Self::Folders, Self::Health, Self::Activity];
 
-    /// Its name, its path and its drawing.
+    /// Its name, its path and its icon.
     fn place(self) -> (&'static str, &'static str, Markup) {
         match self {
             Self::Overview => ("Overview", "/", icons::overview()),
@@ -138,7 +138,7 @@ fn versioned(path: &str) -> String {
     format!("{path}?v={}", *EDITION)
 }
 
-/// The page after signing in, which leads on at once.
+/// The page after signing in, which goes on to the next page at once.
 pub(super) fn signed_in() -> impl IntoResponse {
     let body = html! {
         main.alone #main tabindex="-1" {
@@ -152,7 +152,7 @@ pub(super) fn signed_in() -> impl IntoResponse {
     )
 }
 
-/// A refusal as a page: what happened, and what to do.
+/// An error as a page: what happened, and what to do.
 pub(super) fn refused(problem: Problem) -> Response {
     let (title, remedy) = match problem.status {
         StatusCode::UNAUTHORIZED => (

@@ -1,6 +1,6 @@
-//! Tells a page in a browser that something changed; the script then asks for the live parts anew.
+//! Notifies a page in a browser that something changed; the script then requests the live parts again.
 //!
-//! L1  A notice carries nothing but a number: what changed is read from the view itself, behind the
+//! L1  A notice carries only a number. The script reads what changed from the view itself, behind the
 //!     same guard.
 //! L2  At most one notice each [`PAUSE`]; while contents move, one each [`BEAT`], because rates
 //!     change without a new revision.
@@ -26,7 +26,7 @@ use crate::replica::status::Status;
 /// The least time between two notices.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How often rates are shown anew while contents move.
+/// How often rates are updated while contents are transferred.
 const BEAT: Duration = Duration::from_secs(2);
 
 /// How often a quiet stream gets a comment line.

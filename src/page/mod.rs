@@ -1,16 +1,16 @@
 //! The page: what the agent shows to people in a browser, on loopback.
 //!
-//! P1  It is a client of the agent's API like the command line, in the same process (see [`agent`]):
-//!     what it shows and does is what the API's typed answers say, within the API's bounds.
+//! P1  The page is a client of the agent's API, as the command line is, but in the same process (see
+//!     [`agent`]). It shows and does nothing that the API does not offer.
 //! P2  HTML is written by `maud`, which escapes every text. Names and tags come from other devices:
 //!     they are shown by [`words::name`], which also keeps them from acting on what stands beside.
-//! P3  Every view is whole without a script. The script adds what moves: parts marked `data-live`
-//!     are replaced when [`live`] says that something changed.
-//! P4  What changes something is a form with its session's token, and answers with a redirect.
+//! P3  Every view works without the script. The script keeps views current: it replaces the parts marked
+//!     `data-live` when [`live`] notifies it of a change.
+//! P4  Every change is made by a form with the token of its session, and is answered with a redirect.
 //! P5  Contents are served from `/file/`, in a sandbox, and as a download unless a browser shows
 //!     them without running anything.
 //!
-//! [`crate::http::browser`] decides who may ask.
+//! [`crate::http::browser`] decides which requests are allowed.
 
 use axum::Router;
 use axum::extract::{Query, State};
@@ -47,10 +47,10 @@ mod thumbnails;
 mod visit;
 mod words;
 
-/// The paths that need no session: signing in, and what a page without one looks like.
+/// The paths that need no session: signing in, and the files of the page that asks for it.
 const OPEN_PATHS: [&str; 4] = ["/open", layout::STYLE_PATH, layout::SCRIPT_PATH, layout::ICON_PATH];
 
-/// The routes behind their guard, on the server of `port`. What is none of them falls to the caller.
+/// The routes behind their guard, on the server of `port`. Requests for other paths are left to the caller.
 pub fn router(page: Page, port: u16) -> Router {
     let sessions = page.sessions.clone();
     let routes = Router::new()

@@ -1,5 +1,5 @@
-//! The first view: whether everything is everywhere, what needs somebody, the devices, and what
-//! crossed in the last day.
+//! The first view: whether every device has everything, the alerts, the devices, and the bytes transferred
+//! in the last 24 hours.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -42,7 +42,7 @@ pub(super) async fn reports(visit: &Visit) -> Result<BTreeMap<NodeId, Report>, P
     let query = [("owner", "any"), ("limit", PAGE_RECORDS)];
     let page: RecordsPage = visit.page.agent.get(&["v1", "own", DEVICE_MODEL], &query).await?;
     let read = |Record { owner, fields, changed_ms, .. }: Record| {
-        // A record that another version wrote, and this one cannot read, tells nothing.
+        // A record of another version that this one cannot read is skipped.
         let fields = serde_json::Value::Object(fields.into_iter().collect());
         let report = serde_json::from_value(fields).unwrap_or_default();
         Some((owner?, Report { at_ms: changed_ms, ..report }))
@@ -78,7 +78,7 @@ pub(super) async fn show(visit: Visit) -> Result<Markup, PageError> {
     Ok(visit.show(View::Overview, "Overview", content))
 }
 
-/// The answer to the first question.
+/// Whether every device has everything, in one sentence.
 fn hero(status: &Status, waiting: &[String]) -> Markup {
     let (is_well, sentence) = answer(status, waiting);
     let moves = status.peers.iter().any(|peer| peer.state == PeerState::Syncing);
@@ -165,7 +165,7 @@ pub(super) fn way(path: &str) -> &'static str {
     }
 }
 
-/// Where a device stands, in words.
+/// The state of a device, in words.
 pub(super) fn state(peer: &PeerStatus, report: Option<&Report>) -> String {
     let heard = report.map(|report| ago(wall_ms().saturating_sub(report.at_ms)));
     match peer.state {
@@ -179,7 +179,7 @@ pub(super) fn state(peer: &PeerStatus, report: Option<&Report>) -> String {
     }
 }
 
-/// What is still to move, and how fast it moves.
+/// The assets still to be transferred, and the rates.
 fn transfer(status: &Status, peer: &PeerStatus) -> Markup {
     if peer.in_sync && status.has_same_edits(peer) {
         return html! { span.quiet { "Has everything" } };

@@ -1,7 +1,7 @@
-//! How many bytes of contents crossed in the last 24 hours, and their picture.
+//! The bytes of contents transferred in the last 24 hours, and a chart of them.
 //!
-//! The status counts the bytes of each connection. Every [`SAMPLE_EVERY`] what is new is added to a
-//! ring of [`SLOTS`]; what a connection moved after the last sample before its end is not counted.
+//! The status counts the bytes of each connection. Every [`SAMPLE_EVERY`] the difference is added to a
+//! ring of [`SLOTS`]. Bytes between the last sample and the end of a connection are not counted.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -33,20 +33,20 @@ struct Slot {
     sent_bytes: u64,
 }
 
-/// The last 24 hours. Clones share them.
+/// The counts of the last 24 hours. Clones share them.
 #[derive(Clone, Default)]
 pub(super) struct Throughput(Arc<Mutex<Past>>);
 
 #[derive(Default)]
 struct Past {
-    /// By number since the Unix epoch.
+    /// The slots by their number since the Unix epoch.
     slots: BTreeMap<u64, Slot>,
-    /// What each connection had moved at the last sample.
+    /// The bytes of each connection at the last sample.
     counted: BTreeMap<NodeId, Slot>,
 }
 
 impl Throughput {
-    /// Samples for as long as it is polled. Never returns.
+    /// Takes samples while it is polled. Never returns.
     pub(super) async fn watch(&self, handle: &Handle) {
         loop {
             self.0.lock().add(&handle.status(), wall_ms());
@@ -54,7 +54,7 @@ impl Throughput {
         }
     }
 
-    /// The picture, with what it shows in words.
+    /// The chart, with its content in words.
     pub(super) fn picture(&self, now_ms: u64) -> Markup {
         picture(&self.0.lock().last_day(now_ms))
     }
@@ -64,7 +64,7 @@ impl Past {
     fn add(&mut self, status: &Status, now_ms: u64) {
         let number = now_ms / SLOT_MS;
         let oldest = (number + 1).saturating_sub(SLOTS as u64);
-        // A clock that was set back leaves none in the future.
+        // If the clock was set back, slots of the future are removed.
         self.slots.retain(|slot, _| (oldest..=number).contains(slot));
         let mut counted = BTreeMap::new();
         let slot = self.slots.entry(number).or_default();
@@ -98,7 +98,7 @@ fn picture(slots: &[Slot]) -> Markup {
         let x = at * STEP + 1;
         let height = |bytes: u64| match bytes {
             0 => 0.0,
-            // What is little still shows.
+            // A small count is still visible.
             _ => (bytes as f64 / most as f64 * HALF).max(1.5),
         };
         let (up, down) = (height(slot.received_bytes), height(slot.sent_bytes));

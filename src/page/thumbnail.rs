@@ -4,11 +4,11 @@
 //! Pictures come from other devices, and decoders have bugs. So this process
 //! N1  limits its own memory, time, files and processes before it reads the first byte;
 //! N2  refuses a picture with more than [`PIXELS_MAX`] pixels before it decodes one;
-//! N3  on Linux, gives up every system call but those for memory, reading and writing what is open,
-//!     and ending, before it decodes: no file, no network, no process. Elsewhere the limits alone
-//!     hold it.
+//! N3  on Linux, gives up all system calls before it decodes, except those for memory, for reading and
+//!     writing open files, and for exiting: it can open no file, connection or process. On other
+//!     systems only the limits protect.
 //!
-//! Whoever starts it limits its time as well, and takes a picture from it only when it ends well.
+//! The parent limits its time as well, and uses its output only if it exits with success.
 
 use std::io::{Cursor, Read as _, Write as _};
 
@@ -79,7 +79,7 @@ fn limit() -> anyhow::Result<()> {
 fn confine() -> anyhow::Result<()> {
     use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
-    /// Memory, what is open, locks within the process, and the end.
+    /// The system calls that stay: memory, open files, locks within the process, and exiting.
     const ALLOWED: [i64; 19] = [
         libc::SYS_read,
         libc::SYS_write,

@@ -1,11 +1,11 @@
-//! Thumbnails: made by a child process each (see [`super::thumbnail`]), kept on the disk.
+//! Thumbnails: each is made by a child process (see [`super::thumbnail`]) and cached on disk.
 //!
-//! T1  A child reads from a file and writes to one, and has nothing else. A hostile picture costs one
-//!     child for at most [`CHILD_DEADLINE`], and a placeholder. It is not tried again until the cache
-//!     forgets it.
+//! T1  A child has one file to read and one to write, and nothing else. A hostile picture costs at most
+//!     one child for [`CHILD_DEADLINE`], and is shown as a placeholder. It is tried again only after the
+//!     cache has dropped that result.
 //! T2  At most [`CHILDREN_MAX`] children run, and [`WAITING_MAX`] requests wait for one.
 //! T3  The cache holds at most [`KEPT_MAX`] files of at most [`super::thumbnail::OUTPUT_BYTES_MAX`]; the oldest are
-//!     removed first. Losing it loses nothing.
+//!     removed first. The cache can be deleted at any time.
 
 use std::fs;
 use std::os::unix::process::CommandExt as _;
@@ -33,7 +33,7 @@ use crate::http::target::path_and_query;
 /// The media types of which thumbnails are made.
 pub(super) const TYPES: [&str; 4] = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 
-/// How long a child may take, reading included: a picture of 100 megapixels on a slow processor.
+/// How long a child may take, with reading: enough for 100 megapixels on a slow processor.
 const CHILD_DEADLINE: Duration = Duration::from_secs(15);
 
 /// The most children at a time: they must leave the processor to the agent.
@@ -42,7 +42,7 @@ const CHILDREN_MAX: usize = 2;
 /// The most requests that wait for a child: a screen full of tiles.
 const WAITING_MAX: usize = 120;
 
-/// How often a child is looked at.
+/// How often the parent checks whether a child has exited.
 const LOOK_AT_CHILD_EVERY: Duration = Duration::from_millis(10);
 
 /// The most files in the cache: about 500 MB.
@@ -128,7 +128,7 @@ impl Thumbnails {
         if made.is_empty() {
             tokio::fs::write(&part, []).await?;
         }
-        // Under its name all of it or nothing.
+        // Renaming puts the whole file under its name, or nothing.
         tokio::fs::rename(&part, &path).await?;
         if number.is_multiple_of(LOOK_EVERY) {
             let dir = self.dir.clone();
@@ -137,7 +137,7 @@ impl Thumbnails {
         Ok(if made.is_empty() { Thumbnail::None } else { Thumbnail::Made(made.into()) })
     }
 
-    /// A kept thumbnail; an empty file says that none can be made.
+    /// A cached thumbnail. An empty file means that none can be made.
     async fn kept(&self, hash: Hash) -> Option<Thumbnail> {
         let bytes = tokio::fs::read(self.path(hash)).await.ok()?;
         Some(if bytes.is_empty() { Thumbnail::None } else { Thumbnail::Made(bytes.into()) })
@@ -154,7 +154,7 @@ struct Scratch<'a>(&'a Path);
 
 impl Drop for Scratch<'_> {
     fn drop(&mut self) {
-        // Often it is gone already.
+        // It may have been renamed already.
         let _ = fs::remove_file(self.0);
     }
 }
@@ -234,7 +234,7 @@ struct Running(Child);
 impl Drop for Running {
     fn drop(&mut self) {
         if let Ok(None) = self.0.try_wait() {
-            // It leads its group.
+            // The child leads its own process group.
             let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
             let _ = self.0.wait();
         }

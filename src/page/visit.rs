@@ -1,4 +1,4 @@
-//! The page's state, and a request of somebody who is signed in.
+//! The page's shared state, and a request of a browser that is signed in.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::http::problem::problem;
 use crate::http::sessions::{Session, Sessions};
 use crate::replica::status::Status;
 
-/// Set by the script when it asks for a page's live parts.
+/// The header that the script sets when it requests the live parts of a view.
 const REFRESH_HEADER: &str = "x-refresh";
 
 /// The most open streams of notices: tabs that are looked at. Fewer than a server's connections.
@@ -35,7 +35,7 @@ pub struct Page {
     pub(super) sessions: Sessions,
     pub(super) throughput: Throughput,
     pub(super) thumbnails: Thumbnails,
-    /// The places of the streams of [`super::live`].
+    /// Bounds the open streams of [`super::live`].
     pub(super) streams: Arc<Semaphore>,
     pub(super) stop: CancellationToken,
 }
@@ -57,7 +57,7 @@ impl Page {
         Self { agent, handle, sessions, throughput, thumbnails, streams, stop }
     }
 
-    /// Counts what crosses, for as long as it is polled. Never returns.
+    /// Counts the transferred bytes while it is polled. Never returns.
     pub async fn watch_throughput(&self) {
         self.throughput.watch(&self.handle).await;
     }
@@ -68,7 +68,7 @@ pub(super) struct Visit {
     pub(super) page: Page,
     pub(super) session: Session,
     pub(super) status: Status,
-    /// The script asks for the live parts only.
+    /// Whether the script requests the live parts only.
     is_refresh: bool,
 }
 

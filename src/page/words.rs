@@ -1,14 +1,14 @@
-//! How the page says sizes, counts, times and names. Pure.
+//! Formats sizes, counts, times and names for the page. Pure.
 
 use chrono::DateTime;
 use maud::{Markup, html};
 
 use crate::core::foreign_text::is_unshowable;
 
-/// A name is cut here; the whole one is on the asset's own page.
+/// The most characters of a name; the asset's page shows the whole name.
 const NAME_CHARS_MAX: usize = 300;
 
-/// A sentence, or a description, is cut here.
+/// The most characters of a sentence or a description.
 const TEXT_CHARS_MAX: usize = 20_000;
 
 /// Persian and the scripts of India need them, and so do joined emoji.
@@ -107,7 +107,7 @@ pub(super) fn ago(age_ms: u64) -> String {
     if age_ms < 10_000 { "just now".into() } else { format!("{} ago", span(age_ms / 1000)) }
 }
 
-/// A moment; the script says it in local time.
+/// A time, which the script shows in local time.
 pub(super) fn time(ms: i64) -> Markup {
     let Some(time) = DateTime::from_timestamp_millis(ms) else { return html! { "unknown" } };
     html! {
