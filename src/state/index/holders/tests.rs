@@ -8,8 +8,7 @@ use rusqlite::Connection;
 
 use super::*;
 use crate::core::copies::{Census, CopiesGoal};
-use crate::core::ids::Digest;
-use crate::core::ids::{HashAlgorithm, StoreId};
+use crate::core::ids::{Digest, HashAlgorithm, StoreId};
 
 const HERE: NodeId = NodeId([1; 32]);
 const THERE: NodeId = NodeId([2; 32]);
