@@ -154,7 +154,7 @@ async fn add(
 }
 
 /// Adds the attributes that are found in the content itself.
-async fn sniffed(
+pub(crate) async fn sniffed(
     received: Received,
     mut attributes: Attributes,
 ) -> Result<(Received, Attributes), Problem> {

@@ -87,50 +87,84 @@ pub(crate) async fn receive(
     largest_bytes: Option<u64>,
 ) -> Result<Received, Problem> {
     let mut stream = body.into_data_stream();
-    let mut hasher = Hasher::new(algorithm);
-    let mut start = BytesMut::new();
+    let mut receiving = Receiving::new(folder, algorithm, largest_bytes);
     while let Some(chunk) = next_chunk(&mut stream).await? {
-        hasher.update(&chunk);
-        start.extend_from_slice(&chunk);
-        if start.len() as u64 > SMALL_BYTES_MAX {
-            return receive_large(stream, start.freeze(), hasher, folder, store, largest_bytes)
-                .await;
-        }
+        receiving.take(&chunk, store).await?;
     }
-    let size_bytes = start.len() as u64;
-    check_largest(size_bytes, largest_bytes)?;
-    let digest = Digest { hash: hasher.hash(), size_bytes };
-    Ok(Received::Small(digest, start.freeze()))
+    receiving.finish().await
 }
 
-async fn receive_large(
-    mut stream: BodyDataStream,
-    start: Bytes,
-    mut hasher: Hasher,
-    folder: &Path,
-    store: &dyn Store,
+/// A content that is being received: in memory while it is small, then in a file. Leaves nothing
+/// behind when it is dropped.
+pub(crate) struct Receiving {
+    hasher: Hasher,
+    size_bytes: u64,
     largest_bytes: Option<u64>,
-) -> Result<Received, Problem> {
-    let (temp, mut file) = TempFile::create(folder).await?;
-    let failed = |error| write_failed(folder, &error);
-    let mut size_bytes = start.len() as u64;
-    file.write_all(&start).await.map_err(failed)?;
-    drop(start);
-    let mut checked_bytes = 0;
-    while let Some(chunk) = next_chunk(&mut stream).await? {
-        size_bytes += chunk.len() as u64;
-        check_largest(size_bytes, largest_bytes)?;
-        if size_bytes >= checked_bytes + SPACE_CHECK_BYTES {
-            store.check_space(SPACE_CHECK_BYTES).await?;
-            checked_bytes = size_bytes;
+    folder: PathBuf,
+    /// The bytes of a content that is small so far.
+    start: BytesMut,
+    large: Option<Large>,
+}
+
+struct Large {
+    temp: TempFile,
+    file: File,
+    /// How much had come when the free space was last looked at.
+    checked_bytes: u64,
+}
+
+impl Receiving {
+    /// Nothing yet. Large contents pass through `folder`.
+    pub(crate) fn new(folder: &Path, algorithm: HashAlgorithm, largest_bytes: Option<u64>) -> Self {
+        Self {
+            hasher: Hasher::new(algorithm),
+            size_bytes: 0,
+            largest_bytes,
+            folder: folder.to_owned(),
+            start: BytesMut::new(),
+            large: None,
         }
-        hasher.update(&chunk);
-        file.write_all(&chunk).await.map_err(failed)?;
     }
-    // The last write to the file may still be under way in the background.
-    file.flush().await.map_err(failed)?;
-    let digest = Digest { hash: hasher.hash(), size_bytes };
-    Ok(Received::Large(digest, temp))
+
+    /// How many bytes have come.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Takes the next bytes.
+    pub(crate) async fn take(&mut self, chunk: &[u8], store: &dyn Store) -> Result<(), Problem> {
+        self.size_bytes += chunk.len() as u64;
+        check_largest(self.size_bytes, self.largest_bytes)?;
+        self.hasher.update(chunk);
+        if let Some(large) = &mut self.large {
+            if self.size_bytes >= large.checked_bytes + SPACE_CHECK_BYTES {
+                store.check_space(SPACE_CHECK_BYTES).await?;
+                large.checked_bytes = self.size_bytes;
+            }
+            let written = large.file.write_all(chunk).await;
+            return written.map_err(|error| write_failed(&self.folder, &error));
+        }
+        self.start.extend_from_slice(chunk);
+        if self.size_bytes > SMALL_BYTES_MAX {
+            let (temp, mut file) = TempFile::create(&self.folder).await?;
+            let start = std::mem::take(&mut self.start);
+            let written = file.write_all(&start).await;
+            written.map_err(|error| write_failed(&self.folder, &error))?;
+            self.large = Some(Large { temp, file, checked_bytes: 0 });
+        }
+        Ok(())
+    }
+
+    /// The whole content.
+    pub(crate) async fn finish(self) -> Result<Received, Problem> {
+        let digest = Digest { hash: self.hasher.hash(), size_bytes: self.size_bytes };
+        let Some(Large { temp, mut file, .. }) = self.large else {
+            return Ok(Received::Small(digest, self.start.freeze()));
+        };
+        // The last write to the file may still be under way in the background.
+        file.flush().await.map_err(|error| write_failed(&self.folder, &error))?;
+        Ok(Received::Large(digest, temp))
+    }
 }
 
 /// Refuses a content larger than the store accepts.
