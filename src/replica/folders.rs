@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use crate::clock::wall_ms;
 use crate::core::folder::path::PATH_BYTES_MAX;
 use crate::core::folder::path::{FolderPath, PathKey};
-use crate::core::folder::version::Version;
+use crate::core::folder::version::{Content, Version};
 use crate::core::folder::{
     BINDING_DIR, BINDING_MODE, BINDING_MODEL, FOLDER_CREATED_BY, FOLDER_MODEL, FOLDER_NAME,
     FOLDER_NAME_BYTES_MAX,
@@ -273,6 +273,27 @@ impl FolderJournal {
         changes: Vec<FileChange>,
     ) -> Result<Vec<Version>, WriteError> {
         self.write_as(folder, changes, Stamping::AsTheyAre).await
+    }
+
+    /// Writes contents over whatever the journal holds at their paths, in the given order; what they
+    /// replace goes into the history. For writers that keep no base of their own.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub async fn replace(
+        &self,
+        folder: FolderId,
+        mut contents: Vec<(FolderPath, Content)>,
+    ) -> Result<Vec<Version>, WriteError> {
+        let mut written = Vec::with_capacity(contents.len());
+        while !contents.is_empty() {
+            let rest = contents.split_off(contents.len().min(CHANGES_PER_WRITE));
+            let now = std::mem::replace(&mut contents, rest);
+            let work =
+                move |journal: &mut Journal, now_ms| journal.replace_files(folder, now, now_ms);
+            written.extend(self.journal.run(work).await??);
+        }
+        Ok(written)
     }
 
     /// Hands over bases that the journal may have forgotten, see [`may_be_forgotten`], before they are

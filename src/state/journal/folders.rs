@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::core::folder::path::{FolderPath, PathKey};
-use crate::core::folder::version::{ShortId, Version};
+use crate::core::folder::resolve::needs_history;
+use crate::core::folder::version::{Content, ShortId, Version};
 use crate::core::folder::{
     FILE_MODEL, FILE_VERSION, file_id, history_kind, history_stream, split_file_id,
 };
@@ -136,6 +137,40 @@ impl Journal {
     ) -> Result<std::result::Result<Vec<Version>, DraftError>> {
         let mut tx = self.begin(now_ms)?;
         match tx.write_files(folder, changes, stamping)? {
+            Ok(written) => {
+                tx.commit()?;
+                Ok(Ok(written))
+            }
+            Err(error) => Ok(Err(error)),
+        }
+    }
+}
+
+impl Journal {
+    /// Writes contents over whatever the journal holds at their paths, in the given order. Each new
+    /// version contains the one that it replaces, which goes into the history. So no version is lost
+    /// that was written between a caller's look and its write.
+    pub fn replace_files(
+        &mut self,
+        folder: FolderId,
+        contents: Vec<(FolderPath, Content)>,
+        now_ms: u64,
+    ) -> Result<std::result::Result<Vec<Version>, DraftError>> {
+        let mut tx = self.begin(now_ms)?;
+        let model = model_num(&tx.db, FILE_MODEL)?;
+        let mut changes = Vec::with_capacity(contents.len());
+        for (path, content) in contents {
+            let current = match model {
+                Some(model) => file_at(&tx.db, model, &file_id(folder, path.key()))?,
+                None => None,
+            };
+            let current = current.map(|row| row.version);
+            let vector = current.as_ref().map(|version| version.vector.clone()).unwrap_or_default();
+            let version = Version { path, content, vector, device_name: String::new() };
+            let before = current.filter(|current| needs_history(current, &version));
+            changes.push(FileChange { version, before, is_undo: false });
+        }
+        match tx.write_files(folder, changes, Stamping::AsChanges)? {
             Ok(written) => {
                 tx.commit()?;
                 Ok(Ok(written))
