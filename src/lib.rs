@@ -129,6 +129,7 @@
 //! | evict | delete the copy of an asset here, while enough other devices have proven theirs |
 //! | intent | the record that this device is evicting an asset |
 //! | page | what the agent shows to people in a browser |
+//! | shelf | a directory of WebDAV with the assets of a month, or of a tag |
 //! | sign-in code, session | opens a session of the page, once; a browser that is signed in |
 //! | alert | what needs the user's attention; stands until it is mended |
 //! | fact, effect | an input of the engine, and what it tells the shell to do |
@@ -142,6 +143,7 @@ pub mod clock;
 pub mod config;
 pub mod copies;
 pub mod core;
+pub mod dav;
 pub mod db;
 pub mod folders;
 pub mod group;

@@ -9,7 +9,7 @@ mod circles;
 
 /// The folders that each folder may import: only those below it. `main.rs` and `lib.rs` are above
 /// all.
-const ARROWS: [(&str, &[&str]); 20] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("core", &[]),
     ("clock", &[]),
     ("db", &[]),
@@ -43,12 +43,19 @@ const ARROWS: [(&str, &[&str]); 20] = [
             "folders", "group", "copies", "alerts", "http", "agent",
         ],
     ),
-    ("page", &["core", "clock", "state", "replica", "folders", "group", "http", "agent", "api"]),
+    (
+        "page",
+        &[
+            "core", "clock", "state", "replica", "folders", "group", "http", "agent", "api", "dav",
+            "copies",
+        ],
+    ),
+    ("dav", &["core", "clock", "store", "state", "replica", "http", "agent"]),
     (
         "cli",
         &[
             "core", "wire", "clock", "store", "net", "state", "config", "replica", "transfer",
-            "folders", "group", "copies", "alerts", "http", "agent", "api", "page",
+            "folders", "group", "copies", "alerts", "http", "agent", "api", "page", "dav",
         ],
     ),
 ];

@@ -33,6 +33,7 @@
 //! | `GET /v1/watch`, `GET /v1/changes` | records as they change, see `watch` |
 //! | `GET /v1/members`, `/v1/journal/…` | the journal as a whole, see `journal` |
 //! | `POST /v1/page/link`, `POST /v1/page/revoke` | sign browsers in to the page and out of it, see [`page`] |
+//! | `GET`, `DELETE /v1/dav`, `POST /v1/dav/password` `{}` | WebDAV and its password, see [`dav`] |
 //! | `GET /openapi.json` | all of this and of the store's API, as OpenAPI 3.1 |
 //!
 //! Beside them, `up` serves the people's endpoints ([`crate::http::people`]), and with the embedded
@@ -77,6 +78,7 @@ mod assets;
 mod checkup;
 pub mod config;
 pub mod copies;
+pub mod dav;
 mod events;
 mod filter;
 mod folders;

@@ -10,8 +10,8 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    Described, alerts, assets, checkup, config, copies, events, folders, forgetting, hooks, ingest,
-    journal, metrics, page, proofs, ready, records, verify, watch,
+    Described, alerts, assets, checkup, config, copies, dav, events, folders, forgetting, hooks,
+    ingest, journal, metrics, page, proofs, ready, records, verify, watch,
 };
 use crate::http::problem::{PROBLEM_TYPE, ProblemBody};
 use crate::http::{people, store_api};
@@ -119,6 +119,7 @@ impl Modify for Common {
             journal::Described::openapi(),
             config::Described::openapi(),
             page::Described::openapi(),
+            dav::Described::openapi(),
             proofs::Described::openapi(),
             forgetting::Described::openapi(),
             verify::Described::openapi(),

@@ -18,8 +18,10 @@ mod complete;
 mod config;
 mod content;
 mod copies;
+mod dav;
 mod devices;
 mod doctor;
+mod doors;
 mod edit;
 mod exit;
 mod fetch;
@@ -105,6 +107,11 @@ enum Command {
     Store(options::StoreArgs),
     /// Open the page of the running agent in a browser, signed in
     Open(open::OpenArgs),
+    /// Show whether WebDAV is on, which lets other programs read and write the folders; turn it on
+    Dav {
+        #[command(subcommand)]
+        command: Option<dav::DavCommand>,
+    },
     /// Make a ticket that lets another device join, once unless said otherwise; list and revoke tickets
     Ticket(pairing::TicketArgs),
     /// Join the group of the device that made a ticket
@@ -343,6 +350,9 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Up(args) => up::up(home, *args, output).await,
             Command::Store(args) => up::store(home, args, output).await,
             Command::Open(args) => open::open(&Client::connect(home).await?, args, output).await,
+            Command::Dav { command } => {
+                dav::dav(&Client::connect(home).await?, command, output).await
+            }
             Command::Ticket(args) => {
                 pairing::ticket(&Client::connect(home).await?, args, output).await
             }

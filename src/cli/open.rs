@@ -46,6 +46,13 @@ pub(crate) async fn open(client: &Client, args: OpenArgs, output: Output) -> Res
     }
     let link: PageLink = client.post(&["v1", "page", "link"], &NoArguments {}).await?;
     output.value(&link, |link| link.url.clone())?;
+    if let Some(network) = &link.network {
+        output.note(format!(
+            "For a device of the network, in place of the link above: {}\nIts browser warns of a \
+             certificate that nobody has signed; go on when its SHA-256 fingerprint is\n{}",
+            network.url, network.fingerprint
+        ));
+    }
     let is_watched = !output.json && std::io::stderr().is_terminal();
     let starter = browser_starter().filter(|_| is_watched && !args.no_browser);
     let has_started = match starter {

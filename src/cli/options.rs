@@ -31,6 +31,14 @@ pub(crate) struct UpArgs {
     /// next free port]
     #[arg(long, value_name = "ADDR", value_parser = |text: &str| check("listen", text))]
     listen: Option<Value>,
+    /// Let browsers of the network open the page here, such as `0.0.0.0:5759`, with TLS and after
+    /// `can-sync open` [default: nowhere but on this machine]
+    #[arg(long, value_name = "ADDR", value_parser = |text: &str| check("page_listen", text))]
+    page_listen: Option<Value>,
+    /// Let programs of the network use WebDAV here, such as `0.0.0.0:5759`, with TLS and the password
+    /// of `can-sync dav password` [default: nowhere but on this machine]
+    #[arg(long, value_name = "ADDR", value_parser = |text: &str| check("dav_listen", text))]
+    dav_listen: Option<Value>,
     /// Use the local network alone: no relay, no discovery service
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_parser = |text: &str| check("offline", text))]
@@ -108,6 +116,8 @@ impl UpArgs {
             ("store_hash", self.store_hash),
             ("store_key_header", self.store_key_header),
             ("listen", self.listen),
+            ("page_listen", self.page_listen),
+            ("dav_listen", self.dav_listen),
             ("offline", self.offline),
             ("relay", self.relay),
             ("peer", peers),

@@ -18,13 +18,18 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::config;
+use super::doors::Network;
 use super::exit::{Exit, Failure};
 use super::notify;
 use super::options::{StoreArgs, UpArgs};
 use super::output::Output;
 use super::text::shown;
 use crate::agent::{self, Agent, StoreChoice};
+use crate::api::dav::DavDoor;
 use crate::api::{self, config::LiveConfig};
+use crate::dav::{self, Dav};
+use crate::http::basic::{BasicGuard, Password};
+use crate::http::browser::Door;
 use crate::http::guard::{Guard, own_user};
 use crate::http::people;
 use crate::http::serve::{serve, serve_own_user};
@@ -60,6 +65,8 @@ pub(crate) async fn up(
     let tuning = api::config::tuning(&settings);
     let listener = bind(settings.listen).await?;
     let address = listener.local_addr().context("looking up the API's address")?;
+    let network = Network::bind(&settings, &home, &lock).await?;
+    let password = Password::of_hash(home.dav_password()?.as_deref());
     let store = match (settings.store, settings.store_key_file) {
         (Some(url), Some(key_file)) => {
             let (hash_algorithm, key_header) = (settings.store_hash, settings.store_key_header);
@@ -96,17 +103,38 @@ pub(crate) async fn up(
     let sessions = Sessions::new(address.port());
     let router = api::router(handle.clone(), stop.clone())
         .merge(api::config::router(config.clone()))
-        .merge(api::page::router(sessions.clone(), api.clone()))
+        .merge(api::page::router(sessions.clone(), api.clone(), network.page()))
+        .merge(api::dav::router(DavDoor {
+            password: password.clone(),
+            home: home.clone(),
+            url: format!("{api}{}/", dav::PREFIX),
+            listens: network.dav(),
+        }))
         .merge(store_routes);
-    let page =
-        Page::new(router.clone(), handle.clone(), sessions, home.thumbnails_dir(), stop.clone());
+    let dav = Dav::new(handle.clone());
+    let page = Page::new(
+        router.clone(),
+        handle.clone(),
+        sessions,
+        home.thumbnails_dir(),
+        stop.clone(),
+        dav.clone(),
+        network.page(),
+    );
     let socket = home.listen_for_commands(&lock)?;
     let commands = UnixListener::from_std(socket.listener).context("listening for commands")?;
     let mut serving = std::pin::pin!(async {
         let own_user = serve_own_user(commands, own_user(router.clone()), stop.clone());
         let guarded = Guard::new(key, address.port()).layer(router);
-        let doors = page::router(page.clone(), address.port()).fallback_service(guarded);
-        let (served, ()) = tokio::join!(serve(listener, doors, stop.clone()), own_user);
+        let dav = dav.router();
+        let port = address.port();
+        let doors = page::router(page.clone(), Door::Loopback(port))
+            .merge(BasicGuard::new(password.clone(), Some(port)).layer(dav.clone()))
+            .fallback_service(guarded);
+        let dav = BasicGuard::new(password, None).layer(dav);
+        let network = network.serve(&page, &dav, &stop);
+        let (served, (), ()) =
+            tokio::join!(serve(listener, doors, stop.clone()), own_user, network);
         served
     });
     let pid = std::process::id();

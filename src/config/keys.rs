@@ -81,6 +81,8 @@ pub const KEYS: &[Key] = &[
     key("store_hash", Kind::Text, false, "what the store says, or its first asset shows"),
     key("store_key_header", Kind::Text, false, "Authorization, as a bearer key"),
     key("listen", Kind::Text, false, "127.0.0.1:5757, or the next free port"),
+    key("page_listen", Kind::Text, false, "nowhere but on this machine"),
+    key("dav_listen", Kind::Text, false, "nowhere but on this machine"),
     key("offline", Kind::Switch, false, "false"),
     key("relay", Kind::Text, false, "the public relays"),
     key("peer", Kind::List, true, "none"),
@@ -108,6 +110,10 @@ pub struct Settings {
     pub store_key_header: Option<String>,
     /// Where to serve the API.
     pub listen: Option<SocketAddr>,
+    /// Where the network reaches the page, with TLS.
+    pub page_listen: Option<SocketAddr>,
+    /// Where the network reaches WebDAV, with TLS.
+    pub dav_listen: Option<SocketAddr>,
     /// Use the local network alone.
     pub offline: bool,
     /// The relay to use.
@@ -155,6 +161,8 @@ impl Settings {
                 self.store_key_header = Some(parse_header(text)?);
             }
             ("listen", Value::Text(text)) => self.listen = Some(parse_listen(text)?),
+            ("page_listen", Value::Text(text)) => self.page_listen = Some(parse_open(text)?),
+            ("dav_listen", Value::Text(text)) => self.dav_listen = Some(parse_open(text)?),
             ("offline", Value::Switch(is_on)) => self.offline = *is_on,
             ("relay", Value::Text(text)) => self.relay = parse_relay(text)?,
             ("peer", Value::List(texts)) if texts.len() > PEERS_MAX => {
@@ -287,6 +295,15 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     let expected = || format!("expected a loopback address, such as 127.0.0.1:5757, got {text:?}");
     let address: SocketAddr = text.parse().map_err(|_| expected())?;
     address.ip().is_loopback().then_some(address).ok_or_else(expected)
+}
+
+/// An address that is opened to the network.
+fn parse_open(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!(
+            "expected an address of this machine and a port, such as 0.0.0.0:5759, got {text:?}"
+        )
+    })
 }
 
 /// The name of a header that may carry a key.

@@ -1,7 +1,8 @@
 //! The guard of the page: decides which requests of a browser are allowed, before anything else is
 //! read.
 //!
-//! B1  The request names this server by a literal loopback name (DNS rebinding uses another one).
+//! B1  The request names this server by a literal loopback name, or on the network by an address (DNS
+//!     rebinding uses a name).
 //! B2  What changes something comes from a page of this server: its `Origin` is this server's, port
 //!     included, and a browser that says where a request comes from says `same-origin`. Pages of
 //!     other sites and of other ports may link here, and nothing else.
@@ -13,6 +14,7 @@
 //! A cookie goes to every port of its host. Another user's server on this machine sees it when this
 //! user opens that server under the same name; `can-sync open --revoke` ends the session.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -48,11 +50,20 @@ const HARDENED: [(HeaderName, &str); 8] = [
 /// How the page says what the guard refused.
 pub type Refused = fn(Problem) -> Response;
 
+/// Where the page is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// On loopback, on this port.
+    Loopback(u16),
+    /// To the network with TLS, on this port.
+    Network(u16),
+}
+
 /// The guard of one server's page.
 #[derive(Clone)]
 pub struct BrowserGuard {
     sessions: Sessions,
-    port: u16,
+    door: Door,
     /// The paths that need no session.
     open_paths: &'static [&'static str],
     refused: Refused,
@@ -62,11 +73,11 @@ impl BrowserGuard {
     /// Allows requests with a session, and to `open_paths` without one.
     pub fn new(
         sessions: Sessions,
-        port: u16,
+        door: Door,
         open_paths: &'static [&'static str],
         refused: Refused,
     ) -> Self {
-        Self { sessions, port, open_paths, refused }
+        Self { sessions, door, open_paths, refused }
     }
 
     /// The router behind this guard; the handlers find the session in the request's extensions.
@@ -112,15 +123,25 @@ impl BrowserGuard {
         if uri.scheme().is_some() || uri.authority().is_some() {
             return Some("the request line must hold a path, not a URL");
         }
-        if !is_our_host(headers, self.port) {
-            return Some(
-                "open the page under 127.0.0.1, [::1] or localhost, and this agent's port",
-            );
+        match self.door {
+            Door::Loopback(port) if !is_our_host(headers, port) => {
+                return Some(
+                    "open the page under 127.0.0.1, [::1] or localhost, and this agent's port",
+                );
+            }
+            Door::Network(port) if !is_address(headers, port) => {
+                return Some("open the page under an address of this machine, not under a name");
+            }
+            Door::Loopback(_) | Door::Network(_) => {}
         }
+        let scheme = match self.door {
+            Door::Loopback(_) => b"http://".as_slice(),
+            Door::Network(_) => b"https://",
+        };
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         let origin = one(headers, &header::ORIGIN);
         let is_own_origin = origin.as_ref().is_ok_and(|origin| {
-            let origin = origin.and_then(|origin| origin.strip_prefix(b"http://"));
+            let origin = origin.and_then(|origin| origin.strip_prefix(scheme));
             origin.is_some() && origin == headers.get(header::HOST).map(HeaderValue::as_bytes)
         });
         let is_without_origin = origin == Ok(None);
@@ -136,6 +157,15 @@ impl BrowserGuard {
         };
         (!is_ours).then_some("the request comes from another page")
     }
+}
+
+/// Whether the request names the server by an IP address and its port: a page that is led here by
+/// DNS rebinding has a name.
+fn is_address(headers: &HeaderMap, port: u16) -> bool {
+    let host = one(headers, &header::HOST).ok().flatten();
+    let host = host.and_then(|host| std::str::from_utf8(host).ok());
+    let address = host.and_then(|host| host.parse::<SocketAddr>().ok());
+    address.is_some_and(|address| address.port() == port)
 }
 
 /// Whether a person follows a link, as opposed to a page that loads something.
@@ -171,8 +201,12 @@ mod tests {
 
     /// The status of the refusal; 401 when only the session is missing.
     fn judge(method: Method, uri: &str, headers: &[(&str, &str)]) -> u16 {
+        judge_at(Door::Loopback(4242), method, uri, headers)
+    }
+
+    fn judge_at(door: Door, method: Method, uri: &str, headers: &[(&str, &str)]) -> u16 {
         let guard =
-            BrowserGuard::new(Sessions::new(4242), 4242, &["/open"], IntoResponse::into_response);
+            BrowserGuard::new(Sessions::new(4242), door, &["/open"], IntoResponse::into_response);
         let mut request = Request::builder().method(method).uri(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -193,6 +227,25 @@ mod tests {
         assert_eq!(judge(Method::GET, "http://127.0.0.1:4242/open", &[HOST]), 403);
         assert_eq!(judge(Method::GET, "/open", &[HOST]), 200);
         assert_eq!(judge(Method::GET, "/open", &[("host", "localhost:4242")]), 200);
+    }
+
+    #[test]
+    fn the_network_reaches_the_page_under_an_address_and_from_its_own_origin_alone() {
+        let judge = |headers: &[(&str, &str)]| {
+            judge_at(Door::Network(4242), Method::POST, "/open", headers)
+        };
+        for (host, origin, status) in [
+            ("192.168.1.5:4242", "https://192.168.1.5:4242", 200),
+            ("[fe80::1]:4242", "https://[fe80::1]:4242", 200),
+            ("192.168.1.5:4242", "http://192.168.1.5:4242", 403),
+            ("192.168.1.5:4242", "https://192.168.1.6:4242", 403),
+            ("192.168.1.5:4243", "https://192.168.1.5:4243", 403),
+            ("192.168.1.5", "https://192.168.1.5", 403),
+            ("evil.example:4242", "https://evil.example:4242", 403),
+            ("localhost:4242", "https://localhost:4242", 403),
+        ] {
+            assert_eq!(judge(&[("host", host), ("origin", origin)]), status, "{host} {origin}");
+        }
     }
 
     #[test]

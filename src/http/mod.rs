@@ -6,8 +6,9 @@
 //! [`guard`], on the connections of [`serve`].
 
 pub mod asset;
+pub mod basic;
 pub mod browser;
-mod content;
+pub(crate) mod content;
 pub(crate) mod describe;
 pub(crate) mod events;
 pub(crate) mod extract;
@@ -16,8 +17,9 @@ pub mod people;
 pub mod places;
 pub mod problem;
 pub mod serve;
-mod served;
+pub(crate) mod served;
 pub mod sessions;
 pub mod store_api;
 pub mod target;
+pub mod tls;
 pub(crate) mod upload;

@@ -1,4 +1,5 @@
-//! Connections of a loopback HTTP server: how long they are held, and how they end.
+//! Connections of an HTTP server, on loopback or with TLS on the network: how long they are held, and
+//! how they end.
 //!
 //! A client holds one of the [`places`](super::places), and must send its header within
 //! [`HEADER_DEADLINE`] (which closes idle connections too) and its body without pauses longer than
@@ -23,9 +24,11 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
@@ -79,9 +82,21 @@ pub async fn serve_own_user(listener: UnixListener, router: Router, stop: Cancel
     serve_until_stopped(Listener::Unix(listener), router, stop).await;
 }
 
+/// Serves the network with TLS, as [`serve`] does loopback. What `router` lets pass is its guard's to
+/// decide.
+pub async fn serve_network(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    router: Router,
+    stop: CancellationToken,
+) {
+    serve_until_stopped(Listener::Network(listener, tls), router, stop).await;
+}
+
 /// The listening socket.
 enum Listener {
     Tcp(TcpListener),
+    Network(TcpListener, TlsAcceptor),
     Unix(UnixListener),
 }
 
@@ -100,6 +115,11 @@ impl Listener {
                 let _ = stream.set_nodelay(true);
                 Ok(peer.ip().is_loopback().then_some(Either::Left(stream)))
             }
+            Self::Network(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                let _ = stream.set_nodelay(true);
+                Ok(Some(Either::Left(stream)))
+            }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 let user = stream.peer_cred()?.uid();
@@ -115,6 +135,10 @@ impl Listener {
 
 async fn serve_until_stopped(listener: Listener, router: Router, stop: CancellationToken) {
     let places = Places::default();
+    let tls = match &listener {
+        Listener::Network(_, tls) => Some(tls.clone()),
+        Listener::Tcp(_) | Listener::Unix(_) => None,
+    };
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -131,7 +155,8 @@ async fn serve_until_stopped(listener: Listener, router: Router, stop: Cancellat
                 continue;
             }
         };
-        connections.spawn(connection(stream, places.take(), router.clone(), stop.clone()));
+        let (place, router, stop) = (places.take(), router.clone(), stop.clone());
+        connections.spawn(connection(stream, tls.clone(), place, router, stop));
     }
     drop(listener);
     let ended = async { while connections.join_next().await.is_some() {} };
@@ -141,7 +166,32 @@ async fn serve_until_stopped(listener: Listener, router: Router, stop: Cancellat
 }
 
 /// Serves one connection from its first byte to its last.
-async fn connection(stream: Stream, place: Arc<Place>, router: Router, stop: CancellationToken) {
+async fn connection(
+    stream: Stream,
+    tls: Option<TlsAcceptor>,
+    place: Arc<Place>,
+    router: Router,
+    stop: CancellationToken,
+) {
+    let Some(tls) = tls else { return requests(stream, place, router, stop).await };
+    let (close, stopped) = (place.close.clone(), stop.clone());
+    let stream = tokio::select! {
+        stream = timeout(HEADER_DEADLINE, tls.accept(stream)) => stream,
+        () = close.cancelled() => return,
+        () = stopped.cancelled() => return,
+    };
+    if let Ok(Ok(stream)) = stream {
+        requests(stream, place, router, stop).await;
+    }
+}
+
+/// Serves the requests of a connection.
+async fn requests(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    place: Arc<Place>,
+    router: Router,
+    stop: CancellationToken,
+) {
     let close = place.close.clone();
     let service = Requests { router: TowerToHyperService::new(router), place, stop: stop.clone() };
     let connection = http1::Builder::new()

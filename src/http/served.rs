@@ -3,10 +3,10 @@
 
 /// How a content is served.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Served {
-    pub(super) content_type: &'static str,
+pub(crate) struct Served {
+    pub(crate) content_type: &'static str,
     /// Whether a browser may show it, because nothing in it can run.
-    pub(super) is_inert: bool,
+    pub(crate) is_inert: bool,
 }
 
 /// Types served under their own name, and shown inline on request.
@@ -47,7 +47,7 @@ const DOWNLOAD_TYPES: [&str; 6] = [
 ];
 
 /// How a content of this media type is served. Never the stored type itself, which may be any text.
-pub(super) fn served_type(media_type: &str) -> Served {
+pub(crate) fn served_type(media_type: &str) -> Served {
     let essence = media_type.split(';').next().unwrap_or_default().trim();
     let known = |types: &[&'static str]| {
         types.iter().copied().find(|known| known.eq_ignore_ascii_case(essence))
@@ -66,7 +66,7 @@ pub(super) fn served_type(media_type: &str) -> Served {
 
 /// The header by RFC 6266: an ASCII name for old clients and the real name, percent-encoded. Only
 /// the last part of a path is used as the name.
-pub(super) fn content_disposition(disposition: &str, file_name: &str) -> String {
+pub(crate) fn content_disposition(disposition: &str, file_name: &str) -> String {
     let name = file_name.rsplit(['/', '\\']).next().unwrap_or_default();
     if name.is_empty() {
         return disposition.to_owned();

@@ -44,6 +44,8 @@ pub struct Sessions {
     state: Arc<Mutex<State>>,
     /// Cookies go to every port of a host: the name keeps two agents apart.
     cookie: Arc<str>,
+    /// The server has TLS: its cookies go over nothing else.
+    is_secure: bool,
 }
 
 #[derive(Default)]
@@ -95,7 +97,20 @@ impl Sessions {
     /// Of the server on `port`.
     pub fn new(port: u16) -> Self {
         let cookie = format!("can-sync-{port}").into();
-        Self { state: Arc::default(), cookie }
+        Self { state: Arc::default(), cookie, is_secure: false }
+    }
+
+    /// The same sessions, of another server of this agent, which has TLS.
+    pub fn with_tls(&self, port: u16) -> Self {
+        let cookie = format!("can-sync-{port}").into();
+        Self { state: self.state.clone(), cookie, is_secure: true }
+    }
+
+    fn attributes(&self) -> &'static str {
+        match self.is_secure {
+            true => "Path=/; HttpOnly; SameSite=Strict; Secure",
+            false => "Path=/; HttpOnly; SameSite=Strict",
+        }
     }
 
     /// Makes a code.
@@ -134,7 +149,7 @@ impl Sessions {
         });
         let max_age = SESSION_LIFE_MS / 1000;
         let name = &self.cookie;
-        Some(format!("{name}={value}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Strict"))
+        Some(format!("{name}={value}; Max-Age={max_age}; {}", self.attributes()))
     }
 
     /// The session of a request.
@@ -166,7 +181,7 @@ impl Sessions {
         if let Some(at) = state.sessions.iter().position(|open| open.id == session.id) {
             state.sessions.remove(at).ended.cancel();
         }
-        format!("{}=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict", self.cookie)
+        format!("{}=; Max-Age=0; {}", self.cookie, self.attributes())
     }
 
     /// Ends every session and forgets every code. Returns how many sessions there were.

@@ -4,6 +4,7 @@
 //! they have confirmed them on both devices.
 
 use axum::Router;
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use maud::{Markup, html};
@@ -16,9 +17,13 @@ use super::qr;
 use super::visit::{Page, Visit};
 use super::words::{ago, clean, count, name, size};
 use crate::agent::handle::{PairReply, RemoveReply, RenameReply, TicketReply};
-use crate::api::requests::{ConfirmRequest, RedeemRequest, RenameRequest, TicketRequest};
+use crate::api::page::{NetworkLink, PageLink};
+use crate::api::requests::{
+    ConfirmRequest, NoArguments, RedeemRequest, RenameRequest, TicketRequest,
+};
 use crate::clock::wall_ms;
 use crate::http::extract::Path;
+use crate::http::problem::problem;
 use crate::http::sessions::Invitation;
 use crate::replica::status::{PairingState, PairingStatus, PeerStatus};
 
@@ -34,6 +39,7 @@ pub(super) fn router() -> Router<Page> {
         .route("/devices/join", post(join))
         .route("/devices/confirm", post(confirm))
         .route("/devices/rename", post(rename))
+        .route("/devices/phone", post(phone))
         .route("/devices/{device}/remove", get(ask_to_remove).post(remove))
 }
 
@@ -66,6 +72,15 @@ async fn show(visit: Visit) -> Result<Markup, PageError> {
                     (super::layout::empty("This device is alone", html! { "Make a ticket above to pair the first one." }))
                 } @else {
                     ul.devices { @for peer in &status.peers { li.card { (row(peer, reports.get(&peer.node_id))) } } }
+                }
+            }
+        }
+        @if visit.page.network.is_some() {
+            section aria-labelledby="phone" {
+                h2 #phone { "Open this page on a phone" }
+                div.card {
+                    p { "A phone of this network can open the page too. A link lets one browser in, within two minutes." }
+                    (button(&visit.session, "/devices/phone", "plain", "Make a link"))
                 }
             }
         }
@@ -224,6 +239,24 @@ async fn join(visit: Visit, Form(Join { ticket }): Form<Join>) -> Result<Respons
     let note =
         format!("Paired with {}. Devices in the group: {}.", clean(&reply.name), reply.members);
     Ok(visit.done(note, "/devices"))
+}
+
+/// A link for a browser of the network, as a QR code. It is shown once: it is a secret.
+async fn phone(visit: Visit, Form(Nothing {}): Form<Nothing>) -> Result<Markup, PageError> {
+    let link: PageLink = visit.page.agent.post(&["v1", "page", "link"], &NoArguments {}).await?;
+    let gone = || problem(StatusCode::NOT_FOUND, "the page is not open to the network");
+    let NetworkLink { url, fingerprint } = link.network.ok_or_else(gone)?;
+    let content = html! {
+        div.card.narrow {
+            p { "Scan it with the phone. It is good once, within two minutes." }
+            @if let Some(code) = qr::svg(&url, "The link as a QR code") { (code) }
+            p.id { code { (url) } }
+            p { "Nobody has signed this device’s certificate, so the browser warns. Go on when the SHA-256 fingerprint that it shows is this one, which is at the end of the link too:" }
+            p.id { code { (fingerprint) } }
+            p { a.button.plain href="/devices" { "Back" } }
+        }
+    };
+    Ok(visit.show(View::Devices, "Open this page on a phone", content))
 }
 
 #[derive(Deserialize)]

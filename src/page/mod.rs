@@ -23,7 +23,7 @@ use self::form::Form;
 pub use self::visit::Page;
 use self::visit::Visit;
 use crate::clock::wall_ms;
-use crate::http::browser::BrowserGuard;
+use crate::http::browser::{BrowserGuard, Door};
 use crate::http::problem::problem;
 
 mod activity;
@@ -50,15 +50,18 @@ mod words;
 /// The paths that need no session: signing in, and the files of the page that asks for it.
 const OPEN_PATHS: [&str; 4] = ["/open", layout::STYLE_PATH, layout::SCRIPT_PATH, layout::ICON_PATH];
 
-/// The routes behind their guard, on the server of `port`. Requests for other paths are left to the caller.
-pub fn router(page: Page, port: u16) -> Router {
+/// The routes behind their guard. Requests for other paths are left to the caller.
+pub fn router(mut page: Page, door: Door) -> Router {
+    if let Door::Network(port) = door {
+        page.sessions = page.sessions.with_tls(port);
+    }
     let sessions = page.sessions.clone();
     let routes = Router::new()
-        .route("/", get(overview::show))
         .route("/open", get(sign_in))
         .route("/sign-out", post(sign_out))
         .route("/live", get(live::stream))
         .merge(layout::router())
+        .merge(overview::router())
         .merge(devices::router())
         .merge(browse::router())
         .merge(asset::router())
@@ -68,7 +71,7 @@ pub fn router(page: Page, port: u16) -> Router {
         .merge(health::router())
         .merge(activity::router())
         .with_state(page);
-    BrowserGuard::new(sessions, port, &OPEN_PATHS, layout::refused).layer(routes)
+    BrowserGuard::new(sessions, door, &OPEN_PATHS, layout::refused).layer(routes)
 }
 
 #[derive(Deserialize)]

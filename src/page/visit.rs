@@ -17,6 +17,8 @@ use super::layout::{self, PageError, View};
 use super::throughput::Throughput;
 use super::thumbnails::Thumbnails;
 use crate::agent::handle::Handle;
+use crate::api::page::NetworkPage;
+use crate::dav::Dav;
 use crate::http::problem::problem;
 use crate::http::sessions::{Session, Sessions};
 use crate::replica::status::Status;
@@ -38,6 +40,10 @@ pub struct Page {
     /// Bounds the open streams of [`super::live`].
     pub(super) streams: Arc<Semaphore>,
     pub(super) stop: CancellationToken,
+    /// What directories of folders hold.
+    pub(super) dav: Dav,
+    /// Where the network reaches the page.
+    pub(super) network: Option<NetworkPage>,
 }
 
 impl Page {
@@ -49,12 +55,14 @@ impl Page {
         sessions: Sessions,
         thumbnails_dir: PathBuf,
         stop: CancellationToken,
+        dav: Dav,
+        network: Option<NetworkPage>,
     ) -> Self {
         let agent = Agent::new(routes);
         let thumbnails = Thumbnails::new(thumbnails_dir);
         let throughput = Throughput::default();
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
-        Self { agent, handle, sessions, throughput, thumbnails, streams, stop }
+        Self { agent, handle, sessions, throughput, thumbnails, streams, stop, dav, network }
     }
 
     /// Counts the transferred bytes while it is polled. Never returns.

@@ -226,6 +226,10 @@ impl Home {
         self.state.join("hooks")
     }
 
+    fn dav_password_path(&self) -> PathBuf {
+        self.state.join("dav-password")
+    }
+
     fn udp_port_path(&self) -> PathBuf {
         self.state.join("udp-port")
     }
@@ -338,6 +342,45 @@ impl Home {
     /// How far each hook had come, if that can be read.
     pub fn hooks(&self) -> Option<Vec<u8>> {
         fs::read(self.hooks_path()).ok()
+    }
+
+    /// The hash of WebDAV's password, if there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read, or others can read it.
+    pub fn dav_password(&self) -> Result<Option<String>> {
+        let bytes = read_secret(&self.dav_password_path())?;
+        Ok(bytes.and_then(|bytes| String::from_utf8(bytes).ok()))
+    }
+
+    /// Writes down the hash of WebDAV's password, or removes it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_dav_password(&self, hash: Option<&str>) -> Result<()> {
+        let path = self.dav_password_path();
+        match hash {
+            Some(hash) => replace_private(&path, format!("{hash}\n").as_bytes()),
+            None if path.exists() => {
+                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The key and certificate for browsers and WebDAV clients on the network; made by `make` at
+    /// their first use.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or others can read it.
+    pub fn tls(&self, _lock: &Lock, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+        let path = self.state.join("tls");
+        if let Some(bytes) = read_secret(&path)? {
+            return Ok(bytes);
+        }
+        let bytes = make()?;
+        write_secret(&path, &bytes)?;
+        Ok(bytes)
     }
 
     /// The folder that was given for this home; `None` when it is in the XDG folders.
