@@ -387,3 +387,96 @@ fn the_page_works_by_keyboard_alone() {
     browser.wait_for_text("Tagged “kept”.");
     assert_eq!(agent.json(&["ls", "--tag", "kept"])[0]["name"], "1.txt");
 }
+
+#[test]
+fn alerts_stand_first_and_go_aside_when_somebody_has_seen_them() {
+    let _one = ONE.lock();
+    let agent = Agent::start();
+    agent.output(&["config", "set", "alert_free_space", "1000P"]);
+    let Some(browser) = Browser::start() else { return };
+    sign_in(&browser, &agent);
+    browser.find("#warnings form button");
+    let text = browser.text("#warnings .said");
+    assert!(text.contains("free"), "{text}");
+    assert_eq!(agent.json(&["alerts"])[0]["acked_ms"], Value::Null);
+    browser.click("#warnings form button");
+    browser.wait_for_text("1 alert was seen and still stands");
+    assert!(agent.json(&["alerts"])[0]["acked_ms"].is_u64());
+    let left = browser.script("return document.querySelectorAll('#warnings form').length", &[]);
+    assert_eq!(left, 0);
+    // A page of another site cannot do it.
+    let cookie = cookie(&agent);
+    let body = format!("csrf={}&id=low-space", token(&agent, &cookie));
+    assert_eq!(form(&agent, "/alerts/seen", &cookie, "http://evil.example", &body).0, 403);
+}
+
+#[test]
+fn a_copy_is_deleted_here_only_when_others_have_proven_theirs_and_health_counts_copies() {
+    let _one = ONE.lock();
+    let [desk, phone] = [(); 2].map(|()| Agent::start());
+    let alone = add(&desk, "alone.txt", "text/plain", "alone");
+    let Some(browser) = Browser::start() else { return };
+    sign_in(&browser, &desk);
+    let ask = |hash: &str| {
+        browser.go(&format!("{}/asset/{hash}", api(&desk)));
+        browser.click("form[action$='/spare'] button");
+    };
+    ask(&alone);
+    browser.wait_for_text("No: too few other devices have proven a copy.");
+    assert_eq!(
+        browser.script("return document.querySelectorAll('form[action$=\"/evict\"]').length", &[]),
+        0
+    );
+
+    let ticket = desk.json(&["ticket", "--no-wait"])[0]["ticket"].as_str().unwrap().to_owned();
+    phone.command(&["pair", &ticket]).assert().success();
+    desk.command(&["copies", "1"]).assert().success();
+    phone.command(&["fetch", &alone]).assert().success();
+    desk.command(&["wait"]).assert().success();
+    ask(&alone);
+    browser.wait_for_text("has proven a copy.");
+    browser.click("form[action$='/evict'] button");
+    browser.wait_for_text("Its bytes are deleted on this device.");
+    browser.wait_for_text("Fetch it again");
+    browser.click("form[action$='/fetch'] button");
+    desk.command(&["fetch", &alone]).assert().success();
+
+    browser.go(&format!("{}/health", api(&desk)));
+    browser.wait("the copies are counted", |browser| {
+        browser.text("#copies-of").contains("Below the goal").then_some(())
+    });
+    assert!(browser.text("#copies-of").contains("This device wants everything."));
+    assert!(browser.text("#scrub").len() > 10);
+    assert!(browser.text("#damage").contains("No damage is known."));
+}
+
+#[test]
+fn the_files_of_a_folder_are_looked_at_directory_by_directory() {
+    let _one = ONE.lock();
+    let agent = Agent::start();
+    let directory = tempfile::tempdir().unwrap();
+    let deep = directory.path().join("briefe & <b>mehr</b>".replace('/', "_"));
+    std::fs::create_dir(&deep).unwrap();
+    std::fs::write(deep.join("über uns.txt"), "one").unwrap();
+    std::fs::write(directory.path().join("a.txt"), "two").unwrap();
+    agent
+        .command(&["folder", "add", directory.path().to_str().unwrap(), "--name", "home"])
+        .assert()
+        .success();
+    let Some(browser) = Browser::start() else { return };
+    sign_in(&browser, &agent);
+    browser.go(&format!("{}/folders", api(&agent)));
+    browser.click("#folders a.strong");
+    browser.click("a[href$='/files']");
+    browser.wait("both are listed", |browser| {
+        browser.go(&browser.url());
+        let text = browser.text("main");
+        (text.contains("a.txt") && text.contains("briefe & <b>mehr<_b>/")).then_some(())
+    });
+    browser.click("main td a[href*='path=briefe']");
+    browser.wait_for_text("über uns.txt");
+    assert!(browser.text(".steps").contains("briefe & <b>mehr<_b>"));
+    browser.click("main td a[href*='/history']");
+    browser.wait_for_text("Now");
+    assert!(browser.text("h1").contains("über uns.txt"));
+}

@@ -1,7 +1,7 @@
 //! Calls the agent's API from the page: requests within the process, and their typed answers.
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Request;
 use axum::http::{Method, StatusCode, header};
 use axum::response::Response;
@@ -67,6 +67,17 @@ impl Agent {
         query: &[(&str, &str)],
         body: Option<&impl Serialize>,
     ) -> Result<T, Problem> {
+        let answer = self.answer(method, path, query, body).await?;
+        serde_json::from_slice(&answer).map_err(failed)
+    }
+
+    async fn answer(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<&impl Serialize>,
+    ) -> Result<Bytes, Problem> {
         let mut request = Request::builder().method(method).uri(path_and_query(path, query));
         let body = match body {
             Some(body) => {
@@ -79,10 +90,22 @@ impl Agent {
         let status = response.status();
         let answer = to_bytes(response.into_body(), ANSWER_BYTES_MAX).await.map_err(failed)?;
         if status.is_success() {
-            return serde_json::from_slice(&answer).map_err(failed);
+            return Ok(answer);
         }
         let said = serde_json::from_slice(&answer).map(|said: ProblemBody| said.detail);
         Err(problem(status, said.unwrap_or_else(|_| format!("the agent answered {status}"))))
+    }
+
+    /// `POST` of JSON, answered with events; the data of each. Ends with the answer.
+    pub(super) async fn events<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<Vec<T>, Problem> {
+        let answer = self.answer(Method::POST, path, &[], Some(body)).await?;
+        let text = std::str::from_utf8(&answer).map_err(failed)?;
+        let data = text.lines().filter_map(|line| line.strip_prefix("data:"));
+        data.map(|data| serde_json::from_str(data).map_err(failed)).collect()
     }
 
     /// Passes on a request with its body, for contents and uploads.

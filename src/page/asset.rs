@@ -10,12 +10,15 @@ use serde::Deserialize;
 use super::browse::{picture, tags, title};
 use super::form::{Form, button, token};
 use super::layout::{PageError, View};
+use super::thumbnails::TYPES;
 use super::visit::{Page, Visit};
 use super::words::{ago, clean, clean_long, counted, kind, name, prose, size, time};
 use crate::agent::handle::{FetchReply, FetchRequest, FetchState};
 use crate::api::answers::Written;
 use crate::api::copies::Holders;
+use crate::api::proofs::{EvictRequest, SafeRequest};
 use crate::clock::wall_ms;
+use crate::copies::gathered::{GatherOutcome, Gathered};
 use crate::core::ids::Hash;
 use crate::core::why::AssetWhy;
 use crate::http::asset::{AssetEdit, AssetRow, AssetsPage};
@@ -28,6 +31,8 @@ pub(super) fn router() -> Router<Page> {
         .route("/asset/{hash}", get(show))
         .route("/asset/{hash}/edit", post(edit))
         .route("/asset/{hash}/fetch", post(fetch))
+        .route("/asset/{hash}/spare", post(spare))
+        .route("/asset/{hash}/evict", post(evict))
 }
 
 async fn find(visit: &Visit, hash: Hash) -> Result<AssetRow, Problem> {
@@ -59,6 +64,7 @@ async fn show(visit: Visit, Path(hash): Path<Hash>) -> Result<Markup, PageError>
                 (facts(&visit, &asset))
                 (edit_tags(&visit, &asset, &action))
                 div.stack #copies data-live { (copies) }
+                @if !asset.evicted && !asset.damaged { (may_go(&visit, hash)) }
                 form.stack method="post" action=(action) {
                     (token(&visit.session))
                     label for="description" { "Description" }
@@ -146,6 +152,84 @@ async fn copies(visit: &Visit, hash: Hash) -> Result<Markup, Problem> {
         } }
         p.quiet { (prose(&why.text)) }
     })
+}
+
+/// Asks whether the copy here can be spared.
+fn may_go(visit: &Visit, hash: Hash) -> Markup {
+    html! {
+        form.stack method="post" action=(format!("/asset/{hash}/spare")) {
+            (token(&visit.session))
+            h2 { "May it be deleted here?" }
+            p.quiet { "The other devices read their copies and prove that they have them." }
+            button.plain { "Ask them" }
+        }
+    }
+}
+
+/// Shows which devices have proven that they hold an asset, and offers to delete the copy here.
+async fn spare(
+    visit: Visit,
+    Path(hash): Path<Hash>,
+    Form(Nothing {}): Form<Nothing>,
+) -> Result<Markup, PageError> {
+    let asset = find(&visit, hash).await?;
+    let request = SafeRequest { hashes: vec![hash], copies: None, sites: None, within_ms: 0 };
+    let gathered = gathered(visit.page.agent.events(&["v1", "safe"], &request).await?)?;
+    let is_proven = gathered.outcome == GatherOutcome::Proven;
+    let content = html! {
+        div.card.narrow {
+            p.strong {
+                @if is_proven { "Yes. " (counted(gathered.proven.len() as u64, "other device has", "other devices have")) " proven a copy." }
+                @else { "No: too few other devices have proven a copy." }
+            }
+            @if let Some(reason) = &gathered.reason { p { (clean_long(reason)) } }
+            ul.plain {
+                @for by in &gathered.proven { li { (name(&by.name)) " " span.quiet { "has it" } } }
+                @for at in &gathered.lacking { li { (name(&at.name)) " " span.quiet { (clean_long(&at.why)) } } }
+            }
+            @if is_proven {
+                p { "Its bytes are deleted on this device only. What is known of it stays, and it can be fetched again." }
+                form method="post" action=(format!("/asset/{hash}/evict")) {
+                    (token(&visit.session))
+                    div.buttons {
+                        button.danger { "Delete it here, " (size(asset.size)) }
+                        a.button.plain href=(format!("/asset/{hash}")) { "Keep it" }
+                    }
+                }
+            } @else { p { a.button.plain href=(format!("/asset/{hash}")) { "Back" } } }
+        }
+    };
+    Ok(visit.show(View::Browse, &format!("May {} be deleted here?", clean(title(&asset))), content))
+}
+
+async fn evict(
+    visit: Visit,
+    Path(hash): Path<Hash>,
+    Form(Nothing {}): Form<Nothing>,
+) -> Result<Response, PageError> {
+    let kind = find(&visit, hash).await?.media_type;
+    if TYPES.iter().any(|known| kind.starts_with(known)) {
+        // It stays when the picture goes. Without one the placeholder is shown.
+        visit.page.thumbnails.get(&visit.page.agent, hash).await;
+    }
+    let request = EvictRequest { hashes: vec![hash], copies: None, sites: None, dry_run: false };
+    let gathered = gathered(visit.page.agent.events(&["v1", "evict"], &request).await?)?;
+    let note = match (gathered.outcome, gathered.reason) {
+        (GatherOutcome::Evicted, _) => {
+            "Its bytes are deleted on this device. Others keep it.".into()
+        }
+        (_, Some(reason)) => format!("It stays: {}", clean_long(&reason)),
+        (_, None) => "It stays: too few other devices have promised to keep it.".into(),
+    };
+    Ok(visit.done(note, &format!("/asset/{hash}")))
+}
+
+fn gathered(all: Vec<Gathered>) -> Result<Gathered, Problem> {
+    let none = || {
+        let detail = "the other devices did not answer: try again";
+        problem(axum::http::StatusCode::SERVICE_UNAVAILABLE, detail)
+    };
+    all.into_iter().next().ok_or_else(none)
 }
 
 fn edit_tags(visit: &Visit, asset: &AssetRow, action: &str) -> Markup {

@@ -16,6 +16,7 @@ use super::words::{clean, clean_long, count, counted, name, size, time, time_of}
 use crate::api::requests::NoArguments;
 use crate::clock::wall_ms;
 use crate::core::ids::NodeId;
+use crate::dav::ListedFile;
 use crate::folders::status::{
     BindRequest, BindingState, Bound, ContentView, FolderStatus, FolderView, PathHistory,
     RestoreRequest, Restored, UndoRequest, Undone,
@@ -37,6 +38,7 @@ pub(super) fn router() -> Router<Page> {
     Router::new()
         .route("/folders/{folder}", get(show))
         .route("/folders/{folder}/history", get(history))
+        .route("/folders/{folder}/files", get(files))
         .route("/folders/{folder}/bind", post(join))
         .route("/folders/{folder}/do/{command}", post(command))
         .route("/folders/{folder}/restore", post(restore))
@@ -61,11 +63,15 @@ async fn show(visit: Visit, Path(folder): Path<String>) -> Result<Markup, PageEr
                     @else { (button(&visit.session, &format!("{base}/do/pause"), "plain", "Pause")) }
                     (button(&visit.session, &format!("{base}/do/unbind"), "plain danger", "Stop sharing on this device"))
                 }
+                p { a.button href=(format!("{base}/files")) { "Look at its files" } }
                 (conflicts(&visit, &status).await)
                 (look_back(&visit, &base))
                 (left_out(&status))
             }
-            None => (bind_form(&visit, &base)),
+            None => {
+                (bind_form(&visit, &base))
+                p { a.button.plain href=(format!("{base}/files")) { "Look at its files" } }
+            }
         }
     };
     Ok(visit.show(View::Folders, &clean(&status.folder.name), content))
@@ -131,6 +137,71 @@ fn side(title: &str, path: &str, history: &Result<PathHistory, Problem>, id: &st
                 None => p.quiet { "Nothing is known of it." },
             }
             a href=(path_and_query(&["folders", id, "history"], &[("path", path)])) { "History" }
+        }
+    }
+}
+
+/// A directory of a folder, and the name after which its page begins.
+#[derive(Deserialize)]
+struct Directory {
+    #[serde(default)]
+    path: String,
+    #[serde(default)]
+    after: String,
+}
+
+/// The files of a directory of a folder, a page at a time. Paths are in their text form.
+async fn files(
+    visit: Visit,
+    Path(folder): Path<String>,
+    Query(Directory { path, after }): Query<Directory>,
+) -> Result<Markup, PageError> {
+    let found: FolderStatus = visit.page.agent.get(&["v1", "folders", &folder], &[]).await?;
+    let id = found.folder.id.to_string();
+    let listing = visit.page.dav.list(found.folder.id, &path, &after).await?;
+    let link = |path: &str| path_and_query(&["folders", &id, "files"], &[("path", path)]);
+    let steps: Vec<(&str, &str)> = path
+        .match_indices('/')
+        .map(|(at, _)| at)
+        .chain((!path.is_empty()).then_some(path.len()))
+        .map(|end| (path[..end].rsplit('/').next().unwrap_or_default(), &path[..end]))
+        .collect();
+    let content = html! {
+        div.steps role="navigation" aria-label="Directories" {
+            a href=(format!("/folders/{id}")) { "The folder" }
+            " / " a href=(link("")) aria-current=[path.is_empty().then_some("page")] { "Its files" }
+            @for (text, at) in &steps { " / " a href=(link(at)) aria-current=[(*at == path).then_some("page")] { (name(text)) } }
+        }
+        @if listing.entries.is_empty() && after.is_empty() {
+            (super::layout::empty("Nothing is in it", html! { "What is put into this directory on any device shows here." }))
+        } @else {
+            div.scroll role="region" aria-label="Files" tabindex="0" { table.list {
+                thead { tr { th scope="col" { "Name" } th.number scope="col" { "Size" } th scope="col" { "Modified" } th scope="col" { span.hidden { "More" } } } }
+                tbody { @for entry in &listing.entries { (file_row(&id, entry, &link(&entry.path))) } }
+            } }
+        }
+        @if let Some(next) = &listing.next {
+            a.more.button.plain rel="next" href=(path_and_query(&["folders", &id, "files"], &[("path", &path), ("after", next)])) { "More" }
+        }
+    };
+    Ok(visit.show(View::Folders, &clean(&found.folder.name), content))
+}
+
+fn file_row(id: &str, entry: &ListedFile, directory: &str) -> Markup {
+    html! {
+        tr {
+            @match &entry.file {
+                None => { td { a href=(directory) { (name(&entry.name)) "/" } } td {} td {} td {} }
+                Some(file) => {
+                    td { @if file.is_here { a href=(format!("/asset/{}", file.hash)) { (name(&entry.name)) } } @else { (name(&entry.name)) } }
+                    td.number { (size(file.size_bytes)) }
+                    td.number { (time(file.modified_ms)) }
+                    td {
+                        @if !file.is_here { span.quiet { "Not on this device " } }
+                        a href=(path_and_query(&["folders", id, "history"], &[("path", &entry.path)])) { "History" span.hidden { " of " (clean(&entry.name)) } }
+                    }
+                }
+            }
         }
     }
 }
@@ -247,14 +318,14 @@ fn device(visit: &Visit, node_id: NodeId) -> String {
 }
 
 #[derive(Deserialize)]
-struct Directory {
+struct Bind {
     dir: String,
 }
 
 async fn join(
     visit: Visit,
     Path(folder): Path<String>,
-    Form(Directory { dir }): Form<Directory>,
+    Form(Bind { dir }): Form<Bind>,
 ) -> Result<Response, PageError> {
     let request: BindRequest = bind(dir);
     let bound: Bound = visit.page.agent.post(&["v1", "folders", &folder, "join"], &request).await?;

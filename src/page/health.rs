@@ -14,7 +14,7 @@ use super::visit::{Page, Visit};
 use super::words::{clean_long, count, counted, name, size, time_of};
 use crate::api::answers::Findings;
 use crate::api::requests::NoArguments;
-use crate::replica::status::{ScrubState, ScrubStatus, Status};
+use crate::replica::status::{CopiesStatus, ScrubState, ScrubStatus, Status};
 
 /// The routes.
 pub(super) fn router() -> Router<Page> {
@@ -30,6 +30,10 @@ async fn show(visit: Visit) -> Result<Markup, PageError> {
         .filter_map(|(node_id, name)| Some((name.as_str(), reports.get(&node_id)?)));
     let content = html! {
         div #damage data-live { (damage(status)) }
+        section aria-labelledby="copies" {
+            h2 #copies { "Copies" }
+            div.card #copies-of data-live { (copies(&status.copies)) }
+        }
         section aria-labelledby="reading" {
             h2 #reading { "Reading everything again" }
             div.card #scrub data-live { (scrub(&status.scrub)) }
@@ -68,6 +72,44 @@ fn damage(status: &Status) -> Markup {
                 }
             }
         }
+    }
+}
+
+/// How many copies there are, as far as the devices have told, and what this one wants.
+fn copies(copies: &CopiesStatus) -> Markup {
+    let goal = match copies.goal_sites {
+        0 | 1 => counted(copies.goal_copies, "copy", "copies"),
+        sites => format!(
+            "{} on {}",
+            counted(copies.goal_copies, "copy", "copies"),
+            counted(sites, "site", "sites")
+        ),
+    };
+    html! {
+        @match &copies.census {
+            None => p.quiet { "The copies are being counted." },
+            Some(census) => {
+                p { @if census.below_goal == 0 { "Every asset has " (goal) " or more." }
+                    @else { "The group wants " (goal) " of each asset. " strong { (counted(census.below_goal, "asset has", "assets have")) " fewer." } } }
+                dl.figures.small {
+                    div { dt { "Known" } dd { (count(census.known)) } }
+                    div { dt { "With one copy" } dd { (count(census.one_copy)) } }
+                    div { dt { "On no known device" } dd { (count(census.nowhere)) } }
+                    div { dt { "Below the goal" } dd { (count(census.below_goal)) } }
+                }
+            }
+        }
+        @if copies.wants.is_empty() { p.quiet { "This device wants everything." } }
+        @else {
+            p { "This device wants what fits " code { (clean_long(&copies.wants)) } "." }
+        }
+        @if copies.missing + copies.unwanted > 0 {
+            dl.figures.small {
+                div { dt { "Wanted, not here yet" } dd { (count(copies.missing)) } }
+                div { dt { "Not wanted here" } dd { (count(copies.unwanted)) } }
+            }
+        }
+        @if !copies.site.is_empty() { p.quiet { "It stands at " (name(&copies.site)) "." } }
     }
 }
 

@@ -4,16 +4,22 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use axum::Router;
+use axum::response::Response;
+use axum::routing::{get, post};
 use maud::{Markup, html};
 use serde::Deserialize;
 
+use super::form::{Form, token};
 use super::icons;
 use super::layout::{PageError, View};
-use super::visit::Visit;
-use super::words::{ago, count, name, prose, size, span};
+use super::visit::{Page, Visit};
+use super::words::{ago, clean, count, counted, name, prose, size, span, time_of};
 use crate::api::answers::{Record, RecordsPage};
+use crate::api::requests::NoArguments;
 use crate::api::sentence::{answer, is_connected, waiting_folder};
 use crate::clock::wall_ms;
+use crate::core::alerts::Alert;
 use crate::core::ids::NodeId;
 use crate::core::journal::device_events::DEVICE_MODEL;
 use crate::folders::status::FoldersPage;
@@ -50,8 +56,12 @@ pub(super) async fn reports(visit: &Visit) -> Result<BTreeMap<NodeId, Report>, P
     Ok(page.records.into_iter().filter_map(read).collect())
 }
 
-/// `GET /`
-pub(super) async fn show(visit: Visit) -> Result<Markup, PageError> {
+/// The routes.
+pub(super) fn router() -> Router<Page> {
+    Router::new().route("/", get(show)).route("/alerts/seen", post(seen))
+}
+
+async fn show(visit: Visit) -> Result<Markup, PageError> {
     let status = &visit.status;
     let folders: FoldersPage = visit.page.agent.get(&["v1", "folders"], &[]).await?;
     let waiting: Vec<_> = folders.folders.iter().filter_map(waiting_folder).collect();
@@ -61,7 +71,7 @@ pub(super) async fn show(visit: Visit) -> Result<Markup, PageError> {
     let own = reports.get(&status.device.node_id);
     let content = html! {
         (hero(status, &waiting))
-        (warnings(status))
+        (attention(&visit))
         section aria-labelledby="devices" {
             div.head { h2 #devices { "Devices" } a href="/devices" { "Manage devices" } }
             (devices(status, &reports))
@@ -96,19 +106,59 @@ fn hero(status: &Status, waiting: &[String]) -> Markup {
     }
 }
 
-fn warnings(status: &Status) -> Markup {
-    let all = status.device.warnings.iter().chain(&status.device.obstacles);
+/// What needs somebody: alerts, each with a button to say that it was seen, and below them what the
+/// agent warns of besides. Alerts that were acknowledged stand folded.
+fn attention(visit: &Visit) -> Markup {
+    let status = &visit.status;
+    let (seen, open): (Vec<&Alert>, Vec<&Alert>) =
+        status.alerts.iter().partition(|alert| alert.acked_ms.is_some());
+    let warnings = status.device.warnings.iter().chain(&status.device.obstacles);
+    // An alert says the same, and what to do.
+    let warnings = warnings.filter(|warning| !open.iter().any(|alert| says(alert, warning)));
     let error = status.store.last_error.as_ref().map(|error| format!("The store: {error}"));
-    let all: Vec<_> = all.cloned().chain(error).collect();
+    let warnings: Vec<_> = warnings.cloned().chain(error).collect();
     html! {
         div #warnings data-live {
-            @if !all.is_empty() {
+            @if !open.is_empty() || !warnings.is_empty() {
                 ul.warnings aria-label="Needs attention" {
-                    @for warning in &all { li { (icons::attention()) span { (prose(warning)) } } }
+                    @for alert in open { li {
+                        (icons::attention())
+                        div.said { (prose(&alert.text)) " " span.quiet { "Since " (time_of(alert.since_ms)) "." } }
+                        form method="post" action="/alerts/seen" {
+                            (token(&visit.session))
+                            input type="hidden" name="id" value=(alert.id);
+                            button.plain aria-label=(format!("Seen: {}", clean(&alert.text))) { "Seen" }
+                        }
+                    } }
+                    @for warning in &warnings { li { (icons::attention()) span { (prose(warning)) } } }
+                }
+            }
+            @if !seen.is_empty() {
+                details.seen {
+                    summary { (counted(seen.len() as u64, "alert was seen and still stands", "alerts were seen and still stand")) }
+                    ul.plain { @for alert in seen { li { (prose(&alert.text)) } } }
                 }
             }
         }
     }
+}
+
+/// Whether an alert begins with what a warning says: as much as is no chance.
+fn says(alert: &Alert, warning: &str) -> bool {
+    const ENOUGH_CHARS: usize = 80;
+    // The sentence begins with a capital.
+    let start: String = warning.chars().skip(1).take(ENOUGH_CHARS).collect();
+    alert.text.contains(&start)
+}
+
+#[derive(Deserialize)]
+struct Seen {
+    id: String,
+}
+
+async fn seen(visit: Visit, Form(Seen { id }): Form<Seen>) -> Result<Response, PageError> {
+    let _: Alert = visit.page.agent.post(&["v1", "alerts", &id, "ack"], &NoArguments {}).await?;
+    Ok(visit.done("It is noted. The alert goes when what it says is mended.", "/"))
 }
 
 fn devices(status: &Status, reports: &BTreeMap<NodeId, Report>) -> Markup {
