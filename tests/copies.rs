@@ -164,6 +164,28 @@ async fn a_device_is_not_asked_for_what_it_only_knows_and_the_holder_is_when_it_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_expression_over_copies_chooses_among_what_is_here() {
+    let full = Device::start().await;
+    let photos = add(&full, "image/png", 610..613).await;
+    let videos = add(&full, "video/mp4", 613..618).await;
+    let phone = choosing("type=image/*").await;
+    pair(&full, &phone).await;
+    known_copies(&[&full, &phone], &[(&photos, &[phone.node_id]), (&videos, &[])]).await;
+    let choose = async |device: &Device, text: &str| {
+        let expression = Expression::parse(text).unwrap();
+        let (chosen, next) = device.handle().keeper().choose(&expression, 0).await.unwrap();
+        assert_eq!(next, None);
+        chosen.iter().map(|asset| (asset.hash, asset.copies)).collect::<BTreeSet<_>>()
+    };
+    let with =
+        |hashes: &BTreeSet<Hash>, copies| hashes.iter().map(|hash| (*hash, copies)).collect();
+    assert_eq!(choose(&full, "copies<1").await, with(&videos, 0));
+    assert_eq!(choose(&full, "copies>=1 and size>1K").await, with(&photos, 1));
+    assert_eq!(choose(&full, "copies<1 and type=image/*").await, BTreeSet::new());
+    assert_eq!(choose(&phone, "copies>=1").await, with(&photos, 1), "only what is here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_asset_comes_when_a_tag_makes_it_wanted() {
     let full = Device::start().await;
     let hashes = add(&full, "image/png", 310..313).await;

@@ -1,36 +1,43 @@
 //! `POST /v1/safe` and `POST /v1/evict`: asks other devices to prove that they hold assets, and
-//! deletes copies here that enough of them have promised to keep.
+//! deletes copies here that enough of them have promised to keep. `POST /v1/choose` says which assets
+//! an expression means.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use axum::routing::post;
+use axum::{Json, Router};
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 
 use super::{Api, request};
+use crate::agent::handle::RequestError;
 use crate::copies::gathered::{GatherRequest, Gathered, Purpose};
+use crate::core::expression::Expression;
 use crate::core::ids::Hash;
 use crate::http::events::{self, event};
-use crate::http::problem::{Problem, problem};
+use crate::http::problem::{Problem, bad_request, problem};
+use crate::replica::copies::ChosenAsset;
 
 /// The most requests at once: each reads disks on several devices.
 pub(super) const GATHERS_MAX: usize = 8;
 
 /// The routes.
 pub(super) fn router() -> Router<Api> {
-    Router::new().route("/v1/safe", post(safe)).route("/v1/evict", post(evict))
+    Router::new()
+        .route("/v1/safe", post(safe))
+        .route("/v1/evict", post(evict))
+        .route("/v1/choose", post(choose))
 }
 
 /// The OpenAPI description of these routes.
 #[derive(OpenApi)]
-#[openapi(paths(safe, evict), components(schemas(Gathered)))]
+#[openapi(paths(safe, evict, choose), components(schemas(Gathered)))]
 pub(super) struct Described;
 
 /// Assets whose copies are to be proven.
@@ -71,6 +78,27 @@ pub struct EvictRequest {
     /// Delete nothing, only report what would be deleted.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+/// An expression over the assets that are here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChooseRequest {
+    /// The expression.
+    pub expression: String,
+    /// `next` of the page before.
+    #[serde(default)]
+    pub after: u64,
+}
+
+/// Assets here that an expression chooses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChosenPage {
+    /// The assets. There may be none although there are more.
+    pub assets: Vec<ChosenAsset>,
+    /// Where the next page begins. Null: there are no more.
+    #[schema(required)]
+    pub next: Option<u64>,
 }
 
 /// Asks other devices to prove that they hold assets
@@ -116,6 +144,28 @@ async fn evict(
     let EvictRequest { hashes, copies, sites, dry_run } = request(&headers, body).await?;
     let purpose = Purpose::Evict { dry_run };
     gather(api, hashes, (copies, sites), purpose).await
+}
+
+/// The assets here that an expression chooses, a page at a time
+#[utoipa::path(
+    post,
+    path = "/v1/choose",
+    operation_id = "chooseAssets",
+    tag = "assets",
+    request_body = ChooseRequest,
+    responses((status = 200, description = "Done.", body = ChosenPage))
+)]
+async fn choose(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<ChosenPage>, Problem> {
+    let ChooseRequest { expression, after } = request(&headers, body).await?;
+    let expression = Expression::parse(&expression)
+        .map_err(|error| bad_request(format!("the expression: {error}")))?;
+    let chosen = api.handle.keeper().choose(&expression, after).await;
+    let (assets, next) = chosen.map_err(|error| RequestError::Internal(format!("{error:#}")))?;
+    Ok(Json(ChosenPage { assets, next }))
 }
 
 async fn gather(

@@ -7,16 +7,18 @@ use clap::Args;
 
 use super::assets::{PAGE_ROWS, find};
 use super::client::{Client, Events, read_event};
-use super::devices;
 use super::exit::{Exit, Failure};
 use super::output::{Output, Results};
 use super::text::{bytes, parse_duration, shown};
-use crate::api::proofs::{EvictRequest, SafeRequest};
-use crate::clock::wall_ms;
+use crate::api::proofs::{ChooseRequest, ChosenPage, EvictRequest, SafeRequest};
 use crate::copies::gathered::{GATHER_ASSETS_MAX, GatherOutcome, Gathered};
-use crate::core::expression::{AssetFacts, Expression};
+use crate::core::expression::Expression;
 use crate::core::ids::Hash;
 use crate::http::asset::{AssetRow, AssetsPage};
+use crate::replica::copies::ChosenAsset;
+
+/// The most assets that an error lists.
+const LISTED_MAX: usize = 20;
 
 /// What is meant by the assets of both commands.
 #[derive(Debug, Args)]
@@ -61,9 +63,9 @@ pub(crate) async fn safe(client: &Client, args: SafeArgs, output: Output) -> Res
     let Chosen { copies, sites, .. } = args.chosen;
     let within = args.within.unwrap_or_default();
     let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
-    let rows = rows(client, &args.chosen).await?;
+    let hashes = hashes(client, &args.chosen, false).await?;
     let mut told = Told::new(output);
-    for hashes in hashes(&rows).chunks(GATHER_ASSETS_MAX) {
+    for hashes in hashes.chunks(GATHER_ASSETS_MAX) {
         let request = SafeRequest {
             hashes: hashes.to_vec(),
             copies: copies.map(usize::from),
@@ -83,9 +85,9 @@ pub(crate) async fn evict(
     output: Output,
 ) -> Result<Exit, Failure> {
     let Chosen { copies, sites, .. } = args.chosen;
-    let rows = rows(client, &args.chosen).await?;
+    let hashes = hashes(client, &args.chosen, true).await?;
     let mut told = Told::new(output);
-    for hashes in hashes(&rows).chunks(GATHER_ASSETS_MAX) {
+    for hashes in hashes.chunks(GATHER_ASSETS_MAX) {
         let request = EvictRequest {
             hashes: hashes.to_vec(),
             copies: copies.map(usize::from),
@@ -98,46 +100,63 @@ pub(crate) async fn evict(
     told.end(if args.dry_run { "would be evicted" } else { "evicted" })
 }
 
-/// The assets that are meant, those here first in an expression.
-async fn rows(client: &Client, chosen: &Chosen) -> Result<Vec<AssetRow>, Failure> {
+/// The assets that are meant, each once. `spares_last`: an expression that chooses an asset of which no
+/// other device is known to have a copy is refused.
+async fn hashes(client: &Client, chosen: &Chosen, spares_last: bool) -> Result<Vec<Hash>, Failure> {
+    let mut hashes = Vec::new();
     if chosen.all {
-        return all(client, |row| !row.evicted && !row.damaged).await;
+        let rows = all(client, |row| !row.evicted && !row.damaged).await?;
+        hashes.extend(rows.iter().map(|row| row.hash));
     }
-    let mut rows = Vec::new();
     for text in &chosen.assets {
         if !is_expression(text) {
-            rows.push(find(client, text).await?);
+            hashes.push(find(client, text).await?.hash);
             continue;
         }
-        let expression = Expression::parse(text);
-        let expression = expression.map_err(|error| Failure::new(Exit::Usage, error))?;
-        let folders_or_copies = expression.depends_on_folders() || expression.depends_on_copies();
-        if folders_or_copies {
-            let message = "folder= and copies< cannot choose assets here";
-            return Err(Failure::new(Exit::Usage, message));
+        // The place of a fault is told before anything is asked.
+        Expression::parse(text).map_err(|error| Failure::new(Exit::Usage, error))?;
+        let assets = choose(client, text).await?;
+        if let Some(message) = last_copies(&assets).filter(|_| spares_last) {
+            return Err(Failure::new(Exit::Refused, message));
         }
-        let devices = devices::all(client).await?;
-        let now_ms = wall_ms();
-        let facts = |row: &AssetRow| AssetFacts {
-            tags: Some(row.tags.iter().cloned().collect()),
-            media_type: Some(row.media_type.clone()),
-            name: Some(row.name.clone()),
-            folders: None,
-            added_by: row.added_by.map(|node_id| {
-                let name = devices.iter().find(|device| device.node_id == node_id);
-                name.map(|device| device.name.clone())
-                    .into_iter()
-                    .chain([node_id.to_string()])
-                    .collect()
-            }),
-            size_bytes: Some(row.size),
-            age_ms: Some(now_ms.saturating_sub(u64::try_from(row.timestamp).unwrap_or(0))),
-            copies: None,
-        };
-        let fits = |row: &AssetRow| !row.evicted && !row.damaged && expression.matches(&facts(row));
-        rows.extend(all(client, fits).await?);
+        hashes.extend(assets.iter().map(|asset| asset.hash));
     }
-    Ok(rows)
+    let mut seen = BTreeSet::new();
+    hashes.retain(|hash| seen.insert(*hash));
+    Ok(hashes)
+}
+
+async fn choose(client: &Client, expression: &str) -> Result<Vec<ChosenAsset>, Failure> {
+    let (mut chosen, mut after) = (Vec::new(), 0);
+    loop {
+        let request = ChooseRequest { expression: expression.to_owned(), after };
+        let page: ChosenPage = client.post(&["v1", "choose"], &request).await?;
+        chosen.extend(page.assets);
+        match page.next {
+            Some(next) if next > after => after = next,
+            _ => return Ok(chosen),
+        }
+    }
+}
+
+/// What is said of the assets whose last known copy is here; `None` if there are none.
+fn last_copies(assets: &[ChosenAsset]) -> Option<String> {
+    let last: Vec<&ChosenAsset> = assets.iter().filter(|asset| asset.copies == 0).collect();
+    if last.is_empty() {
+        return None;
+    }
+    let (count, of) = (last.len(), assets.len());
+    let mut message = format!(
+        "nothing was evicted: of {count} of the {of} chosen assets no other device is known to have a \
+         copy; add `and copies>=1` to leave them out"
+    );
+    for asset in last.iter().take(LISTED_MAX) {
+        message += &format!("\n  {}", asset.hash);
+    }
+    if count > LISTED_MAX {
+        message += &format!("\n  and {} more", count - LISTED_MAX);
+    }
+    Some(message)
 }
 
 /// Whether a text is an expression rather than a name or a hash.
@@ -158,12 +177,6 @@ async fn all(client: &Client, fits: impl Fn(&AssetRow) -> bool) -> Result<Vec<As
             _ => return Ok(rows),
         }
     }
-}
-
-/// Each once, in their order.
-fn hashes(rows: &[AssetRow]) -> Vec<Hash> {
-    let mut seen = BTreeSet::new();
-    rows.iter().map(|row| row.hash).filter(|hash| seen.insert(*hash)).collect()
 }
 
 /// The results so far.
@@ -244,6 +257,19 @@ fn line(gathered: &Gathered) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_expression_that_chooses_last_copies_is_refused_with_their_list() {
+        let asset = |n: u8, copies| ChosenAsset { hash: Hash([n; 32]), copies };
+        assert_eq!(last_copies(&[asset(1, 1), asset(2, 5)]), None);
+        let message = last_copies(&[asset(1, 1), asset(2, 0)]).unwrap_or_default();
+        assert!(message.contains("1 of the 2") && message.contains("copies>=1"), "{message}");
+        assert!(message.contains(&asset(2, 0).hash.to_string()), "{message}");
+        assert!(!message.contains(&asset(1, 0).hash.to_string()), "{message}");
+        let many: Vec<ChosenAsset> = (0..50).map(|n| asset(n, 0)).collect();
+        let message = last_copies(&many).unwrap_or_default();
+        assert!(message.lines().count() == 22 && message.contains("and 30 more"), "{message}");
+    }
 
     #[test]
     fn a_name_with_a_sign_of_an_expression_is_still_a_name() {

@@ -51,16 +51,13 @@ impl<F: From<Input>> Evictor<F> {
         let used = used.map_err(|error| format!("looking at the bound folders: {error}"))?;
         let free: Vec<Hash> = hashes.iter().copied().filter(|h| !used.contains_key(h)).collect();
         let copies = self.copies.clone();
-        let begun = match dry_run {
-            true => vec![Ok(()); free.len()],
-            false => {
-                let free = free.clone();
-                let begin = move || copies.begin_evictions(free, boot_ms(), wall_ms());
-                blocking(begin)
-                    .await
-                    .map_err(|error| format!("writing down the intent: {error}"))?
-            }
+        let asked = free.clone();
+        let begin = move || match dry_run {
+            true => copies.could_begin(&asked, boot_ms()),
+            false => copies.begin_evictions(asked, boot_ms(), wall_ms()),
         };
+        let begun = blocking(begin).await;
+        let begun = begun.map_err(|error| format!("writing down the intent: {error}"))?;
         let mut begun: BTreeMap<Hash, Result<(), Promised>> = free.into_iter().zip(begun).collect();
         let answer = |hash: &Hash| match (used.get(hash), begun.remove(hash)) {
             (Some(path), _) => Err(format!("the bound folders here need it: {path}")),

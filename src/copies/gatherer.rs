@@ -125,7 +125,8 @@ impl<F: From<Input>> Gatherer<F> {
                 return digests.into_iter().map(|digest| refused(digest, why.clone())).collect();
             }
         }
-        let failed = self.asker.gather(&mut open, true, !dry_run).await.err();
+        // A dry run asks for leases, too: only with them it says what would happen.
+        let failed = self.asker.gather(&mut open, true, true).await.err();
         let mut may_go = BTreeMap::new();
         for open in open.iter().filter(|_| failed.is_none()) {
             if let Verdict::Delete { before_ms, .. } = open.gathering.verdict(boot_ms()) {
@@ -134,9 +135,7 @@ impl<F: From<Input>> Gatherer<F> {
         }
         if dry_run {
             gathered.extend(open.iter().map(|open| {
-                // Without leases the verdict is always short: nothing was promised.
-                let is_enough = self.are_enough(open.proven_at.keys(), request);
-                match (&failed, is_enough) {
+                match (&failed, may_go.contains_key(&open.digest.hash)) {
                     (Some(why), _) => refused(open.digest, why.clone()),
                     (None, true) => {
                         self.proven(open.digest, GatherOutcome::WouldEvict, &open.proven_at)

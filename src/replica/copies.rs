@@ -47,6 +47,9 @@ pub const GOAL_MAX: u64 = 64;
 /// The assets judged at a time.
 pub(crate) const PAGE: usize = 512;
 
+/// The pages that one call of [`Keeper::choose`] reads.
+const CHOOSE_PAGES: usize = 8;
+
 /// The most assets that are remembered as files of folders. Beyond, `folder=` does not match more.
 const FOLDER_FILES_MAX: usize = 4_000_000;
 
@@ -122,6 +125,15 @@ pub struct WantChange {
     pub stop: u64,
     /// Assets that would be wanted, here or not.
     pub wanted: u64,
+}
+
+/// An asset here that an expression chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChosenAsset {
+    /// The asset.
+    pub hash: Hash,
+    /// On how many other devices it is known to be.
+    pub copies: u64,
 }
 
 /// The files of shared folders by their content.
@@ -335,6 +347,42 @@ impl Keeper {
             facts.iter_mut().zip(in_folders).for_each(|(facts, names)| facts.folders = Some(names));
         }
         Ok(facts)
+    }
+
+    /// The assets here that an expression chooses, of those numbered above `after`, and the number from
+    /// which to go on. Reads a bounded number of assets, so it may choose none although there are more.
+    ///
+    /// # Errors
+    /// The journal or the index cannot be read.
+    pub async fn choose(
+        &self,
+        expression: &Expression,
+        mut after: u64,
+    ) -> Result<(Vec<ChosenAsset>, Option<u64>)> {
+        let mut chosen = Vec::new();
+        for _ in 0..CHOOSE_PAGES {
+            let index = self.index.clone();
+            let rows = spawn_blocking(move || index.rows(false, after, PAGE)).await?;
+            let (rows, more) = rows.context("reading the index")?;
+            let held: Vec<SizedHash> = rows
+                .iter()
+                .filter(|row| row.why.is_none())
+                .map(|row| (row.hash, row.size_bytes))
+                .collect();
+            let facts = self.facts_for(expression, &held).await?;
+            let copies = self.copies_of(held.iter().map(|(hash, _)| *hash).collect()).await?;
+            for (((hash, _), mut facts), copies) in held.into_iter().zip(facts).zip(copies) {
+                facts.copies = Some(copies);
+                if expression.matches(&facts) {
+                    chosen.push(ChosenAsset { hash, copies });
+                }
+            }
+            match rows.last() {
+                Some(last) if more => after = last.seq,
+                _ => return Ok((chosen, None)),
+            }
+        }
+        Ok((chosen, Some(after)))
     }
 
     /// The names of the shared folders that the assets are in. An asset that left a folder counts as in

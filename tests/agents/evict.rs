@@ -218,6 +218,8 @@ async fn a_store_of_another_program_proves_and_promises_nothing() {
         assert_eq!(outcome(&a, *digest, 1, SAFE).await, GatherOutcome::Proven);
         let why = reasons(&a, *digest, 1, EVICT).await;
         assert!(why.contains("store of another program"), "{why}");
+        let dry = reasons(&a, *digest, 1, Purpose::Evict { dry_run: true }).await;
+        assert_eq!(dry, why, "a dry run says the same");
         let why = reasons(&b, *digest, 1, EVICT).await;
         assert!(why.contains("delete it there"), "{why}");
     }

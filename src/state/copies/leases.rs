@@ -91,6 +91,22 @@ impl Copies {
         })
     }
 
+    /// What [`Copies::begin_evictions`] would say.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn could_begin(
+        &self,
+        hashes: &[Hash],
+        now_ms: u64,
+    ) -> db::Result<Vec<Result<(), Promised>>> {
+        let standings = self.read(|connection| {
+            let load = |hash: &Hash| load(connection, hash);
+            Ok(hashes.iter().map(load).collect::<db::Result<Vec<Standing>>>())
+        })??;
+        Ok(standings.into_iter().map(|mut standing| standing.begin(now_ms)).collect())
+    }
+
     /// Ends evictions, each with whether the store still holds the asset.
     ///
     /// # Errors
