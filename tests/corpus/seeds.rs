@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use can_sync::bao::{GROUP_BYTES, build_outboard, encode_piece};
+use can_sync::core::copies::{AbsentPage, AbsentSet};
 use can_sync::core::folder::path::FolderPath;
 use can_sync::core::folder::version::{Content as FileContent, ShortId, Vector, Version};
 use can_sync::core::ids::{Digest, GroupId, Hash, HashAlgorithm, LogId, NodeId, OpHash, StoreId};
@@ -135,7 +136,21 @@ fn control_messages() -> Vec<(&'static str, Message)> {
         ),
         ("done", ReconcileMessage::Done { round, incomplete: true }),
     ];
+    let absent = AbsentSet { log: [6; 16], turn: 1 << 33, digest: SetDigest([7; 32]) };
+    let absent_page = AbsentPage {
+        now: absent,
+        is_start: true,
+        absent: vec![(Hash([1; 32]), Some(1 << 40)), (Hash([2; 32]), None)],
+        held: vec![Hash([3; 32])],
+        next: 9,
+        more: true,
+    };
     let mut all = vec![
+        ("absent", Message::Absent(absent)),
+        ("absent-pull", Message::AbsentPull { log: [6; 16], after_turn: 5 }),
+        ("absent-page", Message::AbsentPage(Box::new(absent_page))),
+        ("size-pull", Message::SizePull(vec![Hash([1; 32]), Hash([2; 32])])),
+        ("sizes", Message::Sizes(vec![Some(0), None, Some(1 << 40)])),
         ("hello", Message::Hello(hello)),
         ("summary", Message::Summary(Box::new(summary()))),
         ("solicit", Message::Solicit(vec![Hash([5; 32]), Hash([6; 32])])),
