@@ -82,6 +82,7 @@ impl Read {
             damaged: status.store.damaged,
             quarantined: status.store.quarantined,
             one_copy: status.copies.census.and_then(one_copy),
+            few_copies: status.copies.census.and_then(few_copies),
             twin: twin.map(|addresses| addresses.into_iter().collect()),
             forked: self.forked.clone(),
             folders: self.folders.clone(),
@@ -111,6 +112,12 @@ fn device(status: &Status, peer: &PeerStatus) -> DeviceFacts {
 /// The assets with one copy; `None` while none is known and that may change.
 fn one_copy(census: CensusStatus) -> Option<u64> {
     (census.one_copy > 0 || census.unconfirmed == 0).then_some(census.one_copy)
+}
+
+/// The assets with more than one copy, but fewer than the group wants; `None` as with [`one_copy`].
+fn few_copies(census: CensusStatus) -> Option<u64> {
+    let few = census.below_goal.saturating_sub(census.one_copy + census.nowhere);
+    (few > 0 || census.unconfirmed == 0).then_some(few)
 }
 
 fn change(row: MembershipRow) -> MemberChange {

@@ -115,6 +115,8 @@ pub enum Kind {
     Damaged,
     /// Assets are on one device alone.
     OneCopy,
+    /// Assets have fewer copies, or are on fewer sites, than the group wants.
+    FewCopies,
     /// A disk is short of space.
     LowSpace,
     /// The store does not answer.
@@ -149,9 +151,10 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, the most pressing first.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Damaged,
         Self::OneCopy,
+        Self::FewCopies,
         Self::LowSpace,
         Self::StoreDown,
         Self::ClonedDevice,
@@ -174,6 +177,7 @@ impl Kind {
         match self {
             Self::Damaged => "damaged",
             Self::OneCopy => "one-copy",
+            Self::FewCopies => "few-copies",
             Self::LowSpace => "low-space",
             Self::StoreDown => "store-down",
             Self::ClonedDevice => "cloned-device",
@@ -472,7 +476,11 @@ impl Memory {
                 let is_early = !entry.is_confirmed && awake_for_ms < GRACE_MS;
                 let may_be_unknown = is_early && !is_refuted(entry.kind, entry.device, id, facts);
                 // Devices that connect say soon what they hold.
-                let is_counting = entry.kind == Kind::OneCopy && facts.one_copy.is_none();
+                let is_counting = match entry.kind {
+                    Kind::OneCopy => facts.one_copy.is_none(),
+                    Kind::FewCopies => facts.few_copies.is_none(),
+                    _ => false,
+                };
                 !holding.contains_key(*id) && !may_be_unknown && !is_counting
             })
             .map(|(id, _)| id.clone())

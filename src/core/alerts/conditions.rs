@@ -46,6 +46,8 @@ pub struct Facts {
     /// Assets that are on one device alone, as far as is known; `None`: devices that are connected have
     /// yet to confirm what they hold.
     pub one_copy: Option<u64>,
+    /// Other assets that have fewer copies, or are on fewer sites, than the group wants; `None` as above.
+    pub few_copies: Option<u64>,
     /// The addresses of another device with the key of this one; `None`: there is none.
     pub twin: Option<Vec<String>>,
     /// The logs that hold two ops of one number, each with its author.
@@ -72,6 +74,7 @@ impl Facts {
             damaged: 0,
             quarantined: 0,
             one_copy: Some(0),
+            few_copies: Some(0),
             twin: None,
             forked: Vec::new(),
             folders: None,
@@ -419,6 +422,14 @@ fn of_assets(found: &mut Found, facts: &Facts, thresholds: &Thresholds) {
         );
         found.add(Kind::OneCopy, "", text).after_ms = after_ms;
     }
+    if let (Some(count @ 1..), Some(after_ms)) = (facts.few_copies, thresholds.one_copy_ms) {
+        let text = format!(
+            "{} on fewer devices or sites than the group wants. Connect a device that takes them, or \
+             change with `can-sync copies` and `can-sync sites` what the group wants.",
+            are(count)
+        );
+        found.add(Kind::FewCopies, "", text).after_ms = after_ms;
+    }
 }
 
 fn of_copies(found: &mut Found, facts: &Facts) {
@@ -507,6 +518,7 @@ pub(super) fn is_refuted(kind: Kind, device: Option<NodeId>, id: &str, facts: &F
         Kind::MemberAdded | Kind::MemberRemoved | Kind::Crashed => true,
         Kind::Damaged
         | Kind::OneCopy
+        | Kind::FewCopies
         | Kind::ClonedDevice
         | Kind::ForkedLog
         | Kind::Quarantined

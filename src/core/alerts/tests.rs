@@ -204,6 +204,12 @@ fn damaged_and_refused_assets_are_alerts() {
 }
 
 #[test]
+fn assets_with_fewer_copies_than_the_group_wants_are_an_alert_after_a_day() {
+    let words = ["5 assets are on fewer devices or sites", "`can-sync copies`"];
+    comes_and_goes("few-copies", &words, |facts| facts.few_copies = Some(5), DAY_MS);
+}
+
+#[test]
 fn assets_on_one_device_alone_are_an_alert_after_a_day() {
     let words = ["12 assets are on one device alone", "Connect another device"];
     comes_and_goes("one-copy", &words, |facts| facts.one_copy = Some(12), DAY_MS);
