@@ -31,6 +31,7 @@ use can_sync::wire::batch::{
 };
 use can_sync::wire::folder::{HistoryEvent, history_to_bytes, version_to_bytes};
 use can_sync::wire::frame::{Header, Kind};
+use can_sync::wire::plain::SetPage;
 use can_sync::wire::{control, journal, pairing, proof};
 use prost::Message as _;
 
