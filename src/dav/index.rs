@@ -451,7 +451,9 @@ mod tests {
             .prepare("SELECT parent, name, is_dir, children FROM entries ORDER BY parent, name")
             .unwrap();
         let rows = query.query_map([], |row| {
-            let text = |at| Ok(String::from_utf8(row.get::<_, Vec<u8>>(at)?).unwrap());
+            let text = |at| {
+                Ok::<_, rusqlite::Error>(String::from_utf8(row.get::<_, Vec<u8>>(at)?).unwrap())
+            };
             let (parent, name, children): (String, String, i64) = (text(0)?, text(1)?, row.get(3)?);
             let end = if row.get(2)? { format!("/{children}") } else { String::new() };
             Ok(format!("{parent}:{name}{end}"))
