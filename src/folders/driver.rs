@@ -5,7 +5,9 @@
 //!     after lost hints finds what they missed.
 //! D2  The cursor into the journal moves past a change only when the change is in the directory or
 //!     noted as pending.
-//! D3  A directory that cannot be used stops the binding until it can; nothing counts as gone then.
+//! D3  What is gone is looked at after the directories that appeared: a renamed directory is taken in
+//!     under its new name first, so that the brake sees a rename and not very many removals.
+//! D4  A directory that cannot be used stops the binding until it can; nothing counts as gone then.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -90,6 +92,8 @@ pub(super) struct Driver {
     watch: Option<Arc<Watch>>,
     pub(super) quiet: Quiet,
     scan: Option<mpsc::Receiver<Found>>,
+    /// The scan is one of a directory that appeared.
+    scans_below: bool,
     pub(super) below: VecDeque<FolderPath>,
     pub(super) scan_at: Instant,
     settle_at: Instant,
@@ -142,6 +146,7 @@ impl Driver {
             watch: None,
             quiet: Quiet::default(),
             scan: None,
+            scans_below: false,
             below: VecDeque::new(),
             scan_at: Instant::now(),
             settle_at: Instant::now(),
@@ -233,7 +238,8 @@ impl Driver {
         let scan_at = self.scan.is_none().then_some(self.scan_at);
         let keeps = self.root.as_ref().is_some_and(|root| root.keeps());
         let settle_at = keeps.then_some(self.settle_at);
-        let timers = [self.quiet.next(), self.retry_at, scan_at];
+        let quiet_at = self.quiet.next().filter(|_| !self.looks_below());
+        let timers = [quiet_at, self.retry_at, scan_at];
         let always = [settle_at, self.save_cursor_at];
         let timers = timers.into_iter().filter(|_| !is_idle).chain(always).flatten();
         let at = timers.fold(self.check_at, Instant::min);
@@ -367,6 +373,7 @@ impl Driver {
             let every = if self.is_watched { SCAN_EVERY } else { SCAN_UNWATCHED };
             self.scan_at = Instant::now() + every;
         }
+        self.scans_below = below.is_some();
         self.scan = Some(scan::start(Scan {
             root: root.clone(),
             rules: self.rules.clone(),
@@ -376,6 +383,11 @@ impl Driver {
             symlinks: self.binding.symlinks,
             below,
         }));
+    }
+
+    /// Whether directories that appeared are not looked through yet.
+    fn looks_below(&self) -> bool {
+        !self.below.is_empty() || self.scan.is_some() && self.scans_below
     }
 
     async fn scanned(&mut self, found: Option<Found>) -> Result<()> {
@@ -424,8 +436,11 @@ impl Driver {
         if self.is_idle() {
             return Ok(());
         }
-        let due = self.quiet.take_due(now, ROUND_PATHS);
-        self.reconcile(due).await?;
+        // See D3.
+        if !self.looks_below() {
+            let due = self.quiet.take_due(now, ROUND_PATHS);
+            self.reconcile(due).await?;
+        }
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry().await?;
         }

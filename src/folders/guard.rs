@@ -22,8 +22,9 @@ use crate::core::folder::version::Content;
 use crate::core::ids::{Hash, NodeId};
 use crate::replica::folders::FileRow;
 
-/// The most contents whose paths are remembered, 56 bytes each.
-const FRESH_MAX: usize = 64 * 1024;
+/// The most contents whose paths are remembered, 56 bytes each. A renamed directory with more files
+/// than this is held.
+const FRESH_MAX: usize = 256 * 1024;
 
 /// The changes that are compared at once.
 const PAGE: usize = 512;
