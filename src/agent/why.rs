@@ -65,6 +65,7 @@ pub(super) fn explain(
             up_bytes: least(in_force.up_bytes, in_force.up_per_peer_bytes),
             down_bytes: least(in_force.down_bytes, in_force.down_per_peer_bytes),
         },
+        last_seen: parts.alerts.borrow().last_seen.clone(),
         peers: live.values().map(|live| (live.connection.peer(), of_peer(live))).collect(),
         ..seen
     };

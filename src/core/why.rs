@@ -125,7 +125,7 @@ impl View<'_> {
             LinkFacts::Greeting | LinkFacts::Connected { .. } => None,
         });
         if let Some((at_ms, peer, since_ms)) = held.max_by_key(|(at_ms, ..)| *at_ms) {
-            let since_ms = since_ms.map(|at_ms| self.moment.wall(at_ms));
+            let since_ms = self.offline_since_ms(peer, since_ms);
             return HereReason::HolderOffline {
                 device: named(peer),
                 held_at_ms: Some(at_ms),
@@ -137,7 +137,7 @@ impl View<'_> {
         if let Some(peer) = adder
             && let LinkFacts::Offline { since_ms, .. } = peer.link
         {
-            let since_ms = since_ms.map(|at_ms| self.moment.wall(at_ms));
+            let since_ms = self.offline_since_ms(peer, since_ms);
             return HereReason::HolderOffline { device: named(peer), held_at_ms: None, since_ms };
         }
         HereReason::Nowhere { asked, offline }
@@ -147,12 +147,18 @@ impl View<'_> {
         DeviceWhy { device: named(peer), reason: self.reason_there(peer) }
     }
 
+    /// Since when a peer is away: on the clock of this agent, or as an earlier run noted it.
+    fn offline_since_ms(&self, peer: &PeerFacts, since_ms: Option<u64>) -> Option<u64> {
+        let since_ms = since_ms.map(|at_ms| self.moment.wall(at_ms));
+        since_ms.or_else(|| self.seen.last_seen.get(&peer.node_id).copied())
+    }
+
     fn reason_there(&self, peer: &PeerFacts) -> ThereReason {
         let is_here = self.seen.here == Here::Whole;
         let (in_sync, compare_at_ms) = match &peer.link {
             LinkFacts::Offline { since_ms, error, retry_at_ms } => {
                 return ThereReason::Offline {
-                    since_ms: since_ms.map(|at_ms| self.moment.wall(at_ms)),
+                    since_ms: self.offline_since_ms(peer, *since_ms),
                     held_at_ms: self.seen.holders.get(&peer.node_id).copied(),
                     error: error.clone(),
                     retry_at_ms: retry_at_ms.map(|at_ms| self.moment.wall(at_ms)),

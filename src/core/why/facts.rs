@@ -153,6 +153,9 @@ pub struct Seen {
     pub limits: Limits,
     /// Of each connected peer what it said.
     pub peers: BTreeMap<NodeId, PeerSeen>,
+    /// When each peer that is not connected was last seen, ms since the Unix epoch, also before this
+    /// agent started.
+    pub last_seen: BTreeMap<NodeId, u64>,
 }
 
 /// What the store has of an asset.

@@ -196,6 +196,10 @@ fn an_offline_device_is_named_with_its_reason_and_its_next_dial() {
     fresh.tell(Input::DialFailed { peer: A, reason: "no route".into() });
     let said = fresh.text(asset(1, 10), &whole());
     assert!(said.contains("offline since before this agent started: no route"), "{said}");
+    let noted_ms = NOON_MS - 60_000;
+    let seen = Seen { last_seen: [(A, noted_ms)].into(), ..whole() };
+    let said = fresh.text(asset(1, 10), &seen);
+    assert!(said.contains("offline since 2026-11-30T11:59:00Z (1m 0"), "{said}");
 }
 
 #[test]
