@@ -18,7 +18,7 @@ use tokio::time::{sleep_until, timeout};
 use crate::clock::{Clock, wall_ms};
 use crate::core::ids::{GroupId, NodeId};
 use crate::core::journal::device_events::DeviceState;
-use crate::core::journal::draft::{Draft, DraftChange};
+use crate::core::journal::draft::{Draft, DraftChange, Expect};
 use crate::store::Store;
 
 use super::journal::{AskError, JournalHandle};
@@ -170,7 +170,12 @@ impl Publisher {
             return Ok(false);
         }
         let Some(put) = now.put_over(fields.as_ref()) else { return Ok(false) };
-        let draft = Draft { changes: vec![DraftChange::Put(put)], expect: Vec::new() };
+        // Somebody may have named this device since the fields were read.
+        let expect = match fields {
+            None => vec![Expect::Absent(DeviceState::key())],
+            Some(_) => Vec::new(),
+        };
+        let draft = Draft { changes: vec![DraftChange::Put(put)], expect };
         if let Err(error) = self.journal.write(draft).await? {
             tracing::debug!(%error, "cannot publish this device's state now");
             return Ok(false);
