@@ -102,16 +102,24 @@ fn wants_text(copies: &CopiesStatus) -> Option<String> {
     (!is_usual).then(|| parts.join(", "))
 }
 
+/// How many assets, and the verb.
+fn counted(count: u64, one: &str, many: &str) -> String {
+    match count {
+        1 => format!("1 asset {one}"),
+        _ => format!("{count} assets {many}"),
+    }
+}
+
 /// Which assets have too few copies. A device alone cannot have more than one.
 fn copies_text(status: &Status) -> Option<String> {
     let copies = &status.copies;
     let census = copies.census.filter(|_| !status.peers.is_empty())?;
     let mut parts = Vec::new();
     if census.nowhere > 0 {
-        parts.push(format!("{} assets are on no known device", census.nowhere));
+        parts.push(format!("{} on no known device", counted(census.nowhere, "is", "are")));
     }
     if census.one_copy > 0 {
-        parts.push(format!("{} assets have only one copy", census.one_copy));
+        parts.push(format!("{} only one copy", counted(census.one_copy, "has", "have")));
     }
     if census.below_goal > census.one_copy + census.nowhere || !parts.is_empty() {
         let sites = match copies.goal_sites {
@@ -119,7 +127,8 @@ fn copies_text(status: &Status) -> Option<String> {
             sites => format!(" on {sites} sites"),
         };
         let goal = copies.goal_copies;
-        parts.push(format!("{} have fewer than {goal} copies{sites}", census.below_goal));
+        let have = if census.below_goal == 1 { "has" } else { "have" };
+        parts.push(format!("{} {have} fewer than {goal} copies{sites}", census.below_goal));
     }
     (!parts.is_empty()).then(|| parts.join(", "))
 }
@@ -208,6 +217,10 @@ mod tests {
         ] {
             assert!(text.contains(line), "{text}");
         }
+        let census = CensusStatus { one_copy: 1, below_goal: 1, ..census };
+        status.copies.census = Some(census);
+        let line = "copies  1 asset has only one copy, 1 has fewer than 2 copies";
+        assert!(picture(&status, &[]).contains(line), "{}", picture(&status, &[]));
     }
 
     #[test]
