@@ -398,6 +398,59 @@ mod tests {
         assert_eq!(listed, names.len() + left_out, "a metric is listed and never written");
     }
 
+    /// The value of `key`, wherever it is in a document.
+    fn texts<'a>(document: &'a serde_json::Value, key: &str, found: &mut Vec<&'a str>) {
+        match document {
+            serde_json::Value::Object(members) => {
+                found.extend(members.get(key).and_then(|text| text.as_str()));
+                members.values().for_each(|member| texts(member, key, found));
+            }
+            serde_json::Value::Array(items) => {
+                items.iter().for_each(|item| texts(item, key, found))
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_dashboard_asks_for_metrics_and_labels_that_there_are() {
+        let (mut status, totals, hooks) = sample(2);
+        status.scrub.finished_ms = Some(1);
+        let page = page(&status, &totals, &hooks);
+        let mut labels: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for line in page.lines().filter(|line| !line.starts_with('#')) {
+            let (name, of_sample, _) = parsed(line);
+            let names = of_sample.split("\",").filter_map(|label| Some(label.split_once('=')?.0));
+            labels.entry(name).or_default().extend(names.map(str::to_owned));
+        }
+        let dashboard = include_str!("../../packaging/grafana/can-sync.json");
+        let dashboard: serde_json::Value = serde_json::from_str(dashboard).unwrap();
+        let mut expressions = Vec::new();
+        texts(&dashboard, "expr", &mut expressions);
+        assert!(expressions.len() > 10, "{expressions:?}");
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        for expression in expressions {
+            let mut rest = expression;
+            let mut asked = 0;
+            while let Some(at) = rest.find("can_sync_") {
+                rest = &rest[at..];
+                let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+                let (name, after) = rest.split_at(end);
+                let known = labels.get(name);
+                let known = known.unwrap_or_else(|| panic!("{expression}: there is no {name}"));
+                let matchers = after.strip_prefix('{').and_then(|after| after.split_once('}'));
+                for matcher in matchers.map_or("", |(matchers, _)| matchers).split(',') {
+                    let label = matcher.split(|c| !is_word(c)).next().unwrap_or_default();
+                    // Prometheus adds the instance.
+                    let is_there = ["", "instance"].contains(&label) || known.contains(label);
+                    assert!(is_there, "{expression}: {name} has no label {label}");
+                }
+                (rest, asked) = (after, asked + 1);
+            }
+            assert!(asked > 0, "{expression}");
+        }
+    }
+
     #[test]
     fn a_page_about_twenty_peers_is_written_in_milliseconds() {
         let (status, totals, hooks) = sample(20);
