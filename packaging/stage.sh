@@ -14,6 +14,7 @@ strip --strip-unneeded --remove-section=.comment --remove-section=.note "$root/u
 put 644 packaging/systemd/can-sync.user.service usr/lib/systemd/user/can-sync.service
 put 644 packaging/systemd/can-sync.system.service usr/lib/systemd/system/can-sync.service
 put 644 packaging/systemd/can-sync.sysusers usr/lib/sysusers.d/can-sync.conf
+put 644 packaging/desktop/can-sync-pair.desktop usr/share/applications/can-sync-pair.desktop
 
 made=$(mktemp -d)
 trap 'rm -r "$made"' EXIT

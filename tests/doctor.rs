@@ -3,16 +3,18 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::fs::{self, Permissions};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use serde_json::Value;
 
 #[path = "common/agent.rs"]
 mod agent;
 
-use agent::{Agent, program};
+use agent::{Agent, DEADLINE, program};
 
 /// What `doctor` prints as JSON, and whether it ended with 0.
 fn doctor(home: &Path, settings: &[(&str, &str)], args: &[&str]) -> (Vec<Value>, bool) {
@@ -213,6 +215,59 @@ fn why_takes_an_asset_or_a_path_and_says_the_same_in_words_and_as_json() {
         }
         assert!(std::time::Instant::now() < deadline, "{said}");
     }
+}
+
+/// Runs `pair --ask` on a terminal of its own, and types these lines. Returns what was shown and the
+/// exit status.
+fn click(agent: &Agent, link: &str, typed: &str) -> (String, Option<i32>) {
+    let program = program();
+    let home = agent.home().to_str().unwrap();
+    let command = format!(
+        "{} --home {home} pair --ask {}",
+        program.get_program().to_str().unwrap(),
+        link.trim()
+    );
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--echo", "never", "--command", &command, "/dev/null"]);
+    let mut script = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    script.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+    let output = script.wait_with_output().unwrap();
+    (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.code())
+}
+
+/// `script` (of the package bsdutils) makes a terminal.
+#[test]
+fn a_link_that_was_clicked_pairs_with_nobody_unless_its_user_agrees() {
+    let (a, b) = (Agent::start(), Agent::start());
+    let link = a.output(&["ticket", "--link", "--no-wait"]);
+    let inviter = a.ready()["node_id"].as_str().unwrap();
+    b.command(&["pair", "--ask", link.trim()]).assert().code(2);
+    b.command(&["pair", "--ask"]).assert().code(2);
+    for no in ["n\n\n", "\n\n"] {
+        let (shown, code) = click(&b, &link, no);
+        assert_eq!(code, Some(9), "{shown}");
+        let invites = format!("invitation by the device {}", &inviter[..10]);
+        assert!(shown.contains(&invites) && shown.contains("Pair with it? [y/N]"), "{shown}");
+        assert!(shown.contains("nothing was sent") && shown.contains("Press Enter"), "{shown}");
+    }
+    let (shown, code) = click(&b, "can-sync://pair/nonsense", "\n");
+    assert!(shown.contains("not a ticket") && code == Some(2), "{shown}");
+    assert_eq!(a.json(&["ticket", "ls"]).len(), 1, "the ticket is as good as before");
+    // The digits are compared, and are the same on both sides.
+    let (shown, code) = std::thread::scope(|scope| {
+        let clicked = scope.spawn(|| click(&b, &link, "y\ny\n\n"));
+        let started = Instant::now();
+        loop {
+            let waiting = a.json(&["confirm"]);
+            if let Some(pairing) = waiting.first() {
+                a.output(&["confirm", pairing["short_code"].as_str().unwrap()]);
+                break clicked.join().unwrap();
+            }
+            assert!(started.elapsed() < DEADLINE, "no digits to compare");
+            std::thread::yield_now();
+        }
+    });
+    assert!(shown.contains("paired with") && code == Some(0), "{shown}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ trap 'rm -r "$work"' EXIT
 
 dpkg-deb --extract "$deb" "$work/contents"
 for file in usr/bin/can-sync usr/lib/systemd/user/can-sync.service usr/lib/systemd/system/can-sync.service \
-    usr/lib/sysusers.d/can-sync.conf usr/share/man/man1/can-sync.1.gz \
+    usr/lib/sysusers.d/can-sync.conf usr/share/applications/can-sync-pair.desktop usr/share/man/man1/can-sync.1.gz \
     usr/share/bash-completion/completions/can-sync usr/share/zsh/vendor-completions/_can-sync \
     usr/share/fish/vendor_completions.d/can-sync.fish usr/share/doc/can-sync/copyright; do
     [ -s "$work/contents/$file" ] || { echo "missing: $file" >&2; exit 1; }
@@ -21,6 +21,9 @@ for page in "$work"/contents/usr/share/man/man1/*.gz; do
     said=$(LC_ALL=C.UTF-8 MANWIDTH=80 man --warnings --local-file "$page" 2>&1 >/dev/null)
     [ -z "$said" ] || { echo "$page: $said" >&2; exit 1; }
 done
+if command -v desktop-file-validate >/dev/null; then
+    desktop-file-validate "$work/contents/usr/share/applications/can-sync-pair.desktop"
+fi
 if command -v systemd-analyze >/dev/null; then
     for kind in user system; do
         unit=$work/contents/usr/lib/systemd/$kind/can-sync.service

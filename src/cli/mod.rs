@@ -122,6 +122,10 @@ enum Command {
         /// Share nothing before you have compared the digits on both devices
         #[arg(long)]
         verify: bool,
+        /// Ask before anything is sent, compare the digits, and stay until Enter: for a link that was
+        /// clicked
+        #[arg(long, requires = "ticket")]
+        ask: bool,
     },
     /// Confirm that a device that is pairing with this one shows the same digits
     Confirm {
@@ -356,7 +360,10 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
             Command::Ticket(args) => {
                 pairing::ticket(&Client::connect(home).await?, args, output).await
             }
-            Command::Pair { ticket, verify } => {
+            Command::Pair { ticket: Some(link), ask: true, .. } => {
+                pairing::pair_clicked(home, &link, output).await
+            }
+            Command::Pair { ticket, verify, ask: _ } => {
                 pairing::pair(&Client::connect(home).await?, ticket, verify, output).await
             }
             Command::Confirm { digits } => {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -250,8 +251,56 @@ pub(crate) async fn pair(
         }
         None => read_ticket(output)?,
     };
+    redeem(client, &text, verify, output).await
+}
+
+/// `can-sync pair --ask`, which a click on a link runs in a terminal of its own. Any page or mail may
+/// hold a link to a stranger's devices, so the user is asked first, and the digits are compared.
+pub(crate) async fn pair_clicked(
+    home: Option<PathBuf>,
+    link: &str,
+    output: Output,
+) -> Result<Exit, Failure> {
+    if !io::stdin().is_terminal() {
+        let message = "`pair --ask` asks on a terminal, and there is none: use `pair --verify`";
+        return Err(Failure::new(Exit::Usage, message));
+    }
+    let paired = async {
+        let inviter = parse_ticket(link)?.inviter;
+        let client = Client::connect(home).await?;
+        output.note(format_args!(
+            "The link is an invitation by the device {}. If you accept, its devices and this one have \
+             the same assets and folders from then on, and each may change and delete them. Go on only if \
+             you made this link yourself, or know who did.\nPair with it? [y/N]",
+            inviter.short()
+        ));
+        if !is_yes(&read_line().await?) {
+            return Err(Failure::new(Exit::Refused, "nothing was sent"));
+        }
+        redeem(&client, link, true, output).await
+    };
+    let exit = match paired.await {
+        Ok(exit) => exit,
+        Err(Failure::OutputClosed) => return Err(Failure::OutputClosed),
+        Err(Failure::Report(exit, error)) => {
+            output.error(format_args!("{error:#}"));
+            exit
+        }
+    };
+    // The window closes with this process.
+    output.note("Press Enter to close this window.");
+    read_line().await?;
+    Ok(exit)
+}
+
+async fn redeem(
+    client: &Client,
+    text: &str,
+    verify: bool,
+    output: Output,
+) -> Result<Exit, Failure> {
     // Parsed here first, so that a badly pasted ticket is refused without an agent.
-    let ticket = parse_ticket(&text)?.to_string();
+    let ticket = parse_ticket(text)?.to_string();
     output.note("Pairing…");
     let request = RedeemRequest { ticket, verify };
     // Only the agent's deadline applies, because people may have to compare the digits.
@@ -361,14 +410,22 @@ async fn ask(client: &Client, code: String, output: Output) -> Result<(), Failur
         return Ok(());
     }
     output.note("Does the other device show the same? [y/N]");
-    let answer = tokio::task::spawn_blocking(|| {
+    let same = is_yes(&read_line().await?);
+    say(client, &code, same).await?;
+    Ok(())
+}
+
+/// The next line of standard input; empty at its end.
+async fn read_line() -> Result<String, Failure> {
+    let line = tokio::task::spawn_blocking(|| {
         let mut line = String::new();
         io::stdin().read_line(&mut line).map(|_| line)
     });
-    let line = answer.await.context("reading the answer")?.context("reading the answer")?;
-    let same = matches!(line.trim().to_lowercase().as_str(), "y" | "yes");
-    say(client, &code, same).await?;
-    Ok(())
+    Ok(line.await.context("reading the answer")?.context("reading the answer")?)
+}
+
+fn is_yes(answer: &str) -> bool {
+    matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
 }
 
 fn read_ticket(output: Output) -> Result<String, Failure> {
