@@ -144,7 +144,8 @@ impl World {
         self.rebase(inviter);
         let wall_ms = self.wall_ms(inviter);
         let journal = self.nodes[inviter].journal();
-        let made = journal.create_token(&ticket_key(secret), false, wall_ms, wall_ms + TICKET_MS);
+        let made =
+            journal.create_token_for(&ticket_key(secret), false, 1, wall_ms, wall_ms + TICKET_MS);
         self.unless_full(inviter, made).is_some()
     }
 
@@ -154,7 +155,8 @@ impl World {
         if self.is(Mutant::TokenNeverExpires) {
             self.nodes[inviter].tables().meddle("DELETE FROM tokens");
             let journal = self.nodes[inviter].journal();
-            journal.create_token(&ticket_key(secret), false, late_ms, late_ms + TICKET_MS).unwrap();
+            let expires_ms = late_ms + TICKET_MS;
+            journal.create_token_for(&ticket_key(secret), false, 1, late_ms, expires_ms).unwrap();
         }
         let joiner = self.nodes[n].identity.node_id;
         let proof = pair_proof(secret, &self.nodes[inviter].identity.node_id, &joiner);

@@ -212,6 +212,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::unwrap_used)]
     fn the_change_of_a_device_is_told_from_what_was_there_and_from_changes_of_others() {
         let (content, other) = (Content::Directory, Content::Absent);
         let version = |content: &Content, entries: &[(u64, u64)]| Version {
