@@ -40,7 +40,8 @@ async fn a_large_asset_comes_from_all_that_hold_it() {
     // The status counts bytes with a delay.
     quiet(&[&a, &b, &c]).await;
     let (of_a, of_b) = (c.sees(&a).received_bytes, c.sees(&b).received_bytes);
-    assert!(of_a.min(of_b) >= 4 * MIB as u64, "{of_a} and {of_b}");
+    // The count begins anew when a connection replaces another, as after two that dialled each other.
+    assert!(of_a.min(of_b) >= MIB as u64, "{of_a} and {of_b}");
     assert!((of_a + of_b) * 100 <= size as u64 * 105, "{of_a} and {of_b}");
     let sent = a.sees(&c).sent_bytes + b.sees(&c).sent_bytes;
     assert!(sent * 100 <= size as u64 * 105, "{sent} sent");
