@@ -9,8 +9,7 @@ use tokio::sync::mpsc;
 
 use super::db::{Base, BindingId, FoldersDb};
 use super::disk::{Displaced, Root, Rules, Scanned, Seen, SeenKind, Skip, Watch};
-use super::shared::LATER_MAX;
-use super::status::SkipCount;
+use super::status::{LATER_MAX, SkipCount};
 use crate::core::folder::path::FolderPath;
 use crate::core::folder::version::Content;
 

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::db::{FoldersDb, StoredBinding};
 use super::disk::Root;
 use super::scan::OF_SCANS;
-use super::status::{BindingState, SkipCount, Skipped};
+use super::status::{BindingState, LATER_MAX, SkipCount, Skipped};
 use crate::core::folder::brake::Source;
 use crate::core::folder::path::FolderPath;
 use crate::core::ids::{FolderId, HashAlgorithm, NodeId};
@@ -122,9 +122,6 @@ pub(crate) struct Report {
     /// The directory was scanned since the start.
     pub(crate) is_scanned: bool,
 }
-
-/// The most paths of one reason that are kept between two scans.
-pub(crate) const LATER_MAX: usize = 1000;
 
 impl Report {
     /// Notes a path that is left out.

@@ -12,6 +12,9 @@ use crate::core::ids::{FolderId, Hash, NodeId};
 /// The most examples of one kind in a status: enough to see what is meant.
 pub const EXAMPLES_MAX: usize = 20;
 
+/// The most paths of one reason that are kept between two scans.
+pub(crate) const LATER_MAX: usize = 1000;
+
 /// All folders of the group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FoldersPage {

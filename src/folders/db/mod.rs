@@ -20,6 +20,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use rusqlite::types::Type;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
+use tokio::task::spawn_blocking;
 
 use super::Binding;
 use super::disk::Seen;
@@ -179,7 +180,8 @@ impl Pendings {
     /// What is pending now.
     pub(crate) async fn of(db: &FoldersDb, id: BindingId) -> Result<Self> {
         let db = db.clone();
-        super::shared::blocking(move || Ok(db.pendings(id)?)).await
+        let read = spawn_blocking(move || db.pendings(id)).await;
+        Ok(read.context("a task about folders was ended")??)
     }
 }
 
