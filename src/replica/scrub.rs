@@ -37,8 +37,8 @@ const SHOW_EVERY: Duration = Duration::from_secs(1);
 /// user chose it begins at once.
 const START_WAIT: Duration = Duration::from_secs(300);
 
-/// The pause before the next try when the store does not answer.
-const RETRY_WAIT: Duration = Duration::from_secs(60);
+/// The pause before the next try when the store does not answer. Often it is only busy for a moment.
+const RETRY_WAIT: Duration = Duration::from_secs(10);
 
 /// The longest sleep until the next cycle: the wall clock may be set meanwhile.
 const REST_MAX: Duration = Duration::from_secs(3600);
