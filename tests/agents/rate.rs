@@ -31,7 +31,6 @@ async fn crossing(sender: &Device, receiver: &Device, assets: u64) -> Duration {
 /// `core::rate` has the tests that a limit takes no more than it must.
 fn assert_limited(took: Duration, expected: Duration) {
     assert!(took >= expected.mul_f64(0.85), "{took:?} instead of {expected:?}: not limited");
-    assert!(took <= expected * 5, "{took:?} instead of {expected:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
