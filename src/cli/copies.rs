@@ -88,10 +88,8 @@ pub(crate) async fn goal(
 ) -> Result<Exit, Failure> {
     let reply: GoalReply = client.post(&["v1", "copies"], &request).await?;
     output.value(&reply, |reply| {
-        format!(
-            "The group wants {} copies of each asset, on {} site(s).",
-            reply.copies, reply.sites
-        )
+        let (copies, sites) = (reply.copies, sites(reply.sites));
+        format!("The group wants {copies} copies of each asset, on {sites}.")
     })?;
     Ok(Exit::Ok)
 }
@@ -113,6 +111,13 @@ pub(crate) async fn site(
     Ok(Exit::Ok)
 }
 
+fn sites(count: u64) -> String {
+    match count {
+        1 => "1 site".to_owned(),
+        _ => format!("{count} sites"),
+    }
+}
+
 /// Who holds an asset.
 pub(super) async fn holders(client: &Client, hash: &Hash) -> Result<Holders, Failure> {
     client.get(&["v1", "assets", &hash.to_string(), "holders"], &[]).await
@@ -121,8 +126,8 @@ pub(super) async fn holders(client: &Client, hash: &Hash) -> Result<Holders, Fai
 /// The lines of `info` about them.
 pub(super) fn holder_lines(holders: &Holders) -> String {
     let now_ms = wall_ms();
-    let mut lines =
-        vec![format!("{:<12} {} known, on {} site(s)", "copies", holders.copies, holders.sites)];
+    let (copies, sites) = (holders.copies, sites(holders.sites));
+    let mut lines = vec![format!("{:<12} {copies} known, on {sites}", "copies")];
     let here = match (holders.here, holders.unwanted) {
         (true, _) => "this device",
         (false, true) => "not on this device, which does not want it",

@@ -121,14 +121,14 @@ fn copies_text(status: &Status) -> Option<String> {
     if census.one_copy > 0 {
         parts.push(format!("{} only one copy", counted(census.one_copy, "has", "have")));
     }
-    if census.below_goal > census.one_copy + census.nowhere || !parts.is_empty() {
+    if census.below_goal > census.one_copy + census.nowhere {
         let sites = match copies.goal_sites {
             1 => String::new(),
             sites => format!(" on {sites} sites"),
         };
         let goal = copies.goal_copies;
-        let have = if census.below_goal == 1 { "has" } else { "have" };
-        parts.push(format!("{} {have} fewer than {goal} copies{sites}", census.below_goal));
+        let below = counted(census.below_goal, "has", "have");
+        parts.push(format!("{below} fewer than {goal} copies{sites}"));
     }
     (!parts.is_empty()).then(|| parts.join(", "))
 }
@@ -211,7 +211,7 @@ mod tests {
         let text = picture(&status, &[]);
         for line in [
             "Everything that is wanted is on 2 of 2 devices.",
-            "copies  412 assets have only one copy, 412 have fewer than 2 copies",
+            "copies  412 assets have only one copy\n",
             "want    type=image/*, 300 known assets are not wanted here",
             "in sync  site home",
         ] {
@@ -219,7 +219,9 @@ mod tests {
         }
         let census = CensusStatus { one_copy: 1, below_goal: 1, ..census };
         status.copies.census = Some(census);
-        let line = "copies  1 asset has only one copy, 1 has fewer than 2 copies";
+        assert!(picture(&status, &[]).contains("copies  1 asset has only one copy\n"));
+        status.copies.census = Some(CensusStatus { below_goal: 9, ..census });
+        let line = "copies  1 asset has only one copy, 9 assets have fewer than 2 copies";
         assert!(picture(&status, &[]).contains(line), "{}", picture(&status, &[]));
     }
 

@@ -274,7 +274,7 @@ fn mdns(facts: &NetworkFacts) -> Check {
             "if one runs in this network: allow multicast to UDP port 5353 on both, and turn off \
              client isolation in the access point",
         ),
-        (None, heard) => Check::ok("mdns", format!("{heard} announcements of devices were heard")),
+        (None, heard) => Check::ok("mdns", format!("announcements of devices heard: {heard}")),
     }
 }
 
