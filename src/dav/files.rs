@@ -42,6 +42,12 @@ impl Files {
         Ok(At { folder, path: path.clone() })
     }
 
+    /// The properties that clients put on what is at a path.
+    async fn properties(&self, path: &DavPath) -> FsResult<Vec<DavProp>> {
+        let At { folder, path } = self.writable(path).await?;
+        self.0.properties.of(folder, &path).await.map_err(internal)
+    }
+
     async fn folder(&self, name: &str) -> FsResult<FolderId> {
         self.0.folder(name).await.map_err(internal)?.ok_or(FsError::NotFound)
     }
@@ -312,8 +318,7 @@ impl GuardedFileSystem<Told> for Files {
         _told: &'a Told,
     ) -> FsFuture<'a, Vec<DavProp>> {
         Box::pin(async move {
-            let At { folder, path } = self.writable(path).await?;
-            let all = self.0.properties.of(folder, &path).await.map_err(internal)?;
+            let all = self.properties(path).await?;
             Ok(match do_content {
                 true => all,
                 false => all.into_iter().map(named).collect(),
@@ -328,8 +333,7 @@ impl GuardedFileSystem<Told> for Files {
         _told: &'a Told,
     ) -> FsFuture<'a, Vec<u8>> {
         Box::pin(async move {
-            let At { folder, path } = self.writable(path).await?;
-            let all = self.0.properties.of(folder, &path).await.map_err(internal)?;
+            let all = self.properties(path).await?;
             let name = (&property.namespace, &property.name);
             let found = all.into_iter().find(|one| (&one.namespace, &one.name) == name);
             found.and_then(|found| found.xml).ok_or(FsError::NotFound)
