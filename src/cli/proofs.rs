@@ -113,7 +113,7 @@ async fn hashes(client: &Client, chosen: &Chosen, spares_last: bool) -> Result<V
             hashes.push(find(client, text).await?.hash);
             continue;
         }
-        // The place of a fault is told before anything is asked.
+        // Checked here first: the error names the place of the mistake.
         Expression::parse(text).map_err(|error| Failure::new(Exit::Usage, error))?;
         let assets = choose(client, text).await?;
         if let Some(message) = last_copies(&assets).filter(|_| spares_last) {
@@ -139,7 +139,7 @@ async fn choose(client: &Client, expression: &str) -> Result<Vec<ChosenAsset>, F
     }
 }
 
-/// What is said of the assets whose last known copy is here; `None` if there are none.
+/// The error for assets whose last known copy is here; `None` if there are none.
 fn last_copies(assets: &[ChosenAsset]) -> Option<String> {
     let last: Vec<&ChosenAsset> = assets.iter().filter(|asset| asset.copies == 0).collect();
     if last.is_empty() {
