@@ -36,14 +36,37 @@ pub use iroh::SecretKey;
 pub(crate) use named::NamedPeers;
 
 /// Directives for the log filter. Without a network or multicast these libraries repeat themselves
-/// for ever; [`Net::warnings`] reports it once.
-pub const LOG_DIRECTIVES: [&str; 8] = [
+/// for ever; [`Net::warnings`] reports it once. And the receiver of relayed packets reports an error
+/// whenever the endpoint is closed.
+pub const LOG_DIRECTIVES: [&str; 10] = [
     "swarm_discovery=off",
     "iroh_mdns_address_lookup=error",
     "iroh=error",
+    "iroh::socket::transports::relay=off",
+    "iroh::socket::transports::relay::actor=error",
     "iroh_relay=error",
     "netwatch=error",
     "noq=error",
     "noq_udp=error",
     "portmapper=error",
 ];
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    #[test]
+    fn of_the_relays_parts_only_the_one_that_reports_at_every_stop_is_silent() {
+        let filter: EnvFilter = LOG_DIRECTIVES.join(",").parse().unwrap();
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(filter), || {
+            use tracing::{Level, enabled};
+            assert!(!enabled!(target: "iroh::socket::transports::relay", Level::ERROR));
+            assert!(enabled!(target: "iroh::socket::transports::relay::actor", Level::ERROR));
+            assert!(enabled!(target: "iroh::socket", Level::ERROR));
+        });
+    }
+}
