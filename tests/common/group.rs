@@ -674,9 +674,14 @@ pub fn keep_secret(secret: &[u8]) {
 
 /// Whether a logged line contains all of these.
 pub fn was_logged(parts: &[&str]) -> bool {
+    times_logged(parts) > 0
+}
+
+/// How many logged lines contain all of these.
+pub fn times_logged(parts: &[&str]) -> usize {
     let log = LOG.lock();
     let log = String::from_utf8_lossy(&log);
-    log.lines().any(|line| parts.iter().all(|part| line.contains(part)))
+    log.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
 }
 
 /// Checks that no error and no secret was logged.

@@ -7,7 +7,7 @@ use can_sync::core::folder::{FILE_MODEL, FILE_VERSION};
 use can_sync::core::journal::draft::{Draft, DraftChange, DraftPut};
 use can_sync::core::journal::op::{Key, Value};
 use can_sync::folders::status::ContentView;
-use common::group::was_logged;
+use common::group::times_logged;
 
 use super::*;
 
@@ -102,6 +102,7 @@ async fn records_that_are_no_versions_are_told_in_one_line_and_hold_up_nothing()
         b.problems().await.contains("100 changes of the folder cannot be read")
     })
     .await;
-    assert!(was_logged(&["cannot be read and are left alone", b.dir.to_str().unwrap()]));
-    assert!(!was_logged(&[" 2 changes of the folder cannot be read", b.dir.to_str().unwrap()]));
+    // How many the first look found is a matter of chance; a second line there is not.
+    let line = ["changes of the folder cannot be read", b.dir.to_str().unwrap()];
+    assert_eq!(times_logged(&line), 1);
 }
