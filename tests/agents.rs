@@ -17,8 +17,9 @@ mod common;
 
 use common::group::{
     Device, Foreign, SOON, all_in_sync, all_in_sync_as_wanted, bytes_of, hashes_of, pair, quiet,
-    tell, until, was_logged,
+    tell, until,
 };
+use common::logs::{keep_secret, was_logged};
 
 #[path = "agents/alerts.rs"]
 mod alerts;
@@ -323,7 +324,7 @@ async fn a_removed_device_is_cut_off_by_all() {
 
     // Its key cannot be used any more.
     let ticket = a.handle().ticket(Duration::from_secs(60)).await.unwrap().ticket;
-    common::group::keep_secret(ticket.as_bytes());
+    keep_secret(ticket.as_bytes());
     let refused = c.handle().pair(ticket).await.unwrap_err();
     assert!(matches!(refused, RequestError::Refused(_)), "{refused:?}");
 }
@@ -335,7 +336,7 @@ async fn a_device_that_leaves_is_alone_keeps_its_assets_and_may_join_another_gro
     a.add([7; 3]).await;
     all_in_sync(&[&a, &b], 1).await;
     let ticket = c.handle().ticket(Duration::from_secs(60)).await.unwrap().ticket;
-    common::group::keep_secret(ticket.as_bytes());
+    keep_secret(ticket.as_bytes());
     let refused = b.handle().pair(ticket.clone()).await.unwrap_err();
     assert!(refused.to_string().contains("can-sync leave"), "{refused}");
 
@@ -426,7 +427,7 @@ async fn stores_that_name_assets_differently_are_told_so() {
     let (a, b) = (Device::start().await, Device::beside(&store).await);
     until("the store is up", &[&b], async || b.status().store.up).await;
     let ticket = a.handle().ticket(Duration::from_secs(60)).await.unwrap().ticket;
-    common::group::keep_secret(ticket.as_bytes());
+    keep_secret(ticket.as_bytes());
     let refused = b.handle().pair(ticket).await.unwrap_err();
     let RequestError::Refused(text) = &refused else { panic!("{refused:?}") };
     assert!(text.contains("sha256"), "{text}");

@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 mod common;
 
-use common::group::{Device, all_in_sync, keep_secret, pair, until};
+use common::group::{Device, all_in_sync, pair, until};
+use common::logs::keep_secret;
 use common::{content, digest};
 
 #[path = "group/databases.rs"]

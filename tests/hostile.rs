@@ -32,7 +32,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 mod common;
 
-use common::group::{Device, SOON, all_in_sync, hashes_of, pair, until, was_logged};
+use common::group::{Device, SOON, all_in_sync, hashes_of, pair, until};
+use common::logs::was_logged;
 use common::{content, digest};
 
 #[path = "hostile/alerts.rs"]

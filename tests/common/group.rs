@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use axum::Router;
@@ -43,9 +43,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
 
+use super::logs::{judge_logs, keep_logs, keep_secret};
 use super::{content, digest};
 
 /// Much longer than anything here takes, much shorter than a hang.
@@ -627,72 +626,5 @@ impl Faults {
             *last ^= 1;
         }
         bytes.into()
-    }
-}
-
-// ---- logs ------------------------------------------------------------------------------------
-
-static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
-
-/// Byte strings that must not appear in any log.
-static SECRETS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
-
-struct Keep;
-
-impl std::io::Write for Keep {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        LOG.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl MakeWriter<'_> for Keep {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        Self
-    }
-}
-
-/// Collects everything that is logged from now on, as `-vv` would show it.
-pub fn keep_logs() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let filter = EnvFilter::new("debug,can_sync=trace");
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(Keep).with_ansi(false).init();
-    });
-}
-
-/// From now on this text must not be logged.
-pub fn keep_secret(secret: &[u8]) {
-    SECRETS.lock().push(secret.trim_ascii().to_vec());
-}
-
-/// Whether a logged line contains all of these.
-pub fn was_logged(parts: &[&str]) -> bool {
-    times_logged(parts) > 0
-}
-
-/// How many logged lines contain all of these.
-pub fn times_logged(parts: &[&str]) -> usize {
-    let log = LOG.lock();
-    let log = String::from_utf8_lossy(&log);
-    log.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
-}
-
-/// Checks that no error and no secret was logged.
-pub fn judge_logs() {
-    let log = LOG.lock();
-    let text = String::from_utf8_lossy(&log);
-    let errors: Vec<&str> = text.lines().filter(|line| line.contains(" ERROR ")).collect();
-    assert!(errors.is_empty(), "logged as ERROR: {errors:#?}");
-    for secret in SECRETS.lock().iter() {
-        let needle = String::from_utf8_lossy(secret);
-        let line = text.lines().find(|line| line.contains(&*needle));
-        assert!(line.is_none(), "a secret was logged: {line:?}");
     }
 }

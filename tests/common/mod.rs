@@ -6,6 +6,7 @@
 
 pub mod group;
 pub mod http;
+pub mod logs;
 
 use std::any::Any;
 use std::collections::BTreeSet;

@@ -7,7 +7,7 @@ use can_sync::core::folder::{FILE_MODEL, FILE_VERSION};
 use can_sync::core::journal::draft::{Draft, DraftChange, DraftPut};
 use can_sync::core::journal::op::{Key, Value};
 use can_sync::folders::status::ContentView;
-use common::group::times_logged;
+use common::logs::times_logged;
 
 use super::*;
 

@@ -3,7 +3,7 @@
 use std::io::{Seek as _, Write as _};
 use std::process::{Command, Stdio};
 
-use common::group::was_logged;
+use common::logs::was_logged;
 
 use super::*;
 

@@ -3,7 +3,7 @@
 use can_sync::clock::wall_ms;
 use can_sync::folders::status::{ContentView, RestoreRequest, UndoRequest};
 
-use common::group::was_logged;
+use common::logs::was_logged;
 
 use super::*;
 
