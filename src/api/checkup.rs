@@ -8,6 +8,7 @@ use utoipa::OpenApi;
 use super::Api;
 use super::answers::Checkup;
 use crate::core::doctor::{self, Check};
+use crate::core::units::counted;
 use crate::http::problem::Problem;
 use crate::replica::status::{PeerState, Status};
 
@@ -56,7 +57,10 @@ fn clocks(status: &Status) -> Vec<Check> {
         })
         .collect();
     match off.is_empty() {
-        true => vec![Check::ok("clock-peers", format!("it agrees with {connected} device(s)"))],
+        true => vec![Check::ok(
+            "clock-peers",
+            format!("it agrees with {}", counted(connected as u64, "device", "devices")),
+        )],
         false => off,
     }
 }

@@ -4,6 +4,7 @@
 
 use crate::clock::wall_ms;
 use crate::core::alerts::ago;
+use crate::core::units::counted;
 use crate::folders::status::{BindingState, FolderView};
 use crate::replica::status::{PeerState, PeerStatus, Status};
 
@@ -37,7 +38,7 @@ pub fn obstacles<'a>(
         peer.obstacles.iter().map(|obstacle| format!("{}: {obstacle}", peer.name))
     });
     let quarantined = status.store.quarantined;
-    let of_store = format!("{quarantined} asset(s) are damaged or refused");
+    let of_store = format!("{} damaged or refused", counted(quarantined, "asset is", "assets are"));
     let of_device = status.device.obstacles.iter().cloned();
     of_device.chain((quarantined > 0).then_some(of_store)).chain(of_peers).collect()
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
-use super::text::{bytes, duration, shown};
+use super::text::{bytes, counted, duration, shown};
 use crate::api::copies::{
     GoalReply, GoalRequest, Holders, SiteRequest, WantReply, WantRequest, WantView,
 };
@@ -65,15 +65,15 @@ fn change_text(reply: &WantReply, is_dry_run: bool) -> String {
         0 => String::new(),
         count => format!(" and {count} of unknown size"),
     };
-    lines.push(format!("come: {} assets, {size}{unknown}", change.come));
+    lines.push(format!("come: {}, {size}{unknown}", counted(change.come, "asset", "assets")));
     if change.stop > 0 {
-        lines.push(format!("no longer awaited: {} assets", change.stop));
+        lines.push(format!("no longer awaited: {}", counted(change.stop, "asset", "assets")));
     }
     if change.go > 0 {
         lines.push(format!(
-            "no longer wanted: {} assets, {}, which are here and stay here. Nothing is deleted; only \
+            "no longer wanted: {}, {}, which are here and stay here. Nothing is deleted; only \
              `can-sync evict` does that",
-            change.go,
+            counted(change.go, "asset", "assets"),
             bytes(change.go_bytes)
         ));
     }

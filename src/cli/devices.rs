@@ -11,7 +11,7 @@ use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
 use super::pairing::state_name;
-use super::text::{bytes, duration, shown};
+use super::text::{bytes, counted, duration, shown};
 use crate::api::answers::{Member, Members, Record, RecordsPage};
 use crate::clock::wall_ms;
 use crate::core::ids::NodeId;
@@ -137,7 +137,7 @@ fn line(device: &Device) -> String {
     parts.extend(device.in_sync.filter(|in_sync| *in_sync).map(|_| "in sync".to_owned()));
     let Told { platform, version, store_assets, free_bytes, .. } = &device.told;
     parts.extend([platform, version].into_iter().filter(|t| !t.is_empty()).map(|t| shown(t)));
-    parts.extend(store_assets.map(|count| format!("{count} assets")));
+    parts.extend(store_assets.map(|count| counted(count, "asset", "assets")));
     parts.extend(free_bytes.map(|free| format!("{} free", bytes(free))));
     let age = device.age_ms.map(Duration::from_millis);
     parts.extend(age.map(|age| format!("told {} ago", duration(age))));

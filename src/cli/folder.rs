@@ -9,7 +9,7 @@ use super::client::Client;
 use super::devices;
 use super::exit::{Exit, Failure};
 use super::output::Output;
-use super::text::{bytes, shown};
+use super::text::{bytes, counted, shown};
 use super::time::{Since, parse_since, utc};
 use crate::api::requests::NoArguments;
 use crate::clock::wall_ms;
@@ -375,7 +375,7 @@ fn bound_text(bound: &Bound, is_preview: bool) -> String {
     let is = if is_preview { "would be bound to" } else { "is bound to" };
     let mut lines = vec![
         format!("{} {is} {}  {id}", shown(&bound.dir), shown(&bound.name)),
-        format!("{} files, {}", bound.files, bytes(bound.bytes)),
+        format!("{}, {}", counted(bound.files, "file", "files"), bytes(bound.bytes)),
         match bound.shares_blocks {
             true => "directory and store share their blocks: nothing is kept twice".into(),
             false => format!("the store keeps a copy: up to {} more", bytes(bound.needed_bytes)),
@@ -429,7 +429,8 @@ fn state(state: BindingState) -> &'static str {
 fn status_text(status: &FolderStatus) -> String {
     let mut lines = vec![view_line(&status.folder)];
     if let Some(binding) = &status.folder.binding {
-        lines.push(format!("  {} files, {}", status.files, bytes(status.bytes)));
+        let files = counted(status.files, "file", "files");
+        lines.push(format!("  {files}, {}", bytes(status.bytes)));
         lines.extend(binding.problems.iter().map(|problem| format!("  ! {}", shown(problem))));
     }
     if status.missing > 0 {

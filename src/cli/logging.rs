@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::text::shown_json;
+use super::text::{counted, shown_json};
 use crate::clock::instant_now;
 
 /// The most lines that wait to be written; further ones are lost. Enough for a burst, and a few
@@ -137,7 +137,8 @@ fn write_lines(
 
 /// The line that says how many are missing before it.
 fn missing_notice(missing: u64, format: LogFormat) -> String {
-    let text = format!("{missing} log line(s) could not be written");
+    let lines = counted(missing, "log line", "log lines");
+    let text = format!("{lines} could not be written");
     match format {
         LogFormat::Text => format!("can-sync: {text}\n"),
         LogFormat::Json => format!("{}\n", serde_json::json!({ "level": "WARN", "message": text })),
@@ -201,7 +202,7 @@ mod tests {
             log.write_all(line.as_bytes()).unwrap();
             LogOutput::flush(&log);
         }
-        let expected = "a\ncan-sync: 2 log line(s) could not be written\nd\n";
+        let expected = "a\ncan-sync: 2 log lines could not be written\nd\n";
         assert_eq!(target.state().text, expected);
     }
 
@@ -222,7 +223,7 @@ mod tests {
         // One line more than wait was in the thread's hands.
         assert!((LINES_MAX..=LINES_MAX + 1).contains(&written), "{written}");
         let missing = LINES_MAX + 50 - written;
-        assert!(text.contains(&format!("{missing} log line(s) could not be written\n")));
+        assert!(text.contains(&missing_notice(missing as u64, LogFormat::Text)));
     }
 
     #[test]
@@ -242,7 +243,7 @@ mod tests {
             .map(|line| line["message"].as_str().unwrap().to_owned())
             .collect();
         let phone = "ph\u{202e}one";
-        assert_eq!(messages, [phone, "1 log line(s) could not be written", phone]);
+        assert_eq!(messages, [phone, "1 log line could not be written", phone]);
         assert!(!text.contains('\u{202e}'), "{text}");
     }
 }

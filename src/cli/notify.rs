@@ -9,6 +9,7 @@ use sd_notify::NotifyState;
 use tokio::time::sleep;
 
 use crate::agent::handle::Handle;
+use crate::core::units::counted;
 use crate::replica::status::{PeerState, Status};
 
 /// How often the loop is checked and the status text renewed, unless the watchdog needs it more
@@ -76,7 +77,7 @@ fn sentence(status: &Status) -> String {
         .iter()
         .filter(|peer| matches!(peer.state, PeerState::Syncing | PeerState::Idle));
     let sync = if status.in_sync { "in sync" } else { "not in sync" };
-    let (assets, peers) = (status.store.assets, status.peers.len());
+    let (assets, peers) = (counted(status.store.assets, "asset", "assets"), status.peers.len());
     let connected = connected.count();
     let alerts = status.alerts.iter().filter(|alert| alert.acked_ms.is_none()).count();
     let alerts = match alerts {
@@ -84,7 +85,7 @@ fn sentence(status: &Status) -> String {
         1 => "; 1 alert".to_owned(),
         _ => format!("; {alerts} alerts"),
     };
-    format!("{assets} assets; {connected} of {peers} other devices connected; {sync}{alerts}")
+    format!("{assets}; {connected} of {peers} other devices connected; {sync}{alerts}")
 }
 
 fn send(states: &[NotifyState<'_>]) {

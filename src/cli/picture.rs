@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::alerts;
 use super::pairing::state_name;
-use super::text::{bytes, duration, shown};
+use super::text::{bytes, counted, duration, shown};
 use crate::api::sentence::{answer, sync_text};
 use crate::core::alerts::Alert;
 use crate::replica::status::{
@@ -67,7 +67,8 @@ fn says(alert: &Alert, warning: &str) -> bool {
 
 fn store_text(status: &Status) -> String {
     let store = &status.store;
-    let mut text = format!("{}  {} assets", shown(&store.location), store.assets);
+    let mut text =
+        format!("{}  {}", shown(&store.location), counted(store.assets, "asset", "assets"));
     if store.quarantined > 0 {
         text.push_str(&format!(", {} sent wrong or refused", store.quarantined));
     }
@@ -93,21 +94,15 @@ fn wants_text(copies: &CopiesStatus) -> Option<String> {
         wants => shown(wants),
     }];
     if copies.missing > 0 {
-        parts.push(format!("{} known assets are missing", copies.missing));
+        let missing = counted(copies.missing, "known asset is", "known assets are");
+        parts.push(format!("{missing} missing"));
     }
     if copies.unwanted > 0 {
-        parts.push(format!("{} known assets are not wanted here", copies.unwanted));
+        let unwanted = counted(copies.unwanted, "known asset is", "known assets are");
+        parts.push(format!("{unwanted} not wanted here"));
     }
     let is_usual = copies.wants.is_empty() && parts.len() == 1;
     (!is_usual).then(|| parts.join(", "))
-}
-
-/// How many assets, and the verb.
-fn counted(count: u64, one: &str, many: &str) -> String {
-    match count {
-        1 => format!("1 asset {one}"),
-        _ => format!("{count} assets {many}"),
-    }
 }
 
 /// Which assets have too few copies. A device alone cannot have more than one.
@@ -116,10 +111,16 @@ fn copies_text(status: &Status) -> Option<String> {
     let census = copies.census.filter(|_| !status.peers.is_empty())?;
     let mut parts = Vec::new();
     if census.nowhere > 0 {
-        parts.push(format!("{} on no known device", counted(census.nowhere, "is", "are")));
+        parts.push(format!(
+            "{} on no known device",
+            counted(census.nowhere, "asset is", "assets are")
+        ));
     }
     if census.one_copy > 0 {
-        parts.push(format!("{} only one copy", counted(census.one_copy, "has", "have")));
+        parts.push(format!(
+            "{} only one copy",
+            counted(census.one_copy, "asset has", "assets have")
+        ));
     }
     if census.below_goal > census.one_copy + census.nowhere {
         let sites = match copies.goal_sites {
@@ -127,7 +128,7 @@ fn copies_text(status: &Status) -> Option<String> {
             sites => format!(" on {sites} sites"),
         };
         let goal = copies.goal_copies;
-        let below = counted(census.below_goal, "has", "have");
+        let below = counted(census.below_goal, "asset has", "assets have");
         parts.push(format!("{below} fewer than {goal} copies{sites}"));
     }
     (!parts.is_empty()).then(|| parts.join(", "))
@@ -145,10 +146,11 @@ fn scrub_text(scrub: &ScrubStatus) -> Option<String> {
         ScrubState::Off | ScrubState::Resting | ScrubState::Stopped => Vec::new(),
     };
     if scrub.damaged > 0 {
-        parts.push(format!("{} damaged asset(s) found", scrub.damaged));
+        parts.push(format!("{} found", counted(scrub.damaged, "damaged asset", "damaged assets")));
     }
     if scrub.strays > 0 {
-        parts.push(format!("{} file(s) of no asset in the store's folder", scrub.strays));
+        let strays = counted(scrub.strays, "file", "files");
+        parts.push(format!("{strays} of no asset in the store's folder"));
     }
     (!parts.is_empty()).then(|| parts.join(", "))
 }

@@ -10,7 +10,7 @@ use serde::Serializer;
 
 pub(crate) use crate::core::duration::parse_duration;
 use crate::core::foreign_text::is_unshowable;
-pub(crate) use crate::core::units::{bytes, duration};
+pub(crate) use crate::core::units::{bytes, counted, duration};
 
 /// The most characters of a name or description on a terminal; combining marks count.
 const SHOWN_CHARS_MAX: usize = 500;

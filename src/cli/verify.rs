@@ -13,7 +13,7 @@ use super::assets::{PAGE_ROWS, find};
 use super::client::{Client, Events, read_event};
 use super::exit::{Exit, Failure};
 use super::output::{Output, Results};
-use super::text::bytes;
+use super::text::{bytes, counted};
 use crate::agent::handle::{FetchReply, FetchRequest, FetchState};
 use crate::api::answers::Done;
 use crate::api::requests::NoArguments;
@@ -107,7 +107,10 @@ pub(crate) async fn verify(
     }
     let mended = wait_until_mended(client, damaged, &mut results, output).await?;
     let read = bytes(total_bytes);
-    output.note(format_args!("{count} assets, {read}: {found} damaged, {mended} repaired."));
+    output.note(format_args!(
+        "{}, {read}: {found} damaged, {mended} repaired.",
+        counted(count as u64, "asset", "assets")
+    ));
     Ok(if mended < found { Exit::Damaged } else { exit })
 }
 

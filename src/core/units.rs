@@ -22,6 +22,11 @@ pub fn bytes(count: u64) -> String {
     format!("{value:.1} {unit}")
 }
 
+/// `1 asset`, `2 assets`.
+pub fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// `2m 05s`: two units, the larger ones first.
 pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs();

@@ -13,6 +13,7 @@ use super::reconcile::ROUND_PATHS;
 use super::shared::blocking;
 use crate::core::folder::path::FolderPath;
 use crate::core::ids::{FolderId, Hash};
+use crate::core::units::counted;
 
 /// How often what could not be brought to the directory is tried again at last.
 const RETRY_LAST: Duration = Duration::from_secs(60);
@@ -108,9 +109,8 @@ impl Driver {
         let is_first = self.unreadable == 0;
         self.unreadable += 1 + own.count() as u64;
         let text = format!(
-            "{} changes of the folder cannot be read and are left alone, the first because {why}: \
-             update can-sync on all devices",
-            self.unreadable
+            "{} of the folder cannot be read, the first because {why}: update can-sync on all devices",
+            counted(self.unreadable, "change", "changes")
         );
         if is_first {
             tracing::warn!(dir = %self.binding.dir.display(), "{text}");

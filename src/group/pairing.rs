@@ -19,6 +19,7 @@ use crate::core::joining::{PairAccept, PairOffer, PairRequest};
 use crate::core::journal::device_events::LogEvent;
 use crate::core::journal::session::Standing;
 use crate::core::pairing::{TICKET_USES_MAX, shown_name, ticket_id, ticket_key};
+use crate::core::units::counted;
 use crate::net::pairing::{self, HostError, Hosting, JoinError, Joiner, Joining};
 use crate::net::ticket::Ticket;
 use crate::net::{Connection, Net};
@@ -159,8 +160,9 @@ impl<E: From<PairingEvent>> Redeemer<E> {
         let others = members.iter().filter(|member| member.node_id != me).count();
         let is_removed = own.members.removed.contains(&me);
         if others > 0 && !is_removed && !members.iter().any(|member| member.node_id == inviter) {
+            let others = counted(others as u64, "other device", "other devices");
             return Err(RequestError::Refused(format!(
-                "this device is already in a group with {others} other device(s); a device is in one \
+                "this device is already in a group with {others}; a device is in one \
                  group at a time: make the ticket on a device of this group and pair the new one, or \
                  leave the group here first with `can-sync leave`"
             )));

@@ -11,6 +11,7 @@ use crate::core::engine::{Engine, PeerView};
 use crate::core::ids::NodeId;
 use crate::core::limits::LOGS_PER_AUTHOR_MAX;
 use crate::core::peers::ConnId;
+use crate::core::units::counted;
 use crate::net::{Net, Path, WireBytes};
 
 use super::copies::{Awaited, Keeper};
@@ -258,8 +259,9 @@ fn warnings(sources: &Sources) -> Vec<String> {
     let frozen = *sources.frozen.borrow();
     if frozen > 0 {
         warnings.push(format!(
-            "the metadata of {frozen} asset(s) changes again and again, and is not written to the \
-             store for a while: does another program, or the store itself, undo what it is given?"
+            "the metadata of {} changes again and again, and is not written to the store for a \
+             while: does another program, or the store itself, undo what it is given?",
+            counted(frozen as u64, "asset", "assets")
         ));
     }
     warnings
@@ -367,8 +369,9 @@ fn damage_obstacle(damaged: u64, peers: &[PeerStatus]) -> Option<String> {
     let lost = damaged.saturating_sub(to_come);
     (lost > 0).then(|| {
         format!(
-            "{lost} asset(s) of the store are damaged, and no connected device holds them: add their \
-             files again, or connect a device that has them"
+            "{} damaged, and no connected device holds a good copy: add the files again, or connect \
+             a device that has them",
+            counted(lost, "asset of the store is", "assets of the store are")
         )
     })
 }
@@ -439,14 +442,14 @@ mod tests {
         assert_eq!(damage_obstacle(0, &[peer(conn, true, 0)]), None);
         for nobody_has_it in [vec![], vec![peer(conn, true, 0)], vec![peer(None, false, 1)]] {
             let said = damage_obstacle(1, &nobody_has_it).unwrap_or_default();
-            assert!(said.starts_with("1 asset(s) of the store are damaged"), "{said}");
+            assert!(said.starts_with("1 asset of the store is damaged"), "{said}");
         }
         let still_comparing = peer(conn, false, 0);
         for may_come in [peer(conn, false, 1), still_comparing] {
             assert_eq!(damage_obstacle(1, &[peer(conn, true, 0), may_come]), None);
         }
         let said = damage_obstacle(3, &[peer(conn, false, 1)]).unwrap_or_default();
-        assert!(said.starts_with("2 asset(s)"), "{said}");
+        assert!(said.starts_with("2 assets"), "{said}");
     }
 
     #[test]

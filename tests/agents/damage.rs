@@ -148,7 +148,7 @@ async fn a_damaged_asset_that_nobody_else_holds_is_an_obstacle_until_it_is_added
     let whole = std::fs::read(&path).unwrap();
     flip(&a, &asset, 10);
     assert!(!is_whole(&a, &asset).await);
-    let names_it = |text: &String| text.starts_with("1 asset(s) of the store are damaged");
+    let names_it = |text: &String| text.starts_with("1 asset of the store is damaged");
     until("it is said", &[&a], async || a.status().device.obstacles.iter().any(names_it)).await;
     assert_eq!(a.status().store.damaged, 1);
 

@@ -7,6 +7,7 @@ use super::{GRACE_MS, Kind, Memory, NEWS_MS, Thresholds};
 use crate::core::foreign_text::visible;
 use crate::core::ids::{GroupId, LogId, NodeId};
 use crate::core::limits::REASON_CHARS_MAX;
+use crate::core::units::counted;
 
 /// A store or a receiver of a hook may be started again for so long before that is an alert.
 const DOWN_MS: u64 = 15_000;
@@ -293,7 +294,12 @@ fn of_devices(
         {
             let missing = match (device.missing_here, device.missing_there) {
                 (0, 0) => "their edits differ".to_owned(),
-                (here, there) => format!("{here} assets are missing here and {there} there"),
+                (here, there) => {
+                    format!(
+                        "{} missing here and {there} there",
+                        counted(here, "asset is", "assets are")
+                    )
+                }
             };
             let text = format!(
                 "{name} and this device were connected for {} without becoming the same: {missing}. \
