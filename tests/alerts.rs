@@ -15,15 +15,7 @@ use serde_json::Value;
 #[path = "common/agent.rs"]
 mod agent;
 
-use agent::{Agent, DEADLINE, program};
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < DEADLINE, "not in time: {what}");
-        std::thread::yield_now();
-    }
-}
+use agent::{Agent, DEADLINE, program, until};
 
 fn pair(inviter: &Agent, joiner: &Agent) {
     let ticket = inviter.output(&["--quiet", "ticket"]).trim().to_owned();

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 #[path = "common/agent.rs"]
 mod agent;
 
-use agent::{Agent, DEADLINE};
+use agent::{Agent, DEADLINE, until};
 
 /// An answer: status, ETag, body.
 #[derive(Debug)]
@@ -496,11 +496,7 @@ fn assets_and_events_are_listed_from_a_time_on() {
     assert!(assets(first_ms) >= 2);
     assert_eq!(assets(second_ms + 60_000), 0);
     let events = |ms: u64| count(&format!("/v1/events/device?since_ms={ms}"), "events");
-    let started = std::time::Instant::now();
-    while events(first_ms.saturating_sub(60_000)) < 2 {
-        assert!(started.elapsed() < DEADLINE, "the arrivals are not logged");
-        std::thread::yield_now();
-    }
+    until("the arrivals are logged", || events(first_ms.saturating_sub(60_000)) >= 2);
     assert_eq!(events(second_ms + 60_000), 0);
 }
 
@@ -545,11 +541,7 @@ fn watchers_are_bounded_and_one_that_does_not_read_delays_nobody() {
         }
     }
     drop(watchers);
-    let start = std::time::Instant::now();
-    while Events::open(&agent, "/v1/watch", &[]).is_err() {
-        assert!(start.elapsed() < DEADLINE, "the places are not given back");
-        std::thread::yield_now();
-    }
+    until("the places are given back", || Events::open(&agent, "/v1/watch", &[]).is_ok());
 }
 
 #[test]
@@ -908,24 +900,17 @@ fn folders_are_bound_asked_about_and_brought_back_over_http() {
     assert_eq!(post("/v1/folders", json!({ "dir": dir, "nonsense": 1 })).status, 400);
     assert_eq!(post("/v1/folders/none/join", json!({ "dir": dir })).status, 404);
 
-    let until = |what: &str, holds: &dyn Fn() -> bool| {
-        let start = std::time::Instant::now();
-        while !holds() {
-            assert!(start.elapsed() < DEADLINE, "not in time: {what}");
-            std::thread::yield_now();
-        }
-    };
     let status = || get(&agent, "/v1/folders/shared");
     let is_up_to_date = || status()["folder"]["binding"]["state"] == "up_to_date";
-    until("it is taken in", &|| status()["files"] == 1 && is_up_to_date());
+    until("it is taken in", || status()["files"] == 1 && is_up_to_date());
     let history = || get(&agent, "/v1/folders/shared/history?path=plan.txt");
     fs::write(dir.join("plan.txt"), "two").unwrap();
-    until("there are two versions", &|| history()["versions"].as_array().unwrap().len() == 2);
+    until("there are two versions", || history()["versions"].as_array().unwrap().len() == 2);
 
     let restore = |body| post("/v1/folders/shared/restore", body);
     let first = json!({ "path": "plan.txt", "version": 1 });
     assert_eq!(restore(first).body["changed"], true);
-    until("the first is back", &|| fs::read(dir.join("plan.txt")).unwrap() == b"one");
+    until("the first is back", || fs::read(dir.join("plan.txt")).unwrap() == b"one");
     assert_eq!(restore(json!({ "path": "none", "version": 1 })).status, 404);
     assert_eq!(restore(json!({ "path": "../out" })).status, 400);
     assert_eq!(restore(json!({ "path": "plan.txt", "version": 1, "at_ms": 1 })).status, 400);
@@ -952,7 +937,7 @@ fn folders_are_bound_asked_about_and_brought_back_over_http() {
     assert_eq!(preview["removed"], 1, "{preview}");
     assert!(dir.join("plan.txt").exists());
     assert_eq!(undo(false).body["removed"], 1);
-    until("it was not there at the time", &|| !dir.join("plan.txt").exists());
+    until("it was not there at the time", || !dir.join("plan.txt").exists());
 
     assert_eq!(call(&agent, "DELETE", "/v1/folders/shared/binding", None).status, 200);
     assert_eq!(call(&agent, "DELETE", "/v1/folders/shared/binding", None).status, 404);

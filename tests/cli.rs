@@ -8,7 +8,6 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Instant;
 
 use can_sync::core::ids::HashAlgorithm;
 use can_sync::replica::status::Status;
@@ -21,7 +20,7 @@ mod files;
 #[path = "cli/names.rs"]
 mod names;
 
-use agent::{Agent, DEADLINE, program};
+use agent::{Agent, program, until};
 
 fn blake3(content: &[u8]) -> String {
     HashAlgorithm::Blake3.hash(content).to_string()
@@ -182,14 +181,11 @@ fn verify_says_what_is_damaged_and_whether_another_device_has_mended_it() {
 }
 
 fn until_status(agent: &Agent, is_so: impl Fn(&str) -> bool) {
-    let start = Instant::now();
-    loop {
-        let status = agent.output(&["status"]);
-        if is_so(&status) {
-            return;
-        }
-        assert!(start.elapsed() < DEADLINE, "{status}");
-    }
+    let mut status = String::new();
+    until("the status says so", || {
+        status = agent.output(&["status"]);
+        is_so(&status)
+    });
 }
 
 #[test]
@@ -589,8 +585,7 @@ fn everything_is_for_this_user_alone_whatever_the_umask_was() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let added = (0..1000).any(|_| {
-        std::thread::yield_now();
+    until("it takes an asset", || {
         let mut add = program();
         add.arg("--home").arg(&home).args(["add", "-"]);
         let mut add = assert_cmd::Command::from_std(add);
@@ -598,7 +593,6 @@ fn everything_is_for_this_user_alone_whatever_the_umask_was() {
     });
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(added);
     let mut folders = vec![home];
     let mut files = 0;
     while let Some(folder) = folders.pop() {

@@ -5,14 +5,13 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
 
 use serde_json::Value;
 
 #[path = "common/agent.rs"]
 mod agent;
 
-use agent::{Agent, DEADLINE, program};
+use agent::{Agent, DEADLINE, program, until};
 
 fn setting(agent: &Agent, key: &str) -> Value {
     let view = agent.json(&["config", "show"]).remove(0);
@@ -27,14 +26,6 @@ fn up_bytes(agent: &Agent) -> Value {
 fn hang_up(agent: &Agent) {
     let pid = agent.pid().to_string();
     assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < DEADLINE, "not in time: {what}");
-        std::thread::yield_now();
-    }
 }
 
 /// What a command says on standard error when it ends with this status.

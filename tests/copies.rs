@@ -92,10 +92,9 @@ async fn only_what_a_device_wants_comes_and_the_others_know_what_it_holds() {
     let new = [(&more_photos, &[phone.node_id][..]), (&more_videos, &[])];
     known_copies(&[&full, &phone], &new).await;
     assert_eq!(phone.hashes().await, &photos | &more_photos);
-    // The phone knows that the other holds everything.
-    for hash in more_videos.iter().chain(&photos) {
-        assert_eq!(holders(&phone, hash).await, [full.node_id].into());
-    }
+    // The phone learns that the other holds everything.
+    let of_full = [(&more_videos, &[full.node_id][..]), (&photos, &[full.node_id])];
+    known_copies(&[&phone, &full], &of_full).await;
     // What it adds itself is kept and goes to the others, wanted or not.
     let own = add(&phone, "video/mp4", 50..52).await;
     known_copies(&[&phone, &full], &[(&own, &[full.node_id])]).await;

@@ -15,7 +15,7 @@ use can_sync::replica::status::Status;
 #[path = "common/agent.rs"]
 mod agent;
 
-use agent::{Agent, DEADLINE, program};
+use agent::{Agent, DEADLINE, program, until};
 
 /// Content that does not compress or repeat.
 fn noise(bytes: usize, seed: u64) -> Vec<u8> {
@@ -44,14 +44,6 @@ fn status(agent: &Agent) -> Status {
 fn held(agent: &Agent) -> BTreeSet<String> {
     let rows = agent.json(&["ls"]);
     rows.iter().map(|row| row["hash"].as_str().unwrap().to_owned()).collect()
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < DEADLINE, "not in time: {what}");
-        std::thread::yield_now();
-    }
 }
 
 /// Checks that no error and none of these secrets was logged.

@@ -11,9 +11,9 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use agent::{Agent, DEADLINE};
+use agent::{Agent, until};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -79,14 +79,6 @@ impl Served {
             .skip(1)
             .map(|rest| rest.split("</D:href>").next().unwrap().to_owned())
             .collect()
-    }
-}
-
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < DEADLINE, "{what}");
-        std::thread::yield_now();
     }
 }
 

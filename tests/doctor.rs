@@ -7,14 +7,13 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use serde_json::Value;
 
 #[path = "common/agent.rs"]
 mod agent;
 
-use agent::{Agent, DEADLINE, program};
+use agent::{Agent, program, until};
 
 /// What `doctor` prints as JSON, and whether it ended with 0.
 fn doctor(home: &Path, settings: &[(&str, &str)], args: &[&str]) -> (Vec<Value>, bool) {
@@ -205,16 +204,11 @@ fn why_takes_an_asset_or_a_path_and_says_the_same_in_words_and_as_json() {
     fs::create_dir(&bound).unwrap();
     fs::write(bound.join("plan.md"), "a plan").unwrap();
     agent.output(&["folder", "add", bound.to_str().unwrap()]);
-    let deadline = std::time::Instant::now() + agent::DEADLINE;
-    loop {
+    until("the directory is taken in", || {
         let said = agent.command(&["why", "bound:plan.md"]).output().unwrap();
         let said = String::from_utf8(said.stdout).unwrap();
-        if said.contains("directory and folder are equal") && said.contains("It is here and whole.")
-        {
-            break;
-        }
-        assert!(std::time::Instant::now() < deadline, "{said}");
-    }
+        said.contains("directory and folder are equal") && said.contains("It is here and whole.")
+    });
 }
 
 /// Runs `pair --ask` on a terminal of its own, and types these lines. Returns what was shown and the
@@ -256,16 +250,9 @@ fn a_link_that_was_clicked_pairs_with_nobody_unless_its_user_agrees() {
     // The digits are compared, and are the same on both sides.
     let (shown, code) = std::thread::scope(|scope| {
         let clicked = scope.spawn(|| click(&b, &link, "y\ny\n\n"));
-        let started = Instant::now();
-        loop {
-            let waiting = a.json(&["confirm"]);
-            if let Some(pairing) = waiting.first() {
-                a.output(&["confirm", pairing["short_code"].as_str().unwrap()]);
-                break clicked.join().unwrap();
-            }
-            assert!(started.elapsed() < DEADLINE, "no digits to compare");
-            std::thread::yield_now();
-        }
+        until("there are digits to compare", || !a.json(&["confirm"]).is_empty());
+        a.output(&["confirm", a.json(&["confirm"])[0]["short_code"].as_str().unwrap()]);
+        clicked.join().unwrap()
     });
     assert!(shown.contains("paired with") && code == Some(0), "{shown}");
 }

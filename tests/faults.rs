@@ -12,7 +12,7 @@ use std::io::Write as _;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use can_sync::core::journal::draft::{Draft, DraftChange, DraftPut};
 use can_sync::core::journal::op::{Key, Value};
@@ -27,18 +27,10 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 #[path = "common/agent.rs"]
 mod agent;
 
-use agent::Agent;
+use agent::{Agent, until_within};
 
 /// Refused edits are tried again after 30 s.
 const DEADLINE: Duration = Duration::from_secs(90);
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < DEADLINE, "not in time: {what}");
-        std::thread::yield_now();
-    }
-}
 
 fn status(agent: &Agent) -> Status {
     serde_json::from_str(&agent.output(&["--json", "status"])).unwrap()
@@ -104,7 +96,9 @@ impl Mount {
         let device = Path::new(mount.split(' ').next().unwrap()).file_name().unwrap();
         let trigger = Path::new("/sys/fs/ext4").join(device).join("trigger_fs_error");
         fs::write(trigger, "a test").unwrap();
-        until("nothing can be written", || File::create(self.0.join("probe")).is_err());
+        until_within(DEADLINE, "nothing can be written", || {
+            File::create(self.0.join("probe")).is_err()
+        });
     }
 
     fn remount(&self, how: &str) {
@@ -149,11 +143,11 @@ fn an_agent_whose_disk_is_full_says_so_sends_what_it_has_and_goes_on_when_there_
     let before = add(&full, 200_000, 1);
 
     let filler = mount.fill();
-    until("its status names the disk", || {
+    until_within(DEADLINE, "its status names the disk", || {
         status(&full).device.obstacles.iter().any(|text| text.contains("full"))
     });
     let other = Agent::start_in(&home);
-    until("what it holds is sent", || held(&other).contains(&before));
+    until_within(DEADLINE, "what it holds is sent", || held(&other).contains(&before));
     let after = add(&other, 200_000, 2);
     let fields = ["a", "b", "c"].map(|name| format!("{name}={}", "x".repeat(16_000)));
     for number in 0..30 {
@@ -161,7 +155,7 @@ fn an_agent_whose_disk_is_full_says_so_sends_what_it_has_and_goes_on_when_there_
         other.output(&[&put[..], &fields.each_ref().map(String::as_str)].concat());
     }
     let of_peer = || status(&other).peers.remove(0);
-    until("the other device is told why edits do not arrive", || {
+    until_within(DEADLINE, "the other device is told why edits do not arrive", || {
         of_peer().obstacles.iter().any(|text| text.contains("disk is full"))
     });
     assert!(matches!(of_peer().state, PeerState::Idle | PeerState::Syncing));
@@ -172,10 +166,14 @@ fn an_agent_whose_disk_is_full_says_so_sends_what_it_has_and_goes_on_when_there_
     full.command(&["cat", &before]).assert().success();
 
     fs::remove_file(filler).unwrap();
-    until("it sees that there is room", || status(&full).device.obstacles.is_empty());
-    until("assets arrive", || held(&full).contains(&after));
-    until("edits arrive", || full.command(&["records", "get", "note", "29"]).ok().is_ok());
-    until("both say so", || {
+    until_within(DEADLINE, "it sees that there is room", || {
+        status(&full).device.obstacles.is_empty()
+    });
+    until_within(DEADLINE, "assets arrive", || held(&full).contains(&after));
+    until_within(DEADLINE, "edits arrive", || {
+        full.command(&["records", "get", "note", "29"]).ok().is_ok()
+    });
+    until_within(DEADLINE, "both say so", || {
         [&full, &other].iter().all(|agent| {
             let status = status(agent);
             status.in_sync && status.peers.iter().all(|peer| peer.obstacles.is_empty())
@@ -303,7 +301,9 @@ fn an_agent_without_file_descriptors_lives_and_answers_again_when_there_are_some
     let before = prlimit(pid, Resource::Nofile, none).unwrap();
     let address = agent.ready()["api"].as_str().unwrap().strip_prefix("http://").unwrap();
     let waiting = TcpStream::connect(address).unwrap();
-    until("the log says so", || agent.log().contains("cannot accept a connection"));
+    until_within(DEADLINE, "the log says so", || {
+        agent.log().contains("cannot accept a connection")
+    });
     prlimit(pid, Resource::Nofile, before).unwrap();
     drop(waiting);
     agent.command(&["cat", &hash]).assert().success();

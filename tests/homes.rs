@@ -9,7 +9,6 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -17,7 +16,7 @@ use tempfile::TempDir;
 #[path = "common/agent.rs"]
 mod agent;
 
-use agent::{Agent, DEADLINE};
+use agent::{Agent, until};
 
 const VERSIONS: [&str; 1] = ["0.1.0"];
 
@@ -106,27 +105,16 @@ fn devices_of_an_earlier_version_go_on_where_they_were_after_an_upgrade() {
         // They are still in one group, and the removed device is still removed.
         assert_eq!(desk.json(&["peers"]).len(), 1, "{version}");
         let partial = expected["partial"].as_str().unwrap();
-        let started = Instant::now();
-        loop {
-            let rows = phone.json(&["ls", "--all"]);
-            if rows.iter().any(|row| row["hash"] == partial) {
-                break;
-            }
-            assert!(started.elapsed() < DEADLINE, "{version}: the partial asset is not finished");
-            std::thread::yield_now();
-        }
+        until(&format!("{version}: the partial asset is finished"), || {
+            phone.json(&["ls", "--all"]).iter().any(|row| row["hash"] == partial)
+        });
         phone.output(&["get", partial, "-o", folder.path().join("partial").to_str().unwrap()]);
         // A name that was given on one device before names travelled reaches the other.
-        let started = Instant::now();
         let names = names_of(&expected["desk"]["assets"]);
         assert!(names.len() > 10, "{version}: {names:?}");
-        while !names
-            .iter()
-            .all(|name| names_of(&Value::Array(phone.json(&["ls", "--all"]))).contains(name))
-        {
-            assert!(started.elapsed() < DEADLINE, "{version}: names are missing on the phone");
-            std::thread::yield_now();
-        }
+        until(&format!("{version}: the phone has the names"), || {
+            names_of(&Value::Array(phone.json(&["ls", "--all"]))).is_superset(&names)
+        });
         assert!(
             names_of(&Value::Array(desk.json(&["ls", "--all"]))).is_superset(&names),
             "{version}"

@@ -12,13 +12,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
 use tempfile::TempDir;
 
 #[path = "common/agent.rs"]
 mod agent;
 
-use agent::{Agent, DEADLINE};
+use agent::{Agent, DEADLINE, until, until_within};
 
 /// Within this time of the path being back, what is new arrives.
 const SOON: Duration = Duration::from_secs(3);
@@ -33,11 +32,8 @@ const SWITCH: &str = "sw0";
 struct Lab {
     name: String,
     folder: TempDir,
-    /// Timing is measured, so one lab runs at a time.
-    _alone: MutexGuard<'static, ()>,
 }
 
-static ALONE: Mutex<()> = Mutex::new(());
 static LABS: AtomicU32 = AtomicU32::new(0);
 
 fn ip(args: &str) -> Result<(), String> {
@@ -52,7 +48,6 @@ fn ip(args: &str) -> Result<(), String> {
 impl Lab {
     /// `None`, with a line that says so, where network namespaces are not allowed.
     fn set_up() -> Option<Self> {
-        let alone = ALONE.lock();
         let name = format!("cs{}-{}", std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let made = ip(&format!("netns add {name}-sw"))
             .and_then(|()| ip(&format!("-n {name}-sw link add name {SWITCH} type bridge")))
@@ -63,7 +58,7 @@ impl Lab {
             return None;
         }
         let folder = tempfile::tempdir().unwrap();
-        Some(Self { name, folder, _alone: alone })
+        Some(Self { name, folder })
     }
 
     /// The namespace of a device.
@@ -117,14 +112,6 @@ impl Drop for Lab {
     }
 }
 
-fn until(what: &str, deadline: Duration, mut holds: impl FnMut() -> bool) -> Duration {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < deadline, "not within {deadline:?}: {what}");
-    }
-    begun.elapsed()
-}
-
 fn assets(agent: &Agent) -> u64 {
     agent.json(&["status"])[0]["store"]["assets"].as_u64().unwrap()
 }
@@ -140,7 +127,7 @@ fn crosses(lab: &Lab, what: &str, from: &Agent, to: &Agent) -> Duration {
     let path = lab.file(&what.replace(' ', "-"));
     let expected = assets(to) + 1;
     from.output(&["add", path.to_str().unwrap()]);
-    until(what, DEADLINE, || assets(to) == expected);
+    until(what, || assets(to) == expected);
     println!("{what}: {:.1} s", begun.elapsed().as_secs_f64());
     begun.elapsed()
 }
@@ -158,7 +145,7 @@ fn two_devices(lab: &Lab) -> (Agent, Agent) {
     crosses(lab, "the first file", &a, &b);
     // Of connections that are younger, two may have crossed, and which stays takes a while.
     let begun = Instant::now();
-    until("the connection is no new one", DEADLINE, || begun.elapsed() > CROSSING);
+    until("the connection is no new one", || begun.elapsed() > CROSSING);
     (a, b)
 }
 
@@ -194,7 +181,7 @@ fn a_path_that_broke_unseen_and_is_back_is_soon_used_again() {
     for seconds in [10, 20] {
         lab.at("sw", "link set sw0 down");
         let gone = Instant::now();
-        until("the outage", DEADLINE, || gone.elapsed() > Duration::from_secs(seconds));
+        until("the outage", || gone.elapsed() > Duration::from_secs(seconds));
         lab.at("sw", "link set sw0 up");
         let took = crosses(&lab, &format!("after an outage of {seconds} s"), &a, &b);
         assert!(took < SOON, "{took:?}");
@@ -211,11 +198,11 @@ fn a_device_that_stood_still_for_longer_than_connections_live_is_soon_back() {
     };
     signal("-STOP");
     let expected = "offline";
-    until("a has lost b", 2 * DEADLINE, || a.json(&["peers"])[0]["state"] == expected);
+    until_within(2 * DEADLINE, "a has lost b", || a.json(&["peers"])[0]["state"] == expected);
     let path = lab.file("added-meanwhile");
     a.output(&["add", path.to_str().unwrap()]);
     signal("-CONT");
-    let took = until("what was added meanwhile", DEADLINE, || assets(&b) == 2);
+    let took = until("what was added meanwhile", || assets(&b) == 2);
     println!("after it stood still: {:.1} s", took.as_secs_f64());
     assert!(took < SOON, "{took:?}");
 }

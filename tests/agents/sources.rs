@@ -27,7 +27,7 @@ async fn until_partials_hold(device: &Device, bytes: u64) {
     };
     while held() < bytes {
         assert!(Instant::now() < deadline, "only {} bytes\n{}", held(), tell(&[device]));
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
@@ -40,8 +40,9 @@ async fn a_large_asset_comes_from_all_that_hold_it() {
     // The status counts bytes with a delay.
     quiet(&[&a, &b, &c]).await;
     let (of_a, of_b) = (c.sees(&a).received_bytes, c.sees(&b).received_bytes);
-    // The count begins anew when a connection replaces another, as after two that dialled each other.
-    assert!(of_a.min(of_b) >= MIB as u64, "{of_a} and {of_b}");
+    // The count begins anew when a connection replaces another, as after two that dialled each other:
+    // what one did not give, the other gave.
+    assert!(of_a.max(of_b) <= (size - MIB) as u64, "{of_a} and {of_b}");
     assert!((of_a + of_b) * 100 <= size as u64 * 105, "{of_a} and {of_b}");
     let sent = a.sees(&c).sent_bytes + b.sees(&c).sent_bytes;
     assert!(sent * 100 <= size as u64 * 105, "{sent} sent");

@@ -6,9 +6,8 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
-use super::agent::{Agent, DEADLINE, program};
+use super::agent::{Agent, DEADLINE, program, until};
 use super::{blake3, names_in, noise, write};
 
 fn text(bytes: &[u8]) -> String {
@@ -112,19 +111,11 @@ fn a_file_that_became_shorter_is_added_as_it_is_then() {
     add.arg("--home").arg(agent.home()).arg("add").arg(&path);
     let add = add.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let uploads = agent.home().join("store/staging");
-    wait_for(|| fs::read_dir(&uploads).unwrap().next().is_some());
+    until("the upload has begun", || fs::read_dir(&uploads).unwrap().next().is_some());
     fs::write(&path, b"rotated").unwrap();
     let add = add.wait_with_output().unwrap();
     assert_eq!(text(&add.stdout), format!("{}  {}\n", blake3(b"rotated"), path.display()));
     assert_eq!((add.status.code(), text(&add.stderr)), (Some(0), String::new()));
-}
-
-fn wait_for(mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < DEADLINE, "it does not come to pass");
-        std::thread::yield_now();
-    }
 }
 
 #[test]
@@ -207,7 +198,7 @@ fn a_get_that_is_ended_by_a_signal_leaves_no_file() {
         let mut get = program();
         get.arg("--home").arg(agent.home()).args(["get", &hash]).current_dir(out.path());
         let mut get = get.stderr(Stdio::null()).spawn().unwrap();
-        wait_for(|| !names_in(out.path()).is_empty());
+        until("the file has begun", || !names_in(out.path()).is_empty());
         let id = get.id().to_string();
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
         assert_eq!(get.wait().unwrap().code(), Some(1), "{signal}");

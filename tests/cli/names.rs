@@ -3,11 +3,11 @@
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use super::agent::{Agent, DEADLINE};
+use super::agent::{Agent, until};
 use super::{blake3, names_in, noise, request, write};
 
 /// Two devices of one group.
@@ -39,14 +39,6 @@ fn set_modified(path: &str, ms: i64) {
 fn modified_ms(path: &Path) -> i64 {
     let since = fs::metadata(path).unwrap().modified().unwrap();
     since.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64
-}
-
-/// Waits until it is so: what a device heard shows in its store a moment later.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !is_so() {
-        assert!(started.elapsed() < DEADLINE, "it does not come to pass: {what}");
-    }
 }
 
 fn full_names(rows: &[Value]) -> Vec<String> {

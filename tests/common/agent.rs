@@ -9,6 +9,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -16,6 +17,25 @@ use tempfile::TempDir;
 
 /// Everything here is local; anything slower hangs.
 pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The pause between two looks at a condition. Without one, a test takes the time from the agents that
+/// it waits for.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Waits until it is so; says how long that took.
+pub fn until(what: &str, is_so: impl FnMut() -> bool) -> Duration {
+    until_within(DEADLINE, what, is_so)
+}
+
+/// [`until`], within this time.
+pub fn until_within(deadline: Duration, what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < deadline, "not within {deadline:?}: {what}");
+        thread::sleep(PAUSE);
+    }
+    start.elapsed()
+}
 
 /// A running agent; killed when dropped.
 pub struct Agent {
@@ -185,7 +205,7 @@ impl Agent {
             if start.elapsed() > DEADLINE {
                 return ExitStatus::from_raw(-1);
             }
-            std::thread::yield_now();
+            thread::sleep(PAUSE);
         }
     }
 }

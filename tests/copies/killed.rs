@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::agent::{Agent, program};
+use super::agent::{Agent, program, until_within};
 use super::content;
 
 /// Kills in a run; `ROUNDS` asks for more.
@@ -28,14 +28,6 @@ fn names(agent: &Agent) -> BTreeSet<String> {
     // The name may come after the bytes.
     let names = rows.iter().map(|row| row["name"].as_str().unwrap());
     names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < SETTLED, "not in time: {what}");
-        std::thread::yield_now();
-    }
 }
 
 #[test]
@@ -84,7 +76,7 @@ fn a_device_killed_while_it_changes_what_it_wants_loses_nothing_and_ends_with_wh
         held = holds;
     }
     phone.output(&["want", "name=*.jpg"]);
-    until("the pictures are here", || {
+    until_within(SETTLED, "the pictures are here", || {
         let names = names(&phone);
         (0..90).filter(|n| n % 3 == 2).all(|n| names.contains(&format!("{n}.jpg")))
     });
@@ -92,7 +84,7 @@ fn a_device_killed_while_it_changes_what_it_wants_loses_nothing_and_ends_with_wh
     let holds = names(&phone);
     assert!(holds.is_superset(&held));
     // The desk knows of each asset whether the phone has it.
-    until("the desk knows", || {
+    until_within(SETTLED, "the desk knows", || {
         desk.json(&["ls"]).iter().all(|row| {
             let view = &desk.json(&["info", row["hash"].as_str().unwrap()])[0];
             let is_there = holds.contains(row["name"].as_str().unwrap());

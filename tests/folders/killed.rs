@@ -3,12 +3,12 @@
 //! back, and both directories end equal.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::agent::{Agent, DEADLINE};
+use super::agent::{Agent, until_within};
 use super::*;
 
 /// Kills in a run; `ROUNDS` asks for more.
@@ -53,14 +53,6 @@ impl Device {
 
     fn start(&mut self) {
         self.agent = Agent::start_in(&self.home);
-    }
-}
-
-fn until(what: &str, within: Duration, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < within, "not in time: {what}");
-        std::thread::yield_now();
     }
 }
 
@@ -127,7 +119,7 @@ fn agents_killed_at_any_moment_lose_no_edit_bring_nothing_back_and_end_equal() {
     let dirs: Vec<String> =
         devices.iter().map(|device| device.dir.to_str().unwrap().to_owned()).collect();
     devices[0].agent.output(&["folder", "add", &dirs[0], "--name", NAME]);
-    until("the folder is known", DEADLINE, || {
+    agent::until("the folder is known", || {
         devices[1].agent.output(&["folder", "ls"]).contains(NAME)
     });
     devices[1].agent.output(&["folder", "join", NAME, &dirs[1]]);
@@ -149,7 +141,7 @@ fn agents_killed_at_any_moment_lose_no_edit_bring_nothing_back_and_end_equal() {
         }
         devices[victim].start();
     }
-    until("both are equal", SETTLED, || {
+    until_within(SETTLED, "both are equal", || {
         devices.iter().all(Device::is_up_to_date) && devices[0].tree() == devices[1].tree()
     });
     let mut expected: BTreeMap<&String, &Vec<u8>> = BTreeMap::new();
