@@ -110,6 +110,10 @@ impl BasicGuard {
                 let asks = HeaderValue::from_static("Basic realm=\"can-sync\", charset=\"UTF-8\"");
                 if response.status() == StatusCode::UNAUTHORIZED {
                     response.headers_mut().insert(header::WWW_AUTHENTICATE, asks);
+                    // Connections without the password are closed first when many come: the next
+                    // request, with the password, must not be lost with this one.
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(header::CONNECTION, close);
                 }
                 for (name, value) in HARDENED {
                     response.headers_mut().insert(name, HeaderValue::from_static(value));
