@@ -268,6 +268,12 @@ async fn whatever_a_member_says_on_the_control_stream_it_gets_the_right_code() {
     assert_eq!(control.connection.ended(), None);
     control.connection.close(CloseCode::Ok, "");
 
+    // The next connection would only stand by while the victim holds the one that was closed.
+    until("the victim knows that it was closed", &[&victim], async || {
+        let state = victim.sees_node(member.net.node_id()).state;
+        matches!(state, PeerState::Offline | PeerState::Connecting)
+    })
+    .await;
     // A name that would manipulate a terminal.
     let name = "\u{1b}[2Jevil\n\0\u{202e}name".to_owned();
     let mut control = member.connect().await;
