@@ -157,12 +157,19 @@ async fn join(bound: &Bound) {
 /// Waits until both directories hold `count` things and are equal, and both say so.
 async fn equal(a: &Bound, b: &Bound, count: usize) {
     let devices = [&a.device, &b.device];
+    let mut last = String::new();
     until(&format!("both have {count}"), &devices, async || {
         let (of_a, of_b) = (a.tree(), b.tree());
+        let states = (a.state().await, b.state().await);
+        let found = format!("{states:?}\n{of_a:#?}\n{of_b:#?}");
+        if found != last {
+            // Shown if it is not in time.
+            println!("{found}");
+            last = found;
+        }
         of_a.len() == count
             && of_a == of_b
-            && a.state().await == BindingState::UpToDate
-            && b.state().await == BindingState::UpToDate
+            && states == (BindingState::UpToDate, BindingState::UpToDate)
     })
     .await;
 }
