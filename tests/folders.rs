@@ -102,7 +102,9 @@ impl Bound {
 }
 
 fn list(top: &Path, dir: &Path, tree: &mut BTreeMap<String, String>) {
-    for entry in fs::read_dir(dir).unwrap() {
+    // What is listed may be replaced meanwhile.
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries {
         let Ok(entry) = entry else { continue };
         let path = entry.path();
         if entry.file_name().to_string_lossy().starts_with(".can-sync") {
@@ -111,7 +113,7 @@ fn list(top: &Path, dir: &Path, tree: &mut BTreeMap<String, String>) {
         let Ok(found) = path.symlink_metadata() else { continue };
         let name = path.strip_prefix(top).unwrap().to_string_lossy().into_owned();
         if found.is_dir() {
-            if fs::read_dir(&path).unwrap().next().is_none() {
+            if fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none()) {
                 tree.insert(name, "empty".into());
             }
             list(top, &path, tree);
