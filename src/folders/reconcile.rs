@@ -24,7 +24,7 @@ use super::shared::blocking;
 use crate::clock::wall_ms;
 use crate::core::folder::brake::Source;
 use crate::core::folder::path::FolderPath;
-use crate::core::folder::resolve::{make_way, may_be_forgotten};
+use crate::core::folder::resolve::make_way;
 use crate::core::folder::three_way::{Action, DiskSays, Edit, decide};
 use crate::core::folder::version::{Content, Version};
 use crate::core::ids::NodeId;
@@ -61,7 +61,7 @@ struct Plan {
     brings: Vec<Brought>,
     /// Edits in a directory that only shows the folder: keep them beside.
     asides: Vec<(FolderPath, Seen, Version)>,
-    /// Bases that the journal may have forgotten.
+    /// Bases that the journal may have forgotten, and that no write of this plan tells it.
     keeps: Vec<Version>,
     became: Vec<(FolderPath, Became)>,
 }
@@ -207,12 +207,9 @@ impl Driver {
         };
         let action =
             decide(self.binding.mode, base.as_ref().map(|base| &base.version), &says, journal);
-        if !matches!(action, Action::Nothing | Action::Hold | Action::LeaveExtra) {
-            let bases = base.iter().map(|base| &base.version);
-            let lost =
-                bases.filter(|base| journal.is_some_and(|next| may_be_forgotten(base, next)));
-            plan.keeps.extend(lost.cloned());
-        }
+        let bases = base.iter().map(|base| &base.version);
+        let lost = bases.filter(|base| journal.is_some_and(|next| action.must_keep(base, next)));
+        plan.keeps.extend(lost.cloned());
         let was = base.as_ref().map(|base| base.version.content.clone());
         match action {
             Action::Nothing => {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use can_sync::core::folder::path::FolderPath;
-use can_sync::core::folder::resolve::{make_way, may_be_forgotten};
+use can_sync::core::folder::resolve::make_way;
 use can_sync::core::folder::three_way::{Action, DiskSays, Edit, Mode, decide};
 use can_sync::core::folder::version::{Content, ShortId, Vector, Version};
 use can_sync::core::ids::Hash;
@@ -84,7 +84,7 @@ impl Device {
         // What is left out is looked at again and again.
         let is_still = action == Action::Nothing || self.disk.is_left_out(path);
         if let (Some(base), Some(journal), false) = (&base, &journal, is_still)
-            && may_be_forgotten(base, journal)
+            && action.must_keep(base, journal)
             && self.mutant != Mutant::BasesTrusted
         {
             self.journal.keep(base.clone(), now_ms, self.mutant);

@@ -10,6 +10,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::resolve::may_be_forgotten;
 use super::version::{Content, Relation, Vector, Version};
 
 /// How a directory takes part in a folder.
@@ -100,6 +101,20 @@ pub struct Edit {
     pub vector: Vector,
     /// The version that it replaces, for the history; `None` where none is needed.
     pub before: Option<Version>,
+}
+
+impl Action {
+    /// Whether the journal must be told of the base before this action replaces it: the journal may
+    /// have forgotten it, and the action does not write it. What an action writes must not be told
+    /// beside it: another device's version that comes in between would make a conflict copy of it.
+    pub fn must_keep(&self, base: &Version, journal: &Version) -> bool {
+        let is_written = match self {
+            Self::Nothing | Self::Hold | Self::LeaveExtra | Self::WriteBase => true,
+            Self::Write(edit) => edit.before.as_ref().is_some_and(|before| before.is_same(base)),
+            Self::Adopt | Self::Touch | Self::Apply | Self::SetAside => false,
+        };
+        !is_written && may_be_forgotten(base, journal)
+    }
 }
 
 /// Decides about a path.
@@ -317,6 +332,22 @@ mod tests {
                 assert!(is_safe, "{base:?} {disk:?}: {action:?}");
             }
         });
+    }
+
+    #[test]
+    fn a_base_that_the_journal_has_forgotten_reaches_it_once_by_the_action_or_beside_it() {
+        let base = version(&file(1, 0), &[(1, 2)]);
+        let older = version(&file(2, 0), &[(1, 1)]);
+        let others = version(&file(3, 0), &[(1, 1), (2, 1)]);
+        let edited = DiskSays::Content(file(4, 0));
+        let is_kept = |disk: &DiskSays, journal: &Version| {
+            decide(Mode::TwoWay, Some(&base), disk, Some(journal)).must_keep(&base, journal)
+        };
+        assert!(!is_kept(&DiskSays::Base, &older), "it is written as it is");
+        assert!(!is_kept(&edited, &older), "the edit says that it replaces it");
+        assert!(is_kept(&DiskSays::Base, &others), "the other version replaces it");
+        assert!(is_kept(&edited, &others), "the edit says that it replaces the other version");
+        assert!(!is_kept(&edited, &base), "the journal has it");
     }
 
     #[test]
