@@ -14,11 +14,11 @@ use crate::net::{Connection, Ended, RecvStream, SendStream};
 use crate::state::journal::GroupState;
 use crate::store::{Cursor, StoreInfo};
 
-use super::handle::{FetchReply, LeaveReply, PairReply, Reply, RequestError};
+use super::handle::{LeaveReply, PairReply, Reply, RequestError};
+use crate::core::fetches::FetchReply;
 use crate::group::comparing::PairingEvent;
 use crate::replica::catalogue::StoreEvent;
 use crate::replica::status::JournalPeerStatus;
-use crate::transfer::plain::PlainReport;
 
 /// The most facts that wait for the loop. It handles each in microseconds, and the queue is deep
 /// enough for a burst of every task.
@@ -53,8 +53,6 @@ pub(super) enum Fact {
     Fetch { assets: Vec<(Hash, bool)>, now: bool, reply: Reply<FetchReply> },
     /// A question about an asset; what the store and the journal have of it was looked up.
     Why { hash: Hash, seen: Seen, reply: Reply<AssetWhy> },
-    /// The plain exchange ended.
-    PlainDone { conn: ConnId, report: PlainReport },
     /// The store answered, and the index is bound to it. The receiver of the reply waits until the
     /// engine is bound to it too.
     StoreUp { info: StoreInfo, reply: oneshot::Sender<()> },

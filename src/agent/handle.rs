@@ -11,15 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
-use utoipa::ToSchema;
 
 use super::tuning::Tuning;
 use crate::alerts::Alerts;
 use crate::copies::gathered::{GATHER_ASSETS_MAX, GatherRequest, Gathered};
 use crate::core::doctor::NetworkFacts;
-pub use crate::core::fetches::FetchState;
+use crate::core::fetches::{FetchReply, FetchRequest};
 use crate::core::ids::{Hash, NodeId};
 use crate::core::lookup::HashPrefix;
 use crate::core::want::Want;
@@ -102,39 +100,6 @@ pub enum Request {
     Ping(Reply<()>),
 }
 
-/// A request for assets. The agent remembers it for half a minute: a caller that still waits
-/// repeats it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct FetchRequest {
-    /// Whole hashes in hex, or unique prefixes of the hashes of assets known to be missing; at most
-    /// [`crate::core::limits::FETCHES_MAX`].
-    #[schema(max_items = 256)]
-    pub hashes: Vec<HashPrefix>,
-    /// Whether to fetch them before all other assets.
-    #[serde(default)]
-    pub now: bool,
-}
-
-/// The states of the requested assets, in the order of the request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct FetchReply {
-    /// One state per asset.
-    pub assets: Vec<FetchView>,
-}
-
-/// The state of a fetched asset.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct FetchView {
-    /// Its whole hash.
-    pub hash: Hash,
-    /// Its state.
-    pub state: FetchState,
-    /// For a large asset that is arriving: the bytes that are still missing.
-    #[schema(required)]
-    pub left_bytes: Option<u64>,
-}
-
 /// Makes a handle, and the queue of requests that the loop reads. The store comes with the folder
 /// for its uploads.
 pub fn channel(
@@ -168,11 +133,6 @@ impl Handle {
         let mut status = self.status.clone();
         // An error means that the loop has ended: no newer status will come.
         let _ = status.wait_for(|status| status.revision > revision).await;
-    }
-
-    /// A receiver of every new status.
-    pub(super) fn watch(&self) -> watch::Receiver<Status> {
-        self.status.clone()
     }
 
     /// Reconciles an asset's metadata between the store and the journal. Returns when each holds

@@ -5,56 +5,29 @@
 //!
 //! Reading order: `run` (the loop), `fact` and `link` (its inputs, and a peer's connection), `effects`
 //! (what the engine has it do), then `requests`. `parts` holds the subsystems, `start` and `stop` begin and
-//! end the tasks.
+//! end the tasks, and `build` makes it all.
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::alerts::hooks::{self, Hooks};
-use crate::alerts::watch::Watcher;
-use crate::alerts::{Alerts, MemoryFile};
-use crate::clock::{Clock, wall_ms, wall_now};
-use crate::copies::evicting;
-use crate::copies::gathered::WrongProofs;
 use crate::core::forgetting::ForgottenRule;
-use crate::core::ids::{Hash, NodeId};
-use crate::core::pairing::shown_name;
+use crate::core::ids::NodeId;
 use crate::core::scrub::ScrubRate;
-use crate::folders;
-use crate::folders::handle::Ingredients;
-use crate::net::{NamedPeers, Net, NetConfig, Relay};
-use crate::state::copies::Copies;
+use crate::net::Relay;
+use crate::replica::disk;
 use crate::state::home::{Home, Lock};
-use crate::state::identity::Identity;
-use crate::state::index::Index;
-use crate::state::journal::Journal;
-use crate::state::partials::Partials;
-use crate::store::Store;
-use crate::store::embedded::{EmbeddedStore, Options};
-use crate::store::http::{HttpStore, Stated};
+use crate::store::choice::StoreChoice;
+use crate::store::embedded::EmbeddedStore;
 
-use self::fact::Facts;
+use self::build::Built;
 use self::handle::Handle;
-use self::parts::{Ids, Parts};
-use self::tasks::Tasks;
 pub use self::tuning::Tuning;
-use crate::replica::catalogue::Backlog;
-use crate::replica::copies::Keeper;
-use crate::replica::metadata::{Arrivals, Settler};
-use crate::replica::picture::{Picture, Sources};
-use crate::replica::status::{ScrubStatus, Status};
-use crate::replica::{device, disk, events, journal, metadata};
-use crate::transfer;
-use crate::transfer::prove::Prover;
-use crate::transfer::throttle::Throttle;
 
+mod build;
 mod copies;
 mod effects;
 mod fact;
@@ -113,23 +86,7 @@ pub struct NetOverrides {
     pub unreachable: Vec<NodeId>,
     /// Makes the QUIC library panic when a test demands it.
     #[cfg(test)]
-    pub(crate) panics: Option<Arc<crate::net::inject::Panics>>,
-}
-
-/// The store that an agent syncs.
-#[derive(Debug)]
-pub enum StoreChoice {
-    /// The built-in store.
-    Embedded,
-    /// The store of another program.
-    Foreign {
-        /// Its base URL, on a loopback address.
-        url: String,
-        /// The file that holds its key.
-        key_file: PathBuf,
-        /// What the configuration says of it.
-        stated: Stated,
-    },
+    pub(crate) panics: Option<std::sync::Arc<crate::net::inject::Panics>>,
 }
 
 /// A running agent.
@@ -139,14 +96,6 @@ pub struct Agent {
     stop: CancellationToken,
     /// `None` once the loop has ended.
     running: Option<JoinHandle<Result<()>>>,
-}
-
-/// What is on disk, opened.
-struct Opened {
-    journal: Journal,
-    index: Index,
-    partials: Partials,
-    copies: Copies,
 }
 
 impl Agent {
@@ -164,216 +113,10 @@ impl Agent {
     }
 
     async fn start_all(config: Config, lock: &Lock) -> Result<Self> {
-        let Config {
-            home,
-            store,
-            offline,
-            relay,
-            tuning,
-            scrub_rate,
-            forgotten,
-            net: net_overrides,
-        } = config;
-        let partials_dir = home.partials_dir();
-        let scratch_folder = partials_dir.clone();
-        let store_dir = home.store_dir();
-        let is_journal_lost = home.is_journal_lost();
-        let identity = Identity::load_or_create(&home, lock)?;
-        let (opened, own) = (home.clone(), identity.clone());
-        let opening = tokio::task::spawn_blocking(move || open(&opened, &own, is_journal_lost));
-        let Opened { journal, index, partials, copies } = opening.await??;
-        let (store, embedded, store_location, staging_dir) = match store {
-            StoreChoice::Embedded => {
-                let embedded = tokio::task::spawn_blocking(move || {
-                    EmbeddedStore::open(&store_dir, Options::default())
-                })
-                .await??;
-                let staging_dir = embedded.staging_dir().to_owned();
-                let store: Arc<dyn Store> = Arc::new(embedded.clone());
-                (store, Some(embedded), "embedded".to_owned(), staging_dir)
-            }
-            StoreChoice::Foreign { url, key_file, stated } => {
-                let store = HttpStore::with_stated(&url, &key_file, stated)?;
-                let store: Arc<dyn Store> = Arc::new(store);
-                (store, None, url, partials_dir)
-            }
-        };
-        evicting::restart(&copies, &*store).await.context("settling interrupted evictions")?;
-        let hook_key = identity.hook_key();
-        let mut net_config = NetConfig::new(identity.secret_key);
-        (net_config.offline, net_config.relay, net_config.bind) =
-            (offline, relay, net_overrides.bind);
-        net_config.port = home.udp_port();
-        if net_overrides.plain_only {
-            net_config.protocols = vec![crate::net::Protocol::Plain];
-        }
-        #[cfg(test)]
-        {
-            net_config.panics = net_overrides.panics.clone();
-        }
-        let net = Net::bind(net_config).await.context("binding the network")?;
-        if let Some(port) = net.port().filter(|port| home.udp_port() != Some(*port)) {
-            home.write_udp_port(lock, port)?;
-        }
-        let algorithm = index.bound()?.map_or_else(Default::default, |(_, algorithm)| algorithm);
-        let group_id = journal.group().context("the journal has no group")?;
-        let (status, watched) = watch::channel(Status::starting(identity.node_id, group_id));
-        let (journal, journal_writer) = journal::share(journal)?;
-        let (settles, to_settle) = mpsc::channel(metadata::SETTLES_MAX);
-        let folder = staging_dir.clone();
-        let (listed, watched_listed) = watch::channel(0);
-        let ingredients = Ingredients {
-            me: identity.node_id,
-            home: home.clone(),
-            journal: journal.clone(),
-            store: store.clone(),
-            embedded: embedded.clone(),
-            index: index.clone(),
-            staging_dir: staging_dir.clone(),
-            listed: watched_listed,
-        };
-        let opening = tokio::task::spawn_blocking(move || folders::handle::open(ingredients));
-        let (folders, manager) = opening.await??;
-        let waiting = {
-            let folders = folders.clone();
-            Arc::new(move |hashes: &[Hash]| Ok(folders.are_waited_for(hashes)?))
-        };
-        let keeper =
-            Keeper::new(identity.node_id, index.clone(), copies.clone(), journal.clone(), waiting)?;
-        let (hooks_set, watched_hooks) = watch::channel(tuning.hooks);
-        let ingredients = hooks::Ingredients {
-            home: home.clone(),
-            me: identity.node_id,
-            key: hook_key,
-            hooks: watched_hooks,
-            journal: journal.clone(),
-            status: watched.clone(),
-        };
-        let hooks = tokio::task::spawn_blocking(move || Hooks::open(ingredients)).await?;
-        let (alerts, watcher_ends) = Alerts::channel(hooks.clone());
-        let alerts_told = alerts.told();
-        let (handle, requests) = handle::channel(
-            (store.clone(), staging_dir),
-            journal.clone(),
-            settles,
-            folders.clone(),
-            keeper.clone(),
-            alerts,
-            watched,
-        );
-        let (events, told) = events::channel();
-        let (frozen, watched_frozen) = watch::channel(0);
-        let arrivals = Arrivals::new(journal.clone());
-        let backlog = Backlog::new(metadata::read_to(&journal).await?);
-        let settler = Settler::new(
-            store.clone(),
-            backlog.clone(),
-            journal.clone(),
-            arrivals.clone(),
-            events.clone(),
-            to_settle,
-            frozen,
-        );
-        let (twin, watched_twin) = watch::channel(None);
-        let publisher = device::Publisher {
-            node_id: identity.node_id,
-            journal: journal.clone(),
-            store: store.clone(),
-            status: handle.watch(),
-            folder,
-            twin,
-            twin_seen_ms: None,
-        };
-        let alerts_file = MemoryFile::new(home.clone());
-        let (thresholds, watched_thresholds) = watch::channel(tuning.alerts);
-        let (shortage, watched_shortage) = watch::channel(Vec::new());
-        let watcher = Watcher {
-            home: home.clone(),
-            file: alerts_file.clone(),
-            journal: journal.clone(),
-            folders: folders.clone(),
-            status: handle.watch(),
-            thresholds: watched_thresholds,
-            shortage: watched_shortage,
-            twin: watched_twin.clone(),
-            hooks: hooks.troubles(),
-            ends: watcher_ends,
-        };
-        let (scrub, watched_scrub) = watch::channel(ScrubStatus::default());
-        let picture = Picture::new(Sources {
-            node_id: identity.node_id,
-            net: net.clone(),
-            store: store.clone(),
-            store_location,
-            journal: journal.clone(),
-            keeper: keeper.clone(),
-            scrub: watched_scrub,
-            frozen: watched_frozen,
-            twin: watched_twin,
-        });
-        let stop = CancellationToken::new();
-        let (facts, inbox) = Facts::channel();
-        let parts = Parts {
-            node_id: identity.node_id,
-            home,
-            net,
-            store: store.clone(),
-            embedded: embedded.clone(),
-            journal,
-            ctx: transfer::Context {
-                store,
-                index,
-                partials,
-                gatherings: transfer::Gatherings::default(),
-                damaged: transfer::Damaged::default(),
-                algorithm,
-                scratch_folder,
-                arrivals: Some(arrivals),
-                source: None,
-            },
-            throttle: Throttle::new(tuning.rate_limits),
-            named_peers: NamedPeers::new(tuning.named_peers),
-            scrub_rate,
-            forgotten,
-            scrub,
-            events,
-            backlog,
-            requests,
-            status,
-            stop: stop.clone(),
-            unreachable: net_overrides.unreachable,
-            shortage,
-            alerts: alerts_told,
-            alerts_file,
-            thresholds,
-            hooks: hooks_set,
-            folders,
-            prover: Prover::new(
-                identity.node_id,
-                handle.store(),
-                copies.clone(),
-                embedded.is_some(),
-            ),
-            wrong_proofs: WrongProofs::default(),
-            copies,
-            keeper,
-            listed,
-            tasks: Tasks::default(),
-            facts,
-            clock: Clock::start(),
-            ids: Ids::default(),
-        };
-        let tellers = start::Tellers {
-            writer: journal_writer,
-            settler,
-            publisher,
-            told,
-            manager,
-            watcher,
-            hooks,
-        };
-        let running = tokio::spawn(run::run(parts, inbox, tellers, picture));
-        let running = Some(running);
+        let Built { handle, embedded, parts, inbox, tellers, picture } =
+            build::build(config, lock).await?;
+        let stop = parts.stop.clone();
+        let running = Some(tokio::spawn(run::run(parts, inbox, tellers, picture)));
         let mut agent = Self { handle, embedded, stop, running };
         // The first status is ready before the first request is answered.
         let handle = agent.handle();
@@ -422,26 +165,4 @@ impl Agent {
         }
         ended
     }
-}
-
-fn open(home: &Home, identity: &Identity, is_journal_lost: bool) -> Result<Opened> {
-    let mut journal = Journal::open(&home.journal_db_path(), identity, rand::random())
-        .context("opening the journal")?;
-    if journal.group().is_none() {
-        let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let name = shown_name(&host_name, &identity.node_id);
-        match is_journal_lost {
-            false => journal.found(&name, wall_ms()),
-            true => journal.found_anew(&name, wall_ms()),
-        }
-        .context("beginning the journal")?;
-    }
-    if journal.roster().is_founded_anew() {
-        tracing::warn!("{}", crate::replica::picture::founded_anew(&identity.node_id));
-    }
-    let index = Index::open(&home.index_db_path())?;
-    let partials = Partials::open(&home.partials_dir(), wall_now())
-        .with_context(|| format!("opening {}", home.partials_dir().display()))?;
-    let copies = Copies::open(&home.copies_db_path())?;
-    Ok(Opened { journal, index, partials, copies })
 }

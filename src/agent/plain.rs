@@ -10,12 +10,11 @@ use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
 
 use crate::core::close::CloseCode;
-use crate::core::engine::{Input, Sent};
+use crate::core::engine::Input;
 use crate::core::peers::ConnId;
 use crate::net::frame::{FrameReader, FrameWriter, TakeBytes};
-use crate::transfer::plain::PlainReport;
-use crate::transfer::report::sent_as;
-use crate::transfer::{Context, Counters, Outcome, plain};
+use crate::transfer::report::plain_done;
+use crate::transfer::{Context, Counters, plain};
 use crate::wire::control::decode_message;
 
 use super::fact::{Fact, Facts};
@@ -58,7 +57,7 @@ pub(super) async fn run(
     }
     match plain::run_plain(ctx, reader, writer, counters).await {
         Ok(report) => {
-            facts.send(Fact::PlainDone { conn, report }).await;
+            facts.send(Fact::Input(plain_done(conn, report))).await;
             Ok(())
         }
         Err(error) if error.is_violation() => Err(fault(CloseCode::Protocol, &error.to_string())),
@@ -67,58 +66,5 @@ pub(super) async fn run(
             tracing::warn!(%error, "the exchange with a peer broke off");
             Err(fault(CloseCode::Internal, "the exchange broke off"))
         }
-    }
-}
-
-/// Converts the result of a plain exchange to an input of the engine.
-pub(super) fn done(conn: ConnId, report: PlainReport) -> Input {
-    let PlainReport { sent, received, is_complete } = report;
-    let received = received.into_iter().map(|received| (received.digest, received.outcome));
-    let (mut held_there, mut stored_here, mut failed) = (Vec::new(), Vec::new(), false);
-    for (digest, outcome) in sent {
-        match sent_as(&outcome) {
-            Sent::Held => held_there.push(digest.hash),
-            Sent::Elsewhere | Sent::Refused | Sent::Unavailable => failed = true,
-        }
-    }
-    for (digest, outcome) in received {
-        match outcome {
-            Outcome::Stored => stored_here.push(digest.hash),
-            Outcome::AlreadyHeld => held_there.push(digest.hash),
-            Outcome::Elsewhere
-            | Outcome::Later(_)
-            | Outcome::StoreDown(_)
-            | Outcome::Refused(_)
-            | Outcome::Unavailable
-            | Outcome::Interrupted
-            | Outcome::Damaged => failed = true,
-        }
-    }
-    Input::PlainDone { conn, held_there, stored_here, failed, more: !is_complete }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::ids::{Digest, Hash};
-    use crate::transfer::Received;
-
-    #[test]
-    fn what_did_not_arrive_in_a_plain_exchange_counts_as_held_by_nobody() {
-        let of = |n: u8, outcome| {
-            (Digest { hash: Hash([n; 32]), size_bytes: 1 }, outcome) as (Digest, Outcome)
-        };
-        let later = || Outcome::Later("full".into());
-        let sent = vec![of(1, Outcome::Stored), of(2, later())];
-        let received = [of(3, Outcome::Stored), of(4, later()), of(5, Outcome::Unavailable)];
-        let received = received.map(|(digest, outcome)| Received { digest, outcome }).to_vec();
-        let report = PlainReport { sent, received, is_complete: true };
-        let Input::PlainDone { held_there, stored_here, failed, more, .. } =
-            done(ConnId(1), report)
-        else {
-            panic!("another input");
-        };
-        assert_eq!((held_there, stored_here), (vec![Hash([1; 32])], vec![Hash([3; 32])]));
-        assert!(failed && !more);
     }
 }

@@ -17,8 +17,9 @@ use crate::core::limits::FETCHES_MAX;
 use crate::core::lookup::{HashPrefix, LookupError};
 
 use super::fact::{Fact, TakenIn};
-use super::handle::{FetchReply, FetchRequest, FetchState, FetchView, Reply, RequestError};
+use super::handle::{Reply, RequestError};
 use super::parts::Parts;
+use crate::core::fetches::{FetchReply, FetchRequest, FetchState, FetchView};
 use crate::group::internal;
 use crate::state::copies::Copies;
 use crate::state::index::Index;

@@ -24,12 +24,13 @@ use crate::store::StoreInfo;
 use super::copies;
 use super::effects::Links;
 use super::fact::{Fact, Reload, TakenIn};
-use super::handle::{FetchReply, LeaveReply, Reply, Request};
+use super::handle::{LeaveReply, Reply, Request};
 use super::live::Live;
 use super::parts::Parts;
 use super::start::{Tellers, Wakers, start_journal, start_sources};
 use super::tuning::Tuning;
-use super::{journal_stream, load, membership, plain, proofs, requests, stop, why};
+use super::{journal_stream, load, membership, proofs, requests, stop, why};
+use crate::core::fetches::FetchReply;
 use crate::group::comparing::Comparing;
 use crate::group::knocks::Knocks;
 use crate::group::pairing;
@@ -255,9 +256,6 @@ impl Loop {
                     hash,
                     seen,
                 )));
-            }
-            Fact::PlainDone { conn, report } => {
-                self.handle(plain::done(conn, report));
             }
             Fact::StoreUp { info, reply } => self.on_store_up(info, reply),
             Fact::StoreDown { error } => {

@@ -4,6 +4,7 @@
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -13,6 +14,7 @@ use super::*;
 use crate::core::ids::{Digest, HashAlgorithm};
 use crate::net::inject::Panics;
 use crate::net::outlive_panics;
+use crate::store::choice::StoreChoice;
 use crate::store::{Metadata, NewAsset};
 
 /// Far longer than one step takes, far shorter than a hang.

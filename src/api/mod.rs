@@ -60,10 +60,11 @@ use tokio_util::sync::CancellationToken;
 use utoipa::{IntoParams, OpenApi};
 
 use crate::agent::handle::{
-    FetchReply, FetchRequest, Handle, LeaveReply, PairReply, RemoveReply, RemoveRequest,
-    RenameReply, RequestError, RevokeReply, TicketReply, TicketTerms,
+    Handle, LeaveReply, PairReply, RemoveReply, RemoveRequest, RenameReply, RequestError,
+    RevokeReply, TicketReply, TicketTerms,
 };
 use crate::clock::wall_ms;
+use crate::core::fetches::{FetchReply, FetchRequest};
 use crate::http::extract::{Path, Query, json_body, secret_json_body};
 use crate::http::problem::{Problem, problem};
 use crate::replica::status::{PairingStatus, Status};

@@ -12,7 +12,7 @@ use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::{Output, Results};
 use super::text::{duration, parse_duration};
-use crate::agent::handle::{FetchReply, FetchRequest, FetchState, FetchView};
+use crate::core::fetches::{FetchReply, FetchRequest, FetchState, FetchView};
 use crate::core::ids::Hash;
 use crate::core::lookup::HashPrefix;
 

@@ -14,12 +14,12 @@ use super::client::{Client, Events, read_event};
 use super::exit::{Exit, Failure};
 use super::output::{Output, Results};
 use super::text::{bytes, counted};
-use crate::agent::handle::{FetchReply, FetchRequest, FetchState};
 use crate::api::answers::Done;
 use crate::api::requests::NoArguments;
 use crate::api::verify::{
     VERIFY_ASSETS_MAX, Verified, VerifiedCondition, VerifyReading, VerifyRequest,
 };
+use crate::core::fetches::{FetchReply, FetchRequest, FetchState};
 use crate::core::ids::Hash;
 use crate::http::asset::{AssetRow, AssetsPage};
 

@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 
 use crate::core::ids::{Hash, NodeId};
 use crate::core::limits::FETCHES_MAX;
+use crate::core::lookup::HashPrefix;
 use crate::core::wants::{Standing, Wants};
 
 /// Many times the interval at which the waiting side repeats its request.
@@ -48,6 +49,39 @@ impl FetchState {
             Self::Arriving | Self::Waiting | Self::NoPeer | Self::TooMany => false,
         }
     }
+}
+
+/// A request for assets. The agent remembers it for half a minute: a caller that still waits
+/// repeats it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FetchRequest {
+    /// Whole hashes in hex, or unique prefixes of the hashes of assets known to be missing; at most
+    /// [`FETCHES_MAX`].
+    #[schema(max_items = 256)]
+    pub hashes: Vec<HashPrefix>,
+    /// Whether to fetch them before all other assets.
+    #[serde(default)]
+    pub now: bool,
+}
+
+/// The states of the requested assets, in the order of the request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FetchReply {
+    /// One state per asset.
+    pub assets: Vec<FetchView>,
+}
+
+/// The state of a fetched asset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FetchView {
+    /// Its whole hash.
+    pub hash: Hash,
+    /// Its state.
+    pub state: FetchState,
+    /// For a large asset that is arriving: the bytes that are still missing.
+    #[schema(required)]
+    pub left_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone)]

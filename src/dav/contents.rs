@@ -9,7 +9,7 @@ use super::entry::short_etag;
 use super::files::Files;
 use super::index::{EntryKind, FileFacts};
 use super::place::Place;
-use crate::agent::handle::FetchRequest;
+use crate::core::fetches::FetchRequest;
 use crate::core::ids::Digest;
 use crate::http::content::{self, insert};
 use crate::http::problem::{Problem, problem};

@@ -12,6 +12,7 @@
 
 pub mod checkup;
 pub mod copies;
+pub mod databases;
 pub mod home;
 pub mod identity;
 pub mod index;

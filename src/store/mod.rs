@@ -35,6 +35,7 @@ pub use crate::core::limits::SMALL_BYTES_MAX;
 use crate::core::names::NamePattern;
 use crate::core::ranges::Ranges;
 
+pub mod choice;
 pub mod contract;
 pub mod embedded;
 pub(crate) mod hasher;

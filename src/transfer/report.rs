@@ -1,11 +1,13 @@
 //! What the outcomes of a batch mean to the engine: what the peer holds, what arrived here, and
 //! whether a store accepts anything.
 
-use crate::core::engine::Sent;
+use crate::core::engine::{Input, Sent};
 use crate::core::ids::{Digest, Hash};
+use crate::core::peers::ConnId;
 use crate::core::wants::Arrival;
 
 use super::outcome::{Outcome, Received, is_large};
+use super::plain::PlainReport;
 
 /// The reason why the peer accepts no assets for now, or `Some(None)` if it stored one; `None` when
 /// the batch shows neither.
@@ -73,6 +75,33 @@ fn arrival(received: &Received) -> Option<Arrival> {
     }
 }
 
+/// Converts the result of a plain exchange to an input of the engine.
+pub(crate) fn plain_done(conn: ConnId, report: PlainReport) -> Input {
+    let PlainReport { sent, received, is_complete } = report;
+    let received = received.into_iter().map(|received| (received.digest, received.outcome));
+    let (mut held_there, mut stored_here, mut failed) = (Vec::new(), Vec::new(), false);
+    for (digest, outcome) in sent {
+        match sent_as(&outcome) {
+            Sent::Held => held_there.push(digest.hash),
+            Sent::Elsewhere | Sent::Refused | Sent::Unavailable => failed = true,
+        }
+    }
+    for (digest, outcome) in received {
+        match outcome {
+            Outcome::Stored => stored_here.push(digest.hash),
+            Outcome::AlreadyHeld => held_there.push(digest.hash),
+            Outcome::Elsewhere
+            | Outcome::Later(_)
+            | Outcome::StoreDown(_)
+            | Outcome::Refused(_)
+            | Outcome::Unavailable
+            | Outcome::Interrupted
+            | Outcome::Damaged => failed = true,
+        }
+    }
+    Input::PlainDone { conn, held_there, stored_here, failed, more: !is_complete }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,5 +124,24 @@ mod tests {
         let down = || Outcome::StoreDown("nothing listens".into());
         assert!(store_failed(&[received(large, down())]));
         assert_eq!(arrival(&received(large, down())), Some(Arrival::Interrupted));
+    }
+
+    #[test]
+    fn what_did_not_arrive_in_a_plain_exchange_counts_as_held_by_nobody() {
+        let of = |n: u8, outcome| {
+            (Digest { hash: Hash([n; 32]), size_bytes: 1 }, outcome) as (Digest, Outcome)
+        };
+        let later = || Outcome::Later("full".into());
+        let sent = vec![of(1, Outcome::Stored), of(2, later())];
+        let received = [of(3, Outcome::Stored), of(4, later()), of(5, Outcome::Unavailable)];
+        let received = received.map(|(digest, outcome)| Received { digest, outcome }).to_vec();
+        let report = PlainReport { sent, received, is_complete: true };
+        let Input::PlainDone { held_there, stored_here, failed, more, .. } =
+            plain_done(ConnId(1), report)
+        else {
+            panic!("another input");
+        };
+        assert_eq!((held_there, stored_here), (vec![Hash([1; 32])], vec![Hash([3; 32])]));
+        assert!(failed && !more);
     }
 }

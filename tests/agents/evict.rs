@@ -89,7 +89,7 @@ async fn assets_that_two_others_hold_are_evicted_stay_away_and_come_back_when_fe
 
     for digest in &assets {
         let request =
-            can_sync::agent::handle::FetchRequest { hashes: vec![digest.hash.into()], now: true };
+            can_sync::core::fetches::FetchRequest { hashes: vec![digest.hash.into()], now: true };
         until("it is back", &[&a, &b, &c], async || {
             a.handle().fetch(request.clone()).await.unwrap();
             holds(&a, digest.hash).await

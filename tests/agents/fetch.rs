@@ -1,6 +1,6 @@
 //! Assets that somebody waits for.
 
-use can_sync::agent::handle::{FetchRequest, FetchState};
+use can_sync::core::fetches::{FetchRequest, FetchState};
 use can_sync::core::ids::{Digest, Hash};
 use can_sync::core::lookup::HashPrefix;
 use can_sync::core::rate::RateLimits;
