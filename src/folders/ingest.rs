@@ -81,6 +81,9 @@ async fn large(
     digest: Digest,
 ) -> Result<std::result::Result<(), NotStored>> {
     let Some(seen) = item.seen else { return Ok(Err(NotStored::Unstable)) };
+    if let Err(error) = shared.store.hold(digest.hash).await {
+        return Ok(Err(why(error)));
+    }
     match shared.store.lookup(digest.hash).await {
         Ok(Some(asset)) if asset.is_held() => return Ok(Ok(())),
         Ok(_) => {}

@@ -412,6 +412,19 @@ pub trait Store: Send + Sync + 'static {
         Err(StoreError::Unsupported("deleting contents".into()))
     }
 
+    /// Keeps a content, if it is held, from being deleted as one that nothing refers to: the caller is about
+    /// to tell of its use. Lasts some minutes. Putting a content that is held does the same.
+    async fn hold(&self, hash: Hash) -> Result<(), StoreError> {
+        let _ = hash;
+        Ok(())
+    }
+
+    /// Whether a content must not be deleted now because of [`Self::hold`].
+    fn is_on_hold(&self, hash: &Hash) -> bool {
+        let _ = hash;
+        false
+    }
+
     /// Replaces description, tags, trashed and attributes. If `expected_version` is not current:
     /// [`StoreError::Conflict`]. Returns the current row: a foreign store may keep no attributes.
     async fn set_metadata(

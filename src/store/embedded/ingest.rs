@@ -17,13 +17,15 @@ use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bao_tree::io::sync::OutboardMut;
 use bao_tree::{BaoTree, TreeNode};
 use blake3::hazmat;
 use parking_lot::{Condvar, Mutex};
 
-use super::db::{Database, sql_error};
+use super::again::Again;
+use super::db::{Database, Txn, sql_error};
 use super::files::{Files, Move, Temp, failed, remove};
 use super::health::Health;
 use super::rows::{self, Content, NewRow, Recorded};
@@ -47,6 +49,7 @@ pub(super) struct Ingest<'a> {
     pub(super) health: &'a Health,
     pub(super) algorithm: HashAlgorithm,
     pub(super) claims: &'a Claims,
+    pub(super) again: &'a Arc<Again>,
 }
 
 impl Ingest<'_> {
@@ -70,7 +73,16 @@ impl Ingest<'_> {
             }
             checked.push(result);
         }
-        let mut stored = self.database.write(move |txn| rows::record(txn, &rows))?.into_iter();
+        let again = self.again.clone();
+        let record = move |txn: &mut Txn<'_>| {
+            let stored = rows::record(txn, &rows)?;
+            // Noted here, so that no deletion comes between.
+            let existed =
+                rows.iter().zip(&stored).filter(|(_, stored)| **stored == Stored::Existed);
+            existed.for_each(|(row, _)| again.note(row.digest.hash));
+            Ok(stored)
+        };
+        let mut stored = self.database.write(record)?.into_iter();
         let results = checked
             .into_iter()
             .map(|checked| checked.map(|()| stored.next().expect("a result for each row")));
@@ -100,6 +112,7 @@ impl Ingest<'_> {
             && recorded.is_held()
         {
             if self.looks_whole(digest, &recorded)? {
+                self.again.note(digest.hash);
                 return Ok(Stored::Existed);
             }
             self.mark_damaged(digest.hash, recorded.cursor)?;
@@ -149,6 +162,13 @@ impl Ingest<'_> {
             inline: None,
         };
         self.place_and_record(&moves, row)
+    }
+
+    /// See [`crate::store::Store::hold`]. Waits for a deletion that is under way.
+    pub(super) fn hold(&self, hash: Hash) -> Result<()> {
+        let _claim = self.claims.claim(hash);
+        self.again.note(hash);
+        Ok(())
     }
 
     /// See [`crate::store::Store::evict`]. First the rows, so that nothing counts as held whose

@@ -28,6 +28,7 @@ use futures_util::stream::{self, BoxStream};
 use rusqlite::{Connection, InterruptHandle};
 use tokio::sync::{Semaphore, watch};
 
+use self::again::Again;
 use self::db::{Database, READERS, closed};
 use self::feed::Touching;
 use self::files::Files;
@@ -42,6 +43,7 @@ use super::{
 };
 use crate::core::ids::{Digest, Hash, HashAlgorithm};
 
+mod again;
 mod db;
 mod feed;
 mod files;
@@ -90,6 +92,7 @@ struct Shared {
     hashings: Arc<Semaphore>,
     adoptions: Arc<Semaphore>,
     claims: Claims,
+    again: Arc<Again>,
     health: Arc<Health>,
     // Dropped in this order: the lock goes last.
     database: Database,
@@ -115,6 +118,7 @@ impl EmbeddedStore {
             hashings: Arc::new(Semaphore::new(HASHINGS)),
             adoptions: Arc::new(Semaphore::new(ADOPTIONS)),
             claims: Claims::default(),
+            again: Arc::default(),
             health,
             database,
             files,
@@ -289,6 +293,7 @@ impl Shared {
             health: &self.health,
             algorithm: self.options.hash_algorithm,
             claims: &self.claims,
+            again: &self.again,
         }
     }
 }
@@ -493,6 +498,14 @@ impl Store for EmbeddedStore {
 
     async fn evict(&self, hashes: BTreeSet<Hash>, permit: Permit) -> Result<Vec<Hash>, StoreError> {
         self.run(&self.0.adoptions, 0, move |shared| shared.ingest().evict(&hashes, permit)).await
+    }
+
+    async fn hold(&self, hash: Hash) -> Result<(), StoreError> {
+        self.run(&self.0.adoptions, 0, move |shared| shared.ingest().hold(hash)).await
+    }
+
+    fn is_on_hold(&self, hash: &Hash) -> bool {
+        self.0.again.was(hash)
     }
 
     async fn set_metadata(
