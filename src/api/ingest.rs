@@ -21,7 +21,8 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use utoipa::OpenApi;
 
-use crate::core::ids::{Digest, HashAlgorithm};
+use crate::core::ids::{Digest, Hash, HashAlgorithm};
+use crate::http::added::{added, claim};
 use crate::http::describe::Binary;
 use crate::http::people::written_by_people;
 use crate::http::problem::{Problem, problem};
@@ -101,8 +102,16 @@ async fn ingest(
         .await
         .map_err(|_| problem(StatusCode::INTERNAL_SERVER_ERROR, "hashing failed"))?;
 
-    let good = judged.iter().filter_map(|judged| judged.as_ref().ok().cloned()).collect();
-    let mut stored = store.put(good).await?.into_iter();
+    let good: Vec<NewAsset> =
+        judged.iter().filter_map(|judged| judged.as_ref().ok().cloned()).collect();
+    let hashes: Vec<Hash> = good.iter().map(|asset| asset.digest.hash).collect();
+    let stored = store.put(good).await?;
+    for (hash, stored) in hashes.into_iter().zip(&stored) {
+        if matches!(stored, Ok(Stored::Existed)) {
+            claim(&*store, hash).await?;
+        }
+    }
+    let mut stored = stored.into_iter();
     let results = judged.into_iter().map(|judged| match judged {
         Err(refused) => Ok(refused),
         Ok(asset) => stored.next().map(|stored| result(&asset.digest, stored)).ok_or_else(|| {
@@ -134,6 +143,7 @@ fn judge(
     let mut metadata = written_by_people(metadata)
         .map_err(|Problem { status, detail }| refusal(status, detail))?;
     sniff::fill_in(&mut metadata.attributes, &mut Cursor::new(&bundle.content));
+    metadata.attributes = added(metadata.attributes);
     let digest = Digest { hash: algorithm.hash(&bundle.content), size_bytes };
     Ok(NewAsset { digest, content: bundle.content, metadata })
 }

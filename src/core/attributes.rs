@@ -15,6 +15,10 @@ use crate::core::limits::{
     TIME_MS_MAX, TIME_MS_MIN,
 };
 
+/// The application of assets that were added without one, by a command or over the API. The contents of
+/// shared folders have none: so it is known which assets were added for themselves.
+pub const ADDED_APPLICATION: &str = "can-sync";
+
 /// One attribute of an asset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Attribute {

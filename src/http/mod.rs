@@ -5,6 +5,7 @@
 //! for people and programs over any store; the agent's own are in `api/`. All of them run behind a
 //! [`guard`], on the connections of [`serve`].
 
+pub(crate) mod added;
 pub mod asset;
 pub mod basic;
 pub mod browser;

@@ -20,6 +20,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use utoipa::OpenApi;
 
+use super::added::{added, claim};
 use super::asset::{AddedAsset, AssetEdit, AssetRow, AssetsPage, CheckedEdit, checked_attribute};
 use super::content::{self, insert, lists_etag};
 use super::describe::Binary;
@@ -103,14 +104,14 @@ fn parse_number<T: std::str::FromStr>(name: &str, text: &str) -> Result<T, Probl
         ("type" = Option<String>, Query, description = "Its media type; when left out the content type, else what name and content tell."),
         ("modified_ms" = Option<i64>, Query, description = "When the file was last modified, milliseconds since the Unix epoch."),
         ("captured_ms" = Option<i64>, Query, description = "When the picture was taken, milliseconds since the Unix epoch; when left out what the content tells."),
-        ("application" = Option<String>, Query, description = "The program it comes from."),
+        ("application" = Option<String>, Query, description = "The program it comes from; `can-sync` when left out."),
         ("user" = Option<String>, Query, description = "The user of that program."),
         ("description" = Option<String>, Query, description = "Its description."),
         ("tag" = Option<Vec<String>>, Query, description = "A tag; may be given many times."),
     ),
     request_body(content = Binary, content_type = "*/*"),
     responses(
-        (status = 200, description = "It was held already, and keeps its metadata.", body = AddedAsset),
+        (status = 200, description = "It was held already. It keeps its metadata and leaves the trash.", body = AddedAsset),
         (status = 201, description = "Stored.", body = AddedAsset),
         (status = 413),
         (status = 415),
@@ -137,8 +138,11 @@ async fn add(
         receive(body, &staging_dir, info.hash_algorithm, store.as_ref(), info.largest_asset_bytes)
             .await?;
     let (received, attributes) = sniffed(received, metadata.attributes).await?;
-    let metadata = Metadata { attributes, ..metadata };
+    let metadata = Metadata { attributes: added(attributes), ..metadata };
     let (digest, stored) = keep(store.as_ref(), received, metadata).await?;
+    if stored == Stored::Existed {
+        claim(store.as_ref(), digest.hash).await?;
+    }
     let status = match stored {
         Stored::New => StatusCode::CREATED,
         Stored::Existed => StatusCode::OK,
