@@ -23,6 +23,8 @@ use common::group::{Device, pair, until};
 mod bind;
 #[path = "folders/cut_short.rs"]
 mod cut_short;
+#[path = "folders/expired.rs"]
+mod expired;
 #[path = "folders/forgotten.rs"]
 mod forgotten;
 #[path = "folders/guards.rs"]

@@ -69,7 +69,7 @@ struct Base {
 
 /// Builds the agent of the home that `lock` locks.
 pub(super) async fn build(config: Config, lock: &Lock) -> Result<Built> {
-    let Config { home, store, offline, relay, tuning, scrub_rate, forgotten, net: overrides } =
+    let Config { home, store, offline, relay, tuning, scrub_rate, forgotten, keep, net: overrides } =
         config;
     let (base, partials, journal_writer, status) = open(home, store, lock).await?;
     evicting::restart(&base.copies, &*base.store.store)
@@ -170,6 +170,7 @@ pub(super) async fn build(config: Config, lock: &Lock) -> Result<Built> {
         named_peers: NamedPeers::new(tuning.named_peers),
         scrub_rate,
         forgotten,
+        keep,
         scrub,
         events,
         backlog,

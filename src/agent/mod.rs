@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::core::expiry::KeepPolicy;
 use crate::core::forgetting::ForgottenRule;
 use crate::core::ids::NodeId;
 use crate::core::scrub::ScrubRate;
@@ -71,6 +72,8 @@ pub struct Config {
     pub scrub_rate: ScrubRate,
     /// What to do with the bytes of forgotten assets.
     pub forgotten: ForgottenRule,
+    /// How long the trash and earlier versions of files are kept.
+    pub keep: KeepPolicy,
     /// Settings that users cannot change.
     pub net: NetOverrides,
 }

@@ -12,6 +12,7 @@ use crate::copies::evicting::Evictor;
 use crate::copies::gathered::WrongProofs;
 use crate::copies::judge::Judge;
 use crate::core::alerts::Thresholds;
+use crate::core::expiry::KeepPolicy;
 use crate::core::forgetting::ForgottenRule;
 use crate::core::hooks::Hook;
 use crate::core::ids::NodeId;
@@ -55,6 +56,7 @@ pub(super) struct Parts {
     pub(super) named_peers: NamedPeers,
     pub(super) scrub_rate: ScrubRate,
     pub(super) forgotten: ForgottenRule,
+    pub(super) keep: KeepPolicy,
     pub(super) scrub: watch::Sender<ScrubStatus>,
     pub(super) events: EventLog,
     /// The assets that the catalogue passes to the settler.

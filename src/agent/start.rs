@@ -9,6 +9,7 @@ use super::parts::Parts;
 use super::{journal_stream, membership};
 use crate::alerts::hooks::Hooks;
 use crate::alerts::watch::Watcher;
+use crate::copies::expiry::Expiry;
 use crate::copies::follow::Follow;
 use crate::copies::forgetting::Forgetting;
 use crate::core::engine::Input;
@@ -146,6 +147,12 @@ pub(super) fn start_sources(parts: &mut Parts, replication: &Replication, wakers
         evictor: parts.evictor(wakers.gate.clone(), wakers.nudge.clone()),
     };
     parts.tasks.spawn("forgetting", forgetting.run());
+    let expiry = Expiry {
+        journal: parts.journal.clone(),
+        policy: parts.keep,
+        evictor: parts.evictor(wakers.gate.clone(), wakers.nudge.clone()),
+    };
+    parts.tasks.spawn("expiry", expiry.run());
     let (journal, folders) = (parts.journal.clone(), parts.folders.clone());
     parts.tasks.spawn("copies", Follow { judge, journal, folders }.run());
     let (views, facts) = (parts.keeper.views(), parts.facts.clone());

@@ -46,6 +46,7 @@ impl Device {
             tuning: Tuning::default(),
             scrub_rate: ScrubRate::Off,
             forgotten: Default::default(),
+            keep: Default::default(),
             net: NetOverrides {
                 bind: Some("127.0.0.1:0".parse().unwrap()),
                 panics: Some(panics.clone()),

@@ -68,6 +68,12 @@ pub(crate) struct UpArgs {
     /// What becomes of the bytes here of assets that `forget` named: `keep` or `delete`
     #[arg(long, value_name = "RULE", value_parser = |text: &str| check("forgotten", text))]
     forgotten: Option<Value>,
+    /// How long contents in the trash stay on this device: `30d`, or `all` for ever [default: all]
+    #[arg(long, value_name = "TIME", value_parser = |text: &str| check("trash_keep", text))]
+    trash_keep: Option<Value>,
+    /// How long the contents of earlier versions of folders' files stay here [default: all]
+    #[arg(long, value_name = "TIME", value_parser = |text: &str| check("versions_keep", text))]
+    versions_keep: Option<Value>,
     /// Alert when a device of the group was not seen for so long, or `off` [default: 7d]
     #[arg(long, value_name = "TIME", value_parser = |text: &str| check("alert_away", text))]
     alert_away: Option<Value>,
@@ -126,6 +132,8 @@ impl UpArgs {
             ("bwlimit_lan_exempt", self.bwlimit_lan_exempt),
             ("scrub_rate", self.scrub_rate),
             ("forgotten", self.forgotten),
+            ("trash_keep", self.trash_keep),
+            ("versions_keep", self.versions_keep),
             ("alert_away", self.alert_away),
             ("alert_out_of_sync", self.alert_out_of_sync),
             ("alert_one_copy", self.alert_one_copy),

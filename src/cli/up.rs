@@ -85,6 +85,7 @@ pub(crate) async fn up(
         tuning,
         scrub_rate: settings.scrub_rate,
         forgotten: settings.forgotten,
+        keep: settings.keep,
     };
     let mut agent = tokio::select! {
         started = Agent::start(config, &lock) => started?,

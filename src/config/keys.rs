@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::core::alerts::{Thresholds, parse_after, parse_free};
+use crate::core::expiry::{KeepPolicy, parse_keep};
 use crate::core::forgetting::ForgottenRule;
 use crate::core::hooks::Hook;
 use crate::core::ids::HashAlgorithm;
@@ -91,6 +92,8 @@ pub const KEYS: &[Key] = &[
     key("bwlimit_lan_exempt", Kind::Switch, true, "false"),
     key("scrub_rate", Kind::Text, false, "auto"),
     key("forgotten", Kind::Text, false, "keep"),
+    key("trash_keep", Kind::Text, false, "all"),
+    key("versions_keep", Kind::Text, false, "all"),
     key("alert_away", Kind::Text, true, "7d"),
     key("alert_out_of_sync", Kind::Text, true, "1d"),
     key("alert_one_copy", Kind::Text, true, "1d"),
@@ -130,6 +133,8 @@ pub struct Settings {
     pub scrub_rate: ScrubRate,
     /// What to do with the bytes of forgotten assets.
     pub forgotten: ForgottenRule,
+    /// How long the trash and earlier versions of files are kept.
+    pub keep: KeepPolicy,
     /// From when on the user is alerted.
     pub alerts: Thresholds,
     /// What is called with events. Only the file has hooks: whoever may change it can have programs
@@ -178,6 +183,8 @@ impl Settings {
             ("bwlimit_lan_exempt", Value::Switch(is_on)) => self.bwlimit_lan_exempt = *is_on,
             ("scrub_rate", Value::Text(text)) => self.scrub_rate = text.parse()?,
             ("forgotten", Value::Text(text)) => self.forgotten = text.parse()?,
+            ("trash_keep", Value::Text(text)) => self.keep.trash_ms = parse_keep(text)?,
+            ("versions_keep", Value::Text(text)) => self.keep.versions_ms = parse_keep(text)?,
             ("alert_away", Value::Text(text)) => self.alerts.away_ms = parse_after(text)?,
             ("alert_out_of_sync", Value::Text(text)) => {
                 self.alerts.out_of_sync_ms = parse_after(text)?;

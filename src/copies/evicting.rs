@@ -20,7 +20,7 @@ use crate::core::ids::{Digest, Hash, NodeId};
 use crate::core::leases::Promised;
 use crate::folders::handle::Folders;
 use crate::state::copies::Copies;
-use crate::store::Store;
+use crate::store::{Permit, Store};
 
 /// Deletes copies here.
 pub(crate) struct Evictor<F> {
@@ -79,10 +79,19 @@ impl<F: From<Input>> Evictor<F> {
         may_go: &BTreeMap<Hash, u64>,
     ) -> (BTreeSet<Hash>, Option<String>) {
         let Some(before_ms) = may_go.values().min().copied() else { return Default::default() };
-        let permit = Box::new(move || boot_ms() < before_ms);
-        let hashes: BTreeSet<Hash> = may_go.keys().copied().collect();
-        let deleted = self.judge.delete(&*self.store, hashes, permit).await;
-        if !deleted.as_ref().is_ok_and(|gone| gone.len() == may_go.len()) {
+        let hashes = may_go.keys().copied().collect();
+        self.delete_if(hashes, Box::new(move || boot_ms() < before_ms)).await
+    }
+
+    /// Deletes the contents of the given assets if `permit` says so at the last moment. Returns the deleted
+    /// ones, and why the others were not deleted.
+    pub(super) async fn delete_if(
+        &self,
+        hashes: BTreeSet<Hash>,
+        permit: Permit,
+    ) -> (BTreeSet<Hash>, Option<String>) {
+        let deleted = self.judge.delete(&*self.store, hashes.clone(), permit).await;
+        if !deleted.as_ref().is_ok_and(|gone| gone.len() == hashes.len()) {
             self.nudge.notify_one();
         }
         match deleted {
@@ -94,11 +103,11 @@ impl<F: From<Input>> Evictor<F> {
                 tracing::warn!("deleting evicted contents: {error:#}");
                 // The store may have committed the deletion before it failed.
                 let mut gone = BTreeSet::new();
-                for hash in may_go.keys() {
-                    if let Ok(Some(asset)) = self.store.lookup(*hash).await
+                for hash in hashes {
+                    if let Ok(Some(asset)) = self.store.lookup(hash).await
                         && asset.is_evicted
                     {
-                        gone.insert(*hash);
+                        gone.insert(hash);
                     }
                 }
                 (gone, Some(format!("{error:#}")))

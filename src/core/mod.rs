@@ -8,6 +8,7 @@ pub mod copies;
 pub mod doctor;
 pub mod duration;
 pub mod engine;
+pub mod expiry;
 pub mod export_name;
 pub mod expression;
 pub mod fetches;

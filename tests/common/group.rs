@@ -19,6 +19,7 @@ use bytes::Bytes;
 use can_sync::agent::handle::Handle;
 use can_sync::agent::{Agent, Config, NetOverrides, Tuning};
 use can_sync::core::alerts::{Alert, Kind};
+use can_sync::core::expiry::KeepPolicy;
 use can_sync::core::forgetting::ForgottenRule;
 use can_sync::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
 use can_sync::core::scrub::ScrubRate;
@@ -64,6 +65,7 @@ pub struct Device {
     pub tuning: Tuning,
     pub scrub_rate: ScrubRate,
     pub forgotten: ForgottenRule,
+    pub keep: KeepPolicy,
     foreign: Option<(String, PathBuf)>,
     running: Option<(Agent, Lock)>,
     folder: TempDir,
@@ -115,6 +117,7 @@ impl Device {
             tuning: Tuning::default(),
             scrub_rate: ScrubRate::Off,
             forgotten: ForgottenRule::default(),
+            keep: KeepPolicy::default(),
             foreign: None,
             running: None,
             folder,
@@ -162,6 +165,7 @@ impl Device {
             tuning: self.tuning.clone(),
             scrub_rate: self.scrub_rate,
             forgotten: self.forgotten,
+            keep: self.keep,
             net: self.net.clone(),
         }
     }

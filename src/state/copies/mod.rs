@@ -22,8 +22,11 @@ use crate::db::migrate::{Outcome, Step, newest};
 use crate::db::{self, Database, Spec, Stateless, Txn};
 use crate::state::home::private_database_file;
 
+mod expiry;
 mod leases;
 mod wishes;
+
+pub use expiry::Expiring;
 
 /// The reading connections: one for the API, one for the task that acts on the contents.
 const READERS: usize = 2;
@@ -31,7 +34,11 @@ const READERS: usize = 2;
 /// The page cache of each connection.
 const CACHE_KIB: i64 = 2 * 1024;
 
-const STEPS: [Step; 0] = [];
+/// The migration to each version from the one before it.
+const STEPS: [Step; 1] = [
+    // 2: since when nothing holds a content any more.
+    |tx| Ok(expiry::create(tx, wall_ms())?),
+];
 
 const SPEC: Spec = Spec {
     name: "copies",
@@ -74,6 +81,7 @@ impl Copies {
                 tx.execute_batch(SCHEMA)?;
                 tx.execute_batch(leases::SCHEMA)?;
                 tx.execute_batch(wishes::SCHEMA)?;
+                expiry::create(&tx, wall_ms())?;
                 tx.pragma_update(None, "application_id", SPEC.application_id)?;
                 tx.pragma_update(None, "user_version", newest(&STEPS))?;
                 tx.commit()?;
@@ -151,6 +159,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::core::ids::Hash;
 
     #[test]
     fn what_is_wanted_is_there_again_after_the_database_was_opened_anew() {
@@ -166,6 +175,43 @@ mod tests {
         assert_eq!(copies.want().unwrap(), want);
         copies.set_want(&Want::default()).unwrap();
         assert!(copies.want().unwrap().is_all());
+    }
+
+    /// The tables with their columns.
+    fn columns(copies: &Copies) -> Vec<(String, String)> {
+        let select = "SELECT m.name, coalesce(c.name, '') FROM sqlite_schema AS m
+                      LEFT JOIN pragma_table_info(m.name) AS c ORDER BY 1, 2";
+        let read = |connection: &Connection| {
+            let mut query = connection.prepare(select)?;
+            query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        };
+        copies.read(read).unwrap()
+    }
+
+    #[test]
+    fn a_database_of_version_1_is_stepped_forward_and_copied_beside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("copies.db");
+        let copies = Copies::open(&path).unwrap();
+        let new = columns(&copies);
+        copies.set_want(&Want { expression: Some(Expression::parse("size>1G").unwrap()) }).unwrap();
+        copies.begin_evictions(vec![Hash([1; 32])], 0, 5).unwrap();
+        copies.close();
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch("DROP TABLE expiring; DROP TABLE tells_since; PRAGMA user_version = 1;")
+            .unwrap();
+        drop(old);
+        let before_ms = wall_ms();
+        let copies = Copies::open(&path).unwrap();
+        assert_eq!(columns(&copies), new);
+        assert_eq!(copies.want().unwrap().expression.unwrap().to_string(), "size>1G");
+        assert_eq!(copies.intents().unwrap(), [Hash([1; 32])]);
+        assert!(copies.tells_since_ms().unwrap() >= before_ms, "what is older tells nothing");
+        copies.close();
+        let names = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let copies: Vec<_> =
+            names.filter(|name| name.to_string_lossy().starts_with("copies.db.v1-")).collect();
+        assert_eq!(copies.len(), 1, "the old file stays beside it");
     }
 
     #[test]
