@@ -27,6 +27,8 @@ mod alerts;
 mod damage;
 #[path = "agents/evict.rs"]
 mod evict;
+#[path = "agents/expiry.rs"]
+mod expiry;
 #[path = "agents/fetch.rs"]
 mod fetch;
 #[path = "agents/foreign.rs"]
@@ -37,6 +39,8 @@ mod forget;
 mod journal;
 #[path = "agents/named.rs"]
 mod named;
+#[path = "agents/power.rs"]
+mod power;
 #[path = "agents/rate.rs"]
 mod rate;
 #[path = "agents/rot.rs"]

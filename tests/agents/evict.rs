@@ -32,7 +32,12 @@ async fn gather(
     gathered
 }
 
-async fn outcome(device: &Device, asset: Digest, copies: usize, purpose: Purpose) -> GatherOutcome {
+pub(super) async fn outcome(
+    device: &Device,
+    asset: Digest,
+    copies: usize,
+    purpose: Purpose,
+) -> GatherOutcome {
     gather(device, &[asset], copies, purpose).await[0].outcome
 }
 

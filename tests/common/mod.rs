@@ -7,6 +7,7 @@
 pub mod group;
 pub mod http;
 pub mod logs;
+pub mod wal;
 
 use std::any::Any;
 use std::collections::BTreeSet;

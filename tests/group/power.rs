@@ -6,50 +6,13 @@ use std::path::Path;
 
 use can_sync::state::identity::Identity;
 use can_sync::state::journal::{DbIdent, JournalReader};
-use rusqlite::Connection;
+use common::wal::{WAL_HEADER_BYTES, frames, pin, wal_of};
 use tempfile::TempDir;
 
 use super::*;
 
-/// SQLite's file format, 4.1 and 4.2: the bytes before the frames, and before each page.
-const WAL_HEADER_BYTES: usize = 32;
-const FRAME_HEADER_BYTES: usize = 24;
-
 /// The number of writes before the copy; each is one commit.
 const WRITES: usize = 25;
-
-/// Keeps an agent's WAL as it is: while the snapshot is open, SQLite neither restarts the WAL nor
-/// changes the database file.
-fn pin(database: &Path) -> Connection {
-    let connection = Connection::open(database).unwrap();
-    connection.busy_timeout(common::group::SOON).unwrap();
-    loop {
-        let row = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
-        let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], row).unwrap();
-        connection.execute_batch("BEGIN; SELECT count(*) FROM meta").unwrap();
-        if busy == 0 && fs::metadata(wal_of(database)).unwrap().len() == 0 {
-            return connection;
-        }
-        connection.execute_batch("ROLLBACK").unwrap();
-    }
-}
-
-fn wal_of(database: &Path) -> std::path::PathBuf {
-    database.with_file_name("journal.db-wal")
-}
-
-/// The end of each frame of a WAL, and whether it ends a commit.
-fn frames(wal: &[u8]) -> Vec<(usize, bool)> {
-    let word = |at: usize| u32::from_be_bytes(wal[at..at + 4].try_into().unwrap());
-    let frame_bytes = FRAME_HEADER_BYTES + word(8) as usize;
-    let starts = (WAL_HEADER_BYTES..).step_by(frame_bytes);
-    let whole = starts.take_while(|start| start + frame_bytes <= wal.len());
-    let salt = wal[16..24].to_vec();
-    whole
-        .take_while(|start| wal[start + 8..start + 16] == salt)
-        .map(|start| (start + frame_bytes, word(start + 4) != 0))
-        .collect()
-}
 
 /// The journal that a device finds after its WAL was cut off, and its progress in each log.
 struct Cut {
@@ -94,7 +57,7 @@ async fn a_log_cut_off_anywhere_holds_a_prefix_of_what_was_committed() {
     same_journal(&[&a, &b]).await;
     let path = a.home.journal_db_path();
     let ident = DbIdent::of(&path).unwrap();
-    let pinned = pin(&path);
+    let pinned = pin(&path, "meta");
     let database = fs::read(&path).unwrap();
 
     // Both write, so that commits are of both kinds. Acknowledged writes are recorded in order.
