@@ -479,13 +479,18 @@ fn content_text(content: &ContentView) -> String {
 }
 
 fn undone_text(undone: &Undone, is_preview: bool) -> String {
-    let Undone { brought_back, removed, unchanged, missing, held, examples } = undone;
+    let Undone { brought_back, removed, unchanged, missing, nowhere, held, examples } = undone;
     let would = if is_preview { "would be " } else { "" };
     let mut lines = vec![format!(
         "{brought_back} {would}brought back, {removed} {would}removed, {unchanged} as they are"
     )];
     if *missing > 0 {
         lines.push(format!("{missing} of them come once another device sends their content"));
+    }
+    if *nowhere > 0 {
+        lines.push(format!(
+            "{nowhere} stay as they are: no device is known to have their earlier content any more"
+        ));
     }
     if *held && is_preview {
         lines.push(

@@ -31,6 +31,12 @@ use super::evicting::Evictor;
 /// How often all contents are looked at.
 const WALK_EVERY: Duration = Duration::from_secs(3600);
 
+/// How soon that is done again if something that is due could not be deleted.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Looking takes at most one part in this many of the time: a retry waits as long.
+const WALK_PART: u32 = 20;
+
 /// How long changes of the journal are collected before they are read.
 const GATHER: Duration = Duration::from_secs(1);
 
@@ -72,25 +78,33 @@ impl<F: From<Input>> Expiry<F> {
         let (mut followed, mut walk_at) = (Followed::default(), Instant::now());
         loop {
             commits.borrow_and_update();
-            let looked = match Instant::now() >= walk_at {
+            let begun = Instant::now();
+            let looked = match begun >= walk_at {
                 true => {
-                    walk_at = Instant::now() + WALK_EVERY;
-                    self.walk(&mut followed, wall_ms()).await
+                    walk_at = begun + WALK_EVERY;
+                    let walked = self.walk(&mut followed, wall_ms()).await;
+                    if !walked.as_ref().is_ok_and(|all_went| *all_went) {
+                        let took = begun.elapsed();
+                        walk_at = Instant::now() + RETRY.max(took * WALK_PART);
+                    }
+                    walked.map(|_| ())
                 }
                 false => self.follow(&mut followed, &mut BTreeMap::new()).await,
             };
             if let Err(error) = looked {
                 tracing::debug!("cannot look for what nothing holds: {error:#}");
             }
-            if let Ok(Err(_)) = timeout(WALK_EVERY, commits.changed()).await {
+            let wait = walk_at.saturating_duration_since(Instant::now());
+            if let Ok(Err(_)) = timeout(wait, commits.changed()).await {
                 return;
             }
             sleep(GATHER).await;
         }
     }
 
-    /// Looks at all contents, notes those that nothing holds, and deletes those that are due.
-    async fn walk(&self, followed: &mut Followed, now_ms: u64) -> Result<()> {
+    /// Looks at all contents, notes those that nothing holds, and deletes those that are due. Returns false
+    /// if some of these could not be deleted now.
+    async fn walk(&self, followed: &mut Followed, now_ms: u64) -> Result<bool> {
         *followed = Followed::default();
         let is_over = self.policy.is_all() || !self.evictor.can_evict;
         let copies = self.evictor.copies.clone();
@@ -99,12 +113,13 @@ impl<F: From<Input>> Expiry<F> {
             Ok::<_, anyhow::Error>(!of(true)?.is_empty() || !of(false)?.is_empty())
         };
         if is_over && !spawn_blocking(noted).await?? {
-            return Ok(());
+            return Ok(true);
         }
         followed.assets = self.journal.read(|reader| reader.cursor_now()).await?;
         self.revive_untrashed().await?;
         let mut candidates = BTreeMap::new();
         if !is_over {
+            self.collect_noted(&mut candidates).await?;
             self.collect_trashed(&mut candidates).await?;
             self.collect_past(&mut candidates).await?;
         }
@@ -119,9 +134,17 @@ impl<F: From<Input>> Expiry<F> {
         let copies = self.evictor.copies.clone();
         spawn_blocking(move || copies.forget_unseen(now_ms)).await??;
         match is_over {
-            true => Ok(()),
+            true => Ok(true),
             false => self.free(followed, &mut candidates, now_ms).await,
         }
+    }
+
+    /// Those that were noted before: they go first, so that new ones do not crowd them out.
+    async fn collect_noted(&self, candidates: &mut BTreeMap<Hash, Candidate>) -> Result<()> {
+        let copies = self.evictor.copies.clone();
+        let noted = spawn_blocking(move || copies.expiring(false, None, CANDIDATES_MAX)).await??;
+        candidates.extend(noted.into_iter().map(|one| (one.hash, Candidate::default())));
+        Ok(())
     }
 
     /// The assets here that are in the trash.
@@ -131,7 +154,7 @@ impl<F: From<Input>> Expiry<F> {
         }
         let trashed = Filter { trashed: Some(true), ..Filter::default() };
         let mut after = 0;
-        while candidates.len() < CANDIDATES_MAX / 2 {
+        while candidates.len() < CANDIDATES_MAX {
             let page = self.evictor.store.list(&trashed, after, PAGE).await?;
             let Some(last) = page.last() else { break };
             after = last.entry.cursor;
@@ -314,34 +337,34 @@ impl<F: From<Input>> Expiry<F> {
         Ok(waiting)
     }
 
-    /// Deletes what is due.
+    /// Deletes what is due. Returns false if some could not be deleted now.
     async fn free(
         &self,
         followed: &mut Followed,
         candidates: &mut BTreeMap<Hash, Candidate>,
         now_ms: u64,
-    ) -> Result<()> {
-        let mut after = None;
+    ) -> Result<bool> {
+        let (mut after, mut all_went) = (None, true);
         loop {
             let copies = self.evictor.copies.clone();
             let page = spawn_blocking(move || copies.expiring(false, after, PAGE)).await??;
-            let Some(last) = page.last() else { return Ok(()) };
+            let Some(last) = page.last() else { return Ok(all_went) };
             after = Some(last.hash);
             let is_due = |one: &&Expiring| self.policy.is_due(one.waits, one.since_ms, now_ms);
             let due: Vec<Expiring> = page.iter().filter(is_due).copied().collect();
             for batch in due.chunks(BATCH) {
-                self.delete(batch, followed, candidates).await?;
+                all_went &= self.delete(batch, followed, candidates).await?;
             }
         }
     }
 
-    /// Deletes contents that are due, see X4 and X5.
+    /// Deletes contents that are due, see X4 and X5. Returns false if some of them could not be deleted now.
     async fn delete(
         &self,
         due: &[Expiring],
         followed: &mut Followed,
         candidates: &mut BTreeMap<Hash, Candidate>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let mut commits = self.journal.commits();
         commits.borrow_and_update();
         self.follow(followed, candidates).await?;
@@ -358,7 +381,7 @@ impl<F: From<Input>> Expiry<F> {
         let begun: Vec<Hash> =
             digests.iter().zip(begun).filter(|(_, begun)| begun.is_ok()).map(hash_begun).collect();
         if begun.is_empty() {
-            return Ok(());
+            return Ok(digests.is_empty());
         }
         apply(&self.evictor.copies, begun.clone(), true).await?;
         let (store, hashes) = (self.evictor.store.clone(), begun.clone());
@@ -374,7 +397,7 @@ impl<F: From<Input>> Expiry<F> {
             deleted = gone.len(),
             "contents that nothing held for the time to keep them"
         );
-        Ok(())
+        Ok(gone.len() == digests.len())
     }
 }
 

@@ -111,6 +111,13 @@ impl Folders {
         };
         let changed = !current.version.content.is_like(&content);
         if changed {
+            if self.are_nowhere(ingest::hash(&content).into_iter().collect()).await? == [true] {
+                return Err(FolderError::Refused(format!(
+                    "no device is known to have the content of that version of {} any more, so nothing \
+                     was changed: connect the device that may have it, and try again",
+                    path.to_text()
+                )));
+            }
             let change = put_back(&path, &current.version, content.clone());
             let written = self.shared.journal.write(folder.id, vec![change]).await;
             written.map_err(|error| FolderError::Temporary(error.to_string()))?;
@@ -248,6 +255,19 @@ impl Folders {
     pub(super) async fn are_here(&self, hashes: Vec<Hash>) -> Result<Vec<bool>> {
         let index = self.shared.index.clone();
         Ok(blocking(move || Ok(index.held(&hashes)?)).await?)
+    }
+
+    /// Which of the contents are not here, and on no other device that is known.
+    pub(super) async fn are_nowhere(&self, hashes: Vec<Hash>) -> Result<Vec<bool>> {
+        let index = self.shared.index.clone();
+        let read = move || {
+            let held = index.held(&hashes)?;
+            let nowhere = hashes.iter().zip(held).map(|(hash, is_held)| {
+                Ok::<_, anyhow::Error>(!is_held && index.holders(hash)?.is_empty())
+            });
+            nowhere.collect()
+        };
+        Ok(blocking(read).await?)
     }
 
     /// The current version of a path of a folder.

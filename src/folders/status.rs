@@ -283,6 +283,8 @@ pub struct Undone {
     /// Paths whose earlier content no reachable store holds on this device: they come back once
     /// another device sends it.
     pub missing: u64,
+    /// Paths whose earlier content no device is known to have any more: they stay as they are.
+    pub nowhere: u64,
     /// Changes in the directory that are held back and that the undo takes in first.
     pub held: bool,
     /// Some of the paths, each with what happens to it.

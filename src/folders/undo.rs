@@ -323,8 +323,18 @@ impl Undo<'_> {
         Ok(u64::try_from(stored_ms).unwrap_or_default() >= self.since_ms)
     }
 
-    /// Shows the steps, and writes them unless this is a preview.
+    /// Shows the steps, and writes them unless this is a preview. A path whose earlier content no device is
+    /// known to have stays as it is.
     async fn carry_out(&mut self, steps: Vec<(Version, Content)>) -> Result<()> {
+        let hashes = steps.iter().filter_map(|(_, to)| ingest::hash(to)).collect();
+        let mut nowhere = self.folders.are_nowhere(hashes).await?.into_iter();
+        let (all, is_somewhere) = (steps.len() as u64, |(_, to): &(Version, Content)| {
+            ingest::hash(to).is_none() || nowhere.next() == Some(false)
+        });
+        let steps: Vec<_> = steps.into_iter().filter(is_somewhere).collect();
+        let lost = all - steps.len() as u64;
+        self.told.nowhere += lost;
+        self.told.brought_back -= lost;
         if steps.is_empty() {
             return Ok(());
         }

@@ -396,7 +396,7 @@ async fn undo(
     let request = UndoRequest { since_ms, device: None, dry_run };
     let undone: Undone =
         visit.page.agent.post(&["v1", "folders", &folder, "undo"], &request).await?;
-    let Undone { brought_back, removed, missing, held, .. } = undone;
+    let Undone { brought_back, removed, missing, nowhere, held, .. } = undone;
     if !dry_run {
         let note = format!(
             "{} brought back, {} removed. This can be undone too.",
@@ -408,6 +408,9 @@ async fn undo(
     let content = html! {
         p { "The folder would be as it was at " (time_of(since_ms)) ": "
             (counted(brought_back, "path", "paths")) " would be brought back, " (counted(removed, "path", "paths")) " removed." }
+        @if nowhere > 0 {
+            p { (counted(nowhere, "path stays", "paths stay")) " as is: no device is known to have the earlier content any more." }
+        }
         @if missing > 0 { p { (counted(missing, "path", "paths")) " would come back once another device sends the content." } }
         @if held { p { "Changes in the directory that are held back are taken in first." } }
         @if !undone.examples.is_empty() {
