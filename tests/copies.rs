@@ -185,6 +185,28 @@ async fn an_expression_over_copies_chooses_among_what_is_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_has_too_few_copies_comes_to_a_device_that_wants_it_and_the_rest_does_not() {
+    let full = Device::start().await;
+    let photos = add(&full, "image/png", 710..715).await;
+    let videos = add(&full, "video/mp4", 715..725).await;
+    let (phone, vault) = (choosing("type=image/*").await, choosing("type=text/*").await);
+    pair(&full, &phone).await;
+    pair(&full, &vault).await;
+    let of_photos = [full.node_id, phone.node_id];
+    let known = [(&photos, &of_photos[..]), (&videos, &of_photos[..1])];
+    known_copies(&[&vault, &full, &phone], &known).await;
+    let endangered = wants("copies<2");
+    let change = vault.handle().keeper().dry_run(&endangered).await.unwrap();
+    assert_eq!((change.come, change.go), (10, 0), "{change:?}");
+    vault.handle().set_want(endangered).await.unwrap();
+    known_copies(&[&full, &vault, &phone], &[(&videos, &[vault.node_id])]).await;
+    assert_eq!(vault.hashes().await, videos, "photos are on two devices");
+    // Its own copies do not change what it wants.
+    let change = vault.handle().keeper().dry_run(&wants("copies<2")).await.unwrap();
+    assert_eq!((change.come, change.go, change.stop), (0, 0, 0), "{change:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_asset_comes_when_a_tag_makes_it_wanted() {
     let full = Device::start().await;
     let hashes = add(&full, "image/png", 310..313).await;
