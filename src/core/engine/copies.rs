@@ -285,11 +285,13 @@ impl Engine {
         hashes.iter().for_each(|hash| self.wants.discard(node_id, hash));
     }
 
-    /// The peer does not hold these hashes.
+    /// The peer does not hold these hashes, or did not when it said so.
     pub(super) fn doubt(&mut self, node_id: NodeId, hashes: &[Hash], out: &mut Vec<Effect>) {
-        if self.peers.get(&node_id).is_some_and(|peer| peer.belief.is_confirmed) {
-            out.push(Effect::Doubt { peer: node_id, hashes: hashes.to_vec() });
-        }
+        let peer = self.peers.get_mut(&node_id).filter(|peer| peer.belief.is_confirmed);
+        let Some(peer) = peer else { return };
+        // It may have come by another way meanwhile, and been confirmed: then it is once more.
+        peer.talk.confirmed = None;
+        out.push(Effect::Doubt { peer: node_id, hashes: hashes.to_vec() });
     }
 
     /// Pulls what is not known of the peer's absent hashes, and asks for what is missing.
