@@ -153,6 +153,65 @@ fn whatever_happens_all_end_with_the_same_set_and_then_nothing_moves() {
 }
 
 #[test]
+fn whatever_devices_want_and_evict_each_ends_with_what_it_wants_and_knows_who_holds_what() {
+    for seed in seeds(12) {
+        let faults =
+            Faults { delay_ms_max: 1 + seed % 300, broken_batches: seed % 20, plain: false };
+        let count = 3 + (seed % 3) as usize;
+        let mut world = World::new(seed, count, faults);
+        world.let_choose();
+        world.connect_all();
+        let mut added = BTreeSet::new();
+        (0..count).for_each(|n| world.start(n));
+        for step in 0..14_u64 {
+            // The first one wants everything and keeps it, so that no copy that is evicted was the last.
+            let n = 1 + world.rng.below(count as u64 - 1) as usize;
+            match world.rng.below(8) {
+                0..=2 => {
+                    let batch = 1 + world.rng.below(60);
+                    for asset_n in step * 1000..step * 1000 + batch {
+                        let at = world.rng.below(count as u64) as usize;
+                        world.add_own(at, asset(asset_n));
+                        added.insert(asset(asset_n).hash);
+                    }
+                }
+                3 | 4 => {
+                    let wants_below = [0, 64, 128, 200, 256][world.rng.below(5) as usize];
+                    world.want(n, wants_below);
+                }
+                5 => {
+                    let kept = world.set(0);
+                    let held = world.set(n).into_iter().filter(|hash| kept.contains(hash));
+                    let evicted: Vec<Hash> = held.take(world.rng.below(20) as usize).collect();
+                    evicted.into_iter().for_each(|hash| world.evict(n, hash));
+                }
+                6 => {
+                    let other = world.rng.below(count as u64) as usize;
+                    world.cut(n, other);
+                }
+                _ if world.is_up(n) => world.crash(n),
+                _ => world.start(n),
+            }
+            let pause = 1 + world.rng.below(15_000);
+            world.run(world.now_ms + pause);
+        }
+        world.connect_all();
+        for n in 0..count {
+            if !world.is_up(n) {
+                world.start(n);
+            }
+        }
+        world.run(world.now_ms + HEAL_MS);
+        let wrong = world.wrong_copies(&added);
+        assert!(wrong.is_none(), "SEED={seed}: {}", wrong.unwrap_or_default());
+        let not_in_sync = world.not_in_sync();
+        assert!(not_in_sync.is_empty(), "SEED={seed}: not seen as equal: {not_in_sync:#?}");
+        assert_eq!(world.set(0), added, "SEED={seed}: nothing was lost");
+        assert_nothing_moves(&mut world, seed);
+    }
+}
+
+#[test]
 fn the_plain_protocol_ends_with_the_same_sets() {
     for seed in seeds(7) {
         let nodes = 2 + (seed % 3) as usize;

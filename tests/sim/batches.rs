@@ -15,6 +15,7 @@ pub(super) struct Batch {
     pub(super) digests: Vec<Digest>,
     pub(super) unknown: Vec<Digest>,
     pub(super) wanted: Option<Vec<bool>>,
+    is_solicited: bool,
     /// Whether it is a hostile offer: wanted assets are never sent, and the offer is repeated for
     /// ever.
     pub(super) is_usurping: bool,
@@ -27,6 +28,7 @@ impl World {
         conn: ConnId,
         sent_id: BatchId,
         digests: Vec<Digest>,
+        is_solicited: bool,
     ) {
         self.moves += 1;
         if self.nodes[n].withholds {
@@ -43,6 +45,7 @@ impl World {
             digests,
             unknown: Vec::new(),
             wanted: None,
+            is_solicited,
             is_usurping: false,
         });
         let delay = self.delay();
@@ -77,6 +80,7 @@ impl World {
             digests,
             unknown: Vec::new(),
             wanted: None,
+            is_solicited: false,
             is_usurping: true,
         });
         self.at(1, Event::Offer { batch: index });
@@ -106,11 +110,16 @@ impl World {
             return;
         }
         let known: BTreeSet<Hash> = to.store[..to.indexed].iter().map(|d| d.hash).collect();
-        let batch = &mut self.batches[index];
-        let digests = batch.digests.iter().filter(|digest| !known.contains(&digest.hash));
-        let digests: Vec<Digest> = digests.copied().collect();
-        batch.unknown.clone_from(&digests);
+        let digests = self.batches[index].digests.iter();
+        let digests = digests.filter(|digest| !known.contains(&digest.hash));
+        let mut digests: Vec<Digest> = digests.copied().collect();
         let conn = ConnId((2 * link + 1 - from) as u64);
+        let node = self.links[link].ends[1 - from];
+        if self.nodes[node].chooser.is_some() && !self.batches[index].is_solicited {
+            digests = self.offered(node, conn, digests);
+        }
+        let batch = &mut self.batches[index];
+        batch.unknown.clone_from(&digests);
         if self.faults.plain {
             batch.wanted = Some(vec![true; digests.len()]);
             let stream = Input::PlainStream { conn, batch: received_id };
@@ -150,8 +159,10 @@ impl World {
         let all: Vec<Hash> = batch.digests.iter().map(|digest| digest.hash).collect();
         let whole =
             if breaks { self.rng.below(wanted.len() as u64 + 1) as usize } else { wanted.len() };
-        let unknown = &batch.unknown;
+        // What is not wanted here is neither unknown nor held.
+        let (unknown, held) = (&batch.unknown, &self.nodes[to].held);
         let known = batch.digests.iter().filter(|digest| !unknown.contains(digest));
+        let known = known.filter(|digest| held.contains(&digest.hash));
         let mut arrivals: Vec<_> = known.map(|digest| (digest.hash, Arrival::Held)).collect();
         for digest in &wanted[..whole] {
             // Each source sends a part of a shared asset, and all end when it is complete.

@@ -21,8 +21,10 @@ use can_sync::wire::control::{decode_message, encode_message};
 use can_sync::wire::frame::Kind;
 
 mod batches;
+mod choosing;
 
 use batches::Batch;
+use choosing::Chooser;
 
 const GROUP: GroupId = GroupId([9; 32]);
 
@@ -134,6 +136,8 @@ pub(crate) struct Node {
     wake_ms: Option<u64>,
     /// Whether it announces its assets but sends none when they are requested.
     pub(crate) withholds: bool,
+    /// Of a node that may not want everything.
+    chooser: Option<Chooser>,
 }
 
 /// The durable part of a node.
@@ -199,6 +203,7 @@ impl World {
                 cursors: BTreeMap::new(),
                 wake_ms: None,
                 withholds: false,
+                chooser: None,
             });
         }
         world
@@ -244,7 +249,12 @@ impl World {
         let node = &mut self.nodes[n];
         let mut sketch = Sketch::new(SketchKey::derive(&GROUP));
         node.store[..node.indexed].iter().for_each(|digest| sketch.insert(&digest.hash));
-        let known = KnownSet { sketch, epoch: node.epoch, head_seq: node.indexed as u64 };
+        let mut known = KnownSet { sketch, epoch: node.epoch, head_seq: node.indexed as u64 };
+        let mut copies = None;
+        if let Some(chooser) = &mut node.chooser {
+            let (set, own, beliefs) = chooser.load(&members);
+            (known, copies) = (set, Some((own, beliefs)));
+        }
         let identity = Identity {
             node_id: node.id,
             group_id: GROUP,
@@ -256,7 +266,10 @@ impl World {
         let mut seed_bytes = [0; 32];
         seed_bytes[..8].copy_from_slice(&seed.to_le_bytes());
         let engine = Engine::new(identity, known, members, node.cursors.clone(), seed_bytes);
-        node.engine = Some(engine);
+        node.engine = Some(match copies {
+            Some((own, beliefs)) => engine.with_copies(own, beliefs),
+            None => engine,
+        });
         node.life += 1;
         let life = node.life;
         self.at(0, Event::Fact { node: n, life, input: Input::Store { up: true } });
@@ -272,8 +285,10 @@ impl World {
         node.engine = None;
         node.life += 1;
         node.wake_ms = None;
-        node.indexed = node.indexed.saturating_sub(lost);
-        node.epoch[..8].copy_from_slice(&epoch.to_le_bytes());
+        if node.chooser.is_none() {
+            node.indexed = node.indexed.saturating_sub(lost);
+            node.epoch[..8].copy_from_slice(&epoch.to_le_bytes());
+        }
         for link in 0..self.links.len() {
             if self.links[link].open && self.links[link].ends.contains(&n) {
                 self.at(IDLE_MS, Event::LinkDies { link });
@@ -300,6 +315,7 @@ impl World {
             cursors,
             engine: None,
             wake_ms: None,
+            chooser: None,
             ..self.nodes[n]
         };
     }
@@ -427,6 +443,9 @@ impl World {
     }
 
     fn perform(&mut self, n: usize, effect: Effect) {
+        if self.nodes[n].chooser.is_some() && is_of_index(&effect) {
+            return self.perform_choosing(n, effect);
+        }
         match effect {
             Effect::Dial(to) => {
                 let to = self.nodes.iter().position(|node| node.id == to).expect("a member");
@@ -469,8 +488,8 @@ impl World {
                 let missing = missing.collect();
                 self.fact(n, 1, Input::Sizes { conn, held, missing });
             }
-            Effect::SendBatch { conn, batch, digests, .. } => {
-                self.send_batch(n, conn, batch, digests);
+            Effect::SendBatch { conn, batch, digests, lane, .. } => {
+                self.send_batch(n, conn, batch, digests, lane.is_solicited());
             }
             Effect::Decide { batch, wanted } => {
                 let index = batch.0 as usize;
@@ -554,6 +573,9 @@ impl World {
         if node.life != life || node.engine.is_none() {
             return;
         }
+        if node.chooser.is_some() {
+            return self.take_in(n);
+        }
         let from = node.indexed;
         node.indexed = node.store.len();
         let entries = (from..node.indexed).map(|i| (i as u64 + 1, node.store[i])).collect();
@@ -597,4 +619,20 @@ impl World {
             }
         }
     }
+}
+
+/// Whether an effect reads or writes the index.
+fn is_of_index(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Ask { .. }
+            | Effect::AskSizes { .. }
+            | Effect::ReadAbsent { .. }
+            | Effect::ReadSizes { .. }
+            | Effect::AskMissing { .. }
+            | Effect::TakeAbsent { .. }
+            | Effect::Judge { .. }
+            | Effect::Confirm { .. }
+            | Effect::Doubt { .. }
+    )
 }
