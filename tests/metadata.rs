@@ -478,3 +478,61 @@ async fn who_was_let_in_met_and_put_out_is_logged() {
     until("it is logged", &[&a], async || logged("device-removed").await == 1).await;
     assert_eq!(logged("device-paired").await, 1);
 }
+
+// ---- devices of the plain protocol -------------------------------------------------------------
+
+async fn comes_to_show(device: &Device, devices: &[&Device], hash: Hash, expected: Metadata) {
+    until(&format!("it shows {expected:?}"), devices, async || {
+        let row = device.store().lookup(hash).await.unwrap();
+        row.is_some_and(|asset| as_shown(&asset.metadata) == as_shown(&expected))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metadata_reach_a_device_of_the_plain_protocol_and_its_edits_come_back() {
+    let (full, plain) = (Device::start().await, Device::start_plain().await);
+    let early = add(&*full.store(), 1, meta("before they met", &["old"], false)).await;
+    pair(&full, &plain).await;
+    let both = [&full, &plain];
+    comes_to_show(&plain, &both, early, meta("before they met", &["old"], false)).await;
+
+    let hash = add(&*full.store(), 2, meta("cat", &["x", "y"], false)).await;
+    comes_to_show(&plain, &both, hash, meta("cat", &["x", "y"], false)).await;
+    edit(&*plain.store(), hash, meta("dog", &["y", "z"], true)).await;
+    comes_to_show(&full, &both, hash, meta("dog", &["y", "z"], true)).await;
+    edit(&*full.store(), hash, meta("", &["x"], false)).await;
+    comes_to_show(&plain, &both, hash, meta("", &["x"], false)).await;
+
+    // What comes back to its author is no edit: a change on either side is one op on each, or two where
+    // it takes something back too.
+    let before = (ops(&full).await, ops(&plain).await);
+    edit(&*full.store(), early, meta("there", &["old"], false)).await;
+    comes_to_show(&plain, &both, early, meta("there", &["old"], false)).await;
+    edit(&*plain.store(), early, meta("and back", &["old"], false)).await;
+    comes_to_show(&full, &both, early, meta("and back", &["old"], false)).await;
+    let after = (ops(&full).await, ops(&plain).await);
+    assert!(after.0 - before.0 <= 3 && after.1 - before.1 <= 3, "{before:?} {after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_edited_while_devices_of_the_plain_protocol_were_apart_is_told_when_they_meet() {
+    let (full, mut plain) = (Device::start().await, Device::start_plain().await);
+    pair(&full, &plain).await;
+    let hash = add(&*full.store(), 1, meta("first", &["a"], false)).await;
+    comes_to_show(&plain, &[&full, &plain], hash, meta("first", &["a"], false)).await;
+    plain.down().await;
+    edit(&*full.store(), hash, meta("second", &["b"], false)).await;
+    full.handle().settle(hash).await.unwrap();
+    plain.up().await;
+    comes_to_show(&plain, &[&full, &plain], hash, meta("second", &["b"], false)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metadata_come_through_a_device_of_the_plain_protocol_to_the_rest_of_the_group() {
+    let (a, plain, b) = (Device::start().await, Device::start_plain().await, Device::start().await);
+    pair(&a, &plain).await;
+    pair(&a, &b).await;
+    let hash = add(&*plain.store(), 1, meta("from the plain one", &["t"], false)).await;
+    comes_to_show(&b, &[&a, &plain, &b], hash, meta("from the plain one", &["t"], false)).await;
+}

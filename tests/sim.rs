@@ -476,6 +476,7 @@ fn a_stopping_engine_is_woken_for_its_end_alone() {
         proofs: false,
         copies: false,
         chooses: false,
+        metadata: true,
     };
     let identity = Identity {
         node_id: node(1),

@@ -30,7 +30,7 @@ use super::live::{Command, Live};
 use super::parts::Parts;
 use crate::replica::query;
 use crate::replica::replicate::Replication;
-use crate::transfer::{self, TransferError, outgoing, plain, report};
+use crate::transfer::{self, Receipt, TransferError, outgoing, plain, report, told};
 
 /// The deadline of the first byte of a stream that a peer opened.
 const FIRST_BYTE_WAIT: Duration = Duration::from_secs(5);
@@ -236,9 +236,20 @@ impl Links {
         let (ctx, facts) = (parts.ctx.with_peer(peer), parts.facts.clone());
         let events = parts.events.clone();
         let judge = parts.judge(self.gate.clone());
+        let journal = parts.journal.clone();
         parts.tasks.spawn("receive batch", async move {
             let receipt = if plain {
-                plain::receive_plain_live(&ctx, throttle.down(recv), send, &counters).await
+                match peek(recv, FIRST_BYTE_WAIT).await {
+                    Some((kind, recv)) if kind == Kind::MetaUpdate.number() => {
+                        let end = told::hear(&ctx, &journal, recv, send).await;
+                        Receipt { received: Vec::new(), end }
+                    }
+                    Some((_, recv)) => {
+                        let recv = throttle.down(recv);
+                        plain::receive_plain_live(&ctx, recv, send, &counters).await
+                    }
+                    None => Receipt { received: Vec::new(), end: Ok(()) },
+                }
             } else {
                 let decide = |digests: Vec<Digest>, solicited: bool| {
                     let (facts, judge) = (facts.clone(), judge.clone());

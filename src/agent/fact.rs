@@ -53,6 +53,8 @@ pub(super) enum Fact {
     Fetch { assets: Vec<(Hash, bool)>, now: bool, reply: Reply<FetchReply> },
     /// A question about an asset; what the store and the journal have of it was looked up.
     Why { hash: Hash, seen: Seen, reply: Reply<AssetWhy> },
+    /// The plain exchange on a connection ended, and the peer accepts metadata.
+    Hears(ConnId),
     /// The store answered, and the index is bound to it. The receiver of the reply waits until the
     /// engine is bound to it too.
     StoreUp { info: StoreInfo, reply: oneshot::Sender<()> },

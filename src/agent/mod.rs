@@ -47,6 +47,7 @@ mod run;
 mod start;
 mod stop;
 mod tasks;
+mod telling;
 #[cfg(test)]
 mod tests;
 mod tuning;

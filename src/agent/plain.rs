@@ -1,6 +1,6 @@
 //! The task of a connection that speaks the plain protocol, `can-sync/1`: Hello in both directions on
 //! its only control stream, then the exchange of whole sets on the same stream. What came of the
-//! exchange becomes an input of the engine.
+//! exchange becomes an input of the engine. `agent/telling.rs` then tells the peer metadata.
 //!
 //! `core/session/plain.rs` says what the protocol can do, `transfer/plain.rs` has its streams.
 
@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::core::close::CloseCode;
 use crate::core::engine::Input;
+use crate::core::message::Message;
 use crate::core::peers::ConnId;
 use crate::net::frame::{FrameReader, FrameWriter, TakeBytes};
 use crate::transfer::report::plain_done;
@@ -43,21 +44,25 @@ pub(super) async fn run(
         match reader.read().await {
             Ok(Some(frame)) => {
                 let message = decode_message(frame.kind, frame.payload).map_err(wire_fault)?;
+                let hears = matches!(&message, Message::Hello(hello) if hello.metadata);
                 facts.send(Fact::Input(Input::Message { conn, message })).await;
-                Ok(())
+                Ok(hears)
             }
             Ok(None) => Err(fault(CloseCode::Protocol, "the stream ended before Hello")),
             Err(error) => Err(frame_fault(error)),
         }
     };
     let (said, heard) = tokio::join!(hello, greeting);
-    heard?;
+    let hears = heard?;
     if let Err(error) = said {
         return Err(frame_fault(error));
     }
     match plain::run_plain(ctx, reader, writer, counters).await {
         Ok(report) => {
             facts.send(Fact::Input(plain_done(conn, report))).await;
+            if hears {
+                facts.send(Fact::Hears(conn)).await;
+            }
             Ok(())
         }
         Err(error) if error.is_violation() => Err(fault(CloseCode::Protocol, &error.to_string())),

@@ -29,7 +29,7 @@ use super::live::Live;
 use super::parts::Parts;
 use super::start::{Tellers, Wakers, start_journal, start_sources};
 use super::tuning::Tuning;
-use super::{journal_stream, load, membership, proofs, requests, stop, why};
+use super::{journal_stream, load, membership, proofs, requests, stop, telling, why};
 use crate::core::fetches::FetchReply;
 use crate::group::comparing::Comparing;
 use crate::group::knocks::Knocks;
@@ -256,6 +256,11 @@ impl Loop {
                     hash,
                     seen,
                 )));
+            }
+            Fact::Hears(conn) => {
+                if let Some(live) = self.links.live.get(&conn) {
+                    telling::start(&mut self.parts, live);
+                }
             }
             Fact::StoreUp { info, reply } => self.on_store_up(info, reply),
             Fact::StoreDown { error } => {

@@ -321,6 +321,22 @@ pub const STRANGER_CONNECTIONS_MAX: usize = 4;
 /// is sent over the next connection.
 pub const PLAIN_ASSETS_MAX: usize = 64 * 1024;
 
+/// The most assets in one MetaUpdate of the plain protocol: as many rows as the agent looks at in one go.
+pub const META_ASSETS_MAX: usize = 512;
+
+/// The most fields of an asset in a MetaUpdate: those that are known, and some of later versions.
+pub const META_FIELDS_MAX: usize = 16;
+
+/// The most tags in one MetaUpdate, those that were taken back included: twice what a store accepts for
+/// one asset.
+pub const META_TAGS_MAX: usize = 8192;
+
+/// A MetaUpdate is complete at this size.
+pub const META_FRAME_BYTES: usize = 512 * 1024;
+
+/// The most bytes of fields and tags that are told of one asset, so that any fits into a frame.
+pub const META_ASSET_BYTES_MAX: usize = META_FRAME_BYTES;
+
 /// The most bytes of an asset's description, attributes and tags together: keeps a page of them in
 /// memory.
 pub const METADATA_BYTES_MAX: usize = 64 * 1024;

@@ -58,4 +58,6 @@ pub struct Hello {
     pub copies: bool,
     /// Whether the sender does not want everything: contents are not sent to it uninvited.
     pub chooses: bool,
+    /// Whether the sender accepts metadata in the plain protocol.
+    pub metadata: bool,
 }

@@ -39,6 +39,7 @@ pub(crate) mod report;
 mod send;
 mod slot;
 pub(crate) mod throttle;
+pub(crate) mod told;
 pub mod totals;
 
 pub use context::Context;

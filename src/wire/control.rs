@@ -30,6 +30,9 @@ const COPIES_FEATURE: &str = "copies";
 /// The name of [`Hello::chooses`] in the list of features.
 const CHOOSES_FEATURE: &str = "chooses";
 
+/// The name of [`Hello::metadata`] in the list of features.
+const METADATA_FEATURE: &str = "metadata";
+
 /// Encodes a message as its frame: kind and payload.
 pub fn encode_message(message: &Message) -> (Kind, Bytes) {
     let (kind, payload) = match message {
@@ -167,6 +170,7 @@ fn hello_from_wire(hello: peer::Hello) -> Result<Hello, WireError> {
         proofs: hello.features.iter().any(|feature| feature == PROOFS_FEATURE),
         copies: hello.features.iter().any(|feature| feature == COPIES_FEATURE),
         chooses: hello.features.iter().any(|feature| feature == CHOOSES_FEATURE),
+        metadata: hello.features.iter().any(|feature| feature == METADATA_FEATURE),
     })
 }
 
@@ -176,6 +180,7 @@ fn features(hello: &Hello) -> Vec<String> {
         (hello.proofs, PROOFS_FEATURE),
         (hello.copies, COPIES_FEATURE),
         (hello.chooses, CHOOSES_FEATURE),
+        (hello.metadata, METADATA_FEATURE),
     ];
     features.iter().filter(|(has, _)| *has).map(|(_, name)| (*name).to_owned()).collect()
 }
@@ -250,6 +255,7 @@ mod tests {
             proofs: true,
             copies: true,
             chooses: true,
+            metadata: true,
         }
     }
 

@@ -50,6 +50,7 @@ pub enum Kind {
     Proving,
     Proofs,
     ProofGroup,
+    MetaUpdate,
     JournalHello,
     JournalClock,
     JournalOps,
@@ -66,7 +67,7 @@ pub enum Kind {
     Extension(u8),
 }
 
-const KINDS: [(u8, Kind); 41] = [
+const KINDS: [(u8, Kind); 42] = [
     (1, Kind::Hello),
     (3, Kind::SetSummary),
     (4, Kind::Compare),
@@ -96,6 +97,7 @@ const KINDS: [(u8, Kind); 41] = [
     (41, Kind::Proving),
     (42, Kind::Proofs),
     (43, Kind::ProofGroup),
+    (44, Kind::MetaUpdate),
     (48, Kind::JournalHello),
     (49, Kind::JournalClock),
     (50, Kind::JournalOps),

@@ -1,14 +1,27 @@
-//! The messages that only the plain protocol, `can-sync/1`, uses: pages of a whole set, and
-//! acknowledgements that name their assets. Its contents are in the frames of [`super::batch`],
+//! The messages that only the plain protocol, `can-sync/1`, uses: pages of a whole set,
+//! acknowledgements that name their assets, and metadata. Its contents are in the frames of [`super::batch`],
 //! under [`Naming::Plain`](super::batch::Naming::Plain).
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
 use super::batch::{Verdict, decode_verdict, hash, malformed};
 use crate::core::ids::Hash;
-use crate::core::limits::{HASHES_PER_FRAME_MAX, OFFER_ENTRIES_MAX};
+use crate::core::journal::op::Value;
+use crate::core::journal::stamp::Hlc;
+use crate::core::journal::told::{Told, ToldTag, ToldValue};
+use crate::core::limits::{
+    HASHES_PER_FRAME_MAX, META_ASSETS_MAX, META_FIELDS_MAX, META_TAGS_MAX, OFFER_ENTRIES_MAX,
+};
 use crate::wire::proto::peer;
-use crate::wire::{WireError, bounded, parse};
+use crate::wire::{Repeated, WireError, bounded, parse, parse_counted};
+
+const META_UPDATE: [Repeated; 3] = [
+    Repeated { path: &[1], max: META_ASSETS_MAX },
+    Repeated { path: &[1, 2], max: META_ASSETS_MAX * META_FIELDS_MAX },
+    Repeated { path: &[1, 3], max: META_TAGS_MAX },
+];
 
 /// A page of a whole set in the plain protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +78,94 @@ pub fn decode_plain_ack(payload: Bytes) -> Result<Vec<(Hash, Verdict)>, WireErro
     verdicts.collect()
 }
 
+/// Reads metadata: each asset, field and tag once.
+///
+/// # Errors
+/// [`WireError`] when it is malformed, too long, or names something twice.
+pub fn decode_meta(payload: Bytes) -> Result<Vec<Told>, WireError> {
+    let update: peer::MetaUpdate = parse_counted("MetaUpdate", payload, &META_UPDATE)?;
+    let mut seen = BTreeSet::new();
+    let assets = update.assets.into_iter().map(|asset| {
+        let told = told_from_wire(asset)?;
+        match seen.insert(told.hash) {
+            true => Ok(told),
+            false => Err(twice("MetaUpdate.assets", told.hash)),
+        }
+    });
+    assets.collect()
+}
+
+/// The message that tells these metadata.
+pub fn encode_meta(told: &[Told]) -> peer::MetaUpdate {
+    peer::MetaUpdate { assets: told.iter().map(told_to_wire).collect() }
+}
+
+fn told_from_wire(asset: peer::AssetMeta) -> Result<Told, WireError> {
+    let hash = hash("AssetMeta.hash", &asset.hash)?;
+    bounded("AssetMeta.fields", asset.fields.len() as u64, META_FIELDS_MAX as u64)?;
+    let (mut fields, mut tags) = (BTreeMap::new(), BTreeMap::new());
+    for field in asset.fields {
+        let value = ToldValue { value: field.value.map(value_from_wire), at: stamp(field.stamp)? };
+        if fields.insert(field.name, value).is_some() {
+            return Err(twice("AssetMeta.fields", hash));
+        }
+    }
+    for tag in asset.tags {
+        let told = ToldTag { removed: tag.removed, at: stamp(tag.stamp)? };
+        if tags.insert(tag.tag, told).is_some() {
+            return Err(twice("AssetMeta.tags", hash));
+        }
+    }
+    Ok(Told { hash, fields, tags })
+}
+
+fn told_to_wire(told: &Told) -> peer::AssetMeta {
+    let fields = told.fields.iter().map(|(name, told)| peer::MetaField {
+        name: name.clone(),
+        value: told.value.as_ref().and_then(value_to_wire),
+        stamp: told.at.0,
+    });
+    let tags = told.tags.iter().map(|(tag, told)| peer::MetaTag {
+        tag: tag.clone(),
+        removed: told.removed,
+        stamp: told.at.0,
+    });
+    peer::AssetMeta {
+        hash: Bytes::copy_from_slice(told.hash.as_bytes()),
+        fields: fields.collect(),
+        tags: tags.collect(),
+    }
+}
+
+fn value_from_wire(value: peer::meta_field::Value) -> Value {
+    use peer::meta_field::Value as Wire;
+    match value {
+        Wire::Flag(flag) => Value::Bool(flag),
+        Wire::Number(number) => Value::Int(number),
+        Wire::Text(text) => Value::Text(text),
+    }
+}
+
+/// `None` for kinds that no field of an asset has.
+fn value_to_wire(value: &Value) -> Option<peer::meta_field::Value> {
+    use peer::meta_field::Value as Wire;
+    match value {
+        Value::Bool(flag) => Some(Wire::Flag(*flag)),
+        Value::Int(number) => Some(Wire::Number(*number)),
+        Value::Text(text) => Some(Wire::Text(text.clone())),
+        Value::Double(_) | Value::Bytes(_) => None,
+    }
+}
+
+fn stamp(stamp: u64) -> Result<Hlc, WireError> {
+    bounded("a stamp", stamp, Hlc::MAX.0)?;
+    Ok(Hlc(stamp))
+}
+
+fn twice(what: &'static str, hash: Hash) -> WireError {
+    malformed(what, format!("something twice, of {}", hash.short()))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -117,11 +218,54 @@ mod tests {
         assert!(read(&[], true, None).is_err());
     }
 
+    fn told(tags: usize) -> Told {
+        let fields = [
+            ("description", Some(Value::Text("cat".into()))),
+            ("trashed", Some(Value::Bool(true))),
+            ("modified_ms", Some(Value::Int(-5))),
+            ("name", None),
+        ];
+        let fields = fields.into_iter().map(|(name, value)| {
+            let at = Hlc(7);
+            (name.to_owned(), ToldValue { value, at })
+        });
+        let tag = |n: usize| (n.to_string(), ToldTag { removed: n % 2 == 1, at: Hlc(n as u64) });
+        Told { hash: hash_of(1), fields: fields.collect(), tags: (0..tags).map(tag).collect() }
+    }
+
+    #[test]
+    fn metadata_come_back_as_they_were_told() {
+        let all = vec![told(3), Told { hash: hash_of(2), ..told(META_TAGS_MAX - 3) }];
+        assert_eq!(decode_meta(bytes(&encode_meta(&all))).unwrap(), all);
+        assert_eq!(decode_meta(Bytes::new()).unwrap(), []);
+    }
+
+    #[test]
+    fn metadata_that_name_something_twice_or_too_much_are_refused() {
+        let refused = |update: peer::MetaUpdate| decode_meta(bytes(&update)).is_err();
+        let asset = || encode_meta(&[told(2)]).assets.remove(0);
+        assert!(refused(peer::MetaUpdate { assets: vec![asset(), asset()] }));
+        for what in ["field", "tag", "stamp"] {
+            let mut asset = asset();
+            match what {
+                "field" => asset.fields.push(asset.fields[0].clone()),
+                "tag" => asset.tags.push(asset.tags[0].clone()),
+                _ => asset.tags[0].stamp = u64::MAX,
+            }
+            assert!(refused(peer::MetaUpdate { assets: vec![asset] }), "{what}");
+        }
+        assert!(refused(encode_meta(&[told(META_TAGS_MAX + 1)])));
+        let named = |n: usize| (n.to_string(), ToldValue { value: None, at: Hlc(1) });
+        let fields = (0..=META_FIELDS_MAX).map(named).collect();
+        assert!(refused(encode_meta(&[Told { fields, ..told(0) }])));
+    }
+
     #[test]
     fn a_frame_of_a_million_empty_elements_is_refused_before_they_are_decoded() {
         let flood = Bytes::from([0x0a, 0].repeat(512 * 1024));
         assert!(decode_plain_ack(flood.clone()).is_err());
-        assert!(SetPage::decode(flood, None).is_err());
+        assert!(SetPage::decode(flood.clone(), None).is_err());
+        assert!(decode_meta(flood).is_err());
     }
 
     proptest! {
@@ -131,7 +275,8 @@ mod tests {
         ) {
             let payload = Bytes::from(payload);
             let _ = decode_plain_ack(payload.clone());
-            let _ = SetPage::decode(payload, None);
+            let _ = SetPage::decode(payload.clone(), None);
+            let _ = decode_meta(payload);
         }
     }
 }

@@ -19,6 +19,7 @@ use can_sync::core::journal::op::{
 };
 use can_sync::core::journal::set_hash::SetDigest;
 use can_sync::core::journal::stamp::{Hlc, Stamp};
+use can_sync::core::journal::told::{Told, ToldTag, ToldValue};
 use can_sync::core::leases::Lack;
 use can_sync::core::limits::{OP_CHANGES_MAX, PIECE_ALIGN_BYTES};
 use can_sync::core::message::{Hello, Message};
@@ -31,7 +32,7 @@ use can_sync::wire::batch::{
 };
 use can_sync::wire::folder::{HistoryEvent, history_to_bytes, version_to_bytes};
 use can_sync::wire::frame::{Header, Kind};
-use can_sync::wire::plain::SetPage;
+use can_sync::wire::plain::{SetPage, encode_meta};
 use can_sync::wire::{control, journal, pairing, proof};
 use prost::Message as _;
 
@@ -108,6 +109,7 @@ fn control_messages() -> Vec<(&'static str, Message)> {
         proofs: true,
         copies: true,
         chooses: false,
+        metadata: false,
     };
     let plan = ReconcileMessage::Plan {
         round,
@@ -230,7 +232,24 @@ fn batch_messages() -> Vec<(u8, &'static str, Vec<u8>)> {
         (7, "ack", encode_ack(verdicts.iter().map(|verdict| (None, verdict))).encode_to_vec()),
         (8, "plain-ack", encode_ack(plain).encode_to_vec()),
         (9, "set-page", page.encode().encode_to_vec()),
+        (10, "metadata", encode_meta(&[told(hash)]).encode_to_vec()),
     ]
+}
+
+fn told(hash: Hash) -> Told {
+    let values = [
+        ("description", Some(Value::Text("cat".into()))),
+        ("trashed", Some(Value::Bool(true))),
+        ("modified_ms", Some(Value::Int(-5))),
+        ("name", None),
+    ];
+    let field = |(name, value)| (String::from(name), ToldValue { value, at: Hlc(7) });
+    let tag = |(tag, removed)| (String::from(tag), ToldTag { removed, at: Hlc(8) });
+    Told {
+        hash,
+        fields: values.map(field).into(),
+        tags: [("new", false), ("old", true)].map(tag).into(),
+    }
 }
 
 fn proof_messages() -> Vec<(u8, &'static str, Vec<u8>)> {

@@ -17,7 +17,7 @@ use can_sync::wire::folder::{
     history_from_bytes, history_to_bytes, version_from_bytes, version_to_bytes,
 };
 use can_sync::wire::frame::{HEADER_BYTES, Header, Kind};
-use can_sync::wire::plain::{SetPage, decode_plain_ack};
+use can_sync::wire::plain::{SetPage, decode_meta, decode_plain_ack, encode_meta};
 use can_sync::wire::proto::peer;
 use can_sync::wire::{control, journal, pairing, proof};
 use prost::Message as _;
@@ -111,6 +111,7 @@ pub fn batch(bytes: &[u8]) -> bool {
             wire(&batch::encode_ack(verdicts.iter().map(|(hash, verdict)| (Some(*hash), verdict))))
         }),
         9 => comes_back(payload, |bytes| SetPage::decode(bytes, None), |page| wire(&page.encode())),
+        10 => comes_back(payload, decode_meta, |told| wire(&encode_meta(told))),
         _ => false,
     }
 }

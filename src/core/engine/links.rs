@@ -121,6 +121,7 @@ impl Engine {
             proofs: true,
             copies: true,
             chooses: self.own.chooses,
+            metadata: true,
         };
         out.push(Effect::Send { conn: conn.id, message: Message::Hello(hello) });
         if let Some((_, hello)) = peer.standby_hello.take_if(|(said_on, _)| *said_on == conn.id) {

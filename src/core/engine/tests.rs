@@ -451,6 +451,7 @@ impl Bench {
             proofs: false,
             copies: false,
             chooses: false,
+            metadata: true,
         };
         self.tell(Input::Message { conn, message: Message::Hello(hello) });
     }

@@ -13,6 +13,7 @@
 //! | [`set_hash`] | the digest of a set that grows and shrinks |
 //! | [`session`] | what is sent to a peer and when, and which of its messages are accepted |
 //! | [`asset`] | how an asset's metadata in the store and in the journal are merged |
+//! | [`told`] | which of the metadata that a peer of the plain protocol tells are adopted |
 //! | [`brake`] | which assets have their metadata written too often |
 //! | [`device_events`] | what devices report about themselves: events, and a record of their state |
 
@@ -28,3 +29,4 @@ pub mod op;
 pub mod session;
 pub mod set_hash;
 pub mod stamp;
+pub mod told;

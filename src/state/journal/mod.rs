@@ -49,6 +49,7 @@ mod schema;
 mod session;
 mod stats;
 mod superseded;
+mod told;
 mod tx;
 mod upgrade;
 mod verify;

@@ -27,6 +27,7 @@ fn bench(own: OwnCopies, belief: Belief) -> Bench {
         proofs: false,
         copies: true,
         chooses: true,
+        metadata: true,
     };
     bench.hear(Message::Hello(hello));
     bench
