@@ -19,9 +19,9 @@ mod agent;
 
 use agent::{Agent, DEADLINE, until, until_within};
 
-/// Within this time of the path being back, what is new arrives. It takes 1 to 3 s, and up to 6 s where the
-/// other labs use all cores; a connection that is only given up after its idle timeout costs 30 s.
-const SOON: Duration = Duration::from_secs(10);
+/// Within this time of the path being back, what is new arrives. It takes less than a second, and up to two
+/// where other programs use all cores.
+const SOON: Duration = Duration::from_secs(3);
 
 /// Within this time two connections that the devices dialled at once are told apart, see `core/peers.rs`.
 const CROSSING: Duration = Duration::from_secs(12);

@@ -60,7 +60,7 @@ impl Live {
 
     /// Looks whether the peer is heard.
     pub(super) fn look(&mut self, now_ms: u64) -> Option<Heard> {
-        self.silence.look(now_ms, self.connection.wire_bytes().received)
+        self.silence.look(now_ms, self.connection.heard_bytes())
     }
 
     /// Remembers that the peer refused assets.

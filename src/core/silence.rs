@@ -4,7 +4,8 @@
 //! S1  Both sides send keep-alives, so a healthy connection is never silent for [`SILENT_MS_MAX`].
 //! S2  After the network changed or the device slept the peer is made to answer, and the connection is
 //!     doubted after [`ANSWER_MS_MAX`] without a byte of it.
-//! S3  A doubted connection stays in use; another one is dialled beside it. One byte ends the doubt.
+//! S3  A connection that leaves from an address which this device lost is doubted at once.
+//! S4  A doubted connection stays in use; another one is dialled beside it. One byte ends the doubt.
 
 /// The keep-alive interval, 5 s (`net/endpoint.rs`), and what a busy machine may add.
 const SILENT_MS_MAX: u64 = 7_000;
@@ -40,6 +41,11 @@ impl Silence {
     /// The peer was made to answer now.
     pub fn asked(&mut self, now_ms: u64) {
         self.answer_by_ms = Some(now_ms + ANSWER_MS_MAX);
+    }
+
+    /// The address that the connection leaves from is gone. Says so, unless it is doubted already.
+    pub fn stranded(&mut self) -> Option<Heard> {
+        (!std::mem::replace(&mut self.is_doubted, true)).then_some(Heard::Silent)
     }
 
     /// Takes the number of bytes received so far. Says when that begins or ends a doubt.
@@ -78,6 +84,16 @@ mod tests {
         assert_eq!(said, [Heard::Silent]);
         assert_eq!(silence.look(20_000, 80), Some(Heard::Again));
         assert_eq!(silence.look(21_000, 80), None);
+    }
+
+    #[test]
+    fn a_connection_from_an_address_that_is_gone_is_doubted_until_it_is_heard() {
+        let mut silence = Silence::begin(0);
+        silence.look(1_000, 40);
+        assert_eq!(silence.stranded(), Some(Heard::Silent));
+        assert_eq!(silence.stranded(), None);
+        assert_eq!(silence.look(1_100, 40), None);
+        assert_eq!(silence.look(1_200, 80), Some(Heard::Again));
     }
 
     #[test]

@@ -119,7 +119,7 @@ impl Net {
     }
 
     /// The addresses of this machine's interfaces, as far as the library lists them.
-    fn own_addresses(&self) -> Vec<IpAddr> {
+    pub(super) fn own_addresses(&self) -> Vec<IpAddr> {
         let addresses = self.bound().ask(|endpoint| endpoint.addr().addrs).unwrap_or_default();
         let mut own: Vec<IpAddr> = addresses
             .iter()

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
@@ -324,6 +325,38 @@ impl Connection {
         let bytes =
             stats.map(|stats| WireBytes { sent: stats.udp_tx.bytes, received: stats.udp_rx.bytes });
         bytes.unwrap_or_default()
+    }
+
+    /// The bytes received on the path that is in use; another path counts from anew. Probes of other
+    /// paths do not show that this one works.
+    pub fn heard_bytes(&self) -> u64 {
+        let heard = self.0.quic.with(|quic| {
+            let paths = quic.paths();
+            let path = paths.iter().find(|path| path.is_selected());
+            path.map_or_else(|| quic.stats().udp_rx.bytes, |path| path.stats().udp_rx.bytes)
+        });
+        heard.unwrap_or_default()
+    }
+
+    /// Whether the path that is in use leaves from an address other than `own`, so that nothing comes
+    /// back on it. Loopback and link-local addresses are not judged: `own` need not name them.
+    pub(super) fn is_stranded(&self, own: &[IpAddr]) -> bool {
+        let local = self.0.quic.with(|quic| {
+            let paths = quic.paths();
+            let path =
+                paths.iter().find(|path| path.is_selected()).or_else(|| paths.iter().next())?;
+            match path.local_addr() {
+                LocalTransportAddr::Ip(ip) => ip.map(|ip| ip.to_canonical()),
+                _ => None,
+            }
+        });
+        local.ok().flatten().is_some_and(|ip| {
+            let is_judged = match ip {
+                IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+                IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+            };
+            is_judged && !own.contains(&ip)
+        })
     }
 
     /// QUIC's own counters so far; zero once the connection is lost by a fault of this device.

@@ -359,6 +359,12 @@ impl Net {
             .collect()
     }
 
+    /// Tells the connections whose address here is gone.
+    pub fn stranded(&self) -> impl Fn(&Connection) -> bool + use<> {
+        let own = self.own_addresses();
+        move |connection| connection.is_stranded(&own)
+    }
+
     /// Problems of the network that a user can fix; empty when there are none.
     pub fn warnings(&self) -> Vec<String> {
         self.inner.lan.as_ref().and_then(Lan::warning).into_iter().collect()

@@ -25,11 +25,19 @@ impl Loop {
     /// has answered.
     pub(super) fn on_network_changed(&mut self) {
         let now_ms = self.parts.clock.now_ms();
-        for live in self.links.live.values_mut() {
+        let is_stranded = self.parts.net.stranded();
+        let mut silent = Vec::new();
+        for (conn, live) in &mut self.links.live {
             live.look(now_ms);
             live.silence.asked(now_ms);
+            if is_stranded(&live.connection) && live.silence.stranded().is_some() {
+                silent.push(*conn);
+            }
         }
         self.handle(Input::NetworkChanged);
+        for conn in silent {
+            self.handle(Input::Silent(conn));
+        }
     }
 
     pub(super) fn look_at_connections(&mut self, now_ms: u64) {
