@@ -320,8 +320,7 @@ fn is_packaged(program: &Path, kind: &str) -> bool {
 
 /// Whether a user's service may have its own namespaces, which not every system allows.
 fn has_user_namespaces() -> bool {
-    let settings = ["PrivateUsers=yes", "ProtectSystem=strict", "PrivateMounts=yes"];
-    let settings = settings.iter().flat_map(|setting| ["--property", setting]);
+    let settings = units::namespace_settings().flat_map(|setting| ["--property", setting]);
     let args = ["--user", "--wait", "--collect", "--quiet"].into_iter().chain(settings);
     run("systemd-run", &args.chain(["/bin/true"]).collect::<Vec<_>>()).is_ok()
 }
@@ -384,7 +383,8 @@ fn run(program: &str, args: &[&str]) -> Result<String, Failure> {
     };
     if !ran.status.success() {
         let said = String::from_utf8_lossy(&ran.stderr);
-        let message = format!("`{program} {}` failed: {}", args.join(" "), said.trim());
+        let said = said.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        let message = format!("`{program} {}` failed: {said}", args.join(" "));
         return Err(Failure::new(Exit::Error, message));
     }
     Ok(String::from_utf8_lossy(&ran.stdout).into_owned())

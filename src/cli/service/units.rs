@@ -18,6 +18,15 @@ pub(super) const NO_NAMESPACES: &str =
 /// The program in the units of `packaging/`.
 pub(super) const PACKAGED_PROGRAM: &str = "/usr/bin/can-sync";
 
+/// The settings of the user unit that need namespaces, but for paths that only systemd can fill in.
+pub(super) fn namespace_settings() -> impl Iterator<Item = &'static str> {
+    let reach = USER_UNIT.split("# What the agent may").nth(1).unwrap_or_default();
+    reach
+        .lines()
+        .skip(1)
+        .filter(|line| line.contains('=') && !line.starts_with('#') && !line.contains('%'))
+}
+
 /// The parts of a unit that differ between installations.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Installation {
@@ -110,9 +119,7 @@ mod tests {
 
     #[test]
     fn the_drop_in_takes_back_every_setting_that_needs_namespaces() {
-        let needs = USER_UNIT.split("# What the agent may reach").nth(1).unwrap();
-        let needs = needs.split("# What the agent may ask").next().unwrap();
-        let settings = needs.lines().filter(|line| !line.starts_with('#'));
+        let settings = namespace_settings().chain(["BindPaths=%h", "BindReadOnlyPaths=%t/systemd"]);
         let names: Vec<_> = settings.filter_map(|line| line.split_once('=')).collect();
         assert!(names.len() > 10);
         for (name, _) in names {
