@@ -67,6 +67,10 @@ pub(super) fn explain(
         },
         last_seen: parts.alerts.borrow().last_seen.clone(),
         peers: live.values().map(|live| (live.connection.peer(), of_peer(live))).collect(),
+        added_by: seen.added_by.map(|(adder, name)| match adder == parts.node_id {
+            true => (adder, "this device".to_owned()),
+            false => (adder, name),
+        }),
         ..seen
     };
     why::why(hash, moment, &engine.explain(moment.mono_ms, &hash), &seen)

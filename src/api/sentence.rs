@@ -58,6 +58,13 @@ pub fn answer(status: &Status, folders: &[String]) -> (bool, String) {
         .filter(|peer| !(peer.in_sync && status.has_same_edits(peer)))
         .map(|peer| format!("{}: {}", peer.name, sync_text(status, peer)))
         .collect();
+    let one_copy = status.copies.census.as_ref().map_or(0, |census| census.one_copy);
+    if !missing.is_empty() && one_copy > 0 {
+        missing.insert(
+            0,
+            format!("{} on one device alone", counted(one_copy, "asset is", "assets are")),
+        );
+    }
     missing.extend(obstacles(status, &status.peers));
     missing.extend(folders.iter().cloned());
     match (missing.is_empty(), status.peers.len()) {
@@ -100,6 +107,7 @@ pub fn sync_text(status: &Status, peer: &PeerStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replica::status::CensusStatus;
     use crate::replica::status::samples::{peer, status};
 
     #[test]
@@ -151,7 +159,12 @@ mod tests {
     fn a_device_that_is_away_is_shown_with_its_age() {
         let mut phone = peer("phone", 0xaa, PeerState::Offline, false);
         phone.last_seen_ms = Some(wall_ms() - 9 * 86_400_000);
-        let (_, sentence) = answer(&status(vec![phone], false), &[]);
+        let (_, sentence) = answer(&status(vec![phone.clone()], false), &[]);
         assert_eq!(sentence, "Not everything is on every device: phone: last seen 9 days ago.");
+        let mut counted = status(vec![phone], false);
+        counted.copies.census = Some(CensusStatus { one_copy: 12, ..CensusStatus::default() });
+        let (_, sentence) = answer(&counted, &[]);
+        let expected = "12 assets are on one device alone; phone: last seen 9 days ago.";
+        assert_eq!(sentence, format!("Not everything is on every device: {expected}"));
     }
 }

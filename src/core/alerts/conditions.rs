@@ -406,8 +406,8 @@ fn of_disks(found: &mut Found, memory: &Memory, facts: &Facts, thresholds: &Thre
 fn of_assets(found: &mut Found, facts: &Facts, thresholds: &Thresholds) {
     if facts.damaged > 0 {
         let text = format!(
-            "{} damaged in the store of this device. They are asked of the other devices; what none \
-             of them has, add again from its file. `can-sync log` names them. Check the disk.",
+            "{} damaged in the store of this device. The other devices are asked for good copies; what \
+             none of them has, add again from its file. `can-sync log` names them. Check the disk.",
             are(facts.damaged)
         );
         found.add(Kind::Damaged, "", text);
