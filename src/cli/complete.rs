@@ -58,12 +58,13 @@ const ZSH: &str = r#"
     fi
 "#;
 
-/// The fish code. Fish offers these words beside commands and options.
+/// The fish code. Fish offers these words beside commands and options, and instead of files.
 const FISH: &str = r#"
 function __can_sync_live
     can-sync complete-values -- (commandline -opc) (commandline -ct) 2>/dev/null
 end
 complete -c can-sync -a '(__can_sync_live)'
+complete -c can-sync -n 'test -n "$(__can_sync_live)"' -f
 for option in tag device peer asset
     complete -c can-sync -l $option -x -a '(__can_sync_live)'
 end
