@@ -226,3 +226,34 @@ fn no_default_route_is_no_obstacle() {
     let b = lab.start("b", &[]);
     crosses(&lab, "found again elsewhere", &a, &b);
 }
+
+#[test]
+fn a_cable_with_link_local_addresses_alone_is_enough_to_pair_and_to_sync() {
+    let Some(lab) = Lab::set_up() else { return };
+    for device in ["a", "b"] {
+        lab.add_device(device);
+        lab.plug(device, "eth");
+    }
+    let (a, b) = (lab.start("a", &["--offline"]), lab.start("b", &["--offline"]));
+    let addresses = |agent: &Agent| {
+        let status = agent.json(&["status"]).remove(0);
+        status["device"]["addresses"].as_array().unwrap().clone()
+    };
+    let has_link_local = |agent: &Agent| {
+        addresses(agent).iter().any(|address| address.as_str().unwrap().starts_with("[fe80::"))
+    };
+    until("both have an address", || has_link_local(&a) && has_link_local(&b));
+    pair(&a, &b);
+    crosses(&lab, "over link-local addresses", &a, &b);
+    drop(b);
+    let b = lab.start("b", &["--offline"]);
+    crosses(&lab, "over link-local addresses after a restart", &b, &a);
+    // Once there is another address, no link-local one is told.
+    for (device, agent, address) in [("a", &a, "10.9.0.1/24"), ("b", &b, "10.9.0.2/24")] {
+        lab.at(device, &format!("addr add {address} dev eth"));
+        until("the other address is told alone", || {
+            !has_link_local(agent) && !addresses(agent).is_empty()
+        });
+    }
+    crosses(&lab, "over the new addresses", &a, &b);
+}

@@ -27,6 +27,7 @@ use super::connection::{Connection, Protocol};
 use super::contain::{self, Fate};
 use super::dial::lose_if_dead;
 use super::endpoint::Net;
+use super::link_local;
 
 /// The limits on callers of one kind, at once and within [`REFUSALS_COUNTED_FOR`].
 #[derive(Debug)]
@@ -133,6 +134,9 @@ pub struct Acceptor {
     stranger_config: Option<Arc<ServerConfig>>,
     panics: watch::Receiver<u64>,
     look: Interval,
+    look_at_link: Interval,
+    /// The endpoint was given up for sockets at link-local addresses, not because it failed.
+    is_for_link: bool,
     handshakes: JoinSet<Outcome>,
     unknown: Door,
     known: Door,
@@ -200,6 +204,8 @@ impl Net {
             stranger_config: None,
             panics: contain::panics(),
             look: interval(LOOK_EVERY),
+            look_at_link: interval(link_local::LOOK_EVERY),
+            is_for_link: false,
             handshakes: JoinSet::new(),
             unknown: Door::new(&UNKNOWN),
             known: Door::new(&KNOWN),
@@ -219,6 +225,11 @@ impl Acceptor {
             if self.net.bound().fate.is_lost() {
                 if self.net.is_closing() {
                     return None;
+                }
+                if !std::mem::take(&mut self.is_for_link) {
+                    tracing::error!(
+                        "the QUIC library failed: binding the endpoint again, and dialling all peers"
+                    );
                 }
                 self.begin_anew().await;
             }
@@ -247,6 +258,13 @@ impl Acceptor {
                 () = bound.fate.lost() => {}
                 _ = self.panics.changed() => self.look_after_a_panic().await,
                 _ = self.look.tick() => self.net.look_for_failures(),
+                _ = self.look_at_link.tick() => {
+                    if self.net.lacks_link_local().await {
+                        tracing::info!("this machine has link-local addresses alone: binding them");
+                        self.is_for_link = true;
+                        bound.fate.lose();
+                    }
+                }
             }
         }
     }
@@ -260,9 +278,6 @@ impl Acceptor {
     }
 
     async fn begin_anew(&mut self) {
-        tracing::error!(
-            "the QUIC library failed: binding the endpoint again, and dialling all peers"
-        );
         self.stranger_config = None;
         // Each of these holds the old endpoint. They are not awaited, because their threads may be
         // lost.

@@ -115,13 +115,19 @@ pub(super) fn canonical(socket: SocketAddr) -> SocketAddr {
     if canonical.is_ipv4() { canonical } else { socket }
 }
 
-/// An address as text; `None` for a kind that this program does not use.
+/// An address as text, for others: without a scope, which is a number of this machine. `None` for a kind
+/// that this program does not use.
 pub(super) fn address_text(address: &TransportAddr) -> Option<String> {
     match address {
-        TransportAddr::Ip(socket) => Some(socket.to_string()),
+        TransportAddr::Ip(socket) => Some(SocketAddr::new(socket.ip(), socket.port()).to_string()),
         TransportAddr::Relay(url) => Some(url.to_string()),
         _ => None,
     }
+}
+
+/// Whether it is an IPv6 link-local address.
+pub(super) fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 /// Whether packets to `ip` stay in the local network of a device with the addresses `own`: by the

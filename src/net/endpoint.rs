@@ -10,7 +10,7 @@
 //! an own relay or none, devices find each other by the addresses that they exchange and by mDNS.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
@@ -36,10 +36,11 @@ use crate::core::limits::{
 };
 use crate::wire::frame::HEADER_BYTES;
 
-use super::address::{address_text, canonical};
+use super::address::{address_text, canonical, is_link_local};
 use super::connection::{Connection, Protocol, WeakConnection};
 use super::contain::{self, Contained, Fate};
 use super::discovery::Lan;
+use super::link_local;
 
 /// The most unread bytes of one stream. Below the size at which a stalled reader of small pieces
 /// makes the QUIC library give up the connection (it keeps at most 1,024 pieces).
@@ -150,6 +151,8 @@ struct Inner {
     port: AtomicU16,
     closing: AtomicBool,
     lan: Option<Lan>,
+    /// The link-local addresses that have sockets of their own.
+    link_local: Mutex<Vec<SocketAddrV6>>,
     live: Mutex<Vec<Live>>,
     /// The known addresses of members, as many as the member list holds.
     member_addresses: Mutex<BTreeSet<SocketAddr>>,
@@ -196,6 +199,7 @@ async fn bind_endpoint(
     config: &NetConfig,
     relay_mode: &RelayMode,
     port: Option<u16>,
+    link_local: &[SocketAddrV6],
 ) -> anyhow::Result<Endpoint> {
     let mut builder = match relay_mode {
         RelayMode::Default => Endpoint::builder(presets::N0),
@@ -216,10 +220,15 @@ async fn bind_endpoint(
         // IPv6 is optional: not every machine has it, and its socket may take the port for IPv4
         // too.
         let optional = BindOpts::default().set_is_required(false);
-        builder = builder
-            .clear_ip_transports()
-            .bind_addr((Ipv4Addr::UNSPECIFIED, port))?
-            .bind_addr_with_opts((Ipv6Addr::UNSPECIFIED, 0), optional)?;
+        let of_link = optional.clone().set_prefix_len(64).set_is_default_route(false);
+        builder = builder.clear_ip_transports().bind_addr((Ipv4Addr::UNSPECIFIED, port))?;
+        // After the default address of a family the library takes no other one.
+        for address in link_local {
+            let mut address = *address;
+            address.set_port(port);
+            builder = builder.bind_addr_with_opts(address, of_link.clone())?;
+        }
+        builder = builder.bind_addr_with_opts((Ipv6Addr::UNSPECIFIED, 0), optional)?;
     }
     let alpns = config.protocols.iter().map(|protocol| protocol.alpn().to_vec()).collect();
     let transport = transport_limits(STREAMS_MAX, STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES);
@@ -251,11 +260,11 @@ impl Net {
         };
         let loopback = config.bind.is_some_and(|address| address.ip().is_loopback());
         let endpoint = match config.port {
-            Some(port) => match bind_endpoint(&config, &relay_mode, Some(port)).await {
-                Err(_) => bind_endpoint(&config, &relay_mode, None).await?,
+            Some(port) => match bind_endpoint(&config, &relay_mode, Some(port), &[]).await {
+                Err(_) => bind_endpoint(&config, &relay_mode, None, &[]).await?,
                 Ok(endpoint) => endpoint,
             },
-            None => bind_endpoint(&config, &relay_mode, None).await?,
+            None => bind_endpoint(&config, &relay_mode, None, &[]).await?,
         };
         let lan = (!loopback).then(|| Lan::start(&endpoint)).transpose()?;
         Ok(Self {
@@ -268,6 +277,7 @@ impl Net {
                 bindings: watch::Sender::new(0),
                 closing: AtomicBool::new(false),
                 lan,
+                link_local: Mutex::default(),
                 live: Mutex::new(Vec::new()),
                 member_addresses: Mutex::default(),
             }),
@@ -300,12 +310,32 @@ impl Net {
                 return;
             }
             let port = Some(port).filter(|port| *port != 0 && attempt < SAME_PORT_ATTEMPTS);
-            match bind_endpoint(&self.inner.config, &self.inner.relay_mode, port).await {
+            let link_local = self.inner.link_local.lock().clone();
+            let Inner { config, relay_mode, .. } = &*self.inner;
+            match bind_endpoint(config, relay_mode, port, &link_local).await {
                 Ok(endpoint) => return self.install(endpoint),
                 Err(error) => tracing::debug!("cannot bind the endpoint again: {error:#}"),
             }
             sleep(REBIND_PAUSE).await;
         }
+    }
+
+    /// Whether sockets have to be bound for link-local addresses, because there are no others. Then
+    /// [`Self::rebind`] binds them.
+    pub(super) async fn lacks_link_local(&self) -> bool {
+        let is_other = |addr: &SocketAddr| !addr.ip().is_loopback() && !is_link_local(addr.ip());
+        let has_others =
+            self.bound().ask(|endpoint| endpoint.addr().ip_addrs().any(is_other)).unwrap_or(true);
+        if self.inner.config.bind.is_some() || has_others {
+            return false;
+        }
+        let alone = link_local::alone().await;
+        let mut known = self.inner.link_local.lock();
+        let lacks = alone.iter().any(|address| !known.contains(address));
+        if lacks {
+            *known = alone;
+        }
+        lacks
     }
 
     fn install(&self, endpoint: Endpoint) {
@@ -338,21 +368,16 @@ impl Net {
     }
 
     /// The current addresses of this device as text, for tickets and the members list. Empty
-    /// without a network; loopback addresses only when there are no others.
+    /// without a network; link-local and loopback addresses only when there are no others.
     pub fn addresses(&self) -> Vec<String> {
         let Some(addresses) = self.bound().ask(|endpoint| endpoint.addr().addrs) else {
             return Vec::new();
         };
-        let only_loopback =
-            !addresses.iter().any(|a| matches!(a, TransportAddr::Ip(s) if !s.ip().is_loopback()));
+        let best = addresses.iter().map(span_of).max().unwrap_or_default();
         addresses
             .iter()
-            .filter(|address| match address {
-                // A link-local address is useless to others without its scope, which has no meaning
-                // for them.
-                TransportAddr::Ip(SocketAddr::V6(v6)) if v6.ip().is_unicast_link_local() => false,
-                TransportAddr::Ip(socket) => only_loopback || !socket.ip().is_loopback(),
-                _ => true,
+            .filter(|address| {
+                span_of(address) == best || matches!(address, TransportAddr::Relay(_))
             })
             .filter_map(address_text)
             .take(ADDRESSES_MAX)
@@ -476,6 +501,25 @@ impl Net {
 
     pub(super) fn has_relay(&self) -> bool {
         self.inner.relay_mode != RelayMode::Disabled
+    }
+}
+
+/// From how far an address is reached, the nearest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+enum Span {
+    #[default]
+    Machine,
+    /// An address without its scope, which has no meaning for others.
+    Link,
+    Network,
+}
+
+fn span_of(address: &TransportAddr) -> Span {
+    match address {
+        TransportAddr::Ip(socket) if socket.ip().is_loopback() => Span::Machine,
+        TransportAddr::Ip(socket) if is_link_local(socket.ip()) => Span::Link,
+        TransportAddr::Ip(_) => Span::Network,
+        _ => Span::Machine,
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Reading order: `endpoint` (bind, limits), `dial`, `accept` (which connections are admitted),
 //! `connection` (streams and closes), `contain` (what a panic of the QUIC library costs), `frame`,
-//! then `ticket`, `pairing` and `introduction`; `discovery`, `announced` and `address` serve them.
+//! then `ticket`, `pairing` and `introduction`; `discovery`, `announced`, `address` and `link_local` serve them.
 //! `checkup` measures the network for `doctor`.
 
 mod accept;
@@ -19,6 +19,7 @@ pub mod frame;
 #[cfg(test)]
 pub(crate) mod inject;
 pub mod introduction;
+mod link_local;
 mod named;
 pub mod pairing;
 pub mod ticket;
