@@ -182,6 +182,20 @@ fn a_foreign_store_is_run_through_its_contract_by_reading_and_on_request_by_writ
 }
 
 #[test]
+fn a_store_that_only_the_running_agent_was_told_of_is_checked_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (home, key_file) = (folder.path().join("home"), folder.path().join("key"));
+    fs::write(&key_file, "key-of-a-store-that-is-off").unwrap();
+    fs::set_permissions(&key_file, Permissions::from_mode(0o600)).unwrap();
+    let store = ["--store", "http://127.0.0.1:9", "--store-key-file", key_file.to_str().unwrap()];
+    let _agent = Agent::serve(&home, &[&["up", "--offline"][..], &store].concat());
+    let (checks, is_well) = doctor(&home, &[], &[]);
+    assert_eq!((verdict(&checks, "store"), is_well), ("failed", false), "{checks:#?}");
+    let named = |check: &&Value| check["found"].as_str().unwrap().contains("http://127.0.0.1:9");
+    assert!(checks.iter().any(|check| named(&check)), "{checks:#?}");
+}
+
+#[test]
 fn why_takes_an_asset_or_a_path_and_says_the_same_in_words_and_as_json() {
     let agent = Agent::start();
     let folder = tempfile::tempdir().unwrap();

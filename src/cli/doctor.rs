@@ -21,10 +21,14 @@ use crate::clock::wall_ms;
 use crate::config::{Layer, Settings};
 use crate::core::doctor::{self, Check, Verdict};
 use crate::net::Net;
+use crate::replica::status::StoreStatus;
 use crate::state::checkup;
 use crate::state::home::Home;
 use crate::store::contract;
 use crate::store::http::{HttpStore, Stated};
+
+/// The location of the embedded store.
+const EMBEDDED: &str = "embedded";
 
 /// A line names paths and errors of the system.
 const LINE_CHARS_MAX: usize = 2_000;
@@ -101,11 +105,13 @@ pub(crate) async fn doctor(
         Err(Failure::Report(Exit::NotRunning, _)) => None,
         Err(failure) => return Err(failure),
     };
+    let mut in_use = None;
     match &client {
         Some(client) => {
             report.add([Check::ok("agent", "it runs")])?;
             let checkup: Checkup = client.get(&["v1", "checkup"], &[]).await?;
             report.add(checkup.checks)?;
+            in_use = Some(client.status().await?.store);
         }
         None => {
             report.add([Check::skipped(
@@ -115,7 +121,7 @@ pub(crate) async fn doctor(
             report.add(network_without_agent(&settings).await?)?;
         }
     }
-    report.add(store_checks(&settings, args.write).await)?;
+    report.add(store_checks(&settings, in_use.as_ref(), args.write).await)?;
     if let Some(path) = args.bundle {
         let bundle = bundle::gather(client.as_ref(), found.as_ref(), &report.checks).await?;
         bundle::write(&path, &bundle)?;
@@ -181,10 +187,36 @@ async fn network_without_agent(settings: &Settings) -> Result<Vec<Check>, Failur
     }
 }
 
-/// The contract of a foreign store; the embedded one was checked with the databases.
-async fn store_checks(settings: &Settings, write: bool) -> Vec<Check> {
+/// A store of which the agent alone has the key.
+fn store_in_use(store: &StoreStatus) -> Check {
+    let StoreStatus { location, up, last_error, .. } = store;
+    match (*up, location.as_str()) {
+        (false, _) => {
+            let error = last_error.as_deref().unwrap_or("it does not answer");
+            Check::failed(
+                "store",
+                format!("{location}: {error}"),
+                "start the store, or check --store",
+            )
+        }
+        (true, EMBEDDED) => Check::ok("store", EMBEDDED),
+        (true, _) => {
+            let how =
+                "its contract is checked if store and store_key_file are in the configuration";
+            Check::skipped("store", format!("{location} answers; {how}"))
+        }
+    }
+}
+
+/// The contract of a foreign store; the embedded one was checked with the databases. `in_use`: the store of
+/// the running agent, which may be another than the configuration names.
+async fn store_checks(
+    settings: &Settings,
+    in_use: Option<&StoreStatus>,
+    write: bool,
+) -> Vec<Check> {
     let (Some(url), Some(key_file)) = (&settings.store, &settings.store_key_file) else {
-        return vec![Check::ok("store", "embedded")];
+        return vec![in_use.map_or_else(|| Check::ok("store", EMBEDDED), store_in_use)];
     };
     let remedy = "compare the store with proto/store.proto; until then can-sync may hold assets of it \
                   for missing or damaged";
