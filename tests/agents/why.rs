@@ -156,10 +156,10 @@ async fn damaged_bytes_and_a_removal_are_the_reason() {
     let start = "Its bytes on this device are damaged, so it counts as missing. It is not here, and no \
                  other device is in the group.";
     assert!(said.starts_with(start), "{said}");
-    until_said(&a, video.hash, &["It was added on this device."]).await;
 
     pair(&a, &b).await;
     all_in_sync(&[&a, &b], 1).await;
+    until_said(&a, video.hash, &["It was added on this device."]).await;
     a.handle().remove(b.node_id.to_string()).await.unwrap();
     until("b knows of it", &[&b], async || b.status().device.removed).await;
     let said = text(&b, video.hash).await;
