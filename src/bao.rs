@@ -106,7 +106,8 @@ fn length(group: &Range<u64>) -> usize {
     (group.end - group.start) as usize
 }
 
-/// `append` adds the content of a group to what is encoded so far.
+/// Encodes `range` of the content with its proof. `append` adds the content of one chunk group to the
+/// encoding.
 fn encode(
     digest: &Digest,
     range: Range<u64>,

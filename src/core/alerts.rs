@@ -33,7 +33,7 @@ use conditions::{Condition, conditions, is_refuted};
 /// Within this time after a start, and after a sleep, other devices connect and stores answer.
 pub const GRACE_MS: u64 = 10 * 60 * 1000;
 
-/// A longer pause between two looks means that this device slept.
+/// A longer time between two evaluations of the conditions means that this device slept.
 const SLEPT_MS: u64 = 3 * 60 * 1000;
 
 /// How long news are shown that no later fact refutes, unless they are acknowledged.
@@ -222,7 +222,7 @@ pub struct Alert {
 /// An alert that was raised or has ended, to be told as an event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// It was raised; otherwise it has ended.
+    /// True when the alert was raised, false when it ended.
     pub is_raised: bool,
     /// The alert's id.
     pub id: String,
@@ -275,7 +275,7 @@ struct Entry {
     /// Whether the condition was seen to hold since the start, or since the device woke.
     #[serde(skip)]
     is_confirmed: bool,
-    /// Whether it is news that were shown for long enough.
+    /// Whether this alert reports an event and was shown for long enough.
     #[serde(default)]
     is_over: bool,
 }
@@ -363,7 +363,7 @@ impl Alerts {
         (self.memory.essence() != self.saved.essence()).then(|| self.memory.clone())
     }
 
-    /// Notes what was saved.
+    /// Records that `memory` is on disk.
     pub fn saved(&mut self, memory: Memory) {
         self.saved = memory;
     }

@@ -151,7 +151,7 @@ impl Attributes {
         self
     }
 
-    /// These and a time, if it is known; an attribute of that kind is replaced.
+    /// These attributes with `attribute` set to a time, or without it if the time is unknown.
     pub fn with_time(mut self, attribute: Attribute, time_ms: Option<i64>) -> Self {
         self.set(attribute, time_ms.map(AttributeValue::TimeMs));
         self

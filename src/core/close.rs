@@ -24,7 +24,7 @@ pub enum CloseCode {
     Protocol,
     /// A frame, list or number was beyond its bound.
     TooLarge,
-    /// The closed device did not make progress in time.
+    /// The other device made no progress before a deadline.
     Slow,
     /// The closer is stopping.
     Shutdown,

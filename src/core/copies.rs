@@ -50,7 +50,7 @@ pub type SizedHash = (Hash, Option<u64>);
 pub enum Absence {
     /// It is wanted, and is requested as soon as a holder is connected.
     Missing,
-    /// It is not wanted.
+    /// This device does not want the asset.
     Unwanted,
 }
 

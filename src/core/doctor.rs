@@ -23,13 +23,13 @@ pub enum Verdict {
 /// One line of `doctor`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Check {
-    /// What was checked; these names stay.
+    /// The name of the check. Names do not change between versions.
     pub name: String,
     /// The result.
     pub verdict: Verdict,
-    /// What was found.
+    /// The result of the check, as a sentence.
     pub found: String,
-    /// What to do; null: nothing.
+    /// What the user should do; null if there is nothing to do.
     #[schema(required)]
     pub remedy: Option<String>,
 }

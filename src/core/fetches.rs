@@ -29,7 +29,7 @@ pub enum FetchState {
     Here,
     /// A peer is sending it.
     Arriving,
-    /// It is in a queue, here or at a peer.
+    /// The asset is in a queue, here or at a peer.
     Waiting,
     /// It is not requested for a while: its content was wrong, or there is no space for it.
     Resting,
@@ -75,9 +75,9 @@ pub struct FetchReply {
 /// The state of a fetched asset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FetchView {
-    /// Its whole hash.
+    /// The full hash of the asset.
     pub hash: Hash,
-    /// Its state.
+    /// How far the fetch is.
     pub state: FetchState,
     /// For a large asset that is arriving: the bytes that are still missing.
     #[schema(required)]

@@ -27,13 +27,13 @@ pub const WISHES_MAX: usize = 100_000;
 /// How long a wish can be taken back.
 pub const UNDO_MS: u64 = 30 * 24 * 3600 * 1000;
 
-/// What becomes of the bytes of forgotten assets on a device.
+/// What a device does with the content of assets that the user chose to forget.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ForgottenRule {
-    /// They stay.
+    /// The content stays on this device.
     #[default]
     Keep,
-    /// They are deleted.
+    /// The content is deleted from this device.
     Delete,
 }
 

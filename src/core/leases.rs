@@ -52,10 +52,10 @@ pub struct Standing {
 /// Whether a device keeps its copy of an asset.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Keeping {
-    /// It keeps its copy, or never had one.
+    /// The device keeps its copy, or never had one.
     #[default]
     Kept,
-    /// It gathers proofs, or is deleting its copy.
+    /// The device gathers proofs, or is deleting its copy.
     Evicting,
     /// It deleted its copy on purpose, and does not want it back.
     Evicted,
@@ -95,7 +95,7 @@ impl Standing {
         Ok(())
     }
 
-    /// Begins an eviction, which must be durable before any device is asked for a lease.
+    /// Begins an eviction. It must be durable before a lease is requested from any device.
     ///
     /// # Errors
     /// Another device has a lease that has not ended; the one that ends last is named.
@@ -136,29 +136,29 @@ impl Standing {
 /// Why a device's copy does not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lack {
-    /// It is not connected.
+    /// The device is not connected.
     Offline,
-    /// Its version of can-sync cannot prove.
+    /// The device runs a version of can-sync that cannot prove.
     TooOld,
-    /// It does not hold the asset.
+    /// The device does not hold the asset.
     NotHeld,
-    /// Its copy is damaged.
+    /// The device's copy is damaged.
     Damaged,
-    /// It is evicting its own copy.
+    /// The device is evicting its own copy.
     Evicting,
     /// Its store belongs to another program, which may delete at any time.
     CannotPromise,
-    /// It is busy with other proofs.
+    /// The device is busy with other proofs.
     Busy,
-    /// It did not answer in time.
+    /// The device did not answer before the deadline.
     NoAnswer,
-    /// Its proof was wrong.
+    /// The device's proof was wrong.
     WrongProof,
     /// This device cannot check its proof.
     Unchecked,
 }
 
-/// What one device answered to the evictor.
+/// The answer of one device to the evictor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
     Asked { at_ms: u64 },
@@ -201,8 +201,8 @@ impl Gathering {
         Self { copies: copies.max(1), sites, answers: BTreeMap::new() }
     }
 
-    /// Records that a device is asked. Call it before the request is sent: the lease counts from
-    /// `now_ms`, see L2.
+    /// Records a request for a lease to a device. Call it before sending the request: the lease
+    /// counts from `now_ms`, see L2.
     pub fn asked(&mut self, now_ms: u64, device: NodeId) {
         self.answers.insert(device, Answer::Asked { at_ms: now_ms });
     }

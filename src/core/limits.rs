@@ -242,11 +242,12 @@ pub const GROUP_BYTES_MAX: u64 = 8 * AUTHOR_QUOTA_BYTES;
 /// The bytes of ops that each author has, whatever others wrote: tens of thousands of edits.
 pub const AUTHOR_BYTES_MIN: u64 = 16 * 1024 * 1024;
 
-/// Of the disk space that the store leaves free, the journal leaves one part in this many. Content
-/// that fills a disk must not stop metadata from being synchronised.
+/// The journal leaves this fraction (4: a quarter) of the disk space free that the store leaves free.
+/// Content that fills a disk must not stop metadata from being synchronised.
 pub const JOURNAL_FLOOR_FRACTION: u64 = 4;
 
-/// Of its quota this device fills at most one part in this many with events that it logs by itself.
+/// This device fills at most this fraction of its journal quota (2: half) with events that it logs
+/// without a user's request.
 /// Each asset that arrives is an event, kept for ever unless users say otherwise, and millions of
 /// them must not take the space of what users write.
 pub const LOGGED_QUOTA_FRACTION: u64 = 2;
@@ -363,9 +364,9 @@ pub const PROVE_HASHES_MAX: usize = 64;
 /// one in a hundred escapes.
 pub const PROOF_GROUPS_MAX: usize = 16;
 
-/// The most known hashes that the index keeps without their contents. Members tell of them, so a
-/// broken one could fill the disk: 100 bytes each, a gigabyte in all. Whatever is beyond is told
-/// again at each comparison.
+/// The most hashes that the index keeps without their contents. Members report them, so a faulty
+/// member could fill the disk: 100 bytes each, a gigabyte in all. Hashes beyond the limit are dropped,
+/// and reported again at each comparison.
 pub const ABSENT_MAX: u64 = 10_000_000;
 
 /// The longest label of a site.

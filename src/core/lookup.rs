@@ -182,9 +182,9 @@ pub struct AssetText(String);
 /// What an asset may be named by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AssetTier {
-    /// Its hash starts so.
+    /// Its hash starts with this prefix.
     pub hash: Option<HashPrefix>,
-    /// Its name is of these.
+    /// Its name is one of these.
     pub name: NamePattern,
 }
 

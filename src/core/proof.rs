@@ -19,17 +19,17 @@ pub struct Prove {
     pub groups: Vec<u64>,
 }
 
-/// What the prover says of one asset.
+/// The prover's answer about one asset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
-    /// It has read the whole content just now.
+    /// The prover has just read the whole content.
     Holds {
         /// The hash of the content under the key of this proof.
         proof: [u8; 32],
         /// How long it keeps the asset, counted from when the request reached it; 0 for no promise.
         lease_ms: u64,
     },
-    /// It cannot prove it.
+    /// The prover cannot prove that it holds the asset.
     Lacks(Lack),
 }
 

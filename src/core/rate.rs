@@ -202,9 +202,10 @@ pub(super) fn parse_rate(text: &str) -> Result<Option<u64>, RateError> {
 /// How a caller takes bytes from a [`Bucket`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
-    /// Only when the bucket holds them.
+    /// The bytes are taken when the bucket holds them.
     InLine,
-    /// Before the bucket holds them, up to one debt, for which those in line then wait.
+    /// The bytes are taken before the bucket holds them, up to a limited debt. The callers in line
+    /// wait until the debt is paid.
     Ahead,
 }
 

@@ -126,9 +126,9 @@ enum Ask {
 /// Why hashes are looked up in the index.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Check {
-    /// They came in a page: some are known, some are missing.
+    /// The peer listed the hashes in a page: some may be known here.
     Listed,
-    /// They were recovered from cells: they are missing here, as of the summary.
+    /// The hashes were recovered from cells: they were missing here when the summary was made.
     Recovered,
     /// They were recovered from cells: we have them, and the peer lacks them.
     Ours,

@@ -13,12 +13,12 @@ const SILENT_MS_MAX: u64 = 7_000;
 /// How long a peer may take to answer after the network changed: a slow relay and back.
 const ANSWER_MS_MAX: u64 = 1_000;
 
-/// What a look at a connection shows.
+/// A change between a silent connection and one on which data arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Heard {
-    /// It has been silent for too long.
+    /// The connection has been silent for too long.
     Silent,
-    /// It was silent for too long, and is heard again.
+    /// The connection was silent for too long, and data arrives again.
     Again,
 }
 

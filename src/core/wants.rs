@@ -76,7 +76,7 @@ struct Want {
     /// Peers that hold it, in the order in which they said so.
     holders: Vec<NodeId>,
     attempts: u8,
-    /// Whether the store's feed has shown it already.
+    /// Whether the store's change feed has announced the asset.
     indexed: bool,
 }
 
@@ -109,9 +109,9 @@ pub enum Standing {
     Here,
     /// A peer is sending it.
     Arriving,
-    /// It was requested from this peer.
+    /// The asset was requested from this peer.
     Asked(NodeId),
-    /// It is queued at its holders.
+    /// The asset waits in the queues of its holders.
     Queued,
     /// It rests: it is not requested from the peers that are known to hold it for a while.
     Resting,

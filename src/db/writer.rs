@@ -72,9 +72,9 @@ impl Owner for Stateless {
 /// Whether the writer continues after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// It runs the next jobs.
+    /// The writer runs the next jobs.
     GoOn,
-    /// It ends; every later write fails.
+    /// The writer ends; every later write fails.
     End,
 }
 
@@ -196,7 +196,7 @@ fn batch<O: Owner>(conn: &Connection, sql: &str) -> Result<(), O::Error> {
     conn.execute_batch(sql).map_err(|error| O::error_of(error.into()))
 }
 
-/// What the writer's thread owns.
+/// The state of the writer's thread.
 struct Run<O: Owner> {
     conn: Connection,
     name: &'static str,

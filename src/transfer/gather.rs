@@ -33,7 +33,7 @@ pub struct Gatherings(Arc<Mutex<BTreeMap<Key, Weak<Gathering>>>>);
 /// How a stream takes part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
-    /// The stream is requested to send what is missing.
+    /// The receiver requests the missing ranges on this stream.
     Asked,
     /// The stream brings the whole asset from the first byte without a request.
     FromStart,

@@ -3,8 +3,8 @@
 //!
 //! V1  A proof is computed from a whole content that is read for it and has its own hash. Nothing is
 //!     kept for the next proof. A damaged copy proves nothing.
-//! V2  A lease is durable before it is told, and the asset is looked up again after that: whoever
-//!     evicted it meanwhile was first.
+//! V2  A lease is durable before the peer gets it. Then the asset is looked up again: if it was
+//!     evicted meanwhile, the lease is not given.
 //! V3  A peer gets one proof at a time, waits in a queue of [`WAITING_MAX`], and occupies the disk at
 //!     most four fifths of the time.
 
@@ -189,7 +189,7 @@ impl Prover {
             Ok(None) | Err(StoreError::NotFound(_)) => Proof::Lacks(Lack::NotHeld),
             Err(StoreError::Damaged(_)) => {
                 tracing::warn!(%hash, "an asset that a peer wants proven is damaged here");
-                // It looks a second time, and marks it.
+                // The store reads the asset a second time and marks it as damaged.
                 if let Err(error) = self.store.verify(hash).await {
                     tracing::warn!(%hash, %error, "cannot look at a damaged asset again");
                 }
@@ -363,7 +363,7 @@ async fn exchange(
     Ok(Answer { proofs, groups })
 }
 
-/// Whether the groups that a device sent are those of the asset.
+/// Whether a device sent exactly the requested chunk groups, and each matches the asset's hash.
 pub fn are_right(
     digest: &Digest,
     algorithm: HashAlgorithm,

@@ -8,7 +8,7 @@ use super::outcome::Outcome;
 use crate::core::ids::Digest;
 use crate::wire::batch::Verdict;
 
-/// What may still arrive of an asset.
+/// The bytes of an asset that may still arrive.
 pub(super) enum Expects {
     Nothing,
     Whole,

@@ -30,11 +30,11 @@ pub struct Facts {
     pub is_removed: bool,
     /// The other devices of the group.
     pub devices: Vec<DeviceFacts>,
-    /// The changes of members that stand.
+    /// The changes of the group that are in force: which device was added or removed by which.
     pub changes: Vec<MemberChange>,
     /// The free space on each disk that the agent writes to; those that do not say are left out.
     pub disks: Vec<DiskFacts>,
-    /// What is not taken in for lack of space, in words.
+    /// One sentence for each disk, of the store or of the journal, that is full.
     pub shortage: Vec<String>,
     /// Whether the store answers.
     pub is_store_up: bool,
@@ -51,7 +51,7 @@ pub struct Facts {
     pub few_copies: Option<u64>,
     /// The addresses of another device with the key of this one; `None`: there is none.
     pub twin: Option<Vec<String>>,
-    /// The logs that hold two ops of one number, each with its author.
+    /// The logs in which one number stands for two different ops (forks), each with its author.
     pub forked: Vec<(LogId, NodeId)>,
     /// The bound directories of this device; `None`: not known yet.
     pub folders: Option<Vec<FolderFacts>>,
@@ -112,7 +112,7 @@ pub struct MemberChange {
     pub device: NodeId,
     /// Its name.
     pub name: String,
-    /// It was added; otherwise it was removed.
+    /// True when the device was added, false when it was removed.
     pub is_added: bool,
     /// The device that did it.
     pub by: NodeId,
@@ -157,7 +157,7 @@ pub enum FolderTrouble {
     Paused,
     /// Very many changes are held back.
     Held,
-    /// It cannot be used, and why.
+    /// The directory cannot be used, and why.
     Stopped(String),
 }
 
@@ -180,9 +180,9 @@ pub(super) struct Condition {
     pub(super) text: String,
     /// Since when, where that is known; else since it was first seen.
     pub(super) since_ms: Option<u64>,
-    /// It is an alert after it has held for so long.
+    /// The condition must hold for this long before it is an alert.
     pub(super) after_ms: u64,
-    /// It is shown for so long at most.
+    /// The alert is shown for at most this long.
     pub(super) lasts_ms: Option<u64>,
 }
 
@@ -211,7 +211,7 @@ fn id_of(kind: Kind, about: &str) -> String {
     }
 }
 
-/// What holds now, by the id of its alert.
+/// The conditions that hold now, each under the id of its alert.
 pub(super) fn conditions(
     now_ms: u64,
     awake_for_ms: u64,

@@ -9,7 +9,7 @@ use super::path::FolderPath;
 pub struct GitFile<'a> {
     /// The directory of the object store: `.git/objects` or, of a bare repository, `objects`.
     pub store: &'a [u8],
-    /// What it is.
+    /// Whether the path is an object, a pack or a file that belongs to a pack.
     pub kind: GitFileKind,
 }
 

@@ -60,8 +60,8 @@ pub enum DiskSays {
     Base,
     /// A content that differs from the base.
     Content(Content),
-    /// A directory with entries. It counts as an empty one, or as nothing where the path has no
-    /// version of its own: such directories exist by what is in them.
+    /// A directory with entries. It counts as an empty directory, or as nothing if the path has no
+    /// version in the journal: such a directory exists only because of its entries.
     Occupied,
 }
 
@@ -261,7 +261,7 @@ mod tests {
         [Content::Absent, file(1, 0), file(1, 5), file(2, 0), Content::Directory]
     }
 
-    /// No version, and all small ones.
+    /// `None`, and every version that can be made of a few vectors and contents.
     fn versions() -> Vec<Option<Version>> {
         let vectors: [&[(u64, u64)]; 5] =
             [&[(1, 1)], &[(1, 2)], &[(2, 1)], &[(1, 1), (2, 1)], &[(1, 2), (2, 1)]];

@@ -149,9 +149,9 @@ impl Content {
 pub struct Version {
     /// The path.
     pub path: FolderPath,
-    /// What is there.
+    /// The file, directory or link at the path, or that there is none.
     pub content: Content,
-    /// Which earlier versions it contains.
+    /// Which earlier versions this one was made from: they no longer conflict with it.
     pub vector: Vector,
     /// The name of the device that wrote it, at that time: for the names of conflict copies.
     pub device_name: String,

@@ -47,7 +47,7 @@ pub struct Row {
     pub trashed: bool,
     /// The tags that are set.
     pub tags: BTreeSet<String>,
-    /// What is known of the file.
+    /// The attributes of the file that the asset was added from: name, path, type, times.
     pub attributes: Attributes,
 }
 
@@ -120,7 +120,7 @@ impl Row {
         }
     }
 
-    /// The bytes of all texts.
+    /// The length in bytes of the description, the tags and the attributes together.
     pub fn text_bytes(&self) -> usize {
         let tags: usize = self.tags.iter().map(String::len).sum();
         self.description.len() + tags + self.attributes.text_bytes()

@@ -140,15 +140,16 @@ pub enum LogEvent {
     },
 }
 
-/// What fields of an asset held, by name: a text, a number, or the sorted tags; null: nothing. Texts are
-/// cut, with an ellipsis, where the event would not fit into its bound; of tags the first 64 are told.
+/// The values of an asset's fields, by field name: a text, a number, or the sorted tags; null: no
+/// value. Texts are cut, with an ellipsis, where the event would be too long; only the first 64 tags
+/// are included.
 pub type Held = BTreeMap<String, serde_json::Value>;
 
-/// The most characters of a text that an event tells, an ellipsis included: as many as fit for the
-/// longest edit of all fields if all characters are escaped.
+/// The most characters of a text in an event, an ellipsis included. These limits are tried in turn
+/// until the event fits. With the last one even an edit of all fields fits, every character escaped.
 const HELD_CHARS: [usize; 3] = [4_096, 256, 16];
 
-/// The most tags that an event tells.
+/// The most tags in an event.
 const HELD_TAGS_MAX: usize = 64;
 
 fn held_text(text: &str, chars_max: usize) -> String {
@@ -257,7 +258,7 @@ impl LogEvent {
         tagged["data"].to_string().into_bytes()
     }
 
-    /// The draft change that appends it.
+    /// The draft change that appends this event to the device's stream.
     pub fn to_change(&self) -> DraftChange {
         let (stream, kind) = (DEVICE_STREAM.to_owned(), self.kind().to_owned());
         DraftChange::Event { stream, kind, data: self.data() }

@@ -63,7 +63,7 @@ pub(super) struct Recovery {
     sharding: Option<Sharding>,
     shard: u32,
     phase: Phase,
-    /// Our own cells; `None` while the index builds those of a shard.
+    /// The cells of our own set; `None` while the index builds the cells of a shard.
     own: Option<CodedCells>,
     decoder: Decoder,
     /// Cells received before our own were built.

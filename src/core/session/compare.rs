@@ -29,7 +29,7 @@ pub(crate) struct Compare {
     pub(crate) backoff: Backoff,
     /// While something is under way: when the sets may be compared beside it.
     pub(crate) beside_at_ms: Option<u64>,
-    /// Index queries of this connection's rounds that are not answered yet.
+    /// How many index queries of this connection's comparisons have no answer yet.
     queries: usize,
     save_cursor_at_ms: u64,
 }

@@ -1,4 +1,5 @@
-//! Assets between their commit and the store's feed: stored but not shown yet, or shown just now.
+//! Assets that were committed to the store and that its change feed has not announced yet, or has
+//! announced just now.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -17,7 +18,7 @@ const RECENT_MAX: usize = 8_192;
 #[derive(Debug, Clone)]
 struct Arrived {
     holders: Vec<NodeId>,
-    /// The [`Feed::reading`] when it was stored.
+    /// The value of [`Feed::reading`] when the asset was stored.
     reading: u64,
 }
 
@@ -39,7 +40,7 @@ impl Feed {
         self.arrived.contains_key(hash) || self.is_recent(hash)
     }
 
-    /// Whether the feed has just shown `hash`.
+    /// Whether the store's change feed has just announced `hash`.
     pub(super) fn is_recent(&self, hash: &Hash) -> bool {
         self.recent.contains(hash)
     }

@@ -10,22 +10,24 @@ use crate::core::ids::{Hash, NodeId};
 use crate::core::limits::RESTING_PER_PEER_MAX;
 use crate::core::why;
 
-/// The length of the first rest; it doubles each time.
+/// The length of the first pause for an asset and a peer; it doubles with each failure.
 pub(super) const REST_MS_MIN: u64 = 30_000;
 
-/// The longest rest after bad content.
+/// The longest pause before an asset is requested again from a peer that sent wrong content for it.
 const BAD_MS_MAX: u64 = 3_600_000;
 
-/// The longest rest when there was no room: people make room, and another try costs an offer.
+/// The longest pause when there was no room. It is shorter, because users free space and another
+/// try costs only an offer.
 const NO_ROOM_MS_MAX: u64 = 600_000;
 
-/// The longest rest after an interruption: enough for another holder to be asked and to begin.
+/// The longest pause after an interrupted transfer: enough time to request the asset from another
+/// holder and for that transfer to begin.
 const INTERRUPTED_MS_MAX: u64 = 60_000;
 
 /// Why an asset rests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// Its content is wrong, or the store refuses it.
+    /// The content does not match the hash, or the store refuses it.
     Bad,
     NoRoom,
     Interrupted,
@@ -59,7 +61,7 @@ impl Rest {
     }
 }
 
-/// All rests, including ended ones: the next rest of the same asset and peer is longer.
+/// All rests. Ended ones are included, because the next rest of the same asset and peer is longer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rests {
     rests: BTreeMap<(Hash, NodeId), Rest>,
@@ -93,13 +95,13 @@ impl Rests {
         self.of(hash).any(|(_, rest)| rest.until_ms > now_ms)
     }
 
-    /// The rests of `hash` that last now.
+    /// The rests of `hash` that have not ended, each with its peer.
     pub(super) fn lasting(&self, now_ms: u64, hash: &Hash) -> Vec<why::Rest> {
         let lasting = self.of(hash).filter(|(_, rest)| rest.until_ms > now_ms);
         lasting.map(|(peer, rest)| rest.told(peer)).collect()
     }
 
-    /// Ends the rests of `hash`. The next ones are longer all the same.
+    /// Ends the rests of `hash` now. After another failure the next rest is still longer.
     pub(super) fn wake(&mut self, hash: &Hash) {
         let peers: Vec<NodeId> = self.of(hash).map(|(peer, _)| peer).collect();
         for peer in peers {

@@ -59,7 +59,7 @@ impl Sources {
         (self.is_shared || self.is_open) && self.batches.len() < SOURCES_MAX
     }
 
-    /// Adds another source, unless those present still have time left.
+    /// Adds another source, unless the present sources are still within their time.
     pub(super) fn let_in(
         &mut self,
         now_ms: u64,

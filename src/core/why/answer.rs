@@ -39,13 +39,13 @@ pub struct NamedDevice {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "reason", rename_all = "snake_case")]
 pub enum HereReason {
-    /// It is here and whole.
+    /// The content is here and matches its hash.
     Whole,
-    /// It has just arrived.
+    /// The content has just arrived and is stored.
     Stored,
-    /// It is not wanted here.
+    /// This device does not want the asset.
     NotWanted {
-        /// What makes it unwanted.
+        /// The rule that leaves the asset out.
         because: Unwanted,
     },
     /// The group removed this device.
@@ -62,47 +62,47 @@ pub enum HereReason {
     },
     /// There is no space for it.
     NoSpace {
-        /// What there is no space for.
+        /// One sentence for each disk that is full.
         what: Vec<String>,
         /// When it is tried again, if that is known.
         until_ms: Option<u64>,
     },
-    /// It is arriving.
+    /// The content is arriving from a peer.
     Arriving {
         /// From these devices.
         from: Vec<NamedDevice>,
-        /// The bytes that are missing, of a large asset.
+        /// For a large asset: how many of its bytes have not arrived yet.
         left_bytes: Option<u64>,
         /// The rate limit.
         limit_bytes: Option<u64>,
     },
-    /// It was requested.
+    /// The asset was requested from a peer.
     Requested {
         /// From this device.
         from: NamedDevice,
         /// At this time.
         at_ms: u64,
-        /// How many other assets that device owes.
+        /// How many other assets were requested from that device and have not arrived.
         others: u64,
-        /// The bytes that it is still to send of those under way.
+        /// The bytes still to arrive from it, of the assets under way.
         left_bytes: u64,
         /// The rate limit.
         limit_bytes: Option<u64>,
     },
-    /// It waits to be requested.
+    /// The asset waits to be requested.
     Queued {
         /// The devices that hold it.
         from: Vec<NamedDevice>,
         /// How many others are requested before it.
         ahead: u64,
-        /// The bytes that the first device is still to send of those under way.
+        /// The bytes still to arrive from the first device, of the assets under way.
         left_bytes: u64,
         /// The rate limit.
         limit_bytes: Option<u64>,
     },
-    /// It is not accepted for a while from the devices that hold it.
+    /// The asset is not accepted for a while from the devices that hold it.
     Resting {
-        /// Why it is not accepted.
+        /// Why the asset is not accepted.
         cause: RestCause,
         /// The devices.
         from: Vec<NamedDevice>,
@@ -151,16 +151,16 @@ pub struct DeviceWhy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "reason", rename_all = "snake_case")]
 pub enum ThereReason {
-    /// It has it.
+    /// The peer has the asset.
     Has,
-    /// It does not have it.
+    /// The peer does not have the asset.
     Lacks,
-    /// It is being sent to it.
+    /// This device is sending the asset to the peer.
     Sending {
         /// The rate limit in force, in bytes per second.
         limit_bytes: Option<u64>,
     },
-    /// It waits to be sent.
+    /// The asset waits here to be sent to the peer.
     Queued {
         /// How many others of its kind are sent before it.
         ahead: u64,
@@ -197,7 +197,7 @@ pub enum ThereReason {
     },
     /// The two devices are still comparing what they hold.
     Comparing {
-        /// When they compare next; absent: they do, or wait for a transfer.
+        /// When the next comparison begins; absent if one is running or waits for a transfer.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         at_ms: Option<u64>,
     },

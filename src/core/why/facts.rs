@@ -28,23 +28,23 @@ pub struct Facts {
 /// How it stands with the request for an asset that is not here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Wanted {
-    /// It is not requested.
+    /// Nothing requests the asset.
     #[default]
     Not,
-    /// It was stored a moment ago.
+    /// The asset was stored a moment ago.
     Stored,
     /// These peers send it.
     Arriving(Vec<NodeId>),
-    /// It was requested.
+    /// The asset was requested from a peer.
     Requested {
         /// From this peer.
         from: NodeId,
         /// At this time.
         at_ms: u64,
-        /// How many other assets that peer owes.
+        /// How many other assets were requested from that peer and have not arrived.
         others: u64,
     },
-    /// It is going to be requested.
+    /// The asset waits to be requested.
     Queued {
         /// The peers that hold it.
         holders: Vec<NodeId>,
@@ -85,11 +85,11 @@ pub struct PeerFacts {
     pub name: String,
     /// The connection.
     pub link: LinkFacts,
-    /// Whether it said that it holds the asset.
+    /// Whether the peer reported that it holds the asset.
     pub holds: bool,
     /// Whether it tells which assets it lacks on purpose: equal sets do not mean that it holds all.
     pub tells_absent: bool,
-    /// Whether the asset is on its way to it.
+    /// Whether this device is sending the asset to the peer.
     pub sending: Sending,
 }
 
@@ -119,25 +119,25 @@ pub enum LinkFacts {
 /// Whether an asset is on its way to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sending {
-    /// It is not.
+    /// The asset is not being sent to the peer.
     No,
-    /// It is queued behind others of its kind.
+    /// The asset is queued in its lane behind others.
     Queued {
         /// How many.
         ahead: u64,
         /// Their bytes, as far as known.
         ahead_bytes: u64,
     },
-    /// It is in a batch under way.
+    /// The asset is in a batch under way.
     Under,
 }
 
 /// What the shell saw of the asset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// What the store has.
+    /// The state of the asset's content in this device's store.
     pub here: Here,
-    /// What the disks have no space for, in words.
+    /// One sentence for each disk that is full; empty when there is space.
     pub shortage: Vec<String>,
     /// Why the store does not answer.
     pub store_error: Option<String>,
@@ -151,14 +151,14 @@ pub struct Seen {
     pub added_by: Option<(NodeId, String)>,
     /// The rate limits in force, in bytes per second.
     pub limits: Limits,
-    /// Of each connected peer what it said.
+    /// What each connected peer reported about the asset.
     pub peers: BTreeMap<NodeId, PeerSeen>,
     /// When each peer that is not connected was last seen, ms since the Unix epoch, also before this
     /// agent started.
     pub last_seen: BTreeMap<NodeId, u64>,
 }
 
-/// What the store has of an asset.
+/// The state of an asset's content in this device's store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Here {
     /// The store does not know it.
@@ -174,9 +174,9 @@ pub enum Here {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Unwanted {
-    /// What this device wants leaves it out.
+    /// This device's want expression leaves the asset out.
     Expression,
-    /// Its copy here was deleted on purpose.
+    /// The copy of the asset here was evicted.
     Evicted,
 }
 

@@ -88,7 +88,8 @@ impl Script {
     }
 }
 
-/// The result of `to`, which wants everything, against a scripted sender.
+/// Runs a scripted sender against the receiver `to`, which wants everything, and returns the
+/// receiver's result.
 pub(super) async fn receive_from<F: Future>(
     to: &Side,
     script: impl FnOnce(Script) -> F,

@@ -95,7 +95,7 @@ struct Contender<'a> {
     of: Option<usize>,
     /// The ops of that speaker that the fence excludes.
     attack: Bits,
-    /// Whether it prevailed: then what it attacks is void.
+    /// Whether this removal is known to prevail: then the ops that it attacks are void.
     is_decided: bool,
 }
 
