@@ -36,11 +36,11 @@ const LARGE_MAX: usize = 16;
 pub(crate) struct ToPlace {
     pub(crate) path: FolderPath,
     pub(crate) version: Version,
-    /// What is there now; `None`: nothing.
+    /// The stat of the path now; `None` if nothing is there.
     pub(crate) expected: Option<Seen>,
 }
 
-/// What became of it.
+/// The outcome of applying one version to the directory.
 #[derive(Debug)]
 pub(crate) enum Ended {
     /// It is there; `None` where nothing is to be there.
@@ -75,7 +75,7 @@ struct Temp(PathBuf);
 
 impl Drop for Temp {
     fn drop(&mut self) {
-        // A restart removes what stays.
+        // If the file cannot be removed now, the next start removes it.
         let _ = std::fs::remove_file(&self.0);
     }
 }
@@ -196,7 +196,7 @@ enum Opened {
     Link(PathBuf),
 }
 
-/// What is to be at a path with this content.
+/// Converts a version's content to what [`Root::place`] puts at the path.
 fn what<'a>(content: &'a Content, opened: &'a mut Opened) -> Place<'a> {
     match content {
         Content::Absent | Content::Later(_) => Place::Nothing,

@@ -74,7 +74,7 @@ impl Driver {
         });
         let (base, read) = read.await?;
         let Ok((content, bytes)) = read else {
-            // It is still being written to: it comes again.
+            // A process still writes to the file: a later round handles it.
             root.release(edit);
             return Ok(());
         };

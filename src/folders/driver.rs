@@ -47,14 +47,14 @@ const REOPEN_EVERY: Duration = Duration::from_secs(5);
 /// How often kept content is looked at, while there is some.
 const SETTLE_EVERY: Duration = Duration::from_secs(2);
 
-/// How often the directory is checked to be there while nothing happens. Most ways to lose it give a
-/// hint, and it is checked before anything counts as gone: this is for what people are told.
+/// How often a driver checks that its directory still exists while nothing happens. It keeps the
+/// status up to date; another check precedes everything that counts a file as removed.
 const CHECK_EVERY: Duration = Duration::from_secs(60);
 
 /// Commands that wait for a driver: people give them one by one.
 pub(super) const COMMANDS_MAX: usize = 8;
 
-/// What a driver is told.
+/// A command to a driver.
 #[derive(Debug)]
 pub(super) enum Command {
     /// Stop writing anything.
@@ -74,7 +74,7 @@ pub(super) struct Driver {
     pub(super) binding: Binding,
     pub(super) root: Option<Arc<Root>>,
     pub(super) rules: Arc<Rules>,
-    /// Which names the directory cannot tell apart.
+    /// Which names are the same to the directory's file system, such as `A` and `a`.
     pub(super) folding: Folding,
     pub(super) brake: Brake,
     pub(super) fresh: Fresh,
@@ -405,7 +405,7 @@ impl Driver {
                 reports.change(folder, |report| report.scanned(skipped));
                 if self.below.is_empty() && self.held.is_none() {
                     for taker in self.takers.drain(..) {
-                        // Its caller may have gone.
+                        // The caller may have stopped waiting.
                         let _ = taker.send(());
                     }
                 }
@@ -490,7 +490,7 @@ impl Driver {
             }
         };
         self.show_now();
-        // Its caller may have gone.
+        // The caller may have stopped waiting.
         let _ = reply.send(());
         Ok(())
     }
@@ -529,7 +529,7 @@ impl Driver {
         self.is_paused || self.held.is_some()
     }
 
-    // ---- what is told ----------------------------------------------------------------------------
+    // ---- reports to the status -------------------------------------------------------------------
 
     fn tell(&mut self, commits: &watch::Receiver<Commits>) {
         let is_scanned = self.shared.reports.get(&self.binding.folder).is_scanned;

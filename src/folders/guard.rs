@@ -33,7 +33,7 @@ const PAGE: usize = 512;
 /// packed within five minutes.
 const STORES_MAX: usize = 1024;
 
-/// What is new at a path.
+/// Which contents appeared lately, and where: a removal is no loss if its content has moved.
 #[derive(Debug, Default)]
 pub(super) struct Fresh {
     /// The path that got a content last.

@@ -1,4 +1,4 @@
-//! What the rest of the process may ask about folders. Every call ends within its deadline.
+//! The requests about folders from the rest of the process. Every call ends within its deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -52,7 +52,7 @@ pub enum FolderError {
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),
-    /// The same may succeed later.
+    /// The same request may succeed later.
     #[error("{0}")]
     Temporary(String),
     /// The agent failed.
@@ -89,7 +89,7 @@ pub struct Folders {
     pub(super) binding: Arc<Mutex<()>>,
 }
 
-/// What the folders are made of.
+/// The parts of the agent that folders need.
 pub(crate) struct Ingredients {
     pub(crate) me: NodeId,
     pub(crate) home: Home,
@@ -333,7 +333,8 @@ impl Folders {
         self.command(folder, COMMAND_WAIT, Command::Confirm).await
     }
 
-    /// Takes in all that is in the directory, held or not.
+    /// Records all changes of the bound directory in the journal, also those that were held back for
+    /// the user to confirm.
     pub(super) async fn take_in(&self, folder: &Folder) -> Result<FolderView> {
         let id = folder.id.to_string();
         self.command(&id, TAKE_IN_WAIT, Command::TakeIn).await

@@ -20,7 +20,7 @@ use crate::core::ids::{Digest, Hash};
 use crate::store::hasher::hash_file;
 use crate::store::{Metadata, NewAsset, StoreError, VerifiedFile, sniff};
 
-/// A content of the directory that is to be in the store.
+/// A file of a bound directory whose content must be added to the store.
 #[derive(Debug, Clone)]
 pub(crate) struct ToStore {
     pub(crate) path: FolderPath,
@@ -103,7 +103,7 @@ async fn large(
             Ok(hash_file(&to, algorithm)?)
         });
         Ok(copied.map_err(|error| {
-            // It may not even exist.
+            // The copy may not exist yet.
             let _ = std::fs::remove_file(&to);
             match error {
                 ReadError::Changed => NotStored::Unstable,
@@ -145,7 +145,7 @@ pub(crate) fn hash(content: &Content) -> Option<Hash> {
     digest(content).map(|digest| digest.hash)
 }
 
-/// What is known of a file of a folder as an asset.
+/// The metadata of the asset that a file of a folder becomes.
 fn metadata(item: &ToStore, content: &mut (impl Read + Seek)) -> Metadata {
     let name = String::from_utf8_lossy(item.path.name());
     let parent = item.path.parent().map(|parent| parent.to_string()).unwrap_or_default();

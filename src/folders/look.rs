@@ -59,7 +59,7 @@ pub(crate) struct Looker<'a> {
     pub(crate) db: &'a FoldersDb,
     pub(crate) id: BindingId,
     pub(crate) symlinks: bool,
-    /// Which names the directory cannot tell apart.
+    /// Which names are the same to the directory's file system, such as `A` and `a`.
     pub(crate) folding: Folding,
     pub(crate) algorithm: HashAlgorithm,
 }
@@ -285,7 +285,7 @@ pub(crate) fn read(
     Ok((hasher.hash(), bytes))
 }
 
-/// What is at a path that is as `seen`.
+/// Reads the content at a path whose stat is `seen`.
 pub(crate) fn content_of(
     root: &Root,
     path: &FolderPath,

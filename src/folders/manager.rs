@@ -16,7 +16,7 @@ use crate::core::ids::FolderId;
 /// The most requests that wait for the manager. People make them one by one.
 const REQUESTS_MAX: usize = 16;
 
-/// What the manager is asked.
+/// A request to the manager.
 #[derive(Debug)]
 pub(super) enum Request {
     /// Drive this binding, which is in the database.
@@ -38,7 +38,7 @@ pub(crate) struct Manager {
 type Running = FuturesUnordered<Pin<Box<dyn Future<Output = FolderId> + Send>>>;
 
 impl Manager {
-    /// Makes the manager, and the queue of what it is asked.
+    /// Makes the manager, and the sender of its queue of requests.
     pub(super) fn new(shared: Shared) -> (Self, mpsc::Sender<Request>) {
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let (drivers, leaving) = (BTreeMap::new(), BTreeMap::new());
@@ -70,11 +70,11 @@ impl Manager {
         self.serve(running).await;
     }
 
-    /// Tells the group of which folders this device has no directory any more.
+    /// Reports to the group which folders are no longer bound to a directory on this device.
     async fn tell_unbound(&self) {
         let bound: Vec<FolderId> = self.drivers.keys().copied().collect();
         if let Err(error) = self.shared.journal.tell_unbound_but(&bound).await {
-            tracing::debug!(%error, "the group is not told which directories are unbound");
+            tracing::debug!(%error, "cannot report to the group which directories are unbound");
         }
     }
 
@@ -105,7 +105,7 @@ impl Manager {
         match request {
             Request::Start(stored, reply) => {
                 self.start(running, *stored);
-                // Its caller may have gone.
+                // The caller may have stopped waiting.
                 let _ = reply.send(());
             }
             Request::Remove(folder, reply) => match self.drivers.remove(&folder) {
@@ -135,7 +135,7 @@ impl Manager {
         }
         self.shared.reports.remove(&folder);
         self.tell_unbound().await;
-        // Its caller may have gone.
+        // The caller may have stopped waiting.
         let _ = reply.send(true);
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! | file | does |
 //! |---|---|
-//! | `handle` | what the rest of the process may ask |
+//! | `handle` | the requests from the rest of the process |
 //! | `bind` | binding a directory, and what that costs |
 //! | `manager` | owns the bindings: one driver each |
 //! | `driver` | waits for hints, changes of the journal and arrived assets, and reconciles paths |
@@ -23,7 +23,7 @@
 //! | `apply` | versions of the journal into the directory |
 //! | `undo`, `past` | history, restore and undo |
 //! | `db` | `folders.db` |
-//! | `status` | what people and programs are told |
+//! | `status` | the status for people and programs |
 
 use std::path::PathBuf;
 

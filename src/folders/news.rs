@@ -160,7 +160,8 @@ impl Driver {
                 break;
             }
         }
-        // What was known before it came has an old number.
+        // A hash that the index knew before its content arrived keeps its old sequence number, so
+        // the loop above misses it: ask for the arrivals too.
         while self.has_pending && self.arrived_turn < head.absent.turn {
             let (index, after) = (self.shared.index.clone(), self.arrived_turn);
             let page = blocking(move || Ok(index.arrived(after, ARRIVED_MAX)?)).await?;

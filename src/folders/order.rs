@@ -45,7 +45,7 @@ pub(super) fn in_safe_order<T>(changes: &mut Vec<T>, of: impl Fn(&T) -> (&Folder
         let (one, is_removal) = of(one);
         let (other, _) = of(other);
         rank.cmp(other_rank).then_with(|| match is_removal {
-            // What is in a directory before the directory.
+            // Remove the entries of a directory before the directory.
             true => other.cmp(one),
             false => one.cmp(other),
         })

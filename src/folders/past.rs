@@ -96,7 +96,7 @@ impl Folders {
                 entry.version.content.clone()
             }
             (None, Some(at_ms)) => content_at(&current, &past, at_ms),
-            // What was there before the last change.
+            // Without a version and a time: the content before the last change.
             (None, None) => {
                 let is_absent = |entry: &&HistoryEntry| entry.version.is_absent();
                 let before = past.iter().find(|entry| !is_absent(entry)).ok_or_else(|| {
@@ -207,7 +207,7 @@ impl Folders {
             let mut queue = [path].into();
             let look = looker.look(&mut queue, 1)?.pop();
             let Some(look) = look else {
-                let directory = "a file of can-sync itself".into();
+                let directory = "a file of can-sync, which is never synced".into();
                 return Ok(LookedAt { base: None, directory, lines });
             };
             let directory = match look.disk {

@@ -54,7 +54,7 @@ struct Brought {
     changed_at_ms: u64,
 }
 
-/// What a round is to do.
+/// The changes that one round makes.
 #[derive(Default)]
 struct Plan {
     writes: Vec<Written>,
@@ -67,7 +67,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// What the brake counts.
+    /// The changes that the brake counts, to hold back very many at once.
     fn counted(&self) -> Vec<Counted<'_>> {
         let here = self.writes.iter().map(|write| Counted {
             path: &write.path,
@@ -214,7 +214,7 @@ impl Driver {
         match action {
             Action::Nothing => {
                 let became = match (base, seen, &says) {
-                    // The same content with another stat.
+                    // The file was touched, but its content is the same.
                     (Some(base), Some(seen), DiskSays::Content(content))
                         if content.is_like(&base.version.content) =>
                     {

@@ -19,7 +19,7 @@ const PAGE_PATHS: usize = 512;
 /// The most messages that wait for the driver.
 const FOUND_MAX: usize = 4;
 
-/// What a scan tells the driver.
+/// A message from a scan to the driver.
 #[derive(Debug)]
 pub(crate) enum Found {
     /// These paths differ from their bases.
@@ -30,7 +30,7 @@ pub(crate) enum Found {
     End { is_whole: bool, skipped: Result<SkipCount> },
 }
 
-/// What is scanned.
+/// The input of a scan.
 pub(crate) struct Scan {
     pub(crate) root: Arc<Root>,
     pub(crate) rules: Arc<Rules>,
@@ -66,7 +66,8 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn run(mut self) -> Result<SkipCount> {
-        // Of a part each path is told by itself, because its count is added to that of the whole.
+        // A scan of a part names each path that it leaves out, so that the driver adds it once to the
+        // counts of the whole directory.
         let mut skipped = match self.scan.below {
             Some(_) => SkipCount::naming(LATER_MAX),
             None => SkipCount::default(),

@@ -29,7 +29,7 @@ pub(crate) struct Shared {
     pub(crate) db: FoldersDb,
     pub(crate) journal: FolderJournal,
     pub(crate) store: Arc<dyn Store>,
-    /// The same store if it is the embedded one.
+    /// `store` as the embedded store; `None` if another program serves the store.
     pub(crate) embedded: Option<EmbeddedStore>,
     pub(crate) index: Index,
     /// A folder for files that the store adopts.
@@ -56,7 +56,7 @@ impl Shared {
         }
         let (db, mark) = (self.db.clone(), stored.binding.mark(self.me));
         blocking(move || {
-            // A directory that is not there is told by the driver.
+            // If the directory is missing, the driver reports it.
             if let Err(error) = Root::mark(&stored.binding.dir, mark) {
                 tracing::warn!("{error}");
             }
@@ -77,7 +77,7 @@ impl Shared {
         .await
     }
 
-    /// What a hold is, in words for people.
+    /// A sentence for people that says which changes are held back and where they came from.
     pub(crate) async fn held_text(&self, source: &Source) -> Result<String> {
         let by = match source {
             Source::Device(device) => {
@@ -103,10 +103,12 @@ impl Shared {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.context("a task about folders was ended")?
+    tokio::task::spawn_blocking(work)
+        .await
+        .context("a background task of the folders did not finish")?
 }
 
-/// What the drivers report, by folder.
+/// The latest report of each driver, by folder.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reports(Arc<Mutex<BTreeMap<FolderId, Report>>>);
 
@@ -114,7 +116,7 @@ pub(crate) struct Reports(Arc<Mutex<BTreeMap<FolderId, Report>>>);
 #[derive(Debug, Clone)]
 pub(crate) struct Report {
     pub(crate) state: BindingState,
-    /// What is wrong, by kind: a kind is reported once.
+    /// The problems of the binding, one text for each kind.
     pub(crate) problems: BTreeMap<&'static str, String>,
     pub(crate) skipped: SkipCount,
     /// Paths left out since the last scan, by reason.

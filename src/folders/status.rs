@@ -1,4 +1,4 @@
-//! What people and programs are told about folders. Plain data, written by the manager and the
+//! The status of folders for people and programs. Plain data, written by the manager and the
 //! drivers, read by the API and the command line.
 
 use std::collections::BTreeMap;
@@ -366,7 +366,7 @@ impl SkipCount {
         })
     }
 
-    /// As it is told.
+    /// The paths left out, as the status shows them: each reason with a count and some examples.
     pub(crate) fn told(&self) -> Vec<Skipped> {
         let skipped = self.by_reason.iter().map(|(reason, (count, named))| Skipped {
             reason: reason.clone(),

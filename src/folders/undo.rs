@@ -145,7 +145,7 @@ fn edit(look: Look) -> Option<(PathKey, Edited)> {
         Disk::Found { content, .. } => content,
         Disk::Gone => Content::Absent,
         Disk::Same(_) | Disk::Occupied(_) | Disk::Skipped(_) => return None,
-        // They are taken in later, as something else.
+        // A later scan records these as edits of their own.
         Disk::Unstable | Disk::Failed(_) => return None,
     };
     let was = before.as_ref().map_or(&Content::Absent, |before| &before.content);
@@ -169,7 +169,7 @@ struct Undo<'a> {
     is_preview: bool,
     /// The contents that paths get back.
     returning: BTreeSet<Hash>,
-    /// Of a preview: what the undo would take in before.
+    /// In a preview: the edits of the directory that the undo would record first.
     not_taken_in: BTreeMap<PathKey, Edited>,
 }
 

@@ -154,7 +154,7 @@ pub(crate) struct Base {
     pub(crate) seen: Seen,
 }
 
-/// What became of a path.
+/// The outcome of synchronising one path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Became {
     /// Directory and journal hold this version.
@@ -167,12 +167,12 @@ pub(crate) enum Became {
     Left,
 }
 
-/// What is pending.
+/// Whether paths of a binding are pending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pendings {
     /// At least one path is pending.
     pub(crate) any: bool,
-    /// Something that waits for something other than an asset.
+    /// At least one path waits for something other than the arrival of an asset.
     pub(crate) to_retry: bool,
 }
 
@@ -181,7 +181,7 @@ impl Pendings {
     pub(crate) async fn of(db: &FoldersDb, id: BindingId) -> Result<Self> {
         let db = db.clone();
         let read = spawn_blocking(move || db.pendings(id)).await;
-        Ok(read.context("a task about folders was ended")??)
+        Ok(read.context("a background task of the folders did not finish")??)
     }
 }
 

@@ -34,7 +34,8 @@ pub(super) struct FreshFile<'a> {
     pub(super) sync: bool,
 }
 
-/// New content. It has the name `temp`, then `complete`, then its own.
+/// New content for a path. It is written under the name `temp`, renamed to `complete` when all is on
+/// disk, and then renamed to the name of the path.
 pub(super) struct Fresh {
     pub(super) temp: String,
     pub(super) complete: String,

@@ -48,11 +48,11 @@ pub struct Displaced {
     pub kept: FolderPath,
     /// The key of the path that it was at.
     pub key: PathKey,
-    /// What a stat shows of it now.
+    /// The stat of the kept file now.
     pub seen: Seen,
 }
 
-/// What is kept at present.
+/// The kept contents of a directory.
 #[derive(Debug, Default)]
 pub(super) struct Keeping {
     entries: VecDeque<Entry>,
@@ -64,7 +64,7 @@ struct Entry {
     displaced: Displaced,
     /// Since when its stat is the same, by the clock of [`Root::settle`].
     quiet_since_ms: Option<u64>,
-    /// It changed since it was accounted for.
+    /// Whether the kept file changed after it was compared with the journal.
     is_edit: bool,
 }
 

@@ -76,7 +76,7 @@ fn is_unsupported(error: Errno) -> bool {
     matches!(error, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)
 }
 
-/// What is in a directory under a name.
+/// The stat of a name in a directory; `None` if there is no such name.
 pub(super) fn stat_name(dir: &OwnedFd, name: &[u8]) -> io::Result<Option<Seen>> {
     match stat_at(dir, name) {
         Ok(seen) => Ok(Some(seen)),

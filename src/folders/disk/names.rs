@@ -28,9 +28,9 @@ const TEMP: &str = ".can-sync-tmp-";
 /// How far a temporary file got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// It is being written.
+    /// The file is being written.
     New,
-    /// It is complete and has this inode.
+    /// The file is complete and has this inode.
     Complete(u64),
     /// It is not new content: it was taken away from its name. The number tells it from others.
     Away(u64),

@@ -56,7 +56,7 @@ pub enum Source<'a> {
     Link(&'a Path),
 }
 
-/// What shall be at a path.
+/// What [`Root::place`] puts at a path.
 pub enum Place<'a> {
     /// A regular file.
     File {
@@ -66,7 +66,7 @@ pub enum Place<'a> {
         size_bytes: u64,
         /// When it was last modified, milliseconds since the Unix epoch.
         modified_ms: i64,
-        /// Its owner may execute it.
+        /// Whether its owner may execute it.
         is_executable: bool,
     },
     /// A symbolic link.
@@ -84,7 +84,7 @@ pub enum Place<'a> {
 pub struct Placement<'a> {
     /// The path.
     pub path: &'a FolderPath,
-    /// What shall be there.
+    /// What to put there.
     pub what: Place<'a>,
     /// What is there now. Anything else is left alone, or kept.
     pub expected: Option<Seen>,
@@ -166,7 +166,7 @@ struct Ready<'a> {
 }
 
 enum ReadyWhat {
-    /// It is as ordered already.
+    /// The path already has the wanted content.
     AsOrdered,
     /// New content stands ready in the same directory.
     Fresh(Fresh),
@@ -202,7 +202,7 @@ impl Root {
     /// Makes one change, durably.
     ///
     /// # Errors
-    /// It was not made.
+    /// Nothing was changed at the path; the error says why.
     pub fn place(&self, placement: Placement<'_>) -> Result<Placed, PlaceError> {
         self.place_all(vec![placement]).pop().unwrap_or(Err(PlaceError::Changed))
     }
@@ -429,7 +429,7 @@ impl Batch<'_> {
             (Ok(kept), _) => kept,
             (Err(_), Some(beside)) => (beside, stat_at(dir, complete)),
             (Err(error), None) => {
-                tracing::error!(%error, "what was replaced stays under a temporary name");
+                tracing::error!(%error, "cannot move a replaced file away: it stays under a temporary name");
                 return Placed::Done(Some(seen));
             }
         };
@@ -484,7 +484,8 @@ impl Batch<'_> {
         if rename_back(&from, kept.name(), dir, name).is_ok() {
             return Err(PlaceError::Changed);
         }
-        // Somebody took the name in this moment, or it cannot be put back safely: both edits stay.
+        // Another process took the name meanwhile, or the file cannot be renamed back safely: keep
+        // both edits.
         if now.kind == SeenKind::Directory {
             show_directory(&from, kept.name(), dir, name);
             return Err(PlaceError::Changed);
@@ -569,7 +570,7 @@ fn remove_dir(dir: &OwnedFd, name: &[u8]) -> Result<(), PlaceError> {
     }
 }
 
-/// The same error once more.
+/// A copy of an error; `io::Error` has no `Clone`.
 fn again(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(code) => io::Error::from_raw_os_error(code),

@@ -59,7 +59,7 @@ impl Stable<'_> {
     /// Checks that the file is unchanged. See E1, E2.
     ///
     /// # Errors
-    /// It changed.
+    /// The file changed while it was read.
     pub fn finish(self) -> Result<(), ReadError> {
         self.root.await_tick(self.file.get_ref(), &self.expected);
         let dir = self.root.open_parent(self.path).map_err(read_error)?;
@@ -75,7 +75,7 @@ impl Root {
     /// Opens a regular file that must be as `expected`. It reads no more than its size then.
     ///
     /// # Errors
-    /// It is another one, or cannot be read.
+    /// The file at the path is not `expected`, or cannot be read.
     pub fn open_stable<'a>(
         &'a self,
         path: &'a FolderPath,

@@ -86,7 +86,7 @@ pub enum RootError {
     /// The operating system refuses.
     #[error("cannot {doing} {dir}: {error}")]
     Io {
-        /// What was tried.
+        /// The operation that failed.
         doing: &'static str,
         /// The directory.
         dir: PathBuf,
@@ -126,7 +126,7 @@ impl Root {
     /// Opens the directory at `dir` to look at it before it is bound: no marker is needed.
     ///
     /// # Errors
-    /// It is not there, or cannot be read.
+    /// The directory does not exist or cannot be read.
     pub fn open_unmarked(dir: &Path) -> Result<Self, RootError> {
         Self::open_as(dir, None)
     }
@@ -255,7 +255,7 @@ impl Root {
     /// The target of a symbolic link, which is not followed.
     ///
     /// # Errors
-    /// It is not there, or is no symbolic link.
+    /// There is no symbolic link at the path.
     pub fn read_link(&self, path: &FolderPath) -> io::Result<Vec<u8>> {
         let dir = self.open_parent(path)?;
         Ok(rustix::fs::readlinkat(&dir, path.name(), Vec::new())?.into_bytes())
@@ -350,8 +350,8 @@ pub(super) fn open_child(dir: &impl AsFd, name: &[u8]) -> io::Result<OwnedFd> {
     Ok(openat(dir, name, READ_DIR, Mode::empty())?)
 }
 
-/// What is in a directory under a name now: network and user-space file systems are asked, and do not
-/// answer from what the kernel remembers.
+/// The stat of a name in a directory now. The kernel's cache is passed over: network and user-space
+/// file systems have to answer anew.
 #[cfg(target_os = "linux")]
 pub(super) fn stat_at(dir: &impl AsFd, name: &[u8]) -> io::Result<Seen> {
     use rustix::fs::{StatxFlags, statx};
@@ -364,7 +364,7 @@ pub(super) fn stat_at(dir: &impl AsFd, name: &[u8]) -> io::Result<Seen> {
     }
 }
 
-/// What is in a directory under a name now.
+/// The stat of a name in a directory now.
 #[cfg(not(target_os = "linux"))]
 pub(super) fn stat_at(dir: &impl AsFd, name: &[u8]) -> io::Result<Seen> {
     remembered_stat_at(dir, name)
@@ -376,7 +376,7 @@ pub(super) fn remembered_stat_at(dir: &impl AsFd, name: &[u8]) -> io::Result<See
     Ok(Seen::from(statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?))
 }
 
-/// What an open file shows.
+/// The stat of an open file.
 pub(super) fn stat_file(file: &impl AsFd) -> io::Result<Seen> {
     Ok(Seen::from(rustix::fs::fstat(file)?))
 }

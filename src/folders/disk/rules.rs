@@ -104,7 +104,7 @@ impl Rules {
             || self.is_ignored_here(bytes, is_dir)
     }
 
-    /// The same for a path of which no parent is ignored.
+    /// Whether a rule ignores the path itself. The caller knows that no parent is ignored.
     pub(super) fn is_ignored_here(&self, path: &[u8], is_dir: bool) -> bool {
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         name.starts_with(OWN)

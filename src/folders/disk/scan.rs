@@ -231,8 +231,9 @@ impl Walk<'_> {
         self.leftover(Displaced { kept: path, key: temp.key, seen })
     }
 
-    /// What an earlier run took from its name. A directory is nothing that anybody could account for,
-    /// so it is shown to the user.
+    /// Handles what an earlier run moved away from its name. A file goes to the caller, which
+    /// compares it with the journal. A directory cannot be compared: it is moved to the top of the
+    /// bound directory, where the user sees it.
     fn leftover(&mut self, displaced: Displaced) -> ControlFlow<()> {
         if displaced.seen.kind != SeenKind::Directory {
             return (self.each)(Scanned::Leftover(displaced));
@@ -244,7 +245,7 @@ impl Walk<'_> {
         ControlFlow::Continue(())
     }
 
-    /// What earlier runs kept.
+    /// Handles kept content that earlier runs left behind.
     fn leftovers(&mut self) -> io::Result<ControlFlow<()>> {
         let kept = FolderPath::from_bytes(KEPT.as_bytes()).map_err(io::Error::other)?;
         let dir = match self.root.open_dir(Some(&kept)) {

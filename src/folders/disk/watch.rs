@@ -118,7 +118,7 @@ impl Watch {
         };
         let Err(error) = self.watcher.lock().watch(&path, mode) else { return };
         let told = match &error.kind {
-            // It is gone already.
+            // The directory was removed meanwhile.
             ErrorKind::PathNotFound => return,
             ErrorKind::MaxFilesWatch => &self.is_exhausted,
             ErrorKind::Io(error) if error.kind() == io::ErrorKind::NotFound => return,
