@@ -21,7 +21,7 @@ use crate::state::journal::MembershipRow;
 #[derive(Debug, Default)]
 pub(super) struct Read {
     changes: Vec<MemberChange>,
-    /// Of which version of the roster the changes are.
+    /// The version of the roster at which `changes` were read.
     roster: Option<u64>,
     forked: Vec<(LogId, NodeId)>,
     folders: Option<Vec<FolderFacts>>,

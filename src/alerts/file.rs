@@ -26,11 +26,11 @@ impl MemoryFile {
         Self(Arc::new(Mutex::new(State { home, has_ended: false })))
     }
 
-    /// What the last run remembered.
+    /// Loads the state that the last run saved.
     pub(crate) fn load(&self) -> Memory {
         let Some(json) = self.0.lock().home.alerts() else { return Memory::default() };
         serde_json::from_slice(&json).unwrap_or_else(|error| {
-            tracing::warn!(%error, "the file of alerts cannot be read: beginning anew");
+            tracing::warn!(%error, "cannot read the saved alerts: starting without them");
             Memory::default()
         })
     }

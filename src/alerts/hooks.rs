@@ -83,7 +83,7 @@ pub struct Hooks(Arc<Shared>);
 struct Shared {
     home: Home,
     me: NodeId,
-    /// What the secrets are derived from.
+    /// The key from which each hook's secret is derived.
     key: [u8; 32],
     hooks: watch::Receiver<Vec<Hook>>,
     journal: JournalHandle,
@@ -94,7 +94,7 @@ struct Shared {
     troubles: watch::Sender<Vec<HookTrouble>>,
 }
 
-/// What is remembered of a hook.
+/// The saved state of a hook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct HookState {
     /// Its place in the event stream: the journal's epoch, an arrival number and an index.
@@ -111,7 +111,7 @@ struct HookState {
     last_error: Option<String>,
 }
 
-/// What a hook is called with.
+/// The event that a hook gets, as JSON.
 #[derive(Debug, Serialize)]
 struct Event<'a> {
     /// Names it: the same however often it is delivered.
@@ -129,7 +129,7 @@ struct Device<'a> {
     name: &'a str,
 }
 
-/// What the hooks are made of.
+/// The parts of the agent that hooks need.
 pub(crate) struct Ingredients {
     pub(crate) home: Home,
     pub(crate) me: NodeId,
@@ -393,7 +393,7 @@ impl Hooks {
     }
 }
 
-/// What a hook does next.
+/// The next step of a hook.
 enum Next {
     /// Deliver this event, and then go on from there.
     Event(EventRow, (LogId, u64, u64)),

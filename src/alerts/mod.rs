@@ -30,7 +30,7 @@ const ACKS_MAX: usize = 16;
 /// The deadline of an acknowledgement: a few small writes.
 const ACK_WAIT: Duration = Duration::from_secs(10);
 
-/// What the watcher tells the rest of the process.
+/// The report of the watcher to the rest of the process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Told {
     /// The alerts that stand, the most pressing first, acknowledged ones last.
@@ -60,7 +60,7 @@ pub enum AckError {
     /// No such alert stands, or several have ids that start so.
     #[error("{0}")]
     Unknown(String),
-    /// The same may succeed later.
+    /// The same request may succeed later.
     #[error("{0}")]
     Temporary(String),
 }
@@ -90,7 +90,7 @@ impl Alerts {
         self.told.borrow().alerts.clone()
     }
 
-    /// What is called with events.
+    /// The hooks, which are called with events.
     pub fn hooks(&self) -> &Hooks {
         &self.hooks
     }

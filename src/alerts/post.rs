@@ -12,7 +12,7 @@ use ring::hmac;
 /// The deadline of a request, from the first byte to the answer's header.
 const POST_WAIT: Duration = Duration::from_secs(15);
 
-/// What precedes the key in the text of a secret.
+/// The prefix of a secret in text form; the key follows.
 const SECRET_PREFIX: &str = "whsec_";
 
 /// The secret of a hook: this device and the receiver know it.

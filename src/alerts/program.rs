@@ -26,18 +26,18 @@ use crate::core::limits::REASON_CHARS_MAX;
 /// service.
 pub(super) const RUN_MAX: Duration = Duration::from_secs(30);
 
-/// What is kept of its errors, for the log.
+/// How much of a program's standard error is kept for the log.
 const ERRORS_KEPT_BYTES: usize = 1024;
 
-/// What a program may write to standard error. More is no message.
+/// The most that a program may write to standard error: more than any useful message.
 const ERRORS_BYTES_MAX: usize = 1024 * 1024;
 
-/// The rest of what it wrote is waited for so long after its end: something it left behind may hold
-/// the stream open.
+/// How long standard error is read after the program has ended. A child process that it started may
+/// hold the stream open.
 const ERRORS_WAIT: Duration = Duration::from_millis(100);
 
-/// What of the agent's environment is none of a program's business: by it the service manager is
-/// spoken to.
+/// Variables of the agent's environment that a program does not get: with them it could send messages
+/// to the service manager in the agent's name.
 const HIDDEN_VARIABLES: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
 
 /// Ends the process group when dropped.
@@ -133,7 +133,7 @@ fn how(status: ExitStatus) -> String {
     }
 }
 
-/// What a program writes to standard error.
+/// Reads the standard error of a program.
 struct Errors {
     stream: UnixStream,
     kept: Vec<u8>,
@@ -176,7 +176,7 @@ impl Errors {
     /// The last line of what it said, fit for people.
     async fn rest(&mut self) -> String {
         let reading = async { while self.kept.len() < ERRORS_KEPT_BYTES && self.read().await {} };
-        // What it left behind may go on writing.
+        // A child process that the program started may go on writing.
         let _ = timeout(ERRORS_WAIT, reading).await;
         let text = String::from_utf8_lossy(&self.kept);
         let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();

@@ -39,7 +39,7 @@ pub(crate) struct Watcher {
     pub(crate) folders: Folders,
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) thresholds: watch::Receiver<Thresholds>,
-    /// What is not taken in for lack of space, in words.
+    /// One sentence for each disk, of the store or of the journal, that is full.
     pub(crate) shortage: watch::Receiver<Vec<String>>,
     /// The addresses of another device with the key of this one.
     pub(crate) twin: watch::Receiver<Option<BTreeSet<String>>>,

@@ -11,7 +11,7 @@ const PAIRINGS_MAX: usize = 8;
 /// How long the status shows a completed pairing.
 const SHOWN_MS: u64 = 10 * 60 * 1000;
 
-/// What a pairing reports to the agent's loop.
+/// A report of a pairing to the agent's loop.
 #[derive(Debug)]
 pub(crate) enum PairingEvent {
     /// People have to compare the digits of a pairing; `decided` receives whether they agree.

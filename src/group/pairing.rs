@@ -86,7 +86,7 @@ pub(crate) async fn revoke_tickets(
 /// Sent to the other device when the user here did not confirm the digits.
 const NOT_CONFIRMED: &str = "the digits were not confirmed on both devices";
 
-/// What the joiner's side of a pairing works with.
+/// The parts of the agent that the joiner's side of a pairing needs.
 pub(crate) struct Redeemer<E> {
     pub(crate) compare: Compare<E>,
     pub(crate) journal: JournalHandle,
@@ -264,7 +264,7 @@ fn host_of(address: &str) -> &str {
     address.rsplit_once(':').map_or(address, |(host, _)| host)
 }
 
-/// What the inviter's side of a pairing works with.
+/// The parts of the agent that the inviter's side of a pairing needs.
 pub(crate) struct Host<E> {
     pub(crate) compare: Compare<E>,
     pub(crate) journal: JournalHandle,

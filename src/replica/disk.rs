@@ -27,13 +27,13 @@ pub(crate) struct DiskWatch {
     pub(crate) journal: JournalHandle,
     pub(crate) folder: PathBuf,
     pub(crate) store: Arc<dyn Store>,
-    /// What the disks have no space for now, in words; empty when there is space.
+    /// One sentence for each disk that is full now; empty when there is space.
     pub(crate) shortage: watch::Sender<Vec<String>>,
     /// Makes the catalogue list the store at once.
     pub(crate) nudge: Arc<Notify>,
 }
 
-/// What has no space, in words for people.
+/// A sentence for people about the disk of the journal and about that of the store, if it is full.
 #[derive(Debug, Default)]
 struct Shortage {
     journal: Option<String>,

@@ -89,7 +89,7 @@ impl LinkFigures {
 pub(crate) struct StoreView {
     pub(crate) up: bool,
     pub(crate) error: Option<String>,
-    /// What the disks of the store and of the journal have no space for.
+    /// One sentence for each disk, of the store or of the journal, that is full.
     pub(crate) shortage: Vec<String>,
 }
 

@@ -56,10 +56,10 @@ const LAST_WORD_WAIT: Duration = Duration::from_millis(500);
 /// The fewest ops that a verifying thread gets: fewer are not worth a thread.
 const VERIFY_OPS_MIN: usize = 64;
 
-/// How often the journal is pruned ...
+/// How often the journal is pruned.
 const PRUNE_EVERY: Duration = Duration::from_secs(10 * 60);
 
-/// ... and how many rows at once; writers may run between two rounds.
+/// How many rows one transaction prunes; other writers run between two transactions.
 const PRUNE_ROWS: usize = 1_000;
 
 /// The longest time between a commit and the search for forks.
@@ -407,7 +407,7 @@ where
                 self.work(apply(shared, peer, group, ops));
             }
             Effect::Report(report) => self.note(report),
-            // The caller's loop ends the stream.
+            // Nothing to do here: the loop that called this one ends the stream.
             Effect::End { .. } => {}
         }
     }
@@ -580,7 +580,7 @@ fn forged(peer: &NodeId, error: &str) -> Input {
 fn reason(why: &Why) -> &'static str {
     match why {
         Why::Future { .. } => "stamped too far in the future: a clock is wrong, or this one is",
-        Why::Author => "nobody known has added its author",
+        Why::Author => "no known member has added its author to the group",
         Why::Quota => "the space or the number of logs of its author is used up",
         Why::Full => "the disk of this device is full",
         Why::NotFromMember => "the peer is no member",

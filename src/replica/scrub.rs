@@ -57,7 +57,7 @@ const MARKED_ASSETS: usize = 64;
 
 pub(crate) struct Scrub {
     pub(crate) store: Arc<dyn Store>,
-    /// The same store if it is the embedded one.
+    /// `store` as the embedded store; `None` if another program serves the store.
     pub(crate) embedded: Option<EmbeddedStore>,
     pub(crate) index: Index,
     pub(crate) home: Home,
@@ -68,7 +68,7 @@ pub(crate) struct Scrub {
     pub(crate) nudge: Arc<Notify>,
 }
 
-/// What is saved.
+/// The saved state of the scrub.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Saved {
     /// The cycle under way, or the last one.

@@ -329,7 +329,7 @@ impl Home {
         write_private(&self.alerts_path(), json, RenameFlags::empty())
     }
 
-    /// What is remembered of alerts, if that can be read.
+    /// The saved state of the alerts, if the file can be read.
     pub fn alerts(&self) -> Option<Vec<u8>> {
         fs::read(self.alerts_path()).ok()
     }
@@ -356,7 +356,7 @@ impl Home {
     /// Writes down the hash of WebDAV's password, or removes it.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written or removed.
     pub fn write_dav_password(&self, hash: Option<&str>) -> Result<()> {
         let path = self.dav_password_path();
         match hash {

@@ -68,7 +68,8 @@ impl Identity {
         self.secret_key.sign(message).to_bytes()
     }
 
-    /// The key from which the secrets of hooks are derived. It says nothing about the secret key.
+    /// The key from which the secrets of hooks are derived. The device's secret key cannot be
+    /// computed from it.
     pub fn hook_key(&self) -> [u8; KEY_BYTES] {
         blake3::derive_key("can-sync secrets of hooks v1", &self.secret_key.to_bytes())
     }

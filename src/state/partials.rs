@@ -137,7 +137,8 @@ pub enum PieceError {
         /// The start of the first wrong group.
         offset_bytes: u64,
     },
-    /// The piece is not one of whole groups, or with SHA-256 not the next one.
+    /// The piece does not consist of whole chunk groups, or, with SHA-256, does not begin where the
+    /// last one ended.
     #[error("a piece of {length_bytes} bytes at byte {offset_bytes} has no place here")]
     Misplaced {
         /// The start that the piece claims.
@@ -251,8 +252,8 @@ impl Partials {
         Err(SpaceError::Full { folder, free_bytes, needed_bytes, floor_bytes })
     }
 
-    /// The bytes still to be written of an asset under way, by the transfer that has the fewest
-    /// left.
+    /// How many bytes of an asset under way are still missing; if several transfers receive it, the
+    /// smallest number.
     pub fn left_bytes(&self, hash: &Hash) -> Option<u64> {
         let claimed = self.shared.claimed();
         claimed.iter().filter(|(name, _)| name.hash == *hash).map(|(_, left)| *left).min()

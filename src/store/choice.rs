@@ -21,7 +21,7 @@ pub enum StoreChoice {
         url: String,
         /// The file that holds its key.
         key_file: PathBuf,
-        /// What the configuration says of it.
+        /// The properties that the configuration states for a store that does not report them.
         stated: Stated,
     },
 }
@@ -30,7 +30,7 @@ pub enum StoreChoice {
 pub struct OpenStore {
     /// The store.
     pub store: Arc<dyn Store>,
-    /// The same store if it is the embedded one.
+    /// `store` as the embedded store; `None` if another program serves the store.
     pub embedded: Option<EmbeddedStore>,
     /// Where it is, for people: its URL, or `embedded`.
     pub location: String,

@@ -25,7 +25,7 @@ const FEED_ENTRIES: usize = 1000;
 pub struct Finding {
     /// The promise.
     pub promise: &'static str,
-    /// Whether it was kept.
+    /// What the check saw: a text, or an error if the store broke the promise.
     pub kept: Result<String, String>,
 }
 

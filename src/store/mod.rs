@@ -135,7 +135,7 @@ pub struct Metadata {
     pub trashed: bool,
     /// Changes with every edit; compared by [`Store::set_metadata`].
     pub version: u64,
-    /// What is known of the file.
+    /// The attributes of the file that the asset was added from: name, path, type, times.
     pub attributes: Attributes,
 }
 
@@ -236,7 +236,7 @@ pub struct NewAsset {
     pub digest: Digest,
     /// At most [`SMALL_BYTES_MAX`].
     pub content: Bytes,
-    /// Kept only when the asset is new.
+    /// The asset's metadata. The store ignores it if it already holds the asset.
     pub metadata: Metadata,
 }
 
@@ -252,7 +252,7 @@ pub struct VerifiedFile {
     pub path: PathBuf,
     /// Its BLAKE3 outboard (bao pre-order, 16 KiB groups) if the caller has one; consumed too.
     pub outboard: Option<PathBuf>,
-    /// Kept only when the asset is new.
+    /// The asset's metadata. The store ignores it if it already holds the asset.
     pub metadata: Metadata,
     /// Keeps others from the files. The store drops it when it no longer uses them, which may be
     /// after the call: a call that was dropped or timed out ends its wait, not its work.

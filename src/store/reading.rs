@@ -19,7 +19,7 @@ use crate::core::ids::{Digest, Hash, HashAlgorithm};
 /// How much one step reads: little enough that nobody waits long for the disk.
 pub const STEP_BYTES: u64 = 256 * 1024;
 
-/// What the first look shows.
+/// The result of the first reading of an asset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The content has its hash.
@@ -30,7 +30,7 @@ pub enum Verdict {
     Gone,
 }
 
-/// What a step did.
+/// The result of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// It read so many bytes, and they are right as far as can be known.
@@ -214,7 +214,7 @@ impl Keyed {
 /// keys with BLAKE3. `None`: it is not held. `read_bytes` follows.
 ///
 /// # Errors
-/// It is damaged, or the store cannot tell now.
+/// The content is damaged, or the store does not answer.
 pub async fn keyed_hashes(
     store: &Arc<dyn Store>,
     algorithm: HashAlgorithm,

@@ -29,7 +29,7 @@ const PACKINGS: [&str; 3] = ["application/zip", "application/x-ole-storage", "ap
 pub fn fill_in(attributes: &mut Attributes, content: &mut (impl Read + Seek)) {
     if attributes.media_type().is_empty() {
         let mut start = Vec::new();
-        // What could be read decides.
+        // After a read error the bytes read so far decide.
         let _ = content.take(START_BYTES).read_to_end(&mut start);
         let media_type = media_type(&start, attributes.name());
         attributes.fill(Attributes::default().with_text(Attribute::MediaType, media_type));
@@ -98,7 +98,7 @@ fn original_time_ms(exif: &Exif) -> Option<i64> {
     Some(local.and_utc().timestamp_millis() - offset_ms)
 }
 
-/// What a parser finds; nothing when it panics.
+/// Runs a parser. A panic in it counts as no result.
 fn quietly<T>(parse: impl FnOnce() -> Option<T>) -> Option<T> {
     catch_unwind(AssertUnwindSafe(parse)).unwrap_or_else(|_| {
         tracing::warn!("a content made the parser of its format fail: its attributes are left out");

@@ -117,7 +117,7 @@ impl Backlog {
         self.lines().cursor()
     }
 
-    /// Adds a line of the feed.
+    /// Adds a line of the store's change feed to the backlog.
     pub(crate) fn add(&self, line: Touched) {
         self.lines().add(line);
         self.0.news.notify_one();

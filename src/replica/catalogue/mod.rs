@@ -242,7 +242,7 @@ impl<F: From<StoreEvent>> Catalogue<F> {
 
     /// Demands a rebuilt engine without the assets that the store lost.
     async fn begin_anew(&self, lost: u64) -> Result<()> {
-        tracing::warn!(assets = lost, "the store no longer holds what it held");
+        tracing::warn!(assets = lost, "the store no longer holds some assets that it held");
         let (reply, known) = oneshot::channel();
         self.tell(StoreEvent::Lost { reply }).await;
         known.await.context("the agent is stopping")

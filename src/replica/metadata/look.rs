@@ -130,7 +130,7 @@ impl Look {
 
 /// The result of writing a row to the store.
 pub(super) enum Written {
-    /// It was written; the shadow to record.
+    /// The store has written the row; the shadow to record.
     Row(Shadow),
     /// The store never accepts it, so it is not written again; the shadow to record.
     Refused(Shadow),
@@ -192,7 +192,7 @@ pub(super) fn pack<'a>(assets: impl Iterator<Item = &'a [DraftChange]>) -> Vec<D
     drafts
 }
 
-/// A generous estimate of the bytes that a change takes in an op's body.
+/// An upper estimate of the size of a change in an op's body.
 pub(super) fn change_bytes(change: &DraftChange) -> usize {
     /// Field tags, lengths and a stamp.
     const EXTRA_BYTES: usize = 64;

@@ -43,10 +43,11 @@ pub(crate) use self::arrivals::Expected;
 /// other devices just then, and its metadata may come after it.
 const GATHER: Duration = Duration::from_millis(5);
 
-/// The most lines of the backlog taken together.
+/// The most lines taken from the backlog at once.
 const TAKE_LINES: usize = 4 * LOOK_ASSETS;
 
-/// The most assets in one look: they share a transaction. With the longest texts they are 16 MiB.
+/// The most assets whose metadata is compared in one transaction. With the longest texts they take
+/// 16 MiB of memory.
 const LOOK_ASSETS: usize = 256;
 
 /// The deadline of a store call.
@@ -133,7 +134,7 @@ struct Place {
 struct Scan {
     /// Assets up to this cursor were looked at.
     after: store::Cursor,
-    /// Whether it began at the first asset.
+    /// Whether the scan began at the first asset.
     is_whole: bool,
 }
 

@@ -91,7 +91,7 @@ impl Copies {
         })
     }
 
-    /// What [`Copies::begin_evictions`] would say.
+    /// The answer that [`Copies::begin_evictions`] would give, without writing anything.
     ///
     /// # Errors
     /// The database cannot be read.

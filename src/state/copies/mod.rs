@@ -1,5 +1,5 @@
-//! `copies.db`: what this device decided about copies. What it wants; and what becomes of contents
-//! that it lets go of.
+//! `copies.db`: what this device decided about copies: which assets it wants, which it is evicting,
+//! and which leases it gave.
 //!
 //! What other devices hold is in the index instead: it is kept as a difference from the index's own
 //! rows, and must go back in time together with them when a power cut or a backup takes them back.

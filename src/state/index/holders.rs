@@ -38,9 +38,10 @@ pub struct Holder {
 /// What is known of a peer after a page of its absent hashes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Believed {
-    /// Its absent hashes as known here.
+    /// The peer's absent hashes, as this device knows them.
     pub belief: AbsentSet,
-    /// Whether all has to be read from the start, because the digest was not as told.
+    /// Whether the peer's absent hashes must be requested again from the start, because their digest
+    /// differs from the reported one.
     pub restarts: bool,
     /// Hashes that were not known here before.
     pub noted: Noted,

@@ -1,4 +1,4 @@
-//! The rows of what peers hold and lack.
+//! The tables with the assets that each peer holds or lacks.
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 

@@ -157,7 +157,7 @@ fn a_whole_listing_that_does_not_show_a_hash_makes_the_index_forget_it() {
     assert_eq!(index.peer_cursor(&PEER).unwrap(), None);
     assert_eq!(index.load_sketch().unwrap(), None);
 
-    // What belongs to the old epoch comes too late.
+    // Writes that name the old epoch come too late and change nothing.
     index.set_peer_cursor(&epoch, &PEER, &[7; 16], 99).unwrap();
     index.save_sketch(&epoch, b"cells", 100).unwrap();
     assert_eq!(index.peer_cursor(&PEER).unwrap(), None);

@@ -18,7 +18,7 @@ use super::Result;
 use super::schema::{int, row_u64};
 use super::tx::Tx;
 
-/// The unit of retention.
+/// One day: retention periods are whole days.
 pub(super) const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 impl Tx<'_> {

@@ -31,7 +31,7 @@ use super::schema::{int, key, meta_array, row_u64};
 use super::tx::Tx;
 use super::{Cursor, Journal, JournalReader, Result};
 
-/// What a change takes in an op beside its version: key, names and lengths.
+/// The bytes of a change in an op beside its version: key, names and lengths.
 const CHANGE_BYTES: usize = 160;
 
 /// The most events that are read for one page of a history.
@@ -180,7 +180,7 @@ impl Journal {
     }
 }
 
-/// What an op writes about one path.
+/// The changes that an op makes to one path.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct PathWrite {
     /// The version.
@@ -201,7 +201,7 @@ impl PathWrite {
         self.version.iter().chain(self.event.as_ref().map(|event| &event.before))
     }
 
-    /// At most what it takes in an op: a counter and the device's name may be added.
+    /// An upper bound of its size in an op: a counter and the device's name may be added.
     fn bytes(&self) -> usize {
         let spare = CHANGE_BYTES + 4 * NAME_CHARS_MAX;
         self.versions().map(|version| version_to_bytes(version).len() + spare).sum()
@@ -500,7 +500,7 @@ fn file_at(connection: &Connection, model: i64, id: &[u8]) -> Result<Option<File
     Ok(read_file_at(connection, model, id)?.and_then(std::result::Result::ok))
 }
 
-/// What is at a record's id; `None`: nothing.
+/// The version in the record with this id; `None` if there is no such record.
 fn read_file_at(
     connection: &Connection,
     model: i64,

@@ -75,7 +75,7 @@ impl Journal {
         now_ms: u64,
     ) -> Result<Received> {
         let mut tx = self.begin(now_ms)?;
-        // Judged once for the whole batch, as in [`Self::receive`].
+        // The sender's membership is checked once for the whole batch, as in [`Self::receive`].
         let unwelcome = tx.why_unwelcome(from)?;
         let received = tx.receive(ops, |_, op| match says_who_is_in(op) {
             true => Ok(unwelcome),

@@ -110,7 +110,8 @@ impl JournalReader {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// The position to start scanning from for a peer with this progress: it has everything before.
+    /// The arrival number from which to scan for a peer with this progress: the peer has every op
+    /// that arrived here earlier.
     /// Reads all ops above the peer's progress, because arrival numbers only nearly rise along a
     /// log.
     pub fn scan_start(&self, has: &BTreeMap<LogId, u64>) -> Result<u64> {

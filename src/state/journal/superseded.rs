@@ -1,7 +1,7 @@
 //! Versions of paths that lost their cells.
 //!
-//! The journal merges by stamp and drops what loses. A version that was lost without being seen by
-//! its successor's author must not be: `core::folder::resolve` says what becomes of it.
+//! The journal merges by stamp and drops the older value. A version must not be dropped if the author
+//! of the newer one had not seen it: `core::folder::resolve` decides whether it is kept, and how.
 //!
 //! U1  A version leaves the cells, or is refused because a greater one is there, in the same
 //!     transaction in which it enters the table `superseded`; and it leaves that table in the
@@ -112,7 +112,7 @@ impl Tx<'_> {
     /// after the op's events are stored.
     pub(super) fn keep_lost(&mut self, author: &NodeId, hlc: Hlc) -> Result<()> {
         for Lost { id, value } in std::mem::take(&mut self.lost) {
-            // What nobody can read is nobody's work.
+            // A version that cannot be decoded holds no edit that could be kept.
             if let Ok(version) = read_version(&id, &value.bytes, value.stamp.hlc) {
                 self.keep_version(&id, &version, author, hlc)?;
             }

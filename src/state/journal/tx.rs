@@ -469,7 +469,7 @@ impl<'a> Tx<'a> {
         self.add_bytes(log, -int(bytes))
     }
 
-    /// Adds to the size of a log.
+    /// Adds `by` bytes to the recorded size of a log, and to its author's.
     pub(super) fn add_bytes(&mut self, log: i64, by: i64) -> Result<()> {
         let row = self.log(log)?;
         row.bytes = row.bytes.saturating_add_signed(by);

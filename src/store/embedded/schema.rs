@@ -43,7 +43,7 @@ const STEPS: [Step; 3] = [
              CREATE INDEX names ON assets (file_name);",
         )?)
     },
-    // 4: contents that were deleted on purpose are told from damaged ones.
+    // 4: a column that distinguishes evicted contents from damaged ones.
     |tx| Ok(tx.execute_batch("ALTER TABLE assets ADD COLUMN evicted INTEGER NOT NULL DEFAULT 0;")?),
 ];
 

@@ -60,7 +60,7 @@ const PROGRESS_BYTES: usize = 4 * 1024;
 /// The size of the pieces of an upload.
 const UPLOAD_PIECE_BYTES: usize = 64 * 1024;
 
-/// The most bytes in buffers on the way when the last byte was handed over.
+/// The most bytes of an upload that are still in socket buffers when the last byte was written.
 const IN_FLIGHT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// The slowest rate at which a store that has all bytes verifies and flushes them.

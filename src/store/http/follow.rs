@@ -62,7 +62,8 @@ fn line(event: &Event, is_core_only: bool) -> Touched {
                 Touched::Changed
             }
         },
-        // `gone`, and events of later versions. A superfluous listing costs little.
+        // `gone`, and events that only later versions know: list the store again. A listing that
+        // finds nothing new costs little.
         _ => Touched::Changed,
     }
 }

@@ -75,7 +75,8 @@ impl Inner {
     }
 }
 
-/// Whether an asset meets the conditions that the store may not know.
+/// Whether an asset meets all conditions of `filter`. A store of an earlier version does not know
+/// some of them and returns assets that do not.
 fn fits(filter: &Filter, asset: &Asset) -> bool {
     let (attributes, timestamp_ms) = (&asset.metadata.attributes, asset.entry.timestamp_ms);
     let fits = |name: &NamePattern| name.fits(attributes.path(), attributes.name());

@@ -293,7 +293,7 @@ fn a_gap_is_jumped_only_up_to_an_op_that_is_held() {
     b.journal.jump(&claim).unwrap();
     assert_eq!(b.has()[&log], top);
     assert_eq!(b.digest(), a.digest());
-    // Claims about unknown logs and numbers move nothing.
+    // A claim about an unknown log or number changes no progress.
     claim.iter_mut().for_each(|entry| entry.log = LogId([9; 16]));
     assert_eq!(b.journal.jump(&claim).unwrap(), vec![]);
     b.fsck();

@@ -196,7 +196,7 @@ fn a_wrong_group_in_the_middle_costs_what_follows_it_in_its_piece_and_nothing_el
     );
     let missing: Vec<_> = partial.missing().iter().collect();
     assert_eq!(missing, [0..PIECE as u64, wrong as u64..3 * PIECE as u64]);
-    // It looks as after a restart, and other senders bring the rest.
+    // The partial lacks the same ranges after a restart, and other senders complete it.
     drop(partial);
     let partial = start(&folder.open(), sender.digest);
     assert_eq!(partial.missing().iter().collect::<Vec<_>>(), missing);
