@@ -37,7 +37,7 @@ pub struct TicketView {
     pub expires_ms: u64,
     /// How many devices it was made for.
     pub uses: u16,
-    /// How many it may still let in.
+    /// How many more devices it may admit.
     pub left: u16,
     /// Whether people must compare the digits.
     pub verify: bool,
@@ -50,7 +50,7 @@ impl From<OutstandingTicket> for TicketView {
     }
 }
 
-/// What was checked of a running agent.
+/// The checks of a running agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Checkup {
     /// The checks of the network, and of this device's clock against those of others.
@@ -180,7 +180,7 @@ pub struct Event {
     pub event_seq: u64,
     /// The hybrid time it was written at, in hex; later is greater.
     pub hlc: String,
-    /// The same in milliseconds since the Unix epoch.
+    /// The time of `hlc` in milliseconds since the Unix epoch.
     pub time_ms: u64,
     /// The kind of the event.
     #[serde(rename = "type")]
@@ -382,7 +382,7 @@ pub struct Findings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = Rebased)]
 pub struct RebasedOps {
-    /// How many ops.
+    /// How many ops were rewritten.
     pub ops: u64,
     /// The log that contains them now; absent when there were none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

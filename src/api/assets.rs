@@ -58,7 +58,7 @@ pub(super) struct Described;
     tag = "assets",
     params(
         ("after" = Option<u64>, Query, description = "`next` of an earlier page."),
-        ("limit" = Option<u16>, Query, description = "At most so many; 100 when left out.", minimum = 1, maximum = 1000),
+        ("limit" = Option<u16>, Query, description = "The most assets in the answer; 100 if left out.", minimum = 1, maximum = 1000),
         ("tag" = Option<String>, Query, description = "Only with this tag."),
         ("type" = Option<String>, Query, description = "Only of this media type, or of those that start with it when it ends in `/`."),
         ("q" = Option<String>, Query, description = "Only with this in the name or description."),

@@ -123,10 +123,10 @@ struct Configurations {
 /// Why a configuration was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
-    /// It cannot be used.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The agent did not take it.
+    /// The agent did not accept the configuration.
     #[error(transparent)]
     Agent(#[from] RequestError),
 }

@@ -20,7 +20,7 @@ use crate::state::home::Home;
 /// How WebDAV is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DavView {
-    /// Whether it is on: there is a password.
+    /// Whether WebDAV is on: it is when there is a password.
     pub is_on: bool,
     /// Its URL on this machine.
     pub url: String,
@@ -41,15 +41,15 @@ pub struct DavView {
 pub struct DavPassword {
     /// The password. It is not kept and cannot be shown again.
     pub password: String,
-    /// Where it is good.
+    /// The addresses at which the password is valid.
     #[serde(flatten)]
     pub view: DavView,
 }
 
-/// What the routes work with.
+/// The parts of the agent that these routes need.
 #[derive(Clone)]
 pub struct DavDoor {
-    /// The password that is good now.
+    /// The password that is valid now.
     pub password: Password,
     /// Where its hash is kept.
     pub home: Home,
@@ -67,7 +67,7 @@ pub fn router(door: DavDoor) -> Router {
         .with_state(door)
 }
 
-/// What the document of the API says of these routes.
+/// The description of these routes in the API's OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(paths(show, turn_off, make))]
 pub(super) struct Described;

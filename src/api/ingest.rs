@@ -136,7 +136,10 @@ fn judge(
         return Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, detail));
     }
     if bundle.digest.is_some() {
-        return Err(refusal(StatusCode::BAD_REQUEST, "the digest is left out here".into()));
+        return Err(refusal(
+            StatusCode::BAD_REQUEST,
+            "leave the digest out: the agent computes it".into(),
+        ));
     }
     let metadata = messages::metadata(bundle.metadata)
         .map_err(|detail| refusal(StatusCode::BAD_REQUEST, detail))?;

@@ -25,7 +25,7 @@ use crate::http::problem::Problem;
 use crate::replica::status::{PeerState, PeerStatus, ScrubStatus, Status};
 use crate::transfer::totals::PeerTotals;
 
-/// What Prometheus expects.
+/// The media type of Prometheus' text format.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The longest value of a label.
@@ -55,7 +55,7 @@ async fn metrics(State(api): State<Api>) -> Result<Response, Problem> {
     Ok(([(CONTENT_TYPE, TEXT_FORMAT)], page).into_response())
 }
 
-/// Of a sample that is the only one of its metric.
+/// The labels of a sample that is the only one of its metric.
 const NO_LABELS: [(&str, &str); 0] = [];
 
 /// The kind of a metric.

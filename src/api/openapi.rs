@@ -20,7 +20,7 @@ use crate::http::{people, store_api};
 const ERRORS: [(&str, &str); 17] = [
     ("400", "The request is malformed; the detail says what was expected."),
     ("401", "The token is missing or wrong."),
-    ("403", "Not a request of a program on this machine, or a rule says no."),
+    ("403", "The request breaks a rule, which the detail names."),
     ("404", "There is no such thing."),
     ("408", "The body did not come in time: try again."),
     ("409", "This device is in no group, or the state does not allow it."),
@@ -44,10 +44,10 @@ const ERRORS: [(&str, &str); 17] = [
 /// The statuses of every request.
 const ERRORS_OF_ALL: [&str; 4] = ["401", "403", "500", "503"];
 
-/// The status of requests with parameters or a body.
+/// The error status that every request with parameters or a body may get.
 const ERRORS_OF_INPUT: [&str; 1] = ["400"];
 
-/// The statuses of requests with a body.
+/// The error statuses that every request with a body may get.
 const ERRORS_OF_BODY: [&str; 3] = ["408", "413", "415"];
 
 /// The document, as JSON.
@@ -103,7 +103,8 @@ pub(super) fn document() -> &'static str {
 )]
 struct Document;
 
-/// Merges the parts and adds what all operations have in common.
+/// Merges the descriptions of the modules, and adds the security scheme and the error statuses that
+/// all operations share.
 struct Common;
 
 impl Modify for Common {

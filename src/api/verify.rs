@@ -57,7 +57,7 @@ pub struct VerifyRequest {
     pub hashes: Vec<Hash>,
 }
 
-/// How far an asset was read.
+/// The progress of reading one asset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VerifyReading {
     /// The asset.
@@ -66,14 +66,14 @@ pub struct VerifyReading {
     pub read_bytes: u64,
 }
 
-/// What was found of an asset.
+/// The result of verifying one asset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Verified {
     /// The asset.
     pub hash: Hash,
     /// Its size; 0 if it is unknown.
     pub size: u64,
-    /// What it is.
+    /// Whether the content is whole, damaged or not held.
     pub condition: VerifiedCondition,
     /// The bytes that are wrong.
     pub wrong_bytes: u64,
@@ -89,7 +89,7 @@ pub struct Verified {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum VerifiedCondition {
-    /// Its content has its hash.
+    /// The content matches the asset's hash.
     Whole,
     /// Its content is lost or wrong.
     Damaged,

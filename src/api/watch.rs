@@ -83,9 +83,9 @@ impl<P> Watcher<P> {
 /// The first change that a watcher receives.
 #[derive(Debug, Clone, Copy)]
 enum Since {
-    /// The next one.
+    /// With the next change; nothing older.
     Now,
-    /// The one after this position.
+    /// With the change after this position.
     Place(Cursor),
 }
 

@@ -54,7 +54,7 @@ const WALK_AHEAD: usize = 2 * UPLOADS_MAX;
 /// A pipe is read in pieces of this size.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// What `can-sync add` takes.
+/// The arguments of `can-sync add`.
 #[derive(Debug, Args)]
 pub(crate) struct AddArgs {
     /// Files, folders, and `-` for standard input

@@ -28,7 +28,7 @@ const SHOWN_ROWS: usize = 1000;
 /// The most rows that are sorted. Sorting holds all of them in memory, some hundred bytes each.
 const SORTED_ROWS_MAX: usize = 2_000_000;
 
-/// What `can-sync ls` takes.
+/// The arguments of `can-sync ls`.
 #[derive(Debug, Args)]
 pub(crate) struct LsArgs {
     /// Only assets whose name matches; a pattern with a `/` is compared with path and name:
@@ -226,7 +226,7 @@ fn marks(row: &AssetRow) -> String {
     marks
 }
 
-/// What `info` shows.
+/// The JSON output of `info`.
 #[derive(Serialize)]
 struct Described<'a> {
     #[serde(flatten)]

@@ -42,7 +42,7 @@ pub(crate) async fn cat(client: &Client, text: &str, output: Output) -> Result<E
     Ok(Exit::Ok)
 }
 
-/// What `get` wrote.
+/// The JSON output of `get`.
 #[derive(Serialize)]
 struct Written {
     hash: Hash,
@@ -51,7 +51,7 @@ struct Written {
     path: PathBuf,
 }
 
-/// What `can-sync get` takes.
+/// The arguments of `can-sync get`.
 #[derive(Debug, Args)]
 pub(crate) struct GetArgs {
     /// Its name or hash, or the unique start of either
@@ -169,8 +169,8 @@ async fn copy_verified(
     Ok(())
 }
 
-/// Finds out why an answer was cut off. The agent cuts it off when the rest is damaged, and answers
-/// a second request with that error.
+/// Finds out why a download ended too early. The agent ends the response body when it reads damaged
+/// bytes, and answers the next request for the asset with an error that says so.
 async fn why_cut_off(client: &Client, hash: &str, broken: Failure) -> Failure {
     match find(client, hash).await {
         Ok(row) if row.damaged => damaged(hash),

@@ -19,7 +19,7 @@ use crate::core::ids::Hash;
 /// The word for an expression that every asset fits.
 const ALL: &str = "all";
 
-/// What `can-sync want` takes.
+/// The arguments of `can-sync want`.
 #[derive(Debug, Args)]
 pub(crate) struct WantArgs {
     /// Which contents come to this device: `all`, or an expression of tag=, type=image/*,

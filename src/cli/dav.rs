@@ -46,7 +46,7 @@ pub(crate) async fn dav(
     Ok(Exit::Ok)
 }
 
-/// Where it is reached and as whom.
+/// The lines with the addresses of WebDAV and the user name.
 fn ways(view: &DavView) -> String {
     let mut lines = vec![format!("url       {}", view.url)];
     if let (Some(address), Some(fingerprint)) = (view.listens, &view.fingerprint) {

@@ -39,7 +39,7 @@ const CLOCK_SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
 /// Where systemd's time service is, when it runs.
 const CLOCK_SERVICE: &str = "/run/systemd/timesync";
 
-/// What `can-sync doctor` takes.
+/// The arguments of `can-sync doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     /// Also store a small asset in a foreign store, and put it into its trash

@@ -10,7 +10,7 @@ use crate::api::answers::Written;
 use crate::core::ids::Hash;
 use crate::http::asset::{AssetEdit, AssetRow};
 
-/// What `can-sync tag` takes.
+/// The arguments of `can-sync tag`.
 #[derive(Debug, Args)]
 pub(crate) struct TagArgs {
     /// The asset: its name or hash, or the unique start of either
@@ -27,7 +27,7 @@ pub(crate) async fn tag(client: &Client, args: TagArgs, output: Output) -> Resul
     for change in &args.changes {
         match change.split_at_checked(1) {
             Some(("-", rest)) if is_option(rest) => {
-                let message = format!("{change} stands behind the asset: options go before it");
+                let message = format!("{change} comes after the asset: put options before it");
                 return Err(Failure::new(Exit::Usage, message));
             }
             Some(("+", tag)) if !tag.is_empty() => add.push(tag.to_owned()),

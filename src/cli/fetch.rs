@@ -19,7 +19,7 @@ use crate::core::lookup::HashPrefix;
 /// How often the request is repeated. The agent drops a fetch that is not repeated for long.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// What `can-sync fetch` takes.
+/// The arguments of `can-sync fetch`.
 #[derive(Debug, Args)]
 pub(crate) struct FetchArgs {
     /// Their names or hashes, or the unique start of either

@@ -24,7 +24,7 @@ use crate::folders::{Keep, Mode};
 /// Examples of one kind that a status shows.
 const EXAMPLES_SHOWN: usize = 3;
 
-/// What `can-sync folder` takes.
+/// The arguments of `can-sync folder`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum FolderCommand {
     /// Make a shared folder of a directory

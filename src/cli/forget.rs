@@ -10,7 +10,7 @@ use super::text::shown;
 use crate::api::answers::Done;
 use crate::api::forgetting::{ForgetRequest, WishesView};
 
-/// What `can-sync forget` takes.
+/// The arguments of `can-sync forget`.
 #[derive(Debug, Args)]
 pub(crate) struct ForgetArgs {
     /// The asset: its name or hash, or the unique start of either

@@ -68,7 +68,7 @@ fn stats_text(stats: &JournalStats) -> String {
         format!("newest  {}", utc(stats.newest_ms)),
     ];
     if stats.opaque_ops > 0 {
-        lines.push(format!("unread  {} ops of a newer version", stats.opaque_ops));
+        lines.push(format!("unread  {} ops of a newer version of can-sync", stats.opaque_ops));
     }
     for log in &stats.logs {
         let mut line = format!(

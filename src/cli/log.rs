@@ -21,7 +21,7 @@ use crate::core::journal::op::{KEEP_DAYS, STREAM_MODEL};
 /// Events asked for at once.
 const PAGE_EVENTS: &str = "1000";
 
-/// What `can-sync log` takes.
+/// The arguments of `can-sync log`.
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
     /// Only what happened on this device: its name, node ID or the start of it
@@ -259,7 +259,7 @@ fn details(
     parts
 }
 
-/// What a field held.
+/// The text of a field's value.
 fn held(value: &Value) -> String {
     match value {
         Value::Null => "nothing".into(),

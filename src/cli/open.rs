@@ -26,7 +26,7 @@ const START_WAIT: Duration = Duration::from_secs(2);
 /// The private file, in the agent's home.
 const LINK_FILE: &str = "open.html";
 
-/// What `can-sync open` takes.
+/// The arguments of `can-sync open`.
 #[derive(Debug, Args)]
 pub(crate) struct OpenArgs {
     /// Sign every browser out instead

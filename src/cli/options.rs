@@ -89,7 +89,7 @@ pub(crate) struct UpArgs {
     alert_free_space: Option<Value>,
 }
 
-/// What `can-sync store` takes.
+/// The arguments of `can-sync store`.
 #[derive(Debug, Args)]
 pub(crate) struct StoreArgs {
     /// Where to serve the API, a loopback address; port 0 for any [default: 127.0.0.1:5757, or the

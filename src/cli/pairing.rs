@@ -36,7 +36,7 @@ const SETTLED_MS: u64 = 10_000;
 /// Many times a ticket with all its addresses.
 const TICKET_BYTES_MAX: u64 = 16 * 1024;
 
-/// What `can-sync ticket` takes.
+/// The arguments of `can-sync ticket`.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct TicketArgs {
@@ -361,7 +361,7 @@ async fn compare(client: &Client, output: Output) -> Result<Infallible, Failure>
 #[derive(Default)]
 struct Compared {
     asked: BTreeSet<String>,
-    /// When the ticket was first seen to let nobody in any more.
+    /// When this command first saw that the ticket admits no further device.
     over_ms: Option<u64>,
 }
 
@@ -376,7 +376,7 @@ impl Compared {
     }
 
     /// Shows the digits of waiting pairings, and on a terminal asks whether they agree. Returns the
-    /// pairing that the user was asked about once it has ended.
+    /// last pairing that it asked the user about, once that has ended.
     async fn look(
         &mut self,
         client: &Client,

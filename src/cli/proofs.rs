@@ -20,7 +20,7 @@ use crate::replica::copies::ChosenAsset;
 /// The most assets that an error lists.
 const LISTED_MAX: usize = 20;
 
-/// What is meant by the assets of both commands.
+/// The arguments of both commands that choose assets.
 #[derive(Debug, Args)]
 struct Chosen {
     /// An asset's name or hash, or the unique start of either; or an expression such as
@@ -38,7 +38,7 @@ struct Chosen {
     sites: Option<u16>,
 }
 
-/// What `can-sync safe` takes.
+/// The arguments of `can-sync safe`.
 #[derive(Debug, Args)]
 pub(crate) struct SafeArgs {
     #[command(flatten)]
@@ -48,7 +48,7 @@ pub(crate) struct SafeArgs {
     within: Option<Duration>,
 }
 
-/// What `can-sync evict` takes.
+/// The arguments of `can-sync evict`.
 #[derive(Debug, Args)]
 pub(crate) struct EvictArgs {
     #[command(flatten)]

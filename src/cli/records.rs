@@ -16,7 +16,7 @@ use crate::core::ids::NodeId;
 /// Records asked for at once.
 const PAGE_RECORDS: &str = "1000";
 
-/// What `can-sync records` takes.
+/// The arguments of `can-sync records`.
 #[derive(Debug, Args)]
 pub(crate) struct RecordsArgs {
     #[command(subcommand)]

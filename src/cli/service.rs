@@ -179,7 +179,7 @@ impl Manager {
     fn uninstall(self, output: Output) -> Result<Exit, Failure> {
         if self == Self::Launchd {
             let path = launch_agent_path()?;
-            // It may not be loaded.
+            // The error is ignored: the service may not be loaded.
             let _ = run("launchctl", &["bootout", &format!("{}/{LAUNCH_LABEL}", launchd_domain())]);
             remove(&path)?;
         } else {

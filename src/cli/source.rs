@@ -40,10 +40,10 @@ pub(crate) enum ReadError {
     /// An error of the system.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// It was written to.
+    /// The file was written to while it was read.
     #[error("it changed while it was read: add it again when nothing writes to it")]
     Changed,
-    /// It is a file of a home.
+    /// The file belongs to the home of an agent.
     #[error("it belongs to a can-sync agent, whose own files are never added")]
     OfAHome,
 }
@@ -83,7 +83,7 @@ impl Version {
 pub(crate) enum Small {
     /// Its content, and when it was last modified, ms since the Unix epoch.
     Whole(Bytes, i64),
-    /// It is not small any more.
+    /// The file has grown and is not small any more.
     Grown,
 }
 

@@ -10,7 +10,7 @@ pub(crate) use crate::core::units::utc;
 /// From when on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Since {
-    /// That long ago.
+    /// This long before now.
     Ago(Duration),
     /// Milliseconds since the Unix epoch.
     At(u64),

@@ -295,7 +295,7 @@ async fn bind(listen: Option<SocketAddr>) -> Result<TcpListener, Failure> {
 /// The terminal of a process that has one.
 const TERMINAL: &str = "/dev/tty";
 
-/// What a signal asks for.
+/// The meaning of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Signalled {
     Stop,

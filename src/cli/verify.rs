@@ -33,7 +33,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// all devices are compared again.
 const HOPE: Duration = Duration::from_secs(20);
 
-/// What `can-sync verify` takes.
+/// The arguments of `can-sync verify`.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
     /// Their names or hashes, or the unique start of either

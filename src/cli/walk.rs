@@ -31,7 +31,7 @@ pub(crate) struct Found {
     pub(crate) folder: String,
 }
 
-/// What is uploaded with one request.
+/// The files of one upload request.
 pub(crate) enum Unit {
     /// Files that were small when they were seen.
     Small(Vec<Found>),

@@ -101,10 +101,10 @@ fn parse_number<T: std::str::FromStr>(name: &str, text: &str) -> Result<T, Probl
     params(
         ("name" = Option<String>, Query, description = "Its file name."),
         ("path" = Option<String>, Query, description = "The folder it comes from, such as `pictures/2024`."),
-        ("type" = Option<String>, Query, description = "Its media type; when left out the content type, else what name and content tell."),
+        ("type" = Option<String>, Query, description = "Its media type. If left out: the request's content type, else a guess from name and content."),
         ("modified_ms" = Option<i64>, Query, description = "When the file was last modified, milliseconds since the Unix epoch."),
-        ("captured_ms" = Option<i64>, Query, description = "When the picture was taken, milliseconds since the Unix epoch; when left out what the content tells."),
-        ("application" = Option<String>, Query, description = "The program it comes from; `can-sync` when left out."),
+        ("captured_ms" = Option<i64>, Query, description = "When the picture was taken, milliseconds since the Unix epoch. If left out: the time that the picture itself records."),
+        ("application" = Option<String>, Query, description = "The program it comes from. If left out: `can-sync`."),
         ("user" = Option<String>, Query, description = "The user of that program."),
         ("description" = Option<String>, Query, description = "Its description."),
         ("tag" = Option<Vec<String>>, Query, description = "A tag; may be given many times."),
@@ -298,7 +298,7 @@ pub(crate) fn written_by_people(mut metadata: Metadata) -> Result<Metadata, Prob
     tag = "assets",
     params(
         ("after" = Option<u64>, Query, description = "`next` of an earlier page."),
-        ("limit" = Option<u16>, Query, description = "At most so many; 100 when left out.", minimum = 1, maximum = 1000),
+        ("limit" = Option<u16>, Query, description = "The most assets in the answer; 100 if left out.", minimum = 1, maximum = 1000),
         ("tag" = Option<String>, Query, description = "Only with this tag."),
         ("type" = Option<String>, Query, description = "Only of this media type, or of those that start with it when it ends in `/`."),
         ("q" = Option<String>, Query, description = "Only with this in the name or description."),

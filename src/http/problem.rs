@@ -31,7 +31,7 @@ pub struct ProblemBody {
     /// `about:blank`: the status says it all.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What the status is called.
+    /// The name of the HTTP status.
     pub title: String,
     /// The HTTP status.
     pub status: u16,

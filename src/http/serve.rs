@@ -303,7 +303,8 @@ impl HttpBody for Impatient {
     }
 }
 
-/// An answer's body: keeps the request under way, and ends early when the server stops.
+/// The body of a response. While it exists the request counts as under way; it ends early when the
+/// server stops.
 struct Answer {
     body: Body,
     stop: Option<BoxFuture<'static, ()>>,

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 /// How long a code is good for: the time to open a link.
 pub const CODE_LIFE_MS: u64 = 2 * 60 * 1000;
 
-/// The longest session.
+/// How long a session lasts at most.
 pub const SESSION_LIFE_MS: u64 = 30 * 24 * 3600 * 1000;
 
 /// How long a session outlives its last request.
@@ -79,7 +79,7 @@ pub struct Invitation {
 #[derive(Clone)]
 pub struct Session {
     id: blake3::Hash,
-    /// What each form of the session carries.
+    /// The token that each form of the session must carry, against cross-site request forgery.
     pub csrf: String,
     /// Cancelled when the session is revoked.
     pub ended: CancellationToken,
@@ -94,7 +94,7 @@ pub struct Code {
 }
 
 impl Sessions {
-    /// Of the server on `port`.
+    /// The sessions of the server on `port`.
     pub fn new(port: u16) -> Self {
         let cookie = format!("can-sync-{port}").into();
         Self { state: Arc::default(), cookie, is_secure: false }

@@ -192,7 +192,7 @@ struct HashesQuery {
     since: Option<i64>,
     /// Only after this cursor.
     after: Option<Cursor>,
-    /// At most so many.
+    /// The most entries in the answer.
     limit: Option<usize>,
 }
 

@@ -14,7 +14,7 @@ use rustls::crypto::ring::default_provider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::TlsAcceptor;
 
-/// The names in the certificate. Clients that compare names are told to trust the fingerprint.
+/// The names in the certificate. Users of a client that compares names make it trust the fingerprint.
 const NAMES: [&str; 3] = ["can-sync", "localhost", "127.0.0.1"];
 
 /// The certificate, ready to be served.
@@ -44,7 +44,7 @@ impl Certificate {
     /// Reads what [`Self::make`] gave.
     ///
     /// # Errors
-    /// It is something else.
+    /// The bytes are not a key and a certificate.
     pub fn read(bytes: &[u8]) -> Result<Self> {
         let text = std::str::from_utf8(bytes).context("reading the certificate")?;
         let mut parts = text.lines().map(|line| data_encoding::HEXLOWER.decode(line.as_bytes()));
