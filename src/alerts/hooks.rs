@@ -43,7 +43,7 @@ const READ_AGAIN: Duration = Duration::from_secs(5);
 /// A hook and how it does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HookView {
-    /// Its name.
+    /// The hook's name.
     pub name: String,
     /// The types of the events that it is for.
     pub on: Vec<String>,

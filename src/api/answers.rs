@@ -29,15 +29,15 @@ pub struct TicketsPage {
 /// A ticket, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TicketView {
-    /// Its name.
+    /// The ticket's name.
     pub id: String,
     /// When it was made, milliseconds since the Unix epoch.
     pub created_ms: u64,
     /// When it ends.
     pub expires_ms: u64,
-    /// How many devices it was made for.
+    /// How many devices the ticket was made for.
     pub uses: u16,
-    /// How many more devices it may admit.
+    /// How many more devices the ticket may admit.
     pub left: u16,
     /// Whether people must compare the digits.
     pub verify: bool,
@@ -83,17 +83,17 @@ pub struct Written {
 /// A record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Record {
-    /// Its model.
+    /// The record's model.
     pub model: String,
-    /// Its id within the model; for the shared models `asset`, `file` and `folder` in hex.
+    /// The record's id within the model; for the shared models `asset`, `file` and `folder` in hex.
     pub id: String,
     /// The device that owns it. Null: it is shared.
     #[schema(required)]
     pub owner: Option<NodeId>,
-    /// Its fields.
+    /// The record's fields.
     #[schema(value_type = BTreeMap<String, FieldValue>)]
     pub fields: BTreeMap<String, Json>,
-    /// Its sets that are not empty.
+    /// The record's sets that are not empty.
     pub sets: BTreeMap<String, BTreeSet<String>>,
     /// When it was last written to, by the writer's clock, milliseconds since the Unix epoch.
     pub changed_ms: u64,
@@ -108,9 +108,9 @@ pub struct Record {
 /// A record that was deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeletedRecord {
-    /// Its model.
+    /// The record's model.
     pub model: String,
-    /// Its id within the model.
+    /// The record's id within the model.
     pub id: String,
     /// The device that owned it. Null: it was shared.
     #[schema(required)]
@@ -125,9 +125,9 @@ pub struct DeletedRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum WatchedRecord {
-    /// It was written to.
+    /// The record was written to.
     Written(Record),
-    /// It was deleted.
+    /// The record was deleted.
     Deleted(DeletedRecord),
 }
 
@@ -158,11 +158,11 @@ pub struct RecordsPage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = FoundAsset)]
 pub struct FoundAsset {
-    /// Its hash.
+    /// The asset's hash.
     pub hash: Hash,
     /// The folder it was added from; empty when unknown.
     pub path: String,
-    /// Its name; empty when unknown.
+    /// The asset's name; empty when unknown.
     pub name: String,
     /// The asset in this device's store. Null: it is not here.
     #[schema(required)]
@@ -190,7 +190,7 @@ pub struct Event {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub asset_name: Option<String>,
-    /// Its data: any JSON. Data that is not JSON appears as `{"bytes": "<base64>"}`.
+    /// The event's data: any JSON. Data that is not JSON appears as `{"bytes": "<base64>"}`.
     pub data: Json,
 }
 
@@ -239,9 +239,9 @@ pub struct NumberedLog {
 /// Numbers that are missing, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Gap {
-    /// The first.
+    /// The first number of the gap.
     pub from_seq: u64,
-    /// The last.
+    /// The last number of the gap.
     pub to_seq: u64,
 }
 
@@ -266,7 +266,7 @@ pub struct ModelsPage {
 /// A model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ModelView {
-    /// Its name.
+    /// The model's name.
     pub model: String,
     /// How many shared records it has.
     pub shared: u64,
@@ -291,7 +291,7 @@ pub struct Members {
 /// A device that is or was a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Member {
-    /// Its node ID.
+    /// The device's node ID.
     pub device: NodeId,
     /// The name it was added under.
     pub name: String,

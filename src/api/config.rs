@@ -34,7 +34,7 @@ pub struct ConfigReply {
 /// A setting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SettingView {
-    /// Its name in the file.
+    /// The setting's name in the file.
     pub key: String,
     /// The value in force. Null: the default, which `text` tells.
     #[schema(required)]

@@ -48,7 +48,7 @@ pub struct WantView {
     pub expression: Option<String>,
 }
 
-/// What this device is to want.
+/// The new want expression of this device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WantRequest {
@@ -105,7 +105,7 @@ pub struct Holders {
     pub hash: Hash,
     /// Whether this device holds it.
     pub here: bool,
-    /// Whether it is not here because it is not wanted. False also for assets that are not known.
+    /// Whether the asset is not here because it is not wanted. False also for assets that are not known.
     pub unwanted: bool,
     /// The other devices that are known to hold it.
     pub holders: Vec<HolderView>,
@@ -120,14 +120,14 @@ pub struct Holders {
 pub struct HolderView {
     /// The device.
     pub node_id: NodeId,
-    /// Its name.
+    /// The device's name.
     pub name: String,
-    /// Its site; empty when it has none.
+    /// The device's site; empty when it has none.
     pub site: String,
     /// When it was last confirmed, milliseconds since the Unix epoch. Sets that did not change are not
     /// confirmed again.
     pub confirmed_ms: u64,
-    /// Whether it is connected and in sync, so that this holds now.
+    /// Whether the device is connected and in sync, so that this holds now.
     pub now: bool,
 }
 

@@ -22,7 +22,7 @@ use crate::state::home::Home;
 pub struct DavView {
     /// Whether WebDAV is on: it is when there is a password.
     pub is_on: bool,
-    /// Its URL on this machine.
+    /// The WebDAV server's URL on this machine.
     pub url: String,
     /// The name that clients give beside the password.
     pub user: String,

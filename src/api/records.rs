@@ -401,7 +401,7 @@ enum BatchChange {
 struct BatchWrite {
     /// The model of the record.
     model: String,
-    /// Its id within the model.
+    /// The record's id within the model.
     id: String,
     /// The record is owned by this device; else it is shared.
     #[serde(default)]
@@ -429,7 +429,7 @@ struct BatchWrite {
 struct BatchDelete {
     /// The model of the record.
     model: String,
-    /// Its id within the model.
+    /// The record's id within the model.
     id: String,
     /// The record is owned by this device; else it is shared.
     #[serde(default)]

@@ -20,7 +20,7 @@ pub struct TicketRequest {
     /// the status.
     #[serde(default)]
     pub verify: bool,
-    /// How many devices it lets in; one when left out.
+    /// How many devices the ticket lets in; one when left out.
     #[serde(default)]
     #[schema(minimum = 1, maximum = 64)]
     pub uses: Option<u16>,

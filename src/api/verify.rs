@@ -71,7 +71,7 @@ pub struct VerifyReading {
 pub struct Verified {
     /// The asset.
     pub hash: Hash,
-    /// Its size; 0 if it is unknown.
+    /// The asset's size; 0 if it is unknown.
     pub size: u64,
     /// Whether the content is whole, damaged or not held.
     pub condition: VerifiedCondition,
@@ -91,7 +91,7 @@ pub struct Verified {
 pub enum VerifiedCondition {
     /// The content matches the asset's hash.
     Whole,
-    /// Its content is lost or wrong.
+    /// The asset's content is lost or wrong.
     Damaged,
     /// The store has no such asset.
     Absent,

@@ -54,7 +54,7 @@ struct Written {
 /// The arguments of `can-sync get`.
 #[derive(Debug, Args)]
 pub(crate) struct GetArgs {
-    /// Its name or hash, or the unique start of either
+    /// The asset's name or hash, or the unique start of either
     #[arg(required_unless_present_any = ["all", "tag"], conflicts_with_all = ["all", "tag"])]
     asset: Option<String>,
     /// Every asset that is not in the trash
@@ -196,7 +196,7 @@ pub(super) async fn algorithm(client: &Client) -> Result<HashAlgorithm, Failure>
         })
 }
 
-/// Where a content goes.
+/// Where `get` writes the content.
 pub(super) enum Target {
     /// A new file of this name.
     New(PathBuf),

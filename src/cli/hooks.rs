@@ -16,12 +16,12 @@ use crate::core::hooks::Target;
 pub(crate) enum HooksCommand {
     /// Call a hook now, with an event of the type `test`
     Test {
-        /// Its name, as in `[hook.NAME]`
+        /// The hook's name, as in `[hook.NAME]`
         hook: String,
     },
     /// Print the secret with which the receiver of a hook checks the signature of its requests
     Secret {
-        /// Its name, as in `[hook.NAME]`
+        /// The hook's name, as in `[hook.NAME]`
         hook: String,
     },
 }

@@ -136,7 +136,7 @@ enum Command {
     Peers,
     /// Put a device out of the group
     Remove {
-        /// Its name, its node ID or the unique start of it
+        /// The device's name, or its node ID or the unique start of that
         device: String,
         /// Also remove the devices that it added
         #[arg(long)]
@@ -167,12 +167,12 @@ enum Command {
     Fetch(fetch::FetchArgs),
     /// Print an asset's content
     Cat {
-        /// Its name or hash, or the unique start of either
+        /// The asset's name or hash, or the unique start of either
         asset: String,
     },
     /// Show what is known about an asset
     Info {
-        /// Its name or hash, or the unique start of either
+        /// The asset's name or hash, or the unique start of either
         asset: String,
     },
     /// Show or set which contents come to this device
@@ -198,14 +198,14 @@ enum Command {
     Tag(edit::TagArgs),
     /// Describe an asset
     Describe {
-        /// Its name or hash, or the unique start of either
+        /// The asset's name or hash, or the unique start of either
         asset: String,
         /// The description; empty to take it away
         text: String,
     },
     /// Put an asset into the trash
     Trash {
-        /// Its name or hash, or the unique start of either
+        /// The asset's name or hash, or the unique start of either
         asset: String,
     },
     /// Bring back an earlier version of a file of a folder; or take an asset out of the trash

@@ -45,7 +45,7 @@ pub(crate) struct TicketArgs {
     /// How long the ticket is good for, at most 7d
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     expires: Duration,
-    /// How many devices it lets in
+    /// How many devices the ticket lets in
     #[arg(long, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u16).range(1..=i64::from(TICKET_USES_MAX)))]
     uses: u16,
@@ -73,7 +73,7 @@ pub(crate) enum TicketCommand {
     Ls,
     /// End a ticket before its time
     Revoke {
-        /// Its name, as `ticket ls` shows it
+        /// The ticket's name, as `ticket ls` shows it
         #[arg(required_unless_present = "all")]
         id: Option<String>,
         /// End all of them

@@ -45,7 +45,7 @@ enum RecordsCommand {
         /// The kind of record
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         model: String,
-        /// Its name among its kind
+        /// The record's name among its kind
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
     },
@@ -54,7 +54,7 @@ enum RecordsCommand {
         /// The kind of record
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         model: String,
-        /// Its name among its kind
+        /// The record's name among its kind
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
         /// FIELD=VALUE sets a field: JSON when it is a value of JSON (7, true, null, "7"), else text;
@@ -67,7 +67,7 @@ enum RecordsCommand {
         /// The kind of record
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         model: String,
-        /// Its name among its kind
+        /// The record's name among its kind
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         id: String,
     },

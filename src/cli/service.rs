@@ -105,7 +105,7 @@ enum Manager {
     Launchd,
 }
 
-/// How a service does.
+/// The state of the installed service.
 #[derive(Debug, Serialize)]
 struct ServiceView {
     state: String,

@@ -81,7 +81,7 @@ impl Version {
 
 /// A small file, read whole.
 pub(crate) enum Small {
-    /// Its content, and when it was last modified, ms since the Unix epoch.
+    /// The file's content, and when it was last modified, ms since the Unix epoch.
     Whole(Bytes, i64),
     /// The file has grown and is not small any more.
     Grown,
@@ -106,7 +106,7 @@ impl Source {
         Ok(Self { file, before: Version::of(&found) })
     }
 
-    /// Its length; `None` for a pipe or a device, which ends when it ends.
+    /// The file's length; `None` for a pipe or a device, which ends when it ends.
     pub(crate) fn size_bytes(&self) -> io::Result<Option<u64>> {
         Ok(self.file.metadata()?.is_file().then_some(self.before.size_bytes))
     }

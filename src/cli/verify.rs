@@ -26,7 +26,7 @@ use crate::http::asset::{AssetRow, AssetsPage};
 /// The most bytes of one request: so all jobs have something to do until the end.
 const REQUEST_BYTES: u64 = 16 * 1024 * 1024;
 
-/// How often the agent is asked whether an asset was repaired.
+/// The interval of requests to the agent whether an asset was repaired.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// How long to wait for an asset that no device seems to hold. After damage is found, the sets of
@@ -52,7 +52,7 @@ pub(crate) struct VerifyArgs {
 struct Line {
     #[serde(flatten)]
     verified: Verified,
-    /// Whether it was repaired with the content of another device.
+    /// Whether the asset was repaired with the content of another device.
     repaired: bool,
 }
 

@@ -26,7 +26,7 @@ const BATCH_BYTES: u64 = 4 * 1024 * 1024;
 /// A file that is to be added.
 pub(crate) struct Found {
     pub(crate) path: PathBuf,
-    /// Its folder, starting with the folder that was named: `pictures/2024`. Empty for a file that
+    /// The file's folder, starting with the folder that was named: `pictures/2024`. Empty for a file that
     /// was named itself.
     pub(crate) folder: String,
 }

@@ -172,7 +172,7 @@ impl Kind {
         Self::Crashed,
     ];
 
-    /// Its name, as in ids, metrics and JSON.
+    /// The kind's name, as in ids, metrics and JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Damaged => "damaged",
@@ -200,9 +200,9 @@ impl Kind {
 /// An alert.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Alert {
-    /// Its name: the kind, and what it is about.
+    /// The alert's name: the kind, and what it is about.
     pub id: String,
-    /// Its kind.
+    /// The alert's kind.
     pub kind: Kind,
     /// What is seen, and what to do about it.
     pub text: String,
@@ -226,7 +226,7 @@ pub struct Change {
     pub is_raised: bool,
     /// The alert's id.
     pub id: String,
-    /// Its text at that time.
+    /// The alert's text at that time.
     pub text: String,
     /// The device that it is about.
     pub device: Option<NodeId>,
@@ -398,7 +398,7 @@ impl Memory {
         })
     }
 
-    /// Without what changes all the time and is no reason to write.
+    /// The memory without the values that change all the time: a change of them alone is not saved.
     fn essence(&self) -> Self {
         let mut essence = self.clone();
         for device in essence.devices.values_mut() {

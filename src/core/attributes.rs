@@ -63,7 +63,7 @@ impl Attribute {
         Self::User,
     ];
 
-    /// Its field in the asset's record of the journal.
+    /// The attribute's field in the asset's record of the journal.
     pub const fn field(self) -> &'static str {
         match self {
             Self::Name => "name",
@@ -81,7 +81,7 @@ impl Attribute {
         Self::ALL.into_iter().find(|attribute| attribute.field() == field)
     }
 
-    /// Whether it is a time.
+    /// Whether the attribute is a time.
     pub const fn is_time(self) -> bool {
         matches!(self, Self::ModifiedMs | Self::CapturedMs)
     }

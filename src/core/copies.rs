@@ -48,7 +48,7 @@ pub type SizedHash = (Hash, Option<u64>);
 /// Why a known asset is not here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Absence {
-    /// It is wanted, and is requested as soon as a holder is connected.
+    /// The asset is wanted, and is requested as soon as a holder is connected.
     Missing,
     /// This device does not want the asset.
     Unwanted,

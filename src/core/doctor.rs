@@ -12,7 +12,7 @@ use crate::core::units::{bytes, utc};
 pub enum Verdict {
     /// All is well.
     Ok,
-    /// It was not checked; the text says why.
+    /// The subject was not checked; the text says why.
     Skipped,
     /// It works, but not as well as it could.
     Warning,
@@ -121,11 +121,11 @@ pub struct ProbeFacts {
 /// What the router offers for port mapping.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PortMappingFacts {
-    /// Whether it answers UPnP.
+    /// Whether the router answers UPnP.
     pub upnp: bool,
-    /// Whether it answers PCP (RFC 6887).
+    /// Whether the router answers PCP (RFC 6887).
     pub pcp: bool,
-    /// Whether it answers NAT-PMP (RFC 6886).
+    /// Whether the router answers NAT-PMP (RFC 6886).
     pub nat_pmp: bool,
 }
 
@@ -327,7 +327,7 @@ pub struct DiskFacts {
     pub fsync_ms: Result<f64, String>,
     /// The bytes that may still be written.
     pub free_bytes: u64,
-    /// Its size.
+    /// The disk's size.
     pub size_bytes: u64,
     /// The free space below which nothing is stored.
     pub floor_bytes: u64,

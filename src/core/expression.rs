@@ -51,17 +51,17 @@ const TESTS: &str =
 /// What is known about an asset; `None` where nothing is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AssetFacts {
-    /// Its tags.
+    /// The asset's tags.
     pub tags: Option<BTreeSet<String>>,
-    /// Its media type; empty when the content shows none.
+    /// The asset's media type; empty when the content shows none.
     pub media_type: Option<String>,
-    /// Its file name; empty when it has none.
+    /// The asset's file name; empty when it has none.
     pub name: Option<String>,
     /// The names of the shared folders that it is in.
     pub folders: Option<BTreeSet<String>>,
     /// The name and the node ID of the device that added it.
     pub added_by: Option<Vec<String>>,
-    /// Its size.
+    /// The asset's size.
     pub size_bytes: Option<u64>,
     /// How long ago it was added to the group.
     pub age_ms: Option<u64>,
@@ -103,7 +103,7 @@ pub enum TextField {
 /// A property of an asset that is a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NumberField {
-    /// Its size in bytes.
+    /// The asset's size in bytes.
     Size,
     /// Milliseconds since it was added to the group.
     Age,

@@ -31,7 +31,7 @@ pub enum FetchState {
     Arriving,
     /// The asset is in a queue, here or at a peer.
     Waiting,
-    /// It is not requested for a while: its content was wrong, or there is no space for it.
+    /// The asset is not requested for a while: its content was wrong, or there is no space for it.
     Resting,
     /// No connected peer holds it.
     Nowhere,

@@ -34,7 +34,7 @@ const BACKOFF_MS_MAX: u64 = 10 * 60 * 1000;
 /// A hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hook {
-    /// Its name.
+    /// The hook's name.
     pub name: String,
     /// The types of the events that it is for.
     pub on: Vec<String>,

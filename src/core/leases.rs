@@ -146,7 +146,7 @@ pub enum Lack {
     Damaged,
     /// The device is evicting its own copy.
     Evicting,
-    /// Its store belongs to another program, which may delete at any time.
+    /// The device's store belongs to another program, which may delete at any time.
     CannotPromise,
     /// The device is busy with other proofs.
     Busy,

@@ -182,20 +182,20 @@ pub struct AssetText(String);
 /// What an asset may be named by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AssetTier {
-    /// Its hash starts with this prefix.
+    /// The asset's hash starts with this prefix.
     pub hash: Option<HashPrefix>,
-    /// Its name is one of these.
+    /// The asset's name is one of these.
     pub name: NamePattern,
 }
 
 /// An asset that a text may name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AssetCandidate {
-    /// Its hash.
+    /// The asset's hash.
     pub hash: Hash,
     /// The folder it was added from.
     pub path: String,
-    /// Its name.
+    /// The asset's name.
     pub name: String,
 }
 

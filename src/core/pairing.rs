@@ -15,7 +15,7 @@ pub type TicketSecret = [u8; 16];
 pub struct Member {
     /// The device.
     pub node_id: NodeId,
-    /// Its name, fit for people; see [`shown_name`].
+    /// The device's name, fit for people; see [`shown_name`].
     pub name: String,
     /// The addresses at which it may be reachable, the likeliest first: socket addresses and relay
     /// URLs as text. Hints.

@@ -64,11 +64,11 @@ impl Backoff {
 /// One live connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conn {
-    /// Its number.
+    /// The connection's number.
     pub id: ConnId,
     /// Whether this device dialled.
     pub dialed: bool,
-    /// Whether it speaks the plain protocol.
+    /// Whether the connection speaks the plain protocol.
     pub plain: bool,
     /// When it came up, monotonic ms.
     pub since_ms: u64,

@@ -19,7 +19,7 @@ pub struct Want {
 /// asset's facts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Claims {
-    /// Whether the asset was evicted here and not fetched since.
+    /// Whether the asset was evicted here and has not been fetched since.
     pub is_evicted: bool,
     /// Whether a file of a bound folder has this content.
     pub is_in_bound_folder: bool,

@@ -115,7 +115,7 @@ pub enum Standing {
     Queued,
     /// It rests: it is not requested from the peers that are known to hold it for a while.
     Resting,
-    /// It is not known to be missing; perhaps it was stored long ago.
+    /// The asset is not known to be missing; perhaps it was stored long ago.
     Unknown,
 }
 

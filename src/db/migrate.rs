@@ -58,7 +58,7 @@ pub enum MigrateError {
     Newer {
         /// The file.
         path: PathBuf,
-        /// Its version.
+        /// The database's version.
         found: i64,
         /// The newest version that this program knows.
         known: i64,

@@ -43,11 +43,11 @@ pub(crate) struct ToPlace {
 /// The outcome of applying one version to the directory.
 #[derive(Debug)]
 pub(crate) enum Ended {
-    /// It is there; `None` where nothing is to be there.
+    /// The version is there; `None` where nothing is to be there.
     Done(Option<Seen>),
-    /// It is there, and what the user wrote in that moment is kept under this path.
+    /// The version is there, and what the user wrote in that moment is kept under this path.
     Displaced(Option<Seen>, Displaced),
-    /// Its asset is not here.
+    /// The version's asset is not here.
     Missing(Hash),
     /// Something else than expected is there: look again.
     Changed,

@@ -101,7 +101,7 @@ pub(super) struct Driver {
     is_watched: bool,
     /// How far the index was compared with what is missing; `None`: not yet.
     pub(super) arrived: Option<([u8; 16], u64)>,
-    /// The same for assets that were known before: the newest change that was taken up.
+    /// The newest arrival that this driver has handled, of assets that the index knew before.
     pub(super) arrived_turn: u64,
     pub(super) retry_at: Option<Instant>,
     pub(super) retry_pause: Duration,

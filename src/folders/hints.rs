@@ -75,7 +75,7 @@ impl Driver {
         self.reconcile(now).await
     }
 
-    /// Scans the whole directory as soon as that is not too often.
+    /// Requests a scan of the whole directory, no sooner than the shortest interval allows.
     pub(super) fn scan_soon(&mut self) {
         self.scan_at = self.scan_at.min(Instant::now() + SCAN_PAUSE);
     }

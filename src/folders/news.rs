@@ -102,7 +102,7 @@ impl Driver {
         blocking(move || Ok(db.move_to(id, cursor)?)).await
     }
 
-    /// Tells of records that are no versions of paths. Of very many there is one line in the log.
+    /// Reports records that are not versions of paths. If there are very many, the log gets one line.
     fn tell_unreadable(&mut self, records: &[(FolderId, String)]) {
         let mut own = records.iter().filter(|(folder, _)| *folder == self.binding.folder);
         let Some((_, why)) = own.next() else { return };

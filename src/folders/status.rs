@@ -25,9 +25,9 @@ pub struct FoldersPage {
 /// A folder of the group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FolderView {
-    /// Its id.
+    /// The folder's id.
     pub id: FolderId,
-    /// Its name. Several folders may have the same.
+    /// The folder's name. Several folders may have the same.
     pub name: String,
     /// The device that made it. Null: it does not say so.
     #[schema(required)]
@@ -45,7 +45,7 @@ pub struct FolderView {
 pub struct BoundElsewhere {
     /// The device.
     pub device: NodeId,
-    /// Its name.
+    /// The device's name.
     pub device_name: String,
     /// The directory there.
     pub dir: String,
@@ -103,7 +103,7 @@ pub struct FolderStatus {
     pub waiting: u64,
     /// Conflict copies in the folder.
     pub conflicts: u64,
-    /// Some of them.
+    /// The paths of some conflict copies.
     pub conflict_examples: Vec<String>,
     /// What is left out, and why.
     pub skipped: Vec<Skipped>,
@@ -116,7 +116,7 @@ pub struct Skipped {
     pub reason: String,
     /// How many paths.
     pub count: u64,
-    /// Some of them, in their text form.
+    /// Some examples of these paths, in their text form.
     pub examples: Vec<String>,
 }
 
@@ -205,7 +205,7 @@ pub struct PathHistory {
 /// A version of a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PastVersion {
-    /// Its number: 0 is the current version, 1 the one before.
+    /// The version's number: 0 is the current version, 1 the one before.
     pub number: u64,
     /// When it ceased to be current, milliseconds since the Unix epoch; null for the current one.
     #[schema(required)]
@@ -224,20 +224,20 @@ pub enum ContentView {
     Absent,
     /// A file.
     File {
-        /// Its asset.
+        /// The file's asset.
         hash: Hash,
-        /// Its size.
+        /// The file's size.
         size_bytes: u64,
         /// When it was modified, milliseconds since the Unix epoch.
         modified_ms: i64,
-        /// Its owner may execute it.
+        /// Whether the file's owner may execute it.
         executable: bool,
-        /// Its asset is in the store of this device.
+        /// Whether the file's asset is in the store of this device.
         here: bool,
     },
     /// A symbolic link.
     Symlink {
-        /// Its target. Bytes that are no UTF-8 are replaced.
+        /// The link's target. Bytes that are no UTF-8 are replaced.
         target: String,
     },
     /// An empty directory.
@@ -253,7 +253,7 @@ pub struct Restored {
     pub path: String,
     /// What is there now.
     pub content: ContentView,
-    /// False: it was like that already.
+    /// Whether something changed; false if it was like that before.
     pub changed: bool,
 }
 

@@ -14,7 +14,7 @@ pub struct TicketTerms {
     pub ttl: Duration,
     /// Whether people must compare the digits.
     pub verify: bool,
-    /// How many devices it lets in.
+    /// How many devices the ticket lets in.
     pub uses: u16,
 }
 
@@ -28,22 +28,22 @@ pub struct RevokeReply {
 /// A fresh invitation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TicketReply {
-    /// Its name, by which it is listed and revoked. No secret.
+    /// The ticket's name, by which it is listed and revoked. No secret.
     pub id: String,
     /// The ticket. A secret until it is used up.
     pub ticket: String,
     /// When it ends, milliseconds since the Unix epoch.
     pub expires_ms: u64,
-    /// How many devices it lets in.
+    /// How many devices the ticket lets in.
     pub uses: u16,
 }
 
 /// The device that let this one in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PairReply {
-    /// Its node ID.
+    /// The device's node ID.
     pub node_id: NodeId,
-    /// Its name.
+    /// The device's name.
     pub name: String,
     /// Shown on both devices, to compare by eye.
     pub short_code: String,
@@ -54,7 +54,7 @@ pub struct PairReply {
 /// A request to remove a device from the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoveRequest {
-    /// Its name, its node ID or a unique prefix of it.
+    /// The device's name, its node ID or a unique prefix of it.
     pub device: String,
     /// Also remove the devices that it let in, except those through which this device is a member.
     pub with_introduced: bool,
@@ -72,9 +72,9 @@ impl From<String> for RemoveRequest {
 /// The device that was removed, or would be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RemoveReply {
-    /// Its node ID.
+    /// The device's node ID.
     pub node_id: NodeId,
-    /// Its name.
+    /// The device's name.
     pub name: String,
     /// The devices that are removed with it.
     pub also: Vec<RemovedToo>,
@@ -85,9 +85,9 @@ pub struct RemoveReply {
 /// A device that is removed together with another one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RemovedToo {
-    /// Its node ID.
+    /// The device's node ID.
     pub node_id: NodeId,
-    /// Its name.
+    /// The device's name.
     pub name: String,
     /// The name of the device that let it in.
     pub introducer: String,

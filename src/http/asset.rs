@@ -17,15 +17,15 @@ use crate::store::{Asset, Cursor, Metadata};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = Asset)]
 pub struct AssetRow {
-    /// Its hash.
+    /// The asset's hash.
     pub hash: Hash,
-    /// Its size in bytes.
+    /// The asset's size in bytes.
     pub size: u64,
     /// The name of the file; empty when unknown.
     pub name: String,
     /// The folder it was added from, such as `pictures/2024`; empty when unknown.
     pub path: String,
-    /// Its media type; empty when unknown.
+    /// The asset's media type; empty when unknown.
     #[serde(rename = "type")]
     pub media_type: String,
     /// When the file was last modified, milliseconds since the Unix epoch. Null: not known.
@@ -38,20 +38,20 @@ pub struct AssetRow {
     pub application: String,
     /// The user of that program; empty when unknown.
     pub user: String,
-    /// Its description.
+    /// The asset's description.
     pub description: String,
-    /// Its tags, sorted.
+    /// The asset's tags, sorted.
     pub tags: Vec<String>,
-    /// It is in the trash.
+    /// The asset is in the trash.
     pub trashed: bool,
-    /// Its bytes on this device are lost or not those of its hash.
+    /// The asset's bytes on this device are lost or not those of its hash.
     pub damaged: bool,
-    /// Its bytes were deleted on this device on purpose.
+    /// The asset's bytes were deleted on this device on purpose.
     #[serde(default)]
     pub evicted: bool,
     /// When this store took it in, milliseconds since the Unix epoch.
     pub timestamp: i64,
-    /// Its place in the store's feed.
+    /// The asset's place in the store's feed.
     pub cursor: Cursor,
     /// Changes with every edit; also the ETag.
     pub version: u64,
@@ -107,11 +107,11 @@ pub struct AssetsPage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = Added)]
 pub struct AddedAsset {
-    /// Its hash.
+    /// The asset's hash.
     pub hash: Hash,
-    /// Its size in bytes.
+    /// The asset's size in bytes.
     pub size: u64,
-    /// It was held already, and keeps its metadata.
+    /// The asset was held already, and keeps its metadata.
     pub existed: bool,
 }
 
@@ -134,7 +134,7 @@ pub struct AssetEdit {
     /// Tags to take off.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub remove: Vec<String>,
-    /// Whether it is in the trash.
+    /// Whether the asset is in the trash.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub trashed: Option<bool>,
@@ -146,7 +146,7 @@ pub struct AssetEdit {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub path: Option<String>,
-    /// Its media type.
+    /// The asset's media type.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub media_type: Option<String>,

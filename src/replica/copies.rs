@@ -102,7 +102,7 @@ pub(crate) struct Awaited {
 /// A decision about an asset that is not here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether it is wanted.
+    /// Whether the asset is wanted.
     pub why: Absence,
     /// On how many other devices it is known to be.
     pub copies: u64,

@@ -69,9 +69,9 @@ pub struct FolderJournal {
 /// A shared folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Folder {
-    /// Its id.
+    /// The folder's id.
     pub id: FolderId,
-    /// Its name, fit for people; several folders may have one.
+    /// The folder's name, fit for people; several folders may have one.
     pub name: String,
     /// The device that created it, if it says so.
     pub created_by: Option<NodeId>,

@@ -266,7 +266,7 @@ struct Stream<'a, R, W> {
     reader: Option<FrameReader<R>>,
     /// `None` while it writes.
     writer: Option<FrameWriter<W>>,
-    /// A frame read ahead, until the session accepts it.
+    /// A frame that arrived before the session accepts another one.
     arrived: Option<Frame>,
     work: FuturesUnordered<BoxFuture<'static, Done<R, W>>>,
     is_applying: bool,

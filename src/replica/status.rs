@@ -15,7 +15,7 @@ pub struct Status {
     pub alerts: Vec<Alert>,
     /// This device.
     pub device: DeviceStatus,
-    /// Its store.
+    /// This device's store.
     pub store: StoreStatus,
     /// Every other device of the group, connected or not, by name.
     pub peers: Vec<PeerStatus>,
@@ -86,9 +86,9 @@ impl Status {
 /// This device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceStatus {
-    /// Its node ID.
+    /// The device's node ID.
     pub node_id: NodeId,
-    /// Its name.
+    /// The device's name.
     pub name: String,
     /// The group's id.
     pub group_id: GroupId,
@@ -137,9 +137,9 @@ pub enum PairingState {
 pub struct StoreStatus {
     /// `embedded` or the URL of a foreign store.
     pub location: String,
-    /// Whether it answers.
+    /// Whether the store answers.
     pub up: bool,
-    /// Its id.
+    /// The store's id.
     pub store_id: StoreId,
     /// `blake3` or `sha256`.
     pub hash_algorithm: String,
@@ -257,9 +257,9 @@ pub struct CensusStatus {
 /// Another device of the group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PeerStatus {
-    /// Its node ID.
+    /// The peer's node ID.
     pub node_id: NodeId,
-    /// Its name.
+    /// The peer's name.
     pub name: String,
     /// The state of the connection.
     pub state: PeerState,
@@ -298,7 +298,7 @@ pub struct PeerStatus {
     pub obstacles: Vec<String>,
     /// When the next attempt is made, in milliseconds from now; `None` when connected.
     pub next_retry_ms: Option<u64>,
-    /// Its site; empty when it is one of its own.
+    /// The peer's site; empty when it is one of its own.
     #[serde(default)]
     pub site: String,
     /// What it wants, as it tells; empty for everything.
@@ -357,7 +357,7 @@ impl JournalStatus {
 /// The state of the journal with a peer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JournalPeerStatus {
-    /// Its node ID.
+    /// The peer's node ID.
     pub node_id: NodeId,
     /// The state of the stream.
     pub state: JournalPeerState,

@@ -17,7 +17,7 @@ pub enum StoreChoice {
     Embedded,
     /// The store of another program.
     Foreign {
-        /// Its base URL, on a loopback address.
+        /// The store's base URL, on a loopback address.
         url: String,
         /// The file that holds its key.
         key_file: PathBuf,

@@ -35,7 +35,7 @@ pub enum KeyError {
     Exposed {
         /// The file.
         path: PathBuf,
-        /// Its permission bits.
+        /// The file's permission bits.
         mode: u32,
     },
     /// The file belongs to another user, who can read and change it.
@@ -43,7 +43,7 @@ pub enum KeyError {
     Foreign {
         /// The file.
         path: PathBuf,
-        /// Its owner's user id.
+        /// The file's owner's user id.
         uid: u32,
     },
     /// The content is not a key.

@@ -83,7 +83,7 @@ pub struct Entry {
     pub digest: Digest,
     /// When this store stored it, ms since the Unix epoch. Never compared across devices.
     pub timestamp_ms: i64,
-    /// Its position in the feed.
+    /// The asset's position in the feed.
     pub cursor: Cursor,
 }
 
@@ -108,7 +108,7 @@ pub enum Touched {
     Stored {
         /// The asset.
         hash: Hash,
-        /// Its position in the feed; 0 if the store gives no cursors.
+        /// The asset's position in the feed; 0 if the store gives no cursors.
         cursor: Cursor,
     },
     /// An asset's metadata was edited.
@@ -142,13 +142,13 @@ pub struct Metadata {
 /// An asset with its metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asset {
-    /// Its line in the feed.
+    /// The asset's line in the feed.
     pub entry: Entry,
-    /// Its metadata.
+    /// The asset's metadata.
     pub metadata: Metadata,
-    /// Its content is known to be damaged: it has a row but is not held.
+    /// The asset's content is known to be damaged: it has a row but is not held.
     pub is_damaged: bool,
-    /// Its content was evicted: it has a row but is not held.
+    /// The asset's content was evicted: it has a row but is not held.
     pub is_evicted: bool,
 }
 
@@ -250,7 +250,7 @@ pub struct VerifiedFile {
     pub digest: Digest,
     /// Where it is.
     pub path: PathBuf,
-    /// Its BLAKE3 outboard (bao pre-order, 16 KiB groups) if the caller has one; consumed too.
+    /// The file's BLAKE3 outboard (bao pre-order, 16 KiB groups) if the caller has one; consumed too.
     pub outboard: Option<PathBuf>,
     /// The asset's metadata. The store ignores it if it already holds the asset.
     pub metadata: Metadata,
@@ -264,7 +264,7 @@ pub struct VerifiedFile {
 pub struct BaoFiles {
     /// The content; not verified.
     pub content: File,
-    /// Its BLAKE3 outboard: bao pre-order, 16 KiB groups.
+    /// The content's BLAKE3 outboard: bao pre-order, 16 KiB groups.
     pub outboard: File,
 }
 
@@ -274,9 +274,9 @@ pub type Permit = Box<dyn FnOnce() -> bool + Send>;
 /// The outcome for a content that is now held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
-    /// It is new and durable.
+    /// The asset is new and durable.
     New,
-    /// It was held already.
+    /// The asset was held already.
     Existed,
 }
 

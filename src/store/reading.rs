@@ -24,7 +24,7 @@ pub const STEP_BYTES: u64 = 256 * 1024;
 pub enum Verdict {
     /// The content has its hash.
     Right,
-    /// It has not, or it cannot be read: the store should look again.
+    /// The content does not have its hash, or cannot be read: the store should verify it.
     Wrong,
     /// The store does not hold the asset.
     Gone,

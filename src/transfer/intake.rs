@@ -44,7 +44,7 @@ pub(super) const DISCARD_BYTES_MAX: u64 = SPANS_AHEAD as u64 * SPAN_BYTES_MAX;
 
 /// A commit that the store has finished.
 struct Committed {
-    /// Whether it was a group of small assets; otherwise one large asset.
+    /// Whether the commit was a group of small assets; otherwise one large asset.
     is_group: bool,
     /// The outcomes, by slot.
     results: Vec<(usize, Result<Outcome, Corrupt>)>,

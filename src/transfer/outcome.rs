@@ -51,7 +51,7 @@ impl From<Verdict> for Outcome {
 pub struct Received {
     /// The asset as the peer announced it.
     pub digest: Digest,
-    /// Its outcome here.
+    /// The asset's outcome here.
     pub outcome: Outcome,
 }
 

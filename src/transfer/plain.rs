@@ -249,7 +249,7 @@ async fn incoming<R: AsyncRead + Unpin>(
 struct Lack {
     /// In ascending order, at most [`PLAIN_ASSETS_MAX`].
     hashes: Vec<Hash>,
-    /// Whether these are all.
+    /// Whether no more follow.
     is_complete: bool,
 }
 

@@ -24,7 +24,7 @@ const NAME_CHARS_MAX: usize = 60;
 pub struct Facts {
     /// This device.
     pub me: NodeId,
-    /// Its group.
+    /// This device's group.
     pub group: GroupId,
     /// This device was removed from its group.
     pub is_removed: bool,
@@ -47,7 +47,8 @@ pub struct Facts {
     /// Assets that are on one device alone, as far as is known; `None`: devices that are connected have
     /// yet to confirm what they hold.
     pub one_copy: Option<u64>,
-    /// Other assets that have fewer copies, or are on fewer sites, than the group wants; `None` as above.
+    /// How many other assets have fewer copies, or are on fewer sites, than the group wants; `None`
+    /// as above.
     pub few_copies: Option<u64>,
     /// The addresses of another device with the key of this one; `None`: there is none.
     pub twin: Option<Vec<String>>,
@@ -87,15 +88,15 @@ impl Facts {
 /// Another device of the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceFacts {
-    /// Its node ID.
+    /// The device's node ID.
     pub id: NodeId,
-    /// Its name.
+    /// The device's name.
     pub name: String,
-    /// Whether it is connected.
+    /// Whether the device is connected.
     pub is_connected: bool,
     /// Whether it holds the same assets and edits as this device.
     pub is_in_sync: bool,
-    /// Whether it is connected and has the same edits.
+    /// Whether the device is connected and has the same edits.
     pub has_same_edits: bool,
     /// Assets that it has and this device lacks.
     pub missing_here: u64,
@@ -110,7 +111,7 @@ pub struct DeviceFacts {
 pub struct MemberChange {
     /// The device.
     pub device: NodeId,
-    /// Its name.
+    /// The device's name.
     pub name: String,
     /// True when the device was added, false when it was removed.
     pub is_added: bool,
@@ -142,7 +143,7 @@ pub struct DiskFacts {
 pub struct FolderFacts {
     /// The start of the folder's id.
     pub short_id: String,
-    /// Its name.
+    /// The folder's name.
     pub name: String,
     /// What is wrong; `None`: nothing, or it is not known yet.
     pub trouble: Option<FolderTrouble>,
@@ -164,7 +165,7 @@ pub enum FolderTrouble {
 /// A hook that fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookTrouble {
-    /// Its name.
+    /// The hook's name.
     pub name: String,
     /// Why its last call failed.
     pub error: String,

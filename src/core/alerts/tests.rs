@@ -46,7 +46,7 @@ impl Agent {
         self.alerts.look(self.now_ms, &self.facts, &self.thresholds);
     }
 
-    /// Lets time pass, and looks each minute.
+    /// Lets time pass, and evaluates the conditions each minute.
     fn pass(&mut self, ms: u64) {
         let end_ms = self.now_ms + ms;
         while self.now_ms < end_ms {

@@ -21,7 +21,7 @@ pub struct Folding {
 /// Why a file system cannot hold a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unholdable {
-    /// It is not UTF-8.
+    /// The name is not UTF-8.
     NotUtf8,
     /// It names a device of Windows, or has a character or an end that Windows refuses.
     Windows,

@@ -29,16 +29,16 @@ pub struct PathKey(pub [u8; 16]);
 /// Why bytes are not a path of a folder.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PathError {
-    /// It is empty, or has an empty component.
+    /// The path is empty, or has an empty component.
     #[error("the path has an empty component")]
     Empty,
-    /// It has a component `.` or `..`.
+    /// The path has a component `.` or `..`.
     #[error("the path has a component that is `.` or `..`")]
     Dots,
-    /// It has a zero byte.
+    /// The path has a zero byte.
     #[error("the path has a zero byte")]
     Zero,
-    /// Its text has a backslash that begins no escape.
+    /// The path's text has a backslash that begins no escape.
     #[error("the path has a `\\` that is followed neither by `\\` nor by `x` and two hex digits")]
     Escape,
     /// It, or one of its components, is too long.
@@ -46,7 +46,7 @@ pub enum PathError {
     TooLong {
         /// The part that is too long.
         what: &'static str,
-        /// Its length.
+        /// The path's length.
         got: usize,
         /// The limit.
         limit: usize,

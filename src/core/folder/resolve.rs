@@ -36,7 +36,7 @@ pub fn resolve(current: Option<&Version>, other: &Version) -> Resolution {
     match current.vector.relation(&other.vector) {
         Relation::Newer if needs_history(other, current) => Resolution::Remember,
         Relation::Newer => Resolution::Nothing,
-        // Stamped later by a device that did not know better.
+        // The current version won by its later stamp, although the other one contains it.
         Relation::Older => Resolution::Write(other.clone()),
         // Times of modification alone: the current ones stay.
         Relation::Same if current.content.is_like(&other.content) => Resolution::Nothing,

@@ -112,16 +112,16 @@ pub enum Content {
     File {
         /// The asset with its bytes.
         hash: Hash,
-        /// Its size.
+        /// The file's size.
         size_bytes: u64,
         /// When it was last modified, milliseconds since the Unix epoch.
         modified_ms: i64,
-        /// Its owner may execute it.
+        /// Whether the file's owner may execute it.
         is_executable: bool,
     },
     /// A symbolic link.
     Symlink {
-        /// Its target as text of the link; never followed.
+        /// The link's target as text of the link; never followed.
         target: Vec<u8>,
     },
     /// A directory that was empty. Others exist by what is in them.

@@ -54,7 +54,7 @@ impl CellKey {
         Self { record: record.clone(), field: String::new(), elem: CLEAR.into() }
     }
 
-    /// Whether it is a register that cleared a record.
+    /// Whether the cell is a register that cleared a record.
     pub fn is_clear(&self) -> bool {
         self.field.is_empty() && self.elem == CLEAR
     }

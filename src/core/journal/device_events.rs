@@ -32,14 +32,14 @@ pub enum LogEvent {
     AssetAdded {
         /// The asset.
         hash: Hash,
-        /// Its size.
+        /// The asset's size.
         size_bytes: u64,
     },
     /// An asset was received from another device.
     AssetReceived {
         /// The asset.
         hash: Hash,
-        /// Its size.
+        /// The asset's size.
         size_bytes: u64,
         /// The device that sent it; `None` if a crash lost that knowledge.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,7 +72,7 @@ pub enum LogEvent {
     DevicePaired {
         /// The device.
         device: NodeId,
-        /// Its name.
+        /// The device's name.
         name: String,
         /// The digits that both devices showed; `None` for a device that introduced itself.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,21 +82,21 @@ pub enum LogEvent {
     DeviceRemoved {
         /// The device.
         device: NodeId,
-        /// Its name.
+        /// The device's name.
         name: String,
     },
     /// A device that was away connected.
     DeviceConnected {
         /// The device.
         device: NodeId,
-        /// Its name.
+        /// The device's name.
         name: String,
     },
     /// A device disconnected and did not come back soon.
     DeviceLost {
         /// The device.
         device: NodeId,
-        /// Its name.
+        /// The device's name.
         name: String,
         /// The reason, for people.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -115,7 +115,7 @@ pub enum LogEvent {
     },
     /// An alert was raised.
     Alert {
-        /// Its id.
+        /// The alert's id.
         alert: String,
         /// What is seen, and what to do about it, for people.
         what: String,
@@ -128,7 +128,7 @@ pub enum LogEvent {
     },
     /// An alert has ended.
     AlertCleared {
-        /// Its id.
+        /// The alert's id.
         alert: String,
         /// What it said last.
         what: String,
@@ -274,7 +274,7 @@ impl LogEvent {
 /// The state of a device, as it reports it itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DeviceState {
-    /// Its name.
+    /// The device's name.
     pub name: String,
     /// Operating system and processor, such as `linux-x86_64`.
     pub platform: String,

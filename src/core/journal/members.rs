@@ -62,13 +62,13 @@ pub use ledger::Ledger;
 /// A statement by a device about the group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MemberFact {
-    /// Its author.
+    /// The fact's author.
     pub by: NodeId,
     /// The op that contains it.
     pub op: OpHash,
-    /// Its index among the changes of the op.
+    /// The fact's index among the changes of the op.
     pub index: usize,
-    /// Its content.
+    /// The fact's content.
     pub what: FactKind,
 }
 

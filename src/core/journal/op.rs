@@ -148,7 +148,7 @@ pub enum MemberChange {
     Add {
         /// The device.
         device: NodeId,
-        /// Its name.
+        /// The device's name.
         name: String,
     },
     /// Removes a device for good.
@@ -218,7 +218,7 @@ pub fn value_from_bytes(bytes: &[u8]) -> Option<Option<Value>> {
 }
 
 impl Value {
-    /// Its size, for [`crate::core::limits::VALUE_BYTES_MAX`].
+    /// The value's size, for [`crate::core::limits::VALUE_BYTES_MAX`].
     pub fn size_bytes(&self) -> usize {
         match self {
             Self::Bool(_) => 1,

@@ -95,7 +95,7 @@ pub struct Repaired {
 /// An op that a peer refused. Nothing of its log is sent until the peer has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Withheld {
-    /// Its number.
+    /// The op's number.
     pub seq: u64,
     /// When it was refused, monotonic ms.
     pub since_ms: u64,
@@ -244,9 +244,9 @@ pub struct Scanned {
 /// An op that was not applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotTaken {
-    /// Its log.
+    /// The op's log.
     pub log: LogId,
-    /// Its number.
+    /// The op's number.
     pub seq: u64,
     /// The reason.
     pub why: Why,
@@ -255,14 +255,14 @@ pub struct NotTaken {
 /// Why an op was not applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
-    /// Its stamp is too far in the future until this wall-clock time.
+    /// The op's stamp is too far in the future until this wall-clock time.
     Future {
         /// ms since the Unix epoch.
         until_ms: u64,
     },
     /// No known device has added its author.
     Author,
-    /// Its author has used up its bytes or its number of logs.
+    /// The op's author has used up its bytes or its number of logs.
     Quota,
     /// The disk of this device is full.
     Full,

@@ -43,7 +43,7 @@ impl Hlc {
         Self(ms.min(Self::MAX.0 >> Self::COUNTER_BITS) << Self::COUNTER_BITS)
     }
 
-    /// Its milliseconds since the Unix epoch.
+    /// The stamp's milliseconds since the Unix epoch.
     pub fn ms(self) -> u64 {
         self.0 >> Self::COUNTER_BITS
     }

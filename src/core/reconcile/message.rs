@@ -51,7 +51,7 @@ impl SetSummary {
 pub struct Snapshot {
     /// The sketch of all hashes up to the summary's `head_seq`.
     pub sketch: Sketch,
-    /// Its summary, with counters.
+    /// The set's summary, with counters.
     pub summary: SetSummary,
 }
 

@@ -75,7 +75,7 @@ impl Compare {
         now_ms >= self.save_cursor_at_ms
     }
 
-    /// Notes that the peer's cursor is saved.
+    /// Records that the peer's cursor is saved.
     pub(crate) fn note_saved_cursor(&mut self, now_ms: u64) {
         self.save_cursor_at_ms = now_ms + SAVE_CURSOR_MS;
     }

@@ -54,7 +54,8 @@ pub(crate) struct Load {
 #[derive(Debug)]
 struct News {
     digest: Digest,
-    /// Whether it was added on this device, so that no other device can be sending it to the peer.
+    /// Whether the asset was added on this device: then no other device can be sending it to the
+    /// peer.
     local: bool,
 }
 

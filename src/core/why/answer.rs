@@ -29,9 +29,9 @@ pub struct AssetWhy {
 /// A device in an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NamedDevice {
-    /// Its node ID.
+    /// The device's node ID.
     pub node_id: NodeId,
-    /// Its name.
+    /// The device's name.
     pub name: String,
 }
 

@@ -81,13 +81,14 @@ pub enum RestCause {
 pub struct PeerFacts {
     /// The peer.
     pub node_id: NodeId,
-    /// Its name.
+    /// The peer's name.
     pub name: String,
     /// The connection.
     pub link: LinkFacts,
     /// Whether the peer reported that it holds the asset.
     pub holds: bool,
-    /// Whether it tells which assets it lacks on purpose: equal sets do not mean that it holds all.
+    /// Whether the peer reports which assets it lacks on purpose. Then equal sets do not mean that
+    /// it holds all of them.
     pub tells_absent: bool,
     /// Whether this device is sending the asset to the peer.
     pub sending: Sending,

@@ -1,4 +1,4 @@
-//! The paths of a binding: their bases, and what is pending.
+//! The paths of a binding: their bases, and which of them are pending.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -151,7 +151,7 @@ fn copy(from: &mut impl io::BufRead, into: &mut File) -> Result<u64, PlaceError>
     }
 }
 
-/// Makes `temp` a hard link to a file of the home. False if that is not possible here.
+/// Makes `temp` a hard link to a file of the home. Returns false if the file system cannot.
 fn link(path: &Path, dir: &OwnedFd, temp: &str, size_bytes: u64) -> Result<bool, PlaceError> {
     match linkat(CWD, path, dir, temp, AtFlags::empty()) {
         Ok(()) => {}

@@ -32,7 +32,7 @@ pub(super) enum Stage {
     New,
     /// The file is complete and has this inode.
     Complete(u64),
-    /// It is not new content: it was taken away from its name. The number tells it from others.
+    /// The file is not new content: it was taken away from its name. The number tells it from others.
     Away(u64),
 }
 

@@ -60,7 +60,7 @@ pub enum Source<'a> {
 pub enum Place<'a> {
     /// A regular file.
     File {
-        /// Its content.
+        /// The file's content.
         source: Source<'a>,
         /// The size that it must have.
         size_bytes: u64,
@@ -71,7 +71,7 @@ pub enum Place<'a> {
     },
     /// A symbolic link.
     Symlink {
-        /// Its target.
+        /// The link's target.
         target: &'a [u8],
     },
     /// An empty directory.
@@ -133,7 +133,7 @@ pub enum PlaceError {
     /// The content ended early or was too long.
     #[error("the content has {got_bytes} bytes, expected {expected_bytes}")]
     WrongSize {
-        /// Its size.
+        /// The content's size.
         got_bytes: u64,
         /// The size that it must have.
         expected_bytes: u64,

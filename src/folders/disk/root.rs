@@ -61,7 +61,7 @@ pub enum RootError {
     /// The marker is missing.
     #[error("{0} has no {MARKER}: it is not the directory that was bound")]
     Unmarked(PathBuf),
-    /// It is bound to another folder.
+    /// The directory is bound to another folder.
     #[error("{dir} is bound to the folder {found}")]
     OtherFolder {
         /// The directory.
@@ -203,7 +203,7 @@ impl Root {
     /// Proves that the directory is still at its path and still marked.
     ///
     /// # Errors
-    /// It is not.
+    /// The directory was replaced, or cannot be checked.
     pub fn check(&self) -> Result<(), RootError> {
         let now = open_top(&self.path)?;
         let identity = identity(&now).map_err(|error| failed("look at", &self.path, error))?;

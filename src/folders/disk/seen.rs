@@ -31,9 +31,9 @@ impl SeenKind {
 /// what is in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Seen {
-    /// Its type.
+    /// The file's type.
     pub kind: SeenKind,
-    /// Its size.
+    /// The file's size.
     pub size_bytes: u64,
     /// When its content last changed, seconds since the Unix epoch. Programs can set it.
     pub mtime_secs: i64,

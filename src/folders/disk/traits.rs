@@ -20,8 +20,8 @@ use super::share::reflink;
 use crate::clock;
 use crate::core::folder::path::PathKey;
 
-/// The longest tick of the clock that stamps files, where it has nanoseconds: 100 ticks a second, and
-/// one more.
+/// The longest time between two ticks of the clock that sets the times of files, where these have
+/// nanoseconds: two ticks at 100 a second.
 const TICK_MS_MAX: u64 = 20;
 
 /// The tick of file systems that keep no fractions of seconds; on FAT they are even.

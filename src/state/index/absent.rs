@@ -12,11 +12,11 @@ use crate::db::{self, int, row_u64};
 /// A known hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KnownRow {
-    /// Its sequence number.
+    /// The hash's sequence number.
     pub seq: u64,
     /// The hash.
     pub hash: Hash,
-    /// Its size, if it is known.
+    /// The asset's size, if it is known.
     pub size_bytes: Option<u64>,
     /// Why it is not held; `None`: it is.
     pub why: Option<Absence>,

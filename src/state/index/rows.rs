@@ -25,7 +25,7 @@ pub struct Head {
     pub count: u64,
     /// How many of them the store holds.
     pub held: u64,
-    /// How many of the others are wanted.
+    /// How many of the hashes that the store does not hold are wanted.
     pub missing: u64,
     /// The hashes that are known and not held.
     pub absent: AbsentSet,

@@ -30,7 +30,7 @@ pub struct MembershipRow {
     pub device: NodeId,
     /// The name it was added under.
     pub name: String,
-    /// It is a member; otherwise it was removed.
+    /// Whether the device is a member; false when it was removed.
     pub is_member: bool,
     /// The device that added it, or one that removed it.
     pub by: NodeId,
@@ -52,7 +52,7 @@ pub struct RemovalPreview {
 pub struct Departure {
     /// The member.
     pub device: NodeId,
-    /// Its name.
+    /// The device's name.
     pub name: String,
     /// The device that introduced it, with its name; `None` for the founder.
     pub introducer: Option<(NodeId, String)>,

@@ -305,7 +305,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Checks that the log that this device writes ends where its clock is.
+    /// Checks that the last op of the log that this device writes has the number of the log's clock.
     fn open_log(&mut self) -> Result<()> {
         let me = meta(self.db, key::DEVICE)?;
         let Some(open) = meta_array::<16>(self.db, key::OPEN_LOG)? else {

@@ -157,11 +157,11 @@ pub struct Received {
 /// An op that was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
-    /// Its log.
+    /// The op's log.
     pub log: LogId,
-    /// Its author.
+    /// The op's author.
     pub author: NodeId,
-    /// Its number.
+    /// The op's number.
     pub seq: u64,
     /// The reason it was refused.
     pub why: RefusedWhy,
@@ -172,7 +172,7 @@ pub struct Refused {
 pub enum RefusedWhy {
     /// No trusted device has added its author, as far as is known yet.
     UnknownAuthor,
-    /// Its stamp is too far ahead of our clock.
+    /// The op's stamp is too far ahead of our clock.
     Future {
         /// The wall-clock time from which it may be admitted.
         until_ms: u64,
@@ -186,7 +186,7 @@ pub enum RefusedWhy {
     NotFromMember,
     /// The group has removed the device at the other end of the connection that it came by.
     FromRemoved,
-    /// It was signed for another group.
+    /// The op was signed for another group.
     OtherGroup,
 }
 

@@ -37,15 +37,15 @@ pub enum Owner {
 pub struct Record {
     /// The kind of record.
     pub model: String,
-    /// Its owner.
+    /// The record's owner.
     pub owner: Owner,
-    /// Its name within its model.
+    /// The record's name within its model.
     pub id: Vec<u8>,
     /// The fields that were set; `None` is null.
     pub fields: BTreeMap<String, Option<Value>>,
     /// The sets that are not empty.
     pub sets: BTreeMap<String, BTreeSet<String>>,
-    /// Whether it has more data than is ever read; `fields` and `sets` are then empty.
+    /// Whether the record has more data than is ever read; `fields` and `sets` are then empty.
     pub is_too_large: bool,
     /// The newest stamp of its cells: the time and log of its last write.
     pub newest: Stamp,
@@ -76,9 +76,9 @@ pub struct Cursor {
 pub struct Change {
     /// The kind of record.
     pub model: String,
-    /// Its owner.
+    /// The record's owner.
     pub owner: Owner,
-    /// Its name within its model.
+    /// The record's name within its model.
     pub id: Vec<u8>,
     /// The arrival number of its last change.
     pub arr: u64,
@@ -100,11 +100,11 @@ pub struct ChangesPage {
 /// An event as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventRow {
-    /// Its author.
+    /// The event's author.
     pub author: NodeId,
-    /// Its log.
+    /// The event's log.
     pub log: LogId,
-    /// Its number in the stream and log, from 0.
+    /// The event's number in the stream and log, from 0.
     pub event_seq: u64,
     /// The time of writing.
     pub hlc: Hlc,
@@ -112,7 +112,7 @@ pub struct EventRow {
     pub kind: String,
     /// The event's data.
     pub data: Vec<u8>,
-    /// Its arrival number on this device.
+    /// The event's arrival number on this device.
     pub arr: u64,
 }
 
@@ -130,11 +130,11 @@ pub struct EventsPage {
 /// A device of the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberRow {
-    /// Its node ID.
+    /// The device's node ID.
     pub device: NodeId,
     /// The name under which it was added.
     pub name: String,
-    /// Whether it is a member now; false when it was removed.
+    /// Whether the device is a member now; false when it was removed.
     pub member: bool,
 }
 
@@ -289,8 +289,8 @@ impl JournalReader {
         self.events_that(stream, after, limit, usize::MAX, |_| true)
     }
 
-    /// The same with a condition. Reads at most `read_max` events, so a page may hold few or none
-    /// though there are more.
+    /// Like [`Self::events`], but only events that `fits` accepts. Reads at most `read_max` events, so
+    /// a page may hold few or none though there are more.
     pub fn events_that(
         &self,
         stream: &str,

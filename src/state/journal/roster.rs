@@ -51,15 +51,15 @@ struct Token {
 /// An outstanding ticket, for people. Tells nothing that lets a device in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutstandingTicket {
-    /// Its public name, see [`ticket_id`].
+    /// The ticket's public name, see [`ticket_id`].
     pub id: String,
     /// When it was made, ms since the Unix epoch.
     pub created_ms: u64,
     /// When it ends.
     pub expires_ms: u64,
-    /// How many devices it was made for.
+    /// How many devices the ticket was made for.
     pub uses: u16,
-    /// How many it may still let in.
+    /// How many more devices the ticket may admit.
     pub left: u16,
     /// Whether the digits must be compared.
     pub verify: bool,

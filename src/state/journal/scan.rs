@@ -43,7 +43,7 @@ pub struct Scan {
 pub struct LogState {
     /// The log.
     pub log: LogId,
-    /// Its author.
+    /// The log's author.
     pub author: NodeId,
     /// The number up to which the effects of all ops are known here.
     pub seq: u64,

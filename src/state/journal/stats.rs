@@ -11,7 +11,7 @@ use super::{JournalReader, Result};
 pub struct LogStats {
     /// The log.
     pub log: LogId,
-    /// Its author.
+    /// The log's author.
     pub author: NodeId,
     /// The number up to which the effects of all ops are known here.
     pub seq: u64,

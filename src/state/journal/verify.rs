@@ -85,12 +85,12 @@ impl VerifiedOp {
         self.log
     }
 
-    /// Its hash.
+    /// The op's hash.
     pub fn hash(&self) -> OpHash {
         self.hash
     }
 
-    /// Its content.
+    /// The op's content.
     pub fn body(&self) -> &Body {
         &self.body
     }

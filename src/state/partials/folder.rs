@@ -66,7 +66,7 @@ impl Shared {
                 Some((name, CONTENT_SUFFIX)) => {
                     match entry.metadata().and_then(|metadata| metadata.modified()) {
                         Ok(touched) => found.push(Found { name, touched }),
-                        // The store has just adopted it on another thread.
+                        // Another thread has just moved the file into the store.
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                         Err(error) => return Err(error),
                     }

@@ -14,7 +14,7 @@ use crate::store::{Asset, Changes, Cursor, Entry, Filter};
 /// A line of the feed with all its details, for a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeedLine {
-    /// Its position in the feed.
+    /// The asset's position in the feed.
     pub cursor: Cursor,
     /// The change.
     pub kind: FeedKind,
@@ -34,7 +34,7 @@ pub enum FeedKind {
     Meta {
         /// The asset.
         hash: Hash,
-        /// Its version since then.
+        /// The metadata's version since then.
         version: u64,
     },
     /// An asset is no longer held: its content was found damaged.

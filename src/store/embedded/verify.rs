@@ -39,8 +39,8 @@ impl Ingest<'_> {
         Ok(condition)
     }
 
-    /// The same for an asset whose content was just read and found wrong: one that is marked is not
-    /// read again.
+    /// Like [`Self::verify`], for an asset whose content was just read and found wrong: if it is
+    /// marked already, it is not read again.
     pub(super) fn confirm(&self, hash: Hash) -> Result<Condition> {
         match self.recorded(hash)? {
             Some(recorded) if recorded.is_damaged => Ok(all_of(recorded.size_bytes)),

@@ -94,7 +94,7 @@ impl Inner {
             return Err(out_of_range(hash, &range, size_bytes));
         }
         if range.end == size_bytes {
-            // Read to its end, so it will not be requested again soon.
+            // The caller has read the content to its end and will not need the cached copy.
             self.set_whole(None);
         }
         Ok(Some(slice(&content, range)))

@@ -26,7 +26,7 @@ pub enum Need {
     Settled(u64),
     /// Those above this number.
     Above(u64),
-    /// All: the peer holds other ops than we do.
+    /// All ops of the log, because the peer's differ from ours.
     All,
 }
 
