@@ -25,7 +25,7 @@ pub(crate) enum Exit {
     NotInSync = 6,
     /// The asset's bytes are damaged on this device.
     Damaged = 7,
-    /// The time that the user allowed was over before the result was known.
+    /// The command's time limit ran out first.
     Timeout = 8,
     /// Another device, the agent or a rule refused it.
     Refused = 9,
