@@ -29,11 +29,11 @@
 //! plane is the transfers: contents pass between a QUIC stream and the store and never through the
 //! loop.
 //!
-//! The way of an asset: it is put into a store and is durable there; the store's feed announces it;
-//! it is added to the index; the engine offers it to every connected peer; the peer wants it,
-//! verifies it against its hash, commits it and acknowledges; and the peer's own feed announces it
-//! there. A peer that was away compares sets when it connects, finds the difference and solicits
-//! what it lacks.
+//! How an asset travels: it is put into a store and is durable there; the store's feed announces it;
+//! it is added to the index; the engine offers it to every connected peer. Such a peer wants it,
+//! verifies it against its hash, commits it and acknowledges, and the peer's own feed announces it
+//! there. A peer that was away compares sets when it connects, finds the difference and solicits the
+//! assets that it lacks.
 //!
 //! # Reading order
 //!
@@ -49,12 +49,13 @@
 //!    changes who belongs to the group, [`copies`] decides which copies are wanted and deletes those
 //!    that others hold.
 //! 4. [`store`]: the trait of content stores, and its two implementations.
-//! 5. [`net`], [`wire`] and [`state`], as questions lead there; [`api`], [`page`] and [`cli`] last.
+//! 5. [`net`], [`wire`] and [`state`] when you need them; [`api`], [`page`] and [`cli`] last.
 //!
-//! Imports point down: `core` <- `wire` <- `store`, `net`, `state` <- `replica` <- `transfer`,
-//! `group` <- `copies` <- `agent` <- `api` <- `page` <- `cli`, `folders` <- `alerts` <- `agent`, `store` <- `http` <- `api`, and `config` <- `api`. `store`, `net` and `state` do not
-//! import each other; [`db`] and [`bao`] are below `store` and `state`; [`clock`] is the only reader of time,
-//! and below all that need it.
+//! Imports go one way; `a` <- `b` means that `b` may import `a`:
+//! `core` <- `wire` <- `store`, `net`, `state` <- `replica` <- `transfer`, `group` <- `copies` <-
+//! `agent` <- `api` <- `page` <- `cli`; `folders` <- `alerts` <- `agent`; `store` <- `http` <- `api`;
+//! and `config` <- `api`. `store`, `net` and `state` do not import each other. [`db`] and [`bao`] are
+//! below `store` and `state`. [`clock`] alone reads the time, and is below all that need it.
 //!
 //! # Where the guarantees are
 //!
@@ -65,7 +66,7 @@
 //! | What is acknowledged survives a power cut | [`store`] I1, [`transfer`] I1 |
 //! | Content is stored and sent under its own hash only | [`store`] I2, [`transfer`] I2 |
 //! | Nothing is missed, whatever is lost on the way | [`core::engine`] I1, [`store`] I3 |
-//! | No peer is taken for a holder of what it only knows | [`core::copies`] P1, [`state::index`] |
+//! | A peer counts as a holder only of assets that it holds, not of those it only knows | [`core::copies`] P1, [`state::index`] |
 //! | Each asset crosses once | [`core::wants`] I1, [`core::spans`] S1 |
 //! | Only members are admitted; a removal is final | [`state::journal`], [`net`] |
 //! | No peer fills our memory or holds up another | [`core::limits`], [`core::session`] I1 |
@@ -97,7 +98,7 @@
 //! | want | the expression of the assets whose contents come to this device |
 //! | holder | a peer that was confirmed to hold an asset |
 //! | site | a place whose devices may be lost together |
-//! | goal | how many copies of each asset a group wants, on how many sites |
+//! | goal | the number of copies of each asset that a group wants, and of sites that hold them |
 //! | sketch | a set of hashes folded into a constant size |
 //! | fingerprint | one number for a whole set: equal sets, equal fingerprints |
 //! | reconcile | find the difference of two devices' sets |
@@ -109,10 +110,11 @@
 //! | fetch | the request for an asset that somebody waits for |
 //! | partial | the verified part of a large asset under way |
 //! | source, span | a peer that sends a large asset, alone or with others; a part requested from it |
-//! | scrub | read every asset of the store again, to find what has rotted |
+//! | scrub | read every asset of the store again, to find damage |
 //! | cycle | one pass of the scrub over the whole store |
 //! | stray | a file in the store's folder that belongs to no asset |
-//! | quarantine | hashes left alone for a while because their content was wrong |
+//! | rest | a pause in which an asset is not requested from one peer, because it failed from there |
+//! | quarantine | hashes that are not requested for a while, because their content was wrong |
 //! | folder | a set of paths that all devices of the group share; each path has a version in the journal |
 //! | version | what is at a path of a folder, with a vector that says which versions it contains |
 //! | vector | for each device the last of its changes that a version contains |
@@ -123,7 +125,7 @@
 //! | kept content | what was replaced in a bound directory, kept until nobody writes to it any more |
 //! | hint | a notice of the operating system that something changed in a bound directory |
 //! | history | the earlier versions of a folder's paths |
-//! | held | very many changes at once, which wait for the user |
+//! | held | a folder that does not sync until the user decides, because very many files changed at once |
 //! | proof | the hash of a whole content under a fresh key, which only a holder can compute |
 //! | lease | a device's promise to keep an asset for a while, given with a proof |
 //! | evict | delete the copy of an asset here, while enough other devices have proven theirs |
@@ -131,7 +133,7 @@
 //! | page | what the agent shows to people in a browser |
 //! | shelf | a directory of WebDAV with the assets of a month, or of a tag |
 //! | sign-in code, session | opens a session of the page, once; a browser that is signed in |
-//! | alert | what needs the user's attention; stands until it is mended |
+//! | alert | a condition that needs the user's attention; stands until it is over |
 //! | fact, effect | an input of the engine, and what it tells the shell to do |
 
 pub mod agent;
