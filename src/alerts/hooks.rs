@@ -147,7 +147,7 @@ impl Hooks {
         let states = states.and_then(|states| match states {
             Ok(states) => Some(states),
             Err(error) => {
-                tracing::warn!(%error, "the file of hooks cannot be read: beginning anew");
+                tracing::warn!(%error, "cannot read the saved state of the hooks: starting without it");
                 None
             }
         });

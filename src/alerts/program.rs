@@ -121,7 +121,7 @@ pub(super) async fn run(
 fn start(mut command: Command) -> io::Result<(Child, Group)> {
     let child = command.spawn()?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| io::Error::other("the system gave it no number"))?;
+    let pid = pid.ok_or_else(|| io::Error::other("the program has no usable process id"))?;
     Ok((child, Group(pid)))
 }
 

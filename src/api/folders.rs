@@ -132,7 +132,7 @@ async fn join(
     tag = "folders",
     params(("folder" = String, Path, description = "Its name, its id or the unique start of the id.")),
     responses(
-        (status = 200, description = "How it stands.", body = FolderStatus),
+        (status = 200, description = "The state of the folder.", body = FolderStatus),
         (status = 404),
     )
 )]

@@ -192,7 +192,7 @@ pub(super) async fn algorithm(client: &Client) -> Result<HashAlgorithm, Failure>
         .into_iter()
         .find(|algorithm| algorithm.name() == name)
         .ok_or_else(|| {
-            Failure::new(Exit::Temporary, "the store has not told its hash algorithm yet")
+            Failure::new(Exit::Temporary, "the store has not reported its hash algorithm yet")
         })
 }
 

@@ -32,7 +32,7 @@ pub(crate) async fn journal(
         JournalCommand::Rebase => {
             let done: RebasedOps =
                 client.post(&["v1", "journal", "rebase"], &NoArguments {}).await?;
-            output.value(&done, |done| format!("{} ops written anew", done.ops))?;
+            output.value(&done, |done| format!("{} ops rewritten", done.ops))?;
             Ok(Exit::Ok)
         }
         JournalCommand::Stats => {

@@ -249,7 +249,9 @@ fn say_ready(ready: &Value, output: Output, prose: impl FnOnce() -> String) {
         return;
     }
     match output.json(ready) {
-        Err(Failure::Report(_, error)) => tracing::warn!("saying that it is ready: {error:#}"),
+        Err(Failure::Report(_, error)) => {
+            tracing::warn!("cannot print that the agent is ready: {error:#}")
+        }
         Ok(()) | Err(Failure::OutputClosed) => {}
     }
 }

@@ -103,7 +103,8 @@ pub(crate) async fn verify(
     if found > 0 {
         // Makes the agent read the store's feed, which names the damaged assets.
         let _: Done = client.post(&["v1", "check"], &NoArguments {}).await?;
-        output.note(format_args!("{found} damaged: fetching what is wrong from other devices."));
+        output
+            .note(format_args!("{found} damaged: fetching the damaged parts from other devices."));
     }
     let mended = wait_until_mended(client, damaged, &mut results, output).await?;
     let read = bytes(total_bytes);

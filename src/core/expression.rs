@@ -413,7 +413,7 @@ impl Parser<'_> {
             let end = rest.find(|c: char| c.is_whitespace() || matches!(c, '(' | ')' | '"'));
             let word = &rest[..end.unwrap_or(rest.len())];
             if word.is_empty() {
-                return Err(self.expected("a text; one with spaces stands in double quotes"));
+                return Err(self.expected("a text, in double quotes if it has spaces"));
             }
             let (len, word) = (word.len(), word.nfc().collect());
             self.at += len;

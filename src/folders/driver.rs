@@ -325,7 +325,7 @@ impl Driver {
         let Binding { folder, dir, mode, .. } = &self.binding;
         let dir = dir.to_string_lossy();
         if let Err(error) = self.shared.journal.tell_bound(*folder, &dir, mode.name()).await {
-            tracing::debug!(%error, "the group is not told which directory is bound");
+            tracing::debug!(%error, "cannot report to the group which directory is bound");
         }
     }
 

@@ -204,7 +204,7 @@ impl Folders {
         }
     }
 
-    /// How a folder stands on this device.
+    /// The state of a folder on this device.
     pub async fn status(&self, text: &str) -> Result<FolderStatus> {
         let folder = self.find(text).await?;
         let bound = self.bound(folder.id).await?;

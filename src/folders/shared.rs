@@ -112,7 +112,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reports(Arc<Mutex<BTreeMap<FolderId, Report>>>);
 
-/// How a binding stands.
+/// The state of a binding.
 #[derive(Debug, Clone)]
 pub(crate) struct Report {
     pub(crate) state: BindingState,

@@ -64,13 +64,13 @@ pub struct BindingView {
     pub keep: Keep,
     /// Whether symbolic links are synced.
     pub symlinks: bool,
-    /// How it stands.
+    /// The state of the binding on this device.
     pub state: BindingState,
     /// Why it is not kept equal, or what else is wrong; empty when all is well.
     pub problems: Vec<String>,
 }
 
-/// How a binding stands.
+/// The state of a binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BindingState {
@@ -318,7 +318,7 @@ pub struct Located {
 pub struct Why {
     /// The path, in its text form.
     pub path: String,
-    /// How it stands, in words, the decisive ones first.
+    /// Sentences that explain the state, the most important first.
     pub lines: Vec<String>,
     /// What the folder holds; null: it never held anything.
     #[schema(required)]

@@ -45,7 +45,8 @@ pub(crate) async fn make_ticket(
 ) -> Result<TicketReply, RequestError> {
     if ttl.is_zero() || ttl > TICKET_TTL_MAX {
         let days = TICKET_TTL_MAX.as_secs() / (24 * 3600);
-        let text = format!("a ticket is good for more than nothing and at most {days} days");
+        let text =
+            format!("a ticket must be valid for longer than 0 seconds and at most {days} days");
         return Err(RequestError::Invalid(text));
     }
     if !(1..=TICKET_USES_MAX).contains(&uses) {

@@ -363,7 +363,7 @@ impl Scrub {
     fn load(&self) -> Saved {
         let Some(json) = self.home.scrub() else { return Saved::default() };
         serde_json::from_slice(&json).unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot read how far the scrub was: it begins anew");
+            tracing::warn!(%error, "cannot read how far the scrub was: it starts from the beginning");
             Saved::default()
         })
     }

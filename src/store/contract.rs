@@ -39,7 +39,7 @@ pub async fn check(store: &dyn Store, write: Option<[u8; 32]>) -> Vec<Finding> {
         format!("store {}, {}, {} assets", info.store_id, algorithm.name(), info.asset_count)
     });
     let is_up = told.is_ok();
-    findings.push(Finding { promise: "it tells what it is", kept: told });
+    findings.push(Finding { promise: "it reports its id and its hash algorithm", kept: told });
     if !is_up {
         return findings;
     }
@@ -54,7 +54,8 @@ pub async fn check(store: &dyn Store, write: Option<[u8; 32]>) -> Vec<Finding> {
     let parts = within(async { ranges(store, &sample).await }).await;
     findings.push(Finding { promise: "a range is answered with exactly its bytes", kept: parts });
     let absent = within(async { absent(store, algorithm).await }).await;
-    findings.push(Finding { promise: "what it does not hold is not there", kept: absent });
+    findings
+        .push(Finding { promise: "it does not find an asset that it does not hold", kept: absent });
     let gap = within(async { gap(store).await }).await;
     findings.push(Finding { promise: "an unknown cursor is answered with a gap", kept: gap });
     if let Some(nonce) = write {

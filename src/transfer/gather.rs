@@ -177,7 +177,11 @@ async fn take_remains(ctx: &Context, partial: Partial) -> Result<Partial, String
     });
     let partial = taken.await.map_err(|e| e.to_string())?.map_err(with_causes)?;
     let wrong_bytes = partial.missing().bytes();
-    tracing::info!(hash = digest.hash.short(), wrong_bytes, "fetching what is wrong of an asset");
+    tracing::info!(
+        hash = digest.hash.short(),
+        wrong_bytes,
+        "fetching the damaged parts of an asset"
+    );
     Ok(partial)
 }
 

@@ -48,7 +48,7 @@ pub enum Relation {
 }
 
 impl Vector {
-    /// How `self` stands to `other`.
+    /// The relation of `self` to `other`.
     pub fn relation(&self, other: &Self) -> Relation {
         match (self.contains(other), other.contains(self)) {
             (true, true) => Relation::Same,

@@ -19,7 +19,7 @@ impl Wants {
         }
     }
 
-    /// How it stands with the request for `hash`, and the rests that keep it from being requested.
+    /// How far the request for `hash` is, and the rests that keep it from being requested.
     pub fn explain(&self, now_ms: u64, hash: &Hash) -> (Wanted, Vec<why::Rest>) {
         let owed = |peer| self.owed(peer) as u64;
         let wanted = match self.state(hash) {

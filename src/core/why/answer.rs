@@ -15,9 +15,9 @@ pub struct AssetWhy {
     pub at_ms: u64,
     /// Whether this device has bytes of it that are damaged: it then counts as missing.
     pub damaged: bool,
-    /// How it stands on this device.
+    /// The state of the asset on this device.
     pub here: HereReason,
-    /// How it stands on each other device, by name.
+    /// The state of the asset on each other device, by name.
     pub devices: Vec<DeviceWhy>,
     /// What happens next; null: nothing, or it is not known.
     #[schema(required)]
@@ -35,7 +35,7 @@ pub struct NamedDevice {
     pub name: String,
 }
 
-/// How an asset stands on this device. `limit_bytes` is the rate limit in force, in bytes per second.
+/// The state of an asset on this device. `limit_bytes` is the rate limit in force, in bytes per second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "reason", rename_all = "snake_case")]
 pub enum HereReason {
@@ -136,18 +136,18 @@ pub enum HereReason {
     Alone,
 }
 
-/// How an asset stands on another device.
+/// The state of an asset on another device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceWhy {
     /// The device.
     #[serde(flatten)]
     pub device: NamedDevice,
-    /// How it stands.
+    /// The state of the asset there.
     #[serde(flatten)]
     pub reason: ThereReason,
 }
 
-/// How an asset stands on another device.
+/// The state of an asset on another device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "reason", rename_all = "snake_case")]
 pub enum ThereReason {
@@ -232,7 +232,7 @@ pub enum NextStep {
     Compare,
     /// The store is tried again.
     TryStore,
-    /// Nothing until somebody makes space.
+    /// Nothing until there is free space.
     MakeSpace,
     /// Nothing until a device that has it is in the group, or the file is added again.
     AddFile,

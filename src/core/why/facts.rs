@@ -17,7 +17,7 @@ pub struct Facts {
     pub store_up: bool,
     /// Until then nothing is requested, because the store could not take what came.
     pub paused_until_ms: Option<u64>,
-    /// How it stands with the request for it.
+    /// How far the request for the asset is.
     pub want: Wanted,
     /// The peers from which it is not accepted for now.
     pub rests: Vec<Rest>,
@@ -25,7 +25,7 @@ pub struct Facts {
     pub peers: Vec<PeerFacts>,
 }
 
-/// How it stands with the request for an asset that is not here.
+/// How far the request for an asset that is not here is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Wanted {
     /// Nothing requests the asset.

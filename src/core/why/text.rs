@@ -212,7 +212,7 @@ fn step(next: &Next, at_ms: u64) -> String {
         }
         NextStep::TryStore => format!("Next: the store is tried again{when}."),
         NextStep::MakeSpace if next.at_ms.is_none() => {
-            "Next: nothing until somebody makes space; it then goes on by itself.".into()
+            "Next: nothing until there is free space; then it is requested again.".into()
         }
         NextStep::MakeSpace => format!("Next: it is tried again{when}; make space before."),
         NextStep::AddFile => {

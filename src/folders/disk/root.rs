@@ -70,7 +70,7 @@ pub enum RootError {
         found: FolderId,
     },
     /// Another device has bound it.
-    #[error("{dir} is bound by the device {} too: one of the two must let go of it", .device.short())]
+    #[error("{dir} is also bound by the device {}: remove one of the two bindings", .device.short())]
     OtherDevice {
         /// The directory.
         dir: PathBuf,

@@ -108,7 +108,10 @@ impl<F: From<StoreEvent>> Catalogue<F> {
             let error = format!("{error:#}");
             // The store itself works, and its assets can be sent: see `DiskWatch`.
             if is_full {
-                tracing::warn!(error, "what is new in the store waits");
+                tracing::warn!(
+                    error,
+                    "cannot add the store's new assets to the index: the disk is full"
+                );
             } else {
                 tracing::debug!(error, "store lost");
                 self.backlog.close(error.clone());
@@ -146,7 +149,7 @@ impl<F: From<StoreEvent>> Catalogue<F> {
                 newest = info.newest_cursor,
                 known = head.held,
                 held = info.asset_count,
-                "the store may have lost something: listing it anew"
+                "the store may have lost assets: listing it again"
             );
             list_from = Some(self.begin_whole());
         }
@@ -204,7 +207,7 @@ impl<F: From<StoreEvent>> Catalogue<F> {
             let line = line?;
             match line {
                 Touched::Gap => {
-                    tracing::info!("the store's feed has a gap: listing it anew");
+                    tracing::info!("the store's feed has a gap: listing the store again");
                     list_from = Some(0);
                 }
                 Touched::Stored { cursor, .. } | Touched::Edited { cursor, .. }

@@ -74,7 +74,7 @@ pub(crate) const SETTLES_MAX: usize = 64;
 /// The journal has another epoch than before, as when a device joins a group, or another store
 /// answers. Not a failure.
 #[derive(Debug, thiserror::Error)]
-#[error("the journal or the store is another one")]
+#[error("the journal or the store was replaced")]
 struct BegunAnew;
 
 /// A request to reconcile one asset now and to report the end.

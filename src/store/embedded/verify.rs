@@ -120,7 +120,7 @@ impl Ingest<'_> {
         if has_outboard {
             match self.rebuild_outboard(digest) {
                 Ok(_) => {
-                    tracing::warn!(hash = %digest.hash, "the outboard of an asset was damaged: computed anew");
+                    tracing::warn!(hash = %digest.hash, "the outboard of an asset was damaged and was computed again");
                     return Ok(true);
                 }
                 Err(StoreError::Mismatch { .. }) => return Ok(false),

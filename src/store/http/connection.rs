@@ -352,7 +352,7 @@ fn loopback_address(text: &str) -> Result<SocketAddr, StoreError> {
         return Err(refuse("holds a user name or password"));
     }
     if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-        return Err(refuse("goes on after the port"));
+        return Err(refuse("has more text after the port"));
     }
     let host = url.host_str().unwrap_or_default();
     let ip: IpAddr = host

@@ -104,7 +104,10 @@ impl Inner {
             let fits = |algorithm: &HashAlgorithm| algorithm.hash(&content) == digest.hash;
             let found = [HashAlgorithm::Blake3, HashAlgorithm::Sha256].into_iter().find(fits);
             if let Some(found) = found {
-                tracing::info!(algorithm = found.name(), "found out the hashes of the store");
+                tracing::info!(
+                    algorithm = found.name(),
+                    "found out the hash algorithm of the store"
+                );
                 *self.found.lock() = Some(found);
                 return Ok(found);
             }
