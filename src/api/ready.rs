@@ -37,7 +37,7 @@ pub struct ReadyReply {
     pub ready: bool,
 }
 
-/// The last try of the disk. Clones share it.
+/// The last test write to the disk, and its result. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct DiskProbe(Arc<Mutex<Option<(Instant, bool)>>>);
 

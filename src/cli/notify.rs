@@ -1,4 +1,5 @@
-//! Tells the service manager how the agent does, by sd_notify. Without one nothing is sent.
+//! Reports the agent's state to the service manager, by sd_notify. Without a service manager nothing
+//! is sent.
 //!
 //! N1  WATCHDOG=1 is sent only when the agent's loop has answered since the last one. A loop that
 //!     hangs is not reported alive, and the service manager restarts the agent.

@@ -61,7 +61,7 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_parser = |text: &str| check("bwlimit_lan_exempt", text))]
     bwlimit_lan_exempt: Option<Value>,
-    /// How fast the store is read again to find what has rotted: `10M` bytes a second, `off`, or
+    /// How fast the store is read again to find damage: `10M` bytes a second, `off`, or
     /// `auto`, which reads all of it within 30 days [default: auto]
     #[arg(long, value_name = "RATE", value_parser = |text: &str| check("scrub_rate", text))]
     scrub_rate: Option<Value>,

@@ -219,7 +219,7 @@ pub struct Alert {
     pub acked_ms: Option<u64>,
 }
 
-/// An alert that was raised or has ended, to be told as an event.
+/// An alert that was raised or has ended; it is reported as an event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// True when the alert was raised, false when it ended.
@@ -259,7 +259,7 @@ struct DeviceMemory {
     /// When it was last connected; at first, when it became known.
     seen_ms: u64,
     is_connected: bool,
-    /// For how long it was connected without being in sync.
+    /// How long the device has been connected without being in sync.
     behind_ms: u64,
 }
 
@@ -335,7 +335,7 @@ impl Alerts {
         alerts
     }
 
-    /// Acknowledges an alert; `None` when it does not stand.
+    /// Acknowledges an alert; `None` if there is no such alert now.
     pub fn ack(&mut self, id: &str, now_ms: u64) -> Option<Alert> {
         let entry = self.memory.entries.get_mut(id).filter(|entry| entry.is_shown())?;
         entry.acked_ms.get_or_insert(now_ms);
@@ -414,7 +414,7 @@ impl Memory {
         essence
     }
 
-    /// A clock that was ahead and was set right must not make anything last for years.
+    /// After a clock that was years ahead is corrected, no time may lie years in the future.
     fn forget_the_future(&mut self, now_ms: u64) {
         let clamp = |at_ms: &mut u64| *at_ms = (*at_ms).min(now_ms);
         self.crashes.iter_mut().for_each(clamp);

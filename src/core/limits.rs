@@ -53,10 +53,10 @@ pub const SMALL_LANES: usize = 4;
 /// See [`LIVE_LANES`].
 pub const LARGE_LANES: usize = 2;
 
-/// The same for assets that the peer wants at once: small ones and large ones.
+/// The most batches under way of small assets that the peer wants at once.
 pub const NOW_LANES: usize = 1;
 
-/// See [`NOW_LANES`].
+/// The most batches under way of large assets that the peer wants at once.
 pub const NOW_LARGE_LANES: usize = 1;
 
 /// The slowest rate that a user can set, bytes per second: at this rate a peer receives contents on

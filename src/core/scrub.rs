@@ -16,8 +16,8 @@ use super::rate::parse_rate;
 /// How long a cycle takes: each asset is read again this often.
 pub const CYCLE_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 
-/// The slowest rate that is chosen for a store by itself, bytes per second: a small store is done
-/// in hours, and no disk notices.
+/// The lowest rate of `auto`, bytes per second: it reads a small store in hours, and hardly loads any
+/// disk.
 const RATE_BYTES_MIN: u64 = 1024 * 1024;
 
 /// The bits of a hash that say which part it is in.

@@ -28,8 +28,8 @@ pub(crate) struct Session {
     pub(crate) hello: Option<Hello>,
     /// When the peer last gave a sign of life.
     pub(crate) heard_ms: u64,
-    /// The peer's batches under way to us. A batch that ends without an `Offered` was never in
-    /// here: all its assets were known, or its stream broke first.
+    /// The batches that the peer is sending to us. A batch that ends without an `Offered` was never
+    /// in this map: all its assets were known, or its stream broke first.
     pub(crate) receiving: BTreeSet<BatchId>,
     pub(crate) lanes: Lanes,
     pub(crate) compare: Compare,

@@ -38,7 +38,7 @@ impl Silence {
         Self { received_bytes: 0, heard_ms: now_ms, answer_by_ms: None, is_doubted: false }
     }
 
-    /// The peer was made to answer now.
+    /// A message was sent now that the peer must answer.
     pub fn asked(&mut self, now_ms: u64) {
         self.answer_by_ms = Some(now_ms + ANSWER_MS_MAX);
     }

@@ -37,8 +37,8 @@ use self::sources::Sources;
 /// How often an asset is tried from its only holder before it is forgotten.
 const ATTEMPTS_MAX: u8 = 3;
 
-/// After this time an asset that a peer owes may be requested from another holder. A peer that is
-/// merely slow still sends what nobody else has sent by then.
+/// After this time an asset that was requested from a peer may be requested from another holder too.
+/// A peer that is merely slow still sends the parts that no other peer has sent by then.
 const ASK_MS_MAX: u64 = 30_000;
 
 /// The agent's number for a batch, sent or received.
@@ -105,7 +105,7 @@ struct Source {
 /// The state of an asset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// A transfer stored it, or the feed has just shown it.
+    /// A transfer stored the asset, or the store's change feed has just announced it.
     Here,
     /// A peer is sending it.
     Arriving,

@@ -99,7 +99,7 @@ pub(super) struct Driver {
     settle_at: Instant,
     pub(super) check_at: Instant,
     is_watched: bool,
-    /// How far the index was compared with what is missing; `None`: not yet.
+    /// Up to which position of the index arrived assets were matched with waiting paths, if at all.
     pub(super) arrived: Option<([u8; 16], u64)>,
     /// The newest arrival that this driver has handled, of assets that the index knew before.
     pub(super) arrived_turn: u64,
@@ -114,7 +114,7 @@ pub(super) struct Driver {
     pub(super) unreadable: u64,
 }
 
-/// What woke a driver.
+/// The event that woke a driver.
 enum Wake {
     Command(Option<Command>),
     Hint(Option<Hint>),

@@ -21,7 +21,7 @@ const REQUESTS_MAX: usize = 16;
 pub(super) enum Request {
     /// Drive this binding, which is in the database.
     Start(Box<StoredBinding>, oneshot::Sender<()>),
-    /// End the binding of a folder and forget it. Answers whether there was one.
+    /// End the binding of a folder and forget it. The answer says whether there was one.
     Remove(FolderId, oneshot::Sender<bool>),
     /// Pass a command on to the driver of a folder; dropped where there is none.
     Command(FolderId, Command),

@@ -286,7 +286,7 @@ impl Pieces {
         }
     }
 
-    /// Lets the store confirm that the asset is damaged.
+    /// Makes the store read the asset again and mark it if it is damaged.
     async fn damage(&self) -> StoreError {
         let hash = self.digest.hash;
         match self.store.verify(hash).await {

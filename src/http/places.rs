@@ -45,8 +45,8 @@ struct Holder {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
-    /// The standings in the order of closing: strangers first, those that had an answer before the
-    /// others.
+    /// A stranger's connection that has had an answer. Connections are closed in the order of these
+    /// variants.
     Answered,
     New,
     /// A connection of the owner, between two requests.

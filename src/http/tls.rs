@@ -20,7 +20,7 @@ const NAMES: [&str; 3] = ["can-sync", "localhost", "127.0.0.1"];
 /// The certificate, ready to be served.
 #[derive(Clone)]
 pub struct Certificate {
-    /// Does the handshakes.
+    /// Accepts TLS handshakes with the certificate.
     pub acceptor: TlsAcceptor,
     /// SHA-256 of the certificate, in pairs of hex digits as browsers show it.
     pub fingerprint: String,

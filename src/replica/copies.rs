@@ -1,9 +1,9 @@
 //! Which assets this device wants, and how many copies there are: the facts that
 //! [`crate::core::want`] decides by, gathered from the journal, the index and the folders.
 //!
-//! K1  What is wanted is durable before anybody acts on it.
-//! K2  An asset of which nothing is known yet is not wanted yet. The task of `copies::follow` judges it
-//!     again when the journal tells of it.
+//! K1  The want expression is durable before it takes effect.
+//! K2  An asset without any metadata here is not wanted yet. The task of `copies::follow` judges it
+//!     again when the journal receives its metadata.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

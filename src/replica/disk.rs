@@ -108,7 +108,8 @@ pub(crate) fn no_room_to_start(folder: &Path) -> String {
     )
 }
 
-/// Whether the journal refuses the ops of other devices, or would fail to write its own.
+/// Whether the free space is so low that the journal refuses ops of other devices, or would fail to
+/// write ops of this one.
 fn is_low(folder: &Path) -> bool {
     let Ok(disk) = rustix::fs::statvfs(folder) else { return false };
     let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);

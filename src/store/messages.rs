@@ -52,7 +52,7 @@ pub(crate) fn canonical(mut metadata: Metadata) -> Result<Metadata, String> {
     Ok(metadata)
 }
 
-/// Refuses what is over a limit.
+/// Returns an error if a value is above its limit.
 pub(crate) fn at_most(what: &str, got: usize, limit: usize) -> Result<(), String> {
     if got > limit {
         return Err(format!("{what} is {got}, at most {limit} is allowed"));

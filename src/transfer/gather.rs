@@ -159,7 +159,7 @@ impl Open {
     }
 }
 
-/// Adds to the partial what is right in the store's damaged file of the asset, so that only what is
+/// Copies the undamaged chunk groups of the store's damaged file to the partial, so that only what is
 /// wrong there has to be sent.
 async fn take_remains(ctx: &Context, partial: Partial) -> Result<Partial, String> {
     let digest = partial.digest();

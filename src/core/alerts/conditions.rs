@@ -204,7 +204,7 @@ impl Found {
     }
 }
 
-/// The id of the alert of this kind about this.
+/// The id of the alert of this kind about the given subject.
 fn id_of(kind: Kind, about: &str) -> String {
     match about {
         "" => kind.name().to_owned(),

@@ -143,7 +143,7 @@ impl Verdicts {
         self.legit.difference(&self.removed)
     }
 
-    /// Whether any device is a member that was none by the verdicts `before`.
+    /// Whether any device is a member now that was not a member by the verdicts `before`.
     pub fn restores_members(&self, before: &Self) -> bool {
         self.members().any(|device| !before.member(device))
     }

@@ -18,7 +18,7 @@ pub struct Head(pub [u8; 16]);
 /// A message of the journal's stream.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JournalMessage {
-    /// Opens the stream.
+    /// The first message on the stream.
     Hello(Hello),
     /// The sender's progress in each log.
     Clock(Clock),

@@ -194,7 +194,7 @@ pub enum Effect {
     },
     /// Verify the ops and take them in: [`Input::Applied`] or [`Input::Forged`].
     Apply(Vec<SignedOp>),
-    /// Something for the log and the status.
+    /// Report this in the log and the status.
     Report(Report),
     /// Send `last` if the stream accepts it soon, then close the stream. No effect follows.
     End {

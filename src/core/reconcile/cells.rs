@@ -339,7 +339,7 @@ impl CellServer {
         Ok(())
     }
 
-    /// Whether the index, as read in shards, is the set that the sketch was made of. True before
+    /// Whether the index, as read in shards, equals the set from which the sketch was made. True before
     /// the last shard.
     pub(super) fn agrees_with(&self, ours: &Sketch) -> bool {
         let Some(sharding) = self.sharding else {

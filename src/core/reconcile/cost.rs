@@ -32,7 +32,8 @@ const SHARD_OVERHEAD_BYTES: u64 = 400;
 /// The number of differences that a whole sketch decodes with room to spare: 0.7 of its cells.
 const DECODABLE_MAX: u64 = (SKETCH_CELLS * 7 / 10) as u64;
 
-/// How far the estimate may by chance exceed the difference that the cursors allow.
+/// By how much the estimate may exceed the largest possible difference, as the cursors show it, by
+/// chance alone.
 const ESTIMATE_SLACK: u64 = 64;
 
 /// Estimates from the counters how many hashes differ: exact on average, typically 12.5 % off.

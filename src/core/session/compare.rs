@@ -68,7 +68,7 @@ impl Compare {
         Some(Since { epoch: theirs.epoch, seq: theirs.head_seq })
     }
 
-    /// Notes that the sets are equal. Returns whether the peer's cursor may be saved by now.
+    /// Records that the sets are equal. Returns whether it is time to save the peer's cursor.
     pub(crate) fn note_equal(&mut self, now_ms: u64) -> bool {
         self.backoff = Backoff::default();
         self.was_delta = false;

@@ -24,7 +24,7 @@ impl Plain {
         self.is_exchanged
     }
 
-    /// Whether both sides hold the same, as far as this protocol can tell.
+    /// Whether both sides hold the same assets, as far as this protocol shows.
     pub(crate) fn is_in_sync(&self) -> bool {
         self.is_exchanged && self.again_ms.is_none()
     }

@@ -55,7 +55,7 @@ pub enum HereReason {
         /// What the store, or the connection to it, said.
         error: Option<String>,
     },
-    /// The store could not take what came last, so nothing is requested for a while.
+    /// The store failed to store the last asset, so nothing is requested for a while.
     StorePaused {
         /// Until then.
         until_ms: u64,

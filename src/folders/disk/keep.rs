@@ -1,7 +1,7 @@
 //! Keeps what was replaced or removed until nobody writes to it any more.
 //!
-//! A program that opened a file before it was replaced goes on writing to what came out. So that is
-//! kept in `.can-sync-kept` and looked at again.
+//! A program that opened a file before it was replaced may go on writing to the old file. So the old
+//! file is kept in `.can-sync-kept` for a while, and checked for changes.
 //!
 //! K1  Kept content is removed only when it is accounted for: it is the expected content, or the
 //!     caller released it. And only after it had the same stat for [`KEPT_MS`]; less if more than
@@ -13,9 +13,9 @@
 //! K4  What is kept when the agent ends is reported by the first scan of the next run
 //!     ([`Scanned::Leftover`]).
 //!
-//! So what is lost, and only then: what a process writes to a file that it opened before it was
-//! replaced, after it did not write to it for ten seconds, if it belongs to another user or wrote
-//! through a memory map whose file it has closed.
+//! Writes are lost in one case only: a process opened the file before it was replaced, did not write
+//! for ten seconds and then writes again; and the process belongs to another user, or it has closed
+//! the file and writes through a memory map.
 //!
 //! [`Scanned::Leftover`]: super::Scanned::Leftover
 
@@ -38,7 +38,7 @@ pub const KEPT_MS: u64 = 10_000;
 /// How long changed content must stay the same before it is returned as an edit.
 pub const QUIET_MS: u64 = 1_000;
 
-/// The most files that are kept. Beyond, the oldest is removed early if it is accounted for.
+/// The most files that are kept. Beyond that number the oldest is removed early, if it is known to hold no edit (K1).
 pub const KEPT_MAX: usize = 4096;
 
 /// Content that was at a path and is not any more: a file or a symbolic link.
@@ -64,7 +64,7 @@ struct Entry {
     displaced: Displaced,
     /// Since when its stat is the same, by the clock of [`Root::settle`].
     quiet_since_ms: Option<u64>,
-    /// Whether the kept file changed after it was compared with the journal.
+    /// Whether the kept file changed after it was known to hold no edit (K1).
     is_edit: bool,
 }
 

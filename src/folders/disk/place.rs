@@ -261,7 +261,7 @@ impl Batch<'_> {
         let Placement { path, what, expected } = placement;
         let dir = match (&what, self.parent(path, !matches!(what, Place::Nothing))) {
             (_, Ok(dir)) => dir,
-            // Nothing is in a directory that is not there.
+            // If the directory is missing, there is nothing at the path.
             (Place::Nothing, Err(_)) if expected.is_none() && self.is_absent(path)? => {
                 let what = ReadyWhat::AsOrdered;
                 return Ok(Ready { path, dir: self.top()?, expected, what });

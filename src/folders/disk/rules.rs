@@ -21,7 +21,7 @@ pub const IGNORE_FILE: &str = ".cansyncignore";
 /// The longest `.cansyncignore` that is read: tens of thousands of lines.
 const IGNORE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// The most lines that cannot be understood and are reported.
+/// The most invalid lines of an ignore file that are reported.
 const PROBLEMS_MAX: usize = 8;
 
 /// What is ignored unless the user takes it back.
@@ -37,7 +37,7 @@ const DEFAULTS: [&str; 9] = [
     "*.crdownload",
 ];
 
-/// What is ignored.
+/// The rules that say which paths are ignored.
 #[derive(Debug)]
 pub struct Rules {
     globs: Gitignore,

@@ -81,7 +81,7 @@ impl Root {
     }
 
     fn probe_name(&self) -> String {
-        // The key of no path: that of this name has its own file.
+        // A key that no path has, so that the probe's name is not the name of new content.
         let key = PathKey([0; 16]);
         let run = self.run;
         Temp { run, key, stage: Stage::New }.name()

@@ -189,7 +189,7 @@ impl<F: From<StoreEvent>> Catalogue<F> {
         self.store.touched(from).ready_chunks(LINES_MAX).boxed()
     }
 
-    /// Demands that all metadata is looked at. Returns the cursor for a whole listing.
+    /// Requests a comparison of all metadata. Returns the cursor for a full listing.
     fn begin_whole(&self) -> Cursor {
         self.backlog.add(Touched::Gap);
         0
@@ -282,7 +282,7 @@ impl<F: From<StoreEvent>> Catalogue<F> {
             if lost > 0 {
                 drop(gate);
                 self.begin_anew(lost).await?;
-                // The rebuilt engine has read these entries from the index.
+                // Leave these entries out: the rebuilt engine has read them from the index.
                 entries.clear();
             }
             let head = self.index.head();

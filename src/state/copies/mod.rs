@@ -1,5 +1,5 @@
-//! `copies.db`: what this device decided about copies: which assets it wants, which it is evicting,
-//! and which leases it gave.
+//! `copies.db`: what this device decided about copies: which assets it wants, which it is evicting or
+//! has evicted, which leases it gave, and which wishes to forget it follows.
 //!
 //! What other devices hold is in the index instead: it is kept as a difference from the index's own
 //! rows, and must go back in time together with them when a power cut or a backup takes them back.

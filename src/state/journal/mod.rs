@@ -217,7 +217,7 @@ pub struct Admitted {
 /// Why a joiner is refused. A joiner with a wrong or late proof does not learn the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// No token is outstanding: used, expired, or never made.
+    /// There is no valid token: it was used, has expired, or was never made.
     #[error("no ticket is outstanding")]
     NoToken,
     /// The proof matches no outstanding token.

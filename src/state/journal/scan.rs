@@ -1,4 +1,4 @@
-//! What a session reads: the clock, and ops in their order of arrival.
+//! Reads for a session with a peer: the clock, and ops in the order of their arrival here.
 
 use std::collections::BTreeMap;
 

@@ -42,7 +42,7 @@ impl Shared {
         if files.content.exists() || !unsized_files.content.exists() {
             return Ok(());
         }
-        // The content is renamed last: as long as it is there, this is tried again.
+        // The content is renamed last: as long as it has its old name, the next call tries again.
         for (from, to) in
             [(&unsized_files.outboard, &files.outboard), (&unsized_files.content, &files.content)]
         {

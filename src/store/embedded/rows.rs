@@ -187,7 +187,7 @@ fn make_whole(txn: &mut Txn<'_>, new: &NewRow) -> rusqlite::Result<Stored> {
         return Ok(Stored::Existed);
     }
     let (old, cursor) = (int(recorded.cursor), int(txn.state.totals.newest_cursor + 1));
-    // Tags and content follow the row to its new key.
+    // Foreign keys are checked at the commit: by then the tags and the content have the row's new key.
     txn.conn.execute_batch("PRAGMA defer_foreign_keys = ON")?;
     txn.conn
         .prepare_cached(

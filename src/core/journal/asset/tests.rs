@@ -130,7 +130,7 @@ fn a_store_that_chooses_otherwise_is_asked_once() {
     let odd = row("B", false, &[]);
     let second = reconcile(&HASH, &odd, 2, Some(&shadow), &journal);
     assert!(second.edit.is_some());
-    // The store kept its old value. That would repeat for ever, so it is left alone.
+    // The store kept its old value. Writing again would repeat for ever, so the row is left alone.
     let same = Shadow { base: base.clone(), ..shadow };
     let third = reconcile(&HASH, &base, 2, Some(&same), &journal);
     assert_eq!((third.edit, third.write), (None, None));

@@ -247,7 +247,7 @@ impl<'a> Contest<'a> {
         Standing { admitted, removers }
     }
 
-    /// The undecided removals that may void something: of speakers, by admitted authors, and not
+    /// The undecided removals that may void ops: of speakers, by admitted authors, and not
     /// void themselves.
     fn open_pairs(&self, standing: &Standing) -> BTreeMap<(usize, usize), Pair> {
         let mut pairs: BTreeMap<(usize, usize), (Bits, Bits)> = BTreeMap::new();

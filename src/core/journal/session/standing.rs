@@ -13,7 +13,8 @@ pub struct Here {
     /// The digest of our live ops above the *entry's* number, or of all live ops when the entry is
     /// forked. `None` when it is not worth reading.
     pub above: Option<SetDigest>,
-    /// The hashes of our ops with the entry's number; empty when they were dropped.
+    /// The hashes of our ops that have the entry's number (several if the log is forked); empty when
+    /// they were dropped.
     pub at: Vec<Head>,
     /// Whether we hold two ops with one number.
     pub forked: bool,
