@@ -70,7 +70,8 @@ pub fn answer(status: &Status, folders: &[String]) -> (bool, String) {
     match (missing.is_empty(), status.peers.len()) {
         (true, 0) => {
             let name = &status.device.name;
-            let text = "what it holds is nowhere else. Pair another with `can-sync ticket`.";
+            let text =
+                "no other device has a copy of its assets. Pair another with `can-sync ticket`.";
             (true, format!("Device {name} is alone in its group: {text}"))
         }
         (true, others) => {

@@ -145,7 +145,7 @@ fn folder(top: &Path, path: &str) -> Result<PathBuf, Failure> {
     Ok(folder)
 }
 
-/// Whether this is a file with the content of the asset.
+/// Whether there is a file at `path` with the content of the asset.
 fn has_content(path: &Path, row: &AssetRow, algorithm: HashAlgorithm) -> Result<bool, Failure> {
     let is_like = |found: fs::Metadata| found.is_file() && found.len() == row.size;
     if !fs::symlink_metadata(path).is_ok_and(is_like) {

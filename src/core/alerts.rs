@@ -230,7 +230,7 @@ pub struct Change {
     pub text: String,
     /// The device that it is about.
     pub device: Option<NodeId>,
-    /// When it was raised: names this raising among those of the same id.
+    /// When the alert was raised. Together with the id it names one raising of the alert.
     pub raised_ms: u64,
 }
 
@@ -461,7 +461,7 @@ impl Memory {
         self.is_settled |= is_alone || is_compared;
     }
 
-    /// Makes the entries what the conditions say, and notes what was raised and what has ended.
+    /// Updates the entries from the conditions, and records which alerts were raised or have ended.
     fn settle(
         &mut self,
         now_ms: u64,

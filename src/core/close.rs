@@ -32,7 +32,7 @@ pub enum CloseCode {
     Internal,
     /// The closer's disk is full, so it cannot do what was requested.
     Full,
-    /// A code of a newer version.
+    /// A close code that only a newer version of can-sync knows.
     Unknown(u64),
 }
 

@@ -54,8 +54,8 @@ pub fn wish_key(hash: &Hash) -> Key {
     Key { model: FORGET_MODEL.to_owned(), id: hash.as_bytes().to_vec(), owned: false }
 }
 
-/// Whether a wish takes effect that this device first saw at `seen_ms`. A clock that was set back
-/// puts it off.
+/// Whether a wish that this device first saw at `seen_ms` takes effect by now. If the clock was set
+/// back, it takes effect later.
 pub fn is_due(seen_ms: u64, now_ms: u64) -> bool {
     now_ms.checked_sub(seen_ms).is_some_and(|age_ms| age_ms >= UNDO_MS)
 }

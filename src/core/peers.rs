@@ -97,7 +97,7 @@ pub struct Change {
 pub enum Placed {
     /// Start the session on it, and close `close` if given.
     Current {
-        /// The connection that it replaces, if this device has to close it.
+        /// The connection that the new one replaces, if this device has to close that.
         close: Option<ConnId>,
     },
     /// Keep it open: the peer closes it, or it becomes the current one.

@@ -358,7 +358,7 @@ mod tests {
         )
     }
 
-    /// What a peer of the property was requested to send, and has sent.
+    /// The bytes that a peer of the property test was requested to send, and those that it has sent.
     #[derive(Debug, Default)]
     struct Sending {
         id: Option<SourceId>,

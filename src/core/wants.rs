@@ -93,10 +93,11 @@ impl Want {
 
 #[derive(Debug, Clone, Default)]
 struct Source {
-    /// The wants that it holds, may be asked for and does not owe.
+    /// The wants that can be requested from this peer and have not been.
     queue: Queue,
-    /// Hashes solicited from it and not answered, even if they arrived from elsewhere meanwhile,
-    /// because the peer keeps them queued for us; and hashes arriving from it, solicited or not.
+    /// Hashes solicited from this peer and not answered, even if they arrived from another peer
+    /// meanwhile, because this one keeps them queued for us; and hashes arriving from this peer,
+    /// solicited or not.
     owed: BTreeSet<Hash>,
     /// The number of wants that it holds.
     held: usize,

@@ -1,4 +1,4 @@
-//! From the directory: contents into the store.
+//! Copies the contents of a bound directory's files to the store.
 //!
 //! N1  A version is written to the journal only when its content is in the store.
 

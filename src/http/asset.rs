@@ -49,7 +49,7 @@ pub struct AssetRow {
     /// The asset's bytes were deleted on this device on purpose.
     #[serde(default)]
     pub evicted: bool,
-    /// When this store took it in, milliseconds since the Unix epoch.
+    /// When the asset was added to this store, milliseconds since the Unix epoch.
     pub timestamp: i64,
     /// The asset's place in the store's feed.
     pub cursor: Cursor,

@@ -100,7 +100,7 @@ impl Sessions {
         Self { state: Arc::default(), cookie, is_secure: false }
     }
 
-    /// The same sessions, of another server of this agent, which has TLS.
+    /// The same sessions for another server of this agent, which uses TLS.
     pub fn with_tls(&self, port: u16) -> Self {
         let cookie = format!("can-sync-{port}").into();
         Self { state: self.state.clone(), cookie, is_secure: true }

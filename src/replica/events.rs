@@ -38,7 +38,7 @@ const ALARMS_MAX: usize = 1000;
 #[derive(Debug, Clone)]
 pub(crate) struct EventLog(mpsc::Sender<LogEvent>);
 
-/// Makes the queue; [`record`] reads its other end.
+/// Makes the queue of device events. [`record`] reads the receiver.
 pub(crate) fn channel() -> (EventLog, mpsc::Receiver<LogEvent>) {
     let (sender, told) = mpsc::channel(TOLD_MAX);
     (EventLog(sender), told)

@@ -547,7 +547,7 @@ async fn judge(
     Ok(Input::Judged(standing))
 }
 
-/// See [`Effect::Apply`].
+/// Writes the ops of a peer to the journal; performs [`Effect::Apply`].
 async fn apply(
     shared: Replication,
     peer: NodeId,

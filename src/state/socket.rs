@@ -121,7 +121,7 @@ impl Home {
 fn listen_in(base: &Path) -> io::Result<ApiSocket> {
     let name = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 8]>());
     let folder = base.join(format!("{FOLDER_PREFIX}{name}"));
-    // Fails if the name exists, whoever owns it.
+    // Creating the folder fails if the name exists, so a folder made by another user is never used.
     DirBuilder::new().mode(0o700).create(&folder)?;
     let path = folder.join(NAME);
     let file = SocketFile { path: path.clone(), folder: Some(folder) };

@@ -318,7 +318,8 @@ pub(crate) struct Throttled<S> {
 }
 
 impl<S> Throttled<S> {
-    /// Pays what is owed, then returns how much may move. `None`: any amount.
+    /// Waits until the bytes of the last portion are paid, then returns how many bytes may move now.
+    /// `None`: no limit.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
         let Some(link) = &self.link else { return Poll::Ready(None) };
         if self.owed_bytes > 0 {

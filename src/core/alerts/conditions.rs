@@ -145,7 +145,7 @@ pub struct FolderFacts {
     pub short_id: String,
     /// The folder's name.
     pub name: String,
-    /// What is wrong; `None`: nothing, or it is not known yet.
+    /// What is wrong with the directory; `None` if nothing is, or it was not looked at yet.
     pub trouble: Option<FolderTrouble>,
     /// Whether the directory has not been looked at since the start.
     pub is_unknown: bool,

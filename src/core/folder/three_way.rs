@@ -313,7 +313,7 @@ mod tests {
         };
         assert_eq!(edit.vector, base.vector);
         assert_eq!(edit.before, Some(newer.clone()), "what is replaced at the name");
-        // Edit against removal, either way.
+        // An edit here against a removal by another device, and the reverse.
         let removed = version(&Content::Absent, &[(1, 1), (2, 2)]);
         assert_eq!(decide(Some(&base), &now(&Content::Absent), Some(&newer)), Action::Apply);
         let Action::Write(edit) = decide(Some(&base), &now(&file(3, 0)), Some(&removed)) else {

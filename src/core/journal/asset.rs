@@ -31,8 +31,8 @@ pub const TRASHED: &str = "trashed";
 /// The field of [`Row::tags`].
 pub const TAGS: &str = "tags";
 
-/// The most bytes of tags in one op, encoded, so that an op with the longest description stays
-/// within its bounds. The next look at the asset issues the tags that do not fit.
+/// The most bytes of encoded tags in one op, so that an op with the longest description stays within
+/// its bounds. The next comparison of the asset writes the tags that do not fit.
 const TAGS_PER_EDIT_BYTES: usize = 40 * 1024;
 
 /// What a set element takes beside its text: field names and a stamp.

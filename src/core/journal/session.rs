@@ -97,7 +97,7 @@ pub struct Repaired {
 pub struct Withheld {
     /// The op's number.
     pub seq: u64,
-    /// When it was refused, monotonic ms.
+    /// When the peer refused the op, monotonic ms.
     pub since_ms: u64,
     /// The reason. Only [`RefuseCode::Quota`] is remembered beyond the session.
     pub code: RefuseCode,

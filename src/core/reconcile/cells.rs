@@ -234,7 +234,7 @@ pub(super) struct CellServer {
 }
 
 impl CellServer {
-    /// A server of the whole set.
+    /// Serves the cells of the whole set.
     pub(super) fn of_set(ours: &Sketch) -> Self {
         Self {
             sharding: None,

@@ -48,7 +48,7 @@ pub enum ReconcileError {
     /// A delta was chosen although one side has no cursor.
     #[error("reconcile: a delta without a cursor on both sides")]
     NoCursor,
-    /// Two Plans of one round are about different sets.
+    /// The peer's second Plan of a round describes another set than its first.
     #[error("reconcile: the set of a round was exchanged for another")]
     SetChanged,
 }

@@ -94,9 +94,9 @@ pub struct Placement<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum Placed {
-    /// It was made; this is there now. See P3.
+    /// The change was made; the stat of the path now. See P3.
     Done(Option<Seen>),
-    /// It was made, but somebody else wrote to the path in the same moment. That edit is kept: read
+    /// The change was made, but another process wrote to the path meanwhile. That edit is kept: read
     /// it, then [`Root::release`] it.
     Displaced {
         /// What was placed.
@@ -124,7 +124,7 @@ pub enum PlaceError {
     /// The file system is mounted read-only.
     #[error("the file system is read-only")]
     ReadOnly,
-    /// The user of the agent may not write there.
+    /// The user that the agent runs as may not write to the directory.
     #[error("permission denied")]
     NotPermitted,
     /// The file system cannot hold the name, or not under this length.

@@ -130,8 +130,8 @@ impl Index {
         })
     }
 
-    /// The hashes that were absent and are held since a turn above `after_turn`, at most `limit`, each
-    /// with its turn; and whether there are more.
+    /// At most `limit` hashes that were absent and whose content arrived at a turn above `after_turn`,
+    /// each with its turn; and whether there are more.
     pub fn arrived(&self, after_turn: u64, limit: usize) -> db::Result<(Vec<(u64, Hash)>, bool)> {
         self.read(|connection| {
             let rows = connection

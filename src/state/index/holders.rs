@@ -56,7 +56,7 @@ impl Index {
         })
     }
 
-    /// Changes with what peers are known to hold.
+    /// A number that changes whenever the known holders of an asset change.
     pub fn holders_changed(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
     }

@@ -51,7 +51,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The op with a number that is dropped first.
+    /// Of the ops with the number `seq`, the one to drop first.
     fn surplus(&self, log: i64, seq: u64) -> Result<Option<Held>> {
         let mut query = self.db.prepare_cached(
             "SELECT o.arr, l.log_id, o.hash, o.body, o.opaque FROM ops o JOIN logs l USING (log)

@@ -133,7 +133,7 @@ impl Connection {
         // iroh disables reqwest's own crypto provider; without one no client can be built.
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| {
-            // An error means that one is installed already.
+            // An error means that a crypto provider is installed already.
             let _ = rustls::crypto::ring::default_provider().install_default();
         });
         let client = Client::builder()

@@ -183,7 +183,7 @@ struct FaultyStore {
     commit_takes_ms: AtomicU64,
     /// How long `read` and `read_small` take.
     read_takes_ms: AtomicU64,
-    /// The largest asset that it accepts; 0 = any.
+    /// The largest asset that this store accepts; 0 = any.
     largest_bytes: AtomicU64,
     /// Assets of which one byte is read wrong, with its offset.
     rotten: Mutex<BTreeMap<Hash, u64>>,

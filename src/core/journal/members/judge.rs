@@ -88,7 +88,7 @@ fn is_founder(said: &Said) -> bool {
 /// A removal and whether it was decided.
 struct Contender<'a> {
     what: &'a Removal,
-    /// The number of the speaker that removes, and of its op.
+    /// The index of the speaker that made the removal, and of its op.
     by: usize,
     op: usize,
     /// The number of the removed speaker; `None` if it stated no facts.
