@@ -373,7 +373,7 @@ fn a_program_is_called_with_each_event_and_one_that_hangs_or_is_missing_holds_up
     let config = fs::read_to_string(home.join("config.toml")).unwrap();
     assert!(config.starts_with("alert_free_space = \"1000P\"\n[hook.tell]"), "{config}");
 
-    // A stop does not wait for the one that hangs, and what was told is not told again.
+    // A stop does not wait for the hook that hangs, and an event that was delivered is not sent again.
     let before = events().len();
     let asked = Instant::now();
     agent.stop_with("-TERM");

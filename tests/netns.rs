@@ -23,7 +23,8 @@ use agent::{Agent, DEADLINE, until, until_within};
 /// where other programs use all cores.
 const SOON: Duration = Duration::from_secs(3);
 
-/// Within this time two connections that the devices dialled at once are told apart, see `core/peers.rs`.
+/// Within this time the devices choose one of two connections that both dialled at once, see
+/// `core/peers.rs`.
 const CROSSING: Duration = Duration::from_secs(12);
 
 /// The interface of the switch.

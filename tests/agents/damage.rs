@@ -69,7 +69,7 @@ async fn of_a_large_asset_only_the_group_that_is_wrong_is_sent_again() {
     quiet(&[&a, &b]).await;
     flip(&a, &asset, 5 * LARGE);
     assert!(!is_whole(&a, &asset).await);
-    // Marked at once: nobody is told that it is here.
+    // The asset is marked at once: no other device hears that it is here.
     assert!(!a.hashes().await.contains(&asset.hash));
     until("whole again", &[&a, &b], async || is_whole(&a, &asset).await).await;
     all_in_sync(&[&a, &b], 1).await;

@@ -36,7 +36,7 @@ impl Served {
         HttpStore::new(&self.url(), &self.key_file).unwrap()
     }
 
-    /// A client that is told the algorithm of the store's hashes.
+    /// A client of a store whose hash algorithm the configuration states.
     pub fn client_with(&self, hash_algorithm: HashAlgorithm) -> HttpStore {
         let stated = Stated { hash_algorithm: Some(hash_algorithm), key_header: None };
         HttpStore::with_stated(&self.url(), &self.key_file, stated).unwrap()

@@ -47,8 +47,7 @@ pub struct Facts {
     /// Assets that are on one device alone, as far as is known; `None`: devices that are connected have
     /// yet to confirm what they hold.
     pub one_copy: Option<u64>,
-    /// How many other assets have fewer copies, or are on fewer sites, than the group wants; `None`
-    /// as above.
+    /// The number of other assets with fewer copies or sites than the group wants; `None` as above.
     pub few_copies: Option<u64>,
     /// The addresses of another device with the key of this one; `None`: there is none.
     pub twin: Option<Vec<String>>,

@@ -38,7 +38,8 @@ pub const KEPT_MS: u64 = 10_000;
 /// How long changed content must stay the same before it is returned as an edit.
 pub const QUIET_MS: u64 = 1_000;
 
-/// The most files that are kept. Beyond that number the oldest is removed early, if it is known to hold no edit (K1).
+/// The most files that are kept. Beyond that number the oldest is removed early, if it is known to
+/// hold no edit (K1).
 pub const KEPT_MAX: usize = 4096;
 
 /// Content that was at a path and is not any more: a file or a symbolic link.

@@ -324,8 +324,8 @@ fn an_index_of_the_first_version_keeps_its_numbers() {
     assert_eq!(index.seqs(&[hash(1)]).unwrap(), [Some(2)]);
 }
 
-/// Random histories of two devices: whenever both know the same hashes and the absent ones are told,
-/// each knows exactly what the other holds; and in between nothing is claimed that was not so then.
+/// Random histories of two devices. Whenever both know the same hashes and have reported their absent
+/// ones, each knows exactly what the other holds. In between neither claims anything that was not so.
 #[test]
 fn whatever_happens_what_is_claimed_was_so_when_it_was_last_confirmed() {
     for seed in 0..6_u64 {
