@@ -36,6 +36,7 @@ mod batch;
 mod gather;
 mod hostile;
 mod plain;
+mod told;
 
 /// The capacity of a pipe: less than a frame, so that every wait for the other side happens.
 const PIPE_BYTES: usize = 8 * 1024;
