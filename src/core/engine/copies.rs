@@ -108,6 +108,8 @@ impl Engine {
         peer.talk.is_serving = false;
         match page {
             Some(page) => {
+                // The page tells a state, which may be between what was told before and what is now.
+                peer.talk.told = Some(page.now);
                 out.push(Effect::Send { conn, message: Message::AbsentPage(Box::new(page)) });
             }
             None => self.close(conn, CloseCode::Internal, "the index cannot be read", out),

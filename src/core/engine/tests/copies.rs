@@ -92,6 +92,24 @@ fn what_is_not_held_is_told_before_the_set_that_it_belongs_to() {
 const TELL_PAUSE_MS: u64 = 10_000;
 
 #[test]
+fn what_a_page_told_is_corrected_when_it_is_no_longer_so() {
+    let own = OwnCopies { absent: absent(3), missing: 0, chooses: true };
+    let mut bench = bench(own, Belief::default());
+    bench.hear(Message::AbsentPull { log: [0; 16], after_turn: 0 });
+    bench.effects.clear();
+    let (hashes, held, now) = (Vec::new(), Vec::new(), absent(4));
+    let page = AbsentPage { now, is_start: true, absent: hashes, held, next: 4, more: false };
+    bench.tell(Input::AbsentRead { conn: A_CONN, page: Some(page) });
+    // It is as it was told at first, and the page tells something else after that.
+    bench.wait(TELL_PAUSE_MS);
+    let sent = bench.sent();
+    let place = |of: fn(&Message) -> bool| sent.iter().position(|message| of(message));
+    let page = place(|message| matches!(message, Message::AbsentPage(_)));
+    let told = place(|message| *message == Message::Absent(absent(3)));
+    assert!(page.is_some() && page < told, "{sent:?}");
+}
+
+#[test]
 fn a_peer_is_confirmed_only_when_both_know_the_same_and_what_it_lacks_is_known() {
     let mut bench = bench(OwnCopies::default(), Belief::default());
     bench.hear_same_set(absent(3));
