@@ -73,7 +73,7 @@ async fn a_stream_of_metadata_with_anything_else_is_a_violation_and_what_came_be
         let ((r, w), theirs) = pipe();
         let script = async {
             let mut script = Script::new(theirs);
-            script.write(Kind::MetaUpdate, &encode_meta(&[good.clone()])).await;
+            script.write(Kind::MetaUpdate, &encode_meta(std::slice::from_ref(&good))).await;
             script.writer.write_payload(kind, &payload).await.unwrap();
             script.writer.flush().await.unwrap();
             script
