@@ -927,17 +927,26 @@ fn folders_are_bound_asked_about_and_brought_back_over_http() {
         answer.body["binding"]["state"].clone()
     };
     assert_eq!(state("pause"), "paused");
-    let undo =
-        |dry_run| post("/v1/folders/shared/undo", json!({ "since_ms": 1, "dry_run": dry_run }));
-    assert_eq!(undo(false).status, 409, "a paused folder is not undone");
+    let undo = |since_ms: u64, dry_run| {
+        let request = json!({ "since_ms": since_ms, "dry_run": dry_run });
+        post("/v1/folders/shared/undo", request)
+    };
+    let since_ms = wall_ms();
+    assert_eq!(undo(since_ms, false).status, 409, "a paused folder is not undone");
     assert_ne!(state("resume"), "paused");
     assert_ne!(state("confirm"), "held");
     until("it goes on", &is_up_to_date);
-    let preview = undo(true).body;
+    let too_early = undo(1, false);
+    assert_eq!(too_early.status, 409, "all would be removed: {too_early:?}");
+    assert_eq!(post("/v1/folders/shared/undo", json!({})).status, 400, "nothing is held");
+    fs::write(dir.join("new.txt"), "new").unwrap();
+    until("it is taken in", || status()["files"] == 2 && is_up_to_date());
+    let preview = undo(since_ms, true).body;
     assert_eq!(preview["removed"], 1, "{preview}");
+    assert!(dir.join("new.txt").exists());
+    assert_eq!(undo(since_ms, false).body["removed"], 1);
+    until("it was not there at the time", || !dir.join("new.txt").exists());
     assert!(dir.join("plan.txt").exists());
-    assert_eq!(undo(false).body["removed"], 1);
-    until("it was not there at the time", || !dir.join("plan.txt").exists());
 
     assert_eq!(call(&agent, "DELETE", "/v1/folders/shared/binding", None).status, 200);
     assert_eq!(call(&agent, "DELETE", "/v1/folders/shared/binding", None).status, 404);

@@ -78,9 +78,10 @@ pub(crate) enum FolderCommand {
     Undo {
         /// The folder
         folder: String,
-        /// Undo what changed since then: `2h`, `7d` or a time such as `2026-01-31T15:04:05Z`
+        /// Undo what changed since then: `2h`, `7d` or a time such as `2026-01-31T15:04:05Z` [default:
+        /// since the changes in this device's directory began that are held back]
         #[arg(long, value_name = "TIME", value_parser = parse_since)]
-        since: Since,
+        since: Option<Since>,
         /// Only changes by this device: its name, node ID or the start of it
         #[arg(long)]
         device: Option<String>,
@@ -196,7 +197,8 @@ pub(crate) async fn folder(
                 Some(text) => Some(devices::node_id(&devices::all(client).await?, &text)?),
                 None => None,
             };
-            let request = UndoRequest { since_ms: since.ms(wall_ms()), device, dry_run };
+            let since_ms = since.map(|since| since.ms(wall_ms()));
+            let request = UndoRequest { since_ms, device, dry_run };
             let undone: Undone =
                 client.post_unhurried(&["v1", "folders", &folder, "undo"], &request).await?;
             output.value(&undone, |undone| undone_text(undone, dry_run))?;

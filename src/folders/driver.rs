@@ -28,7 +28,7 @@ use super::reconcile::ROUND_PATHS;
 use super::scan::{self, Found, Scan};
 use super::shared::{Shared, blocking};
 use super::status::BindingState;
-use crate::clock::Clock;
+use crate::clock::{Clock, wall_ms};
 use crate::core::folder::brake::{Brake, Source};
 use crate::core::folder::collide::Folding;
 use crate::core::folder::path::FolderPath;
@@ -126,7 +126,7 @@ enum Wake {
 
 impl Driver {
     pub(super) fn new(shared: Shared, stored: StoredBinding) -> Self {
-        let StoredBinding { id, binding, is_paused, held, cursor, rules, is_begun: _ } = stored;
+        let StoredBinding { id, binding, is_paused, held, cursor, rules, .. } = stored;
         Self {
             shared,
             id,
@@ -520,8 +520,9 @@ impl Driver {
         tracing::warn!(dir = %self.binding.dir.display(), "{text}");
         self.held = Some(source);
         self.scan = None;
+        let since_ms = self.brake.begun_ms(source).unwrap_or_else(wall_ms);
         let (db, id) = (self.shared.db.clone(), self.id);
-        blocking(move || db.set_held(id, Some(source))).await
+        blocking(move || db.set_held(id, Some((source, since_ms)))).await
     }
 
     /// Whether nothing may be written.

@@ -95,7 +95,16 @@ impl Folders {
                 })?;
                 entry.version.content.clone()
             }
-            (None, Some(at_ms)) => content_at(&current, &past, at_ms),
+            (None, Some(at_ms)) => match content_at(&current, &past, at_ms) {
+                Content::Absent => {
+                    return Err(FolderError::Unknown(format!(
+                        "{} was not there at that time, so nothing was changed: `can-sync history` \
+                         lists its versions",
+                        path.to_text()
+                    )));
+                }
+                content => content,
+            },
             // Without a version and a time: the content before the last change.
             (None, None) => {
                 let is_absent = |entry: &&HistoryEntry| entry.version.is_absent();

@@ -79,16 +79,17 @@ impl Shared {
 
     /// A sentence for people that says which changes are held back and where they came from.
     pub(crate) async fn held_text(&self, source: &Source) -> Result<String> {
-        let by = match source {
+        let (by, back) = match source {
             Source::Device(device) => {
-                format!("came from {}", self.journal.device_name(*device).await?)
+                let name = self.journal.device_name(*device).await?;
+                (format!("came from {name}"), "`can-sync folder undo --since TIME`")
             }
-            Source::Disk => "were made in this directory".into(),
+            Source::Disk => ("were made in this directory".into(), "`can-sync folder undo`"),
         };
         Ok(format!(
             "very many files were changed or removed within five minutes; the changes {by}. Nothing is \
-             synced until you decide: `can-sync folder confirm` lets them pass, `can-sync folder undo` \
-             puts the folder back"
+             synced until you decide: `can-sync folder confirm` lets them pass, {back} puts the folder \
+             back"
         ))
     }
 

@@ -261,8 +261,10 @@ pub struct Restored {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UndoRequest {
-    /// Milliseconds since the Unix epoch: later changes are undone.
-    pub since_ms: u64,
+    /// Milliseconds since the Unix epoch: later changes are undone. If left out: the changes in the
+    /// directory of this device that are held back, and those that passed just before them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ms: Option<u64>,
     /// Only changes by the device with this node ID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<NodeId>,

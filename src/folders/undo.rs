@@ -23,10 +23,13 @@ use super::past::put_back;
 use super::scan::{self, Found, Scan};
 use super::shared::blocking;
 use super::status::{BindingState, EXAMPLES_MAX, UndoRequest, UndoStep, Undone};
+use crate::clock::wall_ms;
+use crate::core::folder::brake::Source;
 use crate::core::folder::collide::Folding;
 use crate::core::folder::path::{FolderPath, PathKey};
 use crate::core::folder::version::{Content, ShortId, Vector, Version};
 use crate::core::ids::{FolderId, Hash, NodeId};
+use crate::core::units::utc;
 use crate::replica::folders::{FileChange, FileRow, Folder};
 
 /// The most paths of one undo: as many as are kept in memory, some hundred bytes each.
@@ -49,7 +52,12 @@ impl Folders {
     pub async fn undo(&self, folder: &str, request: UndoRequest) -> Result<Undone> {
         let folder = self.find(folder).await?;
         let bound = self.bound(folder.id).await?;
-        let held = bound.as_ref().is_some_and(|bound| bound.held.is_some());
+        let held = bound.as_ref().and_then(|bound| Some((bound.held?, bound.held_since_ms)));
+        let since_ms = match request.since_ms {
+            Some(since_ms) => since_ms,
+            None => since_held(held)?,
+        };
+        self.must_have_begun(&folder, since_ms).await?;
         let mut not_taken_in = BTreeMap::new();
         if let Some(bound) = bound {
             let is_stopped = self.shared.reports.get(&folder.id).state == BindingState::Stopped;
@@ -68,9 +76,9 @@ impl Folders {
         let mut undo = Undo {
             folders: self,
             folder: &folder,
-            since_ms: request.since_ms,
+            since_ms,
             device: request.device,
-            told: Undone { held, ..Undone::default() },
+            told: Undone { held: held.is_some(), ..Undone::default() },
             is_preview: request.dry_run,
             returning: BTreeSet::new(),
             not_taken_in,
@@ -79,6 +87,41 @@ impl Folders {
         undo.bring_back(&changed).await?;
         undo.remove_new(&changed).await?;
         Ok(undo.told)
+    }
+
+    /// Refuses a time at which the folder had no file yet: an undo would remove all.
+    async fn must_have_begun(&self, folder: &Folder, since_ms: u64) -> Result<()> {
+        let journal = &self.shared.journal;
+        let mut first_ms = u64::MAX;
+        let mut after = None;
+        loop {
+            let page = journal.versions(folder.id, after, PAGE).await?;
+            let written = page.rows.iter().map(|row| row.version.written_at_ms());
+            first_ms = written.fold(first_ms, u64::min);
+            after = page.next;
+            if after.is_none() || first_ms < since_ms {
+                break;
+            }
+        }
+        let mut after = None;
+        while first_ms >= since_ms {
+            let page = journal.history(folder.id, None, Some(since_ms), after, PAGE).await?;
+            let written = page.entries.iter().map(|entry| entry.version.written_at_ms());
+            first_ms = written.fold(first_ms, u64::min);
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        // A folder without any version has nothing to lose.
+        if first_ms < since_ms || first_ms == u64::MAX {
+            return Ok(());
+        }
+        let first = utc(first_ms);
+        Err(FolderError::Refused(format!(
+            "the folder had no file yet at that time, so nothing was changed: its first one is of {first}; \
+             give a later time"
+        )))
     }
 
     /// The changes in a directory that the folder does not have yet.
@@ -130,6 +173,19 @@ impl Folders {
         }
         Ok(edited)
     }
+}
+
+/// When the changes began of which the rest is held: some passed before they were very many.
+fn since_held(held: Option<(Source, Option<u64>)>) -> Result<u64> {
+    let text = match held {
+        Some((Source::Disk, since_ms)) => return Ok(since_ms.unwrap_or_else(wall_ms)),
+        Some((Source::Device(_), _)) => {
+            "the changes that are held come from another device: give a time \
+                                    before they were made, such as --since 2h"
+        }
+        None => "no changes are held: give a time, such as --since 2h",
+    };
+    Err(FolderError::Invalid(text.into()))
 }
 
 /// A change in a directory that the folder does not have yet.

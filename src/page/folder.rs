@@ -393,7 +393,7 @@ async fn undo(
 ) -> Result<Response, PageError> {
     let ago_ms = since_s.unwrap_or_default().saturating_mul(1000);
     let since_ms = since_ms.unwrap_or_else(|| wall_ms().saturating_sub(ago_ms));
-    let request = UndoRequest { since_ms, device: None, dry_run };
+    let request = UndoRequest { since_ms: Some(since_ms), device: None, dry_run };
     let undone: Undone =
         visit.page.agent.post(&["v1", "folders", &folder, "undo"], &request).await?;
     let Undone { brought_back, removed, missing, nowhere, held, .. } = undone;

@@ -51,6 +51,37 @@ async fn a_mass_deletion_is_held_until_it_is_confirmed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_undo_without_a_time_brings_back_what_is_held_and_what_passed_just_before() {
+    let (a, b) = two().await;
+    a.write("kept", b"of before");
+    for n in 0..120_u64 {
+        a.write(&format!("{n}"), &content(n, 100));
+    }
+    equal(&a, &b, 121).await;
+    let before = a.tree();
+    let folders = a.device.handle().folders();
+    let undo = |since_ms| UndoRequest { since_ms, device: None, dry_run: false };
+    let refused = folders.undo(NAME, undo(None)).await.unwrap_err().to_string();
+    assert!(refused.contains("no changes are held"), "{refused}");
+    for n in 0..40_u64 {
+        fs::remove_file(a.path(&format!("{n}"))).unwrap();
+    }
+    equal(&a, &b, 81).await;
+    for n in 40..120_u64 {
+        fs::remove_file(a.path(&format!("{n}"))).unwrap();
+    }
+    let devices = [&a.device, &b.device];
+    until("a is held", &devices, async || a.state().await == BindingState::Held).await;
+    // All would go, and the deletion would pass.
+    let refused = folders.undo(NAME, undo(Some(1))).await.unwrap_err().to_string();
+    assert!(refused.contains("had no file yet"), "{refused}");
+    assert_eq!(a.state().await, BindingState::Held);
+    folders.undo(NAME, undo(None)).await.unwrap();
+    equal(&a, &b, 121).await;
+    assert_eq!(a.tree(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_folder_changes_nothing_until_it_is_resumed() {
     let (a, b) = two().await;
     a.write("one", b"1");

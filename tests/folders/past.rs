@@ -64,7 +64,7 @@ async fn an_undo_that_removes_very_many_new_files_is_not_held_on_other_devices()
         a.write(&format!("{}/{n}.raw", n % 5), &content(n, 500));
     }
     equal(&a, &b, 121).await;
-    let undo = UndoRequest { since_ms, device: None, dry_run: false };
+    let undo = UndoRequest { since_ms: Some(since_ms), device: None, dry_run: false };
     let undone = a.device.handle().folders().undo(NAME, undo).await.unwrap();
     assert_eq!((undone.brought_back, undone.removed), (0, 120));
     equal(&a, &b, 1).await;
@@ -93,7 +93,7 @@ async fn undo_of_one_device_leaves_the_changes_of_the_others() {
     a.write("new", b"of a");
     equal(&a, &b, 4).await;
     let device = Some(a.device.node_id);
-    let undo = UndoRequest { since_ms, device, dry_run: false };
+    let undo = UndoRequest { since_ms: Some(since_ms), device, dry_run: false };
     b.device.handle().folders().undo(NAME, undo).await.unwrap();
     equal(&a, &b, 3).await;
     assert_eq!(a.read("of a").unwrap(), b"first");
@@ -121,8 +121,9 @@ async fn a_path_comes_back_as_it_was_at_a_time() {
         until("it is there", &devices, async || a.read("plan").as_deref() == Some(text.as_bytes()))
             .await;
     }
-    folders.restore(NAME, at(1)).await.unwrap();
-    until("before its time there was nothing", &devices, async || a.read("plan").is_none()).await;
+    let refused = folders.restore(NAME, at(1)).await.unwrap_err().to_string();
+    assert!(refused.contains("was not there at that time"), "{refused}");
+    assert_eq!(b.read("plan").unwrap(), b"three", "to restore removes nothing");
     let both = RestoreRequest { version: Some(1), ..at(1) };
     assert!(folders.restore(NAME, both).await.unwrap_err().to_string().contains("not both"));
 }
@@ -171,7 +172,7 @@ async fn undo_brings_every_byte_of_an_encrypted_folder_back_on_all_devices() {
     until("the brake holds", &devices, async || a.state().await == BindingState::Held).await;
 
     let folders = a.device.handle().folders();
-    let undo = UndoRequest { since_ms, device: None, dry_run: true };
+    let undo = UndoRequest { since_ms: Some(since_ms), device: None, dry_run: true };
     let preview = folders.undo(NAME, undo.clone()).await.unwrap();
     assert!(preview.held);
     assert_ne!(a.tree(), before, "a preview changes nothing");

@@ -478,7 +478,7 @@ fn of_folders(found: &mut Found, facts: &Facts) {
                 format!(
                     "The folder {name} is held: very many files were changed or removed at once. \
                      `can-sync folder confirm {0}` lets the changes pass, `can-sync folder undo {0}` \
-                     puts the folder back.",
+                     puts the folder back; with `--since TIME` if they came from another device.",
                     word(&name)
                 ),
             ),

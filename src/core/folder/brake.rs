@@ -68,6 +68,11 @@ impl Brake {
         counted > HELD_PATHS_MIN && counted > folder_files / HELD_FRACTION
     }
 
+    /// When the changes of a source that count now began.
+    pub fn begun_ms(&self, source: Source) -> Option<u64> {
+        self.0.get(&source)?.front().map(|step| step.since_ms)
+    }
+
     /// Makes room for one more source.
     fn forget_quiet(&mut self, source: Source) {
         if self.0.len() < SOURCES_MAX || self.0.contains_key(&source) {
@@ -101,6 +106,16 @@ mod tests {
             let over = Brake::default().count(NOW_MS, Source::Disk, changed, files);
             assert_eq!(over, is_over, "{changed} of {files}");
         }
+    }
+
+    #[test]
+    fn what_counts_begins_with_the_first_change_within_five_minutes() {
+        let mut brake = Brake::default();
+        assert_eq!(brake.begun_ms(Source::Disk), None);
+        for second in [0, 200, 301, 310] {
+            brake.count(NOW_MS + second * 1000, Source::Disk, 1, 1000);
+        }
+        assert_eq!(brake.begun_ms(Source::Disk), Some(NOW_MS + 200_000));
     }
 
     #[test]

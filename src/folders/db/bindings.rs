@@ -24,7 +24,7 @@ impl FoldersDb {
             connection
                 .prepare_cached(
                     "SELECT id, folder, dir, mode, keep, symlinks, paused, held, epoch, arr, rules,
-                            begun
+                            begun, held_since_ms
                      FROM bindings ORDER BY id",
                 )?
                 .query_map([], stored_binding)?
@@ -54,6 +54,7 @@ impl FoldersDb {
             binding: stored,
             is_paused: false,
             held: None,
+            held_since_ms: None,
             cursor: None,
             rules: None,
             is_begun: true,
@@ -99,15 +100,17 @@ impl FoldersDb {
         })
     }
 
-    /// Records whose changes are held back; `None`: none are. Durable on return.
-    pub(crate) fn set_held(&self, id: BindingId, held: Option<Source>) -> Result<()> {
-        let held = held.map(|source| match source {
+    /// Records whose changes are held back, and since when they were made; `None`: none are. Durable
+    /// on return.
+    pub(crate) fn set_held(&self, id: BindingId, held: Option<(Source, u64)>) -> Result<()> {
+        let since_ms = held.map(|(_, since_ms)| int(since_ms));
+        let held = held.map(|(source, _)| match source {
             Source::Disk => DISK.to_owned(),
             Source::Device(device) => device.to_string(),
         });
         self.write_durably(move |tx| {
-            let sql = "UPDATE bindings SET held = ?2 WHERE id = ?1";
-            tx.execute(sql, params![int(id.0), held]).map(|_| ())
+            let sql = "UPDATE bindings SET held = ?2, held_since_ms = ?3 WHERE id = ?1";
+            tx.execute(sql, params![int(id.0), held, since_ms]).map(|_| ())
         })
     }
 
@@ -139,6 +142,7 @@ fn stored_binding(row: &Row<'_>) -> rusqlite::Result<StoredBinding> {
         },
         is_paused: row.get(6)?,
         held: held.map(|text| held_by(&text)).transpose()?,
+        held_since_ms: row.get::<_, Option<i64>>(12)?.and_then(|ms| u64::try_from(ms).ok()),
         cursor: epoch.map(|epoch| Cursor { epoch: LogId(epoch), arr }),
         rules: row.get(10)?,
         is_begun: row.get(11)?,

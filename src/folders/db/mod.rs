@@ -45,7 +45,7 @@ const READERS: usize = 2;
 /// The page cache of each connection: the upper levels of the tree of a million paths.
 const CACHE_KIB: i64 = 4 * 1024;
 
-const STEPS: [Step; 2] = [add_rules_and_begun, add_under_way];
+const STEPS: [Step; 3] = [add_rules_and_begun, add_under_way, add_held_since];
 
 /// Version 2: the rules of what is ignored under which changes were taken up, and bindings that are
 /// under way.
@@ -59,6 +59,11 @@ fn add_rules_and_begun(tx: &Transaction<'_>) -> Result<()> {
 /// Version 3: the paths that are being written.
 fn add_under_way(tx: &Transaction<'_>) -> Result<()> {
     Ok(tx.execute_batch(UNDER_WAY)?)
+}
+
+/// Version 4: since when changes are made that are held back.
+fn add_held_since(tx: &Transaction<'_>) -> Result<()> {
+    Ok(tx.execute_batch("ALTER TABLE bindings ADD COLUMN held_since_ms INTEGER;")?)
 }
 
 const SPEC: Spec = Spec {
@@ -85,7 +90,8 @@ CREATE TABLE bindings (
     epoch BLOB,
     arr INTEGER NOT NULL,
     rules BLOB,
-    begun INTEGER NOT NULL DEFAULT 0
+    begun INTEGER NOT NULL DEFAULT 0,
+    held_since_ms INTEGER
 ) STRICT;
 CREATE TABLE base (
     id INTEGER PRIMARY KEY,
@@ -138,6 +144,8 @@ pub(crate) struct StoredBinding {
     pub(crate) is_paused: bool,
     /// Whose changes are held back, if any are.
     pub(crate) held: Option<Source>,
+    /// Since when these changes were made; `None` if an earlier version of this program held them.
+    pub(crate) held_since_ms: Option<u64>,
     /// How far the journal's changes were taken up.
     pub(crate) cursor: Option<Cursor>,
     /// The digest of the rules of what is ignored under which that was done.
@@ -318,7 +326,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("folders.db");
         private_database_file(&path).unwrap();
-        let old = SCHEMA.replace(",\n    rules BLOB,\n    begun INTEGER NOT NULL DEFAULT 0", "");
+        let old = SCHEMA.replace(
+            ",\n    rules BLOB,\n    begun INTEGER NOT NULL DEFAULT 0,\n    held_since_ms INTEGER",
+            "",
+        );
         assert_ne!(old, SCHEMA);
         let connection = Connection::open(&path).unwrap();
         connection.execute_batch(&old).unwrap();
@@ -340,5 +351,8 @@ mod tests {
         assert_eq!(stored.binding, expected);
         assert!(stored.is_paused && !stored.is_begun && stored.rules.is_none());
         assert!(db.under_way(stored.id, 9).unwrap().is_empty());
+        db.set_held(stored.id, Some((Source::Disk, 5))).unwrap();
+        let held = db.bindings().unwrap().remove(0);
+        assert_eq!((held.held, held.held_since_ms), (Some(Source::Disk), Some(5)));
     }
 }
