@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
@@ -22,6 +22,9 @@ use crate::store::SMALL_BYTES_MAX;
 
 /// A batch is sent when it holds this many bytes; below the API's bound by one small file at least.
 const BATCH_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Opening a named pipe waits until a program writes into it, perhaps for ever.
+const NAMED_PIPE: &str = "a named pipe: to add what comes out of it, run `can-sync add - < PIPE`";
 
 /// A file that is to be added.
 pub(crate) struct Found {
@@ -156,6 +159,10 @@ impl Walk<'_> {
         }
         if found.is_file() {
             return self.file(Found::named(path), found.len());
+        }
+        // What a shell passes for `<(command)` is below `/dev/fd`, and has its writer already.
+        if found.file_type().is_fifo() && !path.starts_with("/dev") && !path.starts_with("/proc") {
+            return self.send(Unit::Unreadable(path.to_owned(), anyhow!(NAMED_PIPE)));
         }
         // A pipe or device is read only when it is named as an argument.
         self.send(Unit::Large(Found::named(path)))
