@@ -206,8 +206,10 @@ impl Told {
                 self.done += 1;
                 self.done_bytes += gathered.size;
             }
+            // Of what is refused for another reason nobody was asked.
+            let is_asked = !gathered.proven.is_empty() || !gathered.lacking.is_empty();
             let is_weaker = |weakest: &Gathered| gathered.proven.len() < weakest.proven.len();
-            if self.weakest.as_ref().is_none_or(is_weaker) {
+            if is_asked && self.weakest.as_ref().is_none_or(is_weaker) {
                 self.weakest = Some(gathered);
             }
         }
