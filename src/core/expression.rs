@@ -294,7 +294,11 @@ fn all(parts: impl Iterator<Item = Option<bool>>) -> Option<bool> {
 fn judge_text(field: TextField, text: &str, facts: &AssetFacts) -> Option<bool> {
     match field {
         TextField::Tag => facts.tags.as_ref().map(|tags| tags.contains(text)),
-        TextField::Type => facts.media_type.as_ref().map(|found| fits(text, found)),
+        // `image/` means all images, as for `ls --type`.
+        TextField::Type => facts.media_type.as_ref().map(|found| match text.ends_with('/') {
+            true => fits(&format!("{text}*"), found),
+            false => fits(text, found),
+        }),
         TextField::Name => facts.name.as_ref().map(|found| fits(text, found)),
         TextField::Folder => {
             facts.folders.as_ref().map(|names| names.iter().any(|name| fits(text, name)))

@@ -63,6 +63,8 @@ mod tests {
     #[test]
     fn an_expression_chooses_and_waits_until_enough_is_known() {
         assert!(want("type=image/*").wants(&image(), Claims::default()));
+        assert!(want("type=image/").wants(&image(), Claims::default()));
+        assert!(!want("type=ima/").wants(&image(), Claims::default()));
         assert!(!want("type=video/*").wants(&image(), Claims::default()));
         assert!(!want("not type=video/*").wants(&AssetFacts::default(), Claims::default()));
     }
