@@ -77,7 +77,8 @@ pub fn answer(status: &Status, folders: &[String]) -> (bool, String) {
         (true, others) => {
             let devices = others + 1;
             let is_chosen = status.peers.iter().any(|peer| !peer.wants.is_empty());
-            let sentence = match is_chosen || !status.copies.wants.is_empty() {
+            let is_chosen_here = !status.copies.wants.is_empty() || status.copies.unwanted > 0;
+            let sentence = match is_chosen || is_chosen_here {
                 true => format!("Everything that is wanted is on {devices} of {devices} devices."),
                 false => format!("Everything is on {devices} of {devices} devices."),
             };
