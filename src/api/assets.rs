@@ -301,7 +301,9 @@ fn writes(edit: CheckedEdit, hash: &Hash, journal: &JournalRow) -> DraftPut {
         }
     };
     let elems = |tags: BTreeSet<String>| tags.into_iter().map(elem).collect();
-    DraftPut { key: asset_key(hash), create: true, set, add: elems(add), remove: elems(remove) }
+    // To create it again would name this device as the one that added the asset.
+    let create = !journal.alive;
+    DraftPut { key: asset_key(hash), create, set, add: elems(add), remove: elems(remove) }
 }
 
 /// Removes the parts of an edit that would change nothing.
