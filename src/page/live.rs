@@ -11,14 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+use axum::response::sse::Event;
 use futures_util::stream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::sleep;
 
 use super::layout::PageError;
 use super::visit::{STREAMS_MAX, Visit};
+use crate::http::events::{answer, event};
 use crate::http::problem::problem;
 use crate::replica::journal::Commits;
 use crate::replica::status::Status;
@@ -28,9 +29,6 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// How often rates are updated while contents are transferred.
 const BEAT: Duration = Duration::from_secs(2);
-
-/// How often a quiet stream gets a comment line.
-const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(15);
 
 struct Watcher {
     visit: Visit,
@@ -48,8 +46,7 @@ pub(super) async fn stream(visit: Visit) -> Result<Response, PageError> {
     let commits = visit.page.handle.journal().commits();
     let revision = visit.status.revision;
     let watcher = Watcher { visit, commits, revision, _permit: permit };
-    let events = stream::unfold(watcher, next);
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE_EVERY)).into_response())
+    Ok(answer(stream::unfold(watcher, next)))
 }
 
 async fn next(mut watcher: Watcher) -> Option<(Result<Event, Infallible>, Watcher)> {
@@ -76,8 +73,7 @@ async fn next(mut watcher: Watcher) -> Option<(Result<Event, Infallible>, Watche
         () = changed => {}
     }
     *revision = visit.page.handle.status().revision;
-    let event = Event::default().event("changed").data(revision.to_string());
-    Some((Ok(event), watcher))
+    Some((Ok(event("changed", revision)), watcher))
 }
 
 fn is_moving(status: &Status) -> bool {
