@@ -155,5 +155,6 @@ pub mod page;
 pub mod replica;
 pub mod state;
 pub mod store;
+pub mod thumbnails;
 pub mod transfer;
 pub mod wire;

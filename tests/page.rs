@@ -7,6 +7,8 @@
 mod agent;
 #[path = "common/browser.rs"]
 mod browser;
+#[path = "page/elsewhere.rs"]
+mod elsewhere;
 
 use std::sync::Mutex;
 

@@ -474,6 +474,7 @@ fn a_stopping_engine_is_woken_for_its_end_alone() {
         build,
         journal: false,
         proofs: false,
+        thumbnails: false,
         copies: false,
         chooses: false,
         metadata: true,

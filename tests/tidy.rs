@@ -9,7 +9,7 @@ mod circles;
 
 /// The folders that each folder may import: only those below it. `main.rs` and `lib.rs` are above
 /// all.
-const ARROWS: [(&str, &[&str]); 21] = [
+const ARROWS: [(&str, &[&str]); 22] = [
     ("core", &[]),
     ("clock", &[]),
     ("db", &[]),
@@ -23,6 +23,7 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ("replica", &["core", "wire", "clock", "store", "net", "state"]),
     ("group", &["core", "wire", "clock", "net", "state", "replica"]),
     ("transfer", &["core", "wire", "clock", "store", "net", "state", "replica", "bao"]),
+    ("thumbnails", &["core", "wire", "store", "net", "transfer"]),
     ("folders", &["core", "wire", "clock", "db", "store", "state", "replica"]),
     ("alerts", &["core", "clock", "store", "state", "replica", "folders"]),
     (
@@ -32,8 +33,19 @@ const ARROWS: [(&str, &[&str]); 21] = [
     (
         "agent",
         &[
-            "core", "wire", "clock", "store", "net", "state", "replica", "transfer", "folders",
-            "group", "copies", "alerts",
+            "core",
+            "wire",
+            "clock",
+            "store",
+            "net",
+            "state",
+            "replica",
+            "transfer",
+            "folders",
+            "group",
+            "copies",
+            "alerts",
+            "thumbnails",
         ],
     ),
     (
@@ -46,16 +58,43 @@ const ARROWS: [(&str, &[&str]); 21] = [
     (
         "page",
         &[
-            "core", "clock", "state", "replica", "folders", "group", "http", "agent", "api", "dav",
+            "core",
+            "clock",
+            "state",
+            "replica",
+            "folders",
+            "group",
+            "http",
+            "agent",
+            "api",
+            "dav",
             "copies",
+            "thumbnails",
         ],
     ),
     ("dav", &["core", "clock", "store", "state", "replica", "http", "agent"]),
     (
         "cli",
         &[
-            "core", "wire", "clock", "store", "net", "state", "config", "replica", "transfer",
-            "folders", "group", "copies", "alerts", "http", "agent", "api", "page", "dav",
+            "core",
+            "wire",
+            "clock",
+            "store",
+            "net",
+            "state",
+            "config",
+            "replica",
+            "transfer",
+            "folders",
+            "group",
+            "copies",
+            "alerts",
+            "thumbnails",
+            "http",
+            "agent",
+            "api",
+            "page",
+            "dav",
         ],
     ),
 ];
@@ -70,7 +109,7 @@ const OWNERS: [(&str, &str); 9] = [
     ("http/serve.rs", "the server's `JoinSet` of connections"),
     ("cli/logging.rs", "the thread that writes the log, flushed at the end of `run`"),
     ("db/writer.rs", "the writer thread, joined by `close`"),
-    ("page/thumbnails.rs", "a child process, waited for, and killed when its request is dropped"),
+    ("thumbnails/mod.rs", "a child process, waited for, and killed when its request is dropped"),
 ];
 
 /// A rule: its name, the words that break it, the files that it covers, and its reason.

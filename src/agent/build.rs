@@ -35,6 +35,7 @@ use crate::state::index::Index;
 use crate::state::partials::Partials;
 use crate::store::choice::{OpenStore, StoreChoice};
 use crate::store::embedded::EmbeddedStore;
+use crate::thumbnails::Thumbnails;
 use crate::transfer;
 use crate::transfer::prove::Prover;
 use crate::transfer::throttle::Throttle;
@@ -69,8 +70,18 @@ struct Base {
 
 /// Builds the agent of the home that `lock` locks.
 pub(super) async fn build(config: Config, lock: &Lock) -> Result<Built> {
-    let Config { home, store, offline, relay, tuning, scrub_rate, forgotten, keep, net: overrides } =
-        config;
+    let Config {
+        home,
+        store,
+        offline,
+        relay,
+        tuning,
+        thumbnailer,
+        scrub_rate,
+        forgotten,
+        keep,
+        net: overrides,
+    } = config;
     let (base, partials, journal_writer, status) = open(home, store, lock).await?;
     evicting::restart(&base.copies, &*base.store.store)
         .await
@@ -86,8 +97,10 @@ pub(super) async fn build(config: Config, lock: &Lock) -> Result<Built> {
     let (alerts, watcher_ends) = Alerts::channel(hooks.clone());
     let alerts_told = alerts.told();
     let (settles, to_settle) = mpsc::channel(metadata::SETTLES_MAX);
+    let store = base.store.store.clone();
+    let thumbnails = Thumbnails::new(base.home.thumbnails_dir(), thumbnailer, store.clone());
     let (handle, requests) = handle::channel(
-        (base.store.store.clone(), base.store.staging_dir.clone()),
+        (store, base.store.staging_dir.clone(), thumbnails.clone()),
         base.journal.clone(),
         settles,
         folders.clone(),
@@ -191,6 +204,7 @@ pub(super) async fn build(config: Config, lock: &Lock) -> Result<Built> {
             store.embedded.is_some(),
         ),
         wrong_proofs: WrongProofs::default(),
+        thumbnails,
         copies,
         keeper,
         listed,

@@ -20,7 +20,7 @@ use crate::core::reconcile::Since;
 use crate::core::session::Lane;
 use crate::core::wants::BatchId;
 use crate::net::frame::peek;
-use crate::net::{Protocol, RecvStream, SendStream};
+use crate::net::{Connection, Protocol, RecvStream, SendStream};
 use crate::wire::frame::Kind;
 
 use super::copies;
@@ -232,7 +232,7 @@ impl Links {
             (live.counters.clone(), live.connection.protocol() == Protocol::Plain);
         let throttle = live.throttle.clone();
         let (connection, prover) = (live.connection.clone(), parts.prover.clone());
-        let peer = connection.peer();
+        let (peer, thumbnails) = (connection.peer(), parts.thumbnails.clone());
         let (ctx, facts) = (parts.ctx.with_peer(peer), parts.facts.clone());
         let events = parts.events.clone();
         let judge = parts.judge(self.gate.clone());
@@ -275,14 +275,10 @@ impl Links {
                         return facts.send(Fact::JournalStream { conn, recv, send }).await;
                     }
                     Some((kind, recv)) if kind == Kind::Prove.number() => {
-                        let proven = prover.serve(peer, recv, send).await;
-                        if let Err(error) = proven {
-                            tracing::debug!(peer = %peer.short(), %error, "a proof broke off");
-                            if error.is_violation() {
-                                connection.close(CloseCode::Protocol, &error.to_string());
-                            }
-                        }
-                        return;
+                        return end_answer(&connection, prover.serve(peer, recv, send).await);
+                    }
+                    Some((kind, recv)) if kind == Kind::ThumbnailRequest.number() => {
+                        return end_answer(&connection, thumbnails.serve(peer, recv, send).await);
                     }
                     Some((_, recv)) => {
                         let recv = throttle.down(recv);
@@ -305,5 +301,15 @@ impl Links {
             let input = Input::Received { conn, batch, arrivals, store_failed, violation };
             facts.send(Fact::Input(input)).await;
         });
+    }
+}
+
+/// Closes the connection of a peer that broke the protocol while it was answered.
+fn end_answer(connection: &Connection, answered: Result<(), TransferError>) {
+    if let Err(error) = answered {
+        tracing::debug!(peer = %connection.peer().short(), %error, "an answer broke off");
+        if error.is_violation() {
+            connection.close(CloseCode::Protocol, &error.to_string());
+        }
     }
 }

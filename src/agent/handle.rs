@@ -20,6 +20,7 @@ use crate::core::doctor::NetworkFacts;
 use crate::core::fetches::{FetchReply, FetchRequest};
 use crate::core::ids::{Hash, NodeId};
 use crate::core::lookup::HashPrefix;
+use crate::core::thumbnail::Answer as ThumbnailAnswer;
 use crate::core::want::Want;
 use crate::core::why::AssetWhy;
 use crate::folders::handle::Folders;
@@ -33,6 +34,7 @@ use crate::replica::journal::JournalHandle;
 use crate::replica::metadata::Settle;
 use crate::replica::status::{PairingStatus, Status};
 use crate::store::Store;
+use crate::thumbnails::Thumbnails;
 use crate::transfer::totals::PeerTotals;
 
 /// The most requests that wait for the loop. People and scripts make them one by one; a full queue
@@ -59,6 +61,7 @@ pub struct Handle {
     folders: Folders,
     keeper: Keeper,
     alerts: Alerts,
+    thumbnails: Thumbnails,
 }
 
 /// Where the loop sends the answer to a [`Request`].
@@ -90,6 +93,8 @@ pub enum Request {
     Check(Reply<()>),
     /// Work by this tuning from now on.
     Tune(Tuning, Reply<()>),
+    /// Ask the other devices for a thumbnail.
+    Thumbnail(Hash, Reply<ThumbnailAnswer>),
     /// Gather proofs of other devices, and tell what came of each asset.
     Gather(GatherRequest, mpsc::Sender<Gathered>),
     /// Measure the network.
@@ -101,9 +106,9 @@ pub enum Request {
 }
 
 /// Makes a handle, and the queue of requests that the loop reads. The store comes with the folder
-/// for its uploads.
+/// for its uploads, and with the thumbnails of its assets.
 pub fn channel(
-    (store, staging_dir): (Arc<dyn Store>, PathBuf),
+    (store, staging_dir, thumbnails): (Arc<dyn Store>, PathBuf, Thumbnails),
     journal: JournalHandle,
     settles: mpsc::Sender<Settle>,
     folders: Folders,
@@ -113,10 +118,19 @@ pub fn channel(
 ) -> (Handle, mpsc::Receiver<Request>) {
     let (requests, queue) = mpsc::channel(REQUESTS_MAX);
     let staging_dir = staging_dir.into();
-    (
-        Handle { requests, status, store, staging_dir, journal, settles, folders, keeper, alerts },
-        queue,
-    )
+    let handle = Handle {
+        requests,
+        status,
+        store,
+        staging_dir,
+        journal,
+        settles,
+        folders,
+        keeper,
+        alerts,
+        thumbnails,
+    };
+    (handle, queue)
 }
 
 impl Handle {
@@ -278,6 +292,14 @@ impl Handle {
         let sent = async { asked.await.map_err(|_| stopping()) };
         in_time(REQUEST_TIMEOUT, sent).await?;
         Ok(told)
+    }
+
+    /// The thumbnail of an asset, made here or by a device that holds it.
+    pub async fn thumbnail(&self, hash: Hash) -> Result<ThumbnailAnswer, RequestError> {
+        match self.thumbnails.get(hash).await {
+            ThumbnailAnswer::NotHeld => self.ask(|reply| Request::Thumbnail(hash, reply)).await,
+            answer => Ok(answer),
+        }
     }
 
     /// Measures the network; takes some seconds.

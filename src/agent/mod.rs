@@ -7,6 +7,7 @@
 //! (what the engine has it do), then `requests`. `parts` holds the subsystems, `start` and `stop` begin and
 //! end the tasks, and `build` makes it all.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -50,6 +51,7 @@ mod tasks;
 mod telling;
 #[cfg(test)]
 mod tests;
+mod thumbnails;
 mod tuning;
 mod why;
 
@@ -69,6 +71,8 @@ pub struct Config {
     pub relay: Relay,
     /// What may change while it runs.
     pub tuning: Tuning,
+    /// The program that makes a thumbnail when it is run with the argument `thumbnail`.
+    pub thumbnailer: PathBuf,
     /// How fast the store is read again to find damage.
     pub scrub_rate: ScrubRate,
     /// What to do with the bytes of forgotten assets.

@@ -29,6 +29,7 @@ use crate::state::copies::Copies;
 use crate::state::home::Home;
 use crate::store::Store;
 use crate::store::embedded::EmbeddedStore;
+use crate::thumbnails::Thumbnails;
 use crate::transfer::Context;
 use crate::transfer::prove::Prover;
 use crate::transfer::throttle::Throttle;
@@ -72,6 +73,7 @@ pub(super) struct Parts {
     /// Answers the proofs that peers request.
     pub(super) prover: Prover,
     pub(super) wrong_proofs: WrongProofs,
+    pub(super) thumbnails: Thumbnails,
     pub(super) keeper: Keeper,
     /// Counts the listings of the store that the index has taken up.
     pub(super) listed: watch::Sender<u64>,

@@ -26,7 +26,7 @@ pub(super) fn start(
     tell: mpsc::Sender<Gathered>,
 ) {
     let provers: BTreeMap<NodeId, (ConnId, bool)> =
-        engine.provers().map(|(node_id, conn, proves)| (node_id, (conn, proves))).collect();
+        engine.greeted().map(|(node_id, conn, hello)| (node_id, (conn, hello.proofs))).collect();
     let sites = parts.keeper.view().sites;
     let members = engine.members().members.iter();
     let others = members.filter(|member| member.node_id != parts.node_id).map(|member| {

@@ -29,7 +29,7 @@ use super::live::Live;
 use super::parts::Parts;
 use super::start::{Tellers, Wakers, start_journal, start_sources};
 use super::tuning::Tuning;
-use super::{journal_stream, load, membership, proofs, requests, stop, telling, why};
+use super::{journal_stream, load, membership, proofs, requests, stop, telling, thumbnails, why};
 use crate::core::fetches::FetchReply;
 use crate::group::comparing::Comparing;
 use crate::group::knocks::Knocks;
@@ -369,6 +369,9 @@ impl Loop {
             Request::Gather(request, tell) => {
                 let live = &self.links.live;
                 proofs::start(parts, &self.engine, live, &self.wakers, request, tell);
+            }
+            Request::Thumbnail(hash, reply) => {
+                thumbnails::ask(parts, &self.engine, &self.links.live, hash, reply);
             }
             Request::Measure(reply) => requests::measure(parts, reply),
             Request::Totals(reply) => {

@@ -44,6 +44,7 @@ impl Device {
             offline: true,
             relay: Relay::Off,
             tuning: Tuning::default(),
+            thumbnailer: "/nonexistent".into(),
             scrub_rate: ScrubRate::Off,
             forgotten: Default::default(),
             keep: Default::default(),

@@ -59,7 +59,7 @@ use time::{Since, parse_since};
 
 use crate::api::copies::GoalRequest;
 use crate::net::LOG_DIRECTIVES;
-use crate::page::thumbnail;
+use crate::thumbnails::child;
 
 /// Keeps the content stores of your devices in step, without a server.
 #[derive(Debug, Parser)]
@@ -339,7 +339,7 @@ pub fn run() -> ExitCode {
 fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
     if matches!(cli.command, Command::Thumbnail) {
         // No runtime: the process may start no thread.
-        thumbnail::make().context("making a thumbnail")?;
+        child::make().context("making a thumbnail")?;
         return Ok(Exit::Ok);
     }
     let home = cli.global.home;

@@ -364,6 +364,9 @@ pub const PROVE_HASHES_MAX: usize = 64;
 /// one in a hundred escapes.
 pub const PROOF_GROUPS_MAX: usize = 16;
 
+/// The largest thumbnail: three times what a detailed picture of its size takes.
+pub const THUMBNAIL_BYTES_MAX: u64 = 128 * 1024;
+
 /// The most hashes that the index keeps without their contents. Members report them, so a faulty
 /// member could fill the disk: 100 bytes each, a gigabyte in all. Hashes beyond the limit are dropped,
 /// and reported again at each comparison.

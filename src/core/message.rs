@@ -54,6 +54,8 @@ pub struct Hello {
     pub journal: bool,
     /// Whether the sender answers proof streams.
     pub proofs: bool,
+    /// Whether the sender makes thumbnails for others.
+    pub thumbnails: bool,
     /// Whether the sender tells which hashes it knows and does not hold.
     pub copies: bool,
     /// Whether the sender does not want everything: contents are not sent to it uninvited.

@@ -36,6 +36,7 @@ pub mod session;
 pub mod silence;
 pub mod sketch;
 pub mod spans;
+pub mod thumbnail;
 pub mod units;
 pub mod want;
 pub mod wants;

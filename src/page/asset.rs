@@ -10,7 +10,6 @@ use serde::Deserialize;
 use super::browse::{picture, tags, title};
 use super::form::{Form, button, token};
 use super::layout::{PageError, View};
-use super::thumbnails::TYPES;
 use super::visit::{Page, Visit};
 use super::words::{ago, clean, clean_long, counted, kind, name, prose, size, time};
 use crate::api::answers::Written;
@@ -24,6 +23,7 @@ use crate::core::why::AssetWhy;
 use crate::http::asset::{AssetEdit, AssetRow, AssetsPage};
 use crate::http::extract::Path;
 use crate::http::problem::{Problem, problem};
+use crate::thumbnails::TYPES;
 
 /// The routes.
 pub(super) fn router() -> Router<Page> {
@@ -209,8 +209,8 @@ async fn evict(
 ) -> Result<Response, PageError> {
     let kind = find(&visit, hash).await?.media_type;
     if TYPES.iter().any(|known| kind.starts_with(known)) {
-        // It stays when the picture goes. Without one the placeholder is shown.
-        visit.page.thumbnails.get(&visit.page.agent, hash).await;
+        // It stays when the picture goes. Without one, one of a peer is shown.
+        let _ = visit.page.handle.thumbnail(hash).await;
     }
     let request = EvictRequest { hashes: vec![hash], copies: None, sites: None, dry_run: false };
     let gathered = gathered(visit.page.agent.events(&["v1", "evict"], &request).await?)?;

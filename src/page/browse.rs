@@ -20,6 +20,7 @@ use crate::core::ids::NodeId;
 use crate::http::asset::{AssetRow, AssetsPage};
 use crate::http::problem::{Problem, bad_request};
 use crate::http::target::path_and_query;
+use crate::thumbnails::TYPES;
 
 /// The assets on a page. They fill a few screens of a phone, or one wide screen.
 const PAGE_ASSETS: &str = "60";
@@ -296,7 +297,7 @@ pub(super) fn picture(asset: &AssetRow) -> Markup {
     html! {
         @if asset.damaged { span.flag { "Damaged" } }
         @else if asset.evicted { span.flag { "Not on this device" } }
-        @if super::thumbnails::TYPES.contains(&essence) && !asset.damaged {
+        @if TYPES.contains(&essence) {
             img src=(format!("/thumbnail/{}", asset.hash)) alt="" loading="lazy" decoding="async" width="320" height="320";
         } @else { (icons::of_type(&asset.media_type)) }
     }

@@ -9,9 +9,9 @@ use axum::routing::{get, post};
 
 use super::form::check_token;
 use super::layout::PageError;
-use super::thumbnails::Thumbnail;
 use super::visit::{Page, Visit};
 use crate::core::ids::Hash;
+use crate::core::thumbnail::Answer;
 use crate::http::extract::Path;
 use crate::http::problem::bad_request;
 use crate::http::sessions::Session;
@@ -80,10 +80,12 @@ async fn content(
 }
 
 async fn thumbnail(visit: Visit, Path(hash): Path<Hash>) -> Response {
-    let (kind, keep, body) = match visit.page.thumbnails.get(&visit.page.agent, hash).await {
-        Thumbnail::Made(picture) => ("image/jpeg", KEEP_THUMBNAIL, Body::from(picture)),
-        Thumbnail::None => ("image/svg+xml", KEEP_CONTENT, Body::from(PLACEHOLDER)),
-        Thumbnail::NotNow => ("image/svg+xml", "no-store", Body::from(PLACEHOLDER)),
+    let (kind, keep, body) = match visit.page.handle.thumbnail(hash).await {
+        Ok(Answer::Made(picture)) => ("image/jpeg", KEEP_THUMBNAIL, Body::from(picture)),
+        Ok(Answer::Impossible) => ("image/svg+xml", KEEP_CONTENT, Body::from(PLACEHOLDER)),
+        Ok(Answer::NotHeld | Answer::Busy) | Err(_) => {
+            ("image/svg+xml", "no-store", Body::from(PLACEHOLDER))
+        }
     };
     let headers = [
         (header::CONTENT_TYPE, kind),

@@ -42,8 +42,6 @@ mod live;
 mod overview;
 mod qr;
 mod throughput;
-pub mod thumbnail;
-mod thumbnails;
 mod visit;
 mod words;
 

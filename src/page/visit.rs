@@ -1,6 +1,5 @@
 //! The page's shared state, and a request of a browser that is signed in.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -15,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 use super::agent::Agent;
 use super::layout::{self, PageError, View};
 use super::throughput::Throughput;
-use super::thumbnails::Thumbnails;
 use crate::agent::handle::Handle;
 use crate::api::page::NetworkPage;
 use crate::dav::Dav;
@@ -36,7 +34,6 @@ pub struct Page {
     pub(super) handle: Handle,
     pub(super) sessions: Sessions,
     pub(super) throughput: Throughput,
-    pub(super) thumbnails: Thumbnails,
     /// Bounds the open streams of [`super::live`].
     pub(super) streams: Arc<Semaphore>,
     pub(super) stop: CancellationToken,
@@ -47,22 +44,19 @@ pub struct Page {
 }
 
 impl Page {
-    /// The page over the agent's own routes, which must have no guard. Thumbnails are kept in
-    /// `thumbnails_dir`.
+    /// The page over the agent's own routes, which must have no guard.
     pub fn new(
         routes: Router,
         handle: Handle,
         sessions: Sessions,
-        thumbnails_dir: PathBuf,
         stop: CancellationToken,
         dav: Dav,
         network: Option<NetworkPage>,
     ) -> Self {
         let agent = Agent::new(routes);
-        let thumbnails = Thumbnails::new(thumbnails_dir);
         let throughput = Throughput::default();
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
-        Self { agent, handle, sessions, throughput, thumbnails, streams, stop, dav, network }
+        Self { agent, handle, sessions, throughput, streams, stop, dav, network }
     }
 
     /// Counts the transferred bytes while it is polled. Never returns.

@@ -17,11 +17,10 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ImageDecoder as _, ImageReader, Limits, Rgb, RgbImage};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
+use crate::core::limits::THUMBNAIL_BYTES_MAX;
+
 /// The largest picture that is read.
 pub const INPUT_BYTES_MAX: u64 = 64 * 1024 * 1024;
-
-/// The largest thumbnail.
-pub const OUTPUT_BYTES_MAX: u64 = 128 * 1024;
 
 /// The longest side of a thumbnail: a tile of a grid on a dense screen.
 const SIDE: u32 = 384;
@@ -63,7 +62,7 @@ fn limit() -> anyhow::Result<()> {
     let limits = [
         (Resource::As, MEMORY_BYTES_MAX),
         (Resource::Cpu, CPU_SECONDS_MAX),
-        (Resource::Fsize, OUTPUT_BYTES_MAX),
+        (Resource::Fsize, THUMBNAIL_BYTES_MAX),
         (Resource::Core, 0),
         (Resource::Nofile, 16),
         (Resource::Nproc, 0),

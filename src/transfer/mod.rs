@@ -41,6 +41,7 @@ mod slot;
 pub(crate) mod throttle;
 pub(crate) mod told;
 pub mod totals;
+pub(crate) mod turns;
 
 pub use context::Context;
 pub use damaged::Damaged;

@@ -5,7 +5,7 @@
 //!     kept for the next proof. A damaged copy proves nothing.
 //! V2  A lease is durable before the peer gets it. Then the asset is looked up again: if it was
 //!     evicted meanwhile, the lease is not given.
-//! V3  A peer gets one proof at a time, waits in a queue of [`WAITING_MAX`], and occupies the disk at
+//! V3  A peer gets one proof at a time, in its turn, and occupies the disk at
 //!     most four fifths of the time.
 
 use std::collections::BTreeMap;
@@ -14,14 +14,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::context::blocking;
 use super::outcome::{TransferError, is_large};
 use super::pace::{KEEP_ALIVE, READ_STALL, WRITE_STALL};
+use super::turns::Turns;
 use crate::bao::{decode_piece, encode_piece_of_file};
 use crate::clock::boot_ms;
 use crate::core::ids::{Digest, Hash, HashAlgorithm, NodeId};
@@ -38,9 +37,6 @@ use crate::wire::proof::{
     decode_group, decode_proofs, decode_prove, encode_group, encode_proofs, encode_prove,
 };
 use crate::wire::proto::peer;
-
-/// The requests of one peer that wait for its turn.
-const WAITING_MAX: usize = 4;
 
 /// The longest pause after a proof.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -64,47 +60,6 @@ pub struct Prover {
     /// Whether the store is this agent's alone, so that a promise to keep an asset means something.
     pub can_promise: bool,
     turns: Arc<Turns>,
-}
-
-/// The peers that had a proof: at most as many as the group has members.
-#[derive(Default)]
-struct Turns(Mutex<BTreeMap<NodeId, Turn>>);
-
-struct Turn {
-    gate: Arc<Semaphore>,
-    waiting: usize,
-}
-
-impl Turns {
-    /// Waits for the peer's turn; `None` if too many of its requests wait already.
-    async fn take(&self, peer: NodeId) -> Option<OwnedSemaphorePermit> {
-        let gate = {
-            let mut turns = self.0.lock();
-            let new = || Turn { gate: Arc::new(Semaphore::new(1)), waiting: 0 };
-            let turn = turns.entry(peer).or_insert_with(new);
-            if turn.waiting >= WAITING_MAX {
-                return None;
-            }
-            turn.waiting += 1;
-            turn.gate.clone()
-        };
-        let _waiting = Waiting { turns: self, peer };
-        gate.acquire_owned().await.ok()
-    }
-}
-
-/// Counts a request that waits, also when it is given up.
-struct Waiting<'a> {
-    turns: &'a Turns,
-    peer: NodeId,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        if let Some(turn) = self.turns.0.lock().get_mut(&self.peer) {
-            turn.waiting -= 1;
-        }
-    }
 }
 
 impl Prover {

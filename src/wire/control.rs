@@ -24,6 +24,9 @@ const JOURNAL_FEATURE: &str = "journal";
 /// The name of [`Hello::proofs`] in the list of features.
 const PROOFS_FEATURE: &str = "proofs";
 
+/// The name of [`Hello::thumbnails`] in the list of features.
+const THUMBNAILS_FEATURE: &str = "thumbnails";
+
 /// The name of [`Hello::copies`] in the list of features.
 const COPIES_FEATURE: &str = "copies";
 
@@ -168,6 +171,7 @@ fn hello_from_wire(hello: peer::Hello) -> Result<Hello, WireError> {
         build: hello.build,
         journal: hello.features.iter().any(|feature| feature == JOURNAL_FEATURE),
         proofs: hello.features.iter().any(|feature| feature == PROOFS_FEATURE),
+        thumbnails: hello.features.iter().any(|feature| feature == THUMBNAILS_FEATURE),
         copies: hello.features.iter().any(|feature| feature == COPIES_FEATURE),
         chooses: hello.features.iter().any(|feature| feature == CHOOSES_FEATURE),
         metadata: hello.features.iter().any(|feature| feature == METADATA_FEATURE),
@@ -178,6 +182,7 @@ fn features(hello: &Hello) -> Vec<String> {
     let features = [
         (hello.journal, JOURNAL_FEATURE),
         (hello.proofs, PROOFS_FEATURE),
+        (hello.thumbnails, THUMBNAILS_FEATURE),
         (hello.copies, COPIES_FEATURE),
         (hello.chooses, CHOOSES_FEATURE),
         (hello.metadata, METADATA_FEATURE),
@@ -253,6 +258,7 @@ mod tests {
             build: "0.1.0".to_owned(),
             journal: true,
             proofs: true,
+            thumbnails: true,
             copies: true,
             chooses: true,
             metadata: true,

@@ -51,6 +51,8 @@ pub enum Kind {
     Proofs,
     ProofGroup,
     MetaUpdate,
+    ThumbnailRequest,
+    Thumbnail,
     JournalHello,
     JournalClock,
     JournalOps,
@@ -67,7 +69,7 @@ pub enum Kind {
     Extension(u8),
 }
 
-const KINDS: [(u8, Kind); 42] = [
+const KINDS: [(u8, Kind); 44] = [
     (1, Kind::Hello),
     (3, Kind::SetSummary),
     (4, Kind::Compare),
@@ -98,6 +100,8 @@ const KINDS: [(u8, Kind); 42] = [
     (42, Kind::Proofs),
     (43, Kind::ProofGroup),
     (44, Kind::MetaUpdate),
+    (45, Kind::ThumbnailRequest),
+    (46, Kind::Thumbnail),
     (48, Kind::JournalHello),
     (49, Kind::JournalClock),
     (50, Kind::JournalOps),

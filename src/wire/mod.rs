@@ -15,6 +15,7 @@ pub mod pairing;
 pub mod plain;
 pub mod proof;
 pub mod reconcile;
+pub mod thumbnail;
 
 /// The generated messages of `proto/`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

@@ -163,6 +163,7 @@ impl Device {
             offline: true,
             relay: Relay::Off,
             tuning: self.tuning.clone(),
+            thumbnailer: env!("CARGO_BIN_EXE_can-sync").into(),
             scrub_rate: self.scrub_rate,
             forgotten: self.forgotten,
             keep: self.keep,

@@ -107,6 +107,7 @@ fn control_messages() -> Vec<(&'static str, Message)> {
         build: "0.1.0".to_owned(),
         journal: true,
         proofs: true,
+        thumbnails: true,
         copies: true,
         chooses: false,
         metadata: false,

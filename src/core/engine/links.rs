@@ -119,6 +119,7 @@ impl Engine {
             build: self.identity.build.clone(),
             journal: true,
             proofs: true,
+            thumbnails: true,
             copies: true,
             chooses: self.own.chooses,
             metadata: true,

@@ -322,13 +322,12 @@ impl Engine {
         sessions.filter(|(_, session)| session.hello.is_some() && session.closing.is_none())
     }
 
-    /// The connected peers that may be asked for proofs, each with whether its version can prove.
-    pub fn provers(&self) -> impl Iterator<Item = (NodeId, ConnId, bool)> {
+    /// The connected peers that may be asked for proofs and thumbnails, as far as the Hello of each says
+    /// that its version can.
+    pub fn greeted(&self) -> impl Iterator<Item = (NodeId, ConnId, &Hello)> {
         let ready = self.ready_sessions().filter(|(_, session)| session.plain.is_none());
-        ready.map(|(node_id, session)| {
-            let proves = session.hello.as_ref().is_some_and(|hello| hello.proofs);
-            (node_id, session.conn, proves)
-        })
+        ready
+            .filter_map(|(node_id, session)| Some((node_id, session.conn, session.hello.as_ref()?)))
     }
 
     /// How this device presents itself to peers.

@@ -449,6 +449,7 @@ impl Bench {
             build: "test".into(),
             journal: false,
             proofs: false,
+            thumbnails: false,
             copies: false,
             chooses: false,
             metadata: true,

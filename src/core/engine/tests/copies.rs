@@ -25,6 +25,7 @@ fn bench(own: OwnCopies, belief: Belief) -> Bench {
         build: "test".into(),
         journal: false,
         proofs: false,
+        thumbnails: false,
         copies: true,
         chooses: true,
         metadata: true,
