@@ -13,7 +13,8 @@ fn kind_of(agent: &Agent, cookie: &str, hash: &str) -> String {
 #[test]
 fn a_picture_that_is_elsewhere_has_the_thumbnail_of_the_device_that_holds_it() {
     let [desk, phone] = [(); 2].map(|()| Agent::start());
-    let file = desk.home().join("wide.png");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("wide.png");
     image::RgbImage::from_fn(900, 300, |x, y| image::Rgb([x as u8, y as u8, 99]))
         .save(&file)
         .unwrap();
@@ -22,7 +23,7 @@ fn a_picture_that_is_elsewhere_has_the_thumbnail_of_the_device_that_holds_it() {
     let text = add(&desk, "a.png", "image/png", "no picture");
     let ticket = desk.json(&["ticket", "--no-wait"])[0]["ticket"].as_str().unwrap().to_owned();
     phone.command(&["pair", &ticket]).assert().success();
-    desk.command(&["copies", "1"]).assert().success();
+    phone.command(&["copies", "1"]).assert().success();
     phone.command(&["fetch", &picture, &text]).assert().success();
     desk.command(&["wait"]).assert().success();
     phone.command(&["evict", &picture, &text]).assert().success();
