@@ -81,7 +81,7 @@ impl FromStr for Cursor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventPlace {
     pub(super) epoch: LogId,
-    pub(super) arr: u64,
+    pub(crate) arr: u64,
     /// [`u64::MAX`]: after all events of the op.
     pub(super) index: u64,
 }

@@ -8,6 +8,9 @@ use crate::core::units::counted;
 use crate::folders::status::{BindingState, FolderView};
 use crate::replica::status::{PeerState, PeerStatus, Status};
 
+/// The most devices and obstacles that the sentence names. The table beside it has every device.
+const NAMED_MAX: usize = 4;
+
 /// Why a folder of this device waits for its user; `None`: it does not.
 pub fn waiting_folder(folder: &FolderView) -> Option<String> {
     let state = match folder.binding.as_ref()?.state {
@@ -52,12 +55,15 @@ pub fn answer(status: &Status, folders: &[String]) -> (bool, String) {
     if !status.store.up {
         return (false, "The store does not answer.".into());
     }
-    let mut missing: Vec<_> = status
+    // What people have to mend comes first.
+    let mut missing = obstacles(status, &status.peers);
+    missing.extend(folders.iter().cloned());
+    let behind = status
         .peers
         .iter()
         .filter(|peer| !(peer.in_sync && status.has_same_edits(peer)))
-        .map(|peer| format!("{}: {}", peer.name, sync_text(status, peer)))
-        .collect();
+        .map(|peer| format!("{}: {}", peer.name, sync_text(status, peer)));
+    missing.extend(behind);
     let one_copy = status.copies.census.as_ref().map_or(0, |census| census.one_copy);
     if !missing.is_empty() && one_copy > 0 {
         missing.insert(
@@ -65,8 +71,11 @@ pub fn answer(status: &Status, folders: &[String]) -> (bool, String) {
             format!("{} on one device alone", counted(one_copy, "asset is", "assets are")),
         );
     }
-    missing.extend(obstacles(status, &status.peers));
-    missing.extend(folders.iter().cloned());
+    if missing.len() > NAMED_MAX + 1 {
+        let more = missing.len() - NAMED_MAX;
+        missing.truncate(NAMED_MAX);
+        missing.push(format!("and {more} more"));
+    }
     match (missing.is_empty(), status.peers.len()) {
         (true, 0) => {
             let name = &status.device.name;
@@ -126,6 +135,11 @@ mod tests {
         phone.missing_there = 12;
         let sentence = "Not everything is on every device: phone: 12 missing there.";
         assert_eq!(of(vec![phone, nas()]), said(false, sentence));
+        let names = ["a", "b", "c", "d", "e", "f", "g"];
+        let many = names.iter().zip(1..);
+        let many = many.map(|(name, id)| peer(name, id, PeerState::Offline, false)).collect();
+        let (_, sentence) = of(many);
+        assert!(sentence.ends_with("d: not connected; and 3 more."), "{sentence}");
         let mut down = status(vec![nas()], true);
         down.store.up = false;
         assert_eq!(answer(&down, &[]), said(false, "The store does not answer."));

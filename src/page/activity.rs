@@ -4,8 +4,6 @@
 //! [`WINDOW`] of them and links to the window before, so a page of a long journal costs no more than one
 //! of a short journal.
 
-use std::collections::BTreeMap;
-
 use axum::Router;
 use axum::extract::Query;
 use axum::routing::get;
@@ -13,19 +11,23 @@ use maud::{Markup, html};
 use serde::Deserialize;
 
 use super::layout::{PageError, View, empty};
+use super::names::Names;
 use super::visit::{Page, Visit};
-use super::words::{clean, name, size, time_of};
+use super::words::{clean, count, name, prose, size, time_of};
 use crate::api::answers::{Event, EventsPage};
-use crate::core::ids::NodeId;
 use crate::core::journal::device_events::{DEVICE_STREAM, LogEvent};
 use crate::http::problem::{Problem, bad_request};
 use crate::state::journal::Cursor;
 
-/// The events read for one page.
-const WINDOW: u64 = 200;
+/// The writes of the journal read for one page. One write may have many events; where all together have
+/// more than [`EVENTS`], fewer are read.
+const WINDOW: u64 = 150;
 
 /// The most events of a page.
 const EVENTS: &str = "1000";
+
+/// The events shown of a run of one kind on one device: a directory that was added fills no view.
+const RUN_SHOWN: usize = 5;
 
 /// The routes.
 pub(super) fn router() -> Router<Page> {
@@ -43,18 +45,29 @@ async fn show(visit: Visit, Query(Place { before }): Query<Place>) -> Result<Mar
     let newest = newest.map_err(Problem::from)?;
     let newest = newest.ok_or_else(|| bad_request("this device is in no group"))?;
     let end = before.unwrap_or(u64::MAX).min(newest.arr);
-    let start = end.saturating_sub(WINDOW);
-    let [after, until] = [start, end].map(|arr| Cursor { arr, ..newest }.to_string());
-    let query = [("after", after.as_str()), ("until", &until), ("limit", EVENTS)];
-    let path = ["v1", "events", DEVICE_STREAM];
-    let page: EventsPage = visit.page.agent.get(&path, &query).await?;
-    let names = names(&visit);
+    let mut start = end.saturating_sub(WINDOW);
+    let page = loop {
+        let [after, until] = [start, end].map(|arr| Cursor { arr, ..newest }.to_string());
+        let query = [("after", after.as_str()), ("until", &until), ("limit", EVENTS)];
+        let path = ["v1", "events", DEVICE_STREAM];
+        let page: EventsPage = visit.page.agent.get(&path, &query).await?;
+        let is_whole = !page.more || page.next.arr > end;
+        if is_whole || end - start <= 1 {
+            break page;
+        }
+        start = end - (end - start) / 2;
+    };
+    let runs = page.events.chunk_by(|one, next| one.author == next.author && one.kind == next.kind);
+    let names = Names::of(&visit.status);
     let content = html! {
         div #events data-live {
             @if page.events.is_empty() {
                 (empty("Nothing happened here yet", html! { "What is added, received, changed and paired is listed here." }))
             } @else {
-                ol.events { @for event in page.events.iter().rev() { li { (row(event, &names)) } } }
+                ol.events { @for run in runs.rev() {
+                    @for event in run.iter().rev().take(RUN_SHOWN) { li { (row(event, &names)) } }
+                    @if run.len() > RUN_SHOWN { li { span {} span.quiet { "and " (count((run.len() - RUN_SHOWN) as u64)) " more like it" } } }
+                } }
             }
         }
         div.buttons {
@@ -65,24 +78,12 @@ async fn show(visit: Visit, Query(Place { before }): Query<Place>) -> Result<Mar
     Ok(visit.show(View::Activity, "Activity", content))
 }
 
-fn names(visit: &Visit) -> BTreeMap<NodeId, String> {
-    let status = &visit.status;
-    let own = (status.device.node_id, status.device.name.clone());
-    std::iter::once(own)
-        .chain(status.peers.iter().map(|peer| (peer.node_id, peer.name.clone())))
-        .collect()
-}
-
-fn row(event: &Event, names: &BTreeMap<NodeId, String>) -> Markup {
-    let author = device(event.author, names);
+fn row(event: &Event, names: &Names) -> Markup {
+    let author = names.get(&event.author);
     html! {
         span.when.number { (time_of(event.time_ms)) }
         span.what { (name(&author)) " " (what(event, names)) }
     }
-}
-
-fn device(node_id: NodeId, names: &BTreeMap<NodeId, String>) -> String {
-    names.get(&node_id).cloned().unwrap_or_else(|| node_id.short())
 }
 
 /// The last part of a path; the asset's page shows the whole path.
@@ -91,7 +92,7 @@ fn file_name(path: &str) -> &str {
 }
 
 /// The event as a sentence without its subject, which is the device.
-fn what(event: &Event, names: &BTreeMap<NodeId, String>) -> Markup {
+fn what(event: &Event, names: &Names) -> Markup {
     let tagged = serde_json::json!({ "type": event.kind, "data": event.data });
     let Ok(known) = serde_json::from_value::<LogEvent>(tagged) else {
         return html! { "reports " (name(&event.kind)) };
@@ -109,7 +110,7 @@ fn what(event: &Event, names: &BTreeMap<NodeId, String>) -> Markup {
             LogEvent::AssetAdded { hash, size_bytes } => { "added " (asset(hash)) " " span.quiet { (size(*size_bytes)) } }
             LogEvent::AssetReceived { hash, size_bytes, from } => {
                 "received " (asset(hash))
-                @if let Some(from) = from { " from " (name(&device(*from, names))) }
+                @if let Some(from) = from { " from " (name(&names.get(from))) }
                 " " span.quiet { (size(*size_bytes)) }
             }
             LogEvent::AssetTrashed { hash } => { "put " (asset(hash)) " into the trash" }
@@ -125,9 +126,9 @@ fn what(event: &Event, names: &BTreeMap<NodeId, String>) -> Markup {
                 "lost " (name(other))
                 @if let Some(reason) = reason { " " span.quiet { (clean(reason)) } }
             }
-            LogEvent::IntegrityAlarm { what, .. } => { span.problem { "warns: " (clean(what)) } }
-            LogEvent::Alert { what, .. } => { span.problem { "alerts: " (clean(what)) } }
-            LogEvent::AlertCleared { what, .. } => { "no longer alerts: " span.quiet { (clean(what)) } }
+            LogEvent::IntegrityAlarm { what, .. } => { span.problem { "warns: " (prose(what)) } }
+            LogEvent::Alert { what, .. } => { span.problem { "alerts: " (prose(what)) } }
+            LogEvent::AlertCleared { what, .. } => { "no longer alerts: " span.quiet { (prose(what)) } }
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::browse::{picture, tags, title};
 use super::form::{Form, button, token};
 use super::layout::{PageError, View};
+use super::names::Names;
 use super::visit::{Page, Visit};
 use super::words::{ago, clean, clean_long, counted, kind, name, prose, size, time};
 use crate::api::answers::Written;
@@ -109,14 +110,8 @@ fn preview(asset: &AssetRow) -> Markup {
 }
 
 fn facts(visit: &Visit, asset: &AssetRow) -> Markup {
-    let status = &visit.status;
-    let added_by = asset.added_by.map(|device| match device == status.device.node_id {
-        true => status.device.name.clone(),
-        false => {
-            let peer = status.peers.iter().find(|peer| peer.node_id == device);
-            peer.map_or_else(|| device.short(), |peer| peer.name.clone())
-        }
-    });
+    let names = Names::of(&visit.status);
+    let added_by = asset.added_by.map(|device| names.get(&device));
     html! {
         dl.rows {
             dt { "Kind" } dd { (kind(&asset.media_type)) @if !asset.media_type.is_empty() { " " span.quiet { (clean(&asset.media_type)) } } }
@@ -150,8 +145,19 @@ async fn copies(visit: &Visit, hash: Hash) -> Result<Markup, Problem> {
                 }
             }
         } }
-        p.quiet { (prose(&why.text)) }
+        (why_text(&why.text))
     })
+}
+
+/// Why it is here or not: the first sentence, and what is known of each device folded below it.
+fn why_text(text: &str) -> Markup {
+    let (first, rest) = text.split_once(". ").unwrap_or((text, ""));
+    html! {
+        p.quiet { (prose(first)) @if !rest.is_empty() { "." } }
+        @if !rest.is_empty() {
+            details.seen { summary { "What is known of each device" } p.quiet { (prose(rest)) } }
+        }
+    }
 }
 
 /// Asks whether the copy here can be spared.

@@ -14,8 +14,9 @@ use serde::Deserialize;
 use super::form::token;
 use super::icons;
 use super::layout::{PageError, View, empty};
+use super::names::Names;
 use super::visit::{Page, Visit};
-use super::words::{clean, kind, name, size, time};
+use super::words::{kind, name, size, time};
 use crate::core::ids::NodeId;
 use crate::http::asset::{AssetRow, AssetsPage};
 use crate::http::problem::{Problem, bad_request};
@@ -166,8 +167,10 @@ fn filters(visit: &Visit, search: &Search) -> Markup {
         other.url()
     };
     let status = &visit.status;
-    let devices = std::iter::once((status.device.node_id, &status.device.name))
-        .chain(status.peers.iter().map(|peer| (peer.node_id, &peer.name)));
+    let names = Names::of(status);
+    let devices = std::iter::once(status.device.node_id)
+        .chain(status.peers.iter().map(|peer| peer.node_id))
+        .map(|node_id| (node_id, names.get(&node_id)));
     let more = search.device.len() + search.since.len() + search.until.len() + search.tag.len() > 0;
     html! {
         form.filters role="search" action="/browse" {
@@ -190,7 +193,7 @@ fn filters(visit: &Visit, search: &Search) -> Markup {
                         div.field { label for="device" { "Added on" }
                             select #device name="device" {
                                 option value="" { "Any device" }
-                                @for (node_id, text) in devices { (device_option(node_id, text, search)) }
+                                @for (node_id, text) in devices { (device_option(node_id, &text, search)) }
                             }
                         }
                         div.field { label for="since" { "Stored from" } input #since type="date" name="since" value=(search.since); }
@@ -211,7 +214,7 @@ fn filters(visit: &Visit, search: &Search) -> Markup {
 
 fn device_option(node_id: NodeId, text: &str, search: &Search) -> Markup {
     let value = node_id.to_string();
-    html! { option value=(value) selected[value == search.device] { (clean(text)) } }
+    html! { option value=(value) selected[value == search.device] { (text) } }
 }
 
 /// The area to drop files on. It needs the script.
@@ -246,7 +249,7 @@ fn results(search: &Search, page: &AssetsPage) -> Markup {
     }
     let next = page.next.map(|next| Search { after: next.to_string(), ..search.clone() }.url());
     html! {
-        section.assets data-page=(search.url()) aria-label="Assets" {
+        div.assets data-page=(search.url()) {
             @if search.is_list() { (list(&page.assets)) } @else { (grid(&page.assets)) }
         }
         @if let Some(next) = next { a.more.button.plain rel="next" href=(next) { "More" } }
@@ -269,13 +272,13 @@ fn grid(assets: &[AssetRow]) -> Markup {
 
 fn list(assets: &[AssetRow]) -> Markup {
     html! {
-        div.scroll role="region" aria-label="Assets" tabindex="0" { table.list {
+        div.scroll role="group" aria-label="Assets" tabindex="0" { table.list {
             thead { tr { th scope="col" { "Name" } th scope="col" { "Kind" } th.number scope="col" { "Size" } th scope="col" { "Stored" } th scope="col" { "Tags" } } }
             tbody { @for asset in assets { tr {
                 td { a href=(format!("/asset/{}", asset.hash)) { (name(title(asset))) } }
                 td { (kind(&asset.media_type)) }
                 td.number { (size(asset.size)) }
-                td.number { (time(asset.timestamp)) }
+                td { (time(asset.timestamp)) }
                 td { (tags(asset)) }
             } } }
         } }

@@ -12,10 +12,11 @@ use serde::Deserialize;
 
 use super::form::{Form, button, token};
 use super::layout::{PageError, View};
+use super::names::Names;
 use super::overview::{Report, dot, reports, state, way};
 use super::qr;
 use super::visit::{Page, Visit};
-use super::words::{ago, clean, count, name, size};
+use super::words::{ago, clean, count, counted, name, size};
 use crate::agent::handle::{PairReply, RemoveReply, RenameReply, TicketReply};
 use crate::api::page::{NetworkLink, PageLink};
 use crate::api::requests::{
@@ -47,6 +48,7 @@ async fn show(visit: Visit) -> Result<Markup, PageError> {
     let status = &visit.status;
     let reports = reports(&visit).await?;
     let own = reports.get(&status.device.node_id);
+    let names = Names::of(status);
     let content = html! {
         div #pairings data-live { (pairings(&visit)) }
         section aria-labelledby="pair" {
@@ -71,7 +73,7 @@ async fn show(visit: Visit) -> Result<Markup, PageError> {
                 @if status.peers.is_empty() {
                     (super::layout::empty("This device is alone", html! { "Make a ticket above to pair the first one." }))
                 } @else {
-                    ul.devices { @for peer in &status.peers { li.card { (row(peer, reports.get(&peer.node_id))) } } }
+                    ul.devices { @for peer in &status.peers { li.card { (row(peer, &names, reports.get(&peer.node_id))) } } }
                 }
             }
         }
@@ -103,24 +105,37 @@ async fn show(visit: Visit) -> Result<Markup, PageError> {
 
 /// The pairings whose digits people must compare now, and the devices that joined recently.
 fn pairings(visit: &Visit) -> Markup {
-    let all = &visit.status.pairings;
+    let is_done = |pairing: &&PairingStatus| pairing.state == PairingState::Paired;
+    let (done, open): (Vec<_>, Vec<_>) = visit.status.pairings.iter().rev().partition(is_done);
+    let (newest, earlier) = done.split_at(done.len().min(1));
     html! {
-        @for pairing in all.iter().rev() {
-            @match pairing.state {
-                PairingState::Compare => (compare(visit, pairing)),
-                PairingState::Confirmed => {
-                    div.pairing role="status" {
-                        p.strong { "Confirmed here. Confirm it on " (name(&pairing.name)) " too." }
-                        p.digits { (pairing.short_code) }
-                    }
-                }
-                PairingState::Paired => {
-                    @let peers = &visit.status.peers;
-                    @let peer = peers.iter().find(|peer| peer.node_id == pairing.node_id);
-                    p.note role="status" {
-                        (name(peer.map_or(&pairing.name, |peer| &peer.name))) " is paired with this device. Both showed "
-                        span.number { (pairing.short_code) } "."
-                    }
+        @for pairing in open { (pairing_view(visit, pairing)) }
+        @for pairing in newest { (pairing_view(visit, pairing)) }
+        @if !earlier.is_empty() {
+            details.seen #earlier {
+                summary { (counted(earlier.len() as u64, "other device was paired just now", "other devices were paired just now")) }
+                @for pairing in earlier { (pairing_view(visit, pairing)) }
+            }
+        }
+    }
+}
+
+fn pairing_view(visit: &Visit, pairing: &PairingStatus) -> Markup {
+    match pairing.state {
+        PairingState::Compare => compare(visit, pairing),
+        PairingState::Confirmed => html! {
+            div.pairing role="status" {
+                p.strong { "Confirmed here. Confirm it on " (name(&pairing.name)) " too." }
+                p.digits { (pairing.short_code) }
+            }
+        },
+        PairingState::Paired => {
+            let peers = &visit.status.peers;
+            let peer = peers.iter().find(|peer| peer.node_id == pairing.node_id);
+            html! {
+                p.note role="status" {
+                    (name(peer.map_or(&pairing.name, |peer| &peer.name))) " is paired with this device. Both showed "
+                    span.number { (pairing.short_code) } "."
                 }
             }
         }
@@ -180,15 +195,16 @@ fn invitation(visit: &Visit) -> Markup {
     }
 }
 
-fn row(peer: &PeerStatus, report: Option<&Report>) -> Markup {
+fn row(peer: &PeerStatus, names: &Names, report: Option<&Report>) -> Markup {
+    let shown = names.get(&peer.node_id);
     html! {
         div.peer {
             span.dot .(dot(peer)) {}
             div.who {
-                span.strong { (name(&peer.name)) }
+                span.strong { (name(&shown)) }
                 span.quiet { (state(peer, report)) @if let Some(path) = &peer.path { ", " (way(path)) } }
             }
-            a.button.plain.danger href=(format!("/devices/{}/remove", peer.node_id)) { "Remove" }
+            a.button.plain.danger href=(format!("/devices/{}/remove", peer.node_id)) { "Remove" span.hidden { " " (shown) } }
         }
         @if let Some(error) = &peer.last_error { p.quiet { "Last error: " (super::words::clean_long(error)) } }
         @for obstacle in &peer.obstacles { p.quiet { (super::words::clean_long(obstacle)) } }

@@ -11,11 +11,11 @@ use serde::Deserialize;
 use super::folders::{bind, said, state};
 use super::form::{Form, button, token};
 use super::layout::{PageError, View};
+use super::names::Names;
 use super::visit::{Page, Visit};
 use super::words::{clean, clean_long, count, counted, name, size, time, time_of};
 use crate::api::requests::NoArguments;
 use crate::clock::wall_ms;
-use crate::core::ids::NodeId;
 use crate::dav::ListedFile;
 use crate::folders::status::{
     BindRequest, BindingState, Bound, ContentView, FolderStatus, FolderView, PathHistory,
@@ -195,7 +195,7 @@ fn file_row(id: &str, entry: &ListedFile, directory: &str) -> Markup {
                 Some(file) => {
                     td { @if file.is_here { a href=(format!("/asset/{}", file.hash)) { (name(&entry.name)) } } @else { (name(&entry.name)) } }
                     td.number { (size(file.size_bytes)) }
-                    td.number { (time(file.modified_ms)) }
+                    td { (time(file.modified_ms)) }
                     td {
                         @if !file.is_here { span.quiet { "Not on this device " } }
                         a href=(path_and_query(&["folders", id, "history"], &[("path", &entry.path)])) { "History" span.hidden { " of " (clean(&entry.name)) } }
@@ -283,6 +283,7 @@ async fn history(
 ) -> Result<Markup, PageError> {
     let history = history_of(&visit, &folder, &path).await?;
     let action = format!("/folders/{folder}/restore");
+    let names = Names::of(&visit.status);
     let page = html! {
         p { a href=(format!("/folders/{folder}")) { "Back to the folder" } }
         @if history.versions.is_empty() { p { "There was never anything at this path." } }
@@ -291,7 +292,7 @@ async fn history(
             tbody { @for version in &history.versions { tr {
                 td.number { @if version.number == 0 { "Now" } @else { (version.number) " before" } }
                 td { @if let Some(ms) = version.until_ms { (time_of(ms)) } }
-                td { (name(&device(&visit, version.device))) }
+                td { (name(&names.get(&version.device))) }
                 td { (content(&version.content)) }
                 td { @if version.number > 0 {
                     form method="post" action=(action) {
@@ -303,18 +304,9 @@ async fn history(
                 } }
             } } }
         } }
-        @if history.more { p.quiet { "There are older versions: `can-sync history` shows them all." } }
+        @if history.more { p.quiet { "There are older versions: " code { "can-sync history" } " shows them all." } }
     };
     Ok(visit.show(View::Folders, &clean(&history.path), page))
-}
-
-fn device(visit: &Visit, node_id: NodeId) -> String {
-    let status = &visit.status;
-    if node_id == status.device.node_id {
-        return status.device.name.clone();
-    }
-    let peer = status.peers.iter().find(|peer| peer.node_id == node_id);
-    peer.map_or_else(|| node_id.short(), |peer| peer.name.clone())
 }
 
 #[derive(Deserialize)]

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::form::{Form, button};
 use super::icons;
 use super::layout::{PageError, View};
+use super::names::Names;
 use super::overview::{Report, reports};
 use super::visit::{Page, Visit};
 use super::words::{clean_long, count, counted, name, size, time_of};
@@ -24,10 +25,10 @@ pub(super) fn router() -> Router<Page> {
 async fn show(visit: Visit) -> Result<Markup, PageError> {
     let status = &visit.status;
     let reports = reports(&visit).await?;
-    let own = (status.device.node_id, &status.device.name);
-    let devices = std::iter::once(own)
-        .chain(status.peers.iter().map(|peer| (peer.node_id, &peer.name)))
-        .filter_map(|(node_id, name)| Some((name.as_str(), reports.get(&node_id)?)));
+    let names = Names::of(status);
+    let devices = std::iter::once(status.device.node_id)
+        .chain(status.peers.iter().map(|peer| peer.node_id))
+        .filter_map(|node_id| Some((names.get(&node_id), reports.get(&node_id)?)));
     let content = html! {
         div #damage data-live { (damage(status)) }
         section aria-labelledby="copies" {
@@ -142,12 +143,12 @@ fn scrub(scrub: &ScrubStatus) -> Markup {
     }
 }
 
-fn space<'a>(devices: impl Iterator<Item = (&'a str, &'a Report)>) -> Markup {
+fn space<'a>(devices: impl Iterator<Item = (String, &'a Report)>) -> Markup {
     html! {
         div.scroll role="region" aria-label="Space of each device" tabindex="0" { table.list {
             thead { tr { th scope="col" { "Device" } th.number scope="col" { "Assets" } th.number scope="col" { "Their size" } th.number scope="col" { "Free" } } }
             tbody { @for (device, report) in devices { tr {
-                td { (name(device)) }
+                td { (name(&device)) }
                 td.number { @if let Some(assets) = report.store_assets { (count(assets)) } }
                 td.number { @if let Some(bytes) = report.store_bytes { (size(bytes)) } }
                 td.number { @if let Some(bytes) = report.free_bytes { (size(bytes)) } }

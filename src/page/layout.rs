@@ -4,7 +4,10 @@
 use std::sync::LazyLock;
 
 use axum::Router;
-use axum::http::{HeaderName, StatusCode, header};
+use axum::body::to_bytes;
+use axum::extract::Request;
+use axum::http::{HeaderName, Method, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use maud::{DOCTYPE, Markup, html};
@@ -12,7 +15,7 @@ use maud::{DOCTYPE, Markup, html};
 use super::form::token;
 use super::icons;
 use super::words::{name, prose};
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemBody, problem};
 use crate::http::sessions::Session;
 
 /// The path of the style sheet.
@@ -30,6 +33,9 @@ const ICON: &str = include_str!("icon.svg");
 
 /// How long browsers may cache them: their URLs change with their content.
 const KEEP: &str = "private, max-age=31536000, immutable";
+
+/// The longest problem document: a sentence, which may quote a name.
+const PROBLEM_BYTES_MAX: usize = 64 * 1024;
 
 /// Part of the URLs of the style sheet and the script, so that browsers fetch a new version.
 static EDITION: LazyLock<String> = LazyLock::new(|| {
@@ -177,6 +183,22 @@ pub(super) fn refused(problem: Problem) -> Response {
         }
     };
     (problem.status, document(&format!("{title} · can-sync"), None, body)).into_response()
+}
+
+/// Shows the problems that the API or the framework answered as pages, where a browser shows the answer.
+pub(super) async fn errors_as_pages(request: Request, next: Next) -> Response {
+    let is_shown = request.method() == Method::GET;
+    let response = next.run(request).await;
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    let is_document =
+        kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/problem+json"));
+    if !is_shown || !is_document {
+        return response;
+    }
+    let status = response.status();
+    let body = to_bytes(response.into_body(), PROBLEM_BYTES_MAX).await.unwrap_or_default();
+    let said = serde_json::from_slice(&body).map(|said: ProblemBody| said.detail);
+    refused(problem(status, said.unwrap_or_else(|_| format!("the agent answered {status}"))))
 }
 
 /// A problem's detail as a sentence.

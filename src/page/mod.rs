@@ -15,6 +15,7 @@
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
@@ -39,6 +40,7 @@ mod health;
 mod icons;
 mod layout;
 mod live;
+mod names;
 mod overview;
 mod qr;
 mod throughput;
@@ -68,7 +70,8 @@ pub fn router(mut page: Page, door: Door) -> Router {
         .merge(folder::router())
         .merge(health::router())
         .merge(activity::router())
-        .with_state(page);
+        .with_state(page)
+        .layer(middleware::from_fn(layout::errors_as_pages));
     BrowserGuard::new(sessions, door, &OPEN_PATHS, layout::refused).layer(routes)
 }
 

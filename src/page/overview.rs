@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::form::{Form, token};
 use super::icons;
 use super::layout::{PageError, View};
+use super::names::Names;
 use super::visit::{Page, Visit};
 use super::words::{ago, clean, count, counted, name, prose, size, span, time_of};
 use crate::api::answers::{Record, RecordsPage};
@@ -164,6 +165,7 @@ async fn seen(visit: Visit, Form(Seen { id }): Form<Seen>) -> Result<Response, P
 fn devices(status: &Status, reports: &BTreeMap<NodeId, Report>) -> Markup {
     let mut peers: Vec<_> = status.peers.iter().collect();
     peers.sort_by_key(|peer| !is_connected(peer));
+    let names = Names::of(status);
     html! {
         div #peers data-live {
             @if peers.is_empty() {
@@ -172,19 +174,24 @@ fn devices(status: &Status, reports: &BTreeMap<NodeId, Report>) -> Markup {
                     a href="/devices" { "Pair a device" }
                 }))
             } @else {
-                ul.peers { @for peer in peers { li { (device(status, peer, reports)) } } }
+                ul.peers { @for peer in peers { li { (device(status, peer, reports, &names)) } } }
             }
         }
     }
 }
 
-fn device(status: &Status, peer: &PeerStatus, reports: &BTreeMap<NodeId, Report>) -> Markup {
+fn device(
+    status: &Status,
+    peer: &PeerStatus,
+    reports: &BTreeMap<NodeId, Report>,
+    names: &Names,
+) -> Markup {
     let report = reports.get(&peer.node_id);
     html! {
         div.peer {
             span.dot .(dot(peer)) {}
             div.who {
-                span.strong { (name(&peer.name)) }
+                span.strong { (name(&names.get(&peer.node_id))) }
                 span.quiet { (state(peer, report)) }
             }
             div.facts {

@@ -36,6 +36,7 @@
 
   // ---- live parts
 
+  const REACHED = "a, button, input, select, summary, textarea";
   const shown = new Map();
   let isRefreshing = false;
   let isStale = false;
@@ -71,15 +72,18 @@
     const text = part.outerHTML;
     if (!here || shown.get(part.id) === text) return;
     const focused = document.activeElement;
-    const reached = here.contains(focused) ? [...here.querySelectorAll("a, button, input, select, textarea")] : [];
+    const reached = here.contains(focused) ? [...here.querySelectorAll(REACHED)] : [];
     const at = reached.indexOf(focused);
     // What somebody is writing stays.
     if (at >= 0 && focused.matches("input, select, textarea:not([readonly])")) return;
     shown.set(part.id, text);
+    // What somebody has unfolded stays open.
+    const open = [...here.querySelectorAll("details")].map((details) => details.open);
     here.className = part.className;
     here.replaceChildren(...part.childNodes);
+    here.querySelectorAll("details").forEach((details, at) => { details.open = open[at] ?? details.open; });
     enliven(here);
-    if (at >= 0) here.querySelectorAll("a, button, input, select, textarea")[at]?.focus();
+    if (at >= 0) here.querySelectorAll(REACHED)[at]?.focus();
   }
 
   let notices = null;

@@ -54,11 +54,11 @@ fn cut(text: &str, chars_max: usize) -> String {
     shown
 }
 
-/// `2.1 MB`: as file managers say it, in steps of 1,000.
+/// `2.1 MB`: as file managers say it, in steps of 1,000. It is not broken at the end of a line.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
     if bytes < 1000 {
-        return format!("{bytes} B");
+        return format!("{bytes}\u{a0}B");
     }
     let mut value = bytes as f64 / 1000.0;
     let mut unit = UNITS[0];
@@ -70,7 +70,7 @@ pub(super) fn size(bytes: u64) -> String {
         unit = larger;
     }
     let digits = usize::from(value < 99.95);
-    format!("{value:.digits$} {unit}")
+    format!("{value:.digits$}\u{a0}{unit}")
 }
 
 /// `12,345`.
@@ -143,7 +143,7 @@ mod tests {
         let sizes = [0, 999, 1_000, 2_140_000, 999_499, 999_500, 123_400_000, u64::MAX].map(size);
         let expected =
             ["0 B", "999 B", "1.0 kB", "2.1 MB", "999 kB", "1.0 MB", "123 MB", "18.4 EB"];
-        assert_eq!(sizes, expected);
+        assert_eq!(sizes, expected.map(|text| text.replace(' ', "\u{a0}")));
         assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(counted(1, "asset", "assets"), "1 asset");
         let spans = [1, 59, 60, 3_600, 7_200, 86_400, 172_800].map(span);

@@ -5,8 +5,8 @@
 //!     kept for the next proof. A damaged copy proves nothing.
 //! V2  A lease is durable before the peer gets it. Then the asset is looked up again: if it was
 //!     evicted meanwhile, the lease is not given.
-//! V3  A peer gets one proof at a time, in its turn, and occupies the disk at
-//!     most four fifths of the time.
+//! V3  A peer gets one proof at a time, in its turn, and occupies the disk at most four fifths of the
+//!     time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
