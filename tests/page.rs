@@ -5,10 +5,14 @@
 
 #[path = "common/agent.rs"]
 mod agent;
+#[path = "page/attacks.rs"]
+mod attacks;
 #[path = "common/browser.rs"]
 mod browser;
 #[path = "page/elsewhere.rs"]
 mod elsewhere;
+#[path = "page/looks.rs"]
+mod looks;
 
 use std::sync::Mutex;
 

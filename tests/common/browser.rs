@@ -214,6 +214,24 @@ impl Browser {
         );
     }
 
+    /// Gives the window a size.
+    pub fn resize(&self, width: u32, height: u32) {
+        let metrics =
+            json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        self.command("Emulation.setDeviceMetricsOverride", &metrics);
+    }
+
+    /// Has pages shown in this colour scheme: `light` or `dark`.
+    pub fn prefer(&self, scheme: &str) {
+        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
+        self.command("Emulation.setEmulatedMedia", &json!({ "features": features }));
+    }
+
+    /// A command of Chromium's own protocol.
+    fn command(&self, command: &str, parameters: &Value) {
+        self.post("/goog/cdp/execute", &json!({ "cmd": command, "params": parameters }));
+    }
+
     /// Writes a picture of the window, this many pixels wide.
     pub fn picture(&self, file: &Path) {
         let picture = self.get("/screenshot");
