@@ -53,8 +53,8 @@
 //!
 //! Imports go one way; `a` <- `b` means that `b` may import `a`:
 //! `core` <- `wire` <- `store`, `net`, `state` <- `replica` <- `transfer`, `group` <- `copies` <-
-//! `agent` <- `api` <- `page` <- `cli`; `folders` <- `alerts` <- `agent`; `store` <- `http` <- `api`;
-//! and `config` <- `api`. `store`, `net` and `state` do not import each other. [`db`] and [`bao`] are
+//! `agent` <- `api` <- `page` <- `cli`; `folders` <- `alerts` <- `agent`; `transfer` <- `thumbnails` <-
+//! `agent`; `store` <- `http` <- `api`; and `config` <- `api`. `store`, `net` and `state` do not import each other. [`db`] and [`bao`] are
 //! below `store` and `state`. [`clock`] alone reads the time, and is below all that need it.
 //!
 //! # Where the guarantees are
@@ -131,6 +131,7 @@
 //! | evict | delete the copy of an asset here, while enough other devices have proven theirs |
 //! | intent | the record that this device is evicting an asset |
 //! | page | what the agent shows to people in a browser |
+//! | thumbnail | a small picture of an asset |
 //! | shelf | a directory of WebDAV with the assets of a month, or of a tag |
 //! | sign-in code, session | opens a session of the page, once; a browser that is signed in |
 //! | alert | a condition that needs the user's attention; stands until it is over |
