@@ -931,7 +931,7 @@ fn folders_are_bound_asked_about_and_brought_back_over_http() {
         let request = json!({ "since_ms": since_ms, "dry_run": dry_run });
         post("/v1/folders/shared/undo", request)
     };
-    let since_ms = wall_ms();
+    let since_ms = can_sync::clock::wall_ms();
     assert_eq!(undo(since_ms, false).status, 409, "a paused folder is not undone");
     assert_ne!(state("resume"), "paused");
     assert_ne!(state("confirm"), "held");

@@ -1,6 +1,8 @@
 //! What must never happen: a missing directory is no deletion, very many changes are held, and a bad
 //! place is refused.
 
+use can_sync::folders::status::UndoRequest;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
