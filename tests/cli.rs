@@ -821,7 +821,10 @@ fn with_verify_the_digits_of_one_device_are_confirmed_on_the_other() {
     desk.command(&["confirm", &at_phone]).assert().success();
     assert!(pairing.try_wait().unwrap().is_none(), "the phone has not confirmed");
     assert_eq!(desk.json(&["peers"]).len(), 0);
-    phone.command(&["confirm", &at_desk]).assert().success();
+    // As they are shown, without quotes.
+    let words: Vec<&str> = at_desk.split(' ').collect();
+    assert_eq!(words.len(), 3);
+    phone.command(&[&["confirm"], words.as_slice()].concat()).assert().success();
     assert!(pairing.wait().unwrap().success());
     assert_eq!(desk.json(&["peers"]).len(), 1);
 }

@@ -14,7 +14,7 @@ use super::parts::Parts;
 /// working, and nothing that it saves is taken for the new one's (X5 of the index). `gate` is the
 /// catalogue's.
 pub(super) fn reload(parts: &mut Parts, gate: Arc<Mutex<()>>, reload: Reload) {
-    tracing::info!(why = reload.why(), "rebuilding the engine");
+    tracing::debug!(why = reload.why(), "rebuilding the engine");
     let (loading, facts) = (parts.loading(), parts.facts.clone());
     parts.tasks.spawn("load", async move {
         let _gate = gate.lock().await;

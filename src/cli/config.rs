@@ -9,7 +9,7 @@ use clap::Subcommand;
 use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::output::Output;
-use super::text::shown;
+use super::text::{causes, shown};
 use crate::api::config::{ConfigReply, SettingView, SourceName};
 use crate::config::{ConfigError, Configuration, KEYS, Layer, Value};
 use crate::state::home::Home;
@@ -47,11 +47,15 @@ pub(crate) async fn config(
                 Some(client) => client.get(&["v1", "config"], &[]).await?,
                 None => {
                     output.note("No agent runs: this is what one would be started with.");
-                    let config = load(home, Layer::new())?;
+                    let config = load(home.clone(), Layer::new())?;
                     ConfigReply::of(&config, &config)
                 }
             };
             output.note(format_args!("File: {}", shown(&view.file.to_string_lossy())));
+            // A running agent keeps its values when the file becomes unusable.
+            if let Err(Failure::Report(_, error)) = load(home, Layer::new()) {
+                output.error(format_args!("the file is not in use: {}", causes(&error)));
+            }
             if output.json {
                 output.json(&view)?;
             } else {

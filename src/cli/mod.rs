@@ -130,7 +130,8 @@ enum Command {
     /// Confirm that a device that is pairing with this one shows the same digits
     Confirm {
         /// The digits that the other device shows; without them, list the pairings that wait
-        digits: Option<String>,
+        #[arg(num_args = 0..)]
+        digits: Vec<String>,
     },
     /// List the other devices of the group
     Peers,
@@ -367,6 +368,7 @@ fn carry_out(cli: Cli, output: Output) -> Result<Exit, Failure> {
                 pairing::pair(&Client::connect(home).await?, ticket, verify, output).await
             }
             Command::Confirm { digits } => {
+                let digits = (!digits.is_empty()).then(|| digits.join(" "));
                 pairing::confirm(&Client::connect(home).await?, digits.as_deref(), output).await
             }
             Command::Peers => pairing::peers(&Client::connect(home).await?, output).await,

@@ -19,7 +19,7 @@ use crate::core::forgetting::{
     wish_key,
 };
 use crate::core::ids::{Digest, Hash, NodeId};
-use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut};
+use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut, Expect};
 use crate::core::journal::op::Value;
 use crate::replica::journal::{AskError, JournalHandle};
 use crate::state::journal::{JournalReader, Owner};
@@ -156,8 +156,12 @@ pub async fn wish(
     reason: Option<String>,
 ) -> Result<(), RequestError> {
     let key = wish_key(&hash);
+    let mut expect = Vec::new();
     let change = match reason {
-        None => DraftChange::Delete(key),
+        None => {
+            expect.push(Expect::Alive(key.clone()));
+            DraftChange::Delete(key)
+        }
         Some(reason) => {
             let got = reason.len();
             if reason.trim().is_empty() || got > FORGET_REASON_BYTES_MAX {
@@ -170,12 +174,14 @@ pub async fn wish(
             DraftChange::Put(DraftPut { key, create: true, set, add, remove })
         }
     };
-    let draft = Draft { changes: vec![change], expect: Vec::new() };
-    let written = journal.write(draft).await;
+    let written = journal.write(Draft { changes: vec![change], expect }).await;
     match written.map_err(|error| journal_error("writing the wish", &error))? {
         Ok(_) => Ok(()),
         Err(DraftError::NotMember) => {
             Err(RequestError::Refused("this device was removed from its group".into()))
+        }
+        Err(DraftError::Absent) => {
+            Err(RequestError::Unknown("no wish to forget this asset stands".into()))
         }
         Err(error) => Err(RequestError::Temporary(error.to_string())),
     }

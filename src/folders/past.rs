@@ -59,7 +59,11 @@ impl Folders {
     ) -> Result<(FileRow, Vec<HistoryEntry>, bool)> {
         let current = self.shared.journal.versions_at(folder.id, vec![path.clone()]).await?;
         let current = current.into_iter().flatten().next().ok_or_else(|| {
-            FolderError::Unknown(format!("{:?} has no path {}", folder.name, path.to_text()))
+            FolderError::Unknown(format!(
+                "{:?} has no file {}: files have versions, directories have none",
+                folder.name,
+                path.to_text()
+            ))
         })?;
         let mut past = Vec::new();
         let mut after = None;

@@ -60,6 +60,8 @@ async fn a_wish_is_seen_by_all_and_only_a_device_whose_own_rule_says_so_deletes_
 
     // Taken back, it is wanted again.
     wish(&a.handle().journal(), hash, None).await.unwrap();
+    let again = wish(&a.handle().journal(), hash, None).await;
+    assert!(matches!(again, Err(RequestError::Unknown(_))), "{again:?}");
     until("nobody wishes it", &[&a, &b], async || {
         wishes(&b.handle().journal()).await.unwrap().is_empty()
     })

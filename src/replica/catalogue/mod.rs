@@ -144,13 +144,16 @@ impl<F: From<StoreEvent>> Catalogue<F> {
         let mut listed = head.store_cursor;
         let mut list_from = Some(listed);
         if is_not_what_was_listed(&info, &head) {
-            tracing::info!(
-                cursor = listed,
-                newest = info.newest_cursor,
-                known = head.held,
-                held = info.asset_count,
-                "the store may have lost assets: listing it again"
-            );
+            // An index that is new has nothing that the store could have lost.
+            if head.held > 0 {
+                tracing::info!(
+                    cursor = listed,
+                    newest = info.newest_cursor,
+                    known = head.held,
+                    held = info.asset_count,
+                    "the store may have lost assets: listing it again"
+                );
+            }
             list_from = Some(self.begin_whole());
         }
         // If an error loses this set, the store's asset count shows the difference at the next

@@ -14,6 +14,7 @@ use crate::core::journal::members::{FactKind, Ledger, MemberFact, Verdicts};
 use crate::core::journal::op::{Change, MemberChange};
 use crate::core::pairing::shown_name;
 
+use super::folders::name_of;
 use super::rows::{ADD, GENESIS, REMOVE, fact_kind, read_body};
 use super::tx::Tx;
 use super::{JournalError, JournalReader, MemberRow, Result};
@@ -102,8 +103,6 @@ impl JournalReader {
         let facts = facts(&tx)?;
         let verdicts = Verdicts::of(&facts);
         let rows = member_rows(&tx, &verdicts)?;
-        let names: BTreeMap<NodeId, &str> =
-            rows.iter().map(|row| (row.device, row.name.as_str())).collect();
         let remover = |device: &NodeId| {
             let removes = |fact: &&MemberFact| match &fact.what {
                 FactKind::Remove(removal) => removal.device == *device,
@@ -111,17 +110,21 @@ impl JournalReader {
             };
             facts.iter().find(removes).map(|fact| fact.by)
         };
-        let changed = rows.iter().filter_map(|row| {
+        // People know devices by the names that they have now.
+        let name =
+            |device: &NodeId| Ok::<_, JournalError>(shown_name(&name_of(&tx, device)?, device));
+        let mut changed = Vec::new();
+        for row in &rows {
             let by = match row.member {
                 true => verdicts.introducer(&row.device).copied(),
                 false => remover(&row.device),
             };
-            let by = by.filter(|by| *by != row.device)?;
-            let by_name = shown_name(names.get(&by).copied().unwrap_or_default(), &by);
-            let name = shown_name(&row.name, &row.device);
-            Some(MembershipRow { device: row.device, name, is_member: row.member, by, by_name })
-        });
-        Ok(changed.collect())
+            let Some(by) = by.filter(|by| *by != row.device) else { continue };
+            let (device, is_member) = (row.device, row.member);
+            let (name, by_name) = (name(&device)?, name(&by)?);
+            changed.push(MembershipRow { device, name, is_member, by, by_name });
+        }
+        Ok(changed)
     }
 }
 

@@ -299,7 +299,7 @@ fn put_version(folder: FolderId, version: &Version) -> DraftChange {
 }
 
 /// The name of a device, for people and for names of conflict copies; empty before it has one.
-fn name_of(connection: &Connection, device: &NodeId) -> Result<String> {
+pub(super) fn name_of(connection: &Connection, device: &NodeId) -> Result<String> {
     let fields = device_fields(connection, device)?;
     let told = fields.as_ref().map(|fields| DeviceState::from_fields(fields).name);
     if let Some(name) = told.filter(|name| !name.is_empty()) {
