@@ -801,6 +801,16 @@ fn a_ticket_on_the_command_line_is_warned_about() {
 }
 
 #[test]
+fn a_named_pipe_is_refused_and_not_waited_for() {
+    let (agent, folder) = (Agent::start(), tempfile::tempdir().unwrap());
+    let pipe = folder.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let refused = agent.command(&["add", pipe.to_str().unwrap()]).assert().failure();
+    let text = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+    assert!(text.contains("a named pipe") && text.contains("can-sync add -"), "{text}");
+}
+
+#[test]
 fn with_verify_the_digits_of_one_device_are_confirmed_on_the_other() {
     let (desk, phone) = (Agent::start(), Agent::start());
     let ticket = desk.json(&["ticket"])[0]["ticket"].as_str().unwrap().to_owned();

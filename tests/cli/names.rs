@@ -88,6 +88,11 @@ fn a_file_has_its_name_its_folder_and_its_times_on_every_device() {
     get.current_dir(out.path()).assert().success().stdout("sea.jpg\n");
     assert_eq!(fs::read(out.path().join("sea.jpg")).unwrap(), picture());
     assert_eq!(modified_ms(&out.path().join("sea.jpg")), 1_600_000_000_000);
+
+    phone.output(&["trash", "note.txt"]);
+    phone.output(&["restore", "note.txt"]);
+    let row = &phone.json(&["info", "note.txt"])[0];
+    assert_eq!(row["added_by"], desk.ready()["node_id"], "who edits it has not added it");
 }
 
 #[test]
