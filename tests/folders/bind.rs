@@ -17,7 +17,7 @@ async fn a_directory_that_another_device_has_bound_is_refused_and_its_marker_sta
     let marker = a.read(MARKER);
     let same = BindRequest { name: None, ..request(&a.dir) };
     let refused = b.device.handle().folders().join(NAME, same).await.unwrap_err();
-    assert!(refused.to_string().contains("is bound by the device"), "{refused}");
+    assert!(refused.to_string().contains("is also bound by the device"), "{refused}");
     assert!(b.device.handle().folders().list().await.unwrap().folders[0].binding.is_none());
     assert_eq!(a.read(MARKER), marker);
 

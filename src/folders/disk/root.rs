@@ -70,7 +70,7 @@ pub enum RootError {
         found: FolderId,
     },
     /// Another device has bound it.
-    #[error("{dir} is also bound by the device {}: remove one of the two bindings", .device.short())]
+    #[error("{dir} is also bound by the device {}", .device.short())]
     OtherDevice {
         /// The directory.
         dir: PathBuf,
