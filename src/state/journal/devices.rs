@@ -9,16 +9,15 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::core::ids::{GroupId, NodeId};
 use crate::core::journal::cell::ALIVE;
 use crate::core::journal::device_events::{DEVICE_ID, DEVICE_MODEL, DeviceState};
+use crate::core::journal::members::{FactKind, MemberFact, Verdicts};
 use crate::core::journal::op::{Value, value_from_bytes};
 use crate::core::journal::stamp::Hlc;
-use crate::core::pairing::{Member, Members, addresses, shown_name};
+use crate::core::pairing::{Member, Members, addresses, device_name, shown_name};
 
-use super::facts::facts;
-use super::facts::member_rows;
+use super::facts::{facts, member_rows};
 use super::read::{cell_value, model_num, scope_num};
 use super::schema::{key, meta, meta_array};
 use super::{Journal, JournalError, JournalReader, Owner, Result};
-use crate::core::journal::members::Verdicts;
 
 /// Fields of a record by name; `None` is null.
 type Fields = BTreeMap<String, Option<Value>>;
@@ -34,7 +33,52 @@ pub struct GroupState {
     pub members: Members,
 }
 
+/// A device that was added to the group or removed from it, by the verdicts of now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MembershipRow {
+    /// The device.
+    pub device: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Whether the device is a member; false when it was removed.
+    pub is_member: bool,
+    /// The device that added it, or one that removed it.
+    pub by: NodeId,
+    /// The name of that device.
+    pub by_name: String,
+}
+
 impl JournalReader {
+    /// Every device that another one added or removed, with the device that did.
+    pub fn memberships(&self) -> Result<Vec<MembershipRow>> {
+        let tx = self.connection.unchecked_transaction()?;
+        let facts = facts(&tx)?;
+        let verdicts = Verdicts::of(&facts);
+        let rows = member_rows(&tx, &verdicts)?;
+        let remover = |device: &NodeId| {
+            let removes = |fact: &&MemberFact| match &fact.what {
+                FactKind::Remove(removal) => removal.device == *device,
+                FactKind::Genesis | FactKind::Add(_) => false,
+            };
+            facts.iter().find(removes).map(|fact| fact.by)
+        };
+        // People know devices by the names that they have now.
+        let name =
+            |device: &NodeId| Ok::<_, JournalError>(shown_name(&name_of(&tx, device)?, device));
+        let mut changed = Vec::new();
+        for row in &rows {
+            let by = match row.member {
+                true => verdicts.introducer(&row.device).copied(),
+                false => remover(&row.device),
+            };
+            let Some(by) = by.filter(|by| *by != row.device) else { continue };
+            let (device, is_member) = (row.device, row.member);
+            let (name, by_name) = (name(&device)?, name(&by)?);
+            changed.push(MembershipRow { device, name, is_member, by, by_name });
+        }
+        Ok(changed)
+    }
+
     /// The group of `me`, this device; `None` when it belongs to none.
     pub fn group_state(&self, me: &NodeId) -> Result<Option<GroupState>> {
         let tx = self.connection.unchecked_transaction()?;
@@ -112,6 +156,23 @@ impl Journal {
         tx.news.devices = true;
         tx.commit()
     }
+}
+
+/// The name of a device, for people and for names of conflict copies; empty before it has one.
+pub(super) fn name_of(connection: &Connection, device: &NodeId) -> Result<String> {
+    let fields = device_fields(connection, device)?;
+    let told = fields.as_ref().map(|fields| DeviceState::from_fields(fields).name);
+    if let Some(name) = told.filter(|name| !name.is_empty()) {
+        return Ok(device_name(&name));
+    }
+    let added = connection
+        .prepare_cached(
+            "SELECT m.name FROM members m JOIN devices d ON d.dev = m.dev
+             WHERE d.id = ?1 AND m.name != '' ORDER BY m.op, m.idx LIMIT 1",
+        )?
+        .query_row([device.0], |row| row.get::<_, String>(0))
+        .optional()?;
+    Ok(device_name(&added.unwrap_or_default()))
 }
 
 /// See [`JournalReader::device_fields`]. A device can write anything into its record: only the

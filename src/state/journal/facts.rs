@@ -12,9 +12,7 @@ use rusqlite::{Connection, Row, params};
 use crate::core::ids::{NodeId, OpHash};
 use crate::core::journal::members::{FactKind, Ledger, MemberFact, Verdicts};
 use crate::core::journal::op::{Change, MemberChange};
-use crate::core::pairing::shown_name;
 
-use super::folders::name_of;
 use super::rows::{ADD, GENESIS, REMOVE, fact_kind, read_body};
 use super::tx::Tx;
 use super::{JournalError, JournalReader, MemberRow, Result};
@@ -23,21 +21,6 @@ const FACTS: &str = "SELECT b.id, m.kind, d.id, o.hash, m.idx,
          CASE m.kind WHEN 2 THEN o.body ELSE NULL END
      FROM members m JOIN ops o ON o.arr = m.op
      JOIN devices b ON b.dev = m.by_dev JOIN devices d ON d.dev = m.dev";
-
-/// A device that was added to the group or removed from it, by the verdicts of now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MembershipRow {
-    /// The device.
-    pub device: NodeId,
-    /// The name it was added under.
-    pub name: String,
-    /// Whether the device is a member; false when it was removed.
-    pub is_member: bool,
-    /// The device that added it, or one that removed it.
-    pub by: NodeId,
-    /// The name that that device was added under.
-    pub by_name: String,
-}
 
 /// The effect that a removal of a device would have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,38 +76,6 @@ impl JournalReader {
             }
         });
         Ok(RemovalPreview { goes: goes.collect(), members_left: after.members().count() })
-    }
-}
-
-impl JournalReader {
-    /// Every device that another one added or removed, with the device that did.
-    pub fn memberships(&self) -> Result<Vec<MembershipRow>> {
-        let tx = self.connection.unchecked_transaction()?;
-        let facts = facts(&tx)?;
-        let verdicts = Verdicts::of(&facts);
-        let rows = member_rows(&tx, &verdicts)?;
-        let remover = |device: &NodeId| {
-            let removes = |fact: &&MemberFact| match &fact.what {
-                FactKind::Remove(removal) => removal.device == *device,
-                FactKind::Genesis | FactKind::Add(_) => false,
-            };
-            facts.iter().find(removes).map(|fact| fact.by)
-        };
-        // People know devices by the names that they have now.
-        let name =
-            |device: &NodeId| Ok::<_, JournalError>(shown_name(&name_of(&tx, device)?, device));
-        let mut changed = Vec::new();
-        for row in &rows {
-            let by = match row.member {
-                true => verdicts.introducer(&row.device).copied(),
-                false => remover(&row.device),
-            };
-            let Some(by) = by.filter(|by| *by != row.device) else { continue };
-            let (device, is_member) = (row.device, row.member);
-            let (name, by_name) = (name(&device)?, name(&by)?);
-            changed.push(MembershipRow { device, name, is_member, by, by_name });
-        }
-        Ok(changed)
     }
 }
 

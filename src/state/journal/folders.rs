@@ -16,16 +16,15 @@ use crate::core::folder::{
     FILE_MODEL, FILE_VERSION, file_id, history_kind, history_stream, split_file_id,
 };
 use crate::core::ids::{FolderId, LogId, NodeId};
-use crate::core::journal::device_events::DeviceState;
 use crate::core::journal::draft::{Draft, DraftChange, DraftError, DraftPut};
 use crate::core::journal::op::{Key, Value, value_from_bytes};
 use crate::core::journal::stamp::Hlc;
 use crate::core::limits::{FUTURE_MS_MAX, NAME_CHARS_MAX, OP_BODY_BYTES_MAX, OP_CHANGES_MAX};
-use crate::core::pairing::{device_name, shown_name};
+use crate::core::pairing::shown_name;
 use crate::wire::folder::{HistoryEvent, history_from_bytes, history_to_bytes};
 use crate::wire::folder::{version_from_bytes, version_to_bytes};
 
-use super::devices::device_fields;
+use super::devices::name_of;
 use super::read::{knows, model_num};
 use super::schema::{int, key, meta_array, row_u64};
 use super::tx::Tx;
@@ -296,23 +295,6 @@ fn put_version(folder: FolderId, version: &Version) -> DraftChange {
         add: BTreeSet::new(),
         remove: BTreeSet::new(),
     })
-}
-
-/// The name of a device, for people and for names of conflict copies; empty before it has one.
-pub(super) fn name_of(connection: &Connection, device: &NodeId) -> Result<String> {
-    let fields = device_fields(connection, device)?;
-    let told = fields.as_ref().map(|fields| DeviceState::from_fields(fields).name);
-    if let Some(name) = told.filter(|name| !name.is_empty()) {
-        return Ok(device_name(&name));
-    }
-    let added = connection
-        .prepare_cached(
-            "SELECT m.name FROM members m JOIN devices d ON d.dev = m.dev
-             WHERE d.id = ?1 AND m.name != '' ORDER BY m.op, m.idx LIMIT 1",
-        )?
-        .query_row([device.0], |row| row.get::<_, String>(0))
-        .optional()?;
-    Ok(device_name(&added.unwrap_or_default()))
 }
 
 impl JournalReader {

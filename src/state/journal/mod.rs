@@ -59,9 +59,9 @@ mod tests;
 
 pub use crate::db::Readers;
 pub use author::DraftResult;
-pub use devices::GroupState;
+pub use devices::{GroupState, MembershipRow};
 pub use error::JournalError;
-pub use facts::{Departure, MembershipRow, RemovalPreview};
+pub use facts::{Departure, RemovalPreview};
 pub use folders::{
     FileChange, FileChangesPage, FileRow, HistoryEntry, HistoryPage, HistoryPlace, Stamping,
     VersionsPage,
