@@ -1,6 +1,9 @@
 //! Simulated power cuts of an eviction and of a repair: at every step an image is made of what a disk
 //! could hold then, and an agent is started on it. The write-ahead logs are cut off within and after every
 //! frame; renames and removals that no fsync has followed yet are on the disk in any combination.
+//!
+//! Each image costs a start of an agent, so a usual run tries one in [`ONE_IN`] of each kind.
+//! `EVERY_CUT=1` in the environment has it try all.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,6 +18,21 @@ use super::evict::outcome;
 use super::*;
 
 const LARGE: usize = 400 * KIB;
+
+/// The share of the images that a usual run tries.
+const ONE_IN: usize = 6;
+
+/// Counts the images of each kind, and says which to try.
+struct Tries<const KINDS: usize>([usize; KINDS]);
+
+impl<const KINDS: usize> Tries<KINDS> {
+    fn is_next(&mut self, kind: usize) -> bool {
+        let one_in = if std::env::var_os("EVERY_CUT").is_some() { 1 } else { ONE_IN };
+        let count = self.0[kind];
+        self.0[kind] += 1;
+        count.is_multiple_of(one_in)
+    }
+}
 
 /// How much of a write-ahead log is on the disk, in bytes, and how many of its commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +125,7 @@ async fn a_power_cut_at_any_step_of_an_eviction_leaves_the_copy_whole_or_gone_an
     }
     // A proof is written between: of the cuts within one commit the first and the last are enough there.
     images.dedup();
-    let mut seen = [0, 0];
+    let mut tries = Tries([0; 2]);
     for (store, copies) in images {
         let is_evicted = store.commits >= gone;
         let files: &[(bool, bool)] = match is_evicted {
@@ -116,6 +134,9 @@ async fn a_power_cut_at_any_step_of_an_eviction_leaves_the_copy_whole_or_gone_an
             true => &[(true, true), (true, false), (false, true), (false, false)],
         };
         for (has_content, has_outboard) in files {
+            if !tries.is_next(usize::from(is_evicted)) {
+                continue;
+            }
             let mut image = base.copied();
             cut_off(&image, store_db, &of_store, store);
             cut_off(&image, copies_db, &of_copies, copies);
@@ -140,10 +161,9 @@ async fn a_power_cut_at_any_step_of_an_eviction_leaves_the_copy_whole_or_gone_an
             let is_let_go = settled.are_evicted(&[asset.hash]).unwrap() == [true];
             assert_eq!(is_let_go, is_evicted, "it is wanted if and only if it is here: {why}");
             settled.close();
-            seen[usize::from(is_evicted)] += 1;
         }
     }
-    assert!(seen.iter().all(|count| *count > 3), "{seen:?}");
+    assert!(tries.0.iter().all(|count| *count > 3), "{:?}", tries.0);
     assert!(bytes(&b, &asset).await == content, "the copy that it relied on");
 }
 
@@ -173,14 +193,18 @@ async fn a_power_cut_at_any_step_of_a_repair_leaves_the_copy_marked_or_whole_and
         first(newest)
     };
     assert!(marked <= reserved && reserved < whole, "{marked} {reserved} {whole}");
-    let mut seen = [0, 0, 0];
+    let mut tries = Tries([0; 3]);
     for cut in cuts(&wal) {
         let files: &[(bool, bool)] = match cut.commits {
             n if n < reserved => &[(false, false)],
             n if n < whole => &[(false, false), (true, false), (false, true), (true, true)],
             _ => &[(true, true)],
         };
+        let is_marked = cut.commits >= marked && cut.commits < whole;
         for (new_content, new_outboard) in files {
+            if !tries.is_next(usize::from(is_marked) + 2 * usize::from(cut.commits >= whole)) {
+                continue;
+            }
             let mut image = base.copied();
             cut_off(&image, store_db, &wal, cut);
             if *new_content {
@@ -190,7 +214,6 @@ async fn a_power_cut_at_any_step_of_a_repair_leaves_the_copy_marked_or_whole_and
                 fs::copy(outboard_file(&a, &asset), outboard_file(&image, &asset)).unwrap();
             }
             let why = format!("{cut:?} {new_content} {new_outboard}");
-            let is_marked = cut.commits >= marked && cut.commits < whole;
             image.up().await;
             // Before it is marked nobody has seen the damage; once it is, it is held only when whole.
             let row = image.store().lookup(asset.hash).await.unwrap().unwrap();
@@ -200,9 +223,8 @@ async fn a_power_cut_at_any_step_of_a_repair_leaves_the_copy_marked_or_whole_and
             until("it is mended", &[&image, &b], async || is_whole(&image, &asset).await).await;
             assert!(bytes(&image, &asset).await == content, "{why}");
             image.down().await;
-            seen[usize::from(is_marked) + 2 * usize::from(cut.commits >= whole)] += 1;
         }
     }
-    assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
+    assert!(tries.0.iter().all(|count| *count > 0), "{:?}", tries.0);
     assert!(bytes(&b, &asset).await == content);
 }
