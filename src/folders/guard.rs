@@ -87,7 +87,10 @@ impl Driver {
         }
         let mut by: BTreeMap<Source, Vec<&Counted<'_>>> = BTreeMap::new();
         for change in changes {
-            if change.by != Source::Device(self.shared.me) && self.counts(change, now_ms) {
+            if change.by != Source::Device(self.shared.me)
+                && self.counts(change, now_ms)
+                && self.brake.counts(now_ms, change.by, change.path.key())
+            {
                 by.entry(change.by).or_default().push(change);
             }
         }

@@ -53,6 +53,17 @@ async fn a_mass_deletion_is_held_until_it_is_confirmed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_saved_again_and_again_holds_no_folder() {
+    let (a, b) = two().await;
+    let devices = [&a.device, &b.device];
+    for n in 0..60_u8 {
+        a.write("draft", &[n; 10]);
+        until("b has it", &devices, async || b.read("draft").as_deref() == Some(&[n; 10])).await;
+    }
+    equal(&a, &b, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_undo_without_a_time_brings_back_what_is_held_and_what_passed_just_before() {
     let (a, b) = two().await;
     a.write("kept", b"of before");

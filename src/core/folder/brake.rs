@@ -5,9 +5,12 @@
 //!     not count.
 //! B2  The counts of sources are bounded, and so is the memory of each: a window is counted in
 //!     steps of time, not path by path.
+//! B3  A path counts once in a window, however often it is saved. Of more than [`COUNTED_MAX`] paths
+//!     some count again.
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::path::PathKey;
 use crate::core::ids::NodeId;
 
 /// The changes within this time count together.
@@ -26,6 +29,10 @@ const STEP_MS: u64 = WINDOW_MS / 60;
 /// was quiet longest is forgotten.
 const SOURCES_MAX: usize = 129;
 
+/// The most counted paths that are remembered, some 100 bytes each. So many are over the limit of
+/// every folder with fewer than ten times as many files.
+const COUNTED_MAX: usize = 4096;
+
 /// Where changes come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
@@ -37,7 +44,11 @@ pub enum Source {
 
 /// Counts the changes of a folder.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Brake(BTreeMap<Source, VecDeque<Step>>);
+pub struct Brake {
+    steps: BTreeMap<Source, VecDeque<Step>>,
+    /// When each path was counted last.
+    counted: BTreeMap<(Source, PathKey), u64>,
+}
 
 /// The changes in one step of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +58,22 @@ struct Step {
 }
 
 impl Brake {
+    /// Whether a change of a path is to be counted now, see B3. If so it is taken for counted.
+    pub fn counts(&mut self, now_ms: u64, source: Source, path: PathKey) -> bool {
+        // A clock that was set back begins a new window.
+        let is_recent = |at_ms: &u64| *at_ms <= now_ms && now_ms - at_ms < WINDOW_MS;
+        if self.counted.get(&(source, path)).is_some_and(is_recent) {
+            return false;
+        }
+        if self.counted.len() >= COUNTED_MAX {
+            self.counted.retain(|_, at_ms| is_recent(at_ms));
+        }
+        if self.counted.len() < COUNTED_MAX {
+            self.counted.insert((source, path), now_ms);
+        }
+        true
+    }
+
     /// Counts `changed` paths, gone or changed, of a folder that has `folder_files` files; those
     /// gone included. Returns whether the source is over the limit now.
     pub fn count(
@@ -57,7 +84,7 @@ impl Brake {
         folder_files: u64,
     ) -> bool {
         self.forget_quiet(source);
-        let steps = self.0.entry(source).or_default();
+        let steps = self.steps.entry(source).or_default();
         // A clock that was set back begins a new window.
         steps.retain(|step| step.since_ms <= now_ms && now_ms - step.since_ms < WINDOW_MS);
         match steps.back_mut() {
@@ -70,18 +97,18 @@ impl Brake {
 
     /// When the changes of a source that count now began.
     pub fn begun_ms(&self, source: Source) -> Option<u64> {
-        self.0.get(&source)?.front().map(|step| step.since_ms)
+        self.steps.get(&source)?.front().map(|step| step.since_ms)
     }
 
     /// Makes room for one more source.
     fn forget_quiet(&mut self, source: Source) {
-        if self.0.len() < SOURCES_MAX || self.0.contains_key(&source) {
+        if self.steps.len() < SOURCES_MAX || self.steps.contains_key(&source) {
             return;
         }
         let last = |steps: &VecDeque<Step>| steps.back().map_or(0, |step| step.since_ms);
-        let quiet = self.0.iter().min_by_key(|(_, steps)| last(steps));
+        let quiet = self.steps.iter().min_by_key(|(_, steps)| last(steps));
         if let Some(quiet) = quiet.map(|(source, _)| *source) {
-            self.0.remove(&quiet);
+            self.steps.remove(&quiet);
         }
     }
 }
@@ -106,6 +133,29 @@ mod tests {
             let over = Brake::default().count(NOW_MS, Source::Disk, changed, files);
             assert_eq!(over, is_over, "{changed} of {files}");
         }
+    }
+
+    #[test]
+    fn a_path_that_is_saved_again_and_again_counts_once_in_five_minutes() {
+        let mut brake = Brake::default();
+        let (one, other) = (PathKey([1; 16]), PathKey([2; 16]));
+        let counted = (0..200).filter(|n| brake.counts(NOW_MS + n * 2000, Source::Disk, one));
+        assert_eq!(counted.count(), 2, "at the start, and after five minutes");
+        assert!(brake.counts(NOW_MS, Source::Disk, other));
+        assert!(brake.counts(NOW_MS, DEVICE, one), "each source by itself");
+    }
+
+    #[test]
+    fn the_brake_remembers_a_bounded_number_of_paths_and_counts_the_rest() {
+        let mut brake = Brake::default();
+        for n in 0..2 * COUNTED_MAX as u64 {
+            let path = PathKey(u128::from(n).to_be_bytes());
+            assert!(brake.counts(NOW_MS, Source::Disk, path));
+        }
+        assert_eq!(brake.counted.len(), COUNTED_MAX);
+        let later_ms = NOW_MS + WINDOW_MS;
+        assert!(brake.counts(later_ms, Source::Disk, PathKey([9; 16])));
+        assert_eq!(brake.counted.len(), 1, "the old ones are forgotten");
     }
 
     #[test]
@@ -150,8 +200,8 @@ mod tests {
             brake.count(NOW_MS + n * 7, Source::Device(NodeId(id)), 1, 1);
             brake.count(NOW_MS + n * 7, Source::Disk, 1, 1);
         }
-        assert!(brake.0.len() <= SOURCES_MAX);
-        assert!(brake.0.values().all(|steps| steps.len() <= 61));
+        assert!(brake.steps.len() <= SOURCES_MAX);
+        assert!(brake.steps.values().all(|steps| steps.len() <= 61));
     }
 
     #[test]
